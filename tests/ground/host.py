@@ -1,0 +1,144 @@
+"""What the proving ground takes from the machine that the tests run on.
+
+Root on Debian, the packages in BUILDERS (installed here when missing) and the mirror in apt's own configuration.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Mapping, NamedTuple, Sequence
+
+#: Packages the ground installs on the machine itself: no more than it takes to build and enter the roots.
+BUILDERS = ("mmdebstrap", "user-mode-linux", "busybox-static", "iproute2", "util-linux")
+
+#: The search path inside machines and for programs run here.
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Problem(Exception):
+    """The proving ground could not do what a test asked for; the text says what and why."""
+
+
+class Result(NamedTuple):
+    """What a finished command left: exit status (128+N when signal N ended it), its two outputs, its run time."""
+
+    status: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+    def check(self, status: int = 0) -> Result:
+        """Return self, or raise `Problem` with everything that was printed when the status is another one."""
+        if self.status != status:
+            raise Problem(f"status {self.status}, not {status}\n--- stdout\n{self.stdout}\n--- stderr\n{self.stderr}")
+        return self
+
+
+def run(argv: Sequence[str], *, env: Mapping[str, str] | None = None, input: str | bytes | None = None,
+        timeout: float = 120) -> Result:
+    """Run `argv` and return its Result.
+
+    Both outputs go to files, not pipes: a daemon that keeps them open cannot hold the caller. After `timeout` seconds
+    the command and its process group are killed and `Problem` is raised with what it printed so far.
+    """
+    data = input.encode() if isinstance(input, str) else input
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as stdin:
+        if data is not None:
+            stdin.write(data)
+            stdin.seek(0)
+        began = time.monotonic()
+        process = subprocess.Popen(argv, stdin=stdin if data is not None else subprocess.DEVNULL, stdout=out,
+                                   stderr=err, env=dict(os.environ if env is None else env), start_new_session=True)
+        try:
+            status: int | None = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, 9)
+                process.wait()
+        seconds = time.monotonic() - began
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read().decode(errors="backslashreplace"))
+    if status is None:
+        raise Problem(f"no end after {timeout} s: {' '.join(argv)}\n--- stdout\n{texts[0]}\n--- stderr\n{texts[1]}")
+    return Result(status if status >= 0 else 128 - status, texts[0], texts[1], seconds)
+
+
+@functools.lru_cache(maxsize=None)
+def missing() -> str | None:
+    """One line that says why the ground cannot be used here, or None when it can."""
+    if os.geteuid() != 0:
+        return "the proving ground needs root (namespaces, chroots, mounts)"
+    if not Path("/etc/debian_version").exists() or not Path("/usr/bin/apt-get").exists():
+        return "the proving ground needs Debian (its roots are built from the mirror that apt is configured with)"
+    probe = run(["unshare", "--mount", "--net", "--pid", "--uts", "--ipc", "--fork", "true"])
+    if probe.status != 0:
+        return f"the proving ground needs to make namespaces: {probe.stderr.strip()}"
+    return None
+
+
+@functools.lru_cache(maxsize=None)
+def prepare() -> None:
+    """Install the builder packages that are missing. Raises Problem when that fails."""
+    query = ["dpkg-query", "--showformat=${Package} ${db:Status-Status}\n", "--show"]
+    states = run([*query, *BUILDERS]).stdout.splitlines()
+    wanted = [name for name in BUILDERS if f"{name} installed" not in states]
+    if not wanted:
+        return
+    apt = ["apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=600", "--no-install-recommends"]
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    result = run([*apt, "install", *wanted], env=env, timeout=900)
+    if result.status != 0:  # package lists missing or out of date
+        run([*apt, "update"], env=env, timeout=900)
+        result = run([*apt, "install", *wanted], env=env, timeout=900)
+    if result.status != 0:
+        raise Problem(f"cannot install {' '.join(wanted)}: {result.stderr.strip()}")
+
+
+class Mirror(NamedTuple):
+    """Where apt gets Debian from: addresses of the archive and of its security archive (None when not configured)."""
+
+    archive: str
+    security: str | None
+
+    def sources(self, suite: str, parts: Sequence[str]) -> list[str]:
+        """Lines of a sources.list for `suite`; `parts` may add "updates" and "security"."""
+        lines = [f"deb {self.archive} {suite} main"]
+        if "updates" in parts:
+            lines.append(f"deb {self.archive} {suite}-updates main")
+        if "security" in parts and self.security:
+            lines.append(f"deb {self.security} {suite}-security main")
+        return lines
+
+
+@functools.lru_cache(maxsize=None)
+def mirror() -> Mirror:
+    """The Debian mirror in apt's configuration. Raises Problem when apt knows none."""
+    query = ["apt-get", "indextargets", "--format", "$(LABEL)|$(REPO_URI)", "Created-By: Packages", "Component: main"]
+    for update in (False, True):
+        if update:  # the label of an archive is known only once its index has been fetched
+            run(["apt-get", "-q", "-o", "DPkg::Lock::Timeout=600", "update"], timeout=900)
+        found = dict(line.split("|", 1) for line in run(query).stdout.splitlines())
+        if "Debian" in found:
+            return Mirror(found["Debian"], found.get("Debian-Security"))
+    raise Problem("apt's configuration names no Debian archive with component main")
+
+
+def apt_options() -> list[str]:
+    """apt's settings here that building a root must share: proxies, and leniency about the age of an index."""
+    kept = ("Acquire::http::", "Acquire::https::", "Acquire::Check-Valid-Until ", "Acquire::Check-Date ")
+    lines = run(["apt-config", "dump", "--no-empty"]).stdout.splitlines()
+    return [line for line in lines if line.startswith(kept)]
+
+
+def busybox() -> Path:
+    """The statically linked busybox of this machine."""
+    return next(path for path in (Path("/usr/bin/busybox"), Path("/bin/busybox")) if path.exists())

@@ -1,0 +1,254 @@
+"""Machine: a throw-away copy of a root file system that runs in namespaces of its own.
+
+Its processes, network, mounts, host name and IPC are its own; the kernel is the one the tests run on. Its changes are
+all in memory and go when it is closed. Programs are started in it with `run` (wait for the end) and `spawn` (leave it
+running); its files are read and written from outside through `path`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Callable, Iterator, Mapping, NamedTuple, Sequence, TypeVar
+
+from . import host
+from .host import Problem, Result
+
+#: Where the built ipsec.pyz lies in every machine.
+PYZ = "/usr/local/sbin/ipsec.pyz"
+
+#: Environment of programs started in a machine: no more than a login of root has.
+ENVIRONMENT = {"PATH": host.PATH, "HOME": "/root", "TERM": "dumb", "LC_ALL": "C"}
+
+Value = TypeVar("Value")
+
+
+def cache() -> Path:
+    """The directory everything that can be kept is kept in."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    directory = Path(base) / "ipsec-tests"
+    (directory / "mnt").mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def wait_for(condition: Callable[[], Value], what: str, timeout: float = 60) -> Value:
+    """Call `condition` until it returns something true; return that. Problem naming `what` after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise Problem(f"not seen in {timeout} s: {what}")
+        time.sleep(0.05)
+
+
+class Spec(NamedTuple):
+    """What keeper.py is told about a machine."""
+
+    layers: Sequence[str]  #: directories below the cache, topmost first
+    hostname: str
+    cache: str
+    network: bool = True  #: a network of its own; False only for building roots
+    upper: Sequence[str] = ()  #: two directories (changes, work) instead of memory
+    binds: Sequence[tuple[str, str, bool]] = ()  #: (path here, path in the machine, read-only)
+    drop: Sequence[str] = ()  #: empty directories of the layers that the machine shall not have
+    readonly: bool = False
+    run: bool = True  #: an empty /run in memory
+    cgroup: str = ""  #: control group directory, for an init system
+    init: Sequence[str] = ()  #: what becomes the first process
+    environment: Mapping[str, str] = {}
+
+
+class Machine:
+    """A running machine; a context manager that closes it. `pid` is its first process, seen from here."""
+
+    _numbers = itertools.count(1)
+
+    def __init__(self, name: str, layers: Sequence[str], pyz: Path | None = None, **options: object) -> None:
+        self.name = name
+        self.python = "/usr/bin/python3"
+        self._stack = contextlib.ExitStack()
+        spec = Spec(layers, options.pop("hostname", name.split("-")[0]), str(cache()), **options)  # type: ignore[arg-type]
+        if pyz is not None:
+            spec = spec._replace(binds=[*spec.binds, (str(pyz), PYZ, True)])
+        keeper = [sys.executable, "-I", "-S", str(Path(__file__).with_name("keeper.py"))]
+        self._keeper = subprocess.Popen(keeper, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert self._keeper.stdin and self._keeper.stdout and self._keeper.stderr
+        self._keeper.stdin.write(json.dumps(spec._asdict()).encode())
+        self._keeper.stdin.close()
+        line = self._keeper.stdout.readline()
+        if not line:
+            raise Problem(f"machine {name} does not stand: {self._keeper.stderr.read().decode().strip()}")
+        self.pid = int(line)
+        if spec.network:
+            self.ip("link", "set", "lo", "up")
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the machine and all that runs in it."""
+        self._stack.close()
+        self._keeper.kill()
+        self._keeper.wait()
+        for pipe in (self._keeper.stdout, self._keeper.stderr):
+            if pipe:
+                pipe.close()
+
+    @property
+    def running(self) -> bool:
+        """Whether the first process is alive."""
+        return self._keeper.poll() is None
+
+    # Programs
+
+    def _argv(self, argv: Sequence[str], cwd: str = "/", user: int = 0) -> list[str]:
+        enter = ["nsenter", f"--target={self.pid}", "--mount", "--net", "--uts", "--ipc", "--pid", "--cgroup"]
+        enter.append(f"--wd={self.path(cwd)}")
+        if user:
+            enter += [f"--setuid={user}", f"--setgid={user}"]
+        return [*enter, "--", *argv]
+
+    @staticmethod
+    def _environment(changes: Mapping[str, str | None] | None) -> dict[str, str]:
+        merged: dict[str, str | None] = {**ENVIRONMENT, **(changes or {})}
+        return {name: value for name, value in merged.items() if value is not None}
+
+    def run(self, argv: Sequence[str], *, env: Mapping[str, str | None] | None = None, input: str | bytes | None = None,
+            timeout: float = 120, cwd: str = "/", user: int = 0) -> Result:
+        """Run `argv` in the machine and return its Result, as `host.run` does. `env` adds to a login's environment;
+        a value of None takes a variable away. `user` is the number of user and group to run it as."""
+        return host.run(self._argv(argv, cwd, user), env=self._environment(env), input=input, timeout=timeout)
+
+    def ipsec(self, *words: str, **options: object) -> Result:
+        """Run the built ipsec.pyz with `words`; options as for `run`."""
+        return self.run([self.python, PYZ, *words], **options)  # type: ignore[arg-type]
+
+    def spawn(self, argv: Sequence[str], log: str,
+              env: Mapping[str, str | None] | None = None) -> subprocess.Popen[bytes]:
+        """Start `argv` and leave it running, until the machine ends; both outputs go to the file `log`."""
+        with self.path(log).open("ab") as output:
+            process = subprocess.Popen(self._argv(argv), env=self._environment(env), stdin=subprocess.DEVNULL,
+                                       stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        self._stack.callback(process.wait)
+        self._stack.callback(process.kill)
+        return process
+
+    def outside(self, pid: int) -> int:
+        """The number here of the process that is `pid` in the machine; ProcessLookupError when there is none."""
+        namespace = os.readlink(f"/proc/{self.pid}/ns/pid")
+        for entry in os.listdir("/proc"):
+            if not entry.isdigit():
+                continue
+            with contextlib.suppress(OSError):
+                status = Path(f"/proc/{entry}/status").read_text()
+                numbers = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()
+                if numbers[-1] == str(pid) and os.readlink(f"/proc/{entry}/ns/pid") == namespace:
+                    return int(entry)
+        raise ProcessLookupError(f"no process {pid} in {self.name}")
+
+    def signal(self, pid: int, number: int = signal.SIGTERM) -> None:
+        """Send a signal to the process that is `pid` in the machine."""
+        os.kill(self.outside(pid), number)
+
+    def processes(self, name: str) -> list[int]:
+        """Numbers (in the machine) of its running processes called `name`, without the dead that nobody collected."""
+        found = []
+        for status in self.path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                pid, _, rest = status.read_text().partition(" (")
+                command, _, rest = rest.rpartition(") ")
+                if command == name and rest[0] not in "ZX":
+                    found.append(int(pid))
+        return sorted(found)
+
+    # Files
+
+    def path(self, inside: str) -> Path:
+        """The path here of a file in the machine. Symbolic links are followed as the machine would."""
+        root = Path(f"/proc/{self.pid}/root")
+        done: list[str] = []
+        left = [part for part in reversed(inside.split("/")) if part not in ("", ".")]
+        for _ in range(1000):
+            if not left:
+                break
+            part = left.pop()
+            if part == "..":
+                done = done[:-1]
+                continue
+            try:
+                target = os.readlink(root.joinpath(*done, part))
+            except OSError:
+                done.append(part)
+                continue
+            if target.startswith("/"):
+                done = []
+            left += [piece for piece in reversed(target.split("/")) if piece not in ("", ".")]
+        return root.joinpath(*done)
+
+    def write(self, inside: str, data: str | bytes, mode: int = 0o644) -> None:
+        """Write a file of the machine, with the directories above it."""
+        path = self.path(inside)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data.encode() if isinstance(data, str) else data)
+        path.chmod(mode)
+
+    def read(self, inside: str) -> str:
+        """The text of a file of the machine."""
+        return self.path(inside).read_text(errors="backslashreplace")
+
+    def copy_out(self, inside: str, target: Path) -> None:
+        """Copy a directory of the machine to here, links kept as links."""
+        shutil.copytree(self.path(inside), target, symlinks=True)
+
+    # Network
+
+    def ip(self, *words: str) -> Result:
+        """Run this machine's own `ip` in the network of the machine (whose root may lack it); Problem when it fails."""
+        return host.run(["nsenter", f"--target={self.pid}", "--net", "ip", *words]).check()
+
+    def address(self, address: str, device: str = "eth0") -> None:
+        """Give the machine an interface with `address` (with prefix length): a veth and its other end, DEVICE-peer."""
+        self.ip("link", "add", device, "type", "veth", "peer", "name", f"{device}-peer")
+        self.ip("address", "add", address, "dev", device)
+        for name in (device, f"{device}-peer"):
+            self.ip("link", "set", name, "up")
+
+    def link(self, other: Machine, here: str, there: str, device: str = "eth0") -> None:
+        """Connect two machines by a wire: interface `device` in both, with these addresses (with prefix length)."""
+        self.ip("link", "add", device, "type", "veth", "peer", "name", device, "netns", str(other.pid))
+        for machine, address in ((self, here), (other, there)):
+            machine.ip("address", "add", address, "dev", device)
+            machine.ip("link", "set", device, "up")
+
+
+@contextlib.contextmanager
+def control_group(name: str) -> Iterator[str]:
+    """A fresh control group (version 2) for an init system; gone afterwards."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    base = next((Path(fields[1]) for fields in mounts if fields[2] == "cgroup2"), None)
+    if base is None:
+        raise Problem("no cgroup2 file system is mounted here: an init system cannot be started")
+    group = base / f"ipsec-tests-{os.getpid()}-{name}"
+    group.mkdir()
+    try:
+        yield str(group)
+    finally:
+        def remove() -> bool:
+            for directory, _, _ in os.walk(group, topdown=False):
+                with contextlib.suppress(OSError):
+                    os.rmdir(directory)
+            return not group.exists()
+        wait_for(remove, f"an empty control group {group}")

@@ -1,0 +1,95 @@
+"""Pluto: libreswan's IKE daemon running in a machine, with its own configuration, secrets, NSS database, directories.
+
+It runs with --nofork as its distribution's unit does, its log in a file of the machine. The paths are the
+compiled-in ones unless told otherwise (a machine is already a host of its own); others let two run in one machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+from typing import Sequence
+
+from .host import Problem
+from .machine import Machine, wait_for
+
+#: An ipsec.conf that loads everywhere; tests add their connections.
+CONFIG = "config setup\n"
+
+
+class Pluto:
+    """A running pluto; a context manager that stops it. Once constructed it listens and has loaded its connections;
+    with `listening=False` (for a configuration that does not load) it only answers on its control socket.
+
+    `pid` is its number in the machine, `log` the path in the machine of what it writes, `rundir` and `nssdir` likewise.
+    """
+
+    PROGRAM = "/usr/libexec/ipsec/pluto"
+    WHACK = "/usr/libexec/ipsec/whack"
+
+    def __init__(self, machine: Machine, config: str = CONFIG, secrets: str = "", *, rundir: str = "/run/pluto",
+                 nssdir: str = "/var/lib/ipsec/nss", configdir: str = "/etc", arguments: Sequence[str] = (),
+                 listening: bool = True) -> None:
+        self.machine, self.rundir, self.nssdir = machine, rundir, nssdir
+        self.config, self.secrets = f"{configdir}/ipsec.conf", f"{configdir}/ipsec.secrets"
+        self.ctl, self.log = f"{rundir}/pluto.ctl", f"/var/log{rundir.replace('/run', '', 1)}.log"
+        machine.write(self.config, config)
+        machine.write(self.secrets, secrets, 0o600)
+        machine.path(rundir).mkdir(parents=True, exist_ok=True)
+        self.create_nss()
+        argv = [self.PROGRAM, "--nofork", "--stderrlog", "--config", self.config, "--secretsfile", self.secrets,
+                "--nssdir", nssdir, "--rundir", rundir, *arguments]
+        self._process = machine.spawn(argv, self.log)
+        wait_for(self._listens if listening else self._answers, f"pluto of {machine.name} ready on {self.ctl}")
+        self.pid = int(machine.read(f"{rundir}/pluto.pid").split()[0])
+
+    def __enter__(self) -> Pluto:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def create_nss(self) -> None:
+        """Make an empty NSS database without password unless there is one already."""
+        if not self.machine.path(f"{self.nssdir}/cert9.db").exists():
+            self.machine.path(self.nssdir).mkdir(parents=True, exist_ok=True)
+            self.machine.run(["certutil", "-N", "-d", f"sql:{self.nssdir}", "--empty-password"]).check()
+
+    def _answers(self) -> bool:
+        if self._process.poll() is not None:
+            raise Problem(f"pluto of {self.machine.name} ended with {self._process.returncode}:\n{self.output}")
+        with socket.socket(socket.AF_UNIX) as client, contextlib.suppress(OSError):
+            client.settimeout(5)
+            client.connect(str(self.machine.path(self.ctl)))
+            return bool(self.machine.read(f"{self.rundir}/pluto.pid").strip())
+        return False
+
+    def _listens(self) -> bool:
+        """Once it answers, its addconn loads the connections and makes it listen; then addconn goes."""
+        if not self._answers():
+            return False
+        status = self.machine.run([self.WHACK, "--ctlsocket", self.ctl, "--status"]).stdout
+        return "interface " in status and not self.machine.processes("addconn")
+
+    @property
+    def output(self) -> str:
+        """What it has logged so far."""
+        return self.machine.read(self.log)
+
+    @property
+    def running(self) -> bool:
+        """Whether it is alive (stopped by a signal counts as alive)."""
+        return self._process.poll() is None
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """End it by a signal to its own number, and wait for that; killed when it has not gone after a minute."""
+        if not self.running:
+            return
+        self.machine.signal(self.pid, signal.SIGCONT)
+        self.machine.signal(self.pid, number)
+        try:
+            wait_for(lambda: not self.running, "the end of pluto", 60)
+        except Problem:
+            self.machine.signal(self.pid, signal.SIGKILL)
+            raise

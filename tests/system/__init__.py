@@ -1,0 +1,1 @@
+"""Tests on real systems: see tests/system/conftest.py for the fixtures."""

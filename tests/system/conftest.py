@@ -1,0 +1,108 @@
+"""Fixtures for tests on real systems. A test asks for what it needs and gets it fresh; all is gone at the test's end.
+
+    root(name, **options) -> Machine        a throw-away host made from root `name` of ground/roots.py
+                                            ("bookworm", "trixie-systemd", …), with ipsec.pyz at machine.PYZ.
+                                            Options: `machine.Spec` (readonly=True, drop=["/tmp"], …)
+    release                                 "bullseye", "bookworm", "trixie" in turn: libreswan 4.3, 4.10, 5.2
+    gateway -> Machine                      root(release)
+    pluto(machine, config, secrets, …)      a pluto running in that machine -> Pluto
+    uml(machine, script, …) -> Result       boot a kernel with ESP and AH on its files, run the script there
+    pid1(name) -> Machine                   a host with its init system running as process 1 ("bookworm-openrc", …)
+    minimal(release, …) -> Machine          busybox, python3-minimal, pluto and the NSS libraries, nothing else
+    initramfs(script, …) -> Result          busybox, python3-minimal and ipsec.pyz booted from a cpio archive
+    pyz                                     (session) the path here of the built ipsec.pyz
+
+A Machine (ground/machine.py):
+
+    m.run(["ip", "a"], env={}, input="", timeout=60, cwd="/", user=0)
+                                            -> Result(status, stdout, stderr, seconds); .check() raises
+    m.ipsec("barf", "--short")              the same with `python3 ipsec.pyz` before it
+    m.spawn(argv, log="/var/log/x")         leave running
+    m.path("/etc/ipsec.conf")               the file as seen from here: read, write, stat, mkdir it
+    m.write(path, text, mode), m.read(path), m.processes("pluto"), m.signal(pid, SIGSTOP)
+    m.address("192.0.2.1/24"), m.link(other, "192.0.2.1/24", "192.0.2.2/24"), m.ip("route", …)
+
+A Pluto (ground/pluto.py): .ctl .pid .log .rundir .nssdir .config .secrets (paths in the machine)
+.output .running .machine .stop()
+"""
+
+from __future__ import annotations
+
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Callable, Iterator
+
+import pytest
+
+from ..ground import host, summary
+from ..ground.machine import Machine
+from ..ground.pluto import Pluto
+from ..ground.roots import RELEASES, ROOTS, Store
+
+#: Roots that are built in the background, two at a time, while the first tests run.
+store = Store()
+
+
+def here(item: pytest.Item) -> bool:
+    return Path(__file__).parent in item.path.parents
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = host.missing()
+    if missing:
+        for item in filter(here, items):
+            item.add_marker(pytest.mark.skip(reason=missing))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start building the roots that the chosen tests name in their parameters."""
+    if host.missing() or session.config.option.collectonly:
+        return
+    named = [value for item in filter(here, session.items) if hasattr(item, "callspec")
+             for value in item.callspec.params.values()]
+    wanted = [name for name in ROOTS if name in named]
+    builders = ThreadPoolExecutor(2)
+    for name in wanted:
+        builders.submit(store.layers, name)
+    builders.shutdown(wait=False)
+
+
+@pytest.fixture
+def closing() -> Iterator[contextlib.ExitStack]:
+    """What the test's fixtures opened; closed in reverse order at its end."""
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def root(request: pytest.FixtureRequest, closing: contextlib.ExitStack, pyz: Path) -> Callable[..., Machine]:
+    """root(name, **options): a running Machine made from that root."""
+
+    def make(name: str, **options: object) -> Machine:
+        summary.used(request.node, name)
+        return closing.enter_context(Machine(name, store.layers(name), pyz, **options))
+
+    return make
+
+
+@pytest.fixture(params=RELEASES)
+def release(request: pytest.FixtureRequest) -> str:
+    """Each Debian release that has a libreswan of its own."""
+    return str(request.param)
+
+
+@pytest.fixture
+def gateway(root: Callable[..., Machine], release: str) -> Machine:
+    """A host of each release."""
+    return root(release)
+
+
+@pytest.fixture
+def pluto(closing: contextlib.ExitStack) -> Callable[..., Pluto]:
+    """pluto(machine, config, secrets, …): that machine's pluto, running; see ground/pluto.py for what it takes."""
+
+    def start(machine: Machine, *arguments: str, **options: str) -> Pluto:
+        return closing.enter_context(Pluto(machine, *arguments, **options))  # type: ignore[arg-type]
+
+    return start

@@ -1,0 +1,103 @@
+"""The proving ground itself: machines are what they promise, and leave nothing behind."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+from ..ground.host import PATH, Problem
+from ..ground.machine import PYZ, Machine, wait_for
+from ..ground.pluto import Pluto
+from ..ground.roots import ROOTS
+
+CONFIG = """config setup
+conn west-east
+	left=127.0.0.1
+	right=192.0.2.9
+	authby=secret
+	auto=add
+"""
+
+
+def test_a_machine_has_the_libreswan_and_python_of_its_release(gateway: Machine, release: str) -> None:
+    assert f"Libreswan {ROOTS[release].libreswan}" in gateway.run(["/usr/sbin/ipsec", "--version"]).check().stdout
+    assert f"Python {ROOTS[release].python}." in gateway.run([gateway.python, "--version"]).check().stdout
+
+
+def test_a_machine_has_processes_network_and_name_of_its_own(root: Callable[..., Machine]) -> None:
+    machine = root("bookworm")
+    assert machine.run(["hostname"]).stdout == "bookworm\n"
+    assert machine.run(["sh", "-c", "echo $$"]).stdout.strip().isdigit()
+    assert "lo" in machine.run(["ip", "-o", "link"]).stdout and "eth0" not in machine.run(["ip", "-o", "link"]).stdout
+    assert "overlay on / " in machine.run(["mount"]).stdout
+    assert machine.run(["sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward"]).status == 0
+    assert machine.run(["sh", "-c", "echo stolen >/proc/sys/kernel/hostname"]).status == 2
+
+
+def test_a_command_gets_the_environment_input_directory_and_user_it_was_given(root: Callable[..., Machine]) -> None:
+    machine = root("bookworm")
+    environment = machine.run(["env"], env={"A": "b", "HOME": None}).stdout.splitlines()
+    assert environment == [f"PATH={PATH}", "TERM=dumb", "LC_ALL=C", "A=b"]
+    assert machine.run(["cat"], input="line\n").stdout == "line\n"
+    assert machine.run(["sh", "-c", "pwd; id -u"], cwd="/usr/lib", user=65534).stdout == "/usr/lib\n65534\n"
+    assert machine.run(["sh", "-c", "kill -KILL $$"]).status == 128 + signal.SIGKILL
+    with pytest.raises(Problem, match="no end after"):
+        machine.run(["sleep", "60"], timeout=0.2)
+
+
+def test_a_machines_changes_go_with_it(root: Callable[..., Machine]) -> None:
+    machine = root("bookworm")
+    machine.write("/etc/trace", "x")
+    machine.spawn(["sleep", "1000"], "/var/log/sleep")
+    sleep = machine.outside(wait_for(lambda: machine.processes("sleep"), "sleep")[0])
+    machine.close()
+    wait_for(lambda: not Path(f"/proc/{sleep}").exists(), "the end of sleep")
+    assert root("bookworm").run(["cat", "/etc/trace"]).status == 1
+
+
+def test_links_in_a_machine_lead_nowhere_outside_it(root: Callable[..., Machine]) -> None:
+    machine = root("bookworm")
+    machine.path("/etc/evil").symlink_to("/../etc")
+    machine.write("/etc/evil/trace", "inside")
+    assert machine.run(["cat", "/etc/trace"]).stdout == "inside"
+    assert not Path("/etc/trace").exists()
+
+
+def test_two_machines_can_be_connected(root: Callable[..., Machine]) -> None:
+    west, east = root("bookworm"), root("trixie")
+    west.link(east, "192.0.2.1/24", "192.0.2.2/24")
+    west.run(["ping", "-c", "1", "-w", "20", "192.0.2.2"]).check()
+
+
+def test_pluto_runs_answers_and_ends(gateway: Machine, pluto: Callable[..., Pluto]) -> None:
+    daemon = pluto(gateway, CONFIG, ': PSK "x"\n')
+    assert gateway.processes("pluto") == [daemon.pid]
+    status = gateway.run(["ipsec", "whack", "--status"]).check().stdout
+    assert "127.0.0.1:" in status and '"west-east"' in status
+    assert "Starting Pluto" in daemon.output
+    daemon.stop()
+    assert not daemon.running and gateway.processes("pluto") == []
+
+
+def test_two_plutos_in_one_machine(root: Callable[..., Machine], pluto: Callable[..., Pluto]) -> None:
+    machine = root("bookworm")
+    machine.ip("address", "add", "127.0.0.2", "dev", "lo")
+    other = pluto(machine, rundir="/run/other", nssdir="/root/nss", configdir="/root",
+                  arguments=["--listen", "127.0.0.2"])
+    daemon = pluto(machine, arguments=["--listen", "127.0.0.1"])
+    assert machine.processes("pluto") == sorted([daemon.pid, other.pid])
+    status = machine.run(["ipsec", "whack", "--ctlsocket", other.ctl, "--status"]).check().stdout
+    assert "configfile=/root/ipsec.conf" in status
+
+
+def test_a_pluto_that_cannot_start_says_why(root: Callable[..., Machine], pluto: Callable[..., Pluto]) -> None:
+    with pytest.raises(Problem, match="no-such-option"):
+        pluto(root("bookworm"), arguments=["--no-such-option"])
+
+
+def test_the_program_lies_in_every_machine(gateway: Machine) -> None:
+    assert gateway.ipsec("--help").check().stdout
+    assert gateway.path(PYZ).exists()
