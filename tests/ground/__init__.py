@@ -6,6 +6,7 @@
     machine.py   Machine: a throw-away copy of a root, with its own processes, network, host name and mounts
     pluto.py     a real pluto in a machine
     uml.py       a kernel of its own for a machine (user-mode-linux), for what this machine's kernel lacks: ESP, AH
+    gateways.py  two gateways in such a kernel, for real tunnels
 
 Root file systems live in ${XDG_CACHE_HOME:-~/.cache}/ipsec-tests; remove that directory at any time no test runs.
 Nothing here writes anywhere else: a machine's changes are in memory, and the kernel ends all that belongs to it when

@@ -7,6 +7,7 @@
     gateway -> Machine                      root(release)
     pluto(machine, config, secrets, …)      a pluto running in that machine -> Pluto
     uml(machine, script, …) -> Result       boot a kernel with ESP and AH on its files, run the script there
+    gateways                                west and east of each release, with a wire between them, in such a kernel
     pid1(name) -> Machine                   a host with its init system running as process 1 ("bookworm-openrc", …)
     minimal(release, …) -> Machine          busybox, python3-minimal, pluto and the NSS libraries, nothing else
     initramfs(script, …) -> Result          busybox, python3-minimal and ipsec.pyz booted from a cpio archive
@@ -36,6 +37,9 @@ from typing import Callable, Iterator
 import pytest
 
 from ..ground import host, summary
+from ..ground import uml as kernel
+from ..ground.gateways import Gateways
+from ..ground.host import Result
 from ..ground.machine import Machine
 from ..ground.pluto import Pluto
 from ..ground.roots import RELEASES, ROOTS, Store
@@ -106,3 +110,18 @@ def pluto(closing: contextlib.ExitStack) -> Callable[..., Pluto]:
         return closing.enter_context(Pluto(machine, *arguments, **options))  # type: ignore[arg-type]
 
     return start
+
+
+@pytest.fixture
+def uml(request: pytest.FixtureRequest) -> Callable[..., Result]:
+    """uml(machine, script, memory="512M", timeout=300): boot another kernel on the machine's files, run the script."""
+
+    summary.used(request.node, "user-mode-linux")
+    return kernel.boot
+
+
+@pytest.fixture
+def gateways(request: pytest.FixtureRequest, gateway: Machine) -> Gateways:
+    """Two gateways of each release in a kernel with ESP; see ground/gateways.py for how to use them."""
+    summary.used(request.node, "user-mode-linux")
+    return Gateways(gateway)

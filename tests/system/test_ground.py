@@ -8,10 +8,11 @@ from typing import Callable
 
 import pytest
 
-from ..ground.host import PATH, Problem
+from ..ground.host import PATH, Problem, Result
 from ..ground.machine import PYZ, Machine, wait_for
 from ..ground.pluto import Pluto
 from ..ground.roots import ROOTS
+from ..ground.uml import version
 
 CONFIG = """config setup
 conn west-east
@@ -101,3 +102,22 @@ def test_a_pluto_that_cannot_start_says_why(root: Callable[..., Machine], pluto:
 def test_the_program_lies_in_every_machine(gateway: Machine) -> None:
     assert gateway.ipsec("--help").check().stdout
     assert gateway.path(PYZ).exists()
+
+
+def test_another_kernel_boots_on_a_machines_files(gateway: Machine, uml: Callable[..., Result]) -> None:
+    script = """#!/bin/sh
+uname -r
+ip xfrm state add src 127.0.0.1 dst 127.0.0.2 proto esp spi 0x100 aead 'rfc4106(gcm(aes))' 0x$(printf %040d 7) 128
+ip xfrm state add src 127.0.0.1 dst 127.0.0.2 proto ah spi 0x200 auth 'hmac(sha256)' 0x$(printf %064d 7)
+ip xfrm state count >/kept
+echo warning >&2
+exit 7
+"""
+    result = uml(gateway, script)
+    assert (result.status, result.stdout, result.stderr) == (7, f"{version()}\n", "warning\n")
+    assert "SAD count 2" in gateway.read("/kept")
+
+
+ip xfrm state add src 127.0.0.1 dst 127.0.0.2 proto esp spi 0x100 aead "rfc4106(gcm(aes))" 0x$(printf %040d 7) 64
+    with pytest.raises(Problem, match="sysrq: Power Off"):
+        uml(root("bookworm"), "#!/bin/sh\necho o >/proc/sysrq-trigger; sleep 1000")

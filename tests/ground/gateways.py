@@ -1,0 +1,96 @@
+"""Two gateways, west and east, in a kernel that has ESP: what it takes for a real tunnel.
+
+Each has processes, a network, a host name, /etc, /run and state of its own, made from the files of one machine, so that
+a command run in it finds everything in its default place. A wire connects them, 192.0.2.1 to 192.0.2.2; behind them lie
+10.1.0.1 and 10.2.0.1.
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import Sequence
+
+from . import uml
+from .host import Result
+from .machine import PYZ, Machine
+
+NAMES = ("west", "east")
+
+#: `at NAME COMMAND…` runs it in a gateway; `step STEP NAME COMMAND…` also keeps what it left.
+PRELUDE = """#!/bin/sh
+gateway() {  # NAME
+    unshare --mount --net --uts --pid --fork --mount-proc sh -c "
+        mount --bind /gateways/$1/etc /etc
+        mount --bind /gateways/$1/log /var/log
+        mount --bind /gateways/$1/state /var/lib/ipsec
+        mount -t tmpfs tmpfs /run
+        mount -t sysfs sysfs /sys
+        hostname $1
+        ip link set lo up
+        touch /gateways/$1/up
+        while :; do sleep 1; done" &
+    until [ -e /gateways/$1/up ]; do sleep 0.1; done
+    eval $1=$(pgrep -P $!)
+}
+at() {  # NAME COMMAND…
+    eval target=\\$$1
+    shift
+    nsenter --target $target --mount --net --uts --pid "$@"
+}
+step() {  # STEP NAME COMMAND…
+    kept=/gateways/steps/$1
+    shift
+    at "$@" >$kept.stdout 2>$kept.stderr </dev/null
+    echo $? >$kept.status
+}
+gateway west
+gateway east
+ip link add wire-west type veth peer name wire-east
+ip link set wire-west netns $west name eth0
+ip link set wire-east netns $east name eth0
+at west ip address add 192.0.2.1/24 dev eth0
+at west ip address add 10.1.0.1/24 dev lo
+at east ip address add 192.0.2.2/24 dev eth0
+at east ip address add 10.2.0.1/24 dev lo
+for name in west east; do
+    at $name ip link set eth0 up
+    at $name ip route add 10.0.0.0/8 dev eth0
+done
+"""
+
+
+class Gateways:
+    """West and east on a machine's files: `write` what they need, add each `step`, then `run` them all in one boot."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self._script = [PRELUDE]
+        self._steps: list[str] = []
+        machine.path("/gateways/steps").mkdir(parents=True)
+        for name in NAMES:
+            for directory in ("log", "state/nss"):
+                machine.path(f"/gateways/{name}/{directory}").mkdir(parents=True)
+            machine.run(["cp", "-a", "/etc", f"/gateways/{name}/etc"]).check()
+
+    def write(self, gateway: str, inside_etc: str, text: str, mode: int = 0o644) -> None:
+        """Write a file below /etc of a gateway."""
+        self.machine.write(f"/gateways/{gateway}/etc/{inside_etc}", text, mode)
+
+    def step(self, name: str, gateway: str, argv: Sequence[str]) -> None:
+        """Run `argv` in the gateway as the next step."""
+        self._steps.append(name)
+        self._script.append(f"step {name} {gateway} {shlex.join(argv)}")
+
+    def ipsec(self, name: str, gateway: str, *words: str) -> None:
+        """Run ipsec.pyz with `words` in the gateway as the next step."""
+        self.step(name, gateway, [self.machine.python, PYZ, *words])
+
+    def run(self, timeout: float = 600) -> dict[str, Result]:
+        """Boot, run all steps and return what each left. Raises Problem when the steps did not come to their end."""
+        uml.boot(self.machine, "\n".join([*self._script, "exit 0\n"]), timeout=timeout).check()
+        results = {}
+        for name in self._steps:
+            status, stdout, stderr = (self.machine.read(f"/gateways/steps/{name}.{part}")
+                                      for part in ("status", "stdout", "stderr"))
+            results[name] = Result(int(status), stdout, stderr, 0)
+        return results

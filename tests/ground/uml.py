@@ -1,0 +1,93 @@
+"""A Linux kernel of its own for a machine: Debian's user-mode-linux, an ordinary process here, with all of XFRM.
+
+It boots on the files of a running Machine (hostfs), or from an initramfs with nothing else, in a few seconds; a script
+runs there as root and its outputs, its status and the files it leaves are seen through the machine. Starting a program
+costs 30 ms there: it is no place to measure speed.
+"""
+
+from __future__ import annotations
+
+import functools
+import shlex
+import time
+from pathlib import Path
+from typing import Sequence
+
+from . import host
+from .host import Problem, Result
+from .machine import ENVIRONMENT, Machine
+
+#: Loaded before the script: what a gateway's kernel has.
+MODULES = ("xfrm_user", "esp4", "esp6", "ah4", "ip_vti", "af_key", "veth")
+
+#: Where user-mode-linux keeps its modules, below it a directory for each version.
+LIBRARY = Path("/usr/lib/uml/modules")
+
+#: The first process. In /uml lies the script, and what it leaves; with an initramfs that is a directory of the machine.
+INIT = """#!/bin/sh
+unset root rootfstype rootflags mem umid uml_dir con con0 con1  # what the kernel did not know it passes on
+{exports}
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+mkdir -p /dev/pts /dev/shm
+mount -t devpts -o ptmxmode=666,gid=5,mode=620 devpts /dev/pts
+mount -t tmpfs tmpfs /dev/shm
+{mounts}
+echo {hostname} >/proc/sys/kernel/hostname
+for module in {modules}; do modprobe $module || echo "no module $module" >&2; done
+ip link set lo up
+/uml/script </dev/null >/uml/stdout 2>/uml/stderr
+echo $? >/uml/status
+sync
+echo o >/proc/sysrq-trigger
+sleep 1000
+"""
+
+
+@functools.lru_cache(maxsize=None)
+def version() -> str:
+    """The kernel's version."""
+    host.prepare()
+    return host.run(["linux.uml", "--version"]).check().stdout.strip()
+
+
+def init(machine: Machine, mounts: Sequence[str], modules: Sequence[str] = ()) -> str:
+    """The text of the first process."""
+    exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in ENVIRONMENT.items())
+    return INIT.format(exports=exports, mounts="\n".join(mounts), modules=" ".join(modules), hostname=machine.name)
+
+
+def boot(machine: Machine, script: str, *, memory: str = "512M", timeout: float = 300) -> Result:
+    """Boot on the machine's files and run `script` (any text with a #! line) there; return its Result.
+
+    The files it writes are the machine's: read them with `machine.read`. /run is empty and in memory. Raises Problem
+    with the kernel's console when the script does not come to its end.
+    """
+    modules = f"/lib/modules/{version()}"
+    machine.path(modules).mkdir(parents=True, exist_ok=True)
+    mounts = [f"mount -t hostfs none {modules} -o {LIBRARY}/{version()}", "mount -t tmpfs tmpfs /run"]
+    machine.write("/uml/init", init(machine, mounts, MODULES), 0o755)
+    return _start(machine, script, memory, timeout, "root=/dev/root", "rootfstype=hostfs",
+                  f"rootflags={machine.path('/')}", "rw", "init=/uml/init")
+
+
+def boot_archive(machine: Machine, archive: Path, script: str, *, memory: str = "64M", timeout: float = 300) -> Result:
+    """Boot from a cpio archive that holds /init; only /uml of `machine` is mounted there."""
+    return _start(machine, script, memory, timeout, f"initrd={archive}")
+
+
+def _start(machine: Machine, script: str, memory: str, timeout: float, *arguments: str) -> Result:
+    machine.write("/uml/script", script, 0o755)
+    for name in ("status", "stdout", "stderr"):
+        machine.path(f"/uml/{name}").unlink(missing_ok=True)
+    # in its own process namespace: all its helper processes end with it, and it ends with the test run
+    wrapper = ["setpriv", "--pdeathsig=KILL", "unshare", "--pid", "--net", "--fork", "--kill-child"]
+    kernel = ["linux.uml", *arguments, f"mem={memory}", f"umid={machine.name}", f"uml_dir={machine.path('/uml')}",
+              "con=null", "con0=null,fd:2", "con1=fd:0,fd:1", "quiet", "panic=-1"]
+    began = time.monotonic()
+    console = host.run([*wrapper, *kernel], env={"PATH": host.PATH}, timeout=timeout)
+    seconds = time.monotonic() - began
+    if not machine.path("/uml/status").exists():
+        raise Problem(f"the script did not end\n--- console\n{console.stdout}{console.stderr}")
+    return Result(int(machine.read("/uml/status")), machine.read("/uml/stdout"), machine.read("/uml/stderr"), seconds)
