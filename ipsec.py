@@ -587,7 +587,197 @@ def version_in(text: str) -> str | None:
 
 # =====================================================================================================================
 # 6. Whack
+#
+# Talks to a running pluto over its control socket, as libreswan's whack does, for every release from 3.25 to 5.4, and
+# reads what it says into data.  Touches nothing but that socket.  Facts: whack.h, whack.c, rcv_whack.c and log.c of
+# those releases, and the bytes that their whacks sent (tests/data/whack).
 # =====================================================================================================================
+
+BASIC_MAGIC = 0x77686B19  # whack.h, WHACK_BASIC_MAGIC: the one message that every release takes
+BASIC_STATUS = (4,)  # the bytes of a basic message that ask for the status…
+BASIC_SHUTDOWN = (5, 11, 12, 14, 16)  # …and for the end: where the releases keep whack_shutdown
+BASIC_LENGTH = 64  # some releases take fewer than 17 for a runt
+PLUTO_TIMEOUT = 60.0
+LINE_LIMIT = 1 << 20  # no line of pluto's comes near
+REPLY_LIMIT = 1 << 30  # nor a whole reply: the status of 100,000 connections has 300 MB
+
+
+class NoPluto(Failure):
+    """Pluto can't be asked: it does not run, we may not, or what it says is no reply (status 33, as whack's)."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(f"ipsec whack: {message}", NO_PLUTO, hint)
+
+
+class Conversation:
+    """One request to pluto: a message, then its lines until it closes.  A context manager.
+
+    `timeout` is how many seconds pluto may keep us waiting altogether (the time that our own reader takes, a pager
+    say, does not count); None waits for ever.
+    """
+
+    def __init__(self, host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
+        """Raises NoPluto, TimedOut."""
+        import socket
+        if not host.live:
+            raise NoPluto(f"the pluto of the system under {host.root} can't be asked")
+        self.name = host.ctlsocket
+        self.timeout = timeout
+        self.left = timeout
+        self.size = 0
+        kind = socket.SOCK_STREAM
+        while True:
+            try:
+                self.link = host.connect(self.name, kind, self.left)
+                break
+            except OSError as error:
+                if error.errno == errno.EPROTOTYPE and kind == socket.SOCK_STREAM:
+                    kind = socket.SOCK_SEQPACKET  # 5.4 and later
+                elif error.errno == errno.EAGAIN:  # its queue of callers is full: it does not answer
+                    self._wait(0.1)
+                else:
+                    raise self._refused(error) from None
+        self.packets = kind == socket.SOCK_SEQPACKET
+
+    def _refused(self, error: OSError) -> Failure:
+        name = f'"{self.name}"'
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return NoPluto(f"Pluto is not running (no {name})", "start it with: ipsec start")
+        if error.errno in (errno.EACCES, errno.EPERM):
+            return NoPluto(f"no right to communicate with pluto ({name})", "be root")
+        if error.errno == errno.ECONNREFUSED:
+            return NoPluto(f"is Pluto running?  connect() for {name} failed (111 Connection refused)",
+                           "start it with: ipsec start")
+        if isinstance(error, TimeoutError) or error.errno is None:  # before 3.10 a time-out is no TimeoutError
+            return NoPluto(f"connect() for {name} failed ({error})")
+        return NoPluto(f"connect() for {name} failed ({error.errno} {error.strerror})")
+
+    def _wait(self, seconds: float) -> None:
+        time.sleep(seconds)
+        self._spent(seconds)
+
+    def _spent(self, seconds: float) -> None:
+        if self.left is not None and self.timeout is not None:
+            self.left -= seconds
+            if self.left <= 0:
+                raise TimedOut(f"ipsec whack: pluto did not answer on {self.name} within {self.timeout:g} s", NO_PLUTO,
+                               "it may be stopped or very busy")
+
+    def __enter__(self) -> Conversation:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.link.close()
+
+    def say(self, data: bytes) -> None:
+        """Send a message in the single write(2) that pluto reads.  Raises NoPluto."""
+        try:
+            sent = self.link.send(data)
+        except OSError as error:
+            raise NoPluto(f"write() failed ({error.errno} {error.strerror})") from None
+        if sent != len(data):
+            raise NoPluto("pluto took half of the message")
+
+    def lines(self) -> Iterator[bytes]:
+        """What pluto says, line by line, without line ends, with the code that each begins with.
+
+        Raises NoPluto when the reply is cut or is none, TimedOut.
+        """
+        import socket
+        rest = b""
+        while True:
+            began = time.monotonic()
+            try:
+                self.link.settimeout(self.left)
+                data = self.link.recv(READ_CHUNK)
+            except socket.timeout:
+                data = b""
+                self._spent(self.left or 0.0)
+            except OSError as error:
+                raise NoPluto(f"read() failed ({error.errno} {error.strerror})") from None
+            self._spent(time.monotonic() - began)
+            if not data:
+                break
+            self.size += len(data)
+            pieces = (rest + data).split(b"\n")
+            rest = pieces.pop()
+            yield from pieces
+            if len(rest) > LINE_LIMIT or self.size > REPLY_LIMIT:
+                raise NoPluto("pluto says more than it can mean: reply given up")
+        if rest:
+            yield rest
+            raise NoPluto("last line from pluto unterminated: it ended in the middle of its reply")
+
+
+class Pluto(Record):
+    """Who listens on the control socket: its version, and what it was built with that changes the messages."""
+
+    version: str  # as it calls itself, suffix included; empty when it does not say
+    packets: bool  # SOCK_SEQPACKET
+    labelled: bool = False  # USE_LABELED_IPSEC
+    seccomp: bool = False  # USE_SECCOMP
+
+
+def basic_message(places: Iterable[int]) -> bytes:
+    """The message that every release understands, with the bytes at `places` set."""
+    message = bytearray(BASIC_LENGTH)
+    message[:4] = BASIC_MAGIC.to_bytes(4, sys.byteorder)
+    for place in places:
+        message[place] = 1
+    return bytes(message)
+
+
+def setting(line: str, name: str) -> str:
+    """The value in `…, name=value, …` of a line of the status's settings, or nothing."""
+    _, found, rest = f" {line}".partition(f" {name}=")
+    return rest.partition(",")[0].strip() if found else ""
+
+
+def split_code(line: bytes) -> tuple[int, str]:
+    """The code and the text of a reply line; -1 for a line that has none."""
+    code, _, text = line.partition(b" ")
+    return (int(code), decode(text)) if code.isdigit() and len(code) <= 4 else (-1, decode(line))
+
+
+def pluto_status(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> Iterator[str]:
+    """The lines of pluto's full status, without codes, as they come.  Works with every release.
+
+    Raises NoPluto (not running, no permission, cut reply), TimedOut; both when a line is asked for.
+    """
+    with Conversation(host, timeout) as talk:
+        talk.say(basic_message(BASIC_STATUS))
+        for line in talk.lines():
+            yield split_code(line)[1]
+
+
+def probe(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> Pluto:
+    """Who listens on the control socket.  Raises NoPluto, TimedOut.
+
+    Always asked before a message of one version is sent: up to 5.0 pluto looks at the byte that it takes for
+    whack_shutdown even when the magic number is another version's.
+    """
+    with Conversation(host, timeout) as talk:
+        talk.say(basic_message(BASIC_STATUS))
+        version, labelled, seccomp = "", False, False
+        for line in talk.lines():
+            text = split_code(line)[1]
+            if text.startswith("pluto_version="):
+                version = setting(text, "pluto_version")
+            elif setting(text, "seccomp"):
+                seccomp = setting(text, "seccomp") != "unsupported"
+            elif text.startswith("secctx-attr-type="):
+                labelled = "<unsupported>" not in text
+            elif text.startswith(("nat-traversal", "algorithm")):
+                break  # the settings end here; pluto writes on without a reader (MSG_NOSIGNAL)
+        return Pluto(version, talk.packets, labelled, seccomp)
+
+
+def pluto_shutdown(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
+    """Ask pluto of any release to end, and wait until it hangs up.  Raises NoPluto, TimedOut."""
+    with Conversation(host, timeout) as talk:
+        talk.say(basic_message(BASIC_SHUTDOWN))
+        for _ in talk.lines():
+            continue
 
 # =====================================================================================================================
 # 7. NSS
