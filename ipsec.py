@@ -256,10 +256,12 @@ class Host:
             raise OSError(errno.EINVAL, "not a regular file", name)
         return fd
 
-    def chunks(self, name: str) -> Iterator[bytes]:
-        """The content of a file piece by piece, for files of any size.  Raises OSError."""
+    def chunks(self, name: str, start: int = 0) -> Iterator[bytes]:
+        """The content of a file from the offset `start` on, piece by piece, for files of any size.  Raises OSError."""
         fd = self.open(name)
         try:
+            if start:
+                os.lseek(fd, start, os.SEEK_SET)
             while True:
                 try:
                     data = os.read(fd, READ_CHUNK)
@@ -337,6 +339,27 @@ class Host:
             found += [os.path.join(parent, name) for name in names
                       if fnmatch.fnmatchcase(name, tail) and (tail.startswith(".") or not name.startswith("."))]
         return found
+
+    def kernel_messages(self) -> Iterator[str]:
+        """The kernel's log as dmesg(1) prints it: `[seconds since boot] text`.  Raises OSError.
+
+        A read of /dev/kmsg gives one record, `priority,number,microseconds,flags;text` and continuation lines
+        (Documentation/ABI/testing/dev-kmsg); EPIPE: records were overwritten meanwhile.
+        """
+        fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            while True:
+                try:
+                    record = decode(os.read(fd, 8192))
+                except BlockingIOError:
+                    return
+                except BrokenPipeError:
+                    continue
+                prefix, _, text = record.partition(";")
+                micros = int(prefix.split(",")[2])
+                yield f"[{micros // 1000000:5}.{micros % 1000000:06}] {text.splitlines()[0] if text else ''}"
+        finally:
+            os.close(fd)
 
     # --- programs ---------------------------------------------------------------------------------------------------
 
@@ -564,9 +587,16 @@ def split_lines(chunks: Iterable[bytes]) -> Iterator[str]:
         yield decode(rest)
 
 
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of it to a blocking descriptor.  Raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view):]
+
+
 def version_in(text: str) -> str | None:
     """The version number in what a libreswan program prints of itself (`Libreswan 4.10`, `Libreswan v5.2-…`)."""
-    words = text.replace("(", " ").split()
+    words = text.replace("(", " ").replace("/", " ").split()
     for before, word in zip(words, words[1:]):
         if before.lower() == "libreswan" and word.lstrip("vU")[:1].isdigit():
             return word.lstrip("vU")
@@ -1144,7 +1174,7 @@ def die_of(signal_number: int) -> NoReturn:
     os._exit(SIGNALLED + signal_number)
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def run(words: Sequence[str]) -> int:
     """Run `ipsec` with the words of the command line; the exit status.  Never raises."""
     import signal
     for stream in (sys.stdout, sys.stderr):
@@ -1153,7 +1183,7 @@ def main(words: Sequence[str] | None = None) -> int:
             stream.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
     try:
         try:
-            status = dispatch(sys.argv[1:] if words is None else words)
+            status = dispatch(words)
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()
@@ -1180,5 +1210,11 @@ def main(words: Sequence[str] | None = None) -> int:
     return status
 
 
+def main() -> NoReturn:
+    """The program.  All output is flushed by then, so the interpreter's own end, 1 ms and a second try to write what
+    could not be written, is left out."""
+    os._exit(run(sys.argv[1:]))
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

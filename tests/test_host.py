@@ -1,0 +1,162 @@
+"""The one door to the outside: paths below a root, programs, timeouts, what children inherit."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from pytest_subprocess import FakeProcess
+
+import ipsec
+
+
+@pytest.fixture
+def below(tmp_path: Path) -> ipsec.Host:
+    for name in ("etc", "usr/bin", "var/link"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "etc/file").write_text("inside\n")
+    return ipsec.Host({}, root=str(tmp_path))
+
+
+@pytest.mark.parametrize("name, target", [
+    ("/a", "/etc/file"), ("/a", "etc/file"), ("/a", "../../../../etc/file"), ("/var/link/a", "../../etc/file"),
+    ("/var/link/a", "/usr/bin/../../etc/./file"),
+])
+def test_links_resolve_inside_the_root(below: ipsec.Host, name: str, target: str) -> None:
+    os.symlink(target, below.root + name)
+    assert below.read(name) == "inside\n"
+
+
+def test_a_link_chain_through_directories(below: ipsec.Host) -> None:
+    os.symlink("/usr", f"{below.root}/u")
+    os.symlink("/u/bin/../../etc", f"{below.root}/e")
+    assert below.read("/e/file") == "inside\n"
+    assert below.glob("/e/f*") == ["/e/file"]
+
+
+def test_a_link_loop_is_an_error_that_names_it(below: ipsec.Host) -> None:
+    os.symlink("/b", f"{below.root}/a")
+    os.symlink("/a", f"{below.root}/b")
+    with pytest.raises(OSError, match="/a"):
+        below.read("/a")
+    assert not below.exists("/a")
+
+
+def test_errors_name_the_file_as_the_user_knows_it(below: ipsec.Host) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        below.read("/etc/none")
+    assert caught.value.filename == "/etc/none"
+
+
+def test_what_is_no_regular_file_is_refused_at_once(below: ipsec.Host) -> None:
+    os.mkfifo(f"{below.root}/fifo")
+    with pytest.raises(OSError, match="not a regular file"):
+        below.read("/fifo")
+    with pytest.raises(IsADirectoryError):
+        below.read("/etc")
+
+
+def test_lines_of_a_large_file(below: ipsec.Host) -> None:
+    Path(f"{below.root}/big").write_bytes(b"".join(b"%d \xff\n" % n for n in range(30000)) + b"last")
+    lines = list(below.lines("/big"))
+    assert (len(lines), lines[-1], ipsec.encode(lines[29999])) == (30001, "last", b"29999 \xff")
+
+
+def test_glob_is_that_of_the_shell(below: ipsec.Host) -> None:
+    for name in ("b.conf", "a.conf", ".hidden.conf", "c.txt"):
+        Path(f"{below.root}/etc/{name}").touch()
+    assert below.glob("/etc/*.conf") == ["/etc/a.conf", "/etc/b.conf"]
+    assert below.glob("/e*/[bc].*") == ["/etc/b.conf", "/etc/c.txt"]
+    assert below.glob("/etc/none") == below.glob("/none/*") == []
+
+
+def program(directory: Path, name: str, text: str = "#!/bin/sh\n") -> Path:
+    path = directory / name
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def test_system_directories_come_before_path(tmp_path: Path) -> None:
+    program(tmp_path, "sh")
+    unique = program(tmp_path, "only-here-7f3")
+    host = ipsec.Host({"PATH": f"{tmp_path}:/bin"})
+    assert host.which("sh") != str(tmp_path / "sh")
+    tmp_path.chmod(0o755)
+    trusted = os.geteuid() != 0 or tmp_path.stat().st_uid == 0
+    assert host.which("only-here-7f3") == (str(unique) if trusted else None)
+
+
+@pytest.mark.parametrize("path", ["", ".", "relative", ":", "::/nonexistent"])
+def test_relative_entries_of_path_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    program(tmp_path, "only-here-7f3")
+    (tmp_path / "relative").mkdir()
+    program(tmp_path / "relative", "only-here-7f3")
+    monkeypatch.chdir(tmp_path)
+    assert ipsec.Host({"PATH": path}).which("only-here-7f3") is None
+
+
+def test_root_skips_directories_that_others_can_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path, "only-here-7f3")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    tmp_path.chmod(0o777)
+    assert ipsec.Host({"PATH": str(tmp_path)}).which("only-here-7f3") is None
+
+
+def test_run_gives_status_and_both_outputs() -> None:
+    host = ipsec.Host()
+    ran = host.run(["sh", "-c", "echo out; echo one >&2; echo two >&2; exit 7"])
+    assert (ran.status, ran.text, ran.complaint) == (7, "out\n", "two")
+    assert host.run(["sh", "-c", "kill -9 $$"]).status == 137
+    assert host.run(["cat"], stdin=b"given").out == b"given"
+    assert host.run(["sh", "-c", "cat; echo $LC_ALL"]).text == "C\n"
+
+
+def test_run_ends_what_takes_too_long_with_its_children(tmp_path: Path) -> None:
+    marker = tmp_path / "pid"
+    with pytest.raises(ipsec.TimedOut, match="sh did not end within 0.5 s"):
+        ipsec.Host().run(["sh", "-c", f"sleep 3600 & echo $! > {marker}; wait"], timeout=0.5)
+    pid = marker.read_text().strip()
+    while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1]:
+        time.sleep(0.01)
+
+
+def test_a_missing_program_is_named_with_the_way_out() -> None:
+    with pytest.raises(ipsec.Missing, match=r"certutil-7f3: no such program on this host \(install it\)") as caught:
+        ipsec.Host().run(["certutil-7f3"], hint="install it")
+    assert caught.value.status == 127
+
+
+def test_a_program_that_cannot_be_executed(tmp_path: Path) -> None:
+    garbage = program(tmp_path, "garbage", "\x7fELF no")
+    with pytest.raises(ipsec.Failure, match="garbage: Exec format error") as caught:
+        ipsec.Host().run([str(garbage)])
+    assert caught.value.status == 126
+
+
+def test_a_program_that_fails_in_a_stream(fp: FakeProcess) -> None:
+    """No memory for a child: the error names the program (not to be had on demand from a real host)."""
+    path = ipsec.Host().which("sh")
+    assert path
+
+    def refuse(process: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    fp.register([path, "-c", "true"], callback=refuse)
+    with pytest.raises((ipsec.Failure, OSError), match="Cannot allocate memory"):
+        ipsec.Host().run(["sh", "-c", "true"])
+
+
+@pytest.mark.parametrize("text, version", [
+    ("Libreswan 4.10", "4.10"), ("Libreswan v5.2-12-gabc (XFRM)", "5.2-12-gabc"), ("Linux Libreswan U3.29/K(none)", "3.29"),
+    ("Libreswan (none)", None), ("strongSwan 5.9", None), ("", None), ("Libreswan", None),
+])
+def test_version_of_what_programs_say(text: str, version: str | None) -> None:
+    assert ipsec.version_in(text) == version
+
+
+def test_a_missing_module_is_one_line() -> None:
+    with pytest.raises(ipsec.Missing, match="--json needs Python's module no_such_7f3"):
+        ipsec.need("no_such_7f3", "--json")
