@@ -5,6 +5,7 @@
     keeper.py    the process that holds one machine's namespaces (run as a program of its own)
     machine.py   Machine: a throw-away copy of a root, with its own processes, network, host name and mounts
     pluto.py     a real pluto in a machine
+    inits.py     a machine under an init system: systemd, sysvinit, OpenRC, runit, s6
     uml.py       a kernel of its own for a machine (user-mode-linux), for what this machine's kernel lacks: ESP, AH
     gateways.py  two gateways in such a kernel, for real tunnels
 

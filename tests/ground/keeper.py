@@ -1,10 +1,10 @@
 """Hold one machine: make its namespaces and mounts, then be its first process. Run as a program, never imported.
 
-    python3 -I -S keeper.py      standard input: JSON of the fields of `machine.Spec`
+    python3 -I -S keeper.py      standard input: a line of JSON, the fields of `machine.Spec`
 
 The parent end stays outside: it writes the first process's id to stdout once the machine stands, waits for it and ends
 with its status. The kernel kills it when the test process dies, and with it the first process and all that runs inside.
-That first process collects orphans, or becomes the machine's own init.
+That first process collects orphans, or becomes the machine's own init once another line comes.
 
 System calls go through ctypes: os.unshare came with 3.12, and mount(2) and pivot_root(2) never did. Numbers and flags:
 mount(2), unshare(2), pivot_root(2), prctl(2); device numbers: Documentation/admin-guide/devices.txt of Linux.
@@ -126,7 +126,7 @@ def enter(root: str, spec: Spec) -> None:
 
 
 def main() -> int:
-    spec = json.load(sys.stdin)
+    spec = json.loads(os.read(0, 1 << 20))
     call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL)
     kinds = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID
     if spec["network"]:
@@ -155,6 +155,7 @@ def main() -> int:
     os.write(stands, b"+")
     os.close(stands)
     if spec["init"]:
+        os.read(0, 1)
         console = os.open("/dev/console", os.O_WRONLY | os.O_APPEND)
         for number in (1, 2):
             os.dup2(console, number)

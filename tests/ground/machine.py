@@ -29,6 +29,7 @@ PYZ = "/usr/local/sbin/ipsec.pyz"
 ENVIRONMENT = {"PATH": host.PATH, "HOME": "/root", "TERM": "dumb", "LC_ALL": "C"}
 
 Value = TypeVar("Value")
+Self = TypeVar("Self", bound="Machine")
 
 
 def cache() -> Path:
@@ -64,7 +65,7 @@ class Spec(NamedTuple):
     readonly: bool = False
     run: bool = True  #: an empty /run in memory
     cgroup: str = ""  #: control group directory, for an init system
-    init: Sequence[str] = ()  #: what becomes the first process
+    init: Sequence[str] = ()  #: what becomes the first process on `boot`
     environment: Mapping[str, str] = {}
 
 
@@ -77,14 +78,14 @@ class Machine:
         self.name = name
         self.python = "/usr/bin/python3"
         self._stack = contextlib.ExitStack()
-        spec = Spec(layers, options.pop("hostname", name.split("-")[0]), str(cache()), **options)  # type: ignore[arg-type]
+        self.hostname = name.split("-")[0]
+        spec = Spec(layers, self.hostname, str(cache()), **options)  # type: ignore[arg-type]
         if pyz is not None:
             spec = spec._replace(binds=[*spec.binds, (str(pyz), PYZ, True)])
         keeper = [sys.executable, "-I", "-S", str(Path(__file__).with_name("keeper.py"))]
         self._keeper = subprocess.Popen(keeper, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        assert self._keeper.stdin and self._keeper.stdout and self._keeper.stderr
-        self._keeper.stdin.write(json.dumps(spec._asdict()).encode())
-        self._keeper.stdin.close()
+        assert self._keeper.stdout and self._keeper.stderr
+        self._tell(json.dumps(spec._asdict()))
         line = self._keeper.stdout.readline()
         if not line:
             raise Problem(f"machine {name} does not stand: {self._keeper.stderr.read().decode().strip()}")
@@ -92,7 +93,7 @@ class Machine:
         if spec.network:
             self.ip("link", "set", "lo", "up")
 
-    def __enter__(self) -> Machine:
+    def __enter__(self: Self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -101,11 +102,21 @@ class Machine:
     def close(self) -> None:
         """End the machine and all that runs in it."""
         self._stack.close()
-        self._keeper.kill()
-        self._keeper.wait()
-        for pipe in (self._keeper.stdout, self._keeper.stderr):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        self._keeper.wait()  # it ends once the first process and so all others are gone
+        for pipe in (self._keeper.stdin, self._keeper.stdout, self._keeper.stderr):
             if pipe:
                 pipe.close()
+
+    def _tell(self, line: str) -> None:
+        assert self._keeper.stdin
+        self._keeper.stdin.write(f"{line}\n".encode())
+        self._keeper.stdin.flush()
+
+    def boot(self) -> None:
+        """Let the init system of the spec become the first process. Until then the machine's files can be prepared."""
+        self._tell("init")
 
     @property
     def running(self) -> bool:

@@ -61,6 +61,9 @@ ROOTS: dict[str, Recipe] = {
 #: The three releases with a pluto: libreswan 4.3, 4.10 and 5.2.
 RELEASES = ("bullseye", "bookworm", "trixie")
 
+#: The roots with an init system.
+WITH_INIT = tuple(name for name, recipe in ROOTS.items() if recipe.init)
+
 #: dpkg options for all roots: nothing that only a reader needs, and no waiting for a disk that can be lost.
 DPKG = [*(f"path-exclude=/usr/share/{name}/*" for name in ("man", "locale", "doc")), "force-unsafe-io"]
 
@@ -138,7 +141,7 @@ def extend(base: list[str], recipe: Recipe, target: Path) -> None:
     with Machine("building", base, network=False, upper=(str(target), str(work)), run=False,
                  binds=[("/etc/resolv.conf", "/etc/resolv.conf", True)]) as machine:
         machine.write("/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", 0o755)  # packages shall start nothing
-        env = {"DEBIAN_FRONTEND": "noninteractive"}
+        env = {"DEBIAN_FRONTEND": "noninteractive", "FAKECHROOT": "true"}  # the latter: ischroot(1) says yes
         apt = ["apt-get", "-q", "-y", "--no-install-recommends"]
         machine.run([*apt, "update"], env=env, timeout=900).check()
         machine.run([*apt, "install", *recipe.packages], env=env, timeout=900).check()

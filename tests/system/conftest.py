@@ -8,7 +8,9 @@
     pluto(machine, config, secrets, …)      a pluto running in that machine -> Pluto
     uml(machine, script, …) -> Result       boot a kernel with ESP and AH on its files, run the script there
     gateways                                west and east of each release, with a wire between them, in such a kernel
-    pid1(name) -> Machine                   a host with its init system running as process 1 ("bookworm-openrc", …)
+    pid1(name) -> Machine                   a host with its init system as process 1 ("bookworm-openrc", …), which has
+                                            a service `ipsec`, not enabled; .init is the init system's name
+    booted -> Machine                       pid1() of all of them in turn
     minimal(release, …) -> Machine          busybox, python3-minimal, pluto and the NSS libraries, nothing else
     initramfs(script, …) -> Result          busybox, python3-minimal and ipsec.pyz booted from a cpio archive
     pyz                                     (session) the path here of the built ipsec.pyz
@@ -32,7 +34,7 @@ from __future__ import annotations
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Any, Callable, Iterator
 
 import pytest
 
@@ -40,9 +42,10 @@ from ..ground import host, summary
 from ..ground import uml as kernel
 from ..ground.gateways import Gateways
 from ..ground.host import Result
+from ..ground.inits import Booted
 from ..ground.machine import Machine
 from ..ground.pluto import Pluto
-from ..ground.roots import RELEASES, ROOTS, Store
+from ..ground.roots import RELEASES, ROOTS, WITH_INIT, Store
 
 #: Roots that are built in the background, two at a time, while the first tests run.
 store = Store()
@@ -125,3 +128,20 @@ def gateways(request: pytest.FixtureRequest, gateway: Machine) -> Gateways:
     """Two gateways of each release in a kernel with ESP; see ground/gateways.py for how to use them."""
     summary.used(request.node, "user-mode-linux")
     return Gateways(gateway)
+
+
+@pytest.fixture
+def pid1(request: pytest.FixtureRequest, closing: contextlib.ExitStack, pyz: Path) -> Callable[..., Booted]:
+    """pid1(name, **options): a Machine made from that root that has come up under its init system."""
+
+    def make(name: str, **options: Any) -> Booted:
+        summary.used(request.node, name)
+        return closing.enter_context(Booted(name, ROOTS[name].init, store.layers(name), pyz, **options))
+
+    return make
+
+
+@pytest.fixture(params=WITH_INIT)
+def booted(request: pytest.FixtureRequest, pid1: Callable[..., Booted]) -> Booted:
+    """A host of each init system, up."""
+    return pid1(request.param)

@@ -9,6 +9,7 @@ from typing import Callable
 import pytest
 
 from ..ground.host import PATH, Problem, Result
+from ..ground.inits import Booted
 from ..ground.machine import PYZ, Machine, wait_for
 from ..ground.pluto import Pluto
 from ..ground.roots import ROOTS
@@ -121,3 +122,31 @@ exit 7
 def test_a_kernel_that_dies_says_what_its_console_said(gateway: Machine, uml: Callable[..., Result]) -> None:
     with pytest.raises(Problem, match="sysrq: Power Off"):
         uml(gateway, "#!/bin/sh\necho o >/proc/sysrq-trigger; sleep 1000")
+
+
+#: How each init system itself is told to act on the service.
+ACTIONS = {
+    "systemd": ["systemctl", "{action}", "ipsec"],
+    "sysvinit": ["/etc/init.d/ipsec", "{action}"],
+    "openrc": ["rc-service", "ipsec", "{action}"],
+    "runit": ["sv", "{action}", "ipsec"],
+    "s6": ["sh", "-c", "[ {action} = stop ] && down=-d; s6-svc ${{down:--u}} /run/service/ipsec"],
+}
+
+
+def test_an_init_system_is_process_1_and_runs_the_service(booted: Booted) -> None:
+    first = {"sysvinit": "init", "openrc": "init", "s6": "s6-svscan"}.get(booted.init, booted.init)
+    assert booted.read("/proc/1/comm").strip() == first
+    assert booted.processes("pluto") == []
+    booted.run([word.format(action="start") for word in ACTIONS[booted.init]]).check()
+    wait_for(lambda: booted.processes("pluto"), "pluto")
+    booted.run([word.format(action="stop") for word in ACTIONS[booted.init]]).check()
+    wait_for(lambda: not booted.processes("pluto"), "the end of pluto")
+
+
+def test_an_init_system_leaves_no_control_group(pid1: Callable[..., Booted]) -> None:
+    machine = pid1("bookworm-systemd")
+    group = machine.group
+    assert Path(group).is_dir()
+    machine.close()
+    assert not Path(group).exists()
