@@ -24,8 +24,10 @@ import time
 TYPE_CHECKING = False  # typing costs 3 ms and is not needed at run time
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from types import ModuleType
-    from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple as Record, NoReturn, Sequence
+    from typing import Callable, NoReturn
+    from typing import NamedTuple as Record
 
 # =====================================================================================================================
 # 1. Constants and errors
@@ -985,8 +987,8 @@ def suggest(word: str, known: Iterable[str]) -> str:
 # --- ipsec itself: help, version, directory --------------------------------------------------------------------------
 
 # Self-tests that Debian's 4.10 installs beside the commands; some run when asked for --help
-SELF_TESTS = frozenset("algparse asn1check cavp dncheck enumcheck getpeercon_server hunkcheck ipcheck jambufcheck "
-                       "keyidcheck timecheck vendoridcheck".split())
+SELF_TESTS = ("algparse", "asn1check", "cavp", "dncheck", "enumcheck", "getpeercon_server", "hunkcheck", "ipcheck",
+              "jambufcheck", "keyidcheck", "timecheck", "vendoridcheck")
 SEE_ALSO = "See <https://libreswan.org/> for more general info."
 
 
@@ -1166,17 +1168,17 @@ def script_env(host: Host, program: str) -> dict[str, str]:
     return env
 
 
-def die_of(signal_number: int) -> NoReturn:
+def die_of(name: str) -> NoReturn:
     """End by the signal, so that the shell sees 128+N; as PID 1, which its own signals don't end, with that status."""
     import signal
-    signal.signal(signal_number, signal.SIG_DFL)
-    os.kill(os.getpid(), signal_number)
-    os._exit(SIGNALLED + signal_number)
+    number = getattr(signal, name)
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    os._exit(SIGNALLED + number)
 
 
 def run(words: Sequence[str]) -> int:
     """Run `ipsec` with the words of the command line; the exit status.  Never raises."""
-    import signal
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             # whatever the locale says: text from files, argv and the kernel passes through byte for byte
@@ -1191,9 +1193,9 @@ def run(words: Sequence[str]) -> int:
     except Failure as failure:
         message, status = str(failure), failure.status
     except BrokenPipeError:
-        die_of(signal.SIGPIPE)
+        die_of("SIGPIPE")
     except KeyboardInterrupt:
-        die_of(signal.SIGINT)
+        die_of("SIGINT")
     except OSError as error:
         message, status = f"{error.filename or 'standard output'}: {error.strerror}", ERROR
     except (Exception, RecursionError) as error:

@@ -10,8 +10,8 @@ import fcntl
 import os
 import subprocess
 import sys
+from collections.abc import Generator
 from pathlib import Path
-from typing import Generator
 
 import pytest
 

@@ -91,7 +91,7 @@ def test_environment_is_honoured_and_exported(door: Door) -> None:
     default = door("show").stdout.decode().splitlines()[1].split("|")
     assert default[:5] == [str(door.execdir), "/etc/ipsec.conf", "/run/pluto", "/run/pluto/pluto.ctl", "4.10"]
     assert default[5].startswith("/usr/sbin:")
-    env = dict(IPSEC_CONF="/c", IPSEC_RUNDIR="/r", IPSEC_SBINDIR="/s")
+    env = {"IPSEC_CONF": "/c", "IPSEC_RUNDIR": "/r", "IPSEC_SBINDIR": "/s"}
     assert door("show", **env).stdout.decode().splitlines()[1].split("|")[1:6] == ["/c", "/r", "/r/pluto.ctl", "4.10",
                                                                                   "/s:/usr/sbin:/usr/bin:/sbin:/bin"]
     # an option is stronger than the environment; an empty variable counts as unset
@@ -143,7 +143,8 @@ def test_help_of_what_is_not_ours(door: Door) -> None:
 
 def test_directory_and_its_default(door: Door, tmp_path: Path) -> None:
     assert door("--directory").stdout == os.fsencode(door.execdir) + b"\n"
-    usual = ["/usr/libexec/ipsec", "/usr/lib/ipsec", "/usr/local/libexec/ipsec", "/usr/local/lib/ipsec", "/usr/lib64/ipsec"]
+    usual = ["/usr/libexec/ipsec", "/usr/lib/ipsec", "/usr/local/libexec/ipsec", "/usr/local/lib/ipsec",
+             "/usr/lib64/ipsec"]
     for made in (None, *reversed(usual)):
         if made:
             (tmp_path / "root" / made[1:]).mkdir(parents=True)
@@ -233,8 +234,8 @@ def test_interrupt_is_130_and_silent(door: Door, tmp_path: Path) -> None:
 
 def test_output_that_cannot_be_written_is_an_error(door: Door) -> None:
     with open("/dev/full", "wb") as full:
-        result = subprocess.run([*door.argv, "--version"], env=door.env, stdout=full, stderr=subprocess.PIPE, timeout=60,
-                                check=False)
+        result = subprocess.run([*door.argv, "--version"], env=door.env, stdout=full, stderr=subprocess.PIPE,
+                                timeout=60, check=False)
     assert (result.returncode, result.stderr) == (1, b"ipsec: standard output: No space left on device\n")
 
 

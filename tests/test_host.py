@@ -150,7 +150,8 @@ def test_a_program_that_fails_in_a_stream(fp: FakeProcess) -> None:
 
 
 @pytest.mark.parametrize("text, version", [
-    ("Libreswan 4.10", "4.10"), ("Libreswan v5.2-12-gabc (XFRM)", "5.2-12-gabc"), ("Linux Libreswan U3.29/K(none)", "3.29"),
+    ("Libreswan 4.10", "4.10"), ("Libreswan v5.2-12-gabc (XFRM)", "5.2-12-gabc"),
+    ("Linux Libreswan U3.29/K(none)", "3.29"),
     ("Libreswan (none)", None), ("strongSwan 5.9", None), ("", None), ("Libreswan", None),
 ])
 def test_version_of_what_programs_say(text: str, version: str | None) -> None:

@@ -8,7 +8,7 @@ a command run in it finds everything in its default place. A wire connects them,
 from __future__ import annotations
 
 import shlex
-from typing import Sequence
+from collections.abc import Sequence
 
 from . import uml
 from .host import Result

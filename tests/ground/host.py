@@ -10,8 +10,9 @@ import os
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Mapping, NamedTuple, Sequence
+from typing import NamedTuple
 
 #: Packages the ground installs on the machine itself: no more than it takes to build and enter the roots.
 BUILDERS = ("mmdebstrap", "user-mode-linux", "busybox-static", "iproute2", "util-linux")
@@ -72,7 +73,7 @@ def run(argv: Sequence[str], *, env: Mapping[str, str] | None = None, input: str
     return Result(status if status >= 0 else 128 - status, texts[0], texts[1], seconds)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def missing() -> str | None:
     """One line that says why the ground cannot be used here, or None when it can."""
     if os.geteuid() != 0:
@@ -85,7 +86,7 @@ def missing() -> str | None:
     return None
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def prepare() -> None:
     """Install the builder packages that are missing. Raises Problem when that fails."""
     query = ["dpkg-query", "--showformat=${Package} ${db:Status-Status}\n", "--show"]
@@ -119,7 +120,7 @@ class Mirror(NamedTuple):
         return lines
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def mirror() -> Mirror:
     """The Debian mirror in apt's configuration. Raises Problem when apt knows none."""
     query = ["apt-get", "indextargets", "--format", "$(LABEL)|$(REPO_URI)", "Created-By: Packages", "Component: main"]

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 from .host import PATH, Problem
 from .machine import Machine, control_group, wait_for

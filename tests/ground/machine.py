@@ -16,8 +16,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Callable, Iterator, Mapping, NamedTuple, Sequence, TypeVar
+from typing import Callable, NamedTuple, TypeVar
 
 from . import host
 from .host import Problem, Result

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
-from typing import Sequence
+from collections.abc import Sequence
 
 from .host import Problem
 from .machine import Machine, wait_for

@@ -10,8 +10,8 @@ from __future__ import annotations
 import functools
 import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 from . import host
 from .host import Problem, Result
@@ -45,7 +45,7 @@ sleep 1000
 """
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def version() -> str:
     """The kernel's version."""
     host.prepare()

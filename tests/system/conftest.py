@@ -32,9 +32,10 @@ A Pluto (ground/pluto.py): .ctl .pid .log .rundir .nssdir .config .secrets (path
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
 
 import pytest
 

@@ -1,0 +1,374 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Build, test, check and measure ipsec.pyz.
+
+    python3 build.py                 build ./ipsec.pyz
+    python3 build.py test [ARG...]   build, then run the tests (pytest's arguments)
+    python3 build.py check           lint: ruff, mypy --strict, the manual pages
+    python3 build.py bench [ROW...]  measure, against the original where there is one
+    python3 build.py clean           remove what the other verbs made
+
+Standard library only.  What is needed besides is pinned by version and hash in vendor/*.txt, fetched once into
+vendor/wheels, and installed into .venv.
+
+How the archive starts (bytecode and sys.path) is in START below.
+"""
+from __future__ import annotations
+
+import argparse
+import ast
+import glob
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Callable
+
+TOP = Path(__file__).resolve().parent
+VENDOR = TOP / "vendor"
+WHEELS = VENDOR / "wheels"
+VENV = TOP / ".venv"
+ARCHIVE = TOP / "ipsec.pyz"
+SOURCE = TOP / "ipsec.py"
+SIZE_LIMIT = 1_000_000
+
+# The kernel passes what follows the interpreter as one argument.  Absolute and isolated: whoever runs the archive by
+# its name may be root, and neither PATH nor PYTHON* variables shall decide what that runs.
+INTERPRETER = "/usr/bin/python3 -I"
+
+# Bytecode goes into the archive for these, as far as they are found
+TARGETS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
+
+# Date of all entries of the archive: that of the sources does not matter, the zip format begins in 1980
+EPOCH = int(os.environ.get("SOURCE_DATE_EPOCH", "315532800"))
+
+# The module that __main__ calls.  zipimport knows one .pyc a module, so it can't choose among interpreters; this does.
+START = '''\
+"""Start ipsec from the archive: a clean sys.path, then the bytecode for this interpreter, else the source."""
+import os
+import sys
+
+
+def main():
+    archive = __loader__.archive
+    # only the archive and the standard library: nothing of PYTHONPATH, site-packages or the current directory
+    library = os.path.dirname(os.__file__)
+    mine = [path for path in sys.path if path == library or path == library + "/lib-dynload"
+            or path.endswith(".zip") and os.path.dirname(path) == os.path.dirname(library)]
+    sys.path[:] = [archive, *mine, archive + "/site-packages"]
+    sys.dont_write_bytecode = True
+    try:
+        code = __loader__.get_data(f"{archive}/bytecode/{sys.implementation.cache_tag}.pyc")
+    except OSError:
+        code = b""
+    import marshal
+    from _frozen_importlib_external import MAGIC_NUMBER
+    if code[:4] == MAGIC_NUMBER:
+        module = type(sys)("ipsec")
+        module.__file__ = archive + "/ipsec.py"
+        sys.modules["ipsec"] = module
+        exec(marshal.loads(memoryview(code)[16:]), module.__dict__)
+    else:
+        import ipsec as module
+    module.main()
+'''
+
+
+def say(text: str) -> None:
+    """A line of progress, at once."""
+    print(text, flush=True)
+
+
+def stop(text: str) -> SystemExit:
+    """The end, with one line on standard error."""
+    return SystemExit(f"build.py: {text}")
+
+
+def call(argv: Sequence[str | Path], **options: object) -> None:
+    """Run a program that must succeed."""
+    words = [str(word) for word in argv]
+    status = subprocess.run(words, cwd=TOP, check=False, stdin=subprocess.DEVNULL, **options).returncode  # type: ignore[call-overload]
+    if status:
+        raise stop(f"{Path(words[0]).name} {' '.join(words[1:4])} ... ended with status {status}")
+
+
+# --- what is pinned: wheels and .venv -------------------------------------------------------------------------------
+
+def pinned(lock: str) -> dict[str, set[str]]:
+    """The hashes that a lock file allows, by requirement (`name==version`)."""
+    found: dict[str, set[str]] = {}
+    name = ""
+    for line in (VENDOR / lock).read_text().splitlines():
+        if match := re.match(r"[\w.-]+==[\w.]+", line):
+            name = match[0]
+        found.setdefault(name, set()).update(re.findall(r"sha256:([0-9a-f]{64})", line))
+    return found
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def wheels(lock: str) -> list[Path]:
+    """The wheels in vendor/wheels that the lock file allows."""
+    allowed = set().union(*pinned(lock).values())
+    return sorted(path for path in WHEELS.glob("*.whl") if digest(path) in allowed)
+
+
+PIP_OPTIONS = ("-q", "--disable-pip-version-check", "--no-deps", "--require-hashes", "--only-binary=:all:")
+
+
+def install(lock: str, probe: str) -> None:
+    """Have in .venv what a lock file pins, from vendor/wheels, fetched there first when a wheel is not yet there.
+
+    `probe` is a program of it: a stamp beside it tells which lock file it came from.
+    """
+    stamp = VENV / f"{lock}.stamp"
+    state = digest(VENDOR / lock)
+    if stamp.exists() and stamp.read_text() == state and (VENV / "bin" / probe).exists():
+        return
+    python = venv_python()
+    WHEELS.mkdir(exist_ok=True)
+    offline: list[str | Path] = [python, "-m", "pip", "install", *PIP_OPTIONS, "-r", VENDOR / lock, "--no-index",
+                                 "--find-links", WHEELS]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    if subprocess.run([str(word) for word in offline], cwd=TOP, check=False, **quiet).returncode:  # type: ignore[call-overload]
+        say(f"fetching what vendor/{lock} pins")
+        call([python, "-m", "pip", "download", *PIP_OPTIONS, "-r", VENDOR / lock, "-d", WHEELS])
+        call(offline)
+    stamp.write_text(state)
+
+
+def venv_python() -> Path:
+    """The interpreter of .venv, made when it is not there."""
+    python = VENV / "bin" / "python"
+    if not (python.exists() and subprocess.run([str(python), "-c", "import pip"], check=False).returncode == 0):
+        shutil.rmtree(VENV, ignore_errors=True)
+        call([maker_of_venvs(), "-m", "venv", VENV])
+    return python
+
+
+def maker_of_venvs() -> str:
+    """An interpreter that can make a venv with pip: this one, another, or (root on Debian) one installed for it."""
+    def able(python: str) -> bool:
+        words = [python, "-c", "import ensurepip, sys; sys.exit(sys.version_info < (3, 9))"]
+        return subprocess.run(words, check=False, stderr=subprocess.DEVNULL).returncode == 0
+
+    for python in (sys.executable, *(str(path) for path in interpreters().values())):
+        if able(python):
+            return python
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        apt_install("python3-venv")
+        if able("/usr/bin/python3"):
+            return "/usr/bin/python3"
+    raise stop("no Python 3.9 or later here can make a venv; install python3-venv (Debian) or python3-pip")
+
+
+def apt_install(*packages: str) -> None:
+    """Install Debian packages without questions."""
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    call(["apt-get", "-q", "update"], env=environment, stdout=subprocess.DEVNULL)
+    call(["apt-get", "-q", "-y", "--no-install-recommends", "install", *packages], env=environment,
+         stdout=subprocess.DEVNULL)
+
+
+# --- bytecode -------------------------------------------------------------------------------------------------------
+
+def interpreters() -> dict[str, Path]:
+    """The CPythons of TARGETS that are found here, by version: in PATH, in /usr and /opt, in pyenv."""
+    places = [*os.environ.get("PATH", "").split(os.pathsep), "/usr/bin", "/usr/local/bin",
+              *glob.glob("/opt/python*/bin"), *sorted(glob.glob(os.path.expanduser("~/.pyenv/versions/3.*/bin")))]
+    ask = "import sys; print('%d.%d' % sys.version_info[:2], sys.implementation.cache_tag, sys.version_info[3])"
+    found: dict[str, Path] = {}
+    for place in filter(os.path.isabs, places):
+        for name in ("python3", *(f"python{version}" for version in TARGETS)):
+            path = Path(place, name)
+            if not path.exists() or "shims" in path.parts:
+                continue
+            asked = subprocess.run([str(path), "-ISc", ask], capture_output=True, text=True, check=False)
+            answer = asked.stdout.split()
+            if len(answer) == 3 and answer[0] in TARGETS and answer[1].startswith("cpython") and answer[2] == "final":
+                found.setdefault(answer[0], path)
+    return {version: found[version] for version in TARGETS if version in found}
+
+
+# Compiled without docstrings and assertions, which nothing reads at run time.  Sets in the code keep the order of their
+# hashes, so that is fixed; -I would ignore the variable that does it.
+COMPILE = """
+import importlib.util, marshal, sys
+code = compile(open(sys.argv[1], encoding="utf-8").read(), "ipsec.py", "exec", dont_inherit=True, optimize=2)
+sys.stdout.buffer.write(importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(code))
+"""
+
+
+def bytecode(source: Path) -> dict[str, bytes]:
+    """The source compiled by every interpreter that is found, by cache tag."""
+    compiled = {}
+    environment = {"PYTHONHASHSEED": "0", "PATH": "/usr/bin:/bin"}
+    for version, python in interpreters().items():
+        result = subprocess.run([str(python), "-s", "-S", "-c", COMPILE, str(source)], env=environment, check=True,
+                                capture_output=True)
+        compiled[f"cpython-{version.replace('.', '')}"] = result.stdout
+        say(f"bytecode for CPython {version} by {python}")
+    missing = [version for version in TARGETS if f"cpython-{version.replace('.', '')}" not in compiled]
+    if missing:
+        say(f"no CPython {', '.join(missing)} here: from the source there")
+    return compiled
+
+
+# --- the archive ----------------------------------------------------------------------------------------------------
+
+def embedded_modules(source: Path) -> list[str]:
+    """The modules of pyroute2 that ipsec.py imports by name."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+    return sorted(name for name in names if name.partition(".")[0] == "pyroute2")
+
+
+def embed(library: Path, names: Sequence[str], target: Path) -> None:
+    """Copy from the unpacked wheel what importing the modules loads: whole files, as they are."""
+    trace = f"import sys, {', '.join(names)}\nfor m in list(sys.modules.values()): print(getattr(m, '__file__', ''))"
+    loaded = subprocess.run([sys.executable, "-ISc", f"import sys; sys.path.append({str(library)!r})\n{trace}"],
+                            capture_output=True, text=True, check=True).stdout.split()
+    for path in map(Path, loaded):
+        if library in path.parents:
+            place = target / path.relative_to(library)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
+
+
+def make_archive(target: Path) -> None:
+    """Write the archive.  Runs in .venv, where shiv is."""
+    from shiv import builder  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    from shiv.bootstrap import environment  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    with tempfile.TemporaryDirectory() as scratch:
+        packages, library = Path(scratch, "packages"), Path(scratch, "library")
+        packages.mkdir()
+        names = embedded_modules(SOURCE)
+        for wheel in wheels("embedded.txt"):
+            zipfile.ZipFile(wheel).extractall(library)
+        if names:
+            embed(library, names, packages)
+        bootstrap = Path(str(builder.bootstrap.__file__)).parent
+        for path in [*packages.rglob("*"), *bootstrap.iterdir()]:
+            path.chmod(0o755 if path.is_dir() else 0o644)  # modes go into the archive: the umask must not
+        date = time.strftime(builder.BUILD_AT_TIMESTAMP_FORMAT, time.gmtime(EPOCH))
+        about = environment.Environment(built_at=date, shiv_version=version_of("shiv"), entry_point="ipsec:main",
+                                        compile_pyc=False, no_modify=True, reproducible=True,
+                                        hashes={wheel.name: digest(wheel) for wheel in wheels("embedded.txt")})
+        builder.create_archive([packages], target, INTERPRETER, "start:main", about)
+        # what shiv puts below site-packages is for its extraction; ours starts from the top of the zip
+        with zipfile.ZipFile(target, "a", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+            for name, data in own_files():
+                entry = zipfile.ZipInfo(name, time.gmtime(EPOCH)[:6])
+                entry.external_attr = 0o100644 << 16
+                entry.compress_type = zipfile.ZIP_DEFLATED
+                archive.writestr(entry, data)
+
+
+def own_files() -> Iterator[tuple[str, bytes]]:
+    """What is ours in the archive, name and content."""
+    yield "start.py", START.encode()
+    yield "ipsec.py", SOURCE.read_bytes()
+    yield from ((f"bytecode/{tag}.pyc", code) for tag, code in bytecode(SOURCE).items())
+    yield from ((f"man/{page.name}", page.read_bytes()) for page in sorted((TOP / "man").glob("*.[1-8]")))
+
+
+def version_of(package: str) -> str:
+    """The version that the lock file of the builder pins."""
+    return next(name.partition("==")[2] for name in pinned("builder.txt") if name.startswith(f"{package}=="))
+
+
+def build(arguments: Sequence[str] = ()) -> None:
+    """Write ./ipsec.pyz, whole or not at all."""
+    install("builder.txt", "shiv-info")
+    if len(wheels("embedded.txt")) < len(pinned("embedded.txt")):
+        say("fetching what vendor/embedded.txt pins")
+        call([venv_python(), "-m", "pip", "download", *PIP_OPTIONS, "-r", VENDOR / "embedded.txt", "-d", WHEELS])
+    aside = ARCHIVE.with_name(f".{ARCHIVE.name}.{os.getpid()}")
+    try:
+        # PYTHONHASHSEED, locale and the like of the caller do not reach it
+        call([venv_python(), "-I", __file__, "archive", aside])
+        size = aside.stat().st_size
+        if size > SIZE_LIMIT:
+            raise stop(f"ipsec.pyz would have {size} bytes, more than {SIZE_LIMIT}")
+        os.replace(aside, ARCHIVE)
+    finally:
+        aside.unlink(missing_ok=True)
+    say(f"ipsec.pyz: {size} bytes")
+
+
+# --- the developer's verbs ------------------------------------------------------------------------------------------
+
+def test(arguments: Sequence[str]) -> None:
+    """Build, then run pytest with the arguments."""
+    build()
+    install("developer.txt", "pytest")
+    environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
+    words = [str(VENV / "bin/python"), "-m", "pytest", *arguments]
+    raise SystemExit(subprocess.run(words, cwd=TOP, env=environment, check=False, stdin=subprocess.DEVNULL).returncode)
+
+
+def check(arguments: Sequence[str]) -> None:
+    """Lint the program, the builder, the tests and the manual."""
+    install("developer.txt", "ruff")
+    call([VENV / "bin/ruff", "check", "."])
+    call([VENV / "bin/mypy", "--strict", "ipsec.py", "build.py"])
+    pages = sorted(map(str, (TOP / "man").glob("*.[1-8]")))
+    if not shutil.which("mandoc") and os.geteuid() == 0 and shutil.which("apt-get"):
+        apt_install("mandoc")
+    if shutil.which("mandoc"):
+        call(["mandoc", "-T", "lint", "-W", "warning", *pages])
+    elif shutil.which("groff"):
+        for page in pages:
+            lint = subprocess.run(["groff", "-mdoc", "-ww", "-Tascii", "-z", page], capture_output=True, text=True,
+                                  check=True)
+            if lint.stderr:
+                raise stop(lint.stderr)
+    else:
+        raise stop("neither mandoc nor groff is here to check the manual pages: install one")
+
+
+def clean(arguments: Sequence[str]) -> None:
+    """Remove what the other verbs made, but for the fetched wheels."""
+    for path in (VENV, *(TOP / name for name in (".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"))):
+        shutil.rmtree(path, ignore_errors=True)
+    ARCHIVE.unlink(missing_ok=True)
+
+
+def bench(arguments: Sequence[str]) -> None:
+    """Measure; the rows are in tests/bench.py."""
+    build()
+    install("developer.txt", "pytest")
+    call([VENV / "bin/python", "-m", "tests.bench", *arguments])
+
+
+VERBS: dict[str, Callable[[Sequence[str]], None]] = {
+    "build": build, "test": test, "check": check, "bench": bench, "clean": clean,
+    "archive": lambda arguments: make_archive(Path(arguments[0])),  # build's own, inside .venv
+}
+
+
+def main() -> None:
+    """Do what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("verb", nargs="?", default="build", choices=VERBS, metavar="VERB")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARG")
+    words = parser.parse_args()
+    VERBS[words.verb](words.arguments)
+
+
+if __name__ == "__main__":
+    main()
