@@ -13,6 +13,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,8 +24,9 @@ PYTHON = sys.executable
 
 
 def run(*argv: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(word) for word in argv], stdin=subprocess.DEVNULL, capture_output=True, text=True,  # type: ignore[call-overload, no-any-return]
-                          timeout=600, **{"check": False, **options})
+    settings: dict[str, Any] = {"check": False, "timeout": 600, **options}
+    return subprocess.run([str(word) for word in argv], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                          **settings)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def alone() -> list[str]:
 
 def test_second_build_is_identical_and_needs_no_network(checkout: Path, pyz: Path, alone: list[str]) -> None:
     """Another directory, umask, locale, time zone and hash seed; the same interpreters are found."""
-    environment = {**os.environ, "LC_ALL": "C", "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "7", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, "LC_ALL": "C", "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "7"}
     result = run(*alone, "sh", "-c", 'umask 077; exec "$0" build.py', PYTHON, cwd=checkout, env=environment)
     assert result.returncode == 0, result.stderr
     assert (checkout / "ipsec.pyz").read_bytes() == pyz.read_bytes()
@@ -79,7 +81,7 @@ def test_only_what_can_be_imported_is_embedded(pyz: Path) -> None:
     if not names:
         return
     script = f"import sys; sys.path.append({str(pyz)!r} + '/site-packages'); import {', '.join(names)}\n" \
-             "print(*(m.__file__ for m in list(sys.modules.values()) if 'ipsec.pyz' in (getattr(m, '__file__', '') or '')))"
+             "print(*(m.__file__ for m in list(sys.modules.values()) if 'ipsec.pyz' in str(getattr(m, '__file__', ''))))"
     loaded = run(PYTHON, "-ISc", script, check=True).stdout.split()
     with zipfile.ZipFile(pyz) as archive:
         embedded = {name for name in archive.namelist() if name.startswith("site-packages/")}
@@ -187,5 +189,6 @@ exec env -i "$0" "$1" barf --section version --section nftables --section uptime
     assert "Libreswan" in result.stdout and "load average" in result.stdout
     home = tmp_path / "home"
     home.mkdir()
-    run(PYTHON, pyz, "barf", env={"HOME": str(home), "TMPDIR": str(home), "PATH": "/usr/bin:/bin"}, cwd=home, check=True)
+    environment = {"HOME": str(home), "TMPDIR": str(home), "PATH": "/usr/bin:/bin"}
+    run(PYTHON, pyz, "barf", env=environment, cwd=home, check=True)
     assert os.listdir(home) == []

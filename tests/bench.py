@@ -1,0 +1,126 @@
+"""The benchmark: `python3 build.py bench [ROW...]`.  Figures are ratios against the original, measured in the same run.
+
+To add a row: write a function that yields `Figure`s and put it into ROWS.  Ours and theirs run in turn, so that
+whatever else the machine does meets both; of the times the median counts.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from .ground.machine import PYZ, Machine
+from .ground.pluto import Pluto
+from .ground.roots import Store
+
+TOP = Path(__file__).resolve().parent.parent
+ARCHIVE = TOP / "ipsec.pyz"
+PYTHON = "/usr/bin/python3"
+RUNS = 21
+
+# Runs where the commands run: pairs in turn; prints both medians in seconds and the peak memory of ours in KiB
+DRIVER = """
+import json, os, resource, statistics, sys, time
+ours, theirs, runs = json.loads(sys.argv[1])
+null = os.open("/dev/null", os.O_RDWR)
+def once(argv):
+    start = time.perf_counter()
+    pid = os.posix_spawnp(argv[0], argv, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, null, n) for n in (0, 1, 2)])
+    os.waitpid(pid, 0)
+    return time.perf_counter() - start
+for argv in (ours, theirs): once(argv)
+times = [(once(ours), once(theirs)) for _ in range(runs)]
+pid = os.fork()
+if not pid:
+    once(ours)
+    print(json.dumps([*(statistics.median(column) for column in zip(*times)),
+                      resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss]), flush=True)
+    os._exit(0)
+os.waitpid(pid, 0)
+"""
+
+
+class Figure(NamedTuple):
+    """One line of the result: what was measured, its value, the limit, and what it was made of."""
+
+    what: str
+    value: float
+    limit: float
+    made_of: str = ""
+
+
+def medians(ours: Sequence[str], theirs: Sequence[str], machine: Machine | None = None,
+            runs: int = RUNS) -> tuple[float, float, float]:
+    """Median seconds of ours and of theirs, run in turn, and the peak memory of ours in MiB."""
+    words = [PYTHON, "-c", DRIVER, json.dumps([list(ours), list(theirs), runs])]
+    if machine:
+        out = machine.run(words, timeout=1800).check().stdout
+    else:
+        out = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    mine, other, peak = json.loads(out)
+    return mine, other, peak / 1024
+
+
+def ratio(what: str, limit: float, mine: float, other: float) -> Figure:
+    """A figure that is ours divided by theirs."""
+    return Figure(what, mine / other, limit, f"{mine * 1000:.1f} ms / {other * 1000:.1f} ms")
+
+
+@contextmanager
+def gateway() -> Iterator[Machine]:
+    """A bookworm host (libreswan 4.10) with an address and pluto up."""
+    with Machine("bookworm", Store().layers("bookworm"), ARCHIVE) as machine:
+        machine.address("192.0.2.1/24")
+        with Pluto(machine):
+            yield machine
+
+
+def start() -> Iterator[Figure]:
+    """What everybody pays: the start of the program."""
+    mine, other, _ = medians([PYTHON, str(ARCHIVE), "--directory"], [PYTHON, "-c", "pass"], runs=101)
+    yield ratio("ipsec.pyz --directory : python3 -c pass", 1.5, mine, other)
+    yield Figure("size of ipsec.pyz, bytes", ARCHIVE.stat().st_size, 1_000_000)
+
+
+def barf() -> Iterator[Figure]:
+    """The report against that of libreswan 4.10: idle, and with a great many policies and routes."""
+    ours, theirs = [PYTHON, PYZ, "barf"], ["ipsec", "barf"]
+    with gateway() as machine:
+        mine, other, _ = medians(ours, theirs, machine)
+        yield ratio("barf : ipsec barf 4.10, idle", 0.6, mine, other)
+        machine.write("/run/routes", "".join(f"route add 10.{n >> 8 & 255}.{n & 255}.{n >> 16}/32 dev eth0\n"
+                                             for n in range(100_000)))
+        machine.write("/run/policies", "".join(
+            f"xfrm policy add src 10.{n >> 8 & 255}.{n & 255}.0/24 dst 172.16.0.0/16 dir out priority 100 tmpl "
+            f"src 192.0.2.1 dst 192.0.2.2 proto esp reqid {n + 1} mode tunnel\n" for n in range(30_000)))
+        for batch in ("/run/routes", "/run/policies"):
+            machine.run(["ip", "-batch", batch], timeout=600).check()
+        mine, other, peak = medians(ours, theirs, machine)
+        yield ratio("barf : ipsec barf 4.10, 30,000 policies and 100,000 routes", 2, mine, other)
+        yield Figure("peak memory of that run, MiB", peak, 64)
+
+
+ROWS: dict[str, Callable[[], Iterator[Figure]]] = {"start": start, "barf": barf}
+
+
+def main() -> None:
+    """Measure the rows that are named, or all; the status is 1 when a limit is missed."""
+    missed = 0
+    for name in sys.argv[1:] or ROWS:
+        if name not in ROWS:
+            sys.exit(f"bench: no row {name}; there are {', '.join(ROWS)}")
+        for figure in ROWS[name]():
+            good = figure.value <= figure.limit
+            missed += not good
+            print(f"{'ok  ' if good else 'MISS'} {figure.what:<62} {figure.value:>10.3g} (limit {figure.limit:g})  "
+                  f"{figure.made_of}", flush=True)
+    sys.exit(missed > 0)
+
+
+if __name__ == "__main__":
+    main()
