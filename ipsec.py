@@ -24,6 +24,7 @@ import time
 TYPE_CHECKING = False  # typing costs 3 ms and is not needed at run time
 if TYPE_CHECKING:
     import socket
+    import subprocess
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from types import ModuleType
     from typing import Callable, NoReturn
@@ -297,6 +298,11 @@ class Host:
         head, tail = os.path.split(name)
         return os.lstat(f"{self.path(head)}/{tail}")
 
+    def readlink(self, name: str) -> str:
+        """Where the symbolic link points, as it is written.  Raises OSError."""
+        head, tail = os.path.split(name)
+        return os.readlink(f"{self.path(head)}/{tail}")
+
     def exists(self, name: str) -> bool:
         """True when `name` is there (a dangling link is not)."""
         try:
@@ -341,6 +347,46 @@ class Host:
             found += [os.path.join(parent, name) for name in names
                       if fnmatch.fnmatchcase(name, tail) and (tail.startswith(".") or not name.startswith("."))]
         return found
+
+    def write(self, name: str, text: str) -> None:
+        """Write a small file in place: a sysctl, a file of ours, one that is mounted and can't be renamed over.
+
+        Raises OSError, with the name.
+        """
+        try:
+            fd = os.open(self.path(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOCTTY, 0o644)
+            try:
+                write_all(fd, encode(text))
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, name) from None
+
+    def remove(self, name: str) -> None:
+        """Remove a file; none there is fine.  Raises OSError."""
+        try:
+            os.unlink(self.path(name))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, name) from None
+
+    def lock(self, directory: str, timeout: float = 120.0) -> int:
+        """A descriptor that holds the lock on a directory, made when missing: os.close() gives it back, as our end
+        does, however we end, and becoming another program.  Raises TimedOut, OSError."""
+        import fcntl
+        os.makedirs(self.path(directory), 0o700, exist_ok=True)
+        fd = os.open(self.path(directory), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return fd
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EINTR) or time.monotonic() > deadline:
+                    os.close(fd)
+                    raise TimedOut(f"{directory} is in use by another ipsec command for {timeout:g} s") from None
+            time.sleep(0.05)
 
     def kernel_messages(self) -> Iterator[str]:
         """The kernel's log as dmesg(1) prints it: `[seconds since boot] text`.  Raises OSError.
@@ -442,6 +488,44 @@ class Host:
                 self._end(child.pid)
                 child.communicate()
         return Ran(SIGNALLED - child.returncode if child.returncode < 0 else child.returncode, out, err)
+
+    def call(self, argv: Sequence[str], *, quiet: bool = False) -> int:
+        """Run a program in our place, on our terminal or silently, for as long as it takes; its status.
+
+        Raises Missing, and Failure when it can't be executed.
+        """
+        import subprocess
+        child = self.spawn(argv, subprocess.DEVNULL if quiet else None, detached=False)
+        try:
+            status = child.wait()
+        finally:
+            if child.poll() is None:  # Ctrl-C
+                child.terminate()
+                child.wait()
+        return SIGNALLED - status if status < 0 else status
+
+    def spawn(self, argv: Sequence[str], output: int | None, *, detached: bool = True) -> subprocess.Popen[bytes]:
+        """Start a program and leave it running, both outputs on the descriptor; detached, in a session of its own.
+
+        Raises Missing, and Failure when it can't be executed.
+        """
+        import subprocess
+        self.flush()
+        path = self.resolve(argv[0])
+        try:
+            return subprocess.Popen([path, *argv[1:]], stdin=subprocess.DEVNULL if detached else None, stdout=output,
+                                    stderr=output, env=self.exported(), cwd="/", start_new_session=detached)
+        except OSError as error:
+            raise Failure(f"{path}: {error.strerror}", NOT_EXECUTABLE) from None
+
+    def signal(self, pid: int, *names: str) -> None:
+        """Send signals to a process; that it is gone is fine.  Raises OSError."""
+        import signal
+        for name in names:
+            try:
+                os.kill(pid, getattr(signal, name))
+            except ProcessLookupError:
+                return
 
     def stream(self, argv: Sequence[str], *, hint: str = "") -> Iterator[bytes]:
         """Run a program and give its output (both kinds) piece by piece.  Raises Missing, and Failure when it failed.

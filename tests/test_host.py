@@ -161,3 +161,48 @@ def test_version_of_what_programs_say(text: str, version: str | None) -> None:
 def test_a_missing_module_is_one_line() -> None:
     with pytest.raises(ipsec.Missing, match="--json needs Python's module no_such_7f3"):
         ipsec.need("no_such_7f3", "--json")
+
+
+def test_writing_keeps_the_file_and_names_it_in_errors(below: ipsec.Host) -> None:
+    number = os.stat(f"{below.root}/etc/file").st_ino
+    below.write("/etc/file", "new\n")
+    assert below.read("/etc/file") == "new\n" and os.stat(f"{below.root}/etc/file").st_ino == number
+    with pytest.raises(OSError) as caught:
+        below.write("/nowhere/file", "")
+    assert caught.value.filename == "/nowhere/file"
+    below.remove("/etc/file")
+    below.remove("/etc/file")
+    assert not below.exists("/etc/file")
+    with pytest.raises(OSError) as caught:
+        below.remove("/etc")
+    assert caught.value.filename == "/etc"
+
+
+def test_a_link_is_read_as_written(below: ipsec.Host) -> None:
+    os.symlink("/else/where", f"{below.root}/etc/link")
+    assert below.readlink("/etc/link") == "/else/where"
+
+
+def test_one_at_a_time_in_a_directory(below: ipsec.Host) -> None:
+    first = below.lock("/run/x")
+    with pytest.raises(ipsec.TimedOut, match="/run/x is in use"):
+        below.lock("/run/x", timeout=0.2)
+    os.close(first)
+    os.close(below.lock("/run/x", timeout=0.2))
+
+
+def test_a_called_program_shares_our_output(capfd: pytest.CaptureFixture[str]) -> None:
+    host = ipsec.Host({})
+    assert host.call(["sh", "-c", "echo out; echo err >&2; exit 7"]) == 7
+    assert capfd.readouterr() == ("out\n", "err\n")
+    assert host.call(["sh", "-c", "echo out; kill -KILL $$"], quiet=True) == 128 + 9
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_spawned_program_is_left_to_itself() -> None:
+    host = ipsec.Host({})
+    child = host.spawn(["sleep", "1000"], None)
+    assert child.poll() is None and os.getsid(child.pid) == child.pid
+    host.signal(child.pid, "SIGSTOP", "SIGTERM", "SIGCONT")
+    assert child.wait(60) == -15
+    host.signal(child.pid, "SIGTERM")
