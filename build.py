@@ -49,11 +49,17 @@ TARGETS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
 # Date of all entries of the archive: that of the sources does not matter, the zip format begins in 1980
 EPOCH = int(os.environ.get("SOURCE_DATE_EPOCH", "315532800"))
 
+# The sections of ipsec.py that its dispatch needs: they are loaded at every start, the others for a command that is there
+FRONT = (1, 2, 10, 12)
+
 # The module that __main__ calls.  zipimport knows one .pyc a module, so it can't choose among interpreters; this does.
 START = '''\
 """Start ipsec from the archive: a clean sys.path, then the bytecode for this interpreter, else the source."""
+import gc
+import marshal
 import os
 import sys
+from _frozen_importlib_external import MAGIC_NUMBER
 
 
 def main():
@@ -64,19 +70,28 @@ def main():
             or path.endswith(".zip") and os.path.dirname(path) == os.path.dirname(library)]
     sys.path[:] = [archive, *mine, archive + "/site-packages"]
     sys.dont_write_bytecode = True
+    module = type(sys)("ipsec")
+    module.__file__ = archive + "/ipsec.py"
+
+    def load(part):
+        code = __loader__.get_data(f"{archive}/bytecode/{sys.implementation.cache_tag}.{part}")
+        if code[:4] != MAGIC_NUMBER:
+            raise OSError
+        gc.disable()  # nothing that is loaded here will ever be garbage
+        exec(marshal.loads(memoryview(code)[4:]), module.__dict__)
+        gc.enable()
+
+    def load_rest():
+        module.load_rest = int  # does nothing from now on
+        load("rest")
+
     try:
-        code = __loader__.get_data(f"{archive}/bytecode/{sys.implementation.cache_tag}.pyc")
+        load("front")
     except OSError:
-        code = b""
-    import marshal
-    from _frozen_importlib_external import MAGIC_NUMBER
-    if code[:4] == MAGIC_NUMBER:
-        module = type(sys)("ipsec")
-        module.__file__ = archive + "/ipsec.py"
-        sys.modules["ipsec"] = module
-        exec(marshal.loads(memoryview(code)[16:]), module.__dict__)
-    else:
         import ipsec as module
+    else:
+        sys.modules["ipsec"] = module
+        module.load_rest = load_rest
     module.main()
 '''
 
@@ -200,28 +215,48 @@ def interpreters() -> dict[str, Path]:
     return {version: found[version] for version in TARGETS if version in found}
 
 
-# Compiled without docstrings and assertions, which nothing reads at run time.  Sets in the code keep the order of their
-# hashes, so that is fixed; -I would ignore the variable that does it.
+# Compiled without what nothing reads at run time and every start would pay for: docstrings, assertions, the annotations
+# of functions, columns of tracebacks.  Sets in the code keep the order of their hashes, so that is fixed; -I would ignore
+# the variable that does it.
 COMPILE = """
-import importlib.util, marshal, sys
-code = compile(open(sys.argv[1], encoding="utf-8").read(), "ipsec.py", "exec", dont_inherit=True, optimize=2)
-sys.stdout.buffer.write(importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(code))
+import ast, importlib.util, marshal, re, sys
+front = [int(word) for word in sys.argv[2:]]
+source = open(sys.argv[1], encoding="utf-8").read()
+banners = [(source.count("\\n", 0, found.start()) + 1, int(found[1])) for found in re.finditer(r"(?m)^# (\\d+)\\. ", source)]
+parts = {"front": [], "rest": []}
+tree = ast.parse(source)
+for node in ast.walk(tree):
+    if isinstance(node, ast.arg):
+        node.annotation = None
+    elif isinstance(node, ast.FunctionDef):
+        node.returns = None
+for statement in tree.body:
+    section = max([number for line, number in banners if line < statement.lineno], default=front[0])
+    parts["front" if section in front else "rest"].append(statement)
+future = tree.body[1:2]  # after the docstring: from __future__ import annotations
+parts["rest"][:0] = future
+for name, body in parts.items():
+    code = compile(ast.Module(body, []), "ipsec.py", "exec", dont_inherit=True, optimize=2)
+    data = importlib.util.MAGIC_NUMBER + marshal.dumps(code)
+    sys.stdout.buffer.write(len(data).to_bytes(4, "big") + data)
 """
 
 
-def bytecode(source: Path) -> dict[str, bytes]:
-    """The source compiled by every interpreter that is found, by cache tag."""
-    compiled = {}
+def bytecode(source: Path) -> Iterator[tuple[str, bytes]]:
+    """The source compiled by every interpreter that is found: the names in the archive, and the two parts."""
     environment = {"PYTHONHASHSEED": "0", "PATH": "/usr/bin:/bin"}
-    for version, python in interpreters().items():
-        result = subprocess.run([str(python), "-s", "-S", "-c", COMPILE, str(source)], env=environment, check=True,
-                                capture_output=True)
-        compiled[f"cpython-{version.replace('.', '')}"] = result.stdout
+    found = interpreters()
+    for version, python in found.items():
+        words = [str(python), "-s", "-S", "-X", "no_debug_ranges", "-c", COMPILE, str(source), *map(str, FRONT)]
+        data = subprocess.run(words, env=environment, check=True, capture_output=True).stdout
+        for part in ("front", "rest"):
+            end = 4 + int.from_bytes(data[:4], "big")
+            yield f"bytecode/cpython-{version.replace('.', '')}.{part}", data[4:end]
+            data = data[end:]
         say(f"bytecode for CPython {version} by {python}")
-    missing = [version for version in TARGETS if f"cpython-{version.replace('.', '')}" not in compiled]
+    missing = [version for version in TARGETS if version not in found]
     if missing:
         say(f"no CPython {', '.join(missing)} here: from the source there")
-    return compiled
 
 
 # --- the archive ----------------------------------------------------------------------------------------------------
@@ -282,7 +317,7 @@ def own_files() -> Iterator[tuple[str, bytes]]:
     """What is ours in the archive, name and content."""
     yield "start.py", START.encode()
     yield "ipsec.py", SOURCE.read_bytes()
-    yield from ((f"bytecode/{tag}.pyc", code) for tag, code in bytecode(SOURCE).items())
+    yield from bytecode(SOURCE)
     yield from ((f"man/{page.name}", page.read_bytes()) for page in sorted((TOP / "man").glob("*.[1-8]")))
 
 

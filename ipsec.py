@@ -4,12 +4,14 @@
 
 Read from top to bottom; a later section uses earlier ones, never the other way round:
 
-   1. Constants and errors     6. Whack
-   2. Host                     7. NSS
-   3. Redaction                8. Firewall
-   4. Configuration            9. Service managers
-   5. Kernel                  10. Commands
-                              11. Dispatch
+   1. Constants and errors     7. NSS
+   2. Host                     8. Firewall
+   3. Redaction                9. Service managers
+   4. Configuration           10. Registry
+   5. Kernel                  11. Commands
+   6. Whack                   12. Dispatch
+
+Sections 1, 2, 10 and 12 need no others to start: the archive loads those first, the rest for a command that is there.
 
 Imports are rationed: every `ipsec` on a gateway pays for them, and the smallest hosts (python3-minimal) lack half of
 the standard library.  At import time only what the interpreter has loaded anyway; the rest where it is used.
@@ -908,10 +910,10 @@ def pluto_shutdown(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
 # =====================================================================================================================
 
 # =====================================================================================================================
-# 10. Commands
+# 10. Registry
 #
-# The registry, then one function (or small class) a command, registered with a decorator that carries all that the
-# user sees of it.  Help, completion and the test of the man pages read the registry, so none can drift.
+# What a command is: a function, registered with a decorator that carries all that the user sees of it.  Help,
+# completion and the test of the man pages read the registry, so none can drift.
 # =====================================================================================================================
 
 
@@ -1068,6 +1070,36 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]}?" if close else ""
 
 
+# =====================================================================================================================
+# 11. Commands
+#
+# One function (or small class) each, registered with all that the user sees of it.
+# =====================================================================================================================
+
+# =====================================================================================================================
+# 12. Dispatch
+#
+# Global options, the registry, then programs in the exec directory, then a clear error; what ipsec says of itself; and
+# the one place where failures, closed pipes and Ctrl-C become an exit status.
+# =====================================================================================================================
+
+GLOBAL_OPTIONS = (
+    Opt("--config", "FILE", "the configuration instead of /etc/ipsec.conf"),
+    Opt("--rundir", "DIR", "pluto's run directory instead of /run/pluto"),
+    Opt("--ctlsocket", "FILE", "pluto's control socket instead of RUNDIR/pluto.ctl"),
+    Opt("--nssdir", "DIR", "the NSS database instead of /var/lib/ipsec/nss"),
+    Opt("--root", "DIR", "report on the system whose file system is mounted at DIR"),
+)
+
+
+def load_rest() -> None:
+    """Have every command registered.
+
+    The archive begins with the sections that dispatch needs, and puts a loader of the others in this place (build.py);
+    as a plain file the program is whole.
+    """
+
+
 # --- ipsec itself: help, version, directory --------------------------------------------------------------------------
 
 # Self-tests that Debian's 4.10 installs beside the commands; some run when asked for --help
@@ -1083,6 +1115,7 @@ def is_mentioned(name: str) -> bool:
 
 def command_names(host: Host) -> list[str]:
     """What --help lists and completion offers: the built-in commands and those in the exec directory, sorted."""
+    load_rest()
     names = {entry.name for entry in COMMANDS.values() if not entry.hidden}
     try:
         names.update(name for name in host.listdir(host.execdir) if is_mentioned(name)
@@ -1105,7 +1138,7 @@ def help_command(host: Host, args: Args) -> int:
     """`ipsec help [COMMAND]`: 0, or 1 for a command that is not there."""
     if args.operands:
         name = args.operands[0]
-        entry = COMMANDS.get(name)
+        entry = find_command(name)
         if entry is None:
             if program_of(host, name):
                 host.print(f"{name} is a program of libreswan: see man ipsec_{name} or ipsec {name} --help")
@@ -1172,20 +1205,12 @@ def directory_command(host: Host, args: Args) -> int:
     return OK
 
 
-# =====================================================================================================================
-# 11. Dispatch
-#
-# Global options, the registry, then programs in the exec directory, then a clear error; and the one place where
-# failures, closed pipes and Ctrl-C become an exit status.
-# =====================================================================================================================
-
-GLOBAL_OPTIONS = (
-    Opt("--config", "FILE", "the configuration instead of /etc/ipsec.conf"),
-    Opt("--rundir", "DIR", "pluto's run directory instead of /run/pluto"),
-    Opt("--ctlsocket", "FILE", "pluto's control socket instead of RUNDIR/pluto.ctl"),
-    Opt("--nssdir", "DIR", "the NSS database instead of /var/lib/ipsec/nss"),
-    Opt("--root", "DIR", "report on the system whose file system is mounted at DIR"),
-)
+def find_command(name: str) -> Command | None:
+    """The built-in command of that name, which may be written with two leading dashes as in 5.x."""
+    bare = name[2:] if name.startswith("--") else name
+    if name not in COMMANDS and bare not in COMMANDS:
+        load_rest()
+    return COMMANDS.get(name) or COMMANDS.get(bare)
 
 
 def program_of(host: Host, name: str) -> str | None:
@@ -1219,7 +1244,7 @@ def dispatch(words: Sequence[str]) -> int:
         sys.stderr.write(usage_text(host) + "\n")
         return USAGE
     name, *rest = words[leading:]
-    entry = COMMANDS.get(name) or (COMMANDS.get(name[2:]) if name.startswith("--") else None)
+    entry = find_command(name)
     if entry is None and name.startswith("-"):
         known = {*mine, *(f"--{command_name}" for command_name in COMMANDS)}
         raise Failure(f"ipsec: unknown option {quote(name)}", USAGE, suggest(name, known) or

@@ -92,7 +92,8 @@ def test_bytecode_for_every_interpreter_found(pyz: Path) -> None:
     with zipfile.ZipFile(pyz) as archive:
         packed = {name for name in archive.namelist() if name.startswith("bytecode/")}
     found = build.interpreters()
-    assert packed == {f"bytecode/cpython-{version.replace('.', '')}.pyc" for version in found}
+    assert packed == {f"bytecode/cpython-{version.replace('.', '')}.{part}" for version in found
+                      for part in ("front", "rest")}
     for python in found.values():
         asked = run(python, pyz, "version", "--verbose", check=True)
         assert f"({python})" in asked.stdout or "Python " in asked.stdout

@@ -178,7 +178,7 @@ def test_a_broken_helper_does_not_break_the_version(door: Door) -> None:
     (["--config"], 2, "--config needs a value"),
     (["--bogus"], 2, 'unknown option "--bogus"'),
     (["--verison"], 2, "did you mean --version?"),
-    (["--root", "/nonexistent", "version"], 2, "/nonexistent"),
+    (["--root", "/no-such-7f3", "version"], 2, "/no-such-7f3"),
     (["nosuch"], 1, 'unknown IPsec command "nosuch"'),
     (["versoin"], 1, "did you mean version?"),
     (["../../../bin/sh", "-c", "echo SHELL"], 1, "a path is never run"),
