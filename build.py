@@ -49,7 +49,7 @@ TARGETS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
 # Date of all entries of the archive: that of the sources does not matter, the zip format begins in 1980
 EPOCH = int(os.environ.get("SOURCE_DATE_EPOCH", "315532800"))
 
-# The sections of ipsec.py that its dispatch needs: they are loaded at every start, the others for a command that is there
+# The sections of ipsec.py that its dispatch needs: they are loaded at every start, the others for one of their commands
 FRONT = (1, 2, 10, 12)
 
 # The module that __main__ calls.  zipimport knows one .pyc a module, so it can't choose among interpreters; this does.
@@ -216,13 +216,14 @@ def interpreters() -> dict[str, Path]:
 
 
 # Compiled without what nothing reads at run time and every start would pay for: docstrings, assertions, the annotations
-# of functions, columns of tracebacks.  Sets in the code keep the order of their hashes, so that is fixed; -I would ignore
-# the variable that does it.
+# of functions, columns of tracebacks.  Sets in the code keep the order of their hashes, so that is fixed; -I would
+# ignore the variable that does it.
 COMPILE = """
 import ast, importlib.util, marshal, re, sys
 front = [int(word) for word in sys.argv[2:]]
 source = open(sys.argv[1], encoding="utf-8").read()
-banners = [(source.count("\\n", 0, found.start()) + 1, int(found[1])) for found in re.finditer(r"(?m)^# (\\d+)\\. ", source)]
+banners = [(number, int(line[2:].partition(".")[0])) for number, line in enumerate(source.splitlines(), 1)
+           if re.match(r"# \\d+\\. ", line)]
 parts = {"front": [], "rest": []}
 tree = ast.parse(source)
 for node in ast.walk(tree):
