@@ -25,6 +25,7 @@ import time
 
 TYPE_CHECKING = False  # typing costs 3 ms and is not needed at run time
 if TYPE_CHECKING:
+    import re
     import socket
     import subprocess
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -606,7 +607,12 @@ class Host:
             raise
         return link
 
-    # --- output -----------------------------------------------------------------------------------------------------
+    # --- standard input and output ----------------------------------------------------------------------------------
+
+    def stdin(self) -> Iterator[bytes]:
+        """Standard input, piece by piece.  Raises OSError."""
+        while data := os.read(0, READ_CHUNK):
+            yield data
 
     def print(self, text: str = "", *, end: str = "\n") -> None:
         """Write to standard output.  Raises OSError when it can't be written (a full disk, a closed pipe)."""
@@ -693,11 +699,997 @@ def version_in(text: str) -> str | None:
 
 # =====================================================================================================================
 # 3. Redaction
+#
+# What leaves the program in a report passes here.  Secrets are known by their place (the syntax of ipsec.secrets,
+# options, assignments, key dumps) and by value: once seen, a secret is masked wherever it turns up.  Touches nothing;
+# redactor_of() of the next section feeds it from the host's files.  Facts: lib/libswan/lex.c, secrets.c and ttodata.c
+# of libreswan 3.25 to 5.4, ipsec.secrets(5), ip-xfrm(8).
 # =====================================================================================================================
+
+REDACTED = "[redacted]"
+KEY_KINDS = frozenset("psk xauth rsa ecdsa eddsa pkcs8 p12 pin ppk ppks ntlm eap".split())  # of all generations
+RSA_FIELDS = frozenset("modulus publicexponent privateexponent prime1 prime2 exponent1 exponent2 coefficient ckaidnss "
+                       "ckaid privatekey publickey".split())
+PUBLIC_FIELDS = ("modulus", "publicexponent", "ckaidnss", "ckaid", "publickey")
+LONGEST_LINE = 1 << 16  # a report shows no more of a line
+# Secrets that are everyday words of a report would, masked everywhere, leave neither a report nor a doubt what they are
+EVERYDAY = frozenset("secret secrets password ipsec libreswan pluto test default public private tunnel transport "
+                     "systemd kernel linux debian redacted".split())
+
+
+class Token:
+    """A word of ipsec.secrets: its text without quotes, where it is in its line, and how it is written."""
+
+    __slots__ = ("end", "form", "line", "start", "text")
+
+    def __init__(self, text: str, line: int, start: int, end: int, form: str) -> None:
+        self.text = text
+        self.line = line
+        self.start = start
+        self.end = end
+        self.form = form  # the quote; 0x, 0s or 0t; `open` for a string without end; empty for a bare word
+
+    def data(self) -> bytes | None:
+        """The bytes that it stands for, or None when it is no key that pluto would load."""
+        if self.form in ("0x", "0s"):
+            digits = self.text[2:].replace("_", "")
+            try:
+                import binascii
+                return (binascii.unhexlify(digits) if self.form == "0x" else
+                        binascii.a2b_base64(digits + "=" * (-len(digits) % 4)))
+            except ValueError:
+                return None
+        return encode(self.text[2:] if self.form == "0t" else self.text)
+
+    def censored(self) -> str:
+        """What a report shows in its place: how it is written, and the length of a key."""
+        if self.form in ('"', "'", "`"):
+            return f"{self.form}{REDACTED}{self.form}"
+        if self.form in ("0x", "0s"):
+            data = self.data()
+            return self.form + ("[redacted, malformed]" if data is None else f"[redacted {len(data)} bytes]")
+        return {"0t": "0t", "open": '"'}.get(self.form, "") + REDACTED
+
+
+def secret_tokens(text: str, line: int = 0) -> tuple[list[Token], int]:
+    """The tokens of one line of ipsec.secrets as pluto's lexer sees them, and where the line's comment starts (its
+    length when it has none).  Never fails."""
+    tokens: list[Token] = []
+    place = 0
+    stop = text.find("\0")  # a C string ends there
+    stop = len(text) if stop < 0 else stop
+    while place < stop:
+        first = text[place]
+        if first in " \t":
+            place += 1
+            continue
+        if first == "#":
+            return tokens, place
+        start = place
+        form = text[start:start + 2].lower()
+        form = form if form in ("0x", "0s", "0t") else ""
+        to_end = text.startswith("0t", start)  # such a key may hold blanks
+        if first in "\"'`":
+            place = text.find(first, start + 1, stop) + 1
+            form = first if place else "open"
+            place = place or stop
+            word = text[start + 1:place - 1] if form == first else text[start + 1:place]
+        else:
+            place = start + 1
+            while place < stop and (to_end or text[place] not in " \t"):
+                place += 1
+            if place - start > 1 and text[place - 1] == ":" and not to_end:
+                place -= 1  # the colon after an adjacent ID is a token of its own
+            word = text[start:place]
+        tokens.append(Token(word, line, start, place, form))
+    return tokens, stop
+
+
+class SecretRecord:
+    """A record of ipsec.secrets: `include` and a pattern, or IDs, a colon and a key.  `shown` are the tokens that a
+    report may show, `secrets` those to mask wherever they turn up, `problem` why pluto would not load it."""
+
+    def __init__(self, tokens: Sequence[Token]) -> None:
+        self.tokens = tokens
+        self.line = tokens[0].line if tokens else 0
+        self.kind = ""
+        self.ids: list[Token] = []
+        self.include = ""
+        self.problem = ""
+        self.shown: list[Token] = []
+        self.secrets: list[Token] = []
+        self._parse()
+
+    def _parse(self) -> None:
+        tokens = self.tokens
+        if tokens and tokens[0].text.lower() == "include" and not tokens[0].form:
+            self.kind = "include"
+            self.shown = list(tokens[:1])
+            if len(tokens) != 2 or tokens[1].form == "open":
+                self.problem = "include needs one file name and nothing behind it"
+                return
+            self.include = tokens[1].text
+            self.shown.append(tokens[1])
+            return
+        colon = next((i for i, token in enumerate(tokens) if token.text == ":"), -1)
+        keyword = next((i for i, token in enumerate(tokens) if is_key_word(token.text)), len(tokens))
+        for token in tokens[:max(0, min(colon, keyword))]:
+            if token.form not in ("", '"', "'"):
+                break  # no ID is written so: a key at the wrong place
+            self.ids.append(token)
+        self.shown = list(self.ids)
+        if any(token.form == "open" for token in tokens):
+            self.problem = "unterminated string"
+        if colon < 0:
+            self.problem = self.problem or "no `:` (a word of its own) between the IDs and the key"
+            self.secrets = [token for token in tokens[:keyword] if token.form] + list(tokens[keyword + 1:])
+            self.shown = []
+            return
+        self.secrets = [token for token in tokens[len(self.ids):colon] if token.form]
+        values = tokens[colon + 1:]
+        self.shown.append(tokens[colon])
+        kind = values[0].text.lower() if values else ""
+        if kind not in KEY_KINDS or (values[0].form and values[0].form not in "\"'"):
+            self.problem = self.problem or "no PSK, XAUTH or other kind of key behind the `:`"
+            self.secrets += values
+            return
+        self.kind = kind
+        self.shown.append(values[0])
+        self._parse_key(values[1:])
+
+    def _parse_key(self, values: Sequence[Token]) -> None:
+        if not values:
+            self.problem = self.problem or "no key behind the kind of key"
+        elif self.kind in ("psk", "xauth", "ppk", "ppks"):
+            wanted = 2 if self.kind.startswith("ppk") else 1
+            self.secrets += values[wanted - 1:] if len(values) >= wanted else values
+            if wanted == 2 and len(values) > 1 and values[0].form in ('"', "'"):
+                self.shown.append(values[0])
+            if len(values) != wanted:
+                self.problem = self.problem or ("more than one key" if len(values) > wanted else "no key behind its ID")
+            elif values[-1].form not in ('"', "'") and (values[-1].form in ("", "`") or values[-1].data() is None):
+                self.problem = self.problem or "malformed key: neither quoted nor 0x, 0s or 0t and digits"
+        elif self.kind == "pin":
+            self.secrets += values[1:] or values
+        else:  # a raw private key, or the file and the passphrase of one
+            field = ""
+            for token in values:
+                word = token.text.rstrip(":").lower()
+                if not token.form and (token.text in ("{", "}", ":") or word in RSA_FIELDS):
+                    self.shown.append(token)
+                    field = field if token.text == ":" else word
+                elif token.form and field not in PUBLIC_FIELDS:
+                    self.secrets.append(token)
+
+    def censored(self, number: int, text: str) -> str:
+        """What a report shows of the record's line `number`, whose text before any comment is given."""
+        parts = []
+        place = 0
+        for token in self.tokens:
+            if token.line == number:
+                parts += [text[place:token.start],
+                          text[token.start:token.end] if token in self.shown else token.censored()]
+                place = token.end
+        return "".join(parts)
+
+
+def is_key_word(text: str) -> bool:
+    """True for the name of a kind of key, also where a blank before it was forgotten."""
+    return text.rpartition(":")[2].lower() in KEY_KINDS
+
+
+def secret_records(lines: Iterable[str]) -> Iterator[tuple[SecretRecord, list[tuple[int, str, int]]]]:
+    """The records of a secrets file and the lines of each: number, text, where the comment starts.
+
+    A record begins at the left margin and goes on in indented lines (lex.c).  Comment and blank lines come with the
+    record before them, or with an empty one.  Never fails, whatever the file holds.
+    """
+    tokens: list[Token] = []
+    rows: list[tuple[int, str, int]] = []
+    for number, text in enumerate(lines, 1):
+        text = text.rstrip(" \t\r\n\v\f")
+        found, comment = secret_tokens(text, number)
+        if found and not found[0].start and rows:
+            yield SecretRecord(tokens), rows
+            tokens, rows = [], []
+        tokens += found
+        rows.append((number, text, comment))
+    if rows:
+        yield SecretRecord(tokens), rows
+
+
+def commented_out(text: str) -> SecretRecord | None:
+    """The entry that a comment (its text begins with `#`) holds, or None for any other remark."""
+    record = SecretRecord(secret_tokens(text.lstrip("# \t"))[0])
+    entry = record.kind in KEY_KINDS and all(any(c in token.text for c in "@.:%=") for token in record.ids)
+    return record if entry else None
+
+
+def censor_secrets(lines: Iterable[str]) -> Iterator[str]:
+    """The lines of a secrets file as a report shows them: IDs, kinds of keys, includes; all else `[redacted]`."""
+    for record, rows in secret_records(lines):
+        for number, text, comment in rows:
+            shown = record.censored(number, text[:comment])
+            remark = text[comment:]
+            if remark.lstrip("#\0 \t"):
+                old = commented_out(remark)
+                bare = remark.lstrip("# \t")
+                remark = remark[:len(remark) - len(bare)] + old.censored(0, bare) if old else "#[redacted comment]"
+                remark = remark if remark.startswith("#") else f"#{remark}"
+            yield shown + (text[len(text[:comment].rstrip(" \t")):comment] if remark else "") + remark
+
+
+# Words without which none of SECRET_PLACES can match, then those places: what comes before the secret is kept.
+PLACE_HINTS = ("pass", "pwd", "psk", "secret", "pin", "xauth", "ppk", "key", "token", "://", "malformed", "unrecogni",
+               'index "', "lex ", " 0x", "$", "\te: ", "\ta: ", "util")
+_SECRET_NAME = (r"[\w-]*(?:passw(?:or)?d|passphrase|xauthpass|userpass|pwd|secret[_-]?key|shared[_-]?(?:secret|key)|"
+                r"client[_-]?secret|api[_-]?key|auth[_-]?token)|pass|psk|secret|pin")
+_QUOTED = r"""\\?"(?:[^"\\\n]|\\.)*(?:"|$)|\\?'[^'\n]*(?:'|$)"""
+SECRET_PLACES = (
+    # options of a command line, up to the next option; the short ones of the NSS tools
+    rf"((?<![\w-])--?(?:{_SECRET_NAME}|passin|passout)(?:=|[ \t]+))(?:{_QUOTED}|(?:(?![ \t]-)[^\n])+)",
+    r"(\b(?:pk12|cert|crl|mod)util\b[^\n]*?[ \t]-[WKP][ \t]*)(?:(?![ \t]-)[^\n])+",
+    # name=value and name: value, in any kind of text; at the start of a line its rest is the value
+    rf"(^[ \t]*(?:{_SECRET_NAME})[ \t]*[=:][ \t]*)(?!$)[^\n]+",
+    rf"((?<![\w/.-])[\"\']?(?:{_SECRET_NAME})[\"\']?[ \t]*[=:][ \t]*)(?:{_QUOTED}|[^\s,;&)\]}}]+)",
+    r"(\bpassword for [^\n:]*:[ \t]*)[^\n]+",
+    r"(\w://[^\s/:@]*:)[^\s/@]+(?=@)",
+    # entries of ipsec.secrets, and what pluto says of malformed ones (secrets.c, lex.c)
+    rf"(:[ \t]*(?:PSK|XAUTH|PPKS?|PIN)[ \t]+)(?:{_QUOTED}|0[xst])[^\n]*",
+    r"((?:PSK|XAUTH|PPK|RSA|key)[^\n]{0,40} malformed \([^\n]*?\):[ \t]*)[^\n]+",
+    r"((?:unrecogni[sz]ed (?:keyword|key format):|\bline \d+: index)[ \t]*)[^\n]+",
+    r"(\blex (?:shift|flushline)[^\n']*')[^\n]*",
+    r"(\buser\([^\n]*\) pass[ \t]+)[^\n]+",
+    # comments and banners that speak of a secret
+    r"((?:--comment|modecfgbanner[ \t]*=|banner:)[ \t]*)(?=[^\n]{0,300}?(?:pass|secret|psk|pwd|key))"
+    r"[^\n]+?(?=[ \t]-|$)",
+    # keys of the kernel, as ip-xfrm(8) and setkey(8) print them, and hashes of passwords, crypt(5)
+    r"^(\t[EA]: [\w()-]+[ \t]+)[0-9a-f]{8}[0-9a-f \t]*$",
+    r"(\$(?:1|2[abxy]?|5|6|7|y|gy|apr1|sha1|md5)\$)[\w./=,$+-]{8,}",
+)
+
+
+class Redactor:
+    """Masks secrets in text: by place, and by value every secret that it learned.
+
+    With `show_secrets` it changes nothing but control characters.
+    """
+
+    def __init__(self, show_secrets: bool = False) -> None:
+        self.show_secrets = show_secrets
+        self._values: set[str] = set()  # masked anywhere
+        self._words: set[str] = set()  # masked where they stand alone
+        self._sorted: list[str] | None = None
+        self._runs: dict[str, list[str]] = {}
+        self._word_pattern: re.Pattern[str] | None = None
+        self._places: list[re.Pattern[str]] = []
+        self._in_key = False  # between the lines of a PEM key
+
+    def learn(self, secret: str | bytes) -> None:
+        """From now on, mask this secret in every form it may turn up in: as it is, decoded, in hex and base64, escaped.
+
+        One of fewer than four characters, or an everyday word, is masked in the places of secrets only.
+        """
+        import binascii
+        text = decode(secret) if isinstance(secret, bytes) else secret
+        data = encode(text)
+        if isinstance(secret, str) and text[:2].lower() in ("0x", "0s", "0t"):
+            data = Token(text, 0, 0, len(text), text[:2].lower()).data() or data
+        if len(text) < 4 or len(data) < 4 or text.lower() in EVERYDAY or not text.strip():
+            return
+        digits = binascii.hexlify(data).decode()
+        dumps = [digits[i:i + 32] for i in range(0, len(digits), 32)]  # 16 bytes a line (llog_dump.c)
+        spaced = ["  ".join(" ".join(row[g:g + 8][i:i + 2] for i in range(0, len(row[g:g + 8]), 2))
+                            for g in range(0, len(row), 8)) for row in dumps if len(row) >= 8]
+        forms = {text, text.strip(), decode(data), digits, digits.upper(), *spaced,
+                 ":".join(digits[i:i + 2] for i in range(0, len(digits), 2)),
+                 " ".join(digits[i:i + 2] for i in range(0, len(digits), 2)),
+                 binascii.b2a_base64(data, newline=False).decode().rstrip("=")}
+        for form in (text, decode(data)):
+            forms |= {form.replace("\\", "\\\\").replace('"', '\\"'), form.replace("'", "'\\''"), printable(form),
+                      form.encode("unicode_escape", "surrogateescape").decode("latin-1"),
+                      "".join(c if 32 <= ord(c) < 127 and c != "\\" else "".join(f"\\{b:03o}" for b in encode(c))
+                              for c in form)}
+        for form in forms:
+            for line in form.splitlines() or [form]:
+                if len(line) >= 6:
+                    self._values.add(line)
+                elif len(line) >= 4:
+                    self._words.add(line)
+        self._sorted = None
+
+    def learn_file(self, lines: Iterable[str]) -> list[str]:
+        """Learn the secrets in the lines of a file like ipsec.secrets, those in its comments too; the patterns that
+        it includes."""
+        includes = []
+        for record, rows in secret_records(lines):
+            found = list(record.secrets)
+            for _, text, comment in rows:
+                old = commented_out(text[comment:])
+                found += old.secrets if old else [token for token in secret_tokens(text[comment:].lstrip("# \t"))[0]
+                                                  if token.form]
+            for token in found:
+                self.learn(token.text)
+            if record.include:
+                includes.append(record.include)
+        return includes
+
+    def text(self, text: str, *, bulk: bool = False) -> str:
+        """The text with all secrets masked.  `bulk` text is known to hold numbers only (routes): by value only."""
+        if self.show_secrets:
+            return text
+        text = self._mask_values(text)
+        if not bulk:
+            text = self._mask_places(text)
+        return text.replace(MASK, REDACTED)
+
+    def clean(self, text: str, *, bulk: bool = False) -> str:
+        """The text as a report shows it: secrets masked, control characters escaped."""
+        return printable(self.text(text, bulk=bulk))
+
+    def stream(self, chunks: Iterable[bytes], *, bulk: bool = False) -> Iterator[str]:
+        """What clean() gives, for text of any size that comes in pieces: a secret across two pieces is masked too.
+
+        Gives whole lines, many at a time; of lines beyond LONGEST_LINE the start.
+        """
+        rest = b""
+        for chunk in chunks:
+            head, newline, tail = chunk.rpartition(b"\n")
+            if newline:
+                yield self._lines(rest + head + newline, bulk)
+                rest = tail
+            elif len(rest) <= 2 * LONGEST_LINE:
+                rest += chunk
+        if rest:
+            yield self._lines(rest, bulk)
+
+    def _lines(self, data: bytes, bulk: bool) -> str:
+        text = decode(data)
+        if len(data) <= LONGEST_LINE or max(map(len, text.split("\n"))) <= LONGEST_LINE:
+            return self.clean(text, bulk=bulk)
+        spare = max(map(len, self._values), default=0)  # a secret that the cut went through is within the last `spare`
+        return "\n".join(
+            self.clean(line, bulk=bulk) if len(line) <= LONGEST_LINE else
+            self.clean(line[:LONGEST_LINE + spare], bulk=bulk)[:LONGEST_LINE - spare].rpartition(" ")[0]
+            + " [rest of the line left out]" for line in text.split("\n"))
+
+    def _mask_values(self, text: str) -> str:
+        import re
+        if self._sorted is None:
+            self._sorted = sorted(self._values, key=len, reverse=True)
+            self._runs = {}
+            if len(self._sorted) > MANY_VALUES:
+                for value in self._sorted:
+                    run = max(re.findall("[A-Za-z0-9]+", value), key=len, default="")
+                    self._runs.setdefault(run, []).append(value)
+            words = "|".join(re.escape(word) for word in sorted(self._words, key=len, reverse=True))
+            self._word_pattern = re.compile(f"(?<![A-Za-z0-9])(?:{words})(?![A-Za-z0-9])") if words else None
+        if self._runs:
+            # one look at each word of the text instead of one search for each value
+            hits = set(re.findall("[A-Za-z0-9]+", text)) & self._runs.keys()
+            values = sorted((value for run in (*hits, "") for value in self._runs.get(run, ())), key=len, reverse=True)
+        else:
+            values = self._sorted
+        for value in values:
+            if value in text:
+                text = text.replace(value, MASK)
+        return self._word_pattern.sub(MASK, text) if self._word_pattern else text
+
+    def _mask_places(self, text: str) -> str:
+        lowered = text.lower()
+        if "private key-----" in lowered or self._in_key:
+            text = self._mask_pem(text)
+        if not any(hint in lowered for hint in PLACE_HINTS):
+            return text
+        import re
+        if not self._places:
+            self._places = [re.compile(place, re.IGNORECASE | re.MULTILINE) for place in SECRET_PLACES]
+            self._places.append(re.compile(r"\b((?:auth|auth-trunc|enc|aead|comp)[ \t]+\S+[ \t]+0x)([0-9a-f]+)", re.I))
+        text = self._places[-1].sub(lambda found: f"{found[1]}[redacted {len(found[2]) // 2} bytes]", text)
+        for place in self._places[:-1]:
+            text = place.sub(rf"\g<1>{MASK}", text)
+        return text
+
+    def _mask_pem(self, text: str) -> str:
+        lines = []
+        for line in text.split("\n"):
+            if "PRIVATE KEY-----" in line:
+                self._in_key = "-----BEGIN" in line
+                lines.append(line)
+            else:
+                lines.append(MASK if self._in_key and line else line)
+        return "\n".join(lines)
+
+
+MASK = "\ue000"  # stands for REDACTED until all is masked, so that nothing is found in it
+MANY_VALUES = 300
+_ESCAPES: dict[int, str] = {}
+
+
+def printable(text: str) -> str:
+    """The text with control characters, undecodable bytes and what turns the direction of writing shown escaped
+    (\\x1b), so that it can't drive a terminal.  Line ends and tabs stay."""
+    if not _ESCAPES:
+        codes = [*range(9), *range(11, 32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A)]
+        _ESCAPES.update({code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in codes})
+        _ESCAPES.update({0xDC00 + byte: f"\\x{byte:02x}" for byte in range(128, 256)})
+    return text.translate(_ESCAPES)
 
 # =====================================================================================================================
 # 4. Configuration
+#
+# Readers of ipsec.conf and of the files with secrets beside it; every error has a file and a line.  Reads through Host
+# only.  Facts: ipsec.conf(5); parser.lex, parser.y, keywords.c and confread.c of libreswan 3.25 to 5.4, whose keywords
+# and values are all taken, whichever release is installed.
 # =====================================================================================================================
+
+INCLUDE_DEPTH = 10  # MAX_INCLUDE_DEPTH
+_BOOL = "y|yes|true|on|n|no|false|off"
+_PERMIT = "never|permit|propose|insist|yes|always|no"
+_FORCE = "never|no|yes|insist|force"
+_FAMILY = "ipv4|ipv6|v4|inet|v6|inet6"
+# What may stand behind a keyword, then the keywords.  `side` keywords are written left… or right… .
+SETUP_KEYWORDS = f"""
+{_BOOL}: audit-log crl-strict dnssec-enable drop-oppo-null ike-socket-errqueue ipsec-interface-managed listen-tcp
+ listen-udp logappend logip logtime loglimit ocsp-enable ocsp-strict uniqueids fragicmp hidetos perpeerlog
+text: curl-iface dnssec-anchors dnssec-rootkey-file dumpdir dns-resolver global-redirect-to ipsecdir listen logfile
+ myvendorid nssdir ocsp-trustname ocsp-uri perpeerlogdir protostack secretsfile seeddev statsbin virtual-private
+duration: crlcheckinterval crl-timeout curl-timeout expire-shunt-interval ocsp-cache-max-age ocsp-cache-min-age
+ ocsp-timeout shuntlifetime xfrmlifetime keep-alive
+number: ddos-ike-threshold ike-socket-bufsize ikeport max-halfopen-ike nat-ikeport nhelpers ocsp-cache-size overridemtu
+ secctx-attr-type seedbits
+0-65535: nflog-all
+debug: plutodebug
+accept|reject|drop: ikev1-policy
+auto|busy|unlimited: ddos-mode
+enabled|disabled|tolerant: seccomp
+get|post: ocsp-method
+no|yes|auto: global-redirect
+obsolete: disable-port-floating force-busy force-keepalive forwardcontrol interfaces klipsdebug nat-traversal nocrsend
+ oe pluto plutofork plutoopts plutorestartoncrash plutowait postpluto prepluto rp-filter syslog
+"""
+CONN_KEYWORDS = f"""
+side text: addresspool ca cert ckaid ecdsakey eddsakey id interface-ip nexthop protoport pubkey rsasigkey rsasigkey2
+ sourceip subnet updown updown-config username vti
+side list: subnets
+side number: ikeport
+side {_BOOL}: cat groundhog modecfgclient modecfgserver xauthclient xauthserver
+side never|secret|rsasig|rsa|ecdsa|eddsa|null|eaponly: auth
+side none|tls: autheap
+side never|no|sendifasked|ifasked|alwayssend|always|yes: sendcert
+list: also connalias
+text: accept-redirect-to ah authby debug esp ike mark mark-in mark-out modecfgbanner modecfgdns modecfgdomains phase2alg
+ ppk-ids redirect-to sec-label vti-interface
+{_BOOL}: aggressive cisco-split cisco-unity compress decap-dscp dns-match-id dns-match-id, encap-dscp fake-strongswan
+ ignore-peer-dns ikepad initial-contact intermediate iptfs iptfs-fragmentation labeled-ipsec mobike modecfgpull
+ ms-dh-downgrade narrowing nat-keepalive nm-configured nopmtudisc overlapip pam-authorize pfs pfs-rekey-workaround
+ reauth reject-simultaneous-ike-auth rekey require-id-on-certificate send-esp-tfc-padding-not-supported send-vendorid
+ session-resumption sha2-truncbug share-lease vti-routing vti-shared
+duration: dpddelay dpdtimeout ikelifetime ipsec-lifetime iptfs-drop-time iptfs-init-delay rekeymargin
+ retransmit-interval retransmit-timeout
+number: clones iptfs-max-queue-size iptfs-packet-size iptfs-reorder-window keyingtries metric mtu priority
+ replay-window reqid tcp-remoteport tfc
+0-65535: nflog
+yes|no|number: ipsec-interface
+percent: rekeyfuzz
+size: ipsec-max-bytes ipsec-max-packets
+ignore|add|ondemand|route|start|up|keep: auto
+hold|clear|restart|restart_by_peer|none|disabled|trap: dpdaction
+tunnel|transport|pass|passthrough|reject|drop: type
+none|pass|passthrough|drop|hold|reject: failureshunt
+pass|passthrough|drop|hold: negotiationshunt
+ike|ikev1|ikev2: keyexchange
+{_PERMIT}: ikev2 ppk
+{_FORCE}: fragmentation
+yes|no|either: esn
+yes|no|auto: accept-redirect encapsulation send-redirect
+yes|no|auto|crypto|packet: nic-offload
+yes|no|fallback: enable-tcp
+yes|no|conntrack: sareftrack
+both|rfc|drafts|none: nat-ikev1-method
+cisco|ietf: remote-peer-type
+file|pam|alwaysok: xauthby
+hard|soft: xauthfail
+none|issuer|all: sendca
+esp|ah|default: phase2
+{_FAMILY}: clientaddrfamily hostaddrfamily
+yes|no|auto|{_BOOL}: send-supported-auth-methods
+obsolete: alsoflip connaddrfamily disablearrivalcheck forceencaps modecfgdns2 modecfgwins1 modecfgwins2
+"""
+# Other spellings of a keyword: those of older releases, and NetworkManager's
+ALIASES = {"plutostderrlog": "logfile", "plutostderrlogtime": "logtime", "strictcrlpolicy": "crl-strict",
+           "ocsp-trust-name": "ocsp-trustname", "secctx-attr-value": "secctx-attr-type",
+           "ikev1-secctx-attr-type": "secctx-attr-type", "expire-lifetime": "xfrmlifetime",
+           "aggrmode": "aggressive", "ike-frag": "fragmentation", "keylife": "ipsec-lifetime",
+           "lifetime": "ipsec-lifetime", "salifetime": "ipsec-lifetime", "ikev1-dpdtimeout": "dpdtimeout",
+           "nflog-group": "nflog", "policy-label": "sec-label", "modecfgdns1": "modecfgdns",
+           "modecfgdomain": "modecfgdomains", "send-no-esp-tfc": "send-esp-tfc-padding-not-supported",
+           "xauthusername": "username", "xauthname": "username"}
+DEBUG_FLAGS = frozenset("all none base cpu-usage refcnt crypt private whackwatch add-prefix tmi raw parsing emitting "
+                        "control lifecycle kernel dns oppo oppoinfo controlmore pfkey nattraversal x509 dpd xauth "
+                        "retransmits timecheck routing proposal-parser sysdep klips netkey natt app-parse "
+                        "oppo-info".split())
+DURATION = r"\d*\.?\d+ ?(?:us|ms|s|m|h|d|w)?|\d+"
+_KEYWORDS: dict[str, dict[str, str]] = {}
+
+
+class ConfigError(Failure):
+    """A configuration that can't be used: `file:line: what`."""
+
+
+class Setting:
+    """A keyword (in its canonical spelling), its value, and where it was read."""
+
+    __slots__ = ("file", "key", "line", "value")
+
+    def __init__(self, key: str, value: str, file: str, line: int) -> None:
+        self.key = key
+        self.value = value
+        self.file = file
+        self.line = line
+
+
+class Problem(Record):
+    """Something wrong in a configuration.  `fatal`: libreswan refuses the file, or what was meant can't be known."""
+
+    file: str
+    line: int  # 0: the file as a whole
+    text: str
+    fatal: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.text}" if self.line else f"{self.file}: {self.text}"
+
+
+class Section(Record):
+    """A section as it stands in a file: its name (empty for config setup), place and settings in order."""
+
+    name: str
+    file: str
+    line: int
+    settings: list[Setting]
+
+
+class Conn:
+    """A connection with its also= sections and conn %default merged in.
+
+    `settings` by keyword; `alsos` the sections it took in; `broken` when libreswan would not load it.
+    """
+
+    def __init__(self, section: Section) -> None:
+        self.name = section.name
+        self.file = section.file
+        self.line = section.line
+        self.settings: dict[str, Setting] = {}
+        self.own: set[str] = set()  # keywords that don't come from conn %default
+        self.alsos: list[str] = []
+        self.broken = False
+
+    def get(self, key: str, default: str = "") -> str:
+        """The value of a keyword such as `leftid`, or the default."""
+        setting = self.settings.get(key)
+        return setting.value if setting else default
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """The value of a yes/no keyword."""
+        return is_yes(self.get(key)) if self.get(key) else default
+
+    @property
+    def auto(self) -> str:
+        """What is done with it at start: ignore, add, ondemand, start or keep."""
+        value = self.get("auto", "ignore").lower()
+        return {"route": "ondemand", "up": "start"}.get(value, value)
+
+
+def is_yes(value: str) -> bool:
+    """True for the words that mean yes in ipsec.conf."""
+    return value.lower() in ("y", "yes", "true", "on", "1")
+
+
+def keywords(setup: bool) -> dict[str, str]:
+    """The keywords of `config setup`, or of connections, and the kind of value that each takes."""
+    name = "setup" if setup else "conn"
+    if name not in _KEYWORDS:
+        table = _KEYWORDS[name] = {} if setup else {"left": "text", "right": "text"}
+        for row in (SETUP_KEYWORDS if setup else CONN_KEYWORDS).replace("\n ", " ").split("\n"):
+            kind, _, names = row.partition(": ")
+            side = kind.startswith("side ")
+            for key in names.split():
+                table.update({lr + key: kind[5:] for lr in ("left", "right")} if side else {key: kind})
+    return _KEYWORDS[name]
+
+
+def canonical(key: str) -> str:
+    """The spelling of a keyword in our tables: lower case, `-` for `_`, the name that replaced an older one."""
+    key = key.lower().replace("_", "-")
+    for side in ("left", "right"):
+        if key.startswith(side):
+            bare = key[len(side):].removeprefix("-")
+            return side + ALIASES.get(bare, bare)
+    return ALIASES.get(key, key)
+
+
+def value_problem(kind: str, value: str) -> str:
+    """What is wrong with a value for the kind of keyword, or nothing."""
+    import re
+    low = value.lower()
+    if kind in ("text", "list", "obsolete") or not value:
+        return ""
+    if kind == "number" or kind[0].isdigit():
+        if not re.fullmatch(r"-?\d+|%forever", low):
+            return "is not a number"
+        least, _, most = kind.partition("-")
+        return f"is not within {kind}" if most and not int(least) <= int(low) <= int(most) else ""
+    if kind == "debug":
+        bad = [word for word in re.split(r"[,\s]+", low) if word and word.removeprefix("no-") not in DEBUG_FLAGS]
+        return f"names no debug flag: {', '.join(bad)}" if bad else ""
+    pattern = {"duration": DURATION, "percent": r"\d+%?", "size": r"\d+([kmgtpe]i)?b?"}.get(kind)
+    if pattern:
+        return "" if re.fullmatch(pattern, low) else f"is no {kind}"
+    if low in kind.split("|") or ("number" in kind and low.isdigit()):
+        return ""
+    return f"is not one of {'yes, no' if kind == _BOOL else ', '.join(kind.split('|'))}"
+
+
+def split_value(text: str) -> tuple[str, str]:
+    """A value and what follows it in its line: of its quoted, braced and bare readings the longest (parser.lex)."""
+    quoted = text.find('"', 1) + 1 if text[0] == '"' else 0
+    before = text.partition('"')[0]
+    braced = before.rfind("}") + 1 if text[0] == "{" else 0
+    bare, unbraced = len(text), len(text)
+    for place, char in enumerate(text):
+        if char in " \t":
+            bare, unbraced = min(bare, place), min(unbraced, place)
+            break
+        if char == '"':
+            bare = min(bare, place)
+        elif char in "{}":
+            unbraced = min(unbraced, place)
+    best = max(quoted, braced, bare, unbraced)
+    if best in (quoted, braced):
+        return text[1:best - 1], text[best:]
+    return text[:best], text[best:]
+
+
+class Config:
+    """ipsec.conf with what it includes.  Never raises for what the files hold: see `problems`.
+
+    `files` are all files that were read, in order; `sections` the connections as written, %default too.
+    """
+
+    def __init__(self, host: Host, name: str = "", text: str | None = None) -> None:
+        """Read the file `name` (the host's configuration by default; `-` is standard input), or parse `text`, of which
+        `name` is said to be the source."""
+        self.host = host
+        self.name = name or host.conf
+        self.files: list[str] = []
+        self.problems: list[Problem] = []
+        self.sections: list[Section] = []
+        self._setup: dict[str, Setting] = {}
+        self._setups = 0
+        self._section: Section | None = None
+        self._conns: list[Conn] | None = None
+        if text is None and self.name == "-":
+            text = decode(b"".join(host.stdin()))
+        if text is not None:
+            self._read(self.name, text.split("\n"), 0)
+        else:
+            self._read_file(self.name, 0, 0, self.name)
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    def _problem(self, file: str, line: int, text: str, fatal: bool = True) -> None:
+        self.problems.append(Problem(file, line, text, fatal))
+
+    def _read_file(self, name: str, depth: int, line: int, parent: str) -> None:
+        self.files.append(name)
+        try:
+            self._read(name, self.host.lines(name), depth)
+        except OSError as error:
+            self.files.pop()
+            self._problem(parent, line, f"can't load {quote(name)}: {error.strerror}")
+
+    def _read(self, name: str, lines: Iterable[str], depth: int) -> None:
+        self._section = None
+        for number, line in enumerate(lines, 1):
+            if line[:1] in " \t":
+                line = line.lstrip(" \t")
+                if line and line[0] != "#":
+                    self._statement(name, number, line)
+            elif line[0] != "#":
+                self._heading(name, number, line, depth)
+
+    def _heading(self, name: str, number: int, line: str, depth: int) -> None:
+        word, _, rest = line.replace("\t", " ").partition(" ")
+        rest = line[len(word):].lstrip(" \t")
+        value, after = split_value(rest) if rest and rest[0] != "#" else ("", rest)
+        if word not in ("conn", "config", "include", "version"):
+            self._problem(name, number, f"{quote(word)} begins no section: conn, config setup and include do"
+                          + (", and a setting is indented" if "=" in line else ""))
+        elif not value or self._trailing(after) or (word == "config" and value != "setup"):
+            self._problem(name, number, f"{word} needs " + {"conn": "one name", "config": "the word setup"}.get(
+                word, "one value") + " and nothing behind it")
+        elif word == "conn":
+            self._section = Section(value, name, number, [])
+            self.sections.append(self._section)
+            return
+        elif word == "config":
+            self._setups += 1
+            if self._setups > 1 and self._setup:
+                self._problem(name, number, "a second config setup: libreswan 4 ignores it, 5 merges it", False)
+            self._section = Section("", name, number, [])
+            return
+        elif word == "include":
+            self._include(name, number, value, depth)
+        self._section = None
+
+    @staticmethod
+    def _trailing(text: str) -> bool:
+        """True when what follows a value is no comment.  The lexer takes `#word` alone for a keyword."""
+        text = text.lstrip(" \t")
+        return bool(text) and (text[0] != "#" or not any(c in text for c in '"= \t'))
+
+    def _include(self, name: str, number: int, pattern: str, depth: int) -> None:
+        if depth + 1 >= INCLUDE_DEPTH:
+            self._problem(name, number, f"include {quote(pattern)}: nested deeper than {INCLUDE_DEPTH} (a loop?)")
+            return
+        where = os.path.join(os.path.dirname(name), pattern)
+        found = [match for single in braces(where) for match in self.host.glob(single)]
+        if not found and "*" not in pattern:
+            self._problem(name, number, f"could not open include filename {quote(pattern)}", False)
+        for match in found:
+            self._read_file(match, depth + 1, number, name)
+
+    def _statement(self, name: str, number: int, line: str) -> None:
+        key, equals, rest = line.partition("=")
+        key = key.rstrip(" \t")
+        if self._section is None:
+            self._problem(name, number, f"{quote(key)} is indented, but in no section")
+            return
+        if not equals or " " in key or "\t" in key or '"' in key or not key:
+            self._problem(name, number, f"syntax error: no keyword=value: {quote(key)}")
+            return
+        rest = rest.lstrip(" \t")
+        if key[:2].lower() in ("x-", "x_"):
+            self._section.settings.append(Setting(key, rest, name, number))
+            return
+        if not rest or rest[0] == "#":
+            value = ""
+        elif any(c in rest for c in ' \t"{}'):
+            value, after = split_value(rest)
+            if self._trailing(after):
+                self._problem(name, number, f"syntax error behind the value of {key}: quote a value with blanks, and "
+                              "put a blank behind the # of a comment")
+                return
+        else:
+            value = rest
+        self._set(Setting(canonical(key), value, name, number), key)
+
+    def _set(self, setting: Setting, written: str) -> None:
+        section = self._section
+        assert section is not None
+        setup = not section.name
+        kind = keywords(setup).get(setting.key)
+        place = setting.file, setting.line
+        if kind is None and not setup and f"right{setting.key}" in keywords(False):
+            self._problem(*place, f"{written} needs left or right before it; libreswan 4 takes it for right{written}",
+                          False)
+            setting.key = f"right{setting.key}"
+            kind = keywords(False)[setting.key]
+        if kind is None:
+            known = setting.key in keywords(not setup)
+            where = "config setup" if setup else "a conn"
+            self._problem(*place, f"keyword {written} is not valid in {where}" if known else
+                          f"unknown keyword {quote(written)}", setup or not known)
+            return
+        if kind == "obsolete":
+            self._problem(*place, f"obsolete keyword {written} is ignored", False)
+            return
+        if kind not in ("text", "list") and (wrong := value_problem(kind, setting.value)):
+            self._problem(*place, f"{written}={quote(setting.value)} {wrong}")
+            return
+        section.settings.append(setting)
+        if setup:
+            self._setup[setting.key] = setting
+
+    # --- what it says -----------------------------------------------------------------------------------------------
+
+    def check(self) -> Config:
+        """Itself, when libreswan could load it.  Raises ConfigError for the first fatal problem."""
+        for problem in self.problems:
+            if problem.fatal:
+                raise ConfigError(str(problem))
+        return self
+
+    def setup(self, key: str, default: str = "") -> str:
+        """The value of a keyword of `config setup`, or the default."""
+        setting = self._setup.get(key)
+        return setting.value if setting and setting.value else default
+
+    def setup_at(self, key: str) -> Setting | None:
+        """The setting of `config setup` with its place, or None."""
+        return self._setup.get(key)
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """A yes/no keyword of `config setup`."""
+        value = self.setup(key)
+        return is_yes(value) if value else default
+
+    def number(self, key: str, default: int | None = None) -> int | None:
+        """A number of `config setup`; the default when it is not set."""
+        value = self.setup(key)
+        return int(value) if value.lstrip("-").isdigit() else default
+
+    def conns(self) -> list[Conn]:
+        """The connections in the order of the file, also= and %default merged in; one for each `conn` line."""
+        if self._conns is None:
+            self._conns = []
+            by_name: dict[str, Section] = {}
+            for section in self.sections:
+                by_name.setdefault(section.name, section)
+            default: dict[str, Setting] = {}
+            for section in self.sections:
+                if section.name == "%default":
+                    for setting in section.settings:
+                        if setting.key == "also":
+                            self._problem(setting.file, setting.line, "also= is not valid in conn %default", False)
+                        else:
+                            default[setting.key] = setting
+            for section in self.sections:
+                if section.name != "%default":
+                    self._conns.append(self._merged(section, by_name, default))
+        return self._conns
+
+    def conn(self, name: str) -> Conn | None:
+        """The first connection of this name, else the first that has it as connalias, or None."""
+        return next((conn for conn in self.conns() if conn.name == name), None) or next(
+            (conn for conn in self.conns() if name in conn.get("connalias").split()), None)
+
+    def _merged(self, section: Section, by_name: Mapping[str, Section], default: Mapping[str, Setting]) -> Conn:
+        """Own settings, then those of also= sections in breadth-first order, each section once, then %default's
+        (confread.c, load_conn).  A keyword set twice: the first counts; libreswan 4 refuses the connection."""
+        conn = Conn(section)
+        merged: dict[str, Setting] = {}
+        seen = {section.name}
+        todo = [section]
+        kinds = keywords(False)
+        for part in todo:
+            for setting in part.settings:
+                key = setting.key
+                if key == "also":
+                    for name in setting.value.split():
+                        other = by_name.get(name)
+                        if other is None:
+                            conn.broken = True
+                            self._problem(setting.file, setting.line, f"conn {conn.name}: there is no conn "
+                                          f"{quote(name)} to take in with also=", False)
+                        elif name not in seen:
+                            seen.add(name)
+                            conn.alsos.append(name)
+                            todo.append(other)
+                elif key not in merged:
+                    merged[key] = setting
+                elif kinds.get(key) == "list":
+                    merged[key] = Setting(key, f"{merged[key].value} {setting.value}", setting.file, setting.line)
+                elif merged[key].value != setting.value and key in kinds:
+                    conn.broken = True
+                    self._problem(setting.file, setting.line, f"duplicate key {key} in conn {conn.name} (first in "
+                                  f"{merged[key].file}:{merged[key].line})", False)
+        conn.own = set(merged)
+        for key, setting in default.items():
+            if key in merged and kinds.get(key) == "list":
+                merged[key] = Setting(key, f"{setting.value} {merged[key].value}", setting.file, setting.line)
+            else:
+                merged.setdefault(key, setting)
+        conn.settings = merged
+        return conn
+
+
+def braces(pattern: str) -> list[str]:
+    """The patterns that one with {a,b} stands for, as GLOB_BRACE of glob(3)."""
+    head, opened, rest = pattern.partition("{")
+    inner, closed, tail = rest.partition("}")
+    if not opened or not closed:
+        return [pattern]
+    return [head + word + end for word in inner.split(",") for end in braces(tail)]
+
+
+def secrets_file(host: Host, config: Config | None = None) -> str:
+    """The secrets file in use: secretsfile= of the configuration, else the one beside it."""
+    return (config.setup("secretsfile") if config else "") or host.secrets
+
+
+def secret_files(host: Host, name: str) -> tuple[list[str], list[Problem]]:
+    """The secrets file `name` and all that it includes, in pluto's order, and what is wrong with them.
+
+    A problem never holds the text of the file.
+    """
+    files: list[str] = []
+    problems: list[Problem] = []
+
+    def visit(file: str, depth: int, parent: str, line: int) -> None:
+        if depth > INCLUDE_DEPTH:
+            problems.append(Problem(parent, line, f"includes nested deeper than {INCLUDE_DEPTH} (a loop?)"))
+            return
+        try:
+            records = list(secret_records(host.lines(file)))
+        except OSError as error:
+            problems.append(Problem(parent, line, f"can't read {quote(file)}: {error.strerror}"))
+            return
+        files.append(file)
+        for record, _ in records:
+            if record.problem:
+                problems.append(Problem(file, record.line, record.problem))
+            if record.include:
+                found = host.glob(os.path.join(os.path.dirname(file), record.include))
+                if not found and not any(c in record.include for c in "*?["):
+                    problems.append(Problem(file, record.line, f"{quote(record.include)}: no such file", False))
+                for match in found:
+                    visit(match, depth + 1, file, record.line)
+
+    visit(name, 0, name, 0)
+    return files, problems
+
+
+def nss_passwords(host: Host, directory: str = "") -> dict[str, str]:
+    """The passwords in the file nsspassword (ipsec.d by default) by token; under the empty name one without token.
+
+    Lines are `token:password` (lswnss.c).  Empty when there is no such file.
+    """
+    passwords: dict[str, str] = {}
+    try:
+        for line in host.lines(f"{directory or host.confddir}/nsspassword"):
+            line = line.rstrip("\r")
+            token, colon, password = line.partition(":")
+            if line:
+                passwords.setdefault(token if colon else "", password if colon else line)
+    except OSError:
+        return passwords  # not there, or not for us
+    return passwords
+
+
+def nss_password(host: Host, token: str = "NSS Certificate DB", directory: str = "") -> str | None:
+    """The password of an NSS token as pluto finds it, or None.  In FIPS mode the token of the database has another
+    name, so either name finds it."""
+    passwords = nss_passwords(host, directory)
+    names = [token]
+    if token in ("NSS Certificate DB", "NSS FIPS 140-2 Certificate DB"):
+        names += ["NSS Certificate DB", "NSS FIPS 140-2 Certificate DB", ""]
+    return next((passwords[name] for name in names if name in passwords), None)
+
+
+def redactor_of(host: Host, show_secrets: bool = False, config: Config | None = None) -> Redactor:
+    """A Redactor that knows the host's secrets: ipsec.secrets with includes, *.secrets, NSS passwords, the hashes in
+    ipsec.d/passwd.  What can't be read is left out: see secret_files()."""
+    redactor = Redactor(show_secrets)
+    config = config or Config(host)
+    directories = list(dict.fromkeys((host.confddir, config.setup("ipsecdir", host.confddir), host.nssdir,
+                                      config.setup("nssdir", host.nssdir))))
+    names = [host.secrets, secrets_file(host, config)]
+    for directory in directories:
+        names += host.glob(f"{directory}/*.secrets")
+        for password in nss_passwords(host, directory).values():
+            redactor.learn(password)
+    seen: set[str] = set()
+    for name in dict.fromkeys(names):
+        for file in secret_files(host, name)[0]:
+            if file not in seen:
+                seen.add(file)
+                redactor.learn_file(host.lines(file))
+    for directory in directories:
+        try:
+            for line in host.lines(f"{directory}/passwd"):
+                fields = line.split(":")
+                if len(fields) > 1 and not line.startswith("#"):
+                    redactor.learn(fields[1])
+        except OSError:
+            continue  # no users, or not for us
+    return redactor
+
+
+def secrets_report(host: Host, name: str = "") -> Iterator[str]:
+    """The lines of a secrets file without the secrets.  Raises OSError."""
+    return censor_secrets(host.lines(name or host.secrets))
 
 # =====================================================================================================================
 # 5. Kernel
