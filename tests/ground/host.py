@@ -69,7 +69,8 @@ def run(argv: Sequence[str], *, env: Mapping[str, str] | None = None, input: str
             file.seek(0)
             texts.append(file.read().decode(errors="backslashreplace"))
     if status is None:
-        raise Problem(f"no end after {timeout} s: {' '.join(argv)}\n--- stdout\n{texts[0]}\n--- stderr\n{texts[1]}")
+        raise Problem(f"no end after {timeout} s: {' '.join(argv)}\n--- stdout\n{texts[0][-5000:]}\n"
+                      f"--- stderr\n{texts[1][-5000:]}")
     return Result(status if status >= 0 else 128 - status, texts[0], texts[1], seconds)
 
 

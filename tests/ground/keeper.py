@@ -29,6 +29,8 @@ CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x0200000
 CLONE_NEWPID, CLONE_NEWNET = 0x20000000, 0x40000000
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}  # unistd.h; glibc has no wrapper
 
+CHANGES = 9  # file descriptor of the directory with the machine's changes; known to machine.py
+
 DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
 
 Spec = Dict[str, Any]
@@ -69,6 +71,7 @@ def mount_root(spec: Spec) -> str:
     upper, work = spec["upper"] or ["mnt/upper", "mnt/work"]
     for directory in (upper, work):
         os.makedirs(directory, exist_ok=True)
+    os.dup2(os.open(upper, os.O_RDONLY), CHANGES, inheritable=False)  # the way to it from outside
     mount("overlay", "mnt/root", "overlay", 0, f"lowerdir={':'.join(spec['layers'])},upperdir={upper},workdir={work}")
     return os.path.abspath("mnt/root")
 
@@ -116,7 +119,8 @@ def enter(root: str, spec: Spec) -> None:
     for path in spec["drop"]:
         os.rmdir(root + path)
     if spec["readonly"]:
-        mount("none", root, flags=MS_REMOUNT | MS_RDONLY)
+        for path in (f"{root}/dev/shm", f"{root}/dev", root):
+            mount("none", path, flags=MS_REMOUNT | MS_RDONLY)
     os.chdir(root)
     if libc.syscall(PIVOT_ROOT[platform.machine()], b".", b".") != 0:
         raise OSError(ctypes.get_errno(), "pivot_root")

@@ -225,6 +225,21 @@ class Machine:
         """Copy a directory of the machine to here, links kept as links."""
         shutil.copytree(self.path(inside), target, symlinks=True)
 
+    def changes(self) -> dict[str, tuple[int, float, int]]:
+        """What differs from the root it was made from: path -> (mode, time of change, size).
+
+        Two calls tell what happened between them. What was taken away is a character device; /run, /dev, /proc and /sys
+        are not looked into. Not for a machine under an init system.
+        """
+        changes = Path(f"/proc/{self.pid}/fd/9")
+        found = {}
+        for directory, names, files in os.walk(changes):
+            for name in (*names, *files):
+                path = Path(directory, name)
+                status = path.lstat()
+                found[f"/{path.relative_to(changes)}"] = (status.st_mode, status.st_mtime, status.st_size)
+        return found
+
     # Network
 
     def ip(self, *words: str) -> Result:

@@ -69,9 +69,10 @@ DPKG = [*(f"path-exclude=/usr/share/{name}/*" for name in ("man", "locale", "doc
 
 
 class Built(NamedTuple):
-    """For the summary: a root that was made ready, the seconds it took, and whether it had to be built."""
+    """For the summary: a root that was made ready, where, the seconds it took, and whether it had to be built."""
 
     name: str
+    directory: Path
     seconds: float
     built: bool
 
@@ -97,9 +98,11 @@ def keep(name: str, recipe: object, build: Callable[[Path], None]) -> Cached:
     directory = cache() / "roots" / f"{name}-{digest}"
     directory.parent.mkdir(exist_ok=True)
     lock = open(f"{directory}.lock", "w")  # noqa: SIM115 – kept
-    fcntl.flock(lock, fcntl.LOCK_EX)
     os.utime(lock.fileno())
-    missing = not directory.exists()
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    if not directory.exists():
+        fcntl.flock(lock, fcntl.LOCK_EX)  # not held by any user, as there is nothing to use
+    missing = not directory.exists()  # another run may have built it meanwhile
     if missing:
         for stale in directory.parent.glob(f"{name}-*"):
             if stale.suffix != ".lock" and stale.name[len(name) + 1:].split(".")[0].isalnum():
@@ -110,7 +113,7 @@ def keep(name: str, recipe: object, build: Callable[[Path], None]) -> Cached:
         (aside / "root").rename(directory)
         shutil.rmtree(aside)
     fcntl.flock(lock, fcntl.LOCK_SH)
-    built.append(Built(name, time.monotonic() - began, missing))
+    built.append(Built(name, directory, time.monotonic() - began, missing))
     return Cached(str(directory.relative_to(cache())), lock)
 
 
@@ -177,3 +180,8 @@ class Store:
             return []
         self.layers(recipe.base)
         return self._ready[recipe.base]
+
+
+def seconds() -> float:
+    """The time that tests have waited for roots so far."""
+    return sum(made.seconds for made in built)

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import os
+from pathlib import Path
 
 import pytest
 
-from . import roots
+import build
+
+from . import interpreters, roots, uml
+
+#: Packages whose versions tell what a root is.
+PACKAGES = {"libreswan": "libreswan", "libnss3": "NSS", "python3": "Python", "systemd": "systemd",
+            "sysvinit-core": "sysvinit", "openrc": "OpenRC", "runit": "runit", "s6": "s6"}
 
 _systems: dict[str, set[str]] = collections.defaultdict(set)  # test -> systems it used
 _outcomes: dict[str, str] = {}
-_versions: dict[str, str] = {}
 
 
 def used(item: pytest.Item, system: str) -> None:
@@ -18,14 +26,20 @@ def used(item: pytest.Item, system: str) -> None:
     _systems[item.nodeid].add(system)
 
 
-def version(system: str, text: str) -> None:
-    """Note what a system turned out to be."""
-    _versions[system] = text
-
-
 def count(item: pytest.Item, report: pytest.TestReport) -> None:
     """Note how a test ended."""
     _outcomes[item.nodeid] = report.outcome
+
+
+def versions(directory: Path) -> str:
+    """What a root consists of, from its own list of packages."""
+    installed = {}
+    with contextlib.suppress(FileNotFoundError):  # a minimal root has none
+        for paragraph in (directory / "var/lib/dpkg/status").read_text().split("\n\n"):
+            fields = dict(line.split(": ", 1) for line in paragraph.splitlines() if ": " in line and line[0] != " ")
+            if fields.get("Status") == "install ok installed":
+                installed[fields["Package"]] = fields["Version"]
+    return ", ".join(f"{label} {installed[package]}" for package, label in PACKAGES.items() if package in installed)
 
 
 def lines(missing: str | None) -> list[str]:
@@ -38,9 +52,16 @@ def lines(missing: str | None) -> list[str]:
     for nodeid, systems in _systems.items():
         for system in systems:
             tests[system][_outcomes.get(nodeid, "failed")] += 1
-    prepared = {made.name: f"{'built' if made.built else 'found'} in {made.seconds:.0f} s" for made in roots.built}
-    width = max(map(len, tests))
-    return ["real systems:"] + [
-        f"  {system:<{width}}  {', '.join(f'{number} {outcome}' for outcome, number in sorted(counts.items()))}"
-        f"  {prepared.get(system, '')}  {_versions.get(system, '')}".rstrip()
-        for system, counts in sorted(tests.items())]
+    notes = {f"CPython {version}": str(path) for version, path in interpreters.installed().items()
+             if not interpreters.debian(version)}
+    notes["user-mode-linux"] = f"Linux {uml.version()}" if "user-mode-linux" in tests else ""
+    for made in roots.built:
+        effort = f"built in {made.seconds:.0f} s" if made.built else "in the cache"
+        notes[made.name] = f"{versions(made.directory)} ({effort})".lstrip()
+    table = [(system, ", ".join(f"{number} {outcome}" for outcome, number in sorted(tests[system].items())),
+              notes.get(system, "")) for system in sorted(tests)]
+    widths = [max(len(row[column]) for row in table) for column in (0, 1)]
+    absent = [version for version in build.TARGETS if version not in interpreters.promised()]
+    return [f"real systems, on Linux {os.uname().release}, prepared in {roots.seconds():.0f} s:",
+            *(f"  {system:<{widths[0]}}  {counts:<{widths[1]}}  {note}".rstrip() for system, counts, note in table),
+            *(f"  CPython {version}: not to be had on this machine" for version in absent)]

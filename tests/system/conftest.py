@@ -11,8 +11,10 @@
     pid1(name) -> Machine                   a host with its init system as process 1 ("bookworm-openrc", …), which has
                                             a service `ipsec`, not enabled; .init is the init system's name
     booted -> Machine                       pid1() of all of them in turn
-    minimal(release, …) -> Machine          busybox, python3-minimal, pluto and the NSS libraries, nothing else
-    initramfs(script, …) -> Result          busybox, python3-minimal and ipsec.pyz booted from a cpio archive
+    minimal(release, with_pluto=True, …)    a Machine of busybox, python3-minimal, pluto and the NSS libraries
+    initramfs(machine, script, …) -> Result as uml(), on a copy of the machine's files in memory; for minimal() ones
+    readonly(name, …) -> Machine            nothing can be written; no /tmp
+    interpreter -> Machine                  a host of each CPython from 3.9 to 3.14, which m.ipsec() uses
     pyz                                     (session) the path here of the built ipsec.pyz
 
 A Machine (ground/machine.py):
@@ -32,6 +34,7 @@ A Pluto (ground/pluto.py): .ctl .pid .log .rundir .nssdir .config .secrets (path
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,11 +42,13 @@ from typing import Any, Callable
 
 import pytest
 
-from ..ground import host, summary
+from ..ground import host, interpreters, summary
+from ..ground import minimal as smallest
 from ..ground import uml as kernel
 from ..ground.gateways import Gateways
 from ..ground.host import Result
 from ..ground.inits import Booted
+from ..ground.interpreters import promised
 from ..ground.machine import Machine
 from ..ground.pluto import Pluto
 from ..ground.roots import RELEASES, ROOTS, WITH_INIT, Store
@@ -67,9 +72,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Start building the roots that the chosen tests name in their parameters."""
     if host.missing() or session.config.option.collectonly:
         return
-    named = [value for item in filter(here, session.items) if hasattr(item, "callspec")
-             for value in item.callspec.params.values()]
-    wanted = [name for name in ROOTS if name in named]
+    named = {value for item in filter(here, session.items) if hasattr(item, "callspec")
+             for value in item.callspec.params.values() if isinstance(value, str)}
+    wanted = [name for name, recipe in ROOTS.items() if name in named or recipe.python in named]
     builders = ThreadPoolExecutor(2)
     for name in wanted:
         builders.submit(store.layers, name)
@@ -146,3 +151,37 @@ def pid1(request: pytest.FixtureRequest, closing: contextlib.ExitStack, pyz: Pat
 def booted(request: pytest.FixtureRequest, pid1: Callable[..., Booted]) -> Booted:
     """A host of each init system, up."""
     return pid1(request.param)
+
+
+@pytest.fixture
+def minimal(request: pytest.FixtureRequest, closing: contextlib.ExitStack, pyz: Path) -> Callable[..., Machine]:
+    """minimal(release, with_pluto=True, **options): a host of nothing but busybox, python3-minimal and pluto."""
+
+    def make(release: str, with_pluto: bool = True, **options: Any) -> Machine:
+        layer = smallest.layer(store, release, with_pluto)
+        summary.used(request.node, f"minimal-{release}" if with_pluto else f"initramfs-{release}")
+        return closing.enter_context(Machine(f"minimal-{release}", [layer], pyz, **options))
+
+    return make
+
+
+@pytest.fixture
+def initramfs() -> Callable[..., Result]:
+    """initramfs(machine, script, memory="96M", timeout=300): boot a kernel on a copy of its files in memory."""
+    return kernel.boot_initramfs
+
+
+@pytest.fixture
+def readonly(root: Callable[..., Machine]) -> Callable[..., Machine]:
+    """readonly(name, **options): a host on which nothing can be written, without /tmp and with an empty /run."""
+    return functools.partial(root, readonly=True, run=False, drop=["/tmp"])
+
+
+@pytest.fixture(params=promised())
+def interpreter(request: pytest.FixtureRequest, root: Callable[..., Machine]) -> Machine:
+    """A host of each CPython that the project promises, as machine.python; see ground/interpreters.py."""
+    name, binds, python = interpreters.find(request.param)
+    machine = root(name, binds=binds)
+    machine.python = python
+    summary.used(request.node, f"CPython {request.param}")
+    return machine

@@ -1,0 +1,94 @@
+"""The smallest hosts ipsec.pyz must serve: busybox and Debian's python3-minimal; with or without pluto and NSS.
+
+They are cut out of a whole root: the files of the packages, and the shared libraries these need. No /etc/passwd, no
+/etc/hosts, no certutil, no `ip` but busybox's.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import shutil
+from pathlib import Path
+from typing import Iterable
+
+from . import host
+from .machine import Machine
+from .roots import ROOTS, Store, keep
+
+#: Packages whose files are taken besides Python's: what glibc loads to end a thread; for pluto what NSS loads by name.
+ALWAYS, FOR_PLUTO = ("libgcc-s1",), ("libnss3",)
+
+#: Where libreswan's programs are; its scripts need more than there is here, but they are there on such a host, too.
+PROGRAMS = "/usr/libexec/ipsec"
+
+#: Empty directories that the smallest host has all the same.
+DIRECTORIES = ("etc/ipsec.d", "root", "tmp", "run", "var/lib/ipsec/nss", "var/log", "proc", "sys", "dev", "uml")
+
+
+class Cutter:
+    """Copies files of a machine to `target`, each with the links that lead to it and the libraries it needs."""
+
+    def __init__(self, machine: Machine, target: Path) -> None:
+        self.machine, self.target = machine, target
+        self._root = machine.path("/")
+        self._done: set[Path] = set()
+        for entry in sorted(self._root.iterdir()):  # the links of a merged /usr: bin, lib, lib64, sbin
+            if entry.is_symlink():
+                (target / os.readlink(entry).lstrip("/")).mkdir(parents=True, exist_ok=True)
+                (target / entry.name).symlink_to(os.readlink(entry))
+
+    def copy(self, names: Iterable[str]) -> None:
+        """Copy files and links; directories only as far as files lie in them."""
+        for name in names:
+            source = self.machine.path(os.path.dirname(name)) / os.path.basename(name)
+            place = self.target / source.relative_to(self._root)
+            if place in self._done or (source.is_dir() and not source.is_symlink()):
+                continue
+            self._done.add(place)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, place, follow_symlinks=False)
+            if source.is_symlink():
+                self.copy([os.path.join(os.path.dirname(name), os.readlink(source))])
+
+    def libraries(self) -> None:
+        """Copy the shared libraries that the files copied so far are linked with."""
+        names = [f"/{place.relative_to(self.target)}" for place in self._done if not place.is_symlink()]
+        output = self.machine.run(["ldd", *names]).stdout  # files that are no programs: a line on stderr, and no harm
+        words = (line.split() for line in output.splitlines() if line.startswith("\t"))
+        self.copy(sorted({word for line in words for word in line if word.startswith("/")}))
+
+    def package(self, name: str) -> list[str]:
+        """The files of an installed package, without what is for readers and other programs."""
+        lines = self.machine.run(["dpkg-query", "--listfiles", name]).check().stdout.splitlines()
+        return [line for line in lines if not line.startswith("/usr/share/")]
+
+
+def cut(store: Store, release: str, with_pluto: bool, target: Path) -> None:
+    """Make the smallest root of `release` at `target`."""
+    python = f"python{ROOTS[release].python}-minimal"
+    with Machine(release, store.layers(release)) as machine:
+        target.mkdir()
+        cutter = Cutter(machine, target)
+        for package in ("python3-minimal", python, f"lib{python}", *ALWAYS, *(FOR_PLUTO if with_pluto else ())):
+            cutter.copy(cutter.package(package))
+        if with_pluto:
+            cutter.copy(f"{PROGRAMS}/{entry.name}" for entry in machine.path(PROGRAMS).iterdir())
+        cutter.libraries()
+    (target / "bin").mkdir(exist_ok=True)
+    shutil.copy2(host.busybox(), target / "bin/busybox")
+    for line in host.run([str(host.busybox()), "--list-full"]).check().stdout.splitlines():
+        applet = target / line
+        applet.parent.mkdir(parents=True, exist_ok=True)
+        if not applet.exists():
+            applet.symlink_to("/bin/busybox")
+    for directory in DIRECTORIES:
+        (target / directory).mkdir(parents=True, exist_ok=True)
+
+
+def layer(store: Store, release: str, with_pluto: bool) -> str:
+    """The layer (in the cache) of the smallest root of `release`."""
+    name = f"minimal-{release}" if with_pluto else f"initramfs-{release}"
+    recipe = (store.layers(release), ALWAYS, FOR_PLUTO, DIRECTORIES, inspect.getsource(Cutter), inspect.getsource(cut))
+    return keep(name, recipe, functools.partial(cut, store, release, with_pluto)).layer
