@@ -920,8 +920,8 @@ def censor_secrets(lines: Iterable[str]) -> Iterator[str]:
 
 
 # Words without which none of SECRET_PLACES can match, then those places: what comes before the secret is kept.
-PLACE_HINTS = ("pass", "pwd", "psk", "secret", "pin", "xauth", "ppk", "key", "token", "://", "malformed", "unrecogni",
-               'index "', "lex ", " 0x", "$", "\te: ", "\ta: ", "util")
+PLACE_HINTS = ("pass", "pwd", "psk", "secret", "pin", "xauth", "ppk", "shared", "api", "token", "://", "malformed",
+               "unrecogni", 'index "', "lex ", "util", "--comment", "banner", "$", " 0x", "\te: ", "\ta: ")
 _SECRET_NAME = (r"[\w-]*(?:passw(?:or)?d|passphrase|xauthpass|userpass|pwd|secret[_-]?key|shared[_-]?(?:secret|key)|"
                 r"client[_-]?secret|api[_-]?key|auth[_-]?token)|pass|psk|secret|pin")
 _QUOTED = r"""\\?"(?:[^"\\\n]|\\.)*(?:"|$)|\\?'[^'\n]*(?:'|$)"""
@@ -959,11 +959,11 @@ class Redactor:
         self.show_secrets = show_secrets
         self._values: set[str] = set()  # masked anywhere
         self._words: set[str] = set()  # masked where they stand alone
+        self._digits: set[str] = set()  # in hex, for dumps
         self._sorted: list[str] | None = None
         self._runs: dict[str, list[str]] = {}
         self._word_pattern: re.Pattern[str] | None = None
         self._places: list[re.Pattern[str]] = []
-        self._in_key = False  # between the lines of a PEM key
 
     def learn(self, secret: str | bytes) -> None:
         """From now on, mask this secret in every form it may turn up in: as it is, decoded, in hex and base64, escaped.
@@ -978,12 +978,8 @@ class Redactor:
         if len(text) < 4 or len(data) < 4 or text.lower() in EVERYDAY or not text.strip():
             return
         digits = binascii.hexlify(data).decode()
-        dumps = [digits[i:i + 32] for i in range(0, len(digits), 32)]  # 16 bytes a line (llog_dump.c)
-        spaced = ["  ".join(" ".join(row[g:g + 8][i:i + 2] for i in range(0, len(row[g:g + 8]), 2))
-                            for g in range(0, len(row), 8)) for row in dumps if len(row) >= 8]
-        forms = {text, text.strip(), decode(data), digits, digits.upper(), *spaced,
-                 ":".join(digits[i:i + 2] for i in range(0, len(digits), 2)),
-                 " ".join(digits[i:i + 2] for i in range(0, len(digits), 2)),
+        self._digits.add(digits)
+        forms = {text, text.strip(), decode(data), digits, digits.upper(),
                  binascii.b2a_base64(data, newline=False).decode().rstrip("=")}
         for form in (text, decode(data)):
             forms |= {form.replace("\\", "\\\\").replace('"', '\\"'), form.replace("'", "'\\''"), printable(form),
@@ -1016,12 +1012,18 @@ class Redactor:
 
     def text(self, text: str, *, bulk: bool = False) -> str:
         """The text with all secrets masked.  `bulk` text is known to hold numbers only (routes): by value only."""
+        return self._masked(text, bulk, False)[0]
+
+    def _masked(self, text: str, bulk: bool, in_key: bool) -> tuple[str, bool]:
+        """The masked text, and whether it ends within a PEM key; `in_key` when it starts there."""
         if self.show_secrets:
-            return text
+            return text, False
         text = self._mask_values(text)
+        if "PRIVATE KEY-----" in text or in_key:
+            text, in_key = mask_pem(text, in_key)
         if not bulk:
             text = self._mask_places(text)
-        return text.replace(MASK, REDACTED)
+        return text.replace(MASK, REDACTED), in_key
 
     def clean(self, text: str, *, bulk: bool = False) -> str:
         """The text as a report shows it: secrets masked, control characters escaped."""
@@ -1032,26 +1034,14 @@ class Redactor:
 
         Gives whole lines, many at a time; of lines beyond LONGEST_LINE the start.
         """
-        rest = b""
-        for chunk in chunks:
-            head, newline, tail = chunk.rpartition(b"\n")
-            if newline:
-                yield self._lines(rest + head + newline, bulk)
-                rest = tail
-            elif len(rest) <= 2 * LONGEST_LINE:
-                rest += chunk
-        if rest:
-            yield self._lines(rest, bulk)
-
-    def _lines(self, data: bytes, bulk: bool) -> str:
-        text = decode(data)
-        if len(data) <= LONGEST_LINE or max(map(len, text.split("\n"))) <= LONGEST_LINE:
-            return self.clean(text, bulk=bulk)
-        spare = max(map(len, self._values), default=0)  # a secret that the cut went through is within the last `spare`
-        return "\n".join(
-            self.clean(line, bulk=bulk) if len(line) <= LONGEST_LINE else
-            self.clean(line[:LONGEST_LINE + spare], bulk=bulk)[:LONGEST_LINE - spare].rpartition(" ")[0]
-            + " [rest of the line left out]" for line in text.split("\n"))
+        in_key = False
+        for data in whole_lines(chunks):
+            text, in_key = self._masked(decode(data), bulk, in_key)
+            if len(text) > LONGEST_LINE:
+                # a secret that whole_lines() cut through lies behind what is shown
+                text = "\n".join(line if len(line) <= LONGEST_LINE else
+                                 f"{line[:LONGEST_LINE // 2]} [rest of the line left out]" for line in text.split("\n"))
+            yield printable(text)
 
     def _mask_values(self, text: str) -> str:
         import re
@@ -1060,13 +1050,13 @@ class Redactor:
             self._runs = {}
             if len(self._sorted) > MANY_VALUES:
                 for value in self._sorted:
-                    run = max(re.findall("[A-Za-z0-9]+", value), key=len, default="")
+                    run = max(re.findall("[A-Za-z0-9]{4,}", value), key=len, default="")
                     self._runs.setdefault(run, []).append(value)
             words = "|".join(re.escape(word) for word in sorted(self._words, key=len, reverse=True))
             self._word_pattern = re.compile(f"(?<![A-Za-z0-9])(?:{words})(?![A-Za-z0-9])") if words else None
         if self._runs:
             # one look at each word of the text instead of one search for each value
-            hits = set(re.findall("[A-Za-z0-9]+", text)) & self._runs.keys()
+            hits = set(re.findall("[A-Za-z0-9]{4,}", text)) & self._runs.keys()
             values = sorted((value for run in (*hits, "") for value in self._runs.get(run, ())), key=len, reverse=True)
         else:
             values = self._sorted
@@ -1075,30 +1065,59 @@ class Redactor:
                 text = text.replace(value, MASK)
         return self._word_pattern.sub(MASK, text) if self._word_pattern else text
 
+    def _mask_dump(self, found: re.Match[str]) -> str:
+        """For a row of hex bytes: masked to the end of the line, where a dump repeats it as text, if it holds a secret
+        or is a piece of one."""
+        row = found[2].lower().translate({32: None, 58: None})
+        known = any(digits in row or (row in digits if len(row) > 6 else digits.endswith(row))
+                    for digits in self._digits)
+        return f"{found[1]}{MASK}" if known else found[0]
+
     def _mask_places(self, text: str) -> str:
-        lowered = text.lower()
-        if "private key-----" in lowered or self._in_key:
-            text = self._mask_pem(text)
-        if not any(hint in lowered for hint in PLACE_HINTS):
-            return text
         import re
         if not self._places:
-            self._places = [re.compile(place, re.IGNORECASE | re.MULTILINE) for place in SECRET_PLACES]
-            self._places.append(re.compile(r"\b((?:auth|auth-trunc|enc|aead|comp)[ \t]+\S+[ \t]+0x)([0-9a-f]+)", re.I))
-        text = self._places[-1].sub(lambda found: f"{found[1]}[redacted {len(found[2]) // 2} bytes]", text)
-        for place in self._places[:-1]:
-            text = place.sub(rf"\g<1>{MASK}", text)
+            self._places = [re.compile(place, re.IGNORECASE) for place in SECRET_PLACES]
+            self._key = re.compile(r"\b((?:auth|auth-trunc|enc|aead|comp)[ \t]+\S+[ \t]+0x)([0-9a-f]+)", re.IGNORECASE)
+            # a row of pluto's dumps, of any length; bytes in a row anywhere
+            self._dumps = [re.compile(r"^(.*?\|  +|  +)((?:[0-9a-f]{2} {1,2})*[0-9a-f]{2})(?:$|   .*)", re.MULTILINE),
+                           re.compile(r"((?<![0-9A-Za-z]))((?:[0-9A-Fa-f]{2}[ :]{1,2}){3,}[0-9A-Fa-f]{2})\b.*")]
+        lines = text.split("\n")
+        for number, line in enumerate(lines):
+            lowered = line.lower()
+            if any(hint in lowered for hint in PLACE_HINTS):
+                for place in self._places:
+                    line = place.sub(rf"\g<1>{MASK}", line)
+                lines[number] = self._key.sub(lambda found: f"{found[1]}[redacted {len(found[2]) // 2} bytes]", line)
+        text = "\n".join(lines)
+        for dump in self._dumps if self._digits else ():
+            text = dump.sub(self._mask_dump, text)
         return text
 
-    def _mask_pem(self, text: str) -> str:
-        lines = []
-        for line in text.split("\n"):
-            if "PRIVATE KEY-----" in line:
-                self._in_key = "-----BEGIN" in line
-                lines.append(line)
-            else:
-                lines.append(MASK if self._in_key and line else line)
-        return "\n".join(lines)
+
+def mask_pem(text: str, in_key: bool) -> tuple[str, bool]:
+    """The text without the lines between BEGIN and END of private keys, and whether it ends within a key."""
+    lines = []
+    for line in text.split("\n"):
+        if "PRIVATE KEY-----" in line:
+            in_key = "-----BEGIN" in line
+        elif in_key and line:
+            line = MASK
+        lines.append(line)
+    return "\n".join(lines), in_key
+
+
+def whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes, cut behind line ends only.  Of a line longer than two LONGEST_LINE no more than those."""
+    rest = b""
+    for chunk in chunks:
+        head, newline, tail = chunk.rpartition(b"\n")
+        if newline:
+            yield rest + head + newline
+            rest = tail
+        elif len(rest) < 2 * LONGEST_LINE:
+            rest += chunk
+    if rest:
+        yield rest
 
 
 MASK = "\ue000"  # stands for REDACTED until all is masked, so that nothing is found in it
@@ -1947,11 +1966,12 @@ class Command:
     """A built-in command: what runs it and what help, completion and manual say of it.
 
     `operands` is written as in a synopsis: `FILE`, `[CONN]`, `[ARG...]`; the count is checked against it.  `options`
-    None means that the command reads its words itself (they belong to another program's grammar).
+    None means that the command reads its words itself (they belong to another program's grammar).  A `fallback`
+    stands in where libreswan's own program of that name is not installed.
     """
 
     def __init__(self, function: Callable[[Host, Args], int], names: str, operands: str, summary: str,
-                 options: Sequence[Opt] | None, details: str, hidden: bool) -> None:
+                 options: Sequence[Opt] | None, details: str, hidden: bool, fallback: bool) -> None:
         self.function = function
         self.name, *self.aliases = names.split()
         self.operands = operands
@@ -1959,6 +1979,7 @@ class Command:
         self.options = options
         self.details = details
         self.hidden = hidden
+        self.fallback = fallback
 
     @property
     def usage(self) -> str:
@@ -1991,14 +2012,15 @@ COMMANDS: dict[str, Command] = {}  # by name and by alias
 
 
 def command(names: str, operands: str = "", *, summary: str, options: Sequence[Opt] | None = (), details: str = "",
-            hidden: bool = False) -> Callable[[Callable[[Host, Args], int]], Callable[[Host, Args], int]]:
+            hidden: bool = False,
+            fallback: bool = False) -> Callable[[Callable[[Host, Args], int]], Callable[[Host, Args], int]]:
     """Register a function as the command `names` (the name, then aliases).
 
     Every built-in name may also be written with two leading dashes, as in 5.x (`ipsec --checknss`).
     """
 
     def register(function: Callable[[Host, Args], int]) -> Callable[[Host, Args], int]:
-        entry = Command(function, names, operands, summary, options, details, hidden)
+        entry = Command(function, names, operands, summary, options, details, hidden, fallback)
         for name in names.split():
             COMMANDS[name] = entry
         return function
@@ -2090,6 +2112,155 @@ def load_rest() -> None:
     The archive begins with the sections that dispatch needs, and puts a loader of the others in this place (build.py);
     as a plain file the program is whole.
     """
+
+
+# --- configuration: what libreswan's own programs say of it, and what a report shows ---------------------------------
+
+def own_reader(host: Host, args: Args, name: str) -> Config:
+    """The configuration for a command that stands in for libreswan's program.  Raises ConfigError (3, as theirs)."""
+    host.warn(f"{name}: libreswan's own program is not installed; the built-in reader answers")
+    config = Config(host, args.value("--config"))
+    config.conns()
+    for problem in config.problems:
+        if problem.fatal:
+            raise ConfigError(f"ipsec {name}: cannot load config {quote(config.name)}: {problem}", 3)
+        host.warn(f"{name}: {problem}")
+    return config
+
+
+ADDCONN_LISTS = {"--listall": "ignore add ondemand start keep", "--listadd": "add", "--listroute": "ondemand start",
+                 "--liststart": "start", "--listignore": "ignore"}
+
+
+@command("addconn", "[CONN...]", summary="check ipsec.conf, list connections, load them into pluto", fallback=True,
+         options=(Opt("--config", "FILE", "the configuration; - is standard input"),
+                  Opt("--checkconfig", None, "only say whether the configuration can be loaded"),
+                  Opt("--configsetup", None, "print the settings of config setup for a shell"),
+                  Opt("--varprefix", "PREFIX", "what the variables of --configsetup begin with"),
+                  Opt("--noexport", None, "leave out the word export"),
+                  Opt("--liststack", None, "print the protocol stack"),
+                  *(Opt(name, None, f"print the names of connections with auto={' or '.join(autos.split())}")
+                    for name, autos in ADDCONN_LISTS.items()),
+                  Opt("--autoall --addall", None, "load all with auto= (needs libreswan's addconn)"),
+                  Opt("--ctlsocket --ctlbase", "FILE", "pluto's control socket"),
+                  Opt("--verbose --debug", None, "say more")),
+         details="Libreswan's own addconn does this where it is installed; else the built-in reader answers all but "
+                 "the loading of connections.")
+def addconn_command(host: Host, args: Args) -> int:
+    """`ipsec addconn`: 0; 3 when the configuration can't be loaded; 127 for what only libreswan's addconn can."""
+    if args.operands or args.flag("--autoall"):
+        raise Missing(f"ipsec addconn: loading connections needs libreswan's own program in {host.execdir}", NOT_FOUND)
+    lists = [name for name in ADDCONN_LISTS if args.flag(name)]
+    if not lists and not any(args.flag(name) for name in ("--checkconfig", "--configsetup", "--liststack")):
+        raise Failure("ipsec addconn: nothing to do", USAGE, "name what to list or check; see ipsec addconn --help")
+    config = own_reader(host, args, "addconn")
+    if args.flag("--checkconfig"):
+        return OK
+    if "--listall" in lists:
+        lists = ["--listall"]
+    elif "--listroute" in lists and "--liststart" in lists:
+        lists.remove("--liststart")
+    for name in lists:
+        names = [f"{conn.name} " for conn in config.conns() if conn.auto in ADDCONN_LISTS[name].split()]
+        host.print("".join(names), end="\n" if name in ("--listall", "--listignore") else "")
+    if args.flag("--liststack"):
+        host.print(config.setup("protostack", "xfrm"))
+    elif args.flag("--configsetup"):
+        export = "" if args.flag("--noexport") else "export"
+        values = {"configfile": config.name, "ctlsocket": args.value("--ctlsocket", host.ctlsocket)}
+        prefix = args.value("--varprefix")
+        values.update({prefix + key: value for key, value in setup_values(host, config)})
+        for key, value in {f"{prefix}confreadstatus": "", **values}.items():
+            # the original leaves quotes as they are, and whoever evals it runs what is behind them
+            host.print(f"{export} {key.replace('-', '_')}='" + value.replace("'", "'\\''") + "'")
+    return OK
+
+
+def setup_values(host: Host, config: Config) -> Iterator[tuple[str, str]]:
+    """Keyword and value of `config setup`, with libreswan's defaults for those that are not set (confread.c)."""
+    on = "audit-log dnssec-enable ike-socket-errqueue listen-udp logappend logip logtime uniqueids".split()
+    defaults = {"dumpdir": "/run/pluto", "ipsecdir": host.confddir, "nssdir": host.nssdir, "secretsfile": host.secrets,
+                "xfrmlifetime": "30", "nhelpers": "-1"}
+    for key, kind in keywords(True).items():
+        value = config.setup(key, defaults.get(key, ""))
+        if kind == _BOOL:
+            yield key, "yes" if config.flag(key, key in on) else "no"
+        elif value and kind != "obsolete":
+            yield key, value
+            if key == "logfile":
+                yield "plutostderrlog", value
+
+
+@command("readwriteconf", summary="print ipsec.conf with also=, %default and includes resolved", fallback=True,
+         options=(Opt("--config", "FILE", "the configuration; - is standard input"),
+                  Opt("--conn", "CONN", "only this connection"),
+                  Opt("--nosetup", None, "leave config setup out"),
+                  Opt("--rootdir", "DIR", "look for included files below DIR (as ipsec --root)"),
+                  Opt("--verbose --debug", None, "say more")),
+         details="Libreswan's own readwriteconf does this where it is installed; else the built-in reader does, which "
+                 "prints what is configured and adds no defaults.")
+def readwriteconf_command(host: Host, args: Args) -> int:
+    """`ipsec readwriteconf`: 0, or 3 when the configuration can't be loaded."""
+    if args.flag("--rootdir"):
+        host = Host(host.env, root=args.value("--rootdir"), conf=host.conf)
+    for line in config_lines(own_reader(host, args, "readwriteconf"), args.value("--conn"), not args.flag("--nosetup")):
+        host.print(line)
+    return OK
+
+
+def config_lines(config: Config, name: str = "", setup: bool = True) -> Iterator[str]:
+    """The lines of ipsec.conf that say the same with nothing left to resolve; of one connection with `name`."""
+    if setup:
+        yield "config setup"
+        for key in keywords(True):
+            if value := config.setup(key):
+                yield f"\t{key}={quoted_value(value)}"
+        yield ""
+    for conn in config.conns():
+        if name in ("", conn.name):
+            yield f"conn {conn.name}"
+            if conn.alsos:
+                yield f"\t#also = {' '.join(conn.alsos)}"
+            keys = sorted(conn.settings, key=lambda key: (not key.startswith("left"), not key.startswith("right"),
+                                                          key.startswith(("x-", "x_"))))
+            for key in keys:
+                value = conn.settings[key].value
+                yield f"\t{key}={value if key[:2] in ('x-', 'x_') else quoted_value(value)}"
+
+
+def quoted_value(value: str) -> str:
+    """A value as ipsec.conf has it: quoted or in braces where a bare one would be read otherwise."""
+    if value and split_value(value) == (value, ""):
+        return value
+    return f"{{{value}}}" if '"' in value else f'"{value}"'
+
+
+@command("_secretcensor", "[FILE...]", summary="show ipsec.secrets without the secrets", hidden=True)
+def secretcensor_command(host: Host, args: Args) -> int:
+    """`ipsec _secretcensor`: the files, or standard input, as barf shows them; 1 when a file can't be read."""
+    return filtered(host, args.operands, lambda chunks: (
+        f"{printable(line)}\n" for line in censor_secrets(split_lines(chunks))))
+
+
+@command("_keycensor", "[FILE...]", summary="show a text without the keys and secrets in it", hidden=True)
+def keycensor_command(host: Host, args: Args) -> int:
+    """`ipsec _keycensor`: the files, or standard input, as barf shows logs and configuration."""
+    return filtered(host, args.operands, redactor_of(host).stream)
+
+
+def filtered(host: Host, names: Sequence[str], censor: Callable[[Iterable[bytes]], Iterable[str]]) -> int:
+    """Print files, or standard input, through a censor.  1 when a file can't be read."""
+    status = OK
+    for name in names or ["-"]:
+        try:
+            for text in censor(host.stdin() if name == "-" else host.chunks(name)):
+                host.print(text, end="")
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            host.warn(f"{name}: {error.strerror}")
+            status = ERROR
+    return status
 
 
 # --- ipsec itself: help, version, directory --------------------------------------------------------------------------
@@ -2241,13 +2412,17 @@ def dispatch(words: Sequence[str]) -> int:
         known = {*mine, *(f"--{command_name}" for command_name in COMMANDS)}
         raise Failure(f"ipsec: unknown option {quote(name)}", USAGE, suggest(name, known) or
                       "perhaps the command name was omitted? see ipsec --help")
-    if entry is not None:
+    program = program_of(host, name) if entry is None or (entry.fallback and host.live) else None
+    if entry is not None and program is not None:
+        # the one global option that such a program knows under the same name; it does not look at IPSEC_CONF
+        named = any(word.partition("=")[0] == "--config" for word in rest)
+        rest = rest if named or host.conf == "/etc/ipsec.conf" else ["--config", host.conf, *rest]
+    elif entry is not None:
         asks = rest[:1] in (["--help"], ["-h"]) or (rest == ["help"] and not entry.operands)
         if asks and entry.options is not None:
             host.print(describe(entry))
             return OK
         return entry.function(host, entry.parse(rest))
-    program = program_of(host, name)
     if program is None:
         raise unknown_command(host, name)
     if host.root:
