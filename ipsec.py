@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from types import ModuleType
-    from typing import Callable, NoReturn
+    from typing import Any, Callable, Literal, NoReturn
     from typing import NamedTuple as Record
 
 # =====================================================================================================================
@@ -613,6 +613,35 @@ class Host:
         """Standard input, piece by piece.  Raises OSError."""
         while data := os.read(0, READ_CHUNK):
             yield data
+
+    def ask(self, prompt: str, *, secret: bool, hint: str) -> str:
+        """What somebody types on the terminal after the prompt, unseen when `secret`.
+
+        Raises Failure when there is no terminal or nothing comes from it, Missing without termios.
+        """
+        termios: Any = need("termios", "asking for a password") if secret else None
+        try:
+            terminal = os.dup(0) if os.isatty(0) else os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        except OSError:
+            raise Failure(f"{prompt.rstrip(': ')}: there is no terminal to ask on", NO_PLUTO, hint) from None
+        settings = termios.tcgetattr(terminal) if secret else []
+        typed = b""
+        try:
+            if secret:
+                silent = [*settings[:3], settings[3] & ~termios.ECHO, *settings[4:]]
+                termios.tcsetattr(terminal, termios.TCSAFLUSH, silent)
+            write_all(terminal, prompt.encode())
+            while not typed.endswith(b"\n"):
+                piece = os.read(terminal, 1)
+                if not piece:
+                    raise Failure(f"{prompt.rstrip(': ')}: nothing was typed", NO_PLUTO, hint)
+                typed += piece
+        finally:
+            if secret:
+                termios.tcsetattr(terminal, termios.TCSAFLUSH, settings)
+                write_all(terminal, b"\n")
+            os.close(terminal)
+        return decode(typed[:-1])
 
     def print(self, text: str = "", *, end: str = "\n") -> None:
         """Write to standard output.  Raises OSError when it can't be written (a full disk, a closed pipe)."""
@@ -1907,6 +1936,776 @@ def pluto_shutdown(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
         talk.say(basic_message(BASIC_SHUTDOWN))
         for _ in talk.lines():
             continue
+
+# --- messages: what a release's whack sends ---------------------------------------------------------------------------
+#
+# The message is whack.h's struct whack_message in the host's own representation, then its strings.  The tables below
+# say it for all releases: a line holds for the releases that it names; a line that begins with blanks goes on the one
+# above.  A new release: add it to RELEASES, extend the ranges of what stayed and add lines for what changed.
+
+RELEASES = (*(f"3.{n}" for n in range(25, 33)), *(f"4.{n}" for n in range(16)), "5.0", "5.1", "5.2", "5.3", "5.3.1",
+            "5.3.2", "5.4")
+
+# From 5.1 the magic number is the cksum(1) of the version instead
+WHACK_MAGIC = """
+3.25       0x6f686b2d
+3.26-3.29  0x6f686b2e
+3.30-3.32  0x6f686b2f
+4.0-4.2    0x6f686b30
+4.3-5.0    0x6f686b31
+"""
+
+# The members in their order.  A letter is the C type of the names after it: b bool or char, h 16 bits, i int, w size_t
+# or pointer, q 64 bits, t time_t, a a bool that opens a struct of ints, xN N bytes.  `t=60` is a member that whack
+# always sends so (of connections: lifetimes, margins, ports…); `12w` are 12 members that we have no use for, summed up
+# such that what follows is aligned as in C wherever time_t and pointers have 4 or 8 bytes and 64-bit integers are
+# aligned to 4 or 8.
+WHACK_MESSAGE = """
+3.25-5.2   i magic b status
+5.1-5.2    b shutdown
+3.25-5.0   b globalstatus
+5.1-5.2    a globalstatus
+3.25-5.2   b clearstats trafficstatus shuntstatus fipsstatus
+3.28-5.2   b briefstatus
+4.0-5.2    b addresspoolstatus
+5.0-5.2    b connectionstatus briefconnectionstatus
+4.0-5.2    b showstates
+3.25-3.27  1b b shutdown
+3.28-3.32  a shutdown
+4.0-4.15   1b b shutdown
+5.0        a shutdown
+5.0        b=1
+4.2-5.0    b processstatus
+5.1-5.2    1b b processstatus
+4.2-5.2    b leave_state
+5.0-5.2    w name
+3.25-4.15  2w b options
+3.25-5.2   q debug.set debug.clr
+5.1-5.2    2w 3i i=1
+3.25-3.26  4i 1b b async
+3.27-3.32  6i 1b b async
+4.0-4.15   1w 1i 1b b async
+5.0        2w 2i 2b b async
+5.1-5.2    b async
+3.25       1q
+3.26-3.29  2q
+3.25-3.29  q=3600000 q=28800000 q=540000 w=100 1w w=32 q=60000 q=500 i=1
+3.25-3.27  16w 1q 124i
+3.28-3.29  4q b=1 15w 118i
+3.25-3.29  h=500 4w 20i h=2 h=2
+3.30-3.31  2q
+3.32       q=0x4000400000006 q=7
+3.30-3.32  t=3600 1t t=28800 1t t=540 1t w=100 1w w=32 t=60 2t t=500000 i=1 3t 6i b=1 14w 122i h=500 3w 20i h=2 h=2
+4.3-4.15   i=2
+4.0-4.1    q=0x1000200000006 q=7 t=3600
+4.2        q=0x2000200000006 q=7 t=28800
+4.3-4.5    q=0x800000000006 q=7 t=28800
+4.6        q=0x40000000006 q=7 3i t=28800
+4.7-4.15   2q q=28 3i t=28800
+4.0-4.15   1t t=28800 1t t=540 1t
+4.0-4.5    w=100 1w w=32
+4.6-4.7    w=100 1w w=128
+4.8-4.15   q=0x8000000000000000 q=0x8000000000000000 w=100 1w q=128
+4.0-4.15   t=60 2t t=500000 i=1 i=0xffffffff 4t 4i i=4500 i=1 b=1
+4.0-4.1    20w 186i h=2 h=2
+4.2        25w 176i h=2
+4.3        25w 144i h=2
+4.4        27w 128i h=2
+4.5        25w 128i h=2
+5.0-5.2    i=2 3i q=28
+5.0-5.1    31i
+5.2        16q
+5.0-5.2    q=0x8000000000000000 q=0x8000000000000000
+5.0-5.1    6t t=540 1t b=1 q=100 3i q=128 t=60 1t b=1 1t t=500000 b=1 4w 4q b=1
+5.2        9t q=100 3i q=128 6t 4w 8i b=1
+5.0        14w 49i w username 20w 43i w host_afi
+5.1        16w 41i w username 22w 35i w host_afi
+5.2        5t 17w 1q 47i w username 22w 39i w host_afi
+5.0-5.2    9w w remote_host
+3.25-4.5   9w b route
+4.6-4.7    37w 132i b route
+4.8-4.15   39w 132i b route
+5.0-5.2    b route
+3.25-5.2   b unroute initiate
+4.3-5.2    6i i=8 7i i=1
+3.25-3.29  16i b down
+3.30-3.32  14i b down
+4.0-4.1    18i b down
+4.2        20i b down
+4.3-5.2    b down
+3.25-5.2   b delete deletestate w deletestateno
+5.0-5.2    i sa sa_type
+3.30-4.15  b rekey_ike rekey_ipsec
+3.25-5.2   1w b deleteuser deleteuser_name deleteid deleteid_name purgeocsp listen unlisten w ike_buf_size b
+           ike_sock_err_toggle i ddos
+3.30-5.2   b ddns
+3.25-5.2   b crash
+4.2-5.2    a crash_peer.is_set
+3.30-5.2   i crash_peer.version x16 crash_peer.bytes
+4.0-4.1    2i b crash_peer.is_set
+3.25-3.29  2b h crash_peer.family i crash_peer.inet
+3.25-3.29  5i b utc
+3.30-3.32  1i b utc
+4.0-4.1    a utc
+4.2        3i b utc
+4.3-5.2    b utc
+3.25-5.2   b checkpubkeys
+4.5-5.2    b listpubkeys
+3.25-5.2   q list
+5.0-5.2    b rereadcerts rereadsecrets fetchcrls
+3.25-4.15  b reread
+4.3-4.15   8w 1i i global_redirect
+5.0-5.2    9w 2i i global_redirect
+5.0-5.2    w global_redirect_to redirect_to
+5.2        2w 1i b suspend
+3.25-3.27  14w 2i
+3.28-3.29  17w 16i
+3.30-3.32  17w 14i
+4.0-4.2    19w
+4.3-4.15   11w
+5.0-5.1    4w 2i
+5.2        3w
+5.3-5.3.2  i magic b status shutdown i command w name q debug.set debug.clr 2w i=1 b async i ike_buf_size b
+           ike_sock_err_toggle i ike_sock_err ddos 19t 51w 63i w username 37w 11i w remote_host deletestateno 1w b
+           crash_peer.is_set crash_peer.version 2b x16 crash_peer.bytes b utc q list 9w 2i i global_redirect w
+           redirect_to 3w 2i
+5.4        i magic b status shutdown i command w name i=1 b async utc i ike_buf_size b ike_sock_err_toggle i
+           ike_sock_err ddos 4w 17i w deletestateno b crash_peer.is_set crash_peer.version 2b x16 crash_peer.bytes b
+           list_pubkeys list_psks list_certs list_cacerts list_crls list_events w remote_host i global_redirect w
+           global_redirect_to redirect_to 2w q debug.set debug.clr 9w
+"""
+
+# The strings, in the order in which they follow the struct.  Up to 4.15 all are always there, those that we don't use
+# as a number of empty ones; `label` only where pluto has labelled IPsec.  From 5.0 only those that are set, and the
+# member of that name holds the length.
+WHACK_STRINGS = """
+3.25-3.27  name 4 updown 5 updown 5 username 7 label 7 remote_host
+3.28-3.32  name 4 updown 5 updown 5 username 7 label 7 remote_host 2
+4.0-4.1    name 6 updown 9 updown 1 username 9 label 7 remote_host 2 redirect_to
+4.2        name 8 updown 11 updown 1 username 16 remote_host 2 redirect_to
+4.3-4.4    name 8 updown 11 updown 1 username 16 remote_host global_redirect_to 2 redirect_to
+4.5-4.6    name 7 updown 10 updown 1 username 16 remote_host global_redirect_to 2 redirect_to 1
+4.7-4.15   name 6 updown 1 username 7 updown 18 remote_host global_redirect_to 2 redirect_to 1
+5.0-5.3.2  name username remote_host global_redirect_to redirect_to
+5.4        name remote_host global_redirect_to redirect_to
+"""
+STRINGS_ROOM = 4096
+
+# From 5.3 what to do is a number, counted from 1 in this order
+WHACK_COMMANDS = """
+5.3-5.4    rereadall fetchcrls rereadsecrets rereadcerts processstatus addresspoolstatus connectionstatus
+           briefconnectionstatus briefstatus fipsstatus globalstatus trafficstatus shuntstatus delete add route unroute
+           initiate
+5.3-5.3.2  suspnd
+5.3-5.4    acquire down suspend deleteuser deleteid deletestate crash clearstats ddns purgeocsp showstates rekey_ike
+           rekey_child delete_ike delete_child down_ike down_child ddos list checkpubkeys seccomp_crashtest
+           shutdown_leave_state active_redirect global_redirect listen unlisten
+5.4        impair debug pubkey
+"""
+
+# Names of debugging bits, each the next higher one unless it says its value
+WHACK_DEBUG = """
+3.25       raw parsing emitting control lifecycle kernel dns oppo controlmore pfkey nattraversal x509 dpd xauth
+           retransmits oppoinfo crypt crypt-low private proposal-parser whackwatch add-prefix all=0xffff
+3.26-3.27  raw parsing emitting control lifecycle kernel dns oppo controlmore nattraversal x509 dpd xauth retransmits
+           oppoinfo crypt crypt-low private proposal-parser whackwatch add-prefix all=0x7fff
+3.28-4.1   base cpu-usage tmi crypt private whackwatch add-prefix all=3
+4.2-4.5    base cpu-usage refcnt tmi crypt private whackwatch add-prefix all=7
+4.6-4.15   base cpu-usage refcnt tmi=0xf crypt private whackwatch add-prefix all=7
+5.0        routing=2 cpu-usage refcnt tmi=0x1f crypt private whackwatch add-prefix base=3 all=0xf
+5.1-5.3.2  routing=2 cpu-usage refcnt tmi=0x1f updown crypt private whackwatch add-prefix base=3 all=0xf
+5.4        routing=1 cpu-usage=4 refcnt tmi=0x1f updown crypt private add-prefix add-state whackwatch base=3 all=0xf
+           none=0xfff
+"""
+
+# whack's options that need no definition of a connection: name and kind of value; whether --name is needed (+), taken
+# (?) or of no use (.); the releases; what it sets.  `word` is a command or a member that becomes 1, `word=N` and
+# `word|N` are a member (and the command of that name), `*` the option's value, `$word` a string.
+WHACK_OPTIONS = """
+status                      . *         status
+shutdown                    . *         shutdown
+leave-state                 . 4.2-5.2   leave_state
+leave-state                 . 5.3-5.4   shutdown_leave_state
+globalstatus                . *         globalstatus
+clearstats                  . *         clearstats
+trafficstatus               ? *         trafficstatus
+shuntstatus                 . *         shuntstatus
+fipsstatus                  . *         fipsstatus
+briefstatus                 . 3.28-5.4  briefstatus
+addresspoolstatus           . 4.0-5.4   addresspoolstatus
+processstatus               . 4.2-5.4   processstatus
+showstates                  . 4.0-5.4   showstates
+connectionstatus            ? 5.0-5.4   connectionstatus
+briefconnectionstatus       ? 5.0-5.4   briefconnectionstatus
+initiate                    + *         initiate
+terminate                   + *         down
+down                        + 5.0-5.4   down
+delete                      + *         delete
+route                       + *         route
+ondemand                    + *         route
+unroute                     + *         unroute
+suspend                     + 5.2-5.4   suspend
+rekey-ike                   + 3.30-4.15 rekey_ike
+rekey-ike                   + 5.0-5.2   sa=1
+rekey-ike                   + 5.3-5.4   rekey_ike
+rekey-ipsec                 + 3.30-4.15 rekey_ipsec
+rekey-child                 + 5.0-5.2   sa=1 sa_type=1
+rekey-child                 + 5.3-5.4   rekey_child
+delete-ike                  + 5.0-5.2   sa=2
+delete-ike                  + 5.3-5.4   delete_ike
+delete-child                + 5.0-5.2   sa=2 sa_type=1
+delete-child                + 5.3-5.4   delete_child
+down-ike                    + 5.0-5.2   sa=3
+down-ike                    + 5.3-5.4   down_ike
+down-child                  + 5.0-5.2   sa=3 sa_type=1
+down-child                  + 5.3-5.4   down_child
+deletestate=NUMBER          . *         deletestate deletestateno=*
+deleteuser                  + *         deleteuser
+deleteid                    + *         deleteid
+crash=ADDRESS               . *         crash
+listen                      . *         listen
+unlisten                    . *         unlisten
+ike-socket-bufsize=NUMBER   . *         listen ike_buf_size=*
+ike-socket-errqueue-toggle  . *         listen ike_sock_err_toggle=1
+ike-socket-errqueue=YES|NO  . 5.3-5.4   listen ike_sock_err=*
+ddos-auto                   . *         ddos=1
+ddos-busy                   . *         ddos=2
+ddos-unlimited              . *         ddos=3
+ddns                        . 3.30-5.3.2 ddns
+purgeocsp                   . *         purgeocsp
+checkpubkeys                . 3.25-4.4  checkpubkeys list|1
+checkpubkeys                . 4.5-5.4   checkpubkeys
+listpubkeys                 . 3.25-4.4  list|1
+listpubkeys                 . 4.5-5.2   listpubkeys
+listpubkeys                 . 5.3-5.3.2 list|1
+listpubkeys                 . 5.4       list list_pubkeys
+listcerts                   . 3.25-5.3.2 list|2
+listcerts                   . 5.4       list list_certs
+listcacerts                 . 3.25-5.3.2 list|4
+listcacerts                 . 5.4       list list_cacerts
+listcrls                    . 3.25-5.3.2 list|8
+listcrls                    . 5.4       list list_crls
+listpsks                    . 3.25-5.3.2 list|16
+listpsks                    . 5.4       list list_psks
+listevents                  . 3.25-5.3.2 list|32
+listevents                  . 5.4       list list_events
+listall                     . 3.25-4.4  list|31
+listall                     . 4.5-5.2   list|31 listpubkeys
+listall                     . 5.3-5.3.2 list|31
+listall                     . 5.4       list list_pubkeys list_psks list_certs list_cacerts list_crls
+rereadsecrets               . 3.25-4.15 reread|1
+rereadsecrets               . 5.0-5.4   rereadsecrets
+rereadcrls                  . 3.25-4.15 reread|2
+fetchcrls                   . 3.25-4.15 reread|4
+fetchcrls                   . 5.0-5.4   fetchcrls
+rereadcerts                 . 4.0-4.15  reread|8
+rereadcerts                 . 5.0-5.4   rereadcerts
+rereadall                   . 3.25-3.32 reread|7
+rereadall                   . 4.0-4.15  reread|15
+rereadall                   . 5.0-5.2   rereadcerts rereadsecrets fetchcrls
+rereadall                   . 5.3-5.4   rereadall
+redirect-to=ADDRESS,…       ? 4.0-5.2   $redirect_to
+redirect-to=ADDRESS,…       ? 5.3-5.4   active_redirect $redirect_to
+global-redirect=YES|NO|AUTO . 4.3-5.4   global_redirect=*
+global-redirect-to=ADDRESS,… . 4.3-5.2  $global_redirect_to
+global-redirect-to=ADDRESS,… . 5.3-5.3.2 global_redirect $redirect_to
+global-redirect-to=ADDRESS,… . 5.4      global_redirect $global_redirect_to
+debug=NAME                  . *         debug
+no-debug=NAME               . 3.28-5.4  debug
+name=CONNECTION             ? *         $name
+remote-host=ADDRESS         + *         $remote_host
+username=NAME               + *         $username
+asynchronous                ? *         async
+utc                         ? *         utc
+label=TEXT                  ? *
+"""
+WORDS_AS_NUMBERS = {"no": 1, "yes": 2, "auto": 3}  # enum yn_options, enum global_redirect
+# What these options mean only together with others, so that they alone are no request
+WHACK_MODIFIERS = frozenset(("name", "remote-host", "username", "asynchronous", "utc", "label", "leave-state"))
+
+
+def table_rows(table: str) -> Iterator[list[str]]:
+    """The rows of one of the tables here, as words."""
+    row: list[str] = []
+    for line in table.splitlines():
+        if line and not line.startswith(" "):
+            if row:
+                yield row
+            row = []
+        row += line.split()
+    yield row
+
+
+def version_key(version: str) -> tuple[int, ...]:
+    """A version number as what compares."""
+    return tuple(int(part) for part in version.split("."))
+
+
+def covers(releases: str, version: tuple[int, ...]) -> bool:
+    """True when `version` is one of a table's `releases`: `3.25-4.2`, `5.4`, or `*`."""
+    first, _, last = releases.partition("-")
+    return releases == "*" or version_key(first) <= version <= version_key(last or first)
+
+
+def cksum(data: bytes) -> int:
+    """The checksum of POSIX cksum(1): a CRC of the bytes and of their count."""
+    crc = 0
+    count = len(data)
+    length = []
+    while count:
+        length.append(count & 0xFF)
+        count >>= 8
+    for byte in (*data, *length):
+        crc ^= byte << 24
+        for _ in range(8):
+            crc = (crc << 1) ^ (0x104C11DB7 if crc & 0x80000000 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+class Abi(Record):
+    """What the C compiler makes of a struct: bytes of a pointer and of time_t, alignment of 64 bits, byte order."""
+
+    word: int
+    time: int
+    wide: int
+    order: Literal["little", "big"]
+
+    def unit(self, letter: str) -> tuple[int, int]:
+        """Size and alignment of a type of WHACK_MESSAGE."""
+        if letter.startswith("x"):
+            return int(letter[1:]), 1
+        return {"b": (1, 1), "a": (1, 4), "h": (2, 2), "i": (4, 4), "w": (self.word, self.word), "q": (8, self.wide),
+                "t": (self.time, self.wide if self.time == 8 else 4)}[letter]
+
+
+def host_abi() -> Abi:
+    """This host's.  Libreswan is taken to be built like the interpreter."""
+    import struct
+    try:
+        time.gmtime(1 << 33)  # past 2038
+        clock = 8
+    except (OverflowError, OSError):
+        clock = 4
+    return Abi(struct.calcsize("@P"), clock, struct.calcsize("@bq") - 8, sys.byteorder)
+
+
+class Layout:
+    """struct whack_message of one release on one kind of host: where its members are, and what is always in them."""
+
+    def __init__(self, version: tuple[int, ...], abi: Abi) -> None:
+        self.members: dict[str, tuple[int, int]] = {}  # offset and size
+        self.always: list[tuple[int, int, int]] = []  # offset, size and value
+        self.size = 0
+        kind = ""
+        for releases, *words in table_rows(WHACK_MESSAGE):
+            if not covers(releases, version):
+                continue
+            for word in words:
+                name, _, value = word.partition("=")
+                if word[0].isdigit():
+                    for _ in range(int(word[:-1])):
+                        self._place(abi, word[-1])
+                elif value:
+                    self.always.append((*self._place(abi, name), int(value, 0)))
+                elif len(word) == 1 or word[1:].isdigit():
+                    kind = word
+                else:
+                    self.members[word] = self._place(abi, kind)
+
+    def _place(self, abi: Abi, kind: str) -> tuple[int, int]:
+        size, alignment = abi.unit(kind)
+        offset = -(-self.size // alignment) * alignment
+        self.size = offset + size
+        return offset, size
+
+
+class Request:
+    """A message of whack's for one pluto, built option by option."""
+
+    def __init__(self, pluto: Pluto, abi: Abi | None = None) -> None:
+        """Raises Failure for a pluto whose messages we don't know."""
+        if pluto.version not in RELEASES:
+            raise Failure(f"ipsec whack: pluto is {pluto.version or 'of an unknown version'}; we speak the language of "
+                          f"{RELEASES[0]} to {RELEASES[-1]}", NO_PLUTO,
+                          "status and shutdown work with any; for the rest install its own whack in the exec directory")
+        self.pluto = pluto
+        self.version = version_key(pluto.version)
+        self.abi = abi or host_abi()
+        self.layout = Layout(self.version, self.abi)
+        self.data = bytearray(self.layout.size)
+        for offset, size, value in self.layout.always:
+            self._write(offset, size, value)
+        self.strings: dict[str, str] = {}
+        self.given: dict[str, str] = {}
+        self.command = ""
+        self.commands = self._commands() if "command" in self.layout.members else []
+
+    def _commands(self) -> list[str]:
+        names = [name for releases, *row in table_rows(WHACK_COMMANDS) if covers(releases, self.version)
+                 for name in row]
+        return [name for name in names if name != "seccomp_crashtest" or self.pluto.seccomp]
+
+    def _write(self, offset: int, size: int, value: int) -> None:
+        self.data[offset:offset + size] = value.to_bytes(size, self.abi.order)
+
+    def _get(self, member: str) -> int:
+        offset, size = self.layout.members[member]
+        return int.from_bytes(self.data[offset:offset + size], self.abi.order)
+
+    def _set(self, member: str, value: int) -> None:
+        self._write(*self.layout.members[member], value)
+
+    def option(self, name: str, value: str = "") -> None:
+        """Do what whack does for --name=value.  Raises Failure: not in this release, or not a value."""
+        effects = next((words for option, _, releases, *words in table_rows(WHACK_OPTIONS)
+                        if option.partition("=")[0] == name and covers(releases, self.version)), None)
+        if effects is None:
+            raise Failure(f"ipsec whack: pluto {self.pluto.version} does not know --{name}", NO_PLUTO)
+        self.given[name] = value
+        try:
+            if name in ("debug", "no-debug"):
+                self._debug(value, name == "debug")
+            elif name == "crash":
+                self._crash(value)
+            for effect in effects:
+                self._apply(effect, value)
+        except (ValueError, OverflowError, OSError):
+            raise Failure(f"ipsec whack: --{name} {quote(value)}: not a value for it", NO_PLUTO) from None
+
+    def _apply(self, effect: str, value: str) -> None:
+        if effect.startswith("$"):
+            self.strings[effect[1:]] = value
+            return
+        name, separator, number = effect.replace("|", "=").partition("=")
+        if name in self.commands:
+            if self.command not in ("", name):
+                raise Failure(f"ipsec whack: --{name.replace('_', '-')} and --{self.command.replace('_', '-')} are two "
+                              f"commands, pluto {self.pluto.version} takes one", NO_PLUTO)
+            self.command = name
+            self._set("command", self.commands.index(name) + 1)
+            if not separator:
+                return
+        if name in self.layout.members:
+            wanted = WORDS_AS_NUMBERS.get(value) or int(value) if number == "*" else int(number or 1)
+            self._set(name, self._get(name) | wanted if "|" in effect else wanted)
+
+    def _debug(self, name: str, on: bool) -> None:
+        bits: dict[str, int] = {}
+        for releases, *words in table_rows(WHACK_DEBUG):
+            if covers(releases, self.version):
+                for word in words:
+                    key, _, number = word.partition("=")
+                    top = 1 << max([value.bit_length() for value in bits.values()], default=0)
+                    bits[key] = int(number, 0) if number else top
+        every = 0
+        for value in bits.values():
+            every |= value
+        bits.setdefault("none", every)
+        if name not in bits:
+            raise Failure(f"ipsec whack: --debug {quote(name)}: pluto {self.pluto.version} has "
+                          f"{', '.join(sorted(bits))}", NO_PLUTO)
+        wanted = bits[name]
+        to, other = ("debug.set", "debug.clr") if on != (name == "none") else ("debug.clr", "debug.set")
+        self._set(to, self._get(to) | wanted)
+        self._set(other, self._get(other) & ~wanted)
+        if "options" in self.layout.members:
+            self._set("options", 1)
+
+    def _crash(self, address: str) -> None:
+        import socket
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        packed = socket.inet_pton(family, address)
+        if "crash_peer.inet" in self.layout.members:  # struct sockaddr_in
+            if family == socket.AF_INET6:
+                raise ValueError
+            self._set("crash_peer.family", family)
+            self._set("crash_peer.inet", int.from_bytes(packed, self.abi.order))
+            return
+        offset, size = self.layout.members["crash_peer.bytes"]
+        self.data[offset:offset + size] = packed.ljust(size, b"\0")
+        for member, value in (("crash_peer.is_set", 1), ("crash_peer.version", 6 if ":" in address else 4),
+                              ("host_afi", 6 if ":" in address else 4)):
+            if member in self.layout.members:
+                self._set(member, value)
+
+    def check(self) -> None:
+        """Raises Failure when the options make no request, as whack does."""
+        rules = {row[0].partition("=")[0]: row[1] for row in table_rows(WHACK_OPTIONS)}
+        actions = [name for name in self.given if name not in WHACK_MODIFIERS or name == "leave-state"]
+        if not actions:
+            raise Failure("ipsec whack: no action specified", NO_PLUTO, "see ipsec whack --help")
+        if "name" not in self.given and any(rules[name] == "+" for name in self.given):
+            raise Failure("ipsec whack: missing --name <connection_name>", NO_PLUTO)
+        if "name" in self.given and self.version >= (5,) and all(rules[name] == "." for name in actions):
+            raise Failure(f'ipsec whack: {quote(self.given["name"])}: no reason for --name', NO_PLUTO)
+        if self.version >= (5, 4) and "redirect-to" in self.given and "name" not in self.given:
+            raise Failure(f"ipsec whack: --redirect-to needs --name: pluto {self.pluto.version} ends without", NO_PLUTO)
+        if self.version >= (5, 4) and "remote-host" in self.given and self.command != "initiate":
+            raise Failure("ipsec whack: --remote-host is for --initiate", NO_PLUTO)
+
+    def pack(self) -> bytes:
+        """The message.  Raises Failure when its strings are too long."""
+        if "leave-state" in self.given and self.version >= (5, 1):
+            self._set("shutdown", 0)  # which would win, and flush the state
+        basic = (self._get("status") or self._get("shutdown") if self.version >= (5, 1) else
+                 self.given.keys() - {"label"} <= {"status", "shutdown"})
+        magic = BASIC_MAGIC if basic else cksum(f"{self.pluto.version}\n".encode()) if self.version >= (5, 1) else next(
+            int(number, 0) for releases, number in table_rows(WHACK_MAGIC) if covers(releases, self.version))
+        self._set("magic", magic)
+        pool = b""
+        for slot in next(row[1:] for row in table_rows(WHACK_STRINGS) if covers(row[0], self.version)):
+            text = encode("ipsec _updown" if slot == "updown" else self.strings.get(slot, "")) + b"\0"
+            if self.version < (5,):
+                if slot != "label" or self.pluto.labelled:
+                    pool += bytes(int(slot)) if slot.isdigit() else text
+            elif slot in self.strings:
+                self._set(slot, len(text))
+                pool += text
+        if self.version >= (5, 4):
+            if "username" in self.strings:  # of a connection's words, here KWS_USERNAME of its left end
+                pool += bytes(4) + (22).to_bytes(4, self.abi.order) + encode(self.strings["username"]) + b"\0"
+            pool += bytes(8)
+        if len(pool) > STRINGS_ROOM or any("\0" in text for text in self.strings.values()):
+            raise Failure("ipsec whack: too long a name, or a NUL in it", NO_PLUTO)
+        return bytes(self.data) + pool
+
+
+# --- whack's command line and what pluto answers ----------------------------------------------------------------------
+
+# Options that shape the conversation rather than the message; the last three are ours
+WHACK_OWN_OPTIONS = ("ctlsocket=FILE", "rundir=DIR", "ctlbase=DIR", "xauthname=NAME", "xauthuser=NAME",
+                     "xauthpass=PASSWORD", "help", "version", "xauthpass-file=FILE", "timeout=SECONDS", "native")
+XAUTH_ROOM = 128  # XAUTH_MAX_NAME_LENGTH and XAUTH_MAX_PASS_LENGTH of whack.h
+UNKNOWN_NAME = 21  # RC_UNKNOWN_NAME
+
+
+def whack_words(words: Sequence[str]) -> list[tuple[str, str]]:
+    """The options on a command line of whack's, in order, each with its value.
+
+    As getopt_long(3): unambiguous beginnings will do, and the word after an option that takes a value is its value,
+    whatever it looks like.  Raises Failure, with whack's status.
+    """
+    table = [row[0] for row in table_rows(WHACK_OPTIONS)]
+    metavars = {name: metavar for name, _, metavar in (option.partition("=") for option in
+                                                       (*table, *WHACK_OWN_OPTIONS))}
+    found = []
+    rest = list(reversed(words))
+    while rest:
+        word = rest.pop()
+        if not word.startswith("--") or word == "--":
+            raise Failure(f"ipsec whack: unexpected argument {quote(word)}", NO_PLUTO)
+        given, equals, value = word[2:].partition("=")
+        close = [given] if given in metavars else [name for name in metavars if name.startswith(given)]
+        if len(close) != 1:
+            raise Failure(f"ipsec whack: {quote('--' + given)} is " +
+                          (f"ambiguous: --{', --'.join(close)}" if close else "an option that we don't know"), NO_PLUTO,
+                          "" if close else "definitions of connections need libreswan's own whack or addconn")
+        name = close[0]
+        if not metavars[name] and equals:
+            raise Failure(f"ipsec whack: --{name} takes no value", NO_PLUTO)
+        if metavars[name] and not equals:
+            if not rest:
+                raise Failure(f"ipsec whack: --{name} needs a value: {metavars[name]}", NO_PLUTO)
+            value = rest.pop()
+        found.append(("username" if name in ("xauthname", "xauthuser") else name, value))
+    return found
+
+
+class Replies:
+    """What whack of one release makes of pluto's lines: what it shows, asks and ends with.
+
+    Up to 4.15 the last error counts and a later success takes it back; from 5.0 the first one stays.
+    """
+
+    def __init__(self, version: tuple[int, ...], *, lenient: bool = False, asynchronous: bool = False) -> None:
+        self.version = version
+        self.lenient = lenient  # status and lists: codes are not errors
+        self.forgiving = asynchronous and version < (5,)
+        self.status = OK
+        self.asks = ""  # what the line just taken asks for
+
+    def take(self, line: bytes) -> str | None:
+        """What to show of a line, None for nothing.  Raises NoPluto for a line that is no reply."""
+        code, text = split_code(line)
+        self.asks = ""
+        if code < 0:
+            if self.version < (3, 30) or not line:
+                return text
+            raise NoPluto(f"log line missing NNN prefix: {quote(text)}")
+        self.asks = {(40, 10): "password", (41, 11): "user name"}.get(
+            (code, code - 30) if self.version < (5,) else (code + 30, code), "")
+        if self.version >= (5,):
+            if 20 <= code < 100 and self.status == OK:
+                self.status = code
+            shown = text if text or code == 0 else None
+        else:
+            if 20 <= code < 100 and not self.asks:
+                self.status = OK if self.forgiving else code
+            elif code not in (0, 1, 2, 5, 6) and not self.asks:
+                self.status = OK
+            shown = text if code == 1 and self.version >= (3, 30) else decode(line)
+        if self.lenient:
+            self.status = OK
+        return shown
+
+
+class Answers:
+    """The XAUTH user name and password: given on the command line, in a file, or asked on the terminal."""
+
+    def __init__(self, host: Host, options: Mapping[str, str]) -> None:
+        self.host = host
+        self.options = options
+
+    def __call__(self, what: str) -> bytes:
+        """The answer as pluto reads it, NUL at its end.  Raises Failure: nobody there to ask, too long."""
+        given = self.options.get("xauthpass" if what == "password" else "username")
+        if given is None and what == "password" and "xauthpass-file" in self.options:
+            name = self.options["xauthpass-file"]
+            try:
+                given = self.host.read(name).partition("\n")[0]
+            except OSError as error:
+                raise Failure(f"ipsec whack: --xauthpass-file {name}: {error.strerror}", NO_PLUTO) from None
+        if given is None:
+            given = self.host.ask(f"Enter {what}: ", secret=what == "password",
+                                  hint="give --username and --xauthpass-file FILE")
+        answer = encode(given) + b"\0"
+        if len(answer) > XAUTH_ROOM:
+            raise Failure(f"ipsec whack: the {what} is longer than {XAUTH_ROOM - 1} bytes", NO_PLUTO)
+        return answer
+
+
+def native_whack(host: Host, words: Sequence[str], *, timeout: float | None = None) -> int:
+    """Do what whack does with the words, without it; whack's exit status.  Raises Failure.
+
+    `timeout` None: PLUTO_TIMEOUT, or none for what waits for a peer (initiate, route, terminate, rekey).
+    """
+    given = whack_words(words)
+    options = dict(given)
+    if "help" in options or "version" in options:
+        host.print(whack_help() if "help" in options else f"ipsec.pyz {VERSION}, for libreswan {RELEASES[0]} to "
+                   f"{RELEASES[-1]}")
+        return OK
+    if "timeout" in options:
+        timeout = seconds(options["timeout"])
+    elif timeout is None and not options.keys() & WAITS_FOR_PEER:
+        timeout = PLUTO_TIMEOUT
+    for name, end in (("ctlsocket", ""), ("rundir", "/pluto.ctl"), ("ctlbase", "/pluto.ctl")):
+        if name in options:
+            host.ctlsocket = options[name] + end
+    own = {option.partition("=")[0] for option in WHACK_OWN_OPTIONS}
+    message, version = whack_message(host, [(name, value) for name, value in given if name not in own], timeout)
+    names = options.keys() - own
+    return show_replies(
+        host, message, version, options, timeout, lenient=any("status" in name or name.startswith(("list", "show"))
+                                                              for name in names),
+        must_speak=bool(version and version < (5,) and names & {"terminate", "delete"}))
+
+
+def whack_message(host: Host, options: Sequence[tuple[str, str]],
+                  timeout: float | None = PLUTO_TIMEOUT) -> tuple[bytes, tuple[int, ...] | None]:
+    """The message for the running pluto, and its version: None when it is one that every release understands.
+
+    Raises NoPluto, TimedOut, Failure (whack's status) for options that make no request.
+    """
+    names = {name for name, _ in options}
+    if names in ({"status"}, {"shutdown"}):
+        return basic_message(BASIC_STATUS if names == {"status"} else BASIC_SHUTDOWN), None
+    if not names:
+        raise Failure("ipsec whack: no action specified", NO_PLUTO, "see ipsec whack --help")
+    request = Request(probe(host, PLUTO_TIMEOUT if timeout is None else timeout))
+    for name, value in options:
+        request.option(name, value)
+    request.check()
+    return request.pack(), request.version
+
+
+def pluto_lines(host: Host, *words: str, timeout: float | None = PLUTO_TIMEOUT) -> Iterator[str]:
+    """The lines of pluto's answer to a command line of whack's, without codes, as they come.
+
+    Raises NoPluto, TimedOut, Failure; all when a line is asked for.
+    """
+    message, _ = whack_message(host, whack_words(words), timeout)
+    with Conversation(host, timeout) as talk:
+        talk.say(message)
+        for line in talk.lines():
+            yield split_code(line)[1]
+
+
+WAITS_FOR_PEER = frozenset(("initiate", "route", "ondemand", "terminate", "down", "delete", "suspend", "rekey-ike",
+                            "rekey-ipsec", "rekey-child", "delete-ike", "delete-child", "down-ike", "down-child"))
+
+
+def seconds(text: str) -> float:
+    """A time-out as the user wrote it.  Raises Failure(USAGE)."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e9:
+        raise Failure(f"ipsec: --timeout {quote(text)}: not a number of seconds", USAGE)
+    return value
+
+
+def show_replies(host: Host, message: bytes, version: tuple[int, ...] | None, options: Mapping[str, str],
+                 timeout: float | None, *, lenient: bool = False, must_speak: bool = False) -> int:
+    """Send the message, print what pluto says and answer what it asks; whack's exit status.  Raises Failure.
+
+    Without a `version`, lines are held back until the status has told it.  `must_speak`: a pluto that says nothing
+    does not know the connection (up to 4.15 it has no other way to say so).
+    """
+    answers = Answers(host, options)
+    held: list[bytes] = []
+    spoke = False
+    asynchronous = "asynchronous" in options
+    replies = Replies(version or version_key(RELEASES[-1]), lenient=lenient, asynchronous=asynchronous)
+    with Conversation(host, timeout) as talk:
+        if version is None and talk.packets:
+            version = replies.version
+        talk.say(message)
+        for line in talk.lines():
+            spoke = True
+            if version is None:
+                held.append(line)
+                found = setting(split_code(line)[1], "pluto_version")
+                if not found and len(held) < 10_000:
+                    continue
+                version = replies.version = leading_version(found)
+            for known in held or (line,):
+                shown = replies.take(known)
+                if shown is not None:
+                    host.print(shown if shown.isprintable() else printable(shown))
+                if replies.asks:
+                    host.flush()
+                    talk.say(answers(replies.asks))
+            held = []
+        for known in held:
+            shown = replies.take(known)
+            if shown is not None:
+                host.print(shown if shown.isprintable() else printable(shown))
+    if must_speak and not spoke and not asynchronous:
+        raise Failure(f'ipsec whack: no connection named {quote(options["name"])}', UNKNOWN_NAME)
+    return replies.status
+
+
+def leading_version(text: str) -> tuple[int, ...]:
+    """The number that a version begins with (`5.2-17-gabc`), the newest release for none."""
+    numbers = []
+    for part in text.split("."):
+        digits = part[:len(part) - len(part.lstrip("0123456789"))]
+        if not digits:
+            break
+        numbers.append(int(digits))
+        if digits != part:
+            break
+    return tuple(numbers) or version_key(RELEASES[-1])
+
+
+def whack_help() -> str:
+    """The options of our own whack."""
+    names = dict.fromkeys(row[0] for row in table_rows(WHACK_OPTIONS))
+    return "Usage: ipsec whack OPTION...\n" + "\n".join(f"  --{name.replace('=', ' ')}"
+                                                         for name in (*names, *WHACK_OWN_OPTIONS))
+
 
 # =====================================================================================================================
 # 7. NSS
