@@ -1741,7 +1741,832 @@ def secrets_report(host: Host, name: str = "") -> Iterator[str]:
 
 # =====================================================================================================================
 # 5. Kernel
+#
+# What the running kernel knows, read from plain netlink sockets by a small streaming reader, and from /proc: XFRM
+# states and policies, addresses, routes, rules, links, in the words of iproute2 5.10 to 6.15, so that people can read
+# and diff them.  Reads only.  Facts: linux/netlink.h, linux/rtnetlink.h, linux/xfrm.h, rtnetlink(7), proc(5).
 # =====================================================================================================================
+
+NETLINK_ROUTE, NETLINK_XFRM, NETLINK_GENERIC = 0, 6, 16
+NLM_F_DUMP_REQUEST = 0x301  # NLM_F_REQUEST | NLM_F_DUMP
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+NETLINK_BUFFER = 1 << 18  # the kernel fills as much of it as it likes, 32 KiB a time
+TEXT_PIECE = 1 << 16  # characters of text that are handed on at once
+AF_INET, AF_INET6 = 2, 10
+
+
+def dump(host: Host, family: int, kind: int, body: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """All messages of a dump as they come: the buffer, the offset of the message's body in it, and its end.
+
+    Raises PermissionError and other OSErrors, as the kernel says.
+    """
+    import struct
+    header = struct.Struct("=IHHII")
+    with host.netlink(family) as link:
+        link.send(header.pack(header.size + len(body), kind, NLM_F_DUMP_REQUEST, 1, 0) + body)
+        while True:
+            buffer = link.recv(NETLINK_BUFFER)
+            start = 0
+            while start + 16 <= len(buffer):
+                length, message, _, _, _ = header.unpack_from(buffer, start)
+                if message == NLMSG_DONE:
+                    return
+                if message == NLMSG_ERROR:
+                    code = -int.from_bytes(buffer[start + 16:start + 20], sys.byteorder, signed=True)
+                    raise OSError(code, os.strerror(code))
+                if length < 16 or start + length > len(buffer):
+                    raise OSError(errno.EBADMSG, "the kernel's reply is cut")
+                yield buffer, start + 16, start + length
+                start += (length + 3) & ~3
+
+
+def attributes(buffer: bytes, start: int, end: int) -> dict[int, bytes]:
+    """The attributes (struct rtattr, nlattr) between two offsets, by type."""
+    found = {}
+    while start + 4 <= end:
+        length = int.from_bytes(buffer[start:start + 2], sys.byteorder)
+        if length < 4:
+            break
+        found[int.from_bytes(buffer[start + 2:start + 4], sys.byteorder) & 0x3FFF] = buffer[start + 4:start + length]
+        start += (length + 3) & ~3
+    return found
+
+
+def number(data: bytes | None) -> int:
+    """An unsigned integer of any size in the host's order; 0 for none."""
+    return int.from_bytes(data, sys.byteorder) if data else 0
+
+
+def in_pieces(texts: Iterable[str]) -> Iterator[str]:
+    """Short texts joined to longer ones, which are cheaper to hand on."""
+    pieces: list[str] = []
+    size = 0
+    for text in texts:
+        pieces.append(text)
+        size += len(text)
+        if size > TEXT_PIECE:
+            yield "".join(pieces)
+            pieces.clear()
+            size = 0
+    if pieces:
+        yield "".join(pieces)
+
+
+class AddressText(dict):  # type: ignore[type-arg]
+    """Addresses as text by their bytes, 4 or 16 of them, each formatted once; forgets when it has grown large."""
+
+    def __missing__(self, data: bytes) -> str:
+        import socket
+        if len(self) > 20000:
+            self.clear()
+        text = self[data] = socket.inet_ntop(AF_INET if len(data) == 4 else AF_INET6, data)
+        return text
+
+
+def link_names(host: Host) -> dict[int, str]:
+    """The names of the interfaces by index."""
+    import socket
+    try:
+        return dict(socket.if_nameindex())
+    except OSError:
+        return {}
+
+
+# --- XFRM ------------------------------------------------------------------------------------------------------------
+
+XFRM_MSG_GETSA, XFRM_MSG_GETPOLICY = 18, 21
+(XFRMA_ALG_AUTH, XFRMA_ALG_CRYPT, XFRMA_ALG_COMP, XFRMA_ENCAP, XFRMA_TMPL, XFRMA_SEC_CTX, XFRMA_REPLAY_VAL,
+ XFRMA_COADDR, XFRMA_LASTUSED, XFRMA_POLICY_TYPE, XFRMA_ALG_AEAD, XFRMA_ALG_AUTH_TRUNC, XFRMA_MARK, XFRMA_TFCPAD,
+ XFRMA_REPLAY_ESN_VAL, XFRMA_SA_EXTRA_FLAGS, XFRMA_OFFLOAD_DEV, XFRMA_SET_MARK, XFRMA_SET_MARK_MASK, XFRMA_IF_ID,
+ XFRMA_SA_DIR) = (1, 2, 3, 4, 5, 8, 10, 14, 15, 16, 18, 20, 21, 22, 23, 24, 28, 29, 30, 31, 33)
+SELECTOR = "16s16s2s2s2s2sHBBB3xiI"  # struct xfrm_selector, 56 bytes
+LIFETIMES = "8Q4Q"  # struct xfrm_lifetime_cfg and xfrm_lifetime_cur
+POLICY_FORM = f"={SELECTOR}{LIFETIMES}IIBBBB4x"  # struct xfrm_userpolicy_info
+STATE_FORM = f"={SELECTOR}16sIB3x16s{LIFETIMES}IIIIIHBBB7x"  # struct xfrm_usersa_info
+TEMPLATE_FORM = "=16sIB3xH2x16sIBBBxIII"  # struct xfrm_user_tmpl
+XFRM_PROTOCOLS = {50: "esp", 51: "ah", 108: "comp", 43: "route2", 60: "hao", 0: "any", 255: "ipsec-any"}
+XFRM_MODES = ("transport", "tunnel", "ro", "in_trigger", "beet", "iptfs")
+POLICY_DIRS = ("in", "out", "fwd", "socket in", "socket out")
+SHARES = {0: "any", 1: "session", 2: "user", 3: "unique"}
+STATE_FLAGS = ("noecn", "decap-dscp", "nopmtudisc", "wildrecv", "icmp", "af-unspec", "align4", "esn")
+STATE_EXTRA_FLAGS = ("dont-encap-dscp", "oseq-may-wrap")
+POLICY_FLAGS = ("localok", "icmp")
+INFINITE = (1 << 64) - 1
+
+
+def flag_words(flags: int, names: Sequence[str]) -> str:
+    """The names of the bits that are set; bits without a name in hexadecimal."""
+    words = [name for bit, name in enumerate(names) if flags >> bit & 1]
+    unknown = flags >> len(names) << len(names)
+    return " ".join([*words, f"{unknown:x}"] if unknown else words)
+
+
+class XfrmText:
+    """States and policies in the words of `ip xfrm`, with statistics or without; keys never, unless asked for."""
+
+    def __init__(self, host: Host, stats: bool = True, show_keys: bool = False) -> None:
+        import struct
+        self.host = host
+        self.stats = stats
+        self.show_keys = show_keys
+        self.address = AddressText()
+        self.links = link_names(host)
+        self.protocols: dict[int, str] = {}
+        self.policy = struct.Struct(POLICY_FORM)
+        self.state = struct.Struct(STATE_FORM)
+        self.template = struct.Struct(TEMPLATE_FORM)
+        self.templates: dict[bytes, str] = {}
+        self.times: dict[int, str] = {0: "-"}
+
+    def policies(self) -> Iterator[str]:
+        """All policies, in pieces of text.  Raises OSError."""
+        return in_pieces(self._policy(*message) for message in dump(self.host, NETLINK_XFRM, XFRM_MSG_GETPOLICY,
+                                                                     bytes(64)))
+
+    def states(self) -> Iterator[str]:
+        """All states, in pieces of text.  Raises OSError."""
+        return in_pieces(self._state(*message) for message in dump(self.host, NETLINK_XFRM, XFRM_MSG_GETSA, bytes(40)))
+
+    def _policy(self, buffer: bytes, start: int, end: int) -> str:
+        fields = self.policy.unpack_from(buffer, start)
+        priority, index, direction, action, flags, share = fields[24:]
+        more = attributes(buffer, start + 168, end)
+        where = POLICY_DIRS[direction] if direction < 5 else str(direction)
+        stats = self.stats
+        # struct xfrm_userpolicy_type: the type is its first byte
+        kind = more.get(XFRMA_POLICY_TYPE, b"\0")[0]
+        text = (f"{self._selector(fields)}\tdir {where} "
+                f"{'action block ' if action == 1 else 'action allow ' if stats else ''}"
+                f"{f'index {index} ' if stats else ''}priority {priority} "
+                f"ptype {('main', 'sub')[kind] if kind < 2 else kind} ")
+        words = flag_words(flags, POLICY_FLAGS)
+        if XFRMA_SEC_CTX in more:
+            text = text.replace("\n", "\n" + security_context(more[XFRMA_SEC_CTX]), 1)
+        if stats:
+            text += f"share {SHARES.get(share, share)} flag {words} (0x{flags:08b})"  # the mask is binary there
+            text += self._lifetimes(fields[12:24])
+        elif words:
+            text += f"flag {words}"
+        return text + "\n" + self._attributes(more, fields[6])
+
+    def _selector(self, fields: tuple[Any, ...], other_family: int = 0) -> str:
+        destination, source, dport, dmask, sport, smask, family, dlen, slen, proto, ifindex, user = fields[:12]
+        family = family or other_family
+        if family != AF_INET6:
+            source, destination = source[:4], destination[:4]
+        text = f"src {self.address[source]}/{slen} dst {self.address[destination]}/{dlen} "
+        if proto:
+            text += f"proto {self._protocol(proto)} "
+            first, second = int.from_bytes(sport, "big"), int.from_bytes(dport, "big")
+            smask, dmask = any(smask), any(dmask)
+            if proto == 47:  # GRE: the key is in both ports
+                text += f"key {first << 16 | second} " if smask or dmask else ""
+            else:
+                names = ("type", "code") if proto in (1, 58, 135) else ("sport", "dport")
+                text += (f"{names[0]} {first} " if smask else "") + (f"{names[1]} {second} " if dmask else "")
+        if ifindex > 0:
+            text += f"dev {self.links.get(ifindex, f'if{ifindex}')} "
+        return f"{text}uid {user}\n" if self.stats else text + "\n"
+
+    def _protocol(self, proto: int) -> str:
+        if proto in XFRM_PROTOCOLS:
+            return XFRM_PROTOCOLS[proto]
+        if not self.protocols:
+            self.protocols = protocol_names(self.host)
+        return self.protocols.get(proto, str(proto))
+
+    def _lifetimes(self, numbers: Sequence[int]) -> str:
+        limit = ["(INF)" if value == INFINITE else str(value) for value in numbers[:4]]
+        soft_add, hard_add, soft_use, hard_use, count, packets, added, used = numbers[4:]
+        return (f"\n\tlifetime config:\n\t  limit: soft {limit[0]}(bytes), hard {limit[1]}(bytes)\n"
+                f"\t  limit: soft {limit[2]}(packets), hard {limit[3]}(packets)\n"
+                f"\t  expire add: soft {soft_add}(sec), hard {hard_add}(sec)\n"
+                f"\t  expire use: soft {soft_use}(sec), hard {hard_use}(sec)\n"
+                f"\tlifetime current:\n\t  {count}(bytes), {packets}(packets)\n"
+                f"\t  add {self._time(added)} use {self._time(used)}")
+
+    def _time(self, seconds: int) -> str:
+        text = self.times.get(seconds)
+        if text is None:
+            text = self.times[seconds] = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+        return text
+
+    def _state(self, buffer: bytes, start: int, end: int) -> str:
+        fields = self.state.unpack_from(buffer, start)
+        destination, spi, proto, source = fields[12:16]
+        window, replays, failed, seq, reqid, family, mode, replay_window, flags = fields[28:]
+        more = attributes(buffer, start + 224, end)
+        stats = self.stats
+        text = (f"{self._ends(source, destination, family)}\tproto {XFRM_PROTOCOLS.get(proto, proto)} "
+                f"{self._id(spi, reqid, mode)}\n\treplay-window {replay_window} ")
+        words = flag_words(flags, STATE_FLAGS)
+        if stats:
+            extra = flag_words(number(more.get(XFRMA_SA_EXTRA_FLAGS)), STATE_EXTRA_FLAGS)
+            text += f"seq 0x{seq:08d} flag {words}" + (f"extra_flag {extra}" if extra else "") + f" (0x{flags:08b})"
+        elif words:
+            text += f"flag {words}"
+        text += "\n" + self._attributes(more, family)
+        if any(buffer[start:start + 56]):
+            text += f"\tsel {self._selector(fields, family)}"
+        if stats:
+            text += self._lifetimes(fields[16:28])[1:] + "\n"
+            text += f"\tstats:\n\t  replay-window {window} replay {replays} failed {failed}\n"
+        if XFRMA_SEC_CTX in more:
+            text += security_context(more[XFRMA_SEC_CTX])
+        return text
+
+    def _ends(self, source: bytes, destination: bytes, family: int) -> str:
+        if family != AF_INET6:
+            source, destination = source[:4], destination[:4]
+        return f"src {self.address[source]} dst {self.address[destination]}\n"
+
+    def _id(self, spi: int, reqid: int, mode: int) -> str:
+        host_spi = int.from_bytes(spi.to_bytes(4, sys.byteorder), "big")
+        if self.stats:
+            text = f"spi 0x{host_spi:08x}({host_spi}) reqid {reqid}(0x{reqid:08x}) "
+        else:
+            text = (f"spi 0x{host_spi:08x} " if spi else "") + f"reqid {reqid} "
+        return f"{text}mode {XFRM_MODES[mode] if mode < len(XFRM_MODES) else mode}"
+
+    def _templates(self, data: bytes, family: int) -> str:
+        known = self.templates.get(data)
+        if known is not None:
+            return known
+        text = ""
+        for fields in self.template.iter_unpack(data[:len(data) // 64 * 64]):
+            destination, spi, proto, tmpl_family, source, reqid, mode, share, optional, auth, enc, comp = fields
+            text += (f"\ttmpl {self._ends(source, destination, tmpl_family or family)}"
+                     f"\t\tproto {XFRM_PROTOCOLS.get(proto, proto)} {self._id(spi, reqid, mode)}\n")
+            if self.stats:
+                text += (f"\t\tlevel {'use' if optional else 'required'} share {SHARES.get(share, share)} \n"
+                         f"\t\tenc-mask {enc:08x} auth-mask {auth:08x} comp-mask {comp:08x}\n")
+            elif optional:
+                text += "\t\tlevel use \n"
+        if len(self.templates) > 20000:
+            self.templates.clear()
+        self.templates[data] = text
+        return text
+
+    def _algorithm(self, word: str, data: bytes, tail: int = 0) -> str:
+        """struct xfrm_algo, xfrm_algo_auth, xfrm_algo_aead: a name, 64 bytes, the length in bits, `tail` bytes, key."""
+        name = decode(data[:64].rstrip(b"\0"))
+        bits = number(data[64:68])
+        key = data[68 + tail:68 + tail + (bits + 7) // 8]
+        shown = f"0x{key.hex()}" if self.show_keys else f"[redacted {bits} bits]" if bits else "0x"
+        return f"\t{word} {name} {shown}" + (f" {number(data[68:72])}" if tail else "") + "\n"
+
+    def _attributes(self, more: dict[int, bytes], family: int) -> str:
+        text = ""
+        get = more.get
+        output = ""
+        if XFRMA_SET_MARK in more:
+            output = f"output-mark 0x{number(get(XFRMA_SET_MARK)):x}"
+            output += f"/0x{number(get(XFRMA_SET_MARK_MASK)):x}" if XFRMA_SET_MARK_MASK in more else ""
+        if mark := get(XFRMA_MARK):
+            text += f"\tmark {hexadecimal(number(mark[:4]))}/{hexadecimal(number(mark[4:8]))} {output}\n"
+        elif output:
+            text += f"\t{output}\n"
+        if XFRMA_ALG_AUTH_TRUNC in more:
+            text += self._algorithm("auth-trunc", more[XFRMA_ALG_AUTH_TRUNC], 4)
+        elif XFRMA_ALG_AUTH in more:
+            text += self._algorithm("auth", more[XFRMA_ALG_AUTH])
+        if XFRMA_ALG_AEAD in more:
+            text += self._algorithm("aead", more[XFRMA_ALG_AEAD], 4)
+        if XFRMA_ALG_CRYPT in more:
+            text += self._algorithm("enc", more[XFRMA_ALG_CRYPT])
+        if XFRMA_ALG_COMP in more:
+            text += f"\tcomp {decode(more[XFRMA_ALG_COMP][:64].rstrip(bytes(1)))} \n"
+        if encap := get(XFRMA_ENCAP):
+            kind = {1: "espinudp-nonike", 2: "espinudp", 7: "espintcp"}.get(number(encap[:2]), number(encap[:2]))
+            address = encap[8:24] if family == AF_INET6 else encap[8:12]
+            text += (f"\tencap type {kind} sport {int.from_bytes(encap[2:4], 'big')} "
+                     f"dport {int.from_bytes(encap[4:6], 'big')} addr {self.address[address]}\n")
+        if templates := get(XFRMA_TMPL):
+            text += self._templates(templates, family)
+        if coa := get(XFRMA_COADDR):
+            text += f"\tcoa {self.address[coa[:16]]}\n"
+        if used := get(XFRMA_LASTUSED):
+            text += f"\tlastused {self._time(number(used))}\n"
+        if replay := get(XFRMA_REPLAY_VAL):
+            oseq, seq, bitmap = (number(replay[at:at + 4]) for at in (0, 4, 8))
+            text += f"\tanti-replay context: seq 0x{seq:x}, oseq 0x{oseq:x}, bitmap 0x{bitmap:08x}\n"
+        if XFRMA_REPLAY_ESN_VAL in more:
+            text += self._replay_esn(more[XFRMA_REPLAY_ESN_VAL])
+        if offload := get(XFRMA_OFFLOAD_DEV):
+            flags = offload[4]
+            text += (f"\tcrypto offload parameters: dev {self.links.get(number(offload[:4]), number(offload[:4]))} "
+                     f"dir {'in' if flags & 2 else 'out'} mode {'packet' if flags & 4 else 'crypto'}\n")
+        if XFRMA_IF_ID in more:
+            text += f"\tif_id {hexadecimal(number(get(XFRMA_IF_ID)))}\n"
+        if XFRMA_TFCPAD in more:
+            text += f"\ttfcpad {number(get(XFRMA_TFCPAD))}\n"
+        if direction := get(XFRMA_SA_DIR):
+            text += f"\tdir {'in' if direction[0] == 1 else 'out'}\n"
+        return text
+
+    def _replay_esn(self, data: bytes) -> str:
+        length, oseq, seq, oseq_hi, seq_hi, window = (number(data[at:at + 4]) for at in range(0, 24, 4))
+        text = (f"\tanti-replay esn context:\n\t seq-hi 0x{seq_hi:x}, seq 0x{seq:x}, oseq-hi 0x{oseq_hi:x}, "
+                f"oseq 0x{oseq:x}\n\t replay_window {window}, bitmap-length {length}")
+        for index in range(min(length, len(data) // 4 - 6)):
+            text += "" if index % 8 else "\n\t "
+            text += f"{number(data[20 + 4 * (length - index):24 + 4 * (length - index)]):08x} "  # highest word first
+        return text + "\n"
+
+
+def hexadecimal(value: int) -> str:
+    """As C's %#x: zero has no prefix."""
+    return f"0x{value:x}" if value else "0"
+
+
+def security_context(data: bytes) -> str:
+    """struct xfrm_user_sec_ctx: the label of the security module."""
+    return f"\tsecurity context {decode(data[8:].partition(bytes(1))[0])}\n"
+
+
+def protocol_names(host: Host) -> dict[int, str]:
+    """The names of /etc/protocols by number; those that matter here where there is no such file."""
+    names = {1: "icmp", 6: "tcp", 17: "udp", 47: "gre", 58: "ipv6-icmp", 132: "sctp", 135: "mobility-header"}
+    try:
+        for line in host.lines("/etc/protocols"):
+            words = line.partition("#")[0].split()
+            if len(words) > 1 and words[1].isdigit():
+                names.setdefault(int(words[1]), words[0])
+    except OSError:
+        return names
+    return names
+
+
+# --- addresses, routes, rules, links ---------------------------------------------------------------------------------
+
+RTM_GETLINK, RTM_GETADDR, RTM_GETROUTE, RTM_GETRULE = 18, 22, 26, 34
+(RTA_DST, RTA_SRC, RTA_IIF, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_MULTIPATH,
+ RTA_FLOW, RTA_CACHEINFO, RTA_TABLE, RTA_MARK, RTA_VIA, RTA_PREF, RTA_ENCAP_TYPE, RTA_NH_ID) = (
+     1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 15, 16, 18, 20, 21, 30)
+ROUTE_TYPES = ("none", "unicast", "local", "broadcast", "anycast", "multicast", "blackhole", "unreachable", "prohibit",
+               "throw", "nat", "xresolve")
+ROUTE_METRICS = ("", "", "mtu", "window", "rtt", "rttvar", "ssthresh", "cwnd", "advmss", "reordering", "hoplimit",
+                 "initcwnd", "features", "rto_min", "initrwnd", "quickack", "congctl", "fastopen_no_cookie")
+ROUTE_FLAGS = ((1, "dead"), (4, "onlink"), (2, "pervasive"), (8, "offload"), (64, "trap"), (0x100, "notify"),
+               (16, "linkdown"), (32, "unresolved"), (0x4000, "rt_offload"), (0x8000, "rt_trap"))
+ROUTE_TABLES = {255: "local", 254: "main", 253: "default"}
+ROUTE_SCOPES = {0: "global", 255: "nowhere", 254: "host", 253: "link", 200: "site"}
+ROUTE_PROTOCOLS = {0: "unspec", 1: "redirect", 2: "kernel", 3: "boot", 4: "static", 8: "gated", 9: "ra", 10: "mrt",
+                   11: "zebra", 12: "bird", 13: "dnrouted", 14: "xorp", 15: "ntk", 16: "dhcp", 18: "keepalived",
+                   42: "babel", 99: "openr", 186: "bgp", 187: "isis", 188: "ospf", 189: "rip", 192: "eigrp"}
+PREFERENCES = {0: "medium", 1: "high", 3: "low"}  # RFC 4191, two's complement in two bits
+ENCAPSULATIONS = {1: "mpls", 2: "ip", 3: "ila", 4: "ip6", 5: "seg6", 6: "bpf", 7: "seg6local", 8: "rpl", 9: "ioam6",
+                  10: "xfrm"}
+
+
+def iproute_names(host: Host, name: str, known: Mapping[int, str]) -> dict[int, str]:
+    """The numbers that iproute2 shows by name: the built-in ones and those in its file rt_tables, rt_protos …"""
+    names = dict(known)
+    for directory in ("/usr/share/iproute2", "/usr/lib/iproute2", "/etc/iproute2"):
+        for file in (f"{directory}/{name}", *host.glob(f"{directory}/{name}.d/*.conf")):
+            try:
+                lines = list(host.lines(file))
+            except OSError:
+                continue
+            for line in lines:
+                words = line.partition("#")[0].split()
+                try:
+                    names[int(words[0], 0)] = words[1]
+                except (IndexError, ValueError):
+                    continue  # not of its form
+    return names
+
+
+class RouteText:
+    """Routes and rules in the words of `ip route list table all` and `ip rule list`."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.address = AddressText()
+        self.links = link_names(host)
+        self.tables = iproute_names(host, "rt_tables", ROUTE_TABLES)
+        self.protocols = iproute_names(host, "rt_protos", ROUTE_PROTOCOLS)
+        self.scopes = iproute_names(host, "rt_scopes", ROUTE_SCOPES)
+
+    def routes(self) -> Iterator[str]:
+        """The routes of all tables, IPv4 then IPv6, in pieces of text.  Raises OSError."""
+        return in_pieces(self._routes())
+
+    def _routes(self) -> Iterator[str]:
+        # struct rtmsg, 12 bytes; then mostly RTA_TABLE and RTA_DST.  Routes that differ in nothing but their
+        # destination, as they come in hundreds of thousands, share the text of all else.
+        known: dict[bytes, tuple[str, str]] = {}
+        address = self.address
+        destination = RTA_DST.to_bytes(2, sys.byteorder)
+        for buffer, start, end in dump(self.host, NETLINK_ROUTE, RTM_GETROUTE, bytes(12)):
+            bits = buffer[start + 1]
+            if buffer[start + 22:start + 24] == destination:
+                size = 4 if buffer[start] == AF_INET else 16
+                rest = buffer[start:start + 20] + buffer[start + 24 + size:end]
+                target = address[buffer[start + 24:start + 24 + size]]
+                if bits != size * 8:
+                    target = f"{target}/{bits}"
+                before, after = known.get(rest) or self._remember(known, rest)
+                yield f"{before}{target}{after}"
+            else:
+                more = attributes(buffer, start + 12, end)
+                before, after = self._route(buffer[start:start + 12], more)
+                target = "default"
+                if RTA_DST in more:
+                    target = self.text_of(buffer[start], more[RTA_DST])
+                    target += "" if bits == len(more[RTA_DST]) * 8 else f"/{bits}"
+                elif bits:
+                    target = f"0/{bits} "
+                yield f"{before}{target}{after}"
+
+    def _remember(self, known: dict[bytes, tuple[str, str]], rest: bytes) -> tuple[str, str]:
+        if len(known) > 20000:
+            known.clear()
+        text = known[rest] = self._route(rest[:12], attributes(rest, 12, len(rest)))
+        return text
+
+    def text_of(self, family: int, data: bytes) -> str:
+        """An address as text; of a family that has none (MPLS) in hexadecimal."""
+        return str(self.address[data]) if family in (AF_INET, AF_INET6) and len(data) in (4, 16) else data.hex()
+
+    def link(self, index: bytes | None) -> str:
+        """The name of an interface."""
+        return self.links.get(number(index), f"if{number(index)}")
+
+    def _route(self, head: bytes, more: dict[int, bytes]) -> tuple[str, str]:
+        """What stands before the destination, and what after it (struct rtmsg and the other attributes)."""
+        family, _, source_bits, tos, table, protocol, scope, kind = head[:8]
+        flags = number(head[8:12])
+        get = more.get
+        table = number(get(RTA_TABLE)) or table
+        text = " "
+        if source := get(RTA_SRC):
+            text += f"from {self.text_of(family, source)}"
+            text += " " if source_bits == len(source) * 8 else f"/{source_bits} "
+        elif source_bits:
+            text += f"from 0/{source_bits} "
+        if RTA_NH_ID in more:
+            text += f"nhid {number(get(RTA_NH_ID))} "
+        if RTA_ENCAP_TYPE in more:
+            encap = number(get(RTA_ENCAP_TYPE))
+            text += f"encap {ENCAPSULATIONS.get(encap, encap)} "
+        if tos:
+            text += f"tos 0x{tos:02x} "
+        text += self._next_hop(family, more)
+        if RTA_OIF in more:
+            text += f"dev {self.link(get(RTA_OIF))} "
+        if table and table != 254:
+            text += f"table {self.tables.get(table, table)} "
+        if not flags & 0x200:  # RTM_F_CLONED
+            if protocol != 3:  # boot
+                text += f"proto {self.protocols.get(protocol, protocol)} "
+            if scope:
+                text += f"scope {self.scopes.get(scope, scope)} "
+        if RTA_PREFSRC in more:
+            text += f"src {self.text_of(family, more[RTA_PREFSRC])} "
+        if RTA_PRIORITY in more:
+            text += f"metric {number(get(RTA_PRIORITY))} "
+        text += self._flags(flags)
+        if mark := number(get(RTA_MARK)):
+            text += f"mark 0x{mark:x} " if mark >= 16 else f"mark {mark} "
+        if cache := get(RTA_CACHEINFO):
+            # struct rta_cacheinfo: clntref, lastuse, expires, error, …; the times in 1/100 s
+            expires = int.from_bytes(cache[8:12], sys.byteorder, signed=True)
+            text += f"expires {int(expires / 100)}sec " if expires else ""
+            text += f"error {number(cache[12:16])} " if any(cache[12:16]) else ""
+        if metrics := get(RTA_METRICS):
+            text += self._metrics(metrics)
+        if RTA_IIF in more:
+            text += f"iif {self.link(get(RTA_IIF))} "
+        if preference := get(RTA_PREF):
+            text += f"pref {PREFERENCES.get(preference[0], preference[0])}"
+        if hops := get(RTA_MULTIPATH):
+            text += self._next_hops(family, hops)
+        return "" if kind == 1 else f"{ROUTE_TYPES[kind] if kind < 12 else kind} ", text + "\n"
+
+    def _flags(self, flags: int) -> str:
+        return "".join(f"{name} " for bit, name in ROUTE_FLAGS if flags & bit)
+
+    def _next_hop(self, family: int, more: dict[int, bytes]) -> str:
+        text = f"via {self.text_of(family, more[RTA_GATEWAY])} " if RTA_GATEWAY in more else ""
+        if via := more.get(RTA_VIA):  # struct rtvia: a family of its own
+            other = number(via[:2])
+            text += f"via {'inet6' if other == AF_INET6 else 'inet'} {self.text_of(other, via[2:])} "
+        return text
+
+    def _next_hops(self, family: int, data: bytes) -> str:
+        text, start = "", 0
+        while start + 8 <= len(data):  # struct rtnexthop
+            length = max(8, number(data[start:start + 2]))
+            more = attributes(data, start + 8, start + length)
+            text += (f"\n\tnexthop {self._next_hop(family, more)}dev {self.link(data[start + 4:start + 8])} "
+                     f"weight {data[start + 3] + 1} {self._flags(data[start + 2])}")
+            start += (length + 3) & ~3
+        return text
+
+    def _metrics(self, data: bytes) -> str:
+        found = attributes(data, 0, len(data))
+        locked = number(found.get(1))
+        text = ""
+        for kind in range(2, len(ROUTE_METRICS)):
+            value = number(found.get(kind))
+            if (kind not in found and not locked >> kind & 1) or (kind == 10 and value == 0xFFFFFFFF):
+                continue
+            text += f"{ROUTE_METRICS[kind]} " + ("lock " if locked >> kind & 1 else "")
+            if kind == 16:
+                text += decode(found[kind].rstrip(bytes(1))) + " "
+            elif kind in (4, 5, 13):
+                value //= {4: 8, 5: 4, 13: 1}[kind]
+                text += f"{value / 1000:g}s " if value >= 1000 else f"{value}ms "
+            else:
+                text += f"{value} "
+        return text
+
+    def rules(self) -> Iterator[str]:
+        """The rules of routing, IPv4 then IPv6, in pieces of text.  Raises OSError."""
+        for family, title in ((AF_INET, ""), (AF_INET6, "IPv6:\n")):
+            texts = [self._rule(buffer, start, end) for buffer, start, end in
+                     dump(self.host, NETLINK_ROUTE, RTM_GETRULE, bytes([family]) + bytes(11))]
+            yield title + "".join(texts)
+
+    def _rule(self, buffer: bytes, start: int, end: int) -> str:
+        """struct fib_rule_hdr and the attributes of linux/fib_rules.h."""
+        family, target_bits, source_bits, tos, table, _, _, action = buffer[start:start + 8]
+        flags = number(buffer[start + 8:start + 12])
+        get = attributes(buffer, start + 12, end).get
+        text = f"{number(get(6))}:\t" + ("not " if flags & 2 else "")
+
+        def prefix(data: bytes, bits: int) -> str:
+            return self.text_of(family, data) + ("" if bits == len(data) * 8 else f"/{bits}")
+
+        source, target = get(2), get(1)
+        text += f"from {prefix(source, source_bits) if source else f'0/{source_bits}' if source_bits else 'all'} "
+        text += f"to {prefix(target, target_bits)} " if target else f"to 0/{target_bits} " if target_bits else ""
+        text += f"tos 0x{tos:02x} " if tos else ""
+        mark, mask = get(10), get(16)
+        if number(mark) or (mask and number(mask)):
+            text += f"fwmark {hexadecimal(number(mark))}"
+            text += f"/0x{number(mask):x} " if mask and number(mask) != 0xFFFFFFFF else " "
+        for kind, word, detached in ((3, "iif", 8), (17, "oif", 16)):
+            if name := get(kind):
+                text += f"{word} {decode(name.rstrip(bytes(1)))} " + ("[detached] " if flags & detached else "")
+        text += "lookup [l3mdev-table] " if number(get(19)) else ""
+        if users := get(20):
+            text += f"uidrange {number(users[:4])}-{number(users[4:])} "
+        if carried := get(22):
+            text += f"ipproto {protocol_names(self.host).get(carried[0], carried[0])} "
+        for kind, word in ((23, "sport"), (24, "dport")):
+            if ports := get(kind):
+                first, last = number(ports[:2]), number(ports[2:])
+                text += f"{word} {first} " if first == last else f"{word} {first}-{last} "
+        table = number(get(15)) or table
+        if table:
+            text += f"lookup {self.tables.get(table, table)} "
+            if (length := get(14)) and number(length) != 0xFFFFFFFF:
+                text += f"suppress_prefixlength {number(length)} "
+        if action == 2:
+            text += f"goto {number(get(4)) or 'none'} " + ("[unresolved] " if flags & 4 else "")
+        elif action == 3:
+            text += "nop "
+        elif action >= 6:
+            text += {6: "blackhole", 7: "unreachable", 8: "prohibit"}.get(action, str(action)) + " "
+        protocol = number(get(21))
+        if protocol not in (0, 2):
+            text += f"proto {self.protocols.get(protocol, protocol)} "
+        return text.rstrip() + "\n"
+
+
+LINK_FLAGS = ((8, "LOOPBACK"), (2, "BROADCAST"), (0x10, "POINTOPOINT"), (0x1000, "MULTICAST"), (0x80, "NOARP"),
+              (0x200, "ALLMULTI"), (0x100, "PROMISC"), (0x400, "MASTER"), (0x800, "SLAVE"), (4, "DEBUG"),
+              (0x8000, "DYNAMIC"), (0x4000, "AUTOMEDIA"), (0x2000, "PORTSEL"), (0x20, "NOTRAILERS"), (1, "UP"),
+              (0x10000, "LOWER_UP"), (0x20000, "DORMANT"), (0x40000, "ECHO"))
+LINK_STATES = ("UNKNOWN", "NOTPRESENT", "DOWN", "LOWERLAYERDOWN", "TESTING", "DORMANT", "UP")
+LINK_TYPES = {1: "ether", 24: "ieee1394", 32: "infiniband", 512: "ppp", 768: "ipip", 769: "tunnel6", 772: "loopback",
+              776: "sit", 778: "gre", 823: "gre6", 65534: "none"}
+ADDRESS_FLAGS = ((1, "secondary"), (2, "nodad"), (4, "optimistic"), (8, "dadfailed"), (0x10, "home"),
+                 (0x20, "deprecated"), (0x40, "tentative"), (0x80, ""), (0x100, "mngtmpaddr"),
+                 (0x200, "noprefixroute"), (0x400, "autojoin"), (0x800, "stable-privacy"))
+ADDRESS_ORIGINS = {1: "kernel_lo", 2: "kernel_ra", 3: "kernel_ll"}
+# Attributes of the data of a link's kind, linux/if_tunnel.h and if_link.h: local, remote, key or if_id in, key out
+TUNNEL_KINDS = {"vti": (4, 5, 2, 3), "vti6": (4, 5, 2, 3), "gre": (6, 7, 4, 5), "gretap": (6, 7, 4, 5),
+                "ip6gre": (6, 7, 4, 5), "ipip": (2, 3, 0, 0), "sit": (2, 3, 0, 0), "ip6tnl": (2, 3, 0, 0),
+                "xfrm": (0, 0, 2, 0)}
+
+
+class LinkText:
+    """Interfaces and their addresses in the words of `ip addr list`, and the tunnels among them."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.address = AddressText()
+        self.names = link_names(host)
+        self.scopes = iproute_names(host, "rt_scopes", ROUTE_SCOPES)
+        self.groups = iproute_names(host, "group", {0: "default"})
+
+    def addresses(self) -> Iterator[str]:
+        """All interfaces with their addresses, a piece of text each.  Raises OSError."""
+        found: dict[int, str] = {}
+        for buffer, start, end in dump(self.host, NETLINK_ROUTE, RTM_GETADDR, bytes(8)):
+            index = number(buffer[start + 4:start + 8])
+            found[index] = found.get(index, "") + self._address(buffer[start:start + 4],
+                                                                attributes(buffer, start + 8, end))
+        for kind, index, flags, more in self._links():
+            yield self._link(kind, index, flags, more) + found.get(index, "")
+
+    def _links(self) -> Iterator[tuple[int, int, int, dict[int, bytes]]]:
+        """Type, index, flags and attributes of each (struct ifinfomsg)."""
+        for buffer, start, end in dump(self.host, NETLINK_ROUTE, RTM_GETLINK, bytes(16)):
+            kind, index, flags = (number(buffer[start + a:start + b]) for a, b in ((2, 4), (4, 8), (8, 12)))
+            yield kind, index, flags, attributes(buffer, start + 16, end)
+
+    def _hardware(self, kind: int, data: bytes) -> str:
+        if kind in (768, 769, 776, 778, 823) and len(data) in (4, 16):
+            return str(self.address[data])
+        return data.hex(":")
+
+    def _link(self, kind: int, index: int, flags: int, more: dict[int, bytes]) -> str:
+        get = more.get
+        text = f"{index}: {decode(more[3].rstrip(bytes(1)))}"
+        if 5 in more:
+            below = number(get(5))
+            text += f"@{'NONE' if not below else f'if{below}' if 37 in more else self.names.get(below, f'if{below}')}"
+        words = [name for bit, name in LINK_FLAGS if flags & bit]
+        if flags & 1 and not flags & 0x40:
+            words.insert(0, "NO-CARRIER")
+        text += f": <{','.join(words)}> mtu {number(get(4))} "
+        text += f"qdisc {decode(more[6].rstrip(bytes(1)))} " if 6 in more else ""
+        text += f"master {self.names.get(number(get(10)), number(get(10)))} " if 10 in more else ""
+        state = number(get(16))
+        text += f"state {LINK_STATES[state] if state < 7 else state} " if 16 in more else ""
+        text += "mode DORMANT " if number(get(17)) == 1 else ""
+        group = number(get(27))
+        text += f"group {self.groups.get(group, group)} " if 27 in more else ""
+        text += f"qlen {number(get(13))}" if number(get(13)) else ""
+        text += f"\n    link/{LINK_TYPES.get(kind, f'[{kind}]')} "
+        if 1 in more:
+            text += self._hardware(kind, more[1])
+        if 2 in more:
+            text += f" {'peer' if flags & 0x10 else 'brd'} {self._hardware(kind, more[2])}"
+        if 37 in more:
+            text += f" link-netnsid {number(get(37))}"
+        if (permanent := get(54)) and permanent != get(1):
+            text += f" permaddr {permanent.hex(':')}"
+        text += "\n"
+        if names := get(52):  # IFLA_PROP_LIST: alternative names
+            start = 0
+            while start + 4 <= len(names) and (length := number(names[start:start + 2])) >= 4:
+                text += f"    altname {decode(names[start + 4:start + length].rstrip(bytes(1)))}\n"
+                start += (length + 3) & ~3
+        return text
+
+    def _address(self, head: bytes, more: dict[int, bytes]) -> str:
+        """struct ifaddrmsg and the attributes of linux/if_addr.h."""
+        family, bits, flags, scope = head
+        get = more.get
+        flags = number(get(8)) or flags
+        local, target = get(2) or get(1) or b"", get(1) or get(2) or b""
+        text = f"    {'inet' if family == AF_INET else 'inet6'} {self.address[local]}"
+        text += f"/{bits} " if local == target else f" peer {self.address[target]}/{bits} "
+        text += f"metric {number(get(9))} " if number(get(9)) else ""
+        text += f"brd {self.address[more[4]]} " if 4 in more else ""
+        text += f"any {self.address[more[5]]} " if 5 in more else ""
+        text += f"scope {self.scopes.get(scope, scope)} "
+        if origin := number(get(11)):
+            text += f"proto {ADDRESS_ORIGINS.get(origin, origin)} "
+        for bit, name in ADDRESS_FLAGS:
+            if bit == 0x80:
+                text += "" if flags & bit else "dynamic "
+            elif flags & bit:
+                text += "temporary " if bit == 1 and family == AF_INET6 else f"{name} "
+        text += decode(more[3].rstrip(bytes(1))) if 3 in more else ""
+        if life := get(6):
+            preferred, valid = ("forever" if value == 0xFFFFFFFF else f"{value}sec"
+                                for value in (number(life[:4]), number(life[4:8])))
+            text += f"\n       valid_lft {valid} preferred_lft {preferred}"
+        return text + "\n"
+
+    def tunnels(self, *kinds: str) -> Iterator[str]:
+        """The tunnel interfaces of the kinds (all by default): ends, keys, device below, counters.  Raises OSError."""
+        for _, _, _, more in self._links():
+            info = attributes(more.get(18, b""), 0, len(more.get(18, b"")))
+            kind = decode(info.get(1, b"").rstrip(bytes(1)))
+            if kind not in (kinds or TUNNEL_KINDS):
+                continue
+            data = attributes(info.get(2, b""), 0, len(info.get(2, b"")))
+            local, remote, key_in, key_out = (data.get(which) if which else None for which in TUNNEL_KINDS[kind])
+            below = number(data.get(1))
+            text = f"{decode(more[3].rstrip(bytes(1)))}: {kind} "
+            if kind == "xfrm":
+                text += f"if_id 0x{number(key_in):x} "
+            else:
+                text += "".join(f"{word} {self.address[end] if end and any(end) else 'any'} "
+                                for word, end in (("remote", remote), ("local", local)))
+                for word, key in (("ikey", key_in), ("okey", key_out)):
+                    text += f"{word} {int.from_bytes(key, 'big')} " if key and any(key) else ""
+            text += f"dev {self.names.get(below, below)}" if below else ""
+            counters = more.get(23, b"")  # struct rtnl_link_stats64
+            received, sent, bytes_in, bytes_out, bad_in, bad_out = (number(counters[at:at + 8])
+                                                                    for at in range(0, 48, 8))
+            yield (f"{text.rstrip()}\n    RX: packets {received} bytes {bytes_in} errors {bad_in}\n"
+                   f"    TX: packets {sent} bytes {bytes_out} errors {bad_out}\n")
+
+
+# --- processes, sockets, options -------------------------------------------------------------------------------------
+
+
+class Process(Record):
+    """A process as /proc shows it."""
+
+    pid: int
+    parent: int
+    user: int
+    state: str
+    nice: int
+    memory: int  # resident, KiB
+    started: float  # seconds since the epoch
+    cpu: float  # seconds
+    command: str  # its arguments joined by blanks, or its name in brackets
+
+
+def list_processes(host: Host) -> Iterator[Process]:
+    """The processes that we can see, by number (proc(5)).  One that ends meanwhile is left out."""
+    tick, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE") // 1024
+    booted = time.time() - float(host.value("/proc/uptime", "0").split()[0])
+    for pid in sorted(int(name) for name in host.listdir("/proc") if name.isdigit()):
+        try:
+            arguments = host.read(f"/proc/{pid}/cmdline").replace("\0", " ").strip()
+            name, _, rest = host.read(f"/proc/{pid}/stat").partition("(")[2].rpartition(")")
+            fields = rest.split()
+            yield Process(pid, int(fields[1]), host.stat(f"/proc/{pid}").st_uid, fields[0], int(fields[16]),
+                          int(fields[21]) * page, booted + int(fields[19]) / tick,
+                          (int(fields[11]) + int(fields[12])) / tick, arguments or f"[{name}]")
+        except (OSError, IndexError, ValueError):
+            continue
+
+
+def find_pluto(host: Host) -> int | None:
+    """The process number of the pluto of this run directory, or None: its pid file, checked against what runs there.
+
+    A number that by now belongs to another program is not pluto's.
+    """
+    try:
+        pid = int(host.read(f"{host.rundir}/pluto.pid").split()[0])
+        name = host.value(f"/proc/{pid}/comm")
+        state = host.read(f"/proc/{pid}/stat").rpartition(")")[2].split()[0]
+    except (OSError, ValueError, IndexError):
+        return None
+    return pid if name == "pluto" and state not in "ZX" else None
+
+
+class Socket(Record):
+    """A bound UDP socket or a listening TCP one."""
+
+    protocol: str  # udp, udp6, tcp, tcp6
+    address: str
+    port: int
+    inode: int
+
+
+def list_sockets(host: Host, ports: Sequence[int], pid: int | None = None) -> Iterator[Socket]:
+    """The sockets bound to the ports in the network namespace of a process, ours by default (proc_net_tcp.txt: the
+    address is in hexadecimal words of the host's order; state 07 is a bound UDP socket, 0A a listening TCP one)."""
+    import socket
+    for protocol in ("udp", "udp6", "tcp", "tcp6"):
+        try:
+            lines = host.lines(f"/proc/{pid or 'self'}/net/{protocol}")
+            next(lines, "")
+            for line in lines:
+                fields = line.split()
+                address, _, port = fields[1].partition(":")
+                if int(port, 16) in ports and fields[3] in ("07", "0A"):
+                    words = bytes.fromhex(address)
+                    if sys.byteorder == "little":
+                        words = b"".join(words[at:at + 4][::-1] for at in range(0, len(words), 4))
+                    text = socket.inet_ntop(AF_INET6 if protocol.endswith("6") else AF_INET, words)
+                    yield Socket(protocol, text, int(port, 16), int(fields[9]))
+        except (FileNotFoundError, IndexError, ValueError):
+            continue  # no IPv6 in this kernel
+
+
+def kernel_config(host: Host) -> Iterator[str]:
+    """The lines of the running kernel's configuration, from the kernel itself or from the files of distributions.
+
+    Raises Missing when there is none.
+    """
+    release = host.kernel_release()
+    if host.live and host.exists("/proc/config.gz"):
+        squeezed = need("zlib", "reading /proc/config.gz").decompressobj(31)  # 31: with a gzip header
+        yield from split_lines(squeezed.decompress(chunk) for chunk in host.chunks("/proc/config.gz"))
+        return
+    found = [f"/boot/config-{release}", f"/lib/modules/{release}/config", f"/lib/modules/{release}/build/.config"]
+    if not host.live:
+        found = [*host.glob("/boot/config-*"), *host.glob("/lib/modules/*/config")][-1:]
+    for name in found:
+        if host.exists(name):
+            yield from host.lines(name)
+            return
+    raise Missing("no kernel configuration in /proc/config.gz, /boot or /lib/modules")
+
 
 # =====================================================================================================================
 # 6. Whack
@@ -2888,6 +3713,838 @@ def suggest(word: str, known: Iterable[str]) -> str:
 #
 # One function (or small class) each, registered with all that the user sees of it.
 # =====================================================================================================================
+
+# --- barf ------------------------------------------------------------------------------------------------------------
+#
+# A table of sections in the order of the report; quick ones run in this process, those that run programs or ask
+# others run side by side, each in a child of its own that can be killed whatever it hangs in.  Text is streamed:
+# child -> pipe -> sink.  Facts: barf(8) and programs/barf of libreswan 3.29 and 4.10 for headings and order.
+
+# How a section ended; in this order the exit statuses of its child
+OUTCOMES = ("ok", "absent", "denied", "failed", "timeout")
+INCOMPLETE = OUTCOMES[2:]
+PIPE_SIZE = 1 << 20  # F_SETPIPE_SZ allows an unprivileged process that much (pipe(7))
+LOG_TAIL = 4 << 20  # bytes of a log file that go into a report at most
+SHORT_LOG = 500  # lines of each log with --short, as the original
+MODULE_NAMES = ("xfrm", "ipsec", "esp")
+
+
+class ReportSection(Record):
+    """One part of the report.
+
+    `command` shows people how to see the same by hand; `body` gives the text piece by piece; `live`: only the running
+    system can tell; `slow`: may block or take long, so it runs in a child; `bulk`: much text that is only numbers and
+    addresses of the kernel, in which secrets are looked for by value but not by pattern.
+    """
+
+    name: str
+    command: str
+    body: Callable[[Report], Iterator[str]]
+    live: bool = False
+    slow: bool = False
+    bulk: bool = False
+
+
+class Report:
+    """What the sections need to know: the host, the redaction, and the words of the command line."""
+
+    def __init__(self, host: Host, args: Args) -> None:
+        self.host = host
+        self.config = Config(host)
+        self.redactor = redactor_of(host, args.flag("--show-secrets"), self.config)
+        self.timeout = seconds(args.value("--timeout", "10"))
+        self.short = args.flag("--short")
+        self.since = parse_since(args.value("--since")) if args.flag("--since") else 0.0
+
+    def host_name(self) -> str:
+        """The name of the reported host."""
+        return os.uname().nodename if self.host.live else self.host.value("/etc/hostname", "(no hostname)")
+
+    def produce(self, section: ReportSection, write: Callable[[str], None]) -> str:
+        """Write the text of a section, made safe; how it ended.  What goes wrong in it becomes a line of it."""
+        if section.live and self.host.root:
+            write("left out: only the running system can tell\n")
+            return "absent"
+        piece = "\n"
+        try:
+            for piece in section.body(self):
+                write(self.redactor.clean(piece, bulk=section.bulk))
+            return "ok"
+        except (Missing, NoPluto, FileNotFoundError, NotADirectoryError) as error:
+            outcome, text = "absent", reason(error)
+        except PermissionError as error:
+            outcome, text = "denied", reason(error)
+        except TimedOut as error:
+            outcome, text = "timeout", reason(error)
+        except (Failure, OSError, ValueError) as error:
+            outcome, text = "failed", reason(error)
+        write(self.redactor.clean(f"{'' if piece.endswith(chr(10)) else chr(10)}{text}\n"))
+        return outcome
+
+
+def reason(error: Exception) -> str:
+    """An error as one line of text: `/etc/x: Permission denied`."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
+class Worker:
+    """A section that runs in a child process, its text coming through a pipe."""
+
+    def __init__(self, report: Report, section: ReportSection) -> None:
+        import fcntl
+        self.started = time.monotonic()
+        self.reader, writer = os.pipe()
+        fcntl.fcntl(writer, getattr(fcntl, "F_SETPIPE_SZ", 1031), PIPE_SIZE)
+        self.pid = os.fork()
+        if self.pid == 0:
+            status = len(OUTCOMES)
+            try:
+                os.close(self.reader)
+                # a session of its own: no terminal to prompt on, and one signal ends it with all that it runs
+                os.setsid()
+                report.host.own_group = True
+                status = OUTCOMES.index(report.produce(section, lambda text: write_all(writer, encode(text))))
+            except BaseException:  # the parent tells, from the status; nothing of ours may run twice
+                status = len(OUTCOMES)
+            finally:
+                os._exit(status)
+        os.close(writer)
+        os.set_blocking(self.reader, False)
+
+    def deliver(self, timeout: float, write: Callable[[str], None]) -> str:
+        """Write the text of the section as it comes; how it ended.  We wait for it `timeout` seconds in all.
+
+        Time that we spend elsewhere doesn't count: a child that has text ready waits for us, not we for it.
+        """
+        import codecs
+        import select
+        decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        poll = select.poll()
+        poll.register(self.reader, select.POLLIN)
+        patience = timeout if poll.poll(0) else timeout - (time.monotonic() - self.started)
+        while True:
+            before = time.monotonic()
+            if not poll.poll(max(0.0, patience) * 1000):
+                write(f"timed out after {timeout:g} s; what had come by then is above\n")
+                return self.end(timed_out=True)
+            data = os.read(self.reader, PIPE_SIZE)
+            patience -= time.monotonic() - before
+            if not data:
+                return self.end(timed_out=False)
+            write(decoder.decode(data))
+
+    def end(self, timed_out: bool) -> str:
+        """End the child, whatever it hangs in, and say how its section ended."""
+        import signal
+        os.close(self.reader)
+        self.reader = -1
+        if timed_out:
+            try:
+                os.killpg(self.pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                os.kill(self.pid, signal.SIGKILL)  # it has not made its session yet
+            # not waited for: in uninterruptible sleep (a dead NFS server) it dies later
+            os.waitpid(self.pid, os.WNOHANG)
+            return "timeout"
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return OUTCOMES[code] if 0 <= code < len(OUTCOMES) else "failed"
+
+
+class TextSink:
+    """The report as people know it."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self.write = write
+        self.at_line_start = True
+
+    def open(self, report: Report) -> None:
+        """Before the first section: the host and the date, as the original."""
+        self.write(f"{report.host_name()}\n{date()}\n")
+
+    def begin(self, section: ReportSection) -> None:
+        """The heading that people search for, and the command that shows the same by hand."""
+        self.write(f"+ _________________________ {section.name}\n")
+        if section.command:
+            self.write(f"+ {section.command}\n")
+
+    def text(self, piece: str) -> None:
+        """A piece of the section."""
+        if piece:
+            self.write(piece)
+            self.at_line_start = piece.endswith("\n")
+
+    def end(self, section: ReportSection, outcome: str, seconds: float) -> None:
+        """A section always ends its last line."""
+        if not self.at_line_start:
+            self.write("\n")
+            self.at_line_start = True
+
+    def close(self) -> None:
+        """Nothing follows the last section."""
+
+
+class JsonSink(TextSink):
+    """The same content as one JSON document, written as it comes: no section is ever whole in memory."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        super().__init__(write)
+        self.dumps = need("json", "--json").dumps
+        self.separator = "\n"
+
+    def open(self, report: Report) -> None:
+        """The members that tell where and when."""
+        head = {"ipsec": VERSION, "host": report.host_name(), "date": date(), "root": report.host.root or None}
+        self.write(self.dumps(head)[:-1] + ', "sections": [')
+
+    def begin(self, section: ReportSection) -> None:
+        """Open a section's object, up to the start of its text."""
+        head = self.dumps({"section": section.name, "command": section.command})
+        self.write(f'{self.separator}{head[:-1]}, "text": "')
+        self.separator = ",\n"
+
+    def text(self, piece: str) -> None:
+        """A piece of the text, escaped."""
+        self.write(self.dumps(piece)[1:-1])
+
+    def end(self, section: ReportSection, outcome: str, seconds: float) -> None:
+        """Close the text; how the section ended and how long it took, in seconds."""
+        self.write(f'", "status": "{outcome}", "duration": {seconds:.3f}}}')
+
+    def close(self) -> None:
+        """Close the document."""
+        self.write("\n]}\n")
+
+
+class OutputFile:
+    """The file of --output: mode 0600, there whole or not at all, compressed when its name ends in .gz."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.aside = f"{name}.{os.getpid()}.tmp"
+        self.fd = os.open(self.aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self.squeeze: Any = None
+        if name.endswith(".gz"):
+            try:
+                zlib = need("zlib", "--output FILE.gz")
+            except Failure:
+                self.drop()
+                raise
+            self.squeeze = zlib.compressobj(6, zlib.DEFLATED, 31)  # 31: a gzip header and trailer
+
+    def write(self, text: str) -> None:
+        """Append text.  Raises OSError."""
+        data = encode(text)
+        write_all(self.fd, self.squeeze.compress(data) if self.squeeze else data)
+
+    def commit(self) -> None:
+        """Put the whole file in place.  Raises OSError."""
+        if self.squeeze:
+            write_all(self.fd, self.squeeze.flush())
+        os.fsync(self.fd)
+        os.rename(self.aside, self.name)
+        os.close(self.fd)
+        self.fd = -1
+
+    def drop(self) -> None:
+        """Remove what is not whole."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            os.unlink(self.aside)
+            self.fd = -1
+
+
+def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink) -> dict[str, list[str]]:
+    """Write all sections in their order; the names of the sections by how they ended.
+
+    The slow ones all start at once, ahead of their turn.
+    """
+    ended: dict[str, list[str]] = {}
+    show = sys.stderr.isatty() and not sys.stdout.isatty()
+    report.host.flush()
+    import socket  # noqa: F401  once here, and not in every child
+    import subprocess  # noqa: F401
+    workers = {section.name: Worker(report, section) for section in sections
+               if section.slow and not (section.live and report.host.root)}
+    try:
+        sink.open(report)
+        for number, section in enumerate(sections, 1):
+            if show:
+                sys.stderr.write(f"\rbarf: {number}/{len(sections)} {section.name:<50.50}")
+                sys.stderr.flush()
+            begun = time.monotonic()
+            sink.begin(section)
+            worker = workers.pop(section.name, None)
+            if worker is None:
+                outcome = report.produce(section, sink.text)
+            else:
+                begun = worker.started
+                outcome = worker.deliver(report.timeout, sink.text)
+            sink.end(section, outcome, time.monotonic() - begun)
+            ended.setdefault(outcome, []).append(section.name)
+        sink.close()
+    finally:
+        for worker in workers.values():  # Ctrl-C, a full disk, a closed pipe
+            worker.end(True)
+        if show:
+            sys.stderr.write(f"\r{'':<70}\r")
+    return ended
+
+
+# Bodies: each gives the text of a section piece by piece.
+
+def cat(*names: str) -> Callable[[Report], Iterator[str]]:
+    """The files, whole; one that is not there is one line."""
+    def body(report: Report) -> Iterator[str]:
+        for name in names:
+            yield from file_text(report.host, name)
+    return body
+
+
+def texts(lines: Iterable[str]) -> Iterator[str]:
+    """Lines as pieces of text."""
+    return in_pieces(f"{line}\n" for line in lines)
+
+
+def file_text(host: Host, name: str) -> Iterator[str]:
+    """The text of a file in pieces of whole lines.  Raises OSError."""
+    return map(decode, whole_lines(host.chunks(name)))
+
+
+def each(pattern: str, separator: str = ": ", below: str = "") -> Callable[[Report], Iterator[str]]:
+    """`name: value` for every file that matches, names shortened by the directory `below`."""
+    def body(report: Report) -> Iterator[str]:
+        for name in report.host.glob(pattern):
+            try:
+                yield f"{name[len(below):]}{separator}{report.host.read(name).rstrip()}\n"
+            except OSError as error:
+                yield f"{name[len(below):]}{separator}{error.strerror}\n"
+    return body
+
+
+def program(*argv: str, hint: str = "") -> Callable[[Report], Iterator[str]]:
+    """What a program says."""
+    return lambda report: map(decode, whole_lines(report.host.stream(argv, hint=hint)))
+
+
+def matching(lines: Iterable[str], words: Sequence[str]) -> Iterator[str]:
+    """The lines in which one of the words stands, in either case."""
+    for line in lines:
+        lower = line.lower()
+        if any(word in lower for word in words):
+            yield line + "\n"
+
+
+def long_listing(host: Host, directory: str) -> Iterator[str]:
+    """A directory as `ls -l` shows it: permissions, links, numeric owner and group, size, time, name and target."""
+    import stat
+    for name in host.listdir(directory):
+        path = os.path.join(directory, name)
+        info = host.stat(path, follow=False)
+        target = ""
+        if stat.S_ISLNK(info.st_mode):
+            target = f" -> {os.readlink(os.path.join(host.path(directory), name))}"
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(info.st_mtime))
+        yield (f"{stat.filemode(info.st_mode)} {info.st_nlink:>2} {info.st_uid:>4} {info.st_gid:>4} {info.st_size:>9} "
+               f"{when} {name}{target}\n")
+
+
+def listing(*directories: str) -> Callable[[Report], Iterator[str]]:
+    """Long listings of directories."""
+    def body(report: Report) -> Iterator[str]:
+        for directory in directories:
+            yield from long_listing(report.host, directory)
+    return body
+
+
+def date() -> str:
+    """Now, as date(1) says it in the C locale."""
+    return time.strftime("%a %b %e %H:%M:%S %Z %Y")
+
+
+def uptime(report: Report) -> Iterator[str]:
+    """As uptime(1), without the users: time of day, time since boot, load averages (proc(5))."""
+    seconds = int(float(report.host.read("/proc/uptime").split()[0]))
+    days, rest = divmod(seconds, 86400)
+    since = (f"{days} day{'s' * (days != 1)}, " if days else "") + f"{rest // 3600}:{rest % 3600 // 60:02}"
+    load = ", ".join(report.host.read("/proc/loadavg").split()[:3])
+    yield f" {time.strftime('%H:%M:%S')} up {since}, load average: {load}\n"
+
+
+def fqdn(report: Report) -> Iterator[str]:
+    """The name that the resolver gives for ours."""
+    import socket
+    yield socket.getfqdn(report.host_name()) + "\n"
+
+
+def addresses_of_host(report: Report) -> Iterator[str]:
+    """The addresses that the resolver gives for our name."""
+    import socket
+    try:
+        found = socket.getaddrinfo(report.host_name(), None, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        raise Failure(f"{report.host_name()}: {error.strerror}") from None
+    yield " ".join(dict.fromkeys(str(entry[4][0]) for entry in found)) + "\n"
+
+
+def distribution(report: Report) -> Iterator[str]:
+    """The release files of the distribution, os-release among them."""
+    found = False
+    for name in dict.fromkeys(("/etc/os-release", *report.host.glob("/etc/*-release"), "/etc/debian_version")):
+        if report.host.exists(name):
+            found = True
+            yield from (f"{name}: {line}\n" for line in report.host.lines(name))
+    if not found:
+        raise Missing("no release file in /etc")
+
+
+def configuration(report: Report) -> Iterator[str]:
+    """ipsec.conf and all files that it includes, in the order in which they are read, and what is wrong in them."""
+    for name in report.config.files:
+        yield f"==> {name} <==\n"
+        yield from file_text(report.host, name)
+    yield from (f"problem: {problem}\n" for problem in report.config.problems)
+
+
+def secrets(report: Report) -> Iterator[str]:
+    """ipsec.secrets and all files that it includes: identities and kinds, and what is wrong in them."""
+    host = report.host
+    name = secrets_file(host, report.config)
+    os.close(host.open(name))  # one that we may not read, or no file, is an error
+    files, problems = secret_files(host, name)
+    for file in dict.fromkeys([*files, *host.glob(f"{host.confddir}/*.secrets")]):
+        yield f"==> {file} <==\n"
+        yield from file_text(host, file) if report.redactor.show_secrets else \
+            (f"{line}\n" for line in secrets_report(host, file))
+    yield from (f"problem: {problem}\n" for problem in problems)
+
+
+def kernel_symbols(report: Report) -> Iterator[str]:
+    """Whether the kernel tells its symbols: where netif_rx is.  The first page with it is enough."""
+    for text in file_text(report.host, "/proc/kallsyms"):
+        if "netif_rx" in text:
+            yield from matching(text.splitlines(), ("netif_rx",))
+            return
+    raise Failure("/proc/kallsyms: no netif_rx, a kernel without symbols")
+
+
+def kernel_log(report: Report) -> Iterator[str]:
+    """The messages of the kernel about IPsec, as dmesg(1) prints them."""
+    return matching(report.host.kernel_messages(), MODULE_NAMES)
+
+
+def kernel_debug_log(report: Report) -> Iterator[str]:
+    """The last 100 lines of kern.debug, as the original."""
+    return texts(last(report.host.lines("/var/log/kern.debug"), 100))
+
+
+def last(lines: Iterable[str], most: int) -> Iterable[str]:
+    """The last lines, `most` of them."""
+    import collections
+    return collections.deque(lines, most)
+
+
+LOG_START = (b"Starting Pluto", b"Starting Libreswan")  # where a daemon's part of a log begins, 3.x to 5.x
+SYSLOGS = ("/var/log/secure", "/var/log/auth.log", "/var/log/daemon.log", "/var/log/debug", "/var/log/syslog",
+           "/var/log/messages", "/var/log/pluto.log")
+MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
+
+
+def pluto_log(report: Report) -> Iterator[str]:
+    """What pluto logged: its own logfile=, the journal, else the system log that has it; all of them that exist."""
+    host, found = report.host, False
+    since = report.since
+    logfile = report.config.setup("logfile")
+    if logfile:
+        yield f"==> {logfile} <==\n"
+        try:
+            yield from log_text(report, logfile, since, mine=True)
+            found = True
+        except OSError as error:
+            yield reason(error) + "\n"
+    where = [] if host.live else ["-D", host.path("/var/log/journal")]
+    if host.which("journalctl") and (host.live or host.isdir("/var/log/journal")):
+        argv = ["journalctl", *where, "-u", "ipsec.service", "--no-pager", "-q", "--since",
+                f"@{int(since or time.time() - 86400)}"]
+        try:
+            for text in short(report, split_lines(host.stream(argv))):
+                if not found:
+                    yield f"==> {' '.join(argv)} <==\n"
+                found = True
+                yield text
+        except Failure as failure:
+            yield f"{failure}\n"
+    for name in () if found else SYSLOGS:
+        if host.exists(name) and last_start(host, name) is not None:
+            yield f"==> {name} <==\n"
+            yield from log_text(report, name, since, mine=False)
+            return
+    if not found:
+        raise Missing("no messages of pluto: no logfile= in the configuration, no journal of ipsec.service, no start "
+                      "in " + ", ".join(SYSLOGS))
+
+
+def short(report: Report, lines: Iterable[str]) -> Iterator[str]:
+    """Log lines as text; with --short the last 500."""
+    return texts(last(lines, SHORT_LOG) if report.short else lines)
+
+
+def log_text(report: Report, name: str, since: float, mine: bool) -> Iterator[str]:
+    """A log file from pluto's last start (or from `since`, in seconds), at most LOG_TAIL bytes of its end.
+
+    `mine`: all lines are pluto's; else those that name it.  Raises OSError.
+    """
+    host = report.host
+    size = host.stat(name).st_size
+    start = 0 if since else last_start(host, name) or 0
+    if size - start > LOG_TAIL:
+        yield f"... {size - LOG_TAIL - start} bytes left out\n"
+        start = size - LOG_TAIL
+    lines: Iterable[str] = split_lines(host.chunks(name, start))
+    if not mine:
+        lines = (line for line in lines if "pluto" in line.lower())
+    if since:
+        lines = newer(lines, since)
+    yield from short(report, lines)
+
+
+def last_start(host: Host, name: str) -> int | None:
+    """The offset of the line in which pluto last started, found from the end of the file; None when it isn't there."""
+    fd = host.open(name)
+    try:
+        end = os.fstat(fd).st_size
+        overlap = b""
+        while end > 0:
+            start = max(0, end - READ_CHUNK * 16)
+            block = os.pread(fd, end - start, start) + overlap
+            position = max(block.rfind(marker) for marker in LOG_START)
+            if position >= 0:
+                return start + block.rfind(b"\n", 0, position) + 1
+            end, overlap = start, block[:32]
+        return None
+    finally:
+        os.close(fd)
+
+
+def newer(lines: Iterable[str], since: float) -> Iterator[str]:
+    """The lines from the first on whose time stamp is not before `since` (seconds since the epoch)."""
+    lines = iter(lines)
+    for line in lines:
+        when = stamp(line)
+        if when is not None and when >= since:
+            yield line
+            break
+    yield from lines
+
+
+def stamp(line: str) -> float | None:
+    """The time at the start of a log line, in seconds since the epoch: `Nov 23 06:12:08` (RFC 3164, and pluto's own
+    logfile) or `2026-11-23T06:12:08`; None when there is none."""
+    now = time.localtime()
+    try:
+        if line[:3] in MONTHS:
+            clock = [int(part) for part in line[7:15].split(":")]
+            month, day = MONTHS.index(line[:3]) + 1, int(line[4:6])
+            # such a stamp has no year: one that would be in the future is of last year
+            year = now.tm_year - ((month, day) > (now.tm_mon, now.tm_mday))
+        else:
+            year, month, day = (int(part) for part in line[:10].split("-"))
+            clock = [int(part) for part in line[11:19].split(":")]
+        return time.mktime((year, month, day, *clock[:3], 0, 0, -1))  # type: ignore[arg-type]
+    except (ValueError, OverflowError, TypeError):
+        return None
+
+
+def parse_since(text: str) -> float:
+    """The moment that --since names, in seconds since the epoch.  Raises Failure(USAGE).
+
+    `2026-11-23`, `2026-11-23 06:12`, `2026-11-23 06:12:08`, `90 minutes ago`, `24 hours ago`, `2d`.
+    """
+    words = text.lower().removesuffix("ago").strip()
+    number = words.rstrip("abcdefghijklmnopqrstuvwxyz ")
+    seconds = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}.get(words[len(number):].strip()[:1])
+    if number.isdigit() and seconds:
+        return time.time() - int(number) * seconds
+    when = stamp(f"{text} 00:00:00" if len(text) == 10 else f"{text}:00" if len(text) == 16 else text)
+    if when is None:
+        raise Failure(f"--since {quote(text)}: not a time", USAGE, "such as 2026-11-23 06:12 or 24 hours ago")
+    return when
+
+
+def processes(report: Report) -> Iterator[str]:
+    """The processes of IPsec, and whatever names it in its arguments."""
+    yield f"{'UID':>5} {'PID':>7} {'PPID':>7} {'NI':>3} {'RSS':>8} S STARTED             {'TIME':>6} COMMAND\n"
+    for process in list_processes(report.host):
+        if process.pid not in (os.getpid(), os.getppid()) and any(word in process.command.lower()
+                                                                  for word in ("pluto", "ipsec")):
+            started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(process.started))
+            minutes, seconds = divmod(int(process.cpu), 60)
+            yield (f"{process.user:>5} {process.pid:>7} {process.parent:>7} {process.nice:>3} {process.memory:>8} "
+                   f"{process.state} {started} {minutes:>3}:{seconds:02} {process.command}\n")
+
+
+def listeners(report: Report) -> Iterator[str]:
+    """Who listens on the ports of IKE, in pluto's network namespace when it runs, and whether that is pluto."""
+    host = report.host
+    pid = find_pluto(host)
+    yield f"pluto: {f'process {pid}' if pid else 'not running'}\n"
+    owned = set()
+    if pid:
+        try:
+            owned = {os.readlink(f"/proc/{pid}/fd/{name}") for name in host.listdir(f"/proc/{pid}/fd")}
+        except OSError as error:
+            yield f"which sockets are pluto's: {error.strerror}\n"
+    for entry in list_sockets(host, (500, 4500), pid):
+        shown = f"[{entry.address}]" if ":" in entry.address else entry.address
+        yield f"{entry.protocol} {shown}:{entry.port}{' pluto' if f'socket:[{entry.inode}]' in owned else ''}\n"
+
+
+def kernel_options(report: Report) -> Iterator[str]:
+    """The options of the kernel that matter to IPsec."""
+    for line in kernel_config(report.host):
+        if any(word in line for word in KERNEL_OPTIONS):
+            yield line + "\n"
+
+
+def l2tp(*words: str) -> Callable[[Report], Iterator[str]]:
+    """What `ip l2tp show` tells; nothing when the kernel has no L2TP."""
+    def body(report: Report) -> Iterator[str]:
+        if report.host.isdir("/sys/module/l2tp_core"):
+            yield from program("ip", "l2tp", "show", *words)(report)
+    return body
+
+
+def verify_report(report: Report) -> Iterator[str]:
+    """What `ipsec verify` of the installed libreswan finds; its status only counts its findings."""
+    host = report.host
+    path = program_of(host, "verify")
+    if path is None:
+        raise Missing("this libreswan has no verify")
+    yield host.run([path, "--nocolour"], timeout=None).text
+
+
+def nss_program(name: str) -> Callable[[Report], Iterator[str]]:
+    """What certutil or crlutil lists of the database."""
+    def body(report: Report) -> Iterator[str]:
+        host = report.host
+        if not host.exists(f"{host.nssdir}/cert9.db"):
+            raise Missing(f"{host.nssdir}: no NSS database")
+        yield from program(name, "-L", "-d", f"sql:{host.path(host.nssdir)}")(report)
+    return body
+
+
+# Where packages are recorded: file, the prefix of the line that names one, the prefix of its version
+PACKAGE_LISTS = (("/var/lib/dpkg/status", "Package: ", "Version: "), ("/lib/apk/db/installed", "P:", "V:"),
+                 ("/usr/lib/opkg/status", "Package: ", "Version: "))
+PACKAGES = ("libreswan", "strongswan", "nss", "libnss3", "unbound", "xl2tpd", "iproute", "iptables", "nftables",
+            "busybox", "kmod", "systemd", "openvswitch-ipsec", "network-manager-libreswan", "crypto-policies",
+            "python3-minimal")
+
+
+def packages(report: Report) -> Iterator[str]:
+    """The installed packages that matter here, from the package managers' own files; from rpm where that is used."""
+    import re
+    host, found = report.host, False
+    for name, is_package, is_version in PACKAGE_LISTS:
+        if host.exists(name):
+            found = True
+            entry = f"^{is_package}((?:{'|'.join(PACKAGES)}).*)\n(?:.+\n)*?{is_version}(.+)"
+            yield from (f"{package} {version}\n" for package, version in re.findall(entry, host.read(name), re.M))
+    for name in host.glob("/var/lib/pacman/local/*-*"):
+        found = True
+        if os.path.basename(name).startswith(PACKAGES):
+            yield os.path.basename(name) + "\n"
+    if host.live and host.exists("/var/lib/rpm") and host.which("rpm"):
+        found = True
+        yield from (f"{line}\n" for line in split_lines(host.stream(["rpm", "-qa"])) if line.startswith(PACKAGES))
+    if not found:
+        raise Missing("no package database that we can read")
+
+
+def surroundings(report: Report) -> Iterator[str]:
+    """What confines us: container, cgroup, capabilities, security modules."""
+    host = report.host
+    for name in ("/.dockerenv", "/run/.containerenv", "/run/systemd/container"):
+        if host.exists(name):
+            yield f"{name}: {host.value(name) or 'present'}\n"
+    if host.live:
+        yield f"pid 1: {host.value('/proc/1/comm', 'not readable')}\n"
+        yield f"cgroup: {host.value('/proc/self/cgroup', 'not readable')}\n"
+        wanted = ("Cap", "NoNewPrivs", "Seccomp:")
+        yield from (f"{line}\n" for line in host.lines("/proc/self/status") if line.startswith(wanted))
+
+
+def security_modules(report: Report) -> Iterator[str]:
+    """The mode of SELinux and AppArmor."""
+    host = report.host
+    if host.live:
+        enforce = {"0": "permissive", "1": "enforcing"}.get(host.value("/sys/fs/selinux/enforce"), "not active")
+        yield f"SELinux: {enforce}\n"
+        apparmor = host.value("/sys/module/apparmor/parameters/enabled") == "Y"
+        yield f"AppArmor: {'enabled' if apparmor else 'not active'}\n"
+        profiles = "/sys/kernel/security/apparmor/profiles"
+        if host.superuser and host.exists(profiles):
+            yield from matching(host.lines(profiles), ("ipsec", "pluto"))
+    for name in ("/etc/selinux/config", "/etc/apparmor.d/usr.lib.ipsec.pluto", "/etc/crypto-policies/config"):
+        if host.exists(name):
+            yield from (f"{name}: {line}\n" for line in host.lines(name) if line and not line.startswith("#"))
+
+
+# The files that start the service, and what they read
+SERVICE_FILES = ("/etc/systemd/system/ipsec.service", "/etc/systemd/system/ipsec.service.d/*.conf",
+                 "/usr/lib/systemd/system/ipsec.service", "/lib/systemd/system/ipsec.service", "/etc/init.d/ipsec",
+                 "/etc/init/ipsec.conf", "/etc/sv/ipsec/run", "/etc/dinit.d/ipsec", "/etc/sysconfig/pluto",
+                 "/etc/sysconfig/ipsec", "/etc/default/ipsec", "/etc/default/pluto", "/etc/conf.d/ipsec")
+
+
+def service_files(report: Report) -> Iterator[str]:
+    """The unit or init script in use, with its drop-ins and settings; each file once, whatever its names."""
+    host, seen = report.host, set()
+    for name in (name for pattern in SERVICE_FILES for name in host.glob(pattern)):
+        info = host.stat(name)
+        if (info.st_dev, info.st_ino) not in seen:
+            seen.add((info.st_dev, info.st_ino))
+            yield f"==> {name} <==\n"
+            yield from file_text(host, name)
+    if not seen:
+        raise Missing("no unit or init script named ipsec")
+
+
+KERNEL_OPTIONS = ("IPSEC", "ESP", "CONFIG_NET_KEY", "CONFIG_INET", "CONFIG_IP", "_XFRM")
+
+
+def report_sections(host: Host) -> list[ReportSection]:
+    """The table of contents.  Names and order are those of 3.29 and 4.10; what is new stands beside its like."""
+    part = ReportSection
+    net, conf = "/proc/sys/net", "/proc/sys/net/ipv4/conf/"
+
+    def live_file(name: str) -> ReportSection:
+        return part(name, f"cat {name}", cat(name), live=True)
+
+    def disk_file(name: str) -> ReportSection:
+        return part(name[1:], f"cat {name}", cat(name))
+
+    syslog_configs = ("/etc/syslog.conf", "/etc/syslog-ng/syslog-ng.conf", "/etc/rsyslog.conf")
+    save = ("--modprobe=/dev/null",)
+    return [
+        part("version", "ipsec --version", lambda report: iter([version_line(host) + "\n"])),
+        part("packages", "", packages, slow=True),
+        live_file("/proc/version"),
+        part("ip-xfrm-state", "ip -s xfrm state",
+             lambda report: XfrmText(host, show_keys=report.redactor.show_secrets).states(), live=True, slow=True),
+        part("ip-xfrm-policy", "ip -s xfrm policy", lambda report: XfrmText(host).policies(), live=True, slow=True,
+             bulk=True),
+        part("cat-proc-net-xfrm_stat", "cat /proc/net/xfrm_stat", cat("/proc/net/xfrm_stat"), live=True),
+        part("ip-l2tp-tunnel", "ip l2tp show tunnel", l2tp("tunnel"), live=True),
+        part("ip-l2tp-session", "ip l2tp show session", l2tp("session"), live=True),
+        part("ip-tunnel", "ip -s tunnel show", lambda report: LinkText(host).tunnels(), live=True),
+        part("ip-xfrm-interface", "ip -d link show type xfrm", lambda report: LinkText(host).tunnels("xfrm"),
+             live=True),
+        live_file("/proc/crypto"),
+        part(f"{net}/core/xfrm-star", "", each(f"{net}/core/xfrm_*"), live=True),
+        part(f"{net}/ipsec-star", "", each(f"{net}/ipsec/*"), live=True),
+        part("ipsec/status", "ipsec whack --status", lambda report: texts(pluto_lines(host, "--status")), live=True,
+             slow=True),
+        part("ip-addr-list", "ip addr list", lambda report: LinkText(host).addresses(), live=True),
+        part("ip-route-list-table-all", "ip route list table all", lambda report: RouteText(host).routes(), live=True,
+             slow=True, bulk=True),
+        part("ip-rule-list", "ip rule list", lambda report: RouteText(host).rules(), live=True),
+        part("ipsec_verify", "ipsec verify --nocolour", verify_report, live=True, slow=True),
+        part("ipsec/directory", "ipsec --directory", lambda report: iter([host.execdir + "\n"])),
+        part("hostname/fqdn", "hostname --fqdn", fqdn, live=True, slow=True),
+        part("hostname/ipaddress", "hostname --ip-address", addresses_of_host, live=True, slow=True),
+        part("uptime", "uptime", uptime, live=True),
+        part("ps", "ps alxwf", processes, live=True, slow=True),
+        part("listeners", "ss -nlpu sport = 500 or sport = 4500", listeners, live=True),
+        part("container", "", surroundings),
+        part("security-modules", "", security_modules),
+        part("service", "", service_files),
+        part("ipsec/conf", f"cat {host.conf}", configuration),
+        part("ipsec/secrets", f"ipsec _secretcensor {host.secrets}", secrets),
+        part("ipsec/listall", "ipsec whack --listall", lambda report: texts(pluto_lines(host, "--listall")), live=True,
+             slow=True),
+        part("nss/directory", f"ls -l {host.nssdir}", listing(host.nssdir)),
+        part("nss/contents", f"certutil -L -d sql:{host.nssdir}", nss_program("certutil"), slow=True),
+        part("nss/crls", f"crlutil -L -d sql:{host.nssdir}", nss_program("crlutil"), slow=True),
+        *(part(f"ipsec/policies/{os.path.basename(name)}", f"cat {name}", cat(name))
+          for name in host.glob(f"{host.confddir}/policies/*")),
+        part("ipsec/ls-execdir", f"ls -l {host.execdir}", listing(host.execdir)),
+        live_file("/proc/net/dev"),
+        part("/proc/net/route", "cat /proc/net/route", cat("/proc/net/route"), live=True, slow=True, bulk=True),
+        live_file(f"{net}/ipv4/ip_no_pmtu_disc"),
+        live_file(f"{net}/ipv4/ip_forward"),
+        part(f"{net}/ipv6/conf/star-forwarding", "", each(f"{net}/ipv6/conf/*/forwarding"), live=True),
+        live_file(f"{net}/ipv4/tcp_ecn"),
+        part(f"{conf}star-rp_filter", "", each(f"{conf}*/rp_filter", ":", conf), live=True),
+        part(f"{conf}star-star-redirects", "", each(f"{conf}*/*redirects", ":", conf), live=True),
+        live_file(f"{net}/ipv4/tcp_window_scaling"),
+        live_file(f"{net}/ipv4/tcp_adv_win_scale"),
+        part("uname-a", "uname -a", lambda report: iter([" ".join(os.uname()) + "\n"]), live=True),
+        part("config-built-with", "cat /proc/config_built_with", cat("/proc/config_built_with"), live=True),
+        part("distro-release", "cat /etc/*release", distribution),
+        part("iptables", "iptables-save", program("iptables-save", *save), live=True, slow=True),
+        part("ip6tables", "ip6tables-save", program("ip6tables-save", *save), live=True, slow=True),
+        part("nftables", "nft list ruleset", program("nft", "list", "ruleset"), live=True, slow=True),
+        live_file("/proc/modules"),
+        live_file("/proc/meminfo"),
+        part("usr/src/linux/.config", "zcat /proc/config.gz", kernel_options, slow=True),
+        *(disk_file(name) for name in syslog_configs if host.exists(name)),
+        disk_file("/etc/resolv.conf"),
+        part("lib/modules-ls", "ls -l /lib/modules", listing("/lib/modules")),
+        part("fipscheck", "cat /proc/sys/crypto/fips_enabled", cat("/proc/sys/crypto/fips_enabled"), live=True),
+        part("/proc/ksyms-netif_rx", "grep netif_rx /proc/kallsyms", kernel_symbols, live=True, slow=True),
+        part("kern.debug", "tail -100 /var/log/kern.debug", kernel_debug_log),
+        part("klog", "dmesg", kernel_log, live=True),
+        part("plog", "", pluto_log, slow=True),
+        part("date", "date", lambda report: iter([date() + "\n"])),
+    ]
+
+
+@command("barf", summary="dump the system's IPsec state for debugging, without secrets", options=(
+    Opt("--short", None, f"of each log only the last {SHORT_LOG} lines"),
+    Opt("--section", "NAME", "only this section", many=True),
+    Opt("--list-sections", None, "print the names of the sections"),
+    Opt("--json", None, "one JSON document: section, command, text, status, duration in seconds"),
+    Opt("--output", "FILE", "write to FILE, mode 0600, whole or not at all; compressed when it ends in .gz"),
+    Opt("--since", "TIME", "log messages from then on: 2026-11-23, 2026-11-23 06:12, 24 hours ago"),
+    Opt("--timeout", "SECONDS", "how long to wait for one section (default 10)"),
+    Opt("--show-secrets", None, "leave secrets in; root only, never mail such a report"),
+), details="The report is safe to mail: pre-shared keys, passwords, private keys and kernel keys are replaced by "
+           "[redacted]. What can't be read, does not answer in time or is not installed becomes a line of its section."
+           "\n\nExit status: 0; 1 when sections failed, timed out or were denied, which standard error then names.")
+def barf(host: Host, args: Args) -> int:
+    """`ipsec barf`: OK, or ERROR when a section is incomplete.  Raises Failure."""
+    sections = report_sections(host)
+    if args.flag("--list-sections"):
+        host.print("\n".join(section.name for section in sections))
+        return OK
+    if wanted := args.values("--section"):
+        known = {section.name: section for section in sections}
+        for name in wanted:
+            if name not in known:
+                raise Failure(f"barf: no section {quote(name)}", USAGE, suggest(name, known) or "see --list-sections")
+        sections = [section for section in sections if section.name in wanted]
+    if args.flag("--show-secrets"):
+        if not host.superuser:
+            raise Failure("barf: --show-secrets is for root")
+        host.warn("this report shows secrets: do not mail it")
+    output = args.value("--output")
+    file = OutputFile(output) if output else None
+    write = file.write if file else lambda text: host.print(text, end="")
+    try:
+        sink = (JsonSink if args.flag("--json") else TextSink)(write)
+        ended = run_report(Report(host, args), sections, sink)
+        if file:
+            file.commit()
+    finally:
+        if file:
+            file.drop()
+    lacking = [f"{outcome}: {', '.join(ended[outcome])}" for outcome in INCOMPLETE if outcome in ended]
+    if lacking:
+        host.warn(f"barf: incomplete ({'; '.join(lacking)})")
+    return ERROR if lacking else OK
+
 
 # =====================================================================================================================
 # 12. Dispatch

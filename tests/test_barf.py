@@ -1,0 +1,226 @@
+"""The report's machinery: order, timeouts, children, sinks, logs.  What is in the report is tried in tests/system."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+import ipsec
+from ipsec import ReportSection
+
+Body = Callable[[ipsec.Report], Iterator[str]]
+
+
+def says(*pieces: str) -> Body:
+    return lambda report: iter(pieces)
+
+
+def hangs(report: ipsec.Report) -> Iterator[str]:
+    yield "before\n"
+    time.sleep(3600)
+
+
+def hangs_with_child(report: ipsec.Report) -> Iterator[str]:
+    marker = report.host.env["MARKER"]
+    yield report.host.run(["/bin/sh", "-c", f'echo $$ > "{marker}"; exec sleep 3600'], timeout=None).text
+
+
+def raises(error: BaseException) -> Body:
+    def body(report: ipsec.Report) -> Iterator[str]:
+        yield "some text without line end"
+        raise error
+    return body
+
+
+def report(*words: str, **env: str) -> ipsec.Report:
+    return ipsec.Report(ipsec.Host(env), ipsec.COMMANDS["barf"].parse(words))
+
+
+def run(sections: list[ReportSection], *words: str, **env: str) -> tuple[str, dict[str, list[str]]]:
+    text: list[str] = []
+    ended = ipsec.run_report(report(*words, **env), sections, ipsec.TextSink(text.append))
+    return "".join(text).split("\n", 2)[2], ended
+
+
+def test_order_is_that_of_the_table_whoever_is_first() -> None:
+    def late(report: ipsec.Report) -> Iterator[str]:
+        time.sleep(0.2)
+        yield "late\n"
+
+    text, ended = run([ReportSection("a", "cmd a", late, slow=True), ReportSection("b", "", says("quick\n")),
+                       ReportSection("c", "", says("side\n"), slow=True)])
+    assert text == ("+ _________________________ a\n+ cmd a\nlate\n+ _________________________ b\nquick\n"
+                    "+ _________________________ c\nside\n")
+    assert ended == {"ok": ["a", "b", "c"]}
+
+
+def test_what_hangs_is_cut_and_the_report_goes_on() -> None:
+    text, ended = run([ReportSection("stuck", "", hangs, slow=True), ReportSection("next", "", says("fine\n"))],
+                      "--timeout", "0.3")
+    assert "before\ntimed out after 0.3 s" in text
+    assert text.endswith("next\nfine\n")
+    assert ended == {"timeout": ["stuck"], "ok": ["next"]}
+
+
+def test_what_a_cut_section_runs_ends_with_it(tmp_path: Path) -> None:
+    marker = tmp_path / "pid"
+    section = ReportSection("stuck", "", hangs_with_child, slow=True)
+    report_ = report("--timeout", "60", MARKER=str(marker))
+    worker = ipsec.Worker(report_, section)
+    while not marker.exists() or not marker.read_text().strip():
+        time.sleep(0.01)
+    pid = int(marker.read_text())
+    worker.end(timed_out=True)
+    while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1]:
+        time.sleep(0.01)
+
+
+def test_time_that_we_spend_writing_is_not_the_sections() -> None:
+    """A child that fills its pipe while the reader is slow is not timed out."""
+    text = "x" * 1023 + "\n"
+    seen = []
+
+    def slow_reader(piece: str) -> None:
+        time.sleep(0.05)
+        seen.append(piece)
+
+    section = ReportSection("much", "", lambda report: iter([text] * 8192), slow=True)
+    ended = ipsec.run_report(report("--timeout", "2"), [section], ipsec.TextSink(slow_reader))
+    assert ended == {"ok": ["much"]}
+    assert sum(len(piece) for piece in seen if piece.startswith("x")) == 8192 * 1024
+
+
+@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("error, outcome, line", [
+    (ipsec.Missing("nft: no such program on this host"), "absent", "nft: no such program on this host"),
+    (FileNotFoundError(2, "No such file or directory", "/x"), "absent", "/x: No such file or directory"),
+    (PermissionError(1, "Operation not permitted"), "denied", "Operation not permitted"),
+    (ipsec.Failure("it broke", hint="mend it"), "failed", "it broke (mend it)"),
+    (OSError(5, "Input/output error", "/dev/x"), "failed", "/dev/x: Input/output error"),
+])
+def test_errors_become_a_line_of_their_section(slow: bool, error: Exception, outcome: str, line: str) -> None:
+    text, ended = run([ReportSection("bad", "", raises(error), slow=slow), ReportSection("good", "", says("fine"))])
+    assert text.splitlines() == ["+ _________________________ bad", "some text without line end", line,
+                                 "+ _________________________ good", "fine"]
+    assert ended == {outcome: ["bad"], "ok": ["good"]}
+
+
+def test_a_child_that_dies_is_a_failed_section() -> None:
+    def dies(report: ipsec.Report) -> Iterator[str]:
+        yield "last words\n"
+        os.kill(os.getpid(), 9)
+
+    text, ended = run([ReportSection("dead", "", dies, slow=True)])
+    assert "last words" in text
+    assert ended == {"failed": ["dead"]}
+
+
+def test_text_is_made_safe_in_both_ways() -> None:
+    for slow in (False, True):
+        section = ReportSection("x", "", says("esc\x1b]0;title\x07 nul\x00 --xauthpass hunter2hunter2\n"), slow=slow)
+        text, _ = run([section])
+        assert "\x1b" not in text and "\x00" not in text and "hunter2" not in text
+
+
+def test_json_is_one_document() -> None:
+    text: list[str] = []
+    sections = [ReportSection("a", "cmd", says('quote " and\n', "ünïcode\n")), ReportSection("b", "", hangs, slow=True)]
+    ipsec.run_report(report("--timeout", "0.2"), sections, ipsec.JsonSink(text.append))
+    document = json.loads("".join(text))
+    first, second = document["sections"]
+    assert (first["section"], first["command"], first["status"]) == ("a", "cmd", "ok")
+    assert first["text"] == 'quote " and\nünïcode\n'
+    assert (second["status"], second["text"].splitlines()[0]) == ("timeout", "before")
+    assert second["duration"] >= 0.2
+    assert document["host"] == os.uname().nodename
+
+
+@pytest.mark.parametrize("name", ["report.txt", "report.txt.gz"])
+def test_output_is_whole_private_and_compressed_on_demand(pyz: Path, tmp_path: Path, name: str) -> None:
+    target = tmp_path / name
+    target.write_text("old")
+    target.chmod(0o644)
+    result = subprocess.run([sys.executable, pyz, "barf", "--section", "version", "--output", target], timeout=120,
+                            capture_output=True, check=True)
+    assert (result.stdout, target.stat().st_mode & 0o777, os.listdir(tmp_path)) == (b"", 0o600, [name])
+    data = target.read_bytes()
+    text = (gzip.decompress(data) if name.endswith(".gz") else data).decode()
+    assert "+ _________________________ version\n+ ipsec --version\nLibreswan " in text
+
+
+def test_output_that_fails_leaves_what_was(pyz: Path, tmp_path: Path) -> None:
+    target = tmp_path / "directory"
+    target.mkdir()
+    result = subprocess.run([sys.executable, pyz, "barf", "--section", "version", "--output", target], timeout=120,
+                            capture_output=True, check=False)
+    assert result.returncode == 1 and str(target).encode() in result.stderr and result.stderr.count(b"\n") == 1
+    assert os.listdir(tmp_path) == ["directory"]
+    result = subprocess.run([sys.executable, pyz, "barf", "--output", tmp_path / "no" / "such"], timeout=120,
+                            capture_output=True, check=False)
+    assert result.returncode == 1 and b"/no/such" in result.stderr
+
+
+def test_log_begins_at_the_last_start(tmp_path: Path) -> None:
+    log = tmp_path / "var/log/auth.log"
+    log.parent.mkdir(parents=True)
+    noise = "Nov  1 00:00:00 gw cron: nothing of interest here\n" * 40000  # over two megabytes: several blocks
+    log.write_text("Nov  1 00:00:00 gw ipsec__plutorun: Starting Pluto old\n" + noise
+                   + "Nov  2 10:00:00 gw ipsec__plutorun: Starting Pluto new\n" + noise
+                   + "Nov  2 11:00:00 gw pluto[77]: the message\nNov  2 11:00:01 gw sshd: not ours\n")
+    report_ = ipsec.Report(ipsec.Host({}, root=str(tmp_path)), ipsec.COMMANDS["barf"].parse([]))
+    text = "".join(ipsec.pluto_log(report_)).splitlines()
+    assert text[0] == "==> /var/log/auth.log <=="
+    assert [line[16:] for line in text[1:]] == ["gw ipsec__plutorun: Starting Pluto new", "gw pluto[77]: the message"]
+
+
+def test_logfile_of_the_configuration_comes_first(tmp_path: Path) -> None:
+    for name, text in (("etc/ipsec.conf", "config setup\n\tlogfile=/var/log/my.log\n"),
+                       ("var/log/my.log", "".join(f"Nov  2 10:00:00.{n:06}: line {n}\n" for n in range(2000)))):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    host = ipsec.Host({}, root=str(tmp_path))
+    text = "".join(ipsec.pluto_log(ipsec.Report(host, ipsec.COMMANDS["barf"].parse([]))))
+    assert text.startswith("==> /var/log/my.log <==\n") and text.count("\n") == 2001
+    text = "".join(ipsec.pluto_log(ipsec.Report(host, ipsec.COMMANDS["barf"].parse(["--short"]))))
+    assert text.count("\n") == 501 and text.endswith("line 1999\n")
+
+
+def test_since_leaves_out_what_is_older(tmp_path: Path) -> None:
+    log = tmp_path / "var/log/auth.log"
+    log.parent.mkdir(parents=True)
+    now = time.time()
+    stamps = [time.strftime(form, time.localtime(now - age)) for age in (7200, 1800)
+              for form in ("%b %e %H:%M:%S", "%Y-%m-%dT%H:%M:%S.000000+00:00")]
+    log.write_text("".join(f"{stamp} gw pluto[1]: Starting Pluto {n}\n" for n, stamp in enumerate(stamps)))
+    host = ipsec.Host({}, root=str(tmp_path))
+    text = "".join(ipsec.pluto_log(ipsec.Report(host, ipsec.COMMANDS["barf"].parse(["--since", "1 hour ago"]))))
+    assert [line[-1] for line in text.splitlines()[1:]] == ["2", "3"]
+
+
+def test_no_log_at_all_is_one_line(tmp_path: Path) -> None:
+    host = ipsec.Host({}, root=str(tmp_path))
+    with pytest.raises(ipsec.Missing, match="no messages of pluto"):
+        list(ipsec.pluto_log(ipsec.Report(host, ipsec.COMMANDS["barf"].parse([]))))
+
+
+@pytest.mark.parametrize("text, seconds", [("90s", 90), ("5 minutes ago", 300), ("24 hours ago", 86400),
+                                           ("2d", 172800)])
+def test_since_counts_back(text: str, seconds: int) -> None:
+    before = time.time()
+    when = ipsec.parse_since(text)
+    assert before - seconds <= when <= time.time() - seconds
+
+
+def test_since_takes_a_date() -> None:
+    assert ipsec.parse_since("2026-11-23") == time.mktime((2026, 11, 23, 0, 0, 0, 0, 0, -1))
+    assert ipsec.parse_since("2026-11-23 06:12") == time.mktime((2026, 11, 23, 6, 12, 0, 0, 0, -1))
+    assert ipsec.parse_since("2026-11-23T06:12:09") == time.mktime((2026, 11, 23, 6, 12, 9, 0, 0, -1))
