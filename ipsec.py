@@ -166,6 +166,19 @@ def status_of(wait_status: int) -> int:
     return SIGNALLED + os.WTERMSIG(wait_status) if os.WIFSIGNALED(wait_status) else os.WEXITSTATUS(wait_status)
 
 
+class Lock:
+    """A lock that a descriptor holds; given back at the end of a `with` block."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        os.close(self.fd)
+
+
 class Host:
     """The system that we report on or change: this one, or the one whose file system is mounted under `root`.
 
@@ -374,9 +387,9 @@ class Host:
         except OSError as error:
             raise OSError(error.errno, error.strerror, name) from None
 
-    def lock(self, directory: str, timeout: float = 120.0) -> int:
-        """A descriptor that holds the lock on a directory, made when missing: os.close() gives it back, as our end
-        does, however we end, and becoming another program.  Raises TimedOut, OSError."""
+    def lock(self, directory: str, timeout: float = 120.0) -> Lock:
+        """Hold the lock on a directory, made when missing, for a `with` block.  Our end gives it back too, however we
+        end, and so does becoming another program.  Raises TimedOut, OSError."""
         import fcntl
         os.makedirs(self.path(directory), 0o700, exist_ok=True)
         fd = os.open(self.path(directory), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -384,7 +397,7 @@ class Host:
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return fd
+                return Lock(fd)
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.EINTR) or time.monotonic() > deadline:
                     os.close(fd)
@@ -1567,6 +1580,13 @@ class Config:
         """A number of `config setup`; the default when it is not set."""
         value = self.setup(key)
         return int(value) if value.lstrip("-").isdigit() else default
+
+    def seconds(self, key: str, default: int) -> int:
+        """A duration of `config setup` (a number, or one with s, m, h, d or w) in whole seconds."""
+        value = self.setup(key).lower()
+        unit = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}.get(value[-1:])
+        number = (value[:-1] if unit else value).strip()
+        return int(float(number) * (unit or 1)) if number.replace(".", "", 1).isdigit() else default
 
     def conns(self) -> list[Conn]:
         """The connections in the order of the file, also= and %default merged in; one for each `conn` line."""
@@ -3542,7 +3562,641 @@ def whack_help() -> str:
 
 # =====================================================================================================================
 # 9. Service managers
+#
+# Who starts and stops pluto on this host: one table of init systems (what runs while each does, where it keeps its
+# services, its words), and without any of them ourselves.  Touches the init system's programs, pluto's process and run
+# directory, the kernel's modules and sysctls.  Facts: sd_booted(3), systemctl(1), rc-service(8), sv(8), s6-svc and
+# s6-svstat, dinitctl(8), initctl(8) of upstart, rc.subr(8), the init scripts of LSB 5.0 and their statuses, and
+# setup, _plutorun and _stackmanager of libreswan 3.29, 4.10 and 5.4.
 # =====================================================================================================================
+
+LSB_DEAD, LSB_STOPPED, LSB_UNKNOWN = 1, 3, 4  # of `status`: dead with a pid file, not running, can't tell
+LSB_NO_RIGHT, LSB_NOT_INSTALLED = 4, 5  # of the other actions
+DEFAULT_CONF, DEFAULT_RUNDIRS = "/etc/ipsec.conf", ("/run/pluto", "/var/run/pluto")
+DEFAULT_NSSDIRS = ("/var/lib/ipsec/nss", "/etc/ipsec.d")
+SERVICE_NAMES = ("ipsec", "libreswan", "pluto")
+NOT_OURS = ("strongswan", "charon", "racoon", "setkey")  # who else calls a service `ipsec`
+CHECK_TIME = 60.0  # seconds that a check of the configuration, modprobe or the start of pluto may take
+ANSWER_TIME = 5.0  # seconds in which a healthy pluto answers
+STOP_TIMES = (("shutdown", 20.0), ("SIGTERM", 10.0), ("SIGKILL", 10.0))  # how pluto is asked to end, seconds for each
+
+
+class Manager(Record):
+    """An init system.
+
+    `programs` are the processes that run while it does, `traces` the files (or @abstract sockets) that exist only
+    then.  `places` is where it keeps a service called {}, and `words` its command line for an action; an entry of
+    `special` (action=words; ...) stands in for it, and without words the action is a stop and a start.  `up` is what
+    its status prints while the service runs, where the exit status does not tell; such a manager does not know
+    either whether a start was one.
+    """
+
+    name: str
+    programs: str
+    traces: str
+    places: str
+    words: str
+    special: Mapping[str, str] = {}
+    up: str = ""
+
+
+MANAGERS = (
+    Manager("systemd", "systemd", "/run/systemd/system", "", "systemctl {action} {name}.service"),
+    Manager("openrc", "openrc-init", "/run/openrc/softlevel", "/etc/init.d/{}", "rc-service {name} {action}"),
+    Manager("upstart", "", "@/com/ubuntu/upstart", "/etc/init/{}.conf", "{action} {name}", up="start/running"),
+    Manager("runit", "runit runsvdir", "", "/etc/service/{} /var/service/{} /service/{} /run/runit/service/{}",
+            "sv -w 30 {action} {path}", {"status": "sv status {path}", "restart": ""}, "run:"),
+    Manager("s6", "s6-svscan", "", "/run/service/{} /service/{} /var/service/{} /etc/service/{}", "",
+            {"start": "s6-svc -wu -T 60000 -u {path}", "stop": "s6-svc -wD -T 60000 -d {path}",
+             "status": "s6-svstat {path}"}, "up "),
+    Manager("dinit", "dinit", "/run/dinitctl", "/etc/dinit.d/{} /run/dinit.d/{} /usr/local/lib/dinit.d/{} "
+            "/usr/lib/dinit.d/{} /lib/dinit.d/{}", "dinitctl {action} {name}",
+            {"stop": "dinitctl stop --ignore-unstarted {name}", "restart": ""}, "State: STARTED"),
+    Manager("procd", "procd", "", "/etc/init.d/{}", "{path} {action}"),
+    Manager("rc.d", "", "", "/etc/rc.d/{} /usr/local/etc/rc.d/{}", "{path} one{action}"),
+    Manager("sysvinit", "init", "", "/etc/init.d/{} /etc/rc.d/init.d/{}", "{path} {action}"),
+)
+# the interpreters of scripts that only one manager can run
+INTERPRETERS = {"openrc-run": "openrc", "runscript": "openrc", "rc.common": "procd"}
+
+
+class Service(Record):
+    """The service of an init system that runs pluto: its name there and, but for systemd, the path of its description;
+    `masked` when it may not be started."""
+
+    manager: Manager
+    name: str
+    path: str = ""
+    masked: bool = False
+
+    def argvs(self, host: Host, action: str) -> list[list[str]]:
+        """The programs to run one after the other for `start`, `stop`, `restart` or `status`."""
+        words = self.manager.special.get(action, self.manager.words)
+        if not words:
+            return [*self.argvs(host, "stop"), *self.argvs(host, "start")]
+        if self.manager.name == "sysvinit" and host.exists("/etc/redhat-release") and host.which("service"):
+            words = "service {name} {action}"  # as Red Hat's manuals and the original have it
+        return [[word.format(action=action, name=self.name, path=self.path) for word in words.split()]]
+
+
+def is_ours(text: str) -> bool:
+    """True when a unit or script is for libreswan, as far as its text tells: a service called `ipsec` may be
+    strongSwan's."""
+    text = text.lower()
+    return "pluto" in text or "libreswan" in text or not any(word in text for word in NOT_OURS)
+
+
+def first_process(host: Host) -> str:
+    """The program that is process 1: its file's name where we may see it (busybox and shells call themselves init),
+    else what it calls itself."""
+    try:
+        return os.path.basename(host.readlink("/proc/1/exe").removesuffix(" (deleted)"))
+    except OSError:
+        return host.value("/proc/1/comm")
+
+
+def daemons(host: Host) -> set[str]:
+    """The names of the processes that run with process 1's user, so that nobody else can pose as an init system."""
+    names = set()
+    for pid in host.listdir("/proc") if host.exists("/proc/1") else ():
+        try:
+            if pid.isdigit() and host.stat(f"/proc/{pid}").st_uid == host.stat("/proc/1").st_uid:
+                names.add(host.value(f"/proc/{pid}/comm"))
+        except OSError:
+            continue  # it has ended meanwhile
+    return names
+
+
+def running_managers(host: Host) -> list[Manager]:
+    """The init systems that run here, the one that is process 1 first."""
+    first, seen = first_process(host), daemons(host)
+    sockets = host.value("/proc/net/unix")
+
+    def runs(manager: Manager) -> bool:
+        if manager.name == "rc.d":
+            return os.uname().sysname.endswith(("BSD", "DragonFly"))
+        programs = set(manager.programs.split())
+        if first in programs or (manager.name != "sysvinit" and programs & seen):
+            return True
+        return any(trace in sockets if trace.startswith("@") else host.exists(trace)
+                   for trace in manager.traces.split())
+
+    return sorted(filter(runs, MANAGERS), key=lambda manager: first not in manager.programs.split())
+
+
+def service_of(host: Host, manager: Manager) -> Service | None:
+    """The service of `manager` that runs pluto, or None.  Raises Failure when a unit's name is taken by others."""
+    if manager.name == "systemd":
+        return systemd_service(host, manager)
+    for place in manager.places.split():
+        for name in SERVICE_NAMES:
+            path = place.format(name)
+            script = f"{path}/run" if host.isdir(path) else path
+            text = host.value(script)
+            for word, owner in INTERPRETERS.items():
+                if word in text.partition("\n")[0] and owner != manager.name:
+                    text = ""
+            if text and is_ours(text):
+                return Service(manager, name, path)
+    return None
+
+
+def systemd_service(host: Host, manager: Manager) -> Service | None:
+    """systemd's unit for pluto: the first that is loaded, else a masked one.
+
+    Its names, too, may belong to strongSwan (an alias in Debian), so the programs that it starts are looked at.  When
+    systemd does not answer, the usual name: systemctl then says itself what is wrong.
+    """
+    units = [f"{name}.service" for name in SERVICE_NAMES]
+    ran = host.run(["systemctl", "show", *(f"--property={name}" for name in ("Id", "LoadState", "ExecStart")), "--",
+                    *units, "libreswan@*.service"], timeout=CHECK_TIME, hint="systemd runs this host")
+    if ran.status:
+        return Service(manager, SERVICE_NAMES[0])
+    masked = None
+    for block in ran.text.split("\n\n"):
+        unit = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        name, state = unit.get("Id", "").removesuffix(".service"), unit.get("LoadState")
+        if name and state == "masked":
+            masked = masked or Service(manager, name, masked=True)
+        elif name and state not in (None, "not-found") and is_ours(block):
+            return Service(manager, name)
+    return masked
+
+
+def outside(host: Host) -> str:
+    """Why no init system serves the place that we run in, or nothing: a chroot, another network namespace."""
+    for path, mine, where in (("/proc/1/root/.", "/", "in a chroot"),
+                              ("/proc/1/ns/net", "/proc/self/ns/net", "in a network namespace of its own")):
+        try:
+            theirs, ours = host.stat(path), host.stat(mine)
+        except OSError:
+            continue  # not ours to see, so not ours to judge
+        if (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino):
+            return where
+    return ""
+
+
+def find_service(host: Host, wanted: str, action: str) -> Service | None:
+    """The service that an action is for; None when we are to act ourselves.
+
+    `wanted` is the init system that the user chose, `none`, or empty.  Raises Failure: no such init system, no
+    service for pluto, two candidates.
+    """
+    known = {manager.name: manager for manager in MANAGERS}
+    if wanted == "none":
+        return None
+    if wanted and wanted not in known:
+        raise Failure(f"Unknown init system {quote(wanted)}", NO_INIT_SYSTEM, f"one of {', '.join(known)}, none")
+    if not wanted and (where := outside(host)):
+        if action != "status":
+            host.warn(f"{where}, which the init system does not serve: acting without it")
+        return None
+    managers = [known[wanted]] if wanted else running_managers(host)
+    found = [service for service in (service_of(host, manager) for manager in managers) if service]
+    # an init script works without init, too (3.29 and its docker start take it): it is the last choice, never a rival
+    rivals = [service for service in found if service.manager.name != "sysvinit"] or found
+    if not rivals and not wanted and (script := service_of(host, known["sysvinit"])):
+        return script
+    first = first_process(host)
+    if not rivals and managers and (wanted or first in managers[0].programs.split()):
+        places = " ".join(place.format("{" + ",".join(SERVICE_NAMES) + "}") for place in managers[0].places.split())
+        raise Failure(f"{managers[0].name} runs this host, but has no service for pluto",
+                      LSB_UNKNOWN if action == "status" else LSB_NOT_INSTALLED,
+                      f"looked for {places or 'the units ' + ', '.join(SERVICE_NAMES)}; "
+                      f"ipsec setup {action} --init none does without")
+    if len(rivals) > 1:
+        names = " and ".join(f"{service.manager.name} ({service.path or service.name})" for service in rivals)
+        if first not in rivals[0].manager.programs.split():
+            raise Failure(f"several init systems with a service for pluto run here: {names}", NO_INIT_SYSTEM,
+                          f"choose: ipsec setup {action} --init {rivals[0].manager.name}")
+        host.warn(f"several init systems have a service for pluto: {names}; using process 1's, {first}")
+    return rivals[0] if rivals else None
+
+
+def act(host: Host, service: Service, action: str, dry: bool) -> int:
+    """Let the init system do it; its status.  Raises Failure, so that a stop is one only when pluto is gone."""
+    argvs = service.argvs(host, action)
+    if not dry:
+        if service.masked and action in ("start", "restart"):
+            raise Failure(f"{service.name}.service is masked", ERROR, f"systemctl unmask {service.name}.service")
+        if host.conf != DEFAULT_CONF or host.rundir not in DEFAULT_RUNDIRS:
+            raise Failure(f"{service.manager.name} starts pluto with a configuration and a run directory of its own",
+                          USAGE, f"with other ones: ipsec --config … --rundir … setup {action} --init none")
+        if action == "restart" or (service.manager.up and action == "start"):
+            check_config(host)  # or a running pluto would be ended, and none started
+    for argv in argvs:
+        host.print(f"Redirecting to: {' '.join(argv)}")
+        if dry:
+            continue
+        path = host.resolve(argv[0], f"{service.manager.name} runs this host")
+        if action == "status" and service.manager.up:
+            ran = host.run([path, *argv[1:]], timeout=CHECK_TIME)
+            host.print(ran.text + decode(ran.err), end="")
+            return OK if service.manager.up in ran.text else LSB_UNKNOWN if ran.status else LSB_STOPPED
+        if action != "stop" and not service.manager.up:
+            host.exec(path, argv[1:])
+        status = host.call([path, *argv[1:]])
+        if status:
+            return status  # what it says itself; the kernel's policies stay, or traffic would leave in clear
+    if dry:
+        return OK
+    if action != "stop":
+        return wait_for_answer(host)
+    if host.superuser:  # else the service alone can have cleaned up
+        with host.lock(host.rundir):
+            if not wait_until(lambda: not pluto_pid(host), STOP_TIMES[0][1]):
+                raise Failure(f"pluto (pid {pluto_pid(host)}) still runs: {service.manager.name} did not start it",
+                              ERROR, "ipsec setup stop --init none ends it")
+            clean_up(host)
+    return OK
+
+
+def wait_until(done: Callable[[], object], seconds: float) -> bool:
+    """True as soon as `done()` is true, False when it is not within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+# --- our own start and stop ------------------------------------------------------------------------------------------
+
+
+def pid_file(host: Host) -> str:
+    """Where pluto writes its process number."""
+    return f"{host.rundir}/pluto.pid"
+
+
+def is_pluto(host: Host, pid: int) -> bool:
+    """True when the process is alive and is pluto: a number in a stale file may be anybody's by now."""
+    try:
+        name, _, rest = host.read(f"/proc/{pid}/stat").partition("(")[2].rpartition(")")
+        if name != "pluto" or rest.split()[0] in "ZX":  # zombie: ended, but not yet collected
+            return False
+        return os.path.basename(host.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)")) == "pluto"
+    except PermissionError:
+        return True  # not root: its name must do
+    except (OSError, IndexError):
+        return False
+
+
+def pluto_pid(host: Host) -> int:
+    """The living pluto of our run directory, or 0.  Raises Failure when we may not know."""
+    try:
+        text = host.read(pid_file(host)).strip()
+    except PermissionError:
+        raise Failure(f"{pid_file(host)}: no permission: be root", LSB_NO_RIGHT) from None
+    except OSError:
+        return 0
+    return int(text) if text.isdigit() and is_pluto(host, int(text)) else 0
+
+
+def plutos(host: Host) -> list[int]:
+    """The processes that are pluto, of whatever run directory, and share our network namespace and so our kernel
+    state."""
+    def here(pid: str) -> bool:
+        try:
+            return host.stat(f"/proc/{pid}/ns/net").st_ino == host.stat("/proc/self/ns/net").st_ino
+        except OSError:
+            return True  # it may
+    return [int(pid) for pid in host.listdir("/proc") if pid.isdigit() and is_pluto(host, int(pid)) and here(pid)]
+
+
+def flush_leftovers(host: Host) -> bool:
+    """Remove the kernel states and policies that plutos left; False, and nothing done, while one runs.
+
+    Interim: everything is flushed, as the original does, until section 5 can tell whose a policy is.
+    """
+    if plutos(host):
+        return False
+    if host.xfrm_loaded():
+        with host.netlink(6) as link:
+            for kind in (0x1C, 0x1D):  # XFRM_MSG_FLUSHSA, XFRM_MSG_FLUSHPOLICY (linux/xfrm.h)
+                link.send((20).to_bytes(4, sys.byteorder) + kind.to_bytes(2, sys.byteorder)
+                          + (5).to_bytes(2, sys.byteorder) + bytes(8) + (b"\xff" if kind == 0x1C else b"\0") + bytes(3))
+                link.recv(4096)
+    return True
+
+
+def check_nss(host: Host) -> None:
+    """Interim: the database is checked by the installed libreswan, until section 7 does it."""
+    if os.path.exists(f"{host.sbindir}/ipsec"):
+        host.run([f"{host.sbindir}/ipsec", "--checknss"], timeout=CHECK_TIME)
+
+
+def answers(host: Host) -> bool:
+    """True when a pluto answers on the control socket."""
+    try:
+        probe(host, ANSWER_TIME)
+    except (NoPluto, TimedOut):
+        return False
+    return True
+
+
+def wait_for_answer(host: Host) -> int:
+    """0 once pluto answers.  Raises Failure when it doesn't, for an init system that can't tell."""
+    if not wait_until(lambda: answers(host), CHECK_TIME / 2):
+        raise Failure(f"pluto does not answer on {host.ctlsocket} after {CHECK_TIME / 2:g} s", ERROR,
+                      "see its log; ipsec barf collects it")
+    return OK
+
+
+def check_config(host: Host) -> None:
+    """Raises Failure with addconn's status when pluto would not take the configuration; its reasons go to stderr."""
+    addconn = os.path.join(host.execdir, "addconn")
+    if not host.executable(addconn):
+        Config(host).check()
+        return
+    ran = host.run([addconn, "--config", host.conf, "--checkconfig"], timeout=CHECK_TIME)
+    if ran.status:
+        complain(host, ran.out + ran.err)
+        raise Failure(f"{host.conf}: configuration error; pluto was left as it is", ran.status)
+
+
+def complain(host: Host, output: bytes, limit: int = 10) -> None:
+    """The last lines that a program said, without secrets, on standard error."""
+    for line in redactor_of(host).clean(decode(output)).strip().splitlines()[-limit:]:
+        host.warn(line)
+
+
+class Direct:
+    """pluto started and stopped by ourselves, in the run directory of `host`; one of us at a time."""
+
+    def __init__(self, host: Host, dry: bool) -> None:
+        self.host = host
+        self.dry = dry
+
+    def _announce(self, line: str) -> bool:
+        """Print what is done instead of a redirection; False when that is all.  Raises Failure for who may not."""
+        self.host.print(f"Redirecting to: {line}")
+        if not self.dry and not self.host.superuser:
+            raise Failure("permission denied (must be superuser)", LSB_NO_RIGHT)
+        return not self.dry
+
+    def start(self, foreground: bool = False) -> int:
+        """Start pluto as its unit would: 0 when it answers or did so before.  With `foreground` we become pluto.
+
+        Raises Failure, with pluto's own status when it ends.
+        """
+        host, argv = self.host, self._argv(foreground)
+        if not self._announce(f"ipsec pluto {' '.join(argv[1:])} [start manually]"):
+            return OK
+        with host.lock(host.rundir):
+            if pid := pluto_pid(host):
+                if foreground:
+                    raise Failure(f"pluto is running already (pid {pid})")
+                if not wait_until(lambda: answers(host), ANSWER_TIME):
+                    raise Failure(f"pluto (pid {pid}) runs but does not answer", ERROR,
+                                  "ipsec setup restart --init none")
+                host.print(f"ipsec: pluto (pid {pid}) is running already")
+                return OK
+            check_config(host)
+            for name in (pid_file(host), host.ctlsocket):
+                host.remove(name)  # stale
+            stack_start(host, Config(host))
+            check_nss(host)
+            if foreground:
+                # ours until pluto writes it: nobody else starts one meanwhile
+                host.write(pid_file(host), f"{os.getpid()}\n")
+                os.chdir("/")
+                host.exec(argv[0], argv[1:])
+            self._launch(argv)
+        return OK
+
+    def _argv(self, foreground: bool) -> list[str]:
+        """pluto's command line.  Its log goes where the configuration says, else to a file, for there may be no
+        syslog; in the foreground to syslog where there is one, else to standard error."""
+        host = self.host
+        argv = [os.path.join(host.execdir, "pluto"), "--config", host.conf, "--nofork"]
+        if host.rundir not in DEFAULT_RUNDIRS:
+            argv += ["--rundir", host.rundir]
+        if host.nssdir not in DEFAULT_NSSDIRS:
+            argv += ["--nssdir", host.nssdir]
+        if not Config(host).setup("logfile"):
+            if not foreground:
+                argv += ["--logfile", self._log()]
+            elif not host.exists("/dev/log"):
+                argv += ["--stderrlog"]
+        return argv
+
+    def _log(self) -> str:
+        """Where pluto's log is."""
+        own = "/var/log" if os.access("/var/log", os.W_OK) else self.host.rundir
+        return Config(self.host).setup("logfile", f"{own}/pluto.log")
+
+    def _launch(self, argv: list[str]) -> None:
+        """Start pluto and wait until it answers.  Raises Failure, with the last lines of its log on stderr; then no
+        pluto is left."""
+        host, log = self.host, self._log()
+        before = host.stat(log).st_size if host.exists(log) else 0
+        output = os.memfd_create("pluto")  # what it says before it has its log, and not a file to leave behind
+        try:
+            child = host.spawn(argv, output)
+            if wait_until(lambda: child.poll() is not None or answers(host), CHECK_TIME) and child.poll() is None:
+                return
+            status, what = ERROR, f"did not answer within {CHECK_TIME:g} s and was ended"
+            if child.poll() is not None:
+                status = child.returncode if child.returncode >= 0 else SIGNALLED - child.returncode
+                what = f"ended with status {status}"
+            child.kill()
+            child.wait()
+            said = os.pread(output, READ_CHUNK, 0)
+        finally:
+            os.close(output)
+        complain(host, said + b"".join(host.chunks(log, before) if host.exists(log) else ()))
+        clean_up(host)
+        raise Failure(f"pluto {what}", status or ERROR, f"its log: {log}")
+
+    def stop(self) -> int:
+        """End pluto and remove what it leaves: 0 also when none ran.  Raises Failure; then the kernel keeps its
+        policies."""
+        if self._announce("ipsec whack --shutdown [stop manually]"):
+            with self.host.lock(self.host.rundir):
+                if pid := pluto_pid(self.host):
+                    self._end(pid)
+                clean_up(self.host)
+        return OK
+
+    def _end(self, pid: int) -> None:
+        host = self.host
+        for how, seconds in STOP_TIMES:
+            if how == "shutdown":
+                try:
+                    pluto_shutdown(host, seconds)
+                except (NoPluto, TimedOut) as failure:
+                    host.warn(f"{failure.message}: ending pluto (pid {pid}) by signal")
+                    continue
+            elif is_pluto(host, pid):
+                host.signal(pid, how, "SIGCONT")  # stopped, it would not see the first
+            if wait_until(lambda: not is_pluto(host, pid), seconds):
+                return
+        raise Failure(f"pluto (pid {pid}) does not end; the kernel's policies are left as they are")
+
+    def restart(self) -> int:
+        """Stop and start; a configuration with errors leaves a running pluto alone.  Raises Failure."""
+        if not self._announce("[stop start manually]"):
+            return OK
+        check_config(self.host)
+        return self.stop() or self.start()
+
+    def status(self) -> int:
+        """LSB's status: 0 running, 1 dead with a pid file, 3 stopped, 4 not known."""
+        host = self.host
+        try:
+            pid = pluto_pid(host)
+        except Failure as failure:
+            host.print("ipsec: pluto status unknown due to insufficient privileges.")
+            return failure.status
+        if pid:
+            healthy = answers(host) or not host.superuser
+            host.print(f"ipsec: pluto (pid {pid}) is running{'...' if healthy else ', but does not answer'}")
+            return OK if healthy else LSB_UNKNOWN
+        dead = host.exists(pid_file(host))
+        host.print("ipsec: pluto dead but pid file exists" if dead else "ipsec: pluto is stopped")
+        return LSB_DEAD if dead else LSB_STOPPED
+
+
+def clean_up(host: Host) -> None:
+    """Remove what a pluto that is gone left: its pid file and socket, kernel state, capture rules, sysctls,
+    resolv.conf.  Nothing of the kernel's while another pluto runs here.  Raises Failure."""
+    for name in (pid_file(host), host.ctlsocket):
+        host.remove(name)
+    stack_stop(host)
+    restore_resolv_conf(host)
+
+
+def restore_resolv_conf(host: Host) -> None:
+    """Give back the resolv.conf that _updown saved when it wrote one; one that somebody else wrote since stays."""
+    backup, current = f"{host.rundir}/libreswan-resolv-conf-backup", "/etc/resolv.conf"
+    if not host.exists(backup):
+        return
+    if "Libreswan" in host.value(current):
+        host.write(current, host.read(backup))
+    host.remove(backup)
+
+
+# --- the kernel's IPsec stack ----------------------------------------------------------------------------------------
+
+# Of today's kernels, and those that kernels before 5.2 had apart; what a cipher needs, the kernel loads by itself
+# (MODULE_ALIAS_CRYPTO), with the fastest code for the machine, but not where it can't call modprobe: the common ones.
+STACK_MODULES = tuple(
+    "xfrm_user xfrm_algo esp4 esp6 ah4 ah6 ipcomp ipcomp6 xfrm_ipcomp xfrm4_tunnel xfrm6_tunnel tunnel4 tunnel6 "
+    "xfrm4_mode_transport xfrm4_mode_tunnel xfrm4_mode_beet xfrm6_mode_transport xfrm6_mode_tunnel xfrm6_mode_beet "
+    "xfrm6_mode_ro ip_vti ip6_vti xfrm_interface aesni_intel aes_generic des_generic sha256_generic sha512_generic "
+    "md5 cbc xcbc ecb ccm gcm ctr cts seqiv echainiv authenc deflate camellia_generic cmac chacha20poly1305".split())
+FINIT_MODULE = {"x86_64": 313, "aarch64": 273, "riscv64": 273, "armv7l": 379, "i686": 350, "ppc64le": 353,
+                "s390x": 344}  # asm/unistd.h; glibc has no function for it
+SYSCTLS = "/proc/sys/net/core"
+
+
+def stack_start(host: Host, config: Config, stack: str = "") -> None:
+    """Load the kernel's IPsec stack and set its sysctls as the configuration says.  Raises Failure."""
+    stack = stack or config.setup("protostack", "xfrm")
+    if stack == "none":
+        return
+    if stack not in ("xfrm", "auto", "mast", "klips", "netkey"):  # all but the first are old names, and mean it
+        raise Failure(f"unknown stack {quote(stack)}")
+    flush_leftovers(host)
+    if host.exists("/proc/modules"):
+        load_modules(host)
+    if not host.xfrm_loaded():
+        raise Failure("FAILURE in loading XFRM IPsec stack", ERROR, "this kernel has none, or its modules are missing")
+    set_sysctl(host, "xfrm_acq_expires", f"{config.seconds('xfrmlifetime', 30)}")
+    set_sysctl(host, "xfrm_larval_drop", "1")
+
+
+def stack_stop(host: Host) -> bool:
+    """Flush what pluto left in the kernel and give the sysctls back; False, and nothing done, while a pluto runs.
+
+    Modules stay: unloading them may hang for long.  Raises Failure.
+    """
+    if not flush_leftovers(host):
+        host.warn("a pluto runs here: the kernel's IPsec state and sysctls are left as they are")
+        return False
+    saved = saved_sysctls(host)
+    try:
+        for line in host.lines(saved):
+            name, _, value = line.partition(" ")
+            if name.startswith("xfrm_") and value.isdigit():
+                host.write(f"{SYSCTLS}/{name}", value)
+    except FileNotFoundError:
+        return True
+    host.remove(saved)
+    return True
+
+
+def saved_sysctls(host: Host) -> str:
+    """Where the values are kept that stack_start() changed."""
+    return f"{host.rundir}/ipsec.sysctl"
+
+
+def set_sysctl(host: Host, name: str, value: str) -> None:
+    """Set one of net.core's sysctls; the first value that we replace is kept for stack_stop()."""
+    path = f"{SYSCTLS}/{name}"
+    now = host.value(path)
+    if not now or now == value:
+        return
+    saved = saved_sysctls(host)
+    kept = host.value(saved)
+    try:
+        if f"{name} " not in kept:
+            host.write(saved, f"{kept}\n{name} {now}\n".lstrip())
+        host.write(path, value)
+    except OSError:
+        host.warn(f"WARNING: cannot change {path} from {now} to {value}")  # read-only in containers
+        return
+    host.print(f"changing {path} from {now} to {value}")
+
+
+def load_modules(host: Host) -> None:
+    """Load what there is of the modules.  Not every kernel has each: what counts is the stack that works after."""
+    if host.which("modprobe"):
+        for flags in ("-qab", "-qa"):  # b: also names that the administrator has blacklisted; a small busybox has no b
+            if "option" not in host.run(["modprobe", flags, *STACK_MODULES], timeout=CHECK_TIME).complaint:
+                return
+    loaded = {line.partition(" ")[0] for line in host.lines("/proc/modules")}
+    directory = f"/lib/modules/{host.kernel_release()}"
+    files = {}
+    try:
+        for line in host.lines(f"{directory}/modules.dep"):  # a module's file: the files that it needs, last first
+            file, _, needs = line.partition(":")
+            files[module_name(file)] = [*reversed(needs.split()), file]
+    except OSError:
+        host.warn(f"no modprobe, no {directory}/modules.dep: no kernel module is loaded")
+        return
+    wanted = {module_name(file): file for name in STACK_MODULES for file in files.get(name, ())}
+    wanted = {name: file for name, file in wanted.items() if name not in loaded}
+    if wanted:
+        insert_modules(host, [f"{directory}/{file}" for file in wanted.values()])
+
+
+def module_name(file: str) -> str:
+    """The name of the module in a file."""
+    return os.path.basename(file).partition(".ko")[0].replace("-", "_")
+
+
+def insert_modules(host: Host, files: list[str]) -> None:
+    """finit_module(2) for each file, in that order; what can't be loaded is said (ENODEV: not for this machine)."""
+    try:
+        ctypes = need("ctypes", "loading kernel modules without modprobe")
+    except Missing as missing:
+        host.warn(str(missing))
+        return
+    number = FINIT_MODULE.get(os.uname().machine)
+    packed = [file for file in files if number is None or not file.endswith(".ko")]
+    if packed:
+        host.warn(f"without modprobe only uncompressed modules can be loaded: no {' '.join(map(module_name, packed))}")
+    call = ctypes.CDLL(None, use_errno=True).syscall
+    for file in files:
+        if file not in packed:
+            fd = host.open(file)
+            try:
+                if call(number, fd, b"", 0) and ctypes.get_errno() not in (errno.EEXIST, errno.ENODEV):
+                    host.warn(f"{module_name(file)}: {os.strerror(ctypes.get_errno())}")
+            finally:
+                os.close(fd)
 
 # =====================================================================================================================
 # 10. Registry
@@ -4805,6 +5459,139 @@ def usage_text(host: Host) -> str:
     return ("Usage: ipsec {command} [argument] ...\n"
             "Use --help for a list of commands, or see the ipsec(8) manual page.\n"
             f"Most commands have their own manual pages, e.g. ipsec_auto(8).\n{SEE_ALSO}\n{version_line(host)}")
+
+
+SETUP_OPTIONS = (
+    Opt("--init", "NAME", f"the init system to use, whatever runs: {', '.join(m.name for m in MANAGERS)}; or none, to "
+        "start and stop pluto directly"),
+    Opt("--dry-run -n", None, "print what would be run, and run nothing"),
+)
+START_OPTIONS = (*SETUP_OPTIONS, Opt("--foreground", None, "without init system: prepare everything, then become pluto "
+                                     "(the entry point of a container, a supervisor's run script)"))
+
+
+def setup(host: Host, args: Args, action: str) -> int:
+    """Start, stop, restart or ask for the service, through the init system or without; its status."""
+    if not host.live:
+        raise Failure(f"{action}: the system under {host.root} does not run", USAGE,
+                      f"chroot {host.root} ipsec setup {action}")
+    dry, foreground = args.flag("--dry-run"), args.flag("--foreground")
+    if foreground and action != "start":
+        raise Failure(f"ipsec setup {action}: --foreground is for start", USAGE)
+    service = None if foreground else find_service(host, args.value("--init"), action)
+    if service:
+        return act(host, service, action, dry)
+    direct = Direct(host, dry)
+    if action == "start":
+        return direct.start(foreground)
+    return {"stop": direct.stop, "restart": direct.restart, "status": direct.status}[action]()
+
+
+SETUP_DETAILS = """\
+The work is passed on to the init system that runs this host (not to one that is merely installed): the line
+"Redirecting to:" says how. Its status is ours. Without one, in a container, an initramfs or a chroot, pluto is
+started and stopped directly: configuration check, kernel stack, NSS database, NFLOG rules, pluto, and 0 only when
+pluto answers.
+
+Status 0 means running, 1 dead with a pid file, 3 not running, 4 unknown."""
+
+
+@command("setup", "[ACTION]", summary="start, stop, restart or query the IKE daemon: start, stop, restart, status",
+         options=(*START_OPTIONS, *(Opt(f"--{action}", None, f"the same as {action}")
+                                    for action in ("start", "stop", "restart", "status"))), details=SETUP_DETAILS)
+def setup_command(host: Host, args: Args) -> int:
+    """`ipsec setup ACTION`: the service's status; LSB's for status without init system."""
+    words = {"_autostart": "start", "_autostop": "stop"}
+    actions = [words.get(word, word) for word in args.operands]
+    actions += [action for action in ("start", "stop", "restart", "status") if args.flag(f"--{action}")]
+    if len(actions) != 1 or actions[0] not in ("start", "stop", "restart", "status"):
+        raise Failure("Usage: {--start|--stop|--restart|--status}", USAGE)
+    return setup(host, args, actions[0])
+
+
+@command("start _autostart", "[CONN...]", summary="start the IKE daemon; with CONN, add and bring up connections",
+         options=START_OPTIONS, details=SETUP_DETAILS)
+def start_command(host: Host, args: Args) -> int:
+    """`ipsec start`: as setup start."""
+    return setup(host, args, "start")
+
+
+@command("stop _autostop", summary="stop the IKE daemon", options=SETUP_OPTIONS, details=SETUP_DETAILS)
+def stop_command(host: Host, args: Args) -> int:
+    """`ipsec stop`: as setup stop."""
+    return setup(host, args, "stop")
+
+
+@command("restart", summary="restart the IKE daemon", options=SETUP_OPTIONS, details=SETUP_DETAILS)
+def restart_command(host: Host, args: Args) -> int:
+    """`ipsec restart`: as setup restart."""
+    return setup(host, args, "restart")
+
+
+@command("_stackmanager", "ACTION", summary="load, or give back, the kernel's IPsec stack: start, stop, restart",
+         options=(Opt("--xfrm --netkey", None, "whatever protostack= says"),), hidden=True)
+def stackmanager_command(host: Host, args: Args) -> int:
+    """`ipsec _stackmanager ACTION`: 0, 1 when it can't be done, 4 when not root."""
+    action = args.operands[0]
+    if action not in ("start", "stop", "restart"):
+        raise Failure(f"unknown action {quote(action)}", ERROR, "start, stop or restart")
+    if not host.superuser:
+        raise Failure("permission denied (must be superuser)", LSB_NO_RIGHT)
+    with host.lock(host.rundir):
+        if action != "start" and not stack_stop(host):
+            return ERROR
+        if action != "stop":
+            stack_start(host, Config(host).check(), "xfrm" if args.flag("--xfrm") else "")
+    return OK
+
+
+PLUTORUN_PAUSE = 10.0  # seconds before a pluto that failed is started again
+PLUTORUN_ENDS = {
+    0: "pluto killed by SIGTERM, terminating without restart",
+    10: "pluto apparently already running (?!?), giving up",
+    137: "pluto killed by SIGKILL, terminating without restart or unlock",
+}
+
+
+@command("_plutorun", "[OPTION...]", summary="run pluto with these options, and start it again when it fails",
+         options=None, hidden=True)
+def plutorun_command(host: Host, args: Args) -> int:
+    """`ipsec _plutorun`: 0 when pluto was told to end, 1 when it failed or one runs already."""
+    def say(text: str) -> None:
+        host.warn(text)
+        syslog.openlog("ipsec__plutorun", 0, syslog.LOG_AUTHPRIV)
+        syslog.syslog(syslog.LOG_ERR, text)
+
+    syslog = need("syslog", "_plutorun's log")
+    check_nss(host)
+    if pid := pluto_pid(host):
+        say(f"pluto appears to be running already (pid {pid}), will not start another")
+        return ERROR
+    host.remove(pid_file(host))  # stale
+    say("Starting Pluto")
+    status = host.call([os.path.join(host.execdir, "pluto"), *args.operands], quiet=True)
+    if status in PLUTORUN_ENDS:
+        say(PLUTORUN_ENDS[status])
+        if status != 10:
+            host.remove(pid_file(host))
+        return OK
+    by_signal = f" (signal {status - SIGNALLED})" if status > SIGNALLED else ""
+    say(f"!pluto failure!:  exited with error status {status}{by_signal}")
+    say("restarting IPsec after pause...")
+    host.flush()
+    if os.fork() == 0:
+        try:
+            os.setsid()
+            null = os.open(os.devnull, os.O_RDWR)
+            for number in range(3):
+                os.dup2(null, number)
+            time.sleep(PLUTORUN_PAUSE)
+            setup_command(host, COMMANDS["setup"].parse(["start"]))
+        except Failure as failure:
+            say(str(failure))
+        finally:
+            os._exit(ERROR)
+    return ERROR
 
 
 @command("version versioncode", summary="print the versions of libreswan and of the kernel's IPsec stack",

@@ -184,11 +184,10 @@ def test_a_link_is_read_as_written(below: ipsec.Host) -> None:
 
 
 def test_one_at_a_time_in_a_directory(below: ipsec.Host) -> None:
-    first = below.lock("/run/x")
-    with pytest.raises(ipsec.TimedOut, match="/run/x is in use"):
+    with below.lock("/run/x"), pytest.raises(ipsec.TimedOut, match="/run/x is in use"):
         below.lock("/run/x", timeout=0.2)
-    os.close(first)
-    os.close(below.lock("/run/x", timeout=0.2))
+    with below.lock("/run/x", timeout=0.2):
+        assert below.isdir("/run/x")
 
 
 def test_a_called_program_shares_our_output(capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,414 @@
+"""Starting and stopping pluto on real hosts: under each init system, and without any."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from ..ground.host import Result
+from ..ground.inits import Booted
+from ..ground.machine import PYZ, Machine, wait_for
+from ..ground.pluto import CONFIG
+
+#: addconn of every release refuses it.
+BROKEN = "config setup\n\tbogus=1\nconn x\n\tauto=banana\n"
+
+#: What each init system is told: the first line of the original's output where it knew the init system.
+WORDS = {
+    "systemd": "systemctl {} ipsec.service", "sysvinit": "/etc/init.d/ipsec {}", "openrc": "rc-service ipsec {}",
+    "runit": "sv -w 30 {} /etc/service/ipsec", "s6": "s6-svc ",
+}
+
+FOREIGN = ["ip", "xfrm", "policy", "add", "src", "10.1.0.0/16", "dst", "10.2.0.0/16", "dir", "out", "action", "block",
+           "priority", "7"]
+
+
+@pytest.fixture
+def bookworm(root: Callable[..., Machine]) -> Machine:
+    return root("bookworm")
+
+
+def ended(machine: Machine) -> bool:
+    return not machine.processes("pluto")
+
+
+def one_pluto(machine: Machine) -> int:
+    """The only pluto of a machine, which answers."""
+    (pid,) = machine.processes("pluto")
+    machine.ipsec("whack", "--status").check()
+    return pid
+
+
+def rundir(machine: Machine) -> list[str]:
+    return sorted(path.name for path in machine.path("/run/pluto").iterdir())
+
+
+# --- under an init system --------------------------------------------------------------------------------------------
+
+def test_each_init_system_starts_restarts_and_stops_pluto(booted: Booted) -> None:
+    words = WORDS[booted.init]
+
+    def do(action: str, status: int) -> Result:
+        result = booted.ipsec("setup", action).check(status)
+        if action in ("start", "stop"):
+            assert result.stdout.splitlines()[0].startswith(f"Redirecting to: {words.format(action)}")
+        return result
+
+    booted.write("/etc/ipsec.conf", CONFIG)
+    do("status", 3)
+    do("start", 0)
+    first = one_pluto(booted)
+    do("start", 0)
+    assert one_pluto(booted) == first
+    do("status", 0)
+    do("restart", 0)
+    assert one_pluto(booted) != first
+    do("stop", 0)
+    assert ended(booted)
+    do("stop", 0)
+    do("status", 3)
+    do("restart", 0)
+    one_pluto(booted)
+    do("stop", 0)
+    assert ended(booted)
+
+
+def test_each_init_system_reports_a_configuration_that_fails(booted: Booted) -> None:
+    booted.write("/etc/ipsec.conf", BROKEN)
+    assert booted.ipsec("start").status == 1
+    assert ended(booted)
+    booted.ipsec("setup", "--status").check(3)
+    booted.ipsec("--stop").check(0)
+
+
+def test_dry_run_names_the_words_and_runs_nothing(booted: Booted) -> None:
+    result = booted.ipsec("start", "--dry-run").check()
+    assert result.stdout.startswith(f"Redirecting to: {WORDS[booted.init].format('start')}") and not result.stderr
+    assert ended(booted)
+
+
+@pytest.fixture
+def systemd(pid1: Callable[..., Booted]) -> Booted:
+    return pid1("bookworm-systemd")
+
+
+def test_a_stop_that_fails_leaves_the_kernel_and_says_so(systemd: Booted) -> None:
+    systemd.write("/etc/ipsec.conf", CONFIG)
+    systemd.ipsec("start").check()
+    systemd.write("/run/systemd/system/ipsec.service.d/x.conf", "[Unit]\nRefuseManualStop=yes\n")
+    systemd.run(["systemctl", "daemon-reload"]).check()
+    systemd.run(FOREIGN).check()
+    before = systemd.run(["ip", "xfrm", "policy"]).stdout
+    assert systemd.ipsec("stop").status == 4  # systemctl's
+    one_pluto(systemd)
+    assert systemd.run(["ip", "xfrm", "policy"]).stdout == before
+
+
+def test_a_pluto_that_the_service_did_not_start_is_no_success(systemd: Booted) -> None:
+    systemd.write("/etc/ipsec.conf", CONFIG)
+    systemd.ipsec("start", "--init", "none").check()
+    pid = one_pluto(systemd)
+    result = systemd.ipsec("stop", timeout=200).check(1)
+    assert f"pluto (pid {pid}) still runs" in result.stderr and "--init none" in result.stderr
+    systemd.ipsec("stop", "--init", "none").check()
+    assert ended(systemd)
+
+
+def test_a_unit_that_is_masked_missing_or_somebody_else_s(systemd: Booted) -> None:
+    systemd.run(["systemctl", "mask", "ipsec.service"]).check()
+    for action in ("start", "restart"):
+        assert "ipsec.service is masked (systemctl unmask ipsec.service)" in systemd.ipsec(action).check(1).stderr
+    systemd.run(["systemctl", "unmask", "ipsec.service"]).check()
+    systemd.run(["rm", "/lib/systemd/system/ipsec.service"]).check()
+    systemd.run(["systemctl", "daemon-reload"]).check()
+    for action, status in (("start", 5), ("stop", 5), ("restart", 5), ("status", 4)):
+        result = systemd.ipsec("setup", action).check(status)
+        assert result.stderr.startswith("ipsec: systemd runs this host, but has no service for pluto")
+    systemd.write("/etc/systemd/system/strongswan-starter.service",
+                  "[Service]\nExecStart=/bin/sleep 1000\nExecStartPre=/bin/touch /run/charon\n"
+                  "[Install]\nAlias=ipsec.service\n")
+    systemd.path("/etc/systemd/system/ipsec.service").symlink_to("strongswan-starter.service")
+    systemd.run(["systemctl", "daemon-reload"]).check()
+    systemd.ipsec("start").check(5)
+    assert not systemd.path("/run/charon").exists()
+
+
+def test_a_failed_unit_is_started_again(systemd: Booted) -> None:
+    systemd.write("/etc/ipsec.conf", BROKEN)
+    systemd.ipsec("start").check(1)
+    systemd.write("/etc/ipsec.conf", CONFIG)
+    systemd.ipsec("start").check()
+    one_pluto(systemd)
+
+
+def test_a_chroot_is_not_served_by_the_init_system_outside(systemd: Booted) -> None:
+    systemd.write("/etc/ipsec.conf", CONFIG)
+    systemd.run(["sh", "-ec", "mkdir /sick; mount -t tmpfs tmpfs /sick; cd /sick; for d in *bin lib* ; do :; done\n"
+                 "cp -a /bin /sbin /lib* /sick; mkdir usr etc var proc run dev tmp\n"
+                 "for d in usr etc var proc run dev; do mount --rbind /$d /sick/$d; done"]).check()
+    inside = ["chroot", "/sick", systemd.python, "/usr/local/sbin/ipsec.pyz"]
+    systemd.run([*inside, "setup", "status"]).check(3)
+    result = systemd.run([*inside, "start"]).check()
+    assert "in a chroot" in result.stderr and "systemctl" not in result.stdout
+    pid = one_pluto(systemd)
+    assert systemd.run(["readlink", f"/proc/{pid}/root"]).stdout == "/sick\n"
+    systemd.run([*inside, "stop"]).check()
+    assert ended(systemd)
+
+
+def test_a_network_namespace_of_its_own_is_not_served_either(systemd: Booted) -> None:
+    systemd.write("/etc/ipsec.conf", CONFIG)
+    systemd.run(["sh", "-ec", "ip netns add blue; ip -n blue link set lo up"]).check()
+    inside = ["ip", "netns", "exec", "blue", systemd.python, PYZ, "--rundir", "/run/blue"]
+    assert "in a network namespace of its own" in systemd.run([*inside, "start"]).check().stderr
+    systemd.run([*inside, "setup", "status"]).check()
+    systemd.ipsec("setup", "status").check(3)
+    systemd.run([*inside, "stop"]).check()
+    assert ended(systemd)
+
+
+def test_another_configuration_is_not_the_service_s(systemd: Booted) -> None:
+    result = systemd.ipsec("--config", "/root/ipsec.conf", "start").check(2)
+    assert "of its own" in result.stderr and "--init none" in result.stderr
+    assert ended(systemd)
+
+
+# --- without init system ---------------------------------------------------------------------------------------------
+
+def test_start_restart_stop_without_init_system(gateway: Machine) -> None:
+    gateway.write("/etc/ipsec.conf", CONFIG)
+    gateway.ipsec("setup", "status").check(3)
+    before = gateway.run(["ip", "xfrm", "policy"]).stdout
+    result = gateway.ipsec("start").check()
+    assert result.stdout.startswith("Redirecting to: ipsec pluto --config /etc/ipsec.conf --nofork --logfile "
+                                    "/var/log/pluto.log [start manually]\n")
+    first = one_pluto(gateway)
+    assert f"pluto (pid {first}) is running already" in gateway.ipsec("start").check().stdout
+    assert gateway.ipsec("setup", "status").check().stdout == f"ipsec: pluto (pid {first}) is running...\n"
+    gateway.ipsec("restart").check()
+    second = one_pluto(gateway)
+    assert second != first
+    gateway.write("/etc/ipsec.conf", BROKEN)
+    assert "configuration error" in gateway.ipsec("restart").check(1).stderr
+    assert one_pluto(gateway) == second
+    gateway.ipsec("stop").check()
+    assert ended(gateway) and rundir(gateway) == []
+    assert gateway.run(["ip", "xfrm", "policy"]).stdout == before
+    gateway.ipsec("stop").check()
+    gateway.ipsec("setup", "status").check(3)
+    assert gateway.ipsec("start").check(1).stderr.count("configuration error") == 1
+    assert ended(gateway) and rundir(gateway) == []
+
+
+def test_a_pluto_that_was_killed_is_seen_and_started_again(gateway: Machine) -> None:
+    gateway.write("/etc/ipsec.conf", CONFIG)
+    gateway.ipsec("start").check()
+    gateway.signal(one_pluto(gateway), signal.SIGKILL)
+    wait_for(lambda: ended(gateway), "the end of pluto")
+    assert gateway.ipsec("setup", "status").check(1).stdout == "ipsec: pluto dead but pid file exists\n"
+    gateway.ipsec("start").check()
+    gateway.signal(one_pluto(gateway), signal.SIGKILL)
+    wait_for(lambda: ended(gateway), "the end of pluto")
+    gateway.ipsec("stop").check()
+    assert rundir(gateway) == []
+
+
+def test_a_pid_file_that_names_another_process_is_stale(bookworm: Machine) -> None:
+    bookworm.write("/etc/ipsec.conf", CONFIG)
+    other = bookworm.spawn(["sh", "-c", "cp /bin/sleep /tmp/pluto; exec /tmp/pluto 1000"], "/dev/null")
+    pid = wait_for(lambda: bookworm.processes("pluto"), "the other process")[0]
+    bookworm.path("/run/pluto").mkdir()
+    for number in (pid, 1, 99999, "x"):
+        if number != pid:
+            bookworm.write("/run/pluto/pluto.pid", f"{number}\n")
+            bookworm.ipsec("setup", "status").check(1)
+            bookworm.ipsec("stop").check()
+    assert other.poll() is None and bookworm.running
+
+
+@pytest.mark.parametrize("moment", [0.02, 0.06, 0.1, 0.14, 0.18, 0.25, 0.4])
+def test_a_start_killed_at_any_moment_is_taken_up_by_the_next(bookworm: Machine, moment: float) -> None:
+    bookworm.write("/etc/ipsec.conf", CONFIG)
+    bookworm.run(["timeout", "--signal=KILL", str(moment), bookworm.python, PYZ, "start"])
+    bookworm.ipsec("start").check()
+    one_pluto(bookworm)
+    bookworm.ipsec("stop").check()
+    assert ended(bookworm) and rundir(bookworm) == []
+
+
+def test_many_starts_at_once_make_one_pluto(bookworm: Machine) -> None:
+    bookworm.write("/etc/ipsec.conf", CONFIG)
+    with ThreadPoolExecutor(6) as pool:
+        results = list(pool.map(lambda _: bookworm.ipsec("start", timeout=300), range(6)))
+        assert [result.status for result in results] == [0] * 6
+        one_pluto(bookworm)
+        mixed = ["start", "stop", "restart", "stop", "start", "setup"]
+        results = list(pool.map(lambda word: bookworm.ipsec(word, *(["--stop"] if word == "setup" else []),
+                                                            timeout=300), mixed))
+    assert [result.status for result in results] == [0] * 6
+    bookworm.ipsec("start").check()
+    one_pluto(bookworm)
+
+
+def test_a_pluto_that_does_not_answer_is_ended_by_signal(bookworm: Machine) -> None:
+    bookworm.write("/etc/ipsec.conf", CONFIG)
+    bookworm.ipsec("start").check()
+    bookworm.signal(one_pluto(bookworm), signal.SIGSTOP)
+    assert "does not answer" in bookworm.ipsec("setup", "status").check(4).stdout
+    assert "runs but does not answer" in bookworm.ipsec("start").check(1).stderr
+    assert "ending pluto" in bookworm.ipsec("stop").check().stderr
+    assert ended(bookworm) and rundir(bookworm) == []
+
+
+def test_a_pluto_that_fails_gives_its_status_and_its_reason(gateway: Machine, release: str) -> None:
+    gateway.write("/etc/ipsec.conf", "config setup\n\tnssdir=/nosuch/nss\n")
+    result = gateway.ipsec("start")
+    assert result.status in ((1,) if release == "trixie" else (6,))  # PLUTO_EXIT_NSS_FAIL; 5.2 exits 1
+    assert "/nosuch/nss" in result.stderr and f"pluto ended with status {result.status}" in result.stderr
+    assert ended(gateway) and rundir(gateway) == []
+
+
+def test_pluto_as_process_1(root: Callable[..., Machine]) -> None:
+    container = root("bookworm", init=["/usr/bin/python3", PYZ, "start", "--foreground"],
+                     environment={"PATH": "/usr/sbin:/usr/bin"})
+    container.boot()
+    wait_for(lambda: container.run(["ipsec", "whack", "--status"]).status == 0, "pluto as process 1")
+    assert container.processes("pluto") == [1]
+    container.ipsec("setup", "status").check()
+    assert "pluto (pid 1)" in container.ipsec("start").check().stdout
+    assert "running already" in container.ipsec("start", "--foreground").check(1).stderr
+    container.signal(1, signal.SIGTERM)
+    wait_for(lambda: not container.running, "the end of the container")
+
+
+def test_a_host_without_systemctl_but_with_an_init_script(bookworm: Machine) -> None:
+    bookworm.write("/etc/init.d/ipsec", "#!/bin/sh\n# pluto\necho script: $1\n[ $1 != status ] || exit 3\n", 0o755)
+    assert bookworm.ipsec("start").check().stdout == "Redirecting to: /etc/init.d/ipsec start\nscript: start\n"
+    bookworm.ipsec("setup", "status").check(3)
+    bookworm.ipsec("restart").check()
+    bookworm.ipsec("stop").check()
+
+
+def test_resolv_conf_is_given_back_unless_somebody_wrote_it_since(bookworm: Machine) -> None:
+    backup = "/run/pluto/libreswan-resolv-conf-backup"
+    for current, expected in (("# Generated by Libreswan (IPsec)\nnameserver 10.0.0.1\n", "nameserver 192.0.2.53\n"),
+                              ("nameserver 198.51.100.1\n", "nameserver 198.51.100.1\n")):
+        bookworm.write(backup, "nameserver 192.0.2.53\n")
+        bookworm.write("/etc/resolv.conf", current)
+        bookworm.ipsec("stop").check()
+        assert bookworm.read("/etc/resolv.conf") == expected and not bookworm.path(backup).exists()
+
+
+@pytest.mark.parametrize("words, status, message", [
+    (["setup"], 2, "Usage: {--start|--stop|--restart|--status}"),
+    (["setup", "bogus"], 2, "Usage: {--start|--stop|--restart|--status}"),
+    (["setup", "start", "stop"], 2, "unexpected argument"),
+    (["setup", "--start", "--stop"], 2, "Usage: "),
+    (["stop", "--foreground"], 2, "unknown option"),
+    (["start", "--init", "bogus"], 3, 'Unknown init system "bogus"'),
+    (["--root", "/etc", "start"], 2, "chroot /etc ipsec setup start"),
+])
+def test_words_that_are_wrong(bookworm: Machine, words: list[str], status: int, message: str) -> None:
+    assert message in bookworm.ipsec(*words).check(status).stderr
+    assert ended(bookworm)
+
+
+def test_who_is_not_root_is_told(bookworm: Machine) -> None:
+    for words in (["start"], ["stop"], ["restart"], ["_stackmanager", "start"]):
+        assert "permission denied (must be superuser)" in bookworm.ipsec(*words, user=65534).check(4).stderr
+    bookworm.ipsec("start").check()
+    bookworm.ipsec("setup", "status", user=65534).check(4)
+
+
+# --- _stackmanager, _plutorun ----------------------------------------------------------------------------------------
+
+def sysctl(machine: Machine, path: str) -> str:
+    """A sysctl of the machine's network: read from outside it would be ours."""
+    return machine.run(["cat", path]).check().stdout
+
+
+ACQ_EXPIRES, LARVAL_DROP = "/proc/sys/net/core/xfrm_acq_expires", "/proc/sys/net/core/xfrm_larval_drop"
+
+
+def test_the_stack_s_sysctls_are_set_and_given_back(bookworm: Machine) -> None:
+    bookworm.write("/etc/ipsec.conf", "config setup\n\txfrmlifetime=77\n")
+    bookworm.run(["sh", "-c", f"echo 200 >{ACQ_EXPIRES}; echo 0 >{LARVAL_DROP}"]).check()
+    result = bookworm.ipsec("_stackmanager", "start").check()
+    assert f"changing {ACQ_EXPIRES} from 200 to 77\n" in result.stdout
+    assert (sysctl(bookworm, ACQ_EXPIRES), sysctl(bookworm, LARVAL_DROP)) == ("77\n", "1\n")
+    bookworm.ipsec("_stackmanager", "start").check()
+    bookworm.ipsec("_stackmanager", "restart").check()
+    bookworm.ipsec("_stackmanager", "stop").check()
+    assert (sysctl(bookworm, ACQ_EXPIRES), sysctl(bookworm, LARVAL_DROP)) == ("200\n", "0\n")
+    assert rundir(bookworm) == []
+    bookworm.ipsec("_stackmanager", "stop").check()
+
+
+def test_the_stack_is_left_alone_while_pluto_runs(bookworm: Machine) -> None:
+    bookworm.write("/etc/ipsec.conf", "config setup\n\txfrmlifetime=77\n")
+    bookworm.ipsec("start").check()
+    before = bookworm.run(["ip", "xfrm", "policy"]).stdout
+    assert "a pluto runs here" in bookworm.ipsec("_stackmanager", "stop").check(1).stderr
+    assert bookworm.run(["ip", "xfrm", "policy"]).stdout == before and sysctl(bookworm, ACQ_EXPIRES) == "77\n"
+
+
+def test_sysctls_that_cannot_be_set_are_said(root: Callable[..., Machine]) -> None:
+    machine = root("bookworm")
+    machine.run(["mount", "-o", "remount,ro,bind", "/proc/sys/net"]).check()
+    machine.write("/etc/ipsec.conf", "config setup\n\txfrmlifetime=77\n")
+    assert f"cannot change {ACQ_EXPIRES} from 30 to 77" in machine.ipsec("_stackmanager", "start").check().stderr
+
+
+@pytest.mark.parametrize("words, status", [([], 2), (["bogus"], 1), (["start", "--bogus"], 2)])
+def test_stackmanager_refuses_what_it_does_not_know(bookworm: Machine, words: list[str], status: int) -> None:
+    bookworm.ipsec("_stackmanager", *words).check(status)
+
+
+def test_an_unknown_stack(bookworm: Machine) -> None:
+    bookworm.write("/etc/ipsec.conf", "config setup\n\tprotostack=bogus\n")
+    assert bookworm.ipsec("_stackmanager", "start").status == 1
+
+
+@pytest.mark.parametrize("hidden", ["", "modprobe", "modprobe and ctypes"])
+def test_modules_are_loaded(bookworm: Machine, uml: Callable[..., Result], hidden: str) -> None:
+    script = ["#!/bin/sh", f"PATH=/usr/sbin:/usr/bin; rmmod ah4 ip_vti; ipsec() {{ python3 {PYZ} \"$@\"; }}"]
+    if hidden:
+        script.append("rm /sbin/modprobe")
+    if "ctypes" in hidden:
+        script.append("rm -r /usr/lib/python3*/ctypes")
+    script += ["ipsec _stackmanager start; echo status $?", "cat /proc/modules"]
+    result = uml(bookworm, "\n".join(script) + "\n")
+    loaded = {line.split()[0] for line in result.stdout.splitlines()[1:] if line}
+    assert "status 0" in result.stdout
+    if "ctypes" in hidden:
+        assert "loading kernel modules without modprobe needs Python's module ctypes" in result.stderr
+    else:
+        assert {"ah4", "ip_vti", "ah6", "ipcomp", "esp4"} <= loaded and not result.stderr
+
+
+def test_plutorun_starts_a_pluto_again_that_crashed(bookworm: Machine) -> None:
+    bookworm.write("/etc/ipsec.conf", CONFIG)
+    bookworm.write("/run/pluto/pluto.pid", "99999\n")
+    run = bookworm.spawn([bookworm.python, PYZ, "_plutorun", "--nofork", "--config", "/etc/ipsec.conf"], "/root/log")
+    wait_for(lambda: bookworm.run(["ipsec", "whack", "--status"]).status == 0, "pluto")
+    assert "appears to be running already" in bookworm.ipsec("_plutorun", "--nofork").check(1).stderr
+    first = one_pluto(bookworm)
+    bookworm.signal(first, signal.SIGABRT)
+    assert run.wait(60) == 1
+    assert "!pluto failure!:  exited with error status 134 (signal 6)" in bookworm.read("/root/log")
+    wait_for(lambda: bookworm.run(["ipsec", "whack", "--status"]).status == 0, "another pluto", 120)
+    assert one_pluto(bookworm) != first
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_plutorun_does_not_start_a_pluto_that_was_ended(bookworm: Machine, number: signal.Signals) -> None:
+    bookworm.write("/etc/ipsec.conf", CONFIG)
+    run = bookworm.spawn([bookworm.python, PYZ, "_plutorun", "--nofork", "--config", "/etc/ipsec.conf"], "/root/log")
+    wait_for(lambda: bookworm.run(["ipsec", "whack", "--status"]).status == 0, "pluto")
+    bookworm.signal(one_pluto(bookworm), number)
+    assert run.wait(60) == 0
+    assert f"pluto killed by {number.name}" in bookworm.read("/root/log")
+    assert not bookworm.path("/run/pluto/pluto.pid").exists()

@@ -1,0 +1,201 @@
+"""Which init system serves, what it is told, and what is done without one: detection on made-up hosts, words as run.
+
+Real init systems are in tests/system/test_service.py; here are those that no distribution at hand ships, and hosts
+that nobody would build: two init systems at once, a service that is somebody else's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pytest_subprocess import FakeProcess
+
+import ipsec
+
+PLUTO = "#!/bin/sh\nexec /usr/libexec/ipsec/pluto --nofork\n"
+STRONGSWAN = "#!/bin/sh\n# IPsec for strongSwan\nexec /usr/lib/ipsec/starter --daemon charon\n"
+SCRIPT = {"/etc/init.d/ipsec": PLUTO}
+
+Tree = Callable[..., ipsec.Host]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    """tree(files, process 1, other processes): a host with these; a text that ends with / is a directory."""
+
+    def make(files: dict[str, str], first: str = "", *others: str, exe: str = "") -> ipsec.Host:
+        for number, name in enumerate([first, *others], 1):
+            files = {**files, f"/proc/{number}/comm": f"{name}\n"}
+        for name, text in files.items():
+            path = tmp_path / name.lstrip("/")
+            (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
+            if not name.endswith("/"):
+                path.write_text(text)
+        if exe:
+            os.symlink(exe, tmp_path / "proc/1/exe")
+        return ipsec.Host({}, root=str(tmp_path))
+
+    return make
+
+
+HOSTS = {
+    "openrc": ({"/run/openrc/softlevel": "default\n", "/etc/init.d/ipsec": "#!/sbin/openrc-run\ncommand=pluto\n"},
+               "init", "rc-service ipsec start"),
+    "openrc as process 1": ({"/etc/init.d/pluto": "#!/sbin/openrc-run\ncommand=pluto\n"}, "openrc-init",
+                            "rc-service pluto start"),
+    "upstart": ({"/proc/net/unix": "0: 2 0 10000 1 1 1 @/com/ubuntu/upstart\n", "/etc/init/ipsec.conf": "exec pluto\n"},
+                "init", "start ipsec"),
+    "runit": ({"/etc/service/ipsec/run": PLUTO}, "runit", "sv -w 30 start /etc/service/ipsec"),
+    "s6": ({"/run/service/ipsec/run": PLUTO}, "s6-svscan", "s6-svc -wu -T 60000 -u /run/service/ipsec"),
+    "dinit": ({"/etc/dinit.d/ipsec": "type = process\ncommand = /usr/libexec/ipsec/pluto --nofork\n"}, "dinit",
+              "dinitctl start ipsec"),
+    "procd": ({"/etc/init.d/ipsec": "#!/bin/sh /etc/rc.common\nUSE_PROCD=1\nPROG=/usr/libexec/ipsec/pluto\n"}, "procd",
+              "/etc/init.d/ipsec start"),
+    "sysvinit": (SCRIPT, "init", "/etc/init.d/ipsec start"),
+    "sysvinit, another name": ({"/etc/init.d/libreswan": PLUTO}, "init", "/etc/init.d/libreswan start"),
+    "a container with an init script": (SCRIPT, "sh", "/etc/init.d/ipsec start"),
+    "busybox as init": (SCRIPT, "busybox", "/etc/init.d/ipsec start"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_what_runs_is_what_serves(name: str, tree: Tree) -> None:
+    files, first, words = HOSTS[name]
+    service = ipsec.find_service(tree(files, first), "", "start")
+    assert service and service.argvs(tree({}), "start") == [words.split()]
+
+
+@pytest.mark.parametrize("first, words", [
+    ("runit", {"stop": ["sv -w 30 stop /etc/service/ipsec"], "status": ["sv status /etc/service/ipsec"],
+               "restart": ["sv -w 30 stop /etc/service/ipsec", "sv -w 30 start /etc/service/ipsec"]}),
+    ("dinit", {"stop": ["dinitctl stop --ignore-unstarted ipsec"], "status": ["dinitctl status ipsec"],
+               "restart": ["dinitctl stop --ignore-unstarted ipsec", "dinitctl start ipsec"]}),
+    ("procd", {action: [f"/etc/init.d/ipsec {action}"] for action in ("stop", "restart", "status")}),
+])
+def test_the_words_for_each_action(first: str, words: dict[str, list[str]], tree: Tree) -> None:
+    service = ipsec.find_service(tree(HOSTS[first][0], first), "", "start")
+    assert service
+    for action, lines in words.items():
+        assert service.argvs(tree({}), action) == [line.split() for line in lines]
+
+
+def test_red_hat_calls_service(tree: Tree, fp: FakeProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = tree({**SCRIPT, "/etc/redhat-release": "CentOS release 6.10\n"}, "init")
+    monkeypatch.setattr(host, "which", lambda program: f"/sbin/{program}")
+    service = ipsec.find_service(host, "", "start")
+    assert service and service.argvs(host, "start") == [["service", "ipsec", "start"]]
+
+
+def test_bsd_runs_rc_d(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result(("FreeBSD", "h", "14.1", "", "amd64")))
+    host = tree({"/usr/local/etc/rc.d/pluto": "#!/bin/sh\nname=pluto\n"})
+    service = ipsec.find_service(host, "", "status")
+    assert service and service.argvs(host, "status") == [["/usr/local/etc/rc.d/pluto", "onestatus"]]
+
+
+@pytest.mark.parametrize("files, first, exe", [
+    ({}, "sh", ""), ({}, "tini", ""), ({}, "init", "/bin/busybox"), ({}, "init", "/usr/bin/dash"),
+    ({"/etc/init.d/ipsec": "#!/sbin/openrc-run\ncommand=pluto\n"}, "sh", ""),  # OpenRC is installed, but does not run
+    ({"/etc/init.d/ipsec": STRONGSWAN}, "sh", ""), ({"/lib/systemd/system/ipsec.service": "pluto"}, "sh", ""),
+])
+def test_without_init_system_we_act_ourselves(files: dict[str, str], first: str, exe: str, tree: Tree) -> None:
+    assert ipsec.find_service(tree(files, first, exe=exe), "", "start") is None
+
+
+@pytest.mark.parametrize("action, status", [("start", 5), ("stop", 5), ("status", 4)])
+@pytest.mark.parametrize("first, files", [("init", {}), ("init", {"/etc/init.d/ipsec": STRONGSWAN}), ("runit", {}),
+                                          ("dinit", {}), ("procd", {}), ("s6-svscan", {})])
+def test_an_init_system_without_our_service(first: str, files: dict[str, str], action: str, status: int,
+                                            tree: Tree) -> None:
+    with pytest.raises(ipsec.Failure, match="has no service for pluto.*--init none") as caught:
+        ipsec.find_service(tree(files, first), "", action)
+    assert caught.value.status == status
+
+
+def test_process_1_decides_between_two(tree: Tree, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {**HOSTS["runit"][0], **HOSTS["dinit"][0], "/run/dinitctl": ""}
+    service = ipsec.find_service(tree(files, "dinit", "runsvdir"), "", "start")
+    assert service and service.manager.name == "dinit"
+    assert "several init systems have a service for pluto" in capsys.readouterr().err
+
+
+def test_two_that_conflict_are_named(tree: Tree) -> None:
+    host = tree({**HOSTS["runit"][0], **HOSTS["s6"][0]}, "tini", "runsvdir", "s6-svscan")
+    with pytest.raises(ipsec.Failure, match="runit .*/etc/service/ipsec.* and s6 .*/run/service/ipsec") as caught:
+        ipsec.find_service(host, "", "start")
+    assert caught.value.status == ipsec.NO_INIT_SYSTEM
+    service = ipsec.find_service(host, "s6", "start")
+    assert service and service.manager.name == "s6"
+
+
+def test_a_supervisor_beside_init_serves_what_init_does_not(tree: Tree) -> None:
+    service = ipsec.find_service(tree(HOSTS["runit"][0], "init", "runsvdir"), "", "start")
+    assert service and service.manager.name == "runit"
+
+
+def test_a_process_of_another_user_is_no_init_system(tree: Tree) -> None:
+    host = tree(HOSTS["runit"][0], "sh", "runsvdir")
+    if os.geteuid() == 0:
+        os.chown(f"{host.root}/proc/2", 1000, 1000)
+        assert ipsec.find_service(host, "", "start") is None
+
+
+def test_the_user_s_choice(tree: Tree) -> None:
+    host = tree({**SCRIPT, "/run/systemd/system/": ""}, "systemd")
+    assert ipsec.find_service(host, "none", "start") is None
+    service = ipsec.find_service(host, "sysvinit", "start")
+    assert service and service.path == "/etc/init.d/ipsec"
+    with pytest.raises(ipsec.Failure, match='Unknown init system "launchd"') as caught:
+        ipsec.find_service(host, "launchd", "start")
+    assert caught.value.status == ipsec.NO_INIT_SYSTEM
+
+
+# --- systemd's units -------------------------------------------------------------------------------------------------
+
+def unit(name: str, state: str, start: str = "") -> str:
+    return f"Id={name}\nLoadState={state}\n" + (f"ExecStart={{ path={start} ; argv[]={start} }}\n" if start else "")
+
+
+OURS = unit("ipsec.service", "loaded", "/usr/libexec/ipsec/pluto")
+THEIRS = unit("strongswan-starter.service", "loaded", "/usr/sbin/ipsec start --nofork")
+
+
+@pytest.fixture
+def systemd(tree: Tree, fp: FakeProcess, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ipsec.Service | None]:
+    def find(*units: str, status: int = 0, action: str = "start") -> ipsec.Service | None:
+        host = tree({"/run/systemd/system/": ""}, "systemd")
+        monkeypatch.setattr(host, "resolve", lambda program, hint="": program)
+        fp.register(["systemctl", "show", fp.any()], stdout="\n".join(units), returncode=status)
+        return ipsec.find_service(host, "", action)
+
+    return find
+
+
+@pytest.mark.parametrize("units, name, masked", [
+    ([OURS, unit("libreswan.service", "not-found")], "ipsec", False),
+    ([THEIRS, unit("libreswan.service", "loaded", "/usr/libexec/ipsec/pluto")], "libreswan", False),
+    ([unit("ipsec.service", "masked"), unit("pluto.service", "loaded", "/usr/libexec/ipsec/pluto")], "pluto", False),
+    ([unit("ipsec.service", "not-found"), unit("libreswan@west.service", "loaded", "/usr/libexec/ipsec/pluto")],
+     "libreswan@west", False),
+    ([unit("ipsec.service", "loaded", "/usr/local/sbin/ipsec start --foreground")], "ipsec", False),
+    ([unit("ipsec.service", "masked")], "ipsec", True),
+])
+def test_the_unit_that_is_ours(units: list[str], name: str, masked: bool,
+                               systemd: Callable[..., ipsec.Service | None]) -> None:
+    service = systemd(*units)
+    assert service and (service.name, service.masked) == (name, masked)
+    assert service.argvs(ipsec.Host({}), "stop") == [["systemctl", "stop", f"{name}.service"]]
+
+
+@pytest.mark.parametrize("units", [[THEIRS], [unit("ipsec.service", "not-found")]])
+def test_no_unit_of_ours(units: list[str], systemd: Callable[..., ipsec.Service | None]) -> None:
+    with pytest.raises(ipsec.Failure, match="systemd runs this host, but has no service for pluto"):
+        systemd(*units)
+
+
+def test_a_systemd_that_does_not_answer_is_left_to_systemctl(systemd: Callable[..., ipsec.Service | None]) -> None:
+    service = systemd(status=1)
+    assert service and service.argvs(ipsec.Host({}), "start") == [["systemctl", "start", "ipsec.service"]]
