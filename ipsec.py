@@ -864,7 +864,8 @@ class SecretRecord:
             self.problem = "unterminated string"
         if colon < 0:
             self.problem = self.problem or "no `:` (a word of its own) between the IDs and the key"
-            self.secrets = [token for token in tokens[:keyword] if token.form] + list(tokens[keyword + 1:])
+            self.secrets = [token for token in tokens[:keyword] if token.form or not looks_like_id(token.text)]
+            self.secrets += tokens[keyword + 1:]
             self.shown = []
             return
         self.secrets = [token for token in tokens[len(self.ids):colon] if token.form]
@@ -915,6 +916,11 @@ class SecretRecord:
         return "".join(parts)
 
 
+def looks_like_id(text: str) -> bool:
+    """True for a word that is more likely an address, a name, a mail address or a DN than a secret."""
+    return any(char in text for char in "@.:%=")
+
+
 def is_key_word(text: str) -> bool:
     """True for the name of a kind of key, also where a blank before it was forgotten."""
     return text.rpartition(":")[2].lower() in KEY_KINDS
@@ -943,8 +949,7 @@ def secret_records(lines: Iterable[str]) -> Iterator[tuple[SecretRecord, list[tu
 def commented_out(text: str) -> SecretRecord | None:
     """The entry that a comment (its text begins with `#`) holds, or None for any other remark."""
     record = SecretRecord(secret_tokens(text.lstrip("# \t"))[0])
-    entry = record.kind in KEY_KINDS and all(any(c in token.text for c in "@.:%=") for token in record.ids)
-    return record if entry else None
+    return record if record.kind in KEY_KINDS and all(looks_like_id(token.text) for token in record.ids) else None
 
 
 def censor_secrets(lines: Iterable[str]) -> Iterator[str]:
@@ -1024,10 +1029,13 @@ class Redactor:
         forms = {text, text.strip(), decode(data), digits, digits.upper(),
                  binascii.b2a_base64(data, newline=False).decode().rstrip("=")}
         for form in (text, decode(data)):
-            forms |= {form.replace("\\", "\\\\").replace('"', '\\"'), form.replace("'", "'\\''"), printable(form),
-                      form.encode("unicode_escape", "surrogateescape").decode("latin-1"),
-                      "".join(c if 32 <= ord(c) < 127 and c != "\\" else "".join(f"\\{b:03o}" for b in encode(c))
-                              for c in form)}
+            # as a shell, C and Python, pluto (jam_sanitized_bytes) and JSON write it
+            quoted = form.replace("\\", "\\\\").replace('"', '\\"')
+            escaped = quoted.encode("unicode_escape", "surrogateescape").decode("latin-1").replace("\\\\", "\\")
+            octal = "".join(c if " " <= c <= "~" and c != "\\" else "".join(f"\\{b:03o}" for b in encode(c))
+                            for c in form)
+            json = "".join(c if " " <= c <= "~" else f"\\u{ord(c):04x}" for c in quoted)
+            forms |= {form.replace("'", "'\\''"), printable(form), quoted, escaped, octal, json}
         for form in forms:
             for line in form.splitlines() or [form]:
                 if len(line) >= 6:
@@ -1048,6 +1056,10 @@ class Redactor:
                                                   if token.form]
             for token in found:
                 self.learn(token.text)
+                if token.form in ("0x", "0s") and token.data() is None:
+                    self.learn(token.text[2:])
+                elif not token.form and '"' in token.text:  # PSK"…": a blank was forgotten
+                    self.learn(token.text.split('"')[1])
             if record.include:
                 includes.append(record.include)
         return includes
@@ -1128,12 +1140,18 @@ class Redactor:
             lowered = line.lower()
             if any(hint in lowered for hint in PLACE_HINTS):
                 for place in self._places:
-                    line = place.sub(rf"\g<1>{MASK}", line)
+                    line = place.sub(mask_place, line)
                 lines[number] = self._key.sub(lambda found: f"{found[1]}[redacted {len(found[2]) // 2} bytes]", line)
         text = "\n".join(lines)
         for dump in self._dumps if self._digits else ():
             text = dump.sub(self._mask_dump, text)
         return text
+
+
+def mask_place(found: re.Match[str]) -> str:
+    """What SECRET_PLACES found, without the secret.  What is masked already stays as it is."""
+    masked = found[0][len(found[1]):].lstrip("\"'\\0xst").startswith("[redacted")
+    return found[0] if masked else f"{found[1]}{MASK}"
 
 
 def mask_pem(text: str, in_key: bool) -> tuple[str, bool]:
@@ -1377,9 +1395,9 @@ def value_problem(kind: str, value: str) -> str:
     if kind in ("text", "list", "obsolete") or not value:
         return ""
     if kind == "number" or kind[0].isdigit():
-        if not re.fullmatch(r"-?\d+|%forever", low):
-            return "is not a number"
         least, _, most = kind.partition("-")
+        if not re.fullmatch(r"\d{1,20}" if most else r"-?\d{1,20}|%forever", low):
+            return "is not a number"
         return f"is not within {kind}" if most and not int(least) <= int(low) <= int(most) else ""
     if kind == "debug":
         bad = [word for word in re.split(r"[,\s]+", low) if word and word.removeprefix("no-") not in DEBUG_FLAGS]

@@ -1,0 +1,266 @@
+"""ipsec.conf as libreswan reads it: the lexer's corners, what takes precedence, includes; every error has its place."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ipsec
+
+
+def parse(text: str, name: str = "c") -> ipsec.Config:
+    config = ipsec.Config(ipsec.Host({}), name, text)
+    config.conns()
+    return config
+
+
+def host_at(tmp_path: Path, files: dict[str, str]) -> ipsec.Host:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return ipsec.Host({}, root=str(tmp_path))
+
+
+@pytest.mark.parametrize("written, value", [
+    ("1.2.3.4", "1.2.3.4"), (" \t1.2.3.4 \t", "1.2.3.4"), ("1.2.3.4 # why", "1.2.3.4"), ("1.2.3.4\t#=x", "1.2.3.4"),
+    ('"a b"', "a b"), ('"a b" # c "d', "a b"), ("{a b}", "a b"), ("{ 1.0.0.0/8 } #x y", " 1.0.0.0/8 "),
+    ("a#b", "a#b"), ("a'b", "a'b"), ('"ab"c', '"ab"c'), ('a"b', 'a"b'), ("{a}b", "{a}b"), ('""', ""), ("", ""),
+    (" # x", ""), ("C=US", "C=US"), ("'a'", "'a'"), ("{a{b}", "a{b"),
+])
+def test_a_value_is_read_as_the_lexer_reads_it(written: str, value: str) -> None:
+    config = parse(f"conn x\n\tleftid={written}\n")
+    assert config.problems == []
+    assert config.conns()[0].get("leftid") == value
+
+
+@pytest.mark.parametrize("text, problem", [
+    ("conn a\n\tleft=1.2.3.4 #word\n", "c:2: syntax error behind the value of left"),
+    ('conn a\n\tleftid="a b"c\n', "c:2: syntax error behind the value of leftid"),
+    ("conn a\n\tleftid='a b'\n", "c:2: syntax error"),
+    ("conn a\n\tleftid={a b}c\n", "c:2: syntax error"),
+    ("conn a\n\tleftid\n", "c:2: syntax error: no keyword=value"),
+    ("conn a\n\tleft id=x\n", "c:2: syntax error: no keyword=value"),
+    ("conn a\nleft=1.2.3.4\n", 'c:2: "left=1.2.3.4" begins no section'),
+    ("foo\n", 'c:1: "foo" begins no section'),
+    ("\tleft=1.2.3.4\n", 'c:1: "left" is indented, but in no section'),
+    ("conn\n", "c:1: conn needs one name"), ("conn a b\n", "c:1: conn needs one name"),
+    ("config\n", "c:1: config needs the word setup"), ("config startup\n", "c:1: config needs the word setup"),
+    ("include\n", "c:1: include needs one value"),
+    ("conn a\n\tbogus=1\n", 'c:2: unknown keyword "bogus"'),
+    ("config setup\n\tauto=add\n", "c:2: keyword auto is not valid in config setup"),
+    ("conn a\n\tauto=banana\n", 'c:2: auto="banana" is not one of ignore, add, ondemand'),
+    ("conn a\n\tikev2=banana\n", 'c:2: ikev2="banana" is not one of'),
+    ("conn a\n\tpfs=banana\n", 'c:2: pfs="banana" is not one of yes, no'),
+    ("conn a\n\tmtu=abc\n", 'c:2: mtu="abc" is not a number'),
+    ("conn a\n\tikelifetime=3x\n", 'c:2: ikelifetime="3x" is no duration'),
+    ("conn a\n\trekeyfuzz=ten\n", 'c:2: rekeyfuzz="ten" is no percent'),
+    ("config setup\n\tnflog-all=banana\n", 'c:2: nflog-all="banana" is not a number'),
+    ("config setup\n\tnflog-all=70000\n", 'c:2: nflog-all="70000" is not within 0-65535'),
+    ("config setup\n\tnflog-all=%forever\n", "c:2: nflog-all"),
+    ('config setup\n\tplutodebug="all banana"\n', "c:2: plutodebug"),
+    ("config setup\n\tuniqueids=perhaps\n", "c:2: uniqueids"),
+])
+def test_a_config_error_has_its_place_and_is_an_error(text: str, problem: str) -> None:
+    config = parse(text)
+    assert [str(found)[:len(problem)] for found in config.problems] == [problem]
+    assert config.problems[0].fatal
+    with pytest.raises(ipsec.ConfigError, match="^c:"):
+        config.check()
+
+
+@pytest.mark.parametrize("text, problem", [
+    ("conn a\n\tuniqueids=yes\n", "c:2: keyword uniqueids is not valid in a conn"),
+    ("conn a\n\tforceencaps=yes\n", "c:2: obsolete keyword forceencaps"),
+    ("config setup\n\tinterfaces=%defaultroute\n", "c:2: obsolete keyword interfaces"),
+    ("conn a\n\talso=b\n", 'c:2: conn a: there is no conn "b"'),
+    ("conn a\n\tleftid=@a\n\tleftid=@b\n", "c:3: duplicate key leftid in conn a (first in c:2)"),
+    ("conn %default\n\talso=b\nconn b\n", "c:2: also= is not valid in conn %default"),
+    ("conn a\n\tsubnet=10.0.0.0/8\n", "c:2: subnet needs left or right"),
+    ("config setup\n\tlogip=no\nconfig setup\n\tlogip=yes\n", "c:3: a second config setup"),
+    ("include /no/such/file\n", "c:1: could not open include filename"),
+])
+def test_what_libreswan_only_warns_of_is_no_error(text: str, problem: str) -> None:
+    config = parse(text)
+    assert [str(found)[:len(problem)] for found in config.problems] == [problem]
+    assert config.check() is config
+
+
+@pytest.mark.parametrize("text", [
+    "version 2.0\n\n# c\n  # c\nconfig setup\n   \n\tlogtime=no\n\nconn a\n\n\n\tleft=%any\n",
+    "config setup\n\tplutodebug=\"all,tmi,no-crypt\"\n\tplutodebug=none\n\tnhelpers=-1\n\tshuntlifetime=15m\n",
+    "config setup\n\tvirtual_private=%v4:10.0.0.0/8\n\tplutostderrlog=/x\n\tcrl_strict=yes\n\tstrictcrlpolicy=no\n",
+    "conn a\n\tauto=ROUTE\n\tLEFT=1.2.3.4\n\tkeyingtries=%forever\n\trekeyfuzz=100%\n\tikelifetime=1.5h\n",
+    "conn a\n\tx-my-comment=any \"thing {\n\tike_frag=yes\n\tremote_peer_type=cisco\n\tipsec-interface=7\n",
+    "conn a\n\tauto=start\n\tauto=start\n\talso=a\n\tlifetime=8h\n\tpfs=\n\tipsec-max-bytes=2GiB\n",
+    "conn a\n\tleft=1.2.3.4\n\tright=5.6.7.8", "include /no/such/*.conf\n", "", "\n\n",
+])
+def test_what_libreswan_takes_is_no_problem(text: str) -> None:
+    assert parse(text).problems == []
+
+
+def test_settings_come_from_the_conn_then_also_then_default() -> None:
+    config = parse("""conn %default
+	ikelifetime=1h
+	authby=rsasig
+	leftsubnets=10.9.0.0/16
+conn a
+	also="b c"
+	leftid=@a
+	auto=route
+	connalias=one
+	leftsubnets={10.0.0.0/8}
+conn b
+	also="d a"
+	keyexchange=ikev2
+	connalias=two
+conn c
+	rightid=@c
+	leftsubnets=10.1.0.0/16
+conn d
+	pfs=no
+	salifetime=2h
+conn %default
+	ikelifetime=3h
+""")
+    assert config.problems == []
+    conn = config.conn("a")
+    assert conn is not None and [c.name for c in config.conns()] == ["a", "b", "c", "d"]
+    assert conn.alsos == ["b", "c", "d"] and not conn.broken and conn.auto == "ondemand"
+    assert {key: conn.get(key) for key in conn.settings} == {
+        "leftid": "@a", "auto": "route", "connalias": "one two", "rightid": "@c", "keyexchange": "ikev2", "pfs": "no",
+        "leftsubnets": "10.9.0.0/16 10.0.0.0/8 10.1.0.0/16", "ipsec-lifetime": "2h", "ikelifetime": "3h",
+        "authby": "rsasig"}
+    assert "authby" not in conn.own and "pfs" in conn.own and not conn.flag("pfs", True)
+    assert (conn.settings["pfs"].file, conn.settings["pfs"].line) == ("c", 19)
+    assert config.conn("two") is conn and config.conn("three") is None
+
+
+def test_config_setup_is_asked_by_keyword() -> None:
+    config = parse('config setup\n\tnflog-all=50\n\tlogtime=off\n\tlogfile="/a b"\n')
+    assert config.number("nflog-all") == 50 and config.number("seedbits") is None
+    assert config.number("nhelpers", -1) == -1
+    assert config.setup("logfile") == "/a b" and config.setup("protostack", "xfrm") == "xfrm"
+    assert not config.flag("logtime", True) and config.flag("uniqueids", True)
+    setting = config.setup_at("nflog-all")
+    assert setting is not None and setting.line == 2 and config.setup_at("logip") is None
+
+
+def test_included_files_are_read_in_order_and_named(tmp_path: Path) -> None:
+    host = host_at(tmp_path, {
+        "etc/ipsec.conf": "include ipsec.d/*.conf\ninclude /etc/x/{p,q}\nconn last\n",
+        "etc/ipsec.d/b.conf": "conn b\n", "etc/ipsec.d/a.conf": "conn a\n\tauto=banana\ninclude sub/c\n",
+        "etc/ipsec.d/sub/c": "conn c", "etc/ipsec.d/.hidden.conf": "conn no\n",
+        "etc/x/p": "conn p\n", "etc/x/q": "conn q\n",
+    })
+    config = ipsec.Config(host)
+    assert [conn.name for conn in config.conns()] == ["a", "c", "b", "p", "q", "last"]
+    assert config.files == ["/etc/ipsec.conf", "/etc/ipsec.d/a.conf", "/etc/ipsec.d/sub/c", "/etc/ipsec.d/b.conf",
+                            "/etc/x/p", "/etc/x/q"]
+    assert [str(problem).partition(": ")[0] for problem in config.problems] == ["/etc/ipsec.d/a.conf:2"]
+
+
+def test_an_included_file_ends_the_section_before_it(tmp_path: Path) -> None:
+    host = host_at(tmp_path, {"etc/ipsec.conf": "conn a\ninclude b\n\tleft=%any\n", "etc/b": "\tright=%any\n"})
+    problems = ipsec.Config(host).problems
+    assert [(problem.file, problem.line) for problem in problems] == [("/etc/b", 1), ("/etc/ipsec.conf", 3)]
+
+
+def test_a_loop_of_includes_ends(tmp_path: Path) -> None:
+    host = host_at(tmp_path, {"etc/ipsec.conf": "include b\nconn a\n", "etc/b": "include ipsec.conf\n"})
+    config = ipsec.Config(host)
+    assert any("loop" in problem.text for problem in config.problems)
+    assert config.conn("a")
+
+
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+    host = host_at(tmp_path, {"etc/ipsec.conf": "include /etc/fifo\nconn a\n"})
+    os.mkfifo(tmp_path / "etc/fifo")
+    config = ipsec.Config(host)
+    assert [str(problem) for problem in config.problems] == [
+        '/etc/ipsec.conf:1: can\'t load "/etc/fifo": not a regular file']
+    assert config.conn("a") and config.files == ["/etc/ipsec.conf"]
+
+
+def test_a_missing_configuration_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(ipsec.ConfigError, match='^/etc/ipsec.conf: can\'t load "/etc/ipsec.conf": No such file'):
+        ipsec.Config(host_at(tmp_path, {})).check()
+
+
+def test_ten_thousand_connections_are_read_once_each() -> None:
+    text = "".join(f"conn c{n}\n\tleft=10.0.{n // 250}.{n % 250}\n\talso=base\n\tauto=add\n" for n in range(10000))
+    config = parse(f"{text}conn base\n\tright=%any\n")
+    assert len(config.conns()) == 10001 and config.problems == []
+    assert all(conn.get("right") == "%any" for conn in config.conns())
+
+
+VALUES = {"leftid": ["@a", "C=US, CN=x", "%fromcert", "a b", "a'b", "{x"], "pfs": ["yes", "no"],
+          "rightsubnets": ["10.0.0.0/8", "10.0.0.0/8 10.1.0.0/16"], "ikelifetime": ["8h", "300"],
+          "also": ["a", "b", "c"], "connalias": ["one", "two three"], "x-note": ["a # b", "c"],
+          "auto": ["add", "route", "start", "ignore"]}
+Pairs = list[tuple[str, str]]
+SETTINGS = st.lists(st.sampled_from([(key, value) for key, values in VALUES.items() for value in values]), max_size=6,
+                    unique_by=lambda pair: pair[0])
+
+
+@given(st.lists(SETTINGS, min_size=3, max_size=3), SETTINGS)
+@settings(max_examples=200, deadline=None)
+def test_what_is_printed_reads_back_as_the_same(conns: list[Pairs], default: Pairs) -> None:
+    def section(name: str, pairs: Pairs) -> str:
+        return f"conn {name}\n" + "".join(
+            f"\t{key}={value if key == 'x-note' else ipsec.quoted_value(value)}\n" for key, value in pairs)
+
+    def resolved(config: ipsec.Config) -> list[tuple[str, dict[str, str]]]:
+        return [(conn.name, {key: conn.get(key) for key in conn.settings}) for conn in config.conns()]
+
+    default = [pair for pair in default if pair[0] != "also"]
+    first = parse("config setup\n\tnflog-all=50\n" + section("%default", default) + "".join(map(section, "abc", conns)))
+    again = parse("\n".join(ipsec.config_lines(first)))
+    assert again.problems == []
+    assert again.number("nflog-all") == 50
+    assert resolved(again) == resolved(first)
+
+
+@given(st.text(max_size=200) | st.text(st.sampled_from("conn setupig inlude=\"{}#\t\n %also-1"), max_size=200))
+@settings(max_examples=400, deadline=None)
+def test_any_text_is_read(text: str) -> None:
+    config = parse(text.replace("include", "inklude"))
+    lines = text.count("\n") + 1
+    assert all(1 <= problem.line <= lines for problem in config.problems)
+
+
+def test_every_alias_names_a_keyword() -> None:
+    known = {**ipsec.keywords(True), **ipsec.keywords(False)}
+    assert [name for name in ipsec.ALIASES.values() if name not in known and f"left{name}" not in known] == []
+
+
+def command(host: ipsec.Host, capsys: pytest.CaptureFixture[str], name: str, *words: str) -> tuple[int, str, str]:
+    entry = ipsec.COMMANDS[name]
+    status = entry.function(host, entry.parse(list(words)))
+    host.flush()
+    return status, *capsys.readouterr()
+
+
+def test_addconn_lists_and_checks_without_libreswan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    host = host_at(tmp_path, {"etc/ipsec.conf": "config setup\n\tmyvendorid=\"a'$(touch /x)'b\"\nconn a\n\tauto=route\n"
+                                                "conn b\n\tauto=up\nconn c\n\tauto=add\nconn d\n"})
+    listed = {name: command(host, capsys, "addconn", name)[1] for name in ipsec.ADDCONN_LISTS}
+    assert listed == {"--listall": "a b c d \n", "--listadd": "c ", "--listroute": "a b ", "--liststart": "b ",
+                      "--listignore": "d \n"}
+    status, out, err = command(host, capsys, "addconn", "--checkconfig")
+    assert (status, out) == (0, "") and "built-in reader" in err
+    assert command(host, capsys, "addconn", "--liststack")[1] == "xfrm\n"
+    lines = command(host, capsys, "addconn", "--configsetup")[1].splitlines()
+    assert "export myvendorid='a'\\''$(touch /x)'\\''b'" in lines
+    assert "export logtime='yes'" in lines and "export crl_strict='no'" in lines
+    with pytest.raises(ipsec.Missing, match="needs libreswan's own program"):
+        command(host, capsys, "addconn", "a")
+    with pytest.raises(ipsec.Failure, match="nothing to do"):
+        command(host, capsys, "addconn")
+    (tmp_path / "etc/ipsec.conf").write_text("conn a\n\tauto=banana\n")
+    with pytest.raises(ipsec.ConfigError, match="/etc/ipsec.conf:2: auto") as caught:
+        command(host, capsys, "addconn", "--checkconfig")
+    assert caught.value.status == 3

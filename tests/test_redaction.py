@@ -1,0 +1,351 @@
+"""Nothing secret leaves in a report: by place, by value, in every syntax, in pieces; ordinary text stays as it is."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import ipsec
+
+CANARY = "cAnArY-7f3d9"
+
+#: Entries as pluto loads them, as it refuses them, and as people leave them behind, with what must still be seen.
+ENTRIES = [
+    ('"@west" "@east" : PSK "{}"', '"@west" "@east" : PSK "[redacted]"'),
+    ("@w @e : PSK 0x{hex}", "@w @e : PSK 0x[redacted 12 bytes]"),
+    ("@w @e : PSK 0s{base64}", "@w @e : PSK 0s[redacted 12 bytes]"),
+    ("@w @e : PSK 0t{}", "@w @e : PSK 0t[redacted]"),
+    ("@w @e : PSK 0tblanks and {}", "@w @e : PSK 0t[redacted]"),
+    ("@u : PSK '{}'", "@u : PSK '[redacted]'"),
+    ("@u : PSK\n 0x{hex}", "@u : PSK\n 0x[redacted 12 bytes]"),
+    ('@u\n\t: PSK\n\t"{}" # new', '@u\n\t: PSK\n\t"[redacted]" #[redacted comment]'),
+    ("#@old : PSK 0x{hex}", "#@old : PSK 0x[redacted 12 bytes]"),
+    ('# @old 192.0.2.1: psk "{}"', '# @old 192.0.2.1: psk "[redacted]"'),
+    ('@a : PSK "x" # old "{}"', '@a : PSK "[redacted]" #[redacted comment]'),
+    ("# the password was {}", "#[redacted comment]"),
+    ('@a : PSK "0s{base64}"', '@a : PSK "[redacted]"'),
+    ('%any: PSK "{}"', '%any: PSK "[redacted]"'),
+    ('"C=US, O=Example, CN=gw": PSK "{}"', '"C=US, O=Example, CN=gw": PSK "[redacted]"'),
+    (': PPKS "id" "{}"', ': PPKS "id" "[redacted]"'),
+    (': PPKS "id" 0x{hex}', ': PPKS "id" 0x[redacted 12 bytes]'),
+    (': PPKS "{}"', ': PPKS "[redacted]"'),
+    ('@user : XAUTH "{}"', '@user : XAUTH "[redacted]"'),
+    (': RSA key.pem "{}"', ': RSA [redacted] "[redacted]"'),
+    (': PIN "token" "{}"', ': PIN "[redacted]" "[redacted]"'),
+    (": PIN %smartcard {}", ": PIN [redacted] [redacted]"),
+    ("@a : PSK {}", "@a : PSK [redacted]"),
+    ("@a : XAUTH {}", "@a : XAUTH [redacted]"),
+    ("@a : PSK `{}`", "@a : PSK `[redacted]`"),
+    (": ECDSA {{ PrivateKey: 0x{hex} }}", ": ECDSA { PrivateKey: 0x[redacted 12 bytes] }"),
+    (": RSA\t{{\n\t# RSA 2192 bits\n\tModulus: 0x00\n\tPrivateExponent: 0x{hex}\n\t}}",
+     ": RSA\t{\n\t#[redacted comment]\n\tModulus: 0x[redacted 1 bytes]\n\tPrivateExponent: 0x[redacted 12 bytes]\n\t}"),
+    ('@a : PSK "{}', '@a : PSK "[redacted]'),
+    ("@a : PSK '{}\n@b : PSK \"x\"", "@a : PSK '[redacted]\n@b : PSK \"[redacted]\""),
+    ('@a @b PSK "{}"', '[redacted] [redacted] [redacted] "[redacted]"'),
+    ('@a @b:PSK "{}"', '[redacted] [redacted] "[redacted]"'),
+    ('@a @b :PSK "{}"', '[redacted] [redacted] [redacted] "[redacted]"'),
+    ('@a PSK "{}" : PSK "x"', '@a [redacted] "[redacted]" : PSK "[redacted]"'),
+    (': "{}"', ': "[redacted]"'),
+    (": {}", ": [redacted]"),
+    ('@a : PSK"{}"', '@a : [redacted]'),
+    ("@a : PSK 0x{hex}zz", "@a : PSK 0x[redacted, malformed]"),
+    ("include /etc/ipsec.d/*.secrets\n@a : PSK \"{}\"", "include /etc/ipsec.d/*.secrets\n@a : PSK \"[redacted]\""),
+    ("include {} {}", "include [redacted] [redacted]"),
+    ('@a : PSK "x"\0{}', '@a : PSK "[redacted]"#[redacted comment]'),
+    ("\t{}", "\t[redacted]"),
+]
+
+
+def spelt(entry: str) -> str:
+    return entry.format(*[CANARY] * 99, hex=CANARY.encode().hex(), base64=base64.b64encode(CANARY.encode()).decode())
+
+
+#: Every way to write the canary that a report could hold.
+FORMS = [CANARY, CANARY.encode().hex(), CANARY.encode().hex().upper(), base64.b64encode(CANARY.encode()).decode()]
+
+
+@pytest.mark.parametrize("entry, shown", ENTRIES)
+def test_an_entry_is_shown_without_its_secret(entry: str, shown: str) -> None:
+    if "'[redacted]\n" in shown:
+        shown = shown.replace("'[redacted]\n", '"[redacted]\n')  # all unterminated strings look alike
+    assert "\n".join(ipsec.censor_secrets(spelt(entry).split("\n"))) == shown
+
+
+#: Where the canary is a remark, or a part of what pluto takes for the secret.
+UNKNOWABLE = ("# the password was {}", "include {} {}", '@a : PSK "x"\0{}', "@w @e : PSK 0tblanks and {}",
+              "@a : PSK 0x{hex}zz")
+
+
+@pytest.mark.parametrize("entry", [entry for entry, _ in ENTRIES if entry not in UNKNOWABLE])
+def test_a_secret_seen_once_is_masked_everywhere(entry: str) -> None:
+    redactor = ipsec.Redactor()
+    redactor.learn_file(spelt(entry).split("\n"))
+    written = next(form for form in FORMS if form in spelt(entry))
+    shown = redactor.text(f"Nov 23 pluto[1]: x{written}y {written} and {written}\n")
+    assert written not in shown and "Nov 23 pluto[1]: x[redacted]y" in shown
+
+
+@pytest.mark.parametrize("secret", ["0x" + CANARY.encode().hex(), "0s" + base64.b64encode(CANARY.encode()).decode(),
+                                    "0t" + CANARY, CANARY])
+def test_a_secret_is_masked_in_all_its_encodings(secret: str) -> None:
+    redactor = ipsec.Redactor()
+    redactor.learn(secret)
+    hexed = CANARY.encode().hex()
+    for text in (*FORMS, hexed.upper(), ":".join(hexed[i:i + 2] for i in range(0, len(hexed), 2)),
+                 "|   63 41 6e 41  72 59 2d 37  66 33 64 39               cAnArY-7f3d9"):
+        masked = redactor.text(f"before {text} after")
+        assert text[:8] not in masked and text[-8:] not in masked and "[redacted]" in masked
+
+
+def test_a_secret_is_masked_in_the_rows_of_a_hex_dump() -> None:
+    secret = bytes(range(65, 65 + 37))
+    redactor = ipsec.Redactor()
+    redactor.learn("0x" + secret.hex())
+    rows = [secret[i:i + 16] for i in range(0, len(secret), 16)]
+    hexed = ["  ".join(row[i:i + 4].hex(" ") for i in range(0, len(row), 4)) for row in rows]
+    dump = "".join(f"Nov 23 06:00:00 gw pluto[1]: |   {digits:52}   {row.decode()}\n"
+                   for digits, row in zip(hexed, rows))
+    masked = redactor.text(dump)
+    assert masked.count("[redacted]") == 3
+    assert "41 42" not in masked and "ABC" not in masked and "61 62" not in masked and "`abc" not in masked
+    assert redactor.text("|   00 01 02 03\n") == "|   00 01 02 03\n"
+
+
+@pytest.mark.parametrize("secret", ['qu"ote\\d s3cret', "it's a s3cret", "tab\ts3cret!", "\x01ctl s3cret",
+                                    "ünïcode-s3cret"])
+def test_a_secret_is_masked_as_programs_escape_it(secret: str) -> None:
+    redactor = ipsec.Redactor()
+    redactor.learn(secret)
+    octal = "".join(c if " " <= c <= "~" and c != "\\" else "".join(f"\\{b:03o}" for b in c.encode()) for c in secret)
+    for text in (secret, json.dumps(secret), ipsec.printable(secret), octal, secret.replace("'", "'\\''"),
+                 secret.encode().hex(), json.dumps(secret, ensure_ascii=False)):
+        assert "s3cret" not in redactor.clean(f"x {text} y") and "[redacted]" in redactor.clean(f"x {text} y")
+
+
+def test_a_short_or_everyday_secret_leaves_a_report() -> None:
+    redactor = ipsec.Redactor()
+    for secret in ("a", "ab", "abc", "secret", "ipsec", "abcd", "500", "12345", ""):
+        redactor.learn(secret)
+    text = "authby=secret /etc/ipsec.conf abc abcde xabcd port 500 4500 1123456"
+    assert redactor.text(text) == text
+    assert redactor.text("pass abcd, 12345.") == "pass [redacted], [redacted]."
+    assert redactor.text(': PSK "ab"\n--psk abc\n') == ": PSK [redacted]\n--psk [redacted]\n"
+
+
+@pytest.mark.parametrize("line, shown", [
+    ('action(type="ommysql" uid="log" pwd="{}")', 'action(type="ommysql" uid="log" pwd=[redacted])'),
+    ("S root 12 whack --name c --xauthname u --xauthpass {} {} --initiate",
+     "S root 12 whack --name c --xauthname u --xauthpass [redacted] --initiate"),
+    ("ipsec newhostkey --password={} --keytype rsa", "ipsec newhostkey --password=[redacted] --keytype rsa"),
+    ("pk12util -i a.p12 -W {} -d sql:/etc", "pk12util -i a.p12 -W [redacted] -d sql:/etc"),
+    ("certutil -P {} -L", "certutil -P [redacted] -L"),
+    ("openssl pkcs12 -passin pass:{} -in x", "openssl pkcs12 -passin [redacted] -in x"),
+    ("curl https://user:{}@example.com/", "curl https://user:[redacted]@example.com/"),
+    ('003 "/etc/ipsec.secrets" line 1: PSK data malformed (bad base): {}',
+     '003 "/etc/ipsec.secrets" line 1: PSK data malformed (bad base): [redacted]'),
+    ('"/etc/ipsec.secrets" line 4: RSA data malformed (x (y)): {}',
+     '"/etc/ipsec.secrets" line 4: RSA data malformed (x (y)): [redacted]'),
+    ('"/etc/ipsec.secrets" line 2: WARNING: ignored unrecognized keyword: {}',
+     '"/etc/ipsec.secrets" line 2: WARNING: ignored unrecognized keyword: [redacted]'),
+    ('ERROR "/etc/ipsec.secrets" line 3: index "{}" illegal (non-DNS-name) character in name',
+     'ERROR "/etc/ipsec.secrets" line 3: index [redacted]'),
+    ("| lex shift: '{}'", "| lex shift: '[redacted]"),
+    ("| XAUTH: failure user(u:c) pass {} vs {}", "| XAUTH: failure user(u:c) pass [redacted]"),
+    ("sh -c echo '@a : PSK \"{}\"' >> /etc/ipsec.secrets", "sh -c echo '@a : PSK [redacted]"),
+    ("password = with blanks {}", "password = [redacted]"),
+    ('-A INPUT -m comment --comment "psk is {}" -j ACCEPT', "-A INPUT -m comment --comment [redacted] -j ACCEPT"),
+    ('\tmodecfgbanner="the password is {}"', "\tmodecfgbanner=[redacted]"),
+    ("\tauth-trunc hmac(sha1) 0x0123456789abcdef{hex} 96", "\tauth-trunc hmac(sha1) 0x[redacted 20 bytes] 96"),
+    ("\taead rfc4106(gcm(aes)) 0x{hex} 128", "\taead rfc4106(gcm(aes)) 0x[redacted 12 bytes] 128"),
+    ("\tenc cbc(aes) 0x{hex}", "\tenc cbc(aes) 0x[redacted 12 bytes]"),
+    ("\tE: aes-cbc  63416e41 72592d37 66336439", "\tE: aes-cbc  [redacted]"),
+    ("road:$6$salt$63416e4172592d37:conn", "road:$6$[redacted]:conn"),
+])
+def test_an_unknown_secret_is_known_by_its_place(line: str, shown: str) -> None:
+    redactor = ipsec.Redactor()
+    assert redactor.text(spelt(line)) == shown
+    assert redactor.text(shown) == shown  # a second pass finds nothing
+
+
+ORDINARY = """config setup
+	logfile=/var/log/pluto.log
+	virtual-private=%v4:10.0.0.0/8,%v4:!10.1.0.0/16
+conn west-east
+	authby=secret
+	leftid="C=US, O=Example, CN=west"
+	leftrsasigkey=0sAwEAAbzL0123456789abcdefghijklmnopqrstuv
+	ppk=insist
+	mark=0x1234/0xffffffff
+include /etc/ipsec.d/*.conf
+000 "west-east":   policy: IKEv2+PSK+ENCRYPT+TUNNEL+PFS+IKE_FRAG_ALLOW+ESN_NO+ESN_YES;
+000 "west-east":   our auth:secret, their auth:secret, our autheap:none, their autheap:none;
+000 "west-east":   xauth us:none, xauth them:none,  my_username=[any]; their_username=[any]
+000 secretsfile=/etc/ipsec.secrets, ipsecdir=/etc/ipsec.d, ppk=no
+pluto[12]: loading secrets from "/etc/ipsec.secrets"
+pluto[12]: NSS DB directory: sql:/var/lib/ipsec/nss, FIPS Mode: OFF
+src 192.0.2.1 dst 192.0.2.2\n\tproto esp spi 0x0000abcd reqid 16389 mode tunnel\n\treplay-window 0 flag af-unspec
+\tanti-replay context: seq 0x0, oseq 0x0, bitmap 0x00000000
+default via 192.0.2.1 dev eth0 proto dhcp src 192.0.2.9 metric 100
+ls: cannot access '/etc/ipsec.d/passwd': No such file or directory
+-rw------- 1 root root  86 Nov 23 06:41 /etc/ipsec.d/nsspassword
+00:11:22:33:44:55 06:58:17 12:ab:34:cd:56:ef:78:90:12:34
+name         : authenc(hmac(sha1),cbc(aes))
+selftest     : passed
+"""
+
+
+def test_ordinary_text_stays_as_it_is() -> None:
+    redactor = ipsec.Redactor()
+    redactor.learn_file(spelt("\n".join(entry for entry, _ in ENTRIES)).split("\n"))
+    assert redactor.clean(ORDINARY) == ORDINARY
+    assert redactor.clean(ORDINARY, bulk=True) == ORDINARY
+
+
+def test_the_lines_of_a_private_key_are_masked_across_pieces() -> None:
+    text = f"a\n-----BEGIN RSA PRIVATE KEY-----\n{CANARY}\n{CANARY}\n-----END RSA PRIVATE KEY-----\nb\n"
+    shown = "a\n-----BEGIN RSA PRIVATE KEY-----\n[redacted]\n[redacted]\n-----END RSA PRIVATE KEY-----\nb\n"
+    redactor = ipsec.Redactor()
+    assert redactor.text(text) == shown
+    assert "".join(redactor.stream(line.encode() for line in text.splitlines(keepends=True))) == shown
+    assert redactor.text("unrelated\n") == "unrelated\n"
+
+
+@pytest.mark.parametrize("size", range(1, 40))
+def test_a_secret_across_pieces_is_masked(size: int) -> None:
+    redactor = ipsec.Redactor()
+    redactor.learn(CANARY)
+    data = f"line\npluto: {CANARY} {CANARY}\nlast {CANARY}".encode()
+    pieces = [data[i:i + size] for i in range(0, len(data), size)]
+    assert "".join(redactor.stream(pieces)) == "line\npluto: [redacted] [redacted]\nlast [redacted]"
+
+
+@pytest.mark.parametrize("place", [ipsec.LONGEST_LINE // 2, ipsec.LONGEST_LINE, 2 * ipsec.LONGEST_LINE])
+def test_no_part_of_a_secret_shows_where_a_long_line_is_cut(place: int) -> None:
+    redactor = ipsec.Redactor()
+    redactor.learn(CANARY)
+    for start in range(place - len(CANARY), place + 1):
+        line = ("x" * start + CANARY).ljust(3 * ipsec.LONGEST_LINE, "y").encode()
+        shown = "".join(redactor.stream(line[i:i + 5000] for i in range(0, len(line), 5000)))
+        assert "cA" not in shown and "d9" not in shown and len(shown) < ipsec.LONGEST_LINE
+
+
+def test_thousands_of_secrets_are_masked() -> None:
+    redactor = ipsec.Redactor()
+    secrets = [f"s3cret:{n}-{n * 7919 % 100003}" for n in range(3000)]
+    for secret in secrets:
+        redactor.learn(secret)
+    shown = redactor.text("\n".join(f"x {secret} y {secret.encode().hex(' ')}" for secret in secrets))
+    assert set(shown.split("\n")) == {"x [redacted] y [redacted]"}
+
+
+def test_secrets_are_shown_on_demand_without_control_characters() -> None:
+    redactor = ipsec.Redactor(show_secrets=True)
+    redactor.learn(CANARY)
+    assert redactor.clean(f"{CANARY}\x1b[2J --password x\n") == f"{CANARY}\\x1b[2J --password x\n"
+
+
+def test_control_characters_are_shown_escaped() -> None:
+    raw = b"a\x1b]0;t\x07b\x9bc\xc2\x9bd\x00\r\x7f\t\xe2\x80\xaee\xff\n"
+    assert ipsec.printable(ipsec.decode(raw)) == "a\\x1b]0;t\\x07b\\x9bc\\x9bd\\x00\\x0d\\x7f\t\\u202ee\\xff\n"
+    assert ipsec.printable("ünïcode 漢字 \t\n") == "ünïcode 漢字 \t\n"
+
+
+WORD = st.text(st.sampled_from("abz019 \t:#\"'`{}\\=@%./\0"), max_size=12)
+KEYWORDS = ["PSK", "psk", "XAUTH", "PPKS", "RSA", "PIN", ":", "include", "@id", "%any", "#", "\n", "\n ", '"', "'", " "]
+
+
+@given(st.lists(st.one_of(st.sampled_from(KEYWORDS), WORD), max_size=12), st.sampled_from(FORMS), st.data())
+@settings(max_examples=400, deadline=None)
+def test_a_secret_behind_its_keyword_never_shows(junk: list[str], form: str, data: st.DataObject) -> None:
+    """Random junk, then a well-formed entry on a line of its own: the canary in it must go."""
+    entry = data.draw(st.sampled_from(['@i : PSK "{}"', "@i : PSK '{}'", '@i: XAUTH "{}"', "%any : PSK 0t{}",
+                                       ': PPKS "id" "{}"', "@i : PSK {}", "@i : PSK\n\t{}"])).format(form)
+    text = " ".join(junk) + "\n" + entry + "\n" + " ".join(reversed(junk))
+    assert form not in "\n".join(ipsec.censor_secrets(text.split("\n")))
+    redactor = ipsec.Redactor()
+    redactor.learn_file(text.split("\n"))
+    assert form not in redactor.text(text + f"\nlog: {form}.")
+
+
+@given(st.text(max_size=200))
+@example("include")
+@example(":")
+@example("\0#")
+@settings(max_examples=400, deadline=None)
+def test_any_text_is_read_and_keeps_its_lines(text: str) -> None:
+    lines = text.split("\n")
+    censored = list(ipsec.censor_secrets(lines))
+    assert len(censored) == len(lines)
+    redactor = ipsec.Redactor()
+    redactor.learn_file(lines)
+    assert redactor.clean(text).count("\n") == text.count("\n")
+    again = "".join(redactor.stream([text.encode("utf-8", "surrogatepass")]))
+    assert again.count("\n") == text.count("\n")
+
+
+@given(st.lists(st.sampled_from(["10.0.0.1", "dev", "eth0", "metric", "via", "proto", "static", "\n", "esp", "spi",
+                                 "#12:", "tunnel", "->", "(ok)", "ESTABLISHED", "=", "[", "]", "{", "}"]), max_size=60))
+@settings(max_examples=200, deadline=None)
+def test_text_without_secrets_stays_as_it_is(words: list[str]) -> None:
+    redactor = ipsec.Redactor()
+    redactor.learn(CANARY)
+    redactor.learn("0x0123456789abcdef")
+    text = " ".join(words)
+    assert redactor.clean(text) == text
+
+
+def host_at(tmp_path: Path, files: dict[str, str]) -> ipsec.Host:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return ipsec.Host({}, root=str(tmp_path))
+
+
+def test_a_hosts_secrets_are_gathered_from_everywhere(tmp_path: Path) -> None:
+    secrets = {name: f"{CANARY}-{name}" for name in
+               "main include glob loose other nss bare hash second".split()}
+    host = host_at(tmp_path, {
+        "etc/ipsec.conf": "config setup\n\tsecretsfile=/opt/keys\n\tnssdir=/opt/nss\n",
+        "etc/ipsec.secrets": f'@a : PSK "{secrets["main"]}"\ninclude ipsec.d/more/*.sec\ninclude /etc/one.secret\n',
+        "etc/ipsec.d/more/a.sec": f"@b : PSK '{secrets['glob']}'\n",
+        "etc/one.secret": f': XAUTH "{secrets["include"]}"\n',
+        "etc/ipsec.d/loose.secrets": f'@c : PSK "{secrets["loose"]}"\n',
+        "opt/keys": f'@d : PSK "{secrets["other"]}"\n',
+        "etc/ipsec.d/nsspassword": f"NSS Certificate DB:{secrets['nss']}\nother token:{secrets['second']}\n",
+        "opt/nss/nsspassword": secrets["bare"],
+        "etc/ipsec.d/passwd": f"# users\nroad:{secrets['hash']}:conn\n",
+    })
+    redactor = ipsec.redactor_of(host)
+    assert redactor.text(" ".join(secrets.values())) == " ".join(["[redacted]"] * len(secrets))
+    assert ipsec.nss_password(host) == secrets["nss"]
+    assert ipsec.nss_password(host, "other token") == secrets["second"]
+    assert ipsec.nss_password(host, "no token") is None
+    files, problems = ipsec.secret_files(host, "/etc/ipsec.secrets")
+    assert files == ["/etc/ipsec.secrets", "/etc/ipsec.d/more/a.sec", "/etc/one.secret"] and problems == []
+
+
+def test_a_problem_of_a_secrets_file_has_its_place_and_no_secret(tmp_path: Path) -> None:
+    host = host_at(tmp_path, {"etc/ipsec.secrets": spelt(
+        '@ok : PSK "{}"\n@a : PSK "{}\n@b PSK "{}"\n: {}\n@c : PSK\n@d : PSK {}\ninclude /etc/loop\ninclude /etc/none\n'
+        '@e : PSK "{}" {}\n: PPKS "{}"\n'), "etc/loop": "include /etc/loop\n"})
+    _, problems = ipsec.secret_files(host, "/etc/ipsec.secrets")
+    shown = [str(problem) for problem in problems]
+    assert CANARY not in "".join(shown)
+    assert [text.partition(": ")[0] for text in shown] == [
+        *(f"/etc/ipsec.secrets:{line}" for line in (2, 3, 4, 5, 6)), "/etc/loop:1",
+        *(f"/etc/ipsec.secrets:{line}" for line in (8, 9, 10))]
+    assert "unterminated string" in shown[0] and "loop" in shown[5] and "no such file" in shown[6]
+
+
+def test_a_secrets_file_that_is_no_file_is_a_problem_at_once(tmp_path: Path) -> None:
+    host = host_at(tmp_path, {"etc/x": ""})
+    os.mkfifo(tmp_path / "etc/ipsec.secrets")
+    files, problems = ipsec.secret_files(host, host.secrets)
+    assert files == [] and "not a regular file" in problems[0].text
+    assert ipsec.redactor_of(host).text("x") == "x"
