@@ -5218,30 +5218,6 @@ def barf(host: Host, args: Args) -> int:
     return ERROR if lacking else OK
 
 
-# =====================================================================================================================
-# 12. Dispatch
-#
-# Global options, the registry, then programs in the exec directory, then a clear error; what ipsec says of itself; and
-# the one place where failures, closed pipes and Ctrl-C become an exit status.
-# =====================================================================================================================
-
-GLOBAL_OPTIONS = (
-    Opt("--config", "FILE", "the configuration instead of /etc/ipsec.conf"),
-    Opt("--rundir", "DIR", "pluto's run directory instead of /run/pluto"),
-    Opt("--ctlsocket", "FILE", "pluto's control socket instead of RUNDIR/pluto.ctl"),
-    Opt("--nssdir", "DIR", "the NSS database instead of /var/lib/ipsec/nss"),
-    Opt("--root", "DIR", "report on the system whose file system is mounted at DIR"),
-)
-
-
-def load_rest() -> None:
-    """Have every command registered.
-
-    The archive begins with the sections that dispatch needs, and puts a loader of the others in this place (build.py);
-    as a plain file the program is whole.
-    """
-
-
 # --- configuration: what libreswan's own programs say of it, and what a report shows ---------------------------------
 
 def own_reader(host: Host, args: Args, name: str) -> Config:
@@ -5391,93 +5367,7 @@ def filtered(host: Host, names: Sequence[str], censor: Callable[[Iterable[bytes]
     return status
 
 
-# --- ipsec itself: help, version, directory --------------------------------------------------------------------------
-
-# Self-tests that Debian's 4.10 installs beside the commands; some run when asked for --help
-SELF_TESTS = ("algparse", "asn1check", "cavp", "dncheck", "enumcheck", "getpeercon_server", "hunkcheck", "ipcheck",
-              "jambufcheck", "keyidcheck", "timecheck", "vendoridcheck")
-SEE_ALSO = "See <https://libreswan.org/> for more general info."
-
-
-def is_mentioned(name: str) -> bool:
-    """True when a program of the exec directory is a command for people, as the original's --help sees it."""
-    return not (name.startswith("_") or name == "ipsec" or name.endswith((".old", ".orig", "~")) or name in SELF_TESTS)
-
-
-def command_names(host: Host) -> list[str]:
-    """What --help lists and completion offers: the built-in commands and those in the exec directory, sorted."""
-    load_rest()
-    names = {entry.name for entry in COMMANDS.values() if not entry.hidden}
-    try:
-        names.update(name for name in host.listdir(host.execdir) if is_mentioned(name)
-                     and host.executable(os.path.join(host.execdir, name)))
-    except OSError:
-        # no libreswan here: the built-in commands are all there is
-        return sorted(names)
-    return sorted(names)
-
-
-def version_line(host: Host) -> str:
-    """The line of `ipsec --version`.  Open vSwitch and NetworkManager parse its start (ipsec(8), --version)."""
-    version = host.libreswan_version() or "(none)"
-    kernel = f"{host.kernel_release()} netkey" if host.xfrm_loaded() else "(no kernel code presently loaded)"
-    return f"Libreswan {version} (U{version}/K{kernel})"
-
-
-@command("help -h", "[COMMAND]", summary="list the commands, or explain one")
-def help_command(host: Host, args: Args) -> int:
-    """`ipsec help [COMMAND]`: 0, or 1 for a command that is not there."""
-    if args.operands:
-        name = args.operands[0]
-        entry = find_command(name)
-        if entry is None:
-            if program_of(host, name):
-                host.print(f"{name} is a program of libreswan: see man ipsec_{name} or ipsec {name} --help")
-                return OK
-            raise unknown_command(host, name)
-        host.print(describe(entry))
-        return OK
-    host.print("Usage: ipsec {command} [argument] ...\nwhere {command} is one of:\n")
-    names = command_names(host)
-    for left, right in zip(names[::2], [*names[1::2], ""][:len(names[::2])]):
-        tabs = "\t" if len(left) >= 16 else "\t\t" if len(left) >= 8 else "\t\t\t"
-        host.print(f"\t{left}{tabs}{right}" if right else f"\t{left}")
-    host.print("\noptions before the command:")
-    for option in GLOBAL_OPTIONS:
-        host.print(option_help(option))
-    host.print(f"\nSee also: ipsec help COMMAND, man ipsec_COMMAND, ipsec(8)\n{SEE_ALSO}\n{version_line(host)}\n"
-               f"ipsec.pyz {VERSION}")
-    return OK
-
-
-def option_help(option: Opt) -> str:
-    """The lines that explain an option in 80 columns."""
-    import textwrap
-    head = "  " + ", ".join(option.names.split()) + (f" {option.metavar}" if option.metavar else "")
-    body = textwrap.wrap(option.help + (" (may be repeated)" if option.many else ""), 54)
-    if len(head) > 24:
-        return "\n".join([head, *(" " * 26 + line for line in body)])
-    return "\n".join(f"{head if not i else '':<26}{line}" for i, line in enumerate(body))
-
-
-def describe(entry: Command) -> str:
-    """What `ipsec help COMMAND` shows, in 80 columns."""
-    import textwrap
-    parts = [f"Usage: {entry.usage}", textwrap.fill(entry.summary[:1].upper() + entry.summary[1:] + ".", 79)]
-    if entry.aliases:
-        parts[-1] += f"\nAlso written: {', '.join(entry.aliases)}"
-    parts += [textwrap.fill(paragraph, 79) for paragraph in entry.details.split("\n\n") if paragraph]
-    if entry.options:
-        parts.append("Options:\n" + "\n".join(option_help(option) for option in entry.options))
-    return "\n\n".join(parts)
-
-
-def usage_text(host: Host) -> str:
-    """What `ipsec` without arguments says."""
-    return ("Usage: ipsec {command} [argument] ...\n"
-            "Use --help for a list of commands, or see the ipsec(8) manual page.\n"
-            f"Most commands have their own manual pages, e.g. ipsec_auto(8).\n{SEE_ALSO}\n{version_line(host)}")
-
+# --- setup: the service -----------------------------------------------------------------------------------------------
 
 SETUP_OPTIONS = (
     Opt("--init", "NAME", f"the init system to use, whatever runs: {', '.join(m.name for m in MANAGERS)}; or none, to "
@@ -5610,6 +5500,118 @@ def plutorun_command(host: Host, args: Args) -> int:
         finally:
             os._exit(ERROR)
     return ERROR
+
+
+# =====================================================================================================================
+# 12. Dispatch
+#
+# Global options, the registry, then programs in the exec directory, then a clear error; what ipsec says of itself; and
+# the one place where failures, closed pipes and Ctrl-C become an exit status.
+# =====================================================================================================================
+
+GLOBAL_OPTIONS = (
+    Opt("--config", "FILE", "the configuration instead of /etc/ipsec.conf"),
+    Opt("--rundir", "DIR", "pluto's run directory instead of /run/pluto"),
+    Opt("--ctlsocket", "FILE", "pluto's control socket instead of RUNDIR/pluto.ctl"),
+    Opt("--nssdir", "DIR", "the NSS database instead of /var/lib/ipsec/nss"),
+    Opt("--root", "DIR", "report on the system whose file system is mounted at DIR"),
+)
+
+
+def load_rest() -> None:
+    """Have every command registered.
+
+    The archive begins with the sections that dispatch needs, and puts a loader of the others in this place (build.py);
+    as a plain file the program is whole.
+    """
+
+
+# --- ipsec itself: help, version, directory --------------------------------------------------------------------------
+
+# Self-tests that Debian's 4.10 installs beside the commands; some run when asked for --help
+SELF_TESTS = ("algparse", "asn1check", "cavp", "dncheck", "enumcheck", "getpeercon_server", "hunkcheck", "ipcheck",
+              "jambufcheck", "keyidcheck", "timecheck", "vendoridcheck")
+SEE_ALSO = "See <https://libreswan.org/> for more general info."
+
+
+def is_mentioned(name: str) -> bool:
+    """True when a program of the exec directory is a command for people, as the original's --help sees it."""
+    return not (name.startswith("_") or name == "ipsec" or name.endswith((".old", ".orig", "~")) or name in SELF_TESTS)
+
+
+def command_names(host: Host) -> list[str]:
+    """What --help lists and completion offers: the built-in commands and those in the exec directory, sorted."""
+    load_rest()
+    names = {entry.name for entry in COMMANDS.values() if not entry.hidden}
+    try:
+        names.update(name for name in host.listdir(host.execdir) if is_mentioned(name)
+                     and host.executable(os.path.join(host.execdir, name)))
+    except OSError:
+        # no libreswan here: the built-in commands are all there is
+        return sorted(names)
+    return sorted(names)
+
+
+def version_line(host: Host) -> str:
+    """The line of `ipsec --version`.  Open vSwitch and NetworkManager parse its start (ipsec(8), --version)."""
+    version = host.libreswan_version() or "(none)"
+    kernel = f"{host.kernel_release()} netkey" if host.xfrm_loaded() else "(no kernel code presently loaded)"
+    return f"Libreswan {version} (U{version}/K{kernel})"
+
+
+@command("help -h", "[COMMAND]", summary="list the commands, or explain one")
+def help_command(host: Host, args: Args) -> int:
+    """`ipsec help [COMMAND]`: 0, or 1 for a command that is not there."""
+    if args.operands:
+        name = args.operands[0]
+        entry = find_command(name)
+        if entry is None:
+            if program_of(host, name):
+                host.print(f"{name} is a program of libreswan: see man ipsec_{name} or ipsec {name} --help")
+                return OK
+            raise unknown_command(host, name)
+        host.print(describe(entry))
+        return OK
+    host.print("Usage: ipsec {command} [argument] ...\nwhere {command} is one of:\n")
+    names = command_names(host)
+    for left, right in zip(names[::2], [*names[1::2], ""][:len(names[::2])]):
+        tabs = "\t" if len(left) >= 16 else "\t\t" if len(left) >= 8 else "\t\t\t"
+        host.print(f"\t{left}{tabs}{right}" if right else f"\t{left}")
+    host.print("\noptions before the command:")
+    for option in GLOBAL_OPTIONS:
+        host.print(option_help(option))
+    host.print(f"\nSee also: ipsec help COMMAND, man ipsec_COMMAND, ipsec(8)\n{SEE_ALSO}\n{version_line(host)}\n"
+               f"ipsec.pyz {VERSION}")
+    return OK
+
+
+def option_help(option: Opt) -> str:
+    """The lines that explain an option in 80 columns."""
+    import textwrap
+    head = "  " + ", ".join(option.names.split()) + (f" {option.metavar}" if option.metavar else "")
+    body = textwrap.wrap(option.help + (" (may be repeated)" if option.many else ""), 54)
+    if len(head) > 24:
+        return "\n".join([head, *(" " * 26 + line for line in body)])
+    return "\n".join(f"{head if not i else '':<26}{line}" for i, line in enumerate(body))
+
+
+def describe(entry: Command) -> str:
+    """What `ipsec help COMMAND` shows, in 80 columns."""
+    import textwrap
+    parts = [f"Usage: {entry.usage}", textwrap.fill(entry.summary[:1].upper() + entry.summary[1:] + ".", 79)]
+    if entry.aliases:
+        parts[-1] += f"\nAlso written: {', '.join(entry.aliases)}"
+    parts += [textwrap.fill(paragraph, 79) for paragraph in entry.details.split("\n\n") if paragraph]
+    if entry.options:
+        parts.append("Options:\n" + "\n".join(option_help(option) for option in entry.options))
+    return "\n\n".join(parts)
+
+
+def usage_text(host: Host) -> str:
+    """What `ipsec` without arguments says."""
+    return ("Usage: ipsec {command} [argument] ...\n"
+            "Use --help for a list of commands, or see the ipsec(8) manual page.\n"
+            f"Most commands have their own manual pages, e.g. ipsec_auto(8).\n{SEE_ALSO}\n{version_line(host)}")
 
 
 @command("version versioncode", summary="print the versions of libreswan and of the kernel's IPsec stack",
