@@ -378,6 +378,22 @@ class Host:
         except OSError as error:
             raise OSError(error.errno, error.strerror, name) from None
 
+    def replace(self, name: str, text: str) -> None:
+        """Write a file so that whoever reads it finds the old text or the new one, whole.  Raises OSError."""
+        directory, base = os.path.split(name)
+        work = os.path.join(directory, f".{base}.{os.getpid()}")
+        try:
+            fd = os.open(self.path(work), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            try:
+                write_all(fd, encode(text))
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.rename(self.path(work), self.path(name))
+        except OSError as error:
+            self.remove(work)
+            raise OSError(error.errno, error.strerror, name) from None
+
     def remove(self, name: str) -> None:
         """Remove a file; none there is fine.  Raises OSError."""
         try:
@@ -505,17 +521,25 @@ class Host:
                 child.communicate()
         return Ran(SIGNALLED - child.returncode if child.returncode < 0 else child.returncode, out, err)
 
-    def call(self, argv: Sequence[str], *, quiet: bool = False) -> int:
-        """Run a program in our place, on our terminal or silently, for as long as it takes; its status.
+    def call(self, argv: Sequence[str], *, quiet: bool = False, timeout: float | None = None) -> int:
+        """Run a program in our place, on our terminal or silently; its status.
 
-        Raises Missing, and Failure when it can't be executed.
+        It may take `timeout` seconds, longer while the reader of its output keeps it waiting.  Raises Missing,
+        TimedOut, and Failure when it can't be executed.
         """
         import subprocess
         child = self.spawn(argv, subprocess.DEVNULL if quiet else None, detached=False)
         try:
-            status = child.wait()
+            while True:
+                try:
+                    status = child.wait(timeout)
+                    break
+                except subprocess.TimeoutExpired:
+                    if quiet or takes_output(1):
+                        raise TimedOut(f"{os.path.basename(argv[0])} did not end within {timeout:g} s",
+                                       NO_PLUTO) from None
         finally:
-            if child.poll() is None:  # Ctrl-C
+            if child.poll() is None:  # time is up, or Ctrl-C
                 child.terminate()
                 child.wait()
         return SIGNALLED - status if status < 0 else status
@@ -728,6 +752,15 @@ def write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view):]
+
+
+def takes_output(fd: int) -> bool:
+    """True when whoever reads what we write there keeps up; False for a full pipe to a pager."""
+    import select
+    try:
+        return bool(select.select([], [fd], [], 0)[1])
+    except (OSError, ValueError):
+        return True
 
 
 def version_in(text: str) -> str | None:
@@ -3570,6 +3603,249 @@ def whack_help() -> str:
                                                          for name in (*names, *WHACK_OWN_OPTIONS))
 
 
+# --- status text as data ----------------------------------------------------------------------------------------------
+
+STATUS_SCHEMA = 1
+STATUS_HEADINGS = ("config setup options:", "Kernel algorithms supported:", "IKE algorithms supported:",
+                   "Connection list:", "Bare Shunt list:", "PID  Process", "- disallowed", "current.states.enumerate")
+# What else the lines of a connection say without a value
+STATUS_FLAGS = frozenset(("oriented", "unoriented"))
+# Our name of what the releases call differently: the options of a connection to its fields
+STATUS_FIELDS = {"our_id": "local.id", "their_id": "remote.id", "our_auth": "local.auth", "their_auth": "remote.auth",
+                 "newest_ike_sa": "ike_sa", "newest_isakmp_sa": "ike_sa", "established_ike_sa": "ike_sa",
+                 "newest_ipsec_sa": "child_sa", "established_child_sa": "child_sa", "ike_life": "lifetimes.ike",
+                 "ipsec_life": "lifetimes.ipsec", "rekey_margin": "lifetimes.rekey_margin", "interface": "interface",
+                 "routing": "routing", "policy": "policy"}
+
+
+def status_fields(text: str) -> dict[str, str] | None:
+    """`a: b; c=d, e:f;` as a dictionary with plain keys; None when the text is not like that."""
+    found: dict[str, str] = {}
+    for part in text.replace("modecfg info: us:", "modecfg us:").split(";"):
+        pieces = part.split(", ")
+        if part.lstrip().startswith(("our id", "their id")) or not all(":" in piece or "=" in piece
+                                                                       for piece in pieces):
+            pieces = [part]
+        for piece in pieces:
+            piece = piece.strip()
+            ends = [end for end in (piece.find(":"), piece.find("=")) if end > 0]
+            key = (piece[:min(ends)] if ends else piece).lower().replace(" ", "_").replace("-", "_")
+            if not ends and key and key not in STATUS_FLAGS:
+                return None
+            if key:
+                found[sys.intern(key)] = piece[min(ends) + 1:].strip() if ends else "yes"
+    return found
+
+
+def count_of(text: str) -> int | None:
+    """The number that a count (`168B!`, `2^63`, `#2`, `540s`) begins with."""
+    base, power, exponent = text.strip("#!Bs ").partition("^")
+    if not base.isdigit() or (power and not exponent.isdigit()) or len(base) + len(exponent) > 20:
+        return None
+    return int(base) ** int(exponent) if power and int(exponent) < 65 else None if power else int(base)
+
+
+class StatusReader:
+    """Makes data of the lines of status, the other status commands and the lists (ipsec_status(8), JSON).
+
+    What it does not know is kept under `unparsed`.  Facts: show_status() and its callees of 3.25 to 5.4.
+    """
+
+    def __init__(self) -> None:
+        self.data: dict[str, Any] = {
+            "schema": STATUS_SCHEMA, "settings": {}, "interfaces": [], "algorithms": [], "connections": [],
+            "states": [], "traffic": [], "shunts": [], "totals": {}, "counters": {}, "lists": {}, "unparsed": []}
+        self._list: list[dict[str, Any]] | None = None
+        self._states: dict[str, dict[str, Any]] = {}
+
+    def read(self, lines: Iterable[str]) -> dict[str, Any]:
+        """The data of all the lines."""
+        for line in lines:
+            text = line.strip()
+            if text and not self._line(line, text):
+                self.data["unparsed"].append(line)
+        return self.data
+
+    def _line(self, line: str, text: str) -> bool:
+        if text.startswith("List of "):
+            self._list = self.data["lists"].setdefault(text[8:].rstrip(":"), [])
+            return True
+        if self._list is not None:
+            if line.startswith("   ") and self._list:
+                self._list[-1]["details"].append(text)
+            else:
+                self._list.append({"text": text, "details": []})
+            return True
+        if text.startswith('"'):
+            return self._connection(text)
+        if text.startswith("#") and text[1:].partition(":")[0].isdigit():
+            return self._state(text)
+        word, _, rest = text.partition(" ")
+        if word == "interface":
+            return self._interface(rest.split())
+        if word == "algorithm":
+            kind, _, fields = rest.partition(": ")
+            self.data["algorithms"].append({"kind": kind, **(status_fields(fields) or {})})
+            return True
+        if text.startswith(("IKE SAs: ", "IPsec SAs: ")):
+            self.data["totals"][text.partition(" ")[0].lower() + "_sas"] = {
+                name.strip().replace("-", "_"): count_of(number.rstrip(")"))
+                for name, _, number in (part.partition("(") for part in text.partition(":")[2].split(","))}
+            return True
+        if text.startswith("Total IPsec connections: "):
+            self.data["totals"]["connections"] = {
+                name: count_of(number) for name, _, number in (part.strip().partition(" ")
+                                                                for part in text.partition(":")[2].split(","))}
+            return True
+        if " => " in text and "-> " in text:
+            ends, _, action = text.partition(" => ")
+            source, _, target = ends.partition(" -")
+            protocol, _, target = target.partition("-> ")
+            self.data["shunts"].append({"source": source, "protocol": protocol, "destination": target,
+                                        "action": action.strip()})
+            return True
+        return self._setting(text) or text.startswith(STATUS_HEADINGS)
+
+    def _setting(self, text: str) -> bool:
+        key, colon, value = text.partition(":")
+        if text.startswith(("current.", "config.", "total.")) and "=" in text:
+            name, _, value = text.partition("=")
+            self.data["counters"][name] = count_of(value) if count_of(value) is not None else value
+        elif text.startswith("FIPS mode "):
+            self.data["settings"]["fips_mode"] = text[10:]
+        elif key in ("debug", "using kernel interface", "virtual-private (%priv)", "State Information",
+                     "- allowed subnets", "- excluded subnets", "stats db_ops") and colon:
+            self.data["settings"][key.lstrip("- ").lower().replace(" ", "_")] = value.strip()
+        elif "=" in text and " " not in text.partition("=")[0].partition(": ")[2]:
+            name = ""
+            for piece in text.removeprefix("nat-traversal: ").rstrip(";").split(", "):
+                before, equals, value = piece.partition("=")
+                if equals and before.replace("-", "").replace("_", "").replace(" ", "").isalnum():
+                    name = before.strip().lower().replace("-", "_").replace(" ", "_")
+                    self.data["settings"][name] = value
+                elif name:
+                    self.data["settings"][name] += f", {piece}"
+        else:
+            return False
+        return True
+
+    def _interface(self, words: list[str]) -> bool:
+        # lo UDP 127.0.0.1:500 (4.x); lo 127.0.0.1:UDP/500 (NAT) (5.x); lo/lo 127.0.0.1@500 (3.x)
+        if len(words) < 2:
+            return False
+        place = words[2] if words[1] in ("UDP", "TCP") and len(words) > 2 else words[1]
+        address, _, port = place.rpartition("@" if "@" in place else ":")
+        protocol, slash, number = port.partition("/")
+        self.data["interfaces"].append({
+            "name": words[0].partition("/")[0], "address": address.strip("[]"),
+            "port": count_of(number if slash else port),
+            "protocol": protocol if slash else words[1] if place != words[1] else "UDP"})
+        return True
+
+    def _connection(self, text: str) -> bool:
+        end = text.find('"', 1)
+        instance, _, body = text[end + 1:].partition(": ")
+        name = text[1:end]
+        connections = self.data["connections"]
+        if end < 0 or not body:
+            return False
+        if not body.startswith(" "):
+            return self._first_of(name, instance.strip(), body)
+        last = connections[-1] if connections else {}
+        fields = status_fields(body)
+        if fields is None or last.get("name") != name or last.get("instance") != instance.strip():
+            return False
+        if fields.get("host") == "oriented" or "oriented" in fields:
+            last["oriented"] = True
+        for key, value in fields.items():
+            last["options"][key] = value
+            if key in STATUS_FIELDS:
+                group, _, field = STATUS_FIELDS[key].rpartition(".")
+                (last[group] if group else last)[field] = (
+                    count_of(value) or None if field.endswith("_sa") or group == "lifetimes" else
+                    value.split("+") if field == "policy" else value)
+        return True
+
+    def _first_of(self, name: str, instance: str, body: str) -> bool:
+        topology, _, rest = body.partition("; ")
+        ours, dots, theirs = topology.partition("...")
+        fields = rest.split(";")
+        if not dots:
+            return False
+        left, _, right = ours.rpartition("===")
+        near, _, far = theirs.partition("===")
+        ends = [{"host": host.partition("[")[0].partition("<")[0].partition("---")[0], "subnet": subnet or None,
+                 "id": None, "auth": None} for host, subnet in ((right, left), (near, far))]
+        self.data["connections"].append({
+            "name": name, "instance": instance, "local": ends[0], "remote": ends[1], "routing": fields[0].strip(),
+            "oriented": False, "interface": None, "policy": [], "ike_sa": None, "child_sa": None,
+            "lifetimes": {"ike": None, "ipsec": None, "rekey_margin": None}, "topology": topology,
+            "options": status_fields(";".join(fields[1:])) or {}})
+        return True
+
+    def _state(self, text: str) -> bool:
+        serial, _, rest = text[1:].partition(": ")
+        end = rest.find('"', 1)
+        name, body = rest[1:end], rest[end + 1:]
+        if not rest.startswith('"') or end < 0:
+            return False
+        if body.startswith(","):
+            return self._traffic(int(serial), name, body[1:])
+        state = self._states.get(serial)
+        if state is None:
+            state = self._states[serial] = {
+                "serial": int(serial), "connection": name, "instance": "", "port": None, "type": None, "state": None,
+                "description": None, "events": {}, "newest": False, "ike_sa": None, "spis": [], "bytes_in": None,
+                "bytes_out": None, "bytes_max": None, "notes": []}
+            self.data["states"].append(state)
+        if " (" in body and "@" not in body.partition(" (")[0]:
+            head, _, tail = body.partition(" (")
+            place, _, state["state"] = head.rpartition(" ")
+            state["instance"], _, port = place.strip().rpartition(":")
+            state["port"] = count_of(port.rpartition("/")[2])
+            state["description"], _, notes = tail.partition(");")
+            state["type"] = ("child" if any(mark in head for mark in ("CHILD", "QUICK")) else "ike")
+            for note in filter(None, (part.strip() for part in notes.split(";"))):
+                event, found, when = note.rpartition(" in ")
+                if found and count_of(when) is not None:
+                    state["events"][event.lower().replace("event_sa_", "").replace("event_", "")] = count_of(when)
+                elif note.startswith(("IKE SA #", "isakmp#")):
+                    state["ike_sa"] = count_of(note.rpartition("#")[2])
+                elif note.startswith("newest"):
+                    state["newest"] = True
+                else:
+                    state["notes"].append(note)
+            return True
+        for word in body.split():
+            protocol, dot, place = word.partition(".")
+            spi, at, address = place.partition("@")
+            key, equals, number = word.partition("=")
+            if dot and at and protocol in ("esp", "ah", "comp", "tun"):
+                if protocol != "tun":
+                    sent = not any(other["protocol"] == protocol for other in state["spis"])
+                    state["spis"].append({"protocol": protocol, "direction": "out" if sent else "in",
+                                          "spi": f"0x{spi}", "address": address})
+            elif equals and key[-2:] == "in":
+                state["bytes_in"] = (state["bytes_in"] or 0) + (count_of(number) or 0)
+            elif equals and key[-3:] == "out":
+                state["bytes_out"] = (state["bytes_out"] or 0) + (count_of(number) or 0)
+            elif equals and key[-3:] == "max":
+                state["bytes_max"] = count_of(number) or None
+        return True
+
+    def _traffic(self, serial: int, name: str, text: str) -> bool:
+        # the id is last but for a lease, quoted, and holds what it likes
+        fields, _, rest = text.partition(", id=")
+        peer, _, lease = rest.partition("', lease=")
+        known = {key.strip(): value for key, _, value in (part.partition("=") for part in fields.split(","))}
+        self.data["traffic"].append({
+            "serial": serial, "connection": name, "type": known.get("type"), "username": known.get("username"),
+            "added": count_of(known.get("add_time", "")), "bytes_in": count_of(known.get("inBytes", "")),
+            "bytes_out": count_of(known.get("outBytes", "")), "bytes_max": count_of(known.get("maxBytes", "")),
+            "id": peer.strip("'") or None, "lease": lease or None})
+        return True
+
+
 # =====================================================================================================================
 # 7. NSS
 # =====================================================================================================================
@@ -4225,7 +4501,7 @@ def insert_modules(host: Host, files: list[str]) -> None:
 
 
 class Opt(Record):
-    """An option of a command: its spellings, the name of its value (None: a flag), what it does."""
+    """An option of a command: its spellings, the name of its value (None: a flag; [X]: after = only), what it does."""
 
     names: str
     metavar: str | None
@@ -4353,6 +4629,8 @@ def parse_options(options: Sequence[Opt], words: Sequence[str], args: Args, whos
             if given:
                 raise Failure(f"{whose}: {name} takes no value", USAGE)
             value = ""
+        elif option.metavar.startswith("["):  # a value only when it is given with =
+            value = value if given else ""
         elif not given:
             if not rest:
                 raise Failure(f"{whose}: {name} needs a value: {option.metavar}", USAGE)
@@ -4378,6 +4656,22 @@ def suggest(word: str, known: Iterable[str]) -> str:
         return ""
     close = difflib.get_close_matches(word, list(known), 1)
     return f"did you mean {close[0]}?" if close else ""
+
+
+# --- options that several commands share ------------------------------------------------------------------------------
+
+CTLSOCKET_OPTION = Opt("--ctlsocket", "FILE", "pluto's control socket")
+NATIVE_OPTION = Opt("--native", None, "talk to pluto ourselves, not through libreswan's whack (as IPSEC_WHACK=native)")
+TIMEOUT_OPTION = Opt("--timeout", "SECONDS", "how long pluto may take to answer (default 60)")
+DRY_RUN_OPTION = Opt("--dry-run -n --showonly", None, "show what would be run")
+ASYNC_OPTION = Opt("--asynchronous --async --bg", "[yes|no]", "do not wait for the outcome")
+UTC_OPTION = Opt("--utc", None, "times in UTC")
+JSON_OPTION = Opt("--json", None, "as JSON, see ipsec_status(8)")
+VERBOSE_OPTION = Opt("--verbose", None, "tell more while loading")
+REMOTE_HOST_OPTION = Opt("--remote-host", "ADDRESS", "the peer's address")
+PLUTO_OPTIONS = (CTLSOCKET_OPTION, Opt("--config", "FILE", "the configuration, - for standard input"), VERBOSE_OPTION,
+                 NATIVE_OPTION, DRY_RUN_OPTION)
+CONNECTION_OPTIONS = (*PLUTO_OPTIONS, ASYNC_OPTION, REMOTE_HOST_OPTION)
 
 
 # =====================================================================================================================
@@ -5218,6 +5512,342 @@ def barf(host: Host, args: Args) -> int:
     return ERROR if lacking else OK
 
 
+# --- pluto: whack, auto, status and the words of 5.x ------------------------------------------------------------------
+
+# What is done with a connection: loaded first or not, then whack's option
+OPERATIONS = {"up": (False, "--initiate"), "down": (False, "--terminate"), "route": (False, "--route"),
+              "unroute": (False, "--unroute"), "delete": (False, "--delete"), "add": (True, ""), "replace": (True, ""),
+              "start": (True, "--initiate"), "ondemand": (True, "--route")}
+# Requests that older releases lack: since when they are there, and which lines of the status answer them before
+SINCE: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
+    "--connectionstatus": ((5, 0), ('"',)), "--briefconnectionstatus": ((5, 0), ('"',)),
+    "--showstates": ((4, 0), ("#",)),
+    "--briefstatus": ((3, 28), ("State Information", "IKE SAs", "IPsec SAs"))}
+
+
+class Teller:
+    """Runs whack and addconn for one command line, libreswan's or our own, or only shows them."""
+
+    def __init__(self, host: Host, args: Args) -> None:
+        self.host = host
+        self.args = args
+        host.ctlsocket = args.value("--ctlsocket") or host.ctlsocket
+        host.conf = args.value("--config") or host.conf
+        whack = os.path.join(host.execdir, "whack")
+        native = args.flag("--native") or host.env.get("IPSEC_WHACK") == "native" or not host.executable(whack)
+        self.compiled = "" if native or not host.live else whack
+
+    def _shown(self, program: str, words: Sequence[str]) -> bool:
+        if self.args.flag("--dry-run"):
+            self.host.print(shell_words(["ipsec", program, *words]))
+        return self.args.flag("--dry-run")
+
+    def whack(self, *words: str, timeout: float | None = None) -> int:
+        """Run whack with the words; its status.  With compiled whack and no timeout this is the last that we do."""
+        words = ("--ctlsocket", self.host.ctlsocket, *words)
+        if self._shown("whack", words):
+            return OK
+        if not self.compiled:
+            return native_whack(self.host, words, timeout=timeout)
+        if "--terminate" in words or "--delete" in words:
+            return self._listened(words)
+        if timeout is None:
+            self.host.exec(self.compiled, words)
+        return self.host.call([self.compiled, *words], timeout=timeout)
+
+    def _listened(self, words: Sequence[str]) -> int:
+        # up to 4.15 silence is all that an unknown connection gets, and status 0
+        ran = self.host.run([self.compiled, *words], timeout=None)
+        self.host.print(ran.text, end="")
+        self.host.flush()
+        sys.stderr.write(decode(ran.err))
+        version = "" if ran.out or ran.err or ran.status else self.host.libreswan_version() or ""
+        if version.startswith(("3.", "4.")):
+            raise Failure(f"ipsec whack: no connection named {quote(words[words.index('--name') + 1])}", UNKNOWN_NAME)
+        return ran.status
+
+    def load(self, *words: str) -> int:
+        """Have connections loaded by addconn (5.4: add); its status.  Raises Missing."""
+        host = self.host
+        program = next((name for name in ("addconn", "add") if host.executable(os.path.join(host.execdir, name))), "")
+        if host.conf != "/etc/ipsec.conf":
+            words = ("--config", host.conf if host.conf == "-" else os.path.abspath(host.conf), *words)
+        words = ("--ctlsocket", host.ctlsocket, *(["--verbose"] if self.args.flag("--verbose") else ()), *words)
+        if self._shown(program or "addconn", words):
+            return OK
+        if not program:
+            raise Missing(f"ipsec: loading a connection needs libreswan's addconn, which is not in {host.execdir}",
+                          NOT_FOUND, "install libreswan beside pluto, or set IPSEC_EXECDIR")
+        return host.call([os.path.join(host.execdir, program), *words])
+
+    def operate(self, operation: str, name: str) -> int:
+        """up, down, add… a connection; the status of the first step that fails.  Raises Failure."""
+        loads, action = OPERATIONS[operation]
+        if not name:
+            raise Failure(f"ipsec {operation}: the name of the connection is empty", USAGE)
+        if loads:
+            if operation == "replace" and (self.host.libreswan_version() or "").startswith(("3.", "4.")):
+                try:  # 5.x replaces by itself; that there was none is fine
+                    self.whack("--name", name, "--delete")
+                except Failure as failure:
+                    if failure.status != UNKNOWN_NAME:
+                        raise
+            status = self.load(*(("--", name) if name.startswith("-") else (name,)))
+            if status or not action:
+                return status
+        words = ["--asynchronous"] if self.args.value("--asynchronous", "no") != "no" else []
+        words += ["--name", name, action]
+        if self.args.flag("--remote-host") and action == "--initiate":
+            words += ["--remote-host", self.args.value("--remote-host")]
+        return self.whack(*words)
+
+    def ask(self, *words: str) -> int:
+        """Show what pluto answers to a request that it should answer soon, as text or as --json."""
+        timeout = seconds(self.args.value("--timeout", "60"))
+        since, marks = SINCE.get(words[-1], ((), ()))
+        lines: Iterator[str] | None = None
+        if since and not self.args.flag("--dry-run"):
+            pluto = probe(self.host, timeout)
+            if leading_version(pluto.version) < since:
+                lines = self._of_status(words, marks, timeout)
+        if self.args.flag("--json"):
+            json = need("json", "--json")
+            data = StatusReader().read(pluto_lines(self.host, *words, timeout=timeout) if lines is None else lines)
+            self.host.print(json.dumps(data, indent=2, ensure_ascii=True))
+            return OK
+        if lines is None:
+            return self.whack(*words, timeout=timeout)
+        for line in lines:
+            self.host.print(printable(line))
+        return OK
+
+    def _of_status(self, words: Sequence[str], marks: tuple[str, ...], timeout: float) -> Iterator[str]:
+        wanted = words[1] if words[0] == "--name" else ""
+        for line in pluto_status(self.host, timeout):
+            ours = not wanted or line[1:].startswith((f'{wanted}"', f"{wanted}/"))
+            if line.startswith(marks) and ours and (words[-1] != "--briefconnectionstatus" or '":   ' not in line):
+                yield line
+
+
+def shell_words(words: Sequence[str]) -> str:
+    """The words as a shell would have to be given them."""
+    safe = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./-_")
+    return " ".join(word if word and safe.issuperset(word) else "'" + printable(word).replace("'", "'\"'\"'") + "'"
+                    for word in words)
+
+
+@command("whack", "OPTION...", options=None, summary="send pluto a request in whack's own words",
+         details="Libreswan's whack where it is installed, unless --native comes first or IPSEC_WHACK=native.")
+def whack_command(host: Host, args: Args) -> int:
+    """`ipsec whack`: whack's own status; 33 when pluto is not running."""
+    words = args.operands
+    compiled = Teller(host, Args()).compiled
+    values = {row[0].partition("=")[0]: "=" in row[0] for row in table_rows(WHACK_OPTIONS)}
+    values.update((option.partition("=")[0], "=" in option) for option in WHACK_OWN_OPTIONS)
+    given = set()
+    rest = list(reversed(words))
+    while rest:
+        name, equals, _ = rest.pop().partition("=")
+        given.add(name)
+        if values.get(name[2:]) and not equals and rest:
+            rest.pop()  # a value is a value, whatever it looks like
+    if "--ctlsocket" not in given:
+        words = ["--ctlsocket", host.ctlsocket, *words]
+    if not compiled or given & {"--native", "--xauthpass-file", "--timeout"}:
+        return native_whack(host, words)
+    host.exec(compiled, words)
+
+
+# Commands that are one request: names, operand, whack's option, what it does
+REQUESTS = (
+    ("status", "", "--status", "show all of pluto's status"),
+    ("trafficstatus traffic", "[CONN]", "--trafficstatus", "show the traffic of the IPsec SAs"),
+    ("briefstatus", "", "--briefstatus", "show how many SAs there are"),
+    ("globalstatus", "", "--globalstatus", "show pluto's counters"),
+    ("fipsstatus fips", "", "--fipsstatus", "tell whether pluto is in FIPS mode"),
+    ("shuntstatus", "", "--shuntstatus", "show the bare shunts"),
+    ("addresspoolstatus", "", "--addresspoolstatus", "show the address pools"),
+    ("connectionstatus", "[CONN]", "--connectionstatus", "show the connections"),
+    ("briefconnectionstatus", "[CONN]", "--briefconnectionstatus", "show the connections, a line each"),
+    ("showstates statestatus", "", "--showstates", "show the states (SAs)"),
+    ("listall", "", "--listall", "list keys, secrets, certificates and CRLs"),
+    ("listpubkeys", "", "--listpubkeys", "list the public keys"),
+    ("listcerts", "", "--listcerts", "list the end certificates"),
+    ("listcacerts", "", "--listcacerts", "list the CA certificates"),
+    ("listcrls", "", "--listcrls", "list the CRLs"),
+    ("listpsks", "", "--listpsks", "list whose pre-shared secrets are loaded"),
+    ("listevents", "", "--listevents", "list the events that pluto waits for"),
+    ("checkpubkeys", "", "--checkpubkeys", "list the public keys that are or will be invalid"),
+    ("listen ready rereadgroups", "", "--listen", "have pluto look for interfaces and load secrets and groups"),
+    ("unlisten", "", "--unlisten", "have pluto close its interfaces"),
+    ("rereadsecrets secrets", "", "--rereadsecrets", "have pluto load the secrets"),
+    ("rereadcerts", "", "--rereadcerts", "have pluto load the certificates"),
+    ("rereadall", "", "--rereadall", "have pluto load secrets, certificates and CRLs"),
+    ("fetchcrls crls", "", "--fetchcrls", "have pluto fetch CRLs"),
+    ("purgeocsp", "", "--purgeocsp", "empty pluto's cache of OCSP answers"),
+)
+
+
+def request_command(names: str, operand: str, request: str, summary: str) -> None:
+    """Register a command that is one request to pluto."""
+    shows = "status" in request or request.startswith(("--list", "--show", "--check"))
+    shaped = (UTC_OPTION, JSON_OPTION) if request != "--listen" and shows and "status" not in request else (
+        JSON_OPTION,) if shows else ()
+
+    @command(names, operand, summary=summary,
+             options=(CTLSOCKET_OPTION, *shaped, TIMEOUT_OPTION, NATIVE_OPTION, DRY_RUN_OPTION))
+    def run_request(host: Host, args: Args) -> int:
+        words = ["--name", args.operands[0]] if args.operands else []
+        words += ["--utc"] if args.flag("--utc") else []
+        return Teller(host, args).ask(*words, request)
+
+
+for _row in REQUESTS:
+    request_command(*_row)
+
+
+def operation_command(names: str, summary: str) -> None:
+    """Register a command that does one of OPERATIONS with a connection."""
+    operation = names.split()[0]
+
+    @command(names, "CONN", summary=summary, options=CONNECTION_OPTIONS)
+    def run_operation(host: Host, args: Args) -> int:
+        return Teller(host, args).operate(operation, args.operands[0])
+
+
+for _row2 in (("up initiate", "negotiate a connection"), ("down terminate", "end the SAs of a connection"),
+              ("route", "have traffic bring the connection up"), ("unroute", "undo route"),
+              ("delete", "make pluto forget a connection"), ("replace", "load a connection anew"),
+              ("ondemand", "load a connection and have traffic bring it up")):
+    operation_command(*_row2)
+
+
+def pluto_start(host: Host, args: Args) -> int:
+    """`ipsec start CONN...` (options: CONNECTION_OPTIONS): load and bring up; the status of the first that fails."""
+    teller = Teller(host, args)
+    return next((status for name in args.operands if (status := teller.operate("start", name))), OK)
+
+
+@command("add", "[CONN...]", summary="load connections into pluto",
+         options=(*CONNECTION_OPTIONS, Opt("--auto", "KEYWORD", "and do as auto=KEYWORD would: add, route, start"),
+                  Opt("--autoall", None, "load all connections that have auto="),
+                  Opt("--checkconfig", None, "only check the configuration")))
+def add_command(host: Host, args: Args) -> int:
+    """`ipsec add`: addconn's status; the first that fails."""
+    teller = Teller(host, args)
+    for word in ("--checkconfig", "--autoall"):
+        if args.flag(word):
+            return teller.load(word)
+    operations = {"": "add", "add": "add", "keep": "add", "route": "ondemand", "ondemand": "ondemand", "start": "start",
+                  "up": "start"}
+    if args.value("--auto") not in operations or not args.operands:
+        raise Failure("ipsec add: " + ("--auto is add, route or start" if args.operands else "CONN is missing"), USAGE)
+    for name in args.operands:
+        status = teller.operate(operations[args.value("--auto")], name)
+        if status:
+            return status
+    return OK
+
+
+@command("checkconfig", summary="check the configuration", options=PLUTO_OPTIONS)
+def checkconfig_command(host: Host, args: Args) -> int:
+    """`ipsec checkconfig`: addconn's status."""
+    return Teller(host, args).load("--checkconfig")
+
+
+@command("redirect", "[CONN]", summary="send the peers of a connection, or all, to another gateway",
+         options=(CTLSOCKET_OPTION, Opt("--redirect-to", "ADDRESS,…", "where to"), NATIVE_OPTION, DRY_RUN_OPTION))
+def redirect_command(host: Host, args: Args) -> int:
+    """`ipsec redirect`: whack's status."""
+    if not args.flag("--redirect-to"):
+        raise Failure("ipsec redirect: --redirect-to is missing", USAGE)
+    name = ["--name", args.operands[0]] if args.operands else []
+    return Teller(host, args).whack(*name, "--redirect-to", args.value("--redirect-to"))
+
+
+AUTO_REQUESTS = {name: row[2] for row in REQUESTS for name in row[0].split()
+                 if name in ("ready", "rereadgroups", "status") or name.startswith(("reread", "list", "check", "fetch",
+                                                                                    "purge"))}
+AUTO_OPTIONS = (*CONNECTION_OPTIONS, UTC_OPTION, Opt("--show", None, "ignored"), Opt("--version", None, "the version"),
+                Opt("--rereadcrls --rereadcacerts --rotatecert", None, "of old releases"),
+                *(Opt(f"--{name}", None, f"as ipsec {name}") for name in (*OPERATIONS, *AUTO_REQUESTS)))
+
+
+@command("auto", "[CONN] [WORD]", options=AUTO_OPTIONS, summary="add, up, down, status…: the words of 3.x and 4.x")
+def auto_command(host: Host, args: Args) -> int:
+    """`ipsec auto`: the status of the first step that fails."""
+    if args.flag("--version"):
+        host.print(f"ipsec auto {host.libreswan_version() or '(none)'}")
+        return OK
+    known = (*OPERATIONS, *AUTO_REQUESTS)
+    given = [name for name in known if args.flag(f"--{name}")]
+    names = args.operands
+    if args.flag("--rereadcrls") or names == ["rereadcrls"]:
+        raise Failure("ipsec auto: --rereadcrls has been obsoleted - please see: ipsec crls")
+    if not given and names and names[-1] in known:
+        host.warn("auto: warning: obsolete command syntax used")
+        given, names = [names[-1]], names[:-1]
+    if len(given) != 1 or len(names) != (given[0] in OPERATIONS):
+        raise Failure("ipsec auto: one operation and, but for status and lists, one connection", USAGE,
+                      "usage: ipsec auto [--asynchronous] --up|--down|--add|… CONN; see ipsec auto --help")
+    teller = Teller(host, args)
+    if given[0] in OPERATIONS:
+        return teller.operate(given[0], names[0])
+    return teller.ask(*(["--utc"] if args.flag("--utc") else []), AUTO_REQUESTS[given[0]])
+
+
+@command("metrics", summary="show pluto's state in the text format of Prometheus",
+         options=(CTLSOCKET_OPTION, TIMEOUT_OPTION,
+                  Opt("--output", "FILE", "write there instead, for node_exporter's textfile collector")))
+def metrics_command(host: Host, args: Args) -> int:
+    """`ipsec metrics`: 0, also when pluto is down (ipsec_up is 0 then)."""
+    host.ctlsocket = args.value("--ctlsocket") or host.ctlsocket
+    try:
+        data = StatusReader().read(pluto_status(host, seconds(args.value("--timeout", "60"))))
+    except (NoPluto, TimedOut) as failure:
+        host.warn(failure.message)
+        data = None
+    text = metrics_of(data)
+    if args.flag("--output"):
+        host.replace(args.value("--output"), text)
+    else:
+        host.print(text, end="")
+    return OK
+
+
+def metrics_of(data: dict[str, Any] | None) -> str:
+    """The exposition format of the data of a status, or of a pluto that does not answer (None)."""
+    rows: list[tuple[str, str, str, list[tuple[dict[str, str], int]]]] = [
+        ("ipsec_up", "gauge", "Whether pluto answers.", [({}, int(data is not None))])]
+    if data is not None:
+        totals = data["totals"]
+        named = [(f"{connection['name']}{connection['instance']}", connection) for connection in data["connections"]]
+        rows += [
+            ("ipsec_pluto_info", "gauge", "The version of pluto.",
+             [({"version": data["settings"].get("pluto_version", "")}, 1)]),
+            ("ipsec_connections", "gauge", "Connections by state.",
+             [({"state": key}, value or 0) for key, value in totals.get("connections", {}).items()]),
+            ("ipsec_ike_sas", "gauge", "IKE SAs by state.",
+             [({"state": key}, value or 0) for key, value in totals.get("ike_sas", {}).items()]),
+            ("ipsec_ipsec_sas", "gauge", "IPsec SAs by state.",
+             [({"state": key}, value or 0) for key, value in totals.get("ipsec_sas", {}).items()]),
+            ("ipsec_connection_up", "gauge", "Whether the connection has an IPsec SA.",
+             [({"connection": name}, int(connection["child_sa"] is not None)) for name, connection in named])]
+        rows += [
+            (f"ipsec_sa_{way}_bytes_total", "counter", f"Bytes {what} by the IPsec SA.",
+             [({"connection": f"{state['connection']}{state['instance']}", "sa": str(state["serial"])},
+               state[f"bytes_{way}"]) for state in data["states"] if state[f"bytes_{way}"] is not None])
+            for way, what in (("in", "received"), ("out", "sent"))]
+    lines = []
+    for name, kind, text, values in rows:
+        lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
+        for labels, value in values:
+            shown = ",".join('{}="{}"'.format(key, printable(label).replace("\\", "\\\\").replace('"', '\\"')
+                                              .replace("\n", "\\n")) for key, label in labels.items())
+            lines.append(f"{name}{{{shown}}} {value}" if shown else f"{name} {value}")
+    return "\n".join(lines) + "\n"
+
+
 # --- configuration: what libreswan's own programs say of it, and what a report shows ---------------------------------
 
 def own_reader(host: Host, args: Args, name: str) -> Config:
@@ -5418,10 +6048,11 @@ def setup_command(host: Host, args: Args) -> int:
 
 
 @command("start _autostart", "[CONN...]", summary="start the IKE daemon; with CONN, add and bring up connections",
-         options=START_OPTIONS, details=SETUP_DETAILS)
+         options=(*START_OPTIONS, *(option for option in CONNECTION_OPTIONS if option.key != "--dry-run")),
+         details=SETUP_DETAILS)
 def start_command(host: Host, args: Args) -> int:
-    """`ipsec start`: as setup start."""
-    return setup(host, args, "start")
+    """`ipsec start`: as setup start; `ipsec start CONN...`: the status of the first connection that fails."""
+    return pluto_start(host, args) if args.operands else setup(host, args, "start")
 
 
 @command("stop _autostop", summary="stop the IKE daemon", options=SETUP_OPTIONS, details=SETUP_DETAILS)
@@ -5637,6 +6268,8 @@ def find_command(name: str) -> Command | None:
     if name not in COMMANDS and bare not in COMMANDS:
         load_rest()
     return COMMANDS.get(name) or COMMANDS.get(bare)
+# Those of 5.x that may stand before the command as well as after it
+SHARED_OPTIONS = (ASYNC_OPTION, REMOTE_HOST_OPTION, UTC_OPTION, VERBOSE_OPTION, DRY_RUN_OPTION, NATIVE_OPTION)
 
 
 def program_of(host: Host, name: str) -> str | None:
@@ -5659,11 +6292,13 @@ def unknown_command(host: Host, name: str) -> Failure:
 def dispatch(words: Sequence[str]) -> int:
     """Run the command that the words name; its exit status.  Raises Failure."""
     args = Args()
-    mine = {name for option in GLOBAL_OPTIONS for name in option.names.split()}
+    leaders = (*GLOBAL_OPTIONS, *SHARED_OPTIONS)
+    mine = {name: option for option in leaders for name in option.names.split()}
     leading = 0
     while leading < len(words) and words[leading].partition("=")[0] in mine:
-        leading += 1 if "=" in words[leading] else 2
-    parse_options(GLOBAL_OPTIONS, words[:leading], args, "ipsec")
+        metavar = mine[words[leading].partition("=")[0]].metavar or "["
+        leading += 1 if "=" in words[leading] or metavar.startswith("[") else 2
+    parse_options(leaders, words[:leading], args, "ipsec")
     host = Host(root=args.value("--root"), conf=args.value("--config"), rundir=args.value("--rundir"),
                 ctlsocket=args.value("--ctlsocket"), nssdir=args.value("--nssdir"))
     if leading >= len(words):
@@ -5671,6 +6306,11 @@ def dispatch(words: Sequence[str]) -> int:
         return USAGE
     name, *rest = words[leading:]
     entry = find_command(name)
+    for option in SHARED_OPTIONS:
+        if args.flag(option.key):
+            if entry is None or option.key not in [other.key for other in entry.options or ()]:
+                raise Failure(f"ipsec {name}: {option.key} means nothing to it", USAGE, f"see ipsec help {name}")
+            rest.insert(0, f"{option.key}={args.value(option.key)}" if args.value(option.key) else option.key)
     if entry is None and name.startswith("-"):
         known = {*mine, *(f"--{command_name}" for command_name in COMMANDS)}
         raise Failure(f"ipsec: unknown option {quote(name)}", USAGE, suggest(name, known) or
