@@ -41,7 +41,8 @@ def nothing_may_skip() -> bool:
 
 
 def reason(skipped: object) -> str:
-    return str(skipped[2] if isinstance(skipped, tuple) else skipped)
+    """The reason in a report's longrepr."""
+    return str(skipped[2] if isinstance(skipped, tuple) else skipped).removeprefix("Skipped: ")
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -74,6 +74,12 @@ def run(argv: Sequence[str], *, env: Mapping[str, str] | None = None, input: str
     return Result(status if status >= 0 else 128 - status, texts[0], texts[1], seconds)
 
 
+def contained(argv: Sequence[str], *namespaces: str) -> list[str]:
+    """Words that run `argv` with processes and mounts of its own, which all go when it or this process ends."""
+    return ["setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", *namespaces, "--",
+            *argv]
+
+
 @functools.cache
 def missing() -> str | None:
     """One line that says why the ground cannot be used here, or None when it can."""

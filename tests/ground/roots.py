@@ -17,6 +17,8 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Callable, NamedTuple, TextIO
 
@@ -68,7 +70,7 @@ WITH_INIT = tuple(name for name, recipe in ROOTS.items() if recipe.init)
 DPKG = [*(f"path-exclude=/usr/share/{name}/*" for name in ("man", "locale", "doc")), "force-unsafe-io"]
 
 
-class Built(NamedTuple):
+class Made(NamedTuple):
     """For the summary: a root that was made ready, where, the seconds it took, and whether it had to be built."""
 
     name: str
@@ -77,7 +79,7 @@ class Built(NamedTuple):
     built: bool
 
 
-built: list[Built] = []
+made: list[Made] = []
 
 
 class Cached(NamedTuple):
@@ -113,7 +115,7 @@ def keep(name: str, recipe: object, build: Callable[[Path], None]) -> Cached:
         (aside / "root").rename(directory)
         shutil.rmtree(aside)
     fcntl.flock(lock, fcntl.LOCK_SH)
-    built.append(Built(name, directory, time.monotonic() - began, missing))
+    made.append(Made(name, directory, time.monotonic() - began, missing))
     return Cached(str(directory.relative_to(cache())), lock)
 
 
@@ -135,16 +137,17 @@ def bootstrap(recipe: Recipe, target: Path) -> None:
     argv = ["mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory",
             f"--include={','.join(recipe.packages)}", *options, recipe.suite, str(target),
             *host.mirror().sources(recipe.suite, recipe.parts)]
-    host.run(argv, timeout=1800).check()
+    host.run(host.contained(argv, "--mount-proc"), timeout=1800).check()
 
 
 def extend(base: list[str], recipe: Recipe, target: Path) -> None:
     """Make the layer that `recipe.packages` add to a root."""
     work = target.with_name("work")
-    with Machine("building", base, network=False, upper=(str(target), str(work)), run=False,
+    with Machine("building", base, network=False, upper=(str(target), str(work)),
                  binds=[("/etc/resolv.conf", "/etc/resolv.conf", True)]) as machine:
         machine.write("/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", 0o755)  # packages shall start nothing
-        env = {"DEBIAN_FRONTEND": "noninteractive", "FAKECHROOT": "true"}  # the latter: ischroot(1) says yes
+        machine.write("/run/first/ischroot", "#!/bin/sh\nexit 0\n", 0o755)  # or sysvinit waits 45 s to be restarted
+        env = {"DEBIAN_FRONTEND": "noninteractive", "PATH": f"/run/first:{host.PATH}"}
         apt = ["apt-get", "-q", "-y", "--no-install-recommends"]
         machine.run([*apt, "update"], env=env, timeout=900).check()
         machine.run([*apt, "install", *recipe.packages], env=env, timeout=900).check()
@@ -153,16 +156,19 @@ def extend(base: list[str], recipe: Recipe, target: Path) -> None:
 
 
 class Store:
-    """The roots of one test run: built when first asked for, or ahead of that in the background."""
+    """The roots of one test run: built when first asked for, or ahead of that in the background, two at a time."""
 
     def __init__(self) -> None:
         self._ready: dict[str, list[Cached]] = {}
         self._locks: dict[str, threading.Lock] = {}
+        self._builders = ThreadPoolExecutor(2)
+        self.waited = 0.0  #: seconds that tests have waited for roots
 
     def layers(self, name: str) -> list[str]:
         """The overlay layers of root `name`, topmost first. Raises Problem when it cannot be built."""
         if name not in ROOTS:
             raise Problem(f"no root is called {name}; there are {', '.join(ROOTS)}")
+        began = time.monotonic()
         with self._locks.setdefault(name, threading.Lock()):
             if name not in self._ready:
                 recipe = ROOTS[name]
@@ -170,10 +176,21 @@ class Store:
                 chain = [ROOTS[recipe.base], recipe] if recipe.base else [recipe]
                 sources = [inspect.getsource(bootstrap), inspect.getsource(extend)]
                 layers = [cached.layer for cached in below]
-                made = keep(name, (chain, DPKG, sources), functools.partial(extend, layers, recipe) if below
+                top = keep(name, (chain, DPKG, sources), functools.partial(extend, layers, recipe) if below
                             else functools.partial(bootstrap, recipe))
-                self._ready[name] = [made, *below]
-            return [cached.layer for cached in self._ready[name]]
+                self._ready[name] = [top, *below]
+        if threading.current_thread() is threading.main_thread():
+            self.waited += time.monotonic() - began
+        return [cached.layer for cached in self._ready[name]]
+
+    def prefetch(self, names: Iterable[str]) -> None:
+        """Start to build roots. One that fails is tried again, and the failure told, when a test asks for it."""
+        for name in names:
+            self._builders.submit(self.layers, name)
+
+    def stop(self) -> None:
+        """Begin no more builds."""
+        self._builders.shutdown(wait=False, cancel_futures=True)
 
     def _build_below(self, recipe: Recipe) -> list[Cached]:
         if not recipe.base:
@@ -182,6 +199,5 @@ class Store:
         return self._ready[recipe.base]
 
 
-def seconds() -> float:
-    """The time that tests have waited for roots so far."""
-    return sum(made.seconds for made in built)
+#: The roots of this run.
+store = Store()

@@ -55,13 +55,13 @@ def lines(missing: str | None) -> list[str]:
     notes = {f"CPython {version}": str(path) for version, path in interpreters.installed().items()
              if not interpreters.debian(version)}
     notes["user-mode-linux"] = f"Linux {uml.version()}" if "user-mode-linux" in tests else ""
-    for made in roots.built:
+    for made in roots.made:
         effort = f"built in {made.seconds:.0f} s" if made.built else "in the cache"
         notes[made.name] = f"{versions(made.directory)} ({effort})".lstrip()
     table = [(system, ", ".join(f"{number} {outcome}" for outcome, number in sorted(tests[system].items())),
               notes.get(system, "")) for system in sorted(tests)]
     widths = [max(len(row[column]) for row in table) for column in (0, 1)]
     absent = [version for version in build.TARGETS if version not in interpreters.promised()]
-    return [f"real systems, on Linux {os.uname().release}, prepared in {roots.seconds():.0f} s:",
+    return [f"real systems, on Linux {os.uname().release}; the tests waited {roots.store.waited:.0f} s for roots:",
             *(f"  {system:<{widths[0]}}  {counts:<{widths[1]}}  {note}".rstrip() for system, counts, note in table),
             *(f"  CPython {version}: not to be had on this machine" for version in absent)]

@@ -87,13 +87,11 @@ def _start(machine: Machine, script: str, memory: str, timeout: float, *argument
     machine.write("/uml/script", script, 0o755)
     for name in ("status", "stdout", "stderr"):
         machine.path(f"/uml/{name}").unlink(missing_ok=True)
-    # In its own process namespace all its helper processes end with it, and it ends with the test run. Random addresses
-    # would make holes in its memory, whose bookkeeping costs a small one all it has.
-    wrapper = ["setpriv", "--pdeathsig=KILL", "unshare", "--pid", "--net", "--fork", "--kill-child", "setarch", "-R"]
-    kernel = ["linux.uml", *arguments, f"mem={memory}", f"umid={machine.name}", f"uml_dir={machine.path('/uml')}",
-              "con=null", "con0=null,fd:2", "con1=fd:0,fd:1", "quiet"]
+    # Random addresses would make holes in its memory, whose bookkeeping takes a small one all it has.
+    kernel = ["setarch", "--addr-no-randomize", "linux.uml", *arguments, f"mem={memory}", f"umid={machine.name}",
+              f"uml_dir={machine.path('/uml')}", "con=null", "con0=null,fd:2", "con1=fd:0,fd:1", "quiet"]
     began = time.monotonic()
-    console = host.run([*wrapper, *kernel], env={"PATH": host.PATH}, timeout=timeout)
+    console = host.run(host.contained(kernel, "--net"), env={"PATH": host.PATH}, timeout=timeout)
     seconds = time.monotonic() - began
     if not machine.path("/uml/status").exists():
         raise Problem(f"the script did not end\n--- console\n{console.stdout}{console.stderr}")

@@ -36,7 +36,6 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable
 
@@ -51,10 +50,7 @@ from ..ground.inits import Booted
 from ..ground.interpreters import promised
 from ..ground.machine import Machine
 from ..ground.pluto import Pluto
-from ..ground.roots import RELEASES, ROOTS, WITH_INIT, Store
-
-#: Roots that are built in the background, two at a time, while the first tests run.
-store = Store()
+from ..ground.roots import RELEASES, ROOTS, WITH_INIT, store
 
 
 def here(item: pytest.Item) -> bool:
@@ -75,10 +71,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     named = {value for item in filter(here, session.items) if hasattr(item, "callspec")
              for value in item.callspec.params.values() if isinstance(value, str)}
     wanted = [name for name, recipe in ROOTS.items() if name in named or recipe.python in named]
-    builders = ThreadPoolExecutor(2)
-    for name in wanted:
-        builders.submit(store.layers, name)
-    builders.shutdown(wait=False)
+    store.prefetch(wanted)
+
+
+def pytest_sessionfinish() -> None:
+    store.stop()
 
 
 @pytest.fixture
