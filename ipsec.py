@@ -4686,8 +4686,10 @@ CONNECTION_OPTIONS = (*PLUTO_OPTIONS, ASYNC_OPTION, REMOTE_HOST_OPTION)
 # others run side by side, each in a child of its own that can be killed whatever it hangs in.  Text is streamed:
 # child -> pipe -> sink.  Facts: barf(8) and programs/barf of libreswan 3.29 and 4.10 for headings and order.
 
-# How a section ended; in this order the exit statuses of its child
+# How a section ended
 OUTCOMES = ("ok", "absent", "denied", "failed", "timeout")
+CHILD_STATUS = 100  # plus the index of the outcome; below are those of programs
+CHILD_FAILED = CHILD_STATUS + len(OUTCOMES)
 INCOMPLETE = OUTCOMES[2:]
 PIPE_SIZE = 1 << 20  # F_SETPIPE_SZ allows an unprivileged process that much (pipe(7))
 LOG_TAIL = 4 << 20  # bytes of a log file that go into a report at most
@@ -4699,8 +4701,8 @@ class ReportSection(Record):
     """One part of the report.
 
     `command` shows people how to see the same by hand; `body` gives the text piece by piece; `live`: only the running
-    system can tell; `slow`: may block or take long, so it runs in a child; `bulk`: much text that is only numbers and
-    addresses of the kernel, in which secrets are looked for by value but not by pattern.
+    system can tell; `slow`: may block or take long, so it runs in a child; `bulk`: text of the kernel's own, in which
+    secrets are looked for by value but not by pattern; `raw`: its child becomes a program, whose text we make safe.
     """
 
     name: str
@@ -4709,6 +4711,7 @@ class ReportSection(Record):
     live: bool = False
     slow: bool = False
     bulk: bool = False
+    raw: bool = False
 
 
 class Report:
@@ -4720,6 +4723,7 @@ class Report:
         self.redactor = redactor_of(host, args.flag("--show-secrets"), self.config)
         self.timeout = seconds(args.value("--timeout", "10"))
         self.short = args.flag("--short")
+        self.output = -1  # in a child: where its text goes
         self.since = parse_since(args.value("--since")) if args.flag("--since") else 0.0
 
     def host_name(self) -> str:
@@ -4761,45 +4765,60 @@ class Worker:
     def __init__(self, report: Report, section: ReportSection) -> None:
         import fcntl
         self.started = time.monotonic()
+        self.clean = report.redactor.clean if section.raw else str
         self.reader, writer = os.pipe()
         fcntl.fcntl(writer, getattr(fcntl, "F_SETPIPE_SZ", 1031), PIPE_SIZE)
         self.pid = os.fork()
         if self.pid == 0:
-            status = len(OUTCOMES)
+            status = CHILD_FAILED
             try:
                 os.close(self.reader)
                 # a session of its own: no terminal to prompt on, and one signal ends it with all that it runs
                 os.setsid()
                 report.host.own_group = True
-                status = OUTCOMES.index(report.produce(section, lambda text: write_all(writer, encode(text))))
+                report.output = writer
+                outcome = report.produce(section, lambda text: write_all(writer, encode(text)))
+                status = CHILD_STATUS + OUTCOMES.index(outcome)
             except BaseException:  # the parent tells, from the status; nothing of ours may run twice
-                status = len(OUTCOMES)
+                status = CHILD_FAILED
             finally:
                 os._exit(status)
         os.close(writer)
         os.set_blocking(self.reader, False)
 
-    def deliver(self, timeout: float, write: Callable[[str], None]) -> str:
-        """Write the text of the section as it comes; how it ended.  We wait for it `timeout` seconds in all.
+    def chunks(self, timeout: float) -> Iterator[bytes]:
+        """What the child writes, as it comes.  We wait for it `timeout` seconds in all, then TimedOut is raised.
 
         Time that we spend elsewhere doesn't count: a child that has text ready waits for us, not we for it.
         """
-        import codecs
         import select
-        decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         poll = select.poll()
         poll.register(self.reader, select.POLLIN)
         patience = timeout if poll.poll(0) else timeout - (time.monotonic() - self.started)
         while True:
             before = time.monotonic()
             if not poll.poll(max(0.0, patience) * 1000):
-                write(f"timed out after {timeout:g} s; what had come by then is above\n")
-                return self.end(timed_out=True)
+                raise TimedOut(f"timed out after {timeout:g} s; what had come by then is above")
             data = os.read(self.reader, PIPE_SIZE)
             patience -= time.monotonic() - before
             if not data:
-                return self.end(timed_out=False)
-            write(decoder.decode(data))
+                return
+            yield data
+
+    def deliver(self, timeout: float, write: Callable[[str], None]) -> str:
+        """Write the text of the section as it comes; how it ended."""
+        rest = b""
+        try:
+            for chunk in self.chunks(timeout):
+                head, found, tail = (rest + chunk).rpartition(b"\n")
+                rest = tail
+                if found:
+                    write(self.clean(decode(head + found)))
+        except TimedOut as error:
+            write(self.clean(decode(rest) + "\n" * bool(rest)) + f"{error}\n")
+            return self.end(timed_out=True)
+        write(self.clean(decode(rest)))
+        return self.end(timed_out=False)
 
     def end(self, timed_out: bool) -> str:
         """End the child, whatever it hangs in, and say how its section ended."""
@@ -4815,7 +4834,9 @@ class Worker:
             os.waitpid(self.pid, os.WNOHANG)
             return "timeout"
         code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        return OUTCOMES[code] if 0 <= code < len(OUTCOMES) else "failed"
+        if code == 0:  # a program that it became
+            return "ok"
+        return OUTCOMES[code - CHILD_STATUS] if CHILD_STATUS <= code < CHILD_FAILED else "failed"
 
 
 class TextSink:
@@ -4990,8 +5011,16 @@ def each(pattern: str, separator: str = ": ", below: str = "") -> Callable[[Repo
 
 
 def program(*argv: str, hint: str = "") -> Callable[[Report], Iterator[str]]:
-    """What a program says."""
-    return lambda report: map(decode, whole_lines(report.host.stream(argv, hint=hint)))
+    """What a program says: the child of the section becomes it."""
+    def body(report: Report) -> Iterator[str]:
+        host = report.host
+        path = host.resolve(argv[0], hint)
+        nothing = os.open("/dev/null", os.O_RDONLY)
+        for descriptor, source in enumerate((nothing, report.output, report.output)):
+            os.dup2(source, descriptor)
+        yield from ()
+        host.exec(path, argv[1:], env=host.child_env())
+    return body
 
 
 def matching(lines: Iterable[str], words: Sequence[str]) -> Iterator[str]:
@@ -5050,7 +5079,7 @@ def addresses_of_host(report: Report) -> Iterator[str]:
     try:
         found = socket.getaddrinfo(report.host_name(), None, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
-        raise Failure(f"{report.host_name()}: {error.strerror}") from None
+        raise Missing(f"{report.host_name()}: {error.strerror}") from None
     yield " ".join(dict.fromkeys(str(entry[4][0]) for entry in found)) + "\n"
 
 
@@ -5268,16 +5297,16 @@ def listeners(report: Report) -> Iterator[str]:
 
 def kernel_options(report: Report) -> Iterator[str]:
     """The options of the kernel that matter to IPsec."""
-    for line in kernel_config(report.host):
-        if any(word in line for word in KERNEL_OPTIONS):
-            yield line + "\n"
+    import re
+    wanted = re.compile("|".join(KERNEL_OPTIONS)).search
+    yield from (f"{line}\n" for line in kernel_config(report.host) if wanted(line))
 
 
 def l2tp(*words: str) -> Callable[[Report], Iterator[str]]:
     """What `ip l2tp show` tells; nothing when the kernel has no L2TP."""
     def body(report: Report) -> Iterator[str]:
         if report.host.isdir("/sys/module/l2tp_core"):
-            yield from program("ip", "l2tp", "show", *words)(report)
+            yield report.host.run(["ip", "l2tp", "show", *words]).text
     return body
 
 
@@ -5386,7 +5415,7 @@ def report_sections(host: Host) -> list[ReportSection]:
     net, conf = "/proc/sys/net", "/proc/sys/net/ipv4/conf/"
 
     def live_file(name: str) -> ReportSection:
-        return part(name, f"cat {name}", cat(name), live=True)
+        return part(name, f"cat {name}", cat(name), live=True, bulk=True)
 
     def disk_file(name: str) -> ReportSection:
         return part(name[1:], f"cat {name}", cat(name))
@@ -5401,7 +5430,7 @@ def report_sections(host: Host) -> list[ReportSection]:
              lambda report: XfrmText(host, show_keys=report.redactor.show_secrets).states(), live=True, slow=True),
         part("ip-xfrm-policy", "ip -s xfrm policy", lambda report: XfrmText(host).policies(), live=True, slow=True,
              bulk=True),
-        part("cat-proc-net-xfrm_stat", "cat /proc/net/xfrm_stat", cat("/proc/net/xfrm_stat"), live=True),
+        part("cat-proc-net-xfrm_stat", "cat /proc/net/xfrm_stat", cat("/proc/net/xfrm_stat"), live=True, bulk=True),
         part("ip-l2tp-tunnel", "ip l2tp show tunnel", l2tp("tunnel"), live=True),
         part("ip-l2tp-session", "ip l2tp show session", l2tp("session"), live=True),
         part("ip-tunnel", "ip -s tunnel show", lambda report: LinkText(host).tunnels(), live=True),
@@ -5431,8 +5460,8 @@ def report_sections(host: Host) -> list[ReportSection]:
         part("ipsec/listall", "ipsec whack --listall", lambda report: texts(pluto_lines(host, "--listall")), live=True,
              slow=True),
         part("nss/directory", f"ls -l {host.nssdir}", listing(host.nssdir)),
-        part("nss/contents", f"certutil -L -d sql:{host.nssdir}", nss_program("certutil"), slow=True),
-        part("nss/crls", f"crlutil -L -d sql:{host.nssdir}", nss_program("crlutil"), slow=True),
+        part("nss/contents", f"certutil -L -d sql:{host.nssdir}", nss_program("certutil"), slow=True, raw=True),
+        part("nss/crls", f"crlutil -L -d sql:{host.nssdir}", nss_program("crlutil"), slow=True, raw=True),
         *(part(f"ipsec/policies/{os.path.basename(name)}", f"cat {name}", cat(name))
           for name in host.glob(f"{host.confddir}/policies/*")),
         part("ipsec/ls-execdir", f"ls -l {host.execdir}", listing(host.execdir)),
@@ -5449,12 +5478,12 @@ def report_sections(host: Host) -> list[ReportSection]:
         part("uname-a", "uname -a", lambda report: iter([" ".join(os.uname()) + "\n"]), live=True),
         part("config-built-with", "cat /proc/config_built_with", cat("/proc/config_built_with"), live=True),
         part("distro-release", "cat /etc/*release", distribution),
-        part("iptables", "iptables-save", program("iptables-save", *save), live=True, slow=True),
-        part("ip6tables", "ip6tables-save", program("ip6tables-save", *save), live=True, slow=True),
-        part("nftables", "nft list ruleset", program("nft", "list", "ruleset"), live=True, slow=True),
+        part("iptables", "iptables-save", program("iptables-save", *save), live=True, slow=True, raw=True),
+        part("ip6tables", "ip6tables-save", program("ip6tables-save", *save), live=True, slow=True, raw=True),
+        part("nftables", "nft list ruleset", program("nft", "list", "ruleset"), live=True, slow=True, raw=True),
         live_file("/proc/modules"),
         live_file("/proc/meminfo"),
-        part("usr/src/linux/.config", "zcat /proc/config.gz", kernel_options, slow=True),
+        part("usr/src/linux/.config", "zcat /proc/config.gz", kernel_options, bulk=True),
         *(disk_file(name) for name in syslog_configs if host.exists(name)),
         disk_file("/etc/resolv.conf"),
         part("lib/modules-ls", "ls -l /lib/modules", listing("/lib/modules")),
