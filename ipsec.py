@@ -923,7 +923,9 @@ class SecretRecord:
                 self.shown.append(values[0])
             if len(values) != wanted:
                 self.problem = self.problem or ("more than one key" if len(values) > wanted else "no key behind its ID")
-            elif values[-1].form not in ('"', "'") and (values[-1].form in ("", "`") or values[-1].data() is None):
+            elif wanted == 2 and values[0].form not in ('"', "'"):
+                self.problem = self.problem or "the ID of a PPK is not quoted"
+            elif values[-1].form not in ('"', "'") and (values[-1].form in ("", "`") or not values[-1].data()):
                 self.problem = self.problem or "malformed key: neither quoted nor 0x, 0s or 0t and digits"
         elif self.kind == "pin":
             self.secrets += values[1:] or values
