@@ -147,8 +147,8 @@ def extend(base: list[str], recipe: Recipe, target: Path) -> None:
                  binds=[("/etc/resolv.conf", "/etc/resolv.conf", True)]) as machine:
         machine.write("/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", 0o755)  # packages shall start nothing
         machine.write("/run/first/ischroot", "#!/bin/sh\nexit 0\n", 0o755)  # or sysvinit waits 45 s to be restarted
-        env = {"DEBIAN_FRONTEND": "noninteractive", "PATH": f"/run/first:{host.PATH}"}
-        apt = ["apt-get", "-q", "-y", "--no-install-recommends"]
+        env = {"DEBIAN_FRONTEND": "noninteractive"}
+        apt = ["apt-get", "-q", "-y", "--no-install-recommends", "-o", f"DPkg::Path=/run/first:{host.PATH}"]
         machine.run([*apt, "update"], env=env, timeout=900).check()
         machine.run([*apt, "install", *recipe.packages], env=env, timeout=900).check()
         machine.run([*apt, "clean"], env=env).check()
@@ -173,11 +173,9 @@ class Store:
             if name not in self._ready:
                 recipe = ROOTS[name]
                 below = self._build_below(recipe)
-                chain = [ROOTS[recipe.base], recipe] if recipe.base else [recipe]
-                sources = [inspect.getsource(bootstrap), inspect.getsource(extend)]
                 layers = [cached.layer for cached in below]
-                top = keep(name, (chain, DPKG, sources), functools.partial(extend, layers, recipe) if below
-                            else functools.partial(bootstrap, recipe))
+                build = functools.partial(extend, layers, recipe) if below else functools.partial(bootstrap, recipe)
+                top = keep(name, (layers, recipe, DPKG, inspect.getsource(build.func)), build)
                 self._ready[name] = [top, *below]
         if threading.current_thread() is threading.main_thread():
             self.waited += time.monotonic() - began
