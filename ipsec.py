@@ -3650,10 +3650,12 @@ def count_of(text: str) -> int | None:
 class StatusReader:
     """Makes data of the lines of status, the other status commands and the lists (ipsec_status(8), JSON).
 
-    What it does not know is kept under `unparsed`.  Facts: show_status() and its callees of 3.25 to 5.4.
+    What it does not know is kept under `unparsed`.  With `done`, each connection is handed over once it is complete,
+    and not kept: there may be many.  Facts: show_status() and its callees of 3.25 to 5.4.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, done: Callable[[dict[str, Any]], None] | None = None) -> None:
+        self._done = done
         self.data: dict[str, Any] = {
             "schema": STATUS_SCHEMA, "settings": {}, "interfaces": [], "algorithms": [], "connections": [],
             "states": [], "traffic": [], "shunts": [], "totals": {}, "counters": {}, "lists": {}, "unparsed": []}
@@ -3666,7 +3668,12 @@ class StatusReader:
             text = line.strip()
             if text and not self._line(line, text):
                 self.data["unparsed"].append(line)
+        self._hand_over()
         return self.data
+
+    def _hand_over(self) -> None:
+        if self._done and self.data["connections"]:
+            self._done(self.data["connections"].pop())
 
     def _line(self, line: str, text: str) -> bool:
         if text.startswith("List of "):
@@ -3778,6 +3785,7 @@ class StatusReader:
         near, _, far = theirs.partition("===")
         ends = [{"host": host.partition("[")[0].partition("<")[0].partition("---")[0], "subnet": subnet or None,
                  "id": None, "auth": None} for host, subnet in ((right, left), (near, far))]
+        self._hand_over()
         self.data["connections"].append({
             "name": name, "instance": instance, "local": ends[0], "remote": ends[1], "routing": fields[0].strip(),
             "oriented": False, "interface": None, "policy": [], "ike_sa": None, "child_sa": None,
@@ -5642,15 +5650,26 @@ class Teller:
             if leading_version(pluto.version) < since:
                 lines = self._of_status(words, marks, timeout)
         if self.args.flag("--json"):
-            json = need("json", "--json")
-            data = StatusReader().read(pluto_lines(self.host, *words, timeout=timeout) if lines is None else lines)
-            self.host.print(json.dumps(data, indent=2, ensure_ascii=True))
+            self._as_json(pluto_lines(self.host, *words, timeout=timeout) if lines is None else lines)
             return OK
         if lines is None:
             return self.whack(*words, timeout=timeout)
         for line in lines:
             self.host.print(printable(line))
         return OK
+
+    def _as_json(self, lines: Iterator[str]) -> None:
+        json = need("json", "--json")
+        separator = '{"connections": ['
+
+        def show(connection: dict[str, Any]) -> None:
+            nonlocal separator
+            self.host.print(f"{separator}\n  {json.dumps(connection)}", end="")
+            separator = ","
+
+        data = StatusReader(show).read(lines)
+        del data["connections"]
+        self.host.print((separator if separator != "," else "") + "],\n" + json.dumps(data, indent=1)[2:])
 
     def _of_status(self, words: Sequence[str], marks: tuple[str, ...], timeout: float) -> Iterator[str]:
         wanted = words[1] if words[0] == "--name" else ""

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from .ground.machine import PYZ, Machine
+from .ground.machine import PYZ, Machine, wait_for
 from .ground.pluto import Pluto
 from .ground.roots import Store
 
@@ -105,7 +105,25 @@ def barf() -> Iterator[Figure]:
         yield Figure("peak memory of that run, MiB", peak, 64)
 
 
-ROWS: dict[str, Callable[[], Iterator[Figure]]] = {"start": start, "barf": barf}
+def status() -> Iterator[Figure]:
+    """The status of many connections, asked natively, against libreswan 4.10's whack."""
+    for count, runs in ((1_000, RUNS), (10_000, 3)):
+        connections = "".join(f"conn c{n}\n\tleft=192.0.2.1\n\tright=198.51.{n >> 8}.{n & 255}\n\tauthby=secret\n"
+                              f"\tleftsubnet=10.{n >> 8}.{n & 255}.0/24\n\tauto=add\n" for n in range(count))
+        with Machine("bookworm", Store().layers("bookworm"), ARCHIVE) as machine:
+            machine.address("192.0.2.1/24")
+            with Pluto(machine, f"config setup\n{connections}", listening=False) as pluto:
+                wait_for(lambda: f"loaded {count}," in machine.run([pluto.WHACK, "--status"]).stdout, "them all", 900)
+                ours = [PYTHON, PYZ, "--native", "status"]
+                bare, theirs, _ = medians([PYTHON, "-c", "pass"], [pluto.WHACK, "--status"], machine, runs)
+                mine, _, peak = medians(ours, [pluto.WHACK, "--status"], machine, runs)
+                yield ratio(f"native status, {count} connections : bare start + 1.5 x whack", 1, mine, bare + 1.5 * theirs)
+                yield Figure("peak memory of that run, MiB", peak, 32)
+                _, _, peak = medians([*ours, "--json"], [pluto.WHACK, "--status"], machine, 1)
+                yield Figure("peak memory as JSON, MiB", peak, 32)
+
+
+ROWS: dict[str, Callable[[], Iterator[Figure]]] = {"start": start, "barf": barf, "status": status}
 
 
 def main() -> None:
