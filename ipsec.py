@@ -2577,18 +2577,34 @@ def list_processes(host: Host) -> Iterator[Process]:
             continue
 
 
-def find_pluto(host: Host) -> int | None:
-    """The process number of the pluto of this run directory, or None: its pid file, checked against what runs there.
-
-    A number that by now belongs to another program is not pluto's.
-    """
+def is_pluto(host: Host, pid: int) -> bool:
+    """True when the process is alive and is pluto: a number in a stale file may be anybody's by now."""
     try:
-        pid = int(host.read(f"{host.rundir}/pluto.pid").split()[0])
-        name = host.value(f"/proc/{pid}/comm")
-        state = host.read(f"/proc/{pid}/stat").rpartition(")")[2].split()[0]
-    except (OSError, ValueError, IndexError):
-        return None
-    return pid if name == "pluto" and state not in "ZX" else None
+        name, _, rest = host.read(f"/proc/{pid}/stat").partition("(")[2].rpartition(")")
+        if name != "pluto" or rest.split()[0] in "ZX":  # zombie: ended, but not yet collected
+            return False
+        return os.path.basename(host.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)")) == "pluto"
+    except PermissionError:
+        return True  # not root: its name must do
+    except (OSError, IndexError):
+        return False
+
+
+def find_pluto(host: Host) -> int | None:
+    """The process number of the pluto of this run directory, or None: its pid file, checked against what runs there."""
+    text = host.value(f"{host.rundir}/pluto.pid").strip()
+    return int(text) if text.isdigit() and is_pluto(host, int(text)) else None
+
+
+def plutos(host: Host) -> list[int]:
+    """The processes that are pluto, of whatever run directory, and share our network namespace and so our kernel
+    state."""
+    def here(pid: str) -> bool:
+        try:
+            return host.stat(f"/proc/{pid}/ns/net").st_ino == host.stat("/proc/self/ns/net").st_ino
+        except OSError:
+            return True  # it may
+    return [int(pid) for pid in host.listdir("/proc") if pid.isdigit() and is_pluto(host, int(pid)) and here(pid)]
 
 
 class Socket(Record):
@@ -4108,8 +4124,8 @@ def act(host: Host, service: Service, action: str, dry: bool) -> int:
         return wait_for_answer(host)
     if host.superuser:  # else the service alone can have cleaned up
         with host.lock(host.rundir):
-            if not wait_until(lambda: not pluto_pid(host), STOP_TIMES[0][1]):
-                raise Failure(f"pluto (pid {pluto_pid(host)}) still runs: {service.manager.name} did not start it",
+            if not wait_until(lambda: not find_pluto(host), STOP_TIMES[0][1]):
+                raise Failure(f"pluto (pid {find_pluto(host)}) still runs: {service.manager.name} did not start it",
                               ERROR, "ipsec setup stop --init none ends it")
             clean_up(host)
     return OK
@@ -4131,41 +4147,6 @@ def wait_until(done: Callable[[], object], seconds: float) -> bool:
 def pid_file(host: Host) -> str:
     """Where pluto writes its process number."""
     return f"{host.rundir}/pluto.pid"
-
-
-def is_pluto(host: Host, pid: int) -> bool:
-    """True when the process is alive and is pluto: a number in a stale file may be anybody's by now."""
-    try:
-        name, _, rest = host.read(f"/proc/{pid}/stat").partition("(")[2].rpartition(")")
-        if name != "pluto" or rest.split()[0] in "ZX":  # zombie: ended, but not yet collected
-            return False
-        return os.path.basename(host.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)")) == "pluto"
-    except PermissionError:
-        return True  # not root: its name must do
-    except (OSError, IndexError):
-        return False
-
-
-def pluto_pid(host: Host) -> int:
-    """The living pluto of our run directory, or 0.  Raises Failure when we may not know."""
-    try:
-        text = host.read(pid_file(host)).strip()
-    except PermissionError:
-        raise Failure(f"{pid_file(host)}: no permission: be root", LSB_NO_RIGHT) from None
-    except OSError:
-        return 0
-    return int(text) if text.isdigit() and is_pluto(host, int(text)) else 0
-
-
-def plutos(host: Host) -> list[int]:
-    """The processes that are pluto, of whatever run directory, and share our network namespace and so our kernel
-    state."""
-    def here(pid: str) -> bool:
-        try:
-            return host.stat(f"/proc/{pid}/ns/net").st_ino == host.stat("/proc/self/ns/net").st_ino
-        except OSError:
-            return True  # it may
-    return [int(pid) for pid in host.listdir("/proc") if pid.isdigit() and is_pluto(host, int(pid)) and here(pid)]
 
 
 def flush_leftovers(host: Host) -> bool:
@@ -4248,7 +4229,7 @@ class Direct:
         if not self._announce(f"ipsec pluto {' '.join(argv[1:])} [start manually]"):
             return OK
         with host.lock(host.rundir):
-            if pid := pluto_pid(host):
+            if pid := find_pluto(host):
                 if foreground:
                     raise Failure(f"pluto is running already (pid {pid})")
                 if not wait_until(lambda: answers(host), ANSWER_TIME):
@@ -4318,7 +4299,7 @@ class Direct:
         policies."""
         if self._announce("ipsec whack --shutdown [stop manually]"):
             with self.host.lock(self.host.rundir):
-                if pid := pluto_pid(self.host):
+                if pid := find_pluto(self.host):
                     self._end(pid)
                 clean_up(self.host)
         return OK
@@ -4349,15 +4330,16 @@ class Direct:
         """LSB's status: 0 running, 1 dead with a pid file, 3 stopped, 4 not known."""
         host = self.host
         try:
-            pid = pluto_pid(host)
-        except Failure as failure:
-            host.print("ipsec: pluto status unknown due to insufficient privileges.")
-            return failure.status
-        if pid:
+            dead = bool(host.read(pid_file(host)))
+        except OSError as error:
+            dead = False
+            if isinstance(error, PermissionError):
+                host.print("ipsec: pluto status unknown due to insufficient privileges.")
+                return LSB_UNKNOWN
+        if pid := find_pluto(host):
             healthy = answers(host) or not host.superuser
             host.print(f"ipsec: pluto (pid {pid}) is running{'...' if healthy else ', but does not answer'}")
             return OK if healthy else LSB_UNKNOWN
-        dead = host.exists(pid_file(host))
         host.print("ipsec: pluto dead but pid file exists" if dead else "ipsec: pluto is stopped")
         return LSB_DEAD if dead else LSB_STOPPED
 
@@ -6153,7 +6135,7 @@ def plutorun_command(host: Host, args: Args) -> int:
 
     syslog = need("syslog", "_plutorun's log")
     check_nss(host)
-    if pid := pluto_pid(host):
+    if pid := find_pluto(host):
         say(f"pluto appears to be running already (pid {pid}), will not start another")
         return ERROR
     host.remove(pid_file(host))  # stale
