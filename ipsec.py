@@ -789,7 +789,7 @@ PUBLIC_FIELDS = ("modulus", "publicexponent", "ckaidnss", "ckaid", "publickey")
 LONGEST_LINE = 1 << 16  # a report shows no more of a line
 # Secrets that are everyday words of a report would, masked everywhere, leave neither a report nor a doubt what they are
 EVERYDAY = frozenset("secret secrets password ipsec libreswan pluto test default public private tunnel transport "
-                     "systemd kernel linux debian redacted".split())
+                     "systemd kernel linux debian redacted root admin user none auto".split())
 
 
 class Token:
@@ -906,7 +906,8 @@ class SecretRecord:
         self.shown.append(tokens[colon])
         kind = values[0].text.lower() if values else ""
         if kind not in KEY_KINDS or (values[0].form and values[0].form not in "\"'"):
-            self.problem = self.problem or "no PSK, XAUTH or other kind of key behind the `:`"
+            self.problem = self.problem or ("no PSK, XAUTH or other kind of key behind the `:`" if values else
+                                            "nothing behind the `:`; pluto, 5.2 too, crashes on that")
             self.secrets += values
             return
         self.kind = kind
@@ -1041,7 +1042,8 @@ class Redactor:
         self.show_secrets = show_secrets
         self._values: set[str] = set()  # masked anywhere
         self._words: set[str] = set()  # masked where they stand alone
-        self._digits: set[str] = set()  # in hex, for dumps
+        self._digits: dict[str, list[str]] = {}  # in hex, by the first four bytes, for dumps
+        self._dumped = "\n"  # all of them, a line each
         self._sorted: list[str] | None = None
         self._runs: dict[str, list[str]] = {}
         self._word_pattern: re.Pattern[str] | None = None
@@ -1060,7 +1062,8 @@ class Redactor:
         if len(text) < 4 or len(data) < 4 or text.lower() in EVERYDAY or not text.strip():
             return
         digits = binascii.hexlify(data).decode()
-        self._digits.add(digits)
+        self._digits.setdefault(digits[:8], []).append(digits)
+        self._sorted = None
         forms = {text, text.strip(), decode(data), digits, digits.upper(),
                  binascii.b2a_base64(data, newline=False).decode().rstrip("=")}
         for form in (text, decode(data)):
@@ -1077,7 +1080,6 @@ class Redactor:
                     self._values.add(line)
                 elif len(line) >= 4:
                     self._words.add(line)
-        self._sorted = None
 
     def learn_file(self, lines: Iterable[str]) -> list[str]:
         """Learn the secrets in the lines of a file like ipsec.secrets, those in its comments too; the patterns that
@@ -1136,6 +1138,7 @@ class Redactor:
         import re
         if self._sorted is None:
             self._sorted = sorted(self._values, key=len, reverse=True)
+            self._dumped = "".join(f"{digits}\n" for group in self._digits.values() for digits in group)
             self._runs = {}
             if len(self._sorted) > MANY_VALUES:
                 for value in self._sorted:
@@ -1158,8 +1161,9 @@ class Redactor:
         """For a row of hex bytes: masked to the end of the line, where a dump repeats it as text, if it holds a secret
         or is a piece of one."""
         row = found[2].lower().translate({32: None, 58: None})
-        known = any(digits in row or (row in digits if len(row) > 6 else digits.endswith(row))
-                    for digits in self._digits)
+        piece = row if len(row) > 6 else f"{row}\n"  # so short a one only as the last row of a secret
+        known = piece in self._dumped or any(row.startswith(digits, place) for place in range(0, len(row) - 7, 2)
+                                             for digits in self._digits.get(row[place:place + 8], ()))
         return f"{found[1]}{MASK}" if known else found[0]
 
     def _mask_places(self, text: str) -> str:
