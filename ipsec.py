@@ -394,6 +394,31 @@ class Host:
             self.remove(work)
             raise OSError(error.errno, error.strerror, name) from None
 
+    def replace(self, name: str, text: str) -> None:
+        """Write a small file so that readers see the old or the new text whole; owner and mode stay.  In place where
+        no file can be put beside it or renamed over it (one that a container has mounted).  Raises OSError."""
+        real = os.path.realpath(self.path(name))
+        aside = f"{real}.{os.getpid()}.tmp"
+        try:
+            fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        except OSError:
+            return self.write(name, text)
+        try:
+            with os.fdopen(fd, "wb") as stream:
+                if os.path.exists(real):
+                    info = os.stat(real)
+                    os.fchown(fd, info.st_uid, info.st_gid)
+                    os.fchmod(fd, info.st_mode & 0o7777)
+                stream.write(encode(text))
+                stream.flush()
+                os.fsync(fd)
+            os.rename(aside, real)
+        except OSError as error:
+            os.unlink(aside)
+            if error.errno not in (errno.EBUSY, errno.EPERM):
+                raise OSError(error.errno, error.strerror, name) from None
+            self.write(name, text)
+
     def remove(self, name: str) -> None:
         """Remove a file; none there is fine.  Raises OSError."""
         try:
@@ -404,11 +429,13 @@ class Host:
             raise OSError(error.errno, error.strerror, name) from None
 
     def lock(self, directory: str, timeout: float = 120.0) -> Lock:
-        """Hold the lock on a directory, made when missing, for a `with` block.  Our end gives it back too, however we
-        end, and so does becoming another program.  Raises TimedOut, OSError."""
+        """Hold the lock on a directory, made when missing, for a `with` block; or on the network of this process,
+        /proc/self/ns/net.  Our end gives it back too, however we end, and so does becoming another program.  Raises
+        TimedOut, OSError."""
         import fcntl
-        os.makedirs(self.path(directory), 0o700, exist_ok=True)
-        fd = os.open(self.path(directory), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if not os.path.exists(self.path(directory)):
+            os.makedirs(self.path(directory), 0o700, exist_ok=True)
+        fd = os.open(self.path(directory), os.O_RDONLY | os.O_CLOEXEC)
         deadline = time.monotonic() + timeout
         while True:
             try:
@@ -3882,7 +3909,1093 @@ class StatusReader:
 
 # =====================================================================================================================
 # 8. Firewall
+#
+# NFLOG rules (what checknflog, stopnflog and sniff are about) and what _updown changes for a connection: routes,
+# addresses, rules, VTI interfaces, proxy ARP, address translation, resolv.conf.  Facts: the ipsec script and
+# _updown.netkey/_updown.xfrm of libreswan 3.29, 4.10 and 5.4; ipsec.conf(5) for nflog= and nflog-all=; rtnetlink(7),
+# linux/rtnetlink.h, linux/fib_rules.h, linux/netfilter/nf_tables.h; ip-route(8) for the words of a route.
 # =====================================================================================================================
+
+
+# --- routing --------------------------------------------------------------------------------------------------------
+
+NLM_F_ACK, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 4, 0x100, 0x200, 0x400, 0x800
+NESTED = 0x8000  # NLA_F_NESTED
+RTM_NEWLINK, RTM_NEWADDR, RTM_DELADDR, RTM_NEWROUTE, RTM_DELROUTE = 16, 20, 21, 24, 25
+RTM_NEWNEIGH, RTM_DELNEIGH, RTM_NEWRULE, RTM_DELRULE = 28, 29, 32, 33
+RT_TABLE_MAIN, RTN_UNICAST, RTN_LOCAL, RTPROT_BOOT = 254, 1, 2, 3
+IFF_UP, IFF_POINTOPOINT = 1, 0x10
+# The words of `ip route` that stand for a number: (attribute, 0) or (RTA_METRICS, attribute in it)
+ROUTE_NUMBERS = {"metric": (6, 0), "preference": (6, 0), "priority": (6, 0), "table": (15, 0), "mtu": (8, 2),
+                 "window": (8, 3), "ssthresh": (8, 6), "cwnd": (8, 7), "advmss": (8, 8), "hoplimit": (8, 10),
+                 "initcwnd": (8, 11), "quickack": (8, 15), "initrwnd": (8, 14)}
+
+
+def attribute(kind: int, *values: bytes | str | int) -> bytes:
+    """A netlink attribute (struct nlattr, 4-byte aligned).  An int is a u32 of the host's order, a str ends in NUL,
+    bytes are as they are; several values follow each other, as nested attributes do."""
+    import struct
+    data = b"".join(value if isinstance(value, bytes) else encode(value) + b"\0" if isinstance(value, str) else
+                    struct.pack("=I", value) for value in values)
+    return struct.pack("=HH", len(data) + 4, kind) + data + bytes(-len(data) % 4)
+
+
+class Netlink:
+    """Requests to the kernel and its replies over one netlink socket (netlink(7)); a context manager.
+
+    For changes and small questions.  Plain sockets because pluto waits for its _updown at every SA: pyroute2 takes
+    0.3 s to import, longer than all that is asked here, and imports nowhere on python3-minimal.
+    """
+
+    def __init__(self, host: Host, family: int) -> None:
+        """Raises OSError."""
+        self.link = host.netlink(family)
+        self.sequence = 0
+
+    def __enter__(self) -> Netlink:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.link.close()
+
+    def ask(self, *messages: tuple[int, int, bytes]) -> list[bytes]:
+        """Send messages (type, flags, body) in one packet; the bodies of the replies, until the last message that asks
+        for it is acknowledged.  Raises OSError when the kernel refuses one."""
+        import struct
+        packet, last, replies = b"", 0, []
+        for kind, flags, body in messages:
+            self.sequence += 1
+            packet += struct.pack("=IHHII", 16 + len(body), kind, flags | 1, self.sequence, 0) + body  # NLM_F_REQUEST
+            packet += bytes(-len(packet) % 4)
+            last = self.sequence if flags & NLM_F_ACK else last
+        self.link.send(packet)
+        while True:
+            data = self.link.recv(NETLINK_BUFFER)
+            place = 0
+            while place + 16 <= len(data):
+                size, kind, _, sequence, _ = struct.unpack_from("=IHHII", data, place)
+                payload = data[place + 16:place + size]
+                place += (size + 3) & ~3
+                if kind == NLMSG_ERROR and (code := -struct.unpack_from("=i", payload)[0]):
+                    raise OSError(code, os.strerror(code))
+                if kind not in (NLMSG_ERROR, NLMSG_DONE):
+                    replies.append(payload)
+                elif sequence == last:
+                    return replies
+
+
+class Route(Record):
+    """A route as the kernel gives it: local or not, destination (`address/bits`), gateway, interface, source."""
+
+    local: bool
+    destination: str
+    gateway: str
+    device: str
+    source: str
+
+
+def be32(number: int) -> bytes:
+    """A number in network order, as nf_tables and tunnels want theirs."""
+    return number.to_bytes(4, "big")
+
+
+def u32(number: int) -> bytes:
+    """A number in the byte order of this host."""
+    return number.to_bytes(4, sys.byteorder)
+
+
+def packed(address: str) -> bytes:
+    """An IP address in network order.  Raises OSError for what is none."""
+    import socket
+    return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
+
+
+class Routing:
+    """Routes, addresses, rules, neighbours and links: what _updown asks and changes (rtnetlink(7)).
+
+    The messages are those of iproute2, so that what `ip` shows afterwards is the same.  A context manager.  All
+    methods raise OSError with the kernel's errno.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.netlink = Netlink(host, NETLINK_ROUTE)
+
+    def __enter__(self) -> Routing:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.netlink.link.close()
+
+    @staticmethod
+    def _family(address: str) -> int:
+        return AF_INET6 if ":" in address else AF_INET
+
+    @staticmethod
+    def index(device: str) -> int:
+        import socket
+        try:
+            return socket.if_nametoindex(device)
+        except OSError:
+            raise OSError(errno.ENODEV, f'Cannot find device "{device}"') from None
+
+    @staticmethod
+    def _route(reply: bytes) -> Route:
+        import socket
+        family, bits, kind = reply[0], reply[1], reply[7]
+        found = attributes(reply, 12, len(reply))
+
+        def text(kind: int) -> str:
+            return socket.inet_ntop(family, found[kind]) if kind in found else ""
+
+        try:
+            device = socket.if_indextoname(number(found.get(RTA_OIF)))
+        except OSError:
+            device = ""  # a route through several, or the interface has just gone
+        target = text(RTA_DST) or ("0.0.0.0" if family == AF_INET else "::")
+        return Route(kind == RTN_LOCAL, f"{target}/{bits}", text(RTA_GATEWAY), device, text(RTA_PREFSRC))
+
+    def route(self, action: str, destination: str, words: Sequence[str]) -> None:
+        """`ip route ACTION DESTINATION WORDS…`: add, replace, change or del."""
+        flags = {"add": NLM_F_CREATE | NLM_F_EXCL, "replace": NLM_F_CREATE | NLM_F_REPLACE, "change": NLM_F_REPLACE,
+                 "del": 0}[action]
+        address, _, bits = destination.partition("/")
+        family, target = self._family(address), packed(address)
+        attrs, metrics, table, scope, protocol, onlink = b"", b"", RT_TABLE_MAIN, "", RTPROT_BOOT, 0
+        todo = list(reversed(words))
+        while todo:
+            word = todo.pop()
+            if word == "onlink":
+                onlink = 4  # RTNH_F_ONLINK
+                continue
+            if not todo:
+                raise OSError(errno.EINVAL, f"{quote(word)} needs a value, or is no word of a route")
+            value = todo.pop()
+            if word == "via":
+                attrs += attribute(5, packed(value))
+            elif word == "dev":
+                attrs += attribute(4, self.index(value))
+            elif word == "src":
+                attrs += attribute(7, packed(value))
+            elif word == "scope":
+                scope = value
+            elif word in ("proto", "protocol") and value.isdigit():
+                protocol = int(value)
+            elif word in ROUTE_NUMBERS and value.isdigit():
+                kind, inner = ROUTE_NUMBERS[word]
+                metrics += attribute(inner, int(value)) if inner else b""
+                attrs += b"" if inner else attribute(kind, int(value))
+                table = min(int(value), 255) if word == "table" else table
+            else:
+                raise OSError(errno.EINVAL, f"{quote(f'{word} {value}')}: not a route's words, or not supported")
+        attrs += attribute(8 | NESTED, metrics) if metrics else b""
+        named = {name: level for level, name in ROUTE_SCOPES.items()}
+        level = named[scope] if scope in named else int(scope or 0)
+        if not scope and family == AF_INET:
+            level = 255 if action == "del" else 0 if "via" in words else 253
+        remove = action == "del"
+        body = bytes((family, int(bits or 8 * len(target)), 0, 0, table if table < 256 else 0,
+                      0 if remove and protocol == RTPROT_BOOT else protocol, level, 0 if remove else RTN_UNICAST))
+        body += onlink.to_bytes(4, sys.byteorder) + attribute(1, target) + attrs
+        self.netlink.ask((RTM_DELROUTE if remove else RTM_NEWROUTE, flags | NLM_F_ACK, body))
+
+    def lookup(self, address: str, source: str = "") -> Route:
+        """`ip route get ADDRESS [from SOURCE]`."""
+        target, origin = packed(address), packed(source) if source else b""
+        body = bytes((self._family(address), 8 * len(target), 8 * len(origin))) + bytes(9) + attribute(1, target)
+        body += attribute(2, origin) if origin else b""
+        return self._route(self.netlink.ask((RTM_GETROUTE, NLM_F_ACK, body))[0])
+
+    def routes(self, family: int) -> Iterator[Route]:
+        """`ip route list`: the main table, for family 4 or 6."""
+        request = bytes((AF_INET if family == 4 else AF_INET6,)) + bytes(11)
+        for buffer, start, end in dump(self.host, NETLINK_ROUTE, RTM_GETROUTE, request):
+            if buffer[start + 4] == RT_TABLE_MAIN and not number(buffer[start + 8:start + 12]) & 0x200:  # RTM_F_CLONED
+                yield self._route(buffer[start:end])
+
+    def addresses(self) -> list[tuple[str, int, int, int]]:
+        """All addresses of this host: address, prefix length, scope, index of the interface."""
+        import socket
+        found = []
+        for buffer, start, end in dump(self.host, NETLINK_ROUTE, RTM_GETADDR, bytes(8)):
+            family, bits, _, scope = buffer[start:start + 4]
+            attrs = attributes(buffer, start + 8, end)
+            own = attrs.get(2) or attrs.get(1)  # IFA_LOCAL, IFA_ADDRESS
+            if own:
+                found.append((socket.inet_ntop(family, own), bits, scope, number(buffer[start + 4:start + 8])))
+        return found
+
+    def address(self, add: bool, address: str, device: str, scope: int = 0) -> None:
+        """`ip addr add|del ADDRESS/BITS dev DEVICE scope SCOPE`."""
+        own, _, bits = address.partition("/")
+        data = packed(own)
+        body = bytes((self._family(own), int(bits or 8 * len(data)), 0, scope)) + u32(self.index(device))
+        self.netlink.ask((RTM_NEWADDR if add else RTM_DELADDR, NLM_F_ACK | (NLM_F_CREATE | NLM_F_EXCL if add else 0),
+                         body + attribute(2, data) + attribute(1, data)))
+
+    def proxy(self, add: bool, address: str, device: str) -> None:
+        """`ip neigh add|del proxy ADDRESS dev DEVICE`."""
+        body = bytes((self._family(address), 0, 0, 0)) + u32(self.index(device))
+        body += bytes((0x80 if add else 0, 0, 8, 0)) + attribute(1, packed(address))  # NUD_PERMANENT, NTF_PROXY
+        self.netlink.ask((RTM_NEWNEIGH if add else RTM_DELNEIGH,
+                         NLM_F_ACK | (NLM_F_CREATE | NLM_F_EXCL if add else 0), body))
+
+    def rule(self, add: bool, to: str, mark: str, table: int, priority: int) -> None:
+        """`ip rule add|del prio PRIORITY to NET fwmark MARK[/MASK] lookup TABLE`."""
+        net, _, bits = to.partition("/")
+        value, _, mask = mark.partition("/")
+        body = bytes((self._family(net), int(bits or 8 * len(packed(net))), 0, 0, table, 0, 0, 1 if add else 0))
+        body += bytes(4) + attribute(1, packed(net)) + attribute(6, priority) + attribute(10, int(value, 0))
+        body += attribute(16, int(mask, 0)) if mask else b""
+        self.netlink.ask((RTM_NEWRULE if add else RTM_DELRULE,
+                         NLM_F_ACK | (NLM_F_CREATE | NLM_F_EXCL if add else 0), body + attribute(15, table)))
+
+    def link(self, device: str) -> tuple[int, dict[int, bytes]]:
+        """The flags of an interface and, of a tunnel, what its kind keeps (IFLA_INFO_DATA)."""
+        body = bytes(4) + u32(self.index(device)) + bytes(8)
+        reply = self.netlink.ask((RTM_GETLINK, NLM_F_ACK, body))[0]
+        info = attributes(reply, 16, len(reply)).get(18, b"")  # IFLA_LINKINFO
+        data = attributes(info, 0, len(info)).get(2, b"")
+        return number(reply[8:12]), attributes(data, 0, len(data))
+
+    def up(self, device: str) -> None:
+        """`ip link set DEVICE up`."""
+        body = bytes(4) + u32(self.index(device)) + u32(IFF_UP) * 2
+        self.netlink.ask((RTM_NEWLINK, NLM_F_ACK, body))
+
+    def add_vti(self, device: str, local: str, remote: str, key_in: int, key_out: int) -> None:
+        """`ip tunnel add DEVICE mode vti local … remote … ikey … okey …` (linux/if_tunnel.h: IFLA_VTI_…)."""
+        data = (attribute(2, be32(key_in)) + attribute(3, be32(key_out)) + attribute(4, packed(local))
+                + attribute(5, packed(remote)))
+        self.netlink.ask((RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, bytes(16) + attribute(3, device)
+                         + attribute(18 | NESTED, attribute(1, "vti"), attribute(2 | NESTED, data))))
+
+
+# --- NFLOG ----------------------------------------------------------------------------------------------------------
+
+NFLOG_ALL = "all-ipsec"  # the prefix of nflog-all= (ipsec.conf(5)); the 5.x script appends -input and -output
+NFLOG_CONN = "ipsec-conn:"  # and, with the name behind it, that of a connection's nflog= in checknflog
+NFLOG_TABLE = "ipsec-log"  # in nftables, as in 5.x
+# A packet of a tunnel is for us, from us, or forwarded from or into it
+NFLOG_PLACES = (("INPUT", "in"), ("FORWARD", "in"), ("OUTPUT", "out"), ("FORWARD", "out"))
+NFT_HOOKS = {"INPUT": 1, "FORWARD": 2, "OUTPUT": 3}  # NF_INET_LOCAL_IN…; before the filters, to see what they drop
+NFT_PRIORITY = -1
+NETLINK_NETFILTER, NFPROTO_INET, NFNL_NFTABLES, NFNL_BATCH_BEGIN, NFNL_BATCH_END = 12, 1, 10, 0x10, 0x11
+NFT_NEWTABLE, NFT_DELTABLE, NFT_NEWCHAIN, NFT_NEWRULE, NFT_GETRULE, NFT_DELRULE = (NFNL_NFTABLES << 8 | number for
+                                                                                 number in (0, 2, 3, 6, 7, 8))
+FILTER_WAIT = 60  # seconds that we wait for others to finish with the tables
+
+
+class Capture(Record):
+    """A rule that copies packets of IPsec tunnels, going `way`, to an NFLOG group."""
+
+    chain: str
+    way: str
+    group: int
+    prefix: str
+    family: int = 0  # 4, 6; 0 is both
+    source: str = ""
+    destination: str = ""
+
+    @property
+    def ends(self) -> str:
+        """Source and destination, as they tell apart the rules of one connection."""
+        return f"{self.source} {self.destination}"
+
+
+class FoundRule(Record):
+    """An NFLOG rule that is in the kernel.  `body` is the rule in its backend's own words."""
+
+    chain: str
+    group: int
+    prefix: str
+    family: int
+    ends: str  # source and destination
+    body: bytes
+    handle: int = 0
+
+
+def is_capture(prefix: str) -> bool:
+    """True for the prefixes of rules that checknflog made, ours or the original's."""
+    return prefix in (NFLOG_ALL, f"{NFLOG_ALL}-input", f"{NFLOG_ALL}-output") or prefix.startswith(NFLOG_CONN)
+
+
+def rule_words(line: str) -> list[str]:
+    """The words of a line of iptables-save, quotes resolved."""
+    import re
+    return [re.sub(r"\\(.)", r"\1", word[1:-1]) if word.startswith('"') else word
+            for word in re.findall(r'"(?:[^"\\]|\\.)*"|\S+', line)]
+
+
+def word_after(words: Sequence[str], name: str, default: str = "") -> str:
+    """The word that follows `name`."""
+    return words[words.index(name) + 1] if name in words[:-1] else default
+
+
+class Iptables:
+    """NFLOG rules through iptables and ip6tables, either flavour (`-legacy`, `-nft`; empty: what `iptables` is)."""
+
+    def __init__(self, host: Host, flavour: str = "") -> None:
+        self.host = host
+        self.flavour = flavour
+        self.families = (4, 6) if host.exists("/proc/net/if_inet6") else (4,)
+
+    def _program(self, family: int, suffix: str = "") -> str:
+        return f"{'iptables' if family == 4 else 'ip6tables'}{self.flavour}{suffix}"
+
+    def usable(self) -> bool:
+        """True when the programs for all address families of the kernel are there."""
+        return all(self.host.which(self._program(family, end)) for family in self.families
+                   for end in ("-save", "-restore"))
+
+    def legacy(self) -> bool:
+        """True when it is the older flavour, whose tables nft doesn't show."""
+        return "nf_tables" not in self.host.run([self._program(4), "-V"]).text
+
+    def found(self, wanted: Callable[[str], bool]) -> list[FoundRule]:
+        """The NFLOG rules whose prefix is wanted.  Raises Failure."""
+        rules = []
+        for family in self.families:
+            names = f"/proc/net/{'ip' if family == 4 else 'ip6'}_tables_names"
+            if self.flavour == "-legacy" and "filter" not in self.host.value(names).split():
+                continue  # asking would make the table
+            ran = self.host.run([self._program(family, "-save"), "-t", "filter"], timeout=FILTER_WAIT)
+            if ran.status:
+                raise Failure(f"{self._program(family)}: {ran.complaint}", hint="be root" if not self.host.superuser
+                              else "is netfilter in this kernel?")
+            for line in ran.text.splitlines():
+                words = rule_words(line)
+                if words[:1] == ["-A"] and word_after(words, "-j") == "NFLOG":
+                    prefix = word_after(words, "--nflog-prefix")
+                    if wanted(prefix):
+                        group = int(word_after(words, "--nflog-group", "0"))
+                        ends = f"{word_after(words, '-s')} {word_after(words, '-d')}"
+                        rules.append(FoundRule(words[1], group, prefix, family, ends, encode(line[3:])))
+        return rules
+
+    def change(self, gone: Sequence[FoundRule], new: Sequence[Capture | FoundRule]) -> None:
+        """Remove rules and add others: one transaction for each address family, undone when one fails.
+
+        Raises Failure.
+        """
+        done: list[tuple[int, list[str]]] = []
+        for family in self.families:
+            out = [self.rule(rule) for rule in gone if rule.family == family]
+            into = [self.rule(rule) for rule in new if rule.family in (0, family)]
+            try:
+                self._restore(family, [*(f"-D {rule}" for rule in out), *(f"-I {rule}" for rule in reversed(into))])
+            except Failure:
+                for other, lines in reversed(done):
+                    self._restore(other, lines)
+                raise
+            done.append((family, [*(f"-D {rule}" for rule in into), *(f"-I {rule}" for rule in reversed(out))]))
+
+    @staticmethod
+    def rule(capture: Capture | FoundRule) -> str:
+        """The rule as iptables takes it, from the chain's name on."""
+        if isinstance(capture, FoundRule):
+            return decode(capture.body)
+        ends = (f" -s {capture.source}" if capture.source else "") + (
+            f" -d {capture.destination}" if capture.destination else "")
+        quoted = '"' + capture.prefix.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        return (f"{capture.chain}{ends} -m policy --dir {capture.way} --pol ipsec -j NFLOG "
+                f"--nflog-group {capture.group} --nflog-prefix {quoted}")
+
+    def _restore(self, family: int, lines: Sequence[str]) -> None:
+        if lines:
+            argv = [self._program(family, "-restore"), "--noflush", "--wait", str(FILTER_WAIT)]
+            text = "\n".join(["*filter", *lines, "COMMIT\n"])
+            ran = self.host.run(argv, stdin=encode(text), timeout=2 * FILTER_WAIT)
+            if ran.status:
+                raise Failure(f"{argv[0]}: {ran.complaint}", hint="be root" if not self.host.superuser else "")
+
+
+def expression(name: str, *data: bytes) -> bytes:
+    """One step of an nf_tables rule (NFTA_LIST_ELEM with NFTA_EXPR_NAME and NFTA_EXPR_DATA)."""
+    return attribute(1 | NESTED, attribute(1, name), attribute(2 | NESTED, *data))
+
+
+def compare(load: bytes, value: bytes) -> bytes:
+    """Load something into register 1 and go on when it equals the value (NFTA_CMP_SREG, _OP, _DATA)."""
+    return load + expression("cmp", attribute(1, be32(1)), attribute(2, be32(0)),
+                             attribute(3 | NESTED, attribute(1, value)))
+
+
+def compare_net(offset: int, net: str) -> bytes:
+    """Go on when the address at the offset in the IP header is in the net (`payload` and `bitwise`)."""
+    address, _, bits = net.partition("/")
+    value = packed(address)
+    size = len(value)
+    mask = (-1 << 8 * size - int(bits or 8 * size)) % (1 << 8 * size)
+    load = expression("payload", attribute(1, be32(1)), attribute(2, be32(1)), attribute(3, be32(offset)),
+                      attribute(4, be32(size)))
+    load += expression("bitwise", attribute(1, be32(1)), attribute(2, be32(1)), attribute(3, be32(size)),
+                       attribute(4 | NESTED, attribute(1, mask.to_bytes(size, "big"))),
+                       attribute(5 | NESTED, attribute(1, bytes(size))))
+    return compare(load, (int.from_bytes(value, "big") & mask).to_bytes(size, "big"))
+
+
+class NfTables:
+    """NFLOG rules in the kernel's nf_tables, in a table of our own for both address families, as `nft` shows them.
+
+    Spoken to directly (nfnetlink), with or without nft on the host.  pyroute2 is no way to do it: up to 0.9.7 it
+    encodes the group of a log statement in 32 bits where the kernel reads 16, so that every group becomes 0.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    @staticmethod
+    def usable() -> bool:
+        """True: it needs no program.  Whether the kernel has nf_tables shows when it is asked."""
+        return True
+
+    def _rules(self) -> list[FoundRule]:
+        """All rules of our table; what is no NFLOG rule has no prefix."""
+        def text(data: bytes) -> str:
+            return decode(data.partition(b"\0")[0])
+
+        rules = []
+        table = encode(NFLOG_TABLE) + b"\0"
+        for buffer, start, end in dump(self.host, NETLINK_NETFILTER, NFT_GETRULE, self._body()):
+            rule = attributes(buffer, start + 4, end)
+            if rule[1] != table or buffer[start] != NFPROTO_INET:
+                continue
+            steps, log, place = rule.get(4, b""), {}, 0
+            while place < len(steps):
+                size = number(steps[place:place + 2])
+                parts = attributes(steps, place + 4, place + size)
+                if parts[1] == b"log\0":
+                    log = attributes(parts[2], 0, len(parts[2]))
+                place += (size + 3) & ~3
+            rules.append(FoundRule(text(rule[2]), int.from_bytes(log.get(1, b""), "big"), text(log.get(2, b"")), 0,
+                                   text(rule.get(7, b"")[2:]), steps, int.from_bytes(rule[3], "big")))
+        return rules
+
+    def found(self, wanted: Callable[[str], bool]) -> list[FoundRule]:
+        """The rules of our table whose prefix is wanted.  Raises Failure."""
+        try:
+            return [rule for rule in self._rules() if rule.prefix and wanted(rule.prefix)]
+        except OSError as error:
+            raise self._failed(error) from None
+
+    def change(self, gone: Sequence[FoundRule], new: Sequence[Capture | FoundRule]) -> None:
+        """Remove rules and add others in one transaction; a table left empty goes too.  Raises Failure."""
+        table = attribute(1, NFLOG_TABLE)
+        body = self._body()
+        create = NLM_F_CREATE | NLM_F_ACK
+        batch = [(NFT_DELRULE, NLM_F_ACK, body + table + attribute(2, rule.chain)
+                  + attribute(3, rule.handle.to_bytes(8, "big"))) for rule in gone]
+        if new:
+            batch.append((NFT_NEWTABLE, create, body + table))
+        for chain in sorted({rule.chain for rule in new}):
+            hook = attribute(4 | NESTED, attribute(1, be32(NFT_HOOKS[chain])),
+                             attribute(2, be32(NFT_PRIORITY % (1 << 32))))
+            batch.append((NFT_NEWCHAIN, create, body + table + attribute(3, chain) + hook + attribute(7, "filter")))
+        batch += [(NFT_NEWRULE, create | NLM_F_APPEND, body + table + attribute(2, rule.chain)
+                   + attribute(4 | NESTED, self.rule(rule)) + attribute(7, self.comment(rule.ends))) for rule in new]
+        try:
+            if gone and not new and len(gone) == len(self._rules()):
+                batch = [(NFT_DELTABLE, NLM_F_ACK, body + table)]
+            if batch:
+                edge = b"\0\0" + NFNL_NFTABLES.to_bytes(2, "big")
+                with Netlink(self.host, NETLINK_NETFILTER) as link:
+                    link.ask((NFNL_BATCH_BEGIN, 0, edge), *batch, (NFNL_BATCH_END, 0, edge))
+        except OSError as error:
+            raise self._failed(error) from None
+
+    @staticmethod
+    def rule(capture: Capture | FoundRule) -> bytes:
+        """The expressions of a rule."""
+        if isinstance(capture, FoundRule):
+            return capture.body
+        meta = expression("meta", attribute(1, be32(1)), attribute(2, be32(25)))  # NFT_META_SECPATH
+        route = expression("rt", attribute(1, be32(1)), attribute(2, be32(4)))  # NFT_RT_XFRM
+        steps = compare(meta if capture.way == "in" else route, b"\1")
+        if capture.family:
+            steps = compare(expression("meta", attribute(1, be32(1)), attribute(2, be32(15))),  # NFT_META_NFPROTO
+                            b"\2" if capture.family == 4 else b"\x0a") + steps
+        size, start = (4, 12) if capture.family == 4 else (16, 8)
+        for place, net in ((start, capture.source), (start + size, capture.destination)):
+            steps += compare_net(place, net) if net else b""
+        return steps + expression("log", attribute(1, capture.group.to_bytes(2, "big")), attribute(2, capture.prefix))
+
+    @staticmethod
+    def comment(text: str) -> bytes:
+        """Text that nft shows behind the rule (libnftnl's NFTNL_UDATA_RULE_COMMENT)."""
+        data = encode(text) + b"\0"
+        return bytes((0, len(data))) + data
+
+    @staticmethod
+    def _body() -> bytes:
+        return bytes((NFPROTO_INET, 0, 0, 0))
+
+    def _failed(self, error: OSError) -> Failure:
+        hint = ("be root" if error.errno in (errno.EPERM, errno.EACCES) else "install iptables" if error.errno in
+                (errno.EPROTONOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL, errno.EAFNOSUPPORT) else "")
+        return Failure(f"nf_tables: {error.strerror or error}", hint=hint)
+
+
+def nflog_backends(host: Host) -> list[Iptables | NfTables]:
+    """The way in which this host's rules are made, then the others in which rules of ours may have been."""
+    main = Iptables(host)
+    if not main.usable():
+        return [NfTables(host)]
+    other = Iptables(host, "-nft" if main.legacy() else "-legacy")
+    return [main, *([other] if other.usable() else []), NfTables(host)]
+
+
+def nflog_replace(host: Host, wanted: Sequence[Capture], mine: Callable[[str], bool]) -> list[FoundRule]:
+    """Make the wanted rules the only ones whose prefix is mine; the rules that were there before.
+
+    One run at a time in this network.  Raises Failure: nothing is changed then.
+    """
+    with host.lock("/proc/self/ns/net"):  # of this network
+        main, *others = nflog_backends(host)
+        before = main.found(mine)
+        elsewhere = []
+        for backend in others:
+            try:
+                elsewhere.append((backend, backend.found(mine)))
+            except Failure:
+                continue  # not in this kernel, so nothing of ours
+        main.change(before, wanted)
+        stale = list(before)
+        for backend, rules in elsewhere:
+            try:
+                if rules:
+                    backend.change(rules, ())
+            except Failure:
+                main.change(main.found(mine), before)
+                raise
+            stale += rules
+        return stale
+
+
+def conn_captures(conn: Conn, group: int, local: Sequence[str]) -> list[Capture]:
+    """The rules for a connection's nflog=; none when its ends are known only once it is up."""
+    def end(side: str) -> list[str]:
+        nets = (conn.get(f"{side}subnets") or conn.get(f"{side}subnet") or conn.get(side)).replace(",", " ").split()
+        try:
+            for net in nets:
+                address, _, bits = net.partition("/")
+                packed(address), int(bits or 0)
+        except (OSError, ValueError):
+            return []
+        return nets
+
+    here, there = ("left", "right") if conn.get("left") in local else ("right", "left")
+    if conn.get(here) not in local or conn.get(f"{there}addresspool"):
+        return []
+    prefix = f"{NFLOG_CONN}{conn.name}"[:63]  # xt_NFLOG.h has room for no more
+    return [Capture(chain, way, group, prefix, 6 if ":" in ours else 4, *((theirs, ours) if way == "in" else
+                    (ours, theirs))) for ours in end(here) for theirs in end(there) if (":" in ours) == (":" in theirs)
+            for chain, way in NFLOG_PLACES]
+
+
+def check_nflog(host: Host) -> None:
+    """checknflog: make the rules that the configuration asks for, and say so.  Raises Failure: nothing changed."""
+    config = Config(host).check()
+    group = config.number("nflog-all", 0) or 0
+    wanted = [Capture(chain, way, group, NFLOG_ALL) for chain, way in NFLOG_PLACES] if group else []
+    conns = [(conn, int(conn.get("nflog"))) for conn in config.conns() if conn.get("nflog").strip("0")]
+    said = [f"nflog ipsec capture enabled on nflog:{group}" if group else "nflog ipsec capture disabled"]
+    if conns:
+        with Routing(host) as routing:
+            local = [address for address, _, _, _ in routing.addresses()]
+        for conn, its in conns:
+            rules = conn_captures(conn, its, local)
+            wanted += rules
+            if rules or conn.auto != "ignore":
+                said.append(f"nflog capture of connection {quote(conn.name)} "
+                            + (f"enabled on nflog:{its}" if rules else f"on nflog:{its} begins when it is routed"))
+    kept = {(capture.prefix, capture.group) for capture in wanted}
+    for stale in dict.fromkeys((rule.prefix, rule.group) for rule in nflog_replace(host, wanted, is_capture)):
+        if stale not in kept:
+            of = f" of connection {quote(stale[0][len(NFLOG_CONN):])}" if stale[0].startswith(NFLOG_CONN) else ""
+            host.print(f"deleting rules{of} with old nflog group {stale[1]}")
+    host.print("\n".join(said))
+
+
+def stop_nflog(host: Host) -> None:
+    """stopnflog: remove every rule that checknflog made, whatever the configuration says now.  Raises Failure."""
+    nflog_replace(host, (), is_capture)
+
+
+def nflog_conn(host: Host, add: bool, name: str, group: int, ours: str, theirs: str) -> None:
+    """Add or remove the rules of a connection that is routed, as _updown does: prefix and ends say whose they are.
+
+    Rules that checknflog made for the connection serve instead.  Raises Failure.
+    """
+    source, destination = ("" if net in ("0.0.0.0/0", "::/0") else net for net in (ours, theirs))
+    family = 6 if ":" in ours else 4
+    wanted = [Capture("INPUT", "in", group, name[:63], family, destination, source),
+              Capture("OUTPUT", "out", group, name[:63], family, source, destination)]
+    with host.lock("/proc/self/ns/net"):  # of this network
+        main = nflog_backends(host)[0]
+        made = main.found(lambda prefix: prefix in (name[:63], f"{NFLOG_CONN}{name}"[:63]))
+        if add and any(is_capture(rule.prefix) and rule.group == group for rule in made):
+            return
+        there = [rule for rule in made if not is_capture(rule.prefix)
+                 and any((rule.chain, rule.ends) == (one.chain, one.ends) for one in wanted)]
+        if not add or [rule.group for rule in there] != [group, group]:
+            main.change(there, wanted if add else ())
+
+
+# --- _updown --------------------------------------------------------------------------------------------------------
+
+# What is done for each verb, for IPv4 and IPv6, as in the original; its status is that of the last step
+UPDOWN_STEPS = {
+    "prepare-host": "vti_interface", "prepare-client": "vti_interface",
+    "route-host": "vti_route route_up nflog_up", "route-client": "vti_route route_up nflog_up",
+    "unroute-host": "route_down source_down", "unroute-client": "route_down source_down",
+    "up-host": "", "down-host": "cisco_down nflog_down cat_down vti_down",
+    "up-client": "vti_interface resolver_up cat_up source_up notify_up vti_route",
+    "down-client": "cisco_down nflog_down cat_down vti_down resolver_down notify_down",
+    "disconnectNM-host": "notify_down", "disconnectNM-client": "notify_down",
+    "prepare-host-v6": "", "prepare-client-v6": "",
+    "route-host-v6": "nflog_up route_up", "route-client-v6": "nflog_up route_up",
+    "unroute-host-v6": "route_down source_down", "unroute-client-v6": "route_down source_down",
+    "up-host-v6": "", "down-host-v6": "nflog_down",
+    "up-client-v6": "source_up resolver_up notify_up", "down-client-v6": "nflog_down resolver_down notify_down",
+    "disconnectNM-host-v6": "notify_down", "disconnectNM-client-v6": "notify_down",
+}
+RESOLV_CONF = "/etc/resolv.conf"
+NM_HELPER = "/usr/libexec/nm-libreswan-service-helper"
+ESP_TABLE, ESP_RULE_PRIORITY = 50, 100  # where the way to the peer lies when its tunnel would swallow it
+
+
+class Updown:
+    """What pluto has done to the network when a connection comes and goes; it says what in the environment.
+
+    The variables are those of libreswan's _updown.xfrm.  5.x names the family of the client apart
+    (PLUTO_CLIENT_FAMILY) and does some things otherwise: `modern`.
+    """
+
+    def __init__(self, host: Host, routing: Routing, route: str = "", route_words: str = "") -> None:
+        """`route` and `route_words` are what --route and --iproute said.  Raises Failure."""
+        self.host = host
+        self.routing = routing
+        self.env = {**host.env, **updown_defaults(host)}
+        self.modern = bool(self.get("PLUTO_CLIENT_FAMILY"))
+        self.routed = "yes" if route[:1] in ("y", "Y") else "" if route else self.get("ROUTE")
+        self.proxied = self.get("PROXY_ARP_ROUTE") == "yes" and not route
+        self.words = route_words or self.get("IPRARGS")
+        self.host_family = self._address_family("PLUTO_CONN_ADDRFAMILY")
+        self.family = self._address_family("PLUTO_CLIENT_FAMILY") if self.modern else self.host_family
+        self.bits = 32 if self.family == 4 else 128
+        self.scope = 50 if self.family == 4 else 0  # marks the addresses that source_up() added
+
+    def _address_family(self, name: str) -> int:
+        family = {"ipv4": 4, "ipv6": 6}.get(self.get(name))
+        if family is None:
+            raise Failure(f"_updown: unknown address family {quote(self.get(name))} in {name}")
+        return family
+
+    def get(self, name: str) -> str:
+        """A variable; empty when it is not set."""
+        return self.env.get(name, "")
+
+    def yes(self, name: str) -> bool:
+        """A variable that is a number, and not 0."""
+        return self.get(name).lstrip("0") not in ("", "no")
+
+    def run(self, verb: str) -> int:
+        """Do what the verb asks; the status of its last step.  Raises Failure."""
+        if verb not in UPDOWN_STEPS:
+            raise Failure(f'_updown: unknown verb "{verb}"')
+        status = OK
+        for step in UPDOWN_STEPS[verb].split():
+            try:
+                status = getattr(self, step)() or OK
+            except (Failure, OSError) as error:
+                self.host.warn(f"_updown: {step.replace('_', ' ')}: {error}")
+                status = error.status if isinstance(error, Failure) else USAGE
+        return status
+
+    def change(self, shown: str, fine: Sequence[int], change: Callable[..., None], *arguments: object) -> int:
+        """Make a change; errors that mean it is so already are fine.  0, or 2 as ip(8), said on standard error."""
+        try:
+            change(*arguments)
+        except OSError as error:
+            if error.errno not in fine:
+                self.host.warn(f'_updown: "ip {shown}" failed (RTNETLINK answers: {error.strerror or error})')
+                return 2
+        return OK
+
+    def route(self, action: str, net: str, words: Sequence[str], *fine: int) -> int:
+        """`ip route ACTION NET WORDS…`, as change()."""
+        return self.change(f"route {action} {net} {' '.join(words)}", fine, self.routing.route, action, net, words)
+
+    def way(self, address: str, source: str = "") -> Route | OSError:
+        """How an address is reached, or why it is not."""
+        try:
+            return self.routing.lookup(address, source)
+        except OSError as error:
+            return error
+
+    def device_to(self, address: str, source: str = "") -> str:
+        """The interface to an address, or nothing."""
+        way = self.way(address, source) if address else None
+        return way.device if isinstance(way, Route) else ""
+
+    # --- routes and addresses -----------------------------------------------------------------------------------
+
+    def route_up(self) -> int:
+        """Route to the peer's client, with proxy ARP for a single address of this network."""
+        self._proxy(True)
+        return self._route("replace")
+
+    def route_down(self) -> int:
+        """Take back what route_up() did."""
+        status = self._route("del")
+        self._proxy(False)
+        return status
+
+    def cisco_down(self) -> int:
+        """A Cisco peer's route goes with the connection, as its source address may change."""
+        return self._route("del") if self.get("PLUTO_MY_SOURCEIP") and self.yes("PLUTO_IS_PEER_CISCO") else OK
+
+    def _source_device(self) -> str:
+        if self.get("VTI_IFACE") and self.get("VTI_ROUTING") == "yes":
+            return self.get("VTI_IFACE")
+        return self.get("PLUTO_VIRT_INTERFACE") if self.get("PLUTO_XFRMI_ROUTE") else "lo"
+
+    def source_up(self) -> int:
+        """Add the connection's source address unless it is one of ours."""
+        address = self.get("PLUTO_MY_SOURCEIP")
+        if not address or (self.modern and self.get("PLUTO_XFRMI_ROUTE") == "yes"):
+            return OK  # pluto 5 itself looks after the addresses of its interfaces
+        way = self.way(address)
+        if isinstance(way, Route) and way.local:
+            return OK
+        device = self._source_device()
+        return self.change(f"addr add {address}/{self.bits} dev {device} scope {self.scope}", [errno.EEXIST],
+                           self.routing.address, True, f"{address}/{self.bits}", device, self.scope)
+
+    def source_down(self) -> int:
+        """Remove the source address when source_up() added it and no route has it any more."""
+        address = self.get("PLUTO_MY_SOURCEIP")
+        if not address or self.get("PLUTO_MOBIKE_EVENT") or (self.modern and self.get("PLUTO_XFRMI_ROUTE") == "yes"):
+            return OK
+        device = self._source_device()
+        index = self.routing.index(device)
+        if ((address, self.bits, self.scope, index) not in self.routing.addresses()
+                or any(route.source == address for route in self.routing.routes(self.family))):
+            return OK
+        return self.change(f"addr del {address}/{self.bits} dev {device}", [errno.EADDRNOTAVAIL],
+                           self.routing.address, False, f"{address}/{self.bits}", device)
+
+    def _proxy(self, add: bool) -> None:
+        """Answer for the peer's client in our network when it is a single address there."""
+        net, peer = self.get("PLUTO_PEER_CLIENT_NET"), self.get("PLUTO_PEER_CLIENT")
+        if (peer.rpartition("/")[2] != str(self.bits) or net in ("0.0.0.0", "::", self.get("PLUTO_PEER"))
+                or self.get("PLUTO_MY_CLIENT_NET") == self.get("PLUTO_ME")):
+            return
+        way = self.way(net)
+        if (isinstance(way, OSError) or way.local or way.gateway
+                or not self.host.value(f"/sys/class/net/{way.device}/address")):
+            return
+        self.change(f"neigh {'add' if add else 'del'} proxy {net} dev {way.device}", [errno.ENOENT],
+                    self.routing.proxy, add, net, way.device)
+        self.proxied = self.proxied or add  # proxy ARP answers only for what is routed
+
+    def _next_hop(self) -> list[str]:
+        """`via NEXT_HOP` when there is one, and not over a point-to-point link."""
+        hop = self.get("PLUTO_NEXT_HOP")
+        if not hop or hop == self.get("PLUTO_PEER") or (self.modern and self.family != self.host_family):
+            return []
+        try:
+            flags, _ = self.routing.link(self.get("PLUTO_INTERFACE").partition(":")[0])
+        except OSError:
+            flags = 0
+        return [] if flags & IFF_POINTOPOINT else ["via", hop]
+
+    def _route(self, action: str) -> int:
+        """Replace or delete the route to the peer's client, where one is wanted, and the way of ESP around it."""
+        peer, xfrmi = self.get("PLUTO_PEER_CLIENT"), self.get("PLUTO_XFRMI_ROUTE")
+        source, mark = self.get("PLUTO_MY_SOURCEIP"), self.get("PLUTO_XFRMI_FWMARK")
+        routed = self.routed
+        if action != "del" and not xfrmi:
+            way = self.way(self.get("PLUTO_PEER_CLIENT_NET"))
+            if isinstance(way, OSError) and way.errno == errno.EHOSTUNREACH:
+                routed = "yes"  # IPsec works on packets that have a way
+        if source or self.get("PLUTO_MTU"):
+            routed = "yes"
+        elif mark:
+            routed = "no"
+        if peer == self.get("PLUTO_MY_CLIENT") and xfrmi == "yes":
+            self.host.print(f"leftsubnet == rightsubnet = {peer} cannot add route")
+            xfrmi = "same"
+        hop = self._next_hop()
+        words = hop if hop and not xfrmi else self.words.split()
+        # routes that cover all addresses, beside the default route
+        halves = {"0.0.0.0/0": ["0.0.0.0/1", "128.0.0.0/1"],
+                  "::/0": ["::/1", "8000::/1"] if self.modern else ["2000::/3"]}.get(peer, [])
+        interface = self.get("PLUTO_INTERFACE")
+        if self.get("VTI_IFACE"):
+            self.source_up()
+            device = self.get("VTI_IFACE")
+        elif self.get("PLUTO_XFRMI_ROUTE") == "yes":
+            device = self.get("PLUTO_VIRT_INTERFACE")
+        elif action != "del":
+            device = "" if self.modern else self.device_to(self.get("PLUTO_NEXT_HOP"))
+        elif halves:
+            device = next((route.device for route in self.routing.routes(self.family)
+                           if route.destination == halves[0]), "")
+        else:
+            device = self.device_to(self.get("PLUTO_PEER_CLIENT_NET"))
+        metric = ["metric", self.get("PLUTO_METRIC")] if self.get("PLUTO_METRIC") else []
+        words = [*words, *(["mtu", self.get("PLUTO_MTU")] if self.get("PLUTO_MTU") else []), *metric,
+                 *self.get("IPROUTEARGS").split(), "dev", (device or interface).partition(":")[0]]
+        if action == "replace" and source:
+            self.source_up()
+            words += ["src", source]
+        wanted = [(net, words) for net in halves or [peer]] if "yes" in (routed, xfrmi) or self.proxied else []
+        if mark:
+            esp = self.device_to(self.get("PLUTO_NEXT_HOP"), self.get("PLUTO_ME")) or interface
+            wanted.append((f"{self.get('PLUTO_PEER')}/{32 if self.host_family == 4 else 128}",
+                           [*(metric if self.modern else []), *hop, "dev", esp.partition(":")[0], "table",
+                            str(ESP_TABLE)]))
+        for net, words in wanted:
+            if status := self.route(action, net, words, errno.ESRCH):
+                return status
+        if mark:
+            add = action != "del"
+            return self.change(f"rule {'add' if add else 'del'} prio {ESP_RULE_PRIORITY} to {peer} fwmark {mark} "
+                               f"lookup {ESP_TABLE}", [errno.ESRCH, errno.ENOENT, errno.EEXIST],
+                               self.routing.rule, add, peer, mark, ESP_TABLE, ESP_RULE_PRIORITY)
+        return OK
+
+    # --- VTI --------------------------------------------------------------------------------------------------------
+
+    def _marks(self) -> list[int]:
+        """The keys of the VTI interface, in and out; none when there is no such interface or no mark."""
+        if not self.get("VTI_IFACE"):
+            return []
+        marks = [self.get(name).partition("/")[0] for name in ("CONNMARK_IN", "CONNMARK_OUT")]
+        if not all(marks):
+            self.host.print("vti-interface option ignored because no mark was configured")
+            return []
+        return [int(mark, 0) for mark in marks]
+
+    def vti_interface(self) -> int:
+        """Make the VTI interface when it is not there yet."""
+        marks, name = self._marks(), self.get("VTI_IFACE")
+        if not marks:
+            return OK
+        shared = self.get("VTI_SHARED") == "yes"
+        me, peer = self.get("PLUTO_ME"), self.get("PLUTO_PEER")
+        if shared or self.get("PLUTO_CONN_KIND") == "CK_INSTANCE":
+            peer = "0.0.0.0"
+        if self.host.isdir(f"/proc/sys/net/ipv4/conf/{name}"):
+            kept = self.routing.link(name)[1]
+            same = [kept.get(4), kept.get(5), kept.get(2), kept.get(3)] == [packed(me), packed(peer),
+                                                                          *map(be32, marks)]
+            self.host.print("vti interface already exists with identical parameters, OK" if shared and same else
+                            f'vti interface "{name}" already exists with conflicting setting' +
+                            ("" if shared else " (perhaps need vti-sharing=yes ?"))
+            return OK
+        self.routing.add_vti(name, me, peer, marks[0], marks[1])
+        for sysctl, value in (("disable_policy", 1), ("rp_filter", 0), ("forwarding", 1)):
+            self.host.write(f"/proc/sys/net/ipv4/conf/{name}/{sysctl}", f"{value}\n")
+            self.host.print(f"net.ipv4.conf.{name}.{sysctl} = {value}")
+        if self.get("VTI_IP"):
+            self.routing.address(True, self.get("VTI_IP"), name)
+        self.routing.up(name)
+        return OK
+
+    def vti_route(self) -> int:
+        """Route the peer's client into the VTI interface."""
+        name, peer = self.get("VTI_IFACE"), self.get("PLUTO_PEER_CLIENT")
+        if not self._marks() or self.get("VTI_ROUTING") != "yes":
+            return OK
+        action = "add"
+        routes = list(self.routing.routes(4))
+        if any(route.destination == peer for route in routes):
+            action = "change"
+            for route in routes:  # the gateway stays to be reached as it is
+                if route.destination == "0.0.0.0/0" and route.gateway:
+                    self.route("add", route.gateway, ["dev", route.device], errno.EEXIST)
+                    break
+        words = self._vti_words(name)
+        self.route(action, peer, words, errno.EEXIST)
+        self.host.print("done ip route")
+        return OK
+
+    def _vti_words(self, name: str) -> list[str]:
+        source, metric = self.get("PLUTO_MY_SOURCEIP"), self.get("PLUTO_METRIC") if self.modern else ""
+        return ["dev", name, *(["src", source] if source else []), *(["metric", metric] if metric else [])]
+
+    def vti_down(self) -> int:
+        """Remove the route of vti_route(); the interface stays, as other connections may use it."""
+        name, peer = self.get("VTI_IFACE"), self.get("PLUTO_PEER_CLIENT")
+        if name and self.get("VTI_ROUTING") == "yes" and self.host.isdir(f"/proc/sys/net/ipv4/conf/{name}"):
+            words = self._vti_words(name)
+            self.route("del", peer, words, errno.ESRCH)
+        return OK
+
+    # --- firewall ---------------------------------------------------------------------------------------------------
+
+    def nflog_up(self) -> None:
+        """Copy the connection's packets to its NFLOG group."""
+        self._nflog(True)
+
+    def nflog_down(self) -> None:
+        """No longer copy them."""
+        self._nflog(False)
+
+    def _nflog(self, add: bool) -> None:
+        group = self.get("NFLOG")
+        if group:
+            nflog_conn(self.host, add, self.get("PLUTO_CONNECTION"), int(group), self.get("PLUTO_MY_CLIENT"),
+                       self.get("PLUTO_PEER_CLIENT"))
+
+    def cat_up(self) -> int:
+        """Translate this host's address to the one that the peer gave it (client address translation)."""
+        return self._cat("-I") if self.get("PLUTO_MY_CLIENT_NET") != "0.0.0.0" else OK
+
+    def cat_down(self) -> int:
+        """No longer translate it."""
+        return self._cat("-D")
+
+    def _cat(self, action: str) -> int:
+        if not self.get("CAT"):
+            return OK
+        peer, given = self.get("PLUTO_PEER_CLIENT"), self.get("PLUTO_MY_CLIENT_NET")
+        status = OK
+        for chain, way, rest in (("POSTROUTING", "out", ["-d", peer, "-j", "SNAT", "--to-source", given]),
+                                 ("PREROUTING", "in", ["-d", given, "-s", peer, "-j", "DNAT", "--to-destination",
+                                                       self.get("PLUTO_ME")])):
+            rule = [chain, "-m", "policy", "--dir", way, "--pol", "ipsec", *rest]
+            there = not self._iptables("-C", rule).status
+            if there != (action == "-I") and (ran := self._iptables(action, rule)).status:
+                self.host.warn(f"_updown: iptables: {ran.complaint}")
+                status = ran.status
+        return status
+
+    def _iptables(self, action: str, rule: Sequence[str]) -> Ran:
+        return self.host.run(["iptables", "-w", str(FILTER_WAIT), "-t", "nat", action, *rule], timeout=2 * FILTER_WAIT,
+                             hint="the address translation of this connection needs it")
+
+    # --- names ------------------------------------------------------------------------------------------------------
+
+    def notify_up(self) -> None:
+        """Tell NetworkManager's service that the connection is up."""
+        self._notify("connect")
+
+    def notify_down(self) -> None:
+        """Tell it that it is down."""
+        self._notify("disconnect")
+
+    def _notify(self, reason: str) -> None:
+        if self.yes("PLUTO_NM_CONFIGURED"):
+            self.host.print(f"sending {reason} signal to NetworkManager")
+            if self.host.executable(NM_HELPER):
+                self.host.run([NM_HELPER], env={**self.host.exported(), "libreswan_reason": reason}, timeout=30)
+
+    def resolver_up(self) -> int:
+        """Use the name servers and domains that the peer gave (mode config)."""
+        return self._resolver(True)
+
+    def resolver_down(self) -> int:
+        """Use those from before again."""
+        return self._resolver(False)
+
+    def _resolver(self, up: bool) -> int:
+        kind, servers = self.get("PLUTO_DNS_RESOLVER") or "file", self.get("PLUTO_PEER_DNS_INFO").split()
+        domains = self.get("PLUTO_PEER_DOMAIN_INFO").split()
+        if kind == "systemd":
+            self._systemd(up, {"dns": servers, "domain": domains})
+        elif kind != "file":
+            raise Failure(f"{kind}: resolver unrecognized")
+        elif not self.yes("PLUTO_CFG_CLIENT"):
+            return OK
+        elif servers and domains and self._unbound_runs():
+            for domain in domains:
+                self.host.print(f"updating local nameserver for {domain} with {' '.join(servers)}" if up else
+                                f"flushing local nameserver of {domain}")
+                for words in (["forward_add", domain, *servers] if up else ["forward_remove", domain],
+                              ["flush_zone", domain], ["flush_requestlist"]):
+                    self.host.run(["unbound-control", *words])
+        elif not self.yes("PLUTO_NM_CONFIGURED"):
+            self._resolv_conf(servers, domains) if up and servers else None if up else self._restore()
+        return OK
+
+    def _unbound_runs(self) -> bool:
+        return any(self.host.value(f"/proc/{pid}/comm") == "unbound" for pid in self.host.listdir("/proc")
+                   if pid.isdigit())
+
+    @property
+    def _backup(self) -> str:
+        return f"{self.host.rundir}/libreswan-resolv-conf-backup"
+
+    def _resolv_conf(self, servers: Sequence[str], domains: Sequence[str]) -> None:
+        """Put the peer's servers first, and remember the file as it was."""
+        self.host.print("updating resolvconf")
+        if not self.host.exists(RESOLV_CONF):
+            self.host.print("resolv.conf does not exist, so doing nothing")
+            return
+        old = self.host.read(RESOLV_CONF)
+        if "Libreswan" not in old:
+            if self.host.exists(self._backup):
+                self.host.print("backup resolv.conf exists, but current resolv.conf is not generated by Libreswan")
+            self.host.replace(self._backup, old)
+        elif self.host.exists(self._backup) and not self.modern:
+            self.host.print("Current resolv.conf is generated by Libreswan, and backup resolv.conf already exists, "
+                            "so doing nothing")
+            return
+        lines = [line.partition("#")[0].split() for line in old.splitlines()]
+        domain = next((words[1] for words in lines if words[:1] == ["domain"] and words[1:]), "")
+        search = next((words[1:] for words in lines if words[:1] == ["search"]), [domain] if domain else [])
+        server = next((words[1:] for words in lines if words[:1] == ["nameserver"]), [])
+        search = [*domains, *search] if self.modern else [*search, *domains]
+        new = ["# Generated by Libreswan (IPsec)", *([f"domain {domain}"] if domain else []),
+               *([f"search {' '.join(dict.fromkeys(search))}"] if search else []),
+               *(f"nameserver {name}" for name in dict.fromkeys([*servers, *server]))]
+        self.host.replace(RESOLV_CONF, "\n".join(new) + "\n")
+
+    def _restore(self) -> None:
+        """The file as it was, unless somebody else has written it meanwhile."""
+        if self.host.exists(RESOLV_CONF) and "Libreswan" in self.host.read(RESOLV_CONF):
+            if not self.host.exists(self._backup):
+                return
+            self.host.print("restoring resolvconf")
+            self.host.replace(RESOLV_CONF, self.host.read(self._backup))
+        self.host.remove(self._backup)
+
+    def _systemd(self, up: bool, peer: Mapping[str, Sequence[str]]) -> None:
+        """The same with systemd-resolved, which keeps servers and domains for each interface."""
+        interface = self.get("PLUTO_INTERFACE")
+        for what, values in peer.items():
+            backup = f"{self.host.rundir}/libreswan-prev-{what}-{interface}"
+            label = "DNS" if what == "dns" else what
+            if up:
+                if not self.host.exists(backup):
+                    shown = self.host.run(["resolvectl", what, interface]).text
+                    self.host.replace(backup, shown.partition(":")[2].strip() + "\n")
+                if values:
+                    self.host.print(f"setting {label}: {' '.join(values)} on {interface}")
+                    self.host.run(["resolvectl", what, interface, *values])
+            elif self.host.exists(backup):
+                before = self.host.read(backup).split()
+                self.host.print(f"restoring {label} to \"{' '.join(before)}\"" if before else f"clearing {label}")
+                self.host.run(["resolvectl", what, interface, *(before or [""])])
+                self.host.remove(backup)
+
+
+def updown_defaults(host: Host) -> dict[str, str]:
+    """What the administrator set for the original's script: NAME=value lines, the only ones that we understand."""
+    name = next(filter(host.exists, ("/etc/sysconfig/pluto_updown", "/etc/default/pluto_updown")), "")
+    values: dict[str, str] = {}
+    for line in host.lines(name) if name else ():
+        key, equals, value = line.strip().removeprefix("export ").partition("=")
+        value = value.strip()
+        if equals and key.isidentifier():
+            values[key] = value[1:-1] if value[:1] in ("'", '"') and value[-1:] == value[:1] else value
+        elif line.strip() and not line.lstrip().startswith("#"):
+            host.warn(f"{name}: only NAME=value lines have an effect: {quote(line.strip())}")
+    return values
 
 # =====================================================================================================================
 # 9. Service managers
@@ -6167,6 +7280,58 @@ def plutorun_command(host: Host, args: Args) -> int:
         finally:
             os._exit(ERROR)
     return ERROR
+
+
+# --- capture, _updown ------------------------------------------------------------------------------------------------
+
+
+@command("checknflog nflog", summary="copy IPsec traffic to the NFLOG groups that the configuration asks for",
+         details="Makes the firewall rules for nflog-all= and for nflog= of connections, replaces those of another "
+         "group and removes those that are no longer wanted: iptables and ip6tables, or nf_tables on a host without "
+         "them.")
+def checknflog_command(host: Host, args: Args) -> int:
+    """`ipsec checknflog`: 0; 1 and nothing changed when it can't be done."""
+    check_nflog(host)
+    return OK
+
+
+@command("stopnflog", summary="stop copying IPsec traffic: remove the rules that checknflog made",
+         details="All of them, whatever the configuration says by now.")
+def stopnflog_command(host: Host, args: Args) -> int:
+    """`ipsec stopnflog`: 0; 1 and nothing changed when it can't be done."""
+    stop_nflog(host)
+    return OK
+
+
+@command("sniff", "[ARG...]", options=None, summary="watch IPsec traffic in clear: tcpdump on the NFLOG groups",
+         details="The arguments are tcpdump's. The groups are those of nflog-all= and nflog=; ipsec checknflog makes "
+         "the rules that fill them.")
+def sniff_command(host: Host, args: Args) -> int:
+    """`ipsec sniff [ARG...]`: becomes tcpdump."""
+    if args.operands in (["--help"], ["-h"]):
+        host.print(describe(COMMANDS["sniff"]))
+        return OK
+    config = Config(host).check()
+    groups = [config.number("nflog-all", 0) or 0, *(int(conn.get("nflog") or 0) for conn in config.conns())]
+    wanted = ",".join(str(group) for group in dict.fromkeys(groups) if group)
+    if not wanted:
+        raise Failure("ipsec sniff: no NFLOG group is configured", ERROR,
+                      f"put nflog-all=50 into config setup of {host.conf}, then: ipsec checknflog")
+    host.exec(host.resolve("tcpdump", "install tcpdump"), ["-n", "-i", f"nflog:{wanted}", *args.operands])
+
+
+@command("_updown _updown.xfrm _updown.netkey", "[custom]", hidden=True,
+         summary="what pluto runs when a connection comes up or goes down",
+         options=(Opt("--route", "yes|no", "route to the peer's network always (yes), or where it is needed"),
+                  Opt("--iproute", "ARGS", "more words for the route, as of ip route: `table 100 onlink`")))
+def updown_command(host: Host, args: Args) -> int:
+    """`ipsec _updown`: the status of the last thing done; 1 for a verb or family that is unknown."""
+    stack = host.env.get("PLUTO_STACK", "")
+    if stack.lower() not in ("", "xfrm", "netkey"):
+        raise Failure(f"_updown: no support for the IPsec stack {quote(stack)}", 3, "this is for Linux's XFRM")
+    with Routing(host) as routing:
+        updown = Updown(host, routing, args.value("--route"), args.value("--iproute"))
+        return updown.run(host.env.get("PLUTO_VERB", ""))
 
 
 # =====================================================================================================================

@@ -1,0 +1,240 @@
+"""_updown against the original: the same environment in two networks, and what the kernel holds after each verb.
+
+The original is _updown.xfrm of libreswan 4.10 with bash, iproute2 and iptables; ours runs on the same host, and on the
+smallest one (python3-minimal, neither `ip` nor iptables). Each case is a network of its own that is set up, then sees
+one verb after the other; addresses, routes, rules, links, neighbours, firewall, sysctls, resolv.conf and exit statuses
+are compared after each. Where the original is known to do harm the case says what is expected instead.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Callable, NamedTuple
+
+import pytest
+
+from ..ground.host import Result
+from ..ground.machine import PYZ, Machine
+
+ORIGINAL = ["/bin/bash", "/usr/libexec/ipsec/_updown"]
+OURS = ["/usr/bin/python3", PYZ, "_updown"]
+
+V4 = {
+    "PLUTO_CONNECTION": "west-east", "PLUTO_CONNECTION_TYPE": "tunnel", "PLUTO_CONN_KIND": "CK_PERMANENT",
+    "PLUTO_STACK": "xfrm", "PLUTO_CONN_ADDRFAMILY": "ipv4", "PLUTO_INTERFACE": "eth0", "PLUTO_VIRT_INTERFACE": "NULL",
+    "PLUTO_ME": "192.0.2.1", "PLUTO_PEER": "192.0.2.2", "PLUTO_NEXT_HOP": "192.0.2.2",
+    "PLUTO_MY_CLIENT": "10.1.0.0/24", "PLUTO_MY_CLIENT_NET": "10.1.0.0", "PLUTO_MY_CLIENT_MASK": "255.255.255.0",
+    "PLUTO_PEER_CLIENT": "10.2.0.0/24", "PLUTO_PEER_CLIENT_NET": "10.2.0.0", "PLUTO_PEER_CLIENT_MASK": "255.255.255.0",
+    "PLUTO_IS_PEER_CISCO": "0", "PLUTO_CFG_CLIENT": "0", "PLUTO_CFG_SERVER": "0", "PLUTO_NM_CONFIGURED": "0",
+    "PLUTO_XFRMI_ROUTE": "", "PLUTO_ADDTIME": "0", "PLUTO_SA_REQID": "16389", "VTI_IFACE": "", "VTI_ROUTING": "no",
+    "VTI_SHARED": "no", "SPI_IN": "0x1", "SPI_OUT": "0x2",
+}
+V6 = {
+    **V4, "PLUTO_CONN_ADDRFAMILY": "ipv6", "PLUTO_ME": "2001:db8::1", "PLUTO_PEER": "2001:db8::2",
+    "PLUTO_NEXT_HOP": "2001:db8::2", "PLUTO_MY_CLIENT": "2001:db8:1::/64", "PLUTO_MY_CLIENT_NET": "2001:db8:1::",
+    "PLUTO_PEER_CLIENT": "2001:db8:2::/64", "PLUTO_PEER_CLIENT_NET": "2001:db8:2::",
+}
+GATEWAY = {"PLUTO_NEXT_HOP": "192.0.2.254"}
+SOURCE = {"PLUTO_MY_SOURCEIP": "10.1.0.9"}
+ALL = {"PLUTO_PEER_CLIENT": "0.0.0.0/0", "PLUTO_PEER_CLIENT_NET": "0.0.0.0"}
+ALL_V6 = {"PLUTO_PEER_CLIENT": "::/0", "PLUTO_PEER_CLIENT_NET": "::"}
+HOST = {"PLUTO_MY_CLIENT": "192.0.2.1/32", "PLUTO_MY_CLIENT_NET": "192.0.2.1", "PLUTO_PEER_CLIENT": "192.0.2.2/32",
+        "PLUTO_PEER_CLIENT_NET": "192.0.2.2"}
+NEIGHBOUR = {"PLUTO_PEER_CLIENT": "10.1.0.77/32", "PLUTO_PEER_CLIENT_NET": "10.1.0.77"}
+XFRMI = {"PLUTO_VIRT_INTERFACE": "ipsec1", "PLUTO_XFRMI_ROUTE": "yes"}
+MARK = {"PLUTO_XFRMI_FWMARK": "1/0xffffffff"}
+DNS = {"PLUTO_CFG_CLIENT": "1", "PLUTO_PEER_DNS_INFO": "10.2.0.53 10.2.0.54"}
+DOMAINS = {**DNS, "PLUTO_PEER_DOMAIN_INFO": "example.com corp.example"}
+RESOLV = "/etc/resolv.conf"
+
+CLIENT = ("prepare-client", "route-client", "up-client", "down-client", "unroute-client")
+HOSTS = ("prepare-host", "route-host", "up-host", "down-host", "unroute-host")
+CLIENT_V6 = tuple(f"{verb}-v6" for verb in CLIENT)
+HOSTS_V6 = tuple(f"{verb}-v6" for verb in HOSTS)
+TWICE = ("route-client", "up-client", "route-client", "up-client", "down-client", "down-client", "unroute-client",
+         "unroute-client")
+
+
+class Case(NamedTuple):
+    """An environment, the verbs that it sees, words for _updown, shell lines that prepare the network."""
+
+    name: str
+    env: Mapping[str, str]
+    verbs: Sequence[str] = CLIENT
+    words: Sequence[str] = ()
+    setup: str = ""
+    firewall: bool = False  #: needs iptables on the host
+
+
+CASES = [
+    Case("plain", V4),
+    Case("route yes", V4, words=["--route", "yes"]),
+    Case("route yes, next hop", {**V4, **GATEWAY}, words=["--route", "yes"]),
+    Case("route no", {**V4, "PLUTO_MTU": "1400"}, words=["--route", "no"]),
+    Case("custom", V4, words=["custom", "--route", "y"]),
+    Case("iproute words", V4, words=["--route", "yes", "--iproute", "table 77 advmss 1200"]),
+    Case("iproute arguments", {**V4, "IPROUTEARGS": "initcwnd 20"}, words=["--route", "yes"]),
+    Case("source", {**V4, **SOURCE}),
+    Case("source, next hop", {**V4, **SOURCE, **GATEWAY}),
+    Case("source that is ours", {**V4, "PLUTO_MY_SOURCEIP": "10.1.0.1"}),
+    Case("source, mobike", {**V4, **SOURCE, "PLUTO_MOBIKE_EVENT": "yes"}),
+    Case("source, twice", {**V4, **SOURCE}, TWICE),
+    Case("source still in use", {**V4, **SOURCE},
+         setup="ip address add 10.1.0.9/32 dev lo scope 50; ip route add 10.9.0.0/16 dev eth0 src 10.1.0.9"),
+    Case("source of another's making", {**V4, **SOURCE}, setup="ip address add 10.1.0.9/24 dev eth1"),
+    Case("mtu", {**V4, "PLUTO_MTU": "1400"}),
+    Case("mtu and metric", {**V4, **GATEWAY, "PLUTO_MTU": "1400", "PLUTO_METRIC": "55"}),
+    Case("metric", {**V4, "PLUTO_METRIC": "55"}, words=["--route", "yes"]),
+    Case("no way to the peer's net", V4, setup="ip route add unreachable 10.2.0.0/16"),
+    Case("no default route", V4, setup="ip route del default"),
+    Case("default route", {**V4, **ALL, **SOURCE}),
+    Case("default route, next hop", {**V4, **ALL, **SOURCE, **GATEWAY}),
+    Case("default route twice", {**V4, **ALL, **SOURCE}, TWICE),
+    Case("host to host", {**V4, **HOST}, HOSTS),
+    Case("host to host, routed", {**V4, **HOST, **GATEWAY, "PLUTO_MTU": "1300"}, HOSTS),
+    Case("proxy ARP", {**V4, **NEIGHBOUR}),
+    Case("proxy ARP, routed", {**V4, **NEIGHBOUR, **GATEWAY}, words=["--route", "yes"]),
+    Case("a host behind a gateway", {**V4, "PLUTO_PEER_CLIENT": "10.7.0.7/32", "PLUTO_PEER_CLIENT_NET": "10.7.0.7"}),
+    Case("opportunistic", {**V4, "PLUTO_PEER_CLIENT": "0.0.0.0/32", "PLUTO_PEER_CLIENT_NET": "0.0.0.0"}),
+    Case("point to point", {**V4, **GATEWAY, **SOURCE, "PLUTO_INTERFACE": "ppp0"}),
+    Case("alias of an interface", {**V4, **GATEWAY, "PLUTO_INTERFACE": "eth0:1"}, words=["--route", "yes"]),
+    Case("cisco", {**V4, **SOURCE, "PLUTO_IS_PEER_CISCO": "1"}),
+    Case("cisco, all of it", {**V4, **SOURCE, **ALL, **GATEWAY, "PLUTO_IS_PEER_CISCO": "1"}),
+    Case("xfrm interface", {**V4, **XFRMI}),
+    Case("xfrm interface, source", {**V4, **XFRMI, **SOURCE}),
+    Case("xfrm interface, mark", {**V4, **XFRMI, **MARK, **GATEWAY}),
+    Case("xfrm interface, all", {**V4, **XFRMI, **MARK, **ALL}),
+    Case("xfrm interface, same nets", {**V4, **XFRMI, "PLUTO_PEER_CLIENT": "10.1.0.0/24"}),
+    Case("nflog", {**V4, "NFLOG": "7"}, firewall=True),
+    Case("nflog, all", {**V4, **ALL, "NFLOG": "7"}, firewall=True),
+    Case("nflog, host to host", {**V4, **HOST, "NFLOG": "8"}, HOSTS, firewall=True),
+    Case("nflog beside others", {**V4, "NFLOG": "7"}, firewall=True,
+         setup="iptables -A INPUT -p tcp --dport 22 -j ACCEPT; iptables -A INPUT -j NFLOG --nflog-prefix mine"),
+    Case("address translation", {**V4, "CAT": "YES", "PLUTO_MY_CLIENT": "10.8.0.1/32",
+                                 "PLUTO_MY_CLIENT_NET": "10.8.0.1"}, firewall=True),
+    Case("name servers", {**V4, **DNS, **SOURCE}),
+    Case("name servers and domains", {**V4, **DOMAINS}),
+    Case("domains, domain before", {**V4, **DOMAINS},
+         setup=f"printf 'domain old.example # why\\nnameserver 9.9.9.9 # quad\\n' >{RESOLV}"),
+    Case("domains twice", {**V4, **DOMAINS}, TWICE),
+    Case("domains, search before", {**V4, **DOMAINS},
+         setup=f"printf 'search example.com other.example\\nnameserver 10.2.0.54\\nnameserver 1.1.1.1\\n' >{RESOLV}"),
+    Case("no resolv.conf", {**V4, **DOMAINS}, setup=f"umount {RESOLV}; rm -f {RESOLV}"),
+    Case("NetworkManager", {**V4, **DOMAINS, "PLUTO_NM_CONFIGURED": "1"}),
+    Case("no mode config", {**V4, **DOMAINS, "PLUTO_CFG_CLIENT": "0"}),
+    Case("unknown family", {**V4, "PLUTO_CONN_ADDRFAMILY": "ipx"}),
+    Case("unknown verb", V4, ["sideways-client", ""]),
+    Case("vti without marks", {**V4, "VTI_IFACE": "vti0", "VTI_ROUTING": "yes"}),
+    Case("v6", V6, CLIENT_V6),
+    Case("v6, routed", V6, CLIENT_V6, ["--route", "yes"]),
+    Case("v6, source", {**V6, "PLUTO_MY_SOURCEIP": "2001:db8:1::9"}, CLIENT_V6),
+    Case("v6, mtu and metric", {**V6, "PLUTO_MTU": "1400", "PLUTO_METRIC": "55", "PLUTO_NEXT_HOP": "2001:db8::fe"},
+         CLIENT_V6),
+    Case("v6, all", {**V6, **ALL_V6, "PLUTO_MY_SOURCEIP": "2001:db8:1::9"}, CLIENT_V6),
+    Case("v6, host to host", {**V6, "PLUTO_MTU": "1300", "PLUTO_MY_CLIENT": "2001:db8::1/128",
+                              "PLUTO_MY_CLIENT_NET": "2001:db8::1", "PLUTO_PEER_CLIENT": "2001:db8::2/128",
+                              "PLUTO_PEER_CLIENT_NET": "2001:db8::2"}, HOSTS_V6),
+    Case("v6, proxy", {**V6, "PLUTO_PEER_CLIENT": "2001:db8:1::77/128", "PLUTO_PEER_CLIENT_NET": "2001:db8:1::77"},
+         CLIENT_V6),
+    Case("v6, xfrm interface", {**V6, **XFRMI}, CLIENT_V6),
+    Case("v6, xfrm interface, mark", {**V6, **XFRMI, **MARK, "PLUTO_NEXT_HOP": "2001:db8::fe"}, CLIENT_V6),
+    Case("v6, name servers", {**V6, **DOMAINS}, CLIENT_V6),
+    Case("v6, unreachable", V6, CLIENT_V6, setup="ip route add unreachable 2001:db8:2::/48"),
+]
+
+#: A network: eth0 to the peer with a gateway, eth1 to our client's net, a point-to-point link, an interface for XFRM.
+NETWORK = f"""
+mount -t sysfs sysfs /sys
+mkdir -p /run/pluto
+rm -f /run/pluto/*
+touch {RESOLV} /tmp/resolv
+umount {RESOLV} 2>/dev/null
+printf 'nameserver 192.0.2.53\\n' >{RESOLV}
+for number in 0 1; do
+    ip link add eth$number address 02:00:00:00:00:0$number type veth peer name far$number address 02:00:00:00:01:0$number
+    echo 0 >/proc/sys/net/ipv6/conf/eth$number/accept_dad
+done
+ip link add ipsec1 address 02:00:00:00:00:0a type dummy
+ip tuntap add ppp0 mode tun
+ip address add 192.0.2.1/24 dev eth0
+ip address add 2001:db8::1/64 dev eth0 nodad
+ip address add 10.1.0.1/24 dev eth1
+ip address add 2001:db8:1::1/64 dev eth1 nodad
+ip address add 192.0.2.33 peer 192.0.2.34 dev ppp0
+for device in lo eth0 far0 eth1 far1 ipsec1 ppp0; do
+    echo 1 >/proc/sys/net/ipv6/conf/$device/addr_gen_mode
+    ip link set $device up
+done
+ip route add default via 192.0.2.254
+ip route add default via 2001:db8::fe
+"""
+STATE = f"""
+ip -o address | sed 's/valid_lft.*//'
+ip route show table all
+ip -6 route show table all
+ip rule
+ip -6 rule
+ip -o link | sed 's/state .*mode/mode/; s/,LOWER_UP//; s/,NO-CARRIER//; s/<NO-CARRIER,/</'
+ip neigh show proxy
+ip -6 neigh show proxy
+cat {RESOLV}
+"""
+FIREWALL = "iptables-save | grep -v '^[#:]'; ip6tables-save | grep -v '^[#:]'\n"
+
+
+def script(cases: Sequence[Case], updown: Sequence[str], state: str) -> str:
+    """The shell script that runs the cases, each in a network of its own, and shows what is there after each verb."""
+    lines = []
+    for case in cases:
+        steps = [NETWORK, case.setup]
+        for verb in case.verbs:
+            env = " ".join(f"{name}={shlex.quote(value)}" for name, value in case.env.items())
+            command = shlex.join([*updown, *case.words])
+            steps.append(f"env PLUTO_VERB={shlex.quote(verb)} {env} {command} </dev/null >/tmp/said 2>&1\n"
+                         f"echo '=== {verb}' status $?\nsed 's/^/said: /' /tmp/said\n{state}")
+        lines.append(f"echo '##### {case.name}'\nunshare --net --mount sh -c {shlex.quote(chr(10).join(steps))} 2>&1")
+    return "\n".join(lines)
+
+
+class Lines(list):  # type: ignore[type-arg]
+    """The lines that a case left; `said` is what _updown wrote, which is not compared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+
+def results(output: Result) -> dict[str, Lines]:
+    """What each case left."""
+    found: dict[str, Lines] = {}
+    for line in output.stdout.splitlines():
+        if line.startswith("##### "):
+            found[line[6:]] = lines = Lines()
+        elif line.startswith("said: "):
+            lines.said.append(line[6:])
+        else:
+            lines.append(line.rstrip())
+    return found
+
+
+def run(machine: Machine, cases: Sequence[Case], updown: Sequence[str], state: str) -> dict[str, Lines]:
+    machine.write("/tmp/cases", script(cases, updown, state))
+    return results(machine.run(["/bin/sh", "/tmp/cases"], timeout=600))
+
+
+def differences(theirs: Mapping[str, Lines], ours: Mapping[str, Lines]) -> list[str]:
+    """For each case that differs, its name, the lines that only one of the two has, and what ours said."""
+    assert list(theirs) == list(ours)
+    return [f"{name}: theirs {[line for line in theirs[name] if line not in ours[name]]}\n"
+            f"  ours {[line for line in ours[name] if line not in theirs[name]]}\n  it said {ours[name].said}"
+            for name in theirs if list(theirs[name]) != list(ours[name])]
+
+
+def test_the_kernel_is_left_as_by_the_original(root: Callable[..., Machine]) -> None:
+    theirs = run(root("bookworm"), CASES, ORIGINAL, STATE + FIREWALL)
+    ours = run(root("bookworm"), CASES, OURS, STATE + FIREWALL)
+    different = differences(theirs, ours)
+    print(f"_updown: {len(CASES) - len(different)} of {len(CASES)} cases equal, "
+          f"{sum(len(case.verbs) for case in CASES)} verbs")
+    assert not different, "\n".join(different)
