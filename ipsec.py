@@ -379,43 +379,31 @@ class Host:
             raise OSError(error.errno, error.strerror, name) from None
 
     def replace(self, name: str, text: str) -> None:
-        """Write a file so that whoever reads it finds the old text or the new one, whole.  Raises OSError."""
-        directory, base = os.path.split(name)
+        """Write a file so that whoever reads it finds the old text or the new one, whole; owner and mode stay.
+
+        A link is followed.  In place where no file can be renamed over it (one that a container has mounted).  Raises
+        OSError.
+        """
+        real = os.path.realpath(self.path(name))
+        directory, base = os.path.split(real)
         work = os.path.join(directory, f".{base}.{os.getpid()}")
         try:
-            fd = os.open(self.path(work), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            fd = os.open(work, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             try:
-                write_all(fd, encode(text))
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            os.rename(self.path(work), self.path(name))
-        except OSError as error:
-            self.remove(work)
-            raise OSError(error.errno, error.strerror, name) from None
-
-    def replace(self, name: str, text: str) -> None:
-        """Write a small file so that readers see the old or the new text whole; owner and mode stay.  In place where
-        no file can be put beside it or renamed over it (one that a container has mounted).  Raises OSError."""
-        real = os.path.realpath(self.path(name))
-        aside = f"{real}.{os.getpid()}.tmp"
-        try:
-            fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        except OSError:
-            return self.write(name, text)
-        try:
-            with os.fdopen(fd, "wb") as stream:
                 if os.path.exists(real):
                     info = os.stat(real)
                     os.fchown(fd, info.st_uid, info.st_gid)
                     os.fchmod(fd, info.st_mode & 0o7777)
-                stream.write(encode(text))
-                stream.flush()
+                write_all(fd, encode(text))
                 os.fsync(fd)
-            os.rename(aside, real)
+                os.rename(work, real)
+            except OSError:
+                os.unlink(work)
+                raise
+            finally:
+                os.close(fd)
         except OSError as error:
-            os.unlink(aside)
-            if error.errno not in (errno.EBUSY, errno.EPERM):
+            if error.errno != errno.EBUSY:
                 raise OSError(error.errno, error.strerror, name) from None
             self.write(name, text)
 
@@ -4032,11 +4020,14 @@ class Routing:
         return AF_INET6 if ":" in address else AF_INET
 
     @staticmethod
-    def index(device: str) -> int:
+    def index(device: str, default: int | None = None) -> int:
+        """The number of an interface."""
         import socket
         try:
             return socket.if_nametoindex(device)
         except OSError:
+            if default is not None:
+                return default
             raise OSError(errno.ENODEV, f'Cannot find device "{device}"') from None
 
     @staticmethod
@@ -4620,12 +4611,24 @@ class Updown:
         except OSError as error:
             if error.errno not in fine:
                 self.host.warn(f'_updown: "ip {shown}" failed (RTNETLINK answers: {error.strerror or error})')
-                return 2
+                return 1 if error.errno == errno.ENODEV else 2
         return OK
 
     def route(self, action: str, net: str, words: Sequence[str], *fine: int) -> int:
         """`ip route ACTION NET WORDS…`, as change()."""
-        return self.change(f"route {action} {net} {' '.join(words)}", fine, self.routing.route, action, net, words)
+        deadline = time.monotonic() + (2 if "src" in words and self.family == 6 else 0)
+
+        def change() -> None:
+            try:
+                self.routing.route(action, net, words)
+            except OSError as error:
+                # an IPv6 address is tentative for an instant, and no source then
+                if error.errno != errno.EINVAL or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+                change()
+
+        return self.change(f"route {action} {net} {' '.join(words)}", fine, change)
 
     def way(self, address: str, source: str = "") -> Route | OSError:
         """How an address is reached, or why it is not."""
@@ -4679,8 +4682,7 @@ class Updown:
         if not address or self.get("PLUTO_MOBIKE_EVENT") or (self.modern and self.get("PLUTO_XFRMI_ROUTE") == "yes"):
             return OK
         device = self._source_device()
-        index = self.routing.index(device)
-        if ((address, self.bits, self.scope, index) not in self.routing.addresses()
+        if ((address, self.bits, self.scope, self.routing.index(device, 0)) not in self.routing.addresses()
                 or any(route.source == address for route in self.routing.routes(self.family))):
             return OK
         return self.change(f"addr del {address}/{self.bits} dev {device}", [errno.EADDRNOTAVAIL],
@@ -4919,29 +4921,29 @@ class Updown:
                               ["flush_zone", domain], ["flush_requestlist"]):
                     self.host.run(["unbound-control", *words])
         elif not self.yes("PLUTO_NM_CONFIGURED"):
-            self._resolv_conf(servers, domains) if up and servers else None if up else self._restore()
+            if not up:
+                restore_resolv_conf(self.host)
+            elif servers:
+                self._resolv_conf(servers, domains)
         return OK
 
     def _unbound_runs(self) -> bool:
         return any(self.host.value(f"/proc/{pid}/comm") == "unbound" for pid in self.host.listdir("/proc")
                    if pid.isdigit())
 
-    @property
-    def _backup(self) -> str:
-        return f"{self.host.rundir}/libreswan-resolv-conf-backup"
-
     def _resolv_conf(self, servers: Sequence[str], domains: Sequence[str]) -> None:
         """Put the peer's servers first, and remember the file as it was."""
+        backup = resolv_conf_backup(self.host)
         self.host.print("updating resolvconf")
         if not self.host.exists(RESOLV_CONF):
             self.host.print("resolv.conf does not exist, so doing nothing")
             return
         old = self.host.read(RESOLV_CONF)
         if "Libreswan" not in old:
-            if self.host.exists(self._backup):
+            if self.host.exists(backup):
                 self.host.print("backup resolv.conf exists, but current resolv.conf is not generated by Libreswan")
-            self.host.replace(self._backup, old)
-        elif self.host.exists(self._backup) and not self.modern:
+            self.host.replace(backup, old)
+        elif self.host.exists(backup) and not self.modern:
             self.host.print("Current resolv.conf is generated by Libreswan, and backup resolv.conf already exists, "
                             "so doing nothing")
             return
@@ -4954,15 +4956,6 @@ class Updown:
                *([f"search {' '.join(dict.fromkeys(search))}"] if search else []),
                *(f"nameserver {name}" for name in dict.fromkeys([*servers, *server]))]
         self.host.replace(RESOLV_CONF, "\n".join(new) + "\n")
-
-    def _restore(self) -> None:
-        """The file as it was, unless somebody else has written it meanwhile."""
-        if self.host.exists(RESOLV_CONF) and "Libreswan" in self.host.read(RESOLV_CONF):
-            if not self.host.exists(self._backup):
-                return
-            self.host.print("restoring resolvconf")
-            self.host.replace(RESOLV_CONF, self.host.read(self._backup))
-        self.host.remove(self._backup)
 
     def _systemd(self, up: bool, peer: Mapping[str, Sequence[str]]) -> None:
         """The same with systemd-resolved, which keeps servers and domains for each interface."""
@@ -4982,6 +4975,22 @@ class Updown:
                 self.host.print(f"restoring {label} to \"{' '.join(before)}\"" if before else f"clearing {label}")
                 self.host.run(["resolvectl", what, interface, *(before or [""])])
                 self.host.remove(backup)
+
+
+def resolv_conf_backup(host: Host) -> str:
+    """Where resolv.conf is kept while the name servers of a peer are in use."""
+    return f"{host.rundir}/libreswan-resolv-conf-backup"
+
+
+def restore_resolv_conf(host: Host) -> None:
+    """Give back the resolv.conf that _updown saved when it wrote one; one that somebody else wrote since stays."""
+    backup = resolv_conf_backup(host)
+    if host.exists(RESOLV_CONF) and "Libreswan" in host.read(RESOLV_CONF):
+        if not host.exists(backup):
+            return
+        host.print("restoring resolvconf")
+        host.replace(RESOLV_CONF, host.read(backup))
+    host.remove(backup)
 
 
 def updown_defaults(host: Host) -> dict[str, str]:
@@ -5468,16 +5477,6 @@ def clean_up(host: Host) -> None:
         host.remove(name)
     stack_stop(host)
     restore_resolv_conf(host)
-
-
-def restore_resolv_conf(host: Host) -> None:
-    """Give back the resolv.conf that _updown saved when it wrote one; one that somebody else wrote since stays."""
-    backup, current = f"{host.rundir}/libreswan-resolv-conf-backup", "/etc/resolv.conf"
-    if not host.exists(backup):
-        return
-    if "Libreswan" in host.value(current):
-        host.write(current, host.read(backup))
-    host.remove(backup)
 
 
 # --- the kernel's IPsec stack ----------------------------------------------------------------------------------------

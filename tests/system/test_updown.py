@@ -12,12 +12,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Callable, NamedTuple
 
-import pytest
-
 from ..ground.host import Result
 from ..ground.machine import PYZ, Machine
 
-ORIGINAL = ["/bin/bash", "/usr/libexec/ipsec/_updown"]
+ORIGINAL = ["/bin/bash", "/usr/libexec/ipsec/_updown.xfrm"]
 OURS = ["/usr/bin/python3", PYZ, "_updown"]
 
 V4 = {
@@ -82,7 +80,7 @@ CASES = [
     Case("source, twice", {**V4, **SOURCE}, TWICE),
     Case("source still in use", {**V4, **SOURCE},
          setup="ip address add 10.1.0.9/32 dev lo scope 50; ip route add 10.9.0.0/16 dev eth0 src 10.1.0.9"),
-    Case("source of another's making", {**V4, **SOURCE}, setup="ip address add 10.1.0.9/24 dev eth1"),
+    Case("source added by others", {**V4, **SOURCE}, setup="ip address add 10.1.0.9/24 dev eth1"),
     Case("mtu", {**V4, "PLUTO_MTU": "1400"}),
     Case("mtu and metric", {**V4, **GATEWAY, "PLUTO_MTU": "1400", "PLUTO_METRIC": "55"}),
     Case("metric", {**V4, "PLUTO_METRIC": "55"}, words=["--route", "yes"]),
@@ -152,17 +150,18 @@ touch {RESOLV} /tmp/resolv
 umount {RESOLV} 2>/dev/null
 printf 'nameserver 192.0.2.53\\n' >{RESOLV}
 for number in 0 1; do
-    ip link add eth$number address 02:00:00:00:00:0$number type veth peer name far$number address 02:00:00:00:01:0$number
+    ip link add eth$number address 02:00:00:00:00:0$number type veth \\
+        peer name far$number address 02:00:00:00:01:0$number
     echo 0 >/proc/sys/net/ipv6/conf/eth$number/accept_dad
 done
-ip link add ipsec1 address 02:00:00:00:00:0a type dummy
+ip link add ipsec1 address 02:00:00:00:00:0a type veth peer name far2 address 02:00:00:00:01:02
 ip tuntap add ppp0 mode tun
 ip address add 192.0.2.1/24 dev eth0
 ip address add 2001:db8::1/64 dev eth0 nodad
 ip address add 10.1.0.1/24 dev eth1
 ip address add 2001:db8:1::1/64 dev eth1 nodad
 ip address add 192.0.2.33 peer 192.0.2.34 dev ppp0
-for device in lo eth0 far0 eth1 far1 ipsec1 ppp0; do
+for device in lo eth0 far0 eth1 far1 ipsec1 far2 ppp0; do
     echo 1 >/proc/sys/net/ipv6/conf/$device/addr_gen_mode
     ip link set $device up
 done
@@ -223,18 +222,41 @@ def run(machine: Machine, cases: Sequence[Case], updown: Sequence[str], state: s
     return results(machine.run(["/bin/sh", "/tmp/cases"], timeout=600))
 
 
+#: Where ours does what the original means to: `ip -6 route get` has a word more than its awk expects, so that it finds
+#: no interface to answer for a neighbour on. These lines are there in our network, and nothing else differs.
+BETTER = {"v6, proxy": {"2001:db8:1::77 dev eth0 metric 1024 pref medium", "2001:db8:1::77 dev eth1 proxy"}}
+
+
+def compare(cases: Sequence[Case], theirs: Callable[[Sequence[Case]], dict[str, Lines]],
+            ours: Callable[[Sequence[Case]], dict[str, Lines]]) -> None:
+    """Run the cases both ways. The original races against the kernel, which makes a new IPv6 address usable only in an
+    instant: what differs is tried again."""
+    different: list[str] = []
+    left = list(cases)
+    for _ in range(5):
+        different = differences(theirs(left), ours(left))
+        left = [case for case in left if any(text.startswith(f"{case.name}: ") for text in different)]
+        if not left:
+            break
+    verbs = sum(len(case.verbs) for case in cases)
+    print(f"_updown: {len(cases) - len(left)} of {len(cases)} cases equal, {verbs} verbs")
+    assert not left, "\n".join(different)
+
+
 def differences(theirs: Mapping[str, Lines], ours: Mapping[str, Lines]) -> list[str]:
     """For each case that differs, its name, the lines that only one of the two has, and what ours said."""
     assert list(theirs) == list(ours)
-    return [f"{name}: theirs {[line for line in theirs[name] if line not in ours[name]]}\n"
-            f"  ours {[line for line in ours[name] if line not in theirs[name]]}\n  it said {ours[name].said}"
-            for name in theirs if list(theirs[name]) != list(ours[name])]
+    found = []
+    for name, lines in ours.items():
+        better = BETTER.get(name, set())
+        assert better <= set(lines)
+        if list(theirs[name]) != [line for line in lines if line not in better]:
+            found.append(f"{name}: theirs {[line for line in theirs[name] if line not in lines]}\n"
+                         f"  ours {[line for line in lines if line not in theirs[name]]}\n  it said {lines.said}")
+    return found
 
 
 def test_the_kernel_is_left_as_by_the_original(root: Callable[..., Machine]) -> None:
-    theirs = run(root("bookworm"), CASES, ORIGINAL, STATE + FIREWALL)
-    ours = run(root("bookworm"), CASES, OURS, STATE + FIREWALL)
-    different = differences(theirs, ours)
-    print(f"_updown: {len(CASES) - len(different)} of {len(CASES)} cases equal, "
-          f"{sum(len(case.verbs) for case in CASES)} verbs")
-    assert not different, "\n".join(different)
+    theirs, ours = root("bookworm"), root("bookworm")
+    compare(CASES, lambda cases: run(theirs, cases, ORIGINAL, STATE + FIREWALL),
+            lambda cases: run(ours, cases, OURS, STATE + FIREWALL))
