@@ -4191,7 +4191,7 @@ class Capture(Record):
     @property
     def ends(self) -> str:
         """Source and destination, as they tell apart the rules of one connection."""
-        return f"{self.source} {self.destination}"
+        return f"{self.source} {self.destination}".strip()
 
 
 class FoundRule(Record):
@@ -4260,7 +4260,7 @@ class Iptables:
                     prefix = word_after(words, "--nflog-prefix")
                     if wanted(prefix):
                         group = int(word_after(words, "--nflog-group", "0"))
-                        ends = f"{word_after(words, '-s')} {word_after(words, '-d')}"
+                        ends = f"{word_after(words, '-s')} {word_after(words, '-d')}".strip()
                         rules.append(FoundRule(words[1], group, prefix, family, ends, encode(line[3:])))
         return rules
 
@@ -4384,7 +4384,7 @@ class NfTables:
                              attribute(2, be32(NFT_PRIORITY % (1 << 32))))
             batch.append((NFT_NEWCHAIN, create, body + table + attribute(3, chain) + hook + attribute(7, "filter")))
         batch += [(NFT_NEWRULE, create | NLM_F_APPEND, body + table + attribute(2, rule.chain)
-                   + attribute(4 | NESTED, self.rule(rule)) + attribute(7, self.comment(rule.ends))) for rule in new]
+                   + attribute(4 | NESTED, self.rule(rule)) + self.comment(rule.ends)) for rule in new]
         try:
             if gone and not new and len(gone) == len(self._rules()):
                 batch = [(NFT_DELTABLE, NLM_F_ACK, body + table)]
@@ -4413,9 +4413,9 @@ class NfTables:
 
     @staticmethod
     def comment(text: str) -> bytes:
-        """Text that nft shows behind the rule (libnftnl's NFTNL_UDATA_RULE_COMMENT)."""
+        """NFTA_RULE_USERDATA with text that nft shows behind the rule (libnftnl's NFTNL_UDATA_RULE_COMMENT)."""
         data = encode(text) + b"\0"
-        return bytes((0, len(data))) + data
+        return attribute(7, bytes((0, len(data))) + data) if text else b""
 
     @staticmethod
     def _body() -> bytes:
