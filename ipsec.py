@@ -907,42 +907,40 @@ class SecretRecord:
             if token.form not in ("", '"', "'"):
                 break  # no ID is written so: a key at the wrong place
             self.ids.append(token)
-        self.shown = list(self.ids)
         if any(token.form == "open" for token in tokens):
-            self.problem = "unterminated string"
+            self._wrong("unterminated string")
         if colon < 0:
-            self.problem = self.problem or "no `:` (a word of its own) between the IDs and the key"
+            self._wrong("no `:` (a word of its own) between the IDs and the key")
             self.secrets = [token for token in tokens[:keyword] if token.form or not looks_like_id(token.text)]
             self.secrets += tokens[keyword + 1:]
-            self.shown = []
             return
         self.secrets = [token for token in tokens[len(self.ids):colon] if token.form]
+        self.shown = [*self.ids, tokens[colon]]
         values = tokens[colon + 1:]
-        self.shown.append(tokens[colon])
-        kind = values[0].text.lower() if values else ""
-        if kind not in KEY_KINDS or (values[0].form and values[0].form not in "\"'"):
-            self.problem = self.problem or ("no PSK, XAUTH or other kind of key behind the `:`" if values else
-                                            "nothing behind the `:`; pluto, 5.2 too, crashes on that")
+        if not values:
+            self._wrong("nothing behind the `:`; pluto, 5.2 too, crashes on that")
+        elif values[0].text.lower() in KEY_KINDS and values[0].form in ("", '"', "'"):
+            self.kind = values[0].text.lower()
+            self.shown.append(values[0])
+            self._parse_key(values[1:])
+        else:
+            self._wrong("no PSK, XAUTH or other kind of key behind the `:`")
             self.secrets += values
-            return
-        self.kind = kind
-        self.shown.append(values[0])
-        self._parse_key(values[1:])
 
     def _parse_key(self, values: Sequence[Token]) -> None:
         if not values:
-            self.problem = self.problem or "no key behind the kind of key"
+            self._wrong("no key behind the kind of key")
         elif self.kind in ("psk", "xauth", "ppk", "ppks"):
-            wanted = 2 if self.kind.startswith("ppk") else 1
-            self.secrets += values[wanted - 1:] if len(values) >= wanted else values
-            if wanted == 2 and len(values) > 1 and values[0].form in ('"', "'"):
-                self.shown.append(values[0])
-            if len(values) != wanted:
-                self.problem = self.problem or ("more than one key" if len(values) > wanted else "no key behind its ID")
-            elif wanted == 2 and values[0].form not in ('"', "'"):
-                self.problem = self.problem or "the ID of a PPK is not quoted"
+            named = self.kind.startswith("ppk")  # its ID comes first
+            self.secrets += values[named:] or values
+            if len(values) != 1 + named:
+                self._wrong("more than one key" if len(values) > 1 + named else "no key behind its ID")
+            elif named and values[0].form not in ('"', "'"):
+                self._wrong("the ID of a PPK is not quoted")
             elif values[-1].form not in ('"', "'") and (values[-1].form in ("", "`") or not values[-1].data()):
-                self.problem = self.problem or "malformed key: neither quoted nor 0x, 0s or 0t and digits"
+                self._wrong("malformed key: neither quoted nor 0x, 0s or 0t and digits")
+            elif named:
+                self.shown.append(values[0])
         elif self.kind == "pin":
             self.secrets += values[1:] or values
         else:  # a raw private key, or the file and the passphrase of one
@@ -954,6 +952,9 @@ class SecretRecord:
                     field = field if token.text == ":" else word
                 elif token.form and field not in PUBLIC_FIELDS:
                     self.secrets.append(token)
+
+    def _wrong(self, problem: str) -> None:
+        self.problem = self.problem or problem
 
     def censored(self, number: int, text: str) -> str:
         """What a report shows of the record's line `number`, whose text before any comment is given."""
@@ -998,8 +999,8 @@ def secret_records(lines: Iterable[str]) -> Iterator[tuple[SecretRecord, list[tu
 
 
 def commented_out(text: str) -> SecretRecord | None:
-    """The entry that a comment (its text begins with `#`) holds, or None for any other remark."""
-    record = SecretRecord(secret_tokens(text.lstrip("# \t"))[0])
+    """The entry that the text of a comment holds, or None for any other remark."""
+    record = SecretRecord(secret_tokens(text)[0])
     return record if record.kind in KEY_KINDS and all(looks_like_id(token.text) for token in record.ids) else None
 
 
@@ -1007,14 +1008,11 @@ def censor_secrets(lines: Iterable[str]) -> Iterator[str]:
     """The lines of a secrets file as a report shows them: IDs, kinds of keys, includes; all else `[redacted]`."""
     for record, rows in secret_records(lines):
         for number, text, comment in rows:
-            shown = record.censored(number, text[:comment])
-            remark = text[comment:]
-            if remark.lstrip("#\0 \t"):
-                old = commented_out(remark)
-                bare = remark.lstrip("# \t")
-                remark = remark[:len(remark) - len(bare)] + old.censored(0, bare) if old else "#[redacted comment]"
-                remark = remark if remark.startswith("#") else f"#{remark}"
-            yield shown + (text[len(text[:comment].rstrip(" \t")):comment] if remark else "") + remark
+            before, remark = text[:comment], text[comment:]
+            if bare := remark.lstrip("# \t"):
+                old = commented_out(bare)
+                remark = remark[:-len(bare)] + old.censored(0, bare) if old else "#[redacted comment]"
+            yield record.censored(number, before) + before[len(before.rstrip(" \t")):] + remark
 
 
 # Words without which none of SECRET_PLACES can match, then those places: what comes before the secret is kept.
@@ -1042,6 +1040,7 @@ SECRET_PLACES = (
     r"((?:--comment|modecfgbanner[ \t]*=|banner:)[ \t]*)(?=[^\n]{0,300}?(?:pass|secret|psk|pwd|key))"
     r"[^\n]+?(?=[ \t]-|$)",
     # keys of the kernel, as ip-xfrm(8) and setkey(8) print them, and hashes of passwords, crypt(5)
+    r"(\b(?:auth|auth-trunc|enc|aead|comp)[ \t]+\S+[ \t]+0x)[0-9a-f]+",
     r"^(\t[EA]: [\w()-]+[ \t]+)[0-9a-f]{8}[0-9a-f \t]*$",
     r"(\$(?:1|2[abxy]?|5|6|7|y|gy|apr1|sha1|md5)\$)[\w./=,$+-]{8,}",
 )
@@ -1063,6 +1062,7 @@ class Redactor:
         self._runs: dict[str, list[str]] = {}
         self._word_pattern: re.Pattern[str] | None = None
         self._places: list[re.Pattern[str]] = []
+        self._rows: list[re.Pattern[str]] = []
 
     def learn(self, secret: str | bytes) -> None:
         """From now on, mask this secret in every form it may turn up in: as it is, decoded, in hex and base64, escaped.
@@ -1074,13 +1074,11 @@ class Redactor:
         data = encode(text)
         if isinstance(secret, str) and text[:2].lower() in ("0x", "0s", "0t"):
             data = Token(text, 0, 0, len(text), text[:2].lower()).data() or data
-        if len(text) < 4 or len(data) < 4 or text.lower() in EVERYDAY or not text.strip():
-            return
-        digits = binascii.hexlify(data).decode()
-        self._digits.setdefault(digits[:8], []).append(digits)
-        self._sorted = None
-        forms = {text, text.strip(), decode(data), digits, digits.upper(),
-                 binascii.b2a_base64(data, newline=False).decode().rstrip("=")}
+        forms = {text, text.strip(), decode(data)}
+        if len(data) >= 4:
+            digits = binascii.hexlify(data).decode()
+            self._digits.setdefault(digits[:8], []).append(digits)
+            forms |= {digits, digits.upper(), binascii.b2a_base64(data, newline=False).decode().rstrip("=")}
         for form in (text, decode(data)):
             # as a shell, C and Python, pluto (jam_sanitized_bytes) and JSON write it
             quoted = form.replace("\\", "\\\\").replace('"', '\\"')
@@ -1089,12 +1087,10 @@ class Redactor:
                             for c in form)
             json = "".join(c if " " <= c <= "~" else f"\\u{ord(c):04x}" for c in quoted)
             forms |= {form.replace("'", "'\\''"), printable(form), quoted, escaped, octal, json}
-        for form in forms:
-            for line in form.splitlines() or [form]:
-                if len(line) >= 6:
-                    self._values.add(line)
-                elif len(line) >= 4:
-                    self._words.add(line)
+        for line in "\n".join(forms).split("\n"):
+            if len(line) >= 4 and line.lower() not in EVERYDAY:
+                (self._values if len(line) >= 6 else self._words).add(line)
+        self._sorted = None
 
     def learn_file(self, lines: Iterable[str]) -> list[str]:
         """Learn the secrets in the lines of a file like ipsec.secrets, those in its comments too; the patterns that
@@ -1103,9 +1099,9 @@ class Redactor:
         for record, rows in secret_records(lines):
             found = list(record.secrets)
             for _, text, comment in rows:
-                old = commented_out(text[comment:])
-                found += old.secrets if old else [token for token in secret_tokens(text[comment:].lstrip("# \t"))[0]
-                                                  if token.form]
+                bare = text[comment:].lstrip("# \t")
+                old = commented_out(bare)
+                found += old.secrets if old else [token for token in secret_tokens(bare)[0] if token.form]
             for token in found:
                 self.learn(token.text)
                 if token.form in ("0x", "0s") and token.data() is None:
@@ -1157,13 +1153,13 @@ class Redactor:
             self._runs = {}
             if len(self._sorted) > MANY_VALUES:
                 for value in self._sorted:
-                    run = max(re.findall("[A-Za-z0-9]{4,}", value), key=len, default="")
+                    run = max(re.findall(WORD_RUN, value), key=len, default="")
                     self._runs.setdefault(run, []).append(value)
             words = "|".join(re.escape(word) for word in sorted(self._words, key=len, reverse=True))
             self._word_pattern = re.compile(f"(?<![A-Za-z0-9])(?:{words})(?![A-Za-z0-9])") if words else None
         if self._runs:
             # one look at each word of the text instead of one search for each value
-            hits = set(re.findall("[A-Za-z0-9]{4,}", text)) & self._runs.keys()
+            hits = set(re.findall(WORD_RUN, text)) & self._runs.keys()
             values = sorted((value for run in (*hits, "") for value in self._runs.get(run, ())), key=len, reverse=True)
         else:
             values = self._sorted
@@ -1172,7 +1168,7 @@ class Redactor:
                 text = text.replace(value, MASK)
         return self._word_pattern.sub(MASK, text) if self._word_pattern else text
 
-    def _mask_dump(self, found: re.Match[str]) -> str:
+    def _mask_row(self, found: re.Match[str]) -> str:
         """For a row of hex bytes: masked to the end of the line, where a dump repeats it as text, if it holds a secret
         or is a piece of one."""
         row = found[2].lower().translate({32: None, 58: None})
@@ -1184,28 +1180,29 @@ class Redactor:
     def _mask_places(self, text: str) -> str:
         import re
         if not self._places:
-            self._places = [re.compile(place, re.IGNORECASE) for place in SECRET_PLACES]
-            self._key = re.compile(r"\b((?:auth|auth-trunc|enc|aead|comp)[ \t]+\S+[ \t]+0x)([0-9a-f]+)", re.IGNORECASE)
             # a row of pluto's dumps, of any length; bytes in a row anywhere
-            self._dumps = [re.compile(r"^(.*?\|  +|  +)((?:[0-9a-f]{2} {1,2})*[0-9a-f]{2})(?:$|   .*)", re.MULTILINE),
-                           re.compile(r"((?<![0-9A-Za-z]))((?:[0-9A-Fa-f]{2}[ :]{1,2}){3,}[0-9A-Fa-f]{2})\b.*")]
+            self._rows = [re.compile(r"^(.*?\|  +|  +)((?:[0-9a-f]{2} {1,2})*[0-9a-f]{2})(?:$|   .*)", re.MULTILINE),
+                          re.compile(r"((?<![0-9A-Za-z]))((?:[0-9A-Fa-f]{2}[ :]{1,2}){3,}[0-9A-Fa-f]{2})\b.*")]
+            self._places = [re.compile(place, re.IGNORECASE) for place in SECRET_PLACES]
         lines = text.split("\n")
         for number, line in enumerate(lines):
             lowered = line.lower()
             if any(hint in lowered for hint in PLACE_HINTS):
                 for place in self._places:
                     line = place.sub(mask_place, line)
-                lines[number] = self._key.sub(lambda found: f"{found[1]}[redacted {len(found[2]) // 2} bytes]", line)
+                lines[number] = line
         text = "\n".join(lines)
-        for dump in self._dumps if self._digits else ():
-            text = dump.sub(self._mask_dump, text)
+        for row in self._rows if self._digits else ():
+            text = row.sub(self._mask_row, text)
         return text
 
 
 def mask_place(found: re.Match[str]) -> str:
     """What SECRET_PLACES found, without the secret.  What is masked already stays as it is."""
-    masked = found[0][len(found[1]):].lstrip("\"'\\0xst").startswith("[redacted")
-    return found[0] if masked else f"{found[1]}{MASK}"
+    secret = found[0][len(found[1]):]
+    if secret.lstrip("\"'\\0xst").startswith("[redacted"):
+        return found[0]
+    return found[1] + (f"[redacted {len(secret) // 2} bytes]" if found[1].endswith("0x") else MASK)
 
 
 def mask_pem(text: str, in_key: bool) -> tuple[str, bool]:
@@ -1235,7 +1232,8 @@ def whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 MASK = "\ue000"  # stands for REDACTED until all is masked, so that nothing is found in it
-MANY_VALUES = 300
+MANY_VALUES = 1000  # beyond, a value glued to other letters is not found; searching for each would take minutes
+WORD_RUN = "(?:0[xXsStT])?([A-Za-z0-9]{4,})"
 _ESCAPES: dict[int, str] = {}
 
 
@@ -1394,7 +1392,6 @@ class Conn:
         self.file = section.file
         self.line = section.line
         self.settings: dict[str, Setting] = {}
-        self.own: set[str] = set()  # keywords that don't come from conn %default
         self.alsos: list[str] = []
         self.broken = False
 
@@ -1715,7 +1712,6 @@ class Config:
                     conn.broken = True
                     self._problem(setting.file, setting.line, f"duplicate key {key} in conn {conn.name} (first in "
                                   f"{merged[key].file}:{merged[key].line})", False)
-        conn.own = set(merged)
         for key, setting in default.items():
             if key in merged and kinds.get(key) == "list":
                 merged[key] = Setting(key, f"{setting.value} {merged[key].value}", setting.file, setting.line)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -134,7 +136,7 @@ conn %default
         "leftid": "@a", "auto": "route", "connalias": "one two", "rightid": "@c", "keyexchange": "ikev2", "pfs": "no",
         "leftsubnets": "10.9.0.0/16 10.0.0.0/8 10.1.0.0/16", "ipsec-lifetime": "2h", "ikelifetime": "3h",
         "authby": "rsasig"}
-    assert "authby" not in conn.own and "pfs" in conn.own and not conn.flag("pfs", True)
+    assert not conn.flag("pfs", True)
     assert (conn.settings["pfs"].file, conn.settings["pfs"].line) == ("c", 19)
     assert config.conn("two") is conn and config.conn("three") is None
 
@@ -230,6 +232,16 @@ def test_any_text_is_read(text: str) -> None:
     config = parse(text.replace("include", "inklude"))
     lines = text.count("\n") + 1
     assert all(1 <= problem.line <= lines for problem in config.problems)
+
+
+def test_a_configuration_comes_from_standard_input(pyz: Path) -> None:
+    ran = subprocess.run([sys.executable, str(pyz), "readwriteconf", "--config", "-", "--nosetup"], env={},
+                         input=b"conn a\n\talso=b\nconn b\n\tleft=%any\n", capture_output=True, check=True)
+    assert ran.stdout == b"conn a\n\t#also = b\n\tleft=%any\nconn b\n\tleft=%any\n"
+    ran = subprocess.run([sys.executable, str(pyz), "addconn", "--config", "-", "--checkconfig"], env={},
+                         input=b"conn a\n\tauto=banana\n", capture_output=True, check=False)
+    assert ran.returncode == 3
+    assert ran.stderr.splitlines()[-1].startswith(b'ipsec addconn: cannot load config "-": -:2: auto=')
 
 
 def test_every_alias_names_a_keyword() -> None:

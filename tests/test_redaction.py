@@ -132,9 +132,13 @@ def test_a_short_or_everyday_secret_leaves_a_report() -> None:
     redactor = ipsec.Redactor()
     for secret in ("a", "ab", "abc", "secret", "ipsec", "abcd", "500", "12345", ""):
         redactor.learn(secret)
+    redactor.learn("0tsecret")
+    redactor.learn("0x61")
     text = "authby=secret /etc/ipsec.conf abc abcde xabcd port 500 4500 1123456"
     assert redactor.text(text) == text
     assert redactor.text("pass abcd, 12345.") == "pass [redacted], [redacted]."
+    redactor.learn("0x616263")
+    assert redactor.text("abc PSK=0x616263") == "abc PSK=[redacted]"
     assert redactor.text(': PSK "ab"\n--psk abc\n') == ": PSK [redacted]\n--psk [redacted]\n"
 
 
@@ -240,8 +244,9 @@ def test_thousands_of_secrets_are_masked() -> None:
     secrets = [f"s3cret:{n}-{n * 7919 % 100003}" for n in range(3000)]
     for secret in secrets:
         redactor.learn(secret)
-    shown = redactor.text("\n".join(f"x {secret} y {secret.encode().hex(' ')}" for secret in secrets))
-    assert set(shown.split("\n")) == {"x [redacted] y [redacted]"}
+    shown = redactor.text("\n".join(f"x {secret} 0x{secret.encode().hex()} y {secret.encode().hex(' ')}"
+                                   for secret in secrets))
+    assert set(shown.split("\n")) == {"x [redacted] 0x[redacted] y [redacted]"}
 
 
 def test_secrets_are_shown_on_demand_without_control_characters() -> None:
