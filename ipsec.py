@@ -203,7 +203,7 @@ class Host:
         self.ctlsocket = ctlsocket or f"{self.rundir}/pluto.ctl"
         # 3.x keeps the database in /etc/ipsec.d, 4.0 and later in /var/lib/ipsec/nss
         self.nssdir = nssdir or get("IPSEC_NSSDIR") or self._first_dir(("/var/lib/ipsec/nss", "/etc/ipsec.d"))
-        self.own_group = False  # True in a process that leads its own group: what it runs is ended with it
+        self.children: set[int] = set()  # programs that run for us, each the leader of a session
 
     def _first_dir(self, candidates: Sequence[str]) -> str:
         """The first directory that exists, else the first named."""
@@ -523,9 +523,10 @@ class Host:
                 [path, *argv[1:]], stdin=stdin if isinstance(stdin, int) else
                 subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=pass_fds,
-                env=self.child_env() if env is None else dict(env), start_new_session=not self.own_group)
+                env=self.child_env() if env is None else dict(env), start_new_session=True)
         except OSError as error:
             raise Failure(f"{path}: {error.strerror}", NOT_EXECUTABLE, hint) from None
+        self.children.add(child.pid)
         try:
             out, err = child.communicate(stdin if isinstance(stdin, bytes) else None, timeout)
         except subprocess.TimeoutExpired:
@@ -534,6 +535,7 @@ class Host:
             if child.poll() is None:  # time is up, or Ctrl-C
                 self._end(child.pid)
                 child.communicate()
+            self.children.discard(child.pid)
         return Ran(SIGNALLED - child.returncode if child.returncode < 0 else child.returncode, out, err)
 
     def call(self, argv: Sequence[str], *, quiet: bool = False, timeout: float | None = None) -> int:
@@ -590,8 +592,9 @@ class Host:
         import subprocess
         path = self.resolve(argv[0], hint)
         child = subprocess.Popen([path, *argv[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                 stderr=subprocess.STDOUT, env=self.child_env(), start_new_session=not self.own_group)
+                                 stderr=subprocess.STDOUT, env=self.child_env(), start_new_session=True)
         assert child.stdout is not None
+        self.children.add(child.pid)
         fd = child.stdout.fileno()
         try:
             while data := os.read(fd, READ_CHUNK):
@@ -601,17 +604,23 @@ class Host:
             if child.poll() is None:
                 self._end(child.pid)
                 child.wait()
+            self.children.discard(child.pid)
             child.stdout.close()
         if status:
             raise Failure(f"{os.path.basename(path)} ended with status {status if status > 0 else SIGNALLED - status}")
 
     def _end(self, pid: int) -> None:
-        """Kill a program that we started, with its process group when it has one of its own."""
+        """Kill a program that we started, with all that it started."""
         import signal
         try:
-            (os.kill if self.own_group else os.killpg)(pid, signal.SIGKILL)
+            os.killpg(pid, signal.SIGKILL)
         except ProcessLookupError:
             return  # it ended by itself meanwhile
+
+    def end_all(self) -> None:
+        """Kill the programs that still run for us, in threads that were given up."""
+        for pid in list(self.children):
+            self._end(pid)
 
     def exec(self, path: str, arguments: Sequence[str], *, env: Mapping[str, str] | None = None) -> NoReturn:
         """Become the program `path`: same arguments byte for byte, the signals as a program expects to find them.
@@ -5786,14 +5795,13 @@ CONNECTION_OPTIONS = (*PLUTO_OPTIONS, ASYNC_OPTION, REMOTE_HOST_OPTION)
 
 # --- barf ------------------------------------------------------------------------------------------------------------
 #
-# A table of sections in the order of the report; quick ones run in this process, those that run programs or ask
-# others run side by side, each in a child of its own that can be killed whatever it hangs in.  Text is streamed:
-# child -> pipe -> sink.  Facts: barf(8) and programs/barf of libreswan 3.29 and 4.10 for headings and order.
+# A table of sections in the order of the report.  What can't keep us waiting is read when its turn comes; what runs
+# programs or asks others runs side by side with it, in threads, what may be very long in processes.  All text is
+# streamed: section -> redaction -> pipe -> sink, and a pipe that stays empty is given up.  Facts: barf(8) and
+# programs/barf of libreswan 3.29 and 4.10 for headings and order.
 
 # How a section ended
 OUTCOMES = ("ok", "absent", "denied", "failed", "timeout")
-CHILD_STATUS = 100  # plus the index of the outcome; below are those of programs
-CHILD_FAILED = CHILD_STATUS + len(OUTCOMES)
 INCOMPLETE = OUTCOMES[2:]
 PIPE_SIZE = 1 << 20  # F_SETPIPE_SZ allows an unprivileged process that much (pipe(7))
 LOG_TAIL = 4 << 20  # bytes of a log file that go into a report at most
@@ -5805,8 +5813,9 @@ class ReportSection(Record):
     """One part of the report.
 
     `command` shows people how to see the same by hand; `body` gives the text piece by piece; `live`: only the running
-    system can tell; `slow`: may block or take long, so it runs in a child; `bulk`: text of the kernel's own, in which
-    secrets are looked for by value but not by pattern; `raw`: its child becomes a program, whose text we make safe.
+    system can tell; `slow`: may block or take long, so it runs in a thread; `apart`: may be so much that it runs in a
+    process of its own, on another processor; `bulk`: text of the kernel's own, in which secrets are looked for by value
+    but not by pattern.
     """
 
     name: str
@@ -5814,8 +5823,8 @@ class ReportSection(Record):
     body: Callable[[Report], Iterator[str]]
     live: bool = False
     slow: bool = False
+    apart: bool = False
     bulk: bool = False
-    raw: bool = False
 
 
 class Report:
@@ -5825,9 +5834,9 @@ class Report:
         self.host = host
         self.config = Config(host)
         self.redactor = redactor_of(host, args.flag("--show-secrets"), self.config)
+        self.redactor.text("psk=")  # has its patterns compiled before threads and processes need them
         self.timeout = seconds(args.value("--timeout", "10"))
         self.short = args.flag("--short")
-        self.output = -1  # in a child: where its text goes
         self.since = parse_since(args.value("--since")) if args.flag("--since") else 0.0
 
     def host_name(self) -> str:
@@ -5850,8 +5859,10 @@ class Report:
             outcome, text = "denied", reason(error)
         except TimedOut as error:
             outcome, text = "timeout", reason(error)
-        except (Failure, OSError, ValueError) as error:
+        except (Failure, OSError) as error:
             outcome, text = "failed", reason(error)
+        except Exception as error:  # a report goes on; the text of the unforeseen may hold what must not be shown
+            outcome, text = "failed", f"internal error: {type(error).__name__}; please report it"
         write(self.redactor.clean(f"{'' if piece.endswith(chr(10)) else chr(10)}{text}\n"))
         return outcome
 
@@ -5864,83 +5875,78 @@ def reason(error: Exception) -> str:
 
 
 class Worker:
-    """A section that runs in a child process, its text coming through a pipe."""
+    """A section that runs beside us, its text coming through a pipe."""
 
     def __init__(self, report: Report, section: ReportSection) -> None:
         import fcntl
+        import threading
         self.started = time.monotonic()
-        self.clean = report.redactor.clean if section.raw else str
-        self.reader, writer = os.pipe()
-        fcntl.fcntl(writer, getattr(fcntl, "F_SETPIPE_SZ", 1031), PIPE_SIZE)
-        self.pid = os.fork()
-        if self.pid == 0:
-            status = CHILD_FAILED
+        self.outcome = "failed"
+        self.pid = 0
+        self.reader, self.writer = os.pipe()
+        fcntl.fcntl(self.writer, getattr(fcntl, "F_SETPIPE_SZ", 1031), PIPE_SIZE)
+        if section.apart:
+            self.pid = os.fork()
+        if self.pid:
+            os.close(self.writer)
+        elif section.apart:
             try:
                 os.close(self.reader)
-                # a session of its own: no terminal to prompt on, and one signal ends it with all that it runs
-                os.setsid()
-                report.host.own_group = True
-                report.output = writer
-                outcome = report.produce(section, lambda text: write_all(writer, encode(text)))
-                status = CHILD_STATUS + OUTCOMES.index(outcome)
-            except BaseException:  # the parent tells, from the status; nothing of ours may run twice
-                status = CHILD_FAILED
-            finally:
-                os._exit(status)
-        os.close(writer)
-        os.set_blocking(self.reader, False)
+                self._run(report, section)
+            finally:  # whatever happens, nothing of ours may run twice
+                os._exit(OUTCOMES.index(self.outcome))
+        else:
+            threading.Thread(target=self._run, args=(report, section), daemon=True).start()
 
-    def chunks(self, timeout: float) -> Iterator[bytes]:
-        """What the child writes, as it comes.  We wait for it `timeout` seconds in all, then TimedOut is raised.
+    def _run(self, report: Report, section: ReportSection) -> None:
+        def write(text: str) -> None:
+            view = memoryview(encode(text))
+            while view:
+                view = view[os.write(self.writer, view):]
 
-        Time that we spend elsewhere doesn't count: a child that has text ready waits for us, not we for it.
+        try:
+            self.outcome = report.produce(section, write)
+        except BrokenPipeError:
+            return  # it was given up, or we are ending
+        finally:
+            os.close(self.writer)
+
+    def deliver(self, timeout: float, write: Callable[[str], None]) -> str:
+        """Write the text of the section as it comes; how it ended.  We wait for it `timeout` seconds in all.
+
+        Time that we spend elsewhere doesn't count: one that has text ready waits for us, not we for it.
         """
+        import codecs
         import select
+        decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         poll = select.poll()
         poll.register(self.reader, select.POLLIN)
         patience = timeout if poll.poll(0) else timeout - (time.monotonic() - self.started)
         while True:
             before = time.monotonic()
             if not poll.poll(max(0.0, patience) * 1000):
-                raise TimedOut(f"timed out after {timeout:g} s; what had come by then is above")
+                write(f"timed out after {timeout:g} s; what had come by then is above\n")
+                self.give_up()
+                return "timeout"
             data = os.read(self.reader, PIPE_SIZE)
             patience -= time.monotonic() - before
             if not data:
-                return
-            yield data
+                break
+            write(decoder.decode(data))
+        os.close(self.reader)
+        if self.pid:
+            code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            return OUTCOMES[code] if 0 <= code < len(OUTCOMES) else "failed"
+        return self.outcome
 
-    def deliver(self, timeout: float, write: Callable[[str], None]) -> str:
-        """Write the text of the section as it comes; how it ended."""
-        rest = b""
-        try:
-            for chunk in self.chunks(timeout):
-                head, found, tail = (rest + chunk).rpartition(b"\n")
-                rest = tail
-                if found:
-                    write(self.clean(decode(head + found)))
-        except TimedOut as error:
-            write(self.clean(decode(rest) + "\n" * bool(rest)) + f"{error}\n")
-            return self.end(timed_out=True)
-        write(self.clean(decode(rest)))
-        return self.end(timed_out=False)
-
-    def end(self, timed_out: bool) -> str:
-        """End the child, whatever it hangs in, and say how its section ended."""
+    def give_up(self) -> None:
+        """Wait no longer.  A process is killed, a thread ends when it writes, or with us; neither is waited for: in
+        uninterruptible sleep (a dead NFS server) it dies later."""
         import signal
         os.close(self.reader)
-        self.reader = -1
-        if timed_out:
-            try:
-                os.killpg(self.pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                os.kill(self.pid, signal.SIGKILL)  # it has not made its session yet
-            # not waited for: in uninterruptible sleep (a dead NFS server) it dies later
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, os.WNOHANG)
-            return "timeout"
-        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        if code == 0:  # a program that it became
-            return "ok"
-        return OUTCOMES[code - CHILD_STATUS] if CHILD_STATUS <= code < CHILD_FAILED else "failed"
 
 
 class TextSink:
@@ -6049,15 +6055,13 @@ class OutputFile:
 def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink) -> dict[str, list[str]]:
     """Write all sections in their order; the names of the sections by how they ended.
 
-    The slow ones all start at once, ahead of their turn.
+    The slow ones all start at once, ahead of their turn: processes first, as threads don't survive a fork.
     """
     ended: dict[str, list[str]] = {}
     show = sys.stderr.isatty() and not sys.stdout.isatty()
     report.host.flush()
-    import socket  # noqa: F401  once here, and not in every child
-    import subprocess  # noqa: F401
-    workers = {section.name: Worker(report, section) for section in sections
-               if section.slow and not (section.live and report.host.root)}
+    workers = {section.name: Worker(report, section) for section in sorted(sections, key=lambda each: not each.apart)
+               if (section.slow or section.apart) and not (section.live and report.host.root)}
     try:
         sink.open(report)
         for number, section in enumerate(sections, 1):
@@ -6077,7 +6081,8 @@ def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink
         sink.close()
     finally:
         for worker in workers.values():  # Ctrl-C, a full disk, a closed pipe
-            worker.end(True)
+            worker.give_up()
+        report.host.end_all()
         if show:
             sys.stderr.write(f"\r{'':<70}\r")
     return ended
@@ -6115,16 +6120,8 @@ def each(pattern: str, separator: str = ": ", below: str = "") -> Callable[[Repo
 
 
 def program(*argv: str, hint: str = "") -> Callable[[Report], Iterator[str]]:
-    """What a program says: the child of the section becomes it."""
-    def body(report: Report) -> Iterator[str]:
-        host = report.host
-        path = host.resolve(argv[0], hint)
-        nothing = os.open("/dev/null", os.O_RDONLY)
-        for descriptor, source in enumerate((nothing, report.output, report.output)):
-            os.dup2(source, descriptor)
-        yield from ()
-        host.exec(path, argv[1:], env=host.child_env())
-    return body
+    """What a program says."""
+    return lambda report: map(decode, whole_lines(report.host.stream(argv, hint=hint)))
 
 
 def matching(lines: Iterable[str], words: Sequence[str]) -> Iterator[str]:
@@ -6532,7 +6529,7 @@ def report_sections(host: Host) -> list[ReportSection]:
         live_file("/proc/version"),
         part("ip-xfrm-state", "ip -s xfrm state",
              lambda report: XfrmText(host, show_keys=report.redactor.show_secrets).states(), live=True, slow=True),
-        part("ip-xfrm-policy", "ip -s xfrm policy", lambda report: XfrmText(host).policies(), live=True, slow=True,
+        part("ip-xfrm-policy", "ip -s xfrm policy", lambda report: XfrmText(host).policies(), live=True, apart=True,
              bulk=True),
         part("cat-proc-net-xfrm_stat", "cat /proc/net/xfrm_stat", cat("/proc/net/xfrm_stat"), live=True, bulk=True),
         part("ip-l2tp-tunnel", "ip l2tp show tunnel", l2tp("tunnel"), live=True),
@@ -6547,7 +6544,7 @@ def report_sections(host: Host) -> list[ReportSection]:
              slow=True),
         part("ip-addr-list", "ip addr list", lambda report: LinkText(host).addresses(), live=True),
         part("ip-route-list-table-all", "ip route list table all", lambda report: RouteText(host).routes(), live=True,
-             slow=True, bulk=True),
+             apart=True, bulk=True),
         part("ip-rule-list", "ip rule list", lambda report: RouteText(host).rules(), live=True),
         part("ipsec_verify", "ipsec verify --nocolour", verify_report, live=True, slow=True),
         part("ipsec/directory", "ipsec --directory", lambda report: iter([host.execdir + "\n"])),
@@ -6564,8 +6561,8 @@ def report_sections(host: Host) -> list[ReportSection]:
         part("ipsec/listall", "ipsec whack --listall", lambda report: texts(pluto_lines(host, "--listall")), live=True,
              slow=True),
         part("nss/directory", f"ls -l {host.nssdir}", listing(host.nssdir)),
-        part("nss/contents", f"certutil -L -d sql:{host.nssdir}", nss_program("certutil"), slow=True, raw=True),
-        part("nss/crls", f"crlutil -L -d sql:{host.nssdir}", nss_program("crlutil"), slow=True, raw=True),
+        part("nss/contents", f"certutil -L -d sql:{host.nssdir}", nss_program("certutil"), slow=True),
+        part("nss/crls", f"crlutil -L -d sql:{host.nssdir}", nss_program("crlutil"), slow=True),
         *(part(f"ipsec/policies/{os.path.basename(name)}", f"cat {name}", cat(name))
           for name in host.glob(f"{host.confddir}/policies/*")),
         part("ipsec/ls-execdir", f"ls -l {host.execdir}", listing(host.execdir)),
@@ -6582,9 +6579,9 @@ def report_sections(host: Host) -> list[ReportSection]:
         part("uname-a", "uname -a", lambda report: iter([" ".join(os.uname()) + "\n"]), live=True),
         part("config-built-with", "cat /proc/config_built_with", cat("/proc/config_built_with"), live=True),
         part("distro-release", "cat /etc/*release", distribution),
-        part("iptables", "iptables-save", program("iptables-save", *save), live=True, slow=True, raw=True),
-        part("ip6tables", "ip6tables-save", program("ip6tables-save", *save), live=True, slow=True, raw=True),
-        part("nftables", "nft list ruleset", program("nft", "list", "ruleset"), live=True, slow=True, raw=True),
+        part("iptables", "iptables-save", program("iptables-save", *save), live=True, slow=True),
+        part("ip6tables", "ip6tables-save", program("ip6tables-save", *save), live=True, slow=True),
+        part("nftables", "nft list ruleset", program("nft", "list", "ruleset"), live=True, slow=True),
         live_file("/proc/modules"),
         live_file("/proc/meminfo"),
         part("usr/src/linux/.config", "zcat /proc/config.gz", kernel_options, bulk=True),

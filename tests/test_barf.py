@@ -71,15 +71,18 @@ def test_what_hangs_is_cut_and_the_report_goes_on() -> None:
     assert ended == {"timeout": ["stuck"], "ok": ["next"]}
 
 
-def test_what_a_cut_section_runs_ends_with_it(tmp_path: Path) -> None:
+def test_what_a_cut_section_runs_ends_with_the_report(tmp_path: Path) -> None:
     marker = tmp_path / "pid"
-    section = ReportSection("stuck", "", hangs_with_child, slow=True)
-    report_ = report("--timeout", "60", MARKER=str(marker))
-    worker = ipsec.Worker(report_, section)
-    while not marker.exists() or not marker.read_text().strip():
-        time.sleep(0.01)
+
+    def waits_for_it(report: ipsec.Report) -> Iterator[str]:
+        while not marker.exists() or not marker.read_text().strip():
+            time.sleep(0.01)
+        yield "it runs\n"
+
+    sections = [ReportSection("first", "", waits_for_it), ReportSection("stuck", "", hangs_with_child, slow=True)]
+    text, ended = run(sections, "--timeout", "0.3", MARKER=str(marker))
+    assert ended == {"ok": ["first"], "timeout": ["stuck"]}
     pid = int(marker.read_text())
-    worker.end(timed_out=True)
     while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1]:
         time.sleep(0.01)
 
@@ -99,16 +102,17 @@ def test_time_that_we_spend_writing_is_not_the_sections() -> None:
     assert sum(len(piece) for piece in seen if piece.startswith("x")) == 8192 * 1024
 
 
-@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("how", [{}, {"slow": True}, {"apart": True}])
 @pytest.mark.parametrize("error, outcome, line", [
     (ipsec.Missing("nft: no such program on this host"), "absent", "nft: no such program on this host"),
     (FileNotFoundError(2, "No such file or directory", "/x"), "absent", "/x: No such file or directory"),
     (PermissionError(1, "Operation not permitted"), "denied", "Operation not permitted"),
     (ipsec.Failure("it broke", hint="mend it"), "failed", "it broke (mend it)"),
     (OSError(5, "Input/output error", "/dev/x"), "failed", "/dev/x: Input/output error"),
+    (KeyError("CANARY"), "failed", "internal error: KeyError; please report it"),
 ])
-def test_errors_become_a_line_of_their_section(slow: bool, error: Exception, outcome: str, line: str) -> None:
-    text, ended = run([ReportSection("bad", "", raises(error), slow=slow), ReportSection("good", "", says("fine"))])
+def test_errors_become_a_line_of_their_section(how: dict[str, bool], error: Exception, outcome: str, line: str) -> None:
+    text, ended = run([ReportSection("bad", "", raises(error), **how), ReportSection("good", "", says("fine"))])
     assert text.splitlines() == ["+ _________________________ bad", "some text without line end", line,
                                  "+ _________________________ good", "fine"]
     assert ended == {outcome: ["bad"], "ok": ["good"]}
@@ -119,14 +123,14 @@ def test_a_child_that_dies_is_a_failed_section() -> None:
         yield "last words\n"
         os.kill(os.getpid(), 9)
 
-    text, ended = run([ReportSection("dead", "", dies, slow=True)])
+    text, ended = run([ReportSection("dead", "", dies, apart=True)])
     assert "last words" in text
     assert ended == {"failed": ["dead"]}
 
 
 def test_text_is_made_safe_in_both_ways() -> None:
-    for slow in (False, True):
-        section = ReportSection("x", "", says("esc\x1b]0;title\x07 nul\x00 --xauthpass hunter2hunter2\n"), slow=slow)
+    for how in ({}, {"slow": True}, {"apart": True}):
+        section = ReportSection("x", "", says("esc\x1b]0;title\x07 nul\x00 --xauthpass hunter2hunter2\n"), **how)
         text, _ = run([section])
         assert "\x1b" not in text and "\x00" not in text and "hunter2" not in text
 
