@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import re
     import socket
     import subprocess
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from types import ModuleType
     from typing import Any, Callable, Literal, NoReturn
     from typing import NamedTuple as Record
@@ -1841,40 +1841,77 @@ def secrets_report(host: Host, name: str = "") -> Iterator[str]:
 #
 # What the running kernel knows, read from plain netlink sockets by a small streaming reader, and from /proc: XFRM
 # states and policies, addresses, routes, rules, links, in the words of iproute2 5.10 to 6.15, so that people can read
-# and diff them.  Reads only.  Facts: linux/netlink.h, linux/rtnetlink.h, linux/xfrm.h, rtnetlink(7), proc(5).
+# and diff them, and as data; and the removal of what pluto left there.  Facts: linux/netlink.h, linux/rtnetlink.h,
+# linux/xfrm.h, linux/fib_rules.h, rtnetlink(7), proc(5); kernel_xfrm.c and spd_priority() of libreswan 3.29 to 5.2.
 # =====================================================================================================================
 
 NETLINK_ROUTE, NETLINK_XFRM, NETLINK_GENERIC = 0, 6, 16
-NLM_F_DUMP_REQUEST = 0x301  # NLM_F_REQUEST | NLM_F_DUMP
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR = 1, 4, 0x300, 0x10
 NLMSG_ERROR, NLMSG_DONE = 2, 3
-NETLINK_BUFFER = 1 << 18  # the kernel fills as much of it as it likes, 32 KiB a time
+NETLINK_BUFFER = 1 << 16  # the kernel gives at most 32 KiB at a time
+NETLINK_TABLES = {NETLINK_ROUTE: "the kernel's network configuration", NETLINK_XFRM: "the kernel's IPsec (XFRM)",
+                  NETLINK_GENERIC: "the kernel's generic netlink"}
 TEXT_PIECE = 1 << 16  # characters of text that are handed on at once
 AF_INET, AF_INET6 = 2, 10
+if TYPE_CHECKING:
+    Message = tuple[bytes, int, int]  # the buffer, the offset of the message's body in it, and its end
 
 
-def dump(host: Host, family: int, kind: int, body: bytes) -> Iterator[tuple[bytes, int, int]]:
+def dump(host: Host, family: int, kind: int, body: bytes) -> Iterator[Message]:
     """All messages of a dump as they come: the buffer, the offset of the message's body in it, and its end.
 
-    Raises PermissionError and other OSErrors, as the kernel says.
+    Raises PermissionError and other OSErrors, as the kernel says, TimedOut when it says nothing.
     """
+    return exchange(host, family, [(kind, NLM_F_REQUEST | NLM_F_DUMP, body)])
+
+
+def exchange(host: Host, family: int, requests: Iterable[tuple[int, int, bytes]],
+             ignored: Sequence[int] = ()) -> Iterator[Message]:
+    """Send requests (type, flags, body) one after the other; what the kernel answers to each, until it is done.
+
+    Raises OSError with the kernel's reason, unless it is one of those ignored, and what was asked for as the file
+    name; TimedOut.
+    """
+    import socket
     import struct
     header = struct.Struct("=IHHII")
-    with host.netlink(family) as link:
-        link.send(header.pack(header.size + len(body), kind, NLM_F_DUMP_REQUEST, 1, 0) + body)
-        while True:
-            buffer = link.recv(NETLINK_BUFFER)
-            start = 0
-            while start + 16 <= len(buffer):
-                length, message, _, _, _ = header.unpack_from(buffer, start)
-                if message == NLMSG_DONE:
-                    return
-                if message == NLMSG_ERROR:
-                    code = -int.from_bytes(buffer[start + 16:start + 20], sys.byteorder, signed=True)
-                    raise OSError(code, os.strerror(code))
-                if length < 16 or start + length > len(buffer):
-                    raise OSError(errno.EBADMSG, "the kernel's reply is cut")
-                yield buffer, start + 16, start + length
-                start += (length + 3) & ~3
+    name = NETLINK_TABLES.get(family, f"netlink family {family}")
+    changed = False
+    try:
+        with host.netlink(family) as link:
+            for sequence, (kind, flags, body) in enumerate(requests, 1):
+                link.send(header.pack(header.size + len(body), kind, flags, sequence, 0) + body)
+                done = False
+                while not done:
+                    try:
+                        buffer = link.recv(NETLINK_BUFFER)
+                    except OSError as error:
+                        if error.errno != errno.ENOBUFS:  # messages were lost, those that follow are fine
+                            raise
+                        changed = True
+                        continue
+                    start = 0
+                    while start + 16 <= len(buffer):
+                        length, message, state, answered, _ = header.unpack_from(buffer, start)
+                        if length < 16 or start + length > len(buffer):
+                            raise OSError(errno.EBADMSG, "the kernel's reply is cut")
+                        changed |= bool(state & NLM_F_DUMP_INTR)
+                        if message in (NLMSG_DONE, NLMSG_ERROR):
+                            # both carry a negative errno; an error of 0 is the acknowledgement asked for
+                            code = -int.from_bytes(buffer[start + 16:start + 20], sys.byteorder, signed=True)
+                            if code and code not in ignored:
+                                raise OSError(code, os.strerror(code))
+                            done = answered == sequence
+                            break
+                        if answered == sequence:
+                            yield buffer, start + 16, start + length
+                        start += (length + 3) & ~3
+    except socket.timeout:
+        raise TimedOut(f"{name}: no answer") from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, name) from None
+    if changed:
+        host.warn(f"{name} changed while it was read: some may be missing or told twice")
 
 
 def attributes(buffer: bytes, start: int, end: int) -> dict[int, bytes]:
@@ -1894,6 +1931,16 @@ def number(data: bytes | None) -> int:
     return int.from_bytes(data, sys.byteorder) if data else 0
 
 
+def told(messages: Iterable[Message], tell: Callable[[bytes, int, int], str]) -> Iterator[str]:
+    """The text of each message; a line for one that is not of the form we know."""
+    import struct
+    for buffer, start, end in messages:
+        try:
+            yield tell(buffer, start, end)
+        except (struct.error, IndexError, KeyError, ValueError, OverflowError):
+            yield f"(a message of {end - start} bytes that can't be read)\n"
+
+
 def in_pieces(texts: Iterable[str]) -> Iterator[str]:
     """Short texts joined to longer ones, which are cheaper to hand on."""
     pieces: list[str] = []
@@ -1910,13 +1957,15 @@ def in_pieces(texts: Iterable[str]) -> Iterator[str]:
 
 
 class AddressText(dict):  # type: ignore[type-arg]
-    """Addresses as text by their bytes, 4 or 16 of them, each formatted once; forgets when it has grown large."""
+    """Addresses as text by their bytes, 4 or 16 of them (in hexadecimal, those that are of no IP), each formatted once;
+    forgets when it has grown large."""
 
     def __missing__(self, data: bytes) -> str:
         import socket
         if len(self) > 20000:
             self.clear()
-        text = self[data] = socket.inet_ntop(AF_INET if len(data) == 4 else AF_INET6, data)
+        text = self[data] = (socket.inet_ntop(AF_INET if len(data) == 4 else AF_INET6, data)
+                             if len(data) in (4, 16) else data.hex())
         return text
 
 
@@ -1924,26 +1973,27 @@ def link_names(host: Host) -> dict[int, str]:
     """The names of the interfaces by index."""
     import socket
     try:
-        return dict(socket.if_nameindex())
+        return {index: printable(name) for index, name in socket.if_nameindex()}
     except OSError:
         return {}
 
 
 # --- XFRM ------------------------------------------------------------------------------------------------------------
 
-XFRM_MSG_GETSA, XFRM_MSG_GETPOLICY = 18, 21
+XFRM_MSG_DELSA, XFRM_MSG_GETSA, XFRM_MSG_DELPOLICY, XFRM_MSG_GETPOLICY = 17, 18, 20, 21
 (XFRMA_ALG_AUTH, XFRMA_ALG_CRYPT, XFRMA_ALG_COMP, XFRMA_ENCAP, XFRMA_TMPL, XFRMA_SEC_CTX, XFRMA_REPLAY_VAL,
  XFRMA_COADDR, XFRMA_LASTUSED, XFRMA_POLICY_TYPE, XFRMA_ALG_AEAD, XFRMA_ALG_AUTH_TRUNC, XFRMA_MARK, XFRMA_TFCPAD,
  XFRMA_REPLAY_ESN_VAL, XFRMA_SA_EXTRA_FLAGS, XFRMA_OFFLOAD_DEV, XFRMA_SET_MARK, XFRMA_SET_MARK_MASK, XFRMA_IF_ID,
- XFRMA_SA_DIR) = (1, 2, 3, 4, 5, 8, 10, 14, 15, 16, 18, 20, 21, 22, 23, 24, 28, 29, 30, 31, 33)
+ XFRMA_SA_DIR, XFRMA_SA_PCPU) = (1, 2, 3, 4, 5, 8, 10, 14, 15, 16, 18, 20, 21, 22, 23, 24, 28, 29, 30, 31, 33, 35)
 SELECTOR = "16s16s2s2s2s2sHBBB3xiI"  # struct xfrm_selector, 56 bytes
 LIFETIMES = "8Q4Q"  # struct xfrm_lifetime_cfg and xfrm_lifetime_cur
 POLICY_FORM = f"={SELECTOR}{LIFETIMES}IIBBBB4x"  # struct xfrm_userpolicy_info
 STATE_FORM = f"={SELECTOR}16sIB3x16s{LIFETIMES}IIIIIHBBB7x"  # struct xfrm_usersa_info
 TEMPLATE_FORM = "=16sIB3xH2x16sIBBBxIII"  # struct xfrm_user_tmpl
-XFRM_PROTOCOLS = {50: "esp", 51: "ah", 108: "comp", 43: "route2", 60: "hao", 0: "any", 255: "ipsec-any"}
+XFRM_PROTOCOLS = {50: "esp", 51: "ah", 108: "comp", 43: "route2", 60: "hao", 255: "ipsec-any"}
 XFRM_MODES = ("transport", "tunnel", "ro", "in_trigger", "beet", "iptfs")
-POLICY_DIRS = ("in", "out", "fwd", "socket in", "socket out")
+POLICY_DIRS = ("in", "out", "fwd")
+ENCAPSULATED = {1: "espinudp-nonike", 2: "espinudp", 7: "espintcp"}  # linux/udp.h
 SHARES = {0: "any", 1: "session", 2: "user", 3: "unique"}
 STATE_FLAGS = ("noecn", "decap-dscp", "nopmtudisc", "wildrecv", "icmp", "af-unspec", "align4", "esn")
 STATE_EXTRA_FLAGS = ("dont-encap-dscp", "oseq-may-wrap")
@@ -1968,43 +2018,45 @@ class XfrmText:
         self.show_keys = show_keys
         self.address = AddressText()
         self.links = link_names(host)
-        self.protocols: dict[int, str] = {}
+        self.protocols = protocol_names(host)
         self.policy = struct.Struct(POLICY_FORM)
         self.state = struct.Struct(STATE_FORM)
         self.template = struct.Struct(TEMPLATE_FORM)
         self.templates: dict[bytes, str] = {}
-        self.times: dict[int, str] = {0: "-"}
+        self.times: dict[int, str] = {}
 
     def policies(self) -> Iterator[str]:
         """All policies, in pieces of text.  Raises OSError."""
-        return in_pieces(self._policy(*message) for message in dump(self.host, NETLINK_XFRM, XFRM_MSG_GETPOLICY,
-                                                                     bytes(64)))
+        return in_pieces(told(policy_messages(self.host), self.policy_text))
 
     def states(self) -> Iterator[str]:
         """All states, in pieces of text.  Raises OSError."""
-        return in_pieces(self._state(*message) for message in dump(self.host, NETLINK_XFRM, XFRM_MSG_GETSA, bytes(40)))
+        return in_pieces(told(state_messages(self.host), self.state_text))
 
-    def _policy(self, buffer: bytes, start: int, end: int) -> str:
+    def policy_text(self, buffer: bytes, start: int, end: int) -> str:
+        """One policy: struct xfrm_userpolicy_info and its attributes."""
         fields = self.policy.unpack_from(buffer, start)
         priority, index, direction, action, flags, share = fields[24:]
         more = attributes(buffer, start + 168, end)
-        where = POLICY_DIRS[direction] if direction < 5 else str(direction)
         stats = self.stats
-        # struct xfrm_userpolicy_type: the type is its first byte
-        kind = more.get(XFRMA_POLICY_TYPE, b"\0")[0]
-        text = (f"{self._selector(fields)}\tdir {where} "
-                f"{'action block ' if action == 1 else 'action allow ' if stats else ''}"
-                f"{f'index {index} ' if stats else ''}priority {priority} "
-                f"ptype {('main', 'sub')[kind] if kind < 2 else kind} ")
+        # those of a socket are numbered from 3 (XFRM_POLICY_MAX) on
+        word, direction = ("socket", direction - 3) if direction > 2 else ("dir", direction)
+        text = self._selector(fields)
+        if label := more.get(XFRMA_SEC_CTX):
+            text += security_context(label)
+        text += f"\t{word} {POLICY_DIRS[direction] if direction < 3 else direction} "
+        if action or stats:
+            text += "action allow " if not action else "action block " if action == 1 else f"action {action} "
+        text += f"index {index} priority {priority} " if stats else f"priority {priority} "
+        if kind := more.get(XFRMA_POLICY_TYPE):  # kernels with CONFIG_XFRM_SUB_POLICY tell it
+            text += f"ptype {('main', 'sub')[kind[0]] if kind[0] < 2 else kind[0]} "
         words = flag_words(flags, POLICY_FLAGS)
-        if XFRMA_SEC_CTX in more:
-            text = text.replace("\n", "\n" + security_context(more[XFRMA_SEC_CTX]), 1)
         if stats:
-            text += f"share {SHARES.get(share, share)} flag {words} (0x{flags:08b})"  # the mask is binary there
+            text += f"share {SHARES.get(share, share)} flag {words} (0x{flags:08b})\n"  # the mask is binary there
             text += self._lifetimes(fields[12:24])
-        elif words:
-            text += f"flag {words}"
-        return text + "\n" + self._attributes(more, fields[6])
+        else:
+            text += f"flag {words}\n" if words else "\n"
+        return text + self._attributes(more, fields[6], False)
 
     def _selector(self, fields: tuple[Any, ...], other_family: int = 0) -> str:
         destination, source, dport, dmask, sport, smask, family, dlen, slen, proto, ifindex, user = fields[:12]
@@ -2013,63 +2065,71 @@ class XfrmText:
             source, destination = source[:4], destination[:4]
         text = f"src {self.address[source]}/{slen} dst {self.address[destination]}/{dlen} "
         if proto:
-            text += f"proto {self._protocol(proto)} "
+            text += f"proto {self.protocols.get(proto, proto)} "
+        if any(smask) or any(dmask):
             first, second = int.from_bytes(sport, "big"), int.from_bytes(dport, "big")
-            smask, dmask = any(smask), any(dmask)
             if proto == 47:  # GRE: the key is in both ports
-                text += f"key {first << 16 | second} " if smask or dmask else ""
+                text += f"key {first << 16 | second} "
+            elif proto == 135:  # mobility header
+                text += f"type {first} " if any(smask) else ""
+                text += f"(dport) 0x{number(dport):04x} " if any(dmask) and self.stats else ""
             else:
-                names = ("type", "code") if proto in (1, 58, 135) else ("sport", "dport")
-                text += (f"{names[0]} {first} " if smask else "") + (f"{names[1]} {second} " if dmask else "")
+                names = ("type", "code") if proto in (1, 58) else ("sport", "dport")
+                text += f"{names[0]} {first} " if any(smask) else ""
+                text += f"{names[1]} {second} " if any(dmask) else ""
         if ifindex > 0:
             text += f"dev {self.links.get(ifindex, f'if{ifindex}')} "
         return f"{text}uid {user}\n" if self.stats else text + "\n"
 
-    def _protocol(self, proto: int) -> str:
-        if proto in XFRM_PROTOCOLS:
-            return XFRM_PROTOCOLS[proto]
-        if not self.protocols:
-            self.protocols = protocol_names(self.host)
-        return self.protocols.get(proto, str(proto))
-
     def _lifetimes(self, numbers: Sequence[int]) -> str:
         limit = ["(INF)" if value == INFINITE else str(value) for value in numbers[:4]]
         soft_add, hard_add, soft_use, hard_use, count, packets, added, used = numbers[4:]
-        return (f"\n\tlifetime config:\n\t  limit: soft {limit[0]}(bytes), hard {limit[1]}(bytes)\n"
+        return (f"\tlifetime config:\n\t  limit: soft {limit[0]}(bytes), hard {limit[1]}(bytes)\n"
                 f"\t  limit: soft {limit[2]}(packets), hard {limit[3]}(packets)\n"
                 f"\t  expire add: soft {soft_add}(sec), hard {hard_add}(sec)\n"
                 f"\t  expire use: soft {soft_use}(sec), hard {hard_use}(sec)\n"
                 f"\tlifetime current:\n\t  {count}(bytes), {packets}(packets)\n"
-                f"\t  add {self._time(added)} use {self._time(used)}")
+                f"\t  add {self._time(added)} use {self._time(used)}\n")
 
     def _time(self, seconds: int) -> str:
+        if not seconds:
+            return "-"
         text = self.times.get(seconds)
         if text is None:
-            text = self.times[seconds] = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+            try:
+                text = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+            except (OSError, OverflowError, ValueError):
+                text = "invalid-time"
+            if len(self.times) > 20000:
+                self.times.clear()
+            self.times[seconds] = text
         return text
 
-    def _state(self, buffer: bytes, start: int, end: int) -> str:
+    def state_text(self, buffer: bytes, start: int, end: int) -> str:
+        """One state: struct xfrm_usersa_info and its attributes."""
         fields = self.state.unpack_from(buffer, start)
         destination, spi, proto, source = fields[12:16]
         window, replays, failed, seq, reqid, family, mode, replay_window, flags = fields[28:]
         more = attributes(buffer, start + 224, end)
         stats = self.stats
         text = (f"{self._ends(source, destination, family)}\tproto {XFRM_PROTOCOLS.get(proto, proto)} "
-                f"{self._id(spi, reqid, mode)}\n\treplay-window {replay_window} ")
+                f"{self._id(spi, reqid, mode, proto in (50, 51, 108))}\n\treplay-window {replay_window} ")
         words = flag_words(flags, STATE_FLAGS)
         if stats:
-            extra = flag_words(number(more.get(XFRMA_SA_EXTRA_FLAGS)), STATE_EXTRA_FLAGS)
-            text += f"seq 0x{seq:08d} flag {words}" + (f"extra_flag {extra}" if extra else "") + f" (0x{flags:08b})"
+            text += f"seq 0x{seq:08d} flag {words}"  # in decimal there
+            if XFRMA_SA_EXTRA_FLAGS in more:
+                text += f"extra_flag {flag_words(number(more[XFRMA_SA_EXTRA_FLAGS]), STATE_EXTRA_FLAGS)}"
+            text += f" (0x{flags:08b})"
         elif words:
             text += f"flag {words}"
-        text += "\n" + self._attributes(more, family)
+        text += "\n" + self._attributes(more, family, True)
         if any(buffer[start:start + 56]):
             text += f"\tsel {self._selector(fields, family)}"
         if stats:
-            text += self._lifetimes(fields[16:28])[1:] + "\n"
+            text += self._lifetimes(fields[16:28])
             text += f"\tstats:\n\t  replay-window {window} replay {replays} failed {failed}\n"
-        if XFRMA_SEC_CTX in more:
-            text += security_context(more[XFRMA_SEC_CTX])
+        if label := more.get(XFRMA_SEC_CTX):
+            text += security_context(label)
         return text
 
     def _ends(self, source: bytes, destination: bytes, family: int) -> str:
@@ -2077,13 +2137,13 @@ class XfrmText:
             source, destination = source[:4], destination[:4]
         return f"src {self.address[source]} dst {self.address[destination]}\n"
 
-    def _id(self, spi: int, reqid: int, mode: int) -> str:
+    def _id(self, spi: int, reqid: int, mode: int, always: bool = False) -> str:
         host_spi = int.from_bytes(spi.to_bytes(4, sys.byteorder), "big")
         if self.stats:
             text = f"spi 0x{host_spi:08x}({host_spi}) reqid {reqid}(0x{reqid:08x}) "
         else:
-            text = (f"spi 0x{host_spi:08x} " if spi else "") + f"reqid {reqid} "
-        return f"{text}mode {XFRM_MODES[mode] if mode < len(XFRM_MODES) else mode}"
+            text = (f"spi 0x{host_spi:08x} " if spi or always else "") + f"reqid {reqid} "
+        return f"{text}mode {mode_name(mode)}"
 
     def _templates(self, data: bytes, family: int) -> str:
         known = self.templates.get(data)
@@ -2092,13 +2152,14 @@ class XfrmText:
         text = ""
         for fields in self.template.iter_unpack(data[:len(data) // 64 * 64]):
             destination, spi, proto, tmpl_family, source, reqid, mode, share, optional, auth, enc, comp = fields
+            level = ("required", "use")[optional] if optional < 2 else str(optional)
             text += (f"\ttmpl {self._ends(source, destination, tmpl_family or family)}"
                      f"\t\tproto {XFRM_PROTOCOLS.get(proto, proto)} {self._id(spi, reqid, mode)}\n")
             if self.stats:
-                text += (f"\t\tlevel {'use' if optional else 'required'} share {SHARES.get(share, share)} \n"
+                text += (f"\t\tlevel {level} share {SHARES.get(share, share)} \n"
                          f"\t\tenc-mask {enc:08x} auth-mask {auth:08x} comp-mask {comp:08x}\n")
             elif optional:
-                text += "\t\tlevel use \n"
+                text += f"\t\tlevel {level} \n"
         if len(self.templates) > 20000:
             self.templates.clear()
         self.templates[data] = text
@@ -2106,13 +2167,16 @@ class XfrmText:
 
     def _algorithm(self, word: str, data: bytes, tail: int = 0) -> str:
         """struct xfrm_algo, xfrm_algo_auth, xfrm_algo_aead: a name, 64 bytes, the length in bits, `tail` bytes, key."""
-        name = decode(data[:64].rstrip(b"\0"))
+        name = text_name(data[:64])
         bits = number(data[64:68])
-        key = data[68 + tail:68 + tail + (bits + 7) // 8]
-        shown = f"0x{key.hex()}" if self.show_keys else f"[redacted {bits} bits]" if bits else "0x"
+        shown = ""
+        if bits >= 8:
+            key = data[68 + tail:68 + tail + bits // 8]
+            shown = f"0x{key.hex()}" if self.show_keys else f"0x[redacted {bits // 8} bytes]"
+            shown += f" ({bits} bits)" if self.stats else ""
         return f"\t{word} {name} {shown}" + (f" {number(data[68:72])}" if tail else "") + "\n"
 
-    def _attributes(self, more: dict[int, bytes], family: int) -> str:
+    def _attributes(self, more: dict[int, bytes], family: int, of_state: bool) -> str:
         text = ""
         get = more.get
         output = ""
@@ -2132,16 +2196,16 @@ class XfrmText:
         if XFRMA_ALG_CRYPT in more:
             text += self._algorithm("enc", more[XFRMA_ALG_CRYPT])
         if XFRMA_ALG_COMP in more:
-            text += f"\tcomp {decode(more[XFRMA_ALG_COMP][:64].rstrip(bytes(1)))} \n"
+            text += self._algorithm("comp", more[XFRMA_ALG_COMP])
         if encap := get(XFRMA_ENCAP):
-            kind = {1: "espinudp-nonike", 2: "espinudp", 7: "espintcp"}.get(number(encap[:2]), number(encap[:2]))
+            kind = ENCAPSULATED.get(number(encap[:2]), number(encap[:2]))
             address = encap[8:24] if family == AF_INET6 else encap[8:12]
             text += (f"\tencap type {kind} sport {int.from_bytes(encap[2:4], 'big')} "
                      f"dport {int.from_bytes(encap[4:6], 'big')} addr {self.address[address]}\n")
         if templates := get(XFRMA_TMPL):
             text += self._templates(templates, family)
         if coa := get(XFRMA_COADDR):
-            text += f"\tcoa {self.address[coa[:16]]}\n"
+            text += f"\tcoa {self.address[coa[:16 if family == AF_INET6 else 4]]}\n"
         if used := get(XFRMA_LASTUSED):
             text += f"\tlastused {self._time(number(used))}\n"
         if replay := get(XFRMA_REPLAY_VAL):
@@ -2151,14 +2215,18 @@ class XfrmText:
             text += self._replay_esn(more[XFRMA_REPLAY_ESN_VAL])
         if offload := get(XFRMA_OFFLOAD_DEV):
             flags = offload[4]
-            text += (f"\tcrypto offload parameters: dev {self.links.get(number(offload[:4]), number(offload[:4]))} "
-                     f"dir {'in' if flags & 2 else 'out'} mode {'packet' if flags & 4 else 'crypto'}\n")
+            device = number(offload[:4])
+            text += f"\tcrypto offload parameters: dev {self.links.get(device, f'if{device}')} "
+            text += f"dir {'in' if flags & 2 else 'out'} " if of_state else ""
+            text += f"mode {'packet' if flags & 4 else 'crypto'}\n"
         if XFRMA_IF_ID in more:
             text += f"\tif_id {hexadecimal(number(get(XFRMA_IF_ID)))}\n"
         if XFRMA_TFCPAD in more:
             text += f"\ttfcpad {number(get(XFRMA_TFCPAD))}\n"
         if direction := get(XFRMA_SA_DIR):
-            text += f"\tdir {'in' if direction[0] == 1 else 'out'}\n"
+            text += f"\tdir {('other (0)', 'in', 'out', f'other ({direction[0]})')[min(direction[0], 3)]}\n"
+        if XFRMA_SA_PCPU in more:
+            text += f"\tpcpu-num {number(get(XFRMA_SA_PCPU))}\n"
         return text
 
     def _replay_esn(self, data: bytes) -> str:
@@ -2171,6 +2239,21 @@ class XfrmText:
         return text + "\n"
 
 
+def policy_messages(host: Host) -> Iterator[Message]:
+    """The kernel's policies, as messages.  Raises OSError."""
+    return dump(host, NETLINK_XFRM, XFRM_MSG_GETPOLICY, bytes(64))  # struct xfrm_userpolicy_id
+
+
+def state_messages(host: Host) -> Iterator[Message]:
+    """The kernel's states, as messages.  Raises OSError."""
+    return dump(host, NETLINK_XFRM, XFRM_MSG_GETSA, bytes(24))  # struct xfrm_usersa_id
+
+
+def text_name(data: bytes | None) -> str:
+    """A name that the kernel gives as a C string."""
+    return printable(decode((data or b"").partition(b"\0")[0]))
+
+
 def hexadecimal(value: int) -> str:
     """As C's %#x: zero has no prefix."""
     return f"0x{value:x}" if value else "0"
@@ -2178,39 +2261,298 @@ def hexadecimal(value: int) -> str:
 
 def security_context(data: bytes) -> str:
     """struct xfrm_user_sec_ctx: the label of the security module."""
-    return f"\tsecurity context {decode(data[8:].partition(bytes(1))[0])}\n"
+    return f"\tsecurity context {text_name(data[8:])} \n"
 
 
 def protocol_names(host: Host) -> dict[int, str]:
     """The names of /etc/protocols by number; those that matter here where there is no such file."""
-    names = {1: "icmp", 6: "tcp", 17: "udp", 47: "gre", 58: "ipv6-icmp", 132: "sctp", 135: "mobility-header"}
+    known = {1: "icmp", 6: "tcp", 17: "udp", 47: "gre", 50: "esp", 51: "ah", 58: "ipv6-icmp", 132: "sctp"}
+    names: dict[int, str] = {}
     try:
         for line in host.lines("/etc/protocols"):
             words = line.partition("#")[0].split()
             if len(words) > 1 and words[1].isdigit():
                 names.setdefault(int(words[1]), words[0])
     except OSError:
-        return names
+        return known
     return names
+
+
+# --- IPsec as data, and its removal ----------------------------------------------------------------------------------
+
+MANUAL_REQID_MAX = 0x3FFF  # pluto counts its own from the next on; an administrator may set one up to it (reqid.h)
+NO_ADDRESS = ("0.0.0.0", "::")
+
+
+class Selector(Record):
+    """The packets that a policy or a state is for."""
+
+    source: str  # with the length of the prefix
+    destination: str
+    protocol: int  # 0: any
+    source_port: int | None  # of ICMP the type
+    destination_port: int | None  # of ICMP the code
+    device: str
+    user: int
+
+    @property
+    def prefixes(self) -> tuple[int, int]:
+        """The lengths of the prefixes of source and destination."""
+        return int(self.source.rpartition("/")[2]), int(self.destination.rpartition("/")[2])
+
+    def takes(self, source: str, destination: str, protocol: int = 0, source_port: int = 0, destination_port: int = 0,
+              device: str = "") -> bool:
+        """True when such a packet (0: nothing known of it) is meant."""
+        return (within(source, self.source) and within(destination, self.destination)
+                and self.protocol in (0, protocol) and self.source_port in (None, source_port)
+                and self.destination_port in (None, destination_port) and self.device in ("", device))
+
+
+class Template(Record):
+    """What a policy asks to be done to a packet."""
+
+    source: str
+    destination: str
+    protocol: str
+    spi: int
+    reqid: int
+    mode: str
+    optional: bool
+
+
+class Policy(Record):
+    """An entry of the security policy database."""
+
+    selector: Selector
+    direction: str  # in, out, fwd
+    socket: bool  # of one socket, not of all traffic
+    action: str  # allow, block
+    policy_index: int
+    priority: int  # the lowest is used
+    kind: str  # main, sub
+    mark: int
+    mask: int
+    if_id: int
+    templates: tuple[Template, ...]
+
+
+class State(Record):
+    """A security association as the kernel has it, without its keys."""
+
+    source: str
+    destination: str
+    protocol: str
+    spi: int
+    reqid: int
+    mode: str
+    mark: int
+    mask: int
+    if_id: int
+    selector: Selector
+    flags: tuple[str, ...]
+    algorithms: tuple[tuple[str, str, int], ...]  # auth, enc, aead or comp; its name; bits of the key
+    encapsulation: str  # espinudp, espintcp or nothing
+    replay_window: int
+    bytes: int
+    packets: int
+    added: int  # seconds since the epoch
+    used: int  # the same, 0: never
+    direction: str  # in, out, or nothing when the kernel does not tell
+    device: str  # that it is offloaded to
+
+
+def within(address: str, prefix: str) -> bool:
+    """True when the address lies in `network/bits`; never across families."""
+    import socket
+    network, _, bits = prefix.partition("/")
+    family = AF_INET6 if ":" in network else AF_INET
+    if (":" in address) != (family == AF_INET6):
+        return False
+    first, second = (int.from_bytes(socket.inet_pton(family, text), "big") for text in (address, network))
+    return not (first ^ second) >> ((128 if family == AF_INET6 else 32) - int(bits))
+
+
+class XfrmData(XfrmText):
+    """States and policies as records."""
+
+    def policies_data(self) -> Iterator[Policy]:
+        """All policies, in the kernel's order.  Raises OSError."""
+        for message in policy_messages(self.host):
+            yield self.policy_data(*message)
+
+    def states_data(self) -> Iterator[State]:
+        """All states, in the kernel's order.  Raises OSError."""
+        for message in state_messages(self.host):
+            yield self.state_data(*message)
+
+    def policy_for(self, source: str, destination: str, protocol: int = 0, source_port: int = 0,
+                   destination_port: int = 0, direction: str = "out", mark: int = 0, if_id: int = 0,
+                   device: str = "") -> Policy | None:
+        """The policy that such a packet takes, or None: of those that match, the first of the best priority."""
+        best: Policy | None = None
+        for policy in self.policies_data():
+            if (policy.direction == direction and not policy.socket and policy.kind == "main"
+                    and policy.if_id == if_id and mark & policy.mask == policy.mark
+                    and (best is None or policy.priority < best.priority)
+                    and policy.selector.takes(source, destination, protocol, source_port, destination_port, device)):
+                best = policy
+        return best
+
+    def policy_data(self, buffer: bytes, start: int, end: int) -> Policy:
+        """One policy.  Raises struct.error when the message is cut."""
+        fields = self.policy.unpack_from(buffer, start)
+        priority, index, direction, action = fields[24:28]
+        more = attributes(buffer, start + 168, end)
+        mark, asked = more.get(XFRMA_MARK, bytes(8)), more.get(XFRMA_TMPL, b"")
+        templates = tuple(
+            Template(*self._addresses(field[4], field[0], field[3]), XFRM_PROTOCOLS.get(field[2], str(field[2])),
+                     int.from_bytes(field[1].to_bytes(4, sys.byteorder), "big"), field[5], mode_name(field[6]),
+                     bool(field[8]))
+            for field in self.template.iter_unpack(asked[:len(asked) // 64 * 64]))
+        kind = number(more.get(XFRMA_POLICY_TYPE, b"")[:1])
+        return Policy(self._select(fields), POLICY_DIRS[direction % 3], direction > 2,
+                      "block" if action == 1 else "allow", index, priority, "sub" if kind == 1 else "main",
+                      number(mark[:4]), number(mark[4:8]), number(more.get(XFRMA_IF_ID)), templates)
+
+    def state_data(self, buffer: bytes, start: int, end: int) -> State:
+        """One state.  Raises struct.error when the message is cut."""
+        fields = self.state.unpack_from(buffer, start)
+        destination, spi, proto, source = fields[12:16]
+        _, _, _, _, reqid, family, mode, window, flags = fields[28:]
+        more = attributes(buffer, start + 224, end)
+        get = more.get
+        mark = more.get(XFRMA_MARK, bytes(8))
+        algorithms = [(word, text_name(more[kind][:64]), number(more[kind][64:68]))
+                      for kind, word in ((XFRMA_ALG_AUTH_TRUNC, "auth"), (XFRMA_ALG_AUTH, "auth"),
+                                         (XFRMA_ALG_AEAD, "aead"), (XFRMA_ALG_CRYPT, "enc"), (XFRMA_ALG_COMP, "comp"))
+                      if kind in more]
+        if len(algorithms) > 1 and algorithms[0][0] == algorithms[1][0]:
+            del algorithms[1]  # the kernel tells authentication in both its old and its new way
+        encap, device = number((get(XFRMA_ENCAP) or b"")[:2]), number((get(XFRMA_OFFLOAD_DEV) or b"")[:4])
+        replay = get(XFRMA_REPLAY_ESN_VAL)
+        return State(*self._addresses(source, destination, family), XFRM_PROTOCOLS.get(proto, str(proto)),
+                     int.from_bytes(spi.to_bytes(4, sys.byteorder), "big"), reqid, mode_name(mode), number(mark[:4]),
+                     number(mark[4:8]), number(get(XFRMA_IF_ID)), self._select(fields, family),
+                     tuple(name for bit, name in enumerate(STATE_FLAGS) if flags >> bit & 1), tuple(algorithms),
+                     str(ENCAPSULATED.get(encap, encap)) if encap else "", number(replay[20:24]) if replay else window,
+                     fields[24], fields[25], fields[26], fields[27],
+                     ("", "in", "out")[number(get(XFRMA_SA_DIR)) % 3],
+                     self.links.get(device, f"if{device}") if device else "")
+
+    def _addresses(self, source: bytes, destination: bytes, family: int) -> tuple[str, str]:
+        size = 16 if family == AF_INET6 else 4
+        return self.address[source[:size]], self.address[destination[:size]]
+
+    def _select(self, fields: tuple[Any, ...], other_family: int = 0) -> Selector:
+        destination, source, dport, dmask, sport, smask, family, dlen, slen, proto, ifindex, user = fields[:12]
+        source, destination = self._addresses(source, destination, family or other_family)
+        return Selector(f"{source}/{slen}", f"{destination}/{dlen}", proto,
+                        int.from_bytes(sport, "big") if any(smask) else None,
+                        int.from_bytes(dport, "big") if any(dmask) else None,
+                        self.links.get(ifindex, f"if{ifindex}") if ifindex else "", user)
+
+
+def mode_name(mode: int) -> str:
+    """The name of an XFRM mode."""
+    return XFRM_MODES[mode] if mode < len(XFRM_MODES) else str(mode)
+
+
+def pluto_priorities(selector: Selector) -> set[int]:
+    """The priorities that pluto may give a policy with such a selector, when its connection sets none.
+
+    From 4.0 on they are built of a base (2 bits, 1 to 3), the number of open ports (2), an open protocol (1), 128 less
+    the prefixes (8 each; opportunistic: the second 0) and a template (1); in 3.x a maximum less what is specific.
+    """
+    found = set()
+    for first, second in (selector.prefixes, selector.prefixes[::-1]):
+        for ports in range(3):
+            for base in (1, 2, 3):
+                for last in (128 - second, 0):
+                    value = ((base << 2 | ports) << 1 | (not selector.protocol)) << 8 | 128 - first
+                    found |= {(value << 8 | last) << 1, (value << 8 | last) << 1 | 1}
+                for one, two in ((first, second), (32, 32), (128, 128)):
+                    found.add((base + 1 << 19) - 1 - (ports << 17 | bool(selector.protocol) << 16 | one << 8 | two))
+    return found
+
+
+def is_plutos_policy(policy: Policy, reqids: Collection[int] = ()) -> bool:
+    """True for a policy that pluto made, as far as its form tells: foreign ones are not for us to remove.
+
+    Pluto's have its own reqids, or those that connections set; shunts (trap, pass, drop) have no template, or one of
+    plain ESP transport without reqid, and pluto's priority; holes for neighbour discovery have priority 1.
+    """
+    templates, selector = policy.templates, policy.selector
+    if policy.socket:
+        return False  # it goes with its socket
+    if any(template.reqid > MANUAL_REQID_MAX or template.reqid in reqids for template in templates if template.reqid):
+        return True
+    if not templates and policy.priority == 1 and policy.action == "allow":
+        return selector.protocol == 58 and selector.source_port in (135, 136) and selector.prefixes == (0, 0)
+    trap = len(templates) == 1 and (templates[0].protocol, templates[0].mode, templates[0].reqid) == (
+        "esp", "transport", 0) and templates[0].source in NO_ADDRESS and templates[0].destination in NO_ADDRESS
+    if trap and policy.action == "block" and not policy.priority:
+        return True  # a shunt of no connection; nobody else gives what is dropped a template
+    return (trap or not templates) and policy.priority in pluto_priorities(selector)
+
+
+def is_plutos_state(state: State, reqids: Collection[int] = ()) -> bool:
+    """True for a state with a reqid of pluto's own, or one that a connection sets."""
+    return state.reqid > MANUAL_REQID_MAX or (state.reqid != 0 and state.reqid in reqids)
+
+
+def flush_xfrm(host: Host, reqids: Collection[int] = ()) -> tuple[int, int]:
+    """Remove the states and policies that pluto made, with its reqids or those given; how many states and policies.
+
+    Only for when no pluto runs: what was protected is sent in clear from now on.  Raises OSError.
+    """
+    data = XfrmData(host)
+    states, policies = [], []
+    for buffer, start, end in state_messages(host):
+        state = data.state_data(buffer, start, end)
+        if is_plutos_state(state, reqids):
+            # struct xfrm_usersa_id of what struct xfrm_usersa_info has at 56 (id) and 212 (family)
+            body = b"".join(buffer[start + a:start + b] for a, b in ((56, 76), (212, 214), (76, 77))) + b"\0"
+            states.append((XFRM_MSG_DELSA, NLM_F_REQUEST | NLM_F_ACK, body + copied(buffer, start + 224, end)))
+    for buffer, start, end in policy_messages(host):
+        if is_plutos_policy(data.policy_data(buffer, start, end), reqids):
+            # struct xfrm_userpolicy_id: the selector, the index, the direction
+            body = buffer[start:start + 56] + buffer[start + 156:start + 161] + bytes(3)
+            policies.append((XFRM_MSG_DELPOLICY, NLM_F_REQUEST | NLM_F_ACK, body + copied(buffer, start + 168, end)))
+    for _ in exchange(host, NETLINK_XFRM, states + policies, (errno.ENOENT, errno.ESRCH)):
+        raise AssertionError("an acknowledgement has no more to say")
+    return len(states), len(policies)
+
+
+def copied(buffer: bytes, start: int, end: int) -> bytes:
+    """Of the attributes of a state or policy those that it takes to name it."""
+    found = attributes(buffer, start, end)
+    return b"".join((len(found[kind]) + 4).to_bytes(2, sys.byteorder) + kind.to_bytes(2, sys.byteorder) + found[kind]
+                    + bytes(-len(found[kind]) % 4)
+                    for kind in (XFRMA_MARK, XFRMA_IF_ID, XFRMA_POLICY_TYPE) if kind in found)
 
 
 # --- addresses, routes, rules, links ---------------------------------------------------------------------------------
 
-RTM_GETLINK, RTM_GETADDR, RTM_GETROUTE, RTM_GETRULE = 18, 22, 26, 34
+RTM_GETLINK, RTM_GETADDR, RTM_GETROUTE, RTM_GETRULE, RTM_GETNSID = 18, 22, 26, 34, 90
+AF_MPLS = 28
 (RTA_DST, RTA_SRC, RTA_IIF, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_MULTIPATH,
- RTA_FLOW, RTA_CACHEINFO, RTA_TABLE, RTA_MARK, RTA_VIA, RTA_PREF, RTA_ENCAP_TYPE, RTA_NH_ID) = (
-     1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 15, 16, 18, 20, 21, 30)
+ RTA_FLOW, RTA_CACHEINFO, RTA_TABLE, RTA_MARK, RTA_VIA, RTA_NEWDST, RTA_PREF, RTA_ENCAP_TYPE, RTA_ENCAP, RTA_UID,
+ RTA_NH_ID) = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 15, 16, 18, 19, 20, 21, 22, 25, 30)
 ROUTE_TYPES = ("none", "unicast", "local", "broadcast", "anycast", "multicast", "blackhole", "unreachable", "prohibit",
                "throw", "nat", "xresolve")
 ROUTE_METRICS = ("", "", "mtu", "window", "rtt", "rttvar", "ssthresh", "cwnd", "advmss", "reordering", "hoplimit",
                  "initcwnd", "features", "rto_min", "initrwnd", "quickack", "congctl", "fastopen_no_cookie")
 ROUTE_FLAGS = ((1, "dead"), (4, "onlink"), (2, "pervasive"), (8, "offload"), (64, "trap"), (0x100, "notify"),
-               (16, "linkdown"), (32, "unresolved"), (0x4000, "rt_offload"), (0x8000, "rt_trap"))
+               (16, "linkdown"), (32, "unresolved"), (0x4000, "rt_offload"), (0x8000, "rt_trap"),
+               (0x20000000, "rt_offload_failed"))
 ROUTE_TABLES = {255: "local", 254: "main", 253: "default"}
 ROUTE_SCOPES = {0: "global", 255: "nowhere", 254: "host", 253: "link", 200: "site"}
 ROUTE_PROTOCOLS = {0: "unspec", 1: "redirect", 2: "kernel", 3: "boot", 4: "static", 8: "gated", 9: "ra", 10: "mrt",
                    11: "zebra", 12: "bird", 13: "dnrouted", 14: "xorp", 15: "ntk", 16: "dhcp", 18: "keepalived",
                    42: "babel", 99: "openr", 186: "bgp", 187: "isis", 188: "ospf", 189: "rip", 192: "eigrp"}
+# RTA_DST with its length, as it comes right after RTA_TABLE, by family
+ROUTE_DESTINATIONS = {family: size.to_bytes(2, sys.byteorder) + RTA_DST.to_bytes(2, sys.byteorder)
+                      for family, size in ((AF_INET, 8), (AF_INET6, 20))}
 PREFERENCES = {0: "medium", 1: "high", 3: "low"}  # RFC 4191, two's complement in two bits
 ENCAPSULATIONS = {1: "mpls", 2: "ip", 3: "ila", 4: "ip6", 5: "seg6", 6: "bpf", 7: "seg6local", 8: "rpl", 9: "ioam6",
                   10: "xfrm"}
@@ -2244,47 +2586,50 @@ class RouteText:
         self.tables = iproute_names(host, "rt_tables", ROUTE_TABLES)
         self.protocols = iproute_names(host, "rt_protos", ROUTE_PROTOCOLS)
         self.scopes = iproute_names(host, "rt_scopes", ROUTE_SCOPES)
+        self.realms = iproute_names(host, "rt_realms", {0: "cosmos"})
+        self.groups = iproute_names(host, "group", {0: "default"})
+        self.services = iproute_names(host, "rt_dsfield", {})
+        self.known: dict[bytes, tuple[str, str]] = {}
 
     def routes(self) -> Iterator[str]:
         """The routes of all tables, IPv4 then IPv6, in pieces of text.  Raises OSError."""
-        return in_pieces(self._routes())
+        return in_pieces(told(dump(self.host, NETLINK_ROUTE, RTM_GETROUTE, bytes(12)), self.route_text))
 
-    def _routes(self) -> Iterator[str]:
-        # struct rtmsg, 12 bytes; then mostly RTA_TABLE and RTA_DST.  Routes that differ in nothing but their
-        # destination, as they come in hundreds of thousands, share the text of all else.
-        known: dict[bytes, tuple[str, str]] = {}
-        address = self.address
-        destination = RTA_DST.to_bytes(2, sys.byteorder)
-        for buffer, start, end in dump(self.host, NETLINK_ROUTE, RTM_GETROUTE, bytes(12)):
-            bits = buffer[start + 1]
-            if buffer[start + 22:start + 24] == destination:
-                size = 4 if buffer[start] == AF_INET else 16
-                rest = buffer[start:start + 20] + buffer[start + 24 + size:end]
-                target = address[buffer[start + 24:start + 24 + size]]
-                if bits != size * 8:
-                    target = f"{target}/{bits}"
-                before, after = known.get(rest) or self._remember(known, rest)
-                yield f"{before}{target}{after}"
-            else:
-                more = attributes(buffer, start + 12, end)
-                before, after = self._route(buffer[start:start + 12], more)
-                target = "default"
-                if RTA_DST in more:
-                    target = self.text_of(buffer[start], more[RTA_DST])
-                    target += "" if bits == len(more[RTA_DST]) * 8 else f"/{bits}"
-                elif bits:
-                    target = f"0/{bits} "
-                yield f"{before}{target}{after}"
+    def route_text(self, buffer: bytes, start: int, end: int) -> str:
+        """One route: struct rtmsg, 12 bytes, and its attributes, which begin with RTA_TABLE and RTA_DST.
 
-    def _remember(self, known: dict[bytes, tuple[str, str]], rest: bytes) -> tuple[str, str]:
-        if len(known) > 20000:
-            known.clear()
-        text = known[rest] = self._route(rest[:12], attributes(rest, 12, len(rest)))
+        Routes that differ in nothing but their destination, as they come in hundreds of thousands, share the text of
+        all else.
+        """
+        family, bits = buffer[start], buffer[start + 1]
+        size = 4 if family == AF_INET else 16
+        if buffer[start + 20:start + 24] == ROUTE_DESTINATIONS.get(family):
+            rest = buffer[start:start + 20] + buffer[start + 24 + size:end]
+            target = self.address[buffer[start + 24:start + 24 + size]]
+            if bits != size * 8:
+                target = f"{target}/{bits}"
+        else:
+            rest = buffer[start:end]
+            target = "default"
+            if data := attributes(buffer, start + 12, end).get(RTA_DST):
+                target = self.text_of(family, data)
+                target += "" if bits == len(data) * 8 or family == AF_MPLS else f"/{bits}"
+            elif bits:
+                target = f"0/{bits} "
+        before, after = self.known.get(rest) or self._remember(rest)
+        return f"{before}{target}{after}"
+
+    def _remember(self, rest: bytes) -> tuple[str, str]:
+        if len(self.known) > 20000:
+            self.known.clear()
+        text = self.known[rest] = self._route(rest[:12], attributes(rest, 12, len(rest)))
         return text
 
     def text_of(self, family: int, data: bytes) -> str:
-        """An address as text; of a family that has none (MPLS) in hexadecimal."""
-        return str(self.address[data]) if family in (AF_INET, AF_INET6) and len(data) in (4, 16) else data.hex()
+        """An address as text; of MPLS its labels, 20 bits each."""
+        if family == AF_MPLS:
+            return "/".join(str(int.from_bytes(data[at:at + 4], "big") >> 12) for at in range(0, len(data), 4))
+        return str(self.address[data])
 
     def link(self, index: bytes | None) -> str:
         """The name of an interface."""
@@ -2304,11 +2649,11 @@ class RouteText:
             text += f"from 0/{source_bits} "
         if RTA_NH_ID in more:
             text += f"nhid {number(get(RTA_NH_ID))} "
-        if RTA_ENCAP_TYPE in more:
-            encap = number(get(RTA_ENCAP_TYPE))
-            text += f"encap {ENCAPSULATIONS.get(encap, encap)} "
+        if target := get(RTA_NEWDST):
+            text += f"as to {self.text_of(family, target)} "
+        text += self._encap(more)
         if tos:
-            text += f"tos 0x{tos:02x} "
+            text += f"tos {self.services.get(tos, f'0x{tos:02x}')} "
         text += self._next_hop(family, more)
         if RTA_OIF in more:
             text += f"dev {self.link(get(RTA_OIF))} "
@@ -2326,6 +2671,9 @@ class RouteText:
         text += self._flags(flags)
         if mark := number(get(RTA_MARK)):
             text += f"mark 0x{mark:x} " if mark >= 16 else f"mark {mark} "
+        text += self._realms(get(RTA_FLOW), "realm")
+        if RTA_UID in more:
+            text += f"uid {number(get(RTA_UID))} "
         if cache := get(RTA_CACHEINFO):
             # struct rta_cacheinfo: clntref, lastuse, expires, error, …; the times in 1/100 s
             expires = int.from_bytes(cache[8:12], sys.byteorder, signed=True)
@@ -2340,6 +2688,30 @@ class RouteText:
         if hops := get(RTA_MULTIPATH):
             text += self._next_hops(family, hops)
         return "" if kind == 1 else f"{ROUTE_TYPES[kind] if kind < 12 else kind} ", text + "\n"
+
+    def _realms(self, data: bytes | None, word: str) -> str:
+        """Where packets come from, when that is told, and go to, 16 bits each."""
+        if not data:
+            return ""
+        names = [str(self.realms.get(realm, realm)) for realm in (number(data) >> 16, number(data) & 0xFFFF)]
+        return f"realms {names[0]}/{names[1]} " if number(data) >> 16 else f"{word} {names[1]} "
+
+    def _encap(self, more: dict[int, bytes]) -> str:
+        """linux/lwtunnel.h, mpls_iptunnel.h: what of it matters for IPsec and for plain tunnels."""
+        if RTA_ENCAP_TYPE not in more:
+            return ""
+        kind, data = number(more[RTA_ENCAP_TYPE]), more.get(RTA_ENCAP, b"")
+        text = f" encap {ENCAPSULATIONS.get(kind, kind)} "
+        found = attributes(data, 0, len(data))
+        if kind == 1 and 1 in found:
+            text += f" {self.text_of(AF_MPLS, found[1])} " + (f"ttl {found[2][0]} " if 2 in found else "")
+        elif kind in (2, 4) and {1, 2, 3, 4, 5} <= found.keys():
+            hops, service = ("ttl", "tos") if kind == 2 else ("hoplimit", "tc")
+            text += (f"id {int.from_bytes(found[1], 'big')} src {self.address[found[3]]} dst {self.address[found[2]]} "
+                     f"{hops} {number(found[4])} {service} {number(found[5])} ")
+        elif kind == 10:
+            text += f"if_id {number(found.get(1))} " + (f"link_dev {self.link(found[2])} " if 2 in found else "")
+        return text
 
     def _flags(self, flags: int) -> str:
         return "".join(f"{name} " for bit, name in ROUTE_FLAGS if flags & bit)
@@ -2356,7 +2728,8 @@ class RouteText:
         while start + 8 <= len(data):  # struct rtnexthop
             length = max(8, number(data[start:start + 2]))
             more = attributes(data, start + 8, start + length)
-            text += (f"\n\tnexthop {self._next_hop(family, more)}dev {self.link(data[start + 4:start + 8])} "
+            text += (f"\n\tnexthop {self._encap(more)}{self._next_hop(family, more)}"
+                     f"{self._realms(more.get(RTA_FLOW), 'realm')}dev {self.link(data[start + 4:start + 8])} "
                      f"weight {data[start + 3] + 1} {self._flags(data[start + 2])}")
             start += (length + 3) & ~3
         return text
@@ -2371,7 +2744,9 @@ class RouteText:
                 continue
             text += f"{ROUTE_METRICS[kind]} " + ("lock " if locked >> kind & 1 else "")
             if kind == 16:
-                text += decode(found[kind].rstrip(bytes(1))) + " "
+                text += f"{text_name(found.get(kind))} "
+            elif kind == 12 and value & 1:
+                text += "ecn " + (f"{value:#x} " if value & ~1 else "")
             elif kind in (4, 5, 13):
                 value //= {4: 8, 5: 4, 13: 1}[kind]
                 text += f"{value / 1000:g}s " if value >= 1000 else f"{value}ms "
@@ -2382,12 +2757,11 @@ class RouteText:
     def rules(self) -> Iterator[str]:
         """The rules of routing, IPv4 then IPv6, in pieces of text.  Raises OSError."""
         for family, title in ((AF_INET, ""), (AF_INET6, "IPv6:\n")):
-            texts = [self._rule(buffer, start, end) for buffer, start, end in
-                     dump(self.host, NETLINK_ROUTE, RTM_GETRULE, bytes([family]) + bytes(11))]
-            yield title + "".join(texts)
+            messages = dump(self.host, NETLINK_ROUTE, RTM_GETRULE, bytes([family]) + bytes(11))
+            yield title + "".join(told(messages, self.rule_text))
 
-    def _rule(self, buffer: bytes, start: int, end: int) -> str:
-        """struct fib_rule_hdr and the attributes of linux/fib_rules.h."""
+    def rule_text(self, buffer: bytes, start: int, end: int) -> str:
+        """One rule: struct fib_rule_hdr and the attributes of linux/fib_rules.h."""
         family, target_bits, source_bits, tos, table, _, _, action = buffer[start:start + 8]
         flags = number(buffer[start + 8:start + 12])
         get = attributes(buffer, start + 12, end).get
@@ -2399,14 +2773,14 @@ class RouteText:
         source, target = get(2), get(1)
         text += f"from {prefix(source, source_bits) if source else f'0/{source_bits}' if source_bits else 'all'} "
         text += f"to {prefix(target, target_bits)} " if target else f"to 0/{target_bits} " if target_bits else ""
-        text += f"tos 0x{tos:02x} " if tos else ""
+        text += f"tos {self.services.get(tos, f'0x{tos:02x}')} " if tos else ""
         mark, mask = get(10), get(16)
         if number(mark) or (mask and number(mask)):
             text += f"fwmark {hexadecimal(number(mark))}"
             text += f"/0x{number(mask):x} " if mask and number(mask) != 0xFFFFFFFF else " "
         for kind, word, detached in ((3, "iif", 8), (17, "oif", 16)):
             if name := get(kind):
-                text += f"{word} {decode(name.rstrip(bytes(1)))} " + ("[detached] " if flags & detached else "")
+                text += f"{word} {text_name(name)} " + ("[detached] " if flags & detached else "")
         text += "lookup [l3mdev-table] " if number(get(19)) else ""
         if users := get(20):
             text += f"uidrange {number(users[:4])}-{number(users[4:])} "
@@ -2421,6 +2795,9 @@ class RouteText:
             text += f"lookup {self.tables.get(table, table)} "
             if (length := get(14)) and number(length) != 0xFFFFFFFF:
                 text += f"suppress_prefixlength {number(length)} "
+            if (group := get(13)) and number(group) != 0xFFFFFFFF:
+                text += f"suppress_ifgroup {self.groups.get(number(group), number(group))} "
+        text += self._realms(get(11), "realms")
         if action == 2:
             text += f"goto {number(get(4)) or 'none'} " + ("[unresolved] " if flags & 4 else "")
         elif action == 3:
@@ -2459,15 +2836,18 @@ class LinkText:
         self.names = link_names(host)
         self.scopes = iproute_names(host, "rt_scopes", ROUTE_SCOPES)
         self.groups = iproute_names(host, "group", {0: "default"})
+        self.up: set[int] = set()
+        self.namespaces: dict[int, str] | None = None
 
     def addresses(self) -> Iterator[str]:
         """All interfaces with their addresses, a piece of text each.  Raises OSError."""
         found: dict[int, str] = {}
-        for buffer, start, end in dump(self.host, NETLINK_ROUTE, RTM_GETADDR, bytes(8)):
-            index = number(buffer[start + 4:start + 8])
-            found[index] = found.get(index, "") + self._address(buffer[start:start + 4],
-                                                                attributes(buffer, start + 8, end))
-        for kind, index, flags, more in self._links():
+        for message in dump(self.host, NETLINK_ROUTE, RTM_GETADDR, bytes(8)):
+            index = number(message[0][message[1] + 4:message[1] + 8])
+            found[index] = found.get(index, "") + "".join(told([message], self.address_text))
+        links = list(self._links())
+        self.up = {index for _, index, flags, _ in links if flags & 1}
+        for kind, index, flags, more in links:
             yield self._link(kind, index, flags, more) + found.get(index, "")
 
     def _links(self) -> Iterator[tuple[int, int, int, dict[int, bytes]]]:
@@ -2483,19 +2863,25 @@ class LinkText:
 
     def _link(self, kind: int, index: int, flags: int, more: dict[int, bytes]) -> str:
         get = more.get
-        text = f"{index}: {decode(more[3].rstrip(bytes(1)))}"
+        text = f"{index}: {text_name(get(3))}"
+        elsewhere = 37 in more  # the other end, or the device below, is in another network namespace
+        below = number(get(5))
         if 5 in more:
-            below = number(get(5))
-            text += f"@{'NONE' if not below else f'if{below}' if 37 in more else self.names.get(below, f'if{below}')}"
+            text += f"@{'NONE' if not below else f'if{below}' if elsewhere else self.names.get(below, f'if{below}')}"
         words = [name for bit, name in LINK_FLAGS if flags & bit]
         if flags & 1 and not flags & 0x40:
             words.insert(0, "NO-CARRIER")
+        if below and not elsewhere and below not in self.up:
+            words.append("M-DOWN")
         text += f": <{','.join(words)}> mtu {number(get(4))} "
-        text += f"qdisc {decode(more[6].rstrip(bytes(1)))} " if 6 in more else ""
+        xdp = attributes(get(43) or b"", 0, len(get(43) or b""))
+        if mode := number(xdp.get(2)):
+            text += {1: "xdp", 2: "xdpgeneric", 3: "xdpoffload", 4: "xdpmulti"}.get(mode, f"xdp[{mode}]")
+            text += f"/id:{number(xdp[4])} " if number(xdp.get(4)) else " "
+        text += f"qdisc {text_name(get(6))} " if 6 in more else ""
         text += f"master {self.names.get(number(get(10)), number(get(10)))} " if 10 in more else ""
         state = number(get(16))
         text += f"state {LINK_STATES[state] if state < 7 else state} " if 16 in more else ""
-        text += "mode DORMANT " if number(get(17)) == 1 else ""
         group = number(get(27))
         text += f"group {self.groups.get(group, group)} " if 27 in more else ""
         text += f"qlen {number(get(13))}" if number(get(13)) else ""
@@ -2504,21 +2890,47 @@ class LinkText:
             text += self._hardware(kind, more[1])
         if 2 in more:
             text += f" {'peer' if flags & 0x10 else 'brd'} {self._hardware(kind, more[2])}"
-        if 37 in more:
-            text += f" link-netnsid {number(get(37))}"
         if (permanent := get(54)) and permanent != get(1):
             text += f" permaddr {permanent.hex(':')}"
+        if elsewhere:
+            text += self._namespace(more[37])
+        text += " protodown on " if number(get(39)) else ""
         text += "\n"
         if names := get(52):  # IFLA_PROP_LIST: alternative names
             start = 0
             while start + 4 <= len(names) and (length := number(names[start:start + 2])) >= 4:
-                text += f"    altname {decode(names[start + 4:start + length].rstrip(bytes(1)))}\n"
+                text += f"    altname {text_name(names[start + 4:start + length])}\n"
                 start += (length + 3) & ~3
         return text
 
-    def _address(self, head: bytes, more: dict[int, bytes]) -> str:
-        """struct ifaddrmsg and the attributes of linux/if_addr.h."""
-        family, bits, flags, scope = head
+    def _namespace(self, number_here: bytes) -> str:
+        """How a network namespace is called: by the name that `ip netns` gave it, or by our number for it."""
+        if self.namespaces is None:
+            self.namespaces = {}
+            for file in self.host.glob("/run/netns/*"):
+                try:
+                    fd = self.host.open(file)
+                    try:
+                        # struct rtgenmsg; NETNSA_FD is 3, and NETNSA_NSID in the answer 1 (linux/net_namespace.h)
+                        body = bytes(4) + b"".join(part.to_bytes(size, sys.byteorder)
+                                                   for part, size in ((8, 2), (3, 2), (fd, 4)))
+                        for buffer, start, end in exchange(self.host, NETLINK_ROUTE,
+                                                           [(RTM_GETNSID, NLM_F_REQUEST | NLM_F_ACK, body)]):
+                            found = attributes(buffer, start + 4, end)
+                            self.namespaces.setdefault(number(found.get(1)), os.path.basename(file))
+                    finally:
+                        os.close(fd)
+                except (OSError, Failure):
+                    continue  # not a namespace, or not for us
+        which = number(number_here)
+        if which >> 31:
+            return " link-netnsid unknown"
+        return f" link-netns {self.namespaces[which]}" if which in self.namespaces else f" link-netnsid {which}"
+
+    def address_text(self, buffer: bytes, start: int, end: int) -> str:
+        """One address: struct ifaddrmsg and the attributes of linux/if_addr.h."""
+        family, bits, flags, scope = buffer[start:start + 4]
+        more = attributes(buffer, start + 8, end)
         get = more.get
         flags = number(get(8)) or flags
         local, target = get(2) or get(1) or b"", get(1) or get(2) or b""
@@ -2535,7 +2947,7 @@ class LinkText:
                 text += "" if flags & bit else "dynamic "
             elif flags & bit:
                 text += "temporary " if bit == 1 and family == AF_INET6 else f"{name} "
-        text += decode(more[3].rstrip(bytes(1))) if 3 in more else ""
+        text += text_name(get(3))
         if life := get(6):
             preferred, valid = ("forever" if value == 0xFFFFFFFF else f"{value}sec"
                                 for value in (number(life[:4]), number(life[4:8])))
@@ -2546,13 +2958,13 @@ class LinkText:
         """The tunnel interfaces of the kinds (all by default): ends, keys, device below, counters.  Raises OSError."""
         for _, _, _, more in self._links():
             info = attributes(more.get(18, b""), 0, len(more.get(18, b"")))
-            kind = decode(info.get(1, b"").rstrip(bytes(1)))
+            kind = text_name(info.get(1))
             if kind not in (kinds or TUNNEL_KINDS):
                 continue
             data = attributes(info.get(2, b""), 0, len(info.get(2, b"")))
             local, remote, key_in, key_out = (data.get(which) if which else None for which in TUNNEL_KINDS[kind])
             below = number(data.get(1))
-            text = f"{decode(more[3].rstrip(bytes(1)))}: {kind} "
+            text = f"{text_name(more.get(3))}: {kind} "
             if kind == "xfrm":
                 text += f"if_id 0x{number(key_in):x} "
             else:
@@ -5281,18 +5693,18 @@ def pid_file(host: Host) -> str:
 
 
 def flush_leftovers(host: Host) -> bool:
-    """Remove the kernel states and policies that plutos left; False, and nothing done, while one runs.
-
-    Interim: everything is flushed, as the original does, until section 5 can tell whose a policy is.
-    """
+    """Remove the kernel states and policies that plutos left; False, and nothing done, while one runs."""
     if plutos(host):
         return False
     if host.xfrm_loaded():
-        with host.netlink(6) as link:
-            for kind in (0x1C, 0x1D):  # XFRM_MSG_FLUSHSA, XFRM_MSG_FLUSHPOLICY (linux/xfrm.h)
-                link.send((20).to_bytes(4, sys.byteorder) + kind.to_bytes(2, sys.byteorder)
-                          + (5).to_bytes(2, sys.byteorder) + bytes(8) + (b"\xff" if kind == 0x1C else b"\0") + bytes(3))
-                link.recv(4096)
+        reqids: set[int] = set()
+        try:
+            for conn in Config(host).conns():
+                if (setting := conn.settings.get("reqid")) and setting.value.isdigit():
+                    reqids.add(int(setting.value))
+        except (Failure, OSError):
+            reqids.clear()  # pluto's own numbers must do
+        flush_xfrm(host, reqids)
     return True
 
 
