@@ -1452,8 +1452,8 @@ def value_problem(kind: str, value: str) -> str:
     """What is wrong with a value for the kind of keyword, or nothing."""
     import re
     low = value.lower()
-    if kind in ("text", "list", "obsolete") or not value:
-        return ""
+    if not value:
+        return "has no value" if kind in (_BOOL, "duration", "percent", "size") else ""
     if kind == "number" or kind[0].isdigit():
         least, _, most = kind.partition("-")
         if not re.fullmatch(r"\d{1,20}" if most else r"-?\d{1,20}|%forever", low):
@@ -1548,6 +1548,8 @@ class Config:
         elif not value or self._trailing(after) or (word == "config" and value != "setup"):
             self._problem(name, number, f"{word} needs " + {"conn": "one name", "config": "the word setup"}.get(
                 word, "one value") + " and nothing behind it")
+        elif word == "version" and (self.sections or self._setups or depth):
+            self._problem(name, number, "version stands before all sections and includes")
         elif word == "conn":
             self._section = Section(value, name, number, [])
             self.sections.append(self._section)
@@ -1592,9 +1594,7 @@ class Config:
         if key[:2].lower() in ("x-", "x_"):
             self._section.settings.append(Setting(key, rest, name, number))
             return
-        if not rest or rest[0] == "#":
-            value = ""
-        elif any(c in rest for c in ' \t"{}'):
+        if any(c in rest for c in ' \t"{}'):
             value, after = split_value(rest)
             if self._trailing(after):
                 self._problem(name, number, f"syntax error behind the value of {key}: quote a value with blanks, and "
