@@ -4901,7 +4901,7 @@ def conn_captures(conn: Conn, group: int, local: Sequence[str]) -> list[Capture]
             for chain, way in NFLOG_PLACES]
 
 
-def check_nflog(host: Host) -> None:
+def check_nflog(host: Host, tell: bool = True) -> None:
     """checknflog: make the rules that the configuration asks for, and say so.  Raises Failure: nothing changed."""
     config = Config(host).check()
     group = config.number("nflog-all", 0) or 0
@@ -4922,7 +4922,8 @@ def check_nflog(host: Host) -> None:
         if stale not in kept:
             of = f" of connection {quote(stale[0][len(NFLOG_CONN):])}" if stale[0].startswith(NFLOG_CONN) else ""
             host.print(f"deleting rules{of} with old nflog group {stale[1]}")
-    host.print("\n".join(said))
+    if tell:
+        host.print("\n".join(said))
 
 
 def stop_nflog(host: Host) -> None:
@@ -5785,6 +5786,7 @@ class Direct:
                 host.remove(name)  # stale
             stack_start(host, Config(host))
             check_nss(host)
+            check_nflog(host, tell=False)
             if foreground:
                 # ours until pluto writes it: nobody else starts one meanwhile
                 host.write(pid_file(host), f"{os.getpid()}\n")
@@ -5889,10 +5891,11 @@ class Direct:
 
 def clean_up(host: Host) -> None:
     """Remove what a pluto that is gone left: its pid file and socket, kernel state, capture rules, sysctls,
-    resolv.conf.  Nothing of the kernel's while another pluto runs here.  Raises Failure."""
+    resolv.conf.  Nothing of the kernel's while another pluto runs in this network.  Raises Failure."""
     for name in (pid_file(host), host.ctlsocket):
         host.remove(name)
-    stack_stop(host)
+    if stack_stop(host):
+        stop_nflog(host)
     restore_resolv_conf(host)
 
 
@@ -5900,11 +5903,11 @@ def clean_up(host: Host) -> None:
 
 # Of today's kernels, and those that kernels before 5.2 had apart; what a cipher needs, the kernel loads by itself
 # (MODULE_ALIAS_CRYPTO), with the fastest code for the machine, but not where it can't call modprobe: the common ones.
-STACK_MODULES = tuple(
+STACK_MODULES = (
     "xfrm_user xfrm_algo esp4 esp6 ah4 ah6 ipcomp ipcomp6 xfrm_ipcomp xfrm4_tunnel xfrm6_tunnel tunnel4 tunnel6 "
     "xfrm4_mode_transport xfrm4_mode_tunnel xfrm4_mode_beet xfrm6_mode_transport xfrm6_mode_tunnel xfrm6_mode_beet "
     "xfrm6_mode_ro ip_vti ip6_vti xfrm_interface aesni_intel aes_generic des_generic sha256_generic sha512_generic "
-    "md5 cbc xcbc ecb ccm gcm ctr cts seqiv echainiv authenc deflate camellia_generic cmac chacha20poly1305".split())
+    "md5 cbc xcbc ecb ccm gcm ctr cts seqiv echainiv authenc deflate camellia_generic cmac chacha20poly1305")
 FINIT_MODULE = {"x86_64": 313, "aarch64": 273, "riscv64": 273, "armv7l": 379, "i686": 350, "ppc64le": 353,
                 "s390x": 344}  # asm/unistd.h; glibc has no function for it
 SYSCTLS = "/proc/sys/net/core"
@@ -5973,7 +5976,7 @@ def load_modules(host: Host) -> None:
     """Load what there is of the modules.  Not every kernel has each: what counts is the stack that works after."""
     if host.which("modprobe"):
         for flags in ("-qab", "-qa"):  # b: also names that the administrator has blacklisted; a small busybox has no b
-            if "option" not in host.run(["modprobe", flags, *STACK_MODULES], timeout=CHECK_TIME).complaint:
+            if b"option" not in host.run(["modprobe", flags, *STACK_MODULES.split()], timeout=CHECK_TIME).err:
                 return
     loaded = {line.partition(" ")[0] for line in host.lines("/proc/modules")}
     directory = f"/lib/modules/{host.kernel_release()}"
@@ -5985,7 +5988,7 @@ def load_modules(host: Host) -> None:
     except OSError:
         host.warn(f"no modprobe, no {directory}/modules.dep: no kernel module is loaded")
         return
-    wanted = {module_name(file): file for name in STACK_MODULES for file in files.get(name, ())}
+    wanted = {module_name(file): file for name in STACK_MODULES.split() for file in files.get(name, ())}
     wanted = {name: file for name, file in wanted.items() if name not in loaded}
     if wanted:
         insert_modules(host, [f"{directory}/{file}" for file in wanted.values()])

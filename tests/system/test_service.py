@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from ..ground.gateways import NAMES, Gateways
 from ..ground.host import Result
 from ..ground.inits import Booted
 from ..ground.machine import PYZ, Machine, wait_for
@@ -412,3 +413,67 @@ def test_plutorun_does_not_start_a_pluto_that_was_ended(bookworm: Machine, numbe
     assert run.wait(60) == 0
     assert f"pluto killed by {number.name}" in bookworm.read("/root/log")
     assert not bookworm.path("/run/pluto/pluto.pid").exists()
+
+
+# --- containers, tunnels ---------------------------------------------------------------------------------------------
+
+def nss_database(machine: Machine, full: Machine) -> None:
+    """An empty NSS database, made where certutil is."""
+    directory = "/var/lib/ipsec/nss"
+    full.run(["certutil", "-N", "-d", f"sql:{directory}", "--empty-password"]).check()
+    for file in full.path(directory).iterdir():
+        machine.write(f"{directory}/{file.name}", file.read_bytes(), 0o600)
+
+
+def test_a_container_of_busybox_python_minimal_and_pluto(minimal: Callable[..., Machine], release: str,
+                                                         root: Callable[..., Machine]) -> None:
+    container = minimal(release)
+    nss_database(container, root(release))
+    container.write("/etc/ipsec.conf", CONFIG)
+    container.ipsec("--version").check()  # the interpreter compiles what it starts with
+    before = {path for path in container.changes() if not path.startswith("/var/lib/ipsec")}
+    container.ipsec("start").check()
+    (pid,) = container.processes("pluto")
+    container.ipsec("start").check()
+    assert f"pluto (pid {pid})" in container.ipsec("setup", "status").check().stdout
+    container.ipsec("restart").check()
+    container.ipsec("stop").check()
+    assert ended(container) and rundir(container) == []
+    container.ipsec("setup", "status").check(3)
+    left = {path for path in container.changes() if not path.startswith("/var/lib/ipsec")} - before
+    assert left <= {"/var/log/pluto.log", "/var/log"}
+
+
+TUNNEL = """config setup
+
+conn tunnel
+	left=192.0.2.1
+	leftid=@west
+	leftsubnet=10.1.0.0/24
+	right=192.0.2.2
+	rightid=@east
+	rightsubnet=10.2.0.0/24
+	authby=secret
+	auto=add
+"""
+
+
+def test_nothing_is_left_of_a_tunnel_after_stop(gateways: Gateways) -> None:
+    for name in NAMES:
+        gateways.write(name, "ipsec.conf", TUNNEL)
+        gateways.write(name, "ipsec.secrets", '@west @east : PSK "SwordfishForTheTunnel"\n', 0o600)
+        gateways.step(f"{name}-nss", name, ["certutil", "-N", "-d", "sql:/var/lib/ipsec/nss", "--empty-password"])
+        gateways.ipsec(f"{name}-start", name, "start")
+        gateways.step(f"{name}-ready", name, ["sh", "-c", "until ipsec whack --status | grep -q tunnel; do :; done"])
+    gateways.ipsec("up", "west", "auto", "--up", "tunnel")
+    gateways.step("ping", "west", ["ping", "-c", "3", "-w", "60", "-I", "10.1.0.1", "10.2.0.1"])
+    kill = 'ip xfrm state | grep -q spi && kill -KILL $(cat /run/pluto/pluto.pid) && ip xfrm state | grep -c spi'
+    gateways.step("kill-east", "east", ["sh", "-c", kill])
+    for name in NAMES:
+        gateways.ipsec(f"{name}-stop", name, "stop")
+        gateways.step(f"{name}-left", name, ["sh", "-c", "ip xfrm state; ip xfrm policy; pidof pluto; ls /run/pluto"])
+    results = gateways.run()
+    left = {name: results.pop(f"{name}-left").stdout for name in NAMES}
+    assert {name: result.status for name, result in results.items()} == dict.fromkeys(results, 0), results
+    assert "3 received" in results["ping"].stdout and int(results["kill-east"].stdout) >= 2
+    assert left == {"west": "", "east": ""}
