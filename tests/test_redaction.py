@@ -162,6 +162,7 @@ def test_a_short_or_everyday_secret_leaves_a_report() -> None:
     ("| lex shift: '{}'", "| lex shift: '[redacted]"),
     ("| XAUTH: failure user(u:c) pass {} vs {}", "| XAUTH: failure user(u:c) pass [redacted]"),
     ("sh -c echo '@a : PSK \"{}\"' >> /etc/ipsec.secrets", "sh -c echo '@a : PSK [redacted]"),
+    ('x : PPKS "id" "{}" y', 'x : PPKS "id" [redacted]'), (': PPKS "{}"', ": PPKS [redacted]"),
     ("password = with blanks {}", "password = [redacted]"),
     ('-A INPUT -m comment --comment "psk is {}" -j ACCEPT', "-A INPUT -m comment --comment [redacted] -j ACCEPT"),
     ('\tmodecfgbanner="the password is {}"', "\tmodecfgbanner=[redacted]"),
