@@ -1040,7 +1040,7 @@ SECRET_PLACES = (
     r"(\bpassword for [^\n:]*:[ \t]*)[^\n]+",
     r"(\w://[^\s/:@]*:)[^\s/@]+(?=@)",
     # entries of ipsec.secrets, and what pluto says of malformed ones (secrets.c, lex.c)
-    rf"(:[ \t]*(?:PSK|XAUTH|PIN|PPKS?(?:[ \t]+\"[^\"\n]*\"(?=[ \t]+\S))?)[ \t]+)(?:{_QUOTED}|0[xst])[^\n]*",
+    rf"(:[ \t]*(?:PSK|XAUTH|PIN|PPKS?(?:[ \t]+\"[^\"\n]*\"(?=[ \t]+\S))?)[ \t]+)(?:{_QUOTED}|0[xst]|\[red)[^\n]*",
     r"((?:PSK|XAUTH|PPK|RSA|key)[^\n]{0,40} malformed \([^\n]*?\):[ \t]*)[^\n]+",
     r"((?:unrecogni[sz]ed (?:keyword|key format):|\bline \d+: index)[ \t]*)[^\n]+",
     r"(\blex (?:shift|flushline)[^\n']*')[^\n]*",
