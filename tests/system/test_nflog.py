@@ -1,0 +1,330 @@
+"""checknflog, stopnflog and sniff on the real thing: each way of making rules, and what the kernel then holds.
+
+The ways: iptables of both flavours, and nf_tables spoken to directly on a host without iptables. Rules are counted in
+what iptables-save and nft show of the kernel, never in what ipsec.pyz says. A tunnel in a kernel with ESP shows that
+the packets really arrive on the group.
+"""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import pytest
+
+from ..ground.gateways import NAMES, Gateways
+from ..ground.machine import PYZ, Machine
+
+WAYS = ("nft", "legacy", "netlink")
+CONFIG = "config setup\n\tnflog-all={}\n"
+ENABLED = "nflog ipsec capture enabled on nflog:{}\n"
+DISABLED = "nflog ipsec capture disabled\n"
+FOREIGN = ("INPUT -p tcp -m tcp --dport 22 -j NFLOG --nflog-prefix all-ipsec2 --nflog-group 50",
+           "OUTPUT -m policy --dir out --pol ipsec -j NFLOG --nflog-prefix mine --nflog-group 50",
+           "FORWARD -p udp -j ACCEPT")
+#: The rules of one set: in, out and both ways through, and once for each family where iptables makes them.
+ONE_SET = {"nft": 8, "legacy": 8, "netlink": 4}
+
+
+class Firewalled:
+    """A host whose rules are made in one way."""
+
+    def __init__(self, machine: Machine, way: str) -> None:
+        self.machine, self.way = machine, way
+        if way == "netlink":
+            machine.run(["sh", "-c", "rm /usr/sbin/ip*tables*"]).check()
+        else:
+            for name in ("iptables", "ip6tables"):
+                machine.run(["update-alternatives", "--set", name, f"/usr/sbin/{name}-{way}"]).check()
+        self.config(50)
+
+    def config(self, group: object) -> None:
+        """Write an ipsec.conf with this nflog-all=, or another text."""
+        self.machine.write("/etc/ipsec.conf", group if isinstance(group, str) else CONFIG.format(group))
+
+    def rules(self) -> list[str]:
+        """All NFLOG rules, as the kernel has them."""
+        if self.way == "netlink":
+            shown = self.machine.run(["nft", "list", "ruleset"]).check().stdout
+            return sorted(line.strip() for line in shown.splitlines() if " log " in line)
+        shown = "".join(self.machine.run([program]).check().stdout for program in ("iptables-save", "ip6tables-save"))
+        return sorted(line for line in shown.splitlines() if "NFLOG" in line)
+
+    def count(self, group: int) -> int:
+        """How many rules of ours there are for the group."""
+        end = (f'"all-ipsec" group {group}' if self.way == "netlink" else
+               f"--nflog-prefix all-ipsec --nflog-group {group}")
+        return sum(line.partition(" comment ")[0].endswith(end) for line in self.rules())
+
+
+@pytest.fixture(params=WAYS)
+def firewalled(request: pytest.FixtureRequest, root: Callable[..., Machine]) -> Firewalled:
+    """A host for each way of making rules."""
+    return Firewalled(root("bookworm"), request.param)
+
+
+def test_one_two_and_a_hundred_runs_and_twenty_at_once_leave_one_set(firewalled: Firewalled) -> None:
+    machine, one = firewalled.machine, ONE_SET[firewalled.way]
+    counts = []
+    for runs in (1, 1, 98):
+        loop = f"for run in $(seq {runs}); do {machine.python} {PYZ} checknflog || exit 1; done"
+        assert machine.run(["sh", "-c", loop], timeout=600).check().stdout == ENABLED.format(50) * runs
+        counts.append(firewalled.count(50))
+    machine.ipsec("stopnflog").check()
+    assert firewalled.rules() == []
+    at_once = f"for run in $(seq 20); do {machine.python} {PYZ} checknflog & done; wait"
+    assert machine.run(["sh", "-c", at_once], timeout=600).check().stdout == ENABLED.format(50) * 20
+    counts.append(firewalled.count(50))
+    print(f"{firewalled.way}: rules after 1, 2, 100 runs and after 20 at once: {counts}")
+    assert counts == [one] * 4
+    assert len(firewalled.rules()) == one
+
+
+def test_groups_change_and_rules_go_whatever_the_configuration_says(firewalled: Firewalled) -> None:
+    machine, one = firewalled.machine, ONE_SET[firewalled.way]
+    machine.ipsec("checknflog").check()
+    firewalled.config(60)
+    assert machine.ipsec("checknflog").check().stdout == (
+        "deleting rules with old nflog group 50\n" + ENABLED.format(60))
+    assert (firewalled.count(50), firewalled.count(60)) == (0, one)
+    firewalled.config(0)  # ipsec.conf(5): no logging
+    assert machine.ipsec("checknflog").check().stdout == "deleting rules with old nflog group 60\n" + DISABLED
+    assert firewalled.rules() == []
+    firewalled.config(61)
+    machine.ipsec("checknflog").check()
+    firewalled.config("not even a configuration\n")
+    machine.ipsec("stopnflog").check()
+    assert firewalled.rules() == []
+    assert machine.ipsec("stopnflog").check().stdout == ""
+
+
+def test_nothing_changes_and_the_status_says_so_when_it_cannot_be_done(firewalled: Firewalled) -> None:
+    machine = firewalled.machine
+    machine.ipsec("checknflog").check()
+    before = firewalled.rules()
+    for text, said in (("config setup\n\tnflog-all=70000\n", "/etc/ipsec.conf:2: "),
+                       ("config setup\n\tnflog-all=banana\n", "/etc/ipsec.conf:2: "),
+                       ("config setup\n\tnflog-all=51\nconn a\n\tauto=banana\n", "/etc/ipsec.conf:4: ")):
+        firewalled.config(text)
+        result = machine.ipsec("checknflog")
+        assert result.status and said in result.stderr and not result.stdout
+        assert firewalled.rules() == before
+    firewalled.config(51)
+    for words in (["checknflog"], ["stopnflog"]):
+        result = machine.ipsec(*words, user=65534)
+        assert result.status == 1 and "be root" in result.stderr and not result.stdout
+    for words in (["checknflog", "--help"], ["stopnflog", "--help"]):
+        assert machine.ipsec(*words).check().stdout.startswith("Usage: ")
+    assert machine.ipsec("checknflog", "now").status == 2
+    assert firewalled.rules() == before
+
+
+def test_the_word_in_other_values_means_nothing(firewalled: Firewalled) -> None:
+    firewalled.config('config setup\n\tmyvendorid="nflog rocks"\n')
+    assert firewalled.machine.ipsec("checknflog").check().stdout == DISABLED
+    firewalled.machine.write("/etc/other.conf", CONFIG.format(9))
+    firewalled.machine.ipsec("checknflog", env={"IPSEC_CONF": "/etc/other.conf"}).check()
+    assert firewalled.count(9) == ONE_SET[firewalled.way]
+
+
+def test_half_a_set_and_rules_of_others(firewalled: Firewalled) -> None:
+    """What is missing comes back, what is there too often goes, what is not ours stays."""
+    machine, one = firewalled.machine, ONE_SET[firewalled.way]
+    if firewalled.way == "netlink":
+        machine.ipsec("checknflog").check()
+        machine.run(["nft", "add", "rule", "inet", "ipsec-log", "INPUT", "tcp", "dport", "22", "log", "prefix",
+                     '"mine"', "group", "50"]).check()
+        machine.run(["nft", "flush", "chain", "inet", "ipsec-log", "OUTPUT"]).check()
+        machine.run(["nft", "add", "rule", "inet", "ipsec-log", "FORWARD", "log", "prefix", '"all-ipsec"', "group",
+                     "50"]).check()
+        foreign = 1
+    else:
+        for program in ("iptables", "ip6tables"):
+            for rule in FOREIGN:
+                machine.run([program, "-A", *rule.split()]).check()
+        machine.ipsec("checknflog").check()
+        machine.run(["ip6tables", "-D", "OUTPUT", "1"]).check()
+        machine.run(["iptables", "-A", "INPUT", "-j", "NFLOG", "--nflog-prefix", "all-ipsec", "--nflog-group",
+                     "50"]).check()
+        foreign = 4
+    machine.ipsec("checknflog").check()
+    assert firewalled.count(50) == one
+    assert len(firewalled.rules()) == one + foreign
+    machine.ipsec("stopnflog").check()
+    left = firewalled.rules()
+    assert len(left) == foreign and not any("all-ipsec " in line or '"all-ipsec"' in line for line in left)
+
+
+@pytest.mark.parametrize("way", ["nft", "legacy"])
+def test_a_set_of_the_original_is_taken_over(root: Callable[..., Machine], way: str) -> None:
+    firewalled = Firewalled(root("bookworm"), way)
+    firewalled.machine.run(["/usr/sbin/ipsec", "checknflog"]).check()
+    assert firewalled.count(50) == 2
+    firewalled.config(60)
+    firewalled.machine.ipsec("checknflog").check()
+    assert (firewalled.count(50), firewalled.count(60), len(firewalled.rules())) == (0, 8, 8)
+
+
+def test_one_set_altogether_when_the_flavour_changes(root: Callable[..., Machine]) -> None:
+    firewalled = Firewalled(root("bookworm"), "legacy")
+    machine = firewalled.machine
+    machine.ipsec("checknflog").check()
+    assert firewalled.count(50) == 8
+    for name in ("iptables", "ip6tables"):
+        machine.run(["update-alternatives", "--set", name, f"/usr/sbin/{name}-nft"]).check()
+    firewalled.config(51)
+    assert machine.ipsec("checknflog").check().stdout == (
+        "deleting rules with old nflog group 50\n" + ENABLED.format(51))
+    assert firewalled.count(51) == 8
+    legacy = machine.run(["iptables-legacy-save"]).stdout + machine.run(["ip6tables-legacy-save"]).stdout
+    assert "NFLOG" not in legacy
+
+
+@pytest.mark.parametrize("way", ["nft", "legacy"])
+def test_when_one_family_fails_the_other_is_as_before(root: Callable[..., Machine], way: str) -> None:
+    firewalled = Firewalled(root("bookworm"), way)
+    machine = firewalled.machine
+    machine.ipsec("checknflog").check()
+    before = firewalled.rules()
+    machine.run(["rm", "/usr/sbin/ip6tables-restore"]).check()
+    machine.write("/usr/sbin/ip6tables-restore", "#!/bin/sh\necho 'no more room' >&2\nexit 4\n", 0o755)
+    firewalled.config(60)
+    result = machine.ipsec("checknflog")
+    assert (result.status, result.stdout) == (1, "") and "no more room" in result.stderr
+    assert firewalled.rules() == before
+    assert machine.ipsec("stopnflog").status == 1
+    assert firewalled.rules() == before
+
+
+def test_it_waits_for_others_at_the_tables(root: Callable[..., Machine]) -> None:
+    firewalled = Firewalled(root("bookworm"), "legacy")
+    machine = firewalled.machine
+    busy = ("flock /run/xtables.lock sh -c 'touch /run/held; sleep 3' & until [ -e /run/held ]; do sleep 0.1; done; "
+            f"{machine.python} {PYZ} checknflog; wait")
+    assert machine.run(["sh", "-c", busy]).check().stdout == ENABLED.format(50)
+    assert firewalled.count(50) == 8
+
+
+CONNS = """config setup
+
+conn fixed
+\tleft=192.0.2.1
+\tleftsubnets=10.1.0.0/24,10.3.0.0/24
+\tright=192.0.2.2
+\tnflog=7
+\tauto=add
+
+conn six
+\tright=2001:db8::1
+\tleft=2001:db8::2
+\trightsubnet=2001:db8:1::/64
+\tleftsubnet=2001:db8:2::/64
+\tnflog=8
+\tauto=add
+
+conn later
+\tleft=%defaultroute
+\tright=192.0.2.3
+\tnflog=9
+\tauto=add
+"""
+
+
+def test_groups_of_connections(firewalled: Firewalled) -> None:
+    machine = firewalled.machine
+    machine.address("192.0.2.1/24")
+    machine.ip("address", "add", "2001:db8::1/64", "dev", "eth0", "nodad")
+    firewalled.config(CONNS)
+    for _ in range(2):
+        assert machine.ipsec("checknflog").check().stdout == (
+            DISABLED + 'nflog capture of connection "fixed" enabled on nflog:7\n'
+            'nflog capture of connection "six" enabled on nflog:8\n'
+            'nflog capture of connection "later" on nflog:9 begins when it is routed\n')
+        rules = firewalled.rules()
+        groups = [int(line.partition("group ")[2].split()[0]) for line in rules]
+        assert sorted(groups) == [7] * 8 + [8] * 4
+    ours, theirs = ("saddr {}", "daddr {}") if firewalled.way == "netlink" else ("-s {}", "-d {}")
+    assert sum(ours.format("192.0.2.2") in line and theirs.format("10.3.0.0/24") in line for line in rules) == 2
+    assert sum(ours.format("2001:db8:1::/64") in line for line in rules) == 2
+    firewalled.config(CONNS.replace("nflog=8", "nflog=88"))
+    assert 'deleting rules of connection "six" with old nflog group 8\n' in machine.ipsec("checknflog").check().stdout
+    firewalled.config("config setup\n")
+    machine.ipsec("stopnflog").check()
+    assert firewalled.rules() == []
+
+
+def test_sniff(root: Callable[..., Machine]) -> None:
+    machine = root("bookworm")
+    machine.write("/etc/ipsec.conf", "config setup\n")
+    result = machine.ipsec("sniff")
+    assert result.status == 1 and "no NFLOG group is configured" in result.stderr and "nflog-all=" in result.stderr
+    machine.write("/etc/ipsec.conf", CONNS.replace("config setup\n", CONFIG.format(50)))
+    machine.path("/usr/bin/tcpdump").unlink()
+    machine.write("/usr/bin/tcpdump", '#!/bin/sh\nfor word; do echo "<$word>"; done\nexit 7\n', 0o755)
+    result = machine.ipsec("sniff", "-c", "1", "src net 10.0.0.0/8")
+    assert (result.status, result.stdout.split("\n")[:-1]) == (
+        7, ["<-n>", "<-i>", "<nflog:50,7,8,9>", "<-c>", "<1>", "<src net 10.0.0.0/8>"])
+    machine.path("/usr/bin/tcpdump").unlink()
+    result = machine.ipsec("sniff")
+    assert result.status == 127 and "install tcpdump" in result.stderr
+
+
+TUNNEL = f"""config setup
+\tlogfile=/var/log/pluto.log
+\tnflog-all=50
+
+conn tunnel
+\tleft=192.0.2.1
+\tleftid=@west
+\tleftsubnet=10.1.0.0/24
+\tright=192.0.2.2
+\trightid=@east
+\trightsubnet=10.2.0.0/24
+\tauthby=secret
+\tleftupdown="/usr/bin/python3 {PYZ} _updown --route yes"
+\trightupdown="/usr/bin/python3 {PYZ} _updown --route yes"
+\tleftsourceip=10.1.0.9
+\tnflog=7
+"""
+#: A program that is left running until what it listens to has come.
+LISTEN = ("tcpdump -n -l -c {count} -i nflog:{group} >/var/log/{group}.txt 2>/var/log/{group}.err & "
+          "until grep -q listening /var/log/{group}.err; do sleep 0.2; done")
+
+
+@pytest.mark.parametrize("release", ["bookworm"])
+def test_packets_of_a_tunnel_arrive_on_the_group(gateways: Gateways) -> None:
+    """West has iptables, east has not; pluto runs our _updown. Three pings, each way, seen in clear at both ends."""
+    gateways.step("hide", "east", ["mount", "--bind", "/dev/null", "/usr/sbin/xtables-nft-multi"])
+    for name in NAMES:
+        gateways.write(name, "ipsec.conf", TUNNEL)
+        gateways.write(name, "ipsec.secrets", '@west @east : PSK "CaptureThePackets"\n', 0o600)
+        gateways.step(f"{name}-nss", name, ["certutil", "-N", "-d", "sql:/var/lib/ipsec/nss", "--empty-password"])
+        gateways.ipsec(f"{name}-check", name, "checknflog")
+        for group in (50, 7):
+            gateways.step(f"{name}-{group}", name, ["sh", "-c", LISTEN.format(count=6, group=group)])
+        gateways.step(f"{name}-rules", name, ["nft", "list", "ruleset"])
+        gateways.ipsec(f"{name}-start", name, "pluto", "--config", "/etc/ipsec.conf")
+        gateways.ipsec(f"{name}-add", name, "addconn", "tunnel")
+    for name in NAMES:
+        gateways.ipsec(f"{name}-listen", name, "whack", "--listen")
+    gateways.ipsec("up", "west", "whack", "--name", "tunnel", "--initiate")
+    gateways.step("route", "west", ["ip", "route", "get", "10.2.0.1"])
+    gateways.step("ping", "west", ["ping", "-c", "3", "-w", "60", "10.2.0.1"])
+    done = "for try in $(seq 100); do pgrep -x tcpdump || exit 0; sleep 0.2; done; exit 1"
+    for name in NAMES:
+        gateways.step(f"{name}-seen", name, ["sh", "-c", done])
+        gateways.ipsec(f"{name}-stop", name, "stopnflog")
+        gateways.step(f"{name}-after", name, ["nft", "list", "ruleset"])
+    gateways.ipsec("delete", "west", "whack", "--name", "tunnel", "--delete")
+    gateways.step("left", "west", ["sh", "-c", "ip route show 10.2.0.0/24; ip address show to 10.1.0.9"])
+    results = gateways.run()
+    assert {name: result for name, result in results.items() if result.status} == {}
+    assert "src 10.1.0.9" in results["route"].stdout and results["left"].stdout == ""
+    for name in NAMES:
+        for group in (50, 7):
+            lines = gateways.machine.read(f"/gateways/{name}/log/{group}.txt").splitlines()
+            assert sum("10.1.0.9 > 10.2.0.1: ICMP echo request" in line for line in lines) == 3
+            assert sum("10.2.0.1 > 10.1.0.9: ICMP echo reply" in line for line in lines) == 3
+        assert "all-ipsec" in results[f"{name}-rules"].stdout
+        assert " log " not in results[f"{name}-after"].stdout
+    assert "table inet ipsec-log" in results["east-rules"].stdout
+    assert "table inet ipsec-log" not in results["west-rules"].stdout
