@@ -216,8 +216,8 @@ def interpreters() -> dict[str, Path]:
 
 
 # Compiled without what nothing reads at run time and every start would pay for: docstrings, assertions, the annotations
-# of functions, columns of tracebacks.  Sets in the code keep the order of their hashes, so that is fixed; -I would
-# ignore the variable that does it.
+# of functions, the tables of line numbers (an internal error names its function and where that begins).  Sets in the
+# code keep the order of their hashes, so that is fixed; -I would ignore the variable that does it.
 COMPILE = """
 import ast, importlib.util, marshal, re, sys
 front = [int(word) for word in sys.argv[2:]]
@@ -236,8 +236,12 @@ for statement in tree.body:
     parts["front" if section in front else "rest"].append(statement)
 future = tree.body[1:2]  # after the docstring: from __future__ import annotations
 parts["rest"][:0] = future
+def bare(code):
+    consts = tuple(bare(each) if isinstance(each, type(code)) else each for each in code.co_consts)
+    table = "co_linetable" if hasattr(code, "co_linetable") else "co_lnotab"
+    return code.replace(co_consts=consts, **{table: b""})
 for name, body in parts.items():
-    code = compile(ast.Module(body, []), "ipsec.py", "exec", dont_inherit=True, optimize=2)
+    code = bare(compile(ast.Module(body, []), "ipsec.py", "exec", dont_inherit=True, optimize=2))
     data = importlib.util.MAGIC_NUMBER + marshal.dumps(code)
     sys.stdout.buffer.write(len(data).to_bytes(4, "big") + data)
 """
@@ -263,21 +267,27 @@ def bytecode(source: Path) -> Iterator[tuple[str, bytes]]:
 # --- the archive ----------------------------------------------------------------------------------------------------
 
 def embedded_modules(source: Path) -> list[str]:
-    """The modules of pyroute2 that ipsec.py imports by name."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(source.read_text())):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module)
-    return sorted(name for name in names if name.partition(".")[0] == "pyroute2")
+    """The modules of pyroute2 that ipsec.py names."""
+    constants = (node.value for node in ast.walk(ast.parse(source.read_text())) if isinstance(node, ast.Constant))
+    return sorted({name for name in constants if isinstance(name, str) and re.fullmatch(r"pyroute2(\.\w+)+", name)})
+
+
+# Imports the named modules as ipsec.pyroute2_module() does, and tells the files that this loads
+TRACE = """
+import importlib, sys, types
+library, *names = sys.argv[1:]
+package = sys.modules["pyroute2"] = types.ModuleType("pyroute2")
+package.__path__ = [library + "/pyroute2"]
+for name in names:
+    importlib.import_module(name)
+print(*(module.__file__ for module in list(sys.modules.values()) if getattr(module, "__file__", None)), sep="\\n")
+"""
 
 
 def embed(library: Path, names: Sequence[str], target: Path) -> None:
     """Copy from the unpacked wheel what importing the modules loads: whole files, as they are."""
-    trace = f"import sys, {', '.join(names)}\nfor m in list(sys.modules.values()): print(getattr(m, '__file__', ''))"
-    loaded = subprocess.run([sys.executable, "-ISc", f"import sys; sys.path.append({str(library)!r})\n{trace}"],
-                            capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run([sys.executable, "-ISBc", TRACE, str(library), *names], capture_output=True, text=True,
+                            check=True).stdout.splitlines()
     for path in map(Path, loaded):
         if library in path.parents:
             place = target / path.relative_to(library)

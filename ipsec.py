@@ -115,6 +115,17 @@ def need(module: str, feature: str) -> ModuleType:
     return sys.modules[module]
 
 
+def pyroute2_module(name: str, feature: str) -> Any:
+    """A module of the embedded pyroute2, imported without the package's own __init__: that imports all of pyroute2,
+    ten times what we use.  Raises Missing."""
+    import types
+    if "pyroute2" not in sys.modules:
+        package = types.ModuleType("pyroute2")
+        package.__path__ = [os.path.join(entry, "pyroute2") for entry in sys.path]
+        sys.modules["pyroute2"] = package
+    return need(name, feature)
+
+
 # =====================================================================================================================
 # 2. Host
 #
@@ -6264,9 +6275,20 @@ class Report:
             write("left out: only the running system can tell\n")
             return "absent"
         piece = "\n"
+        problems: list[Exception] = []
+
+        def body() -> Iterator[bytes]:
+            # an error is told after what came before it
+            try:
+                yield from map(encode, section.body(self))
+            except Exception as error:
+                problems.append(error)
+
         try:
-            for piece in section.body(self):
-                write(self.redactor.clean(piece, bulk=section.bulk))
+            for piece in self.redactor.stream(body(), bulk=section.bulk):
+                write(piece)
+            if problems:
+                raise problems[0]
             return "ok"
         except (Missing, NoPluto, FileNotFoundError, NotADirectoryError) as error:
             outcome, text = "absent", reason(error)
@@ -6845,6 +6867,44 @@ def nss_program(name: str) -> Callable[[Report], Iterator[str]]:
     return body
 
 
+NFT_FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}  # NFPROTO_* of linux/netfilter.h
+
+
+def nft_ruleset(report: Report) -> Iterator[str]:
+    """The ruleset of nftables: what nft says or, where there is no nft, what the kernel has: tables, chains, and rules
+    as the expressions of nf_tables, much as `nft --debug=netlink` shows them."""
+    if report.host.which("nft"):
+        yield from program("nft", "list", "ruleset")(report)
+        return
+    nftables = pyroute2_module("pyroute2.nftables.main", "listing nftables without nft")
+    yield "nft: no such program on this host; this is the kernel's own form\n"
+    with nftables.NFTables(nfgen_family=0) as link:
+        for kind, found in (("table", link.get_tables()), ("chain", link.get_chains()), ("rule", link.get_rules())):
+            for entry in found:
+                words = [f"{kind} {NFT_FAMILIES.get(entry['nfgen_family'], entry['nfgen_family'])}"]
+                for name, value in entry["attrs"]:
+                    if name == "NFTA_RULE_EXPRESSIONS":
+                        words += [f"\n\t[{nft_words(expression)} ]" for expression in value]
+                    elif not name.endswith(("_HANDLE", "_USE", "_FLAGS", "_POSITION", "_USERDATA")):
+                        words.append(nft_words({"attrs": [(name, value)]}))
+                yield "".join(words) + "\n"
+
+
+def nft_words(expression: Any) -> str:
+    """The attributes of an nf_tables object as pyroute2 decodes them, in words: last part of the name, then value."""
+    text = ""
+    for name, value in expression["attrs"]:
+        short = name.rpartition("_")[2].lower()
+        if isinstance(value, dict):
+            text += f" {short}{nft_words(value)}" if short not in ("data", "hook", "verdict") else nft_words(value)
+        else:
+            shown = f"0x{value.hex()}" if isinstance(value, bytes) else str(value)
+            for prefix in ("NFT_META_", "NFT_PAYLOAD_", "NFT_CMP_", "NFT_", "NF_"):
+                shown = shown.removeprefix(prefix)
+            text += f" {shown}" if short in ("name", "table", "chain", "value", "code") else f" {short} {shown}"
+    return text
+
+
 # Where packages are recorded: file, the prefix of the line that names one, the prefix of its version
 PACKAGE_LISTS = (("/var/lib/dpkg/status", "Package: ", "Version: "), ("/lib/apk/db/installed", "P:", "V:"),
                  ("/usr/lib/opkg/status", "Package: ", "Version: "))
@@ -6996,7 +7056,7 @@ def report_sections(host: Host) -> list[ReportSection]:
         part("distro-release", "cat /etc/*release", distribution),
         part("iptables", "iptables-save", program("iptables-save", *save), live=True, slow=True),
         part("ip6tables", "ip6tables-save", program("ip6tables-save", *save), live=True, slow=True),
-        part("nftables", "nft list ruleset", program("nft", "list", "ruleset"), live=True, slow=True),
+        part("nftables", "nft list ruleset", nft_ruleset, live=True, slow=True),
         live_file("/proc/modules"),
         live_file("/proc/meminfo"),
         part("usr/src/linux/.config", "zcat /proc/config.gz", kernel_options, bulk=True),
@@ -7990,8 +8050,8 @@ def run(words: Sequence[str]) -> int:
         place = error.__traceback__
         while place is not None and place.tb_next is not None:
             place = place.tb_next
-        line = place.tb_lineno if place else 0
-        message, status = f"internal error: {type(error).__name__} at ipsec.py:{line}; please report it", ERROR
+        where = f" in {place.tb_frame.f_code.co_name}, ipsec.py:{place.tb_frame.f_code.co_firstlineno}" if place else ""
+        message, status = f"internal error: {type(error).__name__}{where}; please report it", ERROR
     try:
         sys.stderr.write(f"{message if message.startswith('ipsec') else 'ipsec: ' + message}\n")
     except (OSError, AttributeError):

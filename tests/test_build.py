@@ -80,9 +80,8 @@ def test_only_what_can_be_imported_is_embedded(pyz: Path) -> None:
     names = build.embedded_modules(build.SOURCE)
     if not names:
         return
-    script = f"import sys; sys.path.append('{pyz}/site-packages'); import {', '.join(names)}\n" \
-             "print(*(str(getattr(m, '__file__', '')) for m in list(sys.modules.values())))"
-    loaded = [name for name in run(PYTHON, "-ISc", script, check=True).stdout.split() if "ipsec.pyz/" in name]
+    loaded = run(PYTHON, "-ISBc", build.TRACE, f"{pyz}/site-packages", *names, check=True).stdout.splitlines()
+    loaded = [name for name in loaded if "ipsec.pyz/" in name]
     with zipfile.ZipFile(pyz) as archive:
         embedded = {name for name in archive.namelist() if name.startswith("site-packages/")}
     assert {name.partition("ipsec.pyz/")[2] for name in loaded} == embedded
