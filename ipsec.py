@@ -1060,7 +1060,7 @@ SECRET_PLACES = (
     r"((?:--comment|modecfgbanner[ \t]*=|banner:)[ \t]*)(?=[^\n]{0,300}?(?:pass|secret|psk|pwd|key))"
     r"[^\n]+?(?=[ \t]-|$)",
     # keys of the kernel, as ip-xfrm(8) and setkey(8) print them, and hashes of passwords, crypt(5)
-    r"(\b(?:auth|auth-trunc|enc|aead|comp)[ \t]+\S+[ \t]+0x)[0-9a-f]+",
+    r"(\b(?:auth|auth-trunc|enc|aead|comp)[ \t]+(?!spi\b)\S+[ \t]+0x)[0-9a-f]+",
     r"^(\t[EA]: [\w()-]+[ \t]+)[0-9a-f]{8}[0-9a-f \t]*$",
     r"(\$(?:1|2[abxy]?|5|6|7|y|gy|apr1|sha1|md5)\$)[\w./=,$+-]{8,}",
 )
@@ -2277,7 +2277,8 @@ def security_context(data: bytes) -> str:
 
 def protocol_names(host: Host) -> dict[int, str]:
     """The names of /etc/protocols by number; those that matter here where there is no such file."""
-    known = {1: "icmp", 6: "tcp", 17: "udp", 47: "gre", 50: "esp", 51: "ah", 58: "ipv6-icmp", 132: "sctp"}
+    known = {1: "icmp", 6: "tcp", 17: "udp", 47: "gre", 50: "esp", 51: "ah", 58: "ipv6-icmp", 132: "sctp",
+             135: "mobility-header"}
     names: dict[int, str] = {}
     try:
         for line in host.lines("/etc/protocols"):
@@ -2389,12 +2390,14 @@ class XfrmData(XfrmText):
     def policies_data(self) -> Iterator[Policy]:
         """All policies, in the kernel's order.  Raises OSError."""
         for message in policy_messages(self.host):
-            yield self.policy_data(*message)
+            if message[2] - message[1] >= self.policy.size:
+                yield self.policy_data(*message)
 
     def states_data(self) -> Iterator[State]:
         """All states, in the kernel's order.  Raises OSError."""
         for message in state_messages(self.host):
-            yield self.state_data(*message)
+            if message[2] - message[1] >= self.state.size:
+                yield self.state_data(*message)
 
     def policy_for(self, source: str, destination: str, protocol: int = 0, source_port: int = 0,
                    destination_port: int = 0, direction: str = "out", mark: int = 0, if_id: int = 0,
@@ -2471,18 +2474,23 @@ def mode_name(mode: int) -> str:
 def pluto_priorities(selector: Selector) -> set[int]:
     """The priorities that pluto may give a policy with such a selector, when its connection sets none.
 
-    From 4.0 on they are built of a base (2 bits, 1 to 3), the number of open ports (2), an open protocol (1), 128 less
-    the prefixes (8 each; opportunistic: the second 0) and a template (1); in 3.x a maximum less what is specific.
+    From 4.6 on they are built of a base (2 bits, 1 to 3), the number of open ports (2), an open protocol (1), 128 less
+    the prefixes (8 each; opportunistic: the second 0) and a template (1).  Before, of a maximum less the ports, the
+    protocol, the prefixes (opportunistic: the second a host's), from 3.32 on in units of 2^20 and with a template.
     """
     found = set()
-    for first, second in (selector.prefixes, selector.prefixes[::-1]):
-        for ports in range(3):
-            for base in (1, 2, 3):
+    protocol = bool(selector.protocol)
+    whole = 128 if ":" in selector.source else 32
+    for first, second in (selector.prefixes, selector.prefixes[::-1], (whole, whole)):
+        for base in (1, 2, 3):
+            for ports in range(3):
+                for last in (second, whole):
+                    old = ports << 17 | protocol << 16 | first << 8 | last
+                    found |= {(base + 1 << 19) - 1 - old, (base + 1 << 20) - 1 - (old << 1),
+                              (base + 1 << 20) - 2 - (old << 1)}
                 for last in (128 - second, 0):
-                    value = ((base << 2 | ports) << 1 | (not selector.protocol)) << 8 | 128 - first
-                    found |= {(value << 8 | last) << 1, (value << 8 | last) << 1 | 1}
-                for one, two in ((first, second), (32, 32), (128, 128)):
-                    found.add((base + 1 << 19) - 1 - (ports << 17 | bool(selector.protocol) << 16 | one << 8 | two))
+                    new = ((base << 2 | ports) << 1 | (not protocol)) << 16 | 128 - first << 8 | last
+                    found |= {new << 1, new << 1 | 1}
     return found
 
 
@@ -2519,8 +2527,7 @@ def flush_xfrm(host: Host, reqids: Collection[int] = ()) -> tuple[int, int]:
     data = XfrmData(host)
     states, policies = [], []
     for buffer, start, end in state_messages(host):
-        state = data.state_data(buffer, start, end)
-        if is_plutos_state(state, reqids):
+        if is_plutos_state(data.state_data(buffer, start, end), reqids):
             # struct xfrm_usersa_id of what struct xfrm_usersa_info has at 56 (id) and 212 (family)
             body = b"".join(buffer[start + a:start + b] for a, b in ((56, 76), (212, 214), (76, 77))) + b"\0"
             states.append((XFRM_MSG_DELSA, NLM_F_REQUEST | NLM_F_ACK, body + copied(buffer, start + 224, end)))

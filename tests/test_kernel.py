@@ -1,0 +1,258 @@
+"""The readers of section 5, fed with messages of real kernels (tests/data/kernel, kept by system/test_kernel.py)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ipsec
+
+DATA = Path(__file__).parent / "data" / "kernel"
+HEADER = struct.Struct("=IHHII")
+LINKS = {1: "lo", 2: "v1", 3: "v0", 4: "br0"}
+KINDS = {"states": (18, lambda host: ipsec.XfrmText(host).states()),
+         "policies": (21, lambda host: ipsec.XfrmText(host).policies()),
+         "routes": (26, lambda host: ipsec.RouteText(host).routes()),
+         "rules": (34, lambda host: ipsec.RouteText(host).rules()),
+         "addresses": (22, lambda host: ipsec.LinkText(host).addresses())}
+
+
+class Link:
+    """A netlink socket whose kernel answers each dump with recorded messages, or with what `replies` has ready."""
+
+    def __init__(self, host: Kernel) -> None:
+        self.host = host
+        self.queue: list[bytes | OSError] = []
+
+    def __enter__(self) -> Link:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.queue.clear()
+
+    def send(self, data: bytes) -> None:
+        _, kind, _, sequence, _ = HEADER.unpack_from(data)
+        self.host.sent.append(data[16:])
+        self.queue += self.host.replies or self.host.answers(kind, sequence, data[16:17])
+
+    def recv(self, size: int) -> bytes:
+        reply = self.queue.pop(0)
+        if isinstance(reply, OSError):
+            raise reply
+        assert len(reply) <= size
+        return reply
+
+
+class Kernel(ipsec.Host):
+    """A host with such a kernel and nothing else: no files, no names."""
+
+    def __init__(self, **messages: list[bytes]) -> None:
+        super().__init__({})
+        self.messages = {KINDS[name][0]: bodies for name, bodies in messages.items()}
+        self.replies: list[bytes | OSError] = []
+        self.sent: list[bytes] = []
+        self.warnings: list[str] = []
+
+    def answers(self, kind: int, sequence: int, first: bytes) -> list[bytes]:
+        bodies = [body for body in self.messages.get(kind, []) if kind != 34 or body[:1] == first]
+        return [*self.datagrams(bodies, sequence), message(3, bytes(4), 2, sequence)]
+
+    def datagrams(self, bodies: list[bytes], sequence: int) -> Iterator[bytes]:
+        for start in range(0, len(bodies), 3):
+            yield b"".join(message(16, body, 2, sequence) for body in bodies[start:start + 3])
+
+    def netlink(self, family: int, timeout: float = 10.0) -> Any:
+        return Link(self)
+
+    def lines(self, name: str) -> Iterator[str]:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", name)
+
+    def glob(self, pattern: str) -> list[str]:
+        return []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def message(kind: int, body: bytes, flags: int = 2, sequence: int = 1) -> bytes:
+    return HEADER.pack(16 + len(body), kind, flags, sequence, 0) + body + bytes(-len(body) % 4)
+
+
+def golden(name: str) -> list[bytes]:
+    return [bytes.fromhex(line) for line in (DATA / f"{name}.hex").read_text().splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The links and the time zone where the messages were kept."""
+    monkeypatch.setattr(ipsec, "link_names", lambda host: LINKS)
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.parametrize("name", ["states", "policies", "routes", "rules"])
+def test_text_is_that_of_iproute2(name: str) -> None:
+    text = "".join(KINDS[name][1](Kernel(**{name: golden(name)})))
+    wanted = (DATA / f"{name}.txt").read_text()
+    if name == "states":
+        wanted = ipsec.Redactor().text(wanted)
+        assert "redacted" in wanted
+    assert text.partition("IPv6:\n")[0] == wanted
+
+
+def test_keys_are_told_only_when_asked_for() -> None:
+    host = Kernel(states=golden("states"))
+    assert "".join(ipsec.XfrmText(host, show_keys=True).states()) == (DATA / "states.txt").read_text()
+    hidden = "".join(ipsec.XfrmText(host).states()) + "".join(map(repr, ipsec.XfrmData(host).states_data()))
+    for number in range(13):
+        assert f"{0xA0 + number:02x}" * 8 not in hidden
+
+
+@given(st.data())
+def test_no_message_stops_the_report(data: st.DataObject) -> None:
+    """Cut anywhere, or with any bytes changed: some text comes, and what is whole comes with it."""
+    name = data.draw(st.sampled_from(sorted(KINDS)))
+    bodies = golden(name)
+    at = data.draw(st.integers(0, len(bodies) - 1))
+    body = bytearray(bodies[at])
+    for place, value in data.draw(st.lists(st.tuples(st.integers(0, len(body) - 1), st.integers(0, 255)), max_size=6)):
+        body[place] = value
+    bodies[at] = bytes(body[:data.draw(st.integers(0, len(body)) | st.just(len(body)))])
+    host = Kernel(**{name: bodies})
+    "".join(KINDS[name][1](host))
+    if name in ("states", "policies"):
+        records = ipsec.XfrmData(host)
+        assert len(list(records.states_data()) + list(records.policies_data())) >= len(bodies) - 1
+        "".join(ipsec.XfrmText(host, stats=False).states())
+        "".join(ipsec.XfrmText(host, stats=False).policies())
+
+
+def failing(*replies: bytes | OSError) -> Kernel:
+    host = Kernel()
+    host.replies = list(replies)
+    return host
+
+
+def read(host: Kernel) -> int:
+    return sum(1 for _ in ipsec.policy_messages(host))
+
+
+def test_the_kernels_refusal_names_what_was_asked_for() -> None:
+    with pytest.raises(PermissionError) as caught:
+        read(failing(message(2, struct.pack("=i", -errno.EPERM) + bytes(16))))
+    assert "XFRM" in caught.value.filename and caught.value.strerror == os.strerror(errno.EPERM)
+    with pytest.raises(OSError, match="Operation not supported"):
+        read(failing(message(3, struct.pack("=i", -errno.EOPNOTSUPP))))  # an error at the end of a dump
+
+
+def test_a_silent_kernel_is_not_waited_for() -> None:
+    with pytest.raises(ipsec.TimedOut):
+        read(failing(socket.timeout("timed out")))
+
+
+@pytest.mark.parametrize("replies, count", [
+    ([message(20, bytes(168), 0x12), message(3, bytes(4))], 1),  # NLM_F_DUMP_INTR
+    ([OSError(errno.ENOBUFS, "No buffer space available"), message(20, bytes(168)), message(3, bytes(4))], 1)])
+def test_a_table_that_changes_is_said_to(replies: list[bytes | OSError], count: int) -> None:
+    host = failing(*replies)
+    assert read(host) == count
+    assert len(host.warnings) == 1 and "changed" in host.warnings[0]
+
+
+def test_messages_of_another_request_are_left_out() -> None:
+    assert read(failing(message(20, bytes(168), 2, 9), message(3, bytes(4), 2, 9), message(20, bytes(168)),
+                        message(3, bytes(4)))) == 1
+
+
+@pytest.mark.parametrize("cut", [HEADER.pack(200, 20, 2, 1, 0), HEADER.pack(3, 20, 2, 1, 0)])
+def test_a_reply_that_is_cut_is_an_error(cut: bytes) -> None:
+    with pytest.raises(OSError, match="cut"):
+        read(failing(cut))
+
+
+def policy(**changes: Any) -> ipsec.Policy:
+    fields: dict[str, Any] = {"direction": "out", "socket": False, "action": "allow", "policy_index": 9, "priority": 0,
+                              "kind": "main", "mark": 0, "mask": 0, "if_id": 0, "templates": ()}
+    selector = ipsec.Selector(changes.pop("source", "10.1.0.0/24"), changes.pop("destination", "10.2.0.0/16"),
+                              changes.pop("protocol", 0), changes.pop("port", None), None, "", 0)
+    return ipsec.Policy(selector, **{**fields, **changes})
+
+
+def template(reqid: int, source: str = "0.0.0.0", mode: str = "transport") -> tuple[ipsec.Template, ...]:
+    return (ipsec.Template(source, "0.0.0.0", "esp", 0, reqid, mode, False),)
+
+
+@pytest.mark.parametrize("theirs, found", [
+    (False, policy()),
+    (False, policy(action="block")),
+    (False, policy(action="block", priority=2000000)),
+    (False, policy(templates=template(0))),
+    (False, policy(templates=template(1, "192.0.2.1", "tunnel"), priority=1757391)),
+    (False, policy(priority=1)),
+    (False, policy(socket=True, templates=template(16385))),
+    (True, policy(templates=template(16385, "192.0.2.1", "tunnel"))),
+    (True, policy(templates=template(77, "192.0.2.1", "tunnel"))),  # a reqid of the configuration
+    (True, policy(action="block", templates=template(0))),
+    (True, policy(source="::/0", destination="::/0", protocol=58, port=135, priority=1)),
+    # as pluto 3.29, 4.3 and 4.10 number a static connection between these networks
+    (True, policy(priority=1048575 - (24 << 8 | 16))),
+    (True, policy(priority=2097151 - (24 << 9 | 16 << 1 | 1))),
+    (True, policy(action="block", priority=((1 << 2 | 2) << 1 | 1) << 17 | 104 << 9 | 112 << 1 | 1))])
+def test_pluto_s_policies_are_told_from_others(theirs: bool, found: ipsec.Policy) -> None:
+    assert ipsec.is_plutos_policy(found, {77}) is theirs
+
+
+def test_a_packet_takes_the_policy_of_the_best_priority() -> None:
+    records = ipsec.XfrmData(Kernel(policies=golden("policies")))
+    found = [records.policy_for("10.3.0.1", "10.4.9.9", protocol, 500, 4500) for protocol in (6, 17, 0)]
+    assert [policy and policy.action for policy in found] == ["block", None, None]
+    tunnel = records.policy_for("10.1.0.200", "10.2.0.1")
+    assert tunnel and [(one.protocol, one.reqid, one.mode) for one in tunnel.templates] == [("esp", 16385, "tunnel")]
+    assert records.policy_for("10.1.1.1", "10.2.0.1") is None
+    inward = ("10.2.0.1", "10.1.0.1", 0, 0, 0, "fwd")
+    assert records.policy_for(*inward) is None  # it has a mark and an interface
+    assert records.policy_for(*inward, mark=0x10, if_id=7) is not None
+    six = records.policy_for("2001:db8::1", "2001:db8:9::1", 50)
+    assert six and six.templates[0].mode == "ro"
+
+
+@pytest.mark.parametrize("address, prefix, inside", [
+    ("10.1.0.1", "10.1.0.0/24", True), ("10.1.1.1", "10.1.0.0/24", False), ("10.1.1.1", "0.0.0.0/0", True),
+    ("::1", "0.0.0.0/0", False), ("10.1.1.1", "::/0", False), ("2001:db8::1", "2001:db8::/127", True),
+    ("2001:db8::2", "2001:db8::/127", False), ("10.0.0.1", "10.0.0.1/32", True)])
+def test_within(address: str, prefix: str, inside: bool) -> None:
+    assert ipsec.within(address, prefix) is inside
+
+
+def test_states_as_data() -> None:
+    found = {state.spi: state for state in ipsec.XfrmData(Kernel(states=golden("states"))).states_data() if state.spi}
+    assert found[1].algorithms == (("auth", "hmac(sha256)", 256), ("enc", "cbc(aes)", 128))
+    assert (found[1].protocol, found[1].mode, found[1].reqid, found[1].replay_window) == ("esp", "tunnel", 16385, 32)
+    assert found[2].encapsulation == "espinudp" and found[2].algorithms == (("aead", "rfc4106(gcm(aes))", 160),)
+    assert found[3].selector.source == "2001:db8::1/128" and found[3].replay_window == 100 and "esn" in found[3].flags
+    assert (found[5].mark, found[5].mask, found[6].if_id) == (0x1234, 0xFFFF, 0x77)
+
+
+def counted(make: Callable[[ipsec.Host], Iterator[str]], host: Kernel) -> int:
+    return sum(piece.count("\n") for piece in make(host))
+
+
+def test_many_routes_are_told_with_few_pieces_of_text() -> None:
+    route = next(body for body in golden("routes") if body[1] == 8)
+    bodies = [route[:24] + n.to_bytes(4, "big") + route[28:] for n in range(30000)]
+    host = Kernel(routes=bodies)
+    assert counted(KINDS["routes"][1], host) == 30000
+    assert max(map(len, KINDS["routes"][1](host))) < 2 * ipsec.TEXT_PIECE
