@@ -260,3 +260,67 @@ def test_the_kernel_is_left_as_by_the_original(root: Callable[..., Machine]) -> 
     theirs, ours = root("bookworm"), root("bookworm")
     compare(CASES, lambda cases: run(theirs, cases, ORIGINAL, STATE + FIREWALL),
             lambda cases: run(ours, cases, OURS, STATE + FIREWALL))
+
+
+VTI = {"VTI_IFACE": "vti9", "VTI_ROUTING": "yes", "CONNMARK_IN": "21/0xffffff", "CONNMARK_OUT": "22/0xffffff"}
+VTI_CASES = [
+    Case("vti", {**V4, **VTI, **SOURCE}),
+    Case("vti, no routing", {**V4, **VTI, "VTI_ROUTING": "no", "VTI_IP": "10.66.0.1/30"}),
+    Case("vti, shared", {**V4, **VTI, **SOURCE, "VTI_SHARED": "yes"}, ["up-client", "up-client", "down-client"]),
+    Case("vti, instance, route there before", {**V4, **VTI, **SOURCE, "PLUTO_CONN_KIND": "CK_INSTANCE"}, CLIENT[:4],
+         setup="ip route add 10.2.0.0/24 via 192.0.2.77"),
+]
+VTI_STATE = """
+ip -o address | sed 's/valid_lft.*//'
+ip route show table all
+ip -o -d link show type vti | sed 's/minmtu.*maxmtu [0-9]*//'
+cat /proc/sys/net/ipv4/conf/vti9/disable_policy /proc/sys/net/ipv4/conf/vti9/rp_filter
+cat /proc/sys/net/ipv4/conf/vti9/forwarding
+"""
+
+
+def test_vti_interfaces_are_made_as_by_the_original(root: Callable[..., Machine], uml: Callable[..., Result]) -> None:
+    """In a kernel that has them. `ip tunnel` uses an ioctl, which also bounds the mtu that may be set."""
+    machine = root("bookworm")
+    both = ["#!/bin/sh"]
+    for updown in (ORIGINAL, OURS):
+        both += [f"echo '@@@@@'\n{script(VTI_CASES, updown, VTI_STATE)}"]
+    machine.write("/sbin/ipsec-cases", "\n".join(both), 0o755)
+    output = uml(machine, "#!/bin/sh\nexec sh /sbin/ipsec-cases\n", timeout=600).check()
+    theirs, ours = (results(output._replace(stdout=part)) for part in output.stdout.split("@@@@@\n")[1:])
+    assert sum("vti remote 192.0.2.2 local 192.0.2.1" in line for line in ours["vti"])
+    compare(VTI_CASES, lambda cases: theirs, lambda cases: ours)
+
+
+def test_the_same_without_ip_and_with_the_least_python(root: Callable[..., Machine],
+                                                       minimal: Callable[..., Machine]) -> None:
+    """Busybox, python3-minimal and pluto, and not even busybox's `ip`: cases one after the other in one network."""
+    names = ("route yes, next hop", "source, next hop", "mtu and metric", "default route", "proxy ARP",
+             "v6, mtu and metric", "name servers and domains")
+    cases = [case for case in CASES if case.name in names]
+    assert len(cases) == len(names)
+    seen = []
+    for machine, updown in ((root("bookworm"), ORIGINAL), (minimal("bookworm"), OURS)):
+        if updown is OURS:
+            machine.run(["/bin/busybox", "rm", "-f", "/sbin/ip", "/usr/sbin/ip", "/bin/ip", "/usr/bin/ip"]).check()
+        for number in (0, 1):
+            machine.ip("link", "add", f"eth{number}", "address", f"02:00:00:00:00:0{number}", "type", "veth", "peer",
+                       "name", f"far{number}")
+            machine.ip("address", "add", f"{('192.0.2.1', '10.1.0.1')[number]}/24", "dev", f"eth{number}")
+            for name in ("eth", "far"):
+                machine.ip("link", "set", f"{name}{number}", "addrgenmode", "none")
+                machine.ip("link", "set", f"{name}{number}", "up")
+        machine.ip("address", "add", "2001:db8::1/64", "dev", "eth0", "nodad")
+        machine.write(RESOLV, "nameserver 192.0.2.53\n")
+        machine.path("/run/pluto").mkdir(exist_ok=True)
+        states = []
+        for case in cases:
+            for verb in case.verbs:
+                result = machine.run([*updown, *case.words], env={**case.env, "PLUTO_VERB": verb})
+                state = "".join(machine.ip(*words.split()).stdout for words in (
+                    "-o address", "route show table all", "-6 route show table all", "rule", "neigh show proxy"))
+                states.append((case.name, verb, result.status, [
+                    line.partition("valid_lft")[0].rstrip() for line in state.splitlines()
+                    if "fe80" not in line], machine.read(RESOLV)))
+        seen.append(states)
+    assert seen[0] == seen[1]
