@@ -6623,7 +6623,7 @@ def addresses_of_host(report: Report) -> Iterator[str]:
     import socket
     try:
         found = socket.getaddrinfo(report.host_name(), None, type=socket.SOCK_STREAM)
-    except socket.gaierror as error:
+    except OSError as error:  # gaierror, or what glibc met when its resolver libraries are not there
         raise Missing(f"{report.host_name()}: {error.strerror}") from None
     yield " ".join(dict.fromkeys(str(entry[4][0]) for entry in found)) + "\n"
 

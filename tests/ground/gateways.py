@@ -40,8 +40,11 @@ at() {  # NAME COMMAND…
 step() {  # STEP NAME COMMAND…
     kept=/gateways/steps/$1
     shift
+    read began _ </proc/uptime
     at "$@" >$kept.stdout 2>$kept.stderr </dev/null
-    echo $? >$kept.status
+    status=$?
+    read ended _ </proc/uptime
+    echo $status $began $ended >$kept.status
 }
 gateway west
 gateway east
@@ -90,7 +93,8 @@ class Gateways:
         uml.boot(self.machine, "\n".join([*self._script, "exit 0\n"]), timeout=timeout).check()
         results = {}
         for name in self._steps:
-            status, stdout, stderr = (self.machine.read(f"/gateways/steps/{name}.{part}")
-                                      for part in ("status", "stdout", "stderr"))
-            results[name] = Result(int(status), stdout, stderr, 0)
+            end, stdout, stderr = (self.machine.read(f"/gateways/steps/{name}.{part}")
+                                   for part in ("status", "stdout", "stderr"))
+            status, began, ended = end.split()
+            results[name] = Result(int(status), stdout, stderr, float(ended) - float(began))
         return results

@@ -64,6 +64,15 @@ class Cutter:
         lines = self.machine.run(["dpkg-query", "--listfiles", name]).check().stdout.splitlines()
         return [line for line in lines if not line.startswith("/usr/share/")]
 
+    def bytecode(self) -> None:
+        """Copy the bytecode of the Python files copied so far, which the packages make when they are installed."""
+        directories = {f"/{place.parent.relative_to(self.target)}/__pycache__" for place in self._done
+                       if place.suffix == ".py"}
+        for directory in sorted(directories):
+            made = self.machine.path(directory)
+            self.copy(f"{directory}/{entry.name}" for entry in (made.iterdir() if made.exists() else ())
+                      if (self.target / directory[1:]).with_name(f"{entry.name.split('.')[0]}.py") in self._done)
+
 
 def cut(store: Store, release: str, with_pluto: bool, target: Path) -> None:
     """Make the smallest root of `release` at `target`."""
@@ -74,6 +83,7 @@ def cut(store: Store, release: str, with_pluto: bool, target: Path) -> None:
         for package in ("python3-minimal", python, f"lib{python}", *ALWAYS, *(FOR_PLUTO if with_pluto else ())):
             cutter.copy(cutter.package(package))
         if with_pluto:
+            cutter.bytecode()
             cutter.copy(f"{PROGRAMS}/{entry.name}" for entry in machine.path(PROGRAMS).iterdir())
         cutter.libraries()
     (target / "bin").mkdir(exist_ok=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import shlex
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from . import host
@@ -52,10 +51,14 @@ def version() -> str:
     return host.run(["linux.uml", "--version"]).check().stdout.strip()
 
 
-def init(machine: Machine, mounts: Sequence[str], modules: Sequence[str] = ()) -> str:
-    """The text of the first process."""
+def init(machine: Machine, path: str, mount: str) -> None:
+    """Write the program of the first process to `path` of the machine; `mount` is what it mounts besides modules."""
+    modules = f"/lib/modules/{version()}"
+    machine.path(modules).mkdir(parents=True, exist_ok=True)
     exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in ENVIRONMENT.items())
-    return INIT.format(exports=exports, mounts="\n".join(mounts), modules=" ".join(modules), hostname=machine.name)
+    mounts = f"mount -t hostfs none {modules} -o {LIBRARY}/{version()}\n{mount}"
+    text = INIT.format(exports=exports, mounts=mounts, modules=" ".join(MODULES), hostname=machine.name)
+    machine.write(path, text, 0o755)
 
 
 def boot(machine: Machine, script: str, *, memory: str = "512M", timeout: float = 300) -> Result:
@@ -64,10 +67,7 @@ def boot(machine: Machine, script: str, *, memory: str = "512M", timeout: float 
     The files it writes are the machine's: read them with `machine.read`. /run is empty and in memory. Raises Problem
     with the kernel's console when the script does not come to its end.
     """
-    modules = f"/lib/modules/{version()}"
-    machine.path(modules).mkdir(parents=True, exist_ok=True)
-    mounts = [f"mount -t hostfs none {modules} -o {LIBRARY}/{version()}", "mount -t tmpfs tmpfs /run"]
-    machine.write("/uml/init", init(machine, mounts, MODULES), 0o755)
+    init(machine, "/uml/init", "mount -t tmpfs tmpfs /run")
     return _start(machine, script, memory, timeout, "root=/dev/root", "rootfstype=hostfs",
                   f"rootflags={machine.path('/')}", "rw", "init=/uml/init")
 
@@ -77,7 +77,7 @@ def boot_initramfs(machine: Machine, script: str, *, memory: str = "96M", timeou
 
     Only /uml is the machine's own; leave files there to see them afterwards.
     """
-    machine.write("/init", init(machine, [f"mount -t hostfs none /uml -o {machine.path('/uml')}"]), 0o755)
+    init(machine, "/init", f"mount -t hostfs none /uml -o {machine.path('/uml')}")
     pack = f"(find . -xdev ! -path './uml/*'; echo .{PYZ}) | cpio -o -H newc >/uml/initramfs"
     machine.run(["sh", "-c", pack]).check()
     return _start(machine, script, memory, timeout, f"initrd={machine.path('/uml/initramfs')}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from ..ground.gateways import NAMES, Gateways
 
 #: What no report may show. Letters only, so that no quoting or encoding could hide it from the search.
@@ -22,22 +24,38 @@ conn tunnel
 
 
 def test_a_ping_crosses_a_tunnel_set_up_by_ipsec_pyz(gateways: Gateways) -> None:
+    """Start to stop as an admin does it, on both sides; every report sees the tunnel and none shows a key."""
     for name in NAMES:
         gateways.write(name, "ipsec.conf", CONFIG)
         gateways.write(name, "ipsec.secrets", f'@west @east : PSK "{SECRET}"\n', 0o600)
         gateways.step(f"{name}-nss", name, ["certutil", "-N", "-d", "sql:/var/lib/ipsec/nss", "--empty-password"])
-        gateways.ipsec(f"{name}-start", name, "pluto", "--config", "/etc/ipsec.conf")
-        gateways.ipsec(f"{name}-add", name, "addconn", "tunnel")
-    for name in NAMES:
-        gateways.ipsec(f"{name}-listen", name, "whack", "--listen")
-    gateways.ipsec("up", "west", "whack", "--name", "tunnel", "--initiate")
+        gateways.ipsec(f"{name}-start", name, "start")
+        gateways.ipsec(f"{name}-add", name, "auto", "--add", "tunnel")
+    gateways.ipsec("west-up", "west", "auto", "--up", "tunnel")
     gateways.step("ping", "west", ["ping", "-c", "3", "-w", "60", "-I", "10.1.0.1", "10.2.0.1"])
     for name in NAMES:
-        gateways.ipsec(f"{name}-traffic", name, "whack", "--trafficstatus")
-    gateways.step("state", "west", ["ip", "xfrm", "state"])
+        gateways.step(f"{name}-keys", name, ["ip", "xfrm", "state"])
+        gateways.ipsec(f"{name}-traffic", name, "--trafficstatus")
+        gateways.ipsec(f"{name}-status", name, "auto", "--status")
+    gateways.ipsec("west-barf", "west", "barf")
+    gateways.ipsec("west-down", "west", "auto", "--down", "tunnel")
+    for name in NAMES:
+        gateways.ipsec(f"{name}-stop", name, "stop")
+        gateways.step(f"{name}-gone", name, ["sh", "-c", "! pgrep -x pluto && ip xfrm policy && ip xfrm state"])
     results = gateways.run()
+
     assert {name: result.status for name, result in results.items()} == dict.fromkeys(results, 0)
     assert "3 received" in results["ping"].stdout
     for name in NAMES:
         traffic = results[f"{name}-traffic"].stdout
         assert "type=ESP" in traffic and "inBytes=252, outBytes=252" in traffic  # three pings of 84 bytes
+        keys = re.findall(r"0x([0-9a-f]{40,})", results[f"{name}-keys"].stdout)
+        assert len(keys) == 2
+        for step, result in results.items():
+            if step.startswith(name) and not step.endswith("-keys"):
+                for secret in (SECRET, *keys):
+                    assert secret not in result.stdout + result.stderr, step
+        assert results[f"{name}-gone"].stdout == ""
+    barf = results["west-barf"].stdout
+    for seen in ("Starting Pluto", "conn tunnel", *re.findall(r"spi (0x[0-9a-f]{8}) ", results["west-keys"].stdout)):
+        assert seen in barf
