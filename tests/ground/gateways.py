@@ -17,7 +17,7 @@ from .machine import PYZ, Machine
 NAMES = ("west", "east")
 
 #: `at NAME COMMAND…` runs it in a gateway; `step STEP NAME COMMAND…` also keeps what it left.
-PRELUDE = """#!/bin/sh
+PRELUDE = """
 gateway() {  # NAME
     unshare --mount --net --uts --pid --fork --mount-proc sh -c "
         mount --bind /gateways/$1/etc /etc
@@ -65,9 +65,10 @@ done
 class Gateways:
     """West and east on a machine's files: `write` what they need, add each `step`, then `run` them all in one boot."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, prepare: str = "") -> None:
+        """`prepare` is run in the kernel before the two are made."""
         self.machine = machine
-        self._script = [PRELUDE]
+        self._script = ["#!/bin/sh", prepare, PRELUDE]
         self._steps: list[str] = []
         machine.path("/gateways/steps").mkdir(parents=True)
         for name in NAMES:

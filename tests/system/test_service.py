@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from ..ground import summary
 from ..ground.gateways import NAMES, Gateways
 from ..ground.host import Result
 from ..ground.inits import Booted
@@ -175,6 +177,19 @@ def test_another_configuration_is_not_the_service_s(systemd: Booted) -> None:
     result = systemd.ipsec("--config", "/root/ipsec.conf", "start").check(2)
     assert "of its own" in result.stderr and "--init none" in result.stderr
     assert ended(systemd)
+
+
+def test_a_stop_removes_pluto_s_policies_and_no_others(gateway: Machine) -> None:
+    gateway.write("/etc/ipsec.conf", CONFIG)
+    gateway.ipsec("start").check()
+    gateway.run(FOREIGN).check()  # now, since 5.2's pluto flushes everything when it starts
+    pluto_s = gateway.run(["ip", "xfrm", "policy", "list", "proto", "ipv6-icmp"]).stdout
+    gateway.signal(one_pluto(gateway), signal.SIGKILL)
+    wait_for(lambda: ended(gateway), "the end of pluto")
+    assert pluto_s and pluto_s in gateway.run(["ip", "xfrm", "policy"]).stdout
+    gateway.ipsec("stop").check()
+    left = gateway.run(["ip", "xfrm", "policy"]).stdout
+    assert left.startswith("src 10.1.0.0/16 dst 10.2.0.0/16") and left.count("src ") == 1
 
 
 # --- without init system ---------------------------------------------------------------------------------------------
@@ -458,6 +473,12 @@ conn tunnel
 """
 
 
+def left_of(gateways: Gateways, name: str, ip: str = "/sbin/ip") -> None:
+    """The step NAME-left prints what there is of pluto in a gateway."""
+    gateways.step(f"{name}-left", name, ["sh", "-c", f"{ip} xfrm state && {ip} xfrm policy && ls /run/pluto || "
+                                         "echo failed\npidof pluto"])
+
+
 def test_nothing_is_left_of_a_tunnel_after_stop(gateways: Gateways) -> None:
     for name in NAMES:
         gateways.write(name, "ipsec.conf", TUNNEL)
@@ -471,9 +492,43 @@ def test_nothing_is_left_of_a_tunnel_after_stop(gateways: Gateways) -> None:
     gateways.step("kill-east", "east", ["sh", "-c", kill])
     for name in NAMES:
         gateways.ipsec(f"{name}-stop", name, "stop")
-        gateways.step(f"{name}-left", name, ["sh", "-c", "ip xfrm state; ip xfrm policy; pidof pluto; ls /run/pluto"])
+        left_of(gateways, name)
     results = gateways.run()
     left = {name: results.pop(f"{name}-left").stdout for name in NAMES}
     assert {name: result.status for name, result in results.items()} == dict.fromkeys(results, 0), results
     assert "3 received" in results["ping"].stdout and int(results["kill-east"].stdout) >= 2
+    assert left == {"west": "", "east": ""}
+
+
+def test_a_tunnel_between_containers_of_busybox_python_minimal_and_pluto(
+        minimal: Callable[..., Machine], release: str, root: Callable[..., Machine],
+        request: pytest.FixtureRequest) -> None:
+    container, full = minimal(release), root(release)
+    summary.used(request.node, "user-mode-linux")
+    nss_database(container, full)
+    # these make the two and the wire between them and tell what is left; nothing of ours finds them here
+    for tool in ("/sbin/ip", "/usr/bin/nsenter", "/usr/bin/unshare", "/usr/bin/pgrep"):
+        name = tool.rpartition("/")[2]
+        wrapper = f'#!/bin/sh\nLD_LIBRARY_PATH=/uml/lib exec /uml/lib/{name} "$@"\n'
+        container.write(f"/usr/local/sbin/{name}", wrapper, 0o755)
+        for file in (tool, *re.findall(r" => (/\S+)", full.run(["ldd", tool]).check().stdout)):
+            container.write(f"/uml/lib/{file.rpartition('/')[2]}", full.path(file).read_bytes(), 0o755)
+    container.path("/usr/sbin/ipsec").symlink_to(PYZ)
+    gateways = Gateways(container, 'ip() { /usr/local/sbin/ip "$@"; }')  # busybox's shell prefers its own
+    for name in NAMES:
+        container.run(["cp", "-a", "/var/lib/ipsec/nss/.", f"/gateways/{name}/state/nss"]).check()
+        gateways.write(name, "ipsec.conf", TUNNEL)
+        gateways.write(name, "ipsec.secrets", '@west @east : PSK "SwordfishForTheTunnel"\n', 0o600)
+        gateways.step(f"{name}-start", name, ["/usr/sbin/ipsec", "start"])
+        gateways.step(f"{name}-ready", name, ["sh", "-c", "until ipsec status | grep -q tunnel; do sleep 1; done"])
+    gateways.step("up", "west", ["ipsec", "up", "tunnel"])
+    gateways.step("ping", "west", ["ping", "-c", "3", "-w", "60", "-I", "10.1.0.1", "10.2.0.1"])
+    gateways.step("traffic", "west", ["ipsec", "trafficstatus"])
+    for name in NAMES:
+        gateways.step(f"{name}-stop", name, ["/usr/sbin/ipsec", "stop"])
+        left_of(gateways, name, "/usr/local/sbin/ip")
+    results = gateways.run()
+    left = {name: results.pop(f"{name}-left").stdout for name in NAMES}
+    assert {name: result.status for name, result in results.items()} == dict.fromkeys(results, 0), results
+    assert "inBytes=252, outBytes=252" in results["traffic"].stdout
     assert left == {"west": "", "east": ""}
