@@ -3905,7 +3905,7 @@ class Replies:
         if self.version >= (5,):
             if 20 <= code < 100 and self.status == OK:
                 self.status = code
-            shown = text if text or code == 0 else None
+            shown = text if text or code == 0 or self.version < (5, 4) else None
         else:
             if 20 <= code < 100 and not self.asks:
                 self.status = OK if self.forgiving else code

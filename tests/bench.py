@@ -113,11 +113,13 @@ def status() -> Iterator[Figure]:
         with Machine("bookworm", Store().layers("bookworm"), ARCHIVE) as machine:
             machine.address("192.0.2.1/24")
             with Pluto(machine, f"config setup\n{connections}", listening=False) as pluto:
-                wait_for(lambda: f"loaded {count}," in machine.run([pluto.WHACK, "--status"]).stdout, "them all", 900)
+                loaded = f"loaded {count},"
+                wait_for(lambda loaded=loaded: loaded in machine.run([pluto.WHACK, "--status"]).stdout, loaded, 900)
                 ours = [PYTHON, PYZ, "--native", "status"]
                 bare, theirs, _ = medians([PYTHON, "-c", "pass"], [pluto.WHACK, "--status"], machine, runs)
                 mine, _, peak = medians(ours, [pluto.WHACK, "--status"], machine, runs)
-                yield ratio(f"native status, {count} connections : bare start + 1.5 x whack", 1, mine, bare + 1.5 * theirs)
+                yield ratio(f"native status, {count} connections : bare start + 1.5 x whack", 1, mine,
+                            bare + 1.5 * theirs)
                 yield Figure("peak memory of that run, MiB", peak, 32)
                 _, _, peak = medians([*ours, "--json"], [pluto.WHACK, "--status"], machine, 1)
                 yield Figure("peak memory as JSON, MiB", peak, 32)

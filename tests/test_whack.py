@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
+import socket
 import struct
 import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import ipsec
 
@@ -65,7 +73,27 @@ def test_every_member_is_where_the_compiler_puts_it(release: str) -> None:
         for name, place in made.members.items():
             if not name.startswith("list_"):
                 assert place == expected[name], name
-        assert -(-made.size // 1) == layout["pool"][number]
+        assert made.size == layout["pool"][number]
+
+
+def test_this_host_is_laid_out_as_its_compiler_does_it() -> None:
+    abi = ipsec.host_abi()
+    assert abi == ipsec.Abi(struct.calcsize("@P"), 8, struct.calcsize("@bq") - 8, sys.byteorder)
+    for letters in ("bq", "bw", "hi", "bqbw", "ibibq"):
+        offset = 0
+        for letter in letters:
+            size, alignment = abi.unit(letter)
+            offset = -(-offset // alignment) * alignment + size
+        assert offset == struct.calcsize("@" + letters.replace("w", "P"))
+
+
+def test_big_endian_hosts_get_their_byte_order() -> None:
+    little, big = (message("4.10", "--deletestate", "258", abi=ipsec.Abi(8, 8, 8, order))
+                   for order in ("little", "big"))
+    offset, size = ipsec.Layout((4, 10), LP64).members["deletestateno"]
+    assert int.from_bytes(little[offset:offset + size], "little") == 258
+    assert int.from_bytes(big[offset:offset + size], "big") == 258
+    assert big[:4] == little[:4][::-1] and len(big) == len(little)
 
 
 def pluto(version: str, **options: bool) -> ipsec.Pluto:
@@ -105,7 +133,8 @@ def test_what_whack_always_sends_and_its_numbers(release: str) -> None:
 
 # What whack sends and we don't: definitions of connections and keys, acquiring, impairing, debugging by a name that the
 # release has not; and 5.x options for testing
-NOT_OURS = ("name-connalias-host-add", "keyid-", "oppo", "impair-", "magic-", "active-redirect-3x", "opt-ctl", "opt-run")
+NOT_OURS = ("name-connalias-host-add", "keyid-", "oppo", "impair-", "magic-", "active-redirect-3x", "opt-ctl",
+            "opt-run")
 
 
 @pytest.mark.parametrize("version", GOLDEN)
@@ -138,3 +167,341 @@ def test_what_the_real_whack_refuses_we_refuse(version: str) -> None:
         with pytest.raises(ipsec.Failure) as failure:
             message(version, *case["argv"])
         assert failure.value.status == 33
+
+
+@pytest.mark.parametrize("version", ["4.10", "5.2", "5.4"])
+@pytest.mark.parametrize("words", [
+    ["--name", "c", "--redirect-to", ""], ["--deletestate", "x"], ["--deletestate", "-1"], ["--crash", "nowhere"],
+    ["--global-redirect", "perhaps"], ["--ike-socket-bufsize", "99999999999999999999"], ["--debug", "nonsense"],
+    ["--name", "x" * 5000, "--route"], ["--name", "a\0b", "--route"], ["--impair", "none"], ["--listen", "--initiate"],
+    ["status"], ["--ddns=now"], ["--name"], ["--"], ["--list"]])
+def test_what_makes_no_request_is_one_clear_line(version: str, words: list[str]) -> None:
+    if words[1:2] == ["c"] and version != "5.4":
+        assert message(version, *words)
+        return
+    if words == ["--name", "c", "--redirect-to", ""]:
+        assert message(version, *words)
+        return
+    with pytest.raises(ipsec.Failure) as failure:
+        message(version, *words)
+    assert failure.value.status == 33 and "\n" not in str(failure.value)
+
+
+def test_a_message_that_ends_pluto_is_refused() -> None:
+    for words in (["--ddns"], ["--redirect-to", "192.0.2.1"]):
+        with pytest.raises(ipsec.Failure):
+            message("5.4", *words)
+
+
+def test_options_may_be_abbreviated_and_values_look_like_options() -> None:
+    assert ipsec.whack_words(["--name", "--ctlsocket", "--init", "--remote=--x"]) == [
+        ("name", "--ctlsocket"), ("initiate", ""), ("remote-host", "--x")]
+    with pytest.raises(ipsec.Failure, match="ambiguous"):
+        ipsec.whack_words(["--reread"])
+
+
+STATUS = "000 using kernel interface: xfrm\n000 pluto_version={}, pluto_vendorid=x\n000 nat-traversal=yes\n000 rest\n"
+
+
+class FakePluto:
+    """Listens where pluto would and says what the test wants it to: `answer` to what is no question for the status."""
+
+    def __init__(self, path: Path, version: str, answer: Sequence[bytes] = (), *, hold: bool = False) -> None:
+        self.host = ipsec.Host({}, ctlsocket=str(path))
+        self.seen: list[bytes] = []
+        self.back: list[bytes] = []
+        self.version, self.answer, self.hold = version, list(answer), hold
+        kind = socket.SOCK_SEQPACKET if version == "5.4" else socket.SOCK_STREAM
+        self._listener = socket.socket(socket.AF_UNIX, kind)
+        self._listener.bind(str(path))
+        self._listener.listen(5)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                link, _ = self._listener.accept()
+            except OSError:
+                return
+            with link, contextlib.suppress(OSError):
+                link.settimeout(30)
+                self.seen.append(link.recv(16384))
+                if self.seen[-1] == ipsec.basic_message(ipsec.BASIC_STATUS) and self.version:
+                    for line in STATUS.format(self.version).splitlines(keepends=True):
+                        link.send(line.encode())
+                    continue
+                for part in self.answer:
+                    link.send(part)
+                    if part.endswith((b"?\n", b" prompt for u:\n", b" prompt for p:\n")):
+                        self.back.append(link.recv(1024))
+                if self.hold:
+                    link.recv(1)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(30)
+
+
+@pytest.fixture
+def listening(tmp_path: Path) -> Iterator[Callable[..., FakePluto]]:
+    """listening(version, answer…): a FakePluto."""
+    made: list[FakePluto] = []
+
+    def make(version: str, answer: Sequence[bytes] = (), **options: bool) -> FakePluto:
+        made.append(FakePluto(tmp_path / f"pluto{len(made)}.ctl", version, answer, **options))
+        return made[-1]
+
+    yield make
+    for pluto in made:
+        pluto.close()
+
+
+@pytest.mark.parametrize("version", ipsec.RELEASES)
+def test_nothing_of_a_version_is_sent_before_the_version_is_known(
+        listening: Callable[..., FakePluto], version: str, capsys: pytest.CaptureFixture[str]) -> None:
+    fake = listening(version)
+    assert ipsec.native_whack(fake.host, ["--listall"]) == 0
+    assert fake.seen[0] == ipsec.basic_message(ipsec.BASIC_STATUS)
+    assert fake.seen[1] == message(version, "--listall", abi=ipsec.host_abi())
+    assert len(fake.seen) == 2
+
+
+@pytest.mark.parametrize("version", ["5.5", "5.2.1", "4.16", "4.10rc1", "3.24", "", "6.0", "5.2-17-gabcdef", "9" * 50])
+def test_a_pluto_of_an_unknown_version_gets_basic_messages_only(listening: Callable[..., FakePluto],
+                                                                version: str) -> None:
+    fake = listening(version, [b"000 nothing\n"])
+    for words in (["--listall"], ["--name", "c", "--initiate"], ["--status", "--listen"]):
+        with pytest.raises(ipsec.Failure, match="3.25 to 5.4"):
+            ipsec.native_whack(fake.host, words)
+    assert ipsec.native_whack(fake.host, ["--status"]) == 0
+    assert ipsec.native_whack(fake.host, ["--shutdown"]) == 0
+    basic = {ipsec.basic_message(ipsec.BASIC_STATUS), ipsec.basic_message(ipsec.BASIC_SHUTDOWN)}
+    assert set(fake.seen) <= basic
+
+
+def test_no_message_of_ours_ends_a_pluto_that_it_was_not_made_for_unless_the_version_lied() -> None:
+    """The hazard itself, so that nobody takes the probe for a formality."""
+    sent = message("5.2", "--addresspoolstatus")
+    offset, _ = ipsec.Layout((4, 10), LP64).members["shutdown"]
+    assert sent[offset] == 1
+    status = ipsec.basic_message(ipsec.BASIC_STATUS)
+    for release in ipsec.RELEASES:
+        assert status[ipsec.Layout(ipsec.version_key(release), LP64).members["shutdown"][0]] == 0
+        assert ipsec.basic_message(ipsec.BASIC_SHUTDOWN)[ipsec.Layout(ipsec.version_key(release), LP64)
+                                                         .members["shutdown"][0]] == 1
+
+
+REPLIES = load("replies.json")
+# Where we are stricter than whack: a reply that breaks off is an error, also in the middle of a line; a NUL is shown
+STRICTER = ("unterminated", "unterminated_after_line", "embedded_nul", "control_bytes", "high_bytes", "crlf", "hex",
+            "negative", "plus", "leading_space", "empty_line", "empty_lines", "no_code", "no_code_then_ok",
+            "err_then_010", "code_tab", "code_no_space", "code_text_nospace")
+
+
+def taken(version: str, lines: Sequence[bytes], **options: bool) -> tuple[int, str]:
+    """Exit status and output that whack of that version makes of the lines."""
+    replies = ipsec.Replies(ipsec.version_key(version), **options)
+    shown = [text for text in map(replies.take, lines) if text is not None]
+    return replies.status, "".join(f"{text}\n" for text in shown)
+
+
+@pytest.mark.parametrize("version", REPLIES)
+def test_replies_are_taken_as_whack_takes_them(version: str) -> None:
+    compared = 0
+    for name, case in REPLIES[version]["sequences"].items():
+        if name in STRICTER or not case["sent"].replace("|", "").endswith("\n"):
+            continue
+        lines = case["sent"].replace("|", "").encode("latin-1").split(b"\n")[:-1]
+        assert taken(version, lines) == (case["status"], case["out"]), name
+        compared += 1
+    for kind, options in (("each_code_text", {}), ("each_code_text_async", {"asynchronous": True}),
+                          ("each_code_empty_text", {}), ("each_code_status", {"lenient": True})):
+        text = "" if "empty" in kind else "text"
+        for codes, status, shown in REPLIES[version]["codes"][kind]:
+            first, _, last = codes.partition("-")
+            for code in range(int(first), int(last or first) + 1):
+                if {10, 11, 40, 41} & {code} and status not in (0, "=code"):
+                    continue  # a prompt without an answer
+                expected = code if status == "=code" else status
+                assert taken(version, [f"{code:03} {text}".encode()], **options) == (
+                    expected, shown.replace("NNN", f"{code:03}")), (kind, code)
+                compared += 1
+    assert compared > 1000
+
+
+@pytest.mark.parametrize("version", REPLIES)
+def test_prompts_are_answered_with_what_was_given(listening: Callable[..., FakePluto], version: str, tmp_path: Path,
+                                                  capsys: pytest.CaptureFixture[str]) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("pw\n")
+    user, password = (b"041", b"040") if version < "5" else (b"011", b"010")
+    fake = listening(version, [user + b" username prompt for u:\n", password + b" password prompt for p:\n",
+                               b"000 done\n"])
+    words = ["--name", "c1", "--initiate", "--xauthname", "bob"]
+    assert ipsec.native_whack(fake.host, [*words, "--xauthpass", "pw"]) == 0
+    assert ipsec.native_whack(fake.host, [*words, "--xauthpass-file", str(secret)]) == 0
+    assert fake.back == [b"bob\0", b"pw\0"] * 2
+    assert capsys.readouterr().out == REPLIES[version]["prompts"]["both_given"]["out"] * 2
+    with pytest.raises(ipsec.Failure, match="longer than"):
+        ipsec.native_whack(fake.host, [*words[:4], "b" * 128])
+
+
+def test_prompts_on_a_terminal_do_not_show_the_password(listening: Callable[..., FakePluto]) -> None:
+    fake = listening("4.10", [b"041 username prompt for u:\n", b"040 password prompt for p:\n", b"004 up\n"])
+    child, terminal = pty.fork()
+    if child == 0:
+        os._exit(ipsec.run(["--ctlsocket", fake.host.ctlsocket, "--native", "up", "c1"]))
+    seen = b""
+    for answer, prompt in ((b"alice\n", b"user name: "), (b"geheim\n", b"password: ")):
+        while prompt not in seen:
+            seen += os.read(terminal, 1024)
+        os.write(terminal, answer)
+    with contextlib.suppress(OSError):
+        while piece := os.read(terminal, 1024):
+            seen += piece
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert fake.back == [b"alice\0", b"geheim\0"] and b"alice" in seen and b"geheim" not in seen
+    os.close(terminal)
+
+
+def test_no_terminal_no_prompt(listening: Callable[..., FakePluto]) -> None:
+    fake = listening("4.10", [b"041 username prompt for u:\n"])
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+        status = 1
+        try:
+            ipsec.native_whack(fake.host, ["--name", "c1", "--initiate"])
+        except ipsec.Failure as failure:
+            status = failure.status if "no terminal" in str(failure) else 2
+        os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 33
+
+
+def test_a_pluto_that_does_not_answer_is_not_waited_for_for_ever(listening: Callable[..., FakePluto]) -> None:
+    fake = listening("", [b"000 half"], hold=True)
+    with pytest.raises(ipsec.TimedOut, match="did not answer") as failure:
+        ipsec.native_whack(fake.host, ["--status"], timeout=0.2)
+    assert failure.value.status == 33
+
+
+def test_pluto_that_is_not_there(tmp_path: Path) -> None:
+    def refusal(name: str) -> str:
+        with pytest.raises(ipsec.NoPluto) as failure:
+            ipsec.native_whack(ipsec.Host({}, ctlsocket=name), ["--status"])
+        assert failure.value.status == 33
+        return str(failure.value)
+
+    assert 'Pluto is not running (no "' in refusal(str(tmp_path / "none"))
+    (tmp_path / "file").write_text("")
+    assert "Connection refused" in refusal(str(tmp_path / "file"))
+    assert "connect() for" in refusal("/" + "x" * 200)
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(str(tmp_path / "stale"))
+    stale.close()
+    assert "Connection refused" in refusal(str(tmp_path / "stale"))
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.binary(max_size=80) | st.sampled_from([b"000 x\n", b"021 \n", b"040", b"\n", b"\0\n", b"-1 x\n",
+                                                         b"99999999999 x\n", b"010 \n", b"041 \n"]), max_size=12))
+def test_any_reply_ends_in_a_status_or_one_line(parts: list[bytes]) -> None:
+    for version in ((3, 25), (4, 10), (5, 2)):
+        replies = ipsec.Replies(version)
+        try:
+            for line in b"".join(parts).split(b"\n"):
+                shown = replies.take(line)
+                assert shown is None or "\n" not in shown
+        except ipsec.NoPluto as failure:
+            assert failure.status == 33 and "\n" not in str(failure)
+        assert 0 <= replies.status < 100
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.binary(max_size=300), st.sampled_from(["", "4.10"]))
+def test_any_bytes_from_pluto_over_the_socket(tmp_path_factory: pytest.TempPathFactory, data: bytes,
+                                              version: str) -> None:
+    fake = FakePluto(tmp_path_factory.mktemp("ctl") / "s", version, [data] if data else [])
+    try:
+        status = ipsec.native_whack(fake.host, ["--status"] if not version else ["--listen"], timeout=20)
+    except ipsec.Failure as failure:
+        status = failure.status
+        assert "\n" not in str(failure)
+    finally:
+        fake.close()
+    assert 0 <= status < 100
+
+
+def test_a_reply_without_end_is_given_up(listening: Callable[..., FakePluto]) -> None:
+    fake = listening("", [b"x" * 65536] * 40, hold=True)
+    with pytest.raises(ipsec.NoPluto, match="given up"):
+        ipsec.native_whack(fake.host, ["--status"])
+
+
+TEXTS = {path.stem: path.read_text() for path in sorted((DATA / "status").iterdir())}
+
+
+def uncoded(text: str) -> list[str]:
+    return [ipsec.split_code(line.encode())[1] if line[:3].isdigit() else line for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("version", ["4.3", "4.10", "5.2"])
+def test_the_status_of_a_real_tunnel_is_the_same_data_from_every_release(version: str) -> None:
+    data = ipsec.StatusReader().read(uncoded(TEXTS[f"{version}.status"]))
+    assert data["unparsed"] == [] and data["settings"]["pluto_version"] == version
+    connection, = data["connections"]
+    assert connection["local"] == {"host": "192.0.2.1", "subnet": "10.1.0.0/24", "id": "@west", "auth": "secret"}
+    assert connection["remote"] == {"host": "192.0.2.2", "subnet": "10.2.0.0/24", "id": "@east", "auth": "secret"}
+    assert (connection["ike_sa"], connection["child_sa"], connection["oriented"]) == (1, 2, True)
+    assert connection["lifetimes"] == {"ike": 28800, "ipsec": 28800, "rekey_margin": 540}
+    assert {"IKEv2", "PSK", "TUNNEL"} <= set(connection["policy"]) and connection["interface"] == "eth0"
+    ike, child = data["states"]
+    assert (ike["type"], child["type"], child["ike_sa"], child["newest"]) == ("ike", "child", 1, True)
+    assert (child["bytes_in"], child["bytes_out"], ike["port"]) == (168, 168, 500)
+    assert [(spi["direction"], spi["address"]) for spi in child["spis"]] == [("out", "192.0.2.2"), ("in", "192.0.2.1")]
+    assert all(len(spi["spi"]) == 10 for spi in child["spis"]) and child["events"]["rekey"] > 27000
+    assert data["totals"]["connections"] == {"loaded": 1, "active": 1}
+    assert data["totals"]["ike_sas"]["authenticated"] == data["totals"]["ipsec_sas"]["total"] == 1
+    assert {"name": "eth0", "address": "192.0.2.1", "port": 500, "protocol": "UDP"} in data["interfaces"]
+    assert {row["kind"] for row in data["algorithms"]} >= {"ESP encrypt", "AH/ESP auth", "IKE encrypt", "IKE PRF"}
+    traffic, = ipsec.StatusReader().read(uncoded(TEXTS[f"{version}.trafficstatus"]))["traffic"]
+    assert (traffic["connection"], traffic["id"], traffic["bytes_in"]) == ("tunnel", "@east", 168)
+    lists = ipsec.StatusReader().read(uncoded(TEXTS[f"{version}.listall"]))["lists"]
+    assert {"Public Keys", "X.509 CA Certificates", "CRLs"} <= set(lists)
+    counters = ipsec.StatusReader().read(uncoded(TEXTS[f"{version}.globalstatus"]))
+    assert counters["counters"]["current.states.all"] == 2 and counters["unparsed"] == []
+
+
+def test_what_the_reader_does_not_know_is_kept() -> None:
+    lines = ["something new", '"c":   no idea', "#x: what", '"unfinished', "#1: nonsense", "interface", "a: b"]
+    assert ipsec.StatusReader().read(lines)["unparsed"] == lines
+
+
+LINES = [line for text in TEXTS.values() for line in uncoded(text)]
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_mutated_status_loses_no_line_and_makes_json(data: st.DataObject) -> None:
+    lines = data.draw(st.lists(st.sampled_from(LINES), max_size=12))
+    for index in data.draw(st.lists(st.integers(0, 11), max_size=6)):
+        if index < len(lines):
+            line = lines[index]
+            cut = data.draw(st.integers(0, len(line)))
+            lines[index] = line[:cut] + data.draw(st.text(max_size=5)) + line[cut + data.draw(st.integers(0, 4)):]
+    result = ipsec.StatusReader().read(lines)
+    json.dumps(result)
+    ipsec.metrics_of(result)
+    assert set(result["unparsed"]) <= set(lines)
+
+
+def test_metrics_of_a_tunnel_and_of_none() -> None:
+    text = ipsec.metrics_of(ipsec.StatusReader().read(uncoded(TEXTS["5.2.status"])))
+    for line in ("ipsec_up 1", 'ipsec_pluto_info{version="5.2"} 1', 'ipsec_connections{state="active"} 1',
+                 'ipsec_connection_up{connection="tunnel"} 1',
+                 'ipsec_sa_in_bytes_total{connection="tunnel",sa="2"} 168'):
+        assert f"{line}\n" in text
+    assert ipsec.metrics_of(None).endswith("\nipsec_up 0\n")

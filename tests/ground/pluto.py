@@ -87,6 +87,7 @@ class Pluto:
         if not self.running:
             return
         self.machine.signal(self.pid, signal.SIGCONT)
+        self._process.send_signal(signal.SIGCONT)  # nsenter stops itself with what it started
         self.machine.signal(self.pid, number)
         try:
             wait_for(lambda: not self.running, "the end of pluto", 60)
