@@ -324,3 +324,18 @@ def test_the_same_without_ip_and_with_the_least_python(root: Callable[..., Machi
                     if "fe80" not in line], machine.read(RESOLV)))
         seen.append(states)
     assert seen[0] == seen[1]
+
+
+def test_the_kernel_is_left_as_by_the_script_of_5(root: Callable[..., Machine]) -> None:
+    """Libreswan 5 names the client's family apart, keeps its own addresses on interfaces, halves ::/0 evenly."""
+    cases = [case._replace(env={**case.env, "PLUTO_CLIENT_FAMILY": case.env["PLUTO_CONN_ADDRFAMILY"]})
+             for case in CASES if not case.firewall]
+    cases += [
+        Case("v6 in v4", {**V6, "PLUTO_CONN_ADDRFAMILY": "ipv4", "PLUTO_CLIENT_FAMILY": "ipv6", "PLUTO_ME": "192.0.2.1",
+                          "PLUTO_PEER": "192.0.2.2", "PLUTO_NEXT_HOP": "192.0.2.254"}, CLIENT_V6, ["--route", "yes"]),
+        Case("v4 in v6", {**V4, "PLUTO_CONN_ADDRFAMILY": "ipv6", "PLUTO_CLIENT_FAMILY": "ipv4",
+                          "PLUTO_ME": "2001:db8::1", "PLUTO_PEER": "2001:db8::2",
+                          "PLUTO_NEXT_HOP": "2001:db8::fe", **SOURCE}),
+    ]
+    theirs, ours = root("trixie"), root("trixie")
+    compare(cases, lambda left: run(theirs, left, ORIGINAL, STATE), lambda left: run(ours, left, OURS, STATE))
