@@ -11,7 +11,7 @@
 Standard library only.  What is needed besides is pinned by version and hash in vendor/*.txt, fetched once into
 vendor/wheels, and installed into .venv.
 
-How the archive starts (bytecode and sys.path) is in START below.
+How the archive starts (bytecode and sys.path) is in MAIN and LOADER below.
 """
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ INTERPRETER = "/usr/bin/python3 -I"
 
 # Bytecode goes into the archive for these, as far as they are found
 TARGETS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
+TOGETHER = (("3.9", "3.10"), ("3.11", "3.12"), ("3.13", "3.14"))  # whose rest shares a file, see LOADER
 
 # Date of all entries of the archive: that of the sources does not matter, the zip format begins in 1980
 EPOCH = int(os.environ.get("SOURCE_DATE_EPOCH", "315532800"))
@@ -52,47 +53,61 @@ EPOCH = int(os.environ.get("SOURCE_DATE_EPOCH", "315532800"))
 # The sections of ipsec.py that its dispatch needs: they are loaded at every start, the others for one of their commands
 FRONT = (1, 2, 10, 12)
 
-# The module that __main__ calls.  zipimport knows one .pyc a module, so it can't choose among interpreters; this does.
-START = '''\
-"""Start ipsec from the archive: a clean sys.path, then the bytecode for this interpreter, else the source."""
+# The archive's __main__.py.  Every start compiles it, so it is short; the loader of the rest is in the bytecode.
+# It is stored, not compressed: zlib may be a module of the library too, and is to come from a clean path.
+# (Nobody can clean what ran before: with a hostile PYTHONPATH the interpreter's own start is hostile.  Hence -I above.)
+MAIN = '''\
 import gc
-import marshal
 import os
 import sys
 from _frozen_importlib_external import MAGIC_NUMBER
+from marshal import loads
 
-
-def main():
-    archive = __loader__.archive
-    # only the archive and the standard library: nothing of PYTHONPATH, site-packages or the current directory
-    library = os.path.dirname(os.__file__)
-    mine = [path for path in sys.path if path == library or path == library + "/lib-dynload"
-            or path.endswith(".zip") and os.path.dirname(path) == os.path.dirname(library)]
-    sys.path[:] = [archive, *mine, archive + "/site-packages"]
-    sys.dont_write_bytecode = True
+loader = __loader__
+if not os.path.isabs(loader.archive):  # the program may change directory, and import something after that
+    loader = type(loader)(os.path.abspath(loader.archive))
+archive = loader.archive
+# only the standard library and the archive: nothing of PYTHONPATH, site-packages or the current directory
+library = os.path.dirname(os.__file__)
+version = "%d.%d" % sys.version_info[:2]
+mine = {library, library + "/lib-dynload", f"{os.path.dirname(library)}/python{version.replace('.', '')}.zip",
+        f"{sys.base_exec_prefix}/{sys.platlibdir}/python{version}/lib-dynload"}
+sys.path[:] = [*(path for path in sys.path if path in mine), archive, archive + "/site-packages"]
+sys.dont_write_bytecode = True
+try:
+    front = loader.get_data(f"{archive}/bytecode/{sys.implementation.cache_tag}.front")
+except OSError:
+    front = b""
+if front[:4] == MAGIC_NUMBER:
     module = type(sys)("ipsec")
     module.__file__ = archive + "/ipsec.py"
+    module.__loader__ = loader
+    sys.modules["ipsec"] = module
+    gc.disable()  # nothing that is loaded here will ever be garbage
+    exec(loads(memoryview(front)[4:]), module.__dict__)
+    gc.enable()
+else:
+    import ipsec as module
+module.main()
+'''
 
-    def load(part):
-        code = __loader__.get_data(f"{archive}/bytecode/{sys.implementation.cache_tag}.{part}")
-        if code[:4] != MAGIC_NUMBER:
-            raise OSError
-        gc.disable()  # nothing that is loaded here will ever be garbage
-        exec(marshal.loads(memoryview(code)[4:]), module.__dict__)
-        gc.enable()
-
-    def load_rest():
-        module.load_rest = int  # does nothing from now on
-        load("rest")
-
-    try:
-        load("front")
-    except OSError:
-        import ipsec as module
-    else:
-        sys.modules["ipsec"] = module
-        module.load_rest = load_rest
-    module.main()
+# In the archive this takes the place of ipsec.py's load_rest().  A file of the rest holds, statement by statement, the
+# bytecode of some interpreters side by side: they are much alike, which halves the size.
+LOADER = '''\
+def load_rest():
+    global load_rest
+    load_rest = int  # does nothing from now on
+    import gc
+    from marshal import loads
+    data = memoryview(__loader__.get_data(__loader__.archive + "/bytecode/{name}"))
+    begin = turn = 0
+    gc.disable()
+    while begin < len(data):
+        end = begin + 4 + int.from_bytes(data[begin:begin + 4], "big")
+        if turn == {place}:
+            exec(loads(data[begin + 4:end]), globals())
+        begin, turn = end, (turn + 1) % {of}
+    gc.enable()
 '''
 
 
@@ -138,7 +153,7 @@ def wheels(lock: str) -> list[Path]:
     return sorted(path for path in WHEELS.glob("*.whl") if digest(path) in allowed)
 
 
-PIP_OPTIONS = ("-q", "--disable-pip-version-check", "--no-deps", "--require-hashes", "--only-binary=:all:")
+PIP_OPTIONS = ("-qq", "--disable-pip-version-check", "--no-deps", "--require-hashes", "--only-binary=:all:")
 
 
 def install(lock: str, probe: str) -> None:
@@ -198,67 +213,100 @@ def apt_install(*packages: str) -> None:
 # --- bytecode -------------------------------------------------------------------------------------------------------
 
 def interpreters() -> dict[str, Path]:
-    """The CPythons of TARGETS that are found here, by version: in PATH, in /usr and /opt, in pyenv."""
+    """The CPythons of TARGETS that are found here, by version: in PATH, in /usr and /opt, in pyenv.
+
+    Of each the newest, whatever the order of PATH: compilers of one version may differ in details.
+    """
     places = [*os.environ.get("PATH", "").split(os.pathsep), "/usr/bin", "/usr/local/bin",
               *glob.glob("/opt/python*/bin"), *sorted(glob.glob(os.path.expanduser("~/.pyenv/versions/3.*/bin")))]
-    ask = "import sys; print('%d.%d' % sys.version_info[:2], sys.implementation.cache_tag, sys.version_info[3])"
-    found: dict[str, Path] = {}
-    for place in filter(os.path.isabs, places):
+    ask = ("import sys; v = sys.version_info; "
+           "print('%d.%d' % v[:2], v[2], sys.implementation.cache_tag, v[3]) if v >= (3, 9) else None")
+    found: dict[str, tuple[int, Path]] = {}
+    for place in dict.fromkeys(filter(os.path.isabs, places)):
         for name in ("python3", *(f"python{version}" for version in TARGETS)):
             path = Path(place, name)
             if not path.exists() or "shims" in path.parts:
                 continue
             asked = subprocess.run([str(path), "-ISc", ask], capture_output=True, text=True, check=False)
             answer = asked.stdout.split()
-            if len(answer) == 3 and answer[0] in TARGETS and answer[1].startswith("cpython") and answer[2] == "final":
-                found.setdefault(answer[0], path)
-    return {version: found[version] for version in TARGETS if version in found}
+            if len(answer) != 4 or answer[0] not in TARGETS or answer[2:] != [tag_of(answer[0]), "final"]:
+                continue
+            if answer[0] not in found or int(answer[1]) > found[answer[0]][0]:
+                found[answer[0]] = int(answer[1]), path
+    return {version: found[version][1] for version in TARGETS if version in found}
+
+
+def tag_of(version: str) -> str:
+    """sys.implementation.cache_tag of a CPython."""
+    return f"cpython-{version.replace('.', '')}"
 
 
 # Compiled without what nothing reads at run time and every start would pay for: docstrings, assertions, the annotations
 # of functions, the tables of line numbers (an internal error names its function and where that begins).  Sets in the
 # code keep the order of their hashes, so that is fixed; -I would ignore the variable that does it.
 COMPILE = """
-import ast, importlib.util, marshal, re, sys
-front = [int(word) for word in sys.argv[2:]]
-source = open(sys.argv[1], encoding="utf-8").read()
-banners = [(number, int(line[2:].partition(".")[0])) for number, line in enumerate(source.splitlines(), 1)
+import __future__, ast, importlib.util, marshal, re, sys
+
+def bare(code):
+    consts = tuple(bare(each) if isinstance(each, type(code)) else each for each in code.co_consts)
+    table = "co_linetable" if hasattr(code, "co_linetable") else "co_lnotab"
+    return code.replace(co_consts=consts, **{table: b""})
+
+def emit(body, head=b""):
+    flags = __future__.annotations.compiler_flag
+    code = compile(ast.Module(body, []), "ipsec.py", "exec", flags=flags, dont_inherit=True, optimize=2)
+    data = head + marshal.dumps(bare(code))
+    sys.stdout.buffer.write(len(data).to_bytes(4, "big") + data)
+
+source, loader, *front = sys.argv[1:]
+source = open(source, encoding="utf-8").read()
+banners = [(number, line[2:].partition(".")[0]) for number, line in enumerate(source.splitlines(), 1)
            if re.match(r"# \\d+\\. ", line)]
-parts = {"front": [], "rest": []}
 tree = ast.parse(source)
 for node in ast.walk(tree):
     if isinstance(node, ast.arg):
         node.annotation = None
     elif isinstance(node, ast.FunctionDef):
         node.returns = None
+first, rest = [], []
 for statement in tree.body:
-    section = max([number for line, number in banners if line < statement.lineno], default=front[0])
-    parts["front" if section in front else "rest"].append(statement)
-future = tree.body[1:2]  # after the docstring: from __future__ import annotations
-parts["rest"][:0] = future
-def bare(code):
-    consts = tuple(bare(each) if isinstance(each, type(code)) else each for each in code.co_consts)
-    table = "co_linetable" if hasattr(code, "co_linetable") else "co_lnotab"
-    return code.replace(co_consts=consts, **{table: b""})
-for name, body in parts.items():
-    code = bare(compile(ast.Module(body, []), "ipsec.py", "exec", dont_inherit=True, optimize=2))
-    data = importlib.util.MAGIC_NUMBER + marshal.dumps(code)
-    sys.stdout.buffer.write(len(data).to_bytes(4, "big") + data)
+    if isinstance(statement, ast.ImportFrom) and statement.module == "__future__":
+        continue  # emit() has it; importing the module would cost every start 0.1 ms
+    section = max(((line, name) for line, name in banners if line < statement.lineno), default=(0, front[0]))[1]
+    (first if section in front else rest).append(statement)
+emit(first + ast.parse(loader).body, importlib.util.MAGIC_NUMBER)
+for statement in rest:
+    emit([statement])
 """
 
 
+def compiled(python: Path, source: Path, loader: str) -> list[bytes]:
+    """The source compiled by one interpreter: what is loaded at the start, with its magic number, then the rest."""
+    words = [str(python), "-s", "-S", "-X", "no_debug_ranges", "-c", COMPILE, str(source), loader, *map(str, FRONT)]
+    data = subprocess.run(words, env={"PYTHONHASHSEED": "0", "PATH": "/usr/bin:/bin"}, check=True,
+                          stdout=subprocess.PIPE).stdout
+    parts = []
+    while data:
+        end = 4 + int.from_bytes(data[:4], "big")
+        parts.append(data[:end])
+        data = data[end:]
+    return parts
+
+
 def bytecode(source: Path) -> Iterator[tuple[str, bytes]]:
-    """The source compiled by every interpreter that is found: the names in the archive, and the two parts."""
-    environment = {"PYTHONHASHSEED": "0", "PATH": "/usr/bin:/bin"}
+    """The source compiled by every interpreter that is found: names in the archive, and contents."""
     found = interpreters()
-    for version, python in found.items():
-        words = [str(python), "-s", "-S", "-X", "no_debug_ranges", "-c", COMPILE, str(source), *map(str, FRONT)]
-        data = subprocess.run(words, env=environment, check=True, capture_output=True).stdout
-        for part in ("front", "rest"):
-            end = 4 + int.from_bytes(data[:4], "big")
-            yield f"bytecode/cpython-{version.replace('.', '')}.{part}", data[4:end]
-            data = data[end:]
-        say(f"bytecode for CPython {version} by {python}")
+    for together in TOGETHER:
+        group = [version for version in together if version in found]
+        name = "+".join(map(tag_of, group)) + ".rest"
+        rests = []
+        for place, version in enumerate(group):
+            front, *rest = compiled(found[version], source, LOADER.format(name=name, place=place, of=len(group)))
+            yield f"bytecode/{tag_of(version)}.front", front[4:]
+            rests.append(rest)
+            say(f"bytecode for CPython {version} by {found[version]}")
+        if group:
+            yield f"bytecode/{name}", b"".join(part for side_by_side in zip(*rests) for part in side_by_side)
     missing = [version for version in TARGETS if version not in found]
     if missing:
         say(f"no CPython {', '.join(missing)} here: from the source there")
@@ -285,14 +333,15 @@ print(*(module.__file__ for module in list(sys.modules.values()) if getattr(modu
 
 
 def embed(library: Path, names: Sequence[str], target: Path) -> None:
-    """Copy from the unpacked wheel what importing the modules loads: whole files, as they are."""
-    loaded = subprocess.run([sys.executable, "-ISBc", TRACE, str(library), *names], capture_output=True, text=True,
-                            check=True).stdout.splitlines()
-    for path in map(Path, loaded):
-        if library in path.parents:
-            place = target / path.relative_to(library)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, place)
+    """Copy from the unpacked wheel what importing the modules loads, in any interpreter here: whole files, as they are."""
+    for python in interpreters().values():
+        loaded = subprocess.run([str(python), "-ISBc", TRACE, str(library), *names], capture_output=True, text=True,
+                                check=True).stdout.splitlines()
+        for path in map(Path, loaded):
+            if library in path.parents:
+                place = target / path.relative_to(library)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, place)
 
 
 def make_archive(target: Path) -> None:
@@ -300,36 +349,59 @@ def make_archive(target: Path) -> None:
     from shiv import builder  # type: ignore[import-untyped,import-not-found,unused-ignore]
     from shiv.bootstrap import environment  # type: ignore[import-untyped,import-not-found,unused-ignore]
     with tempfile.TemporaryDirectory() as scratch:
-        packages, library = Path(scratch, "packages"), Path(scratch, "library")
+        packages, library, packed = Path(scratch, "packages"), Path(scratch, "library"), Path(scratch, "packed")
         packages.mkdir()
-        names = embedded_modules(SOURCE)
         for wheel in wheels("embedded.txt"):
             zipfile.ZipFile(wheel).extractall(library)
-        if names:
+        if names := embedded_modules(SOURCE):
             embed(library, names, packages)
-        bootstrap = Path(str(builder.bootstrap.__file__)).parent
-        for path in [*packages.rglob("*"), *bootstrap.iterdir()]:
-            path.chmod(0o755 if path.is_dir() else 0o644)  # modes go into the archive: the umask must not
+        own = {name: data for name, data in own_files()}
+        build_id = hashlib.sha256()
+        for path in sorted(packages.rglob("*.py")):
+            build_id.update(str(path.relative_to(packages)).encode() + b"\0" + path.read_bytes())
+        for name, data in sorted(own.items()):
+            build_id.update(name.encode() + b"\0" + data)
         date = time.strftime(builder.BUILD_AT_TIMESTAMP_FORMAT, time.gmtime(EPOCH))
-        about = environment.Environment(built_at=date, shiv_version=version_of("shiv"), entry_point="ipsec:main",
-                                        compile_pyc=False, no_modify=True, reproducible=True,
+        about = environment.Environment(built_at=date, build_id=build_id.hexdigest(), shiv_version=version_of("shiv"),
+                                        entry_point="ipsec:main", compile_pyc=False, no_modify=True, reproducible=True,
                                         hashes={wheel.name: digest(wheel) for wheel in wheels("embedded.txt")})
-        builder.create_archive([packages], target, INTERPRETER, "start:main", about)
-        # what shiv puts below site-packages is for its extraction; ours starts from the top of the zip
-        with zipfile.ZipFile(target, "a", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-            for name, data in own_files():
+        builder.create_archive([packages], packed, INTERPRETER, "ipsec:main", about, compressed=False)
+        with zipfile.ZipFile(packed) as archive:
+            entries = {name: archive.read(name) for name in archive.namelist()}
+    write_zip(target, {**entries, **own})
+
+
+def write_zip(target: Path, entries: dict[str, bytes]) -> None:
+    """Write shiv's entries and ours so that nothing but names and contents counts.
+
+    shiv's bootstrap stays out: all it does is to extract.  Its order, and the modes of its files, are those of the disk.
+    """
+    names = (name for name in entries if not name.startswith("_bootstrap/"))
+    with open(target, "wb") as file:
+        file.write(f"#!{INTERPRETER}\n".encode())
+        with zipfile.ZipFile(file, "w") as archive:
+            for name in sorted(names):
                 entry = zipfile.ZipInfo(name, time.gmtime(EPOCH)[:6])
+                entry.create_system = 3  # Unix: the modes count
                 entry.external_attr = 0o100644 << 16
-                entry.compress_type = zipfile.ZIP_DEFLATED
-                archive.writestr(entry, data)
+                entry.compress_type = zipfile.ZIP_STORED if name == "__main__.py" else zipfile.ZIP_DEFLATED
+                archive.writestr(entry, entries[name], compresslevel=9)
+    target.chmod(0o755)
 
 
 def own_files() -> Iterator[tuple[str, bytes]]:
     """What is ours in the archive, name and content."""
-    yield "start.py", START.encode()
+    yield "__main__.py", MAIN.encode()
     yield "ipsec.py", SOURCE.read_bytes()
     yield from bytecode(SOURCE)
     yield from ((f"man/{page.name}", page.read_bytes()) for page in sorted((TOP / "man").glob("*.[1-8]")))
+
+
+def smoke(archive: Path) -> None:
+    """Run the archive with every interpreter: what is loaded at the start, and the rest, must load."""
+    for python in interpreters().values():
+        for words in (["--directory"], ["help"]):
+            call([python, archive, *words], stdout=subprocess.DEVNULL)
 
 
 def version_of(package: str) -> str:
@@ -347,6 +419,7 @@ def build(arguments: Sequence[str] = ()) -> None:
     try:
         # PYTHONHASHSEED, locale and the like of the caller do not reach it
         call([venv_python(), "-I", __file__, "archive", aside])
+        smoke(aside)
         size = aside.stat().st_size
         if size > SIZE_LIMIT:
             raise stop(f"ipsec.pyz would have {size} bytes, more than {SIZE_LIMIT}")
