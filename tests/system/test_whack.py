@@ -30,6 +30,17 @@ conn spare
 	authby=secret
 	auto=ignore
 """
+TUNNEL = """config setup
+conn tunnel
+	left=192.0.2.1
+	right=192.0.2.2
+	leftid=@west
+	rightid=@east
+	leftsubnet=10.1.0.0/24
+	rightsubnet=10.2.0.0/24
+	authby=secret
+	auto=add
+"""
 SECRETS = ': PSK "not-to-be-seen"\n'
 VERSIONS = {"bullseye": "4.3", "bookworm": "4.10", "trixie": "5.2"}
 
@@ -224,8 +235,7 @@ def test_a_tunnel_up_and_down(root: Callable[..., Machine], release: str) -> Non
     """In a kernel that has ESP: brought up, used, seen as data, taken down, natively."""
     west = Gateways(root(release))
     for name in NAMES:
-        west.write(name, "ipsec.conf", "config setup\nconn tunnel\n\tleft=192.0.2.1\n\tright=192.0.2.2\n\tleftid=@west\n"
-                   "\trightid=@east\n\tleftsubnet=10.1.0.0/24\n\trightsubnet=10.2.0.0/24\n\tauthby=secret\n\tauto=add\n")
+        west.write(name, "ipsec.conf", TUNNEL)
         west.write(name, "ipsec.secrets", '@west @east : PSK "not-to-be-seen"\n', 0o600)
         west.step(f"nss-{name}", name, ["certutil", "-N", "-d", "sql:/var/lib/ipsec/nss", "--empty-password"])
         west.step(f"start-{name}", name, ["sh", "-c", """
@@ -249,3 +259,12 @@ def test_a_tunnel_up_and_down(root: Callable[..., Machine], release: str) -> Non
     assert json.loads(left["traffic"].stdout)["traffic"][0]["bytes_in"] == 168
     assert 'ipsec_sa_out_bytes_total{connection="tunnel",sa="' in left["metrics"].stdout
     assert left["down"].check() and "Child" not in left["after"].check().stdout
+
+
+def test_a_python_without_json(root: Callable[..., Machine], pluto: Callable[..., Pluto]) -> None:
+    machine = root("bookworm")
+    pluto(machine, CONFIG, SECRETS)
+    lacking = machine.run([machine.python, "-c", "import json"]).status != 0
+    result = machine.ipsec("status", "--json")
+    assert result.status == (1 if lacking else 0) and len(result.stderr.splitlines()) == lacking
+    assert "west-east" in machine.ipsec("--native", "status").check().stdout
