@@ -5029,10 +5029,14 @@ class Updown:
 
     def run(self, verb: str) -> int:
         """Do what the verb asks; the status of its last step.  Raises Failure."""
-        if verb not in UPDOWN_STEPS:
-            raise Failure(f'_updown: unknown verb "{verb}"')
+        verbs = [verb]
+        if set(verb.split("-")) <= {"prepare", "route", "up"}:  # 5.4 with updown-config=async: several, bare
+            kind = "host" if self.get("PLUTO_MY_CLIENT_NET") == self.get("PLUTO_ME") else "client"
+            verbs = [f"{word}-{kind}{'-v6' if self.family == 6 else ''}" for word in verb.split("-")]
+        if any(word not in UPDOWN_STEPS for word in verbs):
+            raise Failure(f"_updown: unknown verb {quote(verb)}")
         status = OK
-        for step in UPDOWN_STEPS[verb].split():
+        for step in [step for word in verbs for step in UPDOWN_STEPS[word].split()]:
             try:
                 status = getattr(self, step)() or OK
             except (Failure, OSError) as error:

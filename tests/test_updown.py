@@ -42,6 +42,23 @@ def test_the_status_is_that_of_the_last_step(below: Path, monkeypatch: pytest.Mo
     assert updown(below, PLUTO_CONN_ADDRFAMILY="ipv6").run("route-client-v6") == 2
 
 
+@pytest.mark.parametrize("verb, env, steps", [
+    ("prepare-route-up", {}, "prepare-client route-client up-client"),
+    ("route-up", {"PLUTO_MY_CLIENT_NET": "192.0.2.1", "PLUTO_ME": "192.0.2.1"}, "route-host up-host"),
+    ("up", {"PLUTO_CLIENT_FAMILY": "ipv6", "PLUTO_ME": "x"}, "up-client-v6"),
+])
+def test_several_verbs_at_once(below: Path, monkeypatch: pytest.MonkeyPatch, verb: str, env: dict[str, str],
+                               steps: str) -> None:
+    """5.4 with updown-config=async (updown.c)."""
+    done: list[str] = []
+    for step in {step for text in ipsec.UPDOWN_STEPS.values() for step in text.split()}:
+        monkeypatch.setattr(ipsec.Updown, step, lambda self, step=step: done.append(step))
+    updown(below, **{"PLUTO_ME": "192.0.2.1", **env}).run(verb)
+    assert done == [step for word in steps.split() for step in ipsec.UPDOWN_STEPS[word].split()]
+    with pytest.raises(ipsec.Failure, match="unknown verb"):
+        updown(below).run("up-sideways")
+
+
 @pytest.mark.parametrize("before, after", [
     ("nameserver 9.9.9.9 # quad\n", "search corp.example\nnameserver 10.2.0.53\nnameserver 10.2.0.54\n"
      "nameserver 9.9.9.9\n"),

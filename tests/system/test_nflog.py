@@ -252,6 +252,36 @@ def test_groups_of_connections(firewalled: Firewalled) -> None:
     assert firewalled.rules() == []
 
 
+def test_a_connection_that_is_routed(firewalled: Firewalled) -> None:
+    """_updown: one pair of rules for each pair of nets, however often it is routed; none beside checknflog's."""
+    machine = firewalled.machine
+    machine.address("192.0.2.1/24")
+    first = {"PLUTO_STACK": "xfrm", "PLUTO_CONN_ADDRFAMILY": "ipv4", "PLUTO_CONNECTION": "fixed", "NFLOG": "7",
+             "PLUTO_MY_CLIENT": "10.1.0.0/24", "PLUTO_MY_CLIENT_NET": "10.1.0.0", "PLUTO_PEER_CLIENT": "192.0.2.2/32",
+             "PLUTO_PEER_CLIENT_NET": "192.0.2.2", "PLUTO_ME": "192.0.2.1", "PLUTO_PEER": "192.0.2.2",
+             "PLUTO_INTERFACE": "eth0", "PLUTO_NEXT_HOP": "192.0.2.2"}
+    second = {**first, "PLUTO_MY_CLIENT": "10.3.0.0/24", "PLUTO_MY_CLIENT_NET": "10.3.0.0"}
+    six = {**first, "PLUTO_CONN_ADDRFAMILY": "ipv6", "PLUTO_MY_CLIENT": "2001:db8::/64", "PLUTO_PEER_CLIENT": "::/0",
+           "PLUTO_PEER_CLIENT_NET": "::", "PLUTO_MY_CLIENT_NET": "2001:db8::"}
+
+    def verb(name: str, env: dict[str, str]) -> int:
+        result = machine.ipsec("_updown", env={**env, "PLUTO_VERB": name}).check()
+        assert not result.stderr
+        return len(firewalled.rules())
+
+    assert [verb(*each) for each in (("route-client", first), ("route-client", first), ("route-client", second),
+                                     ("route-client-v6", six), ("down-client", first))] == [2, 2, 4, 6, 4]
+    machine.ipsec("stopnflog").check()
+    assert len(firewalled.rules()) == 4  # not checknflog's
+    assert [verb("down-client", second), verb("down-client-v6", six), verb("down-client", six)] == [2, 0, 0]
+    firewalled.config(CONNS)
+    machine.ipsec("checknflog").check()
+    before = firewalled.rules()
+    verb("route-client", first)
+    verb("down-client", first)
+    assert firewalled.rules() == before
+
+
 def test_sniff(root: Callable[..., Machine]) -> None:
     machine = root("bookworm")
     machine.write("/etc/ipsec.conf", "config setup\n")
