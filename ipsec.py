@@ -4761,6 +4761,9 @@ def compare_net(offset: int, net: str) -> bytes:
     return compare(load, (int.from_bytes(value, "big") & mask).to_bytes(size, "big"))
 
 
+NO_NFTABLES = (errno.EPROTONOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL, errno.EAFNOSUPPORT)
+
+
 class NfTables:
     """NFLOG rules in the kernel's nf_tables, in a table of our own for both address families, as `nft` shows them.
 
@@ -4799,10 +4802,12 @@ class NfTables:
         return rules
 
     def found(self, wanted: Callable[[str], bool]) -> list[FoundRule]:
-        """The rules of our table whose prefix is wanted.  Raises Failure."""
+        """The rules of our table whose prefix is wanted; none in a kernel without nf_tables.  Raises Failure."""
         try:
             return [rule for rule in self._rules() if rule.prefix and wanted(rule.prefix)]
         except OSError as error:
+            if error.errno in NO_NFTABLES:
+                return []
             raise self._failed(error) from None
 
     def change(self, gone: Sequence[FoundRule], new: Sequence[Capture | FoundRule]) -> None:
@@ -4857,8 +4862,8 @@ class NfTables:
         return bytes((NFPROTO_INET, 0, 0, 0))
 
     def _failed(self, error: OSError) -> Failure:
-        hint = ("be root" if error.errno in (errno.EPERM, errno.EACCES) else "install iptables" if error.errno in
-                (errno.EPROTONOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL, errno.EAFNOSUPPORT) else "")
+        hint = ("be root" if error.errno in (errno.EPERM, errno.EACCES) else
+                "install iptables" if error.errno in NO_NFTABLES else "")
         return Failure(f"nf_tables: {error.strerror or error}", hint=hint)
 
 
@@ -7629,7 +7634,7 @@ def filtered(host: Host, names: Sequence[str], censor: Callable[[Iterable[bytes]
 SETUP_OPTIONS = (
     Opt("--init", "NAME", f"the init system to use, whatever runs: {', '.join(m.name for m in MANAGERS)}; or none, to "
         "start and stop pluto directly"),
-    Opt("--dry-run -n", None, "print what would be run, and run nothing"),
+    DRY_RUN_OPTION,
 )
 START_OPTIONS = (*SETUP_OPTIONS, Opt("--foreground", None, "without init system: prepare everything, then become pluto "
                                      "(the entry point of a container, a supervisor's run script)"))

@@ -6,6 +6,7 @@ that nobody would build: two init systems at once, a service that is somebody el
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -199,3 +200,18 @@ def test_no_unit_of_ours(units: list[str], systemd: Callable[..., ipsec.Service 
 def test_a_systemd_that_does_not_answer_is_left_to_systemctl(systemd: Callable[..., ipsec.Service | None]) -> None:
     service = systemd(status=1)
     assert service and service.argvs(ipsec.Host({}), "start") == [["systemctl", "start", "ipsec.service"]]
+
+
+# --- what a start and a stop touch on hosts that lack it -------------------------------------------------------------
+
+def test_a_kernel_without_netfilter_has_no_rules_to_remove(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = ipsec.Host({})
+
+    def without(family: int, timeout: float = 10.0) -> None:
+        raise OSError(errno.EPROTONOSUPPORT, "Protocol not supported")
+
+    monkeypatch.setattr(host, "netlink", without)
+    rules = ipsec.NfTables(host)
+    assert rules.found(lambda prefix: True) == []
+    with pytest.raises(ipsec.Failure, match="install iptables"):
+        rules.change([], [ipsec.Capture("INPUT", "in", 50, "x")])

@@ -93,6 +93,22 @@ def test_dry_run_names_the_words_and_runs_nothing(booted: Booted) -> None:
     assert ended(booted)
 
 
+@pytest.mark.parametrize("name, directory", [("bookworm-runit", "/etc/service"), ("bookworm-s6", "/run/service")])
+def test_a_supervisor_runs_us_as_pluto(pid1: Callable[..., Booted], name: str, directory: str) -> None:
+    machine = pid1(name)
+    machine.write("/etc/ipsec.conf", CONFIG)
+    machine.write(f"{directory}/ipsec/run", f"#!/bin/sh\nexec {machine.python} {PYZ} start --foreground\n", 0o755)
+    machine.ipsec("start").check()
+    first = one_pluto(machine)
+    machine.ipsec("restart").check()
+    assert one_pluto(machine) != first
+    machine.signal(one_pluto(machine), signal.SIGKILL)
+    wait_for(lambda: machine.run(["ipsec", "whack", "--status"]).status == 0, "another pluto")
+    machine.ipsec("stop").check()
+    assert ended(machine) and rundir(machine) == []
+    machine.ipsec("setup", "status").check(3)
+
+
 @pytest.fixture
 def systemd(pid1: Callable[..., Booted]) -> Booted:
     return pid1("bookworm-systemd")
