@@ -202,6 +202,81 @@ def test_a_systemd_that_does_not_answer_is_left_to_systemctl(systemd: Callable[.
     assert service and service.argvs(ipsec.Host({}), "start") == [["systemctl", "start", "ipsec.service"]]
 
 
+# --- init systems by their documented commands -----------------------------------------------------------------------
+
+@pytest.fixture
+def served(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], tuple[ipsec.Host, ipsec.Service]]:
+    """served(name): a live host on which that init system has the service, and pluto answers after a start."""
+
+    def make(name: str) -> tuple[ipsec.Host, ipsec.Service]:
+        files, first, _ = HOSTS[name]
+        service = ipsec.find_service(tree(files, first), "", "start")
+        host = ipsec.Host({})
+        monkeypatch.setattr(host, "resolve", lambda program, hint="": program)
+        monkeypatch.setattr(ipsec, "check_config", lambda host: None)
+        monkeypatch.setattr(ipsec, "answers", lambda host: True)
+        assert service
+        return host, service
+
+    return make
+
+
+@pytest.mark.parametrize("name, argv, text, status, expected", [
+    ("upstart", ["status", "ipsec"], "ipsec start/running, process 812\n", 0, 0),
+    ("upstart", ["status", "ipsec"], "ipsec stop/waiting\n", 0, 3),
+    ("upstart", ["status", "ipsec"], "", 1, 4),
+    ("dinit", ["dinitctl", "status", "ipsec"], "Service: ipsec\n    State: STARTED\n", 0, 0),
+    ("dinit", ["dinitctl", "status", "ipsec"], "Service: ipsec\n    State: STOPPED\n", 0, 3),
+    ("dinit", ["dinitctl", "status", "ipsec"], "", 1, 4),
+    ("runit", ["sv", "status", "/etc/service/ipsec"], "down: /etc/service/ipsec: 7s\n", 0, 3),
+    ("s6", ["s6-svstat", "/run/service/ipsec"], "up (pid 14) 9 seconds\n", 0, 0),
+])
+def test_a_status_that_only_the_text_tells(name: str, argv: list[str], text: str, status: int, expected: int,
+                                           served: Callable[[str], tuple[ipsec.Host, ipsec.Service]], fp: FakeProcess,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    fp.register(argv, stdout=text, returncode=status)
+    assert ipsec.act(*served(name), "status", False) == expected
+    assert capsys.readouterr().out == f"Redirecting to: {' '.join(argv)}\n{text}"
+
+
+@pytest.mark.parametrize("name, action, argvs", [
+    ("upstart", "start", ["start ipsec"]), ("upstart", "restart", ["restart ipsec"]),
+    ("dinit", "start", ["dinitctl start ipsec"]),
+    ("dinit", "restart", ["dinitctl stop --ignore-unstarted ipsec", "dinitctl start ipsec"]),
+])
+def test_the_words_are_run_and_a_failure_passed_back(
+        name: str, action: str, argvs: list[str], served: Callable[[str], tuple[ipsec.Host, ipsec.Service]],
+        fp: FakeProcess, capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in argvs:
+        fp.register(argv.split())
+    assert ipsec.act(*served(name), action, False) == 0
+    assert capsys.readouterr().out == "".join(f"Redirecting to: {argv}\n" for argv in argvs)
+    fp.register(argvs[0].split(), returncode=7)
+    assert ipsec.act(*served(name), action, False) == 7
+    assert len(fp.calls) == len(argvs) + 1
+
+
+def test_a_stop_that_fails_touches_nothing(served: Callable[[str], tuple[ipsec.Host, ipsec.Service]],
+                                           fp: FakeProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    def clean_up(host: ipsec.Host) -> None:
+        raise AssertionError("the kernel's policies were touched")
+
+    monkeypatch.setattr(ipsec, "clean_up", clean_up)
+    fp.register(["dinitctl", "stop", "--ignore-unstarted", "ipsec"], returncode=1)
+    assert ipsec.act(*served("dinit"), "stop", False) == 1
+
+
+def test_a_service_that_starts_without_pluto_is_no_success(
+        served: Callable[[str], tuple[ipsec.Host, ipsec.Service]], fp: FakeProcess,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    host, service = served("dinit")
+    monkeypatch.setattr(ipsec, "answers", lambda host: False)
+    monkeypatch.setattr(ipsec, "CHECK_TIME", 0.2)
+    fp.register(["dinitctl", "start", "ipsec"])
+    with pytest.raises(ipsec.Failure, match="pluto does not answer"):
+        ipsec.act(host, service, "start", False)
+
+
 # --- what a start and a stop touch on hosts that lack it -------------------------------------------------------------
 
 def test_a_kernel_without_netfilter_has_no_rules_to_remove(monkeypatch: pytest.MonkeyPatch) -> None:

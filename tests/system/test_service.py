@@ -348,6 +348,11 @@ def test_words_that_are_wrong(bookworm: Machine, words: list[str], status: int, 
     assert ended(bookworm)
 
 
+def test_nothing_of_the_environment_is_echoed(bookworm: Machine) -> None:
+    result = bookworm.ipsec("setup", "status", env={"SUDO_COMMAND": "/bin/nsenter foo"}).check(3)
+    assert (result.stdout, result.stderr) == ("ipsec: pluto is stopped\n", "")
+
+
 def test_who_is_not_root_is_told(bookworm: Machine) -> None:
     for words in (["start"], ["stop"], ["restart"], ["_stackmanager", "start"]):
         assert "permission denied (must be superuser)" in bookworm.ipsec(*words, user=65534).check(4).stderr
