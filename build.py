@@ -333,7 +333,7 @@ print(*(module.__file__ for module in list(sys.modules.values()) if getattr(modu
 
 
 def embed(library: Path, names: Sequence[str], target: Path) -> None:
-    """Copy from the unpacked wheel what importing the modules loads, in any interpreter here: whole files, as they are."""
+    """Copy from the unpacked wheel the files that importing the modules loads, in any interpreter here."""
     for python in interpreters().values():
         loaded = subprocess.run([str(python), "-ISBc", TRACE, str(library), *names], capture_output=True, text=True,
                                 check=True).stdout.splitlines()
@@ -355,7 +355,7 @@ def make_archive(target: Path) -> None:
             zipfile.ZipFile(wheel).extractall(library)
         if names := embedded_modules(SOURCE):
             embed(library, names, packages)
-        own = {name: data for name, data in own_files()}
+        own = dict(own_files())
         build_id = hashlib.sha256()
         for path in sorted(packages.rglob("*.py")):
             build_id.update(str(path.relative_to(packages)).encode() + b"\0" + path.read_bytes())
@@ -374,7 +374,7 @@ def make_archive(target: Path) -> None:
 def write_zip(target: Path, entries: dict[str, bytes]) -> None:
     """Write shiv's entries and ours so that nothing but names and contents counts.
 
-    shiv's bootstrap stays out: all it does is to extract.  Its order, and the modes of its files, are those of the disk.
+    shiv's bootstrap stays out: all it does is to extract.  shiv writes it in the order and with the modes of the disk.
     """
     names = (name for name in entries if not name.startswith("_bootstrap/"))
     with open(target, "wb") as file:

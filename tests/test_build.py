@@ -124,8 +124,9 @@ def test_no_third_party_file_is_edited(routing: Path) -> None:
 
 def loaded_from(archive: Path, names: list[str]) -> set[str]:
     """The files of the archive that some interpreter loads when it imports these modules from it."""
+    words = ["-ISBc", build.TRACE, f"{archive}/site-packages", *names]
     found = {name for python in build.interpreters().values()
-             for name in run(python, "-ISBc", build.TRACE, f"{archive}/site-packages", *names, check=True).stdout.split()}
+             for name in run(python, *words, check=True).stdout.split()}
     return {name.partition(f"{archive.name}/")[2] for name in found if f"{archive.name}/" in name}
 
 
