@@ -650,6 +650,19 @@ class Host:
             status = NOT_FOUND if error.errno == errno.ENOENT else NOT_EXECUTABLE
             raise Failure(f"{path}: {error.strerror}", status) from None
 
+    def memory_file(self, data: bytes) -> int:
+        """A descriptor of a file in memory, for a program that reads `/proc/self/fd/N`, as often as it likes; what is
+        in it is on no disk.  Raises Missing."""
+        if not os.path.isdir("/proc/self/fd"):
+            raise Missing("/proc is not mounted, so nothing can be handed to a program unseen",
+                          hint="mount -t proc proc /proc")
+        try:
+            fd = os.memfd_create("ipsec", os.MFD_CLOEXEC)
+        except (AttributeError, OSError):
+            raise Missing("this system has no files in memory (memfd_create)", hint="use Linux 3.17 or later") from None
+        write_all(fd, data)
+        return fd
+
     # --- sockets ----------------------------------------------------------------------------------------------------
 
     def netlink(self, family: int, timeout: float = 10.0) -> socket.socket:
@@ -4328,7 +4341,712 @@ class StatusReader:
 
 # =====================================================================================================================
 # 7. NSS
+#
+# pluto's certificates and keys: cert9.db, key4.db and pkcs11.txt in one directory.  What changes them is done by NSS's
+# own tools; what must be whole or not at all (create, move, migrate, import) is built in a directory beside, renamed to
+# `.nss-commit` when it is whole, and put in place from there, by the next command if we are killed.  Reading needs no
+# tools: the databases are SQLite, one row an object, one column a PKCS#11 attribute (`a` and its number in hex).
+# Facts: certutil(1), pk12util(1); pkcs11t.h and pkcs11n.h of NSS 3.61 to 3.110; RFC 5280 for certificates.
 # =====================================================================================================================
+
+NSS_FILES = ("pkcs11.txt", "key4.db", "cert9.db")  # in the order they are put in place: no certificate before its key
+DBM_FILES = ("cert8.db", "key3.db", "secmod.db")
+NSS_COMMIT = ".nss-commit"
+NSS_BUILD = ".nss-build."
+NSS_TIME = 60.0  # seconds a tool may take; it never waits for a person
+DEFAULT_NSSDIRS = ("/var/lib/ipsec/nss", "/etc/ipsec.d")  # of 4.0 and later, of 3.x
+NSS_TOKENS = ("NSS Certificate DB", "NSS FIPS 140-2 Certificate DB")  # the database's token; its name in FIPS mode
+NSS_PACKAGES = {"debian": "libnss3-tools", "ubuntu": "libnss3-tools", "fedora": "nss-tools", "rhel": "nss-tools",
+                "centos": "nss-tools", "suse": "mozilla-nss-tools", "opensuse": "mozilla-nss-tools",
+                "alpine": "nss-tools", "arch": "nss", "openwrt": "nss-utils", "gentoo": "dev-libs/nss[utils]"}
+# PKCS#11 attributes and values (pkcs11t.h), and NSS's own (pkcs11n.h, from CKA_NSS 0xce534350 on)
+CKO_CERTIFICATE, CKO_PRIVATE_KEY, CKO_NSS_TRUST = (n.to_bytes(4, "big") for n in (1, 3, 0xce534353))
+CKK_RSA, CKK_EC = (n.to_bytes(4, "big") for n in (0, 3))
+TRUST_COLUMNS = ("ace536358", "ace536359", "ace53635b", "ace53635a")  # server, client, e-mail, code signing
+TRUST_LETTERS = {0xce534351: "P", 0xce534352: "C", 0xce53435a: "p", 0xce53435b: "c"}  # the letters of certutil -t
+NSS_EMPTY = b"\xa5\x00\x5a"  # how an attribute of no length is stored (sdb.c)
+NAME_PARTS = {"550403": "CN", "55040a": "O", "55040b": "OU", "550406": "C", "550407": "L", "550408": "ST",
+              "550405": "serialNumber", "2a864886f70d010901": "E", "0992268993f22c640119": "DC"}
+
+
+class Certificate(Record):
+    """A certificate of the database; `trust` as certutil -t writes it, without `u`."""
+
+    nickname: str
+    der: bytes
+    trust: str
+    has_key: bool
+
+
+class HostKey(Record):
+    """The public part of a private key of the database: `kind` RSA or ECDSA, `ckaid` CKA_ID, RSA's modulus and
+    exponent or the DER curve and the point."""
+
+    kind: str
+    ckaid: bytes
+    first: bytes
+    second: bytes
+
+
+# --- DER: as much as it takes to read a certificate (X.690) ----------------------------------------------------------
+
+
+def der_items(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int, int]]:
+    """(tag, first byte, end) of the content of each element between start and end.  Raises ValueError."""
+    end = len(data) if end is None else end
+    while start < end:
+        if start + 2 > end:
+            raise ValueError("DER: cut off")
+        tag, length, start = data[start], data[start + 1], start + 2
+        if length & 0x80:
+            size = length & 0x7f
+            length, start = int.from_bytes(data[start:start + size], "big"), start + size
+        if start + length > end:
+            raise ValueError("DER: cut off")
+        yield tag, start, start + length
+        start += length
+
+
+def der(tag: int, *contents: bytes) -> bytes:
+    """An element of that tag."""
+    content = b"".join(contents)
+    size = b"" if len(content) < 0x80 else len(content).to_bytes((len(content).bit_length() + 7) // 8, "big")
+    return bytes((tag, 0x80 | len(size) if size else len(content))) + size + content
+
+
+class Parsed(Record):
+    """What of a certificate is asked for: names as text, the end of its validity in seconds since 1970."""
+
+    subject: str
+    issuer: str
+    expires: int
+    is_ca: bool
+
+
+def parse_certificate(data: bytes) -> Parsed:
+    """Read a DER certificate (RFC 5280, 4.1).  It is a CA by its basic constraints only (4.2.1.9): without them, as in
+    version 1, it is none.  Raises ValueError."""
+    try:
+        _, start, end = next(der_items(data))
+        _, start, end = next(der_items(data, start, end))
+        fields = list(der_items(data, start, end))
+        fields = fields[1:] if fields[0][0] == 0xa0 else fields  # the version
+        issuer, validity, subject = fields[2:5]
+        tag, first, last = list(der_items(data, *validity[1:]))[1]
+        is_ca = False
+        for _, outer, stop in (field for field in fields[5:] if field[0] == 0xa3):
+            for _, *extension in der_items(data, *next(der_items(data, outer, stop))[1:]):
+                parts = list(der_items(data, *extension))
+                if data[parts[0][1]:parts[0][2]] == b"\x55\x1d\x13":  # 2.5.29.19
+                    inner = list(der_items(data, *next(der_items(data, *parts[-1][1:]))[1:]))
+                    is_ca = bool(inner) and inner[0][0] == 1 and data[inner[0][1]] != 0
+        return Parsed(der_name(data, *subject[1:]), der_name(data, *issuer[1:]),
+                      der_time(data[first:last].decode("ascii"), tag == 0x17), is_ca)
+    except (IndexError, StopIteration, RuntimeError):
+        raise ValueError("not a certificate") from None
+
+
+def der_name(data: bytes, start: int, end: int) -> str:
+    """A distinguished name as text, in the order of the certificate."""
+    words = []
+    for _, *one in der_items(data, start, end):
+        for _, *pair in der_items(data, *one):
+            oid, value = list(der_items(data, *pair))[:2]
+            text = data[value[1]:value[2]].decode("utf-16-be" if value[0] == 0x1e else "utf-8", "replace")
+            number = data[oid[1]:oid[2]].hex()
+            words.append(f"{NAME_PARTS.get(number, number)}={text}")
+    return ", ".join(words)
+
+
+def der_time(text: str, short: bool) -> int:
+    """Seconds since 1970 of a UTCTime (`short`, two digits of the year: RFC 5280, 4.1.2.5.1) or GeneralizedTime."""
+    import calendar
+    if short:
+        text = ("19" if text[:2] >= "50" else "20") + text
+    return calendar.timegm((int(text[:4]), *(int(text[i:i + 2]) for i in range(4, 14, 2)), 0, 0, 0))
+
+
+# --- the database ----------------------------------------------------------------------------------------------------
+
+
+class NssTool(Failure):
+    """One of NSS's tools failed; `code` is NSS's name of the error, such as SEC_ERROR_BAD_PASSWORD."""
+
+    def __init__(self, message: str, code: str, hint: str = "") -> None:
+        super().__init__(message, NSS_FAILURE, hint)
+        self.code = code
+
+
+def nss_package(host: Host) -> str:
+    """How to get NSS's tools on this distribution (os-release(5)), as a hint."""
+    known: dict[str, str] = {}
+    for line in host.value("/etc/os-release", host.value("/usr/lib/os-release")).splitlines():
+        key, _, value = line.partition("=")
+        known[key] = value.strip("\"'").lower()
+    for name in [known.get("ID", ""), *known.get("ID_LIKE", "").split()]:
+        package = NSS_PACKAGES.get(name) or NSS_PACKAGES.get(name.partition("-")[0])
+        if package:
+            return f"install the package {package}"
+    return "install NSS's tools: libnss3-tools, nss-tools or mozilla-nss-tools"
+
+
+def first_line(host: Host, name: str) -> str:
+    """The first line of a password file.  Raises Failure."""
+    try:
+        return (b"".join(host.chunks(name)).decode("utf-8", "surrogateescape").splitlines() or [""])[0]
+    except OSError as error:
+        raise Failure(f"{name}: {error.strerror}", hint="it must hold the password in its first line") from None
+
+
+class NssDatabase:
+    """The database in a directory.  `password` opens it; without one, pluto's file nsspassword is asked."""
+
+    def __init__(self, host: Host, directory: str = "", password: str | None = None) -> None:
+        self.host = host
+        self.directory = os.path.normpath((directory or host.nssdir).removeprefix("sql:"))
+        self.passwords = nss_passwords(host)
+        if password is None:
+            password = nss_password(host, NSS_TOKENS[0])
+        self.password = password
+
+    def file(self, name: str) -> str:
+        """Where one of its files lies."""
+        return os.path.join(self.host.path(self.directory), name)
+
+    def has(self, *names: str) -> list[str]:
+        """Those of the files that are there."""
+        return [name for name in names if os.path.lexists(self.file(name))]
+
+    def secret(self) -> bytes:
+        """A password file as NSS's tools read it: they take the line that begins with their token's name and `:`, or
+        else the last (SECU_FilePasswd)."""
+        lines = [f"{token}:{text}" for token, text in self.passwords.items() if token and token not in NSS_TOKENS]
+        if self.password is not None:
+            lines += [f"{token}:{self.password}" for token in NSS_TOKENS] + [self.password]
+        return "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
+
+    def tool(self, program: str, *words: str, directory: str = "", secret: str = "-f", files: Sequence[bytes] = (),
+             twice: bool = False) -> Ran:
+        """Run one of NSS's tools on the database, or on `directory`.  `{0}`, `{1}`… in a word become descriptors that
+        hold `files`.  The password goes the same way, so it is in no argument and no file.  Raises NssTool."""
+        argv = [program, "-d", f"sql:{directory or self.host.path(self.directory)}", *words]
+        opened: list[int] = []
+        try:
+            told: list[str] = []
+            if self.password is not None:
+                opened.append(self.host.memory_file(self.secret()))
+                told = [secret, f"/proc/self/fd/{opened[0]}"]
+                told += ["-@", told[1]] if twice else []
+            paths = []
+            for data in files:
+                if words[0] == "-B":  # each line of a batch has options of its own
+                    data = data.replace(b"\n", f" {' '.join(told)}\n".encode())
+                opened.append(self.host.memory_file(data))
+                paths.append(f"/proc/self/fd/{opened[-1]}")
+            argv = [word.format(*paths) if word in ("{0}", "{1}") else word for word in argv] + told
+            ran = self.host.run(argv, timeout=NSS_TIME, pass_fds=opened, hint=nss_package(self.host))
+        finally:
+            for fd in opened:
+                os.close(fd)
+        if ran.status:
+            text = decode(ran.err)
+            code = next((word.strip(":,.()") for word in text.split()
+                         if word.startswith(("SEC_ERROR_", "PR_", "SSL_ERROR_"))), "")
+            if "Incorrect password/PIN" in text or "could not authenticate" in text:
+                code = "SEC_ERROR_BAD_PASSWORD"
+            if code == "SEC_ERROR_BAD_PASSWORD" and program != "pk12util":
+                self.wrong_password()
+            raise NssTool(f"{program}: {ran.complaint.removeprefix(program + ': ')}", code)
+        return ran
+
+    def wrong_password(self) -> NoReturn:
+        """The error for a database whose password we have not got."""
+        why = "needs a password" if self.password is None else "has another password"
+        raise NssTool(f"{self.directory}: the NSS database {why}", "SEC_ERROR_BAD_PASSWORD",
+                      f"put the line `{NSS_TOKENS[0]}:PASSWORD` into {self.host.confddir}/nsspassword")
+
+    # --- whole or not at all ---
+
+    def lock(self) -> Lock:
+        """Hold the directory for changes, with what a killed command left brought to its end.  Raises Failure."""
+        path = self.host.path(self.directory)
+        if not self.host.live:
+            raise Failure(f"{self.directory}: the database of another system is only read", USAGE)
+        if not os.path.isdir(path) or not os.access(path, os.W_OK | os.X_OK):
+            raise Failure(f'ERROR: destination directory "{self.directory}" is missing or permission denied', ERROR,
+                          f"mkdir -m 700 {self.directory}" if not os.path.lexists(path) else "it must be a directory "
+                          "that can be written")
+        lock = self.host.lock(self.directory)
+        try:
+            for name in os.listdir(path):
+                if name.startswith(NSS_BUILD):
+                    self._sweep(os.path.join(path, name))
+            if os.path.isdir(self.file(NSS_COMMIT)):
+                self._finish()
+        except BaseException as error:
+            os.close(lock.fd)
+            if isinstance(error, OSError):
+                raise self.failed(error) from None
+            raise
+        return lock
+
+    def failed(self, error: OSError) -> Failure:
+        """What an OSError means here."""
+        return Failure(f"{self.directory}: {error.strerror}", NSS_FAILURE, "the database is as it was")
+
+    def _sweep(self, path: str) -> None:
+        for name in os.listdir(path):
+            os.unlink(os.path.join(path, name))
+        os.rmdir(path)
+
+    def build(self, work: Callable[[str], None]) -> None:
+        """Have `work` make database files in a new directory, then put them in place, all or none.  Raises Failure.
+
+        Call it with the lock held.  The rename of the directory is what decides; the rest is done again by lock().
+        """
+        path = self.file(f"{NSS_BUILD}{os.getpid()}.{os.urandom(4).hex()}")
+        before = self.state()
+        try:
+            os.mkdir(path, 0o700)
+            try:
+                work(path)
+                for name in os.listdir(path):
+                    if name not in NSS_FILES:
+                        os.unlink(os.path.join(path, name))  # an empty journal
+                        continue
+                    self._sync(os.path.join(path, name))
+                    if os.path.exists(self.file(name)):
+                        os.close(os.open(self.file(name), os.O_RDWR | os.O_CLOEXEC))  # immutable? say it now
+                self._rehome(path)
+                if self.state() != before:
+                    raise Failure(f"{self.directory}: another program changed the database meanwhile", NSS_FAILURE,
+                                  "it is as that program left it; try again")
+                os.rename(path, self.file(NSS_COMMIT))
+            except BaseException:
+                self._sweep(path)
+                raise
+            self._sync(self.host.path(self.directory))
+            self._finish()
+        except OSError as error:
+            raise self.failed(error) from None
+        restorecon = self.host.which("restorecon")
+        if restorecon:
+            self.host.run([restorecon, "-R", self.directory])
+
+    def state(self) -> list[tuple[str, int, int, int]]:
+        """What changes when one of the files does."""
+        found = ((name, os.stat(self.file(name))) for name in NSS_FILES if os.path.exists(self.file(name)))
+        return [(name, info.st_ino, info.st_size, info.st_mtime_ns) for name, info in found]
+
+    def _sync(self, path: str) -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def _rehome(self, path: str) -> None:
+        """pkcs11.txt names the directory it was made in."""
+        name = os.path.join(path, "pkcs11.txt")
+        if os.path.exists(name):
+            self.host.replace(name, self.host.read(name).replace(path, self.directory))
+
+    def _finish(self) -> None:
+        """Put the files of the commit in place.  Where there is one already, its pages are replaced in one transaction
+        of SQLite, so that a pluto that has it open sees the change; where that can't be, the file is."""
+        for name in NSS_FILES:
+            source = self.file(f"{NSS_COMMIT}/{name}")
+            if not os.path.exists(source):
+                continue
+            if name.endswith(".db") and os.path.exists(self.file(name)) and snapshot(source, self.file(name)):
+                os.unlink(source)
+            else:
+                os.rename(source, self.file(name))
+        self._sweep(self.file(NSS_COMMIT))
+        self._sync(self.host.path(self.directory))
+
+    # --- reading ---
+
+    def check(self) -> None:
+        """Raises Failure when one of the two databases is missing, empty or none."""
+        for name in NSS_FILES[1:]:
+            try:
+                head = next(self.host.chunks(f"{self.directory}/{name}"), b"")[:16]
+            except OSError as error:
+                raise Failure(f"{self.directory}/{name}: {error.strerror}", NSS_FAILURE, "restore it from a backup, or "
+                              f"wipe the database: rm {self.directory}/*.db") from None
+            if head != b"SQLite format 3\0":
+                raise Failure(f"{self.directory}/{name}: not an NSS database", NSS_FAILURE, "restore it from a backup, "
+                              f"or wipe the database: rm {self.directory}/*.db")
+        try:
+            self.rows("cert9.db", "nssPublic", ("a0",))
+            self.rows("key4.db", "nssPrivate", ("a0",))
+        except Missing:
+            self.tool("certutil", "-L")
+
+    def rows(self, name: str, table: str, columns: Sequence[str]) -> list[tuple[Any, ...]]:
+        """The columns of all objects of a database file; None for a column that this NSS has not.  Raises Missing
+        without sqlite3, Failure when the file is broken."""
+        sqlite: Any = need("sqlite3", "reading an NSS database")
+        path = self.host.path(f"{self.directory}/{name}")
+        for special in "%?#":
+            path = path.replace(special, f"%{ord(special):02x}")
+        try:
+            base = sqlite.connect(f"file:{path}?mode=ro{'' if self.host.live else '&immutable=1'}", uri=True,
+                                  timeout=10)
+            try:
+                known = {row[1] for row in base.execute(f"PRAGMA table_info({table})")}
+                if "a0" not in known:
+                    raise sqlite.DatabaseError(f"no table {table}")
+                asked = ", ".join(column if column in known else "NULL" for column in columns)
+                return list(base.execute(f"SELECT {asked} FROM {table} ORDER BY rowid"))
+            finally:
+                base.close()
+        except sqlite.Error as error:
+            raise Failure(f"{self.directory}/{name}: {error}", NSS_FAILURE, "restore it from a backup, or wipe the "
+                          f"database: rm {self.directory}/*.db") from None
+
+    def keys(self) -> list[HostKey]:
+        """The public parts of the private keys, in the order of showhostkey(8)."""
+        found = []
+        # CKA_CLASS, CKA_KEY_TYPE, CKA_ID, CKA_MODULUS, CKA_PUBLIC_EXPONENT, CKA_EC_PARAMS, CKA_NSS_DB (the point)
+        for what, kind, ckaid, modulus, exponent, curve, point in self.rows(
+                "key4.db", "nssPrivate", ("a0", "a100", "a102", "a120", "a122", "a180", "ad5a0db00")):
+            if what == CKO_PRIVATE_KEY and kind == CKK_RSA and modulus:
+                found.append(HostKey("RSA", ckaid, modulus, exponent))
+            elif what == CKO_PRIVATE_KEY and kind == CKK_EC and point:
+                found.append(HostKey("ECDSA", ckaid, curve, point))
+        return found
+
+    def certificates(self) -> list[Certificate]:
+        """All certificates.  Raises Failure."""
+        try:
+            objects = self.rows("cert9.db", "nssPublic", ("a0", "a3", "a11", "a81", "a82", "a102", *TRUST_COLUMNS))
+        except Missing:
+            return self._told_certificates()
+        owned = {row[1] for row in self.rows("key4.db", "nssPrivate", ("a0", "a102")) if row[0] == CKO_PRIVATE_KEY}
+        # a trust object belongs to a certificate by CKA_ISSUER and CKA_SERIAL_NUMBER
+        trusts = {row[3:5]: trust_text(row[6:]) for row in objects if row[0] == CKO_NSS_TRUST}
+        return [Certificate("" if row[1] in (None, NSS_EMPTY) else decode(row[1]), row[2],
+                            trusts.get(row[3:5], ",,"), row[5] in owned)
+                for row in objects if row[0] == CKO_CERTIFICATE and row[2]]
+
+    def _told_certificates(self) -> list[Certificate]:
+        """certificates() through certutil, one run each, for a Python without sqlite3.  Of several of one nickname it
+        gives the one that certutil takes."""
+        found: dict[str, Certificate] = {}
+        for line in self.tool("certutil", "-L").text.splitlines()[4:]:
+            # the nickname in 60 columns or more, a blank, the trust
+            nickname, trust = (line[:60].rstrip(), line[61:]) if line[60:61] == " " else line.rsplit(" ", 1)
+            if "," not in trust:
+                nickname, trust = line.rstrip().rsplit(" ", 1)
+            data = self.tool("certutil", "-L", "-n", nickname, "-r").out
+            found[nickname] = Certificate(nickname, data, trust.strip().replace("u", ""), "u" in trust)
+        return list(found.values())
+
+    # --- trust ---
+
+    def set_trusts(self, directory: str = "", only: Collection[bytes] | None = None) -> list[str]:
+        """Trust the CAs (or those in `only`, by DER) for IPsec: `CT` for SSL, the rest as it is.  One that is
+        distrusted stays so.  Returns the nicknames that were changed.  Raises Failure."""
+        base = NssDatabase(self.host, directory, self.password) if directory else self
+        wrong: list[tuple[Certificate, str]] = []
+        everything = base.certificates()
+        names = [one.nickname for one in everything]
+        for one in everything:
+            ssl, _, others = one.trust.partition(",")
+            if (only is not None and one.der not in only) or "p" in ssl or {"C", "T"} <= set(ssl):
+                continue
+            try:
+                if parse_certificate(one.der).is_ca:
+                    wrong.append((one, f"CT,{others}"))
+            except ValueError:
+                self.host.warn(f"{quote(one.nickname)}: no certificate that can be read; left alone")
+        # one run of certutil for all that its batch syntax can name; the others by the certificate itself
+        plain = [pair for pair in wrong if names.count(pair[0].nickname) == 1 and pair[0].nickname.isprintable()
+                 and pair[0].nickname and not set(pair[0].nickname) & {'"', "\\", ":"}]
+        if len(plain) > 1:
+            batch = "".join(f'-M -n "{one.nickname}" -t "{trust}"\n' for one, trust in plain)
+            self.tool("certutil", "-B", "-i", "{0}", directory=directory, files=[encode(batch)])
+        for one, trust in wrong:
+            if len(plain) < 2 or (one, trust) not in plain:
+                self.tool("certutil", "-A", "-n", one.nickname, "-t", trust, "-i", "{0}", directory=directory,
+                          files=[one.der])
+        after = {one.der: one.trust for one in base.certificates()} if wrong else {}
+        for one, trust in wrong:
+            if after.get(one.der) != trust:
+                raise Failure(f"{quote(one.nickname)}: its trust could not be corrected", NSS_FAILURE)
+        return [one.nickname for one, _ in wrong]
+
+
+def trust_text(values: Sequence[bytes | None]) -> str:
+    """The four trust values of a trust object as certutil -t writes them."""
+    server, client, mail, code = (TRUST_LETTERS.get(int.from_bytes(value or b"", "big"), "") for value in values)
+    ssl = server + ("T" if client == "C" else client if client != server else "")
+    return f"{ssl},{mail},{code}"
+
+
+def snapshot(source: str, target: str) -> bool:
+    """Make the SQLite file `target` what `source` is, in one transaction.  False: it can't be done so."""
+    try:
+        import sqlite3
+    except ImportError:
+        return False
+    try:
+        left, right = sqlite3.connect(source, timeout=10), sqlite3.connect(target, timeout=10)
+        try:
+            left.backup(right)
+        finally:
+            left.close()
+            right.close()
+    except sqlite3.Error:
+        return False
+    return True
+
+
+def copy_database(host: Host, source: str, target: str) -> None:
+    """Copy the files of a database.  Raises OSError, Failure."""
+    for name in NSS_FILES:
+        old, new = os.path.join(source, name), os.path.join(target, name)
+        if not os.path.exists(old):
+            continue
+        os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        if name.endswith(".db") and snapshot(old, new):
+            continue
+        if os.path.exists(f"{old}-journal"):
+            raise Failure(f"{old}: another program is changing it, or was killed", NSS_FAILURE,
+                          f"run: certutil -L -d sql:{source}")
+        fd = os.open(new, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+        try:
+            with open(old, "rb") as stream:
+                while data := stream.read(READ_CHUNK):
+                    write_all(fd, data)
+        finally:
+            os.close(fd)
+
+
+def create_database(base: NssDatabase, password: str = "") -> None:
+    """Make the database, with the lock held; its modules stay when there are any.  Raises Failure (4)."""
+    kept = base.has("pkcs11.txt")
+    base.password = password or None
+
+    def work(path: str) -> None:
+        base.tool("certutil", "-N", *([] if base.password else ["--empty-password"]), directory=path)
+        if kept:
+            os.unlink(os.path.join(path, "pkcs11.txt"))
+
+    if kept:
+        base.host.warn(f"WARNING: using existing modules from {base.directory}/pkcs11.txt")
+    base.build(work)
+
+
+def migrate_dbm(base: NssDatabase) -> None:
+    """Turn a Berkeley DB database into the SQLite one beside it, with the lock held.  Raises Failure (4)."""
+    source = base.host.path(base.directory)
+
+    def work(path: str) -> None:
+        base.tool("certutil", "-N", *([] if base.password else ["--empty-password"]), directory=path)
+        base.tool("certutil", "--upgrade-merge", "--source-dir", source, "--upgrade-id", "pluto", directory=path,
+                  twice=True)
+
+    probe_argv = ["certutil", "-L", "-d", f"dbm:{source}"]
+    if base.host.run(probe_argv, timeout=NSS_TIME, hint=nss_package(base.host)).status:
+        raise Failure(f"{base.directory}: NSS database in Berkeley DB format, which this NSS can't read", NSS_FAILURE,
+                      "on a host whose certutil can: certutil --upgrade-merge --source-dir DIR -d sql:NEW "
+                      "--upgrade-id pluto")
+    base.host.print(f"Migrating NSS db to sql:{base.directory}")
+    base.build(work)
+    base.host.print("NSS upgrade complete")
+
+
+def move_database(base: NssDatabase, old: str) -> None:
+    """Move the database from ipsec.d to where it is now by default, with the lock held.  Raises Failure (4)."""
+    source = NssDatabase(base.host, old)
+    if not source.has(*NSS_FILES[1:], NSS_COMMIT):
+        return
+    with source.lock():
+        _move(base, source)
+
+
+def _move(base: NssDatabase, source: NssDatabase) -> None:
+    if base.has(*NSS_FILES[1:]):
+        # both: ours if they are the same, from a move that was killed before it removed the old one
+        if all(os.path.exists(source.file(name)) and os.path.exists(base.file(name)) and
+               base.host.read(source.file(name)) == base.host.read(base.file(name)) for name in NSS_FILES[1:]):
+            remove_database(source)
+        return
+    source.check()
+    base.build(lambda path: copy_database(base.host, base.host.path(source.directory), path))
+    remove_database(source)
+    base.host.print(f"Moved the NSS database from {source.directory} to {base.directory}")
+
+
+def remove_database(base: NssDatabase) -> None:
+    """Remove the files of a database.  Raises Failure (4)."""
+    try:
+        for name in reversed(NSS_FILES):
+            base.host.remove(f"{base.directory}/{name}")
+    except OSError as error:
+        raise base.failed(error) from None
+
+
+def check_database(base: NssDatabase) -> None:
+    """What `ipsec checknss` does: create, move or migrate the database, or find it sound.  Only the default directory
+    takes over what lies in the old place, not that of a second instance.  Raises Failure."""
+    with base.lock():
+        old = base.host.confddir
+        if base.directory == DEFAULT_NSSDIRS[0] and os.path.realpath(old) != os.path.realpath(base.directory):
+            dbm = NssDatabase(base.host, old)
+            if dbm.has("cert8.db") and not dbm.has("cert9.db") and not base.has("cert9.db"):
+                raise Failure("Failure - we cannot handle both nss db format conversion and nss db move to new "
+                              "location in one run.", NSS_FAILURE, f"first run: ipsec checknss --nssdir {old}")
+            move_database(base, old)
+        if base.has(*NSS_FILES[1:]):
+            base.check()
+        elif base.has(*DBM_FILES):
+            migrate_dbm(base)
+        else:
+            base.host.print("Initializing NSS database\n")
+            create_database(base)
+
+
+# --- PKCS#12 and PEM -------------------------------------------------------------------------------------------------
+
+# Statuses of `ipsec import` beside 1 and 4 (ipsec_import(8))
+IMPORT_UNREADABLE, IMPORT_FORMAT, IMPORT_CORRUPT, IMPORT_PASSWORD, IMPORT_DUPLICATE = range(10, 15)
+
+
+def import_file(base: NssDatabase, names: Sequence[str], password: Callable[[], str], nickname: str) -> list[str]:
+    """Import a PKCS#12 file, or PEM files, and trust the CAs among it.  Returns what was imported.  Raises Failure; the
+    database is then as it was."""
+    host = base.host
+    data = [read_import(name) for name in names]
+    if any(b"-----BEGIN " in one[:READ_CHUNK] for one in data):
+        pkcs12, secret = pem_to_pkcs12(host, b"\n".join(data), nickname), b"pem"
+    elif len(data) > 1:
+        raise Failure("several files are imported only when they are PEM", USAGE, "import one PKCS#12 file at a time")
+    else:
+        try:
+            tag, start, end = next(der_items(data[0]), (0, 0, 0))
+            head = data[0][start:start + 3]
+        except ValueError:
+            tag, head = data[0][0] if data[0] else 0, b""
+            if tag == 0x30:
+                raise Failure(f"{names[0]}: corrupt or cut off", IMPORT_CORRUPT, "copy it again") from None
+        if tag != 0x30 or head != b"\x02\x01\x03":  # SEQUENCE, version 3 (RFC 7292)
+            raise Failure(f"{names[0]}: not a PKCS#12 file", IMPORT_FORMAT, "openssl pkcs12 -export makes one")
+        pkcs12, secret = data[0], encode(password())
+    with base.lock():
+        if len(base.has(*NSS_FILES[1:])) < 2:
+            raise Failure("ERROR: NSS database files are missing, import aborted.", ERROR,
+                          'Initialize database with command "ipsec checknss".')
+        base.check()
+        before = {one.der for one in base.certificates()}
+        done: list[str] = []
+
+        def work(path: str) -> None:
+            copy_database(host, host.path(base.directory), path)
+            try:
+                base.tool("pk12util", "-i", "{0}", "-w", "{1}", directory=path, secret="-k",
+                          files=[pkcs12, secret + b"\n"])
+            except NssTool as failure:
+                raise import_failure(base, names[0], failure) from None
+            new = [one for one in NssDatabase(host, path, base.password).certificates() if one.der not in before]
+            if not new:
+                raise Failure(f"{names[0]}: all its certificates are in the database already", IMPORT_DUPLICATE)
+            owner = next((one for one in new if one.has_key), new[0])
+            if nickname and owner.nickname != nickname:
+                base.tool("certutil", "--rename", "-n", owner.nickname, "--new-n", nickname, directory=path)
+            base.set_trusts(path, {one.der for one in new})
+            done.extend(one.nickname if one is not owner else nickname or one.nickname for one in new)
+
+        base.build(work)
+    return done
+
+
+def read_import(name: str) -> bytes:
+    """The bytes of a file, a FIFO or /dev/fd/N.  Raises Failure."""
+    try:
+        with open(name, "rb") as stream:
+            return stream.read(64 << 20)
+    except OSError as error:
+        raise Failure(f"{name}: {error.strerror}", IMPORT_UNREADABLE) from None
+
+
+def import_failure(base: NssDatabase, name: str, failure: NssTool) -> Failure:
+    """What a failure of pk12util means for the file or for the database."""
+    text = failure.message
+    if failure.code == "SEC_ERROR_BAD_PASSWORD" and "authenticate" not in text:
+        try:
+            base.tool("certutil", "-K")
+        except NssTool as other:
+            if other.code == "SEC_ERROR_BAD_PASSWORD":
+                return other
+        return Failure(f"{name}: wrong password", IMPORT_PASSWORD, "--password-file FILE")
+    if "DUPLICATE" in text or "COLLISION" in text or "same" in text:
+        return Failure(f"{name}: its nickname or certificate is in the database already", IMPORT_DUPLICATE, "--name")
+    if failure.code == "SEC_ERROR_BAD_PASSWORD":
+        return failure
+    return Failure(f"{name}: corrupt: {text}", IMPORT_CORRUPT)
+
+
+def pem_to_pkcs12(host: Host, pem: bytes, nickname: str) -> bytes:
+    """PEM certificates and the key of one of them as PKCS#12, through openssl.  Raises Failure."""
+    source, secret = host.memory_file(pem), host.memory_file(b"pem\n")
+    try:
+        argv = ["openssl", "pkcs12", "-export", "-in", f"/proc/self/fd/{source}", "-passout",
+                f"file:/proc/self/fd/{secret}"]
+        if b"PRIVATE KEY-----" not in pem:
+            argv.append("-nokeys")
+        if nickname:
+            argv += ["-name", nickname]
+        ran = host.run(argv, pass_fds=(source, secret), hint="install the package openssl to import PEM files")
+    finally:
+        os.close(source)
+        os.close(secret)
+    if ran.status:
+        raise Failure("the PEM files are no certificate with its key, or the key has a password", IMPORT_CORRUPT,
+                      "openssl pkcs12 -export -in CERT -inkey KEY -out FILE.p12, then import that")
+    return ran.out
+
+
+# --- keys as showhostkey(8) writes them -------------------------------------------------------------------------------
+
+
+def key_texts(key: HostKey) -> tuple[str, str, str, int]:
+    """keyid, key of left=/right= and IPSECKEY records, base64 of the DER public key, and IPSECKEY's algorithm.
+
+    RFC 3110 for RSA, the point without its first byte for ECDSA; keyid: 9 characters of the key, or of the CKAID.
+    """
+    from binascii import b2a_base64
+    if key.kind == "RSA":
+        exponent, modulus = key.second.lstrip(b"\0"), key.first.lstrip(b"\0")
+        size = bytes((len(exponent),)) if len(exponent) < 256 else b"\0" + len(exponent).to_bytes(2, "big")
+        data, number_ = size + exponent + modulus, 2
+        numbers = (der(2, b"\0" * (part[0] >> 7) + part) for part in (modulus, exponent))
+        algorithm, bits = der(6, b"\x2a\x86\x48\x86\xf7\r\1\1\1") + der(5), der(0x30, *numbers)  # rsaEncryption
+    else:
+        data, number_ = key.second[1:], 3
+        algorithm, bits = der(6, b"\x2a\x86\x48\xce\x3d\2\1") + key.first, key.second  # id-ecPublicKey
+    text = b2a_base64(data, newline=False).decode()
+    keyid = text[:9] if key.kind == "RSA" else b2a_base64(key.ckaid, newline=False).decode()[:9]
+    spki = der(0x30, der(0x30, algorithm), der(3, b"\0", bits))
+    return keyid, text, b2a_base64(spki, newline=False).decode(), number_
+
+
+def generate_key(base: NssDatabase, kind: str, size: str, seed: bytes) -> str:
+    """Make a key pair in the database; its CKAID in hex.  certutil makes it, because rsasigkey takes a password only
+    on its command line.  Raises Failure."""
+    with base.lock():
+        base.check()
+        before = {key.ckaid for key in base.keys()}
+        words = ["-k", "rsa", "-g", size] if kind == "RSA" else ["-k", "ec", "-q", size]
+        base.tool("certutil", "-G", *words, "-z", "{0}", files=[seed])
+        made = [key.ckaid.hex() for key in base.keys() if key.ckaid not in before]
+    if not made:
+        raise Failure(f"{base.directory}: certutil made no key", NSS_FAILURE)
+    return made[0]
+
 
 # =====================================================================================================================
 # 8. Firewall
@@ -5464,7 +6182,6 @@ def updown_defaults(host: Host) -> dict[str, str]:
 LSB_DEAD, LSB_STOPPED, LSB_UNKNOWN = 1, 3, 4  # of `status`: dead with a pid file, not running, can't tell
 LSB_NO_RIGHT, LSB_NOT_INSTALLED = 4, 5  # of the other actions
 DEFAULT_CONF, DEFAULT_RUNDIRS = "/etc/ipsec.conf", ("/run/pluto", "/var/run/pluto")
-DEFAULT_NSSDIRS = ("/var/lib/ipsec/nss", "/etc/ipsec.d")
 SERVICE_NAMES = ("ipsec", "libreswan", "pluto")
 NOT_OURS = ("strongswan", "charon", "racoon", "setkey")  # who else calls a service `ipsec`
 CHECK_TIME = 60.0  # seconds that a check of the configuration, modprobe or the start of pluto may take
@@ -5737,9 +6454,12 @@ def flush_leftovers(host: Host) -> bool:
 
 
 def check_nss(host: Host) -> None:
-    """Interim: the database is checked by the installed libreswan, until section 7 does it."""
-    if os.path.exists(f"{host.sbindir}/ipsec"):
-        host.run([f"{host.sbindir}/ipsec", "--checknss"], timeout=CHECK_TIME)
+    """The database before pluto starts: made, moved or migrated as by checknss; on a read-only disk only looked at."""
+    base = NssDatabase(host)
+    if len(base.has(*NSS_FILES[1:])) == 2 and not os.access(host.path(base.directory), os.W_OK):
+        base.check()
+    else:
+        check_database(base)
 
 
 def answers(host: Host) -> bool:
@@ -7765,6 +8485,257 @@ def plutorun_command(host: Host, args: Args) -> int:
     return ERROR
 
 
+# --- NSS -------------------------------------------------------------------------------------------------------------
+
+NSSDIR_OPTION = Opt("--nssdir -d", "DIR", "the NSS database instead of /var/lib/ipsec/nss")
+PASSWORD_OPTION = Opt("--password-file", "FILE", "the database's password is the first line of FILE, not nsspassword's")
+NSS_OPTIONS = (NSSDIR_OPTION, Opt("--configdir", "DIR", "obsolete for --nssdir"), PASSWORD_OPTION)
+SOON = 30  # days before its end from which a certificate is marked
+NO_KEY = 20  # showhostkey's status when there is no such key
+
+
+def nss_database(host: Host, args: Args, name: str, password_option: str = "--password-file") -> NssDatabase:
+    """The database that the options of a command name.  Raises Failure."""
+    if args.flag("--configdir"):
+        host.warn(f"{name} warning: --configdir is obsoleted, use --nssdir")
+    file = args.value(password_option)
+    directory = args.value("--nssdir") or args.value("--configdir")
+    if not directory and (args.flag("--nssdir") or args.flag("--configdir")):
+        raise Failure(f"ipsec {name}: --nssdir needs a value: DIR", USAGE)
+    return NssDatabase(host, directory, first_line(host, file) if file else None)
+
+
+@command("initnss", summary="create the NSS database", options=NSS_OPTIONS,
+         details="The database has no password unless --password-file gives one. Status 42 when there is a database "
+         "already.")
+def initnss_command(host: Host, args: Args) -> int:
+    """`ipsec initnss`: 0; 1 for a directory that can't be used; 4; 42 when there is one already."""
+    base = nss_database(host, args, "initnss")
+    with base.lock():
+        if base.has(*NSS_FILES[1:], *DBM_FILES):
+            raise Failure(f"NSS database already initialised - aborted\nTo wipe the old NSS database, issue: "
+                          f"rm {base.directory}/*.db", NSS_EXISTS)
+        host.print("Initializing NSS database\n")
+        create_database(base, (base.password or "") if args.flag("--password-file") else "")
+    return OK
+
+
+@command("checknss", summary="create the NSS database when there is none, move or migrate an old one", options=(
+    *NSS_OPTIONS, Opt("--settrusts", None, "trust the CAs in it for IPsec (CT,,), those that are distrusted aside")))
+def checknss_command(host: Host, args: Args) -> int:
+    """`ipsec checknss`: 0; 1 for a directory that can't be used; 4 when the database is not sound."""
+    base = nss_database(host, args, "checknss")
+    check_database(base)
+    if args.flag("--settrusts"):
+        with base.lock():
+            for nickname in base.set_trusts():
+                host.print(f"correcting trust bits for {printable(nickname)}")
+    return OK
+
+
+@command("import", "FILE...", summary="import a PKCS#12 file, or PEM files of a certificate and its key", options=(
+    NSSDIR_OPTION, Opt("--configdir", "DIR", "obsolete for --nssdir"),
+    Opt("--password-file", "FILE", "the password of the PKCS#12 file is the first line of FILE"),
+    Opt("--nss-password-file", "FILE", "the same of the database, instead of nsspassword"),
+    Opt("--name", "NICKNAME", "the nickname for the certificate with the key")),
+    details="The CAs in the file are trusted for IPsec. When anything fails the database is as it was.")
+def import_command(host: Host, args: Args) -> int:
+    """`ipsec import FILE...`: 0, or the statuses of ipsec_import(8)."""
+    base = nss_database(host, args, "import", "--nss-password-file")
+    file = args.value("--password-file")
+
+    def password() -> str:
+        if file:
+            return first_line(host, file)
+        try:
+            return host.ask(f"Password of {quote(args.operands[0])}: ", secret=True, hint="give --password-file FILE")
+        except Failure as failure:
+            raise Failure(failure.message, IMPORT_PASSWORD, failure.hint) from None
+
+    for nickname in import_file(base, args.operands, password, args.value("--name")):
+        host.print(f"imported {quote(nickname)}")
+    return OK
+
+
+# The option for the directory, and that for the file of the database's password, of each of NSS's tools
+NSS_TOOLS = {"certutil": ("-d", "-f"), "crlutil": ("-d", "-f"), "modutil": ("-dbdir", ""), "pk12util": ("-d", "-k"),
+             "vfychain": ("-d", "-f")}
+
+
+def nss_tool(name: str) -> Callable[[Host, Args], int]:
+    """`ipsec certutil …`: becomes NSS's tool, with the directory and, when nsspassword has one, the password."""
+
+    def run_tool(host: Host, args: Args) -> int:
+        words = args.operands
+        if words[:1] in ([], ["--help"]):
+            host.print(describe(COMMANDS[name]))
+            return OK if words else ERROR
+        refused = next((word for word in words if word in ("-d", "--nssdir", "-dbdir", "--dry-run")), "")
+        if refused:
+            raise Failure(f"ipsec {name}: {refused} is not accepted", USAGE, f"ipsec --nssdir DIR {name} …")
+        base = NssDatabase(host)
+        path = host.resolve(name, nss_package(host))
+        directory, secret = NSS_TOOLS[name]
+        argv = [directory, f"sql:{host.path(base.directory)}"]
+        if secret and base.password is not None and not {secret, secret.upper(), "--empty-password"} & set(words):
+            fd = host.memory_file(base.secret())
+            os.set_inheritable(fd, True)
+            argv += [secret, f"/proc/self/fd/{fd}"]
+        host.exec(path, [*argv, *words])
+
+    return run_tool
+
+
+for _name in NSS_TOOLS:
+    command(_name, "ARG...", options=None, summary=f"run NSS's {_name} on the database",
+            details="The arguments are the tool's own, without the directory.")(nss_tool(_name))
+
+
+@command("showhostkey", summary="show the public keys of this host", fallback=True, options=(
+    NSSDIR_OPTION, Opt("--list --dump", None, "list the keys"), Opt("--left", None, "as leftrsasigkey= or so"),
+    Opt("--right", None, "as rightrsasigkey= or so"), Opt("--ipseckey", None, "as IPSECKEY record for the DNS"),
+    Opt("--pem", None, "as PEM"), Opt("--pubkey", None, "with --left, --right, --ipseckey: as DER public key"),
+    Opt("--gateway", "ADDRESS", "the gateway of the record"),
+    Opt("--precedence", "NUMBER", "the precedence of the record, 10 else"),
+    Opt("--ckaid", "HEX", "the key whose CKAID begins so"), Opt("--rsaid", "ID", "the RSA key of that ID")))
+def showhostkey_command(host: Host, args: Args) -> int:
+    """`ipsec showhostkey`, where libreswan's is not installed: 0; 20 when there is no such key."""
+    base = nss_database(host, args, "showhostkey")
+    keys = base.keys()
+    if args.flag("--list"):
+        for place, key in enumerate(keys, 1):
+            host.print(f"<{place:2}> {key.kind} keyid: {key_texts(key)[0]} ckaid: {key.ckaid.hex()}")
+        return OK
+    wanted, rsaid = args.value("--ckaid").lower().replace(":", ""), args.value("--rsaid")
+    modes = [mode for mode in ("--left", "--right", "--ipseckey", "--pem") if args.flag(mode)]
+    if len(modes) != 1:
+        raise Failure("ipsec showhostkey: one of --list, --left, --right, --ipseckey and --pem is needed", USAGE)
+    if not wanted and not rsaid:
+        raise Failure("ipsec showhostkey: --ckaid or --rsaid is needed", USAGE, "ipsec showhostkey --list")
+    chosen = [key for key in keys if (wanted and key.ckaid.hex().startswith(wanted))
+              or (rsaid and key.kind == "RSA" and key_texts(key)[0] == rsaid)]
+    if not chosen:
+        raise Failure(f"ipsec showhostkey: no such key: {quote(args.value('--ckaid') or rsaid)}", NO_KEY,
+                      "ipsec showhostkey --list")
+    key = chosen[0]
+    keyid, text, spki, algorithm = key_texts(key)
+    pubkey = args.flag("--pubkey")
+    if args.flag("--pem"):
+        lines = [spki[i:i + 64] for i in range(0, len(spki), 64)]
+        host.print("\n".join(("-----BEGIN PUBLIC KEY-----", *lines, "-----END PUBLIC KEY-----")))
+    elif args.flag("--ipseckey"):
+        gateway = args.value("--gateway")
+        kind = 0 if not gateway else 2 if ":" in gateway else 1
+        host.print(f"{os.uname().nodename}.    IN    IPSECKEY  {args.value('--precedence', '10')} {kind} "
+                   f"{4 if pubkey else algorithm} {gateway or '.'} {spki if pubkey else text}")
+    else:
+        side, kind_word = modes[0][2:], "rsa" if key.kind == "RSA" else "ecdsa"
+        if pubkey:
+            host.print(f"\t{side}pubkey={spki}")
+        else:
+            word = "rsasigkey" if key.kind == "RSA" else "ecdsakey"
+            host.print(f"\t# {kind_word}key {keyid}\n\t{side}{word}=0s{text}")
+    return OK
+
+
+CURVES = ("secp256r1", "secp384r1", "secp521r1")
+KEY_OPTIONS = (*NSS_OPTIONS, Opt("--password", "PASSWORD", "the same, seen by all users of this host: better not"),
+               Opt("--seeddev", "FILE", "more random bytes from there"), Opt("--seedbits", "NUMBER", "accepted"),
+               Opt("--verbose", None, "accepted"), Opt("--quiet", None, "do not say which key it is"),
+               Opt("--hostname", "NAME", "accepted, for scripts"))
+
+
+def make_key(host: Host, args: Args, name: str, kind: str, size: str) -> int:
+    """Make a host key and say which, in the words of rsasigkey(8)."""
+    base = nss_database(host, args, name)
+    if args.flag("--password"):
+        host.warn(f"{name}: a password on the command line can be seen by others; use --password-file")
+        base.password = args.value("--password")
+    if kind == "RSA" and (not size.isascii() or not size.isdigit() or not 2048 <= int(size) <= 16384):
+        raise Failure(f"ipsec {name}: {quote(size)} is no size of an RSA key", USAGE, "2048 to 16384 bits")
+    if kind == "ECDSA" and size not in CURVES:
+        raise Failure(f"ipsec {name}: unknown curve {quote(size)}", USAGE, ", ".join(CURVES))
+    seed = os.urandom(64)
+    if args.flag("--seeddev"):
+        try:
+            fd = os.open(host.path(args.value("--seeddev")), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            seed += os.read(fd, 64)
+            os.close(fd)
+        except OSError as error:
+            raise Failure(f"{args.value('--seeddev')}: {error.strerror}") from None
+    ckaid = generate_key(base, kind, size, seed)
+    if not args.flag("--quiet"):
+        sys.stderr.write(f"Generated {kind} key pair with CKAID {ckaid} was stored in the NSS database\nThe public key "
+                         f"can be displayed using: ipsec showhostkey --left --ckaid {ckaid}\n")
+    return OK
+
+
+@command("newhostkey", summary="make a key for this host in the NSS database", options=(
+    *KEY_OPTIONS, Opt("--keytype", "rsa|ecdsa", "the kind of key, rsa else"), Opt("--bits", "NUMBER", "of an RSA key"),
+    Opt("--curve", "NAME", "of an ECDSA key")))
+def newhostkey_command(host: Host, args: Args) -> int:
+    """`ipsec newhostkey`: 0; 2 when the options don't go together; 4."""
+    kind = args.value("--keytype", "rsa")
+    if kind not in ("rsa", "ecdsa"):
+        raise Failure(f"ipsec newhostkey: unknown key type {quote(kind)}", USAGE, "rsa or ecdsa")
+    wrong = "--curve" if kind == "rsa" else "--bits"
+    if args.flag(wrong):
+        raise Failure(f"ipsec newhostkey: {wrong} and --keytype {kind} are mutually exclusive", USAGE)
+    size = args.value("--bits", "3072") if kind == "rsa" else args.value("--curve", CURVES[0])
+    return make_key(host, args, "newhostkey", kind.upper(), size)
+
+
+@command("rsasigkey", "[BITS]", summary="make an RSA key in the NSS database", options=KEY_OPTIONS, fallback=True)
+def rsasigkey_command(host: Host, args: Args) -> int:
+    """`ipsec rsasigkey [BITS]` where libreswan's is not installed."""
+    return make_key(host, args, "rsasigkey", "RSA", args.operands[0] if args.operands else "3072")
+
+
+@command("ecdsasigkey", "[CURVE]", summary="make an ECDSA key in the NSS database", options=KEY_OPTIONS,
+         fallback=True)
+def ecdsasigkey_command(host: Host, args: Args) -> int:
+    """`ipsec ecdsasigkey [CURVE]` where libreswan's is not installed."""
+    return make_key(host, args, "ecdsasigkey", "ECDSA", args.operands[0] if args.operands else CURVES[0])
+
+
+@command("nsslist", summary="list the certificates in the NSS database, with their expiry and trust", options=(
+    NSSDIR_OPTION, PASSWORD_OPTION, Opt("--json", None, "as JSON, see ipsec_nsslist(8)"),
+    Opt("--days", "NUMBER", f"mark those that expire within NUMBER days, {SOON} else")))
+def nsslist_command(host: Host, args: Args) -> int:
+    """`ipsec nsslist`: 0; 4 when the database can't be read."""
+    base = nss_database(host, args, "nsslist")
+    days_text = args.value("--days", str(SOON))
+    if not days_text.isdecimal():
+        raise Failure(f"ipsec nsslist: --days {quote(days_text)}: not a number", USAGE)
+    base.check()
+    found: list[dict[str, Any]] = []
+    for one in base.certificates():
+        entry: dict[str, Any] = {"nickname": one.nickname, "trust": one.trust, "has_key": one.has_key}
+        try:
+            parsed = parse_certificate(one.der)
+        except ValueError:
+            entry.update(subject=None, issuer=None, expires=None, is_ca=None, state="unreadable")
+        else:
+            left = parsed.expires - time.time()
+            entry.update(subject=parsed.subject, issuer=parsed.issuer, is_ca=parsed.is_ca,
+                         expires=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(parsed.expires)),
+                         state="expired" if left < 0 else "expiring" if left < int(days_text) * 86400 else "valid")
+        found.append(entry)
+    if args.flag("--json"):
+        json: Any = need("json", "--json")
+        host.print(json.dumps(found, indent=1, ensure_ascii=True))
+        return OK
+    for entry in found:
+        marks = [word for word in ("key" if entry["has_key"] else "", "CA" if entry["is_ca"] else "") if word]
+        mark = {"expired": " EXPIRED", "expiring": " EXPIRES SOON"}.get(entry["state"], "")
+        host.print(f"{printable(entry['nickname']) or '(no nickname)'}\n"
+                   f"    subject  {printable(entry['subject'] or '(unreadable)')}\n"
+                   f"    issuer   {printable(entry['issuer'] or '(unreadable)')}\n"
+                   f"    expires  {(entry['expires'] or '(unreadable)')[:10]}{mark}\n"
+                   f"    trust    {entry['trust']}{' (' + ', '.join(marks) + ')' if marks else ''}")
+    return OK
+
+
 # --- capture, _updown ------------------------------------------------------------------------------------------------
 
 
@@ -8003,7 +8974,11 @@ def dispatch(words: Sequence[str]) -> int:
     if entry is not None and program is not None:
         # the one global option that such a program knows under the same name; it does not look at IPSEC_CONF
         named = any(word.partition("=")[0] == "--config" for word in rest)
-        rest = rest if named or host.conf == "/etc/ipsec.conf" else ["--config", host.conf, *rest]
+        takes = {name for option in entry.options or () for name in option.names.split()}
+        if "--config" in takes and not named and host.conf != "/etc/ipsec.conf":
+            rest = ["--config", host.conf, *rest]
+        if "--nssdir" in takes and not any(word.partition("=")[0] in ("--nssdir", "-d") for word in rest):
+            rest = ["--nssdir", host.nssdir, *rest]
     elif entry is not None:
         asks = rest[:1] in (["--help"], ["-h"]) or (rest == ["help"] and not entry.operands)
         if asks and entry.options is not None:
