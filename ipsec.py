@@ -3074,6 +3074,30 @@ def plutos(host: Host) -> list[int]:
     return [int(pid) for pid in host.listdir("/proc") if pid.isdigit() and is_pluto(host, int(pid)) and here(pid)]
 
 
+def sysctl(host: Host, name: str) -> str:
+    """The value of a sysctl (`net.ipv4.ip_forward`; a `/` for a dot in a device's name), empty when there is none."""
+    return host.value("/proc/sys/" + name.translate({46: "/", 47: "."}))
+
+
+def has_module(host: Host, *names: str) -> bool:
+    """True when the running kernel has one of the modules, loaded or, if it has parameters or a version, built in."""
+    return any(host.isdir(f"/sys/module/{name.replace('-', '_')}") for name in names)
+
+
+def crypto_algorithms(host: Host) -> dict[str, str]:
+    """The algorithms that the kernel has ready now, such as `rfc4106(gcm(aes))`, and their type (/proc/crypto; others
+    may come with a module when they are asked for).  Raises OSError."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in host.lines("/proc/crypto"):
+        key, _, value = line.partition(":")
+        if key.strip() == "name":
+            name = value.strip()
+        elif key.strip() == "type":
+            found.setdefault(name, value.strip())
+    return found
+
+
 class Socket(Record):
     """A bound UDP socket or a listening TCP one."""
 

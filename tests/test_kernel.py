@@ -256,3 +256,17 @@ def test_many_routes_are_told_with_few_pieces_of_text() -> None:
     host = Kernel(routes=bodies)
     assert counted(KINDS["routes"][1], host) == 30000
     assert max(map(len, KINDS["routes"][1](host))) < 2 * ipsec.TEXT_PIECE
+
+
+def test_what_proc_says(tmp_path: Path) -> None:
+    for name, text in {"proc/sys/net/ipv4/conf/eth0.5/rp_filter": "2\n", "sys/module/xfrm_user/version": "1\n",
+                       "proc/crypto": "name         : sha1\ndriver       : sha1-ssse3\ntype         : shash\n\n"
+                                      "name         : rfc4106(gcm(aes))\ntype         : aead\n\n"
+                                      "name         : sha1\ntype         : ahash\n"}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    host = ipsec.Host({}, root=str(tmp_path))
+    assert ipsec.sysctl(host, "net.ipv4.conf.eth0/5.rp_filter") == "2"
+    assert ipsec.sysctl(host, "net.ipv4.nothing") == ""
+    assert ipsec.has_module(host, "nothing", "xfrm-user") and not ipsec.has_module(host, "nothing")
+    assert ipsec.crypto_algorithms(host) == {"sha1": "shash", "rfc4106(gcm(aes))": "aead"}

@@ -237,6 +237,14 @@ def test_only_what_pluto_left_is_flushed(gateway: Machine, pluto: Callable[..., 
     assert made() == foreign
 
 
+TUNNELS = """\
+g1 mode gre local 192.0.2.1 remote 192.0.2.2 key 7 dev lo
+v1 mode vti local 192.0.2.1 remote 192.0.2.2 ikey 5 okey 6
+i1 mode ipip local 192.0.2.1
+s1 mode sit remote 192.0.2.2
+"""
+
+
 def expected(text: str) -> str:
     """What iproute2 says, without the keys: the form that `ipsec _keycensor` makes of it."""
     return re.sub(r"^(\t(?:auth|auth-trunc|enc|aead|comp) \S+ 0x)([0-9a-f]+)",
@@ -272,7 +280,10 @@ def test_states_are_those_of_iproute2_without_the_keys(release: str, root: Calla
     machine = root(release)
     prepare(machine)
     adds = commands(release)
-    script = ["#!/bin/sh", "for m in ah6 ipcomp ipcomp6 mip6; do modprobe $m; done", *adds,
+    script = ["#!/bin/sh", "for m in ah6 ipcomp ipcomp6 mip6 ip_gre ipip sit ip6_tunnel; do modprobe $m; done", *adds,
+              *(f"ip tunnel add {line}" for line in TUNNELS.splitlines()),
+              "ip -6 tunnel add t6 mode ip6ip6 local 2001:db8::1 remote 2001:db8::2",
+              "python3 /root/ours.py tunnels >/root/tunnels",
               "ip -s xfrm state >/root/theirs.s", "ip xfrm state >/root/theirs",
               "python3 /root/ours.py states -s >/root/ours.s", "python3 /root/ours.py states >/root/ours",
               "python3 /root/ours.py keys -s >/root/ours.keys", "python3 /root/ours.py raw 6 18 24 /root/raw",
@@ -283,6 +294,11 @@ def test_states_are_those_of_iproute2_without_the_keys(release: str, root: Calla
     same(expected(machine.read("/root/theirs.s")), machine.read("/root/ours.s"))
     same(expected(machine.read("/root/theirs")), machine.read("/root/ours"))
     same(machine.read("/root/theirs.s"), machine.read("/root/ours.keys"))
+    tunnels = re.sub(r"\n +(RX|TX): packets \d+ bytes \d+ errors \d+(?=\n)", r" \1", machine.read("/root/tunnels"))
+    for line in ("g1: gre remote 192.0.2.2 local 192.0.2.1 ikey 7 okey 7 dev lo RX TX", "t6: ip6tnl remote 2001:db8::2 "
+                 "local 2001:db8::1 RX TX", "v1: vti remote 192.0.2.2 local 192.0.2.1 ikey 5 okey 6 RX TX",
+                 "i1: ipip remote any local 192.0.2.1 RX TX", "s1: sit remote 192.0.2.2 local any RX TX"):
+        assert f"\n{line}\n" in tunnels
     # no pluto runs there: those with its reqids were its own
     assert result.stdout == "True\n"
     assert "reqid 16385" in machine.read("/root/theirs") and "reqid 16385" not in machine.read("/root/left")
