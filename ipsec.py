@@ -3326,7 +3326,7 @@ def probe(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> Pluto:
             text = split_code(line)[1]
             if text.startswith("pluto_version="):
                 version = setting(text, "pluto_version")
-            elif setting(text, "seccomp"):
+            elif text.startswith("seccomp="):
                 seccomp = setting(text, "seccomp") != "unsupported"
             elif text.startswith("secctx-attr-type="):
                 labelled = "<unsupported>" not in text

@@ -388,6 +388,20 @@ def test_a_pluto_that_does_not_answer_is_not_waited_for_for_ever(listening: Call
     assert failure.value.status == 33
 
 
+def test_a_pluto_whose_queue_of_callers_is_full(tmp_path: Path) -> None:
+    name = str(tmp_path / "full.ctl")
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as callers:
+        listener.bind(name)
+        listener.listen(0)
+        for _ in range(2):
+            caller = callers.enter_context(socket.socket(socket.AF_UNIX))
+            caller.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                caller.connect(name)
+        with pytest.raises(ipsec.TimedOut, match="did not answer"):
+            ipsec.native_whack(ipsec.Host({}, ctlsocket=name), ["--status"], timeout=0.3)
+
+
 def test_pluto_that_is_not_there(tmp_path: Path) -> None:
     def refusal(name: str) -> str:
         with pytest.raises(ipsec.NoPluto) as failure:
