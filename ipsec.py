@@ -1876,6 +1876,7 @@ NETLINK_BUFFER = 1 << 16  # the kernel gives at most 32 KiB at a time
 NETLINK_TABLES = {NETLINK_ROUTE: "the kernel's network configuration", NETLINK_XFRM: "the kernel's IPsec (XFRM)",
                   NETLINK_GENERIC: "the kernel's generic netlink"}
 TEXT_PIECE = 1 << 16  # characters of text that are handed on at once
+REMEMBERED = 5000  # texts that are kept because they come again
 AF_INET, AF_INET6 = 2, 10
 if TYPE_CHECKING:
     Message = tuple[bytes, int, int]  # the buffer, the offset of the message's body in it, and its end
@@ -1986,7 +1987,7 @@ class AddressText(dict):  # type: ignore[type-arg]
 
     def __missing__(self, data: bytes) -> str:
         import socket
-        if len(self) > 20000:
+        if len(self) > REMEMBERED:
             self.clear()
         text = self[data] = (socket.inet_ntop(AF_INET if len(data) == 4 else AF_INET6, data)
                              if len(data) in (4, 16) else data.hex())
@@ -2124,7 +2125,7 @@ class XfrmText:
                 text = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
             except (OSError, OverflowError, ValueError):
                 text = "invalid-time"
-            if len(self.times) > 20000:
+            if len(self.times) > REMEMBERED:
                 self.times.clear()
             self.times[seconds] = text
         return text
@@ -2184,7 +2185,7 @@ class XfrmText:
                          f"\t\tenc-mask {enc:08x} auth-mask {auth:08x} comp-mask {comp:08x}\n")
             elif optional:
                 text += f"\t\tlevel {level} \n"
-        if len(self.templates) > 20000:
+        if len(self.templates) > REMEMBERED:
             self.templates.clear()
         self.templates[data] = text
         return text
@@ -2651,7 +2652,7 @@ class RouteText:
         return f"{before}{target}{after}"
 
     def _remember(self, rest: bytes) -> tuple[str, str]:
-        if len(self.known) > 20000:
+        if len(self.known) > REMEMBERED:
             self.known.clear()
         text = self.known[rest] = self._route(rest[:12], attributes(rest, 12, len(rest)))
         return text
