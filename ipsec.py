@@ -4577,9 +4577,8 @@ class NssDatabase:
             text = decode(ran.err)
             code = next((word.strip(":,.()") for word in text.split()
                          if word.startswith(("SEC_ERROR_", "PR_", "SSL_ERROR_"))), "")
-            if "Incorrect password/PIN" in text or "could not authenticate" in text:
-                code = "SEC_ERROR_BAD_PASSWORD"
-            if code == "SEC_ERROR_BAD_PASSWORD" and program != "pk12util":
+            ours = any(part in text for part in ("Incorrect password/PIN", "could not auth", "ailed to authenticate"))
+            if ours or (code == "SEC_ERROR_BAD_PASSWORD" and program != "pk12util"):
                 self.wrong_password()
             raise NssTool(f"{program}: {ran.complaint.removeprefix(program + ': ')}", code)
         return ran
@@ -4829,6 +4828,24 @@ def snapshot(source: str, target: str) -> bool:
     return True
 
 
+def same_content(host: Host, one: str, other: str) -> bool:
+    """True when two SQLite files hold the same; their bytes differ in a counter when snapshot() made one."""
+    if host.read(one) == host.read(other):
+        return True
+    try:
+        import sqlite3
+    except ImportError:
+        return False
+    bases = [sqlite3.connect(name, timeout=10) for name in (one, other)]
+    try:
+        return list(bases[0].iterdump()) == list(bases[1].iterdump())
+    except sqlite3.Error:
+        return False
+    finally:
+        for base in bases:
+            base.close()
+
+
 def copy_database(host: Host, source: str, target: str) -> None:
     """Copy the files of a database.  Raises OSError, Failure."""
     for name in NSS_FILES:
@@ -4897,7 +4914,7 @@ def _move(base: NssDatabase, source: NssDatabase) -> None:
     if base.has(*NSS_FILES[1:]):
         # both: ours if they are the same, from a move that was killed before it removed the old one
         if all(os.path.exists(source.file(name)) and os.path.exists(base.file(name)) and
-               base.host.read(source.file(name)) == base.host.read(base.file(name)) for name in NSS_FILES[1:]):
+               same_content(base.host, source.file(name), base.file(name)) for name in NSS_FILES[1:]):
             remove_database(source)
         return
     source.check()
@@ -4966,7 +4983,7 @@ def import_file(base: NssDatabase, names: Sequence[str], password: Callable[[], 
             raise Failure("ERROR: NSS database files are missing, import aborted.", ERROR,
                           'Initialize database with command "ipsec checknss".')
         base.check()
-        before = {one.der for one in base.certificates()}
+        before = {(one.der, one.has_key) for one in base.certificates()}
         done: list[str] = []
 
         def work(path: str) -> None:
@@ -4975,8 +4992,9 @@ def import_file(base: NssDatabase, names: Sequence[str], password: Callable[[], 
                 base.tool("pk12util", "-i", "{0}", "-w", "{1}", directory=path, secret="-k",
                           files=[pkcs12, secret + b"\n"])
             except NssTool as failure:
-                raise import_failure(base, names[0], failure) from None
-            new = [one for one in NssDatabase(host, path, base.password).certificates() if one.der not in before]
+                raise import_failure(names[0], failure) from None
+            new = [one for one in NssDatabase(host, path, base.password).certificates()
+                   if (one.der, one.has_key) not in before]
             if not new:
                 raise Failure(f"{names[0]}: all its certificates are in the database already", IMPORT_DUPLICATE)
             owner = next((one for one in new if one.has_key), new[0])
@@ -4998,21 +5016,15 @@ def read_import(name: str) -> bytes:
         raise Failure(f"{name}: {error.strerror}", IMPORT_UNREADABLE) from None
 
 
-def import_failure(base: NssDatabase, name: str, failure: NssTool) -> Failure:
+def import_failure(name: str, failure: NssTool) -> Failure:
     """What a failure of pk12util means for the file or for the database."""
-    text = failure.message
-    if failure.code == "SEC_ERROR_BAD_PASSWORD" and "authenticate" not in text:
-        try:
-            base.tool("certutil", "-K")
-        except NssTool as other:
-            if other.code == "SEC_ERROR_BAD_PASSWORD":
-                return other
-        return Failure(f"{name}: wrong password", IMPORT_PASSWORD, "--password-file FILE")
-    if "DUPLICATE" in text or "COLLISION" in text or "same" in text:
-        return Failure(f"{name}: its nickname or certificate is in the database already", IMPORT_DUPLICATE, "--name")
-    if failure.code == "SEC_ERROR_BAD_PASSWORD":
+    if failure.hint:  # of the database's password
         return failure
-    return Failure(f"{name}: corrupt: {text}", IMPORT_CORRUPT)
+    if failure.code == "SEC_ERROR_BAD_PASSWORD":
+        return Failure(f"{name}: wrong password", IMPORT_PASSWORD, "give --password-file FILE")
+    if any(word in failure.message for word in ("DUPLICATE", "COLLISION", "same")):
+        return Failure(f"{name}: its nickname or certificate is in the database already", IMPORT_DUPLICATE)
+    return Failure(f"{name}: corrupt: {failure.message}", IMPORT_CORRUPT, "copy it again")
 
 
 def pem_to_pkcs12(host: Host, pem: bytes, nickname: str) -> bytes:

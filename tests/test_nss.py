@@ -1,0 +1,237 @@
+"""Section 7 without NSS's tools: DER, trust, the texts of keys, what is put in place and what is swept away."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+import ipsec
+from ipsec import Failure, Host, NssDatabase, der, der_items, parse_certificate, trust_text
+
+
+def name(text: bytes) -> bytes:
+    return der(0x30, der(0x31, der(0x30, der(6, b"\x55\x04\x03"), der(12, text))))
+
+
+def certificate(subject: bytes, is_ca: bool | None, number: int = 1, until: bytes = b"491231235959Z") -> bytes:
+    """A version 3 certificate; `is_ca` None: without basic constraints."""
+    extension = b"" if is_ca is None else der(
+        0x30, der(6, b"\x55\x1d\x13"), der(1, b"\xff"), der(4, der(0x30, der(1, b"\xff") if is_ca else b"")))
+    tbs = der(0x30, der(0xa0, der(2, b"\2")), der(2, bytes((number,))), der(0x30, der(6, b"\x2a\x03")), name(subject),
+              der(0x30, der(0x17, b"200101000000Z"), der(0x17, until)), name(subject),
+              der(0x30, der(0x30, der(6, b"\x2a\x03")), der(3, b"\0\1")), der(0xa3, der(0x30, extension)))
+    return der(0x30, tbs, der(0x30, der(6, b"\x2a\x03")), der(3, b"\0\1"))
+
+
+def test_certificate() -> None:
+    parsed = parse_certificate(certificate("Ünï  code".encode(), True))
+    assert (parsed.subject, parsed.is_ca, parsed.expires) == ("CN=Ünï  code", True, 2524607999)
+    assert not parse_certificate(certificate(b"This Is a CA trap", False)).is_ca
+    assert not parse_certificate(certificate(b"Is a CA", None)).is_ca
+
+
+@pytest.mark.parametrize("year,expires", [(b"500101000000Z", -631152000), (b"700101000000Z", 0)])
+def test_two_digit_years(year: bytes, expires: int) -> None:
+    assert parse_certificate(certificate(b"x", True, until=year)).expires == expires
+
+
+def test_cut_certificates_are_errors() -> None:
+    whole = certificate(b"x", True)
+    for length in range(len(whole)):
+        with pytest.raises(ValueError):
+            parse_certificate(whole[:length])
+
+
+def test_changed_certificates_never_crash() -> None:
+    whole = certificate(b"x", True)
+    for place in range(len(whole)):
+        for value in (0, 0x7f, 0x80, 0x84, 0xff):
+            try:
+                parse_certificate(whole[:place] + bytes((value,)) + whole[place + 1:])
+            except ValueError:
+                continue
+
+
+def test_long_elements() -> None:
+    for size in (0, 127, 128, 255, 256, 70000):
+        data = der(4, b"x" * size)
+        assert [end - start for _, start, end in der_items(data)] == [size]
+
+
+@pytest.mark.parametrize("values,text", [
+    ((2, 2, 2, 2), "CT,C,C"), ((10, 10, 10, 10), "p,p,p"), ((11, 11, 3, 3), "c,,"), ((3, 3, 2, 10), ",C,p"),
+    ((1, 1, 1, 1), "P,P,P"), ((2, 3, 3, 3), "C,,"), ((3, 2, 3, 3), "T,,")])
+def test_trust(values: tuple[int, ...], text: str) -> None:
+    assert trust_text([(0xce534350 + value).to_bytes(4, "big") for value in values]) == text
+
+
+def test_no_trust_value() -> None:
+    assert trust_text([None] * 4) == ",,"
+
+
+@pytest.mark.parametrize("system,package", [
+    ("ID=debian", "libnss3-tools"), ("ID=linuxmint\nID_LIKE=\"ubuntu debian\"", "libnss3-tools"),
+    ("ID=fedora", "nss-tools"), ("ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"", "nss-tools"),
+    ("ID=opensuse-leap", "mozilla-nss-tools"), ("ID=alpine", "nss-tools"), ("ID=arch", "nss"),
+    ("ID=openwrt", "nss-utils"), ("ID=other", "NSS's tools")])
+def test_package(tmp_path: Path, system: str, package: str) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/os-release").write_text(system + "\n")
+    assert package in ipsec.nss_package(Host(root=str(tmp_path)))
+
+
+def test_password_file_for_tools(tmp_path: Path) -> None:
+    """Both forms of nsspassword; the password may have a colon."""
+    host = Host({"IPSEC_CONFDDIR": str(tmp_path)})
+    for text, want in (("NSS Certificate DB:a:b\nhsm:1234\n", "a:b"), ("plain\n", "plain")):
+        (tmp_path / "nsspassword").write_text(text)
+        base = NssDatabase(host, str(tmp_path))
+        assert base.password == want
+        assert base.secret().decode().splitlines()[-1] == want
+        assert f"NSS FIPS 140-2 Certificate DB:{want}" in base.secret().decode()
+    (tmp_path / "nsspassword").write_text("NSS Certificate DB:x\nhsm:1234\n")
+    assert b"hsm:1234\n" in NssDatabase(host, str(tmp_path)).secret()
+
+
+def database(path: Path, mark: str) -> None:
+    """A stand-in for a database, whole."""
+    path.mkdir(exist_ok=True)
+    for file, table in (("cert9.db", "nssPublic"), ("key4.db", "nssPrivate")):
+        base = sqlite3.connect(path / file)
+        base.execute(f"CREATE TABLE {table} (id PRIMARY KEY, a0, a3)")
+        base.execute(f"INSERT INTO {table} VALUES (1, x'00000009', ?)", (mark,))
+        base.commit()
+        base.close()
+    (path / "pkcs11.txt").write_text(mark)
+
+
+def marks(path: Path) -> set[str]:
+    found = {(path / "pkcs11.txt").read_text()}
+    for file, table in (("cert9.db", "nssPublic"), ("key4.db", "nssPrivate")):
+        base = sqlite3.connect(path / file)
+        found.update(row[0] for row in base.execute(f"SELECT a3 FROM {table}"))
+        base.close()
+    return found
+
+
+@pytest.mark.parametrize("done", [0, 1, 2, 3])
+def test_killed_commit_is_finished(tmp_path: Path, done: int) -> None:
+    """Whatever part of a commit was put in place before we were killed, the next command does the rest."""
+    database(tmp_path / "db", "old")
+    database(tmp_path / "db" / ipsec.NSS_COMMIT, "new")
+    for file in ipsec.NSS_FILES[:done]:
+        os.rename(tmp_path / "db" / ipsec.NSS_COMMIT / file, tmp_path / "db" / file)
+    with NssDatabase(Host({}), str(tmp_path / "db")).lock():
+        assert marks(tmp_path / "db") == {"new"}
+    assert sorted(os.listdir(tmp_path / "db")) == sorted(ipsec.NSS_FILES)
+
+
+def test_open_database_sees_the_change(tmp_path: Path) -> None:
+    """A pluto that runs keeps its database open: the file is changed, not replaced."""
+    database(tmp_path / "db", "old")
+    reader = sqlite3.connect(tmp_path / "db/cert9.db")
+    assert list(reader.execute("SELECT a3 FROM nssPublic")) == [("old",)]
+    base = NssDatabase(Host({}), str(tmp_path / "db"))
+    with base.lock():
+        base.build(lambda path: database(Path(path), "new"))
+    assert list(reader.execute("SELECT a3 FROM nssPublic")) == [("new",)]
+    reader.close()
+
+
+def test_killed_build_is_removed(tmp_path: Path) -> None:
+    database(tmp_path / "db", "old")
+    database(tmp_path / "db/.nss-build.12.ab", "half")
+    with NssDatabase(Host({}), str(tmp_path / "db")).lock():
+        assert marks(tmp_path / "db") == {"old"}
+    assert sorted(os.listdir(tmp_path / "db")) == sorted(ipsec.NSS_FILES)
+
+
+def test_failed_build_changes_nothing(tmp_path: Path) -> None:
+    database(tmp_path / "db", "old")
+    base = NssDatabase(Host({}), str(tmp_path / "db"))
+
+    def work(path: str) -> None:
+        (Path(path) / "cert9.db").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with base.lock(), pytest.raises(Failure, match="No space") as caught:
+        base.build(work)
+    assert caught.value.status == ipsec.NSS_FAILURE
+    assert marks(tmp_path / "db") == {"old"}
+    assert sorted(os.listdir(tmp_path / "db")) == sorted(ipsec.NSS_FILES)
+
+
+def test_other_program_wrote_meanwhile(tmp_path: Path) -> None:
+    database(tmp_path / "db", "old")
+    base = NssDatabase(Host({}), str(tmp_path / "db"))
+
+    def work(path: str) -> None:
+        database(Path(path), "new")
+        (tmp_path / "db/pkcs11.txt").write_text("foreign")
+
+    with base.lock(), pytest.raises(Failure, match="meanwhile"):
+        base.build(work)
+    assert marks(tmp_path / "db") == {"old", "foreign"}
+
+
+@pytest.mark.parametrize("damage,told", [
+    (lambda p: (p / "key4.db").unlink(), "key4.db: No such file"), (lambda p: (p / "cert9.db").write_bytes(b""), "not"),
+    (lambda p: (p / "key4.db").write_bytes(b"x" * 9000), "not an NSS database"),
+    (lambda p: (p / "cert9.db").write_bytes(b"SQLite format 3\0" + b"x" * 9000), "cert9.db")])
+def test_broken_database(tmp_path: Path, damage: object, told: str) -> None:
+    database(tmp_path / "db", "old")
+    damage(tmp_path / "db")  # type: ignore[operator]
+    with pytest.raises(Failure, match=told) as caught:
+        ipsec.check_database(NssDatabase(Host({}), str(tmp_path / "db")))
+    assert caught.value.status == ipsec.NSS_FAILURE
+    assert "\n" not in str(caught.value)
+
+
+def test_directories_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for bad in ("missing", "file", "dangling"):
+        with pytest.raises(Failure, match="missing or permission denied") as caught:
+            ipsec.check_database(NssDatabase(Host({}), str(tmp_path / bad)))
+        assert caught.value.status == ipsec.ERROR
+    assert sorted(os.listdir(tmp_path)) == ["dangling", "file"]
+
+
+def test_second_instance_takes_nothing(tmp_path: Path) -> None:
+    """checknss --nssdir of a second instance leaves the main database where it is."""
+    database(tmp_path / "etc", "main")
+    database(tmp_path / "second", "second")
+    ipsec.check_database(NssDatabase(Host({"IPSEC_CONFDDIR": str(tmp_path / "etc")}), str(tmp_path / "second")))
+    assert marks(tmp_path / "etc") == {"main"}
+    assert marks(tmp_path / "second") == {"second"}
+
+
+def test_move_is_finished_when_killed_before_removal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ipsec, "DEFAULT_NSSDIRS", (str(tmp_path / "new"), str(tmp_path / "old")))
+    database(tmp_path / "old", "one")
+    (tmp_path / "new").mkdir()
+    host = Host({"IPSEC_CONFDDIR": str(tmp_path / "old")})
+    base = NssDatabase(host, str(tmp_path / "new"))
+    monkeypatch.setattr(ipsec, "remove_database", lambda base: None)
+    ipsec.check_database(base)
+    assert marks(tmp_path / "old") == marks(tmp_path / "new") == {"one"}
+    monkeypatch.undo()
+    monkeypatch.setattr(ipsec, "DEFAULT_NSSDIRS", (str(tmp_path / "new"), str(tmp_path / "old")))
+    ipsec.check_database(base)
+    assert os.listdir(tmp_path / "old") == []
+    assert marks(tmp_path / "new") == {"one"}
+
+
+@pytest.mark.parametrize("words,told", [
+    (["newhostkey", "--keytype", "rsa", "--curve", "x"], "mutually exclusive"),
+    (["newhostkey", "--keytype", "ecdsa", "--bits", "3"], "mutually exclusive"),
+    (["newhostkey", "junk"], "unexpected argument"), (["initnss", "--nssdir"], "needs a value"),
+    (["--dry-run", "initnss"], "means nothing to it"), (["import"], "is missing"),
+    (["certutil", "-L", "-d", "x"], "not accepted"), (["modutil", "-list", "-dbdir", "x"], "not accepted")])
+def test_wrong_words(words: list[str], told: str) -> None:
+    with pytest.raises(Failure, match=told) as caught:
+        ipsec.dispatch(words)
+    assert caught.value.status == ipsec.USAGE
