@@ -7050,15 +7050,17 @@ class Report:
         piece = "\n"
         problems: list[Exception] = []
 
-        def body() -> Iterator[bytes]:
+        def body() -> Iterator[str]:
             # an error is told after what came before it
             try:
-                yield from map(encode, section.body(self))
+                yield from section.body(self)
             except Exception as error:
                 problems.append(error)
 
+        clean = self.redactor.clean
         try:
-            for piece in self.redactor.stream(body(), bulk=section.bulk):
+            for piece in ((clean(text, bulk=True) for text in body()) if section.bulk
+                          else self.redactor.stream(map(encode, body()))):
                 write(piece)
             if problems:
                 raise problems[0]
@@ -7073,7 +7075,7 @@ class Report:
             outcome, text = "failed", reason(error)
         except Exception as error:  # a report goes on; the text of the unforeseen may hold what must not be shown
             outcome, text = "failed", f"internal error: {type(error).__name__}; please report it"
-        write(self.redactor.clean(f"{'' if piece.endswith(chr(10)) else chr(10)}{text}\n"))
+        write(clean(f"{'' if piece.endswith(chr(10)) else chr(10)}{text}\n"))
         return outcome
 
 

@@ -37,7 +37,8 @@ MALFORMED = '@m : PSK CANARYmalformed16\n@unbalanced : PSK "CANARYunbalanced17\n
 CONFIG = '''config setup
     plutodebug=all
     logfile=/var/log/pluto-own.log
-conn canary
+conn thetest
+    auto=add
     left=192.0.2.1
     right=192.0.2.2
     authby=secret
@@ -76,7 +77,7 @@ def planted(gateway: Machine, pluto: Callable[..., Pluto]) -> Pluto:
     gateway.address("192.0.2.1/24")
     gateway.write("/etc/ipsec.d/more.conf", INCLUDED)
     gateway.write("/etc/ipsec.d/more.secrets", MALFORMED, 0o600)
-    gateway.write("/etc/ipsec.d/passwd", "user:CANARYhash18:canary\n", 0o600)
+    gateway.write("/etc/ipsec.d/passwd", "user:CANARYhash18:thetest\n", 0o600)
     gateway.write("/etc/ipsec.d/nsspassword", "NSS Certificate DB:CANARYnss:19\n", 0o600)
     gateway.write("/etc/rsyslog.conf", 'action(type="ommysql" pwd="CANARYrsyslog20")\n')
     gateway.write("/var/log/pluto-own.log", 'Starting Pluto\nPSK data malformed: CANARYmalformed16\n'
@@ -121,7 +122,7 @@ def test_no_secret_leaves(planted: Pluto) -> None:
     text = results[0].stdout
     assert "@west" in section(text, "ipsec/secrets") and "PSK" in section(text, "ipsec/secrets")
     assert "conn included" in section(text, "ipsec/conf")
-    assert "canary" in section(text, "ipsec/status")
+    assert "thetest" in section(text, "ipsec/status")
     assert "interface" in section(text, "ipsec/status")
     found = machine.run(["grep", "-rlE", "CANARY[a-z0-9]+[0-9][0-9]", "/etc", "/run", "/tmp", "/var", "/root"]).stdout
     assert set(found.split()) <= {"/etc/ipsec.secrets", "/etc/ipsec.d/more.secrets", "/etc/ipsec.d/passwd",
@@ -181,6 +182,7 @@ def test_a_stopped_pluto_costs_the_timeout_only(gateway: Machine, pluto: Callabl
     assert "timed out after 2 s" in section(result.stdout, "ipsec/status")
     assert headings(result.stdout)[-1] == "date"
     assert "ipsec/status" in result.stderr and result.stderr.count("\n") == 1
+    daemon.stop(signal.SIGKILL)  # pluto 4.10 does not survive that its clients hung up meanwhile
 
 
 def test_fifos_do_not_block(gateway: Machine) -> None:
@@ -202,7 +204,7 @@ def test_an_ordinary_user_gets_what_he_may_read(gateway: Machine, pluto: Callabl
     assert headings(result.stdout)[-1] == "date"
     assert "Permission denied" in section(result.stdout, "ipsec/secrets")
     assert "ip-xfrm-state" in result.stderr and "denied" in result.stderr
-    assert "conn canary" in section(result.stdout, "ipsec/conf")
+    assert "conn thetest" in section(result.stdout, "ipsec/conf")
     assert leaks(result.stdout) == []
 
 
@@ -247,7 +249,7 @@ def test_a_rescue_system_reads_only_below_root(root: Callable[..., Machine], tmp
 
 def test_it_leaves_no_trace(root: Callable[..., Machine]) -> None:
     """On a read-only root without /tmp and HOME it works; and where it could write it does not."""
-    machine = root("bookworm", readonly=True, drop=["/tmp", "/root"])
+    machine = root("bookworm", readonly=True, drop=["/tmp"])
     result = machine.run(["/usr/bin/python3", PYZ, "barf"], env={"HOME": None, "PATH": None}, timeout=300)
     assert headings(result.stdout)[-1] == "date"
     writable = root("bookworm")
@@ -287,5 +289,5 @@ def test_memory_stays_flat(root: Callable[..., Machine]) -> None:
     barf = ["/usr/bin/python3", PYZ, "barf", "--output", "/run/report"]
     result = machine.run(["/usr/bin/python3", "-c", measure, *barf], timeout=600).check()
     report = machine.read("/run/report")
-    assert report.count("10.78.31.0/24") >= 2 and "reqid 5000 mode tunnel" in report
+    assert report.count("10.78.31.0/24 dev eth0") == 1 and "reqid 5000 mode tunnel" in report
     assert int(result.stdout.split()[-1]) <= 64 * 1024
