@@ -5731,21 +5731,15 @@ def nflog_conn(host: Host, add: bool, name: str, group: int, ours: str, theirs: 
 
 # --- _updown --------------------------------------------------------------------------------------------------------
 
-# What is done for each verb, for IPv4 and IPv6, as in the original; its status is that of the last step
+# What is done (+) and undone (-) for each verb, as in the original; the status is that of the last step.  Where -host
+# and -client are the same, without them
 UPDOWN_STEPS = {
-    "prepare-host": "vti_interface", "prepare-client": "vti_interface",
-    "route-host": "vti_route route_up nflog_up", "route-client": "vti_route route_up nflog_up",
-    "unroute-host": "route_down source_down", "unroute-client": "route_down source_down",
-    "up-host": "", "down-host": "cisco_down nflog_down cat_down vti_down",
-    "up-client": "vti_interface resolver_up cat_up source_up notify_up vti_route",
-    "down-client": "cisco_down nflog_down cat_down vti_down resolver_down notify_down",
-    "disconnectNM-host": "notify_down", "disconnectNM-client": "notify_down",
-    "prepare-host-v6": "", "prepare-client-v6": "",
-    "route-host-v6": "nflog_up route_up", "route-client-v6": "nflog_up route_up",
-    "unroute-host-v6": "route_down source_down", "unroute-client-v6": "route_down source_down",
-    "up-host-v6": "", "down-host-v6": "nflog_down",
-    "up-client-v6": "source_up resolver_up notify_up", "down-client-v6": "nflog_down resolver_down notify_down",
-    "disconnectNM-host-v6": "notify_down", "disconnectNM-client-v6": "notify_down",
+    "prepare": "+interface", "route": "+vti +route +nflog", "unroute": "-route -source", "up-host": "",
+    "up-client": "+interface +resolver +cat +source +notify +vti", "down-host": "-cisco -nflog -cat -vti",
+    "down-client": "-cisco -nflog -cat -vti -resolver -notify", "disconnectNM": "-notify",
+    "prepare-v6": "", "route-v6": "+nflog +route", "unroute-v6": "-route -source", "up-host-v6": "",
+    "up-client-v6": "+source +resolver +notify", "down-host-v6": "-nflog",
+    "down-client-v6": "-nflog -resolver -notify", "disconnectNM-v6": "-notify",
 }
 RESOLV_CONF = "/etc/resolv.conf"
 NM_HELPER = "/usr/libexec/nm-libreswan-service-helper"
@@ -5771,7 +5765,7 @@ class Updown:
         self.host_family = self._address_family("PLUTO_CONN_ADDRFAMILY")
         self.family = self._address_family("PLUTO_CLIENT_FAMILY") if self.modern else self.host_family
         self.bits = 32 if self.family == 4 else 128
-        self.scope = 50 if self.family == 4 else 0  # marks the addresses that source_up() added
+        self.scope = 50 if self.family == 4 else 0  # marks the addresses that source() added
 
     def _address_family(self, name: str) -> int:
         family = {"ipv4": 4, "ipv6": 6}.get(self.get(name))
@@ -5787,20 +5781,26 @@ class Updown:
         """A variable that is a number, and not 0."""
         return self.get(name).lstrip("0") not in ("", "no")
 
+    def steps(self, verb: str) -> list[str]:
+        """The steps of a verb.  Raises Failure for an unknown one."""
+        if set(verb.split("-")) <= {"prepare", "route", "up"}:  # 5.4 with updown-config=async: several verbs, bare
+            kind = "host" if self.get("PLUTO_MY_CLIENT_NET") == self.get("PLUTO_ME") else "client"
+            suffix = f"-{kind}-v6" if self.family == 6 else f"-{kind}"
+            return [step for word in verb.split("-") for step in self.steps(word + suffix)]
+        word, _, kind = verb.partition("-")
+        found = UPDOWN_STEPS.get(verb, UPDOWN_STEPS.get(f"{word}-v6" if kind.endswith("-v6") else word))
+        if found is None or kind not in ("host", "client", "host-v6", "client-v6"):
+            raise Failure(f"_updown: unknown verb {quote(verb)}")
+        return found.split()
+
     def run(self, verb: str) -> int:
         """Do what the verb asks; the status of its last step.  Raises Failure."""
-        verbs = [verb]
-        if set(verb.split("-")) <= {"prepare", "route", "up"}:  # 5.4 with updown-config=async: several, bare
-            kind = "host" if self.get("PLUTO_MY_CLIENT_NET") == self.get("PLUTO_ME") else "client"
-            verbs = [f"{word}-{kind}{'-v6' if self.family == 6 else ''}" for word in verb.split("-")]
-        if any(word not in UPDOWN_STEPS for word in verbs):
-            raise Failure(f"_updown: unknown verb {quote(verb)}")
         status = OK
-        for step in [step for word in verbs for step in UPDOWN_STEPS[word].split()]:
+        for step in self.steps(verb):
             try:
-                status = getattr(self, step)() or OK
+                status = getattr(self, step[1:])(step[0] == "+") or OK
             except (Failure, OSError) as error:
-                self.host.warn(f"_updown: {step.replace('_', ' ')}: {error}")
+                self.host.warn(f"_updown: {step}: {error}")
                 status = error.status if isinstance(error, Failure) else USAGE
         return status
 
@@ -5814,9 +5814,9 @@ class Updown:
                 return 1 if error.errno == errno.ENODEV else 2
         return OK
 
-    def route(self, action: str, net: str, words: Sequence[str], *fine: int) -> int:
+    def ip_route(self, action: str, net: str, words: Sequence[str], *fine: int) -> int:
         """`ip route ACTION NET WORDS…`, as change()."""
-        deadline = time.monotonic() + (2 if "src" in words and self.family == 6 else 0)
+        deadline = time.monotonic() + (1 if "src" in words and self.family == 6 else 0)
 
         def change() -> None:
             try:
@@ -5844,18 +5844,16 @@ class Updown:
 
     # --- routes and addresses -----------------------------------------------------------------------------------
 
-    def route_up(self) -> int:
+    def route(self, up: bool) -> int:
         """Route to the peer's client, with proxy ARP for a single address of this network."""
-        self._proxy(True)
-        return self._route("replace")
-
-    def route_down(self) -> int:
-        """Take back what route_up() did."""
+        if up:
+            self._proxy(True)
+            return self._route("replace")
         status = self._route("del")
         self._proxy(False)
         return status
 
-    def cisco_down(self) -> int:
+    def cisco(self, _: bool) -> int:
         """A Cisco peer's route goes with the connection, as its source address may change."""
         return self._route("del") if self.get("PLUTO_MY_SOURCEIP") and self.yes("PLUTO_IS_PEER_CISCO") else OK
 
@@ -5864,29 +5862,24 @@ class Updown:
             return self.get("VTI_IFACE")
         return self.get("PLUTO_VIRT_INTERFACE") if self.get("PLUTO_XFRMI_ROUTE") else "lo"
 
-    def source_up(self) -> int:
-        """Add the connection's source address unless it is one of ours."""
+    def source(self, up: bool) -> int:
+        """Add the connection's source address unless it is ours; remove it when we added it and no route uses it."""
         address = self.get("PLUTO_MY_SOURCEIP")
         if not address or (self.modern and self.get("PLUTO_XFRMI_ROUTE") == "yes"):
             return OK  # pluto 5 itself looks after the addresses of its interfaces
-        way = self.way(address)
-        if isinstance(way, Route) and way.local:
-            return OK
-        device = self._source_device()
-        return self.change(f"addr add {address}/{self.bits} dev {device} scope {self.scope}", [errno.EEXIST],
-                           self.routing.address, True, f"{address}/{self.bits}", device, self.scope)
-
-    def source_down(self) -> int:
-        """Remove the source address when source_up() added it and no route has it any more."""
-        address = self.get("PLUTO_MY_SOURCEIP")
-        if not address or self.get("PLUTO_MOBIKE_EVENT") or (self.modern and self.get("PLUTO_XFRMI_ROUTE") == "yes"):
-            return OK
-        device = self._source_device()
-        if ((address, self.bits, self.scope, self.routing.index(device, 0)) not in self.routing.addresses()
+        device, own = self._source_device(), f"{address}/{self.bits}"
+        if up:
+            way = self.way(address)
+            if isinstance(way, Route) and way.local:
+                return OK
+            return self.change(f"addr add {own} dev {device} scope {self.scope}", [errno.EEXIST],
+                               self.routing.address, True, own, device, self.scope)
+        if (self.get("PLUTO_MOBIKE_EVENT")
+                or (address, self.bits, self.scope, self.routing.index(device, 0)) not in self.routing.addresses()
                 or any(route.source == address for route in self.routing.routes(self.family))):
             return OK
-        return self.change(f"addr del {address}/{self.bits} dev {device}", [errno.EADDRNOTAVAIL],
-                           self.routing.address, False, f"{address}/{self.bits}", device)
+        return self.change(f"addr del {own} dev {device}", [errno.EADDRNOTAVAIL],
+                           self.routing.address, False, own, device)
 
     def _proxy(self, add: bool) -> None:
         """Answer for the peer's client in our network when it is a single address there."""
@@ -5936,7 +5929,7 @@ class Updown:
                   "::/0": ["::/1", "8000::/1"] if self.modern else ["2000::/3"]}.get(peer, [])
         interface = self.get("PLUTO_INTERFACE")
         if self.get("VTI_IFACE"):
-            self.source_up()
+            self.source(True)
             device = self.get("VTI_IFACE")
         elif self.get("PLUTO_XFRMI_ROUTE") == "yes":
             device = self.get("PLUTO_VIRT_INTERFACE")
@@ -5951,7 +5944,7 @@ class Updown:
         words = [*words, *(["mtu", self.get("PLUTO_MTU")] if self.get("PLUTO_MTU") else []), *metric,
                  *self.get("IPROUTEARGS").split(), "dev", (device or interface).partition(":")[0]]
         if action == "replace" and source:
-            self.source_up()
+            self.source(True)
             words += ["src", source]
         wanted = [(net, words) for net in halves or [peer]] if "yes" in (routed, xfrmi) or self.proxied else []
         if mark:
@@ -5960,7 +5953,7 @@ class Updown:
                            [*(metric if self.modern else []), *hop, "dev", esp.partition(":")[0], "table",
                             str(ESP_TABLE)]))
         for net, words in wanted:
-            if status := self.route(action, net, words, errno.ESRCH):
+            if status := self.ip_route(action, net, words, errno.ESRCH):
                 return status
         if mark:
             add = action != "del"
@@ -5981,7 +5974,7 @@ class Updown:
             return []
         return [int(mark, 0) for mark in marks]
 
-    def vti_interface(self) -> int:
+    def interface(self, _: bool) -> int:
         """Make the VTI interface when it is not there yet."""
         marks, name = self._marks(), self.get("VTI_IFACE")
         if not marks:
@@ -6007,71 +6000,46 @@ class Updown:
         self.routing.up(name)
         return OK
 
-    def vti_route(self) -> int:
-        """Route the peer's client into the VTI interface."""
-        name, peer = self.get("VTI_IFACE"), self.get("PLUTO_PEER_CLIENT")
-        if not self._marks() or self.get("VTI_ROUTING") != "yes":
+    def vti(self, up: bool) -> int:
+        """Route the peer's client into the VTI interface, or no longer.  The interface stays: others may use it."""
+        name, peer, source = self.get("VTI_IFACE"), self.get("PLUTO_PEER_CLIENT"), self.get("PLUTO_MY_SOURCEIP")
+        metric = self.get("PLUTO_METRIC") if self.modern else ""
+        words = ["dev", name, *(["src", source] if source else []), *(["metric", metric] if metric else [])]
+        if up and not self._marks() or not name or self.get("VTI_ROUTING") != "yes":
             return OK
-        action = "add"
+        if not up:
+            if self.host.isdir(f"/proc/sys/net/ipv4/conf/{name}"):
+                self.ip_route("del", peer, words, errno.ESRCH)
+            return OK
         routes = list(self.routing.routes(4))
-        if any(route.destination == peer for route in routes):
-            action = "change"
-            for route in routes:  # the gateway stays to be reached as it is
-                if route.destination == "0.0.0.0/0" and route.gateway:
-                    self.route("add", route.gateway, ["dev", route.device], errno.EEXIST)
-                    break
-        words = self._vti_words(name)
-        self.route(action, peer, words, errno.EEXIST)
+        there = any(route.destination == peer for route in routes)
+        gateway = next((route for route in routes if route.destination == "0.0.0.0/0" and route.gateway), None)
+        if there and gateway:  # it stays to be reached as it is
+            self.ip_route("add", gateway.gateway, ["dev", gateway.device], errno.EEXIST)
+        self.ip_route("change" if there else "add", peer, words, errno.EEXIST)
         self.host.print("done ip route")
-        return OK
-
-    def _vti_words(self, name: str) -> list[str]:
-        source, metric = self.get("PLUTO_MY_SOURCEIP"), self.get("PLUTO_METRIC") if self.modern else ""
-        return ["dev", name, *(["src", source] if source else []), *(["metric", metric] if metric else [])]
-
-    def vti_down(self) -> int:
-        """Remove the route of vti_route(); the interface stays, as other connections may use it."""
-        name, peer = self.get("VTI_IFACE"), self.get("PLUTO_PEER_CLIENT")
-        if name and self.get("VTI_ROUTING") == "yes" and self.host.isdir(f"/proc/sys/net/ipv4/conf/{name}"):
-            words = self._vti_words(name)
-            self.route("del", peer, words, errno.ESRCH)
         return OK
 
     # --- firewall ---------------------------------------------------------------------------------------------------
 
-    def nflog_up(self) -> None:
+    def nflog(self, up: bool) -> None:
         """Copy the connection's packets to its NFLOG group."""
-        self._nflog(True)
-
-    def nflog_down(self) -> None:
-        """No longer copy them."""
-        self._nflog(False)
-
-    def _nflog(self, add: bool) -> None:
-        group = self.get("NFLOG")
-        if group:
-            nflog_conn(self.host, add, self.get("PLUTO_CONNECTION"), int(group), self.get("PLUTO_MY_CLIENT"),
+        if group := self.get("NFLOG"):
+            nflog_conn(self.host, up, self.get("PLUTO_CONNECTION"), int(group), self.get("PLUTO_MY_CLIENT"),
                        self.get("PLUTO_PEER_CLIENT"))
 
-    def cat_up(self) -> int:
+    def cat(self, up: bool) -> int:
         """Translate this host's address to the one that the peer gave it (client address translation)."""
-        return self._cat("-I") if self.get("PLUTO_MY_CLIENT_NET") != "0.0.0.0" else OK
-
-    def cat_down(self) -> int:
-        """No longer translate it."""
-        return self._cat("-D")
-
-    def _cat(self, action: str) -> int:
-        if not self.get("CAT"):
-            return OK
         peer, given = self.get("PLUTO_PEER_CLIENT"), self.get("PLUTO_MY_CLIENT_NET")
+        if not self.get("CAT") or (up and given == "0.0.0.0"):
+            return OK
         status = OK
         for chain, way, rest in (("POSTROUTING", "out", ["-d", peer, "-j", "SNAT", "--to-source", given]),
                                  ("PREROUTING", "in", ["-d", given, "-s", peer, "-j", "DNAT", "--to-destination",
                                                        self.get("PLUTO_ME")])):
             rule = [chain, "-m", "policy", "--dir", way, "--pol", "ipsec", *rest]
             there = not self._iptables("-C", rule).status
-            if there != (action == "-I") and (ran := self._iptables(action, rule)).status:
+            if there != up and (ran := self._iptables("-I" if up else "-D", rule)).status:
                 self.host.warn(f"_updown: iptables: {ran.complaint}")
                 status = ran.status
         return status
@@ -6082,31 +6050,21 @@ class Updown:
 
     # --- names ------------------------------------------------------------------------------------------------------
 
-    def notify_up(self) -> None:
-        """Tell NetworkManager's service that the connection is up."""
-        self._notify("connect")
-
-    def notify_down(self) -> None:
-        """Tell it that it is down."""
-        self._notify("disconnect")
-
-    def _notify(self, reason: str) -> None:
+    def notify(self, up: bool) -> None:
+        """Tell NetworkManager's service that the connection is up or down."""
         if self.yes("PLUTO_NM_CONFIGURED"):
+            reason = "connect" if up else "disconnect"
             self.host.print(f"sending {reason} signal to NetworkManager")
             if self.host.executable(NM_HELPER):
                 self.host.run([NM_HELPER], env={**self.host.exported(), "libreswan_reason": reason}, timeout=30)
 
-    def resolver_up(self) -> int:
-        """Use the name servers and domains that the peer gave (mode config)."""
-        return self._resolver(True)
-
-    def resolver_down(self) -> int:
-        """Use those from before again."""
-        return self._resolver(False)
-
-    def _resolver(self, up: bool) -> int:
-        kind, servers = self.get("PLUTO_DNS_RESOLVER") or "file", self.get("PLUTO_PEER_DNS_INFO").split()
-        domains = self.get("PLUTO_PEER_DOMAIN_INFO").split()
+    def resolver(self, up: bool) -> int:
+        """Use the name servers and domains that the peer gave (mode config), or again those from before."""
+        import re
+        kind = self.get("PLUTO_DNS_RESOLVER") or "file"
+        # the peer's words: what is no address or no name goes into no file and to no program
+        servers = [word for word in self.get("PLUTO_PEER_DNS_INFO").split() if re.fullmatch(r"[0-9a-fA-F:.]+", word)]
+        domains = [word for word in self.get("PLUTO_PEER_DOMAIN_INFO").split() if re.fullmatch(r"\w[\w.-]*", word)]
         if kind == "systemd":
             self._systemd(up, {"dns": servers, "domain": domains})
         elif kind != "file":
