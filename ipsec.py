@@ -3938,8 +3938,9 @@ class Replies:
             if self.version < (3, 30) or not line:
                 return text
             raise NoPluto(f"log line missing NNN prefix: {quote(text)}")
-        self.asks = {(40, 10): "password", (41, 11): "user name"}.get(
-            (code, code - 30) if self.version < (5,) else (code + 30, code), "")
+        prompts = (40, 41) if self.version < (5,) else (10, 11)
+        if code in prompts:
+            self.asks = ("password", "user name")[prompts.index(code)]
         if self.version >= (5,):
             if 20 <= code < 100 and self.status == OK:
                 self.status = code
@@ -4059,13 +4060,23 @@ def show_replies(host: Host, message: bytes, version: tuple[int, ...] | None, op
     Without a `version`, lines are held back until the status has told it.  `must_speak`: a pluto that says nothing
     does not know the connection (up to 4.15 it has no other way to say so).
     """
+    asynchronous = "asynchronous" in options
     answers = Answers(host, options)
+    replies = Replies(version or version_key(RELEASES[-1]), lenient=lenient, asynchronous=asynchronous)
     held: list[bytes] = []
     spoke = False
-    asynchronous = "asynchronous" in options
-    replies = Replies(version or version_key(RELEASES[-1]), lenient=lenient, asynchronous=asynchronous)
     with Conversation(host, timeout) as talk:
-        if version is None and talk.packets:
+
+        def show(lines: Sequence[bytes]) -> None:
+            for line in lines:
+                shown = replies.take(line)
+                if shown is not None:
+                    host.print(shown if shown.isprintable() else printable(shown))
+                if replies.asks:
+                    host.flush()
+                    talk.say(answers(replies.asks))
+
+        if talk.packets:
             version = replies.version
         talk.say(message)
         for line in talk.lines():
@@ -4073,21 +4084,13 @@ def show_replies(host: Host, message: bytes, version: tuple[int, ...] | None, op
             if version is None:
                 held.append(line)
                 found = setting(split_code(line)[1], "pluto_version")
-                if not found and len(held) < 10_000:
-                    continue
-                version = replies.version = leading_version(found)
-            for known in held or (line,):
-                shown = replies.take(known)
-                if shown is not None:
-                    host.print(shown if shown.isprintable() else printable(shown))
-                if replies.asks:
-                    host.flush()
-                    talk.say(answers(replies.asks))
-            held = []
-        for known in held:
-            shown = replies.take(known)
-            if shown is not None:
-                host.print(shown if shown.isprintable() else printable(shown))
+                if found or len(held) == 10_000:
+                    version = replies.version = leading_version(found)
+                    show(held)
+                    held = []
+            else:
+                show((line,))
+        show(held)
     if must_speak and not spoke and not asynchronous:
         raise Failure(f'ipsec whack: no connection named {quote(options["name"])}', UNKNOWN_NAME)
     return replies.status
@@ -8051,8 +8054,8 @@ def request_command(names: str, operand: str, request: str, summary: str) -> Non
         return Teller(host, args).ask(*words, request)
 
 
-for _row in REQUESTS:
-    request_command(*_row)
+for _request in REQUESTS:
+    request_command(*_request)
 
 
 def operation_command(names: str, summary: str) -> None:
@@ -8064,11 +8067,11 @@ def operation_command(names: str, summary: str) -> None:
         return Teller(host, args).operate(operation, args.operands[0])
 
 
-for _row2 in (("up initiate", "negotiate a connection"), ("down terminate", "end the SAs of a connection"),
-              ("route", "have traffic bring the connection up"), ("unroute", "undo route"),
-              ("delete", "make pluto forget a connection"), ("replace", "load a connection anew"),
-              ("ondemand", "load a connection and have traffic bring it up")):
-    operation_command(*_row2)
+for _operation in (("up initiate", "negotiate a connection"), ("down terminate", "end the SAs of a connection"),
+                   ("route", "have traffic bring the connection up"), ("unroute", "undo route"),
+                   ("delete", "make pluto forget a connection"), ("replace", "load a connection anew"),
+                   ("ondemand", "load a connection and have traffic bring it up")):
+    operation_command(*_operation)
 
 
 def pluto_start(host: Host, args: Args) -> int:

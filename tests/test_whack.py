@@ -8,6 +8,7 @@ import os
 import pty
 import socket
 import struct
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -519,3 +520,28 @@ def test_metrics_of_a_tunnel_and_of_none() -> None:
                  'ipsec_sa_in_bytes_total{connection="tunnel",sa="2"} 168'):
         assert f"{line}\n" in text
     assert ipsec.metrics_of(None).endswith("\nipsec_up 0\n")
+
+
+def test_libreswans_whack_gets_the_socket_unless_the_caller_names_one(pyz: Path, tmp_path: Path) -> None:
+    whack = tmp_path / "whack"
+    whack.write_text("#!/bin/sh\n[ $1 = --version ] && echo 'Libreswan 4.10' || printf '<%s>' \"$@\"\n")
+    whack.chmod(0o755)
+
+    def argv(*words: str) -> str:
+        result = subprocess.run([sys.executable, str(pyz), *words], env={"IPSEC_EXECDIR": str(tmp_path)}, timeout=60,
+                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True)
+        return result.stdout.decode().replace("</run/pluto/pluto.ctl>", "<CTL>")
+
+    assert argv("whack", "--status") == "<--ctlsocket><CTL><--status>"
+    assert argv("whack", "--name", "x--ctlsocketfoo", "--initiate") == (
+        "<--ctlsocket><CTL><--name><x--ctlsocketfoo><--initiate>")
+    assert argv("whack", "--name", "--ctlsocket", "--initiate").startswith("<--ctlsocket><CTL><--name><--ctlsocket>")
+    assert argv("whack", "--status", "--ctlsocket", "/x") == "<--status><--ctlsocket></x>"
+    assert argv("whack", "--ctlsocket=/x", "--status") == "<--ctlsocket=/x><--status>"
+    assert argv("--async", "up", "a b") == "<--ctlsocket><CTL><--asynchronous><--name><a b><--initiate>"
+    assert argv("--asynchronous=no", "up", "*") == "<--ctlsocket><CTL><--name><*><--initiate>"
+    assert argv("auto", "--up", "c", "--remote-host", "::1") == (
+        "<--ctlsocket><CTL><--name><c><--initiate><--remote-host><::1>")
+    assert argv("auto", "--utc", "--listall") == "<--ctlsocket><CTL><--utc><--listall>"
+    assert argv("auto", "--ctlsocket", "/y", "--status") == "<--ctlsocket></y><--status>"
+    assert argv("down", "c") == "<--ctlsocket><CTL><--name><c><--terminate>"
