@@ -6953,6 +6953,146 @@ CONNECTION_OPTIONS = (*PLUTO_OPTIONS, ASYNC_OPTION, REMOTE_HOST_OPTION)
 # One function (or small class) each, registered with all that the user sees of it.
 # =====================================================================================================================
 
+# --- verify ----------------------------------------------------------------------------------------------------------
+#
+# The checks of libreswan's verify (4.10; dropped in 5.0) in its order and its form of line.  Reads only: it asks pluto
+# for its status, and never reloads its secrets as the original did.
+
+
+class Finding(Record):
+    """What a check found: its text as the original has it, `level` OK, WARN or FAIL, the `word` in brackets, one
+    sentence why, and one command that mends it."""
+
+    text: str
+    level: str = "OK"
+    word: str = "OK"
+    why: str = ""
+    mend: str = ""
+
+
+def sysctl_values(host: Host, pattern: str) -> dict[str, str]:
+    """The values of an interface's sysctl below net.ipv4.conf, by interface, `all` and `default` left out."""
+    names = host.glob(f"/proc/sys/net/ipv4/conf/*/{pattern}")
+    found = {name.split("/")[-2]: host.value(name) for name in names}
+    return {name: value for name, value in found.items() if name not in ("all", "default", "lo")}
+
+
+def check_installation(host: Host) -> Iterator[Finding]:
+    """Version, kernel, and the settings of the kernel that break tunnels."""
+    version = host.libreswan_version()
+    yield Finding("Version check and ipsec on-path", *(() if version else (
+        "FAIL", "FAILED", f"no libreswan in {host.execdir}", "install libreswan, or set IPSEC_EXECDIR")))
+    yield Finding("Checking for IPsec support in kernel", *(() if host.xfrm_loaded() else (
+        "FAIL", "FAILED", "the kernel has no XFRM stack", "modprobe xfrm_user")))
+    if not host.xfrm_loaded():
+        return
+    # a redirect that we send or believe takes traffic past the tunnel; a host that forwards nothing sends none
+    forwards = sysctl(host, "net.ipv4.ip_forward") == "1"
+    for option in ("send_redirects", "accept_redirects"):
+        on = [name for name, value in sysctl_values(host, option).items() if value == "1"] if forwards else []
+        yield Finding(f"         ICMP {option}", *(() if not on else (
+            "WARN", "NOT DISABLED", f"this gateway forwards, and {', '.join(on[:5])} would {option.split('_')[0]} ICMP "
+            "redirects", f"sysctl -w net.ipv4.conf.all.{option}=0 net.ipv4.conf.{on[0].replace('.', '/')}.{option}=0")))
+    yield Finding("         XFRM larval drop", *(() if sysctl(host, "net.core.xfrm_larval_drop") == "1" else (
+        "FAIL", "NOT ENABLED", "packets wait for tunnels being made", "sysctl -w net.core.xfrm_larval_drop=1")))
+
+
+def check_configuration(host: Host, config: Config) -> Iterator[Finding]:
+    """Errors of ipsec.conf, with file and line, and what is obsolete in it."""
+    fatal = [str(problem) for problem in config.problems if problem.fatal]
+    yield Finding("Pluto ipsec.conf syntax", *(() if not fatal else (
+        "FAIL", "PARSE ERROR", "; ".join(fatal[:3]), f"correct {config.name}")))
+    old = [str(problem) for problem in config.problems if not problem.fatal]
+    yield Finding("Checking for obsolete ipsec.conf options", *(() if not old else (
+        "WARN", "OBSOLETE KEYWORD", "; ".join(old[:3]), f"remove it from {config.name}")))
+
+
+def check_rp_filter(host: Host) -> Iterator[Finding]:
+    """Strict reverse path filtering drops decrypted packets: the stronger of `all` and the interface counts
+    (ip-sysctl.rst); 2 is loose and fine."""
+    everywhere = sysctl(host, "net.ipv4.conf.all.rp_filter")
+    strict = [name for name, value in sysctl_values(host, "rp_filter").items() if max(value, everywhere) == "1"]
+    yield Finding("Checking rp_filter", *(() if not strict else (
+        "FAIL", "ENABLED", f"strict on {', '.join(strict[:5])}: it drops what comes out of tunnels",
+        f"sysctl -w net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.{strict[0].replace('.', '/')}.rp_filter=0")))
+
+
+def check_pluto(host: Host, config: Config, timeout: float) -> Iterator[Finding]:
+    """That pluto runs, answers, and listens, by its own process and sockets; and the syntax of its secrets."""
+    pid = find_pluto(host)
+    try:
+        for _ in pluto_lines(host, "--status", timeout=timeout):
+            break
+        answers = Finding("Checking that pluto is running")
+    except Failure as failure:
+        answers = Finding("Checking that pluto is running", "FAIL", "FAILED", failure.message, "ipsec start")
+    yield answers
+    if pid and answers.level == "OK":
+        ports = {entry.port for entry in list_sockets(host, (500, 4500), pid) if entry.protocol.startswith("udp")}
+        for port, use in ((500, "IKE on udp 500"), (4500, "IKE/NAT-T on udp 4500")):
+            yield Finding(f" Pluto listening for {use}", *(() if port in ports else (
+                "FAIL", "FAILED", f"no socket on port {port} in pluto's network", "ipsec whack --listen")))
+    name = secrets_file(host, config)
+    if not host.superuser:
+        yield Finding(" Pluto ipsec.secret syntax", "WARN", "UNKNOWN", "only root may read it", "sudo ipsec verify")
+        return
+    problems = [str(problem) for problem in secret_files(host, name)[1]]
+    yield Finding(" Pluto ipsec.secret syntax", *(() if not problems else (
+        "FAIL", "PARSE ERROR", "; ".join(problems[:3]), f"correct {name}")))
+
+
+def check_programs(host: Host) -> Iterator[Finding]:
+    """The programs and the database that a running libreswan needs."""
+    if host.exists("/usr/sbin/prelink"):
+        yield Finding("Checking 'prelink' command does not interfere with FIPS", "WARN", "PRESENT",
+                      "prelinked libraries fail FIPS self-tests", "remove prelink")
+    lacking = [name for name in ("cert9.db", "key4.db") if not host.exists(f"{host.nssdir}/{name}")]
+    yield Finding("Checking the NSS database", *(() if not lacking else (
+        "FAIL", "MISSING", f"{host.nssdir} has no {' and no '.join(lacking)}", "ipsec checknss")))
+
+
+def findings(host: Host, timeout: float) -> Iterator[Finding]:
+    """All findings, in the original's order."""
+    config = Config(host)
+    yield from check_installation(host)
+    yield from check_configuration(host, config)
+    yield from check_rp_filter(host)
+    yield from check_pluto(host, config, timeout)
+    yield from check_programs(host)
+
+
+def verify_lines(found: Iterable[Finding], colour: bool = False) -> Iterator[str]:
+    """Findings as the original prints them, each with why and what mends it below."""
+    yield "Verifying installed system and configuration files\n"
+    for finding in found:
+        tint = {"OK": 92, "WARN": 93, "FAIL": 91}[finding.level]
+        word = f"\x1b[{tint}m{finding.word}\x1b[0m" if colour else finding.word
+        yield f"{finding.text:<50}\t[{word}]"
+        if finding.why:
+            yield f"  {printable(finding.why)}; to mend it: {printable(finding.mend)}"
+
+
+@command("verify", summary="check the installation, the kernel, the configuration and pluto", options=(
+    Opt("--json", None, "a JSON list of the findings: text, level, word, why, mend"),
+    Opt("--timeout", "SECONDS", "how long to wait for pluto (default 10)"),
+    Opt("--nocolour --nocolor", None, "no colours; there are none unless the output is a terminal"),
+), details="Every finding is OK, WARN or FAIL, with one sentence why and one command that mends it.\n\n"
+           "Exit status: the number of findings that are FAIL, 255 at most.")
+def verify_command(host: Host, args: Args) -> int:
+    """`ipsec verify`: the number of failures, capped at 255.  Raises Failure."""
+    if not host.live:
+        raise Failure("verify: checks the running system only", USAGE, "use --root with barf")
+    found = list(findings(host, seconds(args.value("--timeout", "10"))))
+    if args.flag("--json"):
+        host.print(need("json", "--json").dumps([finding._asdict() for finding in found], indent=1))
+    else:
+        host.print("\n".join(verify_lines(found, host.colour and not args.flag("--nocolour"))))
+    failures = sum(finding.level == "FAIL" for finding in found)
+    if failures and not args.flag("--json"):
+        host.warn(f"verify: encountered {failures} error{'s' * (failures > 1)}")
+    return min(failures, 255)
+
+
 # --- barf ------------------------------------------------------------------------------------------------------------
 #
 # A table of sections in the order of the report.  What can't keep us waiting is read when its turn comes; what runs
@@ -7584,15 +7724,6 @@ def l2tp(*words: str) -> Callable[[Report], Iterator[str]]:
     return body
 
 
-def verify_report(report: Report) -> Iterator[str]:
-    """What `ipsec verify` of the installed libreswan finds; its status only counts its findings."""
-    host = report.host
-    path = program_of(host, "verify")
-    if path is None:
-        raise Missing("this libreswan has no verify")
-    yield host.run([path, "--nocolour"], timeout=None).text
-
-
 def nss_program(name: str) -> Callable[[Report], Iterator[str]]:
     """What certutil or crlutil lists of the database."""
     def body(report: Report) -> Iterator[str]:
@@ -7757,7 +7888,8 @@ def report_sections(host: Host) -> list[ReportSection]:
         part("ip-route-list-table-all", "ip route list table all", lambda report: RouteText(host).routes(), live=True,
              apart=True, bulk=True),
         part("ip-rule-list", "ip rule list", lambda report: RouteText(host).rules(), live=True),
-        part("ipsec_verify", "ipsec verify --nocolour", verify_report, live=True, slow=True),
+        part("ipsec_verify", "ipsec verify --nocolour",
+             lambda report: texts(verify_lines(findings(host, report.timeout))), live=True, slow=True),
         part("ipsec/directory", "ipsec --directory", lambda report: iter([host.execdir + "\n"])),
         part("hostname/fqdn", "hostname --fqdn", fqdn, live=True, slow=True),
         part("hostname/ipaddress", "hostname --ip-address", addresses_of_host, live=True, slow=True),
