@@ -8783,8 +8783,8 @@ def make_key(host: Host, args: Args, name: str, kind: str, size: str) -> int:
     if args.flag("--password"):
         host.warn(f"{name}: a password on the command line can be seen by others; use --password-file")
         base.password = args.value("--password")
-    if kind == "RSA" and (not size.isascii() or not size.isdigit() or not 2048 <= int(size) <= 16384):
-        raise Failure(f"ipsec {name}: {quote(size)} is no size of an RSA key", USAGE, "2048 to 16384 bits")
+    if kind == "RSA" and (not size.isascii() or not size.isdigit() or not 2192 <= int(size) <= 16384):
+        raise Failure(f"ipsec {name}: {quote(size)} is no size of an RSA key", USAGE, "2192 to 16384 bits, as rsasigkey")
     if kind == "ECDSA" and size not in CURVES:
         raise Failure(f"ipsec {name}: unknown curve {quote(size)}", USAGE, ", ".join(CURVES))
     seed = os.urandom(64)
