@@ -4580,7 +4580,8 @@ class NssDatabase:
             text = decode(ran.err)
             code = next((word.strip(":,.()") for word in text.split()
                          if word.startswith(("SEC_ERROR_", "PR_", "SSL_ERROR_"))), "")
-            ours = any(part in text for part in ("Incorrect password/PIN", "could not auth", "ailed to authenticate"))
+            ours = any(part in text for part in ("Incorrect password/PIN", "could not auth", "ailed to authenticate",
+                                               "TOKEN_NOT_LOGGED_IN"))
             if ours or (code == "SEC_ERROR_BAD_PASSWORD" and program != "pk12util"):
                 self.wrong_password()
             raise NssTool(f"{program}: {ran.complaint.removeprefix(program + ': ')}", code)
@@ -8784,7 +8785,7 @@ def make_key(host: Host, args: Args, name: str, kind: str, size: str) -> int:
         host.warn(f"{name}: a password on the command line can be seen by others; use --password-file")
         base.password = args.value("--password")
     if kind == "RSA" and (not size.isascii() or not size.isdigit() or not 2192 <= int(size) <= 16384):
-        raise Failure(f"ipsec {name}: {quote(size)} is no size of an RSA key", USAGE, "2192 to 16384 bits, as rsasigkey")
+        raise Failure(f"ipsec {name}: {quote(size)} is no size of an RSA key", USAGE, "2192 to 16384 bits")
     if kind == "ECDSA" and size not in CURVES:
         raise Failure(f"ipsec {name}: unknown curve {quote(size)}", USAGE, ", ".join(CURVES))
     seed = os.urandom(64)
