@@ -45,7 +45,8 @@ INTERPRETER = "/usr/bin/python3 -I"
 
 # Bytecode goes into the archive for these, as far as they are found
 TARGETS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
-TOGETHER = (("3.9", "3.10"), ("3.11", "3.12"), ("3.13", "3.14"))  # whose rest shares a file, see LOADER
+# How many of them share a file for the rest, see LOADER: the fewer, the faster; the first that SIZE_LIMIT allows
+TOGETHER = (2, 3, 6)
 
 # Date of all entries of the archive: that of the sources does not matter, the zip format begins in 1980
 EPOCH = int(os.environ.get("SOURCE_DATE_EPOCH", "315532800"))
@@ -92,7 +93,7 @@ module.main()
 '''
 
 # In the archive this takes the place of ipsec.py's load_rest().  A file of the rest holds, statement by statement, the
-# bytecode of some interpreters side by side: they are much alike, which halves the size.
+# bytecode of some interpreters side by side: they are much alike, and compress to little more than one of them.
 LOADER = '''\
 def load_rest():
     global load_rest
@@ -293,20 +294,26 @@ def compiled(python: Path, source: Path, loader: str) -> list[bytes]:
     return parts
 
 
-def bytecode(source: Path) -> Iterator[tuple[str, bytes]]:
+def bytecode(source: Path, together: int) -> Iterator[tuple[str, bytes]]:
     """The source compiled by every interpreter that is found: names in the archive, and contents."""
     found = interpreters()
-    for together in TOGETHER:
-        group = [version for version in together if version in found]
+    for first in range(0, len(TARGETS), together):
+        group = [version for version in TARGETS[first:first + together] if version in found]
         name = "+".join(map(tag_of, group)) + ".rest"
         rests = []
         for place, version in enumerate(group):
             front, *rest = compiled(found[version], source, LOADER.format(name=name, place=place, of=len(group)))
             yield f"bytecode/{tag_of(version)}.front", front[4:]
             rests.append(rest)
-            say(f"bytecode for CPython {version} by {found[version]}")
         if group:
             yield f"bytecode/{name}", b"".join(part for side_by_side in zip(*rests) for part in side_by_side)
+
+
+def say_interpreters() -> None:
+    """Tell for which interpreters there is bytecode."""
+    found = interpreters()
+    for version, python in found.items():
+        say(f"bytecode for CPython {version} by {python}")
     missing = [version for version in TARGETS if version not in found]
     if missing:
         say(f"no CPython {', '.join(missing)} here: from the source there")
@@ -346,28 +353,36 @@ def embed(library: Path, names: Sequence[str], target: Path) -> None:
 
 def make_archive(target: Path) -> None:
     """Write the archive.  Runs in .venv, where shiv is."""
-    from shiv import builder  # type: ignore[import-untyped,import-not-found,unused-ignore]
-    from shiv.bootstrap import environment  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    say_interpreters()
     with tempfile.TemporaryDirectory() as scratch:
-        packages, library, packed = Path(scratch, "packages"), Path(scratch, "library"), Path(scratch, "packed")
+        packages, library = Path(scratch, "packages"), Path(scratch, "library")
         packages.mkdir()
         for wheel in wheels("embedded.txt"):
             zipfile.ZipFile(wheel).extractall(library)
         if names := embedded_modules(SOURCE):
             embed(library, names, packages)
-        own = dict(own_files())
-        build_id = hashlib.sha256()
-        for path in sorted(packages.rglob("*.py")):
-            build_id.update(str(path.relative_to(packages)).encode() + b"\0" + path.read_bytes())
-        for name, data in sorted(own.items()):
-            build_id.update(name.encode() + b"\0" + data)
-        date = time.strftime(builder.BUILD_AT_TIMESTAMP_FORMAT, time.gmtime(EPOCH))
-        about = environment.Environment(built_at=date, build_id=build_id.hexdigest(), shiv_version=version_of("shiv"),
-                                        entry_point="ipsec:main", compile_pyc=False, no_modify=True, reproducible=True,
-                                        hashes={wheel.name: digest(wheel) for wheel in wheels("embedded.txt")})
-        builder.create_archive([packages], packed, INTERPRETER, "ipsec:main", about, compressed=False)
-        with zipfile.ZipFile(packed) as archive:
-            entries = {name: archive.read(name) for name in archive.namelist()}
+        for together in TOGETHER:
+            pack(target, packages, dict(own_files(together)), Path(scratch, "packed"))
+            if target.stat().st_size <= SIZE_LIMIT:
+                break
+
+
+def pack(target: Path, packages: Path, own: dict[str, bytes], packed: Path) -> None:
+    """Have shiv pack what is embedded, and write that with what is ours.  `packed` is a place for shiv's archive."""
+    from shiv import builder  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    from shiv.bootstrap import environment  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    build_id = hashlib.sha256()
+    for path in sorted(packages.rglob("*.py")):
+        build_id.update(str(path.relative_to(packages)).encode() + b"\0" + path.read_bytes())
+    for name, data in sorted(own.items()):
+        build_id.update(name.encode() + b"\0" + data)
+    date = time.strftime(builder.BUILD_AT_TIMESTAMP_FORMAT, time.gmtime(EPOCH))
+    about = environment.Environment(built_at=date, build_id=build_id.hexdigest(), shiv_version=version_of("shiv"),
+                                    entry_point="ipsec:main", compile_pyc=False, no_modify=True, reproducible=True,
+                                    hashes={wheel.name: digest(wheel) for wheel in wheels("embedded.txt")})
+    builder.create_archive([packages], packed, INTERPRETER, "ipsec:main", about, compressed=False)
+    with zipfile.ZipFile(packed) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
     write_zip(target, {**entries, **own})
 
 
@@ -389,11 +404,11 @@ def write_zip(target: Path, entries: dict[str, bytes]) -> None:
     target.chmod(0o755)
 
 
-def own_files() -> Iterator[tuple[str, bytes]]:
+def own_files(together: int) -> Iterator[tuple[str, bytes]]:
     """What is ours in the archive, name and content."""
     yield "__main__.py", MAIN.encode()
     yield "ipsec.py", SOURCE.read_bytes()
-    yield from bytecode(SOURCE)
+    yield from bytecode(SOURCE, together)
     yield from ((f"man/{page.name}", page.read_bytes()) for page in sorted((TOP / "man").glob("*.[1-8]")))
 
 
