@@ -219,12 +219,14 @@ def test_keys(base: Machine) -> None:
     listed = base.ipsec("showhostkey", "--list", env=native).check().stdout
     assert len(listed.splitlines()) == 5
     compared = 0
-    theirs = [line.split("ckaid: ")[1] for line in base.run([real, "--nssdir", DB, "--list"]).check().stdout.splitlines()]
-    assert sorted(theirs) == sorted(line.split("ckaid: ")[1] for line in listed.splitlines())  # 4.3 has another order
+    theirs = [line.split("ckaid: ")[1] for line in base.run([real, "--nssdir", DB, "--list"]).check().stdout.split("\n")
+              if line]
+    ours = [line.split("ckaid: ")[1] for line in listed.splitlines() if len(theirs) == 5 or " RSA " in line]
+    assert sorted(theirs) == sorted(ours)  # 4.3 lists no ECDSA key, and in another order
     for ckaid in theirs:
         for words in (["--left"], ["--right"], ["--ipseckey"], ["--pem"], ["--ipseckey", "--gateway", "192.0.2.1"]):
             wanted = base.run([real, "--nssdir", DB, *words, "--ckaid", ckaid])
-            if wanted.status == 0:  # 4.3 has no --pem, and shows no ECDSA key
+            if wanted.status == 0:  # 4.3 has no --pem
                 compared += 1
                 assert base.ipsec("showhostkey", *words, "--ckaid", ckaid, env=native).stdout == wanted.stdout
     assert compared >= 8
