@@ -6411,7 +6411,7 @@ def act(host: Host, service: Service, action: str, dry: bool) -> int:
         return wait_for_answer(host)
     if host.superuser:  # else the service alone can have cleaned up
         with host.lock(host.rundir):
-            if not wait_until(lambda: not find_pluto(host), STOP_TIMES[0][1]):
+            if not wait_until(lambda: not find_pluto(host), STOP_TIMES[1][1]):
                 raise Failure(f"pluto (pid {find_pluto(host)}) still runs: {service.manager.name} did not start it",
                               ERROR, "ipsec setup stop --init none ends it")
             clean_up(host)
@@ -6455,10 +6455,16 @@ def flush_leftovers(host: Host) -> bool:
 def check_nss(host: Host) -> None:
     """The database before pluto starts: made, moved or migrated as by checknss; on a read-only disk only looked at."""
     base = NssDatabase(host)
-    if len(base.has(*NSS_FILES[1:])) == 2 and not os.access(host.path(base.directory), os.W_OK):
-        base.check()
-    else:
-        check_database(base)
+    whole = len(base.has(*NSS_FILES[1:])) == 2
+    try:
+        if whole and not os.access(host.path(base.directory), os.W_OK):
+            base.check()
+        else:
+            check_database(base)
+    except Missing as missing:
+        if not whole:
+            raise
+        host.warn(f"the NSS database is not looked into: {missing}")  # pluto needs no tools for it
 
 
 def answers(host: Host) -> bool:
@@ -6600,6 +6606,7 @@ class Direct:
         for how, seconds in STOP_TIMES:
             if how == "shutdown":
                 try:
+                    probe(host, ANSWER_TIME)  # or a stopped pluto would take all of the time
                     pluto_shutdown(host, seconds)
                 except (NoPluto, TimedOut) as failure:
                     host.warn(f"{failure.message}: ending pluto (pid {pid}) by signal")
