@@ -3249,17 +3249,20 @@ class Conversation:
         """
         import socket
         rest = b""
+        self.link.settimeout(self.left)
         while True:
             began = time.monotonic()
             try:
-                self.link.settimeout(self.left)
                 data = self.link.recv(READ_CHUNK)
             except socket.timeout:
                 data = b""
                 self._spent(self.left or 0.0)
             except OSError as error:
                 raise NoPluto(f"read() failed ({error.errno} {error.strerror})") from None
-            self._spent(time.monotonic() - began)
+            waited = time.monotonic() - began
+            self._spent(waited)
+            if waited > 0.01:  # pluto sends line by line: not a system call more for each
+                self.link.settimeout(self.left)
             if not data:
                 break
             self.size += len(data)
@@ -3932,8 +3935,10 @@ class Replies:
 
     def take(self, line: bytes) -> str | None:
         """What to show of a line, None for nothing.  Raises NoPluto for a line that is no reply."""
-        code, text = split_code(line)
         self.asks = ""
+        if line.startswith(b"000 "):  # nearly all lines
+            return decode(line[4:] if self.version >= (5,) else line)
+        code, text = split_code(line)
         if code < 0:
             if self.version < (3, 30) or not line:
                 return text
@@ -3944,7 +3949,7 @@ class Replies:
         if self.version >= (5,):
             if 20 <= code < 100 and self.status == OK:
                 self.status = code
-            shown = text if text or code == 0 or self.version < (5, 4) else None
+            shown = text if text or self.version < (5, 4) or code == 0 else None
         else:
             if 20 <= code < 100 and not self.asks:
                 self.status = OK if self.forgiving else code
