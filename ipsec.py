@@ -4715,7 +4715,8 @@ class NssDatabase:
             self.rows("cert9.db", "nssPublic", ("a0",))
             self.rows("key4.db", "nssPrivate", ("a0",))
         except Missing:
-            self.tool("certutil", "-L")
+            if self.host.which("certutil"):
+                self.tool("certutil", "-L")  # without either, the heads of the files must do
 
     def rows(self, name: str, table: str, columns: Sequence[str]) -> list[tuple[Any, ...]]:
         """The columns of all objects of a database file; None for a column that this NSS has not.  Raises Missing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import sys
 from pathlib import Path
 
 import pytest
@@ -235,3 +236,14 @@ def test_wrong_words(words: list[str], told: str) -> None:
     with pytest.raises(Failure, match=told) as caught:
         ipsec.dispatch(words)
     assert caught.value.status == ipsec.USAGE
+
+
+def test_smallest_host_takes_a_database_by_its_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither sqlite3 nor certutil: pluto must start all the same."""
+    database(tmp_path / "db", "old")
+    monkeypatch.setitem(sys.modules, "sqlite3", None)
+    monkeypatch.setattr(Host, "which", lambda self, program: None)
+    ipsec.check_database(NssDatabase(Host({}), str(tmp_path / "db")))
+    (tmp_path / "db/key4.db").write_text("none")
+    with pytest.raises(Failure, match="not an NSS database"):
+        ipsec.check_database(NssDatabase(Host({}), str(tmp_path / "db")))
