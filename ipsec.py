@@ -4769,11 +4769,12 @@ class NssDatabase:
         """certificates() through certutil, one run each, for a Python without sqlite3.  Of several of one nickname it
         gives the one that certutil takes."""
         found: dict[str, Certificate] = {}
-        for line in self.tool("certutil", "-L").text.splitlines()[4:]:
-            # the nickname in 60 columns or more, a blank, the trust
-            nickname, trust = (line[:60].rstrip(), line[61:]) if line[60:61] == " " else line.rsplit(" ", 1)
-            if "," not in trust:
-                nickname, trust = line.rstrip().rsplit(" ", 1)
+        for line in self.tool("certutil", "-L").text.split("\n")[4:]:
+            if not line.strip():
+                continue
+            # the nickname in 60 bytes or more, a blank, the trust
+            nickname, _, trust = line.rstrip().rpartition(" ")
+            nickname = nickname.rstrip()
             data = self.tool("certutil", "-L", "-n", nickname, "-r").out
             found[nickname] = Certificate(nickname, data, trust.strip().replace("u", ""), "u" in trust)
         return list(found.values())

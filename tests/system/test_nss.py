@@ -55,7 +55,8 @@ def add(machine: Machine, nickname: str, trust: str, pem: str, *more: str) -> No
 def trusts(machine: Machine) -> list[tuple[str, str]]:
     """(nickname, trust) of all certificates, as certutil tells them."""
     lines = machine.run(["certutil", "-L", "-d", f"sql:{DB}"]).check().stdout.splitlines()[4:]
-    return [(line[:60].rstrip(), line[60:].strip()) for line in lines if line.strip()]
+    cut = [line.rstrip().rpartition(" ") for line in lines if line.strip()]
+    return [(nickname.rstrip(), trust) for nickname, _, trust in cut]
 
 
 def content(machine: Machine) -> dict[str, bytes]:
@@ -116,8 +117,7 @@ def test_trusts(base: Machine) -> None:
     assert [(one["nickname"], one["trust"]) for one in listed] == [
         *((nickname, after) for nickname, _, after in cases), ("twice", "CT,C,"), ("twice", "p,,")]
     # certutil sees the same
-    assert [trust for _, trust in trusts(base) if "u" not in trust] == [after for _, _, after in cases] + [
-        "CT,C,", "p,,"] or len(trusts(base)) == len(listed)
+    assert [trust for _, trust in trusts(base)] == [one["trust"] for one in listed]
     said = [line.removeprefix("correcting trust bits for ") for line in done.stdout.splitlines()]
     assert said == [nickname for nickname, before, after in cases if before != after] + ["twice"]
     assert base.ipsec("checknss", "--settrusts").stdout == ""
@@ -242,8 +242,8 @@ def test_wrappers(base: Machine) -> None:
     base.write("/pki/w", "x\n")
     base.ipsec("pk12util", "-o", "/pki/out.p12", "-n", "h", "-w", "/pki/w").check()
     assert base.path("/pki/out.p12").stat().st_size
-    assert "Chain is good" in base.ipsec("vfychain", "-a", "-u", "3", pem).stdout or \
-        base.ipsec("vfychain", pem).status in (0, 1)
+    checked = base.ipsec("vfychain", "-a", pem)
+    assert "Chain is" in checked.stdout + checked.stderr, checked
     for words in (["certutil", "-L", "-d", "/x"], ["modutil", "-dbdir", "/x"], ["pk12util", "--nssdir", "/x"]):
         assert base.ipsec(*words).status == 2
 
@@ -292,6 +292,7 @@ def test_berkeley(fresh: Machine) -> None:
             fresh.write(f"{DB}/{file}", b"\0\x06\x15\x61" + bytes(65532))
         refused = fresh.ipsec("checknss")
         assert refused.status == 4 and "upgrade-merge" in refused.stderr
+        print("this NSS reads no Berkeley DB")
         return
     fresh.run(["certutil", "-A", "-d", f"dbm:{DB}", "-n", "old", "-t", ",,", "-i", issue(fresh, "o", "/CN=old"), "-f",
                "/pki/db"]).check()
@@ -350,7 +351,7 @@ def sound(machine: Machine) -> None:
 
 
 def killed(machine: Machine, words: list[str], seconds: float) -> None:
-    """Run ipsec and kill it with what it started, as a power cut would, after that time."""
+    """Run ipsec and kill -9 it after that time. A tool of NSS that runs for it then goes on, without its parent."""
     machine.run(["timeout", "-s", "KILL", f"{seconds:.3f}", "python3", PYZ, *words])
 
 
@@ -440,3 +441,20 @@ def test_immutable(base: Machine) -> None:
     refused = base.ipsec("import", "--password-file", "/pki/password", p12)
     assert refused.status == 4 and len(refused.stderr.splitlines()) == 1, refused
     assert content(base) == before
+
+
+def test_without_sqlite(base: Machine) -> None:
+    """Where Python lacks sqlite3, certutil is asked, certificate by certificate."""
+    cases = {"Ünï  cöde": ("", "CT,,"), "N" * 70: (",C,", "CT,C,"), "trap": ("", ",,"), "no": ("p,,", "p,,")}
+    for number, (nickname, (trust, _)) in enumerate(cases.items()):
+        add(base, nickname, trust or ",,", issue(base, f"c{number}", "/O=Is a CA" if nickname == "trap" else
+                                                 f"/CN={number}", "ee" if nickname == "trap" else "ca"))
+    base.write("/none/sqlite3/__init__.py", "raise ImportError\n")
+    without = {"PYTHONPATH": "/none"}
+    done = base.ipsec("checknss", "--settrusts", env=without)
+    assert (done.status, len(done.stdout.splitlines())) == (0, 2), done
+    assert dict(trusts(base)) == {nickname: after for nickname, (_, after) in cases.items()}
+    told = json.loads(base.ipsec("nsslist", "--json", env=without).check().stdout)
+    assert {one["nickname"]: one["trust"] for one in told} == dict(trusts(base))
+    base.ipsec("import", "--password-file", "/pki/password", pkcs12(base), env=without).check()
+    sound(base)
