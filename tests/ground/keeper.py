@@ -16,6 +16,7 @@ import ctypes
 import json
 import os
 import platform
+import shutil
 import signal
 import stat
 import sys
@@ -117,7 +118,7 @@ def enter(root: str, spec: Spec) -> None:
     for source, target, readonly in spec["binds"]:
         bind(source, root + target, readonly)
     for path in spec["drop"]:
-        os.rmdir(root + path)
+        shutil.rmtree(root + path)
     if spec["readonly"]:
         for path in (f"{root}/dev/shm", f"{root}/dev", root):
             mount("none", path, flags=MS_REMOUNT | MS_RDONLY)

@@ -62,7 +62,7 @@ class Spec(NamedTuple):
     network: bool = True  #: a network of its own; False only for building roots
     upper: Sequence[str] = ()  #: two directories (changes, work) instead of memory
     binds: Sequence[tuple[str, str, bool]] = ()  #: (path here, path in the machine, read-only)
-    drop: Sequence[str] = ()  #: empty directories of the layers that the machine shall not have
+    drop: Sequence[str] = ()  #: directories of the layers that the machine shall not have
     readonly: bool = False
     run: bool = True  #: an empty /run in memory
     cgroup: str = ""  #: control group directory, for an init system
@@ -78,7 +78,7 @@ class Machine:
     def __init__(self, name: str, layers: Sequence[str], pyz: Path | None = None, **options: object) -> None:
         self.name = name
         self.python = "/usr/bin/python3"
-        self._stack = contextlib.ExitStack()
+        self._spawned: list[subprocess.Popen[bytes]] = []
         self.hostname = name.split("-")[0]
         spec = Spec(layers, self.hostname, str(cache()), **options)  # type: ignore[arg-type]
         if pyz is not None:
@@ -102,10 +102,12 @@ class Machine:
 
     def close(self) -> None:
         """End the machine and all that runs in it."""
-        self._stack.close()
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         self._keeper.wait()  # it ends once the first process and so all others are gone
+        for process in self._spawned:
+            process.kill()
+            process.wait()
         for pipe in (self._keeper.stdin, self._keeper.stdout, self._keeper.stderr):
             if pipe:
                 pipe.close()
@@ -154,8 +156,7 @@ class Machine:
         with self.path(log).open("ab") as output:
             process = subprocess.Popen(self._argv(argv), env=self._environment(env), stdin=subprocess.DEVNULL,
                                        stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
-        self._stack.callback(process.wait)
-        self._stack.callback(process.kill)
+        self._spawned.append(process)
         return process
 
     def outside(self, pid: int) -> int:
@@ -174,6 +175,9 @@ class Machine:
     def signal(self, pid: int, number: int = signal.SIGTERM) -> None:
         """Send a signal to the process that is `pid` in the machine."""
         os.kill(self.outside(pid), number)
+        if number == signal.SIGCONT:  # nsenter stops when what it started is stopped
+            for process in self._spawned:
+                process.send_signal(signal.SIGCONT)
 
     def processes(self, name: str) -> list[int]:
         """Numbers (in the machine) of its running processes called `name`, without the dead that nobody collected."""

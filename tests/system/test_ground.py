@@ -84,6 +84,16 @@ def test_pluto_runs_answers_and_ends(gateway: Machine, pluto: Callable[..., Plut
     assert not daemon.running and gateway.processes("pluto") == []
 
 
+def test_a_stopped_pluto_can_be_ended(gateway: Machine, pluto: Callable[..., Pluto]) -> None:
+    daemon = pluto(gateway)
+    gateway.signal(daemon.pid, signal.SIGSTOP)
+    wait_for(lambda: " (pluto) T " in gateway.read(f"/proc/{daemon.pid}/stat"), "a stopped pluto")
+    with pytest.raises(Problem, match="no end after"):
+        gateway.run(["ipsec", "whack", "--status"], timeout=1)
+    daemon.stop()
+    assert not daemon.running
+
+
 def test_two_plutos_in_one_machine(root: Callable[..., Machine], pluto: Callable[..., Pluto]) -> None:
     machine = root("bookworm")
     machine.ip("address", "add", "127.0.0.2", "dev", "lo")
