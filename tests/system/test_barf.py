@@ -236,8 +236,14 @@ def test_a_rescue_system_reads_only_below_root(root: Callable[..., Machine], tmp
     machine.run(["ln", "-s", "/etc/shadow", f"{sick}/etc/resolv.conf"]).check()
     machine.write("/etc/ipsec.conf", "conn of-the-rescuer\n")
     machine.write("/etc/shadow", "RESCUERSHADOW\n")
+    nss = f"sql:{sick}/var/lib/ipsec/nss"
+    machine.run(["mkdir", "-p", nss[4:]]).check()
+    machine.run(["certutil", "-N", "-d", nss, "--empty-password"]).check()
+    machine.run(["certutil", "-S", "-x", "-d", nss, "-n", "the sick certificate", "-s", "CN=sick", "-t", "CT,,", "-z",
+                 "/bin/sh"]).check()
     before = machine.run(["find", sick, "-printf", "%p %T@ %s\\n"]).stdout
     result = machine.ipsec("--root", sick, "barf", timeout=300)
+    assert re.search(r"the sick certificate +CT,,", section(result.stdout, "nss/contents"))
     assert result.stdout.startswith("sickhost\n")
     assert "of-the-sick" in result.stdout and "included-there" in result.stdout and "Sick OS 1" in result.stdout
     assert "Starting Pluto" in section(result.stdout, "plog")
