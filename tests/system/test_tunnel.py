@@ -28,7 +28,7 @@ def test_a_ping_crosses_a_tunnel_set_up_by_ipsec_pyz(gateways: Gateways) -> None
     for name in NAMES:
         gateways.write(name, "ipsec.conf", CONFIG)
         gateways.write(name, "ipsec.secrets", f'@west @east : PSK "{SECRET}"\n', 0o600)
-        gateways.step(f"{name}-nss", name, ["certutil", "-N", "-d", "sql:/var/lib/ipsec/nss", "--empty-password"])
+        gateways.ipsec(f"{name}-initnss", name, "initnss")
         gateways.ipsec(f"{name}-start", name, "start")
         gateways.ipsec(f"{name}-add", name, "auto", "--add", "tunnel")
     gateways.ipsec("west-up", "west", "auto", "--up", "tunnel")
