@@ -19,6 +19,9 @@ from .machine import ENVIRONMENT, PYZ, Machine
 #: Loaded before the script: what a gateway's kernel has.
 MODULES = ("xfrm_user", "esp4", "esp6", "ah4", "ip_vti", "af_key", "veth")
 
+#: How often a kernel is started at most until its first process runs.
+BOOTS = 3
+
 #: Where user-mode-linux keeps its modules, below it a directory for each version.
 LIBRARY = Path("/usr/lib/uml/modules")
 
@@ -61,7 +64,7 @@ def init(machine: Machine, path: str, mount: str) -> None:
     machine.write(path, text, 0o755)
 
 
-def boot(machine: Machine, script: str, *, memory: str = "512M", timeout: float = 300) -> Result:
+def boot(machine: Machine, script: str, *, memory: str = "512M", timeout: float = 180) -> Result:
     """Boot on the machine's files and run `script` (any text with a #! line) there; return its Result.
 
     The files it writes are the machine's: read them with `machine.read`. /run is empty and in memory. Raises Problem
@@ -72,7 +75,7 @@ def boot(machine: Machine, script: str, *, memory: str = "512M", timeout: float 
                   f"rootflags={machine.path('/')}", "rw", "init=/uml/init")
 
 
-def boot_initramfs(machine: Machine, script: str, *, memory: str = "96M", timeout: float = 300) -> Result:
+def boot_initramfs(machine: Machine, script: str, *, memory: str = "96M", timeout: float = 180) -> Result:
     """As `boot`, but from a copy of all the machine's files in memory, with no other root: an initramfs.
 
     Only /uml is the machine's own; leave files there to see them afterwards.
@@ -91,7 +94,14 @@ def _start(machine: Machine, script: str, memory: str, timeout: float, *argument
     kernel = ["setarch", "--addr-no-randomize", "linux.uml", *arguments, f"mem={memory}", f"umid={machine.name}",
               f"uml_dir={machine.path('/uml')}", "con=null", "con0=null,fd:2", "con1=fd:0,fd:1", "quiet"]
     began = time.monotonic()
-    console = host.run(host.contained(kernel, "--net"), env={"PATH": host.PATH}, timeout=timeout)
+    for attempt in range(BOOTS):
+        try:
+            console = host.run(host.contained(kernel, "--net"), env={"PATH": host.PATH}, timeout=timeout)
+            break
+        except Problem:
+            # now and then this kernel stops for good on its way to the first process, so before anything of ours ran
+            if machine.path("/uml/stdout").exists() or attempt == BOOTS - 1:
+                raise
     seconds = time.monotonic() - began
     if not machine.path("/uml/status").exists():
         raise Problem(f"the script did not end\n--- console\n{console.stdout}{console.stderr}")

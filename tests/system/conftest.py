@@ -120,7 +120,7 @@ def pluto(closing: contextlib.ExitStack) -> Callable[..., Pluto]:
 
 @pytest.fixture
 def uml(request: pytest.FixtureRequest) -> Callable[..., Result]:
-    """uml(machine, script, memory="512M", timeout=300): boot another kernel on the machine's files, run the script."""
+    """uml(machine, script, memory="512M", timeout=180): boot another kernel on the machine's files, run the script."""
 
     summary.used(request.node, "user-mode-linux")
     return kernel.boot
@@ -164,7 +164,7 @@ def minimal(request: pytest.FixtureRequest, closing: contextlib.ExitStack, pyz: 
 
 @pytest.fixture
 def initramfs() -> Callable[..., Result]:
-    """initramfs(machine, script, memory="96M", timeout=300): boot a kernel on a copy of its files in memory."""
+    """initramfs(machine, script, memory="96M", timeout=180): boot a kernel on a copy of its files in memory."""
     return kernel.boot_initramfs
 
 
