@@ -75,7 +75,7 @@ def boot(machine: Machine, script: str, *, memory: str = "512M", timeout: float 
                   f"rootflags={machine.path('/')}", "rw", "init=/uml/init")
 
 
-def boot_initramfs(machine: Machine, script: str, *, memory: str = "96M", timeout: float = 180) -> Result:
+def boot_initramfs(machine: Machine, script: str, *, memory: str = "160M", timeout: float = 180) -> Result:
     """As `boot`, but from a copy of all the machine's files in memory, with no other root: an initramfs.
 
     Only /uml is the machine's own; leave files there to see them afterwards.
@@ -96,7 +96,8 @@ def _start(machine: Machine, script: str, memory: str, timeout: float, *argument
     began = time.monotonic()
     for attempt in range(BOOTS):
         try:
-            console = host.run(host.contained(kernel, "--net"), env={"PATH": host.PATH}, timeout=timeout)
+            console = host.run(host.contained(kernel, "--net"), env={"PATH": host.PATH},
+                               timeout=timeout if attempt == BOOTS - 1 else min(timeout, 120))
             break
         except Problem:
             # now and then this kernel stops for good on its way to the first process, so before anything of ours ran

@@ -164,7 +164,7 @@ def minimal(request: pytest.FixtureRequest, closing: contextlib.ExitStack, pyz: 
 
 @pytest.fixture
 def initramfs() -> Callable[..., Result]:
-    """initramfs(machine, script, memory="96M", timeout=180): boot a kernel on a copy of its files in memory."""
+    """initramfs(machine, script, memory="160M", timeout=180): boot a kernel on a copy of its files in memory."""
     return kernel.boot_initramfs
 
 
