@@ -125,7 +125,22 @@ def status() -> Iterator[Figure]:
                 yield Figure("peak memory as JSON, MiB", peak, 32)
 
 
-ROWS: dict[str, Callable[[], Iterator[Figure]]] = {"start": start, "barf": barf, "status": status}
+def canaries() -> Iterator[Figure]:
+    """Secrets planted in every place that barf reads, counted in what leaves it and on the disk."""
+    from .system import test_barf as planted
+    with Machine("bookworm", Store().layers("bookworm"), ARCHIVE) as machine:
+        planted.plant(machine)
+        with Pluto(machine, planted.CONFIG, planted.SECRETS):
+            before = machine.changes()
+            said = [machine.ipsec("barf", *words) for words in ([], ["--json"])]
+            leaks = planted.leaks("".join(result.stdout + result.stderr for result in said))
+            size = sum(len(result.stdout) for result in said)
+            yield Figure("lines of output with a planted secret", len(leaks), 0, f"{size} bytes read")
+            yield Figure("files that barf made or changed", len(set(machine.changes()) - set(before)), 0)
+
+
+ROWS: dict[str, Callable[[], Iterator[Figure]]] = {"start": start, "barf": barf, "canaries": canaries,
+                                                "status": status}
 
 
 def main() -> None:

@@ -71,9 +71,8 @@ def leaks(text: str) -> list[str]:
                                                       for form in FORMS)]
 
 
-@pytest.fixture
-def planted(gateway: Machine, pluto: Callable[..., Pluto]) -> Pluto:
-    """A gateway with a canary in every place where secrets stand, and a pluto that loaded them."""
+def plant(gateway: Machine) -> None:
+    """Put a canary in every place where secrets stand, but for those that pluto itself is given."""
     gateway.address("192.0.2.1/24")
     gateway.write("/etc/ipsec.d/more.conf", INCLUDED)
     gateway.write("/etc/ipsec.d/more.secrets", MALFORMED, 0o600)
@@ -86,6 +85,12 @@ def planted(gateway: Machine, pluto: Callable[..., Pluto]) -> Pluto:
                   "/var/log/shell")
     gateway.run(["iptables", "-A", "INPUT", "-p", "esp", "-m", "comment", "--comment", "psk CANARYquoted01",
                  "-j", "ACCEPT"]).check()
+
+
+@pytest.fixture
+def planted(gateway: Machine, pluto: Callable[..., Pluto]) -> Pluto:
+    """A gateway with a canary in every place where secrets stand, and a pluto that loaded them."""
+    plant(gateway)
     return pluto(gateway, CONFIG, SECRETS)
 
 
