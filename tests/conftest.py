@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,6 +62,18 @@ def pytest_make_collect_report() -> Generator[None, object, None]:
     report = (yield).get_result()  # type: ignore[attr-defined]
     if report.skipped and nothing_may_skip():
         report.outcome, report.longrepr = "failed", f"nothing may skip here: {reason(report.longrepr)}"
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In a parallel run, hand the worker's part of the summary over."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["ground"] = summary.state()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    if "ground" in getattr(node, "workeroutput", {}):
+        summary.merge(node.workeroutput["ground"])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -6,6 +6,7 @@ import collections
 import contextlib
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,24 @@ PACKAGES = {"libreswan": "libreswan", "libnss3": "NSS", "python3": "Python", "sy
 
 _systems: dict[str, set[str]] = collections.defaultdict(set)  # test -> systems it used
 _outcomes: dict[str, str] = {}
+
+
+def state() -> dict[str, Any]:
+    """What a worker of a parallel run met, as plain data for the run's own process."""
+    return {"systems": {test: sorted(systems) for test, systems in _systems.items()}, "outcomes": _outcomes,
+            "made": [[made.name, str(made.directory), made.seconds, made.built] for made in roots.made],
+            "waited": roots.store.waited}
+
+
+def merge(worker: dict[str, Any]) -> None:
+    """Add what a worker met."""
+    for test, systems in worker["systems"].items():
+        _systems[test].update(systems)
+    _outcomes.update(worker["outcomes"])
+    for name, directory, seconds, built in worker["made"]:
+        if not any(made.name == name and made.built >= built for made in roots.made):
+            roots.made.append(roots.Made(name, Path(directory), seconds, built))
+    roots.store.waited += worker["waited"]
 
 
 def used(item: pytest.Item, system: str) -> None:

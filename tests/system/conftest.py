@@ -65,8 +65,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Start building the roots that the chosen tests name in their parameters."""
-    if host.missing() or session.config.option.collectonly:
+    """Start building the roots that the chosen tests name in their parameters; in a parallel run one worker does."""
+    worker = getattr(session.config, "workerinput", {"workerid": "gw0"})
+    if host.missing() or session.config.option.collectonly or worker["workerid"] != "gw0":
         return
     named = {value for item in filter(here, session.items) if hasattr(item, "callspec")
              for value in item.callspec.params.values() if isinstance(value, str)}

@@ -96,7 +96,7 @@ route add 10.74.0.0/16 nhid 5
 route add 10.75.0.0/16 encap ip id 7 dst 1.2.3.4 dev v0
 route add local 10.76.0.1 dev lo table 300
 route add multicast 239.0.0.0/8 dev v0
--6 route add 2001:db8:2::/48 via fe80::2 dev v0 metric 20 expires 9999
+-6 route add 2001:db8:2::/48 via fe80::2 dev v0 metric 20 expires 999999
 -6 route add 2001:db8:3::/48 nexthop via fe80::2 dev v0 nexthop via fe80::3 dev v0 weight 4
 -6 route add unreachable 2001:db8:4::/48
 -6 route add default via fe80::9 dev v0 pref high

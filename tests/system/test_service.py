@@ -39,8 +39,8 @@ def ended(machine: Machine) -> bool:
 
 
 def one_pluto(machine: Machine) -> int:
-    """The only pluto of a machine, which answers."""
-    (pid,) = machine.processes("pluto")
+    """The only pluto of a machine, which answers; what it starts is called pluto, too, for a moment."""
+    (pid,) = wait_for(lambda: [found for found in [machine.processes("pluto")] if len(found) == 1], "one pluto")[0]
     machine.ipsec("whack", "--status").check()
     return pid
 
