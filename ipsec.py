@@ -214,6 +214,7 @@ class Host:
         self.ctlsocket = ctlsocket or f"{self.rundir}/pluto.ctl"
         # 3.x keeps the database in /etc/ipsec.d, 4.0 and later in /var/lib/ipsec/nss
         self.nssdir = nssdir or get("IPSEC_NSSDIR") or self._first_dir(("/var/lib/ipsec/nss", "/etc/ipsec.d"))
+        self.version: str | None = ""  # of libreswan, see libreswan_version()
         self.children: set[int] = set()  # programs that run for us, each the leader of a session
 
     def _first_dir(self, candidates: Sequence[str]) -> str:
@@ -750,11 +751,16 @@ class Host:
     # --- what is installed ------------------------------------------------------------------------------------------
 
     def libreswan_version(self) -> str | None:
-        """The version of the installed libreswan, such as `4.10`; None when there is none.
+        """The version of the installed libreswan, such as `4.10`; None when there is none.  Found out once.
 
         Asked of its programs (`whack --version` prints `Libreswan 4.10` from 3.25 to 5.4); under a root, where
         nothing is run, and without programs, read from the `ipsec` script that it installs.
         """
+        if self.version == "":
+            self.version = self._version()
+        return self.version
+
+    def _version(self) -> str | None:
         if self.live:
             for name in ("whack", "addconn", "pluto"):
                 program = os.path.join(self.execdir, name)
@@ -3108,11 +3114,15 @@ class Socket(Record):
     inode: int
 
 
-def list_sockets(host: Host, ports: Sequence[int], pid: int | None = None) -> Iterator[Socket]:
+def list_sockets(host: Host, ports: Sequence[int], pid: int | None = None,
+                 protocols: Sequence[str] = ("udp", "udp6", "tcp", "tcp6")) -> Iterator[Socket]:
     """The sockets bound to the ports in the network namespace of a process, ours by default (proc_net_tcp.txt: the
-    address is in hexadecimal words of the host's order; state 07 is a bound UDP socket, 0A a listening TCP one)."""
+    address is in hexadecimal words of the host's order; state 07 is a bound UDP socket, 0A a listening TCP one).
+
+    The kernel walks a large table for each of the two of TCP: some 4 ms, however few sockets there are.
+    """
     import socket
-    for protocol in ("udp", "udp6", "tcp", "tcp6"):
+    for protocol in protocols:
         try:
             lines = host.lines(f"/proc/{pid or 'self'}/net/{protocol}")
             next(lines, "")
@@ -7043,7 +7053,7 @@ def check_pluto(host: Host, config: Config, timeout: float) -> Iterator[Finding]
         answers = Finding("Checking that pluto is running", "FAIL", "FAILED", failure.message, "ipsec start")
     yield answers
     if pid and answers.level == "OK":
-        ports = {entry.port for entry in list_sockets(host, (500, 4500), pid) if entry.protocol.startswith("udp")}
+        ports = {entry.port for entry in list_sockets(host, (500, 4500), pid, ("udp", "udp6"))}
         for port, use in ((500, "IKE on udp 500"), (4500, "IKE/NAT-T on udp 4500")):
             yield Finding(f" Pluto listening for {use}", *(() if port in ports else (
                 "FAIL", "FAILED", f"no socket on port {port} in pluto's network", "ipsec whack --listen")))
@@ -7385,6 +7395,8 @@ def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink
 
     The slow ones all start at once, ahead of their turn: processes first, as threads don't survive a fork.
     """
+    import socket  # noqa: F401  what the processes need is imported once, before they part
+    import subprocess  # noqa: F401
     ended: dict[str, list[str]] = {}
     show = sys.stderr.isatty() and not sys.stdout.isatty()
     report.host.flush()
@@ -7496,20 +7508,26 @@ def uptime(report: Report) -> Iterator[str]:
     yield f" {time.strftime('%H:%M:%S')} up {since}, load average: {load}\n"
 
 
+def resolved(report: Report) -> tuple[str, list[str]]:
+    """The name and the addresses that the resolver gives for our name, as hostname(1) asks it.  Raises Missing."""
+    import socket
+    name = report.host_name()
+    try:
+        # as bytes: for a str, Python would import its codec of international names
+        found = socket.getaddrinfo(encode(name), None, type=socket.SOCK_STREAM, flags=socket.AI_CANONNAME)
+    except OSError as error:  # gaierror, or what glibc met when its resolver libraries are not there
+        raise Missing(f"{name}: {error.strerror}") from None
+    return found[0][3] or name, list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
 def fqdn(report: Report) -> Iterator[str]:
     """The name that the resolver gives for ours."""
-    import socket
-    yield socket.getfqdn(report.host_name()) + "\n"
+    yield resolved(report)[0] + "\n"
 
 
 def addresses_of_host(report: Report) -> Iterator[str]:
     """The addresses that the resolver gives for our name."""
-    import socket
-    try:
-        found = socket.getaddrinfo(report.host_name(), None, type=socket.SOCK_STREAM)
-    except OSError as error:  # gaierror, or what glibc met when its resolver libraries are not there
-        raise Missing(f"{report.host_name()}: {error.strerror}") from None
-    yield " ".join(dict.fromkeys(str(entry[4][0]) for entry in found)) + "\n"
+    yield " ".join(resolved(report)[1]) + "\n"
 
 
 def distribution(report: Report) -> Iterator[str]:
@@ -7546,9 +7564,9 @@ def secrets(report: Report) -> Iterator[str]:
 
 def kernel_symbols(report: Report) -> Iterator[str]:
     """Whether the kernel tells its symbols: where netif_rx is.  The first page with it is enough."""
-    for text in file_text(report.host, "/proc/kallsyms"):
-        if "netif_rx" in text:
-            yield from matching(text.splitlines(), ("netif_rx",))
+    for data in whole_lines(report.host.chunks("/proc/kallsyms")):
+        if b"netif_rx" in data:
+            yield from matching(decode(data).splitlines(), ("netif_rx",))
             return
     raise Failure("/proc/kallsyms: no netif_rx, a kernel without symbols")
 
@@ -7915,7 +7933,7 @@ def report_sections(host: Host) -> list[ReportSection]:
         part("hostname/ipaddress", "hostname --ip-address", addresses_of_host, live=True, slow=True),
         part("uptime", "uptime", uptime, live=True),
         part("ps", "ps alxwf", processes, live=True, slow=True),
-        part("listeners", "ss -nlpu sport = 500 or sport = 4500", listeners, live=True),
+        part("listeners", "ss -nlpu sport = 500 or sport = 4500", listeners, live=True, slow=True),
         part("container", "", surroundings),
         part("security-modules", "", security_modules),
         part("service", "", service_files),
@@ -7952,7 +7970,7 @@ def report_sections(host: Host) -> list[ReportSection]:
         disk_file("/etc/resolv.conf"),
         part("lib/modules-ls", "ls -l /lib/modules", listing("/lib/modules")),
         part("fipscheck", "cat /proc/sys/crypto/fips_enabled", cat("/proc/sys/crypto/fips_enabled"), live=True),
-        part("/proc/ksyms-netif_rx", "grep netif_rx /proc/kallsyms", kernel_symbols, live=True, slow=True),
+        part("/proc/ksyms-netif_rx", "grep netif_rx /proc/kallsyms", kernel_symbols, live=True, apart=True),
         part("kern.debug", "tail -100 /var/log/kern.debug", kernel_debug_log),
         part("klog", "dmesg", kernel_log, live=True),
         part("plog", "", pluto_log, slow=True),
