@@ -139,8 +139,22 @@ def canaries() -> Iterator[Figure]:
             yield Figure("files that barf made or changed", len(set(machine.changes()) - set(before)), 0)
 
 
+def trusts() -> Iterator[Figure]:
+    """`checknss --settrusts` on a database with 200 CAs, each time from the same start."""
+    with Machine("bookworm", Store().layers("bookworm"), ARCHIVE) as machine:
+        machine.ipsec("initnss").check()
+        machine.run(["sh", "-ec", """mkdir /pki; cd /pki; openssl ecparam -name prime256v1 -genkey -out key
+            for n in $(seq 200); do openssl req -x509 -new -key key -subj "/CN=ca $n" -out "$n.pem"
+            certutil -A -d sql:/var/lib/ipsec/nss -n "ca $n" -t ,, -i "$n.pem"; done
+            cp -a /var/lib/ipsec/nss before"""], timeout=600).check()
+        again = "cp -a /pki/before/. /var/lib/ipsec/nss && exec "
+        mine, other, _ = medians(["sh", "-c", f"{again}{PYTHON} {PYZ} checknss --settrusts"],
+                                 ["sh", "-c", f"{again}ipsec checknss --settrusts"], machine, 3)
+        yield ratio("checknss --settrusts : the same of 4.10, 200 CAs", 0.3, mine, other)
+
+
 ROWS: dict[str, Callable[[], Iterator[Figure]]] = {"start": start, "barf": barf, "canaries": canaries,
-                                                "status": status}
+                                                "status": status, "trusts": trusts}
 
 
 def main() -> None:

@@ -256,9 +256,12 @@ def test_nothing_can_be_written_and_nothing_needs_to_be(pyz: Path, tmp_path: Pat
     script = """
 set -e
 mount --make-rprivate /
-mount -o remount,bind,ro /
-for place in /tmp /dev/shm /run /var/tmp; do mount -t tmpfs -o ro none "$place" 2>/dev/null || :; done
-mkdir -p /tmp/x 2>/dev/null && exit 99
+for place in $(cut -d " " -f 2 /proc/self/mounts | sort -u); do
+    mount -o remount,bind,ro "$place" 2>/dev/null || :
+done
+for place in /tmp /dev/shm /run /var/tmp "$(dirname "$1")"; do
+    mkdir "$place/written" 2>/dev/null && exit 99
+done
 exec env -i "$0" "$1" barf --section version --section nftables --section uptime
 """
     copy = TOP / "ipsec.pyz"

@@ -18,7 +18,7 @@ from ..ground.machine import PYZ, Machine
 DB = "/var/lib/ipsec/nss"
 CANARY = "cAnArY:pass word"
 #: How many times a command is killed in each release; IPSEC_TEST_KILLS for more.
-KILLS = int(os.environ.get("IPSEC_TEST_KILLS", "18"))
+KILLS = int(os.environ.get("IPSEC_TEST_KILLS", "20"))
 OPENSSL = """[req]
 distinguished_name=dn
 [dn]
@@ -356,7 +356,8 @@ def killed(machine: Machine, words: list[str], seconds: float) -> None:
 
 
 def test_killed(fresh: Machine) -> None:
-    """kill -9 at any moment of create, import and move: the next checknss finds a whole database, old or new."""
+    """kill -9 at any moment of create, import, move, settrusts and newhostkey: the next checknss finds a whole
+    database, old or new."""
     p12 = pkcs12(fresh)
     seed = random.randrange(1 << 30)
     print("seed", seed)
@@ -368,18 +369,23 @@ def test_killed(fresh: Machine) -> None:
         return time.monotonic() - start
 
     imports = ["import", "--password-file", "/pki/password", p12]
-    length = {"create": timed(["checknss"]), "import": timed(imports)}
+    commands = {"create": ["checknss"], "import": imports, "trust": ["checknss", "--settrusts"],
+                "key": ["newhostkey", "--keytype", "ecdsa"], "move": ["checknss"]}
+    length = {kind: timed(commands[kind]) for kind in ("create", "import", "trust", "key")}
     fresh.run(["sh", "-c", f"mv {DB}/* /etc/ipsec.d/"]).check()
     length["move"] = timed(["checknss"])
     for step in range(KILLS):
-        kind = ("create", "import", "move")[step % 3]
+        kind = list(commands)[step % len(commands)]
         fresh.run(["sh", "-c", f"rm -rf {DB}/* {DB}/.nss* /etc/ipsec.d/* /etc/ipsec.d/.nss*"])
         if kind != "create":
             fresh.ipsec("checknss").check()
-        if kind == "move":
+        if kind in ("move", "trust"):
             fresh.ipsec(*imports).check()
+        if kind == "move":
             fresh.run(["sh", "-c", f"mv {DB}/* /etc/ipsec.d/"]).check()
-        killed(fresh, imports if kind == "import" else ["checknss"], chance.uniform(0.02, length[kind] * 1.1))
+        if kind == "trust":
+            fresh.run(["certutil", "-M", "-d", f"sql:{DB}", "-n", "The  CA", "-t", ",,"]).check()
+        killed(fresh, commands[kind], chance.uniform(0.02, length[kind] * 1.1))
         fresh.ipsec("checknss").check()
         sound(fresh)
         names = [nickname for nickname, _ in trusts(fresh)]
@@ -387,6 +393,12 @@ def test_killed(fresh: Machine) -> None:
             assert len(names) == 2 and list(fresh.path("/etc/ipsec.d").iterdir()) == []
         if kind == "import":
             assert len(names) in (0, 2)
+        if kind == "trust":
+            fresh.ipsec("checknss", "--settrusts").check()
+            assert dict(trusts(fresh))["The  CA"] == "CT,,"
+        if kind == "key":
+            keys = fresh.run(["certutil", "-K", "-d", f"sql:{DB}"]).stdout.splitlines()
+            assert len([line for line in keys if line.startswith("<")]) in (0, 1)
 
 
 @contextlib.contextmanager
