@@ -4933,9 +4933,10 @@ def move_database(base: NssDatabase, old: str) -> None:
 
 def _move(base: NssDatabase, source: NssDatabase) -> None:
     if base.has(*NSS_FILES[1:]):
-        # both: ours if they are the same, from a move that was killed before it removed the old one
-        if all(os.path.exists(source.file(name)) and os.path.exists(base.file(name)) and
-               same_content(base.host, source.file(name), base.file(name)) for name in NSS_FILES[1:]):
+        # both: ours if they are the same, from a move that was killed before it had removed all of the old one
+        old = [name for name in NSS_FILES[1:] if os.path.exists(source.file(name))]
+        if all(os.path.exists(base.file(name)) and same_content(base.host, source.file(name), base.file(name))
+               for name in old):
             remove_database(source)
         return
     source.check()
@@ -4945,9 +4946,9 @@ def _move(base: NssDatabase, source: NssDatabase) -> None:
 
 
 def remove_database(base: NssDatabase) -> None:
-    """Remove the files of a database.  Raises Failure (4)."""
+    """Remove the files of a database, its keys and certificates last: by them _move() knows it.  Raises Failure (4)."""
     try:
-        for name in reversed(NSS_FILES):
+        for name in NSS_FILES:
             base.host.remove(f"{base.directory}/{name}")
     except OSError as error:
         raise base.failed(error) from None
