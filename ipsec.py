@@ -6981,14 +6981,19 @@ CONNECTION_OPTIONS = (*PLUTO_OPTIONS, ASYNC_OPTION, REMOTE_HOST_OPTION)
 
 # --- verify ----------------------------------------------------------------------------------------------------------
 #
-# The checks of libreswan's verify (4.10; dropped in 5.0) in its order and its form of line.  Reads only: it asks pluto
-# for its status, and never reloads its secrets as the original did.
+# The checks of libreswan's verify (4.10; dropped in 5.0) in its order and its form of line, and what else breaks
+# tunnels.  A check is a generator, registered with all that is said of it; it yields what is wrong, nothing when all is
+# well, and raises OSError or Failure when it can't be made.  Reads only: it asks pluto for its status, and never
+# reloads its secrets as the original did.
+
+Trouble = tuple[str, str, str, str]  # level (WARN, FAIL, SKIP: can't be checked), word, why, the command that mends it
 
 
 class Finding(Record):
-    """What a check found: its text as the original has it, `level` OK, WARN or FAIL, the `word` in brackets, one
+    """What a check found: the check's name and text, `level` OK, WARN, FAIL or SKIP, the `word` in brackets, one
     sentence why, and one command that mends it."""
 
+    check: str
     text: str
     level: str = "OK"
     word: str = "OK"
@@ -6996,124 +7001,307 @@ class Finding(Record):
     mend: str = ""
 
 
-def sysctl_values(host: Host, pattern: str) -> dict[str, str]:
-    """The values of an interface's sysctl below net.ipv4.conf, by interface, `all` and `default` left out."""
-    names = host.glob(f"/proc/sys/net/ipv4/conf/*/{pattern}")
-    found = {name.split("/")[-2]: host.value(name) for name in names}
+class Check(Record):
+    """A check: its name, the text of its line, what makes it, whether only a running system can be asked, and what
+    --explain tells: what is tested, why it breaks tunnels, how to mend it."""
+
+    name: str
+    text: str
+    function: Callable[[Patient], Iterator[Trouble]]
+    live: bool
+    tests: str
+    breaks: str
+    mends: str
+
+
+CHECKS: dict[str, Check] = {}  # by name, in the order in which they are made
+
+
+def check(name: str, text: str, tests: str, breaks: str, mends: str, *,
+          live: bool = False) -> Callable[[Callable[[Patient], Iterator[Trouble]]], None]:
+    """Register a function as the check `name`; `live`: it is left out under --root."""
+    def register(function: Callable[[Patient], Iterator[Trouble]]) -> None:
+        CHECKS[name] = Check(name, text, function, live, tests, breaks, mends)
+    return register
+
+
+class Patient:
+    """The system that is checked, and what several checks want to know of it."""
+
+    def __init__(self, host: Host, timeout: float) -> None:
+        self.host = host
+        self.timeout = timeout
+        self.config = Config(host)
+        self.pid = find_pluto(host) if host.live else None
+
+    @property
+    def conns(self) -> list[Conn]:
+        """The connections that pluto loads at its start."""
+        return [conn for conn in self.config.conns() if conn.auto != "ignore" and not conn.broken]
+
+
+def edit(problem: Problem | Setting) -> str:
+    """The command that opens a file where something is wrong in it."""
+    return f"vi +{problem.line} {problem.file}" if problem.line else f"vi {problem.file}"
+
+
+def each_interface(host: Host, option: str) -> dict[str, str]:
+    """The values of an interface's sysctl below net.ipv4.conf, by interface, `all`, `default` and `lo` left out."""
+    found = {name.split("/")[-2]: host.value(name) for name in host.glob(f"/proc/sys/net/ipv4/conf/*/{option}")}
     return {name: value for name, value in found.items() if name not in ("all", "default", "lo")}
 
 
-def check_installation(host: Host) -> Iterator[Finding]:
-    """Version, kernel, and the settings of the kernel that break tunnels."""
-    version = host.libreswan_version()
-    yield Finding("Version check and ipsec on-path", *(() if version else (
-        "FAIL", "FAILED", f"no libreswan in {host.execdir}", "install libreswan, or set IPSEC_EXECDIR")))
-    yield Finding("Checking for IPsec support in kernel", *(() if host.xfrm_loaded() else (
-        "FAIL", "FAILED", "the kernel has no XFRM stack", "modprobe xfrm_user")))
-    if not host.xfrm_loaded():
-        return
-    # a redirect that we send or believe takes traffic past the tunnel; a host that forwards nothing sends none
-    forwards = sysctl(host, "net.ipv4.ip_forward") == "1"
-    for option in ("send_redirects", "accept_redirects"):
-        on = [name for name, value in sysctl_values(host, option).items() if value == "1"] if forwards else []
-        yield Finding(f"         ICMP {option}", *(() if not on else (
-            "WARN", "NOT DISABLED", f"this gateway forwards, and {', '.join(on[:5])} would {option.split('_')[0]} ICMP "
-            "redirects", f"sysctl -w net.ipv4.conf.all.{option}=0 net.ipv4.conf.{on[0].replace('.', '/')}.{option}=0")))
-    yield Finding("         XFRM larval drop", *(() if sysctl(host, "net.core.xfrm_larval_drop") == "1" else (
-        "FAIL", "NOT ENABLED", "packets wait for tunnels being made", "sysctl -w net.core.xfrm_larval_drop=1")))
+def switch_off(option: str, interfaces: Sequence[str]) -> str:
+    """The command that sets an interface's sysctl to 0, for the interfaces and for `all`."""
+    names = ("all", *(name.replace(".", "/") for name in interfaces))
+    return f"sysctl -w {' '.join(f'net.ipv4.conf.{name}.{option}=0' for name in names)}"
 
 
-def check_configuration(host: Host, config: Config) -> Iterator[Finding]:
-    """Errors of ipsec.conf, with file and line, and what is obsolete in it."""
-    fatal = [str(problem) for problem in config.problems if problem.fatal]
-    yield Finding("Pluto ipsec.conf syntax", *(() if not fatal else (
-        "FAIL", "PARSE ERROR", "; ".join(fatal[:3]), f"correct {config.name}")))
-    old = [str(problem) for problem in config.problems if not problem.fatal]
-    yield Finding("Checking for obsolete ipsec.conf options", *(() if not old else (
-        "WARN", "OBSOLETE KEYWORD", "; ".join(old[:3]), f"remove it from {config.name}")))
+@check("installed", "Version check and ipsec on-path",
+       "The directory of libreswan's own programs and what version they say they are.",
+       "Without pluto, whack and addconn there is nothing that makes tunnels.",
+       "Install the package libreswan. If it lies elsewhere, name the directory in IPSEC_EXECDIR.")
+def check_installed(patient: Patient) -> Iterator[Trouble]:
+    if not patient.host.libreswan_version():
+        yield ("FAIL", "FAILED", f"no libreswan in {patient.host.execdir}",
+               "export IPSEC_EXECDIR=DIR, or install libreswan")
 
 
-def check_rp_filter(host: Host) -> Iterator[Finding]:
-    """Strict reverse path filtering drops decrypted packets: the stronger of `all` and the interface counts
-    (ip-sysctl.rst); 2 is loose and fine."""
-    everywhere = sysctl(host, "net.ipv4.conf.all.rp_filter")
-    strict = [name for name, value in sysctl_values(host, "rp_filter").items() if max(value, everywhere) == "1"]
-    yield Finding("Checking rp_filter", *(() if not strict else (
-        "FAIL", "ENABLED", f"strict on {', '.join(strict[:5])}: it drops what comes out of tunnels",
-        f"sysctl -w net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.{strict[0].replace('.', '/')}.rp_filter=0")))
+@check("xfrm", "Checking for IPsec support in kernel",
+       "That /proc/sys/net/core/xfrm_acq_expires is there, which the XFRM stack makes.",
+       "XFRM is what encrypts and decrypts packets. Pluto does not start without it.",
+       "modprobe xfrm_user; where that module is missing, use a kernel with CONFIG_XFRM_USER.", live=True)
+def check_xfrm(patient: Patient) -> Iterator[Trouble]:
+    if not patient.host.xfrm_loaded():
+        yield "FAIL", "FAILED", "the kernel has no XFRM stack", "modprobe xfrm_user"
 
 
-def check_pluto(host: Host, config: Config, timeout: float) -> Iterator[Finding]:
-    """That pluto runs, answers, and listens, by its own process and sockets; and the syntax of its secrets."""
-    pid = find_pluto(host)
+def redirects(patient: Patient, option: str) -> Iterator[Trouble]:
+    """A redirect that we send or believe takes traffic past the tunnel; a host that forwards nothing sends none."""
+    host = patient.host
+    if sysctl(host, "net.ipv4.ip_forward") == "1":
+        on = [name for name, value in each_interface(host, option).items() if value == "1"]
+        if on:
+            yield ("WARN", "NOT DISABLED", f"this gateway forwards, and {', '.join(on[:5])} would "
+                   f"{option.split('_')[0]} ICMP redirects", switch_off(option, on))
+
+
+@check("send_redirects", "         ICMP send_redirects",
+       "On a host that forwards, send_redirects of each interface.",
+       "The gateway sees a packet for a tunnel leave by the interface it came in by, and tells the sender of a shorter "
+       "way: around the tunnel.",
+       "Set net.ipv4.conf.*.send_redirects to 0, in /etc/sysctl.d for good.", live=True)
+def check_send_redirects(patient: Patient) -> Iterator[Trouble]:
+    yield from redirects(patient, "send_redirects")
+
+
+@check("accept_redirects", "         ICMP accept_redirects",
+       "On a host that forwards, accept_redirects of each interface.",
+       "A redirect that the gateway believes makes a route that leads past the tunnel.",
+       "Set net.ipv4.conf.*.accept_redirects to 0, in /etc/sysctl.d for good.", live=True)
+def check_accept_redirects(patient: Patient) -> Iterator[Trouble]:
+    yield from redirects(patient, "accept_redirects")
+
+
+@check("larval_drop", "         XFRM larval drop",
+       "That net.core.xfrm_larval_drop is 1.",
+       "Otherwise a program that sends through a tunnel that is still being made blocks until it is up.",
+       "sysctl -w net.core.xfrm_larval_drop=1; it is the kernel's default.", live=True)
+def check_larval_drop(patient: Patient) -> Iterator[Trouble]:
+    value = sysctl(patient.host, "net.core.xfrm_larval_drop")
+    if value == "0":
+        yield ("FAIL", "NOT ENABLED", "packets wait for tunnels being made",
+               "sysctl -w net.core.xfrm_larval_drop=1")
+    elif not value:
+        yield "SKIP", "UNKNOWN", "this kernel has no net.core.xfrm_larval_drop", "modprobe xfrm_user"
+
+
+@check("config", "Pluto ipsec.conf syntax",
+       "The whole of ipsec.conf with all that it includes: sections, keywords, and the values of those whose values "
+       "are known.",
+       "Libreswan does not load a connection with an error in it, and after some errors none.",
+       "Correct the line that is named: ipsec.conf(5) tells what may stand there.")
+def check_config_syntax(patient: Patient) -> Iterator[Trouble]:
+    fatal = [problem for problem in patient.config.problems if problem.fatal]
+    if fatal:
+        yield "FAIL", "PARSE ERROR", "; ".join(map(str, fatal[:3])), edit(fatal[0])
+
+
+@check("rp_filter", "Checking rp_filter",
+       "Reverse path filtering of each interface; the stronger of its own value and that of `all` counts.",
+       "A strict filter (1) drops what comes out of a tunnel, because the route back does not lead to the interface "
+       "that the encrypted packet came in by. 2 is loose, and fine.",
+       "Set net.ipv4.conf.*.rp_filter to 0 (or 2), in /etc/sysctl.d for good.", live=True)
+def check_rp_filter(patient: Patient) -> Iterator[Trouble]:
+    everywhere = sysctl(patient.host, "net.ipv4.conf.all.rp_filter")  # ip-sysctl.rst
+    strict = [name for name, value in each_interface(patient.host, "rp_filter").items()
+              if max(value, everywhere) == "1"]
+    if strict:
+        yield ("FAIL", "ENABLED", f"strict on {', '.join(strict[:5])}: it drops what comes out of tunnels",
+               switch_off("rp_filter", strict))
+
+
+@check("pluto", "Checking that pluto is running",
+       "That pluto answers on its control socket, within the time of --timeout.",
+       "Without pluto no tunnel is made or renewed. A process of that name proves nothing: it may hang.",
+       "ipsec start; for one that runs and does not answer: ipsec restart.", live=True)
+def check_pluto(patient: Patient) -> Iterator[Trouble]:
     try:
-        for _ in pluto_lines(host, "--status", timeout=timeout):
+        for _ in pluto_lines(patient.host, "--status", timeout=patient.timeout):
             break
-        answers = Finding("Checking that pluto is running")
     except Failure as failure:
-        answers = Finding("Checking that pluto is running", "FAIL", "FAILED", failure.message, "ipsec start")
-    yield answers
-    if pid and answers.level == "OK":
-        ports = {entry.port for entry in list_sockets(host, (500, 4500), pid, ("udp", "udp6"))}
-        for port, use in ((500, "IKE on udp 500"), (4500, "IKE/NAT-T on udp 4500")):
-            yield Finding(f" Pluto listening for {use}", *(() if port in ports else (
-                "FAIL", "FAILED", f"no socket on port {port} in pluto's network", "ipsec whack --listen")))
-    name = secrets_file(host, config)
-    if not host.superuser:
-        yield Finding(" Pluto ipsec.secret syntax", "WARN", "UNKNOWN", "only root may read it", "sudo ipsec verify")
-        return
-    problems = [str(problem) for problem in secret_files(host, name)[1]]
-    yield Finding(" Pluto ipsec.secret syntax", *(() if not problems else (
-        "FAIL", "PARSE ERROR", "; ".join(problems[:3]), f"correct {name}")))
+        yield "FAIL", "FAILED", failure.message, "ipsec restart" if patient.pid else "ipsec start"
 
 
-def check_programs(host: Host) -> Iterator[Finding]:
-    """The programs and the database that a running libreswan needs."""
-    if host.exists("/usr/sbin/prelink"):
-        yield Finding("Checking 'prelink' command does not interfere with FIPS", "WARN", "PRESENT",
-                      "prelinked libraries fail FIPS self-tests", "remove prelink")
+def listening(patient: Patient, port: int) -> Iterator[Trouble]:
+    """A socket on the port, in the network namespace of pluto, which need not be ours."""
+    if not patient.pid:
+        yield "SKIP", "UNKNOWN", "pluto is not running", "ipsec start"
+    elif not any(list_sockets(patient.host, (port,), patient.pid, ("udp", "udp6"))):
+        yield "FAIL", "FAILED", f"no socket on port {port} in pluto's network", "ipsec whack --listen"
+
+
+@check("udp500", " Pluto listening for IKE on udp 500",
+       "A UDP socket on port 500 in the network namespace of the running pluto, from /proc/PID/net/udp and udp6.",
+       "Peers send the first message of every IKE exchange there.",
+       "ipsec whack --listen; if that does not help, see who else has the port, and interfaces= and listen= in "
+       "ipsec.conf(5).", live=True)
+def check_udp500(patient: Patient) -> Iterator[Trouble]:
+    yield from listening(patient, 500)
+
+
+@check("udp4500", " Pluto listening for IKE/NAT-T on udp 4500",
+       "The same for port 4500.",
+       "As soon as a NAT is between the peers, IKE and ESP go there.",
+       "ipsec whack --listen.", live=True)
+def check_udp4500(patient: Patient) -> Iterator[Trouble]:
+    yield from listening(patient, 4500)
+
+
+@check("secrets", " Pluto ipsec.secret syntax",
+       "ipsec.secrets and what it includes: quotes, keys, and the words before the colon.",
+       "Pluto reads no further in a file with a syntax error: the secrets behind it are missing.",
+       "Correct the line that is named, then ipsec secrets. ipsec.secrets(5) has the form.")
+def check_secrets_syntax(patient: Patient) -> Iterator[Trouble]:
+    name = secrets_file(patient.host, patient.config)
+    if patient.host.exists(name):
+        next(patient.host.lines(name), "")  # we may not be allowed to read it
+    problems = secret_files(patient.host, name)[1]
+    if problems:
+        yield "FAIL", "PARSE ERROR", "; ".join(map(str, problems[:3])), edit(problems[0])
+
+
+@check("prelink", "Checking 'prelink' command does not interfere with FIPS",
+       "That there is no prelink.",
+       "Prelinked libraries fail the self-test of FIPS mode, and pluto ends.",
+       "Remove the package prelink.")
+def check_prelink(patient: Patient) -> Iterator[Trouble]:
+    if patient.host.exists("/usr/sbin/prelink"):
+        yield "WARN", "PRESENT", "prelinked libraries fail FIPS self-tests", "prelink --undo --all"
+
+
+@check("obsolete", "Checking for obsolete ipsec.conf options",
+       "Keywords and values that libreswan no longer heeds, or that stop a connection from being loaded.",
+       "What is set there has no effect, and the next release may refuse it.",
+       "Remove or replace the line that is named.")
+def check_obsolete(patient: Patient) -> Iterator[Trouble]:
+    patient.config.conns()
+    old = [problem for problem in patient.config.problems if not problem.fatal]
+    if old:
+        yield "WARN", "OBSOLETE KEYWORD", "; ".join(map(str, old[:3])), edit(old[0])
+
+
+@check("nss", "Checking the NSS database",
+       "That the database's files are where pluto looks for them.",
+       "Pluto does not start without its database.",
+       "ipsec checknss, which makes what is missing.")
+def check_nss_files(patient: Patient) -> Iterator[Trouble]:
+    host = patient.host
     lacking = [name for name in ("cert9.db", "key4.db") if not host.exists(f"{host.nssdir}/{name}")]
-    yield Finding("Checking the NSS database", *(() if not lacking else (
-        "FAIL", "MISSING", f"{host.nssdir} has no {' and no '.join(lacking)}", "ipsec checknss")))
+    if lacking:
+        yield "FAIL", "MISSING", f"{host.nssdir} has no {' and no '.join(lacking)}", "ipsec checknss"
 
 
-def findings(host: Host, timeout: float) -> Iterator[Finding]:
-    """All findings, in the original's order."""
-    config = Config(host)
-    yield from check_installation(host)
-    yield from check_configuration(host, config)
-    yield from check_rp_filter(host)
-    yield from check_pluto(host, config, timeout)
-    yield from check_programs(host)
+def findings(host: Host, timeout: float, names: Collection[str] = ()) -> Iterator[Finding]:
+    """What the checks of these names find, or all of them; without those that only a running system can be asked."""
+    patient = Patient(host, timeout)
+    for one in CHECKS.values():
+        if (names and one.name not in names) or (one.live and not host.live):
+            continue
+        fine = True
+        try:
+            for trouble in one.function(patient):
+                fine = False
+                yield Finding(one.name, one.text, *trouble)
+        except (OSError, Failure) as error:
+            fine = False
+            again = f"sudo ipsec verify {one.name}" if isinstance(error, PermissionError) and not host.superuser else ""
+            yield Finding(one.name, one.text, "SKIP", "UNKNOWN", reason(error), again)
+        if fine:
+            yield Finding(one.name, one.text)
 
 
 def verify_lines(found: Iterable[Finding], colour: bool = False) -> Iterator[str]:
     """Findings as the original prints them, each with why and what mends it below."""
     yield "Verifying installed system and configuration files\n"
     for finding in found:
-        tint = {"OK": 92, "WARN": 93, "FAIL": 91}[finding.level]
+        tint = {"OK": 92, "FAIL": 91}.get(finding.level, 93)
         word = f"\x1b[{tint}m{finding.word}\x1b[0m" if colour else finding.word
         yield f"{finding.text:<50}\t[{word}]"
         if finding.why:
-            yield f"  {printable(finding.why)}; to mend it: {printable(finding.mend)}"
+            lead = "not checked: " if finding.level == "SKIP" else ""
+            mend = f"; to mend it: {printable(finding.mend)}" if finding.mend else ""
+            yield f"  {lead}{printable(finding.why)}{mend}"
 
 
-@command("verify", summary="check the installation, the kernel, the configuration and pluto", options=(
-    Opt("--json", None, "a JSON list of the findings: text, level, word, why, mend"),
+def explain(one: Check) -> str:
+    """What --explain says of a check, in 80 columns."""
+    import textwrap
+    return "\n\n".join([f"{one.name}: {one.text.strip()}", *(
+        textwrap.fill(text, 79, initial_indent=f"{title:<8}", subsequent_indent=" " * 8)
+        for title, text in (("Tested", one.tests), ("Breaks", one.breaks), ("Mended", one.mends)))])
+
+
+@command("verify", "[CHECK...]", summary="check the installation, the kernel, the configuration and pluto", options=(
+    Opt("--explain", "[CHECK]", "tell what a check tests, why that breaks tunnels, and how to mend it; without CHECK "
+                                "(or with list) the names of all"),
+    Opt("--json", None, "a JSON list of the findings: check, text, level, word, why, mend"),
     Opt("--timeout", "SECONDS", "how long to wait for pluto (default 10)"),
     Opt("--nocolour --nocolor", None, "no colours; there are none unless the output is a terminal"),
-), details="Every finding is OK, WARN or FAIL, with one sentence why and one command that mends it.\n\n"
-           "Exit status: the number of findings that are FAIL, 255 at most.")
+), details="Makes all checks, or those that are named.  Every finding is OK, WARN or FAIL, with one sentence why and "
+           "one command that mends it; SKIP in JSON is a check that can't be made here.\n\n"
+           "Exit status: the number of findings that are FAIL, 255 at most; 2 for a check that there is not.")
 def verify_command(host: Host, args: Args) -> int:
     """`ipsec verify`: the number of failures, capped at 255.  Raises Failure."""
-    if not host.live:
-        raise Failure("verify: checks the running system only", USAGE, "use --root with barf")
-    found = list(findings(host, seconds(args.value("--timeout", "10"))))
+    names = [*args.operands, *filter(None, args.values("--explain"))]
+    if args.flag("--explain") and names in ([], ["list"]):
+        host.print("\n".join(f"{one.name:<18}{one.text.strip()}" for one in CHECKS.values()))
+        return OK
+    for name in names:
+        if name not in CHECKS:
+            raise Failure(f"ipsec verify: no check {quote(name)}", USAGE,
+                          suggest(name, CHECKS) or "see ipsec verify --explain")
+    if args.flag("--explain"):
+        host.print("\n\n".join(explain(CHECKS[name]) for name in names))
+        return OK
+    failures, shown = 0, []
+
+    def counted() -> Iterator[Finding]:
+        nonlocal failures
+        for finding in findings(host, seconds(args.value("--timeout", "10")), names):
+            failures += finding.level == "FAIL"
+            shown.append(finding._asdict())
+            yield finding
+
+    for line in verify_lines(counted(), host.colour and not args.flag("--nocolour")):
+        if not args.flag("--json"):
+            host.print(line)
     if args.flag("--json"):
-        host.print(need("json", "--json").dumps([finding._asdict() for finding in found], indent=1))
-    else:
-        host.print("\n".join(verify_lines(found, host.colour and not args.flag("--nocolour"))))
-    failures = sum(finding.level == "FAIL" for finding in found)
+        host.print(need("json", "--json").dumps(shown, indent=1))
+    left_out = [one.name for one in CHECKS.values() if one.live and not host.live and one.name in (names or CHECKS)]
+    if left_out:
+        host.warn(f"verify: {len(left_out)} checks of a running system are left out under --root: "
+                  f"{', '.join(left_out)}")
     if failures and not args.flag("--json"):
         host.warn(f"verify: encountered {failures} error{'s' * (failures > 1)}")
     return min(failures, 255)

@@ -42,3 +42,8 @@ def test_every_command_has_a_summary_that_is_no_sentence() -> None:
     for entry in COMMANDS.values():
         assert entry.summary and not entry.summary.endswith("."), entry.name
         assert len(entry.summary) <= 100, entry.name
+
+
+def test_the_page_of_verify_names_every_check() -> None:
+    page = PAGES["verify"]
+    assert re.findall(r"^\.It Cm (\S+)$", page, re.MULTILINE) == list(ipsec.CHECKS)
