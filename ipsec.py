@@ -2333,11 +2333,15 @@ class Selector(Record):
         return int(self.source.rpartition("/")[2]), int(self.destination.rpartition("/")[2])
 
     def takes(self, source: str, destination: str, protocol: int = 0, source_port: int = 0, destination_port: int = 0,
-              device: str = "") -> bool:
-        """True when such a packet (0: nothing known of it) is meant."""
+              device: str = "", *, perhaps: bool = False) -> bool:
+        """True when such a packet (0: nothing known of it) is meant; with `perhaps` also when what is not known
+        decides."""
+        def fits(wanted: int | None, known: int) -> bool:
+            return wanted in (None, known) or (perhaps and not known)
+
         return (within(source, self.source) and within(destination, self.destination)
-                and self.protocol in (0, protocol) and self.source_port in (None, source_port)
-                and self.destination_port in (None, destination_port) and self.device in ("", device))
+                and fits(self.protocol or None, protocol) and fits(self.source_port, source_port)
+                and fits(self.destination_port, destination_port) and self.device in ("", device))
 
 
 class Template(Record):
@@ -2419,18 +2423,38 @@ class XfrmData(XfrmText):
             if message[2] - message[1] >= self.state.size:
                 yield self.state_data(*message)
 
-    def policy_for(self, source: str, destination: str, protocol: int = 0, source_port: int = 0,
-                   destination_port: int = 0, direction: str = "out", mark: int = 0, if_id: int = 0,
-                   device: str = "") -> Policy | None:
-        """The policy that such a packet takes, or None: of those that match, the first of the best priority."""
-        best: Policy | None = None
-        for policy in self.policies_data():
-            if (policy.direction == direction and not policy.socket and policy.kind == "main"
-                    and policy.if_id == if_id and mark & policy.mask == policy.mark
-                    and (best is None or policy.priority < best.priority)
-                    and policy.selector.takes(source, destination, protocol, source_port, destination_port, device)):
-                best = policy
-        return best
+    def policies_for(self, source: str, destination: str, protocol: int = 0, source_port: int = 0,
+                     destination_port: int = 0, direction: str = "out", mark: int = 0, if_id: int = 0,
+                     device: str = "") -> list[Policy | None]:
+        """The policies that such a packet (0: nothing known of it) may take, in the order in which the kernel asks
+        them: the last takes it in any case, None when there is none, those before it when what is not known fits them.
+
+        Of one priority the oldest counts (xfrm_policy_lookup_bytype); the kernel lists the newest first.
+        """
+        packet = source, destination, protocol, source_port, destination_port, device
+        may = [policy for policy in self.policies_data()
+               if policy.direction == direction and not policy.socket and policy.kind == "main"
+               and policy.if_id == if_id and mark & policy.mask == policy.mark
+               and policy.selector.takes(*packet, perhaps=True)]
+        may.reverse()
+        may.sort(key=lambda policy: policy.priority)
+        last = next((count for count, policy in enumerate(may, 1) if policy.selector.takes(*packet)), 0)
+        return [*may[:last]] if last else [*may, None]
+
+    def fate(self, policy: Policy | None, destination: str) -> str:
+        """What a policy does to a packet: `encrypt`, `authenticate` (AH), `hold` (until pluto has made the state that
+        is missing), `block`, or `clear`.  Raises OSError."""
+        if policy is None or policy.action == "block":
+            return "block" if policy else "clear"
+        asked = [template for template in policy.templates if template.protocol != "comp"]
+        states = [state for state in self.states_data() if state.spi] if asked else []  # 0: pluto is asked for it
+        done = [template for template in asked if any(
+            (state.protocol, state.reqid, state.mode) == (template.protocol, template.reqid, template.mode)
+            and state.destination == (destination if template.mode == "transport" else template.destination)
+            for state in states)]
+        if any(not template.optional and template not in done for template in asked):
+            return "hold"
+        return "clear" if not done else "encrypt" if "esp" in [each.protocol for each in done] else "authenticate"
 
     def policy_data(self, buffer: bytes, start: int, end: int) -> Policy:
         """One policy.  Raises struct.error when the message is cut."""
@@ -2629,9 +2653,12 @@ class RouteText:
         self.services = iproute_names(host, "rt_dsfield", {})
         self.known: dict[bytes, tuple[str, str]] = {}
 
-    def routes(self) -> Iterator[str]:
-        """The routes of all tables, IPv4 then IPv6, in pieces of text.  Raises OSError."""
-        return in_pieces(told(dump(self.host, NETLINK_ROUTE, RTM_GETROUTE, bytes(12)), self.route_text))
+    def routes(self, table: int = 0) -> Iterator[str]:
+        """The routes of all tables, or of one, IPv4 then IPv6, in pieces of text.  Raises OSError."""
+        messages = dump(self.host, NETLINK_ROUTE, RTM_GETROUTE, bytes(12))
+        if table:
+            messages = (each for each in messages if each[0][each[1] + 4:each[1] + 5] == bytes((table,)))
+        return in_pieces(told(messages, self.route_text))
 
     def route_text(self, buffer: bytes, start: int, end: int) -> str:
         """One route: struct rtmsg, 12 bytes, and its attributes, which begin with RTA_TABLE and RTA_DST.
@@ -5302,11 +5329,11 @@ class Routing:
         body += onlink.to_bytes(4, sys.byteorder) + attribute(1, target) + attrs
         self.netlink.ask((RTM_DELROUTE if remove else RTM_NEWROUTE, flags | NLM_F_ACK, body))
 
-    def lookup(self, address: str, source: str = "") -> Route:
-        """`ip route get ADDRESS [from SOURCE]`."""
+    def lookup(self, address: str, source: str = "", mark: int = 0) -> Route:
+        """`ip route get ADDRESS [from SOURCE] [mark MARK]`."""
         target, origin = packed(address), packed(source) if source else b""
         body = bytes((self._family(address), 8 * len(target), 8 * len(origin))) + bytes(9) + attribute(1, target)
-        body += attribute(2, origin) if origin else b""
+        body += (attribute(2, origin) if origin else b"") + (attribute(RTA_MARK, mark) if mark else b"")
         return self._route(self.netlink.ask((RTM_GETROUTE, NLM_F_ACK, body))[0])
 
     def routes(self, family: int) -> Iterator[Route]:
@@ -5353,13 +5380,14 @@ class Routing:
         self.netlink.ask((RTM_NEWRULE if add else RTM_DELRULE,
                          NLM_F_ACK | (NLM_F_CREATE | NLM_F_EXCL if add else 0), body + attribute(15, table)))
 
-    def link(self, device: str) -> tuple[int, dict[int, bytes]]:
-        """The flags of an interface and, of a tunnel, what its kind keeps (IFLA_INFO_DATA)."""
+    def link(self, device: str) -> tuple[int, dict[int, bytes], str]:
+        """The flags of an interface and, of a tunnel, what its kind keeps (IFLA_INFO_DATA), and the kind."""
         body = bytes(4) + u32(self.index(device)) + bytes(8)
         reply = self.netlink.ask((RTM_GETLINK, NLM_F_ACK, body))[0]
-        info = attributes(reply, 16, len(reply)).get(18, b"")  # IFLA_LINKINFO
-        data = attributes(info, 0, len(info)).get(2, b"")
-        return number(reply[8:12]), attributes(data, 0, len(data))
+        nested = attributes(reply, 16, len(reply)).get(18, b"")  # IFLA_LINKINFO
+        info = attributes(nested, 0, len(nested))
+        data = info.get(2, b"")
+        return number(reply[8:12]), attributes(data, 0, len(data)), text_name(info.get(1))
 
     def up(self, device: str) -> None:
         """`ip link set DEVICE up`."""
@@ -5923,7 +5951,7 @@ class Updown:
         if not hop or hop == self.get("PLUTO_PEER") or (self.modern and self.family != self.host_family):
             return []
         try:
-            flags, _ = self.routing.link(self.get("PLUTO_INTERFACE").partition(":")[0])
+            flags = self.routing.link(self.get("PLUTO_INTERFACE").partition(":")[0])[0]
         except OSError:
             flags = 0
         return [] if flags & IFF_POINTOPOINT else ["via", hop]
@@ -7329,7 +7357,7 @@ class ReportSection(Record):
     `command` shows people how to see the same by hand; `body` gives the text piece by piece; `live`: only the running
     system can tell; `slow`: may block or take long, so it runs in a thread; `apart`: may be so much that it runs in a
     process of its own, on another processor; `bulk`: text of the kernel's own, in which secrets are looked for by value
-    but not by pattern.
+    but not by pattern; `data`: what JSON shows in the place of the text, item by item; `title`: look's heading.
     """
 
     name: str
@@ -7339,6 +7367,8 @@ class ReportSection(Record):
     slow: bool = False
     apart: bool = False
     bulk: bool = False
+    title: str = ""
+    data: Callable[[Report], Iterable[object]] | None = None
 
 
 class Report:
@@ -7357,8 +7387,10 @@ class Report:
         """The name of the reported host."""
         return os.uname().nodename if self.host.live else self.host.value("/etc/hostname", "(no hostname)")
 
-    def produce(self, section: ReportSection, write: Callable[[str], None]) -> str:
-        """Write the text of a section, made safe; how it ended.  What goes wrong in it becomes a line of it."""
+    def produce(self, section: ReportSection, write: Callable[[str], None],
+                item: Callable[[object, Redactor], None] | None = None) -> str:
+        """Write the text of a section, made safe, or hand its data to `item`; how it ended.  What goes wrong in it
+        becomes a line of its text."""
         if section.live and self.host.root:
             write("left out: only the running system can tell\n")
             return "absent"
@@ -7368,7 +7400,11 @@ class Report:
         def body() -> Iterator[str]:
             # an error is told after what came before it
             try:
-                yield from section.body(self)
+                if item and section.data:
+                    for each in section.data(self):
+                        item(each, self.redactor)
+                else:
+                    yield from section.body(self)
             except Exception as error:
                 problems.append(error)
 
@@ -7479,6 +7515,8 @@ class Worker:
 class TextSink:
     """The report as people know it."""
 
+    item: Callable[[object, Redactor], None] | None = None  # takes data, where that is shown in the place of text
+
     def __init__(self, write: Callable[[str], None]) -> None:
         self.write = write
         self.at_line_start = True
@@ -7515,7 +7553,9 @@ class JsonSink(TextSink):
     def __init__(self, write: Callable[[str], None]) -> None:
         super().__init__(write)
         self.dumps = need("json", "--json").dumps
-        self.separator = "\n"
+        self.separator = self.between = "\n"
+        self.last = ""  # what ends the member that is being written
+        self.item = self._item
 
     def open(self, report: Report) -> None:
         """The members that tell where and when."""
@@ -7523,18 +7563,27 @@ class JsonSink(TextSink):
         self.write(self.dumps(head)[:-1] + ', "sections": [')
 
     def begin(self, section: ReportSection) -> None:
-        """Open a section's object, up to the start of its text."""
+        """Open a section's object, up to the start of its text or data."""
         head = self.dumps({"section": section.name, "command": section.command})
-        self.write(f'{self.separator}{head[:-1]}, "text": "')
-        self.separator = ",\n"
+        self.last = "]" if section.data else '"'
+        self.write(f"{self.separator}{head[:-1]}, " + ('"data": [' if section.data else '"text": "'))
+        self.separator, self.between = ",\n", "\n"
+
+    def _item(self, item: object, redactor: Redactor) -> None:
+        text = self.dumps(item, default=lambda record: record._asdict())
+        self.write(self.between + redactor.clean(text, bulk=True))
+        self.between = ",\n"
 
     def text(self, piece: str) -> None:
-        """A piece of the text, escaped."""
+        """A piece of the text, escaped; with data, what went wrong."""
+        if self.last == "]" and piece:
+            self.write('], "text": "')
+            self.last = '"'
         self.write(self.dumps(piece)[1:-1])
 
     def end(self, section: ReportSection, outcome: str, seconds: float) -> None:
         """Close the text; how the section ended and how long it took, in seconds."""
-        self.write(f'", "status": "{outcome}", "duration": {seconds:.3f}}}')
+        self.write(f'{self.last}, "status": "{outcome}", "duration": {seconds:.3f}}}')
 
     def close(self) -> None:
         """Close the document."""
@@ -7590,7 +7639,8 @@ def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink
     show = sys.stderr.isatty() and not sys.stdout.isatty()
     report.host.flush()
     workers = {section.name: Worker(report, section) for section in sorted(sections, key=lambda each: not each.apart)
-               if (section.slow or section.apart) and not (section.live and report.host.root)}
+               if (section.slow or section.apart) and not (section.live and report.host.root)
+               and not (section.data and sink.item)}
     try:
         sink.open(report)
         for number, section in enumerate(sections, 1):
@@ -7601,7 +7651,7 @@ def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink
             sink.begin(section)
             worker = workers.pop(section.name, None)
             if worker is None:
-                outcome = report.produce(section, sink.text)
+                outcome = report.produce(section, sink.text, sink.item)
             else:
                 begun = worker.started
                 outcome = worker.deliver(report.timeout, sink.text)
@@ -7697,26 +7747,25 @@ def uptime(report: Report) -> Iterator[str]:
     yield f" {time.strftime('%H:%M:%S')} up {since}, load average: {load}\n"
 
 
-def resolved(report: Report) -> tuple[str, list[str]]:
-    """The name and the addresses that the resolver gives for our name, as hostname(1) asks it.  Raises Missing."""
+def resolved(name: str) -> tuple[str, list[str]]:
+    """The name and the addresses that the resolver gives for a name, as hostname(1) asks it.  Raises Missing."""
     import socket
-    name = report.host_name()
     try:
         # as bytes: for a str, Python would import its codec of international names
         found = socket.getaddrinfo(encode(name), None, type=socket.SOCK_STREAM, flags=socket.AI_CANONNAME)
-    except OSError as error:  # gaierror, or what glibc met when its resolver libraries are not there
-        raise Missing(f"{name}: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # gaierror, or what glibc met when its resolver libraries are not there
+        raise Missing(f"{printable(name)}: {getattr(error, 'strerror', 'not a name')}") from None
     return found[0][3] or name, list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 def fqdn(report: Report) -> Iterator[str]:
     """The name that the resolver gives for ours."""
-    yield resolved(report)[0] + "\n"
+    yield resolved(report.host_name())[0] + "\n"
 
 
 def addresses_of_host(report: Report) -> Iterator[str]:
     """The addresses that the resolver gives for our name."""
-    yield " ".join(resolved(report)[1]) + "\n"
+    yield " ".join(resolved(report.host_name())[1]) + "\n"
 
 
 def distribution(report: Report) -> Iterator[str]:
@@ -7950,15 +7999,26 @@ def nss_program(name: str) -> Callable[[Report], Iterator[str]]:
     """What certutil or crlutil lists of the database."""
     def body(report: Report) -> Iterator[str]:
         host = report.host
-        if not host.exists(f"{host.nssdir}/cert9.db"):
-            raise Missing(f"{host.nssdir}: no NSS database")
+        has_database(host)
         if name == "certutil" and not (host.live and host.which(name)):
             # of a mounted disk, and without certutil: read from the database itself, which changes nothing in it
-            for one in nss_database(host, Args(), "barf").certificates():
-                yield f"{one.nickname:<60} {one.trust}\n"
+            yield from certificate_lines(host)
             return
         yield from program(name, "-L", "-d", f"sql:{host.path(host.nssdir)}")(report)
     return body
+
+
+def has_database(host: Host) -> None:
+    """Raises Missing when there is no NSS database."""
+    if not host.exists(f"{host.nssdir}/cert9.db"):
+        raise Missing(f"{host.nssdir}: no NSS database")
+
+
+def certificate_lines(host: Host) -> Iterator[str]:
+    """The certificates and their trust as certutil lists them, read from the database itself.  Raises Failure."""
+    for one in nss_database(host, Args(), "barf").certificates():
+        trust = ",".join(f"{flags}u" for flags in one.trust.split(",")) if one.has_key else one.trust
+        yield f"{one.nickname:<60} {trust:<5}\n"
 
 
 NFT_FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}  # NFPROTO_* of linux/netfilter.h
@@ -8206,10 +8266,273 @@ def barf(host: Host, args: Args) -> int:
     finally:
         if file:
             file.drop()
-    lacking = [f"{outcome}: {', '.join(ended[outcome])}" for outcome in INCOMPLETE if outcome in ended]
+    return completeness(host, "barf", ended, INCOMPLETE)
+
+
+def completeness(host: Host, name: str, ended: Mapping[str, Sequence[str]], outcomes: Sequence[str]) -> int:
+    """ERROR, and a line on standard error, when a section of a report ended in one of these ways; else OK."""
+    lacking = [f"{outcome}: {', '.join(ended[outcome])}" for outcome in outcomes if outcome in ended]
     if lacking:
-        host.warn(f"barf: incomplete ({'; '.join(lacking)})")
+        host.warn(f"{name}: incomplete ({'; '.join(lacking)})")
     return ERROR if lacking else OK
+
+
+# --- look and show ---------------------------------------------------------------------------------------------------
+#
+# Facts: programs/look and programs/show of libreswan 3.29 and 4.10 (4.12 dropped neither, 5.0 both) for headings, order
+# and lines; net/xfrm/xfrm_policy.c, xfrm_interface_core.c and net/ipv4/ip_vti.c for what the kernel does with a packet.
+
+LOOK_WORDS = ("state", "policy", "nftables", "iptables", "route", "nss")
+
+
+class LookSink(TextSink):
+    """The form of look: host and date in one line, sections under their titles."""
+
+    def open(self, report: Report) -> None:
+        """The label."""
+        self.write(f"{report.host_name()} {date()}\n")
+
+    def begin(self, section: ReportSection) -> None:
+        """The title."""
+        self.write(f"{section.title}\n")
+
+
+def sorted_policies(report: Report) -> Iterator[str]:
+    """The policies, without those of sockets, in the original's order: IPv4 first, by ICMP type (of IPv6), priority,
+    text."""
+    text = XfrmText(report.host, stats=False)
+
+    def order(policy: str) -> tuple[bool, int, int, str]:
+        words = policy.split()
+        six = ":" in policy
+        kind = words[words.index("type") + 1] if six and "type" in words else "0"
+        return six, int(kind), int(words[words.index("priority") + 1]), policy.replace("\n", "\\")
+
+    plain = (trimmed(policy) for policy in told(policy_messages(report.host), text.policy_text))
+    return in_pieces(sorted((policy for policy in plain if "\tsocket " not in policy), key=order))
+
+
+def trimmed(text: str) -> str:
+    """The text without blanks at the ends of its lines."""
+    return "".join(f"{line.rstrip(' ')}\n" for line in text.splitlines())
+
+
+def main_routes(report: Report) -> Iterator[str]:
+    """The routes of the main table, as `ip -4 route; ip -6 route`, with single blanks."""
+    return (trimmed(text.replace("  ", " ")) for text in RouteText(report.host).routes(RT_TABLE_MAIN))
+
+
+def iptables_lists(report: Report) -> Iterator[str]:
+    """The chain IPSEC of the mangle tables and the filter table.  A table that the kernel hasn't got is not asked for:
+    listing it would load its module."""
+    host = report.host
+    old = os.path.realpath(host.which("iptables") or "").endswith("legacy-multi")
+    for tool, family in (("iptables", "ip"), ("ip6tables", "ip6")):
+        if "mangle" in host.value(f"/proc/net/{family}_tables_names"):
+            ran = host.run([tool, "-n", "-t", "mangle", "-L", "IPSEC"])
+            yield ran.text if not ran.status else ""  # there need not be such a chain
+    yield "iptables filter TABLE\n"
+    if not old or "filter" in host.value("/proc/net/ip_tables_names"):
+        yield from program("iptables", "-n", "-t", "filter", "-L")(report)
+
+
+def nss_listing(report: Report) -> Iterator[str]:
+    """The certificates in the form of certutil -L, sorted."""
+    has_database(report.host)
+    yield (f"\n{'Certificate Nickname':<60} Trust Attributes\n{'':<61}SSL,S/MIME,JAR/XPI\n\n")
+    yield from sorted(certificate_lines(report.host), key=encode)
+
+
+def look_sections(host: Host, words: Sequence[str]) -> list[ReportSection]:
+    """The parts of look that the words name, in the original's order."""
+    part = ReportSection
+    done = "policy" if "policy" in words else "state"
+
+    def xfrm(name: str, body: Callable[[Report], Iterator[str]]) -> Callable[[Report], Iterator[str]]:
+        def with_end(report: Report) -> Iterator[str]:
+            yield from body(report)
+            yield "XFRM done\n" * (name == done)
+        return with_end
+
+    found = [
+        part("state", "ip xfrm state list nokeys", xfrm("state", lambda report: XfrmText(host, stats=False).states()),
+             live=True, bulk=True, title="XFRM state:", data=lambda report: XfrmData(host).states_data()),
+        part("policy", "ip xfrm policy", xfrm("policy", sorted_policies), live=True, bulk=True, title="XFRM policy:",
+             data=lambda report: (each for each in XfrmData(host).policies_data() if not each.socket)),
+        part("nftables", "nft list ruleset", nft_ruleset, live=True, slow=True, title="nft list ruleset"),
+        part("iptables", "iptables -n -t filter -L", iptables_lists, live=True, slow=True, title="IPSEC mangle TABLES"),
+        part("route", "ip route", main_routes, live=True, bulk=True, title="ROUTING TABLES", data=routes_data),
+        part("nss", f"certutil -L -d sql:{host.nssdir}", nss_listing, title="NSS_CERTIFICATES", data=nss_data),
+    ]
+    return [section for section in found if section.name in words]
+
+
+def routes_data(report: Report) -> Iterator[Route]:
+    """The routes of the main table as data."""
+    with Routing(report.host) as routing:
+        for family in (4, 6):
+            yield from routing.routes(family)
+
+
+def nss_data(report: Report) -> Iterator[dict[str, Any]]:
+    """The certificates as data."""
+    has_database(report.host)
+    return certificate_data(nss_database(report.host, Args(), "look"))
+
+
+@command("look", "[state|policy|iptables|nftables|route|nss]...", options=(
+    Opt("--json", None, "one JSON document; states, policies, routes and certificates as data"),
+    Opt("--timeout", "SECONDS", "how long to wait for the firewall's programs (default 10)"),
+    Opt("--version", None, "print the version"),
+), summary="show states, policies, firewall, routes and certificates in short",
+   details="Without words it shows all, of the firewall what iptables lists or, where that is not installed, nftables. "
+           "Keys are never shown.\n\nExit status: 0; 1 when something could not be shown, which standard error names.")
+def look_command(host: Host, args: Args) -> int:
+    """`ipsec look [WORD...]`: OK, or ERROR when a part is missing.  Raises Failure."""
+    if args.flag("--version"):
+        host.print(f"ipsec look {host.libreswan_version() or VERSION}")
+        return OK
+    for word in args.operands:
+        if word not in LOOK_WORDS:
+            raise Failure(f"ipsec look: unknown word {quote(word)}", USAGE, f"there are {', '.join(LOOK_WORDS)}")
+    other = "iptables" if host.live and not host.which("iptables") else "nftables"
+    words = args.operands or [word for word in LOOK_WORDS if word != other]
+    sink = (JsonSink if args.flag("--json") else LookSink)(lambda text: host.print(text, end=""))
+    ended = run_report(Report(host, args), look_sections(host, words), sink)
+    return completeness(host, "look", ended, OUTCOMES[1:] if host.live else INCOMPLETE)
+
+
+# What becomes of a packet
+FATES = {"encrypt": "encrypted", "authenticate": "only authenticated", "block": "dropped", "clear": "sent in clear",
+         "hold": "held until pluto has made its tunnel,"}
+
+
+def policy_line(data: XfrmData, policy: Policy) -> str:
+    """A policy in the original's form, with what narrows it: `10.1.0.0/24 <=> 10.2.0.0/24 proto tcp using reqid 1`."""
+    select = policy.selector
+    names = ("type", "code") if select.protocol in (1, 58) else ("sport", "dport")
+    parts = (("proto", data.protocols.get(select.protocol, select.protocol) if select.protocol else None),
+             (names[0], select.source_port), (names[1], select.destination_port), ("dev", select.device or None),
+             ("mark", f"0x{policy.mark:x}/0x{policy.mask:x}" if policy.mask else None),
+             ("if_id", f"0x{policy.if_id:x}" if policy.if_id else None),
+             ("using reqid", next((each.reqid for each in policy.templates if each.reqid), None)))
+    return " ".join([select.source, "<=>", select.destination,
+                     *(f"{word} {value}" for word, value in parts if value is not None)])
+
+
+def packet(data: XfrmData, routing: Routing, source: str, destination: str, mark: int,
+           known: tuple[int, int, int]) -> dict[str, Any]:
+    """What would become of packets to an address; `known` are protocol and ports, 0 for what is not known."""
+    found: dict[str, Any] = {"source": source, "destination": destination, "device": "", "fate": "unroutable",
+                             "why": "it has no route", "policy": None, "exceptions": []}
+    try:
+        route = routing.lookup(destination, source, mark)
+    except OSError:
+        try:
+            route = routing.lookup(destination, "", mark)  # of a source that is a host behind us
+        except OSError:
+            return found
+    source, device = source or route.source, route.device
+    found.update(source=source, device=device, fate="clear", why="no policy is for it")
+    if route.local:
+        found["why"] = "it is an address of this host"
+    elif "." in destination and sysctl(data.host, f"net.ipv4.conf.{device.replace('.', '/')}.disable_xfrm") == "1":
+        found["why"] = f"disable_xfrm is set on {device}"
+    else:
+        *before, policy = data.policies_for(source, destination, *known, mark=mark)
+        _, kept, kind = routing.link(device)
+        if kind in ("xfrm", "vti", "vti6") and data.fate(policy, destination) == "clear":
+            # such an interface asks for policies of its own, and drops what there is none for
+            *before, policy = data.policies_for(
+                source, destination, *known, if_id=number(kept.get(2)) if kind == "xfrm" else 0,
+                mark=0 if kind == "xfrm" else int.from_bytes(kept.get(3, b""), "big"))
+            found.update(fate="block", why=f"{device} drops what no policy is for")
+        if policy:
+            found.update(fate=data.fate(policy, destination), policy=policy)
+            found["why"] = f"{FATES[found['fate']]} by {policy_line(data, policy)}"
+        found["exceptions"] = [{"fate": data.fate(each, destination), "policy": each} for each in before]
+    return found
+
+
+def addresses_of(name: str, source: str) -> list[str]:
+    """The addresses of a name or an address, of the family of `source` when there is one.  Raises Failure, also when
+    the resolver gives no answer."""
+    import threading
+    found: list[str] = []
+    failures = ["no answer from the resolver"]
+
+    def ask() -> None:
+        try:
+            found.extend(resolved(name)[1])
+        except Missing as missing:
+            failures.append(missing.message.rpartition(": ")[2])
+
+    thread = threading.Thread(target=ask, daemon=True)  # the resolver has a patience of its own
+    thread.start()
+    thread.join(10)
+    if not found:
+        raise Failure(f"show: {quote(name)}: {failures[-1]}", ERROR, "give an IP address")
+    same = [address for address in found if not source or (":" in address) == (":" in source)]
+    if not same:
+        raise Failure(f"show: {quote(name)} and {source} are of different IP families")
+    return same
+
+
+@command("show", "[DEST...]", options=(
+    Opt("--source -s", "ADDRESS", "where the packets come from; else the address that the kernel would choose"),
+    Opt("--protocol -p", "NAME", "of the packets, or its number"),
+    Opt("--source-port", "PORT", "of the packets; of ICMP the type"),
+    Opt("--destination-port", "PORT", "of the packets; of ICMP the code"),
+    Opt("--mark", "MARK", "the packets' firewall mark"),
+    Opt("--json", None, "a JSON list, see ipsec_show(8)"),
+    Opt("--debug -d", None, "tell what is looked for"),
+    Opt("--version -v", None, "print the version"),
+), summary="tell whether packets to an address or host would be encrypted, or list the tunnels",
+   details="Asked is what the kernel would do now: route, policies by priority, states. Without DEST the policies of "
+           "tunnels are listed.\n\nExit status: 0 when all would be encrypted, 1 when not, 4 when that can't be known.")
+def show_command(host: Host, args: Args) -> int:
+    """`ipsec show [DEST...]`: OK; ERROR when something would not be encrypted; 4 when not root.  Raises Failure."""
+    if args.flag("--version"):
+        host.print(f"version: {VERSION}")
+        return OK
+    if not host.live:
+        raise Failure(f"show: left out: only the running system can tell, not the files under {host.root}", USAGE)
+    source = args.value("--source")
+    data = XfrmData(host)
+    names = {name: str(each) for each, name in data.protocols.items()}
+    try:
+        protocol = args.value("--protocol", "0")
+        ports, mark = [int(args.value(f"--{end}-port", "0")) for end in ("source", "destination")], args.value("--mark")
+        known = int(names.get(protocol, protocol)), ports[0], ports[1]
+        mark_number = int(mark or "0", 0)
+        source = source and str(data.address[packed(source)])
+    except (ValueError, OSError):
+        raise Failure("ipsec show: --source takes an IP address, --protocol a name of /etc/protocols or a number, "
+                      "ports and marks are numbers", USAGE) from None
+    if source and not args.operands:
+        raise Failure("ipsec show: if specifying a source, specifying a destination is required", USAGE)
+    try:
+        with Routing(host) as routing:
+            found = [{"name": name, **packet(data, routing, source, address, mark_number, known)}
+                     for name in args.operands for address in addresses_of(name, source)]
+        tunnels = [] if found else [policy for policy in data.policies_data() if policy.direction == "out" and not
+                                    policy.socket and any(template.reqid for template in policy.templates)]
+    except PermissionError:
+        raise Failure("show: only root may read the kernel's policies, so what is encrypted is not known", LSB_UNKNOWN,
+                      "run it as root") from None
+    if args.flag("--json"):
+        host.print(need("json", "--json").dumps(found or tunnels, default=lambda record: record._asdict(), indent=1))
+    for policy in tunnels if not args.flag("--json") else ():
+        host.print(policy_line(data, policy))
+    for one in found if not args.flag("--json") else ():
+        where = f"Packet with source address {one['source'] or '(none)'} to destination {one['destination']}"
+        if args.flag("--debug"):
+            host.print(f"checking destination {printable(one['name'])}: {one['destination']} by {one['device'] or '-'}")
+        host.print(policy_line(data, one["policy"]) if one["fate"] == "encrypt" else
+                   f"{where} would not be encrypted: {one['why']}")
+        for other in one["exceptions"]:
+            host.print(f"    but {FATES[other['fate']]} by {policy_line(data, other['policy'])}")
+    return OK if all(one["fate"] == "encrypt" for one in found) else ERROR
 
 
 # --- pluto: whack, auto, status and the words of 5.x ------------------------------------------------------------------
@@ -9057,17 +9380,9 @@ def ecdsasigkey_command(host: Host, args: Args) -> int:
     return make_key(host, args, "ecdsasigkey", "ECDSA", args.operands[0] if args.operands else CURVES[0])
 
 
-@command("nsslist", summary="list the certificates in the NSS database, with their expiry and trust", options=(
-    NSSDIR_OPTION, PASSWORD_OPTION, Opt("--json", None, "as JSON, see ipsec_nsslist(8)"),
-    Opt("--days", "NUMBER", f"mark those that expire within NUMBER days, {SOON} else")))
-def nsslist_command(host: Host, args: Args) -> int:
-    """`ipsec nsslist`: 0; 4 when the database can't be read."""
-    base = nss_database(host, args, "nsslist")
-    days_text = args.value("--days", str(SOON))
-    if not days_text.isdecimal():
-        raise Failure(f"ipsec nsslist: --days {quote(days_text)}: not a number", USAGE)
+def certificate_data(base: NssDatabase, days: int = SOON) -> Iterator[dict[str, Any]]:
+    """The certificates of a database as data; those that end within `days` are expiring.  Raises Failure."""
     base.check()
-    found: list[dict[str, Any]] = []
     for one in base.certificates():
         entry: dict[str, Any] = {"nickname": one.nickname, "trust": one.trust, "has_key": one.has_key}
         try:
@@ -9078,8 +9393,20 @@ def nsslist_command(host: Host, args: Args) -> int:
             left = parsed.expires - time.time()
             entry.update(subject=parsed.subject, issuer=parsed.issuer, is_ca=parsed.is_ca,
                          expires=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(parsed.expires)),
-                         state="expired" if left < 0 else "expiring" if left < int(days_text) * 86400 else "valid")
-        found.append(entry)
+                         state="expired" if left < 0 else "expiring" if left < days * 86400 else "valid")
+        yield entry
+
+
+@command("nsslist", summary="list the certificates in the NSS database, with their expiry and trust", options=(
+    NSSDIR_OPTION, PASSWORD_OPTION, Opt("--json", None, "as JSON, see ipsec_nsslist(8)"),
+    Opt("--days", "NUMBER", f"mark those that expire within NUMBER days, {SOON} else")))
+def nsslist_command(host: Host, args: Args) -> int:
+    """`ipsec nsslist`: 0; 4 when the database can't be read."""
+    base = nss_database(host, args, "nsslist")
+    days_text = args.value("--days", str(SOON))
+    if not days_text.isdecimal():
+        raise Failure(f"ipsec nsslist: --days {quote(days_text)}: not a number", USAGE)
+    found = list(certificate_data(base, int(days_text)))
     if args.flag("--json"):
         json: Any = need("json", "--json")
         host.print(json.dumps(found, indent=1, ensure_ascii=True))

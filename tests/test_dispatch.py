@@ -61,8 +61,8 @@ def one_line(result: subprocess.CompletedProcess[bytes], status: int) -> str:
     ("--help",), ("--ctlsocket", "x"),
 ])
 def test_arguments_arrive_byte_for_byte(door: Door, words: tuple[str | bytes, ...]) -> None:
-    door.add("show", SHOW)
-    result = door("show", *words)
+    door.add("told", SHOW)
+    result = door("told", *words)
     wanted = b"".join(b"<" + os.fsencode(word) + b">" for word in words)
     assert (result.returncode, result.stdout.split(b"\n|")[0].startswith(wanted)) == (0, True), result
 
@@ -86,18 +86,18 @@ def test_signals_are_as_a_program_expects(door: Door) -> None:
 
 
 def test_environment_is_honoured_and_exported(door: Door) -> None:
-    door.add("show", SHOW)
+    door.add("told", SHOW)
     door.add("whack", WHACK)
-    default = door("show").stdout.decode().splitlines()[1].split("|")
+    default = door("told").stdout.decode().splitlines()[1].split("|")
     assert default[:5] == [str(door.execdir), "/etc/ipsec.conf", "/run/pluto", "/run/pluto/pluto.ctl", "4.10"]
     assert default[5].startswith("/usr/sbin:")
     env = {"IPSEC_CONF": "/c", "IPSEC_RUNDIR": "/r", "IPSEC_SBINDIR": "/s"}
-    assert door("show", **env).stdout.decode().splitlines()[1].split("|")[1:6] == ["/c", "/r", "/r/pluto.ctl", "4.10",
+    assert door("told", **env).stdout.decode().splitlines()[1].split("|")[1:6] == ["/c", "/r", "/r/pluto.ctl", "4.10",
                                                                                   "/s:/usr/sbin:/usr/bin:/sbin:/bin"]
     # an option is stronger than the environment; an empty variable counts as unset
-    words = ["--config", "/c2", "--rundir=/r2", "--ctlsocket", "/x", "show"]
+    words = ["--config", "/c2", "--rundir=/r2", "--ctlsocket", "/x", "told"]
     assert door(*words, **env).stdout.decode().splitlines()[1].split("|")[1:4] == ["/c2", "/r2", "/x"]
-    assert door("show", IPSEC_CONF="").stdout.decode().splitlines()[1].split("|")[1] == "/etc/ipsec.conf"
+    assert door("told", IPSEC_CONF="").stdout.decode().splitlines()[1].split("|")[1] == "/etc/ipsec.conf"
 
 
 def test_no_argument_is_a_usage_error(door: Door) -> None:

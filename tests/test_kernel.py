@@ -217,16 +217,63 @@ def test_pluto_s_policies_are_told_from_others(theirs: bool, found: ipsec.Policy
 
 def test_a_packet_takes_the_policy_of_the_best_priority() -> None:
     records = ipsec.XfrmData(Kernel(policies=golden("policies")))
-    found = [records.policy_for("10.3.0.1", "10.4.9.9", protocol, 500, 4500) for protocol in (6, 17, 0)]
+    found = [records.policies_for("10.3.0.1", "10.4.9.9", protocol, 500, 4500)[-1] for protocol in (6, 17, 0)]
     assert [policy and policy.action for policy in found] == ["block", None, None]
-    tunnel = records.policy_for("10.1.0.200", "10.2.0.1")
+    tunnel = records.policies_for("10.1.0.200", "10.2.0.1")[-1]
     assert tunnel and [(one.protocol, one.reqid, one.mode) for one in tunnel.templates] == [("esp", 16385, "tunnel")]
-    assert records.policy_for("10.1.1.1", "10.2.0.1") is None
+    assert records.policies_for("10.1.1.1", "10.2.0.1") == [None]
     inward = ("10.2.0.1", "10.1.0.1", 0, 0, 0, "fwd")
-    assert records.policy_for(*inward) is None  # it has a mark and an interface
-    assert records.policy_for(*inward, mark=0x10, if_id=7) is not None
-    six = records.policy_for("2001:db8::1", "2001:db8:9::1", 50)
+    assert records.policies_for(*inward) == [None]  # it has a mark and an interface
+    assert records.policies_for(*inward, mark=0x10, if_id=7)[-1] is not None
+    six = records.policies_for("2001:db8::1", "2001:db8:9::1", 50)[-1]
     assert six and six.templates[0].mode == "ro"
+
+
+class Records(ipsec.XfrmData):
+    """Policies as the kernel lists them, the newest first, and states."""
+
+    def __init__(self, *policies: ipsec.Policy, states: list[ipsec.State] | None = None) -> None:
+        self.policies_data = lambda: iter(policies)  # type: ignore[method-assign]
+        self.states_data = lambda: iter(states or [])  # type: ignore[method-assign]
+
+
+def test_of_one_priority_the_oldest_policy_counts_and_what_is_not_known_of_a_packet_is_told() -> None:
+    old, new = policy(action="block", priority=5), policy(priority=5)
+    ping, better, worse = (policy(protocol=1, priority=number) for number in (5, 4, 6))
+    packet = ("10.1.0.5", "10.2.3.4")
+    assert Records(new, old).policies_for(*packet) == [old]
+    assert Records(ping, new, worse, better).policies_for(*packet) == [better, new]
+    assert Records(worse, better).policies_for(*packet) == [better, worse, None]
+    assert Records(better, new).policies_for(*packet, protocol=6) == [new]
+    assert Records(better, new).policies_for(*packet, protocol=1) == [better]
+    assert Records(policy(socket=True), policy(direction="in"), policy(kind="sub")).policies_for(*packet) == [None]
+
+
+def state(reqid: int, spi: int = 1, protocol: str = "esp", destination: str = "192.0.2.2") -> ipsec.State:
+    none = ipsec.Selector("0.0.0.0/0", "0.0.0.0/0", 0, None, None, "", 0)
+    return ipsec.State("192.0.2.1", destination, protocol, spi, reqid, "tunnel", 0, 0, 0, none, (), (), "", 0, 0, 0, 0,
+                       0, "", "")
+
+
+def asked(*protocols: str, optional: bool = False) -> ipsec.Policy:
+    return policy(templates=tuple(ipsec.Template("192.0.2.1", "192.0.2.2", each, 0, 7, "tunnel", optional)
+                                  for each in protocols))
+
+
+@pytest.mark.parametrize("fate, found, states", [
+    ("clear", None, []),
+    ("clear", policy(), []),
+    ("block", policy(action="block"), []),
+    ("hold", asked("esp"), []),
+    ("hold", asked("esp"), [state(8), state(7, protocol="ah"), state(7, destination="192.0.2.3")]),
+    ("hold", asked("esp"), [state(7, spi=0)]),  # one that pluto is asked for
+    ("encrypt", asked("esp"), [state(7)]),
+    ("encrypt", asked("comp", "esp"), [state(7)]),  # what does not get smaller is not compressed
+    ("hold", asked("esp", "ah"), [state(7)]),
+    ("authenticate", asked("ah"), [state(7, protocol="ah")]),
+    ("clear", asked("esp", optional=True), [])])
+def test_what_a_policy_does_to_a_packet(fate: str, found: ipsec.Policy | None, states: list[ipsec.State]) -> None:
+    assert Records(states=states).fate(found, "10.2.3.4") == fate
 
 
 @pytest.mark.parametrize("address, prefix, inside", [
