@@ -3132,6 +3132,17 @@ def crypto_algorithms(host: Host) -> dict[str, str]:
     return found
 
 
+def open_files(host: Host, pid: int) -> set[str]:
+    """What a process has open, sockets as `socket:[INODE]` (proc_pid_fd(5)).  Raises OSError: gone, or not ours."""
+    found = set()
+    for name in host.listdir(f"/proc/{pid}/fd"):
+        try:
+            found.add(host.readlink(f"/proc/{pid}/fd/{name}"))
+        except FileNotFoundError:
+            continue  # closed meanwhile
+    return found
+
+
 class Socket(Record):
     """A bound UDP socket or a listening TCP one."""
 
@@ -5412,8 +5423,8 @@ NFLOG_PLACES = (("INPUT", "in"), ("FORWARD", "in"), ("OUTPUT", "out"), ("FORWARD
 NFT_HOOKS = {"INPUT": 1, "FORWARD": 2, "OUTPUT": 3}  # NF_INET_LOCAL_IN…; before the filters, to see what they drop
 NFT_PRIORITY = -1
 NETLINK_NETFILTER, NFPROTO_INET, NFNL_NFTABLES, NFNL_BATCH_BEGIN, NFNL_BATCH_END = 12, 1, 10, 0x10, 0x11
-NFT_NEWTABLE, NFT_DELTABLE, NFT_NEWCHAIN, NFT_NEWRULE, NFT_GETRULE, NFT_DELRULE = (NFNL_NFTABLES << 8 | number for
-                                                                                 number in (0, 2, 3, 6, 7, 8))
+NFT_NEWTABLE, NFT_GETTABLE, NFT_DELTABLE, NFT_NEWCHAIN, NFT_NEWRULE, NFT_GETRULE, NFT_DELRULE = (
+    NFNL_NFTABLES << 8 | number for number in (0, 1, 2, 3, 6, 7, 8))
 FILTER_WAIT = 60  # seconds that we wait for others to finish with the tables
 
 
@@ -5708,24 +5719,29 @@ def nflog_replace(host: Host, wanted: Sequence[Capture], mine: Callable[[str], b
         return stale
 
 
+def conn_nets(conn: Conn, side: str, behind: bool = True) -> list[str]:
+    """What lies behind an end of a connection, or the end itself, as networks or addresses; none when that is not known
+    beforehand."""
+    nets = (behind and (conn.get(f"{side}subnets") or conn.get(f"{side}subnet"))) or conn.get(side)
+    found = nets.translate({ord(c): " " for c in ",{}"}).split()
+    try:
+        for net in found:
+            address, _, bits = net.partition("/")
+            packed(address), int(bits or 0)
+    except (OSError, ValueError):
+        return []
+    return found
+
+
 def conn_captures(conn: Conn, group: int, local: Sequence[str]) -> list[Capture]:
     """The rules for a connection's nflog=; none when its ends are known only once it is up."""
-    def end(side: str) -> list[str]:
-        nets = (conn.get(f"{side}subnets") or conn.get(f"{side}subnet") or conn.get(side)).replace(",", " ").split()
-        try:
-            for net in nets:
-                address, _, bits = net.partition("/")
-                packed(address), int(bits or 0)
-        except (OSError, ValueError):
-            return []
-        return nets
-
     here, there = ("left", "right") if conn.get("left") in local else ("right", "left")
     if conn.get(here) not in local or conn.get(f"{there}addresspool"):
         return []
     prefix = f"{NFLOG_CONN}{conn.name}"[:63]  # xt_NFLOG.h has room for no more
     return [Capture(chain, way, group, prefix, 6 if ":" in ours else 4, *((theirs, ours) if way == "in" else
-                    (ours, theirs))) for ours in end(here) for theirs in end(there) if (":" in ours) == (":" in theirs)
+                    (ours, theirs))) for ours in conn_nets(conn, here)
+            for theirs in conn_nets(conn, there) if (":" in ours) == (":" in theirs)
             for chain, way in NFLOG_PLACES]
 
 
@@ -5777,6 +5793,233 @@ def nflog_conn(host: Host, add: bool, name: str, group: int, ours: str, theirs: 
                  and any((rule.chain, rule.ends) == (one.chain, one.ends) for one in wanted)]
         if not add or [rule.group for rule in there] != [group, group]:
             main.change(there, wanted if add else ())
+
+
+# --- what the rules do with a packet ----------------------------------------------------------------------------------
+#
+# The rules of iptables and nftables as their own programs print them (iptables-save(8), nft(8)), and where a packet
+# gets among them.  Of a rule or a packet much may be unknown: an answer is given only when it is certain.
+
+# Where they name what of a packet; `ipsec-out`: it is going to be encrypted
+IPTABLES_FIELDS = {"-s": "src", "-d": "dst", "-i": "in", "-o": "out", "-p": "proto", "--dport": "dport",
+                   "--dports": "dport", "--sport": "sport", "--sports": "sport", "--ctstate": "state",
+                   "--state": "state", "--ctstatus": "status", "--icmp-type": "icmp", "--pol": "ipsec-"}
+NFT_FIELDS = {"ip saddr": "src", "ip daddr": "dst", "iif": "in", "iifname": "in", "oif": "out", "oifname": "out",
+              "ct state": "state", "ct status": "status", "meta l4proto": "proto", "ip protocol": "proto",
+              "icmp type": "icmp", "rt ipsec": "ipsec-out", "meta ipsec": "ipsec-in", "meta secpath": "ipsec-in",
+              "meta nfproto": "family", **{f"{protocol} {port}": port for protocol in ("udp", "tcp", "th")
+                                           for port in ("dport", "sport")}}
+# Statements that decide nothing, and the words in them that have a value
+NFT_SILENT = {"log": ("prefix", "level", "flags", "group", "snaplen", "queue-threshold"), "comment": (),
+              "counter": ("packets", "bytes", "name")}
+RULE_TARGETS = {"accept": "accept", "drop": "drop", "reject": "drop", "return": "return", "masquerade": "snat",
+                "snat": "snat", "netmap": "?", "?": "?", "queue": "?", "nfqueue": "?", "dnat": "?", "redirect": "?"}
+Rule = tuple[list[tuple[str, str, bool]], str]  # conditions (field, values, negated), target
+
+
+class Chain(Record):
+    """A chain of rules: its hook, type and policy (empty when only other chains jump to it), and the command that puts
+    a rule at its head."""
+
+    hook: str
+    kind: str
+    policy: str
+    insert: str
+    rules: list[Rule]
+
+
+def iptables_tables(text: str) -> Iterator[dict[str, Chain]]:
+    """The tables in the text of iptables-save, as chains by name."""
+    table: dict[str, Chain] = {}
+    for line in text.splitlines():
+        words = rule_words(line)
+        if line.startswith("*"):
+            table, name = {}, line[1:]
+        elif line.startswith(":"):
+            policy, chain = words[1].lower().strip("-"), words[0][1:]
+            insert = f"iptables -t {name} -I {chain}"
+            table[chain] = Chain(chain.lower() if policy else "", "nat" if name == "nat" else "", policy, insert, [])
+        elif words[:1] == ["-A"] and words[1] in table:
+            table[words[1]].rules.append(iptables_rule(words[:1:-1]))
+        elif line == "COMMIT":
+            yield table
+
+
+def iptables_rule(words: list[str]) -> Rule:
+    """A rule of iptables-save, its words last first."""
+    conditions: list[tuple[str, str, bool]] = []
+    negated, way = False, ""
+    while words:
+        word = words.pop()
+        if word in ("-j", "-g"):
+            return conditions, f"goto {words.pop()}" if word == "-g" else words.pop()
+        if word in IPTABLES_FIELDS:
+            field = IPTABLES_FIELDS[word]
+            conditions.append((f"ipsec-{way}" if field == "ipsec-" else field, words.pop(), negated))
+        elif word == "--dir":
+            way = words.pop()
+        elif word in ("-m", "--comment"):
+            words.pop()
+        elif word != "!":
+            conditions.append(("?", "", False))
+        negated = word == "!"
+    return conditions, ""
+
+
+def nft_tables(text: str) -> Iterator[dict[str, Chain]]:
+    """The tables for IPv4 in the text of `nft list ruleset`, as chains by name."""
+    table: dict[str, Chain] = {}
+    chain, depth = "", 0
+    for line in text.splitlines():
+        words = rule_words(line)
+        if depth == 0 and words[:1] == ["table"]:
+            table, family, name = {}, words[1], words[2]
+        elif depth == 1 and words[:1] == ["chain"]:
+            chain = words[1]
+            table[chain] = Chain("", "", "", f"iptables -t {name} -I {chain}" if family == "ip" and chain.isupper() else
+                                 f"nft insert rule {family} {name} {chain}", [])
+        elif depth == 2 and chain and words[:1] == ["type"]:
+            policy = word_after(words, "policy", "accept;").strip(";")
+            table[chain] = Chain(word_after(words, "hook"), words[1].replace("filter", ""), policy,
+                                 table[chain].insert, [])
+        elif depth == 2 and chain and words != ["}"]:
+            table[chain].rules.extend(nft_rules(words[::-1]))
+        depth += words.count("{") - words.count("}")
+        if depth < 2:
+            chain = ""
+        if depth == 0 and table and family in ("ip", "inet"):
+            yield table
+            table = {}
+
+
+def nft_rules(words: list[str]) -> Iterator[Rule]:
+    """A rule of nft, its words last first, as one or, of a verdict map, several."""
+    conditions: list[tuple[str, str, bool]] = []
+    vague = not {".", "&", "|"}.isdisjoint(words)  # fields put together
+
+    def values() -> str:
+        value = words.pop() if words else ""
+        if value == "{":
+            value = ""
+            while words and words[-1] != "}":
+                value += words.pop()
+            words[-1:] = []
+        return value
+
+    while words:
+        word = words.pop()
+        two = f"{word} {words[-1]}" if words else word
+        field = "" if vague else NFT_FIELDS.get(two) or NFT_FIELDS.get(word, "")
+        if word in ("tcp", "udp", "icmp", "icmpv6", "esp", "ah"):
+            conditions.append(("proto", word, False))
+        elif word == "ip6":
+            conditions.append(("family", "ipv6", False))
+        if word in ("jump", "goto") or word.lower() in RULE_TARGETS:
+            yield conditions, words.pop() if word == "jump" else f"goto {words.pop()}" if word == "goto" else word
+            return
+        if word in NFT_SILENT:
+            while words and words[-1] in NFT_SILENT[word]:
+                del words[-2:]
+            words[-1:] = words[-1:] if word != "comment" else []
+        elif two == "xt target":
+            words.pop()
+        elif not field or word == "vmap":
+            conditions.append(("?", "", False))
+            if word == "vmap":
+                yield conditions, "?"
+                return
+        else:
+            if two in NFT_FIELDS:
+                words.pop()
+            negated = words[-1:] == ["!="] and bool(words.pop())
+            if words[-1:] == ["vmap"]:
+                words.pop()
+                for entry in values().split(","):
+                    value, _, target = entry.partition(":")
+                    yield [*conditions, (field, value, False)], (
+                        target.replace("goto", "goto ").removeprefix("jump") or "?")
+                return
+            conditions.append((field, values(), negated))
+
+
+def net_fits(mine: str, wanted: str) -> bool | None:
+    """Whether one network lies in the other; None when only a part of it does, or that can't be told."""
+    (first, _, bits), (second, _, wide) = mine.partition("/"), wanted.partition("/")
+    if (":" in first) != (":" in second):
+        return False
+    full = "128" if ":" in first else "32"
+    try:
+        if within(first, f"{second}/{wide or full}") and int(bits or full) >= int(wide or full):
+            return True
+        return None if within(second, f"{first}/{bits or full}") else False
+    except (OSError, ValueError):
+        return None
+
+
+def value_fits(field: str, mine: str, wanted: str) -> bool | None:
+    """Whether a field of a packet, in all its spellings, is of the value; None when that can't be told."""
+    if wanted.startswith("@"):
+        return None
+    if field in ("src", "dst"):
+        return net_fits(mine, wanted)
+    if field in ("in", "out"):
+        return (mine.startswith(wanted[:-1]) if wanted[-1:] in "+*" else mine == wanted) if mine else (
+            False if wanted == "lo" else None)
+    low, dash, high = wanted.replace(":", "-").partition("-")
+    if dash and low.isdigit() and high.isdigit():
+        return int(low) <= int(mine) <= int(high)
+    return wanted.lower() in mine.split()
+
+
+def rule_fits(conditions: Sequence[tuple[str, str, bool]], packet: Mapping[str, str]) -> bool | None:
+    """Whether a rule is for the packet; None when that can't be told."""
+    all_fit: bool | None = True
+    for field, values, negated in conditions:
+        answers = [value_fits(field, packet[field], value) if field in packet else None for value in values.split(",")]
+        fits = True if True in answers else None if None in answers else False
+        if fits is negated:
+            return False
+        all_fit = None if fits is None else all_fit
+    return all_fit
+
+
+def verdict(table: Mapping[str, Chain], chain: Chain, packet: Mapping[str, str]) -> str:
+    """What becomes of a packet in a chain: accept, drop, snat; empty: it comes out at the end; `?`: it may be accepted,
+    or worse can't be told."""
+    for conditions, target in chain.rules:
+        fits = rule_fits(conditions, packet)
+        if fits is False:
+            continue
+        name = target.removeprefix("goto ")
+        result = verdict(table, table[name], packet) if name in table else RULE_TARGETS.get(target.lower(), "")
+        if fits and (result or name != target):
+            return result.replace("return", "") or chain.policy
+        if result in ("accept", "return", "?"):
+            return "?"
+    return chain.policy
+
+
+def filter_tables(host: Host) -> list[dict[str, Chain]]:
+    """The tables of this network: nft's, and those of iptables' older flavour, which nft does not show.
+
+    Raises OSError, Failure: no right to ask, or no program to ask with.
+    """
+    tables: list[dict[str, Chain]] = []
+    try:
+        any_nft = any(True for _ in dump(host, NETLINK_NETFILTER, NFT_GETTABLE, bytes(4)))
+    except OSError as error:
+        if error.errno not in NO_NFTABLES:
+            raise
+        any_nft = False
+    programs = [["nft", "list", "ruleset"] if host.which("nft") else ["iptables-save"]] if any_nft else []
+    if host.value("/proc/net/ip_tables_names"):
+        programs.append(["iptables-legacy-save" if host.which("iptables-legacy-save") else "iptables-save"])
+    for argv in programs:
+        ran = host.run(argv)
+        if ran.status:
+            raise Failure(f"{argv[0]}: {ran.complaint}")
+        tables += nft_tables(ran.text) if argv[0] == "nft" else iptables_tables(ran.text)
+    return tables
 
 
 # --- _updown --------------------------------------------------------------------------------------------------------
@@ -7061,11 +7304,88 @@ class Patient:
         self.timeout = timeout
         self.config = Config(host)
         self.pid = find_pluto(host) if host.live else None
+        self._tunnels: list[Tunnel] | None = None
+        self._tables: list[dict[str, Chain]] | None = None
+        self._kernel: tuple[str, str] | None = None
 
     @property
     def conns(self) -> list[Conn]:
         """The connections that pluto loads at its start."""
         return [conn for conn in self.config.conns() if conn.auto != "ignore" and not conn.broken]
+
+
+    @property
+    def tunnels(self) -> list[Tunnel]:
+        """The connections one end of which is this host, as far as that can be told from the file.  Raises OSError."""
+        if self._tunnels is None:
+            self._tunnels = []
+            with Routing(self.host) as routing:
+                own = [address for address, _, _, _ in routing.addresses()]
+                here_is = ("%defaultroute", *own)
+                for conn in self.conns:
+                    here, there = ("left", "right") if conn.get("left") in here_is else ("right", "left")
+                    if conn.get(here) not in here_is:
+                        continue
+                    peer, pool = conn.get(there), conn.get(f"{there}addresspool").split("-")[0]
+                    try:
+                        device = routing.lookup((pool or peer).partition("/")[0]).device
+                    except OSError:
+                        device = ""  # a name, or any
+                    peer = peer if conn_nets(conn, there, False) else ""
+                    behind = [net for net in conn_nets(conn, here) if net.removesuffix("/32") not in own]
+                    self._tunnels.append(Tunnel(conn, here, behind, [pool] if pool else conn_nets(conn, there), device,
+                                                peer))
+        return self._tunnels
+
+    def kernel_has(self, option: str, module: str) -> bool | None:
+        """Whether the running kernel has what CONFIG_`option` and the module stand for; None when nothing tells."""
+        host = self.host
+        if has_module(host, module):
+            return True
+        if self._kernel is None:
+            names = [f"/lib/modules/{host.kernel_release()}/modules.{name}" for name in ("dep", "builtin")]
+            try:
+                options = "\n".join(kernel_config(host))
+            except Failure:
+                options = ""
+            self._kernel = "".join(map(host.value, names)), f"\n{options}"
+        files, options = self._kernel
+        if f"/{module}.ko" in files or f"/{module}_generic.ko" in files or f"\nCONFIG_{option}=y" in options:
+            return True
+        if f"\nCONFIG_{option}=m" in options and not files:
+            return False if host.isdir("/lib/modules") else None  # those of another kernel; a container has none
+        return False if files or len(options) > 1 else None
+
+    def modprobe(self, modules: Sequence[str]) -> str:
+        """The command that gives the kernel what it lacks: in one that loads no modules, only another kernel does."""
+        names = " ".join(modules)
+        return f"modprobe {names}" if self.host.isdir("/lib/modules") else f"reboot, into a kernel that has {names}"
+
+    def blocks(self, hook: str, kind: str = "", what: str = "drop", **packet: str) -> str:
+        """The command that puts a rule before those that certainly drop (or do `what` to) the packet at the hook; empty
+        when none does.  Raises OSError, Failure."""
+        if self._tables is None:
+            self._tables = filter_tables(self.host)
+        packet = {"family": "ipv4", "status": "", **{name.replace("_", "-"): packet[name] for name in packet}}
+        return next((chain.insert for table in self._tables for chain in table.values() if chain.hook == hook
+                     and chain.kind == kind and verdict(table, chain, packet) == what), "")
+
+
+class Tunnel(Record):
+    """A connection of this host: the side that we are, the networks behind us (without our own addresses) and those
+    behind the peer, the interface by which the peer is reached and its address, empty when unknown."""
+
+    conn: Conn
+    here: str
+    ours: list[str]
+    theirs: list[str]
+    device: str
+    peer: str
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """What may talk through it: our networks with theirs, of IPv4."""
+        return [(one, other) for one in self.ours for other in self.theirs if ":" not in one + other]
 
 
 def edit(problem: Problem | Setting) -> str:
@@ -7096,19 +7416,31 @@ def check_installed(patient: Patient) -> Iterator[Trouble]:
 
 
 @check("xfrm", "Checking for IPsec support in kernel",
-       "That /proc/sys/net/core/xfrm_acq_expires is there, which the XFRM stack makes.",
+       "That /proc/sys/net/core/xfrm_acq_expires is there, which the XFRM stack makes, and that NETLINK_XFRM answers.",
        "XFRM is what encrypts and decrypts packets. Pluto does not start without it.",
        "modprobe xfrm_user; where that module is missing, use a kernel with CONFIG_XFRM_USER.", live=True)
 def check_xfrm(patient: Patient) -> Iterator[Trouble]:
     if not patient.host.xfrm_loaded():
         yield "FAIL", "FAILED", "the kernel has no XFRM stack", "modprobe xfrm_user"
+        return
+    try:
+        for _ in policy_messages(patient.host):
+            break
+    except PermissionError:
+        return  # only root may ask; the stack is there
+    except OSError as error:
+        yield "FAIL", "NO NETLINK", f"{reason(error)}: pluto can't tell the kernel anything", "modprobe xfrm_user"
 
 
 def redirects(patient: Patient, option: str) -> Iterator[Trouble]:
-    """A redirect that we send or believe takes traffic past the tunnel; a host that forwards nothing sends none."""
+    """A redirect that we send or believe takes traffic past the tunnel; a host that forwards nothing sends none.
+
+    On a gateway an interface sends them when it or `all` says so, and believes them when both do (ip-sysctl.rst)."""
     host = patient.host
     if sysctl(host, "net.ipv4.ip_forward") == "1":
-        on = [name for name, value in each_interface(host, option).items() if value == "1"]
+        counts = max if option == "send_redirects" else min
+        everywhere = sysctl(host, f"net.ipv4.conf.all.{option}")
+        on = [name for name, value in each_interface(host, option).items() if counts(value, everywhere) == "1"]
         if on:
             yield ("WARN", "NOT DISABLED", f"this gateway forwards, and {', '.join(on[:5])} would "
                    f"{option.split('_')[0]} ICMP redirects", switch_off(option, on))
@@ -7169,6 +7501,213 @@ def check_rp_filter(patient: Patient) -> Iterator[Trouble]:
                switch_off("rp_filter", strict))
 
 
+# What a connection needs of the kernel: a keyword (or `any`), the values with which it does, the option, the module
+KERNEL_PARTS = (("any", "", "INET_ESP", "esp4"), ("any", ":", "INET6_ESP", "esp6"), ("phase2", "ah", "INET_AH", "ah4"),
+                ("compress", "yes", "INET_IPCOMP", "ipcomp"), ("vti-interface", "", "NET_IPVTI", "ip_vti"),
+                ("ipsec-interface", "", "XFRM_INTERFACE", "xfrm_interface"))
+# The words of esp= (longest first), the algorithm in /proc/crypto, the option, the module
+KERNEL_ALGORITHMS = (
+    ("chacha20_poly1305", "rfc7539esp(chacha20,poly1305)", "CRYPTO_CHACHA20POLY1305", "chacha20poly1305"),
+    ("aes_gmac", "rfc4543(gcm(aes))", "CRYPTO_GCM", "gcm"), ("aes_gcm", "rfc4106(gcm(aes))", "CRYPTO_GCM", "gcm"),
+    ("aes_ccm", "rfc4309(ccm(aes))", "CRYPTO_CCM", "ccm"), ("aes_ctr", "rfc3686(ctr(aes))", "CRYPTO_CTR", "ctr"),
+    ("aes_xcbc", "xcbc(aes)", "CRYPTO_XCBC", "xcbc"), ("aes_cmac", "cmac(aes)", "CRYPTO_CMAC", "cmac"),
+    ("aes", "cbc(aes)", "CRYPTO_CBC", "cbc"), ("3des", "cbc(des3_ede)", "CRYPTO_DES", "des_generic"),
+    ("camellia", "cbc(camellia)", "CRYPTO_CAMELLIA", "camellia_generic"),
+    ("sha2_512", "hmac(sha512)", "CRYPTO_SHA512", "sha512"), ("sha2_384", "hmac(sha384)", "CRYPTO_SHA512", "sha512"),
+    ("sha2", "hmac(sha256)", "CRYPTO_SHA256", "sha256"), ("sha1", "hmac(sha1)", "CRYPTO_SHA1", "sha1"),
+    ("md5", "hmac(md5)", "CRYPTO_MD5", "md5"))
+DEFAULT_ESP = "aes_gcm,aes-sha2_512,aes-sha2_256"  # what all releases propose, and any peer takes one of
+ESP_ROOM = 88  # the most that ESP in UDP adds to an IPv4 packet: 20 IP, 8 UDP, 8 ESP, 16 IV, 2 + 15 padding, 16-32 ICV
+IPV6_LEAST_MTU = 1280
+BUILT = 1767225600  # 2026-01-01: no clock is right that is before this program
+
+
+@check("esp", "Checking for ESP and AH in the kernel",
+       "ESP for IPv4, and what else connections ask for: IPv6, AH, IPComp, VTI and XFRM interfaces; among the loaded "
+       "modules, those in /lib/modules, and in the kernel's configuration.",
+       "IKE succeeds and the tunnel fails when pluto gives its keys to the kernel; or pluto does not start.",
+       "modprobe the module that is named; where it is missing, install the modules of the running kernel, or reboot "
+       "into the kernel whose modules are there.", live=True)
+def check_esp(patient: Patient) -> Iterator[Trouble]:
+    missing: list[str] = []
+    unknown: list[str] = []
+    for key, value, option, module in KERNEL_PARTS:
+        users = [conn for conn in patient.conns if (value == conn.get(key) if value != ":" and value else conn.get(key))
+                 or (key == "any" and (not value or value in conn.get("left") + conn.get("right")))]
+        if users or (key, value) == ("any", ""):
+            has = patient.kernel_has(option, module)
+            (missing if has is False else unknown if has is None else []).append(module)
+    if missing:
+        yield ("FAIL", "MISSING", f"this kernel has no {', '.join(missing)}: no packet can be protected with it",
+               patient.modprobe(missing))
+    elif unknown:
+        yield ("SKIP", "UNKNOWN", f"nothing here tells whether the kernel can load {', '.join(unknown)}",
+               patient.modprobe(unknown))
+
+
+@check("algorithms", "Checking the kernel's algorithms for ESP",
+       "That the kernel has the algorithms of esp= and phase2alg= of all connections; of one without, AES-GCM, and "
+       "AES-CBC with SHA-2.",
+       "Pluto agrees with the peer on what it was told to, and then the kernel refuses the keys.",
+       "modprobe the module that is named, or propose something else in esp=.", live=True)
+def check_algorithms(patient: Patient) -> Iterator[Trouble]:
+    ready, known = crypto_algorithms(patient.host), {}
+
+    def lacking(proposal: str) -> list[str]:
+        modules = []
+        for word in proposal.lower().partition(";")[0].replace("aesgcm", "aes_gcm").replace("sha512", "sha2_512").split(
+                "-"):
+            row = next((row for row in KERNEL_ALGORITHMS if row[0] in word), None)
+            if row and row[1] not in ready:
+                if row not in known:
+                    known[row] = patient.kernel_has(*row[2:])
+                modules += [row[3]] if known[row] is False else []
+        return modules
+
+    lists = {conn.get("esp") or conn.get("phase2alg") or DEFAULT_ESP: f"conn {conn.name}" for conn in patient.conns}
+    for proposals, user in (lists or {DEFAULT_ESP: "any connection"}).items():
+        missing = [lacking(proposal) for proposal in proposals.replace(" ", "").split(",")]
+        if any(missing):
+            modules = list(dict.fromkeys(module for each in missing for module in each))
+            yield ("FAIL" if all(missing) else "WARN", "MISSING", f"{user}: {proposals} needs "
+                   f"{' and '.join(modules)}, which this kernel lacks{'' if all(missing) else ' (others work)'}",
+                   patient.modprobe(modules))
+
+
+@check("forwarding", "Checking IP forwarding",
+       "net.ipv4.ip_forward (net.ipv6.conf.*.forwarding), when a connection has a subnet behind this host.",
+       "The tunnel is up and this host answers, but nothing behind it can be reached.",
+       "sysctl -w net.ipv4.ip_forward=1, in /etc/sysctl.d for good.", live=True)
+def check_forwarding(patient: Patient) -> Iterator[Trouble]:
+    for family, option in (("ipv4", "net.ipv4.ip_forward"), ("ipv6", "net.ipv6.conf.all.forwarding")):
+        behind = [f"{tunnel.conn.name} has {net}" for tunnel in patient.tunnels for net in tunnel.ours
+                  if (":" in net) == (family == "ipv6") and not tunnel.conn.flag("narrowing")
+                  and not tunnel.conn.flag(f"{tunnel.here}modecfgclient")]
+        if behind and not any(patient.host.value(name) == "1"
+                              for name in patient.host.glob(f"/proc/sys/net/{family}/conf/*/forwarding")):
+            yield ("FAIL", "DISABLED", f"conn {behind[0]} behind this host, which does not forward",
+                   f"sysctl -w {option}=1")
+
+
+@check("mtu", "Checking MTU and path MTU discovery",
+       "The MTU of the interfaces, mtu= of connections, and net.ipv4.ip_no_pmtu_disc.",
+       "ESP makes packets up to 88 bytes longer. What no longer fits is dropped when nobody tells the sender: small "
+       "packets pass, a download stalls.",
+       "Raise the interface's MTU; leave path MTU discovery on; lower mtu= of the connection.", live=True)
+def check_mtu(patient: Patient) -> Iterator[Trouble]:
+    if sysctl(patient.host, "net.ipv4.ip_no_pmtu_disc") not in ("", "0"):
+        yield ("WARN", "NO PMTU", "path MTU discovery is off (ip_no_pmtu_disc)", "sysctl -w net.ipv4.ip_no_pmtu_disc=0")
+    mtus = {}
+    for buffer, start, end in dump(patient.host, NETLINK_ROUTE, RTM_GETLINK, bytes(16)):
+        found = attributes(buffer, start + 16, end)
+        mtus[decode(found[3].rstrip(b"\0"))] = number(found.get(4))  # IFLA_IFNAME, IFLA_MTU
+    for device in {tunnel.device: None for tunnel in patient.tunnels if tunnel.device in mtus}:
+        if mtus[device] < IPV6_LEAST_MTU + ESP_ROOM:
+            yield ("WARN", "SMALL", f"{device} carries tunnels, and its MTU of {mtus[device]} has no room for ESP "
+                   f"around {IPV6_LEAST_MTU} bytes, which IPv6 needs", f"ip link set {device} mtu 1500")
+    for tunnel in patient.tunnels:
+        mtu = tunnel.conn.get("mtu")
+        if mtu.isdigit() and tunnel.device in mtus and int(mtu) > mtus[tunnel.device] - ESP_ROOM // 2:
+            yield ("WARN", "TOO LARGE", f"conn {tunnel.conn.name}: mtu={mtu} and ESP do not fit into the "
+                   f"{mtus[tunnel.device]} bytes of {tunnel.device}", edit(tunnel.conn.settings["mtu"]))
+
+
+@check("firewall", "Checking the firewall for IKE and ESP",
+       "What the rules of nftables and iptables do with UDP 500, UDP 4500, ESP (or AH), and ICMP's fragmentation "
+       "needed, that come in. Only what is certain counts: a rule that may let it pass ends the search.",
+       "The peer's packets are dropped: no answer to IKE, a tunnel through which nothing comes, or large packets that "
+       "vanish.",
+       "Accept udp 500, udp 4500 and esp in the chain INPUT before what drops them, and ICMP errors (related).",
+       live=True)
+def check_firewall(patient: Patient) -> Iterator[Trouble]:
+    conns = patient.conns
+    answers = any("%any" in (conn.get("left"), conn.get("right")) for conn in conns)
+    waits = answers or any(conn.auto in ("add", "keep") for conn in conns)
+    in_udp = [conn.get("encapsulation") == "yes" for conn in conns]
+    ways = {(tunnel.device, tunnel.peer): None for tunnel in patient.tunnels} or {("", ""): None}
+    for what, words, level, packet in (
+            ("UDP 500", ("-p udp --dport 500", "udp dport 500"), "FAIL", {"proto": "udp 17", "dport": "500"}),
+            ("UDP 4500", ("-p udp --dport 4500", "udp dport 4500"), "FAIL" if any(in_udp) else "WARN",
+             {"proto": "udp 17", "dport": "4500"}),
+            ("ESP", ("-p esp", "meta l4proto esp"), "" if in_udp and all(in_udp) else "FAIL", {"proto": "esp 50"}),
+            ("ICMP fragmentation-needed", ("-p icmp --icmp-type 3", "icmp type destination-unreachable"), "WARN",
+             {"proto": "icmp 1", "icmp": "3/4 3 any destination-unreachable", "state": "related"})):
+        for device, peer in ways if level else ():
+            packet = {"in": device, "ipsec_in": "missing none", "sport": packet.get("dport", ""), **packet}
+            packet.update({"src": peer} if peer and "icmp" not in packet else {})  # that may come from any router
+            ever = patient.blocks("input", **{"state": "established", **packet})
+            first = ever or (waits and patient.blocks("input", **{"state": "new", **packet}))
+            if first:
+                rule = f"{words[0]} -j ACCEPT" if first.startswith("iptables") else f"{words[1]} accept"
+                source = f"from {peer or 'anywhere'}{f' by {device}' if device else ''}"
+                yield (level if ever or answers else "WARN", "BLOCKED", f"{what} {source} is dropped"
+                       f"{'' if ever else ', unless we began'}", f"{first} {rule}")
+                break
+
+
+@check("forward_rules", "Checking the firewall for packets of tunnels",
+       "What the rules do with packets between the subnets of a connection, in the chain FORWARD, both ways.",
+       "The tunnel is up, and what comes out of it or is to go in is dropped.",
+       "Accept what is to be encrypted or was: -m policy --pol ipsec, or meta secpath exists and rt ipsec exists.",
+       live=True)
+def check_forward_rules(patient: Patient) -> Iterator[Trouble]:
+    for tunnel in patient.tunnels:
+        for ours, theirs in tunnel.pairs:
+            for source, target, ways in ((ours, theirs, {"out": tunnel.device, "ipsec_out": "exists ipsec"}),
+                                         (theirs, ours, {"in": tunnel.device, "ipsec_in": "exists ipsec"})):
+                head = patient.blocks("forward", src=source, dst=target, state="new", **ways)
+                if head and patient.blocks("forward", src=source, dst=target, state="established", **ways):
+                    ends = (f"-s {source} -d {target} -j ACCEPT" if head.startswith("iptables") else
+                            f"ip saddr {source} ip daddr {target} accept")
+                    yield ("FAIL", "BLOCKED", f"conn {tunnel.conn.name}: packets from {source} to {target} are dropped",
+                           f"{head} {ends}")
+
+
+@check("nat", "Checking NAT for packets of tunnels",
+       "What the rules of NAT do with packets from our subnets to those of the peer, in the chain POSTROUTING.",
+       "A packet whose source is changed no longer belongs to the connection: it leaves in clear, or not at all.",
+       "Before the rule of NAT, accept what goes to the peer's subnets, or has -m policy --dir out --pol ipsec.",
+       live=True)
+def check_nat(patient: Patient) -> Iterator[Trouble]:
+    for tunnel in patient.tunnels:
+        for ours, theirs in tunnel.pairs:
+            head = patient.blocks("postrouting", "nat", "snat", src=ours, dst=theirs, out=tunnel.device, state="new",
+                                  ipsec_out="exists ipsec")
+            if head:
+                ends = (f"-s {ours} -d {theirs} -j ACCEPT" if head.startswith("iptables") else
+                        f"ip saddr {ours} ip daddr {theirs} accept")
+                yield ("WARN" if ours == "0.0.0.0/0" else "FAIL", "NAT", f"conn {tunnel.conn.name}: packets from "
+                       f"{ours} to {theirs} get another source before they are encrypted", f"{head} {ends}")
+
+
+@check("clock", "Checking the clock",
+       "That it is not before the making of this program and, for connections with certificates, that it is "
+       "synchronised (adjtimex).",
+       "Certificates are valid for a time: with a wrong clock they are not, and logs can't be compared with the "
+       "peer's.",
+       "timedatectl set-ntp true, or date -s.", live=True)
+def check_clock(patient: Patient) -> Iterator[Trouble]:
+    if time.time() < BUILT:
+        yield ("FAIL", "WRONG", f"the clock says {time.strftime('%Y-%m-%d', time.gmtime())}",
+               "timedatectl set-ntp true")
+    elif any(conn.get("leftcert") or conn.get("rightcert") for conn in patient.conns):
+        ctypes = need("ctypes", "asking whether the clock is synchronised")
+        # adjtimex(2): a struct timex of zeros sets nothing; TIME_ERROR is 5
+        if ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512)) == 5:
+            yield ("WARN", "NOT SYNCHRONISED", "nothing keeps the clock right, and certificates depend on it",
+                   "timedatectl set-ntp true")
+
+
+@check("entropy", "Checking entropy",
+       "kernel.random.entropy_avail; from Linux 5.18 on it is 256 once the generator is ready.",
+       "Pluto waits for random numbers, for seconds or for ever, when the kernel has none yet.",
+       "rngd, haveged, or a virtual machine's virtio-rng.", live=True)
+def check_entropy(patient: Patient) -> Iterator[Trouble]:
+    available = patient.host.read("/proc/sys/kernel/random/entropy_avail").strip()
+    if int(available) < 128:
+        yield "WARN", "LOW", f"the kernel has {available} bits of entropy", "systemctl start rngd"
+
+
 @check("pluto", "Checking that pluto is running",
        "That pluto answers on its control socket, within the time of --timeout.",
        "Without pluto no tunnel is made or renewed. A process of that name proves nothing: it may hang.",
@@ -7182,15 +7721,19 @@ def check_pluto(patient: Patient) -> Iterator[Trouble]:
 
 
 def listening(patient: Patient, port: int) -> Iterator[Trouble]:
-    """A socket on the port, in the network namespace of pluto, which need not be ours."""
+    """A socket of pluto's own on the port, in its network namespace, which need not be ours."""
     if not patient.pid:
         yield "SKIP", "UNKNOWN", "pluto is not running", "ipsec start"
-    elif not any(list_sockets(patient.host, (port,), patient.pid, ("udp", "udp6"))):
-        yield "FAIL", "FAILED", f"no socket on port {port} in pluto's network", "ipsec whack --listen"
+        return
+    own = open_files(patient.host, patient.pid)
+    sockets = list(list_sockets(patient.host, (port,), patient.pid, ("udp", "udp6")))
+    if not any(f"socket:[{socket.inode}]" in own for socket in sockets):
+        others = f"; another program has it on {sockets[0].address}" if sockets else ""
+        yield "FAIL", "FAILED", f"pluto has no socket on port {port}{others}", "ipsec whack --listen"
 
 
 @check("udp500", " Pluto listening for IKE on udp 500",
-       "A UDP socket on port 500 in the network namespace of the running pluto, from /proc/PID/net/udp and udp6.",
+       "A UDP socket on port 500 that is the running pluto's own, in its network namespace (/proc/PID/net/udp, fd).",
        "Peers send the first message of every IKE exchange there.",
        "ipsec whack --listen; if that does not help, see who else has the port, and interfaces= and listen= in "
        "ipsec.conf(5).", live=True)
@@ -7972,7 +8515,7 @@ def listeners(report: Report) -> Iterator[str]:
     owned = set()
     if pid:
         try:
-            owned = {os.readlink(f"/proc/{pid}/fd/{name}") for name in host.listdir(f"/proc/{pid}/fd")}
+            owned = open_files(host, pid)
         except OSError as error:
             yield f"which sockets are pluto's: {error.strerror}\n"
     for entry in list_sockets(host, (500, 4500), pid):
