@@ -153,8 +153,15 @@ def trusts() -> Iterator[Figure]:
         yield ratio("checknss --settrusts : the same of 4.10, 200 CAs", 0.3, mine, other)
 
 
+def verify() -> Iterator[Figure]:
+    """All checks against those of libreswan 4.10's verify, which makes half as many."""
+    with gateway() as machine:
+        mine, other, _ = medians([PYTHON, PYZ, "verify"], ["ipsec", "verify"], machine)
+        yield ratio("verify : ipsec verify 4.10", 0.5, mine, other)
+
+
 ROWS: dict[str, Callable[[], Iterator[Figure]]] = {"start": start, "barf": barf, "canaries": canaries,
-                                                "status": status, "trusts": trusts}
+                                                "status": status, "trusts": trusts, "verify": verify}
 
 
 def main() -> None:

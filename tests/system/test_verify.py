@@ -15,8 +15,9 @@ from typing import Callable
 
 import pytest
 
+from ..ground.gateways import NAMES, Gateways
 from ..ground.host import Result
-from ..ground.machine import Machine
+from ..ground.machine import PYZ, Machine
 from ..ground.pluto import Pluto
 
 CONFIG = """config setup
@@ -203,3 +204,95 @@ def test_what_is_broken_is_found(bookworm: Machine, what: str) -> None:
 def test_what_is_not_broken_is_not_found(bookworm: Machine, what: str) -> None:
     bookworm.run(["sh", "-ec", FINE[what]]).check()
     assert verify(bookworm) == kernel_lacks()
+
+
+def test_it_takes_options_and_tells_of_its_checks(bookworm: Machine) -> None:
+    def says(*words: str, status: int = 0) -> str:
+        result = bookworm.ipsec("verify", *words)
+        assert (result.status, "Traceback" in result.stderr) == (status, False)
+        return result.stdout + result.stderr
+
+    assert says("--help").startswith("Usage: ipsec verify")
+    assert 'unknown option "--bogus"' in says("--bogus", status=2)
+    assert "\x1b" not in says("--nocolour", "pluto")
+    assert "did you mean rp_filter?" in says("--explain", "rpfilter", status=2)
+    listed = [line.split()[0] for line in says("--explain").splitlines()]
+    assert says("--explain", "list") == says("--explain=list") == says("--explain")
+    told = says("--explain", *listed)
+    assert all(f"{name}: " in told for name in listed)
+    assert max(map(len, told.splitlines())) < 80
+    assert [finding["check"] for finding in json.loads(says("--json", "udp500", "pluto"))] == ["pluto", "udp500"]
+    closed = bookworm.run(["bash", "-c", f"trap '' 0; {bookworm.python} {PYZ} verify | true; exit ${{PIPESTATUS[0]}}"])
+    assert closed.status in (0, 1, 141) and closed.stderr.count("\n") <= 1, closed.stderr
+
+
+def test_many_interfaces_are_one_finding(bookworm: Machine) -> None:
+    """The original counts two errors for each, and 256 of them are the status 0."""
+    bookworm.run(["sh", "-ec", "for n in $(seq 130); do ip link add d$n type dummy || ip link add d$n type veth; done; "
+                               f"for n in {SYSCTL}/conf/*/rp_filter; do echo 1 >$n; done"]).check()
+    assert verify(bookworm) == {**kernel_lacks(), "rp_filter": "FAIL"}
+
+
+def test_who_is_not_root_is_told_what_could_not_be_checked(bookworm: Machine) -> None:
+    result = bookworm.ipsec("verify", "--json", user=65534)
+    found = {finding["check"]: finding for finding in json.loads(result.stdout)}
+    assert found["secrets"]["level"] == found["firewall"]["level"] == found["udp500"]["level"] == "SKIP"
+    assert found["secrets"]["mend"] == "sudo ipsec verify secrets"
+    assert "[UNKNOWN]\n  not checked: /etc/ipsec.secrets" in bookworm.ipsec("verify", "secrets", user=65534).stdout
+
+
+def test_a_mounted_disk(healthy: Pluto, root: Callable[..., Machine], tmp_path: Path) -> None:
+    """From a host without libreswan's files: what lies on the disk is checked, and nothing is written."""
+    for directory in ("etc", "usr/libexec/ipsec", "var/lib/ipsec/nss"):
+        healthy.machine.copy_out(f"/{directory}", tmp_path / directory)
+    rescue = root("bookworm", binds=[(str(tmp_path), "/sysroot", False)])
+    rescue.run(["rm", "-r", "/etc/ipsec.conf", "/etc/ipsec.secrets", "/usr/libexec/ipsec"]).check()
+    before = rescue.run(["find", "/sysroot", "-printf", "%p %T@ %s\n"]).stdout
+    result = rescue.ipsec("--root", "/sysroot", "verify", "--json")
+    assert levels(result) == {}
+    assert {"installed", "config", "secrets", "nss"} <= {finding["check"] for finding in json.loads(result.stdout)}
+    assert "checks of a running system are left out under --root: " in result.stderr and "rp_filter" in result.stderr
+    rescue.write("/sysroot/etc/ipsec.conf", CONFIG + "\tauto=banana\n")
+    assert levels(rescue.ipsec("--root", "/sysroot", "verify", "--json")) == {"config": "FAIL"}
+    rescue.write("/sysroot/etc/ipsec.conf", CONFIG)
+    after = rescue.run(["find", "/sysroot", "-printf", "%p %T@ %s\n"]).stdout
+    assert [line.split()[0] for line in after.splitlines()] == [line.split()[0] for line in before.splitlines()]
+
+
+# As without the package that a distribution puts half of the modules in
+FEWER_MODULES = ("set -e; grep -v {0} /lib/modules/$(uname -r)/modules.dep >/run/dep; mount -t tmpfs none /lib/modules/"
+                 "$(uname -r); cp /run/dep /lib/modules/$(uname -r)/modules.dep; rmmod {0} {0}_generic || :; ")
+MODULES_AGAIN = "umount /lib/modules/$(uname -r)"
+
+#: What breaks a gateway whose kernel has ESP, one after the other, with what sets it right again
+IN_A_KERNEL = {
+    "no-esp": (FEWER_MODULES.format("esp4"), MODULES_AGAIN, {"esp": "FAIL"}),
+    "no-cipher": (FEWER_MODULES.format("camellia") + "echo '\tesp=camellia256-sha2_512' >>/etc/ipsec.conf",
+                  MODULES_AGAIN, {"algorithms": "FAIL"}),
+    "yesteryear": ("date -s 2001-01-01", "date -s 2026-12-01", {"clock": "FAIL"}),
+}
+
+
+def test_in_a_kernel_that_has_esp(gateways: Gateways) -> None:
+    """With a tunnel up there is nothing to complain of; ESP taken away and a wrong clock are found."""
+    for name in NAMES:
+        gateways.write(name, "ipsec.conf", CONFIG)
+        gateways.write(name, "ipsec.secrets", SECRETS, 0o600)
+        gateways.step(f"{name}-forwards", name, ["sh", "-c", f"echo 1 >{SYSCTL}/ip_forward; for n in {SYSCTL}/conf/*/"
+                                                 "send_redirects; do echo 0 >$n; done"])
+        gateways.ipsec(f"{name}-initnss", name, "initnss")
+        gateways.ipsec(f"{name}-start", name, "start")
+    gateways.ipsec("up", "west", "auto", "--up", "fine")
+    for name in NAMES:
+        gateways.ipsec(f"{name}-verify", name, "verify", "--json")
+        gateways.ipsec(f"{name}-stop", name, "stop")
+    for what, (breaks, mends, _) in IN_A_KERNEL.items():
+        gateways.step(f"{what}-broken", "west", ["sh", "-c", breaks])
+        gateways.ipsec(f"{what}-verify", "west", "verify", "--json", *IN_A_KERNEL[what][2])
+        gateways.step(f"{what}-mended", "west", ["sh", "-c", mends])
+    results = gateways.run()
+    assert results["up"].status == 0
+    for name in NAMES:
+        assert levels(results[f"{name}-verify"]) == {}
+    assert {what: levels(results[f"{what}-verify"]) for what in IN_A_KERNEL} == {
+        what: expected for what, (_, _, expected) in IN_A_KERNEL.items()}
