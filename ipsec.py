@@ -1889,16 +1889,14 @@ if TYPE_CHECKING:
 
 
 def dump(host: Host, family: int, kind: int, body: bytes) -> Iterator[Message]:
-    """All messages of a dump as they come: the buffer, the offset of the message's body in it, and its end.
-
-    Raises PermissionError and other OSErrors, as the kernel says, TimedOut when it says nothing.
-    """
-    return exchange(host, family, [(kind, NLM_F_REQUEST | NLM_F_DUMP, body)])
+    """All messages of a dump as they come.  Raises OSError, TimedOut, as exchange()."""
+    return exchange(host, family, [(kind, NLM_F_DUMP, body)])
 
 
-def exchange(host: Host, family: int, requests: Iterable[tuple[int, int, bytes]],
+def exchange(host: Host, family: int, *packets: Sequence[tuple[int, int, bytes]],
              ignored: Sequence[int] = ()) -> Iterator[Message]:
-    """Send requests (type, flags, body) one after the other; what the kernel answers to each, until it is done.
+    """Send packets of requests (type, flags, body) one after the other; what the kernel answers to each, until it has
+    done the last that asks for an acknowledgement or a dump.
 
     Raises OSError with the kernel's reason, unless it is one of those ignored, and what was asked for as the file
     name; TimedOut.
@@ -1907,11 +1905,17 @@ def exchange(host: Host, family: int, requests: Iterable[tuple[int, int, bytes]]
     import struct
     header = struct.Struct("=IHHII")
     name = NETLINK_TABLES.get(family, f"netlink family {family}")
-    changed = False
+    changed, number, awaited = False, 0, 0
     try:
         with host.netlink(family) as link:
-            for sequence, (kind, flags, body) in enumerate(requests, 1):
-                link.send(header.pack(header.size + len(body), kind, flags, sequence, 0) + body)
+            for packet in packets:
+                data = b""
+                for kind, flags, body in packet:
+                    number += 1
+                    awaited = number if flags & (NLM_F_ACK | NLM_F_DUMP) else awaited
+                    data += header.pack(header.size + len(body), kind, flags | NLM_F_REQUEST, number, 0) + body
+                    data += bytes(-len(data) % 4)
+                link.send(data)
                 done = False
                 while not done:
                     try:
@@ -1932,9 +1936,8 @@ def exchange(host: Host, family: int, requests: Iterable[tuple[int, int, bytes]]
                             code = -int.from_bytes(buffer[start + 16:start + 20], sys.byteorder, signed=True)
                             if code and code not in ignored:
                                 raise OSError(code, os.strerror(code))
-                            done = answered == sequence
-                            break
-                        if answered == sequence:
+                            done |= answered == awaited
+                        elif answered == awaited:
                             yield buffer, start + 16, start + length
                         start += (length + 3) & ~3
     except socket.timeout:
@@ -1945,9 +1948,10 @@ def exchange(host: Host, family: int, requests: Iterable[tuple[int, int, bytes]]
         host.warn(f"{name} changed while it was read: some may be missing or told twice")
 
 
-def attributes(buffer: bytes, start: int, end: int) -> dict[int, bytes]:
+def attributes(buffer: bytes, start: int = 0, end: int | None = None) -> dict[int, bytes]:
     """The attributes (struct rtattr, nlattr) between two offsets, by type."""
     found = {}
+    end = len(buffer) if end is None else end
     while start + 4 <= end:
         length = int.from_bytes(buffer[start:start + 2], sys.byteorder)
         if length < 4:
@@ -1957,9 +1961,32 @@ def attributes(buffer: bytes, start: int, end: int) -> dict[int, bytes]:
     return found
 
 
+def attribute(kind: int, *values: bytes | str | int) -> bytes:
+    """A netlink attribute (struct nlattr, 4-byte aligned).  An int is a u32 of the host's order, a str ends in NUL,
+    bytes are as they are; several values follow each other, as nested attributes do."""
+    data = b"".join(value if isinstance(value, bytes) else encode(value) + b"\0" if isinstance(value, str) else
+                    u32(value) for value in values)
+    return u16(len(data) + 4) + u16(kind) + data + bytes(-len(data) % 4)
+
+
 def number(data: bytes | None) -> int:
     """An unsigned integer of any size in the host's order; 0 for none."""
     return int.from_bytes(data, sys.byteorder) if data else 0
+
+
+def u16(value: int) -> bytes:
+    """16 bits in the host's order."""
+    return value.to_bytes(2, sys.byteorder)
+
+
+def u32(value: int) -> bytes:
+    """32 bits in the host's order."""
+    return value.to_bytes(4, sys.byteorder)
+
+
+def flipped(value: int) -> int:
+    """A number of 32 bits in network order that was read in the host's, and the other way round."""
+    return int.from_bytes(u32(value), "big")
 
 
 def told(messages: Iterable[Message], tell: Callable[[bytes, int, int], str]) -> Iterator[str]:
@@ -1987,17 +2014,26 @@ def in_pieces(texts: Iterable[str]) -> Iterator[str]:
         yield "".join(pieces)
 
 
-class AddressText(dict):  # type: ignore[type-arg]
-    """Addresses as text by their bytes, 4 or 16 of them (in hexadecimal, those that are of no IP), each formatted once;
-    forgets when it has grown large."""
+class Remembered(dict):  # type: ignore[type-arg]
+    """What `make` gives for a key, made once; forgets all when it has grown large."""
 
-    def __missing__(self, data: bytes) -> str:
-        import socket
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.make = make
+
+    def __missing__(self, key: Any) -> Any:
         if len(self) > REMEMBERED:
             self.clear()
-        text = self[data] = (socket.inet_ntop(AF_INET if len(data) == 4 else AF_INET6, data)
-                             if len(data) in (4, 16) else data.hex())
-        return text
+        value = self[key] = self.make(key)
+        return value
+
+
+def ip_text(data: bytes) -> str:
+    """An IP address, 4 or 16 bytes, as text; other bytes in hexadecimal."""
+    import socket
+    if len(data) not in (4, 16):
+        return data.hex()
+    return socket.inet_ntop(AF_INET if len(data) == 4 else AF_INET6, data)
 
 
 def link_names(host: Host) -> dict[int, str]:
@@ -2007,6 +2043,19 @@ def link_names(host: Host) -> dict[int, str]:
         return {index: printable(name) for index, name in socket.if_nameindex()}
     except OSError:
         return {}
+
+
+class KernelText:
+    """What the texts of the kernel's tables have in common: the names of addresses and interfaces."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.address = Remembered(ip_text)
+        self.links = link_names(host)
+
+    def device(self, index: int) -> str:
+        """The name of an interface."""
+        return self.links.get(index, f"if{index}")
 
 
 # --- XFRM ------------------------------------------------------------------------------------------------------------
@@ -2039,22 +2088,20 @@ def flag_words(flags: int, names: Sequence[str]) -> str:
     return " ".join([*words, f"{unknown:x}"] if unknown else words)
 
 
-class XfrmText:
+class XfrmText(KernelText):
     """States and policies in the words of `ip xfrm`, with statistics or without; keys never, unless asked for."""
 
     def __init__(self, host: Host, stats: bool = True, show_keys: bool = False) -> None:
         import struct
-        self.host = host
+        super().__init__(host)
         self.stats = stats
         self.show_keys = show_keys
-        self.address = AddressText()
-        self.links = link_names(host)
         self.protocols = protocol_names(host)
         self.policy = struct.Struct(POLICY_FORM)
         self.state = struct.Struct(STATE_FORM)
         self.template = struct.Struct(TEMPLATE_FORM)
-        self.templates: dict[bytes, str] = {}
-        self.times: dict[int, str] = {}
+        self.templates = Remembered(self._templates)
+        self.times = Remembered(time_text)
 
     def policies(self) -> Iterator[str]:
         """All policies, in pieces of text.  Raises OSError."""
@@ -2109,7 +2156,7 @@ class XfrmText:
                 text += f"{names[0]} {first} " if any(smask) else ""
                 text += f"{names[1]} {second} " if any(dmask) else ""
         if ifindex > 0:
-            text += f"dev {self.links.get(ifindex, f'if{ifindex}')} "
+            text += f"dev {self.device(ifindex)} "
         return f"{text}uid {user}\n" if self.stats else text + "\n"
 
     def _lifetimes(self, numbers: Sequence[int]) -> str:
@@ -2120,21 +2167,7 @@ class XfrmText:
                 f"\t  expire add: soft {soft_add}(sec), hard {hard_add}(sec)\n"
                 f"\t  expire use: soft {soft_use}(sec), hard {hard_use}(sec)\n"
                 f"\tlifetime current:\n\t  {count}(bytes), {packets}(packets)\n"
-                f"\t  add {self._time(added)} use {self._time(used)}\n")
-
-    def _time(self, seconds: int) -> str:
-        if not seconds:
-            return "-"
-        text = self.times.get(seconds)
-        if text is None:
-            try:
-                text = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-            except (OSError, OverflowError, ValueError):
-                text = "invalid-time"
-            if len(self.times) > REMEMBERED:
-                self.times.clear()
-            self.times[seconds] = text
-        return text
+                f"\t  add {self.times[added]} use {self.times[used]}\n")
 
     def state_text(self, buffer: bytes, start: int, end: int) -> str:
         """One state: struct xfrm_usersa_info and its attributes."""
@@ -2169,17 +2202,15 @@ class XfrmText:
         return f"src {self.address[source]} dst {self.address[destination]}\n"
 
     def _id(self, spi: int, reqid: int, mode: int, always: bool = False) -> str:
-        host_spi = int.from_bytes(spi.to_bytes(4, sys.byteorder), "big")
+        host_spi = flipped(spi)
         if self.stats:
             text = f"spi 0x{host_spi:08x}({host_spi}) reqid {reqid}(0x{reqid:08x}) "
         else:
             text = (f"spi 0x{host_spi:08x} " if spi or always else "") + f"reqid {reqid} "
         return f"{text}mode {mode_name(mode)}"
 
-    def _templates(self, data: bytes, family: int) -> str:
-        known = self.templates.get(data)
-        if known is not None:
-            return known
+    def _templates(self, key: tuple[bytes, int]) -> str:
+        data, family = key
         text = ""
         for fields in self.template.iter_unpack(data[:len(data) // 64 * 64]):
             destination, spi, proto, tmpl_family, source, reqid, mode, share, optional, auth, enc, comp = fields
@@ -2191,9 +2222,6 @@ class XfrmText:
                          f"\t\tenc-mask {enc:08x} auth-mask {auth:08x} comp-mask {comp:08x}\n")
             elif optional:
                 text += f"\t\tlevel {level} \n"
-        if len(self.templates) > REMEMBERED:
-            self.templates.clear()
-        self.templates[data] = text
         return text
 
     def _algorithm(self, word: str, data: bytes, tail: int = 0) -> str:
@@ -2218,27 +2246,19 @@ class XfrmText:
             text += f"\tmark {hexadecimal(number(mark[:4]))}/{hexadecimal(number(mark[4:8]))} {output}\n"
         elif output:
             text += f"\t{output}\n"
-        if XFRMA_ALG_AUTH_TRUNC in more:
-            text += self._algorithm("auth-trunc", more[XFRMA_ALG_AUTH_TRUNC], 4)
-        elif XFRMA_ALG_AUTH in more:
-            text += self._algorithm("auth", more[XFRMA_ALG_AUTH])
-        if XFRMA_ALG_AEAD in more:
-            text += self._algorithm("aead", more[XFRMA_ALG_AEAD], 4)
-        if XFRMA_ALG_CRYPT in more:
-            text += self._algorithm("enc", more[XFRMA_ALG_CRYPT])
-        if XFRMA_ALG_COMP in more:
-            text += self._algorithm("comp", more[XFRMA_ALG_COMP])
+        for word, data, tail in algorithms(more) if of_state else ():
+            text += self._algorithm(word, data, tail)
         if encap := get(XFRMA_ENCAP):
             kind = ENCAPSULATED.get(number(encap[:2]), number(encap[:2]))
             address = encap[8:24] if family == AF_INET6 else encap[8:12]
             text += (f"\tencap type {kind} sport {int.from_bytes(encap[2:4], 'big')} "
                      f"dport {int.from_bytes(encap[4:6], 'big')} addr {self.address[address]}\n")
         if templates := get(XFRMA_TMPL):
-            text += self._templates(templates, family)
+            text += self.templates[templates, family]
         if coa := get(XFRMA_COADDR):
             text += f"\tcoa {self.address[coa[:16 if family == AF_INET6 else 4]]}\n"
         if used := get(XFRMA_LASTUSED):
-            text += f"\tlastused {self._time(number(used))}\n"
+            text += f"\tlastused {self.times[number(used)]}\n"
         if replay := get(XFRMA_REPLAY_VAL):
             oseq, seq, bitmap = (number(replay[at:at + 4]) for at in (0, 4, 8))
             text += f"\tanti-replay context: seq 0x{seq:x}, oseq 0x{oseq:x}, bitmap 0x{bitmap:08x}\n"
@@ -2246,8 +2266,7 @@ class XfrmText:
             text += self._replay_esn(more[XFRMA_REPLAY_ESN_VAL])
         if offload := get(XFRMA_OFFLOAD_DEV):
             flags = offload[4]
-            device = number(offload[:4])
-            text += f"\tcrypto offload parameters: dev {self.links.get(device, f'if{device}')} "
+            text += f"\tcrypto offload parameters: dev {self.device(number(offload[:4]))} "
             text += f"dir {'in' if flags & 2 else 'out'} " if of_state else ""
             text += f"mode {'packet' if flags & 4 else 'crypto'}\n"
         if XFRMA_IF_ID in more:
@@ -2268,6 +2287,23 @@ class XfrmText:
             text += "" if index % 8 else "\n\t "
             text += f"{number(data[20 + 4 * (length - index):24 + 4 * (length - index)]):08x} "  # highest word first
         return text + "\n"
+
+
+def algorithms(more: Mapping[int, bytes]) -> Iterator[tuple[str, bytes, int]]:
+    """The algorithms of a state: word, struct xfrm_algo or one of its kind, and the bytes between its length and its
+    key.  Authentication the kernel tells in both its old and its new way."""
+    for kind, word, tail in ((XFRMA_ALG_AUTH_TRUNC, "auth-trunc", 4), (XFRMA_ALG_AUTH, "auth", 0),
+                             (XFRMA_ALG_AEAD, "aead", 4), (XFRMA_ALG_CRYPT, "enc", 0), (XFRMA_ALG_COMP, "comp", 0)):
+        if kind in more and (word != "auth" or XFRMA_ALG_AUTH_TRUNC not in more):
+            yield word, more[kind], tail
+
+
+def time_text(seconds: int) -> str:
+    """A time as `ip xfrm` writes it."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else "-"
+    except (OSError, OverflowError, ValueError):
+        return "invalid-time"
 
 
 def policy_messages(host: Host) -> Iterator[Message]:
@@ -2464,8 +2500,7 @@ class XfrmData(XfrmText):
         mark, asked = more.get(XFRMA_MARK, bytes(8)), more.get(XFRMA_TMPL, b"")
         templates = tuple(
             Template(*self._addresses(field[4], field[0], field[3]), XFRM_PROTOCOLS.get(field[2], str(field[2])),
-                     int.from_bytes(field[1].to_bytes(4, sys.byteorder), "big"), field[5], mode_name(field[6]),
-                     bool(field[8]))
+                     flipped(field[1]), field[5], mode_name(field[6]), bool(field[8]))
             for field in self.template.iter_unpack(asked[:len(asked) // 64 * 64]))
         kind = number(more.get(XFRMA_POLICY_TYPE, b"")[:1])
         return Policy(self._select(fields), POLICY_DIRS[direction % 3], direction > 2,
@@ -2480,22 +2515,17 @@ class XfrmData(XfrmText):
         more = attributes(buffer, start + 224, end)
         get = more.get
         mark = more.get(XFRMA_MARK, bytes(8))
-        algorithms = [(word, text_name(more[kind][:64]), number(more[kind][64:68]))
-                      for kind, word in ((XFRMA_ALG_AUTH_TRUNC, "auth"), (XFRMA_ALG_AUTH, "auth"),
-                                         (XFRMA_ALG_AEAD, "aead"), (XFRMA_ALG_CRYPT, "enc"), (XFRMA_ALG_COMP, "comp"))
-                      if kind in more]
-        if len(algorithms) > 1 and algorithms[0][0] == algorithms[1][0]:
-            del algorithms[1]  # the kernel tells authentication in both its old and its new way
-        encap, device = number((get(XFRMA_ENCAP) or b"")[:2]), number((get(XFRMA_OFFLOAD_DEV) or b"")[:4])
+        encap, device = number(get(XFRMA_ENCAP, b"")[:2]), number(get(XFRMA_OFFLOAD_DEV, b"")[:4])
         replay = get(XFRMA_REPLAY_ESN_VAL)
         return State(*self._addresses(source, destination, family), XFRM_PROTOCOLS.get(proto, str(proto)),
-                     int.from_bytes(spi.to_bytes(4, sys.byteorder), "big"), reqid, mode_name(mode), number(mark[:4]),
+                     flipped(spi), reqid, mode_name(mode), number(mark[:4]),
                      number(mark[4:8]), number(get(XFRMA_IF_ID)), self._select(fields, family),
-                     tuple(name for bit, name in enumerate(STATE_FLAGS) if flags >> bit & 1), tuple(algorithms),
+                     tuple(name for bit, name in enumerate(STATE_FLAGS) if flags >> bit & 1),
+                     tuple((word.removesuffix("-trunc"), text_name(data[:64]), number(data[64:68]))
+                           for word, data, _ in algorithms(more)),
                      str(ENCAPSULATED.get(encap, encap)) if encap else "", number(replay[20:24]) if replay else window,
                      fields[24], fields[25], fields[26], fields[27],
-                     ("", "in", "out")[number(get(XFRMA_SA_DIR)) % 3],
-                     self.links.get(device, f"if{device}") if device else "")
+                     ("", "in", "out")[number(get(XFRMA_SA_DIR)) % 3], self.device(device) if device else "")
 
     def _addresses(self, source: bytes, destination: bytes, family: int) -> tuple[str, str]:
         size = 16 if family == AF_INET6 else 4
@@ -2507,7 +2537,7 @@ class XfrmData(XfrmText):
         return Selector(f"{source}/{slen}", f"{destination}/{dlen}", proto,
                         int.from_bytes(sport, "big") if any(smask) else None,
                         int.from_bytes(dport, "big") if any(dmask) else None,
-                        self.links.get(ifindex, f"if{ifindex}") if ifindex else "", user)
+                        self.device(ifindex) if ifindex else "", user)
 
 
 def mode_name(mode: int) -> str:
@@ -2574,13 +2604,13 @@ def flush_xfrm(host: Host, reqids: Collection[int] = ()) -> tuple[int, int]:
         if is_plutos_state(data.state_data(buffer, start, end), reqids):
             # struct xfrm_usersa_id of what struct xfrm_usersa_info has at 56 (id) and 212 (family)
             body = b"".join(buffer[start + a:start + b] for a, b in ((56, 76), (212, 214), (76, 77))) + b"\0"
-            states.append((XFRM_MSG_DELSA, NLM_F_REQUEST | NLM_F_ACK, body + copied(buffer, start + 224, end)))
+            states.append([(XFRM_MSG_DELSA, NLM_F_ACK, body + copied(buffer, start + 224, end))])
     for buffer, start, end in policy_messages(host):
         if is_plutos_policy(data.policy_data(buffer, start, end), reqids):
             # struct xfrm_userpolicy_id: the selector, the index, the direction
             body = buffer[start:start + 56] + buffer[start + 156:start + 161] + bytes(3)
-            policies.append((XFRM_MSG_DELPOLICY, NLM_F_REQUEST | NLM_F_ACK, body + copied(buffer, start + 168, end)))
-    for _ in exchange(host, NETLINK_XFRM, states + policies, (errno.ENOENT, errno.ESRCH)):
+            policies.append([(XFRM_MSG_DELPOLICY, NLM_F_ACK, body + copied(buffer, start + 168, end))])
+    for _ in exchange(host, NETLINK_XFRM, *states, *policies, ignored=(errno.ENOENT, errno.ESRCH)):
         raise AssertionError("an acknowledgement has no more to say")
     return len(states), len(policies)
 
@@ -2588,9 +2618,8 @@ def flush_xfrm(host: Host, reqids: Collection[int] = ()) -> tuple[int, int]:
 def copied(buffer: bytes, start: int, end: int) -> bytes:
     """Of the attributes of a state or policy those that it takes to name it."""
     found = attributes(buffer, start, end)
-    return b"".join((len(found[kind]) + 4).to_bytes(2, sys.byteorder) + kind.to_bytes(2, sys.byteorder) + found[kind]
-                    + bytes(-len(found[kind]) % 4)
-                    for kind in (XFRMA_MARK, XFRMA_IF_ID, XFRMA_POLICY_TYPE) if kind in found)
+    return b"".join(attribute(kind, found[kind]) for kind in (XFRMA_MARK, XFRMA_IF_ID, XFRMA_POLICY_TYPE)
+                    if kind in found)
 
 
 # --- addresses, routes, rules, links ---------------------------------------------------------------------------------
@@ -2613,8 +2642,7 @@ ROUTE_PROTOCOLS = {0: "unspec", 1: "redirect", 2: "kernel", 3: "boot", 4: "stati
                    11: "zebra", 12: "bird", 13: "dnrouted", 14: "xorp", 15: "ntk", 16: "dhcp", 18: "keepalived",
                    42: "babel", 99: "openr", 186: "bgp", 187: "isis", 188: "ospf", 189: "rip", 192: "eigrp"}
 # RTA_DST with its length, as it comes right after RTA_TABLE, by family
-ROUTE_DESTINATIONS = {family: size.to_bytes(2, sys.byteorder) + RTA_DST.to_bytes(2, sys.byteorder)
-                      for family, size in ((AF_INET, 8), (AF_INET6, 20))}
+ROUTE_DESTINATIONS = {AF_INET: u16(8) + u16(RTA_DST), AF_INET6: u16(20) + u16(RTA_DST)}
 PREFERENCES = {0: "medium", 1: "high", 3: "low"}  # RFC 4191, two's complement in two bits
 ENCAPSULATIONS = {1: "mpls", 2: "ip", 3: "ila", 4: "ip6", 5: "seg6", 6: "bpf", 7: "seg6local", 8: "rpl", 9: "ioam6",
                   10: "xfrm"}
@@ -2638,20 +2666,18 @@ def iproute_names(host: Host, name: str, known: Mapping[int, str]) -> dict[int, 
     return names
 
 
-class RouteText:
+class RouteText(KernelText):
     """Routes and rules in the words of `ip route list table all` and `ip rule list`."""
 
     def __init__(self, host: Host) -> None:
-        self.host = host
-        self.address = AddressText()
-        self.links = link_names(host)
+        super().__init__(host)
         self.tables = iproute_names(host, "rt_tables", ROUTE_TABLES)
         self.protocols = iproute_names(host, "rt_protos", ROUTE_PROTOCOLS)
         self.scopes = iproute_names(host, "rt_scopes", ROUTE_SCOPES)
         self.realms = iproute_names(host, "rt_realms", {0: "cosmos"})
         self.groups = iproute_names(host, "group", {0: "default"})
         self.services = iproute_names(host, "rt_dsfield", {})
-        self.known: dict[bytes, tuple[str, str]] = {}
+        self.known = Remembered(self._route)
 
     def routes(self, table: int = 0) -> Iterator[str]:
         """The routes of all tables, or of one, IPv4 then IPv6, in pieces of text.  Raises OSError."""
@@ -2681,14 +2707,8 @@ class RouteText:
                 target += "" if bits == len(data) * 8 or family == AF_MPLS else f"/{bits}"
             elif bits:
                 target = f"0/{bits} "
-        before, after = self.known.get(rest) or self._remember(rest)
+        before, after = self.known[rest]
         return f"{before}{target}{after}"
-
-    def _remember(self, rest: bytes) -> tuple[str, str]:
-        if len(self.known) > REMEMBERED:
-            self.known.clear()
-        text = self.known[rest] = self._route(rest[:12], attributes(rest, 12, len(rest)))
-        return text
 
     def text_of(self, family: int, data: bytes) -> str:
         """An address as text; of MPLS its labels, 20 bits each."""
@@ -2696,14 +2716,11 @@ class RouteText:
             return "/".join(str(int.from_bytes(data[at:at + 4], "big") >> 12) for at in range(0, len(data), 4))
         return str(self.address[data])
 
-    def link(self, index: bytes | None) -> str:
-        """The name of an interface."""
-        return self.links.get(number(index), f"if{number(index)}")
-
-    def _route(self, head: bytes, more: dict[int, bytes]) -> tuple[str, str]:
+    def _route(self, rest: bytes) -> tuple[str, str]:
         """What stands before the destination, and what after it (struct rtmsg and the other attributes)."""
-        family, _, source_bits, tos, table, protocol, scope, kind = head[:8]
-        flags = number(head[8:12])
+        family, _, source_bits, tos, table, protocol, scope, kind = rest[:8]
+        flags = number(rest[8:12])
+        more = attributes(rest, 12)
         get = more.get
         table = number(get(RTA_TABLE)) or table
         text = " "
@@ -2721,7 +2738,7 @@ class RouteText:
             text += f"tos {self.services.get(tos, f'0x{tos:02x}')} "
         text += self._next_hop(family, more)
         if RTA_OIF in more:
-            text += f"dev {self.link(get(RTA_OIF))} "
+            text += f"dev {self.device(number(get(RTA_OIF)))} "
         if table and table != 254:
             text += f"table {self.tables.get(table, table)} "
         if not flags & 0x200:  # RTM_F_CLONED
@@ -2747,7 +2764,7 @@ class RouteText:
         if metrics := get(RTA_METRICS):
             text += self._metrics(metrics)
         if RTA_IIF in more:
-            text += f"iif {self.link(get(RTA_IIF))} "
+            text += f"iif {self.device(number(get(RTA_IIF)))} "
         if preference := get(RTA_PREF):
             text += f"pref {PREFERENCES.get(preference[0], preference[0])}"
         if hops := get(RTA_MULTIPATH):
@@ -2765,9 +2782,8 @@ class RouteText:
         """linux/lwtunnel.h, mpls_iptunnel.h: what of it matters for IPsec and for plain tunnels."""
         if RTA_ENCAP_TYPE not in more:
             return ""
-        kind, data = number(more[RTA_ENCAP_TYPE]), more.get(RTA_ENCAP, b"")
+        kind, found = number(more[RTA_ENCAP_TYPE]), attributes(more.get(RTA_ENCAP, b""))
         text = f" encap {ENCAPSULATIONS.get(kind, kind)} "
-        found = attributes(data, 0, len(data))
         if kind == 1 and 1 in found:
             text += f" {self.text_of(AF_MPLS, found[1])} " + (f"ttl {found[2][0]} " if 2 in found else "")
         elif kind in (2, 4) and {1, 2, 3, 4, 5} <= found.keys():
@@ -2775,7 +2791,8 @@ class RouteText:
             text += (f"id {int.from_bytes(found[1], 'big')} src {self.address[found[3]]} dst {self.address[found[2]]} "
                      f"{hops} {number(found[4])} {service} {number(found[5])} ")
         elif kind == 10:
-            text += f"if_id {number(found.get(1))} " + (f"link_dev {self.link(found[2])} " if 2 in found else "")
+            text += f"if_id {number(found.get(1))} "
+            text += f"link_dev {self.device(number(found[2]))} " if 2 in found else ""
         return text
 
     def _flags(self, flags: int) -> str:
@@ -2794,13 +2811,13 @@ class RouteText:
             length = max(8, number(data[start:start + 2]))
             more = attributes(data, start + 8, start + length)
             text += (f"\n\tnexthop {self._encap(more)}{self._next_hop(family, more)}"
-                     f"{self._realms(more.get(RTA_FLOW), 'realm')}dev {self.link(data[start + 4:start + 8])} "
+                     f"{self._realms(more.get(RTA_FLOW), 'realm')}dev {self.device(number(data[start + 4:start + 8]))} "
                      f"weight {data[start + 3] + 1} {self._flags(data[start + 2])}")
             start += (length + 3) & ~3
         return text
 
     def _metrics(self, data: bytes) -> str:
-        found = attributes(data, 0, len(data))
+        found = attributes(data)
         locked = number(found.get(1))
         text = ""
         for kind in range(2, len(ROUTE_METRICS)):
@@ -2892,13 +2909,11 @@ TUNNEL_KINDS = {"vti": (4, 5, 2, 3), "vti6": (4, 5, 2, 3), "gre": (6, 7, 4, 5), 
                 "xfrm": (0, 0, 2, 0)}
 
 
-class LinkText:
+class LinkText(KernelText):
     """Interfaces and their addresses in the words of `ip addr list`, and the tunnels among them."""
 
     def __init__(self, host: Host) -> None:
-        self.host = host
-        self.address = AddressText()
-        self.names = link_names(host)
+        super().__init__(host)
         self.scopes = iproute_names(host, "rt_scopes", ROUTE_SCOPES)
         self.groups = iproute_names(host, "group", {0: "default"})
         self.up: set[int] = set()
@@ -2932,19 +2947,19 @@ class LinkText:
         elsewhere = 37 in more  # the other end, or the device below, is in another network namespace
         below = number(get(5))
         if 5 in more:
-            text += f"@{'NONE' if not below else f'if{below}' if elsewhere else self.names.get(below, f'if{below}')}"
+            text += f"@{'NONE' if not below else f'if{below}' if elsewhere else self.device(below)}"
         words = [name for bit, name in LINK_FLAGS if flags & bit]
         if flags & 1 and not flags & 0x40:
             words.insert(0, "NO-CARRIER")
         if below and not elsewhere and below not in self.up:
             words.append("M-DOWN")
         text += f": <{','.join(words)}> mtu {number(get(4))} "
-        xdp = attributes(get(43) or b"", 0, len(get(43) or b""))
+        xdp = attributes(get(43, b""))
         if mode := number(xdp.get(2)):
             text += {1: "xdp", 2: "xdpgeneric", 3: "xdpoffload", 4: "xdpmulti"}.get(mode, f"xdp[{mode}]")
             text += f"/id:{number(xdp[4])} " if number(xdp.get(4)) else " "
         text += f"qdisc {text_name(get(6))} " if 6 in more else ""
-        text += f"master {self.names.get(number(get(10)), number(get(10)))} " if 10 in more else ""
+        text += f"master {self.links.get(number(get(10)), number(get(10)))} " if 10 in more else ""
         state = number(get(16))
         text += f"state {LINK_STATES[state] if state < 7 else state} " if 16 in more else ""
         group = number(get(27))
@@ -2977,10 +2992,8 @@ class LinkText:
                     fd = self.host.open(file)
                     try:
                         # struct rtgenmsg; NETNSA_FD is 3, and NETNSA_NSID in the answer 1 (linux/net_namespace.h)
-                        body = bytes(4) + b"".join(part.to_bytes(size, sys.byteorder)
-                                                   for part, size in ((8, 2), (3, 2), (fd, 4)))
-                        for buffer, start, end in exchange(self.host, NETLINK_ROUTE,
-                                                           [(RTM_GETNSID, NLM_F_REQUEST | NLM_F_ACK, body)]):
+                        for buffer, start, end in exchange(self.host, NETLINK_ROUTE, [
+                                (RTM_GETNSID, NLM_F_ACK, bytes(4) + attribute(3, fd))]):
                             found = attributes(buffer, start + 4, end)
                             self.namespaces.setdefault(number(found.get(1)), os.path.basename(file))
                     finally:
@@ -3022,11 +3035,11 @@ class LinkText:
     def tunnels(self, *kinds: str) -> Iterator[str]:
         """The tunnel interfaces of the kinds (all by default): ends, keys, device below, counters.  Raises OSError."""
         for _, _, _, more in self._links():
-            info = attributes(more.get(18, b""), 0, len(more.get(18, b"")))
+            info = attributes(more.get(18, b""))
             kind = text_name(info.get(1))
             if kind not in (kinds or TUNNEL_KINDS):
                 continue
-            data = attributes(info.get(2, b""), 0, len(info.get(2, b"")))
+            data = attributes(info.get(2, b""))
             local, remote, key_in, key_out = (data.get(which) if which else None for which in TUNNEL_KINDS[kind])
             below = number(data.get(1))
             text = f"{text_name(more.get(3))}: {kind} "
@@ -3037,7 +3050,7 @@ class LinkText:
                                 for word, end in (("remote", remote), ("local", local)))
                 for word, key in (("ikey", key_in), ("okey", key_out)):
                     text += f"{word} {int.from_bytes(key, 'big')} " if key and any(key) else ""
-            text += f"dev {self.names.get(below, below)}" if below else ""
+            text += f"dev {self.links.get(below, below)}" if below else ""
             counters = more.get(23, b"")  # struct rtnl_link_stats64
             received, sent, bytes_in, bytes_out, bad_in, bad_out = (number(counters[at:at + 8])
                                                                     for at in range(0, 48, 8))
@@ -5157,69 +5170,15 @@ def generate_key(base: NssDatabase, kind: str, size: str, seed: bytes) -> str:
 
 # --- routing --------------------------------------------------------------------------------------------------------
 
-NLM_F_ACK, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 4, 0x100, 0x200, 0x400, 0x800
+NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x100, 0x200, 0x400, 0x800
 NESTED = 0x8000  # NLA_F_NESTED
-RTM_NEWLINK, RTM_NEWADDR, RTM_DELADDR, RTM_NEWROUTE, RTM_DELROUTE = 16, 20, 21, 24, 25
-RTM_NEWNEIGH, RTM_DELNEIGH, RTM_NEWRULE, RTM_DELRULE = 28, 29, 32, 33
+RTM_NEWLINK, RTM_NEWADDR, RTM_NEWROUTE, RTM_NEWNEIGH, RTM_NEWRULE = 16, 20, 24, 28, 32  # RTM_DEL… are the next ones
 RT_TABLE_MAIN, RTN_UNICAST, RTN_LOCAL, RTPROT_BOOT = 254, 1, 2, 3
 IFF_UP, IFF_POINTOPOINT = 1, 0x10
 # The words of `ip route` that stand for a number: (attribute, 0) or (RTA_METRICS, attribute in it)
 ROUTE_NUMBERS = {"metric": (6, 0), "preference": (6, 0), "priority": (6, 0), "table": (15, 0), "mtu": (8, 2),
                  "window": (8, 3), "ssthresh": (8, 6), "cwnd": (8, 7), "advmss": (8, 8), "hoplimit": (8, 10),
                  "initcwnd": (8, 11), "quickack": (8, 15), "initrwnd": (8, 14)}
-
-
-def attribute(kind: int, *values: bytes | str | int) -> bytes:
-    """A netlink attribute (struct nlattr, 4-byte aligned).  An int is a u32 of the host's order, a str ends in NUL,
-    bytes are as they are; several values follow each other, as nested attributes do."""
-    import struct
-    data = b"".join(value if isinstance(value, bytes) else encode(value) + b"\0" if isinstance(value, str) else
-                    struct.pack("=I", value) for value in values)
-    return struct.pack("=HH", len(data) + 4, kind) + data + bytes(-len(data) % 4)
-
-
-class Netlink:
-    """Requests to the kernel and its replies over one netlink socket (netlink(7)); a context manager.
-
-    For changes and small questions.  Plain sockets because pluto waits for its _updown at every SA: pyroute2 takes
-    0.3 s to import, longer than all that is asked here, and imports nowhere on python3-minimal.
-    """
-
-    def __init__(self, host: Host, family: int) -> None:
-        """Raises OSError."""
-        self.link = host.netlink(family)
-        self.sequence = 0
-
-    def __enter__(self) -> Netlink:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.link.close()
-
-    def ask(self, *messages: tuple[int, int, bytes]) -> list[bytes]:
-        """Send messages (type, flags, body) in one packet; the bodies of the replies, until the last message that asks
-        for it is acknowledged.  Raises OSError when the kernel refuses one."""
-        import struct
-        packet, last, replies = b"", 0, []
-        for kind, flags, body in messages:
-            self.sequence += 1
-            packet += struct.pack("=IHHII", 16 + len(body), kind, flags | 1, self.sequence, 0) + body  # NLM_F_REQUEST
-            packet += bytes(-len(packet) % 4)
-            last = self.sequence if flags & NLM_F_ACK else last
-        self.link.send(packet)
-        while True:
-            data = self.link.recv(NETLINK_BUFFER)
-            place = 0
-            while place + 16 <= len(data):
-                size, kind, _, sequence, _ = struct.unpack_from("=IHHII", data, place)
-                payload = data[place + 16:place + size]
-                place += (size + 3) & ~3
-                if kind == NLMSG_ERROR and (code := -struct.unpack_from("=i", payload)[0]):
-                    raise OSError(code, os.strerror(code))
-                if kind not in (NLMSG_ERROR, NLMSG_DONE):
-                    replies.append(payload)
-                elif sequence == last:
-                    return replies
 
 
 class Route(Record):
@@ -5237,11 +5196,6 @@ def be32(number: int) -> bytes:
     return number.to_bytes(4, "big")
 
 
-def u32(number: int) -> bytes:
-    """A number in the byte order of this host."""
-    return number.to_bytes(4, sys.byteorder)
-
-
 def packed(address: str) -> bytes:
     """An IP address in network order.  Raises OSError for what is none."""
     import socket
@@ -5251,19 +5205,22 @@ def packed(address: str) -> bytes:
 class Routing:
     """Routes, addresses, rules, neighbours and links: what _updown asks and changes (rtnetlink(7)).
 
-    The messages are those of iproute2, so that what `ip` shows afterwards is the same.  A context manager.  All
-    methods raise OSError with the kernel's errno.
+    The messages are those of iproute2, so that what `ip` shows afterwards is the same.  Not through pyroute2: pluto
+    waits for its _updown at every SA, and that takes 0.3 s to import.  All methods raise OSError with the kernel's
+    errno, TimedOut.
     """
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        self.netlink = Netlink(host, NETLINK_ROUTE)
 
-    def __enter__(self) -> Routing:
-        return self
+    def _ask(self, kind: int, flags: int, body: bytes) -> list[bytes]:
+        """What the kernel answers."""
+        return [buffer[start:end] for buffer, start, end in
+                exchange(self.host, NETLINK_ROUTE, [(kind, NLM_F_ACK | flags, body)])]
 
-    def __exit__(self, *exception: object) -> None:
-        self.netlink.link.close()
+    def _change(self, add: bool, kind: int, body: bytes) -> None:
+        """Add what `kind`, one of RTM_NEW…, makes and is not there yet, or delete it."""
+        self._ask(kind if add else kind + 1, NLM_F_CREATE | NLM_F_EXCL if add else 0, body)
 
     @staticmethod
     def _family(address: str) -> int:
@@ -5284,17 +5241,14 @@ class Routing:
     def _route(reply: bytes) -> Route:
         import socket
         family, bits, kind = reply[0], reply[1], reply[7]
-        found = attributes(reply, 12, len(reply))
-
-        def text(kind: int) -> str:
-            return socket.inet_ntop(family, found[kind]) if kind in found else ""
-
+        found = attributes(reply, 12)
+        target, gateway, source = (ip_text(found.get(each, b"")) for each in (RTA_DST, RTA_GATEWAY, RTA_PREFSRC))
         try:
             device = socket.if_indextoname(number(found.get(RTA_OIF)))
         except OSError:
             device = ""  # a route through several, or the interface has just gone
-        target = text(RTA_DST) or ("0.0.0.0" if family == AF_INET else "::")
-        return Route(kind == RTN_LOCAL, f"{target}/{bits}", text(RTA_GATEWAY), device, text(RTA_PREFSRC))
+        target = target or ("0.0.0.0" if family == AF_INET else "::")
+        return Route(kind == RTN_LOCAL, f"{target}/{bits}", gateway, device, source)
 
     def route(self, action: str, destination: str, words: Sequence[str]) -> None:
         """`ip route ACTION DESTINATION WORDS…`: add, replace, change or del."""
@@ -5338,14 +5292,14 @@ class Routing:
         body = bytes((family, int(bits or 8 * len(target)), 0, 0, table if table < 256 else 0,
                       0 if remove and protocol == RTPROT_BOOT else protocol, level, 0 if remove else RTN_UNICAST))
         body += onlink.to_bytes(4, sys.byteorder) + attribute(1, target) + attrs
-        self.netlink.ask((RTM_DELROUTE if remove else RTM_NEWROUTE, flags | NLM_F_ACK, body))
+        self._ask(RTM_NEWROUTE + remove, flags, body)
 
     def lookup(self, address: str, source: str = "", mark: int = 0) -> Route:
         """`ip route get ADDRESS [from SOURCE] [mark MARK]`."""
         target, origin = packed(address), packed(source) if source else b""
         body = bytes((self._family(address), 8 * len(target), 8 * len(origin))) + bytes(9) + attribute(1, target)
         body += (attribute(2, origin) if origin else b"") + (attribute(RTA_MARK, mark) if mark else b"")
-        return self._route(self.netlink.ask((RTM_GETROUTE, NLM_F_ACK, body))[0])
+        return self._route(self._ask(RTM_GETROUTE, 0, body)[0])
 
     def routes(self, family: int) -> Iterator[Route]:
         """`ip route list`: the main table, for family 4 or 6."""
@@ -5356,14 +5310,12 @@ class Routing:
 
     def addresses(self) -> list[tuple[str, int, int, int]]:
         """All addresses of this host: address, prefix length, scope, index of the interface."""
-        import socket
         found = []
         for buffer, start, end in dump(self.host, NETLINK_ROUTE, RTM_GETADDR, bytes(8)):
-            family, bits, _, scope = buffer[start:start + 4]
+            _, bits, _, scope = buffer[start:start + 4]
             attrs = attributes(buffer, start + 8, end)
-            own = attrs.get(2) or attrs.get(1)  # IFA_LOCAL, IFA_ADDRESS
-            if own:
-                found.append((socket.inet_ntop(family, own), bits, scope, number(buffer[start + 4:start + 8])))
+            if own := attrs.get(2) or attrs.get(1):  # IFA_LOCAL, IFA_ADDRESS
+                found.append((ip_text(own), bits, scope, number(buffer[start + 4:start + 8])))
         return found
 
     def address(self, add: bool, address: str, device: str, scope: int = 0) -> None:
@@ -5371,15 +5323,13 @@ class Routing:
         own, _, bits = address.partition("/")
         data = packed(own)
         body = bytes((self._family(own), int(bits or 8 * len(data)), 0, scope)) + u32(self.index(device))
-        self.netlink.ask((RTM_NEWADDR if add else RTM_DELADDR, NLM_F_ACK | (NLM_F_CREATE | NLM_F_EXCL if add else 0),
-                         body + attribute(2, data) + attribute(1, data)))
+        self._change(add, RTM_NEWADDR, body + attribute(2, data) + attribute(1, data))
 
     def proxy(self, add: bool, address: str, device: str) -> None:
         """`ip neigh add|del proxy ADDRESS dev DEVICE`."""
         body = bytes((self._family(address), 0, 0, 0)) + u32(self.index(device))
         body += bytes((0x80 if add else 0, 0, 8, 0)) + attribute(1, packed(address))  # NUD_PERMANENT, NTF_PROXY
-        self.netlink.ask((RTM_NEWNEIGH if add else RTM_DELNEIGH,
-                         NLM_F_ACK | (NLM_F_CREATE | NLM_F_EXCL if add else 0), body))
+        self._change(add, RTM_NEWNEIGH, body)
 
     def rule(self, add: bool, to: str, mark: str, table: int, priority: int) -> None:
         """`ip rule add|del prio PRIORITY to NET fwmark MARK[/MASK] lookup TABLE`."""
@@ -5388,29 +5338,24 @@ class Routing:
         body = bytes((self._family(net), int(bits or 8 * len(packed(net))), 0, 0, table, 0, 0, 1 if add else 0))
         body += bytes(4) + attribute(1, packed(net)) + attribute(6, priority) + attribute(10, int(value, 0))
         body += attribute(16, int(mask, 0)) if mask else b""
-        self.netlink.ask((RTM_NEWRULE if add else RTM_DELRULE,
-                         NLM_F_ACK | (NLM_F_CREATE | NLM_F_EXCL if add else 0), body + attribute(15, table)))
+        self._change(add, RTM_NEWRULE, body + attribute(15, table))
 
     def link(self, device: str) -> tuple[int, dict[int, bytes], str]:
         """The flags of an interface and, of a tunnel, what its kind keeps (IFLA_INFO_DATA), and the kind."""
-        body = bytes(4) + u32(self.index(device)) + bytes(8)
-        reply = self.netlink.ask((RTM_GETLINK, NLM_F_ACK, body))[0]
-        nested = attributes(reply, 16, len(reply)).get(18, b"")  # IFLA_LINKINFO
-        info = attributes(nested, 0, len(nested))
-        data = info.get(2, b"")
-        return number(reply[8:12]), attributes(data, 0, len(data)), text_name(info.get(1))
+        reply = self._ask(RTM_GETLINK, 0, bytes(4) + u32(self.index(device)) + bytes(8))[0]
+        info = attributes(attributes(reply, 16).get(18, b""))  # IFLA_LINKINFO
+        return number(reply[8:12]), attributes(info.get(2, b"")), text_name(info.get(1))
 
     def up(self, device: str) -> None:
         """`ip link set DEVICE up`."""
-        body = bytes(4) + u32(self.index(device)) + u32(IFF_UP) * 2
-        self.netlink.ask((RTM_NEWLINK, NLM_F_ACK, body))
+        self._ask(RTM_NEWLINK, 0, bytes(4) + u32(self.index(device)) + u32(IFF_UP) * 2)
 
     def add_vti(self, device: str, local: str, remote: str, key_in: int, key_out: int) -> None:
         """`ip tunnel add DEVICE mode vti local … remote … ikey … okey …` (linux/if_tunnel.h: IFLA_VTI_…)."""
         data = (attribute(2, be32(key_in)) + attribute(3, be32(key_out)) + attribute(4, packed(local))
                 + attribute(5, packed(remote)))
-        self.netlink.ask((RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, bytes(16) + attribute(3, device)
-                         + attribute(18 | NESTED, attribute(1, "vti"), attribute(2 | NESTED, data))))
+        self._change(True, RTM_NEWLINK, bytes(16) + attribute(3, device)
+                     + attribute(18 | NESTED, attribute(1, "vti"), attribute(2 | NESTED, data)))
 
 
 # --- NFLOG ----------------------------------------------------------------------------------------------------------
@@ -5611,7 +5556,7 @@ class NfTables:
                 size = number(steps[place:place + 2])
                 parts = attributes(steps, place + 4, place + size)
                 if parts[1] == b"log\0":
-                    log = attributes(parts[2], 0, len(parts[2]))
+                    log = attributes(parts[2])
                 place += (size + 3) & ~3
             rules.append(FoundRule(text(rule[2]), int.from_bytes(log.get(1, b""), "big"), text(log.get(2, b"")), 0,
                                    text(rule.get(7, b"")[2:]), steps, int.from_bytes(rule[3], "big")))
@@ -5646,8 +5591,9 @@ class NfTables:
                 batch = [(NFT_DELTABLE, NLM_F_ACK, body + table)]
             if batch:
                 edge = b"\0\0" + NFNL_NFTABLES.to_bytes(2, "big")
-                with Netlink(self.host, NETLINK_NETFILTER) as link:
-                    link.ask((NFNL_BATCH_BEGIN, 0, edge), *batch, (NFNL_BATCH_END, 0, edge))
+                for _ in exchange(self.host, NETLINK_NETFILTER, [(NFNL_BATCH_BEGIN, 0, edge), *batch,
+                                                                 (NFNL_BATCH_END, 0, edge)]):
+                    raise AssertionError("an acknowledgement has no more to say")
         except OSError as error:
             raise self._failed(error) from None
 
@@ -5753,8 +5699,7 @@ def check_nflog(host: Host, tell: bool = True) -> None:
     conns = [(conn, int(conn.get("nflog"))) for conn in config.conns() if conn.get("nflog").strip("0")]
     said = [f"nflog ipsec capture enabled on nflog:{group}" if group else "nflog ipsec capture disabled"]
     if conns:
-        with Routing(host) as routing:
-            local = [address for address, _, _, _ in routing.addresses()]
+        local = [address for address, _, _, _ in Routing(host).addresses()]
         for conn, its in conns:
             rules = conn_captures(conn, its, local)
             wanted += rules
@@ -7319,22 +7264,22 @@ class Patient:
         """The connections one end of which is this host, as far as that can be told from the file.  Raises OSError."""
         if self._tunnels is None:
             self._tunnels = []
-            with Routing(self.host) as routing:
-                own = [address for address, _, _, _ in routing.addresses()]
-                here_is = ("%defaultroute", *own)
-                for conn in self.conns:
-                    here, there = ("left", "right") if conn.get("left") in here_is else ("right", "left")
-                    if conn.get(here) not in here_is:
-                        continue
-                    peer, pool = conn.get(there), conn.get(f"{there}addresspool").split("-")[0]
-                    try:
-                        device = routing.lookup((pool or peer).partition("/")[0]).device
-                    except OSError:
-                        device = ""  # a name, or any
-                    peer = peer if conn_nets(conn, there, False) else ""
-                    behind = [net for net in conn_nets(conn, here) if net.removesuffix("/32") not in own]
-                    self._tunnels.append(Tunnel(conn, here, behind, [pool] if pool else conn_nets(conn, there), device,
-                                                peer))
+            routing = Routing(self.host)
+            own = [address for address, _, _, _ in routing.addresses()]
+            here_is = ("%defaultroute", *own)
+            for conn in self.conns:
+                here, there = ("left", "right") if conn.get("left") in here_is else ("right", "left")
+                if conn.get(here) not in here_is:
+                    continue
+                peer, pool = conn.get(there), conn.get(f"{there}addresspool").split("-")[0]
+                try:
+                    device = routing.lookup((pool or peer).partition("/")[0]).device
+                except OSError:
+                    device = ""  # a name, or any
+                peer = peer if conn_nets(conn, there, False) else ""
+                behind = [net for net in conn_nets(conn, here) if net.removesuffix("/32") not in own]
+                self._tunnels.append(Tunnel(conn, here, behind, [pool] if pool else conn_nets(conn, there), device,
+                                            peer))
         return self._tunnels
 
     def kernel_has(self, option: str, module: str) -> bool | None:
@@ -8918,9 +8863,8 @@ def look_sections(host: Host, words: Sequence[str]) -> list[ReportSection]:
 
 def routes_data(report: Report) -> Iterator[Route]:
     """The routes of the main table as data."""
-    with Routing(report.host) as routing:
-        for family in (4, 6):
-            yield from routing.routes(family)
+    for family in (4, 6):
+        yield from Routing(report.host).routes(family)
 
 
 def nss_data(report: Report) -> Iterator[dict[str, Any]]:
@@ -9061,9 +9005,8 @@ def show_command(host: Host, args: Args) -> int:
     if source and not args.operands:
         raise Failure("ipsec show: if specifying a source, specifying a destination is required", USAGE)
     try:
-        with Routing(host) as routing:
-            found = [{"name": name, **packet(data, routing, source, address, mark_number, known)}
-                     for name in args.operands for address in addresses_of(name, source)]
+        found = [{"name": name, **packet(data, Routing(host), source, address, mark_number, known)}
+                 for name in args.operands for address in addresses_of(name, source)]
         tunnels = [] if found else [policy for policy in data.policies_data() if policy.direction == "out" and not
                                     policy.socket and any(template.reqid for template in policy.templates)]
     except PermissionError:
@@ -10018,9 +9961,8 @@ def updown_command(host: Host, args: Args) -> int:
     stack = host.env.get("PLUTO_STACK", "")
     if stack.lower() not in ("", "xfrm", "netkey"):
         raise Failure(f"_updown: no support for the IPsec stack {quote(stack)}", 3, "this is for Linux's XFRM")
-    with Routing(host) as routing:
-        updown = Updown(host, routing, args.value("--route"), args.value("--iproute"))
-        return updown.run(host.env.get("PLUTO_VERB", ""))
+    updown = Updown(host, Routing(host), args.value("--route"), args.value("--iproute"))
+    return updown.run(host.env.get("PLUTO_VERB", ""))
 
 
 # =====================================================================================================================
