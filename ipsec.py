@@ -2071,7 +2071,7 @@ POLICY_FORM = f"={SELECTOR}{LIFETIMES}IIBBBB4x"  # struct xfrm_userpolicy_info
 STATE_FORM = f"={SELECTOR}16sIB3x16s{LIFETIMES}IIIIIHBBB7x"  # struct xfrm_usersa_info
 TEMPLATE_FORM = "=16sIB3xH2x16sIBBBxIII"  # struct xfrm_user_tmpl
 XFRM_PROTOCOLS = {50: "esp", 51: "ah", 108: "comp", 43: "route2", 60: "hao", 255: "ipsec-any"}
-XFRM_MODES = ("transport", "tunnel", "ro", "in_trigger", "beet", "iptfs")
+XFRM_MODES = {0: "transport", 1: "tunnel", 2: "ro", 3: "in_trigger", 4: "beet", 5: "iptfs"}
 POLICY_DIRS = ("in", "out", "fwd")
 ENCAPSULATED = {1: "espinudp-nonike", 2: "espinudp", 7: "espintcp"}  # linux/udp.h
 SHARES = {0: "any", 1: "session", 2: "user", 3: "unique"}
@@ -2121,7 +2121,7 @@ class XfrmText(KernelText):
         word, direction = ("socket", direction - 3) if direction > 2 else ("dir", direction)
         text = self._selector(fields)
         if label := more.get(XFRMA_SEC_CTX):
-            text += security_context(label)
+            text += f"\tsecurity context {text_name(label[8:])} \n"  # struct xfrm_user_sec_ctx
         text += f"\t{word} {POLICY_DIRS[direction] if direction < 3 else direction} "
         if action or stats:
             text += "action allow " if not action else "action block " if action == 1 else f"action {action} "
@@ -2142,8 +2142,7 @@ class XfrmText(KernelText):
         if family != AF_INET6:
             source, destination = source[:4], destination[:4]
         text = f"src {self.address[source]}/{slen} dst {self.address[destination]}/{dlen} "
-        if proto:
-            text += f"proto {self.protocols.get(proto, proto)} "
+        text += f"proto {self.protocols.get(proto, proto)} " if proto else ""
         if any(smask) or any(dmask):
             first, second = int.from_bytes(sport, "big"), int.from_bytes(dport, "big")
             if proto == 47:  # GRE: the key is in both ports
@@ -2155,8 +2154,7 @@ class XfrmText(KernelText):
                 names = ("type", "code") if proto in (1, 58) else ("sport", "dport")
                 text += f"{names[0]} {first} " if any(smask) else ""
                 text += f"{names[1]} {second} " if any(dmask) else ""
-        if ifindex > 0:
-            text += f"dev {self.device(ifindex)} "
+        text += f"dev {self.device(ifindex)} " if ifindex > 0 else ""
         return f"{text}uid {user}\n" if self.stats else text + "\n"
 
     def _lifetimes(self, numbers: Sequence[int]) -> str:
@@ -2187,13 +2185,12 @@ class XfrmText(KernelText):
         elif words:
             text += f"flag {words}"
         text += "\n" + self._attributes(more, family, True)
-        if any(buffer[start:start + 56]):
-            text += f"\tsel {self._selector(fields, family)}"
+        text += f"\tsel {self._selector(fields, family)}" if any(buffer[start:start + 56]) else ""
         if stats:
             text += self._lifetimes(fields[16:28])
             text += f"\tstats:\n\t  replay-window {window} replay {replays} failed {failed}\n"
         if label := more.get(XFRMA_SEC_CTX):
-            text += security_context(label)
+            text += f"\tsecurity context {text_name(label[8:])} \n"
         return text
 
     def _ends(self, source: bytes, destination: bytes, family: int) -> str:
@@ -2207,7 +2204,7 @@ class XfrmText(KernelText):
             text = f"spi 0x{host_spi:08x}({host_spi}) reqid {reqid}(0x{reqid:08x}) "
         else:
             text = (f"spi 0x{host_spi:08x} " if spi or always else "") + f"reqid {reqid} "
-        return f"{text}mode {mode_name(mode)}"
+        return f"{text}mode {XFRM_MODES.get(mode, mode)}"
 
     def _templates(self, key: tuple[bytes, int]) -> str:
         data, family = key
@@ -2262,21 +2259,17 @@ class XfrmText(KernelText):
         if replay := get(XFRMA_REPLAY_VAL):
             oseq, seq, bitmap = (number(replay[at:at + 4]) for at in (0, 4, 8))
             text += f"\tanti-replay context: seq 0x{seq:x}, oseq 0x{oseq:x}, bitmap 0x{bitmap:08x}\n"
-        if XFRMA_REPLAY_ESN_VAL in more:
-            text += self._replay_esn(more[XFRMA_REPLAY_ESN_VAL])
+        text += self._replay_esn(more[XFRMA_REPLAY_ESN_VAL]) if XFRMA_REPLAY_ESN_VAL in more else ""
         if offload := get(XFRMA_OFFLOAD_DEV):
             flags = offload[4]
             text += f"\tcrypto offload parameters: dev {self.device(number(offload[:4]))} "
             text += f"dir {'in' if flags & 2 else 'out'} " if of_state else ""
             text += f"mode {'packet' if flags & 4 else 'crypto'}\n"
-        if XFRMA_IF_ID in more:
-            text += f"\tif_id {hexadecimal(number(get(XFRMA_IF_ID)))}\n"
-        if XFRMA_TFCPAD in more:
-            text += f"\ttfcpad {number(get(XFRMA_TFCPAD))}\n"
+        text += f"\tif_id {hexadecimal(number(get(XFRMA_IF_ID)))}\n" if XFRMA_IF_ID in more else ""
+        text += f"\ttfcpad {number(get(XFRMA_TFCPAD))}\n" if XFRMA_TFCPAD in more else ""
         if direction := get(XFRMA_SA_DIR):
             text += f"\tdir {('other (0)', 'in', 'out', f'other ({direction[0]})')[min(direction[0], 3)]}\n"
-        if XFRMA_SA_PCPU in more:
-            text += f"\tpcpu-num {number(get(XFRMA_SA_PCPU))}\n"
+        text += f"\tpcpu-num {number(get(XFRMA_SA_PCPU))}\n" if XFRMA_SA_PCPU in more else ""
         return text
 
     def _replay_esn(self, data: bytes) -> str:
@@ -2324,11 +2317,6 @@ def text_name(data: bytes | None) -> str:
 def hexadecimal(value: int) -> str:
     """As C's %#x: zero has no prefix."""
     return f"0x{value:x}" if value else "0"
-
-
-def security_context(data: bytes) -> str:
-    """struct xfrm_user_sec_ctx: the label of the security module."""
-    return f"\tsecurity context {text_name(data[8:])} \n"
 
 
 def protocol_names(host: Host) -> dict[int, str]:
@@ -2500,7 +2488,7 @@ class XfrmData(XfrmText):
         mark, asked = more.get(XFRMA_MARK, bytes(8)), more.get(XFRMA_TMPL, b"")
         templates = tuple(
             Template(*self._addresses(field[4], field[0], field[3]), XFRM_PROTOCOLS.get(field[2], str(field[2])),
-                     flipped(field[1]), field[5], mode_name(field[6]), bool(field[8]))
+                     flipped(field[1]), field[5], XFRM_MODES.get(field[6], str(field[6])), bool(field[8]))
             for field in self.template.iter_unpack(asked[:len(asked) // 64 * 64]))
         kind = number(more.get(XFRMA_POLICY_TYPE, b"")[:1])
         return Policy(self._select(fields), POLICY_DIRS[direction % 3], direction > 2,
@@ -2518,8 +2506,8 @@ class XfrmData(XfrmText):
         encap, device = number(get(XFRMA_ENCAP, b"")[:2]), number(get(XFRMA_OFFLOAD_DEV, b"")[:4])
         replay = get(XFRMA_REPLAY_ESN_VAL)
         return State(*self._addresses(source, destination, family), XFRM_PROTOCOLS.get(proto, str(proto)),
-                     flipped(spi), reqid, mode_name(mode), number(mark[:4]),
-                     number(mark[4:8]), number(get(XFRMA_IF_ID)), self._select(fields, family),
+                     flipped(spi), reqid, XFRM_MODES.get(mode, str(mode)), number(mark[:4]), number(mark[4:8]),
+                     number(get(XFRMA_IF_ID)), self._select(fields, family),
                      tuple(name for bit, name in enumerate(STATE_FLAGS) if flags >> bit & 1),
                      tuple((word.removesuffix("-trunc"), text_name(data[:64]), number(data[64:68]))
                            for word, data, _ in algorithms(more)),
@@ -2538,11 +2526,6 @@ class XfrmData(XfrmText):
                         int.from_bytes(sport, "big") if any(smask) else None,
                         int.from_bytes(dport, "big") if any(dmask) else None,
                         self.device(ifindex) if ifindex else "", user)
-
-
-def mode_name(mode: int) -> str:
-    """The name of an XFRM mode."""
-    return XFRM_MODES[mode] if mode < len(XFRM_MODES) else str(mode)
 
 
 def pluto_priorities(selector: Selector) -> set[int]:
@@ -2729,33 +2712,25 @@ class RouteText(KernelText):
             text += " " if source_bits == len(source) * 8 else f"/{source_bits} "
         elif source_bits:
             text += f"from 0/{source_bits} "
-        if RTA_NH_ID in more:
-            text += f"nhid {number(get(RTA_NH_ID))} "
+        text += f"nhid {number(get(RTA_NH_ID))} " if RTA_NH_ID in more else ""
         if target := get(RTA_NEWDST):
             text += f"as to {self.text_of(family, target)} "
         text += self._encap(more)
-        if tos:
-            text += f"tos {self.services.get(tos, f'0x{tos:02x}')} "
+        text += f"tos {self.services.get(tos, f'0x{tos:02x}')} " if tos else ""
         text += self._next_hop(family, more)
-        if RTA_OIF in more:
-            text += f"dev {self.device(number(get(RTA_OIF)))} "
-        if table and table != 254:
-            text += f"table {self.tables.get(table, table)} "
+        text += f"dev {self.device(number(get(RTA_OIF)))} " if RTA_OIF in more else ""
+        text += f"table {self.tables.get(table, table)} " if table and table != 254 else ""
         if not flags & 0x200:  # RTM_F_CLONED
             if protocol != 3:  # boot
                 text += f"proto {self.protocols.get(protocol, protocol)} "
-            if scope:
-                text += f"scope {self.scopes.get(scope, scope)} "
-        if RTA_PREFSRC in more:
-            text += f"src {self.text_of(family, more[RTA_PREFSRC])} "
-        if RTA_PRIORITY in more:
-            text += f"metric {number(get(RTA_PRIORITY))} "
+            text += f"scope {self.scopes.get(scope, scope)} " if scope else ""
+        text += f"src {self.text_of(family, more[RTA_PREFSRC])} " if RTA_PREFSRC in more else ""
+        text += f"metric {number(get(RTA_PRIORITY))} " if RTA_PRIORITY in more else ""
         text += self._flags(flags)
         if mark := number(get(RTA_MARK)):
             text += f"mark 0x{mark:x} " if mark >= 16 else f"mark {mark} "
         text += self._realms(get(RTA_FLOW), "realm")
-        if RTA_UID in more:
-            text += f"uid {number(get(RTA_UID))} "
+        text += f"uid {number(get(RTA_UID))} " if RTA_UID in more else ""
         if cache := get(RTA_CACHEINFO):
             # struct rta_cacheinfo: clntref, lastuse, expires, error, …; the times in 1/100 s
             expires = int.from_bytes(cache[8:12], sys.byteorder, signed=True)
@@ -2763,8 +2738,7 @@ class RouteText(KernelText):
             text += f"error {number(cache[12:16])} " if any(cache[12:16]) else ""
         if metrics := get(RTA_METRICS):
             text += self._metrics(metrics)
-        if RTA_IIF in more:
-            text += f"iif {self.device(number(get(RTA_IIF)))} "
+        text += f"iif {self.device(number(get(RTA_IIF)))} " if RTA_IIF in more else ""
         if preference := get(RTA_PREF):
             text += f"pref {PREFERENCES.get(preference[0], preference[0])}"
         if hops := get(RTA_MULTIPATH):
@@ -2887,8 +2861,7 @@ class RouteText(KernelText):
         elif action >= 6:
             text += {6: "blackhole", 7: "unreachable", 8: "prohibit"}.get(action, str(action)) + " "
         protocol = number(get(21))
-        if protocol not in (0, 2):
-            text += f"proto {self.protocols.get(protocol, protocol)} "
+        text += f"proto {self.protocols.get(protocol, protocol)} " if protocol not in (0, 2) else ""
         return text.rstrip() + "\n"
 
 
@@ -2966,14 +2939,12 @@ class LinkText(KernelText):
         text += f"group {self.groups.get(group, group)} " if 27 in more else ""
         text += f"qlen {number(get(13))}" if number(get(13)) else ""
         text += f"\n    link/{LINK_TYPES.get(kind, f'[{kind}]')} "
-        if 1 in more:
-            text += self._hardware(kind, more[1])
+        text += self._hardware(kind, more[1]) if 1 in more else ""
         if 2 in more:
             text += f" {'peer' if flags & 0x10 else 'brd'} {self._hardware(kind, more[2])}"
         if (permanent := get(54)) and permanent != get(1):
             text += f" permaddr {permanent.hex(':')}"
-        if elsewhere:
-            text += self._namespace(more[37])
+        text += self._namespace(more[37]) if elsewhere else ""
         text += " protodown on " if number(get(39)) else ""
         text += "\n"
         if names := get(52):  # IFLA_PROP_LIST: alternative names
@@ -3259,7 +3230,8 @@ class Conversation:
                 if error.errno == errno.EPROTOTYPE and kind == socket.SOCK_STREAM:
                     kind = socket.SOCK_SEQPACKET  # 5.4 and later
                 elif error.errno == errno.EAGAIN:  # its queue of callers is full: it does not answer
-                    self._wait(0.1)
+                    time.sleep(0.1)
+                    self._spent(0.1)
                 else:
                     raise self._refused(error) from None
         self.packets = kind == socket.SOCK_SEQPACKET
@@ -3276,10 +3248,6 @@ class Conversation:
         if isinstance(error, TimeoutError) or error.errno is None:  # before 3.10 a time-out is no TimeoutError
             return NoPluto(f"connect() for {name} failed ({error})")
         return NoPluto(f"connect() for {name} failed ({error.errno} {error.strerror})")
-
-    def _wait(self, seconds: float) -> None:
-        time.sleep(seconds)
-        self._spent(seconds)
 
     def _spent(self, seconds: float) -> None:
         if self.left is not None and self.timeout is not None:
@@ -3808,12 +3776,8 @@ class Request:
         self.strings: dict[str, str] = {}
         self.given: dict[str, str] = {}
         self.command = ""
-        self.commands = self._commands() if "command" in self.layout.members else []
-
-    def _commands(self) -> list[str]:
-        names = [name for releases, *row in table_rows(WHACK_COMMANDS) if covers(releases, self.version)
-                 for name in row]
-        return [name for name in names if name != "seccomp_crashtest" or self.pluto.seccomp]
+        self.commands = [name for releases, *row in table_rows(WHACK_COMMANDS) if covers(releases, self.version)
+                         for name in row if name != "seccomp_crashtest" or pluto.seccomp]
 
     def _write(self, offset: int, size: int, value: int) -> None:
         self.data[offset:offset + size] = value.to_bytes(size, self.abi.order)
@@ -4022,29 +3986,22 @@ class Replies:
         return shown
 
 
-class Answers:
-    """The XAUTH user name and password: given on the command line, in a file, or asked on the terminal."""
-
-    def __init__(self, host: Host, options: Mapping[str, str]) -> None:
-        self.host = host
-        self.options = options
-
-    def __call__(self, what: str) -> bytes:
-        """The answer as pluto reads it, NUL at its end.  Raises Failure: nobody there to ask, too long."""
-        given = self.options.get("xauthpass" if what == "password" else "username")
-        if given is None and what == "password" and "xauthpass-file" in self.options:
-            name = self.options["xauthpass-file"]
-            try:
-                given = self.host.read(name).partition("\n")[0]
-            except OSError as error:
-                raise Failure(f"ipsec whack: --xauthpass-file {name}: {error.strerror}", NO_PLUTO) from None
-        if given is None:
-            given = self.host.ask(f"Enter {what}: ", secret=what == "password",
-                                  hint="give --username and --xauthpass-file FILE")
-        answer = encode(given) + b"\0"
-        if len(answer) > XAUTH_ROOM:
-            raise Failure(f"ipsec whack: the {what} is longer than {XAUTH_ROOM - 1} bytes", NO_PLUTO)
-        return answer
+def xauth_answer(host: Host, options: Mapping[str, str], what: str) -> bytes:
+    """The XAUTH user name or password as pluto reads it, NUL at its end: given on the command line, in a file, or asked
+    on the terminal.  Raises Failure: nobody there to ask, too long."""
+    given = options.get("xauthpass" if what == "password" else "username")
+    if given is None and what == "password" and "xauthpass-file" in options:
+        name = options["xauthpass-file"]
+        try:
+            given = host.read(name).partition("\n")[0]
+        except OSError as error:
+            raise Failure(f"ipsec whack: --xauthpass-file {name}: {error.strerror}", NO_PLUTO) from None
+    if given is None:
+        given = host.ask(f"Enter {what}: ", secret=what == "password", hint="give --username and --xauthpass-file FILE")
+    answer = encode(given) + b"\0"
+    if len(answer) > XAUTH_ROOM:
+        raise Failure(f"ipsec whack: the {what} is longer than {XAUTH_ROOM - 1} bytes", NO_PLUTO)
+    return answer
 
 
 def native_whack(host: Host, words: Sequence[str], *, timeout: float | None = None) -> int:
@@ -4127,7 +4084,6 @@ def show_replies(host: Host, message: bytes, version: tuple[int, ...] | None, op
     does not know the connection (up to 4.15 it has no other way to say so).
     """
     asynchronous = "asynchronous" in options
-    answers = Answers(host, options)
     replies = Replies(version or version_key(RELEASES[-1]), lenient=lenient, asynchronous=asynchronous)
     held: list[bytes] = []
     spoke = False
@@ -4140,7 +4096,7 @@ def show_replies(host: Host, message: bytes, version: tuple[int, ...] | None, op
                     host.print(shown if shown.isprintable() else printable(shown))
                 if replies.asks:
                     host.flush()
-                    talk.say(answers(replies.asks))
+                    talk.say(xauth_answer(host, options, replies.asks))
 
         if talk.packets:
             version = replies.version
@@ -4649,15 +4605,12 @@ class NssDatabase:
             ours = any(part in text for part in ("Incorrect password/PIN", "could not auth", "ailed to authenticate",
                                                "TOKEN_NOT_LOGGED_IN"))
             if ours or (code == "SEC_ERROR_BAD_PASSWORD" and program != "pk12util"):
-                self.wrong_password()
+                raise NssTool(f"{self.directory}: the NSS database "
+                              + ("needs a password" if self.password is None else "has another password"),
+                              "SEC_ERROR_BAD_PASSWORD",
+                              f"put the line `{NSS_TOKENS[0]}:PASSWORD` into {self.host.confddir}/nsspassword")
             raise NssTool(f"{program}: {ran.complaint.removeprefix(program + ': ')}", code)
         return ran
-
-    def wrong_password(self) -> NoReturn:
-        """The error for a database whose password we have not got."""
-        why = "needs a password" if self.password is None else "has another password"
-        raise NssTool(f"{self.directory}: the NSS database {why}", "SEC_ERROR_BAD_PASSWORD",
-                      f"put the line `{NSS_TOKENS[0]}:PASSWORD` into {self.host.confddir}/nsspassword")
 
     # --- whole or not at all ---
 
@@ -4711,7 +4664,9 @@ class NssDatabase:
                     self._sync(os.path.join(path, name))
                     if os.path.exists(self.file(name)):
                         os.close(os.open(self.file(name), os.O_RDWR | os.O_CLOEXEC))  # immutable? say it now
-                self._rehome(path)
+                modules = os.path.join(path, "pkcs11.txt")
+                if os.path.exists(modules):  # it names the directory it was made in
+                    self.host.replace(modules, self.host.read(modules).replace(path, self.directory))
                 if self.state() != before:
                     raise Failure(f"{self.directory}: another program changed the database meanwhile", NSS_FAILURE,
                                   "it is as that program left it; try again")
@@ -4739,12 +4694,6 @@ class NssDatabase:
         finally:
             os.close(fd)
 
-    def _rehome(self, path: str) -> None:
-        """pkcs11.txt names the directory it was made in."""
-        name = os.path.join(path, "pkcs11.txt")
-        if os.path.exists(name):
-            self.host.replace(name, self.host.read(name).replace(path, self.directory))
-
     def _finish(self) -> None:
         """Put the files of the commit in place.  Where there is one already, its pages are replaced in one transaction
         of SQLite, so that a pluto that has it open sees the change; where that can't be, the file is."""
@@ -4761,17 +4710,20 @@ class NssDatabase:
 
     # --- reading ---
 
+    def broken(self, name: str, why: object) -> Failure:
+        """What to say of a file that can't be used."""
+        return Failure(f"{self.directory}/{name}: {why}", NSS_FAILURE,
+                       f"restore it from a backup, or wipe the database: rm {self.directory}/*.db")
+
     def check(self) -> None:
         """Raises Failure when one of the two databases is missing, empty or none."""
         for name in NSS_FILES[1:]:
             try:
                 head = next(self.host.chunks(f"{self.directory}/{name}"), b"")[:16]
             except OSError as error:
-                raise Failure(f"{self.directory}/{name}: {error.strerror}", NSS_FAILURE, "restore it from a backup, or "
-                              f"wipe the database: rm {self.directory}/*.db") from None
+                raise self.broken(name, error.strerror) from None
             if head != b"SQLite format 3\0":
-                raise Failure(f"{self.directory}/{name}: not an NSS database", NSS_FAILURE, "restore it from a backup, "
-                              f"or wipe the database: rm {self.directory}/*.db")
+                raise self.broken(name, "not an NSS database")
         try:
             self.rows("cert9.db", "nssPublic", ("a0",))
             self.rows("key4.db", "nssPrivate", ("a0",))
@@ -4798,8 +4750,7 @@ class NssDatabase:
             finally:
                 base.close()
         except sqlite.Error as error:
-            raise Failure(f"{self.directory}/{name}: {error}", NSS_FAILURE, "restore it from a backup, or wipe the "
-                          f"database: rm {self.directory}/*.db") from None
+            raise self.broken(name, error) from None
 
     def keys(self) -> list[HostKey]:
         """The public parts of the private keys, in the order of showhostkey(8)."""
@@ -4979,25 +4930,20 @@ def move_database(base: NssDatabase, old: str) -> None:
     if not source.has(*NSS_FILES[1:], NSS_COMMIT):
         return
     with source.lock():
-        _move(base, source)
-
-
-def _move(base: NssDatabase, source: NssDatabase) -> None:
-    if base.has(*NSS_FILES[1:]):
-        # both: ours if they are the same, from a move that was killed before it had removed all of the old one
-        old = [name for name in NSS_FILES[1:] if os.path.exists(source.file(name))]
-        if all(os.path.exists(base.file(name)) and same_content(base.host, source.file(name), base.file(name))
-               for name in old):
+        if not base.has(*NSS_FILES[1:]):
+            source.check()
+            base.build(lambda path: copy_database(base.host, base.host.path(source.directory), path))
             remove_database(source)
-        return
-    source.check()
-    base.build(lambda path: copy_database(base.host, base.host.path(source.directory), path))
-    remove_database(source)
-    base.host.print(f"Moved the NSS database from {source.directory} to {base.directory}")
+            base.host.print(f"Moved the NSS database from {source.directory} to {base.directory}")
+        # both: ours if they are the same, from a move that was killed before it had removed all of the old one
+        elif all(os.path.exists(base.file(name)) and same_content(base.host, source.file(name), base.file(name))
+                 for name in NSS_FILES[1:] if os.path.exists(source.file(name))):
+            remove_database(source)
 
 
 def remove_database(base: NssDatabase) -> None:
-    """Remove the files of a database, its keys and certificates last: by them _move() knows it.  Raises Failure (4)."""
+    """Remove the files of a database, its keys and certificates last: move_database() knows it by them.  Raises Failure
+    (4)."""
     try:
         for name in NSS_FILES:
             base.host.remove(f"{base.directory}/{name}")
@@ -5367,6 +5313,7 @@ NFLOG_TABLE = "ipsec-log"  # in nftables, as in 5.x
 NFLOG_PLACES = (("INPUT", "in"), ("FORWARD", "in"), ("OUTPUT", "out"), ("FORWARD", "out"))
 NFT_HOOKS = {"INPUT": 1, "FORWARD": 2, "OUTPUT": 3}  # NF_INET_LOCAL_IN…; before the filters, to see what they drop
 NFT_PRIORITY = -1
+NFT_HEAD = b"\1\0\0\0"  # struct nfgenmsg, with NFPROTO_INET
 NETLINK_NETFILTER, NFPROTO_INET, NFNL_NFTABLES, NFNL_BATCH_BEGIN, NFNL_BATCH_END = 12, 1, 10, 0x10, 0x11
 NFT_NEWTABLE, NFT_GETTABLE, NFT_DELTABLE, NFT_NEWCHAIN, NFT_NEWRULE, NFT_GETRULE, NFT_DELRULE = (
     NFNL_NFTABLES << 8 | number for number in (0, 1, 2, 3, 6, 7, 8))
@@ -5547,7 +5494,7 @@ class NfTables:
 
         rules = []
         table = encode(NFLOG_TABLE) + b"\0"
-        for buffer, start, end in dump(self.host, NETLINK_NETFILTER, NFT_GETRULE, self._body()):
+        for buffer, start, end in dump(self.host, NETLINK_NETFILTER, NFT_GETRULE, NFT_HEAD):
             rule = attributes(buffer, start + 4, end)
             if rule[1] != table or buffer[start] != NFPROTO_INET:
                 continue
@@ -5574,7 +5521,7 @@ class NfTables:
     def change(self, gone: Sequence[FoundRule], new: Sequence[Capture | FoundRule]) -> None:
         """Remove rules and add others in one transaction; a table left empty goes too.  Raises Failure."""
         table = attribute(1, NFLOG_TABLE)
-        body = self._body()
+        body = NFT_HEAD
         create = NLM_F_CREATE | NLM_F_ACK
         batch = [(NFT_DELRULE, NLM_F_ACK, body + table + attribute(2, rule.chain)
                   + attribute(3, rule.handle.to_bytes(8, "big"))) for rule in gone]
@@ -5618,10 +5565,6 @@ class NfTables:
         """NFTA_RULE_USERDATA with text that nft shows behind the rule (libnftnl's NFTNL_UDATA_RULE_COMMENT)."""
         data = encode(text) + b"\0"
         return attribute(7, bytes((0, len(data))) + data) if text else b""
-
-    @staticmethod
-    def _body() -> bytes:
-        return bytes((NFPROTO_INET, 0, 0, 0))
 
     def _failed(self, error: OSError) -> Failure:
         hint = ("be root" if error.errno in (errno.EPERM, errno.EACCES) else
@@ -6642,7 +6585,10 @@ def act(host: Host, service: Service, action: str, dry: bool) -> int:
     if dry:
         return OK
     if action != "stop":
-        return wait_for_answer(host)
+        if wait_until(lambda: answers(host), CHECK_TIME / 2):
+            return OK
+        raise Failure(f"pluto does not answer on {host.ctlsocket} after {CHECK_TIME / 2:g} s", ERROR,
+                      "see its log; ipsec barf collects it")
     if host.superuser:  # else the service alone can have cleaned up
         with host.lock(host.rundir):
             if not wait_until(lambda: not find_pluto(host), STOP_TIMES[1][1]):
@@ -6708,14 +6654,6 @@ def answers(host: Host) -> bool:
     except (NoPluto, TimedOut):
         return False
     return True
-
-
-def wait_for_answer(host: Host) -> int:
-    """0 once pluto answers.  Raises Failure when it doesn't, for an init system that can't tell."""
-    if not wait_until(lambda: answers(host), CHECK_TIME / 2):
-        raise Failure(f"pluto does not answer on {host.ctlsocket} after {CHECK_TIME / 2:g} s", ERROR,
-                      "see its log; ipsec barf collects it")
-    return OK
 
 
 def check_config(host: Host) -> None:
