@@ -3557,13 +3557,13 @@ WHACK_DEBUG = """
 """
 
 # whack's options that need no definition of a connection: name and kind of value; whether --name is needed (+), taken
-# (?) or of no use (.); the releases; what it sets.  `word` is a command or a member that becomes 1, `word=N` and
-# `word|N` are a member (and the command of that name), `*` the option's value, `$word` a string.
+# (?) or of no use (.); the releases; what it sets; after a `/`, the same for other releases.  `word` is a command or a
+# member that becomes 1, `word=N` and `word|N` are a member (and the command of that name), `*` the option's value,
+# `$word` a string.
 WHACK_OPTIONS = """
 status                      . *         status
 shutdown                    . *         shutdown
-leave-state                 . 4.2-5.2   leave_state
-leave-state                 . 5.3-5.4   shutdown_leave_state
+leave-state                 . 4.2-5.2   leave_state / 5.3-5.4 shutdown_leave_state
 globalstatus                . *         globalstatus
 clearstats                  . *         clearstats
 trafficstatus               ? *         trafficstatus
@@ -3583,20 +3583,13 @@ route                       + *         route
 ondemand                    + *         route
 unroute                     + *         unroute
 suspend                     + 5.2-5.4   suspend
-rekey-ike                   + 3.30-4.15 rekey_ike
-rekey-ike                   + 5.0-5.2   sa=1
-rekey-ike                   + 5.3-5.4   rekey_ike
+rekey-ike                   + 3.30-4.15 rekey_ike / 5.0-5.2 sa=1 / 5.3-5.4 rekey_ike
 rekey-ipsec                 + 3.30-4.15 rekey_ipsec
-rekey-child                 + 5.0-5.2   sa=1 sa_type=1
-rekey-child                 + 5.3-5.4   rekey_child
-delete-ike                  + 5.0-5.2   sa=2
-delete-ike                  + 5.3-5.4   delete_ike
-delete-child                + 5.0-5.2   sa=2 sa_type=1
-delete-child                + 5.3-5.4   delete_child
-down-ike                    + 5.0-5.2   sa=3
-down-ike                    + 5.3-5.4   down_ike
-down-child                  + 5.0-5.2   sa=3 sa_type=1
-down-child                  + 5.3-5.4   down_child
+rekey-child                 + 5.0-5.2   sa=1 sa_type=1 / 5.3-5.4 rekey_child
+delete-ike                  + 5.0-5.2   sa=2 / 5.3-5.4 delete_ike
+delete-child                + 5.0-5.2   sa=2 sa_type=1 / 5.3-5.4 delete_child
+down-ike                    + 5.0-5.2   sa=3 / 5.3-5.4 down_ike
+down-child                  + 5.0-5.2   sa=3 sa_type=1 / 5.3-5.4 down_child
 deletestate=NUMBER          . *         deletestate deletestateno=*
 deleteuser                  + *         deleteuser
 deleteid                    + *         deleteid
@@ -3611,43 +3604,25 @@ ddos-busy                   . *         ddos=2
 ddos-unlimited              . *         ddos=3
 ddns                        . 3.30-5.3.2 ddns
 purgeocsp                   . *         purgeocsp
-checkpubkeys                . 3.25-4.4  checkpubkeys list|1
-checkpubkeys                . 4.5-5.4   checkpubkeys
-listpubkeys                 . 3.25-4.4  list|1
-listpubkeys                 . 4.5-5.2   listpubkeys
-listpubkeys                 . 5.3-5.3.2 list|1
-listpubkeys                 . 5.4       list list_pubkeys
-listcerts                   . 3.25-5.3.2 list|2
-listcerts                   . 5.4       list list_certs
-listcacerts                 . 3.25-5.3.2 list|4
-listcacerts                 . 5.4       list list_cacerts
-listcrls                    . 3.25-5.3.2 list|8
-listcrls                    . 5.4       list list_crls
-listpsks                    . 3.25-5.3.2 list|16
-listpsks                    . 5.4       list list_psks
-listevents                  . 3.25-5.3.2 list|32
-listevents                  . 5.4       list list_events
-listall                     . 3.25-4.4  list|31
-listall                     . 4.5-5.2   list|31 listpubkeys
-listall                     . 5.3-5.3.2 list|31
-listall                     . 5.4       list list_pubkeys list_psks list_certs list_cacerts list_crls
-rereadsecrets               . 3.25-4.15 reread|1
-rereadsecrets               . 5.0-5.4   rereadsecrets
+checkpubkeys                . 3.25-4.4  checkpubkeys list|1 / 4.5-5.4 checkpubkeys
+listpubkeys                 . 3.25-4.4  list|1 / 4.5-5.2 listpubkeys / 5.3-5.3.2 list|1 / 5.4 list list_pubkeys
+listcerts                   . 3.25-5.3.2 list|2 / 5.4 list list_certs
+listcacerts                 . 3.25-5.3.2 list|4 / 5.4 list list_cacerts
+listcrls                    . 3.25-5.3.2 list|8 / 5.4 list list_crls
+listpsks                    . 3.25-5.3.2 list|16 / 5.4 list list_psks
+listevents                  . 3.25-5.3.2 list|32 / 5.4 list list_events
+listall                     . 3.25-4.4  list|31 / 4.5-5.2 list|31 listpubkeys / 5.3-5.3.2 list|31 /
+                              5.4 list list_pubkeys list_psks list_certs list_cacerts list_crls
+rereadsecrets               . 3.25-4.15 reread|1 / 5.0-5.4 rereadsecrets
 rereadcrls                  . 3.25-4.15 reread|2
-fetchcrls                   . 3.25-4.15 reread|4
-fetchcrls                   . 5.0-5.4   fetchcrls
-rereadcerts                 . 4.0-4.15  reread|8
-rereadcerts                 . 5.0-5.4   rereadcerts
-rereadall                   . 3.25-3.32 reread|7
-rereadall                   . 4.0-4.15  reread|15
-rereadall                   . 5.0-5.2   rereadcerts rereadsecrets fetchcrls
-rereadall                   . 5.3-5.4   rereadall
-redirect-to=ADDRESS,…       ? 4.0-5.2   $redirect_to
-redirect-to=ADDRESS,…       ? 5.3-5.4   active_redirect $redirect_to
+fetchcrls                   . 3.25-4.15 reread|4 / 5.0-5.4 fetchcrls
+rereadcerts                 . 4.0-4.15  reread|8 / 5.0-5.4 rereadcerts
+rereadall                   . 3.25-3.32 reread|7 / 4.0-4.15 reread|15 / 5.0-5.2 rereadcerts rereadsecrets fetchcrls /
+                              5.3-5.4 rereadall
+redirect-to=ADDRESS,…       ? 4.0-5.2   $redirect_to / 5.3-5.4 active_redirect $redirect_to
 global-redirect=YES|NO|AUTO . 4.3-5.4   global_redirect=*
-global-redirect-to=ADDRESS,… . 4.3-5.2  $global_redirect_to
-global-redirect-to=ADDRESS,… . 5.3-5.3.2 global_redirect $redirect_to
-global-redirect-to=ADDRESS,… . 5.4      global_redirect $global_redirect_to
+global-redirect-to=ADDRESS,… . 4.3-5.2   $global_redirect_to / 5.3-5.3.2 global_redirect $redirect_to /
+                              5.4 global_redirect $global_redirect_to
 debug=NAME                  . *         debug
 no-debug=NAME               . 3.28-5.4  debug
 name=CONNECTION             ? *         $name
@@ -3663,15 +3638,13 @@ WHACK_MODIFIERS = frozenset(("name", "remote-host", "username", "asynchronous", 
 
 
 def table_rows(table: str) -> Iterator[list[str]]:
-    """The rows of one of the tables here, as words."""
-    row: list[str] = []
-    for line in table.splitlines():
-        if line and not line.startswith(" "):
-            if row:
-                yield row
-            row = []
-        row += line.split()
-    yield row
+    """The rows of one of the tables here, as words.  What follows a `/` is a row of its own with the same two first
+    words."""
+    for row in table.strip("\n").replace("\n ", " ").splitlines():
+        head, *others = row.split(" / ")
+        yield head.split()
+        for other in others:
+            yield head.split()[:2] + other.split()
 
 
 def version_key(version: str) -> tuple[int, ...]:
