@@ -9471,7 +9471,7 @@ pluto answers.
 Status 0 means running, 1 dead with a pid file, 3 not running, 4 unknown."""
 
 
-@command("setup", "[ACTION]", summary="start, stop, restart or query the IKE daemon: start, stop, restart, status",
+@command("setup", "[start|stop|restart|status]", summary="start, stop, restart or query the IKE daemon",
          options=(*START_OPTIONS, *(Opt(f"--{action}", None, f"the same as {action}")
                                     for action in ("start", "stop", "restart", "status"))), details=SETUP_DETAILS)
 def setup_command(host: Host, args: Args) -> int:
@@ -9504,7 +9504,7 @@ def restart_command(host: Host, args: Args) -> int:
     return setup(host, args, "restart")
 
 
-@command("_stackmanager", "ACTION", summary="load, or give back, the kernel's IPsec stack: start, stop, restart",
+@command("_stackmanager", "start|stop|restart", summary="load, or give back, the kernel's IPsec stack",
          options=(Opt("--xfrm --netkey", None, "whatever protostack= says"),), hidden=True)
 def stackmanager_command(host: Host, args: Args) -> int:
     """`ipsec _stackmanager ACTION`: 0, 1 when it can't be done, 4 when not root."""
@@ -9874,6 +9874,299 @@ def updown_command(host: Host, args: Args) -> int:
         raise Failure(f"_updown: no support for the IPsec stack {quote(stack)}", 3, "this is for Linux's XFRM")
     updown = Updown(host, Routing(host), args.value("--route"), args.value("--iproute"))
     return updown.run(host.env.get("PLUTO_VERB", ""))
+
+
+# --- manual and completion -------------------------------------------------------------------------------------------
+
+# mdoc(7), as much of it as our pages use: what a macro puts around its arguments, and those that take the whole rest
+MDOC_INLINE = {"Ar": "", "Cm": "", "Dv": "", "Ev": "", "Fl": "-", "Ic": "", "Li": "", "Nm": "", "No": "", "Pa": "",
+               "Va": "", "Xr": "", "Ql": "\"", "Op": "[]", "Pq": "()", "Ns": "", "Oo": "", "Oc": ""}
+MDOC_CLOSING = (".", ",", ":", ";", ")", "]", "?", "!")
+MANUAL_WIDTH = 78
+
+
+def unescaped(text: str) -> str:
+    """Text of a manual page without the escapes that our pages use."""
+    import re
+    return re.sub(r"\\(&|f[A-Z]|-|e)", lambda found: {"-": "-", "e": "\\"}.get(found[1], ""), text)
+
+
+def mdoc_text(line: str, name: str) -> str:
+    """The text of a line of mdoc(7); `name` is what a lone .Nm stands for."""
+    import re
+    words = [quoted or bare for quoted, bare in re.findall(r'"([^"]*)"|([^\s"]+)', unescaped(line))]
+    pieces: list[str] = []
+    glued = True
+
+    def put(text: str) -> None:
+        nonlocal glued
+        if pieces and (glued or text in MDOC_CLOSING):
+            pieces[-1] += text
+        else:
+            pieces.append(text)
+        glued = text in ("(", "[")
+
+    while words:
+        macro = words.pop(0)
+        if macro not in MDOC_INLINE:
+            put(macro)
+            continue
+        if macro in ("Ns", "Oo", "Oc"):
+            glued = glued or macro != "Oo"
+            if macro != "Ns":
+                put("[" if macro == "Oo" else "]")
+            continue
+        around = MDOC_INLINE[macro]
+        least = 2 if macro == "Xr" else len(line) if around in ("[]", "()") else 1
+        taken: list[str] = []
+        while words and (len(taken) < least or words[0] not in (*MDOC_INLINE, *MDOC_CLOSING)):
+            taken.append(words.pop(0))
+            if least == 1 and taken[-1] in MDOC_INLINE:
+                words.insert(0, taken.pop())
+                break
+        if around in ("[]", "()"):
+            tail: list[str] = []
+            while taken and taken[-1] in MDOC_CLOSING:
+                tail.insert(0, taken.pop())
+            inner = " ".join(f'"{word}"' if " " in word else word for word in taken)
+            put(around[0] + mdoc_text(inner, name) + around[1])
+            words = tail
+        elif macro == "Xr":
+            put(f"{taken[0]}({taken[1]})")
+        elif macro == "Ql":
+            put(f'"{" ".join(taken)}"')
+        elif macro == "Fl":
+            while words and words[0] not in MDOC_INLINE and (words[0] != "." or len(words) > 1):
+                taken.append(words.pop(0))
+            for flag in taken:
+                put(flag if flag in (*MDOC_CLOSING, "|") else f"-{flag}")
+        else:
+            for word in taken or ["file ..." if macro == "Ar" else name]:
+                put(word)
+    return " ".join(pieces)
+
+
+def manual_text(page: str) -> str:
+    """A page of ours, in mdoc(7), as text of MANUAL_WIDTH columns."""
+    import textwrap
+    lines: list[str] = []
+    words: list[str] = []  # of the paragraph that is being read
+    name = section = ""
+    lists: list[str] = []
+    term = literal = False
+
+    def flush(end: str = "") -> None:
+        nonlocal term
+        indent = 8 * len(lists) + 8 - 8 * term
+        if words:
+            hang = 8 if section == "SYNOPSIS" else 0
+            lines.extend(textwrap.wrap(" ".join(words), MANUAL_WIDTH, initial_indent=" " * indent,
+                                       subsequent_indent=" " * (indent + hang), break_on_hyphens=False,
+                                       break_long_words=False))
+            words.clear()
+        term = False
+        if end == "\n" and lines and lines[-1]:
+            lines.append("")
+
+    for line in page.splitlines():
+        macro, _, rest = line[1:].partition(" ") if line.startswith(".") else ("", "", line)
+        if literal and macro != "Ed":
+            lines.append(f"{'':16}{unescaped(line)}".rstrip())
+        elif not macro:
+            words.append(unescaped(rest))
+        elif macro == "Dt":
+            lines += [rest.replace(" ", "(") + ")", ""]
+        elif macro in ("Sh", "Ss"):
+            flush("\n")
+            section = rest if macro == "Sh" else section
+            lines.append(rest if macro == "Sh" else f"   {rest}")
+        elif macro == "Pp":
+            flush("\n")
+        elif macro == "Nd":
+            words.append(f"- {rest}")
+        elif macro == "Bl":
+            flush("" if "-compact" in rest else "\n")
+            lists.append(rest)
+        elif macro == "It":
+            flush("" if "-compact" in lists[-1] else "\n")
+            term = True
+            words.append(mdoc_text(rest, name))
+            flush()
+        elif macro == "El":
+            flush("\n")
+            lists.pop()
+        elif macro in ("Bd", "Ed"):
+            flush("\n")
+            literal = macro == "Bd"
+        elif macro == "Dl":
+            flush()
+            lines.append(" " * (16 + 8 * len(lists)) + mdoc_text(rest, name))
+        elif macro in MDOC_INLINE:
+            if macro == "Nm":
+                name = name or rest.partition(" ")[0]
+                if section == "SYNOPSIS":
+                    flush()
+            words.append(mdoc_text(line[1:], name))
+    flush()
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def manual_page(name: str) -> bytes:
+    """A manual page, which is beside us in the archive or in a checkout.  Raises OSError."""
+    loader: Any = globals()["__loader__"]
+    found: bytes = loader.get_data(os.path.join(os.path.dirname(os.path.abspath(__file__)), "man", name))
+    return found
+
+
+@command("man", "[COMMAND]", summary="show the manual page of ipsec or of one of its commands",
+         details="The pages are part of this program. On a terminal man or mandoc shows them where it is installed; "
+                 "otherwise they are plain text.")
+def man_command(host: Host, args: Args) -> int:
+    """`ipsec man [COMMAND]`: 0; 1 for a command that is not there."""
+    name = args.operands[0] if args.operands else ""
+    entry = find_command(name) if name else None
+    if name and entry is None and not program_of(host, name):
+        raise unknown_command(host, name)
+    try:
+        page = manual_page(f"ipsec_{entry.name if entry else name}.8" if name else "ipsec.8")
+    except OSError:
+        if entry is None:
+            raise Failure(f"ipsec man: {name} is a program of libreswan with a page of its own", ERROR,
+                          f"man ipsec_{name}") from None
+        host.print(f"{describe(entry)}\n\nThis command has no page of its own; see also ipsec man.")
+        return OK
+    viewer = next((path for path in map(host.which, ("man", "mandoc"))
+                   if path and os.path.basename(os.path.realpath(path)) not in ("busybox", "toybox")), None)
+    if viewer and sys.stdout.isatty():
+        try:
+            os.dup2(host.memory_file(page), 0)
+            os.lseek(0, 0, os.SEEK_SET)
+        except Missing:
+            viewer = None
+        else:
+            host.exec(viewer, ["-l", "-"] if viewer.endswith("/man") else ["-a"], env=host.env)
+    host.print(manual_text(decode(page)), end="")
+    return OK
+
+
+# What a shell runs to complete a line: it asks us for the words that may stand there, and falls back to file names
+COMPLETIONS = {
+    "bash": """\
+_ipsec() {
+    mapfile -t COMPREPLY < <("$1" completion --line "${COMP_LINE:0:COMP_POINT}" 2>/dev/null)
+}
+complete -o default -F _ipsec ipsec ipsec.pyz
+""",
+    "zsh": """\
+#compdef ipsec ipsec.pyz
+_ipsec() {
+    local -a found
+    found=("${(@f)$("${(Q)words[1]}" completion --words -- "${(@Q)words[2,CURRENT]}" 2>/dev/null)}")
+    if [[ -n $found[1] ]]; then compadd -a found; else _files; fi
+}
+if [[ $funcstack[1] == _ipsec ]]; then _ipsec; else compdef _ipsec ipsec ipsec.pyz; fi
+""",
+    "fish": """\
+function __ipsec_words
+    set -l words (commandline -opc)
+    set -l last (string unescape -- (commandline -ct)); or set last (commandline -ct)
+    set -l found ($words[1] completion --words -- $words[2..-1] "$last" 2>/dev/null)
+    if set -q found[1]
+        printf '%s\\n' $found
+    else
+        __fish_complete_path (commandline -ct)
+    end
+end
+complete -c ipsec -f -a '(__ipsec_words)'
+complete -c ipsec.pyz -f -a '(__ipsec_words)'
+"""}
+
+
+def completions(host: Host, words: Sequence[str]) -> list[str]:
+    """The words that may stand in the place of the last of these, which follow `ipsec` on its command line; empty
+    where a file name may, or nothing is known.  Never fails."""
+    *before, current = words or [""]
+    leaders = {name: option for option in (*GLOBAL_OPTIONS, *SHARED_OPTIONS) for name in option.names.split()}
+    place = 0
+    while place < len(before) and before[place].partition("=")[0] in leaders:
+        metavar = leaders[before[place].partition("=")[0]].metavar or "["
+        place += 1 if "=" in before[place] or metavar.startswith("[") else 2
+    if place > len(before):
+        return []  # the value of a global option
+    if place == len(before):
+        found = [*leaders, "--help", "--version", "--directory"] if current.startswith("-") else command_names(host)
+        return sorted(word for word in found if word.startswith(current))
+    name, *rest = before[place:]
+    entry = find_command(name)
+    if entry is None:
+        return []
+    known = {word: option for option in entry.options or () for word in option.names.split()}
+    last = known.get(rest[-1]) if rest else None
+    option, equals, value = current.partition("=")
+    if last and last.metavar and not last.metavar.startswith("["):
+        kind, start = last.metavar, ""
+    elif equals and option in known:
+        kind, start, current = (known[option].metavar or "").strip("[]"), f"{option}=", value
+    elif current.startswith("-") and "--" not in rest:
+        return sorted(word for word in (*known, "--help") if word.startswith(current))
+    else:
+        kind, start = entry.operands.replace("...", "").strip("[]"), ""
+    if kind.startswith("CONN"):
+        found = [conn.name for conn in Config(host).conns()]
+    elif kind == "COMMAND":
+        found = command_names(host)
+    elif kind == "CHECK":
+        found = list(CHECKS)
+    elif kind.startswith("SHELL"):
+        found = list(COMPLETIONS)
+    else:
+        found = kind.split("|") if "|" in kind else []
+    return sorted({start + word for word in found if word.startswith(current) and "\n" not in word})
+
+
+def line_completions(host: Host, line: str) -> list[str]:
+    """completions() for a command line as bash has it up to the cursor, quoted as they can stand in it."""
+    shlex = need("shlex", "completion")
+    words: list[str] = []
+    quoted = ""
+    for quoted in ("", "'", '"'):  # one of them may be open
+        try:
+            words = shlex.split(line.rstrip("\\") + quoted)
+            break
+        except ValueError:
+            continue
+    if line[-1:].isspace() and not quoted:
+        words.append("")
+    found = completions(host, words[1:])
+    if quoted:
+        return found
+    # to bash what follows one of these is a word of its own
+    done = max(words[-1].rfind(char) for char in "=:") + 1 if words else 0
+    safe = "-_./,+@%:="
+    return ["".join(c if c.isalnum() or c in safe else f"\\{c}" for c in word[done:]) for word in found]
+
+
+@command("completion", "[SHELL] [WORD...]", summary="print what makes bash, zsh or fish complete ipsec's words",
+         options=(
+    Opt("--line", "LINE", "the words that may follow a line of bash, one a line"),
+    Opt("--words", None, "the words that may stand in the place of the last WORD, one a line")),
+         details="For bash: eval \"$(ipsec completion bash)\" in ~/.bashrc. For zsh: the same in ~/.zshrc after "
+         "compinit, or the output as a file _ipsec in a directory of $fpath. For fish: ipsec completion fish | source."
+         "\n\n"
+         "Commands, options and the names of connections are completed, from this program and ipsec.conf.")
+def completion_command(host: Host, args: Args) -> int:
+    """`ipsec completion SHELL`: 0; 2 for a shell that we don't know."""
+    if args.flag("--line") or args.flag("--words"):
+        line = args.value("--line")
+        found = line_completions(host, line) if args.flag("--line") else completions(host, args.operands)
+        host.print("".join(f"{word}\n" for word in found), end="")
+        return OK
+    shell = args.operands[0] if len(args.operands) == 1 else ""
+    if shell not in COMPLETIONS:
+        raise Failure(f"ipsec completion: {quote(shell) if shell else 'SHELL'} is not one of {', '.join(COMPLETIONS)}",
+                      USAGE, suggest(shell, COMPLETIONS))
+    host.print(COMPLETIONS[shell], end="")
+    return OK
 
 
 # =====================================================================================================================

@@ -47,3 +47,54 @@ def test_every_command_has_a_summary_that_is_no_sentence() -> None:
 def test_the_page_of_verify_names_every_check() -> None:
     page = PAGES["verify"]
     assert re.findall(r"^\.It Cm (\S+)$", page, re.MULTILINE) == list(ipsec.CHECKS)
+
+
+def test_the_main_page_names_every_command() -> None:
+    words = (MAN / "ipsec.8").read_text().split()
+    for entry in COMMANDS.values():
+        assert entry.hidden or entry.name in words, entry.name
+
+
+@pytest.mark.parametrize("page", sorted(MAN.glob("*.8")), ids=lambda path: path.stem)
+def test_a_page_as_text_fits_80_columns_and_leaves_no_marks(page: Path) -> None:
+    source = page.read_text()
+    text = ipsec.manual_text(source)
+    literal = {ipsec.mdoc_text(line[4:], "ipsec") for line in source.splitlines() if line.startswith(".Dl ")}
+    for line in text.splitlines():
+        assert len(line) <= 79 or line.strip() in literal, line
+        assert not re.search(r"^\.|\\[&ef-]|\b(Fl|Ar|Op|Pq|Ql|Xr|Ns|Cm|Va|Pa) ", line), line
+    assert text.startswith(page.stem.upper() + "(8)\n\nNAME\n")
+
+
+@pytest.mark.parametrize("name", sorted(name for name, entry in COMMANDS.items() if not entry.hidden))
+def test_help_fits_80_columns(name: str) -> None:
+    for line in ipsec.describe(COMMANDS[name]).splitlines():
+        assert len(line) <= 80 or line.startswith(("Usage:", "Also written:")), line
+
+
+def test_completion_knows_the_registry(tmp_path: Path) -> None:
+    (tmp_path / "ipsec.conf").write_text("config setup\n\nconn tunnel\n\tauto=add\nconn \"two words\"\n\nconn a:b\n")
+    host = ipsec.Host({"IPSEC_EXECDIR": str(tmp_path)}, conf=str(tmp_path / "ipsec.conf"))
+
+    def complete(*words: str) -> list[str]:
+        return ipsec.completions(host, words)
+
+    for entry in COMMANDS.values():
+        assert (entry.name in complete("")) == (not entry.hidden), entry.name
+        offered = complete(entry.name, "-")
+        for option in entry.options or ():
+            assert set(option.names.split()) <= set(offered), (entry.name, option.names)
+    assert {option.key for option in ipsec.GLOBAL_OPTIONS} <= set(complete("-"))
+    assert complete("up", "") == ["a:b", "tunnel", "two words"]
+    assert complete("auto", "--up", "t") == ["tunnel", "two words"]
+    assert complete("--config", "x", "down", "tu") == ["tunnel"]
+    assert complete("--config", "") == [] == complete("barf", "--output", "")
+    assert complete("help", "chec") == sorted(name for name in complete("") if name.startswith("chec"))
+    assert complete("verify", "rp_") == ["rp_filter"]
+    assert complete("completion", "") == sorted(ipsec.COMPLETIONS)
+    assert complete("setup", "st") == ["start", "status", "stop"]
+    assert ipsec.line_completions(host, "ipsec up tw") == ["two\\ words"]
+    assert ipsec.line_completions(host, "ipsec up 'tw") == ["two words"]
+    assert ipsec.line_completions(host, "ipsec up two\\ w") == ["two\\ words"]
+    assert ipsec.line_completions(host, "ipsec up a:") == ["b"]
+    assert ipsec.line_completions(host, "ipsec up ") == ["a:b", "tunnel", "two\\ words"]
