@@ -45,8 +45,11 @@ INTERPRETER = "/usr/bin/python3 -I"
 
 # Bytecode goes into the archive for these, as far as they are found
 TARGETS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
-# How many of them share a file for the rest, see LOADER: the fewer, the faster; the first that SIZE_LIMIT allows
-TOGETHER = (2, 3, 6)
+# Which of them share a file for the rest, see LOADER: the fewer, the faster; the first that SIZE_LIMIT allows.  3.10
+# and 3.11 have different opcodes, so these two share little.
+TOGETHER = ((("3.9", "3.10"), ("3.11", "3.12"), ("3.13", "3.14")),
+            (("3.9", "3.10"), ("3.11", "3.12", "3.13", "3.14")),
+            (TARGETS,))
 
 # Date of all entries of the archive: that of the sources does not matter, the zip format begins in 1980
 EPOCH = int(os.environ.get("SOURCE_DATE_EPOCH", "315532800"))
@@ -251,7 +254,8 @@ import __future__, ast, importlib.util, marshal, re, sys
 def bare(code):
     consts = tuple(bare(each) if isinstance(each, type(code)) else each for each in code.co_consts)
     table = "co_linetable" if hasattr(code, "co_linetable") else "co_lnotab"
-    return code.replace(co_consts=consts, **{table: b""})
+    names = {"co_qualname": code.co_name} if hasattr(code, "co_qualname") else {}
+    return code.replace(co_consts=consts, **{table: b""}, **names)
 
 def emit(body, head=b""):
     flags = __future__.annotations.compiler_flag
@@ -294,11 +298,11 @@ def compiled(python: Path, source: Path, loader: str) -> list[bytes]:
     return parts
 
 
-def bytecode(source: Path, together: int) -> Iterator[tuple[str, bytes]]:
+def bytecode(source: Path, together: Sequence[Sequence[str]]) -> Iterator[tuple[str, bytes]]:
     """The source compiled by every interpreter that is found: names in the archive, and contents."""
     found = interpreters()
-    for first in range(0, len(TARGETS), together):
-        group = [version for version in TARGETS[first:first + together] if version in found]
+    for versions in together:
+        group = [version for version in versions if version in found]
         name = "+".join(map(tag_of, group)) + ".rest"
         rests = []
         for place, version in enumerate(group):
@@ -404,7 +408,7 @@ def write_zip(target: Path, entries: dict[str, bytes]) -> None:
     target.chmod(0o755)
 
 
-def own_files(together: int) -> Iterator[tuple[str, bytes]]:
+def own_files(together: Sequence[Sequence[str]]) -> Iterator[tuple[str, bytes]]:
     """What is ours in the archive, name and content."""
     yield "__main__.py", MAIN.encode()
     yield "ipsec.py", SOURCE.read_bytes()

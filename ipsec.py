@@ -4438,10 +4438,11 @@ def der(tag: int, *contents: bytes) -> bytes:
 
 
 class Parsed(Record):
-    """What of a certificate is asked for: names as text, the end of its validity in seconds since 1970."""
+    """What of a certificate is asked for: names as text, the ends of its validity in seconds since 1970."""
 
     subject: str
     issuer: str
+    begins: int
     expires: int
     is_ca: bool
 
@@ -4455,7 +4456,8 @@ def parse_certificate(data: bytes) -> Parsed:
         fields = list(der_items(data, start, end))
         fields = fields[1:] if fields[0][0] == 0xa0 else fields  # the version
         issuer, validity, subject = fields[2:5]
-        tag, first, last = list(der_items(data, *validity[1:]))[1]
+        begins, expires = (der_time(data[first:last].decode("ascii"), tag == 0x17)
+                           for tag, first, last in der_items(data, *validity[1:]))
         is_ca = False
         for _, outer, stop in (field for field in fields[5:] if field[0] == 0xa3):
             for _, *extension in der_items(data, *next(der_items(data, outer, stop))[1:]):
@@ -4463,8 +4465,7 @@ def parse_certificate(data: bytes) -> Parsed:
                 if data[parts[0][1]:parts[0][2]] == b"\x55\x1d\x13":  # 2.5.29.19
                     inner = list(der_items(data, *next(der_items(data, *parts[-1][1:]))[1:]))
                     is_ca = bool(inner) and inner[0][0] == 1 and data[inner[0][1]] != 0
-        return Parsed(der_name(data, *subject[1:]), der_name(data, *issuer[1:]),
-                      der_time(data[first:last].decode("ascii"), tag == 0x17), is_ca)
+        return Parsed(der_name(data, *subject[1:]), der_name(data, *issuer[1:]), begins, expires, is_ca)
     except (IndexError, StopIteration, RuntimeError):
         raise ValueError("not a certificate") from None
 
@@ -7653,6 +7654,188 @@ def check_nss_files(patient: Patient) -> Iterator[Trouble]:
     lacking = [name for name in ("cert9.db", "key4.db") if not host.exists(f"{host.nssdir}/{name}")]
     if lacking:
         yield "FAIL", "MISSING", f"{host.nssdir} has no {' and no '.join(lacking)}", "ipsec checknss"
+
+
+@check("nss_health", "Checking that the NSS database can be read",
+       "The format of the database's files, and who may enter its directory.",
+       "Pluto ends when it can't open the database; who can write there chooses whom this host trusts.",
+       "ipsec checknss tells more. A directory is closed with chmod 700.")
+def check_nss_health(patient: Patient) -> Iterator[Trouble]:
+    host = patient.host
+    if not host.exists(f"{host.nssdir}/cert9.db") or not host.exists(f"{host.nssdir}/key4.db"):
+        return
+    # by the header that SQLite writes (fileformat2.html, 1.3), as sqlite3 takes longer to import than all the rest
+    for name in ("cert9.db", "key4.db"):
+        path = f"{host.nssdir}/{name}"
+        head = next(host.chunks(path), b"")[:100]
+        size = int.from_bytes(head[28:32], "big") * (int.from_bytes(head[16:18], "big") or 1)
+        if head[:16] != b"SQLite format 3\0" or (head[24:28] == head[92:96] and size > host.stat(path).st_size):
+            yield ("FAIL", "BROKEN", f"{path} is {'cut short' if head[:6] == b'SQLite' else 'not an NSS database'}",
+                   f"mv {host.nssdir} {host.nssdir}.broken, restore a backup or run ipsec initnss")
+    mode = host.stat(host.nssdir).st_mode
+    if mode & 0o022 or host.stat(f"{host.nssdir}/key4.db").st_mode & 0o077:
+        yield "WARN", "OPEN", f"others may read or change what is in {host.nssdir}", f"chmod -R go= {host.nssdir}"
+
+
+@check("certificates", "Checking certificates",
+       "The certificates that connections name and those that have a private key: validity, private key, CA.",
+       "The peer refuses an expired certificate; without its private key or CA no connection comes up.",
+       "Import a new one: ipsec import FILE.p12. ipsec nsslist shows all.")
+def check_certificates(patient: Patient) -> Iterator[Trouble]:
+    host = patient.host
+    if not host.exists(f"{host.nssdir}/cert9.db") or not host.exists(f"{host.nssdir}/key4.db"):
+        return
+    named = any(conn.get(f"{side}cert") for conn in patient.conns for side in ("left", "right"))
+    if not named and b"\x30\x82" not in b"".join(host.chunks(f"{host.nssdir}/cert9.db")):
+        return  # DER certificates begin so: there is none, and no need to import sqlite3
+    base = NssDatabase(host)
+    base.check()
+    listed = base.certificates()
+    held = {one.nickname: one for one in listed}
+    read = {one.nickname: parse_certificate(one.der) for one in listed}
+    used = {}
+    for conn in patient.conns:
+        names = [conn.get(f"{side}cert") for side in ("left", "right") if conn.get(f"{side}cert")]
+        used.update(dict.fromkeys(names, conn.name))
+        lacking = [name for name in names if name not in held]
+        if lacking:
+            yield ("FAIL", "MISSING", f"conn {conn.name} names {quote(lacking[0])}, which the NSS database has not",
+                   "ipsec import FILE.p12")
+        elif names and not any(held[name].has_key for name in names):
+            yield ("FAIL", "NO KEY", f"the database has no private key for {quote(names[0])} of conn {conn.name}",
+                   "ipsec import FILE.p12")
+    subjects = {one.subject for one in read.values() if one.is_ca}
+    now = time.time()
+    for name, one in read.items():
+        if name not in used and not held[name].has_key:
+            continue
+        what = f"the certificate {quote(name)}"
+        day = time.strftime("%Y-%m-%d", time.gmtime(one.expires))
+        if one.expires < now:
+            yield "FAIL", "EXPIRED", f"{what} expired on {day}", "ipsec import FILE.p12"
+        elif one.begins > now:
+            yield ("FAIL", "NOT YET VALID", f"{what} begins on {time.strftime('%Y-%m-%d', time.gmtime(one.begins))}",
+                   "date, to see whether the clock is wrong")
+        elif one.expires < now + 30 * 86400:
+            yield "WARN", "EXPIRES SOON", f"{what} expires on {day}", "ipsec import FILE.p12"
+        if name in used and one.issuer != one.subject and one.issuer not in subjects:
+            yield ("WARN", "NO CA", f"the database has no CA {quote(one.issuer)}, which issued {quote(name)}",
+                   "ipsec import FILE.p12 CA.pem")
+
+
+@check("psk", "Checking that connections have a pre-shared key",
+       "For each connection with authby=secret, an entry of ipsec.secrets for the IDs of its ends.",
+       "Pluto finds no key for the peer, and the IKE SA fails.",
+       'Add the line: LEFTID RIGHTID : PSK "..." and run ipsec secrets.')
+def check_psk(patient: Patient) -> Iterator[Trouble]:
+    host = patient.host
+    name = secrets_file(host, patient.config)
+    if not host.exists(name):
+        return
+    files, problems = secret_files(host, name)
+    if problems:
+        if not host.superuser:
+            next(host.lines(name), "")
+        return  # said already, and what is behind the error is not known
+    groups = [{token.text.lstrip("@").lower() for token in record.ids} for file in files
+              for record, _ in secret_records(host.lines(file)) if record.kind == "psk"]
+    for conn in patient.conns:
+        ways = {conn.get("authby"), conn.get("leftauth"), conn.get("rightauth")}
+        ends = [(conn.get(f"{side}id") or conn.get(side)).strip("[]").lstrip("@").lower() for side in ("left", "right")]
+        if not any("secret" in way for way in ways) or any(not end or end.startswith("%") for end in ends):
+            continue
+        if not any(not ids or ids & {*ends, "%any", "%any6", "0.0.0.0", "::"} for ids in groups):
+            yield ("FAIL", "NO SECRET", f"{name} has no PSK for {quote(ends[0])} or {quote(ends[1])} of conn "
+                   f"{conn.name}", f"vi {name}")
+
+
+@check("secret_modes", "Checking who can read the secrets",
+       "The permissions of ipsec.secrets, of what it includes, and of the password file of the NSS database.",
+       "Whoever knows the keys can be this host, or read what it sends.",
+       "chmod 600 the file.")
+def check_secret_modes(patient: Patient) -> Iterator[Trouble]:
+    host = patient.host
+    names = [secrets_file(host, patient.config), f"{host.confddir}/nsspassword", f"{host.nssdir}/nsspassword"]
+    if host.exists(names[0]) and host.superuser:
+        names += secret_files(host, names[0])[0]
+    for name in dict.fromkeys(names):
+        if host.exists(name) and host.stat(name).st_mode & 0o004:
+            yield "WARN", "READABLE", f"every user of this host can read {name}", f"chmod 600 {name}"
+
+
+@check("overlap", "Checking connections for overlaps",
+       "That no two loaded connections have the same name, or the same networks with different peers.",
+       "The kernel has one policy for a pair of networks: the connection that comes up last takes the other's packets.",
+       "Remove one, narrow its subnets, or set it auto=ignore.")
+def check_overlap(patient: Patient) -> Iterator[Trouble]:
+    seen: dict[object, Conn] = {}
+    for conn in patient.conns:
+        if conn.name in seen:
+            yield ("WARN", "TWICE", f"conn {conn.name} is in {seen[conn.name].file}:{seen[conn.name].line} and in "
+                   f"{conn.file}:{conn.line}", f"vi +{conn.line} {conn.file}")
+        seen.setdefault(conn.name, conn)
+        if any(conn.get(key) for key in ("mark", "mark-out", "vti-interface", "ipsec-interface", "leftprotoport",
+                                         "rightprotoport", "sec-label")):
+            continue  # told apart by more than addresses
+        peers = frozenset((conn.get("left"), conn.get("right")))
+        for one in conn_nets(conn, "left"):
+            for other in conn_nets(conn, "right"):
+                before = seen.setdefault(frozenset((one, other)), conn)
+                if frozenset((before.get("left"), before.get("right"))) != peers:
+                    yield ("WARN", "OVERLAP", f"conn {before.name} and conn {conn.name}: {one} and {other}, but "
+                           "different peers", f"vi +{conn.line} {conn.file}")
+
+
+@check("versions", "Checking that pluto is what is installed",
+       "That the running pluto is the program in libreswan's directory, not one that an update has replaced.",
+       "whack of one release and pluto of another don't understand each other.",
+       "ipsec restart.", live=True)
+def check_versions(patient: Patient) -> Iterator[Trouble]:
+    if patient.pid:
+        program = os.readlink(f"/proc/{patient.pid}/exe")
+        if program.endswith(" (deleted)"):
+            yield ("WARN", "REPLACED", f"pluto runs from {program.removesuffix(' (deleted)')}, which was replaced",
+                   "ipsec restart")
+
+
+@check("fips", "Checking FIPS mode",
+       "That the kernel and the system's crypto-policy agree on FIPS mode.",
+       "Pluto follows the kernel, NSS the policy: algorithms that one offers the other refuses.",
+       "fips-mode-setup --check tells more.")
+def check_fips(patient: Patient) -> Iterator[Trouble]:
+    host = patient.host
+    policy = host.value("/etc/crypto-policies/config").strip()
+    kernel = host.live and host.value("/proc/sys/crypto/fips_enabled").strip() == "1"
+    if host.live and policy and policy.startswith("FIPS") != kernel:
+        yield ("WARN", "MISMATCH", f"the kernel's FIPS mode is {'on' if kernel else 'off'}, the crypto-policy is "
+               f"{policy}", f"fips-mode-setup --{'enable' if kernel else 'disable'}")
+
+
+@check("crypto_policy", "Checking the system's crypto-policy",
+       "On a system with crypto-policies, that ipsec.conf includes the part that is for libreswan.",
+       "Without it pluto offers its own defaults, which the administrator's policy may forbid.",
+       "Put the include line that is named at the top of ipsec.conf.")
+def check_crypto_policy(patient: Patient) -> Iterator[Trouble]:
+    backend = "/etc/crypto-policies/back-ends/libreswan.config"
+    if patient.host.exists(backend) and backend not in patient.config.files:
+        yield ("WARN", "NOT INCLUDED", f"{patient.config.name} does not include {backend}",
+               f"sed -i '1i include {backend}' {patient.config.name}")
+
+
+@check("selinux", "Checking for denials of SELinux",
+       "Messages in /var/log/audit/audit.log that SELinux denied something to pluto, within the last MiB.",
+       "Pluto could not read a file, or make a socket, that it needs; its own log names only the effect.",
+       "ausearch -m avc -c pluto tells what; restorecon mends wrong labels.")
+def check_selinux(patient: Patient) -> Iterator[Trouble]:
+    host, log = patient.host, "/var/log/audit/audit.log"
+    if (host.live and host.value("/sys/fs/selinux/enforce").strip() != "1") or not host.exists(log):
+        return
+    start = max(0, host.stat(log).st_size - (1 << 20))
+    denied = [line for line in split_lines(host.chunks(log, start)) if "type=AVC" in line and "denied" in line
+              and ('comm="pluto"' in line or ":ipsec_t:" in line)]
+    if denied:
+        yield ("WARN", "DENIED", f"SELinux denied pluto something {len(denied)} times: "
+               f"{denied[-1].partition('avc:')[2].strip()[:120]}", "ausearch -m avc -c pluto")
 
 
 def findings(host: Host, timeout: float, names: Collection[str] = ()) -> Iterator[Finding]:
