@@ -105,7 +105,6 @@ def routing(checkout: Path) -> Path:
 
 
 def test_pyroute2_works_from_the_archive(routing: Path, alone: list[str]) -> None:
-    assert routing.stat().st_size <= 1_000_000 + 200_000 * (len(build.interpreters()) > 5)
     for python in build.interpreters().values():
         result = run(*alone, python, routing, "linkup")
         assert (result.returncode, result.stdout) == (0, "198.51.100.0\n"), (python, result.stderr)
