@@ -10059,6 +10059,25 @@ def updown_command(host: Host, args: Args) -> int:
     return updown.run(host.env.get("PLUTO_VERB", ""))
 
 
+# Commands that some releases of libreswan, 3.29 to 5.4, have as programs: why one is not here, and the way out
+NOT_HERE = {
+    **dict.fromkeys(("eroute", "klipsdebug", "pf_key", "spi", "spigrp", "tncfg"),
+                    ("is a command of KLIPS, the kernel stack that libreswan dropped in 4.0",
+                     "ipsec look shows what Linux's own stack has")),
+    "portexcludes": ("is a contribution that libreswan's packages leave out", "write conns with type=passthrough"),
+    "unbound": ("is a script of libreswan that is not installed here",
+                "unbound-control set_option ipsecmod-enabled: yes"),
+    "letsencrypt": ("is a script of libreswan 4.0 and later that is not installed here", "ipsec import FILE"),
+    "showroute": ("is a program of libreswan 4.10 and later that is not installed here", "ipsec show ADDRESS"),
+    "eddsasigkey": ("is a program of libreswan 5.4 that is not installed here", "ipsec newhostkey makes other keys"),
+    "rereadcrls": ("is obsolete: revocation lists are fetched, into the NSS database", "ipsec fetchcrls"),
+    "rereadcacerts": ("is obsolete: CAs are in the NSS database", "ipsec import FILE, then ipsec rereadcerts"),
+    **dict.fromkeys(("algparse", "cavp", "asn1check", "dncheck", "enumcheck", "getpeercon_server", "hunkcheck",
+                     "ipcheck", "jambufcheck", "keyidcheck", "timecheck", "vendoridcheck"),
+                    ("is a self-test of libreswan that is not installed here", "")),
+}
+
+
 # --- manual and completion -------------------------------------------------------------------------------------------
 
 # mdoc(7), as much of it as our pages use: what a macro puts around its arguments, and those that take the whole rest
@@ -10504,6 +10523,8 @@ def unknown_command(host: Host, name: str) -> Failure:
     if "/" in name or name in (".", "..", ""):
         return Failure(f"ipsec: {quote(name)} is not a command name", ERROR, "a path is never run; see ipsec --help")
     known = command_names(host)
+    if name in NOT_HERE:
+        return Failure(f"ipsec {name}: {NOT_HERE[name][0]}", ERROR, NOT_HERE[name][1])
     return Failure(f"ipsec: unknown IPsec command {quote(name)}", ERROR,
                    suggest(name, known) or '"ipsec --help" for list')
 
