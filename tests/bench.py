@@ -160,8 +160,15 @@ def verify() -> Iterator[Figure]:
         yield ratio("verify : ipsec verify 4.10", 0.5, mine, other)
 
 
+def look() -> Iterator[Figure]:
+    """The short report against that of libreswan 4.10."""
+    with gateway() as machine:
+        mine, other, _ = medians([PYTHON, PYZ, "look"], ["ipsec", "look"], machine)
+        yield ratio("look : ipsec look 4.10", 0.5, mine, other)
+
+
 ROWS: dict[str, Callable[[], Iterator[Figure]]] = {"start": start, "barf": barf, "canaries": canaries,
-                                                "status": status, "trusts": trusts, "verify": verify}
+                                                "status": status, "trusts": trusts, "verify": verify, "look": look}
 
 
 def main() -> None:
