@@ -11,14 +11,17 @@
 Standard library only.  What is needed besides is pinned by version and hash in vendor/*.txt, fetched once into
 vendor/wheels, and installed into .venv.
 
-How the archive starts (bytecode and sys.path) is in MAIN and LOADER below.
+How the archive starts (bytecode and sys.path) is in MAIN and LOADER below; what is loaded for a command, in needs().
 """
 from __future__ import annotations
+import __future__
 
 import argparse
 import ast
+import dis
 import glob
 import hashlib
+import marshal
 import os
 import re
 import shutil
@@ -27,9 +30,11 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Callable
+from types import CodeType
+from typing import Any, Callable
 
 TOP = Path(__file__).resolve().parent
 VENDOR = TOP / "vendor"
@@ -45,17 +50,23 @@ INTERPRETER = "/usr/bin/python3 -I"
 
 # Bytecode goes into the archive for these, as far as they are found
 TARGETS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
-# Which of them share a file for the rest, see LOADER: the fewer, the faster; the first that SIZE_LIMIT allows.  3.10
-# and 3.11 have different opcodes, so these two share little.
-TOGETHER = ((("3.9", "3.10"), ("3.11", "3.12"), ("3.13", "3.14")),
-            (("3.9", "3.10"), ("3.11", "3.12", "3.13", "3.14")),
-            (TARGETS,))
+# Which of them share a file for the rest, see LOADER: the fewer, the faster.  3.10 and 3.11 have different opcodes, so
+# these two share little.  The first row that SIZE_LIMIT allows is taken; in the last one there is none of 3.10.
+TOGETHER = ((("3.9", "3.10"), ("3.11", "3.12", "3.13", "3.14")),
+            (TARGETS,),
+            (("3.9", "3.11", "3.12", "3.13", "3.14"),))
 
 # Date of all entries of the archive: that of the sources does not matter, the zip format begins in 1980
 EPOCH = int(os.environ.get("SOURCE_DATE_EPOCH", "315532800"))
 
-# The sections of ipsec.py that its dispatch needs: they are loaded at every start, the others for one of their commands
+# The sections of ipsec.py that its dispatch needs: they are loaded at every start, of the others what a command needs
 FRONT = (1, 2, 10, 12)
+
+# Of marshal, what all interpreters can read
+FORMAT = 2
+
+# Of what these need of the rest there are blocks of its own: when a block has anything for a command, all is inflated
+BLOCKS_FOR = ("verify", "barf", "look", "_updown")
 
 # The archive's __main__.py.  Every start compiles it, so it is short; the loader of the rest is in the bytecode.
 # It is stored, not compressed: zlib may be a module of the library too, and is to come from a clean path.
@@ -95,22 +106,26 @@ else:
 module.main()
 '''
 
-# In the archive this takes the place of ipsec.py's load_rest().  A file of the rest holds, statement by statement, the
+# In the archive this takes the place of ipsec.py's load_rest().  A file of the rest begins with what each command needs
+# of it, see needs(); then come the blocks, each compressed by itself.  A block has, statement by statement, the
 # bytecode of some interpreters side by side: they are much alike, and compress to little more than one of them.
 LOADER = '''\
-def load_rest():
-    global load_rest
-    load_rest = int  # does nothing from now on
+def load_rest(name="", done=[0]):
     import gc
     from marshal import loads
-    data = memoryview(__loader__.get_data(__loader__.archive + "/bytecode/{name}"))
-    begin = turn = 0
+    from zlib import decompress
     gc.disable()
-    while begin < len(data):
-        end = begin + 4 + int.from_bytes(data[begin:begin + 4], "big")
-        if turn == {place}:
-            exec(loads(data[begin + 4:end]), globals())
-        begin, turn = end, (turn + 1) % {of}
+    index, *blocks = loads(__loader__.get_data(__loader__.archive + "/bytecode/{name}"))
+    needs, members = loads(decompress(index))
+    wanted = needs.get(name, -1) & ~done[0]
+    done[0] |= wanted
+    found = []
+    for numbers, block in zip(members, blocks):
+        if any(wanted >> number & 1 for number in numbers):
+            found += [(number, codes[{place}]) for number, codes in zip(numbers, loads(decompress(block)))
+                      if wanted >> number & 1]
+    for number, code in sorted(found):
+        exec(loads(code), globals())
     gc.enable()
 '''
 
@@ -249,78 +264,155 @@ def tag_of(version: str) -> str:
 # of functions, the tables of line numbers (an internal error names its function and where that begins).  Sets in the
 # code keep the order of their hashes, so that is fixed; -I would ignore the variable that does it.
 COMPILE = """
-import __future__, ast, importlib.util, marshal, re, sys
+import __future__, ast, importlib.util, marshal, sys
 
 def bare(code):
     consts = tuple(bare(each) if isinstance(each, type(code)) else each for each in code.co_consts)
     table = "co_linetable" if hasattr(code, "co_linetable") else "co_lnotab"
-    names = {"co_qualname": code.co_name} if hasattr(code, "co_qualname") else {}
-    return code.replace(co_consts=consts, **{table: b""}, **names)
+    names = {"co_qualname": ""} if hasattr(code, "co_qualname") else {}
+    return code.replace(co_consts=consts, co_filename="", **{table: b""}, **names)
 
-def emit(body, head=b""):
+def dump(value):
+    # as version 2 of marshal's format, which has no references: so the interpreters' dumps are more alike.  It does
+    # not know slices, which are constants since 3.14.
+    if isinstance(value, tuple):
+        return b"(" + len(value).to_bytes(4, "little") + b"".join(map(dump, value))
+    if isinstance(value, slice):
+        return b":" + b"".join(map(dump, (value.start, value.stop, value.step)))
+    data = marshal.dumps(value.replace(co_consts=()) if isinstance(value, type(dump.__code__)) else value, 2)
+    if isinstance(value, type(dump.__code__)):
+        # some numbers and the bytecode come first
+        place = 1 + 4 * (5 if hasattr(value, "co_exceptiontable") else 6) + len(marshal.dumps(value.co_code, 2))
+        data = data[:place] + dump(value.co_consts) + data[place + len(marshal.dumps((), 2)):]
+    return data
+
+def compiled(body):
     flags = __future__.annotations.compiler_flag
-    code = compile(ast.Module(body, []), "ipsec.py", "exec", flags=flags, dont_inherit=True, optimize=2)
-    data = head + marshal.dumps(bare(code))
-    sys.stdout.buffer.write(len(data).to_bytes(4, "big") + data)
+    return bare(compile(ast.Module(body, []), "ipsec.py", "exec", flags=flags, dont_inherit=True, optimize=2))
 
 source, loader, *front = sys.argv[1:]
-source = open(source, encoding="utf-8").read()
-banners = [(number, line[2:].partition(".")[0]) for number, line in enumerate(source.splitlines(), 1)
-           if re.match(r"# \\d+\\. ", line)]
-tree = ast.parse(source)
+tree = ast.parse(open(source, encoding="utf-8").read())
 for node in ast.walk(tree):
     if isinstance(node, ast.arg):
         node.annotation = None
     elif isinstance(node, ast.FunctionDef):
         node.returns = None
 first, rest = [], []
-for statement in tree.body:
-    if isinstance(statement, ast.ImportFrom) and statement.module == "__future__":
-        continue  # emit() has it; importing the module would cost every start 0.1 ms
-    section = max(((line, name) for line, name in banners if line < statement.lineno), default=(0, front[0]))[1]
-    (first if section in front else rest).append(statement)
-emit(first + ast.parse(loader).body, importlib.util.MAGIC_NUMBER)
-for statement in rest:
-    emit([statement])
+for statement in tree.body[2:]:  # without the docstring and __future__, which compiled() has; importing it would cost every start 0.1 ms
+    (first if str(statement.lineno) in front else rest).append(statement)
+marshal.dump([importlib.util.MAGIC_NUMBER + marshal.dumps(compiled(first + ast.parse(loader).body)),
+              *(dump(compiled([statement])) for statement in rest)], sys.stdout.buffer)
 """
+
+
+def parted(source: Path) -> tuple[list[ast.stmt], list[ast.stmt]]:
+    """The statements of the program: those of the sections in FRONT, and the rest."""
+    text = source.read_text()
+    section, sections = FRONT[0], []
+    for line in text.splitlines():
+        if banner := re.match(r"# (\d+)\. ", line):
+            section = int(banner[1])
+        sections.append(section in FRONT)
+    _, _, *body = ast.parse(text).body  # without the docstring and the import from __future__
+    return ([statement for statement in body if sections[statement.lineno - 1]],
+            [statement for statement in body if not sections[statement.lineno - 1]])
+
+
+def globals_of(code: CodeType) -> Iterator[str]:
+    """The global names that a code object uses, and those within it."""
+    for instruction in dis.get_instructions(code):
+        if "GLOBAL" in instruction.opname or instruction.opname == "LOAD_NAME":
+            yield instruction.argval
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from globals_of(inner)
+
+
+def needs(source: Path) -> dict[str, int]:
+    """Which statements of the rest a command needs, as the bits of a number, by each name of the command.
+
+    A statement needs those that bind the names it uses, and those that add to a table, list or set that it binds (as
+    a decorator does).  To see who adds to what, the program is loaded here, statement by statement.  What the front
+    uses of the rest does not count: it calls load_rest() before.
+    """
+    front, rest = parted(source)
+    module: dict[str, Any] = {"__name__": "ipsec", "__annotations__": {}}
+    commands: dict[str, int] = {}
+    binds: dict[str, set[int]] = {}
+    uses: dict[int, set[str]] = {}
+    added: dict[int, set[int]] = {}
+    for statement in sorted([*front, *rest], key=lambda statement: statement.lineno):
+        before, before_commands = dict(module), set(module.get("COMMANDS", ()))
+        sizes = {name: len(value) for name, value in before.items() if isinstance(value, (dict, list, set))}
+        code = compile(ast.Module([statement], []), source.name, "exec", dont_inherit=True, optimize=2,
+                       flags=__future__.annotations.compiler_flag)
+        exec(code, module)
+        if statement in front:
+            continue
+        number = rest.index(statement)
+        uses[number] = set(globals_of(code))
+        commands.update((name, number) for name in module.get("COMMANDS", ()) if name not in before_commands)
+        for name, value in module.items():
+            if name not in before or value is not before[name]:
+                binds.setdefault(name, set()).add(number)
+            elif name in sizes and len(value) > sizes[name]:
+                for owner in binds.get(name, ()):
+                    added.setdefault(owner, set()).add(number)
+    found = {}
+    for name, number in commands.items():
+        needed, new = set(), {number}
+        while new:
+            needed |= new
+            new = {other for one in new for other in added.get(one, set()).union(
+                *(binds.get(used, set()) for used in uses[one]))} - needed
+        found[name] = sum(1 << one for one in needed)
+    return found
 
 
 def compiled(python: Path, source: Path, loader: str) -> list[bytes]:
     """The source compiled by one interpreter: what is loaded at the start, with its magic number, then the rest."""
-    words = [str(python), "-s", "-S", "-X", "no_debug_ranges", "-c", COMPILE, str(source), loader, *map(str, FRONT)]
+    front = [str(statement.lineno) for statement in parted(source)[0]]
+    words = [str(python), "-s", "-S", "-X", "no_debug_ranges", "-c", COMPILE, str(source), loader, *front]
     data = subprocess.run(words, env={"PYTHONHASHSEED": "0", "PATH": "/usr/bin:/bin"}, check=True,
                           stdout=subprocess.PIPE).stdout
-    parts = []
-    while data:
-        end = 4 + int.from_bytes(data[:4], "big")
-        parts.append(data[:end])
-        data = data[end:]
-    return parts
+    return marshal.loads(data)  # type: ignore[no-any-return]
 
 
 def bytecode(source: Path, together: Sequence[Sequence[str]]) -> Iterator[tuple[str, bytes]]:
     """The source compiled by every interpreter that is found: names in the archive, and contents."""
     found = interpreters()
+    needed = needs(source)
+    members: dict[tuple[int, ...], list[int]] = {}
+    for number in range(len(parted(source)[1])):
+        members.setdefault(tuple(needed[name] >> number & 1 for name in BLOCKS_FOR), []).append(number)
     for versions in together:
         group = [version for version in versions if version in found]
         name = "+".join(map(tag_of, group)) + ".rest"
         rests = []
         for place, version in enumerate(group):
-            front, *rest = compiled(found[version], source, LOADER.format(name=name, place=place, of=len(group)))
-            yield f"bytecode/{tag_of(version)}.front", front[4:]
+            front, *rest = compiled(found[version], source, LOADER.format(name=name, place=place))
+            yield f"bytecode/{tag_of(version)}.front", front
             rests.append(rest)
         if group:
-            yield f"bytecode/{name}", b"".join(part for side_by_side in zip(*rests) for part in side_by_side)
+            side_by_side = list(zip(*rests))
+            blocks = [packed([side_by_side[number] for number in numbers]) for numbers in members.values()]
+            yield f"bytecode/{name}", marshal.dumps([packed((needed, list(members.values()))), *blocks], FORMAT)
 
 
-def say_interpreters() -> None:
+def packed(value: Any) -> bytes:
+    """A value as all interpreters can read it, compressed."""
+    deflate = zlib.compressobj(9, memLevel=9)
+    return deflate.compress(marshal.dumps(value, FORMAT)) + deflate.flush()
+
+
+def say_interpreters(versions: Collection[str]) -> None:
     """Tell for which interpreters there is bytecode."""
     found = interpreters()
-    for version, python in found.items():
-        say(f"bytecode for CPython {version} by {python}")
-    missing = [version for version in TARGETS if version not in found]
-    if missing:
-        say(f"no CPython {', '.join(missing)} here: from the source there")
+    for version in TARGETS:
+        if version in versions:
+            say(f"bytecode for CPython {version} by {found[version]}")
+        else:
+            say(f"{'no room for bytecode of' if version in found else 'no'} CPython {version}: from the source there")
 
 
 # --- the archive ----------------------------------------------------------------------------------------------------
@@ -357,7 +449,6 @@ def embed(library: Path, names: Sequence[str], target: Path) -> None:
 
 def make_archive(target: Path) -> None:
     """Write the archive.  Runs in .venv, where shiv is."""
-    say_interpreters()
     with tempfile.TemporaryDirectory() as scratch:
         packages, library = Path(scratch, "packages"), Path(scratch, "library")
         packages.mkdir()
@@ -369,6 +460,7 @@ def make_archive(target: Path) -> None:
             pack(target, packages, dict(own_files(together)), Path(scratch, "packed"))
             if target.stat().st_size <= SIZE_LIMIT:
                 break
+    say_interpreters(interpreters().keys() & set().union(*together))
 
 
 def pack(target: Path, packages: Path, own: dict[str, bytes], packed: Path) -> None:
@@ -403,7 +495,8 @@ def write_zip(target: Path, entries: dict[str, bytes]) -> None:
                 entry = zipfile.ZipInfo(name, time.gmtime(EPOCH)[:6])
                 entry.create_system = 3  # Unix: the modes count
                 entry.external_attr = 0o100644 << 16
-                entry.compress_type = zipfile.ZIP_STORED if name == "__main__.py" else zipfile.ZIP_DEFLATED
+                stored = name == "__main__.py" or name.endswith(".rest")  # the latter is compressed in itself
+                entry.compress_type = zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED
                 archive.writestr(entry, entries[name], compresslevel=9)
     target.chmod(0o755)
 

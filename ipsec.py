@@ -11,7 +11,8 @@ Read from top to bottom; a later section uses earlier ones, never the other way 
    5. Kernel                  11. Commands
    6. Whack                   12. Dispatch
 
-Sections 1, 2, 10 and 12 need no others to start: the archive loads those first, the rest for a command that is there.
+Sections 1, 2, 10 and 12 need no others to start: the archive loads those first, then what the command needs of the rest
+(build.py finds that out by the names that are used, so don't look one up by a string).
 
 Imports are rationed: every `ipsec` on a gateway pays for them, and the smallest hosts (python3-minimal) lack half of
 the standard library.  At import time only what the interpreter has loaded anyway; the rest where it is used.
@@ -10387,11 +10388,11 @@ GLOBAL_OPTIONS = (
 )
 
 
-def load_rest() -> None:
-    """Have every command registered.
+def load_rest(name: str = "") -> None:
+    """Have the command of that name registered, and all when there is none or no name is given.
 
-    The archive begins with the sections that dispatch needs, and puts a loader of the others in this place (build.py);
-    as a plain file the program is whole.
+    The archive begins with the sections that dispatch needs, and puts a loader of the others in this place (build.py):
+    for a command it loads what that needs.  As a plain file the program is whole.
     """
 
 
@@ -10504,7 +10505,7 @@ def find_command(name: str) -> Command | None:
     """The built-in command of that name, which may be written with two leading dashes as in 5.x."""
     bare = name[2:] if name.startswith("--") else name
     if name not in COMMANDS and bare not in COMMANDS:
-        load_rest()
+        load_rest(bare)
     return COMMANDS.get(name) or COMMANDS.get(bare)
 # Those of 5.x that may stand before the command as well as after it
 SHARED_OPTIONS = (ASYNC_OPTION, REMOTE_HOST_OPTION, UTC_OPTION, VERBOSE_OPTION, DRY_RUN_OPTION, NATIVE_OPTION)

@@ -276,3 +276,51 @@ exec env -i "$0" "$1" barf --section version --section nftables --section uptime
     environment = {"HOME": str(home), "TMPDIR": str(home), "PATH": "/usr/bin:/bin"}
     run(PYTHON, pyz, "barf", env=environment, cwd=home, check=True)
     assert os.listdir(home) == []
+
+
+WITHOUT = """
+import builtins, dis, runpy, sys, types
+archive, name = sys.argv[1:]
+sys.path.insert(0, archive)
+import os
+os._exit = lambda status: None
+sys.argv = ["ipsec", "--directory"]
+runpy.run_path(archive, run_name="__main__")
+module = sys.modules["ipsec"]
+known = set(vars(module))
+module.load_rest(name)
+loaded = vars(module)
+assert name in module.COMMANDS, "not registered"
+
+def used(code):
+    for each in dis.get_instructions(code):
+        if "GLOBAL" in each.opname:
+            yield each.argval
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            yield from used(inner)
+
+def codes(value):
+    if isinstance(value, types.FunctionType):
+        yield value.__code__
+    elif isinstance(value, (staticmethod, classmethod)):
+        yield value.__func__.__code__
+    elif isinstance(value, property):
+        yield value.fget.__code__
+    elif isinstance(value, type) and value.__module__ == "ipsec":
+        for each in vars(value).values():
+            yield from codes(each)
+
+values = [value for name, value in list(loaded.items()) if name not in known]
+values += [entry.function for entry in set(module.COMMANDS.values())]
+missing = {name for value in values for code in codes(value) for name in used(code)} - set(loaded) - set(dir(builtins))
+print(len(values), *sorted(missing))
+"""
+
+
+@pytest.mark.parametrize("name", sorted(build.needs(build.SOURCE)))
+def test_what_a_command_needs_is_loaded_for_it(pyz: Path, name: str) -> None:
+    """All global names that are used by what is loaded for a command are there, and it is not everything."""
+    said = run(PYTHON, "-I", "-c", WITHOUT, pyz, name, check=True).stdout.splitlines()[-1].split()
+    assert said[1:] == []
+    assert int(said[0]) < 550, "all is loaded, so nothing is proved"
