@@ -15,7 +15,8 @@ Sections 1, 2, 10 and 12 need no others to start: the archive loads those first,
 (build.py finds that out by the names that are used, so don't look one up by a string).
 
 Imports are rationed: every `ipsec` on a gateway pays for them, and the smallest hosts (python3-minimal) lack half of
-the standard library.  At import time only what the interpreter has loaded anyway; the rest where it is used.
+the standard library.  At import time only what the interpreter has loaded anyway; the rest where it is used.  Of socket
+and sqlite3 we import the half that is in C (_socket, _sqlite3) where that does: it loads in a tenth of the time.
 """
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ import time
 
 TYPE_CHECKING = False  # typing costs 3 ms and is not needed at run time
 if TYPE_CHECKING:
+    import _socket
     import re
-    import socket
     import subprocess
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from types import ModuleType
@@ -360,7 +361,6 @@ class Host:
 
     def glob(self, pattern: str) -> list[str]:
         """The sorted existing names that match, as glob(3): `*` crosses no `/` and leaves leading dots out."""
-        import fnmatch
         head, tail = os.path.split(pattern)
         parents = [head] if not any(c in head for c in "*?[") else self.glob(head)
         found = []
@@ -373,8 +373,14 @@ class Host:
                 names = self.listdir(parent or ".")
             except OSError:
                 continue
+            first, star, last = tail.partition("*")
+            if not star or any(c in first + last for c in "*?["):  # else without fnmatch, which takes 5 ms to import
+                import fnmatch
+                names = [name for name in names if fnmatch.fnmatchcase(name, tail)]
+                first = last = ""
             found += [os.path.join(parent, name) for name in names
-                      if fnmatch.fnmatchcase(name, tail) and (tail.startswith(".") or not name.startswith("."))]
+                      if name.startswith(first) and name.endswith(last) and len(name) >= len(first + last)
+                      and (tail.startswith(".") or not name.startswith("."))]
         return found
 
     def write(self, name: str, text: str) -> None:
@@ -600,25 +606,33 @@ class Host:
     def stream(self, argv: Sequence[str], *, hint: str = "") -> Iterator[bytes]:
         """Run a program and give its output (both kinds) piece by piece.  Raises Missing, and Failure when it failed.
 
-        It has no timeout of its own: it is for report sections, which are ended from outside.
+        It has no timeout of its own: it is for report sections, which are ended from outside.  Not through subprocess,
+        which takes longer to import than most of these programs take.
         """
-        import subprocess
         path = self.resolve(argv[0], hint)
-        child = subprocess.Popen([path, *argv[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                 stderr=subprocess.STDOUT, env=self.child_env(), start_new_session=True)
-        assert child.stdout is not None
-        self.children.add(child.pid)
-        fd = child.stdout.fileno()
+        reader, writer = os.pipe()
         try:
-            while data := os.read(fd, READ_CHUNK):
-                yield data
-            status = child.wait()
+            # the signals are SIGPIPE and SIGXFSZ, see exec()
+            child = os.posix_spawn(path, [path, *argv[1:]], self.child_env(), setsid=True, setsigdef=(13, 25),
+                                   file_actions=[(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                                                 *((os.POSIX_SPAWN_DUP2, writer, fd) for fd in (1, 2))])
+        except OSError as error:
+            os.close(reader)
+            raise Failure(f"{path}: {error.strerror}", NOT_EXECUTABLE, hint) from None
         finally:
-            if child.poll() is None:
-                self._end(child.pid)
-                child.wait()
-            self.children.discard(child.pid)
-            child.stdout.close()
+            os.close(writer)
+        self.children.add(child)
+        status = None
+        try:
+            while data := os.read(reader, READ_CHUNK):
+                yield data
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        finally:
+            if status is None:
+                self._end(child)
+                os.waitpid(child, 0)
+            self.children.discard(child)
+            os.close(reader)
         if status:
             raise Failure(f"{os.path.basename(path)} ended with status {status if status > 0 else SIGNALLED - status}")
 
@@ -667,12 +681,12 @@ class Host:
 
     # --- sockets ----------------------------------------------------------------------------------------------------
 
-    def netlink(self, family: int, timeout: float = 10.0) -> socket.socket:
+    def netlink(self, family: int, timeout: float = 10.0) -> _socket.socket:
         """A bound netlink socket of the family (NETLINK_ROUTE 0, NETLINK_XFRM 6, NETLINK_NETFILTER 12, …: netlink(7)).
 
         Raises OSError: the kernel lacks the family, or the caller may not.
         """
-        import socket
+        import _socket as socket
         link = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
         try:
             link.settimeout(timeout)
@@ -682,9 +696,9 @@ class Host:
             raise
         return link
 
-    def connect(self, name: str, kind: int, timeout: float | None) -> socket.socket:
+    def connect(self, name: str, kind: int, timeout: float | None) -> _socket.socket:
         """A Unix socket of the kind (SOCK_STREAM, SOCK_SEQPACKET) connected to `name`.  Raises OSError."""
-        import socket
+        import _socket as socket
         link = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC)
         try:
             link.settimeout(timeout)
@@ -1186,18 +1200,21 @@ class Redactor:
             yield printable(text)
 
     def _mask_values(self, text: str) -> str:
-        import re
         if self._sorted is None:
             self._sorted = sorted(self._values, key=len, reverse=True)
             self._dumped = "".join(f"{digits}\n" for group in self._digits.values() for digits in group)
             self._runs = {}
             if len(self._sorted) > MANY_VALUES:
+                import re
                 for value in self._sorted:
                     run = max(re.findall(WORD_RUN, value), key=len, default="")
                     self._runs.setdefault(run, []).append(value)
-            words = "|".join(re.escape(word) for word in sorted(self._words, key=len, reverse=True))
-            self._word_pattern = re.compile(f"(?<![A-Za-z0-9])(?:{words})(?![A-Za-z0-9])") if words else None
+            if self._words:
+                import re
+                words = "|".join(re.escape(word) for word in sorted(self._words, key=len, reverse=True))
+                self._word_pattern = re.compile(f"(?<![A-Za-z0-9])(?:{words})(?![A-Za-z0-9])")
         if self._runs:
+            import re
             # one look at each word of the text instead of one search for each value
             hits = set(re.findall(WORD_RUN, text)) & self._runs.keys()
             values = sorted((value for run in (*hits, "") for value in self._runs.get(run, ())), key=len, reverse=True)
@@ -1217,17 +1234,23 @@ class Redactor:
                                              for digits in self._digits.get(row[place:place + 8], ()))
         return f"{found[1]}{MASK}" if known else found[0]
 
-    def _mask_places(self, text: str) -> str:
-        import re
+    def compile(self) -> None:
+        """Make the patterns, once.  Takes longer than many a command, so they are made when a text needs them."""
         if not self._places:
+            import re
             # a row of pluto's dumps, of any length; bytes in a row anywhere
             self._rows = [re.compile(r"^(.*?\|  +|  +)((?:[0-9a-f]{2} {1,2})*[0-9a-f]{2})(?:$|   .*)", re.MULTILINE),
                           re.compile(r"((?<![0-9A-Za-z]))((?:[0-9A-Fa-f]{2}[ :]{1,2}){3,}[0-9A-Fa-f]{2})\b.*")]
             self._places = [re.compile(place, re.IGNORECASE) for place in SECRET_PLACES]
+
+    def _mask_places(self, text: str) -> str:
+        if self._digits:
+            self.compile()
         lines = text.split("\n")
         for number, line in enumerate(lines):
             lowered = line.lower()
             if any(hint in lowered for hint in PLACE_HINTS):
+                self.compile()
                 for place in self._places:
                     line = place.sub(mask_place, line)
                 lines[number] = line
@@ -1902,13 +1925,14 @@ def exchange(host: Host, family: int, *packets: Sequence[tuple[int, int, bytes]]
     Raises OSError with the kernel's reason, unless it is one of those ignored, and what was asked for as the file
     name; TimedOut.
     """
-    import socket
+    import _socket as socket
     import struct
     header = struct.Struct("=IHHII")
     name = NETLINK_TABLES.get(family, f"netlink family {family}")
     changed, number, awaited = False, 0, 0
     try:
-        with host.netlink(family) as link:
+        link = host.netlink(family)
+        try:
             for packet in packets:
                 data = b""
                 for kind, flags, body in packet:
@@ -1941,6 +1965,8 @@ def exchange(host: Host, family: int, *packets: Sequence[tuple[int, int, bytes]]
                         elif answered == awaited:
                             yield buffer, start + 16, start + length
                         start += (length + 3) & ~3
+        finally:
+            link.close()
     except socket.timeout:
         raise TimedOut(f"{name}: no answer") from None
     except OSError as error:
@@ -2031,7 +2057,7 @@ class Remembered(dict):  # type: ignore[type-arg]
 
 def ip_text(data: bytes) -> str:
     """An IP address, 4 or 16 bytes, as text; other bytes in hexadecimal."""
-    import socket
+    import _socket as socket
     if len(data) not in (4, 16):
         return data.hex()
     return socket.inet_ntop(AF_INET if len(data) == 4 else AF_INET6, data)
@@ -2039,7 +2065,7 @@ def ip_text(data: bytes) -> str:
 
 def link_names(host: Host) -> dict[int, str]:
     """The names of the interfaces by index."""
-    import socket
+    import _socket as socket
     try:
         return {index: printable(name) for index, name in socket.if_nameindex()}
     except OSError:
@@ -2424,7 +2450,7 @@ class State(Record):
 
 def within(address: str, prefix: str) -> bool:
     """True when the address lies in `network/bits`; never across families."""
-    import socket
+    import _socket as socket
     network, _, bits = prefix.partition("/")
     family = AF_INET6 if ":" in network else AF_INET
     if (":" in address) != (family == AF_INET6):
@@ -3144,7 +3170,7 @@ def list_sockets(host: Host, ports: Sequence[int], pid: int | None = None,
 
     The kernel walks a large table for each of the two of TCP: some 4 ms, however few sockets there are.
     """
-    import socket
+    import _socket as socket
     for protocol in protocols:
         try:
             lines = host.lines(f"/proc/{pid or 'self'}/net/{protocol}")
@@ -3215,7 +3241,7 @@ class Conversation:
 
     def __init__(self, host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
         """Raises NoPluto, TimedOut."""
-        import socket
+        import _socket as socket
         if not host.live:
             raise NoPluto(f"the pluto of the system under {host.root} can't be asked")
         self.name = host.ctlsocket
@@ -3277,7 +3303,7 @@ class Conversation:
 
         Raises NoPluto when the reply is cut or is none, TimedOut.
         """
-        import socket
+        import _socket as socket
         rest = b""
         self.link.settimeout(self.left)
         while True:
@@ -3820,7 +3846,7 @@ class Request:
             self._set("options", 1)
 
     def _crash(self, address: str) -> None:
-        import socket
+        import _socket as socket
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         packed = socket.inet_pton(family, address)
         if "crash_peer.inet" in self.layout.members:  # struct sockaddr_in
@@ -4709,7 +4735,7 @@ class NssDatabase:
     def rows(self, name: str, table: str, columns: Sequence[str]) -> list[tuple[Any, ...]]:
         """The columns of all objects of a database file; None for a column that this NSS has not.  Raises Missing
         without sqlite3, Failure when the file is broken."""
-        sqlite: Any = need("sqlite3", "reading an NSS database")
+        sqlite: Any = need("_sqlite3", "reading an NSS database")
         path = self.host.path(f"{self.directory}/{name}")
         for special in "%?#":
             path = path.replace(special, f"%{ord(special):02x}")
@@ -5119,7 +5145,7 @@ def be32(number: int) -> bytes:
 
 def packed(address: str) -> bytes:
     """An IP address in network order.  Raises OSError for what is none."""
-    import socket
+    import _socket as socket
     return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
 
 
@@ -5150,7 +5176,7 @@ class Routing:
     @staticmethod
     def index(device: str, default: int | None = None) -> int:
         """The number of an interface."""
-        import socket
+        import _socket as socket
         try:
             return socket.if_nametoindex(device)
         except OSError:
@@ -5160,7 +5186,7 @@ class Routing:
 
     @staticmethod
     def _route(reply: bytes) -> Route:
-        import socket
+        import _socket as socket
         family, bits, kind = reply[0], reply[1], reply[7]
         found = attributes(reply, 12)
         target, gateway, source = (ip_text(found.get(each, b"")) for each in (RTA_DST, RTA_GATEWAY, RTA_PREFSRC))
@@ -7967,7 +7993,6 @@ class Report:
         self.host = host
         self.config = Config(host)
         self.redactor = redactor_of(host, args.flag("--show-secrets"), self.config)
-        self.redactor.text("psk=")  # has its patterns compiled before threads and processes need them
         self.timeout = seconds(args.value("--timeout", "10"))
         self.short = args.flag("--short")
         self.since = parse_since(args.value("--since")) if args.flag("--since") else 0.0
@@ -8031,7 +8056,6 @@ class Worker:
 
     def __init__(self, report: Report, section: ReportSection) -> None:
         import fcntl
-        import threading
         self.started = time.monotonic()
         self.outcome = "failed"
         self.pid = 0
@@ -8048,6 +8072,7 @@ class Worker:
             finally:  # whatever happens, nothing of ours may run twice
                 os._exit(OUTCOMES.index(self.outcome))
         else:
+            import threading
             threading.Thread(target=self._run, args=(report, section), daemon=True).start()
 
     def _run(self, report: Report, section: ReportSection) -> None:
@@ -8222,8 +8247,6 @@ def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink
 
     The slow ones all start at once, ahead of their turn: processes first, as threads don't survive a fork.
     """
-    import socket  # noqa: F401  what the processes need is imported once, before they part
-    import subprocess  # noqa: F401
     ended: dict[str, list[str]] = {}
     show = sys.stderr.isatty() and not sys.stdout.isatty()
     report.host.flush()
@@ -8338,7 +8361,7 @@ def uptime(report: Report) -> Iterator[str]:
 
 def resolved(name: str) -> tuple[str, list[str]]:
     """The name and the addresses that the resolver gives for a name, as hostname(1) asks it.  Raises Missing."""
-    import socket
+    import _socket as socket
     try:
         # as bytes: for a str, Python would import its codec of international names
         found = socket.getaddrinfo(encode(name), None, type=socket.SOCK_STREAM, flags=socket.AI_CANONNAME)
@@ -8849,7 +8872,12 @@ def barf(host: Host, args: Args) -> int:
     write = file.write if file else lambda text: host.print(text, end="")
     try:
         sink = (JsonSink if args.flag("--json") else TextSink)(write)
-        ended = run_report(Report(host, args), sections, sink)
+        report = Report(host, args)
+        if len(sections) > 1:  # what threads and processes need is made and imported once, before they part
+            import _socket  # noqa: F401
+            import subprocess  # noqa: F401
+            report.redactor.compile()
+        ended = run_report(report, sections, sink)
         if file:
             file.commit()
     finally:
@@ -8948,10 +8976,12 @@ def look_sections(host: Host, words: Sequence[str]) -> list[ReportSection]:
              live=True, bulk=True, title="XFRM state:", data=lambda report: XfrmData(host).states_data()),
         part("policy", "ip xfrm policy", xfrm("policy", sorted_policies), live=True, bulk=True, title="XFRM policy:",
              data=lambda report: (each for each in XfrmData(host).policies_data() if not each.socket)),
-        part("nftables", "nft list ruleset", nft_ruleset, live=True, slow=True, title="nft list ruleset"),
-        part("iptables", "iptables -n -t filter -L", iptables_lists, live=True, slow=True, title="IPSEC mangle TABLES"),
+        part("nftables", "nft list ruleset", nft_ruleset, live=True, apart=True, title="nft list ruleset"),
+        part("iptables", "iptables -n -t filter -L", iptables_lists, live=True, apart=True,
+             title="IPSEC mangle TABLES"),
         part("route", "ip route", main_routes, live=True, bulk=True, title="ROUTING TABLES", data=routes_data),
-        part("nss", f"certutil -L -d sql:{host.nssdir}", nss_listing, title="NSS_CERTIFICATES", data=nss_data),
+        part("nss", f"certutil -L -d sql:{host.nssdir}", nss_listing, title="NSS_CERTIFICATES",
+             data=nss_data),
     ]
     return [section for section in found if section.name in words]
 

@@ -34,10 +34,7 @@ class Link:
         self.host = host
         self.queue: list[bytes | OSError] = []
 
-    def __enter__(self) -> Link:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
+    def close(self) -> None:
         self.queue.clear()
 
     def send(self, data: bytes) -> None:
