@@ -3188,23 +3188,21 @@ def list_sockets(host: Host, ports: Sequence[int], pid: int | None = None,
             continue  # no IPv6 in this kernel
 
 
-def kernel_config(host: Host) -> Iterator[str]:
-    """The lines of the running kernel's configuration, from the kernel itself or from the files of distributions.
+def kernel_config(host: Host) -> str:
+    """The running kernel's configuration, from the kernel itself or from the files of distributions.
 
     Raises Missing when there is none.
     """
     release = host.kernel_release()
     if host.live and host.exists("/proc/config.gz"):
-        squeezed = need("zlib", "reading /proc/config.gz").decompressobj(31)  # 31: with a gzip header
-        yield from split_lines(squeezed.decompress(chunk) for chunk in host.chunks("/proc/config.gz"))
-        return
+        zlib: Any = need("zlib", "reading /proc/config.gz")
+        return decode(zlib.decompress(b"".join(host.chunks("/proc/config.gz")), 31))  # 31: with a gzip header
     found = [f"/boot/config-{release}", f"/lib/modules/{release}/config", f"/lib/modules/{release}/build/.config"]
     if not host.live:
         found = [*host.glob("/boot/config-*"), *host.glob("/lib/modules/*/config")][-1:]
     for name in found:
         if host.exists(name):
-            yield from host.lines(name)
-            return
+            return host.read(name)
     raise Missing("no kernel configuration in /proc/config.gz, /boot or /lib/modules")
 
 
@@ -7229,7 +7227,7 @@ class Patient:
         if self._kernel is None:
             names = [f"/lib/modules/{host.kernel_release()}/modules.{name}" for name in ("dep", "builtin")]
             try:
-                options = "\n".join(kernel_config(host))
+                options = kernel_config(host)
             except Failure:
                 options = ""
             self._kernel = "".join(map(host.value, names)), f"\n{options}"
@@ -8596,7 +8594,7 @@ def kernel_options(report: Report) -> Iterator[str]:
     """The options of the kernel that matter to IPsec."""
     import re
     wanted = re.compile("|".join(KERNEL_OPTIONS)).search
-    yield from (f"{line}\n" for line in kernel_config(report.host) if wanted(line))
+    yield from (f"{line}\n" for line in kernel_config(report.host).splitlines() if wanted(line))
 
 
 def l2tp(*words: str) -> Callable[[Report], Iterator[str]]:
