@@ -603,12 +603,13 @@ class Host:
             except ProcessLookupError:
                 return
 
-    def stream(self, argv: Sequence[str], *, hint: str = "") -> Iterator[bytes]:
-        """Run a program and give its output (both kinds) piece by piece.  Raises Missing, and Failure when it failed.
+    def stream(self, argv: Sequence[str], *, timeout: float | None = None, hint: str = "") -> Iterator[bytes]:
+        """Run a program and give its output (both kinds) piece by piece, waiting `timeout` seconds for it in all.
 
-        It has no timeout of its own: it is for report sections, which are ended from outside.  Not through subprocess,
-        which takes longer to import than most of these programs take.
+        Raises Missing, TimedOut, and Failure when it failed.  Not through subprocess, which takes longer to import
+        than most programs of a report take.
         """
+        import select
         path = self.resolve(argv[0], hint)
         reader, writer = os.pipe()
         try:
@@ -623,8 +624,18 @@ class Host:
             os.close(writer)
         self.children.add(child)
         status = None
+        poll = select.poll()
+        poll.register(reader, select.POLLIN)
+        left = timeout
         try:
-            while data := os.read(reader, READ_CHUNK):
+            while True:
+                began = time.monotonic()
+                if not poll.poll(None if left is None else max(0.0, left) * 1000):
+                    raise TimedOut(f"timed out after {timeout:g} s; what had come by then is above")
+                data = os.read(reader, READ_CHUNK)
+                left = left and left - (time.monotonic() - began)
+                if not data:
+                    break
                 yield data
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         finally:
@@ -808,10 +819,12 @@ def split_lines(chunks: Iterable[bytes]) -> Iterator[str]:
     """Lines, without their ends, from pieces of any size."""
     rest = b""
     for chunk in chunks:
-        pieces = (rest + chunk).split(b"\n")
-        rest = pieces.pop()
-        for piece in pieces:
-            yield decode(piece)
+        head, newline, tail = chunk.rpartition(b"\n")
+        if newline:
+            yield from decode(rest + head).split("\n")
+            rest = tail
+        else:
+            rest += chunk
     if rest:
         yield decode(rest)
 
@@ -7992,6 +8005,7 @@ class Report:
         self.config = Config(host)
         self.redactor = redactor_of(host, args.flag("--show-secrets"), self.config)
         self.timeout = seconds(args.value("--timeout", "10"))
+        self.program_timeout: float | None = None  # of those that no Worker gives up
         self.short = args.flag("--short")
         self.since = parse_since(args.value("--since")) if args.flag("--since") else 0.0
 
@@ -8310,7 +8324,8 @@ def each(pattern: str, separator: str = ": ", below: str = "") -> Callable[[Repo
 
 def program(*argv: str, hint: str = "") -> Callable[[Report], Iterator[str]]:
     """What a program says."""
-    return lambda report: map(decode, whole_lines(report.host.stream(argv, hint=hint)))
+    return lambda report: map(decode, whole_lines(
+        report.host.stream(argv, timeout=report.program_timeout, hint=hint)))
 
 
 def matching(lines: Iterable[str], words: Sequence[str]) -> Iterator[str]:
@@ -8974,8 +8989,8 @@ def look_sections(host: Host, words: Sequence[str]) -> list[ReportSection]:
              live=True, bulk=True, title="XFRM state:", data=lambda report: XfrmData(host).states_data()),
         part("policy", "ip xfrm policy", xfrm("policy", sorted_policies), live=True, bulk=True, title="XFRM policy:",
              data=lambda report: (each for each in XfrmData(host).policies_data() if not each.socket)),
-        part("nftables", "nft list ruleset", nft_ruleset, live=True, apart=True, title="nft list ruleset"),
-        part("iptables", "iptables -n -t filter -L", iptables_lists, live=True, apart=True,
+        part("nftables", "nft list ruleset", nft_ruleset, live=True, title="nft list ruleset"),
+        part("iptables", "iptables -n -t filter -L", iptables_lists, live=True,
              title="IPSEC mangle TABLES"),
         part("route", "ip route", main_routes, live=True, bulk=True, title="ROUTING TABLES", data=routes_data),
         part("nss", f"certutil -L -d sql:{host.nssdir}", nss_listing, title="NSS_CERTIFICATES",
@@ -9014,7 +9029,9 @@ def look_command(host: Host, args: Args) -> int:
     other = "iptables" if host.live and not host.which("iptables") else "nftables"
     words = args.operands or [word for word in LOOK_WORDS if word != other]
     sink = (JsonSink if args.flag("--json") else LookSink)(lambda text: host.print(text, end=""))
-    ended = run_report(Report(host, args), look_sections(host, words), sink)
+    report = Report(host, args)
+    report.program_timeout = report.timeout
+    ended = run_report(report, look_sections(host, words), sink)
     return completeness(host, "look", ended, OUTCOMES[1:] if host.live else INCOMPLETE)
 
 
