@@ -4521,11 +4521,18 @@ def der_name(data: bytes, start: int, end: int) -> str:
 
 
 def der_time(text: str, short: bool) -> int:
-    """Seconds since 1970 of a UTCTime (`short`, two digits of the year: RFC 5280, 4.1.2.5.1) or GeneralizedTime."""
-    import calendar
+    """Seconds since 1970 of a UTCTime (`short`, two digits of the year: RFC 5280, 4.1.2.5.1) or GeneralizedTime.
+
+    Raises ValueError.  Not by calendar, which takes longer to import than a database to read."""
     if short:
         text = ("19" if text[:2] >= "50" else "20") + text
-    return calendar.timegm((int(text[:4]), *(int(text[i:i + 2]) for i in range(4, 14, 2)), 0, 0, 0))
+    year, month, day, hour, minute, second = (int(text[:4]), *(int(text[i:i + 2]) for i in range(4, 14, 2)))
+    if not 1 <= month <= 12:
+        raise ValueError(f"month {month}")
+    # years that begin in March, so that a leap day is the last; their months have 153 days in five
+    year, month = (year, month - 3) if month > 2 else (year - 1, month + 9)
+    days = 365 * year + year // 4 - year // 100 + year // 400 + (153 * month + 2) // 5 + day - 719469
+    return ((days * 24 + hour) * 60 + minute) * 60 + second
 
 
 # --- the database ----------------------------------------------------------------------------------------------------
@@ -7208,7 +7215,6 @@ class Patient:
         """The connections that pluto loads at its start."""
         return [conn for conn in self.config.conns() if conn.auto != "ignore" and not conn.broken]
 
-
     @property
     def tunnels(self) -> list[Tunnel]:
         """The connections one end of which is this host, as far as that can be told from the file.  Raises OSError."""
@@ -7726,12 +7732,15 @@ def check_certificates(patient: Patient) -> Iterator[Trouble]:
     named = any(conn.get(f"{side}cert") for conn in patient.conns for side in ("left", "right"))
     if not named and b"\x30\x82" not in b"".join(host.chunks(f"{host.nssdir}/cert9.db")):
         return  # DER certificates begin so: there is none, and no need to import sqlite3
-    base = NssDatabase(host)
-    base.check()
-    listed = base.certificates()
+    listed = NssDatabase(host).certificates()
     held = {one.nickname: one for one in listed}
-    read = {one.nickname: parse_certificate(one.der) for one in listed}
-    used = {}
+    read, used = {}, {}
+    for one in listed:
+        try:
+            read[one.nickname] = parse_certificate(one.der)
+        except ValueError:
+            yield ("WARN", "UNREADABLE", f"{quote(one.nickname)} is no certificate that can be read",
+                   "ipsec certutil -L, to see what it is")
     for conn in patient.conns:
         names = [conn.get(f"{side}cert") for side in ("left", "right") if conn.get(f"{side}cert")]
         used.update(dict.fromkeys(names, conn.name))
@@ -7744,20 +7753,19 @@ def check_certificates(patient: Patient) -> Iterator[Trouble]:
                    "ipsec import FILE.p12")
     subjects = {one.subject for one in read.values() if one.is_ca}
     now = time.time()
-    for name, one in read.items():
+    for name, parsed in read.items():
         if name not in used and not held[name].has_key:
             continue
         what = f"the certificate {quote(name)}"
-        day = time.strftime("%Y-%m-%d", time.gmtime(one.expires))
-        if one.expires < now:
+        begins, day = (time.strftime("%Y-%m-%d", time.gmtime(at)) for at in (parsed.begins, parsed.expires))
+        if parsed.expires < now:
             yield "FAIL", "EXPIRED", f"{what} expired on {day}", "ipsec import FILE.p12"
-        elif one.begins > now:
-            yield ("FAIL", "NOT YET VALID", f"{what} begins on {time.strftime('%Y-%m-%d', time.gmtime(one.begins))}",
-                   "date, to see whether the clock is wrong")
-        elif one.expires < now + 30 * 86400:
+        elif parsed.begins > now:
+            yield "FAIL", "NOT YET VALID", f"{what} begins on {begins}", "date, to see whether the clock is wrong"
+        elif parsed.expires < now + 30 * 86400:
             yield "WARN", "EXPIRES SOON", f"{what} expires on {day}", "ipsec import FILE.p12"
-        if name in used and one.issuer != one.subject and one.issuer not in subjects:
-            yield ("WARN", "NO CA", f"the database has no CA {quote(one.issuer)}, which issued {quote(name)}",
+        if name in used and parsed.issuer != parsed.subject and parsed.issuer not in subjects:
+            yield ("WARN", "NO CA", f"the database has no CA {quote(parsed.issuer)}, which issued {quote(name)}",
                    "ipsec import FILE.p12 CA.pem")
 
 

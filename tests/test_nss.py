@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import calendar
 import os
+import random
 import sqlite3
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -37,6 +40,17 @@ def test_certificate() -> None:
 @pytest.mark.parametrize("year,expires", [(b"500101000000Z", -631152000), (b"700101000000Z", 0)])
 def test_two_digit_years(year: bytes, expires: int) -> None:
     assert parse_certificate(certificate(b"x", True, until=year)).expires == expires
+
+
+def test_time_of_a_certificate_is_that_of_the_calendar() -> None:
+    chance = random.Random(1)
+    for seconds in [0, 951782400, 951868799, 4102444800, *(chance.randrange(-10**10, 2 * 10**11) for _ in range(2000))]:
+        moment = time.gmtime(seconds)
+        if 0 < moment.tm_year < 10000:
+            text = f"{moment.tm_year:04}{moment.tm_mon:02}{moment.tm_mday:02}{time.strftime('%H%M%S', moment)}Z"
+            assert ipsec.der_time(text, False) == calendar.timegm(moment) == seconds
+    with pytest.raises(ValueError):
+        ipsec.der_time("20261301000000Z", False)
 
 
 def test_cut_certificates_are_errors() -> None:

@@ -58,7 +58,7 @@ ROOTS: dict[str, Recipe] = {
     "bookworm-openrc": Recipe("bookworm", ("openrc", "sysvinit-core", "initscripts"), base="bookworm", init="openrc"),
     "bookworm-runit": Recipe("bookworm", ("runit", "runit-init"), base="bookworm", init="runit"),
     "bookworm-s6": Recipe("bookworm", ("s6",), base="bookworm", init="s6"),
-    "bookworm-shells": Recipe("bookworm", ("zsh", "fish", "man-db", "mandoc", "less"), base="bookworm"),
+    "bookworm-shells": Recipe("bookworm", ("zsh", "fish", "man-db", "mandoc", "less", "strace"), base="bookworm"),
 }
 
 #: The three releases with a pluto: libreswan 4.3, 4.10 and 5.2.

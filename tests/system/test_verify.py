@@ -263,6 +263,15 @@ def test_many_interfaces_are_one_finding(bookworm: Machine) -> None:
     assert verify(bookworm) == {**kernel_lacks(), "rp_filter": "FAIL"}
 
 
+def test_status_does_not_wrap(bookworm: Machine) -> None:
+    """256 failures of the original's are the status 0."""
+    bookworm.ipsec("initnss")
+    conn = "conn c{}\n\tleft=192.0.2.1\n\tright=192.0.2.2\n\tleftcert=gone\n\tauto=add\n"
+    bookworm.write("/etc/ipsec.conf", "".join(map(conn.format, range(256))))
+    result = bookworm.ipsec("verify", "certificates")
+    assert (result.status, result.stdout.count("[MISSING]")) == (255, 256)
+
+
 def test_who_is_not_root_is_told_what_could_not_be_checked(bookworm: Machine) -> None:
     result = bookworm.ipsec("verify", "--json", user=65534)
     found = {finding["check"]: finding for finding in json.loads(result.stdout)}
