@@ -10439,6 +10439,8 @@ GLOBAL_OPTIONS = (
     Opt("--nssdir", "DIR", "the NSS database instead of /var/lib/ipsec/nss"),
     Opt("--root", "DIR", "report on the system whose file system is mounted at DIR"),
 )
+# Those of 5.x that may stand before the command as well as after it
+SHARED_OPTIONS = (ASYNC_OPTION, REMOTE_HOST_OPTION, UTC_OPTION, VERBOSE_OPTION, DRY_RUN_OPTION, NATIVE_OPTION)
 
 
 def load_rest(name: str = "") -> None:
@@ -10560,8 +10562,6 @@ def find_command(name: str) -> Command | None:
     if name not in COMMANDS and bare not in COMMANDS:
         load_rest(bare)
     return COMMANDS.get(name) or COMMANDS.get(bare)
-# Those of 5.x that may stand before the command as well as after it
-SHARED_OPTIONS = (ASYNC_OPTION, REMOTE_HOST_OPTION, UTC_OPTION, VERBOSE_OPTION, DRY_RUN_OPTION, NATIVE_OPTION)
 
 
 def program_of(host: Host, name: str) -> str | None:
