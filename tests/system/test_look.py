@@ -8,9 +8,9 @@ from typing import Callable
 
 import pytest
 
-from ..ground.gateways import NAMES, Gateways
+from ..ground.gateways import Gateways
 from ..ground.machine import PYZ, Machine
-from .test_tunnel import CONFIG, SECRET
+from .test_tunnel import bring_up
 
 #: What the original says of packets from 10.1.0.1 to these, and we
 DESTINATIONS = {
@@ -33,13 +33,7 @@ def comparable(look: str) -> list[str]:
 
 def test_as_the_originals_with_a_tunnel_up(gateways: Gateways, release: str) -> None:
     """Line by line, with policies of two families, of a protocol and one that drops; 5.2 has neither of the two."""
-    for name in NAMES:
-        gateways.write(name, "ipsec.conf", CONFIG)
-        gateways.write(name, "ipsec.secrets", f'@west @east : PSK "{SECRET}"\n', 0o600)
-        gateways.ipsec(f"{name}-initnss", name, "initnss")
-        gateways.ipsec(f"{name}-start", name, "start")
-        gateways.ipsec(f"{name}-add", name, "auto", "--add", "tunnel")
-    gateways.ipsec("up", "west", "auto", "--up", "tunnel")
+    bring_up(gateways)
     gateways.step("more", "west", ["sh", "-ec", """
         for to in 10.3.0.0/24 10.2.0.9/32; do
             ip xfrm policy add src 10.1.0.0/24 dst $to dir out action block priority 7

@@ -23,8 +23,8 @@ conn tunnel
 """
 
 
-def test_a_ping_crosses_a_tunnel_set_up_by_ipsec_pyz(gateways: Gateways) -> None:
-    """Start to stop as an admin does it, on both sides; every report sees the tunnel and none shows a key."""
+def bring_up(gateways: Gateways) -> None:
+    """The steps of an admin on both sides, from nothing to a tunnel."""
     for name in NAMES:
         gateways.write(name, "ipsec.conf", CONFIG)
         gateways.write(name, "ipsec.secrets", f'@west @east : PSK "{SECRET}"\n', 0o600)
@@ -32,6 +32,11 @@ def test_a_ping_crosses_a_tunnel_set_up_by_ipsec_pyz(gateways: Gateways) -> None
         gateways.ipsec(f"{name}-start", name, "start")
         gateways.ipsec(f"{name}-add", name, "auto", "--add", "tunnel")
     gateways.ipsec("west-up", "west", "auto", "--up", "tunnel")
+
+
+def test_a_ping_crosses_a_tunnel_set_up_by_ipsec_pyz(gateways: Gateways) -> None:
+    """Start to stop as an admin does it, on both sides; every report sees the tunnel and none shows a key."""
+    bring_up(gateways)
     gateways.step("ping", "west", ["ping", "-c", "3", "-w", "60", "-I", "10.1.0.1", "10.2.0.1"])
     for name in NAMES:
         gateways.step(f"{name}-keys", name, ["ip", "xfrm", "state"])
