@@ -5710,18 +5710,21 @@ def nflog_conn(host: Host, add: bool, name: str, group: int, ours: str, theirs: 
 # Where they name what of a packet; `ipsec-out`: it is going to be encrypted
 IPTABLES_FIELDS = {"-s": "src", "-d": "dst", "-i": "in", "-o": "out", "-p": "proto", "--dport": "dport",
                    "--dports": "dport", "--sport": "sport", "--sports": "sport", "--ctstate": "state",
-                   "--state": "state", "--ctstatus": "status", "--icmp-type": "icmp", "--pol": "ipsec-"}
-NFT_FIELDS = {"ip saddr": "src", "ip daddr": "dst", "iif": "in", "iifname": "in", "oif": "out", "oifname": "out",
-              "ct state": "state", "ct status": "status", "meta l4proto": "proto", "ip protocol": "proto",
-              "icmp type": "icmp", "rt ipsec": "ipsec-out", "meta ipsec": "ipsec-in", "meta secpath": "ipsec-in",
-              "meta nfproto": "family", **{f"{protocol} {port}": port for protocol in ("udp", "tcp", "th")
-                                           for port in ("dport", "sport")}}
+                   "--state": "state", "--ctstatus": "status", "--icmp-type": "icmp", "--icmpv6-type": "icmp",
+                   "--pol": "ipsec-"}
+NFT_FIELDS = {"ip saddr": "src", "ip daddr": "dst", "ip6 saddr": "src", "ip6 daddr": "dst",
+              "iif": "in", "iifname": "in", "oif": "out", "oifname": "out", "ct state": "state", "ct status": "status",
+              "meta l4proto": "proto", "ip protocol": "proto", "ip6 nexthdr": "proto", "icmp type": "icmp",
+              "icmpv6 type": "icmp", "rt ipsec": "ipsec-out", "meta ipsec": "ipsec-in", "meta secpath": "ipsec-in",
+              "meta nfproto": "family",
+              **{f"{protocol} {port}": port for protocol in ("udp", "tcp", "th") for port in ("dport", "sport")}}
 # Statements that decide nothing, and the words in them that have a value
 NFT_SILENT = {"log": ("prefix", "level", "flags", "group", "snaplen", "queue-threshold"), "comment": (),
               "counter": ("packets", "bytes", "name")}
 RULE_TARGETS = {"accept": "accept", "drop": "drop", "reject": "drop", "return": "return", "masquerade": "snat",
                 "snat": "snat", "netmap": "?", "?": "?", "queue": "?", "nfqueue": "?", "dnat": "?", "redirect": "?"}
 Rule = tuple[list[tuple[str, str, bool]], str]  # conditions (field, values, negated), target
+Table = tuple[str, "dict[str, Chain]"]  # the family (ip, ip6, inet for both), the chains by name
 
 
 class Chain(Record):
@@ -5735,8 +5738,8 @@ class Chain(Record):
     rules: list[Rule]
 
 
-def iptables_tables(text: str) -> Iterator[dict[str, Chain]]:
-    """The tables in the text of iptables-save, as chains by name."""
+def iptables_tables(text: str, family: str) -> Iterator[Table]:
+    """The tables in the text of iptables-save or, of the family ip6, ip6tables-save."""
     table: dict[str, Chain] = {}
     for line in text.splitlines():
         words = rule_words(line)
@@ -5744,12 +5747,12 @@ def iptables_tables(text: str) -> Iterator[dict[str, Chain]]:
             table, name = {}, line[1:]
         elif line.startswith(":"):
             policy, chain = words[1].lower().strip("-"), words[0][1:]
-            insert = f"iptables -t {name} -I {chain}"
+            insert = f"{family}tables -t {name} -I {chain}"
             table[chain] = Chain(chain.lower() if policy else "", "nat" if name == "nat" else "", policy, insert, [])
         elif words[:1] == ["-A"] and words[1] in table:
             table[words[1]].rules.append(iptables_rule(words[:1:-1]))
         elif line == "COMMIT":
-            yield table
+            yield family, table
 
 
 def iptables_rule(words: list[str]) -> Rule:
@@ -5773,8 +5776,8 @@ def iptables_rule(words: list[str]) -> Rule:
     return conditions, ""
 
 
-def nft_tables(text: str) -> Iterator[dict[str, Chain]]:
-    """The tables for IPv4 in the text of `nft list ruleset`, as chains by name."""
+def nft_tables(text: str) -> Iterator[Table]:
+    """The tables for IP in the text of `nft list ruleset`."""
     table: dict[str, Chain] = {}
     chain, depth = "", 0
     for line in text.splitlines():
@@ -5783,8 +5786,8 @@ def nft_tables(text: str) -> Iterator[dict[str, Chain]]:
             table, family, name = {}, words[1], words[2]
         elif depth == 1 and words[:1] == ["chain"]:
             chain = words[1]
-            table[chain] = Chain("", "", "", f"iptables -t {name} -I {chain}" if family == "ip" and chain.isupper() else
-                                 f"nft insert rule {family} {name} {chain}", [])
+            table[chain] = Chain("", "", "", f"{family}tables -t {name} -I {chain}" if chain.isupper() and
+                                 family in ("ip", "ip6") else f"nft insert rule {family} {name} {chain}", [])
         elif depth == 2 and chain and words[:1] == ["type"]:
             policy = word_after(words, "policy", "accept;").strip(";")
             table[chain] = Chain(word_after(words, "hook"), words[1].replace("filter", ""), policy,
@@ -5794,8 +5797,8 @@ def nft_tables(text: str) -> Iterator[dict[str, Chain]]:
         depth += words.count("{") - words.count("}")
         if depth < 2:
             chain = ""
-        if depth == 0 and table and family in ("ip", "inet"):
-            yield table
+        if depth == 0 and table and family in ("ip", "ip6", "inet"):
+            yield family, table
             table = {}
 
 
@@ -5819,8 +5822,8 @@ def nft_rules(words: list[str]) -> Iterator[Rule]:
         field = "" if vague else NFT_FIELDS.get(two) or NFT_FIELDS.get(word, "")
         if word in ("tcp", "udp", "icmp", "icmpv6", "esp", "ah"):
             conditions.append(("proto", word, False))
-        elif word == "ip6":
-            conditions.append(("family", "ipv6", False))
+        elif word in ("ip", "ip6"):
+            conditions.append(("family", f"ipv{word[2:] or 4}", False))
         if word in ("jump", "goto") or word.lower() in RULE_TARGETS:
             yield conditions, words.pop() if word == "jump" else f"goto {words.pop()}" if word == "goto" else word
             return
@@ -5906,26 +5909,30 @@ def verdict(table: Mapping[str, Chain], chain: Chain, packet: Mapping[str, str])
     return chain.policy
 
 
-def filter_tables(host: Host) -> list[dict[str, Chain]]:
+def filter_tables(host: Host) -> list[Table]:
     """The tables of this network: nft's, and those of iptables' older flavour, which nft does not show.
 
     Raises OSError, Failure: no right to ask, or no program to ask with.
     """
-    tables: list[dict[str, Chain]] = []
+    tables: list[Table] = []
     try:
         any_nft = any(True for _ in dump(host, NETLINK_NETFILTER, NFT_GETTABLE, bytes(4)))
     except OSError as error:
         if error.errno not in NO_NFTABLES:
             raise
         any_nft = False
-    programs = [["nft", "list", "ruleset"] if host.which("nft") else ["iptables-save"]] if any_nft else []
-    if host.value("/proc/net/ip_tables_names"):
-        programs.append(["iptables-legacy-save" if host.which("iptables-legacy-save") else "iptables-save"])
+    programs = []
+    if any_nft:
+        programs = [["nft", "list", "ruleset"]] if host.which("nft") else [["iptables-save"], ["ip6tables-save"]]
+    for family in ("ip", "ip6"):
+        if host.value(f"/proc/net/{family}_tables_names"):
+            legacy = f"{family}tables-legacy-save"
+            programs.append([legacy if host.which(legacy) else f"{family}tables-save"])
     for argv in programs:
         ran = host.run(argv)
         if ran.status:
             raise Failure(f"{argv[0]}: {ran.complaint}")
-        tables += nft_tables(ran.text) if argv[0] == "nft" else iptables_tables(ran.text)
+        tables += nft_tables(ran.text) if argv[0] == "nft" else iptables_tables(ran.text, argv[0].partition("t")[0])
     return tables
 
 
@@ -7207,7 +7214,7 @@ class Patient:
         self.config = Config(host)
         self.pid = find_pluto(host) if host.live else None
         self._tunnels: list[Tunnel] | None = None
-        self._tables: list[dict[str, Chain]] | None = None
+        self._tables: list[Table] | None = None
         self._kernel: tuple[str, str] | None = None
 
     @property
@@ -7233,7 +7240,8 @@ class Patient:
                 except OSError:
                     device = ""  # a name, or any
                 peer = peer if conn_nets(conn, there, False) else ""
-                behind = [net for net in conn_nets(conn, here) if net.removesuffix("/32") not in own]
+                behind = [net for net in conn_nets(conn, here)
+                          if net.removesuffix("/128" if ":" in net else "/32") not in own]
                 self._tunnels.append(Tunnel(conn, here, behind, [pool] if pool else conn_nets(conn, there), device,
                                             peer))
         return self._tunnels
@@ -7264,12 +7272,13 @@ class Patient:
 
     def blocks(self, hook: str, kind: str = "", what: str = "drop", **packet: str) -> str:
         """The command that puts a rule before those that certainly drop (or do `what` to) the packet at the hook; empty
-        when none does.  Raises OSError, Failure."""
+        when none does.  A packet is one of IPv4 unless it says more.  Raises OSError, Failure."""
         if self._tables is None:
             self._tables = filter_tables(self.host)
         packet = {"family": "ipv4", "status": "", **{name.replace("_", "-"): packet[name] for name in packet}}
-        return next((chain.insert for table in self._tables for chain in table.values() if chain.hook == hook
-                     and chain.kind == kind and verdict(table, chain, packet) == what), "")
+        families = ("inet", "ip6" if packet["family"] == "ipv6" else "ip")
+        return next((chain.insert for family, table in self._tables if family in families for chain in table.values()
+                     if chain.hook == hook and chain.kind == kind and verdict(table, chain, packet) == what), "")
 
 
 class Tunnel(Record):
@@ -7284,9 +7293,14 @@ class Tunnel(Record):
     peer: str
 
     @property
+    def family(self) -> str:
+        """That of the encrypted packets, `ipv4` or `ipv6`."""
+        return "ipv6" if ":" in self.conn.get("left") + self.conn.get("right") else "ipv4"
+
+    @property
     def pairs(self) -> list[tuple[str, str]]:
-        """What may talk through it: our networks with theirs, of IPv4."""
-        return [(one, other) for one in self.ours for other in self.theirs if ":" not in one + other]
+        """What may talk through it: our networks with theirs of the same IP family."""
+        return [(one, other) for one in self.ours for other in self.theirs if (":" in one) == (":" in other)]
 
 
 def edit(problem: Problem | Setting) -> str:
@@ -7531,21 +7545,27 @@ def check_firewall(patient: Patient) -> Iterator[Trouble]:
     answers = any("%any" in (conn.get("left"), conn.get("right")) for conn in conns)
     waits = answers or any(conn.auto in ("add", "keep") for conn in conns)
     in_udp = [conn.get("encapsulation") == "yes" for conn in conns]
-    ways = {(tunnel.device, tunnel.peer): None for tunnel in patient.tunnels} or {("", ""): None}
+    ways = {(tunnel.device, tunnel.peer, tunnel.family): None for tunnel in patient.tunnels} or {("", "", "ipv4"): None}
     for what, words, level, packet in (
             ("UDP 500", ("-p udp --dport 500", "udp dport 500"), "FAIL", {"proto": "udp 17", "dport": "500"}),
             ("UDP 4500", ("-p udp --dport 4500", "udp dport 4500"), "FAIL" if any(in_udp) else "WARN",
              {"proto": "udp 17", "dport": "4500"}),
             ("ESP", ("-p esp", "meta l4proto esp"), "" if in_udp and all(in_udp) else "FAIL", {"proto": "esp 50"}),
             ("ICMP fragmentation-needed", ("-p icmp --icmp-type 3", "icmp type destination-unreachable"), "WARN",
-             {"proto": "icmp 1", "icmp": "3/4 3 any destination-unreachable", "state": "related"})):
-        for device, peer in ways if level else ():
-            packet = {"in": device, "ipsec_in": "missing none", "sport": packet.get("dport", ""), **packet}
+             {"proto": "icmp 1", "icmp": "3/4 3 any destination-unreachable", "state": "related", "family": "ipv4"}),
+            ("ICMPv6 packet-too-big", ("-p icmpv6 --icmpv6-type 2", "icmpv6 type packet-too-big"), "WARN",
+             {"proto": "icmpv6 ipv6-icmp 58", "icmp": "2/0 2 any packet-too-big", "state": "related",
+              "family": "ipv6"})):
+        for device, peer, family in ways if level else ():
+            if packet.get("family", family) != family:
+                continue
+            packet = {"in": device, "family": family, "ipsec_in": "missing none", "sport": packet.get("dport", ""),
+                      **packet}
             packet.update({"src": peer} if peer and "icmp" not in packet else {})  # that may come from any router
             ever = patient.blocks("input", **{"state": "established", **packet})
             first = ever or (waits and patient.blocks("input", **{"state": "new", **packet}))
             if first:
-                rule = f"{words[0]} -j ACCEPT" if first.startswith("iptables") else f"{words[1]} accept"
+                rule = f"{words[0]} -j ACCEPT" if first.startswith("ip") else f"{words[1]} accept"
                 source = f"from {peer or 'anywhere'}{f' by {device}' if device else ''}"
                 yield (level if ever or answers else "WARN", "BLOCKED", f"{what} {source} is dropped"
                        f"{'' if ever else ', unless we began'}", f"{first} {rule}")
@@ -7560,12 +7580,14 @@ def check_firewall(patient: Patient) -> Iterator[Trouble]:
 def check_forward_rules(patient: Patient) -> Iterator[Trouble]:
     for tunnel in patient.tunnels:
         for ours, theirs in tunnel.pairs:
+            ip = "ip6" if ":" in ours else "ip"
             for source, target, ways in ((ours, theirs, {"out": tunnel.device, "ipsec_out": "exists ipsec"}),
                                          (theirs, ours, {"in": tunnel.device, "ipsec_in": "exists ipsec"})):
-                head = patient.blocks("forward", src=source, dst=target, state="new", **ways)
-                if head and patient.blocks("forward", src=source, dst=target, state="established", **ways):
-                    ends = (f"-s {source} -d {target} -j ACCEPT" if head.startswith("iptables") else
-                            f"ip saddr {source} ip daddr {target} accept")
+                ways.update(src=source, dst=target, family=f"ipv{ip[2:] or 4}")
+                head = patient.blocks("forward", state="new", **ways)
+                if head and patient.blocks("forward", state="established", **ways):
+                    ends = (f"-s {source} -d {target} -j ACCEPT" if head.startswith("ip") else
+                            f"{ip} saddr {source} {ip} daddr {target} accept")
                     yield ("FAIL", "BLOCKED", f"conn {tunnel.conn.name}: packets from {source} to {target} are dropped",
                            f"{head} {ends}")
 
@@ -7578,13 +7600,14 @@ def check_forward_rules(patient: Patient) -> Iterator[Trouble]:
 def check_nat(patient: Patient) -> Iterator[Trouble]:
     for tunnel in patient.tunnels:
         for ours, theirs in tunnel.pairs:
+            ip = "ip6" if ":" in ours else "ip"
             head = patient.blocks("postrouting", "nat", "snat", src=ours, dst=theirs, out=tunnel.device, state="new",
-                                  ipsec_out="exists ipsec")
+                                  family=f"ipv{ip[2:] or 4}", ipsec_out="exists ipsec")
             if head:
-                ends = (f"-s {ours} -d {theirs} -j ACCEPT" if head.startswith("iptables") else
-                        f"ip saddr {ours} ip daddr {theirs} accept")
-                yield ("WARN" if ours == "0.0.0.0/0" else "FAIL", "NAT", f"conn {tunnel.conn.name}: packets from "
-                       f"{ours} to {theirs} get another source before they are encrypted", f"{head} {ends}")
+                ends = (f"-s {ours} -d {theirs} -j ACCEPT" if head.startswith("ip") else
+                        f"{ip} saddr {ours} {ip} daddr {theirs} accept")
+                yield ("WARN" if ours in ("0.0.0.0/0", "::/0") else "FAIL", "NAT", f"conn {tunnel.conn.name}: packets "
+                       f"from {ours} to {theirs} get another source before they are encrypted", f"{head} {ends}")
 
 
 @check("clock", "Checking the clock",

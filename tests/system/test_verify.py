@@ -53,6 +53,11 @@ nft add rule inet f public meta l4proto { icmp, ipv6-icmp } accept
 nft add rule inet f allow tcp dport 22 ct state { new, untracked } accept
 """
 
+#: The same gateway by IPv6, as commands of a shell there
+SIX = ("ip -6 addr add fd00:9::1/64 dev eth0 nodad; ip -6 addr add fd00:1::1/64 dev eth1 nodad; "
+       "echo 1 >/proc/sys/net/ipv6/conf/all/forwarding; sed -i 's/192.0.2.1/fd00:9::1/; s/192.0.2.2/fd00:9::2/; "
+       "s,10.1.0.0/24,fd00:1::/64,; s,10.2.0.0/24,fd00:2::/64,' /etc/ipsec.conf /etc/ipsec.secrets; ")
+
 #: What breaks a gateway that was fine (by a shell there), and the checks that have to find it, with their levels
 BROKEN = {
     "strict filter": (f"echo 1 >{SYSCTL}/conf/eth0/rp_filter", {"rp_filter": "FAIL"}),
@@ -91,6 +96,13 @@ BROKEN = {
     "SNAT": ("iptables -t nat -A POSTROUTING -s 10.1.0.0/24 ! -d 10.3.0.0/16 -j SNAT --to-source 192.0.2.1",
              {"nat": "FAIL"}),
     "nft masquerade": (f"{NFT_NAT}oifname eth* counter masquerade", {"nat": "FAIL"}),
+    "IPv6: policy drop": (f"{SIX}ip6tables -P INPUT DROP", {"firewall": "FAIL WARN FAIL WARN"}),
+    "IPv6: legacy drops ESP": (f"{SIX}ip6tables-legacy -A INPUT -s fd00:9::/64 -p esp -j DROP", {"firewall": "FAIL"}),
+    "IPv6: nft drops ICMP": (f"{SIX}{NFT_INPUT}{NFT_RULE}ip protocol != tcp accept; {NFT_RULE}ip6 saddr fd00:9::2 udp "
+                             f"dport {{ 500, 4500 }} accept; {NFT_RULE}ip6 nexthdr esp accept; {NFT_RULE}icmpv6 type "
+                             "{ nd-neighbor-solicit, echo-request } accept", {"firewall": "WARN"}),
+    "IPv6: no forwarded packets": (f"{SIX}ip6tables -P FORWARD DROP", {"forward_rules": "FAIL FAIL"}),
+    "IPv6: masquerade": (f"{SIX}ip6tables -t nat -A POSTROUTING -o eth0 -j MASQUERADE", {"nat": "FAIL"}),
     "no configuration": ("rm /etc/ipsec.conf", {"config": "FAIL"}),
     "wrong value": ("echo '\tauto=banana' >>/etc/ipsec.conf", {"config": "FAIL"}),
     "wrong value of ikev2": ("echo '\tikev2=banana' >>/etc/ipsec.conf", {"config": "FAIL"}),
@@ -155,6 +167,11 @@ FINE = {
     "nft masquerade but for IPsec": f"{NFT_NAT}rt ipsec exists accept; nft add rule ip n masks oifname eth0 masquerade",
     "forwards IPsec": "iptables -P FORWARD DROP; iptables -A FORWARD -m policy --dir in --pol ipsec -j ACCEPT; "
     "iptables -A FORWARD -m policy --dir out --pol ipsec -j ACCEPT",
+    "IPv6, and IPv4 closed": f"{SIX}iptables -P INPUT DROP; iptables -P FORWARD DROP; iptables -t nat -A POSTROUTING "
+    "-j MASQUERADE",
+    "IPv6 closed": "ip6tables -P INPUT DROP; ip6tables -P FORWARD DROP; ip6tables -t nat -A POSTROUTING -j MASQUERADE",
+    "IPv6: nft with all that it takes": f"{SIX}{NFT_INPUT}{NFT_RULE}udp dport {{ 500, 4500 }} accept; {NFT_RULE}meta "
+    f"l4proto esp accept; {NFT_RULE}meta l4proto ipv6-icmp accept",
     "loose filter": f"echo 2 >{SYSCTL}/conf/eth0/rp_filter",
     "no gateway": f"echo 0 >{SYSCTL}/ip_forward; echo 1 >{SYSCTL}/conf/default/send_redirects; "
     "sed -i s/leftsubnet.*// /etc/ipsec.conf",
