@@ -5721,6 +5721,7 @@ NFT_FIELDS = {"ip saddr": "src", "ip daddr": "dst", "ip6 saddr": "src", "ip6 dad
 # Statements that decide nothing, and the words in them that have a value
 NFT_SILENT = {"log": ("prefix", "level", "flags", "group", "snaplen", "queue-threshold"), "comment": (),
               "counter": ("packets", "bytes", "name")}
+IPTABLES_TABLES = ("filter", "nat", "mangle", "raw", "security")
 RULE_TARGETS = {"accept": "accept", "drop": "drop", "reject": "drop", "return": "return", "masquerade": "snat",
                 "snat": "snat", "netmap": "?", "?": "?", "queue": "?", "nfqueue": "?", "dnat": "?", "redirect": "?"}
 Rule = tuple[list[tuple[str, str, bool]], str]  # conditions (field, values, negated), target
@@ -5915,15 +5916,20 @@ def filter_tables(host: Host) -> list[Table]:
     Raises OSError, Failure: no right to ask, or no program to ask with.
     """
     tables: list[Table] = []
+    found = set()
     try:
-        any_nft = any(True for _ in dump(host, NETLINK_NETFILTER, NFT_GETTABLE, bytes(4)))
+        for buffer, start, end in dump(host, NETLINK_NETFILTER, NFT_GETTABLE, bytes(4)):
+            found.add((buffer[start], decode(attributes(buffer, start + 4, end)[1].rstrip(b"\0"))))
     except OSError as error:
         if error.errno not in NO_NFTABLES:
             raise
-        any_nft = False
     programs = []
-    if any_nft:
+    if found:
         programs = [["nft", "list", "ruleset"]] if host.which("nft") else [["iptables-save"], ["ip6tables-save"]]
+        others = [name for family, name in found if (family == NFPROTO_INET or name not in IPTABLES_TABLES)
+                  and name != NFLOG_TABLE]
+        if others and not host.which("nft"):
+            raise Missing(f"nft: no such program on this host, to read the table {quote(others[0])} with")
     for family in ("ip", "ip6"):
         if host.value(f"/proc/net/{family}_tables_names"):
             legacy = f"{family}tables-legacy-save"

@@ -87,6 +87,9 @@ BROKEN = {
                       "protocol icmp accept", {"firewall": "FAIL"}),
     "nft map": (f"{NFT_INPUT}{NFT_RULE}ct state vmap {{ established : accept, related : accept, invalid : drop }}; "
                 f"{NFT_RULE}udp dport {{ 500, 4500 }} counter accept", {"firewall": "WARN"}),
+    "nft's rules without nft": (f"{NFT_INPUT}rm /usr/sbin/nft", {"firewall": "SKIP", "forward_rules": "SKIP",
+                                                                 "nat": "SKIP"}),
+    "iptables' rules without nft": ("iptables -P INPUT DROP; rm /usr/sbin/nft", {"firewall": "FAIL WARN FAIL WARN"}),
     "firewalld": (FIREWALLD, {"firewall": "WARN WARN WARN"}),
     "no forwarded packets": ("iptables -P FORWARD DROP", {"forward_rules": "FAIL FAIL"}),
     "forwarded packets one way": ("iptables -A FORWARD -i eth1 -j ACCEPT; iptables -A FORWARD -d 10.1.0.0/16 -j DROP",
