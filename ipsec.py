@@ -7211,6 +7211,9 @@ def check(name: str, text: str, tests: str, breaks: str, mends: str, *,
     return register
 
 
+STATUS_LINES = 2000  # a tenth of a second; some 100 are of pluto itself, the others of its connections
+
+
 class Patient:
     """The system that is checked, and what several checks want to know of it."""
 
@@ -7222,6 +7225,7 @@ class Patient:
         self._tunnels: list[Tunnel] | None = None
         self._tables: list[Table] | None = None
         self._kernel: tuple[str, str] | None = None
+        self._status: list[str] | Failure | None = None
 
     @property
     def conns(self) -> list[Conn]:
@@ -7251,6 +7255,27 @@ class Patient:
                 self._tunnels.append(Tunnel(conn, here, behind, [pool] if pool else conn_nets(conn, there), device,
                                             peer))
         return self._tunnels
+
+    def status(self) -> list[str]:
+        """What pluto says of itself, its first lines.  Raises NoPluto, TimedOut.
+
+        When it has less to say it is heard to the end: hanging up on it makes a line in its log."""
+        if self._status is None:
+            try:
+                lines = pluto_status(self.host, self.timeout)
+                self._status = [line for _, line in zip(range(STATUS_LINES), lines)]
+            except Failure as failure:
+                self._status = failure
+        if isinstance(self._status, Failure):
+            raise self._status
+        return self._status
+
+    def told(self, name: str) -> str:
+        """The value of a setting in pluto's status; nothing when it does not answer."""
+        try:
+            return next(filter(None, (setting(line, name) for line in self.status() if self.pid)), "")
+        except Failure:
+            return ""  # the check of pluto tells why
 
     def kernel_has(self, option: str, module: str) -> bool | None:
         """Whether the running kernel has what CONFIG_`option` and the module stand for; None when nothing tells."""
@@ -7650,8 +7675,7 @@ def check_entropy(patient: Patient) -> Iterator[Trouble]:
        "ipsec start; for one that runs and does not answer: ipsec restart.", live=True)
 def check_pluto(patient: Patient) -> Iterator[Trouble]:
     try:
-        for _ in pluto_lines(patient.host, "--status", timeout=patient.timeout):
-            break
+        patient.status()
     except Failure as failure:
         yield "FAIL", "FAILED", failure.message, "ipsec restart" if patient.pid else "ipsec start"
 
@@ -7871,11 +7895,14 @@ def check_versions(patient: Patient) -> Iterator[Trouble]:
         if program.endswith(" (deleted)"):
             yield ("WARN", "REPLACED", f"pluto runs from {program.removesuffix(' (deleted)')}, which was replaced",
                    "ipsec restart")
+        elif os.path.dirname(program) != os.path.realpath(patient.host.execdir):
+            yield ("WARN", "MISMATCH", f"pluto runs from {program}, libreswan's other programs are those of "
+                   f"{patient.host.execdir}", "ipsec restart")
 
 
 @check("fips", "Checking FIPS mode",
-       "That the kernel and the system's crypto-policy agree on FIPS mode.",
-       "Pluto follows the kernel, NSS the policy: algorithms that one offers the other refuses.",
+       "That the kernel, the system's crypto-policy and the running pluto agree on FIPS mode.",
+       "Pluto follows the kernel as it was at its start, NSS the policy: algorithms that one offers the other refuses.",
        "fips-mode-setup --check tells more.")
 def check_fips(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
@@ -7884,6 +7911,10 @@ def check_fips(patient: Patient) -> Iterator[Trouble]:
     if host.live and policy and policy.startswith("FIPS") != kernel:
         yield ("WARN", "MISMATCH", f"the kernel's FIPS mode is {'on' if kernel else 'off'}, the crypto-policy is "
                f"{policy}", f"fips-mode-setup --{'enable' if kernel else 'disable'}")
+    pluto = patient.told("fips mode").strip(";")
+    if pluto and (pluto == "enabled") != kernel:
+        yield ("WARN", "MISMATCH", f"the kernel's FIPS mode is {'on' if kernel else 'off'}, pluto's is {pluto}",
+               "ipsec restart")
 
 
 @check("crypto_policy", "Checking the system's crypto-policy",

@@ -131,6 +131,10 @@ BROKEN = {
                                   "cat /rival >>/etc/ipsec.conf", {"overlap": "WARN"}),
     "conn twice": ("tail -n +2 /etc/ipsec.conf >/again; cat /again >>/etc/ipsec.conf", {"overlap": "WARN"}),
     "pluto was updated": ("cp /usr/libexec/ipsec/pluto /new; mv /new /usr/libexec/ipsec/pluto", {"versions": "WARN"}),
+    "pluto of another libreswan": (
+        "kill -KILL $(cat /run/pluto/pluto.pid); while pidof pluto; do sleep 0.1; done; mkdir -p /usr/local/libexec/"
+        "ipsec; cp /usr/libexec/ipsec/pluto /usr/local/libexec/ipsec; rm -f /run/pluto/*; /usr/local/libexec/ipsec/"
+        "pluto; until /usr/libexec/ipsec/whack --listen; do sleep 0.1; done", {"versions": "WARN"}),
     "policy wants FIPS": ("mkdir -p /etc/crypto-policies; echo FIPS >/etc/crypto-policies/config", {"fips": "WARN"}),
     "policy not included": ("mkdir -p /etc/crypto-policies/back-ends; >/etc/crypto-policies/back-ends/libreswan.config",
                             {"crypto_policy": "WARN"}),
@@ -145,7 +149,7 @@ BROKEN = {
         "/pluto 1000 >/dev/null 2>&1 & echo $! >/run/pluto/pluto.pid; echo 'import socket, time\ns = socket.socket("
         "type=socket.SOCK_DGRAM)\ns.bind((\"\", 500))\ntime.sleep(1000)' >/listen; python3 /listen >/dev/null 2>&1 & "
         "until ss -lun | grep -q :500; do sleep 0.1; done",
-        {"pluto": "FAIL", "udp500": "FAIL", "udp4500": "FAIL"}),
+        {"pluto": "FAIL", "udp500": "FAIL", "udp4500": "FAIL", "versions": "WARN"}),
 }
 
 #: What looks broken and is not
@@ -232,11 +236,13 @@ def bookworm(root: Callable[..., Machine], pluto: Callable[..., Pluto]) -> Itera
 
 def test_healthy_hosts_have_no_findings(healthy: Pluto) -> None:
     before, loaded = healthy.machine.changes(), healthy.output.count("loading secrets")
+    hung_up = healthy.output.count("Broken pipe")  # by who waited for it to be ready
     assert verify(healthy.machine) == kernel_lacks()
     lines = healthy.machine.ipsec("verify").stdout.splitlines()
     assert "Checking that pluto is running                    \t[OK]" in lines
     assert "\x1b" not in "".join(lines)
     assert healthy.output.count("loading secrets") == loaded > 0  # the original reloads them
+    assert healthy.output.count("Broken pipe") == hung_up
     assert set(healthy.machine.changes()) == set(before)
 
 
