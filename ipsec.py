@@ -7848,6 +7848,25 @@ def check_psk(patient: Patient) -> Iterator[Trouble]:
                    f"{conn.name}", f"vi {name}")
 
 
+@check("host_keys", "Checking that connections have their private keys",
+       "For each connection of this host whose own end has ckaid=, rsasigkey=, ecdsakey= or pubkey=, that key in the "
+       "NSS database.",
+       "Pluto can't sign for this end, and the IKE SA fails.",
+       "Make a key with ipsec newhostkey, and give what ipsec showhostkey --left tells of it to both ends.", live=True)
+def check_host_keys(patient: Patient) -> Iterator[Trouble]:
+    named = [(tunnel.conn.name, f"{tunnel.here}{word}", tunnel.conn.get(f"{tunnel.here}{word}"))
+             for tunnel in patient.tunnels for word in ("ckaid", "rsasigkey", "ecdsakey", "pubkey")]
+    named = [(conn, word, value) for conn, word, value in named if value and not value.startswith("%")]
+    keys = NssDatabase(patient.host).keys() if named else []
+    held = {text for key in keys for text in key_texts(key)[1:3]}
+    for conn, word, value in named:
+        ckaid = value.lower().replace(":", "")
+        if not (any(key.ckaid.hex().startswith(ckaid) for key in keys) if word.endswith("ckaid") else
+                value.removeprefix("0s") in held):
+            yield ("FAIL", "NO KEY", f"the NSS database has not the private key of {word} of conn {conn}",
+                   "ipsec showhostkey --list, to see what it has")
+
+
 @check("secret_modes", "Checking who can read the secrets",
        "The permissions of ipsec.secrets, of what it includes, and of the password file of the NSS database.",
        "Whoever knows the keys can be this host, or read what it sends.",

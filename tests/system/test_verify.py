@@ -118,6 +118,8 @@ BROKEN = {
     "secrets for all to read": ("chmod 644 /etc/ipsec.secrets", {"secret_modes": "WARN"}),
     "a record without kind of key": ("echo '192.0.2.9 :' >>/etc/ipsec.secrets", {"secrets": "FAIL"}),
     "no secret for the peer": ("sed -i s/192/10/g /etc/ipsec.secrets", {"psk": "FAIL"}),
+    "no such CKAID": ("echo '\tleftckaid=00ff' >>/etc/ipsec.conf", {"host_keys": "FAIL"}),
+    "key of another host": ("echo '\tleftrsasigkey=0sAwEAAc0ffee' >>/etc/ipsec.conf", {"host_keys": "FAIL"}),
     "no such certificate": ("echo '\tleftcert=gateway' >>/etc/ipsec.conf", {"certificates": "FAIL"}),
     "certificate ended": (f"{CERTIFICATE} -w -12 -v 6", {"certificates": "FAIL"}),
     "certificate ends soon": ("openssl req -x509 -newkey rsa:2048 -nodes -days 20 -subj /CN=gateway -keyout /key -out "
@@ -179,6 +181,10 @@ FINE = {
     "IPv6 closed": "ip6tables -P INPUT DROP; ip6tables -P FORWARD DROP; ip6tables -t nat -A POSTROUTING -j MASQUERADE",
     "IPv6: nft with all that it takes": f"{SIX}{NFT_INPUT}{NFT_RULE}udp dport {{ 500, 4500 }} accept; {NFT_RULE}meta "
     f"l4proto esp accept; {NFT_RULE}meta l4proto ipv6-icmp accept",
+    "keys of its own": f"python3 {PYZ} newhostkey; id=$(python3 {PYZ} showhostkey --list | sed 's/.*ckaid: //'); "
+    f"for what in '' --pubkey; do python3 {PYZ} showhostkey --left --ckaid $id $what | grep = >>/etc/ipsec.conf; done; "
+    "echo '\tleftckaid='$id >>/etc/ipsec.conf; echo '\trightrsasigkey=0sAwEAAc0ffee' >>/etc/ipsec.conf; "
+    "test $(grep -c left.*key= /etc/ipsec.conf) = 2",
     "loose filter": f"echo 2 >{SYSCTL}/conf/eth0/rp_filter",
     "no gateway": f"echo 0 >{SYSCTL}/ip_forward; echo 1 >{SYSCTL}/conf/default/send_redirects; "
     "sed -i s/leftsubnet.*// /etc/ipsec.conf",
