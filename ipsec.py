@@ -5726,6 +5726,7 @@ RULE_TARGETS = {"accept": "accept", "drop": "drop", "reject": "drop", "return": 
                 "snat": "snat", "netmap": "?", "?": "?", "queue": "?", "nfqueue": "?", "dnat": "?", "redirect": "?"}
 Rule = tuple[list[tuple[str, str, bool]], str]  # conditions (field, values, negated), target
 Table = tuple[str, "dict[str, Chain]"]  # the family (ip, ip6, inet for both), the chains by name
+TABLE_FAMILIES = {"ipv4": ("ip", "inet"), "ipv6": ("ip6", "inet")}
 
 
 class Chain(Record):
@@ -5824,7 +5825,7 @@ def nft_rules(words: list[str]) -> Iterator[Rule]:
         if word in ("tcp", "udp", "icmp", "icmpv6", "esp", "ah"):
             conditions.append(("proto", word, False))
         elif word in ("ip", "ip6"):
-            conditions.append(("family", f"ipv{word[2:] or 4}", False))
+            conditions.append(("family", "ipv6" if word == "ip6" else "ipv4", False))
         if word in ("jump", "goto") or word.lower() in RULE_TARGETS:
             yield conditions, words.pop() if word == "jump" else f"goto {words.pop()}" if word == "goto" else word
             return
@@ -5851,6 +5852,11 @@ def nft_rules(words: list[str]) -> Iterator[Rule]:
                         target.replace("goto", "goto ").removeprefix("jump") or "?")
                 return
             conditions.append((field, values(), negated))
+
+
+def family_of(address: str) -> str:
+    """The IP family of an address or network: `ipv4` or `ipv6`."""
+    return "ipv6" if ":" in address else "ipv4"
 
 
 def net_fits(mine: str, wanted: str) -> bool | None:
@@ -5923,11 +5929,11 @@ def filter_tables(host: Host) -> list[Table]:
     except OSError as error:
         if error.errno not in NO_NFTABLES:
             raise
+    found.discard((NFPROTO_INET, NFLOG_TABLE))
     programs = []
     if found:
         programs = [["nft", "list", "ruleset"]] if host.which("nft") else [["iptables-save"], ["ip6tables-save"]]
-        others = [name for family, name in found if (family == NFPROTO_INET or name not in IPTABLES_TABLES)
-                  and name != NFLOG_TABLE]
+        others = [name for family, name in found if family == NFPROTO_INET or name not in IPTABLES_TABLES]
         if others and not host.which("nft"):
             raise Missing(f"nft: no such program on this host, to read the table {quote(others[0])} with")
     for family in ("ip", "ip6"):
@@ -7273,7 +7279,7 @@ class Patient:
     def told(self, name: str) -> str:
         """The value of a setting in pluto's status; nothing when it does not answer."""
         try:
-            return next(filter(None, (setting(line, name) for line in self.status() if self.pid)), "")
+            return next(filter(None, (setting(line, name) for line in self.status())), "")
         except Failure:
             return ""  # the check of pluto tells why
 
@@ -7307,9 +7313,9 @@ class Patient:
         if self._tables is None:
             self._tables = filter_tables(self.host)
         packet = {"family": "ipv4", "status": "", **{name.replace("_", "-"): packet[name] for name in packet}}
-        families = ("inet", "ip6" if packet["family"] == "ipv6" else "ip")
-        return next((chain.insert for family, table in self._tables if family in families for chain in table.values()
-                     if chain.hook == hook and chain.kind == kind and verdict(table, chain, packet) == what), "")
+        return next((chain.insert for family, table in self._tables if family in TABLE_FAMILIES[packet["family"]]
+                     for chain in table.values() if chain.hook == hook and chain.kind == kind
+                     and verdict(table, chain, packet) == what), "")
 
 
 class Tunnel(Record):
@@ -7326,12 +7332,12 @@ class Tunnel(Record):
     @property
     def family(self) -> str:
         """That of the encrypted packets, `ipv4` or `ipv6`."""
-        return "ipv6" if ":" in self.conn.get("left") + self.conn.get("right") else "ipv4"
+        return family_of(self.conn.get("left") + self.conn.get("right"))
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
         """What may talk through it: our networks with theirs of the same IP family."""
-        return [(one, other) for one in self.ours for other in self.theirs if (":" in one) == (":" in other)]
+        return [(one, other) for one in self.ours for other in self.theirs if family_of(one) == family_of(other)]
 
 
 def edit(problem: Problem | Setting) -> str:
@@ -7534,7 +7540,7 @@ def check_algorithms(patient: Patient) -> Iterator[Trouble]:
 def check_forwarding(patient: Patient) -> Iterator[Trouble]:
     for family, option in (("ipv4", "net.ipv4.ip_forward"), ("ipv6", "net.ipv6.conf.all.forwarding")):
         behind = [f"{tunnel.conn.name} has {net}" for tunnel in patient.tunnels for net in tunnel.ours
-                  if (":" in net) == (family == "ipv6") and not tunnel.conn.flag("narrowing")
+                  if family_of(net) == family and not tunnel.conn.flag("narrowing")
                   and not tunnel.conn.flag(f"{tunnel.here}modecfgclient")]
         if behind and "1" not in each_interface(patient.host, "forwarding", family).values():
             yield ("FAIL", "DISABLED", f"conn {behind[0]} behind this host, which does not forward",
@@ -7611,10 +7617,11 @@ def check_firewall(patient: Patient) -> Iterator[Trouble]:
 def check_forward_rules(patient: Patient) -> Iterator[Trouble]:
     for tunnel in patient.tunnels:
         for ours, theirs in tunnel.pairs:
-            ip = "ip6" if ":" in ours else "ip"
+            family = family_of(ours)
+            ip = TABLE_FAMILIES[family][0]
             for source, target, ways in ((ours, theirs, {"out": tunnel.device, "ipsec_out": "exists ipsec"}),
                                          (theirs, ours, {"in": tunnel.device, "ipsec_in": "exists ipsec"})):
-                ways.update(src=source, dst=target, family=f"ipv{ip[2:] or 4}")
+                ways.update(src=source, dst=target, family=family)
                 head = patient.blocks("forward", state="new", **ways)
                 if head and patient.blocks("forward", state="established", **ways):
                     ends = (f"-s {source} -d {target} -j ACCEPT" if head.startswith("ip") else
@@ -7631,9 +7638,10 @@ def check_forward_rules(patient: Patient) -> Iterator[Trouble]:
 def check_nat(patient: Patient) -> Iterator[Trouble]:
     for tunnel in patient.tunnels:
         for ours, theirs in tunnel.pairs:
-            ip = "ip6" if ":" in ours else "ip"
+            family = family_of(ours)
+            ip = TABLE_FAMILIES[family][0]
             head = patient.blocks("postrouting", "nat", "snat", src=ours, dst=theirs, out=tunnel.device, state="new",
-                                  family=f"ipv{ip[2:] or 4}", ipsec_out="exists ipsec")
+                                  family=family, ipsec_out="exists ipsec")
             if head:
                 ends = (f"-s {ours} -d {theirs} -j ACCEPT" if head.startswith("ip") else
                         f"{ip} saddr {ours} {ip} daddr {theirs} accept")
@@ -9077,11 +9085,9 @@ def look_sections(host: Host, words: Sequence[str]) -> list[ReportSection]:
         part("policy", "ip xfrm policy", xfrm("policy", sorted_policies), live=True, bulk=True, title="XFRM policy:",
              data=lambda report: (each for each in XfrmData(host).policies_data() if not each.socket)),
         part("nftables", "nft list ruleset", nft_ruleset, live=True, title="nft list ruleset"),
-        part("iptables", "iptables -n -t filter -L", iptables_lists, live=True,
-             title="IPSEC mangle TABLES"),
+        part("iptables", "iptables -n -t filter -L", iptables_lists, live=True, title="IPSEC mangle TABLES"),
         part("route", "ip route", main_routes, live=True, bulk=True, title="ROUTING TABLES", data=routes_data),
-        part("nss", f"certutil -L -d sql:{host.nssdir}", nss_listing, title="NSS_CERTIFICATES",
-             data=nss_data),
+        part("nss", f"certutil -L -d sql:{host.nssdir}", nss_listing, title="NSS_CERTIFICATES", data=nss_data),
     ]
     return [section for section in found if section.name in words]
 
