@@ -615,7 +615,7 @@ class Host:
         try:
             # the signals are SIGPIPE and SIGXFSZ, see exec()
             child = os.posix_spawn(path, [path, *argv[1:]], self.child_env(), setsid=True, setsigdef=(13, 25),
-                                   file_actions=[(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                                   file_actions=[(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
                                                  *((os.POSIX_SPAWN_DUP2, writer, fd) for fd in (1, 2))])
         except OSError as error:
             os.close(reader)
@@ -4754,6 +4754,10 @@ class NssDatabase:
         """The columns of all objects of a database file; None for a column that this NSS has not.  Raises Missing
         without sqlite3, Failure when the file is broken."""
         sqlite: Any = need("_sqlite3", "reading an NSS database")
+        try:
+            os.close(self.host.open(f"{self.directory}/{name}"))  # a pipe in its place would keep us waiting
+        except OSError as error:
+            raise self.broken(name, error.strerror) from None
         path = self.host.path(f"{self.directory}/{name}")
         for special in "%?#":
             path = path.replace(special, f"%{ord(special):02x}")

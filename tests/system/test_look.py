@@ -103,6 +103,9 @@ def test_what_could_not_be_shown_is_told(bookworm: Machine) -> None:
     result = bookworm.ipsec("look")
     assert result.status == 1 and "nss" in result.stderr and "this is the kernel's own form" in result.stdout
     assert "iptables filter TABLE" not in result.stdout
+    bookworm.run(["sh", "-ec", "mkdir -p /var/lib/ipsec/nss; mkfifo /var/lib/ipsec/nss/cert9.db"]).check()
+    result = bookworm.ipsec("look", "nss")
+    assert result.status == 1 and "cert9.db: not a regular file" in result.stdout
     result = bookworm.ipsec("look", "policy", user=65534)
     assert result.status == 1 and "policy" in result.stderr and "Operation not permitted" in result.stdout
 
