@@ -7786,6 +7786,17 @@ def check_nss_health(patient: Patient) -> Iterator[Trouble]:
         yield "WARN", "OPEN", f"others may read or change what is in {host.nssdir}", f"chmod -R go= {host.nssdir}"
 
 
+def ca_subjects(certificates: Iterable[Certificate]) -> Iterator[str]:
+    """The subjects of those that are CAs."""
+    for one in certificates:
+        try:
+            parsed = parse_certificate(one.der)
+        except ValueError:
+            continue  # none that anybody could use
+        if parsed.is_ca:
+            yield parsed.subject
+
+
 @check("certificates", "Checking certificates",
        "The certificates that connections name and those that have a private key: validity, private key, CA.",
        "The peer refuses an expired certificate; without its private key or CA no connection comes up.",
@@ -7799,13 +7810,7 @@ def check_certificates(patient: Patient) -> Iterator[Trouble]:
         return  # DER certificates begin so: there is none, and no need to import sqlite3
     listed = NssDatabase(host).certificates()
     held = {one.nickname: one for one in listed}
-    read, used = {}, {}
-    for one in listed:
-        try:
-            read[one.nickname] = parse_certificate(one.der)
-        except ValueError:
-            yield ("WARN", "UNREADABLE", f"{quote(one.nickname)} is no certificate that can be read",
-                   "ipsec certutil -L, to see what it is")
+    used = {}
     for conn in patient.conns:
         names = [conn.get(f"{side}cert") for side in ("left", "right") if conn.get(f"{side}cert")]
         used.update(dict.fromkeys(names, conn.name))
@@ -7816,12 +7821,16 @@ def check_certificates(patient: Patient) -> Iterator[Trouble]:
         elif names and not any(held[name].has_key for name in names):
             yield ("FAIL", "NO KEY", f"the database has no private key for {quote(names[0])} of conn {conn.name}",
                    "ipsec import FILE.p12")
-    subjects = {one.subject for one in read.values() if one.is_ca}
     now = time.time()
-    for name, parsed in read.items():
-        if name not in used and not held[name].has_key:
+    for name, one in held.items():
+        if name not in used and not one.has_key:
             continue
         what = f"the certificate {quote(name)}"
+        try:
+            parsed = parse_certificate(one.der)
+        except ValueError:
+            yield "WARN", "UNREADABLE", f"{what} can't be read", "ipsec certutil -L, to see what it is"
+            continue
         begins, day = (time.strftime("%Y-%m-%d", time.gmtime(at)) for at in (parsed.begins, parsed.expires))
         if parsed.expires < now:
             yield "FAIL", "EXPIRED", f"{what} expired on {day}", "ipsec import FILE.p12"
@@ -7829,7 +7838,7 @@ def check_certificates(patient: Patient) -> Iterator[Trouble]:
             yield "FAIL", "NOT YET VALID", f"{what} begins on {begins}", "date, to see whether the clock is wrong"
         elif parsed.expires < now + 30 * 86400:
             yield "WARN", "EXPIRES SOON", f"{what} expires on {day}", "ipsec import FILE.p12"
-        if name in used and parsed.issuer != parsed.subject and parsed.issuer not in subjects:
+        if name in used and parsed.issuer != parsed.subject and parsed.issuer not in ca_subjects(listed):
             yield ("WARN", "NO CA", f"the database has no CA {quote(parsed.issuer)}, which issued {quote(name)}",
                    "ipsec import FILE.p12 CA.pem")
 

@@ -129,6 +129,12 @@ BROKEN = {
                                 "rm /var/lib/ipsec/nss/*; certutil -N -d sql:/var/lib/ipsec/nss --empty-password; "
                                 "certutil -A -d sql:/var/lib/ipsec/nss -n gateway -t ,, -i /pem; "
                                 "echo '\tleftcert=gateway' >>/etc/ipsec.conf", {"certificates": "FAIL"}),
+    "certificate without its CA": (
+        "cd /run; exec >log 2>&1; openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -subj /CN=ca; "
+        "openssl req -newkey rsa:2048 -nodes -keyout key -out request -subj /CN=gateway; openssl x509 -req -in request "
+        "-CA ca.pem -CAkey ca.key -CAcreateserial -days 400 -out pem; openssl pkcs12 -export -passout pass: -inkey key "
+        "-in pem -name gateway -out p12; pk12util -i p12 -d sql:/var/lib/ipsec/nss -W ''; "
+        "echo '\tleftcert=gateway' >>/etc/ipsec.conf", {"certificates": "WARN"}),
     "same networks, other peer": ("sed s/fine/rival/';'s/192.0.2.2/192.0.2.3/ /etc/ipsec.conf | tail -n +2 >/rival; "
                                   "cat /rival >>/etc/ipsec.conf", {"overlap": "WARN"}),
     "conn twice": ("tail -n +2 /etc/ipsec.conf >/again; cat /again >>/etc/ipsec.conf", {"overlap": "WARN"}),
@@ -260,6 +266,13 @@ def test_what_is_broken_is_found(bookworm: Machine, what: str) -> None:
     if "leftcert" in script:  # where certificates count the clock does, which nothing may set here
         assert found.pop("clock", "WARN") == "WARN"
     assert found == {**kernel_lacks(), **expected}
+
+
+def test_a_ca_that_is_there_is_not_missed(bookworm: Machine) -> None:
+    bookworm.run(["sh", "-c", BROKEN["certificate without its CA"][0]]).check()
+    assert "NO CA" in bookworm.ipsec("verify", "certificates").stdout
+    bookworm.run("certutil -A -d sql:/var/lib/ipsec/nss -n ca -t ,, -i /run/ca.pem".split()).check()
+    assert "[OK]" in bookworm.ipsec("verify", "certificates").stdout
 
 
 @pytest.mark.parametrize("what", FINE)
