@@ -16,6 +16,7 @@ import pytest
 
 import ipsec
 from ipsec import ReportSection
+from tests.ground.machine import alive, wait_for
 
 Body = Callable[[ipsec.Report], Iterator[str]]
 
@@ -65,8 +66,8 @@ def test_order_is_that_of_the_table_whoever_is_first() -> None:
 
 def test_what_hangs_is_cut_and_the_report_goes_on() -> None:
     text, ended = run([ReportSection("stuck", "", hangs, slow=True), ReportSection("next", "", says("fine\n"))],
-                      "--timeout", "0.3")
-    assert "before\ntimed out after 0.3 s" in text
+                      "--timeout", "2")
+    assert "before\ntimed out after 2 s" in text
     assert text.endswith("next\nfine\n")
     assert ended == {"timeout": ["stuck"], "ok": ["next"]}
 
@@ -80,11 +81,10 @@ def test_what_a_cut_section_runs_ends_with_the_report(tmp_path: Path) -> None:
         yield "it runs\n"
 
     sections = [ReportSection("first", "", waits_for_it), ReportSection("stuck", "", hangs_with_child, slow=True)]
-    text, ended = run(sections, "--timeout", "0.3", MARKER=str(marker))
+    text, ended = run(sections, "--timeout", "3", MARKER=str(marker))
     assert ended == {"ok": ["first"], "timeout": ["stuck"]}
     pid = int(marker.read_text())
-    while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1]:
-        time.sleep(0.01)
+    wait_for(lambda: not alive(pid), "the end of sleep")
 
 
 def test_time_that_we_spend_writing_is_not_the_sections() -> None:
@@ -138,13 +138,13 @@ def test_text_is_made_safe_in_both_ways() -> None:
 def test_json_is_one_document() -> None:
     text: list[str] = []
     sections = [ReportSection("a", "cmd", says('quote " and\n', "ünïcode\n")), ReportSection("b", "", hangs, slow=True)]
-    ipsec.run_report(report("--timeout", "0.2"), sections, ipsec.JsonSink(text.append))
+    ipsec.run_report(report("--timeout", "2"), sections, ipsec.JsonSink(text.append))
     document = json.loads("".join(text))
     first, second = document["sections"]
     assert (first["section"], first["command"], first["status"]) == ("a", "cmd", "ok")
     assert first["text"] == 'quote " and\nünïcode\n'
     assert (second["status"], second["text"].splitlines()[0]) == ("timeout", "before")
-    assert second["duration"] >= 0.2
+    assert second["duration"] >= 2
     assert document["host"] == os.uname().nodename
 
 

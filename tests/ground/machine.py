@@ -53,6 +53,14 @@ def wait_for(condition: Callable[[], Value], what: str, timeout: float = 60) -> 
         time.sleep(0.05)
 
 
+def alive(pid: int) -> bool:
+    """Whether a process of that number runs: neither gone, also not between two of our looks, nor a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 class Spec(NamedTuple):
     """What keeper.py is told about a machine."""
 
