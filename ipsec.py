@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from types import ModuleType
-    from typing import Any, Callable, Literal, NoReturn
+    from typing import Any, Callable, Literal, NoReturn, TextIO
     from typing import NamedTuple as Record
 
 # =====================================================================================================================
@@ -174,9 +174,9 @@ def encode(text: str) -> bytes:
         return text.encode("utf-8", "replace")
 
 
-def status_of(wait_status: int) -> int:
-    """An exit status as the shell would give it, from what wait(2) gave."""
-    return SIGNALLED + os.WTERMSIG(wait_status) if os.WIFSIGNALED(wait_status) else os.WEXITSTATUS(wait_status)
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether the stream is there, which it is not when we were started without, and leads to a terminal."""
+    return stream is not None and stream.isatty()
 
 
 class Lock:
@@ -400,10 +400,12 @@ class Host:
     def replace(self, name: str, text: str) -> None:
         """Write a file so that whoever reads it finds the old text or the new one, whole; owner and mode stay.
 
-        A link is followed.  In place where no file can be renamed over it (one that a container has mounted).  Raises
-        OSError.
+        A link is followed.  In place where no file can be renamed over it (one that a container has mounted), or where
+        it is none (a device, a pipe).  Raises OSError.
         """
         real = os.path.realpath(self.path(name))
+        if os.path.exists(real) and not os.path.isfile(real):
+            return self.write(name, text)
         directory, base = os.path.split(real)
         work = os.path.join(directory, f".{base}.{os.getpid()}")
         try:
@@ -757,12 +759,15 @@ class Host:
 
     def print(self, text: str = "", *, end: str = "\n") -> None:
         """Write to standard output.  Raises OSError when it can't be written (a full disk, a closed pipe)."""
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard output")
         sys.stdout.write(text + end)
 
     def warn(self, text: str) -> None:
         """One line on standard error."""
         self.flush()
-        sys.stderr.write(f"ipsec: {text}\n")
+        if sys.stderr is not None:
+            sys.stderr.write(f"ipsec: {text}\n")
 
     def flush(self) -> None:
         """Write out what is buffered.  Raises OSError."""
@@ -772,7 +777,7 @@ class Host:
     @property
     def colour(self) -> bool:
         """True when standard output is a terminal that wants colour (NO_COLOR, https://no-color.org)."""
-        return not self.env.get("NO_COLOR") and self.env.get("TERM") != "dumb" and sys.stdout.isatty()
+        return not self.env.get("NO_COLOR") and self.env.get("TERM") != "dumb" and is_terminal(sys.stdout)
 
     # --- what is installed ------------------------------------------------------------------------------------------
 
@@ -1515,6 +1520,13 @@ def canonical(key: str) -> str:
     return ALIASES.get(key, key)
 
 
+def misplaced(text: str) -> str:
+    """How a message names what is out of place: by its first word, if that is a keyword.  Else it may be a secret, of a
+    line that belongs into ipsec.secrets."""
+    word = text.replace("=", " ").partition(" ")[0]
+    return quote(word) if any(canonical(word) in keywords(setup) for setup in (True, False)) else "this"
+
+
 def value_problem(kind: str, value: str) -> str:
     """What is wrong with a value for the kind of keyword, or nothing."""
     import re
@@ -1610,7 +1622,7 @@ class Config:
         rest = line[len(word):].lstrip(" \t")
         value, after = split_value(rest) if rest and rest[0] != "#" else ("", rest)
         if word not in ("conn", "config", "include", "version"):
-            self._problem(name, number, f"{quote(word)} begins no section: conn, config setup and include do"
+            self._problem(name, number, f"{misplaced(word)} begins no section: conn, config setup and include do"
                           + (", and a setting is indented" if "=" in line else ""))
         elif not value or self._trailing(after) or (word == "config" and value != "setup"):
             self._problem(name, number, f"{word} needs " + {"conn": "one name", "config": "the word setup"}.get(
@@ -1652,10 +1664,10 @@ class Config:
         key, equals, rest = line.partition("=")
         key = key.rstrip(" \t")
         if self._section is None:
-            self._problem(name, number, f"{quote(key)} is indented, but in no section")
+            self._problem(name, number, f"{misplaced(key)} is indented, but in no section")
             return
         if not equals or " " in key or "\t" in key or '"' in key or not key:
-            self._problem(name, number, f"syntax error: no keyword=value: {quote(key)}")
+            self._problem(name, number, f"syntax error: {misplaced(key)} is no keyword=value")
             return
         rest = rest.lstrip(" \t")
         if key[:2].lower() in ("x-", "x_"):
@@ -2040,18 +2052,24 @@ def told(messages: Iterable[Message], tell: Callable[[bytes, int, int], str]) ->
 
 
 def in_pieces(texts: Iterable[str]) -> Iterator[str]:
-    """Short texts joined to longer ones, which are cheaper to hand on."""
+    """Short texts joined to longer ones, which are cheaper to hand on.  An error comes after the texts before it."""
     pieces: list[str] = []
     size = 0
-    for text in texts:
-        pieces.append(text)
-        size += len(text)
-        if size > TEXT_PIECE:
-            yield "".join(pieces)
-            pieces.clear()
-            size = 0
+    failure: Exception | None = None
+    try:
+        for text in texts:
+            pieces.append(text)
+            size += len(text)
+            if size > TEXT_PIECE:
+                yield "".join(pieces)
+                pieces.clear()
+                size = 0
+    except Exception as error:
+        failure = error
     if pieces:
         yield "".join(pieces)
+    if failure:
+        raise failure
 
 
 class Remembered(dict):  # type: ignore[type-arg]
@@ -4636,8 +4654,6 @@ class NssDatabase:
     def lock(self) -> Lock:
         """Hold the directory for changes, with what a killed command left brought to its end.  Raises Failure."""
         path = self.host.path(self.directory)
-        if not self.host.live:
-            raise Failure(f"{self.directory}: the database of another system is only read", USAGE)
         if not os.path.isdir(path) or not os.access(path, os.W_OK | os.X_OK):
             raise Failure(f'ERROR: destination directory "{self.directory}" is missing or permission denied', ERROR,
                           f"mkdir -m 700 {self.directory}" if not os.path.lexists(path) else "it must be a directory "
@@ -4731,8 +4747,13 @@ class NssDatabase:
 
     def broken(self, name: str, why: object) -> Failure:
         """What to say of a file that can't be used."""
-        return Failure(f"{self.directory}/{name}: {why}", NSS_FAILURE,
-                       f"restore it from a backup, or wipe the database: rm {self.directory}/*.db")
+        hint = f"restore it from a backup, or wipe the database: rm {self.directory}/*.db"
+        if isinstance(why, PermissionError):
+            hint = "run it as root"
+        elif isinstance(why, FileNotFoundError):
+            hint = "ipsec initnss makes a new database" if not self.has(*NSS_FILES[1:]) else "restore it from a backup"
+        what = why.strerror if isinstance(why, OSError) else why
+        return Failure(f"{self.directory}/{name}: {what}", NSS_FAILURE, hint)
 
     def check(self) -> None:
         """Raises Failure when one of the two databases is missing, empty or none."""
@@ -4740,7 +4761,7 @@ class NssDatabase:
             try:
                 head = next(self.host.chunks(f"{self.directory}/{name}"), b"")[:16]
             except OSError as error:
-                raise self.broken(name, error.strerror) from None
+                raise self.broken(name, error) from None
             if head != b"SQLite format 3\0":
                 raise self.broken(name, "not an NSS database")
         try:
@@ -4757,7 +4778,7 @@ class NssDatabase:
         try:
             os.close(self.host.open(f"{self.directory}/{name}"))  # a pipe in its place would keep us waiting
         except OSError as error:
-            raise self.broken(name, error.strerror) from None
+            raise self.broken(name, error) from None
         path = self.host.path(f"{self.directory}/{name}")
         for special in "%?#":
             path = path.replace(special, f"%{ord(special):02x}")
@@ -6618,7 +6639,8 @@ def act(host: Host, service: Service, action: str, dry: bool) -> int:
         if action == "status" and service.manager.up:
             ran = host.run([path, *argv[1:]], timeout=CHECK_TIME)
             host.print(ran.text + decode(ran.err), end="")
-            return OK if service.manager.up in ran.text else LSB_UNKNOWN if ran.status else LSB_STOPPED
+            said = ran.text.partition("; ")[0]  # runit: what follows is the log's service
+            return OK if service.manager.up in said else LSB_UNKNOWN if ran.status else LSB_STOPPED
         if action != "stop" and not service.manager.up:
             host.exec(path, argv[1:])
         status = host.call([path, *argv[1:]])
@@ -6801,7 +6823,11 @@ class Direct:
             said = os.pread(output, READ_CHUNK, 0)
         finally:
             os.close(output)
-        complain(host, said + b"".join(host.chunks(log, before) if host.exists(log) else ()))
+        try:
+            said += b"".join(host.chunks(log, before) if host.exists(log) else ())
+        except OSError as error:
+            said += encode(f"{reason(error)}\n")  # logfile=/dev/null
+        complain(host, said)
         clean_up(host)
         raise Failure(f"pluto {what}", status or ERROR, f"its log: {log}")
 
@@ -6908,10 +6934,12 @@ def stack_stop(host: Host) -> bool:
     try:
         for line in host.lines(saved):
             name, _, value = line.partition(" ")
-            if name.startswith("xfrm_") and value.isdigit():
+            if name.startswith("xfrm_") and value.isdigit() and host.value(f"{SYSCTLS}/{name}").strip() != value:
                 host.write(f"{SYSCTLS}/{name}", value)
     except FileNotFoundError:
         return True
+    except OSError as error:
+        host.warn(f"WARNING: cannot give a sysctl its value back: {reason(error)}")  # read-only in containers
     host.remove(saved)
     return True
 
@@ -6980,7 +7008,11 @@ def insert_modules(host: Host, files: list[str]) -> None:
     call = ctypes.CDLL(None, use_errno=True).syscall
     for file in files:
         if file not in packed:
-            fd = host.open(file)
+            try:
+                fd = host.open(file)
+            except OSError as error:
+                host.warn(f"{module_name(file)}: {error.strerror}")  # depmod(8) knew it
+                continue
             try:
                 if call(number, fd, b"", 0) and ctypes.get_errno() not in (errno.EEXIST, errno.ENODEV):
                     host.warn(f"{module_name(file)}: {os.strerror(ctypes.get_errno())}")
@@ -7034,11 +7066,12 @@ class Command:
 
     `operands` is written as in a synopsis: `FILE`, `[CONN]`, `[ARG...]`; the count is checked against it.  `options`
     None means that the command reads its words itself (they belong to another program's grammar).  A `fallback`
-    stands in where libreswan's own program of that name is not installed.
+    stands in where libreswan's own program of that name is not installed.  `rescue`: it only reads, and so may be used
+    on a mounted disk (--root).
     """
 
     def __init__(self, function: Callable[[Host, Args], int], names: str, operands: str, summary: str,
-                 options: Sequence[Opt] | None, details: str, hidden: bool, fallback: bool) -> None:
+                 options: Sequence[Opt] | None, details: str, hidden: bool, fallback: bool, rescue: bool) -> None:
         self.function = function
         self.name, *self.aliases = names.split()
         self.operands = operands
@@ -7047,6 +7080,7 @@ class Command:
         self.details = details
         self.hidden = hidden
         self.fallback = fallback
+        self.rescue = rescue
 
     @property
     def usage(self) -> str:
@@ -7079,15 +7113,15 @@ COMMANDS: dict[str, Command] = {}  # by name and by alias
 
 
 def command(names: str, operands: str = "", *, summary: str, options: Sequence[Opt] | None = (), details: str = "",
-            hidden: bool = False,
-            fallback: bool = False) -> Callable[[Callable[[Host, Args], int]], Callable[[Host, Args], int]]:
+            hidden: bool = False, fallback: bool = False,
+            rescue: bool = False) -> Callable[[Callable[[Host, Args], int]], Callable[[Host, Args], int]]:
     """Register a function as the command `names` (the name, then aliases).
 
     Every built-in name may also be written with two leading dashes, as in 5.x (`ipsec --checknss`).
     """
 
     def register(function: Callable[[Host, Args], int]) -> Callable[[Host, Args], int]:
-        entry = Command(function, names, operands, summary, options, details, hidden, fallback)
+        entry = Command(function, names, operands, summary, options, details, hidden, fallback, rescue)
         for name in names.split():
             COMMANDS[name] = entry
         return function
@@ -7489,7 +7523,8 @@ def check_esp(patient: Patient) -> Iterator[Trouble]:
     missing: list[str] = []
     unknown: list[str] = []
     for key, value, option, module in KERNEL_PARTS:
-        users = [conn for conn in patient.conns if (value == conn.get(key) if value != ":" and value else conn.get(key))
+        users = [conn for conn in patient.conns
+                 if (value == conn.get(key) if value != ":" and value else conn.get(key) not in ("", "no"))
                  or (key == "any" and (not value or value in conn.get("left") + conn.get("right")))]
         if users or (key, value) == ("any", ""):
             has = patient.kernel_has(option, module)
@@ -7600,11 +7635,11 @@ def check_firewall(patient: Patient) -> Iterator[Trouble]:
         for device, peer, family in ways if level else ():
             if packet.get("family", family) != family:
                 continue
-            packet = {"in": device, "family": family, "ipsec_in": "missing none", "sport": packet.get("dport", ""),
-                      **packet}
-            packet.update({"src": peer} if peer and "icmp" not in packet else {})  # that may come from any router
-            ever = patient.blocks("input", **{"state": "established", **packet})
-            first = ever or (waits and patient.blocks("input", **{"state": "new", **packet}))
+            sent = {"in": device, "family": family, "ipsec_in": "missing none", "sport": packet.get("dport", ""),
+                    **packet}
+            sent.update({"src": peer} if peer and "icmp" not in packet else {})  # that may come from any router
+            ever = patient.blocks("input", **{"state": "established", **sent})
+            first = ever or (waits and patient.blocks("input", **{"state": "new", **sent}))
             if first:
                 rule = f"{words[0]} -j ACCEPT" if first.startswith("ip") else f"{words[1]} accept"
                 source = f"from {peer or 'anywhere'}{f' by {device}' if device else ''}"
@@ -7780,7 +7815,8 @@ def check_nss_health(patient: Patient) -> Iterator[Trouble]:
         size = int.from_bytes(head[28:32], "big") * (int.from_bytes(head[16:18], "big") or 1)
         if head[:16] != b"SQLite format 3\0" or (head[24:28] == head[92:96] and size > host.stat(path).st_size):
             yield ("FAIL", "BROKEN", f"{path} is {'cut short' if head[:6] == b'SQLite' else 'not an NSS database'}",
-                   f"mv {host.nssdir} {host.nssdir}.broken, restore a backup or run ipsec initnss")
+                   f"mkdir {host.nssdir}/broken && mv {host.nssdir}/*.db {host.nssdir}/broken && ipsec initnss, or "
+                   "restore a backup")
     mode = host.stat(host.nssdir).st_mode
     if mode & 0o022 or host.stat(f"{host.nssdir}/key4.db").st_mode & 0o077:
         yield "WARN", "OPEN", f"others may read or change what is in {host.nssdir}", f"chmod -R go= {host.nssdir}"
@@ -7856,7 +7892,8 @@ def check_psk(patient: Patient) -> Iterator[Trouble]:
     if problems:
         if not host.superuser:
             next(host.lines(name), "")
-        return  # said already, and what is behind the error is not known
+        yield "SKIP", "UNKNOWN", f"{name} has an error, and what is behind it is not known", ""
+        return
     groups = [{token.text.lstrip("@").lower() for token in record.ids} for file in files
               for record, _ in secret_records(host.lines(file)) if record.kind == "psk"]
     for conn in patient.conns:
@@ -7992,9 +8029,11 @@ def findings(host: Host, timeout: float, names: Collection[str] = ()) -> Iterato
             continue
         fine = True
         try:
-            for trouble in one.function(patient):
+            for level, word, why, mend in one.function(patient):
                 fine = False
-                yield Finding(one.name, one.text, *trouble)
+                if host.root and (" /" in mend or mend.startswith("ipsec ")):
+                    mend = f"chroot {host.root} {mend}"
+                yield Finding(one.name, one.text, level, word, why, mend)
         except (OSError, Failure) as error:
             fine = False
             again = f"sudo ipsec verify {one.name}" if isinstance(error, PermissionError) and not host.superuser else ""
@@ -8024,7 +8063,8 @@ def explain(one: Check) -> str:
         for title, text in (("Tested", one.tests), ("Breaks", one.breaks), ("Mended", one.mends)))])
 
 
-@command("verify", "[CHECK...]", summary="check the installation, the kernel, the configuration and pluto", options=(
+@command("verify", "[CHECK...]", summary="check the installation, the kernel, the configuration and pluto",
+         rescue=True, options=(
     Opt("--explain", "[CHECK]", "tell what a check tests, why that breaks tunnels, and how to mend it; without CHECK "
                                 "(or with list) the names of all"),
     Opt("--json", None, "a JSON list of the findings: check, text, level, word, why, mend"),
@@ -8171,16 +8211,24 @@ def reason(error: Exception) -> str:
     return str(error)
 
 
+def widen(pipe: int) -> None:
+    """Have a pipe hold PIPE_SIZE bytes, where users may have so much (pipe(7)); it works without, slower."""
+    import fcntl
+    try:
+        fcntl.fcntl(pipe, getattr(fcntl, "F_SETPIPE_SZ", 1031), PIPE_SIZE)
+    except PermissionError:
+        return
+
+
 class Worker:
     """A section that runs beside us, its text coming through a pipe."""
 
     def __init__(self, report: Report, section: ReportSection) -> None:
-        import fcntl
         self.started = time.monotonic()
         self.outcome = "failed"
         self.pid = 0
         self.reader, self.writer = os.pipe()
-        fcntl.fcntl(self.writer, getattr(fcntl, "F_SETPIPE_SZ", 1031), PIPE_SIZE)
+        widen(self.writer)
         if section.apart:
             self.pid = os.fork()
         if self.pid:
@@ -8328,9 +8376,14 @@ class OutputFile:
     """The file of --output: mode 0600, there whole or not at all, compressed when its name ends in .gz."""
 
     def __init__(self, name: str) -> None:
-        self.name = name
-        self.aside = f"{name}.{os.getpid()}.tmp"
-        self.fd = os.open(self.aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self.name = os.path.realpath(name)
+        # a device or a pipe is written to: no file takes its place
+        self.aside = f"{self.name}.{os.getpid()}.tmp" if os.path.isfile(name) or not os.path.exists(name) else ""
+        try:
+            self.fd = os.open(self.aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW,
+                              0o600) if self.aside else os.open(name, os.O_WRONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, name) from None
         self.squeeze: Any = None
         if name.endswith(".gz"):
             try:
@@ -8343,14 +8396,23 @@ class OutputFile:
     def write(self, text: str) -> None:
         """Append text.  Raises OSError."""
         data = encode(text)
-        write_all(self.fd, self.squeeze.compress(data) if self.squeeze else data)
+        self._write(self.squeeze.compress(data) if self.squeeze else data)
+
+    def _write(self, data: bytes) -> None:
+        try:
+            write_all(self.fd, data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.name) from None
 
     def commit(self) -> None:
         """Put the whole file in place.  Raises OSError."""
         if self.squeeze:
-            write_all(self.fd, self.squeeze.flush())
-        os.fsync(self.fd)
-        os.rename(self.aside, self.name)
+            self._write(self.squeeze.flush())
+        if self.aside:
+            os.fsync(self.fd)
+            os.rename(self.aside, self.name)
         os.close(self.fd)
         self.fd = -1
 
@@ -8358,7 +8420,8 @@ class OutputFile:
         """Remove what is not whole."""
         if self.fd >= 0:
             os.close(self.fd)
-            os.unlink(self.aside)
+            if self.aside:
+                os.unlink(self.aside)
             self.fd = -1
 
 
@@ -8368,7 +8431,7 @@ def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink
     The slow ones all start at once, ahead of their turn: processes first, as threads don't survive a fork.
     """
     ended: dict[str, list[str]] = {}
-    show = sys.stderr.isatty() and not sys.stdout.isatty()
+    show = is_terminal(sys.stderr) and not is_terminal(sys.stdout)
     report.host.flush()
     workers = {section.name: Worker(report, section) for section in sorted(sections, key=lambda each: not each.apart)
                if (section.slow or section.apart) and not (section.live and report.host.root)
@@ -8611,10 +8674,13 @@ def log_text(report: Report, name: str, since: float, mine: bool) -> Iterator[st
     host = report.host
     size = host.stat(name).st_size
     start = 0 if since else last_start(host, name) or 0
-    if size - start > LOG_TAIL:
+    cut = size - start > LOG_TAIL
+    if cut:
         yield f"... {size - LOG_TAIL - start} bytes left out\n"
         start = size - LOG_TAIL
-    lines: Iterable[str] = split_lines(host.chunks(name, start))
+    lines: Iterator[str] = split_lines(host.chunks(name, start))
+    if cut:
+        next(lines, "")  # the rest of a line that may hold half a secret
     if not mine:
         lines = (line for line in lines if "pluto" in line.lower())
     if since:
@@ -8849,6 +8915,11 @@ def security_modules(report: Report) -> Iterator[str]:
             yield from (f"{name}: {line}\n" for line in host.lines(name) if line and not line.startswith("#"))
 
 
+def told_by_pluto(word: str) -> Callable[[Report], Iterator[str]]:
+    """What pluto answers; when it falls silent, this ends before the section does, and all until then is shown."""
+    return lambda report: texts(pluto_lines(report.host, word, timeout=report.timeout * 0.9))
+
+
 # The files that start the service, and what they read
 SERVICE_FILES = ("/etc/systemd/system/ipsec.service", "/etc/systemd/system/ipsec.service.d/*.conf",
                  "/usr/lib/systemd/system/ipsec.service", "/lib/systemd/system/ipsec.service", "/etc/init.d/ipsec",
@@ -8860,11 +8931,15 @@ def service_files(report: Report) -> Iterator[str]:
     """The unit or init script in use, with its drop-ins and settings; each file once, whatever its names."""
     host, seen = report.host, set()
     for name in (name for pattern in SERVICE_FILES for name in host.glob(pattern)):
-        info = host.stat(name)
-        if (info.st_dev, info.st_ino) not in seen:
-            seen.add((info.st_dev, info.st_ino))
-            yield f"==> {name} <==\n"
-            yield from file_text(host, name)
+        try:
+            info = host.stat(name)
+            if (info.st_dev, info.st_ino) not in seen:
+                seen.add((info.st_dev, info.st_ino))
+                yield f"==> {name} <==\n"
+                yield from file_text(host, name)
+        except OSError as error:
+            yield f"{reason(error)}\n"  # a masked unit is a link to /dev/null
+            seen.add((0, 0))
     if not seen:
         raise Missing("no unit or init script named ipsec")
 
@@ -8902,14 +8977,14 @@ def report_sections(host: Host) -> list[ReportSection]:
         live_file("/proc/crypto"),
         part(f"{net}/core/xfrm-star", "", each(f"{net}/core/xfrm_*"), live=True),
         part(f"{net}/ipsec-star", "", each(f"{net}/ipsec/*"), live=True),
-        part("ipsec/status", "ipsec whack --status", lambda report: texts(pluto_lines(host, "--status")), live=True,
-             slow=True),
+        part("ipsec/status", "ipsec whack --status", told_by_pluto("--status"), live=True, slow=True),
         part("ip-addr-list", "ip addr list", lambda report: LinkText(host).addresses(), live=True),
         part("ip-route-list-table-all", "ip route list table all", lambda report: RouteText(host).routes(), live=True,
              apart=True, bulk=True),
         part("ip-rule-list", "ip rule list", lambda report: RouteText(host).rules(), live=True),
         part("ipsec_verify", "ipsec verify --nocolour",
-             lambda report: texts(verify_lines(findings(host, report.timeout))), live=True, slow=True),
+             lambda report: (f"{line}\n" for line in verify_lines(findings(host, report.timeout / 2))), live=True,
+             slow=True),
         part("ipsec/directory", "ipsec --directory", lambda report: iter([host.execdir + "\n"])),
         part("hostname/fqdn", "hostname --fqdn", fqdn, live=True, slow=True),
         part("hostname/ipaddress", "hostname --ip-address", addresses_of_host, live=True, slow=True),
@@ -8921,8 +8996,7 @@ def report_sections(host: Host) -> list[ReportSection]:
         part("service", "", service_files),
         part("ipsec/conf", f"cat {host.conf}", configuration),
         part("ipsec/secrets", f"ipsec _secretcensor {host.secrets}", secrets),
-        part("ipsec/listall", "ipsec whack --listall", lambda report: texts(pluto_lines(host, "--listall")), live=True,
-             slow=True),
+        part("ipsec/listall", "ipsec whack --listall", told_by_pluto("--listall"), live=True, slow=True),
         part("nss/directory", f"ls -l {host.nssdir}", listing(host.nssdir)),
         part("nss/contents", f"certutil -L -d sql:{host.nssdir}", nss_program("certutil"), slow=True),
         part("nss/crls", f"crlutil -L -d sql:{host.nssdir}", nss_program("crlutil"), live=True, slow=True),
@@ -8960,7 +9034,7 @@ def report_sections(host: Host) -> list[ReportSection]:
     ]
 
 
-@command("barf", summary="dump the system's IPsec state for debugging, without secrets", options=(
+@command("barf", rescue=True, summary="dump the system's IPsec state for debugging, without secrets", options=(
     Opt("--short", None, f"of each log only the last {SHORT_LOG} lines"),
     Opt("--section", "NAME", "only this section", many=True),
     Opt("--list-sections", None, "print the names of the sections"),
@@ -8988,6 +9062,7 @@ def barf(host: Host, args: Args) -> int:
         if not host.superuser:
             raise Failure("barf: --show-secrets is for root")
         host.warn("this report shows secrets: do not mail it")
+    end_on_signals()
     output = args.value("--output")
     file = OutputFile(output) if output else None
     write = file.write if file else lambda text: host.print(text, end="")
@@ -9005,6 +9080,19 @@ def barf(host: Host, args: Args) -> int:
         if file:
             file.drop()
     return completeness(host, "barf", ended, INCOMPLETE)
+
+
+def end_on_signals() -> None:
+    """Have SIGTERM and SIGHUP end us as Ctrl-C does, so that no program of ours and no file is left behind; not where
+    they are ignored (nohup(1))."""
+    import signal
+
+    def end(number: int, _frame: object) -> NoReturn:
+        raise KeyboardInterrupt("SIGTERM" if number == signal.SIGTERM else "SIGHUP")
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, end)
 
 
 def completeness(host: Host, name: str, ended: Mapping[str, Sequence[str]], outcomes: Sequence[str]) -> int:
@@ -9117,7 +9205,7 @@ def nss_data(report: Report) -> Iterator[dict[str, Any]]:
     return certificate_data(nss_database(report.host, Args(), "look"))
 
 
-@command("look", "[state|policy|iptables|nftables|route|nss]...", options=(
+@command("look", "[state|policy|iptables|nftables|route|nss]...", rescue=True, options=(
     Opt("--json", None, "one JSON document; states, policies, routes and certificates as data"),
     Opt("--timeout", "SECONDS", "how long to wait for the firewall's programs (default 10)"),
     Opt("--version", None, "print the version"),
@@ -9217,7 +9305,7 @@ def addresses_of(name: str, source: str) -> list[str]:
     return same
 
 
-@command("show", "[DEST...]", options=(
+@command("show", "[DEST...]", rescue=True, options=(
     Opt("--source -s", "ADDRESS", "where the packets come from; else the address that the kernel would choose"),
     Opt("--protocol -p", "NAME", "of the packets, or its number"),
     Opt("--source-port", "PORT", "of the packets; of ICMP the type"),
@@ -9244,10 +9332,12 @@ def show_command(host: Host, args: Args) -> int:
         ports, mark = [int(args.value(f"--{end}-port", "0")) for end in ("source", "destination")], args.value("--mark")
         known = int(names.get(protocol, protocol)), ports[0], ports[1]
         mark_number = int(mark or "0", 0)
+        if not 0 <= mark_number < 1 << 32 or not all(0 <= port < 1 << 16 for port in ports):
+            raise ValueError
         source = source and str(data.address[packed(source)])
     except (ValueError, OSError):
         raise Failure("ipsec show: --source takes an IP address, --protocol a name of /etc/protocols or a number, "
-                      "ports and marks are numbers", USAGE) from None
+                      "ports are numbers of 16 bits, marks of 32", USAGE) from None
     if source and not args.operands:
         raise Failure("ipsec show: if specifying a source, specifying a destination is required", USAGE)
     try:
@@ -9296,7 +9386,7 @@ class Teller:
         host.conf = args.value("--config") or host.conf
         whack = os.path.join(host.execdir, "whack")
         native = args.flag("--native") or host.env.get("IPSEC_WHACK") == "native" or not host.executable(whack)
-        self.compiled = "" if native or not host.live else whack
+        self.compiled = "" if native else whack
 
     def _shown(self, program: str, words: Sequence[str]) -> bool:
         if self.args.flag("--dry-run"):
@@ -9335,6 +9425,9 @@ class Teller:
             words = ("--config", host.conf if host.conf == "-" else os.path.abspath(host.conf), *words)
         words = ("--ctlsocket", host.ctlsocket, *(["--verbose"] if self.args.flag("--verbose") else ()), *words)
         if self._shown(program or "addconn", words):
+            return OK
+        if not program and "--checkconfig" in words:
+            own_reader(host, Args(), "checkconfig")
             return OK
         if not program:
             raise Missing(f"ipsec: loading a connection needs libreswan's addconn, which is not in {host.execdir}",
@@ -9462,9 +9555,8 @@ REQUESTS = (
 
 def request_command(names: str, operand: str, request: str, summary: str) -> None:
     """Register a command that is one request to pluto."""
-    shows = "status" in request or request.startswith(("--list", "--show", "--check"))
-    shaped = (UTC_OPTION, JSON_OPTION) if request != "--listen" and shows and "status" not in request else (
-        JSON_OPTION,) if shows else ()
+    shows = request != "--listen" and ("status" in request or request.startswith(("--list", "--show", "--check")))
+    shaped = (UTC_OPTION, JSON_OPTION) if shows and "status" not in request else (JSON_OPTION,) if shows else ()
 
     @command(names, operand, summary=summary,
              options=(CTLSOCKET_OPTION, *shaped, TIMEOUT_OPTION, NATIVE_OPTION, DRY_RUN_OPTION))
@@ -9521,7 +9613,7 @@ def add_command(host: Host, args: Args) -> int:
     return OK
 
 
-@command("checkconfig", summary="check the configuration", options=PLUTO_OPTIONS)
+@command("checkconfig", rescue=True, summary="check the configuration", options=PLUTO_OPTIONS)
 def checkconfig_command(host: Host, args: Args) -> int:
     """`ipsec checkconfig`: addconn's status."""
     return Teller(host, args).load("--checkconfig")
@@ -9639,7 +9731,7 @@ ADDCONN_LISTS = {"--listall": "ignore add ondemand start keep", "--listadd": "ad
 
 
 @command("addconn", "[CONN...]", summary="check ipsec.conf, list connections, load them into pluto", fallback=True,
-         options=(Opt("--config", "FILE", "the configuration; - is standard input"),
+         rescue=True, options=(Opt("--config", "FILE", "the configuration; - is standard input"),
                   Opt("--checkconfig", None, "only say whether the configuration can be loaded"),
                   Opt("--configsetup", None, "print the settings of config setup for a shell"),
                   Opt("--varprefix", "PREFIX", "what the variables of --configsetup begin with"),
@@ -9698,7 +9790,7 @@ def setup_values(host: Host, config: Config) -> Iterator[tuple[str, str]]:
 
 
 @command("readwriteconf", summary="print ipsec.conf with also=, %default and includes resolved", fallback=True,
-         options=(Opt("--config", "FILE", "the configuration; - is standard input"),
+         rescue=True, options=(Opt("--config", "FILE", "the configuration; - is standard input"),
                   Opt("--conn", "CONN", "only this connection"),
                   Opt("--nosetup", None, "leave config setup out"),
                   Opt("--rootdir", "DIR", "look for included files below DIR (as ipsec --root)"),
@@ -9741,14 +9833,14 @@ def quoted_value(value: str) -> str:
     return f"{{{value}}}" if '"' in value else f'"{value}"'
 
 
-@command("_secretcensor", "[FILE...]", summary="show ipsec.secrets without the secrets", hidden=True)
+@command("_secretcensor", "[FILE...]", rescue=True, summary="show ipsec.secrets without the secrets", hidden=True)
 def secretcensor_command(host: Host, args: Args) -> int:
     """`ipsec _secretcensor`: the files, or standard input, as barf shows them; 1 when a file can't be read."""
     return filtered(host, args.operands, lambda chunks: (
         f"{printable(line)}\n" for line in censor_secrets(split_lines(chunks))))
 
 
-@command("_keycensor", "[FILE...]", summary="show a text without the keys and secrets in it", hidden=True)
+@command("_keycensor", "[FILE...]", rescue=True, summary="show a text without the keys and secrets in it", hidden=True)
 def keycensor_command(host: Host, args: Args) -> int:
     """`ipsec _keycensor`: the files, or standard input, as barf shows logs and configuration."""
     return filtered(host, args.operands, redactor_of(host).stream)
@@ -9782,9 +9874,7 @@ START_OPTIONS = (*SETUP_OPTIONS, Opt("--foreground", None, "without init system:
 
 def setup(host: Host, args: Args, action: str) -> int:
     """Start, stop, restart or ask for the service, through the init system or without; its status."""
-    if not host.live:
-        raise Failure(f"{action}: the system under {host.root} does not run", USAGE,
-                      f"chroot {host.root} ipsec setup {action}")
+    host.conf = args.value("--config") or host.conf
     dry, foreground = args.flag("--dry-run"), args.flag("--foreground")
     if foreground and action != "start":
         raise Failure(f"ipsec setup {action}: --foreground is for start", USAGE)
@@ -9997,7 +10087,8 @@ def nss_tool(name: str) -> Callable[[Host, Args], int]:
         path = host.resolve(name, nss_package(host))
         directory, secret = NSS_TOOLS[name]
         argv = [directory, f"sql:{host.path(base.directory)}"]
-        if secret and base.password is not None and not {secret, secret.upper(), "--empty-password"} & set(words):
+        own = {secret, "--empty-password", "-K" if name == "pk12util" else ""}
+        if secret and base.password is not None and not own & set(words):
             fd = host.memory_file(base.secret())
             os.set_inheritable(fd, True)
             argv += [secret, f"/proc/self/fd/{fd}"]
@@ -10011,7 +10102,7 @@ for _name in NSS_TOOLS:
             details="The arguments are the tool's own, without the directory.")(nss_tool(_name))
 
 
-@command("showhostkey", summary="show the public keys of this host", fallback=True, options=(
+@command("showhostkey", rescue=True, summary="show the public keys of this host", fallback=True, options=(
     NSSDIR_OPTION, Opt("--list --dump", None, "list the keys"), Opt("--left", None, "as leftrsasigkey= or so"),
     Opt("--right", None, "as rightrsasigkey= or so"), Opt("--ipseckey", None, "as IPSECKEY record for the DNS"),
     Opt("--pem", None, "as PEM"), Opt("--pubkey", None, "with --left, --right, --ipseckey: as DER public key"),
@@ -10135,7 +10226,8 @@ def certificate_data(base: NssDatabase, days: int = SOON) -> Iterator[dict[str, 
         yield entry
 
 
-@command("nsslist", summary="list the certificates in the NSS database, with their expiry and trust", options=(
+@command("nsslist", summary="list the certificates in the NSS database, with their expiry and trust",
+         rescue=True, options=(
     NSSDIR_OPTION, PASSWORD_OPTION, Opt("--json", None, "as JSON, see ipsec_nsslist(8)"),
     Opt("--days", "NUMBER", f"mark those that expire within NUMBER days, {SOON} else")))
 def nsslist_command(host: Host, args: Args) -> int:
@@ -10242,13 +10334,13 @@ MANUAL_WIDTH = 78
 def unescaped(text: str) -> str:
     """Text of a manual page without the escapes that our pages use."""
     import re
-    return re.sub(r"\\(&|f[A-Z]|-|e)", lambda found: {"-": "-", "e": "\\"}.get(found[1], ""), text)
+    return re.sub(r"\\(&|f[A-Z]|-|e|\(dq)", lambda found: {"-": "-", "e": "\\", "(dq": '"'}.get(found[1], ""), text)
 
 
 def mdoc_text(line: str, name: str) -> str:
     """The text of a line of mdoc(7); `name` is what a lone .Nm stands for."""
     import re
-    words = [quoted or bare for quoted, bare in re.findall(r'"([^"]*)"|([^\s"]+)', unescaped(line))]
+    words = [unescaped(quoted or bare) for quoted, bare in re.findall(r'"([^"]*)"|([^\s"]+)', line)]
     pieces: list[str] = []
     glued = True
 
@@ -10372,7 +10464,7 @@ def manual_page(name: str) -> bytes:
     return found
 
 
-@command("man", "[COMMAND]", summary="show the manual page of ipsec or of one of its commands",
+@command("man", "[COMMAND]", rescue=True, summary="show the manual page of ipsec or of one of its commands",
          details="The pages are part of this program. On a terminal man or mandoc shows them where it is installed; "
                  "otherwise they are plain text.")
 def man_command(host: Host, args: Args) -> int:
@@ -10501,7 +10593,7 @@ def line_completions(host: Host, line: str) -> list[str]:
 
 
 @command("completion", "[SHELL] [WORD...]", summary="print what makes bash, zsh or fish complete ipsec's words",
-         options=(
+         rescue=True, options=(
     Opt("--line", "LINE", "the words that may follow a line of bash, one a line"),
     Opt("--words", None, "the words that may stand in the place of the last WORD, one a line")),
          details="For bash: eval \"$(ipsec completion bash)\" in ~/.bashrc. For zsh: the same in ~/.zshrc after "
@@ -10582,7 +10674,7 @@ def version_line(host: Host) -> str:
     return f"Libreswan {version} (U{version}/K{kernel})"
 
 
-@command("help -h", "[COMMAND]", summary="list the commands, or explain one")
+@command("help -h", "[COMMAND]", rescue=True, summary="list the commands, or explain one")
 def help_command(host: Host, args: Args) -> int:
     """`ipsec help [COMMAND]`: 0, or 1 for a command that is not there."""
     if args.operands:
@@ -10637,7 +10729,7 @@ def usage_text(host: Host) -> str:
             f"Most commands have their own manual pages, e.g. ipsec_auto(8).\n{SEE_ALSO}\n{version_line(host)}")
 
 
-@command("version versioncode", summary="print the versions of libreswan and of the kernel's IPsec stack",
+@command("version versioncode", rescue=True, summary="print the versions of libreswan and of the kernel's IPsec stack",
          options=(Opt("--verbose", None, "also the version of this program and of the interpreter"),))
 def version_command(host: Host, args: Args) -> int:
     """`ipsec version`: always 0."""
@@ -10647,7 +10739,7 @@ def version_command(host: Host, args: Args) -> int:
     return OK
 
 
-@command("directory", summary="print where the IPsec commands are stored")
+@command("directory", rescue=True, summary="print where the IPsec commands are stored")
 def directory_command(host: Host, args: Args) -> int:
     """`ipsec directory`: always 0."""
     host.print(host.execdir)
@@ -10721,6 +10813,9 @@ def dispatch(words: Sequence[str]) -> int:
         if asks and entry.options is not None:
             host.print(describe(entry))
             return OK
+        if host.root and not entry.rescue:
+            raise Failure(f"ipsec {name}: the system under {host.root} does not run, and is only read", USAGE,
+                          f"chroot {host.root} ipsec {name}")
         return entry.function(host, entry.parse(rest))
     if program is None:
         raise unknown_command(host, name)
@@ -10769,8 +10864,8 @@ def run(words: Sequence[str]) -> int:
         message, status = str(failure), failure.status
     except BrokenPipeError:
         die_of("SIGPIPE")
-    except KeyboardInterrupt:
-        die_of("SIGINT")
+    except KeyboardInterrupt as interrupt:
+        die_of(interrupt.args[0] if interrupt.args else "SIGINT")
     except OSError as error:
         message, status = f"{error.filename or 'standard output'}: {error.strerror}", ERROR
     except (Exception, RecursionError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -171,6 +172,68 @@ def test_output_that_fails_leaves_what_was(pyz: Path, tmp_path: Path) -> None:
     result = subprocess.run([sys.executable, pyz, "barf", "--output", tmp_path / "no" / "such"], timeout=120,
                             capture_output=True, check=False)
     assert result.returncode == 1 and b"/no/such" in result.stderr
+
+
+def test_output_to_what_is_no_file_leaves_it_there(pyz: Path, tmp_path: Path) -> None:
+    pipe, file, link = tmp_path / "pipe", tmp_path / "file", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(file)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    for target in (pipe, link):
+        subprocess.run([sys.executable, pyz, "barf", "--section", "version", "--output", target], timeout=120,
+                       check=True)
+    assert b"Libreswan" in os.read(reader, 10000)
+    os.close(reader)
+    assert pipe.is_fifo() and link.is_symlink() and "Libreswan" in file.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing_behind(pyz: Path, tmp_path: Path, number: int) -> None:
+    """Neither the file that was begun nor the program that a section runs."""
+    marker, execdir = tmp_path / "pid", tmp_path / "libexec"
+    execdir.mkdir()
+    (execdir / "whack").write_text(f'#!/bin/sh\necho $$ > "{marker}"\nexec sleep 3600\n')
+    (execdir / "whack").chmod(0o755)
+    process = subprocess.Popen([sys.executable, pyz, "barf", "--output", tmp_path / "report"],
+                               env={"IPSEC_EXECDIR": str(execdir), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+                               stderr=subprocess.PIPE)
+    wait_for(lambda: marker.exists() and marker.read_text().strip(), "a program that hangs")
+    process.send_signal(number)
+    assert process.communicate(timeout=60)[1] == b"" and process.returncode == -number
+    wait_for(lambda: not alive(int(marker.read_text())), "the end of sleep")
+    assert sorted(os.listdir(tmp_path)) == ["libexec", "pid"]
+
+
+def test_what_came_before_an_error_is_shown() -> None:
+    def broken() -> Iterator[str]:
+        yield "first"
+        raise ipsec.TimedOut("it fell silent")
+
+    text, ended = run([ReportSection("status", "", lambda report: ipsec.texts(broken()))])
+    assert "first\nit fell silent" in text and ended == {"timeout": ["status"]}
+
+
+def test_a_log_that_is_cut_begins_with_a_whole_line(tmp_path: Path) -> None:
+    log = tmp_path / "etc/pluto.log"
+    log.parent.mkdir()
+    line = f"{'x' * 1000} end\n"
+    log.write_text("Starting Pluto\n" + line * (2 * ipsec.LOG_TAIL // len(line)))
+    text = "".join(ipsec.log_text(ipsec.Report(ipsec.Host({}, root=str(tmp_path)), ipsec.COMMANDS["barf"].parse([])),
+                                  "/etc/pluto.log", 0.0, mine=True))
+    assert text.startswith("... ") and {part + "\n" for part in text.splitlines()[1:]} == {line}
+
+
+def test_a_masked_unit_hides_no_other_file(tmp_path: Path) -> None:
+    units = tmp_path / "etc/systemd/system"
+    units.mkdir(parents=True)
+    (units / "ipsec.service").symlink_to("/dev/null")
+    (tmp_path / "dev").mkdir()
+    os.mkfifo(tmp_path / "dev/null")
+    (tmp_path / "etc/default").mkdir()
+    (tmp_path / "etc/default/pluto").write_text("# settings\n")
+    host = ipsec.Host({}, root=str(tmp_path))
+    text = "".join(ipsec.service_files(ipsec.Report(host, ipsec.COMMANDS["barf"].parse([]))))
+    assert "/etc/systemd/system/ipsec.service" in text and "# settings" in text
 
 
 def test_log_begins_at_the_last_start(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+import ipsec
+
 SHOW = """#!/bin/sh
 printf '<%s>' "$@"
 printf '\\n%s\\n' "$IPSEC_EXECDIR|$IPSEC_CONF|$IPSEC_RUNDIR|$CTLSOCKET|$IPSEC_VERSION|$PATH"
@@ -170,6 +172,25 @@ def test_a_broken_helper_does_not_break_the_version(door: Door) -> None:
     door.add("whack", "not executable by any kernel")
     door.add("addconn", "#!/nonexistent/interpreter\n")
     assert door("--version").stdout.startswith(b"Libreswan (none) ")
+
+
+@pytest.mark.parametrize("name", sorted({entry.name for entry in ipsec.COMMANDS.values() if not entry.rescue}))
+def test_a_mounted_disk_is_only_read(tmp_path: Path, name: str) -> None:
+    """With --root a command that changes something, or asks pluto, is refused before it does anything."""
+    with pytest.raises(ipsec.Failure, match="does not run, and is only read") as caught:
+        ipsec.dispatch(["--root", str(tmp_path), name])
+    assert caught.value.status == ipsec.USAGE and caught.value.hint == f"chroot {tmp_path} ipsec {name}"
+    assert os.listdir(tmp_path) == []
+
+
+def test_output_that_is_closed_is_an_error(door: Door) -> None:
+    for words in (["help"], ["barf", "--section", "version"], ["look", "route"]):
+        result = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *map(os.fsdecode, door.argv), *words], env=door.env,
+                                stderr=subprocess.PIPE, timeout=60, check=False)
+        assert (result.returncode, result.stderr) == (1, b"ipsec: standard output: Bad file descriptor\n"), words
+    result = subprocess.run(["sh", "-c", 'exec "$@" 2>&-', "sh", *map(os.fsdecode, door.argv), "barf", "--section",
+                             "version"], env=door.env, stdout=subprocess.PIPE, timeout=60, check=False)
+    assert result.returncode == 0 and b"Libreswan" in result.stdout
 
 
 @pytest.mark.parametrize("words, status, says", [

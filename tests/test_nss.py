@@ -252,6 +252,28 @@ def test_wrong_words(words: list[str], told: str) -> None:
     assert caught.value.status == ipsec.USAGE
 
 
+def test_what_cannot_be_read_is_not_called_broken(tmp_path: Path) -> None:
+    """Nobody is told to wipe what only root may read, or what is not there."""
+    base = NssDatabase(Host({}), str(tmp_path))
+    with pytest.raises(Failure, match="No such file") as caught:
+        base.check()
+    assert caught.value.hint == "ipsec initnss makes a new database"
+    assert base.broken("key4.db", PermissionError(13, "Permission denied")).hint == "run it as root"
+
+
+@pytest.mark.parametrize(("name", "words", "given"), [
+    ("certutil", ["-F", "-n", "x"], True), ("certutil", ["-K"], True), ("certutil", ["-L", "-f", "x"], False),
+    ("pk12util", ["-o", "x"], True), ("pk12util", ["-K", "x"], False)])
+def test_the_password_goes_to_the_tool_that_was_given_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str,
+                                                           words: list[str], given: bool) -> None:
+    (tmp_path / "nsspassword").write_text("NSS Certificate DB:hunter2\n")
+    monkeypatch.setattr(Host, "resolve", lambda self, program, hint="": program)
+    seen: list[str] = []
+    monkeypatch.setattr(Host, "exec", lambda self, path, argv, **more: seen.extend(argv))
+    ipsec.nss_tool(name)(Host({"IPSEC_CONFDDIR": str(tmp_path)}), ipsec.COMMANDS[name].parse(words))
+    assert any(word.startswith("/proc/self/fd/") for word in seen) == given and "hunter2" not in str(seen)
+
+
 def test_smallest_host_takes_a_database_by_its_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither sqlite3 nor certutil: pluto must start all the same."""
     database(tmp_path / "db", "old")

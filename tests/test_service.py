@@ -229,6 +229,8 @@ def served(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], tuple
     ("dinit", ["dinitctl", "status", "ipsec"], "Service: ipsec\n    State: STOPPED\n", 0, 3),
     ("dinit", ["dinitctl", "status", "ipsec"], "", 1, 4),
     ("runit", ["sv", "status", "/etc/service/ipsec"], "down: /etc/service/ipsec: 7s\n", 0, 3),
+    ("runit", ["sv", "status", "/etc/service/ipsec"], "down: /etc/service/ipsec: 7s; run: log: (pid 9) 8s\n", 0, 3),
+    ("runit", ["sv", "status", "/etc/service/ipsec"], "run: /etc/service/ipsec: (pid 8) 7s; down: log: 1s\n", 0, 0),
     ("s6", ["s6-svstat", "/run/service/ipsec"], "up (pid 14) 9 seconds\n", 0, 0),
 ])
 def test_a_status_that_only_the_text_tells(name: str, argv: list[str], text: str, status: int, expected: int,

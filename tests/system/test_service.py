@@ -341,7 +341,7 @@ def test_resolv_conf_is_given_back_unless_somebody_wrote_it_since(bookworm: Mach
     (["setup", "--start", "--stop"], 2, "Usage: "),
     (["stop", "--foreground"], 2, "unknown option"),
     (["start", "--init", "bogus"], 3, 'Unknown init system "bogus"'),
-    (["--root", "/etc", "start"], 2, "chroot /etc ipsec setup start"),
+    (["--root", "/etc", "start"], 2, "chroot /etc ipsec start"),
 ])
 def test_words_that_are_wrong(bookworm: Machine, words: list[str], status: int, message: str) -> None:
     assert message in bookworm.ipsec(*words).check(status).stderr
