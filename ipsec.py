@@ -3252,6 +3252,7 @@ BASIC_LENGTH = 64  # some releases take fewer than 17 for a runt
 PLUTO_TIMEOUT = 60.0
 LINE_LIMIT = 1 << 20  # no line of pluto's comes near
 REPLY_LIMIT = 1 << 30  # nor a whole reply: the status of 100,000 connections has 300 MB
+NOT_ALLOWED = "be root"  # the way out for somebody whom pluto's socket refuses
 
 
 class NoPluto(Failure):
@@ -3297,7 +3298,7 @@ class Conversation:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             return NoPluto(f"Pluto is not running (no {name})", "start it with: ipsec start")
         if error.errno in (errno.EACCES, errno.EPERM):
-            return NoPluto(f"no right to communicate with pluto ({name})", "be root")
+            return NoPluto(f"no right to communicate with pluto ({name})", NOT_ALLOWED)
         if error.errno == errno.ECONNREFUSED:
             return NoPluto(f"is Pluto running?  connect() for {name} failed (111 Connection refused)",
                            "start it with: ipsec start")
@@ -5061,6 +5062,9 @@ def import_file(base: NssDatabase, names: Sequence[str], password: Callable[[], 
             if not new:
                 raise Failure(f"{names[0]}: all its certificates are in the database already", IMPORT_DUPLICATE)
             owner = next((one for one in new if one.has_key), new[0])
+            if not owner.nickname:
+                raise Failure(f"{names[0]}: a certificate without its private key, and no CA", IMPORT_CORRUPT,
+                              "name the key's file too; a peer's: ipsec certutil -A -n NICKNAME -t ,, -i FILE")
             if nickname and owner.nickname != nickname:
                 base.tool("certutil", "--rename", "-n", owner.nickname, "--new-n", nickname, directory=path)
             base.set_trusts(path, {one.der for one in new})
@@ -7474,6 +7478,8 @@ def check_larval_drop(patient: Patient) -> Iterator[Trouble]:
        "Correct the line that is named: ipsec.conf(5) tells what may stand there.")
 def check_config_syntax(patient: Patient) -> Iterator[Trouble]:
     fatal = [problem for problem in patient.config.problems if problem.fatal]
+    if fatal and not patient.host.superuser:
+        next(patient.host.lines(patient.config.name), "")  # only root may read it: that is no error in it
     if fatal:
         yield "FAIL", "PARSE ERROR", "; ".join(map(str, fatal[:3])), edit(fatal[0])
 
@@ -7724,7 +7730,10 @@ def check_pluto(patient: Patient) -> Iterator[Trouble]:
     try:
         patient.status()
     except Failure as failure:
-        yield "FAIL", "FAILED", failure.message, "ipsec restart" if patient.pid else "ipsec start"
+        if failure.hint == NOT_ALLOWED and not patient.host.superuser:
+            raise PermissionError(failure.message) from None
+        again = patient.pid or isinstance(failure, TimedOut)
+        yield "FAIL", "FAILED", failure.message, "ipsec restart" if again else "ipsec start"
 
 
 def listening(patient: Patient, port: int) -> Iterator[Trouble]:
@@ -7796,6 +7805,8 @@ def check_obsolete(patient: Patient) -> Iterator[Trouble]:
 def check_nss_files(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
     lacking = [name for name in ("cert9.db", "key4.db") if not host.exists(f"{host.nssdir}/{name}")]
+    if lacking and not host.superuser and host.exists(host.nssdir):
+        host.listdir(host.nssdir)  # only root may see what is there
     if lacking:
         yield "FAIL", "MISSING", f"{host.nssdir} has no {' and no '.join(lacking)}", "ipsec checknss"
 

@@ -109,14 +109,14 @@ BROKEN = {
     "no configuration": ("rm /etc/ipsec.conf", {"config": "FAIL"}),
     "wrong value": ("echo '\tauto=banana' >>/etc/ipsec.conf", {"config": "FAIL"}),
     "wrong value of ikev2": ("echo '\tikev2=banana' >>/etc/ipsec.conf", {"config": "FAIL"}),
-    "open quotes": ("echo ': PSK \"unterminated' >/etc/ipsec.secrets", {"secrets": "FAIL"}),
+    "open quotes": ("echo ': PSK \"unterminated' >/etc/ipsec.secrets", {"secrets": "FAIL", "psk": "SKIP"}),
     "no secrets": ("rm /etc/ipsec.secrets", {"secrets": "FAIL"}),
     "no keys": ("rm /var/lib/ipsec/nss/key4.db", {"nss": "FAIL"}),
     "a database that is none": ("echo nothing >/var/lib/ipsec/nss/cert9.db", {"nss_health": "FAIL"}),
     "a database that is cut short": ("truncate -s 8192 /var/lib/ipsec/nss/key4.db", {"nss_health": "FAIL"}),
     "keys for all to read": ("chmod 644 /var/lib/ipsec/nss/key4.db", {"nss_health": "WARN"}),
     "secrets for all to read": ("chmod 644 /etc/ipsec.secrets", {"secret_modes": "WARN"}),
-    "a record without kind of key": ("echo '192.0.2.9 :' >>/etc/ipsec.secrets", {"secrets": "FAIL"}),
+    "a record without kind of key": ("echo '192.0.2.9 :' >>/etc/ipsec.secrets", {"secrets": "FAIL", "psk": "SKIP"}),
     "no secret for the peer": ("sed -i s/192/10/g /etc/ipsec.secrets", {"psk": "FAIL"}),
     "no such CKAID": ("echo '\tleftckaid=00ff' >>/etc/ipsec.conf", {"host_keys": "FAIL"}),
     "key of another host": ("echo '\tleftrsasigkey=0sAwEAAc0ffee' >>/etc/ipsec.conf", {"host_keys": "FAIL"}),
@@ -323,6 +323,11 @@ def test_who_is_not_root_is_told_what_could_not_be_checked(bookworm: Machine) ->
     assert found["secrets"]["level"] == found["firewall"]["level"] == found["udp500"]["level"] == "SKIP"
     assert found["secrets"]["mend"] == "sudo ipsec verify secrets"
     assert "[UNKNOWN]\n  not checked: /etc/ipsec.secrets" in bookworm.ipsec("verify", "secrets", user=65534).stdout
+    bookworm.run(["chmod", "600", "/etc/ipsec.conf"]).check()
+    bookworm.run(["chmod", "700", "/var/lib/ipsec/nss"]).check()
+    result = bookworm.ipsec("verify", "--json", user=65534)
+    found = {finding["check"]: finding for finding in json.loads(result.stdout)}
+    assert [found[name]["level"] for name in ("config", "nss", "pluto")] == ["SKIP"] * 3, result.stdout
 
 
 def test_a_mounted_disk(healthy: Pluto, root: Callable[..., Machine], tmp_path: Path) -> None:
