@@ -1089,7 +1089,8 @@ def censor_secrets(lines: Iterable[str]) -> Iterator[str]:
 
 # Words without which none of SECRET_PLACES can match, then those places: what comes before the secret is kept.
 PLACE_HINTS = ("pass", "pwd", "psk", "secret", "pin", "xauth", "ppk", "shared", "api", "token", "://", "malformed",
-               "unrecogni", 'index "', "lex ", "util", "--comment", "banner", "$", " 0x", "\te: ", "\ta: ")
+               "unrecogni", 'index "', "lex ", "util", "--comment", "banner", "$", " 0x", "\te: ", "\ta: ",
+               "| sk_", "exponent:", "prime", "coefficient:", ":rsa ", ": rsa ", "ecdsa ", "ntlm", "eap")
 _SECRET_NAME = (r"[\w-]*(?:passw(?:or)?d|passphrase|xauthpass|userpass|pwd|secret[_-]?key|shared[_-]?(?:secret|key)|"
                 r"client[_-]?secret|api[_-]?key|auth[_-]?token)|pass|psk|secret|pin")
 _QUOTED = r"""\\?"(?:[^"\\\n]|\\.)*(?:"|$)|\\?'[^'\n]*(?:'|$)"""
@@ -1103,6 +1104,9 @@ SECRET_PLACES = (
     r"(\bpassword for [^\n:]*:[ \t]*)[^\n]+",
     r"(\w://[^\s/:@]*:)[^\s/@]+(?=@)",
     # entries of ipsec.secrets, and what pluto says of malformed ones (secrets.c, lex.c)
+    rf"(:[ \t]*(?:PSK|XAUTH|NTLM|EAP)[ \t]*)(?:{_QUOTED})[^\n]*",
+    rf"(:[ \t]*(?:RSA|ECDSA|PIN)[ \t]+[^\s\"\']+[ \t]+)(?:{_QUOTED})[^\n]*",
+    r"(\b(?:PrivateExponent|Prime[12]|Exponent[12]|Coefficient):[ \t]*)\S+",
     rf"(:[ \t]*(?:PSK|XAUTH|PIN|PPKS?(?:[ \t]+\"[^\"\n]*\"(?=[ \t]+\S))?)[ \t]+)(?:{_QUOTED}|0[xst]|\[red)[^\n]*",
     r"((?:PSK|XAUTH|PPK|RSA|key)[^\n]{0,40} malformed \([^\n]*?\):[ \t]*)[^\n]+",
     r"((?:unrecogni[sz]ed (?:keyword|key format):|\bline \d+: index)[ \t]*)[^\n]+",
@@ -1114,6 +1118,7 @@ SECRET_PLACES = (
     # keys of the kernel, as ip-xfrm(8) and setkey(8) print them, and hashes of passwords, crypt(5)
     r"(\b(?:auth|auth-trunc|enc|aead|comp)[ \t]+(?!spi\b)\S+[ \t]+0x)[0-9a-f]+",
     r"^(\t[EA]: [\w()-]+[ \t]+)[0-9a-f]{8}[0-9a-f \t]*$",
+    r"(\| sk_\w+:[ \t]*)[0-9a-f]{2}[0-9a-f \t]*$",
     r"(\$(?:1|2[abxy]?|5|6|7|y|gy|apr1|sha1|md5)\$)[\w./=,$+-]{8,}",
 )
 
@@ -7384,7 +7389,7 @@ class Tunnel(Record):
 
 def edit(problem: Problem | Setting) -> str:
     """The command that opens a file where something is wrong in it."""
-    return f"vi +{problem.line} {problem.file}" if problem.line else f"vi {problem.file}"
+    return shell_words(["vi", *([f"+{problem.line}"] if problem.line else ()), problem.file])
 
 
 def each_interface(host: Host, option: str, family: str = "ipv4") -> dict[str, str]:
@@ -9844,14 +9849,16 @@ def quoted_value(value: str) -> str:
     return f"{{{value}}}" if '"' in value else f'"{value}"'
 
 
-@command("_secretcensor", "[FILE...]", rescue=True, summary="show ipsec.secrets without the secrets", hidden=True)
+@command("_secretcensor secretcensor", "[FILE...]", summary="show ipsec.secrets without the secrets", hidden=True,
+         rescue=True)
 def secretcensor_command(host: Host, args: Args) -> int:
     """`ipsec _secretcensor`: the files, or standard input, as barf shows them; 1 when a file can't be read."""
     return filtered(host, args.operands, lambda chunks: (
         f"{printable(line)}\n" for line in censor_secrets(split_lines(chunks))))
 
 
-@command("_keycensor", "[FILE...]", rescue=True, summary="show a text without the keys and secrets in it", hidden=True)
+@command("_keycensor keycensor", "[FILE...]", summary="show a text without the keys and secrets in it", hidden=True,
+         rescue=True)
 def keycensor_command(host: Host, args: Args) -> int:
     """`ipsec _keycensor`: the files, or standard input, as barf shows logs and configuration."""
     return filtered(host, args.operands, redactor_of(host).stream)
@@ -10794,6 +10801,8 @@ def dispatch(words: Sequence[str]) -> int:
         metavar = mine[words[leading].partition("=")[0]].metavar or "["
         leading += 1 if "=" in words[leading] or metavar.startswith("[") else 2
     parse_options(leaders, words[:leading], args, "ipsec")
+    if args.flag("--root") and not args.value("--root"):
+        raise Failure("--root is empty", USAGE, "an unset variable? It is a directory, or is left out")
     host = Host(root=args.value("--root"), conf=args.value("--config"), rundir=args.value("--rundir"),
                 ctlsocket=args.value("--ctlsocket"), nssdir=args.value("--nssdir"))
     if leading >= len(words):

@@ -200,6 +200,7 @@ def test_output_that_is_closed_is_an_error(door: Door) -> None:
     (["--bogus"], 2, 'unknown option "--bogus"'),
     (["--verison"], 2, "did you mean --version?"),
     (["--root", "/no-such-7f3", "version"], 2, "/no-such-7f3"),
+    (["--root", "", "version"], 2, "--root is empty"),
     (["nosuch"], 1, 'unknown IPsec command "nosuch"'),
     (["versoin"], 1, "did you mean version?"),
     (["../../../bin/sh", "-c", "echo SHELL"], 1, "a path is never run"),

@@ -355,3 +355,12 @@ def test_a_secrets_file_that_is_no_file_is_a_problem_at_once(tmp_path: Path) -> 
     files, problems = ipsec.secret_files(host, host.secrets)
     assert files == [] and "not a regular file" in problems[0].text
     assert ipsec.redactor_of(host).text("x") == "x"
+
+
+@pytest.mark.parametrize("line", [
+    '1.2.3.4:PSK"{}"', '@a : NTLM "{}"', "@a : EAP '{}'", ': RSA host.key "{}"', ': PIN %smartcard "{}"',
+    "PrivateExponent: 0x{}", "  Prime1: 0s{}", "| sk_ei: {hex}", "| SK_d_ss: {hex}"])
+def test_a_secret_is_masked_by_its_place(line: str) -> None:
+    hexed = " ".join(f"{byte:02x}" for byte in CANARY.encode())
+    shown = ipsec.Redactor().text(line.format(CANARY, hex=hexed) + "\n")
+    assert "[redacted" in shown and CANARY not in shown and hexed[:8] not in shown
