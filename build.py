@@ -31,7 +31,7 @@ import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import CodeType
 from typing import Any, Callable
@@ -50,11 +50,11 @@ INTERPRETER = "/usr/bin/python3 -I"
 
 # Bytecode goes into the archive for these, as far as they are found
 TARGETS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
-# Which of them share a file for the rest, see LOADER: the fewer, the faster.  3.10 and 3.11 have different opcodes, so
-# these two share little.  The first row that SIZE_LIMIT allows is taken; in the last one there is none of 3.10.
-TOGETHER = ((("3.9", "3.10"), ("3.11", "3.12", "3.13", "3.14")),
-            (TARGETS,),
-            (("3.9", "3.11", "3.12", "3.13", "3.14"),))
+# Of the rest, see LOADER, one interpreter's is kept whole; of the others what differs from that of an earlier one in this
+# table, which is half as much, and of 3.10 a quarter: each has to inflate those that it is built on.
+BUILT_ON = {"3.11": "", "3.12": "3.11", "3.13": "3.11", "3.14": "3.13", "3.9": "3.11", "3.10": "3.9"}
+# The first that are left out when SIZE_LIMIT does not allow all
+SPARED = ("3.10", "3.12")
 
 # Date of all entries of the archive: that of the sources does not matter, the zip format begins in 1980
 EPOCH = int(os.environ.get("SOURCE_DATE_EPOCH", "315532800"))
@@ -64,6 +64,10 @@ FRONT = (1, 2, 10, 12)
 
 # Of marshal, what all interpreters can read
 FORMAT = 2
+
+# What differs is compressed in pieces of some 8,000 bytes, with 24,000 of what it differs from as the dictionary: both
+# are to be in zlib's window of 32 KiB
+PIECE, DICTIONARY = 8_000, 24_000
 
 # Of what these need of the rest there are blocks of its own: when a block has anything for a command, all is inflated
 BLOCKS_FOR = ("verify", "barf", "look", "_updown")
@@ -106,24 +110,28 @@ else:
 module.main()
 '''
 
-# In the archive this takes the place of ipsec.py's load_rest().  A file of the rest begins with what each command needs
-# of it, see needs(); then come the blocks, each compressed by itself.  A block has, statement by statement, the
-# bytecode of some interpreters side by side: they are much alike, and compress to little more than one of them.
+# In the archive this takes the place of ipsec.py's load_rest().  The first file of the rest begins with what each command
+# needs of it, see needs(); then come the blocks, each compressed by itself: the bytecode of some statements.  Each other
+# file turns the blocks of the one before it, piece by piece, into those of another interpreter.
 LOADER = '''\
 def load_rest(name="", done=[0]):
     import gc
     from marshal import loads
-    from zlib import decompress
+    from zlib import decompress, decompressobj
     gc.disable()
-    index, *blocks = loads(__loader__.get_data(__loader__.archive + "/bytecode/{name}"))
+    (index, *blocks), *others = [loads(__loader__.get_data(f"{{__loader__.archive}}/bytecode/{{tag}}.rest"))
+                                 for tag in {tags}]
     needs, members = loads(decompress(index))
     wanted = needs.get(name, -1) & ~done[0]
     done[0] |= wanted
     found = []
-    for numbers, block in zip(members, blocks):
+    for place, numbers in enumerate(members):
         if any(wanted >> number & 1 for number in numbers):
-            found += [(number, codes[{place}]) for number, codes in zip(numbers, loads(decompress(block)))
-                      if wanted >> number & 1]
+            data = decompress(blocks[place])
+            for other in others:
+                data = b"".join([decompressobj(zdict=data[start:start + {size}]).decompress(piece)
+                                 for start, piece in other[place]])
+            found += [(number, code) for number, code in zip(numbers, loads(data)) if wanted >> number & 1]
     for number, code in sorted(found):
         exec(loads(code), globals())
     gc.enable()
@@ -378,25 +386,48 @@ def compiled(python: Path, source: Path, loader: str) -> list[bytes]:
     return marshal.loads(data)  # type: ignore[no-any-return]
 
 
-def bytecode(source: Path, together: Sequence[Sequence[str]]) -> Iterator[tuple[str, bytes]]:
-    """The source compiled by every interpreter that is found: names in the archive, and contents."""
-    found = interpreters()
+def lineage(version: str, found: Collection[str]) -> list[str]:
+    """The interpreter whose rest is kept whole, and those whose differences lead from there to the version's."""
+    base = BUILT_ON[version]
+    while base and base not in found:
+        base = BUILT_ON[base]
+    return [*(lineage(base, found) if base else ()), version]
+
+
+def bytecode(source: Path, found: Mapping[str, Path]) -> Iterator[tuple[str, bytes]]:
+    """The source compiled by these interpreters: names in the archive, and contents."""
     needed = needs(source)
     members: dict[tuple[int, ...], list[int]] = {}
     for number in range(len(parted(source)[1])):
         members.setdefault(tuple(needed[name] >> number & 1 for name in BLOCKS_FOR), []).append(number)
-    for versions in together:
-        group = [version for version in versions if version in found]
-        name = "+".join(map(tag_of, group)) + ".rest"
-        rests = []
-        for place, version in enumerate(group):
-            front, *rest = compiled(found[version], source, LOADER.format(name=name, place=place))
-            yield f"bytecode/{tag_of(version)}.front", front
-            rests.append(rest)
-        if group:
-            side_by_side = list(zip(*rests))
-            blocks = [packed([side_by_side[number] for number in numbers]) for numbers in members.values()]
-            yield f"bytecode/{name}", marshal.dumps([packed((needed, list(members.values()))), *blocks], FORMAT)
+    rests = {}
+    for version, python in found.items():
+        tags = tuple(map(tag_of, lineage(version, found)))
+        front, *rests[version] = compiled(python, source, LOADER.format(tags=tags, size=DICTIONARY))
+        yield f"bytecode/{tag_of(version)}.front", front
+    for version, rest in rests.items():
+        blocks = [[rest[number] for number in numbers] for numbers in members.values()]
+        *_, base = ["", *lineage(version, found)[:-1]]
+        content = ([list(differences([rests[base][number] for number in numbers], block))
+                    for numbers, block in zip(members.values(), blocks)] if base else
+                   [packed((needed, list(members.values()))), *map(packed, blocks)])
+        yield f"bytecode/{tag_of(version)}.rest", marshal.dumps(content, FORMAT)
+
+
+def differences(base: Sequence[bytes], block: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
+    """The block in pieces, each compressed with what the base has at that place as dictionary; where that begins."""
+    known = marshal.dumps(base, FORMAT)
+    piece = marshal.dumps([None] * len(block), FORMAT)[:-len(block)]  # the head of the list
+    begin = end = len(piece)
+    for before, code in zip([*base, b""], [*block, None]):
+        if code is None or len(piece) > PIECE:
+            start = max(0, min((begin + end - DICTIONARY) // 2, len(known) - DICTIONARY))
+            deflate = zlib.compressobj(9, memLevel=9, zdict=known[start:start + DICTIONARY])
+            yield start, deflate.compress(piece) + deflate.flush()
+            begin, piece = end, b""
+        if code is not None:
+            piece += marshal.dumps(code, FORMAT)
+            end += len(marshal.dumps(before, FORMAT))
 
 
 def packed(value: Any) -> bytes:
@@ -405,11 +436,11 @@ def packed(value: Any) -> bytes:
     return deflate.compress(marshal.dumps(value, FORMAT)) + deflate.flush()
 
 
-def say_interpreters(versions: Collection[str]) -> None:
+def say_interpreters(taken: Collection[str]) -> None:
     """Tell for which interpreters there is bytecode."""
     found = interpreters()
     for version in TARGETS:
-        if version in versions:
+        if version in taken:
             say(f"bytecode for CPython {version} by {found[version]}")
         else:
             say(f"{'no room for bytecode of' if version in found else 'no'} CPython {version}: from the source there")
@@ -456,11 +487,13 @@ def make_archive(target: Path) -> None:
             zipfile.ZipFile(wheel).extractall(library)
         if names := embedded_modules(SOURCE):
             embed(library, names, packages)
-        for together in TOGETHER:
-            pack(target, packages, dict(own_files(together)), Path(scratch, "packed"))
+        found = interpreters()
+        for spared in ("", *SPARED):
+            found.pop(spared, None)
+            pack(target, packages, dict(own_files(found)), Path(scratch, "packed"))
             if target.stat().st_size <= SIZE_LIMIT:
                 break
-    say_interpreters(interpreters().keys() & set().union(*together))
+    say_interpreters(found)
 
 
 def pack(target: Path, packages: Path, own: dict[str, bytes], packed: Path) -> None:
@@ -501,11 +534,11 @@ def write_zip(target: Path, entries: dict[str, bytes]) -> None:
     target.chmod(0o755)
 
 
-def own_files(together: Sequence[Sequence[str]]) -> Iterator[tuple[str, bytes]]:
-    """What is ours in the archive, name and content."""
+def own_files(found: Mapping[str, Path]) -> Iterator[tuple[str, bytes]]:
+    """What is ours in the archive, with bytecode by these interpreters: name and content."""
     yield "__main__.py", MAIN.encode()
     yield "ipsec.py", SOURCE.read_bytes()
-    yield from bytecode(SOURCE, together)
+    yield from bytecode(SOURCE, found)
     yield from ((f"man/{page.name}", page.read_bytes()) for page in sorted((TOP / "man").glob("*.[1-8]")))
 
 

@@ -81,7 +81,9 @@ def plant(gateway: Machine) -> None:
     gateway.write("/etc/rsyslog.conf", 'action(type="ommysql" pwd="CANARYrsyslog20")\n')
     gateway.write("/var/log/pluto-own.log", 'Starting Pluto\nPSK data malformed: CANARYmalformed16\n'
                   'someone typed CANARYxauth11 and 43414e4152597878303378\n')
-    gateway.spawn(["/bin/sh", "-c", "while :; do sleep 1; done", "pluto-login", "--xauthpass", "CANARYargv21"],
+    # it waits at a pipe: whatever it started would have its words too, until it became another program
+    gateway.run(["mkfifo", "/run/nobody-writes"]).check()
+    gateway.spawn(["/bin/sh", "-c", "read word </run/nobody-writes", "pluto-login", "--xauthpass", "CANARYargv21"],
                   "/var/log/shell")
     gateway.run(["iptables", "-A", "INPUT", "-p", "esp", "-m", "comment", "--comment", "psk CANARYquoted01",
                  "-j", "ACCEPT"]).check()
