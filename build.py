@@ -50,8 +50,8 @@ INTERPRETER = "/usr/bin/python3 -I"
 
 # Bytecode goes into the archive for these, as far as they are found
 TARGETS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
-# Of the rest, see LOADER, one interpreter's is kept whole; of the others what differs from that of an earlier one in this
-# table, which is half as much, and of 3.10 a quarter: each has to inflate those that it is built on.
+# Of the rest, see LOADER, one interpreter's is kept whole; of the others what differs from that of an earlier one in
+# this table, which is half as much, and of 3.10 a quarter: each has to inflate those that it is built on.
 BUILT_ON = {"3.11": "", "3.12": "3.11", "3.13": "3.11", "3.14": "3.13", "3.9": "3.11", "3.10": "3.9"}
 # The first that are left out when SIZE_LIMIT does not allow all
 SPARED = ("3.10", "3.12")
@@ -110,9 +110,9 @@ else:
 module.main()
 '''
 
-# In the archive this takes the place of ipsec.py's load_rest().  The first file of the rest begins with what each command
-# needs of it, see needs(); then come the blocks, each compressed by itself: the bytecode of some statements.  Each other
-# file turns the blocks of the one before it, piece by piece, into those of another interpreter.
+# In the archive this takes the place of ipsec.py's load_rest().  The first file of the rest begins with what each
+# command needs of it, see needs(); then come the blocks, each compressed by itself: the bytecode of some statements.
+# Each other file turns the blocks of the one before it, piece by piece, into those of another interpreter.
 LOADER = '''\
 def load_rest(name="", done=[0]):
     import gc
@@ -416,7 +416,7 @@ def bytecode(source: Path, found: Mapping[str, Path]) -> Iterator[tuple[str, byt
 
 def differences(base: Sequence[bytes], block: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
     """The block in pieces, each compressed with what the base has at that place as dictionary; where that begins."""
-    known = marshal.dumps(base, FORMAT)
+    known = marshal.dumps(list(base), FORMAT)
     piece = marshal.dumps([None] * len(block), FORMAT)[:-len(block)]  # the head of the list
     begin = end = len(piece)
     for before, code in zip([*base, b""], [*block, None]):

@@ -20,6 +20,7 @@ and sqlite3 we import the half that is in C (_socket, _sqlite3) where that does:
 """
 from __future__ import annotations
 
+import _thread
 import errno
 import os
 import sys
@@ -140,6 +141,7 @@ SYSTEM_PATH = ("/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin", "/us
 EXEC_DIRS = ("/usr/libexec/ipsec", "/usr/lib/ipsec", "/usr/local/libexec/ipsec", "/usr/local/lib/ipsec",
              "/usr/lib64/ipsec")
 READ_CHUNK = 1 << 16
+AF_INET, AF_INET6 = 2, 10  # of socket(2), without importing it
 
 
 class Ran(Record):
@@ -218,6 +220,10 @@ class Host:
         self.nssdir = nssdir or get("IPSEC_NSSDIR") or self._first_dir(("/var/lib/ipsec/nss", "/etc/ipsec.d"))
         self.version: str | None = ""  # of libreswan, see libreswan_version()
         self.children: set[int] = set()  # programs that run for us, each the leader of a session
+        self._thread = _thread.get_ident()  # the one that signals interrupt
+        self._starting = _thread.allocate_lock()  # held while a program is being started
+        self._ending = self._deferring = False
+        self._deferred = ""  # the name of a signal
 
     def _first_dir(self, candidates: Sequence[str]) -> str:
         """The first directory that exists, else the first named."""
@@ -540,14 +546,13 @@ class Host:
         import subprocess
         path = self.resolve(argv[0], hint)
         try:
-            child = subprocess.Popen(
+            child = self._start(lambda: subprocess.Popen(
                 [path, *argv[1:]], stdin=stdin if isinstance(stdin, int) else
                 subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=pass_fds,
-                env=self.child_env() if env is None else dict(env), start_new_session=True)
+                env=self.child_env() if env is None else dict(env), start_new_session=True))
         except OSError as error:
             raise Failure(f"{path}: {error.strerror}", NOT_EXECUTABLE, hint) from None
-        self.children.add(child.pid)
         try:
             out, err = child.communicate(stdin if isinstance(stdin, bytes) else None, timeout)
         except subprocess.TimeoutExpired:
@@ -606,25 +611,29 @@ class Host:
                 return
 
     def stream(self, argv: Sequence[str], *, timeout: float | None = None, hint: str = "") -> Iterator[bytes]:
-        """Run a program and give its output (both kinds) piece by piece, waiting `timeout` seconds for it in all.
+        """Start a program, and give its output (both kinds) piece by piece, waiting `timeout` seconds for it in all.
 
         Raises Missing, TimedOut, and Failure when it failed.  Not through subprocess, which takes longer to import
         than most programs of a report take.
         """
-        import select
         path = self.resolve(argv[0], hint)
         reader, writer = os.pipe()
         try:
             # the signals are SIGPIPE and SIGXFSZ, see exec()
-            child = os.posix_spawn(path, [path, *argv[1:]], self.child_env(), setsid=True, setsigdef=(13, 25),
-                                   file_actions=[(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
-                                                 *((os.POSIX_SPAWN_DUP2, writer, fd) for fd in (1, 2))])
+            child = self._start(lambda: os.posix_spawn(
+                path, [path, *argv[1:]], self.child_env(), setsid=True, setsigdef=(13, 25),
+                file_actions=[(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
+                              *((os.POSIX_SPAWN_DUP2, writer, fd) for fd in (1, 2))]))
         except OSError as error:
             os.close(reader)
             raise Failure(f"{path}: {error.strerror}", NOT_EXECUTABLE, hint) from None
         finally:
             os.close(writer)
-        self.children.add(child)
+        return self._output(path, child, reader, timeout)
+
+    def _output(self, path: str, child: int, reader: int, timeout: float | None) -> Iterator[bytes]:
+        """What a started program writes into the pipe, until its end.  Raises TimedOut, Failure."""
+        import select
         status = None
         poll = select.poll()
         poll.register(reader, select.POLLIN)
@@ -657,10 +666,37 @@ class Host:
         except ProcessLookupError:
             return  # it ended by itself meanwhile
 
+    def _start(self, spawn: Callable[[], Any]) -> Any:
+        """What `spawn` returns, a process or its number, once that is among the children: until then no signal of
+        end_on_signals() interrupts us, and end_all() waits.  Raises OSError; KeyboardInterrupt for a signal."""
+        ours = _thread.get_ident() == self._thread
+        with self._starting:
+            if self._ending:
+                raise OSError(errno.ECANCELED, "not started, as this command ends")
+            self._deferring = ours
+            try:
+                child = spawn()
+                self.children.add(child if isinstance(child, int) else child.pid)
+            finally:
+                self._deferring = self._deferring and not ours
+        if ours and self._deferred:
+            raise KeyboardInterrupt(self._deferred)
+        return child
+
+    def interrupt(self, name: str) -> None:
+        """The signal of that name: ends what we do, by KeyboardInterrupt."""
+        self._deferred = name
+        if not self._deferring:
+            raise KeyboardInterrupt(name)
+
     def end_all(self) -> None:
-        """Kill the programs that still run for us, in threads that were given up."""
+        """Kill the programs that still run for us, in threads that were given up; those start no others."""
+        waited = self._starting.acquire(timeout=1)  # one may be starting, for ever if its disk is dead
+        self._ending = True
         for pid in list(self.children):
             self._end(pid)
+        if waited:
+            self._starting.release()
 
     def exec(self, path: str, arguments: Sequence[str], *, env: Mapping[str, str] | None = None) -> NoReturn:
         """Become the program `path`: same arguments byte for byte, the signals as a program expects to find them.
@@ -973,12 +1009,18 @@ class SecretRecord:
             self.include = tokens[1].text
             self.shown.append(tokens[1])
             return
+        if tokens and tokens[0].text.startswith("\ufeff"):
+            self._wrong("the file begins with a byte order mark, which pluto takes for a part of the first ID")
+        elif tokens and tokens[0].start:
+            self._wrong("indented, and no record begins before it: pluto leaves it out")
         colon = next((i for i, token in enumerate(tokens) if token.text == ":"), -1)
         keyword = next((i for i, token in enumerate(tokens) if is_key_word(token.text)), len(tokens))
         for token in tokens[:max(0, min(colon, keyword))]:
             if token.form not in ("", '"', "'"):
                 break  # no ID is written so: a key at the wrong place
             self.ids.append(token)
+            if "," in token.text and "=" not in token.text:  # a DN has some
+                self._wrong("a comma in an ID: IDs have blanks between them")
         if any(token.form == "open" for token in tokens):
             self._wrong("unterminated string")
         if colon < 0:
@@ -1426,7 +1468,6 @@ DEBUG_FLAGS = frozenset("all none base cpu-usage refcnt crypt private whackwatch
                         "control lifecycle kernel dns oppo oppoinfo controlmore pfkey nattraversal x509 dpd xauth "
                         "retransmits timecheck routing proposal-parser sysdep klips netkey natt app-parse "
                         "oppo-info".split())
-DURATION = r"\d*\.?\d+ ?(?:us|ms|s|m|h|d|w)?|\d+"
 _KEYWORDS: dict[str, dict[str, str]] = {}
 
 
@@ -1447,12 +1488,14 @@ class Setting:
 
 
 class Problem(Record):
-    """Something wrong in a configuration.  `fatal`: libreswan refuses the file, or what was meant can't be known."""
+    """Something wrong in a configuration.  `fatal`: libreswan refuses the file, or what was meant can't be known.
+    `script`: what sed(1) mends it with, where a whole file is to be changed."""
 
     file: str
     line: int  # 0: the file as a whole
     text: str
     fatal: bool = True
+    script: str = ""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.text}" if self.line else f"{self.file}: {self.text}"
@@ -1470,7 +1513,7 @@ class Section(Record):
 class Conn:
     """A connection with its also= sections and conn %default merged in.
 
-    `settings` by keyword; `alsos` the sections it took in; `broken` when libreswan would not load it.
+    `settings` by keyword; `alsos` the sections it took in; `broken` why libreswan would not load it, or 4 would not.
     """
 
     def __init__(self, section: Section) -> None:
@@ -1479,7 +1522,7 @@ class Conn:
         self.line = section.line
         self.settings: dict[str, Setting] = {}
         self.alsos: list[str] = []
-        self.broken = False
+        self.broken: Problem | None = None
 
     def get(self, key: str, default: str = "") -> str:
         """The value of a keyword such as `leftid`, or the default."""
@@ -1533,25 +1576,47 @@ def misplaced(text: str) -> str:
 
 
 def value_problem(kind: str, value: str) -> str:
-    """What is wrong with a value for the kind of keyword, or nothing."""
-    import re
+    """What is wrong with a value for the kind of keyword, or nothing.  Not by patterns: importing re takes longer than
+    reading a configuration."""
     low = value.lower()
     if not value:
         return "has no value" if kind in (_BOOL, "duration", "percent", "size") else ""
     if kind == "number" or kind[0].isdigit():
         least, _, most = kind.partition("-")
-        if not re.fullmatch(r"\d{1,20}" if most else r"-?\d{1,20}|%forever", low):
+        if not is_number(low if most else low.removeprefix("-")) and (most or low != "%forever"):
             return "is not a number"
         return f"is not within {kind}" if most and not int(least) <= int(low) <= int(most) else ""
     if kind == "debug":
-        bad = [word for word in re.split(r"[,\s]+", low) if word and word.removeprefix("no-") not in DEBUG_FLAGS]
+        bad = [word for word in low.replace(",", " ").split() if word.removeprefix("no-") not in DEBUG_FLAGS]
         return f"names no debug flag: {', '.join(bad)}" if bad else ""
-    pattern = {"duration": DURATION, "percent": r"\d+%?", "size": r"\d+([kmgtpe]i)?b?"}.get(kind)
-    if pattern:
-        return "" if re.fullmatch(pattern, low) else f"is no {kind}"
+    if kind in ("duration", "percent", "size"):
+        return "" if {"duration": is_duration, "percent": is_percent, "size": is_size}[kind](low) else f"is no {kind}"
     if low in kind.split("|") or ("number" in kind and low.isdigit()):
         return ""
     return f"is not one of {'yes, no' if kind == _BOOL else ', '.join(kind.split('|'))}"
+
+
+def is_number(text: str) -> bool:
+    """True for decimal digits, no more than 20."""
+    return text.isascii() and text.isdigit() and len(text) <= 20
+
+
+def is_duration(text: str) -> bool:
+    """True for a number, perhaps a decimal fraction, and perhaps a unit (ttodeltatime.c)."""
+    unit = next(unit for unit in ("us", "ms", *"smhdw", "") if text.endswith(unit))
+    count = text.removesuffix(unit).removesuffix(" ") if unit else text
+    return is_number(count.replace(".", "", 1)) and not count.endswith(".")
+
+
+def is_percent(text: str) -> bool:
+    """True for a number, with `%` or without."""
+    return is_number(text.removesuffix("%"))
+
+
+def is_size(text: str) -> bool:
+    """True for a number with a binary prefix or without: 10Mi, 10MiB (ttobinary.c)."""
+    count = text.removesuffix("b")
+    return is_number(count[:-2] if count.endswith("i") and count[-2:-1] in (*"kmgtpe",) else count)
 
 
 def split_value(text: str) -> tuple[str, str]:
@@ -1577,7 +1642,8 @@ def split_value(text: str) -> tuple[str, str]:
 class Config:
     """ipsec.conf with what it includes.  Never raises for what the files hold: see `problems`.
 
-    `files` are all files that were read, in order; `sections` the connections as written, %default too.
+    `files` are all files that were read, in order; `sections` the connections as written, %default too; `unread` when a
+    file could not be read.
     """
 
     def __init__(self, host: Host, name: str = "", text: str | None = None) -> None:
@@ -1588,6 +1654,8 @@ class Config:
         self.files: list[str] = []
         self.problems: list[Problem] = []
         self.sections: list[Section] = []
+        self.unread = False
+        self._open: list[str] = []  # files that are being read, each included by the one before
         self._setup: dict[str, Setting] = {}
         self._setups = 0
         self._section: Section | None = None
@@ -1606,15 +1674,23 @@ class Config:
 
     def _read_file(self, name: str, depth: int, line: int, parent: str) -> None:
         self.files.append(name)
+        self._open.append(name)
         try:
             self._read(name, self.host.lines(name), depth)
         except OSError as error:
             self.files.pop()
+            self.unread = True
             self._problem(parent, line, f"can't load {quote(name)}: {error.strerror}")
+        self._open.pop()
 
     def _read(self, name: str, lines: Iterable[str], depth: int) -> None:
         self._section = None
-        for number, line in enumerate(lines, 1):
+
+        def tell(number: int, what: str, script: str) -> None:
+            self.problems.append(Problem(name, number, f"{what}, which libreswan takes for a part of a word",
+                                         script=script))
+
+        for number, line in enumerate(unix_lines(lines, tell), 1):
             if line[:1] in " \t":
                 line = line.lstrip(" \t")
                 if line and line[0] != "#":
@@ -1656,14 +1732,17 @@ class Config:
 
     def _include(self, name: str, number: int, pattern: str, depth: int) -> None:
         if depth + 1 >= INCLUDE_DEPTH:
-            self._problem(name, number, f"include {quote(pattern)}: nested deeper than {INCLUDE_DEPTH} (a loop?)")
+            self._problem(name, number, f"include {quote(pattern)}: nested deeper than {INCLUDE_DEPTH}")
             return
         where = os.path.join(os.path.dirname(name), pattern)
         found = [match for single in braces(where) for match in self.host.glob(single)]
         if not found and "*" not in pattern:
             self._problem(name, number, f"could not open include filename {quote(pattern)}", False)
         for match in found:
-            self._read_file(match, depth + 1, number, name)
+            if match in self._open:  # libreswan reads it again, until it is ten deep
+                self._problem(name, number, f"include {quote(pattern)}: {match} is being read already, a loop", False)
+            else:
+                self._read_file(match, depth + 1, number, name)
 
     def _statement(self, name: str, number: int, line: str) -> None:
         key, equals, rest = line.partition("=")
@@ -1790,9 +1869,9 @@ class Config:
                     for name in setting.value.split():
                         other = by_name.get(name)
                         if other is None:
-                            conn.broken = True
                             self._problem(setting.file, setting.line, f"conn {conn.name}: there is no conn "
                                           f"{quote(name)} to take in with also=", False)
+                            conn.broken = self.problems[-1]
                         elif name not in seen:
                             seen.add(name)
                             conn.alsos.append(name)
@@ -1802,9 +1881,9 @@ class Config:
                 elif kinds.get(key) == "list":
                     merged[key] = Setting(key, f"{merged[key].value} {setting.value}", setting.file, setting.line)
                 elif merged[key].value != setting.value and key in kinds:
-                    conn.broken = True
                     self._problem(setting.file, setting.line, f"duplicate key {key} in conn {conn.name} (first in "
                                   f"{merged[key].file}:{merged[key].line})", False)
+                    conn.broken = self.problems[-1]
         for key, setting in default.items():
             if key in merged and kinds.get(key) == "list":
                 merged[key] = Setting(key, f"{setting.value} {merged[key].value}", setting.file, setting.line)
@@ -1812,6 +1891,22 @@ class Config:
                 merged.setdefault(key, setting)
         conn.settings = merged
         return conn
+
+
+def unix_lines(lines: Iterable[str], tell: Callable[[int, str, str], None]) -> Iterator[str]:
+    """The lines without what editors of other systems put into them, which is told of once: the number of the line,
+    what it is, and the script for sed(1) that removes it.  Libreswan takes both for a part of a word."""
+    told_of = False
+    for number, line in enumerate(lines, 1):
+        if number == 1 and line.startswith("\ufeff"):
+            tell(number, "the file begins with a byte order mark", r"1s/^\xef\xbb\xbf//")
+            line = line[1:]
+        if line.endswith("\r"):
+            if not told_of:
+                tell(number, "the line ends in CR LF", r"s/\r$//")
+            told_of = True
+            line = line[:-1]
+        yield line
 
 
 def braces(pattern: str) -> list[str]:
@@ -1858,6 +1953,65 @@ def secret_files(host: Host, name: str) -> tuple[list[str], list[Problem]]:
 
     visit(name, 0, name, 0)
     return files, problems
+
+
+ANY_ID = ("%any", "%any4", "%any6", "0.0.0.0", "::", "0::0")
+
+
+def host_names(host: Host) -> dict[str, str]:
+    """The first address of each name in /etc/hosts, in lower case (hosts(5))."""
+    names: dict[str, str] = {}
+    try:
+        for line in host.lines("/etc/hosts"):
+            address, *words = line.partition("#")[0].split() or [""]
+            for word in words:
+                names.setdefault(word.lower(), address)
+    except OSError:
+        return names
+    return names
+
+
+def comparable_id(text: str, names: Mapping[str, str]) -> str | None:
+    """An ID in a form that is equal for those that pluto takes for the same (atoid() and id_eq() of id.c): empty for
+    any ID; None when only DNS, the certificate or a reading of a distinguished name tells.  `names`: host_names()."""
+    if text in ANY_ID:
+        return ""
+    if text.startswith(("%", "@~")) or "=" in text:
+        return None
+    if "@" not in text:
+        return canonical_net(names.get(text.lower(), text))
+    if text.startswith("@#"):
+        return "key " + text[2:].lower().removeprefix("0x")
+    if text.startswith("@["):
+        return "key " + encode(text[2:].removesuffix("]")).hex()
+    return "name " + text.lower().rstrip(".")
+
+
+def canonical_net(text: str) -> str | None:
+    """An address or network in one spelling, with the length of its prefix and no bits behind that; None for others."""
+    import _socket as socket
+    address, slash, bits = text.partition("/")
+    family = AF_INET6 if ":" in address else AF_INET
+    try:
+        number = int.from_bytes(socket.inet_pton(family, address), "big")
+        size = 128 if family == AF_INET6 else 32
+        length = int(bits) if slash else size
+        number = number >> size - length << size - length
+        return f"{socket.inet_ntop(family, number.to_bytes(size // 8, 'big'))}/{length}"
+    except (OSError, ValueError):
+        return None
+
+
+def has_secret(ids: Sequence[str | None], ours: str, theirs: str) -> bool | None:
+    """Whether pluto takes the PSK with these IDs for the two of a connection, all as comparable_id() has them; None
+    when an ID that is not known decides (lsw_find_secret_by_id() of secrets.c)."""
+    if not ids or (len(ids) == 1 and ids[0] in ("", ours)):
+        return True
+    if None in ids:
+        rest = [one for one in ids if one is not None]
+        return True if len(ids) > 2 and has_secret(rest, ours, theirs) else None
+    # two of the three have to fit: this end, the other, any
+    return [ours in ids, theirs in ids, "" in ids].count(True) == 2 or set(ids) == {""}
 
 
 def nss_passwords(host: Host, directory: str = "") -> dict[str, str]:
@@ -1937,7 +2091,6 @@ NETLINK_TABLES = {NETLINK_ROUTE: "the kernel's network configuration", NETLINK_X
                   NETLINK_GENERIC: "the kernel's generic netlink"}
 TEXT_PIECE = 1 << 16  # characters of text that are handed on at once
 REMEMBERED = 5000  # texts that are kept because they come again
-AF_INET, AF_INET6 = 2, 10
 if TYPE_CHECKING:
     Message = tuple[bytes, int, int]  # the buffer, the offset of the message's body in it, and its end
 
@@ -4777,9 +4930,28 @@ class NssDatabase:
             if self.host.which("certutil"):
                 self.tool("certutil", "-L")  # without either, the heads of the files must do
 
+    def damage(self, name: str) -> str:
+        """What SQLite finds wrong in the pages of a database file; nothing when it is sound, or there is no sqlite3."""
+        try:
+            self.rows(name, "nssPublic" if name == "cert9.db" else "nssPrivate", ("a0",))
+            (found,), *_ = self._ask(name, "PRAGMA quick_check")
+        except Missing:
+            return ""
+        except Failure as failure:
+            return f"is damaged: {failure.message.rpartition(': ')[2]}"
+        return "" if found == "ok" else "is damaged: " + str(found).partition("\n")[2].partition("\n")[0]
+
     def rows(self, name: str, table: str, columns: Sequence[str]) -> list[tuple[Any, ...]]:
         """The columns of all objects of a database file; None for a column that this NSS has not.  Raises Missing
         without sqlite3, Failure when the file is broken."""
+        known = {row[1] for row in self._ask(name, f"PRAGMA table_info({table})")}
+        if "a0" not in known:
+            raise self.broken(name, f"no table {table}")
+        asked = ", ".join(column if column in known else "NULL" for column in columns)
+        return self._ask(name, f"SELECT {asked} FROM {table} ORDER BY rowid")
+
+    def _ask(self, name: str, question: str) -> list[tuple[Any, ...]]:
+        """SQLite's answer of a database file.  Raises as rows()."""
         sqlite: Any = need("_sqlite3", "reading an NSS database")
         try:
             os.close(self.host.open(f"{self.directory}/{name}"))  # a pipe in its place would keep us waiting
@@ -4792,11 +4964,7 @@ class NssDatabase:
             base = sqlite.connect(f"file:{path}?mode=ro{'' if self.host.live else '&immutable=1'}", uri=True,
                                   timeout=10)
             try:
-                known = {row[1] for row in base.execute(f"PRAGMA table_info({table})")}
-                if "a0" not in known:
-                    raise sqlite.DatabaseError(f"no table {table}")
-                asked = ", ".join(column if column in known else "NULL" for column in columns)
-                return list(base.execute(f"SELECT {asked} FROM {table} ORDER BY rowid"))
+                return list(base.execute(question))
             finally:
                 base.close()
         except sqlite.Error as error:
@@ -5666,13 +5834,7 @@ def conn_nets(conn: Conn, side: str, behind: bool = True) -> list[str]:
     beforehand."""
     nets = (behind and (conn.get(f"{side}subnets") or conn.get(f"{side}subnet"))) or conn.get(side)
     found = nets.translate({ord(c): " " for c in ",{}"}).split()
-    try:
-        for net in found:
-            address, _, bits = net.partition("/")
-            packed(address), int(bits or 0)
-    except (OSError, ValueError):
-        return []
-    return found
+    return found if all(map(canonical_net, found)) else []
 
 
 def conn_captures(conn: Conn, group: int, local: Sequence[str]) -> list[Capture]:
@@ -5774,8 +5936,9 @@ class Chain(Record):
     rules: list[Rule]
 
 
-def iptables_tables(text: str, family: str) -> Iterator[Table]:
-    """The tables in the text of iptables-save or, of the family ip6, ip6tables-save."""
+def iptables_tables(text: str, program: str) -> Iterator[Table]:
+    """The tables in the text that `program` saved: iptables, ip6tables, or their older flavour iptables-legacy…"""
+    family = program.partition("tables")[0]
     table: dict[str, Chain] = {}
     for line in text.splitlines():
         words = rule_words(line)
@@ -5783,7 +5946,7 @@ def iptables_tables(text: str, family: str) -> Iterator[Table]:
             table, name = {}, line[1:]
         elif line.startswith(":"):
             policy, chain = words[1].lower().strip("-"), words[0][1:]
-            insert = f"{family}tables -t {name} -I {chain}"
+            insert = f"{program} -t {name} -I {chain}"
             table[chain] = Chain(chain.lower() if policy else "", "nat" if name == "nat" else "", policy, insert, [])
         elif words[:1] == ["-A"] and words[1] in table:
             table[words[1]].rules.append(iptables_rule(words[:1:-1]))
@@ -5815,15 +5978,16 @@ def iptables_rule(words: list[str]) -> Rule:
 def nft_tables(text: str) -> Iterator[Table]:
     """The tables for IP in the text of `nft list ruleset`."""
     table: dict[str, Chain] = {}
-    chain, depth = "", 0
+    chain, depth, dormant = "", 0, False
     for line in text.splitlines():
         words = rule_words(line)
         if depth == 0 and words[:1] == ["table"]:
-            table, family, name = {}, words[1], words[2]
+            table, family, name, dormant = {}, words[1], words[2], False
+        elif depth == 1 and words[:1] == ["flags"]:
+            dormant = "dormant" in line  # its chains are not asked
         elif depth == 1 and words[:1] == ["chain"]:
             chain = words[1]
-            table[chain] = Chain("", "", "", f"{family}tables -t {name} -I {chain}" if chain.isupper() and
-                                 family in ("ip", "ip6") else f"nft insert rule {family} {name} {chain}", [])
+            table[chain] = Chain("", "", "", f"nft insert rule {family} {name} {chain}", [])
         elif depth == 2 and chain and words[:1] == ["type"]:
             policy = word_after(words, "policy", "accept;").strip(";")
             table[chain] = Chain(word_after(words, "hook"), words[1].replace("filter", ""), policy,
@@ -5833,8 +5997,9 @@ def nft_tables(text: str) -> Iterator[Table]:
         depth += words.count("{") - words.count("}")
         if depth < 2:
             chain = ""
-        if depth == 0 and table and family in ("ip", "ip6", "inet"):
-            yield family, table
+        if depth == 0 and table:
+            if family in ("ip", "ip6", "inet") and not dormant:
+                yield family, table
             table = {}
 
 
@@ -5978,7 +6143,7 @@ def filter_tables(host: Host) -> list[Table]:
         ran = host.run(argv)
         if ran.status:
             raise Failure(f"{argv[0]}: {ran.complaint}")
-        tables += nft_tables(ran.text) if argv[0] == "nft" else iptables_tables(ran.text, argv[0].partition("t")[0])
+        tables += nft_tables(ran.text) if argv[0] == "nft" else iptables_tables(ran.text, argv[0].removesuffix("-save"))
     return tables
 
 
@@ -7186,6 +7351,13 @@ def quote(word: str) -> str:
                          for c in word) + '"'
 
 
+def shell_words(words: Sequence[str]) -> str:
+    """The words as a shell would have to be given them."""
+    safe = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./-_")
+    return " ".join(word if word and safe.issuperset(word) else "'" + printable(word).replace("'", "'\"'\"'") + "'"
+                    for word in words)
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """`did you mean X?` for a misspelt word, or nothing."""
     try:
@@ -7264,9 +7436,6 @@ def check(name: str, text: str, tests: str, breaks: str, mends: str, *,
     return register
 
 
-STATUS_LINES = 2000  # a tenth of a second; some 100 are of pluto itself, the others of its connections
-
-
 class Patient:
     """The system that is checked, and what several checks want to know of it."""
 
@@ -7275,10 +7444,47 @@ class Patient:
         self.timeout = timeout
         self.config = Config(host)
         self.pid = find_pluto(host) if host.live else None
+        self._addconn: Iterator[bytes] | None = None
         self._tunnels: list[Tunnel] | None = None
         self._tables: list[Table] | None = None
         self._kernel: tuple[str, str] | None = None
         self._status: list[str] | Failure | None = None
+        self._nssdir = ""
+        self._needed: bool | None = None
+
+    def ask_addconn(self) -> None:
+        """Start the installed addconn, which reads the configuration while we do other things: releases differ in what
+        they take.  It is not given what it would wait for, or may not read."""
+        program = os.path.join(self.host.execdir, "addconn")
+        if self.host.live and self.host.superuser and self.host.executable(program) and not self.config.unread:
+            self._addconn = self.host.stream([program, "--config", self.config.name, "--checkconfig"],
+                                             timeout=self.timeout)
+
+    def refused(self) -> str | None:
+        """What the installed addconn says of a configuration that it refuses; None when it does not refuse it, or can't
+        be asked.  Raises TimedOut."""
+        said = b""
+        try:
+            for piece in self._addconn or ():
+                said += piece
+        except TimedOut:
+            raise
+        except Failure as failure:
+            return decode(said).strip() or failure.message
+        return None
+
+    @property
+    def nssdir(self) -> str:
+        """The directory of the NSS database: as it was given to us or stands in the configuration, else where the
+        running pluto or the installed release looks for it."""
+        host = self.host
+        if not self._nssdir:
+            self._nssdir = self.config.setup("nssdir") or self.told("nssdir").rstrip(",") or host.nssdir
+            new, old = DEFAULT_NSSDIRS
+            if self._nssdir == old and not host.exists(f"{old}/cert9.db") and not (
+                    host.libreswan_version() or "4").startswith("3"):
+                self._nssdir = new  # 3.x only looks there
+        return self._nssdir
 
     @property
     def conns(self) -> list[Conn]:
@@ -7310,13 +7516,10 @@ class Patient:
         return self._tunnels
 
     def status(self) -> list[str]:
-        """What pluto says of itself, its first lines.  Raises NoPluto, TimedOut.
-
-        When it has less to say it is heard to the end: hanging up on it makes a line in its log."""
+        """What pluto says of itself and of its connections.  Raises NoPluto, TimedOut."""
         if self._status is None:
             try:
-                lines = pluto_status(self.host, self.timeout)
-                self._status = [line for _, line in zip(range(STATUS_LINES), lines)]
+                self._status = list(pluto_status(self.host, self.timeout))
             except Failure as failure:
                 self._status = failure
         if isinstance(self._status, Failure):
@@ -7324,11 +7527,36 @@ class Patient:
         return self._status
 
     def told(self, name: str) -> str:
-        """The value of a setting in pluto's status; nothing when it does not answer."""
+        """The value of a setting in pluto's status; nothing when it does not answer, or is not this system's."""
+        if not self.host.live:
+            return ""
         try:
             return next(filter(None, (setting(line, name) for line in self.status())), "")
         except Failure:
             return ""  # the check of pluto tells why
+
+    def loaded(self) -> dict[str, list[dict[str, Any]]]:
+        """The connections that pluto has, without instances, by name; those for pairs of subnets together.  Raises
+        NoPluto, TimedOut."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        lines = (line for line in self.status() if line.startswith('"'))
+        for conn in StatusReader().read(lines)["connections"]:
+            name, slash, pair = conn["name"].rpartition("/")
+            if not conn["instance"].startswith("["):
+                found.setdefault(name if slash and pair.replace("x", "").isdigit() else conn["name"], []).append(conn)
+        return found
+
+    @property
+    def needs_database(self) -> bool:
+        """True when the NSS database holds a certificate, or connections name certificates or keys in it: else there is
+        no need to open it, and to import sqlite3.  Raises OSError."""
+        if self._needed is None:
+            words = ("cert", "ckaid", "rsasigkey", "ecdsakey", "pubkey")
+            self._needed = any(conn.get(f"{side}{word}") for conn in self.conns for side in ("left", "right")
+                               for word in words) or (
+                # as DER begins
+                b"\x30\x82" in b"".join(self.host.chunks(f"{self.nssdir}/cert9.db")))
+        return self._needed
 
     def kernel_has(self, option: str, module: str) -> bool | None:
         """Whether the running kernel has what CONFIG_`option` and the module stand for; None when nothing tells."""
@@ -7352,16 +7580,16 @@ class Patient:
     def modprobe(self, modules: Sequence[str]) -> str:
         """The command that gives the kernel what it lacks: in one that loads no modules, only another kernel does."""
         names = " ".join(modules)
-        return f"modprobe {names}" if self.host.isdir("/lib/modules") else f"reboot, into a kernel that has {names}"
+        return f"modprobe {names}" if self.host.isdir("/lib/modules") else "reboot"
 
-    def blocks(self, hook: str, kind: str = "", what: str = "drop", **packet: str) -> str:
-        """The command that puts a rule before those that certainly drop (or do `what` to) the packet at the hook; empty
-        when none does.  A packet is one of IPv4 unless it says more.  Raises OSError, Failure."""
+    def blocks(self, hooks: str, kind: str = "", what: str = "drop", **packet: str) -> str:
+        """The command that puts a rule before those that certainly drop (or do `what` to) the packet at one of the
+        hooks; empty when none does.  A packet is one of IPv4 unless it says more.  Raises OSError, Failure."""
         if self._tables is None:
             self._tables = filter_tables(self.host)
         packet = {"family": "ipv4", "status": "", **{name.replace("_", "-"): packet[name] for name in packet}}
         return next((chain.insert for family, table in self._tables if family in TABLE_FAMILIES[packet["family"]]
-                     for chain in table.values() if chain.hook == hook and chain.kind == kind
+                     for chain in table.values() if chain.hook in hooks.split() and chain.kind == kind
                      and verdict(table, chain, packet) == what), "")
 
 
@@ -7377,6 +7605,14 @@ class Tunnel(Record):
     peer: str
 
     @property
+    def inner(self) -> str:
+        """The interface that packets go by before they are encrypted and after they are decrypted."""
+        number = self.conn.get("ipsec-interface", "no").lower()
+        if number.isdigit() or is_yes(number):
+            return f"ipsec{number if number.isdigit() else 1}"
+        return self.conn.get("vti-interface") or self.device
+
+    @property
     def family(self) -> str:
         """That of the encrypted packets, `ipv4` or `ipv6`."""
         return family_of(self.conn.get("left") + self.conn.get("right"))
@@ -7387,8 +7623,10 @@ class Tunnel(Record):
         return [(one, other) for one in self.ours for other in self.theirs if family_of(one) == family_of(other)]
 
 
-def edit(problem: Problem | Setting) -> str:
-    """The command that opens a file where something is wrong in it."""
+def edit(problem: Problem | Setting | Conn) -> str:
+    """The command that opens a file where something is wrong in it, or mends the whole file."""
+    if isinstance(problem, Problem) and problem.script:
+        return shell_words(["sed", "-i", problem.script, problem.file])
     return shell_words(["vi", *([f"+{problem.line}"] if problem.line else ()), problem.file])
 
 
@@ -7402,7 +7640,17 @@ def each_interface(host: Host, option: str, family: str = "ipv4") -> dict[str, s
 def switch_off(option: str, interfaces: Sequence[str]) -> str:
     """The command that sets an interface's sysctl to 0, for the interfaces and for `all`."""
     names = ("all", *(name.replace(".", "/") for name in interfaces))
-    return f"sysctl -w {' '.join(f'net.ipv4.conf.{name}.{option}=0' for name in names)}"
+    return shell_words(["sysctl", "-w", *(f"net.ipv4.conf.{name}.{option}=0" for name in names)])
+
+
+PACKAGE_MANAGERS = {"apt-get": "install", "dnf": "install", "yum": "install", "zypper": "install", "apk": "add",
+                    "pacman": "-S", "opkg": "install", "emerge": "-a"}
+
+
+def install(host: Host, package: str) -> str:
+    """The command that installs a package here."""
+    name = next(filter(host.which, PACKAGE_MANAGERS), "apt-get")
+    return f"{name} {PACKAGE_MANAGERS[name]} {package}"
 
 
 @check("installed", "Version check and ipsec on-path",
@@ -7411,8 +7659,7 @@ def switch_off(option: str, interfaces: Sequence[str]) -> str:
        "Install the package libreswan. If it lies elsewhere, name the directory in IPSEC_EXECDIR.")
 def check_installed(patient: Patient) -> Iterator[Trouble]:
     if not patient.host.executable(os.path.join(patient.host.execdir, "pluto")):
-        yield ("FAIL", "FAILED", f"no pluto in {patient.host.execdir}",
-               "export IPSEC_EXECDIR=DIR, or install libreswan")
+        yield "FAIL", "FAILED", f"no pluto in {patient.host.execdir}", install(patient.host, "libreswan")
 
 
 @check("xfrm", "Checking for IPsec support in kernel",
@@ -7478,29 +7725,60 @@ def check_larval_drop(patient: Patient) -> Iterator[Trouble]:
 
 @check("config", "Pluto ipsec.conf syntax",
        "The whole of ipsec.conf with all that it includes: sections, keywords, and the values of those whose values "
-       "are known.",
+       "are known. Then libreswan's own addconn --checkconfig, where it is installed: it knows its release.",
        "Libreswan does not load a connection with an error in it, and after some errors none.",
        "Correct the line that is named: ipsec.conf(5) tells what may stand there.")
 def check_config_syntax(patient: Patient) -> Iterator[Trouble]:
-    fatal = [problem for problem in patient.config.problems if problem.fatal]
+    config = patient.config
+    fatal = [problem for problem in config.problems if problem.fatal]
     if fatal and not patient.host.superuser:
-        next(patient.host.lines(patient.config.name), "")  # only root may read it: that is no error in it
+        next(patient.host.lines(config.name), "")  # only root may read it: that is no error in it
     if fatal:
         yield "FAIL", "PARSE ERROR", "; ".join(map(str, fatal[:3])), edit(fatal[0])
+    elif said := patient.refused():
+        # of what it says the place and a keyword: the rest may be a secret, of a line that belongs into ipsec.secrets
+        words = said.translate({ord(char): " " for char in ":,[]'\"=\r\n"}).split()
+        file = next((word for word in words if word in config.files), config.name)
+        line = next((int(word) for before, word in zip(words, words[1:]) if before == file and word.isdigit()), 0)
+        keyword = next((word for word in words if canonical(word) in {**keywords(True), **keywords(False)}), "this")
+        place = Problem(file, line, f"the installed addconn refuses {keyword}")
+        yield "FAIL", "REFUSED", f"{place}, see ipsec addconn --checkconfig", edit(place)
 
 
 @check("rp_filter", "Checking rp_filter",
        "Reverse path filtering of each interface; the stronger of its own value and that of `all` counts.",
-       "A strict filter (1) drops what comes out of a tunnel, because the route back does not lead to the interface "
-       "that the encrypted packet came in by. 2 is loose, and fine.",
-       "Set net.ipv4.conf.*.rp_filter to 0 (or 2), in /etc/sysctl.d for good.", live=True)
+       "A strict filter (1) drops what comes in by another interface than the one that the route back leads to: what "
+       "the peer sends, on a gateway with two ways to it, and what comes out of a VTI interface to which no route "
+       "leads. What a tunnel without interface brings, the kernel lets pass.",
+       "Set net.ipv4.conf.*.rp_filter to 0 (or 2, loose), in /etc/sysctl.d for good.", live=True)
 def check_rp_filter(patient: Patient) -> Iterator[Trouble]:
-    everywhere = sysctl(patient.host, "net.ipv4.conf.all.rp_filter")  # ip-sysctl.rst
-    strict = [name for name, value in each_interface(patient.host, "rp_filter").items()
-              if max(value, everywhere) == "1"]
-    if strict:
-        yield ("FAIL", "ENABLED", f"strict on {', '.join(strict[:5])}: it drops what comes out of tunnels",
-               switch_off("rp_filter", strict))
+    host = patient.host
+    everywhere = sysctl(host, "net.ipv4.conf.all.rp_filter")  # ip-sysctl.rst
+    strict = [name for name, value in each_interface(host, "rp_filter").items() if max(value, everywhere) == "1"]
+    if not strict:
+        return
+    troubles = 0
+    routing, links = Routing(host), link_names(host)
+    devices = {address: links.get(index, "") for address, _, _, index in routing.addresses()}
+    for tunnel in patient.tunnels:
+        own, inner = tunnel.conn.get(tunnel.here), tunnel.inner
+        ways = [(tunnel.peer, own, devices.get(own, ""))] if tunnel.peer else []
+        ways += [(net, "", inner) for net in tunnel.theirs if inner in strict and inner != tunnel.device]
+        for source, target, device in ways:
+            if device not in strict or ":" in source:
+                continue
+            try:
+                back = routing.lookup(source.partition("/")[0], target).device
+            except OSError:
+                back = "no interface"
+            if back != device:
+                troubles += 1
+                yield ("FAIL", "ENABLED", f"conn {tunnel.conn.name}: packets from {source} come in by {device}, which "
+                       f"is strict, and the route back leads to {back}: they are dropped",
+                       switch_off("rp_filter", [device]))
+    if not troubles:
+        yield ("WARN", "ENABLED", f"strict on {', '.join(strict[:5])}: what comes in by another way than the route "
+               "back is dropped, as with two uplinks", switch_off("rp_filter", strict))
 
 
 # What a connection needs of the kernel: a keyword (or `any`), the values with which it does, the option, the module
@@ -7541,8 +7819,8 @@ def check_esp(patient: Patient) -> Iterator[Trouble]:
             has = patient.kernel_has(option, module)
             (missing if has is False else unknown if has is None else []).append(module)
     if missing:
-        yield ("FAIL", "MISSING", f"this kernel has no {', '.join(missing)}: no packet can be protected with it",
-               patient.modprobe(missing))
+        yield ("FAIL", "MISSING", f"this kernel has no {', '.join(missing)}: no packet can be protected with it; "
+               "another kernel may", patient.modprobe(missing))
     elif unknown:
         yield ("SKIP", "UNKNOWN", f"nothing here tells whether the kernel can load {', '.join(unknown)}",
                patient.modprobe(unknown))
@@ -7612,7 +7890,8 @@ def check_mtu(patient: Patient) -> Iterator[Trouble]:
     for device in {tunnel.device: None for tunnel in patient.tunnels if tunnel.device in mtus}:
         if mtus[device] < IPV6_LEAST_MTU + ESP_ROOM:
             yield ("WARN", "SMALL", f"{device} carries tunnels, and its MTU of {mtus[device]} has no room for ESP "
-                   f"around {IPV6_LEAST_MTU} bytes, which IPv6 needs", f"ip link set {device} mtu 1500")
+                   f"around {IPV6_LEAST_MTU} bytes, which IPv6 needs",
+                   shell_words(["ip", "link", "set", device, "mtu", "1500"]))
     for tunnel in patient.tunnels:
         mtu = tunnel.conn.get("mtu")
         if mtu.isdigit() and tunnel.device in mtus and int(mtu) > mtus[tunnel.device] - ESP_ROOM // 2:
@@ -7620,43 +7899,69 @@ def check_mtu(patient: Patient) -> Iterator[Trouble]:
                    f"{mtus[tunnel.device]} bytes of {tunnel.device}", edit(tunnel.conn.settings["mtu"]))
 
 
+# What the peers send each other: the words for it of iptables and of nft, how bad it is when it is dropped (empty: as
+# connections tell), and what a rule may ask of it
+IKE_TRAFFIC: tuple[tuple[str, str, str, str, dict[str, str]], ...] = (
+    ("UDP 500", "-p udp --dport 500", "udp dport 500", "FAIL", {"proto": "udp 17", "sport": "500", "dport": "500"}),
+    ("UDP 4500", "-p udp --dport 4500", "udp dport 4500", "", {"proto": "udp 17", "sport": "4500", "dport": "4500"}),
+    ("ESP", "-p esp", "meta l4proto esp", "", {"proto": "esp 50"}),
+    ("ICMP fragmentation-needed", "-p icmp --icmp-type 3", "icmp type destination-unreachable", "WARN",
+     {"proto": "icmp 1", "icmp": "3/4 3 any destination-unreachable", "state": "related", "family": "ipv4"}),
+    ("ICMPv6 packet-too-big", "-p icmpv6 --icmpv6-type 2", "icmpv6 type packet-too-big", "WARN",
+     {"proto": "icmpv6 ipv6-icmp 58", "icmp": "2/0 2 any packet-too-big", "state": "related", "family": "ipv6"}))
+
+
 @check("firewall", "Checking the firewall for IKE and ESP",
-       "What the rules of nftables and iptables do with UDP 500, UDP 4500, ESP (or AH), and ICMP's fragmentation "
-       "needed, that come in. Only what is certain counts: a rule that may let it pass ends the search.",
-       "The peer's packets are dropped: no answer to IKE, a tunnel through which nothing comes, or large packets that "
-       "vanish.",
-       "Accept udp 500, udp 4500 and esp in the chain INPUT before what drops them, and ICMP errors (related).",
+       "What the rules of nftables and iptables do with UDP 500, UDP 4500 and ESP (or AH) that come in or go out, and "
+       "with ICMP's fragmentation needed that comes in. Only what is certain counts: a rule that may let it pass ends "
+       "the search.",
+       "The packets are dropped: no answer to IKE, a tunnel through which nothing comes, or large packets that vanish.",
+       "Accept udp 500, udp 4500 and esp in the chain that is named before what drops them, and ICMP errors (related).",
        live=True)
 def check_firewall(patient: Patient) -> Iterator[Trouble]:
     conns = patient.conns
     answers = any("%any" in (conn.get("left"), conn.get("right")) for conn in conns)
     waits = answers or any(conn.auto in ("add", "keep") for conn in conns)
+    begins = any(conn.auto in ("start", "ondemand") for conn in conns)
     in_udp = [conn.get("encapsulation") == "yes" for conn in conns]
+    levels = {"UDP 4500": "FAIL" if any(in_udp) else "WARN", "ESP": "" if in_udp and all(in_udp) else "FAIL"}
     ways = {(tunnel.device, tunnel.peer, tunnel.family): None for tunnel in patient.tunnels} or {("", "", "ipv4"): None}
-    for what, words, level, packet in (
-            ("UDP 500", ("-p udp --dport 500", "udp dport 500"), "FAIL", {"proto": "udp 17", "dport": "500"}),
-            ("UDP 4500", ("-p udp --dport 4500", "udp dport 4500"), "FAIL" if any(in_udp) else "WARN",
-             {"proto": "udp 17", "dport": "4500"}),
-            ("ESP", ("-p esp", "meta l4proto esp"), "" if in_udp and all(in_udp) else "FAIL", {"proto": "esp 50"}),
-            ("ICMP fragmentation-needed", ("-p icmp --icmp-type 3", "icmp type destination-unreachable"), "WARN",
-             {"proto": "icmp 1", "icmp": "3/4 3 any destination-unreachable", "state": "related", "family": "ipv4"}),
-            ("ICMPv6 packet-too-big", ("-p icmpv6 --icmpv6-type 2", "icmpv6 type packet-too-big"), "WARN",
-             {"proto": "icmpv6 ipv6-icmp 58", "icmp": "2/0 2 any packet-too-big", "state": "related",
-              "family": "ipv6"})):
+    for what, iptables, nft, severity, packet in IKE_TRAFFIC:
+        level = severity or levels[what]
+        icmp = "icmp" in packet
         for device, peer, family in ways if level else ():
             if packet.get("family", family) != family:
                 continue
-            sent = {"in": device, "family": family, "ipsec_in": "missing none", "sport": packet.get("dport", ""),
-                    **packet}
-            sent.update({"src": peer} if peer and "icmp" not in packet else {})  # that may come from any router
-            ever = patient.blocks("input", **{"state": "established", **sent})
-            first = ever or (waits and patient.blocks("input", **{"state": "new", **sent}))
-            if first:
-                rule = f"{words[0]} -j ACCEPT" if first.startswith("ip") else f"{words[1]} accept"
-                source = f"from {peer or 'anywhere'}{f' by {device}' if device else ''}"
-                yield (level if ever or answers else "WARN", "BLOCKED", f"{what} {source} is dropped"
-                       f"{'' if ever else ', unless we began'}", f"{first} {rule}")
+            came = {"in": device, "ipsec_in": "missing none", **({"src": peer} if peer and not icmp else {})}
+            gone = {"out": device, "ipsec_out": "missing none", **({"dst": peer} if peer else {})}
+            # of what comes in the first packet may be an answer to ours, of what goes out one to theirs
+            directions = [("from", "prerouting input", came, waits, "we")]
+            directions += [("to", "output postrouting", gone, begins, "they")] if not icmp else []
+            troubles = []
+            for way, hooks, ends, first_counts, who in directions:
+                sample = {"family": family, **ends, **packet}
+                ever = patient.blocks(hooks, **{"state": "established", **sample})
+                first = ever or (first_counts and patient.blocks(hooks, **{"state": "new", **sample}))
+                if first:
+                    where = f"{way} {peer or 'anywhere'}{f' by {device}' if device else ''}"
+                    rule = f"{iptables} -j ACCEPT" if first.startswith("ip") else f"{nft} accept"
+                    troubles.append((level if ever or answers or way == "to" else "WARN", "BLOCKED",
+                                     f"{what} {where} is dropped{'' if ever else f', unless {who} began'}",
+                                     f"{first} {rule}"))
+            yield from troubles
+            if troubles:
                 break
+
+
+def exception(head: str, source: str, target: str, way: str) -> str:
+    """The command that puts a rule at the head of a chain which accepts packets of a tunnel: between these networks,
+    or, where one is everything, those that are encrypted."""
+    ip = TABLE_FAMILIES[family_of(source)][0]
+    if "0.0.0.0/0" in (source, target) or "::/0" in (source, target):
+        return f"{head} " + (f"-m policy --dir {way} --pol ipsec -j ACCEPT" if head.startswith("ip") else
+                             f"{'rt ipsec' if way == 'out' else 'meta secpath'} exists accept")
+    return f"{head} " + (f"-s {source} -d {target} -j ACCEPT" if head.startswith("ip") else
+                         f"{ip} saddr {source} {ip} daddr {target} accept")
 
 
 @check("forward_rules", "Checking the firewall for packets of tunnels",
@@ -7667,17 +7972,13 @@ def check_firewall(patient: Patient) -> Iterator[Trouble]:
 def check_forward_rules(patient: Patient) -> Iterator[Trouble]:
     for tunnel in patient.tunnels:
         for ours, theirs in tunnel.pairs:
-            family = family_of(ours)
-            ip = TABLE_FAMILIES[family][0]
-            for source, target, ways in ((ours, theirs, {"out": tunnel.device, "ipsec_out": "exists ipsec"}),
-                                         (theirs, ours, {"in": tunnel.device, "ipsec_in": "exists ipsec"})):
-                ways.update(src=source, dst=target, family=family)
-                head = patient.blocks("forward", state="new", **ways)
-                if head and patient.blocks("forward", state="established", **ways):
-                    ends = (f"-s {source} -d {target} -j ACCEPT" if head.startswith("ip") else
-                            f"{ip} saddr {source} {ip} daddr {target} accept")
+            for source, target, way, seen in ((ours, theirs, "out", {"ipsec_out": "exists ipsec"}),
+                                              (theirs, ours, "in", {"ipsec_in": "exists ipsec"})):
+                seen.update({way: tunnel.inner, "src": source, "dst": target, "family": family_of(ours)})
+                head = patient.blocks("forward", state="new", **seen)
+                if head and patient.blocks("forward", state="established", **seen):
                     yield ("FAIL", "BLOCKED", f"conn {tunnel.conn.name}: packets from {source} to {target} are dropped",
-                           f"{head} {ends}")
+                           exception(head, source, target, way))
 
 
 @check("nat", "Checking NAT for packets of tunnels",
@@ -7688,15 +7989,13 @@ def check_forward_rules(patient: Patient) -> Iterator[Trouble]:
 def check_nat(patient: Patient) -> Iterator[Trouble]:
     for tunnel in patient.tunnels:
         for ours, theirs in tunnel.pairs:
-            family = family_of(ours)
-            ip = TABLE_FAMILIES[family][0]
-            head = patient.blocks("postrouting", "nat", "snat", src=ours, dst=theirs, out=tunnel.device, state="new",
-                                  family=family, ipsec_out="exists ipsec")
+            if ours in ("0.0.0.0/0", "::/0"):
+                continue  # any source belongs to it
+            head = patient.blocks("postrouting", "nat", "snat", src=ours, dst=theirs, out=tunnel.inner, state="new",
+                                  family=family_of(ours), ipsec_out="exists ipsec")
             if head:
-                ends = (f"-s {ours} -d {theirs} -j ACCEPT" if head.startswith("ip") else
-                        f"{ip} saddr {ours} {ip} daddr {theirs} accept")
-                yield ("WARN" if ours in ("0.0.0.0/0", "::/0") else "FAIL", "NAT", f"conn {tunnel.conn.name}: packets "
-                       f"from {ours} to {theirs} get another source before they are encrypted", f"{head} {ends}")
+                yield ("FAIL", "NAT", f"conn {tunnel.conn.name}: packets from {ours} to {theirs} get another source "
+                       "before they are encrypted", exception(head, ours, theirs, "out"))
 
 
 @check("clock", "Checking the clock",
@@ -7750,7 +8049,8 @@ def listening(patient: Patient, port: int) -> Iterator[Trouble]:
     sockets = list(list_sockets(patient.host, (port,), patient.pid, ("udp", "udp6")))
     if not any(f"socket:[{socket.inode}]" in own for socket in sockets):
         others = f"; another program has it on {sockets[0].address}" if sockets else ""
-        yield "FAIL", "FAILED", f"pluto has no socket on port {port}{others}", "ipsec whack --listen"
+        mend = "ipsec whack --listen" if patient.told("pluto_version") else "ipsec restart"
+        yield "FAIL", "FAILED", f"pluto has no socket on port {port}{others}", mend
 
 
 @check("udp500", " Pluto listening for IKE on udp 500",
@@ -7768,6 +8068,59 @@ def check_udp500(patient: Patient) -> Iterator[Trouble]:
        "ipsec whack --listen.", live=True)
 def check_udp4500(patient: Patient) -> Iterator[Trouble]:
     yield from listening(patient, 4500)
+
+
+@check("loaded", " Pluto's connections are those of ipsec.conf",
+       "That pluto has the connections with auto=add, ondemand, start or keep, with the ends, networks and IDs of the "
+       "file, and knows one of their ends for its own; that those with auto=start are up.",
+       "Pluto leaves out a connection in which it finds an error, and does not notice that the file has changed. One "
+       "that has no end here, or can't be loaded, never comes up.",
+       "ipsec add CONN loads it again; when it can't, that or pluto's log says why, as ipsec up CONN does for one that "
+       "does not come up.",
+       live=True)
+def check_loaded(patient: Patient) -> Iterator[Trouble]:
+    try:
+        loaded = patient.loaded()
+    except Failure:
+        return  # the check of pluto tells
+    host = patient.host
+    names = host_names(host)
+    here = {tunnel.conn.name: tunnel.here for tunnel in patient.tunnels}
+    for conn in patient.config.conns():
+        if conn.auto == "ignore" or "group" in conn.get("left") + conn.get("right"):
+            continue
+        what, again = f"conn {conn.name}", shell_words(["ipsec", "add", conn.name])
+        told = loaded.get(conn.name, [])
+        changed = list(changes(conn, here[conn.name], told, names)) if conn.name in here else []
+        if not told:
+            later = host.stat(conn.file).st_mtime > host.stat(f"{host.rundir}/pluto.pid").st_mtime
+            why = f" ({conn.broken})" if conn.broken else ", a file that was changed since its start" if later else ""
+            yield ("WARN" if later else "FAIL", "NOT LOADED", f"pluto has no {what} of {conn.file}:{conn.line}{why}",
+                   edit(conn.broken) if conn.broken else again)
+        elif not any(one["oriented"] for one in told):
+            yield ("WARN" if conn.auto == "add" else "FAIL", "NOT ORIENTED", f"{what}: neither {conn.get('left')} nor "
+                   f"{conn.get('right')} is an address of this host that pluto listens on",
+                   "ipsec whack --listen" if conn.name in here else edit(conn.settings.get("left", conn)))
+        elif changed:
+            yield ("WARN", "CHANGED", f"{what}: pluto has another {' and '.join(changed)} than {conn.file}:{conn.line}",
+                   again)
+        elif conn.auto == "start" and not any(one["child_sa"] for one in told):
+            yield "WARN", "DOWN", f"{what} has auto=start and no IPsec SA", shell_words(["ipsec", "up", conn.name])
+
+
+def changes(conn: Conn, here: str, told: Sequence[dict[str, Any]], names: Mapping[str, str]) -> Iterator[str]:
+    """The keywords whose values pluto, by its status, has otherwise than the file, as far as both are known."""
+    told = [one for one in told if not one["instance"].startswith("[")]
+    for side, end, whose in ((here, "local", "our"), ("right" if here == "left" else "left", "remote", "their")):
+        hosts = {canonical_net(one[end]["host"]) for one in told}
+        nets = {canonical_net(one[end]["subnet"] or one[end]["host"]) for one in told}
+        ids = {comparable_id(one["options"].get(f"{whose}_id", "%none"), names) for one in told}
+        wanted = comparable_id(conn.get(f"{side}id") or conn.get(side), names)
+        for key, ours, theirs in ((side, {canonical_net(conn.get(side))}, hosts),
+                                  (f"{side}subnet", set(map(canonical_net, conn_nets(conn, side))), nets),
+                                  (f"{side}id", {wanted or None}, ids)):
+            if ours and theirs and None not in {*ours, *theirs} and ours != theirs:
+                yield f"{key}="
 
 
 @check("secrets", " Pluto ipsec.secret syntax",
@@ -7800,67 +8153,86 @@ def check_obsolete(patient: Patient) -> Iterator[Trouble]:
     patient.config.conns()
     old = [problem for problem in patient.config.problems if not problem.fatal]
     if old:
-        yield "WARN", "OBSOLETE KEYWORD", "; ".join(map(str, old[:3])), edit(old[0])
+        word = "OBSOLETE KEYWORD" if any("obsolete" in problem.text for problem in old) else "DOUBTFUL"
+        yield "WARN", word, "; ".join(map(str, old[:3])), edit(old[0])
 
 
 @check("nss", "Checking the NSS database",
        "That the database's files are where pluto looks for them.",
        "Pluto does not start without its database.",
-       "ipsec checknss, which makes what is missing.")
+       "ipsec initnss makes a new database, ipsec checknss also moves or migrates an old one.")
 def check_nss_files(patient: Patient) -> Iterator[Trouble]:
-    host = patient.host
-    lacking = [name for name in ("cert9.db", "key4.db") if not host.exists(f"{host.nssdir}/{name}")]
-    if lacking and not host.superuser and host.exists(host.nssdir):
-        host.listdir(host.nssdir)  # only root may see what is there
+    host, directory = patient.host, patient.nssdir
+    lacking = [name for name in ("cert9.db", "key4.db") if not host.exists(f"{directory}/{name}")]
+    if lacking and not host.superuser and host.exists(directory):
+        host.listdir(directory)  # only root may see what is there
     if lacking:
-        yield "FAIL", "MISSING", f"{host.nssdir} has no {' and no '.join(lacking)}", "ipsec checknss"
+        half = f": restore a backup, or make {ANEW}" if len(lacking) == 1 else ""
+        yield "FAIL", "MISSING", f"{directory} has no {' and no '.join(lacking)}{half}", new_database(patient)
+
+
+ANEW = "a new database; its keys have to be made or imported again"
+
+
+def new_database(patient: Patient) -> str:
+    """The command that makes a new NSS database, what is there of an old one moved aside."""
+    directory = patient.nssdir
+    old = [path for path in (f"{directory}/{name}" for name in NSS_FILES[1:]) if patient.host.exists(path)]
+    steps = [["mkdir", "-p", f"{directory}/broken"], ["mv", *old, f"{directory}/broken"]] if old else [
+        ["mkdir", "-p", "-m", "700", directory]]
+    return " && ".join(map(shell_words, [*steps, ["ipsec", "initnss", "--nssdir", directory]]))
 
 
 @check("nss_health", "Checking that the NSS database can be read",
-       "The format of the database's files, and who may enter its directory.",
+       "The format of the database's files, their pages when something in them is needed, and who may enter the "
+       "directory.",
        "Pluto ends when it can't open the database; who can write there chooses whom this host trusts.",
        "ipsec checknss tells more. A directory is closed with chmod 700.")
 def check_nss_health(patient: Patient) -> Iterator[Trouble]:
-    host = patient.host
-    if not host.exists(f"{host.nssdir}/cert9.db") or not host.exists(f"{host.nssdir}/key4.db"):
+    host, directory = patient.host, patient.nssdir
+    if not host.exists(f"{directory}/cert9.db") or not host.exists(f"{directory}/key4.db"):
         return
-    # by the header that SQLite writes (fileformat2.html, 1.3), as sqlite3 takes longer to import than all the rest
-    for name in ("cert9.db", "key4.db"):
-        path = f"{host.nssdir}/{name}"
+    # by the header that SQLite writes (fileformat2.html, 1.3): sqlite3 takes longer to import than all the rest
+    for name in NSS_FILES[1:]:
+        path = f"{directory}/{name}"
         head = next(host.chunks(path), b"")[:100]
         size = int.from_bytes(head[28:32], "big") * (int.from_bytes(head[16:18], "big") or 1)
-        if head[:16] != b"SQLite format 3\0" or (head[24:28] == head[92:96] and size > host.stat(path).st_size):
-            yield ("FAIL", "BROKEN", f"{path} is {'cut short' if head[:6] == b'SQLite' else 'not an NSS database'}",
-                   f"mkdir {host.nssdir}/broken && mv {host.nssdir}/*.db {host.nssdir}/broken && ipsec initnss, or "
-                   "restore a backup")
-    mode = host.stat(host.nssdir).st_mode
-    if mode & 0o022 or host.stat(f"{host.nssdir}/key4.db").st_mode & 0o077:
-        yield "WARN", "OPEN", f"others may read or change what is in {host.nssdir}", f"chmod -R go= {host.nssdir}"
+        broken = ("is cut short" if head[24:28] == head[92:96] and size > host.stat(path).st_size else
+                  "" if head[:16] == b"SQLite format 3\0" else "is not an NSS database")
+        if not broken and patient.needs_database:
+            broken = NssDatabase(host, directory).damage(name)
+        if broken:
+            yield "FAIL", "BROKEN", f"{path} {broken}: restore a backup, or make {ANEW}", new_database(patient)
+    mode = host.stat(directory).st_mode
+    if mode & 0o022 or host.stat(f"{directory}/key4.db").st_mode & 0o077:
+        yield ("WARN", "OPEN", f"others may read or change what is in {directory}",
+               shell_words(["chmod", "-R", "go=", directory]))
 
 
-def ca_subjects(certificates: Iterable[Certificate]) -> Iterator[str]:
-    """The subjects of those that are CAs."""
+def authorities(certificates: Iterable[Certificate]) -> Iterator[tuple[Parsed, Certificate]]:
+    """Those that are CAs."""
     for one in certificates:
         try:
             parsed = parse_certificate(one.der)
         except ValueError:
             continue  # none that anybody could use
         if parsed.is_ca:
-            yield parsed.subject
+            yield parsed, one
 
 
 @check("certificates", "Checking certificates",
-       "The certificates that connections name and those that have a private key: validity, private key, CA.",
-       "The peer refuses an expired certificate; without its private key or CA no connection comes up.",
+       "The certificates that connections name and those that have a private key: validity, private key, and the CAs "
+       "above them.",
+       "The peer refuses an expired certificate, or one of an expired CA; without its private key or CA no connection "
+       "comes up.",
        "Import a new one: ipsec import FILE.p12. ipsec nsslist shows all.")
 def check_certificates(patient: Patient) -> Iterator[Trouble]:
-    host = patient.host
-    if not host.exists(f"{host.nssdir}/cert9.db") or not host.exists(f"{host.nssdir}/key4.db"):
+    host, directory = patient.host, patient.nssdir
+    if not host.exists(f"{directory}/cert9.db") or not host.exists(f"{directory}/key4.db"):
         return
-    named = any(conn.get(f"{side}cert") for conn in patient.conns for side in ("left", "right"))
-    if not named and b"\x30\x82" not in b"".join(host.chunks(f"{host.nssdir}/cert9.db")):
-        return  # DER certificates begin so: there is none, and no need to import sqlite3
-    listed = NssDatabase(host).certificates()
+    if not patient.needs_database:
+        return
+    listed = NssDatabase(host, directory).certificates()
     held = {one.nickname: one for one in listed}
     used = {}
     for conn in patient.conns:
@@ -7873,7 +8245,8 @@ def check_certificates(patient: Patient) -> Iterator[Trouble]:
         elif names and not any(held[name].has_key for name in names):
             yield ("FAIL", "NO KEY", f"the database has no private key for {quote(names[0])} of conn {conn.name}",
                    "ipsec import FILE.p12")
-    now = time.time()
+    above: dict[str, list[tuple[Parsed, Certificate]]] = {}
+    told: set[str] = set()
     for name, one in held.items():
         if name not in used and not one.has_key:
             continue
@@ -7881,22 +8254,39 @@ def check_certificates(patient: Patient) -> Iterator[Trouble]:
         try:
             parsed = parse_certificate(one.der)
         except ValueError:
-            yield "WARN", "UNREADABLE", f"{what} can't be read", "ipsec certutil -L, to see what it is"
+            yield "WARN", "UNREADABLE", f"{what} can't be read", shell_words(["ipsec", "certutil", "-L", "-n", name])
             continue
-        begins, day = (time.strftime("%Y-%m-%d", time.gmtime(at)) for at in (parsed.begins, parsed.expires))
-        if parsed.expires < now:
-            yield "FAIL", "EXPIRED", f"{what} expired on {day}", "ipsec import FILE.p12"
-        elif parsed.begins > now:
-            yield "FAIL", "NOT YET VALID", f"{what} begins on {begins}", "date, to see whether the clock is wrong"
-        elif parsed.expires < now + 30 * 86400:
-            yield "WARN", "EXPIRES SOON", f"{what} expires on {day}", "ipsec import FILE.p12"
-        if name in used and parsed.issuer != parsed.subject and parsed.issuer not in ca_subjects(listed):
-            yield ("WARN", "NO CA", f"the database has no CA {quote(parsed.issuer)}, which issued {quote(name)}",
-                   "ipsec import FILE.p12 CA.pem")
+        yield from validity(parsed, what, "ipsec import FILE.p12")
+        while name in used and parsed.issuer != parsed.subject and parsed.issuer not in told:
+            told.add(parsed.issuer)
+            if not above:
+                for issuer in authorities(listed):
+                    above.setdefault(issuer[0].subject, []).append(issuer)
+            issuers = above.get(parsed.issuer, [])
+            if not issuers:
+                yield ("WARN", "NO CA", f"the database has no CA {quote(parsed.issuer)}, which issued {what}",
+                       "ipsec import FILE.p12 CA.pem")
+                break
+            parsed, ca = max(issuers, key=lambda issuer: issuer[0].expires)  # the one it was renewed by
+            what = f"the CA {quote(ca.nickname)}, which issued {what},"
+            yield from validity(parsed, what, "ipsec import CA.pem")
+
+
+def validity(parsed: Parsed, what: str, renew: str) -> Iterator[Trouble]:
+    """What is wrong with the time in which a certificate is valid; `renew` is the command that imports a new one."""
+    now = time.time()
+    begins, day = (time.strftime("%Y-%m-%d", time.gmtime(at)) for at in (parsed.begins, parsed.expires))
+    if parsed.expires < now:
+        yield "FAIL", "EXPIRED", f"{what} expired on {day}", renew
+    elif parsed.begins > now:
+        yield "FAIL", "NOT YET VALID", f"{what} begins on {begins}, or the clock is wrong", "timedatectl status"
+    elif parsed.expires < now + SOON * 86400:
+        yield "WARN", "EXPIRES SOON", f"{what} expires on {day}", renew
 
 
 @check("psk", "Checking that connections have a pre-shared key",
-       "For each connection with authby=secret, an entry of ipsec.secrets for the IDs of its ends.",
+       "For each connection with authby=secret, an entry of ipsec.secrets that pluto takes for the IDs of its ends: "
+       "with both, with one and %any, or with ours alone.",
        "Pluto finds no key for the peer, and the IKE SA fails.",
        'Add the line: LEFTID RIGHTID : PSK "..." and run ipsec secrets.')
 def check_psk(patient: Patient) -> Iterator[Trouble]:
@@ -7910,16 +8300,23 @@ def check_psk(patient: Patient) -> Iterator[Trouble]:
             next(host.lines(name), "")
         yield "SKIP", "UNKNOWN", f"{name} has an error, and what is behind it is not known", ""
         return
-    groups = [{token.text.lstrip("@").lower() for token in record.ids} for file in files
+    names = host_names(host)
+    groups = [[comparable_id(token.text, names) for token in record.ids] for file in files
               for record, _ in secret_records(host.lines(file)) if record.kind == "psk"]
+    here = {tunnel.conn.name: tunnel.here for tunnel in patient.tunnels} if host.live else {}
     for conn in patient.conns:
         ways = {conn.get("authby"), conn.get("leftauth"), conn.get("rightauth")}
-        ends = [(conn.get(f"{side}id") or conn.get(side)).strip("[]").lstrip("@").lower() for side in ("left", "right")]
-        if not any("secret" in way for way in ways) or any(not end or end.startswith("%") for end in ends):
+        shown = [conn.get(f"{side}id") or conn.get(side) for side in ("left", "right")]
+        ends = [comparable_id(one, names) for one in shown]
+        if not any("secret" in way for way in ways) or not all(ends):
             continue
-        if not any(not ids or ids & {*ends, "%any", "%any6", "0.0.0.0", "::"} for ids in groups):
-            yield ("FAIL", "NO SECRET", f"{name} has no PSK for {quote(ends[0])} or {quote(ends[1])} of conn "
-                   f"{conn.name}", f"vi {name}")
+        left, right = map(str, ends)
+        # of a connection that has neither end here either may be ours
+        pairs = [pair for side, pair in (("left", (left, right)), ("right", (right, left)))
+                 if here.get(conn.name, side) == side]
+        if not any(has_secret(ids, *pair) is not False for ids in groups for pair in pairs):
+            yield ("FAIL", "NO SECRET", f"{name} has no PSK for {quote(shown[0])} and {quote(shown[1])} of conn "
+                   f"{conn.name}", shell_words(["vi", name]))
 
 
 @check("host_keys", "Checking that connections have their private keys",
@@ -7931,14 +8328,14 @@ def check_host_keys(patient: Patient) -> Iterator[Trouble]:
     named = [(tunnel.conn.name, f"{tunnel.here}{word}", tunnel.conn.get(f"{tunnel.here}{word}"))
              for tunnel in patient.tunnels for word in ("ckaid", "rsasigkey", "ecdsakey", "pubkey")]
     named = [(conn, word, value) for conn, word, value in named if value and not value.startswith("%")]
-    keys = NssDatabase(patient.host).keys() if named else []
+    keys = NssDatabase(patient.host, patient.nssdir).keys() if named else []
     held = {text for key in keys for text in key_texts(key)[1:3]}
     for conn, word, value in named:
         ckaid = value.lower().replace(":", "")
         if not (any(key.ckaid.hex().startswith(ckaid) for key in keys) if word.endswith("ckaid") else
                 value.removeprefix("0s") in held):
             yield ("FAIL", "NO KEY", f"the NSS database has not the private key of {word} of conn {conn}",
-                   "ipsec showhostkey --list, to see what it has")
+                   "ipsec showhostkey --list")
 
 
 @check("secret_modes", "Checking who can read the secrets",
@@ -7947,12 +8344,12 @@ def check_host_keys(patient: Patient) -> Iterator[Trouble]:
        "chmod 600 the file.")
 def check_secret_modes(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
-    names = [secrets_file(host, patient.config), f"{host.confddir}/nsspassword", f"{host.nssdir}/nsspassword"]
+    names = [secrets_file(host, patient.config), f"{host.confddir}/nsspassword", f"{patient.nssdir}/nsspassword"]
     if host.exists(names[0]) and host.superuser:
         names += secret_files(host, names[0])[0]
     for name in dict.fromkeys(names):
         if host.exists(name) and host.stat(name).st_mode & 0o004:
-            yield "WARN", "READABLE", f"every user of this host can read {name}", f"chmod 600 {name}"
+            yield "WARN", "READABLE", f"every user of this host can read {name}", shell_words(["chmod", "600", name])
 
 
 @check("overlap", "Checking connections for overlaps",
@@ -7960,22 +8357,23 @@ def check_secret_modes(patient: Patient) -> Iterator[Trouble]:
        "The kernel has one policy for a pair of networks: the connection that comes up last takes the other's packets.",
        "Remove one, narrow its subnets, or set it auto=ignore.")
 def check_overlap(patient: Patient) -> Iterator[Trouble]:
-    seen: dict[object, Conn] = {}
+    named: dict[str, Conn] = {}
+    seen: dict[object, tuple[Conn, frozenset[str]]] = {}
     for conn in patient.conns:
-        if conn.name in seen:
-            yield ("WARN", "TWICE", f"conn {conn.name} is in {seen[conn.name].file}:{seen[conn.name].line} and in "
-                   f"{conn.file}:{conn.line}", f"vi +{conn.line} {conn.file}")
-        seen.setdefault(conn.name, conn)
+        first = named.setdefault(conn.name, conn)
+        if first is not conn:
+            yield ("WARN", "TWICE", f"conn {conn.name} is in {first.file}:{first.line} and in "
+                   f"{conn.file}:{conn.line}", edit(conn))
         if any(conn.get(key) for key in ("mark", "mark-out", "vti-interface", "ipsec-interface", "leftprotoport",
                                          "rightprotoport", "sec-label")):
             continue  # told apart by more than addresses
-        peers = frozenset((conn.get("left"), conn.get("right")))
-        for one in conn_nets(conn, "left"):
-            for other in conn_nets(conn, "right"):
-                before = seen.setdefault(frozenset((one, other)), conn)
-                if frozenset((before.get("left"), before.get("right"))) != peers:
+        peers = frozenset(canonical_net(conn.get(side)) or conn.get(side) for side in ("left", "right"))
+        for one in map(canonical_net, conn_nets(conn, "left")):
+            for other in map(canonical_net, conn_nets(conn, "right")):
+                before, its = seen.setdefault(frozenset((one, other)), (conn, peers))
+                if its != peers:
                     yield ("WARN", "OVERLAP", f"conn {before.name} and conn {conn.name}: {one} and {other}, but "
-                           "different peers", f"vi +{conn.line} {conn.file}")
+                           "different peers", edit(conn))
 
 
 @check("versions", "Checking that pluto is what is installed",
@@ -8018,7 +8416,7 @@ def check_crypto_policy(patient: Patient) -> Iterator[Trouble]:
     backend = "/etc/crypto-policies/back-ends/libreswan.config"
     if patient.host.exists(backend) and backend not in patient.config.files:
         yield ("WARN", "NOT INCLUDED", f"{patient.config.name} does not include {backend}",
-               f"sed -i '1i include {backend}' {patient.config.name}")
+               shell_words(["sed", "-i", f"1i include {backend}", patient.config.name]))
 
 
 @check("selinux", "Checking for denials of SELinux",
@@ -8040,15 +8438,17 @@ def check_selinux(patient: Patient) -> Iterator[Trouble]:
 def findings(host: Host, timeout: float, names: Collection[str] = ()) -> Iterator[Finding]:
     """What the checks of these names find, or all of them; without those that only a running system can be asked."""
     patient = Patient(host, timeout)
-    for one in CHECKS.values():
-        if (names and one.name not in names) or (one.live and not host.live):
-            continue
+    chosen = [one for one in CHECKS.values() if (not names or one.name in names) and (host.live or not one.live)]
+    if CHECKS["config"] in chosen:
+        patient.ask_addconn()
+    for one in chosen:
         fine = True
         try:
             for level, word, why, mend in one.function(patient):
                 fine = False
                 if host.root and (" /" in mend or mend.startswith("ipsec ")):
-                    mend = f"chroot {host.root} {mend}"
+                    there = shell_words(["chroot", host.root])
+                    mend = f"{there} sh -c {shell_words([mend])}" if " && " in mend else f"{there} {mend}"
                 yield Finding(one.name, one.text, level, word, why, mend)
         except (OSError, Failure) as error:
             fine = False
@@ -9078,7 +9478,7 @@ def barf(host: Host, args: Args) -> int:
         if not host.superuser:
             raise Failure("barf: --show-secrets is for root")
         host.warn("this report shows secrets: do not mail it")
-    end_on_signals()
+    end_on_signals(host)
     output = args.value("--output")
     file = OutputFile(output) if output else None
     write = file.write if file else lambda text: host.print(text, end="")
@@ -9098,17 +9498,14 @@ def barf(host: Host, args: Args) -> int:
     return completeness(host, "barf", ended, INCOMPLETE)
 
 
-def end_on_signals() -> None:
+def end_on_signals(host: Host) -> None:
     """Have SIGTERM and SIGHUP end us as Ctrl-C does, so that no program of ours and no file is left behind; not where
     they are ignored (nohup(1))."""
     import signal
-
-    def end(number: int, _frame: object) -> NoReturn:
-        raise KeyboardInterrupt("SIGTERM" if number == signal.SIGTERM else "SIGHUP")
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) == signal.SIG_DFL:
-            signal.signal(number, end)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name)
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, lambda number, frame: host.interrupt(signal.Signals(number).name))
 
 
 def completeness(host: Host, name: str, ended: Mapping[str, Sequence[str]], outcomes: Sequence[str]) -> int:
@@ -9448,7 +9845,10 @@ class Teller:
         if not program:
             raise Missing(f"ipsec: loading a connection needs libreswan's addconn, which is not in {host.execdir}",
                           NOT_FOUND, "install libreswan beside pluto, or set IPSEC_EXECDIR")
-        return host.call([os.path.join(host.execdir, program), *words])
+        status = host.call([os.path.join(host.execdir, program), *words])
+        if status in range(20, 100) and words[-1] != "--checkconfig":  # pluto's; up to 4.15 addconn keeps it to itself
+            host.warn(f"{program}: pluto refused it with status {status}; its log tells why: ipsec barf --section plog")
+        return status
 
     def operate(self, operation: str, name: str) -> int:
         """up, down, add… a connection; the status of the first step that fails.  Raises Failure."""
@@ -9508,13 +9908,6 @@ class Teller:
             ours = not wanted or line[1:].startswith((f'{wanted}"', f"{wanted}/"))
             if line.startswith(marks) and ours and (words[-1] != "--briefconnectionstatus" or '":   ' not in line):
                 yield line
-
-
-def shell_words(words: Sequence[str]) -> str:
-    """The words as a shell would have to be given them."""
-    safe = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./-_")
-    return " ".join(word if word and safe.issuperset(word) else "'" + printable(word).replace("'", "'\"'\"'") + "'"
-                    for word in words)
 
 
 @command("whack", "OPTION...", options=None, summary="send pluto a request in whack's own words",

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ipsec import CHECKS, Host, Patient, Trouble, findings
+from ipsec import CHECKS, Host, Patient, Trouble, comparable_id, findings, has_secret
 
 
 @pytest.mark.parametrize(("pluto", "kernel", "policy", "found"), [
@@ -35,13 +35,16 @@ def test_the_firewall_is_checked_for_every_tunnel(monkeypatch: pytest.MonkeyPatc
                (("eth0", "192.0.2.1", "ipv4"), ("eth1", "2001:db8::1", "ipv6"), ("eth2", "192.0.2.2", "ipv4"))]
     monkeypatch.setattr(Patient, "conns", [])
     monkeypatch.setattr(Patient, "tunnels", tunnels)
-    asked: list[tuple[str, str, str]] = []
-    monkeypatch.setattr(patient, "blocks", lambda hook, **packet: asked.append(
-        (packet["in"], packet["family"], packet["proto"].split()[0])) or "")
+    asked: list[tuple[str, str, str, str]] = []
+    monkeypatch.setattr(patient, "blocks", lambda hooks, **packet: asked.append(
+        (hooks, packet.get("in") or packet["out"], packet["family"], packet["proto"].split()[0])) or "")
     assert list(CHECKS["firewall"].function(patient)) == []
     for tunnel in tunnels:
-        for protocol in ("udp", "esp", "icmp" if tunnel.family == "ipv4" else "icmpv6"):
-            assert (tunnel.device, tunnel.family, protocol) in asked
+        for hooks in ("prerouting input", "output postrouting"):
+            for protocol in ("udp", "esp"):
+                assert (hooks, tunnel.device, tunnel.family, protocol) in asked
+        icmp = "icmp" if tunnel.family == "ipv4" else "icmpv6"
+        assert ("prerouting input", tunnel.device, tunnel.family, icmp) in asked
 
 
 def test_what_mends_a_mounted_disk_is_done_on_it(tmp_path: Path) -> None:
@@ -49,4 +52,49 @@ def test_what_mends_a_mounted_disk_is_done_on_it(tmp_path: Path) -> None:
     (tmp_path / "etc/ipsec.conf").write_text("config setup\n\tauto=banana\n")
     found = {one.check: one for one in findings(Host({}, root=str(tmp_path)), 1.0, ("config", "nss"))}
     assert found["config"].mend == f"chroot {tmp_path} vi +2 /etc/ipsec.conf"
-    assert found["nss"].mend == f"chroot {tmp_path} ipsec checknss"
+    assert found["nss"].mend == (f"chroot {tmp_path} sh -c 'mkdir -p -m 700 /var/lib/ipsec/nss && ipsec initnss "
+                                 "--nssdir /var/lib/ipsec/nss'")
+
+
+@pytest.mark.parametrize(("ids", "taken"), [
+    ("", True), ("192.0.2.1", True), ("192.0.2.2", False), ("192.0.2.1 192.0.2.2", True),
+    ("192.0.2.1 192.0.2.9", False), ("192.0.2.1 %any", True), ("192.0.2.2 %any", True), ("%any", True),
+    ("%any 0.0.0.0", True), ("@west @east", False), ("192.0.2.1 192.0.2.2 192.0.2.9", True),
+    ("192.0.2.1 192.0.2.2 %any", False), ("192.0.2.1 peer.example", None), ("peer.example", None),
+    ("west 192.0.2.2", True), ("192.0.2.1 C=CH", None),
+])
+def test_a_secret_is_taken_as_pluto_takes_it(ids: str, taken: bool | None) -> None:
+    """By the IDs of its record; None when DNS, or a reading of names, decides (secrets.c of 4.10)."""
+    names = {"west": "192.0.2.1"}
+    keys = [comparable_id(word, names) for word in ids.split()]
+    assert has_secret(keys, "192.0.2.1/32", "192.0.2.2/32") is taken
+
+
+@pytest.mark.parametrize(("one", "other", "same"), [
+    ("@West.", "@west", True), ("u@Host", "U@host", True), ("@west", "west@", False),
+    ("2001:db8::1", "2001:db8:0::01", True), ("@#4142", "@[AB]", True), ("@[ab]", "@[AB]", False), ("10.0.0.1", "10.0.0.2", False),
+    ("Gate", "10.0.0.7", True),
+])
+def test_ids_are_the_same_as_pluto_sees_it(one: str, other: str, same: bool) -> None:
+    names = {"gate": "10.0.0.7"}
+    assert (comparable_id(one, names) == comparable_id(other, names)) is same
+
+
+@pytest.mark.parametrize("said", [
+    "cannot load config '{}': {}:2: syntax error [nat_traversal]",
+    "FATAL ERROR: ipsec addconn: {}:2: unrecognized keyword 'nat_traversal'",
+    "ERROR: {}: 2: keyword nat_traversal, invalid value: hunter22",
+])
+def test_of_what_addconn_refuses_place_and_keyword_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                            said: str) -> None:
+    """In the words of 4.3, 5.2 and 4.10; nothing else, as the rest may be a secret."""
+    file = tmp_path / "ipsec.conf"
+    file.write_text("config setup\n")
+    patient = Patient(Host({}, conf=str(file)), 1.0)
+    monkeypatch.setattr(patient, "refused", lambda: said.format(file, file))
+    (trouble,) = CHECKS["config"].function(patient)
+    assert trouble[2] == f"{file}:2: the installed addconn refuses nat_traversal, see ipsec addconn --checkconfig"
+    assert trouble[3] == f"vi +2 {file}"
+    monkeypatch.setattr(patient, "refused", lambda: f"{file}:7: syntax error [hunter22]")
+    (trouble,) = CHECKS["config"].function(patient)
+    assert "hunter22" not in trouble[2] and trouble[2].startswith(f"{file}:7: ")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Callable
 
@@ -32,6 +32,7 @@ conn fine
 SECRETS = '192.0.2.1 192.0.2.2 : PSK "a pre-shared key"\n'
 SYSCTL = "/proc/sys/net/ipv4"
 NFT_INPUT = "nft add table inet f; nft add chain inet f input '{ type filter hook input priority 0; policy drop; }'; "
+NFT_OUTPUT = NFT_INPUT.replace("input", "output")
 NFT_RULE = "nft add rule inet f input "
 NFT_NAT = ("nft add table ip n; nft add chain ip n masks '{ type nat hook postrouting priority 100; }'; "
            "nft add rule ip n masks ")
@@ -53,15 +54,23 @@ nft add rule inet f public meta l4proto { icmp, ipv6-icmp } accept
 nft add rule inet f allow tcp dport 22 ct state { new, untracked } accept
 """
 
+#: The configuration is older than pluto's start
+YESTERDAY = "touch -d yesterday /etc/ipsec.conf"
+
+#: Have pluto take what was changed in the files
+AGAIN = "ipsec auto --rereadsecrets; ipsec whack --listen; ipsec auto --replace fine; "
+
 #: The same gateway by IPv6, as commands of a shell there
 SIX = ("ip -6 addr add fd00:9::1/64 dev eth0 nodad; ip -6 addr add fd00:1::1/64 dev eth1 nodad; "
        "echo 1 >/proc/sys/net/ipv6/conf/all/forwarding; sed -i 's/192.0.2.1/fd00:9::1/; s/192.0.2.2/fd00:9::2/; "
-       "s,10.1.0.0/24,fd00:1::/64,; s,10.2.0.0/24,fd00:2::/64,' /etc/ipsec.conf /etc/ipsec.secrets; ")
+       f"s,10.1.0.0/24,fd00:1::/64,; s,10.2.0.0/24,fd00:2::/64,' /etc/ipsec.conf /etc/ipsec.secrets; {AGAIN}")
 
 #: What breaks a gateway that was fine (by a shell there), and the checks that have to find it, with their levels
 BROKEN = {
-    "strict filter": (f"echo 1 >{SYSCTL}/conf/eth0/rp_filter", {"rp_filter": "FAIL"}),
-    "strict filter for all": (f"echo 1 >{SYSCTL}/conf/all/rp_filter", {"rp_filter": "FAIL"}),
+    "strict filter": (f"echo 1 >{SYSCTL}/conf/eth0/rp_filter", {"rp_filter": "WARN"}),
+    "strict filter for all": (f"echo 1 >{SYSCTL}/conf/all/rp_filter", {"rp_filter": "WARN"}),
+    "strict filter, and another way to the peer": (
+        f"echo 1 >{SYSCTL}/conf/eth0/rp_filter; ip route add 192.0.2.2 dev eth1", {"rp_filter": "FAIL"}),
     "sends redirects": (f"echo 1 >{SYSCTL}/conf/eth0/send_redirects", {"send_redirects": "WARN"}),
     "believes redirects": (f"for n in all eth0; do echo 1 >{SYSCTL}/conf/$n/accept_redirects; done",
                            {"accept_redirects": "WARN"}),
@@ -99,6 +108,15 @@ BROKEN = {
     "SNAT": ("iptables -t nat -A POSTROUTING -s 10.1.0.0/24 ! -d 10.3.0.0/16 -j SNAT --to-source 192.0.2.1",
              {"nat": "FAIL"}),
     "nft masquerade": (f"{NFT_NAT}oifname eth* counter masquerade", {"nat": "FAIL"}),
+    "IKE can't leave": ("iptables -P OUTPUT DROP; iptables -A OUTPUT -p esp -j ACCEPT; sed -i "
+                        "s/auto=add/auto=ondemand/ /etc/ipsec.conf", {"firewall": "FAIL WARN"}),
+    "ESP can't leave": (f"{NFT_OUTPUT}nft add rule inet f output meta l4proto {{ udp, icmp }} accept",
+                        {"firewall": "FAIL"}),
+    "dropped before conntrack": ("iptables -t raw -A PREROUTING -p udp --dport 500 -s 192.0.2.2 -j DROP",
+                                 {"firewall": "FAIL"}),
+    "mangled away": ("iptables-legacy -t mangle -A POSTROUTING -p esp -d 192.0.2.0/24 -j DROP", {"firewall": "FAIL"}),
+    "hub behind NAT": ("sed -i s,rightsubnet.*,rightsubnet=0.0.0.0/0, /etc/ipsec.conf; iptables -t nat -A POSTROUTING "
+                       f"-o eth0 -j MASQUERADE; {AGAIN}", {"nat": "FAIL"}),
     "IPv6: policy drop": (f"{SIX}ip6tables -P INPUT DROP", {"firewall": "FAIL WARN FAIL WARN"}),
     "IPv6: legacy drops ESP": (f"{SIX}ip6tables-legacy -A INPUT -s fd00:9::/64 -p esp -j DROP", {"firewall": "FAIL"}),
     "IPv6: nft drops ICMP": (f"{SIX}{NFT_INPUT}{NFT_RULE}ip protocol != tcp accept; {NFT_RULE}ip6 saddr fd00:9::2 udp "
@@ -109,15 +127,44 @@ BROKEN = {
     "no configuration": ("rm /etc/ipsec.conf", {"config": "FAIL"}),
     "wrong value": ("echo '\tauto=banana' >>/etc/ipsec.conf", {"config": "FAIL"}),
     "wrong value of ikev2": ("echo '\tikev2=banana' >>/etc/ipsec.conf", {"config": "FAIL"}),
+    "keyword of no release": ("echo '\tbanana=yes' >>/etc/ipsec.conf", {"config": "FAIL"}),
+    "keyword at the wrong place": ("echo '\tnat_traversal=yes' >>/etc/ipsec.conf", {
+        "config": "FAIL", "obsolete": "WARN"}),
+    "CR LF": ("sed -i 's/$/\\r/' /etc/ipsec.conf", {"config": "FAIL"}),
+    "byte order mark": ("sed -i '1s/^/\\xef\\xbb\\xbf/' /etc/ipsec.conf", {"config": "FAIL"}),
+    "loop of includes": ("sed -i '1iinclude /etc/ipsec.conf' /etc/ipsec.conf", {"obsolete": "WARN"}),
+    "conn that pluto does not take": ("echo '\tike=banana' >>/etc/ipsec.conf; ipsec auto --delete fine; "
+                                      f"{AGAIN}{YESTERDAY}", {"loaded": "FAIL"}),
+    "conn with a key twice": (f"printf '\tpfs=no\n\tpfs=yes\n' >>/etc/ipsec.conf; ipsec auto --delete fine; {AGAIN}"
+                              f"{YESTERDAY}", {"obsolete": "WARN", "loaded": "FAIL"}),
+    "conn that was taken away": (f"ipsec auto --delete fine; {YESTERDAY}", {"loaded": "FAIL"}),
+    "conn that is new": ("sed 's/fine/new/; s,10.2.0.0,10.3.0.0,; /setup/d' /etc/ipsec.conf >/new; cat /new "
+                         ">>/etc/ipsec.conf; touch -d tomorrow /etc/ipsec.conf", {"loaded": "WARN"}),
+    "other network in the file": ("sed -i s,10.2.0.0/24,10.2.0.0/23, /etc/ipsec.conf", {"loaded": "WARN"}),
+    "other peer in the file": ("sed -i s,192.0.2.2,192.0.2.3, /etc/ipsec.conf /etc/ipsec.secrets", {"loaded": "WARN"}),
+    "other ID in the file": ("echo '\trightid=@east' >>/etc/ipsec.conf; echo '@east : PSK \"12345678\"' "
+                             ">/etc/ipsec.secrets", {"loaded": "WARN", "psk": "FAIL"}),
+    "neither end is here": ("ip address del 192.0.2.1/24 dev eth0; ip address add 192.0.2.7/24 dev eth0; ip route add "
+                            f"default dev eth0; {AGAIN}", {"loaded": "WARN"}),
+    "does not come up": ("sed -i s/auto=add/auto=start/ /etc/ipsec.conf", {"loaded": "WARN"}),
     "open quotes": ("echo ': PSK \"unterminated' >/etc/ipsec.secrets", {"secrets": "FAIL", "psk": "SKIP"}),
     "no secrets": ("rm /etc/ipsec.secrets", {"secrets": "FAIL"}),
     "no keys": ("rm /var/lib/ipsec/nss/key4.db", {"nss": "FAIL"}),
     "a database that is none": ("echo nothing >/var/lib/ipsec/nss/cert9.db", {"nss_health": "FAIL"}),
     "a database that is cut short": ("truncate -s 8192 /var/lib/ipsec/nss/key4.db", {"nss_health": "FAIL"}),
+    "damaged pages": (
+        f"{CERTIFICATE} -v 12; for n in 4 5 6; do dd if=/noise of=/var/lib/ipsec/nss/cert9.db bs=4096 seek=$n "
+        "conv=notrunc; done 2>&1", {"nss_health": "FAIL"}),
+    "no directory of the database": ("rm -r /var/lib/ipsec/nss; cp -a /etc/ipsec.d /etc/other", {"nss": "FAIL"}),
     "keys for all to read": ("chmod 644 /var/lib/ipsec/nss/key4.db", {"nss_health": "WARN"}),
     "secrets for all to read": ("chmod 644 /etc/ipsec.secrets", {"secret_modes": "WARN"}),
     "a record without kind of key": ("echo '192.0.2.9 :' >>/etc/ipsec.secrets", {"secrets": "FAIL", "psk": "SKIP"}),
     "no secret for the peer": ("sed -i s/192/10/g /etc/ipsec.secrets", {"psk": "FAIL"}),
+    "secret of one end and another": ("sed -i s/192.0.2.2/192.0.2.22/ /etc/ipsec.secrets", {"psk": "FAIL"}),
+    "secret of the peer alone": ("sed -i s/192.0.2.1// /etc/ipsec.secrets; sed -i 's/^ *//' /etc/ipsec.secrets",
+                                 {"psk": "FAIL"}),
+    "indented secret": ("sed -i 's/^/  /' /etc/ipsec.secrets", {"secrets": "FAIL", "psk": "SKIP"}),
+    "comma between IDs": ("sed -i 's/192.0.2.1/&,/' /etc/ipsec.secrets", {"secrets": "FAIL", "psk": "SKIP"}),
     "no such CKAID": ("echo '\tleftckaid=00ff' >>/etc/ipsec.conf", {"host_keys": "FAIL"}),
     "key of another host": ("echo '\tleftrsasigkey=0sAwEAAc0ffee' >>/etc/ipsec.conf", {"host_keys": "FAIL"}),
     "no such certificate": ("echo '\tleftcert=gateway' >>/etc/ipsec.conf", {"certificates": "FAIL"}),
@@ -130,13 +177,20 @@ BROKEN = {
                                 "certutil -A -d sql:/var/lib/ipsec/nss -n gateway -t ,, -i /pem; "
                                 "echo '\tleftcert=gateway' >>/etc/ipsec.conf", {"certificates": "FAIL"}),
     "certificate without its CA": (
-        "cd /run; exec >log 2>&1; openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -subj /CN=ca; "
+        "cd /run; exec >log 2>&1; openssl req -x509 -newkey rsa:2048 -nodes -days 400 -keyout ca.key -out ca.pem -subj "
+        "/CN=ca; "
         "openssl req -newkey rsa:2048 -nodes -keyout key -out request -subj /CN=gateway; openssl x509 -req -in request "
         "-CA ca.pem -CAkey ca.key -CAcreateserial -days 400 -out pem; openssl pkcs12 -export -passout pass: -inkey key "
         "-in pem -name gateway -out p12; pk12util -i p12 -d sql:/var/lib/ipsec/nss -W ''; "
         "echo '\tleftcert=gateway' >>/etc/ipsec.conf", {"certificates": "WARN"}),
+    "certificate of a CA that has ended": (
+        "cd /run; exec >log 2>&1; date | sha512sum >/noise; certutil -S -x -d sql:/var/lib/ipsec/nss -n ca -s CN=ca "
+        "-t CT,, -z /noise -g 2048 -m 7 -w -12 -v 6 -2 <<end\ny\n\ny\nend\ncertutil -S -d sql:/var/lib/ipsec/nss -n "
+        "gateway -s CN=gateway -c ca -t ,, -z /noise -g 2048 -m 8 -v 12; echo '\tleftcert=gateway' >>/etc/ipsec.conf",
+        {"certificates": "FAIL FAIL"}),
     "same networks, other peer": ("sed s/fine/rival/';'s/192.0.2.2/192.0.2.3/ /etc/ipsec.conf | tail -n +2 >/rival; "
-                                  "cat /rival >>/etc/ipsec.conf", {"overlap": "WARN"}),
+                                  "cat /rival >>/etc/ipsec.conf; ipsec auto --add rival", {
+                                      "overlap": "WARN", "psk": "FAIL"}),
     "conn twice": ("tail -n +2 /etc/ipsec.conf >/again; cat /again >>/etc/ipsec.conf", {"overlap": "WARN"}),
     "pluto was updated": ("cp /usr/libexec/ipsec/pluto /new; mv /new /usr/libexec/ipsec/pluto", {"versions": "WARN"}),
     "pluto of another libreswan": (
@@ -182,6 +236,22 @@ FINE = {
     "nft masquerade but for IPsec": f"{NFT_NAT}rt ipsec exists accept; nft add rule ip n masks oifname eth0 masquerade",
     "forwards IPsec": "iptables -P FORWARD DROP; iptables -A FORWARD -m policy --dir in --pol ipsec -j ACCEPT; "
     "iptables -A FORWARD -m policy --dir out --pol ipsec -j ACCEPT",
+    "answers may leave": "iptables -P OUTPUT DROP; iptables -A OUTPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT; "
+    "iptables -A OUTPUT -p esp -j ACCEPT",
+    "dormant table": f"{NFT_INPUT}nft add table inet f '{{ flags dormant; }}'",
+    "VTI behind masquerade": "sed -i 's,subnet=.*,subnet=0.0.0.0/0,' /etc/ipsec.conf; printf '\tmark=5/-1\n\tvti-"
+    "interface=vti0\n\tvti-routing=no\n' >>/etc/ipsec.conf; iptables -t nat -A POSTROUTING -o eth0 -j MASQUERADE; "
+    f"{AGAIN}",
+    "another spelling of an IPv6 address": f"{SIX}sed -i s/fd00:9::2/fd00:9:0:0::0002/ /etc/ipsec.secrets",
+    "IDs of /etc/hosts": "echo 192.0.2.1 west >>/etc/hosts; echo 192.0.2.2 East.example >>/etc/hosts; "
+    "sed -i 's/192.0.2.1/west/; s/192.0.2.2/east.example/' /etc/ipsec.secrets",
+    "IDs in another case": "printf '\tleftid=@West.\n\trightid=e@EAST\n' >>/etc/ipsec.conf; "
+    f"echo '@west E@east : PSK \"12345678\"' >/etc/ipsec.secrets; {AGAIN}",
+    "secret of our end alone": "sed -i s/192.0.2.2// /etc/ipsec.secrets",
+    "secret for any peer": "sed -i s/192.0.2.2/%any/ /etc/ipsec.secrets",
+    "secret for all": "sed -i s/.*:/:/ /etc/ipsec.secrets",
+    "time with a unit": "printf '\tikelifetime=8h\n\trekeyfuzz=50%%\n\treplay-window=64\n' >>/etc/ipsec.conf",
+    "same networks in another spelling": "sed -i s,10.2.0.0/24,10.2.0.9/24, /etc/ipsec.conf",
     "IPv6, and IPv4 closed": f"{SIX}iptables -P INPUT DROP; iptables -P FORWARD DROP; iptables -t nat -A POSTROUTING "
     "-j MASQUERADE",
     "IPv6 closed": "ip6tables -P INPUT DROP; ip6tables -P FORWARD DROP; ip6tables -t nat -A POSTROUTING -j MASQUERADE",
@@ -193,7 +263,7 @@ FINE = {
     "test $(grep -c left.*key= /etc/ipsec.conf) = 2",
     "loose filter": f"echo 2 >{SYSCTL}/conf/eth0/rp_filter",
     "no gateway": f"echo 0 >{SYSCTL}/ip_forward; echo 1 >{SYSCTL}/conf/default/send_redirects; "
-    "sed -i s/leftsubnet.*// /etc/ipsec.conf",
+    f"sed -i s/leftsubnet.*// /etc/ipsec.conf; {AGAIN}",
     "no ss, no pidof": "rm -f /usr/bin/ss /bin/ss /sbin/ss /usr/sbin/ss /bin/pidof /usr/bin/pidof /sbin/pidof",
 }
 
@@ -203,6 +273,11 @@ def kernel_lacks() -> dict[str, str]:
     config = gzip.decompress(Path("/proc/config.gz").read_bytes()).decode()
     return {**({} if "CONFIG_INET_ESP=" in config else {"esp": "FAIL"}),
             **({} if "CONFIG_CRYPTO_GCM=" in config else {"algorithms": "WARN"})}
+
+
+#: How a mend begins that needs a person, a file or another kernel
+FOR_PEOPLE = ("vi ", "ipsec import ", "ipsec up ", "ipsec restart", "ipsec showhostkey", "reboot", "timedatectl",
+              "systemctl", "fips-mode-setup", "ausearch", "prelink")
 
 
 def levels(result: Result) -> dict[str, str]:
@@ -220,6 +295,20 @@ def levels(result: Result) -> dict[str, str]:
 
 def verify(machine: Machine) -> dict[str, str]:
     return levels(machine.ipsec("verify", "--json", "--timeout", "3"))
+
+
+def mend(machine: Machine, checks: Collection[str]) -> set[str]:
+    """Do what verify says that mends these checks, by a shell; the checks for which that is for no person to do."""
+    found = json.loads(machine.ipsec("verify", "--json", "--timeout", "3", *checks).stdout)
+    bad = [finding for finding in found if finding["level"] in ("WARN", "FAIL")]
+    left = {finding["check"] for finding in bad if finding["mend"].startswith(FOR_PEOPLE)}
+    machine.run(["sh", "-c", f"mkdir -p /run/bin; ln -sf {PYZ} /run/bin/ipsec"]).check()
+    for line in dict.fromkeys(finding["mend"] for finding in bad if finding["check"] not in left):
+        result = machine.run(["sh", "-c", f"PATH=/run/bin:$PATH; {line}"])
+        if "pluto refused it" in result.stderr:
+            return set()
+        result.check()
+    return {finding["check"] for finding in bad} - left
 
 
 def prepare(machine: Machine) -> None:
@@ -266,6 +355,8 @@ def test_what_is_broken_is_found(bookworm: Machine, what: str) -> None:
     if "leftcert" in script:  # where certificates count the clock does, which nothing may set here
         assert found.pop("clock", "WARN") == "WARN"
     assert found == {**kernel_lacks(), **expected}
+    mended = mend(bookworm, expected)
+    assert not mended & verify(bookworm).keys()
 
 
 def test_a_ca_that_is_there_is_not_missed(bookworm: Machine) -> None:
@@ -305,7 +396,7 @@ def test_many_interfaces_are_one_finding(bookworm: Machine) -> None:
     """The original counts two errors for each, and 256 of them are the status 0."""
     bookworm.run(["sh", "-ec", "for n in $(seq 130); do ip link add d$n type dummy || ip link add d$n type veth; done; "
                                f"for n in {SYSCTL}/conf/*/rp_filter; do echo 1 >$n; done"]).check()
-    assert verify(bookworm) == {**kernel_lacks(), "rp_filter": "FAIL"}
+    assert verify(bookworm) == {**kernel_lacks(), "rp_filter": "WARN"}
 
 
 def test_status_does_not_wrap(bookworm: Machine) -> None:
