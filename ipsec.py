@@ -7747,9 +7747,8 @@ def check_config_syntax(patient: Patient) -> Iterator[Trouble]:
 
 @check("rp_filter", "Checking rp_filter",
        "Reverse path filtering of each interface; the stronger of its own value and that of `all` counts.",
-       "A strict filter (1) drops what comes in by another interface than the one that the route back leads to: what "
-       "the peer sends, on a gateway with two ways to it, and what comes out of a VTI interface to which no route "
-       "leads. What a tunnel without interface brings, the kernel lets pass.",
+       "A strict filter (1) drops what comes in by another interface than the one that the route back leads to: on a "
+       "gateway with two uplinks that is what the peer sends. Packets that come out of a tunnel pass it.",
        "Set net.ipv4.conf.*.rp_filter to 0 (or 2, loose), in /etc/sysctl.d for good.", live=True)
 def check_rp_filter(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
@@ -7761,21 +7760,17 @@ def check_rp_filter(patient: Patient) -> Iterator[Trouble]:
     routing, links = Routing(host), link_names(host)
     devices = {address: links.get(index, "") for address, _, _, index in routing.addresses()}
     for tunnel in patient.tunnels:
-        own, inner = tunnel.conn.get(tunnel.here), tunnel.inner
-        ways = [(tunnel.peer, own, devices.get(own, ""))] if tunnel.peer else []
-        ways += [(net, "", inner) for net in tunnel.theirs if inner in strict and inner != tunnel.device]
-        for source, target, device in ways:
-            if device not in strict or ":" in source:
-                continue
+        own = tunnel.conn.get(tunnel.here)
+        device = devices.get(own, "")
+        if device in strict and tunnel.peer and tunnel.family == "ipv4":
             try:
-                back = routing.lookup(source.partition("/")[0], target).device
+                back = routing.lookup(tunnel.peer, own).device
             except OSError:
                 back = "no interface"
             if back != device:
                 troubles += 1
-                yield ("FAIL", "ENABLED", f"conn {tunnel.conn.name}: packets from {source} come in by {device}, which "
-                       f"is strict, and the route back leads to {back}: they are dropped",
-                       switch_off("rp_filter", [device]))
+                yield ("FAIL", "ENABLED", f"conn {tunnel.conn.name}: {own} is on {device}, which is strict, and the route "
+                       f"to {tunnel.peer} leads by {back}: what it sends is dropped", switch_off("rp_filter", [device]))
     if not troubles:
         yield ("WARN", "ENABLED", f"strict on {', '.join(strict[:5])}: what comes in by another way than the route "
                "back is dropped, as with two uplinks", switch_off("rp_filter", strict))
@@ -9151,6 +9146,10 @@ def stamp(line: str) -> float | None:
         return None
 
 
+SINCE_UNITS = {name: seconds for names, seconds in (("s sec second", 1), ("m min minute", 60), ("h hr hour", 3600), (
+    "d day", 86400), ("w week", 604800), ("month", 30 * 86400), ("y year", 365 * 86400)) for name in names.split()}
+
+
 def parse_since(text: str) -> float:
     """The moment that --since names, in seconds since the epoch.  Raises Failure(USAGE).
 
@@ -9158,7 +9157,8 @@ def parse_since(text: str) -> float:
     """
     words = text.lower().removesuffix("ago").strip()
     number = words.rstrip("abcdefghijklmnopqrstuvwxyz ")
-    seconds = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}.get(words[len(number):].strip()[:1])
+    unit = words[len(number):].strip()
+    seconds = SINCE_UNITS.get(unit.removesuffix("s") or unit)
     if number.isdigit() and seconds:
         return time.time() - int(number) * seconds
     when = stamp(f"{text} 00:00:00" if len(text) == 10 else f"{text}:00" if len(text) == 16 else text)
@@ -10073,11 +10073,13 @@ def auto_command(host: Host, args: Args) -> int:
          options=(CTLSOCKET_OPTION, TIMEOUT_OPTION,
                   Opt("--output", "FILE", "write there instead, for node_exporter's textfile collector")))
 def metrics_command(host: Host, args: Args) -> int:
-    """`ipsec metrics`: 0, also when pluto is down (ipsec_up is 0 then)."""
+    """`ipsec metrics`: 0, also when pluto is down (ipsec_up is 0 then).  Raises Failure when we may not ask."""
     host.ctlsocket = args.value("--ctlsocket") or host.ctlsocket
     try:
         data = StatusReader().read(pluto_status(host, seconds(args.value("--timeout", "60"))))
     except (NoPluto, TimedOut) as failure:
+        if failure.hint == NOT_ALLOWED:
+            raise  # whether it is up is not known
         host.warn(failure.message)
         data = None
     text = metrics_of(data)
@@ -10184,14 +10186,17 @@ def addconn_command(host: Host, args: Args) -> int:
 
 
 def setup_values(host: Host, config: Config) -> Iterator[tuple[str, str]]:
-    """Keyword and value of `config setup`, with libreswan's defaults for those that are not set (confread.c)."""
-    on = "audit-log dnssec-enable ike-socket-errqueue listen-udp logappend logip logtime uniqueids".split()
+    """Keyword and value of `config setup`, with the defaults that all of 4.3 to 5.2 have for those that are not set
+    (confread.c), but not those that they write as numbers of their own: times, ddos-mode, ikev1-policy."""
     defaults = {"dumpdir": "/run/pluto", "ipsecdir": host.confddir, "nssdir": host.nssdir, "secretsfile": host.secrets,
-                "xfrmlifetime": "30", "nhelpers": "-1"}
+                "xfrmlifetime": "30", "nhelpers": "-1", "ddos-ike-threshold": "25000", "max-halfopen-ike": "50000",
+                "ocsp-cache-size": "1000", **dict.fromkeys(
+                    "audit-log dnssec-enable ike-socket-errqueue listen-udp logappend logip logtime uniqueids".split(),
+                    "yes"), **dict.fromkeys("crl-strict drop-oppo-null listen-tcp ocsp-enable ocsp-strict".split(), "no")}
     for key, kind in keywords(True).items():
         value = config.setup(key, defaults.get(key, ""))
-        if kind == _BOOL:
-            yield key, "yes" if config.flag(key, key in on) else "no"
+        if value and kind == _BOOL:
+            yield key, "yes" if is_yes(value) else "no"
         elif value and kind != "obsolete":
             yield key, value
             if key == "logfile":

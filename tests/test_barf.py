@@ -280,7 +280,8 @@ def test_no_log_at_all_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text, seconds", [("90s", 90), ("5 minutes ago", 300), ("24 hours ago", 86400),
-                                           ("2d", 172800)])
+                                           ("2d", 172800), ("3 m", 180), ("2 months ago", 5184000),
+                                           ("1 year", 31536000), ("10 mins ago", 600)])
 def test_since_counts_back(text: str, seconds: int) -> None:
     before = time.time()
     when = ipsec.parse_since(text)

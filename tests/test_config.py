@@ -179,8 +179,28 @@ def test_an_included_file_ends_the_section_before_it(tmp_path: Path) -> None:
 def test_a_loop_of_includes_ends(tmp_path: Path) -> None:
     host = host_at(tmp_path, {"etc/ipsec.conf": "include b\nconn a\n", "etc/b": "include ipsec.conf\n"})
     config = ipsec.Config(host)
-    assert any("loop" in problem.text for problem in config.problems)
-    assert config.conn("a")
+    assert [str(problem) for problem in config.problems] == [
+        '/etc/b:1: include "ipsec.conf": /etc/ipsec.conf is being read already, a loop']
+    assert [conn.name for conn in config.conns()] == ["a"] and not config.problems[0].fatal
+
+
+def test_what_editors_of_other_systems_add_is_told_of_once(tmp_path: Path) -> None:
+    host = host_at(tmp_path, {"etc/ipsec.conf": "\ufeffconn a\r\n\tauto=add\r\n\tleft=%any\r\n"})
+    config = ipsec.Config(host)
+    assert [(problem.line, problem.text.partition(", ")[0], problem.fatal) for problem in config.problems] == [
+        (1, "the file begins with a byte order mark", True), (1, "the line ends in CR LF", True)]
+    (conn,) = config.conns()
+    assert (conn.name, conn.auto, conn.get("left")) == ("a", "add", "%any")
+
+
+@pytest.mark.parametrize(("kind", "good", "bad"), [
+    ("duration", "8h 90 1.5h 30s .5d 500ms 10us 2w", "h 1x 5mm 1..5h 1.h -3 ²"),
+    ("percent", "0 100% 50", "% -1 10%%"), ("size", "0 10 10Mi 10MiB 7b", "Mi 10M 1iB x"),
+    ("number", "0 -1 %forever", "1.5 - 123456789012345678901 x"), ("0-65535", "0 65535", "-1 65536 %forever"),
+])
+def test_values_are_of_their_kind(kind: str, good: str, bad: str) -> None:
+    assert [value for value in good.split() if ipsec.value_problem(kind, value)] == []
+    assert [value for value in bad.split() if not ipsec.value_problem(kind, value)] == []
 
 
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:

@@ -92,6 +92,9 @@ def test_the_settings_are_those_of_the_real_addconn(bare: Machine) -> None:
     coded = {"ikev1_policy", "plutodebug", "debug", "ocsp_method", "ddos_mode", "seccomp"}
     shared = {key for key in set(real) & set(mine) if key not in coded}
     assert {key: mine[key] for key in shared} == {key: real[key] for key in shared}
+    assert set(mine) <= set(real)
+    assert set(real) - set(mine) <= coded | {"ikev1_secctx_attr_type", "dnssec_rootkey_file", "shuntlifetime",
+                                             "ocsp_timeout", "ocsp_cache_min_age", "ocsp_cache_max_age"}
     assert shared > {"nflog_all", "logfile", "myvendorid", "uniqueids", "virtual_private", "logappend", "logtime",
                      "nssdir", "secretsfile", "ipsecdir", "configfile", "ctlsocket", "crl_strict", "dumpdir"}
 

@@ -392,6 +392,28 @@ def test_it_takes_options_and_tells_of_its_checks(bookworm: Machine) -> None:
     assert closed.status in (0, 1, 141) and closed.stderr.count("\n") <= 1, closed.stderr
 
 
+def test_a_strict_filter_drops_what_comes_by_another_way(root: Callable[..., Machine]) -> None:
+    """With two wires to the peer, which sends by the one and is answered by the other."""
+    west, east = root("bookworm"), root("bookworm")
+    west.link(east, "192.0.2.1/24", "192.0.2.2/24")
+    west.link(east, "198.51.100.1/24", "198.51.100.2/24", "eth1")
+    west.ip("route", "add", "192.0.2.2", "dev", "eth1")
+    west.write("/etc/ipsec.conf", CONFIG.replace("\tleftsubnet=10.1.0.0/24\n\trightsubnet=10.2.0.0/24\n", ""))
+    east.run(["sh", "-c", f"echo 1 >{SYSCTL}/conf/eth0/arp_ignore"]).check()
+
+    def heard() -> bool:
+        return not east.run(["ping", "-c", "1", "-W", "5", "192.0.2.1"]).status
+
+    def word() -> str:
+        return west.ipsec("verify", "rp_filter").stdout.splitlines()[2].partition("\t")[2]
+
+    west.run(["sh", "-c", f"echo 0 >{SYSCTL}/conf/all/rp_filter"]).check()
+    assert (heard(), word()) == (True, "[OK]")
+    west.run(["sh", "-c", f"echo 1 >{SYSCTL}/conf/eth0/rp_filter"]).check()
+    assert (heard(), word()) == (False, "[ENABLED]")
+    assert west.ipsec("verify", "rp_filter").status == 1
+
+
 def test_many_interfaces_are_one_finding(bookworm: Machine) -> None:
     """The original counts two errors for each, and 256 of them are the status 0."""
     bookworm.run(["sh", "-ec", "for n in $(seq 130); do ip link add d$n type dummy || ip link add d$n type veth; done; "
@@ -465,6 +487,11 @@ def test_in_a_kernel_that_has_esp(gateways: Gateways) -> None:
     gateways.ipsec("up", "west", "auto", "--up", "fine")
     for name in NAMES:
         gateways.ipsec(f"{name}-verify", name, "verify", "--json")
+    gateways.step("strict", "west", ["sh", "-c", f"for n in {SYSCTL}/conf/*/rp_filter; do echo 1 >$n; done"])
+    gateways.step("strict-ping", "west", ["ping", "-c", "1", "-I", "10.1.0.1", "10.2.0.1"])
+    gateways.ipsec("strict-verify", "west", "verify", "--json")
+    gateways.step("loose", "west", ["sh", "-c", f"for n in {SYSCTL}/conf/*/rp_filter; do echo 0 >$n; done"])
+    for name in NAMES:
         gateways.ipsec(f"{name}-stop", name, "stop")
     for what, (breaks, mends, _) in IN_A_KERNEL.items():
         gateways.step(f"{what}-broken", "west", ["sh", "-c", breaks])
@@ -474,5 +501,7 @@ def test_in_a_kernel_that_has_esp(gateways: Gateways) -> None:
     assert results["up"].status == 0
     for name in NAMES:
         assert levels(results[f"{name}-verify"]) == {}
+    # the kernel asks the filter of nothing that it has decrypted
+    assert results["strict-ping"].status == 0 and levels(results["strict-verify"]) == {"rp_filter": "WARN"}
     assert {what: levels(results[f"{what}-verify"]) for what in IN_A_KERNEL} == {
         what: expected for what, (_, _, expected) in IN_A_KERNEL.items()}
