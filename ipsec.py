@@ -4368,16 +4368,71 @@ def count_of(text: str) -> int | None:
     return int(base) ** int(exponent) if power and int(exponent) < 65 else None if power else int(base)
 
 
-class StatusReader:
-    """Makes data of the lines of status, the other status commands and the lists (ipsec_status(8), JSON).
-
-    What it does not know is kept under `unparsed`.  With `done`, each connection is handed over once it is complete,
-    and not kept: there may be many.  Facts: show_status() and its callees of 3.25 to 5.4.
-    """
+class ConnectionReader:
+    """Makes data of what status says of connections.  With `done`, each is handed over once it is complete, and not
+    kept: there may be many.  Facts: show_status() and its callees of 3.25 to 5.4."""
 
     def __init__(self, done: Callable[[dict[str, Any]], None] | None = None) -> None:
         self._done = done
-        self.data: dict[str, Any] = {
+        self.data: dict[str, Any] = {"connections": []}
+
+    def _hand_over(self) -> None:
+        if self._done and self.data["connections"]:
+            self._done(self.data["connections"].pop())
+
+    def connection(self, text: str) -> bool:
+        """Take in a line that begins with a quote; False when it is not of a form that is known."""
+        end = text.find('"', 1)
+        instance, _, body = text[end + 1:].partition(": ")
+        name = text[1:end]
+        connections = self.data["connections"]
+        if end < 0 or not body:
+            return False
+        if not body.startswith(" "):
+            return self._first_of(name, instance.strip(), body)
+        last = connections[-1] if connections else {}
+        fields = status_fields(body)
+        if fields is None or last.get("name") != name or last.get("instance") != instance.strip():
+            return False
+        if fields.get("host") == "oriented" or "oriented" in fields:
+            last["oriented"] = True
+        for key, value in fields.items():
+            last["options"][key] = value
+            if key in STATUS_FIELDS:
+                group, _, field = STATUS_FIELDS[key].rpartition(".")
+                (last[group] if group else last)[field] = (
+                    count_of(value) or None if field.endswith("_sa") or group == "lifetimes" else
+                    value.split("+") if field == "policy" else value)
+        return True
+
+    def _first_of(self, name: str, instance: str, body: str) -> bool:
+        topology, _, rest = body.partition("; ")
+        ours, dots, theirs = topology.partition("...")
+        fields = rest.split(";")
+        if not dots:
+            return False
+        left, _, right = ours.rpartition("===")
+        near, _, far = theirs.partition("===")
+        ends = [{"host": host.partition("[")[0].partition("<")[0].partition("---")[0], "subnet": subnet or None,
+                 "id": None, "auth": None} for host, subnet in ((right, left), (near, far))]
+        self._hand_over()
+        self.data["connections"].append({
+            "name": name, "instance": instance, "local": ends[0], "remote": ends[1], "routing": fields[0].strip(),
+            "oriented": False, "interface": None, "policy": [], "ike_sa": None, "child_sa": None,
+            "lifetimes": {"ike": None, "ipsec": None, "rekey_margin": None}, "topology": topology,
+            "options": status_fields(";".join(fields[1:])) or {}})
+        return True
+
+
+class StatusReader(ConnectionReader):
+    """Makes data of the lines of status, the other status commands and the lists (ipsec_status(8), JSON).
+
+    What it does not know is kept under `unparsed`.
+    """
+
+    def __init__(self, done: Callable[[dict[str, Any]], None] | None = None) -> None:
+        super().__init__(done)
+        self.data = {
             "schema": STATUS_SCHEMA, "settings": {}, "interfaces": [], "algorithms": [], "connections": [],
             "states": [], "traffic": [], "shunts": [], "totals": {}, "counters": {}, "lists": {}, "unparsed": []}
         self._list: list[dict[str, Any]] | None = None
@@ -4392,10 +4447,6 @@ class StatusReader:
         self._hand_over()
         return self.data
 
-    def _hand_over(self) -> None:
-        if self._done and self.data["connections"]:
-            self._done(self.data["connections"].pop())
-
     def _line(self, line: str, text: str) -> bool:
         if text.startswith("List of "):
             self._list = self.data["lists"].setdefault(text[8:].rstrip(":"), [])
@@ -4407,7 +4458,7 @@ class StatusReader:
                 self._list.append({"text": text, "details": []})
             return True
         if text.startswith('"'):
-            return self._connection(text)
+            return self.connection(text)
         if text.startswith("#") and text[1:].partition(":")[0].isdigit():
             return self._state(text)
         word, _, rest = text.partition(" ")
@@ -4470,48 +4521,6 @@ class StatusReader:
             "name": words[0].partition("/")[0], "address": address.strip("[]"),
             "port": count_of(number if slash else port),
             "protocol": protocol if slash else words[1] if place != words[1] else "UDP"})
-        return True
-
-    def _connection(self, text: str) -> bool:
-        end = text.find('"', 1)
-        instance, _, body = text[end + 1:].partition(": ")
-        name = text[1:end]
-        connections = self.data["connections"]
-        if end < 0 or not body:
-            return False
-        if not body.startswith(" "):
-            return self._first_of(name, instance.strip(), body)
-        last = connections[-1] if connections else {}
-        fields = status_fields(body)
-        if fields is None or last.get("name") != name or last.get("instance") != instance.strip():
-            return False
-        if fields.get("host") == "oriented" or "oriented" in fields:
-            last["oriented"] = True
-        for key, value in fields.items():
-            last["options"][key] = value
-            if key in STATUS_FIELDS:
-                group, _, field = STATUS_FIELDS[key].rpartition(".")
-                (last[group] if group else last)[field] = (
-                    count_of(value) or None if field.endswith("_sa") or group == "lifetimes" else
-                    value.split("+") if field == "policy" else value)
-        return True
-
-    def _first_of(self, name: str, instance: str, body: str) -> bool:
-        topology, _, rest = body.partition("; ")
-        ours, dots, theirs = topology.partition("...")
-        fields = rest.split(";")
-        if not dots:
-            return False
-        left, _, right = ours.rpartition("===")
-        near, _, far = theirs.partition("===")
-        ends = [{"host": host.partition("[")[0].partition("<")[0].partition("---")[0], "subnet": subnet or None,
-                 "id": None, "auth": None} for host, subnet in ((right, left), (near, far))]
-        self._hand_over()
-        self.data["connections"].append({
-            "name": name, "instance": instance, "local": ends[0], "remote": ends[1], "routing": fields[0].strip(),
-            "oriented": False, "interface": None, "policy": [], "ike_sa": None, "child_sa": None,
-            "lifetimes": {"ike": None, "ipsec": None, "rekey_margin": None}, "topology": topology,
-            "options": status_fields(";".join(fields[1:])) or {}})
         return True
 
     def _state(self, text: str) -> bool:
@@ -4744,8 +4753,9 @@ def first_line(host: Host, name: str) -> str:
         raise Failure(f"{name}: {error.strerror}", hint="it must hold the password in its first line") from None
 
 
-class NssDatabase:
-    """The database in a directory.  `password` opens it; without one, pluto's file nsspassword is asked."""
+class NssReader:
+    """The database in a directory, for those who only read.  `password` opens it; without one, pluto's file nsspassword
+    is asked."""
 
     def __init__(self, host: Host, directory: str = "", password: str | None = None) -> None:
         self.host = host
@@ -4807,102 +4817,6 @@ class NssDatabase:
                               f"put the line `{NSS_TOKENS[0]}:PASSWORD` into {self.host.confddir}/nsspassword")
             raise NssTool(f"{program}: {ran.complaint.removeprefix(program + ': ')}", code)
         return ran
-
-    # --- whole or not at all ---
-
-    def lock(self) -> Lock:
-        """Hold the directory for changes, with what a killed command left brought to its end.  Raises Failure."""
-        path = self.host.path(self.directory)
-        if not os.path.isdir(path) or not os.access(path, os.W_OK | os.X_OK):
-            raise Failure(f'ERROR: destination directory "{self.directory}" is missing or permission denied', ERROR,
-                          f"mkdir -m 700 {self.directory}" if not os.path.lexists(path) else "it must be a directory "
-                          "that can be written")
-        lock = self.host.lock(self.directory)
-        try:
-            for name in os.listdir(path):
-                if name.startswith(NSS_BUILD):
-                    self._sweep(os.path.join(path, name))
-            if os.path.isdir(self.file(NSS_COMMIT)):
-                self._finish()
-        except BaseException as error:
-            os.close(lock.fd)
-            if isinstance(error, OSError):
-                raise self.failed(error) from None
-            raise
-        return lock
-
-    def failed(self, error: OSError) -> Failure:
-        """What an OSError means here."""
-        return Failure(f"{self.directory}: {error.strerror}", NSS_FAILURE, "the database is as it was")
-
-    def _sweep(self, path: str) -> None:
-        for name in os.listdir(path):
-            os.unlink(os.path.join(path, name))
-        os.rmdir(path)
-
-    def build(self, work: Callable[[str], None]) -> None:
-        """Have `work` make database files in a new directory, then put them in place, all or none.  Raises Failure.
-
-        Call it with the lock held.  The rename of the directory is what decides; the rest is done again by lock().
-        """
-        path = self.file(f"{NSS_BUILD}{os.getpid()}.{os.urandom(4).hex()}")
-        before = self.state()
-        try:
-            os.mkdir(path, 0o700)
-            try:
-                work(path)
-                for name in os.listdir(path):
-                    if name not in NSS_FILES:
-                        os.unlink(os.path.join(path, name))  # an empty journal
-                        continue
-                    self._sync(os.path.join(path, name))
-                    if os.path.exists(self.file(name)):
-                        os.close(os.open(self.file(name), os.O_RDWR | os.O_CLOEXEC))  # immutable? say it now
-                modules = os.path.join(path, "pkcs11.txt")
-                if os.path.exists(modules):  # it names the directory it was made in
-                    self.host.replace(modules, self.host.read(modules).replace(path, self.directory))
-                if self.state() != before:
-                    raise Failure(f"{self.directory}: another program changed the database meanwhile", NSS_FAILURE,
-                                  "it is as that program left it; try again")
-                os.rename(path, self.file(NSS_COMMIT))
-            except BaseException:
-                self._sweep(path)
-                raise
-            self._sync(self.host.path(self.directory))
-            self._finish()
-        except OSError as error:
-            raise self.failed(error) from None
-        restorecon = self.host.which("restorecon")
-        if restorecon:
-            self.host.run([restorecon, "-R", self.directory])
-
-    def state(self) -> list[tuple[str, int, int, int]]:
-        """What changes when one of the files does."""
-        found = ((name, os.stat(self.file(name))) for name in NSS_FILES if os.path.exists(self.file(name)))
-        return [(name, info.st_ino, info.st_size, info.st_mtime_ns) for name, info in found]
-
-    def _sync(self, path: str) -> None:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-    def _finish(self) -> None:
-        """Put the files of the commit in place.  Where there is one already, its pages are replaced in one transaction
-        of SQLite, so that a pluto that has it open sees the change; where that can't be, the file is."""
-        for name in NSS_FILES:
-            source = self.file(f"{NSS_COMMIT}/{name}")
-            if not os.path.exists(source):
-                continue
-            if name.endswith(".db") and os.path.exists(self.file(name)) and snapshot(source, self.file(name)):
-                os.unlink(source)
-            else:
-                os.rename(source, self.file(name))
-        self._sweep(self.file(NSS_COMMIT))
-        self._sync(self.host.path(self.directory))
-
-    # --- reading ---
 
     def broken(self, name: str, why: object) -> Failure:
         """What to say of a file that can't be used."""
@@ -5009,7 +4923,101 @@ class NssDatabase:
             found[nickname] = Certificate(nickname, data, trust.strip().replace("u", ""), "u" in trust)
         return list(found.values())
 
-    # --- trust ---
+
+class NssDatabase(NssReader):
+    """A database that is to be changed: whole or not at all, one command at a time."""
+
+    def lock(self) -> Lock:
+        """Hold the directory for changes, with what a killed command left brought to its end.  Raises Failure."""
+        path = self.host.path(self.directory)
+        if not os.path.isdir(path) or not os.access(path, os.W_OK | os.X_OK):
+            raise Failure(f'ERROR: destination directory "{self.directory}" is missing or permission denied', ERROR,
+                          f"mkdir -m 700 {self.directory}" if not os.path.lexists(path) else "it must be a directory "
+                          "that can be written")
+        lock = self.host.lock(self.directory)
+        try:
+            for name in os.listdir(path):
+                if name.startswith(NSS_BUILD):
+                    self._sweep(os.path.join(path, name))
+            if os.path.isdir(self.file(NSS_COMMIT)):
+                self._finish()
+        except BaseException as error:
+            os.close(lock.fd)
+            if isinstance(error, OSError):
+                raise self.failed(error) from None
+            raise
+        return lock
+
+    def failed(self, error: OSError) -> Failure:
+        """What an OSError means here."""
+        return Failure(f"{self.directory}: {error.strerror}", NSS_FAILURE, "the database is as it was")
+
+    def _sweep(self, path: str) -> None:
+        for name in os.listdir(path):
+            os.unlink(os.path.join(path, name))
+        os.rmdir(path)
+
+    def build(self, work: Callable[[str], None]) -> None:
+        """Have `work` make database files in a new directory, then put them in place, all or none.  Raises Failure.
+
+        Call it with the lock held.  The rename of the directory is what decides; the rest is done again by lock().
+        """
+        path = self.file(f"{NSS_BUILD}{os.getpid()}.{os.urandom(4).hex()}")
+        before = self.state()
+        try:
+            os.mkdir(path, 0o700)
+            try:
+                work(path)
+                for name in os.listdir(path):
+                    if name not in NSS_FILES:
+                        os.unlink(os.path.join(path, name))  # an empty journal
+                        continue
+                    self._sync(os.path.join(path, name))
+                    if os.path.exists(self.file(name)):
+                        os.close(os.open(self.file(name), os.O_RDWR | os.O_CLOEXEC))  # immutable? say it now
+                modules = os.path.join(path, "pkcs11.txt")
+                if os.path.exists(modules):  # it names the directory it was made in
+                    self.host.replace(modules, self.host.read(modules).replace(path, self.directory))
+                if self.state() != before:
+                    raise Failure(f"{self.directory}: another program changed the database meanwhile", NSS_FAILURE,
+                                  "it is as that program left it; try again")
+                os.rename(path, self.file(NSS_COMMIT))
+            except BaseException:
+                self._sweep(path)
+                raise
+            self._sync(self.host.path(self.directory))
+            self._finish()
+        except OSError as error:
+            raise self.failed(error) from None
+        restorecon = self.host.which("restorecon")
+        if restorecon:
+            self.host.run([restorecon, "-R", self.directory])
+
+    def state(self) -> list[tuple[str, int, int, int]]:
+        """What changes when one of the files does."""
+        found = ((name, os.stat(self.file(name))) for name in NSS_FILES if os.path.exists(self.file(name)))
+        return [(name, info.st_ino, info.st_size, info.st_mtime_ns) for name, info in found]
+
+    def _sync(self, path: str) -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def _finish(self) -> None:
+        """Put the files of the commit in place.  Where there is one already, its pages are replaced in one transaction
+        of SQLite, so that a pluto that has it open sees the change; where that can't be, the file is."""
+        for name in NSS_FILES:
+            source = self.file(f"{NSS_COMMIT}/{name}")
+            if not os.path.exists(source):
+                continue
+            if name.endswith(".db") and os.path.exists(self.file(name)) and snapshot(source, self.file(name)):
+                os.unlink(source)
+            else:
+                os.rename(source, self.file(name))
+        self._sweep(self.file(NSS_COMMIT))
+        self._sync(self.host.path(self.directory))
 
     def set_trusts(self, directory: str = "", only: Collection[bytes] | None = None) -> list[str]:
         """Trust the CAs (or those in `only`, by DER) for IPsec: `CT` for SSL, the rest as it is.  One that is
@@ -5370,12 +5378,7 @@ def packed(address: str) -> bytes:
 
 
 class Routing:
-    """Routes, addresses, rules, neighbours and links: what _updown asks and changes (rtnetlink(7)).
-
-    The messages are those of iproute2, so that what `ip` shows afterwards is the same.  Not through pyroute2: pluto
-    waits for its _updown at every SA, and that takes 0.3 s to import.  All methods raise OSError with the kernel's
-    errno, TimedOut.
-    """
+    """Routes, addresses and links (rtnetlink(7)).  All methods raise OSError with the kernel's errno, TimedOut."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -5384,10 +5387,6 @@ class Routing:
         """What the kernel answers."""
         return [buffer[start:end] for buffer, start, end in
                 exchange(self.host, NETLINK_ROUTE, [(kind, NLM_F_ACK | flags, body)])]
-
-    def _change(self, add: bool, kind: int, body: bytes) -> None:
-        """Add what `kind`, one of RTM_NEW…, makes and is not there yet, or delete it."""
-        self._ask(kind if add else kind + 1, NLM_F_CREATE | NLM_F_EXCL if add else 0, body)
 
     @staticmethod
     def _family(address: str) -> int:
@@ -5416,6 +5415,48 @@ class Routing:
             device = ""  # a route through several, or the interface has just gone
         target = target or ("0.0.0.0" if family == AF_INET else "::")
         return Route(kind == RTN_LOCAL, f"{target}/{bits}", gateway, device, source)
+
+    def lookup(self, address: str, source: str = "", mark: int = 0) -> Route:
+        """`ip route get ADDRESS [from SOURCE] [mark MARK]`."""
+        target, origin = packed(address), packed(source) if source else b""
+        body = bytes((self._family(address), 8 * len(target), 8 * len(origin))) + bytes(9) + attribute(1, target)
+        body += (attribute(2, origin) if origin else b"") + (attribute(RTA_MARK, mark) if mark else b"")
+        return self._route(self._ask(RTM_GETROUTE, 0, body)[0])
+
+    def routes(self, family: int) -> Iterator[Route]:
+        """`ip route list`: the main table, for family 4 or 6."""
+        request = bytes((AF_INET if family == 4 else AF_INET6,)) + bytes(11)
+        for buffer, start, end in dump(self.host, NETLINK_ROUTE, RTM_GETROUTE, request):
+            if buffer[start + 4] == RT_TABLE_MAIN and not number(buffer[start + 8:start + 12]) & 0x200:  # RTM_F_CLONED
+                yield self._route(buffer[start:end])
+
+    def addresses(self) -> list[tuple[str, int, int, int]]:
+        """All addresses of this host: address, prefix length, scope, index of the interface."""
+        found = []
+        for buffer, start, end in dump(self.host, NETLINK_ROUTE, RTM_GETADDR, bytes(8)):
+            _, bits, _, scope = buffer[start:start + 4]
+            attrs = attributes(buffer, start + 8, end)
+            if own := attrs.get(2) or attrs.get(1):  # IFA_LOCAL, IFA_ADDRESS
+                found.append((ip_text(own), bits, scope, number(buffer[start + 4:start + 8])))
+        return found
+
+    def link(self, device: str) -> tuple[int, dict[int, bytes], str]:
+        """The flags of an interface and, of a tunnel, what its kind keeps (IFLA_INFO_DATA), and the kind."""
+        reply = self._ask(RTM_GETLINK, 0, bytes(4) + u32(self.index(device)) + bytes(8))[0]
+        info = attributes(attributes(reply, 16).get(18, b""))  # IFLA_LINKINFO
+        return number(reply[8:12]), attributes(info.get(2, b"")), text_name(info.get(1))
+
+
+class RoutingChanges(Routing):
+    """What _updown changes: routes, addresses, rules, neighbours, links.
+
+    The messages are those of iproute2, so that what `ip` shows afterwards is the same.  Not through pyroute2: pluto
+    waits for its _updown at every SA, and that takes 0.3 s to import.
+    """
+
+    def _change(self, add: bool, kind: int, body: bytes) -> None:
+        """Add what `kind`, one of RTM_NEW…, makes and is not there yet, or delete it."""
+        self._ask(kind if add else kind + 1, NLM_F_CREATE | NLM_F_EXCL if add else 0, body)
 
     def route(self, action: str, destination: str, words: Sequence[str]) -> None:
         """`ip route ACTION DESTINATION WORDS…`: add, replace, change or del."""
@@ -5461,30 +5502,6 @@ class Routing:
         body += onlink.to_bytes(4, sys.byteorder) + attribute(1, target) + attrs
         self._ask(RTM_NEWROUTE + remove, flags, body)
 
-    def lookup(self, address: str, source: str = "", mark: int = 0) -> Route:
-        """`ip route get ADDRESS [from SOURCE] [mark MARK]`."""
-        target, origin = packed(address), packed(source) if source else b""
-        body = bytes((self._family(address), 8 * len(target), 8 * len(origin))) + bytes(9) + attribute(1, target)
-        body += (attribute(2, origin) if origin else b"") + (attribute(RTA_MARK, mark) if mark else b"")
-        return self._route(self._ask(RTM_GETROUTE, 0, body)[0])
-
-    def routes(self, family: int) -> Iterator[Route]:
-        """`ip route list`: the main table, for family 4 or 6."""
-        request = bytes((AF_INET if family == 4 else AF_INET6,)) + bytes(11)
-        for buffer, start, end in dump(self.host, NETLINK_ROUTE, RTM_GETROUTE, request):
-            if buffer[start + 4] == RT_TABLE_MAIN and not number(buffer[start + 8:start + 12]) & 0x200:  # RTM_F_CLONED
-                yield self._route(buffer[start:end])
-
-    def addresses(self) -> list[tuple[str, int, int, int]]:
-        """All addresses of this host: address, prefix length, scope, index of the interface."""
-        found = []
-        for buffer, start, end in dump(self.host, NETLINK_ROUTE, RTM_GETADDR, bytes(8)):
-            _, bits, _, scope = buffer[start:start + 4]
-            attrs = attributes(buffer, start + 8, end)
-            if own := attrs.get(2) or attrs.get(1):  # IFA_LOCAL, IFA_ADDRESS
-                found.append((ip_text(own), bits, scope, number(buffer[start + 4:start + 8])))
-        return found
-
     def address(self, add: bool, address: str, device: str, scope: int = 0) -> None:
         """`ip addr add|del ADDRESS/BITS dev DEVICE scope SCOPE`."""
         own, _, bits = address.partition("/")
@@ -5506,12 +5523,6 @@ class Routing:
         body += bytes(4) + attribute(1, packed(net)) + attribute(6, priority) + attribute(10, int(value, 0))
         body += attribute(16, int(mask, 0)) if mask else b""
         self._change(add, RTM_NEWRULE, body + attribute(15, table))
-
-    def link(self, device: str) -> tuple[int, dict[int, bytes], str]:
-        """The flags of an interface and, of a tunnel, what its kind keeps (IFLA_INFO_DATA), and the kind."""
-        reply = self._ask(RTM_GETLINK, 0, bytes(4) + u32(self.index(device)) + bytes(8))[0]
-        info = attributes(attributes(reply, 16).get(18, b""))  # IFLA_LINKINFO
-        return number(reply[8:12]), attributes(info.get(2, b"")), text_name(info.get(1))
 
     def up(self, device: str) -> None:
         """`ip link set DEVICE up`."""
@@ -6171,7 +6182,7 @@ class Updown:
     (PLUTO_CLIENT_FAMILY) and does some things otherwise: `modern`.
     """
 
-    def __init__(self, host: Host, routing: Routing, route: str = "", route_words: str = "") -> None:
+    def __init__(self, host: Host, routing: RoutingChanges, route: str = "", route_words: str = "") -> None:
         """`route` and `route_words` are what --route and --iproute said.  Raises Failure."""
         self.host = host
         self.routing = routing
@@ -7539,8 +7550,11 @@ class Patient:
         """The connections that pluto has, without instances, by name; those for pairs of subnets together.  Raises
         NoPluto, TimedOut."""
         found: dict[str, list[dict[str, Any]]] = {}
-        lines = (line for line in self.status() if line.startswith('"'))
-        for conn in StatusReader().read(lines)["connections"]:
+        reader = ConnectionReader()
+        for line in self.status():
+            if line.startswith('"'):
+                reader.connection(line)
+        for conn in reader.data["connections"]:
             name, slash, pair = conn["name"].rpartition("/")
             if not conn["instance"].startswith("["):
                 found.setdefault(name if slash and pair.replace("x", "").isdigit() else conn["name"], []).append(conn)
@@ -7769,8 +7783,9 @@ def check_rp_filter(patient: Patient) -> Iterator[Trouble]:
                 back = "no interface"
             if back != device:
                 troubles += 1
-                yield ("FAIL", "ENABLED", f"conn {tunnel.conn.name}: {own} is on {device}, which is strict, and the route "
-                       f"to {tunnel.peer} leads by {back}: what it sends is dropped", switch_off("rp_filter", [device]))
+                yield ("FAIL", "ENABLED", f"conn {tunnel.conn.name}: {own} is on {device}, which is strict, and the "
+                       f"route to {tunnel.peer} leads by {back}: what it sends is dropped",
+                       switch_off("rp_filter", [device]))
     if not troubles:
         yield ("WARN", "ENABLED", f"strict on {', '.join(strict[:5])}: what comes in by another way than the route "
                "back is dropped, as with two uplinks", switch_off("rp_filter", strict))
@@ -8195,7 +8210,7 @@ def check_nss_health(patient: Patient) -> Iterator[Trouble]:
         broken = ("is cut short" if head[24:28] == head[92:96] and size > host.stat(path).st_size else
                   "" if head[:16] == b"SQLite format 3\0" else "is not an NSS database")
         if not broken and patient.needs_database:
-            broken = NssDatabase(host, directory).damage(name)
+            broken = NssReader(host, directory).damage(name)
         if broken:
             yield "FAIL", "BROKEN", f"{path} {broken}: restore a backup, or make {ANEW}", new_database(patient)
     mode = host.stat(directory).st_mode
@@ -8227,7 +8242,7 @@ def check_certificates(patient: Patient) -> Iterator[Trouble]:
         return
     if not patient.needs_database:
         return
-    listed = NssDatabase(host, directory).certificates()
+    listed = NssReader(host, directory).certificates()
     held = {one.nickname: one for one in listed}
     used = {}
     for conn in patient.conns:
@@ -8323,7 +8338,7 @@ def check_host_keys(patient: Patient) -> Iterator[Trouble]:
     named = [(tunnel.conn.name, f"{tunnel.here}{word}", tunnel.conn.get(f"{tunnel.here}{word}"))
              for tunnel in patient.tunnels for word in ("ckaid", "rsasigkey", "ecdsakey", "pubkey")]
     named = [(conn, word, value) for conn, word, value in named if value and not value.startswith("%")]
-    keys = NssDatabase(patient.host, patient.nssdir).keys() if named else []
+    keys = NssReader(patient.host, patient.nssdir).keys() if named else []
     held = {text for key in keys for text in key_texts(key)[1:3]}
     for conn, word, value in named:
         ckaid = value.lower().replace(":", "")
@@ -9231,7 +9246,7 @@ def has_database(host: Host) -> None:
 
 def certificate_lines(host: Host) -> Iterator[str]:
     """The certificates and their trust as certutil lists them, read from the database itself.  Raises Failure."""
-    for one in nss_database(host, Args(), "barf").certificates():
+    for one in NssReader(host).certificates():
         trust = ",".join(f"{flags}u" for flags in one.trust.split(",")) if one.has_key else one.trust
         yield f"{one.nickname:<60} {trust:<5}\n"
 
@@ -9615,7 +9630,7 @@ def routes_data(report: Report) -> Iterator[Route]:
 def nss_data(report: Report) -> Iterator[dict[str, Any]]:
     """The certificates as data."""
     has_database(report.host)
-    return certificate_data(nss_database(report.host, Args(), "look"))
+    return certificate_data(NssReader(report.host))
 
 
 @command("look", "[state|policy|iptables|nftables|route|nss]...", rescue=True, options=(
@@ -10192,7 +10207,8 @@ def setup_values(host: Host, config: Config) -> Iterator[tuple[str, str]]:
                 "xfrmlifetime": "30", "nhelpers": "-1", "ddos-ike-threshold": "25000", "max-halfopen-ike": "50000",
                 "ocsp-cache-size": "1000", **dict.fromkeys(
                     "audit-log dnssec-enable ike-socket-errqueue listen-udp logappend logip logtime uniqueids".split(),
-                    "yes"), **dict.fromkeys("crl-strict drop-oppo-null listen-tcp ocsp-enable ocsp-strict".split(), "no")}
+                    "yes"),
+                **dict.fromkeys("crl-strict drop-oppo-null listen-tcp ocsp-enable ocsp-strict".split(), "no")}
     for key, kind in keywords(True).items():
         value = config.setup(key, defaults.get(key, ""))
         if value and kind == _BOOL:
@@ -10625,7 +10641,7 @@ def ecdsasigkey_command(host: Host, args: Args) -> int:
     return make_key(host, args, "ecdsasigkey", "ECDSA", args.operands[0] if args.operands else CURVES[0])
 
 
-def certificate_data(base: NssDatabase, days: int = SOON) -> Iterator[dict[str, Any]]:
+def certificate_data(base: NssReader, days: int = SOON) -> Iterator[dict[str, Any]]:
     """The certificates of a database as data; those that end within `days` are expiring.  Raises Failure."""
     base.check()
     for one in base.certificates():
@@ -10715,7 +10731,7 @@ def updown_command(host: Host, args: Args) -> int:
     stack = host.env.get("PLUTO_STACK", "")
     if stack.lower() not in ("", "xfrm", "netkey"):
         raise Failure(f"_updown: no support for the IPsec stack {quote(stack)}", 3, "this is for Linux's XFRM")
-    updown = Updown(host, Routing(host), args.value("--route"), args.value("--iproute"))
+    updown = Updown(host, RoutingChanges(host), args.value("--route"), args.value("--iproute"))
     return updown.run(host.env.get("PLUTO_VERB", ""))
 
 
