@@ -1303,15 +1303,20 @@ class Redactor:
         """Make the patterns, once.  Takes longer than many a command, so they are made when a text needs them."""
         if not self._places:
             import re
+            self._places = [re.compile(place, re.IGNORECASE) for place in SECRET_PLACES]
+
+    def compile_rows(self) -> None:
+        """The same for the patterns of dumps in hexadecimal."""
+        if not self._rows:
+            import re
             # a row of pluto's dumps, of any length; bytes in a row anywhere
             self._rows = [re.compile(r"^(.*?\|  +|  +)((?:[0-9a-f]{2} {1,2})*[0-9a-f]{2})(?:$|   .*)", re.MULTILINE),
                           re.compile(r"((?<![0-9A-Za-z]))((?:[0-9A-Fa-f]{2}[ :]{1,2}){3,}[0-9A-Fa-f]{2})\b.*")]
-            self._places = [re.compile(place, re.IGNORECASE) for place in SECRET_PLACES]
 
     def _mask_places(self, text: str) -> str:
-        if self._digits:
-            self.compile()
         lines = text.split("\n")
+        if self._digits and not self._rows and any(map(may_be_row, lines)):
+            self.compile_rows()
         for number, line in enumerate(lines):
             lowered = line.lower()
             if any(hint in lowered for hint in PLACE_HINTS):
@@ -1323,6 +1328,12 @@ class Redactor:
         for row in self._rows if self._digits else ():
             text = row.sub(self._mask_row, text)
         return text
+
+
+def may_be_row(line: str) -> bool:
+    """False for a line in which the patterns of rows of bytes find nothing.  Slower than they are, once made."""
+    pairs = sum(len(word) == 2 and HEX_DIGITS.issuperset(word) for word in line.replace(":", " ").split())
+    return pairs > 3 or (pairs > 0 and (line.startswith("  ") or "|  " in line))
 
 
 def mask_place(found: re.Match[str]) -> str:
@@ -1359,6 +1370,7 @@ def whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield rest
 
 
+HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 MASK = "\ue000"  # stands for REDACTED until all is masked, so that nothing is found in it
 MANY_VALUES = 1000  # beyond, a value glued to other letters is not found; searching for each would take minutes
 WORD_RUN = "(?:0[xXsStT])?([A-Za-z0-9]{4,})"
@@ -4896,8 +4908,20 @@ class NssReader:
                 found.append(HostKey("ECDSA", ckaid, curve, point))
         return found
 
+    def has_certificates(self) -> bool:
+        """False when the database holds none: found out without sqlite3, whose import takes longer than many a command.
+        Raises OSError."""
+        # a certificate begins as DER of 256 bytes or more does; what is no database is for others to tell
+        data = b"".join(self.host.chunks(f"{self.directory}/cert9.db"))
+        return not data.startswith(b"SQLite format 3\0") or b"\x30\x82" in data
+
     def certificates(self) -> list[Certificate]:
         """All certificates.  Raises Failure."""
+        try:
+            if not self.has_certificates():
+                return []
+        except OSError as error:
+            raise self.broken("cert9.db", error) from None
         try:
             objects = self.rows("cert9.db", "nssPublic", ("a0", "a3", "a11", "a81", "a82", "a102", *TRUST_COLUMNS))
         except Missing:
@@ -7562,14 +7586,12 @@ class Patient:
 
     @property
     def needs_database(self) -> bool:
-        """True when the NSS database holds a certificate, or connections name certificates or keys in it: else there is
-        no need to open it, and to import sqlite3.  Raises OSError."""
+        """True when the NSS database holds a certificate, or connections name certificates or keys in it.  Raises
+        OSError."""
         if self._needed is None:
             words = ("cert", "ckaid", "rsasigkey", "ecdsakey", "pubkey")
-            self._needed = any(conn.get(f"{side}{word}") for conn in self.conns for side in ("left", "right")
-                               for word in words) or (
-                # as DER begins
-                b"\x30\x82" in b"".join(self.host.chunks(f"{self.nssdir}/cert9.db")))
+            self._needed = NssReader(self.host, self.nssdir).has_certificates() or any(
+                conn.get(f"{side}{word}") for conn in self.conns for side in ("left", "right") for word in words)
         return self._needed
 
     def kernel_has(self, option: str, module: str) -> bool | None:
