@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import _socket
     import re
     import subprocess
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
     from types import ModuleType
     from typing import Any, Callable, Literal, NoReturn, TextIO
     from typing import NamedTuple as Record
@@ -217,13 +217,14 @@ class Host:
         self.rundir = rundir or get("IPSEC_RUNDIR") or "/run/pluto"
         self.ctlsocket = ctlsocket or f"{self.rundir}/pluto.ctl"
         # 3.x keeps the database in /etc/ipsec.d, 4.0 and later in /var/lib/ipsec/nss
-        self.nssdir = nssdir or get("IPSEC_NSSDIR") or self._first_dir(("/var/lib/ipsec/nss", "/etc/ipsec.d"))
+        self.given_nssdir = nssdir or get("IPSEC_NSSDIR") or ""
+        self.nssdir = self.given_nssdir or self._first_dir(("/var/lib/ipsec/nss", "/etc/ipsec.d"))
         self.version: str | None = ""  # of libreswan, see libreswan_version()
         self.children: set[int] = set()  # programs that run for us, each the leader of a session
         self._thread = _thread.get_ident()  # the one that signals interrupt
         self._starting = _thread.allocate_lock()  # held while a program is being started
         self._ending = self._deferring = False
-        self._deferred = ""  # the name of a signal
+        self._deferred = ""  # the name of a signal that waits
 
     def _first_dir(self, candidates: Sequence[str]) -> str:
         """The first directory that exists, else the first named."""
@@ -610,7 +611,8 @@ class Host:
             except ProcessLookupError:
                 return
 
-    def stream(self, argv: Sequence[str], *, timeout: float | None = None, hint: str = "") -> Iterator[bytes]:
+    def stream(self, argv: Sequence[str], *, timeout: float | None = None,
+               hint: str = "") -> Generator[bytes, None, None]:
         """Start a program, and give its output (both kinds) piece by piece, waiting `timeout` seconds for it in all.
 
         Raises Missing, TimedOut, and Failure when it failed.  Not through subprocess, which takes longer to import
@@ -629,16 +631,19 @@ class Host:
             raise Failure(f"{path}: {error.strerror}", NOT_EXECUTABLE, hint) from None
         finally:
             os.close(writer)
-        return self._output(path, child, reader, timeout)
+        output = self._output(path, child, reader, timeout)
+        next(output)  # from here on the program ends with whoever reads it
+        return output
 
-    def _output(self, path: str, child: int, reader: int, timeout: float | None) -> Iterator[bytes]:
-        """What a started program writes into the pipe, until its end.  Raises TimedOut, Failure."""
+    def _output(self, path: str, child: int, reader: int, timeout: float | None) -> Generator[bytes, None, None]:
+        """What a started program writes into the pipe, until its end; nothing at first.  Raises TimedOut, Failure."""
         import select
         status = None
         poll = select.poll()
         poll.register(reader, select.POLLIN)
         left = timeout
         try:
+            yield b""
             while True:
                 began = time.monotonic()
                 if not poll.poll(None if left is None else max(0.0, left) * 1000):
@@ -676,18 +681,21 @@ class Host:
             self._deferring = ours
             try:
                 child = spawn()
-                self.children.add(child if isinstance(child, int) else child.pid)
+                pid = child if isinstance(child, int) else child.pid
+                self.children.add(pid)
+                if self._ending:  # meanwhile
+                    self._end(pid)
             finally:
-                self._deferring = self._deferring and not ours
-        if ours and self._deferred:
-            raise KeyboardInterrupt(self._deferred)
+                self._deferring = False
+                if ours and self._deferred:
+                    raise KeyboardInterrupt(self._deferred)
         return child
 
     def interrupt(self, name: str) -> None:
         """The signal of that name: ends what we do, by KeyboardInterrupt."""
-        self._deferred = name
         if not self._deferring:
             raise KeyboardInterrupt(name)
+        self._deferred = name
 
     def end_all(self) -> None:
         """Kill the programs that still run for us, in threads that were given up; those start no others."""
@@ -1525,7 +1533,8 @@ class Section(Record):
 class Conn:
     """A connection with its also= sections and conn %default merged in.
 
-    `settings` by keyword; `alsos` the sections it took in; `broken` why libreswan would not load it, or 4 would not.
+    `settings` by keyword; `alsos` the sections it took in; `broken` why libreswan 4 does not load it (a keyword that is
+    there twice, which 5 takes), or no release does (also= of a conn that there is not).
     """
 
     def __init__(self, section: Section) -> None:
@@ -1744,7 +1753,7 @@ class Config:
 
     def _include(self, name: str, number: int, pattern: str, depth: int) -> None:
         if depth + 1 >= INCLUDE_DEPTH:
-            self._problem(name, number, f"include {quote(pattern)}: nested deeper than {INCLUDE_DEPTH}")
+            self._problem(name, number, f"include {quote(pattern)}: deeper than {INCLUDE_DEPTH}, left out", False)
             return
         where = os.path.join(os.path.dirname(name), pattern)
         found = [match for single in braces(where) for match in self.host.glob(single)]
@@ -2007,6 +2016,8 @@ def canonical_net(text: str) -> str | None:
     try:
         number = int.from_bytes(socket.inet_pton(family, address), "big")
         size = 128 if family == AF_INET6 else 32
+        if slash and not (bits.isascii() and bits.isdigit()):
+            return None
         length = int(bits) if slash else size
         number = number >> size - length << size - length
         return f"{socket.inet_ntop(family, number.to_bytes(size // 8, 'big'))}/{length}"
@@ -2020,8 +2031,7 @@ def has_secret(ids: Sequence[str | None], ours: str, theirs: str) -> bool | None
     if not ids or (len(ids) == 1 and ids[0] in ("", ours)):
         return True
     if None in ids:
-        rest = [one for one in ids if one is not None]
-        return True if len(ids) > 2 and has_secret(rest, ours, theirs) else None
+        return None
     # two of the three have to fit: this end, the other, any
     return [ours in ids, theirs in ids, "" in ids].count(True) == 2 or set(ids) == {""}
 
@@ -4744,6 +4754,10 @@ class NssTool(Failure):
         self.code = code
 
 
+class BrokenDatabase(Failure):
+    """A file that is no NSS database, or not a whole one."""
+
+
 def nss_package(host: Host) -> str:
     """How to get NSS's tools on this distribution (os-release(5)), as a hint."""
     known: dict[str, str] = {}
@@ -4831,14 +4845,16 @@ class NssReader:
         return ran
 
     def broken(self, name: str, why: object) -> Failure:
-        """What to say of a file that can't be used."""
-        hint = f"restore it from a backup, or wipe the database: rm {self.directory}/*.db"
+        """What to say of a file that can't be used: of its content, or an OSError."""
+        if not isinstance(why, OSError):
+            return BrokenDatabase(f"{self.directory}/{name}: {why}", NSS_FAILURE,
+                                  f"restore it from a backup, or wipe the database: rm {self.directory}/*.db")
+        hint = ""
         if isinstance(why, PermissionError):
             hint = "run it as root"
         elif isinstance(why, FileNotFoundError):
             hint = "ipsec initnss makes a new database" if not self.has(*NSS_FILES[1:]) else "restore it from a backup"
-        what = why.strerror if isinstance(why, OSError) else why
-        return Failure(f"{self.directory}/{name}: {what}", NSS_FAILURE, hint)
+        return Failure(f"{self.directory}/{name}: {why.strerror}", NSS_FAILURE, hint)
 
     def check(self) -> None:
         """Raises Failure when one of the two databases is missing, empty or none."""
@@ -4857,13 +4873,14 @@ class NssReader:
                 self.tool("certutil", "-L")  # without either, the heads of the files must do
 
     def damage(self, name: str) -> str:
-        """What SQLite finds wrong in the pages of a database file; nothing when it is sound, or there is no sqlite3."""
+        """What SQLite finds wrong in the pages of a database file; nothing when it is sound, or there is no sqlite3.
+        Raises Failure when it can't look, as while another program is writing."""
         try:
             self.rows(name, "nssPublic" if name == "cert9.db" else "nssPrivate", ("a0",))
             (found,), *_ = self._ask(name, "PRAGMA quick_check")
         except Missing:
             return ""
-        except Failure as failure:
+        except BrokenDatabase as failure:
             return f"is damaged: {failure.message.rpartition(': ')[2]}"
         return "" if found == "ok" else "is damaged: " + str(found).partition("\n")[2].partition("\n")[0]
 
@@ -4893,6 +4910,10 @@ class NssReader:
                 return list(base.execute(question))
             finally:
                 base.close()
+        except sqlite.OperationalError as error:  # locked, or left in the middle of a change: nothing is wrong with it
+            raise Failure(f"{self.directory}/{name}: {error}", NSS_FAILURE,
+                          "another program is changing it, or was killed while it did: try again, or certutil -L -d "
+                          f"sql:{self.directory}") from None
         except sqlite.Error as error:
             raise self.broken(name, error) from None
 
@@ -6010,8 +6031,9 @@ def iptables_rule(words: list[str]) -> Rule:
     return conditions, ""
 
 
-def nft_tables(text: str) -> Iterator[Table]:
-    """The tables for IP in the text of `nft list ruleset`."""
+def nft_tables(text: str, wrapped: Mapping[str, str]) -> Iterator[Table]:
+    """The tables for IP in the text of `nft list ruleset`.  `wrapped` names by family the iptables that makes rules of
+    nftables: to its chains only it may add rules, as it can't read, and so not save, what nft has put there."""
     table: dict[str, Chain] = {}
     chain, depth, dormant = "", 0, False
     for line in text.splitlines():
@@ -6022,7 +6044,8 @@ def nft_tables(text: str) -> Iterator[Table]:
             dormant = "dormant" in line  # its chains are not asked
         elif depth == 1 and words[:1] == ["chain"]:
             chain = words[1]
-            table[chain] = Chain("", "", "", f"nft insert rule {family} {name} {chain}", [])
+            table[chain] = Chain("", "", "", f"{wrapped[family]} -t {name} -I {chain}" if chain.isupper() and
+                                 family in wrapped else f"nft insert rule {family} {name} {chain}", [])
         elif depth == 2 and chain and words[:1] == ["type"]:
             policy = word_after(words, "policy", "accept;").strip(";")
             table[chain] = Chain(word_after(words, "hook"), words[1].replace("filter", ""), policy,
@@ -6178,7 +6201,9 @@ def filter_tables(host: Host) -> list[Table]:
         ran = host.run(argv)
         if ran.status:
             raise Failure(f"{argv[0]}: {ran.complaint}")
-        tables += nft_tables(ran.text) if argv[0] == "nft" else iptables_tables(ran.text, argv[0].removesuffix("-save"))
+        wrapped = {family: f"{family}tables-nft" for family in ("ip", "ip6") if host.which(f"{family}tables-nft")}
+        tables += (nft_tables(ran.text, wrapped) if argv[0] == "nft" else
+                   iptables_tables(ran.text, argv[0].removesuffix("-save")))
     return tables
 
 
@@ -7479,42 +7504,54 @@ class Patient:
         self.timeout = timeout
         self.config = Config(host)
         self.pid = find_pluto(host) if host.live else None
-        self._addconn: Iterator[bytes] | None = None
+        self._addconn: Generator[bytes, None, None] | Failure | None = None
         self._tunnels: list[Tunnel] | None = None
         self._tables: list[Table] | None = None
         self._kernel: tuple[str, str] | None = None
-        self._status: list[str] | Failure | None = None
+        self._status: list[str] | Exception | None = None
         self._nssdir = ""
         self._needed: bool | None = None
 
     def ask_addconn(self) -> None:
         """Start the installed addconn, which reads the configuration while we do other things: releases differ in what
-        they take.  It is not given what it would wait for, or may not read."""
-        program = os.path.join(self.host.execdir, "addconn")
-        if self.host.live and self.host.superuser and self.host.executable(program) and not self.config.unread:
-            self._addconn = self.host.stream([program, "--config", self.config.name, "--checkconfig"],
-                                             timeout=self.timeout)
+        they take.  It is not given what it would wait for or may not read, nor what we know to be wrong."""
+        host, config = self.host, self.config
+        program = os.path.join(host.execdir, "addconn")
+        if host.live and host.superuser and host.executable(program) and not config.unread and not any(
+                problem.fatal for problem in config.problems):
+            try:
+                self._addconn = host.stream([program, "--config", config.name, "--checkconfig"], timeout=self.timeout)
+            except Failure as failure:
+                self._addconn = failure
 
     def refused(self) -> str | None:
         """What the installed addconn says of a configuration that it refuses; None when it does not refuse it, or can't
-        be asked.  Raises TimedOut."""
+        be asked.  Raises Failure when it can't be run, TimedOut."""
         said = b""
+        if isinstance(self._addconn, Failure):
+            raise self._addconn
         try:
             for piece in self._addconn or ():
                 said += piece
         except TimedOut:
-            raise
+            raise TimedOut(f"the installed addconn --checkconfig did not end within {self.timeout:g} s") from None
         except Failure as failure:
             return decode(said).strip() or failure.message
         return None
 
+    def close(self) -> None:
+        """End what was started for it."""
+        if self._addconn and not isinstance(self._addconn, Failure):
+            self._addconn.close()
+
     @property
     def nssdir(self) -> str:
-        """The directory of the NSS database: as it was given to us or stands in the configuration, else where the
-        running pluto or the installed release looks for it."""
+        """The directory of the NSS database: as it was given to us, else where the running pluto looks for it, as it
+        stands in the configuration, or where the installed release has it."""
         host = self.host
         if not self._nssdir:
-            self._nssdir = self.config.setup("nssdir") or self.told("nssdir").rstrip(",") or host.nssdir
+            found = (host.given_nssdir or self.told("nssdir").rstrip(",") or self.config.setup("nssdir") or host.nssdir)
+            self._nssdir = os.path.normpath(found.removeprefix("sql:"))
             new, old = DEFAULT_NSSDIRS
             if self._nssdir == old and not host.exists(f"{old}/cert9.db") and not (
                     host.libreswan_version() or "4").startswith("3"):
@@ -7551,13 +7588,15 @@ class Patient:
         return self._tunnels
 
     def status(self) -> list[str]:
-        """What pluto says of itself and of its connections.  Raises NoPluto, TimedOut."""
+        """What pluto says of itself and of its connections.  Raises NoPluto, TimedOut; PermissionError when only root
+        may ask."""
         if self._status is None:
             try:
                 self._status = list(pluto_status(self.host, self.timeout))
             except Failure as failure:
-                self._status = failure
-        if isinstance(self._status, Failure):
+                refused = failure.hint == NOT_ALLOWED and not self.host.superuser
+                self._status = PermissionError(failure.message) if refused else failure
+        if isinstance(self._status, Exception):
             raise self._status
         return self._status
 
@@ -7567,21 +7606,21 @@ class Patient:
             return ""
         try:
             return next(filter(None, (setting(line, name) for line in self.status())), "")
-        except Failure:
+        except (Failure, PermissionError):
             return ""  # the check of pluto tells why
 
     def loaded(self) -> dict[str, list[dict[str, Any]]]:
-        """The connections that pluto has, without instances, by name; those for pairs of subnets together.  Raises
-        NoPluto, TimedOut."""
+        """The connections that pluto has by name, each with its instances and those for its pairs of subnets
+        (`NAME/1x2`).  Raises NoPluto, TimedOut; PermissionError when only root may ask."""
         found: dict[str, list[dict[str, Any]]] = {}
         reader = ConnectionReader()
         for line in self.status():
             if line.startswith('"'):
                 reader.connection(line)
         for conn in reader.data["connections"]:
-            name, slash, pair = conn["name"].rpartition("/")
-            if not conn["instance"].startswith("["):
-                found.setdefault(name if slash and pair.replace("x", "").isdigit() else conn["name"], []).append(conn)
+            name, _, pair = conn["name"].rpartition("/")
+            one, _, other = pair.partition("x")
+            found.setdefault(name if one.isdigit() and other.isdigit() else conn["name"], []).append(conn)
         return found
 
     @property
@@ -7673,10 +7712,10 @@ def each_interface(host: Host, option: str, family: str = "ipv4") -> dict[str, s
     return {name: host.value(f"{directory}/{name}/{option}") for name in names if name not in ("all", "default", "lo")}
 
 
-def switch_off(option: str, interfaces: Sequence[str]) -> str:
-    """The command that sets an interface's sysctl to 0, for the interfaces and for `all`."""
-    names = ("all", *(name.replace(".", "/") for name in interfaces))
-    return shell_words(["sysctl", "-w", *(f"net.ipv4.conf.{name}.{option}=0" for name in names)])
+def set_each(option: str, interfaces: Sequence[str], value: int) -> str:
+    """The command that sets a sysctl of interfaces."""
+    names = (name.replace(".", "/") for name in interfaces)
+    return shell_words(["sysctl", "-w", *(f"net.ipv4.conf.{name}.{option}={value}" for name in names)])
 
 
 PACKAGE_MANAGERS = {"apt-get": "install", "dnf": "install", "yum": "install", "zypper": "install", "apk": "add",
@@ -7685,7 +7724,8 @@ PACKAGE_MANAGERS = {"apt-get": "install", "dnf": "install", "yum": "install", "z
 
 def install(host: Host, package: str) -> str:
     """The command that installs a package here."""
-    name = next(filter(host.which, PACKAGE_MANAGERS), "apt-get")
+    name = next((name for name in PACKAGE_MANAGERS for directory in SYSTEM_PATH
+                 if host.executable(f"{directory}/{name}")), "apt-get")
     return f"{name} {PACKAGE_MANAGERS[name]} {package}"
 
 
@@ -7726,7 +7766,7 @@ def redirects(patient: Patient, option: str) -> Iterator[Trouble]:
         on = [name for name, value in each_interface(host, option).items() if counts(value, everywhere) == "1"]
         if on:
             yield ("WARN", "NOT DISABLED", f"this gateway forwards, and {', '.join(on[:5])} would "
-                   f"{option.split('_')[0]} ICMP redirects", switch_off(option, on))
+                   f"{option.split('_')[0]} ICMP redirects", set_each(option, ("all", *on), 0))
 
 
 @check("send_redirects", "         ICMP send_redirects",
@@ -7772,11 +7812,13 @@ def check_config_syntax(patient: Patient) -> Iterator[Trouble]:
     if fatal:
         yield "FAIL", "PARSE ERROR", "; ".join(map(str, fatal[:3])), edit(fatal[0])
     elif said := patient.refused():
-        # of what it says the place and a keyword: the rest may be a secret, of a line that belongs into ipsec.secrets
-        words = said.translate({ord(char): " " for char in ":,[]'\"=\r\n"}).split()
+        # of the last that it says the place and a keyword: the rest may be a secret, of a line that belongs into
+        # ipsec.secrets; what comes before are warnings
+        words = said.splitlines()[-1].translate({ord(char): " " for char in ":,[]'\"=\r"}).split()
         file = next((word for word in words if word in config.files), config.name)
         line = next((int(word) for before, word in zip(words, words[1:]) if before == file and word.isdigit()), 0)
-        keyword = next((word for word in words if canonical(word) in {**keywords(True), **keywords(False)}), "this")
+        known = {*keywords(True), *keywords(False)}
+        keyword = next((word for word in words if canonical(word) in known), "this")
         place = Problem(file, line, f"the installed addconn refuses {keyword}")
         yield "FAIL", "REFUSED", f"{place}, see ipsec addconn --checkconfig", edit(place)
 
@@ -7785,7 +7827,7 @@ def check_config_syntax(patient: Patient) -> Iterator[Trouble]:
        "Reverse path filtering of each interface; the stronger of its own value and that of `all` counts.",
        "A strict filter (1) drops what comes in by another interface than the one that the route back leads to: on a "
        "gateway with two uplinks that is what the peer sends. Packets that come out of a tunnel pass it.",
-       "Set net.ipv4.conf.*.rp_filter to 0 (or 2, loose), in /etc/sysctl.d for good.", live=True)
+       "Set net.ipv4.conf.*.rp_filter to 2 (loose; it counts for more than 1), in /etc/sysctl.d for good.", live=True)
 def check_rp_filter(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
     everywhere = sysctl(host, "net.ipv4.conf.all.rp_filter")  # ip-sysctl.rst
@@ -7807,10 +7849,10 @@ def check_rp_filter(patient: Patient) -> Iterator[Trouble]:
                 troubles += 1
                 yield ("FAIL", "ENABLED", f"conn {tunnel.conn.name}: {own} is on {device}, which is strict, and the "
                        f"route to {tunnel.peer} leads by {back}: what it sends is dropped",
-                       switch_off("rp_filter", [device]))
+                       set_each("rp_filter", [device], 2))
     if not troubles:
         yield ("WARN", "ENABLED", f"strict on {', '.join(strict[:5])}: what comes in by another way than the route "
-               "back is dropped, as with two uplinks", switch_off("rp_filter", strict))
+               "back is dropped, as with two uplinks", set_each("rp_filter", strict, 2))
 
 
 # What a connection needs of the kernel: a keyword (or `any`), the values with which it does, the option, the module
@@ -8066,8 +8108,6 @@ def check_pluto(patient: Patient) -> Iterator[Trouble]:
     try:
         patient.status()
     except Failure as failure:
-        if failure.hint == NOT_ALLOWED and not patient.host.superuser:
-            raise PermissionError(failure.message) from None
         again = patient.pid or isinstance(failure, TimedOut)
         yield "FAIL", "FAILED", failure.message, "ipsec restart" if again else "ipsec start"
 
@@ -8111,32 +8151,30 @@ def check_udp4500(patient: Patient) -> Iterator[Trouble]:
        "does not come up.",
        live=True)
 def check_loaded(patient: Patient) -> Iterator[Trouble]:
-    try:
-        loaded = patient.loaded()
-    except Failure:
-        return  # the check of pluto tells
-    host = patient.host
+    host, loaded = patient.host, patient.loaded()
     names = host_names(host)
     here = {tunnel.conn.name: tunnel.here for tunnel in patient.tunnels}
     for conn in patient.config.conns():
-        if conn.auto == "ignore" or "group" in conn.get("left") + conn.get("right"):
+        ends = conn.get("left"), conn.get("right")
+        if conn.auto == "ignore" or not {"%group", "%opportunisticgroup"}.isdisjoint(ends):
             continue
         what, again = f"conn {conn.name}", shell_words(["ipsec", "add", conn.name])
         told = loaded.get(conn.name, [])
         changed = list(changes(conn, here[conn.name], told, names)) if conn.name in here else []
         if not told:
-            later = host.stat(conn.file).st_mtime > host.stat(f"{host.rundir}/pluto.pid").st_mtime
+            started = host.stat(f"{host.rundir}/pluto.pid").st_mtime if host.exists(f"{host.rundir}/pluto.pid") else 0
+            later = host.stat(conn.file).st_mtime > started
             why = f" ({conn.broken})" if conn.broken else ", a file that was changed since its start" if later else ""
             yield ("WARN" if later else "FAIL", "NOT LOADED", f"pluto has no {what} of {conn.file}:{conn.line}{why}",
                    edit(conn.broken) if conn.broken else again)
         elif not any(one["oriented"] for one in told):
-            yield ("WARN" if conn.auto == "add" else "FAIL", "NOT ORIENTED", f"{what}: neither {conn.get('left')} nor "
-                   f"{conn.get('right')} is an address of this host that pluto listens on",
+            yield ("WARN" if conn.auto == "add" else "FAIL", "NOT ORIENTED", f"{what}: neither {ends[0]} nor {ends[1]} "
+                   "is an address of this host that pluto listens on",
                    "ipsec whack --listen" if conn.name in here else edit(conn.settings.get("left", conn)))
         elif changed:
             yield ("WARN", "CHANGED", f"{what}: pluto has another {' and '.join(changed)} than {conn.file}:{conn.line}",
                    again)
-        elif conn.auto == "start" and not any(one["child_sa"] for one in told):
+        elif conn.auto == "start" and "%any" not in ends and not any(one["child_sa"] for one in told):
             yield "WARN", "DOWN", f"{what} has auto=start and no IPsec SA", shell_words(["ipsec", "up", conn.name])
 
 
@@ -8200,18 +8238,26 @@ def check_nss_files(patient: Patient) -> Iterator[Trouble]:
         host.listdir(directory)  # only root may see what is there
     if lacking:
         half = f": restore a backup, or make {ANEW}" if len(lacking) == 1 else ""
-        yield "FAIL", "MISSING", f"{directory} has no {' and no '.join(lacking)}{half}", new_database(patient)
+        # checknss moves or migrates an old one, but makes no other half
+        old = [f"{directory}/{name}" for name in DBM_FILES] + [
+            f"{host.confddir}/{name}" for name in (*NSS_FILES[1:], *DBM_FILES) if directory == DEFAULT_NSSDIRS[0]]
+        takes_over = not half and any(map(host.exists, old))
+        yield ("FAIL", "MISSING", f"{directory} has no {' and no '.join(lacking)}{half}",
+               " && ".join(map(shell_words, (["mkdir", "-p", "-m", "700", directory],
+                                             ["ipsec", "checknss", "--nssdir", directory]))) if takes_over else
+               new_database(patient))
 
 
 ANEW = "a new database; its keys have to be made or imported again"
 
 
 def new_database(patient: Patient) -> str:
-    """The command that makes a new NSS database, what is there of an old one moved aside."""
-    directory = patient.nssdir
-    old = [path for path in (f"{directory}/{name}" for name in NSS_FILES[1:]) if patient.host.exists(path)]
-    steps = [["mkdir", "-p", f"{directory}/broken"], ["mv", *old, f"{directory}/broken"]] if old else [
-        ["mkdir", "-p", "-m", "700", directory]]
+    """The command that makes a new NSS database, what is there of an old one moved aside, with SQLite's journals."""
+    host, directory = patient.host, patient.nssdir
+    names = host.listdir(directory) if host.isdir(directory) else []
+    old = [f"{directory}/{name}" for name in names if name.startswith(NSS_FILES[1:])]
+    aside = f"{directory}/broken-{time.strftime('%Y%m%d-%H%M%S')}"
+    steps = [["mkdir", aside], ["mv", *old, aside]] if old else [["mkdir", "-p", "-m", "700", directory]]
     return " && ".join(map(shell_words, [*steps, ["ipsec", "initnss", "--nssdir", directory]]))
 
 
@@ -8333,8 +8379,13 @@ def check_psk(patient: Patient) -> Iterator[Trouble]:
         yield "SKIP", "UNKNOWN", f"{name} has an error, and what is behind it is not known", ""
         return
     names = host_names(host)
-    groups = [[comparable_id(token.text, names) for token in record.ids] for file in files
-              for record, _ in secret_records(host.lines(file)) if record.kind == "psk"]
+    groups: dict[str | None, list[list[str | None]]] = {}  # of IDs, by each of them; without one, by any
+    for file in files:
+        for record, _ in secret_records(host.lines(file)):
+            if record.kind == "psk":
+                ids = [comparable_id(token.text, names) for token in record.ids]
+                for key in set(ids) or {""}:
+                    groups.setdefault(key, []).append(ids)
     here = {tunnel.conn.name: tunnel.here for tunnel in patient.tunnels} if host.live else {}
     for conn in patient.conns:
         ways = {conn.get("authby"), conn.get("leftauth"), conn.get("rightauth")}
@@ -8346,7 +8397,8 @@ def check_psk(patient: Patient) -> Iterator[Trouble]:
         # of a connection that has neither end here either may be ours
         pairs = [pair for side, pair in (("left", (left, right)), ("right", (right, left)))
                  if here.get(conn.name, side) == side]
-        if not any(has_secret(ids, *pair) is not False for ids in groups for pair in pairs):
+        near = [ids for key in (left, right, "", None) for ids in groups.get(key, ())]
+        if not any(has_secret(ids, *pair) is not False for ids in near for pair in pairs):
             yield ("FAIL", "NO SECRET", f"{name} has no PSK for {quote(shown[0])} and {quote(shown[1])} of conn "
                    f"{conn.name}", shell_words(["vi", name]))
 
@@ -8473,21 +8525,29 @@ def findings(host: Host, timeout: float, names: Collection[str] = ()) -> Iterato
     chosen = [one for one in CHECKS.values() if (not names or one.name in names) and (host.live or not one.live)]
     if CHECKS["config"] in chosen:
         patient.ask_addconn()
-    for one in chosen:
-        fine = True
-        try:
-            for level, word, why, mend in one.function(patient):
+    try:
+        for one in chosen:
+            fine = True
+            try:
+                for level, word, why, mend in one.function(patient):
+                    fine = False
+                    yield Finding(one.name, one.text, level, word, why, on_its_system(host, mend))
+            except (OSError, Failure) as error:
                 fine = False
-                if host.root and (" /" in mend or mend.startswith("ipsec ")):
-                    there = shell_words(["chroot", host.root])
-                    mend = f"{there} sh -c {shell_words([mend])}" if " && " in mend else f"{there} {mend}"
-                yield Finding(one.name, one.text, level, word, why, mend)
-        except (OSError, Failure) as error:
-            fine = False
-            again = f"sudo ipsec verify {one.name}" if isinstance(error, PermissionError) and not host.superuser else ""
-            yield Finding(one.name, one.text, "SKIP", "UNKNOWN", reason(error), again)
-        if fine:
-            yield Finding(one.name, one.text)
+                forbidden = isinstance(error, PermissionError) and not host.superuser
+                yield Finding(one.name, one.text, "SKIP", "UNKNOWN", reason(error),
+                              f"sudo ipsec verify {one.name}" if forbidden else "")
+            if fine:
+                yield Finding(one.name, one.text)
+    finally:
+        patient.close()
+
+
+def on_its_system(host: Host, mend: str) -> str:
+    """The command, to be run where what it mends lies: on a mounted disk, there."""
+    if not host.root or not mend:
+        return mend
+    return f"{shell_words(['chroot', host.root])} {f'sh -c {shell_words([mend])}' if ' && ' in mend else mend}"
 
 
 def verify_lines(found: Iterable[Finding], colour: bool = False) -> Iterator[str]:

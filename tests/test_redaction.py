@@ -103,7 +103,8 @@ def test_a_secret_is_masked_in_all_its_encodings(secret: str) -> None:
         assert text[:8] not in masked and text[-8:] not in masked and "[redacted]" in masked
 
 
-@given(st.lists(st.sampled_from(["  ", " ", ":", "| ", "|  ", "0a", "FF", "7", "x", "beef", "\t", "1b 2c", "-"]), max_size=14))
+@given(st.lists(st.sampled_from(["  ", " ", ":", "| ", "|  ", "0a", "FF", "7", "x", "beef", "\t", "1b 2c", "-"]),
+                max_size=14))
 def test_the_quick_look_for_a_hex_dump_overlooks_none(parts: list[str]) -> None:
     line = "".join(parts)
     redactor = ipsec.Redactor()

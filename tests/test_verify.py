@@ -9,6 +9,8 @@ import pytest
 
 from ipsec import CHECKS, Host, Patient, Trouble, comparable_id, findings, has_secret
 
+from .ground.machine import alive, wait_for
+
 
 @pytest.mark.parametrize(("pluto", "kernel", "policy", "found"), [
     ({"fips mode": "disabled;"}, "0", "", []),
@@ -47,6 +49,26 @@ def test_the_firewall_is_checked_for_every_tunnel(monkeypatch: pytest.MonkeyPatc
         assert ("prerouting input", tunnel.device, tunnel.family, icmp) in asked
 
 
+def test_a_program_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """addconn waits for DNS, say; and one that can't be run at all is one check that is not made."""
+    addconn, file = tmp_path / "addconn", tmp_path / "ipsec.conf"
+    addconn.write_text(f"#!/bin/sh\necho $$ >{tmp_path}/pid\nexec sleep 3600\n")
+    addconn.chmod(0o755)
+    file.write_text("config setup\n")
+    host = Host({"IPSEC_EXECDIR": str(tmp_path)}, conf=str(file))
+    monkeypatch.setattr(Host, "superuser", True)
+    patient = Patient(host, 60.0)
+    patient.ask_addconn()
+    wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip(), "addconn")
+    patient.close()
+    assert not alive(int((tmp_path / "pid").read_text())) and not host.children
+    (found,) = findings(host, 0.1, ("config",))
+    assert (found.level, found.why) == ("SKIP", "the installed addconn --checkconfig did not end within 0.1 s")
+    addconn.write_text("no program")
+    (found,) = findings(host, 60.0, ("config",))
+    assert (found.level, found.why) == ("SKIP", f"{addconn}: Exec format error")
+
+
 def test_what_mends_a_mounted_disk_is_done_on_it(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/ipsec.conf").write_text("config setup\n\tauto=banana\n")
@@ -79,6 +101,38 @@ def test_a_secret_is_taken_as_pluto_takes_it(ids: str, taken: bool | None) -> No
 def test_ids_are_the_same_as_pluto_sees_it(one: str, other: str, same: bool) -> None:
     names = {"gate": "10.0.0.7"}
     assert (comparable_id(one, names) == comparable_id(other, names)) is same
+
+
+STATUS = """"rw": 10.1.0.0/24===192.0.2.1...192.0.2.2===0.0.0.0/0; unrouted; eroute owner: #0
+"rw":     oriented; my_ip=unset; their_ip=unset; my_updown=ipsec _updown;
+"rw":   newest IKE SA: #0; newest IPsec SA: #0; conn serial: $1;
+"rw"[1]: 10.1.0.0/24===192.0.2.1...192.0.2.2===10.9.0.0/24; erouted; eroute owner: #2
+"rw"[1]:     oriented; my_ip=unset; their_ip=unset; my_updown=ipsec _updown;
+"rw"[1]:   newest IKE SA: #1; newest IPsec SA: #2; conn serial: $2;
+"net/24": 192.0.2.1...192.0.2.2; unrouted; eroute owner: #0
+"net/24":     oriented; my_ip=unset; their_ip=unset; my_updown=ipsec _updown;
+"two/1x1": 10.1.0.0/24===192.0.2.1...192.0.2.2===10.2.0.0/24; unrouted; eroute owner: #0
+"two/1x1":     oriented; my_ip=unset; their_ip=unset; my_updown=ipsec _updown;
+"two/1x2": 10.1.0.0/24===192.0.2.1...192.0.2.2===10.3.0.0/24; unrouted; eroute owner: #0
+"two/1x2":     oriented; my_ip=unset; their_ip=unset; my_updown=ipsec _updown;"""
+
+
+def test_what_pluto_has_is_compared_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An instance that is up counts, pairs of subnets are one connection, and `/24` in a name is no such pair."""
+    file = tmp_path / "ipsec.conf"
+    ends = "\tleft=192.0.2.1\n\tright=192.0.2.2\n"
+    file.write_text(
+        f"conn rw\n\tauto=start\n\tnarrowing=yes\n\tleftsubnet=10.1.0.0/24\n\trightsubnet=0.0.0.0/0\n{ends}"
+        f"conn net/24\n\tauto=add\n{ends}"
+        f"conn two\n\tauto=add\n\tleftsubnet=10.1.0.0/24\n\trightsubnets={{10.2.0.0/24,10.3.0.0/24}}\n{ends}")
+    patient = Patient(Host({}, conf=str(file)), 1.0)
+    monkeypatch.setattr(patient, "status", STATUS.splitlines)
+    tunnels = [SimpleNamespace(conn=conn, here="left") for conn in patient.config.conns()]
+    monkeypatch.setattr(Patient, "tunnels", tunnels)
+    assert list(CHECKS["loaded"].function(patient)) == []
+    other = STATUS.replace("SA: #2", "SA: #0").replace("10.3.0.0", "10.4.0.0")
+    monkeypatch.setattr(patient, "status", other.splitlines)
+    assert [trouble[1] for trouble in CHECKS["loaded"].function(patient)] == ["DOWN", "CHANGED"]
 
 
 @pytest.mark.parametrize("said", [

@@ -150,11 +150,18 @@ BROKEN = {
     "open quotes": ("echo ': PSK \"unterminated' >/etc/ipsec.secrets", {"secrets": "FAIL", "psk": "SKIP"}),
     "no secrets": ("rm /etc/ipsec.secrets", {"secrets": "FAIL"}),
     "no keys": ("rm /var/lib/ipsec/nss/key4.db", {"nss": "FAIL"}),
-    "a database that is none": ("echo nothing >/var/lib/ipsec/nss/cert9.db", {"nss_health": "FAIL"}),
+    "a database that is none": ("echo nothing >/var/lib/ipsec/nss/cert9.db", {
+        "nss_health": "FAIL", "certificates": "SKIP"}),
     "a database that is cut short": ("truncate -s 8192 /var/lib/ipsec/nss/key4.db", {"nss_health": "FAIL"}),
     "damaged pages": (
         f"{CERTIFICATE} -v 12; for n in 4 5 6; do dd if=/noise of=/var/lib/ipsec/nss/cert9.db bs=4096 seek=$n "
         "conv=notrunc; done 2>&1", {"nss_health": "FAIL"}),
+    "database in the old place": ("mkdir -p /etc/ipsec.d; mv /var/lib/ipsec/nss/* /etc/ipsec.d", {"nss": "FAIL"}),
+    "change that was not finished": (
+        f"{CERTIFICATE} -v 12; cd /var/lib/ipsec/nss; python3 -c \"import os, sqlite3; base = sqlite3.connect("
+        "'cert9.db', isolation_level=None); base.execute('PRAGMA cache_size=1'); base.execute('BEGIN IMMEDIATE'); "
+        "base.execute('CREATE TABLE filler (data)'); [base.execute('INSERT INTO filler VALUES (?)', (bytes(5000),)) "
+        "for n in range(99)]; os._exit(0)\"", {"nss_health": "SKIP", "certificates": "SKIP"}),
     "no directory of the database": ("rm -r /var/lib/ipsec/nss; cp -a /etc/ipsec.d /etc/other", {"nss": "FAIL"}),
     "keys for all to read": ("chmod 644 /var/lib/ipsec/nss/key4.db", {"nss_health": "WARN"}),
     "secrets for all to read": ("chmod 644 /etc/ipsec.secrets", {"secret_modes": "WARN"}),
@@ -204,14 +211,15 @@ BROKEN = {
                           "comm=\"pluto\"' >/var/log/audit/audit.log; mount -t tmpfs none /sys/fs; mkdir "
                           "/sys/fs/selinux; echo 1 >/sys/fs/selinux/enforce", {"selinux": "WARN"}),
     "prelink": ("touch /usr/sbin/prelink", {"prelink": "WARN"}),
-    "pluto does not answer": ("kill -STOP $(cat /run/pluto/pluto.pid)", {"pluto": "FAIL"}),
-    "pluto is gone": ("kill -KILL $(cat /run/pluto/pluto.pid)", {"pluto": "FAIL", "udp500": "SKIP", "udp4500": "SKIP"}),
+    "pluto does not answer": ("kill -STOP $(cat /run/pluto/pluto.pid)", {"pluto": "FAIL", "loaded": "SKIP"}),
+    "pluto is gone": ("kill -KILL $(cat /run/pluto/pluto.pid)", {
+        "pluto": "FAIL", "udp500": "SKIP", "udp4500": "SKIP", "loaded": "SKIP"}),
     "another program called pluto": (
         "kill -KILL $(cat /run/pluto/pluto.pid); while pidof pluto; do sleep 0.1; done; cp /usr/bin/sleep /pluto; "
         "/pluto 1000 >/dev/null 2>&1 & echo $! >/run/pluto/pluto.pid; echo 'import socket, time\ns = socket.socket("
         "type=socket.SOCK_DGRAM)\ns.bind((\"\", 500))\ntime.sleep(1000)' >/listen; python3 /listen >/dev/null 2>&1 & "
         "until ss -lun | grep -q :500; do sleep 0.1; done",
-        {"pluto": "FAIL", "udp500": "FAIL", "udp4500": "FAIL", "versions": "WARN"}),
+        {"pluto": "FAIL", "udp500": "FAIL", "udp4500": "FAIL", "loaded": "SKIP", "versions": "WARN"}),
 }
 
 #: What looks broken and is not
@@ -297,17 +305,27 @@ def verify(machine: Machine) -> dict[str, str]:
     return levels(machine.ipsec("verify", "--json", "--timeout", "3"))
 
 
+def saved_rules(machine: Machine) -> list[str]:
+    """The rules that an administrator saves with the four programs of iptables: none may be lost to a mend."""
+    programs = ("iptables-nft-save", "ip6tables-nft-save", "iptables-legacy-save", "ip6tables-legacy-save")
+    return [line.partition("[")[0] for name in programs for line in machine.run([name]).check().stdout.splitlines()
+            if line.startswith(("-A", ":"))]
+
+
 def mend(machine: Machine, checks: Collection[str]) -> set[str]:
     """Do what verify says that mends these checks, by a shell; the checks for which that is for no person to do."""
     found = json.loads(machine.ipsec("verify", "--json", "--timeout", "3", *checks).stdout)
     bad = [finding for finding in found if finding["level"] in ("WARN", "FAIL")]
     left = {finding["check"] for finding in bad if finding["mend"].startswith(FOR_PEOPLE)}
     machine.run(["sh", "-c", f"mkdir -p /run/bin; ln -sf {PYZ} /run/bin/ipsec"]).check()
+    before = saved_rules(machine)
     for line in dict.fromkeys(finding["mend"] for finding in bad if finding["check"] not in left):
         result = machine.run(["sh", "-c", f"PATH=/run/bin:$PATH; {line}"])
         if "pluto refused it" in result.stderr:
             return set()
         result.check()
+    after = saved_rules(machine)
+    assert not [line for line in before if line not in after]
     return {finding["check"] for finding in bad} - left
 
 
