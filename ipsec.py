@@ -917,6 +917,7 @@ KEY_KINDS = frozenset("psk xauth rsa ecdsa eddsa pkcs8 p12 pin ppk ppks ntlm eap
 RSA_FIELDS = frozenset("modulus publicexponent privateexponent prime1 prime2 exponent1 exponent2 coefficient ckaidnss "
                        "ckaid privatekey publickey".split())
 PUBLIC_FIELDS = ("modulus", "publicexponent", "ckaidnss", "ckaid", "publickey")
+BASE64_DIGITS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
 LONGEST_LINE = 1 << 16  # a report shows no more of a line
 # Secrets that are everyday words of a report would, masked everywhere, leave neither a report nor a doubt what they are
 EVERYDAY = frozenset("secret secrets password ipsec libreswan pluto test default public private tunnel transport "
@@ -939,6 +940,8 @@ class Token:
         """The bytes that it stands for, or None when it is no key that pluto would load."""
         if self.form in ("0x", "0s"):
             digits = self.text[2:].replace("_", "")
+            if self.form == "0s" and not BASE64_DIGITS.issuperset(digits.rstrip("=")):
+                return None
             try:
                 import binascii
                 return (binascii.unhexlify(digits) if self.form == "0x" else
@@ -1008,18 +1011,20 @@ class SecretRecord:
 
     def _parse(self) -> None:
         tokens = self.tokens
-        if tokens and tokens[0].text.lower() == "include" and not tokens[0].form:
+        if not tokens:
+            return  # comments and blank lines
+        if tokens[0].text.lower() == "include" and not tokens[0].form:
             self.kind = "include"
-            self.shown = list(tokens[:1])
+            self.shown = [tokens[0]]
             if len(tokens) != 2 or tokens[1].form == "open":
                 self.problem = "include needs one file name and nothing behind it"
                 return
             self.include = tokens[1].text
             self.shown.append(tokens[1])
             return
-        if tokens and tokens[0].text.startswith("\ufeff"):
+        if tokens[0].text.startswith("\ufeff"):
             self._wrong("the file begins with a byte order mark, which pluto takes for a part of the first ID")
-        elif tokens and tokens[0].start:
+        elif tokens[0].start:
             self._wrong("indented, and no record begins before it: pluto leaves it out")
         colon = next((i for i, token in enumerate(tokens) if token.text == ":"), -1)
         keyword = next((i for i, token in enumerate(tokens) if is_key_word(token.text)), len(tokens))
@@ -1437,7 +1442,7 @@ side never|secret|rsasig|rsa|ecdsa|eddsa|null|eaponly: auth
 side none|tls: autheap
 side never|no|sendifasked|ifasked|alwayssend|always|yes: sendcert
 list: also connalias
-text: accept-redirect-to ah authby debug esp ike mark mark-in mark-out modecfgbanner modecfgdns modecfgdomains phase2alg
+text: accept-redirect-to ah authby debug esp ike mark mark-in mark-out modecfgbanner modecfgdns modecfgdomains
  ppk-ids redirect-to sec-label vti-interface
 {_BOOL}: aggressive cisco-split cisco-unity compress decap-dscp dns-match-id dns-match-id, encap-dscp fake-strongswan
  ignore-peer-dns ikepad initial-contact intermediate iptfs iptfs-fragmentation labeled-ipsec mobike modecfgpull
@@ -1479,7 +1484,7 @@ obsolete: alsoflip connaddrfamily disablearrivalcheck forceencaps modecfgdns2 mo
 ALIASES = {"plutostderrlog": "logfile", "plutostderrlogtime": "logtime", "strictcrlpolicy": "crl-strict",
            "ocsp-trust-name": "ocsp-trustname", "secctx-attr-value": "secctx-attr-type",
            "ikev1-secctx-attr-type": "secctx-attr-type", "expire-lifetime": "xfrmlifetime",
-           "aggrmode": "aggressive", "ike-frag": "fragmentation", "keylife": "ipsec-lifetime",
+           "aggrmode": "aggressive", "phase2alg": "esp", "ike-frag": "fragmentation", "keylife": "ipsec-lifetime",
            "lifetime": "ipsec-lifetime", "salifetime": "ipsec-lifetime", "ikev1-dpdtimeout": "dpdtimeout",
            "nflog-group": "nflog", "policy-label": "sec-label", "modecfgdns1": "modecfgdns",
            "modecfgdomain": "modecfgdomains", "send-no-esp-tfc": "send-esp-tfc-padding-not-supported",
@@ -1809,7 +1814,9 @@ class Config:
             self._problem(*place, f"obsolete keyword {written} is ignored", False)
             return
         if kind not in ("text", "list") and (wrong := value_problem(kind, setting.value)):
-            self._problem(*place, f"{written}={quote(setting.value)} {wrong}")
+            # somebody may have put a secret there
+            shown = "" if "auth" in setting.key else quote(setting.value)
+            self._problem(*place, f"{written}={shown} {wrong}")
             return
         section.settings.append(setting)
         if setup:
@@ -5975,9 +5982,12 @@ NFT_SILENT = {"log": ("prefix", "level", "flags", "group", "snaplen", "queue-thr
               "counter": ("packets", "bytes", "name")}
 IPTABLES_TABLES = ("filter", "nat", "mangle", "raw", "security")
 RULE_TARGETS = {"accept": "accept", "drop": "drop", "reject": "drop", "return": "return", "masquerade": "snat",
-                "snat": "snat", "netmap": "?", "?": "?", "queue": "?", "nfqueue": "?", "dnat": "?", "redirect": "?"}
+                "snat": "snat", "netmap": "?", "?": "?", "queue": "?", "nfqueue": "?", "dnat": "dnat",
+                "redirect": "dnat",
+                "notrack": ""}
 Rule = tuple[list[tuple[str, str, bool]], str]  # conditions (field, values, negated), target
 Table = tuple[str, "dict[str, Chain]"]  # the family (ip, ip6, inet for both), the chains by name
+EVERYTHING = ("0.0.0.0/0", "::/0")
 TABLE_FAMILIES = {"ipv4": ("ip", "inet"), "ipv6": ("ip6", "inet")}
 
 
@@ -6017,7 +6027,12 @@ def iptables_rule(words: list[str]) -> Rule:
     while words:
         word = words.pop()
         if word in ("-j", "-g"):
-            return conditions, f"goto {words.pop()}" if word == "-g" else words.pop()
+            target = words.pop()
+            if target == "SNAT":
+                target += " " + word_after(words[::-1], "--to-source")
+            elif target == "CT" and "--notrack" in words:
+                target = "NOTRACK"
+            return conditions, f"goto {target}" if word == "-g" else target
         if word in IPTABLES_FIELDS:
             field = IPTABLES_FIELDS[word]
             conditions.append((f"ipsec-{way}" if field == "ipsec-" else field, words.pop(), negated))
@@ -6036,6 +6051,7 @@ def nft_tables(text: str, wrapped: Mapping[str, str]) -> Iterator[Table]:
     nftables: to its chains only it may add rules, as it can't read, and so not save, what nft has put there."""
     table: dict[str, Chain] = {}
     chain, depth, dormant = "", 0, False
+    unnamed: list[str] = []  # chains within chains, `jump {`, by names that no other can have
     for line in text.splitlines():
         words = rule_words(line)
         if depth == 0 and words[:1] == ["table"]:
@@ -6050,9 +6066,16 @@ def nft_tables(text: str, wrapped: Mapping[str, str]) -> Iterator[Table]:
             policy = word_after(words, "policy", "accept;").strip(";")
             table[chain] = Chain(word_after(words, "hook"), words[1].replace("filter", ""), policy,
                                  table[chain].insert, [])
-        elif depth == 2 and chain and words != ["}"]:
-            table[chain].rules.extend(nft_rules(words[::-1]))
+        elif depth >= 2 and chain and words != ["}"]:
+            here = table[unnamed[-1] if unnamed else chain]
+            if words[-1:] == ["{"] and words[-2:-1] in (["jump"], ["goto"]):
+                unnamed.append(f"{chain} {len(table)}")
+                table[unnamed[-1]] = Chain("", "", "", "", [])
+                here.rules.extend(nft_rules([unnamed[-1], *words[-2::-1]]))
+            else:
+                here.rules.extend(nft_rules(words[::-1]))
         depth += words.count("{") - words.count("}")
+        del unnamed[max(0, depth - 2):]
         if depth < 2:
             chain = ""
         if depth == 0 and table:
@@ -6084,6 +6107,8 @@ def nft_rules(words: list[str]) -> Iterator[Rule]:
         elif word in ("ip", "ip6"):
             conditions.append(("family", "ipv6" if word == "ip6" else "ipv4", False))
         if word in ("jump", "goto") or word.lower() in RULE_TARGETS:
+            if word == "snat":
+                word = f"snat {word_after(words[::-1], 'to').partition(':')[0]}"
             yield conditions, words.pop() if word == "jump" else f"goto {words.pop()}" if word == "goto" else word
             return
         if word in NFT_SILENT:
@@ -6100,7 +6125,7 @@ def nft_rules(words: list[str]) -> Iterator[Rule]:
         else:
             if two in NFT_FIELDS:
                 words.pop()
-            negated = words[-1:] == ["!="] and bool(words.pop())
+            negated = words[-1:] in (["!="], ["!"]) and bool(words.pop())
             if words[-1:] == ["vmap"]:
                 words.pop()
                 for entry in values().split(","):
@@ -6165,7 +6190,10 @@ def verdict(table: Mapping[str, Chain], chain: Chain, packet: Mapping[str, str])
         if fits is False:
             continue
         name = target.removeprefix("goto ")
-        result = verdict(table, table[name], packet) if name in table else RULE_TARGETS.get(target.lower(), "")
+        kind, _, source = target.partition(" ")
+        result = verdict(table, table[name], packet) if name in table else RULE_TARGETS.get(kind.lower(), "")
+        if result == "snat" and source and net_fits(source, packet["src"]):
+            result = "accept"  # what it becomes belongs to the same network
         if fits and (result or name != target):
             return result.replace("return", "") or chain.policy
         if result in ("accept", "return", "?"):
@@ -6173,7 +6201,7 @@ def verdict(table: Mapping[str, Chain], chain: Chain, packet: Mapping[str, str])
     return chain.policy
 
 
-def filter_tables(host: Host) -> list[Table]:
+def filter_tables(host: Host, timeout: float = 10.0) -> list[Table]:
     """The tables of this network: nft's, and those of iptables' older flavour, which nft does not show.
 
     Raises OSError, Failure: no right to ask, or no program to ask with.
@@ -6198,7 +6226,7 @@ def filter_tables(host: Host) -> list[Table]:
             legacy = f"{family}tables-legacy-save"
             programs.append([legacy if host.which(legacy) else f"{family}tables-save"])
     for argv in programs:
-        ran = host.run(argv)
+        ran = host.run(argv, timeout=timeout)
         if ran.status:
             raise Failure(f"{argv[0]}: {ran.complaint}")
         wrapped = {family: f"{family}tables-nft" for family in ("ip", "ip6") if host.which(f"{family}tables-nft")}
@@ -7503,10 +7531,11 @@ class Patient:
         self.host = host
         self.timeout = timeout
         self.config = Config(host)
-        self.pid = find_pluto(host) if host.live else None
+        # its pid file may be gone or stale
+        self.pid = (find_pluto(host) or next(iter(plutos(host)), None)) if host.live else None
         self._addconn: Generator[bytes, None, None] | Failure | None = None
         self._tunnels: list[Tunnel] | None = None
-        self._tables: list[Table] | None = None
+        self._tables: list[Table] | Exception | None = None
         self._kernel: tuple[str, str] | None = None
         self._status: list[str] | Exception | None = None
         self._nssdir = ""
@@ -7525,8 +7554,8 @@ class Patient:
                 self._addconn = failure
 
     def refused(self) -> str | None:
-        """What the installed addconn says of a configuration that it refuses; None when it does not refuse it, or can't
-        be asked.  Raises Failure when it can't be run, TimedOut."""
+        """What the installed addconn says of a configuration that it refuses, or of a connection in it, whatever its
+        status; None when it refuses nothing, or can't be asked.  Raises Failure when it can't be run, TimedOut."""
         said = b""
         if isinstance(self._addconn, Failure):
             raise self._addconn
@@ -7537,7 +7566,8 @@ class Patient:
             raise TimedOut(f"the installed addconn --checkconfig did not end within {self.timeout:g} s") from None
         except Failure as failure:
             return decode(said).strip() or failure.message
-        return None
+        return next((line for line in decode(said).splitlines() if line.startswith("while loading '")
+                     or "did not load properly" in line or "bad subnet" in line), None)
 
     def close(self) -> None:
         """End what was started for it."""
@@ -7560,8 +7590,10 @@ class Patient:
 
     @property
     def conns(self) -> list[Conn]:
-        """The connections that pluto loads at its start."""
-        return [conn for conn in self.config.conns() if conn.auto != "ignore" and not conn.broken]
+        """The connections that pluto loads at its start, without those that only say what is sent in clear or
+        dropped."""
+        return [conn for conn in self.config.conns() if conn.auto != "ignore" and not conn.broken
+                and not is_shunt(conn)]
 
     @property
     def tunnels(self) -> list[Tunnel]:
@@ -7569,23 +7601,34 @@ class Patient:
         if self._tunnels is None:
             self._tunnels = []
             routing = Routing(self.host)
-            own = [address for address, _, _, _ in routing.addresses()]
-            here_is = ("%defaultroute", *own)
+            own = routing.addresses()
+            # an address on the loopback interface stands for a network that is in this host
+            inside = [address for address, _, _, index in own if index == 1 and address not in ("127.0.0.1", "::1")]
+            here_is = {"%defaultroute": "", **{address: address for address, _, _, _ in own}}
             for conn in self.conns:
                 here, there = ("left", "right") if conn.get("left") in here_is else ("right", "left")
                 if conn.get(here) not in here_is:
                     continue
                 peer, pool = conn.get(there), conn.get(f"{there}addresspool").split("-")[0]
+                peer = peer if conn_nets(conn, there, False) and peer not in ANY_ID else ""
                 try:
-                    device = routing.lookup((pool or peer).partition("/")[0]).device
+                    device = routing.lookup(peer, here_is[conn.get(here)]).device if peer else ""
                 except OSError:
-                    device = ""  # a name, or any
-                peer = peer if conn_nets(conn, there, False) else ""
-                behind = [net for net in conn_nets(conn, here)
-                          if net.removesuffix("/128" if ":" in net else "/32") not in own]
+                    device = ""  # no way there now
+                behind = [net for net in conn_nets(conn, here) if net.removesuffix("/128" if ":" in net else "/32")
+                          not in here_is and (net in EVERYTHING or not any(within(one, net) for one in inside))]
+                if conn.flag("narrowing") or conn.flag(f"{here}modecfgclient"):
+                    behind = []  # the networks of a client are what the peer gives it
                 self._tunnels.append(Tunnel(conn, here, behind, [pool] if pool else conn_nets(conn, there), device,
                                             peer))
         return self._tunnels
+
+    def device_to(self, net: str) -> str:
+        """The interface that leads to a network behind us; nothing when that is not known.  Raises OSError."""
+        try:
+            return "" if net in EVERYTHING else Routing(self.host).lookup(net.partition("/")[0]).device
+        except OSError:
+            return ""
 
     def status(self) -> list[str]:
         """What pluto says of itself and of its connections.  Raises NoPluto, TimedOut; PermissionError when only root
@@ -7657,13 +7700,30 @@ class Patient:
         names = " ".join(modules)
         return f"modprobe {names}" if self.host.isdir("/lib/modules") else "reboot"
 
+    @property
+    def tables(self) -> list[Table]:
+        """The rules of the firewall.  Raises OSError, Failure."""
+        if self._tables is None:
+            try:
+                self._tables = filter_tables(self.host, self.timeout)
+            except (OSError, Failure) as error:
+                self._tables = error
+        if isinstance(self._tables, Exception):
+            raise self._tables
+        return self._tables
+
+    def targets(self, name: str) -> bool:
+        """True when some rule of the firewall has this target.  Raises as `tables`."""
+        return any(target.lower() == name for _, table in self.tables for chain in table.values()
+                   for _, target in chain.rules)
+
     def blocks(self, hooks: str, kind: str = "", what: str = "drop", **packet: str) -> str:
         """The command that puts a rule before those that certainly drop (or do `what` to) the packet at one of the
         hooks; empty when none does.  A packet is one of IPv4 unless it says more.  Raises OSError, Failure."""
-        if self._tables is None:
-            self._tables = filter_tables(self.host)
+        if self.targets("notrack"):
+            packet.pop("state", "")  # which packets are tracked is for other rules to say
         packet = {"family": "ipv4", "status": "", **{name.replace("_", "-"): packet[name] for name in packet}}
-        return next((chain.insert for family, table in self._tables if family in TABLE_FAMILIES[packet["family"]]
+        return next((chain.insert for family, table in self.tables if family in TABLE_FAMILIES[packet["family"]]
                      for chain in table.values() if chain.hook in hooks.split() and chain.kind == kind
                      and verdict(table, chain, packet) == what), "")
 
@@ -7696,6 +7756,11 @@ class Tunnel(Record):
     def pairs(self) -> list[tuple[str, str]]:
         """What may talk through it: our networks with theirs of the same IP family."""
         return [(one, other) for one in self.ours for other in self.theirs if family_of(one) == family_of(other)]
+
+
+def is_shunt(conn: Conn) -> bool:
+    """True for a connection without a tunnel, which only says that packets are sent in clear or dropped."""
+    return conn.get("type") in ("pass", "passthrough", "reject", "drop") or conn.get("authby") == "never"
 
 
 def edit(problem: Problem | Setting | Conn) -> str:
@@ -7734,7 +7799,10 @@ def install(host: Host, package: str) -> str:
        "Pluto is what agrees on keys with the peer; without it there are no tunnels.",
        "Install the package libreswan. If it lies elsewhere, name the directory in IPSEC_EXECDIR.")
 def check_installed(patient: Patient) -> Iterator[Trouble]:
-    if not patient.host.executable(os.path.join(patient.host.execdir, "pluto")):
+    program = os.path.join(patient.host.execdir, "pluto")
+    if patient.host.exists(program) and not patient.host.executable(program):
+        yield "FAIL", "FAILED", f"{program} can't be executed", shell_words(["chmod", "755", program])
+    elif not patient.host.exists(program):
         yield "FAIL", "FAILED", f"no pluto in {patient.host.execdir}", install(patient.host, "libreswan")
 
 
@@ -7753,6 +7821,10 @@ def check_xfrm(patient: Patient) -> Iterator[Trouble]:
         return  # only root may ask; the stack is there
     except OSError as error:
         yield "FAIL", "NO NETLINK", f"{reason(error)}: pluto can't tell the kernel anything", "modprobe xfrm_user"
+    for device in {tunnel.device: None for tunnel in patient.tunnels if tunnel.device}:
+        if sysctl(patient.host, f"net.ipv4.conf.{device.replace('.', '/')}.disable_xfrm") == "1":
+            yield ("FAIL", "DISABLED", f"disable_xfrm is set on {device}: what goes out there is not encrypted",
+                   set_each("disable_xfrm", [device], 0))
 
 
 def redirects(patient: Patient, option: str) -> Iterator[Trouble]:
@@ -7819,6 +7891,12 @@ def check_config_syntax(patient: Patient) -> Iterator[Trouble]:
         line = next((int(word) for before, word in zip(words, words[1:]) if before == file and word.isdigit()), 0)
         known = {*keywords(True), *keywords(False)}
         keyword = next((word for word in words if canonical(word) in known), "this")
+        # up to 4.15: while loading 'NAME': …; 5.x: conn NAME did not load properly
+        conn = next((conn for conn in config.conns() if f"'{conn.name}'" in said or f" {conn.name} " in said), None)
+        if not line and conn:
+            setting = conn.settings.get(canonical(keyword))
+            file, line = (setting.file, setting.line) if setting else (conn.file, conn.line)
+            keyword = f"conn {conn.name}" + (f", for its {keyword}=" if setting else "")
         place = Problem(file, line, f"the installed addconn refuses {keyword}")
         yield "FAIL", "REFUSED", f"{place}, see ipsec addconn --checkconfig", edit(place)
 
@@ -7836,19 +7914,20 @@ def check_rp_filter(patient: Patient) -> Iterator[Trouble]:
         return
     troubles = 0
     routing, links = Routing(host), link_names(host)
-    devices = {address: links.get(index, "") for address, _, _, index in routing.addresses()}
+    own_nets = {address: (links.get(index, ""), bits) for address, bits, _, index in routing.addresses()}
     for tunnel in patient.tunnels:
         own = tunnel.conn.get(tunnel.here)
-        device = devices.get(own, "")
-        if device in strict and tunnel.peer and tunnel.family == "ipv4":
+        device, bits = own_nets.get(own, ("", 0))
+        # by which interface a peer further away comes in is for others to know
+        if device in strict and tunnel.peer and within(tunnel.peer, f"{own}/{bits}"):
             try:
                 back = routing.lookup(tunnel.peer, own).device
             except OSError:
                 back = "no interface"
             if back != device:
                 troubles += 1
-                yield ("FAIL", "ENABLED", f"conn {tunnel.conn.name}: {own} is on {device}, which is strict, and the "
-                       f"route to {tunnel.peer} leads by {back}: what it sends is dropped",
+                yield ("FAIL", "ENABLED", f"conn {tunnel.conn.name}: {tunnel.peer} is in the network of {device}, "
+                       f"which is strict, and the route to it leads by {back}: what it sends is dropped",
                        set_each("rp_filter", [device], 2))
     if not troubles:
         yield ("WARN", "ENABLED", f"strict on {', '.join(strict[:5])}: what comes in by another way than the route "
@@ -7920,7 +7999,7 @@ def check_algorithms(patient: Patient) -> Iterator[Trouble]:
         return modules
 
     troubles = 0
-    lists = {conn.get("esp") or conn.get("phase2alg") or DEFAULT_ESP: f"conn {conn.name}" for conn in patient.conns}
+    lists = {conn.get("esp") or DEFAULT_ESP: f"conn {conn.name}" for conn in patient.conns}
     for proposals, user in (lists or {DEFAULT_ESP: "any connection"}).items():
         missing = [lacking(proposal) for proposal in proposals.replace(" ", "").split(",")]
         if any(missing):
@@ -7941,12 +8020,18 @@ def check_algorithms(patient: Patient) -> Iterator[Trouble]:
        "sysctl -w net.ipv4.ip_forward=1, in /etc/sysctl.d for good.", live=True)
 def check_forwarding(patient: Patient) -> Iterator[Trouble]:
     for family, option in (("ipv4", "net.ipv4.ip_forward"), ("ipv6", "net.ipv6.conf.all.forwarding")):
-        behind = [f"{tunnel.conn.name} has {net}" for tunnel in patient.tunnels for net in tunnel.ours
-                  if family_of(net) == family and not tunnel.conn.flag("narrowing")
-                  and not tunnel.conn.flag(f"{tunnel.here}modecfgclient")]
-        if behind and "1" not in each_interface(patient.host, "forwarding", family).values():
-            yield ("FAIL", "DISABLED", f"conn {behind[0]} behind this host, which does not forward",
-                   f"sysctl -w {option}=1")
+        forwards = each_interface(patient.host, "forwarding", family)
+        behind = [(f"conn {tunnel.conn.name} has {net} behind this host, which does not forward", device)
+                  for tunnel in patient.tunnels for net in tunnel.ours
+                  if family_of(net) == family and tunnel.inner == tunnel.device
+                  for device in (patient.device_to(net), tunnel.device)]
+        if behind and "1" not in forwards.values():
+            yield "FAIL", "DISABLED", behind[0][0], f"sysctl -w {option}=1"
+            continue
+        for why, device in {device: (why, device) for why, device in behind if forwards.get(device) == "0"}.values():
+            name = device.replace(".", "/")
+            yield ("FAIL", "DISABLED", f"{why} what comes in by {device}",
+                   shell_words(["sysctl", "-w", f"net.{family}.conf.{name}.forwarding=1"]))
 
 
 @check("mtu", "Checking MTU and path MTU discovery",
@@ -7979,6 +8064,7 @@ IKE_TRAFFIC: tuple[tuple[str, str, str, str, dict[str, str]], ...] = (
     ("UDP 500", "-p udp --dport 500", "udp dport 500", "FAIL", {"proto": "udp 17", "sport": "500", "dport": "500"}),
     ("UDP 4500", "-p udp --dport 4500", "udp dport 4500", "", {"proto": "udp 17", "sport": "4500", "dport": "4500"}),
     ("ESP", "-p esp", "meta l4proto esp", "", {"proto": "esp 50"}),
+    ("AH", "-p ah", "meta l4proto ah", "", {"proto": "ah 51"}),
     ("ICMP fragmentation-needed", "-p icmp --icmp-type 3", "icmp type destination-unreachable", "WARN",
      {"proto": "icmp 1", "icmp": "3/4 3 any destination-unreachable", "state": "related", "family": "ipv4"}),
     ("ICMPv6 packet-too-big", "-p icmpv6 --icmpv6-type 2", "icmpv6 type packet-too-big", "WARN",
@@ -7993,13 +8079,21 @@ IKE_TRAFFIC: tuple[tuple[str, str, str, str, dict[str, str]], ...] = (
        "Accept udp 500, udp 4500 and esp in the chain that is named before what drops them, and ICMP errors (related).",
        live=True)
 def check_firewall(patient: Patient) -> Iterator[Trouble]:
-    conns = patient.conns
+    # with ports of their own, or in TCP, connections need other rules
+    conns = [conn for conn in patient.conns if conn.get("enable-tcp", "no") == "no" and not any(
+        conn.get(key) for key in ("leftikeport", "rightikeport"))]
+    if not conns or patient.config.setup("ikeport") or patient.config.setup("nat-ikeport"):
+        return
     answers = any("%any" in (conn.get("left"), conn.get("right")) for conn in conns)
-    waits = answers or any(conn.auto in ("add", "keep") for conn in conns)
+    waits = answers or any(conn.auto in ("add", "keep") for conn in conns if not any(
+        conn.flag(f"{side}modecfgclient") for side in ("left", "right")))
     begins = any(conn.auto in ("start", "ondemand") for conn in conns)
     in_udp = [conn.get("encapsulation") == "yes" for conn in conns]
-    levels = {"UDP 4500": "FAIL" if any(in_udp) else "WARN", "ESP": "" if in_udp and all(in_udp) else "FAIL"}
-    ways = {(tunnel.device, tunnel.peer, tunnel.family): None for tunnel in patient.tunnels} or {("", "", "ipv4"): None}
+    kinds = {conn.get("phase2", "esp") for conn, udp in zip(conns, in_udp) if not udp}
+    levels = {"UDP 4500": "FAIL" if any(in_udp) else "WARN", "ESP": "FAIL" if "esp" in kinds else "",
+              "AH": "FAIL" if "ah" in kinds else ""}
+    ways = {(tunnel.device, tunnel.peer, tunnel.family): None
+            for tunnel in patient.tunnels if tunnel.conn in conns} or {("", "", "ipv4"): None}
     for what, iptables, nft, severity, packet in IKE_TRAFFIC:
         level = severity or levels[what]
         icmp = "icmp" in packet
@@ -8022,6 +8116,13 @@ def check_firewall(patient: Patient) -> Iterator[Trouble]:
                     troubles.append((level if ever or answers or way == "to" else "WARN", "BLOCKED",
                                      f"{what} {where} is dropped{'' if ever else f', unless {who} began'}",
                                      f"{first} {rule}"))
+            sample = {"state": "new", "family": family, **came, **packet}
+            sent_on = not icmp and patient.blocks("prerouting", "nat", "dnat", **sample)
+            if sent_on:
+                rule = f"{iptables} -j ACCEPT" if sent_on.startswith("ip") else f"{nft} accept"
+                where = f"{peer or 'anywhere'}{f' by {device}' if device else ''}"
+                troubles.append((level, "SENT ON", f"{what} from {where} goes to another address or port",
+                                 f"{sent_on} {rule}"))
             yield from troubles
             if troubles:
                 break
@@ -8031,7 +8132,7 @@ def exception(head: str, source: str, target: str, way: str) -> str:
     """The command that puts a rule at the head of a chain which accepts packets of a tunnel: between these networks,
     or, where one is everything, those that are encrypted."""
     ip = TABLE_FAMILIES[family_of(source)][0]
-    if "0.0.0.0/0" in (source, target) or "::/0" in (source, target):
+    if source in EVERYTHING or target in EVERYTHING:
         return f"{head} " + (f"-m policy --dir {way} --pol ipsec -j ACCEPT" if head.startswith("ip") else
                              f"{'rt ipsec' if way == 'out' else 'meta secpath'} exists accept")
     return f"{head} " + (f"-s {source} -d {target} -j ACCEPT" if head.startswith("ip") else
@@ -8045,14 +8146,21 @@ def exception(head: str, source: str, target: str, way: str) -> str:
        live=True)
 def check_forward_rules(patient: Patient) -> Iterator[Trouble]:
     for tunnel in patient.tunnels:
-        for ours, theirs in tunnel.pairs:
-            for source, target, way, seen in ((ours, theirs, "out", {"ipsec_out": "exists ipsec"}),
-                                              (theirs, ours, "in", {"ipsec_in": "exists ipsec"})):
-                seen.update({way: tunnel.inner, "src": source, "dst": target, "family": family_of(ours)})
-                head = patient.blocks("forward", state="new", **seen)
-                if head and patient.blocks("forward", state="established", **seen):
-                    yield ("FAIL", "BLOCKED", f"conn {tunnel.conn.name}: packets from {source} to {target} are dropped",
-                           exception(head, source, target, way))
+        for ours, theirs in tunnel.pairs if not patient.targets("netmap") else ():
+            behind, family = patient.device_to(ours), family_of(ours)
+            out = {"in": behind, "out": tunnel.inner, "ipsec_out": "exists ipsec", "src": ours, "dst": theirs}
+            back = {"in": tunnel.inner, "out": behind, "ipsec_in": "exists ipsec", "src": theirs, "dst": ours}
+            # what is part of a connection comes in both directions, and one of them has to begin
+            heads = [(sample, way, patient.blocks("forward", state="new", family=family, **sample),
+                      patient.blocks("forward", state="established", family=family, **sample))
+                     for sample, way in ((out, "out"), (back, "in"))]
+            never = all(new for _, _, new, _ in heads)
+            for sample, way, new, established in heads:
+                if new and (established or never):
+                    yield ("FAIL", "BLOCKED", f"conn {tunnel.conn.name}: packets from {sample['src']} to "
+                           f"{sample['dst']} are dropped"
+                           f"{'' if established else ', but for answers, and nothing can begin'}",
+                           exception(new, sample["src"], sample["dst"], way))
 
 
 @check("nat", "Checking NAT for packets of tunnels",
@@ -8063,7 +8171,7 @@ def check_forward_rules(patient: Patient) -> Iterator[Trouble]:
 def check_nat(patient: Patient) -> Iterator[Trouble]:
     for tunnel in patient.tunnels:
         for ours, theirs in tunnel.pairs:
-            if ours in ("0.0.0.0/0", "::/0"):
+            if ours in EVERYTHING:
                 continue  # any source belongs to it
             head = patient.blocks("postrouting", "nat", "snat", src=ours, dst=theirs, out=tunnel.inner, state="new",
                                   family=family_of(ours), ipsec_out="exists ipsec")
@@ -8101,7 +8209,7 @@ def check_entropy(patient: Patient) -> Iterator[Trouble]:
 
 
 @check("pluto", "Checking that pluto is running",
-       "That pluto answers on its control socket, within the time of --timeout.",
+       "That pluto answers on its control socket, within the time of --timeout, and that its pid file names it.",
        "Without pluto no tunnel is made or renewed. A process of that name proves nothing: it may hang.",
        "ipsec start; for one that runs and does not answer: ipsec restart.", live=True)
 def check_pluto(patient: Patient) -> Iterator[Trouble]:
@@ -8110,18 +8218,31 @@ def check_pluto(patient: Patient) -> Iterator[Trouble]:
     except Failure as failure:
         again = patient.pid or isinstance(failure, TimedOut)
         yield "FAIL", "FAILED", failure.message, "ipsec restart" if again else "ipsec start"
+    if patient.pid and find_pluto(patient.host) != patient.pid:
+        yield ("WARN", "NO PID FILE", f"pluto (pid {patient.pid}) runs, and {patient.host.rundir}/pluto.pid does not "
+               "name it: who stops or starts it may not find it", "ipsec restart")
+
+
+def listen_setting(config: Config) -> Setting | None:
+    """What keeps pluto from listening on every address: listen=, or listen-udp=no."""
+    udp = config.setup_at("listen-udp")
+    return config.setup_at("listen") or (udp if udp and not is_yes(udp.value) else None)
 
 
 def listening(patient: Patient, port: int) -> Iterator[Trouble]:
     """A socket of pluto's own on the port, in its network namespace, which need not be ours."""
-    if not patient.pid:
-        yield "SKIP", "UNKNOWN", "pluto is not running", "ipsec start"
-        return
-    own = open_files(patient.host, patient.pid)
     sockets = list(list_sockets(patient.host, (port,), patient.pid, ("udp", "udp6")))
-    if not any(f"socket:[{socket.inode}]" in own for socket in sockets):
+    if not patient.pid and sockets:
+        yield ("FAIL", "IN USE", f"another program has port {port} on {sockets[0].address}: pluto can't start",
+               f"ss -lunp sport = :{port}")
+    elif not patient.pid:
+        yield "SKIP", "UNKNOWN", "pluto is not running", "ipsec start"
+    own = open_files(patient.host, patient.pid) if patient.pid else set()
+    if patient.pid and not any(f"socket:[{socket.inode}]" in own for socket in sockets):
         others = f"; another program has it on {sockets[0].address}" if sockets else ""
         mend = "ipsec whack --listen" if patient.told("pluto_version") else "ipsec restart"
+        if limit := listen_setting(patient.config):
+            others, mend = f"; {limit.file}:{limit.line} has {limit.key}={limit.value}", edit(limit)
         yield "FAIL", "FAILED", f"pluto has no socket on port {port}{others}", mend
 
 
@@ -8151,7 +8272,7 @@ def check_udp4500(patient: Patient) -> Iterator[Trouble]:
        "does not come up.",
        live=True)
 def check_loaded(patient: Patient) -> Iterator[Trouble]:
-    host, loaded = patient.host, patient.loaded()
+    host, loaded, limit = patient.host, patient.loaded(), listen_setting(patient.config)
     names = host_names(host)
     here = {tunnel.conn.name: tunnel.here for tunnel in patient.tunnels}
     for conn in patient.config.conns():
@@ -8162,19 +8283,26 @@ def check_loaded(patient: Patient) -> Iterator[Trouble]:
         told = loaded.get(conn.name, [])
         changed = list(changes(conn, here[conn.name], told, names)) if conn.name in here else []
         if not told:
-            started = host.stat(f"{host.rundir}/pluto.pid").st_mtime if host.exists(f"{host.rundir}/pluto.pid") else 0
-            later = host.stat(conn.file).st_mtime > started
-            why = f" ({conn.broken})" if conn.broken else ", a file that was changed since its start" if later else ""
-            yield ("WARN" if later else "FAIL", "NOT LOADED", f"pluto has no {what} of {conn.file}:{conn.line}{why}",
+            why = f" ({conn.broken})" if conn.broken else ": it was not told to load it, or has refused to"
+            yield ("FAIL", "NOT LOADED", f"pluto has no {what} of {conn.file}:{conn.line}{why}",
                    edit(conn.broken) if conn.broken else again)
         elif not any(one["oriented"] for one in told):
+            if "%defaultroute" in ends and conn.name not in here:
+                yield ("FAIL", "NOT ORIENTED", f"{what} has %defaultroute, and there is no default route",
+                       "ip route add default via GATEWAY")
+                continue
             yield ("WARN" if conn.auto == "add" else "FAIL", "NOT ORIENTED", f"{what}: neither {ends[0]} nor {ends[1]} "
                    "is an address of this host that pluto listens on",
-                   "ipsec whack --listen" if conn.name in here else edit(conn.settings.get("left", conn)))
+                   edit(conn.settings.get("left", conn)) if conn.name not in here else edit(limit) if limit else
+                   "ipsec whack --listen")
         elif changed:
             yield ("WARN", "CHANGED", f"{what}: pluto has another {' and '.join(changed)} than {conn.file}:{conn.line}",
                    again)
-        elif conn.auto == "start" and "%any" not in ends and not any(one["child_sa"] for one in told):
+        elif conn.auto == "ondemand" and all(one["routing"].startswith("unrouted") for one in told):
+            yield "WARN", "NOT ROUTED", f"{what} has auto=ondemand and is not routed", shell_words(
+                ["ipsec", "route", conn.name])
+        elif conn.auto == "start" and not is_shunt(conn) and "%any" not in ends and not any(
+                one["child_sa"] for one in told):
             yield "WARN", "DOWN", f"{what} has auto=start and no IPsec SA", shell_words(["ipsec", "up", conn.name])
 
 
@@ -8199,7 +8327,7 @@ def changes(conn: Conn, here: str, told: Sequence[dict[str, Any]], names: Mappin
        "Correct the line that is named, then ipsec secrets. ipsec.secrets(5) has the form.")
 def check_secrets_syntax(patient: Patient) -> Iterator[Trouble]:
     name = secrets_file(patient.host, patient.config)
-    if patient.host.exists(name):
+    if patient.host.exists(name) and not patient.host.superuser:
         next(patient.host.lines(name), "")  # we may not be allowed to read it
     problems = secret_files(patient.host, name)[1]
     if problems:
@@ -8233,7 +8361,13 @@ def check_obsolete(patient: Patient) -> Iterator[Trouble]:
        "ipsec initnss makes a new database, ipsec checknss also moves or migrates an old one.")
 def check_nss_files(patient: Patient) -> Iterator[Trouble]:
     host, directory = patient.host, patient.nssdir
-    lacking = [name for name in ("cert9.db", "key4.db") if not host.exists(f"{directory}/{name}")]
+    import stat
+    lacking = [name for name in NSS_FILES[1:] if not host.exists(f"{directory}/{name}")]
+    strange = [name for name in NSS_FILES[1:] if name not in lacking and not stat.S_ISREG(
+        host.stat(f"{directory}/{name}").st_mode)]
+    if strange:
+        yield ("FAIL", "BROKEN", f"{directory}/{strange[0]} is no file: restore a backup, or make {ANEW}",
+               new_database(patient))
     if lacking and not host.superuser and host.exists(directory):
         host.listdir(directory)  # only root may see what is there
     if lacking:
@@ -8281,10 +8415,16 @@ def check_nss_health(patient: Patient) -> Iterator[Trouble]:
             broken = NssReader(host, directory).damage(name)
         if broken:
             yield "FAIL", "BROKEN", f"{path} {broken}: restore a backup, or make {ANEW}", new_database(patient)
-    mode = host.stat(directory).st_mode
-    if mode & 0o022 or host.stat(f"{directory}/key4.db").st_mode & 0o077:
-        yield ("WARN", "OPEN", f"others may read or change what is in {directory}",
-               shell_words(["chmod", "-R", "go=", directory]))
+    infos = [host.stat(directory), host.stat(f"{directory}/key4.db")]
+    if infos[0].st_mode & 0o022 or infos[1].st_mode & 0o077 or (host.superuser and any(info.st_uid for info in infos)):
+        yield ("WARN", "OPEN", f"others may read or change what is in {directory}", " && ".join(map(shell_words, (
+            ["chown", "-R", "root", directory], ["chmod", "-R", "go=", directory]))))
+    if host.live and host.superuser and not patient.told("pluto_version") and host.which("certutil"):
+        try:
+            NssReader(host, directory).tool("certutil", "-K")  # as pluto does when it starts
+        except NssTool as failure:
+            if failure.code == "SEC_ERROR_BAD_PASSWORD":
+                yield "FAIL", "LOCKED", failure.message, shell_words(["vi", f"{host.confddir}/nsspassword"])
 
 
 def authorities(certificates: Iterable[Certificate]) -> Iterator[tuple[Parsed, Certificate]]:
@@ -8312,6 +8452,7 @@ def check_certificates(patient: Patient) -> Iterator[Trouble]:
         return
     listed = NssReader(host, directory).certificates()
     held = {one.nickname: one for one in listed}
+    here = {tunnel.conn.name: tunnel.here for tunnel in patient.tunnels} if host.live else {}
     used = {}
     for conn in patient.conns:
         names = [conn.get(f"{side}cert") for side in ("left", "right") if conn.get(f"{side}cert")]
@@ -8320,8 +8461,10 @@ def check_certificates(patient: Patient) -> Iterator[Trouble]:
         if lacking:
             yield ("FAIL", "MISSING", f"conn {conn.name} names {quote(lacking[0])}, which the NSS database has not",
                    "ipsec import FILE.p12")
-        elif names and not any(held[name].has_key for name in names):
-            yield ("FAIL", "NO KEY", f"the database has no private key for {quote(names[0])} of conn {conn.name}",
+            continue
+        mine = [conn.get(f"{here[conn.name]}cert")] if conn.name in here else names
+        if mine and mine[0] and not any(held[name].has_key for name in mine):
+            yield ("FAIL", "NO KEY", f"the database has no private key for {quote(mine[0])} of conn {conn.name}",
                    "ipsec import FILE.p12")
     above: dict[str, list[tuple[Parsed, Certificate]]] = {}
     told: set[str] = set()
@@ -8335,7 +8478,7 @@ def check_certificates(patient: Patient) -> Iterator[Trouble]:
             yield "WARN", "UNREADABLE", f"{what} can't be read", shell_words(["ipsec", "certutil", "-L", "-n", name])
             continue
         yield from validity(parsed, what, "ipsec import FILE.p12")
-        while name in used and parsed.issuer != parsed.subject and parsed.issuer not in told:
+        while name in used and one.has_key and parsed.issuer != parsed.subject and parsed.issuer not in told:
             told.add(parsed.issuer)
             if not above:
                 for issuer in authorities(listed):
@@ -8371,6 +8514,7 @@ def check_psk(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
     name = secrets_file(host, patient.config)
     if not host.exists(name):
+        yield "SKIP", "UNKNOWN", f"{name} is not there", ""
         return
     files, problems = secret_files(host, name)
     if problems:
@@ -8388,10 +8532,10 @@ def check_psk(patient: Patient) -> Iterator[Trouble]:
                     groups.setdefault(key, []).append(ids)
     here = {tunnel.conn.name: tunnel.here for tunnel in patient.tunnels} if host.live else {}
     for conn in patient.conns:
-        ways = {conn.get("authby"), conn.get("leftauth"), conn.get("rightauth")}
+        ways = ways_of(conn)
         shown = [conn.get(f"{side}id") or conn.get(side) for side in ("left", "right")]
         ends = [comparable_id(one, names) for one in shown]
-        if not any("secret" in way for way in ways) or not all(ends):
+        if "secret" not in ways or not all(ends):
             continue
         left, right = map(str, ends)
         # of a connection that has neither end here either may be ours
@@ -8403,6 +8547,21 @@ def check_psk(patient: Patient) -> Iterator[Trouble]:
                    f"{conn.name}", shell_words(["vi", name]))
 
 
+def ways_of(conn: Conn, sides: Sequence[str] = ("left", "right")) -> set[str]:
+    """The words of authby=, leftauth= and rightauth= of a connection, in lower case."""
+    words = " ".join([conn.get("authby"), *(conn.get(f"{side}auth") for side in sides)]).lower()
+    return set(words.replace(",", " ").replace("|", " ").replace("+", " ").split())
+
+
+def public_text(value: str) -> str:
+    """A public key of ipsec.conf, in base64 or hexadecimal, in base64."""
+    import binascii
+    if value[:2].lower() == "0x":
+        data = Token(value, 0, 0, len(value), "0x").data() or b""
+        return binascii.b2a_base64(data, newline=False).decode()
+    return value.removeprefix("0s")
+
+
 @check("host_keys", "Checking that connections have their private keys",
        "For each connection of this host whose own end has ckaid=, rsasigkey=, ecdsakey= or pubkey=, that key in the "
        "NSS database.",
@@ -8412,28 +8571,48 @@ def check_host_keys(patient: Patient) -> Iterator[Trouble]:
     named = [(tunnel.conn.name, f"{tunnel.here}{word}", tunnel.conn.get(f"{tunnel.here}{word}"))
              for tunnel in patient.tunnels for word in ("ckaid", "rsasigkey", "ecdsakey", "pubkey")]
     named = [(conn, word, value) for conn, word, value in named if value and not value.startswith("%")]
+    for tunnel in patient.tunnels:
+        side, get = tunnel.here, tunnel.conn.get
+        signs = all(way.startswith(("rsa", "ecdsa", "eddsa")) for way in ways_of(tunnel.conn, (side,)))
+        if signs and not any(get(f"{side}{word}") for word in ("cert", "ckaid", "rsasigkey", "ecdsakey", "eddsakey",
+                                                               "pubkey")):
+            # which is the default of all releases
+            why = "is to sign" if get("authby") or get(f"{side}auth") else "is to sign, as authby= is not set"
+            yield ("FAIL", "NO KEY", f"conn {tunnel.conn.name} {why}, and names no key of this end: {side}cert=, "
+                   f"{side}ckaid= or {side}rsasigkey=", edit(tunnel.conn))
     keys = NssReader(patient.host, patient.nssdir).keys() if named else []
     held = {text for key in keys for text in key_texts(key)[1:3]}
     for conn, word, value in named:
         ckaid = value.lower().replace(":", "")
         if not (any(key.ckaid.hex().startswith(ckaid) for key in keys) if word.endswith("ckaid") else
-                value.removeprefix("0s") in held):
+                public_text(value) in held):
             yield ("FAIL", "NO KEY", f"the NSS database has not the private key of {word} of conn {conn}",
                    "ipsec showhostkey --list")
 
 
 @check("secret_modes", "Checking who can read the secrets",
-       "The permissions of ipsec.secrets, of what it includes, and of the password file of the NSS database.",
-       "Whoever knows the keys can be this host, or read what it sends.",
-       "chmod 600 the file.")
+       "Owner and permissions of ipsec.secrets, of what it includes, and of the password file of the NSS database; who "
+       "may change ipsec.conf and what that includes.",
+       "Whoever knows the keys can be this host, or read what it sends; who changes ipsec.conf can have pluto run "
+       "programs.",
+       "chmod 600 the file, chown root.")
 def check_secret_modes(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
     names = [secrets_file(host, patient.config), f"{host.confddir}/nsspassword", f"{patient.nssdir}/nsspassword"]
     if host.exists(names[0]) and host.superuser:
         names += secret_files(host, names[0])[0]
     for name in dict.fromkeys(names):
-        if host.exists(name) and host.stat(name).st_mode & 0o004:
-            yield "WARN", "READABLE", f"every user of this host can read {name}", shell_words(["chmod", "600", name])
+        if host.exists(name):
+            info = host.stat(name)
+            if info.st_mode & 0o006:
+                yield ("WARN", "OPEN", f"every user of this host can read or change {name}",
+                       shell_words(["chmod", "600", name]))
+            elif info.st_uid and host.superuser:
+                yield "WARN", "OPEN", f"{name} belongs to user {info.st_uid}", shell_words(["chown", "root", name])
+    for name in dict.fromkeys(patient.config.files):
+        if host.stat(name).st_mode & 0o022 or (host.stat(name).st_uid and host.superuser):
+            yield ("WARN", "OPEN", f"others than root may change {name}", " && ".join(map(shell_words, (
+                ["chown", "root", name], ["chmod", "go-w", name]))))
 
 
 @check("overlap", "Checking connections for overlaps",
@@ -8442,20 +8621,23 @@ def check_secret_modes(patient: Patient) -> Iterator[Trouble]:
        "Remove one, narrow its subnets, or set it auto=ignore.")
 def check_overlap(patient: Patient) -> Iterator[Trouble]:
     named: dict[str, Conn] = {}
-    seen: dict[object, tuple[Conn, frozenset[str]]] = {}
+    seen: dict[object, tuple[Conn, str]] = {}
+    here = {tunnel.conn.name: tunnel.here for tunnel in patient.tunnels} if patient.host.live else {}
     for conn in patient.conns:
         first = named.setdefault(conn.name, conn)
         if first is not conn:
             yield ("WARN", "TWICE", f"conn {conn.name} is in {first.file}:{first.line} and in "
                    f"{conn.file}:{conn.line}", edit(conn))
-        if any(conn.get(key) for key in ("mark", "mark-out", "vti-interface", "ipsec-interface", "leftprotoport",
-                                         "rightprotoport", "sec-label")):
+        if conn.flag("overlapip") or any(map(conn.get, (
+                "mark", "mark-out", "vti-interface", "ipsec-interface", "leftprotoport", "rightprotoport",
+                "sec-label"))):
             continue  # told apart by more than addresses
-        peers = frozenset(canonical_net(conn.get(side)) or conn.get(side) for side in ("left", "right"))
-        for one in map(canonical_net, conn_nets(conn, "left")):
-            for other in map(canonical_net, conn_nets(conn, "right")):
-                before, its = seen.setdefault(frozenset((one, other)), (conn, peers))
-                if its != peers:
+        ours, theirs = ("right", "left") if here.get(conn.name) == "right" else ("left", "right")
+        peer = canonical_net(conn.get(theirs)) or conn.get(theirs)
+        for one in map(canonical_net, conn_nets(conn, ours)):
+            for other in map(canonical_net, conn_nets(conn, theirs)):
+                before, its = seen.setdefault((one, other), (conn, peer))
+                if its != peer:
                     yield ("WARN", "OVERLAP", f"conn {before.name} and conn {conn.name}: {one} and {other}, but "
                            "different peers", edit(conn))
 
@@ -8595,10 +8777,11 @@ def verify_command(host: Host, args: Args) -> int:
         host.print("\n\n".join(explain(CHECKS[name]) for name in names))
         return OK
     failures, shown = 0, []
+    timeout = seconds(args.value("--timeout", "10"))
 
     def counted() -> Iterator[Finding]:
         nonlocal failures
-        for finding in findings(host, seconds(args.value("--timeout", "10")), names):
+        for finding in findings(host, timeout, names):
             failures += finding.level == "FAIL"
             shown.append(finding._asdict())
             yield finding

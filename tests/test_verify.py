@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ipsec import CHECKS, Host, Patient, Trouble, comparable_id, findings, has_secret
+from ipsec import CHECKS, Conn, Host, Patient, Section, Trouble, comparable_id, findings, has_secret
 
 from .ground.machine import alive, wait_for
 
@@ -33,12 +33,13 @@ def test_fips_mode_of_kernel_policy_and_pluto(tmp_path: Path, monkeypatch: pytes
 
 def test_the_firewall_is_checked_for_every_tunnel(monkeypatch: pytest.MonkeyPatch) -> None:
     patient = Patient(Host(), 1.0)
-    tunnels = [SimpleNamespace(device=device, peer=peer, family=family) for device, peer, family in
+    conn = Conn(Section("fine", "ipsec.conf", 1, []))
+    tunnels = [SimpleNamespace(device=device, peer=peer, family=family, conn=conn) for device, peer, family in
                (("eth0", "192.0.2.1", "ipv4"), ("eth1", "2001:db8::1", "ipv6"), ("eth2", "192.0.2.2", "ipv4"))]
-    monkeypatch.setattr(Patient, "conns", [])
+    monkeypatch.setattr(Patient, "conns", [conn])
     monkeypatch.setattr(Patient, "tunnels", tunnels)
     asked: list[tuple[str, str, str, str]] = []
-    monkeypatch.setattr(patient, "blocks", lambda hooks, **packet: asked.append(
+    monkeypatch.setattr(patient, "blocks", lambda hooks, *_, **packet: asked.append(
         (hooks, packet.get("in") or packet["out"], packet["family"], packet["proto"].split()[0])) or "")
     assert list(CHECKS["firewall"].function(patient)) == []
     for tunnel in tunnels:

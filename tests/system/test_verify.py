@@ -60,6 +60,10 @@ YESTERDAY = "touch -d yesterday /etc/ipsec.conf"
 #: Have pluto take what was changed in the files
 AGAIN = "ipsec auto --rereadsecrets; ipsec whack --listen; ipsec auto --replace fine; "
 
+#: End pluto, and start it again
+RESTART = ("/usr/libexec/ipsec/whack --shutdown; while pidof pluto; do sleep 0.1; done; /usr/libexec/ipsec/pluto "
+           "--config /etc/ipsec.conf; until ipsec whack --status | grep loaded.1,; do sleep 0.1; done")
+
 #: The same gateway by IPv6, as commands of a shell there
 SIX = ("ip -6 addr add fd00:9::1/64 dev eth0 nodad; ip -6 addr add fd00:1::1/64 dev eth1 nodad; "
        "echo 1 >/proc/sys/net/ipv6/conf/all/forwarding; sed -i 's/192.0.2.1/fd00:9::1/; s/192.0.2.2/fd00:9::2/; "
@@ -71,11 +75,16 @@ BROKEN = {
     "strict filter for all": (f"echo 1 >{SYSCTL}/conf/all/rp_filter", {"rp_filter": "WARN"}),
     "strict filter, and another way to the peer": (
         f"echo 1 >{SYSCTL}/conf/eth0/rp_filter; ip route add 192.0.2.2 dev eth1", {"rp_filter": "FAIL"}),
+    "strict filter, and an address elsewhere": (
+        f"echo 1 >{SYSCTL}/conf/eth1/rp_filter; ip address add 203.0.113.1/32 dev eth1; sed -i "
+        f"s/192.0.2.1/203.0.113.1/ /etc/ipsec.conf /etc/ipsec.secrets; {AGAIN}", {"rp_filter": "WARN"}),
     "sends redirects": (f"echo 1 >{SYSCTL}/conf/eth0/send_redirects", {"send_redirects": "WARN"}),
     "believes redirects": (f"for n in all eth0; do echo 1 >{SYSCTL}/conf/$n/accept_redirects; done",
                            {"accept_redirects": "WARN"}),
     "no larval drop": ("echo 0 >/proc/sys/net/core/xfrm_larval_drop", {"larval_drop": "FAIL"}),
     "no forwarding": (f"echo 0 >{SYSCTL}/ip_forward", {"forwarding": "FAIL"}),
+    "no forwarding from the network behind": (f"echo 0 >{SYSCTL}/conf/eth1/forwarding", {"forwarding": "FAIL"}),
+    "not encrypted where it goes out": (f"echo 1 >{SYSCTL}/conf/eth0/disable_xfrm", {"xfrm": "FAIL"}),
     "no path MTU discovery": (f"echo 1 >{SYSCTL}/ip_no_pmtu_disc", {"mtu": "WARN"}),
     "small MTU": ("ip link set eth0 mtu 1300", {"mtu": "WARN"}),
     "large mtu=": ("echo '\tmtu=1500' >>/etc/ipsec.conf", {"mtu": "WARN"}),
@@ -103,13 +112,21 @@ BROKEN = {
     "no forwarded packets": ("iptables -P FORWARD DROP", {"forward_rules": "FAIL FAIL"}),
     "forwarded packets one way": ("iptables -A FORWARD -i eth1 -j ACCEPT; iptables -A FORWARD -d 10.1.0.0/16 -j DROP",
                                   {"forward_rules": "FAIL"}),
+    "only answers are forwarded": ("iptables -P FORWARD DROP; iptables -A FORWARD -m conntrack --ctstate RELATED,"
+                                   "ESTABLISHED -j ACCEPT", {"forward_rules": "FAIL FAIL"}),
+    "a bridge of containers is forwarded": (
+        "iptables -P FORWARD DROP; iptables -A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; "
+        "iptables -A FORWARD -i docker0 ! -o docker0 -j ACCEPT", {"forward_rules": "FAIL FAIL"}),
+    "IKE goes to another host": ("iptables -t nat -A PREROUTING -i eth0 -p udp -m multiport --dports 500,4500 -j DNAT "
+                                 "--to-destination 10.1.0.5", {"firewall": "FAIL WARN"}),
     "masquerade": ("iptables -t nat -A POSTROUTING -o eth0 -j MASQUERADE", {"nat": "FAIL"}),
     "legacy masquerade": (f"{LEGACY_NAT}-s 10.0.0.0/8 -j MASQUERADE", {"nat": "FAIL"}),
     "SNAT": ("iptables -t nat -A POSTROUTING -s 10.1.0.0/24 ! -d 10.3.0.0/16 -j SNAT --to-source 192.0.2.1",
              {"nat": "FAIL"}),
     "nft masquerade": (f"{NFT_NAT}oifname eth* counter masquerade", {"nat": "FAIL"}),
     "IKE can't leave": ("iptables -P OUTPUT DROP; iptables -A OUTPUT -p esp -j ACCEPT; sed -i "
-                        "s/auto=add/auto=ondemand/ /etc/ipsec.conf", {"firewall": "FAIL WARN"}),
+                        f"s/auto=add/auto=ondemand/ /etc/ipsec.conf; {AGAIN} ipsec auto --route fine", {
+                            "firewall": "FAIL WARN"}),
     "ESP can't leave": (f"{NFT_OUTPUT}nft add rule inet f output meta l4proto {{ udp, icmp }} accept",
                         {"firewall": "FAIL"}),
     "dropped before conntrack": ("iptables -t raw -A PREROUTING -p udp --dport 500 -s 192.0.2.2 -j DROP",
@@ -136,10 +153,10 @@ BROKEN = {
     "conn that pluto does not take": ("echo '\tike=banana' >>/etc/ipsec.conf; ipsec auto --delete fine; "
                                       f"{AGAIN}{YESTERDAY}", {"loaded": "FAIL"}),
     "conn with a key twice": (f"printf '\tpfs=no\n\tpfs=yes\n' >>/etc/ipsec.conf; ipsec auto --delete fine; {AGAIN}"
-                              f"{YESTERDAY}", {"obsolete": "WARN", "loaded": "FAIL"}),
+                              f"{YESTERDAY}", {"config": "FAIL", "obsolete": "WARN", "loaded": "FAIL"}),
     "conn that was taken away": (f"ipsec auto --delete fine; {YESTERDAY}", {"loaded": "FAIL"}),
     "conn that is new": ("sed 's/fine/new/; s,10.2.0.0,10.3.0.0,; /setup/d' /etc/ipsec.conf >/new; cat /new "
-                         ">>/etc/ipsec.conf; touch -d tomorrow /etc/ipsec.conf", {"loaded": "WARN"}),
+                         ">>/etc/ipsec.conf", {"loaded": "FAIL"}),
     "other network in the file": ("sed -i s,10.2.0.0/24,10.2.0.0/23, /etc/ipsec.conf", {"loaded": "WARN"}),
     "other peer in the file": ("sed -i s,192.0.2.2,192.0.2.3, /etc/ipsec.conf /etc/ipsec.secrets", {"loaded": "WARN"}),
     "other ID in the file": ("echo '\trightid=@east' >>/etc/ipsec.conf; echo '@east : PSK \"12345678\"' "
@@ -147,8 +164,17 @@ BROKEN = {
     "neither end is here": ("ip address del 192.0.2.1/24 dev eth0; ip address add 192.0.2.7/24 dev eth0; ip route add "
                             f"default dev eth0; {AGAIN}", {"loaded": "WARN"}),
     "does not come up": ("sed -i s/auto=add/auto=start/ /etc/ipsec.conf", {"loaded": "WARN"}),
+    "way to authenticate that there is not": ("sed -i s/authby=.*/authby=banana/ /etc/ipsec.conf", {
+        "config": "FAIL"}),
+    "network that is none": ("sed -i s,leftsubnet=.*,leftsubnet=10.1.0.0/33, /etc/ipsec.conf", {"config": "FAIL"}),
+    "no way to authenticate": (f"sed -i /authby/d /etc/ipsec.conf; {AGAIN}", {"host_keys": "FAIL"}),
+    "not routed": (f"sed -i s/auto=add/auto=ondemand/ /etc/ipsec.conf; {AGAIN}", {"loaded": "WARN"}),
+    "listens elsewhere": (f"sed -i 's/config setup/&\\n\\tlisten=10.1.0.1/' /etc/ipsec.conf; {RESTART}", {
+        "loaded": "WARN"}),
+    "listens nowhere": (f"sed -i 's/config setup/&\\n\\tlisten-udp=no/' /etc/ipsec.conf; {RESTART}", {
+        "udp500": "FAIL", "udp4500": "FAIL", "loaded": "WARN"}),
     "open quotes": ("echo ': PSK \"unterminated' >/etc/ipsec.secrets", {"secrets": "FAIL", "psk": "SKIP"}),
-    "no secrets": ("rm /etc/ipsec.secrets", {"secrets": "FAIL"}),
+    "no secrets": ("rm /etc/ipsec.secrets", {"secrets": "FAIL", "psk": "SKIP"}),
     "no keys": ("rm /var/lib/ipsec/nss/key4.db", {"nss": "FAIL"}),
     "a database that is none": ("echo nothing >/var/lib/ipsec/nss/cert9.db", {
         "nss_health": "FAIL", "certificates": "SKIP"}),
@@ -163,6 +189,12 @@ BROKEN = {
         "base.execute('CREATE TABLE filler (data)'); [base.execute('INSERT INTO filler VALUES (?)', (bytes(5000),)) "
         "for n in range(99)]; os._exit(0)\"", {"nss_health": "SKIP", "certificates": "SKIP"}),
     "no directory of the database": ("rm -r /var/lib/ipsec/nss; cp -a /etc/ipsec.d /etc/other", {"nss": "FAIL"}),
+    "pipe in the place of the keys": ("rm /var/lib/ipsec/nss/key4.db; mkfifo /var/lib/ipsec/nss/key4.db", {
+        "nss": "FAIL", "nss_health": "SKIP"}),
+    "password that pluto does not know": (
+        "echo >/old; echo pass word >/new; certutil -W -d sql:/var/lib/ipsec/nss -f /old -@ /new; kill -KILL $(cat "
+        "/run/pluto/pluto.pid)", {"nss_health": "FAIL", "pluto": "FAIL", "udp500": "SKIP", "udp4500": "SKIP",
+                                  "loaded": "SKIP"}),
     "keys for all to read": ("chmod 644 /var/lib/ipsec/nss/key4.db", {"nss_health": "WARN"}),
     "secrets for all to read": ("chmod 644 /etc/ipsec.secrets", {"secret_modes": "WARN"}),
     "a record without kind of key": ("echo '192.0.2.9 :' >>/etc/ipsec.secrets", {"secrets": "FAIL", "psk": "SKIP"}),
@@ -171,6 +203,9 @@ BROKEN = {
     "secret of the peer alone": ("sed -i s/192.0.2.1// /etc/ipsec.secrets; sed -i 's/^ *//' /etc/ipsec.secrets",
                                  {"psk": "FAIL"}),
     "indented secret": ("sed -i 's/^/  /' /etc/ipsec.secrets", {"secrets": "FAIL", "psk": "SKIP"}),
+    "digits that are none": ("sed -i 's/PSK.*/PSK 0sabc@@@/' /etc/ipsec.secrets", {"secrets": "FAIL", "psk": "SKIP"}),
+    "secrets of somebody else": ("chown nobody /etc/ipsec.secrets", {"secret_modes": "WARN"}),
+    "configuration for all to change": ("chmod 666 /etc/ipsec.conf", {"secret_modes": "WARN"}),
     "comma between IDs": ("sed -i 's/192.0.2.1/&,/' /etc/ipsec.secrets", {"secrets": "FAIL", "psk": "SKIP"}),
     "no such CKAID": ("echo '\tleftckaid=00ff' >>/etc/ipsec.conf", {"host_keys": "FAIL"}),
     "key of another host": ("echo '\tleftrsasigkey=0sAwEAAc0ffee' >>/etc/ipsec.conf", {"host_keys": "FAIL"}),
@@ -214,6 +249,8 @@ BROKEN = {
     "pluto does not answer": ("kill -STOP $(cat /run/pluto/pluto.pid)", {"pluto": "FAIL", "loaded": "SKIP"}),
     "pluto is gone": ("kill -KILL $(cat /run/pluto/pluto.pid)", {
         "pluto": "FAIL", "udp500": "SKIP", "udp4500": "SKIP", "loaded": "SKIP"}),
+    "pluto's file is gone": ("rm /run/pluto/pluto.pid", {"pluto": "WARN"}),
+    "pluto can't be executed": ("chmod -x /usr/libexec/ipsec/pluto", {"installed": "FAIL"}),
     "another program called pluto": (
         "kill -KILL $(cat /run/pluto/pluto.pid); while pidof pluto; do sleep 0.1; done; cp /usr/bin/sleep /pluto; "
         "/pluto 1000 >/dev/null 2>&1 & echo $! >/run/pluto/pluto.pid; echo 'import socket, time\ns = socket.socket("
@@ -266,9 +303,60 @@ FINE = {
     "IPv6: nft with all that it takes": f"{SIX}{NFT_INPUT}{NFT_RULE}udp dport {{ 500, 4500 }} accept; {NFT_RULE}meta "
     f"l4proto esp accept; {NFT_RULE}meta l4proto ipv6-icmp accept",
     "keys of its own": f"python3 {PYZ} newhostkey; id=$(python3 {PYZ} showhostkey --list | sed 's/.*ckaid: //'); "
-    f"for what in '' --pubkey; do python3 {PYZ} showhostkey --left --ckaid $id $what | grep = >>/etc/ipsec.conf; done; "
-    "echo '\tleftckaid='$id >>/etc/ipsec.conf; echo '\trightrsasigkey=0sAwEAAc0ffee' >>/etc/ipsec.conf; "
-    "test $(grep -c left.*key= /etc/ipsec.conf) = 2",
+    f"python3 {PYZ} showhostkey --left --ckaid $id | grep = >>/etc/ipsec.conf; echo '\tleftckaid='$id >>/etc/ipsec.conf; "
+    "echo '\trightrsasigkey=0sAwEAAc0ffee' >>/etc/ipsec.conf; test $(grep -c left.*key= /etc/ipsec.conf) = 1",
+    "key in hexadecimal": f"""
+python3 {PYZ} newhostkey
+id=$(python3 {PYZ} showhostkey --list | sed 's/.*ckaid: //')
+key=$(python3 {PYZ} showhostkey --left --ckaid $id | sed -n 's/.*=0s//p' | base64 -d | od -An -v -tx1 | tr -d ' \n')
+echo "\tleftrsasigkey=0x$key" >>/etc/ipsec.conf""",
+    "secrets that begin with a comment": "sed -i '1i # ours' /etc/ipsec.secrets; sed -i '1i \\\n' /etc/ipsec.secrets",
+    "conn whose name looks like a pair": "sed -i 's,conn fine,conn fine/2,' /etc/ipsec.conf; ipsec auto --delete fine; "
+    "ipsec auto --add fine/2",
+    "hub between spokes": """
+for n in 2 3; do cat >>/etc/ipsec.conf <<end
+conn spoke$n
+\tauto=add
+\tauthby=secret
+\tleft=192.0.2.1
+\tright=192.0.2.$n
+\tleftsubnet=10.$((8 - n)).0.0/24
+\trightsubnet=10.$((3 + n)).0.0/24
+end
+done
+sed -i 's/192.0.2.2/%any/' /etc/ipsec.secrets
+ipsec auto --rereadsecrets; ipsec auto --add spoke2; ipsec auto --add spoke3
+grep -A6 spoke2 /etc/ipsec.conf | grep leftsubnet=10.6; grep -A6 spoke3 /etc/ipsec.conf | grep rightsubnet=10.6""",
+    "passthrough, and NAT": """
+cat >>/etc/ipsec.conf <<end
+conn lan
+\tauto=ondemand
+\ttype=passthrough
+\tauthby=never
+\tleft=192.0.2.1
+\tright=0.0.0.0
+\tleftsubnet=10.1.0.0/24
+\trightsubnet=10.9.0.0/24
+end
+ipsec auto --add lan; ipsec auto --route lan
+iptables -t nat -A POSTROUTING -d 10.9.0.0/24 -j MASQUERADE; iptables -P FORWARD DROP
+for dir in in out; do iptables -A FORWARD -m policy --dir $dir --pol ipsec -j ACCEPT; done""",
+    "not invalid": "iptables -P INPUT DROP; iptables -A INPUT -m conntrack ! --ctstate INVALID -j ACCEPT",
+    "rules within a rule": f"""{NFT_INPUT}
+nft -f - <<end
+add rule inet f input iifname "eth0" jump {{
+    udp dport {{ 500, 4500 }} accept
+    meta l4proto {{ esp, icmp }} accept
+}}
+end""",
+    "untracked": "iptables -t raw -A PREROUTING -p udp -m multiport --dports 500,4500 -j CT --notrack; iptables -P "
+    "INPUT DROP; iptables -A INPUT -m conntrack --ctstate UNTRACKED,RELATED -j ACCEPT; iptables -A INPUT -p esp -j ACCEPT",
+    "AH alone": "echo '\tphase2=ah' >>/etc/ipsec.conf; iptables -P INPUT DROP; for p in ah icmp udp; do iptables -A "
+    "INPUT -p $p -j ACCEPT; done",
+    "SNAT within the network": "iptables -t nat -A POSTROUTING -s 10.1.0.0/24 -d 10.2.0.0/24 -j SNAT --to-source "
+    "10.1.0.1",
+    "a client": "printf '\tnarrowing=yes\n\tleftmodecfgclient=yes\n' >>/etc/ipsec.conf; sed -i s,subnet=.*,subnet=0.0.0.0/0, "
+    f"/etc/ipsec.conf; iptables -P FORWARD DROP; echo 0 >{SYSCTL}/ip_forward; {AGAIN}",
     "loose filter": f"echo 2 >{SYSCTL}/conf/eth0/rp_filter",
     "no gateway": f"echo 0 >{SYSCTL}/ip_forward; echo 1 >{SYSCTL}/conf/default/send_redirects; "
     f"sed -i s/leftsubnet.*// /etc/ipsec.conf; {AGAIN}",
@@ -317,6 +405,7 @@ def mend(machine: Machine, checks: Collection[str]) -> set[str]:
     found = json.loads(machine.ipsec("verify", "--json", "--timeout", "3", *checks).stdout)
     bad = [finding for finding in found if finding["level"] in ("WARN", "FAIL")]
     left = {finding["check"] for finding in bad if finding["mend"].startswith(FOR_PEOPLE)}
+    left |= {"pluto"} if left else set()  # it may not start before that is done
     machine.run(["sh", "-c", f"mkdir -p /run/bin; ln -sf {PYZ} /run/bin/ipsec"]).check()
     before = saved_rules(machine)
     for line in dict.fromkeys(finding["mend"] for finding in bad if finding["check"] not in left):
