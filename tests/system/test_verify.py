@@ -115,7 +115,7 @@ BROKEN = {
     "only answers are forwarded": ("iptables -P FORWARD DROP; iptables -A FORWARD -m conntrack --ctstate RELATED,"
                                    "ESTABLISHED -j ACCEPT", {"forward_rules": "FAIL FAIL"}),
     "a bridge of containers is forwarded": (
-        "iptables -P FORWARD DROP; iptables -A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; "
+        "iptables -P FORWARD DROP; iptables -A FORWARD -o docker0 -m conntrack --ctstate ESTABLISHED -j ACCEPT; "
         "iptables -A FORWARD -i docker0 ! -o docker0 -j ACCEPT", {"forward_rules": "FAIL FAIL"}),
     "IKE goes to another host": ("iptables -t nat -A PREROUTING -i eth0 -p udp -m multiport --dports 500,4500 -j DNAT "
                                  "--to-destination 10.1.0.5", {"firewall": "FAIL WARN"}),
@@ -303,8 +303,8 @@ FINE = {
     "IPv6: nft with all that it takes": f"{SIX}{NFT_INPUT}{NFT_RULE}udp dport {{ 500, 4500 }} accept; {NFT_RULE}meta "
     f"l4proto esp accept; {NFT_RULE}meta l4proto ipv6-icmp accept",
     "keys of its own": f"python3 {PYZ} newhostkey; id=$(python3 {PYZ} showhostkey --list | sed 's/.*ckaid: //'); "
-    f"python3 {PYZ} showhostkey --left --ckaid $id | grep = >>/etc/ipsec.conf; echo '\tleftckaid='$id >>/etc/ipsec.conf; "
-    "echo '\trightrsasigkey=0sAwEAAc0ffee' >>/etc/ipsec.conf; test $(grep -c left.*key= /etc/ipsec.conf) = 1",
+    f"python3 {PYZ} showhostkey --left --ckaid $id | grep = >>/etc/ipsec.conf; echo '\tleftckaid='$id "
+    ">>/etc/ipsec.conf; echo '\trightrsasigkey=0sAwEAAc0ffee' >>/etc/ipsec.conf; test $(grep -c left.*key= /etc/ipsec.conf) = 1",
     "key in hexadecimal": f"""
 python3 {PYZ} newhostkey
 id=$(python3 {PYZ} showhostkey --list | sed 's/.*ckaid: //')
@@ -350,13 +350,14 @@ add rule inet f input iifname "eth0" jump {{
 }}
 end""",
     "untracked": "iptables -t raw -A PREROUTING -p udp -m multiport --dports 500,4500 -j CT --notrack; iptables -P "
-    "INPUT DROP; iptables -A INPUT -m conntrack --ctstate UNTRACKED,RELATED -j ACCEPT; iptables -A INPUT -p esp -j ACCEPT",
+    "INPUT DROP; iptables -A INPUT -m conntrack --ctstate UNTRACKED,RELATED -j ACCEPT; iptables -A INPUT -p esp -j "
+    "ACCEPT",
     "AH alone": "echo '\tphase2=ah' >>/etc/ipsec.conf; iptables -P INPUT DROP; for p in ah icmp udp; do iptables -A "
     "INPUT -p $p -j ACCEPT; done",
     "SNAT within the network": "iptables -t nat -A POSTROUTING -s 10.1.0.0/24 -d 10.2.0.0/24 -j SNAT --to-source "
     "10.1.0.1",
-    "a client": "printf '\tnarrowing=yes\n\tleftmodecfgclient=yes\n' >>/etc/ipsec.conf; sed -i s,subnet=.*,subnet=0.0.0.0/0, "
-    f"/etc/ipsec.conf; iptables -P FORWARD DROP; echo 0 >{SYSCTL}/ip_forward; {AGAIN}",
+    "a client": "printf '\tnarrowing=yes\n\tleftmodecfgclient=yes\n' >>/etc/ipsec.conf; sed -i "
+    f"s,subnet=.*,subnet=0.0.0.0/0, /etc/ipsec.conf; iptables -P FORWARD DROP; echo 0 >{SYSCTL}/ip_forward; {AGAIN}",
     "loose filter": f"echo 2 >{SYSCTL}/conf/eth0/rp_filter",
     "no gateway": f"echo 0 >{SYSCTL}/ip_forward; echo 1 >{SYSCTL}/conf/default/send_redirects; "
     f"sed -i s/leftsubnet.*// /etc/ipsec.conf; {AGAIN}",
