@@ -176,6 +176,14 @@ def encode(text: str) -> bytes:
         return text.encode("utf-8", "replace")
 
 
+def harmless(text: str) -> str:
+    """The text of a message with control characters and bytes that are no UTF-8 escaped: it may name a file."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c) & 0xff:02x}" if ord(c) < 256 or
+                   0xDC80 <= ord(c) <= 0xDCFF else f"\\u{ord(c):04x}" for c in text)
+
+
 def is_terminal(stream: TextIO | None) -> bool:
     """Whether the stream is there, which it is not when we were started without, and leads to a terminal."""
     return stream is not None and stream.isatty()
@@ -811,7 +819,7 @@ class Host:
         """One line on standard error."""
         self.flush()
         if sys.stderr is not None:
-            sys.stderr.write(f"ipsec: {text}\n")
+            sys.stderr.write(f"ipsec: {harmless(text)}\n")
 
     def flush(self) -> None:
         """Write out what is buffered.  Raises OSError."""
@@ -1145,14 +1153,18 @@ def censor_secrets(lines: Iterable[str]) -> Iterator[str]:
 # Words without which none of SECRET_PLACES can match, then those places: what comes before the secret is kept.
 PLACE_HINTS = ("pass", "pwd", "psk", "secret", "pin", "xauth", "ppk", "shared", "api", "token", "://", "malformed",
                "unrecogni", 'index "', "lex ", "util", "--comment", "banner", "$", " 0x", "\te: ", "\ta: ",
-               "| sk_", "exponent:", "prime", "coefficient:", ":rsa ", ": rsa ", "ecdsa ", "ntlm", "eap")
+               "| sk_", "curl", "authorization:", "certificate db:", "access",
+               "exponent:", "prime", "coefficient:", ":rsa ", ": rsa ", "ecdsa ", "ntlm", "eap")
 _SECRET_NAME = (r"[\w-]*(?:passw(?:or)?d|passphrase|xauthpass|userpass|pwd|secret[_-]?key|shared[_-]?(?:secret|key)|"
-                r"client[_-]?secret|api[_-]?key|auth[_-]?token)|pass|psk|secret|pin")
+                r"client[_-]?secret|(?:api|access)[_-]?key|auth[_-]?token|_pass)|pass|psk|secret|pin")
 _QUOTED = r"""\\?"(?:[^"\\\n]|\\.)*(?:"|$)|\\?'[^'\n]*(?:'|$)"""
 SECRET_PLACES = (
     # options of a command line, up to the next option; the short ones of the NSS tools
     rf"((?<![\w-])--?(?:{_SECRET_NAME}|passin|passout)(?:=|[ \t]+))(?:{_QUOTED}|(?:(?![ \t]-)[^\n])+)",
-    r"(\b(?:pk12|cert|crl|mod)util\b[^\n]*?[ \t]-[WKP][ \t]*)(?:(?![ \t]-)[^\n])+",
+    r"(\bsshpass[ \t]+-p[ \t]*)\S+",
+    r"(\bcurl\b[^\n]*?[ \t](?:-u|--user)[ \t=]*[^\s:]+:)\S+",
+    r"(\bAuthorization:[ \t]*\w+[ \t]+)\S+",
+    r"(\bNSS (?:FIPS 140-2 )?Certificate DB:)[^\n]+",
     # name=value and name: value, in any kind of text; at the start of a line its rest is the value
     rf"(^[ \t]*(?:{_SECRET_NAME})[ \t]*[=:][ \t]*)(?!$)[^\n]+",
     rf"((?<![\w/.-])[\"\']?(?:{_SECRET_NAME})[\"\']?[ \t]*[=:][ \t]*)(?:{_QUOTED}|[^\s,;&)\]}}]+)",
@@ -1176,6 +1188,10 @@ SECRET_PLACES = (
     r"(\| sk_\w+:[ \t]*)[0-9a-f]{2}[0-9a-f \t]*$",
     r"(\$(?:1|2[abxy]?|5|6|7|y|gy|apr1|sha1|md5)\$)[\w./=,$+-]{8,}",
 )
+
+
+# One command of the NSS tools may have several of these, so they are looked for until no more is found
+NSS_PASSWORDS = r"(\b(?:pk12|cert|crl|mod)util\b[^\n]*?[ \t]-[WKP][ \t]*)(?![\ue000 \t]|\[redacted)(?:(?![ \t]-)[^\n])+"
 
 
 class Redactor:
@@ -1219,6 +1235,15 @@ class Redactor:
                             for c in form)
             json = "".join(c if " " <= c <= "~" else f"\\u{ord(c):04x}" for c in quoted)
             forms |= {form.replace("'", "'\\''"), printable(form), quoted, escaped, octal, json}
+            # what a URL, HTML, careful JSON, a shell and C make of all that is no letter or digit
+            for plain, write in (("-_.~", "%{:02X}"), ("-_.~", "%{:02x}"), ("", "\\x{:02x}"), ("", "\\{:03o}")):
+                forms.add("".join(c if c.isascii() and c.isalnum() or c in plain else "".join(
+                    map(write.format, encode(c))) for c in form))
+            for marks, write in (("&<>\"'", "&#{};"), ("&<>\"'", "&#x{:x};"), ("&<>'", "\\u{:04x}")):
+                forms.add("".join(write.format(ord(c)) if c in marks else c for c in form))
+            named = form.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+            forms |= {named, named.replace('"', "&quot;"), named.replace('"', "&quot;").replace("'", "&#39;"),
+                      "".join(c if c.isalnum() or c in "_./-" else f"\\{c}" for c in form)}
         for line in "\n".join(forms).split("\n"):
             if len(line) >= 4 and line.lower() not in EVERYDAY:
                 (self._values if len(line) >= 6 else self._words).add(line)
@@ -1316,7 +1341,7 @@ class Redactor:
         """Make the patterns, once.  Takes longer than many a command, so they are made when a text needs them."""
         if not self._places:
             import re
-            self._places = [re.compile(place, re.IGNORECASE) for place in SECRET_PLACES]
+            self._places = [re.compile(place, re.IGNORECASE) for place in (NSS_PASSWORDS, *SECRET_PLACES)]
 
     def compile_rows(self) -> None:
         """The same for the patterns of dumps in hexadecimal."""
@@ -1324,16 +1349,20 @@ class Redactor:
             import re
             # a row of pluto's dumps, of any length; bytes in a row anywhere
             self._rows = [re.compile(r"^(.*?\|  +|  +)((?:[0-9a-f]{2} {1,2})*[0-9a-f]{2})(?:$|   .*)", re.MULTILINE),
-                          re.compile(r"((?<![0-9A-Za-z]))((?:[0-9A-Fa-f]{2}[ :]{1,2}){3,}[0-9A-Fa-f]{2})\b.*")]
+                          re.compile(r"((?<![0-9A-Za-z]))((?:[0-9A-Fa-f]{2}[ :]{1,2}){3,}[0-9A-Fa-f]{2})\b.*"),
+                          re.compile(r"((?<![0-9A-Za-z])(?:0x)?)((?:[0-9A-Fa-f]{4} {1,2})+[0-9A-Fa-f]{2,4})\b.*")]
 
     def _mask_places(self, text: str) -> str:
         lines = text.split("\n")
-        if self._digits and not self._rows and any(map(may_be_row, lines)):
+        if self._digits and not self._rows and (len(lines) > 100 or any(map(may_be_row, lines))):
             self.compile_rows()
         for number, line in enumerate(lines):
             lowered = line.lower()
             if any(hint in lowered for hint in PLACE_HINTS):
                 self.compile()
+                before = ""
+                while "util" in lowered and line != before:
+                    before, line = line, self._places[0].sub(mask_place, line)
                 for place in self._places:
                     line = place.sub(mask_place, line)
                 lines[number] = line
@@ -1345,8 +1374,9 @@ class Redactor:
 
 def may_be_row(line: str) -> bool:
     """False for a line in which the patterns of rows of bytes find nothing.  Slower than they are, once made."""
-    pairs = sum(len(word) == 2 and HEX_DIGITS.issuperset(word) for word in line.replace(":", " ").split())
-    return pairs > 3 or (pairs > 0 and (line.startswith("  ") or "|  " in line))
+    words = line.replace("0x", " ").translate(_MARKS).split()
+    lengths = [len(word) for word in words if HEX_DIGITS.issuperset(word)]
+    return 4 in lengths or lengths.count(2) > 3 or (2 in lengths and (line.startswith("  ") or "|  " in line))
 
 
 def mask_place(found: re.Match[str]) -> str:
@@ -1358,14 +1388,26 @@ def mask_place(found: re.Match[str]) -> str:
 
 
 def mask_pem(text: str, in_key: bool) -> tuple[str, bool]:
-    """The text without the lines between BEGIN and END of private keys, and whether it ends within a key."""
+    """The text without what is between BEGIN and END of private keys, and whether it ends within a key."""
     lines = []
     for line in text.split("\n"):
-        if "PRIVATE KEY-----" in line:
-            in_key = "-----BEGIN" in line
-        elif in_key and line:
-            line = MASK
-        lines.append(line)
+        shown = ""
+        while True:
+            if in_key:
+                end = line.find("-----END")
+                shown += MASK if line and end else ""
+                if end < 0:
+                    break
+                in_key = False
+                line = line[end:]
+            head, mark, rest = line.partition("PRIVATE KEY-----")
+            if not mark:
+                shown += line
+                break
+            shown += head + mark
+            in_key = "-----BEGIN" in head.rpartition("-----END")[2]
+            line = rest
+        lines.append(shown)
     return "\n".join(lines), in_key
 
 
@@ -1384,6 +1426,7 @@ def whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
+_MARKS = {code: 32 for code in range(128) if not chr(code).isalnum()}
 MASK = "\ue000"  # stands for REDACTED until all is masked, so that nothing is found in it
 MANY_VALUES = 1000  # beyond, a value glued to other letters is not found; searching for each would take minutes
 WORD_RUN = "(?:0[xXsStT])?([A-Za-z0-9]{4,})"
@@ -1698,15 +1741,17 @@ class Config:
     def _problem(self, file: str, line: int, text: str, fatal: bool = True) -> None:
         self.problems.append(Problem(file, line, text, fatal))
 
-    def _read_file(self, name: str, depth: int, line: int, parent: str) -> None:
+    def _read_file(self, name: str, depth: int, line: int, parent: str, matched: bool = False) -> None:
         self.files.append(name)
         self._open.append(name)
         try:
             self._read(name, self.host.lines(name), depth)
         except OSError as error:
             self.files.pop()
-            self.unread = True
-            self._problem(parent, line, f"can't load {quote(name)}: {error.strerror}")
+            # libreswan passes over a link to nothing that a pattern finds
+            passed = matched and error.errno == errno.ENOENT
+            self.unread |= not passed
+            self._problem(parent, line, f"can't load {quote(name)}: {error.strerror}", not passed)
         self._open.pop()
 
     def _read(self, name: str, lines: Iterable[str], depth: int) -> None:
@@ -1768,7 +1813,7 @@ class Config:
             if match in self._open:  # libreswan reads it again, until it is ten deep
                 self._problem(name, number, f"include {quote(pattern)}: {match} is being read already, a loop", False)
             else:
-                self._read_file(match, depth + 1, number, name)
+                self._read_file(match, depth + 1, number, name, any(char in pattern for char in "*?["))
 
     def _statement(self, name: str, number: int, line: str) -> None:
         key, equals, rest = line.partition("=")
@@ -2551,7 +2596,8 @@ def policy_messages(host: Host) -> Iterator[Message]:
 
 def state_messages(host: Host) -> Iterator[Message]:
     """The kernel's states, as messages.  Raises OSError."""
-    return dump(host, NETLINK_XFRM, XFRM_MSG_GETSA, bytes(24))  # struct xfrm_usersa_id
+    # without a body: the kernel takes what there is for attributes, and complains in its log
+    return dump(host, NETLINK_XFRM, XFRM_MSG_GETSA, b"")
 
 
 def text_name(data: bytes | None) -> str:
@@ -7553,9 +7599,10 @@ class Patient:
             except Failure as failure:
                 self._addconn = failure
 
-    def refused(self) -> str | None:
-        """What the installed addconn says of a configuration that it refuses, or of a connection in it, whatever its
-        status; None when it refuses nothing, or can't be asked.  Raises Failure when it can't be run, TimedOut."""
+    def refused(self) -> tuple[str, bool]:
+        """What the installed addconn says of a configuration that it refuses, or of a connection in it, and whether it
+        refuses the whole; nothing when it has nothing against it, or can't be asked.  Raises Failure when it can't be
+        run, TimedOut."""
         said = b""
         if isinstance(self._addconn, Failure):
             raise self._addconn
@@ -7565,9 +7612,9 @@ class Patient:
         except TimedOut:
             raise TimedOut(f"the installed addconn --checkconfig did not end within {self.timeout:g} s") from None
         except Failure as failure:
-            return decode(said).strip() or failure.message
+            return decode(said).strip() or failure.message, True
         return next((line for line in decode(said).splitlines() if line.startswith("while loading '")
-                     or "did not load properly" in line or "bad subnet" in line), None)
+                     or "did not load properly" in line or "bad subnet" in line), ""), False
 
     def close(self) -> None:
         """End what was started for it."""
@@ -7883,7 +7930,9 @@ def check_config_syntax(patient: Patient) -> Iterator[Trouble]:
         next(patient.host.lines(config.name), "")  # only root may read it: that is no error in it
     if fatal:
         yield "FAIL", "PARSE ERROR", "; ".join(map(str, fatal[:3])), edit(fatal[0])
-    elif said := patient.refused():
+        return
+    said, whole = patient.refused()
+    if said:
         # of the last that it says the place and a keyword: the rest may be a secret, of a line that belongs into
         # ipsec.secrets; what comes before are warnings
         words = said.splitlines()[-1].translate({ord(char): " " for char in ":,[]'\"=\r"}).split()
@@ -7893,12 +7942,18 @@ def check_config_syntax(patient: Patient) -> Iterator[Trouble]:
         keyword = next((word for word in words if canonical(word) in known), "this")
         # up to 4.15: while loading 'NAME': …; 5.x: conn NAME did not load properly
         conn = next((conn for conn in config.conns() if f"'{conn.name}'" in said or f" {conn.name} " in said), None)
-        if not line and conn:
+        taken = False
+        if conn and not whole:
             setting = conn.settings.get(canonical(keyword))
             file, line = (setting.file, setting.line) if setting else (conn.file, conn.line)
             keyword = f"conn {conn.name}" + (f", for its {keyword}=" if setting else "")
-        place = Problem(file, line, f"the installed addconn refuses {keyword}")
-        yield "FAIL", "REFUSED", f"{place}, see ipsec addconn --checkconfig", edit(place)
+            # some that it complains of it loads nevertheless, but not the networks that are none
+            try:
+                taken = conn.name in patient.loaded() and "bad subnet" not in said
+            except (Failure, OSError):
+                taken = False
+        place = Problem(file, line, f"the installed addconn {'complains of' if taken else 'refuses'} {keyword}")
+        yield ("WARN" if taken else "FAIL", "REFUSED", f"{place}, see ipsec addconn --checkconfig", edit(place))
 
 
 @check("rp_filter", "Checking rp_filter",
@@ -9072,9 +9127,11 @@ class OutputFile:
         self.aside = f"{self.name}.{os.getpid()}.tmp" if os.path.isfile(name) or not os.path.exists(name) else ""
         try:
             self.fd = os.open(self.aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW,
-                              0o600) if self.aside else os.open(name, os.O_WRONLY | os.O_CLOEXEC)
+                              0o600) if self.aside else os.open(name, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            os.set_blocking(self.fd, True)
         except OSError as error:
-            raise OSError(error.errno, error.strerror, name) from None
+            nobody = "nobody reads from this pipe" if error.errno == errno.ENXIO else error.strerror
+            raise OSError(error.errno, nobody, name) from None
         self.squeeze: Any = None
         if name.endswith(".gz"):
             try:
@@ -10407,7 +10464,8 @@ def metrics_of(data: dict[str, Any] | None) -> str:
 
 def own_reader(host: Host, args: Args, name: str) -> Config:
     """The configuration for a command that stands in for libreswan's program.  Raises ConfigError (3, as theirs)."""
-    host.warn(f"{name}: libreswan's own program is not installed; the built-in reader answers")
+    why = "libreswan's own program is not installed" if host.live else "nothing of a mounted disk is run"
+    host.warn(f"{name}: {why}; the built-in reader answers")
     config = Config(host, args.value("--config"))
     config.conns()
     for problem in config.problems:
@@ -10511,7 +10569,7 @@ def config_lines(config: Config, name: str = "", setup: bool = True) -> Iterator
         yield ""
     for conn in config.conns():
         if name in ("", conn.name):
-            yield f"conn {conn.name}"
+            yield f"conn {quoted_value(conn.name)}"
             if conn.alsos:
                 yield f"\t#also = {' '.join(conn.alsos)}"
             keys = sorted(conn.settings, key=lambda key: (not key.startswith("left"), not key.startswith("right"),
@@ -10539,8 +10597,15 @@ def secretcensor_command(host: Host, args: Args) -> int:
 @command("_keycensor keycensor", "[FILE...]", summary="show a text without the keys and secrets in it", hidden=True,
          rescue=True)
 def keycensor_command(host: Host, args: Args) -> int:
-    """`ipsec _keycensor`: the files, or standard input, as barf shows logs and configuration."""
-    return filtered(host, args.operands, redactor_of(host).stream)
+    """`ipsec _keycensor`: the files, or standard input, as barf shows logs and configuration; 1 when a file, also one
+    with secrets, can't be read."""
+    config = Config(host)
+    name = secrets_file(host, config)
+    hidden = [problem for problem in secret_files(host, name)[1] if "can't read" in problem.text] if host.exists(
+        name) else []
+    for problem in hidden:
+        host.warn(f"keycensor: {problem}: its secrets are masked by their place only")
+    return filtered(host, args.operands, redactor_of(host, config=config).stream) or (ERROR if hidden else OK)
 
 
 def filtered(host: Host, names: Sequence[str], censor: Callable[[Iterable[bytes]], Iterable[str]]) -> int:
@@ -11161,6 +11226,20 @@ def manual_page(name: str) -> bytes:
     return found
 
 
+def page_of(name: str, entry: Command | None) -> bytes:
+    """The page of a command: its own, else the first in whose synopsis it stands.  Raises OSError."""
+    names = {name, *([entry.name, *entry.aliases] if entry else [])}
+    for owner in dict.fromkeys(([entry.name] if entry else []) + [each.name for each in COMMANDS.values()]):
+        try:
+            page = manual_page(f"ipsec_{owner}.8")
+        except OSError:
+            continue
+        synopsis = [line.split() for line in decode(page).splitlines() if line.startswith(".Nm ipsec Cm ")]
+        if owner in names or any(not names.isdisjoint(words) for words in synopsis):
+            return page
+    raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), f"ipsec_{name}.8")
+
+
 @command("man", "[COMMAND]", rescue=True, summary="show the manual page of ipsec or of one of its commands",
          details="The pages are part of this program. On a terminal man or mandoc shows them where it is installed; "
                  "otherwise they are plain text.")
@@ -11168,10 +11247,10 @@ def man_command(host: Host, args: Args) -> int:
     """`ipsec man [COMMAND]`: 0; 1 for a command that is not there."""
     name = args.operands[0] if args.operands else ""
     entry = find_command(name) if name else None
-    if name and entry is None and not program_of(host, name):
+    if name not in ("", "ipsec") and entry is None and not program_of(host, name):
         raise unknown_command(host, name)
     try:
-        page = manual_page(f"ipsec_{entry.name if entry else name}.8" if name else "ipsec.8")
+        page = manual_page("ipsec.8") if name in ("", "ipsec") else page_of(name, entry)
     except OSError:
         if entry is None:
             raise Failure(f"ipsec man: {name} is a program of libreswan with a page of its own", ERROR,
@@ -11180,7 +11259,7 @@ def man_command(host: Host, args: Args) -> int:
         return OK
     viewer = next((path for path in map(host.which, ("man", "mandoc"))
                    if path and os.path.basename(os.path.realpath(path)) not in ("busybox", "toybox")), None)
-    if viewer and sys.stdout.isatty():
+    if viewer and is_terminal(sys.stdout):
         try:
             os.dup2(host.memory_file(page), 0)
             os.lseek(0, 0, os.SEEK_SET)
@@ -11575,7 +11654,7 @@ def run(words: Sequence[str]) -> int:
         where = f" in {place.tb_frame.f_code.co_name}, ipsec.py:{place.tb_frame.f_code.co_firstlineno}" if place else ""
         message, status = f"internal error: {type(error).__name__}{where}; please report it", ERROR
     try:
-        sys.stderr.write(f"{message if message.startswith('ipsec') else 'ipsec: ' + message}\n")
+        sys.stderr.write(harmless(f"{message if message.startswith('ipsec') else 'ipsec: ' + message}") + "\n")
     except (OSError, AttributeError):
         return status  # nowhere to say it
     return status

@@ -126,6 +126,17 @@ def test_a_secret_is_masked_in_the_rows_of_a_hex_dump() -> None:
     assert redactor.text("|   00 01 02 03\n") == "|   00 01 02 03\n"
 
 
+@pytest.mark.parametrize("written", [
+    "Kana%20rien%26Eins%5C%21", "Kana\\x20rien\\x26Eins\\x5c\\x21", "Kana rien&amp;Eins\\!",
+    "Kana\\ rien\\&Eins\\\\\\!", "Kana rien\\u0026Eins\\!", "0x4b61 6e61 2072 6965 6e26 4569 6e73 5c21", "Kana\\040rien\\046Eins\\134\\041",
+])
+def test_a_secret_is_masked_in_other_spellings(written: str) -> None:
+    redactor = ipsec.Redactor()
+    redactor.learn("Kana rien&Eins\\!")
+    assert redactor.text(f"before {written} after").startswith("before ")
+    assert "rien" not in redactor.text(written) and "6965" not in redactor.text(written)
+
+
 @pytest.mark.parametrize("secret", ['qu"ote\\d s3cret', "it's a s3cret", "tab\ts3cret!", "\x01ctl s3cret",
                                     "ünïcode-s3cret"])
 def test_a_secret_is_masked_as_programs_escape_it(secret: str) -> None:
@@ -158,6 +169,17 @@ def test_a_short_or_everyday_secret_leaves_a_report() -> None:
     ("ipsec newhostkey --password={} --keytype rsa", "ipsec newhostkey --password=[redacted] --keytype rsa"),
     ("pk12util -i a.p12 -W {} -d sql:/etc", "pk12util -i a.p12 -W [redacted] -d sql:/etc"),
     ("certutil -P {} -L", "certutil -P [redacted] -L"),
+    ("pk12util -K {} -d sql:/etc -W {}", "pk12util -K [redacted] -d sql:/etc -W [redacted]"),
+    ("sshpass -p {} ssh gw", "sshpass -p [redacted] ssh gw"),
+    ("curl -s -u me:{} https://gw", "curl -s -u me:[redacted] https://gw"),
+    ("Authorization: Bearer {}", "Authorization: Bearer [redacted]"),
+    ("NSS Certificate DB:{}", "NSS Certificate DB:[redacted]"),
+    ("env DB_PASS={} AWS_SECRET_ACCESS_KEY={}", "env DB_PASS=[redacted] AWS_SECRET_ACCESS_KEY=[redacted]"),
+    ("a -----BEGIN PRIVATE KEY-----\\n{}\\n-----END PRIVATE KEY-----\\n b\nnext",
+     "a -----BEGIN PRIVATE KEY-----[redacted]-----END PRIVATE KEY-----\\n b\nnext"),
+    ("KEY=-----BEGIN EC PRIVATE KEY----- {} -----END EC PRIVATE KEY----- x\n-----BEGIN PRIVATE KEY-----\n{}\n",
+     "KEY=-----BEGIN EC PRIVATE KEY-----[redacted]-----END EC PRIVATE KEY----- x\n-----BEGIN PRIVATE KEY-----\n"
+     "[redacted]\n"),
     ("openssl pkcs12 -passin pass:{} -in x", "openssl pkcs12 -passin [redacted] -in x"),
     ("curl https://user:{}@example.com/", "curl https://user:[redacted]@example.com/"),
     ('003 "/etc/ipsec.secrets" line 1: PSK data malformed (bad base): {}',

@@ -147,10 +147,10 @@ def test_of_what_addconn_refuses_place_and_keyword_are_told(tmp_path: Path, monk
     file = tmp_path / "ipsec.conf"
     file.write_text("config setup\n")
     patient = Patient(Host({}, conf=str(file)), 1.0)
-    monkeypatch.setattr(patient, "refused", lambda: said.format(file, file))
+    monkeypatch.setattr(patient, "refused", lambda: (said.format(file, file), True))
     (trouble,) = CHECKS["config"].function(patient)
     assert trouble[2] == f"{file}:2: the installed addconn refuses nat_traversal, see ipsec addconn --checkconfig"
     assert trouble[3] == f"vi +2 {file}"
-    monkeypatch.setattr(patient, "refused", lambda: f"{file}:7: syntax error [hunter22]")
+    monkeypatch.setattr(patient, "refused", lambda: (f"{file}:7: syntax error [hunter22]", True))
     (trouble,) = CHECKS["config"].function(patient)
     assert "hunter22" not in trouble[2] and trouble[2].startswith(f"{file}:7: ")

@@ -304,7 +304,8 @@ FINE = {
     f"l4proto esp accept; {NFT_RULE}meta l4proto ipv6-icmp accept",
     "keys of its own": f"python3 {PYZ} newhostkey; id=$(python3 {PYZ} showhostkey --list | sed 's/.*ckaid: //'); "
     f"python3 {PYZ} showhostkey --left --ckaid $id | grep = >>/etc/ipsec.conf; echo '\tleftckaid='$id "
-    ">>/etc/ipsec.conf; echo '\trightrsasigkey=0sAwEAAc0ffee' >>/etc/ipsec.conf; test $(grep -c left.*key= /etc/ipsec.conf) = 1",
+    ">>/etc/ipsec.conf; echo '\trightrsasigkey=0sAwEAAc0ffee' >>/etc/ipsec.conf; "
+    "test $(grep -c left.*key= /etc/ipsec.conf) = 1",
     "key in hexadecimal": f"""
 python3 {PYZ} newhostkey
 id=$(python3 {PYZ} showhostkey --list | sed 's/.*ckaid: //')
