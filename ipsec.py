@@ -11479,7 +11479,9 @@ def help_command(host: Host, args: Args) -> int:
 def option_help(option: Opt) -> str:
     """The lines that explain an option in 80 columns."""
     import textwrap
-    head = "  " + ", ".join(option.names.split()) + (f" {option.metavar}" if option.metavar else "")
+    value = option.metavar or ""
+    value = value.replace("[", "[=") if value.startswith("[") else f" {value}" if value else ""
+    head = "  " + ", ".join(option.names.split()) + value
     body = textwrap.wrap(option.help + (" (may be repeated)" if option.many else ""), 54)
     if len(head) > 24:
         return "\n".join([head, *(" " * 26 + line for line in body)])

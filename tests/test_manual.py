@@ -66,6 +66,16 @@ def test_a_page_as_text_fits_80_columns_and_leaves_no_marks(page: Path) -> None:
     assert text.startswith(page.stem.upper() + "(8)\n\nNAME\n")
 
 
+def test_man_shows_the_page_on_which_a_command_stands() -> None:
+    for name, title in (("verify", "VERIFY"), ("initnss", "CHECKNSS"), ("up", "AUTO"), ("initiate", "AUTO"),
+                        ("sniff", "CHECKNFLOG"),
+                        ("showhostkey", "NEWHOSTKEY"), ("keycensor", "_SECRETCENSOR"), ("metrics", "STATUS")):
+        page = ipsec.page_of(name, COMMANDS.get(name) or ipsec.COMMANDS[name])
+        assert f".Dt IPSEC_{title} 8" in page.decode(), name
+    with pytest.raises(OSError):
+        ipsec.page_of("pluto", None)
+
+
 @pytest.mark.parametrize("name", sorted(name for name, entry in COMMANDS.items() if not entry.hidden))
 def test_help_fits_80_columns(name: str) -> None:
     for line in ipsec.describe(COMMANDS[name]).splitlines():
