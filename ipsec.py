@@ -8205,6 +8205,8 @@ def check_forward_rules(patient: Patient) -> Iterator[Trouble]:
             behind, family = patient.device_to(ours), family_of(ours)
             out = {"in": behind, "out": tunnel.inner, "ipsec_out": "exists ipsec", "src": ours, "dst": theirs}
             back = {"in": tunnel.inner, "out": behind, "ipsec_in": "exists ipsec", "src": theirs, "dst": ours}
+            if patient.blocks("prerouting", "nat", "dnat", state="new", family=family, **back):
+                continue  # behind this host they have other addresses
             # what is part of a connection comes in both directions, and one of them has to begin
             heads = [(sample, way, patient.blocks("forward", state="new", family=family, **sample),
                       patient.blocks("forward", state="established", family=family, **sample))
