@@ -7764,6 +7764,11 @@ class Patient:
         return any(target.lower() == name for _, table in self.tables for chain in table.values()
                    for _, target in chain.rules)
 
+    def gives_source(self, net: str) -> bool:
+        """True when NAT gives packets a source of this network: before they have another.  Raises as `tables`."""
+        targets = [target.split() for _, table in self.tables for chain in table.values() for _, target in chain.rules]
+        return any(len(words) == 2 and words[0].lower() == "snat" and net_fits(words[1], net) for words in targets)
+
     def blocks(self, hooks: str, kind: str = "", what: str = "drop", **packet: str) -> str:
         """The command that puts a rule before those that certainly drop (or do `what` to) the packet at one of the
         hooks; empty when none does.  A packet is one of IPv4 unless it says more.  Raises OSError, Failure."""
@@ -8205,7 +8210,8 @@ def check_forward_rules(patient: Patient) -> Iterator[Trouble]:
             behind, family = patient.device_to(ours), family_of(ours)
             out = {"in": behind, "out": tunnel.inner, "ipsec_out": "exists ipsec", "src": ours, "dst": theirs}
             back = {"in": tunnel.inner, "out": behind, "ipsec_in": "exists ipsec", "src": theirs, "dst": ours}
-            if patient.blocks("prerouting", "nat", "dnat", state="new", family=family, **back):
+            if patient.gives_source(ours) or patient.blocks(
+                    "prerouting", "nat", "dnat", state="new", family=family, **back):
                 continue  # behind this host they have other addresses
             # what is part of a connection comes in both directions, and one of them has to begin
             heads = [(sample, way, patient.blocks("forward", state="new", family=family, **sample),
