@@ -9507,7 +9507,8 @@ def parse_since(text: str) -> float:
     if number.isdigit() and seconds:
         return time.time() - int(number) * seconds
     when = stamp(f"{text} 00:00:00" if len(text) == 10 else f"{text}:00" if len(text) == 16 else text)
-    if when is None:
+    # mktime(3) takes the 31st of February for the 3rd of March
+    if when is None or time.strftime("%Y-%m-%d", time.localtime(when)) != text[:10] or text[11:13] > "23":
         raise Failure(f"--since {quote(text)}: not a time", USAGE, "such as 2026-11-23 06:12 or 24 hours ago")
     return when
 
@@ -11569,8 +11570,11 @@ def dispatch(words: Sequence[str]) -> int:
         metavar = mine[words[leading].partition("=")[0]].metavar or "["
         leading += 1 if "=" in words[leading] or metavar.startswith("[") else 2
     parse_options(leaders, words[:leading], args, "ipsec")
-    if args.flag("--root") and not args.value("--root"):
-        raise Failure("--root is empty", USAGE, "an unset variable? It is a directory, or is left out")
+    leading += words[leading:leading + 1] == ["--"]
+    for option in GLOBAL_OPTIONS:
+        if option.metavar and args.flag(option.key) and not args.value(option.key):
+            raise Failure(f"{option.key} is empty", USAGE,
+                          f"an unset variable? It is a {option.metavar}, or is left out")
     host = Host(root=args.value("--root"), conf=args.value("--config"), rundir=args.value("--rundir"),
                 ctlsocket=args.value("--ctlsocket"), nssdir=args.value("--nssdir"))
     if leading >= len(words):

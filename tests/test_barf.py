@@ -288,6 +288,13 @@ def test_since_counts_back(text: str, seconds: int) -> None:
     assert before - seconds <= when <= time.time() - seconds
 
 
+@pytest.mark.parametrize("text", ["2026-13-01", "2026-02-30", "2026-11-25 25:99", "2026-11-25 24:00", "yesterday",
+                                  "5 lightyears"])
+def test_since_takes_no_other_words(text: str) -> None:
+    with pytest.raises(ipsec.Failure, match="not a time"):
+        ipsec.parse_since(text)
+
+
 def test_since_takes_a_date() -> None:
     assert ipsec.parse_since("2026-11-23") == time.mktime((2026, 11, 23, 0, 0, 0, 0, 0, -1))
     assert ipsec.parse_since("2026-11-23 06:12") == time.mktime((2026, 11, 23, 6, 12, 0, 0, 0, -1))
