@@ -7670,6 +7670,11 @@ class Patient:
                                             peer))
         return self._tunnels
 
+    @property
+    def sides(self) -> dict[str, str]:
+        """Which end is ours, `left` or `right`, of the connections of which that is known, by name.  Raises OSError."""
+        return {tunnel.conn.name: tunnel.here for tunnel in self.tunnels} if self.host.live else {}
+
     def device_to(self, net: str) -> str:
         """The interface that leads to a network behind us; nothing when that is not known.  Raises OSError."""
         try:
@@ -7722,6 +7727,15 @@ class Patient:
             self._needed = NssReader(self.host, self.nssdir).has_certificates() or any(
                 conn.get(f"{side}{word}") for conn in self.conns for side in ("left", "right") for word in words)
         return self._needed
+
+    def has_loaded(self, conn: Conn) -> bool:
+        """True when pluto has the connection as it is in the file: it has one of that name, and the file is older than
+        its start.  False also when it does not answer."""
+        try:
+            return conn.name in self.loaded() and (
+                self.host.stat(conn.file).st_mtime < self.host.stat(f"{self.host.rundir}/pluto.pid").st_mtime)
+        except (Failure, OSError):
+            return False
 
     def kernel_has(self, option: str, module: str) -> bool | None:
         """Whether the running kernel has what CONFIG_`option` and the module stand for; None when nothing tells."""
@@ -7937,28 +7951,25 @@ def check_config_syntax(patient: Patient) -> Iterator[Trouble]:
         yield "FAIL", "PARSE ERROR", "; ".join(map(str, fatal[:3])), edit(fatal[0])
         return
     said, whole = patient.refused()
-    if said:
-        # of the last that it says the place and a keyword: the rest may be a secret, of a line that belongs into
-        # ipsec.secrets; what comes before are warnings
-        words = said.splitlines()[-1].translate({ord(char): " " for char in ":,[]'\"=\r"}).split()
-        file = next((word for word in words if word in config.files), config.name)
-        line = next((int(word) for before, word in zip(words, words[1:]) if before == file and word.isdigit()), 0)
-        known = {*keywords(True), *keywords(False)}
-        keyword = next((word for word in words if canonical(word) in known), "this")
-        # up to 4.15: while loading 'NAME': …; 5.x: conn NAME did not load properly
-        conn = next((conn for conn in config.conns() if f"'{conn.name}'" in said or f" {conn.name} " in said), None)
-        taken = False
-        if conn and not whole:
-            setting = conn.settings.get(canonical(keyword))
-            file, line = (setting.file, setting.line) if setting else (conn.file, conn.line)
-            keyword = f"conn {conn.name}" + (f", for its {keyword}=" if setting else "")
-            # some that it complains of it loads nevertheless, but not the networks that are none
-            try:
-                taken = conn.name in patient.loaded() and "bad subnet" not in said
-            except (Failure, OSError):
-                taken = False
-        place = Problem(file, line, f"the installed addconn {'complains of' if taken else 'refuses'} {keyword}")
-        yield ("WARN" if taken else "FAIL", "REFUSED", f"{place}, see ipsec addconn --checkconfig", edit(place))
+    if not said:
+        return
+    words = said.splitlines()[-1].translate({ord(char): " " for char in ":,[]'\"=\r"}).split()  # before it are warnings
+    known = {*keywords(True), *keywords(False)}
+    keyword = next((word for word in words if canonical(word) in known), "")
+    # up to 4.15: while loading 'NAME': …; 5.x: conn NAME did not load properly
+    conn = None if whole else next((conn for conn in config.conns() if f"'{conn.name}'" in said
+                                    or f" {conn.name} " in said), None)
+    setting = conn.settings.get(canonical(keyword)) if conn else None
+    place = setting or conn
+    # of what it says the place and a keyword: the rest may be a secret, of a line that belongs into ipsec.secrets
+    file = place.file if place else next((word for word in words if word in config.files), config.name)
+    line = place.line if place else next((int(word) for before, word in zip(words, words[1:])
+                                          if before == file and word.isdigit()), 0)
+    what = f"conn {conn.name}{f', for its {keyword}=' if setting else ''}" if conn else keyword or "this"
+    # some that it complains of it loads nevertheless; of one with a network that is none, all but that
+    taken = conn is not None and "bad subnet" not in said and patient.has_loaded(conn)
+    problem = Problem(file, line, f"the installed addconn {'complains of' if taken else 'refuses'} {what}")
+    yield "WARN" if taken else "FAIL", "REFUSED", f"{problem}, see ipsec addconn --checkconfig", edit(problem)
 
 
 @check("rp_filter", "Checking rp_filter",
@@ -8171,19 +8182,15 @@ def check_firewall(patient: Patient) -> Iterator[Trouble]:
                 ever = patient.blocks(hooks, **{"state": "established", **sample})
                 first = ever or (first_counts and patient.blocks(hooks, **{"state": "new", **sample}))
                 if first:
-                    where = f"{way} {peer or 'anywhere'}{f' by {device}' if device else ''}"
-                    rule = f"{iptables} -j ACCEPT" if first.startswith("ip") else f"{nft} accept"
-                    troubles.append((level if ever or answers or way == "to" else "WARN", "BLOCKED",
-                                     f"{what} {where} is dropped{'' if ever else f', unless {who} began'}",
-                                     f"{first} {rule}"))
+                    troubles.append((level if ever or answers or way == "to" else "WARN", "BLOCKED", way,
+                                     f"is dropped{'' if ever else f', unless {who} began'}", first))
             sample = {"state": "new", "family": family, **came, **packet}
-            sent_on = not icmp and patient.blocks("prerouting", "nat", "dnat", **sample)
-            if sent_on:
-                rule = f"{iptables} -j ACCEPT" if sent_on.startswith("ip") else f"{nft} accept"
-                where = f"{peer or 'anywhere'}{f' by {device}' if device else ''}"
-                troubles.append((level, "SENT ON", f"{what} from {where} goes to another address or port",
-                                 f"{sent_on} {rule}"))
-            yield from troubles
+            if head := not icmp and patient.blocks("prerouting", "nat", "dnat", **sample):
+                troubles.append((level, "SENT ON", "from", "goes to another address or port", head))
+            for severe, word, way, happens, head in troubles:
+                where = f"{way} {peer or 'anywhere'}{f' by {device}' if device else ''}"
+                rule = f"{iptables} -j ACCEPT" if head.startswith("ip") else f"{nft} accept"
+                yield severe, word, f"{what} {where} {happens}", f"{head} {rule}"
             if troubles:
                 break
 
@@ -8328,7 +8335,7 @@ def check_udp4500(patient: Patient) -> Iterator[Trouble]:
 
 @check("loaded", " Pluto's connections are those of ipsec.conf",
        "That pluto has the connections with auto=add, ondemand, start or keep, with the ends, networks and IDs of the "
-       "file, and knows one of their ends for its own; that those with auto=start are up.",
+       "file, and knows one of their ends for its own; that those with auto=start are up, with auto=ondemand routed.",
        "Pluto leaves out a connection in which it finds an error, and does not notice that the file has changed. One "
        "that has no end here, or can't be loaded, never comes up.",
        "ipsec add CONN loads it again; when it can't, that or pluto's log says why, as ipsec up CONN does for one that "
@@ -8337,7 +8344,7 @@ def check_udp4500(patient: Patient) -> Iterator[Trouble]:
 def check_loaded(patient: Patient) -> Iterator[Trouble]:
     host, loaded, limit = patient.host, patient.loaded(), listen_setting(patient.config)
     names = host_names(host)
-    here = {tunnel.conn.name: tunnel.here for tunnel in patient.tunnels}
+    here = patient.sides
     for conn in patient.config.conns():
         ends = conn.get("left"), conn.get("right")
         if conn.auto == "ignore" or not {"%group", "%opportunisticgroup"}.isdisjoint(ends):
@@ -8515,7 +8522,7 @@ def check_certificates(patient: Patient) -> Iterator[Trouble]:
         return
     listed = NssReader(host, directory).certificates()
     held = {one.nickname: one for one in listed}
-    here = {tunnel.conn.name: tunnel.here for tunnel in patient.tunnels} if host.live else {}
+    here = patient.sides
     used = {}
     for conn in patient.conns:
         names = [conn.get(f"{side}cert") for side in ("left", "right") if conn.get(f"{side}cert")]
@@ -8577,7 +8584,8 @@ def check_psk(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
     name = secrets_file(host, patient.config)
     if not host.exists(name):
-        yield "SKIP", "UNKNOWN", f"{name} is not there", ""
+        if any("secret" in ways_of(conn) for conn in patient.conns):
+            yield "SKIP", "UNKNOWN", f"{name} is not there", ""
         return
     files, problems = secret_files(host, name)
     if problems:
@@ -8593,7 +8601,7 @@ def check_psk(patient: Patient) -> Iterator[Trouble]:
                 ids = [comparable_id(token.text, names) for token in record.ids]
                 for key in set(ids) or {""}:
                     groups.setdefault(key, []).append(ids)
-    here = {tunnel.conn.name: tunnel.here for tunnel in patient.tunnels} if host.live else {}
+    here = patient.sides
     for conn in patient.conns:
         ways = ways_of(conn)
         shown = [conn.get(f"{side}id") or conn.get(side) for side in ("left", "right")]
@@ -8685,7 +8693,7 @@ def check_secret_modes(patient: Patient) -> Iterator[Trouble]:
 def check_overlap(patient: Patient) -> Iterator[Trouble]:
     named: dict[str, Conn] = {}
     seen: dict[object, tuple[Conn, str]] = {}
-    here = {tunnel.conn.name: tunnel.here for tunnel in patient.tunnels} if patient.host.live else {}
+    here = patient.sides
     for conn in patient.conns:
         first = named.setdefault(conn.name, conn)
         if first is not conn:
