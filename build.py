@@ -104,6 +104,7 @@ if front[:4] == MAGIC_NUMBER:
     sys.modules["ipsec"] = module
     gc.disable()  # nothing that is loaded here will ever be garbage
     exec(loads(memoryview(front)[4:]), module.__dict__)
+    gc.freeze()
     gc.enable()
 else:
     import ipsec as module
@@ -134,6 +135,7 @@ def load_rest(name="", done=[0]):
             found += [(number, code) for number, code in zip(numbers, loads(data)) if wanted >> number & 1]
     for number, code in sorted(found):
         exec(loads(code), globals())
+    gc.freeze()
     gc.enable()
 '''
 

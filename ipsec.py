@@ -8778,6 +8778,7 @@ def findings(host: Host, timeout: float, names: Collection[str] = ()) -> Iterato
     chosen = [one for one in CHECKS.values() if (not names or one.name in names) and (host.live or not one.live)]
     if CHECKS["config"] in chosen:
         patient.ask_addconn()
+        patient.told("pluto_version")  # pluto tells its status, which others need too, while addconn reads
     try:
         for one in chosen:
             fine = True
