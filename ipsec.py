@@ -7584,6 +7584,7 @@ class Patient:
         self._tables: list[Table] | Exception | None = None
         self._kernel: tuple[str, str] | None = None
         self._status: list[str] | Exception | None = None
+        self._sockets: list[tuple[Socket, bool]] | None = None
         self._nssdir = ""
         self._needed: bool | None = None
 
@@ -7681,6 +7682,14 @@ class Patient:
             return "" if net in EVERYTHING else Routing(self.host).lookup(net.partition("/")[0]).device
         except OSError:
             return ""
+
+    def sockets(self) -> list[tuple[Socket, bool]]:
+        """The UDP sockets on the ports of IKE in pluto's network, and whether they are its own.  Raises OSError."""
+        if self._sockets is None:
+            own = open_files(self.host, self.pid) if self.pid else set()
+            self._sockets = [(each, f"socket:[{each.inode}]" in own) for each in list_sockets(
+                self.host, (500, 4500), self.pid, ("udp", "udp6"))]
+        return self._sockets
 
     def status(self) -> list[str]:
         """What pluto says of itself and of its connections.  Raises NoPluto, TimedOut; PermissionError when only root
@@ -8301,15 +8310,14 @@ def listen_setting(config: Config) -> Setting | None:
 
 def listening(patient: Patient, port: int) -> Iterator[Trouble]:
     """A socket of pluto's own on the port, in its network namespace, which need not be ours."""
-    sockets = list(list_sockets(patient.host, (port,), patient.pid, ("udp", "udp6")))
+    sockets = [(socket.address, own) for socket, own in patient.sockets() if socket.port == port]
     if not patient.pid and sockets:
-        yield ("FAIL", "IN USE", f"another program has port {port} on {sockets[0].address}: pluto can't start",
+        yield ("FAIL", "IN USE", f"another program has port {port} on {sockets[0][0]}: pluto can't start",
                f"ss -lunp sport = :{port}")
     elif not patient.pid:
         yield "SKIP", "UNKNOWN", "pluto is not running", "ipsec start"
-    own = open_files(patient.host, patient.pid) if patient.pid else set()
-    if patient.pid and not any(f"socket:[{socket.inode}]" in own for socket in sockets):
-        others = f"; another program has it on {sockets[0].address}" if sockets else ""
+    elif not any(own for _, own in sockets):
+        others = f"; another program has it on {sockets[0][0]}" if sockets else ""
         mend = "ipsec whack --listen" if patient.told("pluto_version") else "ipsec restart"
         if limit := listen_setting(patient.config):
             others, mend = f"; {limit.file}:{limit.line} has {limit.key}={limit.value}", edit(limit)
