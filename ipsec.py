@@ -1363,7 +1363,7 @@ class Redactor:
                 before = ""
                 while "util" in lowered and line != before:
                     before, line = line, self._places[0].sub(mask_place, line)
-                for place in self._places:
+                for place in self._places[1:]:
                     line = place.sub(mask_place, line)
                 lines[number] = line
         text = "\n".join(lines)
@@ -7582,6 +7582,7 @@ class Patient:
         self._addconn: Generator[bytes, None, None] | Failure | None = None
         self._tunnels: list[Tunnel] | None = None
         self._tables: list[Table] | Exception | None = None
+        self._targets: set[str] | None = None
         self._kernel: tuple[str, str] | None = None
         self._status: list[str] | Exception | None = None
         self._sockets: list[tuple[Socket, bool]] | None = None
@@ -7728,6 +7729,11 @@ class Patient:
         return found
 
     @property
+    def has_database(self) -> bool:
+        """True when both files of the NSS database are there.  Raises OSError."""
+        return all(self.host.exists(f"{self.nssdir}/{name}") for name in NSS_FILES[1:])
+
+    @property
     def needs_database(self) -> bool:
         """True when the NSS database holds a certificate, or connections name certificates or keys in it.  Raises
         OSError."""
@@ -7770,6 +7776,11 @@ class Patient:
         names = " ".join(modules)
         return f"modprobe {names}" if self.host.isdir("/lib/modules") else "reboot"
 
+    def cannot_tell(self, modules: Sequence[str]) -> Trouble:
+        """For modules of which kernel_has() says None."""
+        return ("SKIP", "UNKNOWN", f"nothing here tells whether the kernel can load {', '.join(modules)}",
+                self.modprobe(modules))
+
     @property
     def tables(self) -> list[Table]:
         """The rules of the firewall.  Raises OSError, Failure."""
@@ -7782,10 +7793,13 @@ class Patient:
             raise self._tables
         return self._tables
 
-    def targets(self, name: str) -> bool:
-        """True when some rule of the firewall has this target.  Raises as `tables`."""
-        return any(target.lower() == name for _, table in self.tables for chain in table.values()
-                   for _, target in chain.rules)
+    @property
+    def targets(self) -> set[str]:
+        """What the rules of the firewall do, in lower case.  Raises as `tables`."""
+        if self._targets is None:
+            self._targets = {target.lower() for _, table in self.tables for chain in table.values()
+                             for _, target in chain.rules}
+        return self._targets
 
     def gives_source(self, net: str) -> bool:
         """True when NAT gives packets a source of this network: before they have another.  Raises as `tables`."""
@@ -7795,7 +7809,7 @@ class Patient:
     def blocks(self, hooks: str, kind: str = "", what: str = "drop", **packet: str) -> str:
         """The command that puts a rule before those that certainly drop (or do `what` to) the packet at one of the
         hooks; empty when none does.  A packet is one of IPv4 unless it says more.  Raises OSError, Failure."""
-        if self.targets("notrack"):
+        if "notrack" in self.targets:
             packet.pop("state", "")  # which packets are tracked is for other rules to say
         packet = {"family": "ipv4", "status": "", **{name.replace("_", "-"): packet[name] for name in packet}}
         return next((chain.insert for family, table in self.tables if family in TABLE_FAMILIES[packet["family"]]
@@ -8055,8 +8069,7 @@ def check_esp(patient: Patient) -> Iterator[Trouble]:
         yield ("FAIL", "MISSING", f"this kernel has no {', '.join(missing)}: no packet can be protected with it; "
                "another kernel may", patient.modprobe(missing))
     elif unknown:
-        yield ("SKIP", "UNKNOWN", f"nothing here tells whether the kernel can load {', '.join(unknown)}",
-               patient.modprobe(unknown))
+        yield patient.cannot_tell(unknown)
 
 
 @check("algorithms", "Checking the kernel's algorithms for ESP",
@@ -8090,8 +8103,7 @@ def check_algorithms(patient: Patient) -> Iterator[Trouble]:
                    patient.modprobe(modules))
     unknown = [row[3] for row, has in known.items() if has is None]
     if unknown and not troubles:
-        yield ("SKIP", "UNKNOWN", f"nothing here tells whether the kernel can load {', '.join(unknown)}",
-               patient.modprobe(unknown))
+        yield patient.cannot_tell(unknown)
 
 
 @check("forwarding", "Checking IP forwarding",
@@ -8222,7 +8234,7 @@ def exception(head: str, source: str, target: str, way: str) -> str:
        live=True)
 def check_forward_rules(patient: Patient) -> Iterator[Trouble]:
     for tunnel in patient.tunnels:
-        for ours, theirs in tunnel.pairs if not patient.targets("netmap") else ():
+        for ours, theirs in tunnel.pairs if "netmap" not in patient.targets else ():
             behind, family = patient.device_to(ours), family_of(ours)
             out = {"in": behind, "out": tunnel.inner, "ipsec_out": "exists ipsec", "src": ours, "dst": theirs}
             back = {"in": tunnel.inner, "out": behind, "ipsec_in": "exists ipsec", "src": theirs, "dst": ours}
@@ -8480,7 +8492,7 @@ def new_database(patient: Patient) -> str:
        "ipsec checknss tells more. A directory is closed with chmod 700.")
 def check_nss_health(patient: Patient) -> Iterator[Trouble]:
     host, directory = patient.host, patient.nssdir
-    if not host.exists(f"{directory}/cert9.db") or not host.exists(f"{directory}/key4.db"):
+    if not patient.has_database:
         return
     # by the header that SQLite writes (fileformat2.html, 1.3): sqlite3 takes longer to import than all the rest
     for name in NSS_FILES[1:]:
@@ -8523,12 +8535,9 @@ def authorities(certificates: Iterable[Certificate]) -> Iterator[tuple[Parsed, C
        "comes up.",
        "Import a new one: ipsec import FILE.p12. ipsec nsslist shows all.")
 def check_certificates(patient: Patient) -> Iterator[Trouble]:
-    host, directory = patient.host, patient.nssdir
-    if not host.exists(f"{directory}/cert9.db") or not host.exists(f"{directory}/key4.db"):
+    if not patient.has_database or not patient.needs_database:
         return
-    if not patient.needs_database:
-        return
-    listed = NssReader(host, directory).certificates()
+    listed = NssReader(patient.host, patient.nssdir).certificates()
     held = {one.nickname: one for one in listed}
     here = patient.sides
     used = {}
