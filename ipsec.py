@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from typing import Any, Callable, Literal, NoReturn, TextIO
     from typing import NamedTuple as Record
 
+
 # =====================================================================================================================
 # 1. Constants and errors
 #
@@ -56,6 +57,14 @@ NSS_EXISTS = 42  # initnss: there is a database already
 NOT_EXECUTABLE = 126  # as the shell says it
 NOT_FOUND = 127
 SIGNALLED = 128
+NO_KEY = 20  # showhostkey's status when there is no such key
+
+# Statuses of `ipsec import` beside 1 and 4 (ipsec_import(8))
+IMPORT_UNREADABLE, IMPORT_FORMAT, IMPORT_CORRUPT, IMPORT_PASSWORD, IMPORT_DUPLICATE = range(10, 15)
+LSB_NO_RIGHT, LSB_NOT_INSTALLED = 4, 5  # of the other actions
+
+LSB_DEAD, LSB_STOPPED, LSB_UNKNOWN = 1, 3, 4  # of `status`: dead with a pid file, not running, can't tell
+UNKNOWN_NAME = 21  # RC_UNKNOWN_NAME
 
 
 class Failure(Exception):
@@ -182,6 +191,19 @@ def harmless(text: str) -> str:
         return text
     return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c) & 0xff:02x}" if ord(c) < 256 or
                    0xDC80 <= ord(c) <= 0xDCFF else f"\\u{ord(c):04x}" for c in text)
+
+
+def quote(word: str) -> str:
+    """A word from outside as it can be shown in a message: quoted, control characters escaped."""
+    return '"' + "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogateescape").decode("latin-1")
+                         for c in word) + '"'
+
+
+def reason(error: Exception) -> str:
+    """An error as one line of text: `/etc/x: Permission denied`."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -1189,7 +1211,6 @@ SECRET_PLACES = (
     r"(\$(?:1|2[abxy]?|5|6|7|y|gy|apr1|sha1|md5)\$)[\w./=,$+-]{8,}",
 )
 
-
 # One command of the NSS tools may have several of these, so they are looked for until no more is found
 NSS_PASSWORDS = r"(\b(?:pk12|cert|crl|mod)util\b[^\n]*?[ \t]-[WKP][ \t]*)(?![\ue000 \t]|\[redacted)(?:(?![ \t]-)[^\n])+"
 
@@ -1441,6 +1462,7 @@ def printable(text: str) -> str:
         _ESCAPES.update({code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in codes})
         _ESCAPES.update({0xDC00 + byte: f"\\x{byte:02x}" for byte in range(128, 256)})
     return text.translate(_ESCAPES)
+
 
 # =====================================================================================================================
 # 4. Configuration
@@ -2147,6 +2169,20 @@ def redactor_of(host: Host, show_secrets: bool = False, config: Config | None = 
 def secrets_report(host: Host, name: str = "") -> Iterator[str]:
     """The lines of a secrets file without the secrets.  Raises OSError."""
     return censor_secrets(host.lines(name or host.secrets))
+
+
+def own_reader(host: Host, args: Args, name: str) -> Config:
+    """The configuration for a command that stands in for libreswan's program.  Raises ConfigError (3, as theirs)."""
+    why = "libreswan's own program is not installed" if host.live else "nothing of a mounted disk is run"
+    host.warn(f"{name}: {why}; the built-in reader answers")
+    config = Config(host, args.value("--config"))
+    config.conns()
+    for problem in config.problems:
+        if problem.fatal:
+            raise ConfigError(f"ipsec {name}: cannot load config {quote(config.name)}: {problem}", 3)
+        host.warn(f"{name}: {problem}")
+    return config
+
 
 # =====================================================================================================================
 # 5. Kernel
@@ -3665,6 +3701,7 @@ def pluto_shutdown(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
         for _ in talk.lines():
             continue
 
+
 # --- messages: what a release's whack sends ---------------------------------------------------------------------------
 #
 # The message is whack.h's struct whack_message in the host's own representation, then its strings.  The tables below
@@ -4173,7 +4210,6 @@ class Request:
 WHACK_OWN_OPTIONS = ("ctlsocket=FILE", "rundir=DIR", "ctlbase=DIR", "xauthname=NAME", "xauthuser=NAME",
                      "xauthpass=PASSWORD", "help", "version", "xauthpass-file=FILE", "timeout=SECONDS", "native")
 XAUTH_ROOM = 128  # XAUTH_MAX_NAME_LENGTH and XAUTH_MAX_PASS_LENGTH of whack.h
-UNKNOWN_NAME = 21  # RC_UNKNOWN_NAME
 
 
 def whack_words(words: Sequence[str]) -> list[tuple[str, str]]:
@@ -4689,6 +4725,7 @@ TRUST_LETTERS = {0xce534351: "P", 0xce534352: "C", 0xce53435a: "p", 0xce53435b: 
 NSS_EMPTY = b"\xa5\x00\x5a"  # how an attribute of no length is stored (sdb.c)
 NAME_PARTS = {"550403": "CN", "55040a": "O", "55040b": "OU", "550406": "C", "550407": "L", "550408": "ST",
               "550405": "serialNumber", "2a864886f70d010901": "E", "0992268993f22c640119": "DC"}
+SOON = 30  # days before its end from which a certificate is marked
 
 
 class Certificate(Record):
@@ -5295,10 +5332,24 @@ def check_database(base: NssDatabase) -> None:
             create_database(base)
 
 
-# --- PKCS#12 and PEM -------------------------------------------------------------------------------------------------
+def certificate_data(base: NssReader, days: int = SOON) -> Iterator[dict[str, Any]]:
+    """The certificates of a database as data; those that end within `days` are expiring.  Raises Failure."""
+    base.check()
+    for one in base.certificates():
+        entry: dict[str, Any] = {"nickname": one.nickname, "trust": one.trust, "has_key": one.has_key}
+        try:
+            parsed = parse_certificate(one.der)
+        except ValueError:
+            entry.update(subject=None, issuer=None, expires=None, is_ca=None, state="unreadable")
+        else:
+            left = parsed.expires - time.time()
+            entry.update(subject=parsed.subject, issuer=parsed.issuer, is_ca=parsed.is_ca,
+                         expires=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(parsed.expires)),
+                         state="expired" if left < 0 else "expiring" if left < days * 86400 else "valid")
+        yield entry
 
-# Statuses of `ipsec import` beside 1 and 4 (ipsec_import(8))
-IMPORT_UNREADABLE, IMPORT_FORMAT, IMPORT_CORRUPT, IMPORT_PASSWORD, IMPORT_DUPLICATE = range(10, 15)
+
+# --- PKCS#12 and PEM -------------------------------------------------------------------------------------------------
 
 
 def import_file(base: NssDatabase, names: Sequence[str], password: Callable[[], str], nickname: str) -> list[str]:
@@ -6007,280 +6058,6 @@ def nflog_conn(host: Host, add: bool, name: str, group: int, ours: str, theirs: 
             main.change(there, wanted if add else ())
 
 
-# --- what the rules do with a packet ----------------------------------------------------------------------------------
-#
-# The rules of iptables and nftables as their own programs print them (iptables-save(8), nft(8)), and where a packet
-# gets among them.  Of a rule or a packet much may be unknown: an answer is given only when it is certain.
-
-# Where they name what of a packet; `ipsec-out`: it is going to be encrypted
-IPTABLES_FIELDS = {"-s": "src", "-d": "dst", "-i": "in", "-o": "out", "-p": "proto", "--dport": "dport",
-                   "--dports": "dport", "--sport": "sport", "--sports": "sport", "--ctstate": "state",
-                   "--state": "state", "--ctstatus": "status", "--icmp-type": "icmp", "--icmpv6-type": "icmp",
-                   "--pol": "ipsec-"}
-NFT_FIELDS = {"ip saddr": "src", "ip daddr": "dst", "ip6 saddr": "src", "ip6 daddr": "dst",
-              "iif": "in", "iifname": "in", "oif": "out", "oifname": "out", "ct state": "state", "ct status": "status",
-              "meta l4proto": "proto", "ip protocol": "proto", "ip6 nexthdr": "proto", "icmp type": "icmp",
-              "icmpv6 type": "icmp", "rt ipsec": "ipsec-out", "meta ipsec": "ipsec-in", "meta secpath": "ipsec-in",
-              "meta nfproto": "family",
-              **{f"{protocol} {port}": port for protocol in ("udp", "tcp", "th") for port in ("dport", "sport")}}
-# Statements that decide nothing, and the words in them that have a value
-NFT_SILENT = {"log": ("prefix", "level", "flags", "group", "snaplen", "queue-threshold"), "comment": (),
-              "counter": ("packets", "bytes", "name")}
-IPTABLES_TABLES = ("filter", "nat", "mangle", "raw", "security")
-RULE_TARGETS = {"accept": "accept", "drop": "drop", "reject": "drop", "return": "return", "masquerade": "snat",
-                "snat": "snat", "netmap": "?", "?": "?", "queue": "?", "nfqueue": "?", "dnat": "dnat",
-                "redirect": "dnat",
-                "notrack": ""}
-Rule = tuple[list[tuple[str, str, bool]], str]  # conditions (field, values, negated), target
-Table = tuple[str, "dict[str, Chain]"]  # the family (ip, ip6, inet for both), the chains by name
-EVERYTHING = ("0.0.0.0/0", "::/0")
-TABLE_FAMILIES = {"ipv4": ("ip", "inet"), "ipv6": ("ip6", "inet")}
-
-
-class Chain(Record):
-    """A chain of rules: its hook, type and policy (empty when only other chains jump to it), and the command that puts
-    a rule at its head."""
-
-    hook: str
-    kind: str
-    policy: str
-    insert: str
-    rules: list[Rule]
-
-
-def iptables_tables(text: str, program: str) -> Iterator[Table]:
-    """The tables in the text that `program` saved: iptables, ip6tables, or their older flavour iptables-legacy…"""
-    family = program.partition("tables")[0]
-    table: dict[str, Chain] = {}
-    for line in text.splitlines():
-        words = rule_words(line)
-        if line.startswith("*"):
-            table, name = {}, line[1:]
-        elif line.startswith(":"):
-            policy, chain = words[1].lower().strip("-"), words[0][1:]
-            insert = f"{program} -t {name} -I {chain}"
-            table[chain] = Chain(chain.lower() if policy else "", "nat" if name == "nat" else "", policy, insert, [])
-        elif words[:1] == ["-A"] and words[1] in table:
-            table[words[1]].rules.append(iptables_rule(words[:1:-1]))
-        elif line == "COMMIT":
-            yield family, table
-
-
-def iptables_rule(words: list[str]) -> Rule:
-    """A rule of iptables-save, its words last first."""
-    conditions: list[tuple[str, str, bool]] = []
-    negated, way = False, ""
-    while words:
-        word = words.pop()
-        if word in ("-j", "-g"):
-            target = words.pop()
-            if target == "SNAT":
-                target += " " + word_after(words[::-1], "--to-source")
-            elif target == "CT" and "--notrack" in words:
-                target = "NOTRACK"
-            return conditions, f"goto {target}" if word == "-g" else target
-        if word in IPTABLES_FIELDS:
-            field = IPTABLES_FIELDS[word]
-            conditions.append((f"ipsec-{way}" if field == "ipsec-" else field, words.pop(), negated))
-        elif word == "--dir":
-            way = words.pop()
-        elif word in ("-m", "--comment"):
-            words.pop()
-        elif word != "!":
-            conditions.append(("?", "", False))
-        negated = word == "!"
-    return conditions, ""
-
-
-def nft_tables(text: str, wrapped: Mapping[str, str]) -> Iterator[Table]:
-    """The tables for IP in the text of `nft list ruleset`.  `wrapped` names by family the iptables that makes rules of
-    nftables: to its chains only it may add rules, as it can't read, and so not save, what nft has put there."""
-    table: dict[str, Chain] = {}
-    chain, depth, dormant = "", 0, False
-    unnamed: list[str] = []  # chains within chains, `jump {`, by names that no other can have
-    for line in text.splitlines():
-        words = rule_words(line)
-        if depth == 0 and words[:1] == ["table"]:
-            table, family, name, dormant = {}, words[1], words[2], False
-        elif depth == 1 and words[:1] == ["flags"]:
-            dormant = "dormant" in line  # its chains are not asked
-        elif depth == 1 and words[:1] == ["chain"]:
-            chain = words[1]
-            table[chain] = Chain("", "", "", f"{wrapped[family]} -t {name} -I {chain}" if chain.isupper() and
-                                 family in wrapped else f"nft insert rule {family} {name} {chain}", [])
-        elif depth == 2 and chain and words[:1] == ["type"]:
-            policy = word_after(words, "policy", "accept;").strip(";")
-            table[chain] = Chain(word_after(words, "hook"), words[1].replace("filter", ""), policy,
-                                 table[chain].insert, [])
-        elif depth >= 2 and chain and words != ["}"]:
-            here = table[unnamed[-1] if unnamed else chain]
-            if words[-1:] == ["{"] and words[-2:-1] in (["jump"], ["goto"]):
-                unnamed.append(f"{chain} {len(table)}")
-                table[unnamed[-1]] = Chain("", "", "", "", [])
-                here.rules.extend(nft_rules([unnamed[-1], *words[-2::-1]]))
-            else:
-                here.rules.extend(nft_rules(words[::-1]))
-        depth += words.count("{") - words.count("}")
-        del unnamed[max(0, depth - 2):]
-        if depth < 2:
-            chain = ""
-        if depth == 0 and table:
-            if family in ("ip", "ip6", "inet") and not dormant:
-                yield family, table
-            table = {}
-
-
-def nft_rules(words: list[str]) -> Iterator[Rule]:
-    """A rule of nft, its words last first, as one or, of a verdict map, several."""
-    conditions: list[tuple[str, str, bool]] = []
-    vague = not {".", "&", "|"}.isdisjoint(words)  # fields put together
-
-    def values() -> str:
-        value = words.pop() if words else ""
-        if value == "{":
-            value = ""
-            while words and words[-1] != "}":
-                value += words.pop()
-            words[-1:] = []
-        return value
-
-    while words:
-        word = words.pop()
-        two = f"{word} {words[-1]}" if words else word
-        field = "" if vague else NFT_FIELDS.get(two) or NFT_FIELDS.get(word, "")
-        if word in ("tcp", "udp", "icmp", "icmpv6", "esp", "ah"):
-            conditions.append(("proto", word, False))
-        elif word in ("ip", "ip6"):
-            conditions.append(("family", "ipv6" if word == "ip6" else "ipv4", False))
-        if word in ("jump", "goto") or word.lower() in RULE_TARGETS:
-            if word == "snat":
-                word = f"snat {word_after(words[::-1], 'to').partition(':')[0]}"
-            yield conditions, words.pop() if word == "jump" else f"goto {words.pop()}" if word == "goto" else word
-            return
-        if word in NFT_SILENT:
-            while words and words[-1] in NFT_SILENT[word]:
-                del words[-2:]
-            words[-1:] = words[-1:] if word != "comment" else []
-        elif two == "xt target":
-            words.pop()
-        elif not field or word == "vmap":
-            conditions.append(("?", "", False))
-            if word == "vmap":
-                yield conditions, "?"
-                return
-        else:
-            if two in NFT_FIELDS:
-                words.pop()
-            negated = words[-1:] in (["!="], ["!"]) and bool(words.pop())
-            if words[-1:] == ["vmap"]:
-                words.pop()
-                for entry in values().split(","):
-                    value, _, target = entry.partition(":")
-                    yield [*conditions, (field, value, False)], (
-                        target.replace("goto", "goto ").removeprefix("jump") or "?")
-                return
-            conditions.append((field, values(), negated))
-
-
-def family_of(address: str) -> str:
-    """The IP family of an address or network: `ipv4` or `ipv6`."""
-    return "ipv6" if ":" in address else "ipv4"
-
-
-def net_fits(mine: str, wanted: str) -> bool | None:
-    """Whether one network lies in the other; None when only a part of it does, or that can't be told."""
-    (first, _, bits), (second, _, wide) = mine.partition("/"), wanted.partition("/")
-    if (":" in first) != (":" in second):
-        return False
-    full = "128" if ":" in first else "32"
-    try:
-        if within(first, f"{second}/{wide or full}") and int(bits or full) >= int(wide or full):
-            return True
-        return None if within(second, f"{first}/{bits or full}") else False
-    except (OSError, ValueError):
-        return None
-
-
-def value_fits(field: str, mine: str, wanted: str) -> bool | None:
-    """Whether a field of a packet, in all its spellings, is of the value; None when that can't be told."""
-    if wanted.startswith("@"):
-        return None
-    if field in ("src", "dst"):
-        return net_fits(mine, wanted)
-    if field in ("in", "out"):
-        return (mine.startswith(wanted[:-1]) if wanted[-1:] in "+*" else mine == wanted) if mine else (
-            False if wanted == "lo" else None)
-    low, dash, high = wanted.replace(":", "-").partition("-")
-    if dash and low.isdigit() and high.isdigit():
-        return int(low) <= int(mine) <= int(high)
-    return wanted.lower() in mine.split()
-
-
-def rule_fits(conditions: Sequence[tuple[str, str, bool]], packet: Mapping[str, str]) -> bool | None:
-    """Whether a rule is for the packet; None when that can't be told."""
-    all_fit: bool | None = True
-    for field, values, negated in conditions:
-        answers = [value_fits(field, packet[field], value) if field in packet else None for value in values.split(",")]
-        fits = True if True in answers else None if None in answers else False
-        if fits is negated:
-            return False
-        all_fit = None if fits is None else all_fit
-    return all_fit
-
-
-def verdict(table: Mapping[str, Chain], chain: Chain, packet: Mapping[str, str]) -> str:
-    """What becomes of a packet in a chain: accept, drop, snat; empty: it comes out at the end; `?`: it may be accepted,
-    or worse can't be told."""
-    for conditions, target in chain.rules:
-        fits = rule_fits(conditions, packet)
-        if fits is False:
-            continue
-        name = target.removeprefix("goto ")
-        kind, _, source = target.partition(" ")
-        result = verdict(table, table[name], packet) if name in table else RULE_TARGETS.get(kind.lower(), "")
-        if result == "snat" and source and net_fits(source, packet["src"]):
-            result = "accept"  # what it becomes belongs to the same network
-        if fits and (result or name != target):
-            return result.replace("return", "") or chain.policy
-        if result in ("accept", "return", "?"):
-            return "?"
-    return chain.policy
-
-
-def filter_tables(host: Host, timeout: float = 10.0) -> list[Table]:
-    """The tables of this network: nft's, and those of iptables' older flavour, which nft does not show.
-
-    Raises OSError, Failure: no right to ask, or no program to ask with.
-    """
-    tables: list[Table] = []
-    found = set()
-    try:
-        for buffer, start, end in dump(host, NETLINK_NETFILTER, NFT_GETTABLE, bytes(4)):
-            found.add((buffer[start], decode(attributes(buffer, start + 4, end)[1].rstrip(b"\0"))))
-    except OSError as error:
-        if error.errno not in NO_NFTABLES:
-            raise
-    found.discard((NFPROTO_INET, NFLOG_TABLE))
-    programs = []
-    if found:
-        programs = [["nft", "list", "ruleset"]] if host.which("nft") else [["iptables-save"], ["ip6tables-save"]]
-        others = [name for family, name in found if family == NFPROTO_INET or name not in IPTABLES_TABLES]
-        if others and not host.which("nft"):
-            raise Missing(f"nft: no such program on this host, to read the table {quote(others[0])} with")
-    for family in ("ip", "ip6"):
-        if host.value(f"/proc/net/{family}_tables_names"):
-            legacy = f"{family}tables-legacy-save"
-            programs.append([legacy if host.which(legacy) else f"{family}tables-save"])
-    for argv in programs:
-        ran = host.run(argv, timeout=timeout)
-        if ran.status:
-            raise Failure(f"{argv[0]}: {ran.complaint}")
-        wrapped = {family: f"{family}tables-nft" for family in ("ip", "ip6") if host.which(f"{family}tables-nft")}
-        tables += (nft_tables(ran.text, wrapped) if argv[0] == "nft" else
-                   iptables_tables(ran.text, argv[0].removesuffix("-save")))
-    return tables
-
-
 # --- _updown --------------------------------------------------------------------------------------------------------
 
 # What is done (+) and undone (-) for each verb, as in the original; the status is that of the last step.  Where -host
@@ -6716,6 +6493,7 @@ def updown_defaults(host: Host) -> dict[str, str]:
             host.warn(f"{name}: only NAME=value lines have an effect: {quote(line.strip())}")
     return values
 
+
 # =====================================================================================================================
 # 9. Service managers
 #
@@ -6726,14 +6504,374 @@ def updown_defaults(host: Host) -> dict[str, str]:
 # setup, _plutorun and _stackmanager of libreswan 3.29, 4.10 and 5.4.
 # =====================================================================================================================
 
-LSB_DEAD, LSB_STOPPED, LSB_UNKNOWN = 1, 3, 4  # of `status`: dead with a pid file, not running, can't tell
-LSB_NO_RIGHT, LSB_NOT_INSTALLED = 4, 5  # of the other actions
 DEFAULT_CONF, DEFAULT_RUNDIRS = "/etc/ipsec.conf", ("/run/pluto", "/var/run/pluto")
 SERVICE_NAMES = ("ipsec", "libreswan", "pluto")
 NOT_OURS = ("strongswan", "charon", "racoon", "setkey")  # who else calls a service `ipsec`
 CHECK_TIME = 60.0  # seconds that a check of the configuration, modprobe or the start of pluto may take
 ANSWER_TIME = 5.0  # seconds in which a healthy pluto answers
 STOP_TIMES = (("shutdown", 20.0), ("SIGTERM", 10.0), ("SIGKILL", 10.0))  # how pluto is asked to end, seconds for each
+
+
+def wait_until(done: Callable[[], object], seconds: float) -> bool:
+    """True as soon as `done()` is true, False when it is not within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+# --- the kernel's IPsec stack ----------------------------------------------------------------------------------------
+
+
+def flush_leftovers(host: Host) -> bool:
+    """Remove the kernel states and policies that plutos left; False, and nothing done, while one runs."""
+    if plutos(host):
+        return False
+    if host.xfrm_loaded():
+        reqids: set[int] = set()
+        try:
+            for conn in Config(host).conns():
+                if (setting := conn.settings.get("reqid")) and setting.value.isdigit():
+                    reqids.add(int(setting.value))
+        except (Failure, OSError):
+            reqids.clear()  # pluto's own numbers must do
+        flush_xfrm(host, reqids)
+    return True
+
+
+# Of today's kernels, and those that kernels before 5.2 had apart; what a cipher needs, the kernel loads by itself
+# (MODULE_ALIAS_CRYPTO), with the fastest code for the machine, but not where it can't call modprobe: the common ones.
+STACK_MODULES = (
+    "xfrm_user xfrm_algo esp4 esp6 ah4 ah6 ipcomp ipcomp6 xfrm_ipcomp xfrm4_tunnel xfrm6_tunnel tunnel4 tunnel6 "
+    "xfrm4_mode_transport xfrm4_mode_tunnel xfrm4_mode_beet xfrm6_mode_transport xfrm6_mode_tunnel xfrm6_mode_beet "
+    "xfrm6_mode_ro ip_vti ip6_vti xfrm_interface aesni_intel aes_generic des_generic sha256_generic sha512_generic "
+    "md5 cbc xcbc ecb ccm gcm ctr cts seqiv echainiv authenc deflate camellia_generic cmac chacha20poly1305")
+FINIT_MODULE = {"x86_64": 313, "aarch64": 273, "riscv64": 273, "armv7l": 379, "i686": 350, "ppc64le": 353,
+                "s390x": 344}  # asm/unistd.h; glibc has no function for it
+SYSCTLS = "/proc/sys/net/core"
+
+
+def stack_start(host: Host, config: Config, stack: str = "") -> None:
+    """Load the kernel's IPsec stack and set its sysctls as the configuration says.  Raises Failure."""
+    stack = stack or config.setup("protostack", "xfrm")
+    if stack == "none":
+        return
+    if stack not in ("xfrm", "auto", "mast", "klips", "netkey"):  # all but the first are old names, and mean it
+        raise Failure(f"unknown stack {quote(stack)}")
+    flush_leftovers(host)
+    if host.exists("/proc/modules"):
+        load_modules(host)
+    if not host.xfrm_loaded():
+        raise Failure("FAILURE in loading XFRM IPsec stack", ERROR, "this kernel has none, or its modules are missing")
+    set_sysctl(host, "xfrm_acq_expires", f"{config.seconds('xfrmlifetime', 30)}")
+    set_sysctl(host, "xfrm_larval_drop", "1")
+
+
+def stack_stop(host: Host) -> bool:
+    """Flush what pluto left in the kernel and give the sysctls back; False, and nothing done, while a pluto runs.
+
+    Modules stay: unloading them may hang for long.  Raises Failure.
+    """
+    if not flush_leftovers(host):
+        host.warn("a pluto runs here: the kernel's IPsec state and sysctls are left as they are")
+        return False
+    saved = saved_sysctls(host)
+    try:
+        for line in host.lines(saved):
+            name, _, value = line.partition(" ")
+            if name.startswith("xfrm_") and value.isdigit() and host.value(f"{SYSCTLS}/{name}").strip() != value:
+                host.write(f"{SYSCTLS}/{name}", value)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        host.warn(f"WARNING: cannot give a sysctl its value back: {reason(error)}")  # read-only in containers
+    host.remove(saved)
+    return True
+
+
+def saved_sysctls(host: Host) -> str:
+    """Where the values are kept that stack_start() changed."""
+    return f"{host.rundir}/ipsec.sysctl"
+
+
+def set_sysctl(host: Host, name: str, value: str) -> None:
+    """Set one of net.core's sysctls; the first value that we replace is kept for stack_stop()."""
+    path = f"{SYSCTLS}/{name}"
+    now = host.value(path)
+    if not now or now == value:
+        return
+    saved = saved_sysctls(host)
+    kept = host.value(saved)
+    try:
+        if f"{name} " not in kept:
+            host.write(saved, f"{kept}\n{name} {now}\n".lstrip())
+        host.write(path, value)
+    except OSError:
+        host.warn(f"WARNING: cannot change {path} from {now} to {value}")  # read-only in containers
+        return
+    host.print(f"changing {path} from {now} to {value}")
+
+
+def load_modules(host: Host) -> None:
+    """Load what there is of the modules.  Not every kernel has each: what counts is the stack that works after."""
+    if host.which("modprobe"):
+        for flags in ("-qab", "-qa"):  # b: also names that the administrator has blacklisted; a small busybox has no b
+            if b"option" not in host.run(["modprobe", flags, *STACK_MODULES.split()], timeout=CHECK_TIME).err:
+                return
+    loaded = {line.partition(" ")[0] for line in host.lines("/proc/modules")}
+    directory = f"/lib/modules/{host.kernel_release()}"
+    files = {}
+    try:
+        for line in host.lines(f"{directory}/modules.dep"):  # a module's file: the files that it needs, last first
+            file, _, needs = line.partition(":")
+            files[module_name(file)] = [*reversed(needs.split()), file]
+    except OSError:
+        host.warn(f"no modprobe, no {directory}/modules.dep: no kernel module is loaded")
+        return
+    wanted = {module_name(file): file for name in STACK_MODULES.split() for file in files.get(name, ())}
+    wanted = {name: file for name, file in wanted.items() if name not in loaded}
+    if wanted:
+        insert_modules(host, [f"{directory}/{file}" for file in wanted.values()])
+
+
+def module_name(file: str) -> str:
+    """The name of the module in a file."""
+    return os.path.basename(file).partition(".ko")[0].replace("-", "_")
+
+
+def insert_modules(host: Host, files: list[str]) -> None:
+    """finit_module(2) for each file, in that order; what can't be loaded is said (ENODEV: not for this machine)."""
+    try:
+        ctypes = need("ctypes", "loading kernel modules without modprobe")
+    except Missing as missing:
+        host.warn(str(missing))
+        return
+    number = FINIT_MODULE.get(os.uname().machine)
+    packed = [file for file in files if number is None or not file.endswith(".ko")]
+    if packed:
+        host.warn(f"without modprobe only uncompressed modules can be loaded: no {' '.join(map(module_name, packed))}")
+    call = ctypes.CDLL(None, use_errno=True).syscall
+    for file in files:
+        if file not in packed:
+            try:
+                fd = host.open(file)
+            except OSError as error:
+                host.warn(f"{module_name(file)}: {error.strerror}")  # depmod(8) knew it
+                continue
+            try:
+                if call(number, fd, b"", 0) and ctypes.get_errno() not in (errno.EEXIST, errno.ENODEV):
+                    host.warn(f"{module_name(file)}: {os.strerror(ctypes.get_errno())}")
+            finally:
+                os.close(fd)
+
+
+# --- our own start and stop ------------------------------------------------------------------------------------------
+
+
+def pid_file(host: Host) -> str:
+    """Where pluto writes its process number."""
+    return f"{host.rundir}/pluto.pid"
+
+
+def check_nss(host: Host) -> None:
+    """The database before pluto starts: made, moved or migrated as by checknss; on a read-only disk only looked at."""
+    base = NssDatabase(host)
+    whole = len(base.has(*NSS_FILES[1:])) == 2
+    try:
+        if whole and not os.access(host.path(base.directory), os.W_OK):
+            base.check()
+        else:
+            check_database(base)
+    except Missing as missing:
+        if not whole:
+            raise
+        host.warn(f"the NSS database is not looked into: {missing}")  # pluto needs no tools for it
+
+
+def answers(host: Host) -> bool:
+    """True when a pluto answers on the control socket."""
+    try:
+        probe(host, ANSWER_TIME)
+    except (NoPluto, TimedOut):
+        return False
+    return True
+
+
+def check_config(host: Host) -> None:
+    """Raises Failure with addconn's status when pluto would not take the configuration; its reasons go to stderr."""
+    addconn = os.path.join(host.execdir, "addconn")
+    if not host.executable(addconn):
+        Config(host).check()
+        return
+    ran = host.run([addconn, "--config", host.conf, "--checkconfig"], timeout=CHECK_TIME)
+    if ran.status:
+        complain(host, ran.out + ran.err)
+        raise Failure(f"{host.conf}: configuration error; pluto was left as it is", ran.status)
+
+
+def complain(host: Host, output: bytes, limit: int = 10) -> None:
+    """The last lines that a program said, without secrets, on standard error."""
+    for line in redactor_of(host).clean(decode(output)).strip().splitlines()[-limit:]:
+        host.warn(line)
+
+
+class Direct:
+    """pluto started and stopped by ourselves, in the run directory of `host`; one of us at a time."""
+
+    def __init__(self, host: Host, dry: bool) -> None:
+        self.host = host
+        self.dry = dry
+
+    def _announce(self, line: str) -> bool:
+        """Print what is done instead of a redirection; False when that is all.  Raises Failure for who may not."""
+        self.host.print(f"Redirecting to: {line}")
+        if not self.dry and not self.host.superuser:
+            raise Failure("permission denied (must be superuser)", LSB_NO_RIGHT)
+        return not self.dry
+
+    def start(self, foreground: bool = False) -> int:
+        """Start pluto as its unit would: 0 when it answers or did so before.  With `foreground` we become pluto.
+
+        Raises Failure, with pluto's own status when it ends.
+        """
+        host, argv = self.host, self._argv(foreground)
+        if not self._announce(f"ipsec pluto {' '.join(argv[1:])} [start manually]"):
+            return OK
+        with host.lock(host.rundir):
+            if pid := find_pluto(host):
+                if foreground:
+                    raise Failure(f"pluto is running already (pid {pid})")
+                if not wait_until(lambda: answers(host), ANSWER_TIME):
+                    raise Failure(f"pluto (pid {pid}) runs but does not answer", ERROR,
+                                  "ipsec setup restart --init none")
+                host.print(f"ipsec: pluto (pid {pid}) is running already")
+                return OK
+            check_config(host)
+            for name in (pid_file(host), host.ctlsocket):
+                host.remove(name)  # stale
+            stack_start(host, Config(host))
+            check_nss(host)
+            check_nflog(host, tell=False)
+            if foreground:
+                # ours until pluto writes it: nobody else starts one meanwhile
+                host.write(pid_file(host), f"{os.getpid()}\n")
+                os.chdir("/")
+                host.exec(argv[0], argv[1:])
+            self._launch(argv)
+        return OK
+
+    def _argv(self, foreground: bool) -> list[str]:
+        """pluto's command line.  Its log goes where the configuration says, else to a file, for there may be no
+        syslog; in the foreground to syslog where there is one, else to standard error."""
+        host = self.host
+        argv = [os.path.join(host.execdir, "pluto"), "--config", host.conf, "--nofork"]
+        if host.rundir not in DEFAULT_RUNDIRS:
+            argv += ["--rundir", host.rundir]
+        if host.nssdir not in DEFAULT_NSSDIRS:
+            argv += ["--nssdir", host.nssdir]
+        if not Config(host).setup("logfile"):
+            if not foreground:
+                argv += ["--logfile", self._log()]
+            elif not host.exists("/dev/log"):
+                argv += ["--stderrlog"]
+        return argv
+
+    def _log(self) -> str:
+        """Where pluto's log is."""
+        own = "/var/log" if os.access("/var/log", os.W_OK) else self.host.rundir
+        return Config(self.host).setup("logfile", f"{own}/pluto.log")
+
+    def _launch(self, argv: list[str]) -> None:
+        """Start pluto and wait until it answers.  Raises Failure, with the last lines of its log on stderr; then no
+        pluto is left."""
+        host, log = self.host, self._log()
+        before = host.stat(log).st_size if host.exists(log) else 0
+        output = os.memfd_create("pluto")  # what it says before it has its log, and not a file to leave behind
+        try:
+            child = host.spawn(argv, output)
+            if wait_until(lambda: child.poll() is not None or answers(host), CHECK_TIME) and child.poll() is None:
+                return
+            status, what = ERROR, f"did not answer within {CHECK_TIME:g} s and was ended"
+            if child.poll() is not None:
+                status = child.returncode if child.returncode >= 0 else SIGNALLED - child.returncode
+                what = f"ended with status {status}"
+            child.kill()
+            child.wait()
+            said = os.pread(output, READ_CHUNK, 0)
+        finally:
+            os.close(output)
+        try:
+            said += b"".join(host.chunks(log, before) if host.exists(log) else ())
+        except OSError as error:
+            said += encode(f"{reason(error)}\n")  # logfile=/dev/null
+        complain(host, said)
+        clean_up(host)
+        raise Failure(f"pluto {what}", status or ERROR, f"its log: {log}")
+
+    def stop(self) -> int:
+        """End pluto and remove what it leaves: 0 also when none ran.  Raises Failure; then the kernel keeps its
+        policies."""
+        if self._announce("ipsec whack --shutdown [stop manually]"):
+            with self.host.lock(self.host.rundir):
+                if pid := find_pluto(self.host):
+                    self._end(pid)
+                clean_up(self.host)
+        return OK
+
+    def _end(self, pid: int) -> None:
+        host = self.host
+        for how, seconds in STOP_TIMES:
+            if how == "shutdown":
+                try:
+                    probe(host, ANSWER_TIME)  # or a stopped pluto would take all of the time
+                    pluto_shutdown(host, seconds)
+                except (NoPluto, TimedOut) as failure:
+                    host.warn(f"{failure.message}: ending pluto (pid {pid}) by signal")
+                    continue
+            elif is_pluto(host, pid):
+                host.signal(pid, how, "SIGCONT")  # stopped, it would not see the first
+            if wait_until(lambda: not is_pluto(host, pid), seconds):
+                return
+        raise Failure(f"pluto (pid {pid}) does not end; the kernel's policies are left as they are")
+
+    def restart(self) -> int:
+        """Stop and start; a configuration with errors leaves a running pluto alone.  Raises Failure."""
+        if not self._announce("[stop start manually]"):
+            return OK
+        check_config(self.host)
+        return self.stop() or self.start()
+
+    def status(self) -> int:
+        """LSB's status: 0 running, 1 dead with a pid file, 3 stopped, 4 not known."""
+        host = self.host
+        try:
+            dead = bool(host.read(pid_file(host)))
+        except OSError as error:
+            dead = False
+            if isinstance(error, PermissionError):
+                host.print("ipsec: pluto status unknown due to insufficient privileges.")
+                return LSB_UNKNOWN
+        if pid := find_pluto(host):
+            healthy = answers(host) or not host.superuser
+            host.print(f"ipsec: pluto (pid {pid}) is running{'...' if healthy else ', but does not answer'}")
+            return OK if healthy else LSB_UNKNOWN
+        host.print("ipsec: pluto dead but pid file exists" if dead else "ipsec: pluto is stopped")
+        return LSB_DEAD if dead else LSB_STOPPED
+
+
+def clean_up(host: Host) -> None:
+    """Remove what a pluto that is gone left: its pid file and socket, kernel state, capture rules, sysctls,
+    resolv.conf.  Nothing of the kernel's while another pluto runs in this network.  Raises Failure."""
+    for name in (pid_file(host), host.ctlsocket):
+        host.remove(name)
+    if stack_stop(host):
+        stop_nflog(host)
+    restore_resolv_conf(host)
+
+
+# --- init systems -----------------------------------------------------------------------------------------------------
 
 
 class Manager(Record):
@@ -6970,363 +7108,6 @@ def act(host: Host, service: Service, action: str, dry: bool) -> int:
     return OK
 
 
-def wait_until(done: Callable[[], object], seconds: float) -> bool:
-    """True as soon as `done()` is true, False when it is not within so many seconds."""
-    deadline = time.monotonic() + seconds
-    while not done():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
-
-
-# --- our own start and stop ------------------------------------------------------------------------------------------
-
-
-def pid_file(host: Host) -> str:
-    """Where pluto writes its process number."""
-    return f"{host.rundir}/pluto.pid"
-
-
-def flush_leftovers(host: Host) -> bool:
-    """Remove the kernel states and policies that plutos left; False, and nothing done, while one runs."""
-    if plutos(host):
-        return False
-    if host.xfrm_loaded():
-        reqids: set[int] = set()
-        try:
-            for conn in Config(host).conns():
-                if (setting := conn.settings.get("reqid")) and setting.value.isdigit():
-                    reqids.add(int(setting.value))
-        except (Failure, OSError):
-            reqids.clear()  # pluto's own numbers must do
-        flush_xfrm(host, reqids)
-    return True
-
-
-def check_nss(host: Host) -> None:
-    """The database before pluto starts: made, moved or migrated as by checknss; on a read-only disk only looked at."""
-    base = NssDatabase(host)
-    whole = len(base.has(*NSS_FILES[1:])) == 2
-    try:
-        if whole and not os.access(host.path(base.directory), os.W_OK):
-            base.check()
-        else:
-            check_database(base)
-    except Missing as missing:
-        if not whole:
-            raise
-        host.warn(f"the NSS database is not looked into: {missing}")  # pluto needs no tools for it
-
-
-def answers(host: Host) -> bool:
-    """True when a pluto answers on the control socket."""
-    try:
-        probe(host, ANSWER_TIME)
-    except (NoPluto, TimedOut):
-        return False
-    return True
-
-
-def check_config(host: Host) -> None:
-    """Raises Failure with addconn's status when pluto would not take the configuration; its reasons go to stderr."""
-    addconn = os.path.join(host.execdir, "addconn")
-    if not host.executable(addconn):
-        Config(host).check()
-        return
-    ran = host.run([addconn, "--config", host.conf, "--checkconfig"], timeout=CHECK_TIME)
-    if ran.status:
-        complain(host, ran.out + ran.err)
-        raise Failure(f"{host.conf}: configuration error; pluto was left as it is", ran.status)
-
-
-def complain(host: Host, output: bytes, limit: int = 10) -> None:
-    """The last lines that a program said, without secrets, on standard error."""
-    for line in redactor_of(host).clean(decode(output)).strip().splitlines()[-limit:]:
-        host.warn(line)
-
-
-class Direct:
-    """pluto started and stopped by ourselves, in the run directory of `host`; one of us at a time."""
-
-    def __init__(self, host: Host, dry: bool) -> None:
-        self.host = host
-        self.dry = dry
-
-    def _announce(self, line: str) -> bool:
-        """Print what is done instead of a redirection; False when that is all.  Raises Failure for who may not."""
-        self.host.print(f"Redirecting to: {line}")
-        if not self.dry and not self.host.superuser:
-            raise Failure("permission denied (must be superuser)", LSB_NO_RIGHT)
-        return not self.dry
-
-    def start(self, foreground: bool = False) -> int:
-        """Start pluto as its unit would: 0 when it answers or did so before.  With `foreground` we become pluto.
-
-        Raises Failure, with pluto's own status when it ends.
-        """
-        host, argv = self.host, self._argv(foreground)
-        if not self._announce(f"ipsec pluto {' '.join(argv[1:])} [start manually]"):
-            return OK
-        with host.lock(host.rundir):
-            if pid := find_pluto(host):
-                if foreground:
-                    raise Failure(f"pluto is running already (pid {pid})")
-                if not wait_until(lambda: answers(host), ANSWER_TIME):
-                    raise Failure(f"pluto (pid {pid}) runs but does not answer", ERROR,
-                                  "ipsec setup restart --init none")
-                host.print(f"ipsec: pluto (pid {pid}) is running already")
-                return OK
-            check_config(host)
-            for name in (pid_file(host), host.ctlsocket):
-                host.remove(name)  # stale
-            stack_start(host, Config(host))
-            check_nss(host)
-            check_nflog(host, tell=False)
-            if foreground:
-                # ours until pluto writes it: nobody else starts one meanwhile
-                host.write(pid_file(host), f"{os.getpid()}\n")
-                os.chdir("/")
-                host.exec(argv[0], argv[1:])
-            self._launch(argv)
-        return OK
-
-    def _argv(self, foreground: bool) -> list[str]:
-        """pluto's command line.  Its log goes where the configuration says, else to a file, for there may be no
-        syslog; in the foreground to syslog where there is one, else to standard error."""
-        host = self.host
-        argv = [os.path.join(host.execdir, "pluto"), "--config", host.conf, "--nofork"]
-        if host.rundir not in DEFAULT_RUNDIRS:
-            argv += ["--rundir", host.rundir]
-        if host.nssdir not in DEFAULT_NSSDIRS:
-            argv += ["--nssdir", host.nssdir]
-        if not Config(host).setup("logfile"):
-            if not foreground:
-                argv += ["--logfile", self._log()]
-            elif not host.exists("/dev/log"):
-                argv += ["--stderrlog"]
-        return argv
-
-    def _log(self) -> str:
-        """Where pluto's log is."""
-        own = "/var/log" if os.access("/var/log", os.W_OK) else self.host.rundir
-        return Config(self.host).setup("logfile", f"{own}/pluto.log")
-
-    def _launch(self, argv: list[str]) -> None:
-        """Start pluto and wait until it answers.  Raises Failure, with the last lines of its log on stderr; then no
-        pluto is left."""
-        host, log = self.host, self._log()
-        before = host.stat(log).st_size if host.exists(log) else 0
-        output = os.memfd_create("pluto")  # what it says before it has its log, and not a file to leave behind
-        try:
-            child = host.spawn(argv, output)
-            if wait_until(lambda: child.poll() is not None or answers(host), CHECK_TIME) and child.poll() is None:
-                return
-            status, what = ERROR, f"did not answer within {CHECK_TIME:g} s and was ended"
-            if child.poll() is not None:
-                status = child.returncode if child.returncode >= 0 else SIGNALLED - child.returncode
-                what = f"ended with status {status}"
-            child.kill()
-            child.wait()
-            said = os.pread(output, READ_CHUNK, 0)
-        finally:
-            os.close(output)
-        try:
-            said += b"".join(host.chunks(log, before) if host.exists(log) else ())
-        except OSError as error:
-            said += encode(f"{reason(error)}\n")  # logfile=/dev/null
-        complain(host, said)
-        clean_up(host)
-        raise Failure(f"pluto {what}", status or ERROR, f"its log: {log}")
-
-    def stop(self) -> int:
-        """End pluto and remove what it leaves: 0 also when none ran.  Raises Failure; then the kernel keeps its
-        policies."""
-        if self._announce("ipsec whack --shutdown [stop manually]"):
-            with self.host.lock(self.host.rundir):
-                if pid := find_pluto(self.host):
-                    self._end(pid)
-                clean_up(self.host)
-        return OK
-
-    def _end(self, pid: int) -> None:
-        host = self.host
-        for how, seconds in STOP_TIMES:
-            if how == "shutdown":
-                try:
-                    probe(host, ANSWER_TIME)  # or a stopped pluto would take all of the time
-                    pluto_shutdown(host, seconds)
-                except (NoPluto, TimedOut) as failure:
-                    host.warn(f"{failure.message}: ending pluto (pid {pid}) by signal")
-                    continue
-            elif is_pluto(host, pid):
-                host.signal(pid, how, "SIGCONT")  # stopped, it would not see the first
-            if wait_until(lambda: not is_pluto(host, pid), seconds):
-                return
-        raise Failure(f"pluto (pid {pid}) does not end; the kernel's policies are left as they are")
-
-    def restart(self) -> int:
-        """Stop and start; a configuration with errors leaves a running pluto alone.  Raises Failure."""
-        if not self._announce("[stop start manually]"):
-            return OK
-        check_config(self.host)
-        return self.stop() or self.start()
-
-    def status(self) -> int:
-        """LSB's status: 0 running, 1 dead with a pid file, 3 stopped, 4 not known."""
-        host = self.host
-        try:
-            dead = bool(host.read(pid_file(host)))
-        except OSError as error:
-            dead = False
-            if isinstance(error, PermissionError):
-                host.print("ipsec: pluto status unknown due to insufficient privileges.")
-                return LSB_UNKNOWN
-        if pid := find_pluto(host):
-            healthy = answers(host) or not host.superuser
-            host.print(f"ipsec: pluto (pid {pid}) is running{'...' if healthy else ', but does not answer'}")
-            return OK if healthy else LSB_UNKNOWN
-        host.print("ipsec: pluto dead but pid file exists" if dead else "ipsec: pluto is stopped")
-        return LSB_DEAD if dead else LSB_STOPPED
-
-
-def clean_up(host: Host) -> None:
-    """Remove what a pluto that is gone left: its pid file and socket, kernel state, capture rules, sysctls,
-    resolv.conf.  Nothing of the kernel's while another pluto runs in this network.  Raises Failure."""
-    for name in (pid_file(host), host.ctlsocket):
-        host.remove(name)
-    if stack_stop(host):
-        stop_nflog(host)
-    restore_resolv_conf(host)
-
-
-# --- the kernel's IPsec stack ----------------------------------------------------------------------------------------
-
-# Of today's kernels, and those that kernels before 5.2 had apart; what a cipher needs, the kernel loads by itself
-# (MODULE_ALIAS_CRYPTO), with the fastest code for the machine, but not where it can't call modprobe: the common ones.
-STACK_MODULES = (
-    "xfrm_user xfrm_algo esp4 esp6 ah4 ah6 ipcomp ipcomp6 xfrm_ipcomp xfrm4_tunnel xfrm6_tunnel tunnel4 tunnel6 "
-    "xfrm4_mode_transport xfrm4_mode_tunnel xfrm4_mode_beet xfrm6_mode_transport xfrm6_mode_tunnel xfrm6_mode_beet "
-    "xfrm6_mode_ro ip_vti ip6_vti xfrm_interface aesni_intel aes_generic des_generic sha256_generic sha512_generic "
-    "md5 cbc xcbc ecb ccm gcm ctr cts seqiv echainiv authenc deflate camellia_generic cmac chacha20poly1305")
-FINIT_MODULE = {"x86_64": 313, "aarch64": 273, "riscv64": 273, "armv7l": 379, "i686": 350, "ppc64le": 353,
-                "s390x": 344}  # asm/unistd.h; glibc has no function for it
-SYSCTLS = "/proc/sys/net/core"
-
-
-def stack_start(host: Host, config: Config, stack: str = "") -> None:
-    """Load the kernel's IPsec stack and set its sysctls as the configuration says.  Raises Failure."""
-    stack = stack or config.setup("protostack", "xfrm")
-    if stack == "none":
-        return
-    if stack not in ("xfrm", "auto", "mast", "klips", "netkey"):  # all but the first are old names, and mean it
-        raise Failure(f"unknown stack {quote(stack)}")
-    flush_leftovers(host)
-    if host.exists("/proc/modules"):
-        load_modules(host)
-    if not host.xfrm_loaded():
-        raise Failure("FAILURE in loading XFRM IPsec stack", ERROR, "this kernel has none, or its modules are missing")
-    set_sysctl(host, "xfrm_acq_expires", f"{config.seconds('xfrmlifetime', 30)}")
-    set_sysctl(host, "xfrm_larval_drop", "1")
-
-
-def stack_stop(host: Host) -> bool:
-    """Flush what pluto left in the kernel and give the sysctls back; False, and nothing done, while a pluto runs.
-
-    Modules stay: unloading them may hang for long.  Raises Failure.
-    """
-    if not flush_leftovers(host):
-        host.warn("a pluto runs here: the kernel's IPsec state and sysctls are left as they are")
-        return False
-    saved = saved_sysctls(host)
-    try:
-        for line in host.lines(saved):
-            name, _, value = line.partition(" ")
-            if name.startswith("xfrm_") and value.isdigit() and host.value(f"{SYSCTLS}/{name}").strip() != value:
-                host.write(f"{SYSCTLS}/{name}", value)
-    except FileNotFoundError:
-        return True
-    except OSError as error:
-        host.warn(f"WARNING: cannot give a sysctl its value back: {reason(error)}")  # read-only in containers
-    host.remove(saved)
-    return True
-
-
-def saved_sysctls(host: Host) -> str:
-    """Where the values are kept that stack_start() changed."""
-    return f"{host.rundir}/ipsec.sysctl"
-
-
-def set_sysctl(host: Host, name: str, value: str) -> None:
-    """Set one of net.core's sysctls; the first value that we replace is kept for stack_stop()."""
-    path = f"{SYSCTLS}/{name}"
-    now = host.value(path)
-    if not now or now == value:
-        return
-    saved = saved_sysctls(host)
-    kept = host.value(saved)
-    try:
-        if f"{name} " not in kept:
-            host.write(saved, f"{kept}\n{name} {now}\n".lstrip())
-        host.write(path, value)
-    except OSError:
-        host.warn(f"WARNING: cannot change {path} from {now} to {value}")  # read-only in containers
-        return
-    host.print(f"changing {path} from {now} to {value}")
-
-
-def load_modules(host: Host) -> None:
-    """Load what there is of the modules.  Not every kernel has each: what counts is the stack that works after."""
-    if host.which("modprobe"):
-        for flags in ("-qab", "-qa"):  # b: also names that the administrator has blacklisted; a small busybox has no b
-            if b"option" not in host.run(["modprobe", flags, *STACK_MODULES.split()], timeout=CHECK_TIME).err:
-                return
-    loaded = {line.partition(" ")[0] for line in host.lines("/proc/modules")}
-    directory = f"/lib/modules/{host.kernel_release()}"
-    files = {}
-    try:
-        for line in host.lines(f"{directory}/modules.dep"):  # a module's file: the files that it needs, last first
-            file, _, needs = line.partition(":")
-            files[module_name(file)] = [*reversed(needs.split()), file]
-    except OSError:
-        host.warn(f"no modprobe, no {directory}/modules.dep: no kernel module is loaded")
-        return
-    wanted = {module_name(file): file for name in STACK_MODULES.split() for file in files.get(name, ())}
-    wanted = {name: file for name, file in wanted.items() if name not in loaded}
-    if wanted:
-        insert_modules(host, [f"{directory}/{file}" for file in wanted.values()])
-
-
-def module_name(file: str) -> str:
-    """The name of the module in a file."""
-    return os.path.basename(file).partition(".ko")[0].replace("-", "_")
-
-
-def insert_modules(host: Host, files: list[str]) -> None:
-    """finit_module(2) for each file, in that order; what can't be loaded is said (ENODEV: not for this machine)."""
-    try:
-        ctypes = need("ctypes", "loading kernel modules without modprobe")
-    except Missing as missing:
-        host.warn(str(missing))
-        return
-    number = FINIT_MODULE.get(os.uname().machine)
-    packed = [file for file in files if number is None or not file.endswith(".ko")]
-    if packed:
-        host.warn(f"without modprobe only uncompressed modules can be loaded: no {' '.join(map(module_name, packed))}")
-    call = ctypes.CDLL(None, use_errno=True).syscall
-    for file in files:
-        if file not in packed:
-            try:
-                fd = host.open(file)
-            except OSError as error:
-                host.warn(f"{module_name(file)}: {error.strerror}")  # depmod(8) knew it
-                continue
-            try:
-                if call(number, fd, b"", 0) and ctypes.get_errno() not in (errno.EEXIST, errno.ENODEV):
-                    host.warn(f"{module_name(file)}: {os.strerror(ctypes.get_errno())}")
-            finally:
-                os.close(fd)
-
 # =====================================================================================================================
 # 10. Registry
 #
@@ -7479,12 +7260,6 @@ def parse_options(options: Sequence[Opt], words: Sequence[str], args: Args, whos
     return operands
 
 
-def quote(word: str) -> str:
-    """A word from outside as it can be shown in a message: quoted, control characters escaped."""
-    return '"' + "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogateescape").decode("latin-1")
-                         for c in word) + '"'
-
-
 def shell_words(words: Sequence[str]) -> str:
     """The words as a shell would have to be given them."""
     safe = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./-_")
@@ -7516,6 +7291,856 @@ REMOTE_HOST_OPTION = Opt("--remote-host", "ADDRESS", "the peer's address")
 PLUTO_OPTIONS = (CTLSOCKET_OPTION, Opt("--config", "FILE", "the configuration, - for standard input"), VERBOSE_OPTION,
                  NATIVE_OPTION, DRY_RUN_OPTION)
 CONNECTION_OPTIONS = (*PLUTO_OPTIONS, ASYNC_OPTION, REMOTE_HOST_OPTION)
+
+GLOBAL_OPTIONS = (
+    Opt("--config", "FILE", "the configuration instead of /etc/ipsec.conf"),
+    Opt("--rundir", "DIR", "pluto's run directory instead of /run/pluto"),
+    Opt("--ctlsocket", "FILE", "pluto's control socket instead of RUNDIR/pluto.ctl"),
+    Opt("--nssdir", "DIR", "the NSS database instead of /var/lib/ipsec/nss"),
+    Opt("--root", "DIR", "report on the system whose file system is mounted at DIR"),
+)
+# Those of 5.x that may stand before the command as well as after it
+SHARED_OPTIONS = (ASYNC_OPTION, REMOTE_HOST_OPTION, UTC_OPTION, VERBOSE_OPTION, DRY_RUN_OPTION, NATIVE_OPTION)
+
+
+# --- finding and describing commands ----------------------------------------------------------------------------------
+
+
+def load_rest(name: str = "") -> None:
+    """Have the command of that name registered, and all when there is none or no name is given.
+
+    The archive begins with the sections that dispatch needs, and puts a loader of the others in this place (build.py):
+    for a command it loads what that needs.  As a plain file the program is whole.
+    """
+
+
+def find_command(name: str) -> Command | None:
+    """The built-in command of that name, which may be written with two leading dashes as in 5.x."""
+    bare = name[2:] if name.startswith("--") else name
+    if name not in COMMANDS and bare not in COMMANDS:
+        load_rest(bare)
+    return COMMANDS.get(name) or COMMANDS.get(bare)
+
+
+def program_of(host: Host, name: str) -> str | None:
+    """The path of the exec directory's program `name`, or None.  A name is a name, never a path (ipsec(8))."""
+    if not name or "/" in name or name in (".", ".."):
+        return None
+    path = os.path.join(host.execdir, name)
+    return path if host.executable(path) else None
+
+
+# Self-tests that Debian's 4.10 installs beside the commands; some run when asked for --help
+SELF_TESTS = ("algparse", "asn1check", "cavp", "dncheck", "enumcheck", "getpeercon_server", "hunkcheck", "ipcheck",
+              "jambufcheck", "keyidcheck", "timecheck", "vendoridcheck")
+
+
+def is_mentioned(name: str) -> bool:
+    """True when a program of the exec directory is a command for people, as the original's --help sees it."""
+    return not (name.startswith("_") or name == "ipsec" or name.endswith((".old", ".orig", "~")) or name in SELF_TESTS)
+
+
+def command_names(host: Host) -> list[str]:
+    """What --help lists and completion offers: the built-in commands and those in the exec directory, sorted."""
+    load_rest()
+    names = {entry.name for entry in COMMANDS.values() if not entry.hidden}
+    try:
+        names.update(name for name in host.listdir(host.execdir) if is_mentioned(name)
+                     and host.executable(os.path.join(host.execdir, name)))
+    except OSError:
+        # no libreswan here: the built-in commands are all there is
+        return sorted(names)
+    return sorted(names)
+
+
+def option_help(option: Opt) -> str:
+    """The lines that explain an option in 80 columns."""
+    import textwrap
+    value = option.metavar or ""
+    value = value.replace("[", "[=") if value.startswith("[") else f" {value}" if value else ""
+    head = "  " + ", ".join(option.names.split()) + value
+    body = textwrap.wrap(option.help + (" (may be repeated)" if option.many else ""), 54)
+    if len(head) > 24:
+        return "\n".join([head, *(" " * 26 + line for line in body)])
+    return "\n".join(f"{head if not i else '':<26}{line}" for i, line in enumerate(body))
+
+
+def describe(entry: Command) -> str:
+    """What `ipsec help COMMAND` shows, in 80 columns."""
+    import textwrap
+    parts = [f"Usage: {entry.usage}", textwrap.fill(entry.summary[:1].upper() + entry.summary[1:] + ".", 79)]
+    if entry.aliases:
+        parts[-1] += f"\nAlso written: {', '.join(entry.aliases)}"
+    parts += [textwrap.fill(paragraph, 79) for paragraph in entry.details.split("\n\n") if paragraph]
+    if entry.options:
+        parts.append("Options:\n" + "\n".join(option_help(option) for option in entry.options))
+    return "\n\n".join(parts)
+
+
+SEE_ALSO = "See <https://libreswan.org/> for more general info."
+
+
+def version_line(host: Host) -> str:
+    """The line of `ipsec --version`.  Open vSwitch and NetworkManager parse its start (ipsec(8), --version)."""
+    version = host.libreswan_version() or "(none)"
+    kernel = f"{host.kernel_release()} netkey" if host.xfrm_loaded() else "(no kernel code presently loaded)"
+    return f"Libreswan {version} (U{version}/K{kernel})"
+
+
+# --- reports ---------------------------------------------------------------------------------------------------------
+#
+# How a report is made: sections, the processes and threads beside the main one, sinks, and the bodies that barf and
+# look share.  What can't keep us waiting is read when its turn comes; what runs programs or asks others runs side by
+# side with it, in threads, what may be very long in processes.  All text is streamed: section -> redaction -> pipe ->
+# sink, and a pipe that stays empty is given up.
+
+# How a section ended
+OUTCOMES = ("ok", "absent", "denied", "failed", "timeout")
+INCOMPLETE = OUTCOMES[2:]
+PIPE_SIZE = 1 << 20  # F_SETPIPE_SZ allows an unprivileged process that much (pipe(7))
+MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
+
+
+def stamp(line: str) -> float | None:
+    """The time at the start of a log line, in seconds since the epoch: `Nov 23 06:12:08` (RFC 3164, and pluto's own
+    logfile) or `2026-11-23T06:12:08`; None when there is none."""
+    now = time.localtime()
+    try:
+        if line[:3] in MONTHS:
+            clock = [int(part) for part in line[7:15].split(":")]
+            month, day = MONTHS.index(line[:3]) + 1, int(line[4:6])
+            # such a stamp has no year: one that would be in the future is of last year
+            year = now.tm_year - ((month, day) > (now.tm_mon, now.tm_mday))
+        else:
+            year, month, day = (int(part) for part in line[:10].split("-"))
+            clock = [int(part) for part in line[11:19].split(":")]
+        return time.mktime((year, month, day, *clock[:3], 0, 0, -1))  # type: ignore[arg-type]
+    except (ValueError, OverflowError, TypeError):
+        return None
+
+
+SINCE_UNITS = {name: seconds for names, seconds in (("s sec second", 1), ("m min minute", 60), ("h hr hour", 3600), (
+    "d day", 86400), ("w week", 604800), ("month", 30 * 86400), ("y year", 365 * 86400)) for name in names.split()}
+
+
+def parse_since(text: str) -> float:
+    """The moment that --since names, in seconds since the epoch.  Raises Failure(USAGE).
+
+    `2026-11-23`, `2026-11-23 06:12`, `2026-11-23 06:12:08`, `90 minutes ago`, `24 hours ago`, `2d`.
+    """
+    words = text.lower().removesuffix("ago").strip()
+    number = words.rstrip("abcdefghijklmnopqrstuvwxyz ")
+    unit = words[len(number):].strip()
+    seconds = SINCE_UNITS.get(unit.removesuffix("s") or unit)
+    if number.isdigit() and seconds:
+        return time.time() - int(number) * seconds
+    when = stamp(f"{text} 00:00:00" if len(text) == 10 else f"{text}:00" if len(text) == 16 else text)
+    # mktime(3) takes the 31st of February for the 3rd of March
+    if when is None or time.strftime("%Y-%m-%d", time.localtime(when)) != text[:10] or text[11:13] > "23":
+        raise Failure(f"--since {quote(text)}: not a time", USAGE, "such as 2026-11-23 06:12 or 24 hours ago")
+    return when
+
+
+class ReportSection(Record):
+    """One part of the report.
+
+    `command` shows people how to see the same by hand; `body` gives the text piece by piece; `live`: only the running
+    system can tell; `slow`: may block or take long, so it runs in a thread; `apart`: may be so much that it runs in a
+    process of its own, on another processor; `bulk`: text of the kernel's own, in which secrets are looked for by value
+    but not by pattern; `data`: what JSON shows in the place of the text, item by item; `title`: look's heading.
+    """
+
+    name: str
+    command: str
+    body: Callable[[Report], Iterator[str]]
+    live: bool = False
+    slow: bool = False
+    apart: bool = False
+    bulk: bool = False
+    title: str = ""
+    data: Callable[[Report], Iterable[object]] | None = None
+
+
+class Report:
+    """What the sections need to know: the host, the redaction, and the words of the command line."""
+
+    def __init__(self, host: Host, args: Args) -> None:
+        self.host = host
+        self.config = Config(host)
+        self.redactor = redactor_of(host, args.flag("--show-secrets"), self.config)
+        self.timeout = seconds(args.value("--timeout", "10"))
+        self.program_timeout: float | None = None  # of those that no Worker gives up
+        self.short = args.flag("--short")
+        self.since = parse_since(args.value("--since")) if args.flag("--since") else 0.0
+
+    def host_name(self) -> str:
+        """The name of the reported host."""
+        return os.uname().nodename if self.host.live else self.host.value("/etc/hostname", "(no hostname)")
+
+    def produce(self, section: ReportSection, write: Callable[[str], None],
+                item: Callable[[object, Redactor], None] | None = None) -> str:
+        """Write the text of a section, made safe, or hand its data to `item`; how it ended.  What goes wrong in it
+        becomes a line of its text."""
+        if section.live and self.host.root:
+            write("left out: only the running system can tell\n")
+            return "absent"
+        piece = "\n"
+        problems: list[Exception] = []
+
+        def body() -> Iterator[str]:
+            # an error is told after what came before it
+            try:
+                if item and section.data:
+                    for each in section.data(self):
+                        item(each, self.redactor)
+                else:
+                    yield from section.body(self)
+            except Exception as error:
+                problems.append(error)
+
+        clean = self.redactor.clean
+        try:
+            for piece in ((clean(text, bulk=True) for text in body()) if section.bulk
+                          else self.redactor.stream(map(encode, body()))):
+                write(piece)
+            if problems:
+                raise problems[0]
+            return "ok"
+        except (Missing, NoPluto, FileNotFoundError, NotADirectoryError) as error:
+            outcome, text = "absent", reason(error)
+        except PermissionError as error:
+            outcome, text = "denied", reason(error)
+        except TimedOut as error:
+            outcome, text = "timeout", reason(error)
+        except (Failure, OSError) as error:
+            outcome, text = "failed", reason(error)
+        except Exception as error:  # a report goes on; the text of the unforeseen may hold what must not be shown
+            outcome, text = "failed", f"internal error: {type(error).__name__}; please report it"
+        write(clean(f"{'' if piece.endswith(chr(10)) else chr(10)}{text}\n"))
+        return outcome
+
+
+def widen(pipe: int) -> None:
+    """Have a pipe hold PIPE_SIZE bytes, where users may have so much (pipe(7)); it works without, slower."""
+    import fcntl
+    try:
+        fcntl.fcntl(pipe, getattr(fcntl, "F_SETPIPE_SZ", 1031), PIPE_SIZE)
+    except PermissionError:
+        return
+
+
+class Worker:
+    """A section that runs beside us, its text coming through a pipe."""
+
+    def __init__(self, report: Report, section: ReportSection) -> None:
+        self.started = time.monotonic()
+        self.outcome = "failed"
+        self.pid = 0
+        self.reader, self.writer = os.pipe()
+        widen(self.writer)
+        if section.apart:
+            self.pid = os.fork()
+        if self.pid:
+            os.close(self.writer)
+        elif section.apart:
+            try:
+                os.close(self.reader)
+                self._run(report, section)
+            finally:  # whatever happens, nothing of ours may run twice
+                os._exit(OUTCOMES.index(self.outcome))
+        else:
+            import threading
+            threading.Thread(target=self._run, args=(report, section), daemon=True).start()
+
+    def _run(self, report: Report, section: ReportSection) -> None:
+        def write(text: str) -> None:
+            view = memoryview(encode(text))
+            while view:
+                view = view[os.write(self.writer, view):]
+
+        try:
+            self.outcome = report.produce(section, write)
+        except BrokenPipeError:
+            return  # it was given up, or we are ending
+        finally:
+            os.close(self.writer)
+
+    def deliver(self, timeout: float, write: Callable[[str], None]) -> str:
+        """Write the text of the section as it comes; how it ended.  We wait for it `timeout` seconds in all.
+
+        Time that we spend elsewhere doesn't count: one that has text ready waits for us, not we for it.
+        """
+        import codecs
+        import select
+        decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        poll = select.poll()
+        poll.register(self.reader, select.POLLIN)
+        patience = timeout if poll.poll(0) else timeout - (time.monotonic() - self.started)
+        while True:
+            before = time.monotonic()
+            if not poll.poll(max(0.0, patience) * 1000):
+                write(f"timed out after {timeout:g} s; what had come by then is above\n")
+                self.give_up()
+                return "timeout"
+            data = os.read(self.reader, PIPE_SIZE)
+            patience -= time.monotonic() - before
+            if not data:
+                break
+            write(decoder.decode(data))
+        os.close(self.reader)
+        if self.pid:
+            code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            return OUTCOMES[code] if 0 <= code < len(OUTCOMES) else "failed"
+        return self.outcome
+
+    def give_up(self) -> None:
+        """Wait no longer.  A process is killed, a thread ends when it writes, or with us; neither is waited for: in
+        uninterruptible sleep (a dead NFS server) it dies later."""
+        import signal
+        os.close(self.reader)
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, os.WNOHANG)
+
+
+class TextSink:
+    """The report as people know it."""
+
+    item: Callable[[object, Redactor], None] | None = None  # takes data, where that is shown in the place of text
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self.write = write
+        self.at_line_start = True
+
+    def open(self, report: Report) -> None:
+        """Before the first section: the host and the date, as the original."""
+        self.write(f"{report.host_name()}\n{date()}\n")
+
+    def begin(self, section: ReportSection) -> None:
+        """The heading that people search for, and the command that shows the same by hand."""
+        self.write(f"+ _________________________ {section.name}\n")
+        if section.command:
+            self.write(f"+ {section.command}\n")
+
+    def text(self, piece: str) -> None:
+        """A piece of the section."""
+        if piece:
+            self.write(piece)
+            self.at_line_start = piece.endswith("\n")
+
+    def end(self, section: ReportSection, outcome: str, seconds: float) -> None:
+        """A section always ends its last line."""
+        if not self.at_line_start:
+            self.write("\n")
+            self.at_line_start = True
+
+    def close(self) -> None:
+        """Nothing follows the last section."""
+
+
+class JsonSink(TextSink):
+    """The same content as one JSON document, written as it comes: no section is ever whole in memory."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        super().__init__(write)
+        self.dumps = need("json", "--json").dumps
+        self.separator = self.between = "\n"
+        self.last = ""  # what ends the member that is being written
+        self.item = self._item
+
+    def open(self, report: Report) -> None:
+        """The members that tell where and when."""
+        head = {"ipsec": VERSION, "host": report.host_name(), "date": date(), "root": report.host.root or None}
+        self.write(self.dumps(head)[:-1] + ', "sections": [')
+
+    def begin(self, section: ReportSection) -> None:
+        """Open a section's object, up to the start of its text or data."""
+        head = self.dumps({"section": section.name, "command": section.command})
+        self.last = "]" if section.data else '"'
+        self.write(f"{self.separator}{head[:-1]}, " + ('"data": [' if section.data else '"text": "'))
+        self.separator, self.between = ",\n", "\n"
+
+    def _item(self, item: object, redactor: Redactor) -> None:
+        text = self.dumps(item, default=lambda record: record._asdict())
+        self.write(self.between + redactor.clean(text, bulk=True))
+        self.between = ",\n"
+
+    def text(self, piece: str) -> None:
+        """A piece of the text, escaped; with data, what went wrong."""
+        if self.last == "]" and piece:
+            self.write('], "text": "')
+            self.last = '"'
+        self.write(self.dumps(piece)[1:-1])
+
+    def end(self, section: ReportSection, outcome: str, seconds: float) -> None:
+        """Close the text; how the section ended and how long it took, in seconds."""
+        self.write(f'{self.last}, "status": "{outcome}", "duration": {seconds:.3f}}}')
+
+    def close(self) -> None:
+        """Close the document."""
+        self.write("\n]}\n")
+
+
+class OutputFile:
+    """The file of --output: mode 0600, there whole or not at all, compressed when its name ends in .gz."""
+
+    def __init__(self, name: str) -> None:
+        self.name = os.path.realpath(name)
+        # a device or a pipe is written to: no file takes its place
+        self.aside = f"{self.name}.{os.getpid()}.tmp" if os.path.isfile(name) or not os.path.exists(name) else ""
+        try:
+            self.fd = os.open(self.aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW,
+                              0o600) if self.aside else os.open(name, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            os.set_blocking(self.fd, True)
+        except OSError as error:
+            nobody = "nobody reads from this pipe" if error.errno == errno.ENXIO else error.strerror
+            raise OSError(error.errno, nobody, name) from None
+        self.squeeze: Any = None
+        if name.endswith(".gz"):
+            try:
+                zlib = need("zlib", "--output FILE.gz")
+            except Failure:
+                self.drop()
+                raise
+            self.squeeze = zlib.compressobj(6, zlib.DEFLATED, 31)  # 31: a gzip header and trailer
+
+    def write(self, text: str) -> None:
+        """Append text.  Raises OSError."""
+        data = encode(text)
+        self._write(self.squeeze.compress(data) if self.squeeze else data)
+
+    def _write(self, data: bytes) -> None:
+        try:
+            write_all(self.fd, data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.name) from None
+
+    def commit(self) -> None:
+        """Put the whole file in place.  Raises OSError."""
+        if self.squeeze:
+            self._write(self.squeeze.flush())
+        if self.aside:
+            os.fsync(self.fd)
+            os.rename(self.aside, self.name)
+        os.close(self.fd)
+        self.fd = -1
+
+    def drop(self) -> None:
+        """Remove what is not whole."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            if self.aside:
+                os.unlink(self.aside)
+            self.fd = -1
+
+
+def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink) -> dict[str, list[str]]:
+    """Write all sections in their order; the names of the sections by how they ended.
+
+    The slow ones all start at once, ahead of their turn: processes first, as threads don't survive a fork.
+    """
+    ended: dict[str, list[str]] = {}
+    show = is_terminal(sys.stderr) and not is_terminal(sys.stdout)
+    report.host.flush()
+    workers = {section.name: Worker(report, section) for section in sorted(sections, key=lambda each: not each.apart)
+               if (section.slow or section.apart) and not (section.live and report.host.root)
+               and not (section.data and sink.item)}
+    try:
+        sink.open(report)
+        for number, section in enumerate(sections, 1):
+            if show:
+                sys.stderr.write(f"\rbarf: {number}/{len(sections)} {section.name:<50.50}")
+                sys.stderr.flush()
+            begun = time.monotonic()
+            sink.begin(section)
+            worker = workers.pop(section.name, None)
+            if worker is None:
+                outcome = report.produce(section, sink.text, sink.item)
+            else:
+                begun = worker.started
+                outcome = worker.deliver(report.timeout, sink.text)
+            sink.end(section, outcome, time.monotonic() - begun)
+            ended.setdefault(outcome, []).append(section.name)
+        sink.close()
+    finally:
+        for worker in workers.values():  # Ctrl-C, a full disk, a closed pipe
+            worker.give_up()
+        report.host.end_all()
+        if show:
+            sys.stderr.write(f"\r{'':<70}\r")
+    return ended
+
+
+def end_on_signals(host: Host) -> None:
+    """Have SIGTERM and SIGHUP end us as Ctrl-C does, so that no program of ours and no file is left behind; not where
+    they are ignored (nohup(1))."""
+    import signal
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name)
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, lambda number, frame: host.interrupt(signal.Signals(number).name))
+
+
+def completeness(host: Host, name: str, ended: Mapping[str, Sequence[str]], outcomes: Sequence[str]) -> int:
+    """ERROR, and a line on standard error, when a section of a report ended in one of these ways; else OK."""
+    lacking = [f"{outcome}: {', '.join(ended[outcome])}" for outcome in outcomes if outcome in ended]
+    if lacking:
+        host.warn(f"{name}: incomplete ({'; '.join(lacking)})")
+    return ERROR if lacking else OK
+
+
+def texts(lines: Iterable[str]) -> Iterator[str]:
+    """Lines as pieces of text."""
+    return in_pieces(f"{line}\n" for line in lines)
+
+
+def date() -> str:
+    """Now, as date(1) says it in the C locale."""
+    return time.strftime("%a %b %e %H:%M:%S %Z %Y")
+
+
+def program(*argv: str, hint: str = "") -> Callable[[Report], Iterator[str]]:
+    """What a program says."""
+    return lambda report: map(decode, whole_lines(
+        report.host.stream(argv, timeout=report.program_timeout, hint=hint)))
+
+
+def resolved(name: str) -> tuple[str, list[str]]:
+    """The name and the addresses that the resolver gives for a name, as hostname(1) asks it.  Raises Missing."""
+    import _socket as socket
+    try:
+        # as bytes: for a str, Python would import its codec of international names
+        found = socket.getaddrinfo(encode(name), None, type=socket.SOCK_STREAM, flags=socket.AI_CANONNAME)
+    except (OSError, ValueError) as error:  # gaierror, or what glibc met when its resolver libraries are not there
+        raise Missing(f"{printable(name)}: {getattr(error, 'strerror', 'not a name')}") from None
+    return found[0][3] or name, list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+def has_database(host: Host) -> None:
+    """Raises Missing when there is no NSS database."""
+    if not host.exists(f"{host.nssdir}/cert9.db"):
+        raise Missing(f"{host.nssdir}: no NSS database")
+
+
+def certificate_lines(host: Host) -> Iterator[str]:
+    """The certificates and their trust as certutil lists them, read from the database itself.  Raises Failure."""
+    for one in NssReader(host).certificates():
+        trust = ",".join(f"{flags}u" for flags in one.trust.split(",")) if one.has_key else one.trust
+        yield f"{one.nickname:<60} {trust:<5}\n"
+
+
+NFT_FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}  # NFPROTO_* of linux/netfilter.h
+
+
+def nft_ruleset(report: Report) -> Iterator[str]:
+    """The ruleset of nftables: what nft says or, where there is no nft, what the kernel has: tables, chains, and rules
+    as the expressions of nf_tables, much as `nft --debug=netlink` shows them."""
+    if report.host.which("nft"):
+        yield from program("nft", "list", "ruleset")(report)
+        return
+    nftables = pyroute2_module("pyroute2.nftables.main", "listing nftables without nft")
+    yield "nft: no such program on this host; this is the kernel's own form\n"
+    with nftables.NFTables(nfgen_family=0) as link:
+        for kind, found in (("table", link.get_tables()), ("chain", link.get_chains()), ("rule", link.get_rules())):
+            for entry in found:
+                words = [f"{kind} {NFT_FAMILIES.get(entry['nfgen_family'], entry['nfgen_family'])}"]
+                for name, value in entry["attrs"]:
+                    if name == "NFTA_RULE_EXPRESSIONS":
+                        words += [f"\n\t[{nft_words(expression)} ]" for expression in value]
+                    elif not name.endswith(("_HANDLE", "_USE", "_FLAGS", "_POSITION", "_USERDATA")):
+                        words.append(nft_words({"attrs": [(name, value)]}))
+                yield "".join(words) + "\n"
+
+
+def nft_words(expression: Any) -> str:
+    """The attributes of an nf_tables object as pyroute2 decodes them, in words: last part of the name, then value."""
+    text = ""
+    for name, value in expression["attrs"]:
+        short = name.rpartition("_")[2].lower()
+        if isinstance(value, dict):
+            text += f" {short}{nft_words(value)}" if short not in ("data", "hook", "verdict") else nft_words(value)
+        else:
+            shown = f"0x{value.hex()}" if isinstance(value, bytes) else str(value)
+            for prefix in ("NFT_META_", "NFT_PAYLOAD_", "NFT_CMP_", "NFT_", "NF_"):
+                shown = shown.removeprefix(prefix)
+            text += f" {shown}" if short in ("name", "table", "chain", "value", "code") else f" {short} {shown}"
+    return text
+
+
+# --- what the rules do with a packet ----------------------------------------------------------------------------------
+#
+# The rules of iptables and nftables as their own programs print them (iptables-save(8), nft(8)), and where a packet
+# gets among them.  Of a rule or a packet much may be unknown: an answer is given only when it is certain.
+
+# Where they name what of a packet; `ipsec-out`: it is going to be encrypted
+IPTABLES_FIELDS = {"-s": "src", "-d": "dst", "-i": "in", "-o": "out", "-p": "proto", "--dport": "dport",
+                   "--dports": "dport", "--sport": "sport", "--sports": "sport", "--ctstate": "state",
+                   "--state": "state", "--ctstatus": "status", "--icmp-type": "icmp", "--icmpv6-type": "icmp",
+                   "--pol": "ipsec-"}
+NFT_FIELDS = {"ip saddr": "src", "ip daddr": "dst", "ip6 saddr": "src", "ip6 daddr": "dst",
+              "iif": "in", "iifname": "in", "oif": "out", "oifname": "out", "ct state": "state", "ct status": "status",
+              "meta l4proto": "proto", "ip protocol": "proto", "ip6 nexthdr": "proto", "icmp type": "icmp",
+              "icmpv6 type": "icmp", "rt ipsec": "ipsec-out", "meta ipsec": "ipsec-in", "meta secpath": "ipsec-in",
+              "meta nfproto": "family",
+              **{f"{protocol} {port}": port for protocol in ("udp", "tcp", "th") for port in ("dport", "sport")}}
+# Statements that decide nothing, and the words in them that have a value
+NFT_SILENT = {"log": ("prefix", "level", "flags", "group", "snaplen", "queue-threshold"), "comment": (),
+              "counter": ("packets", "bytes", "name")}
+IPTABLES_TABLES = ("filter", "nat", "mangle", "raw", "security")
+RULE_TARGETS = {"accept": "accept", "drop": "drop", "reject": "drop", "return": "return", "masquerade": "snat",
+                "snat": "snat", "netmap": "?", "?": "?", "queue": "?", "nfqueue": "?", "dnat": "dnat",
+                "redirect": "dnat",
+                "notrack": ""}
+Rule = tuple[list[tuple[str, str, bool]], str]  # conditions (field, values, negated), target
+Table = tuple[str, "dict[str, Chain]"]  # the family (ip, ip6, inet for both), the chains by name
+EVERYTHING = ("0.0.0.0/0", "::/0")
+TABLE_FAMILIES = {"ipv4": ("ip", "inet"), "ipv6": ("ip6", "inet")}
+
+
+class Chain(Record):
+    """A chain of rules: its hook, type and policy (empty when only other chains jump to it), and the command that puts
+    a rule at its head."""
+
+    hook: str
+    kind: str
+    policy: str
+    insert: str
+    rules: list[Rule]
+
+
+def iptables_tables(text: str, program: str) -> Iterator[Table]:
+    """The tables in the text that `program` saved: iptables, ip6tables, or their older flavour iptables-legacy…"""
+    family = program.partition("tables")[0]
+    table: dict[str, Chain] = {}
+    for line in text.splitlines():
+        words = rule_words(line)
+        if line.startswith("*"):
+            table, name = {}, line[1:]
+        elif line.startswith(":"):
+            policy, chain = words[1].lower().strip("-"), words[0][1:]
+            insert = f"{program} -t {name} -I {chain}"
+            table[chain] = Chain(chain.lower() if policy else "", "nat" if name == "nat" else "", policy, insert, [])
+        elif words[:1] == ["-A"] and words[1] in table:
+            table[words[1]].rules.append(iptables_rule(words[:1:-1]))
+        elif line == "COMMIT":
+            yield family, table
+
+
+def iptables_rule(words: list[str]) -> Rule:
+    """A rule of iptables-save, its words last first."""
+    conditions: list[tuple[str, str, bool]] = []
+    negated, way = False, ""
+    while words:
+        word = words.pop()
+        if word in ("-j", "-g"):
+            target = words.pop()
+            if target == "SNAT":
+                target += " " + word_after(words[::-1], "--to-source")
+            elif target == "CT" and "--notrack" in words:
+                target = "NOTRACK"
+            return conditions, f"goto {target}" if word == "-g" else target
+        if word in IPTABLES_FIELDS:
+            field = IPTABLES_FIELDS[word]
+            conditions.append((f"ipsec-{way}" if field == "ipsec-" else field, words.pop(), negated))
+        elif word == "--dir":
+            way = words.pop()
+        elif word in ("-m", "--comment"):
+            words.pop()
+        elif word != "!":
+            conditions.append(("?", "", False))
+        negated = word == "!"
+    return conditions, ""
+
+
+def nft_tables(text: str, wrapped: Mapping[str, str]) -> Iterator[Table]:
+    """The tables for IP in the text of `nft list ruleset`.  `wrapped` names by family the iptables that makes rules of
+    nftables: to its chains only it may add rules, as it can't read, and so not save, what nft has put there."""
+    table: dict[str, Chain] = {}
+    chain, depth, dormant = "", 0, False
+    unnamed: list[str] = []  # chains within chains, `jump {`, by names that no other can have
+    for line in text.splitlines():
+        words = rule_words(line)
+        if depth == 0 and words[:1] == ["table"]:
+            table, family, name, dormant = {}, words[1], words[2], False
+        elif depth == 1 and words[:1] == ["flags"]:
+            dormant = "dormant" in line  # its chains are not asked
+        elif depth == 1 and words[:1] == ["chain"]:
+            chain = words[1]
+            table[chain] = Chain("", "", "", f"{wrapped[family]} -t {name} -I {chain}" if chain.isupper() and
+                                 family in wrapped else f"nft insert rule {family} {name} {chain}", [])
+        elif depth == 2 and chain and words[:1] == ["type"]:
+            policy = word_after(words, "policy", "accept;").strip(";")
+            table[chain] = Chain(word_after(words, "hook"), words[1].replace("filter", ""), policy,
+                                 table[chain].insert, [])
+        elif depth >= 2 and chain and words != ["}"]:
+            here = table[unnamed[-1] if unnamed else chain]
+            if words[-1:] == ["{"] and words[-2:-1] in (["jump"], ["goto"]):
+                unnamed.append(f"{chain} {len(table)}")
+                table[unnamed[-1]] = Chain("", "", "", "", [])
+                here.rules.extend(nft_rules([unnamed[-1], *words[-2::-1]]))
+            else:
+                here.rules.extend(nft_rules(words[::-1]))
+        depth += words.count("{") - words.count("}")
+        del unnamed[max(0, depth - 2):]
+        if depth < 2:
+            chain = ""
+        if depth == 0 and table:
+            if family in ("ip", "ip6", "inet") and not dormant:
+                yield family, table
+            table = {}
+
+
+def nft_rules(words: list[str]) -> Iterator[Rule]:
+    """A rule of nft, its words last first, as one or, of a verdict map, several."""
+    conditions: list[tuple[str, str, bool]] = []
+    vague = not {".", "&", "|"}.isdisjoint(words)  # fields put together
+
+    def values() -> str:
+        value = words.pop() if words else ""
+        if value == "{":
+            value = ""
+            while words and words[-1] != "}":
+                value += words.pop()
+            words[-1:] = []
+        return value
+
+    while words:
+        word = words.pop()
+        two = f"{word} {words[-1]}" if words else word
+        field = "" if vague else NFT_FIELDS.get(two) or NFT_FIELDS.get(word, "")
+        if word in ("tcp", "udp", "icmp", "icmpv6", "esp", "ah"):
+            conditions.append(("proto", word, False))
+        elif word in ("ip", "ip6"):
+            conditions.append(("family", "ipv6" if word == "ip6" else "ipv4", False))
+        if word in ("jump", "goto") or word.lower() in RULE_TARGETS:
+            if word == "snat":
+                word = f"snat {word_after(words[::-1], 'to').partition(':')[0]}"
+            yield conditions, words.pop() if word == "jump" else f"goto {words.pop()}" if word == "goto" else word
+            return
+        if word in NFT_SILENT:
+            while words and words[-1] in NFT_SILENT[word]:
+                del words[-2:]
+            words[-1:] = words[-1:] if word != "comment" else []
+        elif two == "xt target":
+            words.pop()
+        elif not field or word == "vmap":
+            conditions.append(("?", "", False))
+            if word == "vmap":
+                yield conditions, "?"
+                return
+        else:
+            if two in NFT_FIELDS:
+                words.pop()
+            negated = words[-1:] in (["!="], ["!"]) and bool(words.pop())
+            if words[-1:] == ["vmap"]:
+                words.pop()
+                for entry in values().split(","):
+                    value, _, target = entry.partition(":")
+                    yield [*conditions, (field, value, False)], (
+                        target.replace("goto", "goto ").removeprefix("jump") or "?")
+                return
+            conditions.append((field, values(), negated))
+
+
+def family_of(address: str) -> str:
+    """The IP family of an address or network: `ipv4` or `ipv6`."""
+    return "ipv6" if ":" in address else "ipv4"
+
+
+def net_fits(mine: str, wanted: str) -> bool | None:
+    """Whether one network lies in the other; None when only a part of it does, or that can't be told."""
+    (first, _, bits), (second, _, wide) = mine.partition("/"), wanted.partition("/")
+    if (":" in first) != (":" in second):
+        return False
+    full = "128" if ":" in first else "32"
+    try:
+        if within(first, f"{second}/{wide or full}") and int(bits or full) >= int(wide or full):
+            return True
+        return None if within(second, f"{first}/{bits or full}") else False
+    except (OSError, ValueError):
+        return None
+
+
+def value_fits(field: str, mine: str, wanted: str) -> bool | None:
+    """Whether a field of a packet, in all its spellings, is of the value; None when that can't be told."""
+    if wanted.startswith("@"):
+        return None
+    if field in ("src", "dst"):
+        return net_fits(mine, wanted)
+    if field in ("in", "out"):
+        return (mine.startswith(wanted[:-1]) if wanted[-1:] in "+*" else mine == wanted) if mine else (
+            False if wanted == "lo" else None)
+    low, dash, high = wanted.replace(":", "-").partition("-")
+    if dash and low.isdigit() and high.isdigit():
+        return int(low) <= int(mine) <= int(high)
+    return wanted.lower() in mine.split()
+
+
+def rule_fits(conditions: Sequence[tuple[str, str, bool]], packet: Mapping[str, str]) -> bool | None:
+    """Whether a rule is for the packet; None when that can't be told."""
+    all_fit: bool | None = True
+    for field, values, negated in conditions:
+        answers = [value_fits(field, packet[field], value) if field in packet else None for value in values.split(",")]
+        fits = True if True in answers else None if None in answers else False
+        if fits is negated:
+            return False
+        all_fit = None if fits is None else all_fit
+    return all_fit
+
+
+def verdict(table: Mapping[str, Chain], chain: Chain, packet: Mapping[str, str]) -> str:
+    """What becomes of a packet in a chain: accept, drop, snat; empty: it comes out at the end; `?`: it may be accepted,
+    or worse can't be told."""
+    for conditions, target in chain.rules:
+        fits = rule_fits(conditions, packet)
+        if fits is False:
+            continue
+        name = target.removeprefix("goto ")
+        kind, _, source = target.partition(" ")
+        result = verdict(table, table[name], packet) if name in table else RULE_TARGETS.get(kind.lower(), "")
+        if result == "snat" and source and net_fits(source, packet["src"]):
+            result = "accept"  # what it becomes belongs to the same network
+        if fits and (result or name != target):
+            return result.replace("return", "") or chain.policy
+        if result in ("accept", "return", "?"):
+            return "?"
+    return chain.policy
+
+
+def filter_tables(host: Host, timeout: float = 10.0) -> list[Table]:
+    """The tables of this network: nft's, and those of iptables' older flavour, which nft does not show.
+
+    Raises OSError, Failure: no right to ask, or no program to ask with.
+    """
+    tables: list[Table] = []
+    found = set()
+    try:
+        for buffer, start, end in dump(host, NETLINK_NETFILTER, NFT_GETTABLE, bytes(4)):
+            found.add((buffer[start], decode(attributes(buffer, start + 4, end)[1].rstrip(b"\0"))))
+    except OSError as error:
+        if error.errno not in NO_NFTABLES:
+            raise
+    found.discard((NFPROTO_INET, NFLOG_TABLE))
+    programs = []
+    if found:
+        programs = [["nft", "list", "ruleset"]] if host.which("nft") else [["iptables-save"], ["ip6tables-save"]]
+        others = [name for family, name in found if family == NFPROTO_INET or name not in IPTABLES_TABLES]
+        if others and not host.which("nft"):
+            raise Missing(f"nft: no such program on this host, to read the table {quote(others[0])} with")
+    for family in ("ip", "ip6"):
+        if host.value(f"/proc/net/{family}_tables_names"):
+            legacy = f"{family}tables-legacy-save"
+            programs.append([legacy if host.which(legacy) else f"{family}tables-save"])
+    for argv in programs:
+        ran = host.run(argv, timeout=timeout)
+        if ran.status:
+            raise Failure(f"{argv[0]}: {ran.complaint}")
+        wrapped = {family: f"{family}tables-nft" for family in ("ip", "ip6") if host.which(f"{family}tables-nft")}
+        tables += (nft_tables(ran.text, wrapped) if argv[0] == "nft" else
+                   iptables_tables(ran.text, argv[0].removesuffix("-save")))
+    return tables
 
 
 # =====================================================================================================================
@@ -8891,360 +9516,16 @@ def verify_command(host: Host, args: Args) -> int:
 
 # --- barf ------------------------------------------------------------------------------------------------------------
 #
-# A table of sections in the order of the report.  What can't keep us waiting is read when its turn comes; what runs
-# programs or asks others runs side by side with it, in threads, what may be very long in processes.  All text is
-# streamed: section -> redaction -> pipe -> sink, and a pipe that stays empty is given up.  Facts: barf(8) and
-# programs/barf of libreswan 3.29 and 4.10 for headings and order.
+# A table of sections in the order of the report, and their bodies.  Facts: barf(8) and programs/barf of libreswan 3.29
+# and 4.10 for headings and order.
 
-# How a section ended
-OUTCOMES = ("ok", "absent", "denied", "failed", "timeout")
-INCOMPLETE = OUTCOMES[2:]
-PIPE_SIZE = 1 << 20  # F_SETPIPE_SZ allows an unprivileged process that much (pipe(7))
 LOG_TAIL = 4 << 20  # bytes of a log file that go into a report at most
 SHORT_LOG = 500  # lines of each log with --short, as the original
 MODULE_NAMES = ("xfrm", "ipsec", "esp")
 
 
-class ReportSection(Record):
-    """One part of the report.
-
-    `command` shows people how to see the same by hand; `body` gives the text piece by piece; `live`: only the running
-    system can tell; `slow`: may block or take long, so it runs in a thread; `apart`: may be so much that it runs in a
-    process of its own, on another processor; `bulk`: text of the kernel's own, in which secrets are looked for by value
-    but not by pattern; `data`: what JSON shows in the place of the text, item by item; `title`: look's heading.
-    """
-
-    name: str
-    command: str
-    body: Callable[[Report], Iterator[str]]
-    live: bool = False
-    slow: bool = False
-    apart: bool = False
-    bulk: bool = False
-    title: str = ""
-    data: Callable[[Report], Iterable[object]] | None = None
-
-
-class Report:
-    """What the sections need to know: the host, the redaction, and the words of the command line."""
-
-    def __init__(self, host: Host, args: Args) -> None:
-        self.host = host
-        self.config = Config(host)
-        self.redactor = redactor_of(host, args.flag("--show-secrets"), self.config)
-        self.timeout = seconds(args.value("--timeout", "10"))
-        self.program_timeout: float | None = None  # of those that no Worker gives up
-        self.short = args.flag("--short")
-        self.since = parse_since(args.value("--since")) if args.flag("--since") else 0.0
-
-    def host_name(self) -> str:
-        """The name of the reported host."""
-        return os.uname().nodename if self.host.live else self.host.value("/etc/hostname", "(no hostname)")
-
-    def produce(self, section: ReportSection, write: Callable[[str], None],
-                item: Callable[[object, Redactor], None] | None = None) -> str:
-        """Write the text of a section, made safe, or hand its data to `item`; how it ended.  What goes wrong in it
-        becomes a line of its text."""
-        if section.live and self.host.root:
-            write("left out: only the running system can tell\n")
-            return "absent"
-        piece = "\n"
-        problems: list[Exception] = []
-
-        def body() -> Iterator[str]:
-            # an error is told after what came before it
-            try:
-                if item and section.data:
-                    for each in section.data(self):
-                        item(each, self.redactor)
-                else:
-                    yield from section.body(self)
-            except Exception as error:
-                problems.append(error)
-
-        clean = self.redactor.clean
-        try:
-            for piece in ((clean(text, bulk=True) for text in body()) if section.bulk
-                          else self.redactor.stream(map(encode, body()))):
-                write(piece)
-            if problems:
-                raise problems[0]
-            return "ok"
-        except (Missing, NoPluto, FileNotFoundError, NotADirectoryError) as error:
-            outcome, text = "absent", reason(error)
-        except PermissionError as error:
-            outcome, text = "denied", reason(error)
-        except TimedOut as error:
-            outcome, text = "timeout", reason(error)
-        except (Failure, OSError) as error:
-            outcome, text = "failed", reason(error)
-        except Exception as error:  # a report goes on; the text of the unforeseen may hold what must not be shown
-            outcome, text = "failed", f"internal error: {type(error).__name__}; please report it"
-        write(clean(f"{'' if piece.endswith(chr(10)) else chr(10)}{text}\n"))
-        return outcome
-
-
-def reason(error: Exception) -> str:
-    """An error as one line of text: `/etc/x: Permission denied`."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error)
-
-
-def widen(pipe: int) -> None:
-    """Have a pipe hold PIPE_SIZE bytes, where users may have so much (pipe(7)); it works without, slower."""
-    import fcntl
-    try:
-        fcntl.fcntl(pipe, getattr(fcntl, "F_SETPIPE_SZ", 1031), PIPE_SIZE)
-    except PermissionError:
-        return
-
-
-class Worker:
-    """A section that runs beside us, its text coming through a pipe."""
-
-    def __init__(self, report: Report, section: ReportSection) -> None:
-        self.started = time.monotonic()
-        self.outcome = "failed"
-        self.pid = 0
-        self.reader, self.writer = os.pipe()
-        widen(self.writer)
-        if section.apart:
-            self.pid = os.fork()
-        if self.pid:
-            os.close(self.writer)
-        elif section.apart:
-            try:
-                os.close(self.reader)
-                self._run(report, section)
-            finally:  # whatever happens, nothing of ours may run twice
-                os._exit(OUTCOMES.index(self.outcome))
-        else:
-            import threading
-            threading.Thread(target=self._run, args=(report, section), daemon=True).start()
-
-    def _run(self, report: Report, section: ReportSection) -> None:
-        def write(text: str) -> None:
-            view = memoryview(encode(text))
-            while view:
-                view = view[os.write(self.writer, view):]
-
-        try:
-            self.outcome = report.produce(section, write)
-        except BrokenPipeError:
-            return  # it was given up, or we are ending
-        finally:
-            os.close(self.writer)
-
-    def deliver(self, timeout: float, write: Callable[[str], None]) -> str:
-        """Write the text of the section as it comes; how it ended.  We wait for it `timeout` seconds in all.
-
-        Time that we spend elsewhere doesn't count: one that has text ready waits for us, not we for it.
-        """
-        import codecs
-        import select
-        decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-        poll = select.poll()
-        poll.register(self.reader, select.POLLIN)
-        patience = timeout if poll.poll(0) else timeout - (time.monotonic() - self.started)
-        while True:
-            before = time.monotonic()
-            if not poll.poll(max(0.0, patience) * 1000):
-                write(f"timed out after {timeout:g} s; what had come by then is above\n")
-                self.give_up()
-                return "timeout"
-            data = os.read(self.reader, PIPE_SIZE)
-            patience -= time.monotonic() - before
-            if not data:
-                break
-            write(decoder.decode(data))
-        os.close(self.reader)
-        if self.pid:
-            code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-            return OUTCOMES[code] if 0 <= code < len(OUTCOMES) else "failed"
-        return self.outcome
-
-    def give_up(self) -> None:
-        """Wait no longer.  A process is killed, a thread ends when it writes, or with us; neither is waited for: in
-        uninterruptible sleep (a dead NFS server) it dies later."""
-        import signal
-        os.close(self.reader)
-        if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, os.WNOHANG)
-
-
-class TextSink:
-    """The report as people know it."""
-
-    item: Callable[[object, Redactor], None] | None = None  # takes data, where that is shown in the place of text
-
-    def __init__(self, write: Callable[[str], None]) -> None:
-        self.write = write
-        self.at_line_start = True
-
-    def open(self, report: Report) -> None:
-        """Before the first section: the host and the date, as the original."""
-        self.write(f"{report.host_name()}\n{date()}\n")
-
-    def begin(self, section: ReportSection) -> None:
-        """The heading that people search for, and the command that shows the same by hand."""
-        self.write(f"+ _________________________ {section.name}\n")
-        if section.command:
-            self.write(f"+ {section.command}\n")
-
-    def text(self, piece: str) -> None:
-        """A piece of the section."""
-        if piece:
-            self.write(piece)
-            self.at_line_start = piece.endswith("\n")
-
-    def end(self, section: ReportSection, outcome: str, seconds: float) -> None:
-        """A section always ends its last line."""
-        if not self.at_line_start:
-            self.write("\n")
-            self.at_line_start = True
-
-    def close(self) -> None:
-        """Nothing follows the last section."""
-
-
-class JsonSink(TextSink):
-    """The same content as one JSON document, written as it comes: no section is ever whole in memory."""
-
-    def __init__(self, write: Callable[[str], None]) -> None:
-        super().__init__(write)
-        self.dumps = need("json", "--json").dumps
-        self.separator = self.between = "\n"
-        self.last = ""  # what ends the member that is being written
-        self.item = self._item
-
-    def open(self, report: Report) -> None:
-        """The members that tell where and when."""
-        head = {"ipsec": VERSION, "host": report.host_name(), "date": date(), "root": report.host.root or None}
-        self.write(self.dumps(head)[:-1] + ', "sections": [')
-
-    def begin(self, section: ReportSection) -> None:
-        """Open a section's object, up to the start of its text or data."""
-        head = self.dumps({"section": section.name, "command": section.command})
-        self.last = "]" if section.data else '"'
-        self.write(f"{self.separator}{head[:-1]}, " + ('"data": [' if section.data else '"text": "'))
-        self.separator, self.between = ",\n", "\n"
-
-    def _item(self, item: object, redactor: Redactor) -> None:
-        text = self.dumps(item, default=lambda record: record._asdict())
-        self.write(self.between + redactor.clean(text, bulk=True))
-        self.between = ",\n"
-
-    def text(self, piece: str) -> None:
-        """A piece of the text, escaped; with data, what went wrong."""
-        if self.last == "]" and piece:
-            self.write('], "text": "')
-            self.last = '"'
-        self.write(self.dumps(piece)[1:-1])
-
-    def end(self, section: ReportSection, outcome: str, seconds: float) -> None:
-        """Close the text; how the section ended and how long it took, in seconds."""
-        self.write(f'{self.last}, "status": "{outcome}", "duration": {seconds:.3f}}}')
-
-    def close(self) -> None:
-        """Close the document."""
-        self.write("\n]}\n")
-
-
-class OutputFile:
-    """The file of --output: mode 0600, there whole or not at all, compressed when its name ends in .gz."""
-
-    def __init__(self, name: str) -> None:
-        self.name = os.path.realpath(name)
-        # a device or a pipe is written to: no file takes its place
-        self.aside = f"{self.name}.{os.getpid()}.tmp" if os.path.isfile(name) or not os.path.exists(name) else ""
-        try:
-            self.fd = os.open(self.aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW,
-                              0o600) if self.aside else os.open(name, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            os.set_blocking(self.fd, True)
-        except OSError as error:
-            nobody = "nobody reads from this pipe" if error.errno == errno.ENXIO else error.strerror
-            raise OSError(error.errno, nobody, name) from None
-        self.squeeze: Any = None
-        if name.endswith(".gz"):
-            try:
-                zlib = need("zlib", "--output FILE.gz")
-            except Failure:
-                self.drop()
-                raise
-            self.squeeze = zlib.compressobj(6, zlib.DEFLATED, 31)  # 31: a gzip header and trailer
-
-    def write(self, text: str) -> None:
-        """Append text.  Raises OSError."""
-        data = encode(text)
-        self._write(self.squeeze.compress(data) if self.squeeze else data)
-
-    def _write(self, data: bytes) -> None:
-        try:
-            write_all(self.fd, data)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, self.name) from None
-
-    def commit(self) -> None:
-        """Put the whole file in place.  Raises OSError."""
-        if self.squeeze:
-            self._write(self.squeeze.flush())
-        if self.aside:
-            os.fsync(self.fd)
-            os.rename(self.aside, self.name)
-        os.close(self.fd)
-        self.fd = -1
-
-    def drop(self) -> None:
-        """Remove what is not whole."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            if self.aside:
-                os.unlink(self.aside)
-            self.fd = -1
-
-
-def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink) -> dict[str, list[str]]:
-    """Write all sections in their order; the names of the sections by how they ended.
-
-    The slow ones all start at once, ahead of their turn: processes first, as threads don't survive a fork.
-    """
-    ended: dict[str, list[str]] = {}
-    show = is_terminal(sys.stderr) and not is_terminal(sys.stdout)
-    report.host.flush()
-    workers = {section.name: Worker(report, section) for section in sorted(sections, key=lambda each: not each.apart)
-               if (section.slow or section.apart) and not (section.live and report.host.root)
-               and not (section.data and sink.item)}
-    try:
-        sink.open(report)
-        for number, section in enumerate(sections, 1):
-            if show:
-                sys.stderr.write(f"\rbarf: {number}/{len(sections)} {section.name:<50.50}")
-                sys.stderr.flush()
-            begun = time.monotonic()
-            sink.begin(section)
-            worker = workers.pop(section.name, None)
-            if worker is None:
-                outcome = report.produce(section, sink.text, sink.item)
-            else:
-                begun = worker.started
-                outcome = worker.deliver(report.timeout, sink.text)
-            sink.end(section, outcome, time.monotonic() - begun)
-            ended.setdefault(outcome, []).append(section.name)
-        sink.close()
-    finally:
-        for worker in workers.values():  # Ctrl-C, a full disk, a closed pipe
-            worker.give_up()
-        report.host.end_all()
-        if show:
-            sys.stderr.write(f"\r{'':<70}\r")
-    return ended
-
-
 # Bodies: each gives the text of a section piece by piece.
+
 
 def cat(*names: str) -> Callable[[Report], Iterator[str]]:
     """The files, whole; one that is not there is one line."""
@@ -9252,11 +9533,6 @@ def cat(*names: str) -> Callable[[Report], Iterator[str]]:
         for name in names:
             yield from file_text(report.host, name)
     return body
-
-
-def texts(lines: Iterable[str]) -> Iterator[str]:
-    """Lines as pieces of text."""
-    return in_pieces(f"{line}\n" for line in lines)
 
 
 def file_text(host: Host, name: str) -> Iterator[str]:
@@ -9273,12 +9549,6 @@ def each(pattern: str, separator: str = ": ", below: str = "") -> Callable[[Repo
             except OSError as error:
                 yield f"{name[len(below):]}{separator}{error.strerror}\n"
     return body
-
-
-def program(*argv: str, hint: str = "") -> Callable[[Report], Iterator[str]]:
-    """What a program says."""
-    return lambda report: map(decode, whole_lines(
-        report.host.stream(argv, timeout=report.program_timeout, hint=hint)))
 
 
 def matching(lines: Iterable[str], words: Sequence[str]) -> Iterator[str]:
@@ -9311,11 +9581,6 @@ def listing(*directories: str) -> Callable[[Report], Iterator[str]]:
     return body
 
 
-def date() -> str:
-    """Now, as date(1) says it in the C locale."""
-    return time.strftime("%a %b %e %H:%M:%S %Z %Y")
-
-
 def uptime(report: Report) -> Iterator[str]:
     """As uptime(1), without the users: time of day, time since boot, load averages (proc(5))."""
     seconds = int(float(report.host.read("/proc/uptime").split()[0]))
@@ -9323,17 +9588,6 @@ def uptime(report: Report) -> Iterator[str]:
     since = (f"{days} day{'s' * (days != 1)}, " if days else "") + f"{rest // 3600}:{rest % 3600 // 60:02}"
     load = ", ".join(report.host.read("/proc/loadavg").split()[:3])
     yield f" {time.strftime('%H:%M:%S')} up {since}, load average: {load}\n"
-
-
-def resolved(name: str) -> tuple[str, list[str]]:
-    """The name and the addresses that the resolver gives for a name, as hostname(1) asks it.  Raises Missing."""
-    import _socket as socket
-    try:
-        # as bytes: for a str, Python would import its codec of international names
-        found = socket.getaddrinfo(encode(name), None, type=socket.SOCK_STREAM, flags=socket.AI_CANONNAME)
-    except (OSError, ValueError) as error:  # gaierror, or what glibc met when its resolver libraries are not there
-        raise Missing(f"{printable(name)}: {getattr(error, 'strerror', 'not a name')}") from None
-    return found[0][3] or name, list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 def fqdn(report: Report) -> Iterator[str]:
@@ -9406,7 +9660,6 @@ def last(lines: Iterable[str], most: int) -> Iterable[str]:
 LOG_START = (b"Starting Pluto", b"Starting Libreswan")  # where a daemon's part of a log begins, 3.x to 5.x
 SYSLOGS = ("/var/log/secure", "/var/log/auth.log", "/var/log/daemon.log", "/var/log/debug", "/var/log/syslog",
            "/var/log/messages", "/var/log/pluto.log")
-MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 
 
 def pluto_log(report: Report) -> Iterator[str]:
@@ -9499,46 +9752,6 @@ def newer(lines: Iterable[str], since: float) -> Iterator[str]:
     yield from lines
 
 
-def stamp(line: str) -> float | None:
-    """The time at the start of a log line, in seconds since the epoch: `Nov 23 06:12:08` (RFC 3164, and pluto's own
-    logfile) or `2026-11-23T06:12:08`; None when there is none."""
-    now = time.localtime()
-    try:
-        if line[:3] in MONTHS:
-            clock = [int(part) for part in line[7:15].split(":")]
-            month, day = MONTHS.index(line[:3]) + 1, int(line[4:6])
-            # such a stamp has no year: one that would be in the future is of last year
-            year = now.tm_year - ((month, day) > (now.tm_mon, now.tm_mday))
-        else:
-            year, month, day = (int(part) for part in line[:10].split("-"))
-            clock = [int(part) for part in line[11:19].split(":")]
-        return time.mktime((year, month, day, *clock[:3], 0, 0, -1))  # type: ignore[arg-type]
-    except (ValueError, OverflowError, TypeError):
-        return None
-
-
-SINCE_UNITS = {name: seconds for names, seconds in (("s sec second", 1), ("m min minute", 60), ("h hr hour", 3600), (
-    "d day", 86400), ("w week", 604800), ("month", 30 * 86400), ("y year", 365 * 86400)) for name in names.split()}
-
-
-def parse_since(text: str) -> float:
-    """The moment that --since names, in seconds since the epoch.  Raises Failure(USAGE).
-
-    `2026-11-23`, `2026-11-23 06:12`, `2026-11-23 06:12:08`, `90 minutes ago`, `24 hours ago`, `2d`.
-    """
-    words = text.lower().removesuffix("ago").strip()
-    number = words.rstrip("abcdefghijklmnopqrstuvwxyz ")
-    unit = words[len(number):].strip()
-    seconds = SINCE_UNITS.get(unit.removesuffix("s") or unit)
-    if number.isdigit() and seconds:
-        return time.time() - int(number) * seconds
-    when = stamp(f"{text} 00:00:00" if len(text) == 10 else f"{text}:00" if len(text) == 16 else text)
-    # mktime(3) takes the 31st of February for the 3rd of March
-    if when is None or time.strftime("%Y-%m-%d", time.localtime(when)) != text[:10] or text[11:13] > "23":
-        raise Failure(f"--since {quote(text)}: not a time", USAGE, "such as 2026-11-23 06:12 or 24 hours ago")
-    return when
-
-
 def processes(report: Report) -> Iterator[str]:
     """The processes of IPsec, and whatever names it in its arguments."""
     yield f"{'UID':>5} {'PID':>7} {'PPID':>7} {'NI':>3} {'RSS':>8} S STARTED             {'TIME':>6} COMMAND\n"
@@ -9593,57 +9806,6 @@ def nss_program(name: str) -> Callable[[Report], Iterator[str]]:
             return
         yield from program(name, "-L", "-d", f"sql:{host.path(host.nssdir)}")(report)
     return body
-
-
-def has_database(host: Host) -> None:
-    """Raises Missing when there is no NSS database."""
-    if not host.exists(f"{host.nssdir}/cert9.db"):
-        raise Missing(f"{host.nssdir}: no NSS database")
-
-
-def certificate_lines(host: Host) -> Iterator[str]:
-    """The certificates and their trust as certutil lists them, read from the database itself.  Raises Failure."""
-    for one in NssReader(host).certificates():
-        trust = ",".join(f"{flags}u" for flags in one.trust.split(",")) if one.has_key else one.trust
-        yield f"{one.nickname:<60} {trust:<5}\n"
-
-
-NFT_FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}  # NFPROTO_* of linux/netfilter.h
-
-
-def nft_ruleset(report: Report) -> Iterator[str]:
-    """The ruleset of nftables: what nft says or, where there is no nft, what the kernel has: tables, chains, and rules
-    as the expressions of nf_tables, much as `nft --debug=netlink` shows them."""
-    if report.host.which("nft"):
-        yield from program("nft", "list", "ruleset")(report)
-        return
-    nftables = pyroute2_module("pyroute2.nftables.main", "listing nftables without nft")
-    yield "nft: no such program on this host; this is the kernel's own form\n"
-    with nftables.NFTables(nfgen_family=0) as link:
-        for kind, found in (("table", link.get_tables()), ("chain", link.get_chains()), ("rule", link.get_rules())):
-            for entry in found:
-                words = [f"{kind} {NFT_FAMILIES.get(entry['nfgen_family'], entry['nfgen_family'])}"]
-                for name, value in entry["attrs"]:
-                    if name == "NFTA_RULE_EXPRESSIONS":
-                        words += [f"\n\t[{nft_words(expression)} ]" for expression in value]
-                    elif not name.endswith(("_HANDLE", "_USE", "_FLAGS", "_POSITION", "_USERDATA")):
-                        words.append(nft_words({"attrs": [(name, value)]}))
-                yield "".join(words) + "\n"
-
-
-def nft_words(expression: Any) -> str:
-    """The attributes of an nf_tables object as pyroute2 decodes them, in words: last part of the name, then value."""
-    text = ""
-    for name, value in expression["attrs"]:
-        short = name.rpartition("_")[2].lower()
-        if isinstance(value, dict):
-            text += f" {short}{nft_words(value)}" if short not in ("data", "hook", "verdict") else nft_words(value)
-        else:
-            shown = f"0x{value.hex()}" if isinstance(value, bytes) else str(value)
-            for prefix in ("NFT_META_", "NFT_PAYLOAD_", "NFT_CMP_", "NFT_", "NF_"):
-                shown = shown.removeprefix(prefix)
-            text += f" {shown}" if short in ("name", "table", "chain", "value", "code") else f" {short} {shown}"
-    return text
 
 
 # Where packages are recorded: file, the prefix of the line that names one, the prefix of its version
@@ -9868,24 +10030,6 @@ def barf(host: Host, args: Args) -> int:
         if file:
             file.drop()
     return completeness(host, "barf", ended, INCOMPLETE)
-
-
-def end_on_signals(host: Host) -> None:
-    """Have SIGTERM and SIGHUP end us as Ctrl-C does, so that no program of ours and no file is left behind; not where
-    they are ignored (nohup(1))."""
-    import signal
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, name)
-        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-            signal.signal(number, lambda number, frame: host.interrupt(signal.Signals(number).name))
-
-
-def completeness(host: Host, name: str, ended: Mapping[str, Sequence[str]], outcomes: Sequence[str]) -> int:
-    """ERROR, and a line on standard error, when a section of a report ended in one of these ways; else OK."""
-    lacking = [f"{outcome}: {', '.join(ended[outcome])}" for outcome in outcomes if outcome in ended]
-    if lacking:
-        host.warn(f"{name}: incomplete ({'; '.join(lacking)})")
-    return ERROR if lacking else OK
 
 
 # --- look and show ---------------------------------------------------------------------------------------------------
@@ -10497,19 +10641,6 @@ def metrics_of(data: dict[str, Any] | None) -> str:
 
 # --- configuration: what libreswan's own programs say of it, and what a report shows ---------------------------------
 
-def own_reader(host: Host, args: Args, name: str) -> Config:
-    """The configuration for a command that stands in for libreswan's program.  Raises ConfigError (3, as theirs)."""
-    why = "libreswan's own program is not installed" if host.live else "nothing of a mounted disk is run"
-    host.warn(f"{name}: {why}; the built-in reader answers")
-    config = Config(host, args.value("--config"))
-    config.conns()
-    for problem in config.problems:
-        if problem.fatal:
-            raise ConfigError(f"ipsec {name}: cannot load config {quote(config.name)}: {problem}", 3)
-        host.warn(f"{name}: {problem}")
-    return config
-
-
 ADDCONN_LISTS = {"--listall": "ignore add ondemand start keep", "--listadd": "add", "--listroute": "ondemand start",
                  "--liststart": "start", "--listignore": "ignore"}
 
@@ -10797,8 +10928,6 @@ def plutorun_command(host: Host, args: Args) -> int:
 NSSDIR_OPTION = Opt("--nssdir -d", "DIR", "the NSS database instead of /var/lib/ipsec/nss")
 PASSWORD_OPTION = Opt("--password-file", "FILE", "the database's password is the first line of FILE, not nsspassword's")
 NSS_OPTIONS = (NSSDIR_OPTION, Opt("--configdir", "DIR", "obsolete for --nssdir"), PASSWORD_OPTION)
-SOON = 30  # days before its end from which a certificate is marked
-NO_KEY = 20  # showhostkey's status when there is no such key
 
 
 def nss_database(host: Host, args: Args, name: str, password_option: str = "--password-file") -> NssDatabase:
@@ -11006,23 +11135,6 @@ def ecdsasigkey_command(host: Host, args: Args) -> int:
     return make_key(host, args, "ecdsasigkey", "ECDSA", args.operands[0] if args.operands else CURVES[0])
 
 
-def certificate_data(base: NssReader, days: int = SOON) -> Iterator[dict[str, Any]]:
-    """The certificates of a database as data; those that end within `days` are expiring.  Raises Failure."""
-    base.check()
-    for one in base.certificates():
-        entry: dict[str, Any] = {"nickname": one.nickname, "trust": one.trust, "has_key": one.has_key}
-        try:
-            parsed = parse_certificate(one.der)
-        except ValueError:
-            entry.update(subject=None, issuer=None, expires=None, is_ca=None, state="unreadable")
-        else:
-            left = parsed.expires - time.time()
-            entry.update(subject=parsed.subject, issuer=parsed.issuer, is_ca=parsed.is_ca,
-                         expires=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(parsed.expires)),
-                         state="expired" if left < 0 else "expiring" if left < days * 86400 else "valid")
-        yield entry
-
-
 @command("nsslist", summary="list the certificates in the NSS database, with their expiry and trust",
          rescue=True, options=(
     NSSDIR_OPTION, PASSWORD_OPTION, Opt("--json", None, "as JSON, see ipsec_nsslist(8)"),
@@ -11117,6 +11229,17 @@ NOT_HERE = {
                      "ipcheck", "jambufcheck", "keyidcheck", "timecheck", "vendoridcheck"),
                     ("is a self-test of libreswan that is not installed here", "")),
 }
+
+
+def unknown_command(host: Host, name: str) -> Failure:
+    """The error for a command that is neither built in nor in the exec directory."""
+    if "/" in name or name in (".", "..", ""):
+        return Failure(f"ipsec: {quote(name)} is not a command name", ERROR, "a path is never run; see ipsec --help")
+    known = command_names(host)
+    if name in NOT_HERE:
+        return Failure(f"ipsec {name}: {NOT_HERE[name][0]}", ERROR, NOT_HERE[name][1])
+    return Failure(f"ipsec: unknown IPsec command {quote(name)}", ERROR,
+                   suggest(name, known) or '"ipsec --help" for list')
 
 
 # --- manual and completion -------------------------------------------------------------------------------------------
@@ -11433,56 +11556,8 @@ def completion_command(host: Host, args: Args) -> int:
 # the one place where failures, closed pipes and Ctrl-C become an exit status.
 # =====================================================================================================================
 
-GLOBAL_OPTIONS = (
-    Opt("--config", "FILE", "the configuration instead of /etc/ipsec.conf"),
-    Opt("--rundir", "DIR", "pluto's run directory instead of /run/pluto"),
-    Opt("--ctlsocket", "FILE", "pluto's control socket instead of RUNDIR/pluto.ctl"),
-    Opt("--nssdir", "DIR", "the NSS database instead of /var/lib/ipsec/nss"),
-    Opt("--root", "DIR", "report on the system whose file system is mounted at DIR"),
-)
-# Those of 5.x that may stand before the command as well as after it
-SHARED_OPTIONS = (ASYNC_OPTION, REMOTE_HOST_OPTION, UTC_OPTION, VERBOSE_OPTION, DRY_RUN_OPTION, NATIVE_OPTION)
-
-
-def load_rest(name: str = "") -> None:
-    """Have the command of that name registered, and all when there is none or no name is given.
-
-    The archive begins with the sections that dispatch needs, and puts a loader of the others in this place (build.py):
-    for a command it loads what that needs.  As a plain file the program is whole.
-    """
-
 
 # --- ipsec itself: help, version, directory --------------------------------------------------------------------------
-
-# Self-tests that Debian's 4.10 installs beside the commands; some run when asked for --help
-SELF_TESTS = ("algparse", "asn1check", "cavp", "dncheck", "enumcheck", "getpeercon_server", "hunkcheck", "ipcheck",
-              "jambufcheck", "keyidcheck", "timecheck", "vendoridcheck")
-SEE_ALSO = "See <https://libreswan.org/> for more general info."
-
-
-def is_mentioned(name: str) -> bool:
-    """True when a program of the exec directory is a command for people, as the original's --help sees it."""
-    return not (name.startswith("_") or name == "ipsec" or name.endswith((".old", ".orig", "~")) or name in SELF_TESTS)
-
-
-def command_names(host: Host) -> list[str]:
-    """What --help lists and completion offers: the built-in commands and those in the exec directory, sorted."""
-    load_rest()
-    names = {entry.name for entry in COMMANDS.values() if not entry.hidden}
-    try:
-        names.update(name for name in host.listdir(host.execdir) if is_mentioned(name)
-                     and host.executable(os.path.join(host.execdir, name)))
-    except OSError:
-        # no libreswan here: the built-in commands are all there is
-        return sorted(names)
-    return sorted(names)
-
-
-def version_line(host: Host) -> str:
-    """The line of `ipsec --version`.  Open vSwitch and NetworkManager parse its start (ipsec(8), --version)."""
-    version = host.libreswan_version() or "(none)"
-    kernel = f"{host.kernel_release()} netkey" if host.xfrm_loaded() else "(no kernel code presently loaded)"
-    return f"Libreswan {version} (U{version}/K{kernel})"
 
 
 @command("help -h", "[COMMAND]", rescue=True, summary="list the commands, or explain one")
@@ -11511,30 +11586,6 @@ def help_command(host: Host, args: Args) -> int:
     return OK
 
 
-def option_help(option: Opt) -> str:
-    """The lines that explain an option in 80 columns."""
-    import textwrap
-    value = option.metavar or ""
-    value = value.replace("[", "[=") if value.startswith("[") else f" {value}" if value else ""
-    head = "  " + ", ".join(option.names.split()) + value
-    body = textwrap.wrap(option.help + (" (may be repeated)" if option.many else ""), 54)
-    if len(head) > 24:
-        return "\n".join([head, *(" " * 26 + line for line in body)])
-    return "\n".join(f"{head if not i else '':<26}{line}" for i, line in enumerate(body))
-
-
-def describe(entry: Command) -> str:
-    """What `ipsec help COMMAND` shows, in 80 columns."""
-    import textwrap
-    parts = [f"Usage: {entry.usage}", textwrap.fill(entry.summary[:1].upper() + entry.summary[1:] + ".", 79)]
-    if entry.aliases:
-        parts[-1] += f"\nAlso written: {', '.join(entry.aliases)}"
-    parts += [textwrap.fill(paragraph, 79) for paragraph in entry.details.split("\n\n") if paragraph]
-    if entry.options:
-        parts.append("Options:\n" + "\n".join(option_help(option) for option in entry.options))
-    return "\n\n".join(parts)
-
-
 def usage_text(host: Host) -> str:
     """What `ipsec` without arguments says."""
     return ("Usage: ipsec {command} [argument] ...\n"
@@ -11557,33 +11608,6 @@ def directory_command(host: Host, args: Args) -> int:
     """`ipsec directory`: always 0."""
     host.print(host.execdir)
     return OK
-
-
-def find_command(name: str) -> Command | None:
-    """The built-in command of that name, which may be written with two leading dashes as in 5.x."""
-    bare = name[2:] if name.startswith("--") else name
-    if name not in COMMANDS and bare not in COMMANDS:
-        load_rest(bare)
-    return COMMANDS.get(name) or COMMANDS.get(bare)
-
-
-def program_of(host: Host, name: str) -> str | None:
-    """The path of the exec directory's program `name`, or None.  A name is a name, never a path (ipsec(8))."""
-    if not name or "/" in name or name in (".", ".."):
-        return None
-    path = os.path.join(host.execdir, name)
-    return path if host.executable(path) else None
-
-
-def unknown_command(host: Host, name: str) -> Failure:
-    """The error for a command that is neither built in nor in the exec directory."""
-    if "/" in name or name in (".", "..", ""):
-        return Failure(f"ipsec: {quote(name)} is not a command name", ERROR, "a path is never run; see ipsec --help")
-    known = command_names(host)
-    if name in NOT_HERE:
-        return Failure(f"ipsec {name}: {NOT_HERE[name][0]}", ERROR, NOT_HERE[name][1])
-    return Failure(f"ipsec: unknown IPsec command {quote(name)}", ERROR,
-                   suggest(name, known) or '"ipsec --help" for list')
 
 
 def dispatch(words: Sequence[str]) -> int:

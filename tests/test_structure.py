@@ -1,0 +1,97 @@
+"""The reading order of ipsec.py and the names in it, read from its source."""
+from __future__ import annotations
+
+import __future__
+
+import ast
+import dis
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import CodeType
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parent.parent / "ipsec.py"
+TEXT = SOURCE.read_text()
+TREE = ast.parse(TEXT)
+
+
+def places() -> list[tuple[int, int]]:
+    """Return (section, subsection) of every line of ipsec.py; both count from 0 at the top of the file."""
+    section = subsection = 0
+    numbers = []
+    for line in TEXT.splitlines():
+        if banner := re.match(r"# (\d+)\. ", line):
+            section, subsection = int(banner[1]), 0
+        elif line.startswith("# --- "):
+            subsection += 1
+        numbers.append((section, subsection))
+    return numbers
+
+
+def bound_names(statement: ast.stmt) -> list[str]:
+    """Return the global names that a top-level statement binds."""
+    if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
+        return [statement.name]
+    if isinstance(statement, ast.AnnAssign):
+        return [ast.unparse(statement.target)]
+    if isinstance(statement, ast.Assign):
+        return [node.id for target in statement.targets for node in ast.walk(target) if isinstance(node, ast.Name)]
+    if isinstance(statement, (ast.Import, ast.ImportFrom)):
+        return [alias.asname or alias.name for alias in statement.names]
+    return []
+
+
+def used_names(code: CodeType) -> Iterator[str]:
+    """Yield the global names that a code object uses, and those that the code objects within it use."""
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            yield instruction.argval
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from used_names(constant)
+
+
+def compiled(statement: ast.stmt) -> CodeType:
+    """Return the bytecode of one statement; annotations are strings in it, so that they count as no use."""
+    return compile(ast.Module([statement], []), "ipsec.py", "exec", dont_inherit=True,
+                   flags=__future__.annotations.compiler_flag)
+
+
+def test_a_statement_uses_only_names_of_its_own_or_earlier_subsections() -> None:
+    """The file can be read from top to bottom."""
+    place_of_line = places()
+    place_of_name: dict[str, tuple[int, int]] = {}
+    for statement in TREE.body:
+        for name in bound_names(statement):
+            place_of_name.setdefault(name, place_of_line[statement.lineno - 1])
+    backward = []
+    for statement in TREE.body:
+        place = place_of_line[statement.lineno - 1]
+        for name in set(used_names(compiled(statement))):
+            if place_of_name.get(name, place) > place:
+                backward.append(f"line {statement.lineno} uses {name} of section {place_of_name[name][0]}")
+    assert backward == []
+
+
+def local_names(function: ast.FunctionDef | ast.Lambda) -> set[str]:
+    """Return the names that a function binds: parameters, assignments, loop variables, exceptions."""
+    names = {argument.arg for argument in ast.walk(function.args) if isinstance(argument, ast.arg)}
+    for node in ast.walk(function):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            names.add(node.name)
+    return names
+
+
+@pytest.mark.parametrize("source", ["ipsec.py", "build.py"])
+def test_no_local_name_shadows_a_global_one(source: str) -> None:
+    """A name means the same thing wherever it stands."""
+    tree = ast.parse(SOURCE.with_name(source).read_text())
+    global_names = {name for statement in tree.body for name in bound_names(statement)}
+    shadows = [f"line {function.lineno}: {', '.join(sorted(local_names(function) & global_names))}"
+               for function in ast.walk(tree) if isinstance(function, (ast.FunctionDef, ast.Lambda))
+               and local_names(function) & global_names]
+    assert shadows == []
