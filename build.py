@@ -498,8 +498,8 @@ def make_archive(target: Path) -> None:
     say_interpreters(found)
 
 
-def pack(target: Path, packages: Path, own: dict[str, bytes], packed: Path) -> None:
-    """Have shiv pack what is embedded, and write that with what is ours.  `packed` is a place for shiv's archive."""
+def pack(target: Path, packages: Path, own: dict[str, bytes], shiv_archive: Path) -> None:
+    """Have shiv pack what is embedded, and write that with what is ours; shiv's archive goes to `shiv_archive`."""
     from shiv import builder  # type: ignore[import-untyped,import-not-found,unused-ignore]
     from shiv.bootstrap import environment  # type: ignore[import-untyped,import-not-found,unused-ignore]
     build_id = hashlib.sha256()
@@ -511,8 +511,8 @@ def pack(target: Path, packages: Path, own: dict[str, bytes], packed: Path) -> N
     about = environment.Environment(built_at=date, build_id=build_id.hexdigest(), shiv_version=version_of("shiv"),
                                     entry_point="ipsec:main", compile_pyc=False, no_modify=True, reproducible=True,
                                     hashes={wheel.name: digest(wheel) for wheel in wheels("embedded.txt")})
-    builder.create_archive([packages], packed, INTERPRETER, "ipsec:main", about, compressed=False)
-    with zipfile.ZipFile(packed) as archive:
+    builder.create_archive([packages], shiv_archive, INTERPRETER, "ipsec:main", about, compressed=False)
+    with zipfile.ZipFile(shiv_archive) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
     write_zip(target, {**entries, **own})
 

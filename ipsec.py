@@ -199,7 +199,7 @@ def quote(word: str) -> str:
                          for c in word) + '"'
 
 
-def reason(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """An error as one line of text: `/etc/x: Permission denied`."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
@@ -1331,8 +1331,8 @@ class Redactor:
             if len(self._sorted) > MANY_VALUES:
                 import re
                 for value in self._sorted:
-                    run = max(re.findall(WORD_RUN, value), key=len, default="")
-                    self._runs.setdefault(run, []).append(value)
+                    longest = max(re.findall(WORD_RUN, value), key=len, default="")
+                    self._runs.setdefault(longest, []).append(value)
             if self._words:
                 import re
                 words = "|".join(re.escape(word) for word in sorted(self._words, key=len, reverse=True))
@@ -1341,7 +1341,8 @@ class Redactor:
             import re
             # one look at each word of the text instead of one search for each value
             hits = set(re.findall(WORD_RUN, text)) & self._runs.keys()
-            values = sorted((value for run in (*hits, "") for value in self._runs.get(run, ())), key=len, reverse=True)
+            values = sorted((value for word in (*hits, "") for value in self._runs.get(word, ())), key=len,
+                            reverse=True)
         else:
             values = self._sorted
         for value in values:
@@ -2289,7 +2290,7 @@ def attribute(kind: int, *values: bytes | str | int) -> bytes:
     return u16(len(data) + 4) + u16(kind) + data + bytes(-len(data) % 4)
 
 
-def number(data: bytes | None) -> int:
+def unsigned(data: bytes | None) -> int:
     """An unsigned integer of any size in the host's order; 0 for none."""
     return int.from_bytes(data, sys.byteorder) if data else 0
 
@@ -2309,7 +2310,7 @@ def flipped(value: int) -> int:
     return int.from_bytes(u32(value), "big")
 
 
-def told(messages: Iterable[Message], tell: Callable[[bytes, int, int], str]) -> Iterator[str]:
+def message_texts(messages: Iterable[Message], tell: Callable[[bytes, int, int], str]) -> Iterator[str]:
     """The text of each message; a line for one that is not of the form we know."""
     import struct
     for buffer, start, end in messages:
@@ -2431,11 +2432,11 @@ class XfrmText(KernelText):
 
     def policies(self) -> Iterator[str]:
         """All policies, in pieces of text.  Raises OSError."""
-        return in_pieces(told(policy_messages(self.host), self.policy_text))
+        return in_pieces(message_texts(policy_messages(self.host), self.policy_text))
 
     def states(self) -> Iterator[str]:
         """All states, in pieces of text.  Raises OSError."""
-        return in_pieces(told(state_messages(self.host), self.state_text))
+        return in_pieces(message_texts(state_messages(self.host), self.state_text))
 
     def policy_text(self, buffer: bytes, start: int, end: int) -> str:
         """One policy: struct xfrm_userpolicy_info and its attributes."""
@@ -2475,7 +2476,7 @@ class XfrmText(KernelText):
                 text += f"key {first << 16 | second} "
             elif proto == 135:  # mobility header
                 text += f"type {first} " if any(smask) else ""
-                text += f"(dport) 0x{number(dport):04x} " if any(dmask) and self.stats else ""
+                text += f"(dport) 0x{unsigned(dport):04x} " if any(dmask) and self.stats else ""
             else:
                 names = ("type", "code") if proto in (1, 58) else ("sport", "dport")
                 text += f"{names[0]} {first} " if any(smask) else ""
@@ -2506,7 +2507,7 @@ class XfrmText(KernelText):
         if stats:
             text += f"seq 0x{seq:08d} flag {words}"  # in decimal there
             if XFRMA_SA_EXTRA_FLAGS in more:
-                text += f"extra_flag {flag_words(number(more[XFRMA_SA_EXTRA_FLAGS]), STATE_EXTRA_FLAGS)}"
+                text += f"extra_flag {flag_words(unsigned(more[XFRMA_SA_EXTRA_FLAGS]), STATE_EXTRA_FLAGS)}"
             text += f" (0x{flags:08b})"
         elif words:
             text += f"flag {words}"
@@ -2550,29 +2551,29 @@ class XfrmText(KernelText):
     def _algorithm(self, word: str, data: bytes, tail: int = 0) -> str:
         """struct xfrm_algo, xfrm_algo_auth, xfrm_algo_aead: a name, 64 bytes, the length in bits, `tail` bytes, key."""
         name = text_name(data[:64])
-        bits = number(data[64:68])
+        bits = unsigned(data[64:68])
         shown = ""
         if bits >= 8:
             key = data[68 + tail:68 + tail + bits // 8]
             shown = f"0x{key.hex()}" if self.show_keys else f"0x[redacted {bits // 8} bytes]"
             shown += f" ({bits} bits)" if self.stats else ""
-        return f"\t{word} {name} {shown}" + (f" {number(data[68:72])}" if tail else "") + "\n"
+        return f"\t{word} {name} {shown}" + (f" {unsigned(data[68:72])}" if tail else "") + "\n"
 
     def _attributes(self, more: dict[int, bytes], family: int, of_state: bool) -> str:
         text = ""
         get = more.get
         output = ""
         if XFRMA_SET_MARK in more:
-            output = f"output-mark 0x{number(get(XFRMA_SET_MARK)):x}"
-            output += f"/0x{number(get(XFRMA_SET_MARK_MASK)):x}" if XFRMA_SET_MARK_MASK in more else ""
+            output = f"output-mark 0x{unsigned(get(XFRMA_SET_MARK)):x}"
+            output += f"/0x{unsigned(get(XFRMA_SET_MARK_MASK)):x}" if XFRMA_SET_MARK_MASK in more else ""
         if mark := get(XFRMA_MARK):
-            text += f"\tmark {hexadecimal(number(mark[:4]))}/{hexadecimal(number(mark[4:8]))} {output}\n"
+            text += f"\tmark {hexadecimal(unsigned(mark[:4]))}/{hexadecimal(unsigned(mark[4:8]))} {output}\n"
         elif output:
             text += f"\t{output}\n"
         for word, data, tail in algorithms(more) if of_state else ():
             text += self._algorithm(word, data, tail)
         if encap := get(XFRMA_ENCAP):
-            kind = ENCAPSULATED.get(number(encap[:2]), number(encap[:2]))
+            kind = ENCAPSULATED.get(unsigned(encap[:2]), unsigned(encap[:2]))
             address = encap[8:24] if family == AF_INET6 else encap[8:12]
             text += (f"\tencap type {kind} sport {int.from_bytes(encap[2:4], 'big')} "
                      f"dport {int.from_bytes(encap[4:6], 'big')} addr {self.address[address]}\n")
@@ -2581,30 +2582,30 @@ class XfrmText(KernelText):
         if coa := get(XFRMA_COADDR):
             text += f"\tcoa {self.address[coa[:16 if family == AF_INET6 else 4]]}\n"
         if used := get(XFRMA_LASTUSED):
-            text += f"\tlastused {self.times[number(used)]}\n"
+            text += f"\tlastused {self.times[unsigned(used)]}\n"
         if replay := get(XFRMA_REPLAY_VAL):
-            oseq, seq, bitmap = (number(replay[at:at + 4]) for at in (0, 4, 8))
+            oseq, seq, bitmap = (unsigned(replay[at:at + 4]) for at in (0, 4, 8))
             text += f"\tanti-replay context: seq 0x{seq:x}, oseq 0x{oseq:x}, bitmap 0x{bitmap:08x}\n"
         text += self._replay_esn(more[XFRMA_REPLAY_ESN_VAL]) if XFRMA_REPLAY_ESN_VAL in more else ""
         if offload := get(XFRMA_OFFLOAD_DEV):
             flags = offload[4]
-            text += f"\tcrypto offload parameters: dev {self.device(number(offload[:4]))} "
+            text += f"\tcrypto offload parameters: dev {self.device(unsigned(offload[:4]))} "
             text += f"dir {'in' if flags & 2 else 'out'} " if of_state else ""
             text += f"mode {'packet' if flags & 4 else 'crypto'}\n"
-        text += f"\tif_id {hexadecimal(number(get(XFRMA_IF_ID)))}\n" if XFRMA_IF_ID in more else ""
-        text += f"\ttfcpad {number(get(XFRMA_TFCPAD))}\n" if XFRMA_TFCPAD in more else ""
+        text += f"\tif_id {hexadecimal(unsigned(get(XFRMA_IF_ID)))}\n" if XFRMA_IF_ID in more else ""
+        text += f"\ttfcpad {unsigned(get(XFRMA_TFCPAD))}\n" if XFRMA_TFCPAD in more else ""
         if direction := get(XFRMA_SA_DIR):
             text += f"\tdir {('other (0)', 'in', 'out', f'other ({direction[0]})')[min(direction[0], 3)]}\n"
-        text += f"\tpcpu-num {number(get(XFRMA_SA_PCPU))}\n" if XFRMA_SA_PCPU in more else ""
+        text += f"\tpcpu-num {unsigned(get(XFRMA_SA_PCPU))}\n" if XFRMA_SA_PCPU in more else ""
         return text
 
     def _replay_esn(self, data: bytes) -> str:
-        length, oseq, seq, oseq_hi, seq_hi, window = (number(data[at:at + 4]) for at in range(0, 24, 4))
+        length, oseq, seq, oseq_hi, seq_hi, window = (unsigned(data[at:at + 4]) for at in range(0, 24, 4))
         text = (f"\tanti-replay esn context:\n\t seq-hi 0x{seq_hi:x}, seq 0x{seq:x}, oseq-hi 0x{oseq_hi:x}, "
                 f"oseq 0x{oseq:x}\n\t replay_window {window}, bitmap-length {length}")
         for index in range(min(length, len(data) // 4 - 6)):
             text += "" if index % 8 else "\n\t "
-            text += f"{number(data[20 + 4 * (length - index):24 + 4 * (length - index)]):08x} "  # highest word first
+            text += f"{unsigned(data[20 + 4 * (length - index):24 + 4 * (length - index)]):08x} "  # highest word first
         return text + "\n"
 
 
@@ -2817,10 +2818,10 @@ class XfrmData(XfrmText):
             Template(*self._addresses(field[4], field[0], field[3]), XFRM_PROTOCOLS.get(field[2], str(field[2])),
                      flipped(field[1]), field[5], XFRM_MODES.get(field[6], str(field[6])), bool(field[8]))
             for field in self.template.iter_unpack(asked[:len(asked) // 64 * 64]))
-        kind = number(more.get(XFRMA_POLICY_TYPE, b"")[:1])
+        kind = unsigned(more.get(XFRMA_POLICY_TYPE, b"")[:1])
         return Policy(self._select(fields), POLICY_DIRS[direction % 3], direction > 2,
                       "block" if action == 1 else "allow", index, priority, "sub" if kind == 1 else "main",
-                      number(mark[:4]), number(mark[4:8]), number(more.get(XFRMA_IF_ID)), templates)
+                      unsigned(mark[:4]), unsigned(mark[4:8]), unsigned(more.get(XFRMA_IF_ID)), templates)
 
     def state_data(self, buffer: bytes, start: int, end: int) -> State:
         """One state.  Raises struct.error when the message is cut."""
@@ -2830,17 +2831,18 @@ class XfrmData(XfrmText):
         more = attributes(buffer, start + 224, end)
         get = more.get
         mark = more.get(XFRMA_MARK, bytes(8))
-        encap, device = number(get(XFRMA_ENCAP, b"")[:2]), number(get(XFRMA_OFFLOAD_DEV, b"")[:4])
+        encap, device = unsigned(get(XFRMA_ENCAP, b"")[:2]), unsigned(get(XFRMA_OFFLOAD_DEV, b"")[:4])
         replay = get(XFRMA_REPLAY_ESN_VAL)
         return State(*self._addresses(source, destination, family), XFRM_PROTOCOLS.get(proto, str(proto)),
-                     flipped(spi), reqid, XFRM_MODES.get(mode, str(mode)), number(mark[:4]), number(mark[4:8]),
-                     number(get(XFRMA_IF_ID)), self._select(fields, family),
+                     flipped(spi), reqid, XFRM_MODES.get(mode, str(mode)), unsigned(mark[:4]), unsigned(mark[4:8]),
+                     unsigned(get(XFRMA_IF_ID)), self._select(fields, family),
                      tuple(name for bit, name in enumerate(STATE_FLAGS) if flags >> bit & 1),
-                     tuple((word.removesuffix("-trunc"), text_name(data[:64]), number(data[64:68]))
+                     tuple((word.removesuffix("-trunc"), text_name(data[:64]), unsigned(data[64:68]))
                            for word, data, _ in algorithms(more)),
-                     str(ENCAPSULATED.get(encap, encap)) if encap else "", number(replay[20:24]) if replay else window,
+                     str(ENCAPSULATED.get(encap, encap)) if encap else "",
+                     unsigned(replay[20:24]) if replay else window,
                      fields[24], fields[25], fields[26], fields[27],
-                     ("", "in", "out")[number(get(XFRMA_SA_DIR)) % 3], self.device(device) if device else "")
+                     ("", "in", "out")[unsigned(get(XFRMA_SA_DIR)) % 3], self.device(device) if device else "")
 
     def _addresses(self, source: bytes, destination: bytes, family: int) -> tuple[str, str]:
         size = 16 if family == AF_INET6 else 4
@@ -2994,7 +2996,7 @@ class RouteText(KernelText):
         messages = dump(self.host, NETLINK_ROUTE, RTM_GETROUTE, bytes(12))
         if table:
             messages = (each for each in messages if each[0][each[1] + 4:each[1] + 5] == bytes((table,)))
-        return in_pieces(told(messages, self.route_text))
+        return in_pieces(message_texts(messages, self.route_text))
 
     def route_text(self, buffer: bytes, start: int, end: int) -> str:
         """One route: struct rtmsg, 12 bytes, and its attributes, which begin with RTA_TABLE and RTA_DST.
@@ -3029,43 +3031,43 @@ class RouteText(KernelText):
     def _route(self, rest: bytes) -> tuple[str, str]:
         """What stands before the destination, and what after it (struct rtmsg and the other attributes)."""
         family, _, source_bits, tos, table, protocol, scope, kind = rest[:8]
-        flags = number(rest[8:12])
+        flags = unsigned(rest[8:12])
         more = attributes(rest, 12)
         get = more.get
-        table = number(get(RTA_TABLE)) or table
+        table = unsigned(get(RTA_TABLE)) or table
         text = " "
         if source := get(RTA_SRC):
             text += f"from {self.text_of(family, source)}"
             text += " " if source_bits == len(source) * 8 else f"/{source_bits} "
         elif source_bits:
             text += f"from 0/{source_bits} "
-        text += f"nhid {number(get(RTA_NH_ID))} " if RTA_NH_ID in more else ""
+        text += f"nhid {unsigned(get(RTA_NH_ID))} " if RTA_NH_ID in more else ""
         if target := get(RTA_NEWDST):
             text += f"as to {self.text_of(family, target)} "
         text += self._encap(more)
         text += f"tos {self.services.get(tos, f'0x{tos:02x}')} " if tos else ""
         text += self._next_hop(family, more)
-        text += f"dev {self.device(number(get(RTA_OIF)))} " if RTA_OIF in more else ""
+        text += f"dev {self.device(unsigned(get(RTA_OIF)))} " if RTA_OIF in more else ""
         text += f"table {self.tables.get(table, table)} " if table and table != 254 else ""
         if not flags & 0x200:  # RTM_F_CLONED
             if protocol != 3:  # boot
                 text += f"proto {self.protocols.get(protocol, protocol)} "
             text += f"scope {self.scopes.get(scope, scope)} " if scope else ""
         text += f"src {self.text_of(family, more[RTA_PREFSRC])} " if RTA_PREFSRC in more else ""
-        text += f"metric {number(get(RTA_PRIORITY))} " if RTA_PRIORITY in more else ""
+        text += f"metric {unsigned(get(RTA_PRIORITY))} " if RTA_PRIORITY in more else ""
         text += self._flags(flags)
-        if mark := number(get(RTA_MARK)):
+        if mark := unsigned(get(RTA_MARK)):
             text += f"mark 0x{mark:x} " if mark >= 16 else f"mark {mark} "
         text += self._realms(get(RTA_FLOW), "realm")
-        text += f"uid {number(get(RTA_UID))} " if RTA_UID in more else ""
+        text += f"uid {unsigned(get(RTA_UID))} " if RTA_UID in more else ""
         if cache := get(RTA_CACHEINFO):
             # struct rta_cacheinfo: clntref, lastuse, expires, error, …; the times in 1/100 s
             expires = int.from_bytes(cache[8:12], sys.byteorder, signed=True)
             text += f"expires {int(expires / 100)}sec " if expires else ""
-            text += f"error {number(cache[12:16])} " if any(cache[12:16]) else ""
+            text += f"error {unsigned(cache[12:16])} " if any(cache[12:16]) else ""
         if metrics := get(RTA_METRICS):
             text += self._metrics(metrics)
-        text += f"iif {self.device(number(get(RTA_IIF)))} " if RTA_IIF in more else ""
+        text += f"iif {self.device(unsigned(get(RTA_IIF)))} " if RTA_IIF in more else ""
         if preference := get(RTA_PREF):
             text += f"pref {PREFERENCES.get(preference[0], preference[0])}"
         if hops := get(RTA_MULTIPATH):
@@ -3076,24 +3078,24 @@ class RouteText(KernelText):
         """Where packets come from, when that is told, and go to, 16 bits each."""
         if not data:
             return ""
-        names = [str(self.realms.get(realm, realm)) for realm in (number(data) >> 16, number(data) & 0xFFFF)]
-        return f"realms {names[0]}/{names[1]} " if number(data) >> 16 else f"{word} {names[1]} "
+        names = [str(self.realms.get(realm, realm)) for realm in (unsigned(data) >> 16, unsigned(data) & 0xFFFF)]
+        return f"realms {names[0]}/{names[1]} " if unsigned(data) >> 16 else f"{word} {names[1]} "
 
     def _encap(self, more: dict[int, bytes]) -> str:
         """linux/lwtunnel.h, mpls_iptunnel.h: what of it matters for IPsec and for plain tunnels."""
         if RTA_ENCAP_TYPE not in more:
             return ""
-        kind, found = number(more[RTA_ENCAP_TYPE]), attributes(more.get(RTA_ENCAP, b""))
+        kind, found = unsigned(more[RTA_ENCAP_TYPE]), attributes(more.get(RTA_ENCAP, b""))
         text = f" encap {ENCAPSULATIONS.get(kind, kind)} "
         if kind == 1 and 1 in found:
             text += f" {self.text_of(AF_MPLS, found[1])} " + (f"ttl {found[2][0]} " if 2 in found else "")
         elif kind in (2, 4) and {1, 2, 3, 4, 5} <= found.keys():
             hops, service = ("ttl", "tos") if kind == 2 else ("hoplimit", "tc")
             text += (f"id {int.from_bytes(found[1], 'big')} src {self.address[found[3]]} dst {self.address[found[2]]} "
-                     f"{hops} {number(found[4])} {service} {number(found[5])} ")
+                     f"{hops} {unsigned(found[4])} {service} {unsigned(found[5])} ")
         elif kind == 10:
-            text += f"if_id {number(found.get(1))} "
-            text += f"link_dev {self.device(number(found[2]))} " if 2 in found else ""
+            text += f"if_id {unsigned(found.get(1))} "
+            text += f"link_dev {self.device(unsigned(found[2]))} " if 2 in found else ""
         return text
 
     def _flags(self, flags: int) -> str:
@@ -3102,27 +3104,28 @@ class RouteText(KernelText):
     def _next_hop(self, family: int, more: dict[int, bytes]) -> str:
         text = f"via {self.text_of(family, more[RTA_GATEWAY])} " if RTA_GATEWAY in more else ""
         if via := more.get(RTA_VIA):  # struct rtvia: a family of its own
-            other = number(via[:2])
+            other = unsigned(via[:2])
             text += f"via {'inet6' if other == AF_INET6 else 'inet'} {self.text_of(other, via[2:])} "
         return text
 
     def _next_hops(self, family: int, data: bytes) -> str:
         text, start = "", 0
         while start + 8 <= len(data):  # struct rtnexthop
-            length = max(8, number(data[start:start + 2]))
+            length = max(8, unsigned(data[start:start + 2]))
             more = attributes(data, start + 8, start + length)
             text += (f"\n\tnexthop {self._encap(more)}{self._next_hop(family, more)}"
-                     f"{self._realms(more.get(RTA_FLOW), 'realm')}dev {self.device(number(data[start + 4:start + 8]))} "
+                     f"{self._realms(more.get(RTA_FLOW), 'realm')}"
+                     f"dev {self.device(unsigned(data[start + 4:start + 8]))} "
                      f"weight {data[start + 3] + 1} {self._flags(data[start + 2])}")
             start += (length + 3) & ~3
         return text
 
     def _metrics(self, data: bytes) -> str:
         found = attributes(data)
-        locked = number(found.get(1))
+        locked = unsigned(found.get(1))
         text = ""
         for kind in range(2, len(ROUTE_METRICS)):
-            value = number(found.get(kind))
+            value = unsigned(found.get(kind))
             if (kind not in found and not locked >> kind & 1) or (kind == 10 and value == 0xFFFFFFFF):
                 continue
             text += f"{ROUTE_METRICS[kind]} " + ("lock " if locked >> kind & 1 else "")
@@ -3141,14 +3144,14 @@ class RouteText(KernelText):
         """The rules of routing, IPv4 then IPv6, in pieces of text.  Raises OSError."""
         for family, title in ((AF_INET, ""), (AF_INET6, "IPv6:\n")):
             messages = dump(self.host, NETLINK_ROUTE, RTM_GETRULE, bytes([family]) + bytes(11))
-            yield title + "".join(told(messages, self.rule_text))
+            yield title + "".join(message_texts(messages, self.rule_text))
 
     def rule_text(self, buffer: bytes, start: int, end: int) -> str:
         """One rule: struct fib_rule_hdr and the attributes of linux/fib_rules.h."""
         family, target_bits, source_bits, tos, table, _, _, action = buffer[start:start + 8]
-        flags = number(buffer[start + 8:start + 12])
+        flags = unsigned(buffer[start + 8:start + 12])
         get = attributes(buffer, start + 12, end).get
-        text = f"{number(get(6))}:\t" + ("not " if flags & 2 else "")
+        text = f"{unsigned(get(6))}:\t" + ("not " if flags & 2 else "")
 
         def prefix(data: bytes, bits: int) -> str:
             return self.text_of(family, data) + ("" if bits == len(data) * 8 else f"/{bits}")
@@ -3158,36 +3161,36 @@ class RouteText(KernelText):
         text += f"to {prefix(target, target_bits)} " if target else f"to 0/{target_bits} " if target_bits else ""
         text += f"tos {self.services.get(tos, f'0x{tos:02x}')} " if tos else ""
         mark, mask = get(10), get(16)
-        if number(mark) or (mask and number(mask)):
-            text += f"fwmark {hexadecimal(number(mark))}"
-            text += f"/0x{number(mask):x} " if mask and number(mask) != 0xFFFFFFFF else " "
+        if unsigned(mark) or (mask and unsigned(mask)):
+            text += f"fwmark {hexadecimal(unsigned(mark))}"
+            text += f"/0x{unsigned(mask):x} " if mask and unsigned(mask) != 0xFFFFFFFF else " "
         for kind, word, detached in ((3, "iif", 8), (17, "oif", 16)):
             if name := get(kind):
                 text += f"{word} {text_name(name)} " + ("[detached] " if flags & detached else "")
-        text += "lookup [l3mdev-table] " if number(get(19)) else ""
+        text += "lookup [l3mdev-table] " if unsigned(get(19)) else ""
         if users := get(20):
-            text += f"uidrange {number(users[:4])}-{number(users[4:])} "
+            text += f"uidrange {unsigned(users[:4])}-{unsigned(users[4:])} "
         if carried := get(22):
             text += f"ipproto {protocol_names(self.host).get(carried[0], carried[0])} "
         for kind, word in ((23, "sport"), (24, "dport")):
             if ports := get(kind):
-                first, last = number(ports[:2]), number(ports[2:])
+                first, last = unsigned(ports[:2]), unsigned(ports[2:])
                 text += f"{word} {first} " if first == last else f"{word} {first}-{last} "
-        table = number(get(15)) or table
+        table = unsigned(get(15)) or table
         if table:
             text += f"lookup {self.tables.get(table, table)} "
-            if (length := get(14)) and number(length) != 0xFFFFFFFF:
-                text += f"suppress_prefixlength {number(length)} "
-            if (group := get(13)) and number(group) != 0xFFFFFFFF:
-                text += f"suppress_ifgroup {self.groups.get(number(group), number(group))} "
+            if (length := get(14)) and unsigned(length) != 0xFFFFFFFF:
+                text += f"suppress_prefixlength {unsigned(length)} "
+            if (group := get(13)) and unsigned(group) != 0xFFFFFFFF:
+                text += f"suppress_ifgroup {self.groups.get(unsigned(group), unsigned(group))} "
         text += self._realms(get(11), "realms")
         if action == 2:
-            text += f"goto {number(get(4)) or 'none'} " + ("[unresolved] " if flags & 4 else "")
+            text += f"goto {unsigned(get(4)) or 'none'} " + ("[unresolved] " if flags & 4 else "")
         elif action == 3:
             text += "nop "
         elif action >= 6:
             text += {6: "blackhole", 7: "unreachable", 8: "prohibit"}.get(action, str(action)) + " "
-        protocol = number(get(21))
+        protocol = unsigned(get(21))
         text += f"proto {self.protocols.get(protocol, protocol)} " if protocol not in (0, 2) else ""
         return text.rstrip() + "\n"
 
@@ -3223,8 +3226,8 @@ class LinkText(KernelText):
         """All interfaces with their addresses, a piece of text each.  Raises OSError."""
         found: dict[int, str] = {}
         for message in dump(self.host, NETLINK_ROUTE, RTM_GETADDR, bytes(8)):
-            index = number(message[0][message[1] + 4:message[1] + 8])
-            found[index] = found.get(index, "") + "".join(told([message], self.address_text))
+            index = unsigned(message[0][message[1] + 4:message[1] + 8])
+            found[index] = found.get(index, "") + "".join(message_texts([message], self.address_text))
         links = list(self._links())
         self.up = {index for _, index, flags, _ in links if flags & 1}
         for kind, index, flags, more in links:
@@ -3233,7 +3236,7 @@ class LinkText(KernelText):
     def _links(self) -> Iterator[tuple[int, int, int, dict[int, bytes]]]:
         """Type, index, flags and attributes of each (struct ifinfomsg)."""
         for buffer, start, end in dump(self.host, NETLINK_ROUTE, RTM_GETLINK, bytes(16)):
-            kind, index, flags = (number(buffer[start + a:start + b]) for a, b in ((2, 4), (4, 8), (8, 12)))
+            kind, index, flags = (unsigned(buffer[start + a:start + b]) for a, b in ((2, 4), (4, 8), (8, 12)))
             yield kind, index, flags, attributes(buffer, start + 16, end)
 
     def _hardware(self, kind: int, data: bytes) -> str:
@@ -3245,7 +3248,7 @@ class LinkText(KernelText):
         get = more.get
         text = f"{index}: {text_name(get(3))}"
         elsewhere = 37 in more  # the other end, or the device below, is in another network namespace
-        below = number(get(5))
+        below = unsigned(get(5))
         if 5 in more:
             text += f"@{'NONE' if not below else f'if{below}' if elsewhere else self.device(below)}"
         words = [name for bit, name in LINK_FLAGS if flags & bit]
@@ -3253,18 +3256,18 @@ class LinkText(KernelText):
             words.insert(0, "NO-CARRIER")
         if below and not elsewhere and below not in self.up:
             words.append("M-DOWN")
-        text += f": <{','.join(words)}> mtu {number(get(4))} "
+        text += f": <{','.join(words)}> mtu {unsigned(get(4))} "
         xdp = attributes(get(43, b""))
-        if mode := number(xdp.get(2)):
+        if mode := unsigned(xdp.get(2)):
             text += {1: "xdp", 2: "xdpgeneric", 3: "xdpoffload", 4: "xdpmulti"}.get(mode, f"xdp[{mode}]")
-            text += f"/id:{number(xdp[4])} " if number(xdp.get(4)) else " "
+            text += f"/id:{unsigned(xdp[4])} " if unsigned(xdp.get(4)) else " "
         text += f"qdisc {text_name(get(6))} " if 6 in more else ""
-        text += f"master {self.links.get(number(get(10)), number(get(10)))} " if 10 in more else ""
-        state = number(get(16))
+        text += f"master {self.links.get(unsigned(get(10)), unsigned(get(10)))} " if 10 in more else ""
+        state = unsigned(get(16))
         text += f"state {LINK_STATES[state] if state < 7 else state} " if 16 in more else ""
-        group = number(get(27))
+        group = unsigned(get(27))
         text += f"group {self.groups.get(group, group)} " if 27 in more else ""
-        text += f"qlen {number(get(13))}" if number(get(13)) else ""
+        text += f"qlen {unsigned(get(13))}" if unsigned(get(13)) else ""
         text += f"\n    link/{LINK_TYPES.get(kind, f'[{kind}]')} "
         text += self._hardware(kind, more[1]) if 1 in more else ""
         if 2 in more:
@@ -3272,11 +3275,11 @@ class LinkText(KernelText):
         if (permanent := get(54)) and permanent != get(1):
             text += f" permaddr {permanent.hex(':')}"
         text += self._namespace(more[37]) if elsewhere else ""
-        text += " protodown on " if number(get(39)) else ""
+        text += " protodown on " if unsigned(get(39)) else ""
         text += "\n"
         if names := get(52):  # IFLA_PROP_LIST: alternative names
             start = 0
-            while start + 4 <= len(names) and (length := number(names[start:start + 2])) >= 4:
+            while start + 4 <= len(names) and (length := unsigned(names[start:start + 2])) >= 4:
                 text += f"    altname {text_name(names[start + 4:start + length])}\n"
                 start += (length + 3) & ~3
         return text
@@ -3293,12 +3296,12 @@ class LinkText(KernelText):
                         for buffer, start, end in exchange(self.host, NETLINK_ROUTE, [
                                 (RTM_GETNSID, NLM_F_ACK, bytes(4) + attribute(3, fd))]):
                             found = attributes(buffer, start + 4, end)
-                            self.namespaces.setdefault(number(found.get(1)), os.path.basename(file))
+                            self.namespaces.setdefault(unsigned(found.get(1)), os.path.basename(file))
                     finally:
                         os.close(fd)
                 except (OSError, Failure):
                     continue  # not a namespace, or not for us
-        which = number(number_here)
+        which = unsigned(number_here)
         if which >> 31:
             return " link-netnsid unknown"
         return f" link-netns {self.namespaces[which]}" if which in self.namespaces else f" link-netnsid {which}"
@@ -3308,15 +3311,15 @@ class LinkText(KernelText):
         family, bits, flags, scope = buffer[start:start + 4]
         more = attributes(buffer, start + 8, end)
         get = more.get
-        flags = number(get(8)) or flags
+        flags = unsigned(get(8)) or flags
         local, target = get(2) or get(1) or b"", get(1) or get(2) or b""
         text = f"    {'inet' if family == AF_INET else 'inet6'} {self.address[local]}"
         text += f"/{bits} " if local == target else f" peer {self.address[target]}/{bits} "
-        text += f"metric {number(get(9))} " if number(get(9)) else ""
+        text += f"metric {unsigned(get(9))} " if unsigned(get(9)) else ""
         text += f"brd {self.address[more[4]]} " if 4 in more else ""
         text += f"any {self.address[more[5]]} " if 5 in more else ""
         text += f"scope {self.scopes.get(scope, scope)} "
-        if origin := number(get(11)):
+        if origin := unsigned(get(11)):
             text += f"proto {ADDRESS_ORIGINS.get(origin, origin)} "
         for bit, name in ADDRESS_FLAGS:
             if bit == 0x80:
@@ -3326,7 +3329,7 @@ class LinkText(KernelText):
         text += text_name(get(3))
         if life := get(6):
             preferred, valid = ("forever" if value == 0xFFFFFFFF else f"{value}sec"
-                                for value in (number(life[:4]), number(life[4:8])))
+                                for value in (unsigned(life[:4]), unsigned(life[4:8])))
             text += f"\n       valid_lft {valid} preferred_lft {preferred}"
         return text + "\n"
 
@@ -3339,10 +3342,10 @@ class LinkText(KernelText):
                 continue
             data = attributes(info.get(2, b""))
             local, remote, key_in, key_out = (data.get(which) if which else None for which in TUNNEL_KINDS[kind])
-            below = number(data.get(1))
+            below = unsigned(data.get(1))
             text = f"{text_name(more.get(3))}: {kind} "
             if kind == "xfrm":
-                text += f"if_id 0x{number(key_in):x} "
+                text += f"if_id 0x{unsigned(key_in):x} "
             else:
                 text += "".join(f"{word} {self.address[end] if end and any(end) else 'any'} "
                                 for word, end in (("remote", remote), ("local", local)))
@@ -3350,7 +3353,7 @@ class LinkText(KernelText):
                     text += f"{word} {int.from_bytes(key, 'big')} " if key and any(key) else ""
             text += f"dev {self.links.get(below, below)}" if below else ""
             counters = more.get(23, b"")  # struct rtnl_link_stats64
-            received, sent, bytes_in, bytes_out, bad_in, bad_out = (number(counters[at:at + 8])
+            received, sent, bytes_in, bytes_out, bad_in, bad_out = (unsigned(counters[at:at + 8])
                                                                     for at in range(0, 48, 8))
             yield (f"{text.rstrip()}\n    RX: packets {received} bytes {bytes_in} errors {bad_in}\n"
                    f"    TX: packets {sent} bytes {bytes_out} errors {bad_out}\n")
@@ -3419,7 +3422,7 @@ def plutos(host: Host) -> list[int]:
     return [int(pid) for pid in host.listdir("/proc") if pid.isdigit() and is_pluto(host, int(pid)) and here(pid)]
 
 
-def sysctl(host: Host, name: str) -> str:
+def read_sysctl(host: Host, name: str) -> str:
     """The value of a sysctl (`net.ipv4.ip_forward`; a `/` for a dot in a device's name), empty when there is none."""
     return host.value("/proc/sys/" + name.translate({46: "/", 47: "."}))
 
@@ -3649,7 +3652,7 @@ def basic_message(places: Iterable[int]) -> bytes:
     return bytes(message)
 
 
-def setting(line: str, name: str) -> str:
+def status_value(line: str, name: str) -> str:
     """The value in `…, name=value, …` of a line of the status's settings, or nothing."""
     _, found, rest = f" {line}".partition(f" {name}=")
     return rest.partition(",")[0].strip() if found else ""
@@ -3684,9 +3687,9 @@ def probe(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> Pluto:
         for line in talk.lines():
             text = split_code(line)[1]
             if text.startswith("pluto_version="):
-                version = setting(text, "pluto_version")
+                version = status_value(text, "pluto_version")
             elif text.startswith("seccomp="):
-                seccomp = setting(text, "seccomp") != "unsupported"
+                seccomp = status_value(text, "seccomp") != "unsupported"
             elif text.startswith("secctx-attr-type="):
                 labelled = "<unsupported>" not in text
             elif text.startswith(("nat-traversal", "algorithm")):
@@ -4315,7 +4318,7 @@ def native_whack(host: Host, words: Sequence[str], *, timeout: float | None = No
                    f"{RELEASES[-1]}")
         return OK
     if "timeout" in options:
-        timeout = seconds(options["timeout"])
+        timeout = parse_seconds(options["timeout"])
     elif timeout is None and not options.keys() & WAITS_FOR_PEER:
         timeout = PLUTO_TIMEOUT
     for name, end in (("ctlsocket", ""), ("rundir", "/pluto.ctl"), ("ctlbase", "/pluto.ctl")):
@@ -4364,7 +4367,7 @@ WAITS_FOR_PEER = frozenset(("initiate", "route", "ondemand", "terminate", "down"
                             "rekey-ipsec", "rekey-child", "delete-ike", "delete-child", "down-ike", "down-child"))
 
 
-def seconds(text: str) -> float:
+def parse_seconds(text: str) -> float:
     """A time-out as the user wrote it.  Raises Failure(USAGE)."""
     try:
         value = float(text)
@@ -4404,7 +4407,7 @@ def show_replies(host: Host, message: bytes, version: tuple[int, ...] | None, op
             spoke = True
             if version is None:
                 held.append(line)
-                found = setting(split_code(line)[1], "pluto_version")
+                found = status_value(split_code(line)[1], "pluto_version")
                 if found or len(held) == 10_000:
                     version = replies.version = leading_version(found)
                     show(held)
@@ -5520,7 +5523,7 @@ def be32(number: int) -> bytes:
     return number.to_bytes(4, "big")
 
 
-def packed(address: str) -> bytes:
+def packed_address(address: str) -> bytes:
     """An IP address in network order.  Raises OSError for what is none."""
     import _socket as socket
     return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
@@ -5559,7 +5562,7 @@ class Routing:
         found = attributes(reply, 12)
         target, gateway, source = (ip_text(found.get(each, b"")) for each in (RTA_DST, RTA_GATEWAY, RTA_PREFSRC))
         try:
-            device = socket.if_indextoname(number(found.get(RTA_OIF)))
+            device = socket.if_indextoname(unsigned(found.get(RTA_OIF)))
         except OSError:
             device = ""  # a route through several, or the interface has just gone
         target = target or ("0.0.0.0" if family == AF_INET else "::")
@@ -5567,7 +5570,7 @@ class Routing:
 
     def lookup(self, address: str, source: str = "", mark: int = 0) -> Route:
         """`ip route get ADDRESS [from SOURCE] [mark MARK]`."""
-        target, origin = packed(address), packed(source) if source else b""
+        target, origin = packed_address(address), packed_address(source) if source else b""
         body = bytes((self._family(address), 8 * len(target), 8 * len(origin))) + bytes(9) + attribute(1, target)
         body += (attribute(2, origin) if origin else b"") + (attribute(RTA_MARK, mark) if mark else b"")
         return self._route(self._ask(RTM_GETROUTE, 0, body)[0])
@@ -5576,7 +5579,8 @@ class Routing:
         """`ip route list`: the main table, for family 4 or 6."""
         request = bytes((AF_INET if family == 4 else AF_INET6,)) + bytes(11)
         for buffer, start, end in dump(self.host, NETLINK_ROUTE, RTM_GETROUTE, request):
-            if buffer[start + 4] == RT_TABLE_MAIN and not number(buffer[start + 8:start + 12]) & 0x200:  # RTM_F_CLONED
+            cloned = unsigned(buffer[start + 8:start + 12]) & 0x200  # RTM_F_CLONED
+            if buffer[start + 4] == RT_TABLE_MAIN and not cloned:
                 yield self._route(buffer[start:end])
 
     def addresses(self) -> list[tuple[str, int, int, int]]:
@@ -5586,14 +5590,14 @@ class Routing:
             _, bits, _, scope = buffer[start:start + 4]
             attrs = attributes(buffer, start + 8, end)
             if own := attrs.get(2) or attrs.get(1):  # IFA_LOCAL, IFA_ADDRESS
-                found.append((ip_text(own), bits, scope, number(buffer[start + 4:start + 8])))
+                found.append((ip_text(own), bits, scope, unsigned(buffer[start + 4:start + 8])))
         return found
 
     def link(self, device: str) -> tuple[int, dict[int, bytes], str]:
         """The flags of an interface and, of a tunnel, what its kind keeps (IFLA_INFO_DATA), and the kind."""
         reply = self._ask(RTM_GETLINK, 0, bytes(4) + u32(self.index(device)) + bytes(8))[0]
         info = attributes(attributes(reply, 16).get(18, b""))  # IFLA_LINKINFO
-        return number(reply[8:12]), attributes(info.get(2, b"")), text_name(info.get(1))
+        return unsigned(reply[8:12]), attributes(info.get(2, b"")), text_name(info.get(1))
 
 
 class RoutingChanges(Routing):
@@ -5612,7 +5616,7 @@ class RoutingChanges(Routing):
         flags = {"add": NLM_F_CREATE | NLM_F_EXCL, "replace": NLM_F_CREATE | NLM_F_REPLACE, "change": NLM_F_REPLACE,
                  "del": 0}[action]
         address, _, bits = destination.partition("/")
-        family, target = self._family(address), packed(address)
+        family, target = self._family(address), packed_address(address)
         attrs, metrics, table, scope, protocol, onlink = b"", b"", RT_TABLE_MAIN, "", RTPROT_BOOT, 0
         todo = list(reversed(words))
         while todo:
@@ -5624,11 +5628,11 @@ class RoutingChanges(Routing):
                 raise OSError(errno.EINVAL, f"{quote(word)} needs a value, or is no word of a route")
             value = todo.pop()
             if word == "via":
-                attrs += attribute(5, packed(value))
+                attrs += attribute(5, packed_address(value))
             elif word == "dev":
                 attrs += attribute(4, self.index(value))
             elif word == "src":
-                attrs += attribute(7, packed(value))
+                attrs += attribute(7, packed_address(value))
             elif word == "scope":
                 scope = value
             elif word in ("proto", "protocol") and value.isdigit():
@@ -5654,22 +5658,22 @@ class RoutingChanges(Routing):
     def address(self, add: bool, address: str, device: str, scope: int = 0) -> None:
         """`ip addr add|del ADDRESS/BITS dev DEVICE scope SCOPE`."""
         own, _, bits = address.partition("/")
-        data = packed(own)
+        data = packed_address(own)
         body = bytes((self._family(own), int(bits or 8 * len(data)), 0, scope)) + u32(self.index(device))
         self._change(add, RTM_NEWADDR, body + attribute(2, data) + attribute(1, data))
 
     def proxy(self, add: bool, address: str, device: str) -> None:
         """`ip neigh add|del proxy ADDRESS dev DEVICE`."""
         body = bytes((self._family(address), 0, 0, 0)) + u32(self.index(device))
-        body += bytes((0x80 if add else 0, 0, 8, 0)) + attribute(1, packed(address))  # NUD_PERMANENT, NTF_PROXY
+        body += bytes((0x80 if add else 0, 0, 8, 0)) + attribute(1, packed_address(address))  # NUD_PERMANENT, NTF_PROXY
         self._change(add, RTM_NEWNEIGH, body)
 
     def rule(self, add: bool, to: str, mark: str, table: int, priority: int) -> None:
         """`ip rule add|del prio PRIORITY to NET fwmark MARK[/MASK] lookup TABLE`."""
         net, _, bits = to.partition("/")
         value, _, mask = mark.partition("/")
-        body = bytes((self._family(net), int(bits or 8 * len(packed(net))), 0, 0, table, 0, 0, 1 if add else 0))
-        body += bytes(4) + attribute(1, packed(net)) + attribute(6, priority) + attribute(10, int(value, 0))
+        body = bytes((self._family(net), int(bits or 8 * len(packed_address(net))), 0, 0, table, 0, 0, 1 if add else 0))
+        body += bytes(4) + attribute(1, packed_address(net)) + attribute(6, priority) + attribute(10, int(value, 0))
         body += attribute(16, int(mask, 0)) if mask else b""
         self._change(add, RTM_NEWRULE, body + attribute(15, table))
 
@@ -5679,8 +5683,8 @@ class RoutingChanges(Routing):
 
     def add_vti(self, device: str, local: str, remote: str, key_in: int, key_out: int) -> None:
         """`ip tunnel add DEVICE mode vti local … remote … ikey … okey …` (linux/if_tunnel.h: IFLA_VTI_…)."""
-        data = (attribute(2, be32(key_in)) + attribute(3, be32(key_out)) + attribute(4, packed(local))
-                + attribute(5, packed(remote)))
+        data = (attribute(2, be32(key_in)) + attribute(3, be32(key_out)) + attribute(4, packed_address(local))
+                + attribute(5, packed_address(remote)))
         self._change(True, RTM_NEWLINK, bytes(16) + attribute(3, device)
                      + attribute(18 | NESTED, attribute(1, "vti"), attribute(2 | NESTED, data)))
 
@@ -5825,26 +5829,26 @@ class Iptables:
                 raise Failure(f"{argv[0]}: {ran.complaint}", hint="be root" if not self.host.superuser else "")
 
 
-def expression(name: str, *data: bytes) -> bytes:
+def nft_expression(name: str, *data: bytes) -> bytes:
     """One step of an nf_tables rule (NFTA_LIST_ELEM with NFTA_EXPR_NAME and NFTA_EXPR_DATA)."""
     return attribute(1 | NESTED, attribute(1, name), attribute(2 | NESTED, *data))
 
 
 def compare(load: bytes, value: bytes) -> bytes:
     """Load something into register 1 and go on when it equals the value (NFTA_CMP_SREG, _OP, _DATA)."""
-    return load + expression("cmp", attribute(1, be32(1)), attribute(2, be32(0)),
+    return load + nft_expression("cmp", attribute(1, be32(1)), attribute(2, be32(0)),
                              attribute(3 | NESTED, attribute(1, value)))
 
 
 def compare_net(offset: int, net: str) -> bytes:
     """Go on when the address at the offset in the IP header is in the net (`payload` and `bitwise`)."""
     address, _, bits = net.partition("/")
-    value = packed(address)
+    value = packed_address(address)
     size = len(value)
     mask = (-1 << 8 * size - int(bits or 8 * size)) % (1 << 8 * size)
-    load = expression("payload", attribute(1, be32(1)), attribute(2, be32(1)), attribute(3, be32(offset)),
+    load = nft_expression("payload", attribute(1, be32(1)), attribute(2, be32(1)), attribute(3, be32(offset)),
                       attribute(4, be32(size)))
-    load += expression("bitwise", attribute(1, be32(1)), attribute(2, be32(1)), attribute(3, be32(size)),
+    load += nft_expression("bitwise", attribute(1, be32(1)), attribute(2, be32(1)), attribute(3, be32(size)),
                        attribute(4 | NESTED, attribute(1, mask.to_bytes(size, "big"))),
                        attribute(5 | NESTED, attribute(1, bytes(size))))
     return compare(load, (int.from_bytes(value, "big") & mask).to_bytes(size, "big"))
@@ -5881,7 +5885,7 @@ class NfTables:
                 continue
             steps, log, place = rule.get(4, b""), {}, 0
             while place < len(steps):
-                size = number(steps[place:place + 2])
+                size = unsigned(steps[place:place + 2])
                 parts = attributes(steps, place + 4, place + size)
                 if parts[1] == b"log\0":
                     log = attributes(parts[2])
@@ -5930,16 +5934,17 @@ class NfTables:
         """The expressions of a rule."""
         if isinstance(capture, FoundRule):
             return capture.body
-        meta = expression("meta", attribute(1, be32(1)), attribute(2, be32(25)))  # NFT_META_SECPATH
-        route = expression("rt", attribute(1, be32(1)), attribute(2, be32(4)))  # NFT_RT_XFRM
+        meta = nft_expression("meta", attribute(1, be32(1)), attribute(2, be32(25)))  # NFT_META_SECPATH
+        route = nft_expression("rt", attribute(1, be32(1)), attribute(2, be32(4)))  # NFT_RT_XFRM
         steps = compare(meta if capture.way == "in" else route, b"\1")
         if capture.family:
-            steps = compare(expression("meta", attribute(1, be32(1)), attribute(2, be32(15))),  # NFT_META_NFPROTO
+            steps = compare(nft_expression("meta", attribute(1, be32(1)), attribute(2, be32(15))),  # NFT_META_NFPROTO
                             b"\2" if capture.family == 4 else b"\x0a") + steps
         size, start = (4, 12) if capture.family == 4 else (16, 8)
         for place, net in ((start, capture.source), (start + size, capture.destination)):
             steps += compare_net(place, net) if net else b""
-        return steps + expression("log", attribute(1, capture.group.to_bytes(2, "big")), attribute(2, capture.prefix))
+        group = attribute(1, capture.group.to_bytes(2, "big"))
+        return steps + nft_expression("log", group, attribute(2, capture.prefix))
 
     @staticmethod
     def comment(text: str) -> bytes:
@@ -5955,11 +5960,11 @@ class NfTables:
 
 def nflog_backends(host: Host) -> list[Iptables | NfTables]:
     """The way in which this host's rules are made, then the others in which rules of ours may have been."""
-    main = Iptables(host)
-    if not main.usable():
+    backend = Iptables(host)
+    if not backend.usable():
         return [NfTables(host)]
-    other = Iptables(host, "-nft" if main.legacy() else "-legacy")
-    return [main, *([other] if other.usable() else []), NfTables(host)]
+    other = Iptables(host, "-nft" if backend.legacy() else "-legacy")
+    return [backend, *([other] if other.usable() else []), NfTables(host)]
 
 
 def nflog_replace(host: Host, wanted: Sequence[Capture], mine: Callable[[str], bool]) -> list[FoundRule]:
@@ -5968,22 +5973,22 @@ def nflog_replace(host: Host, wanted: Sequence[Capture], mine: Callable[[str], b
     One run at a time in this network.  Raises Failure: nothing is changed then.
     """
     with host.lock("/proc/self/ns/net"):  # of this network
-        main, *others = nflog_backends(host)
-        before = main.found(mine)
+        primary, *others = nflog_backends(host)
+        before = primary.found(mine)
         elsewhere = []
         for backend in others:
             try:
                 elsewhere.append((backend, backend.found(mine)))
             except Failure:
                 continue  # not in this kernel, so nothing of ours
-        main.change(before, wanted)
+        primary.change(before, wanted)
         stale = list(before)
         for backend, rules in elsewhere:
             try:
                 if rules:
                     backend.change(rules, ())
             except Failure:
-                main.change(main.found(mine), before)
+                primary.change(primary.found(mine), before)
                 raise
             stale += rules
         return stale
@@ -6048,14 +6053,14 @@ def nflog_conn(host: Host, add: bool, name: str, group: int, ours: str, theirs: 
     wanted = [Capture("INPUT", "in", group, name[:63], family, destination, source),
               Capture("OUTPUT", "out", group, name[:63], family, source, destination)]
     with host.lock("/proc/self/ns/net"):  # of this network
-        main = nflog_backends(host)[0]
-        made = main.found(lambda prefix: prefix in (name[:63], f"{NFLOG_CONN}{name}"[:63]))
+        backend = nflog_backends(host)[0]
+        made = backend.found(lambda prefix: prefix in (name[:63], f"{NFLOG_CONN}{name}"[:63]))
         if add and any(is_capture(rule.prefix) and rule.group == group for rule in made):
             return
         there = [rule for rule in made if not is_capture(rule.prefix)
                  and any((rule.chain, rule.ends) == (one.chain, one.ends) for one in wanted)]
         if not add or [rule.group for rule in there] != [group, group]:
-            main.change(there, wanted if add else ())
+            backend.change(there, wanted if add else ())
 
 
 # --- _updown --------------------------------------------------------------------------------------------------------
@@ -6314,7 +6319,7 @@ class Updown:
             peer = "0.0.0.0"
         if self.host.isdir(f"/proc/sys/net/ipv4/conf/{name}"):
             kept = self.routing.link(name)[1]
-            same = [kept.get(4), kept.get(5), kept.get(2), kept.get(3)] == [packed(me), packed(peer),
+            same = [kept.get(4), kept.get(5), kept.get(2), kept.get(3)] == [packed_address(me), packed_address(peer),
                                                                           *map(be32, marks)]
             self.host.print("vti interface already exists with identical parameters, OK" if shared and same else
                             f'vti interface "{name}" already exists with conflicting setting' +
@@ -6586,7 +6591,7 @@ def stack_stop(host: Host) -> bool:
     except FileNotFoundError:
         return True
     except OSError as error:
-        host.warn(f"WARNING: cannot give a sysctl its value back: {reason(error)}")  # read-only in containers
+        host.warn(f"WARNING: cannot give a sysctl its value back: {error_text(error)}")  # read-only in containers
     host.remove(saved)
     return True
 
@@ -6690,7 +6695,7 @@ def check_nss(host: Host) -> None:
         host.warn(f"the NSS database is not looked into: {missing}")  # pluto needs no tools for it
 
 
-def answers(host: Host) -> bool:
+def pluto_answers(host: Host) -> bool:
     """True when a pluto answers on the control socket."""
     try:
         probe(host, ANSWER_TIME)
@@ -6743,7 +6748,7 @@ class Direct:
             if pid := find_pluto(host):
                 if foreground:
                     raise Failure(f"pluto is running already (pid {pid})")
-                if not wait_until(lambda: answers(host), ANSWER_TIME):
+                if not wait_until(lambda: pluto_answers(host), ANSWER_TIME):
                     raise Failure(f"pluto (pid {pid}) runs but does not answer", ERROR,
                                   "ipsec setup restart --init none")
                 host.print(f"ipsec: pluto (pid {pid}) is running already")
@@ -6791,7 +6796,7 @@ class Direct:
         output = os.memfd_create("pluto")  # what it says before it has its log, and not a file to leave behind
         try:
             child = host.spawn(argv, output)
-            if wait_until(lambda: child.poll() is not None or answers(host), CHECK_TIME) and child.poll() is None:
+            if wait_until(lambda: child.poll() is not None or pluto_answers(host), CHECK_TIME) and child.poll() is None:
                 return
             status, what = ERROR, f"did not answer within {CHECK_TIME:g} s and was ended"
             if child.poll() is not None:
@@ -6805,7 +6810,7 @@ class Direct:
         try:
             said += b"".join(host.chunks(log, before) if host.exists(log) else ())
         except OSError as error:
-            said += encode(f"{reason(error)}\n")  # logfile=/dev/null
+            said += encode(f"{error_text(error)}\n")  # logfile=/dev/null
         complain(host, said)
         clean_up(host)
         raise Failure(f"pluto {what}", status or ERROR, f"its log: {log}")
@@ -6854,7 +6859,7 @@ class Direct:
                 host.print("ipsec: pluto status unknown due to insufficient privileges.")
                 return LSB_UNKNOWN
         if pid := find_pluto(host):
-            healthy = answers(host) or not host.superuser
+            healthy = pluto_answers(host) or not host.superuser
             host.print(f"ipsec: pluto (pid {pid}) is running{'...' if healthy else ', but does not answer'}")
             return OK if healthy else LSB_UNKNOWN
         host.print("ipsec: pluto dead but pid file exists" if dead else "ipsec: pluto is stopped")
@@ -7095,7 +7100,7 @@ def act(host: Host, service: Service, action: str, dry: bool) -> int:
     if dry:
         return OK
     if action != "stop":
-        if wait_until(lambda: answers(host), CHECK_TIME / 2):
+        if wait_until(lambda: pluto_answers(host), CHECK_TIME / 2):
             return OK
         raise Failure(f"pluto does not answer on {host.ctlsocket} after {CHECK_TIME / 2:g} s", ERROR,
                       "see its log; ipsec barf collects it")
@@ -7377,7 +7382,33 @@ def describe(entry: Command) -> str:
     return "\n\n".join(parts)
 
 
+# Commands that some releases of libreswan, 3.29 to 5.4, have as programs: why one is not here, and the way out
+NOT_HERE = {
+    **dict.fromkeys(("eroute", "klipsdebug", "pf_key", "spi", "spigrp", "tncfg"),
+                    ("is a command of KLIPS, the kernel stack that libreswan dropped in 4.0",
+                     "ipsec look shows what Linux's own stack has")),
+    "portexcludes": ("is a contribution that libreswan's packages leave out", "write conns with type=passthrough"),
+    "unbound": ("is a script of libreswan that is not installed here",
+                "unbound-control set_option ipsecmod-enabled: yes"),
+    "letsencrypt": ("is a script of libreswan 4.0 and later that is not installed here", "ipsec import FILE"),
+    "showroute": ("is a program of libreswan 4.10 and later that is not installed here", "ipsec show ADDRESS"),
+    "eddsasigkey": ("is a program of libreswan 5.4 that is not installed here", "ipsec newhostkey makes other keys"),
+    "rereadcrls": ("is obsolete: revocation lists are fetched, into the NSS database", "ipsec fetchcrls"),
+    "rereadcacerts": ("is obsolete: CAs are in the NSS database", "ipsec import FILE, then ipsec rereadcerts"),
+    **dict.fromkeys(SELF_TESTS, ("is a self-test of libreswan that is not installed here", "")),
+}
 SEE_ALSO = "See <https://libreswan.org/> for more general info."
+
+
+def unknown_command(host: Host, name: str) -> Failure:
+    """The error for a command that is neither built in nor in the exec directory."""
+    if "/" in name or name in (".", "..", ""):
+        return Failure(f"ipsec: {quote(name)} is not a command name", ERROR, "a path is never run; see ipsec --help")
+    known = command_names(host)
+    if name in NOT_HERE:
+        return Failure(f"ipsec {name}: {NOT_HERE[name][0]}", ERROR, NOT_HERE[name][1])
+    return Failure(f"ipsec: unknown IPsec command {quote(name)}", ERROR,
+                   suggest(name, known) or '"ipsec --help" for list')
 
 
 def version_line(host: Host) -> str:
@@ -7386,6 +7417,12 @@ def version_line(host: Host) -> str:
     kernel = f"{host.kernel_release()} netkey" if host.xfrm_loaded() else "(no kernel code presently loaded)"
     return f"Libreswan {version} (U{version}/K{kernel})"
 
+
+# =====================================================================================================================
+# 11. Commands
+#
+# One function (or small class) each, registered with all that the user sees of it.
+# =====================================================================================================================
 
 # --- reports ---------------------------------------------------------------------------------------------------------
 #
@@ -7468,7 +7505,7 @@ class Report:
         self.host = host
         self.config = Config(host)
         self.redactor = redactor_of(host, args.flag("--show-secrets"), self.config)
-        self.timeout = seconds(args.value("--timeout", "10"))
+        self.timeout = parse_seconds(args.value("--timeout", "10"))
         self.program_timeout: float | None = None  # of those that no Worker gives up
         self.short = args.flag("--short")
         self.since = parse_since(args.value("--since")) if args.flag("--since") else 0.0
@@ -7507,13 +7544,13 @@ class Report:
                 raise problems[0]
             return "ok"
         except (Missing, NoPluto, FileNotFoundError, NotADirectoryError) as error:
-            outcome, text = "absent", reason(error)
+            outcome, text = "absent", error_text(error)
         except PermissionError as error:
-            outcome, text = "denied", reason(error)
+            outcome, text = "denied", error_text(error)
         except TimedOut as error:
-            outcome, text = "timeout", reason(error)
+            outcome, text = "timeout", error_text(error)
         except (Failure, OSError) as error:
-            outcome, text = "failed", reason(error)
+            outcome, text = "failed", error_text(error)
         except Exception as error:  # a report goes on; the text of the unforeseen may hold what must not be shown
             outcome, text = "failed", f"internal error: {type(error).__name__}; please report it"
         write(clean(f"{'' if piece.endswith(chr(10)) else chr(10)}{text}\n"))
@@ -7614,7 +7651,7 @@ class TextSink:
 
     def open(self, report: Report) -> None:
         """Before the first section: the host and the date, as the original."""
-        self.write(f"{report.host_name()}\n{date()}\n")
+        self.write(f"{report.host_name()}\n{date_line()}\n")
 
     def begin(self, section: ReportSection) -> None:
         """The heading that people search for, and the command that shows the same by hand."""
@@ -7650,7 +7687,7 @@ class JsonSink(TextSink):
 
     def open(self, report: Report) -> None:
         """The members that tell where and when."""
-        head = {"ipsec": VERSION, "host": report.host_name(), "date": date(), "root": report.host.root or None}
+        head = {"ipsec": VERSION, "host": report.host_name(), "date": date_line(), "root": report.host.root or None}
         self.write(self.dumps(head)[:-1] + ', "sections": [')
 
     def begin(self, section: ReportSection) -> None:
@@ -7791,17 +7828,17 @@ def completeness(host: Host, name: str, ended: Mapping[str, Sequence[str]], outc
     return ERROR if lacking else OK
 
 
-def texts(lines: Iterable[str]) -> Iterator[str]:
+def text_of_lines(lines: Iterable[str]) -> Iterator[str]:
     """Lines as pieces of text."""
     return in_pieces(f"{line}\n" for line in lines)
 
 
-def date() -> str:
+def date_line() -> str:
     """Now, as date(1) says it in the C locale."""
     return time.strftime("%a %b %e %H:%M:%S %Z %Y")
 
 
-def program(*argv: str, hint: str = "") -> Callable[[Report], Iterator[str]]:
+def program_output(*argv: str, hint: str = "") -> Callable[[Report], Iterator[str]]:
     """What a program says."""
     return lambda report: map(decode, whole_lines(
         report.host.stream(argv, timeout=report.program_timeout, hint=hint)))
@@ -7838,7 +7875,7 @@ def nft_ruleset(report: Report) -> Iterator[str]:
     """The ruleset of nftables: what nft says or, where there is no nft, what the kernel has: tables, chains, and rules
     as the expressions of nf_tables, much as `nft --debug=netlink` shows them."""
     if report.host.which("nft"):
-        yield from program("nft", "list", "ruleset")(report)
+        yield from program_output("nft", "list", "ruleset")(report)
         return
     nftables = pyroute2_module("pyroute2.nftables.main", "listing nftables without nft")
     yield "nft: no such program on this host; this is the kernel's own form\n"
@@ -8143,12 +8180,6 @@ def filter_tables(host: Host, timeout: float = 10.0) -> list[Table]:
     return tables
 
 
-# =====================================================================================================================
-# 11. Commands
-#
-# One function (or small class) each, registered with all that the user sees of it.
-# =====================================================================================================================
-
 # --- verify ----------------------------------------------------------------------------------------------------------
 #
 # The checks of libreswan's verify (4.10; dropped in 5.0) in its order and its form of line, and what else breaks
@@ -8187,7 +8218,7 @@ class Check(Record):
 CHECKS: dict[str, Check] = {}  # by name, in the order in which they are made
 
 
-def check(name: str, text: str, tests: str, breaks: str, mends: str, *,
+def verify_check(name: str, text: str, tests: str, breaks: str, mends: str, *,
           live: bool = False) -> Callable[[Callable[[Patient], Iterator[Trouble]]], None]:
     """Register a function as the check `name`; `live`: it is left out under --root."""
     def register(function: Callable[[Patient], Iterator[Trouble]]) -> None:
@@ -8335,7 +8366,7 @@ class Patient:
         if not self.host.live:
             return ""
         try:
-            return next(filter(None, (setting(line, name) for line in self.status())), "")
+            return next(filter(None, (status_value(line, name) for line in self.status())), "")
         except (Failure, PermissionError):
             return ""  # the check of pluto tells why
 
@@ -8477,7 +8508,7 @@ def is_shunt(conn: Conn) -> bool:
     return conn.get("type") in ("pass", "passthrough", "reject", "drop") or conn.get("authby") == "never"
 
 
-def edit(problem: Problem | Setting | Conn) -> str:
+def edit_command(problem: Problem | Setting | Conn) -> str:
     """The command that opens a file where something is wrong in it, or mends the whole file."""
     if isinstance(problem, Problem) and problem.script:
         return shell_words(["sed", "-i", problem.script, problem.file])
@@ -8501,14 +8532,14 @@ PACKAGE_MANAGERS = {"apt-get": "install", "dnf": "install", "yum": "install", "z
                     "pacman": "-S", "opkg": "install", "emerge": "-a"}
 
 
-def install(host: Host, package: str) -> str:
+def install_command(host: Host, package: str) -> str:
     """The command that installs a package here."""
     name = next((name for name in PACKAGE_MANAGERS for directory in SYSTEM_PATH
                  if host.executable(f"{directory}/{name}")), "apt-get")
     return f"{name} {PACKAGE_MANAGERS[name]} {package}"
 
 
-@check("installed", "Version check and ipsec on-path",
+@verify_check("installed", "Version check and ipsec on-path",
        "That pluto is in the directory of libreswan's own programs.",
        "Pluto is what agrees on keys with the peer; without it there are no tunnels.",
        "Install the package libreswan. If it lies elsewhere, name the directory in IPSEC_EXECDIR.")
@@ -8517,10 +8548,10 @@ def check_installed(patient: Patient) -> Iterator[Trouble]:
     if patient.host.exists(program) and not patient.host.executable(program):
         yield "FAIL", "FAILED", f"{program} can't be executed", shell_words(["chmod", "755", program])
     elif not patient.host.exists(program):
-        yield "FAIL", "FAILED", f"no pluto in {patient.host.execdir}", install(patient.host, "libreswan")
+        yield "FAIL", "FAILED", f"no pluto in {patient.host.execdir}", install_command(patient.host, "libreswan")
 
 
-@check("xfrm", "Checking for IPsec support in kernel",
+@verify_check("xfrm", "Checking for IPsec support in kernel",
        "That /proc/sys/net/core/xfrm_acq_expires is there, which the XFRM stack makes, and that NETLINK_XFRM answers.",
        "XFRM is what encrypts and decrypts packets. Pluto does not start without it.",
        "modprobe xfrm_user; where that module is missing, use a kernel with CONFIG_XFRM_USER.", live=True)
@@ -8534,9 +8565,9 @@ def check_xfrm(patient: Patient) -> Iterator[Trouble]:
     except PermissionError:
         return  # only root may ask; the stack is there
     except OSError as error:
-        yield "FAIL", "NO NETLINK", f"{reason(error)}: pluto can't tell the kernel anything", "modprobe xfrm_user"
+        yield "FAIL", "NO NETLINK", f"{error_text(error)}: pluto can't tell the kernel anything", "modprobe xfrm_user"
     for device in {tunnel.device: None for tunnel in patient.tunnels if tunnel.device}:
-        if sysctl(patient.host, f"net.ipv4.conf.{device.replace('.', '/')}.disable_xfrm") == "1":
+        if read_sysctl(patient.host, f"net.ipv4.conf.{device.replace('.', '/')}.disable_xfrm") == "1":
             yield ("FAIL", "DISABLED", f"disable_xfrm is set on {device}: what goes out there is not encrypted",
                    set_each("disable_xfrm", [device], 0))
 
@@ -8546,16 +8577,16 @@ def redirects(patient: Patient, option: str) -> Iterator[Trouble]:
 
     On a gateway an interface sends them when it or `all` says so, and believes them when both do (ip-sysctl.rst)."""
     host = patient.host
-    if sysctl(host, "net.ipv4.ip_forward") == "1":
+    if read_sysctl(host, "net.ipv4.ip_forward") == "1":
         counts = max if option == "send_redirects" else min
-        everywhere = sysctl(host, f"net.ipv4.conf.all.{option}")
+        everywhere = read_sysctl(host, f"net.ipv4.conf.all.{option}")
         on = [name for name, value in each_interface(host, option).items() if counts(value, everywhere) == "1"]
         if on:
             yield ("WARN", "NOT DISABLED", f"this gateway forwards, and {', '.join(on[:5])} would "
                    f"{option.split('_')[0]} ICMP redirects", set_each(option, ("all", *on), 0))
 
 
-@check("send_redirects", "         ICMP send_redirects",
+@verify_check("send_redirects", "         ICMP send_redirects",
        "On a host that forwards, send_redirects of each interface.",
        "The gateway sees a packet for a tunnel leave by the interface it came in by, and tells the sender of a shorter "
        "way: around the tunnel.",
@@ -8564,7 +8595,7 @@ def check_send_redirects(patient: Patient) -> Iterator[Trouble]:
     yield from redirects(patient, "send_redirects")
 
 
-@check("accept_redirects", "         ICMP accept_redirects",
+@verify_check("accept_redirects", "         ICMP accept_redirects",
        "On a host that forwards, accept_redirects of each interface.",
        "A redirect that the gateway believes makes a route that leads past the tunnel.",
        "Set net.ipv4.conf.*.accept_redirects to 0, in /etc/sysctl.d for good.", live=True)
@@ -8572,12 +8603,12 @@ def check_accept_redirects(patient: Patient) -> Iterator[Trouble]:
     yield from redirects(patient, "accept_redirects")
 
 
-@check("larval_drop", "         XFRM larval drop",
+@verify_check("larval_drop", "         XFRM larval drop",
        "That net.core.xfrm_larval_drop is 1.",
        "Otherwise a program that sends through a tunnel that is still being made blocks until it is up.",
        "sysctl -w net.core.xfrm_larval_drop=1; it is the kernel's default.", live=True)
 def check_larval_drop(patient: Patient) -> Iterator[Trouble]:
-    value = sysctl(patient.host, "net.core.xfrm_larval_drop")
+    value = read_sysctl(patient.host, "net.core.xfrm_larval_drop")
     if value == "0":
         yield ("FAIL", "NOT ENABLED", "packets wait for tunnels being made",
                "sysctl -w net.core.xfrm_larval_drop=1")
@@ -8585,7 +8616,7 @@ def check_larval_drop(patient: Patient) -> Iterator[Trouble]:
         yield "SKIP", "UNKNOWN", "this kernel has no net.core.xfrm_larval_drop", "modprobe xfrm_user"
 
 
-@check("config", "Pluto ipsec.conf syntax",
+@verify_check("config", "Pluto ipsec.conf syntax",
        "The whole of ipsec.conf with all that it includes: sections, keywords, and the values of those whose values "
        "are known. Then libreswan's own addconn --checkconfig, where it is installed: it knows its release.",
        "Libreswan does not load a connection with an error in it, and after some errors none.",
@@ -8596,7 +8627,7 @@ def check_config_syntax(patient: Patient) -> Iterator[Trouble]:
     if fatal and not patient.host.superuser:
         next(patient.host.lines(config.name), "")  # only root may read it: that is no error in it
     if fatal:
-        yield "FAIL", "PARSE ERROR", "; ".join(map(str, fatal[:3])), edit(fatal[0])
+        yield "FAIL", "PARSE ERROR", "; ".join(map(str, fatal[:3])), edit_command(fatal[0])
         return
     said, whole = patient.refused()
     if not said:
@@ -8617,17 +8648,17 @@ def check_config_syntax(patient: Patient) -> Iterator[Trouble]:
     # some that it complains of it loads nevertheless; of one with a network that is none, all but that
     taken = conn is not None and "bad subnet" not in said and patient.has_loaded(conn)
     problem = Problem(file, line, f"the installed addconn {'complains of' if taken else 'refuses'} {what}")
-    yield "WARN" if taken else "FAIL", "REFUSED", f"{problem}, see ipsec addconn --checkconfig", edit(problem)
+    yield "WARN" if taken else "FAIL", "REFUSED", f"{problem}, see ipsec addconn --checkconfig", edit_command(problem)
 
 
-@check("rp_filter", "Checking rp_filter",
+@verify_check("rp_filter", "Checking rp_filter",
        "Reverse path filtering of each interface; the stronger of its own value and that of `all` counts.",
        "A strict filter (1) drops what comes in by another interface than the one that the route back leads to: on a "
        "gateway with two uplinks that is what the peer sends. Packets that come out of a tunnel pass it.",
        "Set net.ipv4.conf.*.rp_filter to 2 (loose; it counts for more than 1), in /etc/sysctl.d for good.", live=True)
 def check_rp_filter(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
-    everywhere = sysctl(host, "net.ipv4.conf.all.rp_filter")  # ip-sysctl.rst
+    everywhere = read_sysctl(host, "net.ipv4.conf.all.rp_filter")  # ip-sysctl.rst
     strict = [name for name, value in each_interface(host, "rp_filter").items() if max(value, everywhere) == "1"]
     if not strict:
         return
@@ -8674,7 +8705,7 @@ IPV6_LEAST_MTU = 1280
 BUILT = 1767225600  # 2026-01-01: no clock is right that is before this program
 
 
-@check("esp", "Checking for ESP and AH in the kernel",
+@verify_check("esp", "Checking for ESP and AH in the kernel",
        "ESP for IPv4, and what else connections ask for: IPv6, AH, IPComp, VTI and XFRM interfaces; among the loaded "
        "modules, those in /lib/modules, and in the kernel's configuration.",
        "IKE succeeds and the tunnel fails when pluto gives its keys to the kernel; or pluto does not start.",
@@ -8697,7 +8728,7 @@ def check_esp(patient: Patient) -> Iterator[Trouble]:
         yield patient.cannot_tell(unknown)
 
 
-@check("algorithms", "Checking the kernel's algorithms for ESP",
+@verify_check("algorithms", "Checking the kernel's algorithms for ESP",
        "That the kernel has the algorithms of esp= and phase2alg= of all connections; of one without, AES-GCM, and "
        "AES-CBC with SHA-2.",
        "Pluto agrees with the peer on what it was told to, and then the kernel refuses the keys.",
@@ -8731,7 +8762,7 @@ def check_algorithms(patient: Patient) -> Iterator[Trouble]:
         yield patient.cannot_tell(unknown)
 
 
-@check("forwarding", "Checking IP forwarding",
+@verify_check("forwarding", "Checking IP forwarding",
        "net.ipv4.ip_forward (net.ipv6.conf.*.forwarding), when a connection has a subnet behind this host.",
        "The tunnel is up and this host answers, but nothing behind it can be reached.",
        "sysctl -w net.ipv4.ip_forward=1, in /etc/sysctl.d for good.", live=True)
@@ -8751,18 +8782,18 @@ def check_forwarding(patient: Patient) -> Iterator[Trouble]:
                    shell_words(["sysctl", "-w", f"net.{family}.conf.{name}.forwarding=1"]))
 
 
-@check("mtu", "Checking MTU and path MTU discovery",
+@verify_check("mtu", "Checking MTU and path MTU discovery",
        "The MTU of the interfaces, mtu= of connections, and net.ipv4.ip_no_pmtu_disc.",
        "ESP makes packets up to 88 bytes longer. What no longer fits is dropped when nobody tells the sender: small "
        "packets pass, a download stalls.",
        "Raise the interface's MTU; leave path MTU discovery on; lower mtu= of the connection.", live=True)
 def check_mtu(patient: Patient) -> Iterator[Trouble]:
-    if sysctl(patient.host, "net.ipv4.ip_no_pmtu_disc") not in ("", "0"):
+    if read_sysctl(patient.host, "net.ipv4.ip_no_pmtu_disc") not in ("", "0"):
         yield ("WARN", "NO PMTU", "path MTU discovery is off (ip_no_pmtu_disc)", "sysctl -w net.ipv4.ip_no_pmtu_disc=0")
     mtus = {}
     for buffer, start, end in dump(patient.host, NETLINK_ROUTE, RTM_GETLINK, bytes(16)):
         found = attributes(buffer, start + 16, end)
-        mtus[decode(found[3].rstrip(b"\0"))] = number(found.get(4))  # IFLA_IFNAME, IFLA_MTU
+        mtus[decode(found[3].rstrip(b"\0"))] = unsigned(found.get(4))  # IFLA_IFNAME, IFLA_MTU
     for device in {tunnel.device: None for tunnel in patient.tunnels if tunnel.device in mtus}:
         if mtus[device] < IPV6_LEAST_MTU + ESP_ROOM:
             yield ("WARN", "SMALL", f"{device} carries tunnels, and its MTU of {mtus[device]} has no room for ESP "
@@ -8772,7 +8803,7 @@ def check_mtu(patient: Patient) -> Iterator[Trouble]:
         mtu = tunnel.conn.get("mtu")
         if mtu.isdigit() and tunnel.device in mtus and int(mtu) > mtus[tunnel.device] - ESP_ROOM // 2:
             yield ("WARN", "TOO LARGE", f"conn {tunnel.conn.name}: mtu={mtu} and ESP do not fit into the "
-                   f"{mtus[tunnel.device]} bytes of {tunnel.device}", edit(tunnel.conn.settings["mtu"]))
+                   f"{mtus[tunnel.device]} bytes of {tunnel.device}", edit_command(tunnel.conn.settings["mtu"]))
 
 
 # What the peers send each other: the words for it of iptables and of nft, how bad it is when it is dropped (empty: as
@@ -8788,7 +8819,7 @@ IKE_TRAFFIC: tuple[tuple[str, str, str, str, dict[str, str]], ...] = (
      {"proto": "icmpv6 ipv6-icmp 58", "icmp": "2/0 2 any packet-too-big", "state": "related", "family": "ipv6"}))
 
 
-@check("firewall", "Checking the firewall for IKE and ESP",
+@verify_check("firewall", "Checking the firewall for IKE and ESP",
        "What the rules of nftables and iptables do with UDP 500, UDP 4500 and ESP (or AH) that come in or go out, and "
        "with ICMP's fragmentation needed that comes in. Only what is certain counts: a rule that may let it pass ends "
        "the search.",
@@ -8841,7 +8872,7 @@ def check_firewall(patient: Patient) -> Iterator[Trouble]:
                 break
 
 
-def exception(head: str, source: str, target: str, way: str) -> str:
+def accept_command(head: str, source: str, target: str, way: str) -> str:
     """The command that puts a rule at the head of a chain which accepts packets of a tunnel: between these networks,
     or, where one is everything, those that are encrypted."""
     ip = TABLE_FAMILIES[family_of(source)][0]
@@ -8852,7 +8883,7 @@ def exception(head: str, source: str, target: str, way: str) -> str:
                          f"{ip} saddr {source} {ip} daddr {target} accept")
 
 
-@check("forward_rules", "Checking the firewall for packets of tunnels",
+@verify_check("forward_rules", "Checking the firewall for packets of tunnels",
        "What the rules do with packets between the subnets of a connection, in the chain FORWARD, both ways.",
        "The tunnel is up, and what comes out of it or is to go in is dropped.",
        "Accept what is to be encrypted or was: -m policy --pol ipsec, or meta secpath exists and rt ipsec exists.",
@@ -8876,10 +8907,10 @@ def check_forward_rules(patient: Patient) -> Iterator[Trouble]:
                     yield ("FAIL", "BLOCKED", f"conn {tunnel.conn.name}: packets from {sample['src']} to "
                            f"{sample['dst']} are dropped"
                            f"{'' if established else ', but for answers, and nothing can begin'}",
-                           exception(new, sample["src"], sample["dst"], way))
+                           accept_command(new, sample["src"], sample["dst"], way))
 
 
-@check("nat", "Checking NAT for packets of tunnels",
+@verify_check("nat", "Checking NAT for packets of tunnels",
        "What the rules of NAT do with packets from our subnets to those of the peer, in the chain POSTROUTING.",
        "A packet whose source is changed no longer belongs to the connection: it leaves in clear, or not at all.",
        "Before the rule of NAT, accept what goes to the peer's subnets, or has -m policy --dir out --pol ipsec.",
@@ -8893,10 +8924,10 @@ def check_nat(patient: Patient) -> Iterator[Trouble]:
                                   family=family_of(ours), ipsec_out="exists ipsec")
             if head:
                 yield ("FAIL", "NAT", f"conn {tunnel.conn.name}: packets from {ours} to {theirs} get another source "
-                       "before they are encrypted", exception(head, ours, theirs, "out"))
+                       "before they are encrypted", accept_command(head, ours, theirs, "out"))
 
 
-@check("clock", "Checking the clock",
+@verify_check("clock", "Checking the clock",
        "That it is not before the making of this program and, for connections with certificates, that it is "
        "synchronised (adjtimex).",
        "Certificates are valid for a time: with a wrong clock they are not, and logs can't be compared with the "
@@ -8914,7 +8945,7 @@ def check_clock(patient: Patient) -> Iterator[Trouble]:
                    "timedatectl set-ntp true")
 
 
-@check("entropy", "Checking entropy",
+@verify_check("entropy", "Checking entropy",
        "kernel.random.entropy_avail; from Linux 5.18 on it is 256 once the generator is ready.",
        "Pluto waits for random numbers, for seconds or for ever, when the kernel has none yet.",
        "rngd, haveged, or a virtual machine's virtio-rng.", live=True)
@@ -8924,7 +8955,7 @@ def check_entropy(patient: Patient) -> Iterator[Trouble]:
         yield "WARN", "LOW", f"the kernel has {available} bits of entropy", "systemctl start rngd"
 
 
-@check("pluto", "Checking that pluto is running",
+@verify_check("pluto", "Checking that pluto is running",
        "That pluto answers on its control socket, within the time of --timeout, and that its pid file names it.",
        "Without pluto no tunnel is made or renewed. A process of that name proves nothing: it may hang.",
        "ipsec start; for one that runs and does not answer: ipsec restart.", live=True)
@@ -8957,11 +8988,11 @@ def listening(patient: Patient, port: int) -> Iterator[Trouble]:
         others = f"; another program has it on {sockets[0][0]}" if sockets else ""
         mend = "ipsec whack --listen" if patient.told("pluto_version") else "ipsec restart"
         if limit := listen_setting(patient.config):
-            others, mend = f"; {limit.file}:{limit.line} has {limit.key}={limit.value}", edit(limit)
+            others, mend = f"; {limit.file}:{limit.line} has {limit.key}={limit.value}", edit_command(limit)
         yield "FAIL", "FAILED", f"pluto has no socket on port {port}{others}", mend
 
 
-@check("udp500", " Pluto listening for IKE on udp 500",
+@verify_check("udp500", " Pluto listening for IKE on udp 500",
        "A UDP socket on port 500 that is the running pluto's own, in its network namespace (/proc/PID/net/udp, fd).",
        "Peers send the first message of every IKE exchange there.",
        "ipsec whack --listen; if that does not help, see who else has the port, and interfaces= and listen= in "
@@ -8970,7 +9001,7 @@ def check_udp500(patient: Patient) -> Iterator[Trouble]:
     yield from listening(patient, 500)
 
 
-@check("udp4500", " Pluto listening for IKE/NAT-T on udp 4500",
+@verify_check("udp4500", " Pluto listening for IKE/NAT-T on udp 4500",
        "The same for port 4500.",
        "As soon as a NAT is between the peers, IKE and ESP go there.",
        "ipsec whack --listen.", live=True)
@@ -8978,7 +9009,7 @@ def check_udp4500(patient: Patient) -> Iterator[Trouble]:
     yield from listening(patient, 4500)
 
 
-@check("loaded", " Pluto's connections are those of ipsec.conf",
+@verify_check("loaded", " Pluto's connections are those of ipsec.conf",
        "That pluto has the connections with auto=add, ondemand, start or keep, with the ends, networks and IDs of the "
        "file, and knows one of their ends for its own; that those with auto=start are up, with auto=ondemand routed.",
        "Pluto leaves out a connection in which it finds an error, and does not notice that the file has changed. One "
@@ -9000,16 +9031,18 @@ def check_loaded(patient: Patient) -> Iterator[Trouble]:
         if not told:
             why = f" ({conn.broken})" if conn.broken else ": it was not told to load it, or has refused to"
             yield ("FAIL", "NOT LOADED", f"pluto has no {what} of {conn.file}:{conn.line}{why}",
-                   edit(conn.broken) if conn.broken else again)
+                   edit_command(conn.broken) if conn.broken else again)
         elif not any(one["oriented"] for one in told):
             if "%defaultroute" in ends and conn.name not in here:
                 yield ("FAIL", "NOT ORIENTED", f"{what} has %defaultroute, and there is no default route",
                        "ip route add default via GATEWAY")
                 continue
+            if conn.name not in here:
+                fix = edit_command(conn.settings.get("left", conn))
+            else:
+                fix = edit_command(limit) if limit else "ipsec whack --listen"
             yield ("WARN" if conn.auto == "add" else "FAIL", "NOT ORIENTED", f"{what}: neither {ends[0]} nor {ends[1]} "
-                   "is an address of this host that pluto listens on",
-                   edit(conn.settings.get("left", conn)) if conn.name not in here else edit(limit) if limit else
-                   "ipsec whack --listen")
+                   "is an address of this host that pluto listens on", fix)
         elif changed:
             yield ("WARN", "CHANGED", f"{what}: pluto has another {' and '.join(changed)} than {conn.file}:{conn.line}",
                    again)
@@ -9036,7 +9069,7 @@ def changes(conn: Conn, here: str, told: Sequence[dict[str, Any]], names: Mappin
                 yield f"{key}="
 
 
-@check("secrets", " Pluto ipsec.secret syntax",
+@verify_check("secrets", " Pluto ipsec.secret syntax",
        "ipsec.secrets and what it includes: quotes, keys, and the words before the colon.",
        "Pluto reads no further in a file with a syntax error: the secrets behind it are missing.",
        "Correct the line that is named, then ipsec secrets. ipsec.secrets(5) has the form.")
@@ -9046,10 +9079,10 @@ def check_secrets_syntax(patient: Patient) -> Iterator[Trouble]:
         next(patient.host.lines(name), "")  # we may not be allowed to read it
     problems = secret_files(patient.host, name)[1]
     if problems:
-        yield "FAIL", "PARSE ERROR", "; ".join(map(str, problems[:3])), edit(problems[0])
+        yield "FAIL", "PARSE ERROR", "; ".join(map(str, problems[:3])), edit_command(problems[0])
 
 
-@check("prelink", "Checking 'prelink' command does not interfere with FIPS",
+@verify_check("prelink", "Checking 'prelink' command does not interfere with FIPS",
        "That there is no prelink.",
        "Prelinked libraries fail the self-test of FIPS mode, and pluto ends.",
        "Remove the package prelink.")
@@ -9058,7 +9091,7 @@ def check_prelink(patient: Patient) -> Iterator[Trouble]:
         yield "WARN", "PRESENT", "prelinked libraries fail FIPS self-tests", "prelink --undo --all"
 
 
-@check("obsolete", "Checking for obsolete ipsec.conf options",
+@verify_check("obsolete", "Checking for obsolete ipsec.conf options",
        "Keywords and values that libreswan no longer heeds, or that stop a connection from being loaded.",
        "What is set there has no effect, and the next release may refuse it.",
        "Remove or replace the line that is named.")
@@ -9067,10 +9100,10 @@ def check_obsolete(patient: Patient) -> Iterator[Trouble]:
     old = [problem for problem in patient.config.problems if not problem.fatal]
     if old:
         word = "OBSOLETE KEYWORD" if any("obsolete" in problem.text for problem in old) else "DOUBTFUL"
-        yield "WARN", word, "; ".join(map(str, old[:3])), edit(old[0])
+        yield "WARN", word, "; ".join(map(str, old[:3])), edit_command(old[0])
 
 
-@check("nss", "Checking the NSS database",
+@verify_check("nss", "Checking the NSS database",
        "That the database's files are where pluto looks for them.",
        "Pluto does not start without its database.",
        "ipsec initnss makes a new database, ipsec checknss also moves or migrates an old one.")
@@ -9110,7 +9143,7 @@ def new_database(patient: Patient) -> str:
     return " && ".join(map(shell_words, [*steps, ["ipsec", "initnss", "--nssdir", directory]]))
 
 
-@check("nss_health", "Checking that the NSS database can be read",
+@verify_check("nss_health", "Checking that the NSS database can be read",
        "The format of the database's files, their pages when something in them is needed, and who may enter the "
        "directory.",
        "Pluto ends when it can't open the database; who can write there chooses whom this host trusts.",
@@ -9153,7 +9186,7 @@ def authorities(certificates: Iterable[Certificate]) -> Iterator[tuple[Parsed, C
             yield parsed, one
 
 
-@check("certificates", "Checking certificates",
+@verify_check("certificates", "Checking certificates",
        "The certificates that connections name and those that have a private key: validity, private key, and the CAs "
        "above them.",
        "The peer refuses an expired certificate, or one of an expired CA; without its private key or CA no connection "
@@ -9189,7 +9222,7 @@ def check_certificates(patient: Patient) -> Iterator[Trouble]:
         except ValueError:
             yield "WARN", "UNREADABLE", f"{what} can't be read", shell_words(["ipsec", "certutil", "-L", "-n", name])
             continue
-        yield from validity(parsed, what, "ipsec import FILE.p12")
+        yield from validity_problem(parsed, what, "ipsec import FILE.p12")
         while name in used and one.has_key and parsed.issuer != parsed.subject and parsed.issuer not in told:
             told.add(parsed.issuer)
             if not above:
@@ -9202,10 +9235,10 @@ def check_certificates(patient: Patient) -> Iterator[Trouble]:
                 break
             parsed, ca = max(issuers, key=lambda issuer: issuer[0].expires)  # the one it was renewed by
             what = f"the CA {quote(ca.nickname)}, which issued {what},"
-            yield from validity(parsed, what, "ipsec import CA.pem")
+            yield from validity_problem(parsed, what, "ipsec import CA.pem")
 
 
-def validity(parsed: Parsed, what: str, renew: str) -> Iterator[Trouble]:
+def validity_problem(parsed: Parsed, what: str, renew: str) -> Iterator[Trouble]:
     """What is wrong with the time in which a certificate is valid; `renew` is the command that imports a new one."""
     now = time.time()
     begins, day = (time.strftime("%Y-%m-%d", time.gmtime(at)) for at in (parsed.begins, parsed.expires))
@@ -9217,7 +9250,7 @@ def validity(parsed: Parsed, what: str, renew: str) -> Iterator[Trouble]:
         yield "WARN", "EXPIRES SOON", f"{what} expires on {day}", renew
 
 
-@check("psk", "Checking that connections have a pre-shared key",
+@verify_check("psk", "Checking that connections have a pre-shared key",
        "For each connection with authby=secret, an entry of ipsec.secrets that pluto takes for the IDs of its ends: "
        "with both, with one and %any, or with ours alone.",
        "Pluto finds no key for the peer, and the IKE SA fails.",
@@ -9275,7 +9308,7 @@ def public_text(value: str) -> str:
     return value.removeprefix("0s")
 
 
-@check("host_keys", "Checking that connections have their private keys",
+@verify_check("host_keys", "Checking that connections have their private keys",
        "For each connection of this host whose own end has ckaid=, rsasigkey=, ecdsakey= or pubkey=, that key in the "
        "NSS database.",
        "Pluto can't sign for this end, and the IKE SA fails.",
@@ -9292,7 +9325,7 @@ def check_host_keys(patient: Patient) -> Iterator[Trouble]:
             # which is the default of all releases
             why = "is to sign" if get("authby") or get(f"{side}auth") else "is to sign, as authby= is not set"
             yield ("FAIL", "NO KEY", f"conn {tunnel.conn.name} {why}, and names no key of this end: {side}cert=, "
-                   f"{side}ckaid= or {side}rsasigkey=", edit(tunnel.conn))
+                   f"{side}ckaid= or {side}rsasigkey=", edit_command(tunnel.conn))
     keys = NssReader(patient.host, patient.nssdir).keys() if named else []
     held = {text for key in keys for text in key_texts(key)[1:3]}
     for conn, word, value in named:
@@ -9303,7 +9336,7 @@ def check_host_keys(patient: Patient) -> Iterator[Trouble]:
                    "ipsec showhostkey --list")
 
 
-@check("secret_modes", "Checking who can read the secrets",
+@verify_check("secret_modes", "Checking who can read the secrets",
        "Owner and permissions of ipsec.secrets, of what it includes, and of the password file of the NSS database; who "
        "may change ipsec.conf and what that includes.",
        "Whoever knows the keys can be this host, or read what it sends; who changes ipsec.conf can have pluto run "
@@ -9328,7 +9361,7 @@ def check_secret_modes(patient: Patient) -> Iterator[Trouble]:
                 ["chown", "root", name], ["chmod", "go-w", name]))))
 
 
-@check("overlap", "Checking connections for overlaps",
+@verify_check("overlap", "Checking connections for overlaps",
        "That no two loaded connections have the same name, or the same networks with different peers.",
        "The kernel has one policy for a pair of networks: the connection that comes up last takes the other's packets.",
        "Remove one, narrow its subnets, or set it auto=ignore.")
@@ -9340,7 +9373,7 @@ def check_overlap(patient: Patient) -> Iterator[Trouble]:
         first = named.setdefault(conn.name, conn)
         if first is not conn:
             yield ("WARN", "TWICE", f"conn {conn.name} is in {first.file}:{first.line} and in "
-                   f"{conn.file}:{conn.line}", edit(conn))
+                   f"{conn.file}:{conn.line}", edit_command(conn))
         if conn.flag("overlapip") or any(map(conn.get, (
                 "mark", "mark-out", "vti-interface", "ipsec-interface", "leftprotoport", "rightprotoport",
                 "sec-label"))):
@@ -9352,10 +9385,10 @@ def check_overlap(patient: Patient) -> Iterator[Trouble]:
                 before, its = seen.setdefault((one, other), (conn, peer))
                 if its != peer:
                     yield ("WARN", "OVERLAP", f"conn {before.name} and conn {conn.name}: {one} and {other}, but "
-                           "different peers", edit(conn))
+                           "different peers", edit_command(conn))
 
 
-@check("versions", "Checking that pluto is what is installed",
+@verify_check("versions", "Checking that pluto is what is installed",
        "That the running pluto is the program in libreswan's directory, not one that an update has replaced.",
        "whack of one release and pluto of another don't understand each other.",
        "ipsec restart.", live=True)
@@ -9370,7 +9403,7 @@ def check_versions(patient: Patient) -> Iterator[Trouble]:
                    f"{patient.host.execdir}", "ipsec restart")
 
 
-@check("fips", "Checking FIPS mode",
+@verify_check("fips", "Checking FIPS mode",
        "That the kernel, the system's crypto-policy and the running pluto agree on FIPS mode.",
        "Pluto follows the kernel as it was at its start, NSS the policy: algorithms that one offers the other refuses.",
        "fips-mode-setup --check tells more.")
@@ -9387,7 +9420,7 @@ def check_fips(patient: Patient) -> Iterator[Trouble]:
                "ipsec restart")
 
 
-@check("crypto_policy", "Checking the system's crypto-policy",
+@verify_check("crypto_policy", "Checking the system's crypto-policy",
        "On a system with crypto-policies, that ipsec.conf includes the part that is for libreswan.",
        "Without it pluto offers its own defaults, which the administrator's policy may forbid.",
        "Put the include line that is named at the top of ipsec.conf.")
@@ -9398,7 +9431,7 @@ def check_crypto_policy(patient: Patient) -> Iterator[Trouble]:
                shell_words(["sed", "-i", f"1i include {backend}", patient.config.name]))
 
 
-@check("selinux", "Checking for denials of SELinux",
+@verify_check("selinux", "Checking for denials of SELinux",
        "Messages in /var/log/audit/audit.log that SELinux denied something to pluto, within the last MiB.",
        "Pluto could not read a file, or make a socket, that it needs; its own log names only the effect.",
        "ausearch -m avc -c pluto tells what; restorecon mends wrong labels.")
@@ -9431,7 +9464,7 @@ def findings(host: Host, timeout: float, names: Collection[str] = ()) -> Iterato
             except (OSError, Failure) as error:
                 fine = False
                 forbidden = isinstance(error, PermissionError) and not host.superuser
-                yield Finding(one.name, one.text, "SKIP", "UNKNOWN", reason(error),
+                yield Finding(one.name, one.text, "SKIP", "UNKNOWN", error_text(error),
                               f"sudo ipsec verify {one.name}" if forbidden else "")
             if fine:
                 yield Finding(one.name, one.text)
@@ -9491,7 +9524,7 @@ def verify_command(host: Host, args: Args) -> int:
         host.print("\n\n".join(explain(CHECKS[name]) for name in names))
         return OK
     failures, shown = 0, []
-    timeout = seconds(args.value("--timeout", "10"))
+    timeout = parse_seconds(args.value("--timeout", "10"))
 
     def counted() -> Iterator[Finding]:
         nonlocal failures
@@ -9540,7 +9573,7 @@ def file_text(host: Host, name: str) -> Iterator[str]:
     return map(decode, whole_lines(host.chunks(name)))
 
 
-def each(pattern: str, separator: str = ": ", below: str = "") -> Callable[[Report], Iterator[str]]:
+def matching_files(pattern: str, separator: str = ": ", below: str = "") -> Callable[[Report], Iterator[str]]:
     """`name: value` for every file that matches, names shortened by the directory `below`."""
     def body(report: Report) -> Iterator[str]:
         for name in report.host.glob(pattern):
@@ -9648,10 +9681,10 @@ def kernel_log(report: Report) -> Iterator[str]:
 
 def kernel_debug_log(report: Report) -> Iterator[str]:
     """The last 100 lines of kern.debug, as the original."""
-    return texts(last(report.host.lines("/var/log/kern.debug"), 100))
+    return text_of_lines(last_lines(report.host.lines("/var/log/kern.debug"), 100))
 
 
-def last(lines: Iterable[str], most: int) -> Iterable[str]:
+def last_lines(lines: Iterable[str], most: int) -> Iterable[str]:
     """The last lines, `most` of them."""
     import collections
     return collections.deque(lines, most)
@@ -9673,13 +9706,13 @@ def pluto_log(report: Report) -> Iterator[str]:
             yield from log_text(report, logfile, since, mine=True)
             found = True
         except OSError as error:
-            yield reason(error) + "\n"
+            yield error_text(error) + "\n"
     where = [] if host.live else ["-D", host.path("/var/log/journal")]
     if host.which("journalctl") and (host.live or host.isdir("/var/log/journal")):
         argv = ["journalctl", *where, "-u", "ipsec.service", "--no-pager", "-q", "--since",
                 f"@{int(since or time.time() - 86400)}"]
         try:
-            for text in short(report, split_lines(host.stream(argv))):
+            for text in shortened_log(report, split_lines(host.stream(argv))):
                 if not found:
                     yield f"==> {' '.join(argv)} <==\n"
                 found = True
@@ -9696,9 +9729,9 @@ def pluto_log(report: Report) -> Iterator[str]:
                       "in " + ", ".join(SYSLOGS))
 
 
-def short(report: Report, lines: Iterable[str]) -> Iterator[str]:
+def shortened_log(report: Report, lines: Iterable[str]) -> Iterator[str]:
     """Log lines as text; with --short the last 500."""
-    return texts(last(lines, SHORT_LOG) if report.short else lines)
+    return text_of_lines(last_lines(lines, SHORT_LOG) if report.short else lines)
 
 
 def log_text(report: Report, name: str, since: float, mine: bool) -> Iterator[str]:
@@ -9720,7 +9753,7 @@ def log_text(report: Report, name: str, since: float, mine: bool) -> Iterator[st
         lines = (line for line in lines if "pluto" in line.lower())
     if since:
         lines = newer(lines, since)
-    yield from short(report, lines)
+    yield from shortened_log(report, lines)
 
 
 def last_start(host: Host, name: str) -> int | None:
@@ -9804,7 +9837,7 @@ def nss_program(name: str) -> Callable[[Report], Iterator[str]]:
             # of a mounted disk, and without certutil: read from the database itself, which changes nothing in it
             yield from certificate_lines(host)
             return
-        yield from program(name, "-L", "-d", f"sql:{host.path(host.nssdir)}")(report)
+        yield from program_output(name, "-L", "-d", f"sql:{host.path(host.nssdir)}")(report)
     return body
 
 
@@ -9865,9 +9898,9 @@ def security_modules(report: Report) -> Iterator[str]:
             yield from (f"{name}: {line}\n" for line in host.lines(name) if line and not line.startswith("#"))
 
 
-def told_by_pluto(word: str) -> Callable[[Report], Iterator[str]]:
+def pluto_answer(word: str) -> Callable[[Report], Iterator[str]]:
     """What pluto answers; when it falls silent, this ends before the section does, and all until then is shown."""
-    return lambda report: texts(pluto_lines(report.host, word, timeout=report.timeout * 0.9))
+    return lambda report: text_of_lines(pluto_lines(report.host, word, timeout=report.timeout * 0.9))
 
 
 # The files that start the service, and what they read
@@ -9888,7 +9921,7 @@ def service_files(report: Report) -> Iterator[str]:
                 yield f"==> {name} <==\n"
                 yield from file_text(host, name)
         except OSError as error:
-            yield f"{reason(error)}\n"  # a masked unit is a link to /dev/null
+            yield f"{error_text(error)}\n"  # a masked unit is a link to /dev/null
             seen.add((0, 0))
     if not seen:
         raise Missing("no unit or init script named ipsec")
@@ -9925,9 +9958,9 @@ def report_sections(host: Host) -> list[ReportSection]:
         part("ip-xfrm-interface", "ip -d link show type xfrm", lambda report: LinkText(host).tunnels("xfrm"),
              live=True),
         live_file("/proc/crypto"),
-        part(f"{net}/core/xfrm-star", "", each(f"{net}/core/xfrm_*"), live=True),
-        part(f"{net}/ipsec-star", "", each(f"{net}/ipsec/*"), live=True),
-        part("ipsec/status", "ipsec whack --status", told_by_pluto("--status"), live=True, slow=True),
+        part(f"{net}/core/xfrm-star", "", matching_files(f"{net}/core/xfrm_*"), live=True),
+        part(f"{net}/ipsec-star", "", matching_files(f"{net}/ipsec/*"), live=True),
+        part("ipsec/status", "ipsec whack --status", pluto_answer("--status"), live=True, slow=True),
         part("ip-addr-list", "ip addr list", lambda report: LinkText(host).addresses(), live=True),
         part("ip-route-list-table-all", "ip route list table all", lambda report: RouteText(host).routes(), live=True,
              apart=True, bulk=True),
@@ -9946,7 +9979,7 @@ def report_sections(host: Host) -> list[ReportSection]:
         part("service", "", service_files),
         part("ipsec/conf", f"cat {host.conf}", configuration),
         part("ipsec/secrets", f"ipsec _secretcensor {host.secrets}", secrets),
-        part("ipsec/listall", "ipsec whack --listall", told_by_pluto("--listall"), live=True, slow=True),
+        part("ipsec/listall", "ipsec whack --listall", pluto_answer("--listall"), live=True, slow=True),
         part("nss/directory", f"ls -l {host.nssdir}", listing(host.nssdir)),
         part("nss/contents", f"certutil -L -d sql:{host.nssdir}", nss_program("certutil"), slow=True),
         part("nss/crls", f"crlutil -L -d sql:{host.nssdir}", nss_program("crlutil"), live=True, slow=True),
@@ -9957,17 +9990,17 @@ def report_sections(host: Host) -> list[ReportSection]:
         part("/proc/net/route", "cat /proc/net/route", cat("/proc/net/route"), live=True, slow=True, bulk=True),
         live_file(f"{net}/ipv4/ip_no_pmtu_disc"),
         live_file(f"{net}/ipv4/ip_forward"),
-        part(f"{net}/ipv6/conf/star-forwarding", "", each(f"{net}/ipv6/conf/*/forwarding"), live=True),
+        part(f"{net}/ipv6/conf/star-forwarding", "", matching_files(f"{net}/ipv6/conf/*/forwarding"), live=True),
         live_file(f"{net}/ipv4/tcp_ecn"),
-        part(f"{conf}star-rp_filter", "", each(f"{conf}*/rp_filter", ":", conf), live=True),
-        part(f"{conf}star-star-redirects", "", each(f"{conf}*/*redirects", ":", conf), live=True),
+        part(f"{conf}star-rp_filter", "", matching_files(f"{conf}*/rp_filter", ":", conf), live=True),
+        part(f"{conf}star-star-redirects", "", matching_files(f"{conf}*/*redirects", ":", conf), live=True),
         live_file(f"{net}/ipv4/tcp_window_scaling"),
         live_file(f"{net}/ipv4/tcp_adv_win_scale"),
         part("uname-a", "uname -a", lambda report: iter([" ".join(os.uname()) + "\n"]), live=True),
         part("config-built-with", "cat /proc/config_built_with", cat("/proc/config_built_with"), live=True),
         part("distro-release", "cat /etc/*release", distribution),
-        part("iptables", "iptables-save", program("iptables-save", *save), live=True, slow=True),
-        part("ip6tables", "ip6tables-save", program("ip6tables-save", *save), live=True, slow=True),
+        part("iptables", "iptables-save", program_output("iptables-save", *save), live=True, slow=True),
+        part("ip6tables", "ip6tables-save", program_output("ip6tables-save", *save), live=True, slow=True),
         part("nftables", "nft list ruleset", nft_ruleset, live=True, slow=True),
         live_file("/proc/modules"),
         live_file("/proc/meminfo"),
@@ -9980,7 +10013,7 @@ def report_sections(host: Host) -> list[ReportSection]:
         part("kern.debug", "tail -100 /var/log/kern.debug", kernel_debug_log),
         part("klog", "dmesg", kernel_log, live=True),
         part("plog", "", pluto_log, slow=True),
-        part("date", "date", lambda report: iter([date() + "\n"])),
+        part("date", "date", lambda report: iter([date_line() + "\n"])),
     ]
 
 
@@ -10045,7 +10078,7 @@ class LookSink(TextSink):
 
     def open(self, report: Report) -> None:
         """The label."""
-        self.write(f"{report.host_name()} {date()}\n")
+        self.write(f"{report.host_name()} {date_line()}\n")
 
     def begin(self, section: ReportSection) -> None:
         """The title."""
@@ -10063,7 +10096,7 @@ def sorted_policies(report: Report) -> Iterator[str]:
         kind = words[words.index("type") + 1] if six and "type" in words else "0"
         return six, int(kind), int(words[words.index("priority") + 1]), policy.replace("\n", "\\")
 
-    plain = (trimmed(policy) for policy in told(policy_messages(report.host), text.policy_text))
+    plain = (trimmed(policy) for policy in message_texts(policy_messages(report.host), text.policy_text))
     return in_pieces(sorted((policy for policy in plain if "\tsocket " not in policy), key=order))
 
 
@@ -10088,7 +10121,7 @@ def iptables_lists(report: Report) -> Iterator[str]:
             yield ran.text if not ran.status else ""  # there need not be such a chain
     yield "iptables filter TABLE\n"
     if not old or "filter" in host.value("/proc/net/ip_tables_names"):
-        yield from program("iptables", "-n", "-t", "filter", "-L")(report)
+        yield from program_output("iptables", "-n", "-t", "filter", "-L")(report)
 
 
 def nss_listing(report: Report) -> Iterator[str]:
@@ -10176,7 +10209,7 @@ def policy_line(data: XfrmData, policy: Policy) -> str:
                      *(f"{word} {value}" for word, value in parts if value is not None)])
 
 
-def packet(data: XfrmData, routing: Routing, source: str, destination: str, mark: int,
+def fate_of_packets(data: XfrmData, routing: Routing, source: str, destination: str, mark: int,
            known: tuple[int, int, int]) -> dict[str, Any]:
     """What would become of packets to an address; `known` are protocol and ports, 0 for what is not known."""
     found: dict[str, Any] = {"source": source, "destination": destination, "device": "", "fate": "unroutable",
@@ -10192,7 +10225,7 @@ def packet(data: XfrmData, routing: Routing, source: str, destination: str, mark
     found.update(source=source, device=device, fate="clear", why="no policy is for it")
     if route.local:
         found["why"] = "it is an address of this host"
-    elif "." in destination and sysctl(data.host, f"net.ipv4.conf.{device.replace('.', '/')}.disable_xfrm") == "1":
+    elif "." in destination and read_sysctl(data.host, f"net.ipv4.conf.{device.replace('.', '/')}.disable_xfrm") == "1":
         found["why"] = f"disable_xfrm is set on {device}"
     else:
         *before, policy = data.policies_for(source, destination, *known, mark=mark)
@@ -10200,7 +10233,7 @@ def packet(data: XfrmData, routing: Routing, source: str, destination: str, mark
         if kind in ("xfrm", "vti", "vti6") and data.fate(policy, destination) == "clear":
             # such an interface asks for policies of its own, and drops what there is none for
             *before, policy = data.policies_for(
-                source, destination, *known, if_id=number(kept.get(2)) if kind == "xfrm" else 0,
+                source, destination, *known, if_id=unsigned(kept.get(2)) if kind == "xfrm" else 0,
                 mark=0 if kind == "xfrm" else int.from_bytes(kept.get(3, b""), "big"))
             found.update(fate="block", why=f"{device} drops what no policy is for")
         if policy:
@@ -10263,14 +10296,14 @@ def show_command(host: Host, args: Args) -> int:
         mark_number = int(mark or "0", 0)
         if not 0 <= mark_number < 1 << 32 or not all(0 <= port < 1 << 16 for port in ports):
             raise ValueError
-        source = source and str(data.address[packed(source)])
+        source = source and str(data.address[packed_address(source)])
     except (ValueError, OSError):
         raise Failure("ipsec show: --source takes an IP address, --protocol a name of /etc/protocols or a number, "
                       "ports are numbers of 16 bits, marks of 32", USAGE) from None
     if source and not args.operands:
         raise Failure("ipsec show: if specifying a source, specifying a destination is required", USAGE)
     try:
-        found = [{"name": name, **packet(data, Routing(host), source, address, mark_number, known)}
+        found = [{"name": name, **fate_of_packets(data, Routing(host), source, address, mark_number, known)}
                  for name in args.operands for address in addresses_of(name, source)]
         tunnels = [] if found else [policy for policy in data.policies_data() if policy.direction == "out" and not
                                     policy.socket and any(template.reqid for template in policy.templates)]
@@ -10389,7 +10422,7 @@ class Teller:
 
     def ask(self, *words: str) -> int:
         """Show what pluto answers to a request that it should answer soon, as text or as --json."""
-        timeout = seconds(self.args.value("--timeout", "60"))
+        timeout = parse_seconds(self.args.value("--timeout", "60"))
         since, marks = SINCE.get(words[-1], ((), ()))
         lines: Iterator[str] | None = None
         if since and not self.args.flag("--dry-run"):
@@ -10592,7 +10625,7 @@ def metrics_command(host: Host, args: Args) -> int:
     """`ipsec metrics`: 0, also when pluto is down (ipsec_up is 0 then).  Raises Failure when we may not ask."""
     host.ctlsocket = args.value("--ctlsocket") or host.ctlsocket
     try:
-        data = StatusReader().read(pluto_status(host, seconds(args.value("--timeout", "60"))))
+        data = StatusReader().read(pluto_status(host, parse_seconds(args.value("--timeout", "60"))))
     except (NoPluto, TimedOut) as failure:
         if failure.hint == NOT_ALLOWED:
             raise  # whether it is up is not known
@@ -10800,7 +10833,7 @@ START_OPTIONS = (*SETUP_OPTIONS, Opt("--foreground", None, "without init system:
                                      "(the entry point of a container, a supervisor's run script)"))
 
 
-def setup(host: Host, args: Args, action: str) -> int:
+def control_service(host: Host, args: Args, action: str) -> int:
     """Start, stop, restart or ask for the service, through the init system or without; its status."""
     host.conf = args.value("--config") or host.conf
     dry, foreground = args.flag("--dry-run"), args.flag("--foreground")
@@ -10834,7 +10867,7 @@ def setup_command(host: Host, args: Args) -> int:
     actions += [action for action in ("start", "stop", "restart", "status") if args.flag(f"--{action}")]
     if len(actions) != 1 or actions[0] not in ("start", "stop", "restart", "status"):
         raise Failure("Usage: {--start|--stop|--restart|--status}", USAGE)
-    return setup(host, args, actions[0])
+    return control_service(host, args, actions[0])
 
 
 @command("start _autostart", "[CONN...]", summary="start the IKE daemon; with CONN, add and bring up connections",
@@ -10842,19 +10875,19 @@ def setup_command(host: Host, args: Args) -> int:
          details=SETUP_DETAILS)
 def start_command(host: Host, args: Args) -> int:
     """`ipsec start`: as setup start; `ipsec start CONN...`: the status of the first connection that fails."""
-    return pluto_start(host, args) if args.operands else setup(host, args, "start")
+    return pluto_start(host, args) if args.operands else control_service(host, args, "start")
 
 
 @command("stop _autostop", summary="stop the IKE daemon", options=SETUP_OPTIONS, details=SETUP_DETAILS)
 def stop_command(host: Host, args: Args) -> int:
     """`ipsec stop`: as setup stop."""
-    return setup(host, args, "stop")
+    return control_service(host, args, "stop")
 
 
 @command("restart", summary="restart the IKE daemon", options=SETUP_OPTIONS, details=SETUP_DETAILS)
 def restart_command(host: Host, args: Args) -> int:
     """`ipsec restart`: as setup restart."""
-    return setup(host, args, "restart")
+    return control_service(host, args, "restart")
 
 
 @command("_stackmanager", "start|stop|restart", summary="load, or give back, the kernel's IPsec stack",
@@ -11210,36 +11243,6 @@ def updown_command(host: Host, args: Args) -> int:
         raise Failure(f"_updown: no support for the IPsec stack {quote(stack)}", 3, "this is for Linux's XFRM")
     updown = Updown(host, RoutingChanges(host), args.value("--route"), args.value("--iproute"))
     return updown.run(host.env.get("PLUTO_VERB", ""))
-
-
-# Commands that some releases of libreswan, 3.29 to 5.4, have as programs: why one is not here, and the way out
-NOT_HERE = {
-    **dict.fromkeys(("eroute", "klipsdebug", "pf_key", "spi", "spigrp", "tncfg"),
-                    ("is a command of KLIPS, the kernel stack that libreswan dropped in 4.0",
-                     "ipsec look shows what Linux's own stack has")),
-    "portexcludes": ("is a contribution that libreswan's packages leave out", "write conns with type=passthrough"),
-    "unbound": ("is a script of libreswan that is not installed here",
-                "unbound-control set_option ipsecmod-enabled: yes"),
-    "letsencrypt": ("is a script of libreswan 4.0 and later that is not installed here", "ipsec import FILE"),
-    "showroute": ("is a program of libreswan 4.10 and later that is not installed here", "ipsec show ADDRESS"),
-    "eddsasigkey": ("is a program of libreswan 5.4 that is not installed here", "ipsec newhostkey makes other keys"),
-    "rereadcrls": ("is obsolete: revocation lists are fetched, into the NSS database", "ipsec fetchcrls"),
-    "rereadcacerts": ("is obsolete: CAs are in the NSS database", "ipsec import FILE, then ipsec rereadcerts"),
-    **dict.fromkeys(("algparse", "cavp", "asn1check", "dncheck", "enumcheck", "getpeercon_server", "hunkcheck",
-                     "ipcheck", "jambufcheck", "keyidcheck", "timecheck", "vendoridcheck"),
-                    ("is a self-test of libreswan that is not installed here", "")),
-}
-
-
-def unknown_command(host: Host, name: str) -> Failure:
-    """The error for a command that is neither built in nor in the exec directory."""
-    if "/" in name or name in (".", "..", ""):
-        return Failure(f"ipsec: {quote(name)} is not a command name", ERROR, "a path is never run; see ipsec --help")
-    known = command_names(host)
-    if name in NOT_HERE:
-        return Failure(f"ipsec {name}: {NOT_HERE[name][0]}", ERROR, NOT_HERE[name][1])
-    return Failure(f"ipsec: unknown IPsec command {quote(name)}", ERROR,
-                   suggest(name, known) or '"ipsec --help" for list')
 
 
 # --- manual and completion -------------------------------------------------------------------------------------------

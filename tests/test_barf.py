@@ -209,7 +209,7 @@ def test_what_came_before_an_error_is_shown() -> None:
         yield "first"
         raise ipsec.TimedOut("it fell silent")
 
-    text, ended = run([ReportSection("status", "", lambda report: ipsec.texts(broken()))])
+    text, ended = run([ReportSection("status", "", lambda report: ipsec.text_of_lines(broken()))])
     assert "first\nit fell silent" in text and ended == {"timeout": ["status"]}
 
 

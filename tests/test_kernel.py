@@ -310,7 +310,7 @@ def test_what_proc_says(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     host = ipsec.Host({}, root=str(tmp_path))
-    assert ipsec.sysctl(host, "net.ipv4.conf.eth0/5.rp_filter") == "2"
-    assert ipsec.sysctl(host, "net.ipv4.nothing") == ""
+    assert ipsec.read_sysctl(host, "net.ipv4.conf.eth0/5.rp_filter") == "2"
+    assert ipsec.read_sysctl(host, "net.ipv4.nothing") == ""
     assert ipsec.has_module(host, "nothing", "xfrm-user") and not ipsec.has_module(host, "nothing")
     assert ipsec.crypto_algorithms(host) == {"sha1": "shash", "rfc4106(gcm(aes))": "aead"}

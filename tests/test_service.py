@@ -214,7 +214,7 @@ def served(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], tuple
         host = ipsec.Host({})
         monkeypatch.setattr(host, "resolve", lambda program, hint="": program)
         monkeypatch.setattr(ipsec, "check_config", lambda host: None)
-        monkeypatch.setattr(ipsec, "answers", lambda host: True)
+        monkeypatch.setattr(ipsec, "pluto_answers", lambda host: True)
         assert service
         return host, service
 
@@ -272,7 +272,7 @@ def test_a_service_that_starts_without_pluto_is_no_success(
         served: Callable[[str], tuple[ipsec.Host, ipsec.Service]], fp: FakeProcess,
         monkeypatch: pytest.MonkeyPatch) -> None:
     host, service = served("dinit")
-    monkeypatch.setattr(ipsec, "answers", lambda host: False)
+    monkeypatch.setattr(ipsec, "pluto_answers", lambda host: False)
     monkeypatch.setattr(ipsec, "CHECK_TIME", 0.2)
     fp.register(["dinitctl", "start", "ipsec"])
     with pytest.raises(ipsec.Failure, match="pluto does not answer"):

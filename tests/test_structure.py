@@ -1,6 +1,5 @@
 """The reading order of ipsec.py and the names in it, read from its source."""
 from __future__ import annotations
-
 import __future__
 
 import ast
