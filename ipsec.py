@@ -2188,77 +2188,442 @@ def own_reader(host: Host, args: Args, name: str) -> Config:
 # =====================================================================================================================
 # 5. Kernel
 #
-# What the running kernel knows, read from plain netlink sockets by a small streaming reader, and from /proc: XFRM
-# states and policies, addresses, routes, rules, links, in the words of iproute2 5.10 to 6.15, so that people can read
-# and diff them, and as data; and the removal of what pluto left there.  Facts: linux/netlink.h, linux/rtnetlink.h,
-# linux/xfrm.h, linux/fib_rules.h, rtnetlink(7), proc(5); kernel_xfrm.c and spd_priority() of libreswan 3.29 to 5.2.
+# The state of the running kernel, read from plain netlink sockets by a small streaming reader, and from /proc: XFRM
+# states and policies, addresses, routes, rules and links, as text in the words of iproute2 5.10 to 6.15, and as data;
+# and the removal of the states and policies that pluto left.  Used by reports, verify, look, show, _updown and the
+# service commands.  Facts: the headers named below, rtnetlink(7), proc(5); kernel_xfrm.c and spd_priority() of
+# libreswan 3.29 to 5.2.
 # =====================================================================================================================
 
-NETLINK_ROUTE, NETLINK_XFRM, NETLINK_GENERIC = 0, 6, 16
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR = 1, 4, 0x300, 0x10
-NLMSG_ERROR, NLMSG_DONE = 2, 3
-NETLINK_BUFFER = 1 << 16  # the kernel gives at most 32 KiB at a time
+
+# --- numbers and structures of the kernel's headers -------------------------------------------------------------------
+
+# linux/netlink.h
+NETLINK_ROUTE = 0
+NETLINK_XFRM = 6
+NETLINK_NETFILTER = 12
+NETLINK_GENERIC = 16
+NLM_F_REQUEST = 1
+NLM_F_ACK = 4
+NLM_F_DUMP_INTR = 0x10
+NLM_F_REPLACE = 0x100
+NLM_F_EXCL = 0x200
+NLM_F_DUMP = 0x300
+NLM_F_CREATE = 0x400
+NLM_F_APPEND = 0x800
+NLMSG_ERROR = 2
+NLMSG_DONE = 3
+NLA_F_NESTED = 0x8000
+NLA_TYPE_MASK = 0x3FFF
+NLMSGHDR_FORM = "=IHHII"  # struct nlmsghdr: length, type, flags, sequence, port
+NLMSGHDR_SIZE = 16
+NLATTR_SIZE = 4  # struct nlattr, struct rtattr: 16 bits of length, 16 bits of type
+ERRNO_SIZE = 4  # struct nlmsgerr and the body of NLMSG_DONE begin with a negative errno
+
+# linux/xfrm.h
+XFRM_MSG_DELSA = 17
+XFRM_MSG_GETSA = 18
+XFRM_MSG_DELPOLICY = 20
+XFRM_MSG_GETPOLICY = 21
+XFRMA_ALG_AUTH = 1
+XFRMA_ALG_CRYPT = 2
+XFRMA_ALG_COMP = 3
+XFRMA_ENCAP = 4
+XFRMA_TMPL = 5
+XFRMA_SEC_CTX = 8
+XFRMA_REPLAY_VAL = 10
+XFRMA_COADDR = 14
+XFRMA_LASTUSED = 15
+XFRMA_POLICY_TYPE = 16
+XFRMA_ALG_AEAD = 18
+XFRMA_ALG_AUTH_TRUNC = 20
+XFRMA_MARK = 21
+XFRMA_TFCPAD = 22
+XFRMA_REPLAY_ESN_VAL = 23
+XFRMA_SA_EXTRA_FLAGS = 24
+XFRMA_OFFLOAD_DEV = 28
+XFRMA_SET_MARK = 29
+XFRMA_SET_MARK_MASK = 30
+XFRMA_IF_ID = 31
+XFRMA_SA_DIR = 33
+XFRMA_SA_PCPU = 35
+XFRM_POLICY_IN, XFRM_POLICY_OUT, XFRM_POLICY_FWD, XFRM_POLICY_MAX = 0, 1, 2, 3
+XFRM_POLICY_ALLOW, XFRM_POLICY_BLOCK = 0, 1
+XFRM_POLICY_TYPE_MAIN, XFRM_POLICY_TYPE_SUB = 0, 1
+XFRM_SA_DIR_IN, XFRM_SA_DIR_OUT = 1, 2
+XFRM_OFFLOAD_INBOUND, XFRM_OFFLOAD_PACKET = 2, 4
+XFRM_INF = (1 << 64) - 1
+SELECTOR_FORM = "16s16s2s2s2s2sHBBB3xiI"  # struct xfrm_selector
+LIFETIMES_FORM = "8Q4Q"  # struct xfrm_lifetime_cfg, struct xfrm_lifetime_cur
+POLICY_FORM = f"={SELECTOR_FORM}{LIFETIMES_FORM}IIBBBB4x"  # struct xfrm_userpolicy_info
+STATE_FORM = f"={SELECTOR_FORM}16sIB3x16s{LIFETIMES_FORM}IIIIIHBBB7x"  # struct xfrm_usersa_info
+TEMPLATE_FORM = "=16sIB3xH2x16sIBBBxIII"  # struct xfrm_user_tmpl
+POLICY_ID_FORM = "=56sIB3x"  # struct xfrm_userpolicy_id: selector, index, direction
+STATE_ID_FORM = "=16sIHBx"  # struct xfrm_usersa_id: destination, SPI, family, protocol
+SELECTOR_SIZE = 56
+SELECTOR_FIELDS = 12  # the number of fields that SELECTOR_FORM unpacks to
+LIFETIMES_FIELDS = 12
+ALGORITHM_NAME_SIZE = 64  # struct xfrm_algo and its kind: the name, 32 bits of key length, …, the key
+SEC_CTX_SIZE = 8  # struct xfrm_user_sec_ctx; the label follows it
+MARK_FORM = "=II"  # struct xfrm_mark: value, mask
+ENCAP_FORM = "=H2s2s2x16s"  # struct xfrm_encap_tmpl: type, source and destination port, original address
+REPLAY_FORM = "=III"  # struct xfrm_replay_state: outgoing and incoming sequence number, bitmap
+REPLAY_ESN_FORM = "=6I"  # struct xfrm_replay_state_esn: length of the bitmap, oseq, seq, oseq_hi, seq_hi, window
+REPLAY_ESN_SIZE = 24
+OFFLOAD_FORM = "=IB"  # struct xfrm_user_offload: interface, flags
+
+# linux/in.h, linux/udp.h
+IPPROTO_ICMP, IPPROTO_GRE, IPPROTO_ESP, IPPROTO_AH, IPPROTO_ICMPV6, IPPROTO_COMP, IPPROTO_MH = (
+    1, 47, 50, 51, 58, 108, 135)
+UDP_ENCAP_ESPINUDP_NON_IKE, UDP_ENCAP_ESPINUDP, TCP_ENCAP_ESPINTCP = 1, 2, 7
+
+# linux/if.h
+IFF_UP = 1
+IFF_LOOPBACK = 8
+IFF_POINTOPOINT = 0x10
+IFF_RUNNING = 0x40
+
+# linux/rtnetlink.h
+RTM_NEWLINK, RTM_GETLINK = 16, 18
+RTM_NEWADDR, RTM_GETADDR = 20, 22
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTM_NEWNEIGH = 28
+RTM_NEWRULE, RTM_GETRULE = 32, 34
+RTM_GETNSID = 90
+RTM_NEW_TO_DEL = 1  # RTM_DELLINK = RTM_NEWLINK + 1, and so on
+RTMSG_FORM = "=8BI"  # struct rtmsg: family, bits of destination and source, TOS, table, protocol, scope, type, flags
+RTMSG_SIZE = 12
+RTMSG_TABLE = 4  # the offset of the table in struct rtmsg
+RTGENMSG_SIZE = 4  # struct rtgenmsg and its padding
+RTM_F_CLONED = 0x200
+RT_TABLE_MAIN = 254
+RTN_UNICAST, RTN_LOCAL = 1, 2
+RTPROT_UNSPEC, RTPROT_KERNEL, RTPROT_BOOT = 0, 2, 3
+RT_SCOPE_UNIVERSE, RT_SCOPE_SITE, RT_SCOPE_LINK, RT_SCOPE_HOST, RT_SCOPE_NOWHERE = 0, 200, 253, 254, 255
+RTNH_F_ONLINK = 4
+RTNEXTHOP_FORM = "=HBBi"  # struct rtnexthop: length, flags, weight less one, interface
+RTNEXTHOP_SIZE = 8
+CACHEINFO_FORM = "=8xiI"  # struct rta_cacheinfo, without its first two fields: expires (1/100 s), error
+RTA_DST = 1
+RTA_SRC = 2
+RTA_IIF = 3
+RTA_OIF = 4
+RTA_GATEWAY = 5
+RTA_PRIORITY = 6
+RTA_PREFSRC = 7
+RTA_METRICS = 8
+RTA_MULTIPATH = 9
+RTA_FLOW = 11
+RTA_CACHEINFO = 12
+RTA_TABLE = 15
+RTA_MARK = 16
+RTA_VIA = 18
+RTA_NEWDST = 19
+RTA_PREF = 20
+RTA_ENCAP_TYPE = 21
+RTA_ENCAP = 22
+RTA_UID = 25
+RTA_NH_ID = 30
+RTAX_LOCK = 1
+RTAX_MTU = 2
+RTAX_WINDOW = 3
+RTAX_RTT = 4
+RTAX_RTTVAR = 5
+RTAX_SSTHRESH = 6
+RTAX_CWND = 7
+RTAX_ADVMSS = 8
+RTAX_REORDERING = 9
+RTAX_HOPLIMIT = 10
+RTAX_INITCWND = 11
+RTAX_FEATURES = 12
+RTAX_RTO_MIN = 13
+RTAX_INITRWND = 14
+RTAX_QUICKACK = 15
+RTAX_CC_ALGO = 16
+RTAX_FASTOPEN_NO_COOKIE = 17
+RTAX_FEATURE_ECN = 1
+NO_LIMIT = 0xFFFFFFFF  # -1 in 32 bits: no value is set
+AF_MPLS = 28  # linux/socket.h
+
+# linux/lwtunnel.h, linux/mpls_iptunnel.h
+LWTUNNEL_ENCAP_MPLS, LWTUNNEL_ENCAP_IP, LWTUNNEL_ENCAP_IP6, LWTUNNEL_ENCAP_XFRM = 1, 2, 4, 10
+LWTUNNEL_IP_ID, LWTUNNEL_IP_DST, LWTUNNEL_IP_SRC, LWTUNNEL_IP_TTL, LWTUNNEL_IP_TOS = 1, 2, 3, 4, 5
+LWT_XFRM_IF_ID, LWT_XFRM_LINK = 1, 2
+MPLS_IPTUNNEL_DST, MPLS_IPTUNNEL_TTL = 1, 2
+
+# linux/fib_rules.h
+FIB_RULE_FORM = "=8BI"  # struct fib_rule_hdr: family, bits of destination and source, TOS, table, -, -, action, flags
+FIB_RULE_SIZE = 12
+FIB_RULE_INVERT, FIB_RULE_UNRESOLVED, FIB_RULE_IIF_DETACHED, FIB_RULE_OIF_DETACHED = 2, 4, 8, 16
+FR_ACT_TO_TBL, FR_ACT_GOTO, FR_ACT_NOP, FR_ACT_BLACKHOLE, FR_ACT_UNREACHABLE, FR_ACT_PROHIBIT = 1, 2, 3, 6, 7, 8
+FRA_DST = 1
+FRA_SRC = 2
+FRA_IIFNAME = 3
+FRA_GOTO = 4
+FRA_PRIORITY = 6
+FRA_FWMARK = 10
+FRA_FLOW = 11
+FRA_TUN_ID = 12
+FRA_SUPPRESS_IFGROUP = 13
+FRA_SUPPRESS_PREFIXLEN = 14
+FRA_TABLE = 15
+FRA_FWMASK = 16
+FRA_OIFNAME = 17
+FRA_PAD = 18
+FRA_L3MDEV = 19
+FRA_UID_RANGE = 20
+FRA_PROTOCOL = 21
+FRA_IP_PROTO = 22
+FRA_SPORT_RANGE = 23
+FRA_DPORT_RANGE = 24
+FRA_DSCP = 25
+FRA_FLOWLABEL = 26
+FRA_FLOWLABEL_MASK = 27
+FRA_SPORT_MASK = 28
+FRA_DPORT_MASK = 29
+FRA_DSCP_MASK = 30
+
+# linux/if_link.h
+IFINFOMSG_FORM = "=B1xHiII"  # struct ifinfomsg: family, type, index, flags, changed flags
+IFINFOMSG_SIZE = 16
+IFLA_ADDRESS = 1
+IFLA_BROADCAST = 2
+IFLA_IFNAME = 3
+IFLA_MTU = 4
+IFLA_LINK = 5
+IFLA_QDISC = 6
+IFLA_MASTER = 10
+IFLA_TXQLEN = 13
+IFLA_OPERSTATE = 16
+IFLA_LINKINFO = 18
+IFLA_STATS64 = 23
+IFLA_GROUP = 27
+IFLA_LINK_NETNSID = 37
+IFLA_PROTO_DOWN = 39
+IFLA_XDP = 43
+IFLA_PROP_LIST = 52
+IFLA_PERM_ADDRESS = 54
+IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
+IFLA_XDP_ATTACHED, IFLA_XDP_PROG_ID = 2, 4
+IFLA_XFRM_LINK, IFLA_XFRM_IF_ID = 1, 2
+STATS64_SIZE = 48
+STATS64_FORM = "=6Q"  # struct rtnl_link_stats64: packets in and out, bytes in and out, errors in and out, …
+
+# linux/if_tunnel.h
+IFLA_VTI_LINK, IFLA_VTI_IKEY, IFLA_VTI_OKEY, IFLA_VTI_LOCAL, IFLA_VTI_REMOTE = 1, 2, 3, 4, 5
+IFLA_GRE_IKEY, IFLA_GRE_OKEY, IFLA_GRE_LOCAL, IFLA_GRE_REMOTE = 4, 5, 6, 7
+IFLA_IPTUN_LOCAL, IFLA_IPTUN_REMOTE = 2, 3
+
+# linux/if_arp.h
+ARPHRD_TUNNEL, ARPHRD_TUNNEL6, ARPHRD_SIT, ARPHRD_IPGRE, ARPHRD_IP6GRE = 768, 769, 776, 778, 823
+
+# linux/if_addr.h
+IFADDRMSG_FORM = "=4BI"  # struct ifaddrmsg: family, bits, flags, scope, interface
+IFADDRMSG_SIZE = 8
+IFADDRMSG_INDEX = 4  # the offset of the interface in struct ifaddrmsg
+IFA_ADDRESS = 1
+IFA_LOCAL = 2
+IFA_LABEL = 3
+IFA_BROADCAST = 4
+IFA_ANYCAST = 5
+IFA_CACHEINFO = 6
+IFA_FLAGS = 8
+IFA_RT_PRIORITY = 9
+IFA_PROTO = 11
+IFA_F_TEMPORARY = 1  # of an IPv6 address; the same bit is IFA_F_SECONDARY of an IPv4 address
+IFA_F_PERMANENT = 0x80
+IFA_CACHEINFO_FORM = "=II"  # struct ifa_cacheinfo: preferred and valid lifetime in seconds, …
+
+# linux/neighbour.h
+NDMSG_FORM = "=B3xiHBB"  # struct ndmsg: family, interface, state, flags, type
+NDA_DST = 1
+NUD_PERMANENT = 0x80
+NTF_PROXY = 8
+
+# linux/net_namespace.h
+NETNSA_NSID, NETNSA_FD = 1, 3
+
+# linux/netfilter.h, linux/netfilter/nfnetlink.h
+NF_INET_PRE_ROUTING, NF_INET_LOCAL_IN, NF_INET_FORWARD, NF_INET_LOCAL_OUT, NF_INET_POST_ROUTING = 0, 1, 2, 3, 4
+NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6 = 1, 2, 10
+NFNL_SUBSYS_NFTABLES = 10
+NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
+NFGENMSG_SIZE = 4  # struct nfgenmsg: family, version, resource
+
+# linux/netfilter/nf_tables.h
+NFT_MSG_NEWTABLE, NFT_MSG_GETTABLE, NFT_MSG_DELTABLE = (NFNL_SUBSYS_NFTABLES << 8 | number for number in (0, 1, 2))
+NFT_MSG_NEWCHAIN = NFNL_SUBSYS_NFTABLES << 8 | 3
+NFT_MSG_NEWRULE, NFT_MSG_GETRULE, NFT_MSG_DELRULE = (NFNL_SUBSYS_NFTABLES << 8 | number for number in (6, 7, 8))
+NFTA_LIST_ELEM = 1
+NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY = 1, 2
+NFTA_CHAIN_NAME, NFTA_CHAIN_HOOK, NFTA_CHAIN_TYPE = 3, 4, 7
+NFTA_TABLE_NAME = NFTA_CHAIN_TABLE = NFTA_RULE_TABLE = 1
+NFTA_RULE_CHAIN, NFTA_RULE_HANDLE, NFTA_RULE_EXPRESSIONS, NFTA_RULE_USERDATA = 2, 3, 4, 7
+NFTA_EXPR_NAME, NFTA_EXPR_DATA = 1, 2
+NFTA_DATA_VALUE = 1
+NFTA_CMP_SREG, NFTA_CMP_OP, NFTA_CMP_DATA = 1, 2, 3
+NFTA_META_DREG, NFTA_META_KEY = 1, 2
+NFTA_RT_DREG, NFTA_RT_KEY = 1, 2
+NFTA_PAYLOAD_DREG, NFTA_PAYLOAD_BASE, NFTA_PAYLOAD_OFFSET, NFTA_PAYLOAD_LEN = 1, 2, 3, 4
+NFTA_BITWISE_SREG, NFTA_BITWISE_DREG, NFTA_BITWISE_LEN, NFTA_BITWISE_MASK, NFTA_BITWISE_XOR = 1, 2, 3, 4, 5
+NFTA_IMMEDIATE_DREG, NFTA_IMMEDIATE_DATA = 1, 2
+NFTA_LOG_GROUP, NFTA_LOG_PREFIX = 1, 2
+NFTA_NAT_TYPE, NFTA_NAT_FAMILY, NFTA_NAT_REG_ADDR_MIN = 1, 2, 3
+NFT_REG_1 = 1
+NFT_CMP_EQ = 0
+NFT_META_NFPROTO, NFT_META_SECPATH = 15, 25
+NFT_RT_XFRM = 4
+NFT_PAYLOAD_NETWORK_HEADER = 1
+NFT_NAT_SNAT, NFT_NAT_DNAT = 0, 1
+UDATA_RULE_COMMENT = 0  # libnftnl's udata.h: NFTNL_UDATA_RULE_COMMENT
+
+# linux/ip.h, linux/ipv6.h: the offset of the source address; the destination follows it
+IPV4_SOURCE, IPV6_SOURCE = 12, 8
+
+
+# --- netlink ----------------------------------------------------------------------------------------------------------
+
+NETLINK_BUFFER = 1 << 16  # the kernel sends at most 32 KiB at a time
 NETLINK_TABLES = {NETLINK_ROUTE: "the kernel's network configuration", NETLINK_XFRM: "the kernel's IPsec (XFRM)",
                   NETLINK_GENERIC: "the kernel's generic netlink"}
-TEXT_PIECE = 1 << 16  # characters of text that are handed on at once
-REMEMBERED = 5000  # texts that are kept because they come again
+TEXT_PIECE = 1 << 16  # in_pieces() joins texts up to this number of characters
+REMEMBERED = 5000  # the number of values that Remembered keeps
 if TYPE_CHECKING:
-    Message = tuple[bytes, int, int]  # the buffer, the offset of the message's body in it, and its end
+    Message = tuple[bytes, int, int]  # a buffer, and where the message's body begins and ends in it
+    NetlinkRequest = tuple[int, int, bytes]  # message type, flags, body
+
+
+def unsigned(data: bytes | None) -> int:
+    """Return an unsigned integer of any size in the host's byte order; 0 for no data."""
+    return int.from_bytes(data, sys.byteorder) if data else 0
+
+
+def u16(value: int) -> bytes:
+    """Return 16 bits in the host's byte order."""
+    return value.to_bytes(2, sys.byteorder)
+
+
+def u32(value: int) -> bytes:
+    """Return 32 bits in the host's byte order."""
+    return value.to_bytes(4, sys.byteorder)
+
+
+def be32(value: int) -> bytes:
+    """Return 32 bits in network byte order."""
+    return value.to_bytes(4, "big")
+
+
+def flipped(value: int) -> int:
+    """Swap the bytes of a 32-bit number that was read in the wrong byte order (network or host)."""
+    return int.from_bytes(u32(value), "big")
+
+
+def unpack_struct(form: str, data: bytes, start: int = 0) -> tuple[Any, ...]:
+    """Return the fields of a C structure at an offset.  Raises struct.error if the data is too short."""
+    import struct  # only where the kernel is read: the import takes time at every start
+    return struct.unpack_from(form, data, start)
+
+
+def pack_struct(form: str, *values: bytes | int) -> bytes:
+    """Return a C structure with these fields."""
+    import struct
+    return struct.pack(form, *values)
+
+
+def aligned(size: int) -> int:
+    """Return the size rounded up to a multiple of 4, as netlink pads messages and attributes."""
+    return (size + 3) & ~3
+
+
+def attribute(kind: int, *values: bytes | str | int) -> bytes:
+    """Return a netlink attribute (struct nlattr) with padding.
+
+    An int is packed as 32 bits in the host's byte order, a str ends in NUL, bytes are copied.  Several values follow
+    each other, as nested attributes do.
+    """
+    data = b""
+    for value in values:
+        if isinstance(value, bytes):
+            data += value
+        elif isinstance(value, str):
+            data += encode(value) + b"\0"
+        else:
+            data += u32(value)
+    size = NLATTR_SIZE + len(data)
+    return u16(size) + u16(kind) + data + bytes(aligned(size) - size)
+
+
+def each_attribute(buffer: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[int, bytes]]:
+    """Yield type and data of the attributes between two offsets, in order."""
+    end = len(buffer) if end is None else end
+    while start + NLATTR_SIZE <= end:
+        length = int.from_bytes(buffer[start:start + 2], sys.byteorder)
+        if length < NLATTR_SIZE:
+            break
+        kind = int.from_bytes(buffer[start + 2:start + NLATTR_SIZE], sys.byteorder) & NLA_TYPE_MASK
+        yield kind, buffer[start + NLATTR_SIZE:start + length]
+        start += aligned(length)
+
+
+def attributes(buffer: bytes, start: int = 0, end: int | None = None) -> dict[int, bytes]:
+    """Return the data of the attributes between two offsets by type."""
+    return dict(each_attribute(buffer, start, end))
 
 
 def dump(host: Host, family: int, kind: int, body: bytes) -> Iterator[Message]:
-    """All messages of a dump as they come.  Raises OSError, TimedOut, as exchange()."""
+    """Yield the messages of a dump as they arrive.  Raises OSError, TimedOut, as exchange() does."""
     return exchange(host, family, [(kind, NLM_F_DUMP, body)])
 
 
-def exchange(host: Host, family: int, *packets: Sequence[tuple[int, int, bytes]],
-             ignored: Sequence[int] = ()) -> Iterator[Message]:
-    """Send packets of requests (type, flags, body) one after the other; what the kernel answers to each, until it has
-    done the last that asks for an acknowledgement or a dump.
+def exchange(host: Host, family: int, *packets: Sequence[NetlinkRequest], ignored: Sequence[int] = ()) -> Iterator[Message]:
+    """Send packets of requests one after the other and yield the kernel's answers to them.
 
-    Raises OSError with the kernel's reason, unless it is one of those ignored, and what was asked for as the file
-    name; TimedOut.
+    The answer to a packet ends with the last of its requests that asks for an acknowledgement or a dump.  Raises
+    OSError with the kernel's errno, unless that is one of `ignored`, and with the table's name as the file name;
+    raises TimedOut if the kernel does not answer.
     """
     import _socket as socket
     import struct
-    header = struct.Struct("=IHHII")
+    header = struct.Struct(NLMSGHDR_FORM)
     name = NETLINK_TABLES.get(family, f"netlink family {family}")
-    changed, number, awaited = False, 0, 0
+    changed, sequence, awaited = False, 0, 0
     try:
         link = host.netlink(family)
         try:
             for packet in packets:
                 data = b""
                 for kind, flags, body in packet:
-                    number += 1
-                    awaited = number if flags & (NLM_F_ACK | NLM_F_DUMP) else awaited
-                    data += header.pack(header.size + len(body), kind, flags | NLM_F_REQUEST, number, 0) + body
-                    data += bytes(-len(data) % 4)
+                    sequence += 1
+                    awaited = sequence if flags & (NLM_F_ACK | NLM_F_DUMP) else awaited
+                    size = NLMSGHDR_SIZE + len(body)
+                    data += header.pack(size, kind, flags | NLM_F_REQUEST, sequence, 0) + body
+                    data += bytes(aligned(size) - size)
                 link.send(data)
                 done = False
                 while not done:
                     try:
                         buffer = link.recv(NETLINK_BUFFER)
                     except OSError as error:
-                        if error.errno != errno.ENOBUFS:  # messages were lost, those that follow are fine
+                        if error.errno != errno.ENOBUFS:  # some messages were lost; the next ones are whole
                             raise
                         changed = True
                         continue
                     start = 0
-                    while start + 16 <= len(buffer):
-                        length, message, state, answered, _ = header.unpack_from(buffer, start)
-                        if length < 16 or start + length > len(buffer):
-                            raise OSError(errno.EBADMSG, "the kernel's reply is cut")
-                        changed |= bool(state & NLM_F_DUMP_INTR)
+                    while start + NLMSGHDR_SIZE <= len(buffer):
+                        length, message, flags, answered, _ = header.unpack_from(buffer, start)
+                        if length < NLMSGHDR_SIZE or start + length > len(buffer):
+                            raise OSError(errno.EBADMSG, "the kernel's reply is cut short")
+                        changed |= bool(flags & NLM_F_DUMP_INTR)
+                        begin, end = start + NLMSGHDR_SIZE, start + length
                         if message in (NLMSG_DONE, NLMSG_ERROR):
-                            # both carry a negative errno; an error of 0 is the acknowledgement asked for
-                            code = -int.from_bytes(buffer[start + 16:start + 20], sys.byteorder, signed=True)
+                            # an error of 0 is the acknowledgement
+                            code = -int.from_bytes(buffer[begin:begin + ERRNO_SIZE], sys.byteorder, signed=True)
                             if code and code not in ignored:
                                 raise OSError(code, os.strerror(code))
                             done |= answered == awaited
                         elif answered == awaited:
-                            yield buffer, start + 16, start + length
-                        start += (length + 3) & ~3
+                            yield buffer, begin, end
+                        start += aligned(length)
         finally:
             link.close()
     except socket.timeout:
@@ -2266,52 +2631,17 @@ def exchange(host: Host, family: int, *packets: Sequence[tuple[int, int, bytes]]
     except OSError as error:
         raise OSError(error.errno, error.strerror, name) from None
     if changed:
-        host.warn(f"{name} changed while it was read: some may be missing or told twice")
+        host.warn(f"{name} changed while it was read: entries may be missing or listed twice")
 
 
-def attributes(buffer: bytes, start: int = 0, end: int | None = None) -> dict[int, bytes]:
-    """The attributes (struct rtattr, nlattr) between two offsets, by type."""
-    found = {}
-    end = len(buffer) if end is None else end
-    while start + 4 <= end:
-        length = int.from_bytes(buffer[start:start + 2], sys.byteorder)
-        if length < 4:
-            break
-        found[int.from_bytes(buffer[start + 2:start + 4], sys.byteorder) & 0x3FFF] = buffer[start + 4:start + length]
-        start += (length + 3) & ~3
-    return found
-
-
-def attribute(kind: int, *values: bytes | str | int) -> bytes:
-    """A netlink attribute (struct nlattr, 4-byte aligned).  An int is a u32 of the host's order, a str ends in NUL,
-    bytes are as they are; several values follow each other, as nested attributes do."""
-    data = b"".join(value if isinstance(value, bytes) else encode(value) + b"\0" if isinstance(value, str) else
-                    u32(value) for value in values)
-    return u16(len(data) + 4) + u16(kind) + data + bytes(-len(data) % 4)
-
-
-def unsigned(data: bytes | None) -> int:
-    """An unsigned integer of any size in the host's order; 0 for none."""
-    return int.from_bytes(data, sys.byteorder) if data else 0
-
-
-def u16(value: int) -> bytes:
-    """16 bits in the host's order."""
-    return value.to_bytes(2, sys.byteorder)
-
-
-def u32(value: int) -> bytes:
-    """32 bits in the host's order."""
-    return value.to_bytes(4, sys.byteorder)
-
-
-def flipped(value: int) -> int:
-    """A number of 32 bits in network order that was read in the host's, and the other way round."""
-    return int.from_bytes(u32(value), "big")
+def acknowledge(host: Host, family: int, *packets: Sequence[NetlinkRequest], ignored: Sequence[int] = ()) -> None:
+    """Send requests that the kernel only acknowledges.  Raises OSError, TimedOut, as exchange() does."""
+    for _ in exchange(host, family, *packets, ignored=ignored):
+        continue
 
 
 def message_texts(messages: Iterable[Message], tell: Callable[[bytes, int, int], str]) -> Iterator[str]:
-    """The text of each message; a line for one that is not of the form we know."""
+    """Yield the text that tell() makes of each message; a message that it can't decode becomes a line that says so."""
     import struct
     for buffer, start, end in messages:
         try:
@@ -2321,7 +2651,10 @@ def message_texts(messages: Iterable[Message], tell: Callable[[bytes, int, int],
 
 
 def in_pieces(texts: Iterable[str]) -> Iterator[str]:
-    """Short texts joined to longer ones, which are cheaper to hand on.  An error comes after the texts before it."""
+    """Join short texts into longer ones, which cost less to write.
+
+    If the source fails, the texts read so far are yielded first, then the error is raised.
+    """
     pieces: list[str] = []
     size = 0
     failure: Exception | None = None
@@ -2342,7 +2675,7 @@ def in_pieces(texts: Iterable[str]) -> Iterator[str]:
 
 
 class Remembered(dict):  # type: ignore[type-arg]
-    """What `make` gives for a key, made once; forgets all when it has grown large."""
+    """A cache of make(key).  It forgets all values when it holds more than REMEMBERED."""
 
     def __init__(self, make: Callable[[Any], Any]) -> None:
         super().__init__()
@@ -2356,15 +2689,31 @@ class Remembered(dict):  # type: ignore[type-arg]
 
 
 def ip_text(data: bytes) -> str:
-    """An IP address, 4 or 16 bytes, as text; other bytes in hexadecimal."""
+    """Return an IP address of 4 or 16 bytes as text; other bytes in hexadecimal."""
     import _socket as socket
     if len(data) not in (4, 16):
         return data.hex()
     return socket.inet_ntop(AF_INET if len(data) == 4 else AF_INET6, data)
 
 
+def packed_address(address: str) -> bytes:
+    """Return an IP address in network byte order.  Raises OSError if the text is no IP address."""
+    import _socket as socket
+    return socket.inet_pton(AF_INET6 if ":" in address else AF_INET, address)
+
+
+def text_name(data: bytes | None) -> str:
+    """Return a C string of the kernel as printable text."""
+    return printable(decode((data or b"").partition(b"\0")[0]))
+
+
+def hexadecimal(value: int) -> str:
+    """Format a number as C's %#x does: zero has no prefix."""
+    return f"0x{value:x}" if value else "0"
+
+
 def link_names(host: Host) -> dict[int, str]:
-    """The names of the interfaces by index."""
+    """Return the names of the network interfaces by index."""
     import _socket as socket
     try:
         return {index: printable(name) for index, name in socket.if_nameindex()}
@@ -2372,8 +2721,8 @@ def link_names(host: Host) -> dict[int, str]:
         return {}
 
 
-class KernelText:
-    """What the texts of the kernel's tables have in common: the names of addresses and interfaces."""
+class KernelReader:
+    """Names of addresses and interfaces, for all readers of the kernel's tables."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -2381,274 +2730,58 @@ class KernelText:
         self.links = link_names(host)
 
     def device(self, index: int) -> str:
-        """The name of an interface."""
+        """Return the name of an interface, `if7` if it is unknown."""
         return self.links.get(index, f"if{index}")
 
 
 # --- XFRM ------------------------------------------------------------------------------------------------------------
 
-XFRM_MSG_DELSA, XFRM_MSG_GETSA, XFRM_MSG_DELPOLICY, XFRM_MSG_GETPOLICY = 17, 18, 20, 21
-(XFRMA_ALG_AUTH, XFRMA_ALG_CRYPT, XFRMA_ALG_COMP, XFRMA_ENCAP, XFRMA_TMPL, XFRMA_SEC_CTX, XFRMA_REPLAY_VAL,
- XFRMA_COADDR, XFRMA_LASTUSED, XFRMA_POLICY_TYPE, XFRMA_ALG_AEAD, XFRMA_ALG_AUTH_TRUNC, XFRMA_MARK, XFRMA_TFCPAD,
- XFRMA_REPLAY_ESN_VAL, XFRMA_SA_EXTRA_FLAGS, XFRMA_OFFLOAD_DEV, XFRMA_SET_MARK, XFRMA_SET_MARK_MASK, XFRMA_IF_ID,
- XFRMA_SA_DIR, XFRMA_SA_PCPU) = (1, 2, 3, 4, 5, 8, 10, 14, 15, 16, 18, 20, 21, 22, 23, 24, 28, 29, 30, 31, 33, 35)
-SELECTOR = "16s16s2s2s2s2sHBBB3xiI"  # struct xfrm_selector, 56 bytes
-LIFETIMES = "8Q4Q"  # struct xfrm_lifetime_cfg and xfrm_lifetime_cur
-POLICY_FORM = f"={SELECTOR}{LIFETIMES}IIBBBB4x"  # struct xfrm_userpolicy_info
-STATE_FORM = f"={SELECTOR}16sIB3x16s{LIFETIMES}IIIIIHBBB7x"  # struct xfrm_usersa_info
-TEMPLATE_FORM = "=16sIB3xH2x16sIBBBxIII"  # struct xfrm_user_tmpl
-XFRM_PROTOCOLS = {50: "esp", 51: "ah", 108: "comp", 43: "route2", 60: "hao", 255: "ipsec-any"}
+XFRM_PROTOCOLS = {IPPROTO_ESP: "esp", IPPROTO_AH: "ah", IPPROTO_COMP: "comp", 43: "route2", 60: "hao",
+                  255: "ipsec-any"}
 XFRM_MODES = {0: "transport", 1: "tunnel", 2: "ro", 3: "in_trigger", 4: "beet", 5: "iptfs"}
 POLICY_DIRS = ("in", "out", "fwd")
-ENCAPSULATED = {1: "espinudp-nonike", 2: "espinudp", 7: "espintcp"}  # linux/udp.h
+POLICY_ACTIONS = {XFRM_POLICY_ALLOW: "allow", XFRM_POLICY_BLOCK: "block"}
+POLICY_TYPES = {XFRM_POLICY_TYPE_MAIN: "main", XFRM_POLICY_TYPE_SUB: "sub"}
+ENCAPSULATED = {UDP_ENCAP_ESPINUDP_NON_IKE: "espinudp-nonike", UDP_ENCAP_ESPINUDP: "espinudp",
+                TCP_ENCAP_ESPINTCP: "espintcp"}
 SHARES = {0: "any", 1: "session", 2: "user", 3: "unique"}
+SA_DIRECTIONS = {0: "other (0)", XFRM_SA_DIR_IN: "in", XFRM_SA_DIR_OUT: "out"}
 STATE_FLAGS = ("noecn", "decap-dscp", "nopmtudisc", "wildrecv", "icmp", "af-unspec", "align4", "esn")
 STATE_EXTRA_FLAGS = ("dont-encap-dscp", "oseq-may-wrap")
 POLICY_FLAGS = ("localok", "icmp")
-INFINITE = (1 << 64) - 1
+# The algorithms of a state: attribute, word of iproute2, bytes between the length of the key and the key
+ALGORITHMS = ((XFRMA_ALG_AUTH_TRUNC, "auth-trunc", 4), (XFRMA_ALG_AUTH, "auth", 0), (XFRMA_ALG_AEAD, "aead", 4),
+              (XFRMA_ALG_CRYPT, "enc", 0), (XFRMA_ALG_COMP, "comp", 0))
+
+
+def policy_messages(host: Host) -> Iterator[Message]:
+    """Yield the kernel's policies as messages.  Raises OSError."""
+    return dump(host, NETLINK_XFRM, XFRM_MSG_GETPOLICY, bytes(64))  # struct xfrm_userpolicy_id
+
+
+def state_messages(host: Host) -> Iterator[Message]:
+    """Yield the kernel's states as messages.  Raises OSError."""
+    # no body: the kernel parses any body as attributes and logs a complaint
+    return dump(host, NETLINK_XFRM, XFRM_MSG_GETSA, b"")
 
 
 def flag_words(flags: int, names: Sequence[str]) -> str:
-    """The names of the bits that are set; bits without a name in hexadecimal."""
+    """Return the names of the bits that are set; bits without a name follow in hexadecimal."""
     words = [name for bit, name in enumerate(names) if flags >> bit & 1]
     unknown = flags >> len(names) << len(names)
     return " ".join([*words, f"{unknown:x}"] if unknown else words)
 
 
-class XfrmText(KernelText):
-    """States and policies in the words of `ip xfrm`, with statistics or without; keys never, unless asked for."""
-
-    def __init__(self, host: Host, stats: bool = True, show_keys: bool = False) -> None:
-        import struct
-        super().__init__(host)
-        self.stats = stats
-        self.show_keys = show_keys
-        self.protocols = protocol_names(host)
-        self.policy = struct.Struct(POLICY_FORM)
-        self.state = struct.Struct(STATE_FORM)
-        self.template = struct.Struct(TEMPLATE_FORM)
-        self.templates = Remembered(self._templates)
-        self.times = Remembered(time_text)
-
-    def policies(self) -> Iterator[str]:
-        """All policies, in pieces of text.  Raises OSError."""
-        return in_pieces(message_texts(policy_messages(self.host), self.policy_text))
-
-    def states(self) -> Iterator[str]:
-        """All states, in pieces of text.  Raises OSError."""
-        return in_pieces(message_texts(state_messages(self.host), self.state_text))
-
-    def policy_text(self, buffer: bytes, start: int, end: int) -> str:
-        """One policy: struct xfrm_userpolicy_info and its attributes."""
-        fields = self.policy.unpack_from(buffer, start)
-        priority, index, direction, action, flags, share = fields[24:]
-        more = attributes(buffer, start + 168, end)
-        stats = self.stats
-        # those of a socket are numbered from 3 (XFRM_POLICY_MAX) on
-        word, direction = ("socket", direction - 3) if direction > 2 else ("dir", direction)
-        text = self._selector(fields)
-        if label := more.get(XFRMA_SEC_CTX):
-            text += f"\tsecurity context {text_name(label[8:])} \n"  # struct xfrm_user_sec_ctx
-        text += f"\t{word} {POLICY_DIRS[direction] if direction < 3 else direction} "
-        if action or stats:
-            text += "action allow " if not action else "action block " if action == 1 else f"action {action} "
-        text += f"index {index} priority {priority} " if stats else f"priority {priority} "
-        if kind := more.get(XFRMA_POLICY_TYPE):  # kernels with CONFIG_XFRM_SUB_POLICY tell it
-            text += f"ptype {('main', 'sub')[kind[0]] if kind[0] < 2 else kind[0]} "
-        words = flag_words(flags, POLICY_FLAGS)
-        if stats:
-            text += f"share {SHARES.get(share, share)} flag {words} (0x{flags:08b})\n"  # the mask is binary there
-            text += self._lifetimes(fields[12:24])
-        else:
-            text += f"flag {words}\n" if words else "\n"
-        return text + self._attributes(more, fields[6], False)
-
-    def _selector(self, fields: tuple[Any, ...], other_family: int = 0) -> str:
-        destination, source, dport, dmask, sport, smask, family, dlen, slen, proto, ifindex, user = fields[:12]
-        family = family or other_family
-        if family != AF_INET6:
-            source, destination = source[:4], destination[:4]
-        text = f"src {self.address[source]}/{slen} dst {self.address[destination]}/{dlen} "
-        text += f"proto {self.protocols.get(proto, proto)} " if proto else ""
-        if any(smask) or any(dmask):
-            first, second = int.from_bytes(sport, "big"), int.from_bytes(dport, "big")
-            if proto == 47:  # GRE: the key is in both ports
-                text += f"key {first << 16 | second} "
-            elif proto == 135:  # mobility header
-                text += f"type {first} " if any(smask) else ""
-                text += f"(dport) 0x{unsigned(dport):04x} " if any(dmask) and self.stats else ""
-            else:
-                names = ("type", "code") if proto in (1, 58) else ("sport", "dport")
-                text += f"{names[0]} {first} " if any(smask) else ""
-                text += f"{names[1]} {second} " if any(dmask) else ""
-        text += f"dev {self.device(ifindex)} " if ifindex > 0 else ""
-        return f"{text}uid {user}\n" if self.stats else text + "\n"
-
-    def _lifetimes(self, numbers: Sequence[int]) -> str:
-        limit = ["(INF)" if value == INFINITE else str(value) for value in numbers[:4]]
-        soft_add, hard_add, soft_use, hard_use, count, packets, added, used = numbers[4:]
-        return (f"\tlifetime config:\n\t  limit: soft {limit[0]}(bytes), hard {limit[1]}(bytes)\n"
-                f"\t  limit: soft {limit[2]}(packets), hard {limit[3]}(packets)\n"
-                f"\t  expire add: soft {soft_add}(sec), hard {hard_add}(sec)\n"
-                f"\t  expire use: soft {soft_use}(sec), hard {hard_use}(sec)\n"
-                f"\tlifetime current:\n\t  {count}(bytes), {packets}(packets)\n"
-                f"\t  add {self.times[added]} use {self.times[used]}\n")
-
-    def state_text(self, buffer: bytes, start: int, end: int) -> str:
-        """One state: struct xfrm_usersa_info and its attributes."""
-        fields = self.state.unpack_from(buffer, start)
-        destination, spi, proto, source = fields[12:16]
-        window, replays, failed, seq, reqid, family, mode, replay_window, flags = fields[28:]
-        more = attributes(buffer, start + 224, end)
-        stats = self.stats
-        text = (f"{self._ends(source, destination, family)}\tproto {XFRM_PROTOCOLS.get(proto, proto)} "
-                f"{self._id(spi, reqid, mode, proto in (50, 51, 108))}\n\treplay-window {replay_window} ")
-        words = flag_words(flags, STATE_FLAGS)
-        if stats:
-            text += f"seq 0x{seq:08d} flag {words}"  # in decimal there
-            if XFRMA_SA_EXTRA_FLAGS in more:
-                text += f"extra_flag {flag_words(unsigned(more[XFRMA_SA_EXTRA_FLAGS]), STATE_EXTRA_FLAGS)}"
-            text += f" (0x{flags:08b})"
-        elif words:
-            text += f"flag {words}"
-        text += "\n" + self._attributes(more, family, True)
-        text += f"\tsel {self._selector(fields, family)}" if any(buffer[start:start + 56]) else ""
-        if stats:
-            text += self._lifetimes(fields[16:28])
-            text += f"\tstats:\n\t  replay-window {window} replay {replays} failed {failed}\n"
-        if label := more.get(XFRMA_SEC_CTX):
-            text += f"\tsecurity context {text_name(label[8:])} \n"
-        return text
-
-    def _ends(self, source: bytes, destination: bytes, family: int) -> str:
-        if family != AF_INET6:
-            source, destination = source[:4], destination[:4]
-        return f"src {self.address[source]} dst {self.address[destination]}\n"
-
-    def _id(self, spi: int, reqid: int, mode: int, always: bool = False) -> str:
-        host_spi = flipped(spi)
-        if self.stats:
-            text = f"spi 0x{host_spi:08x}({host_spi}) reqid {reqid}(0x{reqid:08x}) "
-        else:
-            text = (f"spi 0x{host_spi:08x} " if spi or always else "") + f"reqid {reqid} "
-        return f"{text}mode {XFRM_MODES.get(mode, mode)}"
-
-    def _templates(self, key: tuple[bytes, int]) -> str:
-        data, family = key
-        text = ""
-        for fields in self.template.iter_unpack(data[:len(data) // 64 * 64]):
-            destination, spi, proto, tmpl_family, source, reqid, mode, share, optional, auth, enc, comp = fields
-            level = ("required", "use")[optional] if optional < 2 else str(optional)
-            text += (f"\ttmpl {self._ends(source, destination, tmpl_family or family)}"
-                     f"\t\tproto {XFRM_PROTOCOLS.get(proto, proto)} {self._id(spi, reqid, mode)}\n")
-            if self.stats:
-                text += (f"\t\tlevel {level} share {SHARES.get(share, share)} \n"
-                         f"\t\tenc-mask {enc:08x} auth-mask {auth:08x} comp-mask {comp:08x}\n")
-            elif optional:
-                text += f"\t\tlevel {level} \n"
-        return text
-
-    def _algorithm(self, word: str, data: bytes, tail: int = 0) -> str:
-        """struct xfrm_algo, xfrm_algo_auth, xfrm_algo_aead: a name, 64 bytes, the length in bits, `tail` bytes, key."""
-        name = text_name(data[:64])
-        bits = unsigned(data[64:68])
-        shown = ""
-        if bits >= 8:
-            key = data[68 + tail:68 + tail + bits // 8]
-            shown = f"0x{key.hex()}" if self.show_keys else f"0x[redacted {bits // 8} bytes]"
-            shown += f" ({bits} bits)" if self.stats else ""
-        return f"\t{word} {name} {shown}" + (f" {unsigned(data[68:72])}" if tail else "") + "\n"
-
-    def _attributes(self, more: dict[int, bytes], family: int, of_state: bool) -> str:
-        text = ""
-        get = more.get
-        output = ""
-        if XFRMA_SET_MARK in more:
-            output = f"output-mark 0x{unsigned(get(XFRMA_SET_MARK)):x}"
-            output += f"/0x{unsigned(get(XFRMA_SET_MARK_MASK)):x}" if XFRMA_SET_MARK_MASK in more else ""
-        if mark := get(XFRMA_MARK):
-            text += f"\tmark {hexadecimal(unsigned(mark[:4]))}/{hexadecimal(unsigned(mark[4:8]))} {output}\n"
-        elif output:
-            text += f"\t{output}\n"
-        for word, data, tail in algorithms(more) if of_state else ():
-            text += self._algorithm(word, data, tail)
-        if encap := get(XFRMA_ENCAP):
-            kind = ENCAPSULATED.get(unsigned(encap[:2]), unsigned(encap[:2]))
-            address = encap[8:24] if family == AF_INET6 else encap[8:12]
-            text += (f"\tencap type {kind} sport {int.from_bytes(encap[2:4], 'big')} "
-                     f"dport {int.from_bytes(encap[4:6], 'big')} addr {self.address[address]}\n")
-        if templates := get(XFRMA_TMPL):
-            text += self.templates[templates, family]
-        if coa := get(XFRMA_COADDR):
-            text += f"\tcoa {self.address[coa[:16 if family == AF_INET6 else 4]]}\n"
-        if used := get(XFRMA_LASTUSED):
-            text += f"\tlastused {self.times[unsigned(used)]}\n"
-        if replay := get(XFRMA_REPLAY_VAL):
-            oseq, seq, bitmap = (unsigned(replay[at:at + 4]) for at in (0, 4, 8))
-            text += f"\tanti-replay context: seq 0x{seq:x}, oseq 0x{oseq:x}, bitmap 0x{bitmap:08x}\n"
-        text += self._replay_esn(more[XFRMA_REPLAY_ESN_VAL]) if XFRMA_REPLAY_ESN_VAL in more else ""
-        if offload := get(XFRMA_OFFLOAD_DEV):
-            flags = offload[4]
-            text += f"\tcrypto offload parameters: dev {self.device(unsigned(offload[:4]))} "
-            text += f"dir {'in' if flags & 2 else 'out'} " if of_state else ""
-            text += f"mode {'packet' if flags & 4 else 'crypto'}\n"
-        text += f"\tif_id {hexadecimal(unsigned(get(XFRMA_IF_ID)))}\n" if XFRMA_IF_ID in more else ""
-        text += f"\ttfcpad {unsigned(get(XFRMA_TFCPAD))}\n" if XFRMA_TFCPAD in more else ""
-        if direction := get(XFRMA_SA_DIR):
-            text += f"\tdir {('other (0)', 'in', 'out', f'other ({direction[0]})')[min(direction[0], 3)]}\n"
-        text += f"\tpcpu-num {unsigned(get(XFRMA_SA_PCPU))}\n" if XFRMA_SA_PCPU in more else ""
-        return text
-
-    def _replay_esn(self, data: bytes) -> str:
-        length, oseq, seq, oseq_hi, seq_hi, window = (unsigned(data[at:at + 4]) for at in range(0, 24, 4))
-        text = (f"\tanti-replay esn context:\n\t seq-hi 0x{seq_hi:x}, seq 0x{seq:x}, oseq-hi 0x{oseq_hi:x}, "
-                f"oseq 0x{oseq:x}\n\t replay_window {window}, bitmap-length {length}")
-        for index in range(min(length, len(data) // 4 - 6)):
-            text += "" if index % 8 else "\n\t "
-            text += f"{unsigned(data[20 + 4 * (length - index):24 + 4 * (length - index)]):08x} "  # highest word first
-        return text + "\n"
-
-
-def algorithms(more: Mapping[int, bytes]) -> Iterator[tuple[str, bytes, int]]:
-    """The algorithms of a state: word, struct xfrm_algo or one of its kind, and the bytes between its length and its
-    key.  Authentication the kernel tells in both its old and its new way."""
-    for kind, word, tail in ((XFRMA_ALG_AUTH_TRUNC, "auth-trunc", 4), (XFRMA_ALG_AUTH, "auth", 0),
-                             (XFRMA_ALG_AEAD, "aead", 4), (XFRMA_ALG_CRYPT, "enc", 0), (XFRMA_ALG_COMP, "comp", 0)):
-        if kind in more and (word != "auth" or XFRMA_ALG_AUTH_TRUNC not in more):
-            yield word, more[kind], tail
-
-
 def time_text(seconds: int) -> str:
-    """A time as `ip xfrm` writes it."""
+    """Format a time (seconds since the epoch) as `ip xfrm` does; 0 is `-`."""
     try:
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else "-"
     except (OSError, OverflowError, ValueError):
         return "invalid-time"
 
 
-def policy_messages(host: Host) -> Iterator[Message]:
-    """The kernel's policies, as messages.  Raises OSError."""
-    return dump(host, NETLINK_XFRM, XFRM_MSG_GETPOLICY, bytes(64))  # struct xfrm_userpolicy_id
-
-
-def state_messages(host: Host) -> Iterator[Message]:
-    """The kernel's states, as messages.  Raises OSError."""
-    # without a body: the kernel takes what there is for attributes, and complains in its log
-    return dump(host, NETLINK_XFRM, XFRM_MSG_GETSA, b"")
-
-
-def text_name(data: bytes | None) -> str:
-    """A name that the kernel gives as a C string."""
-    return printable(decode((data or b"").partition(b"\0")[0]))
-
-
-def hexadecimal(value: int) -> str:
-    """As C's %#x: zero has no prefix."""
-    return f"0x{value:x}" if value else "0"
-
-
 def protocol_names(host: Host) -> dict[int, str]:
-    """The names of /etc/protocols by number; those that matter here where there is no such file."""
+    """Return the names of /etc/protocols by number; the common protocols where that file is missing."""
     known = {1: "icmp", 6: "tcp", 17: "udp", 47: "gre", 50: "esp", 51: "ah", 58: "ipv6-icmp", 132: "sctp",
              135: "mobility-header"}
     names: dict[int, str] = {}
@@ -2662,16 +2795,329 @@ def protocol_names(host: Host) -> dict[int, str]:
     return names
 
 
+def algorithms(more: Mapping[int, bytes]) -> Iterator[tuple[str, bytes, int]]:
+    """Yield the algorithms among a state's attributes: word, data, and the bytes between length and key.
+
+    The kernel sends authentication in the old form (XFRMA_ALG_AUTH) as well as in the new one; the new one is used.
+    """
+    for kind, word, gap in ALGORITHMS:
+        if kind in more and (kind != XFRMA_ALG_AUTH or XFRMA_ALG_AUTH_TRUNC not in more):
+            yield word, more[kind], gap
+
+
+class RawSelector:
+    """A selector as the kernel sends it (struct xfrm_selector); addresses have the size of their family."""
+
+    def __init__(self, fields: tuple[Any, ...], other_family: int = 0) -> None:
+        """`other_family` is the address family where the selector has none."""
+        (destination, source, self.destination_port, self.destination_mask, self.source_port, self.source_mask,
+         family, self.destination_bits, self.source_bits, self.protocol, self.interface, self.user) = fields
+        size = address_size(family or other_family)
+        self.source, self.destination = source[:size], destination[:size]
+
+    @property
+    def ports(self) -> tuple[int | None, int | None]:
+        """Source and destination port; None for any port."""
+        return (int.from_bytes(self.source_port, "big") if any(self.source_mask) else None,
+                int.from_bytes(self.destination_port, "big") if any(self.destination_mask) else None)
+
+
+class RawTemplate:
+    """A template of a policy as the kernel sends it (struct xfrm_user_tmpl)."""
+
+    def __init__(self, fields: tuple[Any, ...], other_family: int = 0) -> None:
+        (destination, self.spi, self.protocol, family, source, self.reqid, self.mode, self.share, self.optional,
+         self.auth_mask, self.encryption_mask, self.compression_mask) = fields
+        size = address_size(family or other_family)
+        self.source, self.destination = source[:size], destination[:size]
+
+
+class RawPolicy:
+    """A policy as the kernel sends it: struct xfrm_userpolicy_info, and the attributes `more`."""
+
+    def __init__(self, fields: tuple[Any, ...], more: dict[int, bytes]) -> None:
+        self.selector = RawSelector(fields[:SELECTOR_FIELDS])
+        self.lifetimes = fields[SELECTOR_FIELDS:SELECTOR_FIELDS + LIFETIMES_FIELDS]
+        (self.priority, self.index, direction, self.action, self.flags,
+         self.share) = fields[SELECTOR_FIELDS + LIFETIMES_FIELDS:]
+        self.family = fields[6]
+        self.of_socket = direction >= XFRM_POLICY_MAX  # the directions of a socket's policies follow the others
+        self.direction = direction - XFRM_POLICY_MAX if self.of_socket else direction
+        self.more = more
+
+
+class RawState:
+    """A state as the kernel sends it: struct xfrm_usersa_info, and the attributes `more`."""
+
+    def __init__(self, fields: tuple[Any, ...], more: dict[int, bytes], has_selector: bool) -> None:
+        self.address, self.spi, self.protocol, source = fields[SELECTOR_FIELDS:SELECTOR_FIELDS + 4]
+        lifetimes = SELECTOR_FIELDS + 4
+        self.lifetimes = fields[lifetimes:lifetimes + LIFETIMES_FIELDS]
+        (self.window_errors, self.replays, self.failures, self.sequence, self.reqid, self.family, self.mode,
+         self.replay_window, self.flags) = fields[lifetimes + LIFETIMES_FIELDS:]
+        size = address_size(self.family)
+        self.source, self.destination = source[:size], self.address[:size]
+        self.selector = RawSelector(fields[:SELECTOR_FIELDS], self.family)
+        self.has_selector = has_selector
+        self.more = more
+
+
+def address_size(family: int) -> int:
+    """Return the bytes of an address of a family."""
+    return 16 if family == AF_INET6 else 4
+
+
+class XfrmReader(KernelReader):
+    """Decodes the kernel's messages about states and policies."""
+
+    def __init__(self, host: Host) -> None:
+        import struct
+        super().__init__(host)
+        self.protocols = protocol_names(host)
+        self.policy_struct = struct.Struct(POLICY_FORM)
+        self.state_struct = struct.Struct(STATE_FORM)
+        self.template_struct = struct.Struct(TEMPLATE_FORM)
+
+    def read_policy(self, buffer: bytes, start: int, end: int) -> RawPolicy:
+        """Decode a policy.  Raises struct.error if the message is truncated."""
+        form = self.policy_struct
+        return RawPolicy(form.unpack_from(buffer, start), attributes(buffer, start + form.size, end))
+
+    def read_state(self, buffer: bytes, start: int, end: int) -> RawState:
+        """Decode a state.  Raises struct.error if the message is truncated."""
+        form = self.state_struct
+        return RawState(form.unpack_from(buffer, start), attributes(buffer, start + form.size, end),
+                        any(buffer[start:start + SELECTOR_SIZE]))
+
+    def read_templates(self, data: bytes, family: int = 0) -> Iterator[RawTemplate]:
+        """Yield the templates of a policy (XFRMA_TMPL); an incomplete one at the end is left out."""
+        form = self.template_struct
+        for fields in form.iter_unpack(data[:len(data) // form.size * form.size]):
+            yield RawTemplate(fields, family)
+
+
+class XfrmText(XfrmReader):
+    """States and policies in the words of `ip xfrm`, with or without statistics (`ip -s xfrm`).
+
+    Keys are left out unless show_keys is set.
+    """
+
+    def __init__(self, host: Host, stats: bool = True, show_keys: bool = False) -> None:
+        super().__init__(host)
+        self.stats = stats
+        self.show_keys = show_keys
+        self.template_texts = Remembered(self._templates)
+        self.times = Remembered(time_text)
+
+    def policies(self) -> Iterator[str]:
+        """Yield all policies in chunks of text.  Raises OSError."""
+        return in_pieces(message_texts(policy_messages(self.host), self.policy_text))
+
+    def states(self) -> Iterator[str]:
+        """Yield all states in chunks of text.  Raises OSError."""
+        return in_pieces(message_texts(state_messages(self.host), self.state_text))
+
+    def policy_text(self, buffer: bytes, start: int, end: int) -> str:
+        """Return the text of one policy."""
+        policy = self.read_policy(buffer, start, end)
+        text = self._selector(policy.selector)
+        text += self._label(policy.more)
+        direction = POLICY_DIRS[policy.direction] if policy.direction < XFRM_POLICY_MAX else policy.direction
+        text += f"\t{'socket' if policy.of_socket else 'dir'} {direction} "
+        if policy.action or self.stats:
+            text += f"action {POLICY_ACTIONS.get(policy.action, policy.action)} "
+        if self.stats:
+            text += f"index {policy.index} "
+        text += f"priority {policy.priority} "
+        if kind := policy.more.get(XFRMA_POLICY_TYPE):  # from kernels with CONFIG_XFRM_SUB_POLICY
+            text += f"ptype {POLICY_TYPES.get(kind[0], kind[0])} "
+        words = flag_words(policy.flags, POLICY_FLAGS)
+        if self.stats:
+            # iproute2 prints the mask in binary
+            text += f"share {SHARES.get(policy.share, policy.share)} flag {words} (0x{policy.flags:08b})\n"
+            text += self._lifetimes(policy.lifetimes)
+        else:
+            text += f"flag {words}\n" if words else "\n"
+        return text + self._attributes(policy.more, policy.family, False)
+
+    def state_text(self, buffer: bytes, start: int, end: int) -> str:
+        """Return the text of one state."""
+        state = self.read_state(buffer, start, end)
+        text = (f"{self._ends(state)}\tproto {XFRM_PROTOCOLS.get(state.protocol, state.protocol)} "
+                f"{self._id(state, state.protocol in (IPPROTO_ESP, IPPROTO_AH, IPPROTO_COMP))}\n"
+                f"\treplay-window {state.replay_window} ")
+        words = flag_words(state.flags, STATE_FLAGS)
+        if self.stats:
+            text += f"seq 0x{state.sequence:08d} flag {words}"  # iproute2 prints the number in decimal
+            if extra := state.more.get(XFRMA_SA_EXTRA_FLAGS):
+                text += f"extra_flag {flag_words(unsigned(extra), STATE_EXTRA_FLAGS)}"
+            text += f" (0x{state.flags:08b})"
+        elif words:
+            text += f"flag {words}"
+        text += "\n" + self._attributes(state.more, state.family, True)
+        if state.has_selector:
+            text += f"\tsel {self._selector(state.selector)}"
+        if self.stats:
+            text += self._lifetimes(state.lifetimes)
+            text += (f"\tstats:\n\t  replay-window {state.window_errors} replay {state.replays} "
+                     f"failed {state.failures}\n")
+        return text + self._label(state.more)
+
+    def _selector(self, selector: RawSelector) -> str:
+        text = (f"src {self.address[selector.source]}/{selector.source_bits} "
+                f"dst {self.address[selector.destination]}/{selector.destination_bits} ")
+        if selector.protocol:
+            text += f"proto {self.protocols.get(selector.protocol, selector.protocol)} "
+        text += self._ports(selector)
+        if selector.interface > 0:
+            text += f"dev {self.device(selector.interface)} "
+        return f"{text}uid {selector.user}\n" if self.stats else text + "\n"
+
+    def _ports(self, selector: RawSelector) -> str:
+        """Return the ports of a selector; some protocols have other values in these fields."""
+        source, destination = selector.ports
+        if source is None and destination is None:
+            return ""
+        if selector.protocol == IPPROTO_GRE:  # the key is in both fields, whatever their masks
+            ports = selector.source_port + selector.destination_port
+            return f"key {int.from_bytes(ports, 'big')} "
+        text = ""
+        if selector.protocol == IPPROTO_MH:
+            text += "" if source is None else f"type {source} "
+            if destination is not None and self.stats:
+                text += f"(dport) 0x{unsigned(selector.destination_port):04x} "
+            return text
+        names = ("type", "code") if selector.protocol in (IPPROTO_ICMP, IPPROTO_ICMPV6) else ("sport", "dport")
+        text += "" if source is None else f"{names[0]} {source} "
+        text += "" if destination is None else f"{names[1]} {destination} "
+        return text
+
+    def _lifetimes(self, numbers: Sequence[int]) -> str:
+        limit = ["(INF)" if value == XFRM_INF else str(value) for value in numbers[:4]]
+        soft_add, hard_add, soft_use, hard_use, count, packets, added, used = numbers[4:]
+        return (f"\tlifetime config:\n\t  limit: soft {limit[0]}(bytes), hard {limit[1]}(bytes)\n"
+                f"\t  limit: soft {limit[2]}(packets), hard {limit[3]}(packets)\n"
+                f"\t  expire add: soft {soft_add}(sec), hard {hard_add}(sec)\n"
+                f"\t  expire use: soft {soft_use}(sec), hard {hard_use}(sec)\n"
+                f"\tlifetime current:\n\t  {count}(bytes), {packets}(packets)\n"
+                f"\t  add {self.times[added]} use {self.times[used]}\n")
+
+    def _label(self, more: Mapping[int, bytes]) -> str:
+        label = more.get(XFRMA_SEC_CTX)
+        return f"\tsecurity context {text_name(label[SEC_CTX_SIZE:])} \n" if label else ""
+
+    def _ends(self, owner: RawState | RawTemplate) -> str:
+        return f"src {self.address[owner.source]} dst {self.address[owner.destination]}\n"
+
+    def _id(self, owner: RawState | RawTemplate, always: bool = False) -> str:
+        """Return SPI, reqid and mode; without statistics an SPI of 0 only if `always` is set."""
+        spi = flipped(owner.spi)
+        if self.stats:
+            text = f"spi 0x{spi:08x}({spi}) reqid {owner.reqid}(0x{owner.reqid:08x}) "
+        else:
+            text = f"spi 0x{spi:08x} " if spi or always else ""
+            text += f"reqid {owner.reqid} "
+        return f"{text}mode {XFRM_MODES.get(owner.mode, owner.mode)}"
+
+    def _templates(self, key: tuple[bytes, int]) -> str:
+        text = ""
+        for template in self.read_templates(*key):
+            level = {0: "required", 1: "use"}.get(template.optional, str(template.optional))
+            text += (f"\ttmpl {self._ends(template)}"
+                     f"\t\tproto {XFRM_PROTOCOLS.get(template.protocol, template.protocol)} {self._id(template)}\n")
+            if self.stats:
+                text += (f"\t\tlevel {level} share {SHARES.get(template.share, template.share)} \n"
+                         f"\t\tenc-mask {template.encryption_mask:08x} auth-mask {template.auth_mask:08x} "
+                         f"comp-mask {template.compression_mask:08x}\n")
+            elif template.optional:
+                text += f"\t\tlevel {level} \n"
+        return text
+
+    def _algorithm(self, word: str, data: bytes, gap: int) -> str:
+        """Return an algorithm; of the key only its length, unless show_keys is set."""
+        name, (bits,) = text_name(data[:ALGORITHM_NAME_SIZE]), unpack_struct("=I", data, ALGORITHM_NAME_SIZE)
+        after_bits = ALGORITHM_NAME_SIZE + 4
+        shown = ""
+        if bits >= 8:
+            key = data[after_bits + gap:after_bits + gap + bits // 8]
+            shown = f"0x{key.hex()}" if self.show_keys else f"0x[redacted {bits // 8} bytes]"
+            shown += f" ({bits} bits)" if self.stats else ""
+        text = f"\t{word} {name} {shown}"
+        if gap:  # the length of the truncated authenticator or of the ICV
+            text += f" {unsigned(data[after_bits:after_bits + gap])}"
+        return text + "\n"
+
+    def _attributes(self, more: dict[int, bytes], family: int, of_state: bool) -> str:
+        """Return the lines for the attributes, in the order of iproute2."""
+        text = self._marks(more)
+        if of_state:
+            text += "".join(self._algorithm(word, data, gap) for word, data, gap in algorithms(more))
+        if encapsulation := more.get(XFRMA_ENCAP):
+            kind, source, destination, address = unpack_struct(ENCAP_FORM, encapsulation)
+            text += (f"\tencap type {ENCAPSULATED.get(kind, kind)} sport {int.from_bytes(source, 'big')} "
+                     f"dport {int.from_bytes(destination, 'big')} "
+                     f"addr {self.address[address[:address_size(family)]]}\n")
+        if templates := more.get(XFRMA_TMPL):
+            text += self.template_texts[templates, family]
+        if address := more.get(XFRMA_COADDR):
+            text += f"\tcoa {self.address[address[:address_size(family)]]}\n"
+        if used := more.get(XFRMA_LASTUSED):
+            text += f"\tlastused {self.times[unsigned(used)]}\n"
+        text += self._replay(more)
+        if offload := more.get(XFRMA_OFFLOAD_DEV):
+            device, flags = unpack_struct(OFFLOAD_FORM, offload)
+            text += f"\tcrypto offload parameters: dev {self.device(device)} "
+            if of_state:
+                text += f"dir {'in' if flags & XFRM_OFFLOAD_INBOUND else 'out'} "
+            text += f"mode {'packet' if flags & XFRM_OFFLOAD_PACKET else 'crypto'}\n"
+        if XFRMA_IF_ID in more:
+            text += f"\tif_id {hexadecimal(unsigned(more[XFRMA_IF_ID]))}\n"
+        if XFRMA_TFCPAD in more:
+            text += f"\ttfcpad {unsigned(more[XFRMA_TFCPAD])}\n"
+        if direction := more.get(XFRMA_SA_DIR):
+            text += f"\tdir {SA_DIRECTIONS.get(direction[0], f'other ({direction[0]})')}\n"
+        if XFRMA_SA_PCPU in more:
+            text += f"\tpcpu-num {unsigned(more[XFRMA_SA_PCPU])}\n"
+        return text
+
+    def _marks(self, more: Mapping[int, bytes]) -> str:
+        output = ""
+        if XFRMA_SET_MARK in more:
+            output = f"output-mark 0x{unsigned(more[XFRMA_SET_MARK]):x}"
+            if XFRMA_SET_MARK_MASK in more:
+                output += f"/0x{unsigned(more[XFRMA_SET_MARK_MASK]):x}"
+        if mark := more.get(XFRMA_MARK):
+            value, mask = unpack_struct(MARK_FORM, mark)
+            return f"\tmark {hexadecimal(value)}/{hexadecimal(mask)} {output}\n"
+        return f"\t{output}\n" if output else ""
+
+    def _replay(self, more: Mapping[int, bytes]) -> str:
+        text = ""
+        if replay := more.get(XFRMA_REPLAY_VAL):
+            oseq, seq, bitmap = unpack_struct(REPLAY_FORM, replay)
+            text += f"\tanti-replay context: seq 0x{seq:x}, oseq 0x{oseq:x}, bitmap 0x{bitmap:08x}\n"
+        if replay := more.get(XFRMA_REPLAY_ESN_VAL):
+            length, oseq, seq, oseq_hi, seq_hi, window = unpack_struct(REPLAY_ESN_FORM, replay)
+            text += (f"\tanti-replay esn context:\n\t seq-hi 0x{seq_hi:x}, seq 0x{seq:x}, oseq-hi 0x{oseq_hi:x}, "
+                     f"oseq 0x{oseq:x}\n\t replay_window {window}, bitmap-length {length}")
+            words = [replay[at:at + 4] for at in range(REPLAY_ESN_SIZE, len(replay) - 3, 4)][:length]
+            for index, word in enumerate(reversed(words)):  # the highest word comes first
+                text += "" if index % 8 else "\n\t "
+                text += f"{unsigned(word):08x} "
+            text += "\n"
+        return text
+
+
 # --- IPsec as data, and its removal ----------------------------------------------------------------------------------
 
-MANUAL_REQID_MAX = 0x3FFF  # pluto counts its own from the next on; an administrator may set one up to it (reqid.h)
+MANUAL_REQID_MAX = 0x3FFF  # an administrator may set a reqid up to this value; pluto's own are higher (reqid.h)
 NO_ADDRESS = ("0.0.0.0", "::")
 
 
 class Selector(Record):
-    """The packets that a policy or a state is for."""
+    """The packets that a policy or a state applies to."""
 
-    source: str  # with the length of the prefix
+    source: str  # address/bits
     destination: str
     protocol: int  # 0: any
     source_port: int | None  # of ICMP the type
@@ -2686,8 +3132,10 @@ class Selector(Record):
 
     def takes(self, source: str, destination: str, protocol: int = 0, source_port: int = 0, destination_port: int = 0,
               device: str = "", *, perhaps: bool = False) -> bool:
-        """True when such a packet (0: nothing known of it) is meant; with `perhaps` also when what is not known
-        decides."""
+        """Return whether the selector matches a packet; protocol and ports of 0 are unknown.
+
+        With `perhaps`, an unknown value matches any wanted value.
+        """
         def fits(wanted: int | None, known: int) -> bool:
             return wanted in (None, known) or (perhaps and not known)
 
@@ -2697,7 +3145,7 @@ class Selector(Record):
 
 
 class Template(Record):
-    """What a policy asks to be done to a packet."""
+    """The transformation that a policy requires."""
 
     source: str
     destination: str
@@ -2713,10 +3161,10 @@ class Policy(Record):
 
     selector: Selector
     direction: str  # in, out, fwd
-    socket: bool  # of one socket, not of all traffic
+    socket: bool  # it applies to one socket only
     action: str  # allow, block
     policy_index: int
-    priority: int  # the lowest is used
+    priority: int  # the lowest one is used
     kind: str  # main, sub
     mark: int
     mask: int
@@ -2725,7 +3173,7 @@ class Policy(Record):
 
 
 class State(Record):
-    """A security association as the kernel has it, without its keys."""
+    """A security association in the kernel, without its keys."""
 
     source: str
     destination: str
@@ -2738,230 +3186,256 @@ class State(Record):
     if_id: int
     selector: Selector
     flags: tuple[str, ...]
-    algorithms: tuple[tuple[str, str, int], ...]  # auth, enc, aead or comp; its name; bits of the key
-    encapsulation: str  # espinudp, espintcp or nothing
+    algorithms: tuple[tuple[str, str, int], ...]  # auth, enc, aead or comp; the name; bits of the key
+    encapsulation: str  # espinudp, espintcp or empty
     replay_window: int
     bytes: int
     packets: int
     added: int  # seconds since the epoch
-    used: int  # the same, 0: never
-    direction: str  # in, out, or nothing when the kernel does not tell
-    device: str  # that it is offloaded to
+    used: int  # seconds since the epoch, 0: never
+    direction: str  # in, out; empty on kernels that do not tell
+    device: str  # the interface that the state is offloaded to
 
 
 def within(address: str, prefix: str) -> bool:
-    """True when the address lies in `network/bits`; never across families."""
-    import _socket as socket
+    """Return whether the address lies in `network/bits`; False if their families differ."""
     network, _, bits = prefix.partition("/")
-    family = AF_INET6 if ":" in network else AF_INET
-    if (":" in address) != (family == AF_INET6):
+    first, second = packed_address(address), packed_address(network)
+    if len(first) != len(second):
         return False
-    first, second = (int.from_bytes(socket.inet_pton(family, text), "big") for text in (address, network))
-    return not (first ^ second) >> ((128 if family == AF_INET6 else 32) - int(bits))
+    return not (int.from_bytes(first, "big") ^ int.from_bytes(second, "big")) >> (8 * len(first) - int(bits))
 
 
-class XfrmData(XfrmText):
+class XfrmData(XfrmReader):
     """States and policies as records."""
 
     def policies_data(self) -> Iterator[Policy]:
-        """All policies, in the kernel's order.  Raises OSError."""
-        for message in policy_messages(self.host):
-            if message[2] - message[1] >= self.policy.size:
-                yield self.policy_data(*message)
+        """Yield all policies in the kernel's order; truncated messages are left out.  Raises OSError."""
+        return self._records(policy_messages(self.host), self.policy_data)
 
     def states_data(self) -> Iterator[State]:
-        """All states, in the kernel's order.  Raises OSError."""
-        for message in state_messages(self.host):
-            if message[2] - message[1] >= self.state.size:
-                yield self.state_data(*message)
+        """Yield all states in the kernel's order; truncated messages are left out.  Raises OSError."""
+        return self._records(state_messages(self.host), self.state_data)
+
+    @staticmethod
+    def _records(messages: Iterable[Message], decoded: Callable[[bytes, int, int], Any]) -> Iterator[Any]:
+        import struct
+        for message in messages:
+            try:
+                yield decoded(*message)
+            except struct.error:
+                continue
 
     def policies_for(self, source: str, destination: str, protocol: int = 0, source_port: int = 0,
                      destination_port: int = 0, direction: str = "out", mark: int = 0, if_id: int = 0,
                      device: str = "") -> list[Policy | None]:
-        """The policies that such a packet (0: nothing known of it) may take, in the order in which the kernel asks
-        them: the last takes it in any case, None when there is none, those before it when what is not known fits them.
+        """Return the policies that may apply to a packet, in the order in which the kernel tries them.
 
-        Of one priority the oldest counts (xfrm_policy_lookup_bytype); the kernel lists the newest first.
+        The last one matches in any case, or is None if no policy does.  The earlier ones match only if the values
+        that are unknown (0) happen to fit.  Of equal priority the oldest policy is used (xfrm_policy_lookup_bytype);
+        the kernel lists the newest first.
         """
         packet = source, destination, protocol, source_port, destination_port, device
-        may = [policy for policy in self.policies_data()
-               if policy.direction == direction and not policy.socket and policy.kind == "main"
-               and policy.if_id == if_id and mark & policy.mask == policy.mark
-               and policy.selector.takes(*packet, perhaps=True)]
-        may.reverse()
-        may.sort(key=lambda policy: policy.priority)
-        last = next((count for count, policy in enumerate(may, 1) if policy.selector.takes(*packet)), 0)
-        return [*may[:last]] if last else [*may, None]
+        possible = [policy for policy in self.policies_data()
+                    if policy.direction == direction and not policy.socket and policy.kind == "main"
+                    and policy.if_id == if_id and mark & policy.mask == policy.mark
+                    and policy.selector.takes(*packet, perhaps=True)]
+        possible.reverse()
+        possible.sort(key=lambda policy: policy.priority)
+        for index, policy in enumerate(possible):
+            if policy.selector.takes(*packet):
+                return [*possible[:index + 1]]
+        return [*possible, None]
 
     def fate(self, policy: Policy | None, destination: str) -> str:
-        """What a policy does to a packet: `encrypt`, `authenticate` (AH), `hold` (until pluto has made the state that
-        is missing), `block`, or `clear`.  Raises OSError."""
-        if policy is None or policy.action == "block":
-            return "block" if policy else "clear"
-        asked = [template for template in policy.templates if template.protocol != "comp"]
-        states = [state for state in self.states_data() if state.spi] if asked else []  # 0: pluto is asked for it
-        done = [template for template in asked if any(
-            (state.protocol, state.reqid, state.mode) == (template.protocol, template.reqid, template.mode)
-            and state.destination == (destination if template.mode == "transport" else template.destination)
-            for state in states)]
-        if any(not template.optional and template not in done for template in asked):
-            return "hold"
-        return "clear" if not done else "encrypt" if "esp" in [each.protocol for each in done] else "authenticate"
+        """Return what a policy does to a packet to the destination.
+
+        `encrypt`, `authenticate` (AH), `hold` (until pluto has made the missing state), `block` or `clear`.  Raises
+        OSError.
+        """
+        if policy is None:
+            return "clear"
+        if policy.action == "block":
+            return "block"
+        required = [template for template in policy.templates if template.protocol != "comp"]
+        if not required:
+            return "clear"
+        states = [state for state in self.states_data() if state.spi]  # a state with SPI 0 is a request to pluto
+        protocols = []
+        for template in required:
+            end = destination if template.mode == "transport" else template.destination
+            wanted = template.protocol, template.reqid, template.mode, end
+            if any((state.protocol, state.reqid, state.mode, state.destination) == wanted for state in states):
+                protocols.append(template.protocol)
+            elif not template.optional:
+                return "hold"
+        if not protocols:
+            return "clear"
+        return "encrypt" if "esp" in protocols else "authenticate"
 
     def policy_data(self, buffer: bytes, start: int, end: int) -> Policy:
-        """One policy.  Raises struct.error when the message is cut."""
-        fields = self.policy.unpack_from(buffer, start)
-        priority, index, direction, action = fields[24:28]
-        more = attributes(buffer, start + 168, end)
-        mark, asked = more.get(XFRMA_MARK, bytes(8)), more.get(XFRMA_TMPL, b"")
+        """Return one policy.  Raises struct.error if the message is truncated."""
+        raw = self.read_policy(buffer, start, end)
+        mark, mask = self._mark(raw.more)
         templates = tuple(
-            Template(*self._addresses(field[4], field[0], field[3]), XFRM_PROTOCOLS.get(field[2], str(field[2])),
-                     flipped(field[1]), field[5], XFRM_MODES.get(field[6], str(field[6])), bool(field[8]))
-            for field in self.template.iter_unpack(asked[:len(asked) // 64 * 64]))
-        kind = unsigned(more.get(XFRMA_POLICY_TYPE, b"")[:1])
-        return Policy(self._select(fields), POLICY_DIRS[direction % 3], direction > 2,
-                      "block" if action == 1 else "allow", index, priority, "sub" if kind == 1 else "main",
-                      unsigned(mark[:4]), unsigned(mark[4:8]), unsigned(more.get(XFRMA_IF_ID)), templates)
+            Template(self.address[template.source], self.address[template.destination],
+                     XFRM_PROTOCOLS.get(template.protocol, str(template.protocol)), flipped(template.spi),
+                     template.reqid, XFRM_MODES.get(template.mode, str(template.mode)), bool(template.optional))
+            for template in self.read_templates(raw.more.get(XFRMA_TMPL, b"")))
+        kind = unsigned(raw.more.get(XFRMA_POLICY_TYPE, b"")[:1])
+        return Policy(self._selector(raw.selector), POLICY_DIRS[raw.direction % XFRM_POLICY_MAX], raw.of_socket,
+                      "block" if raw.action == XFRM_POLICY_BLOCK else "allow", raw.index, raw.priority,
+                      "sub" if kind == XFRM_POLICY_TYPE_SUB else "main", mark, mask,
+                      unsigned(raw.more.get(XFRMA_IF_ID)), templates)
 
     def state_data(self, buffer: bytes, start: int, end: int) -> State:
-        """One state.  Raises struct.error when the message is cut."""
-        fields = self.state.unpack_from(buffer, start)
-        destination, spi, proto, source = fields[12:16]
-        _, _, _, _, reqid, family, mode, window, flags = fields[28:]
-        more = attributes(buffer, start + 224, end)
-        get = more.get
-        mark = more.get(XFRMA_MARK, bytes(8))
-        encap, device = unsigned(get(XFRMA_ENCAP, b"")[:2]), unsigned(get(XFRMA_OFFLOAD_DEV, b"")[:4])
-        replay = get(XFRMA_REPLAY_ESN_VAL)
-        return State(*self._addresses(source, destination, family), XFRM_PROTOCOLS.get(proto, str(proto)),
-                     flipped(spi), reqid, XFRM_MODES.get(mode, str(mode)), unsigned(mark[:4]), unsigned(mark[4:8]),
-                     unsigned(get(XFRMA_IF_ID)), self._select(fields, family),
-                     tuple(name for bit, name in enumerate(STATE_FLAGS) if flags >> bit & 1),
-                     tuple((word.removesuffix("-trunc"), text_name(data[:64]), unsigned(data[64:68]))
-                           for word, data, _ in algorithms(more)),
-                     str(ENCAPSULATED.get(encap, encap)) if encap else "",
-                     unsigned(replay[20:24]) if replay else window,
-                     fields[24], fields[25], fields[26], fields[27],
-                     ("", "in", "out")[unsigned(get(XFRMA_SA_DIR)) % 3], self.device(device) if device else "")
+        """Return one state.  Raises struct.error if the message is truncated."""
+        raw = self.read_state(buffer, start, end)
+        get = raw.more.get
+        mark, mask = self._mark(raw.more)
+        window = raw.replay_window
+        if XFRMA_REPLAY_ESN_VAL in raw.more:
+            *_, window = unpack_struct(REPLAY_ESN_FORM, raw.more[XFRMA_REPLAY_ESN_VAL])
+        encapsulation = ""
+        if XFRMA_ENCAP in raw.more:
+            kind, *_ = unpack_struct(ENCAP_FORM, raw.more[XFRMA_ENCAP])
+            encapsulation = str(ENCAPSULATED.get(kind, kind)) if kind else ""
+        device = ""
+        if XFRMA_OFFLOAD_DEV in raw.more:
+            device = self.device(unpack_struct(OFFLOAD_FORM, raw.more[XFRMA_OFFLOAD_DEV])[0])
+        direction = unsigned(get(XFRMA_SA_DIR))
+        count, packets, added, used = raw.lifetimes[-4:]
+        return State(self.address[raw.source], self.address[raw.destination],
+                     XFRM_PROTOCOLS.get(raw.protocol, str(raw.protocol)), flipped(raw.spi), raw.reqid,
+                     XFRM_MODES.get(raw.mode, str(raw.mode)), mark, mask, unsigned(get(XFRMA_IF_ID)),
+                     self._selector(raw.selector),
+                     tuple(name for bit, name in enumerate(STATE_FLAGS) if raw.flags >> bit & 1),
+                     tuple((word.removesuffix("-trunc"), text_name(data[:ALGORITHM_NAME_SIZE]),
+                            unsigned(data[ALGORITHM_NAME_SIZE:ALGORITHM_NAME_SIZE + 4]))
+                           for word, data, _ in algorithms(raw.more)),
+                     encapsulation, window, count, packets, added, used,
+                     SA_DIRECTIONS.get(direction, "") if direction else "", device)
 
-    def _addresses(self, source: bytes, destination: bytes, family: int) -> tuple[str, str]:
-        size = 16 if family == AF_INET6 else 4
-        return self.address[source[:size]], self.address[destination[:size]]
+    @staticmethod
+    def _mark(more: Mapping[int, bytes]) -> tuple[int, int]:
+        """Return the mark of a state or policy and its mask; both are 0 if there is none."""
+        mark, mask = unpack_struct(MARK_FORM, more[XFRMA_MARK]) if XFRMA_MARK in more else (0, 0)
+        return mark, mask
 
-    def _select(self, fields: tuple[Any, ...], other_family: int = 0) -> Selector:
-        destination, source, dport, dmask, sport, smask, family, dlen, slen, proto, ifindex, user = fields[:12]
-        source, destination = self._addresses(source, destination, family or other_family)
-        return Selector(f"{source}/{slen}", f"{destination}/{dlen}", proto,
-                        int.from_bytes(sport, "big") if any(smask) else None,
-                        int.from_bytes(dport, "big") if any(dmask) else None,
-                        self.device(ifindex) if ifindex else "", user)
+    def _selector(self, raw: RawSelector) -> Selector:
+        return Selector(f"{self.address[raw.source]}/{raw.source_bits}",
+                        f"{self.address[raw.destination]}/{raw.destination_bits}", raw.protocol, *raw.ports,
+                        self.device(raw.interface) if raw.interface else "", raw.user)
 
 
 def pluto_priorities(selector: Selector) -> set[int]:
-    """The priorities that pluto may give a policy with such a selector, when its connection sets none.
+    """Return the priorities that pluto may give to a policy with this selector if its connection sets none.
 
-    From 4.6 on they are built of a base (2 bits, 1 to 3), the number of open ports (2), an open protocol (1), 128 less
-    the prefixes (8 each; opportunistic: the second 0) and a template (1).  Before, of a maximum less the ports, the
-    protocol, the prefixes (opportunistic: the second a host's), from 3.32 on in units of 2^20 and with a template.
+    Since 4.6 a priority consists of a base (2 bits, 1 to 3), the number of ports that are not set (2 bits), an unset
+    protocol (1 bit), 128 less the length of each prefix (8 bits each; 0 for the second one of opportunistic
+    connections) and a template (1 bit).  Before 4.6 it is a maximum less the ports, the protocol and the prefixes
+    (the second one of opportunistic connections is a host's); since 3.32 in units of 2^20 and with a template.
     """
-    found = set()
+    priorities = set()
     protocol = bool(selector.protocol)
     whole = 128 if ":" in selector.source else 32
     for first, second in (selector.prefixes, selector.prefixes[::-1], (whole, whole)):
         for base in (1, 2, 3):
             for ports in range(3):
-                for last in (second, whole):
-                    old = ports << 17 | protocol << 16 | first << 8 | last
-                    found |= {(base + 1 << 19) - 1 - old, (base + 1 << 20) - 1 - (old << 1),
-                              (base + 1 << 20) - 2 - (old << 1)}
-                for last in (128 - second, 0):
-                    new = ((base << 2 | ports) << 1 | (not protocol)) << 16 | 128 - first << 8 | last
-                    found |= {new << 1, new << 1 | 1}
-    return found
+                for prefix in (second, whole):
+                    old = ports << 17 | protocol << 16 | first << 8 | prefix
+                    priorities |= {(base + 1 << 19) - 1 - old, (base + 1 << 20) - 1 - (old << 1),
+                                   (base + 1 << 20) - 2 - (old << 1)}
+                for rest in (128 - second, 0):
+                    new = ((base << 2 | ports) << 1 | (not protocol)) << 16 | 128 - first << 8 | rest
+                    priorities |= {new << 1, new << 1 | 1}
+    return priorities
 
 
 def is_plutos_policy(policy: Policy, reqids: Collection[int] = ()) -> bool:
-    """True for a policy that pluto made, as far as its form tells: foreign ones are not for us to remove.
+    """Return whether pluto made the policy, as far as its form tells; policies of others must not be removed.
 
-    Pluto's have its own reqids, or those that connections set; shunts (trap, pass, drop) have no template, or one of
-    plain ESP transport without reqid, and pluto's priority; holes for neighbour discovery have priority 1.
+    A policy of pluto has one of pluto's own reqids or one of `reqids`, which connections set.  A shunt (trap, pass,
+    drop) has no template, or one of ESP transport without reqid, and one of pluto's priorities.  The exceptions for
+    neighbour discovery have priority 1.
     """
     templates, selector = policy.templates, policy.selector
     if policy.socket:
-        return False  # it goes with its socket
+        return False  # the kernel removes it together with the socket
     if any(template.reqid > MANUAL_REQID_MAX or template.reqid in reqids for template in templates if template.reqid):
         return True
     if not templates and policy.priority == 1 and policy.action == "allow":
-        return selector.protocol == 58 and selector.source_port in (135, 136) and selector.prefixes == (0, 0)
+        return (selector.protocol == IPPROTO_ICMPV6 and selector.source_port in (135, 136)
+                and selector.prefixes == (0, 0))
     trap = len(templates) == 1 and (templates[0].protocol, templates[0].mode, templates[0].reqid) == (
         "esp", "transport", 0) and templates[0].source in NO_ADDRESS and templates[0].destination in NO_ADDRESS
     if trap and policy.action == "block" and not policy.priority:
-        return True  # a shunt of no connection; nobody else gives what is dropped a template
+        return True  # a bare shunt; no other program gives a template to a policy that blocks
     return (trap or not templates) and policy.priority in pluto_priorities(selector)
 
 
 def is_plutos_state(state: State, reqids: Collection[int] = ()) -> bool:
-    """True for a state with a reqid of pluto's own, or one that a connection sets."""
+    """Return whether a state has one of pluto's own reqids or one of `reqids`, which connections set."""
     return state.reqid > MANUAL_REQID_MAX or (state.reqid != 0 and state.reqid in reqids)
 
 
 def flush_xfrm(host: Host, reqids: Collection[int] = ()) -> tuple[int, int]:
-    """Remove the states and policies that pluto made, with its reqids or those given; how many states and policies.
+    """Remove the states and policies that pluto made; return how many states and how many policies.
 
-    Only for when no pluto runs: what was protected is sent in clear from now on.  Raises OSError.
+    Call it only while no pluto runs: the traffic that was protected is sent in clear afterwards.  Raises OSError.
     """
     data = XfrmData(host)
     states, policies = [], []
     for buffer, start, end in state_messages(host):
         if is_plutos_state(data.state_data(buffer, start, end), reqids):
-            # struct xfrm_usersa_id of what struct xfrm_usersa_info has at 56 (id) and 212 (family)
-            body = b"".join(buffer[start + a:start + b] for a, b in ((56, 76), (212, 214), (76, 77))) + b"\0"
-            states.append([(XFRM_MSG_DELSA, NLM_F_ACK, body + copied(buffer, start + 224, end))])
+            state = data.read_state(buffer, start, end)
+            body = pack_struct(STATE_ID_FORM, state.address, state.spi, state.family, state.protocol)
+            states.append([(XFRM_MSG_DELSA, NLM_F_ACK, body + naming_attributes(state.more))])
     for buffer, start, end in policy_messages(host):
         if is_plutos_policy(data.policy_data(buffer, start, end), reqids):
-            # struct xfrm_userpolicy_id: the selector, the index, the direction
-            body = buffer[start:start + 56] + buffer[start + 156:start + 161] + bytes(3)
-            policies.append([(XFRM_MSG_DELPOLICY, NLM_F_ACK, body + copied(buffer, start + 168, end))])
-    for _ in exchange(host, NETLINK_XFRM, *states, *policies, ignored=(errno.ENOENT, errno.ESRCH)):
-        raise AssertionError("an acknowledgement has no more to say")
+            policy = data.read_policy(buffer, start, end)
+            body = pack_struct(POLICY_ID_FORM, buffer[start:start + SELECTOR_SIZE], policy.index, policy.direction)
+            policies.append([(XFRM_MSG_DELPOLICY, NLM_F_ACK, body + naming_attributes(policy.more))])
+    acknowledge(host, NETLINK_XFRM, *states, *policies, ignored=(errno.ENOENT, errno.ESRCH))
     return len(states), len(policies)
 
 
-def copied(buffer: bytes, start: int, end: int) -> bytes:
-    """Of the attributes of a state or policy those that it takes to name it."""
-    found = attributes(buffer, start, end)
-    return b"".join(attribute(kind, found[kind]) for kind in (XFRMA_MARK, XFRMA_IF_ID, XFRMA_POLICY_TYPE)
-                    if kind in found)
+def naming_attributes(more: Mapping[int, bytes]) -> bytes:
+    """Return the attributes of a state or policy that are part of its identity."""
+    return b"".join(attribute(kind, more[kind]) for kind in (XFRMA_MARK, XFRMA_IF_ID, XFRMA_POLICY_TYPE)
+                    if kind in more)
 
 
 # --- addresses, routes, rules, links ---------------------------------------------------------------------------------
 
-RTM_GETLINK, RTM_GETADDR, RTM_GETROUTE, RTM_GETRULE, RTM_GETNSID = 18, 22, 26, 34, 90
-AF_MPLS = 28
-(RTA_DST, RTA_SRC, RTA_IIF, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_MULTIPATH,
- RTA_FLOW, RTA_CACHEINFO, RTA_TABLE, RTA_MARK, RTA_VIA, RTA_NEWDST, RTA_PREF, RTA_ENCAP_TYPE, RTA_ENCAP, RTA_UID,
- RTA_NH_ID) = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 15, 16, 18, 19, 20, 21, 22, 25, 30)
 ROUTE_TYPES = ("none", "unicast", "local", "broadcast", "anycast", "multicast", "blackhole", "unreachable", "prohibit",
                "throw", "nat", "xresolve")
-ROUTE_METRICS = ("", "", "mtu", "window", "rtt", "rttvar", "ssthresh", "cwnd", "advmss", "reordering", "hoplimit",
-                 "initcwnd", "features", "rto_min", "initrwnd", "quickack", "congctl", "fastopen_no_cookie")
-ROUTE_FLAGS = ((1, "dead"), (4, "onlink"), (2, "pervasive"), (8, "offload"), (64, "trap"), (0x100, "notify"),
-               (16, "linkdown"), (32, "unresolved"), (0x4000, "rt_offload"), (0x8000, "rt_trap"),
+ROUTE_METRICS = {RTAX_MTU: "mtu", RTAX_WINDOW: "window", RTAX_RTT: "rtt", RTAX_RTTVAR: "rttvar",
+                 RTAX_SSTHRESH: "ssthresh", RTAX_CWND: "cwnd", RTAX_ADVMSS: "advmss", RTAX_REORDERING: "reordering",
+                 RTAX_HOPLIMIT: "hoplimit", RTAX_INITCWND: "initcwnd", RTAX_FEATURES: "features",
+                 RTAX_RTO_MIN: "rto_min", RTAX_INITRWND: "initrwnd", RTAX_QUICKACK: "quickack",
+                 RTAX_CC_ALGO: "congctl", RTAX_FASTOPEN_NO_COOKIE: "fastopen_no_cookie"}
+TIME_METRICS = {RTAX_RTT: 8, RTAX_RTTVAR: 4, RTAX_RTO_MIN: 1}  # by how much the kernel multiplies milliseconds
+ROUTE_FLAGS = ((1, "dead"), (RTNH_F_ONLINK, "onlink"), (2, "pervasive"), (8, "offload"), (64, "trap"),
+               (0x100, "notify"), (16, "linkdown"), (32, "unresolved"), (0x4000, "rt_offload"), (0x8000, "rt_trap"),
                (0x20000000, "rt_offload_failed"))
-ROUTE_TABLES = {255: "local", 254: "main", 253: "default"}
-ROUTE_SCOPES = {0: "global", 255: "nowhere", 254: "host", 253: "link", 200: "site"}
-ROUTE_PROTOCOLS = {0: "unspec", 1: "redirect", 2: "kernel", 3: "boot", 4: "static", 8: "gated", 9: "ra", 10: "mrt",
-                   11: "zebra", 12: "bird", 13: "dnrouted", 14: "xorp", 15: "ntk", 16: "dhcp", 18: "keepalived",
-                   42: "babel", 99: "openr", 186: "bgp", 187: "isis", 188: "ospf", 189: "rip", 192: "eigrp"}
-# RTA_DST with its length, as it comes right after RTA_TABLE, by family
-ROUTE_DESTINATIONS = {AF_INET: u16(8) + u16(RTA_DST), AF_INET6: u16(20) + u16(RTA_DST)}
+ROUTE_TABLES = {255: "local", RT_TABLE_MAIN: "main", 253: "default"}
+ROUTE_SCOPES = {RT_SCOPE_UNIVERSE: "global", RT_SCOPE_NOWHERE: "nowhere", RT_SCOPE_HOST: "host",
+                RT_SCOPE_LINK: "link", RT_SCOPE_SITE: "site"}
+ROUTE_PROTOCOLS = {RTPROT_UNSPEC: "unspec", 1: "redirect", RTPROT_KERNEL: "kernel", RTPROT_BOOT: "boot", 4: "static",
+                   8: "gated", 9: "ra", 10: "mrt", 11: "zebra", 12: "bird", 13: "dnrouted", 14: "xorp", 15: "ntk",
+                   16: "dhcp", 18: "keepalived", 42: "babel", 99: "openr", 186: "bgp", 187: "isis", 188: "ospf",
+                   189: "rip", 192: "eigrp"}
+# struct rtattr of RTA_DST, by the family of the destination
+ROUTE_DESTINATIONS = {AF_INET: u16(NLATTR_SIZE + 4) + u16(RTA_DST), AF_INET6: u16(NLATTR_SIZE + 16) + u16(RTA_DST)}
 PREFERENCES = {0: "medium", 1: "high", 3: "low"}  # RFC 4191, two's complement in two bits
-ENCAPSULATIONS = {1: "mpls", 2: "ip", 3: "ila", 4: "ip6", 5: "seg6", 6: "bpf", 7: "seg6local", 8: "rpl", 9: "ioam6",
-                  10: "xfrm"}
+ENCAPSULATIONS = {LWTUNNEL_ENCAP_MPLS: "mpls", LWTUNNEL_ENCAP_IP: "ip", 3: "ila", LWTUNNEL_ENCAP_IP6: "ip6",
+                  5: "seg6", 6: "bpf", 7: "seg6local", 8: "rpl", 9: "ioam6", LWTUNNEL_ENCAP_XFRM: "xfrm"}
+RULE_ACTIONS = {FR_ACT_BLACKHOLE: "blackhole", FR_ACT_UNREACHABLE: "unreachable", FR_ACT_PROHIBIT: "prohibit"}
 
 
 def iproute_names(host: Host, name: str, known: Mapping[int, str]) -> dict[int, str]:
-    """The numbers that iproute2 shows by name: the built-in ones and those in its file rt_tables, rt_protos …"""
+    """Return the numbers that iproute2 shows by name: `known`, and the entries of its file rt_tables, rt_protos, …"""
     names = dict(known)
     for directory in ("/usr/share/iproute2", "/usr/lib/iproute2", "/etc/iproute2"):
         for file in (f"{directory}/{name}", *host.glob(f"{directory}/{name}.d/*.conf")):
@@ -2974,47 +3448,49 @@ def iproute_names(host: Host, name: str, known: Mapping[int, str]) -> dict[int, 
                 try:
                     names[int(words[0], 0)] = words[1]
                 except (IndexError, ValueError):
-                    continue  # not of its form
+                    continue  # not a line `number name`
     return names
 
 
-class RouteText(KernelText):
+class RouteText(KernelReader):
     """Routes and rules in the words of `ip route list table all` and `ip rule list`."""
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)
         self.tables = iproute_names(host, "rt_tables", ROUTE_TABLES)
-        self.protocols = iproute_names(host, "rt_protos", ROUTE_PROTOCOLS)
+        self.origins = iproute_names(host, "rt_protos", ROUTE_PROTOCOLS)
         self.scopes = iproute_names(host, "rt_scopes", ROUTE_SCOPES)
         self.realms = iproute_names(host, "rt_realms", {0: "cosmos"})
         self.groups = iproute_names(host, "group", {0: "default"})
         self.services = iproute_names(host, "rt_dsfield", {})
-        self.known = Remembered(self._route)
+        self.known = Remembered(self._around_destination)
 
     def routes(self, table: int = 0) -> Iterator[str]:
-        """The routes of all tables, or of one, IPv4 then IPv6, in pieces of text.  Raises OSError."""
-        messages = dump(self.host, NETLINK_ROUTE, RTM_GETROUTE, bytes(12))
+        """Yield the routes of all tables, or of one, in chunks of text: IPv4, then IPv6.  Raises OSError."""
+        messages = dump(self.host, NETLINK_ROUTE, RTM_GETROUTE, bytes(RTMSG_SIZE))
         if table:
-            messages = (each for each in messages if each[0][each[1] + 4:each[1] + 5] == bytes((table,)))
+            messages = (message for message in messages if message[0][message[1] + RTMSG_TABLE] == table)
         return in_pieces(message_texts(messages, self.route_text))
 
     def route_text(self, buffer: bytes, start: int, end: int) -> str:
-        """One route: struct rtmsg, 12 bytes, and its attributes, which begin with RTA_TABLE and RTA_DST.
+        """Return the text of one route: struct rtmsg and its attributes, which begin with RTA_TABLE and RTA_DST.
 
-        Routes that differ in nothing but their destination, as they come in hundreds of thousands, share the text of
-        all else.
+        There may be hundreds of thousands of routes that differ only in their destination: they share the text of
+        everything else.
         """
         family, bits = buffer[start], buffer[start + 1]
-        size = 4 if family == AF_INET else 16
-        if buffer[start + 20:start + 24] == ROUTE_DESTINATIONS.get(family):
-            rest = buffer[start:start + 20] + buffer[start + 24 + size:end]
-            target = self.address[buffer[start + 24:start + 24 + size]]
+        size = address_size(family)
+        head = start + RTMSG_SIZE + NLATTR_SIZE + 4  # after struct rtmsg and RTA_TABLE
+        address = head + NLATTR_SIZE
+        if buffer[head:address] == ROUTE_DESTINATIONS.get(family):
+            rest = buffer[start:head] + buffer[address + size:end]
+            target = self.address[buffer[address:address + size]]
             if bits != size * 8:
                 target = f"{target}/{bits}"
         else:
             rest = buffer[start:end]
             target = "default"
-            if data := attributes(buffer, start + 12, end).get(RTA_DST):
+            if data := attributes(buffer, start + RTMSG_SIZE, end).get(RTA_DST):
                 target = self.text_of(family, data)
                 target += "" if bits == len(data) * 8 or family == AF_MPLS else f"/{bits}"
             elif bits:
@@ -3023,196 +3499,245 @@ class RouteText(KernelText):
         return f"{before}{target}{after}"
 
     def text_of(self, family: int, data: bytes) -> str:
-        """An address as text; of MPLS its labels, 20 bits each."""
+        """Return an address as text; of MPLS its labels, 20 bits each."""
         if family == AF_MPLS:
             return "/".join(str(int.from_bytes(data[at:at + 4], "big") >> 12) for at in range(0, len(data), 4))
         return str(self.address[data])
 
-    def _route(self, rest: bytes) -> tuple[str, str]:
-        """What stands before the destination, and what after it (struct rtmsg and the other attributes)."""
-        family, _, source_bits, tos, table, protocol, scope, kind = rest[:8]
-        flags = unsigned(rest[8:12])
-        more = attributes(rest, 12)
-        get = more.get
-        table = unsigned(get(RTA_TABLE)) or table
+    def _prefix(self, family: int, data: bytes | None, bits: int) -> str:
+        """Return a network; the kernel leaves the address of `0/8` out."""
+        if not data:
+            return f"0/{bits}"
+        return self.text_of(family, data) + ("" if bits == len(data) * 8 else f"/{bits}")
+
+    def _service(self, tos: int) -> str:
+        return f"tos {self.services.get(tos, f'0x{tos:02x}')} " if tos else ""
+
+    def _around_destination(self, rest: bytes) -> tuple[str, str]:
+        """Return the text before and after the destination of a route."""
+        family, _, source_bits, tos, table, origin, scope, kind, flags = unpack_struct(RTMSG_FORM, rest)
+        more = attributes(rest, RTMSG_SIZE)
+        table = unsigned(more.get(RTA_TABLE)) or table
         text = " "
-        if source := get(RTA_SRC):
-            text += f"from {self.text_of(family, source)}"
-            text += " " if source_bits == len(source) * 8 else f"/{source_bits} "
-        elif source_bits:
-            text += f"from 0/{source_bits} "
-        text += f"nhid {unsigned(get(RTA_NH_ID))} " if RTA_NH_ID in more else ""
-        if target := get(RTA_NEWDST):
-            text += f"as to {self.text_of(family, target)} "
-        text += self._encap(more)
-        text += f"tos {self.services.get(tos, f'0x{tos:02x}')} " if tos else ""
-        text += self._next_hop(family, more)
-        text += f"dev {self.device(unsigned(get(RTA_OIF)))} " if RTA_OIF in more else ""
-        text += f"table {self.tables.get(table, table)} " if table and table != 254 else ""
-        if not flags & 0x200:  # RTM_F_CLONED
-            if protocol != 3:  # boot
-                text += f"proto {self.protocols.get(protocol, protocol)} "
+        if RTA_SRC in more or source_bits:
+            text += f"from {self._prefix(family, more.get(RTA_SRC), source_bits)} "
+        text += f"nhid {unsigned(more[RTA_NH_ID])} " if RTA_NH_ID in more else ""
+        text += f"as to {self.text_of(family, more[RTA_NEWDST])} " if more.get(RTA_NEWDST) else ""
+        text += self._encapsulation(more) + self._service(tos) + self._next_hop(family, more)
+        text += f"dev {self.device(unsigned(more[RTA_OIF]))} " if RTA_OIF in more else ""
+        text += f"table {self.tables.get(table, table)} " if table and table != RT_TABLE_MAIN else ""
+        if not flags & RTM_F_CLONED:
+            text += f"proto {self.origins.get(origin, origin)} " if origin != RTPROT_BOOT else ""
             text += f"scope {self.scopes.get(scope, scope)} " if scope else ""
         text += f"src {self.text_of(family, more[RTA_PREFSRC])} " if RTA_PREFSRC in more else ""
-        text += f"metric {unsigned(get(RTA_PRIORITY))} " if RTA_PRIORITY in more else ""
-        text += self._flags(flags)
-        if mark := unsigned(get(RTA_MARK)):
+        text += f"metric {unsigned(more[RTA_PRIORITY])} " if RTA_PRIORITY in more else ""
+        text += self._flags(flags) + self._properties(family, more)
+        before = "" if kind == RTN_UNICAST else f"{ROUTE_TYPES[kind] if kind < len(ROUTE_TYPES) else kind} "
+        return before, text + "\n"
+
+    def _properties(self, family: int, more: Mapping[int, bytes]) -> str:
+        """Return the words of a route that follow its flags."""
+        text = ""
+        if mark := unsigned(more.get(RTA_MARK)):
             text += f"mark 0x{mark:x} " if mark >= 16 else f"mark {mark} "
-        text += self._realms(get(RTA_FLOW), "realm")
-        text += f"uid {unsigned(get(RTA_UID))} " if RTA_UID in more else ""
-        if cache := get(RTA_CACHEINFO):
-            # struct rta_cacheinfo: clntref, lastuse, expires, error, …; the times in 1/100 s
-            expires = int.from_bytes(cache[8:12], sys.byteorder, signed=True)
+        text += self._realms(more.get(RTA_FLOW), "realm")
+        text += f"uid {unsigned(more[RTA_UID])} " if RTA_UID in more else ""
+        if cache := more.get(RTA_CACHEINFO):
+            expires, error = unpack_struct(CACHEINFO_FORM, cache)
             text += f"expires {int(expires / 100)}sec " if expires else ""
-            text += f"error {unsigned(cache[12:16])} " if any(cache[12:16]) else ""
-        if metrics := get(RTA_METRICS):
-            text += self._metrics(metrics)
-        text += f"iif {self.device(unsigned(get(RTA_IIF)))} " if RTA_IIF in more else ""
-        if preference := get(RTA_PREF):
+            text += f"error {error} " if error else ""
+        text += self._metrics(more.get(RTA_METRICS, b""))
+        text += f"iif {self.device(unsigned(more[RTA_IIF]))} " if RTA_IIF in more else ""
+        if preference := more.get(RTA_PREF):
             text += f"pref {PREFERENCES.get(preference[0], preference[0])}"
-        if hops := get(RTA_MULTIPATH):
-            text += self._next_hops(family, hops)
-        return "" if kind == 1 else f"{ROUTE_TYPES[kind] if kind < 12 else kind} ", text + "\n"
+        return text + self._next_hops(family, more.get(RTA_MULTIPATH, b""))
 
     def _realms(self, data: bytes | None, word: str) -> str:
-        """Where packets come from, when that is told, and go to, 16 bits each."""
+        """Return the realms of source and destination, 16 bits each; the word alone names the destination's."""
         if not data:
             return ""
-        names = [str(self.realms.get(realm, realm)) for realm in (unsigned(data) >> 16, unsigned(data) & 0xFFFF)]
-        return f"realms {names[0]}/{names[1]} " if unsigned(data) >> 16 else f"{word} {names[1]} "
+        source, destination = unsigned(data) >> 16, unsigned(data) & 0xFFFF
+        target = self.realms.get(destination, destination)
+        return f"realms {self.realms.get(source, source)}/{target} " if source else f"{word} {target} "
 
-    def _encap(self, more: dict[int, bytes]) -> str:
-        """linux/lwtunnel.h, mpls_iptunnel.h: what of it matters for IPsec and for plain tunnels."""
+    def _encapsulation(self, more: Mapping[int, bytes]) -> str:
+        """Return the encapsulation of a route; details only of MPLS, IP and XFRM tunnels."""
         if RTA_ENCAP_TYPE not in more:
             return ""
-        kind, found = unsigned(more[RTA_ENCAP_TYPE]), attributes(more.get(RTA_ENCAP, b""))
+        kind, details = unsigned(more[RTA_ENCAP_TYPE]), attributes(more.get(RTA_ENCAP, b""))
         text = f" encap {ENCAPSULATIONS.get(kind, kind)} "
-        if kind == 1 and 1 in found:
-            text += f" {self.text_of(AF_MPLS, found[1])} " + (f"ttl {found[2][0]} " if 2 in found else "")
-        elif kind in (2, 4) and {1, 2, 3, 4, 5} <= found.keys():
-            hops, service = ("ttl", "tos") if kind == 2 else ("hoplimit", "tc")
-            text += (f"id {int.from_bytes(found[1], 'big')} src {self.address[found[3]]} dst {self.address[found[2]]} "
-                     f"{hops} {unsigned(found[4])} {service} {unsigned(found[5])} ")
-        elif kind == 10:
-            text += f"if_id {unsigned(found.get(1))} "
-            text += f"link_dev {self.device(unsigned(found[2]))} " if 2 in found else ""
+        tunnel = (LWTUNNEL_IP_ID, LWTUNNEL_IP_SRC, LWTUNNEL_IP_DST, LWTUNNEL_IP_TTL, LWTUNNEL_IP_TOS)
+        if kind == LWTUNNEL_ENCAP_MPLS and MPLS_IPTUNNEL_DST in details:
+            text += f" {self.text_of(AF_MPLS, details[MPLS_IPTUNNEL_DST])} "
+            text += f"ttl {details[MPLS_IPTUNNEL_TTL][0]} " if MPLS_IPTUNNEL_TTL in details else ""
+        elif kind in (LWTUNNEL_ENCAP_IP, LWTUNNEL_ENCAP_IP6) and details.keys() >= {*tunnel}:
+            hops, service = ("ttl", "tos") if kind == LWTUNNEL_ENCAP_IP else ("hoplimit", "tc")
+            key, source, destination, limit, tos = (details[field] for field in tunnel)
+            text += (f"id {int.from_bytes(key, 'big')} src {self.address[source]} dst {self.address[destination]} "
+                     f"{hops} {unsigned(limit)} {service} {unsigned(tos)} ")
+        elif kind == LWTUNNEL_ENCAP_XFRM:
+            text += f"if_id {unsigned(details.get(LWT_XFRM_IF_ID))} "
+            if LWT_XFRM_LINK in details:
+                text += f"link_dev {self.device(unsigned(details[LWT_XFRM_LINK]))} "
         return text
 
     def _flags(self, flags: int) -> str:
         return "".join(f"{name} " for bit, name in ROUTE_FLAGS if flags & bit)
 
-    def _next_hop(self, family: int, more: dict[int, bytes]) -> str:
+    def _next_hop(self, family: int, more: Mapping[int, bytes]) -> str:
         text = f"via {self.text_of(family, more[RTA_GATEWAY])} " if RTA_GATEWAY in more else ""
-        if via := more.get(RTA_VIA):  # struct rtvia: a family of its own
+        if via := more.get(RTA_VIA):  # struct rtvia: a family of its own (16 bits), an address
             other = unsigned(via[:2])
             text += f"via {'inet6' if other == AF_INET6 else 'inet'} {self.text_of(other, via[2:])} "
         return text
 
     def _next_hops(self, family: int, data: bytes) -> str:
         text, start = "", 0
-        while start + 8 <= len(data):  # struct rtnexthop
-            length = max(8, unsigned(data[start:start + 2]))
-            more = attributes(data, start + 8, start + length)
-            text += (f"\n\tnexthop {self._encap(more)}{self._next_hop(family, more)}"
-                     f"{self._realms(more.get(RTA_FLOW), 'realm')}"
-                     f"dev {self.device(unsigned(data[start + 4:start + 8]))} "
-                     f"weight {data[start + 3] + 1} {self._flags(data[start + 2])}")
-            start += (length + 3) & ~3
+        while start + RTNEXTHOP_SIZE <= len(data):
+            length, flags, hops, interface = unpack_struct(RTNEXTHOP_FORM, data, start)
+            length = max(RTNEXTHOP_SIZE, length)
+            more = attributes(data, start + RTNEXTHOP_SIZE, start + length)
+            text += (f"\n\tnexthop {self._encapsulation(more)}{self._next_hop(family, more)}"
+                     f"{self._realms(more.get(RTA_FLOW), 'realm')}dev {self.device(interface)} "
+                     f"weight {hops + 1} {self._flags(flags)}")
+            start += aligned(length)
         return text
 
     def _metrics(self, data: bytes) -> str:
-        found = attributes(data)
-        locked = unsigned(found.get(1))
+        values = attributes(data)
+        locked = unsigned(values.get(RTAX_LOCK))
         text = ""
-        for kind in range(2, len(ROUTE_METRICS)):
-            value = unsigned(found.get(kind))
-            if (kind not in found and not locked >> kind & 1) or (kind == 10 and value == 0xFFFFFFFF):
+        for kind, name in ROUTE_METRICS.items():
+            value = unsigned(values.get(kind))
+            is_locked = bool(locked >> kind & 1)
+            if (kind not in values and not is_locked) or (kind == RTAX_HOPLIMIT and value == NO_LIMIT):
                 continue
-            text += f"{ROUTE_METRICS[kind]} " + ("lock " if locked >> kind & 1 else "")
-            if kind == 16:
-                text += f"{text_name(found.get(kind))} "
-            elif kind == 12 and value & 1:
-                text += "ecn " + (f"{value:#x} " if value & ~1 else "")
-            elif kind in (4, 5, 13):
-                value //= {4: 8, 5: 4, 13: 1}[kind]
+            text += f"{name} lock " if is_locked else f"{name} "
+            if kind == RTAX_CC_ALGO:
+                text += f"{text_name(values.get(kind))} "
+            elif kind == RTAX_FEATURES and value & RTAX_FEATURE_ECN:
+                rest = value & ~RTAX_FEATURE_ECN
+                text += f"ecn {value:#x} " if rest else "ecn "
+            elif kind in TIME_METRICS:
+                value //= TIME_METRICS[kind]
                 text += f"{value / 1000:g}s " if value >= 1000 else f"{value}ms "
             else:
                 text += f"{value} "
         return text
 
     def rules(self) -> Iterator[str]:
-        """The rules of routing, IPv4 then IPv6, in pieces of text.  Raises OSError."""
+        """Yield the routing rules as text: IPv4, then IPv6 under its own title.  Raises OSError."""
         for family, title in ((AF_INET, ""), (AF_INET6, "IPv6:\n")):
-            messages = dump(self.host, NETLINK_ROUTE, RTM_GETRULE, bytes([family]) + bytes(11))
+            request = pack_struct(FIB_RULE_FORM, family, *bytes(7), 0)
+            messages = dump(self.host, NETLINK_ROUTE, RTM_GETRULE, request)
             yield title + "".join(message_texts(messages, self.rule_text))
 
     def rule_text(self, buffer: bytes, start: int, end: int) -> str:
-        """One rule: struct fib_rule_hdr and the attributes of linux/fib_rules.h."""
-        family, target_bits, source_bits, tos, table, _, _, action = buffer[start:start + 8]
-        flags = unsigned(buffer[start + 8:start + 12])
-        get = attributes(buffer, start + 12, end).get
-        text = f"{unsigned(get(6))}:\t" + ("not " if flags & 2 else "")
-
-        def prefix(data: bytes, bits: int) -> str:
-            return self.text_of(family, data) + ("" if bits == len(data) * 8 else f"/{bits}")
-
-        source, target = get(2), get(1)
-        text += f"from {prefix(source, source_bits) if source else f'0/{source_bits}' if source_bits else 'all'} "
-        text += f"to {prefix(target, target_bits)} " if target else f"to 0/{target_bits} " if target_bits else ""
-        text += f"tos {self.services.get(tos, f'0x{tos:02x}')} " if tos else ""
-        mark, mask = get(10), get(16)
-        if unsigned(mark) or (mask and unsigned(mask)):
-            text += f"fwmark {hexadecimal(unsigned(mark))}"
-            text += f"/0x{unsigned(mask):x} " if mask and unsigned(mask) != 0xFFFFFFFF else " "
-        for kind, word, detached in ((3, "iif", 8), (17, "oif", 16)):
-            if name := get(kind):
-                text += f"{word} {text_name(name)} " + ("[detached] " if flags & detached else "")
-        text += "lookup [l3mdev-table] " if unsigned(get(19)) else ""
-        if users := get(20):
-            text += f"uidrange {unsigned(users[:4])}-{unsigned(users[4:])} "
-        if carried := get(22):
-            text += f"ipproto {protocol_names(self.host).get(carried[0], carried[0])} "
-        for kind, word in ((23, "sport"), (24, "dport")):
-            if ports := get(kind):
-                first, last = unsigned(ports[:2]), unsigned(ports[2:])
-                text += f"{word} {first} " if first == last else f"{word} {first}-{last} "
-        table = unsigned(get(15)) or table
-        if table:
-            text += f"lookup {self.tables.get(table, table)} "
-            if (length := get(14)) and unsigned(length) != 0xFFFFFFFF:
-                text += f"suppress_prefixlength {unsigned(length)} "
-            if (group := get(13)) and unsigned(group) != 0xFFFFFFFF:
-                text += f"suppress_ifgroup {self.groups.get(unsigned(group), unsigned(group))} "
-        text += self._realms(get(11), "realms")
-        if action == 2:
-            text += f"goto {unsigned(get(4)) or 'none'} " + ("[unresolved] " if flags & 4 else "")
-        elif action == 3:
+        """Return the text of one rule: struct fib_rule_hdr and its attributes."""
+        family, target_bits, source_bits, tos, table, _, _, action, flags = unpack_struct(FIB_RULE_FORM, buffer, start)
+        more = attributes(buffer, start + FIB_RULE_SIZE, end)
+        text = f"{unsigned(more.get(FRA_PRIORITY))}:\t"
+        text += "not " if flags & FIB_RULE_INVERT else ""
+        source = "all"
+        if FRA_SRC in more or source_bits:
+            source = self._prefix(family, more.get(FRA_SRC), source_bits)
+        text += f"from {source} "
+        if FRA_DST in more or target_bits:
+            text += f"to {self._prefix(family, more.get(FRA_DST), target_bits)} "
+        text += self._service(tos) + self._rule_conditions(more, flags)
+        text += self._rule_table(more, unsigned(more.get(FRA_TABLE)) or table)
+        text += self._realms(more.get(FRA_FLOW), "realms")
+        if action == FR_ACT_GOTO:
+            text += f"goto {unsigned(more.get(FRA_GOTO)) or 'none'} "
+            text += "[unresolved] " if flags & FIB_RULE_UNRESOLVED else ""
+        elif action == FR_ACT_NOP:
             text += "nop "
-        elif action >= 6:
-            text += {6: "blackhole", 7: "unreachable", 8: "prohibit"}.get(action, str(action)) + " "
-        protocol = unsigned(get(21))
-        text += f"proto {self.protocols.get(protocol, protocol)} " if protocol not in (0, 2) else ""
+        elif action != FR_ACT_TO_TBL:
+            text += f"{RULE_ACTIONS.get(action, action)} "
+        origin = unsigned(more.get(FRA_PROTOCOL))
+        text += f"proto {self.origins.get(origin, origin)} " if origin not in (RTPROT_UNSPEC, RTPROT_KERNEL) else ""
         return text.rstrip() + "\n"
 
+    def _rule_conditions(self, more: Mapping[int, bytes], flags: int) -> str:
+        """Return what a rule requires of a packet besides addresses and TOS.
 
-LINK_FLAGS = ((8, "LOOPBACK"), (2, "BROADCAST"), (0x10, "POINTOPOINT"), (0x1000, "MULTICAST"), (0x80, "NOARP"),
-              (0x200, "ALLMULTI"), (0x100, "PROMISC"), (0x400, "MASTER"), (0x800, "SLAVE"), (4, "DEBUG"),
-              (0x8000, "DYNAMIC"), (0x4000, "AUTOMEDIA"), (0x2000, "PORTSEL"), (0x20, "NOTRAILERS"), (1, "UP"),
-              (0x10000, "LOWER_UP"), (0x20000, "DORMANT"), (0x40000, "ECHO"))
-LINK_STATES = ("UNKNOWN", "NOTPRESENT", "DOWN", "LOWERLAYERDOWN", "TESTING", "DORMANT", "UP")
-LINK_TYPES = {1: "ether", 24: "ieee1394", 32: "infiniband", 512: "ppp", 768: "ipip", 769: "tunnel6", 772: "loopback",
-              776: "sit", 778: "gre", 823: "gre6", 65534: "none"}
-ADDRESS_FLAGS = ((1, "secondary"), (2, "nodad"), (4, "optimistic"), (8, "dadfailed"), (0x10, "home"),
-                 (0x20, "deprecated"), (0x40, "tentative"), (0x80, ""), (0x100, "mngtmpaddr"),
+        A condition that this program does not know is shown as `attribute NUMBER`: without it the rule would look as
+        if it applied to more packets than it does.
+        """
+        text = ""
+        mark, mark_mask = unsigned(more.get(FRA_FWMARK)), unsigned(more.get(FRA_FWMASK))
+        if mark or mark_mask:
+            text += f"fwmark {hexadecimal(mark)}"
+            text += f"/0x{mark_mask:x} " if FRA_FWMASK in more and mark_mask != NO_LIMIT else " "
+        for kind, word, detached in ((FRA_IIFNAME, "iif", FIB_RULE_IIF_DETACHED),
+                                     (FRA_OIFNAME, "oif", FIB_RULE_OIF_DETACHED)):
+            if kind in more:
+                text += f"{word} {text_name(more[kind])} "
+                text += "[detached] " if flags & detached else ""
+        text += "lookup [l3mdev-table] " if unsigned(more.get(FRA_L3MDEV)) else ""
+        if users := more.get(FRA_UID_RANGE):
+            text += "uidrange {}-{} ".format(*unpack_struct("=II", users))  # struct fib_rule_uid_range
+        if protocol := more.get(FRA_IP_PROTO):
+            text += f"ipproto {protocol_names(self.host).get(protocol[0], protocol[0])} "
+        text += self._rule_ports(more)
+        if tunnel := more.get(FRA_TUN_ID):
+            text += f"tun_id {int.from_bytes(tunnel, 'big')} "
+        for kind, mask_kind, word in ((FRA_DSCP, FRA_DSCP_MASK, "dscp"),
+                                      (FRA_FLOWLABEL, FRA_FLOWLABEL_MASK, "flowlabel")):
+            if kind in more:
+                text += f"{word} 0x{int.from_bytes(more[kind], 'big'):x}"
+                text += f"/0x{int.from_bytes(more[mask_kind], 'big'):x} " if mask_kind in more else " "
+        for kind in sorted(more):
+            if kind > FRA_DSCP_MASK:
+                text += f"attribute {kind} 0x{more[kind].hex()} "
+        return text
+
+    @staticmethod
+    def _rule_ports(more: Mapping[int, bytes]) -> str:
+        text = ""
+        for kind, mask_kind, word in ((FRA_SPORT_RANGE, FRA_SPORT_MASK, "sport"),
+                                      (FRA_DPORT_RANGE, FRA_DPORT_MASK, "dport")):
+            if kind in more:
+                low, high = unpack_struct("=HH", more[kind])  # struct fib_rule_port_range
+                mask = unsigned(more.get(mask_kind, b"\xff\xff"))
+                text += f"{word} {low}" if low == high else f"{word} {low}-{high}"
+                text += " " if mask == 0xFFFF else f"/0x{mask:x} "
+        return text
+
+    def _rule_table(self, more: Mapping[int, bytes], table: int) -> str:
+        if not table:
+            return ""
+        text = f"lookup {self.tables.get(table, table)} "
+        length, group = (unsigned(more.get(kind, u32(NO_LIMIT))) for kind in (FRA_SUPPRESS_PREFIXLEN,
+                                                                              FRA_SUPPRESS_IFGROUP))
+        text += f"suppress_prefixlength {length} " if length != NO_LIMIT else ""
+        text += f"suppress_ifgroup {self.groups.get(group, group)} " if group != NO_LIMIT else ""
+        return text
+
+
+LINK_FLAGS = ((IFF_LOOPBACK, "LOOPBACK"), (2, "BROADCAST"), (IFF_POINTOPOINT, "POINTOPOINT"), (0x1000, "MULTICAST"),
+              (0x80, "NOARP"), (0x200, "ALLMULTI"), (0x100, "PROMISC"), (0x400, "MASTER"), (0x800, "SLAVE"),
+              (4, "DEBUG"), (0x8000, "DYNAMIC"), (0x4000, "AUTOMEDIA"), (0x2000, "PORTSEL"), (0x20, "NOTRAILERS"),
+              (IFF_UP, "UP"), (0x10000, "LOWER_UP"), (0x20000, "DORMANT"), (0x40000, "ECHO"))
+LINK_STATES = ("UNKNOWN", "NOTPRESENT", "DOWN", "LOWERLAYERDOWN", "TESTING", "DORMANT", "UP")  # RFC 2863
+LINK_TYPES = {1: "ether", 24: "ieee1394", 32: "infiniband", 512: "ppp", ARPHRD_TUNNEL: "ipip",
+              ARPHRD_TUNNEL6: "tunnel6", 772: "loopback", ARPHRD_SIT: "sit", ARPHRD_IPGRE: "gre",
+              ARPHRD_IP6GRE: "gre6", 65534: "none"}
+XDP_MODES = {1: "xdp", 2: "xdpgeneric", 3: "xdpoffload", 4: "xdpmulti"}
+ADDRESS_FLAGS = ((IFA_F_TEMPORARY, "secondary"), (2, "nodad"), (4, "optimistic"), (8, "dadfailed"), (0x10, "home"),
+                 (0x20, "deprecated"), (0x40, "tentative"), (IFA_F_PERMANENT, ""), (0x100, "mngtmpaddr"),
                  (0x200, "noprefixroute"), (0x400, "autojoin"), (0x800, "stable-privacy"))
 ADDRESS_ORIGINS = {1: "kernel_lo", 2: "kernel_ra", 3: "kernel_ll"}
-# Attributes of the data of a link's kind, linux/if_tunnel.h and if_link.h: local, remote, key or if_id in, key out
-TUNNEL_KINDS = {"vti": (4, 5, 2, 3), "vti6": (4, 5, 2, 3), "gre": (6, 7, 4, 5), "gretap": (6, 7, 4, 5),
-                "ip6gre": (6, 7, 4, 5), "ipip": (2, 3, 0, 0), "sit": (2, 3, 0, 0), "ip6tnl": (2, 3, 0, 0),
-                "xfrm": (0, 0, 2, 0)}
+VTI_FIELDS = (IFLA_VTI_LOCAL, IFLA_VTI_REMOTE, IFLA_VTI_IKEY, IFLA_VTI_OKEY)
+GRE_FIELDS = (IFLA_GRE_LOCAL, IFLA_GRE_REMOTE, IFLA_GRE_IKEY, IFLA_GRE_OKEY)
+IPTUN_FIELDS = (IFLA_IPTUN_LOCAL, IFLA_IPTUN_REMOTE, 0, 0)
+# The attributes of a tunnel by the kind of its link: local end, remote end, key in, key out; 0: it has none
+TUNNEL_KINDS = {"vti": VTI_FIELDS, "vti6": VTI_FIELDS, "gre": GRE_FIELDS, "gretap": GRE_FIELDS, "ip6gre": GRE_FIELDS,
+                "ipip": IPTUN_FIELDS, "sit": IPTUN_FIELDS, "ip6tnl": IPTUN_FIELDS, "xfrm": (0, 0, IFLA_XFRM_IF_ID, 0)}
+IFLA_TUNNEL_LINK = 1  # IFLA_VTI_LINK, IFLA_GRE_LINK, IFLA_IPTUN_LINK and IFLA_XFRM_LINK: the interface below
 
 
-class LinkText(KernelText):
+class LinkText(KernelReader):
     """Interfaces and their addresses in the words of `ip addr list`, and the tunnels among them."""
 
     def __init__(self, host: Host) -> None:
@@ -3223,140 +3748,164 @@ class LinkText(KernelText):
         self.namespaces: dict[int, str] | None = None
 
     def addresses(self) -> Iterator[str]:
-        """All interfaces with their addresses, a piece of text each.  Raises OSError."""
-        found: dict[int, str] = {}
-        for message in dump(self.host, NETLINK_ROUTE, RTM_GETADDR, bytes(8)):
-            index = unsigned(message[0][message[1] + 4:message[1] + 8])
-            found[index] = found.get(index, "") + "".join(message_texts([message], self.address_text))
+        """Yield the text of each interface with its addresses.  Raises OSError."""
+        texts: dict[int, str] = {}
+        for message in dump(self.host, NETLINK_ROUTE, RTM_GETADDR, bytes(IFADDRMSG_SIZE)):
+            at = message[1] + IFADDRMSG_INDEX
+            index = unsigned(message[0][at:at + 4])
+            texts[index] = texts.get(index, "") + "".join(message_texts([message], self.address_text))
         links = list(self._links())
-        self.up = {index for _, index, flags, _ in links if flags & 1}
+        self.up = {index for _, index, flags, _ in links if flags & IFF_UP}
         for kind, index, flags, more in links:
-            yield self._link(kind, index, flags, more) + found.get(index, "")
+            yield self._link(kind, index, flags, more) + texts.get(index, "")
 
     def _links(self) -> Iterator[tuple[int, int, int, dict[int, bytes]]]:
-        """Type, index, flags and attributes of each (struct ifinfomsg)."""
-        for buffer, start, end in dump(self.host, NETLINK_ROUTE, RTM_GETLINK, bytes(16)):
-            kind, index, flags = (unsigned(buffer[start + a:start + b]) for a, b in ((2, 4), (4, 8), (8, 12)))
-            yield kind, index, flags, attributes(buffer, start + 16, end)
+        """Yield type, index, flags and attributes of each interface (struct ifinfomsg)."""
+        for buffer, start, end in dump(self.host, NETLINK_ROUTE, RTM_GETLINK, bytes(IFINFOMSG_SIZE)):
+            _, kind, index, flags, _ = unpack_struct(IFINFOMSG_FORM, buffer, start)
+            yield kind, index, flags, attributes(buffer, start + IFINFOMSG_SIZE, end)
 
     def _hardware(self, kind: int, data: bytes) -> str:
-        if kind in (768, 769, 776, 778, 823) and len(data) in (4, 16):
+        """Return a hardware address; of an IP tunnel it is an IP address."""
+        tunnels = (ARPHRD_TUNNEL, ARPHRD_TUNNEL6, ARPHRD_SIT, ARPHRD_IPGRE, ARPHRD_IP6GRE)
+        if kind in tunnels and len(data) in (4, 16):
             return str(self.address[data])
         return data.hex(":")
 
     def _link(self, kind: int, index: int, flags: int, more: dict[int, bytes]) -> str:
-        get = more.get
-        text = f"{index}: {text_name(get(3))}"
-        elsewhere = 37 in more  # the other end, or the device below, is in another network namespace
-        below = unsigned(get(5))
-        if 5 in more:
-            text += f"@{'NONE' if not below else f'if{below}' if elsewhere else self.device(below)}"
+        """Return the text of one interface without its addresses."""
+        text = f"{index}: {text_name(more.get(IFLA_IFNAME))}"
+        elsewhere = IFLA_LINK_NETNSID in more  # the interface below, or the other end, is in another namespace
+        below = unsigned(more.get(IFLA_LINK))
+        if IFLA_LINK in more:
+            text += "@" + self._lower_name(below, elsewhere)
         words = [name for bit, name in LINK_FLAGS if flags & bit]
-        if flags & 1 and not flags & 0x40:
+        if flags & IFF_UP and not flags & IFF_RUNNING:
             words.insert(0, "NO-CARRIER")
         if below and not elsewhere and below not in self.up:
             words.append("M-DOWN")
-        text += f": <{','.join(words)}> mtu {unsigned(get(4))} "
-        xdp = attributes(get(43, b""))
-        if mode := unsigned(xdp.get(2)):
-            text += {1: "xdp", 2: "xdpgeneric", 3: "xdpoffload", 4: "xdpmulti"}.get(mode, f"xdp[{mode}]")
-            text += f"/id:{unsigned(xdp[4])} " if unsigned(xdp.get(4)) else " "
-        text += f"qdisc {text_name(get(6))} " if 6 in more else ""
-        text += f"master {self.links.get(unsigned(get(10)), unsigned(get(10)))} " if 10 in more else ""
-        state = unsigned(get(16))
-        text += f"state {LINK_STATES[state] if state < 7 else state} " if 16 in more else ""
-        group = unsigned(get(27))
-        text += f"group {self.groups.get(group, group)} " if 27 in more else ""
-        text += f"qlen {unsigned(get(13))}" if unsigned(get(13)) else ""
+        text += f": <{','.join(words)}> mtu {unsigned(more.get(IFLA_MTU))} " + self._link_properties(more)
         text += f"\n    link/{LINK_TYPES.get(kind, f'[{kind}]')} "
-        text += self._hardware(kind, more[1]) if 1 in more else ""
-        if 2 in more:
-            text += f" {'peer' if flags & 0x10 else 'brd'} {self._hardware(kind, more[2])}"
-        if (permanent := get(54)) and permanent != get(1):
+        text += self._hardware(kind, more[IFLA_ADDRESS]) if IFLA_ADDRESS in more else ""
+        if IFLA_BROADCAST in more:
+            word = "peer" if flags & IFF_POINTOPOINT else "brd"
+            text += f" {word} {self._hardware(kind, more[IFLA_BROADCAST])}"
+        permanent = more.get(IFLA_PERM_ADDRESS)
+        if permanent and permanent != more.get(IFLA_ADDRESS):
             text += f" permaddr {permanent.hex(':')}"
-        text += self._namespace(more[37]) if elsewhere else ""
-        text += " protodown on " if unsigned(get(39)) else ""
+        text += self._namespace(unsigned(more[IFLA_LINK_NETNSID])) if elsewhere else ""
+        text += " protodown on " if unsigned(more.get(IFLA_PROTO_DOWN)) else ""
         text += "\n"
-        if names := get(52):  # IFLA_PROP_LIST: alternative names
-            start = 0
-            while start + 4 <= len(names) and (length := unsigned(names[start:start + 2])) >= 4:
-                text += f"    altname {text_name(names[start + 4:start + length])}\n"
-                start += (length + 3) & ~3
+        for _, name in each_attribute(more.get(IFLA_PROP_LIST, b"")):  # each of them is IFLA_ALT_IFNAME
+            text += f"    altname {text_name(name)}\n"
         return text
 
-    def _namespace(self, number_here: bytes) -> str:
-        """How a network namespace is called: by the name that `ip netns` gave it, or by our number for it."""
+    def _lower_name(self, below: int, elsewhere: bool) -> str:
+        if not below:
+            return "NONE"
+        return f"if{below}" if elsewhere else self.device(below)
+
+    def _link_properties(self, more: Mapping[int, bytes]) -> str:
+        text = ""
+        xdp = attributes(more.get(IFLA_XDP, b""))
+        if mode := unsigned(xdp.get(IFLA_XDP_ATTACHED)):
+            program = unsigned(xdp.get(IFLA_XDP_PROG_ID))
+            text += XDP_MODES.get(mode, f"xdp[{mode}]") + (f"/id:{program} " if program else " ")
+        text += f"qdisc {text_name(more[IFLA_QDISC])} " if IFLA_QDISC in more else ""
+        if IFLA_MASTER in more:
+            master = unsigned(more[IFLA_MASTER])
+            text += f"master {self.links.get(master, master)} "
+        if IFLA_OPERSTATE in more:
+            state = unsigned(more[IFLA_OPERSTATE])
+            text += f"state {LINK_STATES[state] if state < len(LINK_STATES) else state} "
+        if IFLA_GROUP in more:
+            group = unsigned(more[IFLA_GROUP])
+            text += f"group {self.groups.get(group, group)} "
+        length = unsigned(more.get(IFLA_TXQLEN))
+        return text + (f"qlen {length}" if length else "")
+
+    def _namespace(self, nsid: int) -> str:
+        """Return the words for another network namespace: the name that `ip netns` gave it, or its number here."""
         if self.namespaces is None:
-            self.namespaces = {}
-            for file in self.host.glob("/run/netns/*"):
-                try:
-                    fd = self.host.open(file)
-                    try:
-                        # struct rtgenmsg; NETNSA_FD is 3, and NETNSA_NSID in the answer 1 (linux/net_namespace.h)
-                        for buffer, start, end in exchange(self.host, NETLINK_ROUTE, [
-                                (RTM_GETNSID, NLM_F_ACK, bytes(4) + attribute(3, fd))]):
-                            found = attributes(buffer, start + 4, end)
-                            self.namespaces.setdefault(unsigned(found.get(1)), os.path.basename(file))
-                    finally:
-                        os.close(fd)
-                except (OSError, Failure):
-                    continue  # not a namespace, or not for us
-        which = unsigned(number_here)
-        if which >> 31:
+            self.namespaces = dict(self._named_namespaces())
+        if nsid >> 31:
             return " link-netnsid unknown"
-        return f" link-netns {self.namespaces[which]}" if which in self.namespaces else f" link-netnsid {which}"
+        return f" link-netns {self.namespaces[nsid]}" if nsid in self.namespaces else f" link-netnsid {nsid}"
+
+    def _named_namespaces(self) -> Iterator[tuple[int, str]]:
+        """Yield number and name of the network namespaces that `ip netns` made."""
+        for file in reversed(self.host.glob("/run/netns/*")):
+            try:
+                fd = self.host.open(file)
+                try:
+                    request = (RTM_GETNSID, NLM_F_ACK, bytes(RTGENMSG_SIZE) + attribute(NETNSA_FD, fd))
+                    for buffer, start, end in exchange(self.host, NETLINK_ROUTE, [request]):
+                        more = attributes(buffer, start + RTGENMSG_SIZE, end)
+                        yield unsigned(more.get(NETNSA_NSID)), os.path.basename(file)
+                finally:
+                    os.close(fd)
+            except (OSError, Failure):
+                continue  # the file is no namespace, or this user may not open it
 
     def address_text(self, buffer: bytes, start: int, end: int) -> str:
-        """One address: struct ifaddrmsg and the attributes of linux/if_addr.h."""
-        family, bits, flags, scope = buffer[start:start + 4]
-        more = attributes(buffer, start + 8, end)
-        get = more.get
-        flags = unsigned(get(8)) or flags
-        local, target = get(2) or get(1) or b"", get(1) or get(2) or b""
+        """Return the text of one address: struct ifaddrmsg and its attributes."""
+        family, bits, flags, scope, _ = unpack_struct(IFADDRMSG_FORM, buffer, start)
+        more = attributes(buffer, start + IFADDRMSG_SIZE, end)
+        flags = unsigned(more.get(IFA_FLAGS)) or flags
+        local = more.get(IFA_LOCAL) or more.get(IFA_ADDRESS) or b""
+        target = more.get(IFA_ADDRESS) or local
         text = f"    {'inet' if family == AF_INET else 'inet6'} {self.address[local]}"
         text += f"/{bits} " if local == target else f" peer {self.address[target]}/{bits} "
-        text += f"metric {unsigned(get(9))} " if unsigned(get(9)) else ""
-        text += f"brd {self.address[more[4]]} " if 4 in more else ""
-        text += f"any {self.address[more[5]]} " if 5 in more else ""
+        metric = unsigned(more.get(IFA_RT_PRIORITY))
+        text += f"metric {metric} " if metric else ""
+        text += f"brd {self.address[more[IFA_BROADCAST]]} " if IFA_BROADCAST in more else ""
+        text += f"any {self.address[more[IFA_ANYCAST]]} " if IFA_ANYCAST in more else ""
         text += f"scope {self.scopes.get(scope, scope)} "
-        if origin := unsigned(get(11)):
+        if origin := unsigned(more.get(IFA_PROTO)):
             text += f"proto {ADDRESS_ORIGINS.get(origin, origin)} "
-        for bit, name in ADDRESS_FLAGS:
-            if bit == 0x80:
-                text += "" if flags & bit else "dynamic "
-            elif flags & bit:
-                text += "temporary " if bit == 1 and family == AF_INET6 else f"{name} "
-        text += text_name(get(3))
-        if life := get(6):
-            preferred, valid = ("forever" if value == 0xFFFFFFFF else f"{value}sec"
-                                for value in (unsigned(life[:4]), unsigned(life[4:8])))
+        text += self._address_flags(family, flags) + text_name(more.get(IFA_LABEL))
+        if IFA_CACHEINFO in more:
+            preferred, valid = ("forever" if value == NO_LIMIT else f"{value}sec"
+                                for value in unpack_struct(IFA_CACHEINFO_FORM, more[IFA_CACHEINFO]))
             text += f"\n       valid_lft {valid} preferred_lft {preferred}"
         return text + "\n"
 
+    @staticmethod
+    def _address_flags(family: int, flags: int) -> str:
+        text = ""
+        for bit, name in ADDRESS_FLAGS:
+            if bit == IFA_F_PERMANENT:
+                text += "" if flags & bit else "dynamic "
+            elif flags & bit:
+                text += "temporary " if bit == IFA_F_TEMPORARY and family == AF_INET6 else f"{name} "
+        return text
+
     def tunnels(self, *kinds: str) -> Iterator[str]:
-        """The tunnel interfaces of the kinds (all by default): ends, keys, device below, counters.  Raises OSError."""
+        """Yield the text of each tunnel interface of these kinds, by default of all: ends, keys, interface below,
+        counters.  Raises OSError."""
         for _, _, _, more in self._links():
-            info = attributes(more.get(18, b""))
-            kind = text_name(info.get(1))
-            if kind not in (kinds or TUNNEL_KINDS):
-                continue
-            data = attributes(info.get(2, b""))
-            local, remote, key_in, key_out = (data.get(which) if which else None for which in TUNNEL_KINDS[kind])
-            below = unsigned(data.get(1))
-            text = f"{text_name(more.get(3))}: {kind} "
-            if kind == "xfrm":
-                text += f"if_id 0x{unsigned(key_in):x} "
-            else:
-                text += "".join(f"{word} {self.address[end] if end and any(end) else 'any'} "
-                                for word, end in (("remote", remote), ("local", local)))
-                for word, key in (("ikey", key_in), ("okey", key_out)):
-                    text += f"{word} {int.from_bytes(key, 'big')} " if key and any(key) else ""
-            text += f"dev {self.links.get(below, below)}" if below else ""
-            counters = more.get(23, b"")  # struct rtnl_link_stats64
-            received, sent, bytes_in, bytes_out, bad_in, bad_out = (unsigned(counters[at:at + 8])
-                                                                    for at in range(0, 48, 8))
-            yield (f"{text.rstrip()}\n    RX: packets {received} bytes {bytes_in} errors {bad_in}\n"
-                   f"    TX: packets {sent} bytes {bytes_out} errors {bad_out}\n")
+            info = attributes(more.get(IFLA_LINKINFO, b""))
+            kind = text_name(info.get(IFLA_INFO_KIND))
+            if kind in (kinds or TUNNEL_KINDS):
+                counters = more.get(IFLA_STATS64) or bytes(STATS64_SIZE)
+                yield self._tunnel(text_name(more.get(IFLA_IFNAME)), kind,
+                                   attributes(info.get(IFLA_INFO_DATA, b"")), counters)
+
+    def _tunnel(self, name: str, kind: str, data: Mapping[int, bytes], counters: bytes) -> str:
+        local, remote, key_in, key_out = (data.get(field, b"") for field in TUNNEL_KINDS[kind])
+        below = unsigned(data.get(IFLA_TUNNEL_LINK))
+        text = f"{name}: {kind} "
+        if kind == "xfrm":
+            text += f"if_id 0x{unsigned(key_in):x} "
+        else:
+            for word, end in (("remote", remote), ("local", local)):
+                text += f"{word} {self.address[end] if any(end) else 'any'} "
+            for word, key in (("ikey", key_in), ("okey", key_out)):
+                text += f"{word} {int.from_bytes(key, 'big')} " if any(key) else ""
+        text += f"dev {self.links.get(below, below)}" if below else ""
+        received, sent, bytes_in, bytes_out, bad_in, bad_out = unpack_struct(STATS64_FORM, counters)
+        return (f"{text.rstrip()}\n    RX: packets {received} bytes {bytes_in} errors {bad_in}\n"
+                f"    TX: packets {sent} bytes {bytes_out} errors {bad_out}\n")
 
 
 # --- processes, sockets, options -------------------------------------------------------------------------------------
@@ -5488,65 +6037,117 @@ def generate_key(base: NssDatabase, kind: str, size: str, seed: bytes) -> str:
 # =====================================================================================================================
 # 8. Firewall
 #
-# NFLOG rules (what checknflog, stopnflog and sniff are about) and what _updown changes for a connection: routes,
-# addresses, rules, VTI interfaces, proxy ARP, address translation, resolv.conf.  Facts: the ipsec script and
-# _updown.netkey/_updown.xfrm of libreswan 3.29, 4.10 and 5.4; ipsec.conf(5) for nflog= and nflog-all=; rtnetlink(7),
-# linux/rtnetlink.h, linux/fib_rules.h, linux/netfilter/nf_tables.h; ip-route(8) for the words of a route.
+# NFLOG rules (for checknflog, stopnflog and sniff), and the changes that _updown makes for a connection: routes,
+# addresses, rules, VTI interfaces, proxy ARP, address translation, resolv.conf.  Used by the service commands and
+# _updown; verify, show and look use Routing.  Facts: the ipsec script and _updown.netkey/_updown.xfrm of libreswan
+# 3.25 to 5.4; ipsec.conf(5) for nflog= and nflog-all=; rtnetlink(7), the headers of section 5; ip-route(8) for the
+# words of a route.
 # =====================================================================================================================
 
 
 # --- routing --------------------------------------------------------------------------------------------------------
 
-NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x100, 0x200, 0x400, 0x800
-NESTED = 0x8000  # NLA_F_NESTED
-RTM_NEWLINK, RTM_NEWADDR, RTM_NEWROUTE, RTM_NEWNEIGH, RTM_NEWRULE = 16, 20, 24, 28, 32  # RTM_DEL… are the next ones
-RT_TABLE_MAIN, RTN_UNICAST, RTN_LOCAL, RTPROT_BOOT = 254, 1, 2, 3
-IFF_UP, IFF_POINTOPOINT = 1, 0x10
-# The words of `ip route` that stand for a number: (attribute, 0) or (RTA_METRICS, attribute in it)
-ROUTE_NUMBERS = {"metric": (6, 0), "preference": (6, 0), "priority": (6, 0), "table": (15, 0), "mtu": (8, 2),
-                 "window": (8, 3), "ssthresh": (8, 6), "cwnd": (8, 7), "advmss": (8, 8), "hoplimit": (8, 10),
-                 "initcwnd": (8, 11), "quickack": (8, 15), "initrwnd": (8, 14)}
+# The words of `ip route` whose value is a number, by the attribute of the route, or of its RTA_METRICS
+ROUTE_NUMBERS = {"metric": RTA_PRIORITY, "preference": RTA_PRIORITY, "priority": RTA_PRIORITY, "table": RTA_TABLE}
+METRIC_NUMBERS = {"mtu": RTAX_MTU, "window": RTAX_WINDOW, "ssthresh": RTAX_SSTHRESH, "cwnd": RTAX_CWND,
+                  "advmss": RTAX_ADVMSS, "hoplimit": RTAX_HOPLIMIT, "initcwnd": RTAX_INITCWND,
+                  "quickack": RTAX_QUICKACK, "initrwnd": RTAX_INITRWND}
+ROUTE_ACTIONS = {"add": NLM_F_CREATE | NLM_F_EXCL, "replace": NLM_F_CREATE | NLM_F_REPLACE, "change": NLM_F_REPLACE,
+                 "del": 0}
 
 
 class Route(Record):
-    """A route as the kernel gives it: local or not, destination (`address/bits`), gateway, interface, source."""
+    """A route that the kernel has, or that it chooses for an address."""
 
-    local: bool
-    destination: str
+    local: bool  # the destination is an address of this host
+    destination: str  # address/bits
     gateway: str
     device: str
     source: str
 
 
-def be32(number: int) -> bytes:
-    """A number in network order, as nf_tables and tunnels want theirs."""
-    return number.to_bytes(4, "big")
+def address_family(address: str) -> int:
+    """Return AF_INET or AF_INET6 for the text of an address or network."""
+    return AF_INET6 if ":" in address else AF_INET
 
 
-def packed_address(address: str) -> bytes:
-    """An IP address in network order.  Raises OSError for what is none."""
-    import _socket as socket
-    return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
+def split_net(net: str) -> tuple[bytes, int]:
+    """Return address and bits of `address[/bits]`; all bits if there are none.  Raises OSError, ValueError."""
+    address, _, bits = net.partition("/")
+    data = packed_address(address)
+    return data, int(bits or 8 * len(data))
+
+
+class RouteWords:
+    """The words of a route, as ip-route(8) has them, read into the fields of a netlink message."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        """Read the words.  Raises OSError (EINVAL) for a word that is unknown or lacks its value."""
+        self.attributes = b""
+        self.metrics = b""
+        self.table = RT_TABLE_MAIN
+        self.scope: int | None = None
+        self.origin = RTPROT_BOOT
+        self.flags = 0
+        self.has_gateway = False
+        scopes = {name: scope for scope, name in ROUTE_SCOPES.items()}
+        rest = iter(words)
+        for word in rest:
+            if word == "onlink":
+                self.flags |= RTNH_F_ONLINK
+                continue
+            value = next(rest, None)
+            if value is None:
+                raise OSError(errno.EINVAL, f"{quote(word)} needs a value, or is not a word of a route")
+            if word == "scope" and (value in scopes or value.isdigit()):
+                self.scope = scopes[value] if value in scopes else int(value)
+            elif word in ("proto", "protocol") and value.isdigit():
+                self.origin = int(value)
+            elif word in METRIC_NUMBERS and value.isdigit():
+                self.metrics += attribute(METRIC_NUMBERS[word], int(value))
+            else:
+                self.attributes += self._attribute(word, value)
+
+    def _attribute(self, word: str, value: str) -> bytes:
+        if word == "via":
+            self.has_gateway = True
+            return attribute(RTA_GATEWAY, packed_address(value))
+        if word == "dev":
+            return attribute(RTA_OIF, Routing.index(value))
+        if word == "src":
+            return attribute(RTA_PREFSRC, packed_address(value))
+        if word in ROUTE_NUMBERS and value.isdigit():
+            if word == "table":
+                self.table = int(value)
+            return attribute(ROUTE_NUMBERS[word], int(value))
+        raise OSError(errno.EINVAL, f"{quote(f'{word} {value}')} is not understood as words of a route")
 
 
 class Routing:
-    """Routes, addresses and links (rtnetlink(7)).  All methods raise OSError with the kernel's errno, TimedOut."""
+    """Routes, addresses, rules, neighbours and links of the kernel (rtnetlink(7)).
+
+    The requests are those of iproute2, so that `ip` shows the same afterwards.  pyroute2 is not used: pluto waits for
+    _updown at every SA, and the import takes 0.3 s.  All methods raise OSError with the kernel's errno, and TimedOut.
+    """
 
     def __init__(self, host: Host) -> None:
         self.host = host
 
     def _ask(self, kind: int, flags: int, body: bytes) -> list[bytes]:
-        """What the kernel answers."""
+        """Return the bodies of the kernel's answers."""
         return [buffer[start:end] for buffer, start, end in
                 exchange(self.host, NETLINK_ROUTE, [(kind, NLM_F_ACK | flags, body)])]
 
-    @staticmethod
-    def _family(address: str) -> int:
-        return AF_INET6 if ":" in address else AF_INET
+    def _change(self, add: bool, kind: int, body: bytes) -> None:
+        """Create an object that must not exist yet, or delete it; `kind` is one of RTM_NEW…"""
+        if add:
+            self._ask(kind, NLM_F_CREATE | NLM_F_EXCL, body)
+        else:
+            self._ask(kind + RTM_NEW_TO_DEL, 0, body)
 
     @staticmethod
     def index(device: str, default: int | None = None) -> int:
-        """The number of an interface."""
+        """Return the index of an interface; without a default raises OSError (ENODEV) if there is none."""
         import _socket as socket
         try:
             return socket.if_nametoindex(device)
@@ -5558,135 +6159,265 @@ class Routing:
     @staticmethod
     def _route(reply: bytes) -> Route:
         import _socket as socket
-        family, bits, kind = reply[0], reply[1], reply[7]
-        found = attributes(reply, 12)
-        target, gateway, source = (ip_text(found.get(each, b"")) for each in (RTA_DST, RTA_GATEWAY, RTA_PREFSRC))
+        family, bits, _, _, _, _, _, kind, _ = unpack_struct(RTMSG_FORM, reply)
+        more = attributes(reply, RTMSG_SIZE)
+        target, gateway, source = (ip_text(more.get(field, b"")) for field in (RTA_DST, RTA_GATEWAY, RTA_PREFSRC))
         try:
-            device = socket.if_indextoname(unsigned(found.get(RTA_OIF)))
+            device = socket.if_indextoname(unsigned(more.get(RTA_OIF)))
         except OSError:
-            device = ""  # a route through several, or the interface has just gone
+            device = ""  # the route has several next hops, or the interface has just disappeared
         target = target or ("0.0.0.0" if family == AF_INET else "::")
         return Route(kind == RTN_LOCAL, f"{target}/{bits}", gateway, device, source)
 
     def lookup(self, address: str, source: str = "", mark: int = 0) -> Route:
-        """`ip route get ADDRESS [from SOURCE] [mark MARK]`."""
+        """Return the route to an address: `ip route get ADDRESS [from SOURCE] [mark MARK]`."""
         target, origin = packed_address(address), packed_address(source) if source else b""
-        body = bytes((self._family(address), 8 * len(target), 8 * len(origin))) + bytes(9) + attribute(1, target)
-        body += (attribute(2, origin) if origin else b"") + (attribute(RTA_MARK, mark) if mark else b"")
+        body = pack_struct(RTMSG_FORM, address_family(address), 8 * len(target), 8 * len(origin), *bytes(5), 0)
+        body += attribute(RTA_DST, target)
+        body += attribute(RTA_SRC, origin) if origin else b""
+        body += attribute(RTA_MARK, mark) if mark else b""
         return self._route(self._ask(RTM_GETROUTE, 0, body)[0])
 
     def routes(self, family: int) -> Iterator[Route]:
-        """`ip route list`: the main table, for family 4 or 6."""
-        request = bytes((AF_INET if family == 4 else AF_INET6,)) + bytes(11)
+        """Yield the routes of the main table for IP version 4 or 6: `ip route list`."""
+        request = pack_struct(RTMSG_FORM, AF_INET if family == 4 else AF_INET6, *bytes(7), 0)
         for buffer, start, end in dump(self.host, NETLINK_ROUTE, RTM_GETROUTE, request):
-            cloned = unsigned(buffer[start + 8:start + 12]) & 0x200  # RTM_F_CLONED
-            if buffer[start + 4] == RT_TABLE_MAIN and not cloned:
+            *_, flags = unpack_struct(RTMSG_FORM, buffer, start)
+            if buffer[start + RTMSG_TABLE] == RT_TABLE_MAIN and not flags & RTM_F_CLONED:
                 yield self._route(buffer[start:end])
 
     def addresses(self) -> list[tuple[str, int, int, int]]:
-        """All addresses of this host: address, prefix length, scope, index of the interface."""
+        """Return all addresses of this host: address, bits, scope, index of the interface."""
         found = []
-        for buffer, start, end in dump(self.host, NETLINK_ROUTE, RTM_GETADDR, bytes(8)):
-            _, bits, _, scope = buffer[start:start + 4]
-            attrs = attributes(buffer, start + 8, end)
-            if own := attrs.get(2) or attrs.get(1):  # IFA_LOCAL, IFA_ADDRESS
-                found.append((ip_text(own), bits, scope, unsigned(buffer[start + 4:start + 8])))
+        for buffer, start, end in dump(self.host, NETLINK_ROUTE, RTM_GETADDR, bytes(IFADDRMSG_SIZE)):
+            _, bits, _, scope, index = unpack_struct(IFADDRMSG_FORM, buffer, start)
+            more = attributes(buffer, start + IFADDRMSG_SIZE, end)
+            if local := more.get(IFA_LOCAL) or more.get(IFA_ADDRESS):
+                found.append((ip_text(local), bits, scope, index))
         return found
 
     def link(self, device: str) -> tuple[int, dict[int, bytes], str]:
-        """The flags of an interface and, of a tunnel, what its kind keeps (IFLA_INFO_DATA), and the kind."""
-        reply = self._ask(RTM_GETLINK, 0, bytes(4) + u32(self.index(device)) + bytes(8))[0]
-        info = attributes(attributes(reply, 16).get(18, b""))  # IFLA_LINKINFO
-        return unsigned(reply[8:12]), attributes(info.get(2, b"")), text_name(info.get(1))
-
-
-class RoutingChanges(Routing):
-    """What _updown changes: routes, addresses, rules, neighbours, links.
-
-    The messages are those of iproute2, so that what `ip` shows afterwards is the same.  Not through pyroute2: pluto
-    waits for its _updown at every SA, and that takes 0.3 s to import.
-    """
-
-    def _change(self, add: bool, kind: int, body: bytes) -> None:
-        """Add what `kind`, one of RTM_NEW…, makes and is not there yet, or delete it."""
-        self._ask(kind if add else kind + 1, NLM_F_CREATE | NLM_F_EXCL if add else 0, body)
+        """Return the flags of an interface, the attributes of its kind (IFLA_INFO_DATA), and its kind."""
+        request = pack_struct(IFINFOMSG_FORM, 0, 0, self.index(device), 0, 0)
+        reply = self._ask(RTM_GETLINK, 0, request)[0]
+        _, _, _, flags, _ = unpack_struct(IFINFOMSG_FORM, reply)
+        info = attributes(attributes(reply, IFINFOMSG_SIZE).get(IFLA_LINKINFO, b""))
+        return flags, attributes(info.get(IFLA_INFO_DATA, b"")), text_name(info.get(IFLA_INFO_KIND))
 
     def route(self, action: str, destination: str, words: Sequence[str]) -> None:
-        """`ip route ACTION DESTINATION WORDS…`: add, replace, change or del."""
-        flags = {"add": NLM_F_CREATE | NLM_F_EXCL, "replace": NLM_F_CREATE | NLM_F_REPLACE, "change": NLM_F_REPLACE,
-                 "del": 0}[action]
-        address, _, bits = destination.partition("/")
-        family, target = self._family(address), packed_address(address)
-        attrs, metrics, table, scope, protocol, onlink = b"", b"", RT_TABLE_MAIN, "", RTPROT_BOOT, 0
-        todo = list(reversed(words))
-        while todo:
-            word = todo.pop()
-            if word == "onlink":
-                onlink = 4  # RTNH_F_ONLINK
-                continue
-            if not todo:
-                raise OSError(errno.EINVAL, f"{quote(word)} needs a value, or is no word of a route")
-            value = todo.pop()
-            if word == "via":
-                attrs += attribute(5, packed_address(value))
-            elif word == "dev":
-                attrs += attribute(4, self.index(value))
-            elif word == "src":
-                attrs += attribute(7, packed_address(value))
-            elif word == "scope":
-                scope = value
-            elif word in ("proto", "protocol") and value.isdigit():
-                protocol = int(value)
-            elif word in ROUTE_NUMBERS and value.isdigit():
-                kind, inner = ROUTE_NUMBERS[word]
-                metrics += attribute(inner, int(value)) if inner else b""
-                attrs += b"" if inner else attribute(kind, int(value))
-                table = min(int(value), 255) if word == "table" else table
-            else:
-                raise OSError(errno.EINVAL, f"{quote(f'{word} {value}')}: not a route's words, or not supported")
-        attrs += attribute(8 | NESTED, metrics) if metrics else b""
-        named = {name: level for level, name in ROUTE_SCOPES.items()}
-        level = named[scope] if scope in named else int(scope or 0)
-        if not scope and family == AF_INET:
-            level = 255 if action == "del" else 0 if "via" in words else 253
+        """Add, replace, change or delete a route: `ip route ACTION DESTINATION WORDS…`."""
+        target, bits = split_net(destination)
+        family = address_family(destination)
+        route = RouteWords(words)
+        scope = route.scope
+        if scope is None:
+            scope = self._default_scope(action, family, route.has_gateway)
         remove = action == "del"
-        body = bytes((family, int(bits or 8 * len(target)), 0, 0, table if table < 256 else 0,
-                      0 if remove and protocol == RTPROT_BOOT else protocol, level, 0 if remove else RTN_UNICAST))
-        body += onlink.to_bytes(4, sys.byteorder) + attribute(1, target) + attrs
-        self._ask(RTM_NEWROUTE + remove, flags, body)
+        # iproute2 deletes a route of any origin and type unless the origin is given
+        origin = RTPROT_UNSPEC if remove and route.origin == RTPROT_BOOT else route.origin
+        kind = 0 if remove else RTN_UNICAST
+        table = route.table if route.table < 256 else 0  # RTA_TABLE has it
+        body = pack_struct(RTMSG_FORM, family, bits, 0, 0, table, origin, scope, kind, route.flags)
+        body += attribute(RTA_DST, target) + route.attributes
+        body += attribute(RTA_METRICS | NLA_F_NESTED, route.metrics) if route.metrics else b""
+        self._ask(RTM_DELROUTE if remove else RTM_NEWROUTE, ROUTE_ACTIONS[action], body)
+
+    @staticmethod
+    def _default_scope(action: str, family: int, has_gateway: bool) -> int:
+        """Return the scope of a route whose words have none, as iproute2 chooses it."""
+        if family == AF_INET6:
+            return RT_SCOPE_UNIVERSE
+        if action == "del":
+            return RT_SCOPE_NOWHERE
+        return RT_SCOPE_UNIVERSE if has_gateway else RT_SCOPE_LINK
 
     def address(self, add: bool, address: str, device: str, scope: int = 0) -> None:
-        """`ip addr add|del ADDRESS/BITS dev DEVICE scope SCOPE`."""
-        own, _, bits = address.partition("/")
-        data = packed_address(own)
-        body = bytes((self._family(own), int(bits or 8 * len(data)), 0, scope)) + u32(self.index(device))
-        self._change(add, RTM_NEWADDR, body + attribute(2, data) + attribute(1, data))
+        """Add or delete an address: `ip addr add|del ADDRESS/BITS dev DEVICE scope SCOPE`."""
+        data, bits = split_net(address)
+        body = pack_struct(IFADDRMSG_FORM, address_family(address), bits, 0, scope, self.index(device))
+        self._change(add, RTM_NEWADDR, body + attribute(IFA_LOCAL, data) + attribute(IFA_ADDRESS, data))
 
     def proxy(self, add: bool, address: str, device: str) -> None:
-        """`ip neigh add|del proxy ADDRESS dev DEVICE`."""
-        body = bytes((self._family(address), 0, 0, 0)) + u32(self.index(device))
-        body += bytes((0x80 if add else 0, 0, 8, 0)) + attribute(1, packed_address(address))  # NUD_PERMANENT, NTF_PROXY
-        self._change(add, RTM_NEWNEIGH, body)
+        """Add or delete an entry for proxy ARP or NDP: `ip neigh add|del proxy ADDRESS dev DEVICE`."""
+        body = pack_struct(NDMSG_FORM, address_family(address), self.index(device), NUD_PERMANENT if add else 0,
+                           NTF_PROXY, 0)
+        self._change(add, RTM_NEWNEIGH, body + attribute(NDA_DST, packed_address(address)))
 
     def rule(self, add: bool, to: str, mark: str, table: int, priority: int) -> None:
-        """`ip rule add|del prio PRIORITY to NET fwmark MARK[/MASK] lookup TABLE`."""
-        net, _, bits = to.partition("/")
+        """Add or delete a rule: `ip rule add|del prio PRIORITY to NET fwmark MARK[/MASK] lookup TABLE`."""
+        target, bits = split_net(to)
         value, _, mask = mark.partition("/")
-        body = bytes((self._family(net), int(bits or 8 * len(packed_address(net))), 0, 0, table, 0, 0, 1 if add else 0))
-        body += bytes(4) + attribute(1, packed_address(net)) + attribute(6, priority) + attribute(10, int(value, 0))
-        body += attribute(16, int(mask, 0)) if mask else b""
-        self._change(add, RTM_NEWRULE, body + attribute(15, table))
+        action = FR_ACT_TO_TBL if add else 0
+        body = pack_struct(FIB_RULE_FORM, address_family(to), bits, 0, 0, table, 0, 0, action, 0)
+        body += attribute(FRA_DST, target) + attribute(FRA_PRIORITY, priority) + attribute(FRA_FWMARK, int(value, 0))
+        body += attribute(FRA_FWMASK, int(mask, 0)) if mask else b""
+        self._change(add, RTM_NEWRULE, body + attribute(FRA_TABLE, table))
 
     def up(self, device: str) -> None:
-        """`ip link set DEVICE up`."""
-        self._ask(RTM_NEWLINK, 0, bytes(4) + u32(self.index(device)) + u32(IFF_UP) * 2)
+        """Bring an interface up: `ip link set DEVICE up`."""
+        self._ask(RTM_NEWLINK, 0, pack_struct(IFINFOMSG_FORM, 0, 0, self.index(device), IFF_UP, IFF_UP))
 
     def add_vti(self, device: str, local: str, remote: str, key_in: int, key_out: int) -> None:
-        """`ip tunnel add DEVICE mode vti local … remote … ikey … okey …` (linux/if_tunnel.h: IFLA_VTI_…)."""
-        data = (attribute(2, be32(key_in)) + attribute(3, be32(key_out)) + attribute(4, packed_address(local))
-                + attribute(5, packed_address(remote)))
-        self._change(True, RTM_NEWLINK, bytes(16) + attribute(3, device)
-                     + attribute(18 | NESTED, attribute(1, "vti"), attribute(2 | NESTED, data)))
+        """Make a VTI interface: `ip tunnel add DEVICE mode vti local … remote … ikey … okey …`."""
+        data = (attribute(IFLA_VTI_IKEY, be32(key_in)) + attribute(IFLA_VTI_OKEY, be32(key_out))
+                + attribute(IFLA_VTI_LOCAL, packed_address(local)) + attribute(IFLA_VTI_REMOTE, packed_address(remote)))
+        info = attribute(IFLA_INFO_KIND, "vti") + attribute(IFLA_INFO_DATA | NLA_F_NESTED, data)
+        self._change(True, RTM_NEWLINK, bytes(IFINFOMSG_SIZE) + attribute(IFLA_IFNAME, device)
+                     + attribute(IFLA_LINKINFO | NLA_F_NESTED, info))
+
+
+# --- nf_tables ------------------------------------------------------------------------------------------------------
+
+# The errors of a kernel without nf_tables
+NO_NFTABLES = (errno.EPROTONOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL, errno.EAFNOSUPPORT)
+
+
+def nft_expression(name: str, *data: bytes) -> bytes:
+    """Return one expression of a rule; `data` are its attributes."""
+    return attribute(NFTA_LIST_ELEM | NLA_F_NESTED, attribute(NFTA_EXPR_NAME, name),
+                     attribute(NFTA_EXPR_DATA | NLA_F_NESTED, *data))
+
+
+def nft_value(kind: int, value: bytes) -> bytes:
+    """Return an attribute that holds a constant."""
+    return attribute(kind | NLA_F_NESTED, attribute(NFTA_DATA_VALUE, value))
+
+
+def nft_equal(load: bytes, value: bytes) -> bytes:
+    """Return expressions that go on with the rule if the value that `load` puts into register 1 equals this one."""
+    return load + nft_expression("cmp", attribute(NFTA_CMP_SREG, be32(NFT_REG_1)),
+                                 attribute(NFTA_CMP_OP, be32(NFT_CMP_EQ)), nft_value(NFTA_CMP_DATA, value))
+
+
+def nft_meta(key: int) -> bytes:
+    """Return the expression that puts a property of the packet (NFT_META_…) into register 1."""
+    return nft_expression("meta", attribute(NFTA_META_DREG, be32(NFT_REG_1)), attribute(NFTA_META_KEY, be32(key)))
+
+
+def nft_ipsec(way: str) -> bytes:
+    """Return expressions that go on if the packet came, or will go, through a tunnel (`in`, `out`)."""
+    if way == "in":
+        return nft_equal(nft_meta(NFT_META_SECPATH), b"\1")
+    route = nft_expression("rt", attribute(NFTA_RT_DREG, be32(NFT_REG_1)), attribute(NFTA_RT_KEY, be32(NFT_RT_XFRM)))
+    return nft_equal(route, b"\1")
+
+
+def nft_net(field: str, net: str) -> bytes:
+    """Return expressions that go on if the packet's address (`source`, `destination`) is in the network."""
+    value, bits = split_net(net)
+    size = len(value)
+    offset = IPV4_SOURCE if size == 4 else IPV6_SOURCE
+    offset += size if field == "destination" else 0
+    mask = (-1 << 8 * size - bits) % (1 << 8 * size)
+    load = nft_expression(
+        "payload", attribute(NFTA_PAYLOAD_DREG, be32(NFT_REG_1)),
+        attribute(NFTA_PAYLOAD_BASE, be32(NFT_PAYLOAD_NETWORK_HEADER)),
+        attribute(NFTA_PAYLOAD_OFFSET, be32(offset)), attribute(NFTA_PAYLOAD_LEN, be32(size)))
+    load += nft_expression(
+        "bitwise", attribute(NFTA_BITWISE_SREG, be32(NFT_REG_1)), attribute(NFTA_BITWISE_DREG, be32(NFT_REG_1)),
+        attribute(NFTA_BITWISE_LEN, be32(size)), nft_value(NFTA_BITWISE_MASK, mask.to_bytes(size, "big")),
+        nft_value(NFTA_BITWISE_XOR, bytes(size)))
+    return nft_equal(load, (int.from_bytes(value, "big") & mask).to_bytes(size, "big"))
+
+
+def nft_nat(kind: int, address: str) -> bytes:
+    """Return expressions that translate the source (NFT_NAT_SNAT) or destination (NFT_NAT_DNAT) to an address."""
+    data = packed_address(address)
+    protocol = NFPROTO_IPV4 if len(data) == 4 else NFPROTO_IPV6
+    return (nft_expression("immediate", attribute(NFTA_IMMEDIATE_DREG, be32(NFT_REG_1)),
+                           nft_value(NFTA_IMMEDIATE_DATA, data))
+            + nft_expression("nat", attribute(NFTA_NAT_TYPE, be32(kind)), attribute(NFTA_NAT_FAMILY, be32(protocol)),
+                             attribute(NFTA_NAT_REG_ADDR_MIN, be32(NFT_REG_1))))
+
+
+class NftRule(Record):
+    """A rule of nf_tables."""
+
+    chain: str
+    expressions: bytes  # as the kernel takes and gives them
+    comment: str = ""
+    handle: int = 0  # the kernel's number of the rule; 0 for a new one
+
+    def each_expression(self) -> Iterator[tuple[str, dict[int, bytes]]]:
+        """Yield the name and the attributes of each expression."""
+        for _, data in each_attribute(self.expressions):
+            parts = attributes(data)
+            yield text_name(parts[NFTA_EXPR_NAME]), attributes(parts.get(NFTA_EXPR_DATA, b""))
+
+
+class NftChain(Record):
+    """A chain of nf_tables that is attached to a hook."""
+
+    hook: int  # NF_INET_…
+    priority: int
+    kind: str = "filter"  # filter, nat
+
+
+class NftTable:
+    """A table of this program in the kernel's nf_tables.
+
+    The requests go to the kernel directly (nfnetlink), with or without nft on the host.  pyroute2 is not used: up to
+    0.9.7 it encodes the group of a log statement in 32 bits where the kernel reads 16, so that every group becomes 0.
+    """
+
+    def __init__(self, host: Host, name: str, protocol: int, chains: Mapping[str, NftChain]) -> None:
+        """`protocol` is one of NFPROTO_…; `chains` are those that the table may have, by name."""
+        self.host = host
+        self.name = name
+        self.protocol = protocol
+        self.chains = chains
+
+    def _head(self) -> bytes:
+        return bytes((self.protocol, 0, 0, 0))  # struct nfgenmsg
+
+    def rules(self) -> list[NftRule]:
+        """Return the rules of the table; none if there is no such table.  Raises OSError."""
+        rules = []
+        for buffer, start, end in dump(self.host, NETLINK_NETFILTER, NFT_MSG_GETRULE, self._head()):
+            rule = attributes(buffer, start + NFGENMSG_SIZE, end)
+            if text_name(rule[NFTA_RULE_TABLE]) == self.name and buffer[start] == self.protocol:
+                comment = comment_of_userdata(rule.get(NFTA_RULE_USERDATA, b""))
+                rules.append(NftRule(text_name(rule[NFTA_RULE_CHAIN]), rule.get(NFTA_RULE_EXPRESSIONS, b""), comment,
+                                     int.from_bytes(rule[NFTA_RULE_HANDLE], "big")))
+        return rules
+
+    def change(self, gone: Sequence[NftRule], new: Sequence[NftRule]) -> None:
+        """Remove rules and add others in one transaction; a table that would be empty is removed.  Raises OSError."""
+        head = self._head()
+        table = attribute(NFTA_RULE_TABLE, self.name)  # NFTA_TABLE_NAME and NFTA_CHAIN_TABLE have the same number
+        batch = [(NFT_MSG_DELRULE, NLM_F_ACK, head + table + attribute(NFTA_RULE_CHAIN, rule.chain)
+                  + attribute(NFTA_RULE_HANDLE, rule.handle.to_bytes(8, "big"))) for rule in gone]
+        create = NLM_F_CREATE | NLM_F_ACK
+        if new:
+            batch.append((NFT_MSG_NEWTABLE, create, head + table))
+        for name in sorted({rule.chain for rule in new}):
+            chain = self.chains[name]
+            hook = attribute(NFTA_HOOK_HOOKNUM, be32(chain.hook))
+            hook += attribute(NFTA_HOOK_PRIORITY, be32(chain.priority % (1 << 32)))
+            batch.append((NFT_MSG_NEWCHAIN, create, head + table + attribute(NFTA_CHAIN_NAME, name)
+                          + attribute(NFTA_CHAIN_HOOK | NLA_F_NESTED, hook) + attribute(NFTA_CHAIN_TYPE, chain.kind)))
+        for rule in new:
+            body = head + table + attribute(NFTA_RULE_CHAIN, rule.chain)
+            body += attribute(NFTA_RULE_EXPRESSIONS | NLA_F_NESTED, rule.expressions)
+            body += attribute(NFTA_RULE_USERDATA, comment_userdata(rule.comment)) if rule.comment else b""
+            batch.append((NFT_MSG_NEWRULE, create | NLM_F_APPEND, body))
+        if gone and not new and len(gone) == len(self.rules()):
+            batch = [(NFT_MSG_DELTABLE, NLM_F_ACK, head + table)]
+        if batch:
+            edge = b"\0\0" + NFNL_SUBSYS_NFTABLES.to_bytes(2, "big")  # struct nfgenmsg: the resource in network order
+            acknowledge(self.host, NETLINK_NETFILTER,
+                        [(NFNL_MSG_BATCH_BEGIN, 0, edge), *batch, (NFNL_MSG_BATCH_END, 0, edge)])
+
+
+def comment_userdata(comment: str) -> bytes:
+    """Return user data in which nft finds a comment: type, length (8 bits each), text (libnftnl's udata.h)."""
+    data = encode(comment) + b"\0"
+    return bytes((UDATA_RULE_COMMENT, len(data))) + data
+
+
+def comment_of_userdata(userdata: bytes) -> str:
+    """Return the comment in a rule's user data; empty if there is none."""
+    return text_name(userdata[2:]) if userdata[:1] == bytes((UDATA_RULE_COMMENT,)) else ""
 
 
 # --- NFLOG ----------------------------------------------------------------------------------------------------------
@@ -5696,12 +6427,9 @@ NFLOG_CONN = "ipsec-conn:"  # and, with the name behind it, that of a connection
 NFLOG_TABLE = "ipsec-log"  # in nftables, as in 5.x
 # A packet of a tunnel is for us, from us, or forwarded from or into it
 NFLOG_PLACES = (("INPUT", "in"), ("FORWARD", "in"), ("OUTPUT", "out"), ("FORWARD", "out"))
-NFT_HOOKS = {"INPUT": 1, "FORWARD": 2, "OUTPUT": 3}  # NF_INET_LOCAL_IN…; before the filters, to see what they drop
-NFT_PRIORITY = -1
-NFT_HEAD = b"\1\0\0\0"  # struct nfgenmsg, with NFPROTO_INET
-NETLINK_NETFILTER, NFPROTO_INET, NFNL_NFTABLES, NFNL_BATCH_BEGIN, NFNL_BATCH_END = 12, 1, 10, 0x10, 0x11
-NFT_NEWTABLE, NFT_GETTABLE, NFT_DELTABLE, NFT_NEWCHAIN, NFT_NEWRULE, NFT_GETRULE, NFT_DELRULE = (
-    NFNL_NFTABLES << 8 | number for number in (0, 1, 2, 3, 6, 7, 8))
+# Before the filters, to see the packets that they drop
+NFLOG_CHAINS = {"INPUT": NftChain(NF_INET_LOCAL_IN, -1), "FORWARD": NftChain(NF_INET_FORWARD, -1),
+                "OUTPUT": NftChain(NF_INET_LOCAL_OUT, -1)}
 FILTER_WAIT = 60  # seconds that we wait for others to finish with the tables
 
 
@@ -5829,132 +6557,64 @@ class Iptables:
                 raise Failure(f"{argv[0]}: {ran.complaint}", hint="be root" if not self.host.superuser else "")
 
 
-def nft_expression(name: str, *data: bytes) -> bytes:
-    """One step of an nf_tables rule (NFTA_LIST_ELEM with NFTA_EXPR_NAME and NFTA_EXPR_DATA)."""
-    return attribute(1 | NESTED, attribute(1, name), attribute(2 | NESTED, *data))
-
-
-def compare(load: bytes, value: bytes) -> bytes:
-    """Load something into register 1 and go on when it equals the value (NFTA_CMP_SREG, _OP, _DATA)."""
-    return load + nft_expression("cmp", attribute(1, be32(1)), attribute(2, be32(0)),
-                             attribute(3 | NESTED, attribute(1, value)))
-
-
-def compare_net(offset: int, net: str) -> bytes:
-    """Go on when the address at the offset in the IP header is in the net (`payload` and `bitwise`)."""
-    address, _, bits = net.partition("/")
-    value = packed_address(address)
-    size = len(value)
-    mask = (-1 << 8 * size - int(bits or 8 * size)) % (1 << 8 * size)
-    load = nft_expression("payload", attribute(1, be32(1)), attribute(2, be32(1)), attribute(3, be32(offset)),
-                      attribute(4, be32(size)))
-    load += nft_expression("bitwise", attribute(1, be32(1)), attribute(2, be32(1)), attribute(3, be32(size)),
-                       attribute(4 | NESTED, attribute(1, mask.to_bytes(size, "big"))),
-                       attribute(5 | NESTED, attribute(1, bytes(size))))
-    return compare(load, (int.from_bytes(value, "big") & mask).to_bytes(size, "big"))
-
-
-NO_NFTABLES = (errno.EPROTONOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL, errno.EAFNOSUPPORT)
-
-
 class NfTables:
-    """NFLOG rules in the kernel's nf_tables, in a table of our own for both address families, as `nft` shows them.
-
-    Spoken to directly (nfnetlink), with or without nft on the host.  pyroute2 is no way to do it: up to 0.9.7 it
-    encodes the group of a log statement in 32 bits where the kernel reads 16, so that every group becomes 0.
-    """
+    """NFLOG rules in a table of this program for both address families, with or without nft on the host."""
 
     def __init__(self, host: Host) -> None:
-        self.host = host
+        self.table = NftTable(host, NFLOG_TABLE, NFPROTO_INET, NFLOG_CHAINS)
 
     @staticmethod
     def usable() -> bool:
-        """True: it needs no program.  Whether the kernel has nf_tables shows when it is asked."""
+        """Return True: no program is needed.  The first request shows whether the kernel has nf_tables."""
         return True
 
-    def _rules(self) -> list[FoundRule]:
-        """All rules of our table; what is no NFLOG rule has no prefix."""
-        def text(data: bytes) -> str:
-            return decode(data.partition(b"\0")[0])
-
-        rules = []
-        table = encode(NFLOG_TABLE) + b"\0"
-        for buffer, start, end in dump(self.host, NETLINK_NETFILTER, NFT_GETRULE, NFT_HEAD):
-            rule = attributes(buffer, start + 4, end)
-            if rule[1] != table or buffer[start] != NFPROTO_INET:
-                continue
-            steps, log, place = rule.get(4, b""), {}, 0
-            while place < len(steps):
-                size = unsigned(steps[place:place + 2])
-                parts = attributes(steps, place + 4, place + size)
-                if parts[1] == b"log\0":
-                    log = attributes(parts[2])
-                place += (size + 3) & ~3
-            rules.append(FoundRule(text(rule[2]), int.from_bytes(log.get(1, b""), "big"), text(log.get(2, b"")), 0,
-                                   text(rule.get(7, b"")[2:]), steps, int.from_bytes(rule[3], "big")))
-        return rules
-
     def found(self, wanted: Callable[[str], bool]) -> list[FoundRule]:
-        """The rules of our table whose prefix is wanted; none in a kernel without nf_tables.  Raises Failure."""
+        """Return the NFLOG rules whose prefix is wanted; none in a kernel without nf_tables.  Raises Failure."""
         try:
-            return [rule for rule in self._rules() if rule.prefix and wanted(rule.prefix)]
+            rules = self.table.rules()
         except OSError as error:
             if error.errno in NO_NFTABLES:
                 return []
             raise self._failed(error) from None
+        captures = []
+        for rule in rules:
+            for name, more in rule.each_expression():
+                prefix = text_name(more.get(NFTA_LOG_PREFIX)) if name == "log" else ""
+                if prefix and wanted(prefix):
+                    group = int.from_bytes(more.get(NFTA_LOG_GROUP, b""), "big")
+                    captures.append(FoundRule(rule.chain, group, prefix, 0, rule.comment, rule.expressions,
+                                              rule.handle))
+        return captures
 
     def change(self, gone: Sequence[FoundRule], new: Sequence[Capture | FoundRule]) -> None:
-        """Remove rules and add others in one transaction; a table left empty goes too.  Raises Failure."""
-        table = attribute(1, NFLOG_TABLE)
-        body = NFT_HEAD
-        create = NLM_F_CREATE | NLM_F_ACK
-        batch = [(NFT_DELRULE, NLM_F_ACK, body + table + attribute(2, rule.chain)
-                  + attribute(3, rule.handle.to_bytes(8, "big"))) for rule in gone]
-        if new:
-            batch.append((NFT_NEWTABLE, create, body + table))
-        for chain in sorted({rule.chain for rule in new}):
-            hook = attribute(4 | NESTED, attribute(1, be32(NFT_HOOKS[chain])),
-                             attribute(2, be32(NFT_PRIORITY % (1 << 32))))
-            batch.append((NFT_NEWCHAIN, create, body + table + attribute(3, chain) + hook + attribute(7, "filter")))
-        batch += [(NFT_NEWRULE, create | NLM_F_APPEND, body + table + attribute(2, rule.chain)
-                   + attribute(4 | NESTED, self.rule(rule)) + self.comment(rule.ends)) for rule in new]
+        """Remove rules and add others in one transaction; an empty table is removed.  Raises Failure."""
         try:
-            if gone and not new and len(gone) == len(self._rules()):
-                batch = [(NFT_DELTABLE, NLM_F_ACK, body + table)]
-            if batch:
-                edge = b"\0\0" + NFNL_NFTABLES.to_bytes(2, "big")
-                for _ in exchange(self.host, NETLINK_NETFILTER, [(NFNL_BATCH_BEGIN, 0, edge), *batch,
-                                                                 (NFNL_BATCH_END, 0, edge)]):
-                    raise AssertionError("an acknowledgement has no more to say")
+            self.table.change([NftRule(rule.chain, rule.body, rule.ends, rule.handle) for rule in gone],
+                              [NftRule(rule.chain, self.rule(rule), rule.ends) for rule in new])
         except OSError as error:
             raise self._failed(error) from None
 
     @staticmethod
     def rule(capture: Capture | FoundRule) -> bytes:
-        """The expressions of a rule."""
+        """Return the expressions of a rule."""
         if isinstance(capture, FoundRule):
             return capture.body
-        meta = nft_expression("meta", attribute(1, be32(1)), attribute(2, be32(25)))  # NFT_META_SECPATH
-        route = nft_expression("rt", attribute(1, be32(1)), attribute(2, be32(4)))  # NFT_RT_XFRM
-        steps = compare(meta if capture.way == "in" else route, b"\1")
+        steps = b""
         if capture.family:
-            steps = compare(nft_expression("meta", attribute(1, be32(1)), attribute(2, be32(15))),  # NFT_META_NFPROTO
-                            b"\2" if capture.family == 4 else b"\x0a") + steps
-        size, start = (4, 12) if capture.family == 4 else (16, 8)
-        for place, net in ((start, capture.source), (start + size, capture.destination)):
-            steps += compare_net(place, net) if net else b""
-        group = attribute(1, capture.group.to_bytes(2, "big"))
-        return steps + nft_expression("log", group, attribute(2, capture.prefix))
-
-    @staticmethod
-    def comment(text: str) -> bytes:
-        """NFTA_RULE_USERDATA with text that nft shows behind the rule (libnftnl's NFTNL_UDATA_RULE_COMMENT)."""
-        data = encode(text) + b"\0"
-        return attribute(7, bytes((0, len(data))) + data) if text else b""
+            protocol = NFPROTO_IPV4 if capture.family == 4 else NFPROTO_IPV6
+            steps = nft_equal(nft_meta(NFT_META_NFPROTO), bytes((protocol,)))
+        steps += nft_ipsec(capture.way)
+        for field, net in (("source", capture.source), ("destination", capture.destination)):
+            steps += nft_net(field, net) if net else b""
+        group = attribute(NFTA_LOG_GROUP, capture.group.to_bytes(2, "big"))
+        return steps + nft_expression("log", group, attribute(NFTA_LOG_PREFIX, capture.prefix))
 
     def _failed(self, error: OSError) -> Failure:
-        hint = ("be root" if error.errno in (errno.EPERM, errno.EACCES) else
-                "install iptables" if error.errno in NO_NFTABLES else "")
+        hint = ""
+        if error.errno in (errno.EPERM, errno.EACCES):
+            hint = "be root"
+        elif error.errno in NO_NFTABLES:
+            hint = "install iptables"
         return Failure(f"nf_tables: {error.strerror or error}", hint=hint)
 
 
@@ -6087,7 +6747,7 @@ class Updown:
     (PLUTO_CLIENT_FAMILY) and does some things otherwise: `modern`.
     """
 
-    def __init__(self, host: Host, routing: RoutingChanges, route: str = "", route_words: str = "") -> None:
+    def __init__(self, host: Host, routing: Routing, route: str = "", route_words: str = "") -> None:
         """`route` and `route_words` are what --route and --iproute said.  Raises Failure."""
         self.host = host
         self.routing = routing
@@ -8154,8 +8814,9 @@ def filter_tables(host: Host, timeout: float = 10.0) -> list[Table]:
     tables: list[Table] = []
     found = set()
     try:
-        for buffer, start, end in dump(host, NETLINK_NETFILTER, NFT_GETTABLE, bytes(4)):
-            found.add((buffer[start], decode(attributes(buffer, start + 4, end)[1].rstrip(b"\0"))))
+        for buffer, start, end in dump(host, NETLINK_NETFILTER, NFT_MSG_GETTABLE, bytes(NFGENMSG_SIZE)):
+            name = attributes(buffer, start + NFGENMSG_SIZE, end)[NFTA_TABLE_NAME]
+            found.add((buffer[start], decode(name.rstrip(b"\0"))))
     except OSError as error:
         if error.errno not in NO_NFTABLES:
             raise
@@ -11241,7 +11902,7 @@ def updown_command(host: Host, args: Args) -> int:
     stack = host.env.get("PLUTO_STACK", "")
     if stack.lower() not in ("", "xfrm", "netkey"):
         raise Failure(f"_updown: no support for the IPsec stack {quote(stack)}", 3, "this is for Linux's XFRM")
-    updown = Updown(host, RoutingChanges(host), args.value("--route"), args.value("--iproute"))
+    updown = Updown(host, Routing(host), args.value("--route"), args.value("--iproute"))
     return updown.run(host.env.get("PLUTO_VERB", ""))
 
 
