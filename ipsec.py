@@ -2575,7 +2575,8 @@ def dump(host: Host, family: int, kind: int, body: bytes) -> Iterator[Message]:
     return exchange(host, family, [(kind, NLM_F_DUMP, body)])
 
 
-def exchange(host: Host, family: int, *packets: Sequence[NetlinkRequest], ignored: Sequence[int] = ()) -> Iterator[Message]:
+def exchange(host: Host, family: int, *packets: Sequence[NetlinkRequest],
+             ignored: Sequence[int] = ()) -> Iterator[Message]:
     """Send packets of requests one after the other and yield the kernel's answers to them.
 
     The answer to a packet ends with the last of its requests that asks for an acknowledgement or a dump.  Raises
@@ -6725,8 +6726,8 @@ def nflog_conn(host: Host, add: bool, name: str, group: int, ours: str, theirs: 
 
 # --- _updown --------------------------------------------------------------------------------------------------------
 
-# What is done (+) and undone (-) for each verb, as in the original; the status is that of the last step.  Where -host
-# and -client are the same, without them
+# The steps of each verb, done (+) or undone (-), as in libreswan's script; the status is that of the last step.  Verbs
+# whose -host and -client forms have the same steps stand without the suffix
 UPDOWN_STEPS = {
     "prepare": "+interface", "route": "+vti +route +nflog", "unroute": "-route -source", "up-host": "",
     "up-client": "+interface +resolver +cat +source +notify +vti", "down-host": "-cisco -nflog -cat -vti",
@@ -6737,27 +6738,37 @@ UPDOWN_STEPS = {
 }
 RESOLV_CONF = "/etc/resolv.conf"
 NM_HELPER = "/usr/libexec/nm-libreswan-service-helper"
-ESP_TABLE, ESP_RULE_PRIORITY = 50, 100  # where the way to the peer lies when its tunnel would swallow it
+ESP_TABLE, ESP_RULE_PRIORITY = 50, 100  # the route to a peer whose address its own tunnel covers
+# Two routes that together cover all addresses and precede the default route
+HALVES = {"0.0.0.0/0": ("0.0.0.0/1", "128.0.0.0/1"), "::/0": ("::/1", "8000::/1")}
+OLD_HALVES = {**HALVES, "::/0": ("2000::/3",)}  # before 5.2
+# Client address translation, in a chain for each direction
+CAT_TABLE = "ipsec-cat"
+CAT_CHAINS = {"POSTROUTING": NftChain(NF_INET_POST_ROUTING, 100, "nat"),
+              "PREROUTING": NftChain(NF_INET_PRE_ROUTING, -100, "nat")}
+TENTATIVE_TIME = 1.0  # seconds until a new IPv6 address can be the source of a route
 
 
 class Updown:
-    """What pluto has done to the network when a connection comes and goes; it says what in the environment.
+    """The changes to the network that pluto asks for when a connection comes and goes.
 
-    The variables are those of libreswan's _updown.xfrm.  5.x names the family of the client apart
-    (PLUTO_CLIENT_FAMILY) and does some things otherwise: `modern`.
+    Pluto describes the connection in the environment; the variables are those of libreswan's _updown.xfrm.
     """
 
     def __init__(self, host: Host, routing: Routing, route: str = "", route_words: str = "") -> None:
-        """`route` and `route_words` are what --route and --iproute said.  Raises Failure."""
+        """`route` and `route_words` are the values of --route and --iproute.  Raises Failure."""
         self.host = host
         self.routing = routing
         self.env = {**host.env, **updown_defaults(host)}
-        self.modern = bool(self.get("PLUTO_CLIENT_FAMILY"))
-        self.routed = "yes" if route[:1] in ("y", "Y") else "" if route else self.get("ROUTE")
+        self.routed = self.get("ROUTE")
+        if route:
+            self.routed = "yes" if route[0] in "yY" else ""
         self.proxied = self.get("PROXY_ARP_ROUTE") == "yes" and not route
         self.words = route_words or self.get("IPRARGS")
         self.host_family = self._address_family("PLUTO_CONN_ADDRFAMILY")
-        self.family = self._address_family("PLUTO_CLIENT_FAMILY") if self.modern else self.host_family
+        self.family = self.host_family
+        if self.get("PLUTO_CLIENT_FAMILY"):
+            self.family = self._address_family("PLUTO_CLIENT_FAMILY")
         self.bits = 32 if self.family == 4 else 128
         self.scope = 50 if self.family == 4 else 0  # marks the addresses that source() added
 
@@ -6768,27 +6779,41 @@ class Updown:
         return family
 
     def get(self, name: str) -> str:
-        """A variable; empty when it is not set."""
+        """Return a variable; empty if it is not set."""
         return self.env.get(name, "")
 
     def yes(self, name: str) -> bool:
-        """A variable that is a number, and not 0."""
+        """Return whether a variable is a number other than 0."""
         return self.get(name).lstrip("0") not in ("", "no")
 
+    def is_since(self, major: int, minor: int) -> bool:
+        """Return whether the calling pluto is of this release or a later one.
+
+        Its variables decide where they can: PLUTO_CLIENT_FAMILY is new in 5.0, PLUTO_DNS_RESOLVER in 5.4.  Between
+        these the installed release is asked; without one the answer is that of 5.3.
+        """
+        if self.get("PLUTO_DNS_RESOLVER"):
+            return (major, minor) <= (5, 4)
+        if not self.get("PLUTO_CLIENT_FAMILY"):
+            return (major, minor) < (5, 0)
+        if (5, 0) < (major, minor) < (5, 4):
+            return leading_version(self.host.libreswan_version() or "5.3") >= (major, minor)
+        return (major, minor) <= (5, 0)
+
     def steps(self, verb: str) -> list[str]:
-        """The steps of a verb.  Raises Failure for an unknown one."""
-        if set(verb.split("-")) <= {"prepare", "route", "up"}:  # 5.4 with updown-config=async: several verbs, bare
+        """Return the steps of a verb.  Raises Failure for an unknown one."""
+        if set(verb.split("-")) <= {"prepare", "route", "up"}:  # 5.4 with updown-config=async: verbs without a suffix
             kind = "host" if self.get("PLUTO_MY_CLIENT_NET") == self.get("PLUTO_ME") else "client"
             suffix = f"-{kind}-v6" if self.family == 6 else f"-{kind}"
             return [step for word in verb.split("-") for step in self.steps(word + suffix)]
         word, _, kind = verb.partition("-")
-        found = UPDOWN_STEPS.get(verb, UPDOWN_STEPS.get(f"{word}-v6" if kind.endswith("-v6") else word))
-        if found is None or kind not in ("host", "client", "host-v6", "client-v6"):
+        steps = UPDOWN_STEPS.get(verb, UPDOWN_STEPS.get(f"{word}-v6" if kind.endswith("-v6") else word))
+        if steps is None or kind not in ("host", "client", "host-v6", "client-v6"):
             raise Failure(f"_updown: unknown verb {quote(verb)}")
-        return found.split()
+        return steps.split()
 
     def run(self, verb: str) -> int:
-        """Do what the verb asks; the status of its last step.  Raises Failure."""
+        """Do the steps of the verb and return the status of the last one.  Raises Failure for an unknown verb."""
         status = OK
         for step in self.steps(verb):
             try:
@@ -6799,7 +6824,10 @@ class Updown:
         return status
 
     def change(self, shown: str, fine: Sequence[int], change: Callable[..., None], *arguments: object) -> int:
-        """Make a change; errors that mean it is so already are fine.  0, or 2 as ip(8), said on standard error."""
+        """Make a change and return 0, or the status of ip(8) for a failure, which is reported on standard error.
+
+        `fine` are the errors which mean that the change has been made before.
+        """
         try:
             change(*arguments)
         except OSError as error:
@@ -6809,37 +6837,45 @@ class Updown:
         return OK
 
     def ip_route(self, action: str, net: str, words: Sequence[str], *fine: int) -> int:
-        """`ip route ACTION NET WORDS…`, as change()."""
-        deadline = time.monotonic() + (1 if "src" in words and self.family == 6 else 0)
+        """Do `ip route ACTION NET WORDS…`; return as change() does."""
+        tentative = "src" in words and self.family == 6
+        deadline = time.monotonic() + (TENTATIVE_TIME if tentative else 0)
 
         def change() -> None:
-            try:
-                self.routing.route(action, net, words)
-            except OSError as error:
-                # an IPv6 address is tentative for an instant, and no source then
-                if error.errno != errno.EINVAL or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
-                change()
+            while True:
+                try:
+                    return self.routing.route(action, net, words)
+                except OSError as error:
+                    # the source is an address that was added just now
+                    if error.errno != errno.EINVAL or time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.02)
 
         return self.change(f"route {action} {net} {' '.join(words)}", fine, change)
 
     def way(self, address: str, source: str = "") -> Route | OSError:
-        """How an address is reached, or why it is not."""
+        """Return the route to an address, or the error that the kernel gives instead."""
         try:
             return self.routing.lookup(address, source)
         except OSError as error:
             return error
 
     def device_to(self, address: str, source: str = "") -> str:
-        """The interface to an address, or nothing."""
+        """Return the interface that leads to an address; empty if there is none."""
         way = self.way(address, source) if address else None
         return way.device if isinstance(way, Route) else ""
+
+    def link_flags(self, device: str) -> int:
+        """Return the flags of an interface (IFF_…); 0 if there is none of that name."""
+        try:
+            return self.routing.link(device.partition(":")[0])[0]
+        except OSError:
+            return 0
 
     # --- routes and addresses -----------------------------------------------------------------------------------
 
     def route(self, up: bool) -> int:
-        """Route to the peer's client, with proxy ARP for a single address of this network."""
+        """Add or remove the route to the peer's client, and proxy ARP for a single address of this network."""
         if up:
             self._proxy(True)
             return self._route("replace")
@@ -6848,7 +6884,7 @@ class Updown:
         return status
 
     def cisco(self, _: bool) -> int:
-        """A Cisco peer's route goes with the connection, as its source address may change."""
+        """Remove the route to a Cisco peer's client when the connection goes down: its source address may change."""
         return self._route("del") if self.get("PLUTO_MY_SOURCEIP") and self.yes("PLUTO_IS_PEER_CISCO") else OK
 
     def _source_device(self) -> str:
@@ -6857,109 +6893,159 @@ class Updown:
         return self.get("PLUTO_VIRT_INTERFACE") if self.get("PLUTO_XFRMI_ROUTE") else "lo"
 
     def source(self, up: bool) -> int:
-        """Add the connection's source address unless it is ours; remove it when we added it and no route uses it."""
-        address = self.get("PLUTO_MY_SOURCEIP")
-        if not address or (self.modern and self.get("PLUTO_XFRMI_ROUTE") == "yes"):
-            return OK  # pluto 5 itself looks after the addresses of its interfaces
-        device, own = self._source_device(), f"{address}/{self.bits}"
+        """Add the connection's source address if this host does not have it.
+
+        Undone, remove the address if source() added it and no route uses it.
+        """
+        source = self.get("PLUTO_MY_SOURCEIP")
+        if not source or (self.is_since(5, 0) and self.get("PLUTO_XFRMI_ROUTE") == "yes"):
+            return OK  # since 5.0 pluto itself manages the addresses of its interfaces
+        device, address = self._source_device(), f"{source}/{self.bits}"
         if up:
-            way = self.way(address)
+            way = self.way(source)
             if isinstance(way, Route) and way.local:
                 return OK
-            return self.change(f"addr add {own} dev {device} scope {self.scope}", [errno.EEXIST],
-                               self.routing.address, True, own, device, self.scope)
-        if (self.get("PLUTO_MOBIKE_EVENT")
-                or (address, self.bits, self.scope, self.routing.index(device, 0)) not in self.routing.addresses()
-                or any(route.source == address for route in self.routing.routes(self.family))):
+            return self.change(f"addr add {address} dev {device} scope {self.scope}", [errno.EEXIST],
+                               self.routing.address, True, address, device, self.scope)
+        if self.get("PLUTO_MOBIKE_EVENT"):
             return OK
-        return self.change(f"addr del {own} dev {device}", [errno.EADDRNOTAVAIL],
-                           self.routing.address, False, own, device)
+        added = source, self.bits, self.scope, self.routing.index(device, 0)
+        if added not in self.routing.addresses():
+            return OK
+        if any(route.source == source for route in self.routing.routes(self.family)):
+            return OK
+        return self.change(f"addr del {address} dev {device}", [errno.EADDRNOTAVAIL],
+                           self.routing.address, False, address, device)
 
     def _proxy(self, add: bool) -> None:
-        """Answer for the peer's client in our network when it is a single address there."""
+        """Answer ARP or NDP requests for the peer's client if it is a single address in a network of this host."""
         net, peer = self.get("PLUTO_PEER_CLIENT_NET"), self.get("PLUTO_PEER_CLIENT")
         if (peer.rpartition("/")[2] != str(self.bits) or net in ("0.0.0.0", "::", self.get("PLUTO_PEER"))
                 or self.get("PLUTO_MY_CLIENT_NET") == self.get("PLUTO_ME")):
             return
         way = self.way(net)
-        if (isinstance(way, OSError) or way.local or way.gateway
-                or not self.host.value(f"/sys/class/net/{way.device}/address")):
+        if isinstance(way, OSError) or way.local or way.gateway:
             return
+        if not self.host.value(f"/sys/class/net/{way.device}/address"):
+            return  # without a hardware address nobody asks
         self.change(f"neigh {'add' if add else 'del'} proxy {net} dev {way.device}", [errno.ENOENT],
                     self.routing.proxy, add, net, way.device)
-        self.proxied = self.proxied or add  # proxy ARP answers only for what is routed
+        self.proxied = self.proxied or add  # the kernel answers only for addresses that it has a route to
 
     def _next_hop(self) -> list[str]:
-        """`via NEXT_HOP` when there is one, and not over a point-to-point link."""
+        """Return `via NEXT_HOP`, or nothing if there is none or the link is point-to-point."""
         hop = self.get("PLUTO_NEXT_HOP")
-        if not hop or hop == self.get("PLUTO_PEER") or (self.modern and self.family != self.host_family):
+        if not hop or hop == self.get("PLUTO_PEER") or self.family != self.host_family:
             return []
-        try:
-            flags = self.routing.link(self.get("PLUTO_INTERFACE").partition(":")[0])[0]
-        except OSError:
-            flags = 0
-        return [] if flags & IFF_POINTOPOINT else ["via", hop]
+        return [] if self.link_flags(self.get("PLUTO_INTERFACE")) & IFF_POINTOPOINT else ["via", hop]
+
+    def _halves(self) -> Sequence[str]:
+        """Return the two routes that are used instead of a default route; empty for any other destination."""
+        peer = self.get("PLUTO_PEER_CLIENT")
+        if peer != "::/0":
+            return HALVES.get(peer, ())
+        return (HALVES if self.is_since(5, 2) else OLD_HALVES)[peer]
 
     def _route(self, action: str) -> int:
-        """Replace or delete the route to the peer's client, where one is wanted, and the way of ESP around it."""
-        peer, xfrmi = self.get("PLUTO_PEER_CLIENT"), self.get("PLUTO_XFRMI_ROUTE")
-        source, mark = self.get("PLUTO_MY_SOURCEIP"), self.get("PLUTO_XFRMI_FWMARK")
-        routed = self.routed
-        if action != "del" and not xfrmi:
-            way = self.way(self.get("PLUTO_PEER_CLIENT_NET"))
-            if isinstance(way, OSError) and way.errno == errno.EHOSTUNREACH:
-                routed = "yes"  # IPsec works on packets that have a way
-        if source or self.get("PLUTO_MTU"):
-            routed = "yes"
-        elif mark:
-            routed = "no"
-        if peer == self.get("PLUTO_MY_CLIENT") and xfrmi == "yes":
-            self.host.print(f"leftsubnet == rightsubnet = {peer} cannot add route")
-            xfrmi = "same"
-        hop = self._next_hop()
-        words = hop if hop and not xfrmi else self.words.split()
-        # routes that cover all addresses, beside the default route
-        halves = {"0.0.0.0/0": ["0.0.0.0/1", "128.0.0.0/1"],
-                  "::/0": ["::/1", "8000::/1"] if self.modern else ["2000::/3"]}.get(peer, [])
-        interface = self.get("PLUTO_INTERFACE")
+        """Replace or delete the route to the peer's client if one is wanted, and the route of ESP beside it.
+
+        Return the status of the first change that fails.
+        """
+        # all lookups come first: afterwards the new route would answer them
+        esp = self._esp_route_words()
+        wanted = self._is_route_wanted(action)
+        device = self._route_device(action)
         if self.get("VTI_IFACE"):
             self.source(True)
-            device = self.get("VTI_IFACE")
-        elif self.get("PLUTO_XFRMI_ROUTE") == "yes":
-            device = self.get("PLUTO_VIRT_INTERFACE")
-        elif action != "del":
-            device = "" if self.modern else self.device_to(self.get("PLUTO_NEXT_HOP"))
-        elif halves:
-            device = next((route.device for route in self.routing.routes(self.family)
-                           if route.destination == halves[0]), "")
-        else:
-            device = self.device_to(self.get("PLUTO_PEER_CLIENT_NET"))
-        metric = ["metric", self.get("PLUTO_METRIC")] if self.get("PLUTO_METRIC") else []
-        words = [*words, *(["mtu", self.get("PLUTO_MTU")] if self.get("PLUTO_MTU") else []), *metric,
-                 *self.get("IPROUTEARGS").split(), "dev", (device or interface).partition(":")[0]]
+        words = self._route_words(action, device)
+        fine = [errno.ESRCH, errno.EEXIST] if self.is_since(5, 0) else [errno.ESRCH]
+        for net in self._halves() or [self.get("PLUTO_PEER_CLIENT")] if wanted else ():
+            if status := self.ip_route(action, net, words, *fine):
+                return status
+        mark = self.get("PLUTO_XFRMI_FWMARK")
+        if not mark:
+            return OK
+        peer = f"{self.get('PLUTO_PEER')}/{32 if self.host_family == 4 else 128}"
+        if status := self.ip_route(action, peer, esp, *fine):
+            return status
+        add, client = action != "del", self.get("PLUTO_PEER_CLIENT")
+        shown = f"rule {'add' if add else 'del'} prio {ESP_RULE_PRIORITY} to {client} fwmark {mark} lookup {ESP_TABLE}"
+        return self.change(shown, [errno.ESRCH, errno.ENOENT, errno.EEXIST], self.routing.rule, add, client, mark,
+                           ESP_TABLE, ESP_RULE_PRIORITY)
+
+    def _is_route_wanted(self, action: str) -> bool:
+        """Return whether the route to the peer's client is to be changed."""
+        through_xfrmi = self.get("PLUTO_XFRMI_ROUTE")
+        same = self.get("PLUTO_PEER_CLIENT") == self.get("PLUTO_MY_CLIENT")
+        if through_xfrmi == "yes" and same:
+            self.host.print(f"leftsubnet == rightsubnet = {self.get('PLUTO_PEER_CLIENT')} cannot add route")
+        if self.get("PLUTO_MY_SOURCEIP") or self.get("PLUTO_MTU") or self.proxied:
+            return True
+        if through_xfrmi == "yes" and not same:
+            return True
+        if self.get("PLUTO_XFRMI_FWMARK"):
+            return False
+        if self.routed == "yes":
+            return True
+        if action == "del" or through_xfrmi:
+            return False
+        way = self.way(self.get("PLUTO_PEER_CLIENT_NET"))
+        return isinstance(way, OSError) and way.errno == errno.EHOSTUNREACH  # IPsec needs a route to work on
+
+    def _route_device(self, action: str) -> str:
+        """Return the interface of the route to the peer's client."""
+        interface = self.get("PLUTO_INTERFACE")
+        if self.get("VTI_IFACE"):
+            return self.get("VTI_IFACE")
+        if self.get("PLUTO_XFRMI_ROUTE") == "yes":
+            return self.get("PLUTO_VIRT_INTERFACE")
+        halves = self._halves()
+        if action != "del":
+            return self._device_of_next_hop() or interface
+        if not halves:
+            return self.device_to(self.get("PLUTO_PEER_CLIENT_NET")) or interface
+        devices = [route.device for route in self.routing.routes(self.family) if route.destination == halves[0]]
+        return devices[0] if devices else interface
+
+    def _device_of_next_hop(self) -> str:
+        """Return the interface that leads to the next hop; empty if pluto's own choice (PLUTO_INTERFACE) is used.
+
+        Since 5.4 the script does not look, which is wrong if left= is an address of a loopback interface: a packet
+        that is routed there never reaches IPsec (net.ipv4.conf.lo.disable_xfrm).
+        """
+        hop = self.get("PLUTO_NEXT_HOP")
+        if self.link_flags(self.get("PLUTO_INTERFACE")) & IFF_LOOPBACK:
+            return self.device_to(hop or self.get("PLUTO_PEER"))
+        return "" if self.is_since(5, 4) else self.device_to(hop)
+
+    def _route_words(self, action: str, device: str) -> list[str]:
+        """Return the words of the route to the peer's client; adds the source address that they name."""
+        hop = [] if self.get("PLUTO_XFRMI_ROUTE") else self._next_hop()
+        words = hop or self.words.split()
+        for word, name in (("mtu", "PLUTO_MTU"), ("metric", "PLUTO_METRIC")):
+            if self.get(name):
+                words += [word, self.get(name)]
+        words += [*self.get("IPROUTEARGS").split(), "dev", device.partition(":")[0]]
+        source = self.get("PLUTO_MY_SOURCEIP")
         if action == "replace" and source:
             self.source(True)
             words += ["src", source]
-        wanted = [(net, words) for net in halves or [peer]] if "yes" in (routed, xfrmi) or self.proxied else []
-        if mark:
-            esp = self.device_to(self.get("PLUTO_NEXT_HOP"), self.get("PLUTO_ME")) or interface
-            wanted.append((f"{self.get('PLUTO_PEER')}/{32 if self.host_family == 4 else 128}",
-                           [*(metric if self.modern else []), *hop, "dev", esp.partition(":")[0], "table",
-                            str(ESP_TABLE)]))
-        for net, words in wanted:
-            if status := self.ip_route(action, net, words, errno.ESRCH):
-                return status
-        if mark:
-            add = action != "del"
-            return self.change(f"rule {'add' if add else 'del'} prio {ESP_RULE_PRIORITY} to {peer} fwmark {mark} "
-                               f"lookup {ESP_TABLE}", [errno.ESRCH, errno.ENOENT, errno.EEXIST],
-                               self.routing.rule, add, peer, mark, ESP_TABLE, ESP_RULE_PRIORITY)
-        return OK
+        return words
+
+    def _esp_route_words(self) -> list[str]:
+        """Return the words of the route to the peer in table 50, which PLUTO_XFRMI_FWMARK asks for."""
+        if not self.get("PLUTO_XFRMI_FWMARK"):
+            return []
+        words = []
+        if self.get("PLUTO_METRIC") and self.is_since(5, 1):
+            words += ["metric", self.get("PLUTO_METRIC")]
+        device = self.device_to(self.get("PLUTO_NEXT_HOP"), self.get("PLUTO_ME")) or self.get("PLUTO_INTERFACE")
+        return [*words, *self._next_hop(), "dev", device.partition(":")[0], "table", str(ESP_TABLE)]
 
     # --- VTI --------------------------------------------------------------------------------------------------------
 
-    def _marks(self) -> list[int]:
-        """The keys of the VTI interface, in and out; none when there is no such interface or no mark."""
+    def _vti_keys(self) -> list[int]:
+        """Return the keys of the VTI interface, in and out; empty if there is no such interface or no mark."""
         if not self.get("VTI_IFACE"):
             return []
         marks = [self.get(name).partition("/")[0] for name in ("CONNMARK_IN", "CONNMARK_OUT")]
@@ -6969,23 +7055,20 @@ class Updown:
         return [int(mark, 0) for mark in marks]
 
     def interface(self, _: bool) -> int:
-        """Make the VTI interface when it is not there yet."""
-        marks, name = self._marks(), self.get("VTI_IFACE")
-        if not marks:
+        """Make the VTI interface if it does not exist."""
+        keys, name = self._vti_keys(), self.get("VTI_IFACE")
+        if not keys:
             return OK
         shared = self.get("VTI_SHARED") == "yes"
         me, peer = self.get("PLUTO_ME"), self.get("PLUTO_PEER")
         if shared or self.get("PLUTO_CONN_KIND") == "CK_INSTANCE":
             peer = "0.0.0.0"
         if self.host.isdir(f"/proc/sys/net/ipv4/conf/{name}"):
-            kept = self.routing.link(name)[1]
-            same = [kept.get(4), kept.get(5), kept.get(2), kept.get(3)] == [packed_address(me), packed_address(peer),
-                                                                          *map(be32, marks)]
-            self.host.print("vti interface already exists with identical parameters, OK" if shared and same else
-                            f'vti interface "{name}" already exists with conflicting setting' +
-                            ("" if shared else " (perhaps need vti-sharing=yes ?"))
+            self._compare_vti(name, shared, {
+                IFLA_VTI_LOCAL: packed_address(me), IFLA_VTI_REMOTE: packed_address(peer),
+                IFLA_VTI_IKEY: be32(keys[0]), IFLA_VTI_OKEY: be32(keys[1])})
             return OK
-        self.routing.add_vti(name, me, peer, marks[0], marks[1])
+        self.routing.add_vti(name, me, peer, keys[0], keys[1])
         for sysctl, value in (("disable_policy", 1), ("rp_filter", 0), ("forwarding", 1)):
             self.host.write(f"/proc/sys/net/ipv4/conf/{name}/{sysctl}", f"{value}\n")
             self.host.print(f"net.ipv4.conf.{name}.{sysctl} = {value}")
@@ -6994,23 +7077,39 @@ class Updown:
         self.routing.up(name)
         return OK
 
+    def _compare_vti(self, name: str, shared: bool, wanted: Mapping[int, bytes]) -> None:
+        """Say whether an interface that exists is the wanted one; the words are those of libreswan's script."""
+        existing = self.routing.link(name)[1]
+        if shared and all(existing.get(field) == value for field, value in wanted.items()):
+            self.host.print("vti interface already exists with identical parameters, OK")
+            return
+        option = "vti-shared" if self.is_since(5, 0) else "vti-sharing"
+        hint = "" if shared else f" (perhaps need {option}=yes ?"
+        self.host.print(f'vti interface "{name}" already exists with conflicting setting{hint}')
+
     def vti(self, up: bool) -> int:
-        """Route the peer's client into the VTI interface, or no longer.  The interface stays: others may use it."""
+        """Add or remove the route to the peer's client through the VTI interface.
+
+        The interface is never removed: other connections may use it.
+        """
         name, peer, source = self.get("VTI_IFACE"), self.get("PLUTO_PEER_CLIENT"), self.get("PLUTO_MY_SOURCEIP")
-        metric = self.get("PLUTO_METRIC") if self.modern else ""
-        words = ["dev", name, *(["src", source] if source else []), *(["metric", metric] if metric else [])]
-        if up and not self._marks() or not name or self.get("VTI_ROUTING") != "yes":
+        words = ["dev", name]
+        words += ["src", source] if source else []
+        if self.get("PLUTO_METRIC") and self.is_since(5, 4):
+            words += ["metric", self.get("PLUTO_METRIC")]
+        if (up and not self._vti_keys()) or not name or self.get("VTI_ROUTING") != "yes":
             return OK
         if not up:
             if self.host.isdir(f"/proc/sys/net/ipv4/conf/{name}"):
                 self.ip_route("del", peer, words, errno.ESRCH)
             return OK
         routes = list(self.routing.routes(4))
-        there = any(route.destination == peer for route in routes)
-        gateway = next((route for route in routes if route.destination == "0.0.0.0/0" and route.gateway), None)
-        if there and gateway:  # it stays to be reached as it is
-            self.ip_route("add", gateway.gateway, ["dev", gateway.device], errno.EEXIST)
-        self.ip_route("change" if there else "add", peer, words, errno.EEXIST)
+        exists = any(route.destination == peer for route in routes)
+        gateways = [route for route in routes if route.destination == "0.0.0.0/0" and route.gateway]
+        if exists and gateways:
+            # the new route may cover the gateway: give it a route of its own
+            self.ip_route("add", gateways[0].gateway, ["dev", gateways[0].device], errno.EEXIST)
+        self.ip_route("change" if exists else "add", peer, words, errno.EEXIST)
         self.host.print("done ip route")
         return OK
 
@@ -7023,24 +7122,53 @@ class Updown:
                        self.get("PLUTO_PEER_CLIENT"))
 
     def cat(self, up: bool) -> int:
-        """Translate this host's address to the one that the peer gave it (client address translation)."""
+        """Translate this host's address to the one that the peer assigned to it (client address translation)."""
         peer, given = self.get("PLUTO_PEER_CLIENT"), self.get("PLUTO_MY_CLIENT_NET")
         if not self.get("CAT") or (up and given == "0.0.0.0"):
             return OK
+        with self.host.lock("/proc/self/ns/net"):  # one change of the firewall of this network at a time
+            if self.host.which("iptables"):
+                return self._cat_by_iptables(up, peer, given)
+            self._cat_by_nftables(up, peer, given)
+        return OK
+
+    def _cat_by_iptables(self, up: bool, peer: str, given: str) -> int:
         status = OK
         for chain, way, rest in (("POSTROUTING", "out", ["-d", peer, "-j", "SNAT", "--to-source", given]),
                                  ("PREROUTING", "in", ["-d", given, "-s", peer, "-j", "DNAT", "--to-destination",
                                                        self.get("PLUTO_ME")])):
             rule = [chain, "-m", "policy", "--dir", way, "--pol", "ipsec", *rest]
-            there = not self._iptables("-C", rule).status
-            if there != up and (ran := self._iptables("-I" if up else "-D", rule)).status:
+            exists = not self._iptables("-C", rule).status
+            if exists == up:
+                continue
+            ran = self._iptables("-I" if up else "-D", rule)
+            if ran.status:
                 self.host.warn(f"_updown: iptables: {ran.complaint}")
                 status = ran.status
         return status
 
     def _iptables(self, action: str, rule: Sequence[str]) -> Ran:
-        return self.host.run(["iptables", "-w", str(FILTER_WAIT), "-t", "nat", action, *rule], timeout=2 * FILTER_WAIT,
-                             hint="the address translation of this connection needs it")
+        return self.host.run(["iptables", "-w", str(FILTER_WAIT), "-t", "nat", action, *rule], timeout=2 * FILTER_WAIT)
+
+    def _cat_by_nftables(self, up: bool, peer: str, given: str) -> None:
+        """Add or remove the same rules in nf_tables, in a table of their own; the comment tells whose they are.
+
+        Raises Failure.
+        """
+        comment = f"{given} {peer}"
+        wanted = [NftRule("POSTROUTING", nft_ipsec("out") + nft_net("destination", peer)
+                          + nft_nat(NFT_NAT_SNAT, given), comment),
+                  NftRule("PREROUTING", nft_ipsec("in") + nft_net("source", peer) + nft_net("destination", given)
+                          + nft_nat(NFT_NAT_DNAT, self.get("PLUTO_ME")), comment)]
+        table = NftTable(self.host, CAT_TABLE, NFPROTO_IPV4, CAT_CHAINS)
+        try:
+            existing = [rule for rule in table.rules() if rule.comment == comment]
+            table.change(existing, wanted if up else ())
+        except OSError as error:
+            if not up and error.errno in NO_NFTABLES:
+                return
+            raise Failure(f"nf_tables: {error.strerror or error}", hint="the address translation of this connection "
+                          "needs iptables, or a kernel with nf_tables and NAT") from None
 
     # --- names ------------------------------------------------------------------------------------------------------
 
@@ -7053,10 +7181,10 @@ class Updown:
                 self.host.run([NM_HELPER], env={**self.host.exported(), "libreswan_reason": reason}, timeout=30)
 
     def resolver(self, up: bool) -> int:
-        """Use the name servers and domains that the peer gave (mode config), or again those from before."""
+        """Use the name servers and domains that the peer sent (mode config); undone, use the earlier ones again."""
         import re
         kind = self.get("PLUTO_DNS_RESOLVER") or "file"
-        # the peer's words: what is no address or no name goes into no file and to no program
+        # the peer chose these words: anything that is no address or no name is dropped
         servers = [word for word in self.get("PLUTO_PEER_DNS_INFO").split() if re.fullmatch(r"[0-9a-fA-F:.]+", word)]
         domains = [word for word in self.get("PLUTO_PEER_DOMAIN_INFO").split() if re.fullmatch(r"\w[\w.-]*", word)]
         if kind == "systemd":
@@ -7066,12 +7194,7 @@ class Updown:
         elif not self.yes("PLUTO_CFG_CLIENT"):
             return OK
         elif servers and domains and self._unbound_runs():
-            for domain in domains:
-                self.host.print(f"updating local nameserver for {domain} with {' '.join(servers)}" if up else
-                                f"flushing local nameserver of {domain}")
-                for words in (["forward_add", domain, *servers] if up else ["forward_remove", domain],
-                              ["flush_zone", domain], ["flush_requestlist"]):
-                    self.host.run(["unbound-control", *words])
+            self._unbound(up, servers, domains)
         elif not self.yes("PLUTO_NM_CONFIGURED"):
             if not up:
                 restore_resolv_conf(self.host)
@@ -7083,34 +7206,61 @@ class Updown:
         return any(self.host.value(f"/proc/{pid}/comm") == "unbound" for pid in self.host.listdir("/proc")
                    if pid.isdigit())
 
+    def _unbound(self, up: bool, servers: Sequence[str], domains: Sequence[str]) -> None:
+        """Have unbound ask the peer's servers about the peer's domains, or no longer."""
+        for domain in domains:
+            if up:
+                self.host.print(f"updating local nameserver for {domain} with {' '.join(servers)}")
+                self.host.run(["unbound-control", "forward_add", domain, *servers])
+            else:
+                self.host.print(f"flushing local nameserver of {domain}")
+                self.host.run(["unbound-control", "forward_remove", domain])
+            self.host.run(["unbound-control", "flush_zone", domain])
+            self.host.run(["unbound-control", "flush_requestlist"])
+
     def _resolv_conf(self, servers: Sequence[str], domains: Sequence[str]) -> None:
-        """Put the peer's servers first, and remember the file as it was."""
-        backup = resolv_conf_backup(self.host)
-        self.host.print("updating resolvconf")
-        if not self.host.exists(RESOLV_CONF):
-            self.host.print("resolv.conf does not exist, so doing nothing")
+        """Write a resolv.conf that begins with the peer's servers, and keep the earlier one."""
+        host = self.host
+        host.print("updating resolvconf")
+        if not host.exists(RESOLV_CONF):
+            host.print("resolv.conf does not exist, so doing nothing")
             return
-        old = self.host.read(RESOLV_CONF)
-        if "Libreswan" not in old:
-            if self.host.exists(backup):
-                self.host.print("backup resolv.conf exists, but current resolv.conf is not generated by Libreswan")
-            self.host.replace(backup, old)
-        elif self.host.exists(backup) and not self.modern:
-            self.host.print("Current resolv.conf is generated by Libreswan, and backup resolv.conf already exists, "
-                            "so doing nothing")
+        text = host.read(RESOLV_CONF)
+        volatile, lasting = resolv_conf_backups(host)
+        if is_generated(text) and not host.exists(volatile) and host.exists(lasting):
+            text = host.read(lasting)  # the host was restarted while a peer's servers were in use
+        if not is_generated(text):
+            if host.exists(volatile):
+                host.print("backup resolv.conf exists, but current resolv.conf is not generated by Libreswan")
+            host.replace(volatile, text)
+            try:
+                host.replace(lasting, text)
+            except OSError as error:
+                host.warn(f"_updown: {error_text(error)}: a restart of this host will lose the present resolv.conf")
+        elif host.exists(volatile) and not self.is_since(5, 0):
+            host.print("Current resolv.conf is generated by Libreswan, and backup resolv.conf already exists, "
+                       "so doing nothing")
             return
-        lines = [line.partition("#")[0].split() for line in old.splitlines()]
-        domain = next((words[1] for words in lines if words[:1] == ["domain"] and words[1:]), "")
-        search = next((words[1:] for words in lines if words[:1] == ["search"]), [domain] if domain else [])
-        server = next((words[1:] for words in lines if words[:1] == ["nameserver"]), [])
-        search = [*domains, *search] if self.modern else [*search, *domains]
-        new = ["# Generated by Libreswan (IPsec)", *([f"domain {domain}"] if domain else []),
-               *([f"search {' '.join(dict.fromkeys(search))}"] if search else []),
-               *(f"nameserver {name}" for name in dict.fromkeys([*servers, *server]))]
-        self.host.replace(RESOLV_CONF, "\n".join(new) + "\n")
+        host.replace(RESOLV_CONF, self._generated(text, servers, domains))
+
+    def _generated(self, text: str, servers: Sequence[str], domains: Sequence[str]) -> str:
+        """Return a resolv.conf with the peer's servers and domains, and the search list and first server of `text`."""
+        first: dict[str, list[str]] = {}
+        for line in text.splitlines():
+            words = line.partition("#")[0].split()
+            if words[1:]:
+                first.setdefault(words[0], words[1:])
+        domain = first.get("domain", [""])[0]
+        search = first.get("search", [domain] if domain else [])
+        search = [*domains, *search] if self.is_since(5, 0) else [*search, *domains]
+        lines = ["# Generated by Libreswan (IPsec)"]
+        lines += [f"domain {domain}"] if domain else []
+        lines += [f"search {' '.join(dict.fromkeys(search))}"] if search else []
+        lines += [f"nameserver {name}" for name in dict.fromkeys([*servers, *first.get("nameserver", [])])]
+        return "\n".join(lines) + "\n"
 
     def _systemd(self, up: bool, peer: Mapping[str, Sequence[str]]) -> None:
-        """The same with systemd-resolved, which keeps servers and domains for each interface."""
+        """Set the servers and domains of systemd-resolved, which keeps them for each interface."""
         interface = self.get("PLUTO_INTERFACE")
         for what, values in peer.items():
             backup = f"{self.host.rundir}/libreswan-prev-{what}-{interface}"
@@ -7129,25 +7279,45 @@ class Updown:
                 self.host.remove(backup)
 
 
-def resolv_conf_backup(host: Host) -> str:
-    """Where resolv.conf is kept while the name servers of a peer are in use."""
-    return f"{host.rundir}/libreswan-resolv-conf-backup"
+def is_generated(resolv_conf: str) -> bool:
+    """Return whether _updown, this one or libreswan's, wrote the text of a resolv.conf."""
+    return "Libreswan" in resolv_conf
+
+
+def resolv_conf_backups(host: Host) -> tuple[str, str]:
+    """Return where resolv.conf is kept while a peer's name servers are in use.
+
+    The first copy is where libreswan's script keeps it; a restart of the host removes it.  The second one is beside
+    resolv.conf itself (where a link leads) and lasts as long as that.
+    """
+    real = os.path.realpath(host.path(RESOLV_CONF))
+    base = os.path.realpath(host.path("/")).rstrip("/")
+    return f"{host.rundir}/libreswan-resolv-conf-backup", f"{real[len(base):]}.libreswan-backup"
 
 
 def restore_resolv_conf(host: Host) -> None:
-    """Give back the resolv.conf that _updown saved when it wrote one; one that somebody else wrote since stays."""
-    backup = resolv_conf_backup(host)
-    if host.exists(RESOLV_CONF) and "Libreswan" in host.read(RESOLV_CONF):
-        if not host.exists(backup):
+    """Restore the resolv.conf from before a peer's name servers; one that another program has written since stays.
+
+    Raises OSError.
+    """
+    backups = resolv_conf_backups(host)
+    if host.exists(RESOLV_CONF) and is_generated(host.read(RESOLV_CONF)):
+        existing = [backup for backup in backups if host.exists(backup)]
+        if not existing:
             return
         host.print("restoring resolvconf")
-        host.replace(RESOLV_CONF, host.read(backup))
-    host.remove(backup)
+        host.replace(RESOLV_CONF, host.read(existing[0]))
+    for backup in backups:
+        host.remove(backup)
 
 
 def updown_defaults(host: Host) -> dict[str, str]:
-    """What the administrator set for the original's script: NAME=value lines, the only ones that we understand."""
-    name = next(filter(host.exists, ("/etc/sysconfig/pluto_updown", "/etc/default/pluto_updown")), "")
+    """Return the variables in /etc/sysconfig/pluto_updown or /etc/default/pluto_updown.
+
+    Only lines NAME=value have an effect; other lines, which libreswan's script runs as shell text, are reported.
+    """
+    names = ("/etc/sysconfig/pluto_updown", "/etc/default/pluto_updown")
+    name = next((name for name in names if host.exists(name)), "")
     values: dict[str, str] = {}
     for line in host.lines(name) if name else ():
         key, equals, value = line.strip().removeprefix("export ").partition("=")
@@ -7218,6 +7388,14 @@ FINIT_MODULE = {"x86_64": 313, "aarch64": 273, "riscv64": 273, "armv7l": 379, "i
 SYSCTLS = "/proc/sys/net/core"
 
 
+def give_resolv_conf_back(host: Host) -> None:
+    """Restore the resolv.conf from before a pluto that ended without doing so; a failure is reported."""
+    try:
+        restore_resolv_conf(host)
+    except OSError as error:
+        host.warn(f"cannot restore resolv.conf: {error_text(error)}")
+
+
 def stack_start(host: Host, config: Config, stack: str = "") -> None:
     """Load the kernel's IPsec stack and set its sysctls as the configuration says.  Raises Failure."""
     stack = stack or config.setup("protostack", "xfrm")
@@ -7225,7 +7403,8 @@ def stack_start(host: Host, config: Config, stack: str = "") -> None:
         return
     if stack not in ("xfrm", "auto", "mast", "klips", "netkey"):  # all but the first are old names, and mean it
         raise Failure(f"unknown stack {quote(stack)}")
-    flush_leftovers(host)
+    if flush_leftovers(host):
+        give_resolv_conf_back(host)
     if host.exists("/proc/modules"):
         load_modules(host)
     if not host.xfrm_loaded():
@@ -9453,8 +9632,8 @@ def check_mtu(patient: Patient) -> Iterator[Trouble]:
         yield ("WARN", "NO PMTU", "path MTU discovery is off (ip_no_pmtu_disc)", "sysctl -w net.ipv4.ip_no_pmtu_disc=0")
     mtus = {}
     for buffer, start, end in dump(patient.host, NETLINK_ROUTE, RTM_GETLINK, bytes(16)):
-        found = attributes(buffer, start + 16, end)
-        mtus[decode(found[3].rstrip(b"\0"))] = unsigned(found.get(4))  # IFLA_IFNAME, IFLA_MTU
+        more = attributes(buffer, start + IFINFOMSG_SIZE, end)
+        mtus[decode(more[IFLA_IFNAME].rstrip(b"\0"))] = unsigned(more.get(IFLA_MTU))
     for device in {tunnel.device: None for tunnel in patient.tunnels if tunnel.device in mtus}:
         if mtus[device] < IPV6_LEAST_MTU + ESP_ROOM:
             yield ("WARN", "SMALL", f"{device} carries tunnels, and its MTU of {mtus[device]} has no room for ESP "

@@ -12,6 +12,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Callable, NamedTuple
 
+import pytest
+
 from ..ground.host import Result
 from ..ground.machine import PYZ, Machine
 
@@ -40,6 +42,7 @@ ALL_V6 = {"PLUTO_PEER_CLIENT": "::/0", "PLUTO_PEER_CLIENT_NET": "::"}
 HOST = {"PLUTO_MY_CLIENT": "192.0.2.1/32", "PLUTO_MY_CLIENT_NET": "192.0.2.1", "PLUTO_PEER_CLIENT": "192.0.2.2/32",
         "PLUTO_PEER_CLIENT_NET": "192.0.2.2"}
 NEIGHBOUR = {"PLUTO_PEER_CLIENT": "10.1.0.77/32", "PLUTO_PEER_CLIENT_NET": "10.1.0.77"}
+LOOPBACK = {"PLUTO_INTERFACE": "lo", "PLUTO_ME": "203.0.113.9"}
 XFRMI = {"PLUTO_VIRT_INTERFACE": "ipsec1", "PLUTO_XFRMI_ROUTE": "yes"}
 MARK = {"PLUTO_XFRMI_FWMARK": "1/0xffffffff"}
 DNS = {"PLUTO_CFG_CLIENT": "1", "PLUTO_PEER_DNS_INFO": "10.2.0.53 10.2.0.54"}
@@ -97,6 +100,9 @@ CASES = [
     Case("opportunistic", {**V4, "PLUTO_PEER_CLIENT": "0.0.0.0/32", "PLUTO_PEER_CLIENT_NET": "0.0.0.0"}),
     Case("point to point", {**V4, **GATEWAY, **SOURCE, "PLUTO_INTERFACE": "ppp0"}),
     Case("alias of an interface", {**V4, **GATEWAY, "PLUTO_INTERFACE": "eth0:1"}, words=["--route", "yes"]),
+    Case("left on lo", {**V4, **LOOPBACK}, words=["--route", "yes"], setup="ip address add 203.0.113.9/32 dev lo"),
+    Case("left on lo, next hop, source", {**V4, **LOOPBACK, **GATEWAY, **SOURCE},
+         setup="ip address add 203.0.113.9/32 dev lo"),
     Case("cisco", {**V4, **SOURCE, "PLUTO_IS_PEER_CISCO": "1"}),
     Case("cisco, all of it", {**V4, **SOURCE, **ALL, **GATEWAY, "PLUTO_IS_PEER_CISCO": "1"}),
     Case("xfrm interface", {**V4, **XFRMI}),
@@ -256,8 +262,9 @@ def differences(theirs: Mapping[str, Lines], ours: Mapping[str, Lines]) -> list[
     return found
 
 
-def test_the_kernel_is_left_as_by_the_original(root: Callable[..., Machine]) -> None:
-    theirs, ours = root("bookworm"), root("bookworm")
+@pytest.mark.parametrize("release", ["bullseye", "bookworm"])
+def test_the_kernel_is_left_as_by_the_original(root: Callable[..., Machine], release: str) -> None:
+    theirs, ours = root(release), root(release)
     compare(CASES, lambda cases: run(theirs, cases, ORIGINAL, STATE + FIREWALL),
             lambda cases: run(ours, cases, OURS, STATE + FIREWALL))
 
@@ -324,6 +331,51 @@ def test_the_same_without_ip_and_with_the_least_python(root: Callable[..., Machi
                     if "fe80" not in line], machine.read(RESOLV)))
         seen.append(states)
     assert seen[0] == seen[1]
+
+
+LO_5_4 = {**V4, **LOOPBACK, "PLUTO_CLIENT_FAMILY": "ipv4", "PLUTO_DNS_RESOLVER": "file"}
+
+
+def test_a_route_never_leads_to_lo(root: Callable[..., Machine]) -> None:
+    """The script of 5.4 routes to PLUTO_INTERFACE; with left= on lo no packet that is routed there reaches IPsec."""
+    case = Case("5.4", LO_5_4, ["route-client", "unroute-client"], ["--route", "yes"],
+                setup="ip address add 203.0.113.9/32 dev lo")
+    for env, device in ((LO_5_4, "eth0"), ({**LO_5_4, "PLUTO_INTERFACE": "eth1"}, "eth1")):
+        lines = run(root("trixie"), [case._replace(env=env)], OURS, "ip -4 route\n")["5.4"]
+        assert f"10.2.0.0/24 dev {device} scope link" in lines
+    assert [line for line in lines[lines.index("=== unroute-client status 0"):] if "10.2" in line] == []
+
+
+def test_address_translation_without_iptables(root: Callable[..., Machine]) -> None:
+    """The same through nf_tables: made twice it is there once, and nothing is left behind, nor touched of others."""
+    machine = root("trixie")
+    machine.run(["sh", "-c", "rm -f /usr/sbin/*tables* /sbin/*tables*"]).check()
+    env = {**V4, "CAT": "YES", "PLUTO_MY_CLIENT": "10.8.0.1/32", "PLUTO_MY_CLIENT_NET": "10.8.0.1",
+           "PLUTO_CLIENT_FAMILY": "ipv4"}
+    cases = [Case(name, {**env, "PLUTO_PEER_CLIENT": f"{name}.0/24", "PLUTO_PEER_CLIENT_NET": f"{name}.0"}, verbs)
+             for name, verbs in (("10.2.0", ["up-client", "up-client", "down-client", "down-client"]),)]
+    lines = run(machine, cases, OURS, "nft list ruleset\n")["10.2.0"]
+    assert not lines.said, lines.said
+    parts = "\n".join(lines).split("=== ")
+    for made in parts[1:3]:
+        assert "status 0" in made and made.count("snat to 10.8.0.1") == made.count("dnat to 192.0.2.1") == 1, made
+        assert "ip daddr 10.2.0.0/24" in made and "ip saddr 10.2.0.0/24 ip daddr 10.8.0.1" in made, made
+        assert "type nat hook postrouting priority srcnat" in made and "type nat hook prerouting" in made, made
+    assert [part.split() for part in parts[3:]] == [["down-client", "status", "0"]] * 2
+
+
+def test_resolv_conf_comes_back_after_a_restart_of_the_host(root: Callable[..., Machine]) -> None:
+    """/run is empty then; a start of the service, or the next time that the connection goes down, gives it back."""
+    machine = root("trixie")
+    env = {**V4, **DOMAINS, "PLUTO_CLIENT_FAMILY": "ipv4"}
+    for way_back in (["_updown"], ["_stackmanager", "start"]):
+        machine.write(RESOLV, "nameserver 192.0.2.53\n")
+        machine.ipsec("_updown", env={**env, "PLUTO_VERB": "up-client"}).check()
+        assert "nameserver 10.2.0.53" in machine.read(RESOLV)
+        machine.run(["sh", "-c", "rm -rf /run/pluto"]).check()
+        machine.ipsec(*way_back, env={**env, "PLUTO_VERB": "down-client"})
+        assert machine.read(RESOLV) == "nameserver 192.0.2.53\n", way_back
+        assert machine.run(["sh", "-c", "ls /etc/resolv.conf* /run/pluto/*resolv*"]).stdout.split() == [RESOLV]
 
 
 def test_the_kernel_is_left_as_by_the_script_of_5(root: Callable[..., Machine]) -> None:
