@@ -10907,8 +10907,9 @@ def barf(host: Host, args: Args) -> int:
 
 # --- look and show ---------------------------------------------------------------------------------------------------
 #
-# Facts: programs/look and programs/show of libreswan 3.29 and 4.10 (4.12 dropped neither, 5.0 both) for headings, order
-# and lines; net/xfrm/xfrm_policy.c, xfrm_interface_core.c and net/ipv4/ip_vti.c for what the kernel does with a packet.
+# Facts: programs/look and programs/show of libreswan 3.29 and 4.10 (both are in 4.12, neither is in 5.0) for headings,
+# order and lines; net/xfrm/xfrm_policy.c, xfrm_interface_core.c and net/ipv4/ip_vti.c for the kernel's treatment of a
+# packet.
 
 LOOK_WORDS = ("state", "policy", "nftables", "iptables", "route", "nss")
 
@@ -10917,111 +10918,113 @@ class LookSink(TextSink):
     """The form of look: host and date in one line, sections under their titles."""
 
     def open(self, report: Report) -> None:
-        """The label."""
+        """Write host and date."""
         self.write(f"{report.host_name()} {date_line()}\n")
 
     def begin(self, section: ReportSection) -> None:
-        """The title."""
+        """Write the title of a section."""
         self.write(f"{section.title}\n")
 
 
 def sorted_policies(report: Report) -> Iterator[str]:
-    """The policies, without those of sockets, in the original's order: IPv4 first, by ICMP type (of IPv6), priority,
-    text."""
+    """Yield the policies, without those of sockets, in libreswan's order: family, ICMPv6 type, priority, text."""
     text = XfrmText(report.host, stats=False)
 
     def order(policy: str) -> tuple[bool, int, int, str]:
         words = policy.split()
-        six = ":" in policy
-        kind = words[words.index("type") + 1] if six and "type" in words else "0"
-        return six, int(kind), int(words[words.index("priority") + 1]), policy.replace("\n", "\\")
+        is_ipv6 = ":" in policy
+        kind = words[words.index("type") + 1] if is_ipv6 and "type" in words else "0"
+        return is_ipv6, int(kind), int(words[words.index("priority") + 1]), policy.replace("\n", "\\")
 
     plain = (trimmed(policy) for policy in message_texts(policy_messages(report.host), text.policy_text))
     return in_pieces(sorted((policy for policy in plain if "\tsocket " not in policy), key=order))
 
 
 def trimmed(text: str) -> str:
-    """The text without blanks at the ends of its lines."""
+    """Return the text without blanks at the ends of its lines."""
     return "".join(f"{line.rstrip(' ')}\n" for line in text.splitlines())
 
 
 def main_routes(report: Report) -> Iterator[str]:
-    """The routes of the main table, as `ip -4 route; ip -6 route`, with single blanks."""
+    """Yield the routes of the main table, as `ip -4 route; ip -6 route`, with single blanks."""
     return (trimmed(text.replace("  ", " ")) for text in RouteText(report.host).routes(RT_TABLE_MAIN))
 
 
 def iptables_lists(report: Report) -> Iterator[str]:
-    """The chain IPSEC of the mangle tables and the filter table.  A table that the kernel hasn't got is not asked for:
-    listing it would load its module."""
+    """Yield the chain IPSEC of the mangle tables and the filter table.
+
+    A table that the kernel does not have is not listed, because listing it would load its module.
+    """
     host = report.host
-    old = os.path.realpath(host.which("iptables") or "").endswith("legacy-multi")
+    is_legacy = os.path.realpath(host.which("iptables") or "").endswith("legacy-multi")
     for tool, family in (("iptables", "ip"), ("ip6tables", "ip6")):
         if "mangle" in host.value(f"/proc/net/{family}_tables_names"):
             ran = host.run([tool, "-n", "-t", "mangle", "-L", "IPSEC"])
-            yield ran.text if not ran.status else ""  # there need not be such a chain
+            yield "" if ran.status else ran.text  # the chain is optional
     yield "iptables filter TABLE\n"
-    if not old or "filter" in host.value("/proc/net/ip_tables_names"):
+    if not is_legacy or "filter" in host.value("/proc/net/ip_tables_names"):
         yield from program_output("iptables", "-n", "-t", "filter", "-L")(report)
 
 
 def nss_listing(report: Report) -> Iterator[str]:
-    """The certificates in the form of certutil -L, sorted."""
+    """Yield the certificates in the form of certutil -L, sorted."""
     has_database(report.host)
     yield (f"\n{'Certificate Nickname':<60} Trust Attributes\n{'':<61}SSL,S/MIME,JAR/XPI\n\n")
     yield from sorted(certificate_lines(report.host), key=encode)
 
 
 def look_sections(host: Host, words: Sequence[str]) -> list[ReportSection]:
-    """The parts of look that the words name, in the original's order."""
+    """Return the parts of look that the words name, in libreswan's order."""
     part = ReportSection
-    done = "policy" if "policy" in words else "state"
+    final = "policy" if "policy" in words else "state"
 
     def xfrm(name: str, body: Callable[[Report], Iterator[str]]) -> Callable[[Report], Iterator[str]]:
         def with_end(report: Report) -> Iterator[str]:
             yield from body(report)
-            yield "XFRM done\n" * (name == done)
+            yield "XFRM done\n" if name == final else ""
         return with_end
 
-    found = [
+    sections = [
         part("state", "ip xfrm state list nokeys", xfrm("state", lambda report: XfrmText(host, stats=False).states()),
              live=True, bulk=True, title="XFRM state:", data=lambda report: XfrmData(host).states_data()),
         part("policy", "ip xfrm policy", xfrm("policy", sorted_policies), live=True, bulk=True, title="XFRM policy:",
-             data=lambda report: (each for each in XfrmData(host).policies_data() if not each.socket)),
+             data=lambda report: (policy for policy in XfrmData(host).policies_data() if not policy.socket)),
         part("nftables", "nft list ruleset", nft_ruleset, live=True, title="nft list ruleset"),
         part("iptables", "iptables -n -t filter -L", iptables_lists, live=True, title="IPSEC mangle TABLES"),
         part("route", "ip route", main_routes, live=True, bulk=True, title="ROUTING TABLES", data=routes_data),
         part("nss", f"certutil -L -d sql:{host.nssdir}", nss_listing, title="NSS_CERTIFICATES", data=nss_data),
     ]
-    return [section for section in found if section.name in words]
+    return [section for section in sections if section.name in words]
 
 
 def routes_data(report: Report) -> Iterator[Route]:
-    """The routes of the main table as data."""
+    """Yield the routes of the main table as data, IPv4 then IPv6."""
     for family in (4, 6):
         yield from Routing(report.host).routes(family)
 
 
 def nss_data(report: Report) -> Iterator[dict[str, Any]]:
-    """The certificates as data."""
+    """Yield the certificates as data."""
     has_database(report.host)
     return certificate_data(NssReader(report.host))
 
 
 @command("look", "[state|policy|iptables|nftables|route|nss]...", rescue=True, options=(
-    Opt("--json", None, "one JSON document; states, policies, routes and certificates as data"),
+    Opt("--json", None, "print one JSON document; states, policies, routes and certificates as data"),
     Opt("--timeout", "SECONDS", "how long to wait for the firewall's programs (default 10)"),
     Opt("--version", None, "print the version"),
 ), summary="show states, policies, firewall, routes and certificates in short",
-   details="Without words it shows all, of the firewall what iptables lists or, where that is not installed, nftables. "
-           "Keys are never shown.\n\nExit status: 0; 1 when something could not be shown, which standard error names.")
+   details="Without words it shows all of them; of the firewall the output of iptables or, if that is not installed, "
+           "of nft. Keys are never shown.\n\nExit status: 0; 1 if something could not be shown, which standard error "
+           "names.")
 def look_command(host: Host, args: Args) -> int:
-    """`ipsec look [WORD...]`: OK, or ERROR when a part is missing.  Raises Failure."""
+    """Run `ipsec look [WORD...]`; return OK, or ERROR if a part is missing.  Raises Failure."""
     if args.flag("--version"):
         host.print(f"ipsec look {host.libreswan_version() or VERSION}")
         return OK
     for word in args.operands:
         if word not in LOOK_WORDS:
-            raise Failure(f"ipsec look: unknown word {quote(word)}", USAGE, f"there are {', '.join(LOOK_WORDS)}")
+            raise Failure(f"ipsec look: unknown word {quote(word)}", USAGE, f"the words are {', '.join(LOOK_WORDS)}")
     other = "iptables" if host.live and not host.which("iptables") else "nftables"
     words = args.operands or [word for word in LOOK_WORDS if word != other]
     sink = (JsonSink if args.flag("--json") else LookSink)(lambda text: host.print(text, end=""))
@@ -11031,138 +11034,250 @@ def look_command(host: Host, args: Args) -> int:
     return completeness(host, "look", ended, OUTCOMES[1:] if host.live else INCOMPLETE)
 
 
-# What becomes of a packet
+# The words for the fate of a packet, as XfrmData.fate() calls it
 FATES = {"encrypt": "encrypted", "authenticate": "only authenticated", "block": "dropped", "clear": "sent in clear",
          "hold": "held until pluto has made its tunnel,"}
 
 
 def policy_line(data: XfrmData, policy: Policy) -> str:
-    """A policy in the original's form, with what narrows it: `10.1.0.0/24 <=> 10.2.0.0/24 proto tcp using reqid 1`."""
-    select = policy.selector
-    names = ("type", "code") if select.protocol in (1, 58) else ("sport", "dport")
-    parts = (("proto", data.protocols.get(select.protocol, select.protocol) if select.protocol else None),
-             (names[0], select.source_port), (names[1], select.destination_port), ("dev", select.device or None),
-             ("mark", f"0x{policy.mark:x}/0x{policy.mask:x}" if policy.mask else None),
-             ("if_id", f"0x{policy.if_id:x}" if policy.if_id else None),
-             ("using reqid", next((each.reqid for each in policy.templates if each.reqid), None)))
-    return " ".join([select.source, "<=>", select.destination,
-                     *(f"{word} {value}" for word, value in parts if value is not None)])
+    """Return a policy in libreswan's form, with its conditions: `10.1.0.0/24 <=> 10.2.0.0/24 proto tcp using reqid 1`.
+    """
+    selector = policy.selector
+    words = [selector.source, "<=>", selector.destination]
+    if selector.protocol:
+        words += ["proto", str(data.protocols.get(selector.protocol, selector.protocol))]
+    names = ("type", "code") if selector.protocol in (IPPROTO_ICMP, IPPROTO_ICMPV6) else ("sport", "dport")
+    for name, port in zip(names, (selector.source_port, selector.destination_port)):
+        words += [] if port is None else [name, str(port)]
+    words += ["dev", selector.device] if selector.device else []
+    words += ["mark", f"0x{policy.mark:x}/0x{policy.mask:x}"] if policy.mask else []
+    words += ["if_id", f"0x{policy.if_id:x}"] if policy.if_id else []
+    reqids = [template.reqid for template in policy.templates if template.reqid]
+    words += ["using reqid", str(reqids[0])] if reqids else []
+    return " ".join(words)
 
 
-def fate_of_packets(data: XfrmData, routing: Routing, source: str, destination: str, mark: int,
-           known: tuple[int, int, int]) -> dict[str, Any]:
-    """What would become of packets to an address; `known` are protocol and ports, 0 for what is not known."""
-    found: dict[str, Any] = {"source": source, "destination": destination, "device": "", "fate": "unroutable",
-                             "why": "it has no route", "policy": None, "exceptions": []}
-    try:
-        route = routing.lookup(destination, source, mark)
-    except OSError:
-        try:
-            route = routing.lookup(destination, "", mark)  # of a source that is a host behind us
-        except OSError:
-            return found
-    source, device = source or route.source, route.device
-    found.update(source=source, device=device, fate="clear", why="no policy is for it")
-    if route.local:
-        found["why"] = "it is an address of this host"
-    elif "." in destination and read_sysctl(data.host, f"net.ipv4.conf.{device.replace('.', '/')}.disable_xfrm") == "1":
-        found["why"] = f"disable_xfrm is set on {device}"
-    else:
-        *before, policy = data.policies_for(source, destination, *known, mark=mark)
-        _, kept, kind = routing.link(device)
+class PacketQuery(Record):
+    """The known properties of the packets that show is asked about."""
+
+    source: str  # empty: the address that the kernel chooses
+    protocol: int  # 0: not known
+    source_port: int  # of ICMP the type; 0: not known
+    destination_port: int  # of ICMP the code; 0: not known
+    mark: int
+
+
+class PacketFates:
+    """What the kernel does with packets: route, then policies by priority, then states."""
+
+    def __init__(self, host: Host, query: PacketQuery) -> None:
+        self.host = host
+        self.query = query
+        self.data = XfrmData(host)
+        self.routing = Routing(host)
+
+    def fate(self, destination: str, source: str = "") -> dict[str, Any]:
+        """Return the fate of packets to an address, as --json prints it.  Raises OSError."""
+        query, data = self.query, self.data
+        source = source or query.source
+        result: dict[str, Any] = {"source": source, "destination": destination, "device": "", "fate": "unroutable",
+                                  "why": "it has no route", "policy": None, "exceptions": []}
+        route = self._route(destination, source)
+        if route is None:
+            return result
+        source, device = source or route.source, route.device
+        result.update(source=source, device=device, fate="clear", why="no policy is for it")
+        if route.local:
+            result["why"] = "it is an address of this host"
+            return result
+        path = f"net.ipv4.conf.{device.replace('.', '/')}.disable_xfrm"
+        if "." in destination and read_sysctl(self.host, path) == "1":
+            result["why"] = f"disable_xfrm is set on {device}"
+            return result
+        packet = source, destination, query.protocol, query.source_port, query.destination_port
+        *exceptions, policy = data.policies_for(*packet, mark=query.mark)
+        _, fields, kind = self.routing.link(device)
         if kind in ("xfrm", "vti", "vti6") and data.fate(policy, destination) == "clear":
-            # such an interface asks for policies of its own, and drops what there is none for
-            *before, policy = data.policies_for(
-                source, destination, *known, if_id=unsigned(kept.get(2)) if kind == "xfrm" else 0,
-                mark=0 if kind == "xfrm" else int.from_bytes(kept.get(3, b""), "big"))
-            found.update(fate="block", why=f"{device} drops what no policy is for")
+            # such an interface looks for its own policies and drops a packet if there is none
+            if kind == "xfrm":
+                own = data.policies_for(*packet, if_id=unsigned(fields.get(IFLA_XFRM_IF_ID)))
+            else:
+                own = data.policies_for(*packet, mark=int.from_bytes(fields.get(IFLA_VTI_OKEY, b""), "big"))
+            *exceptions, policy = own
+            result.update(fate="block", why=f"{device} drops packets that no policy is for")
         if policy:
-            found.update(fate=data.fate(policy, destination), policy=policy)
-            found["why"] = f"{FATES[found['fate']]} by {policy_line(data, policy)}"
-        found["exceptions"] = [{"fate": data.fate(each, destination), "policy": each} for each in before]
-    return found
+            result.update(fate=data.fate(policy, destination), policy=policy)
+            result["why"] = f"{FATES[result['fate']]} by {policy_line(data, policy)}"
+        result["exceptions"] = [{"fate": data.fate(other, destination), "policy": other} for other in exceptions]
+        return result
+
+    def _route(self, destination: str, source: str) -> Route | None:
+        """Return the route of packets from a source; None if there is none.
+
+        A source that is not an address of this host, but of a host behind it, does not restrict the lookup.
+        """
+        for sender in dict.fromkeys((source, "")):
+            try:
+                return self.routing.lookup(destination, sender, self.query.mark)
+            except OSError:
+                continue
+        return None
+
+    def protected_sources(self, destination: str) -> Iterator[tuple[str, str]]:
+        """Yield each network whose packets to the destination would be encrypted, and an address in it.
+
+        An address of this host is preferred; without one it is the first address of the network.  Raises OSError.
+        """
+        own = [address for address, _, _, _ in self.routing.addresses()]
+        networks = {policy.selector.source for policy in self.data.policies_data()
+                    if policy.direction == "out" and not policy.socket and policy.templates
+                    and within(destination, policy.selector.destination)}
+        for network in sorted(networks):
+            source = next((address for address in own if within(address, network)), "") or first_address(network)
+            if self.fate(destination, source)["fate"] in ("encrypt", "hold"):
+                yield network, source
+
+
+def first_address(network: str) -> str:
+    """Return the first address of a network that a host can have; of a single address itself."""
+    data, bits = split_net(network)
+    offset = 0 if bits == 8 * len(data) else 1
+    return ip_text((int.from_bytes(data, "big") + offset).to_bytes(len(data), "big"))
 
 
 def addresses_of(name: str, source: str) -> list[str]:
-    """The addresses of a name or an address, of the family of `source` when there is one.  Raises Failure, also when
-    the resolver gives no answer."""
+    """Return the addresses of a name or an address; those of the family of `source` if there is one.
+
+    Raises Failure, also if the resolver does not answer in time.
+    """
     import threading
-    found: list[str] = []
+    addresses: list[str] = []
     failures = ["no answer from the resolver"]
 
     def ask() -> None:
         try:
-            found.extend(resolved(name)[1])
+            addresses.extend(resolved(name)[1])
         except Missing as missing:
             failures.append(missing.message.rpartition(": ")[2])
 
-    thread = threading.Thread(target=ask, daemon=True)  # the resolver has a patience of its own
+    thread = threading.Thread(target=ask, daemon=True)  # the resolver's own timeout may be long
     thread.start()
     thread.join(10)
-    if not found:
+    if not addresses:
         raise Failure(f"show: {quote(name)}: {failures[-1]}", ERROR, "give an IP address")
-    same = [address for address in found if not source or (":" in address) == (":" in source)]
+    same = [address for address in addresses if not source or (":" in address) == (":" in source)]
     if not same:
         raise Failure(f"show: {quote(name)} and {source} are of different IP families")
     return same
 
 
+def packet_query(host: Host, args: Args) -> PacketQuery:
+    """Read show's options.  Raises Failure."""
+    numbers = {name: str(number) for number, name in protocol_names(host).items()}
+    protocol = args.value("--protocol", "0")
+    try:
+        source = args.value("--source")
+        if source:
+            source = ip_text(packed_address(source))
+        query = PacketQuery(source, int(numbers.get(protocol, protocol)), int(args.value("--source-port", "0")),
+                            int(args.value("--destination-port", "0")), int(args.value("--mark") or "0", 0))
+        if not 0 <= query.mark < 1 << 32 or not all(
+                0 <= port < 1 << 16 for port in (query.source_port, query.destination_port)):
+            raise ValueError
+    except (ValueError, OSError):
+        raise Failure("ipsec show: --source takes an IP address, --protocol a name of /etc/protocols or a number, "
+                      "ports are numbers of 16 bits, marks of 32", USAGE) from None
+    if query.source and not args.operands:
+        raise Failure("ipsec show: if specifying a source, specifying a destination is required", USAGE)
+    return query
+
+
 @command("show", "[DEST...]", rescue=True, options=(
-    Opt("--source -s", "ADDRESS", "where the packets come from; else the address that the kernel would choose"),
-    Opt("--protocol -p", "NAME", "of the packets, or its number"),
-    Opt("--source-port", "PORT", "of the packets; of ICMP the type"),
-    Opt("--destination-port", "PORT", "of the packets; of ICMP the code"),
-    Opt("--mark", "MARK", "the packets' firewall mark"),
-    Opt("--json", None, "a JSON list, see ipsec_show(8)"),
-    Opt("--debug -d", None, "tell what is looked for"),
+    Opt("--source -s", "ADDRESS", "the source of the packets (default: the address that the kernel chooses)"),
+    Opt("--protocol -p", "NAME", "the protocol of the packets, by name or number"),
+    Opt("--source-port", "PORT", "the source port of the packets; of ICMP the type"),
+    Opt("--destination-port", "PORT", "the destination port of the packets; of ICMP the code"),
+    Opt("--mark", "MARK", "the firewall mark of the packets"),
+    Opt("--json", None, "print a JSON list, see ipsec_show(8)"),
+    Opt("--debug -d", None, "say what is looked for"),
     Opt("--version -v", None, "print the version"),
 ), summary="tell whether packets to an address or host would be encrypted, or list the tunnels",
-   details="Asked is what the kernel would do now: route, policies by priority, states. Without DEST the policies of "
-           "tunnels are listed.\n\nExit status: 0 when all would be encrypted, 1 when not, 4 when that can't be known.")
+   details="The answer is what the kernel would do now: route, policies by priority, states. Without DEST the policies "
+           "of tunnels are listed. If packets from this host would not be encrypted, but those of a network behind it "
+           "would, the answer names that network and the --source to ask with.\n\n"
+           "Exit status: 0 if all would be encrypted, 1 if not, 4 if that can't be known.")
 def show_command(host: Host, args: Args) -> int:
-    """`ipsec show [DEST...]`: OK; ERROR when something would not be encrypted; 4 when not root.  Raises Failure."""
+    """Run `ipsec show [DEST...]`; return OK, ERROR if something would not be encrypted, 4 if not root.
+
+    Raises Failure.
+    """
     if args.flag("--version"):
         host.print(f"version: {VERSION}")
         return OK
     if not host.live:
         raise Failure(f"show: left out: only the running system can tell, not the files under {host.root}", USAGE)
-    source = args.value("--source")
-    data = XfrmData(host)
-    names = {name: str(each) for each, name in data.protocols.items()}
+    fates = PacketFates(host, packet_query(host, args))
     try:
-        protocol = args.value("--protocol", "0")
-        ports, mark = [int(args.value(f"--{end}-port", "0")) for end in ("source", "destination")], args.value("--mark")
-        known = int(names.get(protocol, protocol)), ports[0], ports[1]
-        mark_number = int(mark or "0", 0)
-        if not 0 <= mark_number < 1 << 32 or not all(0 <= port < 1 << 16 for port in ports):
-            raise ValueError
-        source = source and str(data.address[packed_address(source)])
-    except (ValueError, OSError):
-        raise Failure("ipsec show: --source takes an IP address, --protocol a name of /etc/protocols or a number, "
-                      "ports are numbers of 16 bits, marks of 32", USAGE) from None
-    if source and not args.operands:
-        raise Failure("ipsec show: if specifying a source, specifying a destination is required", USAGE)
-    try:
-        found = [{"name": name, **fate_of_packets(data, Routing(host), source, address, mark_number, known)}
-                 for name in args.operands for address in addresses_of(name, source)]
-        tunnels = [] if found else [policy for policy in data.policies_data() if policy.direction == "out" and not
-                                    policy.socket and any(template.reqid for template in policy.templates)]
+        if args.operands:
+            return show_packets(host, args, fates)
+        return show_tunnels(host, args, fates.data)
     except PermissionError:
         raise Failure("show: only root may read the kernel's policies, so what is encrypted is not known", LSB_UNKNOWN,
                       "run it as root") from None
+
+
+def print_json(host: Host, records: Sequence[Any]) -> None:
+    """Print a list of records as JSON.  Raises Missing if this Python has no json."""
+    host.print(need("json", "--json").dumps(records, default=lambda record: record._asdict(), indent=1))
+
+
+def show_tunnels(host: Host, args: Args, data: XfrmData) -> int:
+    """List the outgoing policies of tunnels."""
+    tunnels = [policy for policy in data.policies_data() if policy.direction == "out" and not policy.socket
+               and any(template.reqid for template in policy.templates)]
     if args.flag("--json"):
-        host.print(need("json", "--json").dumps(found or tunnels, default=lambda record: record._asdict(), indent=1))
-    for policy in tunnels if not args.flag("--json") else ():
+        print_json(host, tunnels)
+        return OK
+    for policy in tunnels:
         host.print(policy_line(data, policy))
-    for one in found if not args.flag("--json") else ():
-        where = f"Packet with source address {one['source'] or '(none)'} to destination {one['destination']}"
-        if args.flag("--debug"):
-            host.print(f"checking destination {printable(one['name'])}: {one['destination']} by {one['device'] or '-'}")
-        host.print(policy_line(data, one["policy"]) if one["fate"] == "encrypt" else
-                   f"{where} would not be encrypted: {one['why']}")
-        for other in one["exceptions"]:
-            host.print(f"    but {FATES[other['fate']]} by {policy_line(data, other['policy'])}")
-    return OK if all(one["fate"] == "encrypt" for one in found) else ERROR
+    return OK
+
+
+def show_packets(host: Host, args: Args, fates: PacketFates) -> int:
+    """Print the fate of packets to each destination; return OK if all would be encrypted, else ERROR."""
+    results = []
+    for name in args.operands:
+        for address in addresses_of(name, fates.query.source):
+            result = {"name": name, **fates.fate(address)}
+            sources = [] if result["fate"] in ("encrypt", "hold") else [*fates.protected_sources(address)]
+            result["protected_sources"] = [{"network": network, "source": source} for network, source in sources]
+            results.append(result)
+    if args.flag("--json"):
+        print_json(host, results)
+    else:
+        for result in results:
+            print_fate(host, args, fates.data, result)
+    return OK if all(result["fate"] == "encrypt" for result in results) else ERROR
+
+
+def print_fate(host: Host, args: Args, data: XfrmData, result: Mapping[str, Any]) -> None:
+    """Print the fate of packets to one destination."""
+    destination = result["destination"]
+    if args.flag("--debug"):
+        host.print(f"checking destination {printable(result['name'])}: {destination} by {result['device'] or '-'}")
+    if result["fate"] == "encrypt":
+        host.print(policy_line(data, result["policy"]))
+    else:
+        host.print(f"Packet with source address {result['source'] or '(none)'} to destination {destination} "
+                   f"would not be encrypted: {result['why']}")
+    for other in result["exceptions"]:
+        host.print(f"    but {FATES[other['fate']]} by {policy_line(data, other['policy'])}")
+    options = []
+    for name in ("--protocol", "--source-port", "--destination-port", "--mark"):
+        options += [name, args.value(name)] if args.flag(name) else []
+    for other in result["protected_sources"]:
+        asked = shell_words(["ipsec", "show", "--source", other["source"], *options, destination])
+        host.print(f"    packets from {other['network']} go through a tunnel: {asked}")
 
 
 # --- pluto: whack, auto, status and the words of 5.x ------------------------------------------------------------------
@@ -11302,8 +11417,10 @@ class Teller:
 @command("whack", "OPTION...", options=None, summary="send pluto a request in whack's own words",
          details="Libreswan's whack where it is installed, unless --native comes first or IPSEC_WHACK=native.")
 def whack_command(host: Host, args: Args) -> int:
-    """`ipsec whack`: whack's own status; 33 when pluto is not running."""
+    """Run `ipsec whack`; return whack's own status, 33 if pluto is not running."""
     words = args.operands
+    dry_run = words[:1] == [DRY_RUN_OPTION.key]  # `ipsec --dry-run whack …`; whack itself has no such option
+    words = words[1:] if dry_run else words
     compiled = Teller(host, Args()).compiled
     values = {row[0].partition("=")[0]: "=" in row[0] for row in table_rows(WHACK_OPTIONS)}
     values.update((option.partition("=")[0], "=" in option) for option in WHACK_OWN_OPTIONS)
@@ -11316,6 +11433,9 @@ def whack_command(host: Host, args: Args) -> int:
             rest.pop()  # a value is a value, whatever it looks like
     if "--ctlsocket" not in given:
         words = ["--ctlsocket", host.ctlsocket, *words]
+    if dry_run:
+        host.print(shell_words(["ipsec", "whack", *words]))
+        return OK
     if not compiled or given & {"--native", "--xauthpass-file", "--timeout"}:
         return native_whack(host, words)
     host.exec(compiled, words)
@@ -11455,7 +11575,10 @@ def auto_command(host: Host, args: Args) -> int:
     teller = Teller(host, args)
     if given[0] in OPERATIONS:
         return teller.operate(given[0], names[0])
-    return teller.ask(*(["--utc"] if args.flag("--utc") else []), AUTO_REQUESTS[given[0]])
+    utc = ["--utc"] if args.flag("--utc") else []
+    # the auto of 3.x and 4.x lists everything before it empties the cache
+    is_old = given[0] == "purgeocsp" and (host.libreswan_version() or "").startswith(("3.", "4."))
+    return teller.ask(*utc, *(["--listall"] if is_old else []), AUTO_REQUESTS[given[0]])
 
 
 @command("metrics", summary="show pluto's state in the text format of Prometheus",
@@ -12424,7 +12547,7 @@ def help_command(host: Host, args: Args) -> int:
     host.print("\noptions before the command:")
     for option in GLOBAL_OPTIONS:
         host.print(option_help(option))
-    host.print(f"\nSee also: ipsec help COMMAND, man ipsec_COMMAND, ipsec(8)\n{SEE_ALSO}\n{version_line(host)}\n"
+    host.print(f"\nSee also: man ipsec <command> or ipsec <command> --help\n{SEE_ALSO}\n{version_line(host)}\n"
                f"ipsec.pyz {VERSION}")
     return OK
 
@@ -12477,7 +12600,8 @@ def dispatch(words: Sequence[str]) -> int:
     entry = find_command(name)
     for option in SHARED_OPTIONS:
         if args.flag(option.key):
-            if entry is None or option.key not in [other.key for other in entry.options or ()]:
+            accepted = (DRY_RUN_OPTION, NATIVE_OPTION) if name == "whack" else (entry and entry.options) or ()
+            if option.key not in [other.key for other in accepted]:
                 raise Failure(f"ipsec {name}: {option.key} means nothing to it", USAGE, f"see ipsec help {name}")
             rest.insert(0, f"{option.key}={args.value(option.key)}" if args.value(option.key) else option.key)
     if entry is None and name.startswith("-"):
