@@ -6049,7 +6049,8 @@ def generate_key(base: NssDatabase, kind: str, size: str, seed: bytes) -> str:
 # --- routing --------------------------------------------------------------------------------------------------------
 
 # The words of `ip route` whose value is a number, by the attribute of the route, or of its RTA_METRICS
-ROUTE_NUMBERS = {"metric": RTA_PRIORITY, "preference": RTA_PRIORITY, "priority": RTA_PRIORITY, "table": RTA_TABLE}
+ROUTE_NUMBERS = {"metric": RTA_PRIORITY, "preference": RTA_PRIORITY, "priority": RTA_PRIORITY,
+                 "table": RTA_TABLE}  # struct rtmsg has room for tables below 256
 METRIC_NUMBERS = {"mtu": RTAX_MTU, "window": RTAX_WINDOW, "ssthresh": RTAX_SSTHRESH, "cwnd": RTAX_CWND,
                   "advmss": RTAX_ADVMSS, "hoplimit": RTAX_HOPLIMIT, "initcwnd": RTAX_INITCWND,
                   "quickack": RTAX_QUICKACK, "initrwnd": RTAX_INITRWND}
@@ -6104,6 +6105,8 @@ class RouteWords:
                 self.scope = scopes[value] if value in scopes else int(value)
             elif word in ("proto", "protocol") and value.isdigit():
                 self.origin = int(value)
+            elif word == "table" and value.isdigit() and int(value) < 256:
+                self.table = int(value)
             elif word in METRIC_NUMBERS and value.isdigit():
                 self.metrics += attribute(METRIC_NUMBERS[word], int(value))
             else:
@@ -6119,7 +6122,7 @@ class RouteWords:
             return attribute(RTA_PREFSRC, packed_address(value))
         if word in ROUTE_NUMBERS and value.isdigit():
             if word == "table":
-                self.table = int(value)
+                self.table = 0
             return attribute(ROUTE_NUMBERS[word], int(value))
         raise OSError(errno.EINVAL, f"{quote(f'{word} {value}')} is not understood as words of a route")
 
@@ -6217,8 +6220,7 @@ class Routing:
         # iproute2 deletes a route of any origin and type unless the origin is given
         origin = RTPROT_UNSPEC if remove and route.origin == RTPROT_BOOT else route.origin
         kind = 0 if remove else RTN_UNICAST
-        table = route.table if route.table < 256 else 0  # RTA_TABLE has it
-        body = pack_struct(RTMSG_FORM, family, bits, 0, 0, table, origin, scope, kind, route.flags)
+        body = pack_struct(RTMSG_FORM, family, bits, 0, 0, route.table, origin, scope, kind, route.flags)
         body += attribute(RTA_DST, target) + route.attributes
         body += attribute(RTA_METRICS | NLA_F_NESTED, route.metrics) if route.metrics else b""
         self._ask(RTM_DELROUTE if remove else RTM_NEWROUTE, ROUTE_ACTIONS[action], body)
@@ -6240,8 +6242,7 @@ class Routing:
 
     def proxy(self, add: bool, address: str, device: str) -> None:
         """Add or delete an entry for proxy ARP or NDP: `ip neigh add|del proxy ADDRESS dev DEVICE`."""
-        body = pack_struct(NDMSG_FORM, address_family(address), self.index(device), NUD_PERMANENT if add else 0,
-                           NTF_PROXY, 0)
+        body = pack_struct(NDMSG_FORM, address_family(address), self.index(device), NUD_PERMANENT, NTF_PROXY, 0)
         self._change(add, RTM_NEWNEIGH, body + attribute(NDA_DST, packed_address(address)))
 
     def rule(self, add: bool, to: str, mark: str, table: int, priority: int) -> None:
@@ -6252,7 +6253,7 @@ class Routing:
         body = pack_struct(FIB_RULE_FORM, address_family(to), bits, 0, 0, table, 0, 0, action, 0)
         body += attribute(FRA_DST, target) + attribute(FRA_PRIORITY, priority) + attribute(FRA_FWMARK, int(value, 0))
         body += attribute(FRA_FWMASK, int(mask, 0)) if mask else b""
-        self._change(add, RTM_NEWRULE, body + attribute(FRA_TABLE, table))
+        self._change(add, RTM_NEWRULE, body)
 
     def up(self, device: str) -> None:
         """Bring an interface up: `ip link set DEVICE up`."""
@@ -12162,18 +12163,18 @@ def nsslist_command(host: Host, args: Args) -> int:
 
 @command("checknflog nflog", summary="copy IPsec traffic to the NFLOG groups that the configuration asks for",
          details="Makes the firewall rules for nflog-all= and for nflog= of connections, replaces those of another "
-         "group and removes those that are no longer wanted: iptables and ip6tables, or nf_tables on a host without "
-         "them.")
+         "group and removes those that are no longer wanted: through iptables and ip6tables, or nf_tables on a host "
+         "without them.")
 def checknflog_command(host: Host, args: Args) -> int:
-    """`ipsec checknflog`: 0; 1 and nothing changed when it can't be done."""
+    """Run `ipsec checknflog`; return OK.  Raises Failure, and nothing is changed then."""
     check_nflog(host)
     return OK
 
 
 @command("stopnflog", summary="stop copying IPsec traffic: remove the rules that checknflog made",
-         details="All of them, whatever the configuration says by now.")
+         details="It removes all of them, whatever the configuration says now.")
 def stopnflog_command(host: Host, args: Args) -> int:
-    """`ipsec stopnflog`: 0; 1 and nothing changed when it can't be done."""
+    """Run `ipsec stopnflog`; return OK.  Raises Failure, and nothing is changed then."""
     stop_nflog(host)
     return OK
 
@@ -12182,7 +12183,7 @@ def stopnflog_command(host: Host, args: Args) -> int:
          details="The arguments are tcpdump's. The groups are those of nflog-all= and nflog=; ipsec checknflog makes "
          "the rules that fill them.")
 def sniff_command(host: Host, args: Args) -> int:
-    """`ipsec sniff [ARG...]`: becomes tcpdump."""
+    """Run `ipsec sniff [ARG...]`: replace this process by tcpdump.  Raises Failure."""
     if args.operands in (["--help"], ["-h"]):
         host.print(describe(COMMANDS["sniff"]))
         return OK
@@ -12197,13 +12198,16 @@ def sniff_command(host: Host, args: Args) -> int:
 
 @command("_updown _updown.xfrm _updown.netkey", "[custom]", hidden=True,
          summary="what pluto runs when a connection comes up or goes down",
-         options=(Opt("--route", "yes|no", "route to the peer's network always (yes), or where it is needed"),
-                  Opt("--iproute", "ARGS", "more words for the route, as of ip route: `table 100 onlink`")))
+         options=(Opt("--route", "yes|no", "yes: always route to the peer's network; no: only where it is needed"),
+                  Opt("--iproute", "ARGS", "more words for the route, as for ip route: `table 100 onlink`")))
 def updown_command(host: Host, args: Args) -> int:
-    """`ipsec _updown`: the status of the last thing done; 1 for a verb or family that is unknown."""
+    """Run `ipsec _updown`; return the status of the last step, 1 for an unknown verb or address family.
+
+    Raises Failure.
+    """
     stack = host.env.get("PLUTO_STACK", "")
     if stack.lower() not in ("", "xfrm", "netkey"):
-        raise Failure(f"_updown: no support for the IPsec stack {quote(stack)}", 3, "this is for Linux's XFRM")
+        raise Failure(f"_updown: no support for the IPsec stack {quote(stack)}", 3, "only Linux's XFRM is supported")
     updown = Updown(host, Routing(host), args.value("--route"), args.value("--iproute"))
     return updown.run(host.env.get("PLUTO_VERB", ""))
 

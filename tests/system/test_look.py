@@ -124,6 +124,25 @@ def test_what_show_is_asked_wrongly(bookworm: Machine, words: list[str], status:
     assert (result.status, result.stdout) == (status, "") and said in result.stderr and result.stderr.count("\n") == 1
 
 
+def test_show_names_the_networks_that_a_tunnel_serves(bookworm: Machine) -> None:
+    """Asked on the gateway, packets come from its outer address, which the tunnel is not for."""
+    bookworm.address("10.1.0.7/24", "lan0")
+    bookworm.ip("route", "add", "default", "via", "192.0.2.254")
+    for network in ("10.1.0.0/24", "10.9.0.0/30"):
+        bookworm.ip("xfrm", "policy", "add", "src", network, "dst", "10.2.0.0/16", "dir", "out", "tmpl", "src",
+                    "192.0.2.1", "dst", "192.0.2.2", "proto", "esp", "reqid", "16389", "mode", "tunnel")
+    result = bookworm.ipsec("show", "--protocol", "udp", "10.2.0.9")
+    assert result.status == 1
+    assert result.stdout.splitlines() == [
+        "Packet with source address 192.0.2.1 to destination 10.2.0.9 would not be encrypted: no policy is for it",
+        "    packets from 10.1.0.0/24 go through a tunnel: ipsec show --source 10.1.0.7 --protocol udp 10.2.0.9",
+        "    packets from 10.9.0.0/30 go through a tunnel: ipsec show --source 10.9.0.1 --protocol udp 10.2.0.9"]
+    found = json.loads(bookworm.ipsec("show", "--json", "10.2.0.9").stdout)
+    assert found[0]["protected_sources"][0] == {"network": "10.1.0.0/24", "source": "10.1.0.7"}
+    assert "go through" not in bookworm.ipsec("show", "192.0.2.2").stdout
+    assert "using reqid 16389" in bookworm.ipsec("show", "--source", "10.1.0.7", "10.2.0.9").stdout
+
+
 def test_show_knows_protocol_ports_and_who_may_ask(bookworm: Machine) -> None:
     for narrow in (["proto", "tcp", "dport", "22"], ["proto", "icmp", "type", "8"]):
         bookworm.ip("xfrm", "policy", "add", "src", "192.0.2.0/24", "dst", "192.0.2.9", *narrow, "dir", "out",

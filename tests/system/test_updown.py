@@ -370,6 +370,7 @@ def test_resolv_conf_comes_back_after_a_restart_of_the_host(root: Callable[..., 
     env = {**V4, **DOMAINS, "PLUTO_CLIENT_FAMILY": "ipv4"}
     for way_back in (["_updown"], ["_stackmanager", "start"]):
         machine.write(RESOLV, "nameserver 192.0.2.53\n")
+        machine.path("/run/pluto").mkdir(parents=True, exist_ok=True)
         machine.ipsec("_updown", env={**env, "PLUTO_VERB": "up-client"}).check()
         assert "nameserver 10.2.0.53" in machine.read(RESOLV)
         machine.run(["sh", "-c", "rm -rf /run/pluto"]).check()
