@@ -3616,9 +3616,9 @@ class RouteText(KernelReader):
             text += f"{name} lock " if is_locked else f"{name} "
             if kind == RTAX_CC_ALGO:
                 text += f"{text_name(values.get(kind))} "
-            elif kind == RTAX_FEATURES and value & RTAX_FEATURE_ECN:
-                rest = value & ~RTAX_FEATURE_ECN
-                text += f"ecn {value:#x} " if rest else "ecn "
+            elif kind == RTAX_FEATURES:
+                text += "ecn " if value & RTAX_FEATURE_ECN else ""
+                text += f"{value:#x} " if value & ~RTAX_FEATURE_ECN else ""  # iproute2 repeats the known bits
             elif kind in TIME_METRICS:
                 value //= TIME_METRICS[kind]
                 text += f"{value / 1000:g}s " if value >= 1000 else f"{value}ms "
@@ -3763,6 +3763,8 @@ class LinkText(KernelReader):
     def _links(self) -> Iterator[tuple[int, int, int, dict[int, bytes]]]:
         """Yield type, index, flags and attributes of each interface (struct ifinfomsg)."""
         for buffer, start, end in dump(self.host, NETLINK_ROUTE, RTM_GETLINK, bytes(IFINFOMSG_SIZE)):
+            if start + IFINFOMSG_SIZE > end:
+                continue  # the message is truncated
             _, kind, index, flags, _ = unpack_struct(IFINFOMSG_FORM, buffer, start)
             yield kind, index, flags, attributes(buffer, start + IFINFOMSG_SIZE, end)
 
@@ -6263,7 +6265,7 @@ class Routing:
         """Make a VTI interface: `ip tunnel add DEVICE mode vti local … remote … ikey … okey …`."""
         data = (attribute(IFLA_VTI_IKEY, be32(key_in)) + attribute(IFLA_VTI_OKEY, be32(key_out))
                 + attribute(IFLA_VTI_LOCAL, packed_address(local)) + attribute(IFLA_VTI_REMOTE, packed_address(remote)))
-        info = attribute(IFLA_INFO_KIND, "vti") + attribute(IFLA_INFO_DATA | NLA_F_NESTED, data)
+        info = attribute(IFLA_INFO_KIND, b"vti") + attribute(IFLA_INFO_DATA | NLA_F_NESTED, data)
         self._change(True, RTM_NEWLINK, bytes(IFINFOMSG_SIZE) + attribute(IFLA_IFNAME, device)
                      + attribute(IFLA_LINKINFO | NLA_F_NESTED, info))
 

@@ -24,7 +24,8 @@ KINDS = {"states": (18, lambda host: ipsec.XfrmText(host).states()),
          "policies": (21, lambda host: ipsec.XfrmText(host).policies()),
          "routes": (26, lambda host: ipsec.RouteText(host).routes()),
          "rules": (34, lambda host: ipsec.RouteText(host).rules()),
-         "addresses": (22, lambda host: ipsec.LinkText(host).addresses())}
+         "addresses": (22, lambda host: ipsec.LinkText(host).addresses()),
+         "links": (18, lambda host: ipsec.LinkText(host).addresses())}
 
 
 class Link:
@@ -108,6 +109,109 @@ def test_text_is_that_of_iproute2(name: str) -> None:
         wanted = ipsec.Redactor().text(wanted)
         assert "redacted" in wanted
     assert text.partition("IPv6:\n")[0] == wanted
+
+
+def test_addresses_are_those_of_iproute2() -> None:
+    """Among them a temporary IPv6 address, a secondary IPv4 address, a bridge's port, an alternative name."""
+    text = "".join(ipsec.LinkText(Kernel(addresses=golden("addresses"), links=golden("links"))).addresses())
+    wanted = (DATA / "addresses.txt").read_text()
+    assert " temporary dynamic " in wanted and " secondary " in wanted
+    assert text == wanted
+
+
+def link(*attributes: bytes, flags: int = 0x1043, kind: int = 1) -> str:
+    """The text of one interface with these attributes."""
+    body = struct.pack("=BxHiII", 0, kind, 7, flags, 0) + b"".join(attributes)
+    return "".join(ipsec.LinkText(Kernel(links=[body])).addresses())
+
+
+@pytest.mark.parametrize("attributes, flags, words", [
+    ([], 0x1003, "7: : <NO-CARRIER,BROADCAST,MULTICAST,UP> mtu 0 "),
+    ([ipsec.attribute(5, 0)], 0x1043, "7: @NONE: <"),
+    ([ipsec.attribute(5, 9), ipsec.attribute(37, 1)], 0x1043, "7: @if9: <"),
+    ([ipsec.attribute(5, 9), ipsec.attribute(37, 1)], 0x1043, " link-netnsid 1\n"),
+    ([ipsec.attribute(5, 9), ipsec.attribute(37, 0xFFFFFFFF)], 0x1043, " link-netnsid unknown\n"),
+    ([ipsec.attribute(5, 2)], 0x1043, "7: @v1: <BROADCAST,MULTICAST,UP,M-DOWN> "),
+    ([ipsec.attribute(43, ipsec.attribute(2, b"\2"), ipsec.attribute(4, 31))], 0x1043, "xdpgeneric/id:31 "),
+    ([ipsec.attribute(43, ipsec.attribute(2, b"\7"))], 0x1043, "xdp[7] "),
+    ([ipsec.attribute(16, b"\x09")], 0x1043, "state 9 "),
+    ([ipsec.attribute(10, 4)], 0x1043, "master br0 "),
+    ([ipsec.attribute(1, b"\2\0\0\0\0\1"), ipsec.attribute(54, b"\2\0\0\0\0\2")], 0x1043,
+     "link/ether 02:00:00:00:00:01 permaddr 02:00:00:00:00:02\n"),
+    ([ipsec.attribute(39, b"\1")], 0x1043, " protodown on \n"),
+])
+def test_properties_of_a_link(attributes: list[bytes], flags: int, words: str) -> None:
+    """As iproute2's ipaddress.c prints them; not all can be made on every kernel."""
+    assert words in link(*attributes, flags=flags)
+
+
+def test_the_hardware_address_of_a_tunnel_is_an_ip_address() -> None:
+    text = link(ipsec.attribute(1, bytes((192, 0, 2, 1))), ipsec.attribute(2, bytes((192, 0, 2, 2))), kind=768,
+                flags=0x51)
+    assert "link/ipip 192.0.2.1 peer 192.0.2.2\n" in text
+
+
+def tunnel(kind: str, *data: bytes) -> str:
+    info = ipsec.attribute(18, ipsec.attribute(1, kind), ipsec.attribute(2, *data))
+    counters = ipsec.attribute(23, struct.pack("=24Q", *range(1, 25)))
+    body = struct.pack("=BxHiII", 0, 768, 7, 1, 0) + ipsec.attribute(3, "t0") + info + counters
+    return "".join(ipsec.LinkText(Kernel(links=[body])).tunnels())
+
+
+@pytest.mark.parametrize("kind, data, words", [
+    ("vti", [ipsec.attribute(4, bytes((192, 0, 2, 1))), ipsec.attribute(2, b"\0\0\0\5"),
+             ipsec.attribute(3, b"\0\0\0\6")], "remote any local 192.0.2.1 ikey 5 okey 6"),
+    ("gre", [ipsec.attribute(1, 3), ipsec.attribute(7, bytes((192, 0, 2, 2)))], "remote 192.0.2.2 local any dev v0"),
+    ("xfrm", [ipsec.attribute(1, 2), ipsec.attribute(2, 0x77)], "if_id 0x77 dev v1"),
+    ("ip6tnl", [ipsec.attribute(2, bytes(15) + b"\1")], "remote any local ::1"),
+])
+def test_tunnels(kind: str, data: list[bytes], words: str) -> None:
+    assert tunnel(kind, *data) == (f"t0: {kind} {words}\n    RX: packets 1 bytes 3 errors 5\n"
+                                   "    TX: packets 2 bytes 4 errors 6\n")
+    assert tunnel("bridge") == ""
+
+
+def rule(*attributes: bytes, header: bytes = bytes((2, 0, 0, 0, 77, 0, 0, 1)), flags: int = 0) -> str:
+    """The text of one IPv4 rule."""
+    body = header + struct.pack("=I", flags) + b"".join(attributes)
+    return ipsec.RouteText(Kernel()).rule_text(body, 0, len(body))
+
+
+@pytest.mark.parametrize("attributes, words", [
+    ([ipsec.attribute(12, (5).to_bytes(8, "big"))], "from all tun_id 5 lookup 77"),
+    ([ipsec.attribute(23, struct.pack("=HH", 80, 80))], "from all sport 80 lookup 77"),
+    ([ipsec.attribute(24, struct.pack("=HH", 80, 90)), ipsec.attribute(29, b"\xff\xff")],
+     "from all dport 80-90 lookup 77"),
+    ([ipsec.attribute(24, struct.pack("=HH", 80, 80)), ipsec.attribute(29, b"\xf0\xff")],
+     "from all dport 80/0xfff0 lookup 77"),
+    ([ipsec.attribute(25, b"\x2e")], "from all dscp 0x2e lookup 77"),
+    ([ipsec.attribute(26, b"\0\0\0\5"), ipsec.attribute(27, b"\0\0\0\x0f")], "from all flowlabel 0x5/0xf lookup 77"),
+    ([ipsec.attribute(99, b"\1\2")], "from all attribute 99 0x0102 lookup 77"),  # not known, but it is a condition
+    ([ipsec.attribute(10, 0), ipsec.attribute(16, 0xFF)], "from all fwmark 0/0xff lookup 77"),
+])
+def test_a_rule_shows_all_its_conditions(attributes: list[bytes], words: str) -> None:
+    """A rule that lacks one would look as if it were for all traffic."""
+    assert rule(*attributes) == f"0:\t{words}\n"
+
+
+@pytest.mark.parametrize("kind, value, words", [
+    (12, 1, "features ecn "), (12, 3, "features ecn 0x3 "), (12, 2, "features 0x2 "), (4, 24000, "rtt 3s "),
+    (5, 400, "rttvar 100ms "), (13, 5, "rto_min 5ms "), (10, 0xFFFFFFFF, ""), (10, 64, "hoplimit 64 ")])
+def test_metrics_of_a_route(kind: int, value: int, words: str) -> None:
+    """As iproute2's iproute.c prints them."""
+    body = struct.pack("=8BI", 2, 32, 0, 0, 254, 3, 0, 1, 0) + ipsec.attribute(1, bytes((10, 0, 0, 1)))
+    body += ipsec.attribute(8, ipsec.attribute(kind, value))
+    assert ipsec.RouteText(Kernel()).route_text(body, 0, len(body)) == f"10.0.0.1 {words}\n"
+
+
+@pytest.mark.parametrize("kind, data, words", [
+    (1, [ipsec.attribute(1, (16 << 12).to_bytes(4, "big")), ipsec.attribute(2, b"\x40")], "encap mpls  16 ttl 64"),
+    (10, [ipsec.attribute(1, 5), ipsec.attribute(2, 3)], "encap xfrm if_id 5 link_dev v0"),
+    (5, [], "encap seg6")])
+def test_encapsulations_of_a_route(kind: int, data: list[bytes], words: str) -> None:
+    body = struct.pack("=8BI", 2, 0, 0, 0, 254, 3, 0, 1, 0) + ipsec.attribute(21, ipsec.u16(kind))
+    body += ipsec.attribute(22, *data)
+    assert ipsec.RouteText(Kernel()).route_text(body, 0, len(body)) == f"default  {words} \n"
 
 
 def test_keys_are_told_only_when_asked_for() -> None:

@@ -72,6 +72,7 @@ link add v0 type veth peer name v1
 link set v0 addrgenmode none up
 link set v1 addrgenmode none mtu 1400 txqueuelen 77 up
 link set v0 mtu 1400
+link set v1 group 7
 link property add dev v0 altname an-alternative-name
 addr add 192.0.2.1/24 dev v0
 addr add 192.0.2.5/24 brd + dev v0 metric 7 noprefixroute
@@ -112,6 +113,7 @@ rule add prio 5 tos 0x10 table main
 rule add prio 7 iif gone unreachable
 rule add prio 8 table 9 suppress_ifgroup 4
 rule add prio 9 realms 3/4 table 9
+rule add prio 11 tun_id 5 table 77
 -6 rule add from 2001:db8::/32 lookup 200
 -6 rule add l3mdev
 """
@@ -157,6 +159,7 @@ def test_policies_and_network_are_those_of_iproute2(gateway: Machine) -> None:
     keep(gateway, "policies", 6, 21, 64, "ip -s xfrm policy")
     keep(gateway, "routes", 0, 26, 12, "ip route list table all")
     keep(gateway, "rules", 0, 34, 12, "ip rule list")
+    keep(gateway, "links", 0, 18, 16, "ip addr list")
     keep(gateway, "addresses", 0, 22, 8, "ip addr list")
 
 
