@@ -3929,7 +3929,7 @@ class Process(Record):
 
 
 def list_processes(host: Host) -> Iterator[Process]:
-    """The processes that we can see, by number (proc(5)).  One that ends meanwhile is left out."""
+    """Yield the processes that this user can see, by number (proc(5)); a process that ends meanwhile is left out."""
     tick, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE") // 1024
     booted = time.time() - float(host.value("/proc/uptime", "0").split()[0])
     for pid in sorted(int(name) for name in host.listdir("/proc") if name.isdigit()):
@@ -3945,48 +3945,52 @@ def list_processes(host: Host) -> Iterator[Process]:
 
 
 def is_pluto(host: Host, pid: int) -> bool:
-    """True when the process is alive and is pluto: a number in a stale file may be anybody's by now."""
+    """Return whether the process is alive and is pluto; the number in a stale file may belong to another program."""
     try:
         name, _, rest = host.read(f"/proc/{pid}/stat").partition("(")[2].rpartition(")")
         if name != "pluto" or rest.split()[0] in "ZX":  # zombie: ended, but not yet collected
             return False
         return os.path.basename(host.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)")) == "pluto"
     except PermissionError:
-        return True  # not root: its name must do
+        return True  # only root may read the link; the name decides
     except (OSError, IndexError):
         return False
 
 
 def find_pluto(host: Host) -> int | None:
-    """The process number of the pluto of this run directory, or None: its pid file, checked against what runs there."""
+    """Return the number of the pluto process that the pid file of this run directory names; None if it does not run."""
     text = host.value(f"{host.rundir}/pluto.pid").strip()
     return int(text) if text.isdigit() and is_pluto(host, int(text)) else None
 
 
 def plutos(host: Host) -> list[int]:
-    """The processes that are pluto, of whatever run directory, and share our network namespace and so our kernel
-    state."""
+    """Return the plutos in the network namespace of this process, of any run directory; they share its kernel state."""
     def here(pid: str) -> bool:
         try:
             return host.stat(f"/proc/{pid}/ns/net").st_ino == host.stat("/proc/self/ns/net").st_ino
         except OSError:
-            return True  # it may
+            return True  # unknown: it may share the namespace
     return [int(pid) for pid in host.listdir("/proc") if pid.isdigit() and is_pluto(host, int(pid)) and here(pid)]
 
 
 def read_sysctl(host: Host, name: str) -> str:
-    """The value of a sysctl (`net.ipv4.ip_forward`; a `/` for a dot in a device's name), empty when there is none."""
+    """Return the value of a sysctl such as `net.ipv4.ip_forward`; empty if there is none.
+
+    A dot in the name of an interface is written `/`.
+    """
     return host.value("/proc/sys/" + name.translate({46: "/", 47: "."}))
 
 
 def has_module(host: Host, *names: str) -> bool:
-    """True when the running kernel has one of the modules, loaded or, if it has parameters or a version, built in."""
+    """Return whether the running kernel has one of the modules: loaded, or built in with parameters or a version."""
     return any(host.isdir(f"/sys/module/{name.replace('-', '_')}") for name in names)
 
 
 def crypto_algorithms(host: Host) -> dict[str, str]:
-    """The algorithms that the kernel has ready now, such as `rfc4106(gcm(aes))`, and their type (/proc/crypto; others
-    may come with a module when they are asked for).  Raises OSError."""
+    """Return the type of each algorithm that the kernel has loaded, such as `rfc4106(gcm(aes))` (/proc/crypto).
+
+    The kernel may load others on demand.  Raises OSError.
+    """
     found: dict[str, str] = {}
     name = ""
     for line in host.lines("/proc/crypto"):
@@ -3999,7 +4003,10 @@ def crypto_algorithms(host: Host) -> dict[str, str]:
 
 
 def open_files(host: Host, pid: int) -> set[str]:
-    """What a process has open, sockets as `socket:[INODE]` (proc_pid_fd(5)).  Raises OSError: gone, or not ours."""
+    """Return the files that a process has open, sockets as `socket:[INODE]` (proc_pid_fd(5)).
+
+    Raises OSError if the process is gone or belongs to another user.
+    """
     found = set()
     for name in host.listdir(f"/proc/{pid}/fd"):
         try:
@@ -4020,10 +4027,10 @@ class Socket(Record):
 
 def list_sockets(host: Host, ports: Sequence[int], pid: int | None = None,
                  protocols: Sequence[str] = ("udp", "udp6", "tcp", "tcp6")) -> Iterator[Socket]:
-    """The sockets bound to the ports in the network namespace of a process, ours by default (proc_net_tcp.txt: the
-    address is in hexadecimal words of the host's order; state 07 is a bound UDP socket, 0A a listening TCP one).
+    """Yield the sockets bound to the ports in the network namespace of a process, by default of this one.
 
-    The kernel walks a large table for each of the two of TCP: some 4 ms, however few sockets there are.
+    Format (proc_net_tcp.txt): the address is in hexadecimal words of the host's byte order; state 07 is a bound UDP
+    socket, 0A a listening TCP socket.  Reading tcp or tcp6 takes about 4 ms, however few sockets there are.
     """
     import _socket as socket
     for protocol in protocols:
@@ -4044,9 +4051,9 @@ def list_sockets(host: Host, ports: Sequence[int], pid: int | None = None,
 
 
 def kernel_config(host: Host) -> str:
-    """The running kernel's configuration, from the kernel itself or from the files of distributions.
+    """Return the running kernel's configuration, from the kernel itself or from the files of distributions.
 
-    Raises Missing when there is none.
+    Raises Missing if there is none.
     """
     release = host.kernel_release()
     if host.live and host.exists("/proc/config.gz"):

@@ -1,0 +1,139 @@
+"""show without a network: the fate of packets, and how it is told; look's order of policies."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+import ipsec
+
+from .test_kernel import Kernel, asked, golden, policy, state
+
+
+class Answers(ipsec.PacketFates):
+    """What show says on a host with these policies and states: eth0 leads everywhere but to 10.66.0.0/16."""
+
+    def __init__(self, *policies: ipsec.Policy, states: Sequence[ipsec.State] = (), kind: str = "",
+                 **query: Any) -> None:
+        fields = {"source": "", "protocol": 0, "source_port": 0, "destination_port": 0, "mark": 0, **query}
+        super().__init__(Kernel(), ipsec.PacketQuery(**fields))
+        self.data.policies_data = lambda: iter(policies)  # type: ignore[method-assign]
+        self.data.states_data = lambda: iter(states)  # type: ignore[method-assign]
+        self.routing.lookup = self.lookup  # type: ignore[method-assign]
+        self.routing.addresses = lambda: [("192.0.2.1", 24, 0, 2), ("10.1.0.7", 24, 0, 3)]  # type: ignore[method-assign]
+        fields_of_kind = {2: b"\7\0\0\0", 3: b"\0\0\0\6"}
+        self.routing.link = lambda device: (1, fields_of_kind, kind)  # type: ignore[method-assign]
+
+    @staticmethod
+    def lookup(address: str, source: str = "", mark: int = 0) -> ipsec.Route:
+        if address.startswith("10.66.") or source == "10.9.0.1":
+            raise OSError(errno.ENETUNREACH, "Network is unreachable")
+        return ipsec.Route(address == "192.0.2.1", f"{address}/32", "", "eth0", "192.0.2.1")
+
+
+@pytest.fixture(autouse=True)
+def no_sysctl(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    values: dict[str, str] = {}
+    monkeypatch.setattr(ipsec, "read_sysctl", lambda host, name: values.get(name, ""))
+    monkeypatch.setattr(ipsec, "link_names", lambda host: {})
+    return values
+
+
+UP = [state(7)]
+
+
+@pytest.mark.parametrize("fates, destination, fate, why", [
+    (Answers(), "10.66.0.1", "unroutable", "it has no route"),
+    (Answers(), "192.0.2.1", "clear", "it is an address of this host"),
+    (Answers(), "10.2.0.1", "clear", "no policy is for it"),
+    (Answers(asked("esp"), states=UP, source="10.1.0.1"), "10.2.0.1", "encrypt",
+     "encrypted by 10.1.0.0/24 <=> 10.2.0.0/16 using reqid 7"),
+    (Answers(asked("esp"), source="10.1.0.1"), "10.2.0.1", "hold",
+     "held until pluto has made its tunnel, by 10.1.0.0/24 <=> 10.2.0.0/16 using reqid 7"),
+    (Answers(policy(action="block"), source="10.1.0.1"), "10.2.0.1", "block",
+     "dropped by 10.1.0.0/24 <=> 10.2.0.0/16"),
+    (Answers(kind="xfrm"), "10.2.0.1", "block", "eth0 drops packets that no policy is for"),
+    (Answers(policy(if_id=7, templates=asked("esp").templates), states=UP, kind="xfrm", source="10.1.0.1"), "10.2.0.1",
+     "encrypt", "encrypted by 10.1.0.0/24 <=> 10.2.0.0/16 if_id 0x7 using reqid 7"),
+    (Answers(policy(mark=6, mask=0xFF, templates=asked("esp").templates), states=UP, kind="vti", source="10.1.0.1"),
+     "10.2.0.1", "encrypt", "encrypted by 10.1.0.0/24 <=> 10.2.0.0/16 mark 0x6/0xff using reqid 7"),
+])
+def test_the_fate_of_packets(fates: Answers, destination: str, fate: str, why: str) -> None:
+    result = fates.fate(destination)
+    assert (result["fate"], result["why"]) == (fate, why)
+
+
+def test_a_source_behind_this_host_needs_no_route_of_its_own() -> None:
+    assert Answers(source="10.9.0.1").fate("10.2.0.1")["device"] == "eth0"
+
+
+def test_disable_xfrm_is_named(no_sysctl: dict[str, str]) -> None:
+    no_sysctl["net.ipv4.conf.eth0.disable_xfrm"] = "1"
+    assert Answers(asked("esp"), states=UP).fate("10.2.0.1")["why"] == "disable_xfrm is set on eth0"
+
+
+def test_policies_that_take_only_some_of_the_packets_are_exceptions() -> None:
+    fates = Answers(policy(priority=9), policy(protocol=6, action="block"), source="10.1.0.1")
+    assert [(other["fate"], other["policy"].selector.protocol) for other in fates.fate("10.2.0.1")["exceptions"]] == [
+        ("block", 6)]
+
+
+def test_networks_whose_packets_go_through_a_tunnel() -> None:
+    """An address of this host in the network, else its first one; not those whose policy does not encrypt."""
+    templates = asked("esp").templates
+    fates = Answers(policy(templates=templates), policy(source="10.9.0.0/30", templates=templates),
+                    policy(source="10.8.0.8/32", templates=templates), policy(source="10.7.0.0/24"),
+                    policy(source="10.5.0.0/24", destination="10.3.0.0/16", templates=templates), states=UP)
+    assert [*fates.protected_sources("10.2.0.1")] == [
+        ("10.1.0.0/24", "10.1.0.7"), ("10.8.0.8/32", "10.8.0.8"), ("10.9.0.0/30", "10.9.0.1")]
+    assert ipsec.first_address("2001:db8::/64") == "2001:db8::1"
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fates: Answers,
+          *words: str) -> tuple[int, str]:
+    """The status and the output of show with these words."""
+    monkeypatch.setattr(ipsec, "PacketFates", lambda host, query: fates)
+    entry = ipsec.find_command("show")
+    assert entry is not None
+    status = entry.function(Kernel(), entry.parse(list(words)))
+    return status, capsys.readouterr().out
+
+
+def test_what_show_prints(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    tunnel = asked("esp")
+    fates = Answers(tunnel, policy(protocol=6, action="block"), states=UP)
+    assert shown(monkeypatch, capsys, fates) == (0, "10.1.0.0/24 <=> 10.2.0.0/16 using reqid 7\n")
+    status, text = shown(monkeypatch, capsys, fates, "--debug", "--mark", "5", "10.2.0.1")
+    assert status == 1 and text.splitlines() == [
+        "checking destination 10.2.0.1: 10.2.0.1 by eth0",
+        "Packet with source address 192.0.2.1 to destination 10.2.0.1 would not be encrypted: no policy is for it",
+        "    packets from 10.1.0.0/24 go through a tunnel: ipsec show --source 10.1.0.7 --mark 5 10.2.0.1"]
+    sent = Answers(tunnel, policy(protocol=6, action="block"), states=UP, source="10.1.0.7")
+    assert shown(monkeypatch, capsys, sent, "10.2.0.1") == (
+        0, "10.1.0.0/24 <=> 10.2.0.0/16 using reqid 7\n    but dropped by 10.1.0.0/24 <=> 10.2.0.0/16 proto tcp\n")
+    status, text = shown(monkeypatch, capsys, sent, "--json", "10.2.0.1")
+    assert (status, json.loads(text)[0]["policy"]["templates"][0]["reqid"]) == (0, 7)
+    assert json.loads(shown(monkeypatch, capsys, sent, "--json")[1])[0]["direction"] == "out"
+
+
+def test_who_may_not_ask_is_told_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    fates = Answers()
+
+    def refuse() -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    fates.data.policies_data = refuse  # type: ignore[method-assign, assignment]
+    with pytest.raises(ipsec.Failure, match="run it as root") as caught:
+        shown(monkeypatch, capsys, fates)
+    assert caught.value.status == 4
+
+
+def test_look_sorts_policies_as_libreswan_did() -> None:
+    report = ipsec.Report(Kernel(policies=golden("policies")), ipsec.Args())
+    texts = [text.split(" dst")[0] for text in "".join(ipsec.sorted_policies(report)).split("src ") if " dst" in text]
+    families = [":" in text for text in texts if not text.startswith(("192.0.2", "2001:db8::1 ", "2001:db8::2 "))]
+    assert families == sorted(families) and len(families) > 8
