@@ -2538,8 +2538,8 @@ def aligned(size: int) -> int:
 def attribute(kind: int, *values: bytes | str | int) -> bytes:
     """Return a netlink attribute (struct nlattr) with padding.
 
-    An int is packed as 32 bits in the host's byte order, a str ends in NUL, bytes are copied.  Several values follow
-    each other, as nested attributes do.
+    An int is packed as 32 bits in the host's byte order, a str ends in NUL, bytes are copied.  Several values
+    follow each other, as nested attributes do.
     """
     data = b""
     for value in values:
@@ -2579,9 +2579,9 @@ def exchange(host: Host, family: int, *packets: Sequence[NetlinkRequest],
              ignored: Sequence[int] = ()) -> Iterator[Message]:
     """Send packets of requests one after the other and yield the kernel's answers to them.
 
-    The answer to a packet ends with the last of its requests that asks for an acknowledgement or a dump.  Raises
-    OSError with the kernel's errno, unless that is one of `ignored`, and with the table's name as the file name;
-    raises TimedOut if the kernel does not answer.
+    The answer to a packet ends with the last of its requests that asks for an acknowledgement or a dump.
+    Raises OSError with the kernel's errno, unless that is one of `ignored`, and with the table's name as the
+    file name; raises TimedOut if the kernel does not answer.
     """
     import _socket as socket
     import struct
@@ -2642,7 +2642,9 @@ def acknowledge(host: Host, family: int, *packets: Sequence[NetlinkRequest], ign
 
 
 def message_texts(messages: Iterable[Message], tell: Callable[[bytes, int, int], str]) -> Iterator[str]:
-    """Yield the text that tell() makes of each message; a message that it can't decode becomes a line that says so."""
+    """Yield the text that tell() makes of each message; a message that it can't decode becomes a line that
+    says so.
+    """
     import struct
     for buffer, start, end in messages:
         try:
@@ -2799,7 +2801,8 @@ def protocol_names(host: Host) -> dict[int, str]:
 def algorithms(more: Mapping[int, bytes]) -> Iterator[tuple[str, bytes, int]]:
     """Yield the algorithms among a state's attributes: word, data, and the bytes between length and key.
 
-    The kernel sends authentication in the old form (XFRMA_ALG_AUTH) as well as in the new one; the new one is used.
+    The kernel sends authentication in the old form (XFRMA_ALG_AUTH) as well as in the new one; the new one is
+    used.
     """
     for kind, word, gap in ALGORITHMS:
         if kind in more and (kind != XFRMA_ALG_AUTH or XFRMA_ALG_AUTH_TRUNC not in more):
@@ -3232,9 +3235,9 @@ class XfrmData(XfrmReader):
                      device: str = "") -> list[Policy | None]:
         """Return the policies that may apply to a packet, in the order in which the kernel tries them.
 
-        The last one matches in any case, or is None if no policy does.  The earlier ones match only if the values
-        that are unknown (0) happen to fit.  Of equal priority the oldest policy is used (xfrm_policy_lookup_bytype);
-        the kernel lists the newest first.
+        The last one matches in any case, or is None if no policy does.  The earlier ones match only if the
+        values that are unknown (0) happen to fit.  Of equal priority the oldest policy is used
+        (xfrm_policy_lookup_bytype); the kernel lists the newest first.
         """
         packet = source, destination, protocol, source_port, destination_port, device
         possible = [policy for policy in self.policies_data()
@@ -3251,8 +3254,8 @@ class XfrmData(XfrmReader):
     def fate(self, policy: Policy | None, destination: str) -> str:
         """Return what a policy does to a packet to the destination.
 
-        `encrypt`, `authenticate` (AH), `hold` (until pluto has made the missing state), `block` or `clear`.  Raises
-        OSError.
+        `encrypt`, `authenticate` (AH), `hold` (until pluto has made the missing state), `block` or `clear`.
+        Raises OSError.
         """
         if policy is None:
             return "clear"
@@ -3332,10 +3335,11 @@ class XfrmData(XfrmReader):
 def pluto_priorities(selector: Selector) -> set[int]:
     """Return the priorities that pluto may give to a policy with this selector if its connection sets none.
 
-    Since 4.6 a priority consists of a base (2 bits, 1 to 3), the number of ports that are not set (2 bits), an unset
-    protocol (1 bit), 128 less the length of each prefix (8 bits each; 0 for the second one of opportunistic
-    connections) and a template (1 bit).  Before 4.6 it is a maximum less the ports, the protocol and the prefixes
-    (the second one of opportunistic connections is a host's); since 3.32 in units of 2^20 and with a template.
+    Since 4.6 a priority consists of a base (2 bits, 1 to 3), the number of ports that are not set (2 bits),
+    an unset protocol (1 bit), 128 less the length of each prefix (8 bits each; 0 for the second one of
+    opportunistic connections) and a template (1 bit).  Before 4.6 it is a maximum less the ports, the
+    protocol and the prefixes (the second one of opportunistic connections is a host's); since 3.32 in units
+    of 2^20 and with a template.
     """
     priorities = set()
     protocol = bool(selector.protocol)
@@ -3356,9 +3360,9 @@ def pluto_priorities(selector: Selector) -> set[int]:
 def is_plutos_policy(policy: Policy, reqids: Collection[int] = ()) -> bool:
     """Return whether pluto made the policy, as far as its form tells; policies of others must not be removed.
 
-    A policy of pluto has one of pluto's own reqids or one of `reqids`, which connections set.  A shunt (trap, pass,
-    drop) has no template, or one of ESP transport without reqid, and one of pluto's priorities.  The exceptions for
-    neighbour discovery have priority 1.
+    A policy of pluto has one of pluto's own reqids or one of `reqids`, which connections set.  A shunt (trap,
+    pass, drop) has no template, or one of ESP transport without reqid, and one of pluto's priorities.  The
+    exceptions for neighbour discovery have priority 1.
     """
     templates, selector = policy.templates, policy.selector
     if policy.socket:
@@ -3383,7 +3387,8 @@ def is_plutos_state(state: State, reqids: Collection[int] = ()) -> bool:
 def flush_xfrm(host: Host, reqids: Collection[int] = ()) -> tuple[int, int]:
     """Remove the states and policies that pluto made; return how many states and how many policies.
 
-    Call it only while no pluto runs: the traffic that was protected is sent in clear afterwards.  Raises OSError.
+    Call it only while no pluto runs: the traffic that was protected is sent in clear afterwards.  Raises
+    OSError.
     """
     data = XfrmData(host)
     states, policies = [], []
@@ -3436,7 +3441,9 @@ RULE_ACTIONS = {FR_ACT_BLACKHOLE: "blackhole", FR_ACT_UNREACHABLE: "unreachable"
 
 
 def iproute_names(host: Host, name: str, known: Mapping[int, str]) -> dict[int, str]:
-    """Return the numbers that iproute2 shows by name: `known`, and the entries of its file rt_tables, rt_protos, …"""
+    """Return the numbers that iproute2 shows by name: `known`, and the entries of its file rt_tables,
+    rt_protos, …
+    """
     names = dict(known)
     for directory in ("/usr/share/iproute2", "/usr/lib/iproute2", "/etc/iproute2"):
         for file in (f"{directory}/{name}", *host.glob(f"{directory}/{name}.d/*.conf")):
@@ -3474,10 +3481,11 @@ class RouteText(KernelReader):
         return in_pieces(message_texts(messages, self.route_text))
 
     def route_text(self, buffer: bytes, start: int, end: int) -> str:
-        """Return the text of one route: struct rtmsg and its attributes, which begin with RTA_TABLE and RTA_DST.
+        """Return the text of one route: struct rtmsg and its attributes, which begin with RTA_TABLE and
+        RTA_DST.
 
-        There may be hundreds of thousands of routes that differ only in their destination: they share the text of
-        everything else.
+        There may be hundreds of thousands of routes that differ only in their destination: they share the
+        text of everything else.
         """
         family, bits = buffer[start], buffer[start + 1]
         size = address_size(family)
@@ -3554,7 +3562,8 @@ class RouteText(KernelReader):
         return text + self._next_hops(family, more.get(RTA_MULTIPATH, b""))
 
     def _realms(self, data: bytes | None, word: str) -> str:
-        """Return the realms of source and destination, 16 bits each; the word alone names the destination's."""
+        """Return the realms of source and destination, 16 bits each; the word alone names the destination's.
+        """
         if not data:
             return ""
         source, destination = unsigned(data) >> 16, unsigned(data) & 0xFFFF
@@ -3662,8 +3671,8 @@ class RouteText(KernelReader):
     def _rule_conditions(self, more: Mapping[int, bytes], flags: int) -> str:
         """Return what a rule requires of a packet besides addresses and TOS.
 
-        A condition that this program does not know is shown as `attribute NUMBER`: without it the rule would look as
-        if it applied to more packets than it does.
+        A condition that this program does not know is shown as `attribute NUMBER`: without it the rule would
+        look as if it applied to more packets than it does.
         """
         text = ""
         mark, mark_mask = unsigned(more.get(FRA_FWMARK)), unsigned(more.get(FRA_FWMASK))
@@ -3828,7 +3837,9 @@ class LinkText(KernelReader):
         return text + (f"qlen {length}" if length else "")
 
     def _namespace(self, nsid: int) -> str:
-        """Return the words for another network namespace: the name that `ip netns` gave it, or its number here."""
+        """Return the words for another network namespace: the name that `ip netns` gave it, or its number
+        here.
+        """
         if self.namespaces is None:
             self.namespaces = dict(self._named_namespaces())
         if nsid >> 31:
@@ -3884,8 +3895,9 @@ class LinkText(KernelReader):
         return text
 
     def tunnels(self, *kinds: str) -> Iterator[str]:
-        """Yield the text of each tunnel interface of these kinds, by default of all: ends, keys, interface below,
-        counters.  Raises OSError."""
+        """Yield the text of each tunnel interface of these kinds, by default of all: ends, keys, interface
+        below, counters.  Raises OSError.
+        """
         for _, _, _, more in self._links():
             info = attributes(more.get(IFLA_LINKINFO, b""))
             kind = text_name(info.get(IFLA_INFO_KIND))
@@ -3929,7 +3941,9 @@ class Process(Record):
 
 
 def list_processes(host: Host) -> Iterator[Process]:
-    """Yield the processes that this user can see, by number (proc(5)); a process that ends meanwhile is left out."""
+    """Yield the processes that this user can see, by number (proc(5)); a process that ends meanwhile is left
+    out.
+    """
     tick, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE") // 1024
     booted = time.time() - float(host.value("/proc/uptime", "0").split()[0])
     for pid in sorted(int(name) for name in host.listdir("/proc") if name.isdigit()):
@@ -3945,7 +3959,9 @@ def list_processes(host: Host) -> Iterator[Process]:
 
 
 def is_pluto(host: Host, pid: int) -> bool:
-    """Return whether the process is alive and is pluto; the number in a stale file may belong to another program."""
+    """Return whether the process is alive and is pluto; the number in a stale file may belong to another
+    program.
+    """
     try:
         name, _, rest = host.read(f"/proc/{pid}/stat").partition("(")[2].rpartition(")")
         if name != "pluto" or rest.split()[0] in "ZX":  # zombie: ended, but not yet collected
@@ -3958,13 +3974,17 @@ def is_pluto(host: Host, pid: int) -> bool:
 
 
 def find_pluto(host: Host) -> int | None:
-    """Return the number of the pluto process that the pid file of this run directory names; None if it does not run."""
+    """Return the number of the pluto process that the pid file of this run directory names; None if it does
+    not run.
+    """
     text = host.value(f"{host.rundir}/pluto.pid").strip()
     return int(text) if text.isdigit() and is_pluto(host, int(text)) else None
 
 
 def plutos(host: Host) -> list[int]:
-    """Return the plutos in the network namespace of this process, of any run directory; they share its kernel state."""
+    """Return the plutos in the network namespace of this process, of any run directory; they share its kernel
+    state.
+    """
     def here(pid: str) -> bool:
         try:
             return host.stat(f"/proc/{pid}/ns/net").st_ino == host.stat("/proc/self/ns/net").st_ino
@@ -3982,12 +4002,15 @@ def read_sysctl(host: Host, name: str) -> str:
 
 
 def has_module(host: Host, *names: str) -> bool:
-    """Return whether the running kernel has one of the modules: loaded, or built in with parameters or a version."""
+    """Return whether the running kernel has one of the modules: loaded, or built in with parameters or a
+    version.
+    """
     return any(host.isdir(f"/sys/module/{name.replace('-', '_')}") for name in names)
 
 
 def crypto_algorithms(host: Host) -> dict[str, str]:
-    """Return the type of each algorithm that the kernel has loaded, such as `rfc4106(gcm(aes))` (/proc/crypto).
+    """Return the type of each algorithm that the kernel has loaded, such as `rfc4106(gcm(aes))`
+    (/proc/crypto).
 
     The kernel may load others on demand.  Raises OSError.
     """
@@ -4029,8 +4052,9 @@ def list_sockets(host: Host, ports: Sequence[int], pid: int | None = None,
                  protocols: Sequence[str] = ("udp", "udp6", "tcp", "tcp6")) -> Iterator[Socket]:
     """Yield the sockets bound to the ports in the network namespace of a process, by default of this one.
 
-    Format (proc_net_tcp.txt): the address is in hexadecimal words of the host's byte order; state 07 is a bound UDP
-    socket, 0A a listening TCP socket.  Reading tcp or tcp6 takes about 4 ms, however few sockets there are.
+    Format (proc_net_tcp.txt): the address is in hexadecimal words of the host's byte order; state 07 is a
+    bound UDP socket, 0A a listening TCP socket.  Reading tcp or tcp6 takes about 4 ms, however few sockets
+    there are.
     """
     import _socket as socket
     for protocol in protocols:
@@ -6083,7 +6107,10 @@ def address_family(address: str) -> int:
 
 
 def split_net(net: str) -> tuple[bytes, int]:
-    """Return address and bits of `address[/bits]`; all bits if there are none.  Raises OSError, ValueError."""
+    """Return address and bits of `address[/bits]`; all bits if there are none.
+
+    Raises OSError, ValueError.
+    """
     address, _, bits = net.partition("/")
     data = packed_address(address)
     return data, int(bits or 8 * len(data))
@@ -6139,8 +6166,9 @@ class RouteWords:
 class Routing:
     """Routes, addresses, rules, neighbours and links of the kernel (rtnetlink(7)).
 
-    The requests are those of iproute2, so that `ip` shows the same afterwards.  pyroute2 is not used: pluto waits for
-    _updown at every SA, and the import takes 0.3 s.  All methods raise OSError with the kernel's errno, and TimedOut.
+    The requests are those of iproute2, so that `ip` shows the same afterwards.  pyroute2 is not used: pluto
+    waits for _updown at every SA, and the import takes 0.3 s.  All methods raise OSError with the kernel's
+    errno, and TimedOut.
     """
 
     def __init__(self, host: Host) -> None:
@@ -6295,7 +6323,9 @@ def nft_value(kind: int, value: bytes) -> bytes:
 
 
 def nft_equal(load: bytes, value: bytes) -> bytes:
-    """Return expressions that go on with the rule if the value that `load` puts into register 1 equals this one."""
+    """Return expressions that go on with the rule if the value that `load` puts into register 1 equals this
+    one.
+    """
     return load + nft_expression("cmp", attribute(NFTA_CMP_SREG, be32(NFT_REG_1)),
                                  attribute(NFTA_CMP_OP, be32(NFT_CMP_EQ)), nft_value(NFTA_CMP_DATA, value))
 
@@ -6332,7 +6362,9 @@ def nft_net(field: str, net: str) -> bytes:
 
 
 def nft_nat(kind: int, address: str) -> bytes:
-    """Return expressions that translate the source (NFT_NAT_SNAT) or destination (NFT_NAT_DNAT) to an address."""
+    """Return expressions that translate the source (NFT_NAT_SNAT) or destination (NFT_NAT_DNAT) to an
+    address.
+    """
     data = packed_address(address)
     protocol = NFPROTO_IPV4 if len(data) == 4 else NFPROTO_IPV6
     return (nft_expression("immediate", attribute(NFTA_IMMEDIATE_DREG, be32(NFT_REG_1)),
@@ -6367,8 +6399,9 @@ class NftChain(Record):
 class NftTable:
     """A table of this program in the kernel's nf_tables.
 
-    The requests go to the kernel directly (nfnetlink), with or without nft on the host.  pyroute2 is not used: up to
-    0.9.7 it encodes the group of a log statement in 32 bits where the kernel reads 16, so that every group becomes 0.
+    The requests go to the kernel directly (nfnetlink), with or without nft on the host.  pyroute2 is not
+    used: up to 0.9.7 it encodes the group of a log statement in 32 bits where the kernel reads 16, so that
+    every group becomes 0.
     """
 
     def __init__(self, host: Host, name: str, protocol: int, chains: Mapping[str, NftChain]) -> None:
@@ -6393,7 +6426,10 @@ class NftTable:
         return rules
 
     def change(self, gone: Sequence[NftRule], new: Sequence[NftRule]) -> None:
-        """Remove rules and add others in one transaction; a table that would be empty is removed.  Raises OSError."""
+        """Remove rules and add others in one transaction; a table that would be empty is removed.
+
+        Raises OSError.
+        """
         head = self._head()
         table = attribute(NFTA_RULE_TABLE, self.name)  # NFTA_TABLE_NAME and NFTA_CHAIN_TABLE have the same number
         batch = [(NFT_MSG_DELRULE, NLM_F_ACK, head + table + attribute(NFTA_RULE_CHAIN, rule.chain)
@@ -6421,7 +6457,8 @@ class NftTable:
 
 
 def comment_userdata(comment: str) -> bytes:
-    """Return user data in which nft finds a comment: type, length (8 bits each), text (libnftnl's udata.h)."""
+    """Return user data in which nft finds a comment: type, length (8 bits each), text (libnftnl's udata.h).
+    """
     data = encode(comment) + b"\0"
     return bytes((UDATA_RULE_COMMENT, len(data))) + data
 
@@ -6799,8 +6836,8 @@ class Updown:
     def is_since(self, major: int, minor: int) -> bool:
         """Return whether the calling pluto is of this release or a later one.
 
-        Its variables decide where they can: PLUTO_CLIENT_FAMILY is new in 5.0, PLUTO_DNS_RESOLVER in 5.4.  Between
-        these the installed release is asked; without one the answer is that of 5.3.
+        Its variables decide where they can: PLUTO_CLIENT_FAMILY is new in 5.0, PLUTO_DNS_RESOLVER in 5.4.
+        Between these the installed release is asked; without one the answer is that of 5.3.
         """
         if self.get("PLUTO_DNS_RESOLVER"):
             return (major, minor) <= (5, 4)
@@ -6823,7 +6860,10 @@ class Updown:
         return steps.split()
 
     def run(self, verb: str) -> int:
-        """Do the steps of the verb and return the status of the last one.  Raises Failure for an unknown verb."""
+        """Do the steps of the verb and return the status of the last one.
+
+        Raises Failure for an unknown verb.
+        """
         status = OK
         for step in self.steps(verb):
             try:
@@ -6834,7 +6874,8 @@ class Updown:
         return status
 
     def change(self, shown: str, fine: Sequence[int], change: Callable[..., None], *arguments: object) -> int:
-        """Make a change and return 0, or the status of ip(8) for a failure, which is reported on standard error.
+        """Make a change and return 0, or the status of ip(8) for a failure, which is reported on standard
+        error.
 
         `fine` are the errors which mean that the change has been made before.
         """
@@ -6885,7 +6926,8 @@ class Updown:
     # --- routes and addresses -----------------------------------------------------------------------------------
 
     def route(self, up: bool) -> int:
-        """Add or remove the route to the peer's client, and proxy ARP for a single address of this network."""
+        """Add or remove the route to the peer's client, and proxy ARP for a single address of this network.
+        """
         if up:
             self._proxy(True)
             return self._route("replace")
@@ -6894,7 +6936,9 @@ class Updown:
         return status
 
     def cisco(self, _: bool) -> int:
-        """Remove the route to a Cisco peer's client when the connection goes down: its source address may change."""
+        """Remove the route to a Cisco peer's client when the connection goes down: its source address may
+        change.
+        """
         return self._route("del") if self.get("PLUTO_MY_SOURCEIP") and self.yes("PLUTO_IS_PEER_CISCO") else OK
 
     def _source_device(self) -> str:
@@ -6928,7 +6972,9 @@ class Updown:
                            self.routing.address, False, address, device)
 
     def _proxy(self, add: bool) -> None:
-        """Answer ARP or NDP requests for the peer's client if it is a single address in a network of this host."""
+        """Answer ARP or NDP requests for the peer's client if it is a single address in a network of this
+        host.
+        """
         net, peer = self.get("PLUTO_PEER_CLIENT_NET"), self.get("PLUTO_PEER_CLIENT")
         if (peer.rpartition("/")[2] != str(self.bits) or net in ("0.0.0.0", "::", self.get("PLUTO_PEER"))
                 or self.get("PLUTO_MY_CLIENT_NET") == self.get("PLUTO_ME")):
@@ -7018,10 +7064,11 @@ class Updown:
         return devices[0] if devices else interface
 
     def _device_of_next_hop(self) -> str:
-        """Return the interface that leads to the next hop; empty if pluto's own choice (PLUTO_INTERFACE) is used.
+        """Return the interface that leads to the next hop; empty if pluto's own choice (PLUTO_INTERFACE) is
+        used.
 
-        Since 5.4 the script does not look, which is wrong if left= is an address of a loopback interface: a packet
-        that is routed there never reaches IPsec (net.ipv4.conf.lo.disable_xfrm).
+        Since 5.4 the script does not look, which is wrong if left= is an address of a loopback interface: a
+        packet that is routed there never reaches IPsec (net.ipv4.conf.lo.disable_xfrm).
         """
         hop = self.get("PLUTO_NEXT_HOP")
         if self.link_flags(self.get("PLUTO_INTERFACE")) & IFF_LOOPBACK:
@@ -7055,7 +7102,8 @@ class Updown:
     # --- VTI --------------------------------------------------------------------------------------------------------
 
     def _vti_keys(self) -> list[int]:
-        """Return the keys of the VTI interface, in and out; empty if there is no such interface or no mark."""
+        """Return the keys of the VTI interface, in and out; empty if there is no such interface or no mark.
+        """
         if not self.get("VTI_IFACE"):
             return []
         marks = [self.get(name).partition("/")[0] for name in ("CONNMARK_IN", "CONNMARK_OUT")]
@@ -7088,7 +7136,8 @@ class Updown:
         return OK
 
     def _compare_vti(self, name: str, shared: bool, wanted: Mapping[int, bytes]) -> None:
-        """Say whether an interface that exists is the wanted one; the words are those of libreswan's script."""
+        """Say whether an interface that exists is the wanted one; the words are those of libreswan's script.
+        """
         existing = self.routing.link(name)[1]
         if shared and all(existing.get(field) == value for field, value in wanted.items()):
             self.host.print("vti interface already exists with identical parameters, OK")
@@ -7132,7 +7181,8 @@ class Updown:
                        self.get("PLUTO_PEER_CLIENT"))
 
     def cat(self, up: bool) -> int:
-        """Translate this host's address to the one that the peer assigned to it (client address translation)."""
+        """Translate this host's address to the one that the peer assigned to it (client address translation).
+        """
         peer, given = self.get("PLUTO_PEER_CLIENT"), self.get("PLUTO_MY_CLIENT_NET")
         if not self.get("CAT") or (up and given == "0.0.0.0"):
             return OK
@@ -7161,7 +7211,8 @@ class Updown:
         return self.host.run(["iptables", "-w", str(FILTER_WAIT), "-t", "nat", action, *rule], timeout=2 * FILTER_WAIT)
 
     def _cat_by_nftables(self, up: bool, peer: str, given: str) -> None:
-        """Add or remove the same rules in nf_tables, in a table of their own; the comment tells whose they are.
+        """Add or remove the same rules in nf_tables, in a table of their own; the comment tells whose they
+        are.
 
         Raises Failure.
         """
@@ -7191,7 +7242,9 @@ class Updown:
                 self.host.run([NM_HELPER], env={**self.host.exported(), "libreswan_reason": reason}, timeout=30)
 
     def resolver(self, up: bool) -> int:
-        """Use the name servers and domains that the peer sent (mode config); undone, use the earlier ones again."""
+        """Use the name servers and domains that the peer sent (mode config); undone, use the earlier ones
+        again.
+        """
         import re
         kind = self.get("PLUTO_DNS_RESOLVER") or "file"
         # the peer chose these words: anything that is no address or no name is dropped
@@ -7254,7 +7307,9 @@ class Updown:
         host.replace(RESOLV_CONF, self._generated(text, servers, domains))
 
     def _generated(self, text: str, servers: Sequence[str], domains: Sequence[str]) -> str:
-        """Return a resolv.conf with the peer's servers and domains, and the search list and first server of `text`."""
+        """Return a resolv.conf with the peer's servers and domains, and the search list and first server of
+        `text`.
+        """
         first: dict[str, list[str]] = {}
         for line in text.splitlines():
             words = line.partition("#")[0].split()
@@ -7297,8 +7352,8 @@ def is_generated(resolv_conf: str) -> bool:
 def resolv_conf_backups(host: Host) -> tuple[str, str]:
     """Return where resolv.conf is kept while a peer's name servers are in use.
 
-    The first copy is where libreswan's script keeps it; a restart of the host removes it.  The second one is beside
-    resolv.conf itself (where a link leads) and lasts as long as that.
+    The first copy is where libreswan's script keeps it; a restart of the host removes it.  The second one is
+    beside resolv.conf itself (where a link leads) and lasts as long as that.
     """
     real = os.path.realpath(host.path(RESOLV_CONF))
     base = os.path.realpath(host.path("/")).rstrip("/")
@@ -7306,7 +7361,8 @@ def resolv_conf_backups(host: Host) -> tuple[str, str]:
 
 
 def restore_resolv_conf(host: Host) -> None:
-    """Restore the resolv.conf from before a peer's name servers; one that another program has written since stays.
+    """Restore the resolv.conf from before a peer's name servers; one that another program has written since
+    stays.
 
     Raises OSError.
     """
@@ -7324,7 +7380,8 @@ def restore_resolv_conf(host: Host) -> None:
 def updown_defaults(host: Host) -> dict[str, str]:
     """Return the variables in /etc/sysconfig/pluto_updown or /etc/default/pluto_updown.
 
-    Only lines NAME=value have an effect; other lines, which libreswan's script runs as shell text, are reported.
+    Only lines NAME=value have an effect; other lines, which libreswan's script runs as shell text, are
+    reported.
     """
     names = ("/etc/sysconfig/pluto_updown", "/etc/default/pluto_updown")
     name = next((name for name in names if host.exists(name)), "")
@@ -10937,7 +10994,9 @@ class LookSink(TextSink):
 
 
 def sorted_policies(report: Report) -> Iterator[str]:
-    """Yield the policies, without those of sockets, in libreswan's order: family, ICMPv6 type, priority, text."""
+    """Yield the policies, without those of sockets, in libreswan's order: family, ICMPv6 type, priority,
+    text.
+    """
     text = XfrmText(report.host, stats=False)
 
     def order(policy: str) -> tuple[bool, int, int, str]:
@@ -11050,7 +11109,8 @@ FATES = {"encrypt": "encrypted", "authenticate": "only authenticated", "block": 
 
 
 def policy_line(data: XfrmData, policy: Policy) -> str:
-    """Return a policy in libreswan's form, with its conditions: `10.1.0.0/24 <=> 10.2.0.0/24 proto tcp using reqid 1`.
+    """Return a policy in libreswan's form, with its conditions: `10.1.0.0/24 <=> 10.2.0.0/24 proto tcp using
+    reqid 1`.
     """
     selector = policy.selector
     words = [selector.source, "<=>", selector.destination]
@@ -11136,7 +11196,8 @@ class PacketFates:
     def protected_sources(self, destination: str) -> Iterator[tuple[str, str]]:
         """Yield each network whose packets to the destination would be encrypted, and an address in it.
 
-        An address of this host is preferred; without one it is the first address of the network.  Raises OSError.
+        An address of this host is preferred; without one it is the first address of the network.  Raises
+        OSError.
         """
         own = [address for address, _, _, _ in self.routing.addresses()]
         networks = {policy.selector.source for policy in self.data.policies_data()
