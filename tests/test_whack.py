@@ -545,3 +545,33 @@ def test_libreswans_whack_gets_the_socket_unless_the_caller_names_one(pyz: Path,
     assert argv("auto", "--utc", "--listall") == "<--ctlsocket><CTL><--utc><--listall>"
     assert argv("auto", "--ctlsocket", "/y", "--status") == "<--ctlsocket></y><--status>"
     assert argv("down", "c") == "<--ctlsocket><CTL><--name><c><--terminate>"
+
+
+@pytest.mark.parametrize("words, shown", [
+    (["-n", "whack", "--status"], "ipsec whack --ctlsocket /run/pluto/pluto.ctl --status\n"),
+    (["-n", "--ctlsocket", "/run/x y", "whack", "--name", "a", "--initiate"],
+     "ipsec whack --ctlsocket '/run/x y' --name a --initiate\n"),
+    (["--dry-run", "whack", "--ctlsocket", "/z", "--status"], "ipsec whack --ctlsocket /z --status\n"),
+])
+def test_whack_only_shown(words: list[str], shown: str, capsys: pytest.CaptureFixture[str],
+                          monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("IPSEC_RUNDIR", raising=False)
+    assert ipsec.dispatch(words) == 0
+    assert capsys.readouterr().out == shown
+
+
+@pytest.mark.parametrize("version, request_words", [
+    ("4.3", "--listall --purgeocsp"), ("4.15", "--listall --purgeocsp"), ("5.2", "--purgeocsp"), (None, "--purgeocsp")])
+def test_auto_purgeocsp_lists_first_with_old_releases(version: str | None, request_words: str,
+                                                      capsys: pytest.CaptureFixture[str],
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the auto scripts of 3.x and 4.x."""
+    monkeypatch.setattr(ipsec.Host, "libreswan_version", lambda host: version)
+    assert ipsec.dispatch(["auto", "--showonly", "--purgeocsp"]) == 0
+    assert capsys.readouterr().out.endswith(f" {request_words}\n")
+
+
+def test_help_names_the_pages_as_libreswan_does(capsys: pytest.CaptureFixture[str]) -> None:
+    """Programs and people look for this line."""
+    assert ipsec.dispatch(["--help"]) == 0
+    assert "See also: man ipsec <command> or ipsec <command> --help\n" in capsys.readouterr().out
