@@ -5025,115 +5025,204 @@ def whack_help() -> str:
 
 # --- status text as data ----------------------------------------------------------------------------------------------
 
-STATUS_SCHEMA = 1
+STATUS_SCHEMA = 2
 STATUS_HEADINGS = ("config setup options:", "Kernel algorithms supported:", "IKE algorithms supported:",
-                   "Connection list:", "Bare Shunt list:", "PID  Process", "- disallowed", "current.states.enumerate")
+                   "ESP algorithms supported:", "Connection list:", "Bare Shunt list:", "PID  Process", "- disallowed",
+                   "current.states.enumerate", "State list:", "Traffic list:")
 # What else the lines of a connection say without a value
-STATUS_FLAGS = frozenset(("oriented", "unoriented"))
-# Our name of what the releases call differently: the options of a connection to its fields
+STATUS_FLAGS = frozenset(("oriented", "unoriented", "ipcomp"))
+# The options of a connection, which the releases name differently, and the fields that they fill
 STATUS_FIELDS = {"our_id": "local.id", "their_id": "remote.id", "our_auth": "local.auth", "their_auth": "remote.auth",
                  "newest_ike_sa": "ike_sa", "newest_isakmp_sa": "ike_sa", "established_ike_sa": "ike_sa",
-                 "newest_ipsec_sa": "child_sa", "established_child_sa": "child_sa", "ike_life": "lifetimes.ike",
+                 "established_isakmp_sa": "ike_sa", "newest_ipsec_sa": "child_sa", "established_child_sa": "child_sa",
+                 "established_ipsec_sa": "child_sa", "ike_life": "lifetimes.ike",
                  "ipsec_life": "lifetimes.ipsec", "rekey_margin": "lifetimes.rekey_margin", "interface": "interface",
                  "routing": "routing", "policy": "policy"}
+SIZE_UNITS = ("B", "KB", "MB", "GB", "TB", "PB", "EB")  # pluto counts in steps of 1,024
+# Words in the name or the description of a state that belong to a Child SA, and those that overrule them
+CHILD_MARKS = ("CHILD", "QUICK", "V2_IPSEC", "V2_CREATE", "Child SA", "IPsec SA", "Quick Mode", "QI1", "QI2", "QR1")
+IKE_MARKS = ("REKEY_IKE", "rekey IKE SA", "IKE_SA_INIT")
+OWNER_MARKS = ("IKE SA #", "ISAKMP SA #", "isakmp#")
 
 
 def status_fields(text: str) -> dict[str, str] | None:
-    """`a: b; c=d, e:f;` as a dictionary with plain keys; None when the text is not like that."""
-    found: dict[str, str] = {}
-    for part in text.replace("modecfg info: us:", "modecfg us:").split(";"):
+    """`a: b; c=d, e:f;` as a dictionary with plain keys; None when the text is not like that.
+
+    A piece without a key continues the value before it (`dns:192.0.2.1, 192.0.2.2`).
+    """
+    values: dict[str, str] = {}
+    text = text.replace("modecfg info: us:", "modecfg us:")
+    if text.lstrip().startswith("CAs: "):
+        return {"cas": text.strip().removeprefix("CAs: ").rstrip(";")}
+    is_id = text.lstrip().startswith(("our id", "their id"))
+    for part in text.split("; " if is_id else ";"):
         pieces = part.split(", ")
-        if part.lstrip().startswith(("our id", "their id")) or not all(":" in piece or "=" in piece
-                                                                       for piece in pieces):
+        if part.lstrip().startswith(("our id", "their id")) or not ends_of_keys(pieces[0]):
             pieces = [part]
+        key = ""
         for piece in pieces:
-            piece = piece.strip()
-            ends = [end for end in (piece.find(":"), piece.find("=")) if end > 0]
+            piece = piece.strip().rstrip(";")
+            ends = ends_of_keys(piece)
+            is_address = piece.count(":") > 1 and not piece.partition(":")[0].strip("0123456789abcdefABCDEF")
+            if key and (not ends or is_address):
+                values[key] += f", {piece}" if piece else ""
+                continue
             key = (piece[:min(ends)] if ends else piece).lower().replace(" ", "_").replace("-", "_")
+            if not ends and key.startswith("+") and "policy" in values:
+                values["policy"] += piece
+                continue
             if not ends and key and key not in STATUS_FLAGS:
                 return None
             if key:
-                found[sys.intern(key)] = piece[min(ends) + 1:].strip() if ends else "yes"
-    return found
+                key = sys.intern(key)
+                values[key] = piece[min(ends) + 1:].strip().rstrip(",") if ends else "yes"
+    return values
+
+
+def ends_of_keys(piece: str) -> list[int]:
+    """The places of the first `:` and the first `=`, of those that stand behind a key."""
+    return [end for end in (piece.find(":"), piece.find("=")) if end > 0]
 
 
 def count_of(text: str) -> int | None:
-    """The number that a count (`168B!`, `2^63`, `#2`, `540s`) begins with."""
-    base, power, exponent = text.strip("#!Bs ").partition("^")
-    if not base.isdigit() or (power and not exponent.isdigit()) or len(base) + len(exponent) > 20:
+    """The number in a count (`168B!`, `2^63`, `#2`, `540s`, `-1s`); None when the text is none or is rounded."""
+    text = text.lstrip("#").rstrip("!")
+    if text.endswith(("B", "s")):
+        text = text[:-1]
+    if is_number(text) or (text.startswith("-") and is_number(text[1:])):
+        return int(text)
+    base, power, exponent = text.partition("^")
+    if power and base == "2" and is_number(exponent) and len(exponent) < 3 and int(exponent) < 65:
+        return 1 << int(exponent)
+    return None
+
+
+def rounded_bytes(text: str) -> int | None:
+    """The bytes in a rounded count (`4KB`, `2KiB`, `30MB`), about; None when the text is no such count."""
+    text = text.rstrip("!").replace("iB", "B")
+    digits = text.rstrip("BKMGTPE")
+    unit = text[len(digits):]
+    if not is_number(digits) or unit not in SIZE_UNITS:
         return None
-    return int(base) ** int(exponent) if power and int(exponent) < 65 else None if power else int(base)
+    return int(digits) << 10 * SIZE_UNITS.index(unit)
 
 
-class ConnectionReader:
-    """Makes data of what status says of connections.  With `done`, each is handed over once it is complete, and not
-    kept: there may be many.  Facts: show_status() and its callees of 3.25 to 5.4."""
-
-    def __init__(self, done: Callable[[dict[str, Any]], None] | None = None) -> None:
-        self._done = done
-        self.data: dict[str, Any] = {"connections": []}
-
-    def _hand_over(self) -> None:
-        if self._done and self.data["connections"]:
-            self._done(self.data["connections"].pop())
-
-    def connection(self, text: str) -> bool:
-        """Take in a line that begins with a quote; False when it is not of a form that is known."""
-        end = text.find('"', 1)
-        instance, _, body = text[end + 1:].partition(": ")
-        name = text[1:end]
-        connections = self.data["connections"]
-        if end < 0 or not body:
-            return False
-        if not body.startswith(" "):
-            return self._first_of(name, instance.strip(), body)
-        last = connections[-1] if connections else {}
-        fields = status_fields(body)
-        if fields is None or last.get("name") != name or last.get("instance") != instance.strip():
-            return False
-        if fields.get("host") == "oriented" or "oriented" in fields:
-            last["oriented"] = True
-        for key, value in fields.items():
-            last["options"][key] = value
-            if key in STATUS_FIELDS:
-                group, _, field = STATUS_FIELDS[key].rpartition(".")
-                (last[group] if group else last)[field] = (
-                    count_of(value) or None if field.endswith("_sa") or group == "lifetimes" else
-                    value.split("+") if field == "policy" else value)
-        return True
-
-    def _first_of(self, name: str, instance: str, body: str) -> bool:
-        topology, _, rest = body.partition("; ")
-        ours, dots, theirs = topology.partition("...")
-        fields = rest.split(";")
-        if not dots:
-            return False
-        left, _, right = ours.rpartition("===")
-        near, _, far = theirs.partition("===")
-        ends = [{"host": host.partition("[")[0].partition("<")[0].partition("---")[0], "subnet": subnet or None,
-                 "id": None, "auth": None} for host, subnet in ((right, left), (near, far))]
-        self._hand_over()
-        self.data["connections"].append({
-            "name": name, "instance": instance, "local": ends[0], "remote": ends[1], "routing": fields[0].strip(),
-            "oriented": False, "interface": None, "policy": [], "ike_sa": None, "child_sa": None,
-            "lifetimes": {"ike": None, "ipsec": None, "rekey_margin": None}, "topology": topology,
-            "options": status_fields(";".join(fields[1:])) or {}})
-        return True
+def find_outside(text: str, mark: str, start: int = 0) -> int:
+    """Where the mark first stands outside square brackets, which hold IDs; -1 when it does not."""
+    place = text.find(mark, start)
+    while place >= 0 and text.count("[", 0, place) > text.count("]", 0, place):
+        place = text.find(mark, place + 1)
+    return place
 
 
-class StatusReader(ConnectionReader):
+def split_topology(body: str) -> tuple[str, str, str] | None:
+    """Local end, remote end, rest of the first line of a connection; None when the line is no such line."""
+    middle = find_outside(body, "...")
+    end = find_outside(body, ";", middle) if middle >= 0 else -1
+    if end < 0:
+        return None
+    return body[:middle], body[middle + 3:end], body[end + 1:].strip()
+
+
+def read_end(text: str, is_remote: bool) -> dict[str, Any]:
+    """One end of a connection: host and subnet (None where pluto names none), port, protoport and pool where there are.
+    """
+    mark = find_outside(text, "===")
+    client = ""
+    if mark >= 0:
+        client, text = (text[mark + 3:], text[:mark]) if is_remote else (text[:mark], text[mark + 3:])
+    hop = find_outside(text, "---")
+    if hop >= 0:
+        # the next hop stands in the middle: HOST---NEXTHOP...NEXTHOP---HOST
+        text = text[hop + 3:] if is_remote else text[:hop]
+    address = text.startswith("[") and "]" in text and ":" in text.partition("]")[0]
+    host = text[1:].partition("]")[0] if address else text.partition("[")[0].partition("<")[0]
+    rest = text.rpartition("]")[2] if "]" in text else text.partition(">")[2]
+    protoport = ""
+    if not address and (host.count(":") == 1 or "/" in host.rpartition(":")[2]):
+        host, _, rest = host.rpartition(":")
+    rest = rest.lstrip(":")
+    port = count_of(rest)
+    if rest and port is None and "/" in rest:
+        protoport = rest
+    is_leased = client.startswith("{")
+    client = client.replace("{", "").replace("}", "")
+    parts = [split_protoport(part) for part in client.split(",")]
+    subnet = ",".join(part[0] for part in parts)
+    protoport = protoport or parts[0][1]
+    pool = None
+    if is_leased and subnet and not subnet.endswith(("/32", "/128")):
+        subnet, pool = "", subnet
+    end: dict[str, Any] = {"host": host or None, "subnet": subnet or None, "id": None, "auth": None}
+    end.update({key: value for key, value in (("port", port), ("protoport", protoport), ("pool", pool)) if value})
+    return end
+
+
+def split_protoport(client: str) -> tuple[str, str]:
+    """Subnet and protoport of `10.0.0.0/8:UDP/53` (up to 4.x) or `10.0.0.0/8/UDP/53` (5.x)."""
+    network, slash, rest = client.partition("/")
+    for place, letter in enumerate(rest):
+        if not is_number(letter):
+            return f"{network}{slash}{rest[:place]}", rest[place + 1:]
+    return client, ""
+
+
+def split_instance(text: str) -> tuple[str, str | None, str | None, str | None, str] | None:
+    """Instance, remote address, local client, remote client and the rest of what follows a connection's quoted name.
+
+    The forms of the middle part: nothing, `192.0.2.1`, `...192.0.2.1`, `10.0.10.1/32=== ...192.0.2.1`,
+    `...192.0.2.1===10.0.10.1/32`.  The rest begins with `,`, `:` or a blank.  None: of another form.
+    """
+    end = 0
+    while text.startswith("[", end):
+        close = text.find("]", end)
+        if not is_number(text[end + 1:close]):
+            return None
+        end = close + 1
+    instance, rest = text[:end], text[end:]
+    if not instance or not rest.startswith(" "):
+        return instance, None, None, None, rest
+    word, blank, tail = rest[1:].partition(" ")
+    local_client = ""
+    if word.endswith("==="):
+        local_client = word[:-3]
+        word, blank, tail = tail.partition(" ")
+    if "@" in word or word.startswith(("ref=", "Traffic:")):
+        return instance, None, None, None, rest
+    behind = blank + tail
+    remote = word
+    if word.endswith(","):
+        remote, behind = word[:-1], "," + behind
+    remote, _, client = remote.removeprefix("...").partition("===")
+    place = client if client else remote
+    address, colon, port = place.rpartition(":")
+    is_state = colon and behind.startswith(" ") and not behind.startswith((" esp.", " ah.", " comp.", " ref=", " tun.",
+                                                                           " Traffic:"))
+    if is_state:
+        remote, client, behind = (remote, address, f":{port}{behind}") if client else (address, "", f":{port}{behind}")
+    return instance, remote, local_client.strip("{}") or None, client.strip("{}") or None, behind
+
+
+class StatusReader:
     """Makes data of the lines of status, the other status commands and the lists (ipsec_status(8), JSON).
 
-    What it does not know is kept under `unparsed`.
+    A line of an unknown form is kept under `unparsed`.  With `done`, each connection is handed over once it is
+    complete, and not kept: there may be many.  `exact` has the entries of trafficstatus by serial number: they have
+    exact bytes, and times.
+    The text is read by its form, not by the release.  Facts: show_status() and its callees of 3.25 to 5.4.
     """
 
-    def __init__(self, done: Callable[[dict[str, Any]], None] | None = None) -> None:
-        super().__init__(done)
-        self.data = {
+    def __init__(self, done: Callable[[dict[str, Any]], None] | None = None,
+                 exact: Mapping[int, dict[str, Any]] | None = None) -> None:
+        self._done = done
+        self._exact = exact or {}
+        self.data: dict[str, Any] = {
             "schema": STATUS_SCHEMA, "settings": {}, "interfaces": [], "algorithms": [], "connections": [],
-            "states": [], "traffic": [], "shunts": [], "totals": {}, "counters": {}, "lists": {}, "unparsed": []}
+            "states": [], "traffic": [], "pending": [], "shunts": [], "totals": {}, "counters": {}, "lists": {},
+            "unparsed": []}
         self._list: list[dict[str, Any]] | None = None
-        self._states: dict[str, dict[str, Any]] = {}
+        self._states: dict[int, dict[str, Any]] = {}
+        self._family: list[dict[str, Any]] = []  # a connection and its instances, which follow it
 
     def read(self, lines: Iterable[str]) -> dict[str, Any]:
         """The data of all the lines."""
@@ -5141,8 +5230,95 @@ class StatusReader(ConnectionReader):
             text = line.strip()
             if text and not self._line(line, text):
                 self.data["unparsed"].append(line)
-        self._hand_over()
+        self.finish()
         return self.data
+
+    def finish(self) -> None:
+        """Complete the connections that were read last."""
+        for connection in self._family:
+            self._set_up(connection)
+        templates = [connection for connection in self._family if not connection["instance"]]
+        instances = [connection for connection in self._family if connection["instance"]]
+        if templates and instances:
+            template = templates[0]
+            template["instances"] = [{"instance": one["instance"], "remote": one["remote"]["host"], "up": one["up"]}
+                                     for one in instances]
+            ups = [one["up"] for one in instances]
+            if any(ups):
+                template["up"] = True
+                template["since"] = min((one["since"] for one in instances if one["up"] and one["since"]),
+                                        default=None)
+        for connection in self._family:
+            if self._done:
+                self._done(connection)
+            else:
+                self.data["connections"].append(connection)
+        self._family = []
+
+    def _set_up(self, connection: dict[str, Any]) -> None:
+        serial = connection["child_sa"]
+        if serial is not None:
+            connection["up"] = True
+        elif connection["up"] is None and "tunnel" in (connection["routing"] or ""):
+            connection["up"] = True
+        elif connection["up"] is None and (connection["routing"] or "").startswith("erouted"):
+            connection["up"] = True
+        elif connection["up"] is None and connection["routing"]:
+            connection["up"] = False
+        connection["since"] = self._exact.get(serial, {}).get("added") if serial is not None else None
+
+    def connection(self, text: str) -> bool:
+        """Take in a line that begins with a quote; False when it is not of a form that is known."""
+        end = text.find('"', 1)
+        instance, _, body = text[end + 1:].partition(": ")
+        name = text[1:end]
+        if end < 0 or not body:
+            return False
+        instance = instance.strip().partition(" ")[0]
+        if not body.startswith(" "):
+            return self._first_of(name, instance, body)
+        last = self._family[-1] if self._family else {}
+        fields = status_fields(body)
+        if fields is None or last.get("name") != name or last.get("instance") != instance:
+            return False
+        if fields.get("host") == "oriented" or "oriented" in fields:
+            last["oriented"] = True
+        for key, value in fields.items():
+            last["options"][key] = value
+            if key in STATUS_FIELDS:
+                self._set_field(last, STATUS_FIELDS[key], value)
+        return True
+
+    @staticmethod
+    def _set_field(connection: dict[str, Any], place: str, value: str) -> None:
+        group, _, field = place.rpartition(".")
+        target = connection[group] if group else connection
+        if field.endswith("_sa"):
+            target[field] = count_of(value) or None  # #0 is none
+            if field == "child_sa":
+                connection["up"] = target[field] is not None
+        elif group == "lifetimes":
+            target[field] = count_of(value)
+        elif field == "policy":
+            target[field] = value.split("+")
+        else:
+            target[field] = None if value in ("(none)", "%none") else value
+
+    def _first_of(self, name: str, instance: str, body: str) -> bool:
+        ends = split_topology(body)
+        if ends is None:
+            return False
+        local, remote, rest = ends
+        routing, _, fields = rest.partition(";")
+        if self._family and self._family[-1]["name"] != name:
+            self.finish()
+        self._family.append({
+            "name": name, "instance": instance, "up": None, "since": None, "local": read_end(local, False),
+            "remote": read_end(remote, True), "routing": routing.strip() or None,
+            "oriented": False, "interface": None, "policy": [], "ike_sa": None, "child_sa": None,
+            "lifetimes": {"ike": None, "ipsec": None, "rekey_margin": None}, "topology": f"{local}...{remote}",
+            "options": status_fields(fields) or {}})
+        return True
 
     def _line(self, line: str, text: str) -> bool:
         if text.startswith("List of "):
@@ -5156,7 +5332,7 @@ class StatusReader(ConnectionReader):
             return True
         if text.startswith('"'):
             return self.connection(text)
-        if text.startswith("#") and text[1:].partition(":")[0].isdigit():
+        if text.startswith("#") and is_number(text[1:].partition(":")[0]):
             return self._state(text)
         word, _, rest = text.partition(" ")
         if word == "interface":
@@ -5192,7 +5368,7 @@ class StatusReader(ConnectionReader):
         elif text.startswith("FIPS mode "):
             self.data["settings"]["fips_mode"] = text[10:]
         elif key in ("debug", "using kernel interface", "virtual-private (%priv)", "State Information",
-                     "- allowed subnets", "- excluded subnets", "stats db_ops") and colon:
+                     "virtual_private (%priv)", "- allowed subnets", "- excluded subnets", "stats db_ops") and colon:
             self.data["settings"][key.lstrip("- ").lower().replace(" ", "_")] = value.strip()
         elif "=" in text and " " not in text.partition("=")[0].partition(": ")[2]:
             name = ""
@@ -5221,65 +5397,134 @@ class StatusReader(ConnectionReader):
         return True
 
     def _state(self, text: str) -> bool:
-        serial, _, rest = text[1:].partition(": ")
+        number, _, rest = text[1:].partition(": ")
+        if rest.startswith("pending ") and " for " in rest:
+            kind, _, name = rest[8:].partition(" for ")
+            self.data["pending"].append({"ike_sa": int(number), "kind": kind, "connection": name.strip().strip('"')})
+            return True
         end = rest.find('"', 1)
-        name, body = rest[1:end], rest[end + 1:]
         if not rest.startswith('"') or end < 0:
             return False
-        if body.startswith(","):
-            return self._traffic(int(serial), name, body[1:])
-        state = self._states.get(serial)
+        parts = split_instance(rest[end + 1:])
+        if parts is None:
+            return False
+        instance, remote, local_client, remote_client, body = parts
+        key = {"serial": int(number), "connection": rest[1:end], "instance": instance, "remote": remote}
+        if local_client or remote_client:
+            key.update({"local_client": local_client, "remote_client": remote_client})
+        if body.startswith(", "):
+            return self._traffic(key, body[2:])
+        if body.startswith(":"):
+            return self._state_itself(key, body[1:])
+        if " Traffic:" in f" {body}":
+            return self._state_bytes(key, body)
+        return False
+
+    def _state_of(self, key: dict[str, Any]) -> dict[str, Any]:
+        state = self._states.get(key["serial"])
         if state is None:
-            state = self._states[serial] = {
-                "serial": int(serial), "connection": name, "instance": "", "port": None, "type": None, "state": None,
-                "description": None, "events": {}, "newest": False, "ike_sa": None, "spis": [], "bytes_in": None,
-                "bytes_out": None, "bytes_max": None, "notes": []}
+            traffic = self._exact.get(key["serial"], {})
+            state = {
+                **key, "port": None, "transport": None, "type": None, "state": None, "description": None,
+                "established": None, "events": {}, "newest": False, "owner": False, "ike_sa": None, "spis": [],
+                "since": traffic.get("added"), "bytes_in": traffic.get("bytes_in"),
+                "bytes_out": traffic.get("bytes_out"), "bytes_max": traffic.get("bytes_max"),
+                "username": traffic.get("username"), "notes": []}
+            self._states[key["serial"]] = state
             self.data["states"].append(state)
-        if " (" in body and "@" not in body.partition(" (")[0]:
-            head, _, tail = body.partition(" (")
-            place, _, state["state"] = head.rpartition(" ")
-            state["instance"], _, port = place.strip().rpartition(":")
-            state["port"] = count_of(port.rpartition("/")[2])
-            state["description"], _, notes = tail.partition(");")
-            state["type"] = ("child" if any(mark in head for mark in ("CHILD", "QUICK")) else "ike")
-            for note in filter(None, (part.strip() for part in notes.split(";"))):
-                event, found, when = note.rpartition(" in ")
-                if found and count_of(when) is not None:
-                    state["events"][event.lower().replace("event_sa_", "").replace("event_", "")] = count_of(when)
-                elif note.startswith(("IKE SA #", "isakmp#")):
-                    state["ike_sa"] = count_of(note.rpartition("#")[2])
-                elif note.startswith("newest"):
-                    state["newest"] = True
-                else:
-                    state["notes"].append(note)
-            return True
-        for word in body.split():
-            protocol, dot, place = word.partition(".")
-            spi, at, address = place.partition("@")
-            key, equals, number = word.partition("=")
-            if dot and at and protocol in ("esp", "ah", "comp", "tun"):
-                if protocol != "tun":
-                    sent = not any(other["protocol"] == protocol for other in state["spis"])
-                    state["spis"].append({"protocol": protocol, "direction": "out" if sent else "in",
-                                          "spi": f"0x{spi}", "address": address})
-            elif equals and key[-2:] == "in":
-                state["bytes_in"] = (state["bytes_in"] or 0) + (count_of(number) or 0)
-            elif equals and key[-3:] == "out":
-                state["bytes_out"] = (state["bytes_out"] or 0) + (count_of(number) or 0)
-            elif equals and key[-3:] == "max":
-                state["bytes_max"] = count_of(number) or None
+        return state
+
+    def _state_itself(self, key: dict[str, Any], body: str) -> bool:
+        port, _, rest = body.partition(" ")
+        head, semicolon, notes = rest.partition(";")
+        name, bracket, description = head.partition(" (")
+        if not semicolon or not port:
+            return False
+        if bracket and name == name.upper() and " " not in name:
+            # the description may hold a semicolon itself
+            end = rest.find(");")
+            description, notes = rest[len(name) + 2:end], rest[end + 2:]
+            if end < 0:
+                return False
+        else:
+            name, description = "", head
+        state = self._state_of(key)
+        transport, _, number = port.rpartition("/")
+        state.update(port=count_of(number), transport=transport or "UDP", state=name or None, description=description,
+                     established="established" in description)
+        for note in filter(None, (part.strip() for part in notes.split(";"))):
+            self._note(state, note)
+        text = f"{name} {description}"
+        is_child = any(mark in text for mark in CHILD_MARKS) or state["ike_sa"] is not None
+        is_child = is_child and not any(mark in text for mark in IKE_MARKS)
+        state["type"] = "child" if is_child else "ike"
         return True
 
-    def _traffic(self, serial: int, name: str, text: str) -> bool:
+    @staticmethod
+    def _note(state: dict[str, Any], note: str) -> None:
+        event, is_event, when = note.partition(" in ")
+        if is_event and " " not in event and event == event.replace("_v1_", "").replace("_v2_", "").upper() or \
+                event.startswith("EVENT_"):
+            event = event.removeprefix("EVENT_").removeprefix("v1_").removeprefix("v2_").removeprefix("SA_")
+            state["events"][event.lower()] = count_of(when.strip())
+        elif note.startswith(OWNER_MARKS):
+            state["ike_sa"] = count_of(note.rpartition("#")[2]) or None  # #0 is none
+        elif note.startswith("newest"):
+            state["newest"] = True
+        elif note == "eroute owner":
+            state["owner"] = True
+        else:
+            state["notes"].append(note)
+
+    def _state_bytes(self, key: dict[str, Any], body: str) -> bool:
+        state = self._state_of(key)
+        places, _, counts = f" {body}".partition(" Traffic:")
+        for word in places.split():
+            protocol, dot, place = word.partition(".")
+            spi, at, address = place.partition("@")
+            if dot and at and protocol in ("esp", "ah", "comp"):
+                is_sent = not any(other["protocol"] == protocol for other in state["spis"])
+                state["spis"].append({"protocol": protocol, "direction": "out" if is_sent else "in",
+                                      "spi": f"0x{spi}", "address": address})
+        values: dict[str, str] = {}
+        for word in counts.split():
+            name, equals, value = word.partition("=")
+            if equals:
+                values[name] = value
+        if "username" in values:
+            state["username"] = values["username"]
+        for way in ("in", "out", "max"):
+            # AH and IPCOMP count the bytes of ESP once more
+            texts = [values[f"{protocol}{way}"] for protocol in ("ESP", "AH", "IPCOMP") if f"{protocol}{way}" in values]
+            if not texts or state[f"bytes_{way}"] is not None:
+                continue
+            state[f"bytes_{way}"] = count_of(texts[0])
+            about = rounded_bytes(texts[0])
+            if state[f"bytes_{way}"] is None and about is not None:
+                state[f"bytes_{way}_about"] = about
+            if way == "max" and state["bytes_max"] == 0:
+                state["bytes_max"] = None  # no limit
+        return True
+
+    def _traffic(self, key: dict[str, Any], text: str) -> bool:
         # the id is last but for a lease, quoted, and holds what it likes
-        fields, _, rest = text.partition(", id=")
-        peer, _, lease = rest.partition("', lease=")
-        known = {key.strip(): value for key, _, value in (part.partition("=") for part in fields.split(","))}
+        fields, has_id, rest = text.partition(", id='")
+        peer, is_leased, lease = rest.partition("', lease=")
+        if not has_id:
+            fields, is_leased, lease = text.partition(", lease=")
+        values = {name.strip(): value for name, _, value in (part.partition("=") for part in fields.split(","))}
+        if "type" not in values or "add_time" not in values:
+            return False
+        about = {}
+        for way in ("in", "out", "max"):
+            value = values.get(f"{way}Bytes", "")
+            if count_of(value) is None and rounded_bytes(value) is not None:
+                about[f"bytes_{way}_about"] = rounded_bytes(value)
         self.data["traffic"].append({
-            "serial": serial, "connection": name, "type": known.get("type"), "username": known.get("username"),
-            "added": count_of(known.get("add_time", "")), "bytes_in": count_of(known.get("inBytes", "")),
-            "bytes_out": count_of(known.get("outBytes", "")), "bytes_max": count_of(known.get("maxBytes", "")),
-            "id": peer.strip("'") or None, "lease": lease or None})
+            **key, "type": values["type"], "username": values.get("username"),
+            "added": count_of(values["add_time"]), "bytes_in": count_of(values.get("inBytes", "")),
+            "bytes_out": count_of(values.get("outBytes", "")), "bytes_max": count_of(values.get("maxBytes", "")),
+            **about, "id": peer.removesuffix("'") or None, "lease": lease or None})
         return True
 
 
@@ -9281,10 +9526,11 @@ class Patient:
         """The connections that pluto has by name, each with its instances and those for its pairs of subnets
         (`NAME/1x2`).  Raises NoPluto, TimedOut; PermissionError when only root may ask."""
         found: dict[str, list[dict[str, Any]]] = {}
-        reader = ConnectionReader()
+        reader = StatusReader()
         for line in self.status():
             if line.startswith('"'):
                 reader.connection(line)
+        reader.finish()
         for conn in reader.data["connections"]:
             name, _, pair = conn["name"].rpartition("/")
             one, _, other = pair.partition("x")
@@ -11364,6 +11610,10 @@ SINCE: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
     "--briefstatus": ((3, 28), ("State Information", "IKE SAs", "IPsec SAs"))}
 
 
+# Requests whose rounded bytes --json replaces by the exact bytes of trafficstatus
+WITH_TRAFFIC = frozenset(("--status", "--showstates", "--connectionstatus"))
+
+
 class Teller:
     """Runs whack and addconn for one command line, libreswan's or our own, or only shows them."""
 
@@ -11456,7 +11706,8 @@ class Teller:
             if leading_version(pluto.version) < since:
                 lines = self._of_status(words, marks, timeout)
         if self.args.flag("--json"):
-            self._as_json(pluto_lines(self.host, *words, timeout=timeout) if lines is None else lines)
+            exact = self._exact_traffic(timeout) if words[-1] in WITH_TRAFFIC else {}
+            self._as_json(pluto_lines(self.host, *words, timeout=timeout) if lines is None else lines, exact)
             return OK
         if lines is None:
             return self.whack(*words, timeout=timeout)
@@ -11464,7 +11715,15 @@ class Teller:
             self.host.print(printable(line))
         return OK
 
-    def _as_json(self, lines: Iterator[str]) -> None:
+    def _exact_traffic(self, timeout: float) -> dict[int, dict[str, Any]]:
+        """The entries of trafficstatus by serial number; none when pluto does not answer, which the caller reports."""
+        try:
+            traffic = StatusReader().read(pluto_lines(self.host, "--trafficstatus", timeout=timeout))["traffic"]
+        except (Failure, OSError):
+            return {}
+        return {entry["serial"]: entry for entry in traffic}
+
+    def _as_json(self, lines: Iterator[str], exact: Mapping[int, dict[str, Any]]) -> None:
         json = need("json", "--json")
         separator = '{"connections": ['
 
@@ -11473,7 +11732,7 @@ class Teller:
             self.host.print(f"{separator}\n  {json.dumps(connection)}", end="")
             separator = ","
 
-        data = StatusReader(show).read(lines)
+        data = StatusReader(show, exact).read(lines)
         del data["connections"]
         self.host.print((separator if separator != "," else "") + "],\n" + json.dumps(data, indent=1)[2:])
 

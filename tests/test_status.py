@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The reader of status text: every form of line, of every release, becomes data or stays in `unparsed`."""
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import ipsec
+
+
+def only(line: str, kind: str) -> dict[str, Any]:
+    """The one entry of a kind that a line makes."""
+    data = ipsec.StatusReader().read([line])
+    assert data["unparsed"] == []
+    entry, = data[kind]
+    assert isinstance(entry, dict)
+    return entry
+
+
+@pytest.mark.parametrize(("line", "wanted"), [
+    ('#7: "site":500 STATE_QUICK_R2 (IPsec SA established); EVENT_SA_REPLACE in 90s; newest IPSEC; eroute owner; '
+     'isakmp#6; idle; import:not set',
+     {"type": "child", "port": 500, "ike_sa": 6, "newest": True, "owner": True, "events": {"replace": 90}}),
+    ('#8: "site":500 STATE_V2_IPSEC_I (IPsec SA established); EVENT_SA_REPLACE in  80s; isakmp#0; idle',
+     {"type": "child", "ike_sa": None, "newest": False, "events": {"replace": 80}}),
+    ('#4: "rw"[2] 198.51.100.7:4500 STATE_V2_ESTABLISHED_CHILD_SA (established Child SA); REKEY in 5s; newest; '
+     'IKE SA #3; idle;', {"type": "child", "instance": "[2]", "remote": "198.51.100.7", "port": 4500, "ike_sa": 3}),
+    ('#3: "rw"[2] 2001:db8::7:TCP/4500 established IKE SA; NAT_KEEPALIVE in 9s; REKEY in 60s; newest; idle;',
+     {"type": "ike", "remote": "2001:db8::7", "port": 4500, "transport": "TCP", "state": None,
+      "description": "established IKE SA", "events": {"nat_keepalive": 9, "rekey": 60}}),
+    ('#2: "old":500 IPsec SA established; REPLACE in 60s; newest; eroute owner; ISAKMP SA #1; idle;',
+     {"type": "child", "established": True, "ike_sa": 1}),
+    ('#2: "c":500 REKEY_IKE_I1 (sent CREATE_CHILD_SA request to rekey IKE SA); idle;',
+     {"type": "ike", "established": False}),
+    ('#9: "c"[1][3] 198.51.100.7:500 sent CREATE_CHILD_SA request for new IPsec SA; RETRANSMIT in -1s; idle;',
+     {"type": "child", "instance": "[1][3]", "events": {"retransmit": -1}}),
+])
+def test_states_of_every_generation(line: str, wanted: dict[str, Any]) -> None:
+    state = only(line, "states")
+    assert {key: state[key] for key in wanted} == wanted
+
+
+@pytest.mark.parametrize(("middle", "instance", "remote", "clients"), [
+    ("", "", None, (None, None)), ("[1] 198.51.100.7", "[1]", "198.51.100.7", (None, None)),
+    ("[1] ...198.51.100.7", "[1]", "198.51.100.7", (None, None)),
+    ("[1] 10.9.0.1/32=== ...2001:db8::7", "[1]", "2001:db8::7", ("10.9.0.1/32", None)),
+    ("[3] ...198.51.100.7==={10.9.0.1/32}", "[3]", "198.51.100.7", (None, "10.9.0.1/32")),
+])
+@pytest.mark.parametrize("ending", ["", ", id='CN=a, O=b'", ", id='@x', lease=10.9.0.1/32,2001:db8::/128"])
+def test_traffic_of_instances(middle: str, instance: str, remote: str | None, clients: tuple[str | None, str | None],
+                              ending: str) -> None:
+    line = f'#2: "private#10.0.0.0/8"{middle}, type=ESP, add_time=1700000000, inBytes=5000, outBytes=0{ending}'
+    entry = only(line, "traffic")
+    assert (entry["connection"], entry["instance"], entry["remote"]) == ("private#10.0.0.0/8", instance, remote)
+    assert (entry.get("local_client"), entry.get("remote_client")) == clients
+    assert (entry["bytes_in"], entry["bytes_out"], entry["added"]) == (5000, 0, 1700000000)
+    assert entry["bytes_max"] is None
+
+
+def test_rounded_bytes_are_about_and_trafficstatus_has_them_exactly() -> None:
+    line = '#2: "c" esp.1234abcd@192.0.2.2 esp.2234abcd@192.0.2.1 Traffic: AHin=4KB ESPin=4KB ESPout=12B! ESPmax=2^63B'
+    state = only(line, "states")
+    assert (state["bytes_in"], state["bytes_in_about"], state["bytes_out"]) == (None, 4096, 12)
+    assert "bytes_out_about" not in state and len(state["spis"]) == 2
+    exact = {2: {"bytes_in": 4200, "bytes_out": 12, "bytes_max": None, "added": 1700000000}}
+    state, = ipsec.StatusReader(exact=exact).read([line])["states"]
+    assert (state["bytes_in"], state["since"]) == (4200, 1700000000) and "bytes_in_about" not in state
+
+
+@pytest.mark.parametrize("line", ['#2: "c", [...]', '#2: "c" --- cut ---', "#²: x", '#2: "c", type=ESP,'])
+def test_a_cut_line_makes_no_entry(line: str) -> None:
+    data = ipsec.StatusReader().read([line])
+    assert data["unparsed"] == [line] and not data["states"] and not data["traffic"]
+
+
+def test_ends_of_a_connection() -> None:
+    text = ('"c": 10.1.0.0/24/UDP/53===192.0.2.1:4500[O=a;b...c]---192.0.2.9...%any[@x]==={10.9.0.1-10.9.0.99}; '
+            'unrouted; my_ip=unset;')
+    entry = only(text, "connections")
+    assert entry["local"] == {"host": "192.0.2.1", "subnet": "10.1.0.0/24", "id": None, "auth": None, "port": 4500,
+                              "protoport": "UDP/53"}
+    assert (entry["remote"]["host"], entry["remote"]["subnet"]) == ("%any", None)
+    assert (entry["remote"]["pool"], entry["routing"], entry["up"]) == ("10.9.0.1-10.9.0.99", "unrouted", False)
+
+
+def test_a_template_is_up_when_an_instance_is() -> None:
+    lines = ['"rw": 192.0.2.1[@e]...%any[@w]; unrouted; my_ip=unset;', '"rw":   established Child SA: #0;',
+             '"rw"[1]: 192.0.2.1[@e]...198.51.100.7[@w]; routed-tunnel; my_ip=unset;',
+             '"rw"[1]:   established ISAKMP SA: #1; established IPsec SA: #2;',
+             '"z": 192.0.2.1...192.0.2.2; unrouted; my_ip=unset;']
+    template, instance, other = ipsec.StatusReader(exact={2: {"added": 9}}).read(lines)["connections"]
+    assert (template["up"], template["since"], instance["ike_sa"], other["up"]) == (True, 9, 1, False)
+    assert template["instances"] == [{"instance": "[1]", "remote": "198.51.100.7", "up": True}]
