@@ -95,10 +95,15 @@ def missing() -> str | None:
 
 @functools.cache
 def prepare() -> None:
-    """Install the builder packages that are missing. Raises Problem when that fails."""
+    """Install the builder packages that are missing. Raises Problem if that fails."""
+    install(*BUILDERS)
+
+
+def install(*packages: str) -> None:
+    """Install those of the packages that this machine lacks. Raises Problem if that fails."""
     query = ["dpkg-query", "--showformat=${Package} ${db:Status-Status}\n", "--show"]
-    states = run([*query, *BUILDERS]).stdout.splitlines()
-    wanted = [name for name in BUILDERS if f"{name} installed" not in states]
+    states = run([*query, *packages]).stdout.splitlines()
+    wanted = [name for name in packages if f"{name} installed" not in states]
     if not wanted:
         return
     apt = ["apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=600", "--no-install-recommends"]
