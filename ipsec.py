@@ -11614,6 +11614,15 @@ SINCE: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
 WITH_TRAFFIC = frozenset(("--status", "--showstates", "--connectionstatus"))
 
 
+def exact_traffic(host: Host, timeout: float) -> dict[int, dict[str, Any]]:
+    """The entries of trafficstatus by serial number; none when pluto does not answer, which the caller reports."""
+    try:
+        traffic = StatusReader().read(pluto_lines(host, "--trafficstatus", timeout=timeout))["traffic"]
+    except (Failure, OSError):
+        return {}
+    return {entry["serial"]: entry for entry in traffic}
+
+
 class Teller:
     """Runs whack and addconn for one command line, libreswan's or our own, or only shows them."""
 
@@ -11706,7 +11715,7 @@ class Teller:
             if leading_version(pluto.version) < since:
                 lines = self._of_status(words, marks, timeout)
         if self.args.flag("--json"):
-            exact = self._exact_traffic(timeout) if words[-1] in WITH_TRAFFIC else {}
+            exact = exact_traffic(self.host, timeout) if words[-1] in WITH_TRAFFIC else {}
             self._as_json(pluto_lines(self.host, *words, timeout=timeout) if lines is None else lines, exact)
             return OK
         if lines is None:
@@ -11714,14 +11723,6 @@ class Teller:
         for line in lines:
             self.host.print(printable(line))
         return OK
-
-    def _exact_traffic(self, timeout: float) -> dict[int, dict[str, Any]]:
-        """The entries of trafficstatus by serial number; none when pluto does not answer, which the caller reports."""
-        try:
-            traffic = StatusReader().read(pluto_lines(self.host, "--trafficstatus", timeout=timeout))["traffic"]
-        except (Failure, OSError):
-            return {}
-        return {entry["serial"]: entry for entry in traffic}
 
     def _as_json(self, lines: Iterator[str], exact: Mapping[int, dict[str, Any]]) -> None:
         json = need("json", "--json")
@@ -11918,7 +11919,9 @@ def metrics_command(host: Host, args: Args) -> int:
     """`ipsec metrics`: 0, also when pluto is down (ipsec_up is 0 then).  Raises Failure when we may not ask."""
     host.ctlsocket = args.value("--ctlsocket") or host.ctlsocket
     try:
-        data = StatusReader().read(pluto_status(host, parse_seconds(args.value("--timeout", "60"))))
+        timeout = parse_seconds(args.value("--timeout", "60"))
+        exact = exact_traffic(host, timeout)
+        data = StatusReader(exact=exact).read(pluto_status(host, timeout))
     except (NoPluto, TimedOut) as failure:
         if failure.hint == NOT_ALLOWED:
             raise  # whether it is up is not known

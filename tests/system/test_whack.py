@@ -130,7 +130,7 @@ def test_json_of_every_command(ipsec: Gateway) -> None:
     for words in (["status"], ["trafficstatus"], ["briefstatus"], ["connectionstatus"], ["showstates"], ["shuntstatus"],
                   ["listall"], ["listcerts"], ["listpubkeys"], ["globalstatus"], ["fipsstatus"], ["listcrls"]):
         data = json.loads(ipsec(*words, "--json"))
-        assert data["schema"] == 1 and data["unparsed"] == [], (words, data["unparsed"])
+        assert data["schema"] == 2 and data["unparsed"] == [], (words, data["unparsed"])
         names = [connection["name"] for connection in data["connections"]]
         assert names == (["west-east"] if words[0] in ("status", "connectionstatus") else [])
     assert json.loads(ipsec("listall", "--json"))["lists"]["Public Keys"] == []
