@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Build, test, check and measure ipsec.pyz.
 
-    python3 build.py                 build ./ipsec.pyz
+    python3 build.py                 build ./ipsec.pyz, for all the Pythons that are found
+    python3 build.py --for 3.11      the same, small: fast on the named Pythons only
     python3 build.py test [ARG...]   build, then run the tests (pytest's arguments)
     python3 build.py check           lint: ruff, mypy --strict, the manual pages
     python3 build.py bench [ROW...]  measure, against the original where there is one
@@ -11,7 +12,17 @@
 Standard library only.  What is needed besides is pinned by version and hash in vendor/*.txt, fetched once into
 vendor/wheels, and installed into .venv.
 
-How the archive starts (bytecode and sys.path) is in MAIN and LOADER below; what is loaded for a command, in needs().
+How a start goes:
+
+1. The interpreter runs the archive's __main__.py (MAIN).  An interpreter that is too old gets one line and status 1.
+2. MAIN leaves in sys.path nothing but the standard library and the archive.
+3. It executes the front: sections 1, 2, 10 and 12 of ipsec.py, compiled for this interpreter (bytecode/TAG.front).
+4. ipsec.main() reads the command line and calls load_rest(COMMAND), which is LOADER here.
+5. LOADER reads bytecode/TAG.rest: an index, and one compressed block of bytecode for each subsection of ipsec.py.
+6. The index gives for each command the blocks that it needs.  LOADER executes these, in the order of the file.
+7. The builder derives the index from names: a block needs the blocks that bind the global names its code uses.
+8. Without bytecode for this interpreter the same index (bytecode/source) gives line numbers of ipsec.py, and MAIN
+   and LOADER compile only these lines.
 """
 from __future__ import annotations
 import __future__
@@ -30,11 +41,10 @@ import sys
 import tempfile
 import time
 import zipfile
-import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import CodeType
-from typing import Any, Callable
+from typing import Callable
 
 TOP = Path(__file__).resolve().parent
 VENDOR = TOP / "vendor"
@@ -42,43 +52,44 @@ WHEELS = VENDOR / "wheels"
 VENV = TOP / ".venv"
 ARCHIVE = TOP / "ipsec.pyz"
 SOURCE = TOP / "ipsec.py"
-SIZE_LIMIT = 1_000_000
+SIZE_LIMIT, SMALL_LIMIT = 1_800_000, 650_000  # bytes, with bytecode for all of TARGETS and for one interpreter
 
-# The kernel passes what follows the interpreter as one argument.  Absolute and isolated: whoever runs the archive by
-# its name may be root, and neither PATH nor PYTHON* variables shall decide what that runs.
-INTERPRETER = "/usr/bin/python3 -I"
+# The kernel passes all that follows the interpreter as one argument.  The path is absolute, and -I and -S keep PATH,
+# PYTHON* variables and site-packages out: a user who runs the archive by its name may be root.
+INTERPRETER = "/usr/bin/python3 -IS"
 
-# Bytecode goes into the archive for these, as far as they are found
+# The archive holds bytecode for those of these interpreters that are found
 TARGETS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
-# Of the rest, see LOADER, one interpreter's is kept whole; of the others what differs from that of an earlier one in
-# this table, which is half as much, and of 3.10 a quarter: each has to inflate those that it is built on.
-BUILT_ON = {"3.11": "", "3.12": "3.11", "3.13": "3.11", "3.14": "3.13", "3.9": "3.11", "3.10": "3.9"}
-# The first that are left out when SIZE_LIMIT does not allow all
-SPARED = ("3.10", "3.12")
 
 # Date of all entries of the archive: that of the sources does not matter, the zip format begins in 1980
 EPOCH = int(os.environ.get("SOURCE_DATE_EPOCH", "315532800"))
 
-# The sections of ipsec.py that its dispatch needs: they are loaded at every start, of the others what a command needs
+# The sections of ipsec.py that every start loads.  Each subsection of the others is a block of its own.
 FRONT = (1, 2, 10, 12)
 
-# Of marshal, what all interpreters can read
-FORMAT = 2
+FORMAT = 2  # the version of marshal's format that all interpreters can read
 
-# What differs is compressed in pieces of some 8,000 bytes, with 24,000 of what it differs from as the dictionary: both
-# are to be in zlib's window of 32 KiB
-PIECE, DICTIONARY = 8_000, 24_000
-
-# Of what these need of the rest there are blocks of its own: when a block has anything for a command, all is inflated
-BLOCKS_FOR = ("verify", "barf", "look", "_updown")
-
-# The archive's __main__.py.  Every start compiles it, so it is short; the loader of the rest is in the bytecode.
-# It is stored, not compressed: zlib may be a module of the library too, and is to come from a clean path.
-# (Nobody can clean what ran before: with a hostile PYTHONPATH the interpreter's own start is hostile.  Hence -I above.)
+# The archive's __main__.py.  Every start compiles it, so it is short.  Its syntax is that of Python 2.7 too, so that an
+# old interpreter can say that it is too old.  It is stored, not compressed: zlib may be a module of the library, and
+# must come from a clean path.  (With a hostile PYTHONPATH the interpreter's own start is hostile; hence -I above.)
 MAIN = '''\
-import gc
 import os
 import sys
+
+if sys.version_info < (3, 9):
+    newer = ""
+    for place in ("/usr/bin", "/usr/local/bin", "/usr/libexec"):
+        for minor in range(9, 30):
+            path = "%s/python3.%d" % (place, minor)
+            newer = path if os.access(path, os.X_OK) else newer
+        path = os.path.realpath(place + "/platform-python")
+        if path[-3:-1] == ".1" or path.endswith(".9"):  # platform-python3.9, python3.11
+            newer = newer or path
+    sys.stderr.write("ipsec needs Python 3.9 or later; this is %d.%d.%d (%s)%s\\n" % (
+        sys.version_info[:3] + (sys.executable, newer and "; run it with " + newer)))
+    sys.exit(1)
+
+import gc
 from _frozen_importlib_external import MAGIC_NUMBER
 from marshal import loads
 
@@ -89,55 +100,67 @@ archive = loader.archive
 # only the standard library and the archive: nothing of PYTHONPATH, site-packages or the current directory
 library = os.path.dirname(os.__file__)
 version = "%d.%d" % sys.version_info[:2]
-mine = {library, library + "/lib-dynload", f"{os.path.dirname(library)}/python{version.replace('.', '')}.zip",
-        f"{sys.base_exec_prefix}/{sys.platlibdir}/python{version}/lib-dynload"}
-sys.path[:] = [*(path for path in sys.path if path in mine), archive, archive + "/site-packages"]
+mine = {library, library + "/lib-dynload",
+        "%s/python%s.zip" % (os.path.dirname(library), version.replace(".", "")),
+        "%s/%s/python%s/lib-dynload" % (sys.base_exec_prefix, sys.platlibdir, version)}
+sys.path[:] = [path for path in sys.path if path in mine] + [archive, archive + "/site-packages"]
 sys.dont_write_bytecode = True
 try:
-    front = loader.get_data(f"{archive}/bytecode/{sys.implementation.cache_tag}.front")
+    front = loader.get_data("%s/bytecode/%s.front" % (archive, sys.implementation.cache_tag))
 except OSError:
     front = b""
+module = type(sys)("ipsec")
+module.__file__ = archive + "/ipsec.py"
+module.__loader__ = loader
+sys.modules["ipsec"] = module
+gc.disable()  # nothing that is loaded here will ever be garbage
 if front[:4] == MAGIC_NUMBER:
-    module = type(sys)("ipsec")
-    module.__file__ = archive + "/ipsec.py"
-    module.__loader__ = loader
-    sys.modules["ipsec"] = module
-    gc.disable()  # nothing that is loaded here will ever be garbage
     exec(loads(memoryview(front)[4:]), module.__dict__)
-    gc.freeze()
-    gc.enable()
 else:
-    import ipsec as module
+    source = loader.get_data(archive + "/ipsec.py").decode().split("\\n")
+    parts = loads(loader.get_data(archive + "/bytecode/source"))[0]
+    text = ["" for line in source]  # the lines keep their numbers
+    for first, last in parts:
+        text[first:last] = source[first:last]
+    exec(compile("\\n".join(text), "ipsec.py", "exec", 0, True, 2), module.__dict__)
+    exec(compile(loader.get_data(archive + "/loader.py"), "loader.py", "exec", 0, True, 2), module.__dict__)
+gc.freeze()
+gc.enable()
 module.main()
 '''
 
-# In the archive this takes the place of ipsec.py's load_rest().  The first file of the rest begins with what each
-# command needs of it, see needs(); then come the blocks, each compressed by itself: the bytecode of some statements.
-# Each other file turns the blocks of the one before it, piece by piece, into those of another interpreter.
+# In the archive this takes the place of ipsec.py's load_rest().  `index` gives the blocks of each command as the bits
+# of a number; a block is compressed bytecode or, without bytecode for this interpreter, a range of lines.
 LOADER = '''\
 def load_rest(name="", done=[0]):
     import gc
+    from _frozen_importlib_external import MAGIC_NUMBER
     from marshal import loads
-    from zlib import decompress, decompressobj
     gc.disable()
-    (index, *blocks), *others = [loads(__loader__.get_data(f"{{__loader__.archive}}/bytecode/{{tag}}.rest"))
-                                 for tag in {tags}]
-    needs, members = loads(decompress(index))
-    wanted = needs.get(name, -1) & ~done[0]
+    place = __loader__.archive
+    try:
+        data = __loader__.get_data(f"{place}/bytecode/{sys.implementation.cache_tag}.rest")
+    except OSError:
+        data = b""
+    if data[:4] == MAGIC_NUMBER:
+        from zlib import decompress
+        index, *blocks = loads(memoryview(data)[4:])
+    else:
+        _, index, *blocks = loads(__loader__.get_data(f"{place}/bytecode/source"))
+        source = __loader__.get_data(f"{place}/ipsec.py").decode().split("\\n")
+    wanted = index.get(name, -1) & ~done[0]
     done[0] |= wanted
-    found = []
-    for place, numbers in enumerate(members):
-        if any(wanted >> number & 1 for number in numbers):
-            data = decompress(blocks[place])
-            for other in others:
-                data = b"".join([decompressobj(zdict=data[start:start + {size}]).decompress(piece)
-                                 for start, piece in other[place]])
-            found += [(number, code) for number, code in zip(numbers, loads(data)) if wanted >> number & 1]
-    for number, code in sorted(found):
-        exec(loads(code), globals())
+    for number, block in enumerate(blocks):
+        if wanted >> number & 1:
+            if isinstance(block, bytes):
+                code = loads(decompress(block))
+            else:
+                text = "\\n" * block[0] + "\\n".join(source[block[0]:block[1]])
+                code = compile(text, "ipsec.py", "exec", %d, True, 2)
+            exec(code, globals())
     gc.freeze()
     gc.enable()
-'''
+'''.replace("%d", str(__future__.annotations.compiler_flag))
 
 
 def say(text: str) -> None:
@@ -270,182 +293,144 @@ def tag_of(version: str) -> str:
     return f"cpython-{version.replace('.', '')}"
 
 
-# Compiled without what nothing reads at run time and every start would pay for: docstrings, assertions, the annotations
-# of functions, the tables of line numbers (an internal error names its function and where that begins).  Sets in the
-# code keep the order of their hashes, so that is fixed; -I would ignore the variable that does it.
+# Compiled without what nothing reads at run time: docstrings, assertions, annotations of functions, line tables (an
+# internal error names its function and the line where that begins).  Sets in the code keep the order of their hashes,
+# so PYTHONHASHSEED is fixed; -I would ignore that variable.
 COMPILE = """
-import __future__, ast, importlib.util, marshal, sys
+import __future__, ast, importlib.util, marshal, sys, zlib
 
 def bare(code):
-    consts = tuple(bare(each) if isinstance(each, type(code)) else each for each in code.co_consts)
+    consts = tuple(bare(const) if isinstance(const, type(code)) else const for const in code.co_consts)
     table = "co_linetable" if hasattr(code, "co_linetable") else "co_lnotab"
     names = {"co_qualname": ""} if hasattr(code, "co_qualname") else {}
     return code.replace(co_consts=consts, co_filename="", **{table: b""}, **names)
 
-def dump(value):
-    # as version 2 of marshal's format, which has no references: so the interpreters' dumps are more alike.  It does
-    # not know slices, which are constants since 3.14.
-    if isinstance(value, tuple):
-        return b"(" + len(value).to_bytes(4, "little") + b"".join(map(dump, value))
-    if isinstance(value, slice):
-        return b":" + b"".join(map(dump, (value.start, value.stop, value.step)))
-    data = marshal.dumps(value.replace(co_consts=()) if isinstance(value, type(dump.__code__)) else value, 2)
-    if isinstance(value, type(dump.__code__)):
-        # some numbers and the bytecode come first
-        place = 1 + 4 * (5 if hasattr(value, "co_exceptiontable") else 6) + len(marshal.dumps(value.co_code, 2))
-        data = data[:place] + dump(value.co_consts) + data[place + len(marshal.dumps((), 2)):]
-    return data
-
-def compiled(body):
+def compiled(statements):
     flags = __future__.annotations.compiler_flag
-    return bare(compile(ast.Module(body, []), "ipsec.py", "exec", flags=flags, dont_inherit=True, optimize=2))
+    return marshal.dumps(bare(compile(ast.Module(statements, []), "ipsec.py", "exec", flags=flags, dont_inherit=True,
+                                      optimize=2)))
 
-source, loader, *front = sys.argv[1:]
+source, loader = sys.argv[1:3]
+front, index, *blocks = marshal.loads(bytes.fromhex(sys.argv[3]))
 tree = ast.parse(open(source, encoding="utf-8").read())
 for node in ast.walk(tree):
     if isinstance(node, ast.arg):
         node.annotation = None
     elif isinstance(node, ast.FunctionDef):
         node.returns = None
-first, rest = [], []
-for statement in tree.body[2:]:  # compiled() has __future__: importing it would take 0.1 ms
-    (first if str(statement.lineno) in front else rest).append(statement)
-marshal.dump([importlib.util.MAGIC_NUMBER + marshal.dumps(compiled(first + ast.parse(loader).body)),
-              *(dump(compiled([statement])) for statement in rest)], sys.stdout.buffer)
+
+def within(first, last):
+    # not the docstring, nor the import from __future__, which would take 0.1 ms
+    return [statement for statement in tree.body[2:] if first < statement.lineno <= last]
+
+statements = [statement for lines in front for statement in within(*lines)]
+magic = importlib.util.MAGIC_NUMBER
+rest = [index, *(zlib.compress(compiled(within(*lines)), 9) for lines in blocks)]
+marshal.dump([magic + compiled(statements + ast.parse(loader).body), magic + marshal.dumps(rest, 2)],
+             sys.stdout.buffer, 2)
 """
 
+Lines = tuple[int, int]  # a range of lines of ipsec.py, counted from 0, as a slice has it
 
-def parted(source: Path) -> tuple[list[ast.stmt], list[ast.stmt]]:
-    """The statements of the program: those of the sections in FRONT, and the rest."""
-    text = source.read_text()
-    section, sections = FRONT[0], []
-    for line in text.splitlines():
+
+def parted(source: Path) -> tuple[list[Lines], list[Lines]]:
+    """Return the ranges of lines of the front, and those of the blocks: one for each subsection of other sections."""
+    text = source.read_text().splitlines()
+    starts = [(0, FRONT[0])]
+    section = FRONT[0]
+    for number, line in enumerate(text):
         if banner := re.match(r"# (\d+)\. ", line):
             section = int(banner[1])
-        sections.append(section in FRONT)
-    _, _, *body = ast.parse(text).body  # without the docstring and the import from __future__
-    return ([statement for statement in body if sections[statement.lineno - 1]],
-            [statement for statement in body if not sections[statement.lineno - 1]])
+            starts.append((number - 1, section))  # the ruler stands above it
+        elif line.startswith("# --- "):
+            starts.append((number, section))
+    ends = [start for start, _ in starts[1:]] + [len(text)]
+    ranges = [((start, end), section) for (start, section), end in zip(starts, ends)]
+    return ([lines for lines, section in ranges if section in FRONT],
+            [lines for lines, section in ranges if section not in FRONT])
 
 
 def globals_of(code: CodeType) -> Iterator[str]:
-    """The global names that a code object uses, and those within it."""
+    """Yield the global names that a code object uses, and those that the code objects within it use."""
     for instruction in dis.get_instructions(code):
-        if "GLOBAL" in instruction.opname or instruction.opname == "LOAD_NAME":
+        if "GLOBAL" in instruction.opname or instruction.opname in ("LOAD_NAME", "STORE_NAME"):
             yield instruction.argval
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
             yield from globals_of(inner)
 
 
-def needs(source: Path) -> dict[str, int]:
-    """Which statements of the rest a command needs, as the bits of a number, by each name of the command.
+def command_lines(source: Path) -> dict[str, int]:
+    """Return for each name of a command the line, counted from 1, at which its function begins.
 
-    A statement needs those that bind the names it uses, and those that add to a table, list or set that it binds (as
-    a decorator does).  To see who adds to what, the program is loaded here, statement by statement.  What the front
-    uses of the rest does not count: it calls load_rest() before.
+    The program is imported for it: some commands are registered in a loop.
     """
-    front, rest = parted(source)
-    module: dict[str, Any] = {"__name__": "ipsec", "__annotations__": {}}
-    commands: dict[str, int] = {}
+    script = ("import runpy, sys; commands = runpy.run_path(sys.argv[1], run_name='ipsec')['COMMANDS']; "
+              "print(*(f'{name} {entry.function.__code__.co_firstlineno}' for name, entry in commands.items()), sep='\\n')")
+    asked = subprocess.run([sys.executable, "-ISBc", script, str(source)], check=True, capture_output=True, text=True)
+    return {name: int(line) for name, line in (row.split() for row in asked.stdout.splitlines())}
+
+
+def needs(source: Path) -> dict[str, int]:
+    """Return for each name of a command the blocks that it needs, as the bits of a number.
+
+    A command needs its own block; a block needs those that bind the global names its code uses.
+    """
+    _, blocks = parted(source)
     binds: dict[str, set[int]] = {}
-    uses: dict[int, set[str]] = {}
-    added: dict[int, set[int]] = {}
-    for statement in sorted([*front, *rest], key=lambda statement: statement.lineno):
-        before, before_commands = dict(module), set(module.get("COMMANDS", ()))
-        sizes = {name: len(value) for name, value in before.items() if isinstance(value, (dict, list, set))}
-        code = compile(ast.Module([statement], []), source.name, "exec", dont_inherit=True, optimize=2,
-                       flags=__future__.annotations.compiler_flag)
-        exec(code, module)
-        if statement in front:
+    uses: list[set[str]] = [set() for _ in blocks]
+    for statement in ast.parse(source.read_text()).body:
+        numbers = [number for number, (first, last) in enumerate(blocks) if first < statement.lineno <= last]
+        if not numbers:
             continue
-        number = rest.index(statement)
-        uses[number] = set(globals_of(code))
-        commands.update((name, number) for name in module.get("COMMANDS", ()) if name not in before_commands)
-        for name, value in module.items():
-            if name not in before or value is not before[name]:
-                binds.setdefault(name, set()).add(number)
-            elif name in sizes and len(value) > sizes[name]:
-                for owner in binds.get(name, ()):
-                    added.setdefault(owner, set()).add(number)
-    found = {}
-    for name, number in commands.items():
-        needed, new = set(), {number}
+        (number,) = numbers
+        code = compile(ast.Module([statement], []), source.name, "exec", dont_inherit=True,
+                       flags=__future__.annotations.compiler_flag)
+        for instruction in dis.get_instructions(code):
+            if instruction.opname == "STORE_NAME":
+                binds.setdefault(instruction.argval, set()).add(number)
+        uses[number].update(globals_of(code))
+    needed_by = {}
+    for name, line in command_lines(source).items():
+        needed: set[int] = set()
+        new = {number for number, (first, last) in enumerate(blocks) if first < line <= last}
         while new:
             needed |= new
-            new = {other for one in new for other in added.get(one, set()).union(
-                *(binds.get(used, set()) for used in uses[one]))} - needed
-        found[name] = sum(1 << one for one in needed)
-    return found
+            new = {other for block in new for used in uses[block] for other in binds.get(used, ())} - needed
+        needed_by[name] = sum(1 << block for block in needed)
+    return needed_by
 
 
-def compiled(python: Path, source: Path, loader: str) -> list[bytes]:
-    """The source compiled by one interpreter: what is loaded at the start, with its magic number, then the rest."""
-    front = [str(statement.lineno) for statement in parted(source)[0]]
-    words = [str(python), "-s", "-S", "-X", "no_debug_ranges", "-c", COMPILE, str(source), loader, *front]
+def compiled(python: Path, source: Path, layout: bytes) -> list[bytes]:
+    """Return the front and the rest as one interpreter compiles them, each with its magic number.
+
+    `layout` is the content of bytecode/source.
+    """
+    words = [str(python), "-s", "-S", "-X", "no_debug_ranges", "-c", COMPILE, str(source), LOADER, layout.hex()]
     data = subprocess.run(words, env={"PYTHONHASHSEED": "0", "PATH": "/usr/bin:/bin"}, check=True,
                           stdout=subprocess.PIPE).stdout
     return marshal.loads(data)  # type: ignore[no-any-return]
 
 
-def lineage(version: str, found: Collection[str]) -> list[str]:
-    """The interpreter whose rest is kept whole, and those whose differences lead from there to the version's."""
-    base = BUILT_ON[version]
-    while base and base not in found:
-        base = BUILT_ON[base]
-    return [*(lineage(base, found) if base else ()), version]
-
-
 def bytecode(source: Path, found: Mapping[str, Path]) -> Iterator[tuple[str, bytes]]:
-    """The source compiled by these interpreters: names in the archive, and contents."""
-    needed = needs(source)
-    members: dict[tuple[int, ...], list[int]] = {}
-    for number in range(len(parted(source)[1])):
-        members.setdefault(tuple(needed[name] >> number & 1 for name in BLOCKS_FOR), []).append(number)
-    rests = {}
+    """Yield names and contents of the archive's members below bytecode/, compiled by these interpreters."""
+    front, blocks = parted(source)
+    layout = marshal.dumps([front, needs(source), *blocks], FORMAT)
+    yield "bytecode/source", layout
+    yield "loader.py", LOADER.encode()
     for version, python in found.items():
-        tags = tuple(map(tag_of, lineage(version, found)))
-        front, *rests[version] = compiled(python, source, LOADER.format(tags=tags, size=DICTIONARY))
-        yield f"bytecode/{tag_of(version)}.front", front
-    for version, rest in rests.items():
-        blocks = [[rest[number] for number in numbers] for numbers in members.values()]
-        *_, base = ["", *lineage(version, found)[:-1]]
-        content = ([list(differences([rests[base][number] for number in numbers], block))
-                    for numbers, block in zip(members.values(), blocks)] if base else
-                   [packed((needed, list(members.values()))), *map(packed, blocks)])
-        yield f"bytecode/{tag_of(version)}.rest", marshal.dumps(content, FORMAT)
-
-
-def differences(base: Sequence[bytes], block: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
-    """The block in pieces, each compressed with what the base has at that place as dictionary; where that begins."""
-    known = marshal.dumps(list(base), FORMAT)
-    piece = marshal.dumps([None] * len(block), FORMAT)[:-len(block)]  # the head of the list
-    begin = end = len(piece)
-    for before, code in zip([*base, b""], [*block, None]):
-        if code is None or len(piece) > PIECE:
-            start = max(0, min((begin + end - DICTIONARY) // 2, len(known) - DICTIONARY))
-            deflate = zlib.compressobj(9, memLevel=9, zdict=known[start:start + DICTIONARY])
-            yield start, deflate.compress(piece) + deflate.flush()
-            begin, piece = end, b""
-        if code is not None:
-            piece += marshal.dumps(code, FORMAT)
-            end += len(marshal.dumps(before, FORMAT))
-
-
-def packed(value: Any) -> bytes:
-    """A value as all interpreters can read it, compressed."""
-    deflate = zlib.compressobj(9, memLevel=9)
-    return deflate.compress(marshal.dumps(value, FORMAT)) + deflate.flush()
+        front_code, rest = compiled(python, source, layout)
+        yield f"bytecode/{tag_of(version)}.front", front_code
+        yield f"bytecode/{tag_of(version)}.rest", rest
 
 
 def say_interpreters(taken: Collection[str]) -> None:
-    """Tell for which interpreters there is bytecode."""
-    found = interpreters()
-    for version in TARGETS:
-        if version in taken:
-            say(f"bytecode for CPython {version} by {found[version]}")
-        else:
-            say(f"{'no room for bytecode of' if version in found else 'no'} CPython {version}: from the source there")
+    """Print for which interpreters there is bytecode, and for which there is none."""
+    others = [version for version in TARGETS if version not in taken]
+    text = f"starts fast on Python {', '.join(taken) or '(none)'}"
+    if others:
+        text += f"; slower on {', '.join(others)}: install them here to include them"
+    say(text)
 
 
 # --- the archive ----------------------------------------------------------------------------------------------------
@@ -480,8 +465,22 @@ def embed(library: Path, names: Sequence[str], target: Path) -> None:
                 shutil.copyfile(path, place)
 
 
-def make_archive(target: Path) -> None:
-    """Write the archive.  Runs in .venv, where shiv is."""
+def wanted_interpreters(versions: str) -> dict[str, Path]:
+    """Return the interpreters of a list such as `3.11,3.13`, or all that are found if it is empty.
+
+    Raises SystemExit if one is not found.
+    """
+    all_found = interpreters()
+    if not versions:
+        return all_found
+    for version in versions.split(","):
+        if version not in all_found:
+            raise stop(f"--for {version}: no CPython {version} is installed here (found: {', '.join(all_found)})")
+    return {version: path for version, path in all_found.items() if version in versions.split(",")}
+
+
+def make_archive(target: Path, versions: str) -> None:
+    """Write the archive with bytecode for these interpreters.  Runs in .venv, where shiv is."""
     with tempfile.TemporaryDirectory() as scratch:
         packages, library = Path(scratch, "packages"), Path(scratch, "library")
         packages.mkdir()
@@ -489,12 +488,8 @@ def make_archive(target: Path) -> None:
             zipfile.ZipFile(wheel).extractall(library)
         if names := embedded_modules(SOURCE):
             embed(library, names, packages)
-        found = interpreters()
-        for spared in ("", *SPARED):
-            found.pop(spared, None)
-            pack(target, packages, dict(own_files(found)), Path(scratch, "packed"))
-            if target.stat().st_size <= SIZE_LIMIT:
-                break
+        found = wanted_interpreters(versions)
+        pack(target, packages, dict(own_files(found)), Path(scratch, "packed"))
     say_interpreters(found)
 
 
@@ -530,7 +525,7 @@ def write_zip(target: Path, entries: dict[str, bytes]) -> None:
                 entry = zipfile.ZipInfo(name, time.gmtime(EPOCH)[:6])
                 entry.create_system = 3  # Unix: the modes count
                 entry.external_attr = 0o100644 << 16
-                stored = name == "__main__.py" or name.endswith(".rest")  # the latter is compressed in itself
+                stored = name == "__main__.py" or name.endswith(".rest")  # a .rest holds compressed blocks
                 entry.compress_type = zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED
                 archive.writestr(entry, entries[name], compresslevel=9)
     target.chmod(0o755)
@@ -557,7 +552,10 @@ def version_of(package: str) -> str:
 
 
 def build(arguments: Sequence[str] = ()) -> None:
-    """Write ./ipsec.pyz, whole or not at all."""
+    """Write ./ipsec.pyz, whole or not at all.  With `--for 3.11,3.13`, bytecode for these interpreters only."""
+    if arguments and (arguments[0] != "--for" or len(arguments) != 2):
+        raise stop("usage: build.py [build --for VERSION[,VERSION...]]")
+    versions = arguments[1] if arguments else ""
     install("builder.txt", "shiv-info")
     if len(wheels("embedded.txt")) < len(pinned("embedded.txt")):
         say("fetching what vendor/embedded.txt pins")
@@ -565,11 +563,12 @@ def build(arguments: Sequence[str] = ()) -> None:
     aside = ARCHIVE.with_name(f".{ARCHIVE.name}.{os.getpid()}")
     try:
         # PYTHONHASHSEED, locale and the like of the caller do not reach it
-        call([venv_python(), "-I", __file__, "archive", aside])
+        call([venv_python(), "-I", __file__, "archive", aside, versions])
         smoke(aside)
         size = aside.stat().st_size
-        if size > SIZE_LIMIT:
-            raise stop(f"ipsec.pyz would have {size} bytes, more than {SIZE_LIMIT}")
+        limit = SMALL_LIMIT if versions and "," not in versions else SIZE_LIMIT
+        if size > limit:
+            raise stop(f"ipsec.pyz would have {size} bytes, more than {limit}")
         os.replace(aside, ARCHIVE)
     finally:
         aside.unlink(missing_ok=True)
@@ -624,7 +623,7 @@ def bench(arguments: Sequence[str]) -> None:
 
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "build": build, "test": test, "check": check, "bench": bench, "clean": clean,
-    "archive": lambda arguments: make_archive(Path(arguments[0])),  # build's own, inside .venv
+    "archive": lambda arguments: make_archive(Path(arguments[0]), arguments[1]),  # build's own, inside .venv
 }
 
 
@@ -633,7 +632,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verb", nargs="?", default="build", choices=VERBS, metavar="VERB")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARG")
-    words = parser.parse_args()
+    argv = sys.argv[1:]
+    words = parser.parse_args(["build", *argv] if argv[:1] == ["--for"] else argv)
     VERBS[words.verb](words.arguments)
 
 

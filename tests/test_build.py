@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import csv
 import hashlib
@@ -54,7 +55,7 @@ def test_second_build_is_identical_and_needs_no_network(checkout: Path, pyz: Pat
 
 
 def test_size_and_shiv_info(pyz: Path) -> None:
-    assert pyz.stat().st_size <= 1_000_000
+    assert pyz.stat().st_size <= build.SIZE_LIMIT == 1_800_000
     told = run(build.VENV / "bin/shiv-info", "--json", pyz, check=True)
     about = json.loads(told.stdout)
     assert about["entry_point"] == "ipsec:main" and about["shiv_version"] == build.version_of("shiv")
@@ -89,11 +90,9 @@ def linkup(host: Host, args: Args) -> int:
 
 @pytest.fixture(scope="module")
 def routing(checkout: Path) -> Path:
-    """An archive whose program uses more of pyroute2 than ours, and may be larger for it."""
-    source, builder = checkout / "ipsec.py", checkout / "build.py"
-    text, building = source.read_text(), builder.read_text()
-    assert "SIZE_LIMIT = 1_000_000\n" in building
-    builder.write_text(building.replace("SIZE_LIMIT = 1_000_000\n", "SIZE_LIMIT = 1_200_000\n"))
+    """An archive whose program uses more of pyroute2 than ipsec.py does."""
+    source = checkout / "ipsec.py"
+    text = source.read_text()
     banner = text.index("# 12. Dispatch")
     source.write_text(text[:text.rindex("# ====", 0, banner)] + USES_PYROUTE2 + text[text.rindex("# ====", 0, banner):])
     try:
@@ -101,7 +100,6 @@ def routing(checkout: Path) -> Path:
         return shutil.copy(checkout / "ipsec.pyz", checkout.parent / "routing.pyz")
     finally:
         source.write_text(text)
-        builder.write_text(building)
 
 
 def test_pyroute2_works_from_the_archive(routing: Path, alone: list[str]) -> None:
@@ -143,17 +141,51 @@ def test_only_what_can_be_imported_is_embedded(routing: Path, pyz: Path) -> None
 
 def test_bytecode_for_every_interpreter_found(pyz: Path) -> None:
     with zipfile.ZipFile(pyz) as archive:
-        packed = [name for name in archive.namelist() if name.startswith("bytecode/")]
-    found = build.interpreters()
-    tags = {build.tag_of(version) for version in found}
-    if "3.14" in found:  # there may be no room for all
-        tags &= {name[len("bytecode/"):-len(".front")] for name in packed} | tags - set(map(build.tag_of, build.SPARED))
-    assert {name[len("bytecode/"):-len(".front")] for name in packed if name.endswith(".front")} == tags
-    rests = [name[len("bytecode/"):-len(".rest")] for name in packed if name.endswith(".rest")]
-    assert sorted(rests) == sorted(tags)
+        packed = {name for name in archive.namelist() if name.startswith("bytecode/")}
+    interpreters = build.interpreters()
+    tags = map(build.tag_of, interpreters)
+    assert packed == {"bytecode/source", *(f"bytecode/{tag}.{part}" for tag in tags for part in ("front", "rest"))}
     wanted = run(PYTHON, "ipsec.py", "help", cwd=TOP, check=True).stdout
-    for python in found.values():
+    for python in interpreters.values():
         assert run(python, pyz, "help", check=True).stdout == wanted
+
+
+def test_a_small_archive_is_for_the_interpreters_that_are_named(checkout: Path) -> None:
+    version = next(iter(build.interpreters()))
+    result = run(PYTHON, "build.py", "--for", version, cwd=checkout, check=True)
+    assert f"starts fast on Python {version}; slower on " in result.stdout
+    with zipfile.ZipFile(checkout / "ipsec.pyz") as archive:
+        packed = {name for name in archive.namelist() if name.startswith("bytecode/")}
+    assert packed == {"bytecode/source", *(f"bytecode/{build.tag_of(version)}.{part}" for part in ("front", "rest"))}
+    assert (checkout / "ipsec.pyz").stat().st_size <= build.SMALL_LIMIT == 650_000
+    result = run(PYTHON, "build.py", "--for", "3.8", cwd=checkout)
+    assert (result.returncode, result.stderr.startswith("build.py: --for 3.8: ")) == (1, True)
+
+
+def without_bytecode(archive: Path, target: Path, kept: bytes | None = None) -> Path:
+    """Copy an archive without its bytecode, or with the magic number `kept` in its place."""
+    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(target, "w") as copy:
+        for entry in source.infolist():
+            if not entry.filename.endswith((".front", ".rest")):
+                copy.writestr(entry, source.read(entry))
+            elif kept is not None:
+                copy.writestr(entry, kept + source.read(entry)[4:])
+    return target
+
+
+OLD = [path for path in sorted(Path.home().glob(".pyenv/versions/*/bin/python"))
+       if path.parts[-3].startswith(("2.7.", "3.6.", "3.7.", "3.8."))]
+
+
+def test_an_old_python_is_told_what_is_needed(pyz: Path) -> None:
+    """One line, status 1, no traceback: with a real old interpreter where there is one, and by its syntax."""
+    for python in OLD:
+        result = run(python, pyz, "barf")
+        version = python.parts[-3]
+        line = f"ipsec needs Python 3.9 or later; this is {version} ("
+        assert (result.returncode, result.stdout) == (1, ""), version
+        assert result.stderr.startswith(line) and result.stderr.count("\n") == 1, result.stderr
+    ast.parse(build.MAIN, feature_version=(3, 4))
 
 
 def test_newest_of_each_version_is_taken_whatever_the_order_of_path(tmp_path: Path,
@@ -181,22 +213,16 @@ try:
     runpy.run_path({str(archive)!r}, run_name="__main__")
 finally:
     module = sys.modules["ipsec"]
-    print("source" if getattr(module, "__spec__", None) else "bytecode")
+    print("source" if module.run.__code__.co_filename else "bytecode")
 """
     return run(python, "-I", "-c", script, check=True).stdout.split()[-1]
 
 
 def test_bytecode_is_used_and_foreign_bytecode_is_not(pyz: Path, tmp_path: Path) -> None:
     assert origin(PYTHON, pyz) == "bytecode"
-    changed = tmp_path / "ipsec.pyz"
-    for how in ("gone", "of another magic number"):
-        with zipfile.ZipFile(pyz) as source, zipfile.ZipFile(changed, "w") as target:
-            for entry in source.infolist():
-                if not entry.filename.startswith("bytecode/"):
-                    target.writestr(entry, source.read(entry))
-                elif how != "gone":
-                    target.writestr(entry, b"\x00\x00\r\n" + source.read(entry)[4:])
-        assert origin(PYTHON, changed) == "source", how
+    for number, kept in enumerate((None, b"\0\0\r\n")):
+        changed = without_bytecode(pyz, tmp_path / f"{number}.pyz", kept)
+        assert origin(PYTHON, changed) == "source", kept
 
 
 HOSTILE = "open({mark!r}, 'a').write(__name__ + '\\n'); raise SystemExit('hostile module ' + __name__)\n"
@@ -280,49 +306,45 @@ exec env -i "$0" "$1" barf --section version --section nftables --section uptime
     assert os.listdir(home) == []
 
 
-WITHOUT = """
-import builtins, dis, runpy, sys, types
-archive, name = sys.argv[1:]
-sys.path.insert(0, archive)
-import os
+def loaded_for(python: str | Path, archive: Path, name: str) -> list[str]:
+    """Return the functions and classes that are there once a command is loaded, in the order of the file."""
+    script = f"""
+import os, runpy, sys
 os._exit = lambda status: None
+sys.path.insert(0, {str(archive)!r})
 sys.argv = ["ipsec", "--directory"]
-runpy.run_path(archive, run_name="__main__")
+runpy.run_path({str(archive)!r}, run_name="__main__")
 module = sys.modules["ipsec"]
-known = set(vars(module))
-module.load_rest(name)
-loaded = vars(module)
-assert name in module.COMMANDS, "not registered"
-
-def used(code):
-    for each in dis.get_instructions(code):
-        if "GLOBAL" in each.opname:
-            yield each.argval
-    for inner in code.co_consts:
-        if isinstance(inner, types.CodeType):
-            yield from used(inner)
-
-def codes(value):
-    if isinstance(value, types.FunctionType):
-        yield value.__code__
-    elif isinstance(value, (staticmethod, classmethod)):
-        yield value.__func__.__code__
-    elif isinstance(value, property):
-        yield value.fget.__code__
-    elif isinstance(value, type) and value.__module__ == "ipsec":
-        for each in vars(value).values():
-            yield from codes(each)
-
-values = [value for name, value in list(loaded.items()) if name not in known]
-values += [entry.function for entry in set(module.COMMANDS.values())]
-missing = {name for value in values for code in codes(value) for name in used(code)} - set(loaded) - set(dir(builtins))
-print(len(values), *sorted(missing))
+module.load_rest({name!r})
+assert {name!r} in module.COMMANDS, "not registered"
+print(*(name for name, value in vars(module).items() if getattr(value, "__module__", "") == "ipsec"))
 """
+    return run(python, "-I", "-c", script, check=True).stdout.splitlines()[-1].split()
 
 
-@pytest.mark.parametrize("name", sorted(build.needs(build.SOURCE)))
-def test_what_a_command_needs_is_loaded_for_it(pyz: Path, name: str) -> None:
-    """All global names that are used by what is loaded for a command are there, and it is not everything."""
-    said = run(PYTHON, "-I", "-c", WITHOUT, pyz, name, check=True).stdout.splitlines()[-1].split()
-    assert said[1:] == []
-    assert int(said[0]) < 550, "all is loaded, so nothing is proved"
+def test_a_command_loads_the_blocks_that_it_needs(pyz: Path, tmp_path: Path) -> None:
+    """And no others; the same ones from bytecode and from the source."""
+    loaded = loaded_for(PYTHON, pyz, "nsslist")
+    assert "NssDatabase" in loaded or "NssReader" in loaded
+    assert not {"Updown", "find_service", "verify_command"} & set(loaded)
+    assert loaded_for(PYTHON, without_bytecode(pyz, tmp_path / "ipsec.pyz"), "nsslist") == loaded
+
+
+def test_every_command_has_blocks_and_every_block_what_it_uses() -> None:
+    """The index: all registered names, and for each a set of blocks that is closed under the names they use."""
+    names = run(PYTHON, "-c", "import ipsec; print(*ipsec.COMMANDS)", cwd=TOP, check=True).stdout.split()
+    _, blocks = build.parted(build.SOURCE)
+    text = build.SOURCE.read_text()
+    index = build.needs(build.SOURCE)
+    assert set(index) == set(names)
+    tree = ast.parse(text)
+    place = {name: number for number, (first, last) in enumerate(blocks) for statement in tree.body
+             if first < statement.lineno <= last for name in [getattr(statement, "name", None)] if name}
+    for name, bits in index.items():
+        for statement in tree.body:
+            own = [number for number, (first, last) in enumerate(blocks) if first < statement.lineno <= last]
+            if own and bits >> own[0] & 1:
+                used = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
+                code = compile(ast.Module([statement], []), "ipsec.py", "exec", dont_inherit=True, flags=0x1000000)
+                used &= set(build.globals_of(code))
+                assert all(bits >> place[other] & 1 for other in used if other in place), (name, statement.lineno)
