@@ -366,7 +366,8 @@ def command_lines(source: Path) -> dict[str, int]:
     The program is imported for it: some commands are registered in a loop.
     """
     script = ("import runpy, sys; commands = runpy.run_path(sys.argv[1], run_name='ipsec')['COMMANDS']; "
-              "print(*(f'{name} {entry.function.__code__.co_firstlineno}' for name, entry in commands.items()), sep='\\n')")
+              "print(*(f'{name} {entry.function.__code__.co_firstlineno}' for name, entry in commands.items()), "
+              "sep='\\n')")
     asked = subprocess.run([sys.executable, "-ISBc", script, str(source)], check=True, capture_output=True, text=True)
     return {name: int(line) for name, line in (row.split() for row in asked.stdout.splitlines())}
 

@@ -292,8 +292,10 @@ def test_states_are_those_of_iproute2_without_the_keys(release: str, root: Calla
               "python3 /root/ours.py keys -s >/root/ours.keys", "python3 /root/ours.py raw 6 18 24 /root/raw",
               "python3 /root/ours.py flush", "ip xfrm state >/root/left"]
     result = uml(machine, "\n".join(script) + "\n")
-    assert result.stderr == ""
-    assert machine.read("/root/theirs").count("src ") >= len(adds)
+    no_espintcp = "Error: Unsupported encapsulation type for ESP.\n"  # user-mode-linux 7.2 is built without
+    refused = result.stderr.count(no_espintcp)
+    assert result.stderr == no_espintcp * refused and refused <= 1
+    assert machine.read("/root/theirs").count("src ") >= len(adds) - refused
     same(expected(machine.read("/root/theirs.s")), machine.read("/root/ours.s"))
     same(expected(machine.read("/root/theirs")), machine.read("/root/ours"))
     same(machine.read("/root/theirs.s"), machine.read("/root/ours.keys"))

@@ -11,6 +11,7 @@ from typing import Callable
 
 import pytest
 
+from ..ground import uml
 from ..ground.gateways import NAMES, Gateways
 from ..ground.machine import PYZ, Machine, wait_for
 
@@ -340,11 +341,12 @@ conn tunnel
 @pytest.mark.parametrize("release", ["bookworm"])
 def test_packets_of_a_tunnel_arrive_on_the_group(gateways: Gateways) -> None:
     """Pluto runs our _updown; three pings and their answers are seen in clear at both ends, on the group for all and on
-    the connection's. The kernel with ESP has only the older flavour of iptables."""
+    the connection's. Kernels with ESP up to 6.12 have only the older flavour of iptables, 7.2 only the newer one."""
+    flavour = "legacy" if int(uml.version().split(".")[0]) < 7 else "nft"
     for name in NAMES:
         for program in ("iptables", "ip6tables"):
             gateways.step(f"{name}-{program}", name, ["update-alternatives", "--set", program,
-                                                      f"/usr/sbin/{program}-legacy"])
+                                                      f"/usr/sbin/{program}-{flavour}"])
         gateways.write(name, "ipsec.conf", TUNNEL)
         gateways.write(name, "ipsec.secrets", '@west @east : PSK "CaptureThePackets"\n', 0o600)
         gateways.step(f"{name}-nss", name, ["certutil", "-N", "-d", "sql:/var/lib/ipsec/nss", "--empty-password"])
