@@ -91,6 +91,10 @@ class TimedOut(Failure):
     """Something did not answer in its time."""
 
 
+class Denied(Failure):
+    """The system refused a right to a program that was run."""
+
+
 if not TYPE_CHECKING:
 
     class Record:
@@ -8585,6 +8589,7 @@ def version_line(host: Host) -> str:
 # How a section ended
 OUTCOMES = ("ok", "absent", "denied", "failed", "timeout")
 INCOMPLETE = OUTCOMES[2:]
+FAILED = OUTCOMES[3:]
 PIPE_SIZE = 1 << 20  # F_SETPIPE_SZ allows an unprivileged process that much (pipe(7))
 MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 
@@ -8649,6 +8654,21 @@ class ReportSection(Record):
     data: Callable[[Report], Iterable[object]] | None = None
 
 
+def outcome_of(error: Exception) -> tuple[str, str]:
+    """Return how a section ended by this error, one of OUTCOMES, and the line that says so in its text."""
+    text = error_text(error)
+    if isinstance(error, (PermissionError, Denied)) or (isinstance(error, NoPluto) and error.hint == NOT_ALLOWED):
+        return "denied", f"denied: {text}"
+    if isinstance(error, (Missing, NoPluto, FileNotFoundError, NotADirectoryError)):
+        return "absent", text
+    if isinstance(error, TimedOut):
+        return "timeout", text
+    if isinstance(error, (Failure, OSError)):
+        return "failed", text
+    # the text of an unforeseen exception may hold what must not be shown
+    return "failed", f"internal error: {type(error).__name__}; please report it"
+
+
 class Report:
     """What the sections need to know: the host, the redaction, and the words of the command line."""
 
@@ -8694,16 +8714,8 @@ class Report:
             if problems:
                 raise problems[0]
             return "ok"
-        except (Missing, NoPluto, FileNotFoundError, NotADirectoryError) as error:
-            outcome, text = "absent", error_text(error)
-        except PermissionError as error:
-            outcome, text = "denied", error_text(error)
-        except TimedOut as error:
-            outcome, text = "timeout", error_text(error)
-        except (Failure, OSError) as error:
-            outcome, text = "failed", error_text(error)
-        except Exception as error:  # a report goes on; the text of the unforeseen may hold what must not be shown
-            outcome, text = "failed", f"internal error: {type(error).__name__}; please report it"
+        except Exception as error:  # a report goes on
+            outcome, text = outcome_of(error)
         write(clean(f"{'' if piece.endswith(chr(10)) else chr(10)}{text}\n"))
         return outcome
 
@@ -8979,6 +8991,29 @@ def completeness(host: Host, name: str, ended: Mapping[str, Sequence[str]], outc
     return ERROR if lacking else OK
 
 
+# The capability that each section needs of root, with its number in linux/capability.h; the others need the first
+NET_ADMIN, SYSLOG = ("NET_ADMIN", 12), ("SYSLOG", 34)
+CAPABILITIES = {"klog": SYSLOG}
+
+
+def missing_rights(host: Host, name: str, sections: Sequence[str]) -> str:
+    """Return one line about the sections that the system refused to a report: how many, and how to get them."""
+    count = f"{len(sections)} section{'s' * (len(sections) != 1)}"
+    verb = "need" if len(sections) != 1 else "needs"
+    if not host.superuser:
+        own = sys.argv[0]
+        python = [] if "/" in own and os.access(own, os.X_OK) else ["python3"]
+        return f"{name}: {count} {verb} root: {shell_words(['sudo', *python, *sys.argv])}"
+    effective = next((int(line.split()[1], 16) for line in host.lines("/proc/self/status")
+                      if line.startswith("CapEff:")), -1)
+    wanted = dict.fromkeys(CAPABILITIES.get(section, NET_ADMIN) for section in sections)
+    lacking = [capability for capability, number in wanted if not effective >> number & 1]
+    if not lacking:
+        return f"{name}: {count} denied: {', '.join(sections)}"
+    options = " ".join(f"--cap-add {capability}" for capability in lacking)
+    return f"{name}: {count} {verb} more rights than root has here: start the container with {options}"
+
+
 def text_of_lines(lines: Iterable[str]) -> Iterator[str]:
     """Lines as pieces of text."""
     return in_pieces(f"{line}\n" for line in lines)
@@ -8989,10 +9024,30 @@ def date_line() -> str:
     return time.strftime("%a %b %e %H:%M:%S %Z %Y")
 
 
+# What programs print where the system refuses a right, in the C locale: EPERM, EACCES, and journalctl(1)'s words
+REFUSALS = ("Operation not permitted", "Permission denied", "insufficient permissions")
+
+
+def denied_if_refused(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the output of a program.  Raises Denied if it fails and its last words name a refused right."""
+    end = b""
+    try:
+        for data in chunks:
+            end = (end + data)[-1000:]
+            yield data
+    except (Missing, TimedOut):
+        raise
+    except Failure as failure:
+        if any(words in decode(end) for words in REFUSALS):
+            raise Denied(failure.message) from None
+        raise
+
+
 def program_output(*argv: str, hint: str = "") -> Callable[[Report], Iterator[str]]:
-    """What a program says."""
-    return lambda report: map(decode, whole_lines(
-        report.host.stream(argv, timeout=report.program_timeout, hint=hint)))
+    """Return a body that yields the output of a program.  The body raises Failure if the program fails, Denied if the
+    system refused it a right."""
+    return lambda report: map(decode, whole_lines(denied_if_refused(
+        report.host.stream(argv, timeout=report.program_timeout, hint=hint))))
 
 
 def resolved(name: str) -> tuple[str, list[str]]:
@@ -9007,9 +9062,11 @@ def resolved(name: str) -> tuple[str, list[str]]:
 
 
 def has_database(host: Host) -> None:
-    """Raises Missing when there is no NSS database."""
-    if not host.exists(f"{host.nssdir}/cert9.db"):
-        raise Missing(f"{host.nssdir}: no NSS database")
+    """Raises Missing if there is no NSS database, PermissionError if this process may not read it."""
+    try:
+        os.close(host.open(f"{host.nssdir}/cert9.db"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise Missing(f"{host.nssdir}: no NSS database") from None
 
 
 def certificate_lines(host: Host) -> Iterator[str]:
@@ -9023,13 +9080,32 @@ NFT_FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6
 
 
 def nft_ruleset(report: Report) -> Iterator[str]:
-    """The ruleset of nftables: what nft says or, where there is no nft, what the kernel has: tables, chains, and rules
-    as the expressions of nf_tables, much as `nft --debug=netlink` shows them."""
+    """Yield the ruleset of nftables as nft prints it or, on a host without nft, as the kernel has it.
+
+    Raises Failure; OSError, PermissionError among them, with the kernel's answer.
+    """
     if report.host.which("nft"):
         yield from program_output("nft", "list", "ruleset")(report)
         return
-    nftables = pyroute2_module("pyroute2.nftables.main", "listing nftables without nft")
+    feature = "listing nftables without nft"
+    nftables = pyroute2_module("pyroute2.nftables.main", feature)
+    errors = pyroute2_module("pyroute2.netlink.exceptions", feature)
     yield "nft: no such program on this host; this is the kernel's own form\n"
+    try:
+        yield from nft_objects(nftables)
+    except errors.NetlinkDumpInterrupted:
+        raise Failure("nf_tables: the rules changed while the kernel listed them", hint="try again") from None
+    except errors.NetlinkError as error:  # none of pyroute2's exceptions is an OSError
+        raise OSError(error.code, os.strerror(error.code), "nf_tables") from None
+    except errors.NetlinkDecodeError:
+        raise Failure("nf_tables: pyroute2 can't decode the kernel's answer") from None
+
+
+def nft_objects(nftables: Any) -> Iterator[str]:
+    """Yield tables, chains, and rules as the expressions of nf_tables, much as `nft --debug=netlink` shows them.
+
+    Raises OSError and the exceptions of pyroute2.
+    """
     with nftables.NFTables(nfgen_family=0) as link:
         for kind, found in (("table", link.get_tables()), ("chain", link.get_chains()), ("rule", link.get_rules())):
             for entry in found:
@@ -10852,12 +10928,15 @@ def pluto_log(report: Report) -> Iterator[str]:
     """What pluto logged: its own logfile=, the journal, else the system log that has it; all of them that exist."""
     host, found = report.host, False
     since = report.since
+    denied: Exception | None = None
     logfile = report.config.setup("logfile")
     if logfile:
         yield f"==> {logfile} <==\n"
         try:
             yield from log_text(report, logfile, since, mine=True)
             found = True
+        except PermissionError as error:
+            denied = error
         except OSError as error:
             yield error_text(error) + "\n"
     where = [] if host.live else ["-D", host.path("/var/log/journal")]
@@ -10865,11 +10944,13 @@ def pluto_log(report: Report) -> Iterator[str]:
         argv = ["journalctl", *where, "-u", "ipsec.service", "--no-pager", "-q", "--since",
                 f"@{int(since or time.time() - 86400)}"]
         try:
-            for text in shortened_log(report, split_lines(host.stream(argv))):
+            for text in shortened_log(report, split_lines(denied_if_refused(host.stream(argv)))):
                 if not found:
                     yield f"==> {' '.join(argv)} <==\n"
                 found = True
                 yield text
+        except Denied as failure:
+            denied = failure
         except Failure as failure:
             yield f"{failure}\n"
     for name in () if found else SYSLOGS:
@@ -10877,6 +10958,8 @@ def pluto_log(report: Report) -> Iterator[str]:
             yield f"==> {name} <==\n"
             yield from log_text(report, name, since, mine=False)
             return
+    if denied:
+        raise denied
     if not found:
         raise Missing("no messages of pluto: no logfile= in the configuration, no journal of ipsec.service, no start "
                       "in " + ", ".join(SYSLOGS))
@@ -10977,7 +11060,7 @@ def l2tp(*words: str) -> Callable[[Report], Iterator[str]]:
     """What `ip l2tp show` tells; nothing when the kernel has no L2TP."""
     def body(report: Report) -> Iterator[str]:
         if report.host.isdir("/sys/module/l2tp_core"):
-            yield report.host.run(["ip", "l2tp", "show", *words]).text
+            yield from program_output("ip", "l2tp", "show", *words)(report)
     return body
 
 
@@ -10990,6 +11073,9 @@ def nss_program(name: str) -> Callable[[Report], Iterator[str]]:
             # of a mounted disk, and without certutil: read from the database itself, which changes nothing in it
             yield from certificate_lines(host)
             return
+        keys = f"{host.nssdir}/key4.db"
+        if host.exists(keys):
+            os.close(host.open(keys))  # NSS's programs call a file that they may not read a bad database
         yield from program_output(name, "-L", "-d", f"sql:{host.path(host.nssdir)}")(report)
     return body
 
@@ -11179,9 +11265,11 @@ def report_sections(host: Host) -> list[ReportSection]:
     Opt("--since", "TIME", "log messages from then on: 2026-11-23, 2026-11-23 06:12, 24 hours ago"),
     Opt("--timeout", "SECONDS", "how long to wait for one section (default 10)"),
     Opt("--show-secrets", None, "leave secrets in; root only, never mail such a report"),
+    Opt("--strict", None, "status 1 also if the system denies a section"),
 ), details="The report is safe to mail: pre-shared keys, passwords, private keys and kernel keys are replaced by "
            "[redacted]. What can't be read, does not answer in time or is not installed becomes a line of its section."
-           "\n\nExit status: 0; 1 when sections failed, timed out or were denied, which standard error then names.")
+           "\n\nExit status: 0, also if the system denies sections to this user or container; 1 if sections failed or "
+           "timed out, with --strict also if some were denied. Standard error says which, and how to get the rights.")
 def barf(host: Host, args: Args) -> int:
     """`ipsec barf`: OK, or ERROR when a section is incomplete.  Raises Failure."""
     sections = report_sections(host)
@@ -11215,7 +11303,11 @@ def barf(host: Host, args: Args) -> int:
     finally:
         if file:
             file.drop()
-    return completeness(host, "barf", ended, INCOMPLETE)
+    status = completeness(host, "barf", ended, FAILED)
+    denied = ended.get("denied", [])
+    if denied:
+        host.warn(missing_rights(host, "barf", denied))
+    return ERROR if denied and args.flag("--strict") else status
 
 
 # --- look and show ---------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 
 import ipsec
 from ipsec import ReportSection
+from tests.ground.host import DOCKER
 from tests.ground.machine import alive, wait_for
 
 Body = Callable[[ipsec.Report], Iterator[str]]
@@ -54,12 +56,18 @@ def run(sections: list[ReportSection], *words: str, **env: str) -> tuple[str, di
 
 
 def test_order_is_that_of_the_table_whoever_is_first() -> None:
+    ended_first = threading.Event()
+
     def late(report: ipsec.Report) -> Iterator[str]:
-        time.sleep(0.2)
+        assert ended_first.wait(60)
         yield "late\n"
 
+    def early(report: ipsec.Report) -> Iterator[str]:
+        yield "side\n"
+        ended_first.set()
+
     text, ended = run([ReportSection("a", "cmd a", late, slow=True), ReportSection("b", "", says("quick\n")),
-                       ReportSection("c", "", says("side\n"), slow=True)])
+                       ReportSection("c", "", early, slow=True)], "--timeout", "60")
     assert text == ("+ _________________________ a\n+ cmd a\nlate\n+ _________________________ b\nquick\n"
                     "+ _________________________ c\nside\n")
     assert ended == {"ok": ["a", "b", "c"]}
@@ -107,7 +115,10 @@ def test_time_that_we_spend_writing_is_not_the_sections() -> None:
 @pytest.mark.parametrize("error, outcome, line", [
     (ipsec.Missing("nft: no such program on this host"), "absent", "nft: no such program on this host"),
     (FileNotFoundError(2, "No such file or directory", "/x"), "absent", "/x: No such file or directory"),
-    (PermissionError(1, "Operation not permitted"), "denied", "Operation not permitted"),
+    (PermissionError(1, "Operation not permitted"), "denied", "denied: Operation not permitted"),
+    (ipsec.Denied("nft ended with status 1"), "denied", "denied: nft ended with status 1"),
+    (ipsec.NoPluto("no right", ipsec.NOT_ALLOWED), "denied", "denied: ipsec whack: no right (be root)"),
+    (ipsec.NoPluto("not running"), "absent", "ipsec whack: not running"),
     (ipsec.Failure("it broke", hint="mend it"), "failed", "it broke (mend it)"),
     (OSError(5, "Input/output error", "/dev/x"), "failed", "/dev/x: Input/output error"),
     (KeyError("CANARY"), "failed", "internal error: KeyError; please report it"),
@@ -117,6 +128,86 @@ def test_errors_become_a_line_of_their_section(how: dict[str, bool], error: Exce
     assert text.splitlines() == ["+ _________________________ bad", "some text without line end", line,
                                  "+ _________________________ good", "fine"]
     assert ended == {outcome: ["bad"], "ok": ["good"]}
+
+
+@pytest.mark.parametrize("words, outcome", [
+    ("Could not fetch rule set: Permission denied (you must be root)", "denied"),
+    ("Operation not permitted (you must be root)\nnetlink: Error", "denied"),
+    ("No journal files were opened due to insufficient permissions.", "denied"),
+    ("syntax error", "failed"),
+])
+def test_a_program_that_is_refused_a_right_is_denied(words: str, outcome: str) -> None:
+    script = f"echo some rules; echo '{words}' >&2; exit 4"
+    text, ended = run([ReportSection("rules", "", ipsec.program_output("sh", "-c", script))])
+    assert ended == {outcome: ["rules"]}
+    denied = "denied: " if outcome == "denied" else ""
+    assert text == (f"+ _________________________ rules\nsome rules\n{words}\n{denied}sh ended with status 4\n")
+
+
+def test_a_program_that_succeeds_is_not_denied() -> None:
+    body = ipsec.program_output("sh", "-c", "echo Permission denied")
+    assert run([ReportSection("rules", "", body)])[1] == {"ok": ["rules"]}
+
+
+#: Lists nf_tables through pyroute2 from the archive, on a host without nft.
+NFT = """
+import sys
+sys.path[:0] = [sys.argv[1], sys.argv[1] + "/site-packages"]
+import ipsec
+ipsec.load_rest()
+host = ipsec.Host({})
+host.which = lambda name: None
+sys.argv[1:] = []
+report = ipsec.Report(host, ipsec.COMMANDS["barf"].parse([]))
+section = ipsec.ReportSection("nftables", "", ipsec.nft_ruleset)
+print(ipsec.run_report(report, [section], ipsec.TextSink(lambda text: print(text, end=""))))
+"""
+
+
+def test_the_kernel_refuses_to_list_nf_tables(pyz: Path) -> None:
+    """NetlinkError of pyroute2 is no OSError; as an ordinary user, or as root without CAP_NET_ADMIN."""
+    rights = DOCKER if os.geteuid() == 0 else ()
+    result = subprocess.run([*rights, sys.executable, "-c", NFT, pyz], capture_output=True, text=True, timeout=120,
+                            check=True)
+    assert "denied: nf_tables: Operation not permitted\n{'denied': ['nftables']}\n" in result.stdout
+
+
+@pytest.mark.parametrize("error, outcome, line", [
+    ("NetlinkError(1)", "denied", "denied: nf_tables: Operation not permitted"),
+    ("NetlinkError(95, 'x')", "failed", "nf_tables: Operation not supported"),
+    ("NetlinkDumpInterrupted()", "failed",
+     "nf_tables: the rules changed while the kernel listed them (try again)"),
+    ("NetlinkDataDecodeError(ValueError('secret'))", "failed", "nf_tables: pyroute2 can't decode the kernel's answer"),
+])
+def test_no_error_of_pyroute2_is_internal(pyz: Path, error: str, outcome: str, line: str) -> None:
+    """The kernel gives only the first of them on demand."""
+    script = NFT.replace("section = ", f"""
+def fail(nftables):
+    import pyroute2.netlink.exceptions as errors
+    raise errors.{error}
+    yield
+ipsec.nft_objects = fail
+section = """)
+    result = subprocess.run([sys.executable, "-c", script, pyz], capture_output=True, text=True, timeout=120,
+                            check=True)
+    assert result.stdout.endswith(f"{line}\n{{'{outcome}': ['nftables']}}\n"), result.stdout
+
+
+@pytest.mark.parametrize("denied, capabilities, said", [
+    (["nftables"], "ffffffffffffffff", "1 section denied: nftables"),
+    (["nftables", "iptables"], "00000000a80425fb",
+     "2 sections need more rights than root has here: start the container with --cap-add NET_ADMIN"),
+    (["nftables", "klog"], "00000000a80425fb", "2 sections need more rights than root has here: "
+     "start the container with --cap-add NET_ADMIN --cap-add SYSLOG"),
+    (["klog"], "00000000a80435fb",
+     "1 section needs more rights than root has here: start the container with --cap-add SYSLOG"),
+])
+def test_root_is_told_which_capabilities_are_missing(monkeypatch: pytest.MonkeyPatch, denied: list[str],
+                                                     capabilities: str, said: str) -> None:
+    host = ipsec.Host({})
+    monkeypatch.setattr(ipsec.Host, "superuser", True)
+    monkeypatch.setattr(host, "lines", lambda name: iter(["Name:\tx", f"CapEff:\t{capabilities}"]))
+    assert ipsec.missing_rights(host, "barf", denied) == f"barf: {said}"
 
 
 def test_a_child_that_dies_is_a_failed_section() -> None:

@@ -12,17 +12,36 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 #: Packages the ground installs on the machine itself: no more than it takes to build and enter the roots.
-BUILDERS = ("mmdebstrap", "user-mode-linux", "busybox-static", "iproute2", "util-linux")
+BUILDERS = ("mmdebstrap", "busybox-static", "iproute2", "util-linux")
 
 #: The search path inside machines and for programs run here.
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
+#: Words that run a program as root with docker's default capabilities (00000000a80425fb).
+DOCKER = ("setpriv", "--inh-caps=-all", "--bounding-set=-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,"
+          "+setuid,+setpcap,+net_bind_service,+net_raw,+sys_chroot,+mknod,+audit_write,+setfcap", "--")
+
+
 class Problem(Exception):
     """The proving ground could not do what a test asked for; the text says what and why."""
+
+    @property
+    def line(self) -> str:
+        """The last line of the text, which says why."""
+        lines = [line.strip() for line in str(self).splitlines() if line.strip() and not line.startswith("---")]
+        return lines[-1] if lines else "no reason given"
+
+
+class Unavailable(Problem):
+    """This machine cannot give what a test needs; the text is one line that says what and why. The test is skipped."""
+
+
+class NotBegun(Problem):
+    """A program did not reach its beginning in time."""
 
 
 class Result(NamedTuple):
@@ -41,11 +60,14 @@ class Result(NamedTuple):
 
 
 def run(argv: Sequence[str], *, env: Mapping[str, str] | None = None, input: str | bytes | None = None,
-        timeout: float = 120) -> Result:
+        timeout: float = 120, cwd: str | None = None, begun: Callable[[], bool] | None = None,
+        begun_within: float = 0) -> Result:
     """Run `argv` and return its Result.
 
     Both outputs go to files, not pipes: a daemon that keeps them open cannot hold the caller. After `timeout` seconds
-    the command and its process group are killed and `Problem` is raised with what it printed so far.
+    the command and its process group are killed and Problem is raised with its output so far; likewise NotBegun
+    after `begun_within` seconds if `begun` has not returned true by then. The program starts with the signals' default
+    actions and umask 022, whatever this process inherited.
     """
     data = input.encode() if isinstance(input, str) else input
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as stdin:
@@ -54,11 +76,16 @@ def run(argv: Sequence[str], *, env: Mapping[str, str] | None = None, input: str
             stdin.seek(0)
         began = time.monotonic()
         process = subprocess.Popen(argv, stdin=stdin if data is not None else subprocess.DEVNULL, stdout=out,
-                                   stderr=err, env=dict(os.environ if env is None else env), start_new_session=True)
+                                   stderr=err, env=dict(os.environ if env is None else env), cwd=cwd,
+                                   start_new_session=True)
+        failure: type[Problem] | None = None
         try:
-            status: int | None = process.wait(timeout)
+            if begun is not None and not wait_for_begin(process, begun, min(begun_within, timeout)):
+                failure = NotBegun
+            else:
+                process.wait(began + timeout - time.monotonic())
         except subprocess.TimeoutExpired:
-            status = None
+            failure = Problem
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, 9)
@@ -68,10 +95,21 @@ def run(argv: Sequence[str], *, env: Mapping[str, str] | None = None, input: str
         for file in (out, err):
             file.seek(0)
             texts.append(file.read().decode(errors="backslashreplace"))
-    if status is None:
-        raise Problem(f"no end after {timeout} s: {' '.join(argv)}\n--- stdout\n{texts[0][-5000:]}\n"
+    if failure is not None:
+        raise failure(f"no end after {seconds:.0f} s: {' '.join(argv)}\n--- stdout\n{texts[0][-5000:]}\n"
                       f"--- stderr\n{texts[1][-5000:]}")
+    status = process.returncode
     return Result(status if status >= 0 else 128 - status, texts[0], texts[1], seconds)
+
+
+def wait_for_begin(process: subprocess.Popen[bytes], begun: Callable[[], bool], timeout: float) -> bool:
+    """Wait until `begun` returns true or the process ends; return False if neither happens within `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while process.poll() is None and not begun():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def contained(argv: Sequence[str], *namespaces: str) -> list[str]:

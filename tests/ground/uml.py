@@ -1,8 +1,8 @@
-"""A Linux kernel of its own for a machine: Debian's user-mode-linux, an ordinary process here, with all of XFRM.
+"""Run a Linux kernel for a machine: Debian's user-mode-linux, an ordinary process on this host, with all of XFRM.
 
-It boots on the files of a running Machine (hostfs), or from an initramfs with nothing else, in a few seconds; a script
-runs there as root and its outputs, its status and the files it leaves are seen through the machine. Starting a program
-costs 30 ms there: it is no place to measure speed.
+The kernel boots on the files of a running Machine (hostfs), or from an initramfs alone, in a few seconds. A script runs
+there as root; its outputs, its status and the files that it leaves are read through the machine. Starting a program
+takes 30 ms there, so this is no place to measure speed.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import functools
 import shlex
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 from . import host
-from .host import Problem, Result
+from .host import NotBegun, Problem, Result, Unavailable
 from .machine import ENVIRONMENT, PYZ, Machine, cache
 from .roots import keep
 
@@ -28,13 +29,16 @@ BOOTS = 3
 #: Where Debian's user-mode-linux keeps its modules, below it a directory for each version.
 LIBRARY = "usr/lib/uml/modules"
 
-#: The suite whose user-mode-linux is taken if this machine's own does not boot. Kernels up to 6.12 can't hold the
-#: registers of processors with AMX (11 kB each) and die before their first process.
+#: The suite whose user-mode-linux is used if that of this host does not boot. Linux up to 6.12 can't store the
+#: registers of processors with AMX (11 kB for each process) and dies before its first process.
 NEWER_SUITE = "sid"
 
-#: The first process. In /uml lies the script, and what it leaves; with an initramfs that is a directory of the machine.
+#: Seconds in which a kernel starts the script on a loaded host; it needs two or three.
+BOOT_SECONDS = 120
+
+#: The first process. /uml holds the script and its results; with an initramfs, /uml is a directory of the machine.
 INIT = """#!/bin/sh
-unset root rootfstype rootflags mem umid uml_dir con con0 con1  # what the kernel did not know it passes on
+unset root rootfstype rootflags mem umid uml_dir con con0 con1  # the kernel passes on every option it does not know
 {exports}
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -42,19 +46,25 @@ mount -t devtmpfs devtmpfs /dev
 mkdir -p /dev/pts /dev/shm
 mount -t devpts -o ptmxmode=666,gid=5,mode=620 devpts /dev/pts
 mount -t tmpfs tmpfs /dev/shm
-share() {{  # TARGET DIRECTORY: mount a directory of the machine that runs this kernel; kernels differ in the option
-    mount -t hostfs none "$1" -o "hostfs=$2" 2>/dev/null && [ -n "$(ls "$1")" ] || mount -t hostfs none "$1" -o "$2"
+stop() {{  # MESSAGE: end the kernel; the message is on its console and with the results
+    echo "$1" | tee /dev/console >/uml/problem
+    sync
+    echo o >/proc/sysrq-trigger
+    sleep 1000
+}}
+share() {{  # DIRECTORY TARGET FILE: mount a directory of the host, which holds FILE. Kernels up to 6.10 take the bare
+          # name of the directory as the option; later ones take `hostfs=` and mount the host's root without it.
+    for option in "hostfs=$1" "$1"; do
+        mount -t hostfs none "$2" -o "$option" 2>/dev/null || continue
+        [ -e "$2/$3" ] && return
+        umount "$2"
+    done
+    return 1
 }}
 {mounts}
 echo {hostname} >/proc/sys/kernel/hostname
-share {directory} {library}
-if [ -e {directory}/modules.dep ]; then
-    for module in {modules}; do modprobe $module || echo "no module $module" >&2; done
-else
-    echo "no modules in {directory}" >/uml/stderr
-    echo o >/proc/sysrq-trigger
-    sleep 1000
-fi
+share {library} {directory} modules.dep || stop "no modules: {library} of the host can't be mounted"
+for module in {modules}; do modprobe $module || stop "no module $module in {library} of the host"; done
 ip link set lo up
 /uml/script </dev/null >/uml/stdout 2>/uml/stderr
 echo $? >/uml/status
@@ -65,7 +75,7 @@ sleep 1000
 
 
 class Kernel(NamedTuple):
-    """A user-mode-linux that boots on this machine: its program, its version, the directory of its modules."""
+    """A user-mode-linux: its program, its version, the directory of its modules."""
 
     program: str
     version: str
@@ -73,34 +83,45 @@ class Kernel(NamedTuple):
 
 
 def kernel_below(directory: Path) -> Kernel:
-    """Return the kernel of a user-mode-linux package that is installed, or unpacked, at `directory`."""
+    """Return the kernel of a user-mode-linux package that is installed or unpacked at `directory`."""
     program = str(directory / "usr/bin/linux.uml")
     version = host.run([program, "--version"]).check().stdout.strip()
     return Kernel(program, version, directory / LIBRARY / version)
 
 
-def alone(argv: list[str]) -> list[str]:
-    """Return words that run a kernel in a network of its own, below a shell: abort() does not end a first process."""
-    return host.contained(["sh", "-c", '"$@"; exit $?', "sh", *argv], "--net")
+def run_kernel(kernel: Kernel, arguments: Sequence[str], memory: str, timeout: float,
+               begun: Callable[[], bool] | None = None) -> Result:
+    """Run a kernel until it ends; both outputs are its console. Raises Problem after `timeout` seconds, and NotBegun
+    if `begun` does not return true within BOOT_SECONDS.
+
+    Random addresses would make holes in its memory, and their bookkeeping takes all that a small one has. It is not
+    process 1 of its namespace: as such it would ignore the signal by which it aborts after a panic, and never end.
+    """
+    argv = ["sh", "-c", '"$@"; exit "$?"', "sh", "setarch", "--addr-no-randomize", kernel.program, *arguments,
+            f"mem={memory}", "con=null", "con0=null,fd:2", "con1=fd:0,fd:1", "panic=-1", "quiet"]
+    return host.run(host.contained(argv, "--net"), env={"PATH": host.PATH}, timeout=timeout, begun=begun,
+                    begun_within=BOOT_SECONDS)
 
 
-def boots(candidate: Kernel) -> bool:
-    """Return whether a kernel starts its first process here."""
+def boots(kernel: Kernel) -> bool:
+    """Return whether a kernel starts its first process on this host."""
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch, "root")
         (root / "dev").mkdir(parents=True)
-        (root / "sh").write_bytes(host.busybox().read_bytes())
-        (root / "init").write_text("#!/sh\necho started; echo o >/proc/sysrq-trigger; sleep 1; poweroff -f\n")
-        for name in ("sh", "init"):
+        (root / "busybox").write_bytes(host.busybox().read_bytes())
+        (root / "init").write_text("#!/busybox sh\necho started\n/busybox poweroff -f\n")
+        for name in ("busybox", "init"):
             (root / name).chmod(0o755)
-        argv = ["setarch", "--addr-no-randomize", candidate.program, "root=/dev/root", "rootfstype=hostfs",
-                f"rootflags={root}", "rw", "init=/init", "mem=128M", f"uml_dir={scratch}", "con=null", "con0=null,fd:2",
-                "con1=fd:0,fd:1", "quiet"]
-        try:
-            ran = host.run(alone(argv), env={"PATH": host.PATH}, timeout=60)
-        except Problem:
-            return False
-        return "started" in ran.stdout + ran.stderr
+        arguments = ["root=/dev/root", "rootfstype=hostfs", f"rootflags={root}", "rw", "init=/init",
+                     f"uml_dir={scratch}"]
+        for _ in range(BOOTS):
+            try:
+                console = run_kernel(kernel, arguments, "128M", 30)
+            except Problem:
+                continue
+            if "started" in console.stdout + console.stderr:
+                return True
+        return False
 
 
 def fetch_newer(target: Path) -> None:
@@ -109,19 +130,17 @@ def fetch_newer(target: Path) -> None:
     lists, packages = target.with_name("lists"), target.with_name("packages")
     for directory in (target, lists / "partial", packages):
         directory.mkdir(parents=True)
-    sources = target.with_name("sources.list")
+    sources, settings = target.with_name("sources.list"), target.with_name("apt.conf")
     sources.write_text("\n".join(host.mirror().sources(NEWER_SUITE, ())) + "\n")
-    settings = target.with_name("apt.conf")
-    settings.write_text("\n".join([
-        *host.apt_options(), f'Dir::Etc::sourcelist "{sources}";', 'Dir::Etc::sourceparts "-";',
-        f'Dir::State::lists "{lists}";', 'Dir::State::status "/dev/null";', 'APT::Sandbox::User "root";\n']))
-    env = {"PATH": host.PATH, "APT_CONFIG": str(settings)}
-    host.run(["apt-get", "-q", "update"], env=env, timeout=900).check()
-    host.run(["sh", "-c", 'cd "$0" && apt-get -q download user-mode-linux libc6', str(packages)], env=env,
-             timeout=900).check()
+    own = {"Dir::Etc::sourcelist": sources, "Dir::Etc::sourceparts": "-", "Dir::State::lists": lists,
+           "Dir::State::status": "/dev/null", "APT::Sandbox::User": "root"}
+    settings.write_text("\n".join([*host.apt_options(), *(f'{name} "{value}";' for name, value in own.items())]))
+    apt = ["apt-get", "-q", "-c", str(settings)]
+    host.run([*apt, "update"], timeout=900).check()
+    host.run([*apt, "download", "user-mode-linux", "libc6"], cwd=str(packages), timeout=900).check()
     for package in packages.glob("*.deb"):
         host.run(["dpkg-deb", "--extract", str(package), str(target)]).check()
-    # The final place of the files is beside `target`: the cache renames it.
+    # The cache moves the files from `target` to a place beside the directory that is being built.
     place = target.parent.with_name(target.parent.name.removesuffix(".building"))
     loader = next(target.glob("usr/lib*/**/ld-linux*.so.*")).relative_to(target)
     host.run(["patchelf", "--set-interpreter", str(place / loader), "--set-rpath", str((place / loader).parent),
@@ -129,75 +148,100 @@ def fetch_newer(target: Path) -> None:
 
 
 @functools.cache
+def _kernel_or_reason() -> Kernel | str:
+    """Return a kernel that boots here, or why there is none: looked for once in a process."""
+    try:
+        host.prepare()
+        host.install("user-mode-linux")
+        own = kernel_below(Path("/"))
+        if boots(own):
+            return own
+        # The place of the cache is in the program, so it is part of the recipe.
+        recipe = (NEWER_SUITE, str(cache()))
+        newer = kernel_below(cache() / keep("user-mode-linux", recipe, fetch_newer).layer)
+        if boots(newer):
+            return newer
+    except Problem as problem:
+        return f"user-mode-linux can't be had: {problem.line}"
+    return f"user-mode-linux does not boot on this machine, neither {own.version} nor {newer.version}"
+
+
 def kernel() -> Kernel:
-    """Return a kernel that boots here: this machine's own, or the newer one. Raises Problem if neither boots."""
-    host.prepare()
-    own = kernel_below(Path("/"))
-    if boots(own):
-        return own
-    newer = kernel_below(cache() / keep("user-mode-linux", NEWER_SUITE, fetch_newer).layer)
-    if boots(newer):
-        return newer
-    raise Problem(f"user-mode-linux does not boot on this machine, neither {own.version} nor {newer.version}")
+    """Return a kernel that boots here: this host's own, or a newer one. Raises Unavailable if neither boots."""
+    answer = _kernel_or_reason()
+    if isinstance(answer, str):
+        raise Unavailable(answer)
+    return answer
 
 
 def version() -> str:
-    """Return the kernel's version."""
+    """Return the kernel's version. Raises Unavailable."""
     return kernel().version
 
 
-def init(machine: Machine, path: str, mount: str) -> None:
-    """Write the program of the first process to `path` of the machine; `mount` is what it mounts besides modules."""
+def init(machine: Machine, path: str, mount: str, library: Path | None = None) -> None:
+    """Write the program of the first process to `path` of the machine; `mount` are its mounts besides the modules.
+
+    `library` is the directory of the modules on this host, by default the kernel's own.
+    """
     modules = f"/lib/modules/{version()}"
     machine.path(modules).mkdir(parents=True, exist_ok=True)
     exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in ENVIRONMENT.items())
     text = INIT.format(exports=exports, mounts=mount, modules=" ".join(MODULES), hostname=machine.name,
-                       directory=modules, library=kernel().modules)
+                       directory=modules, library=library or kernel().modules)
     machine.write(path, text, 0o755)
 
 
-def boot(machine: Machine, script: str, *, memory: str = "512M", timeout: float = 180) -> Result:
+def boot(machine: Machine, script: str, *, memory: str = "512M", timeout: float = 180,
+         library: Path | None = None) -> Result:
     """Boot on the machine's files and run `script` (any text with a #! line) there; return its Result.
 
-    The files it writes are the machine's: read them with `machine.read`. /run is empty and in memory. Raises Problem
-    with the kernel's console when the script does not come to its end.
+    The files that it writes are the machine's: read them with `machine.read`. /run is empty and in memory. Raises
+    Problem with the kernel's console if the script does not come to its end within `timeout` seconds.
     """
-    init(machine, "/uml/init", "mount -t tmpfs tmpfs /run")
+    init(machine, "/uml/init", "mount -t tmpfs tmpfs /run", library)
     return _start(machine, script, memory, timeout, "root=/dev/root", "rootfstype=hostfs",
                   f"rootflags={machine.path('/')}", "rw", "init=/uml/init")
 
 
 def boot_initramfs(machine: Machine, script: str, *, memory: str = "160M", timeout: float = 180) -> Result:
-    """As `boot`, but from a copy of all the machine's files in memory, with no other root: an initramfs.
+    """Do the same as `boot` from a copy of all the machine's files in memory, with no other root: an initramfs.
 
     Only /uml is the machine's own; leave files there to see them afterwards.
     """
-    init(machine, "/init", f"share /uml {machine.path('/uml')}")
+    machine.write("/uml/mounted", "")
+    init(machine, "/init", f"share {machine.path('/uml')} /uml mounted || stop 'no /uml'")
     pack = f"(find . -xdev ! -path './uml/*'; echo .{PYZ}) | cpio -o -H newc >/uml/initramfs"
     machine.run(["sh", "-c", pack]).check()
     return _start(machine, script, memory, timeout, f"initrd={machine.path('/uml/initramfs')}")
 
 
 def _start(machine: Machine, script: str, memory: str, timeout: float, *arguments: str) -> Result:
+    """Start the kernel, up to BOOTS times until the script runs; return the script's Result.
+
+    Now and then this kernel stops for good on its way to the first process: then nothing has been done yet.
+    """
     machine.write("/uml/script", script, 0o755)
-    for name in ("status", "stdout", "stderr"):
+    for name in ("status", "stdout", "stderr", "problem"):
         machine.path(f"/uml/{name}").unlink(missing_ok=True)
-    # Random addresses would make holes in its memory, whose bookkeeping takes a small one all it has.
-    argv = ["setarch", "--addr-no-randomize", kernel().program, *arguments, f"mem={memory}", f"umid={machine.name}",
-            f"uml_dir={machine.path('/uml')}", "con=null", "con0=null,fd:2", "con1=fd:0,fd:1", "quiet"]
-    began = time.monotonic()
-    for attempt in range(BOOTS):
+    words = [*arguments, f"umid={machine.name}", f"uml_dir={machine.path('/uml')}"]
+
+    def begun() -> bool:
+        return machine.path("/uml/stdout").exists() or machine.path("/uml/problem").exists()
+
+    for left in reversed(range(BOOTS)):
+        began = time.monotonic()
         try:
-            console = host.run(alone(argv), env={"PATH": host.PATH},
-                               timeout=timeout if attempt == BOOTS - 1 else min(timeout, 120))
-            break
-        except Problem:
-            # now and then this kernel stops for good on its way to the first process, so before anything of ours ran
-            if machine.path("/uml/stdout").exists() or attempt == BOOTS - 1:
+            console = run_kernel(kernel(), words, memory, timeout, begun)
+        except NotBegun:
+            if not left:
                 raise
+            continue
+        if begun() or not left:
+            break
     seconds = time.monotonic() - began
     if not machine.path("/uml/status").exists():
-        printed = machine.path("/uml/stderr")
-        ended = printed.read_text() if printed.exists() else ""
-        raise Problem(f"the script did not end\n{ended}--- console\n{console.stdout}{console.stderr}")
+        problem = machine.path("/uml/problem")
+        reason = problem.read_text().strip() if problem.exists() else "the script did not end"
+        raise Problem(f"{reason}\n--- console\n{console.stdout}{console.stderr}")
     return Result(int(machine.read("/uml/status")), machine.read("/uml/stdout"), machine.read("/uml/stderr"), seconds)

@@ -11,6 +11,7 @@ from typing import Callable
 
 import pytest
 
+from ..ground.host import DOCKER
 from ..ground.machine import PYZ, Machine
 from ..ground.pluto import Pluto
 
@@ -207,15 +208,55 @@ def test_fifos_do_not_block(gateway: Machine) -> None:
         assert "not a regular file" in section(result.stdout, name), name
 
 
+#: The sections that only root sees on a host with pluto, iptables and nft.
+FOR_ROOT = ["ip-xfrm-state", "ip-xfrm-policy", "ipsec/status", "ipsec/secrets", "ipsec/listall", "nss/contents",
+            "nss/crls", "iptables", "ip6tables", "nftables"]
+
+#: Those that root does not see without CAP_NET_ADMIN.
+FOR_NET_ADMIN = ["ip-xfrm-state", "ip-xfrm-policy", "iptables", "ip6tables", "nftables"]
+
+
+def denied_sections(document: str) -> list[str]:
+    """Return the names of the sections of a report in JSON that say denied."""
+    sections = json.loads(document)["sections"]
+    for entry in sections:
+        assert "internal error" not in entry["text"], entry["section"]
+        assert entry["status"] in ("ok", "absent", "denied"), entry["section"]
+        if entry["status"] == "denied":
+            last = entry["text"].splitlines()[-1]
+            refusals = ("Permission denied", "Operation not permitted", "no right")
+            assert last.startswith("denied: ") and any(words in entry["text"] for words in refusals), entry
+    return [entry["section"] for entry in sections if entry["status"] == "denied"]
+
+
 def test_an_ordinary_user_gets_what_he_may_read(gateway: Machine, pluto: Callable[..., Pluto]) -> None:
     pluto(gateway, CONFIG, SECRETS)
-    result = gateway.ipsec("barf", user=65534, timeout=300)
-    assert result.status == 1
+    result = gateway.ipsec("barf", user=65534, timeout=300).check()
     assert headings(result.stdout)[-1] == "date"
-    assert "Permission denied" in section(result.stdout, "ipsec/secrets")
-    assert "ip-xfrm-state" in result.stderr and "denied" in result.stderr
+    assert "denied: /etc/ipsec.secrets: Permission denied" in section(result.stdout, "ipsec/secrets")
     assert "conn thetest" in section(result.stdout, "ipsec/conf")
     assert leaks(result.stdout) == []
+    result = gateway.ipsec("barf", "--json", user=65534, timeout=300).check()
+    assert denied_sections(result.stdout) == FOR_ROOT
+    assert result.stderr == f"ipsec: barf: {len(FOR_ROOT)} sections need root: sudo {PYZ} barf --json\n"
+    strict = gateway.ipsec("barf", "--strict", "--section", "nftables", user=65534).check(1)
+    assert strict.stderr == f"ipsec: barf: 1 section needs root: sudo {PYZ} barf --strict --section nftables\n"
+    gateway.ipsec("barf", "--strict", "--section", "version", user=65534).check(0)
+
+
+def test_root_in_a_container_is_told_the_capability(gateway: Machine, pluto: Callable[..., Pluto]) -> None:
+    """With docker's default capabilities: with nft and iptables, and without both."""
+    pluto(gateway, CONFIG, SECRETS)
+    without = "start the container with --cap-add NET_ADMIN"
+    result = gateway.run([*DOCKER, gateway.python, PYZ, "barf", "--json"], timeout=300).check()
+    assert denied_sections(result.stdout) == FOR_NET_ADMIN
+    assert result.stderr == f"ipsec: barf: 5 sections need more rights than root has here: {without}\n"
+    for name in ("nft", "iptables-save", "ip6tables-save"):
+        gateway.run(["sh", "-c", f"rm -f $(command -v {name}) /sbin/{name}"]).check()
+    result = gateway.run([*DOCKER, gateway.python, PYZ, "barf", "--json"], timeout=300).check()
+    assert denied_sections(result.stdout) == ["ip-xfrm-state", "ip-xfrm-policy", "nftables"]
+    text = next(entry["text"] for entry in json.loads(result.stdout)["sections"] if entry["section"] == "nftables")
+    assert text.endswith("denied: nf_tables: Operation not permitted\n")
 
 
 def test_without_libreswan_and_tools_it_is_still_a_report(root: Callable[..., Machine]) -> None:
