@@ -1,7 +1,8 @@
-"""For all tests: the built program, the rule that nothing may skip where all can run, the summary of real systems.
+"""For all tests: the built program, the rule about skipped tests, the summary of real systems.
 
-As root on Debian, and wherever CI=true, a skipped test, a skipped module and an expected failure are failures: what is
-not tried there is tried nowhere. Elsewhere the tests of real systems skip with one line that says what is missing.
+What a machine cannot give is skipped, and one line at the end says what, why, and how to get it. If CI=true or with
+--no-skips, a skipped test, a skipped module and an expected failure are failures: a test that is not tried there is
+tried nowhere.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ from typing import Any
 
 import pytest
 
-from .ground import host, summary
+from .ground import summary, surroundings
+from .ground.host import Unavailable
+
+surroundings.settle()
 
 TOP = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")
 def pyz() -> Path:
-    """The built ipsec.pyz: the one $IPSEC_PYZ names, or the checkout's own, rebuilt when out of date."""
+    """The built ipsec.pyz: the file that $IPSEC_PYZ names, or the checkout's own, rebuilt if it is out of date."""
     named = os.environ.get("IPSEC_PYZ")
     if named:
         return Path(named).resolve(strict=True)
@@ -37,19 +41,27 @@ def pyz() -> Path:
     return archive
 
 
-def nothing_may_skip() -> bool:
-    return os.environ.get("CI") == "true" or (os.geteuid() == 0 and Path("/etc/debian_version").exists())
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-skips", action="store_true", help="a skipped test is a failure; the default if CI=true")
+
+
+def nothing_may_skip(config: pytest.Config) -> bool:
+    """Return whether a skipped test is a failure."""
+    return os.environ.get("CI") == "true" or bool(config.getoption("--no-skips"))
 
 
 def reason(skipped: object) -> str:
-    """The reason in a report's longrepr."""
+    """Return the reason in a report's longrepr."""
     return str(skipped[2] if isinstance(skipped, tuple) else skipped).removeprefix("Skipped: ")
 
 
 @pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, object, None]:
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, object, None]:
     report = (yield).get_result()  # type: ignore[attr-defined]
-    if report.skipped and nothing_may_skip():
+    if call.excinfo is not None and isinstance(call.excinfo.value, Unavailable):
+        report.outcome = "skipped"
+        report.longrepr = (str(item.path), item.location[1], f"Skipped: {call.excinfo.value}")
+    if report.skipped and nothing_may_skip(item.config):
         report.longrepr = f"nothing may skip here: {getattr(report, 'wasxfail', None) or reason(report.longrepr)}"
         report.outcome = "failed"
         vars(report).pop("wasxfail", None)
@@ -58,14 +70,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, object, None
 
 
 @pytest.hookimpl(hookwrapper=True)
-def pytest_make_collect_report() -> Generator[None, object, None]:
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, object, None]:
     report = (yield).get_result()  # type: ignore[attr-defined]
-    if report.skipped and nothing_may_skip():
+    if report.skipped and nothing_may_skip(collector.config):
         report.outcome, report.longrepr = "failed", f"nothing may skip here: {reason(report.longrepr)}"
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """In a parallel run, hand the worker's part of the summary over."""
+    """In a parallel run, send the worker's part of the summary to the run's own process."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["ground"] = summary.state()
 
@@ -77,5 +89,9 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for line in summary.lines(host.missing()):
+    for line in summary.lines(nothing_may_skip(terminalreporter.config)):
+        terminalreporter.write_line(line)
+    skipped = [(report.nodeid.partition("::")[0], reason(report.longrepr))
+               for report in terminalreporter.stats.get("skipped", ())]
+    for line in summary.skipped(skipped):
         terminalreporter.write_line(line)

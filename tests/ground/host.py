@@ -1,6 +1,7 @@
 """What the proving ground takes from the machine that the tests run on.
 
-Root on Debian, the packages in BUILDERS (installed here when missing) and the mirror in apt's own configuration.
+It needs root on Debian, namespaces and mounts, the packages in BUILDERS (installed here if they are missing) and the
+mirror in apt's own configuration.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, TypeVar
 
-#: Packages the ground installs on the machine itself: no more than it takes to build and enter the roots.
+#: Packages that the ground installs on the machine itself: those that build and enter the roots.
 BUILDERS = ("mmdebstrap", "busybox-static", "iproute2", "util-linux")
 
 #: The search path inside machines and for programs run here.
@@ -31,9 +32,10 @@ class Problem(Exception):
 
     @property
     def line(self) -> str:
-        """The last line of the text, which says why."""
+        """The line of the text that says why: the first error of apt, else the last line."""
         lines = [line.strip() for line in str(self).splitlines() if line.strip() and not line.startswith("---")]
-        return lines[-1] if lines else "no reason given"
+        errors = [line for line in lines if line.startswith("E: ")]
+        return [*errors, *lines[-1:], "no reason given"][0]
 
 
 class Unavailable(Problem):
@@ -113,25 +115,93 @@ def wait_for_begin(process: subprocess.Popen[bytes], begun: Callable[[], bool], 
 
 
 def contained(argv: Sequence[str], *namespaces: str) -> list[str]:
-    """Words that run `argv` with processes and mounts of its own, which all go when it or this process ends."""
+    """Return words that run `argv` with processes and mounts of its own, which all go when it or this process ends."""
     return ["setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", *namespaces, "--",
             *argv]
 
 
+Answer = TypeVar("Answer")
+
+
+def once(function: Callable[[], Answer]) -> Callable[[], Answer]:
+    """Have a function do its work once in a process: later calls return or raise what the first one did."""
+
+    @functools.cache
+    def outcome() -> tuple[Answer | None, Problem | None]:
+        try:
+            return function(), None
+        except Problem as problem:
+            return None, problem
+
+    @functools.wraps(function)
+    def wrapper() -> Answer:
+        answer, problem = outcome()
+        if problem is not None:
+            raise problem.with_traceback(None)
+        return answer  # type: ignore[return-value]
+
+    return wrapper
+
+
+#: How a machine gets the rights that the ground needs, for the line about skipped tests.
+AS_ROOT = "run `sudo python3 build.py test`"
+IN_CONTAINER = "in a container, start that with `docker run --privileged`"
+
+#: Makes what keeper.py makes, in namespaces of its own: a file system in memory, a device, an overlay of the cache.
+PROBE = """
+mount -t tmpfs tmpfs "$0/mnt" && mknod "$0/mnt/null" c 1 3 && mkdir "$0/mnt/upper" "$0/mnt/work" "$0/mnt/root" &&
+mount -t overlay overlay "$0/mnt/root" -o "lowerdir=$0/roots,upperdir=$0/mnt/upper,workdir=$0/mnt/work"
+"""
+
+
+def distribution() -> str:
+    """Return the ID in os-release(5), such as `debian` or `ubuntu`."""
+    try:
+        lines = Path("/etc/os-release").read_text().splitlines()
+    except OSError:
+        return "unknown"
+    return next((line[3:].strip("\"'") for line in lines if line.startswith("ID=")), "unknown")
+
+
 @functools.cache
 def missing() -> str | None:
-    """One line that says why the ground cannot be used here, or None when it can."""
+    """Return one line that says why the ground cannot be used here and what to do, or None if it can be used."""
     if os.geteuid() != 0:
-        return "the proving ground needs root (namespaces, chroots, mounts)"
-    if not Path("/etc/debian_version").exists() or not Path("/usr/bin/apt-get").exists():
-        return "the proving ground needs Debian (its roots are built from the mirror that apt is configured with)"
-    probe = run(["unshare", "--mount", "--net", "--pid", "--uts", "--ipc", "--fork", "true"])
+        return f"the proving ground needs root ({AS_ROOT})"
+    if distribution() != "debian" or not Path("/usr/bin/apt-get").exists():
+        return (f"the proving ground needs Debian, whose mirror its roots come from; this is {distribution()} (run it "
+                "in a container of debian:12, started with `docker run --privileged`)")
+    kinds = ["--mount", "--net", "--pid", "--uts", "--ipc", "--fork"]
+    probe = run(["unshare", *kinds, "true"])
     if probe.status != 0:
-        return f"the proving ground needs to make namespaces: {probe.stderr.strip()}"
+        return f"the proving ground needs to make namespaces: {probe.stderr.strip()} ({IN_CONTAINER})"
+    place = cache()
+    (place / "roots").mkdir(exist_ok=True)
+    probe = run(["unshare", *kinds, "sh", "-c", PROBE, str(place)])
+    if probe.status != 0:
+        last = (probe.stderr.strip().splitlines() or ["no reason given"])[0]
+        return (f"the proving ground needs mounts, devices and overlays of {place}: {last} ({IN_CONTAINER}, or set "
+                "XDG_CACHE_HOME to a directory on another file system)")
     return None
 
 
-@functools.cache
+def cache() -> Path:
+    """Return the directory in which the ground keeps all that can be kept."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    directory = Path(base) / "ipsec-tests"
+    (directory / "mnt").mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def refused(*kinds: str) -> str | None:
+    """Return one line that says why unshare(1) does not make these namespaces, or None if it does."""
+    probe = run(["unshare", *kinds, "true"])
+    if probe.status == 0:
+        return None
+    return f"unshare {' '.join(kinds)} is refused: {probe.stderr.strip()} ({IN_CONTAINER})"
+
+
+@once
 def prepare() -> None:
     """Install the builder packages that are missing. Raises Problem if that fails."""
     install(*BUILDERS)
@@ -147,21 +217,21 @@ def install(*packages: str) -> None:
     apt = ["apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=600", "--no-install-recommends"]
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     result = run([*apt, "install", *wanted], env=env, timeout=900)
-    if result.status != 0:  # package lists missing or out of date
+    if result.status != 0:  # the package lists are missing or out of date
         run([*apt, "update"], env=env, timeout=900)
         result = run([*apt, "install", *wanted], env=env, timeout=900)
     if result.status != 0:
-        raise Problem(f"cannot install {' '.join(wanted)}: {result.stderr.strip()}")
+        raise Problem(f"can't install {' '.join(wanted)}:\n{result.stderr.strip()}")
 
 
 class Mirror(NamedTuple):
-    """Where apt gets Debian from: addresses of the archive and of its security archive (None when not configured)."""
+    """The addresses of Debian's archive and of its security archive (None if apt is not configured for that)."""
 
     archive: str
     security: str | None
 
     def sources(self, suite: str, parts: Sequence[str]) -> list[str]:
-        """Lines of a sources.list for `suite`; `parts` may add "updates" and "security"."""
+        """Return lines of a sources.list for `suite`; `parts` may add "updates" and "security"."""
         lines = [f"deb {self.archive} {suite} main"]
         if "updates" in parts:
             lines.append(f"deb {self.archive} {suite}-updates main")
@@ -170,9 +240,9 @@ class Mirror(NamedTuple):
         return lines
 
 
-@functools.cache
+@once
 def mirror() -> Mirror:
-    """The Debian mirror in apt's configuration. Raises Problem when apt knows none."""
+    """Return the Debian mirror in apt's configuration. Raises Problem if apt knows none."""
     query = ["apt-get", "indextargets", "--format", "$(LABEL)|$(REPO_URI)", "Created-By: Packages", "Component: main"]
     for update in (False, True):
         if update:  # the label of an archive is known only once its index has been fetched
@@ -184,12 +254,12 @@ def mirror() -> Mirror:
 
 
 def apt_options() -> list[str]:
-    """apt's settings here that building a root must share: proxies, and leniency about the age of an index."""
+    """Return the settings of apt that the build of a root must share: proxies, and whether an old index is valid."""
     kept = ("Acquire::http::", "Acquire::https::", "Acquire::Check-Valid-Until ", "Acquire::Check-Date ")
     lines = run(["apt-config", "dump", "--no-empty"]).stdout.splitlines()
     return [line for line in lines if line.startswith(kept)]
 
 
 def busybox() -> Path:
-    """The statically linked busybox of this machine."""
+    """Return the statically linked busybox of this machine."""
     return next(path for path in (Path("/usr/bin/busybox"), Path("/bin/busybox")) if path.exists())

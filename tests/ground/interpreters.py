@@ -1,9 +1,8 @@
-"""Every CPython the project promises to run on: Debian's own in its root, the others as installed on this machine."""
+"""Every CPython that the project promises to run on: Debian's own in their roots, the others from this machine."""
 
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,24 +14,23 @@ from .roots import ROOTS
 
 
 def debian(version: str) -> str | None:
-    """The root whose Debian ships this version."""
+    """Return the name of the root whose Debian ships this version, or None."""
     return next((name for name, recipe in ROOTS.items() if recipe.python == version), None)
 
 
 @functools.cache
 def installed() -> dict[str, Path]:
-    """The interpreters of this machine, by version."""
+    """Return the interpreters of this machine by version."""
     return build.interpreters()
 
 
 def promised() -> list[str]:
-    """The versions to test: in CI all, elsewhere those that can be had."""
-    everywhere = os.environ.get("CI") == "true"
-    return [version for version in build.TARGETS if everywhere or debian(version) or version in installed()]
+    """Return the versions to test: those that a Debian release or this machine has. The summary names the others."""
+    return [version for version in build.TARGETS if debian(version) or version in installed()]
 
 
 def find(version: str) -> tuple[str, Sequence[tuple[str, str, bool]], str]:
-    """The root to run this version in, what to mount there for it, its path there. Problem when there is none."""
+    """Return the root for this version, what to mount there, and its path there. Raises Problem if there is none."""
     root = debian(version)
     if root:
         return root, [], "/usr/bin/python3"

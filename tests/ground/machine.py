@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple, TypeVar
 
 from . import host
-from .host import Problem, Result
+from .host import Problem, Result, Unavailable, cache
 
 #: Where the built ipsec.pyz lies in every machine.
 PYZ = "/usr/local/sbin/ipsec.pyz"
@@ -31,14 +31,6 @@ ENVIRONMENT = {"PATH": host.PATH, "HOME": "/root", "TERM": "dumb", "LC_ALL": "C"
 
 Value = TypeVar("Value")
 Self = TypeVar("Self", bound="Machine")
-
-
-def cache() -> Path:
-    """The directory everything that can be kept is kept in."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    directory = Path(base) / "ipsec-tests"
-    (directory / "mnt").mkdir(parents=True, exist_ok=True)
-    return directory
 
 
 def wait_for(condition: Callable[[], Value], what: str, timeout: float = 60) -> Value:
@@ -279,9 +271,12 @@ def control_group(name: str) -> Iterator[str]:
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
     base = next((Path(fields[1]) for fields in mounts if fields[2] == "cgroup2"), None)
     if base is None:
-        raise Problem("no cgroup2 file system is mounted here: an init system cannot be started")
+        raise Unavailable(f"an init system needs a file system of type cgroup2 ({host.IN_CONTAINER})")
     group = base / f"ipsec-tests-{os.getpid()}-{name}"
-    group.mkdir()
+    try:
+        group.mkdir()
+    except OSError as error:
+        raise Unavailable(f"an init system needs a control group of its own: {error} ({host.IN_CONTAINER})") from None
     try:
         yield str(group)
     finally:

@@ -1,9 +1,9 @@
-"""The root file systems the tests run on, and the cache they are built into.
+"""The root file systems that the tests run on, and the cache that holds them.
 
-A root is built by mmdebstrap from the mirror that apt is configured with, or is another root with more packages on top
-(only the difference is kept, as an overlay layer). Each lies in the cache under its name and a hash of its recipe, so a
-changed recipe is a new root; it is built aside and renamed when whole. Test runs share the cache: whoever builds or
-uses a root holds a lock on it.
+A root is built by mmdebstrap from the mirror in apt's configuration, or is another root with more packages (files that
+do not differ are hard links). Each root lies in the cache under its name and a hash of its recipe, so that a changed
+recipe makes a new root; it is built beside its place and renamed when it is whole. Test runs share the cache: a process
+that builds or uses a root holds a lock on it. A root that can't be built is tried once in a test run.
 """
 
 from __future__ import annotations
@@ -15,22 +15,24 @@ import hashlib
 import inspect
 import os
 import shutil
+import stat
 import threading
 import time
-from collections.abc import Iterable
+import uuid
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Callable, NamedTuple, TextIO
 
 from . import host
-from .host import Problem
-from .machine import Machine, cache
+from .host import Problem, Unavailable, cache
+from .machine import Machine
 
-#: What every root with a pluto has besides: what libreswan's programs, the commands of ipsec.pyz and the tests call.
+#: Packages of every root with a pluto: programs that libreswan, ipsec.pyz and the tests call.
 TOOLS = ("libreswan", "iptables", "nftables", "iproute2", "libnss3-tools", "tcpdump", "kmod", "procps", "iputils-ping",
          "openssl", "python3")
 
-#: A root not used for so long is removed when another of its name is built.
+#: A root that was not used for so long is removed when another of its name is built.
 KEEP_SECONDS = 14 * 24 * 3600
 
 
@@ -67,7 +69,7 @@ RELEASES = ("bullseye", "bookworm", "trixie")
 #: The roots with an init system.
 WITH_INIT = tuple(name for name, recipe in ROOTS.items() if recipe.init)
 
-#: dpkg options for all roots: nothing that only a reader needs, and no waiting for a disk that can be lost.
+#: dpkg options for all roots: without documentation, and without waiting for the disk.
 DPKG = [*(f"path-exclude=/usr/share/{name}/*" for name in ("man", "locale", "doc")), "force-unsafe-io"]
 
 
@@ -82,6 +84,15 @@ class Made(NamedTuple):
 
 made: list[Made] = []
 
+#: What could not be built in this test run: name of the root -> the reason.
+failures: dict[str, str] = {}
+
+#: What is said of such a root, after its name.
+UNBUILT = " can't be built"
+
+#: The name of this test run, which the processes of a parallel run share.
+RUN = os.environ.setdefault("IPSEC_TESTS_RUN", uuid.uuid4().hex)
+
 
 class Cached(NamedTuple):
     """A directory of the cache, relative to it, and the lock that says it is in use."""
@@ -91,37 +102,60 @@ class Cached(NamedTuple):
 
 
 def keep(name: str, recipe: object, build: Callable[[Path], None]) -> Cached:
-    """The directory of the cache that `build` fills, called `name` and a hash of `recipe`; built when it isn't there.
+    """Return the directory of the cache that `build` fills, called `name` and a hash of `recipe`; built if it is new.
 
     `build` is given a path to make, which is renamed once it returns. The lock is held until this process ends, so that
-    no other run removes the directory meanwhile.
+    no other run removes the directory meanwhile. Raises Unavailable if the build fails, or has failed in this test run;
+    `failures` has the reason.
     """
     began = time.monotonic()
     digest = hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]
     directory = cache() / "roots" / f"{name}-{digest}"
     directory.parent.mkdir(exist_ok=True)
     lock = open(f"{directory}.lock", "w")  # noqa: SIM115 – kept
-    os.utime(lock.fileno())
-    fcntl.flock(lock, fcntl.LOCK_SH)
-    if not directory.exists():
-        fcntl.flock(lock, fcntl.LOCK_EX)  # not held by any user, as there is nothing to use
-    missing = not directory.exists()  # another run may have built it meanwhile
-    if missing:
-        for stale in directory.parent.glob(f"{name}-*"):
-            if stale.suffix != ".lock" and stale.name[len(name) + 1:].split(".")[0].isalnum():
-                remove_unused(stale, directory)
-        aside = Path(f"{directory}.building")
-        aside.mkdir()
-        build(aside / "root")
-        (aside / "root").rename(directory)
-        shutil.rmtree(aside)
-    fcntl.flock(lock, fcntl.LOCK_SH)
-    made.append(Made(name, directory, time.monotonic() - began, missing))
+    try:
+        os.utime(lock.fileno())
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        if not directory.exists():
+            fcntl.flock(lock, fcntl.LOCK_EX)  # no user holds it, as there is nothing to use
+        is_new = not directory.exists()  # another process may have built it meanwhile
+        if is_new:
+            _build_once(name, directory, build)
+        fcntl.flock(lock, fcntl.LOCK_SH)
+    except BaseException:
+        lock.close()  # or the exception would keep the lock, and the next test would wait for it for ever
+        raise
+    made.append(Made(name, directory, time.monotonic() - began, is_new))
     return Cached(str(directory.relative_to(cache())), lock)
 
 
+def _build_once(name: str, directory: Path, build: Callable[[Path], None]) -> None:
+    """Build a directory of the cache unless that has failed in this test run. Raises Unavailable."""
+    record = Path(f"{directory}.failed")
+    if record.exists():
+        run, _, reason = record.read_text().partition("\n")
+        if run == RUN:
+            failures[name] = reason
+            raise Unavailable(f"{name}{UNBUILT}")
+    for stale in directory.parent.glob(f"{name}-*"):
+        if stale.is_dir() and stale.name[len(name) + 1:].split(".")[0].isalnum():
+            remove_unused(stale, directory)
+    aside = Path(f"{directory}.building")
+    aside.mkdir()
+    try:
+        build(aside / "root")
+    except Problem as problem:
+        reason = problem.line
+        record.write_text(f"{RUN}\n{reason}")
+        failures[name] = reason
+        raise Unavailable(f"{name}{UNBUILT}") from problem
+    (aside / "root").rename(directory)
+    shutil.rmtree(aside)
+    record.unlink(missing_ok=True)
+
+
 def remove_unused(stale: Path, current: Path) -> None:
-    """Remove what an interrupted build of `current` left, or another root of its name that nobody used for long."""
+    """Remove the rest of an interrupted build of `current`, or another root of its name that was not used for long."""
     if stale.name == f"{current.name}.building":
         shutil.rmtree(stale)
         return
@@ -141,11 +175,14 @@ def bootstrap(recipe: Recipe, target: Path) -> None:
     host.run(host.contained(argv, "--mount-proc"), timeout=1800).check()
 
 
-def extend(base: list[str], recipe: Recipe, target: Path) -> None:
-    """Make the layer that `recipe.packages` add to a root."""
-    work = target.with_name("work")
-    with Machine("building", base, network=False, upper=(str(target), str(work)),
-                 binds=[("/etc/resolv.conf", "/etc/resolv.conf", True)]) as machine:
+def extend(base: str, recipe: Recipe, target: Path) -> None:
+    """Make a root of another one (a directory of the cache) and `recipe.packages`.
+
+    The changes are made in memory: a cache on overlayfs, as in a container, can't hold the upper directory of another
+    overlay.
+    """
+    resolver = "/etc/resolv.conf"
+    with Machine("building", [base], network=False, binds=[(resolver, resolver, True)]) as machine:
         machine.write("/usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n", 0o755)  # packages shall start nothing
         machine.write("/run/first/ischroot", "#!/bin/sh\nexit 0\n", 0o755)  # or sysvinit waits 45 s to be restarted
         env = {"DEBIAN_FRONTEND": "noninteractive"}
@@ -154,48 +191,106 @@ def extend(base: list[str], recipe: Recipe, target: Path) -> None:
         machine.run([*apt, "install", *recipe.packages], env=env, timeout=900).check()
         machine.run([*apt, "clean"], env=env).check()
         machine.run(["rm", "-r", "/usr/sbin/policy-rc.d", "/var/lib/apt/lists"]).check()
+        merge(cache() / base, machine, target, without=[resolver])
+
+
+def merge(base: Path, machine: Machine, target: Path, without: Sequence[str]) -> None:
+    """Make `target` of the machine's files, as hard links to those of `base` that have not changed.
+
+    The paths in `without`, mounted from elsewhere, come from `base` if it has them.
+    """
+    top = str(machine.path("/"))
+    changed = set(machine.changes())
+    directories = []
+    for place, names, files in os.walk(top):
+        inside = place[len(top):]
+        copy = f"{target}{inside}"
+        os.mkdir(copy)
+        directories.append((place, copy))
+        if not inside:
+            for mount in ("proc", "sys", "dev", "run"):
+                if mount in names:
+                    names.remove(mount)
+                    os.mkdir(f"{copy}/{mount}")
+        links = [name for name in names if os.path.islink(f"{place}/{name}")]
+        for name in [*files, *links]:
+            path = f"{inside}/{name}"
+            original, is_mounted = f"{base}{path}", path in without
+            if os.path.lexists(original) and (is_mounted or path not in changed):
+                os.link(original, f"{target}{path}", follow_symlinks=False)
+            elif not is_mounted:
+                copy_file(f"{top}{path}", f"{target}{path}")
+    for place, copy in reversed(directories):  # what lies in a directory changes its time
+        copy_owner_and_mode(place, copy)
+
+
+def copy_file(source: str, target: str) -> None:
+    """Copy a file, a symbolic link or a device with its owner, mode, times and extended attributes."""
+    info = os.lstat(source)
+    if stat.S_ISREG(info.st_mode):
+        shutil.copyfile(source, target)
+    elif stat.S_ISLNK(info.st_mode):
+        os.symlink(os.readlink(source), target)
+    else:
+        os.mknod(target, info.st_mode, info.st_rdev)
+    copy_owner_and_mode(source, target)
+
+
+def copy_owner_and_mode(source: str, target: str) -> None:
+    """Copy owner, mode, times and extended attributes; the owner first, as its change takes bits of the mode away."""
+    info = os.lstat(source)
+    os.chown(target, info.st_uid, info.st_gid, follow_symlinks=False)
+    shutil.copystat(source, target, follow_symlinks=False)
 
 
 class Store:
     """The roots of one test run: built when first asked for, or ahead of that in the background, two at a time."""
 
     def __init__(self) -> None:
-        self._ready: dict[str, list[Cached]] = {}
+        self._ready: dict[str, Cached] = {}
+        self._failed: dict[str, str] = {}
         self._locks: dict[str, threading.Lock] = {}
         self._builders = ThreadPoolExecutor(2)
         self.waited = 0.0  #: seconds that tests have waited for roots
 
     def layers(self, name: str) -> list[str]:
-        """The overlay layers of root `name`, topmost first. Raises Problem when it cannot be built."""
+        """Return the directories of root `name` below the cache, one today, as a machine takes them.
+
+        Raises Problem if no root has that name, Unavailable if the root can't be built.
+        """
         if name not in ROOTS:
             raise Problem(f"no root is called {name}; there are {', '.join(ROOTS)}")
         began = time.monotonic()
         with self._locks.setdefault(name, threading.Lock()):
+            if name in self._failed:
+                raise Unavailable(self._failed[name])
             if name not in self._ready:
-                recipe = ROOTS[name]
-                below = self._build_below(recipe)
-                layers = [cached.layer for cached in below]
-                build = functools.partial(extend, layers, recipe) if below else functools.partial(bootstrap, recipe)
-                top = keep(name, (layers, recipe, DPKG, inspect.getsource(build.func)), build)
-                self._ready[name] = [top, *below]
+                try:
+                    self._ready[name] = self._build(name, ROOTS[name])
+                except Unavailable as reason:
+                    self._failed[name] = str(reason)
+                    raise
         if threading.current_thread() is threading.main_thread():
             self.waited += time.monotonic() - began
-        return [cached.layer for cached in self._ready[name]]
+        return [self._ready[name].layer]
+
+    def _build(self, name: str, recipe: Recipe) -> Cached:
+        """Return the root in the cache, built if it is new. Raises Unavailable, also if its base can't be built."""
+        if not recipe.base:
+            source = inspect.getsource(bootstrap)
+            return keep(name, ([], recipe, DPKG, source), functools.partial(bootstrap, recipe))
+        (base,) = self.layers(recipe.base)
+        source = inspect.getsource(extend) + inspect.getsource(merge)
+        return keep(name, (base, recipe, DPKG, source), functools.partial(extend, base, recipe))
 
     def prefetch(self, names: Iterable[str]) -> None:
-        """Start to build roots. One that fails is tried again, and the failure told, when a test asks for it."""
+        """Start to build roots. A failure is kept for the tests that ask for the root."""
         for name in names:
             self._builders.submit(self.layers, name)
 
     def stop(self) -> None:
         """Begin no more builds."""
         self._builders.shutdown(wait=False, cancel_futures=True)
-
-    def _build_below(self, recipe: Recipe) -> list[Cached]:
-        if not recipe.base:
-            return []
-        self.layers(recipe.base)
-        return self._ready[recipe.base]
 
 
 #: The roots of this run.

@@ -1,10 +1,11 @@
-"""What a test run met: which real systems, in which versions, how many tests on each, what their preparation took."""
+"""The end of a test run: which real systems in which versions had how many tests, and what was skipped."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,15 @@ _outcomes: dict[str, str] = {}
 
 
 def state() -> dict[str, Any]:
-    """What a worker of a parallel run met, as plain data for the run's own process."""
+    """Return what a worker of a parallel run met, as plain data for the run's own process."""
+    made = [[made.name, str(made.directory), made.seconds, made.built] for made in roots.made]
     return {"systems": {test: sorted(systems) for test, systems in _systems.items()}, "outcomes": _outcomes,
-            "made": [[made.name, str(made.directory), made.seconds, made.built] for made in roots.made],
-            "waited": roots.store.waited}
+            "made": made, "failures": roots.failures, "waited": roots.store.waited}
 
 
 def merge(worker: dict[str, Any]) -> None:
     """Add what a worker met."""
+    roots.failures.update(worker["failures"])
     for test, systems in worker["systems"].items():
         _systems[test].update(systems)
     _outcomes.update(worker["outcomes"])
@@ -51,7 +53,7 @@ def count(item: pytest.Item, report: pytest.TestReport) -> None:
 
 
 def versions(directory: Path) -> str:
-    """What a root consists of, from its own list of packages."""
+    """Return the versions of the main packages of a root, from its own list."""
     installed = {}
     with contextlib.suppress(FileNotFoundError):  # a minimal root has none
         for paragraph in (directory / "var/lib/dpkg/status").read_text().split("\n\n"):
@@ -61,19 +63,37 @@ def versions(directory: Path) -> str:
     return ", ".join(f"{label} {installed[package]}" for package, label in PACKAGES.items() if package in installed)
 
 
-def lines(missing: str | None) -> list[str]:
-    """The summary, a line for each system."""
-    if missing:
-        return [f"real systems: none; {missing}"]
+def skipped(tests: Sequence[tuple[str, str]]) -> list[str]:
+    """Return one line about all skipped tests (file and reason of each), or none if no test was skipped."""
+    files: dict[str, list[str]] = collections.defaultdict(list)
+    for file, reason in tests:
+        files[reason].append(file)
+    parts = []
+    for reason, names in sorted(files.items(), key=lambda item: -len(item[1])):
+        where = names[0] if len(set(names)) == 1 else os.path.commonpath(names)
+        root = reason.removesuffix(roots.UNBUILT)
+        if root in roots.failures:
+            reason += f": {roots.failures[root]} (Debian's mirror of apt's configuration has to be within reach)"
+        number = f"{len(names)} test{'s' * (len(names) != 1)}"
+        parts.append(f"{number} of {where}: {reason}")
+    return [f"skipped: {'; '.join(parts)}"] if parts else []
+
+
+def lines(is_strict: bool) -> list[str]:
+    """Return the summary of real systems: a line for each.
+
+    `is_strict`: and one for each root that can't be built, once; elsewhere the line about skipped tests has the reason.
+    """
+    failed = [f"{name}{roots.UNBUILT}: {reason}" for name, reason in sorted(roots.failures.items()) if is_strict]
     if not _systems:
-        return []
+        return failed
     tests: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for nodeid, systems in _systems.items():
         for system in systems:
             tests[system][_outcomes.get(nodeid, "failed")] += 1
     notes = {f"CPython {version}": str(path) for version, path in interpreters.installed().items()
              if not interpreters.debian(version)}
-    notes["user-mode-linux"] = f"Linux {uml.version()}" if "user-mode-linux" in tests else ""
+    notes["user-mode-linux"] = uml.description() if "user-mode-linux" in tests else ""
     for made in roots.made:
         effort = f"built in {made.seconds:.0f} s" if made.built else "in the cache"
         notes[made.name] = f"{versions(made.directory)} ({effort})".lstrip()
@@ -83,4 +103,5 @@ def lines(missing: str | None) -> list[str]:
     absent = [version for version in build.TARGETS if version not in interpreters.promised()]
     return [f"real systems, on Linux {os.uname().release}; the tests waited {roots.store.waited:.0f} s for roots:",
             *(f"  {system:<{widths[0]}}  {counts:<{widths[1]}}  {note}".rstrip() for system, counts, note in table),
-            *(f"  CPython {version}: not to be had on this machine" for version in absent)]
+            *(f"  CPython {version}: neither this machine nor a Debian release here has it" for version in absent),
+            *failed]

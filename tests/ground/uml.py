@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 
 from . import host
-from .host import NotBegun, Problem, Result, Unavailable
-from .machine import ENVIRONMENT, PYZ, Machine, cache
+from .host import NotBegun, Problem, Result, Unavailable, cache
+from .machine import ENVIRONMENT, PYZ, Machine
 from .roots import keep
 
 #: Loaded before the script: what a gateway's kernel has.
@@ -150,20 +150,30 @@ def fetch_newer(target: Path) -> None:
 @functools.cache
 def _kernel_or_reason() -> Kernel | str:
     """Return a kernel that boots here, or why there is none: looked for once in a process."""
-    try:
-        host.prepare()
-        host.install("user-mode-linux")
-        own = kernel_below(Path("/"))
-        if boots(own):
-            return own
-        # The place of the cache is in the program, so it is part of the recipe.
-        recipe = (NEWER_SUITE, str(cache()))
-        newer = kernel_below(cache() / keep("user-mode-linux", recipe, fetch_newer).layer)
-        if boots(newer):
-            return newer
-    except Problem as problem:
-        return f"user-mode-linux can't be had: {problem.line}"
-    return f"user-mode-linux does not boot on this machine, neither {own.version} nor {newer.version}"
+    tried = []
+    for find in (installed, newer):
+        try:
+            candidate = find()
+        except Problem as problem:
+            tried.append(problem.line)
+            continue
+        if boots(candidate):
+            return candidate
+        tried.append(f"Linux {candidate.version} does not boot on this machine")
+    return f"user-mode-linux: {', '.join(tried)}"
+
+
+def installed() -> Kernel:
+    """Return the user-mode-linux of this host, installed if it is missing. Raises Problem."""
+    host.prepare()
+    host.install("user-mode-linux")
+    return kernel_below(Path("/"))
+
+
+def newer() -> Kernel:
+    """Return the user-mode-linux of NEWER_SUITE, from the cache. Raises Problem."""
+    # Its program has the place of the cache in it, so that is part of the recipe.
+    return kernel_below(cache() / keep("user-mode-linux", (NEWER_SUITE, str(cache())), fetch_newer).layer)
 
 
 def kernel() -> Kernel:
@@ -172,6 +182,12 @@ def kernel() -> Kernel:
     if isinstance(answer, str):
         raise Unavailable(answer)
     return answer
+
+
+def description() -> str:
+    """Return the kernel's version, or why there is no kernel, for the summary."""
+    answer = _kernel_or_reason()
+    return answer if isinstance(answer, str) else f"Linux {answer.version}"
 
 
 def version() -> str:

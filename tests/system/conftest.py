@@ -1,4 +1,5 @@
-"""Fixtures for tests on real systems. A test asks for what it needs and gets it fresh; all is gone at the test's end.
+"""Fixtures for tests on real systems. A test gets what it names, fresh; all of it is gone when the test ends. What this
+machine can't give raises Unavailable, and the test is skipped.
 
     root(name, **options) -> Machine        a throw-away host made from root `name` of ground/roots.py
                                             ("bookworm", "trixie-systemd", …), with ipsec.pyz at machine.PYZ.
@@ -65,7 +66,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Start building the roots that the chosen tests name in their parameters; in a parallel run one worker does."""
+    """Start to build the roots that the chosen tests name in their parameters; in a parallel run one worker does it."""
     worker = getattr(session.config, "workerinput", {"workerid": "gw0"})
     if host.missing() or session.config.option.collectonly or worker["workerid"] != "gw0":
         return
@@ -81,7 +82,7 @@ def pytest_sessionfinish() -> None:
 
 @pytest.fixture
 def closing() -> Iterator[contextlib.ExitStack]:
-    """What the test's fixtures opened; closed in reverse order at its end."""
+    """What the fixtures of a test open; closed in reverse order when the test ends."""
     with contextlib.ExitStack() as stack:
         yield stack
 
@@ -111,7 +112,7 @@ def gateway(root: Callable[..., Machine], release: str) -> Machine:
 
 @pytest.fixture
 def pluto(closing: contextlib.ExitStack) -> Callable[..., Pluto]:
-    """pluto(machine, config, secrets, …): that machine's pluto, running; see ground/pluto.py for what it takes."""
+    """pluto(machine, config, secrets, …): that machine's pluto, running; its arguments are those of ground/pluto.py."""
 
     def start(machine: Machine, *arguments: str, **options: str) -> Pluto:
         return closing.enter_context(Pluto(machine, *arguments, **options))  # type: ignore[arg-type]
@@ -121,7 +122,7 @@ def pluto(closing: contextlib.ExitStack) -> Callable[..., Pluto]:
 
 @pytest.fixture
 def uml(request: pytest.FixtureRequest) -> Callable[..., Result]:
-    """uml(machine, script, memory="512M", timeout=180): boot another kernel on the machine's files, run the script."""
+    """uml(machine, script, memory="512M", timeout=180): boot another kernel on the machine's files; run the script."""
 
     summary.used(request.node, "user-mode-linux")
     return kernel.boot

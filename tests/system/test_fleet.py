@@ -12,7 +12,9 @@ from typing import Callable
 
 import pytest
 
-from ..ground.machine import Machine, cache
+from ..ground import host
+from ..ground.host import cache
+from ..ground.machine import Machine
 from ..ground.pluto import Pluto
 from ..ground.roots import RELEASES, keep
 
@@ -28,8 +30,8 @@ os.execvp(argv[0], [*argv, sys.argv[-1]])
 
 
 def install(target: Path) -> None:
-    subprocess.run([sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", "install", "--target",
-                    str(target), ANSIBLE], check=True)
+    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", "install"]
+    host.run([*pip, "--target", str(target), ANSIBLE], timeout=900).check()
 
 
 @pytest.fixture

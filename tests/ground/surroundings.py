@@ -1,0 +1,55 @@
+"""Make a test process independent of what it inherits: signals, umask, limits, locale, time zone and other variables.
+
+What a test run inherits differs between a terminal, nohup(1), cron(8), a service, a container and a CI system. Programs
+that the tests start inherit what is set here; a test that is about one of these things sets it itself.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+
+#: Signals that Python itself ignores and gives back to the programs that it starts, or that can't be caught.
+LEFT = {signal.SIGPIPE, signal.SIGXFSZ, signal.SIGKILL, signal.SIGSTOP}
+
+#: Variables that change what programs print or do: those with a prefix, and single ones.
+PREFIXES = ("LC_", "PYTHON", "IPSEC_", "SUDO_", "LISTEN_")
+NAMES = ("LANG", "LANGUAGE", "TZ", "COLUMNS", "LINES", "CDPATH", "ENV", "BASH_ENV", "POSIXLY_CORRECT", "NO_COLOR",
+         "FORCE_COLOR", "PAGER", "MANPAGER", "LESS", "EDITOR", "VISUAL", "NOTIFY_SOCKET")
+
+#: Variables of the tests themselves.
+KEPT = ("IPSEC_PYZ", "IPSEC_TESTS_RUN")
+
+#: Limits that are raised as far as this process may: a login has none of them.
+UNLIMITED = (resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE, resource.RLIMIT_CPU, resource.RLIMIT_AS,
+             resource.RLIMIT_DATA)
+
+#: Limits that a login has: open files, bytes of the stack, bytes of a core file (none, as it would be left behind).
+LIMITS = {resource.RLIMIT_NOFILE: 1024, resource.RLIMIT_STACK: 8 << 20, resource.RLIMIT_CORE: 0}
+
+
+def receive(number: int, frame: object) -> None:
+    """Take a signal and do nothing: this process stays as deaf as it was started, its programs are not."""
+
+
+def settle() -> None:
+    """Set what this process hands on to the defaults of a login."""
+    for number in signal.valid_signals() - LEFT:
+        if signal.getsignal(number) == signal.SIG_IGN:
+            # With SIGCHLD ignored the kernel forgets how programs ended.
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGCHLD else receive)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    os.umask(0o022)
+    for name in list(os.environ):
+        if (name.startswith(PREFIXES) or name in NAMES) and name not in KEPT:
+            del os.environ[name]
+    os.environ["LC_ALL"] = "C.UTF-8"
+    if not os.access(os.environ.get("HOME", ""), os.W_OK | os.X_OK):
+        os.environ.pop("HOME", None)  # the home is that of the user database then
+    for limit in (*UNLIMITED, *LIMITS):
+        hard = resource.getrlimit(limit)[1]
+        wanted = LIMITS.get(limit, resource.RLIM_INFINITY)
+        if hard != resource.RLIM_INFINITY and (wanted == resource.RLIM_INFINITY or wanted > hard):
+            wanted = hard
+        resource.setrlimit(limit, (wanted, hard))
