@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Callable
 
 import pytest
 
-from ..ground.host import PATH, Problem, Result
+from ..ground import uml as kernels
+from ..ground.host import PATH, Problem, Result, cache
 from ..ground.inits import Booted
 from ..ground.machine import PYZ, Machine, wait_for
 from ..ground.pluto import Pluto
-from ..ground.roots import ROOTS
-from ..ground.uml import version
+from ..ground.roots import ROOTS, store
+from ..ground.uml import boot, version
+
+TOP = Path(__file__).resolve().parents[2]
 
 CONFIG = """config setup
 conn west-east
@@ -21,6 +27,23 @@ conn west-east
 	right=192.0.2.9
 	authby=secret
 	auto=add
+"""
+
+
+#: Make a root of the one called `base` in the cache, without a mirror, and run a program in it.
+MAKE = """
+from pathlib import Path
+from tests.ground import host, roots
+from tests.ground.machine import Machine
+print(host.missing())
+target = host.cache() / "roots/made"
+with Machine("building", ["roots/base"], network=False) as machine:
+    machine.write("/usr/bin/hello", "#!/bin/sh\\necho hello\\n", 0o755)
+    machine.run(["rm", "-r", "/usr/share/keyrings"]).check()
+    roots.merge(host.cache() / "roots/base", machine, target, without=[])
+assert (target / "usr/bin").is_dir() and not (target / "usr/share/keyrings").exists()
+with Machine("made", ["roots/made"]) as machine:
+    print(machine.run(["hello"]).check().stdout, end="")
 """
 
 
@@ -127,6 +150,75 @@ exit 7
     result = uml(gateway, script)
     assert (result.status, result.stdout, result.stderr) == (7, f"{version()}\n", "warning\n")
     assert "SAD count 2" in gateway.read("/kept")
+
+
+def test_a_kernel_without_modules_stops_at_once(gateway: Machine, tmp_path: Path) -> None:
+    """Its console and the results say why, and no script runs without ESP."""
+    with pytest.raises(Problem, match=rf"^no modules: {tmp_path} of the host can't be mounted\n--- console\n"):
+        boot(gateway, "#!/bin/sh\ntouch /ran\n", library=tmp_path)
+    (tmp_path / "modules.dep").touch()
+    with pytest.raises(Problem, match=f"^no module xfrm_user in {tmp_path} of the host\n--- console\n"):
+        boot(gateway, "#!/bin/sh\ntouch /ran\n", library=tmp_path)
+    assert not gateway.path("/ran").exists()
+
+
+def test_a_script_may_run_longer_than_a_kernel_may_take_to_boot(gateway: Machine, uml: Callable[..., Result],
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "BOOT_SECONDS", 20)
+    assert uml(gateway, "#!/bin/sh\nsleep 25\necho end\n", timeout=100).check().stdout == "end\n"
+    with pytest.raises(Problem, match="no end after"):
+        uml(gateway, "#!/bin/sh\nsleep 1000\n", timeout=20)
+
+
+@pytest.mark.parametrize("words", [(), ("-n", "2")])
+def test_without_a_network_a_run_ends_and_says_why_once(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """No root can be built: the tests that need one are skipped, and where nothing may skip they fail."""
+    tests = ["tests/system/test_look.py", "-k", "release or trixie or bookworm", "-q", "-p", "no:cacheprovider"]
+    environment = {name: value for name, value in os.environ.items() if name not in ("CI", "IPSEC_TESTS_RUN")}
+    environment["XDG_CACHE_HOME"] = str(tmp_path)
+    for strict in ((), ("--no-skips",)):
+        argv = ["unshare", "--net", sys.executable, "-m", "pytest", *tests, *words, *strict]
+        ran = subprocess.run(argv, cwd=TOP, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                             stderr=subprocess.STDOUT, text=True, timeout=300, check=False)
+        output = ran.stdout
+        if strict:
+            assert ran.returncode == 1 and "nothing may skip here: bookworm can't be built" in output, output
+        else:
+            assert ran.returncode == 0 and output.count("\nskipped: ") == 1, output
+        assert output.count("bookworm can't be built: E: ") == 1, output
+        assert " error" not in output or strict
+
+
+def test_a_root_on_another_holds_the_same_files_and_its_own(root: Callable[..., Machine]) -> None:
+    """Unchanged files are hard links; owners, modes and capabilities are those of the machine it was built in."""
+    machine = root("bookworm-systemd")
+    (layer,) = store.layers("bookworm-systemd")
+    (below,) = store.layers("bookworm")
+    kept, base = cache() / layer, cache() / below
+    assert (kept / "usr/bin/dash").stat().st_ino == (base / "usr/bin/dash").stat().st_ino
+    assert (kept / "var/lib/dpkg/status").read_text() != (base / "var/lib/dpkg/status").read_text()
+    for path in ("usr/bin/passwd", "etc/shadow", "usr/bin", "var/mail"):
+        ours, theirs = (kept / path).stat(), (base / path).stat()
+        assert (ours.st_mode, ours.st_uid, ours.st_gid) == (theirs.st_mode, theirs.st_uid, theirs.st_gid), path
+    assert machine.run(["dpkg", "--audit"]).check().stdout == ""
+    assert "systemd" in machine.run(["readlink", "/sbin/init"]).check().stdout
+
+
+def test_the_cache_may_lie_on_overlayfs(tmp_path: Path) -> None:
+    """As in a container: a root on another one is built, and a machine stands."""
+    for name in ("lower", "upper", "work", "home"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "lower/ipsec-tests").mkdir()
+    script = f"""
+mount -t overlay overlay {tmp_path}/home -o lowerdir={tmp_path}/lower,upperdir={tmp_path}/upper,workdir={tmp_path}/work
+mkdir {tmp_path}/home/ipsec-tests/roots
+cp -a {cache() / store.layers("bookworm")[0]} {tmp_path}/home/ipsec-tests/roots/base
+exec {sys.executable} -c '{MAKE}'
+"""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "home")}
+    ran = subprocess.run(["unshare", "--mount", "sh", "-ec", script], cwd=TOP, env=environment, capture_output=True,
+                         text=True, timeout=600, check=False)
+    assert (ran.returncode, ran.stdout) == (0, "None\nhello\n"), ran.stderr
 
 
 def test_a_kernel_that_dies_says_what_its_console_said(gateway: Machine, uml: Callable[..., Result]) -> None:

@@ -145,7 +145,7 @@ def test_show_names_the_networks_that_a_tunnel_serves(bookworm: Machine) -> None
 
 
 def test_show_knows_protocol_ports_and_who_may_ask(bookworm: Machine) -> None:
-    for narrow in (["proto", "tcp", "dport", "22"], ["proto", "icmp", "type", "8"]):
+    for narrow in (["proto", "6", "dport", "22"], ["proto", "1", "type", "8"]):  # names need /etc/protocols
         bookworm.ip("xfrm", "policy", "add", "src", "192.0.2.0/24", "dst", "192.0.2.9", *narrow, "dir", "out",
                     "priority", "1", "action", "block")
     plain = bookworm.ipsec("show", "192.0.2.9")
