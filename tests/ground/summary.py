@@ -66,15 +66,20 @@ def versions(directory: Path) -> str:
 def skipped(tests: Sequence[tuple[str, str]]) -> list[str]:
     """Return one line about all skipped tests (file and reason of each), or none if no test was skipped."""
     files: dict[str, list[str]] = collections.defaultdict(list)
+    unbuilt: dict[str, list[str]] = collections.defaultdict(list)
     for file, reason in tests:
+        root = reason.removesuffix(roots.UNBUILT)
+        if root in roots.failures:
+            unbuilt[roots.failures[root]].append(root)
+            reason = roots.failures[root]
         files[reason].append(file)
     parts = []
     for reason, names in sorted(files.items(), key=lambda item: -len(item[1])):
         where = names[0] if len(set(names)) == 1 else os.path.commonpath(names)
-        root = reason.removesuffix(roots.UNBUILT)
-        if root in roots.failures:
-            reason += f": {roots.failures[root]} (Debian's mirror of apt's configuration has to be within reach)"
         number = f"{len(names)} test{'s' * (len(names) != 1)}"
+        if reason in unbuilt:
+            what = f"{', '.join(sorted(set(unbuilt[reason])))}{roots.UNBUILT}"
+            reason = f"{what} (Debian's mirror of apt's configuration has to be within reach): {reason}"
         parts.append(f"{number} of {where}: {reason}")
     return [f"skipped: {'; '.join(parts)}"] if parts else []
 
@@ -93,10 +98,11 @@ def lines(is_strict: bool) -> list[str]:
             tests[system][_outcomes.get(nodeid, "failed")] += 1
     notes = {f"CPython {version}": str(path) for version, path in interpreters.installed().items()
              if not interpreters.debian(version)}
-    notes["user-mode-linux"] = uml.description() if "user-mode-linux" in tests else ""
     for made in roots.made:
         effort = f"built in {made.seconds:.0f} s" if made.built else "in the cache"
         notes[made.name] = f"{versions(made.directory)} ({effort})".lstrip()
+    if "user-mode-linux" in tests:
+        notes["user-mode-linux"] = uml.description()
     table = [(system, ", ".join(f"{number} {outcome}" for outcome, number in sorted(tests[system].items())),
               notes.get(system, "")) for system in sorted(tests)]
     widths = [max(len(row[column]) for row in table) for column in (0, 1)]

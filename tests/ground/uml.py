@@ -81,6 +81,11 @@ class Kernel(NamedTuple):
     version: str
     modules: Path
 
+    @property
+    def has_packet_filter(self) -> bool:
+        """Whether it has iptables' filter table; Debian's 7.2 has neither that nor a family of nf_tables."""
+        return any(self.modules.glob("kernel/net/ipv4/netfilter/iptable_filter.ko*"))
+
 
 def kernel_below(directory: Path) -> Kernel:
     """Return the kernel of a user-mode-linux package that is installed or unpacked at `directory`."""
@@ -187,7 +192,9 @@ def kernel() -> Kernel:
 def description() -> str:
     """Return the kernel's version, or why there is no kernel, for the summary."""
     answer = _kernel_or_reason()
-    return answer if isinstance(answer, str) else f"Linux {answer.version}"
+    if isinstance(answer, str):
+        return answer
+    return f"Linux {answer.version}{'' if answer.has_packet_filter else ', without packet filter'}"
 
 
 def version() -> str:
