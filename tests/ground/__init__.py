@@ -1,15 +1,16 @@
-"""The proving ground: real Debian systems for the tests, made by this package and by nothing else.
+"""The proving ground: real Debian systems for the tests. This package alone makes them.
 
-    host.py      what is needed of this machine: root, Debian, builder packages, the mirror of its apt
-    roots.py     the table of root file systems and the cache they are built into
+    host.py      what the ground needs of this machine: root, Debian, builder packages, the mirror of its apt
+    roots.py     the table of root file systems, and the cache that holds them
     keeper.py    the process that holds one machine's namespaces (run as a program of its own)
     machine.py   Machine: a throw-away copy of a root, with its own processes, network, host name and mounts
     pluto.py     a real pluto in a machine
     inits.py     a machine under an init system: systemd, sysvinit, OpenRC, runit, s6
-    uml.py       a kernel of its own for a machine (user-mode-linux), for what this machine's kernel lacks: ESP, AH
+    uml.py       a kernel for a machine (user-mode-linux) with ESP and AH, which this machine's kernel may lack
     gateways.py  two gateways in such a kernel, for real tunnels
+    surroundings.py  the test process without what it inherits: signals, umask, limits, locale
 
-Root file systems live in ${XDG_CACHE_HOME:-~/.cache}/ipsec-tests; remove that directory at any time no test runs.
-Nothing here writes anywhere else: a machine's changes are in memory, and the kernel ends all that belongs to it when
-its keeper ends, which it does when the test process ends, however that ends.
+Root file systems live in ${XDG_CACHE_HOME:-~/.cache}/ipsec-tests; you may remove it whenever no test runs.
+The ground writes nowhere else. The changes of a machine are in memory. The kernel ends everything in a machine when its
+keeper ends, and the keeper ends with the test process, even if that is killed.
 """

@@ -1,8 +1,8 @@
-"""Two gateways, west and east, in a kernel that has ESP: what it takes for a real tunnel.
+"""Two gateways, west and east, in a kernel with ESP, for a real tunnel.
 
-Each has processes, a network, a host name, /etc, /run and state of its own, made from the files of one machine, so that
-a command run in it finds everything in its default place. A wire connects them, 192.0.2.1 to 192.0.2.2; behind them lie
-10.1.0.1 and 10.2.0.1.
+Each has its own processes, network, host name, /etc, /run and state, made from the files of one machine, so that a
+command finds everything in its default place. A wire connects 192.0.2.1 (west) and 192.0.2.2 (east); 10.1.0.1 is behind
+west and 10.2.0.1 behind east.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .machine import PYZ, Machine
 
 NAMES = ("west", "east")
 
-#: `at NAME COMMAND…` runs it in a gateway; `step STEP NAME COMMAND…` also keeps what it left.
+#: `at NAME COMMAND…` runs a command in a gateway; `step STEP NAME COMMAND…` also keeps its status and outputs.
 PRELUDE = """
 gateway() {  # NAME
     unshare --mount --net --uts --pid --fork --mount-proc sh -c "
@@ -63,10 +63,10 @@ done
 
 
 class Gateways:
-    """West and east on a machine's files: `write` what they need, add each `step`, then `run` them all in one boot."""
+    """West and east on the files of a machine: `write` their files, add each `step`, then `run` them in one boot."""
 
     def __init__(self, machine: Machine, prepare: str = "") -> None:
-        """`prepare` is run in the kernel before the two are made."""
+        """`prepare` is a script that runs in the kernel before the two are made."""
         self.machine = machine
         self._script = ["#!/bin/sh", prepare, PRELUDE]
         self._steps: list[str] = []
@@ -90,7 +90,7 @@ class Gateways:
         self.step(name, gateway, [self.machine.python, PYZ, *words])
 
     def run(self, timeout: float = 600) -> dict[str, Result]:
-        """Boot, run all steps and return what each left. Raises Problem when the steps did not come to their end."""
+        """Boot, run all steps and return the Result of each. Raises Problem after `timeout` seconds."""
         uml.boot(self.machine, "\n".join([*self._script, "exit 0\n"]), timeout=timeout).check()
         results = {}
         for name in self._steps:

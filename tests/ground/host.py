@@ -261,5 +261,6 @@ def apt_options() -> list[str]:
 
 
 def busybox() -> Path:
-    """Return the statically linked busybox of this machine."""
+    """Return the statically linked busybox of this machine. Raises Problem if it can't be installed."""
+    prepare()
     return next(path for path in (Path("/usr/bin/busybox"), Path("/bin/busybox")) if path.exists())

@@ -1,8 +1,8 @@
 """Machines on which an init system is process 1, with a service called `ipsec`.
 
-systemd runs the unit that Debian ships with libreswan; for the others Debian ships nothing, so the services here are
-the tests' own: each runs pluto. None is started at boot. The init system runs on the kernel of the tests, in namespaces
-and a control group of its own, and is up in a second or two. The test acts from outside, with `machine.run`.
+systemd runs the unit that Debian ships with libreswan. For the others Debian ships nothing, so the tests bring services
+that run pluto. No service is started at boot. The init system runs on the kernel of the tests, in namespaces and a
+control group of its own, and is up in a second or two. The test acts from outside, with `machine.run`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .machine import Machine, control_group, wait_for
 
 PLUTO = "/usr/libexec/ipsec/pluto --nofork --config /etc/ipsec.conf"
 
-#: What the services do before pluto: the NSS database is made by libreswan's own command, as Debian's unit does.
+#: What the services do before pluto: as in Debian's unit, libreswan's own command makes the NSS database.
 PREPARE = "mkdir -p /run/pluto; /usr/sbin/ipsec --checknss >/dev/null"
 
 SYSVINIT = f"""#!/bin/sh
@@ -57,10 +57,10 @@ RUN = f"""#!/bin/sh
 exec {PLUTO}
 """
 
-#: Where runit looks for the services of Debian's default runlevel.
+#: The directory of the services of runit's default runlevel in Debian.
 RUNIT = "/etc/service/ipsec"
 
-#: Started once by init when it has come up, besides what the init system starts itself.
+#: A line of inittab(5): init runs it once when it has entered the runlevel.
 INITTAB = "gt:2345:once:/bin/touch /run/booted\n"
 
 S6_INIT = """#!/bin/sh
@@ -71,7 +71,7 @@ exec s6-svscan /run/service
 
 
 class Init(NamedTuple):
-    """An init system: its first process, the service's files (path, mode, text), a command that tells that it is up."""
+    """An init system: its first process, the service's files (path, mode, text), a command that succeeds when up."""
 
     command: Sequence[str]
     files: Sequence[tuple[str, int, str]]
@@ -90,7 +90,7 @@ INITS: dict[str, Init] = {
 
 
 class Booted(Machine):
-    """A machine that has come up under its init system; `init` is that one's name."""
+    """A machine that has come up under its init system; `init` is the name of that."""
 
     def __init__(self, name: str, init: str, layers: Sequence[str], pyz: Path | None = None, **options: Any) -> None:
         system = INITS[init]

@@ -1,12 +1,13 @@
-"""Hold one machine: make its namespaces and mounts, then be its first process. Run as a program, never imported.
+"""Hold one machine: make its namespaces and mounts, then be its first process. This file is run, never imported.
 
     python3 -I -S keeper.py      standard input: a line of JSON, the fields of `machine.Spec`
 
-The parent end stays outside: it writes the first process's id to stdout once the machine stands, waits for it and ends
-with its status. The kernel kills it when the test process dies, and with it the first process and all that runs inside.
-That first process collects orphans, or becomes the machine's own init once another line comes.
+The parent stays outside: it writes the number of the first process to stdout once the machine is ready, waits for that
+process and ends with its status. The kernel kills the parent when the test process dies; the first process and all
+processes of the machine die with it. The first process collects orphans, or becomes the init system of the machine when
+another line comes on standard input.
 
-System calls go through ctypes: os.unshare came with 3.12, and mount(2) and pivot_root(2) never did. Numbers and flags:
+System calls go through ctypes: Python has unshare(2) since 3.12, and neither mount(2) nor pivot_root(2). Facts:
 mount(2), unshare(2), pivot_root(2), prctl(2); device numbers: Documentation/admin-guide/devices.txt of Linux.
 """
 
@@ -30,7 +31,7 @@ CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x0200000
 CLONE_NEWPID, CLONE_NEWNET = 0x20000000, 0x40000000
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}  # unistd.h; glibc has no wrapper
 
-CHANGES = 9  # file descriptor of the directory with the machine's changes; known to machine.py
+CHANGES = 9  # file descriptor of the directory with the machine's changes; machine.py uses it
 
 DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
 
@@ -40,7 +41,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def call(name: str, *arguments: object) -> None:
-    """Call a function of the C library; raise OSError when it returns other than 0."""
+    """Call a function of the C library. Raises OSError if it does not return 0."""
     values = [value.encode() if isinstance(value, str) else value for value in arguments]
     if getattr(libc, name)(*values) != 0:
         number = ctypes.get_errno()
@@ -52,7 +53,7 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str
 
 
 def bind(source: str, target: str, readonly: bool = False) -> None:
-    """Mount the file or directory `source` on `target` as well, which is made when missing."""
+    """Mount the file or directory `source` on `target`, which is made if it is missing."""
     if os.path.isdir(source):
         os.makedirs(target, exist_ok=True)
     elif not os.path.exists(target):
@@ -64,21 +65,22 @@ def bind(source: str, target: str, readonly: bool = False) -> None:
 
 
 def mount_root(spec: Spec) -> str:
-    """Mount the overlay of the layers, topmost first, under the cache directory; return where. Changes are kept in
-    memory, or in the directory that the spec names."""
-    os.chdir(spec["cache"])  # so that the layers' names are short and free of characters that need quoting
+    """Mount the overlay of the layers, topmost first, below the cache directory; return the place.
+
+    Changes are kept in memory, or in the directory that the spec names."""
+    os.chdir(spec["cache"])  # names of layers below it are short, and need no quoting
     mount("ground", "mnt", "tmpfs", MS_NOSUID, "mode=755")
     os.mkdir("mnt/root")
     upper, work = spec["upper"] or ["mnt/upper", "mnt/work"]
     for directory in (upper, work):
         os.makedirs(directory, exist_ok=True)
-    os.dup2(os.open(upper, os.O_RDONLY), CHANGES, inheritable=False)  # the way to it from outside
+    os.dup2(os.open(upper, os.O_RDONLY), CHANGES, inheritable=False)  # machine.py reads it through /proc
     mount("overlay", "mnt/root", "overlay", 0, f"lowerdir={':'.join(spec['layers'])},upperdir={upper},workdir={work}")
     return os.path.abspath("mnt/root")
 
 
 def mount_inside(root: str, spec: Spec) -> None:
-    """Give the machine /proc, /sys, /dev and /run. Of /proc/sys only net, which is its own, can be written."""
+    """Mount /proc, /sys, /dev and /run of the machine. Of /proc/sys only net is writable: it is the machine's."""
     for name in ("proc", "sys", "dev", "run"):
         os.makedirs(f"{root}/{name}", exist_ok=True)
     mount("proc", f"{root}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
@@ -114,7 +116,7 @@ def mount_inside(root: str, spec: Spec) -> None:
 
 
 def enter(root: str, spec: Spec) -> None:
-    """Make `root` the root directory, with nothing left of the mounts of the machine that the tests run on."""
+    """Make `root` the root directory and remove all mounts of the host that the tests run on."""
     for source, target, readonly in spec["binds"]:
         bind(source, root + target, readonly)
     for path in spec["drop"]:
@@ -169,7 +171,7 @@ def main() -> int:
     for number in (1, 2):
         os.dup2(null, number)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-    while True:  # the first process inherits orphans: collect them, or the dead would look alive
+    while True:  # the first process inherits orphans and has to collect them
         signal.sigwait({signal.SIGCHLD})
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:

@@ -1,8 +1,8 @@
 """Machine: a throw-away copy of a root file system that runs in namespaces of its own.
 
-Its processes, network, mounts, host name and IPC are its own; the kernel is the one the tests run on. Its changes are
-all in memory and go when it is closed. Programs are started in it with `run` (wait for the end) and `spawn` (leave it
-running); its files are read and written from outside through `path`.
+Its processes, network, mounts, host name and IPC are its own; it shares the kernel of the tests. Its changes are in
+memory and are lost when it is closed. `run` starts a program in it and waits for the end, `spawn` leaves the program
+running; `path` gives its files to read and write from outside.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from typing import Callable, NamedTuple, TypeVar
 from . import host
 from .host import Problem, Result, Unavailable, cache
 
-#: Where the built ipsec.pyz lies in every machine.
+#: The path of the built ipsec.pyz in every machine.
 PYZ = "/usr/local/sbin/ipsec.pyz"
 
-#: Environment of programs started in a machine: no more than a login of root has.
+#: The environment of programs in a machine: that of a login of root.
 ENVIRONMENT = {"PATH": host.PATH, "HOME": "/root", "TERM": "dumb", "LC_ALL": "C"}
 
 Value = TypeVar("Value")
@@ -34,7 +34,7 @@ Self = TypeVar("Self", bound="Machine")
 
 
 def wait_for(condition: Callable[[], Value], what: str, timeout: float = 60) -> Value:
-    """Call `condition` until it returns something true; return that. Problem naming `what` after `timeout` seconds."""
+    """Call `condition` until it returns a true value; return that. Raises Problem after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while True:
         value = condition()
@@ -46,7 +46,7 @@ def wait_for(condition: Callable[[], Value], what: str, timeout: float = 60) -> 
 
 
 def alive(pid: int) -> bool:
-    """Whether a process of that number runs: neither gone, also not between two of our looks, nor a zombie."""
+    """Return whether a process of that number exists and is no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -54,7 +54,7 @@ def alive(pid: int) -> bool:
 
 
 class Spec(NamedTuple):
-    """What keeper.py is told about a machine."""
+    """The description of a machine for keeper.py."""
 
     layers: Sequence[str]  #: directories below the cache, topmost first
     hostname: str
@@ -71,7 +71,7 @@ class Spec(NamedTuple):
 
 
 class Machine:
-    """A running machine; a context manager that closes it. `pid` is its first process, seen from here."""
+    """A running machine; a context manager that closes it. `pid` is the number of its first process on this host."""
 
     _numbers = itertools.count(1)
 
@@ -101,7 +101,7 @@ class Machine:
         self.close()
 
     def close(self) -> None:
-        """End the machine and all that runs in it."""
+        """End the machine and all processes in it."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         self._keeper.wait()  # it ends once the first process and so all others are gone
@@ -118,7 +118,7 @@ class Machine:
         self._keeper.stdin.flush()
 
     def boot(self) -> None:
-        """Let the init system of the spec become the first process. Until then the machine's files can be prepared."""
+        """Let the init system of the spec become the first process. Before that, the test can prepare the files."""
         self._tell("init")
 
     @property
@@ -143,7 +143,7 @@ class Machine:
     def run(self, argv: Sequence[str], *, env: Mapping[str, str | None] | None = None, input: str | bytes | None = None,
             timeout: float = 120, cwd: str = "/", user: int = 0) -> Result:
         """Run `argv` in the machine and return its Result, as `host.run` does. `env` adds to a login's environment;
-        a value of None takes a variable away. `user` is the number of user and group to run it as."""
+        a value of None removes a variable. `user` is the number of the user and group of the program."""
         return host.run(self._argv(argv, cwd, user), env=self._environment(env), input=input, timeout=timeout)
 
     def ipsec(self, *words: str, **options: object) -> Result:
@@ -152,7 +152,7 @@ class Machine:
 
     def spawn(self, argv: Sequence[str], log: str,
               env: Mapping[str, str | None] | None = None) -> subprocess.Popen[bytes]:
-        """Start `argv` and leave it running, until the machine ends; both outputs go to the file `log`."""
+        """Start `argv` and leave it running until the machine ends; both outputs go to the file `log`."""
         with self.path(log).open("ab") as output:
             process = subprocess.Popen(self._argv(argv), env=self._environment(env), stdin=subprocess.DEVNULL,
                                        stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
@@ -160,7 +160,7 @@ class Machine:
         return process
 
     def outside(self, pid: int) -> int:
-        """The number here of the process that is `pid` in the machine; ProcessLookupError when there is none."""
+        """Return the number on this host of process `pid` of the machine. Raises ProcessLookupError."""
         namespace = os.readlink(f"/proc/{self.pid}/ns/pid")
         for entry in os.listdir("/proc"):
             if not entry.isdigit():
@@ -173,14 +173,14 @@ class Machine:
         raise ProcessLookupError(f"no process {pid} in {self.name}")
 
     def signal(self, pid: int, number: int = signal.SIGTERM) -> None:
-        """Send a signal to the process that is `pid` in the machine."""
+        """Send a signal to process `pid` of the machine."""
         os.kill(self.outside(pid), number)
-        if number == signal.SIGCONT:  # nsenter stops when what it started is stopped
+        if number == signal.SIGCONT:  # nsenter stops itself when its program is stopped
             for process in self._spawned:
                 process.send_signal(signal.SIGCONT)
 
     def processes(self, name: str) -> list[int]:
-        """Numbers (in the machine) of its running processes called `name`, without the dead that nobody collected."""
+        """Return the numbers (in the machine) of its running processes called `name`, without zombies."""
         found = []
         for status in self.path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
@@ -193,7 +193,7 @@ class Machine:
     # Files
 
     def path(self, inside: str) -> Path:
-        """The path here of a file in the machine. Symbolic links are followed as the machine would."""
+        """Return the path on this host of a file of the machine. Symbolic links are followed as in the machine."""
         root = Path(f"/proc/{self.pid}/root")
         done: list[str] = []
         left = [part for part in reversed(inside.split("/")) if part not in ("", ".")]
@@ -215,25 +215,25 @@ class Machine:
         return root.joinpath(*done)
 
     def write(self, inside: str, data: str | bytes, mode: int = 0o644) -> None:
-        """Write a file of the machine, with the directories above it."""
+        """Write a file of the machine, and make the directories above it."""
         path = self.path(inside)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data.encode() if isinstance(data, str) else data)
         path.chmod(mode)
 
     def read(self, inside: str) -> str:
-        """The text of a file of the machine."""
+        """Return the text of a file of the machine."""
         return self.path(inside).read_text(errors="backslashreplace")
 
     def copy_out(self, inside: str, target: Path) -> None:
-        """Copy a directory of the machine to here, links kept as links."""
+        """Copy a directory of the machine to this host; links stay links."""
         shutil.copytree(self.path(inside), target, symlinks=True)
 
     def changes(self) -> dict[str, tuple[int, float, int]]:
-        """What differs from the root it was made from: path -> (mode, time of change, size).
+        """Return the files that differ from the root of the machine: path -> (mode, time of change, size).
 
-        Two calls tell what happened between them. What was taken away is a character device; /run, /dev, /proc and /sys
-        are not looked into. Not for a machine under an init system.
+        Compare two calls to see what happened between them. A removed file shows as a character device; /run, /dev,
+        /proc and /sys are left out. It does not work for a machine under an init system.
         """
         changes = Path(f"/proc/{self.pid}/fd/9")
         found = {}
@@ -247,18 +247,20 @@ class Machine:
     # Network
 
     def ip(self, *words: str) -> Result:
-        """Run this machine's own `ip` in the network of the machine (whose root may lack it); Problem when it fails."""
+        """Run the `ip` of this host in the network of the machine, which may lack one. Raises Problem if it fails.
+
+        Use numbers, not names of protocols, tables or scopes: those come from files of this host."""
         return host.run(["nsenter", f"--target={self.pid}", "--net", "ip", *words]).check()
 
     def address(self, address: str, device: str = "eth0") -> None:
-        """Give the machine an interface with `address` (with prefix length): a veth and its other end, DEVICE-peer."""
+        """Make an interface with `address` (with prefix length) in the machine: a veth with DEVICE-peer at the other end."""
         self.ip("link", "add", device, "type", "veth", "peer", "name", f"{device}-peer")
         self.ip("address", "add", address, "dev", device)
         for name in (device, f"{device}-peer"):
             self.ip("link", "set", name, "up")
 
     def link(self, other: Machine, here: str, there: str, device: str = "eth0") -> None:
-        """Connect two machines by a wire: interface `device` in both, with these addresses (with prefix length)."""
+        """Connect two machines by a wire: interface `device` in both, with the two addresses (with prefix length)."""
         self.ip("link", "add", device, "type", "veth", "peer", "name", device, "netns", str(other.pid))
         for machine, address in ((self, here), (other, there)):
             machine.ip("address", "add", address, "dev", device)
@@ -267,7 +269,9 @@ class Machine:
 
 @contextlib.contextmanager
 def control_group(name: str) -> Iterator[str]:
-    """A fresh control group (version 2) for an init system; gone afterwards."""
+    """Make a control group (version 2) for an init system; yield its directory and remove it afterwards.
+
+    Raises Unavailable if this host has none or it can't be written."""
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
     base = next((Path(fields[1]) for fields in mounts if fields[2] == "cgroup2"), None)
     if base is None:

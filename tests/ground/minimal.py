@@ -1,7 +1,7 @@
-"""The smallest hosts ipsec.pyz must serve: busybox and Debian's python3-minimal; with or without pluto and NSS.
+"""The smallest hosts that ipsec.pyz must serve: busybox and Debian's python3-minimal, with or without pluto and NSS.
 
-They are cut out of a whole root: the files of the packages, and the shared libraries these need. No /etc/passwd, no
-/etc/hosts, no certutil, no `ip` but busybox's.
+They are cut out of a whole root: the files of the packages, and the shared libraries that these files need. There is no
+/etc/passwd, no /etc/hosts and no certutil; `ip` is that of busybox.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from . import host
 from .machine import Machine
 from .roots import ROOTS, Store, keep
 
-#: Packages whose files are taken besides Python's: what glibc loads to end a thread; for pluto what NSS loads by name.
+#: Packages besides Python's: the library that glibc loads to end a thread; for pluto, those that NSS loads by name.
 ALWAYS, FOR_PLUTO = ("libgcc-s1",), ("libnss3",)
 
-#: Where libreswan's programs are; its scripts need more than there is here, but they are there on such a host, too.
+#: The directory of libreswan's programs. Its scripts do not run on such a host, but they lie there, too.
 PROGRAMS = "/usr/libexec/ipsec"
 
-#: Empty directories that the smallest host has all the same.
+#: Empty directories of the smallest host.
 DIRECTORIES = ("etc/ipsec.d", "root", "tmp", "run", "var/lib/ipsec/nss", "var/log", "proc", "sys", "dev", "uml")
 
 
 class Cutter:
-    """Copies files of a machine to `target`, each with the links that lead to it and the libraries it needs."""
+    """Copies files of a machine to `target`, each with the links that lead to it and the libraries that it needs."""
 
     def __init__(self, machine: Machine, target: Path) -> None:
         self.machine, self.target = machine, target
@@ -40,7 +40,7 @@ class Cutter:
                 (target / entry.name).symlink_to(os.readlink(entry))
 
     def copy(self, names: Iterable[str]) -> None:
-        """Copy files and links; directories only as far as files lie in them."""
+        """Copy files and links, and the directories in which they lie."""
         for name in names:
             source = self.machine.path(os.path.dirname(name)) / os.path.basename(name)
             place = self.target / source.relative_to(self._root)
@@ -55,17 +55,17 @@ class Cutter:
     def libraries(self) -> None:
         """Copy the shared libraries that the files copied so far are linked with."""
         names = [f"/{place.relative_to(self.target)}" for place in self._done if not place.is_symlink()]
-        output = self.machine.run(["ldd", *names]).stdout  # files that are no programs: a line on stderr, and no harm
+        output = self.machine.run(["ldd", *names]).stdout  # for other files ldd prints a line on stderr
         words = (line.split() for line in output.splitlines() if line.startswith("\t"))
         self.copy(sorted({word for line in words for word in line if word.startswith("/")}))
 
     def package(self, name: str) -> list[str]:
-        """The files of an installed package, without what is for readers and other programs."""
+        """Return the files of an installed package, without those in /usr/share."""
         lines = self.machine.run(["dpkg-query", "--listfiles", name]).check().stdout.splitlines()
         return [line for line in lines if not line.startswith("/usr/share/")]
 
     def bytecode(self) -> None:
-        """Copy the bytecode of the Python files copied so far, which the packages make when they are installed."""
+        """Copy the bytecode of the Python files copied so far; the packages compile it when they are installed."""
         directories = {f"/{place.parent.relative_to(self.target)}/__pycache__" for place in self._done
                        if place.suffix == ".py"}
         for directory in sorted(directories):
@@ -98,7 +98,7 @@ def cut(store: Store, release: str, with_pluto: bool, target: Path) -> None:
 
 
 def layer(store: Store, release: str, with_pluto: bool) -> str:
-    """The layer (in the cache) of the smallest root of `release`."""
+    """Return the directory (below the cache) of the smallest root of `release`. Raises Unavailable."""
     name = f"minimal-{release}" if with_pluto else f"initramfs-{release}"
     recipe = (store.layers(release), ALWAYS, FOR_PLUTO, DIRECTORIES, inspect.getsource(Cutter), inspect.getsource(cut))
     return keep(name, recipe, functools.partial(cut, store, release, with_pluto)).layer

@@ -1,7 +1,7 @@
 """Pluto: libreswan's IKE daemon running in a machine, with its own configuration, secrets, NSS database, directories.
 
-It runs with --nofork as its distribution's unit does, its log in a file of the machine. The paths are the
-compiled-in ones unless told otherwise (a machine is already a host of its own); others let two run in one machine.
+It runs with --nofork, as in the unit of its distribution, and logs to a file of the machine. By default the paths are
+the compiled-in ones, as a machine is a host of its own; with other paths two plutos run in one machine.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from collections.abc import Sequence
 from .host import Problem
 from .machine import Machine, wait_for
 
-#: An ipsec.conf that loads everywhere; tests add their connections.
+#: An ipsec.conf that every release loads; tests add connections.
 CONFIG = "config setup\n"
 
 
 class Pluto:
-    """A running pluto; a context manager that stops it. Once constructed it listens and has loaded its connections;
-    with `listening=False` (for a configuration that does not load) it only answers on its control socket.
+    """A running pluto; a context manager that stops it. When the constructor returns, pluto listens and has loaded its
+    connections; with `listening=False` (for a configuration that does not load) it only answers on its control socket.
 
-    `pid` is its number in the machine, `log` the path in the machine of what it writes, `rundir` and `nssdir` likewise.
+    `pid` is its number in the machine; `log`, `rundir` and `nssdir` are paths in the machine.
     """
 
     PROGRAM = "/usr/libexec/ipsec/pluto"
@@ -51,7 +51,7 @@ class Pluto:
         self.stop()
 
     def create_nss(self) -> None:
-        """Make an empty NSS database without password unless there is one already."""
+        """Make an empty NSS database without a password if there is none."""
         if not self.machine.path(f"{self.nssdir}/cert9.db").exists():
             self.machine.path(self.nssdir).mkdir(parents=True, exist_ok=True)
             self.machine.run(["certutil", "-N", "-d", f"sql:{self.nssdir}", "--empty-password"]).check()
@@ -66,7 +66,7 @@ class Pluto:
         return False
 
     def _listens(self) -> bool:
-        """Once it answers, its addconn loads the connections and makes it listen; then addconn goes."""
+        """Return whether pluto listens: its addconn loads the connections, makes it listen, and ends."""
         if not self._answers():
             return False
         status = self.machine.run([self.WHACK, "--ctlsocket", self.ctl, "--status"]).stdout
@@ -74,20 +74,20 @@ class Pluto:
 
     @property
     def output(self) -> str:
-        """What it has logged so far."""
+        """What pluto has logged so far."""
         return self.machine.read(self.log)
 
     @property
     def running(self) -> bool:
-        """Whether it is alive (stopped by a signal counts as alive)."""
+        """Whether pluto is alive; one that a signal has stopped is alive."""
         return self._process.poll() is None
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """End it by a signal to its own number, and wait for that; killed when it has not gone after a minute."""
+        """End pluto by a signal to its own process, and wait. It is killed if it is still there after a minute."""
         if not self.running:
             return
         self.machine.signal(self.pid, signal.SIGCONT)
-        self._process.send_signal(signal.SIGCONT)  # nsenter stops itself with what it started
+        self._process.send_signal(signal.SIGCONT)  # nsenter stops itself when pluto is stopped
         self.machine.signal(self.pid, number)
         try:
             wait_for(lambda: not self.running, "the end of pluto", 60)
