@@ -253,7 +253,7 @@ class Machine:
         return host.run(["nsenter", f"--target={self.pid}", "--net", "ip", *words]).check()
 
     def address(self, address: str, device: str = "eth0") -> None:
-        """Make an interface with `address` (with prefix length) in the machine: a veth with DEVICE-peer at the other end."""
+        """Make an interface with `address` (with prefix length) in the machine: a veth with DEVICE-peer as the peer."""
         self.ip("link", "add", device, "type", "veth", "peer", "name", f"{device}-peer")
         self.ip("address", "add", address, "dev", device)
         for name in (device, f"{device}-peer"):
