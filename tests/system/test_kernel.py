@@ -272,13 +272,9 @@ def commands(release: str) -> list[str]:
     def fill(number: int, line: str) -> str:
         return re.sub(r"\{(\d+)\}", lambda found: f"{0xA0 + number:02x}" * int(found[1]), line)
 
-    def command(line: str) -> str:
-        words = re.sub(r"(\S*\(\S*\)|(?<= )0x(?= |$))", r"'\1'", line).replace("'0x'", "''")
-        # newer kernels know the form of UDP without the marker no more
-        quiet = " 2>&1 | grep -v 'Unsupported encapsulation type for ESP' >&2" if "espinudp-nonike" in line else ""
-        return f"ip xfrm state add {words}{quiet}"
-
-    return [command(fill(number, line)) for number, line in enumerate(lines)]
+    filled = [fill(number, line) for number, line in enumerate(lines)]
+    return ["ip xfrm state add " + re.sub(r"(\S*\(\S*\)|(?<= )0x(?= |$))", r"'\1'", line).replace("'0x'", "''")
+            for line in filled]
 
 
 def test_states_are_those_of_iproute2_without_the_keys(release: str, root: Callable[..., Machine],
@@ -296,8 +292,10 @@ def test_states_are_those_of_iproute2_without_the_keys(release: str, root: Calla
               "python3 /root/ours.py keys -s >/root/ours.keys", "python3 /root/ours.py raw 6 18 24 /root/raw",
               "python3 /root/ours.py flush", "ip xfrm state >/root/left"]
     result = uml(machine, "\n".join(script) + "\n")
-    assert result.stderr == ""
-    assert machine.read("/root/theirs").count("src ") >= len(adds) - 1
+    no_espintcp = "Error: Unsupported encapsulation type for ESP.\n"  # user-mode-linux 7.2 is built without
+    refused = result.stderr.count(no_espintcp)
+    assert result.stderr == no_espintcp * refused and refused <= 1
+    assert machine.read("/root/theirs").count("src ") >= len(adds) - refused
     same(expected(machine.read("/root/theirs.s")), machine.read("/root/ours.s"))
     same(expected(machine.read("/root/theirs")), machine.read("/root/ours"))
     same(machine.read("/root/theirs.s"), machine.read("/root/ours.keys"))
