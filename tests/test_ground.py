@@ -74,6 +74,30 @@ def test_a_build_that_fails_is_tried_once(cache: Path) -> None:
     assert later.stderr == "tried again\n"
 
 
+def test_what_is_done_once_is_done_once_by_all_threads() -> None:
+    """Two builders prepare the machine at the same time: the second waits for the first, and fails as it does."""
+    calls, begun = [], threading.Event()
+
+    def work() -> None:
+        calls.append(1)
+        begun.wait(0.5)  # a second call would end this wait
+        raise Problem("E: no network")
+
+    def ask() -> None:
+        if calls:
+            begun.set()
+        with pytest.raises(Problem, match="no network"):
+            prepare()
+
+    prepare = host.once(work)
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert calls == [1]
+
+
 def test_a_root_on_another_that_fails_has_the_reason_of_that(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 

@@ -6,12 +6,15 @@ mirror in apt's own configuration.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import os
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Callable, NamedTuple, TypeVar
 
@@ -124,7 +127,8 @@ Answer = TypeVar("Answer")
 
 
 def once(function: Callable[[], Answer]) -> Callable[[], Answer]:
-    """Have a function do its work once in a process: later calls return or raise what the first one did."""
+    """Have a function do its work once in a process: later calls, of other threads too, return or raise the same."""
+    lock = threading.Lock()
 
     @functools.cache
     def outcome() -> tuple[Answer | None, Problem | None]:
@@ -135,7 +139,8 @@ def once(function: Callable[[], Answer]) -> Callable[[], Answer]:
 
     @functools.wraps(function)
     def wrapper() -> Answer:
-        answer, problem = outcome()
+        with lock:
+            answer, problem = outcome()
         if problem is not None:
             raise problem.with_traceback(None)
         return answer  # type: ignore[return-value]
@@ -201,6 +206,14 @@ def refused(*kinds: str) -> str | None:
     return f"unshare {' '.join(kinds)} is refused: {probe.stderr.strip()} ({IN_CONTAINER})"
 
 
+@contextlib.contextmanager
+def package_lists() -> Iterator[None]:
+    """Hold a lock while apt's package lists are read and updated: apt's own makes a second update fail at once."""
+    with open(cache() / "apt.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 @once
 def prepare() -> None:
     """Install the builder packages that are missing. Raises Problem if that fails."""
@@ -209,17 +222,18 @@ def prepare() -> None:
 
 def install(*packages: str) -> None:
     """Install those of the packages that this machine lacks. Raises Problem if that fails."""
-    query = ["dpkg-query", "--showformat=${Package} ${db:Status-Status}\n", "--show"]
-    states = run([*query, *packages]).stdout.splitlines()
-    wanted = [name for name in packages if f"{name} installed" not in states]
-    if not wanted:
-        return
-    apt = ["apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=600", "--no-install-recommends"]
-    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    result = run([*apt, "install", *wanted], env=env, timeout=900)
-    if result.status != 0:  # the package lists are missing or out of date
-        run([*apt, "update"], env=env, timeout=900)
+    with package_lists():
+        query = ["dpkg-query", "--showformat=${Package} ${db:Status-Status}\n", "--show"]
+        states = run([*query, *packages]).stdout.splitlines()
+        wanted = [name for name in packages if f"{name} installed" not in states]
+        if not wanted:
+            return
+        apt = ["apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=600", "--no-install-recommends"]
+        env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         result = run([*apt, "install", *wanted], env=env, timeout=900)
+        if result.status != 0:  # the package lists are missing or out of date
+            run([*apt, "update"], env=env, timeout=900)
+            result = run([*apt, "install", *wanted], env=env, timeout=900)
     if result.status != 0:
         raise Problem(f"can't install {' '.join(wanted)}:\n{result.stderr.strip()}")
 
@@ -244,12 +258,13 @@ class Mirror(NamedTuple):
 def mirror() -> Mirror:
     """Return the Debian mirror in apt's configuration. Raises Problem if apt knows none."""
     query = ["apt-get", "indextargets", "--format", "$(LABEL)|$(REPO_URI)", "Created-By: Packages", "Component: main"]
-    for update in (False, True):
-        if update:  # the label of an archive is known only once its index has been fetched
-            run(["apt-get", "-q", "-o", "DPkg::Lock::Timeout=600", "update"], timeout=900)
-        found = dict(line.split("|", 1) for line in run(query).stdout.splitlines())
-        if "Debian" in found:
-            return Mirror(found["Debian"], found.get("Debian-Security"))
+    with package_lists():
+        for update in (False, True):
+            if update:  # the label of an archive is known only once its index has been fetched
+                run(["apt-get", "-q", "-o", "DPkg::Lock::Timeout=600", "update"], timeout=900)
+            found = dict(line.split("|", 1) for line in run(query).stdout.splitlines())
+            if "Debian" in found:
+                return Mirror(found["Debian"], found.get("Debian-Security"))
     raise Problem("apt's configuration names no Debian archive with component main")
 
 
