@@ -12779,7 +12779,8 @@ def manual_page(name: str) -> bytes:
 
 
 def page_of(name: str, entry: Command | None) -> bytes:
-    """The page of a command: its own, else the first in whose synopsis it stands.  Raises OSError."""
+    """Return the page of a command: its own, or else the first whose synopsis names the command.  Raises OSError."""
+    load_rest()  # the search goes through all commands, whichever the archive has loaded
     names = {name, *([entry.name, *entry.aliases] if entry else [])}
     for owner in dict.fromkeys(([entry.name] if entry else []) + [each.name for each in COMMANDS.values()]):
         try:

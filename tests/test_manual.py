@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,3 +110,11 @@ def test_completion_knows_the_registry(tmp_path: Path) -> None:
     assert ipsec.line_completions(host, "ipsec up two\\ w") == ["two\\ words"]
     assert ipsec.line_completions(host, "ipsec up a:") == ["b"]
     assert ipsec.line_completions(host, "ipsec up ") == ["a:b", "tunnel", "two\\ words"]
+
+
+@pytest.mark.parametrize("name", ["up", "start", "directory", "nsslist", "showstates", "stopnflog"])
+def test_the_archive_shows_the_page_that_the_plain_file_shows(pyz: Path, name: str) -> None:
+    """Whichever commands the archive has loaded."""
+    shown = [subprocess.run([sys.executable, program, "man", name], capture_output=True, text=True, check=True).stdout
+             for program in (pyz, Path(ipsec.__file__))]
+    assert shown[0] == shown[1] != ""
