@@ -1,28 +1,28 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Build, test, check and measure ipsec.pyz.
+"""Build, test, check, measure and release ipsec.pyz.
 
-    python3 build.py                 build ./ipsec.pyz, for all the Pythons that are found
-    python3 build.py --for 3.11      the same, small: fast on the named Pythons only
-    python3 build.py test [ARG...]   build, then run the tests (pytest's arguments)
-    python3 build.py check           lint: ruff, mypy --strict, the manual pages
-    python3 build.py bench [ROW...]  measure, against the original where there is one
-    python3 build.py clean           remove what the other verbs made
+    python3 build.py                   build ./ipsec.pyz for all Pythons that are found here
+    python3 build.py --for 3.11,3.13   build a smaller one, which starts fast on the named Pythons only
+    python3 build.py test [ARG...]     build, then run the tests (pytest's arguments)
+    python3 build.py check             lint: ruff, mypy --strict, the manual pages
+    python3 build.py bench [ROW...]    measure, against libreswan's own command where there is one
+    python3 build.py release           write dist/: the archive, manual pages and completions, checksums
+    python3 build.py clean             remove what the other verbs made, except the fetched wheels
 
-Standard library only.  What is needed besides is pinned by version and hash in vendor/*.txt, fetched once into
-vendor/wheels, and installed into .venv.
+build.py uses the standard library only.  Everything else is pinned by version and hash in vendor/*.txt and fetched once
+into vendor/wheels.  The build unpacks its wheels in a temporary directory; test, check and bench use .venv.
 
-How a start goes:
+How a start of the archive goes:
 
-1. The interpreter runs the archive's __main__.py (MAIN).  An interpreter that is too old gets one line and status 1.
-2. MAIN leaves in sys.path nothing but the standard library and the archive.
-3. It executes the front: sections 1, 2, 10 and 12 of ipsec.py, compiled for this interpreter (bytecode/TAG.front).
-4. ipsec.main() reads the command line and calls load_rest(COMMAND), which is LOADER here.
-5. LOADER reads bytecode/TAG.rest: an index, and one compressed block of bytecode for each subsection of ipsec.py.
-6. The index gives for each command the blocks that it needs.  LOADER executes these, in the order of the file.
-7. The builder derives the index from names: a block needs the blocks that bind the global names its code uses.
-8. Without bytecode for this interpreter the same index (bytecode/source) gives line numbers of ipsec.py, and MAIN
-   and LOADER compile only these lines.
+1. Python runs __main__.py (MAIN below).  A Python that is too old runs too_old.py (TOO_OLD), which exits with status 1.
+2. MAIN removes from sys.path everything but the standard library and the archive.
+3. It runs the front: sections 1, 2, 10 and 12 of ipsec.py, as bytecode for this interpreter (bytecode/TAG.front).
+4. ipsec.main() reads the command line and calls load_rest(COMMAND) of ipsec.py.
+5. load_rest() reads bytecode/TAG.blocks: an index, and a compressed block of bytecode for each other (sub)section.
+6. The index has the blocks that each command needs, and load_rest() runs these in the order of the file.
+7. needs() makes the index from names: a block needs the blocks that bind the global names that its code uses.
+8. An interpreter without bytecode reads ipsec.py, and compiles the front and the same blocks as it needs them.
 """
 from __future__ import annotations
 import __future__
@@ -30,18 +30,24 @@ import __future__
 import argparse
 import ast
 import dis
+import fcntl
 import glob
+import gzip
 import hashlib
+import io
 import marshal
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import CodeType
 from typing import Callable
@@ -50,131 +56,118 @@ TOP = Path(__file__).resolve().parent
 VENDOR = TOP / "vendor"
 WHEELS = VENDOR / "wheels"
 VENV = TOP / ".venv"
+DIST = TOP / "dist"
 ARCHIVE = TOP / "ipsec.pyz"
 SOURCE = TOP / "ipsec.py"
-SIZE_LIMIT, SMALL_LIMIT = 1_800_000, 650_000  # bytes, with bytecode for all of TARGETS and for one interpreter
+
+# Bytes: the archive for several interpreters, and for one
+SIZE_LIMIT, SIZE_LIMIT_OF_ONE = 1_800_000, 650_000
 
 # The kernel passes all that follows the interpreter as one argument.  The path is absolute, and -I and -S keep PATH,
-# PYTHON* variables and site-packages out: a user who runs the archive by its name may be root.
+# PYTHON* variables and site-packages out, because a user who runs the archive by its name may be root.
 INTERPRETER = "/usr/bin/python3 -IS"
 
 # The archive holds bytecode for those of these interpreters that are found
 TARGETS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
 
-# Date of all entries of the archive: that of the sources does not matter, the zip format begins in 1980
+# The date of all entries of the archive; the zip format begins in 1980
 EPOCH = int(os.environ.get("SOURCE_DATE_EPOCH", "315532800"))
 
-# The sections of ipsec.py that every start loads.  Each subsection of the others is a block of its own.
+# The sections of ipsec.py that every start runs.  Each (sub)section of the others is a block.
 FRONT = (1, 2, 10, 12)
 
-FORMAT = 2  # the version of marshal's format that all interpreters can read
+# The version of marshal's format for data that all interpreters read
+FORMAT = 2
 
-# The archive's __main__.py.  Every start compiles it, so it is short.  Its syntax is that of Python 2.7 too, so that an
-# old interpreter can say that it is too old.  It is stored, not compressed: zlib may be a module of the library, and
-# must come from a clean path.  (With a hostile PYTHONPATH the interpreter's own start is hostile; hence -I above.)
-MAIN = '''\
-import os
+# The archive's __main__.py.  Every start compiles it, so it is short.  Python 2.7 must be able to parse it.  It is
+# stored, not compressed: zlib may be a module of the library, and must come from a clean path.  (A hostile PYTHONPATH
+# reaches what Python itself imports before; -I in the shebang prevents that.)
+MAIN = f'''\
 import sys
-
 if sys.version_info < (3, 9):
-    newer = ""
-    for place in ("/usr/bin", "/usr/local/bin", "/usr/libexec"):
-        for minor in range(9, 30):
-            path = "%s/python3.%d" % (place, minor)
-            newer = path if os.access(path, os.X_OK) else newer
-        path = os.path.realpath(place + "/platform-python")
-        if path[-3:-1] == ".1" or path.endswith(".9"):  # platform-python3.9, python3.11
-            newer = newer or path
-    sys.stderr.write("ipsec needs Python 3.9 or later; this is %d.%d.%d (%s)%s\\n" % (
-        sys.version_info[:3] + (sys.executable, newer and "; run it with " + newer)))
-    sys.exit(1)
-
+    import too_old
+    too_old.stop()
 import gc
+import os
 from _frozen_importlib_external import MAGIC_NUMBER
 from marshal import loads
 
 loader = __loader__
-if not os.path.isabs(loader.archive):  # the program may change directory, and import something after that
+if not os.path.isabs(loader.archive):  # the program may change directory before it imports something
     loader = type(loader)(os.path.abspath(loader.archive))
 archive = loader.archive
-# only the standard library and the archive: nothing of PYTHONPATH, site-packages or the current directory
 library = os.path.dirname(os.__file__)
 version = "%d.%d" % sys.version_info[:2]
-mine = {library, library + "/lib-dynload",
-        "%s/python%s.zip" % (os.path.dirname(library), version.replace(".", "")),
-        "%s/%s/python%s/lib-dynload" % (sys.base_exec_prefix, sys.platlibdir, version)}
-sys.path[:] = [path for path in sys.path if path in mine] + [archive, archive + "/site-packages"]
+allowed = [library, library + "/lib-dynload",
+           "%s/python%s.zip" % (os.path.dirname(library), version.replace(".", "")),
+           "%s/%s/python%s/lib-dynload" % (sys.base_exec_prefix, sys.platlibdir, version)]
+sys.path[:] = [path for path in sys.path if path in allowed] + [archive, archive + "/site-packages"]
 sys.dont_write_bytecode = True
-try:
-    front = loader.get_data("%s/bytecode/%s.front" % (archive, sys.implementation.cache_tag))
-except OSError:
-    front = b""
-module = type(sys)("ipsec")
+module = sys.modules["ipsec"] = type(sys)("ipsec")
 module.__file__ = archive + "/ipsec.py"
 module.__loader__ = loader
-sys.modules["ipsec"] = module
-gc.disable()  # nothing that is loaded here will ever be garbage
+blocks = archive + "/bytecode/" + sys.implementation.cache_tag
+try:
+    front = loader.get_data(blocks + ".front")
+except OSError:
+    front = b""
+gc.disable()  # nothing that is loaded here becomes garbage
 if front[:4] == MAGIC_NUMBER:
     exec(loads(memoryview(front)[4:]), module.__dict__)
 else:
-    source = loader.get_data(archive + "/ipsec.py").decode().split("\\n")
-    parts = loads(loader.get_data(archive + "/bytecode/source"))[0]
-    text = ["" for line in source]  # the lines keep their numbers
-    for first, last in parts:
-        text[first:last] = source[first:last]
-    exec(compile("\\n".join(text), "ipsec.py", "exec", 0, True, 2), module.__dict__)
-    exec(compile(loader.get_data(archive + "/loader.py"), "loader.py", "exec", 0, True, 2), module.__dict__)
+    blocks = archive + "/bytecode/source"
+    source = loader.get_data(module.__file__)
+    for line, start, end in loads(loader.get_data(blocks + ".front")):
+        text = b"\\n" * line + source[start:end]
+        exec(compile(text, "ipsec.py", "exec", {__future__.annotations.compiler_flag}, True, 2), module.__dict__)
 gc.freeze()
 gc.enable()
+module.FRONT = front
+module.BLOCKS = blocks + ".blocks"
 module.main()
 '''
 
-# In the archive this takes the place of ipsec.py's load_rest().  `index` gives the blocks of each command as the bits
-# of a number; a block is compressed bytecode or, without bytecode for this interpreter, a range of lines.
-LOADER = '''\
-def load_rest(name="", done=[0]):
-    import gc
-    from _frozen_importlib_external import MAGIC_NUMBER
-    from marshal import loads
-    gc.disable()
-    place = __loader__.archive
-    try:
-        data = __loader__.get_data(f"{place}/bytecode/{sys.implementation.cache_tag}.rest")
-    except OSError:
-        data = b""
-    if data[:4] == MAGIC_NUMBER:
-        from zlib import decompress
-        index, *blocks = loads(memoryview(data)[4:])
-    else:
-        _, index, *blocks = loads(__loader__.get_data(f"{place}/bytecode/source"))
-        source = __loader__.get_data(f"{place}/ipsec.py").decode().split("\\n")
-    wanted = index.get(name, -1) & ~done[0]
-    done[0] |= wanted
-    for number, block in enumerate(blocks):
-        if wanted >> number & 1:
-            if isinstance(block, bytes):
-                code = loads(decompress(block))
-            else:
-                text = "\\n" * block[0] + "\\n".join(source[block[0]:block[1]])
-                code = compile(text, "ipsec.py", "exec", %d, True, 2)
-            exec(code, globals())
-    gc.freeze()
-    gc.enable()
-'''.replace("%d", str(__future__.annotations.compiler_flag))
+# The archive's too_old.py, for Python 2.7 and 3.0 to 3.8
+TOO_OLD = '''\
+import glob
+import os
+import re
+import sys
+
+
+def newest():
+    """Return the path of the newest Python 3.9 or later in the system's directories, or nothing."""
+    paths = {}
+    for pattern in ("/usr/bin/python3*", "/usr/local/bin/python3*", "/usr/libexec/platform-python*",
+                    "/opt/*/bin/python3*", "/opt/rh/*/root/usr/bin/python3*"):
+        for path in glob.glob(pattern):
+            version = re.search(r"python3[.](\\d+)$", os.path.realpath(path))
+            if version and int(version.group(1)) >= 9 and os.access(path, os.X_OK):
+                paths.setdefault(int(version.group(1)), path)
+    return paths[max(paths)] if paths else ""
+
+
+def stop():
+    """Say in one line that this interpreter is too old, and exit."""
+    path = newest()
+    sys.stderr.write("ipsec needs Python 3.9 or later; this is %d.%d.%d (%s)%s\\n" % (
+        sys.version_info[:3] + (sys.executable, "; run it with " + path if path else "")))
+    sys.exit(1)
+'''
 
 
 def say(text: str) -> None:
-    """A line of progress, at once."""
+    """Print a line of progress and flush it."""
     print(text, flush=True)
 
 
 def stop(text: str) -> SystemExit:
-    """The end, with one line on standard error."""
+    """Return the exception that ends the program with one line on standard error and status 1."""
     return SystemExit(f"build.py: {text}")
 
 
 def call(argv: Sequence[str | Path], **options: object) -> None:
-    """Run a program that must succeed."""
+    """Run a program in the checkout.  Raises SystemExit if it fails."""
     words = [str(word) for word in argv]
     status = subprocess.run(words, cwd=TOP, check=False, stdin=subprocess.DEVNULL, **options).returncode  # type: ignore[call-overload]
     if status:
@@ -183,24 +176,35 @@ def call(argv: Sequence[str | Path], **options: object) -> None:
 
 # --- what is pinned: wheels and .venv -------------------------------------------------------------------------------
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let one process at a time change vendor/wheels and .venv."""
+    descriptor = os.open(VENDOR, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def pinned(lock: str) -> dict[str, set[str]]:
-    """The hashes that a lock file allows, by requirement (`name==version`)."""
-    found: dict[str, set[str]] = {}
+    """Return the SHA-256 hashes that a lock file allows, by requirement (`name==version`)."""
+    hashes: dict[str, set[str]] = {}
     name = ""
     for line in (VENDOR / lock).read_text().splitlines():
         if match := re.match(r"[\w.-]+==[\w.]+", line):
             name = match[0]
-        found.setdefault(name, set()).update(re.findall(r"sha256:([0-9a-f]{64})", line))
-    return found
+        hashes.setdefault(name, set()).update(re.findall(r"sha256:([0-9a-f]{64})", line))
+    return hashes
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def wheels(lock: str) -> list[Path]:
-    """The wheels in vendor/wheels that the lock file allows."""
+    """Return the wheels in vendor/wheels that the lock file allows, sorted."""
     allowed = set().union(*pinned(lock).values())
     return sorted(path for path in WHEELS.glob("*.whl") if digest(path) in allowed)
 
@@ -208,72 +212,118 @@ def wheels(lock: str) -> list[Path]:
 PIP_OPTIONS = ("-qq", "--disable-pip-version-check", "--no-deps", "--require-hashes", "--only-binary=:all:")
 
 
-def install(lock: str, probe: str) -> None:
-    """Have in .venv what a lock file pins, from vendor/wheels, fetched there first when a wheel is not yet there.
+def run_pip(*words: str | Path) -> str:
+    """Run pip in .venv; return an empty string, or the last error that it prints if it fails."""
+    python = VENV / "bin" / "python"
+    borrowed = VENV / "pip-from"
+    environment = {**os.environ, **({"PYTHONPATH": borrowed.read_text()} if borrowed.exists() else {})}
+    result = subprocess.run([str(word) for word in (python, "-m", "pip", *words)], cwd=TOP, check=False,
+                            env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if result.returncode == 0:
+        return ""
+    errors = [line.removeprefix("ERROR: ") for line in result.stderr.splitlines() if line.startswith("ERROR: ")]
+    return errors[-1] if errors else f"status {result.returncode}"
 
-    `probe` is a program of it: a stamp beside it tells which lock file it came from.
-    """
+
+def fetch(lock: str, what: str) -> None:
+    """Download the wheels that a lock file pins into vendor/wheels.  Raises SystemExit, which names `what`."""
+    make_venv()
+    say(f"fetching {what}")
+    WHEELS.mkdir(exist_ok=True)
+    error = run_pip("download", *PIP_OPTIONS, "--retries", "2", "-r", VENDOR / lock, "-d", WHEELS)
+    if error:
+        raise stop(f"can't fetch {what}: {error} (the network is needed once; vendor/wheels of a checkout that has "
+                   "built will do, too)")
+
+
+def install(lock: str) -> None:
+    """Have in .venv what a lock file pins, from vendor/wheels, into which it is fetched first if it is missing."""
     stamp = VENV / f"{lock}.stamp"
     state = digest(VENDOR / lock)
-    if stamp.exists() and stamp.read_text() == state and (VENV / "bin" / probe).exists():
+    with alone():
+        if stamp.exists() and stamp.read_text() == state:
+            return
+        make_venv()
+        words = ("install", *PIP_OPTIONS, "--ignore-installed", "-r", VENDOR / lock, "--no-index", "--find-links",
+                 WHEELS)
+        if run_pip(*words):
+            fetch(lock, f"what vendor/{lock} pins")
+            if error := run_pip(*words):
+                raise stop(f"can't install what vendor/{lock} pins: {error}")
+        stamp.write_text(state)
+
+
+def make_venv() -> None:
+    """Make .venv if it is not there or can't run pip.
+
+    Where ensurepip is missing (Debian without python3-venv), the pip that another place has serves .venv.
+    """
+    if (VENV / "bin/python").exists() and not run_pip("--version"):
         return
-    python = venv_python()
-    WHEELS.mkdir(exist_ok=True)
-    offline: list[str | Path] = [python, "-m", "pip", "install", *PIP_OPTIONS, "-r", VENDOR / lock, "--no-index",
-                                 "--find-links", WHEELS]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    if subprocess.run([str(word) for word in offline], cwd=TOP, check=False, **quiet).returncode:  # type: ignore[call-overload]
-        say(f"fetching what vendor/{lock} pins")
-        call([python, "-m", "pip", "download", *PIP_OPTIONS, "-r", VENDOR / lock, "-d", WHEELS])
-        call(offline)
-    stamp.write_text(state)
+    python, path = find_pip()
+    shutil.rmtree(VENV, ignore_errors=True)
+    call([python, "-m", "venv", *(["--without-pip"] if path else []), VENV])
+    if path:
+        (VENV / "pip-from").write_text(path)
 
 
-def venv_python() -> Path:
-    """The interpreter of .venv, made when it is not there."""
-    python = VENV / "bin" / "python"
-    if not (python.exists() and subprocess.run([str(python), "-c", "import pip"], check=False).returncode == 0):
-        shutil.rmtree(VENV, ignore_errors=True)
-        call([maker_of_venvs(), "-m", "venv", VENV])
-    return python
+# Prints nothing if a venv will have pip, or the directory from which pip can be imported; fails if there is neither
+PROBE = """
+import os, sys, venv
+try:
+    import ensurepip
+    print()
+except ImportError:
+    import pip
+    print(os.path.dirname(os.path.dirname(pip.__file__)))
+"""
+
+# How package managers install a Python that can fetch wheels
+PIP_PACKAGES = {"apt-get": "apt-get install python3-venv", "dnf": "dnf install python3-pip", "apk": "apk add py3-pip",
+                "zypper": "zypper install python3-pip", "pacman": "pacman -S python-pip"}
 
 
-def maker_of_venvs() -> str:
-    """An interpreter that can make a venv with pip: this one, another, or (root on Debian) one installed for it."""
-    def able(python: str) -> bool:
-        words = [python, "-c", "import ensurepip, sys; sys.exit(sys.version_info < (3, 9))"]
-        return subprocess.run(words, check=False, stderr=subprocess.DEVNULL).returncode == 0
+def find_pip() -> tuple[str, str]:
+    """Return an interpreter that can make a venv, and where its pip is (empty: the venv has its own).
 
-    for python in (sys.executable, *(str(path) for path in interpreters().values())):
-        if able(python):
-            return python
-    if os.geteuid() == 0 and shutil.which("apt-get"):
-        apt_install("python3-venv")
-        if able("/usr/bin/python3"):
-            return "/usr/bin/python3"
-    raise stop("no Python 3.9 or later here can make a venv; install python3-venv (Debian) or python3-pip")
+    Without one, root on Debian installs python3-venv.  Raises SystemExit, with the command to type, elsewhere.
+    """
+    for attempt in range(2):
+        for python in (sys.executable, *map(str, interpreters().values())):
+            result = subprocess.run([python, "-c", PROBE], capture_output=True, text=True, check=False)
+            if result.returncode == 0:
+                return python, result.stdout.strip()
+        if attempt == 0 and os.geteuid() == 0 and shutil.which("apt-get"):
+            apt_install("python3-venv", "to fetch what vendor/*.txt pins; no Python here has venv or pip")
+    command = next((words for program, words in PIP_PACKAGES.items() if shutil.which(program)),
+                   "python3 -m ensurepip")
+    raise stop(f"no Python 3.9 or later here has venv or pip; type: {'' if os.geteuid() == 0 else 'sudo '}{command}")
 
 
-def apt_install(*packages: str) -> None:
-    """Install Debian packages without questions."""
+def apt_install(package: str, reason: str) -> None:
+    """Install a Debian package without questions, after a line that says why.  Raises SystemExit if that fails."""
+    say(f"installing the package {package} with apt-get, {reason}")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    call(["apt-get", "-q", "update"], env=environment, stdout=subprocess.DEVNULL)
-    call(["apt-get", "-q", "-y", "--no-install-recommends", "install", *packages], env=environment,
-         stdout=subprocess.DEVNULL)
+    for words in (["update"], ["-y", "--no-install-recommends", "install", package]):
+        result = subprocess.run(["apt-get", "-q", *words], env=environment, stdin=subprocess.DEVNULL,
+                                capture_output=True, text=True, check=False)
+        if result.returncode:
+            lines = result.stderr.strip().splitlines() or [f"status {result.returncode}"]
+            raise stop(f"can't install {package}: apt-get: {lines[-1]}")
 
 
 # --- bytecode -------------------------------------------------------------------------------------------------------
 
 def interpreters() -> dict[str, Path]:
-    """The CPythons of TARGETS that are found here, by version: in PATH, in /usr and /opt, in pyenv.
+    """Return the CPythons of TARGETS that are found, by version: in PATH, in /usr and /opt, in pyenv.
 
-    Of each the newest, whatever the order of PATH: compilers of one version may differ in details.
+    Of each version the newest is taken, whatever the order of PATH: compilers of one version may differ in details.
     """
     places = [*os.environ.get("PATH", "").split(os.pathsep), "/usr/bin", "/usr/local/bin",
               *glob.glob("/opt/python*/bin"), *sorted(glob.glob(os.path.expanduser("~/.pyenv/versions/3.*/bin")))]
     ask = ("import sys; v = sys.version_info; "
            "print('%d.%d' % v[:2], v[2], sys.implementation.cache_tag, v[3]) if v >= (3, 9) else None")
-    found: dict[str, tuple[int, Path]] = {}
+    newest: dict[str, tuple[int, Path]] = {}
     for place in dict.fromkeys(filter(os.path.isabs, places)):
         for name in ("python3", *(f"python{version}" for version in TARGETS)):
             path = Path(place, name)
@@ -283,166 +333,184 @@ def interpreters() -> dict[str, Path]:
             answer = asked.stdout.split()
             if len(answer) != 4 or answer[0] not in TARGETS or answer[2:] != [tag_of(answer[0]), "final"]:
                 continue
-            if answer[0] not in found or int(answer[1]) > found[answer[0]][0]:
-                found[answer[0]] = int(answer[1]), path
-    return {version: found[version][1] for version in TARGETS if version in found}
+            if answer[0] not in newest or int(answer[1]) > newest[answer[0]][0]:
+                newest[answer[0]] = int(answer[1]), path
+    return {version: newest[version][1] for version in TARGETS if version in newest}
+
+
+def chosen_interpreters(versions: str) -> dict[str, Path]:
+    """Return the interpreters of a list such as `3.11,3.13`, or all for an empty one.  Raises SystemExit."""
+    present = interpreters()
+    if not versions:
+        return present
+    for version in versions.split(","):
+        if version not in present:
+            raise stop(f"--for {version}: no such CPython is found here (there is {', '.join(present) or 'none'})")
+    return {version: path for version, path in present.items() if version in versions.split(",")}
 
 
 def tag_of(version: str) -> str:
-    """sys.implementation.cache_tag of a CPython."""
+    """Return sys.implementation.cache_tag of a CPython."""
     return f"cpython-{version.replace('.', '')}"
 
 
-# Compiled without what nothing reads at run time: docstrings, assertions, annotations of functions, line tables (an
-# internal error names its function and the line where that begins).  Sets in the code keep the order of their hashes,
-# so PYTHONHASHSEED is fixed; -I would ignore that variable.
+# Compiles the front and each block of a source, whose lines of text are read from standard input, without what nothing
+# reads at run time and every start would pay for: docstrings, assertions, annotations of functions, names of local
+# variables, line tables (an internal error names its function and where that begins).  Sets in the code keep the order
+# of their hashes, so the caller fixes PYTHONHASHSEED; -I would ignore it.
 COMPILE = """
-import __future__, ast, importlib.util, marshal, sys, zlib
+import __future__, ast, importlib.util, inspect, marshal, sys
 
 def bare(code):
     consts = tuple(bare(const) if isinstance(const, type(code)) else const for const in code.co_consts)
     table = "co_linetable" if hasattr(code, "co_linetable") else "co_lnotab"
     names = {"co_qualname": ""} if hasattr(code, "co_qualname") else {}
+    if code.co_flags & inspect.CO_NEWLOCALS:
+        several = (inspect.CO_VARARGS, inspect.CO_VARKEYWORDS)
+        count = code.co_argcount + code.co_kwonlyargcount + sum(code.co_flags & flag != 0 for flag in several)
+        others = range(len(code.co_varnames) - count)
+        names["co_varnames"] = code.co_varnames[:count] + tuple(chr(161 + number) for number in others)
     return code.replace(co_consts=consts, co_filename="", **{table: b""}, **names)
 
-def compiled(statements):
+def compiled(text):
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg):
+            node.annotation = None
+        elif isinstance(node, ast.FunctionDef):
+            node.returns = None
+    # running the import of __future__ would take 0.1 ms
+    tree.body = [statement for statement in tree.body if getattr(statement, "module", "") != "__future__"]
     flags = __future__.annotations.compiler_flag
-    return marshal.dumps(bare(compile(ast.Module(statements, []), "ipsec.py", "exec", flags=flags, dont_inherit=True,
-                                      optimize=2)))
+    return marshal.dumps(bare(compile(tree, "ipsec.py", "exec", flags, True, 2)))
 
-source, loader = sys.argv[1:3]
-front, index, *blocks = marshal.loads(bytes.fromhex(sys.argv[3]))
-tree = ast.parse(open(source, encoding="utf-8").read())
-for node in ast.walk(tree):
-    if isinstance(node, ast.arg):
-        node.annotation = None
-    elif isinstance(node, ast.FunctionDef):
-        node.returns = None
-
-def within(first, last):
-    # not the docstring, nor the import from __future__, which would take 0.1 ms
-    return [statement for statement in tree.body[2:] if first < statement.lineno <= last]
-
-statements = [statement for lines in front for statement in within(*lines)]
-magic = importlib.util.MAGIC_NUMBER
-rest = [index, *(zlib.compress(compiled(within(*lines)), 9) for lines in blocks)]
-marshal.dump([magic + compiled(statements + ast.parse(loader).body), magic + marshal.dumps(rest, 2)],
-             sys.stdout.buffer, 2)
+front, *blocks = marshal.load(sys.stdin.buffer)
+marshal.dump([importlib.util.MAGIC_NUMBER + compiled(front), *map(compiled, blocks)], sys.stdout.buffer, 2)
 """
 
-Lines = tuple[int, int]  # a range of lines of ipsec.py, counted from 0, as a slice has it
+Piece = tuple[int, int, int]  # of ipsec.py: the lines before it, where it starts and where it ends (bytes)
 
 
-def parted(source: Path) -> tuple[list[Lines], list[Lines]]:
-    """Return the ranges of lines of the front, and those of the blocks: one for each subsection of other sections."""
-    text = source.read_text().splitlines()
-    starts = [(0, FRONT[0])]
-    section = FRONT[0]
-    for number, line in enumerate(text):
-        if banner := re.match(r"# (\d+)\. ", line):
-            section = int(banner[1])
-            starts.append((number - 1, section))  # the ruler stands above it
-        elif line.startswith("# --- "):
-            starts.append((number, section))
-    ends = [start for start, _ in starts[1:]] + [len(text)]
-    ranges = [((start, end), section) for (start, section), end in zip(starts, ends)]
-    return ([lines for lines, section in ranges if section in FRONT],
-            [lines for lines, section in ranges if section not in FRONT])
+def parted(text: bytes) -> tuple[list[Piece], list[Piece]]:
+    """Return the pieces of ipsec.py that are its front, and those that are its blocks; each is one (sub)section."""
+    pieces: tuple[list[Piece], list[Piece]] = [], []
+    section, line, start, end = FRONT[0], 0, 0, 0
+    for number, content in enumerate(text.splitlines(keepends=True)):
+        banner = re.match(rb"# (\d+)\. ", content)
+        if banner or content.startswith(b"# --- "):
+            pieces[section not in FRONT].append((line, start, end))
+            section, line, start = int(banner[1]) if banner else section, number, end
+        end += len(content)
+    pieces[section not in FRONT].append((line, start, end))
+    return pieces
 
 
-def globals_of(code: CodeType) -> Iterator[str]:
-    """Yield the global names that a code object uses, and those that the code objects within it use."""
+def text_of(text: bytes, pieces: Sequence[Piece]) -> bytes:
+    """Return the text of pieces of ipsec.py, with empty lines, so that each line keeps its number."""
+    result = b""
+    for line, start, end in pieces:
+        result += b"\n" * (line - result.count(b"\n")) + text[start:end]
+    return result
+
+
+def compiled(text: bytes, pieces: Sequence[Piece]) -> CodeType:
+    """Return the bytecode of pieces of ipsec.py, by this interpreter."""
+    flags = __future__.annotations.compiler_flag
+    code: CodeType = compile(text_of(text, pieces), "ipsec.py", "exec", flags, dont_inherit=True)
+    return code
+
+
+def used_names(code: CodeType) -> Iterator[str]:
+    """Yield the global names that a code object and those within it use."""
     for instruction in dis.get_instructions(code):
-        if "GLOBAL" in instruction.opname or instruction.opname in ("LOAD_NAME", "STORE_NAME"):
-            yield instruction.argval
+        if "GLOBAL" in instruction.opname or instruction.opname == "LOAD_NAME":
+            yield str(instruction.argval)
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
-            yield from globals_of(inner)
+            yield from used_names(inner)
 
 
-def command_lines(source: Path) -> dict[str, int]:
-    """Return for each name of a command the line, counted from 1, at which its function begins.
+def bound_names(code: CodeType) -> Iterator[str]:
+    """Yield the global names that the code of a module binds."""
+    return (str(step.argval) for step in dis.get_instructions(code) if step.opname == "STORE_NAME")
 
-    The program is imported for it: some commands are registered in a loop.
+
+def commands_in(text: bytes) -> Iterator[str]:
+    """Yield the names under which a block registers commands.
+
+    These are the words of the first argument of @command("NAME ALIAS...", ...) and of the calls at the top level of
+    functions that register one, such as request_command("NAME ALIAS...", ...).
     """
-    script = ("import runpy, sys; commands = runpy.run_path(sys.argv[1], run_name='ipsec')['COMMANDS']; "
-              "print(*(f'{name} {entry.function.__code__.co_firstlineno}' for name, entry in commands.items()), "
-              "sep='\\n')")
-    asked = subprocess.run([sys.executable, "-ISBc", script, str(source)], check=True, capture_output=True, text=True)
-    return {name: int(line) for name, line in (row.split() for row in asked.stdout.splitlines())}
+    for statement in ast.parse(text).body:
+        calls = [*getattr(statement, "decorator_list", ()), getattr(statement, "value", None)]
+        for node in calls:
+            if isinstance(node, ast.Call) and re.fullmatch(r"(\w+_)?command", ast.unparse(node.func)):
+                yield from str(ast.literal_eval(node.args[0])).split()
 
 
-def needs(source: Path) -> dict[str, int]:
-    """Return for each name of a command the blocks that it needs, as the bits of a number.
+def needs(text: bytes) -> dict[str, int]:
+    """Return the blocks that each command needs, as the bits of a number, by each of its names.
 
-    A command needs its own block; a block needs those that bind the global names its code uses.
+    A command needs its own block, and a block needs those that bind the global names that its code uses.  Raises
+    SystemExit if the front or an earlier block uses a name of a later block, which may not be loaded then.
     """
-    _, blocks = parted(source)
-    binds: dict[str, set[int]] = {}
-    uses: list[set[str]] = [set() for _ in blocks]
-    for statement in ast.parse(source.read_text()).body:
-        numbers = [number for number, (first, last) in enumerate(blocks) if first < statement.lineno <= last]
-        if not numbers:
-            continue
-        (number,) = numbers
-        code = compile(ast.Module([statement], []), source.name, "exec", dont_inherit=True,
-                       flags=__future__.annotations.compiler_flag)
-        for instruction in dis.get_instructions(code):
-            if instruction.opname == "STORE_NAME":
-                binds.setdefault(instruction.argval, set()).add(number)
-        uses[number].update(globals_of(code))
-    needed_by = {}
-    for name, line in command_lines(source).items():
-        needed: set[int] = set()
-        new = {number for number, (first, last) in enumerate(blocks) if first < line <= last}
-        while new:
-            needed |= new
-            new = {other for block in new for used in uses[block] for other in binds.get(used, ())} - needed
-        needed_by[name] = sum(1 << block for block in needed)
-    return needed_by
+    front, blocks = parted(text)
+    codes = [compiled(text, [piece]) for piece in blocks]
+    binders = {name: number for number, code in enumerate(codes) for name in bound_names(code)}
+    for name in set(used_names(compiled(text, front))).intersection(binders):
+        raise stop(f"sections {FRONT} of ipsec.py use {name}, which is loaded later")
+    needed: list[int] = []
+    index: dict[str, int] = {}
+    for number, code in enumerate(codes):
+        bits = 1 << number
+        for name in set(used_names(code)).intersection(binders):
+            if binders[name] > number:
+                raise stop(f"ipsec.py uses {name} in a section before that of {name}")
+            bits |= needed[binders[name]] if binders[name] < number else 0
+        needed.append(bits)
+        _, start, end = blocks[number]
+        index.update((name, bits) for name in commands_in(text[start:end]))
+    return index
 
 
-def compiled(python: Path, source: Path, layout: bytes) -> list[bytes]:
-    """Return the front and the rest as one interpreter compiles them, each with its magic number.
+def bytecode(text: bytes, pythons: Mapping[str, Path]) -> Iterator[tuple[str, bytes]]:
+    """Yield the names and contents of the archive's members below bytecode/."""
+    front, blocks = parted(text)
+    index = needs(text)
+    yield "bytecode/source.front", marshal.dumps(front, FORMAT)
+    yield "bytecode/source.blocks", marshal.dumps([index, *blocks], FORMAT)
+    texts = [text_of(text, pieces) for pieces in (front, *([piece] for piece in blocks))]
+    for version, python in pythons.items():
+        result = subprocess.run([str(python), "-s", "-S", "-c", COMPILE], env={"PYTHONHASHSEED": "0"},
+                                input=marshal.dumps(texts, FORMAT), stdout=subprocess.PIPE, check=True)
+        first, *others = marshal.loads(result.stdout)
+        yield f"bytecode/{tag_of(version)}.front", first
+        content = [index, *(compressed(block, first) for block in others)]
+        yield f"bytecode/{tag_of(version)}.blocks", marshal.dumps(content, FORMAT)
 
-    `layout` is the content of bytecode/source.
-    """
-    words = [str(python), "-s", "-S", "-X", "no_debug_ranges", "-c", COMPILE, str(source), LOADER, layout.hex()]
-    data = subprocess.run(words, env={"PYTHONHASHSEED": "0", "PATH": "/usr/bin:/bin"}, check=True,
-                          stdout=subprocess.PIPE).stdout
-    return marshal.loads(data)  # type: ignore[no-any-return]
 
-
-def bytecode(source: Path, found: Mapping[str, Path]) -> Iterator[tuple[str, bytes]]:
-    """Yield names and contents of the archive's members below bytecode/, compiled by these interpreters."""
-    front, blocks = parted(source)
-    layout = marshal.dumps([front, needs(source), *blocks], FORMAT)
-    yield "bytecode/source", layout
-    yield "loader.py", LOADER.encode()
-    for version, python in found.items():
-        front_code, rest = compiled(python, source, layout)
-        yield f"bytecode/{tag_of(version)}.front", front_code
-        yield f"bytecode/{tag_of(version)}.rest", rest
+def compressed(block: bytes, front: bytes) -> bytes:
+    """Return a block compressed, with the front as zlib's dictionary: they have many names in common."""
+    deflate = zlib.compressobj(9, zdict=front)
+    return deflate.compress(block) + deflate.flush()
 
 
 def say_interpreters(taken: Collection[str]) -> None:
-    """Print for which interpreters there is bytecode, and for which there is none."""
-    others = [version for version in TARGETS if version not in taken]
-    text = f"starts fast on Python {', '.join(taken) or '(none)'}"
-    if others:
-        text += f"; slower on {', '.join(others)}: install them here to include them"
-    say(text)
+    """Print for which interpreters the archive holds bytecode, and for which it does not."""
+    missing = [version for version in TARGETS if version not in taken]
+    slower = f"; slower on {', '.join(missing)}: install them here to include them" if missing else ""
+    say(f"starts fast on Python {', '.join(taken)}{slower}")
 
 
 # --- the archive ----------------------------------------------------------------------------------------------------
 
 def embedded_modules(source: Path) -> list[str]:
-    """The modules of pyroute2 that ipsec.py names."""
+    """Return the modules of pyroute2 that ipsec.py names."""
     constants = (node.value for node in ast.walk(ast.parse(source.read_text())) if isinstance(node, ast.Constant))
     return sorted({name for name in constants if isinstance(name, str) and re.fullmatch(r"pyroute2(\.\w+)+", name)})
 
 
-# Imports the named modules as ipsec.pyroute2_module() does, and tells the files that this loads
+# Imports the named modules as ipsec.pyroute2_module() does, and prints the files that this loads
 TRACE = """
 import importlib, sys, types
 library, *names = sys.argv[1:]
@@ -455,125 +523,184 @@ print(*(module.__file__ for module in list(sys.modules.values()) if getattr(modu
 
 
 def embed(library: Path, names: Sequence[str], target: Path) -> None:
-    """Copy from the unpacked wheel the files that importing the modules loads, in any interpreter here."""
+    """Copy from the unpacked wheel its licences, and the files that importing the modules loads in any Python here."""
+    files = {path for pattern in ("METADATA", "licenses/*") for path in library.glob(f"*.dist-info/{pattern}")}
     for python in interpreters().values():
-        loaded = subprocess.run([str(python), "-ISBc", TRACE, str(library), *names], capture_output=True, text=True,
-                                check=True).stdout.splitlines()
-        for path in map(Path, loaded):
-            if library in path.parents:
-                place = target / path.relative_to(library)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, place)
+        result = subprocess.run([str(python), "-ISBc", TRACE, str(library), *names], capture_output=True, text=True,
+                                check=True)
+        files.update(path for path in map(Path, result.stdout.splitlines()) if library in path.parents)
+    for path in files:
+        place = target / path.relative_to(library)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
 
 
-def wanted_interpreters(versions: str) -> dict[str, Path]:
-    """Return the interpreters of a list such as `3.11,3.13`, or all that are found if it is empty.
-
-    Raises SystemExit if one is not found.
-    """
-    all_found = interpreters()
-    if not versions:
-        return all_found
-    for version in versions.split(","):
-        if version not in all_found:
-            raise stop(f"--for {version}: no CPython {version} is installed here (found: {', '.join(all_found)})")
-    return {version: path for version, path in all_found.items() if version in versions.split(",")}
+def git(*words: str) -> str:
+    """Return what git prints about the checkout; empty outside git."""
+    if not (TOP / ".git").exists() or not shutil.which("git"):
+        return ""
+    result = subprocess.run(["git", "-C", str(TOP), *words], capture_output=True, text=True, check=False)
+    return result.stdout.strip() if result.returncode == 0 else ""
 
 
-def make_archive(target: Path, versions: str) -> None:
-    """Write the archive with bytecode for these interpreters.  Runs in .venv, where shiv is."""
+def about(library: Path) -> str:
+    """Return the lines that `ipsec version --verbose` prints of this build: commit and date, and what is embedded."""
+    commit = git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty= with changes")
+    lines = [f"commit {commit or 'unknown'}, {git('log', '-1', '--format=%cs') or 'unknown date'}"]
+    for metadata in sorted(library.glob("*.dist-info/METADATA")):
+        fields = dict(re.findall(r"^(Name|Version|License-Expression): (.*)$", metadata.read_text(), re.M))
+        lines.append(f"embeds parts of {fields['Name']} {fields['Version']}, {fields['License-Expression']}, unchanged")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def own_files(pythons: Mapping[str, Path]) -> Iterator[tuple[str, bytes]]:
+    """Yield the names and contents of the project's own files in the archive, with bytecode by these interpreters."""
+    yield "__main__.py", MAIN.encode()
+    yield "too_old.py", TOO_OLD.encode()
+    yield "ipsec.py", SOURCE.read_bytes()
+    yield "LICENSE", (TOP / "LICENSE").read_bytes()
+    yield from bytecode(SOURCE.read_bytes(), pythons)
+    yield from ((f"man/{page.name}", page.read_bytes()) for page in sorted((TOP / "man").glob("*.[1-8]")))
+
+
+def make_archive(target: Path, pythons: Mapping[str, Path]) -> None:
+    """Write the archive with bytecode for these interpreters."""
     with tempfile.TemporaryDirectory() as scratch:
-        packages, library = Path(scratch, "packages"), Path(scratch, "library")
+        packages, library, tools = (Path(scratch, name) for name in ("packages", "library", "tools"))
         packages.mkdir()
-        for wheel in wheels("embedded.txt"):
-            zipfile.ZipFile(wheel).extractall(library)
-        if names := embedded_modules(SOURCE):
-            embed(library, names, packages)
-        found = wanted_interpreters(versions)
-        pack(target, packages, dict(own_files(found)), Path(scratch, "packed"))
-    say_interpreters(found)
+        for lock, place in (("embedded.txt", library), ("builder.txt", tools)):
+            for wheel in wheels(lock):
+                zipfile.ZipFile(wheel).extractall(place)
+        embed(library, embedded_modules(SOURCE), packages)
+        own = {**dict(own_files(pythons)), "about.txt": about(library).encode()}
+        write_zip(target, {**shiv_entries(packages, tools, own), **own})
 
 
-def pack(target: Path, packages: Path, own: dict[str, bytes], shiv_archive: Path) -> None:
-    """Have shiv pack what is embedded, and write that with what is ours; shiv's archive goes to `shiv_archive`."""
+def shiv_entries(packages: Path, tools: Path, own: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return the names and contents of what shiv, unpacked in `tools`, packs: the packages and its environment.json.
+
+    Its bootstrap stays out: all that it does is to extract the archive.
+    """
+    sys.path.insert(0, str(tools))
     from shiv import builder  # type: ignore[import-untyped,import-not-found,unused-ignore]
     from shiv.bootstrap import environment  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    del sys.path[0]
     build_id = hashlib.sha256()
-    for path in sorted(packages.rglob("*.py")):
-        build_id.update(str(path.relative_to(packages)).encode() + b"\0" + path.read_bytes())
-    for name, data in sorted(own.items()):
+    contents = {str(path.relative_to(packages)): path.read_bytes() for path in packages.rglob("*") if path.is_file()}
+    for name, data in [*sorted(contents.items()), *sorted(own.items())]:
         build_id.update(name.encode() + b"\0" + data)
     date = time.strftime(builder.BUILD_AT_TIMESTAMP_FORMAT, time.gmtime(EPOCH))
-    about = environment.Environment(built_at=date, build_id=build_id.hexdigest(), shiv_version=version_of("shiv"),
-                                    entry_point="ipsec:main", compile_pyc=False, no_modify=True, reproducible=True,
-                                    hashes={wheel.name: digest(wheel) for wheel in wheels("embedded.txt")})
-    builder.create_archive([packages], shiv_archive, INTERPRETER, "ipsec:main", about, compressed=False)
-    with zipfile.ZipFile(shiv_archive) as archive:
-        entries = {name: archive.read(name) for name in archive.namelist()}
-    write_zip(target, {**entries, **own})
+    settings = environment.Environment(
+        built_at=date, build_id=build_id.hexdigest(), shiv_version=version_of("shiv"), entry_point="ipsec:main",
+        compile_pyc=False, no_modify=True, reproducible=True,
+        hashes={wheel.name: digest(wheel) for wheel in wheels("embedded.txt")})
+    packed = tools / "packed.zip"
+    builder.create_archive([packages], packed, INTERPRETER, "ipsec:main", settings, compressed=False)
+    with zipfile.ZipFile(packed) as archive:
+        return {name: archive.read(name) for name in archive.namelist() if not name.startswith("_bootstrap/")}
 
 
-def write_zip(target: Path, entries: dict[str, bytes]) -> None:
-    """Write shiv's entries and ours so that nothing but names and contents counts.
-
-    shiv's bootstrap stays out: all it does is to extract.  shiv writes it in the order and with the modes of the disk.
-    """
-    names = (name for name in entries if not name.startswith("_bootstrap/"))
+def write_zip(target: Path, entries: Mapping[str, bytes]) -> None:
+    """Write the archive, so that nothing but the names and contents of its entries counts."""
     with open(target, "wb") as file:
         file.write(f"#!{INTERPRETER}\n".encode())
         with zipfile.ZipFile(file, "w") as archive:
-            for name in sorted(names):
+            for name in sorted(entries):
                 entry = zipfile.ZipInfo(name, time.gmtime(EPOCH)[:6])
                 entry.create_system = 3  # Unix: the modes count
                 entry.external_attr = 0o100644 << 16
-                stored = name == "__main__.py" or name.endswith(".rest")  # a .rest holds compressed blocks
+                stored = name == "__main__.py" or name.endswith(".blocks")  # the blocks are compressed one by one
                 entry.compress_type = zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED
                 archive.writestr(entry, entries[name], compresslevel=9)
     target.chmod(0o755)
 
 
-def own_files(found: Mapping[str, Path]) -> Iterator[tuple[str, bytes]]:
-    """What is ours in the archive, with bytecode by these interpreters: name and content."""
-    yield "__main__.py", MAIN.encode()
-    yield "ipsec.py", SOURCE.read_bytes()
-    yield from bytecode(SOURCE, found)
-    yield from ((f"man/{page.name}", page.read_bytes()) for page in sorted((TOP / "man").glob("*.[1-8]")))
-
-
 def smoke(archive: Path) -> None:
-    """Run the archive with every interpreter: what is loaded at the start, and the rest, must load."""
+    """Run the archive with every interpreter: the front and all blocks must load."""
     for python in interpreters().values():
         for words in (["--directory"], ["help"]):
             call([python, archive, *words], stdout=subprocess.DEVNULL)
 
 
 def version_of(package: str) -> str:
-    """The version that the lock file of the builder pins."""
+    """Return the version of a package that the lock file of the builder pins."""
     return next(name.partition("==")[2] for name in pinned("builder.txt") if name.startswith(f"{package}=="))
 
 
 def build(arguments: Sequence[str] = ()) -> None:
-    """Write ./ipsec.pyz, whole or not at all.  With `--for 3.11,3.13`, bytecode for these interpreters only."""
-    if arguments and (arguments[0] != "--for" or len(arguments) != 2):
-        raise stop("usage: build.py [build --for VERSION[,VERSION...]]")
-    versions = arguments[1] if arguments else ""
-    install("builder.txt", "shiv-info")
-    if len(wheels("embedded.txt")) < len(pinned("embedded.txt")):
-        say("fetching what vendor/embedded.txt pins")
-        call([venv_python(), "-m", "pip", "download", *PIP_OPTIONS, "-r", VENDOR / "embedded.txt", "-d", WHEELS])
+    """Write ./ipsec.pyz, whole or not at all; with `--for VERSION,...`, with bytecode for these interpreters only."""
+    if arguments and (len(arguments) != 2 or arguments[0] != "--for"):
+        raise stop("usage: build.py [--for VERSION[,VERSION...]]")
+    pythons = chosen_interpreters(arguments[1] if arguments else "")
+    with alone():
+        for lock in ("builder.txt", "embedded.txt"):
+            if len(wheels(lock)) < len(pinned(lock)):
+                fetch(lock, " and ".join(name.replace("==", " ") for name in pinned(lock)))
     aside = ARCHIVE.with_name(f".{ARCHIVE.name}.{os.getpid()}")
     try:
-        # PYTHONHASHSEED, locale and the like of the caller do not reach it
-        call([venv_python(), "-I", __file__, "archive", aside, versions])
+        make_archive(aside, pythons)
         smoke(aside)
         size = aside.stat().st_size
-        limit = SMALL_LIMIT if versions and "," not in versions else SIZE_LIMIT
+        limit = SIZE_LIMIT if len(pythons) > 1 else SIZE_LIMIT_OF_ONE
         if size > limit:
             raise stop(f"ipsec.pyz would have {size} bytes, more than {limit}")
         os.replace(aside, ARCHIVE)
     finally:
         aside.unlink(missing_ok=True)
+    say_interpreters(pythons)
     say(f"ipsec.pyz: {size} bytes")
+
+
+def release(arguments: Sequence[str]) -> None:
+    """Write dist/: the archive, a tar of manual pages and completions, BUILD-INFO and SHA256SUMS.
+
+    Raises SystemExit outside git, in a checkout with changes, or if CHANGELOG.md lacks the version.
+    """
+    version = re.findall(r'^VERSION = "(.*)"$', SOURCE.read_text(), re.M)[0]
+    commit = git("rev-parse", "HEAD")
+    if not commit:
+        raise stop("release: this is no git checkout")
+    if changes := git("status", "--porcelain"):
+        raise stop(f"release: the checkout has changes: {', '.join(line[3:] for line in changes.splitlines())}")
+    if not re.search(rf"^## {re.escape(version)}\b", (TOP / "CHANGELOG.md").read_text(), re.M):
+        raise stop(f"release: CHANGELOG.md lacks a heading for the version: write ## {version} above its changes")
+    build()
+    shutil.rmtree(DIST, ignore_errors=True)
+    DIST.mkdir()
+    shutil.copy(ARCHIVE, DIST)
+    write_tar(DIST / f"ipsec-{version}-share.tar.gz")
+    (DIST / "BUILD-INFO").write_text("".join(f"{line}\n" for line in build_info(version)))
+    sums = "".join(f"{digest(path)}  {path.name}\n" for path in sorted(DIST.iterdir()))
+    (DIST / "SHA256SUMS").write_text(sums)
+    say(f"dist/: {', '.join(sorted(path.name for path in DIST.iterdir()))}")
+
+
+def build_info(version: str) -> Iterator[str]:
+    """Yield the lines of BUILD-INFO: all that the bytes of a release depend on besides its sources."""
+    yield f"ipsec {version}, commit {git('log', '-1', '--format=%H, %cs')}"
+    yield f"zlib {zlib.ZLIB_RUNTIME_VERSION} of Python {sys.version}"
+    for python in interpreters().values():
+        words = [str(python), "-ISc", "import sys; print(sys.version)"]
+        answer = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        yield f"bytecode by Python {answer.strip()}"
+    yield from (f"{digest(wheel)}  {wheel.name}" for lock in ("builder.txt", "embedded.txt") for wheel in wheels(lock))
+    yield f"SOURCE_DATE_EPOCH={EPOCH}"
+
+
+def write_tar(target: Path) -> None:
+    """Write the manual pages and completions as they lie below /usr/local."""
+    files = {f"share/man/man{page.suffix[1:]}/{page.name}": page.read_bytes() for page in (TOP / "man").glob("*.[1-8]")}
+    for shell, name in (("bash", "bash-completion/completions/ipsec"), ("zsh", "zsh/site-functions/_ipsec"),
+                        ("fish", "fish/vendor_completions.d/ipsec.fish")):
+        words = [sys.executable, str(ARCHIVE), "completion", shell]
+        files[f"share/{name}"] = subprocess.run(words, capture_output=True, check=True).stdout
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name in sorted(files):
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mtime, entry.mode = len(files[name]), EPOCH, 0o644
+            archive.addfile(entry, io.BytesIO(files[name]))
+    target.write_bytes(gzip.compress(packed.getvalue(), 9, mtime=0))
 
 
 # --- the developer's verbs ------------------------------------------------------------------------------------------
@@ -581,7 +708,7 @@ def build(arguments: Sequence[str] = ()) -> None:
 def test(arguments: Sequence[str]) -> None:
     """Build, then run pytest with the arguments; without any, all tests, several at a time."""
     build()
-    install("developer.txt", "pytest")
+    install("developer.txt")
     environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
     several = ["-n", str((os.cpu_count() or 1) + 1), "--dist", "worksteal"]  # they wait more than they compute
     words = [str(VENV / "bin/python"), "-m", "pytest", *(arguments or several)]
@@ -590,12 +717,17 @@ def test(arguments: Sequence[str]) -> None:
 
 def check(arguments: Sequence[str]) -> None:
     """Lint the program, the builder, the tests and the manual."""
-    install("developer.txt", "ruff")
+    install("developer.txt")
     call([VENV / "bin/ruff", "check", "."])
     call([VENV / "bin/mypy", "--strict", "ipsec.py", "build.py"])
+    check_manual()
+
+
+def check_manual() -> None:
+    """Lint the manual pages with mandoc or groff.  Raises SystemExit if there is neither."""
     pages = sorted(map(str, (TOP / "man").glob("*.[1-8]")))
     if not shutil.which("mandoc") and os.geteuid() == 0 and shutil.which("apt-get"):
-        apt_install("mandoc")
+        apt_install("mandoc", "to check the manual pages")
     if shutil.which("mandoc"):
         call(["mandoc", "-T", "lint", "-W", "warning", *pages])
     elif shutil.which("groff"):
@@ -605,27 +737,26 @@ def check(arguments: Sequence[str]) -> None:
             if lint.stderr:
                 raise stop(lint.stderr)
     else:
-        raise stop("neither mandoc nor groff is here to check the manual pages: install one")
-
-
-def clean(arguments: Sequence[str]) -> None:
-    """Remove what the other verbs made, but for the fetched wheels."""
-    for path in (VENV, *(TOP / name for name in (".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"))):
-        shutil.rmtree(path, ignore_errors=True)
-    ARCHIVE.unlink(missing_ok=True)
+        raise stop("check: neither mandoc nor groff is here to check the manual pages: install one")
 
 
 def bench(arguments: Sequence[str]) -> None:
     """Measure; the rows are in tests/bench.py."""
     build()
-    install("developer.txt", "pytest")
+    install("developer.txt")
     call([VENV / "bin/python", "-m", "tests.bench", *arguments])
 
 
+def clean(arguments: Sequence[str]) -> None:
+    """Remove what the other verbs made, except the fetched wheels."""
+    caches = (TOP / name for name in (".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"))
+    for path in (VENV, DIST, *caches):
+        shutil.rmtree(path, ignore_errors=True)
+    ARCHIVE.unlink(missing_ok=True)
+
+
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
-    "build": build, "test": test, "check": check, "bench": bench, "clean": clean,
-    "archive": lambda arguments: make_archive(Path(arguments[0]), arguments[1]),  # build's own, inside .venv
-}
+    "build": build, "test": test, "check": check, "bench": bench, "release": release, "clean": clean}
 
 
 def main() -> None:

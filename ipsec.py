@@ -189,12 +189,19 @@ def encode(text: str) -> bytes:
         return text.encode("utf-8", "replace")
 
 
-def harmless(text: str) -> str:
-    """The text of a message with control characters and bytes that are no UTF-8 escaped: it may name a file."""
+_ESCAPES: dict[int, str] = {}
+
+
+def printable(text: str) -> str:
+    """Return the text with control characters, undecodable bytes and characters that change the direction of writing
+    escaped (\\x1b), so that it can't drive a terminal.  Line ends and tabs stay."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c) & 0xff:02x}" if ord(c) < 256 or
-                   0xDC80 <= ord(c) <= 0xDCFF else f"\\u{ord(c):04x}" for c in text)
+    if not _ESCAPES:
+        codes = [*range(9), *range(11, 32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A)]
+        _ESCAPES.update({code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in codes})
+        _ESCAPES.update({0xDC00 + byte: f"\\x{byte:02x}" for byte in range(128, 256)})
+    return text.translate(_ESCAPES)
 
 
 def quote(word: str) -> str:
@@ -845,7 +852,7 @@ class Host:
         """One line on standard error."""
         self.flush()
         if sys.stderr is not None:
-            sys.stderr.write(f"ipsec: {harmless(text)}\n")
+            sys.stderr.write(f"ipsec: {printable(text)}\n")
 
     def flush(self) -> None:
         """Write out what is buffered.  Raises OSError."""
@@ -1456,17 +1463,6 @@ _MARKS = {code: 32 for code in range(128) if not chr(code).isalnum()}
 MASK = "\ue000"  # stands for REDACTED until all is masked, so that nothing is found in it
 MANY_VALUES = 1000  # beyond, a value glued to other letters is not found; searching for each would take minutes
 WORD_RUN = "(?:0[xXsStT])?([A-Za-z0-9]{4,})"
-_ESCAPES: dict[int, str] = {}
-
-
-def printable(text: str) -> str:
-    """The text with control characters, undecodable bytes and what turns the direction of writing shown escaped
-    (\\x1b), so that it can't drive a terminal.  Line ends and tabs stay."""
-    if not _ESCAPES:
-        codes = [*range(9), *range(11, 32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A)]
-        _ESCAPES.update({code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in codes})
-        _ESCAPES.update({0xDC00 + byte: f"\\x{byte:02x}" for byte in range(128, 256)})
-    return text.translate(_ESCAPES)
 
 
 # =====================================================================================================================
@@ -8466,12 +8462,44 @@ SHARED_OPTIONS = (ASYNC_OPTION, REMOTE_HOST_OPTION, UTC_OPTION, VERBOSE_OPTION, 
 # --- finding and describing commands ----------------------------------------------------------------------------------
 
 
-def load_rest(name: str = "") -> None:
-    """Have the command of that name registered, and all when there is none or no name is given.
+# Set by the archive's __main__.py (see build.py): its member with the blocks, and the bytecode of the front, with which
+# the blocks are compressed.  `loaded_blocks` has a bit for each block that is loaded.
+BLOCKS = ""
+FRONT = b""
+loaded_blocks = 0
 
-    The archive begins with the sections that dispatch needs, and puts a loader of the others in this place (build.py):
-    for a command it loads what that needs.  As a plain file the program is whole.
+
+def load_rest(name: str = "") -> None:
+    """Register the command of that name; without a name, or in a plain file, all commands are registered afterwards.
+
+    The archive starts with sections 1, 2, 10 and 12.  This runs the blocks, (sub)sections of the file, that the command
+    needs.  A block is compressed bytecode or, for an interpreter whose bytecode the archive lacks, a place in ipsec.py:
+    the number of lines before it, and where it starts and ends in bytes.
     """
+    global loaded_blocks
+    if not BLOCKS:
+        return
+    import gc
+    from marshal import loads
+    from zlib import decompressobj
+    get_data: Callable[[str], bytes] = globals()["__loader__"].get_data
+    gc.disable()  # nothing that is loaded here becomes garbage
+    index, *blocks = loads(get_data(BLOCKS))
+    needed = index.get(name, 0) if name else -1
+    source = b""
+    for number, block in enumerate(blocks):
+        if not needed & ~loaded_blocks & 1 << number:
+            continue
+        if isinstance(block, bytes):
+            code = loads(decompressobj(zdict=FRONT).decompress(block))
+        else:
+            source = source or get_data(__file__)
+            line, start, end = block
+            code = compile(b"\n" * line + source[start:end], "ipsec.py", "exec", optimize=2)
+        exec(code, globals())
+        loaded_blocks |= 1 << number
+    gc.freeze()
+    gc.enable()
 
 
 def find_command(name: str) -> Command | None:
@@ -11864,38 +11892,12 @@ def whack_command(host: Host, args: Args) -> int:
     host.exec(compiled, words)
 
 
-# Commands that are one request: names, operand, whack's option, what it does
-REQUESTS = (
-    ("status", "", "--status", "show all of pluto's status"),
-    ("trafficstatus traffic", "[CONN]", "--trafficstatus", "show the traffic of the IPsec SAs"),
-    ("briefstatus", "", "--briefstatus", "show how many SAs there are"),
-    ("globalstatus", "", "--globalstatus", "show pluto's counters"),
-    ("fipsstatus fips", "", "--fipsstatus", "tell whether pluto is in FIPS mode"),
-    ("shuntstatus", "", "--shuntstatus", "show the bare shunts"),
-    ("addresspoolstatus", "", "--addresspoolstatus", "show the address pools"),
-    ("connectionstatus", "[CONN]", "--connectionstatus", "show the connections"),
-    ("briefconnectionstatus", "[CONN]", "--briefconnectionstatus", "show the connections, a line each"),
-    ("showstates statestatus", "", "--showstates", "show the states (SAs)"),
-    ("listall", "", "--listall", "list keys, secrets, certificates and CRLs"),
-    ("listpubkeys", "", "--listpubkeys", "list the public keys"),
-    ("listcerts", "", "--listcerts", "list the end certificates"),
-    ("listcacerts", "", "--listcacerts", "list the CA certificates"),
-    ("listcrls", "", "--listcrls", "list the CRLs"),
-    ("listpsks", "", "--listpsks", "list whose pre-shared secrets are loaded"),
-    ("listevents", "", "--listevents", "list the events that pluto waits for"),
-    ("checkpubkeys", "", "--checkpubkeys", "list the public keys that are or will be invalid"),
-    ("listen ready rereadgroups", "", "--listen", "have pluto look for interfaces and load secrets and groups"),
-    ("unlisten", "", "--unlisten", "have pluto close its interfaces"),
-    ("rereadsecrets secrets", "", "--rereadsecrets", "have pluto load the secrets"),
-    ("rereadcerts", "", "--rereadcerts", "have pluto load the certificates"),
-    ("rereadall", "", "--rereadall", "have pluto load secrets, certificates and CRLs"),
-    ("fetchcrls crls", "", "--fetchcrls", "have pluto fetch CRLs"),
-    ("purgeocsp", "", "--purgeocsp", "empty pluto's cache of OCSP answers"),
-)
+REQUESTS: dict[str, str] = {}  # whack's option of each command that is one request to pluto, by name
 
 
 def request_command(names: str, operand: str, request: str, summary: str) -> None:
-    """Register a command that is one request to pluto."""
+    """Register a command that is one request to pluto; `request` is whack's option for it."""
+    REQUESTS.update(dict.fromkeys(names.split(), request))
     shows = request != "--listen" and ("status" in request or request.startswith(("--list", "--show", "--check")))
     shaped = (UTC_OPTION, JSON_OPTION) if shows and "status" not in request else (JSON_OPTION,) if shows else ()
 
@@ -11907,8 +11909,32 @@ def request_command(names: str, operand: str, request: str, summary: str) -> Non
         return Teller(host, args).ask(*words, request)
 
 
-for _request in REQUESTS:
-    request_command(*_request)
+request_command("status", "", "--status", "show all of pluto's status")
+request_command("trafficstatus traffic", "[CONN]", "--trafficstatus", "show the traffic of the IPsec SAs")
+request_command("briefstatus", "", "--briefstatus", "show how many SAs there are")
+request_command("globalstatus", "", "--globalstatus", "show pluto's counters")
+request_command("fipsstatus fips", "", "--fipsstatus", "tell whether pluto is in FIPS mode")
+request_command("shuntstatus", "", "--shuntstatus", "show the bare shunts")
+request_command("addresspoolstatus", "", "--addresspoolstatus", "show the address pools")
+request_command("connectionstatus", "[CONN]", "--connectionstatus", "show the connections")
+request_command("briefconnectionstatus", "[CONN]", "--briefconnectionstatus", "show the connections, a line each")
+request_command("showstates statestatus", "", "--showstates", "show the states (SAs)")
+request_command("listall", "", "--listall", "list keys, secrets, certificates and CRLs")
+request_command("listpubkeys", "", "--listpubkeys", "list the public keys")
+request_command("listcerts", "", "--listcerts", "list the end certificates")
+request_command("listcacerts", "", "--listcacerts", "list the CA certificates")
+request_command("listcrls", "", "--listcrls", "list the CRLs")
+request_command("listpsks", "", "--listpsks", "list whose pre-shared secrets are loaded")
+request_command("listevents", "", "--listevents", "list the events that pluto waits for")
+request_command("checkpubkeys", "", "--checkpubkeys", "list the public keys that are or will be invalid")
+request_command("listen ready rereadgroups", "", "--listen",
+                "have pluto look for interfaces and load secrets and groups")
+request_command("unlisten", "", "--unlisten", "have pluto close its interfaces")
+request_command("rereadsecrets secrets", "", "--rereadsecrets", "have pluto load the secrets")
+request_command("rereadcerts", "", "--rereadcerts", "have pluto load the certificates")
+request_command("rereadall", "", "--rereadall", "have pluto load secrets, certificates and CRLs")
+request_command("fetchcrls crls", "", "--fetchcrls", "have pluto fetch CRLs")
+request_command("purgeocsp", "", "--purgeocsp", "empty pluto's cache of OCSP answers")
 
 
 def operation_command(names: str, summary: str) -> None:
@@ -11920,11 +11946,13 @@ def operation_command(names: str, summary: str) -> None:
         return Teller(host, args).operate(operation, args.operands[0])
 
 
-for _operation in (("up initiate", "negotiate a connection"), ("down terminate", "end the SAs of a connection"),
-                   ("route", "have traffic bring the connection up"), ("unroute", "undo route"),
-                   ("delete", "make pluto forget a connection"), ("replace", "load a connection anew"),
-                   ("ondemand", "load a connection and have traffic bring it up")):
-    operation_command(*_operation)
+operation_command("up initiate", "negotiate a connection")
+operation_command("down terminate", "end the SAs of a connection")
+operation_command("route", "have traffic bring the connection up")
+operation_command("unroute", "undo route")
+operation_command("delete", "make pluto forget a connection")
+operation_command("replace", "load a connection anew")
+operation_command("ondemand", "load a connection and have traffic bring it up")
 
 
 def pluto_start(host: Host, args: Args) -> int:
@@ -11970,9 +11998,8 @@ def redirect_command(host: Host, args: Args) -> int:
     return Teller(host, args).whack(*name, "--redirect-to", args.value("--redirect-to"))
 
 
-AUTO_REQUESTS = {name: row[2] for row in REQUESTS for name in row[0].split()
-                 if name in ("ready", "rereadgroups", "status") or name.startswith(("reread", "list", "check", "fetch",
-                                                                                    "purge"))}
+AUTO_REQUESTS = {name: request for name, request in REQUESTS.items() if name in ("ready", "rereadgroups", "status")
+                 or name.startswith(("reread", "list", "check", "fetch", "purge"))}
 AUTO_OPTIONS = (*CONNECTION_OPTIONS, UTC_OPTION, Opt("--show", None, "ignored"), Opt("--version", None, "the version"),
                 Opt("--rereadcrls --rereadcacerts --rotatecert", None, "of old releases"),
                 *(Opt(f"--{name}", None, f"as ipsec {name}") for name in (*OPERATIONS, *AUTO_REQUESTS)))
@@ -12415,13 +12442,12 @@ def import_command(host: Host, args: Args) -> int:
 
 
 # The option for the directory, and that for the file of the database's password, of each of NSS's tools
-NSS_TOOLS = {"certutil": ("-d", "-f"), "crlutil": ("-d", "-f"), "modutil": ("-dbdir", ""), "pk12util": ("-d", "-k"),
-             "vfychain": ("-d", "-f")}
+def nss_tool_command(name: str, directory: str, secret: str) -> None:
+    """Register a tool of NSS as a command that becomes this tool, with the directory and, if nsspassword has one, the
+    password.  `directory` and `secret` are the tool's options for them; `secret` is empty if it has none."""
 
-
-def nss_tool(name: str) -> Callable[[Host, Args], int]:
-    """`ipsec certutil …`: becomes NSS's tool, with the directory and, when nsspassword has one, the password."""
-
+    @command(name, "ARG...", options=None, summary=f"run NSS's {name} on the database",
+             details="The arguments are the tool's own, without the directory.")
     def run_tool(host: Host, args: Args) -> int:
         words = args.operands
         if words[:1] in ([], ["--help"]):
@@ -12432,7 +12458,6 @@ def nss_tool(name: str) -> Callable[[Host, Args], int]:
             raise Failure(f"ipsec {name}: {refused} is not accepted", USAGE, f"ipsec --nssdir DIR {name} …")
         base = NssDatabase(host)
         path = host.resolve(name, nss_package(host))
-        directory, secret = NSS_TOOLS[name]
         argv = [directory, f"sql:{host.path(base.directory)}"]
         own = {secret, "--empty-password", "-K" if name == "pk12util" else ""}
         if secret and base.password is not None and not own & set(words):
@@ -12441,12 +12466,12 @@ def nss_tool(name: str) -> Callable[[Host, Args], int]:
             argv += [secret, f"/proc/self/fd/{fd}"]
         host.exec(path, [*argv, *words])
 
-    return run_tool
 
-
-for _name in NSS_TOOLS:
-    command(_name, "ARG...", options=None, summary=f"run NSS's {_name} on the database",
-            details="The arguments are the tool's own, without the directory.")(nss_tool(_name))
+nss_tool_command("certutil", "-d", "-f")
+nss_tool_command("crlutil", "-d", "-f")
+nss_tool_command("modutil", "-dbdir", "")
+nss_tool_command("pk12util", "-d", "-k")
+nss_tool_command("vfychain", "-d", "-f")
 
 
 @command("showhostkey", rescue=True, summary="show the public keys of this host", fallback=True, options=(
@@ -13034,6 +13059,7 @@ def dispatch(words: Sequence[str]) -> int:
                 raise Failure(f"ipsec {name}: {option.key} means nothing to it", USAGE, f"see ipsec help {name}")
             rest.insert(0, f"{option.key}={args.value(option.key)}" if args.value(option.key) else option.key)
     if entry is None and name.startswith("-"):
+        load_rest()
         known = {*mine, *(f"--{command_name}" for command_name in COMMANDS)}
         raise Failure(f"ipsec: unknown option {quote(name)}", USAGE, suggest(name, known) or
                       "perhaps the command name was omitted? see ipsec --help")
@@ -13114,7 +13140,7 @@ def run(words: Sequence[str]) -> int:
         where = f" in {place.tb_frame.f_code.co_name}, ipsec.py:{place.tb_frame.f_code.co_firstlineno}" if place else ""
         message, status = f"internal error: {type(error).__name__}{where}; please report it", ERROR
     try:
-        sys.stderr.write(harmless(f"{message if message.startswith('ipsec') else 'ipsec: ' + message}") + "\n")
+        sys.stderr.write(printable(f"{message if message.startswith('ipsec') else 'ipsec: ' + message}") + "\n")
     except (OSError, AttributeError):
         return status  # nowhere to say it
     return status

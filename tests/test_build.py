@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import base64
 import csv
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,9 +35,9 @@ def run(*argv: str | Path, **options: object) -> subprocess.CompletedProcess[str
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory, pyz: Path) -> Path:
-    """A copy of the sources with the fetched wheels and the builder's .venv made elsewhere."""
+    """A copy of the sources, git's files and the fetched wheels elsewhere, without .venv."""
     copy = tmp_path_factory.mktemp("elsewhere") / "deeper" / "copy"
-    shutil.copytree(TOP, copy, ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", "ipsec.pyz", ".*_cache"))
+    shutil.copytree(TOP, copy, ignore=shutil.ignore_patterns(".venv", "__pycache__", "ipsec.pyz", ".*_cache", "dist"))
     return copy
 
 
@@ -62,12 +64,12 @@ def test_second_build_is_identical_and_needs_no_network(checkout: Path, pyz: Pat
     assert (checkout / "ipsec.pyz").read_bytes() == pyz.read_bytes()
 
 
-def test_size_and_shiv_info(pyz: Path) -> None:
+def test_size_and_what_shiv_says(pyz: Path) -> None:
     assert pyz.stat().st_size <= build.SIZE_LIMIT == 1_800_000
-    told = run(build.VENV / "bin/shiv-info", "--json", pyz, check=True)
-    about = json.loads(told.stdout)
-    assert about["entry_point"] == "ipsec:main" and about["shiv_version"] == build.version_of("shiv")
-    assert about["hashes"] == {wheel.name: build.digest(wheel) for wheel in build.wheels("embedded.txt")}
+    with zipfile.ZipFile(pyz) as archive:
+        settings = json.loads(archive.read("environment.json"))
+    assert settings["entry_point"] == "ipsec:main" and settings["shiv_version"] == build.version_of("shiv")
+    assert settings["hashes"] == {wheel.name: build.digest(wheel) for wheel in build.wheels("embedded.txt")}
 
 
 def test_only_names_and_contents_count(pyz: Path) -> None:
@@ -124,6 +126,8 @@ def test_no_third_party_file_is_edited(routing: Path) -> None:
         known = {name: digest for name, digest, _ in csv.reader(source.read(record).decode().splitlines())}
     with zipfile.ZipFile(routing) as archive:
         embedded = [name for name in archive.namelist() if name.startswith("site-packages/")]
+        licences = [name for name in known if ".dist-info/licenses/" in name]
+        assert licences and set(embedded) >= {f"site-packages/{name}" for name in licences}
         for name in embedded:
             digest = base64.urlsafe_b64encode(hashlib.sha256(archive.read(name)).digest()).rstrip(b"=").decode()
             assert known[name.removeprefix("site-packages/")] == f"sha256={digest}", name
@@ -143,7 +147,7 @@ def test_only_what_can_be_imported_is_embedded(routing: Path, pyz: Path) -> None
     names = build.embedded_modules(build.SOURCE)
     for archive, wanted in ((routing, [*names, "pyroute2.iproute"]), (pyz, names)):
         with zipfile.ZipFile(archive) as packed:
-            embedded = {name for name in packed.namelist() if name.startswith("site-packages/")}
+            embedded = {name for name in packed.namelist() if name.startswith("site-packages/pyroute2/")}
         assert embedded == (loaded_from(archive, wanted) if wanted else set())
 
 
@@ -152,7 +156,7 @@ def test_bytecode_for_every_interpreter_found(pyz: Path) -> None:
         packed = {name for name in archive.namelist() if name.startswith("bytecode/")}
     interpreters = build.interpreters()
     tags = map(build.tag_of, interpreters)
-    assert packed == {"bytecode/source", *(f"bytecode/{tag}.{part}" for tag in tags for part in ("front", "rest"))}
+    assert packed == {f"bytecode/{tag}.{part}" for tag in ("source", *tags) for part in ("front", "blocks")}
     wanted = run(PYTHON, "ipsec.py", "help", cwd=TOP, check=True).stdout
     for python in interpreters.values():
         assert run(python, pyz, "help", check=True).stdout == wanted
@@ -164,8 +168,9 @@ def test_a_small_archive_is_for_the_interpreters_that_are_named(checkout: Path) 
     assert f"starts fast on Python {version}; slower on " in result.stdout
     with zipfile.ZipFile(checkout / "ipsec.pyz") as archive:
         packed = {name for name in archive.namelist() if name.startswith("bytecode/")}
-    assert packed == {"bytecode/source", *(f"bytecode/{build.tag_of(version)}.{part}" for part in ("front", "rest"))}
-    assert (checkout / "ipsec.pyz").stat().st_size <= build.SMALL_LIMIT == 650_000
+    tags = ("source", build.tag_of(version))
+    assert packed == {f"bytecode/{tag}.{part}" for tag in tags for part in ("front", "blocks")}
+    assert (checkout / "ipsec.pyz").stat().st_size <= build.SIZE_LIMIT_OF_ONE == 650_000
     result = run(PYTHON, "build.py", "--for", "3.8", cwd=checkout)
     assert (result.returncode, result.stderr.startswith("build.py: --for 3.8: ")) == (1, True)
 
@@ -174,7 +179,7 @@ def without_bytecode(archive: Path, target: Path, kept: bytes | None = None) -> 
     """Copy an archive without its bytecode, or with the magic number `kept` in its place."""
     with zipfile.ZipFile(archive) as source, zipfile.ZipFile(target, "w") as copy:
         for entry in source.infolist():
-            if not entry.filename.endswith((".front", ".rest")):
+            if not entry.filename.startswith("bytecode/cpython"):
                 copy.writestr(entry, source.read(entry))
             elif kept is not None:
                 copy.writestr(entry, kept + source.read(entry)[4:])
@@ -193,7 +198,29 @@ def test_an_old_python_is_told_what_is_needed(pyz: Path) -> None:
         line = f"ipsec needs Python 3.9 or later; this is {version} ("
         assert (result.returncode, result.stdout) == (1, ""), version
         assert result.stderr.startswith(line) and result.stderr.count("\n") == 1, result.stderr
-    ast.parse(build.MAIN, feature_version=(3, 4))
+    for text in (build.MAIN, build.TOO_OLD):
+        ast.parse(text, feature_version=(3, 4))
+
+
+def test_a_newer_python_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                 capsys: pytest.CaptureFixture[str]) -> None:
+    """The newest that can be run, by its own path: RHEL's platform-python is one, and one that is too old is none."""
+    for name, mode in (("python3.6", 0o755), ("python3.9", 0o755), ("python3.30", 0o644)):
+        (tmp_path / name).touch(mode)
+    for name, target in (("python3", "python3.6"), ("platform-python", "python3.9")):
+        (tmp_path / name).symlink_to(target)
+    module: dict[str, Any] = {}
+    exec(build.TOO_OLD, module)
+    real = glob.glob
+    monkeypatch.setattr(glob, "glob", lambda pattern: real(f"{tmp_path}/{os.path.basename(pattern)}"))
+    assert module["newest"]() in (f"{tmp_path}/python3.9", f"{tmp_path}/platform-python")
+    with pytest.raises(SystemExit) as ending:
+        module["stop"]()
+    assert ending.value.code == 1
+    assert re.fullmatch(r"ipsec needs Python 3.9 or later; this is [0-9.]+ \(/.*\); run it with /.*\n",
+                        capsys.readouterr().err)
+    (tmp_path / "python3.9").unlink()
+    assert module["newest"]() == ""
 
 
 def test_newest_of_each_version_is_taken_whatever_the_order_of_path(tmp_path: Path,
@@ -337,21 +364,40 @@ def test_a_command_loads_the_blocks_that_it_needs(pyz: Path, tmp_path: Path) -> 
     assert loaded_for(PYTHON, without_bytecode(pyz, tmp_path / "ipsec.pyz"), "nsslist") == loaded
 
 
-def test_every_command_has_blocks_and_every_block_what_it_uses() -> None:
-    """The index: all registered names, and for each a set of blocks that is closed under the names they use."""
+def test_the_index_has_every_command_and_its_blocks_bind_what_they_use() -> None:
+    """The index comes from the text; the names that are really registered come from running it."""
     names = run(PYTHON, "-c", "import ipsec; print(*ipsec.COMMANDS)", cwd=TOP, check=True).stdout.split()
-    _, blocks = build.parted(build.SOURCE)
-    text = build.SOURCE.read_text()
-    index = build.needs(build.SOURCE)
-    assert set(index) == set(names)
-    tree = ast.parse(text)
-    place = {name: number for number, (first, last) in enumerate(blocks) for statement in tree.body
-             if first < statement.lineno <= last for name in [getattr(statement, "name", None)] if name}
+    text = build.SOURCE.read_bytes()
+    front, blocks = build.parted(text)
+    index = build.needs(text)
+    in_front = set(build.commands_in(build.text_of(text, front)))
+    assert set(index) | in_front == set(names) and not set(index) & in_front
+    codes = [build.compiled(text, [piece]) for piece in blocks]
+    bound = [set(build.bound_names(code)) for code in codes]
     for name, bits in index.items():
-        for statement in tree.body:
-            own = [number for number, (first, last) in enumerate(blocks) if first < statement.lineno <= last]
-            if own and bits >> own[0] & 1:
-                used = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
-                code = compile(ast.Module([statement], []), "ipsec.py", "exec", dont_inherit=True, flags=0x1000000)
-                used &= set(build.globals_of(code))
-                assert all(bits >> place[other] & 1 for other in used if other in place), (name, statement.lineno)
+        loaded = [number for number in range(len(blocks)) if bits >> number & 1]
+        there = set().union(*(bound[number] for number in loaded))
+        used = set().union(*(build.used_names(codes[number]) for number in loaded))
+        assert not used & set().union(*bound) - there, name
+
+
+def test_blocks_fill_no_table_of_another_block() -> None:
+    """A block that a command does not need can't change what the command finds: tables grow in their own block only."""
+    text = build.SOURCE.read_bytes()
+    front, blocks = build.parted(text)
+    module: dict[str, Any] = {"__name__": "ipsec"}
+    exec(build.compiled(text, front), module)
+    for piece in blocks:
+        before = {name: len(value) for name, value in module.items()
+                  if isinstance(value, (dict, list, set)) and name != "COMMANDS" and not name.startswith("__")}
+        exec(build.compiled(text, [piece]), module)
+        assert before == {name: len(module[name]) for name in before}, f"the block at line {piece[0] + 1}"
+
+
+def test_a_name_that_is_loaded_later_stops_the_build() -> None:
+    text = build.SOURCE.read_text()
+    later = text.replace("# 6. Whack\n", "# 6. Whack\n\nLATER = 1\n")
+    for banner, message in (("# 2. Host\n", "use LATER, which is loaded later"),
+                            ("# 4. Configuration\n", "uses LATER in a section before that of LATER")):
+        with pytest.raises(SystemExit, match=message):
+            build.needs(later.replace(banner, f"{banner}\n\nEARLY = LATER\n").encode())

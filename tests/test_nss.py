@@ -270,7 +270,8 @@ def test_the_password_goes_to_the_tool_that_was_given_none(tmp_path: Path, monke
     monkeypatch.setattr(Host, "resolve", lambda self, program, hint="": program)
     seen: list[str] = []
     monkeypatch.setattr(Host, "exec", lambda self, path, argv, **more: seen.extend(argv))
-    ipsec.nss_tool(name)(Host({"IPSEC_CONFDDIR": str(tmp_path)}), ipsec.COMMANDS[name].parse(words))
+    entry = ipsec.COMMANDS[name]
+    entry.function(Host({"IPSEC_CONFDDIR": str(tmp_path)}), entry.parse(words))
     assert any(word.startswith("/proc/self/fd/") for word in seen) == given and "hunter2" not in str(seen)
 
 

@@ -82,7 +82,7 @@ def local_names(function: ast.FunctionDef | ast.Lambda) -> set[str]:
             names.add(node.id)
         elif isinstance(node, ast.ExceptHandler) and node.name:
             names.add(node.name)
-    return names
+    return names - {name for node in ast.walk(function) if isinstance(node, ast.Global) for name in node.names}
 
 
 @pytest.mark.parametrize("source", ["ipsec.py", "build.py"])
