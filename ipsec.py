@@ -1580,13 +1580,15 @@ class Setting:
 
 class Problem(Record):
     """Something wrong in a configuration.  `fatal`: libreswan refuses the file, or what was meant can't be known.
-    `script`: what sed(1) mends it with, where a whole file is to be changed."""
+    `script`: the script for sed(1) that corrects the whole file, if there is one.  `key`: the keyword of the line that
+    has the problem, in its canonical spelling; empty if the line has none."""
 
     file: str
     line: int  # 0: the file as a whole
     text: str
     fatal: bool = True
     script: str = ""
+    key: str = ""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.text}" if self.line else f"{self.file}: {self.text}"
@@ -1761,8 +1763,8 @@ class Config:
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
-    def _problem(self, file: str, line: int, text: str, fatal: bool = True) -> None:
-        self.problems.append(Problem(file, line, text, fatal))
+    def _problem(self, file: str, line: int, text: str, fatal: bool = True, key: str = "") -> None:
+        self.problems.append(Problem(file, line, text, fatal, key=key))
 
     def _read_file(self, name: str, depth: int, line: int, parent: str, matched: bool = False) -> None:
         self.files.append(name)
@@ -1774,7 +1776,7 @@ class Config:
             # libreswan passes over a link to nothing that a pattern finds
             passed = matched and error.errno == errno.ENOENT
             self.unread |= not passed
-            self._problem(parent, line, f"can't load {quote(name)}: {error.strerror}", not passed)
+            self._problem(parent, line, f"can't load {quote(name)}: {error.strerror}", not passed, "include")
         self._open.pop()
 
     def _read(self, name: str, lines: Iterable[str], depth: int) -> None:
@@ -1845,7 +1847,8 @@ class Config:
             self._problem(name, number, f"{misplaced(key)} is indented, but in no section")
             return
         if not equals or " " in key or "\t" in key or '"' in key or not key:
-            self._problem(name, number, f"syntax error: {misplaced(key)} is no keyword=value")
+            word = key.replace("\t", " ").partition(" ")[0]
+            self._problem(name, number, f"syntax error: {misplaced(key)} is no keyword=value", key=canonical(word))
             return
         rest = rest.lstrip(" \t")
         if key[:2].lower() in ("x-", "x_"):
@@ -1855,7 +1858,7 @@ class Config:
             value, after = split_value(rest)
             if self._trailing(after):
                 self._problem(name, number, f"syntax error behind the value of {key}: quote a value with blanks, and "
-                              "put a blank behind the # of a comment")
+                              "put a blank behind the # of a comment", key=canonical(key))
                 return
         else:
             value = rest
@@ -1876,7 +1879,7 @@ class Config:
             known = setting.key in keywords(not setup)
             where = "config setup" if setup else "a conn"
             self._problem(*place, f"keyword {written} is not valid in {where}" if known else
-                          f"unknown keyword {quote(written)}", setup or not known)
+                          f"unknown keyword {quote(written)}", setup or not known, setting.key)
             return
         if kind == "obsolete":
             self._problem(*place, f"obsolete keyword {written} is ignored", False)
@@ -1884,7 +1887,7 @@ class Config:
         if kind not in ("text", "list") and (wrong := value_problem(kind, setting.value)):
             # somebody may have put a secret there
             shown = "" if "auth" in setting.key else quote(setting.value)
-            self._problem(*place, f"{written}={shown} {wrong}")
+            self._problem(*place, f"{written}={shown} {wrong}", key=setting.key)
             return
         section.settings.append(setting)
         if setup:
@@ -6723,7 +6726,10 @@ NFLOG_PLACES = (("INPUT", "in"), ("FORWARD", "in"), ("OUTPUT", "out"), ("FORWARD
 # Before the filters, to see the packets that they drop
 NFLOG_CHAINS = {"INPUT": NftChain(NF_INET_LOCAL_IN, -1), "FORWARD": NftChain(NF_INET_FORWARD, -1),
                 "OUTPUT": NftChain(NF_INET_LOCAL_OUT, -1)}
-FILTER_WAIT = 60  # seconds that we wait for others to finish with the tables
+NFLOG_KEYWORDS = ("nflog", "nflog-all")
+# Seconds to wait for other programs to finish with the tables.  systemd ends a service that has not started within 90
+# seconds (systemd-system.conf(5), DefaultTimeoutStartSec=), and checknflog is a part of its start.
+FILTER_WAIT = 15
 
 
 class Capture(Record):
@@ -6920,12 +6926,18 @@ def nflog_backends(host: Host) -> list[Iptables | NfTables]:
     return [backend, *([other] if other.usable() else []), NfTables(host)]
 
 
+def nflog_lock(host: Host) -> Lock:
+    """Hold the lock on the NFLOG rules of this network for a `with` block.  Raises TimedOut, OSError."""
+    network = "/proc/self/ns/net"
+    return host.lock(network if host.exists(network) else "/", FILTER_WAIT)
+
+
 def nflog_replace(host: Host, wanted: Sequence[Capture], mine: Callable[[str], bool]) -> list[FoundRule]:
     """Make the wanted rules the only ones whose prefix is mine; the rules that were there before.
 
     One run at a time in this network.  Raises Failure: nothing is changed then.
     """
-    with host.lock("/proc/self/ns/net"):  # of this network
+    with nflog_lock(host):
         primary, *others = nflog_backends(host)
         before = primary.found(mine)
         elsewhere = []
@@ -6955,40 +6967,80 @@ def conn_nets(conn: Conn, side: str, behind: bool = True) -> list[str]:
     return found if all(map(canonical_net, found)) else []
 
 
+def conn_prefix(conn: Conn) -> str:
+    """Return the prefix of the rules for a connection's nflog=, at most 63 characters (xt_NFLOG.h)."""
+    return f"{NFLOG_CONN}{conn.name}"[:63]
+
+
 def conn_captures(conn: Conn, group: int, local: Sequence[str]) -> list[Capture]:
     """The rules for a connection's nflog=; none when its ends are known only once it is up."""
     here, there = ("left", "right") if conn.get("left") in local else ("right", "left")
     if conn.get(here) not in local or conn.get(f"{there}addresspool"):
         return []
-    prefix = f"{NFLOG_CONN}{conn.name}"[:63]  # xt_NFLOG.h has room for no more
-    return [Capture(chain, way, group, prefix, 6 if ":" in ours else 4, *((theirs, ours) if way == "in" else
+    return [Capture(chain, way, group, conn_prefix(conn), 6 if ":" in ours else 4, *((theirs, ours) if way == "in" else
                     (ours, theirs))) for ours in conn_nets(conn, here)
             for theirs in conn_nets(conn, there) if (":" in ours) == (":" in theirs)
             for chain, way in NFLOG_PLACES]
 
 
-def check_nflog(host: Host, tell: bool = True) -> None:
-    """checknflog: make the rules that the configuration asks for, and say so.  Raises Failure: nothing changed."""
-    config = Config(host).check()
-    group = config.number("nflog-all", 0) or 0
-    wanted = [Capture(chain, way, group, NFLOG_ALL) for chain, way in NFLOG_PLACES] if group else []
+def nflog_groups(config: Config) -> tuple[int, list[tuple[Conn, int]]]:
+    """Return the group of nflog-all=, and the connections that have nflog= with their groups.  0 is no group."""
     conns = [(conn, int(conn.get("nflog"))) for conn in config.conns() if conn.get("nflog").strip("0")]
-    said = [f"nflog ipsec capture enabled on nflog:{group}" if group else "nflog ipsec capture disabled"]
-    if conns:
-        local = [address for address, _, _, _ in Routing(host).addresses()]
-        for conn, its in conns:
-            rules = conn_captures(conn, its, local)
-            wanted += rules
-            if rules or conn.auto != "ignore":
-                said.append(f"nflog capture of connection {quote(conn.name)} "
-                            + (f"enabled on nflog:{its}" if rules else f"on nflog:{its} begins when it is routed"))
-    kept = {(capture.prefix, capture.group) for capture in wanted}
-    for stale in dict.fromkeys((rule.prefix, rule.group) for rule in nflog_replace(host, wanted, is_capture)):
-        if stale not in kept:
-            of = f" of connection {quote(stale[0][len(NFLOG_CONN):])}" if stale[0].startswith(NFLOG_CONN) else ""
-            host.print(f"deleting rules{of} with old nflog group {stale[1]}")
+    return config.number("nflog-all", 0) or 0, conns
+
+
+def check_nflog(host: Host, tell: bool = True) -> bool:
+    """Make the NFLOG rules that the configuration asks for, and print which; return False if some are not made.
+
+    Raises nothing for that, because pluto has to start without the rules, too: each complaint is a line on standard
+    error.  A keyword with an invalid value gets no rule; the other rules are made.  If a change fails, no rule changes.
+    """
+    config = Config(host)
+    complaints = [f"{problem}; it gets no rule" for problem in config.problems if problem.key in NFLOG_KEYWORDS]
+    lines: list[str] = []
+    try:
+        if not config.files:
+            config.check()
+        complaints += [f"{problem}; the rules of connections in it stay" for problem in config.problems
+                       if problem.key == "include" and problem.fatal]
+        lines = make_nflog(host, config)
+    except (Failure, OSError) as error:
+        complaints.append(f"no rule is changed: {error}")
     if tell:
-        host.print("\n".join(said))
+        for line in lines:
+            host.print(line)
+    for complaint in complaints:
+        host.warn(f"nflog: {complaint}")
+    return not complaints
+
+
+def make_nflog(host: Host, config: Config) -> list[str]:
+    """Make the rules of a configuration the only ones of checknflog, and return lines that name each change.
+
+    Of a configuration that can't be read to its end, the rules for connections that were not read stay.  Raises
+    Failure, OSError; no rule is changed then.
+    """
+    group, conns = nflog_groups(config)
+    wanted = [Capture(chain, way, group, NFLOG_ALL) for chain, way in NFLOG_PLACES] if group else []
+    enabled = [f"nflog ipsec capture enabled on nflog:{group}" if group else "nflog ipsec capture disabled"]
+    local = [address for address, _, _, _ in Routing(host).addresses()] if conns else []
+    for conn, conn_group in conns:
+        rules = conn_captures(conn, conn_group, local)
+        wanted += rules
+        if rules or conn.auto != "ignore":
+            enabled.append(f"nflog capture of connection {quote(conn.name)} "
+                           + (f"enabled on nflog:{conn_group}" if rules else
+                              f"on nflog:{conn_group} begins when it is routed"))
+    read = {conn_prefix(conn) for conn in config.conns()}
+    replaced = nflog_replace(host, wanted, lambda prefix: is_capture(prefix) and (
+        not config.unread or not prefix.startswith(NFLOG_CONN) or prefix in read))
+    kept = {(capture.prefix, capture.group) for capture in wanted}
+    deleted = []
+    for prefix, old in dict.fromkeys((rule.prefix, rule.group) for rule in replaced):
+        if (prefix, old) not in kept:
+            of = f" of connection {quote(prefix[len(NFLOG_CONN):])}" if prefix.startswith(NFLOG_CONN) else ""
+            deleted.append(f"deleting rules{of} with old nflog group {old}")
+    return deleted + enabled
 
 
 def stop_nflog(host: Host) -> None:
@@ -7005,7 +7057,7 @@ def nflog_conn(host: Host, add: bool, name: str, group: int, ours: str, theirs: 
     family = 6 if ":" in ours else 4
     wanted = [Capture("INPUT", "in", group, name[:63], family, destination, source),
               Capture("OUTPUT", "out", group, name[:63], family, source, destination)]
-    with host.lock("/proc/self/ns/net"):  # of this network
+    with nflog_lock(host):
         backend = nflog_backends(host)[0]
         made = backend.found(lambda prefix: prefix in (name[:63], f"{NFLOG_CONN}{name}"[:63]))
         if add and any(is_capture(rule.prefix) and rule.group == group for rule in made):
@@ -8023,7 +8075,10 @@ def clean_up(host: Host) -> None:
     for name in (pid_file(host), host.ctlsocket):
         host.remove(name)
     if stack_stop(host):
-        stop_nflog(host)
+        try:
+            stop_nflog(host)
+        except (Failure, OSError) as error:
+            host.warn(f"nflog: rules that copy packets are left: {error}")
     restore_resolv_conf(host)
 
 
@@ -12613,11 +12668,13 @@ def nsslist_command(host: Host, args: Args) -> int:
 @command("checknflog nflog", summary="copy IPsec traffic to the NFLOG groups that the configuration asks for",
          details="Makes the firewall rules for nflog-all= and for nflog= of connections, replaces those of another "
          "group and removes those that are no longer wanted: through iptables and ip6tables, or nf_tables on a host "
-         "without them.")
+         "without them. Rules that can't be made are a complaint on standard error, and the status is 0: the service "
+         "runs this command before pluto, and pluto must start.",
+         options=(Opt("--strict", None, "exit with status 1 if some rules can't be made"),))
 def checknflog_command(host: Host, args: Args) -> int:
-    """Run `ipsec checknflog`; return OK.  Raises Failure, and nothing is changed then."""
-    check_nflog(host)
-    return OK
+    """Run `ipsec checknflog`; return OK, or ERROR with --strict if some rules are not made."""
+    made = check_nflog(host)
+    return OK if made or not args.flag("--strict") else ERROR
 
 
 @command("stopnflog", summary="stop copying IPsec traffic: remove the rules that checknflog made",
@@ -12636,9 +12693,11 @@ def sniff_command(host: Host, args: Args) -> int:
     if args.operands in (["--help"], ["-h"]):
         host.print(describe(COMMANDS["sniff"]))
         return OK
-    config = Config(host).check()
-    groups = [config.number("nflog-all", 0) or 0, *(int(conn.get("nflog") or 0) for conn in config.conns())]
-    wanted = ",".join(str(group) for group in dict.fromkeys(groups) if group)
+    config = Config(host)
+    if not config.files:
+        config.check()
+    group_of_all, conns = nflog_groups(config)
+    wanted = ",".join(str(group) for group in dict.fromkeys((group_of_all, *(group for _, group in conns))) if group)
     if not wanted:
         raise Failure("ipsec sniff: no NFLOG group is configured", ERROR,
                       f"put nflog-all=50 into config setup of {host.conf}, then: ipsec checknflog")

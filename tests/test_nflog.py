@@ -35,7 +35,7 @@ class Restoring(ipsec.Host):
     def run(self, argv: Sequence[str], *, stdin: bytes | int | None = None, **options: object) -> ipsec.Ran:  # type: ignore[override]
         if argv[0].endswith("-save"):
             return ipsec.Ran(0, SAVED.encode() if argv[0] == "iptables-save" else b"", b"")
-        assert isinstance(stdin, bytes) and argv[1:] == ["--noflush", "--wait", "60"]
+        assert isinstance(stdin, bytes) and argv[1:] == ["--noflush", "--wait", str(ipsec.FILTER_WAIT)]
         self.restored.append((argv[0], stdin.decode().splitlines()))
         return ipsec.Ran(argv[0] == self.fails, b"", b"iptables-restore: line 2 failed\n")
 

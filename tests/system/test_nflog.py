@@ -98,21 +98,70 @@ def test_groups_change_and_rules_go_whatever_the_configuration_says(firewalled: 
     assert machine.ipsec("stopnflog").check().stdout == ""
 
 
-def test_nothing_changes_and_the_status_says_so_when_it_cannot_be_done(firewalled: Firewalled) -> None:
+#: What is wrong elsewhere in a configuration: a value, a syntax error, a value that only 5.2 takes.
+ELSEWHERE = ("\tauto=banana\n", "\tleftid=a b\n", "\tikepad=auto\n", "\trekeymargin=10seconds\n",
+             "\tbogus=1\n", "nonsense\n")
+
+
+@pytest.mark.parametrize("wrong", ELSEWHERE)
+def test_only_its_own_keywords_matter(root: Callable[..., Machine], wrong: str) -> None:
+    firewalled = Firewalled(root("bookworm"), "netlink")
+    firewalled.config("config setup\n\tnflog-all=51\nconn a\n\tleft=127.0.0.1\n\tright=192.0.2.9\n\tnflog=7\n" + wrong)
+    result = firewalled.machine.ipsec("checknflog", "--strict").check()
+    assert (result.stdout, result.stderr) == (
+        ENABLED.format(51) + 'nflog capture of connection "a" enabled on nflog:7\n', "")
+    assert (firewalled.count(51), len(firewalled.rules())) == (4, 8)
+
+
+GOOD = "conn good\n\tleft=127.0.0.1\n\tright=192.0.2.9\n\tnflog=7\n"
+
+
+@pytest.mark.parametrize("text, place, groups", [
+    (f"config setup\n\tnflog-all=70000\n{GOOD}", '/etc/ipsec.conf:2: nflog-all="70000" is not', [7]),
+    (f"config setup\n\tnflog-all=banana\n{GOOD}", '/etc/ipsec.conf:2: nflog-all="banana" is not', [7]),
+    (f"config setup\n\tnflog-all=50 60\n{GOOD}", "/etc/ipsec.conf:2: syntax error", [7]),
+    (f"config setup\n\tnflog-all=50\nconn bad\n\tleft=127.0.0.1\n\tright=192.0.2.8\n\tnflog=x\n{GOOD}",
+     '/etc/ipsec.conf:6: nflog="x" is not', [7, 50]),
+    (f"config setup\n\tnflog-all=50\n{GOOD}include /etc/secret\n", "/etc/ipsec.conf:7: can't load", [7, 50]),
+])
+def test_an_invalid_value_is_a_complaint_and_no_rule_for_it_alone(
+        root: Callable[..., Machine], text: str, place: str, groups: list[int]) -> None:
+    firewalled = Firewalled(root("bookworm"), "netlink")
+    firewalled.machine.path("/etc/secret").mkdir()
+    firewalled.config(text)
+    for words, status in ((["checknflog"], 0), (["--checknflog"], 0), (["checknflog", "--strict"], 1)):
+        result = firewalled.machine.ipsec(*words)
+        assert (result.status, result.stderr.count("\n")) == (status, 1)
+        assert result.stderr.startswith(f"ipsec: nflog: {place}")
+        assert sorted({int(line.partition("group ")[2].split()[0]) for line in firewalled.rules()}) == groups
+
+
+def test_rules_of_a_file_that_cannot_be_read_stay(root: Callable[..., Machine]) -> None:
+    firewalled = Firewalled(root("bookworm"), "netlink")
+    machine = firewalled.machine
+    machine.write("/etc/more", GOOD)
+    firewalled.config("config setup\n\tnflog-all=50\ninclude /etc/more\n")
+    machine.ipsec("checknflog", "--strict").check()
+    assert len(firewalled.rules()) == 8
+    machine.path("/etc/more").unlink()
+    machine.path("/etc/more").mkdir()
+    firewalled.config("config setup\n\tnflog-all=51\ninclude /etc/more\n")
+    assert "stay" in machine.ipsec("checknflog", "--strict").check(1).stderr
+    assert (firewalled.count(51), len(firewalled.rules())) == (4, 8)
+    machine.path("/etc/ipsec.conf").unlink()
+    assert "no rule is changed" in machine.ipsec("checknflog").check().stderr
+    assert len(firewalled.rules()) == 8
+
+
+def test_a_complaint_and_nothing_changed_when_it_cannot_be_done(firewalled: Firewalled) -> None:
     machine = firewalled.machine
     machine.ipsec("checknflog").check()
     before = firewalled.rules()
-    for text, said in (("config setup\n\tnflog-all=70000\n", "/etc/ipsec.conf:2: "),
-                       ("config setup\n\tnflog-all=banana\n", "/etc/ipsec.conf:2: "),
-                       ("config setup\n\tnflog-all=51\nconn a\n\tauto=banana\n", "/etc/ipsec.conf:4: ")):
-        firewalled.config(text)
-        result = machine.ipsec("checknflog")
-        assert result.status and said in result.stderr and not result.stdout
-        assert firewalled.rules() == before
     firewalled.config(51)
-    for words in (["checknflog"], ["stopnflog"]):
+    for words, status in ((["checknflog"], 0), (["checknflog", "--strict"], 1), (["stopnflog"], 1)):
         result = machine.ipsec(*words, user=65534)
-        assert result.status == 1 and "be root" in result.stderr and not result.stdout
+        assert result.status == status and "be root" in result.stderr and not result.stdout
+        assert "nflog: " in result.stderr or words == ["stopnflog"]
     for words in (["checknflog", "--help"], ["stopnflog", "--help"]):
         assert machine.ipsec(*words).check().stdout.startswith("Usage: ")
     assert machine.ipsec("checknflog", "now").status == 2
@@ -189,7 +238,7 @@ def test_when_one_family_fails_the_other_is_as_before(root: Callable[..., Machin
     machine.run(["rm", "/usr/sbin/ip6tables-restore"]).check()
     machine.write("/usr/sbin/ip6tables-restore", "#!/bin/sh\necho 'no more room' >&2\nexit 4\n", 0o755)
     firewalled.config(60)
-    result = machine.ipsec("checknflog")
+    result = machine.ipsec("checknflog", "--strict")
     assert (result.status, result.stdout) == (1, "") and "no more room" in result.stderr
     assert firewalled.rules() == before
     assert machine.ipsec("stopnflog").status == 1
@@ -351,7 +400,7 @@ def test_packets_of_a_tunnel_arrive_on_the_group(gateways: Gateways) -> None:
         gateways.write(name, "ipsec.conf", TUNNEL if can_log else TUNNEL.replace("\tnflog=7\n", ""))
         gateways.write(name, "ipsec.secrets", '@west @east : PSK "CaptureThePackets"\n', 0o600)
         gateways.step(f"{name}-nss", name, ["certutil", "-N", "-d", "sql:/var/lib/ipsec/nss", "--empty-password"])
-        gateways.ipsec(f"{name}-check", name, "checknflog")
+        gateways.ipsec(f"{name}-check", name, "checknflog", "--strict")
         for group in (50, 7) if can_log else ():
             gateways.step(f"{name}-{group}", name, ["sh", "-c", LISTEN.format(count=6, group=group)])
         gateways.step(f"{name}-rules", name, ["iptables-save"])
