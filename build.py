@@ -5,7 +5,7 @@
     python3 build.py                   build ./ipsec.pyz for all Pythons that are found here
     python3 build.py --for 3.11,3.13   build a smaller one, which starts fast on the named Pythons only
     python3 build.py test [ARG...]     build, then run the tests (pytest's arguments)
-    python3 build.py check             lint: ruff, mypy --strict, the manual pages
+    python3 build.py check             lint: ruff, mypy --strict, the manual pages, the workflows
     python3 build.py bench [ROW...]    measure, against libreswan's own command where there is one
     python3 build.py release           write dist/: the archive, manual pages and completions, checksums
     python3 build.py clean             remove what the other verbs made, except the fetched wheels
@@ -539,14 +539,21 @@ def git(*words: str) -> str:
     """Return what git prints about the checkout; empty outside git."""
     if not (TOP / ".git").exists() or not shutil.which("git"):
         return ""
-    result = subprocess.run(["git", "-C", str(TOP), *words], capture_output=True, text=True, check=False)
+    # git refuses the checkout of another user, such as one that root builds; whoever runs build.py trusts the checkout
+    argv = ["git", "-c", f"safe.directory={TOP}", "-C", str(TOP)]
+    result = subprocess.run([*argv, *words], capture_output=True, text=True, check=False)
     return result.stdout.strip() if result.returncode == 0 else ""
 
 
-def about(library: Path) -> str:
-    """Return the lines that `ipsec version --verbose` prints of this build: commit and date, and what is embedded."""
+def commit_line() -> str:
+    """Return the line that says from which commit, of which date, the archive is built."""
     commit = git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty= with changes")
-    lines = [f"commit {commit or 'unknown'}, {git('log', '-1', '--format=%cs') or 'unknown date'}"]
+    return f"commit {commit or 'unknown'}, {git('log', '-1', '--format=%cs') or 'unknown date'}"
+
+
+def about(library: Path) -> str:
+    """Return the lines that `ipsec version --verbose` prints of this build: the commit, and what is embedded."""
+    lines = [commit_line()]
     for metadata in sorted(library.glob("*.dist-info/METADATA")):
         fields = dict(re.findall(r"^(Name|Version|License-Expression): (.*)$", metadata.read_text(), re.M))
         lines.append(f"embeds parts of {fields['Name']} {fields['Version']}, {fields['License-Expression']}, unchanged")
@@ -654,14 +661,18 @@ def build(arguments: Sequence[str] = ()) -> None:
 def release(arguments: Sequence[str]) -> None:
     """Write dist/: the archive, a tar of manual pages and completions, BUILD-INFO and SHA256SUMS.
 
-    Raises SystemExit outside git, in a checkout with changes, or if CHANGELOG.md lacks the version.
+    Raises SystemExit outside git, in a checkout with changes, or if CHANGELOG.md or the tag has another version.
     """
     version = re.findall(r'^VERSION = "(.*)"$', SOURCE.read_text(), re.M)[0]
     commit = git("rev-parse", "HEAD")
     if not commit:
         raise stop("release: this is no git checkout")
-    if changes := git("status", "--porcelain"):
-        raise stop(f"release: the checkout has changes: {', '.join(line[3:] for line in changes.splitlines())}")
+    changes = [line.split(None, 1)[1] for line in git("status", "--porcelain").splitlines()]
+    if changes:
+        raise stop(f"release: the checkout has changes: {', '.join(changes)}")
+    tags = git("tag", "--points-at", "HEAD").split()
+    if tags and f"v{version}" not in tags:
+        raise stop(f"release: the commit has the tag {tags[0]}, but ipsec.py has the version {version}")
     if not re.search(rf"^## {re.escape(version)}\b", (TOP / "CHANGELOG.md").read_text(), re.M):
         raise stop(f"release: CHANGELOG.md lacks a heading for the version: write ## {version} above its changes")
     build()
@@ -716,11 +727,14 @@ def test(arguments: Sequence[str]) -> None:
 
 
 def check(arguments: Sequence[str]) -> None:
-    """Lint the program, the builder, the tests and the manual."""
+    """Lint the program, the builder, the tests, the manual and the workflows."""
     install("developer.txt")
     call([VENV / "bin/ruff", "check", "."])
     call([VENV / "bin/mypy", "--strict", "ipsec.py", "build.py"])
     check_manual()
+    install("workflows.txt")
+    call([VENV / "bin/check-jsonschema", "--builtin-schema", "vendor.github-workflows", "--quiet",
+          *sorted((TOP / ".github/workflows").glob("*.yml"))])
 
 
 def check_manual() -> None:

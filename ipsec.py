@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 
 VERSION = "0.1.0"
 
+# The last words of an internal error.  SECURITY.md says how to report a secret that was shown.
+REPORT_IT = "please report it to the issue tracker of ipsec.pyz, with the output of `ipsec version --verbose`"
+
 # Exit statuses (ipsec(8), EXIT STATUS).  A sub-command's own status is passed on; death by signal N is 128+N.
 OK = 0
 ERROR = 1  # the command failed, or there is no such command
@@ -8557,6 +8560,13 @@ def load_rest(name: str = "") -> None:
     gc.enable()
 
 
+def read_packed(name: str) -> bytes:
+    """Return a file of the archive, or of the checkout when the program runs as a plain file.  Raises OSError."""
+    loader: Any = globals()["__loader__"]
+    data: bytes = loader.get_data(os.path.join(os.path.dirname(os.path.abspath(__file__)), name))
+    return data
+
+
 def find_command(name: str) -> Command | None:
     """The built-in command of that name, which may be written with two leading dashes as in 5.x."""
     bare = name[2:] if name.startswith("--") else name
@@ -8749,7 +8759,7 @@ def outcome_of(error: Exception) -> tuple[str, str]:
     if isinstance(error, (Failure, OSError)):
         return "failed", text
     # the text of an unforeseen exception may hold what must not be shown
-    return "failed", f"internal error: {type(error).__name__}; please report it"
+    return "failed", f"internal error: {type(error).__name__}; {REPORT_IT}"
 
 
 class Report:
@@ -12855,20 +12865,13 @@ def manual_text(page: str) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def manual_page(name: str) -> bytes:
-    """A manual page, which is beside us in the archive or in a checkout.  Raises OSError."""
-    loader: Any = globals()["__loader__"]
-    found: bytes = loader.get_data(os.path.join(os.path.dirname(os.path.abspath(__file__)), "man", name))
-    return found
-
-
 def page_of(name: str, entry: Command | None) -> bytes:
     """Return the page of a command: its own, or else the first whose synopsis names the command.  Raises OSError."""
     load_rest()  # the search goes through all commands, whichever the archive has loaded
     names = {name, *([entry.name, *entry.aliases] if entry else [])}
     for owner in dict.fromkeys(([entry.name] if entry else []) + [each.name for each in COMMANDS.values()]):
         try:
-            page = manual_page(f"ipsec_{owner}.8")
+            page = read_packed(f"man/ipsec_{owner}.8")
         except OSError:
             continue
         synopsis = [line.split() for line in decode(page).splitlines() if line.startswith(".Nm ipsec Cm ")]
@@ -12887,7 +12890,7 @@ def man_command(host: Host, args: Args) -> int:
     if name not in ("", "ipsec") and entry is None and not program_of(host, name):
         raise unknown_command(host, name)
     try:
-        page = manual_page("ipsec.8") if name in ("", "ipsec") else page_of(name, entry)
+        page = read_packed("man/ipsec.8") if name in ("", "ipsec") else page_of(name, entry)
     except OSError:
         if entry is None:
             raise Failure(f"ipsec man: {name} is a program of libreswan with a page of its own", ERROR,
@@ -13073,12 +13076,17 @@ def usage_text(host: Host) -> str:
 
 
 @command("version versioncode", rescue=True, summary="print the versions of libreswan and of the kernel's IPsec stack",
-         options=(Opt("--verbose", None, "also the version of this program and of the interpreter"),))
+         options=(Opt("--verbose", None, "also of this program, its commit, what it embeds, and the interpreter"),))
 def version_command(host: Host, args: Args) -> int:
     """`ipsec version`: always 0."""
     host.print(version_line(host))
     if args.flag("--verbose"):
-        host.print(f"ipsec.pyz {VERSION}\nPython {sys.version.split()[0]} ({sys.executable})")
+        try:
+            about = decode(read_packed("about.txt")).rstrip()  # written by build.py
+        except OSError:
+            about = "commit unknown, unknown date"
+        host.print(f"ipsec.pyz {VERSION}, GPL-2.0-or-later\n{about}")
+        host.print(f"Python {sys.version.split()[0]} ({sys.executable})")
     return OK
 
 
@@ -13197,7 +13205,7 @@ def run(words: Sequence[str]) -> int:
         while place is not None and place.tb_next is not None:
             place = place.tb_next
         where = f" in {place.tb_frame.f_code.co_name}, ipsec.py:{place.tb_frame.f_code.co_firstlineno}" if place else ""
-        message, status = f"internal error: {type(error).__name__}{where}; please report it", ERROR
+        message, status = f"internal error: {type(error).__name__}{where}; {REPORT_IT}", ERROR
     try:
         sys.stderr.write(printable(f"{message if message.startswith('ipsec') else 'ipsec: ' + message}") + "\n")
     except (OSError, AttributeError):

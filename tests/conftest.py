@@ -11,18 +11,27 @@ import fcntl
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .ground import summary, surroundings
+import build
+
+from .ground import clock, summary, surroundings
 from .ground.host import Unavailable
 
 surroundings.settle()
 
 TOP = Path(__file__).resolve().parent.parent
+
+
+def commit_of(archive: Path) -> str:
+    """Return the line of an ipsec.pyz that says from which commit it is."""
+    with zipfile.ZipFile(archive) as packed:
+        return packed.read("about.txt").decode().splitlines()[0]
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +45,8 @@ def pyz() -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         vendored = (path for path in (TOP / "vendor").rglob("*") if path.is_file())
         sources = [TOP / "ipsec.py", TOP / "build.py", *vendored]
-        if not archive.exists() or any(path.stat().st_mtime > archive.stat().st_mtime for path in sources):
+        if not archive.exists() or commit_of(archive) != build.commit_line() or any(
+                path.stat().st_mtime > archive.stat().st_mtime for path in sources):
             subprocess.run([sys.executable, str(TOP / "build.py")], cwd=TOP, check=True, stdin=subprocess.DEVNULL)
     return archive
 
@@ -74,6 +84,16 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, o
     report = (yield).get_result()  # type: ignore[attr-defined]
     if report.skipped and nothing_may_skip(collector.config):
         report.outcome, report.longrepr = "failed", f"nothing may skip here: {reason(report.longrepr)}"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> None:
+    clock.begin(item, settings)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_timeout_cancel_timer(item: pytest.Item) -> None:
+    clock.end()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -121,7 +121,7 @@ def test_time_that_we_spend_writing_is_not_the_sections() -> None:
     (ipsec.NoPluto("not running"), "absent", "ipsec whack: not running"),
     (ipsec.Failure("it broke", hint="mend it"), "failed", "it broke (mend it)"),
     (OSError(5, "Input/output error", "/dev/x"), "failed", "/dev/x: Input/output error"),
-    (KeyError("CANARY"), "failed", "internal error: KeyError; please report it"),
+    (KeyError("CANARY"), "failed", f"internal error: KeyError; {ipsec.REPORT_IT}"),
 ])
 def test_errors_become_a_line_of_their_section(how: dict[str, bool], error: Exception, outcome: str, line: str) -> None:
     text, ended = run([ReportSection("bad", "", raises(error), **how), ReportSection("good", "", says("fine"))])

@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 import pytest
 
 import build
+from ipsec import VERSION
 from tests.ground import host
 
 TOP = Path(build.__file__).parent
@@ -401,3 +403,87 @@ def test_a_name_that_is_loaded_later_stops_the_build() -> None:
                             ("# 4. Configuration\n", "uses LATER in a section before that of LATER")):
         with pytest.raises(SystemExit, match=message):
             build.needs(later.replace(banner, f"{banner}\n\nEARLY = LATER\n").encode())
+
+
+def test_the_archive_says_what_it_is_made_of(pyz: Path) -> None:
+    """Its commit, what is embedded in which version and with which licence; the texts of both licences are in it."""
+    lines = run(PYTHON, pyz, "version", "--verbose", check=True).stdout.splitlines()
+    embedded = [f"embeds parts of {name.replace('==', ' ')}, " for name in build.pinned("embedded.txt")]
+    assert lines[1:3] == [f"ipsec.pyz {VERSION}, GPL-2.0-or-later", build.commit_line()]
+    assert len(embedded) == 1 and lines[3] == f"{embedded[0]}GPL-2.0-or-later OR Apache-2.0, unchanged"
+    plain = run(PYTHON, "ipsec.py", "version", "--verbose", cwd=TOP, check=True).stdout.splitlines()
+    assert plain[1:3] == [lines[1], "commit unknown, unknown date"]
+    with zipfile.ZipFile(pyz) as archive:
+        assert archive.read("LICENSE") == (TOP / "LICENSE").read_bytes()
+        texts = [archive.read(name) for name in archive.namelist() if ".dist-info/licenses/" in name]
+    assert any(b"GNU GENERAL PUBLIC LICENSE" in text for text in texts)
+    assert any(b"Apache License" in text for text in texts)
+
+
+def test_every_source_file_names_its_licence() -> None:
+    for path in (build.SOURCE, TOP / "build.py"):
+        assert "# SPDX-License-Identifier: GPL-2.0-or-later" in path.read_text().splitlines()[:3], path
+
+
+@pytest.fixture
+def repository(checkout: Path) -> Callable[..., str]:
+    """Runs git in the copy of the checkout, whose files are committed in a new repository."""
+    if not shutil.which("git"):
+        pytest.skip("git is not installed")
+
+    def git(*words: str) -> str:
+        owner = ["-c", "user.name=tests", "-c", "user.email=tests@localhost", "-c", "commit.gpgsign=false"]
+        return run("git", *owner, *words, cwd=checkout, check=True).stdout
+
+    shutil.rmtree(checkout / ".git", ignore_errors=True)
+    git("init", "-q")
+    git("add", "--all")
+    git("commit", "-q", "-m", "all files")
+    return git
+
+
+def test_a_release(checkout: Path, repository: Callable[..., str]) -> None:
+    """What must be right before a release, what is in it, and that the same sources give it again."""
+
+    def refusal() -> str:
+        result = run(PYTHON, "build.py", "release", cwd=checkout)
+        assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1), result
+        assert not (checkout / "dist").exists()
+        return result.stderr
+
+    changes = checkout / "CHANGELOG.md"
+    changes.write_text(changes.read_text().replace(f"## {VERSION}", "## Earlier").replace("## Unreleased", "## 9.9"))
+    assert refusal() == "build.py: release: the checkout has changes: CHANGELOG.md\n"
+    repository("commit", "-q", "-a", "-m", "another version")
+    assert f"CHANGELOG.md lacks a heading for the version: write ## {VERSION}" in refusal()
+    changes.write_text(changes.read_text().replace("## 9.9", f"## {VERSION}"))
+    repository("commit", "-q", "-a", "-m", "this version")
+    repository("tag", "v9.9")
+    assert f"the commit has the tag v9.9, but ipsec.py has the version {VERSION}" in refusal()
+    repository("tag", f"v{VERSION}")
+    released = []
+    for _ in range(2):
+        run(PYTHON, "build.py", "release", cwd=checkout, check=True)
+        released.append({path.name: path.read_bytes() for path in (checkout / "dist").iterdir()})
+    assert released[0] == released[1]
+    share = f"ipsec-{VERSION}-share.tar.gz"
+    assert set(released[0]) == {"ipsec.pyz", share, "BUILD-INFO", "SHA256SUMS"}
+    assert run("sha256sum", "--check", "--strict", "SHA256SUMS", cwd=checkout / "dist").returncode == 0
+    commit = repository("log", "-1", "--format=%H, %cs").strip()
+    about = released[0]["BUILD-INFO"].decode()
+    assert about.startswith(f"ipsec {VERSION}, commit {commit}\nzlib ")
+    assert re.findall(r"^bytecode by Python (3\.\d+)", about, re.M) == list(build.interpreters())
+    verbose = run(PYTHON, "dist/ipsec.pyz", "version", "--verbose", cwd=checkout, check=True).stdout
+    assert f"\ncommit {commit}\n" in verbose
+    with tarfile.open(checkout / "dist" / share) as packed:
+        names = packed.getnames()
+    pages = [f"share/man/man{page.suffix[1:]}/{page.name}" for page in (TOP / "man").glob("*.[1-8]")]
+    assert set(names) == {*pages, "share/bash-completion/completions/ipsec", "share/zsh/site-functions/_ipsec",
+                          "share/fish/vendor_completions.d/ipsec.fish"}
+
+
+def test_a_release_needs_git(checkout: Path, tmp_path: Path) -> None:
+    for name in ("build.py", "ipsec.py", "CHANGELOG.md"):
+        shutil.copy(checkout / name, tmp_path)
+    result = run(PYTHON, "build.py", "release", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (1, "build.py: release: this is no git checkout\n")

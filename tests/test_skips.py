@@ -113,3 +113,34 @@ def test_root_without_rights_skips_the_ground() -> None:
     status, output = run("tests/system/test_look.py", rights=rights)
     assert status == 0 and output.count("\nskipped: ") == 1, output
     assert "(in a container, start that with `docker run --privileged`)" in output or reason
+
+
+HANGING = """
+import time
+import pytest
+from tests.ground import roots
+
+def fetch(target):
+    time.sleep(4)
+    target.mkdir()
+
+@pytest.mark.timeout(3)
+def test_a_root_is_built():
+    roots.keep("moon", "recipe", fetch)
+
+@pytest.mark.timeout(3)
+def test_hangs():
+    roots.keep("moon", "recipe", fetch)
+    while True:
+        time.sleep(1)
+"""
+
+
+def test_a_test_that_hangs_fails_and_the_time_in_which_a_root_is_built_does_not_count(
+        suite: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "test_some.py").write_text(HANGING)
+    (tmp_path / "test_none.py").unlink()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    status, output = run(*suite, "-n", "2")
+    assert status == 1 and "1 failed, 1 passed in" in output, output
+    assert "Timeout (>3.0s) from pytest-timeout" in output

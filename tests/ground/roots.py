@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Callable, NamedTuple, TextIO
 
-from . import host
+from . import clock, host
 from .host import Problem, Unavailable, cache
 from .machine import Machine
 
@@ -115,13 +115,14 @@ def keep(name: str, recipe: object, build: Callable[[Path], None]) -> Cached:
     lock = open(f"{directory}.lock", "w")  # noqa: SIM115 – kept
     try:
         os.utime(lock.fileno())
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        if not directory.exists():
-            fcntl.flock(lock, fcntl.LOCK_EX)  # no user holds it, as there is nothing to use
-        is_new = not directory.exists()  # another process may have built it meanwhile
-        if is_new:
-            _build_once(name, directory, build)
-        fcntl.flock(lock, fcntl.LOCK_SH)
+        with clock.stopped():
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            if not directory.exists():
+                fcntl.flock(lock, fcntl.LOCK_EX)  # no user holds it, as there is nothing to use
+            is_new = not directory.exists()  # another process may have built it meanwhile
+            if is_new:
+                _build_once(name, directory, build)
+            fcntl.flock(lock, fcntl.LOCK_SH)
     except BaseException:
         lock.close()  # or the exception would keep the lock, and the next test would wait for it for ever
         raise
@@ -261,7 +262,7 @@ class Store:
         if name not in ROOTS:
             raise Problem(f"no root is called {name}; there are {', '.join(ROOTS)}")
         began = time.monotonic()
-        with self._locks.setdefault(name, threading.Lock()):
+        with clock.stopped(), self._locks.setdefault(name, threading.Lock()):
             if name in self._failed:
                 raise Unavailable(self._failed[name])
             if name not in self._ready:

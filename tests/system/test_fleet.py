@@ -12,8 +12,9 @@ from typing import Callable
 
 import pytest
 
-from ..ground import host
-from ..ground.host import cache
+import build
+
+from ..ground.host import Problem, cache
 from ..ground.machine import Machine
 from ..ground.pluto import Pluto
 from ..ground.roots import RELEASES, keep
@@ -30,8 +31,9 @@ os.execvp(argv[0], [*argv, sys.argv[-1]])
 
 
 def install(target: Path) -> None:
-    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", "install"]
-    host.run([*pip, "--target", str(target), ANSIBLE], timeout=900).check()
+    error = build.run_pip("-q", "--disable-pip-version-check", "install", "--target", target, ANSIBLE)
+    if error:
+        raise Problem(f"can't fetch {ANSIBLE}: {error}")
 
 
 @pytest.fixture

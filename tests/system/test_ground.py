@@ -209,6 +209,7 @@ def test_a_root_on_another_holds_the_same_files_and_its_own(root: Callable[..., 
     assert "systemd" in machine.run(["readlink", "/sbin/init"]).check().stdout
 
 
+@pytest.mark.timeout(900)
 def test_the_cache_may_lie_on_overlayfs(tmp_path: Path) -> None:
     """As in a container: a root on another one is built, and a machine stands."""
     for name in ("lower", "upper", "work", "home"):

@@ -63,6 +63,7 @@ def firewalled(request: pytest.FixtureRequest, root: Callable[..., Machine]) -> 
     return Firewalled(root("bookworm"), request.param)
 
 
+@pytest.mark.timeout(900)
 def test_one_two_and_a_hundred_runs_and_twenty_at_once_leave_one_set(firewalled: Firewalled) -> None:
     machine, one = firewalled.machine, ONE_SET[firewalled.way]
     counts = []

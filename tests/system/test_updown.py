@@ -286,6 +286,7 @@ cat /proc/sys/net/ipv4/conf/vti9/forwarding
 """
 
 
+@pytest.mark.timeout(900)
 def test_vti_interfaces_are_made_as_by_the_original(root: Callable[..., Machine], uml: Callable[..., Result]) -> None:
     """In a kernel that has them. `ip tunnel` uses an ioctl, which also bounds the mtu that may be set."""
     machine = root("bookworm")
