@@ -158,6 +158,10 @@ EXEC_DIRS = ("/usr/libexec/ipsec", "/usr/lib/ipsec", "/usr/local/libexec/ipsec",
              "/usr/lib64/ipsec")
 READ_CHUNK = 1 << 16
 AF_INET, AF_INET6 = 2, 10  # of socket(2), without importing it
+NETLINK_XFRM = 6  # linux/netlink.h
+# struct nlmsghdr (length, type XFRM_MSG_GETSPDINFO, flag NLM_F_REQUEST, sequence, port) and 32 bits of flags
+XFRM_QUESTION = b"".join(value.to_bytes(size, sys.byteorder)
+                         for value, size in ((20, 4), (37, 2), (1, 2), (0, 4), (0, 4), (0, 4)))
 
 
 class Ran(Record):
@@ -264,6 +268,7 @@ class Host:
         self.given_nssdir = nssdir or get("IPSEC_NSSDIR") or ""
         self.nssdir = self.given_nssdir or self._first_dir(("/var/lib/ipsec/nss", "/etc/ipsec.d"))
         self.version: str | None = ""  # of libreswan, see libreswan_version()
+        self.pluto: Pluto | None = None  # that listens on the control socket, see probe()
         self.children: set[int] = set()  # programs that run for us, each the leader of a session
         self._thread = _thread.get_ident()  # the one that signals interrupt
         self._starting = _thread.allocate_lock()  # held while a program is being started
@@ -480,13 +485,15 @@ class Host:
             self.write(name, text)
 
     def remove(self, name: str) -> None:
-        """Remove a file; none there is fine.  Raises OSError."""
-        try:
-            os.unlink(self.path(name))
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, name) from None
+        """Remove a file if it exists.  Raises OSError."""
+        path = self.path(name)
+        if os.path.lexists(path):  # unlink(2) fails on a read-only file system also if there is no file
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                return  # another process was faster
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, name) from None
 
     def lock(self, directory: str, timeout: float = 120.0) -> Lock:
         """Hold the lock on a directory, made when missing, for a `with` block; or on the network of this process,
@@ -655,6 +662,16 @@ class Host:
             except ProcessLookupError:
                 return
 
+    def is_alive(self, pid: int) -> bool:
+        """Return whether a process of this number exists, also if it belongs to another user (kill(2))."""
+        try:
+            os.kill(pid, 0)
+        except PermissionError:
+            return True
+        except OSError:
+            return False
+        return True
+
     def stream(self, argv: Sequence[str], *, timeout: float | None = None,
                hint: str = "") -> Generator[bytes, None, None]:
         """Start a program, and give its output (both kinds) piece by piece, waiting `timeout` seconds for it in all.
@@ -797,6 +814,35 @@ class Host:
             raise
         return link
 
+    def has_xfrm(self) -> bool:
+        """Return whether the running kernel has the XFRM stack: it answers on a NETLINK_XFRM socket, be it with EPERM.
+
+        The sysctls net.core.xfrm_* do not tell: the kernel hides them in every user namespace but the first
+        (net/xfrm/xfrm_sysctl.c), and pluto works there.
+        """
+        if not self.live:
+            return False
+        try:
+            link = self.netlink(NETLINK_XFRM)
+            try:
+                link.send(XFRM_QUESTION)
+                return bool(link.recv(READ_CHUNK))
+            finally:
+                link.close()
+        except OSError:
+            return False
+
+    def bind_udp(self, family: int, port: int) -> None:
+        """Bind a UDP port on all addresses and release it.  Raises OSError: EADDRINUSE if any socket has the port."""
+        import _socket as socket
+        link = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        try:
+            if family == AF_INET6:
+                link.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            link.bind(("", port))
+        finally:
+            link.close()
+
     def connect(self, name: str, kind: int, timeout: float | None) -> _socket.socket:
         """A Unix socket of the kind (SOCK_STREAM, SOCK_SEQPACKET) connected to `name`.  Raises OSError."""
         import _socket as socket
@@ -902,10 +948,6 @@ class Host:
     def kernel_release(self) -> str:
         """The release of the running kernel, as `uname -r`."""
         return os.uname().release
-
-    def xfrm_loaded(self) -> bool:
-        """True when the running kernel has the XFRM stack (net/xfrm/xfrm_sysctl.c makes the file)."""
-        return self.live and os.path.exists("/proc/sys/net/core/xfrm_acq_expires")
 
 
 def split_lines(chunks: Iterable[bytes]) -> Iterator[str]:
@@ -2206,7 +2248,6 @@ def own_reader(host: Host, args: Args, name: str) -> Config:
 
 # linux/netlink.h
 NETLINK_ROUTE = 0
-NETLINK_XFRM = 6
 NETLINK_NETFILTER = 12
 NETLINK_GENERIC = 16
 NLM_F_REQUEST = 1
@@ -4111,16 +4152,21 @@ BASIC_STATUS = (4,)  # the bytes of a basic message that ask for the status…
 BASIC_SHUTDOWN = (5, 11, 12, 14, 16)  # …and for the end: where the releases keep whack_shutdown
 BASIC_LENGTH = 64  # some releases take fewer than 17 for a runt
 PLUTO_TIMEOUT = 60.0
+DRAIN_TIME = 5.0  # seconds for the rest of a reply that nobody wants any more
 LINE_LIMIT = 1 << 20  # no line of pluto's comes near
 REPLY_LIMIT = 1 << 30  # nor a whole reply: the status of 100,000 connections has 300 MB
 NOT_ALLOWED = "be root"  # the way out for somebody whom pluto's socket refuses
 
 
 class NoPluto(Failure):
-    """Pluto can't be asked: it does not run, we may not, or what it says is no reply (status 33, as whack's)."""
+    """Pluto can't be asked: it does not run, the caller may not ask, or its reply is cut (status 33, as whack's).
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    `silent` is true only if nothing listens on the socket: it does not exist, or it refuses connections.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, silent: bool = False) -> None:
         super().__init__(f"ipsec whack: {message}", NO_PLUTO, hint)
+        self.silent = silent
 
 
 class Conversation:
@@ -4139,6 +4185,7 @@ class Conversation:
         self.timeout = timeout
         self.left = timeout
         self.size = 0
+        self.whole = True  # pluto has no more to say
         kind = socket.SOCK_STREAM
         while True:
             try:
@@ -4157,12 +4204,12 @@ class Conversation:
     def _refused(self, error: OSError) -> Failure:
         name = f'"{self.name}"'
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            return NoPluto(f"Pluto is not running (no {name})", "start it with: ipsec start")
+            return NoPluto(f"Pluto is not running (no {name})", "start it with: ipsec start", silent=True)
         if error.errno in (errno.EACCES, errno.EPERM):
             return NoPluto(f"no right to communicate with pluto ({name})", NOT_ALLOWED)
         if error.errno == errno.ECONNREFUSED:
             return NoPluto(f"is Pluto running?  connect() for {name} failed (111 Connection refused)",
-                           "start it with: ipsec start")
+                           "start it with: ipsec start", silent=True)
         if isinstance(error, TimeoutError) or error.errno is None:  # before 3.10 a time-out is no TimeoutError
             return NoPluto(f"connect() for {name} failed ({error})")
         return NoPluto(f"connect() for {name} failed ({error.errno} {error.strerror})")
@@ -4177,8 +4224,19 @@ class Conversation:
     def __enter__(self) -> Conversation:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.link.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        """Close the socket.  If the caller stopped early (GeneratorExit) or could not write (OSError), the rest of
+        the reply is read first: pluto logs an error for each line that it can't send.
+        """
+        try:
+            if not self.whole and (kind is None or issubclass(kind, (GeneratorExit, OSError))):
+                self.left = min(DRAIN_TIME, DRAIN_TIME if self.left is None else self.left)
+                for _ in self.lines():
+                    continue
+        except Failure:
+            return  # the caller has the answer that it wanted
+        finally:
+            self.link.close()
 
     def say(self, data: bytes) -> None:
         """Send a message in the single write(2) that pluto reads.  Raises NoPluto."""
@@ -4186,6 +4244,7 @@ class Conversation:
             sent = self.link.send(data)
         except OSError as error:
             raise NoPluto(f"write() failed ({error.errno} {error.strerror})") from None
+        self.whole = False
         if sent != len(data):
             raise NoPluto("pluto took half of the message")
 
@@ -4211,6 +4270,7 @@ class Conversation:
             if waited > 0.01:  # pluto sends line by line: not a system call more for each
                 self.link.settimeout(self.left)
             if not data:
+                self.whole = True
                 break
             self.size += len(data)
             pieces = (rest + data).split(b"\n")
@@ -4264,26 +4324,40 @@ def pluto_status(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> Iterator[
             yield split_code(line)[1]
 
 
-def probe(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> Pluto:
-    """Who listens on the control socket.  Raises NoPluto, TimedOut.
+def await_pluto(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
+    """Return once pluto has answered a message that asks for nothing.  Raises NoPluto, TimedOut.
 
-    Always asked before a message of one version is sent: up to 5.0 pluto looks at the byte that it takes for
-    whack_shutdown even when the magic number is another version's.
+    Every release takes a basic message without a request, says nothing and hangs up.  It is the shortest
+    question: a status may have megabytes.
     """
     with Conversation(host, timeout) as talk:
-        talk.say(basic_message(BASIC_STATUS))
+        talk.say(basic_message(()))
+        for _ in talk.lines():
+            continue
+
+
+def probe(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> Pluto:
+    """Return which pluto listens on the control socket; it is asked once per command.  Raises NoPluto, TimedOut.
+
+    A message of one release is sent only after this: up to 5.0 pluto looks at the byte that it takes for
+    whack_shutdown even if the magic number is another release's.
+    """
+    if host.pluto is None:
         version, labelled, seccomp = "", False, False
-        for line in talk.lines():
-            text = split_code(line)[1]
-            if text.startswith("pluto_version="):
-                version = status_value(text, "pluto_version")
-            elif text.startswith("seccomp="):
-                seccomp = status_value(text, "seccomp") != "unsupported"
-            elif text.startswith("secctx-attr-type="):
-                labelled = "<unsupported>" not in text
-            elif text.startswith(("nat-traversal", "algorithm")):
-                break  # the settings end here; pluto writes on without a reader (MSG_NOSIGNAL)
-        return Pluto(version, talk.packets, labelled, seccomp)
+        with Conversation(host, timeout) as talk:
+            talk.say(basic_message(BASIC_STATUS))
+            for line in talk.lines():
+                text = split_code(line)[1]
+                if text.startswith("pluto_version="):
+                    version = status_value(text, "pluto_version")
+                elif text.startswith("seccomp="):
+                    seccomp = status_value(text, "seccomp") != "unsupported"
+                elif text.startswith("secctx-attr-type="):
+                    labelled = "<unsupported>" not in text
+                elif text.startswith(("nat-traversal", "algorithm")):
+                    break  # the settings end here
+        host.pluto = Pluto(version, talk.packets, labelled, seccomp)
+    return host.pluto
 
 
 def pluto_shutdown(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
@@ -7699,23 +7773,24 @@ def updown_defaults(host: Host) -> dict[str, str]:
 # =====================================================================================================================
 # 9. Service managers
 #
-# Who starts and stops pluto on this host: one table of init systems (what runs while each does, where it keeps its
-# services, its words), and without any of them ourselves.  Touches the init system's programs, pluto's process and run
-# directory, the kernel's modules and sysctls.  Facts: sd_booted(3), systemctl(1), rc-service(8), sv(8), s6-svc and
-# s6-svstat, dinitctl(8), initctl(8) of upstart, rc.subr(8), the init scripts of LSB 5.0 and their statuses, and
-# setup, _plutorun and _stackmanager of libreswan 3.29, 4.10 and 5.4.
+# Starts and stops pluto: through the init system of the host (one table of init systems, their services and their
+# command lines), or directly if there is none.  Touches the init system's programs, pluto's process and run directory,
+# the kernel's states, policies, modules and sysctls.  Used by setup, start, stop, restart, _stackmanager, _plutorun.
+# Facts: sd_booted(3), systemctl(1), rc-service(8), sv(8), s6-svc and s6-svstat, dinitctl(8), initctl(8) of upstart,
+# rc.subr(8), the init scripts of LSB 5.0 and their statuses, setup, _plutorun and _stackmanager of libreswan 3.29,
+# 4.10 and 5.4.
 # =====================================================================================================================
 
 DEFAULT_CONF, DEFAULT_RUNDIRS = "/etc/ipsec.conf", ("/run/pluto", "/var/run/pluto")
 SERVICE_NAMES = ("ipsec", "libreswan", "pluto")
-NOT_OURS = ("strongswan", "charon", "racoon", "setkey")  # who else calls a service `ipsec`
+NOT_OURS = ("strongswan", "charon", "racoon", "setkey")  # other programs whose service may be called `ipsec`
 CHECK_TIME = 60.0  # seconds that a check of the configuration, modprobe or the start of pluto may take
 ANSWER_TIME = 5.0  # seconds in which a healthy pluto answers
-STOP_TIMES = (("shutdown", 20.0), ("SIGTERM", 10.0), ("SIGKILL", 10.0))  # how pluto is asked to end, seconds for each
+STOP_TIMES = (("shutdown", 20.0), ("SIGTERM", 10.0), ("SIGKILL", 10.0))  # the ways to end pluto, seconds for each
 
 
 def wait_until(done: Callable[[], object], seconds: float) -> bool:
-    """True as soon as `done()` is true, False when it is not within so many seconds."""
+    """Call `done` until its result is true.  Return False if that takes longer than `seconds`."""
     deadline = time.monotonic() + seconds
     while not done():
         if time.monotonic() > deadline:
@@ -7724,39 +7799,177 @@ def wait_until(done: Callable[[], object], seconds: float) -> bool:
     return True
 
 
+# --- is pluto running? ------------------------------------------------------------------------------------------------
+#
+# A pluto in another PID namespace of the same network (a container with the host's network) shares the kernel's states
+# and policies with this process, but /proc does not show it.  So several signs are looked at, and a sign that can't be
+# read counts as a sign of a pluto.  A NETLINK_XFRM listener is no sign: `ip xfrm monitor` and strongSwan have one too.
+
+IKE_PORTS = (500, 4500)  # RFC 7296: IKE, and IKE and ESP in UDP; RFC 8229: 4500 for TCP
+
+
+def pid_file(host: Host) -> str:
+    """Return the file in which pluto writes its process number."""
+    return f"{host.rundir}/pluto.pid"
+
+
+def pluto_answers(host: Host) -> bool:
+    """Return whether a pluto answers on the control socket."""
+    try:
+        await_pluto(host, ANSWER_TIME)
+    except (NoPluto, TimedOut):
+        return False
+    return True
+
+
+def socket_signs(host: Host) -> Iterator[str]:
+    """Yield the sign of a pluto on the control socket; none if nothing listens there."""
+    try:
+        await_pluto(host, ANSWER_TIME)
+        yield f"a pluto answers on {host.ctlsocket}"
+    except NoPluto as failure:
+        if not failure.silent:
+            yield failure.message.removeprefix("ipsec whack: ")
+    except TimedOut:
+        yield f"{host.ctlsocket} accepts connections, but does not answer"
+
+
+def pid_file_signs(host: Host) -> Iterator[str]:
+    """Yield the sign of a pluto in the pid file; none if the process has ended or is another program."""
+    name = pid_file(host)
+    try:
+        text = host.read(name).strip()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        yield f"{error_text(error)}: the process of pluto is unknown"
+        return
+    if not text.isdecimal():
+        return
+    pid = int(text)
+    if is_pluto(host, pid):
+        yield f"pluto runs as process {pid}"
+    elif not host.exists("/proc/self/stat") and host.is_alive(pid):
+        yield f"process {pid} of {name} is alive, and without /proc nothing tells whether it is pluto"
+
+
+def process_signs(host: Host) -> Iterator[str]:
+    """Yield a sign for each pluto in the network namespace of this process, of any run directory."""
+    if not host.exists("/proc/self/stat"):
+        yield "/proc can't be read, so no process can be seen"
+        return
+    for pid in plutos(host):
+        yield f"pluto runs in this network as process {pid}"
+
+
+def port_signs(host: Host) -> Iterator[str]:
+    """Yield a sign for each port of IKE that is bound in this network namespace by no process that /proc shows."""
+    if not host.exists("/proc/self/net/udp"):
+        yield "/proc/net/udp can't be read, so the ports of IKE may be in use"
+        return
+    try:
+        bound = {f"socket:[{entry.inode}]": entry for entry in list_sockets(host, IKE_PORTS)
+                 if entry.protocol.startswith("udp") or entry.port == 4500}
+    except OSError as error:
+        yield f"{error_text(error)}: the ports of IKE may be in use"
+        return
+    for pid in host.listdir("/proc") if bound else ():
+        try:
+            for name in open_files(host, int(pid)) & bound.keys() if pid.isdecimal() else ():
+                del bound[name]
+        except OSError:
+            continue  # the process has ended, or belongs to another user: its sockets stay in `bound`
+    for port in sorted({f"{entry.protocol[:3].upper()} port {entry.port}" for entry in bound.values()}):
+        yield f"{port} is in use by a process that this one can't see"
+
+
+def bind_signs(host: Host) -> Iterator[str]:
+    """Yield a sign for each UDP port of IKE that can't be bound."""
+    for port in IKE_PORTS:
+        for family in (AF_INET, AF_INET6):
+            try:
+                host.bind_udp(family, port)
+            except OSError as error:
+                if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):  # no IPv6 here
+                    yield f"UDP port {port} can't be bound: {error.strerror}"
+                    break
+
+
+def signs_of_own_pluto(host: Host) -> list[str]:
+    """Return the signs that the pluto of this run directory runs, or one that /proc does not show."""
+    return [*socket_signs(host), *pid_file_signs(host), *port_signs(host)]
+
+
+def signs_of_pluto(host: Host) -> list[str]:
+    """Return the signs that any pluto runs in the network of this process; empty only if all could be read.
+
+    While there is one, the kernel's states and policies, the control socket and the pid file must stay.
+    """
+    return [*signs_of_own_pluto(host), *process_signs(host)]
+
+
+def may_run(signs: Sequence[str]) -> Failure:
+    """Return the error for an action that these signs of a pluto forbid."""
+    return Failure(f"a pluto runs here or may run here, so nothing was done: {signs[0]}", ERROR,
+                   "stop it where it was started, for example on the host of this container; "
+                   "ipsec whack --shutdown ends the one that answers on the control socket")
+
+
+def check_not_running(host: Host) -> bool:
+    """Return whether everything shows that no pluto runs, so that what the last one left may be removed.
+
+    A start needs less, so that it works without /proc: no answer on the control socket, no live process of the
+    pid file, and free ports.  Then the result is False.  Raises Failure if a pluto may run.
+    """
+    signs = signs_of_pluto(host)
+    if signs and (needed := [*socket_signs(host), *pid_file_signs(host), *bind_signs(host)]):
+        raise may_run(needed)
+    return not signs
+
+
 # --- the kernel's IPsec stack ----------------------------------------------------------------------------------------
 
 
 def flush_leftovers(host: Host) -> bool:
-    """Remove the kernel states and policies that plutos left; False, and nothing done, while one runs."""
-    if plutos(host):
+    """Remove what earlier plutos left in the kernel; return False, with nothing removed, if a pluto may run.
+
+    Raises OSError, TimedOut.
+    """
+    if signs_of_pluto(host):
         return False
-    if host.xfrm_loaded():
-        reqids: set[int] = set()
-        try:
-            for conn in Config(host).conns():
-                if (setting := conn.settings.get("reqid")) and setting.value.isdigit():
-                    reqids.add(int(setting.value))
-        except (Failure, OSError):
-            reqids.clear()  # pluto's own numbers must do
-        flush_xfrm(host, reqids)
+    flush_states_and_policies(host)
     return True
 
 
-# Of today's kernels, and those that kernels before 5.2 had apart; what a cipher needs, the kernel loads by itself
-# (MODULE_ALIAS_CRYPTO), with the fastest code for the machine, but not where it can't call modprobe: the common ones.
+def flush_states_and_policies(host: Host) -> None:
+    """Remove the kernel states and policies that pluto made.  Call it only while no pluto runs.
+
+    Raises OSError, TimedOut.
+    """
+    if not host.has_xfrm():
+        return
+    reqids: set[int] = set()
+    try:
+        for conn in Config(host).conns():
+            if (setting := conn.settings.get("reqid")) and setting.value.isdecimal():
+                reqids.add(int(setting.value))
+    except (Failure, OSError):
+        reqids.clear()  # only the reqids that pluto chooses itself are known then
+    flush_xfrm(host, reqids)
+
+
+# The modules of today's kernels, and those that kernels before 5.2 kept apart.  The kernel loads ciphers on demand
+# (MODULE_ALIAS_CRYPTO), but only if it can call modprobe itself; so the common ones are in the list, too.
 STACK_MODULES = (
     "xfrm_user xfrm_algo esp4 esp6 ah4 ah6 ipcomp ipcomp6 xfrm_ipcomp xfrm4_tunnel xfrm6_tunnel tunnel4 tunnel6 "
     "xfrm4_mode_transport xfrm4_mode_tunnel xfrm4_mode_beet xfrm6_mode_transport xfrm6_mode_tunnel xfrm6_mode_beet "
     "xfrm6_mode_ro ip_vti ip6_vti xfrm_interface aesni_intel aes_generic des_generic sha256_generic sha512_generic "
     "md5 cbc xcbc ecb ccm gcm ctr cts seqiv echainiv authenc deflate camellia_generic cmac chacha20poly1305")
-FINIT_MODULE = {"x86_64": 313, "aarch64": 273, "riscv64": 273, "armv7l": 379, "i686": 350, "ppc64le": 353,
-                "s390x": 344}  # asm/unistd.h; glibc has no function for it
 SYSCTLS = "/proc/sys/net/core"
 
 
 def give_resolv_conf_back(host: Host) -> None:
-    """Restore the resolv.conf from before a pluto that ended without doing so; a failure is reported."""
+    """Restore the resolv.conf that a pluto left behind when it crashed; report a failure on stderr."""
     try:
         restore_resolv_conf(host)
     except OSError as error:
@@ -7764,30 +7977,32 @@ def give_resolv_conf_back(host: Host) -> None:
 
 
 def stack_start(host: Host, config: Config, stack: str = "") -> None:
-    """Load the kernel's IPsec stack and set its sysctls as the configuration says.  Raises Failure."""
+    """Load the kernel's IPsec stack and set its sysctls; `stack` overrides protostack=.  Raises Failure."""
     stack = stack or config.setup("protostack", "xfrm")
     if stack == "none":
         return
-    if stack not in ("xfrm", "auto", "mast", "klips", "netkey"):  # all but the first are old names, and mean it
+    if stack not in ("xfrm", "auto", "mast", "klips", "netkey"):  # the others are old values that mean xfrm today
         raise Failure(f"unknown stack {quote(stack)}")
     if flush_leftovers(host):
         give_resolv_conf_back(host)
     if host.exists("/proc/modules"):
         load_modules(host)
-    if not host.xfrm_loaded():
-        raise Failure("FAILURE in loading XFRM IPsec stack", ERROR, "this kernel has none, or its modules are missing")
+    if not host.has_xfrm():
+        raise Failure("FAILURE in loading XFRM IPsec stack", ERROR,
+                      "the kernel does not have it, or the modules of `uname -r` are not installed")
     set_sysctl(host, "xfrm_acq_expires", f"{config.seconds('xfrmlifetime', 30)}")
     set_sysctl(host, "xfrm_larval_drop", "1")
 
 
-def stack_stop(host: Host) -> bool:
-    """Flush what pluto left in the kernel and give the sysctls back; False, and nothing done, while a pluto runs.
+def stack_stop(host: Host) -> list[str]:
+    """Remove what pluto left in the kernel and restore the sysctls.
 
-    Modules stay: unloading them may hang for long.  Raises Failure.
+    Return the signs that a pluto runs; with any of them, nothing is changed.  Modules stay loaded: unloading
+    them may hang for long.  Raises Failure.
     """
-    if not flush_leftovers(host):
-        host.warn("a pluto runs here: the kernel's IPsec state and sysctls are left as they are")
-        return False
+    if signs := signs_of_pluto(host):
+        return signs
+    flush_states_and_policies(host)
     saved = saved_sysctls(host)
     try:
         for line in host.lines(saved):
@@ -7795,20 +8010,20 @@ def stack_stop(host: Host) -> bool:
             if name.startswith("xfrm_") and value.isdigit() and host.value(f"{SYSCTLS}/{name}").strip() != value:
                 host.write(f"{SYSCTLS}/{name}", value)
     except FileNotFoundError:
-        return True
+        return []
     except OSError as error:
-        host.warn(f"WARNING: cannot give a sysctl its value back: {error_text(error)}")  # read-only in containers
+        host.warn(f"WARNING: cannot restore a sysctl: {error_text(error)}")  # read-only in containers
     host.remove(saved)
-    return True
+    return []
 
 
 def saved_sysctls(host: Host) -> str:
-    """Where the values are kept that stack_start() changed."""
+    """Return the file that keeps the values which stack_start() has changed."""
     return f"{host.rundir}/ipsec.sysctl"
 
 
 def set_sysctl(host: Host, name: str, value: str) -> None:
-    """Set one of net.core's sysctls; the first value that we replace is kept for stack_stop()."""
+    """Set a sysctl of net.core.  The value from before the first change is kept for stack_stop()."""
     path = f"{SYSCTLS}/{name}"
     now = host.value(path)
     if not now or now == value:
@@ -7826,68 +8041,20 @@ def set_sysctl(host: Host, name: str, value: str) -> None:
 
 
 def load_modules(host: Host) -> None:
-    """Load what there is of the modules.  Not every kernel has each: what counts is the stack that works after."""
-    if host.which("modprobe"):
-        for flags in ("-qab", "-qa"):  # b: also names that the administrator has blacklisted; a small busybox has no b
-            if b"option" not in host.run(["modprobe", flags, *STACK_MODULES.split()], timeout=CHECK_TIME).err:
-                return
-    loaded = {line.partition(" ")[0] for line in host.lines("/proc/modules")}
-    directory = f"/lib/modules/{host.kernel_release()}"
-    files = {}
-    try:
-        for line in host.lines(f"{directory}/modules.dep"):  # a module's file: the files that it needs, last first
-            file, _, needs = line.partition(":")
-            files[module_name(file)] = [*reversed(needs.split()), file]
-    except OSError:
-        host.warn(f"no modprobe, no {directory}/modules.dep: no kernel module is loaded")
+    """Load the modules of the stack that the kernel has.  No kernel has all of them; the caller asks the stack."""
+    if not host.which("modprobe"):
+        host.warn("modprobe is not installed, so no kernel module is loaded")
         return
-    wanted = {module_name(file): file for name in STACK_MODULES.split() for file in files.get(name, ())}
-    wanted = {name: file for name, file in wanted.items() if name not in loaded}
-    if wanted:
-        insert_modules(host, [f"{directory}/{file}" for file in wanted.values()])
+    for flags in ("-qab", "-qa"):  # b: skip modules that the administrator blacklisted; busybox may lack it
+        if b"option" not in host.run(["modprobe", flags, *STACK_MODULES.split()], timeout=CHECK_TIME).err:
+            return
 
 
-def module_name(file: str) -> str:
-    """The name of the module in a file."""
-    return os.path.basename(file).partition(".ko")[0].replace("-", "_")
-
-
-def insert_modules(host: Host, files: list[str]) -> None:
-    """finit_module(2) for each file, in that order; what can't be loaded is said (ENODEV: not for this machine)."""
-    try:
-        ctypes = need("ctypes", "loading kernel modules without modprobe")
-    except Missing as missing:
-        host.warn(str(missing))
-        return
-    number = FINIT_MODULE.get(os.uname().machine)
-    packed = [file for file in files if number is None or not file.endswith(".ko")]
-    if packed:
-        host.warn(f"without modprobe only uncompressed modules can be loaded: no {' '.join(map(module_name, packed))}")
-    call = ctypes.CDLL(None, use_errno=True).syscall
-    for file in files:
-        if file not in packed:
-            try:
-                fd = host.open(file)
-            except OSError as error:
-                host.warn(f"{module_name(file)}: {error.strerror}")  # depmod(8) knew it
-                continue
-            try:
-                if call(number, fd, b"", 0) and ctypes.get_errno() not in (errno.EEXIST, errno.ENODEV):
-                    host.warn(f"{module_name(file)}: {os.strerror(ctypes.get_errno())}")
-            finally:
-                os.close(fd)
-
-
-# --- our own start and stop ------------------------------------------------------------------------------------------
-
-
-def pid_file(host: Host) -> str:
-    """Where pluto writes its process number."""
-    return f"{host.rundir}/pluto.pid"
+# --- the direct start and stop ---------------------------------------------------------------------------------------
 
 
 def check_nss(host: Host) -> None:
-    """The database before pluto starts: made, moved or migrated as by checknss; on a read-only disk only looked at."""
+    """Prepare the NSS database for pluto as checknss does; on a read-only disk, only check it.  Raises Failure."""
     base = NssDatabase(host)
     whole = len(base.has(*NSS_FILES[1:])) == 2
     try:
@@ -7898,16 +8065,7 @@ def check_nss(host: Host) -> None:
     except Missing as missing:
         if not whole:
             raise
-        host.warn(f"the NSS database is not looked into: {missing}")  # pluto needs no tools for it
-
-
-def pluto_answers(host: Host) -> bool:
-    """True when a pluto answers on the control socket."""
-    try:
-        probe(host, ANSWER_TIME)
-    except (NoPluto, TimedOut):
-        return False
-    return True
+        host.warn(f"the NSS database is not checked: {missing}")  # pluto itself needs no certutil
 
 
 def check_config(host: Host) -> None:
@@ -7923,29 +8081,35 @@ def check_config(host: Host) -> None:
 
 
 def complain(host: Host, output: bytes, limit: int = 10) -> None:
-    """The last lines that a program said, without secrets, on standard error."""
+    """Print the last `limit` lines of a program's output on standard error, without secrets."""
     for line in redactor_of(host).clean(decode(output)).strip().splitlines()[-limit:]:
         host.warn(line)
 
 
 class Direct:
-    """pluto started and stopped by ourselves, in the run directory of `host`; one of us at a time."""
+    """Starts and stops pluto without an init system.
+
+    A lock on the run directory admits one `ipsec` process at a time.  With `dry` nothing is done but printing.
+    """
 
     def __init__(self, host: Host, dry: bool) -> None:
         self.host = host
         self.dry = dry
 
     def _announce(self, line: str) -> bool:
-        """Print what is done instead of a redirection; False when that is all.  Raises Failure for who may not."""
+        """Print the line that stands for a redirection.  Return False if nothing more is to be done.
+
+        Raises Failure if the user is not root.
+        """
         self.host.print(f"Redirecting to: {line}")
         if not self.dry and not self.host.superuser:
             raise Failure("permission denied (must be superuser)", LSB_NO_RIGHT)
         return not self.dry
 
     def start(self, foreground: bool = False) -> int:
-        """Start pluto as its unit would: 0 when it answers or did so before.  With `foreground` we become pluto.
+        """Start pluto as its unit does; return 0 once it answers, or if it ran before.
 
-        Raises Failure, with pluto's own status when it ends.
+        With `foreground` this process becomes pluto.  Raises Failure, with pluto's own status if pluto ends.
         """
         host, argv = self.host, self._argv(foreground)
         if not self._announce(f"ipsec pluto {' '.join(argv[1:])} [start manually]"):
@@ -7959,14 +8123,16 @@ class Direct:
                                   "ipsec setup restart --init none")
                 host.print(f"ipsec: pluto (pid {pid}) is running already")
                 return OK
+            gone = check_not_running(host)
             check_config(host)
-            for name in (pid_file(host), host.ctlsocket):
-                host.remove(name)  # stale
+            if gone:  # otherwise pluto replaces both
+                host.remove(pid_file(host))
+                host.remove(host.ctlsocket)
             stack_start(host, Config(host))
             check_nss(host)
             check_nflog(host, tell=False)
             if foreground:
-                # ours until pluto writes it: nobody else starts one meanwhile
+                # until pluto writes its own: no other start begins meanwhile
                 host.write(pid_file(host), f"{os.getpid()}\n")
                 os.chdir("/")
                 host.exec(argv[0], argv[1:])
@@ -7974,8 +8140,11 @@ class Direct:
         return OK
 
     def _argv(self, foreground: bool) -> list[str]:
-        """pluto's command line.  Its log goes where the configuration says, else to a file, for there may be no
-        syslog; in the foreground to syslog where there is one, else to standard error."""
+        """Return pluto's command line.
+
+        Without logfile=, pluto logs to a file, because there may be no syslog; in the foreground it logs to
+        syslog if /dev/log exists, otherwise to standard error.
+        """
         host = self.host
         argv = [os.path.join(host.execdir, "pluto"), "--config", host.conf, "--nofork"]
         if host.rundir not in DEFAULT_RUNDIRS:
@@ -7990,16 +8159,18 @@ class Direct:
         return argv
 
     def _log(self) -> str:
-        """Where pluto's log is."""
+        """Return the path of pluto's log."""
         own = "/var/log" if os.access("/var/log", os.W_OK) else self.host.rundir
         return Config(self.host).setup("logfile", f"{own}/pluto.log")
 
     def _launch(self, argv: list[str]) -> None:
-        """Start pluto and wait until it answers.  Raises Failure, with the last lines of its log on stderr; then no
-        pluto is left."""
+        """Start pluto and wait until it answers.
+
+        Raises Failure if it does not: its last lines are on stderr then, and the process has been ended.
+        """
         host, log = self.host, self._log()
         before = host.stat(log).st_size if host.exists(log) else 0
-        output = os.memfd_create("pluto")  # what it says before it has its log, and not a file to leave behind
+        output = os.memfd_create("pluto")  # for the lines that pluto prints before it opens its log
         try:
             child = host.spawn(argv, output)
             if wait_until(lambda: child.poll() is not None or pluto_answers(host), CHECK_TIME) and child.poll() is None:
@@ -8018,17 +8189,21 @@ class Direct:
         except OSError as error:
             said += encode(f"{error_text(error)}\n")  # logfile=/dev/null
         complain(host, said)
-        clean_up(host)
+        if signs := clean_up(host):
+            host.warn(f"what pluto left is not removed: {signs[0]}")
         raise Failure(f"pluto {what}", status or ERROR, f"its log: {log}")
 
     def stop(self) -> int:
-        """End pluto and remove what it leaves: 0 also when none ran.  Raises Failure; then the kernel keeps its
-        policies."""
+        """End pluto and clean up; return 0, also if no pluto ran.
+
+        Raises Failure if pluto does not end or may still run.  Then the kernel keeps its policies.
+        """
         if self._announce("ipsec whack --shutdown [stop manually]"):
             with self.host.lock(self.host.rundir):
-                if pid := find_pluto(self.host):
+                pid = find_pluto(self.host)
+                if pid:
                     self._end(pid)
-                clean_up(self.host)
+                finish_stop(self.host, bool(pid))
         return OK
 
     def _end(self, pid: int) -> None:
@@ -8036,7 +8211,7 @@ class Direct:
         for how, seconds in STOP_TIMES:
             if how == "shutdown":
                 try:
-                    probe(host, ANSWER_TIME)  # or a stopped pluto would take all of the time
+                    await_pluto(host, ANSWER_TIME)  # or a stopped pluto would take all of the time
                     pluto_shutdown(host, seconds)
                 except (NoPluto, TimedOut) as failure:
                     host.warn(f"{failure.message}: ending pluto (pid {pid}) by signal")
@@ -8048,14 +8223,14 @@ class Direct:
         raise Failure(f"pluto (pid {pid}) does not end; the kernel's policies are left as they are")
 
     def restart(self) -> int:
-        """Stop and start; a configuration with errors leaves a running pluto alone.  Raises Failure."""
+        """Stop and start pluto.  Raises Failure; a configuration with errors stops nothing."""
         if not self._announce("[stop start manually]"):
             return OK
         check_config(self.host)
         return self.stop() or self.start()
 
     def status(self) -> int:
-        """LSB's status: 0 running, 1 dead with a pid file, 3 stopped, 4 not known."""
+        """Print and return the status as LSB numbers it: 0 running, 1 dead with a pid file, 3 stopped, 4 unknown."""
         host = self.host
         try:
             dead = bool(host.read(pid_file(host)))
@@ -8068,21 +8243,44 @@ class Direct:
             healthy = pluto_answers(host) or not host.superuser
             host.print(f"ipsec: pluto (pid {pid}) is running{'...' if healthy else ', but does not answer'}")
             return OK if healthy else LSB_UNKNOWN
+        if pluto_answers(host):
+            host.print("ipsec: pluto is running, in another PID namespace or without its pid file")
+            return OK
+        if signs := signs_of_own_pluto(host):
+            host.print(f"ipsec: pluto status unknown: {signs[0]}")
+            return LSB_UNKNOWN
         host.print("ipsec: pluto dead but pid file exists" if dead else "ipsec: pluto is stopped")
         return LSB_DEAD if dead else LSB_STOPPED
 
 
-def clean_up(host: Host) -> None:
-    """Remove what a pluto that is gone left: its pid file and socket, kernel state, capture rules, sysctls,
-    resolv.conf.  Nothing of the kernel's while another pluto runs in this network.  Raises Failure."""
-    for name in (pid_file(host), host.ctlsocket):
-        host.remove(name)
-    if stack_stop(host):
-        try:
-            stop_nflog(host)
-        except (Failure, OSError) as error:
-            host.warn(f"nflog: rules that copy packets are left: {error}")
+def clean_up(host: Host) -> list[str]:
+    """Remove what a pluto left that has ended: kernel states and policies, sysctls, pid file, socket, capture rules,
+    resolv.conf.
+
+    Return the signs that a pluto runs; with any of them, nothing is removed.  Raises Failure.
+    """
+    if signs := stack_stop(host):
+        return signs
+    host.remove(pid_file(host))
+    host.remove(host.ctlsocket)
+    try:
+        stop_nflog(host)
+    except (Failure, OSError) as error:
+        host.warn(f"nflog: rules that copy packets are left: {error}")
     restore_resolv_conf(host)
+    return []
+
+
+def finish_stop(host: Host, ended: bool) -> None:
+    """Clean up after a stop; `ended`: a pluto was seen to end.
+
+    Raises Failure if none was seen to end, and the pluto of this run directory may run.
+    """
+    signs = clean_up(host)
+    if signs and not ended and (own := signs_of_own_pluto(host)):
+        raise may_run(own)
+    if signs:
+        host.warn(f"the kernel's policies, and what else a pluto left, are not removed: {signs[0]}")
 
 
 # --- init systems -----------------------------------------------------------------------------------------------------
@@ -8091,11 +8289,11 @@ def clean_up(host: Host) -> None:
 class Manager(Record):
     """An init system.
 
-    `programs` are the processes that run while it does, `traces` the files (or @abstract sockets) that exist only
-    then.  `places` is where it keeps a service called {}, and `words` its command line for an action; an entry of
-    `special` (action=words; ...) stands in for it, and without words the action is a stop and a start.  `up` is what
-    its status prints while the service runs, where the exit status does not tell; such a manager does not know
-    either whether a start was one.
+    `programs` are names of processes that run while it does.  `traces` are files, or @abstract sockets, that exist
+    only while it does.  `places` are the paths of a service called {}.  `words` is the command line for an action;
+    `special` has other command lines for single actions.  An empty command line means a stop and a start.  `up` is
+    the text that its status command prints while the service runs, for an init system whose exit status does not
+    tell; such an init system does not report either whether a start succeeded.
     """
 
     name: str
@@ -8123,13 +8321,22 @@ MANAGERS = (
     Manager("rc.d", "", "", "/etc/rc.d/{} /usr/local/etc/rc.d/{}", "{path} one{action}"),
     Manager("sysvinit", "init", "", "/etc/init.d/{} /etc/rc.d/init.d/{}", "{path} {action}"),
 )
-# the interpreters of scripts that only one manager can run
+# The interpreters of scripts that only one init system can run
 INTERPRETERS = {"openrc-run": "openrc", "runscript": "openrc", "rc.common": "procd"}
+# Any program may be called init: in WSL, LinuxKit and many images process 1 is, and it has no services.  sysvinit and
+# busybox's init read inittab; the others are sysvinit's own (init(8), initctl(5), telinit(8))
+SYSVINIT_MARKS = ("/etc/inittab", "/run/initctl", "/dev/initctl", "/sbin/telinit", "/usr/sbin/telinit")
+# s6-overlay supervises a container; it is an init system for pluto only if the image has a service for it
+S6_OVERLAY_MARKS = ("/package/admin/s6-overlay", "/etc/s6-overlay", "/etc/s6/init")
+SCRIPT_MARK = "IPSEC_INIT_SCRIPT"  # in the environment: the init script that this program runs
 
 
 class Service(Record):
-    """The service of an init system that runs pluto: its name there and, but for systemd, the path of its description;
-    `masked` when it may not be started."""
+    """The service of an init system that runs pluto.
+
+    `name` is its name there, `path` the path of its description (empty for systemd); `masked`: systemd refuses to
+    start it.
+    """
 
     manager: Manager
     name: str
@@ -8137,25 +8344,27 @@ class Service(Record):
     masked: bool = False
 
     def argvs(self, host: Host, action: str) -> list[list[str]]:
-        """The programs to run one after the other for `start`, `stop`, `restart` or `status`."""
+        """Return the programs to run one after the other for `start`, `stop`, `restart` or `status`."""
         words = self.manager.special.get(action, self.manager.words)
         if not words:
             return [*self.argvs(host, "stop"), *self.argvs(host, "start")]
         if self.manager.name == "sysvinit" and host.exists("/etc/redhat-release") and host.which("service"):
-            words = "service {name} {action}"  # as Red Hat's manuals and the original have it
+            words = "service {name} {action}"  # as Red Hat's manuals and libreswan's own setup have it
         return [[word.format(action=action, name=self.name, path=self.path) for word in words.split()]]
 
 
 def is_ours(text: str) -> bool:
-    """True when a unit or script is for libreswan, as far as its text tells: a service called `ipsec` may be
-    strongSwan's."""
+    """Return whether a unit or script is for libreswan, as far as its text tells: a service called `ipsec` may be
+    strongSwan's.
+    """
     text = text.lower()
     return "pluto" in text or "libreswan" in text or not any(word in text for word in NOT_OURS)
 
 
 def first_process(host: Host) -> str:
-    """The program that is process 1: its file's name where we may see it (busybox and shells call themselves init),
-    else what it calls itself."""
+    """Return the name of the program that is process 1: of its file if that can be read, because busybox and shells
+    may call themselves init, otherwise its own.
+    """
     try:
         return os.path.basename(host.readlink("/proc/1/exe").removesuffix(" (deleted)"))
     except OSError:
@@ -8163,11 +8372,11 @@ def first_process(host: Host) -> str:
 
 
 def daemons(host: Host) -> set[str]:
-    """The names of the processes that run with process 1's user, so that nobody else can pose as an init system."""
+    """Return the names of the processes of process 1's user.  Those of other users must not pass as an init system."""
     names = set()
     for pid in host.listdir("/proc") if host.exists("/proc/1") else ():
         try:
-            if pid.isdigit() and host.stat(f"/proc/{pid}").st_uid == host.stat("/proc/1").st_uid:
+            if pid.isdecimal() and host.stat(f"/proc/{pid}").st_uid == host.stat("/proc/1").st_uid:
                 names.add(host.value(f"/proc/{pid}/comm"))
         except OSError:
             continue  # it has ended meanwhile
@@ -8175,15 +8384,17 @@ def daemons(host: Host) -> set[str]:
 
 
 def running_managers(host: Host) -> list[Manager]:
-    """The init systems that run here, the one that is process 1 first."""
-    first, seen = first_process(host), daemons(host)
+    """Return the init systems that run here, the one that is process 1 first."""
+    first, names = first_process(host), daemons(host)
     sockets = host.value("/proc/net/unix")
 
     def runs(manager: Manager) -> bool:
+        programs = set(manager.programs.split())
         if manager.name == "rc.d":
             return os.uname().sysname.endswith(("BSD", "DragonFly"))
-        programs = set(manager.programs.split())
-        if first in programs or (manager.name != "sysvinit" and programs & seen):
+        if manager.name == "sysvinit":
+            return first in programs and any(map(host.exists, SYSVINIT_MARKS))
+        if programs & {first, *names}:
             return True
         return any(trace in sockets if trace.startswith("@") else host.exists(trace)
                    for trace in manager.traces.split())
@@ -8192,7 +8403,7 @@ def running_managers(host: Host) -> list[Manager]:
 
 
 def service_of(host: Host, manager: Manager) -> Service | None:
-    """The service of `manager` that runs pluto, or None.  Raises Failure when a unit's name is taken by others."""
+    """Return the service of an init system that runs pluto, or None.  Raises Failure if systemctl can't be run."""
     if manager.name == "systemd":
         return systemd_service(host, manager)
     for place in manager.places.split():
@@ -8209,10 +8420,10 @@ def service_of(host: Host, manager: Manager) -> Service | None:
 
 
 def systemd_service(host: Host, manager: Manager) -> Service | None:
-    """systemd's unit for pluto: the first that is loaded, else a masked one.
+    """Return systemd's unit for pluto: the first that is loaded, else a masked one, else None.
 
-    Its names, too, may belong to strongSwan (an alias in Debian), so the programs that it starts are looked at.  When
-    systemd does not answer, the usual name: systemctl then says itself what is wrong.
+    A unit of that name may belong to strongSwan (an alias in Debian), so the programs that it starts are compared.
+    If systemd does not answer, the usual name is returned: systemctl then reports the reason.
     """
     units = [f"{name}.service" for name in SERVICE_NAMES]
     ran = host.run(["systemctl", "show", *(f"--property={name}" for name in ("Id", "LoadState", "ExecStart")), "--",
@@ -8231,20 +8442,41 @@ def systemd_service(host: Host, manager: Manager) -> Service | None:
 
 
 def outside(host: Host) -> str:
-    """Why no init system serves the place that we run in, or nothing: a chroot, another network namespace."""
-    for path, mine, where in (("/proc/1/root/.", "/", "in a chroot"),
-                              ("/proc/1/ns/net", "/proc/self/ns/net", "in a network namespace of its own")):
+    """Return why the init system does not serve this process (a chroot, another network namespace), or nothing."""
+    for path, own, where in (("/proc/1/root/.", "/", "in a chroot"),
+                             ("/proc/1/ns/net", "/proc/self/ns/net", "in a network namespace of its own")):
         try:
-            theirs, ours = host.stat(path), host.stat(mine)
+            first, this = host.stat(path), host.stat(own)
         except OSError:
-            continue  # not ours to see, so not ours to judge
-        if (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino):
+            continue  # an ordinary user may not look
+        if (first.st_dev, first.st_ino) != (this.st_dev, this.st_ino):
             return where
     return ""
 
 
+def runs_this(host: Host, service: Service) -> bool:
+    """Return whether the service itself has started this program.
+
+    An init script or a unit may call `ipsec setup start`.  It must not be called again for that.
+    """
+    if service.manager.name == "systemd":
+        groups = host.value("/proc/self/cgroup").splitlines()  # cgroups(7)
+        return any(group.endswith(f"/{service.name}.service") for group in groups)
+    if host.env.get(SCRIPT_MARK) == service.path:
+        return True
+    pid = os.getpid()
+    while pid > 1:
+        stat = host.value(f"/proc/{pid}/stat").rpartition(")")[2].split()
+        words = host.value(f"/proc/{pid}/cmdline").rstrip("\0").split("\0")
+        for word, after in zip(words, words[1:]):  # sh /etc/init.d/ipsec start, or sh /sbin/service ipsec start
+            if word == service.path or (os.path.basename(word), after) == ("service", service.name):
+                return True
+        pid = int(stat[1]) if len(stat) > 1 else 0
+    return False
+
+
 def find_service(host: Host, wanted: str, action: str) -> Service | None:
-    """The service that an action is for; None when we are to act ourselves.
+    """Return the service that an action is for; None if this program has to start or stop pluto directly.
 
     `wanted` is the init system that the user chose, `none`, or empty.  Raises Failure: no such init system, no
     service for pluto, two candidates.
@@ -8259,30 +8491,58 @@ def find_service(host: Host, wanted: str, action: str) -> Service | None:
             host.warn(f"{where}, which the init system does not serve: acting without it")
         return None
     managers = [known[wanted]] if wanted else running_managers(host)
-    found = [service for service in (service_of(host, manager) for manager in managers) if service]
-    # an init script works without init, too (3.29 and its docker start take it): it is the last choice, never a rival
-    rivals = [service for service in found if service.manager.name != "sysvinit"] or found
-    if not rivals and not wanted and (script := service_of(host, known["sysvinit"])):
-        return script
-    first = first_process(host)
-    if not rivals and managers and (wanted or first in managers[0].programs.split()):
-        places = " ".join(place.format("{" + ",".join(SERVICE_NAMES) + "}") for place in managers[0].places.split())
-        raise Failure(f"{managers[0].name} runs this host, but has no service for pluto",
-                      LSB_UNKNOWN if action == "status" else LSB_NOT_INSTALLED,
-                      f"looked for {places or 'the units ' + ', '.join(SERVICE_NAMES)}; "
-                      f"ipsec setup {action} --init none does without")
+    services = [service for service in (service_of(host, manager) for manager in managers) if service]
+    if not services and not wanted and (script := service_of(host, known["sysvinit"])):
+        services = [script]  # an init script works without init, too: libreswan 3.29 starts it in containers
+    if not services:
+        if managers and (wanted or serves_host(host, managers[0])):
+            raise without_service(managers[0], action)
+        return None
+    service = choose_service(host, services, action)
+    if runs_this(host, service):
+        host.env.pop(SCRIPT_MARK, None)
+        return None
+    return service
+
+
+def serves_host(host: Host, manager: Manager) -> bool:
+    """Return whether the init system is process 1 and serves a whole host, where pluto should have a service."""
+    overlay = manager.name == "s6" and any(map(host.exists, S6_OVERLAY_MARKS))
+    return first_process(host) in manager.programs.split() and not overlay
+
+
+def without_service(manager: Manager, action: str) -> Failure:
+    """Return the error for an init system without a service for pluto, with the places of such a service."""
+    places = " ".join(place.format("{" + ",".join(SERVICE_NAMES) + "}") for place in manager.places.split())
+    return Failure(f"{manager.name} runs this host, but has no service for pluto",
+                   LSB_UNKNOWN if action == "status" else LSB_NOT_INSTALLED,
+                   f"looked for {places or 'the units ' + ', '.join(SERVICE_NAMES)}; "
+                   f"ipsec setup {action} --init none does without")
+
+
+def choose_service(host: Host, services: Sequence[Service], action: str) -> Service:
+    """Return the service of process 1, or the only one.  Raises Failure if there is a choice.
+
+    An init script of sysvinit is the last choice and no rival of another service.
+    """
+    rivals = [service for service in services if service.manager.name != "sysvinit"] or services
     if len(rivals) > 1:
         names = " and ".join(f"{service.manager.name} ({service.path or service.name})" for service in rivals)
+        first = first_process(host)
         if first not in rivals[0].manager.programs.split():
             raise Failure(f"several init systems with a service for pluto run here: {names}", NO_INIT_SYSTEM,
                           f"choose: ipsec setup {action} --init {rivals[0].manager.name}")
         host.warn(f"several init systems have a service for pluto: {names}; using process 1's, {first}")
-    return rivals[0] if rivals else None
+    return rivals[0]
 
 
 def act(host: Host, service: Service, action: str, dry: bool) -> int:
-    """Let the init system do it; its status.  Raises Failure, so that a stop is one only when pluto is gone."""
+    """Run the action through the init system; return its exit status.
+
+    Raises Failure if it can't be run, if pluto still runs after a stop, or if it does not answer after a start.
+    """
     argvs = service.argvs(host, action)
+    was_running = not dry and action == "stop" and find_pluto(host) is not None
     if not dry:
         if service.masked and action in ("start", "restart"):
             raise Failure(f"{service.name}.service is masked", ERROR, f"systemctl unmask {service.name}.service")
@@ -8290,7 +8550,9 @@ def act(host: Host, service: Service, action: str, dry: bool) -> int:
             raise Failure(f"{service.manager.name} starts pluto with a configuration and a run directory of its own",
                           USAGE, f"with other ones: ipsec --config … --rundir … setup {action} --init none")
         if action == "restart" or (service.manager.up and action == "start"):
-            check_config(host)  # or a running pluto would be ended, and none started
+            check_config(host)  # an invalid one would end a running pluto and start none
+    if service.manager.name == "sysvinit":
+        host.env[SCRIPT_MARK] = service.path  # see runs_this()
     for argv in argvs:
         host.print(f"Redirecting to: {' '.join(argv)}")
         if dry:
@@ -8305,7 +8567,7 @@ def act(host: Host, service: Service, action: str, dry: bool) -> int:
             host.exec(path, argv[1:])
         status = host.call([path, *argv[1:]])
         if status:
-            return status  # what it says itself; the kernel's policies stay, or traffic would leave in clear
+            return status  # the init system reports the reason; the policies stay, or traffic would leave in clear
     if dry:
         return OK
     if action != "stop":
@@ -8313,12 +8575,12 @@ def act(host: Host, service: Service, action: str, dry: bool) -> int:
             return OK
         raise Failure(f"pluto does not answer on {host.ctlsocket} after {CHECK_TIME / 2:g} s", ERROR,
                       "see its log; ipsec barf collects it")
-    if host.superuser:  # else the service alone can have cleaned up
+    if host.superuser:  # for an ordinary user, the service itself has to clean up
         with host.lock(host.rundir):
             if not wait_until(lambda: not find_pluto(host), STOP_TIMES[1][1]):
                 raise Failure(f"pluto (pid {find_pluto(host)}) still runs: {service.manager.name} did not start it",
                               ERROR, "ipsec setup stop --init none ends it")
-            clean_up(host)
+            finish_stop(host, was_running)
     return OK
 
 
@@ -8662,7 +8924,7 @@ def unknown_command(host: Host, name: str) -> Failure:
 def version_line(host: Host) -> str:
     """The line of `ipsec --version`.  Open vSwitch and NetworkManager parse its start (ipsec(8), --version)."""
     version = host.libreswan_version() or "(none)"
-    kernel = f"{host.kernel_release()} netkey" if host.xfrm_loaded() else "(no kernel code presently loaded)"
+    kernel = f"{host.kernel_release()} netkey" if host.has_xfrm() else "(no kernel code presently loaded)"
     return f"Libreswan {version} (U{version}/K{kernel})"
 
 
@@ -9874,11 +10136,11 @@ def check_installed(patient: Patient) -> Iterator[Trouble]:
 
 
 @verify_check("xfrm", "Checking for IPsec support in kernel",
-       "That /proc/sys/net/core/xfrm_acq_expires is there, which the XFRM stack makes, and that NETLINK_XFRM answers.",
+       "That the kernel answers on a NETLINK_XFRM socket.",
        "XFRM is what encrypts and decrypts packets. Pluto does not start without it.",
        "modprobe xfrm_user; where that module is missing, use a kernel with CONFIG_XFRM_USER.", live=True)
 def check_xfrm(patient: Patient) -> Iterator[Trouble]:
-    if not patient.host.xfrm_loaded():
+    if not patient.host.has_xfrm():
         yield "FAIL", "FAILED", "the kernel has no XFRM stack", "modprobe xfrm_user"
         return
     try:
@@ -12380,8 +12642,8 @@ def stackmanager_command(host: Host, args: Args) -> int:
     if not host.superuser:
         raise Failure("permission denied (must be superuser)", LSB_NO_RIGHT)
     with host.lock(host.rundir):
-        if action != "start" and not stack_stop(host):
-            return ERROR
+        if action != "start" and (signs := stack_stop(host)):
+            raise may_run(signs)
         if action != "stop":
             stack_start(host, Config(host).check(), "xfrm" if args.flag("--xfrm") else "")
     return OK
@@ -12409,7 +12671,8 @@ def plutorun_command(host: Host, args: Args) -> int:
     if pid := find_pluto(host):
         say(f"pluto appears to be running already (pid {pid}), will not start another")
         return ERROR
-    host.remove(pid_file(host))  # stale
+    if check_not_running(host):
+        host.remove(pid_file(host))
     say("Starting Pluto")
     status = host.call([os.path.join(host.execdir, "pluto"), *args.operands], quiet=True)
     if status in PLUTORUN_ENDS:

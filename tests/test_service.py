@@ -19,6 +19,7 @@ import ipsec
 PLUTO = "#!/bin/sh\nexec /usr/libexec/ipsec/pluto --nofork\n"
 STRONGSWAN = "#!/bin/sh\n# IPsec for strongSwan\nexec /usr/lib/ipsec/starter --daemon charon\n"
 SCRIPT = {"/etc/init.d/ipsec": PLUTO}
+INITTAB = {"/etc/inittab": "id:2:initdefault:\n"}
 
 Tree = Callable[..., ipsec.Host]
 
@@ -99,6 +100,8 @@ def test_bsd_runs_rc_d(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("files, first, exe", [
     ({}, "sh", ""), ({}, "tini", ""), ({}, "init", "/bin/busybox"), ({}, "init", "/usr/bin/dash"),
+    ({}, "init", "/init"), ({}, "init", ""), ({}, "docker-init", "/sbin/docker-init"),  # WSL, LinuxKit, docker --init
+    ({"/etc/s6-overlay/": ""}, "s6-svscan", ""), ({"/package/admin/s6-overlay/": ""}, "s6-svscan", ""),
     ({"/etc/init.d/ipsec": "#!/sbin/openrc-run\ncommand=pluto\n"}, "sh", ""),  # OpenRC is installed, but does not run
     ({"/etc/init.d/ipsec": STRONGSWAN}, "sh", ""), ({"/lib/systemd/system/ipsec.service": "pluto"}, "sh", ""),
 ])
@@ -107,8 +110,10 @@ def test_without_init_system_we_act_ourselves(files: dict[str, str], first: str,
 
 
 @pytest.mark.parametrize("action, status", [("start", 5), ("stop", 5), ("status", 4)])
-@pytest.mark.parametrize("first, files", [("init", {}), ("init", {"/etc/init.d/ipsec": STRONGSWAN}), ("runit", {}),
-                                          ("dinit", {}), ("procd", {}), ("s6-svscan", {})])
+@pytest.mark.parametrize("first, files", [
+    ("init", INITTAB), ("init", {**INITTAB, "/etc/init.d/ipsec": STRONGSWAN}), ("init", {"/sbin/telinit": ""}),
+    ("init", {"/run/initctl": ""}), ("runit", {}), ("dinit", {}), ("procd", {}), ("s6-svscan", {}),
+])
 def test_an_init_system_without_our_service(first: str, files: dict[str, str], action: str, status: int,
                                             tree: Tree) -> None:
     with pytest.raises(ipsec.Failure, match="has no service for pluto.*--init none") as caught:
@@ -277,6 +282,100 @@ def test_a_service_that_starts_without_pluto_is_no_success(
     fp.register(["dinitctl", "start", "ipsec"])
     with pytest.raises(ipsec.Failure, match="pluto does not answer"):
         ipsec.act(host, service, "start", False)
+
+
+# --- an init script that calls this program ---------------------------------------------------------------------------
+
+@pytest.mark.parametrize("files, processes", [
+    ({}, ["/bin/sh /etc/init.d/ipsec start"]), ({}, ["/etc/init.d/ipsec start"]),
+    ({}, ["/bin/sh /sbin/service ipsec start"]), ({}, ["ipsec setup start", "/bin/sh -e /etc/init.d/ipsec restart"]),
+])
+def test_an_init_script_that_calls_this_program_is_not_called_again(files: dict[str, str], processes: list[str],
+                                                                    tree: Tree) -> None:
+    """/proc of this process and of its parents, the nearest first."""
+    pids = [os.getpid(), *range(100, 100 + len(processes)), 1]
+    for pid, parent, line in zip(pids, pids[1:], ["ipsec setup start", *processes]):
+        files = {**files, f"/proc/{pid}/stat": f"{pid} (sh) S {parent} 1\n",
+                 f"/proc/{pid}/cmdline": "\0".join(line.split()) + "\0"}
+    assert ipsec.find_service(tree({**SCRIPT, **files}, "sh"), "", "start") is None
+
+
+def test_an_editor_of_the_init_script_is_no_init_script(tree: Tree) -> None:
+    files = {f"/proc/{os.getpid()}/stat": f"{os.getpid()} (ipsec) S 100 1\n", "/proc/100/stat": "100 (vi) S 1 1\n",
+             "/proc/100/cmdline": "vi\0/etc/init.d/ipsec\0"}
+    assert ipsec.find_service(tree({**SCRIPT, **files}, "sh"), "", "start")
+
+
+def test_an_init_script_without_a_process_of_its_own_is_known_by_the_environment(tree: Tree) -> None:
+    host = tree(SCRIPT, "sh")
+    host.env[ipsec.SCRIPT_MARK] = "/etc/init.d/ipsec"
+    assert ipsec.find_service(host, "", "start") is None
+    assert ipsec.SCRIPT_MARK not in host.env
+
+
+def test_a_unit_that_calls_this_program_is_not_started_again(tree: Tree, fp: FakeProcess) -> None:
+    fp.register([fp.any()], stdout="Id=ipsec.service\nLoadState=loaded\nExecStart={ path=/usr/sbin/ipsec }\n")
+    fp.keep_last_process(True)
+    for group, served in (("/system.slice/ipsec.service", False), ("/user.slice/session-1.scope", True)):
+        host = tree({"/proc/self/cgroup": f"0::{group}\n"}, "systemd")
+        assert (ipsec.find_service(host, "", "start") is not None) == served
+
+
+# --- is pluto running? -----------------------------------------------------------------------------------------------
+
+UDP = "  sl  local_address rem_address   st\n   0: 0100007F:01F4 00000000:0000 07 0:0 0:0 0 0 0 4711 2 0 0\n"
+PROC = {"/proc/self/stat": "1 (x) S 0\n", "/proc/self/net/udp": "  sl\n"}
+
+
+@pytest.mark.parametrize("files, sign", [
+    ({}, "/proc can't be read"),
+    ({"/proc/self/stat": "1 (x) S 0\n"}, "/proc/net/udp can't be read"),
+    ({**PROC, "/proc/self/net/udp": UDP}, "UDP port 500 is in use by a process"),
+    ({**PROC, "/proc/self/net/udp6": UDP.replace("0100007F", 24 * "0" + "01000000")}, "UDP port 500 is in use"),
+    ({**PROC, "/proc/self/net/tcp": UDP.replace("01F4", "1194").replace(" 07 ", " 0A ")}, "TCP port 4500 is in use"),
+    ({**PROC, "/run/pluto/pluto.pid": "7", "/proc/7/stat": "7 (pluto) S 1\n"}, ""),  # exe can't be read: not pluto
+    (PROC, ""), ({**PROC, "/run/pluto/pluto.pid": "garbage"}, ""), ({**PROC, "/run/pluto/pluto.pid": "99999"}, ""),
+])
+def test_each_sign_of_a_pluto_that_proc_does_not_show(files: dict[str, str], sign: str, tree: Tree,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ipsec, "socket_signs", lambda host: iter(()))
+    signs = ipsec.signs_of_pluto(tree(files))
+    assert any(text.startswith(sign) for text in signs) if sign else signs == []
+
+
+def test_a_port_of_a_process_that_proc_shows_is_no_sign(tree: Tree, tmp_path: Path,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ipsec, "socket_signs", lambda host: iter(()))
+    host = tree({**PROC, "/proc/self/net/udp": UDP, "/proc/9/fd/": "", "/proc/9/stat": "9 (charon) S 1\n"})
+    os.symlink("socket:[4711]", tmp_path / "proc/9/fd/3")
+    assert ipsec.signs_of_pluto(host) == []
+
+
+@pytest.mark.parametrize("error, silent", [(errno.ENOENT, True), (errno.ECONNREFUSED, True), (errno.EACCES, False),
+                                           (errno.EMFILE, False)])
+def test_a_socket_is_silent_only_if_nothing_listens(error: int, silent: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = ipsec.Host({})
+
+    def connect(name: str, kind: int, timeout: float | None) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(host, "connect", connect)
+    assert (list(ipsec.socket_signs(host)) == []) == silent
+
+
+def test_a_start_needs_a_silent_socket_no_process_and_free_ports(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without /proc a start goes on, but removes nothing; a port in use stops it."""
+    host = tree({})
+    monkeypatch.setattr(ipsec, "socket_signs", lambda host: iter(()))
+    monkeypatch.setattr(host, "bind_udp", lambda family, port: None)
+    assert ipsec.check_not_running(host) is False
+
+    def refuse(family: int, port: int) -> None:
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+    monkeypatch.setattr(host, "bind_udp", refuse)
+    with pytest.raises(ipsec.Failure, match="UDP port 500 can't be bound: Address already in use"):
+        ipsec.check_not_running(host)
 
 
 # --- what a start and a stop touch on hosts that lack it -------------------------------------------------------------
