@@ -156,6 +156,9 @@ def pyroute2_module(name: str, feature: str) -> Any:
 SYSTEM_PATH = ("/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin", "/usr/local/bin")
 EXEC_DIRS = ("/usr/libexec/ipsec", "/usr/lib/ipsec", "/usr/local/libexec/ipsec", "/usr/local/lib/ipsec",
              "/usr/lib64/ipsec")
+DEFAULT_NSSDIRS = ("/var/lib/ipsec/nss", "/etc/ipsec.d")  # of 4.0 and later, of 3.x
+PACKAGE_MANAGERS = {"apt-get": "install", "dnf": "install", "yum": "install", "zypper": "install", "apk": "add",
+                    "pacman": "-S", "opkg": "install", "emerge": "-a"}
 READ_CHUNK = 1 << 16
 AF_INET, AF_INET6 = 2, 10  # of socket(2), without importing it
 NETLINK_XFRM = 6  # linux/netlink.h
@@ -264,9 +267,8 @@ class Host:
         self.execdir = get("IPSEC_EXECDIR") or self._first_dir(EXEC_DIRS)
         self.rundir = rundir or get("IPSEC_RUNDIR") or "/run/pluto"
         self.ctlsocket = ctlsocket or f"{self.rundir}/pluto.ctl"
-        # 3.x keeps the database in /etc/ipsec.d, 4.0 and later in /var/lib/ipsec/nss
         self.given_nssdir = nssdir or get("IPSEC_NSSDIR") or ""
-        self.nssdir = self.given_nssdir or self._first_dir(("/var/lib/ipsec/nss", "/etc/ipsec.d"))
+        self._nssdir = ""
         self.version: str | None = ""  # of libreswan, see libreswan_version()
         self.pluto: Pluto | None = None  # that listens on the control socket, see probe()
         self.children: set[int] = set()  # programs that run for us, each the leader of a session
@@ -278,6 +280,34 @@ class Host:
     def _first_dir(self, candidates: Sequence[str]) -> str:
         """The first directory that exists, else the first named."""
         return next((path for path in candidates if self.isdir(path)), candidates[0])
+
+    @property
+    def nssdir(self) -> str:
+        """The directory of the NSS database: the one that was given, else the installed release's own."""
+        if not self._nssdir:
+            self._nssdir = self.given_nssdir or self._default_nssdir()
+        return self._nssdir
+
+    def _default_nssdir(self) -> str:
+        """Return where the installed release keeps its NSS database by default.
+
+        A pluto of 4.0 or later names /var/lib/ipsec/nss in its code, unless it was built for the old directory (RHEL
+        8).  Reading pluto takes 1 ms, asking whack for its version 15 ms; whack is asked where one of the two is
+        absent or a script.  Without libreswan the directory is that of 4.0 and later.
+        """
+        new, old = DEFAULT_NSSDIRS
+        code = [b"", b""]
+        for place, name in enumerate(("whack", "pluto")):
+            try:
+                chunks = self.chunks(os.path.join(self.execdir, name))
+                code[place] = next(chunks, b"")
+                if name == "pluto":
+                    code[place] += b"".join(chunks)
+            except OSError:
+                break
+        if all(part.startswith(b"\x7fELF") for part in code):
+            return new if new.encode() in code[1] else old
+        return old if (self.libreswan_version() or "").startswith("3.") else new
 
     @property
     def secrets(self) -> str:
@@ -978,6 +1008,21 @@ def takes_output(fd: int) -> bool:
         return bool(select.select([], [fd], [], 0)[1])
     except (OSError, ValueError):
         return True
+
+
+def install_command(host: Host, package: str) -> str:
+    """Return the command that installs a package, with the package manager that the host has (default apt-get)."""
+    for name, action in PACKAGE_MANAGERS.items():
+        if any(host.executable(f"{directory}/{name}") for directory in SYSTEM_PATH):
+            return f"{name} {action} {package}"
+    return f"apt-get install {package}"
+
+
+def start_hint(host: Host) -> str:
+    """Return the way to a running pluto, as the hint of a message: start it, or install libreswan first."""
+    if host.exists(os.path.join(host.execdir, "pluto")):
+        return "start it with: ipsec start"
+    return f"libreswan is not installed ({install_command(host, 'libreswan')})"
 
 
 def version_in(text: str) -> str | None:
@@ -4181,6 +4226,7 @@ class Conversation:
         import _socket as socket
         if not host.live:
             raise NoPluto(f"the pluto of the system under {host.root} can't be asked")
+        self.host = host
         self.name = host.ctlsocket
         self.timeout = timeout
         self.left = timeout
@@ -4204,12 +4250,12 @@ class Conversation:
     def _refused(self, error: OSError) -> Failure:
         name = f'"{self.name}"'
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            return NoPluto(f"Pluto is not running (no {name})", "start it with: ipsec start", silent=True)
+            return NoPluto(f"Pluto is not running (no {name})", start_hint(self.host), silent=True)
         if error.errno in (errno.EACCES, errno.EPERM):
             return NoPluto(f"no right to communicate with pluto ({name})", NOT_ALLOWED)
         if error.errno == errno.ECONNREFUSED:
             return NoPluto(f"is Pluto running?  connect() for {name} failed (111 Connection refused)",
-                           "start it with: ipsec start", silent=True)
+                           start_hint(self.host), silent=True)
         if isinstance(error, TimeoutError) or error.errno is None:  # before 3.10 a time-out is no TimeoutError
             return NoPluto(f"connect() for {name} failed ({error})")
         return NoPluto(f"connect() for {name} failed ({error.errno} {error.strerror})")
@@ -5611,19 +5657,20 @@ class StatusReader:
 # =====================================================================================================================
 # 7. NSS
 #
-# pluto's certificates and keys: cert9.db, key4.db and pkcs11.txt in one directory.  What changes them is done by NSS's
-# own tools; what must be whole or not at all (create, move, migrate, import) is built in a directory beside, renamed to
-# `.nss-commit` when it is whole, and put in place from there, by the next command if we are killed.  Reading needs no
-# tools: the databases are SQLite, one row an object, one column a PKCS#11 attribute (`a` and its number in hex).
+# The NSS database with pluto's certificates and keys: cert9.db, key4.db and pkcs11.txt in one directory.  NSS's own
+# tools make the changes.  A change that must happen whole or not at all (create, move, migrate, import) is built in a
+# directory beside the database.  When it is complete that directory is renamed to `.nss-commit`, and its files are put
+# in place from there; if the command is killed, the next one finishes the work.  Reading needs no tools: the databases
+# are SQLite, with a row for each object and a column for each PKCS#11 attribute (`a` and its number in hex).
+# Used by the NSS commands, setup, verify, barf and look.
 # Facts: certutil(1), pk12util(1); pkcs11t.h and pkcs11n.h of NSS 3.61 to 3.110; RFC 5280 for certificates.
 # =====================================================================================================================
 
-NSS_FILES = ("pkcs11.txt", "key4.db", "cert9.db")  # in the order they are put in place: no certificate before its key
+NSS_FILES = ("pkcs11.txt", "key4.db", "cert9.db")  # put in place in this order: no certificate before its key
 DBM_FILES = ("cert8.db", "key3.db", "secmod.db")
 NSS_COMMIT = ".nss-commit"
 NSS_BUILD = ".nss-build."
-NSS_TIME = 60.0  # seconds a tool may take; it never waits for a person
-DEFAULT_NSSDIRS = ("/var/lib/ipsec/nss", "/etc/ipsec.d")  # of 4.0 and later, of 3.x
+NSS_TIME = 60.0  # seconds that a tool may take; it never waits for a person
 NSS_TOKENS = ("NSS Certificate DB", "NSS FIPS 140-2 Certificate DB")  # the database's token; its name in FIPS mode
 NSS_PACKAGES = {"debian": "libnss3-tools", "ubuntu": "libnss3-tools", "fedora": "nss-tools", "rhel": "nss-tools",
                 "centos": "nss-tools", "suse": "mozilla-nss-tools", "opensuse": "mozilla-nss-tools",
@@ -5633,14 +5680,15 @@ CKO_CERTIFICATE, CKO_PRIVATE_KEY, CKO_NSS_TRUST = (n.to_bytes(4, "big") for n in
 CKK_RSA, CKK_EC = (n.to_bytes(4, "big") for n in (0, 3))
 TRUST_COLUMNS = ("ace536358", "ace536359", "ace53635b", "ace53635a")  # server, client, e-mail, code signing
 TRUST_LETTERS = {0xce534351: "P", 0xce534352: "C", 0xce53435a: "p", 0xce53435b: "c"}  # the letters of certutil -t
-NSS_EMPTY = b"\xa5\x00\x5a"  # how an attribute of no length is stored (sdb.c)
+NSS_EMPTY = b"\xa5\x00\x5a"  # NSS stores an attribute of length 0 as these bytes (sdb.c)
 NAME_PARTS = {"550403": "CN", "55040a": "O", "55040b": "OU", "550406": "C", "550407": "L", "550408": "ST",
               "550405": "serialNumber", "2a864886f70d010901": "E", "0992268993f22c640119": "DC"}
-SOON = 30  # days before its end from which a certificate is marked
+SOON = 30  # days before its expiry from which a certificate is marked
+CERTIFICATE_DER = b"\x30\x82"  # the first bytes of a certificate of 256 bytes to 64 kB
 
 
 class Certificate(Record):
-    """A certificate of the database; `trust` as certutil -t writes it, without `u`."""
+    """A certificate of the database; `trust` is in the form of certutil -t, without `u`."""
 
     nickname: str
     der: bytes
@@ -5649,8 +5697,11 @@ class Certificate(Record):
 
 
 class HostKey(Record):
-    """The public part of a private key of the database: `kind` RSA or ECDSA, `ckaid` CKA_ID, RSA's modulus and
-    exponent or the DER curve and the point."""
+    """The public part of a private key of the database.
+
+    `kind` is RSA or ECDSA, `ckaid` its CKA_ID.  `first` and `second` are the modulus and the exponent of an RSA key,
+    the DER of the curve and the point of an ECDSA key.
+    """
 
     kind: str
     ckaid: bytes
@@ -5662,7 +5713,7 @@ class HostKey(Record):
 
 
 def der_items(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int, int]]:
-    """(tag, first byte, end) of the content of each element between start and end.  Raises ValueError."""
+    """Yield (tag, first byte, end) of the content of each element between start and end.  Raises ValueError."""
     end = len(data) if end is None else end
     while start < end:
         if start + 2 > end:
@@ -5678,14 +5729,15 @@ def der_items(data: bytes, start: int = 0, end: int | None = None) -> Iterator[t
 
 
 def der(tag: int, *contents: bytes) -> bytes:
-    """An element of that tag."""
+    """Return a DER element with the tag and the contents."""
     content = b"".join(contents)
     size = b"" if len(content) < 0x80 else len(content).to_bytes((len(content).bit_length() + 7) // 8, "big")
     return bytes((tag, 0x80 | len(size) if size else len(content))) + size + content
 
 
 class Parsed(Record):
-    """What of a certificate is asked for: names as text, the ends of its validity in seconds since 1970."""
+    """The fields of a certificate that the program uses: both names as text, and the start and end of its validity in
+    seconds since 1970."""
 
     subject: str
     issuer: str
@@ -5695,8 +5747,11 @@ class Parsed(Record):
 
 
 def parse_certificate(data: bytes) -> Parsed:
-    """Read a DER certificate (RFC 5280, 4.1).  It is a CA by its basic constraints only (4.2.1.9): without them, as in
-    version 1, it is none.  Raises ValueError."""
+    """Parse a DER certificate (RFC 5280, 4.1).
+
+    `is_ca` comes from the basic constraints alone (4.2.1.9): a certificate without them, as in version 1, is no CA.
+    Raises ValueError.
+    """
     try:
         _, start, end = next(der_items(data))
         _, start, end = next(der_items(data, start, end))
@@ -5718,7 +5773,7 @@ def parse_certificate(data: bytes) -> Parsed:
 
 
 def der_name(data: bytes, start: int, end: int) -> str:
-    """A distinguished name as text, in the order of the certificate."""
+    """Return a distinguished name as text, in the order of the certificate: `C=CH, CN=gateway`."""
     words = []
     for _, *one in der_items(data, start, end):
         for _, *pair in der_items(data, *one):
@@ -5730,15 +5785,17 @@ def der_name(data: bytes, start: int, end: int) -> str:
 
 
 def der_time(text: str, short: bool) -> int:
-    """Seconds since 1970 of a UTCTime (`short`, two digits of the year: RFC 5280, 4.1.2.5.1) or GeneralizedTime.
+    """Return a time of a certificate in seconds since 1970.
 
-    Raises ValueError.  Not by calendar, which takes longer to import than a database to read."""
+    `short`: a UTCTime, whose year has two digits (RFC 5280, 4.1.2.5.1); otherwise a GeneralizedTime.  The module
+    calendar is not used, because its import takes longer than reading a database.  Raises ValueError.
+    """
     if short:
         text = ("19" if text[:2] >= "50" else "20") + text
     year, month, day, hour, minute, second = (int(text[:4]), *(int(text[i:i + 2]) for i in range(4, 14, 2)))
     if not 1 <= month <= 12:
         raise ValueError(f"month {month}")
-    # years that begin in March, so that a leap day is the last; their months have 153 days in five
+    # count years from March, so that a leap day is the last day; any five months then have 153 days
     year, month = (year, month - 3) if month > 2 else (year - 1, month + 9)
     days = 365 * year + year // 4 - year // 100 + year // 400 + (153 * month + 2) // 5 + day - 719469
     return ((days * 24 + hour) * 60 + minute) * 60 + second
@@ -5756,11 +5813,11 @@ class NssTool(Failure):
 
 
 class BrokenDatabase(Failure):
-    """A file that is no NSS database, or not a whole one."""
+    """A file is not an NSS database, or a damaged one."""
 
 
 def nss_package(host: Host) -> str:
-    """How to get NSS's tools on this distribution (os-release(5)), as a hint."""
+    """Return how to install NSS's tools on this distribution (os-release(5)), as a hint."""
     known: dict[str, str] = {}
     for line in host.value("/etc/os-release", host.value("/usr/lib/os-release")).splitlines():
         key, _, value = line.partition("=")
@@ -5773,16 +5830,19 @@ def nss_package(host: Host) -> str:
 
 
 def first_line(host: Host, name: str) -> str:
-    """The first line of a password file.  Raises Failure."""
+    """Return the first line of a password file.  Raises Failure."""
     try:
         return (b"".join(host.chunks(name)).decode("utf-8", "surrogateescape").splitlines() or [""])[0]
     except OSError as error:
         raise Failure(f"{name}: {error.strerror}", hint="it must hold the password in its first line") from None
 
 
-class NssReader:
-    """The database in a directory, for those who only read.  `password` opens it; without one, pluto's file nsspassword
-    is asked."""
+class NssDatabase:
+    """The NSS database in a directory.
+
+    The methods up to `certificates` only read.  The others change the database: whole or not at all, and one command
+    at a time.  `password` opens it; without one, it comes from pluto's file nsspassword.
+    """
 
     def __init__(self, host: Host, directory: str = "", password: str | None = None) -> None:
         self.host = host
@@ -5793,16 +5853,16 @@ class NssReader:
         self.password = password
 
     def file(self, name: str) -> str:
-        """Where one of its files lies."""
+        """Return the path of one of the database's files."""
         return os.path.join(self.host.path(self.directory), name)
 
     def has(self, *names: str) -> list[str]:
-        """Those of the files that are there."""
+        """Return those of the files that exist."""
         return [name for name in names if os.path.lexists(self.file(name))]
 
     def secret(self) -> bytes:
-        """A password file as NSS's tools read it: they take the line that begins with their token's name and `:`, or
-        else the last (SECU_FilePasswd)."""
+        """Return a password file for NSS's tools.  They take the line that begins with the name of their token and `:`,
+        otherwise the last line (SECU_FilePasswd)."""
         lines = [f"{token}:{text}" for token, text in self.passwords.items() if token and token not in NSS_TOKENS]
         if self.password is not None:
             lines += [f"{token}:{self.password}" for token in NSS_TOKENS] + [self.password]
@@ -5810,43 +5870,51 @@ class NssReader:
 
     def tool(self, program: str, *words: str, directory: str = "", secret: str = "-f", files: Sequence[bytes] = (),
              twice: bool = False) -> Ran:
-        """Run one of NSS's tools on the database, or on `directory`.  `{0}`, `{1}`… in a word become descriptors that
-        hold `files`.  The password goes the same way, so it is in no argument and no file.  Raises NssTool."""
+        """Run one of NSS's tools on the database, or on the database in `directory`.
+
+        `{0}` and `{1}` in a word are replaced by the paths of in-memory files with the contents of `files`.  The
+        password is passed the same way, after the option `secret` (and after -@ if `twice`), so that it is in no
+        argument and in no file on disk.  Raises NssTool.
+        """
         argv = [program, "-d", f"sql:{directory or self.host.path(self.directory)}", *words]
         opened: list[int] = []
         try:
-            told: list[str] = []
+            password_words: list[str] = []
             if self.password is not None:
                 opened.append(self.host.memory_file(self.secret()))
-                told = [secret, f"/proc/self/fd/{opened[0]}"]
-                told += ["-@", told[1]] if twice else []
+                password_words = [secret, f"/proc/self/fd/{opened[0]}"]
+                password_words += ["-@", password_words[1]] if twice else []
             paths = []
             for data in files:
                 if words[0] == "-B":  # each line of a batch has options of its own
-                    data = data.replace(b"\n", f" {' '.join(told)}\n".encode())
+                    data = data.replace(b"\n", f" {' '.join(password_words)}\n".encode())
                 opened.append(self.host.memory_file(data))
                 paths.append(f"/proc/self/fd/{opened[-1]}")
-            argv = [word.format(*paths) if word in ("{0}", "{1}") else word for word in argv] + told
+            argv = [word.format(*paths) if word in ("{0}", "{1}") else word for word in argv] + password_words
             ran = self.host.run(argv, timeout=NSS_TIME, pass_fds=opened, hint=nss_package(self.host))
         finally:
             for fd in opened:
                 os.close(fd)
         if ran.status:
-            text = decode(ran.err)
-            code = next((word.strip(":,.()") for word in text.split()
-                         if word.startswith(("SEC_ERROR_", "PR_", "SSL_ERROR_"))), "")
-            ours = any(part in text for part in ("Incorrect password/PIN", "could not auth", "ailed to authenticate",
-                                               "TOKEN_NOT_LOGGED_IN"))
-            if ours or (code == "SEC_ERROR_BAD_PASSWORD" and program != "pk12util"):
-                raise NssTool(f"{self.directory}: the NSS database "
-                              + ("needs a password" if self.password is None else "has another password"),
-                              "SEC_ERROR_BAD_PASSWORD",
-                              f"put the line `{NSS_TOKENS[0]}:PASSWORD` into {self.host.confddir}/nsspassword")
-            raise NssTool(f"{program}: {ran.complaint.removeprefix(program + ': ')}", code)
+            raise self._tool_failure(program, ran)
         return ran
 
+    def _tool_failure(self, program: str, ran: Ran) -> NssTool:
+        """Return the error for a tool that failed; a wrong password of the database has a message of its own."""
+        text = decode(ran.err)
+        code = next((word.strip(":,.()") for word in text.split()
+                     if word.startswith(("SEC_ERROR_", "PR_", "SSL_ERROR_"))), "")
+        is_locked = any(part in text for part in ("Incorrect password/PIN", "could not auth", "ailed to authenticate",
+                                                  "TOKEN_NOT_LOGGED_IN"))
+        # pk12util reports the password of the imported file with the same code
+        if is_locked or (code == "SEC_ERROR_BAD_PASSWORD" and program != "pk12util"):
+            what = "needs a password" if self.password is None else "has another password"
+            return NssTool(f"{self.directory}: the NSS database {what}", "SEC_ERROR_BAD_PASSWORD",
+                           f"put the line `{NSS_TOKENS[0]}:PASSWORD` into {self.host.confddir}/nsspassword")
+        return NssTool(f"{program}: {ran.complaint.removeprefix(program + ': ')}", code)
+
     def broken(self, name: str, why: object) -> Failure:
-        """What to say of a file that can't be used: of its content, or an OSError."""
+        """Return the error for a database file that can't be used; `why` is an OSError, or what is wrong in it."""
         if not isinstance(why, OSError):
             return BrokenDatabase(f"{self.directory}/{name}: {why}", NSS_FAILURE,
                                   f"restore it from a backup, or wipe the database: rm {self.directory}/*.db")
@@ -5854,11 +5922,11 @@ class NssReader:
         if isinstance(why, PermissionError):
             hint = "run it as root"
         elif isinstance(why, FileNotFoundError):
-            hint = "ipsec initnss makes a new database" if not self.has(*NSS_FILES[1:]) else "restore it from a backup"
+            hint = "restore it from a backup" if self.has(*NSS_FILES[1:]) else "ipsec initnss makes a new database"
         return Failure(f"{self.directory}/{name}: {why.strerror}", NSS_FAILURE, hint)
 
     def check(self) -> None:
-        """Raises Failure when one of the two databases is missing, empty or none."""
+        """Raise Failure if cert9.db or key4.db is missing, empty or not a database."""
         for name in NSS_FILES[1:]:
             try:
                 head = next(self.host.chunks(f"{self.directory}/{name}"), b"")[:16]
@@ -5871,23 +5939,27 @@ class NssReader:
             self.rows("key4.db", "nssPrivate", ("a0",))
         except Missing:
             if self.host.which("certutil"):
-                self.tool("certutil", "-L")  # without either, the heads of the files must do
+                self.tool("certutil", "-L")  # without certutil and sqlite3, the heads of the files must do
 
     def damage(self, name: str) -> str:
-        """What SQLite finds wrong in the pages of a database file; nothing when it is sound, or there is no sqlite3.
-        Raises Failure when it can't look, as while another program is writing."""
+        """Return what SQLite finds wrong in the pages of a database file; empty if they are sound, or without sqlite3.
+
+        Raises Failure if SQLite can't look, for example while another program writes.
+        """
         try:
             self.rows(name, "nssPublic" if name == "cert9.db" else "nssPrivate", ("a0",))
-            (found,), *_ = self._ask(name, "PRAGMA quick_check")
+            (result,), *_ = self._ask(name, "PRAGMA quick_check")
         except Missing:
             return ""
         except BrokenDatabase as failure:
             return f"is damaged: {failure.message.rpartition(': ')[2]}"
-        return "" if found == "ok" else "is damaged: " + str(found).partition("\n")[2].partition("\n")[0]
+        return "" if result == "ok" else "is damaged: " + str(result).partition("\n")[2].partition("\n")[0]
 
     def rows(self, name: str, table: str, columns: Sequence[str]) -> list[tuple[Any, ...]]:
-        """The columns of all objects of a database file; None for a column that this NSS has not.  Raises Missing
-        without sqlite3, Failure when the file is broken."""
+        """Return the columns of all objects of a database file; None for a column that this database does not have.
+
+        Raises Missing without sqlite3, Failure if the file is broken.
+        """
         known = {row[1] for row in self._ask(name, f"PRAGMA table_info({table})")}
         if "a0" not in known:
             raise self.broken(name, f"no table {table}")
@@ -5895,10 +5967,10 @@ class NssReader:
         return self._ask(name, f"SELECT {asked} FROM {table} ORDER BY rowid")
 
     def _ask(self, name: str, question: str) -> list[tuple[Any, ...]]:
-        """SQLite's answer of a database file.  Raises as rows()."""
+        """Return SQLite's answer about a database file.  Raises as rows()."""
         sqlite: Any = need("_sqlite3", "reading an NSS database")
         try:
-            os.close(self.host.open(f"{self.directory}/{name}"))  # a pipe in its place would keep us waiting
+            os.close(self.host.open(f"{self.directory}/{name}"))  # SQLite would wait for ever on a pipe
         except OSError as error:
             raise self.broken(name, error) from None
         path = self.host.path(f"{self.directory}/{name}")
@@ -5911,7 +5983,7 @@ class NssReader:
                 return list(base.execute(question))
             finally:
                 base.close()
-        except sqlite.OperationalError as error:  # locked, or left in the middle of a change: nothing is wrong with it
+        except sqlite.OperationalError as error:  # locked, or in the middle of a change: the file may be sound
             raise Failure(f"{self.directory}/{name}: {error}", NSS_FAILURE,
                           "another program is changing it, or was killed while it did: try again, or certutil -L -d "
                           f"sql:{self.directory}") from None
@@ -5919,26 +5991,28 @@ class NssReader:
             raise self.broken(name, error) from None
 
     def keys(self) -> list[HostKey]:
-        """The public parts of the private keys, in the order of showhostkey(8)."""
-        found = []
+        """Return the public parts of the private keys, in the order of showhostkey(8).  Raises as rows()."""
+        keys = []
         # CKA_CLASS, CKA_KEY_TYPE, CKA_ID, CKA_MODULUS, CKA_PUBLIC_EXPONENT, CKA_EC_PARAMS, CKA_NSS_DB (the point)
         for what, kind, ckaid, modulus, exponent, curve, point in self.rows(
                 "key4.db", "nssPrivate", ("a0", "a100", "a102", "a120", "a122", "a180", "ad5a0db00")):
             if what == CKO_PRIVATE_KEY and kind == CKK_RSA and modulus:
-                found.append(HostKey("RSA", ckaid, modulus, exponent))
+                keys.append(HostKey("RSA", ckaid, modulus, exponent))
             elif what == CKO_PRIVATE_KEY and kind == CKK_EC and point:
-                found.append(HostKey("ECDSA", ckaid, curve, point))
-        return found
+                keys.append(HostKey("ECDSA", ckaid, curve, point))
+        return keys
 
     def has_certificates(self) -> bool:
-        """False when the database holds none: found out without sqlite3, whose import takes longer than many a command.
-        Raises OSError."""
-        # a certificate begins as DER of 256 bytes or more does; what is no database is for others to tell
+        """Return False if the database holds no certificate.  Raises OSError.
+
+        The bytes of the file tell without sqlite3, whose import takes longer than many a command.  True also for a file
+        that is not a database: other methods report that.
+        """
         data = b"".join(self.host.chunks(f"{self.directory}/cert9.db"))
-        return not data.startswith(b"SQLite format 3\0") or b"\x30\x82" in data
+        return not data.startswith(b"SQLite format 3\0") or CERTIFICATE_DER in data
 
     def certificates(self) -> list[Certificate]:
-        """All certificates.  Raises Failure."""
+        """Return all certificates.  Raises Failure."""
         try:
             if not self.has_certificates():
                 return []
@@ -5947,18 +6021,20 @@ class NssReader:
         try:
             objects = self.rows("cert9.db", "nssPublic", ("a0", "a3", "a11", "a81", "a82", "a102", *TRUST_COLUMNS))
         except Missing:
-            return self._told_certificates()
+            return self._certutil_certificates()
         owned = {row[1] for row in self.rows("key4.db", "nssPrivate", ("a0", "a102")) if row[0] == CKO_PRIVATE_KEY}
-        # a trust object belongs to a certificate by CKA_ISSUER and CKA_SERIAL_NUMBER
+        # CKA_ISSUER and CKA_SERIAL_NUMBER connect a trust object with its certificate
         trusts = {row[3:5]: trust_text(row[6:]) for row in objects if row[0] == CKO_NSS_TRUST}
         return [Certificate("" if row[1] in (None, NSS_EMPTY) else decode(row[1]), row[2],
                             trusts.get(row[3:5], ",,"), row[5] in owned)
                 for row in objects if row[0] == CKO_CERTIFICATE and row[2]]
 
-    def _told_certificates(self) -> list[Certificate]:
-        """certificates() through certutil, one run each, for a Python without sqlite3.  Of several of one nickname it
-        gives the one that certutil takes."""
-        found: dict[str, Certificate] = {}
+    def _certutil_certificates(self) -> list[Certificate]:
+        """Return the certificates as certutil lists them, for a Python without sqlite3.
+
+        It takes a run of certutil for each.  Of several with one nickname, only the one that certutil picks is listed.
+        """
+        certificates: dict[str, Certificate] = {}
         for line in self.tool("certutil", "-L").text.split("\n")[4:]:
             if not line.strip():
                 continue
@@ -5966,17 +6042,41 @@ class NssReader:
             nickname, _, trust = line.rstrip().rpartition(" ")
             nickname = nickname.rstrip()
             data = self.tool("certutil", "-L", "-n", nickname, "-r").out
-            found[nickname] = Certificate(nickname, data, trust.strip().replace("u", ""), "u" in trust)
-        return list(found.values())
+            certificates[nickname] = Certificate(nickname, data, trust.strip().replace("u", ""), "u" in trust)
+        return list(certificates.values())
 
+    # --- changes ----------------------------------------------------------------------------------------------------
 
-class NssDatabase(NssReader):
-    """A database that is to be changed: whole or not at all, one command at a time."""
+    def writable(self) -> bool:
+        """Return whether this process may change files in the directory; False on a read-only disk."""
+        path = self.host.path(self.directory)
+        return os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)
+
+    def make_directory(self) -> None:
+        """Create the release's own directory of the database, mode 0700, with missing parents.  Raises Failure.
+
+        A directory that an option or the environment names is not created: the name may be misspelt.
+        """
+        path = self.host.path(self.directory)
+        if self.host.given_nssdir or self.directory != self.host.nssdir or os.path.lexists(path):
+            return
+        try:
+            missing = [path]
+            while not os.path.isdir(os.path.dirname(missing[0])):
+                missing.insert(0, os.path.dirname(missing[0]))
+            for name in missing:
+                try:
+                    os.mkdir(name, 0o700)
+                except FileExistsError:
+                    continue  # another command made it at the same time
+        except OSError as error:
+            raise Failure(f'ERROR: destination directory "{self.directory}" can\'t be created: {error.strerror}',
+                          ERROR, f"mkdir -p -m 700 {self.directory}") from None
 
     def lock(self) -> Lock:
-        """Hold the directory for changes, with what a killed command left brought to its end.  Raises Failure."""
+        """Lock the directory for changes, and finish the work of a command that was killed.  Raises Failure."""
         path = self.host.path(self.directory)
-        if not os.path.isdir(path) or not os.access(path, os.W_OK | os.X_OK):
+        if not self.writable():
             raise Failure(f'ERROR: destination directory "{self.directory}" is missing or permission denied', ERROR,
                           f"mkdir -m 700 {self.directory}" if not os.path.lexists(path) else "it must be a directory "
                           "that can be written")
@@ -6065,14 +6165,14 @@ class NssDatabase(NssReader):
         self._sweep(self.file(NSS_COMMIT))
         self._sync(self.host.path(self.directory))
 
-    def set_trusts(self, directory: str = "", only: Collection[bytes] | None = None) -> list[str]:
-        """Trust the CAs (or those in `only`, by DER) for IPsec: `CT` for SSL, the rest as it is.  One that is
-        distrusted stays so.  Returns the nicknames that were changed.  Raises Failure."""
-        base = NssDatabase(self.host, directory, self.password) if directory else self
+    def wrong_trusts(self, only: Collection[bytes] | None = None) -> list[tuple[Certificate, str]]:
+        """Return the CAs that are not trusted for IPsec, each with its right trust: `CT` for SSL, the rest unchanged.
+
+        `only` limits the result to certificates with these DER encodings.  A CA that somebody distrusted (`p`) is left
+        out.  Raises Failure.
+        """
         wrong: list[tuple[Certificate, str]] = []
-        everything = base.certificates()
-        names = [one.nickname for one in everything]
-        for one in everything:
+        for one in self.certificates():
             ssl, _, others = one.trust.partition(",")
             if (only is not None and one.der not in only) or "p" in ssl or {"C", "T"} <= set(ssl):
                 continue
@@ -6080,8 +6180,18 @@ class NssDatabase(NssReader):
                 if parse_certificate(one.der).is_ca:
                     wrong.append((one, f"CT,{others}"))
             except ValueError:
-                self.host.warn(f"{quote(one.nickname)}: no certificate that can be read; left alone")
-        # one run of certutil for all that its batch syntax can name; the others by the certificate itself
+                self.host.warn(f"{quote(one.nickname)}: the certificate can't be parsed; its trust is unchanged")
+        return wrong
+
+    def set_trusts(self, directory: str = "", only: Collection[bytes] | None = None) -> list[str]:
+        """Trust the CAs of wrong_trusts() for IPsec; return their nicknames.
+
+        `directory` is a copy of the database to change in place of this one.  Raises Failure.
+        """
+        base = NssDatabase(self.host, directory, self.password) if directory else self
+        wrong = base.wrong_trusts(only)
+        names = [one.nickname for one in base.certificates()] if wrong else []
+        # certutil's batch syntax can't name every certificate; the others are named by the certificate itself
         plain = [pair for pair in wrong if names.count(pair[0].nickname) == 1 and pair[0].nickname.isprintable()
                  and pair[0].nickname and not set(pair[0].nickname) & {'"', "\\", ":"}]
         if len(plain) > 1:
@@ -6099,14 +6209,14 @@ class NssDatabase(NssReader):
 
 
 def trust_text(values: Sequence[bytes | None]) -> str:
-    """The four trust values of a trust object as certutil -t writes them."""
+    """Return the four trust values of a trust object in the form of certutil -t."""
     server, client, mail, code = (TRUST_LETTERS.get(int.from_bytes(value or b"", "big"), "") for value in values)
     ssl = server + ("T" if client == "C" else client if client != server else "")
     return f"{ssl},{mail},{code}"
 
 
 def snapshot(source: str, target: str) -> bool:
-    """Make the SQLite file `target` what `source` is, in one transaction.  False: it can't be done so."""
+    """Copy the SQLite file `source` over `target` in one transaction.  Return False if the copy fails."""
     try:
         import sqlite3
     except ImportError:
@@ -6124,7 +6234,7 @@ def snapshot(source: str, target: str) -> bool:
 
 
 def same_content(host: Host, one: str, other: str) -> bool:
-    """True when two SQLite files hold the same; their bytes differ in a counter when snapshot() made one."""
+    """Return whether two SQLite files hold the same data.  A copy by snapshot() differs in the bytes of a counter."""
     if host.read(one) == host.read(other):
         return True
     try:
@@ -6163,7 +6273,7 @@ def copy_database(host: Host, source: str, target: str) -> None:
 
 
 def create_database(base: NssDatabase, password: str = "") -> None:
-    """Make the database, with the lock held; its modules stay when there are any.  Raises Failure (4)."""
+    """Create the database with the lock held; an existing pkcs11.txt stays.  Raises Failure (4)."""
     kept = base.has("pkcs11.txt")
     base.password = password or None
 
@@ -6178,7 +6288,10 @@ def create_database(base: NssDatabase, password: str = "") -> None:
 
 
 def migrate_dbm(base: NssDatabase) -> None:
-    """Turn a Berkeley DB database into the SQLite one beside it, with the lock held.  Raises Failure (4)."""
+    """Convert a Berkeley DB database to a SQLite database in the same directory, with the lock held.
+
+    Raises Failure (4).
+    """
     source = base.host.path(base.directory)
 
     def work(path: str) -> None:
@@ -6197,7 +6310,10 @@ def migrate_dbm(base: NssDatabase) -> None:
 
 
 def move_database(base: NssDatabase, old: str) -> None:
-    """Move the database from ipsec.d to where it is now by default, with the lock held.  Raises Failure (4)."""
+    """Move the database from `old`, the directory of 3.x, to the directory of `base`, with the lock held.
+
+    Raises Failure (4).
+    """
     source = NssDatabase(base.host, old)
     if not source.has(*NSS_FILES[1:], NSS_COMMIT):
         return
@@ -6207,15 +6323,17 @@ def move_database(base: NssDatabase, old: str) -> None:
             base.build(lambda path: copy_database(base.host, base.host.path(source.directory), path))
             remove_database(source)
             base.host.print(f"Moved the NSS database from {source.directory} to {base.directory}")
-        # both: ours if they are the same, from a move that was killed before it had removed all of the old one
+        # both exist: if they hold the same, a move was killed before it removed all of the old database
         elif all(os.path.exists(base.file(name)) and same_content(base.host, source.file(name), base.file(name))
                  for name in NSS_FILES[1:] if os.path.exists(source.file(name))):
             remove_database(source)
 
 
 def remove_database(base: NssDatabase) -> None:
-    """Remove the files of a database, its keys and certificates last: move_database() knows it by them.  Raises Failure
-    (4)."""
+    """Remove the files of a database, keys and certificates last, because move_database() recognises it by them.
+
+    Raises Failure (4).
+    """
     try:
         for name in NSS_FILES:
             base.host.remove(f"{base.directory}/{name}")
@@ -6224,8 +6342,15 @@ def remove_database(base: NssDatabase) -> None:
 
 
 def check_database(base: NssDatabase) -> None:
-    """What `ipsec checknss` does: create, move or migrate the database, or find it sound.  Only the default directory
-    takes over what lies in the old place, not that of a second instance.  Raises Failure."""
+    """Create, move or migrate the database, or find it sound: the work of `ipsec checknss`.
+
+    Only the default directory takes over a database of 3.x, not the directory of a second instance.  A sound database
+    on a read-only disk needs no change.  Raises Failure.
+    """
+    base.make_directory()
+    if len(base.has(*NSS_FILES[1:])) == 2 and not base.writable():
+        base.check()
+        return
     with base.lock():
         old = base.host.confddir
         if base.directory == DEFAULT_NSSDIRS[0] and os.path.realpath(old) != os.path.realpath(base.directory):
@@ -6243,8 +6368,16 @@ def check_database(base: NssDatabase) -> None:
             create_database(base)
 
 
-def certificate_data(base: NssReader, days: int = SOON) -> Iterator[dict[str, Any]]:
-    """The certificates of a database as data; those that end within `days` are expiring.  Raises Failure."""
+def certificate_state(parsed: Parsed, days: int) -> str:
+    """Return `expired`, `expiring` (within `days`) or `valid`."""
+    left = parsed.expires - time.time()
+    if left < 0:
+        return "expired"
+    return "expiring" if left < days * 86400 else "valid"
+
+
+def certificate_data(base: NssDatabase, days: int = SOON) -> Iterator[dict[str, Any]]:
+    """Yield the certificates of a database as data; `state` is certificate_state() or `unreadable`.  Raises Failure."""
     base.check()
     for one in base.certificates():
         entry: dict[str, Any] = {"nickname": one.nickname, "trust": one.trust, "has_key": one.has_key}
@@ -6253,19 +6386,30 @@ def certificate_data(base: NssReader, days: int = SOON) -> Iterator[dict[str, An
         except ValueError:
             entry.update(subject=None, issuer=None, expires=None, is_ca=None, state="unreadable")
         else:
-            left = parsed.expires - time.time()
             entry.update(subject=parsed.subject, issuer=parsed.issuer, is_ca=parsed.is_ca,
                          expires=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(parsed.expires)),
-                         state="expired" if left < 0 else "expiring" if left < days * 86400 else "valid")
+                         state=certificate_state(parsed, days))
         yield entry
+
+
+def pluto_nickname(nickname: str) -> str:
+    """Return the nickname as leftcert= must have it.
+
+    NSS takes the part of a nickname before its first colon for the name of a token, so a nickname with a colon needs
+    the name of the database's token in front (PK11_FindCertFromNickname).
+    """
+    return f"{NSS_TOKENS[0]}:{nickname}" if ":" in nickname else nickname
 
 
 # --- PKCS#12 and PEM -------------------------------------------------------------------------------------------------
 
 
 def import_file(base: NssDatabase, names: Sequence[str], password: Callable[[], str], nickname: str) -> list[str]:
-    """Import a PKCS#12 file, or PEM files, and trust the CAs among it.  Returns what was imported.  Raises Failure; the
-    database is then as it was."""
+    """Import a PKCS#12 file, or PEM files, and trust the CAs in it; return the nicknames of the new certificates.
+
+    `password` gives the password of the PKCS#12 file.  `nickname`, if not empty, names the certificate with the key.
+    Raises Failure; the database is then unchanged.
+    """
     host = base.host
     data = [read_import(name) for name in names]
     if any(b"-----BEGIN " in one[:READ_CHUNK] for one in data):
@@ -6304,8 +6448,9 @@ def import_file(base: NssDatabase, names: Sequence[str], password: Callable[[], 
                 raise Failure(f"{names[0]}: all its certificates are in the database already", IMPORT_DUPLICATE)
             owner = next((one for one in new if one.has_key), new[0])
             if not owner.nickname:
-                raise Failure(f"{names[0]}: a certificate without its private key, and no CA", IMPORT_CORRUPT,
-                              "name the key's file too; a peer's: ipsec certutil -A -n NICKNAME -t ,, -i FILE")
+                raise Failure(f"{names[0]}: a certificate with no private key, and not a CA", IMPORT_CORRUPT,
+                              "name the file of its key too; for a peer's certificate: ipsec certutil -A -n NICKNAME "
+                              "-t ,, -i FILE")
             if nickname and owner.nickname != nickname:
                 base.tool("certutil", "--rename", "-n", owner.nickname, "--new-n", nickname, directory=path)
             base.set_trusts(path, {one.der for one in new})
@@ -6316,7 +6461,7 @@ def import_file(base: NssDatabase, names: Sequence[str], password: Callable[[], 
 
 
 def read_import(name: str) -> bytes:
-    """The bytes of a file, a FIFO or /dev/fd/N.  Raises Failure."""
+    """Return the bytes of a file, a FIFO or /dev/fd/N.  Raises Failure."""
     try:
         with open(name, "rb") as stream:
             return stream.read(64 << 20)
@@ -6324,19 +6469,31 @@ def read_import(name: str) -> bytes:
         raise Failure(f"{name}: {error.strerror}", IMPORT_UNREADABLE) from None
 
 
+# NSS's errors for a PKCS#12 file that is damaged, and for one that this release of NSS can't read (secerr.h)
+CORRUPT_PKCS12 = ("SEC_ERROR_BAD_DER", "SEC_ERROR_INPUT_LEN", "SEC_ERROR_PKCS12_DECODING_PFX",
+                  "SEC_ERROR_PKCS12_INVALID_MAC", "SEC_ERROR_PKCS12_CORRUPT_PFX_STRUCTURE")
+UNREADABLE_PKCS12 = ("SEC_ERROR_PKCS12_UNSUPPORTED_", "SEC_ERROR_UNSUPPORTED_", "SEC_ERROR_INVALID_ALGORITHM",
+                     "SEC_ERROR_BAD_EXPORT_ALGORITHM")
+
+
 def import_failure(name: str, failure: NssTool) -> Failure:
-    """What a failure of pk12util means for the file or for the database."""
+    """Return the error for a failure of pk12util: of the file where NSS's code says so, otherwise as NSS tells it."""
     if failure.hint:  # of the database's password
         return failure
     if failure.code == "SEC_ERROR_BAD_PASSWORD":
         return Failure(f"{name}: wrong password", IMPORT_PASSWORD, "give --password-file FILE")
     if any(word in failure.message for word in ("DUPLICATE", "COLLISION", "same")):
         return Failure(f"{name}: its nickname or certificate is in the database already", IMPORT_DUPLICATE)
-    return Failure(f"{name}: corrupt: {failure.message}", IMPORT_CORRUPT, "copy it again")
+    if failure.code in CORRUPT_PKCS12:
+        return Failure(f"{name}: corrupt: {failure.message}", IMPORT_CORRUPT, "copy it again")
+    if failure.code.startswith(UNREADABLE_PKCS12):
+        return Failure(f"{name}: this release of NSS does not support it: {failure.message}", IMPORT_FORMAT,
+                       "openssl pkcs12 -export makes a file with other algorithms (-keypbe, -certpbe, -macalg)")
+    return Failure(f"{name}: {failure.message}", NSS_FAILURE, "the database is as it was")
 
 
 def pem_to_pkcs12(host: Host, pem: bytes, nickname: str) -> bytes:
-    """PEM certificates and the key of one of them as PKCS#12, through openssl.  Raises Failure."""
+    """Convert PEM certificates and the key of one of them to PKCS#12, with openssl.  Raises Failure."""
     source, secret = host.memory_file(pem), host.memory_file(b"pem\n")
     try:
         argv = ["openssl", "pkcs12", "-export", "-in", f"/proc/self/fd/{source}", "-passout",
@@ -6350,8 +6507,8 @@ def pem_to_pkcs12(host: Host, pem: bytes, nickname: str) -> bytes:
         os.close(source)
         os.close(secret)
     if ran.status:
-        raise Failure("the PEM files are no certificate with its key, or the key has a password", IMPORT_CORRUPT,
-                      "openssl pkcs12 -export -in CERT -inkey KEY -out FILE.p12, then import that")
+        raise Failure("these PEM files don't contain a certificate and its key, or the key has a password",
+                      IMPORT_CORRUPT, "openssl pkcs12 -export -in CERT -inkey KEY -out FILE.p12, then import that")
     return ran.out
 
 
@@ -6359,9 +6516,11 @@ def pem_to_pkcs12(host: Host, pem: bytes, nickname: str) -> bytes:
 
 
 def key_texts(key: HostKey) -> tuple[str, str, str, int]:
-    """keyid, key of left=/right= and IPSECKEY records, base64 of the DER public key, and IPSECKEY's algorithm.
+    """Return four texts about a key: its keyid; the key as in leftrsasigkey= and IPSECKEY records, in base64; the DER
+    public key in base64; IPSECKEY's number of the algorithm.
 
-    RFC 3110 for RSA, the point without its first byte for ECDSA; keyid: 9 characters of the key, or of the CKAID.
+    An RSA key has the form of RFC 3110, an ECDSA key is the point without its first byte.  The keyid is 9 characters:
+    of an RSA key, or of the CKAID of an ECDSA key.
     """
     from binascii import b2a_base64
     if key.kind == "RSA":
@@ -6380,8 +6539,11 @@ def key_texts(key: HostKey) -> tuple[str, str, str, int]:
 
 
 def generate_key(base: NssDatabase, kind: str, size: str, seed: bytes) -> str:
-    """Make a key pair in the database; its CKAID in hex.  certutil makes it, because rsasigkey takes a password only
-    on its command line.  Raises Failure."""
+    """Make a key pair in the database; return its CKAID in hex.
+
+    `size` is the bits of an RSA key or the curve of an ECDSA key.  certutil makes the key, because rsasigkey takes a
+    password only on its command line.  Raises Failure.
+    """
     with base.lock():
         base.check()
         before = {key.ckaid for key in base.keys()}
@@ -8149,8 +8311,8 @@ class Direct:
         argv = [os.path.join(host.execdir, "pluto"), "--config", host.conf, "--nofork"]
         if host.rundir not in DEFAULT_RUNDIRS:
             argv += ["--rundir", host.rundir]
-        if host.nssdir not in DEFAULT_NSSDIRS:
-            argv += ["--nssdir", host.nssdir]
+        if host.given_nssdir:
+            argv += ["--nssdir", host.given_nssdir]
         if not Config(host).setup("logfile"):
             if not foreground:
                 argv += ["--logfile", self._log()]
@@ -9426,7 +9588,7 @@ def has_database(host: Host) -> None:
 
 def certificate_lines(host: Host) -> Iterator[str]:
     """The certificates and their trust as certutil lists them, read from the database itself.  Raises Failure."""
-    for one in NssReader(host).certificates():
+    for one in NssDatabase(host).certificates():
         trust = ",".join(f"{flags}u" for flags in one.trust.split(",")) if one.has_key else one.trust
         yield f"{one.nickname:<60} {trust:<5}\n"
 
@@ -9868,12 +10030,8 @@ class Patient:
         stands in the configuration, or where the installed release has it."""
         host = self.host
         if not self._nssdir:
-            found = (host.given_nssdir or self.told("nssdir").rstrip(",") or self.config.setup("nssdir") or host.nssdir)
-            self._nssdir = os.path.normpath(found.removeprefix("sql:"))
-            new, old = DEFAULT_NSSDIRS
-            if self._nssdir == old and not host.exists(f"{old}/cert9.db") and not (
-                    host.libreswan_version() or "4").startswith("3"):
-                self._nssdir = new  # 3.x only looks there
+            name = host.given_nssdir or self.told("nssdir").rstrip(",") or self.config.setup("nssdir") or host.nssdir
+            self._nssdir = os.path.normpath(name.removeprefix("sql:"))
         return self._nssdir
 
     @property
@@ -9979,7 +10137,7 @@ class Patient:
         OSError."""
         if self._needed is None:
             words = ("cert", "ckaid", "rsasigkey", "ecdsakey", "pubkey")
-            self._needed = NssReader(self.host, self.nssdir).has_certificates() or any(
+            self._needed = NssDatabase(self.host, self.nssdir).has_certificates() or any(
                 conn.get(f"{side}{word}") for conn in self.conns for side in ("left", "right") for word in words)
         return self._needed
 
@@ -10110,17 +10268,6 @@ def set_each(option: str, interfaces: Sequence[str], value: int) -> str:
     """The command that sets a sysctl of interfaces."""
     names = (name.replace(".", "/") for name in interfaces)
     return shell_words(["sysctl", "-w", *(f"net.ipv4.conf.{name}.{option}={value}" for name in names)])
-
-
-PACKAGE_MANAGERS = {"apt-get": "install", "dnf": "install", "yum": "install", "zypper": "install", "apk": "add",
-                    "pacman": "-S", "opkg": "install", "emerge": "-a"}
-
-
-def install_command(host: Host, package: str) -> str:
-    """The command that installs a package here."""
-    name = next((name for name in PACKAGE_MANAGERS for directory in SYSTEM_PATH
-                 if host.executable(f"{directory}/{name}")), "apt-get")
-    return f"{name} {PACKAGE_MANAGERS[name]} {package}"
 
 
 @verify_check("installed", "Version check and ipsec on-path",
@@ -10744,7 +10891,7 @@ def check_nss_health(patient: Patient) -> Iterator[Trouble]:
         broken = ("is cut short" if head[24:28] == head[92:96] and size > host.stat(path).st_size else
                   "" if head[:16] == b"SQLite format 3\0" else "is not an NSS database")
         if not broken and patient.needs_database:
-            broken = NssReader(host, directory).damage(name)
+            broken = NssDatabase(host, directory).damage(name)
         if broken:
             yield "FAIL", "BROKEN", f"{path} {broken}: restore a backup, or make {ANEW}", new_database(patient)
     infos = [host.stat(directory), host.stat(f"{directory}/key4.db")]
@@ -10753,7 +10900,7 @@ def check_nss_health(patient: Patient) -> Iterator[Trouble]:
             ["chown", "-R", "root", directory], ["chmod", "-R", "go=", directory]))))
     if host.live and host.superuser and not patient.told("pluto_version") and host.which("certutil"):
         try:
-            NssReader(host, directory).tool("certutil", "-K")  # as pluto does when it starts
+            NssDatabase(host, directory).tool("certutil", "-K")  # as pluto does when it starts
         except NssTool as failure:
             if failure.code == "SEC_ERROR_BAD_PASSWORD":
                 yield "FAIL", "LOCKED", failure.message, shell_words(["vi", f"{host.confddir}/nsspassword"])
@@ -10779,7 +10926,7 @@ def authorities(certificates: Iterable[Certificate]) -> Iterator[tuple[Parsed, C
 def check_certificates(patient: Patient) -> Iterator[Trouble]:
     if not patient.has_database or not patient.needs_database:
         return
-    listed = NssReader(patient.host, patient.nssdir).certificates()
+    listed = NssDatabase(patient.host, patient.nssdir).certificates()
     held = {one.nickname: one for one in listed}
     here = patient.sides
     used = {}
@@ -10910,7 +11057,7 @@ def check_host_keys(patient: Patient) -> Iterator[Trouble]:
             why = "is to sign" if get("authby") or get(f"{side}auth") else "is to sign, as authby= is not set"
             yield ("FAIL", "NO KEY", f"conn {tunnel.conn.name} {why}, and names no key of this end: {side}cert=, "
                    f"{side}ckaid= or {side}rsasigkey=", edit_command(tunnel.conn))
-    keys = NssReader(patient.host, patient.nssdir).keys() if named else []
+    keys = NssDatabase(patient.host, patient.nssdir).keys() if named else []
     held = {text for key in keys for text in key_texts(key)[1:3]}
     for conn, word, value in named:
         ckaid = value.lower().replace(":", "")
@@ -11768,7 +11915,7 @@ def routes_data(report: Report) -> Iterator[Route]:
 def nss_data(report: Report) -> Iterator[dict[str, Any]]:
     """Yield the certificates as data."""
     has_database(report.host)
-    return certificate_data(NssReader(report.host))
+    return certificate_data(NssDatabase(report.host))
 
 
 @command("look", "[state|policy|iptables|nftables|route|nss]...", rescue=True, options=(
@@ -12701,13 +12848,15 @@ def plutorun_command(host: Host, args: Args) -> int:
 
 # --- NSS -------------------------------------------------------------------------------------------------------------
 
-NSSDIR_OPTION = Opt("--nssdir -d", "DIR", "the NSS database instead of /var/lib/ipsec/nss")
-PASSWORD_OPTION = Opt("--password-file", "FILE", "the database's password is the first line of FILE, not nsspassword's")
-NSS_OPTIONS = (NSSDIR_OPTION, Opt("--configdir", "DIR", "obsolete for --nssdir"), PASSWORD_OPTION)
+NSSDIR_OPTION = Opt("--nssdir -d", "DIR", "the directory of the NSS database (default: that of the installed release)")
+PASSWORD_OPTION = Opt("--password-file", "FILE", "the first line of FILE is the database's password (default: the file "
+                                                 "nsspassword)")
+CONFIGDIR_OPTION = Opt("--configdir", "DIR", "same as --nssdir, obsolete")
+NSS_OPTIONS = (NSSDIR_OPTION, CONFIGDIR_OPTION, PASSWORD_OPTION)
 
 
 def nss_database(host: Host, args: Args, name: str, password_option: str = "--password-file") -> NssDatabase:
-    """The database that the options of a command name.  Raises Failure."""
+    """Return the database that the options of the command `name` select.  Raises Failure."""
     if args.flag("--configdir"):
         host.warn(f"{name} warning: --configdir is obsoleted, use --nssdir")
     file = args.value(password_option)
@@ -12718,11 +12867,13 @@ def nss_database(host: Host, args: Args, name: str, password_option: str = "--pa
 
 
 @command("initnss", summary="create the NSS database", options=NSS_OPTIONS,
-         details="The database has no password unless --password-file gives one. Status 42 when there is a database "
-         "already.")
+         details="The database has no password unless --password-file gives one. The exit status is 42 if a database "
+         "already exists.")
 def initnss_command(host: Host, args: Args) -> int:
-    """`ipsec initnss`: 0; 1 for a directory that can't be used; 4; 42 when there is one already."""
+    """`ipsec initnss`: return 0.  Raises Failure: 1 if the directory can't be used, 4 if the database can't be made, 42
+    if a database exists."""
     base = nss_database(host, args, "initnss")
+    base.make_directory()
     with base.lock():
         if base.has(*NSS_FILES[1:], *DBM_FILES):
             raise Failure(f"NSS database already initialised - aborted\nTo wipe the old NSS database, issue: "
@@ -12732,13 +12883,13 @@ def initnss_command(host: Host, args: Args) -> int:
     return OK
 
 
-@command("checknss", summary="create the NSS database when there is none, move or migrate an old one", options=(
-    *NSS_OPTIONS, Opt("--settrusts", None, "trust the CAs in it for IPsec (CT,,), those that are distrusted aside")))
+@command("checknss", summary="create the NSS database if there is none, move or migrate an old one", options=(
+    *NSS_OPTIONS, Opt("--settrusts", None, "trust its CAs for IPsec (CT,,), except those that are distrusted")))
 def checknss_command(host: Host, args: Args) -> int:
-    """`ipsec checknss`: 0; 1 for a directory that can't be used; 4 when the database is not sound."""
+    """`ipsec checknss`: return 0.  Raises Failure: 1 if the directory can't be used, 4 if the database is not sound."""
     base = nss_database(host, args, "checknss")
     check_database(base)
-    if args.flag("--settrusts"):
+    if args.flag("--settrusts") and (base.writable() or base.wrong_trusts()):
         with base.lock():
             for nickname in base.set_trusts():
                 host.print(f"correcting trust bits for {printable(nickname)}")
@@ -12746,13 +12897,14 @@ def checknss_command(host: Host, args: Args) -> int:
 
 
 @command("import", "FILE...", summary="import a PKCS#12 file, or PEM files of a certificate and its key", options=(
-    NSSDIR_OPTION, Opt("--configdir", "DIR", "obsolete for --nssdir"),
-    Opt("--password-file", "FILE", "the password of the PKCS#12 file is the first line of FILE"),
-    Opt("--nss-password-file", "FILE", "the same of the database, instead of nsspassword"),
+    NSSDIR_OPTION, CONFIGDIR_OPTION,
+    Opt("--password-file", "FILE", "the first line of FILE is the password of the PKCS#12 file"),
+    Opt("--nss-password-file", "FILE", "the first line of FILE is the database's password (default: the file "
+                                       "nsspassword)"),
     Opt("--name", "NICKNAME", "the nickname for the certificate with the key")),
-    details="The CAs in the file are trusted for IPsec. When anything fails the database is as it was.")
+    details="The CAs in the file are trusted for IPsec. If anything fails, the database is unchanged.")
 def import_command(host: Host, args: Args) -> int:
-    """`ipsec import FILE...`: 0, or the statuses of ipsec_import(8)."""
+    """`ipsec import FILE...`: return 0.  Raises Failure with the statuses of ipsec_import(8)."""
     base = nss_database(host, args, "import", "--nss-password-file")
     file = args.value("--password-file")
 
@@ -12766,10 +12918,13 @@ def import_command(host: Host, args: Args) -> int:
 
     for nickname in import_file(base, args.operands, password, args.value("--name")):
         host.print(f"imported {quote(nickname)}")
+        if pluto_nickname(nickname) != nickname:
+            host.warn(f"import: in ipsec.conf write leftcert={quote(pluto_nickname(nickname))}, because NSS takes "
+                      "the part of a nickname before a colon for the name of a token")
     return OK
 
 
-# The option for the directory, and that for the file of the database's password, of each of NSS's tools
+# The options of NSS's tools for the directory and for a file with the database's password
 def nss_tool_command(name: str, directory: str, secret: str) -> None:
     """Register a tool of NSS as a command that becomes this tool, with the directory and, if nsspassword has one, the
     password.  `directory` and `secret` are the tool's options for them; `secret` is empty if it has none."""
@@ -12803,14 +12958,18 @@ nss_tool_command("vfychain", "-d", "-f")
 
 
 @command("showhostkey", rescue=True, summary="show the public keys of this host", fallback=True, options=(
-    NSSDIR_OPTION, Opt("--list --dump", None, "list the keys"), Opt("--left", None, "as leftrsasigkey= or so"),
-    Opt("--right", None, "as rightrsasigkey= or so"), Opt("--ipseckey", None, "as IPSECKEY record for the DNS"),
-    Opt("--pem", None, "as PEM"), Opt("--pubkey", None, "with --left, --right, --ipseckey: as DER public key"),
+    NSSDIR_OPTION, Opt("--list --dump", None, "list the keys"),
+    Opt("--left", None, "show the key as a leftrsasigkey= (or leftecdsakey=) line"),
+    Opt("--right", None, "show the key as a rightrsasigkey= (or rightecdsakey=) line"),
+    Opt("--ipseckey", None, "show the key as an IPSECKEY record for the DNS"),
+    Opt("--pem", None, "show the key as PEM"),
+    Opt("--pubkey", None, "with --left, --right or --ipseckey: use the DER public key"),
     Opt("--gateway", "ADDRESS", "the gateway of the record"),
-    Opt("--precedence", "NUMBER", "the precedence of the record, 10 else"),
-    Opt("--ckaid", "HEX", "the key whose CKAID begins so"), Opt("--rsaid", "ID", "the RSA key of that ID")))
+    Opt("--precedence", "NUMBER", "the precedence of the record (default 10)"),
+    Opt("--ckaid", "HEX", "the key whose CKAID starts with HEX"), Opt("--rsaid", "ID", "the RSA key with this keyid")))
 def showhostkey_command(host: Host, args: Args) -> int:
-    """`ipsec showhostkey`, where libreswan's is not installed: 0; 20 when there is no such key."""
+    """`ipsec showhostkey` where libreswan's own is not installed: return 0.  Raises Failure: 20 if there is no such
+    key."""
     base = nss_database(host, args, "showhostkey")
     keys = base.keys()
     if args.flag("--list"):
@@ -12836,7 +12995,7 @@ def showhostkey_command(host: Host, args: Args) -> int:
         host.print("\n".join(("-----BEGIN PUBLIC KEY-----", *lines, "-----END PUBLIC KEY-----")))
     elif args.flag("--ipseckey"):
         gateway = args.value("--gateway")
-        kind = 0 if not gateway else 2 if ":" in gateway else 1
+        kind = 2 if ":" in gateway else int(bool(gateway))  # of gateway: 0 none, 1 IPv4, 2 IPv6 (RFC 4025)
         host.print(f"{os.uname().nodename}.    IN    IPSECKEY  {args.value('--precedence', '10')} {kind} "
                    f"{4 if pubkey else algorithm} {gateway or '.'} {spki if pubkey else text}")
     else:
@@ -12850,20 +13009,23 @@ def showhostkey_command(host: Host, args: Args) -> int:
 
 
 CURVES = ("secp256r1", "secp384r1", "secp521r1")
-KEY_OPTIONS = (*NSS_OPTIONS, Opt("--password", "PASSWORD", "the same, seen by all users of this host: better not"),
-               Opt("--seeddev", "FILE", "more random bytes from there"), Opt("--seedbits", "NUMBER", "accepted"),
-               Opt("--verbose", None, "accepted"), Opt("--quiet", None, "do not say which key it is"),
-               Opt("--hostname", "NAME", "accepted, for scripts"))
+KEY_OPTIONS = (*NSS_OPTIONS, Opt("--password", "PASSWORD", "same; visible to all users, avoid"),
+               Opt("--seeddev", "FILE", "take more random bytes from FILE"),
+               Opt("--seedbits", "NUMBER", "accepted and ignored"), Opt("--verbose", None, "accepted and ignored"),
+               Opt("--quiet", None, "don't print the CKAID"), Opt("--hostname", "NAME", "accepted and ignored"))
 
 
 def make_key(host: Host, args: Args, name: str, kind: str, size: str) -> int:
-    """Make a host key and say which, in the words of rsasigkey(8)."""
+    """Make a host key, and print its CKAID as rsasigkey(8) does; return 0.  Raises Failure."""
     base = nss_database(host, args, name)
     if args.flag("--password"):
         host.warn(f"{name}: a password on the command line can be seen by others; use --password-file")
         base.password = args.value("--password")
     if kind == "RSA" and (not size.isascii() or not size.isdigit() or not 2192 <= int(size) <= 16384):
-        raise Failure(f"ipsec {name}: {quote(size)} is no size of an RSA key", USAGE, "2192 to 16384 bits")
+        raise Failure(f"ipsec {name}: {quote(size)} is not a valid RSA key size", USAGE, "2192 to 16384 bits")
+    if kind == "RSA" and int(size) % 16:
+        raise Failure(f"ipsec {name}: the RSA key size {size} is not a multiple of 16", ERROR,
+                      f"try {int(size) // 16 * 16} or {int(size) // 16 * 16 + 16}")
     if kind == "ECDSA" and size not in CURVES:
         raise Failure(f"ipsec {name}: unknown curve {quote(size)}", USAGE, ", ".join(CURVES))
     seed = os.urandom(64)
@@ -12882,10 +13044,12 @@ def make_key(host: Host, args: Args, name: str, kind: str, size: str) -> int:
 
 
 @command("newhostkey", summary="make a key for this host in the NSS database", options=(
-    *KEY_OPTIONS, Opt("--keytype", "rsa|ecdsa", "the kind of key, rsa else"), Opt("--bits", "NUMBER", "of an RSA key"),
-    Opt("--curve", "NAME", "of an ECDSA key")))
+    *KEY_OPTIONS, Opt("--keytype", "rsa|ecdsa", "the kind of key (default rsa)"),
+    Opt("--bits", "NUMBER", "the size of an RSA key (default 3072)"),
+    Opt("--curve", "NAME", f"the curve of an ECDSA key (default {CURVES[0]})")))
 def newhostkey_command(host: Host, args: Args) -> int:
-    """`ipsec newhostkey`: 0; 2 when the options don't go together; 4."""
+    """`ipsec newhostkey`: return 0.  Raises Failure: 1 if the size is not a multiple of 16, 2 for a usage error, 4 if
+    certutil fails."""
     kind = args.value("--keytype", "rsa")
     if kind not in ("rsa", "ecdsa"):
         raise Failure(f"ipsec newhostkey: unknown key type {quote(kind)}", USAGE, "rsa or ecdsa")
@@ -12898,23 +13062,23 @@ def newhostkey_command(host: Host, args: Args) -> int:
 
 @command("rsasigkey", "[BITS]", summary="make an RSA key in the NSS database", options=KEY_OPTIONS, fallback=True)
 def rsasigkey_command(host: Host, args: Args) -> int:
-    """`ipsec rsasigkey [BITS]` where libreswan's is not installed."""
+    """`ipsec rsasigkey [BITS]` where libreswan's own is not installed."""
     return make_key(host, args, "rsasigkey", "RSA", args.operands[0] if args.operands else "3072")
 
 
 @command("ecdsasigkey", "[CURVE]", summary="make an ECDSA key in the NSS database", options=KEY_OPTIONS,
          fallback=True)
 def ecdsasigkey_command(host: Host, args: Args) -> int:
-    """`ipsec ecdsasigkey [CURVE]` where libreswan's is not installed."""
+    """`ipsec ecdsasigkey [CURVE]` where libreswan's own is not installed."""
     return make_key(host, args, "ecdsasigkey", "ECDSA", args.operands[0] if args.operands else CURVES[0])
 
 
 @command("nsslist", summary="list the certificates in the NSS database, with their expiry and trust",
          rescue=True, options=(
-    NSSDIR_OPTION, PASSWORD_OPTION, Opt("--json", None, "as JSON, see ipsec_nsslist(8)"),
-    Opt("--days", "NUMBER", f"mark those that expire within NUMBER days, {SOON} else")))
+    NSSDIR_OPTION, PASSWORD_OPTION, Opt("--json", None, "print JSON, see ipsec_nsslist(8)"),
+    Opt("--days", "NUMBER", f"mark certificates that expire within NUMBER days (default {SOON})")))
 def nsslist_command(host: Host, args: Args) -> int:
-    """`ipsec nsslist`: 0; 4 when the database can't be read."""
+    """`ipsec nsslist`: return 0.  Raises Failure: 4 if the database can't be read."""
     base = nss_database(host, args, "nsslist")
     days_text = args.value("--days", str(SOON))
     if not days_text.isdecimal():

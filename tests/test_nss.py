@@ -284,3 +284,81 @@ def test_smallest_host_takes_a_database_by_its_head(tmp_path: Path, monkeypatch:
     (tmp_path / "db/key4.db").write_text("none")
     with pytest.raises(Failure, match="not an NSS database"):
         ipsec.check_database(NssDatabase(Host({}), str(tmp_path / "db")))
+
+
+@pytest.mark.parametrize(("version", "exists", "directory"), [
+    ("3.32", "var/lib/ipsec/nss", "/etc/ipsec.d"), ("3.25", "", "/etc/ipsec.d"),
+    ("4.0", "etc/ipsec.d", "/var/lib/ipsec/nss"), ("5.2", "", "/var/lib/ipsec/nss"),
+    ("", "etc/ipsec.d", "/var/lib/ipsec/nss"),
+])
+def test_the_release_decides_where_the_database_is(tmp_path: Path, version: str, exists: str, directory: str) -> None:
+    """The directories that happen to exist do not decide."""
+    (tmp_path / "root" / exists).mkdir(parents=True)
+    (tmp_path / "root/usr/sbin").mkdir(parents=True)
+    (tmp_path / "root/usr/sbin/ipsec").write_text(f'#!/bin/sh\nexport IPSEC_VERSION="{version}"\n' if version else "")
+    assert Host({}, root=str(tmp_path / "root")).nssdir == directory
+    whack = tmp_path / "whack"
+    whack.write_text(f"#!/bin/sh\necho Libreswan {version}\n")
+    whack.chmod(0o755)
+    env = {"IPSEC_EXECDIR": str(tmp_path), "IPSEC_SBINDIR": str(tmp_path)}
+    assert Host(env).nssdir == directory
+    assert Host({**env, "IPSEC_NSSDIR": "/elsewhere"}).nssdir == "/elsewhere"
+
+
+@pytest.mark.parametrize(("code", "directory"), [
+    (b"... /etc/ipsec.d /var/lib/ipsec/nss ...", "/var/lib/ipsec/nss"), (b"... /etc/ipsec.d ...", "/etc/ipsec.d")])
+def test_a_pluto_that_was_built_for_the_old_directory(tmp_path: Path, code: bytes, directory: str) -> None:
+    for name in ("whack", "pluto"):
+        (tmp_path / name).write_bytes(b"\x7fELF" + bytes(1 << 17) + code)
+    assert Host({"IPSEC_EXECDIR": str(tmp_path)}).nssdir == directory
+
+
+def test_a_missing_default_directory_is_made_for_root_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    default = str(tmp_path / "lib/ipsec/nss")
+    monkeypatch.setattr(ipsec, "DEFAULT_NSSDIRS", (default, "/etc/ipsec.d"))
+    host = Host({"IPSEC_EXECDIR": str(tmp_path), "IPSEC_SBINDIR": str(tmp_path)})
+    NssDatabase(host, str(tmp_path / "misspelt")).make_directory()
+    assert os.listdir(tmp_path) == []
+    for _ in range(2):
+        NssDatabase(host).make_directory()
+    made = default, f"{tmp_path}/lib/ipsec", f"{tmp_path}/lib"
+    assert [os.stat(name).st_mode & 0o777 for name in made] == [0o700] * 3
+    named = Host({"IPSEC_NSSDIR": str(tmp_path / "named")})
+    NssDatabase(named).make_directory()
+    assert not (tmp_path / "named").exists()
+
+
+@pytest.mark.parametrize(("message", "code", "status", "hint"), [
+    ("pk12util: PKCS12 decode not verified: SEC_ERROR_BAD_PASSWORD", "SEC_ERROR_BAD_PASSWORD", 13, "--password-file"),
+    ("pk12util: PKCS12 decoding failed: SEC_ERROR_BAD_DER", "SEC_ERROR_BAD_DER", 12, "copy it again"),
+    ("pk12util: failed: SEC_ERROR_PKCS12_UNSUPPORTED_MAC_ALGORITHM", "SEC_ERROR_PKCS12_UNSUPPORTED_MAC_ALGORITHM", 11,
+     "-macalg"),
+    ("pk12util: failed: SEC_ERROR_PKCS12_DUPLICATE_DATA", "SEC_ERROR_PKCS12_DUPLICATE_DATA", 14, ""),
+    ("pk12util: failed: SEC_ERROR_NO_MEMORY", "SEC_ERROR_NO_MEMORY", 4, "the database is as it was"),
+    ("pk12util: killed", "", 4, "the database is as it was"),
+])
+def test_a_file_is_corrupt_only_if_nss_says_so(message: str, code: str, status: int, hint: str) -> None:
+    failure = ipsec.import_failure("x.p12", ipsec.NssTool(message, code))
+    assert failure.status == status and hint in failure.hint
+    assert ("corrupt" in failure.message) == (status == 12)
+
+
+@pytest.mark.parametrize(("size", "status", "said"), [
+    ("3192", 1, "not a multiple of 16"), ("2048", 2, "not a valid RSA key size"), ("x", 2, "not a valid RSA key size")])
+def test_sizes_of_rsa_keys(size: str, status: int, said: str) -> None:
+    for words in (["newhostkey", "--bits", size], ["rsasigkey", size]):
+        entry = ipsec.COMMANDS[words[0]]
+        with pytest.raises(Failure, match=said) as caught:
+            entry.function(Host({}), entry.parse(words[1:]))
+        assert caught.value.status == status
+
+
+def test_the_hint_without_libreswan(tmp_path: Path) -> None:
+    env = {"IPSEC_EXECDIR": str(tmp_path), "IPSEC_RUNDIR": str(tmp_path)}
+    with pytest.raises(ipsec.NoPluto) as caught:
+        ipsec.Conversation(Host(env))
+    assert caught.value.hint.startswith("libreswan is not installed (") and "install libreswan" in caught.value.hint
+    (tmp_path / "pluto").write_text("")
+    with pytest.raises(ipsec.NoPluto) as caught:
+        ipsec.Conversation(Host(env))
+    assert caught.value.hint == "start it with: ipsec start"

@@ -204,7 +204,7 @@ def test_import_pem(base: Machine) -> None:
     base.run(["sh", "-ec", "cd /pki; openssl req -newkey rsa:2048 -nodes -keyout e.key -out e.csr -subj /CN=e; openssl "
               f"x509 -req -in e.csr -CA {pem} -CAkey h.key -CAcreateserial -out e.pem"]).check()
     lone = base.ipsec("import", "/pki/e.pem")  # NSS would keep it without a nickname, and nothing could name it
-    assert lone.status == 12 and "without its private key" in lone.stderr
+    assert lone.status == 12 and "with no private key" in lone.stderr
     assert json.loads(base.ipsec("nsslist", "--json").check().stdout) == []
     assert base.ipsec("import", "--name", "pem host", pem, "/pki/h.key").check().stdout == 'imported "pem host"\n'
     assert json.loads(base.ipsec("nsslist", "--json").check().stdout)[0]["has_key"]
@@ -323,6 +323,34 @@ def test_hard_places(fresh: Machine) -> None:
     assert list(fresh.path("/small").iterdir()) == []
     fresh.run(["mount", "-t", "tmpfs", "-o", "ro", "none", "/readonly"]).check()
     assert fresh.ipsec("initnss", "--nssdir", "/readonly").status in (1, 4)
+
+
+def test_a_read_only_database(base: Machine) -> None:
+    """checknss has nothing to do with a complete database; to change it fails."""
+    base.run(["mount", "--bind", DB, DB]).check()
+    base.run(["mount", "-o", "remount,bind,ro", DB]).check()
+    before = content(base)
+    for words in (["checknss"], ["checknss", "--settrusts"]):
+        result = base.ipsec(*words)
+        assert (result.status, result.stdout, result.stderr) == (0, "", "")
+    base.run(["mount", "-o", "remount,bind,rw", DB]).check()
+    add(base, "ca", ",,", issue(base, "ro", "/CN=ro"))
+    base.run(["mount", "-o", "remount,bind,ro", DB]).check()
+    assert base.ipsec("checknss").status == 0
+    refused = base.ipsec("checknss", "--settrusts")
+    assert refused.status == 1 and len(refused.stderr.splitlines()) == 1, refused
+    base.run(["umount", DB]).check()
+    assert content(base).keys() == before.keys()
+
+
+def test_the_default_directory_is_made(fresh: Machine) -> None:
+    """With all the directories gone, and the one of 3.x there."""
+    for name, status in (("checknss", 0), ("initnss", 0)):
+        fresh.run(["rm", "-rf", "/var/lib/ipsec"]).check()
+        assert fresh.ipsec(name).status == status
+        assert {fresh.path(path).stat().st_mode & 0o777 for path in ("/var/lib/ipsec", DB)} == {0o700}
+        assert sorted(content(fresh)) == ["cert9.db", "key4.db", "pkcs11.txt"]
+        assert not list(fresh.path("/etc/ipsec.d").iterdir())
 
 
 def test_full_disk_at_import(base: Machine) -> None:
