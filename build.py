@@ -213,7 +213,7 @@ PIP_OPTIONS = ("-qq", "--disable-pip-version-check", "--no-deps", "--require-has
 
 
 def run_pip(*words: str | Path) -> str:
-    """Run pip in .venv; return an empty string, or the last error that it prints if it fails."""
+    """Run pip in .venv; return an empty string, or the reason in what it prints if it fails."""
     python = VENV / "bin" / "python"
     borrowed = VENV / "pip-from"
     environment = {**os.environ, **({"PYTHONPATH": borrowed.read_text()} if borrowed.exists() else {})}
@@ -221,16 +221,20 @@ def run_pip(*words: str | Path) -> str:
                             env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if result.returncode == 0:
         return ""
-    errors = [line.removeprefix("ERROR: ") for line in result.stderr.splitlines() if line.startswith("ERROR: ")]
-    return errors[-1] if errors else f"status {result.returncode}"
+    # without a network, the error says only that nothing matches; the reason is in the warnings about each attempt
+    for pattern in (r"\[Errno -?\d+\] ([^'\")]+)", r"^ERROR: (.*)"):
+        if reasons := re.findall(pattern, result.stderr, re.M):
+            return str(reasons[-1])
+    return f"status {result.returncode}"
 
 
-def fetch(lock: str, what: str) -> None:
-    """Download the wheels that a lock file pins into vendor/wheels.  Raises SystemExit, which names `what`."""
+def fetch(locks: Sequence[str], what: str) -> None:
+    """Download the wheels that lock files pin into vendor/wheels.  Raises SystemExit, which names `what`."""
     make_venv()
     say(f"fetching {what}")
     WHEELS.mkdir(exist_ok=True)
-    error = run_pip("download", *PIP_OPTIONS, "--retries", "2", "-r", VENDOR / lock, "-d", WHEELS)
+    pins = [f"--requirement={VENDOR / lock}" for lock in locks]
+    error = run_pip("download", *PIP_OPTIONS, "--retries", "2", *pins, "-d", WHEELS)
     if error:
         raise stop(f"can't fetch {what}: {error} (the network is needed once; vendor/wheels of a checkout that has "
                    "built will do, too)")
@@ -247,7 +251,7 @@ def install(lock: str) -> None:
         words = ("install", *PIP_OPTIONS, "--ignore-installed", "-r", VENDOR / lock, "--no-index", "--find-links",
                  WHEELS)
         if run_pip(*words):
-            fetch(lock, f"what vendor/{lock} pins")
+            fetch([lock], f"what vendor/{lock} pins")
             if error := run_pip(*words):
                 raise stop(f"can't install what vendor/{lock} pins: {error}")
         stamp.write_text(state)
@@ -640,9 +644,9 @@ def build(arguments: Sequence[str] = ()) -> None:
         raise stop("usage: build.py [--for VERSION[,VERSION...]]")
     pythons = chosen_interpreters(arguments[1] if arguments else "")
     with alone():
-        for lock in ("builder.txt", "embedded.txt"):
-            if len(wheels(lock)) < len(pinned(lock)):
-                fetch(lock, " and ".join(name.replace("==", " ") for name in pinned(lock)))
+        missing = [lock for lock in ("builder.txt", "embedded.txt") if len(wheels(lock)) < len(pinned(lock))]
+        if missing:
+            fetch(missing, " and ".join(name.replace("==", " ") for lock in missing for name in pinned(lock)))
     aside = ARCHIVE.with_name(f".{ARCHIVE.name}.{os.getpid()}")
     try:
         make_archive(aside, pythons)

@@ -487,3 +487,52 @@ def test_a_release_needs_git(checkout: Path, tmp_path: Path) -> None:
         shutil.copy(checkout / name, tmp_path)
     result = run(PYTHON, "build.py", "release", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (1, "build.py: release: this is no git checkout\n")
+
+
+def test_without_a_network_one_line_says_what_could_not_be_fetched(checkout: Path, alone: list[str],
+                                                                        tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(checkout, copy, ignore=shutil.ignore_patterns("wheels", ".venv", ".git"))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    result = run(*alone, PYTHON, "build.py", cwd=copy, env={**environment, "PIP_CONFIG_FILE": os.devnull})
+    pins = [*build.pinned("builder.txt"), *build.pinned("embedded.txt")]
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1), result.stderr
+    names = " and ".join(pins).replace("==", " ")
+    assert result.stderr.startswith(f"build.py: can't fetch {names}: Temporary failure in name resolution (")
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory that is all of PATH, on a machine whose interpreters have neither venv nor pip."""
+    monkeypatch.setattr(build, "PROBE", "raise ImportError")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize("user, program, words", [
+    (1000, "apt-get", "sudo apt-get install python3-venv"), (1000, "dnf", "sudo dnf install python3-pip"),
+    (0, "dnf", "dnf install python3-pip"), (0, "apk", "apk add py3-pip"), (0, "", "python3 -m ensurepip")])
+def test_without_venv_and_pip_one_line_says_what_to_type(bare: Path, monkeypatch: pytest.MonkeyPatch, user: int,
+                                                         program: str, words: str) -> None:
+    if program:
+        (bare / program).touch(0o755)
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    with pytest.raises(SystemExit) as ending:
+        build.find_pip()
+    assert str(ending.value) == f"build.py: no Python 3.9 or later here has venv or pip; type: {words}"
+
+
+def test_root_is_told_before_a_package_is_installed(bare: Path, monkeypatch: pytest.MonkeyPatch,
+                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    (bare / "apt-get").write_text(f"""#!/bin/sh
+echo "$*" >>{bare}/log
+[ "$2" = update ] || {{ echo E: none >&2; exit 100; }}
+""")
+    (bare / "apt-get").chmod(0o755)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with pytest.raises(SystemExit) as ending:
+        build.find_pip()
+    assert str(ending.value) == "build.py: can't install python3-venv: apt-get: E: none"
+    assert capsys.readouterr().out == ("installing the package python3-venv with apt-get, to fetch what vendor/*.txt "
+                                       "pins; no Python here has venv or pip\n")
+    assert (bare / "log").read_text() == "-q update\n-q -y --no-install-recommends install python3-venv\n"
