@@ -943,6 +943,42 @@ class Host:
         """True when standard output is a terminal that wants colour (NO_COLOR, https://no-color.org)."""
         return not self.env.get("NO_COLOR") and self.env.get("TERM") != "dumb" and is_terminal(sys.stdout)
 
+    @property
+    def columns(self) -> int:
+        """How many characters a line of standard output may have: COLUMNS, the terminal's width, or 80."""
+        given = self.env.get("COLUMNS", "")
+        if given.isascii() and given.isdigit() and int(given):
+            return int(given)
+        return self.terminal_size()[0]
+
+    def terminal_size(self) -> tuple[int, int]:
+        """Columns and lines of the terminal that standard output leads to; (80, 24) where it leads to none."""
+        try:
+            size = os.get_terminal_size(1)
+        except OSError:
+            return 80, 24
+        return size.columns or 80, size.lines or 24
+
+    def key(self, seconds: float) -> str:
+        """The key that somebody presses within so many seconds; nothing when none is, or without a keyboard."""
+        import select
+        if is_terminal(sys.stdin) and select.select([0], [], [], seconds)[0]:
+            return decode(os.read(0, 1))
+        if not is_terminal(sys.stdin):
+            time.sleep(seconds)
+        return ""
+
+    def keyboard(self) -> Callable[[], None]:
+        """Have keys arrive one by one and unseen.  Return a function that undoes it; does nothing without a keyboard.
+        """
+        if not is_terminal(sys.stdin):
+            return lambda: None
+        termios: Any = need("termios", "reading keys")
+        before = termios.tcgetattr(0)
+        flags = before[3] & ~(termios.ECHO | termios.ICANON)
+        termios.tcsetattr(0, termios.TCSADRAIN, [*before[:3], flags, *before[4:]])
+        return lambda: termios.tcsetattr(0, termios.TCSADRAIN, before)
+
     # --- what is installed ------------------------------------------------------------------------------------------
 
     def libreswan_version(self) -> str | None:
@@ -5042,8 +5078,8 @@ def native_whack(host: Host, words: Sequence[str], *, timeout: float | None = No
         must_speak=bool(version and version < (5,) and names & {"terminate", "delete"}))
 
 
-def whack_message(host: Host, options: Sequence[tuple[str, str]],
-                  timeout: float | None = PLUTO_TIMEOUT) -> tuple[bytes, tuple[int, ...] | None]:
+def whack_message(host: Host, options: Sequence[tuple[str, str]], timeout: float | None = PLUTO_TIMEOUT,
+                  pluto: Pluto | None = None) -> tuple[bytes, tuple[int, ...] | None]:
     """The message for the running pluto, and its version: None when it is one that every release understands.
 
     Raises NoPluto, TimedOut, Failure (whack's status) for options that make no request.
@@ -5053,19 +5089,20 @@ def whack_message(host: Host, options: Sequence[tuple[str, str]],
         return basic_message(BASIC_STATUS if names == {"status"} else BASIC_SHUTDOWN), None
     if not names:
         raise Failure("ipsec whack: no action specified", NO_PLUTO, "see ipsec whack --help")
-    request = Request(probe(host, PLUTO_TIMEOUT if timeout is None else timeout))
+    request = Request(pluto or probe(host, PLUTO_TIMEOUT if timeout is None else timeout))
     for name, value in options:
         request.option(name, value)
     request.check()
     return request.pack(), request.version
 
 
-def pluto_lines(host: Host, *words: str, timeout: float | None = PLUTO_TIMEOUT) -> Iterator[str]:
+def pluto_lines(host: Host, *words: str, timeout: float | None = PLUTO_TIMEOUT,
+                pluto: Pluto | None = None) -> Iterator[str]:
     """The lines of pluto's answer to a command line of whack's, without codes, as they come.
 
-    Raises NoPluto, TimedOut, Failure; all when a line is asked for.
+    `pluto` None asks which pluto listens.  Raises NoPluto, TimedOut, Failure; all when a line is asked for.
     """
-    message, _ = whack_message(host, whack_words(words), timeout)
+    message, _ = whack_message(host, whack_words(words), timeout, pluto)
     with Conversation(host, timeout) as talk:
         talk.say(message)
         for line in talk.lines():
@@ -5332,16 +5369,18 @@ def split_instance(text: str) -> tuple[str, str | None, str | None, str | None, 
 class StatusReader:
     """Makes data of the lines of status, the other status commands and the lists (ipsec_status(8), JSON).
 
-    A line of an unknown form is kept under `unparsed`.  With `done`, each connection is handed over once it is
-    complete, and not kept: there may be many.  `exact` has the entries of trafficstatus by serial number: they have
-    exact bytes, and times.
+    A line of an unknown form is kept under `unparsed`.  `takers` names kinds of entries (`connections`, `states`,
+    `traffic`) whose entries are not kept, as there may be many: each is handed to the function when it is complete.
+    `exact` has the entries of trafficstatus by serial number: they have exact bytes, and times.  `beginnings` limits
+    the lines of a connection to those that begin with one of these words; None reads all of them.
     The text is read by its form, not by the release.  Facts: show_status() and its callees of 3.25 to 5.4.
     """
 
-    def __init__(self, done: Callable[[dict[str, Any]], None] | None = None,
-                 exact: Mapping[int, dict[str, Any]] | None = None) -> None:
-        self._done = done
+    def __init__(self, takers: Mapping[str, Callable[[dict[str, Any]], None]] | None = None,
+                 exact: Mapping[int, dict[str, Any]] | None = None, beginnings: tuple[str, ...] | None = None) -> None:
+        self._takers = takers or {}
         self._exact = exact or {}
+        self._beginnings = beginnings
         self.data: dict[str, Any] = {
             "schema": STATUS_SCHEMA, "settings": {}, "interfaces": [], "algorithms": [], "connections": [],
             "states": [], "traffic": [], "pending": [], "shunts": [], "totals": {}, "counters": {}, "lists": {},
@@ -5357,6 +5396,8 @@ class StatusReader:
             if text and not self._line(line, text):
                 self.data["unparsed"].append(line)
         self.finish()
+        if "states" in self._takers:
+            self._hand_over_states()
         return self.data
 
     def finish(self) -> None:
@@ -5375,11 +5416,14 @@ class StatusReader:
                 template["since"] = min((one["since"] for one in instances if one["up"] and one["since"]),
                                         default=None)
         for connection in self._family:
-            if self._done:
-                self._done(connection)
-            else:
-                self.data["connections"].append(connection)
+            self._keep("connections", connection)
         self._family = []
+
+    def _keep(self, kind: str, entry: dict[str, Any]) -> None:
+        if kind in self._takers:
+            self._takers[kind](entry)
+        else:
+            self.data[kind].append(entry)
 
     def _set_up(self, connection: dict[str, Any]) -> None:
         serial = connection["child_sa"]
@@ -5387,7 +5431,7 @@ class StatusReader:
             connection["up"] = True
         elif connection["up"] is None and "tunnel" in (connection["routing"] or ""):
             connection["up"] = True
-        elif connection["up"] is None and (connection["routing"] or "").startswith("erouted"):
+        elif connection["up"] is None and connection["routing"] == "erouted":
             connection["up"] = True
         elif connection["up"] is None and connection["routing"]:
             connection["up"] = False
@@ -5436,8 +5480,14 @@ class StatusReader:
             return False
         local, remote, rest = ends
         routing, _, fields = rest.partition(";")
-        if self._family and self._family[-1]["name"] != name:
+        last = self._family[-1] if self._family else None
+        if last and last["name"] != name:
             self.finish()
+        elif last and last["instance"] == instance and last["topology"] != f"{local}...{remote}":
+            # from 5.0 a connection of several pairs of networks has such a line for each of them
+            pair = read_end(local, False)["subnet"], read_end(remote, True)["subnet"]
+            last.setdefault("selectors", [(last["local"]["subnet"], last["remote"]["subnet"])]).append(pair)
+            return True
         self._family.append({
             "name": name, "instance": instance, "up": None, "since": None, "local": read_end(local, False),
             "remote": read_end(remote, True), "routing": routing.strip() or None,
@@ -5457,6 +5507,10 @@ class StatusReader:
                 self._list.append({"text": text, "details": []})
             return True
         if text.startswith('"'):
+            if self._beginnings is not None:
+                end = text.find(":   ")
+                if end > 0 and not text[end + 4:].lstrip().startswith(self._beginnings):
+                    return True
             return self.connection(text)
         if text.startswith("#") and is_number(text[1:].partition(":")[0]):
             return self._state(text)
@@ -5556,9 +5610,18 @@ class StatusReader:
                 "since": traffic.get("added"), "bytes_in": traffic.get("bytes_in"),
                 "bytes_out": traffic.get("bytes_out"), "bytes_max": traffic.get("bytes_max"),
                 "username": traffic.get("username"), "notes": []}
+            if "states" not in self._takers:
+                self.data["states"].append(state)
+            elif self._states:
+                self._hand_over_states()
             self._states[key["serial"]] = state
-            self.data["states"].append(state)
         return state
+
+    def _hand_over_states(self) -> None:
+        # all lines of a state stand together
+        for state in self._states.values():
+            self._takers["states"](state)
+        self._states.clear()
 
     def _state_itself(self, key: dict[str, Any], body: str) -> bool:
         port, _, rest = body.partition(" ")
@@ -5646,7 +5709,7 @@ class StatusReader:
             value = values.get(f"{way}Bytes", "")
             if count_of(value) is None and rounded_bytes(value) is not None:
                 about[f"bytes_{way}_about"] = rounded_bytes(value)
-        self.data["traffic"].append({
+        self._keep("traffic", {
             **key, "type": values["type"], "username": values.get("username"),
             "added": count_of(values["add_time"]), "bytes_in": count_of(values.get("inBytes", "")),
             "bytes_out": count_of(values.get("outBytes", "")), "bytes_max": count_of(values.get("maxBytes", "")),
@@ -12327,7 +12390,7 @@ class Teller:
             self.host.print(f"{separator}\n  {json.dumps(connection)}", end="")
             separator = ","
 
-        data = StatusReader(show, exact).read(lines)
+        data = StatusReader({"connections": show}, exact).read(lines)
         del data["connections"]
         self.host.print((separator if separator != "," else "") + "],\n" + json.dumps(data, indent=1)[2:])
 
@@ -12559,6 +12622,544 @@ def metrics_of(data: dict[str, Any] | None) -> str:
                                               .replace("\n", "\\n")) for key, label in labels.items())
             lines.append(f"{name}{{{shown}}} {value}" if shown else f"{name} {value}")
     return "\n".join(lines) + "\n"
+
+
+# --- tunnels: pluto's connections as a table --------------------------------------------------------------------------
+
+TUNNEL_SCHEMA = 1
+# The lines of a connection's status that make a tunnel, by their first words
+TUNNEL_LINES = ("host:", "oriented", "unoriented", "established", "newest", "routing:", "policy:", "our id", "IKE",
+                "ESP algorithm newest", "AH algorithm newest")
+# The states of a tunnel, and the colours that a terminal shows them in (ECMA-48, SGR)
+TUNNEL_STATES = {"up": "32", "connecting": "33", "down": "1;31", "routed": "36", "ready": "36", "idle": "2",
+                 "bypass": "2", "block": "2", "unknown": "35"}
+SHUNTS = {"PASS": "bypass", "DROP": "block", "REJECT": "block"}  # policies of connections that never negotiate
+ANY_PEER = ("%any", "%any6", "%group", "%opportunistic", "%opportunisticgroup", "%virtual", "0.0.0.0", "::")
+TRAPS = ("prospective erouted", "routed-ondemand", "routed-prospective")
+BOLD, DIM, CHANGED = "1", "2", "7"
+HOLD_SECONDS = 0.25  # how soon a resized terminal is drawn anew
+
+
+class TunnelRow:
+    """One connection or instance as `ipsec tunnels` shows it (ipsec_tunnels(8), JSON).
+
+    None is unknown.  `since` is in seconds since 1970, `rekey_in` and `ends_in` in seconds from now.  `wanted`: pluto
+    is to keep the tunnel up.  `problem`: why a tunnel that is not up is not, in a few words.
+    """
+
+    def __init__(self, name: str, instance: str = "") -> None:
+        self.name = name
+        self.instance = instance
+        self.state = "unknown"
+        self.wanted: bool | None = None
+        self.since: int | None = None
+        self.problem: str | None = None
+        self.local_host: str | None = None
+        self.local_id: str | None = None
+        self.local_networks: list[str] = []
+        self.remote_host: str | None = None
+        self.remote_id: str | None = None
+        self.remote_networks: list[str] = []
+        self.peers: int | None = None
+        self.ike_version: int | None = None
+        self.ike_algorithm: str | None = None
+        self.ipsec_algorithm: str | None = None
+        self.marks: list[str] = []
+        self.bytes_in: int | None = None
+        self.bytes_out: int | None = None
+        self.rekey_in: int | None = None
+        self.ends_in: int | None = None
+        self.username: str | None = None
+        self.ike_sa: int | None = None
+        self.child_sa: int | None = None
+
+    @property
+    def full_name(self) -> str:
+        """The name with the number of the instance."""
+        return f"{self.name}{self.instance}"
+
+    @property
+    def fails(self) -> bool:
+        """True when the tunnel should be up and is not."""
+        return bool(self.wanted) and self.state not in ("up", "routed")
+
+
+def ike_version_of(connection: Mapping[str, Any]) -> int | None:
+    """1 or 2: what the policy names, or what was negotiated where the policy allows both (up to 4.2)."""
+    policy, options = connection["policy"], connection["options"]
+    versions = [version for version in (1, 2) if f"IKEv{version}" in policy or f"IKEV{version}_ALLOW" in policy]
+    if len(versions) == 1:
+        return versions[0]
+    if "ikev2_algorithm_newest" in options:
+        return 2
+    return 1 if "ikev1_algorithm_newest" in options or "ike_algorithm_newest" in options else None
+
+
+def newest_algorithm(connection: Mapping[str, Any], kinds: Sequence[str]) -> str | None:
+    """The algorithms in use of the first kind that has some: `AES_GCM_16_256`, `AES_CBC_128-HMAC_SHA1_96`."""
+    for kind in kinds:
+        text = connection["options"].get(f"{kind}_algorithm_newest")
+        if text:
+            return str(text).partition(";")[0].removesuffix("-NONE")
+    return None
+
+
+def networks_of(connection: Mapping[str, Any], side: str) -> list[str]:
+    """The networks of the local or the remote end: subnets, else the pool, else the host."""
+    end = connection[side]
+    pairs = connection.get("selectors", ())
+    networks = [pair[side == "remote"] for pair in pairs] or [end["subnet"] or end.get("pool") or end["host"]]
+    port = f"/{end['protoport']}" if end.get("protoport") else ""
+    return list(dict.fromkeys(f"{network}{port}" for network in networks if network))
+
+
+def static_problem(connection: Mapping[str, Any]) -> str | None:
+    """Why a connection can't come up, as far as its own lines in the status say."""
+    if not connection["oriented"] and ("host" in connection["options"] or "unoriented" in connection["options"]
+                                       or connection["routing"] == "unoriented"):
+        return "no local address"
+    if (connection["remote"]["host"] or "").startswith("%dns"):
+        return "peer's name unresolved"
+    if connection["ike_sa"] is not None and connection["child_sa"] is None:
+        return "IKE SA without IPsec SA"
+    return None
+
+
+def state_of_tunnel(connection: Mapping[str, Any]) -> str:
+    """One of TUNNEL_STATES.  Negotiations are not in the lines of a connection, but in those of states."""
+    policy, routing = connection["policy"], connection["routing"] or ""
+    shunt = next((word for word in policy if word in SHUNTS), "")
+    if connection["up"] and not connection.get("instances"):
+        return "up"
+    if shunt:
+        return SHUNTS[shunt]
+    if "UP" in policy or "fail" in routing:
+        return "down"
+    if routing in TRAPS:
+        return "routed"
+    if connection["remote"]["host"] in ANY_PEER or connection.get("instances"):
+        return "ready"
+    return "unknown" if connection["up"] is None else "idle"
+
+
+def tunnel_of(connection: Mapping[str, Any]) -> TunnelRow:
+    """The tunnel of a connection, before states and traffic are known (see Tunnels)."""
+    policy = connection["policy"]
+    row = TunnelRow(connection["name"], connection["instance"])
+    row.state = state_of_tunnel(connection)
+    row.wanted = "UP" in policy if policy else None
+    row.problem = None if row.state == "up" else static_problem(connection)
+    row.local_host, row.local_id = connection["local"]["host"], connection["local"]["id"]
+    row.local_networks = networks_of(connection, "local")
+    row.remote_host, row.remote_id = connection["remote"]["host"], connection["remote"]["id"]
+    row.remote_networks = networks_of(connection, "remote")
+    row.peers = len(connection["instances"]) if "instances" in connection else None
+    row.ike_version = ike_version_of(connection)
+    row.ike_algorithm = newest_algorithm(connection, ("ikev2", "ikev1", "ike"))
+    row.ipsec_algorithm = newest_algorithm(connection, ("esp", "ah"))
+    row.marks = [mark for word, mark in (("MOBIKE", "MOBIKE"), ("COMPRESS", "IPCOMP"), ("AUTHENTICATE", "AH"),
+                                         ("TRANSPORT", "transport")) if word in policy]
+    row.ike_sa, row.child_sa = connection["ike_sa"], connection["child_sa"]
+    return row
+
+
+class Tunnels:
+    """The tunnels of a pluto: `rows` in pluto's order, connections that pluto should have loaded after them."""
+
+    def __init__(self, host: Host, timeout: float, name: str = "") -> None:
+        """Ask pluto; with a `name`, only for that connection, its instances and its pairs of subnets.
+
+        Raises NoPluto, TimedOut.
+        """
+        self.rows: list[TunnelRow] = []
+        self.settings: dict[str, str] = {}
+        self.options: dict[str, dict[str, str]] = {}  # of the connection `name`, by full name
+        self.states: list[dict[str, Any]] = []  # of the connection `name`
+        self._name = name
+        self._by_name: dict[tuple[str, str], TunnelRow] = {}
+        self._by_child: dict[int, TunnelRow] = {}
+        takers = {"connections": self._take_connection, "states": self._take_state}
+        data = StatusReader(takers, None, None if name else TUNNEL_LINES).read(pluto_status(host, timeout))
+        self.settings = data["settings"]
+        for entry in data["pending"]:
+            self._negotiates(entry["connection"], "", f"waits for #{entry['ike_sa']}")
+        pluto = Pluto(self.settings.get("pluto_version", ""), False,
+                      "<unsupported>" not in self.settings.get("secctx_attr_type", "<unsupported>"),
+                      self.settings.get("seccomp", "unsupported") != "unsupported")
+        if self._by_child:
+            lines = pluto_lines(host, "--trafficstatus", timeout=timeout, pluto=pluto)
+            StatusReader({"traffic": self._take_traffic}).read(lines)
+        self._finish_templates()
+        self._add_missing(host)
+        # `since` and `problem` of a tunnel that is down: the status has neither, a diagnosis of the log has both
+
+    def _is_asked_for(self, name: str, instance: str) -> bool:
+        return not self._name or self._name in (name, f"{name}{instance}") or name.startswith(f"{self._name}/")
+
+    def _take_connection(self, connection: dict[str, Any]) -> None:
+        if not self._is_asked_for(connection["name"], connection["instance"]):
+            return
+        row = tunnel_of(connection)
+        self.rows.append(row)
+        self._by_name[row.name, row.instance] = row
+        if row.child_sa is not None:
+            self._by_child[row.child_sa] = row
+        if self._name:
+            self.options[row.full_name] = connection["options"]
+
+    def _negotiates(self, name: str, instance: str, step: str) -> None:
+        row = self._by_name.get((name, instance))
+        if row and row.state in ("down", "idle", "ready", "routed", "unknown") and row.peers is None:
+            row.state = "connecting"
+            row.problem = row.problem or step
+
+    def _take_state(self, state: dict[str, Any]) -> None:
+        row = self._by_name.get((state["connection"], state["instance"]))
+        if row is None:
+            return
+        if self._name:
+            self.states.append(state)
+        if not state["established"]:
+            self._negotiates(row.name, row.instance, state["description"])
+        if state["serial"] != row.child_sa:
+            return
+        events = state["events"]
+        row.rekey_in = events.get("rekey")
+        row.ends_in = events.get("replace", events.get("expire"))
+        if state["transport"] == "TCP":
+            row.marks.append("TCP")
+        elif state["port"] not in (None, 500):
+            row.marks.append("NAT-T")
+
+    def _take_traffic(self, entry: dict[str, Any]) -> None:
+        row = self._by_child.get(entry["serial"])
+        if row is not None:
+            row.since, row.username = entry["added"], entry["username"]
+            row.bytes_in, row.bytes_out = entry["bytes_in"], entry["bytes_out"]
+
+    def _finish_templates(self) -> None:
+        for row in self.rows:
+            if row.state == "connecting" and row.wanted is False and row.remote_host in ANY_PEER:
+                row.state = "ready"
+
+    def _add_missing(self, host: Host) -> None:
+        """Add the connections that the configuration has pluto start, and that pluto has not loaded."""
+        name = self.settings.get("configfile") or host.conf
+        if not host.exists(name):
+            return
+        loaded = {name for row in self.rows for name in (row.name, row.name.partition("/")[0])}
+        for conn in Config(host, name).conns():
+            is_wanted = conn.get("auto", "ignore").lower() in ("start", "up", "route", "ondemand")
+            if is_wanted and conn.name not in loaded and self._is_asked_for(conn.name, ""):
+                row = TunnelRow(conn.name)
+                row.state, row.wanted, row.problem = "down", True, "not loaded"
+                self.rows.append(row)
+
+    @property
+    def status(self) -> int:
+        """The exit status: 1 when a tunnel that should be up is not."""
+        return ERROR if any(row.fails for row in self.rows) else OK
+
+
+def short_time(seconds: float) -> str:
+    """A duration in at most six characters: 45s, 12m, 2h03m, 3d04h, 120d."""
+    count = max(int(seconds), 0)
+    if count < 60:
+        return f"{count}s"
+    if count < 3600:
+        return f"{count // 60}m"
+    if count < 86400:
+        return f"{count // 3600}h{count % 3600 // 60:02}m"
+    days = count // 86400
+    return f"{days}d{count % 86400 // 3600:02}h" if days < 100 else f"{days}d"
+
+
+def short_bytes(count: float | None) -> str:
+    """A number of bytes in at most five characters, in steps of 1,024: 0, 512, 1.2K, 30M; `?` when it is unknown."""
+    if count is None:
+        return "?"
+    units = iter("KMGTPE")
+    unit = ""
+    while count >= 1000:
+        count /= 1024
+        unit = next(units)
+    return f"{count:.1f}{unit}" if unit and count < 9.95 else f"{count:.0f}{unit}"
+
+
+def paint(text: str, style: str, colour: bool) -> str:
+    """The text in a style of ECMA-48 where there are colours."""
+    return f"\x1b[{style}m{text}\x1b[0m" if colour and style and text else text
+
+
+class TunnelTable:
+    """The tunnels as lines of a width: one line a tunnel where there is room, else peer and algorithms below it."""
+
+    HEADINGS = ("NAME", "STATE", "NETWORKS", "IN", "OUT", "REKEY")
+    RIGHT = frozenset((3, 4, 5))  # columns of numbers
+    NAME_ROOM = 24  # longer names have a line of their own
+
+    def __init__(self, width: int, now: float, *, colour: bool = False,
+                 rates: Mapping[str, tuple[float, float]] | None = None, changed: Collection[str] = ()) -> None:
+        self.width = max(width, 72)  # what short names and numbers need
+        self.now = now
+        self.colour = colour
+        self.rates = rates  # bytes a second in and out by full name; None: the mean since the SA was made
+        self.changed = changed
+
+    def lines(self, rows: Sequence[TunnelRow]) -> list[str]:
+        """The table with its headings; one line says so when there are no tunnels."""
+        if not rows:
+            return ["pluto has no connections loaded"]
+        table = [(row, self._cells(row), self._notes(row)) for row in rows]
+        widths = [max(len(heading), *(len(cells[place]) for _, cells, _ in table))
+                  for place, heading in enumerate(self.HEADINGS)]
+        widths[0] = min(widths[0], max(self.NAME_ROOM, len(self.HEADINGS[0])))
+        total = sum(widths) + 2 * (len(widths) - 1)
+        longest = max(sum(len(note) + 2 for note in notes) for _, _, notes in table)
+        is_wide = total + longest <= self.width
+        if not is_wide:
+            widths[2] = max(self.width - (total - widths[2]), len(self.HEADINGS[2]))
+        lines = [paint(self._line(self.HEADINGS, widths), BOLD, self.colour)]
+        for row, cells, notes in table:
+            lines += self._of_tunnel(row, cells, notes, widths, is_wide)
+        return lines + fold_cells(summary_of(rows).split(), self.width, "", " ")
+
+    def _cells(self, row: TunnelRow) -> list[str]:
+        state = row.state.upper()
+        if row.since is not None and row.state in ("up", "down"):
+            state += f" {short_time(self.now - row.since)}"
+        networks = f"{','.join(row.local_networks)} === {','.join(row.remote_networks)}"
+        is_up = row.state == "up"
+        life = short_time(row.rekey_in) if row.rekey_in is not None else ""
+        if is_up and not life and row.ends_in is not None:
+            life = f"end {short_time(row.ends_in)}"
+        return [printable(row.full_name), state, printable(networks) if len(networks) > 5 else "",
+                short_bytes(row.bytes_in) if is_up else "", short_bytes(row.bytes_out) if is_up else "", life]
+
+    def _notes(self, row: TunnelRow) -> list[str]:
+        name = "" if row.remote_id in (None, row.remote_host) else f" {row.remote_id}"
+        peers = "" if row.peers is None else f"{row.peers} peer{'s' * (row.peers != 1)}"
+        version = f"IKEv{row.ike_version}" if row.ike_version and row.state not in ("bypass", "block") else ""
+        notes = (row.problem or "", f"{row.remote_host or ''}{name}", peers, row.username or "", version,
+                 row.ipsec_algorithm or "", " ".join(row.marks), self._rate(row))
+        return [printable(note.strip()) for note in notes if note.strip()]
+
+    def _rate(self, row: TunnelRow) -> str:
+        if self.rates is not None:
+            rate = self.rates.get(row.full_name)
+        elif row.bytes_in is None or row.bytes_out is None or row.since is None or self.now - row.since < 1:
+            rate = None
+        else:
+            rate = row.bytes_in / (self.now - row.since), row.bytes_out / (self.now - row.since)
+        mean = "" if self.rates is not None else "mean "
+        return f"{mean}{short_bytes(rate[0])}/s in {short_bytes(rate[1])}/s out" if rate and max(rate) >= 1 else ""
+
+    def _line(self, cells: Sequence[str], widths: Sequence[int]) -> str:
+        return "  ".join(cell.rjust(width) if place in self.RIGHT else cell.ljust(width)
+                         for place, (cell, width) in enumerate(zip(cells, widths))).rstrip()
+
+    def _of_tunnel(self, row: TunnelRow, cells: list[str], notes: list[str], widths: Sequence[int],
+                   is_wide: bool) -> list[str]:
+        before = []
+        if len(cells[0]) > widths[0]:
+            before = fold_cells([cells[0]], self.width, "")
+            cells[0] = ""
+        if len(cells[2]) > widths[2]:
+            notes = [cells[2], *notes]
+            cells[2] = ""
+        state = cells[1].ljust(widths[1])
+        style = CHANGED if row.full_name in self.changed else TUNNEL_STATES[row.state]
+        start = cells[0].ljust(widths[0]) + "  "
+        first = start + paint(state, style, self.colour) + self._line(cells, widths)[len(start) + len(state):]
+        if is_wide:
+            room = sum(widths) + 2 * len(widths) + len(first) - len(self._line(cells, widths))
+            return [*before, (first.ljust(room) + "  ".join(notes)).rstrip()]
+        return [*before, first.rstrip(), *(paint(line, DIM, self.colour) for line in fold_cells(notes, self.width, "  "))]
+
+
+def fold_cells(cells: Sequence[str], width: int, indent: str, between: str = "  ") -> list[str]:
+    """Put the cells, two blanks apart, in lines of the width; a cell longer than a line goes on in the next line."""
+    lines: list[str] = []
+    line = indent
+    for cell in cells:
+        gap = "" if line == indent else between
+        if line != indent and len(line) + len(gap) + len(cell) > width:
+            lines.append(line)
+            line, gap = indent, ""
+        line += gap + cell
+        while len(line) > width:
+            end = line.rfind(" ", len(indent) + 1, width + 1)
+            end = end if end > len(indent) else width
+            lines.append(line[:end].rstrip())
+            line = indent + line[end:].lstrip()
+    if line != indent:
+        lines.append(line)
+    return lines
+
+
+def summary_of(rows: Sequence[TunnelRow]) -> str:
+    """How many tunnels there are in each state: `3 tunnels: 2 up, 1 down that should be up`."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        text = f"{row.state} that should be up" if row.fails else row.state
+        counts[text] = counts.get(text, 0) + 1
+    order = list(TUNNEL_STATES)
+    texts = sorted(counts, key=lambda text: order.index(text.partition(" ")[0]))
+    return f"{len(rows)} tunnel{'s' * (len(rows) != 1)}: " + ", ".join(f"{counts[text]} {text}" for text in texts)
+
+
+def describe_tunnel(row: TunnelRow, options: Mapping[str, str], states: Sequence[dict[str, Any]],
+                    now: float) -> list[str]:
+    """All of one tunnel, a `name  value` a line; then its SAs, and what else pluto says of the connection."""
+    wanted = {True: "should be up", False: "", None: ""}[row.wanted]
+    state = ", ".join(text for text in (row.state.upper(), wanted if row.state != "up" else "", row.problem) if text)
+    since = "" if row.since is None else f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(row.since))} " \
+                                         f"({short_time(now - row.since)} ago)"
+    count = "" if row.bytes_in is None else f"{row.bytes_in} bytes in, {row.bytes_out} bytes out"
+    fields = (("state", state), ("since", since), ("networks", " === ".join(
+                  ",".join(networks) for networks in (row.local_networks, row.remote_networks))),
+              ("local", f"{row.local_host or '?'}  {row.local_id or ''}"),
+              ("remote", f"{row.remote_host or '?'}  {row.remote_id or ''}"), ("user", row.username),
+              ("peers", row.peers), ("IKE", " ".join(filter(None, (
+                  f"IKEv{row.ike_version}" if row.ike_version else "", row.ike_algorithm)))),
+              ("IPsec", row.ipsec_algorithm), ("marks", " ".join(row.marks)), ("traffic", count),
+              ("rekey in", None if row.rekey_in is None else short_time(row.rekey_in)),
+              ("ends in", None if row.ends_in is None else short_time(row.ends_in)))
+    lines = [row.full_name, *(f"  {name:<9} {value}".rstrip() for name, value in fields if value not in (None, ""))]
+    for sa in states:
+        if (sa["connection"], sa["instance"]) == (row.name, row.instance):
+            events = ", ".join(f"{event} in {seconds}s" for event, seconds in sa["events"].items())
+            port = "" if sa["port"] is None else f"{sa['transport']} port {sa['port']}"
+            spis = ", ".join(f"{spi['protocol']} {spi['spi']} {spi['direction']}" for spi in sa["spis"])
+            parts = (sa["type"], sa["state"], sa["description"], port, spis, events)
+            lines.append(f"  {'#' + str(sa['serial']):<9} " + "; ".join(filter(None, parts)))
+    lines += [f"  {name.replace('_', ' ')}: {value}" for name, value in options.items()]
+    return [printable(line) for line in lines]
+
+
+class TunnelView:
+    """What one command line of `ipsec tunnels` shows, once or again and again."""
+
+    def __init__(self, host: Host, args: Args) -> None:
+        self.host = host
+        self.name = args.operands[0] if args.operands else ""
+        self.timeout = parse_seconds(args.value("--timeout", "60"))
+        self.as_json = args.flag("--json")
+        self.is_screen = args.flag("--watch") and is_terminal(sys.stdout) and host.env.get("TERM") != "dumb"
+        self.status = OK
+        self._before: dict[str, tuple[str, int | None, int | None]] = {}  # state and bytes, by full name
+        self._at = 0.0  # when that was
+
+    def lines(self, width: int, is_again: bool) -> list[str]:
+        """Ask pluto, and return what to show; sets the status.  `is_again`: rates and changes since the last time.
+
+        Raises NoPluto, TimedOut, Failure (UNKNOWN_NAME).
+        """
+        now = time.time()
+        tunnels = Tunnels(self.host, self.timeout, self.name)
+        if self.name and not tunnels.rows:
+            raise Failure(f"ipsec tunnels: pluto has no connection named {quote(self.name)}", UNKNOWN_NAME,
+                          "ipsec tunnels shows all")
+        self.status = tunnels.status
+        if self.as_json:
+            json = need("json", "--json")
+            rows = ",\n  ".join(json.dumps(vars(row)) for row in tunnels.rows)
+            return [f'{{"schema": {TUNNEL_SCHEMA}, "tunnels": [', f"  {rows}", "]}"]
+        if self.name:
+            return [line for row in tunnels.rows
+                    for line in describe_tunnel(row, tunnels.options.get(row.full_name, {}), tunnels.states, now)]
+        rates = self._rates(tunnels.rows, now) if is_again else None
+        changed = {row.full_name for row in tunnels.rows
+                   if self._before and self._before.get(row.full_name, ("", None, None))[0] != row.state}
+        self._before = {row.full_name: (row.state, row.bytes_in, row.bytes_out) for row in tunnels.rows}
+        self._at = now
+        table = TunnelTable(width, now, colour=self.host.colour, rates=rates, changed=changed)
+        return table.lines(sorted(tunnels.rows, key=lambda row: not row.fails) if self.is_screen else tunnels.rows)
+
+    def _rates(self, rows: Sequence[TunnelRow], now: float) -> dict[str, tuple[float, float]]:
+        passed = now - self._at
+        rates = {}
+        for row in rows:
+            _, bytes_in, bytes_out = self._before.get(row.full_name, ("", None, None))
+            if None in (bytes_in, bytes_out, row.bytes_in, row.bytes_out) or passed <= 0:
+                continue
+            differences = (row.bytes_in or 0) - (bytes_in or 0), (row.bytes_out or 0) - (bytes_out or 0)
+            if min(differences) >= 0:  # a new SA counts from 0
+                rates[row.full_name] = differences[0] / passed, differences[1] / passed
+        return rates
+
+    def watch(self, seconds: float) -> int:
+        """Show the tunnels every so many seconds until q or Ctrl-C; the status of the last time."""
+        host = self.host
+        end_on_signals(host)
+        undo = host.keyboard() if self.is_screen else None
+        try:
+            if self.is_screen:
+                host.print("\x1b[?1049h\x1b[?25l", end="")  # the other screen, without cursor (xterm's ctlseqs)
+            while self._shown(seconds):
+                continue
+        except KeyboardInterrupt as interrupt:
+            if interrupt.args and interrupt.args[0] != "SIGINT":
+                raise
+        finally:
+            if undo:
+                host.print("\x1b[?25h\x1b[?1049l", end="")
+                host.flush()
+                undo()
+        return self.status
+
+    def _shown(self, seconds: float) -> bool:
+        """Show the tunnels once and wait; False when somebody pressed q."""
+        host = self.host
+        clock = time.strftime("%Y-%m-%d %H:%M:%S")
+        lines: list[str] = []
+        size = (0, 0)
+        deadline = time.monotonic() + seconds
+        drawn = False
+        while not drawn or time.monotonic() < deadline:
+            if not drawn or (self.is_screen and size != host.terminal_size()):
+                size = host.terminal_size()
+                lines = self._lines_or_failure(host.columns)
+                self._draw(clock, lines, size if self.is_screen else None)
+                drawn = True
+            if host.key(min(HOLD_SECONDS if self.is_screen else seconds, max(deadline - time.monotonic(), 0))) in ("q", "Q"):
+                return False
+        return True
+
+    def _lines_or_failure(self, width: int) -> list[str]:
+        try:
+            return self.lines(width, bool(self._before))
+        except (NoPluto, TimedOut) as failure:
+            self.status = failure.status
+            self._before = {}
+            return [str(failure)]
+
+    def _draw(self, clock: str, lines: Sequence[str], size: tuple[int, int] | None) -> None:
+        """Append the lines, or with the size of a terminal replace what stands there, in one write."""
+        host = self.host
+        if size is None:
+            host.print("\n".join(lines if self.as_json else [clock, *lines, ""]))
+        else:
+            room = size[1] - 1
+            left = len(lines) - room + 1
+            shown = lines if left <= 1 else [*lines[:room - 2], f"… {left} more lines", lines[-1]]
+            head = f"ipsec tunnels  {clock}  q ends"[:size[0]]
+            host.print("\x1b[H" + "\x1b[K\r\n".join([paint(head, DIM, host.colour), *shown]) + "\x1b[K\x1b[J", end="")
+        host.flush()
+
+
+@command("tunnels sa", "[CONN]", summary="show the tunnels: state, networks, peer, traffic",
+         options=(CTLSOCKET_OPTION, Opt("--json", None, "as JSON, see ipsec_tunnels(8)"),
+                  Opt("--watch -w", "[SECONDS]", "again every 2 or so many seconds; q or Ctrl-C ends"), TIMEOUT_OPTION),
+         details="The status is 0 when all tunnels that should be up are, 1 when one is not, 33 without pluto.")
+def tunnels_command(host: Host, args: Args) -> int:
+    """Run `ipsec tunnels`; return 0, 1 for a tunnel that should be up and is not, 21, or 33 without pluto."""
+    host.ctlsocket = args.value("--ctlsocket") or host.ctlsocket
+    view = TunnelView(host, args)
+    if args.flag("--watch"):
+        return view.watch(parse_seconds(args.value("--watch") or "2"))
+    host.print("\n".join(view.lines(host.columns, False)))
+    return view.status
 
 
 # --- configuration: what libreswan's own programs say of it, and what a report shows ---------------------------------

@@ -1,0 +1,130 @@
+"""`ipsec tunnels` on two gateways with tunnels of every kind: healthy, half broken, a road warrior, a trap."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ..ground.gateways import NAMES, Gateways
+
+CONFIG = """config setup
+\tlogfile=/var/log/pluto.log
+
+conn %default
+\tauthby=secret
+
+conn hq
+\tleft=192.0.2.1
+\tleftid=@west
+\tleftsubnet=10.1.0.0/24
+\tright=192.0.2.2
+\trightid=@east
+\trightsubnet=10.2.0.0/24
+\tauto={hq}
+
+conn old
+\tikev2=no
+\tleft=192.0.2.1
+\tleftid=@west
+\tleftsubnet=10.1.1.0/24
+\tright=192.0.2.2
+\trightid=@east
+\trightsubnet=10.2.1.0/24
+\tauto={hq}
+"""
+WEST = """
+conn nobody
+\tleft=192.0.2.1
+\tleftsubnet=10.1.0.0/24
+\tright=192.0.2.77
+\trightsubnet=10.77.0.0/24
+\tauto=start
+
+conn trap
+\tleft=192.0.2.1
+\tleftsubnet=10.1.0.0/24
+\tright=192.0.2.78
+\trightsubnet=10.78.0.0/24
+\tauto=route
+
+conn elsewhere
+\tleft=198.51.100.1
+\tright=198.51.100.2
+\tauto=add
+
+conn laptop
+\tleft=192.0.2.1
+\tleftid=@laptop
+\tleftmodecfgclient=yes
+\tleftsubnet=0.0.0.0/0
+\tright=192.0.2.2
+\trightid=@east
+\trightsubnet=10.2.0.0/24
+\tnarrowing=yes
+\tauto=add
+"""
+EAST = """
+conn rw
+\tleft=192.0.2.2
+\tleftid=@east
+\tleftsubnet=10.2.0.0/24
+\tright=%any
+\trightid=%any
+\trightaddresspool=10.9.0.1-10.9.0.99
+\tleftmodecfgserver=yes
+\trightmodecfgclient=yes
+\tnarrowing=yes
+\tauto=add
+"""
+
+
+def test_tunnels_of_every_kind(gateways: Gateways) -> None:
+    """Each line says what is so, within 80 columns; the status tells whether something that should be up is not."""
+    for name in NAMES:
+        more = WEST if name == "west" else EAST
+        gateways.write(name, "ipsec.conf", CONFIG.format(hq="start" if name == "west" else "add") + more)
+        gateways.write(name, "ipsec.secrets", ': PSK "SwordfishForTheTunnel"\n', 0o600)
+        gateways.ipsec(f"{name}-without", name, "tunnels")
+        gateways.ipsec(f"{name}-initnss", name, "initnss")
+    gateways.ipsec("east-start", "east", "start")
+    gateways.ipsec("west-start", "west", "start")
+    gateways.ipsec("old-up", "west", "up", "old")
+    gateways.ipsec("hq-up", "west", "up", "hq")
+    gateways.ipsec("laptop-up", "west", "up", "laptop")
+    gateways.step("ping", "west", ["ping", "-c", "3", "-w", "60", "-s", "972", "-I", "10.1.0.1", "10.2.0.1"])
+    for name in NAMES:
+        gateways.ipsec(f"{name}-table", name, "tunnels")
+        gateways.ipsec(f"{name}-json", name, "tunnels", "--json")
+        gateways.ipsec(f"{name}-hq", name, "sa", "hq")
+    gateways.step("west-log", "west", ["cat", "/var/log/pluto.log"])
+    gateways.ipsec("west-none", "west", "tunnels", "hp")
+    for name in NAMES:
+        gateways.ipsec(f"{name}-stop", name, "stop")
+    results = gateways.run()
+
+    for name in NAMES:
+        assert results[f"{name}-without"].status == 33
+        assert max(map(len, results[f"{name}-table"].stdout.splitlines())) <= 80
+    west, east = (tunnels_of(results[f"{name}-json"].stdout) for name in NAMES)
+    has_old = "ikev1-policy" not in results["west-log"].stdout
+    assert {name: row["state"] for name, row in west.items()} == {
+        "hq": "up", "laptop": "ready", "laptop[1]": "up", "nobody": west["nobody"]["state"], "trap": "routed",
+        "elsewhere": "idle", "old": "up" if has_old else "down"}
+    assert west["nobody"]["state"] in ("connecting", "down") and west["nobody"]["wanted"]
+    assert west["elsewhere"]["problem"] == "no local address"
+    assert (east["rw[1]"]["state"], east["rw"]["state"], east["rw"]["peers"]) == ("up", "ready", 1)
+    assert east["rw[1]"]["remote_networks"] == ["10.9.0.1/32"] and east["rw[1]"]["remote_id"] == "@laptop"
+    assert (results["west-table"].status, results["east-table"].status) == (1, 0)
+    for tunnels in (west, east):
+        hq = tunnels["hq"]
+        assert (hq["bytes_in"], hq["bytes_out"], hq["ike_version"], hq["marks"]) == (3000, 3000, 2, [])
+        assert hq["rekey_in"] > 0 and hq["since"] > 0
+    if has_old:
+        assert west["old"]["ike_version"] == east["old"]["ike_version"] == 1
+    assert "3000 bytes in, 3000 bytes out" in results["west-hq"].stdout
+    assert results["west-none"].status == 21
+
+
+def tunnels_of(text: str) -> dict[str, dict[str, Any]]:
+    """Return the tunnels of the JSON document by name and instance."""
+    return {f"{row['name']}{row['instance']}": row for row in json.loads(text)["tunnels"]}
