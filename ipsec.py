@@ -12974,7 +12974,8 @@ class TunnelTable:
         if is_wide:
             room = sum(widths) + 2 * len(widths) + len(first) - len(self._line(cells, widths))
             return [*before, (first.ljust(room) + "  ".join(notes)).rstrip()]
-        return [*before, first.rstrip(), *(paint(line, DIM, self.colour) for line in fold_cells(notes, self.width, "  "))]
+        below = fold_cells(notes, self.width, "  ")
+        return [*before, first.rstrip(), *(paint(line, DIM, self.colour) for line in below)]
 
 
 def fold_cells(cells: Sequence[str], width: int, indent: str, between: str = "  ") -> list[str]:
@@ -13122,7 +13123,8 @@ class TunnelView:
                 lines = self._lines_or_failure(host.columns)
                 self._draw(clock, lines, size if self.is_screen else None)
                 drawn = True
-            if host.key(min(HOLD_SECONDS if self.is_screen else seconds, max(deadline - time.monotonic(), 0))) in ("q", "Q"):
+            left = max(deadline - time.monotonic(), 0)
+            if host.key(min(HOLD_SECONDS, left) if self.is_screen else left) in ("q", "Q"):
                 return False
         return True
 
