@@ -1070,6 +1070,38 @@ def version_in(text: str) -> str | None:
     return None
 
 
+# --- releases of libreswan --------------------------------------------------------------------------------------------
+
+RELEASES = (*(f"3.{n}" for n in range(25, 33)), *(f"4.{n}" for n in range(16)), "5.0", "5.1", "5.2", "5.3", "5.3.1",
+            "5.3.2", "5.4")
+
+
+def version_key(version: str) -> tuple[int, ...]:
+    """A version number as what compares."""
+    return tuple(int(part) for part in version.split("."))
+
+
+def covers(releases: str, version: tuple[int, ...]) -> bool:
+    """Return whether `version` is one of a table's `releases`: `3.25-4.2`, `5.4`, `3.25-3.32,4.2-5.4`, or `*`."""
+    if releases == "*":
+        return True
+    ranges = (part.partition("-") for part in releases.split(","))
+    return any(version_key(first) <= version <= version_key(last or first) for first, _, last in ranges)
+
+
+def leading_version(text: str) -> tuple[int, ...]:
+    """The number that a version begins with (`5.2-17-gabc`), the newest release for none."""
+    numbers = []
+    for part in text.split("."):
+        digits = part[:len(part) - len(part.lstrip("0123456789"))]
+        if not digits:
+            break
+        numbers.append(int(digits))
+        if digits != part:
+            break
+    return tuple(numbers) or version_key(RELEASES[-1])
+
+
 # =====================================================================================================================
 # 3. Redaction
 #
@@ -1600,76 +1632,81 @@ WORD_RUN = "(?:0[xXsStT])?([A-Za-z0-9]{4,})"
 # =====================================================================================================================
 
 INCLUDE_DEPTH = 10  # MAX_INCLUDE_DEPTH
-_BOOL = "y|yes|true|on|n|no|false|off"
-_PERMIT = "never|permit|propose|insist|yes|always|no"
-_FORCE = "never|no|yes|insist|force"
-_FAMILY = "ipv4|ipv6|v4|inet|v6|inet6"
-# What may stand behind a keyword, then the keywords.  `side` keywords are written left… or right… .
-SETUP_KEYWORDS = f"""
-{_BOOL}: audit-log crl-strict dnssec-enable drop-oppo-null ike-socket-errqueue ipsec-interface-managed listen-tcp
+# --- keywords and their values ---------------------------------------------------------------------------------------
+#
+# A word of a kind with `@` behind it is a value of those releases only.
+
+_NEW_BOOL = "|".join(f"{word}@5.0-5.4" for word in "y true on n false off".split())
+# The kinds of values, each with its keywords.  `side` keywords are written left… or right… .  `seconds` is a number,
+# from 5.1 on a duration.
+SETUP_KEYWORDS = """
+bool: audit-log crl-strict dnssec-enable drop-oppo-null ike-socket-errqueue ipsec-interface-managed listen-tcp
  listen-udp logappend logip logtime loglimit ocsp-enable ocsp-strict uniqueids fragicmp hidetos perpeerlog
-text: curl-iface dnssec-anchors dnssec-rootkey-file dumpdir dns-resolver global-redirect-to ipsecdir listen logfile
- myvendorid nssdir ocsp-trustname ocsp-uri perpeerlogdir protostack secretsfile seeddev statsbin virtual-private
+text: curl-iface dnssec-anchors dnssec-rootkey-file dumpdir dns-resolver global-redirect global-redirect-to ipsecdir
+ listen logfile myvendorid nssdir ocsp-trustname ocsp-uri perpeerlogdir protostack secretsfile seeddev statsbin
+ syslog virtual-private
 duration: crlcheckinterval crl-timeout curl-timeout expire-shunt-interval ocsp-cache-max-age ocsp-cache-min-age
- ocsp-timeout shuntlifetime xfrmlifetime keep-alive
+ shuntlifetime
+seconds: keep-alive ocsp-timeout xfrmlifetime
 number: ddos-ike-threshold ike-socket-bufsize ikeport max-halfopen-ike nat-ikeport nhelpers ocsp-cache-size overridemtu
  secctx-attr-type seedbits
 0-65535: nflog-all
-debug: plutodebug
+debug: debug plutodebug
 accept|reject|drop: ikev1-policy
 auto|busy|unlimited: ddos-mode
 enabled|disabled|tolerant: seccomp
 get|post: ocsp-method
-no|yes|auto: global-redirect
 obsolete: disable-port-floating force-busy force-keepalive forwardcontrol interfaces klipsdebug nat-traversal nocrsend
- oe pluto plutofork plutoopts plutorestartoncrash plutowait postpluto prepluto rp-filter syslog
+ oe pluto plutofork plutoopts plutorestartoncrash plutowait postpluto prepluto rp-filter
 """
 CONN_KEYWORDS = f"""
-side text: addresspool ca cert ckaid ecdsakey eddsakey id interface-ip nexthop protoport pubkey rsasigkey rsasigkey2
- sourceip subnet updown updown-config username vti
+side text: addresspool ca cert ckaid ecdsakey eddsakey groundhog id interface-ip nexthop protoport pubkey rsasigkey
+ rsasigkey2 sourceip subnet updown updown-config username vti
 side list: subnets
 side number: ikeport
-side {_BOOL}: cat groundhog modecfgclient modecfgserver xauthclient xauthserver
-side never|secret|rsasig|rsa|ecdsa|eddsa|null|eaponly: auth
+side bool: cat modecfgclient modecfgserver xauthclient xauthserver
+side never|secret|rsasig|rsa@4.6-5.4|ecdsa@4.6-5.4|null|eaponly@4.6-5.4|eddsa@5.3-5.4: auth
 side none|tls: autheap
-side never|no|sendifasked|ifasked|alwayssend|always|yes: sendcert
+side never|sendifasked|alwayssend|always: sendcert
 list: also connalias
-text: accept-redirect-to ah authby debug esp ike mark mark-in mark-out modecfgbanner modecfgdns modecfgdomains
- ppk-ids redirect-to sec-label vti-interface
-{_BOOL}: aggressive cisco-split cisco-unity compress decap-dscp dns-match-id dns-match-id, encap-dscp fake-strongswan
- ignore-peer-dns ikepad initial-contact intermediate iptfs iptfs-fragmentation labeled-ipsec mobike modecfgpull
- ms-dh-downgrade narrowing nat-keepalive nm-configured nopmtudisc overlapip pam-authorize pfs pfs-rekey-workaround
- reauth reject-simultaneous-ike-auth rekey require-id-on-certificate send-esp-tfc-padding-not-supported send-vendorid
+text: accept-redirect-to ah authby esp ike ipsec-interface mark mark-in mark-out modecfgbanner modecfgdns
+ modecfgdomains ppk-ids redirect-to sec-label vti-interface
+bool: aggressive cisco-split cisco-unity compress decap-dscp dns-match-id, encap-dscp fake-strongswan ignore-peer-dns
+ initial-contact intermediate iptfs iptfs-fragmentation labeled-ipsec mobike modecfgpull ms-dh-downgrade narrowing
+ nat-keepalive nm-configured nopmtudisc overlapip pam-authorize pfs pfs-rekey-workaround reauth
+ reject-simultaneous-ike-auth rekey require-id-on-certificate send-esp-tfc-padding-not-supported send-vendorid
  session-resumption sha2-truncbug share-lease vti-routing vti-shared
+bool|auto@5.2-5.4: ikepad
 duration: dpddelay dpdtimeout ikelifetime ipsec-lifetime iptfs-drop-time iptfs-init-delay rekeymargin
- retransmit-interval retransmit-timeout
-number: clones iptfs-max-queue-size iptfs-packet-size iptfs-reorder-window keyingtries metric mtu priority
- replay-window reqid tcp-remoteport tfc
+ retransmit-timeout
+seconds: retransmit-interval
+debug: debug plutodebug
+number: clones keyingtries metric mtu priority replay-window reqid tcp-remoteport tfc
 0-65535: nflog
-yes|no|number: ipsec-interface
 percent: rekeyfuzz
-size: ipsec-max-bytes ipsec-max-packets
-ignore|add|ondemand|route|start|up|keep: auto
-hold|clear|restart|restart_by_peer|none|disabled|trap: dpdaction
+size: ipsec-max-bytes ipsec-max-packets iptfs-max-queue-size iptfs-packet-size iptfs-reorder-window
+ignore|add|ondemand|route|start|up|keep@4.2-5.4: auto
+hold|clear|restart|restart_by_peer: dpdaction
 tunnel|transport|pass|passthrough|reject|drop: type
-none|pass|passthrough|drop|hold|reject: failureshunt
-pass|passthrough|drop|hold: negotiationshunt
-ike|ikev1|ikev2: keyexchange
-{_PERMIT}: ikev2 ppk
-{_FORCE}: fragmentation
-yes|no|either: esn
-yes|no|auto: accept-redirect encapsulation send-redirect
-yes|no|auto|crypto|packet: nic-offload
-yes|no|fallback: enable-tcp
+none|passthrough|drop|hold|reject: failureshunt
+passthrough|drop|hold: negotiationshunt
+ike|ikev1@5.0-5.4|ikev2@5.0-5.4: keyexchange
+never|permit|propose|insist|yes|always|no|{_NEW_BOOL}: ikev2 ppk
+never|no|yes|insist|force|{_NEW_BOOL}: fragmentation
+yes|no|either|{_NEW_BOOL}: esn
+yes|no|auto|{_NEW_BOOL}: encapsulation send-redirect
+yes|no|auto|0@5.0-5.2|1@5.0-5.2|{_NEW_BOOL}: accept-redirect
+yes|no|auto@3.25-4.15|crypto@5.0-5.4|packet@5.0-5.4: nic-offload
+yes|no|fallback|{_NEW_BOOL}: enable-tcp
 yes|no|conntrack: sareftrack
 both|rfc|drafts|none: nat-ikev1-method
-cisco|ietf: remote-peer-type
+cisco|ietf@5.3-5.4: remote-peer-type
 file|pam|alwaysok: xauthby
 hard|soft: xauthfail
 none|issuer|all: sendca
 esp|ah|default: phase2
-{_FAMILY}: clientaddrfamily hostaddrfamily
-yes|no|auto|{_BOOL}: send-supported-auth-methods
+ipv4|ipv6|v4|inet|v6|inet6: clientaddrfamily hostaddrfamily
+yes|no|auto|{_NEW_BOOL}: send-supported-auth-methods
 obsolete: alsoflip connaddrfamily disablearrivalcheck forceencaps modecfgdns2 modecfgwins1 modecfgwins2
 """
 # Other spellings of a keyword: those of older releases, and NetworkManager's
@@ -1681,11 +1718,71 @@ ALIASES = {"plutostderrlog": "logfile", "plutostderrlogtime": "logtime", "strict
            "nflog-group": "nflog", "policy-label": "sec-label", "modecfgdns1": "modecfgdns",
            "modecfgdomain": "modecfgdomains", "send-no-esp-tfc": "send-esp-tfc-padding-not-supported",
            "xauthusername": "username", "xauthname": "username"}
-DEBUG_FLAGS = frozenset("all none base cpu-usage refcnt crypt private whackwatch add-prefix tmi raw parsing emitting "
-                        "control lifecycle kernel dns oppo oppoinfo controlmore pfkey nattraversal x509 dpd xauth "
-                        "retransmits timecheck routing proposal-parser sysdep klips netkey natt app-parse "
-                        "oppo-info".split())
+# The spellings that only some releases have; all have the others, except those with `_`, of which only these exist.
+# Then those that a release has, and ignores.  `setup` stands in config setup, `side` behind left or right.
+KEYWORD_RELEASES = """
+3.25-3.32  setup crl_strict curl_iface curl_timeout disable_port_floating force-busy force_keepalive forwardcontrol
+ fragicmp hidetos ikeport keep_alive klipsdebug nat-ikeport nat_ikeport nat_traversal nocrsend ocsp-trust-name
+ ocsp_enable ocsp_strict ocsp_timeout ocsp_trust_name ocsp_uri oe overridemtu perpeerlog perpeerlogdir pluto
+ plutofork plutoopts plutorestartoncrash plutostderrlogtime plutowait postpluto prepluto rp_filter
+ secctx-attr-value secctx_attr_value strictcrlpolicy
+3.25-5.4   setup virtual_private
+3.28-5.4   setup global-redirect global-redirect-to
+3.30-5.4   setup audit-log
+4.0-5.4    setup ikev1-secctx-attr-type listen-tcp listen-udp
+4.2-5.4    setup ikev1-policy
+5.1-5.2    setup debug
+5.2-5.4    setup ipsec-interface-managed
+5.3-5.4    setup crl-timeout expire-lifetime expire-shunt-interval
+5.4        setup dns-resolver loglimit seeddev
+-          setup disable-port-floating force-keepalive nat-traversal ocsp-trust-name rp-filter
+3.25-3.32  side rsasigkey2 xauthname
+3.25-3.32,4.2-5.4  side xauthusername
+3.32-4.3,5.0-5.4   side interface-ip
+4.0-5.4    side ikeport
+4.6-5.4    side autheap
+4.8-5.4    side ecdsakey pubkey
+5.0-5.4    side groundhog
+5.4        side eddsakey updown-config
+3.25-3.32  conn cisco_unity connaddrfamily disablearrivalcheck ike-frag ike_frag initial_contact labeled-ipsec
+ labeled_ipsec modecfgdns1 modecfgdns2 modecfgdomain modecfgwins1 modecfgwins2 nat_keepalive nm_configured
+ policy_label sareftrack send_vendorid sha2_truncbug
+3.25-3.32,4.2-5.4  conn remote_peer_type
+3.25-4.15  conn alsoflip forceencaps
+3.28-5.4   conn accept-redirect accept-redirect-to redirect-to send-redirect
+3.30-5.4   conn ipsec-interface require-id-on-certificate
+4.0-5.4    conn enable-tcp intermediate tcp-remoteport
+4.2-5.4    conn ignore-peer-dns sec-label
+4.8-5.4    conn ipsec-lifetime ipsec-max-bytes ipsec-max-packets
+5.0-5.4    conn debug encap-dscp ikev1-dpdtimeout pfs-rekey-workaround ppk-ids
+5.1-5.2    conn plutodebug
+5.2-5.4    conn iptfs iptfs-drop-time iptfs-fragmentation iptfs-init-delay iptfs-max-queue-size iptfs-packet-size
+ iptfs-reorder-window session-resumption
+5.3-5.4    conn cisco-split nflog-group send-esp-tfc-padding-not-supported share-lease
+5.4        conn clones reject-simultaneous-ike-auth send-supported-auth-methods
+"""
+IGNORED_KEYWORDS = """
+5.0-5.4    dpdaction ikev1-secctx-attr-type secctx-attr-type
+5.3-5.4    clientaddrfamily keyingtries plutostderrlog syslog virtual_private
+"""
+# The words of plutodebug=
+DEBUG_FLAGS = """
+3.25-5.4   all crypt none private whackwatch add-prefix
+3.25       pfkey
+3.25-4.5   control controlmore crypt-low dns dpd emitting kernel klips lifecycle nattraversal netkey oppo oppoinfo
+ parsing proposal-parser raw retransmits x509 xauth
+3.28-5.4   base cpu-usage tmi
+4.2-5.4    refcnt
+5.0-5.4    routing
+5.1-5.4    updown
+5.4        add-state
+"""
+SEPARATE = (5, 3)  # from this release on, config setup and connections have keywords of their own
+LENIENT = (5, 0)  # from this release on, a value that is none is ignored; before it, most such values refuse the file
+NUMBER_KINDS = ("number", "0-65535", "duration", "seconds", "percent", "size")
+_BOOL = ("y", "yes", "true", "on", "n", "no", "false", "off")
 _KEYWORDS: dict[str, dict[str, str]] = {}
+_VOCABULARY: dict[str, dict[str, Keyword]] = {}
 
 
 class ConfigError(Failure):
@@ -1765,17 +1862,64 @@ def is_yes(value: str) -> bool:
     return value.lower() in ("y", "yes", "true", "on", "1")
 
 
+class Keyword(Record):
+    """A spelling that a keyword has in some release: `key` is the keyword's canonical spelling, `kind` the kind of its
+    values; `releases` have it, and `ignored` ignore it, both as covers() reads them (`ignored` may be empty)."""
+
+    key: str
+    kind: str
+    releases: str
+    ignored: str = ""
+
+
 def keywords(setup: bool) -> dict[str, str]:
-    """The keywords of `config setup`, or of connections, and the kind of value that each takes."""
+    """Return the keywords of `config setup`, or of connections, and the kind of value that each takes."""
     name = "setup" if setup else "conn"
     if name not in _KEYWORDS:
         table = _KEYWORDS[name] = {} if setup else {"left": "text", "right": "text"}
-        for row in (SETUP_KEYWORDS if setup else CONN_KEYWORDS).replace("\n ", " ").split("\n"):
+        for row in joined_rows(SETUP_KEYWORDS if setup else CONN_KEYWORDS):
             kind, _, names = row.partition(": ")
-            side = kind.startswith("side ")
             for key in names.split():
-                table.update({lr + key: kind[5:] for lr in ("left", "right")} if side else {key: kind})
+                table.update({place + key: kind.removeprefix("side ") for place in
+                              (("left", "right") if kind.startswith("side ") else ("",))})
     return _KEYWORDS[name]
+
+
+def vocabulary(setup: bool) -> dict[str, Keyword]:
+    """Return the spellings of the keywords of `config setup`, or of connections, in lower case."""
+    name = "setup" if setup else "conn"
+    if name not in _VOCABULARY:
+        kinds, words = keywords(setup), _VOCABULARY.setdefault(name, {})
+        for row in ("*", *kinds), ("*", *(alias for alias in ALIASES if alias in kinds or canonical(alias) in kinds)), (
+                "*", *(side + alias for side in ("left", "right") for alias in ALIASES)):
+            _spell(words, kinds, *row)
+        for rowtext in joined_rows(KEYWORD_RELEASES):
+            releases, scope, *spellings = rowtext.split()
+            if (scope == "setup") == setup:
+                sides = ("left", "right") if scope == "side" else ("",)
+                _spell(words, kinds, releases, *(side + spelling for side in sides for spelling in spellings))
+        for rowtext in joined_rows(IGNORED_KEYWORDS):
+            releases, *spellings = rowtext.split()
+            for spelling in spellings:
+                if spelling in words:
+                    words[spelling] = Keyword(words[spelling].key, words[spelling].kind, words[spelling].releases,
+                                              releases)
+    return _VOCABULARY[name]
+
+
+def _spell(words: dict[str, Keyword], kinds: Mapping[str, str], releases: str, *spellings: str) -> None:
+    """Enter spellings that are keywords of the kinds into `words`; `-` as releases removes them."""
+    for spelling in spellings:
+        key = canonical(spelling)
+        if releases == "-":
+            words.pop(spelling, None)
+        elif key in kinds:
+            words[spelling] = Keyword(key, kinds[key], releases)
+
+
+def joined_rows(table: str) -> list[str]:
+    """Return the rows of a table; a line that begins with a blank goes on the row above."""
+    return table.strip("\n").replace("\n ", " ").split("\n")
 
 
 def canonical(key: str) -> str:
@@ -1795,25 +1939,124 @@ def misplaced(text: str) -> str:
     return quote(word) if any(canonical(word) in keywords(setup) for setup in (True, False)) else "this"
 
 
-def value_problem(kind: str, value: str) -> str:
-    """What is wrong with a value for the kind of keyword, or nothing.  Not by patterns: importing re takes longer than
-    reading a configuration."""
+class Reading(Record):
+    """What libreswan makes of a value: `value` as it takes it, or what is wrong with it.
+
+    If `wrong` is not empty, libreswan refuses the file (`fatal`), takes `value` (if that is not None), or ignores the
+    keyword."""
+
+    value: str | None
+    wrong: str = ""
+    fatal: bool = False
+
+
+def is_right(kind: str, value: str) -> bool:
+    """Return whether every release takes a value of some kind; False is no answer for words of some releases only."""
+    if kind in ("text", "list"):
+        return True
+    if kind in NUMBER_KINDS:
+        return not number_problem(kind, value)
+    return value in _BOOL if kind.startswith("bool") else kind != "debug" and value.lower() in kind.split("|")
+
+
+def read_value(kind: str, value: str, bare: bool, release: Callable[[], tuple[int, ...] | None]) -> Reading:
+    """Return what libreswan makes of a value of some kind; `bare`: it stands in the file without quotes or braces.
+
+    `release()` returns the release, or None if it is not known.  Then a value is right if it is right for some release;
+    other values are judged as before 5.0.  Facts: parser.lex, parser.y and keywords.c; the tests compare with addconn.
+    The function does without re, because its import takes longer than reading a configuration.
+    """
+    if is_right(kind, value) or kind == "obsolete":
+        return Reading(value)
+    if kind.partition("|")[0] == "bool":
+        return read_bool(kind, value, release)
+    if kind in NUMBER_KINDS:
+        wrong, is_integer = number_problem(kind, value), value.isdigit() or value == "%forever"
+        if kind in ("number", "0-65535") and not is_integer and is_strict(release()):
+            return Reading("0", f"{wrong}, and counts as 0")
+        fatal = bare and ((not value and kind in ("duration", "percent", "size")) or (is_integer and kind == "percent"))
+        return Reading(None, wrong, fatal and is_strict(release()))
+    if not value and bare:
+        return Reading(value)  # before 5.0 the line means nothing, in 5.x it is ignored
+    return read_word(kind, value, bare, release)
+
+
+def is_strict(release: tuple[int, ...] | None) -> bool:
+    """Return whether the release refuses a file for a value that is none; so do most if it is not known."""
+    return release is None or release < LENIENT
+
+
+def read_bool(kind: str, value: str, release: Callable[[], tuple[int, ...] | None]) -> Reading:
+    """Return what libreswan makes of the value of a yes/no keyword: before 5.0 only lower case; 0 and 1 from 5.0 on."""
+    now, low = release(), value.lower()
+    if (now is None or now >= LENIENT) and (low in (*_BOOL, "0", "1", "%forever")
+                                            or ("|" in kind and low == "auto" and (now is None or now >= (5, 2)))):
+        return Reading(low if low != "%forever" else "0")
+    wrong = "has no value" if not value else "is not one of yes, no"
+    if not is_strict(now):
+        return Reading(None, f"{wrong}, and is ignored")
+    word = lexed_bool(value)
+    return Reading(word, f"{wrong}: it is taken for {word}") if word else Reading(None, wrong, True)
+
+
+def lexed_bool(value: str) -> str:
+    """Return the yes/no word that the lexer before 5.0 finds at the end of a value: it passes over what precedes."""
+    for place in range(len(value)):
+        if words := [word for word in _BOOL if value.startswith(word, place)]:
+            word = max(words, key=len)
+            return "" if value[place + len(word):].strip(' "') else word
+    return ""
+
+
+def read_word(kind: str, value: str, bare: bool, release: Callable[[], tuple[int, ...] | None]) -> Reading:
+    """Return what libreswan makes of the value of a keyword that takes some words: debug=, or those in `kind`.
+
+    Before 5.0 a number without quotes stands for a word, and a value may hold separators.  Up to 4.6 all words between
+    them have to be right, from 4.7 on the first.
+    """
+    low, now = value.lower(), release()
+    known = dict(word.partition("@")[::2] for word in kind.split("|"))
+    if kind == "debug":
+        given = value.replace("+", " ").replace(",", " ").split()
+        flags = {flag for releases, *row in map(str.split, joined_rows(DEBUG_FLAGS))
+                 if now is None or covers(releases, now) for flag in row}
+        unknown = [word for word in given if word.removeprefix("no-").removeprefix("debug-") not in flags]
+        wrong = f"names no debug flag: {', '.join(unknown)}" if unknown else ""
+        taken = value
+    else:
+        right = [word for word, releases in known.items() if not releases or now is None or covers(releases, now)]
+        given = low.replace(":", " ").replace(",", " ").split() if is_strict(now) and low not in right else [low]
+        unknown = [word for word in given if word not in right]
+        if now is not None and (4, 7) <= now < LENIENT and given[:1] and given[0] in right:
+            unknown = []
+        count = len([word for word in given if word in right])
+        wrong = f"is not one of {', '.join(right)}" if unknown or count != 1 else ""
+        taken = next((word for word in given if word in right), "")
+        if not given:
+            return Reading(None, wrong)
+    if not wrong:
+        return Reading(taken)
+    if not is_strict(now):
+        return Reading(None, f"{wrong}, and is ignored")
+    if bare and (value.isdigit() or value == "%forever"):
+        return Reading(None, f"{wrong}, but a number that stands for some")
+    return Reading(None, wrong, True)
+
+
+def number_problem(kind: str, value: str) -> str:
+    """Return what is wrong with a number, duration, percentage or size, or nothing."""
     low = value.lower()
     if not value:
-        return "has no value" if kind in (_BOOL, "duration", "percent", "size") else ""
+        return "has no value" if kind in ("duration", "percent", "size") else ""
     if kind == "number" or kind[0].isdigit():
         least, _, most = kind.partition("-")
         if not is_number(low if most else low.removeprefix("-")) and (most or low != "%forever"):
             return "is not a number"
         return f"is not within {kind}" if most and not int(least) <= int(low) <= int(most) else ""
-    if kind == "debug":
-        bad = [word for word in low.replace(",", " ").split() if word.removeprefix("no-") not in DEBUG_FLAGS]
-        return f"names no debug flag: {', '.join(bad)}" if bad else ""
-    if kind in ("duration", "percent", "size"):
-        return "" if {"duration": is_duration, "percent": is_percent, "size": is_size}[kind](low) else f"is no {kind}"
-    if low in kind.split("|") or ("number" in kind and low.isdigit()):
+    fits = {"duration": is_duration, "seconds": is_duration, "percent": is_percent, "size": is_size}[kind](low)
+    if fits or (low == "%forever" and kind != "percent"):
         return ""
-    return f"is not one of {'yes, no' if kind == _BOOL else ', '.join(kind.split('|'))}"
+    return f"is no {'duration' if kind == 'seconds' else kind}"
 
 
 def is_number(text: str) -> bool:
@@ -1829,8 +2072,8 @@ def is_duration(text: str) -> bool:
 
 
 def is_percent(text: str) -> bool:
-    """True for a number, with `%` or without."""
-    return is_number(text.removesuffix("%"))
+    """True for a number with `%` behind it."""
+    return text.endswith("%") and is_number(text[:-1])
 
 
 def is_size(text: str) -> bool:
@@ -1880,6 +2123,7 @@ class Config:
         self._setups = 0
         self._section: Section | None = None
         self._conns: list[Conn] | None = None
+        self._release: list[tuple[int, ...] | None] = []  # empty: not asked for yet
         if text is None and self.name == "-":
             text = decode(b"".join(host.stdin()))
         if text is not None:
@@ -1988,36 +2232,81 @@ class Config:
                 return
         else:
             value = rest
-        self._set(Setting(canonical(key), value, name, number), key)
+        bare = not rest or rest.startswith(value or "\n") or rest[0] == "#"
+        self._set(Setting(canonical(key), value, name, number), key, bare)
 
-    def _set(self, setting: Setting, written: str) -> None:
+    @property
+    def release(self) -> tuple[int, ...] | None:
+        """The installed release, by which values and keywords are judged: (4, 10); None if it is not known.  Releases
+        beyond those of the tables count as the nearest."""
+        if not self._release:
+            version = self.host.libreswan_version()
+            first, last = version_key(RELEASES[0]), version_key(RELEASES[-1])
+            self._release = [min(max(leading_version(version), first), last) if version else None]
+        return self._release[0]
+
+    def _has(self, releases: str) -> bool:
+        """Return whether the installed release is one of these; True if it is not known."""
+        return releases == "*" or self.release is None or covers(releases, self.release)
+
+    def _set(self, setting: Setting, written: str, bare: bool = True) -> None:
         section = self._section
         assert section is not None
         setup = not section.name
-        kind = keywords(setup).get(setting.key)
-        place = setting.file, setting.line
-        if kind is None and not setup and f"right{setting.key}" in keywords(False):
-            self._problem(*place, f"{written} needs left or right before it; libreswan 4 takes it for right{written}",
-                          False)
-            setting.key = f"right{setting.key}"
-            kind = keywords(False)[setting.key]
-        if kind is None:
-            known = setting.key in keywords(not setup)
-            where = "config setup" if setup else "a conn"
-            self._problem(*place, f"keyword {written} is not valid in {where}" if known else
-                          f"unknown keyword {quote(written)}", setup or not known, setting.key)
+        place, spelling = (setting.file, setting.line), written.lower()
+        words, others = vocabulary(setup), vocabulary(not setup)
+        word = words.get(spelling)
+        if word is not None and word.releases == "*" and not word.ignored and is_right(word.kind, setting.value):
+            self._add(setting, word)
             return
-        if kind == "obsolete":
-            self._problem(*place, f"obsolete keyword {written} is ignored", False)
+        if word is None and not setup and f"right{spelling}" in words:
+            word = words[f"right{spelling}"]
+            refused = self.release is not None and self.release >= SEPARATE
+            self._problem(*place, f"{written} needs left or right before it; libreswan up to 5.2 takes it for "
+                          f"right{written}", refused, word.key)
+            if refused:
+                return
+        here = word is not None and self._has(word.releases)
+        if not here and setup and f"right{spelling}" in others:
+            spelling = f"right{spelling}"
+        known = word if here else others.get(spelling)
+        if known is None or not self._has(known.releases):
+            self._problem(*place, self._unknown(written, word or known), key=setting.key)
             return
-        if kind not in ("text", "list") and (wrong := value_problem(kind, setting.value)):
+        if (known.kind == "obsolete" and here) or (known.ignored and self.release and self._has(known.ignored)):
+            self._problem(*place, f"obsolete keyword {written} is ignored", False, known.key)
+            return
+        reading = read_value(known.kind, setting.value, bare, lambda: self.release)
+        if reading.wrong:
             # somebody may have put a secret there
             shown = "" if "auth" in setting.key else quote(setting.value)
-            self._problem(*place, f"{written}={shown} {wrong}", key=setting.key)
+            self._problem(*place, f"{written}={shown} {reading.wrong}", reading.fatal, known.key)
+        if reading.value is None:
             return
-        section.settings.append(setting)
-        if setup:
+        if not here:
+            means_nothing = bare and not setting.value  # to the releases before 5.0
+            refused = (setup and is_strict(self.release) and not means_nothing) or (
+                self.release is not None and self.release >= SEPARATE)
+            self._problem(*place, f"keyword {written} is not valid in {'config setup' if setup else 'a conn'}", refused,
+                          known.key)
+            return
+        setting.value = reading.value
+        self._add(setting, known)
+
+    def _add(self, setting: Setting, word: Keyword) -> None:
+        """Add a setting to the section that is being read."""
+        assert self._section is not None
+        setting.key = word.key
+        self._section.settings.append(setting)
+        if not self._section.name:
             self._setup[setting.key] = setting
+
+    def _unknown(self, written: str, word: Keyword | None) -> str:
+        """Return what is wrong with a keyword that the installed release does not have; `word`: others have it."""
+        if word is None or not self.release:
+            return f"unknown keyword {quote(written)}"
+        return (f"libreswan {'.'.join(map(str, self.release))} has no keyword {written}; "
+                f"{word.releases.replace('-', ' to ').replace(',', ' and ')} have it")
 
     # --- what it says -----------------------------------------------------------------------------------------------
 
@@ -4456,9 +4745,6 @@ def pluto_shutdown(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
 # say it for all releases: a line holds for the releases that it names; a line that begins with blanks goes on the one
 # above.  A new release: add it to RELEASES, extend the ranges of what stayed and add lines for what changed.
 
-RELEASES = (*(f"3.{n}" for n in range(25, 33)), *(f"4.{n}" for n in range(16)), "5.0", "5.1", "5.2", "5.3", "5.3.1",
-            "5.3.2", "5.4")
-
 # From 5.1 the magic number is the cksum(1) of the version instead
 WHACK_MAGIC = """
 3.25       0x6f686b2d
@@ -4720,17 +5006,6 @@ def table_rows(table: str) -> Iterator[list[str]]:
         yield head.split()
         for other in others:
             yield head.split()[:2] + other.split()
-
-
-def version_key(version: str) -> tuple[int, ...]:
-    """A version number as what compares."""
-    return tuple(int(part) for part in version.split("."))
-
-
-def covers(releases: str, version: tuple[int, ...]) -> bool:
-    """True when `version` is one of a table's `releases`: `3.25-4.2`, `5.4`, or `*`."""
-    first, _, last = releases.partition("-")
-    return releases == "*" or version_key(first) <= version <= version_key(last or first)
 
 
 def cksum(data: bytes) -> int:
@@ -5164,19 +5439,6 @@ def show_replies(host: Host, message: bytes, version: tuple[int, ...] | None, op
     if must_speak and not spoke and not asynchronous:
         raise Failure(f'ipsec whack: no connection named {quote(options["name"])}', UNKNOWN_NAME)
     return replies.status
-
-
-def leading_version(text: str) -> tuple[int, ...]:
-    """The number that a version begins with (`5.2-17-gabc`), the newest release for none."""
-    numbers = []
-    for part in text.split("."):
-        digits = part[:len(part) - len(part.lstrip("0123456789"))]
-        if not digits:
-            break
-        numbers.append(int(digits))
-        if digits != part:
-            break
-    return tuple(numbers) or version_key(RELEASES[-1])
 
 
 def whack_help() -> str:
@@ -13225,7 +13487,7 @@ def setup_values(host: Host, config: Config) -> Iterator[tuple[str, str]]:
                 **dict.fromkeys("crl-strict drop-oppo-null listen-tcp ocsp-enable ocsp-strict".split(), "no")}
     for key, kind in keywords(True).items():
         value = config.setup(key, defaults.get(key, ""))
-        if value and kind == _BOOL:
+        if value and kind == "bool":
             yield key, "yes" if is_yes(value) else "no"
         elif value and kind != "obsolete":
             yield key, value

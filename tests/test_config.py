@@ -62,12 +62,6 @@ def test_a_value_is_read_as_the_lexer_reads_it(written: str, value: str) -> None
     ("conn a\n\tikev2=banana\n", 'c:2: ikev2="banana" is not one of'),
     ("conn a\n\tpfs=banana\n", 'c:2: pfs="banana" is not one of yes, no'),
     ("conn a\n\tpfs=\n", 'c:2: pfs="" has no value'), ("conn a\nversion 2\n", "c:2: version stands before"),
-    ("conn a\n\tmtu=abc\n", 'c:2: mtu="abc" is not a number'),
-    ("conn a\n\tikelifetime=3x\n", 'c:2: ikelifetime="3x" is no duration'),
-    ("conn a\n\trekeyfuzz=ten\n", 'c:2: rekeyfuzz="ten" is no percent'),
-    ("config setup\n\tnflog-all=banana\n", 'c:2: nflog-all="banana" is not a number'),
-    ("config setup\n\tnflog-all=70000\n", 'c:2: nflog-all="70000" is not within 0-65535'),
-    ("config setup\n\tnflog-all=%forever\n", "c:2: nflog-all"),
     ('config setup\n\tplutodebug="all banana"\n', "c:2: plutodebug"),
     ("config setup\n\tuniqueids=perhaps\n", "c:2: uniqueids"),
 ])
@@ -87,6 +81,12 @@ def test_a_config_error_has_its_place_and_is_an_error(text: str, problem: str) -
     ("conn a\n\tleftid=@a\n\tleftid=@b\n", "c:3: duplicate key leftid in conn a (first in c:2)"),
     ("conn %default\n\talso=b\nconn b\n", "c:2: also= is not valid in conn %default"),
     ("conn a\n\tsubnet=10.0.0.0/8\n", "c:2: subnet needs left or right"),
+    ("conn a\n\tmtu=abc\n", 'c:2: mtu="abc" is not a number'),
+    ("conn a\n\tikelifetime=3x\n", 'c:2: ikelifetime="3x" is no duration'),
+    ("conn a\n\trekeyfuzz=ten\n", 'c:2: rekeyfuzz="ten" is no percent'),
+    ("config setup\n\tnflog-all=banana\n", 'c:2: nflog-all="banana" is not a number'),
+    ("config setup\n\tnflog-all=70000\n", 'c:2: nflog-all="70000" is not within 0-65535'),
+    ("config setup\n\tnflog-all=%forever\n", "c:2: nflog-all"),
     ("config setup\n\tlogip=no\nconfig setup\n\tlogip=yes\n", "c:3: a second config setup"),
     ("include /no/such/file\n", "c:1: could not open include filename"),
 ])
@@ -195,12 +195,58 @@ def test_what_editors_of_other_systems_add_is_told_of_once(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("kind", "good", "bad"), [
     ("duration", "8h 90 1.5h 30s .5d 500ms 10us 2w", "h 1x 5mm 1..5h 1.h -3 ²"),
-    ("percent", "0 100% 50", "% -1 10%%"), ("size", "0 10 10Mi 10MiB 7b", "Mi 10M 1iB x"),
+    ("percent", "0% 100%", "% -1 10%% 50"), ("size", "0 10 10Mi 10MiB 7b", "Mi 10M 1iB x"),
     ("number", "0 -1 %forever", "1.5 - 123456789012345678901 x"), ("0-65535", "0 65535", "-1 65536 %forever"),
 ])
 def test_values_are_of_their_kind(kind: str, good: str, bad: str) -> None:
-    assert [value for value in good.split() if ipsec.value_problem(kind, value)] == []
-    assert [value for value in bad.split() if not ipsec.value_problem(kind, value)] == []
+    assert [value for value in good.split() if ipsec.number_problem(kind, value)] == []
+    assert [value for value in bad.split() if not ipsec.number_problem(kind, value)] == []
+
+
+@pytest.mark.parametrize("line, verdicts", [
+    # fatal for: an unknown release, 3.29, 4.3, 4.10, 5.2, 5.4
+    ("ikepad=auto", "accept refuse refuse refuse accept accept"),
+    ("ikepad=1", "accept refuse refuse refuse accept accept"),
+    ("pfs=YES", "accept refuse refuse refuse accept accept"),
+    ("ikev2=y", "accept refuse refuse refuse accept accept"),
+    ("ikev2=1", "ignore ignore ignore ignore ignore ignore"),
+    ('ikev2="1"', "refuse refuse refuse refuse ignore ignore"),
+    ("auto=keep", "accept refuse accept accept accept accept"),
+    ("auto=banana", "refuse refuse refuse refuse ignore ignore"),
+    ("auto=add:x", "refuse refuse refuse accept ignore ignore"),
+    ("leftauth=ecdsa", "accept refuse refuse accept accept accept"),
+    ("rekeymargin=10seconds", "ignore ignore ignore ignore ignore ignore"),
+    ("rekeymargin=", "refuse refuse refuse refuse ignore ignore"),
+    ("rekeyfuzz=50", "refuse refuse refuse refuse ignore ignore"),
+    ("mtu=abc", "ignore ignore ignore ignore ignore ignore"),
+    ("dpdaction=hold", "accept accept accept accept ignore ignore"),
+    ("forceencaps=yes", "ignore ignore ignore ignore refuse refuse"),
+    ("ike_frag=yes", "accept accept refuse refuse refuse refuse"),
+    ("ike-frag=yes", "accept accept refuse refuse refuse refuse"),
+    ("iptfs=yes", "accept refuse refuse refuse accept accept"),
+    ("subnet=10.0.0.0/8", "ignore ignore ignore ignore ignore refuse"),
+    ("uniqueids=yes", "ignore ignore ignore ignore ignore refuse"),
+    ("nocrsend=yes", "ignore ignore refuse refuse refuse refuse"),
+])
+def test_the_installed_release_decides(line: str, verdicts: str) -> None:
+    """Which releases take a line, ignore it with a warning, or refuse the file (seen with 4.3, 4.10 and 5.2)."""
+    found = []
+    for release in ("", "3.29", "4.3", "4.10", "5.2", "5.4"):
+        host = ipsec.Host({})
+        host.version = release or None
+        config = ipsec.Config(host, "c", f"conn a\n\t{line}\n")
+        found.append("refuse" if any(problem.fatal for problem in config.problems) else
+                     "ignore" if config.problems else "accept")
+    assert " ".join(found) == verdicts
+
+
+def test_a_keyword_of_other_releases_is_named() -> None:
+    host = ipsec.Host({})
+    host.version = "4.10-2+deb12u1"
+    problems = ipsec.Config(host, "c", "config setup\n\tnat_traversal=yes\n\toe=off\n").problems
+    assert [str(problem) for problem in problems] == [
+        f"c:{line}: libreswan 4.10 has no keyword {word}; 3.25 to 3.32 have it" for line, word in
+        ((2, "nat_traversal"), (3, "oe"))]
 
 
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
