@@ -5373,11 +5373,21 @@ def whack_message(host: Host, options: Sequence[tuple[str, str]], timeout: float
 
 def pluto_lines(host: Host, *words: str, timeout: float | None = PLUTO_TIMEOUT,
                 pluto: Pluto | None = None) -> Iterator[str]:
-    """The lines of pluto's answer to a command line of whack's, without codes, as they come.
+    """Yield the lines of pluto's answer to a command line of whack's, without codes, as they come.
 
-    `pluto` None asks which pluto listens.  Raises NoPluto, TimedOut, Failure; all when a line is asked for.
+    `pluto` None asks which pluto listens.  A pluto of an unknown release is asked by the whack that is installed.
+    Raises NoPluto, TimedOut, Failure; all when a line is asked for.
     """
-    message, _ = whack_message(host, whack_words(words), timeout, pluto)
+    options = whack_words(words)
+    if options not in ([("status", "")], [("shutdown", "")]):
+        pluto = pluto or probe(host, PLUTO_TIMEOUT if timeout is None else timeout)
+        program = os.path.join(host.execdir, "whack")
+        if pluto.version not in RELEASES and host.executable(program):
+            for text in split_lines(host.stream([program, "--ctlsocket", host.ctlsocket, *words], timeout=timeout)):
+                code = text.partition(" ")[0]
+                yield text[4:] if len(code) == 3 and is_number(code) else text
+            return
+    message, _ = whack_message(host, options, timeout, pluto)
     with Conversation(host, timeout) as talk:
         talk.say(message)
         for line in talk.lines():
@@ -5476,13 +5486,16 @@ def status_fields(text: str) -> dict[str, str] | None:
     A piece without a key continues the value before it (`dns:192.0.2.1, 192.0.2.2`).
     """
     values: dict[str, str] = {}
-    text = text.replace("modecfg info: us:", "modecfg us:")
-    if text.lstrip().startswith("CAs: "):
-        return {"cas": text.strip().removeprefix("CAs: ").rstrip(";")}
-    is_id = text.lstrip().startswith(("our id", "their id"))
-    for part in text.split("; " if is_id else ";"):
+    text = text.strip()
+    if text.startswith("modecfg info: us:"):
+        text = text.replace("modecfg info: us:", "modecfg us:").replace(", them:", ", modecfg them:", 1)
+    if text.startswith("CAs: "):
+        return {"cas": text.removeprefix("CAs: ").rstrip(";")}
+    if text.startswith("our idtype: "):
+        return id_fields(text)
+    for part in text.split(";"):
         pieces = part.split(", ")
-        if part.lstrip().startswith(("our id", "their id")) or not ends_of_keys(pieces[0]):
+        if not ends_of_keys(pieces[0]):
             pieces = [part]
         key = ""
         for piece in pieces:
@@ -5502,6 +5515,16 @@ def status_fields(text: str) -> dict[str, str] | None:
                 key = sys.intern(key)
                 values[key] = piece[min(ends) + 1:].strip().rstrip(",") if ends else "yes"
     return values
+
+
+def id_fields(text: str) -> dict[str, str] | None:
+    """The fields of `our idtype: T; our id=ID; their idtype: T; their id=ID`; an ID may hold any character."""
+    ours, _, theirs = text.partition("; their idtype: ")
+    our_type, our_mark, our_id = ours.removeprefix("our idtype: ").partition("; our id=")
+    their_type, their_mark, their_id = theirs.partition("; their id=")
+    if not our_mark or not their_mark:
+        return None
+    return {"our_idtype": our_type, "our_id": our_id, "their_idtype": their_type, "their_id": their_id.rstrip(";")}
 
 
 def ends_of_keys(piece: str) -> list[int]:
@@ -5563,6 +5586,8 @@ def read_end(text: str, is_remote: bool) -> dict[str, Any]:
     address = text.startswith("[") and "]" in text and ":" in text.partition("]")[0]
     host = text[1:].partition("]")[0] if address else text.partition("[")[0].partition("<")[0]
     rest = text.rpartition("]")[2] if "]" in text else text.partition(">")[2]
+    if address:
+        rest = text.partition("]")[2].partition("[")[0] or rest
     protoport = ""
     if not address and (host.count(":") == 1 or "/" in host.rpartition(":")[2]):
         host, _, rest = host.rpartition(":")
@@ -5811,7 +5836,8 @@ class StatusReader:
             self.data["settings"]["fips_mode"] = text[10:]
         elif key in ("debug", "using kernel interface", "virtual-private (%priv)", "State Information",
                      "virtual_private (%priv)", "- allowed subnets", "- excluded subnets", "stats db_ops") and colon:
-            self.data["settings"][key.lstrip("- ").lower().replace(" ", "_")] = value.strip()
+            name = key.removesuffix(" (%priv)").lstrip("- ").lower().replace(" ", "_").replace("-", "_")
+            self.data["settings"][name] = value.strip()
         elif "=" in text and " " not in text.partition("=")[0].partition(": ")[2]:
             name = ""
             for piece in text.removeprefix("nat-traversal: ").rstrip(";").split(", "):
@@ -5830,7 +5856,9 @@ class StatusReader:
         if len(words) < 2:
             return False
         place = words[2] if words[1] in ("UDP", "TCP") and len(words) > 2 else words[1]
-        address, _, port = place.rpartition("@" if "@" in place else ":")
+        mark = "@" if "@" in place else ":"
+        has_port = mark == "@" or place.startswith("[") or place.count(":") == 1  # KLIPS names none
+        address, _, port = place.rpartition(mark) if has_port else (place, "", "")
         protocol, slash, number = port.partition("/")
         self.data["interfaces"].append({
             "name": words[0].partition("/")[0], "address": address.strip("[]"),

@@ -92,3 +92,31 @@ def test_a_template_is_up_when_an_instance_is() -> None:
     template, instance, other = ipsec.StatusReader(exact={2: {"added": 9}}).read(lines)["connections"]
     assert (template["up"], template["since"], instance["ike_sa"], other["up"]) == (True, 9, 1, False)
     assert template["instances"] == [{"instance": "[1]", "remote": "198.51.100.7", "up": True}]
+
+
+@pytest.mark.parametrize(("line", "wanted"), [
+    ("interface lo/lo ::1", ("lo", "::1", None, "UDP")),
+    ("interface eth0/eth0 192.0.2.1@500", ("eth0", "192.0.2.1", 500, "UDP")),
+    ("interface eth0/eth0 2001:db8::1@500", ("eth0", "2001:db8::1", 500, "UDP")),
+    ("interface eth0 TCP [2001:db8::1]:4500", ("eth0", "2001:db8::1", 4500, "TCP")),
+    ("interface eth0 [2001:db8::1]:UDP/4500 (NAT)", ("eth0", "2001:db8::1", 4500, "UDP")),
+])
+def test_interfaces(line: str, wanted: tuple[str, str, int | None, str]) -> None:
+    entry = only(line, "interfaces")
+    assert (entry["name"], entry["address"], entry["port"], entry["protocol"]) == wanted
+
+
+def test_values_that_hold_separators() -> None:
+    lines = ['"c": [2001:db8::1]:4500[@a]...192.0.2.2; unrouted; my_ip=unset;',
+             '"c": [2001:db8::1]:4500[@a]...192.0.2.2===10.3.0.0/24; unrouted; my_ip=unset;',
+             '"c":   CAs: \'C=CA, O=x; y\'...\'%any\'',
+             '"c":   modecfg info: us:server, them:none, modecfg policy:push, dns:192.0.2.53, 2001:db8::53, '
+             'domains:a.example, b.example, cat:unset;',
+             '"c":   our idtype: ID_DER_ASN1_DN; our id=C=CA, O=a; b...c; their idtype: %any; their id=%fromcert']
+    connection, = ipsec.StatusReader().read(lines)["connections"]
+    assert connection["local"]["port"] == 4500 and connection["local"]["id"] == "C=CA, O=a; b...c"
+    assert connection["selectors"] == [(None, None), (None, "10.3.0.0/24")]
+    assert {key: connection["options"][key] for key in ("cas", "modecfg_us", "modecfg_them", "dns", "domains")} == {
+        "cas": "'C=CA, O=x; y'...'%any'", "modecfg_us": "server", "modecfg_them": "none",
+        "dns": "192.0.2.53, 2001:db8::53", "domains": "a.example, b.example"}
+    assert connection["remote"]["id"] == "%fromcert"

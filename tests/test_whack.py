@@ -259,6 +259,26 @@ def listening(tmp_path: Path) -> Iterator[Callable[..., FakePluto]]:
         pluto.close()
 
 
+@pytest.mark.parametrize("version", ["5.5", "5.2-17-gabc-dirty", ""])
+def test_an_unknown_release_is_asked_by_its_own_whack(listening: Callable[..., FakePluto], tmp_path: Path,
+                                                     capsys: pytest.CaptureFixture[str], version: str) -> None:
+    """--json of every command works: the text is read by its form."""
+    pluto = listening(version) if version else listening("0")
+    whack = tmp_path / "whack"
+    whack.write_text("#!/bin/sh\ncase \"$*\" in\n*--trafficstatus) echo '#2: \"c\", type=ESP, add_time=7, inBytes=5, "
+                     "outBytes=6';;\n*--showstates) echo '000 #2: \"c\":500 established Child SA; REKEY in 9s; newest;"
+                     " IKE SA #1;';;\n*--listall) echo 'List of Public Keys:'; echo ' '; echo key;;\nesac\n")
+    whack.chmod(0o755)
+    pluto.host.execdir = str(tmp_path)
+    for word, kind in (("trafficstatus", "traffic"), ("showstates", "states"), ("listall", "lists")):
+        args = ipsec.Args()
+        args.options["--json"] = [""]
+        assert ipsec.Teller(pluto.host, args).ask(f"--{word}") == 0
+        data = json.loads(capsys.readouterr().out)
+        assert data[kind] and not data["unparsed"]
+    assert len(data["states"]) == 0
+
+
 @pytest.mark.parametrize("version", ipsec.RELEASES)
 def test_nothing_of_a_version_is_sent_before_the_version_is_known(
         listening: Callable[..., FakePluto], version: str, capsys: pytest.CaptureFixture[str]) -> None:
