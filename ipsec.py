@@ -669,6 +669,40 @@ class Host:
                 child.wait()
         return SIGNALLED - status if status < 0 else status
 
+    def relay(self, argv: Sequence[str], wait: Callable[[bytes], float | None]) -> int | None:
+        """Run a program on this terminal, copy its output to standard output as it comes, and return its status.
+
+        `wait` gets each piece of the output, an empty one first, and returns how many seconds the next may take, None
+        for any time; the program is ended after that, and None is returned.  Raises Missing, Failure if the program
+        can't be executed, OSError if the output can't be written.
+        """
+        import select
+        reader, writer = os.pipe()
+        try:
+            child = self.spawn(argv, writer, detached=False)
+        except Failure:
+            os.close(reader)
+            raise
+        finally:
+            os.close(writer)
+        poll = select.poll()
+        poll.register(reader, select.POLLIN)
+        seconds = wait(b"")
+        try:
+            while poll.poll(None if seconds is None else max(0.0, seconds) * 1000):
+                data = os.read(reader, READ_CHUNK)
+                if not data:
+                    status = child.wait()
+                    return SIGNALLED - status if status < 0 else status
+                write_all(1, data)
+                seconds = wait(data)
+            return None
+        finally:
+            os.close(reader)
+            if child.poll() is None:  # time is up, or Ctrl-C
+                child.terminate()
+                child.wait()
+
     def spawn(self, argv: Sequence[str], output: int | None, *, detached: bool = True) -> subprocess.Popen[bytes]:
         """Start a program and leave it running, both outputs on the descriptor; detached, in a session of its own.
 
@@ -4592,6 +4626,12 @@ class Conversation:
                 raise TimedOut(f"ipsec whack: pluto did not answer on {self.name} within {self.timeout:g} s", NO_PLUTO,
                                "it may be stopped or very busy")
 
+    def limit(self, seconds: float | None) -> None:
+        """Give pluto so many seconds from now for the rest of its answer; None changes nothing."""
+        if seconds is not None:
+            self.timeout = self.left = max(0.001, seconds)
+            self.link.settimeout(self.left)
+
     def __enter__(self) -> Conversation:
         return self
 
@@ -4693,6 +4733,15 @@ def pluto_status(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> Iterator[
         talk.say(basic_message(BASIC_STATUS))
         for line in talk.lines():
             yield split_code(line)[1]
+
+
+def has_connection(host: Host, name: str) -> bool | None:
+    """Return whether pluto has a connection of that name; None if it does not tell."""
+    heads = (f'"{name}":', f'"{name}"[', f'"{name}/')
+    try:
+        return any(line.startswith(heads) for line in list(pluto_status(host, 10.0)))
+    except Failure:
+        return None
 
 
 def await_pluto(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
@@ -5326,10 +5375,12 @@ def xauth_answer(host: Host, options: Mapping[str, str], what: str) -> bytes:
     return answer
 
 
-def native_whack(host: Host, words: Sequence[str], *, timeout: float | None = None) -> int:
+def native_whack(host: Host, words: Sequence[str], *, timeout: float | None = None,
+                 wait: Callable[[bytes], float | None] | None = None) -> int:
     """Do what whack does with the words, without it; whack's exit status.  Raises Failure.
 
-    `timeout` None: PLUTO_TIMEOUT, or none for what waits for a peer (initiate, route, terminate, rekey).
+    `timeout` None: PLUTO_TIMEOUT, or none for what waits for a peer (initiate, route, terminate, rekey).  `wait` gets
+    each line, and returns how many seconds the rest may take, None for no change.
     """
     given = whack_words(words)
     options = dict(given)
@@ -5348,9 +5399,10 @@ def native_whack(host: Host, words: Sequence[str], *, timeout: float | None = No
     message, version = whack_message(host, [(name, value) for name, value in given if name not in own], timeout)
     names = options.keys() - own
     return show_replies(
-        host, message, version, options, timeout, lenient=any("status" in name or name.startswith(("list", "show"))
-                                                              for name in names),
-        must_speak=bool(version and version < (5,) and names & {"terminate", "delete"}))
+        host, message, version, options, timeout, wait=wait,
+        lenient=any("status" in name or name.startswith(("list", "show")) for name in names),
+        must_speak=bool(version and version < (5,) and names & {"terminate", "delete"}
+                        and has_connection(host, options.get("name", "")) is False))
 
 
 def whack_message(host: Host, options: Sequence[tuple[str, str]], timeout: float | None = PLUTO_TIMEOUT,
@@ -5410,7 +5462,8 @@ def parse_seconds(text: str) -> float:
 
 
 def show_replies(host: Host, message: bytes, version: tuple[int, ...] | None, options: Mapping[str, str],
-                 timeout: float | None, *, lenient: bool = False, must_speak: bool = False) -> int:
+                 timeout: float | None, *, lenient: bool = False, must_speak: bool = False,
+                 wait: Callable[[bytes], float | None] | None = None) -> int:
     """Send the message, print what pluto says and answer what it asks; whack's exit status.  Raises Failure.
 
     Without a `version`, lines are held back until the status has told it.  `must_speak`: a pluto that says nothing
@@ -5436,6 +5489,8 @@ def show_replies(host: Host, message: bytes, version: tuple[int, ...] | None, op
         talk.say(message)
         for line in talk.lines():
             spoke = True
+            if wait:
+                talk.limit(wait(line + b"\n"))
             if version is None:
                 held.append(line)
                 found = status_value(split_code(line)[1], "pluto_version")
@@ -9282,6 +9337,9 @@ REMOTE_HOST_OPTION = Opt("--remote-host", "ADDRESS", "the peer's address")
 PLUTO_OPTIONS = (CTLSOCKET_OPTION, Opt("--config", "FILE", "the configuration, - for standard input"), VERBOSE_OPTION,
                  NATIVE_OPTION, DRY_RUN_OPTION)
 CONNECTION_OPTIONS = (*PLUTO_OPTIONS, ASYNC_OPTION, REMOTE_HOST_OPTION)
+UP_OPTIONS = (Opt("--timeout", "SECONDS", "how long a connection may take to come up; one that does not is taken down"),
+              Opt("--keep-trying", None, "with --timeout: pluto goes on trying"),
+              Opt("--once", None, "take the connection down if it does not come up, so that pluto does not try again"))
 
 GLOBAL_OPTIONS = (
     Opt("--config", "FILE", "the configuration instead of /etc/ipsec.conf"),
@@ -10276,6 +10334,796 @@ def filter_tables(host: Host, timeout: float = 10.0) -> list[Table]:
         tables += (nft_tables(ran.text, wrapped) if argv[0] == "nft" else
                    iptables_tables(ran.text, argv[0].removesuffix("-save")))
     return tables
+
+
+# --- diagnosis: what pluto's log says of a connection -----------------------------------------------------------------
+#
+# Why a connection is down, as far as pluto's log tells: finding the log, the last attempt in it, and a table of causes
+# with the words that pluto uses for them.  Reads logs only.  Facts: the messages in the source of libreswan 3.25, 3.32,
+# 4.3, 4.10, 5.2, 5.4 and of its main branch, and logs of real plutos of which the cause was known.
+
+LOG_TAIL = 4 << 20  # bytes at the end of a log file that are read at most
+LOG_LINES = 20_000  # lines of the journal that are read at most
+CONN_LINES = 2_000  # lines about one connection that are looked at
+LOG_START = (b"Starting Pluto", b"Starting Libreswan")  # where a daemon's part of a log begins, 3.x to 5.x
+SYSLOGS = ("/var/log/secure", "/var/log/auth.log", "/var/log/daemon.log", "/var/log/debug", "/var/log/syslog",
+           "/var/log/messages", "/var/log/pluto.log")
+
+
+def last_start(host: Host, name: str) -> int | None:
+    """Return the offset of the line in which pluto last started, searched from the end of the file; None if no such
+    line is there.  Raises OSError.
+    """
+    fd = host.open(name)
+    try:
+        end = os.fstat(fd).st_size
+        overlap = b""
+        while end > 0:
+            start = max(0, end - READ_CHUNK * 16)
+            block = os.pread(fd, end - start, start) + overlap
+            position = max(block.rfind(marker) for marker in LOG_START)
+            if position >= 0:
+                return start + block.rfind(b"\n", 0, position) + 1
+            end, overlap = start, block[:32]
+        return None
+    finally:
+        os.close(fd)
+
+
+class LogLine(Record):
+    """A line of pluto's log: its time in seconds since the epoch, None if it has none, and pluto's own words."""
+
+    when: float | None
+    text: str
+
+
+class PlutoLog(Record):
+    """The end of pluto's log: where it was read (a file, or a command), and its lines since pluto's last start."""
+
+    source: str
+    lines: list[LogLine]
+
+
+def read_log_line(line: str) -> LogLine:
+    """Return a line of a log file, of syslog or of the journal without what stands before pluto's own words."""
+    tag = line.find("pluto[", 0, 200)
+    end = line.find("]: ", tag) if tag >= 0 else -1
+    if end >= 0:
+        return LogLine(stamp(line), line[end + 3:])
+    when = stamp(line)
+    if when is None:
+        return LogLine(None, line)
+    return LogLine(when, line[15:].partition(": ")[2])  # `Nov 23 06:12:08.123456: ` of logfile=
+
+
+def tail_of_file(host: Host, name: str) -> list[str]:
+    """Return the lines at the end of a file, at most LOG_TAIL bytes of them.  Raises OSError."""
+    size = host.stat(name).st_size
+    lines = list(split_lines(host.chunks(name, max(0, size - LOG_TAIL))))
+    return lines[1:] if size > LOG_TAIL else lines
+
+
+def read_pluto_log(host: Host, config: Config, timeout: float = 10.0) -> PlutoLog:
+    """Return the end of pluto's log, from logfile=, the journal, or the first file of syslog with a start of pluto.
+
+    Raises PermissionError if the log may not be read, Missing if there is none.
+    """
+    denied: Exception | None = None
+    for source, lines in log_sources(host, config, timeout):
+        try:
+            texts = lines()
+        except PermissionError as error:
+            denied = error
+            continue
+        except Denied as failure:
+            denied = PermissionError(errno.EACCES, failure.message)
+            continue
+        except (OSError, Failure):
+            continue
+        start = max((number for number, line in enumerate(texts) if "Starting Pluto" in line
+                     or "Starting Libreswan" in line), default=0)
+        entries = [read_log_line(line) for line in texts[start:]]
+        entries = [entry for entry in entries if entry.text and not entry.text.startswith("|")]
+        if entries:
+            return PlutoLog(source, entries)
+    if denied:
+        raise denied
+    raise Missing("pluto's log was not found: no logfile=, nothing of pluto in the journal, no start of pluto in "
+                  + ", ".join(SYSLOGS))
+
+
+def log_sources(host: Host, config: Config, timeout: float) -> Iterator[tuple[str, Callable[[], list[str]]]]:
+    """Yield where pluto's log may be, each with the function that reads its end."""
+    logfile = config.setup("logfile")
+    if logfile:
+        yield logfile, lambda: tail_of_file(host, logfile)
+    if host.which("journalctl") and (host.live or host.isdir("/var/log/journal")):
+        where = [] if host.live else ["-D", host.path("/var/log/journal")]
+        argv = ["journalctl", *where, "-t", "pluto", "-n", str(LOG_LINES), "--no-pager", "-q", "-o", "short-iso"]
+        yield " ".join(argv), lambda: list(split_lines(denied_if_refused(host.stream(argv, timeout=timeout))))
+    for name in SYSLOGS:
+        if host.exists(name):
+            yield name, lambda name=name: syslog_lines(host, name)  # type: ignore[misc]
+
+
+def syslog_lines(host: Host, name: str) -> list[str]:
+    """Return the lines of pluto's at the end of a file of syslog; none if pluto's start is not in the file."""
+    if last_start(host, name) is None:
+        return []
+    return [line for line in tail_of_file(host, name) if "pluto[" in line or "Starting Pluto" in line]
+
+
+class Cause(Record):
+    """Why a connection may be down.
+
+    `short` has at most three words.  `side` is where to look first: here, peer, or both.  `means` goes on after
+    `"NAME" is down: `.  `check` is what to look at, `command` one command.  `signs` are pluto's words for it, in any
+    case: `*` stands for anything, `[1]` before them means "before the IKE SA is up", `[2]` "after it is up".
+    `weak`: the words tell what happened and not why, so that this host is looked at too.  `local` names checks of
+    verify that belong to the cause.
+    """
+
+    name: str
+    short: str
+    side: str
+    means: str
+    check: str
+    command: str
+    signs: tuple[str, ...]
+    weak: bool = False
+    local: str = ""
+
+
+KEY_CHECKS = "certificates host_keys psk nss_health"
+# The first cause in the table whose words are in the last attempt is taken: the words further up explain those below,
+# and the errors that pluto goes on with after the first one stand below it.
+CAUSES = (
+    Cause("kernel", "kernel refused SA", "here",
+          "the kernel refused the IPsec SA: it lacks ESP, a module or an algorithm of esp=",
+          "whether the kernel has ESP and the algorithms of esp=; after an update of the kernel, reboot",
+          "ipsec verify xfrm esp algorithms",
+          ("netlink response for Add SA", "netlink response for Upd SA", "netlink response for New SA",
+           "Requested AEAD algorithm not found", "Requested type not found", "Requested AUTH algorithm not found",
+           "Requested CRYPT algorithm not found", "XFRM: unknown * algorithm", "NETKEY/XFRM: unknown",
+           "unknown encryption algorithm:", "failed to install inbound kernel state", "setup_half_ipsec_sa() hit fail",
+           "add_sa ipcomp failed", "No XFRM*detected", "installing IPsec SA failed", "Adding IPsec SA to failed",
+           "no acceptable kernel algorithms", "kernel is not configured to do IPCOMP", "raw_eroute()*failed",
+           "raw_policy()*failed", "netlink write() of * failed", "netlink recvfrom() of *Add SA*failed",
+           "netlink response for * policy*", "kernel: * outbound failed"), local="xfrm esp algorithms"),
+    Cause("interface", "interface not made", "here",
+          "the kernel did not make the interface of ipsec-interface= or vti-interface=",
+          "whether the kernel has CONFIG_XFRM_INTERFACE, and what already has that name",
+          "ip -d link show type xfrm",
+          ("xfrmi is not supported", "failed to create ipsec-interface", "CONFIG_XFRM_INTERFACE fail",
+           "ipsec-interface * exists but", "do not match expected type xfrm", "cannot find ipsec-interface",
+           "conflict * already exist*xfrm-interface", "creating netlink message failed"), local="xfrm"),
+    Cause("updown", "updown script failed", "here",
+          "the updown script failed: routes or addresses of the tunnel were not set",
+          "leftupdown= and what the script printed, in pluto's log",
+          "ipsec barf --section plog",
+          ("updown* command exited with", "up-client* command exited", "up-host* command exited",
+           "prepare-* command exited", "route-* command exited", "-client command exited with",
+           "-host command exited with", "unable to popen", "command '* failed: ")),
+    Cause("overlap", "route in use", "here",
+          "the networks overlap: another connection already has a route or a policy for them",
+          "leftsubnet= and rightsubnet= of the connections that pluto has",
+          "ipsec verify overlap",
+          ("cannot route -- route already in use", "cannot install eroute -- it is in use",
+           "cannot install route: peer is within its client", "cannot install kernel policy", "cannot route template",
+           "conflicts with existing", "kernel policy * already in use", "overlaps with"), local="overlap"),
+    Cause("not-oriented", "no end here", "here",
+          "neither left= nor right= is an address of this host",
+          "left= and right= against the addresses of this host; after a new address: ipsec listen",
+          "ip address",
+          ("cannot identify ourselves with either end", "is not oriented", "connection is unoriented",
+           "unoriented connection", "orient() * failed", "must specify host IP address for our side",
+           "interface vanished", "no such interface"), local="loaded"),
+    Cause("peer-address", "peer address unknown", "here",
+          "the address of the peer is not known: the host name in right= does not resolve (DNS), or right= is %any",
+          "right=, and whether its name resolves",
+          "getent ahosts {peer}",
+          ("without knowing peer IP address", "without resolved dynamic peer", "failed to resolve '",
+           "failed to convert '", "still no address for", "unable to resolve", "name resolution failed",
+           "DNS lookup * failed", "does not look numeric and name lookup failed", "with ID wildcards",
+           "template conn", "cannot resolve")),
+    Cause("send-refused", "firewall blocks sending", "here",
+          "this host may not send to the peer: a firewall rule here drops outgoing IKE packets (Operation not "
+          "permitted)",
+          "rules of the chain OUTPUT for udp ports 500 and 4500",
+          "ipsec verify firewall",
+          ("send*Operation not permitted", "send*errno 1:", "sendto*not permitted", "using UDP failed*errno 1)"),
+          local="firewall"),
+    Cause("route", "no route", "here",
+          "there is no route to the peer: the network or the host is unreachable",
+          "the routes of this host, and right=",
+          "ip route get {peer}",
+          ("Network is unreachable", "No route to host", "Errno 101", "Errno 113", "errno 101", "errno 113",
+           "Host is unreachable", "no local source address to reach", "Network is down", "unresolved gateway",
+           "network unreachable", "complainant*unreachable"), local="firewall"),
+    Cause("port-closed", "peer port closed", "peer",
+          "the peer answers with \"Connection refused\": no IKE daemon listens on the port there",
+          "whether pluto runs on the peer, and whether right= is the right host",
+          "nc -vzu {peer} 500",
+          ("Connection refused", "ECONNREFUSED", "complainant*port unreachable", "errno 111")),
+    Cause("tcp", "TCP refused", "both",
+          "IKE over TCP does not work between the ends: the port is closed, or the kernel lacks ESP in TCP",
+          "enable-tcp=, tcp-remoteport= and listen-tcp= of both ends",
+          "ipsec verify xfrm",
+          ("TCP: connect(", "espintcp", "IKE-in-TCP*failed", "TCP_ULP) failed", "TCP:*failed")),
+    Cause("psk-missing", "no PSK here", "here",
+          "no pre-shared key (PSK) here is for these IDs",
+          "the line in ipsec.secrets for leftid= and rightid=; after a change: ipsec secrets",
+          "ipsec verify psk",
+          ("no PSK found", "No matching PSK found", "Failed to find our PreShared Key", "no preshared key found",
+           "cannot find PSK", "PreShared Key not found"), local="psk"),
+    Cause("psk-fips", "PSK too short", "here",
+          "the pre-shared key (PSK) is too short for FIPS mode",
+          "a longer key in ipsec.secrets of both ends",
+          "ipsec verify fips psk",
+          ("PSK length of * bytes is too short*FIPS: authentication", "FIPS: authentication failed: *PSK length",
+           "FIPS Error: connection*PSK length", "FIPS: connection * PSK length"), local="psk"),
+    Cause("key-missing", "no private key", "here",
+          "the private key of this host's certificate or public key is missing in the NSS database",
+          "the keys in the NSS database: a certificate needs its key beside it (ipsec import FILE.p12)",
+          "ipsec showhostkey --list",
+          ("unable to locate my private key", "no * private key for connection", "No * private key found",
+           "Failed to find our RSA key", "Failed to find our ECDSA key", "DigSig: failed to find our",
+           "private key matching * not found", "private key not found", "private key for connection not found",
+           "cannot find * key", "cannot find RSA key", "Can't find the private key", "Private key not found",
+           "has type * but * is needed", "could not authenticate slot", "NSS Password for token * failed",
+           "token locked", "authentication of \"NSS* failed", "sign function failed", "sign_hash: "),
+          local=KEY_CHECKS),
+    Cause("clock", "certificates not valid", "both",
+          "a certificate is not valid at the time of this host's clock: it has expired or is not valid yet",
+          "the clock, then the dates of the certificate and of its CA",
+          "date; ipsec verify clock certificates",
+          ("is expired or not yet valid", "SEC_ERROR_EXPIRED_CERTIFICATE*not yet"), local="clock certificates"),
+    Cause("crl", "CRL missing", "here",
+          "crl-strict=yes, and the list of revoked certificates (CRL) is missing or has expired",
+          "the CRLs that pluto has; ipsec crls fetches them",
+          "ipsec listcrls",
+          ("crl-strict=yes and Certificate Revocation List", "missing or expired CRL", "SEC_ERROR_CRL_",
+           "SEC_ERROR_OCSP_", "OCSP server", "CRL has expired", "revocation list * expired",
+           "SEC_ERROR_UNKNOWN_CERT", "SEC_ERROR_REVOCATION")),
+    Cause("cert-revoked", "certificate revoked", "both",
+          "the peer's certificate is revoked, by the CRL that is here",
+          "the CRLs that pluto has; a revoked certificate has to be replaced",
+          "ipsec listcrls",
+          ("SEC_ERROR_REVOKED_CERTIFICATE", "Certificate has been revoked", "certificate revoked",
+           "SEC_ERROR_REVOKED_KEY")),
+    Cause("ca-expired", "CA expired", "both",
+          "the CA certificate above the peer's certificate has expired",
+          "the dates of the CAs here, and the chain that the peer sends",
+          "ipsec verify certificates clock",
+          ("SEC_ERROR_EXPIRED_ISSUER_CERTIFICATE", "issuer*certificate has expired", "Issuer has expired"),
+          local="clock certificates"),
+    Cause("cert-expired", "certificate expired", "peer",
+          "the peer's certificate has expired, or is not valid yet by the clock here",
+          "the dates of the peer's certificate; the clock of this host",
+          "date; ipsec listcerts",
+          ("SEC_ERROR_EXPIRED_CERTIFICATE", "Certificate has expired", "certificate '*' has expired",
+           "public key * has expired", "SEC_ERROR_INVALID_TIME"), local="clock"),
+    Cause("cert-issuer", "CA unknown", "both",
+          "no valid and trusted CA here issued the peer's certificate: the CA is missing, not trusted, or expired",
+          "the CA of the peer in the NSS database: is it there, trusted (CT,,), and still valid?",
+          "ipsec verify certificates",
+          ("SEC_ERROR_UNKNOWN_ISSUER", "issuer is not recognized", "SEC_ERROR_UNTRUSTED_ISSUER",
+           "SEC_ERROR_UNTRUSTED_CERT", "not trusted", "SEC_ERROR_CA_CERT_INVALID", "SEC_ERROR_PATH_LEN",
+           "No Certificate Authority in NSS", "No Certificate Authority available", "Issuer certificate is invalid",
+           "X509: no EE-cert", "SEC_ERROR_BAD_SIGNATURE", "certificate*signature is invalid"),
+          local="certificates"),
+    Cause("cert-usage", "certificate unsuitable", "both",
+          "the peer's certificate may not be used for IPsec: its key usage, or a key or signature that is too weak",
+          "keyUsage and extendedKeyUsage of the certificate, its key length and signature",
+          "ipsec listcerts",
+          ("SEC_ERROR_INADEQUATE_", "key usage inadequate", "Certificate type not approved",
+           "SEC_ERROR_CERT_SIGNATURE_ALGORITHM_DISABLED", "rejecting * cert with key size", "cannot use CA certificate",
+           "cannot use peer CA certificate", "SEC_ERROR_EXTENSION", "SEC_ERROR_UNKNOWN_CRITICAL_EXTENSION",
+           "signature algorithm that is disabled", "ERROR_CERT_USAGES")),
+    Cause("cert-name", "certificate lacks ID", "both",
+          "the ID that the peer claims is not in its certificate (subjectAltName)",
+          "leftid= of the peer (rightid= here) against the names in its certificate",
+          "ipsec listcerts",
+          ("subjectAltName extension", "SubjectAltName does not match", "unmatched IKE ID in certificate",
+           "specified on the certificate SubjectAltName", "No matching subjectAltName", "CERT payload does not match",
+           "cannot match peer's certificate")),
+    Cause("id-expected", "peer ID differs", "both",
+          "the peer has another ID than rightid= here expects",
+          "rightid= here against leftid= of the peer",
+          "ipsec status",
+          ("we require IKEv* peer to have ID", "Peer ID * mismatched on first found", "Peer mismatch on first found",
+           "ID_DER_ASN1_DN * does not match expected", "peer ID_* does not match", "no suitable connection for peer",
+           "peer ID payload", "did not include ID* payload", "switched * required ID", "Peer ID*not*expected",
+           "ID payload invalid", "initiator ID '*' does not match", "responder ID '*' does not match",
+           "peer is not * ID", "IDr payload * not")),
+    Cause("null-auth", "NULL authentication", "both",
+          "the ends disagree on NULL authentication (authby=null)",
+          "authby=, leftauth= and rightauth= of both ends", "ipsec status",
+          ("NULL Authentication failed", "attempted NULL authentication", "connection with authnull")),
+    Cause("eap", "EAP refused", "both",
+          "EAP authentication failed, or only one end wants it (leftautheap=, rightautheap=): authentication method",
+          "leftautheap= and rightautheap= of both ends, and the certificates", "ipsec status",
+          ("EAP authentication, but", "EAP AUTH failed", "EAP Failure", "EAP * unexpected", "Handshake failed",
+           "TLS Handshake")),
+    Cause("auth-method", "authentication method differs", "both",
+          "the ends want different authentication methods (authby=: PSK or certificates and RSA keys)",
+          "authby= (leftauth=, rightauth=) of both ends",
+          "ipsec status",
+          ("policy does not allow * authentication", "authentication but we want", "but we want",
+           "peer authentication requires policy", "authentication failed: method", "peer requires * authentication",
+           "requires hash algorithm", "no acceptable ECDSA/RSA-PSS", "legacy RSA-SHA1",
+           "local policy requires ECDSA", "unknown or unsupported hash algorithm", "Unsupported authby",
+           "Auth Method mismatched", "unknown remote authentication", "Unknown or unsupported authby",
+           "no connection has been authorized with authby=*RSA", "DigSig:*not*allow",
+           "authentication method * refused", "unsupported AUTH_METHOD", "peer attempted")),
+    Cause("xauth", "login refused", "both",
+          "XAUTH refused the user name or the password",
+          "the user name and password at the client, and xauthby= with the password file at the server",
+          "ipsec status",
+          ("Authentication Failed: Incorrect Username", "Authentication Failed (", "XAUTH status: FAIL",
+           "XAUTH password prompt failed", "XAUTH username prompt failed", "no file descriptor available for prompt",
+           "unable to open password file", "XAUTH*Rejected", "XAUTH* failed", "XAUTH: No username or password request",
+           "XAUTH client mode not enabled", "XAUTH client is not yet authenticated", "until XAUTH done",
+           "missing password hash", "aborting entire IKE Exchange", "PAM*fail", "authorize*denied")),
+    Cause("signature", "public key wrong", "both",
+          "the peer's signature does not fit the public key (RSA, rightrsasigkey= or certificate) that is here for its "
+          "ID",
+          "rightrsasigkey= here against: ipsec showhostkey --left, on the peer",
+          "ipsec listpubkeys",
+          ("public key known for", "Signature check", "Sig check failed", "RSA authentication of * failed",
+           "RSA authentication failed", "Digital Signature authentication", "authentication failed: using * with * for",
+           "zero-length signature", "sig length * does not match", "zero-length RSA signature", "no public key known",
+           "raw public key", "authentication failed: no key", "pubkey could not be loaded")),
+    Cause("cert-rejected", "certificate rejected", "both",
+          "the peer's certificate was rejected here",
+          "the lines before this one in pluto's log; the CAs in the NSS database",
+          "ipsec verify certificates",
+          ("certificate payload rejected", "Certificate rejected for this connection", "CERT payload bogus",
+           "end certificate invalid", "no certificate matched", "failed verification", "failed IPsec verification",
+           "NSS: ERROR:", "NSS ERROR:", "cert verify failed", "NSS verification failure",
+           "certificate payload could not be decoded", "decoding certificate payload"), local="certificates"),
+    Cause("psk-differs", "PSKs differ", "both",
+          "the pre-shared keys (PSK) of the two ends differ",
+          "the PSK lines in ipsec.secrets of both ends; after a change: ipsec secrets",
+          "ipsec verify psk",
+          ("AUTH mismatch", "computed hash does not match", "hash received from peer*does not match",
+           "mismatch of preshared secrets", "received Hash Payload does not match", "PSK Authentication failed",
+           "byte length of ISAKMP Identification Payload is larger", "[1] malformed payload in packet",
+           "HASH(*does not match", "[1] informational payload PAYLOAD_MALFORMED",
+           "[1] informational payload INVALID_HASH", "authentication failed*hash*PRF",
+           "hash length*does not match")),
+    Cause("auth-refused", "peer refuses authentication", "peer",
+          "the peer refused to authenticate this host (AUTHENTICATION_FAILED); its log tells which it was: the PSK, "
+          "the ID (leftid=), the method (authby=), or this host's certificate or RSA key",
+          "leftid=, authby= and the key or certificate of this host against what the peer expects; ask the peer for "
+          "its log",
+          "ipsec verify psk certificates",
+          ("rejected by peer: AUTHENTICATION_FAILED", "request rejected: AUTHENTICATION_FAILED",
+           "error notification AUTHENTICATION_FAILED", "rejected*AUTHENTICATION_FAILED",
+           "informational payload AUTHENTICATION_FAILED", "informational payload INVALID_CERT",
+           "informational payload CERTIFICATE_UNAVAILABLE", "notification payload: AUTHENTICATION_FAILED",
+           "notification payload: INVALID_CERT", "notification payload: INVALID_SIGNATURE",
+           "informational payload INVALID_SIGNATURE", "informational payload INVALID_KEY_INFORMATION"),
+          weak=True, local="certificates clock psk host_keys"),
+    Cause("id-refused", "ID refused", "peer",
+          "the peer refused the ID of this host (INVALID_ID_INFORMATION): leftid= is not what it expects",
+          "leftid= here against rightid= of the peer", "ipsec status",
+          ("[1] payload INVALID_ID_INFORMATION", "[1] payload: INVALID_ID_INFORMATION",
+           "rejected by peer: INVALID_ID_INFORMATION")),
+    Cause("ppk", "PPK missing", "both",
+          "the ends do not share the post-quantum key (PPK) that ppk= insists on",
+          "ppk= and the PPKS lines in ipsec.secrets of both ends", "ipsec status",
+          ("requires PPK", "requires a valid PPK", "ppk=insist", "PPK_ID not found", "does not allow PPK",
+           "no matching (PPK_ID, PPK)", "PPK confirmation", "rejected*PPK")),
+    Cause("pool", "no address left", "peer",
+          "no address is free in the address pool",
+          "leftaddresspool= or rightaddresspool= of the gateway, and who holds the leases",
+          "ipsec addresspoolstatus",
+          ("lease_an_address failure", "leasing * address failed", "no free address", "address pool exhausted",
+           "addresspool * is empty", "INTERNAL_ADDRESS_FAILURE", "lease of * but it is unavailable",
+           "confused, no address pool", "confused, no lease", "pool * exhausted", "addresspool*is not valid",
+           "invalid addresspool")),
+    Cause("mode-config", "address not agreed", "both",
+          "the ends disagree on mode config: one asks for an internal address (CP payload, leftmodecfgclient=), the "
+          "other does not give one, or the other way round",
+          "leftmodecfgclient= of the client; rightaddresspool= and leftmodecfgserver= of the gateway", "ipsec status",
+          ("FAILED_CP_REQUIRED", "CP payload required", "missing v2CP reply", "no valid internal address",
+           "MODE_CFG_REPLY is missing", "until MODECFG done", "INTERNAL_IP*_ADDRESS * is invalid",
+           "connection has no addresspool", "mode cfg*unsupported", "MODECFG*fail")),
+    Cause("mode", "mode differs", "both",
+          "one end wants tunnel mode, the other transport mode (type=, ENCAPSULATION_MODE)",
+          "type= of both ends", "ipsec status",
+          ("requires Transport Mode but", "requires Tunnel Mode but", "must specify ENCAPSULATION_MODE",
+           "USE_TRANSPORT_MODE*reject", "ENCAPSULATION_MODE*refused", "invalid value * for attribute "
+           "ENCAPSULATION_MODE", "peer * require * Mode")),
+    Cause("virtual", "private network refused", "here",
+          "the network of the client is not one of virtual-private=: its subnet is refused",
+          "virtual-private= and rightsubnet=vhost:… here", "ipsec verify config",
+          ("private network virtual IP was required", "rejected in a virtual connection policy")),
+    Cause("aggressive", "exchange mode differs", "both",
+          "one end uses IKEv1 aggressive mode, the other main mode or IKEv2 only (aggressive=, ikev2=)",
+          "aggressive= and keyexchange= of both ends", "ipsec status",
+          ("initial Aggressive Mode *no", "Aggressive Mode * no (wildcard)", "Cannot initiate aggressive mode",
+           "Aggressive Mode*not allow", "aggressive mode*refused")),
+    Cause("version-refused", "IKE version refused", "both",
+          "one end drops this IKE version: the peer speaks IKEv1 and ikev1-policy= here accepts only IKEv2, or IKEv2 "
+          "is not accepted",
+          "keyexchange= (ikev2=) of both ends; ikev1-policy= in config setup",
+          "ipsec verify config",
+          ("IKEv1 packet*polic", "IKEv1 packet dropped", "ikev1-policy", "INVALID_MAJOR_VERSION",
+           "unsupported IKE major version", "ignoring packet with IKE major", "unsupported IKE version",
+           "ISAKMP_N_INVALID_MAJOR", "no * IKEv1 * supported", "wrong IKE version")),
+    Cause("unknown-peer", "no connection fits", "here",
+          "the peer asks for an IKE SA, and no connection that is loaded here fits: its address, the version (IKEv1 or "
+          "IKEv2 only) or authby= differs, or the connection is not loaded",
+          "what pluto has loaded for this peer (left=, right=, keyexchange=, authby=); ipsec add NAME loads it",
+          "ipsec verify loaded",
+          ("no suitable connection found", "no connection has been authorized", "no matching connection has been",
+           "no connection has been configured", "but no connection", "no connection is known for this peer",
+           "no suitable connection for"), weak=True, local="loaded certificates"),
+    Cause("ts-here", "networks differ", "both",
+          "the networks (subnets, traffic selectors) that the peer asks for are not those of a connection here",
+          "leftsubnet= and rightsubnet= of both ends, which must mirror each other, or narrowing=yes",
+          "ipsec status",
+          ("compatible Traffic Selectors", "responding with TS_UNACCEPTABLE", "encrypted notification TS_UNACCEPTABLE",
+           "cannot respond to IPsec SA request", "rejecting responder TS", "Traffic Selectors mismatch",
+           "default does not match proposal", "ID payload in Quick I1", "has no remote client selector",
+           "TSi/TSr*reject", "Traffic Selector*unacceptable", "does not match any * connection; responding",
+           "Quick I1*unacceptable")),
+    Cause("kernel-peer", "peer sends nothing", "peer",
+          "the peer sent no IPsec SA in its answer: the kernel there refused it (no ESP, or an algorithm of esp= is "
+          "missing), or it found no fitting esp= or subnet",
+          "the peer's log for \"netlink response\"; modules of its kernel",
+          "ipsec verify esp algorithms",
+          ("missing v2SA, v2TSi or v2TSr", "missing at least one of the Child SA payloads",
+           "initiator rejected Child SA response", "No CHILD SA proposals received"), weak=True,
+          local="xfrm esp algorithms"),
+    Cause("ts-peer", "networks refused", "peer",
+          "the peer refused the networks (subnets, TS_UNACCEPTABLE); a peer with libreswan 4.x says the same when its "
+          "kernel refuses the SA",
+          "leftsubnet= and rightsubnet= of both ends, which must mirror each other, or narrowing=yes; who asks for an "
+          "address (leftmodecfgclient=) needs a pool there",
+          "ipsec status",
+          ("TS_UNACCEPTABLE", "[2] payload INVALID_ID_INFORMATION", "[2] payload: INVALID_ID_INFORMATION",
+           "SINGLE_PAIR_REQUIRED")),
+    Cause("pfs", "PFS differs", "both",
+          "the ends disagree on perfect forward secrecy (pfs=, the DH group in esp=)",
+          "pfs= and the group in esp= of both ends", "ipsec status",
+          ("we require PFS", "GROUP_DESCRIPTION", "missing KE payload in", "but no KE was sent", "KE missing from",
+           "INVALID_KE_PAYLOAD response but", "peer * not * PFS", "PFS required")),
+    Cause("dh", "DH groups differ", "both",
+          "the ends have no DH group in common (ike=, esp=)",
+          "the group (modp…, dh…) in ike= and esp= of both ends", "ipsec status",
+          ("INVALID_KE_PAYLOAD*not acceptable", "suggesting * instead of", "error notification INVALID_KE_PAYLOAD",
+           "with INVALID_KE_PAYLOAD", "suggested DH * is not acceptable", "suggested KEM * is not")),
+    Cause("esp-here", "ESP proposals differ", "both",
+          "no ESP proposal of the peer is allowed by esp= (phase2alg=) here",
+          "esp= of both ends", "ipsec status",
+          ("no local proposal matches*:ESP:", "no local proposal matches*:AH:",
+           "matching remote ESP/AH proposals failed", "ESP IPsec Transform refused", "AH IPsec Transform refused",
+           "no acceptable Proposal in IPsec SA",
+           "IPsec encryption transform", "unsupported ESP Transform", "unsupported IPsec encryption algorithm",
+           "AUTH_ALGORITHM attribute missing", "protocol id does not match my proposal", "unsupported IPsec attribute",
+           "ESP_NULL requires", "unsupported IPCOMP", "unsupported IPsec IPcomp",
+           "accepted an unsupported algorithm")),
+    Cause("esp-peer", "ESP proposals refused", "peer",
+          "the peer accepts none of the ESP proposals of this host (NO_PROPOSAL_CHOSEN): esp= (phase2alg=) differs",
+          "esp= of both ends, and pfs=", "ipsec status",
+          ("Child SA with NO_PROPOSAL_CHOSEN", "IKE_AUTH response contained*NO_PROPOSAL_CHOSEN",
+           "failed with error notification NO_PROPOSAL_CHOSEN", "[2] payload NO_PROPOSAL_CHOSEN",
+           "[2] payload: NO_PROPOSAL_CHOSEN", "Child SA*NO_PROPOSAL_CHOSEN")),
+    Cause("ike-here", "IKE proposals differ", "both",
+          "no IKE proposal of the peer is allowed by ike= here",
+          "ike= of both ends", "ipsec status",
+          ("no local proposal matches", "Oakley Transform", "OAKLEY proposal refused", "insecure and was rejected",
+           "no acceptable Oakley", "initiator proposed an unsupported algorithm", "Invalid IKEv1 default algorithms",
+           "algo not allowed in fips mode", "a single Transform is required", "proposals * failed")),
+    Cause("ike-peer", "IKE proposals refused", "peer",
+          "the peer refused the first message (NO_PROPOSAL_CHOSEN): no IKE proposal (ike=) in common, or it has no "
+          "connection for this host with this version of IKE (not loaded, deleted, or its certificate has expired)",
+          "ike= and keyexchange= of both ends, and whether the peer has loaded its connection; its log tells which",
+          "ipsec status",
+          ("NO_PROPOSAL_CHOSEN",)),
+    Cause("redirect", "peer redirects", "peer",
+          "the peer redirects to another gateway", "which gateway the peer names, and accept-redirect=", "ipsec status",
+          ("redirect exceeds limit", "redirects to new gateway", "redirect*failed", "REDIRECT payload failed")),
+    Cause("peer-refused", "peer refused", "peer",
+          "the peer refused the connection",
+          "what the quoted line names; the log of the peer tells more", "ipsec status",
+          ("rejected by peer", "rejected Child SA with", "contained the error notification",
+           "contains the Child SA error notification", "contains the status notification",
+           "failed with error notification",
+           "unrecognized IKE_AUTH response", "contained an unknown error notification",
+           "was rejected with", "error notification"), weak=True, local=KEY_CHECKS),
+    Cause("peer-gone", "peer gone", "peer",
+          "the peer stopped answering (dead peer detection, DPD): there was no answer to the liveness probes",
+          "whether the peer is up and reachable, and whether pluto runs there",
+          "ping -c 3 {peer}",
+          ("liveness action", "DPD action", "ESTABLISHED_IKE_SA: * timeout", "V2_ESTABLISHED*timeout exceeded",
+           "to our IKEv2 message", "declared dead", "peer is dead", "MAIN_I4: * timeout", "MAIN_R3: * timeout",
+           "via DPD", "liveness*timeout"), weak=True, local="firewall"),
+    Cause("silent-quick", "no ESP answer", "peer",
+          "the IKE SA is up, and the peer did not answer the request for the IPsec SA (Quick Mode): the kernel there "
+          "refused the SA, or it likes no esp= or subnet",
+          "the peer's log at that time; esp=, leftsubnet= and rightsubnet= of both ends",
+          "ipsec verify esp algorithms",
+          ("first Quick Mode message", "QUICK_I1: * timeout", "QUICK_R0: * timeout", "QUICK_R1: * timeout"),
+          weak=True, local="esp algorithms"),
+    Cause("silent-main", "no encrypted answer", "peer",
+          "the peer did not answer the first encrypted message: with IKEv1 the pre-shared keys (PSK) mostly differ, or "
+          "the peer expects another ID or method (authby=); or udp port 4500 is blocked on the way",
+          "the PSK lines in ipsec.secrets of both ends, leftid= and authby=; ask the peer for its log",
+          "ipsec verify psk certificates",
+          ("MAIN_I3: * timeout", "AGGR_I2: * timeout"), weak=True, local="psk certificates host_keys firewall"),
+    Cause("silent-auth", "no second answer", "peer",
+          "the first message was answered, the encrypted one after it was not: udp port 4500 or large packets "
+          "(fragments) are lost on the way, or the kernel of the peer refused the SA (4.x)",
+          "firewalls on the way for udp port 4500; MTU and fragmentation=; the peer's log at that time",
+          "tcpdump -n udp port 4500 and host {peer}",
+          ("first encrypted message", "PARENT_I2: * timeout", "IKE_AUTH_I: * timeout", "MAIN_I2: * timeout",
+           "IKE_AUTH*timeout exceeded", "IKE_INTERMEDIATE*timeout",
+           "MAIN_R2: * timeout", "AGGR_R1: * timeout", "XAUTH*timeout exceeded", "MODE_CFG*timeout"),
+          weak=True, local="firewall psk mtu"),
+    Cause("silent", "no answer", "peer",
+          "the peer did not answer the first message: a firewall here, on the way or there drops udp port 500, the "
+          "address is wrong, or no IKE daemon runs there; a peer that has no connection for this host says nothing "
+          "with IKEv1 either",
+          "right=, firewalls for udp ports 500 and 4500, whether packets arrive at the peer",
+          "tcpdump -n udp port 500 and host {peer}",
+          ("to our first IKEv", "PARENT_I1: * timeout", "IKE_SA_INIT_I: * timeout", "MAIN_I1: * timeout",
+           "timeout exceeded after * retransmits", "max number of retransmissions", "AGGR_I1: * timeout",
+           "negotiation * timed out", "giving up"), weak=True, local="firewall udp500 udp4500"),
+    Cause("refused-here", "peer ID unknown", "both",
+          "this host refused to authenticate the peer (AUTHENTICATION_FAILED), and its log has no reason: with "
+          "libreswan 5 the ID of the peer, or the names in its certificate, fit no connection (rightid=)",
+          "rightid= here against leftid= of the peer and the names in its certificate",
+          "ipsec status", ()),
+    Cause("fatal", "no key found", "here",
+          "pluto gave up before it authenticated: mostly the private key or the PSK of this host is missing",
+          "the keys and certificates of this host in the NSS database and in ipsec.secrets",
+          "ipsec verify certificates host_keys psk",
+          ("encountered fatal error in state", "had internal error", "internal error"), weak=True, local=KEY_CHECKS),
+    Cause("deleted", "peer deleted it", "peer",
+          "the peer ended the tunnel: it deleted the SA",
+          "the log of the peer: was the connection taken down, deleted or loaded anew there?",
+          "ipsec up {conn}",
+          ("received Delete SA payload", "received delete request for", "peer deleted", "deleted by peer",
+           "received INFORMATIONAL request to delete"), weak=True),
+    Cause("half-open", "peer stops halfway", "peer",
+          "the peer begins and does not go on after the first answer: a firewall drops that answer or udp port 4500, "
+          "or the peer has no key",
+          "firewalls on the way for udp ports 500 and 4500; the peer's log",
+          "tcpdump -n udp port 4500 and host {peer}",
+          ("sent IKE_SA_INIT reply", "sent IKE_SA_INIT response", "PARENT_R1: * timeout", "IKE_SA_INIT_R: * timeout",
+           "sent Main Mode R1",
+           "half-open"), weak=True, local="firewall"),
+    Cause("waiting", "waiting for peer", "peer",
+          "the peer has not answered so far; pluto still tries",
+          "right=, firewalls for udp ports 500 and 4500",
+          "tcpdump -n udp port 500 and host {peer}",
+          ("retransmission; will wait",), weak=True, local="firewall udp500 udp4500"),
+)
+CAUSE_BY_NAME = {one.name: one for one in CAUSES}
+# Of an attempt that goes on, these tell less than what the attempt before it ended with
+PENDING_CAUSES = frozenset(("half-open", "waiting"))
+
+# What this host refuses the peer with: words of the line, and the cause if no other line tells more
+REFUSAL_CAUSES = (
+    ("no suitable connection", "unknown-peer"), ("TS_UNACCEPTABLE", "ts-here"),
+    ("AUTHENTICATION_FAILED", "refused-here"),
+    ("IKE_SA_INIT*NO_PROPOSAL_CHOSEN", "ike-here"), ("IKE_AUTH*NO_PROPOSAL_CHOSEN", "esp-here"),
+    ("CREATE_CHILD*NO_PROPOSAL_CHOSEN", "esp-here"), ("INTERNAL_ADDRESS_FAILURE", "pool"),
+    ("FAILED_CP_REQUIRED", "mode-config"))
+REFUSES = ("responding to*with*notification", "sending*notification")
+STARTS = ("initiating*IKEv", "initiating*Main Mode", "initiating*Aggressive Mode", "initiating v2 parent",
+          "responding to Main Mode", "responding to Aggressive Mode")
+PEER_STARTS = ("IKE_SA_INIT re", ":IKE=", ":IKE:", "processing IKE_SA_INIT")
+CHILD_STARTS = ("initiating Quick Mode", "initiating Child SA", "sent CREATE_CHILD_SA", "responding to Quick Mode",
+                "processing decrypted CREATE_CHILD_SA")
+CHILD_UP = ("established Child SA", "IPsec SA established", "rekeyed Child SA", "negotiated connection")
+IKE_UP = ("IKE SA established", "ISAKMP SA established", "established IKE SA")
+TAKEN_DOWN = ("terminating SAs using this connection", "initiating delete of connection", "terminating all conns")
+
+
+def has_words(parts: Sequence[str], text: str) -> bool:
+    """Return whether the text has all the parts, one after the other."""
+    place = 0
+    for part in parts:
+        place = text.find(part, place)
+        if place < 0:
+            return False
+        place += len(part)
+    return True
+
+
+def has_any(patterns: Iterable[str], text: str) -> bool:
+    """Return whether one of the patterns is in the text, in any case."""
+    text = text.lower()
+    return any(has_words(pattern.lower().split("*"), text) for pattern in patterns)
+
+
+def split_sign(sign: str) -> tuple[str, list[str]]:
+    """Return the phase that a sign of a cause belongs to, `1`, `2` or empty, and its parts in lower case."""
+    phase = sign[1] if sign.startswith(("[1] ", "[2] ")) else ""
+    return phase, (sign[4:] if phase else sign).lower().split("*")
+
+
+SIGNS = [(one, *split_sign(sign)) for one in CAUSES for sign in one.signs]
+
+
+def cause_of(text: str, ike_up: bool) -> Cause | None:
+    """Return the first cause in the table that a line of pluto's log is a sign of; `ike_up`: the IKE SA is up."""
+    text = text.lower()
+    other_phase = "1" if ike_up else "2"
+    return next((one for one, phase, parts in SIGNS if phase != other_phase and has_words(parts, text)), None)
+
+
+def refusal_of(text: str) -> Cause | None:
+    """Return the cause for which this host refuses the peer, as far as the notification that it sends tells."""
+    return next((CAUSE_BY_NAME[name] for words, name in REFUSAL_CAUSES if has_any((words,), text)), None)
+
+
+class Clue(Record):
+    """A line of the log and the cause that it is a sign of."""
+
+    cause: Cause
+    line: LogLine
+
+
+class Attempt:
+    """What pluto tried with a connection, from one start of IKE to the next.
+
+    `rounds` has the clues by each try to make a Child SA.  `ended`: a Child SA was established (`up`), or somebody here
+    took the connection down (`taken down`).
+    """
+
+    def __init__(self, first: LogLine, from_peer: bool = False) -> None:
+        self.first = first
+        self.last = first
+        self.from_peer = from_peer
+        self.ike_up = False
+        self.ended = ""
+        self.rounds: list[list[Clue]] = [[]]
+
+    def take(self, line: LogLine, text: str) -> None:
+        """Take in a line of the log; `text` has neither the connection nor the number of the state."""
+        self.last = line
+        if has_any(CHILD_UP, text):
+            self.ended, self.ike_up, self.rounds = "up", True, [[]]
+            return
+        if has_any(IKE_UP, text) and "rejected" not in text:
+            self.ike_up = True
+            return
+        if has_any(TAKEN_DOWN, text):
+            self.rounds = [[]] if self.ended == "up" else self.rounds  # why it failed before still counts
+            self.ended = "taken down"
+            return
+        if has_any(CHILD_STARTS, text) and self.rounds[-1]:
+            self.rounds.append([])
+        one = refusal_of(text) if has_any(REFUSES, text) else cause_of(text, self.ike_up)
+        if one:
+            self.rounds[-1].append(Clue(one, line))
+
+    @property
+    def clues(self) -> list[Clue]:
+        """The clues of the last two tries to make a Child SA, the most telling first."""
+        rounds = [clues for clues in self.rounds if clues][-2:]
+        return sorted((clue for clues in rounds for clue in clues), key=lambda clue: CAUSES.index(clue.cause))
+
+
+def split_log_text(text: str) -> tuple[str, str, str]:
+    """Return the connection, the number of the state and the rest of a line of pluto's; both are empty if it has none.
+
+    Forms: `"c" #1: text`, `"c"[2] 192.0.2.1 #3: text`, `"c": text`, with `ERROR: ` and the like before them.
+    """
+    for lead in ("ERROR: ", "FATAL ERROR: ", "FATAL: ", "WARNING: ", "EXPECTATION FAILED: ", "ABORT: "):
+        if text.startswith(lead):
+            conn, serial, rest = split_log_text(text[len(lead):])
+            return conn, serial, lead + rest
+    end = text.find('"', 1)
+    if not text.startswith('"') or end < 0:
+        return "", "", text
+    head, _, rest = text[end + 1:].partition(": ")
+    return text[1:end], head.rpartition("#")[2] if "#" in head else "", rest
+
+
+def belongs_to(conn: str, name: str) -> bool:
+    """Return whether a connection in the log is `name`, or one of its pairs of subnets (`NAME/1x2`)."""
+    if conn == name:
+        return True
+    pair = conn[len(name) + 1:] if conn.startswith(f"{name}/") else ""
+    one, _, other = pair.partition("x")
+    return one.isdigit() and other.isdigit()
+
+
+def names_address(text: str, peers: Collection[str]) -> bool:
+    """Return whether a line of pluto's without a connection is about one of the addresses; with `%any`, about any."""
+    if text.startswith("packet from "):
+        return "%any" in peers or any(text.startswith((f"packet from {peer}:", f"packet from [{peer}]:"))
+                                      for peer in peers)
+    if "network error report" in text or "recvfrom" in text or text.startswith("ERROR: send"):
+        return any(f" {peer}{end}" in text for peer in peers for end in (" ", ":", ",", ")", "]"))
+    return False
+
+
+def read_attempts(lines: Iterable[LogLine], name: str, peers: Collection[str]) -> list[Attempt]:
+    """Return what pluto tried with a connection, in order.
+
+    `peers` are the addresses of its peer: the lines that pluto can't assign to a connection name only those.
+    """
+    attempts: list[Attempt] = []
+    newest = 0
+    split = ((line, *split_log_text(line.text)) for line in lines)
+    rows = [row for row in split if belongs_to(row[1], name) or (not row[1] and names_address(row[3], peers))]
+    for line, conn, serial, text in rows[-CONN_LINES:]:
+        if not conn:
+            take_unassigned(attempts, line, text)
+            continue
+        number = int(serial) if is_number(serial) else 0
+        if not number:
+            if attempts:
+                attempts[-1].take(line, text)
+            elif cause_of(text, False):
+                attempts.append(Attempt(line))
+                attempts[-1].take(line, text)
+            continue
+        begins = has_any(STARTS, text) and not has_any(("rekey", "Quick Mode", "Child SA"), text)
+        answers = number > newest and has_any(PEER_STARTS, text) and not has_any(("sent IKE_SA_INIT request",), text)
+        if not attempts or begins or answers:
+            attempts.append(Attempt(line, answers and not begins))
+        newest = max(newest, number)
+        attempts[-1].take(line, text)
+    return attempts
+
+
+def take_unassigned(attempts: list[Attempt], line: LogLine, text: str) -> None:
+    """Take in a line without a connection that is about the peer: part of the attempt that runs, or one of its own."""
+    one = cause_of(text, False)
+    if not one or (has_any(REFUSES, text) and one.name != "unknown-peer"):
+        return
+    if one.name in ("unknown-peer", "version-refused", "aggressive", "auth-method") or not attempts:
+        if attempts and attempts[-1].rounds[-1] and attempts[-1].rounds[-1][-1].cause is one:
+            attempts[-1].take(line, text)  # the peer tries again and again
+            return
+        if one.name != "ike-peer":
+            attempts.append(Attempt(line, True))
+            attempts[-1].take(line, text)
+    elif "response" not in text:
+        attempts[-1].take(line, text)
+
+
+def last_clues(attempts: Sequence[Attempt]) -> list[Clue]:
+    """Return the clues of the last attempt that tells why it failed, the most telling first; none if a Child SA was
+    established after it and nothing went wrong since, or if somebody here took the connection down.
+    """
+    pending: list[Clue] = []
+    for attempt in reversed(attempts):
+        clues = attempt.clues
+        if clues and clues[0].cause.name not in PENDING_CAUSES:
+            return clues
+        pending = pending or clues
+        if attempt.ended:
+            break
+    return pending
+
+
+def loading_complaint(lines: Sequence[LogLine], name: str) -> LogLine | None:
+    """Return the last line of the log that says why pluto refused to load the connection, None if there is none."""
+    for line in reversed(lines):
+        conn, _, text = split_log_text(line.text)
+        if belongs_to(conn, name) and has_any(("failed to add connection", "failed to load"), text):
+            return line
+        if belongs_to(conn, name) and has_any(("added *connection", "loaded*connection"), text):
+            return None
+        if text.lower().startswith(("failed to add connection", "failed to load connection")) and f'"{name}"' in text:
+            return line
+    return None
+
+
+def short_reason(log: PlutoLog, name: str, peers: Collection[str]) -> str:
+    """Return why a connection that is down is down, in three words, as far as the log tells; else an empty text."""
+    clues = last_clues(read_attempts(log.lines, name, peers))
+    return clues[0].cause.short if clues else ""
 
 
 # --- verify ----------------------------------------------------------------------------------------------------------
@@ -11636,7 +12484,6 @@ def verify_command(host: Host, args: Args) -> int:
 # A table of sections in the order of the report, and their bodies.  Facts: barf(8) and programs/barf of libreswan 3.29
 # and 4.10 for headings and order.
 
-LOG_TAIL = 4 << 20  # bytes of a log file that go into a report at most
 SHORT_LOG = 500  # lines of each log with --short, as the original
 MODULE_NAMES = ("xfrm", "ipsec", "esp")
 
@@ -11774,11 +12621,6 @@ def last_lines(lines: Iterable[str], most: int) -> Iterable[str]:
     return collections.deque(lines, most)
 
 
-LOG_START = (b"Starting Pluto", b"Starting Libreswan")  # where a daemon's part of a log begins, 3.x to 5.x
-SYSLOGS = ("/var/log/secure", "/var/log/auth.log", "/var/log/daemon.log", "/var/log/debug", "/var/log/syslog",
-           "/var/log/messages", "/var/log/pluto.log")
-
-
 def pluto_log(report: Report) -> Iterator[str]:
     """What pluto logged: its own logfile=, the journal, else the system log that has it; all of them that exist."""
     host, found = report.host, False
@@ -11845,24 +12687,6 @@ def log_text(report: Report, name: str, since: float, mine: bool) -> Iterator[st
     if since:
         lines = newer(lines, since)
     yield from shortened_log(report, lines)
-
-
-def last_start(host: Host, name: str) -> int | None:
-    """The offset of the line in which pluto last started, found from the end of the file; None when it isn't there."""
-    fd = host.open(name)
-    try:
-        end = os.fstat(fd).st_size
-        overlap = b""
-        while end > 0:
-            start = max(0, end - READ_CHUNK * 16)
-            block = os.pread(fd, end - start, start) + overlap
-            position = max(block.rfind(marker) for marker in LOG_START)
-            if position >= 0:
-                return start + block.rfind(b"\n", 0, position) + 1
-            end, overlap = start, block[:32]
-        return None
-    finally:
-        os.close(fd)
 
 
 def newer(lines: Iterable[str], since: float) -> Iterator[str]:
@@ -12544,6 +13368,508 @@ def print_fate(host: Host, args: Args, data: XfrmData, result: Mapping[str, Any]
         host.print(f"    packets from {other['network']} go through a tunnel: {asked}")
 
 
+# --- diagnosis (why) --------------------------------------------------------------------------------------------------
+#
+# Why a connection is down, or up and passes nothing: pluto's status and the last attempt in its log first, then, where
+# the log has no reason, checks of verify.  Reads only.
+
+UP_CHECKS = ("nat", "forwarding", "forward_rules", "rp_filter", "firewall", "mtu", "esp")
+NO_REASON_CHECKS = "firewall udp500 udp4500 certificates host_keys psk nss_health config"
+# What goes before the sentence of a finding that explains the failure
+FINDING_WORDS = {
+    "firewall": "a firewall rule of this host is in the way", "udp500": "pluto does not listen for IKE",
+    "udp4500": "pluto does not listen for IKE/NAT-T", "certificates": "a certificate or its private key is not usable",
+    "host_keys": "the private key is missing", "psk": "the pre-shared key (PSK) is missing",
+    "nss_health": "the NSS database can't be read", "config": "the configuration is refused",
+    "clock": "the clock is not right", "esp": "the kernel lacks ESP or AH",
+    "algorithms": "the kernel lacks an algorithm",
+    "xfrm": "the kernel has no IPsec", "overlap": "the networks overlap with another connection",
+    "loaded": "pluto does not have it as it is in the file",
+    "nat": "NAT changes the source of packets, which then leave in clear", "rp_filter": "rp_filter drops packets",
+    "forwarding": "this host does not forward packets", "forward_rules": "the firewall does not forward packets",
+    "mtu": "the MTU is too small"}
+# Counters of the kernel that grow when packets of tunnels are lost, and the usual reason (Documentation/networking/
+# xfrm_proc.rst of Linux)
+XFRM_COUNTERS = {
+    "XfrmInNoStates": "packets came for an SA that is not here: the peer still uses an old one",
+    "XfrmInStateProtoError": "packets could not be decrypted: keys or algorithms are not the same",
+    "XfrmInStateSeqError": "packets came out of the replay window, or twice",
+    "XfrmInStateExpired": "packets came for an SA that has run out",
+    "XfrmInTmplMismatch": "packets came outside of the tunnel, or through another one",
+    "XfrmInNoPols": "packets came out of a tunnel that no policy allows",
+    "XfrmInPolBlock": "a policy blocks packets that came in",
+    "XfrmOutNoStates": "packets had no SA to leave by",
+    "XfrmOutPolBlock": "a policy blocks packets that go out",
+    "XfrmOutStateExpired": "packets had an SA that has run out",
+    "XfrmOutBundleGenError": "no route for packets that go out", "XfrmFwdHdrError": "packets could not be forwarded"}
+
+
+def exact_traffic(host: Host, timeout: float) -> dict[int, dict[str, Any]]:
+    """The entries of trafficstatus by serial number; none when pluto does not answer, which the caller reports."""
+    try:
+        traffic = StatusReader().read(pluto_lines(host, "--trafficstatus", timeout=timeout))["traffic"]
+    except (Failure, OSError):
+        return {}
+    return {entry["serial"]: entry for entry in traffic}
+
+
+class Diagnosis(Record):
+    """What is known of a connection.
+
+    `state`: up, partly up, down, on demand (waits for a packet), waiting (for a client), not loaded, not oriented, or
+    unknown.  `level`: OK, WARN, FAIL, or SKIP if it can't be told.  `cause`: the name of a row of CAUSES, of a check of
+    verify, or empty.  `short` has at most three words; `means` goes on after `"NAME" is STATE: `.  `evidence`: lines of
+    pluto's log and counters, masked.  `others`: what else was seen.  `when`: the time of the evidence, in seconds since
+    the epoch.
+    """
+
+    connection: str
+    state: str
+    level: str
+    cause: str = ""
+    short: str = ""
+    means: str = ""
+    check: str = ""
+    command: str = ""
+    side: str = ""
+    when: float | None = None
+    evidence: Sequence[str] = ()
+    others: Sequence[str] = ()
+    tried: str = ""
+
+
+def clock_text(when: float | None) -> str:
+    """Return a time for people: of today the hour alone, else with the date; empty for None."""
+    if when is None:
+        return ""
+    day, hour = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when)).split()
+    return hour if day == time.strftime("%Y-%m-%d") else f"{day} {hour}"
+
+
+class Doctor:
+    """Finds out why connections are down.  Status, log and rules are read once for all of them."""
+
+    def __init__(self, host: Host, timeout: float, patient: Patient | None = None) -> None:
+        self.host = host
+        self.patient = patient or Patient(host, timeout)
+        self.timeout = timeout
+        self.redactor = redactor_of(host, config=self.patient.config)
+        self._log: PlutoLog | Exception | None = None
+
+    def log(self) -> PlutoLog:
+        """Return the end of pluto's log.  Raises PermissionError, Missing."""
+        if self._log is None:
+            try:
+                self._log = read_pluto_log(self.host, self.patient.config, self.timeout)
+            except (OSError, Missing) as error:
+                self._log = error
+        if isinstance(self._log, Exception):
+            raise self._log
+        return self._log
+
+    def names(self) -> list[str]:
+        """Return the connections that pluto has or that the file would have it load, those of the file first."""
+        try:
+            loaded = list(self.patient.loaded())
+        except (Failure, PermissionError):
+            loaded = []
+        return list(dict.fromkeys([*(conn.name for conn in self.patient.conns), *loaded]))
+
+    def conn(self, name: str) -> Conn | None:
+        """Return the connection of that name in the file."""
+        return next((conn for conn in self.patient.config.conns() if conn.name == name), None)
+
+    def peers(self, name: str, told: Sequence[Mapping[str, Any]]) -> set[str]:
+        """Return the addresses of the peer, `%any` for one that may be anybody."""
+        hosts = {one["remote"]["host"] for one in told}
+        conn = self.conn(name)
+        if not told and conn:
+            hosts |= {conn.get("left"), conn.get("right")}
+        return {host for host in hosts if host}
+
+    def told(self, name: str) -> list[dict[str, Any]]:
+        """Return what pluto's status says of a connection, or of those with that alias (connalias=).
+
+        Raises NoPluto, TimedOut, PermissionError.
+        """
+        loaded = self.patient.loaded()
+        return loaded.get(name) or [one for entries in loaded.values() for one in entries
+                                    if name in one["options"].get("aliases", "").split()]
+
+    def diagnose(self, name: str) -> Diagnosis:
+        """Return what is known of a connection; what can't be known is in it."""
+        try:
+            told = self.told(name)
+        except PermissionError as error:
+            return Diagnosis(name, "unknown", "SKIP", means=f"only root may ask pluto ({error_text(error)})",
+                             command=shell_words(["sudo", "ipsec", "why", name]))
+        except NoPluto as failure:
+            return Diagnosis(name, "down", "FAIL", "pluto-down", "pluto not running",
+                             "pluto is not running on this host", "why it ended, in its log", "ipsec start", "here",
+                             others=[f"asking it: {failure}"])
+        except TimedOut as failure:
+            return Diagnosis(name, "unknown", "SKIP", means=f"pluto does not answer: {failure.message}",
+                             command="ipsec status")
+        if not told:
+            return self._not_loaded(name)
+        state = connection_state(told)
+        if state == "not oriented":
+            return self._from_cause(name, state, CAUSE_BY_NAME["not-oriented"], [], told)
+        if state == "up":
+            return self._traffic(name, told)
+        return self._down(name, state, told)
+
+    # not loaded
+
+    def _not_loaded(self, name: str) -> Diagnosis:
+        conn = self.conn(name)
+        add = shell_words(["ipsec", "add", name])
+        if conn is None:
+            known = suggest(name, self.names())
+            return Diagnosis(name, "not loaded", "FAIL", "not-loaded", "no such connection",
+                             f"no connection named {quote(name)}, neither in pluto nor in {self.patient.config.name}",
+                             known or "the name", "ipsec connectionstatus", "here")
+        complaint = self._complaint(name)
+        if complaint:
+            _, _, text = split_log_text(complaint.text)
+            reason = text.partition(": ")[2] or text
+            one = cause_of(text, False)
+            others = self._texts(self._findings((one.local if one else "") or "config", name))
+            return Diagnosis(name, "not loaded", "FAIL", one.name if one else "not-loaded",
+                             one.short if one else "not loaded",
+                             f"pluto refused to load it: {self.redactor.clean(reason)}",
+                             one.check if one else "what the message names", add, "here", complaint.when,
+                             [self._shown(complaint)], others)
+        if conn.broken:
+            return Diagnosis(name, "not loaded", "FAIL", "not-loaded", "not loaded",
+                             f"the file has an error in it: {conn.broken}", f"{conn.file}:{conn.line}", add, "here")
+        if conn.auto == "ignore":
+            return Diagnosis(name, "not loaded", "FAIL", "not-loaded", "not loaded",
+                             "pluto does not have it, as auto= is ignore or not set",
+                             f"auto= at {conn.file}:{conn.line}", add, "here")
+        return Diagnosis(name, "not loaded", "FAIL", "not-loaded", "not loaded",
+                         "it is in the file, and pluto does not have it: it was deleted, or never loaded",
+                         "whether ipsec add complains", add, "here",
+                         others=self._texts(self._findings("config certificates", name)))
+
+    def _complaint(self, name: str) -> LogLine | None:
+        try:
+            return loading_complaint(self.log().lines, name)
+        except (OSError, Failure):
+            return None
+
+    # down
+
+    def _down(self, name: str, state: str, told: Sequence[Mapping[str, Any]]) -> Diagnosis:
+        try:
+            attempts = read_attempts(self.log().lines, name, self.peers(name, told))
+        except (OSError, Failure) as error:
+            return self._without_log(name, state, told, error_text(error))
+        clues = last_clues(attempts)
+        tried = tried_text(attempts)
+        if clues and not (state == "waiting" and clues[0].cause.name == "deleted"):  # that client left
+            return self._from_cause(name, state, clues[0].cause, clues, told, tried, before_text(attempts))
+        if state in ("on demand", "waiting"):
+            return Diagnosis(name, state, "OK", tried=tried)
+        if attempts and attempts[-1].ended == "taken down":
+            return Diagnosis(name, state, "WARN" if self._wanted(name, told) else "OK", "taken-down", "taken down here",
+                             "it was taken down on this host", "who did, in the log",
+                             shell_words(["ipsec", "up", name]), "here", attempts[-1].last.when,
+                             [self._shown(attempts[-1].last)], tried=tried)
+        return self._without_log(name, state, told, "", tried)
+
+    def _strangers(self) -> dict[str, LogLine]:
+        """Return the addresses that asked for an IKE SA and are no connection's peer, the last line of each, the newest
+        first.
+        """
+        known = {one["remote"]["host"] for told in self.patient.loaded().values() for one in told}
+        strangers: dict[str, LogLine] = {}
+        for line in reversed(self.log().lines):
+            one = cause_of(line.text, False) if line.text.startswith("packet from ") else None
+            address = line.text[12:].partition(": ")[0].rpartition(":")[0].strip("[]")
+            if one and one.name in ("unknown-peer", "version-refused") and address not in known:
+                strangers.setdefault(address, line)
+        return strangers
+
+    def _wanted(self, name: str, told: Sequence[Mapping[str, Any]]) -> bool:
+        """Return whether the connection should be up: auto=start, or pluto's own policy."""
+        conn = self.conn(name)
+        return any("UP" in one["policy"] for one in told) or bool(conn and conn.auto == "start")
+
+    def _without_log(self, name: str, state: str, told: Sequence[Mapping[str, Any]], problem: str,
+                     tried: str = "") -> Diagnosis:
+        """Return what this host itself shows of a connection whose failure is not in the log."""
+        troubles = self._findings(NO_REASON_CHECKS, name)
+        if state in ("on demand", "waiting"):
+            return Diagnosis(name, state, "OK", others=[f"pluto's log: {problem}"] if problem else ())
+        reason = f"why is not known, as pluto's log can't be read ({problem})" if problem else \
+            "pluto's log has no attempt since it started"
+        telling = [trouble for trouble in troubles if explains(trouble, "silent")]
+        strangers = self._strangers() if not problem else {}
+        if strangers and not telling:
+            address, line = next(iter(strangers.items()))
+            expected = ", ".join(sorted(self.peers(name, told)))
+            return Diagnosis(name, state, "WARN", "unknown-peer", "unknown peer asks",
+                             f"no peer at {expected} has tried; a peer at {address} asks for an IKE SA, and no "
+                             "connection here is for that address",
+                             "left= and right= here against the addresses of the peer", "ipsec status", "here",
+                             line.when, [self._shown(line)], self._texts(troubles), tried)
+        wanted = self._wanted(name, told)
+        up = shell_words(["ipsec", "up", name])
+        if telling:
+            first = telling[0]
+            return Diagnosis(name, state, "FAIL", first.check, short_finding(first),
+                             finding_text(first), "the rule or setting that is named", first.mend, "here",
+                             others=[reason, *self._texts([trouble for trouble in troubles if trouble is not first])],
+                             tried=tried)
+        return Diagnosis(name, state, "SKIP" if problem else "WARN" if wanted else "OK", "", "not tried",
+                         reason, "whether the peer is to begin (auto= of both ends)", up, "here",
+                         others=self._texts(troubles), tried=tried)
+
+    def _from_cause(self, name: str, state: str, cause: Cause, clues: Sequence[Clue],
+                    told: Sequence[Mapping[str, Any]], tried: str = "", before: str = "") -> Diagnosis:
+        """Return a diagnosis by the log; where that tells no reason, by what this host itself shows."""
+        peer = next((host for host in sorted(self.peers(name, told)) if not host.startswith("%")), "PEER")
+        means = self._refined(name, cause, told)
+        step = cause.command.format(conn=shell_words([name]), peer=peer)
+        telling_lines = [clue for clue in clues if clue.cause.name not in PENDING_CAUSES] or clues
+        evidence = [self._shown(line) for line in {clue.line.text: clue.line for clue in telling_lines}.values()][:4]
+        others = [before] if before else []
+        telling: list[Finding] = []
+        if cause.weak and cause.local:
+            troubles = self._findings(cause.local, name)
+            telling = [trouble for trouble in troubles if explains(trouble, cause.name)]
+            others += self._texts([trouble for trouble in troubles if trouble not in telling[:1]])
+        when = clues[0].line.when if clues else None
+        if telling:
+            others.insert(0, f"the log: {means}")
+            return Diagnosis(name, state, "FAIL", telling[0].check, short_finding(telling[0]),
+                             finding_text(telling[0]), cause.check, telling[0].mend, "here", when, evidence, others,
+                             tried)
+        level = "WARN" if cause.name in PENDING_CAUSES else "FAIL"
+        return Diagnosis(name, state, level, cause.name, cause.short, means, cause.check, step, cause.side, when,
+                         evidence, others, tried)
+
+    def _refined(self, name: str, cause: Cause, told: Sequence[Mapping[str, Any]]) -> str:
+        """Return what the cause means for this connection, as far as its configuration narrows it down."""
+        words = set().union(*(set(one["policy"]) for one in told)) if told else set()
+        if cause.name == "auth-refused" and words & {"RSASIG", "ECDSA", "RSASIG_v1_5"} and "PSK" not in words:
+            return ("the peer refused to authenticate this host (AUTHENTICATION_FAILED): it does not accept the "
+                    "certificate or RSA key (expired, revoked, unknown CA), its private key, or the ID (leftid=)")
+        if cause.name == "auth-refused" and "PSK" in words:
+            return ("the peer refused to authenticate this host (AUTHENTICATION_FAILED): the pre-shared key (PSK), the "
+                    "ID (leftid=) or the method (authby=) is not the one that it expects")
+        if cause.name == "unknown-peer" and told:
+            version = "IKEv1 only" if words & {"IKEV1", "IKEv1"} else "IKEv2 only"
+            return (f"the peer asks for an IKE SA, and no connection here fits: this one is {version}, with its own "
+                    "address, authby= and ike=; the peer may use another IKE version or authby=")
+        return cause.means
+
+    # up
+
+    def _traffic(self, name: str, told: Sequence[Mapping[str, Any]]) -> Diagnosis:
+        """Return what is known of a connection that is up: whether packets pass, and what stands in their way."""
+        serials = {one["child_sa"] for one in told if one["child_sa"]}
+        traffic = exact_traffic(self.host, self.timeout)
+        entries = [traffic[serial] for serial in serials if serial in traffic]
+        came = sum(entry["bytes_in"] or 0 for entry in entries)
+        went = sum(entry["bytes_out"] or 0 for entry in entries)
+        since = min((entry["added"] for entry in entries if entry["added"]), default=None)
+        counted = f"{came} bytes came in and {went} went out" if entries else "its traffic is not known"
+        tried = f"up since {clock_text(since)}, {counted}" if since else counted
+        in_clear = self._in_clear(name)
+        if in_clear:
+            means, mend = in_clear
+            return Diagnosis(name, "up", "FAIL", "nat", "NAT, in clear", means,
+                             "an exception before the rule of NAT for what goes to the peer's networks", mend, "here",
+                             since, tried=tried)
+        troubles = [trouble for trouble in self._findings(" ".join(UP_CHECKS), name) if trouble.level == "FAIL"
+                    and trouble.check not in ("esp", "firewall" if came else "")]
+        if troubles:
+            first = troubles[0]
+            return Diagnosis(name, "up", "FAIL", first.check, short_finding(first),
+                             finding_text(first), "the rule or setting that is named", first.mend, "here", since,
+                             others=self._texts(troubles[1:]), tried=tried)
+        if entries and went and not came:
+            return Diagnosis(
+                name, "up", "WARN", "nothing-back", "nothing comes back",
+                f"nothing comes back ({counted}): the peer has lost the SA (it was restarted), ESP is dropped by a "
+                "firewall on the way, or the hosts behind the peer do not answer",
+                "at the peer: XfrmInNoStates in /proc/net/xfrm_stat grows if it lost the SA; dpddelay= ends that",
+                f"{shell_words(['ipsec', 'down', name])}; {shell_words(['ipsec', 'up', name])}", "peer", since,
+                xfrm_counters(self.host), tried=tried)
+        return Diagnosis(name, "up", "OK", when=since, tried=tried)
+
+    def _in_clear(self, name: str) -> tuple[str, str] | None:
+        """Return how NAT takes packets out of the tunnel, and the command that ends that; None if it is not known to.
+        """
+        patient = self.patient
+        try:
+            pairs = [(tunnel, ours, theirs) for tunnel in patient.tunnels if tunnel.conn.name == name
+                     for ours in conn_nets(tunnel.conn, tunnel.here) for theirs in tunnel.theirs
+                     if family_of(ours) == family_of(theirs) and ours not in EVERYTHING]
+            for tunnel, ours, theirs in pairs:
+                if ours.removesuffix("/128" if ":" in ours else "/32") == tunnel.conn.get(tunnel.here):
+                    continue  # NAT of packets that already have the address of this host changes nothing
+                head = patient.blocks("postrouting", "nat", "snat", src=ours, dst=theirs, out=tunnel.inner, state="new",
+                                      family=family_of(ours), ipsec_out="exists ipsec")
+                if head:
+                    return (f"packets from {ours} to {theirs} leave in clear: a rule of NAT changes their source "
+                            "before they are encrypted, and they no longer belong to the tunnel",
+                            accept_command(head, ours, theirs, "out"))
+        except (OSError, Failure):
+            return None
+        return None
+
+    # what several need
+
+    def _findings(self, names: str, conn: str) -> list[Finding]:
+        """Return what checks of verify find wrong that may have to do with the connection."""
+        found = []
+        for check in dict.fromkeys(names.split()):
+            one = CHECKS[check]
+            try:
+                for level, word, why, mend in one.function(self.patient):
+                    if level in ("FAIL", "WARN") and ("conn " not in why or f"conn {conn}" in why):
+                        found.append(Finding(check, one.text.strip(), level, word, why, mend))
+            except (OSError, Failure):
+                continue
+        return sorted(found, key=lambda finding: finding.level != "FAIL")
+
+    @staticmethod
+    def _texts(troubles: Iterable[Finding]) -> list[str]:
+        return [finding_text(trouble) for trouble in troubles if trouble.level == "FAIL"][:4]
+
+    def _shown(self, line: LogLine) -> str:
+        text = self.redactor.clean(line.text)
+        return f"{clock_text(line.when)} {text}".strip()[:400]
+
+
+def explains(finding: Finding, cause: str) -> bool:
+    """Return whether what a check found explains a failure of which pluto's log has no reason."""
+    if finding.check == "firewall":
+        ike = finding.why.startswith("UDP")
+        if cause in ("silent-auth", "half-open"):
+            return ike
+        return ike and finding.level == "FAIL"
+    return finding.level == "FAIL" and finding.check not in ("xfrm", "esp", "algorithms", "loaded", "config", "mtu")
+
+
+def finding_text(finding: Finding) -> str:
+    """Return what a check found as a sentence that says what it is about."""
+    return f"{FINDING_WORDS.get(finding.check, finding.text)}: {finding.why}"
+
+
+def short_finding(finding: Finding) -> str:
+    """Return what a check found in two or three words."""
+    return f"{finding.check.replace('_', ' ')} {finding.word.lower()}"
+
+
+def connection_state(told: Sequence[Mapping[str, Any]]) -> str:
+    """Return the state of a connection as a word of Diagnosis, from the entries that pluto's status has of it."""
+    if not any(one["oriented"] for one in told):
+        return "not oriented"
+    instances = [one for one in told if one["instance"]]
+    plain = [one for one in told if not one["instance"]]
+    ups = [bool(one["up"]) for one in plain]
+    if ups and all(ups):
+        return "up"
+    if any(one["up"] for one in told):
+        return "up" if any(one["up"] for one in instances) else "partly up"
+    if any(one["remote"]["host"] in (None, "%any", "0.0.0.0", "::") for one in plain):
+        return "waiting"
+    routings = [one["routing"] or "" for one in plain]
+    if any("prospective" in routing or "ondemand" in routing for routing in routings):
+        return "on demand"
+    return "down"
+
+
+def tried_text(attempts: Sequence[Attempt]) -> str:
+    """Return how often the connection was tried, since when and by whom, for people; empty if never."""
+    if not attempts:
+        return ""
+    first, last = attempts[0].first.when, attempts[-1].first.when
+    who = "the peer" if attempts[-1].from_peer else "this host"
+    if len(attempts) == 1:
+        return f"once, by {who}" + (f", at {clock_text(last)}" if last else "")
+    times = f" since {clock_text(first)}, last at {clock_text(last)}" if first and last else ""
+    return f"{len(attempts)} times{times}, last by {who}"
+
+
+def before_text(attempts: Sequence[Attempt]) -> str:
+    """Return how the tunnel ended that was up before the last attempts; empty if none was, or that is not known."""
+    for attempt in reversed(attempts):
+        if attempt.ended != "up":
+            continue
+        ends = [clue.cause.name for clue in attempt.clues]
+        if "peer-gone" in ends:
+            return "the tunnel was up before, and the peer stopped answering"
+        if "deleted" in ends:
+            return "the tunnel was up before, and the peer deleted it"
+        return "the tunnel was up before, and ended"
+    return ""
+
+
+def xfrm_counters(host: Host) -> list[str]:
+    """Return the counters of lost packets that the kernel has, with what each means; none if all are 0."""
+    shown = []
+    for line in host.value("/proc/net/xfrm_stat").splitlines():
+        name, _, count = line.partition("\t") if "\t" in line else line.partition(" ")
+        if name.strip() in XFRM_COUNTERS and count.strip() not in ("", "0"):
+            shown.append(f"{name.strip()} is {count.strip()}: {XFRM_COUNTERS[name.strip()]}")
+    return shown
+
+
+def diagnosis_lines(found: Diagnosis) -> list[str]:
+    """Return the two lines that say why a connection is down: the cause, and the next step."""
+    first = f'"{found.connection}" is {found.state}'
+    lines = [f"{first}: {found.means}" if found.means else first]
+    step = "; ".join(part for part in (f"check {found.check}" if found.check else "",
+                                       f"run: {found.command}" if found.command else "") if part)
+    return [printable(line) for line in (*lines, *([f"    {step}"] if step else ()))]
+
+
+def explained_lines(found: Diagnosis) -> Iterator[str]:
+    """Yield all that is known of a connection."""
+    yield from diagnosis_lines(found)
+    if found.tried:
+        yield f"    {found.tried}" if found.state == "up" else f"    tried: {found.tried}"
+    for text in found.evidence:
+        yield f"    seen: {printable(text)}"
+    for text in found.others:
+        yield f"    also: {printable(text)}"
+
+
+@command("why", "[CONN...]", summary="tell why a connection is down, or up and passes nothing",
+         options=(CTLSOCKET_OPTION, Opt("--timeout", "SECONDS", "how long pluto may take to answer (default 10)"),
+                  Opt("--json", None, "a JSON list, see ipsec_why(8)")),
+         details="Looks at pluto's status, at the last attempt in pluto's log and, where that has no reason, at the "
+                 "NSS database, the firewall, the routes and the kernel.  Without CONN all connections.\n\n"
+                 "Exit status: 0 if nothing is wrong, 1 if a connection has failed, passes nothing, or should be up "
+                 "and is not, 4 if that can't be known.")
+def why_command(host: Host, args: Args) -> int:
+    """Run `ipsec why [CONN...]`; return OK, ERROR if something is down, 4 if that can't be known.  Raises Failure."""
+    if not host.live:
+        raise Failure(f"why: only the running system can tell, not the files under {host.root}", USAGE,
+                      "ipsec --root DIR barf --section plog shows its log")
+    host.ctlsocket = args.value("--ctlsocket") or host.ctlsocket
+    doctor = Doctor(host, parse_seconds(args.value("--timeout", "10")))
+    diagnoses = [doctor.diagnose(name) for name in args.operands or doctor.names()]
+    diagnoses.sort(key=lambda found: ("FAIL", "WARN", "SKIP", "OK").index(found.level))
+    if args.flag("--json"):
+        print_json(host, diagnoses)
+    elif not diagnoses:
+        host.print(f"no connections, neither in pluto nor in {doctor.patient.config.name}")
+    else:
+        for found in diagnoses:
+            for line in explained_lines(found):
+                host.print(line)
+    levels = {found.level for found in diagnoses}
+    if levels & {"FAIL", "WARN"}:
+        return ERROR
+    return LSB_UNKNOWN if "SKIP" in levels else OK
+
+
 # --- pluto: whack, auto, status and the words of 5.x ------------------------------------------------------------------
 
 # What is done with a connection: loaded first or not, then whack's option
@@ -12561,13 +13887,40 @@ SINCE: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
 WITH_TRAFFIC = frozenset(("--status", "--showstates", "--connectionstatus"))
 
 
-def exact_traffic(host: Host, timeout: float) -> dict[int, dict[str, Any]]:
-    """The entries of trafficstatus by serial number; none when pluto does not answer, which the caller reports."""
-    try:
-        traffic = StatusReader().read(pluto_lines(host, "--trafficstatus", timeout=timeout))["traffic"]
-    except (Failure, OSError):
-        return {}
-    return {entry["serial"]: entry for entry in traffic}
+# How long up waits for more after pluto has named the cause of a failure: some releases never let whack go then
+LET_GO_TIME = 6.0
+RETRY_TIME = 8.0  # how long up waits for a connection that pluto already tries to bring up
+# Causes after which pluto goes on to send and lets whack go by itself
+SENDS_ON = frozenset(("route", "port-closed", "send-refused", "tcp", "ike-peer", "dh"))
+
+
+class UpWait:
+    """How long up may wait for pluto, by what pluto says: `established` is a Child SA, `cause` why it failed."""
+
+    def __init__(self, limit: float | None) -> None:
+        self.established = False
+        self.cause: Cause | None = None
+        self._end = None if limit is None else time.monotonic() + limit
+        self._rest = b""
+
+    def take(self, data: bytes) -> float | None:
+        """Take in output of whack; return how many seconds more of it may take, None for any time."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self._line(split_log_text(split_code(line)[1])[2])
+        seconds = LET_GO_TIME if self.cause and self.cause.name not in SENDS_ON else None
+        if self._end is not None:
+            left = self._end - time.monotonic()
+            seconds = left if seconds is None else min(left, seconds)
+        return seconds
+
+    def _line(self, text: str) -> None:
+        if has_any(CHILD_UP, text):
+            self.established, self.cause = True, None
+            return
+        one = cause_of(text, False)
+        if one and (not one.weak or one.name in ("kernel-peer", "auth-refused", "peer-refused")):
+            self.cause = one
 
 
 class Teller:
@@ -12601,15 +13954,94 @@ class Teller:
         return self.host.call([self.compiled, *words], timeout=timeout)
 
     def _listened(self, words: Sequence[str]) -> int:
-        # up to 4.15 silence is all that an unknown connection gets, and status 0
+        # up to 4.15 silence is all that an unknown connection gets, and all that some known ones get, with status 0
+        name = words[words.index("--name") + 1]
+        is_old = (self.host.libreswan_version() or "").startswith(("3.", "4."))
+        known = has_connection(self.host, name) if is_old and "--delete" in words else None
         ran = self.host.run([self.compiled, *words], timeout=None)
         self.host.print(ran.text, end="")
         self.host.flush()
         sys.stderr.write(decode(ran.err))
-        version = "" if ran.out or ran.err or ran.status else self.host.libreswan_version() or ""
-        if version.startswith(("3.", "4.")):
-            raise Failure(f"ipsec whack: no connection named {quote(words[words.index('--name') + 1])}", UNKNOWN_NAME)
+        if is_old and not (ran.out or ran.err or ran.status):
+            known = has_connection(self.host, name) if "--terminate" in words else known
+            if known is False:
+                raise Failure(f"ipsec whack: no connection named {quote(name)}", UNKNOWN_NAME)
         return ran.status
+
+    def bring_up(self, name: str, words: Sequence[str]) -> int:
+        """Have pluto negotiate a connection and wait for the outcome; return OK only if it is up.
+
+        Otherwise tell why on standard error, and return whack's status, or ERROR if that is 0.
+        """
+        words = ("--ctlsocket", self.host.ctlsocket, *words)
+        if self._shown("whack", words):
+            return OK
+        limit = parse_seconds(self.args.value("--timeout")) if self.args.flag("--timeout") else None
+        wait = UpWait(limit)
+        try:
+            status = self._negotiate(words, limit, wait)
+        except KeyboardInterrupt:
+            self._take_down(name)
+            raise
+        if status == OK and wait.established and not wait.cause:
+            return OK
+        if status == OK and not wait.cause:  # 4.3 says nothing if it already tries
+            self._await_retry(name, min(RETRY_TIME, limit or RETRY_TIME))
+        doctor = Doctor(self.host, 10.0)
+        found = doctor.diagnose(name)
+        if found.state == "up":
+            return status or OK
+        conn = doctor.conn(name)
+        if status == OK and not wait.cause and (found.state in ("waiting", "unknown") or (conn and is_shunt(conn))):
+            return OK  # a template, a group or a shunt has no IPsec SA of its own
+        self.host.flush()
+        for line in diagnosis_lines(found):
+            sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+        gives_up = self.args.flag("--once") or (limit is not None and not self.args.flag("--keep-trying"))
+        if gives_up and found.cause != "pluto-down" and found.state != "not loaded":
+            self._take_down(name)
+        return status or ERROR
+
+    def _negotiate(self, words: Sequence[str], limit: float | None, wait: UpWait) -> int | None:
+        """Run whack and return its status, None if it was given up.  Raises Failure."""
+        if self.compiled:
+            return self.host.relay([self.compiled, *words], wait.take)
+        try:
+            return native_whack(self.host, words, timeout=limit, wait=wait.take)
+        except TimedOut:
+            return None
+        except NoPluto as failure:
+            self.host.warn(str(failure))
+            return failure.status
+
+    def _await_retry(self, name: str, seconds: float) -> None:
+        """Wait until a connection is up that pluto already tries to bring up, at most so many seconds."""
+        end = time.monotonic() + seconds
+        try:
+            while self._state(name) in ("down", "on demand", "partly up") and time.monotonic() < end:
+                time.sleep(0.5)
+        except (Failure, OSError):
+            return  # the diagnosis tells
+
+    def _state(self, name: str) -> str:
+        """Return the state of a connection as Diagnosis has it.  Raises NoPluto, TimedOut, PermissionError."""
+        told = Doctor(self.host, 5.0).told(name)
+        return connection_state(told) if told else "not loaded"
+
+    def _take_down(self, name: str) -> None:
+        """End what pluto tries with a connection, unless it is up; say so if that fails."""
+        try:
+            if self._state(name) == "up":
+                return
+            words = ["--ctlsocket", self.host.ctlsocket, "--name", name, "--terminate"]
+            if self.compiled:
+                self.host.run([self.compiled, *words], timeout=10.0)
+            else:
+                for _ in pluto_lines(self.host, *words[2:], timeout=10.0):
+                    continue
+        except (Failure, OSError) as error:
+            self.host.warn(f"up: {quote(name)} was not taken down: {error_text(error)}")
 
     def load(self, *words: str) -> int:
         """Have connections loaded by addconn (5.4: add); its status.  Raises Missing."""
@@ -12650,6 +14082,8 @@ class Teller:
         words += ["--name", name, action]
         if self.args.flag("--remote-host") and action == "--initiate":
             words += ["--remote-host", self.args.value("--remote-host")]
+        if action == "--initiate" and "--asynchronous" not in words:
+            return self.bring_up(name, words)
         return self.whack(*words)
 
     def ask(self, *words: str) -> int:
@@ -12764,16 +14198,21 @@ request_command("fetchcrls crls", "", "--fetchcrls", "have pluto fetch CRLs")
 request_command("purgeocsp", "", "--purgeocsp", "empty pluto's cache of OCSP answers")
 
 
-def operation_command(names: str, summary: str) -> None:
+def operation_command(names: str, summary: str, options: Sequence[Opt] = CONNECTION_OPTIONS,
+                      details: str = "") -> None:
     """Register a command that does one of OPERATIONS with a connection."""
     operation = names.split()[0]
 
-    @command(names, "CONN", summary=summary, options=CONNECTION_OPTIONS)
+    @command(names, "CONN", summary=summary, options=options, details=details)
     def run_operation(host: Host, args: Args) -> int:
         return Teller(host, args).operate(operation, args.operands[0])
 
 
-operation_command("up initiate", "negotiate a connection")
+operation_command("up initiate", "negotiate a connection", (*CONNECTION_OPTIONS, *UP_OPTIONS),
+                  "Waits until the connection is up or has failed.  If it is not up, two lines on standard error tell "
+                  "why and what to do; ipsec why CONN tells more.  Ctrl-C takes it down again.\n\n"
+                  "Exit status: 0 only if the connection is up; else whack's own status, or 1.  With --asynchronous 0 "
+                  "if pluto took the request.")
 operation_command("down terminate", "end the SAs of a connection")
 operation_command("route", "have traffic bring the connection up")
 operation_command("unroute", "undo route")
@@ -12827,7 +14266,8 @@ def redirect_command(host: Host, args: Args) -> int:
 
 AUTO_REQUESTS = {name: request for name, request in REQUESTS.items() if name in ("ready", "rereadgroups", "status")
                  or name.startswith(("reread", "list", "check", "fetch", "purge"))}
-AUTO_OPTIONS = (*CONNECTION_OPTIONS, UTC_OPTION, Opt("--show", None, "ignored"), Opt("--version", None, "the version"),
+AUTO_OPTIONS = (*CONNECTION_OPTIONS, *UP_OPTIONS, UTC_OPTION, Opt("--show", None, "ignored"),
+                Opt("--version", None, "the version"),
                 Opt("--rereadcrls --rereadcacerts --rotatecert", None, "of old releases"),
                 *(Opt(f"--{name}", None, f"as ipsec {name}") for name in (*OPERATIONS, *AUTO_REQUESTS)))
 
@@ -13653,7 +15093,8 @@ def setup_command(host: Host, args: Args) -> int:
 
 
 @command("start _autostart", "[CONN...]", summary="start the IKE daemon; with CONN, add and bring up connections",
-         options=(*START_OPTIONS, *(option for option in CONNECTION_OPTIONS if option.key != "--dry-run")),
+         options=(*START_OPTIONS, *(option for option in (*CONNECTION_OPTIONS, *UP_OPTIONS)
+                                    if option.key != "--dry-run")),
          details=SETUP_DETAILS)
 def start_command(host: Host, args: Args) -> int:
     """`ipsec start`: as setup start; `ipsec start CONN...`: the status of the first connection that fails."""

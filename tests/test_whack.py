@@ -370,7 +370,8 @@ def test_prompts_are_answered_with_what_was_given(listening: Callable[..., FakeP
 
 
 def test_prompts_on_a_terminal_do_not_show_the_password(listening: Callable[..., FakePluto]) -> None:
-    fake = listening("4.10", [b"041 username prompt for u:\n", b"040 password prompt for p:\n", b"004 up\n"])
+    fake = listening("4.10", [b"041 username prompt for u:\n", b"040 password prompt for p:\n",
+                              b'004 "c1" #2: IPsec SA established tunnel mode\n'])
     child, terminal = pty.fork()
     if child == 0:
         os._exit(ipsec.run(["--ctlsocket", fake.host.ctlsocket, "--native", "up", "c1"]))
@@ -549,7 +550,8 @@ def test_libreswans_whack_gets_the_socket_unless_the_caller_names_one(pyz: Path,
 
     def argv(*words: str) -> str:
         result = subprocess.run([sys.executable, str(pyz), *words], env={"IPSEC_EXECDIR": str(tmp_path)}, timeout=60,
-                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True)
+                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                                check="--up" not in words and "up" not in words)  # no pluto: nothing comes up
         return result.stdout.decode().replace("</run/pluto/pluto.ctl>", "<CTL>")
 
     assert argv("whack", "--status") == "<--ctlsocket><CTL><--status>"

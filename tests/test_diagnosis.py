@@ -1,0 +1,391 @@
+"""Why a connection is down, from lines as plutos of several releases write them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ipsec
+from ipsec import (
+    CAUSE_BY_NAME,
+    CAUSES,
+    Attempt,
+    Config,
+    Doctor,
+    Finding,
+    Host,
+    LogLine,
+    Patient,
+    PlutoLog,
+    UpWait,
+    before_text,
+    cause_of,
+    connection_state,
+    diagnosis_lines,
+    explained_lines,
+    explains,
+    last_clues,
+    loading_complaint,
+    read_attempts,
+    read_log_line,
+    read_pluto_log,
+    short_reason,
+    tried_text,
+)
+
+PEER = "203.0.113.9"
+INITIATES = {"4.3": "initiating IKEv2 connection", "3.25": "initiating v2 parent SA",
+             "5.2": "initiating IKEv2 connection to 203.0.113.9 using UDP"}
+MAIN = "initiating IKEv1 Main Mode connection"
+
+
+def attempts_of(*lines: str, name: str = "office", peers: Sequence[str] = (PEER,)) -> list[Attempt]:
+    """Return the attempts in lines; one without a connection in front is of the connection's state #1."""
+    full = [line if line.startswith(('"', "packet", "ERROR", "|")) else f'"office" #1: {line}' for line in lines]
+    return read_attempts([LogLine(None, line) for line in full], name, peers)
+
+
+def cause(*lines: str, peers: Sequence[str] = (PEER,)) -> str:
+    """Return the name of the cause that lines tell, empty for none."""
+    clues = last_clues(attempts_of(*lines, peers=peers))
+    return clues[0].cause.name if clues else ""
+
+
+@pytest.mark.parametrize(("lines", "name"), [
+    # the initiator is refused
+    ([INITIATES["3.25"], "IKE SA authentication request rejected: AUTHENTICATION_FAILED"], "auth-refused"),
+    ([INITIATES["5.2"], "IKE SA authentication request rejected by peer: AUTHENTICATION_FAILED",
+      "encountered fatal error in state IKE_AUTH_I"], "auth-refused"),
+    ([INITIATES["4.3"], "dropping unexpected IKE_SA_INIT message containing NO_PROPOSAL_CHOSEN notification; message "
+      "payloads: N; missing payloads: SA,KE,Ni", "STATE_PARENT_I1: 60 second timeout exceeded after 7 retransmits.  No "
+      "response (or no acceptable response) to our first IKEv2 message"], "ike-peer"),
+    ([MAIN, "ignoring informational payload NO_PROPOSAL_CHOSEN, msgid=00000000, length=12"], "ike-peer"),
+    ([MAIN, "IKE SA established {auth=PRESHARED_KEY}", "ignoring informational payload NO_PROPOSAL_CHOSEN, msgid=1"],
+     "esp-peer"),
+    ([MAIN, "ignoring informational payload INVALID_ID_INFORMATION, msgid=00000000, length=12"], "id-refused"),
+    ([MAIN, "ISAKMP SA established {auth=PRESHARED_KEY}", "ignoring secured informational payload "
+      "INVALID_ID_INFORMATION, msgid=1"], "ts-peer"),
+    ([INITIATES["4.3"], "IKE_AUTH response contained the error notification TS_UNACCEPTABLE"], "ts-peer"),
+    ([INITIATES["5.2"], "IKE_AUTH response rejected Child SA with FAILED_CP_REQUIRED",
+      "CREATE_CHILD_SA failed with error notification TS_UNACCEPTABLE"], "mode-config"),
+    ([INITIATES["5.2"], "IKE_AUTH response rejected Child SA with INTERNAL_ADDRESS_FAILURE"], "pool"),
+    ([INITIATES["5.2"], "CREATE_CHILD_SA failed with error notification INVALID_KE_PAYLOAD response suggesting DH20 "
+      "instead of MODP2048"], "dh"),
+    ([INITIATES["5.2"], "IKE_AUTH response rejected Child SA with SOMETHING_NEW"], "peer-refused"),
+    # nobody answers; what pluto guesses is no evidence
+    ([INITIATES["5.2"], "IKE_SA_INIT_I: 60 second timeout exceeded after 7 retransmits.  No response (or no acceptable "
+      "response) to our first IKEv2 message"], "silent"),
+    ([INITIATES["4.3"], "STATE_PARENT_I2: 60 second timeout exceeded after 7 retransmits.  Possible authentication "
+      "failure: no acceptable response to our first encrypted message"], "silent-auth"),
+    ([MAIN, "STATE_MAIN_I3: 60 second timeout exceeded after 7 retransmits.  Possible authentication failure: no "
+      "acceptable response to our first encrypted message"], "silent-main"),
+    ([MAIN, "IKE SA established", "STATE_QUICK_I1: 60 second timeout exceeded after 7 retransmits.  No acceptable "
+      "response to our first Quick Mode message: perhaps peer likes no proposal"], "silent-quick"),
+    ([INITIATES["5.2"], "IKE_SA_INIT_I: retransmission; will wait 0.5 seconds for response"], "waiting"),
+    # this host knows
+    ([INITIATES["4.3"], "No matching PSK found for connection:office", "AUTH mismatch: Received AUTH != computed AUTH"],
+     "psk-missing"),
+    ([MAIN, "Can't authenticate: no preshared key found for `@a' and `@b'"], "psk-missing"),
+    ([INITIATES["4.3"], "unable to locate my private key for RSA Signature"], "key-missing"),
+    ([INITIATES["5.2"], "private key matching CKAID 'ab' not found: no key"], "key-missing"),
+    ([INITIATES["4.3"], "we require IKEv2 peer to have ID '@b', but peer declares '@a'"], "id-expected"),
+    ([INITIATES["5.2"], "Peer ID '@a' mismatched on first found connection and no better connection found",
+      "probable authentication failure (mismatch of preshared secrets?): malformed payload in packet"], "id-expected"),
+    ([INITIATES["5.2"], 'ERROR: "office" #1: send on eth0 from 192.0.2.1:500 to 203.0.113.9:500 using UDP failed in '
+      "EVENT_RETRANSMIT: Network is unreachable (errno 101)", "PARENT_I1: 3 second timeout exceeded"], "route"),
+    ([INITIATES["5.2"], 'ERROR: "office" #1: send on eth0 from 192.0.2.1:500 to 203.0.113.9:500 using UDP failed in '
+      "EVENT_RETRANSMIT: Operation not permitted (errno 1)"], "send-refused"),
+    ([INITIATES["5.2"], "ERROR: asynchronous network error report on eth0 (192.0.2.1:500), complainant 203.0.113.9: "
+      "Connection refused [errno 111, origin ICMP type 3 code 3 (not authenticated)]"], "port-closed"),
+    (["we cannot identify ourselves with either end of this connection.  1 or 2 are not usable"], "not-oriented"),
+    (["cannot initiate connection without knowing peer IP address (kind=CK_TEMPLATE)"], "peer-address"),
+    # the responder
+    (["sent IKE_SA_INIT reply {}", "AUTH mismatch: Received AUTH != computed AUTH",
+      "responding to IKE_AUTH message (ID 1) from 203.0.113.9:500 with encrypted notification AUTHENTICATION_FAILED"],
+     "psk-differs"),
+    (["sent IKE_SA_INIT response to 203.0.113.9:UDP/500 {}", "responding to IKE_AUTH message (ID 1) from "
+      "203.0.113.9:500 with encrypted notification AUTHENTICATION_FAILED", "encountered fatal error in state R"],
+     "refused-here"),
+    (["sent IKE_SA_INIT response to 203.0.113.9:UDP/500 {}"], "half-open"),
+    (["packet from 203.0.113.9:500: initial Main Mode message received on 192.0.2.1:500 but no connection has been "
+      "authorized with policy PSK"], "unknown-peer"),
+    (["packet from 203.0.113.9:500: ignoring IKEv1 packet as policy is set to silently drop all IKEv1 packets"],
+     "version-refused"),
+    (["no local proposal matches remote proposals 1:IKE:ENCR=3DES"], "ike-here"),
+    (["Oakley Transform [3DES] refused"], "ike-here"),
+    (["no local proposal matches remote proposals 1:ESP:ENCR=3DES"], "esp-here"),
+    (["we require PFS but Quick I1 SA specifies no GROUP_DESCRIPTION"], "pfs"),
+    (["policy does not allow OAKLEY_PRESHARED_KEY authentication.  Attribute OAKLEY_AUTHENTICATION_METHOD"],
+     "auth-method"),
+    (["No IKEv2 connection found with compatible Traffic Selectors"], "ts-here"),
+    (["IKE_AUTH request proposes that does not match any permanent IKEv2 connection; responding with TS_UNACCEPTABLE"],
+     "ts-here"),
+    (["cannot respond to IPsec SA request because no connection is known for 10.0.0.0/8"], "ts-here"),
+    (["ikev2 lease_an_address failure no free address in addresspool"], "pool"),
+    (["XAUTH: User eve: Authentication Failed: Incorrect Username or Password"], "xauth"),
+    (["NSS: ERROR: IPsec certificate CN=x invalid: SEC_ERROR_REVOKED_CERTIFICATE: Peer's Certificate has been revoked.",
+      "NSS: end certificate invalid", "X509: certificate payload rejected for this connection"], "cert-revoked"),
+    (["certificate CN=x failed IPsec verification", "NSS ERROR: Peer's Certificate issuer is not recognized."],
+     "cert-issuer"),
+    (["NSS: ERROR: IPsec certificate CN=x invalid: SEC_ERROR_EXPIRED_CERTIFICATE: Peer's Certificate has expired."],
+     "cert-expired"),
+    (["certificate subjectAltName extension does not match ID_FQDN 'a.example.org'",
+      "Peer ID '@a' mismatched on first found connection and no better connection found"], "cert-name"),
+    (["X509: Certificate rejected for this connection"], "cert-rejected"),
+    (['ERROR: "office" #2: netlink response for Add SA esp.1@203.0.113.9: Function not implemented (errno 38)',
+      "responding to IKE_AUTH message (ID 1) with encrypted notification TS_UNACCEPTABLE"], "kernel"),
+    (['"office" #2: ERROR: netlink response for Add SA esp.1@203.0.113.9 included errno 93: Protocol not supported'],
+     "kernel"),
+    (["cannot route -- route already in use for \"other\""], "overlap"),
+    # after it was up
+    (["initiator established Child SA using #1", "ESTABLISHED_IKE_SA: 60 second timeout exceeded after 7 retransmits.  "
+      "No response (or no acceptable response) to our IKEv2 message"], "peer-gone"),
+    ([MAIN, "IPsec SA established tunnel mode", "received Delete SA payload: self-deleting ISAKMP State #1"],
+     "deleted"),
+])
+def test_the_cause_is_found_in_lines_of_the_log(lines: list[str], name: str) -> None:
+    assert cause(*lines) == name
+
+
+def test_only_the_last_attempt_counts() -> None:
+    old = [INITIATES["4.3"], "IKE SA authentication request rejected by peer: AUTHENTICATION_FAILED"]
+    new = ['"office" #5: initiating IKEv2 connection', '"office" #5: dropping unexpected IKE_SA_INIT message '
+           "containing NO_PROPOSAL_CHOSEN notification"]
+    assert cause(*old, *new) == "ike-peer"
+    assert cause(*old, new[0]) == "auth-refused"  # the new one has not failed yet
+    assert cause(*old, new[0], '"office" #5: retransmission; will wait 1 seconds for response') == "auth-refused"
+    assert cause(*old, new[0], '"office" #6: initiator established Child SA using #5') == ""
+    assert cause(*old, '"office": terminating SAs using this connection') == "auth-refused"
+    assert cause("initiator established Child SA using #1", '"office": terminating SAs using this connection') == ""
+
+
+def test_lines_of_others_do_not_count() -> None:
+    refused = "no suitable connection found with IKEv2 policy"
+    assert cause(f"packet from 203.0.113.99:500: {refused}") == ""
+    assert cause(f"packet from 203.0.113.9:500: {refused}") == "unknown-peer"
+    assert cause(f"packet from [2001:db8::9]:500: {refused}", peers=["2001:db8::9"]) == "unknown-peer"
+    assert cause(f"packet from 203.0.113.99:500: {refused}", peers=["%any"]) == "unknown-peer"
+    assert cause('"office2" #1: AUTH mismatch', '"offic" #1: AUTH mismatch', '"office/x" #1: AUTH mismatch') == ""
+    assert cause('"office/1x2" #1: AUTH mismatch') == cause('"office"[3] 203.0.113.9 #7: AUTH mismatch')
+    assert cause('"office/1x2" #1: AUTH mismatch') == "psk-differs"
+
+
+def test_how_often_and_by_whom() -> None:
+    lines = [LogLine(time.time(), f'"office" #{number}: initiating IKEv2 connection') for number in (1, 3, 5)]
+    assert tried_text(read_attempts(lines, "office", [PEER])).startswith("3 times since ")
+    assert tried_text(attempts_of("sent IKE_SA_INIT reply {}")) == "once, by the peer"
+    assert tried_text([]) == before_text([]) == ""
+    assert "deleted" in before_text(attempts_of("IPsec SA established", "received Delete SA payload: replace CHILD SA"))
+
+
+def test_a_sign_is_found_in_the_cause_that_has_it() -> None:
+    """No sign is hidden by a cause that stands before its own in the table, unless that has the same words."""
+    for one in CAUSES:
+        assert len(one.short.split()) <= 3, one.name
+        assert "{" not in one.command.format(conn="c", peer="p")
+        for sign in one.signs:
+            phase, parts = ipsec.split_sign(sign)
+            found = cause_of(" x ".join(parts), phase == "2")
+            assert found is not None and CAUSES.index(found) <= CAUSES.index(one), (one.name, sign)
+
+
+def test_three_words_for_lists() -> None:
+    log = PlutoLog("x", [LogLine(None, f'"office" #1: {text}') for text in (MAIN, "AUTH mismatch")])
+    assert short_reason(log, "office", [PEER]) == "PSKs differ"
+    assert short_reason(log, "other", [PEER]) == ""
+
+
+@pytest.mark.parametrize("line", [
+    'Nov 23 06:12:08.123456: "office" #1: hello: you', '2026-11-23T06:12:08+0100 gw pluto[12]: "office" #1: hello: you',
+    'Nov 23 06:12:08 gw pluto[12]: "office" #1: hello: you', '"office" #1: hello: you'])
+def test_a_line_without_what_stands_before_it(line: str) -> None:
+    entry = read_log_line(line)
+    assert entry.text == '"office" #1: hello: you'
+    assert (entry.when is None) == line.startswith('"')
+
+
+def test_the_log_is_read_from_its_end(tmp_path: Path) -> None:
+    log, conf = tmp_path / "pluto.log", tmp_path / "ipsec.conf"
+    conf.write_text(f"config setup\n\tlogfile={log}\n")
+    host = Host({}, conf=str(conf))
+    filler = "Nov 23 06:12:08.123456: | debugging\n" * 1000
+    with log.open("w") as file:
+        file.write('Nov 23 06:12:07.000000: "office" #1: AUTH mismatch\n')
+        while file.tell() < ipsec.LOG_TAIL + 1000:
+            file.write(filler)
+        file.write('Nov 23 06:12:09.000000: "office" #9: AUTH mismatch\n')
+    found = read_pluto_log(host, Config(host))
+    assert found.source == str(log) and [entry.text for entry in found.lines] == ['"office" #9: AUTH mismatch']
+    with log.open("a") as file:
+        file.write("Nov 23 06:12:10.000000: Starting Pluto (Libreswan Version 4.10)\n")
+    assert [entry.text[:14] for entry in read_pluto_log(host, Config(host)).lines] == ["Starting Pluto"]
+
+
+def test_a_log_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conf = tmp_path / "ipsec.conf"
+    conf.write_text(f"config setup\n\tlogfile={tmp_path}/pluto.log\n")
+    host = Host({}, conf=str(conf))
+    monkeypatch.setattr(host, "which", lambda program: None)
+    monkeypatch.setattr(ipsec, "SYSLOGS", ())
+    with pytest.raises(ipsec.Missing, match="log was not found"):
+        read_pluto_log(host, Config(host))
+    monkeypatch.setattr(ipsec, "tail_of_file", lambda host, name: (_ for _ in ()).throw(PermissionError(13, "no")))
+    with pytest.raises(PermissionError):
+        read_pluto_log(host, Config(host))
+
+
+def test_why_pluto_refused_to_load_it() -> None:
+    lines = [LogLine(None, text) for text in (
+        '"office": failed to add connection: left certificate \'gw\' is expired or not yet valid', '"other": added')]
+    found = loading_complaint(lines, "office")
+    assert found is not None and "expired" in found.text and loading_complaint(lines, "other") is None
+    assert loading_complaint([*lines, LogLine(None, '"office": added IKEv2 connection')], "office") is None
+    assert loading_complaint([LogLine(None, 'Failed to add connection "office": ike string error: x')], "office")
+
+
+def entry(**fields: Any) -> dict[str, Any]:
+    """Return a connection as pluto's status has it."""
+    return {"name": "office", "instance": "", "oriented": True, "up": False, "routing": "unrouted", "child_sa": None,
+            "policy": ["PSK"], "options": {}, "local": {"host": "192.0.2.1"}, "remote": {"host": PEER}, **fields}
+
+
+@pytest.mark.parametrize(("told", "state"), [
+    ([entry()], "down"), ([entry(up=True)], "up"), ([entry(oriented=False)], "not oriented"),
+    ([entry(routing="prospective erouted")], "on demand"), ([entry(routing="routed-ondemand")], "on demand"),
+    ([entry(remote={"host": "%any"})], "waiting"),
+    ([entry(remote={"host": "%any"}), entry(instance="[1]", up=True)], "up"),
+    ([entry(up=True), entry()], "partly up"),
+])
+def test_state_of_a_connection(told: list[dict[str, Any]], state: str) -> None:
+    assert connection_state(told) == state
+
+
+@pytest.fixture
+def doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Doctor:
+    """A host with the connection office and a secret, and a pluto that has loaded it and could not bring it up."""
+    conf, secrets = tmp_path / "ipsec.conf", tmp_path / "ipsec.secrets"
+    conf.write_text(f"config setup\n\tsecretsfile={secrets}\n"
+                    f"conn office\n\tleft=192.0.2.1\n\tright={PEER}\n\tauto=start\n\tauthby=secret\n"
+                    "conn spare\n\tleft=192.0.2.1\n\tright=203.0.113.8\n")
+    secrets.write_text(': PSK "SwordfishForTheOffice"\n')
+    host = Host({}, conf=str(conf))
+    patient = Patient(host, 1.0)
+    monkeypatch.setattr(patient, "loaded", lambda: {"office": [entry()]})
+    doctor = Doctor(host, 1.0, patient)
+    monkeypatch.setattr(doctor, "_findings", lambda names, conn: [])
+    return doctor
+
+
+def set_log(doctor: Doctor, *texts: str) -> None:
+    """Give the doctor these lines as pluto's log."""
+    doctor._log = PlutoLog("log", [LogLine(None, text) for text in texts])
+
+
+def test_a_diagnosis_has_cause_evidence_and_no_secret(doctor: Doctor) -> None:
+    set_log(doctor, '"office" #1: initiating IKEv2 connection', '"office" #1: IKE SA authentication request rejected '
+            "by peer: AUTHENTICATION_FAILED for SwordfishForTheOffice\x1b[0m")
+    found = doctor.diagnose("office")
+    assert (found.state, found.level, found.cause, found.short) == (
+        "down", "FAIL", "auth-refused", "peer refuses authentication")
+    assert "the pre-shared key (PSK)" in found.means  # narrowed down by authby=
+    text = "\n".join(explained_lines(found))
+    assert "AUTHENTICATION_FAILED" in text and "tried: once" in text
+    assert "Swordfish" not in text and "\x1b" not in text
+    assert len(diagnosis_lines(found)) == 2
+
+
+def test_what_this_host_shows_stands_in_where_the_log_has_no_reason(doctor: Doctor,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    set_log(doctor, '"office" #1: initiating IKEv2 connection', '"office" #1: encountered fatal error in state I1')
+    missing = Finding("certificates", "x", "FAIL", "NO KEY", 'the database has no private key for "gw"', "ipsec import")
+    monkeypatch.setattr(doctor, "_findings", lambda names, conn: [missing] if "certificates" in names else [])
+    found = doctor.diagnose("office")
+    assert found.cause == "certificates" and "no private key" in found.means and found.command == "ipsec import"
+    set_log(doctor)
+    monkeypatch.setattr(doctor, "_findings", lambda names, conn: [
+        Finding("firewall", "x", "FAIL", "BLOCKED", "UDP 500 from anywhere is dropped", "nft ...")])
+    assert "firewall" in doctor.diagnose("office").means
+    assert explains(Finding("firewall", "x", "WARN", "BLOCKED", "UDP 4500 from anywhere"), "half-open")
+    assert not explains(Finding("firewall", "x", "WARN", "BLOCKED", "ICMP from anywhere"), "silent-auth")
+
+
+def test_honest_where_nothing_is_known(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    doctor._log = PermissionError(13, "Permission denied")
+    found = doctor.diagnose("office")
+    assert found.level == "SKIP" and "can't be read" in found.means
+    monkeypatch.setattr(doctor.patient, "loaded", lambda: (_ for _ in ()).throw(PermissionError(13, "no")))
+    assert doctor.diagnose("office").state == "unknown"
+    monkeypatch.setattr(doctor.patient, "loaded", lambda: (_ for _ in ()).throw(ipsec.NoPluto("Pluto is not running")))
+    found = doctor.diagnose("office")
+    assert found.cause == "pluto-down" and found.command == "ipsec start"
+
+
+def test_a_connection_that_is_not_loaded(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_log(doctor)
+    assert "auto= is ignore" in doctor.diagnose("spare").means
+    found = doctor.diagnose("ofice")
+    assert found.check == "did you mean office?" and "neither in pluto nor in" in found.means
+    monkeypatch.setattr(doctor.patient, "loaded", dict)
+    set_log(doctor, "\"office\": failed to add connection: left certificate 'gw' is expired or not yet valid")
+    found = doctor.diagnose("office")
+    assert found.state == "not loaded" and "expired" in found.means and found.command == "ipsec add office"
+
+
+def test_a_peer_that_asks_from_another_address(doctor: Doctor) -> None:
+    set_log(doctor, "packet from 203.0.113.77:500: ISAKMP_v2_IKE_SA_INIT message received on 192.0.2.1:500 but no "
+            "suitable connection found with IKEv2 policy")
+    found = doctor.diagnose("office")
+    assert found.cause == "unknown-peer" and "203.0.113.77" in found.means and PEER in found.means
+
+
+def test_waiting_for_a_client_or_a_packet_is_fine(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_log(doctor, '"office"[1] 203.0.113.9 #1: IPsec SA established', '"office"[1] 203.0.113.9 #1: received Delete '
+            "SA payload: delete CHILD SA #2 now")
+    monkeypatch.setattr(doctor.patient, "loaded", lambda: {"office": [entry(remote={"host": "%any"})]})
+    assert (doctor.diagnose("office").state, doctor.diagnose("office").level) == ("waiting", "OK")
+    set_log(doctor)
+    monkeypatch.setattr(doctor.patient, "loaded", lambda: {"office": [entry(routing="routed-ondemand")]})
+    assert (doctor.diagnose("office").state, doctor.diagnose("office").level) == ("on demand", "OK")
+
+
+@pytest.mark.parametrize(("came", "went", "level"), [(0, 0, "OK"), (252, 252, "OK"), (0, 252, "WARN"), (252, 0, "OK")])
+def test_traffic_of_a_tunnel_that_is_up(doctor: Doctor, monkeypatch: pytest.MonkeyPatch, came: int, went: int,
+                                        level: str) -> None:
+    monkeypatch.setattr(doctor.patient, "loaded", lambda: {"office": [entry(up=True, child_sa=2)]})
+    monkeypatch.setattr(ipsec, "exact_traffic", lambda host, timeout: {
+        2: {"bytes_in": came, "bytes_out": went, "added": 1700000000}})
+    found = doctor.diagnose("office")
+    assert found.state == "up" and found.level == level
+
+
+def test_nat_before_the_tunnel_is_said_to_be_in_clear(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.patient, "loaded", lambda: {"office": [entry(up=True, child_sa=2)]})
+    monkeypatch.setattr(ipsec, "exact_traffic", lambda host, timeout: {})
+    monkeypatch.setattr(doctor, "_in_clear", lambda name: ("packets leave in clear", "iptables ..."))
+    found = doctor.diagnose("office")
+    assert found.level == "FAIL" and "in clear" in found.means
+
+
+def test_up_waits_as_long_as_something_may_come() -> None:
+    wait = UpWait(None)
+    assert wait.take(b'181 "office" #1: sent IKE_SA_INIT request\n') is None and not wait.established
+    assert wait.take(b'"office" #2: IKE_AUTH response missing v2SA, v2TSi or v2TSr: not attempting to setup CHILD SA\n'
+                     ) == ipsec.LET_GO_TIME
+    assert wait.cause is CAUSE_BY_NAME["kernel-peer"]
+    wait.take(b'004 "office" #3: initiator established Chi')
+    assert not wait.established
+    assert wait.take(b"ld SA using #1\n") is None and wait.established and wait.cause is None
+    left = UpWait(5.0).take(b"")
+    assert left is not None and 4 < left <= 5
+
+
+def test_relay_copies_output_and_gives_up(capfd: pytest.CaptureFixture[str]) -> None:
+    host = Host(dict(os.environ))
+    assert host.relay(["sh", "-c", "echo hello; exit 7"], lambda data: None) == 7
+    assert host.relay(["sh", "-c", "echo there; exec sleep 3600"], lambda data: 0.0 if data else None) is None
+    assert capfd.readouterr().out == "hello\nthere\n"
