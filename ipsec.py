@@ -15044,6 +15044,330 @@ def filtered(host: Host, names: Sequence[str], censor: Callable[[Iterable[bytes]
     return status
 
 
+# --- reload -----------------------------------------------------------------------------------------------------------
+#
+# `ipsec reload` makes pluto's connections those of ipsec.conf again, without a restart.  Pluto itself tells whether a
+# connection has changed: a copy is loaded under another name, the status of both is compared, and the copy is deleted.
+# A copy is only loaded, never routed or initiated.  The status of no release shows some keywords; the run directory
+# keeps a digest of them, from one reload of the same pluto to the next.
+
+COPY_PREFIX = "ipsec.reload."  # of the names of copies
+COPIES_AT_A_TIME = 50
+# The settings of a status line that change while a connection is used; `my_ip` and others only for a client (below)
+STATE_FIELDS = ("newest ", "conn serial", "instance serial", "eroute owner", "routing", "owner", "negotiating ",
+                "established ")
+CLIENT_FIELDS = ("my_ip", "dns", "domains")  # a peer may set them by mode config
+# Keywords whose values the status of 4.3, 4.10 or 5.2 does not show (tried with each keyword)
+UNSEEN_KEYWORDS = frozenset((
+    *(side + key for side in ("left", "right")
+      for key in "addresspool ckaid ecdsakey eddsakey interface-ip pubkey rsasigkey rsasigkey2 sendcert vti".split()),
+    *("accept-redirect-to cisco-split clientaddrfamily esn hostaddrfamily ignore-peer-dns ikepad modecfgbanner "
+      "nat-ikev1-method negotiationshunt nic-offload nm-configured ppk-ids redirect-to remote-peer-type reqid sendca "
+      "tcp-remoteport xauthby xauthfail".split())))
+ID_FIELDS = ("our idtype", "our id", "their idtype", "their id")  # %fromcert: the peer's certificate sets them
+
+
+class Loaded:
+    """A connection of pluto, from the lines of the status with its name.
+
+    `parts` has the settings of each part, in the order of the status; a part is `1x0` for leftsubnets=, else empty.
+    `routed`: a policy or a tunnel exists.  `is_up`: pluto keeps the connection up.
+    """
+
+    def __init__(self) -> None:
+        self.parts: dict[str, list[str]] = {}
+        self.routed = self.is_up = False
+
+    def add(self, part: str, text: str) -> None:
+        """Take in one line of the status, without its name."""
+        text = text.lstrip(":").strip().rstrip(";")
+        fields = text.split("; ")
+        if part not in self.parts:  # the first line: the networks, then the routing
+            self.routed |= len(fields) > 1 and not fields[1].startswith("unrouted")
+            fields = [fields[0], *(field for field in fields[2:] if "=" in field)]
+        elif text.startswith("policy: "):
+            words = text.removeprefix("policy: ").split("+")
+            self.is_up |= "UP" in words
+            fields = ["policy: " + "+".join(word for word in words if word not in ("UP", "ROUTE"))]
+        if " algorithm newest" not in text:
+            self.parts.setdefault(part, []).extend(
+                field for field in fields if not field.startswith(STATE_FIELDS))
+
+    def definition(self, conn: Conn, in_use: bool) -> dict[str, list[str]]:
+        """Return the fields of each part that only a new definition changes.
+
+        `in_use`: the connection has a policy or a tunnel, so that the peer may have set some fields.
+        """
+        client = in_use and any(conn.flag(key) for key in ("leftmodecfgclient", "rightmodecfgclient"))
+        from_certificate = any(conn.get(key).lower() == "%fromcert" for key in ("leftid", "rightid"))
+        left_out = (CLIENT_FIELDS if client else ()) + (ID_FIELDS if from_certificate else ())
+        first = 1 if client else 0  # the networks of a client come from the peer
+        return {part: [field for field in fields[first:] if not left_out or not field.startswith(left_out)]
+                for part, fields in self.parts.items()}
+
+
+def loaded_connections(host: Host, timeout: float) -> dict[str, Loaded]:
+    """Return pluto's connections by name; the parts of one with leftsubnets= are together, instances are left out.
+
+    Raises NoPluto, TimedOut.
+    """
+    connections: dict[str, Loaded] = {}
+    for line in pluto_status(host, timeout):
+        if not line.startswith('"'):
+            continue
+        name, _, text = line[1:].partition('"')
+        base, slash, part = name.rpartition("/")
+        numbers = part.partition("x")
+        if not slash or not (numbers[0].isdecimal() and numbers[2].isdecimal()):
+            base, part = name, ""
+        if not text.startswith("["):
+            connections.setdefault(base, Loaded()).add(part, text.replace(COPY_PREFIX, ""))  # `aliases: NAME`
+    return connections
+
+
+def changed_fields(old: Mapping[str, Sequence[str]], new: Mapping[str, Sequence[str]]) -> str:
+    """Return what differs between two definitions as text for a person; empty if nothing does."""
+    if old.keys() != new.keys():
+        return f"{len(old)} pairs of networks become {len(new)}"
+    pairs = {(before, after) for part in old for before, after in zip(old[part], new[part]) if before != after}
+    texts = sorted(f"{before} becomes {after}" for before, after in pairs)
+    if not texts and any(len(old[part]) != len(new[part]) for part in old):
+        return "its settings differ"
+    return "; ".join(texts[:3]) + ("; …" if len(texts) > 3 else "")
+
+
+class Digests:
+    """Digests of what ipsec.conf said, in keywords that the status does not show, of the connections of one pluto.
+
+    The file in the run directory has a line `pluto PID START`, then `DIGEST NAME` for each connection.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.name = f"{host.rundir}/ipsec.reload"
+        self.owner, self.started = "", 0.0
+        self.digests: dict[str, str] = {}
+        pid = find_pluto(host)
+        process = next((process for process in list_processes(host) if process.pid == pid), None)
+        if process:
+            self.owner, self.started = f"pluto {pid} {process.started:.0f}", process.started
+            lines = host.value(self.name).splitlines()
+            if lines[:1] == [self.owner]:
+                for line in lines[1:]:
+                    digest, _, name = line.partition(" ")
+                    self.digests[name] = digest
+
+    def digest(self, conn: Conn) -> str:
+        """Return the digest of a connection in ipsec.conf."""
+        import hashlib
+        text = "\n".join(f"{key}={conn.get(key)}" for key in sorted(UNSEEN_KEYWORDS & conn.settings.keys()))
+        return hashlib.sha256(encode(text)).hexdigest()
+
+    def unknown_keywords(self, conn: Conn) -> list[str]:
+        """Return the keywords that may have changed since pluto started, without a digest to tell."""
+        if conn.name in self.digests:
+            return []
+        return [key for key in sorted(UNSEEN_KEYWORDS & conn.settings.keys())
+                if not self.owner or self.host.stat(conn.settings[key].file).st_mtime > self.started]
+
+    def changed(self, conn: Conn) -> bool:
+        """Return whether the digest is known, and is another one now."""
+        return self.digests.get(conn.name, self.digest(conn)) != self.digest(conn)
+
+    def keep(self, conns: Iterable[Conn]) -> None:
+        """Write the digests of these connections.  Raises OSError."""
+        if self.owner:
+            lines = [self.owner, *(f"{self.digest(conn)} {conn.name}" for conn in conns)]
+            self.host.replace(self.name, "\n".join(lines) + "\n")
+
+
+class Step(Record):
+    """One step of a reload.
+
+    `mark` is + (add), ~ (replace), - (delete), ! (pluto refuses the definition) or ? (a change can't be seen).
+    """
+
+    mark: str
+    name: str
+    text: str
+    auto: str = ""
+
+
+class Reload:
+    """Compares ipsec.conf with pluto's connections and applies the difference.  Raises Failure, OSError."""
+
+    def __init__(self, host: Host, args: Args) -> None:
+        self.host = host
+        self.teller = Teller(host, args)
+        self.timeout = parse_seconds(args.value("--timeout", "60"))
+        self.prune = args.flag("--prune")
+        self.addconn = next((path for name in ("addconn", "add")
+                             if host.executable(path := os.path.join(host.execdir, name))), "")
+        if not self.addconn:
+            raise Missing(f"ipsec reload: libreswan's addconn is not in {host.execdir}", NOT_FOUND,
+                          "install libreswan beside pluto, or set IPSEC_EXECDIR")
+        host.conf = os.path.abspath(host.conf)
+
+    def check(self) -> None:
+        """Raises Failure if ipsec.conf or a file with secrets has an error."""
+        check_config(self.host)
+        self.config = Config(self.host)
+        problems = [problem for problem in secret_files(self.host, secrets_file(self.host, self.config))[1]
+                    if problem.fatal and self.host.exists(problem.file)]
+        if problems:
+            raise Failure(f"{problems[0]}; nothing was changed", ERROR,
+                          "ipsec rereadsecrets loads the entries that pluto can read")
+
+    def whack(self, *words: str) -> Ran:
+        """Run libreswan's whack, or the built-in one; return its status and output."""
+        if self.teller.compiled:
+            return self.host.run([self.teller.compiled, "--ctlsocket", self.host.ctlsocket, *words],
+                                 timeout=self.timeout)
+        try:
+            lines = list(pluto_lines(self.host, *words, timeout=self.timeout))
+        except Failure as failure:
+            return Ran(failure.status, b"", encode(failure.message))
+        return Ran(OK, encode("\n".join(lines)), b"")
+
+    def load(self, config: str, names: Sequence[str], *descriptors: int) -> Ran:
+        """Load connections of a file into pluto; return addconn's status and output."""
+        argv = [self.addconn, "--ctlsocket", self.host.ctlsocket, "--config", config, *names]
+        return self.host.run(argv, timeout=CHECK_TIME, pass_fds=descriptors)
+
+    def copies(self, conns: Sequence[Conn]) -> dict[str, Loaded]:
+        """Return copies of connections, by the name of the original; one that pluto refuses is missing."""
+        sections = [f"conn {quoted_value(COPY_PREFIX + conn.name)}\n\talso={quoted_value(conn.name)}" for conn in conns]
+        return self.load_copies(f"include {self.host.conf}\n" + "\n".join(sections) + "\n",
+                                [conn.name for conn in conns])
+
+    def loads_without_pool(self, conn: Conn) -> bool:
+        """Return whether pluto takes a copy without the address pool; with it, the pools of both may overlap."""
+        settings = [f"\t{key}={quoted_value(setting.value)}" for key, setting in conn.settings.items()
+                    if not key.endswith("addresspool")]
+        lines = [f"conn {quoted_value(COPY_PREFIX + conn.name)}", *settings]
+        return len(settings) < len(conn.settings) and bool(self.load_copies("\n".join(lines) + "\n", [conn.name]))
+
+    def load_copies(self, text: str, originals: Sequence[str]) -> dict[str, Loaded]:
+        """Load copies from the text of an ipsec.conf, read their status, and delete them."""
+        names = [COPY_PREFIX + name for name in originals]
+        copy = self.host.memory_file(encode(text))
+        try:
+            self.load(f"/proc/self/fd/{copy}", names, copy)
+            loaded = loaded_connections(self.host, self.timeout)
+        finally:
+            os.close(copy)
+            self.delete_copies(names)
+        return {name.removeprefix(COPY_PREFIX): loaded[name] for name in names if name in loaded}
+
+    def delete_copies(self, names: Iterable[str]) -> None:
+        """Delete copies from pluto."""
+        for name in names:
+            self.whack("--name", name, "--delete")
+
+    def plan(self) -> tuple[list[Step], int, list[str]]:
+        """Return the steps, the number of unchanged connections, and the connections that only pluto has."""
+        self.digests = Digests(self.host)
+        loaded = loaded_connections(self.host, self.timeout)
+        self.delete_copies([name for name in loaded if name.startswith(COPY_PREFIX)])  # of a reload that was killed
+        loaded = {name: connection for name, connection in loaded.items() if not name.startswith(COPY_PREFIX)}
+        conns = {conn.name: conn for conn in self.config.conns()}
+        steps = [Step("+", name, f"auto={conn.auto}", conn.auto) for name, conn in conns.items()
+                 if name not in loaded and conn.auto != "ignore"]
+        both = [conn for name, conn in conns.items() if name in loaded]
+        unchanged = 0
+        for start in range(0, len(both), COPIES_AT_A_TIME):
+            group = both[start:start + COPIES_AT_A_TIME]
+            copies = self.copies(group)
+            for conn in group:
+                step = self.compare(conn, loaded[conn.name], copies.get(conn.name))
+                if step:
+                    steps.append(step)
+                else:
+                    unchanged += 1
+        others = [name for name in loaded if name not in conns]
+        if self.prune:
+            steps += [Step("-", name, f"not in {self.host.conf}") for name in others]
+            others = []
+        return steps, unchanged, others
+
+    def compare(self, conn: Conn, loaded: Loaded, copy: Loaded | None) -> Step | None:
+        """Return the step that a connection needs which both pluto and the file have, or None."""
+        if copy is None and self.loads_without_pool(conn):
+            return Step("~", conn.name, "its address pool", conn.auto)
+        if copy is None:
+            return Step("!", conn.name, "pluto refuses its new definition, so the old one stays; ipsec add shows why")
+        difference = changed_fields(loaded.definition(conn, loaded.routed), copy.definition(conn, loaded.routed))
+        if difference:
+            return Step("~", conn.name, difference, conn.auto)
+        if self.digests.changed(conn):
+            return Step("~", conn.name, "a setting that pluto's status does not show", conn.auto)
+        if keys := self.digests.unknown_keywords(conn):
+            return Step("?", conn.name, f"pluto's status does not show {', '.join(keys)}; "
+                                        f"after a change there, use: ipsec replace {shell_words([conn.name])}")
+        if conn.auto == "start" and not (loaded.is_up or loaded.routed):
+            return Step("~", conn.name, "auto=start, and it is down", "start")
+        if conn.auto == "ondemand" and not loaded.routed:
+            return Step("~", conn.name, "auto=ondemand, and it is not routed", "ondemand")
+        return None
+
+    def apply(self, step: Step) -> bool:
+        """Do one step; return False, with the reason on stderr, if pluto refuses it."""
+        changed = step.mark == "~" and not step.text.startswith("auto=")
+        if step.mark == "-" or (changed and leading_version(probe(self.host, self.timeout).version) < (5,)):
+            self.whack("--name", step.name, "--delete")  # from 5.0 on, addconn replaces a connection
+        ran = Ran(OK, b"", b"")
+        if step.mark == "+" or changed:
+            ran = self.load(self.host.conf, ["--", step.name] if step.name.startswith("-") else [step.name])
+        if not ran.status and step.mark != "-" and step.auto in ("start", "ondemand"):
+            words = ["--asynchronous", "--initiate"] if step.auto == "start" else ["--route"]
+            ran = self.whack("--name", step.name, *words)
+        if ran.status:
+            complain(self.host, ran.out + ran.err, 3)
+            self.host.warn(f"{step.name}: status {ran.status}")
+        return not ran.status
+
+    def run(self, dry: bool) -> int:
+        """Reread secrets and certificates, print the plan, and unless `dry` apply it; 1 if pluto refuses a step."""
+        self.check()
+        if not dry:
+            ran = self.whack("--rereadall")
+            if ran.status:
+                complain(self.host, ran.out + ran.err, 3)
+                raise Failure("ipsec reload: pluto can't reread its secrets; nothing else was changed", ran.status)
+        steps, unchanged, others = self.plan()
+        status = OK
+        refused = set()
+        for step in steps:
+            self.host.print(printable(f"{step.mark} {step.name}: {step.text}"))
+            self.host.flush()
+            if step.mark == "!" or (step.mark in "+~-" and not dry and not self.apply(step)):
+                status = ERROR
+                refused.add(step.name)
+        if not dry:
+            self.digests.keep(conn for conn in self.config.conns() if conn.name not in refused)
+        for name in others:
+            self.host.print(printable(f"  {name}: not in {self.host.conf}; kept (--prune deletes it)"))
+        counts = [f"{sum(step.mark == mark for step in steps)} {word}"
+                  for mark, word in (("+", "added"), ("~", "replaced"), ("-", "deleted"), ("!", "refused"),
+                                     ("?", "not known")) if mark in "+~-" or any(step.mark == mark for step in steps)]
+        self.host.print(f"{', '.join(counts)}, {unchanged} unchanged, {len(others)} kept"
+                        f"{'; nothing was done (--dry-run)' if dry else ''}")
+        return status
+
+
+@command("reload", summary="apply ipsec.conf, secrets and certificates to the running pluto",
+         options=(CTLSOCKET_OPTION, Opt("--config", "FILE", "the configuration"), TIMEOUT_OPTION, NATIVE_OPTION,
+                  DRY_RUN_OPTION, Opt("--prune", None, "also delete connections that the configuration does not have")),
+         details="Add new connections, replace changed ones, and reread secrets and certificates. Unchanged tunnels "
+                 "are not touched. A configuration or secrets file with an error changes nothing.")
+def reload_command(host: Host, args: Args) -> int:
+    """`ipsec reload`: 0; 1 if pluto refuses a connection; addconn's status for a file with errors; 33 without pluto."""
+    reload = Reload(host, args)
+    await_pluto(host, reload.timeout)
+    with host.lock(host.rundir):
+        return reload.run(args.flag("--dry-run"))
+
+
 # --- setup: the service -----------------------------------------------------------------------------------------------
 
 SETUP_OPTIONS = (
