@@ -1812,6 +1812,7 @@ DEBUG_FLAGS = """
 5.4        add-state
 """
 SEPARATE = (5, 3)  # from this release on, config setup and connections have keywords of their own
+NO_BRACES = (5, 0)  # from this release on, include does not expand {a,b}
 LENIENT = (5, 0)  # from this release on, a value that is none is ignored; before it, most such values refuse the file
 NUMBER_KINDS = ("number", "0-65535", "duration", "seconds", "percent", "size")
 _BOOL = ("y", "yes", "true", "on", "n", "no", "false", "off")
@@ -2234,10 +2235,18 @@ class Config:
         if depth + 1 >= INCLUDE_DEPTH:
             self._problem(name, number, f"include {quote(pattern)}: deeper than {INCLUDE_DEPTH}, left out", False)
             return
-        where = os.path.join(os.path.dirname(name), pattern)
-        found = [match for single in braces(where) for match in self.host.glob(single)]
+        if not pattern.startswith("/"):
+            self._problem(name, number, f"include {quote(pattern)} is not followed: libreswan does not look beside "
+                          f"{name}, write the whole path", False, "include")
+            return
+        expands = self.release is None or self.release < NO_BRACES if "{" in pattern else False
+        found = [match for single in (braces(pattern) if expands else [pattern]) for match in self.host.glob(single)]
+        if not found and "{" in pattern and not expands:
+            self._problem(name, number, f"include {quote(pattern)} is not followed: libreswan 5 does not expand {{}}, "
+                          "write a line for each", False, "include")
+            return
         if not found and "*" not in pattern:
-            self._problem(name, number, f"could not open include filename {quote(pattern)}", False)
+            self._problem(name, number, f"could not open include filename {quote(pattern)}", False, "include")
         for match in found:
             if match in self._open:  # libreswan reads it again, until it is ten deep
                 self._problem(name, number, f"include {quote(pattern)}: {match} is being read already, a loop", False)
@@ -2627,7 +2636,8 @@ def secrets_report(host: Host, name: str = "") -> Iterator[str]:
 def own_reader(host: Host, args: Args, name: str) -> Config:
     """The configuration for a command that stands in for libreswan's program.  Raises ConfigError (3, as theirs)."""
     why = "libreswan's own program is not installed" if host.live else "nothing of a mounted disk is run"
-    host.warn(f"{name}: {why}; the built-in reader answers")
+    version = host.libreswan_version()
+    host.warn(f"{name}: {why}; the built-in reader answers" + (f" as libreswan {version} would" if version else ""))
     config = Config(host, args.value("--config"))
     config.conns()
     for problem in config.problems:
@@ -8552,7 +8562,7 @@ def stack_start(host: Host, config: Config, stack: str = "") -> None:
     if stack == "none":
         return
     if stack not in ("xfrm", "auto", "mast", "klips", "netkey"):  # the others are old values that mean xfrm today
-        raise Failure(f"unknown stack {quote(stack)}")
+        host.warn(f"unknown protostack={quote(stack)}: the kernel's XFRM stack is used")
     if flush_leftovers(host):
         give_resolv_conf_back(host)
     if host.exists("/proc/modules"):
@@ -8638,16 +8648,20 @@ def check_nss(host: Host) -> None:
         host.warn(f"the NSS database is not checked: {missing}")  # pluto itself needs no certutil
 
 
-def check_config(host: Host) -> None:
-    """Raises Failure with addconn's status when pluto would not take the configuration; its reasons go to stderr."""
-    addconn = os.path.join(host.execdir, "addconn")
+def check_config(host: Host) -> Config:
+    """Return the configuration if pluto would take it: the installed addconn decides, and only without one the built-in
+    reader.  Raises Failure with addconn's status; addconn's complaints go to standard error."""
+    addconn, config = os.path.join(host.execdir, "addconn"), Config(host)
     if not host.executable(addconn):
-        Config(host).check()
-        return
+        return config.check()
     ran = host.run([addconn, "--config", host.conf, "--checkconfig"], timeout=CHECK_TIME)
     if ran.status:
         complain(host, ran.out + ran.err)
-        raise Failure(f"{host.conf}: configuration error; pluto was left as it is", ran.status)
+        raise Failure(f"{host.conf}: addconn refuses the configuration; pluto was left as it is", ran.status)
+    for problem in config.problems:
+        if problem.fatal:
+            host.warn(f"{problem}; addconn takes it")
+    return config
 
 
 def complain(host: Host, output: bytes, limit: int = 10) -> None:
@@ -8694,11 +8708,11 @@ class Direct:
                 host.print(f"ipsec: pluto (pid {pid}) is running already")
                 return OK
             gone = check_not_running(host)
-            check_config(host)
+            config = check_config(host)
             if gone:  # otherwise pluto replaces both
                 host.remove(pid_file(host))
                 host.remove(host.ctlsocket)
-            stack_start(host, Config(host))
+            stack_start(host, config)
             check_nss(host)
             check_nflog(host, tell=False)
             if foreground:
@@ -11192,33 +11206,34 @@ class Patient:
         self._needed: bool | None = None
 
     def ask_addconn(self) -> None:
-        """Start the installed addconn, which reads the configuration while we do other things: releases differ in what
-        they take.  It is not given what it would wait for or may not read, nor what we know to be wrong."""
+        """Start the installed addconn, which reads the configuration while other checks run.  It is not started for
+        files that it would wait for or may not read."""
         host, config = self.host, self.config
         program = os.path.join(host.execdir, "addconn")
-        if host.live and host.superuser and host.executable(program) and not config.unread and not any(
-                problem.fatal for problem in config.problems):
+        if host.live and host.superuser and host.executable(program) and not config.unread:
             try:
                 self._addconn = host.stream([program, "--config", config.name, "--checkconfig"], timeout=self.timeout)
             except Failure as failure:
                 self._addconn = failure
 
-    def refused(self) -> tuple[str, bool]:
-        """What the installed addconn says of a configuration that it refuses, or of a connection in it, and whether it
-        refuses the whole; nothing when it has nothing against it, or can't be asked.  Raises Failure when it can't be
-        run, TimedOut."""
-        said = b""
+    def addconn_answer(self) -> tuple[bool | None, list[str]]:
+        """Return whether the installed addconn refuses the configuration, and the lines that it prints.
+
+        None: addconn can't be asked.  Raises Failure if it can't be run, TimedOut.
+        """
+        output, refuses = b"", False
+        if self._addconn is None:
+            return None, []
         if isinstance(self._addconn, Failure):
             raise self._addconn
         try:
-            for piece in self._addconn or ():
-                said += piece
+            for piece in self._addconn:
+                output += piece
         except TimedOut:
             raise TimedOut(f"the installed addconn --checkconfig did not end within {self.timeout:g} s") from None
         except Failure as failure:
-            return decode(said).strip() or failure.message, True
-        return next((line for line in decode(said).splitlines() if line.startswith("while loading '")
-                     or "did not load properly" in line or "bad subnet" in line), ""), False
+            output, refuses = output.strip() or encode(failure.message), True
+        return refuses, [line for line in decode(output).splitlines() if line.strip("] \r")]
 
     def close(self) -> None:
         """End what was started for it."""
@@ -11558,29 +11573,97 @@ def check_config_syntax(patient: Patient) -> Iterator[Trouble]:
     fatal = [problem for problem in config.problems if problem.fatal]
     if fatal and not patient.host.superuser:
         next(patient.host.lines(config.name), "")  # only root may read it: that is no error in it
-    if fatal:
-        yield "FAIL", "PARSE ERROR", "; ".join(map(str, fatal[:3])), edit_command(fatal[0])
+    refuses, lines = patient.addconn_answer()
+    if fatal and refuses is not False:
+        version = patient.host.libreswan_version()
+        which = f", judged as libreswan {version} does" if refuses is None and version else ""
+        yield "FAIL", "PARSE ERROR", "; ".join(map(str, fatal[:3])) + which, edit_command(fatal[0])
         return
-    said, whole = patient.refused()
-    if not said:
+    if refuses:
+        yield "FAIL", "REFUSED", *refused_by_addconn(config, lines[-1])
         return
-    words = said.splitlines()[-1].translate({ord(char): " " for char in ":,[]'\"=\r"}).split()  # before it are warnings
+    for problem in fatal[:3]:
+        yield "WARN", "DOUBTFUL", f"{problem}; the installed addconn takes it", edit_command(problem)
+    includes = [problem for problem in config.problems if problem.key == "include" and not problem.fatal]
+    for problem in includes[:3]:
+        yield "WARN", "NOT LOADED", str(problem), edit_command(problem)
+    yield from addconn_complaints(patient, [line for line in lines if not includes or "include" not in line
+                                            and "ipsec.conf file" not in line])
+
+
+def refused_by_addconn(config: Config, line: str) -> tuple[str, str]:
+    """Return the reason and the command that corrects it, for a file that addconn refuses with this last line.
+
+    Of the line only the place and a keyword are shown: the rest may be a secret that belongs into ipsec.secrets.
+    """
+    words = line.translate({ord(char): " " for char in ":,[]'\"=\r"}).split()
     known = {*keywords(True), *keywords(False)}
     keyword = next((word for word in words if canonical(word) in known), "")
-    # up to 4.15: while loading 'NAME': …; 5.x: conn NAME did not load properly
-    conn = None if whole else next((conn for conn in config.conns() if f"'{conn.name}'" in said
-                                    or f" {conn.name} " in said), None)
-    setting = conn.settings.get(canonical(keyword)) if conn else None
-    place = setting or conn
-    # of what it says the place and a keyword: the rest may be a secret, of a line that belongs into ipsec.secrets
-    file = place.file if place else next((word for word in words if word in config.files), config.name)
-    line = place.line if place else next((int(word) for before, word in zip(words, words[1:])
-                                          if before == file and word.isdigit()), 0)
-    what = f"conn {conn.name}{f', for its {keyword}=' if setting else ''}" if conn else keyword or "this"
-    # some that it complains of it loads nevertheless; of one with a network that is none, all but that
-    taken = conn is not None and "bad subnet" not in said and patient.has_loaded(conn)
-    problem = Problem(file, line, f"the installed addconn {'complains of' if taken else 'refuses'} {what}")
-    yield "WARN" if taken else "FAIL", "REFUSED", f"{problem}, see ipsec addconn --checkconfig", edit_command(problem)
+    file = next((word for word in words if word in config.files), config.name)
+    number = next((int(word) for before, word in zip(words, words[1:]) if before == file and word.isdigit()), 0)
+    problem = Problem(file, number, f"the installed addconn refuses {keyword or 'this'}")
+    return f"{problem}, see ipsec addconn --checkconfig", edit_command(problem)
+
+
+def addconn_complaints(patient: Patient, lines: Sequence[str]) -> Iterator[Trouble]:
+    """What addconn complains of in a configuration that it takes, as far as the built-in reader does not: at most three
+    troubles.  Up to 4.15 `while loading 'NAME': …` says whose connection it is, in 5.x often nothing does."""
+    config, shown = patient.config, 0
+    told = {(problem.file, problem.line) for problem in config.problems}
+    seen: set[str] = set()
+    for line in lines:
+        sentence = addconn_sentence(config, line)
+        words = line.translate({ord(char): " " for char in ":,[]'\"=\r"}).split()
+        place = next(((before, int(word)) for before, word in zip(words, words[1:])
+                      if before in config.files and word.isdigit()), None)
+        conn = next((conn for conn in config.conns() if f"'{conn.name}'" in line or f" {conn.name} " in line), None)
+        if place in told or sentence in seen or shown == 3:
+            continue
+        seen.add(sentence)
+        known = {*keywords(True), *keywords(False)}
+        keyword = next((canonical(word) for word in words if canonical(word) in known), "")
+        if any(problem.key == keyword for problem in config.problems if keyword):
+            continue
+        setting = conn.settings.get(keyword) if conn else None
+        at = setting or conn
+        file, number = (at.file, at.line) if at else place or (config.name, 0)
+        shown += 1
+        # of some connections it loads most; of one with a network that is none, all but that
+        refused = conn is not None and ("bad subnet" in line or not patient.has_loaded(conn))
+        whose = f" conn {conn.name}" if conn and conn.name not in sentence else ""
+        problem = Problem(file, number, f"the installed addconn {'refuses' if refused else 'complains of'}"
+                          f"{whose or ' this'}: {sentence}")
+        yield ("FAIL" if refused else "WARN", "REFUSED", f"{problem}; see ipsec addconn --checkconfig",
+               edit_command(problem))
+
+
+def addconn_sentence(config: Config, line: str) -> str:
+    """Return a line of addconn without what it quotes of the configuration, which may be a secret: kept are names of
+    connections, keywords, files that were read, patterns of includes, and numbers."""
+    for lead in ("ERROR: ", "ipsec addconn: ", "addconn, in config "):
+        line = line.removeprefix(lead)
+    line = line.removeprefix(f"'{config.name}', ").removeprefix("ignoring: ")
+    if line.startswith("while loading '"):
+        line = line.partition("': ")[2]
+    for cut in ("invalid value: ", "keyword ignored: ", "only one value, not "):
+        head, found, rest = line.partition(cut)
+        line = head + found + (rest.partition("=")[0] if found and canonical(rest.partition("=")[0]) in (
+            *keywords(True), *keywords(False)) else "" if found else rest)
+    words = []
+    harmless_words = {*(conn.name for conn in config.conns()), *config.files, *keywords(True), *keywords(False)}
+    quote_char, start = "", 0
+    for place, char in enumerate(line):
+        if quote_char and char == quote_char:
+            inside = line[start:place]
+            plain = inside in harmless_words or inside.isdigit() or os.path.dirname(inside) in {
+                os.path.dirname(file) for file in config.files}
+            words.append(f"{quote_char}{inside if plain else '…'}{quote_char}")
+            quote_char, start = "", place + 1
+        elif not quote_char and char in "'\"":
+            words.append(line[start:place])
+            quote_char, start = char, place + 1
+    words.append("…" if quote_char else line[start:])
+    return " ".join(f"{word.partition('=')[0]}=" if "=" in word else word for word in "".join(words).split())
 
 
 @verify_check("rp_filter", "Checking rp_filter",
@@ -12029,8 +12112,8 @@ def check_prelink(patient: Patient) -> Iterator[Trouble]:
        "Remove or replace the line that is named.")
 def check_obsolete(patient: Patient) -> Iterator[Trouble]:
     patient.config.conns()
-    old = [problem for problem in patient.config.problems if not problem.fatal]
-    if old:
+    old = [problem for problem in patient.config.problems if not problem.fatal and problem.key != "include"]
+    if old and not any(problem.fatal for problem in patient.config.problems):
         word = "OBSOLETE KEYWORD" if any("obsolete" in problem.text for problem in old) else "DOUBTFUL"
         yield "WARN", word, "; ".join(map(str, old[:3])), edit_command(old[0])
 
@@ -15447,10 +15530,11 @@ def stackmanager_command(host: Host, args: Args) -> int:
     if not host.superuser:
         raise Failure("permission denied (must be superuser)", LSB_NO_RIGHT)
     with host.lock(host.rundir):
+        config = check_config(host) if action != "stop" else None
         if action != "start" and (signs := stack_stop(host)):
             raise may_run(signs)
-        if action != "stop":
-            stack_start(host, Config(host).check(), "xfrm" if args.flag("--xfrm") else "")
+        if config:
+            stack_start(host, config, "xfrm" if args.flag("--xfrm") else "")
     return OK
 
 

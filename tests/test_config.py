@@ -158,8 +158,8 @@ def test_config_setup_is_asked_by_keyword() -> None:
 
 def test_included_files_are_read_in_order_and_named(tmp_path: Path) -> None:
     host = host_at(tmp_path, {
-        "etc/ipsec.conf": "include ipsec.d/*.conf\ninclude /etc/x/{p,q}\nconn last\n",
-        "etc/ipsec.d/b.conf": "conn b\n", "etc/ipsec.d/a.conf": "conn a\n\tauto=banana\ninclude sub/c\n",
+        "etc/ipsec.conf": "include /etc/ipsec.d/*.conf\ninclude /etc/x/{p,q}\nconn last\n",
+        "etc/ipsec.d/b.conf": "conn b\n", "etc/ipsec.d/a.conf": "conn a\n\tauto=banana\ninclude /etc/ipsec.d/sub/c\n",
         "etc/ipsec.d/sub/c": "conn c", "etc/ipsec.d/.hidden.conf": "conn no\n",
         "etc/x/p": "conn p\n", "etc/x/q": "conn q\n",
     })
@@ -170,17 +170,30 @@ def test_included_files_are_read_in_order_and_named(tmp_path: Path) -> None:
     assert [str(problem).partition(": ")[0] for problem in config.problems] == ["/etc/ipsec.d/a.conf:2"]
 
 
+def test_includes_that_libreswan_does_not_follow_are_told_of(tmp_path: Path) -> None:
+    """No release looks beside the file; 5.x does not expand braces."""
+    host = host_at(tmp_path, {"etc/ipsec.conf": "include ipsec.d/*.conf\ninclude /etc/ipsec.d/{a,b}.conf\n",
+                              "etc/ipsec.d/a.conf": "conn a\n", "etc/ipsec.d/b.conf": "conn b\n"})
+    for version, names, told in (("4.10", ["a", "b"], [1]), ("5.2", [], [1, 2]), (None, ["a", "b"], [1])):
+        host.version = version
+        config = ipsec.Config(host)
+        assert [conn.name for conn in config.conns()] == names
+        assert [(problem.line, problem.fatal, problem.key) for problem in config.problems] == [
+            (line, False, "include") for line in told]
+        assert all("is not followed" in problem.text for problem in config.problems)
+
+
 def test_an_included_file_ends_the_section_before_it(tmp_path: Path) -> None:
-    host = host_at(tmp_path, {"etc/ipsec.conf": "conn a\ninclude b\n\tleft=%any\n", "etc/b": "\tright=%any\n"})
+    host = host_at(tmp_path, {"etc/ipsec.conf": "conn a\ninclude /etc/b\n\tleft=%any\n", "etc/b": "\tright=%any\n"})
     problems = ipsec.Config(host).problems
     assert [(problem.file, problem.line) for problem in problems] == [("/etc/b", 1), ("/etc/ipsec.conf", 3)]
 
 
 def test_a_loop_of_includes_ends(tmp_path: Path) -> None:
-    host = host_at(tmp_path, {"etc/ipsec.conf": "include b\nconn a\n", "etc/b": "include ipsec.conf\n"})
+    host = host_at(tmp_path, {"etc/ipsec.conf": "include /etc/b\nconn a\n", "etc/b": "include /etc/ipsec.conf\n"})
     config = ipsec.Config(host)
     assert [str(problem) for problem in config.problems] == [
-        '/etc/b:1: include "ipsec.conf": /etc/ipsec.conf is being read already, a loop']
+        '/etc/b:1: include "/etc/ipsec.conf": /etc/ipsec.conf is being read already, a loop']
     assert [conn.name for conn in config.conns()] == ["a"] and not config.problems[0].fatal
 
 

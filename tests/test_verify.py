@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import ipsec
 from ipsec import CHECKS, Conn, Host, Patient, Section, Trouble, comparable_id, findings, has_secret
 
 from .ground.machine import alive, wait_for
@@ -147,10 +148,44 @@ def test_of_what_addconn_refuses_place_and_keyword_are_told(tmp_path: Path, monk
     file = tmp_path / "ipsec.conf"
     file.write_text("config setup\n")
     patient = Patient(Host({}, conf=str(file)), 1.0)
-    monkeypatch.setattr(patient, "refused", lambda: (said.format(file, file), True))
+    monkeypatch.setattr(patient, "addconn_answer", lambda: (True, ["a warning", said.format(file, file)]))
     (trouble,) = CHECKS["config"].function(patient)
     assert trouble[2] == f"{file}:2: the installed addconn refuses nat_traversal, see ipsec addconn --checkconfig"
     assert trouble[3] == f"vi +2 {file}"
-    monkeypatch.setattr(patient, "refused", lambda: (f"{file}:7: syntax error [hunter22]", True))
+    monkeypatch.setattr(patient, "addconn_answer", lambda: (True, [f"{file}:7: syntax error [hunter22]"]))
     (trouble,) = CHECKS["config"].function(patient)
     assert "hunter22" not in trouble[2] and trouble[2].startswith(f"{file}:7: ")
+
+
+@pytest.mark.parametrize("line, sentence", [
+    ("ipsec addconn: connection authby= value is unknown", "connection authby= value is unknown"),
+    ("problem with include filename 'ipsec.d': No such file or directory",
+     "problem with include filename '…': No such file or directory"),
+    ("while loading 'a': bad subnet leftsubnet=hunter22/33 [non-contiguous or otherwise erroneous mask]",
+     "bad subnet leftsubnet= [non-contiguous or otherwise erroneous mask]"),
+    ("addconn, in config '{file}', ignoring: connection authby= value is unknown",
+     "connection authby= value is unknown"),
+    ("ipsec addconn: {file}:9: warning: invalid, keyword ignored: leftauth=hunter22",
+     "{file}:9: warning: invalid, keyword ignored: leftauth"),
+    ("ERROR: {file}: 6: keyword type, invalid value: hunter22", "{file}: 6: keyword type, invalid value:"),
+    ('ipsec addconn: duration "hunter22" has "hunter22', 'duration "…" has …'),
+])
+def test_a_complaint_of_addconn_is_shown_without_what_may_be_a_secret(tmp_path: Path, line: str,
+                                                                      sentence: str) -> None:
+    file = tmp_path / "ipsec.conf"
+    file.write_text("conn a\n\tleft=192.0.2.1\n")
+    patient = Patient(Host({}, conf=str(file)), 1.0)
+    patient.has_loaded = lambda conn: True  # type: ignore[method-assign]
+    troubles = list(ipsec.addconn_complaints(patient, [line.format(file=file)] * 2))
+    assert [trouble[0] for trouble in troubles] == ["FAIL" if "bad subnet" in line else "WARN"]
+    assert f": {sentence.format(file=file)}; see ipsec addconn --checkconfig" in troubles[0][2]
+
+
+def test_addconn_decides_whether_a_configuration_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "ipsec.conf"
+    file.write_text("conn a\n\tnew-keyword=yes\n")
+    patient = Patient(Host({}, conf=str(file)), 1.0)
+    for answer, level in (((None, []), "FAIL"), ((True, ["x"]), "FAIL"), ((False, []), "WARN")):
+        monkeypatch.setattr(patient, "addconn_answer", lambda answer=answer: answer)
+        (trouble,) = CHECKS["config"].function(patient)
+        assert trouble[0] == level and f"{file}:2: unknown keyword" in trouble[2]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import os
+import random
 import re
 from typing import Callable
 
@@ -78,6 +80,67 @@ def test_ours_loads_and_lists_what_the_real_addconn_does(bare: Machine, release:
                 if ours(bare, "addconn", "--config", "/etc/t.conf", option)[1] != listed:
                     wrong.append((name, option, listed))
     assert not wrong
+
+
+#: Values for the comparison with addconn: of every kind, misspelt ones, numbers and suffixes.
+VALUES = ("yes no y n true false on off 0 1 2 -1 10 100 65535 65536 70000 4294967296 99999999999999999999 0x10 010 1.5 "
+          "1.5h 10s 10m 10d 10ms 10us 10seconds 1y 5x 10% 100% % %forever %any %none %defaultroute none auto YES Yes "
+          "NO never permit propose insist always force ikev1 ikev2 ike ipv4 v6 ignore add ondemand route start up keep "
+          "hold clear restart restart_by_peer disabled trap tunnel transport passthrough reject drop secret rsasig ecdsa "
+          "null eaponly tls sendifasked alwayssend crypto packet either both rfc cisco file pam hard soft issuer all esp "
+          "ah default busy unlimited enabled get post fallback accept banana 10Mi 1KiB 10M all,crypt no-crypt").split() + [
+              "", '""', '"a b"', '"yes "', '"1"', "{add}"]
+#: The pairs that addconn refuses and the built-in reader takes, and why.
+KNOWN = {
+    "seccomp": "depends on how libreswan was built",
+    "hostaddrfamily": "4.3 aborts for a number that is no address family",
+    "retransmit-interval": "a number up to 4.6, so that nothing is no error there",
+    "dpddelay": "4.3 refuses it in config setup even if it ignores its value", "dpdtimeout": "as dpddelay",
+    "ikelifetime": "as dpddelay", "keylife": "as dpddelay", "lifetime": "as dpddelay", "rekeymargin": "as dpddelay",
+    "retransmit-timeout": "as dpddelay", "salifetime": "as dpddelay",
+    "leftecdsakey": "5.2 aborts for an empty value", "leftpubkey": "as leftecdsakey", "leftrsasigkey": "as leftecdsakey",
+}
+SAMPLE = 1500
+
+
+def pairs() -> list[tuple[bool, str, str]]:
+    """Return every keyword (in config setup or not) with every value, and every keyword in the wrong section."""
+    known = {setup: [key for key in ipsec.vocabulary(setup) if not key.startswith("right")] for setup in (True, False)}
+    return [(setup, key, value) for setup in known for key in known[setup] for value in VALUES if key != "left"] + [
+        (setup, key, "yes") for setup in known for key in known[not setup] if key != "left"]
+
+
+def test_what_addconn_takes_is_no_error(gateway: Machine, release: str) -> None:
+    """A sample of all keywords with all values: what addconn takes is never fatal for the built-in reader; the other way
+    round only KNOWN is.  CONFIG_SEED chooses another sample, CONFIG_SAMPLE=0 tries all pairs."""
+    seed, size = int(os.environ.get("CONFIG_SEED", "14")), int(os.environ.get("CONFIG_SAMPLE", SAMPLE))
+    chosen = random.Random(seed).sample(pairs(), size) if size else pairs()
+    texts = []
+    for setup, key, value in chosen:
+        conn = "conn a\n\tleft=192.0.2.1\n\tright=192.0.2.2\n"
+        conn += "" if key == "authby" else "\tauthby=secret\n"
+        texts.append(f"config setup\n\t{key}={value}\n{conn}" if setup else f"{conn}\t{key}={value}\n")
+    for number, text in enumerate(texts):
+        gateway.write(f"/etc/many/{number}", text)
+    loop = (f"for n in $(seq 0 {len(texts) - 1}); do {ADDCONN} --config /etc/many/$n --checkconfig >/dev/null 2>&1; "
+            "echo $?; done")
+    statuses = gateway.run(["sh", "-c", loop], timeout=1800).check().stdout.split()
+    host = ipsec.Host({})
+    host.version = {"bullseye": "4.3", "bookworm": "4.10", "trixie": "5.2"}[release]
+    refused, taken = [], []
+    for (setup, key, value), text, status in zip(chosen, texts, statuses):
+        config = ipsec.Config(host, "c", text)
+        fatal = any(problem.fatal for problem in config.problems)
+        if fatal and status == "0":
+            refused.append((setup, key, value, *map(str, config.problems)))
+        if not fatal and status != "0":
+            taken.append((setup, key, value))
+    print(f"{release}: {len(chosen)} pairs, taken by addconn and fatal here: {len(refused)}, the other way round: "
+          f"{len(taken)}")
+    assert len(statuses) == len(chosen)
+    assert refused == []
+    assert [pair for pair in taken if pair[1] not in KNOWN] == []
+    assert size or len(taken) <= len(chosen) * 0.005
 
 
 def variables(text: str) -> dict[str, str]:

@@ -145,8 +145,9 @@ BROKEN = {
     "wrong value": ("echo '\tauto=banana' >>/etc/ipsec.conf", {"config": "FAIL"}),
     "wrong value of ikev2": ("echo '\tikev2=banana' >>/etc/ipsec.conf", {"config": "FAIL"}),
     "keyword of no release": ("echo '\tbanana=yes' >>/etc/ipsec.conf", {"config": "FAIL"}),
-    "keyword at the wrong place": ("echo '\tnat_traversal=yes' >>/etc/ipsec.conf", {
-        "config": "FAIL", "obsolete": "WARN"}),
+    "keyword of older releases": ("echo '\tnat_traversal=yes' >>/etc/ipsec.conf", {"config": "FAIL"}),
+    "keyword at the wrong place": ("echo '\tuniqueids=yes' >>/etc/ipsec.conf", {"obsolete": "WARN"}),
+    "include beside the file": ("echo 'include ipsec.d/*.conf' >>/etc/ipsec.conf", {"config": "WARN"}),
     "CR LF": ("sed -i 's/$/\\r/' /etc/ipsec.conf", {"config": "FAIL"}),
     "byte order mark": ("sed -i '1s/^/\\xef\\xbb\\xbf/' /etc/ipsec.conf", {"config": "FAIL"}),
     "loop of includes": ("sed -i '1iinclude /etc/ipsec.conf' /etc/ipsec.conf", {"obsolete": "WARN"}),
