@@ -83,13 +83,13 @@ def test_ours_loads_and_lists_what_the_real_addconn_does(bare: Machine, release:
 
 
 #: Values for the comparison with addconn: of every kind, misspelt ones, numbers and suffixes.
-VALUES = ("yes no y n true false on off 0 1 2 -1 10 100 65535 65536 70000 4294967296 99999999999999999999 0x10 010 1.5 "
-          "1.5h 10s 10m 10d 10ms 10us 10seconds 1y 5x 10% 100% % %forever %any %none %defaultroute none auto YES Yes "
-          "NO never permit propose insist always force ikev1 ikev2 ike ipv4 v6 ignore add ondemand route start up keep "
-          "hold clear restart restart_by_peer disabled trap tunnel transport passthrough reject drop secret rsasig "
-          "ecdsa null eaponly tls sendifasked alwayssend crypto packet either both rfc cisco file pam hard soft issuer all "
-          "esp ah default busy unlimited enabled get post fallback accept banana 10Mi 1KiB 10M all,crypt "
-          "no-crypt").split() + [
+VALUES = ("yes no y n true false on off 0 1 2 -1 10 100 65535 65536 70000 4294967296 99999999999999999999 0x10 "
+          "010 1.5 1.5h 10s 10m 10d 10ms 10us 10seconds 1y 5x 10% 100% % %forever %any %none %defaultroute none "
+          "auto YES Yes NO never permit propose insist always force ikev1 ikev2 ike ipv4 v6 ignore add ondemand "
+          "route start up keep hold clear restart restart_by_peer disabled trap tunnel transport passthrough "
+          "reject drop secret rsasig ecdsa null eaponly tls sendifasked alwayssend crypto packet either both "
+          "rfc cisco file pam hard soft issuer all esp ah default busy unlimited enabled get post fallback "
+          "accept banana 10Mi 1KiB 10M all,crypt no-crypt").split() + [
               "", '""', '"a b"', '"yes "', '"1"', "{add}"]
 #: The pairs that addconn refuses and the built-in reader takes, and why.
 KNOWN = {
@@ -112,8 +112,8 @@ def pairs() -> list[tuple[bool, str, str]]:
 
 
 def test_what_addconn_takes_is_no_error(gateway: Machine, release: str) -> None:
-    """A sample of all keywords with all values: what addconn takes is never fatal for the built-in reader; the other way
-    round only KNOWN is.  CONFIG_SEED chooses another sample, CONFIG_SAMPLE=0 tries all pairs."""
+    """A sample of all keywords with all values: what addconn takes is never fatal for the built-in reader; the other
+    way round only KNOWN is.  CONFIG_SEED chooses another sample, CONFIG_SAMPLE=0 tries all pairs."""
     seed, size = int(os.environ.get("CONFIG_SEED", "14")), int(os.environ.get("CONFIG_SAMPLE", SAMPLE))
     chosen = random.Random(seed).sample(pairs(), size) if size else pairs()
     texts = []
