@@ -99,7 +99,8 @@ KNOWN = {
     "dpddelay": "4.3 refuses it in config setup even if it ignores its value", "dpdtimeout": "as dpddelay",
     "ikelifetime": "as dpddelay", "keylife": "as dpddelay", "lifetime": "as dpddelay", "rekeymargin": "as dpddelay",
     "retransmit-timeout": "as dpddelay", "salifetime": "as dpddelay",
-    "leftecdsakey": "5.2 aborts for an empty value", "leftpubkey": "as leftecdsakey", "leftrsasigkey": "as leftecdsakey",
+    "leftecdsakey": "5.2 aborts for an empty value", "leftpubkey": "as leftecdsakey",
+    "leftrsasigkey": "as leftecdsakey",
 }
 SAMPLE = 1500
 
