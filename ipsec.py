@@ -11134,10 +11134,13 @@ def loading_complaint(lines: Sequence[LogLine], name: str) -> LogLine | None:
     return None
 
 
-def short_reason(log: PlutoLog, name: str, peers: Collection[str]) -> str:
-    """Return why a connection that is down is down, in three words, as far as the log tells; else an empty text."""
+def last_clue(log: PlutoLog, name: str, peers: Collection[str]) -> Clue | None:
+    """Return the line of the log that tells most of why a connection is down, with its cause; None if no line does.
+
+    The cause's `short` has the reason in three words.
+    """
     clues = last_clues(read_attempts(log.lines, name, peers))
-    return clues[0].cause.short if clues else ""
+    return clues[0] if clues else None
 
 
 # --- verify ----------------------------------------------------------------------------------------------------------
@@ -12026,11 +12029,10 @@ def check_udp4500(patient: Patient) -> Iterator[Trouble]:
 
 @verify_check("loaded", " Pluto's connections are those of ipsec.conf",
        "That pluto has the connections with auto=add, ondemand, start or keep, with the ends, networks and IDs of the "
-       "file, and knows one of their ends for its own; that those with auto=start are up, with auto=ondemand routed.",
+       "file, and knows one of their ends for its own; that those with auto=ondemand are routed.",
        "Pluto leaves out a connection in which it finds an error, and does not notice that the file has changed. One "
        "that has no end here, or can't be loaded, never comes up.",
-       "ipsec add CONN loads it again; when it can't, that or pluto's log says why, as ipsec up CONN does for one that "
-       "does not come up.",
+       "ipsec add CONN loads it again; when it can't, that or pluto's log says why.",
        live=True)
 def check_loaded(patient: Patient) -> Iterator[Trouble]:
     host, loaded, limit = patient.host, patient.loaded(), listen_setting(patient.config)
@@ -12064,9 +12066,6 @@ def check_loaded(patient: Patient) -> Iterator[Trouble]:
         elif conn.auto == "ondemand" and all(one["routing"].startswith("unrouted") for one in told):
             yield "WARN", "NOT ROUTED", f"{what} has auto=ondemand and is not routed", shell_words(
                 ["ipsec", "route", conn.name])
-        elif conn.auto == "start" and not is_shunt(conn) and "%any" not in ends and not any(
-                one["child_sa"] for one in told):
-            yield "WARN", "DOWN", f"{what} has auto=start and no IPsec SA", shell_words(["ipsec", "up", conn.name])
 
 
 def changes(conn: Conn, here: str, told: Sequence[dict[str, Any]], names: Mapping[str, str]) -> Iterator[str]:
@@ -12082,6 +12081,37 @@ def changes(conn: Conn, here: str, told: Sequence[dict[str, Any]], names: Mappin
                                   (f"{side}id", {wanted or None}, ids)):
             if ours and theirs and None not in {*ours, *theirs} and ours != theirs:
                 yield f"{key}="
+
+
+@verify_check("up", " Connections that should be up are up",
+       "That connections with auto=start, and those that pluto is to keep up, have an IPsec SA; if one has none, the "
+       "last attempt in pluto's log.",
+       "Packets for the networks behind the peer are dropped, or leave in clear.",
+       "ipsec why CONN tells more, and what to do; often only the log of the peer has the reason.", live=True)
+def check_up(patient: Patient) -> Iterator[Trouble]:
+    starts = {conn.name for conn in patient.conns if conn.auto == "start"}
+    down = {}
+    for name, told in patient.loaded().items():
+        wanted = name in starts or any("UP" in one["policy"] for one in told)
+        is_template = any(one["remote"]["host"] in ANY_ID for one in told)
+        if wanted and not is_template and any(one["oriented"] for one in told) and not any(one["up"] for one in told):
+            down[name] = {one["remote"]["host"] for one in told if one["remote"]["host"]}
+    if not down:
+        return
+    try:
+        lines = read_pluto_log(patient.host, patient.config, patient.timeout).lines
+    except (OSError, Missing) as error:
+        lines = []
+        problem = f"why is not known: {error_text(error)}"
+    else:
+        problem = "pluto's log has no attempt since it started"
+    for name, peers in down.items():
+        clues = last_clues(read_attempts(lines, name, peers))
+        when = time.strftime(" at %Y-%m-%d %H:%M:%S", time.localtime(clues[0].line.when)) if clues and \
+            clues[0].line.when is not None else ""
+        means = f"tried{when}: {clues[0].cause.means}" if clues else problem
+        yield ("FAIL" if clues and clues[0].cause.name not in PENDING_CAUSES else "WARN", "DOWN",
+               f"conn {name} should be up and has no IPsec SA; {means}", shell_words(["ipsec", "why", name]))
 
 
 @verify_check("secrets", " Pluto ipsec.secret syntax",
@@ -13972,7 +14002,6 @@ WITH_TRAFFIC = frozenset(("--status", "--showstates", "--connectionstatus"))
 
 # How long up waits for more after pluto has named the cause of a failure: some releases never let whack go then
 LET_GO_TIME = 6.0
-RETRY_TIME = 8.0  # how long up waits for a connection that pluto already tries to bring up
 # Causes after which pluto goes on to send and lets whack go by itself
 SENDS_ON = frozenset(("route", "port-closed", "send-refused", "tcp", "ike-peer", "dh"))
 
@@ -13982,6 +14011,7 @@ class UpWait:
 
     def __init__(self, limit: float | None) -> None:
         self.established = False
+        self.spoke = False
         self.cause: Cause | None = None
         self._end = None if limit is None else time.monotonic() + limit
         self._rest = b""
@@ -13989,6 +14019,7 @@ class UpWait:
     def take(self, data: bytes) -> float | None:
         """Take in output of whack; return how many seconds more of it may take, None for any time."""
         *lines, self._rest = (self._rest + data).split(b"\n")
+        self.spoke = self.spoke or bool(lines)
         for line in lines:
             self._line(split_log_text(split_code(line)[1])[2])
         seconds = LET_GO_TIME if self.cause and self.cause.name not in SENDS_ON else None
@@ -14063,13 +14094,14 @@ class Teller:
         wait = UpWait(limit)
         try:
             status = self._negotiate(words, limit, wait)
+            if status == OK and not wait.spoke and self._waits_to_retry(name):
+                self._take_down(name)
+                status = self._negotiate(words, limit, wait)
         except KeyboardInterrupt:
             self._take_down(name)
             raise
         if status == OK and wait.established and not wait.cause:
             return OK
-        if status == OK and not wait.cause:  # 4.3 says nothing if it already tries
-            self._await_retry(name, min(RETRY_TIME, limit or RETRY_TIME))
         doctor = Doctor(self.host, 10.0)
         found = doctor.diagnose(name)
         if found.state == "up":
@@ -14098,14 +14130,13 @@ class Teller:
             self.host.warn(str(failure))
             return failure.status
 
-    def _await_retry(self, name: str, seconds: float) -> None:
-        """Wait until a connection is up that pluto already tries to bring up, at most so many seconds."""
-        end = time.monotonic() + seconds
+    def _waits_to_retry(self, name: str) -> bool:
+        """Return whether a connection is down of which pluto 4.x said nothing: it waits until it tries again by itself.
+        """
         try:
-            while self._state(name) in ("down", "on demand", "partly up") and time.monotonic() < end:
-                time.sleep(0.5)
+            return self._state(name) == "down"
         except (Failure, OSError):
-            return  # the diagnosis tells
+            return False
 
     def _state(self, name: str) -> str:
         """Return the state of a connection as Diagnosis has it.  Raises NoPluto, TimedOut, PermissionError."""
@@ -14604,7 +14635,20 @@ class Tunnels:
             StatusReader({"traffic": self._take_traffic}).read(lines)
         self._finish_templates()
         self._add_missing(host)
-        # `since` and `problem` of a tunnel that is down: the status has neither, a diagnosis of the log has both
+        self._add_reasons(host)
+
+    def _add_reasons(self, host: Host) -> None:
+        """Tell of tunnels that should be up and are not why, as far as pluto's log does."""
+        failed = [row for row in self.rows if row.fails and row.state != "unknown"]
+        try:
+            log = read_pluto_log(host, Config(host)) if failed else None
+        except (Failure, OSError):
+            return  # ipsec why says that the log can't be read
+        for row in failed if log else ():
+            clue = last_clue(log, row.name, [row.remote_host] if row.remote_host else []) if log else None
+            if clue and (row.problem is None or row.state == "connecting"):
+                row.problem = clue.cause.short
+                row.since = int(clue.line.when) if clue.line.when and row.state == "down" else row.since
 
     def _is_asked_for(self, name: str, instance: str) -> bool:
         return not self._name or self._name in (name, f"{name}{instance}") or name.startswith(f"{self._name}/")

@@ -29,12 +29,12 @@ from ipsec import (
     diagnosis_lines,
     explained_lines,
     explains,
+    last_clue,
     last_clues,
     loading_complaint,
     read_attempts,
     read_log_line,
     read_pluto_log,
-    short_reason,
     tried_text,
 )
 
@@ -196,8 +196,9 @@ def test_a_sign_is_found_in_the_cause_that_has_it() -> None:
 
 def test_three_words_for_lists() -> None:
     log = PlutoLog("x", [LogLine(None, f'"office" #1: {text}') for text in (MAIN, "AUTH mismatch")])
-    assert short_reason(log, "office", [PEER]) == "PSKs differ"
-    assert short_reason(log, "other", [PEER]) == ""
+    clue = last_clue(log, "office", [PEER])
+    assert clue is not None and clue.cause.short == "PSKs differ"
+    assert last_clue(log, "other", [PEER]) is None
 
 
 @pytest.mark.parametrize("line", [

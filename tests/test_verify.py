@@ -134,7 +134,28 @@ def test_what_pluto_has_is_compared_with_the_file(tmp_path: Path, monkeypatch: p
     assert list(CHECKS["loaded"].function(patient)) == []
     other = STATUS.replace("SA: #2", "SA: #0").replace("10.3.0.0", "10.4.0.0")
     monkeypatch.setattr(patient, "status", other.splitlines)
-    assert [trouble[1] for trouble in CHECKS["loaded"].function(patient)] == ["DOWN", "CHANGED"]
+    assert [trouble[1] for trouble in CHECKS["loaded"].function(patient)] == ["CHANGED"]
+
+
+def test_a_connection_that_should_be_up_and_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """auto=start and pluto's own policy say which; the log says since when and why."""
+    file, log = tmp_path / "ipsec.conf", tmp_path / "pluto.log"
+    file.write_text(f"config setup\n\tlogfile={log}\nconn rw\n\tauto=start\n\tleft=192.0.2.1\n\tright=192.0.2.2\n")
+    log.write_text('Nov 23 06:12:08.000000: "rw" #1: initiating IKEv2 connection\n'
+                   'Nov 23 06:12:09.000000: "rw" #1: authentication failed: no PSK found for \'@rw\'\n')
+    patient = Patient(Host({}, conf=str(file)), 1.0)
+    monkeypatch.setattr(patient, "status", STATUS.splitlines)
+    assert list(CHECKS["up"].function(patient)) == []
+    down = STATUS.replace("SA: #2", "SA: #0").replace("; erouted", "; unrouted")
+    monkeypatch.setattr(patient, "status", down.splitlines)
+    (level, word, why, mend), = CHECKS["up"].function(patient)
+    assert (level, word, mend) == ("FAIL", "DOWN", "ipsec why rw") and "06:12:09: no pre-shared key (PSK)" in why
+    log.unlink()
+    (level, _, why, _), = CHECKS["up"].function(patient)
+    assert level == "WARN" and "why is not known" in why
+    policy = '"two/1x1":   policy: IKEv2+PSK+UP;\n"two/1x2": 10.1'
+    monkeypatch.setattr(patient, "status", STATUS.replace('"two/1x2": 10.1', policy, 1).splitlines)
+    assert [trouble[2].split()[1] for trouble in CHECKS["up"].function(patient)] == ["two"]
 
 
 @pytest.mark.parametrize("said", [
