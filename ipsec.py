@@ -232,6 +232,11 @@ def is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 
 
+# Where packages are recorded: file, the prefix of the line that names one, the prefix of its version
+PACKAGE_LISTS = (("/var/lib/dpkg/status", "Package: ", "Version: "), ("/lib/apk/db/installed", "P:", "V:"),
+                 ("/usr/lib/opkg/status", "Package: ", "Version: "))
+
+
 class Lock:
     """A lock that a descriptor holds; given back at the end of a `with` block."""
 
@@ -1018,8 +1023,9 @@ class Host:
     def libreswan_version(self) -> str | None:
         """The version of the installed libreswan, such as `4.10`; None when there is none.  Found out once.
 
-        Asked of its programs (`whack --version` prints `Libreswan 4.10` from 3.25 to 5.4); under a root, where
-        nothing is run, and without programs, read from the `ipsec` script that it installs.
+        Asked of its programs (`whack --version` prints `Libreswan 4.10` from 3.25 to 5.4).  Under a root, where
+        nothing is run, and without programs, it is read from the `ipsec` script, the programs' files, or the package
+        manager's list.
         """
         if self.version == "":
             self.version = self._version()
@@ -1042,7 +1048,33 @@ class Host:
                 if name == "IPSEC_VERSION" and value.strip('"')[:1].isdigit():
                     return value.strip('"')
         except (OSError, ValueError):
-            return None
+            pass  # not installed, or replaced by this program
+        return self._compiled_version() or self._packaged_version()
+
+    def _compiled_version(self) -> str | None:
+        """Return the version in libreswan's programs, which hold it as `Libreswan 4.10`; None if there is none."""
+        for name in ("whack", "addconn", "pluto"):
+            try:
+                data = b"".join(self.chunks(os.path.join(self.execdir, name)))
+            except OSError:
+                continue
+            for after in data.split(b"Libreswan ")[1:]:
+                if after[:1].isdigit():
+                    return decode(after.partition(b"\0")[0][:40])
+        return None
+
+    def _packaged_version(self) -> str | None:
+        """Return the version of libreswan in the package manager's own list, without its revision, or None."""
+        for name, is_package, is_version in PACKAGE_LISTS:
+            try:
+                package = ""
+                for line in self.lines(name):
+                    if line.startswith(is_package):
+                        package = line[len(is_package):]
+                    elif package == "libreswan" and line.startswith(is_version):
+                        return line[len(is_version):].rpartition(":")[2].partition("-")[0]
+            except OSError:
+                continue
         return None
 
     def kernel_release(self) -> str:
@@ -7619,7 +7651,8 @@ def nflog_replace(host: Host, wanted: Sequence[Capture], mine: Callable[[str], b
 def conn_nets(conn: Conn, side: str, behind: bool = True) -> list[str]:
     """What lies behind an end of a connection, or the end itself, as networks or addresses; none when that is not known
     beforehand."""
-    nets = (behind and (conn.get(f"{side}subnets") or conn.get(f"{side}subnet"))) or conn.get(side)
+    behind_it = f"{conn.get(f'{side}subnet')} {conn.get(f'{side}subnets')}".strip() if behind else ""
+    nets = behind_it or conn.get(side)
     found = nets.translate({ord(c): " " for c in ",{}"}).split()
     return found if all(map(canonical_net, found)) else []
 
@@ -12872,9 +12905,6 @@ def nss_program(name: str) -> Callable[[Report], Iterator[str]]:
     return body
 
 
-# Where packages are recorded: file, the prefix of the line that names one, the prefix of its version
-PACKAGE_LISTS = (("/var/lib/dpkg/status", "Package: ", "Version: "), ("/lib/apk/db/installed", "P:", "V:"),
-                 ("/usr/lib/opkg/status", "Package: ", "Version: "))
 PACKAGES = ("libreswan", "strongswan", "nss", "libnss3", "unbound", "xl2tpd", "iproute", "iptables", "nftables",
             "busybox", "kmod", "systemd", "openvswitch-ipsec", "network-manager-libreswan", "crypto-policies",
             "python3-minimal")

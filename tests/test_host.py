@@ -207,3 +207,19 @@ def test_a_spawned_program_is_left_to_itself() -> None:
     host.signal(child.pid, "SIGSTOP", "SIGTERM", "SIGCONT")
     assert child.wait(60) == -15
     host.signal(child.pid, "SIGTERM")
+
+
+@pytest.mark.parametrize("files, version", [
+    ({"usr/sbin/ipsec": 'export IPSEC_VERSION="5.2"\n'}, "5.2"),
+    ({"usr/libexec/ipsec/whack": "\x7fELF\0Libreswan %s\0OE-Libreswan-4.3\0Libreswan 4.3\0more"}, "4.3"),
+    ({"var/lib/dpkg/status": "Package: libreswan-dbg\nVersion: 1\n\nPackage: libreswan\nStatus: x\n"
+                             "Version: 1:4.10-2+deb12u1\n\n"}, "4.10"),
+    ({"lib/apk/db/installed": "P:libreswan\nV:5.2-r0\n\n"}, "5.2"),
+    ({"usr/sbin/ipsec": "PK\x03\x04 this program"}, None),
+])
+def test_the_release_on_a_disk(tmp_path: Path, files: dict[str, str], version: str | None) -> None:
+    """From the script, the programs, or the list of packages, whichever is there."""
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert ipsec.Host({}, root=str(tmp_path)).libreswan_version() == version
