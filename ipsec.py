@@ -1202,7 +1202,17 @@ class Token:
         self.form = form  # the quote; 0x, 0s or 0t; `open` for a string without end; empty for a bare word
 
     def data(self) -> bytes | None:
-        """The bytes that it stands for, or None when it is no key that pluto would load."""
+        """Return the bytes that it stands for, or None if it is no key that pluto would load: of base64 pluto takes
+        whole groups of four digits, whose unused bits are 0, and of hexadecimal whole bytes (ttodata.c)."""
+        data = self.decoded()
+        if self.form == "0s" and data is not None:
+            import binascii
+            whole = binascii.b2a_base64(data, newline=False).decode() == self.text[2:]
+            return data if whole else None
+        return data
+
+    def decoded(self) -> bytes | None:
+        """Return the bytes that it stands for, also of base64 that is cut off; None if it is no number at all."""
         if self.form in ("0x", "0s"):
             digits = self.text[2:].replace("_", "")
             if self.form == "0s" and not BASE64_DIGITS.issuperset(digits.rstrip("=")):
@@ -1477,7 +1487,7 @@ class Redactor:
         text = decode(secret) if isinstance(secret, bytes) else secret
         data = encode(text)
         if isinstance(secret, str) and text[:2].lower() in ("0x", "0s", "0t"):
-            data = Token(text, 0, 0, len(text), text[:2].lower()).data() or data
+            data = Token(text, 0, 0, len(text), text[:2].lower()).decoded() or data
         forms = {text, text.strip(), decode(data)}
         if len(data) >= 4:
             digits = binascii.hexlify(data).decode()
@@ -2372,6 +2382,9 @@ class Config:
         """Add a setting to the section that is being read."""
         assert self._section is not None
         setting.key = word.key
+        if word.key == "virtual-private" and (bad := bad_private_nets(setting.value)):
+            self._problem(setting.file, setting.line, f"virtual-private: {quote(bad[0])} is no network such as "
+                          "%v4:10.0.0.0/8 or %v6:!fd00::/8; libreswan 4 then loads none of them", False, word.key)
         self._section.settings.append(setting)
         if not self._section.name:
             self._setup[setting.key] = setting
@@ -2591,6 +2604,18 @@ def canonical_net(text: str) -> str | None:
         return f"{socket.inet_ntop(family, number.to_bytes(size // 8, 'big'))}/{length}"
     except (OSError, ValueError):
         return None
+
+
+def bad_private_nets(value: str) -> list[str]:
+    """Return the entries of virtual-private= that pluto can't read (read_subnet() of virtual_ip.c)."""
+    bad = []
+    for entry in value.split(",") if value else []:
+        net = entry.removeprefix("%v6:" if entry.startswith("%v6:") else "%v4:").removeprefix("!")
+        address, slash, mask = net.partition("/")
+        has_dotted_mask = canonical_net(mask) is not None and canonical_net(address) is not None
+        if not slash or (canonical_net(net) is None and not has_dotted_mask):
+            bad.append(entry)
+    return bad
 
 
 def has_secret(ids: Sequence[str | None], ours: str, theirs: str) -> bool | None:

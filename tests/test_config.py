@@ -360,3 +360,16 @@ def test_addconn_lists_and_checks_without_libreswan(tmp_path: Path, capsys: pyte
     with pytest.raises(ipsec.ConfigError, match="/etc/ipsec.conf:2: auto") as caught:
         command(host, capsys, "addconn", "--checkconfig")
     assert caught.value.status == 3
+
+
+@pytest.mark.parametrize("value, bad", [
+    ("%v4:10.0.0.0/8,%v4:!10.1.0.0/16,%v6:fd00::/8,%v6:!fd00:1::/32,192.168.0.0/16", []), ("", []),
+    ("%v4:10.0.0.0/255.0.0.0", []), ("%v4:192.168.97.024,%v4:10.0.0.0/8", ["%v4:192.168.97.024"]),
+    ("%v4:10.0.0.0/8, %v4:172.16.0.0/12", [" %v4:172.16.0.0/12"]), ("%v4:10.0.0.0/33", ["%v4:10.0.0.0/33"]),
+    ("%priv", ["%priv"]), ("%v4:10.0.0.0/8,", [""]),
+])
+def test_networks_of_virtual_private(value: str, bad: list[str]) -> None:
+    config = parse(f'config setup\n\tvirtual_private="{value}"\n')
+    assert ipsec.bad_private_nets(value) == bad
+    assert [problem.fatal for problem in config.problems] == [False] * bool(bad)
+    assert config.setup("virtual-private") == value

@@ -195,6 +195,7 @@ LOADED = [
 ]
 LOADED_LATELY = ['@a : "PSK" "{}"', '@a ":" PSK "{}"', "@a : PSK 0T{}"]
 REFUSED = [
+    "@a : PSK 0sczNjcmV0QUFBQWJiYmI", "@a : PSK 0sczNjcmV0QUFBQWJiYmJ=", "@a : PSK 0sczNj_cmV0", "@a : PSK 0x616",
     "@a : PSK {}", "@a : PSK `{}`", "@a : PSK", "@a : {}", "@a", '@a @b PSK "{}"', "@a : PSK 0xzz", ': PPKS "{}"',
     ': PPKS bare "{}"', '@a : PSK "{}', '@a : PSK "{}" "{}"', "@a : PSK 0x{hex} {}", '@a:PSK "{}"', '@a :PSK "{}"',
     '@a : PSK"{}"', "@a : PSK 0x", "include a {}", "include",
