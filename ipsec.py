@@ -14467,62 +14467,6 @@ def auto_command(host: Host, args: Args) -> int:
     return teller.ask(*utc, *(["--listall"] if is_old else []), AUTO_REQUESTS[given[0]])
 
 
-@command("metrics", summary="show pluto's state in the text format of Prometheus",
-         options=(CTLSOCKET_OPTION, TIMEOUT_OPTION,
-                  Opt("--output", "FILE", "write there instead, for node_exporter's textfile collector")))
-def metrics_command(host: Host, args: Args) -> int:
-    """`ipsec metrics`: 0, also when pluto is down (ipsec_up is 0 then).  Raises Failure when we may not ask."""
-    host.ctlsocket = args.value("--ctlsocket") or host.ctlsocket
-    try:
-        timeout = parse_seconds(args.value("--timeout", "60"))
-        exact = exact_traffic(host, timeout)
-        data = StatusReader(exact=exact).read(pluto_status(host, timeout))
-    except (NoPluto, TimedOut) as failure:
-        if failure.hint == NOT_ALLOWED:
-            raise  # whether it is up is not known
-        host.warn(failure.message)
-        data = None
-    text = metrics_of(data)
-    if args.flag("--output"):
-        host.replace(args.value("--output"), text)
-    else:
-        host.print(text, end="")
-    return OK
-
-
-def metrics_of(data: dict[str, Any] | None) -> str:
-    """The exposition format of the data of a status, or of a pluto that does not answer (None)."""
-    rows: list[tuple[str, str, str, list[tuple[dict[str, str], int]]]] = [
-        ("ipsec_up", "gauge", "Whether pluto answers.", [({}, int(data is not None))])]
-    if data is not None:
-        totals = data["totals"]
-        named = [(f"{connection['name']}{connection['instance']}", connection) for connection in data["connections"]]
-        rows += [
-            ("ipsec_pluto_info", "gauge", "The version of pluto.",
-             [({"version": data["settings"].get("pluto_version", "")}, 1)]),
-            ("ipsec_connections", "gauge", "Connections by state.",
-             [({"state": key}, value or 0) for key, value in totals.get("connections", {}).items()]),
-            ("ipsec_ike_sas", "gauge", "IKE SAs by state.",
-             [({"state": key}, value or 0) for key, value in totals.get("ike_sas", {}).items()]),
-            ("ipsec_ipsec_sas", "gauge", "IPsec SAs by state.",
-             [({"state": key}, value or 0) for key, value in totals.get("ipsec_sas", {}).items()]),
-            ("ipsec_connection_up", "gauge", "Whether the connection has an IPsec SA.",
-             [({"connection": name}, int(connection["child_sa"] is not None)) for name, connection in named])]
-        rows += [
-            (f"ipsec_sa_{way}_bytes_total", "counter", f"Bytes {what} by the IPsec SA.",
-             [({"connection": f"{state['connection']}{state['instance']}", "sa": str(state["serial"])},
-               state[f"bytes_{way}"]) for state in data["states"] if state[f"bytes_{way}"] is not None])
-            for way, what in (("in", "received"), ("out", "sent"))]
-    lines = []
-    for name, kind, text, values in rows:
-        lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
-        for labels, value in values:
-            shown = ",".join('{}="{}"'.format(key, printable(label).replace("\\", "\\\\").replace('"', '\\"')
-                                              .replace("\n", "\\n")) for key, label in labels.items())
-            lines.append(f"{name}{{{shown}}} {value}" if shown else f"{name} {value}")
-    return "\n".join(lines) + "\n"
-
-
 # --- tunnels: pluto's connections as a table --------------------------------------------------------------------------
 
 TUNNEL_SCHEMA = 1
@@ -15074,6 +15018,256 @@ def tunnels_command(host: Host, args: Args) -> int:
         return view.watch(parse_seconds(args.value("--watch") or "2"))
     host.print("\n".join(view.lines(host.columns, False)))
     return view.status
+
+
+# --- metrics ----------------------------------------------------------------------------------------------------------
+
+if TYPE_CHECKING:
+    Family = tuple[str, str, str, list[tuple[dict[str, str], int]]]  # name, type, help, labels and value of each series
+
+
+class MeteredTunnels(Tunnels):
+    """The tunnels, with their live SAs, by name and instance.
+
+    `sas` has serial number, bytes in and bytes out of each IPsec SA; `counts` how many IKE and IPsec SAs are
+    established and how many negotiate; `spis` the SPIs.
+    """
+
+    def __init__(self, host: Host, timeout: float) -> None:
+        """Raises NoPluto, TimedOut."""
+        self.sas: dict[tuple[str, str], list[tuple[int, int, int]]] = {}
+        self.counts: dict[tuple[str, str], dict[tuple[str, str], int]] = {}
+        self.spis: dict[tuple[str, str], list[int]] = {}
+        super().__init__(host, timeout)
+
+    def _take_state(self, state: dict[str, Any]) -> None:
+        super()._take_state(state)
+        name = state["connection"], state["instance"]
+        kind = state["type"], "established" if state["established"] else "negotiating"
+        counts = self.counts.setdefault(name, {})
+        counts[kind] = counts.get(kind, 0) + 1
+        self.spis.setdefault(name, []).extend(int(spi["spi"], 16) for spi in state["spis"])
+
+    def _take_traffic(self, entry: dict[str, Any]) -> None:
+        super()._take_traffic(entry)
+        if entry["bytes_in"] is not None and entry["bytes_out"] is not None:
+            sas = self.sas.setdefault((entry["connection"], entry["instance"]), [])
+            sas.append((entry["serial"], entry["bytes_in"], entry["bytes_out"]))
+
+
+class Ledger:
+    """The bytes of SAs that have ended, kept in a file from one `ipsec metrics` to the next while one pluto lives.
+
+    `totals` has for each tunnel the bytes in, the bytes out, and when they last changed (seconds since 1970, 0: not
+    seen).  A file of an earlier pluto counts as none.
+    """
+
+    def __init__(self, host: Host, name: str, started: int) -> None:
+        self.host = host
+        self.name = name
+        self.started = started
+        self.totals: dict[tuple[str, str], tuple[int, int, int]] = {}
+        self._ended: dict[tuple[str, str], tuple[int, int]] = {}
+        self._live: dict[int, tuple[str, str, int, int]] = {}
+        try:
+            rows = [line.split("\t") for line in host.lines(name)] if name else []
+            if rows[:1] == [["pluto", str(started)]]:
+                for kind, *words in rows[1:]:
+                    self._take(kind, words)
+        except (OSError, ValueError):
+            self.totals, self._ended, self._live = {}, {}, {}  # another program's file, or a part of one
+
+    def _take(self, kind: str, words: Sequence[str]) -> None:
+        if kind == "ended":
+            connection, instance, *numbers = words
+            bytes_in, bytes_out, changed, ended_in, ended_out = map(int, numbers)
+            self.totals[connection, instance] = bytes_in, bytes_out, changed
+            self._ended[connection, instance] = ended_in, ended_out
+        elif kind == "live":
+            serial, connection, instance, *numbers = words
+            bytes_in, bytes_out = map(int, numbers)
+            self._live[int(serial)] = connection, instance, bytes_in, bytes_out
+
+    def update(self, tunnels: MeteredTunnels, now: int) -> None:
+        """Take in what the live SAs have carried.  SAs that are gone keep the bytes that were seen last."""
+        known = {(row.name, row.instance) for row in tunnels.rows}
+        live = {serial: (*name, bytes_in, bytes_out) for name, sas in tunnels.sas.items()
+                for serial, bytes_in, bytes_out in sas}
+        for serial, (connection, instance, bytes_in, bytes_out) in self._live.items():
+            if serial not in live:
+                ended = self._ended.get((connection, instance), (0, 0))
+                self._ended[connection, instance] = ended[0] + bytes_in, ended[1] + bytes_out
+        self._live = live
+        totals = {}
+        for name in known & (self._ended.keys() | tunnels.sas.keys()):
+            ended = self._ended.get(name, (0, 0))
+            sas = tunnels.sas.get(name, [])
+            sums = ended[0] + sum(sa[1] for sa in sas), ended[1] + sum(sa[2] for sa in sas)
+            before = self.totals.get(name)
+            changed = before[2] if before else 0
+            if before and sums != before[:2]:
+                changed = now
+            totals[name] = *sums, changed
+        self.totals = totals
+
+    def save(self) -> None:
+        """Write the file.  Raises OSError."""
+        rows: list[tuple[object, ...]] = [("pluto", self.started)]
+        rows += [("ended", *name, *total, *self._ended.get(name, (0, 0))) for name, total in self.totals.items()]
+        rows += [("live", serial, *live) for serial, live in self._live.items()]
+        self.host.replace(self.name, "".join("\t".join(map(str, row)) + "\n" for row in rows))
+
+
+def last_uses(host: Host) -> dict[int, int]:
+    """When each state of the kernel last carried a packet, by SPI; empty where the kernel does not tell."""
+    reader = XfrmReader(host)
+    uses = {}
+    try:
+        for message in state_messages(host):
+            state = reader.read_state(*message)
+            used = unsigned(state.more.get(XFRMA_LASTUSED))
+            if used:
+                uses[flipped(state.spi)] = used
+    except (OSError, Failure):
+        return {}
+    return uses
+
+
+def certificate_expiry(host: Host) -> list[tuple[dict[str, str], int]]:
+    """The end of each certificate of the NSS database; of certificates of one name the last.  Empty if unreadable."""
+    ends: dict[tuple[str, str, str], int] = {}
+    try:
+        base = NssDatabase(host)
+        base.check()
+        for certificate in base.certificates():
+            parsed = parse_certificate(certificate.der)
+            key = certificate.nickname, parsed.subject, "yes" if parsed.is_ca else "no"
+            ends[key] = max(parsed.expires, ends.get(key, parsed.expires))
+    except (Failure, OSError, ValueError):
+        return []
+    return [(dict(zip(("nickname", "subject", "ca"), key)), end) for key, end in ends.items()]
+
+
+def xfrm_errors(host: Host) -> list[tuple[dict[str, str], int]]:
+    """The counters of /proc/net/xfrm_stat; empty if the kernel has none."""
+    try:
+        rows = [line.split() for line in host.lines("/proc/net/xfrm_stat")]
+    except OSError:
+        return []
+    return [({"counter": row[0]}, int(row[1])) for row in rows if len(row) == 2 and is_number(row[1])]
+
+
+def tunnel_labels(row: TunnelRow) -> dict[str, str]:
+    """The labels that all families of tunnels share.  None changes when an SA is rekeyed."""
+    return {"connection": row.name, "instance": row.instance, "remote": row.remote_host or ""}
+
+
+def tunnel_families(tunnels: MeteredTunnels, ledger: Ledger, uses: Mapping[int, int], now: int) -> Iterator[Family]:
+    """Yield the families with a series a tunnel.  Templates have none: their instances have."""
+    rows = [(tunnel_labels(row), (row.name, row.instance), row) for row in tunnels.rows
+            if row.state not in ("bypass", "block") and (row.instance or row.remote_host not in ANY_PEER)]
+    yield ("ipsec_connection_info", "gauge", "What a connection is; join it by connection, instance and remote.",
+           [({**labels, "remote_id": row.remote_id or "", "username": row.username or "",
+              "ike_version": str(row.ike_version or "")}, 1) for labels, _, row in rows])
+    yield ("ipsec_connection_up", "gauge", "Whether the connection has an IPsec SA.",
+           [(labels, int(row.state == "up")) for labels, _, row in rows if row.state != "unknown"])
+    yield ("ipsec_connection_wanted", "gauge", "Whether the connection should be up.",
+           [(labels, int(row.wanted)) for labels, _, row in rows if row.wanted is not None])
+    for kind, text in (("ike", "IKE"), ("child", "IPsec")):
+        yield (f"ipsec_connection_{kind}_sas", "gauge", f"Established {text} SAs of the connection.",
+               [(labels, tunnels.counts.get(name, {}).get((kind, "established"), 0)) for labels, name, _ in rows])
+    for place, way, text in ((0, "in", "received"), (1, "out", "sent")):
+        yield (f"ipsec_connection_{way}_bytes_total", "counter",
+               f"Bytes {text} by all IPsec SAs of the connection since pluto started.",
+               [(labels, ledger.totals[name][place]) for labels, name, _ in rows if name in ledger.totals])
+    yield ("ipsec_connection_established_time_seconds", "gauge", "When the newest IPsec SA was made.",
+           [(labels, row.since) for labels, _, row in rows if row.since is not None])
+    idle = []
+    for labels, name, _ in rows:
+        times = [uses[spi] for spi in tunnels.spis.get(name, ()) if spi in uses]
+        changed = ledger.totals.get(name, (0, 0, 0))[2]
+        last = max(times) if times else changed
+        if last:
+            idle.append((labels, max(now - last, 0)))
+    yield "ipsec_connection_idle_seconds", "gauge", "Seconds since the last packet in an IPsec SA.", idle
+
+
+def pluto_families(host: Host, timeout: float, state: str) -> Iterator[Family]:
+    """Yield the families that pluto's status gives.  Raises NoPluto, TimedOut."""
+    now = int(time.time())
+    tunnels = MeteredTunnels(host, timeout)
+    started = int(host.stat(host.ctlsocket).st_mtime)  # pluto makes the socket when it starts
+    ledger = Ledger(host, state, started)
+    ledger.update(tunnels, now)
+    if state:
+        try:
+            ledger.save()
+        except OSError as error:
+            host.warn(f"metrics: the bytes of SAs that end are not kept: {state}: {error.strerror}")
+    states = dict.fromkeys(TUNNEL_STATES, 0)
+    for row in tunnels.rows:
+        states[row.state] += 1
+    steps = "established", "negotiating"
+    sums = {(kind, step): sum(counts.get((kind, step), 0) for counts in tunnels.counts.values())
+            for kind in ("ike", "child") for step in steps}
+    yield ("ipsec_pluto_info", "gauge", "The version of pluto.",
+           [({"version": tunnels.settings.get("pluto_version", "")}, 1)])
+    yield ("ipsec_pluto_start_time_seconds", "gauge", "When pluto started, and all counters of connections with it.",
+           [({}, started)])
+    yield ("ipsec_connections", "gauge", "Connections and instances by state; each has one.",
+           [({"state": name}, count) for name, count in states.items()])
+    for kind, text in (("ike", "IKE"), ("child", "IPsec")):
+        yield (f"ipsec_{kind}_sas", "gauge", f"{text} SAs by state; each has one.",
+               [({"state": step}, sums[kind, step]) for step in steps])
+    yield from tunnel_families(tunnels, ledger, last_uses(host), now)
+
+
+def metric_families(host: Host, timeout: float, state: str) -> list[Family]:
+    """Return all families for the pluto that answers, or for none.  Raises NoPluto if the caller may not ask."""
+    families: list[Family] = []
+    try:
+        families += pluto_families(host, timeout, state)
+        is_up = 1
+    except (NoPluto, TimedOut) as failure:
+        if failure.hint == NOT_ALLOWED:
+            raise  # whether pluto is up is not known
+        host.warn(failure.message)
+        is_up = 0
+    return [("ipsec_up", "gauge", "Whether pluto answers.", [({}, is_up)]), *families,
+            ("ipsec_certificate_expiry_time_seconds", "gauge", "When a certificate of the NSS database expires.",
+             certificate_expiry(host)),
+            ("ipsec_xfrm_errors_total", "counter", "Packets that the kernel's IPsec dropped, by cause.",
+             xfrm_errors(host))]
+
+
+def metrics_text(families: Sequence[Family]) -> str:
+    """The families in Prometheus' text format; families without a series are left out."""
+    lines = []
+    for name, kind, text, values in families:
+        if values:
+            lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
+        for labels, value in values:
+            shown = ",".join('{}="{}"'.format(key, printable(label).replace("\\", "\\\\").replace('"', '\\"')
+                                              .replace("\n", "\\n")) for key, label in labels.items())
+            lines.append(f"{name}{{{shown}}} {value}" if shown else f"{name} {value}")
+    return "\n".join(lines) + "\n"
+
+
+@command("metrics", summary="show pluto's state in the text format of Prometheus",
+         options=(CTLSOCKET_OPTION, TIMEOUT_OPTION,
+                  Opt("--output", "FILE", "write there instead, for node_exporter's textfile collector"),
+                  Opt("--state", "FILE", "where to keep the bytes of SAs that end, instead of metrics.state beside "
+                      "pluto's control socket; empty: nowhere")))
+def metrics_command(host: Host, args: Args) -> int:
+    """Run `ipsec metrics`; return 0, also if pluto is down (ipsec_up is 0 then).  Raises Failure if refused."""
+    host.ctlsocket = args.value("--ctlsocket") or host.ctlsocket
+    state = args.value("--state", os.path.join(os.path.dirname(host.ctlsocket), "metrics.state"))
+    text = metrics_text(metric_families(host, parse_seconds(args.value("--timeout", "60")), state))
+    if args.flag("--output"):
+        host.replace(args.value("--output"), text)
+    else:
+        host.print(text, end="")
+    return OK
 
 
 # --- configuration: what libreswan's own programs say of it, and what a report shows ---------------------------------
