@@ -15165,7 +15165,8 @@ def tunnel_labels(row: TunnelRow) -> dict[str, str]:
 def tunnel_families(tunnels: MeteredTunnels, ledger: Ledger, uses: Mapping[int, int], now: int) -> Iterator[Family]:
     """Yield the families with a series a tunnel.  Templates have none: their instances have."""
     rows = [(tunnel_labels(row), (row.name, row.instance), row) for row in tunnels.rows
-            if row.state not in ("bypass", "block") and (row.instance or row.remote_host not in ANY_PEER)]
+            if row.state not in ("bypass", "block") and row.peers is None
+            and (row.instance or row.remote_host not in ANY_PEER)]
     yield ("ipsec_connection_info", "gauge", "What a connection is; join it by connection, instance and remote.",
            [({**labels, "remote_id": row.remote_id or "", "username": row.username or "",
               "ike_version": str(row.ike_version or "")}, 1) for labels, _, row in rows])

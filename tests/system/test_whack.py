@@ -138,7 +138,7 @@ def test_json_of_every_command(ipsec: Gateway) -> None:
     text = ipsec.machine.read("/run/ipsec.prom")
     assert text == ipsec("metrics")
     assert f'ipsec_pluto_info{{version="{ipsec.version}"}} 1\n' in text
-    assert 'ipsec_connections{state="loaded"} 1\n' in text
+    assert 'ipsec_connections{state="idle"} 1\n' in text
     assert [path.name for path in ipsec.machine.path("/run").glob("*prom*")] == ["ipsec.prom"]
 
 
@@ -257,7 +257,7 @@ def test_a_tunnel_up_and_down(root: Callable[..., Machine], release: str) -> Non
     assert data["unparsed"] == [] and (child["bytes_in"], child["bytes_out"]) == (168, 168)
     assert data["connections"][0]["child_sa"] == child["serial"]
     assert json.loads(left["traffic"].stdout)["traffic"][0]["bytes_in"] == 168
-    assert 'ipsec_sa_out_bytes_total{connection="tunnel",sa="' in left["metrics"].stdout
+    assert 'out_bytes_total{connection="tunnel",instance="",remote="192.0.2.2"} 168\n' in left["metrics"].stdout
     assert left["down"].check() and "Child" not in left["after"].check().stdout
 
 
