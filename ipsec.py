@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 # 1. Constants and errors
 #
 # The version, the exit statuses (one table), the one exception that every section raises, and the base of the value
-# classes.  Touches nothing.
+# classes.  Used by all sections.  Touches nothing.
 # =====================================================================================================================
 
 VERSION = "0.1.0"
@@ -149,8 +149,8 @@ def pyroute2_module(name: str, feature: str) -> Any:
 # 2. Host
 #
 # The one door to the outside: paths, files, programs, sockets, output.  Nothing else in this file opens, runs or
-# connects on its own; tests hand in another Host.  Facts: ipsec(8) and the scripts of libreswan 3.29, 4.10 and 5.4
-# for the environment; hier(7).
+# connects on its own; tests hand in another Host.  Used by all later sections.  Facts: ipsec(8) and the scripts of
+# libreswan 3.29, 4.10 and 5.4 for the environment; hier(7).
 # =====================================================================================================================
 
 SYSTEM_PATH = ("/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin", "/usr/local/bin")
@@ -1173,7 +1173,8 @@ def leading_version(text: str) -> tuple[int, ...]:
 #
 # What leaves the program in a report passes here.  Secrets are known by their place (the syntax of ipsec.secrets,
 # options, assignments, key dumps) and by value: once seen, a secret is masked wherever it turns up.  Touches nothing;
-# redactor_of() of the next section feeds it from the host's files.  Facts: lib/libswan/lex.c, secrets.c and ttodata.c
+# redactor_of() of the next section feeds it from the host's files.  Used by barf, look, show, start, _secretcensor
+# and _keycensor.  Facts: lib/libswan/lex.c, secrets.c and ttodata.c
 # of libreswan 3.25 to 5.4, ipsec.secrets(5), ip-xfrm(8).
 # =====================================================================================================================
 
@@ -1702,9 +1703,10 @@ WORD_RUN = "(?:0[xXsStT])?([A-Za-z0-9]{4,})"
 # =====================================================================================================================
 # 4. Configuration
 #
-# Readers of ipsec.conf and of the files with secrets beside it; every error has a file and a line.  Reads through Host
-# only.  Facts: ipsec.conf(5); parser.lex, parser.y, keywords.c and confread.c of libreswan 3.25 to 5.4, whose keywords
-# and values are all taken, whichever release is installed.
+# Readers of ipsec.conf and of the files with secrets beside it; every error has a file and a line.  Reads through
+# Host only.  Used by verify, barf, setup, NSS, NFLOG, and add, addconn and readwriteconf.  Facts: ipsec.conf(5);
+# parser.lex, parser.y, keywords.c and confread.c of libreswan 3.25 to 5.4, whose keywords and values are all taken,
+# whichever release is installed.
 # =====================================================================================================================
 
 INCLUDE_DEPTH = 10  # MAX_INCLUDE_DEPTH
@@ -4614,7 +4616,8 @@ def kernel_config(host: Host) -> str:
 # 6. Whack
 #
 # Talks to a running pluto over its control socket, as libreswan's whack does, for every release from 3.25 to 5.4, and
-# reads what it says into data.  Touches nothing but that socket.  Facts: whack.h, whack.c, rcv_whack.c and log.c of
+# reads what it says into data.  Touches nothing but that socket.  Used by whack, auto, status and the words of 5.x,
+# tunnels, metrics, verify, barf and setup.  Facts: whack.h, whack.c, rcv_whack.c and log.c of
 # those releases, and the bytes that their whacks sent (tests/data/whack).
 # =====================================================================================================================
 
@@ -9230,7 +9233,8 @@ def act(host: Host, service: Service, action: str, dry: bool) -> int:
 # 10. Registry
 #
 # What a command is: a function, registered with a decorator that carries all that the user sees of it.  Help,
-# completion and the test of the man pages read the registry, so none can drift.
+# completion and the test of the manual pages read the registry, so they always agree with it.  load_rest() loads the
+# blocks of the archive that a command needs.  Used by sections 11 and 12.
 # =====================================================================================================================
 
 
@@ -9576,7 +9580,8 @@ def version_line(host: Host) -> str:
 # =====================================================================================================================
 # 11. Commands
 #
-# One function (or small class) each, registered with all that the user sees of it.
+# One function (or small class) each, registered with all that the user sees of it.  Each part is for its own commands;
+# `reports` and the packet filter's rules are used by the parts after them.  Used by dispatch(), through the registry.
 # =====================================================================================================================
 
 # --- reports ---------------------------------------------------------------------------------------------------------
@@ -16497,8 +16502,9 @@ def completion_command(host: Host, args: Args) -> int:
 # =====================================================================================================================
 # 12. Dispatch
 #
-# Global options, the registry, then programs in the exec directory, then a clear error; what ipsec says of itself; and
-# the one place where failures, closed pipes and Ctrl-C become an exit status.
+# Global options, the registry, then programs in the exec directory, then a clear error; what ipsec prints about itself;
+# and the one place where failures, closed pipes and Ctrl-C become an exit status.  main() is the program.  Used by
+# the archive's __main__.py.
 # =====================================================================================================================
 
 

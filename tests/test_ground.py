@@ -106,6 +106,7 @@ def test_a_root_on_another_that_fails_has_the_reason_of_that(cache: Path, monkey
         raise Problem("E: no network")
 
     monkeypatch.setattr(roots, "bootstrap", bootstrap)
+    monkeypatch.setattr(host, "prepare", lambda: None)
     store = Store()
     store.prefetch(["trixie", "trixie-systemd"])
     for name in ("trixie", "trixie-systemd", "trixie"):
@@ -113,6 +114,19 @@ def test_a_root_on_another_that_fails_has_the_reason_of_that(cache: Path, monkey
             store.layers(name)
     store.stop()
     assert tried == ["trixie"] and roots.failures == {"trixie": "E: no network"}
+
+
+def test_a_root_in_the_cache_needs_the_programs_of_this_host_too(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepare() -> None:
+        raise Problem("E: no network")
+
+    monkeypatch.setattr(roots, "bootstrap", lambda recipe, target: target.mkdir())
+    monkeypatch.setattr(host, "prepare", lambda: None)
+    assert Store().layers("trixie") and [made.built for made in roots.made] == [True]
+    monkeypatch.setattr(host, "prepare", prepare)
+    with pytest.raises(Unavailable, match="^trixie can't be built$"):
+        Store().layers("trixie")
+    assert roots.failures == {"trixie": "E: no network"}
 
 
 def test_what_was_built_is_kept(cache: Path) -> None:

@@ -94,3 +94,25 @@ def test_no_local_name_shadows_a_global_one(source: str) -> None:
                for function in ast.walk(tree) if isinstance(function, (ast.FunctionDef, ast.Lambda))
                and local_names(function) & global_names]
     assert shadows == []
+
+
+CONTRIBUTING = (SOURCE.parent / "CONTRIBUTING.md").read_text()
+
+
+def test_each_section_says_who_uses_it() -> None:
+    banners = re.findall(r"^# =+\n((?:# \d+\. |#[^=]).*(?:\n#(?! =).*)*)\n# =+$", TEXT, re.M)
+    assert len(banners) == 12
+    assert [banner.splitlines()[0] for banner in banners if "Used by" not in banner.replace("\n# ", " ")] == []
+
+
+def test_the_map_names_each_part_and_each_test() -> None:
+    """CONTRIBUTING.md's table: the parts are the banners of ipsec.py up to a colon, the tests are files that exist."""
+    table = CONTRIBUTING.partition("| part of `ipsec.py` |")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in row.split("|")[1:5]] for row in table.splitlines()[2:]]
+    parts = {part for row in rows for part in row[0].split("; ")}
+    banners = {banner.split(":")[0] for banner in re.findall(r"^# (?:--- )?(\d+\. .*|(?<=--- ).*?) *-*$", TEXT, re.M)}
+    assert banners - parts == set(), "ipsec.py has parts that the table in CONTRIBUTING.md lacks"
+    tests = SOURCE.parent / "tests"
+    for column, directory in ((2, tests), (3, tests / "system")):
+        named = {f"test_{name}.py" for row in rows for name in row[column].split(", ") if name}
+        assert named == {path.name for path in directory.glob("test_*.py")}, f"CONTRIBUTING.md: {directory}"

@@ -168,7 +168,6 @@ def remove_unused(stale: Path, current: Path) -> None:
 
 def bootstrap(recipe: Recipe, target: Path) -> None:
     """Make a whole root with mmdebstrap."""
-    host.prepare()
     options = [f"--aptopt={line}" for line in host.apt_options()] + [f"--dpkgopt={line}" for line in DPKG]
     argv = ["mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory",
             f"--include={','.join(recipe.packages)}", *options, recipe.suite, str(target),
@@ -278,11 +277,24 @@ class Store:
     def _build(self, name: str, recipe: Recipe) -> Cached:
         """Return the root in the cache, built if it is new. Raises Unavailable, also if its base can't be built."""
         if not recipe.base:
+            self._prepare(name)
             source = inspect.getsource(bootstrap)
             return keep(name, ([], recipe, DPKG, source), functools.partial(bootstrap, recipe))
         (base,) = self.layers(recipe.base)
         source = inspect.getsource(extend) + inspect.getsource(merge)
         return keep(name, (base, recipe, DPKG, source), functools.partial(extend, base, recipe))
+
+    @staticmethod
+    def _prepare(name: str) -> None:
+        """Install the programs of this host that builds and machines need, also if the root is in the cache.
+
+        Raises Unavailable.
+        """
+        try:
+            host.prepare()
+        except Problem as problem:
+            failures[name] = problem.line
+            raise Unavailable(f"{name}{UNBUILT}") from problem
 
     def prefetch(self, names: Iterable[str]) -> None:
         """Start to build roots. A failure is kept for the tests that ask for the root."""

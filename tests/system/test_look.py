@@ -10,7 +10,7 @@ import pytest
 
 from ..ground.gateways import Gateways
 from ..ground.machine import PYZ, Machine
-from .test_tunnel import bring_up
+from .test_gateways import bring_up
 
 #: What the original says of packets from 10.1.0.1 to these, and we
 DESTINATIONS = {
