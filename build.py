@@ -20,7 +20,8 @@ How a start of the archive goes:
 3. It runs the front: sections 1, 2, 10 and 12 of ipsec.py, as bytecode for this interpreter (bytecode/TAG.front).
 4. ipsec.main() reads the command line and calls load_rest(COMMAND) of ipsec.py.
 5. load_rest() reads bytecode/TAG.blocks: an index, and a compressed block of bytecode for each other (sub)section.
-6. The index has the blocks that each command needs, and load_rest() runs these in the order of the file.
+6. The index has the blocks that each command needs, and load_rest() runs these in the order of the file.  What a
+   command needs only at times it gets from load_part(NAME).
 7. needs() makes the index from names: a block needs the blocks that bind the global names that its code uses.
 8. An interpreter without bytecode reads ipsec.py, and compiles the front and the same blocks as it needs them.
 """
@@ -455,8 +456,9 @@ def commands_in(text: bytes) -> Iterator[str]:
 def needs(text: bytes) -> dict[str, int]:
     """Return the blocks that each command needs, as the bits of a number, by each of its names.
 
-    A command needs its own block, and a block needs those that bind the global names that its code uses.  Raises
-    SystemExit if the front or an earlier block uses a name of a later block, which may not be loaded then.
+    A command needs its own block, and a block needs those that bind the global names that its code uses.  A name that
+    load_part() is called with needs the block that binds it; the index has it after a colon.  Raises SystemExit if the
+    front or an earlier block uses a name of a later block, which may not be loaded then.
     """
     front, blocks = parted(text)
     codes = [compiled(text, [piece]) for piece in blocks]
@@ -474,6 +476,8 @@ def needs(text: bytes) -> dict[str, int]:
         needed.append(bits)
         _, start, end = blocks[number]
         index.update((name, bits) for name in commands_in(text[start:end]))
+    parts = re.findall(rb'\bload_part\("(\w+)"\)', text)
+    index.update((f":{name}", needed[binders[name]]) for name in map(bytes.decode, parts))
     return index
 
 

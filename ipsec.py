@@ -1936,6 +1936,11 @@ class Conn:
         return {"route": "ondemand", "up": "start"}.get(value, value)
 
 
+def is_shunt(conn: Conn) -> bool:
+    """True for a connection without a tunnel, which only says that packets are sent in clear or dropped."""
+    return conn.get("type") in ("pass", "passthrough", "reject", "drop") or conn.get("authby") == "never"
+
+
 def is_yes(value: str) -> bool:
     """True for the words that mean yes in ipsec.conf."""
     return value.lower() in ("y", "yes", "true", "on", "1")
@@ -6132,6 +6137,34 @@ class StatusReader:
         return True
 
 
+def exact_traffic(host: Host, timeout: float) -> dict[int, dict[str, Any]]:
+    """Return the entries of trafficstatus by serial number; none if pluto does not answer, which the caller reports."""
+    try:
+        traffic = StatusReader().read(pluto_lines(host, "--trafficstatus", timeout=timeout))["traffic"]
+    except (Failure, OSError):
+        return {}
+    return {entry["serial"]: entry for entry in traffic}
+
+
+def connection_state(told: Sequence[Mapping[str, Any]]) -> str:
+    """Return the state of a connection as a word of Diagnosis, from the entries that pluto's status has of it."""
+    if not any(one["oriented"] for one in told):
+        return "not oriented"
+    instances = [one for one in told if one["instance"]]
+    plain = [one for one in told if not one["instance"]]
+    ups = [bool(one["up"]) for one in plain]
+    if ups and all(ups):
+        return "up"
+    if any(one["up"] for one in told):
+        return "up" if any(one["up"] for one in instances) else "partly up"
+    if any(one["remote"]["host"] in (None, "%any", "0.0.0.0", "::") for one in plain):
+        return "waiting"
+    routings = [one["routing"] or "" for one in plain]
+    if any("prospective" in routing or "ondemand" in routing for routing in routings):
+        return "on demand"
+    return "down"
+
+
 # =====================================================================================================================
 # 7. NSS
 #
@@ -9442,8 +9475,9 @@ def load_rest(name: str = "") -> None:
     """Register the command of that name; without a name, or in a plain file, all commands are registered afterwards.
 
     The archive starts with sections 1, 2, 10 and 12.  This runs the blocks, (sub)sections of the file, that the command
-    needs.  A block is compressed bytecode or, for an interpreter whose bytecode the archive lacks, a place in ipsec.py:
-    the number of lines before it, and where it starts and ends in bytes.
+    needs; a name after a colon is that of a global (see load_part).  A block is compressed bytecode or, for an
+    interpreter whose bytecode the archive lacks, a place in ipsec.py: the number of lines before it, and where it
+    starts and ends in bytes.
     """
     global loaded_blocks
     if not BLOCKS:
@@ -9469,6 +9503,15 @@ def load_rest(name: str = "") -> None:
         loaded_blocks |= 1 << number
     gc.freeze()
     gc.enable()
+
+
+def load_part(name: str) -> Any:
+    """Return a global of this file by its name, which the call must have as a string; load its blocks if need be.
+
+    For what a command rarely needs: a block that uses a name directly is always loaded together with that of the name.
+    """
+    load_rest(f":{name}")
+    return globals()[name]
 
 
 def read_packed(name: str) -> bytes:
@@ -11206,6 +11249,43 @@ def last_clue(log: PlutoLog, name: str, peers: Collection[str]) -> Clue | None:
     return clues[0] if clues else None
 
 
+# How long up waits for more after pluto has named the cause of a failure: some releases never let whack go then
+LET_GO_TIME = 6.0
+# Causes after which pluto goes on to send and lets whack go by itself
+SENDS_ON = frozenset(("route", "port-closed", "send-refused", "tcp", "ike-peer", "dh"))
+
+
+class UpWait:
+    """How long up may wait for pluto, by what pluto says: `established` is a Child SA, `cause` why it failed."""
+
+    def __init__(self, limit: float | None) -> None:
+        self.established = False
+        self.spoke = False
+        self.cause: Cause | None = None
+        self._end = None if limit is None else time.monotonic() + limit
+        self._rest = b""
+
+    def take(self, data: bytes) -> float | None:
+        """Take in output of whack; return how many seconds more of it may take, None for any time."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        self.spoke = self.spoke or bool(lines)
+        for line in lines:
+            self._line(split_log_text(split_code(line)[1])[2])
+        seconds = LET_GO_TIME if self.cause and self.cause.name not in SENDS_ON else None
+        if self._end is not None:
+            left = self._end - time.monotonic()
+            seconds = left if seconds is None else min(left, seconds)
+        return seconds
+
+    def _line(self, text: str) -> None:
+        if has_any(CHILD_UP, text):
+            self.established, self.cause = True, None
+            return
+        one = cause_of(text, False)
+        if one and (not one.weak or one.name in ("kernel-peer", "auth-refused", "peer-refused")):
+            self.cause = one
+
+
 # --- verify ----------------------------------------------------------------------------------------------------------
 #
 # The checks of libreswan's verify (4.10; dropped in 5.0) in its order and its form of line, and what else breaks
@@ -11525,11 +11605,6 @@ class Tunnel(Record):
     def pairs(self) -> list[tuple[str, str]]:
         """What may talk through it: our networks with theirs of the same IP family."""
         return [(one, other) for one in self.ours for other in self.theirs if family_of(one) == family_of(other)]
-
-
-def is_shunt(conn: Conn) -> bool:
-    """True for a connection without a tunnel, which only says that packets are sent in clear or dropped."""
-    return conn.get("type") in ("pass", "passthrough", "reject", "drop") or conn.get("authby") == "never"
 
 
 def edit_command(problem: Problem | Setting | Conn) -> str:
@@ -13577,15 +13652,6 @@ XFRM_COUNTERS = {
     "XfrmOutBundleGenError": "no route for packets that go out", "XfrmFwdHdrError": "packets could not be forwarded"}
 
 
-def exact_traffic(host: Host, timeout: float) -> dict[int, dict[str, Any]]:
-    """The entries of trafficstatus by serial number; none when pluto does not answer, which the caller reports."""
-    try:
-        traffic = StatusReader().read(pluto_lines(host, "--trafficstatus", timeout=timeout))["traffic"]
-    except (Failure, OSError):
-        return {}
-    return {entry["serial"]: entry for entry in traffic}
-
-
 class Diagnosis(Record):
     """What is known of a connection.
 
@@ -13938,25 +14004,6 @@ def short_finding(finding: Finding) -> str:
     return f"{finding.check.replace('_', ' ')} {finding.word.lower()}"
 
 
-def connection_state(told: Sequence[Mapping[str, Any]]) -> str:
-    """Return the state of a connection as a word of Diagnosis, from the entries that pluto's status has of it."""
-    if not any(one["oriented"] for one in told):
-        return "not oriented"
-    instances = [one for one in told if one["instance"]]
-    plain = [one for one in told if not one["instance"]]
-    ups = [bool(one["up"]) for one in plain]
-    if ups and all(ups):
-        return "up"
-    if any(one["up"] for one in told):
-        return "up" if any(one["up"] for one in instances) else "partly up"
-    if any(one["remote"]["host"] in (None, "%any", "0.0.0.0", "::") for one in plain):
-        return "waiting"
-    routings = [one["routing"] or "" for one in plain]
-    if any("prospective" in routing or "ondemand" in routing for routing in routings):
-        return "on demand"
-    return "down"
-
-
 def tried_text(attempts: Sequence[Attempt]) -> str:
     """Return how often the connection was tried, since when and by whom, for people; empty if never."""
     if not attempts:
@@ -14060,43 +14107,6 @@ SINCE: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
 WITH_TRAFFIC = frozenset(("--status", "--showstates", "--connectionstatus"))
 
 
-# How long up waits for more after pluto has named the cause of a failure: some releases never let whack go then
-LET_GO_TIME = 6.0
-# Causes after which pluto goes on to send and lets whack go by itself
-SENDS_ON = frozenset(("route", "port-closed", "send-refused", "tcp", "ike-peer", "dh"))
-
-
-class UpWait:
-    """How long up may wait for pluto, by what pluto says: `established` is a Child SA, `cause` why it failed."""
-
-    def __init__(self, limit: float | None) -> None:
-        self.established = False
-        self.spoke = False
-        self.cause: Cause | None = None
-        self._end = None if limit is None else time.monotonic() + limit
-        self._rest = b""
-
-    def take(self, data: bytes) -> float | None:
-        """Take in output of whack; return how many seconds more of it may take, None for any time."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        self.spoke = self.spoke or bool(lines)
-        for line in lines:
-            self._line(split_log_text(split_code(line)[1])[2])
-        seconds = LET_GO_TIME if self.cause and self.cause.name not in SENDS_ON else None
-        if self._end is not None:
-            left = self._end - time.monotonic()
-            seconds = left if seconds is None else min(left, seconds)
-        return seconds
-
-    def _line(self, text: str) -> None:
-        if has_any(CHILD_UP, text):
-            self.established, self.cause = True, None
-            return
-        one = cause_of(text, False)
-        if one and (not one.weak or one.name in ("kernel-peer", "auth-refused", "peer-refused")):
-            self.cause = one
-
-
 class Teller:
     """Runs whack and addconn for one command line, libreswan's or our own, or only shows them."""
 
@@ -14151,7 +14161,7 @@ class Teller:
         if self._shown("whack", words):
             return OK
         limit = parse_seconds(self.args.value("--timeout")) if self.args.flag("--timeout") else None
-        wait = UpWait(limit)
+        wait: UpWait = load_part("UpWait")(limit)
         try:
             status = self._negotiate(words, limit, wait)
             if status == OK and not wait.spoke and self._waits_to_retry(name):
@@ -14162,7 +14172,7 @@ class Teller:
             raise
         if status == OK and wait.established and not wait.cause:
             return OK
-        doctor = Doctor(self.host, 10.0)
+        doctor: Doctor = load_part("Doctor")(self.host, 10.0)
         found = doctor.diagnose(name)
         if found.state == "up":
             return status or OK
@@ -14170,7 +14180,7 @@ class Teller:
         if status == OK and not wait.cause and (found.state in ("waiting", "unknown") or (conn and is_shunt(conn))):
             return OK  # a template, a group or a shunt has no IPsec SA of its own
         self.host.flush()
-        for line in diagnosis_lines(found):
+        for line in load_part("diagnosis_lines")(found):
             sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
         gives_up = self.args.flag("--once") or (limit is not None and not self.args.flag("--keep-trying"))
@@ -14200,7 +14210,7 @@ class Teller:
 
     def _state(self, name: str) -> str:
         """Return the state of a connection as Diagnosis has it.  Raises NoPluto, TimedOut, PermissionError."""
-        told = Doctor(self.host, 5.0).told(name)
+        told = load_part("Doctor")(self.host, 5.0).told(name)
         return connection_state(told) if told else "not loaded"
 
     def _take_down(self, name: str) -> None:

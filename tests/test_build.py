@@ -344,8 +344,8 @@ exec env -i "$0" "$1" barf --section version --section nftables --section uptime
     assert os.listdir(home) == []
 
 
-def loaded_for(python: str | Path, archive: Path, name: str) -> list[str]:
-    """Return the functions and classes that are there once a command is loaded, in the order of the file."""
+def loaded_for(python: str | Path, archive: Path, name: str, part: str = "") -> list[str]:
+    """Return the functions and classes that are there once a command is loaded, and then a part, in their order."""
     script = f"""
 import os, runpy, sys
 os._exit = lambda status: None
@@ -355,6 +355,7 @@ runpy.run_path({str(archive)!r}, run_name="__main__")
 module = sys.modules["ipsec"]
 module.load_rest({name!r})
 assert {name!r} in module.COMMANDS, "not registered"
+assert not {part!r} or module.load_part({part!r}) is vars(module)[{part!r}]
 print(*(name for name, value in vars(module).items() if getattr(value, "__module__", "") == "ipsec"))
 """
     return run(python, "-I", "-c", script, check=True).stdout.splitlines()[-1].split()
@@ -368,6 +369,16 @@ def test_a_command_loads_the_blocks_that_it_needs(pyz: Path, tmp_path: Path) -> 
     assert loaded_for(PYTHON, without_bytecode(pyz, tmp_path / "ipsec.pyz"), "nsslist") == loaded
 
 
+@pytest.mark.parametrize("name", ["status", "up", "_updown"])
+def test_what_programs_call_often_loads_little(pyz: Path, tmp_path: Path, name: str) -> None:
+    """The search for causes is loaded when a tunnel fails, not before."""
+    slow = without_bytecode(pyz, tmp_path / "ipsec.pyz")
+    causes = {"verify_command", "why_command", "look_command"}
+    for archive in (pyz, slow):
+        assert not causes & set(loaded_for(PYTHON, archive, name))
+        assert {"Doctor", "why_command"} <= set(loaded_for(PYTHON, archive, name, "Doctor"))
+
+
 def test_the_index_has_every_command_and_its_blocks_bind_what_they_use() -> None:
     """The index comes from the text; the names that are really registered come from running it."""
     names = run(PYTHON, "-c", "import ipsec; print(*ipsec.COMMANDS)", cwd=TOP, check=True).stdout.split()
@@ -375,7 +386,8 @@ def test_the_index_has_every_command_and_its_blocks_bind_what_they_use() -> None
     front, blocks = build.parted(text)
     index = build.needs(text)
     in_front = set(build.commands_in(build.text_of(text, front)))
-    assert set(index) | in_front == set(names) and not set(index) & in_front
+    parts = {name for name in index if name.startswith(":")}
+    assert (set(index) | in_front) - parts == set(names) and not set(index) & in_front
     codes = [build.compiled(text, [piece]) for piece in blocks]
     bound = [set(build.bound_names(code)) for code in codes]
     for name, bits in index.items():
@@ -383,6 +395,7 @@ def test_the_index_has_every_command_and_its_blocks_bind_what_they_use() -> None
         there = set().union(*(bound[number] for number in loaded))
         used = set().union(*(build.used_names(codes[number]) for number in loaded))
         assert not used & set().union(*bound) - there, name
+        assert name not in parts or name[1:] in there
 
 
 def test_blocks_fill_no_table_of_another_block() -> None:
