@@ -250,6 +250,321 @@ class Lock:
         os.close(self.fd)
 
 
+def check_link(path: str, info: os.stat_result) -> None:
+    """Raise PermissionError for a symbolic link that neither root nor the caller made; `info` is its lstat(2).
+
+    Such a link would lead a write to a file of its maker's choice.  fs.protected_symlinks stops that only in
+    directories with the sticky bit, and not for programs that resolve links on their own.
+    """
+    import stat
+    if stat.S_ISLNK(info.st_mode) and info.st_uid not in (0, os.geteuid()):
+        raise PermissionError(errno.EPERM, f"a link of user {info.st_uid} is not followed", path)
+
+
+class Place(Record):
+    """Where a path leads: an open directory, and a name in it that is no link, with its lstat(2) if it exists.
+
+    `is_link` tells whether the last part of the path was a link.  `is_descriptor` marks a name like /proc/self/fd/1,
+    to which /dev/stdout leads; `info` is the stat(2) of the open file then.
+    """
+
+    directory: int
+    base: str
+    info: os.stat_result | None
+    is_link: bool
+    is_descriptor: bool = False
+
+
+def find_place(name: str, root: str, check: Callable[[str, os.stat_result], None]) -> Place:
+    """Follow the links of a path one by one, with `root` as `/`.  The caller closes the directory.
+
+    No other process can exchange what was checked, because each part is opened in the directory before it.  `check`
+    gets the path and lstat(2) of each directory and link on the way.  Raises OSError, also those of `check`.
+    """
+    import stat
+    if not name.startswith("/") and not root:
+        name = os.path.join(os.getcwd(), name)
+    opened, names = [open_part(root or "/", None, False)], [""]
+    todo = [part for part in reversed(name.split("/")) if part not in ("", ".")]
+    links, is_link = 0, False
+    try:
+        check("/", os.fstat(opened[0]))
+        while todo:
+            part = todo.pop()
+            if part == "..":
+                for fd in opened[1:][-1:]:
+                    os.close(fd)
+                    del opened[-1], names[-1]
+                continue
+            try:
+                fd = open_part(part, opened[-1], not todo)
+            except FileNotFoundError:
+                if todo:
+                    raise
+                return Place(opened.pop(), part, None, is_link)
+            opened.append(fd)
+            names.append(part)
+            info = os.fstat(fd)
+            if stat.S_ISLNK(info.st_mode):
+                check("/".join(names), info)
+                links += 1
+                if links > 40:  # as the kernel's MAXSYMLINKS
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
+                is_link = is_link or not todo
+                target = os.readlink("", dir_fd=fd)
+                os.close(opened.pop())
+                names.pop()
+                if not todo and (real := open_file_behind(part, opened[-1], info)):
+                    return Place(opened.pop(), part, real, is_link, True)
+                if target.startswith("/"):
+                    for fd in opened[1:]:
+                        os.close(fd)
+                    del opened[1:], names[1:]
+                todo += [piece for piece in reversed(target.split("/")) if piece not in ("", ".")]
+            elif todo:
+                check("/".join(names), info)
+            else:
+                os.close(opened.pop())
+                return Place(opened.pop(), part, info, is_link)
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def open_part(part: str, directory: int | None, is_last: bool) -> int:
+    """Return a descriptor (O_PATH) of a part of a path, of the link itself if it is one.  Raises OSError."""
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    if not is_last:
+        try:
+            return os.open(part, flags | os.O_DIRECTORY, dir_fd=directory)  # mounts a directory of autofs, too
+        except NotADirectoryError:
+            return os.open(part, flags, dir_fd=directory)  # a link
+    return os.open(part, flags, dir_fd=directory)
+
+
+def open_file_behind(part: str, directory: int, link: os.stat_result) -> os.stat_result | None:
+    """Return the stat(2) of the open file that a link of /proc/PID/fd stands for (proc(5)), None for another link.
+
+    Its text is no path if the file is a pipe, for example.  A regular file of another process is left to its path.
+    """
+    import stat
+    if not os.path.isdir("/proc/self/fd") or link.st_dev != os.stat("/proc/self").st_dev:
+        return None
+    info = os.stat(part, dir_fd=directory)
+    is_plain = stat.S_ISREG(info.st_mode) and not is_own_descriptor(part, info)
+    return None if is_plain or stat.S_ISDIR(info.st_mode) else info
+
+
+def is_own_descriptor(part: str, info: os.stat_result) -> bool:
+    """Return whether the number in `part` is that of a descriptor of this process for the file of `info`."""
+    try:
+        return os.path.samestat(os.fstat(int(part)), info)
+    except (OSError, ValueError):
+        return False
+
+
+class Replacement:
+    """A file that is written apart and takes the place of `name` at commit(): the old content or the new, whole.
+
+    Links are followed if root or the caller made them (check_link); what a link leads to must be of the two as well.
+    The new file has no name until commit() (O_TMPFILE of open(2)).  It gets one that the next run clears away for the
+    moment in which it replaces another, and from the start where the file system has no files without a name.
+    A device or a pipe is written to directly.  A file that can't be renamed over, because a container has mounted it,
+    is rewritten in place at commit().
+
+    With a `mode`, the file has it; without one, owner and mode of the earlier file stay (0644 for a new file).  Each
+    method raises OSError with the name.
+    """
+
+    def __init__(self, name: str, root: str = "", mode: int | None = None) -> None:
+        self.name = name
+        self.mode = mode
+        self.fd = self.directory = -1
+        self.work = ""  # the name that the file has now, if any
+        self.is_direct = self.in_memory = False
+        try:
+            self.place = find_place(name, root, check_link)
+            self.directory = self.place.directory
+            self._open()
+        except OSError as error:
+            self.drop()
+            link = error.filename if error.errno == errno.EPERM and str(error.filename).startswith("/") else name
+            nobody = "nobody reads from this pipe" if error.errno == errno.ENXIO else error.strerror
+            raise OSError(error.errno, nobody, link) from None
+
+    def _open(self) -> None:
+        """Open what is written to: the device or pipe, or the new file."""
+        import stat
+        info = self.place.info
+        if info is not None and not self.place.is_descriptor:
+            foreign = info.st_uid not in (0, os.geteuid())
+            if foreign and (stat.S_ISFIFO(info.st_mode) or (self.place.is_link and stat.S_ISREG(info.st_mode))):
+                raise PermissionError(errno.EPERM, f"it belongs to user {info.st_uid}, so it is not written to",
+                                      self.name)
+        if info is not None and stat.S_ISDIR(info.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if info is not None and (self.place.is_descriptor or not stat.S_ISREG(info.st_mode)):
+            self.is_direct = True
+            self.fd = self._open_target()
+        else:
+            self._open_apart(0o644 if self.mode is None else self.mode)
+
+    def _open_target(self) -> int:
+        """Return a descriptor for writing to the target itself; raises OSError if another has taken its place."""
+        info = self.place.info
+        if self.place.is_descriptor and info is not None and is_own_descriptor(self.place.base, info):
+            return os.dup(int(self.place.base))  # it has the same offset, so that output of others goes behind it
+        follow = 0 if self.place.is_descriptor else os.O_NOFOLLOW
+        fd = os.open(self.place.base, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | follow,
+                     dir_fd=self.directory)
+        if info is None or not os.path.samestat(info, os.fstat(fd)):
+            os.close(fd)
+            raise OSError(errno.EBUSY, "another program replaced it meanwhile")
+        os.set_blocking(fd, True)
+        return fd
+
+    def _open_apart(self, mode: int) -> None:
+        """Open the new file: without a name, where the file system lacks that with one, in memory on a read-only disk
+        whose file can be written all the same, because it is mounted from another."""
+        if os.path.isdir("/proc/self/fd"):
+            try:
+                self.fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=self.directory)
+                return
+            except OSError as error:
+                if error.errno == errno.EROFS and self.place.info is not None:
+                    os.close(self._open_target())
+                    self.fd = os.memfd_create("ipsec", os.MFD_CLOEXEC)
+                    self.in_memory = True
+                    return
+                if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT):
+                    raise
+        while self.fd < 0:
+            work = self._free_name()
+            try:
+                self.fd = os.open(work, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode,
+                                  dir_fd=self.directory)
+            except FileExistsError:
+                continue
+            lock_at_once(self.fd)
+            self.work = work
+            if not os.fstat(self.fd).st_nlink:  # another run took it for the file of a killed one before the lock
+                os.close(self.fd)
+                self.fd, self.work = -1, ""
+
+    def _free_name(self) -> str:
+        """Return the name of the new file, after removing what a killed run left under it.
+
+        A run that lives holds a lock on its file.  Raises OSError(EBUSY) if one does so for 10 seconds.
+        """
+        work = os.fsdecode(b"." + os.fsencode(self.place.base)[:240] + b".ipsec")
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                fd = os.open(work, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC,
+                             dir_fd=self.directory)
+            except FileNotFoundError:
+                return work
+            except OSError:  # a link, a socket, a file of somebody else: none of a run that lives
+                os.unlink(work, dir_fd=self.directory)
+                return work
+            try:
+                info = os.fstat(fd)
+                is_late = time.monotonic() > deadline
+                if lock_at_once(fd) or (is_late and info.st_uid not in (0, os.geteuid())):
+                    if os.path.samestat(info, os.stat(work, dir_fd=self.directory, follow_symlinks=False)):
+                        os.unlink(work, dir_fd=self.directory)
+                        return work
+                elif is_late:
+                    raise OSError(errno.EBUSY, "another run of ipsec is writing it")
+            except FileNotFoundError:
+                return work
+            finally:
+                os.close(fd)
+            time.sleep(0.01)
+
+    def write(self, data: bytes) -> None:
+        """Append data."""
+        try:
+            write_all(self.fd, data)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.name) from None
+
+    def commit(self) -> None:
+        """Put the whole file in place."""
+        try:
+            if not self.is_direct:
+                self._put_in_place()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.name) from None
+        finally:
+            self.drop()
+
+    def _put_in_place(self) -> None:
+        directory, base, info = self.directory, self.place.base, self.place.info
+        if info is not None and self.mode is None and not self.in_memory:
+            os.fchown(self.fd, info.st_uid, info.st_gid)
+            os.fchmod(self.fd, info.st_mode & 0o7777)
+        os.fsync(self.fd)
+        if self.in_memory:
+            return self._rewrite()
+        if not self.work:
+            work = self._free_name()
+            if self._link(base):
+                return
+            lock_at_once(self.fd)
+            while not self._link(work):
+                work = self._free_name()
+            self.work = work
+        try:
+            os.rename(self.work, base, src_dir_fd=directory, dst_dir_fd=directory)
+            self.work = ""
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            self._rewrite()
+
+    def _link(self, name: str) -> bool:
+        """Give the file without a name this one; return False if there is such a file."""
+        try:
+            os.link(f"/proc/self/fd/{self.fd}", name, dst_dir_fd=self.directory, follow_symlinks=True)
+        except FileExistsError:
+            return False
+        return True
+
+    def _rewrite(self) -> None:
+        """Copy the new content into the earlier file."""
+        fd = self._open_target()
+        try:
+            os.ftruncate(fd, 0)
+            os.lseek(self.fd, 0, os.SEEK_SET)
+            while data := os.read(self.fd, READ_CHUNK):
+                write_all(fd, data)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def drop(self) -> None:
+        """Give up what is not in place, and close everything; of no effect after commit()."""
+        if self.work:
+            os.unlink(self.work, dir_fd=self.directory)
+        for fd in (self.fd, self.directory):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self.directory = -1
+        self.work = ""
+
+
+def lock_at_once(fd: int) -> bool:
+    """Take the lock of flock(2) on a file; return False if another process has it.  True where there are no locks."""
+    import fcntl
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EAGAIN, errno.EACCES)
+    return True
+
+
 class Host:
     """The system that we report on or change: this one, or the one whose file system is mounted under `root`.
 
@@ -475,12 +790,14 @@ class Host:
         return found
 
     def write(self, name: str, text: str) -> None:
-        """Write a small file in place: a sysctl, a file of ours, one that is mounted and can't be renamed over.
-
-        Raises OSError, with the name.
-        """
+        """Write a small file in place: a sysctl, a file of this program.  Raises OSError, with the name."""
         try:
-            fd = os.open(self.path(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOCTTY, 0o644)
+            place = find_place(name, self.root, check_link)
+            try:
+                fd = os.open(place.base, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOCTTY
+                             | os.O_NOFOLLOW, 0o644, dir_fd=place.directory)
+            finally:
+                os.close(place.directory)
             try:
                 write_all(fd, encode(text))
             finally:
@@ -491,33 +808,14 @@ class Host:
     def replace(self, name: str, text: str) -> None:
         """Write a file so that whoever reads it finds the old text or the new one, whole; owner and mode stay.
 
-        A link is followed.  In place where no file can be renamed over it (one that a container has mounted), or where
-        it is none (a device, a pipe).  Raises OSError.
+        Replacement tells which links are followed, and what is written in place.  Raises OSError.
         """
-        real = os.path.realpath(self.path(name))
-        if os.path.exists(real) and not os.path.isfile(real):
-            return self.write(name, text)
-        directory, base = os.path.split(real)
-        work = os.path.join(directory, f".{base}.{os.getpid()}")
+        file = Replacement(name, self.root)
         try:
-            fd = os.open(work, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-            try:
-                if os.path.exists(real):
-                    info = os.stat(real)
-                    os.fchown(fd, info.st_uid, info.st_gid)
-                    os.fchmod(fd, info.st_mode & 0o7777)
-                write_all(fd, encode(text))
-                os.fsync(fd)
-                os.rename(work, real)
-            except OSError:
-                os.unlink(work)
-                raise
-            finally:
-                os.close(fd)
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise OSError(error.errno, error.strerror, name) from None
-            self.write(name, text)
+            file.write(encode(text))
+            file.commit()
+        finally:
+            file.drop()
 
     def remove(self, name: str) -> None:
         """Remove a file if it exists.  Raises OSError."""
@@ -9930,58 +10228,30 @@ class JsonSink(TextSink):
 
 
 class OutputFile:
-    """The file of --output: mode 0600, there whole or not at all, compressed when its name ends in .gz."""
+    """The file of --output: mode 0600, there whole or not at all, compressed if its name ends in .gz.
+
+    Each method raises OSError.
+    """
 
     def __init__(self, name: str) -> None:
-        self.name = os.path.realpath(name)
-        # a device or a pipe is written to: no file takes its place
-        self.aside = f"{self.name}.{os.getpid()}.tmp" if os.path.isfile(name) or not os.path.exists(name) else ""
-        try:
-            self.fd = os.open(self.aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW,
-                              0o600) if self.aside else os.open(name, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            os.set_blocking(self.fd, True)
-        except OSError as error:
-            nobody = "nobody reads from this pipe" if error.errno == errno.ENXIO else error.strerror
-            raise OSError(error.errno, nobody, name) from None
-        self.squeeze: Any = None
-        if name.endswith(".gz"):
-            try:
-                zlib = need("zlib", "--output FILE.gz")
-            except Failure:
-                self.drop()
-                raise
-            self.squeeze = zlib.compressobj(6, zlib.DEFLATED, 31)  # 31: a gzip header and trailer
+        zlib = need("zlib", "--output FILE.gz") if name.endswith(".gz") else None
+        self.file = Replacement(name, mode=0o600)
+        self.squeeze: Any = zlib and zlib.compressobj(6, zlib.DEFLATED, 31)  # 31: a gzip header and trailer
 
     def write(self, text: str) -> None:
-        """Append text.  Raises OSError."""
+        """Append text."""
         data = encode(text)
-        self._write(self.squeeze.compress(data) if self.squeeze else data)
-
-    def _write(self, data: bytes) -> None:
-        try:
-            write_all(self.fd, data)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, self.name) from None
+        self.file.write(self.squeeze.compress(data) if self.squeeze else data)
 
     def commit(self) -> None:
-        """Put the whole file in place.  Raises OSError."""
+        """Put the whole file in place."""
         if self.squeeze:
-            self._write(self.squeeze.flush())
-        if self.aside:
-            os.fsync(self.fd)
-            os.rename(self.aside, self.name)
-        os.close(self.fd)
-        self.fd = -1
+            self.file.write(self.squeeze.flush())
+        self.file.commit()
 
     def drop(self) -> None:
-        """Remove what is not whole."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            if self.aside:
-                os.unlink(self.aside)
-            self.fd = -1
+        """Give up a file that is not whole; of no effect after commit()."""
+        self.file.drop()
 
 
 def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink) -> dict[str, list[str]]:
