@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
     from types import ModuleType
-    from typing import Any, Callable, Literal, NoReturn, TextIO
+    from typing import Any, Callable, Literal, NoReturn, TextIO, TypeVar
     from typing import NamedTuple as Record
+    Kind = TypeVar("Kind")
 
 
 # =====================================================================================================================
@@ -1418,11 +1419,16 @@ def install_command(host: Host, package: str) -> str:
     return f"apt-get install {package}"
 
 
+def libreswan_hint(host: Host, hint: str) -> str:
+    """Return the hint of a message; where libreswan is not installed, that fact and how to install it come instead."""
+    if host.exists(os.path.join(host.execdir, "pluto")):
+        return hint
+    return f"libreswan is not installed ({install_command(host, 'libreswan')})"
+
+
 def start_hint(host: Host) -> str:
     """Return the way to a running pluto, as the hint of a message: start it, or install libreswan first."""
-    if host.exists(os.path.join(host.execdir, "pluto")):
-        return "start it with: ipsec start"
-    return f"libreswan is not installed ({install_command(host, 'libreswan')})"
+    return libreswan_hint(host, "start it with: ipsec start")
 
 
 def version_in(text: str) -> str | None:
@@ -1501,17 +1507,22 @@ class Token:
         self.form = form  # the quote; 0x, 0s or 0t; `open` for a string without end; empty for a bare word
 
     def data(self) -> bytes | None:
-        """Return the bytes that it stands for, or None if it is no key that pluto would load: of base64 pluto takes
-        whole groups of four digits, whose unused bits are 0, and of hexadecimal whole bytes (ttodata.c)."""
+        """Return the bytes of the key, or None if pluto refuses to load it (ttodata() of libreswan).
+
+        Pluto takes base64 only with its padding and without stray bits at the end; an underscore may separate hex
+        digits, but not begin them.
+        """
         data = self.decoded()
-        if self.form == "0s" and data is not None:
-            import binascii
-            whole = binascii.b2a_base64(data, newline=False).decode() == self.text[2:]
-            return data if whole else None
-        return data
+        digits = self.text[2:]
+        if data is None or self.form not in ("0x", "0s"):
+            return data
+        if self.form == "0x":
+            return None if not data or digits.startswith("_") else data
+        import binascii
+        return data if data and binascii.b2a_base64(data, newline=False).decode() == digits else None
 
     def decoded(self) -> bytes | None:
-        """Return the bytes that it stands for, also of base64 that is cut off; None if it is no number at all."""
+        """Return the bytes that the digits stand for, even if pluto refuses them; None if they are no digits."""
         if self.form in ("0x", "0s"):
             digits = self.text[2:].replace("_", "")
             if self.form == "0s" and not BASE64_DIGITS.issuperset(digits.rstrip("=")):
@@ -2235,7 +2246,7 @@ class Conn:
 
 
 def is_shunt(conn: Conn) -> bool:
-    """True for a connection without a tunnel, which only says that packets are sent in clear or dropped."""
+    """Return whether a connection makes no tunnel, but only lets packets pass in clear or drops them."""
     return conn.get("type") in ("pass", "passthrough", "reject", "drop") or conn.get("authby") == "never"
 
 
@@ -2912,15 +2923,29 @@ def canonical_net(text: str) -> str | None:
 
 
 def bad_private_nets(value: str) -> list[str]:
-    """Return the entries of virtual-private= that pluto can't read (read_subnet() of virtual_ip.c)."""
-    bad = []
-    for entry in value.split(",") if value else []:
-        net = entry.removeprefix("%v6:" if entry.startswith("%v6:") else "%v4:").removeprefix("!")
-        address, slash, mask = net.partition("/")
-        has_dotted_mask = canonical_net(mask) is not None and canonical_net(address) is not None
-        if not slash or (canonical_net(net) is None and not has_dotted_mask):
-            bad.append(entry)
-    return bad
+    """Return the entries of virtual-private= that pluto refuses (read_subnet() of virtual_ip.c)."""
+    return [entry for entry in value.split(",") if is_bad_private(entry)] if value else []
+
+
+def is_bad_private(entry: str) -> bool:
+    """Return whether pluto refuses an entry of virtual-private=.
+
+    An entry is a network, after `%v4:` or `%v6:` and perhaps `!`, without bits behind its prefix.  5.2 accepts a single
+    address, too.
+    """
+    net = entry.strip().lower()
+    version = {"%v4:": 4, "%v6:": 6}.get(net[:4], 0)
+    net = (net[4:] if version else net).removeprefix("!")
+    address, slash, mask = net.partition("/")
+    if not slash or (version == 4 and ":" in net) or (version == 6 and ":" not in net):
+        return True
+    if canonical_net(mask) and canonical_net(address):
+        return False  # 10.0.0.0/255.0.0.0
+    known = canonical_net(net)
+    if known is None:
+        is_short = address.isdigit() or address.count(".") in (1, 2)  # pluto completes 10/8
+        return not is_short or not set(net) <= set("0123456789./")
+    return canonical_net(address) != canonical_net(known.partition("/")[0])
 
 
 def has_secret(ids: Sequence[str | None], ours: str, theirs: str) -> bool | None:
@@ -10453,37 +10478,46 @@ def nft_words(expression: Any) -> str:
 
 # --- what the rules do with a packet ----------------------------------------------------------------------------------
 #
-# The rules of iptables and nftables as their own programs print them (iptables-save(8), nft(8)), and where a packet
-# gets among them.  Of a rule or a packet much may be unknown: an answer is given only when it is certain.
+# The rules of iptables and nftables as their own programs print them (iptables-save(8), nft(8)), and what
+# they do with a packet.  Much of a rule or of a packet may be unknown, so an answer is given only if it is
+# certain.  Used by verify.  The text of nft is parsed, not its JSON:  OpenWrt's nft has no JSON, and
+# python3-minimal has no module json.
 
-# Where they name what of a packet; `ipsec-out`: it is going to be encrypted
+# The fields of a packet that the conditions of both programs name; `ipsec-out`: the packet is going to be
+# encrypted
 IPTABLES_FIELDS = {"-s": "src", "-d": "dst", "-i": "in", "-o": "out", "-p": "proto", "--dport": "dport",
                    "--dports": "dport", "--sport": "sport", "--sports": "sport", "--ctstate": "state",
                    "--state": "state", "--ctstatus": "status", "--icmp-type": "icmp", "--icmpv6-type": "icmp",
                    "--pol": "ipsec-"}
 NFT_FIELDS = {"ip saddr": "src", "ip daddr": "dst", "ip6 saddr": "src", "ip6 daddr": "dst",
-              "iif": "in", "iifname": "in", "oif": "out", "oifname": "out", "ct state": "state", "ct status": "status",
-              "meta l4proto": "proto", "ip protocol": "proto", "ip6 nexthdr": "proto", "icmp type": "icmp",
-              "icmpv6 type": "icmp", "rt ipsec": "ipsec-out", "meta ipsec": "ipsec-in", "meta secpath": "ipsec-in",
-              "meta nfproto": "family",
+              "iif": "in", "iifname": "in", "oif": "out", "oifname": "out", "ct state": "state",
+              "ct status": "status", "meta l4proto": "proto", "ip protocol": "proto", "ip6 nexthdr": "proto",
+              "icmp type": "icmp", "icmpv6 type": "icmp", "rt ipsec": "ipsec-out", "meta ipsec": "ipsec-in",
+              "meta secpath": "ipsec-in", "meta nfproto": "family",
               **{f"{protocol} {port}": port for protocol in ("udp", "tcp", "th") for port in ("dport", "sport")}}
-# Statements that decide nothing, and the words in them that have a value
+# Statements that decide nothing, and those of their words that have a value
 NFT_SILENT = {"log": ("prefix", "level", "flags", "group", "snaplen", "queue-threshold"), "comment": (),
               "counter": ("packets", "bytes", "name")}
+# Words that imply a condition on the protocol or the family
+NFT_IMPLIED = {**{name: ("proto", name, False) for name in ("tcp", "udp", "icmp", "icmpv6", "esp", "ah")},
+               "ip": ("family", "ipv4", False), "ip6": ("family", "ipv6", False)}
 IPTABLES_TABLES = ("filter", "nat", "mangle", "raw", "security")
 RULE_TARGETS = {"accept": "accept", "drop": "drop", "reject": "drop", "return": "return", "masquerade": "snat",
                 "snat": "snat", "netmap": "?", "?": "?", "queue": "?", "nfqueue": "?", "dnat": "dnat",
-                "redirect": "dnat",
-                "notrack": ""}
-Rule = tuple[list[tuple[str, str, bool]], str]  # conditions (field, values, negated), target
+                "redirect": "dnat", "notrack": ""}
+Condition = tuple[str, str, bool]  # field, values separated by commas, negated
+Rule = tuple[list[Condition], str]  # conditions, target
 Table = tuple[str, "dict[str, Chain]"]  # the family (ip, ip6, inet for both), the chains by name
+UNKNOWN_CONDITION: Condition = ("?", "", False)
 EVERYTHING = ("0.0.0.0/0", "::/0")
 TABLE_FAMILIES = {"ipv4": ("ip", "inet"), "ipv6": ("ip6", "inet")}
 
 
 class Chain(Record):
-    """A chain of rules: its hook, type and policy (empty when only other chains jump to it), and the command that puts
-    a rule at its head."""
+    """A chain of rules.
+
+    `hook`, `kind` and `policy` are empty if only other chains jump to it; `kind` is empty for a filter, too.
+    `insert` is the command that puts a rule at its head. """
 
     hook: str
     kind: str
@@ -10492,9 +10526,43 @@ class Chain(Record):
     rules: list[Rule]
 
 
+class RuleWords:
+    """The words of a rule, read from left to right."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = words
+        self.place = 0
+
+    def __bool__(self) -> bool:
+        return self.place < len(self.words)
+
+    @property
+    def next(self) -> str:
+        """The word that take() returns next; empty at the end."""
+        return self.words[self.place] if self else ""
+
+    def take(self) -> str:
+        """Return the next word and go on behind it; empty at the end."""
+        word = self.next
+        self.place += 1
+        return word
+
+    def skip(self, *words: str) -> bool:
+        """Go on behind the next word if it is one of `words`; return whether it is."""
+        is_one = bool(self) and self.next in words
+        self.place += is_one
+        return is_one
+
+    def rest(self) -> Sequence[str]:
+        """Return the words that are left."""
+        return self.words[self.place:]
+
+
 def iptables_tables(text: str, program: str) -> Iterator[Table]:
-    """The tables in the text that `program` saved: iptables, ip6tables, or their older flavour iptables-legacy…"""
+    """Yield the tables in the output of `program`-save: iptables, ip6tables, or the same with -legacy or
+    -nft."""
     family = program.partition("tables")[0]
+    name = ""
     table: dict[str, Chain] = {}
     for line in text.splitlines():
         words = rule_words(line)
@@ -10505,134 +10573,184 @@ def iptables_tables(text: str, program: str) -> Iterator[Table]:
             insert = f"{program} -t {name} -I {chain}"
             table[chain] = Chain(chain.lower() if policy else "", "nat" if name == "nat" else "", policy, insert, [])
         elif words[:1] == ["-A"] and words[1] in table:
-            table[words[1]].rules.append(iptables_rule(words[:1:-1]))
+            table[words[1]].rules.append(iptables_rule(words[2:]))
         elif line == "COMMIT":
             yield family, table
 
 
-def iptables_rule(words: list[str]) -> Rule:
-    """A rule of iptables-save, its words last first."""
-    conditions: list[tuple[str, str, bool]] = []
-    negated, way = False, ""
+def iptables_rule(text: Sequence[str]) -> Rule:
+    """Parse the words of a rule of iptables-save behind `-A CHAIN`."""
+    conditions: list[Condition] = []
+    negated, direction = False, ""
+    words = RuleWords(text)
     while words:
-        word = words.pop()
+        word = words.take()
         if word in ("-j", "-g"):
-            target = words.pop()
-            if target == "SNAT":
-                target += " " + word_after(words[::-1], "--to-source")
-            elif target == "CT" and "--notrack" in words:
-                target = "NOTRACK"
+            target = iptables_target(words)
             return conditions, f"goto {target}" if word == "-g" else target
         if word in IPTABLES_FIELDS:
             field = IPTABLES_FIELDS[word]
-            conditions.append((f"ipsec-{way}" if field == "ipsec-" else field, words.pop(), negated))
+            conditions.append((f"ipsec-{direction}" if field == "ipsec-" else field, words.take(), negated))
         elif word == "--dir":
-            way = words.pop()
+            direction = words.take()
         elif word in ("-m", "--comment"):
-            words.pop()
+            words.take()
         elif word != "!":
-            conditions.append(("?", "", False))
+            conditions.append(UNKNOWN_CONDITION)
         negated = word == "!"
     return conditions, ""
 
 
-def nft_tables(text: str, wrapped: Mapping[str, str]) -> Iterator[Table]:
-    """The tables for IP in the text of `nft list ruleset`.  `wrapped` names by family the iptables that makes rules of
-    nftables: to its chains only it may add rules, as it can't read, and so not save, what nft has put there."""
-    table: dict[str, Chain] = {}
-    chain, depth, dormant = "", 0, False
-    unnamed: list[str] = []  # chains within chains, `jump {`, by names that no other can have
-    for line in text.splitlines():
-        words = rule_words(line)
-        if depth == 0 and words[:1] == ["table"]:
-            table, family, name, dormant = {}, words[1], words[2], False
-        elif depth == 1 and words[:1] == ["flags"]:
-            dormant = "dormant" in line  # its chains are not asked
-        elif depth == 1 and words[:1] == ["chain"]:
-            chain = words[1]
-            table[chain] = Chain("", "", "", f"{wrapped[family]} -t {name} -I {chain}" if chain.isupper() and
-                                 family in wrapped else f"nft insert rule {family} {name} {chain}", [])
-        elif depth == 2 and chain and words[:1] == ["type"]:
+def iptables_target(words: RuleWords) -> str:
+    """Return the target of a rule from the words behind `-j`; SNAT with the new source."""
+    target = words.take()
+    if target == "SNAT":
+        return f"SNAT {word_after(words.rest(), '--to-source')}"
+    if target == "CT" and "--notrack" in words.rest():
+        return "NOTRACK"
+    return target
+
+
+class NftReader:
+    """Reads the output of `nft list ruleset`.
+
+    `wrapped` names, by family, the iptables that stores its rules in nf_tables.  A chain of iptables gets new
+    rules through iptables only: iptables can't read a rule that nft adds there, and so does not save it. """
+
+    def __init__(self, wrapped: Mapping[str, str]) -> None:
+        self.wrapped = wrapped
+        self.depth = 0  # of braces
+        self.family = self.name = self.chain = ""
+        self.dormant = False  # the kernel skips the chains of a dormant table
+        self.table: dict[str, Chain] = {}
+        self.unnamed: list[str] = []  # the anonymous chains (`jump {`) that are open, under names of no other chain
+
+    def tables(self, text: str) -> Iterator[Table]:
+        """Yield the tables of the IP families, without dormant ones."""
+        for line in text.splitlines():
+            words = rule_words(line)
+            self._line(line, words)
+            self.depth += words.count("{") - words.count("}")
+            del self.unnamed[max(0, self.depth - 2):]
+            if self.depth < 2:
+                self.chain = ""
+            if self.depth == 0 and self.table:
+                if self.family in ("ip", "ip6", "inet") and not self.dormant:
+                    yield self.family, self.table
+                self.table = {}
+
+    def _line(self, line: str, words: list[str]) -> None:
+        """Take in one line; `depth` is that of its start."""
+        if self.depth == 0 and words[:1] == ["table"]:
+            self.table, self.family, self.name, self.dormant = {}, words[1], words[2], False
+        elif self.depth == 1 and words[:1] == ["flags"]:
+            self.dormant = "dormant" in line
+        elif self.depth == 1 and words[:1] == ["chain"]:
+            self.chain = words[1]
+            self.table[self.chain] = Chain("", "", "", self._insert(), [])
+        elif self.depth == 2 and self.chain and words[:1] == ["type"]:
             policy = word_after(words, "policy", "accept;").strip(";")
-            table[chain] = Chain(word_after(words, "hook"), words[1].replace("filter", ""), policy,
-                                 table[chain].insert, [])
-        elif depth >= 2 and chain and words != ["}"]:
-            here = table[unnamed[-1] if unnamed else chain]
-            if words[-1:] == ["{"] and words[-2:-1] in (["jump"], ["goto"]):
-                unnamed.append(f"{chain} {len(table)}")
-                table[unnamed[-1]] = Chain("", "", "", "", [])
-                here.rules.extend(nft_rules([unnamed[-1], *words[-2::-1]]))
-            else:
-                here.rules.extend(nft_rules(words[::-1]))
-        depth += words.count("{") - words.count("}")
-        del unnamed[max(0, depth - 2):]
-        if depth < 2:
-            chain = ""
-        if depth == 0 and table:
-            if family in ("ip", "ip6", "inet") and not dormant:
-                yield family, table
-            table = {}
+            self.table[self.chain] = Chain(word_after(words, "hook"), words[1].replace("filter", ""), policy,
+                                           self._insert(), [])
+        elif self.depth >= 2 and self.chain and words != ["}"]:
+            self._rule(words)
+
+    def _insert(self) -> str:
+        """Return the command that puts a rule at the head of the current chain."""
+        if self.chain.isupper() and self.family in self.wrapped:
+            return f"{self.wrapped[self.family]} -t {self.name} -I {self.chain}"
+        return f"nft insert rule {self.family} {self.name} {self.chain}"
+
+    def _rule(self, words: list[str]) -> None:
+        """Add the rules of a line to the current chain."""
+        here = self.table[self.unnamed[-1] if self.unnamed else self.chain]
+        if words[-2:] in (["jump", "{"], ["goto", "{"]):
+            name = f"{self.chain} {len(self.table)}"
+            self.unnamed.append(name)
+            self.table[name] = Chain("", "", "", "", [])
+            words = [*words[:-1], name]
+        here.rules.extend(nft_rules(words))
 
 
-def nft_rules(words: list[str]) -> Iterator[Rule]:
-    """A rule of nft, its words last first, as one or, of a verdict map, several."""
-    conditions: list[tuple[str, str, bool]] = []
-    vague = not {".", "&", "|"}.isdisjoint(words)  # fields put together
-
-    def values() -> str:
-        value = words.pop() if words else ""
-        if value == "{":
-            value = ""
-            while words and words[-1] != "}":
-                value += words.pop()
-            words[-1:] = []
-        return value
-
+def nft_rules(text: Sequence[str]) -> Iterator[Rule]:
+    """Yield the rules that a line of nft stands for: one, or one for each entry of a verdict map."""
+    conditions: list[Condition] = []
+    is_joined = not {".", "&", "|"}.isdisjoint(text)  # several fields compared at once
+    words = RuleWords(text)
     while words:
-        word = words.pop()
-        two = f"{word} {words[-1]}" if words else word
-        field = "" if vague else NFT_FIELDS.get(two) or NFT_FIELDS.get(word, "")
-        if word in ("tcp", "udp", "icmp", "icmpv6", "esp", "ah"):
-            conditions.append(("proto", word, False))
-        elif word in ("ip", "ip6"):
-            conditions.append(("family", "ipv6" if word == "ip6" else "ipv4", False))
-        if word in ("jump", "goto") or word.lower() in RULE_TARGETS:
-            if word == "snat":
-                word = f"snat {word_after(words[::-1], 'to').partition(':')[0]}"
-            yield conditions, words.pop() if word == "jump" else f"goto {words.pop()}" if word == "goto" else word
+        word = words.take()
+        if target := nft_target(word, words):
+            yield conditions, target
             return
+        if word in NFT_IMPLIED:
+            conditions.append(NFT_IMPLIED[word])
+        two = f"{word} {words.next}"
+        field = "" if is_joined else NFT_FIELDS.get(two) or NFT_FIELDS.get(word, "")
         if word in NFT_SILENT:
-            while words and words[-1] in NFT_SILENT[word]:
-                del words[-2:]
-            words[-1:] = words[-1:] if word != "comment" else []
+            skip_silent(word, words)
         elif two == "xt target":
-            words.pop()
-        elif not field or word == "vmap":
-            conditions.append(("?", "", False))
-            if word == "vmap":
-                yield conditions, "?"
-                return
+            words.take()
+        elif word == "vmap":
+            yield [*conditions, UNKNOWN_CONDITION], "?"
+            return
+        elif not field:
+            conditions.append(UNKNOWN_CONDITION)
         else:
             if two in NFT_FIELDS:
-                words.pop()
-            negated = words[-1:] in (["!="], ["!"]) and bool(words.pop())
-            if words[-1:] == ["vmap"]:
-                words.pop()
-                for entry in values().split(","):
-                    value, _, target = entry.partition(":")
-                    yield [*conditions, (field, value, False)], (
-                        target.replace("goto", "goto ").removeprefix("jump") or "?")
+                words.take()
+            negated = words.skip("!=", "!")
+            if words.skip("vmap"):
+                yield from map_rules(conditions, field, nft_values(words))
                 return
-            conditions.append((field, values(), negated))
+            conditions.append((field, nft_values(words), negated))
+
+
+def nft_target(word: str, words: RuleWords) -> str:
+    """Return the target of a rule if the word is one; empty otherwise.  `words` follow the word."""
+    if word == "jump":
+        return words.take()
+    if word == "goto":
+        return f"goto {words.take()}"
+    if word == "snat":
+        return f"snat {word_after(words.rest(), 'to').partition(':')[0]}"
+    return word if word.lower() in RULE_TARGETS else ""
+
+
+def skip_silent(word: str, words: RuleWords) -> None:
+    """Go on behind a statement of NFT_SILENT, whose first word is `word`."""
+    if word == "comment":
+        words.take()
+    while words.skip(*NFT_SILENT[word]):
+        words.take()
+
+
+def nft_values(words: RuleWords) -> str:
+    """Take a value or a set in braces; return the values, separated by commas."""
+    if not words.skip("{"):
+        return words.take()
+    values = ""
+    while words and words.next != "}":
+        values += words.take()
+    words.skip("}")
+    return values
+
+
+def map_rules(conditions: list[Condition], field: str, entries: str) -> Iterator[Rule]:
+    """Yield a rule for each entry `value:verdict` of a verdict map."""
+    for entry in entries.split(","):
+        value, _, target = entry.partition(":")
+        target = target.replace("goto", "goto ").removeprefix("jump")
+        yield [*conditions, (field, value, False)], target or "?"
 
 
 def family_of(address: str) -> str:
-    """The IP family of an address or network: `ipv4` or `ipv6`."""
+    """Return the IP family of an address or network: `ipv4` or `ipv6`."""
     return "ipv6" if ":" in address else "ipv4"
 
 
 def net_fits(mine: str, wanted: str) -> bool | None:
-    """Whether one network lies in the other; None when only a part of it does, or that can't be told."""
+    """Return whether the network `mine` lies in the other; None if only a part of it does, or if it is
+    unknown."""
     (first, _, bits), (second, _, wide) = mine.partition("/"), wanted.partition("/")
     if (":" in first) != (":" in second):
         return False
@@ -10645,36 +10763,60 @@ def net_fits(mine: str, wanted: str) -> bool | None:
         return None
 
 
+def device_fits(mine: str, wanted: str) -> bool | None:
+    """Return whether an interface matches the one of a rule (`eth+`, `eth*`); None if `mine` is unknown
+    (empty).
+
+    A packet of IKE or of a tunnel never passes `lo`.
+    """
+    if not mine:
+        return False if wanted == "lo" else None
+    if wanted[-1:] in ("+", "*"):
+        return mine.startswith(wanted[:-1])
+    return mine == wanted
+
+
 def value_fits(field: str, mine: str, wanted: str) -> bool | None:
-    """Whether a field of a packet, in all its spellings, is of the value; None when that can't be told."""
-    if wanted.startswith("@"):
+    """Return whether a field of a packet has the value of a rule; None if that is unknown.
+
+    `mine` holds all spellings of the field's value, separated by blanks.
+    """
+    if wanted.startswith("@"):  # a named set
         return None
     if field in ("src", "dst"):
         return net_fits(mine, wanted)
     if field in ("in", "out"):
-        return (mine.startswith(wanted[:-1]) if wanted[-1:] in "+*" else mine == wanted) if mine else (
-            False if wanted == "lo" else None)
+        return device_fits(mine, wanted)
     low, dash, high = wanted.replace(":", "-").partition("-")
     if dash and low.isdigit() and high.isdigit():
         return int(low) <= int(mine) <= int(high)
     return wanted.lower() in mine.split()
 
 
-def rule_fits(conditions: Sequence[tuple[str, str, bool]], packet: Mapping[str, str]) -> bool | None:
-    """Whether a rule is for the packet; None when that can't be told."""
-    all_fit: bool | None = True
-    for field, values, negated in conditions:
-        answers = [value_fits(field, packet[field], value) if field in packet else None for value in values.split(",")]
-        fits = True if True in answers else None if None in answers else False
-        if fits is negated:
-            return False
-        all_fit = None if fits is None else all_fit
-    return all_fit
+def condition_fits(condition: Condition, packet: Mapping[str, str]) -> bool | None:
+    """Return whether the packet meets the condition; None if that is unknown."""
+    field, values, negated = condition
+    answers: list[bool | None] = [None]
+    if field in packet:
+        answers = [value_fits(field, packet[field], value) for value in values.split(",")]
+    if True in answers:
+        return not negated
+    return None if None in answers else negated
+
+
+def rule_fits(conditions: Sequence[Condition], packet: Mapping[str, str]) -> bool | None:
+    """Return whether the rule matches the packet; None if its conditions can't be evaluated."""
+    answers = [condition_fits(condition, packet) for condition in conditions]
+    if False in answers:
+        return False
+    return None if None in answers else True
 
 
 def verdict(table: Mapping[str, Chain], chain: Chain, packet: Mapping[str, str]) -> str:
-    """What becomes of a packet in a chain: accept, drop, snat; empty: it comes out at the end; `?`: it may be accepted,
-    or worse can't be told."""
+    """Return what happens to a packet in a chain: accept, drop, snat or dnat.
+
+    Empty: the packet leaves the chain at its end.  `?`: nothing is certain; the packet may be accepted.
+    """
     for conditions, target in chain.rules:
         fits = rule_fits(conditions, packet)
         if fits is False:
@@ -10683,7 +10825,7 @@ def verdict(table: Mapping[str, Chain], chain: Chain, packet: Mapping[str, str])
         kind, _, source = target.partition(" ")
         result = verdict(table, table[name], packet) if name in table else RULE_TARGETS.get(kind.lower(), "")
         if result == "snat" and source and net_fits(source, packet["src"]):
-            result = "accept"  # what it becomes belongs to the same network
+            result = "accept"  # the new source belongs to the same network
         if fits and (result or name != target):
             return result.replace("return", "") or chain.policy
         if result in ("accept", "return", "?"):
@@ -10692,37 +10834,42 @@ def verdict(table: Mapping[str, Chain], chain: Chain, packet: Mapping[str, str])
 
 
 def filter_tables(host: Host, timeout: float = 10.0) -> list[Table]:
-    """The tables of this network: nft's, and those of iptables' older flavour, which nft does not show.
+    """Return the tables of this network namespace: those of nf_tables, and those of iptables-legacy, which
+    nft does not show.
 
-    Raises OSError, Failure: no right to ask, or no program to ask with.
+    Raises OSError or Failure if this process may not ask, or if the program to ask with is missing.
     """
-    tables: list[Table] = []
-    found = set()
+    known = set()
     try:
         for buffer, start, end in dump(host, NETLINK_NETFILTER, NFT_MSG_GETTABLE, bytes(NFGENMSG_SIZE)):
             name = attributes(buffer, start + NFGENMSG_SIZE, end)[NFTA_TABLE_NAME]
-            found.add((buffer[start], decode(name.rstrip(b"\0"))))
+            known.add((buffer[start], decode(name.rstrip(b"\0"))))
     except OSError as error:
         if error.errno not in NO_NFTABLES:
             raise
-    found.discard((NFPROTO_INET, NFLOG_TABLE))
+    known.discard((NFPROTO_INET, NFLOG_TABLE))
     programs = []
-    if found:
-        programs = [["nft", "list", "ruleset"]] if host.which("nft") else [["iptables-save"], ["ip6tables-save"]]
-        others = [name for family, name in found if family == NFPROTO_INET or name not in IPTABLES_TABLES]
-        if others and not host.which("nft"):
-            raise Missing(f"nft: no such program on this host, to read the table {quote(others[0])} with")
+    if known and host.which("nft"):
+        programs.append(["nft", "list", "ruleset"])
+    elif known:
+        others = [name for family, name in known if family == NFPROTO_INET or name not in IPTABLES_TABLES]
+        if others:
+            raise Missing(f"nft is not installed, and is needed to read table {quote(others[0])}")
+        programs += [["iptables-save"], ["ip6tables-save"]]
     for family in ("ip", "ip6"):
         if host.value(f"/proc/net/{family}_tables_names"):
             legacy = f"{family}tables-legacy-save"
             programs.append([legacy if host.which(legacy) else f"{family}tables-save"])
+    tables: list[Table] = []
     for argv in programs:
         ran = host.run(argv, timeout=timeout)
         if ran.status:
             raise Failure(f"{argv[0]}: {ran.complaint}")
-        wrapped = {family: f"{family}tables-nft" for family in ("ip", "ip6") if host.which(f"{family}tables-nft")}
-        tables += (nft_tables(ran.text, wrapped) if argv[0] == "nft" else
-                   iptables_tables(ran.text, argv[0].removesuffix("-save")))
+        if argv[0] == "nft":
+            wrapped = {family: f"{family}tables-nft" for family in ("ip", "ip6") if host.which(f"{family}tables-nft")}
+            tables += NftReader(wrapped).tables(ran.text)
+        else:
+            tables += iptables_tables(ran.text, argv[0].removesuffix("-save"))
     return tables
 
 
@@ -11558,17 +11705,43 @@ class UpWait:
 
 # --- verify ----------------------------------------------------------------------------------------------------------
 #
-# The checks of libreswan's verify (4.10; dropped in 5.0) in its order and its form of line, and what else breaks
-# tunnels.  A check is a generator, registered with all that is said of it; it yields what is wrong, nothing when all is
-# well, and raises OSError or Failure when it can't be made.  Reads only: it asks pluto for its status, and never
-# reloads its secrets as the original did.
+# The checks of libreswan's verify (4.10; 5.0 dropped it), in its order and its form of line, and more checks
+# for what breaks tunnels.  A check is a generator that is registered with its texts.  It yields troubles, and
+# nothing if all is well.  It raises NotChecked, OSError or Failure if it can't be made: the finding is then
+# SKIP, never OK.  Everything only reads: pluto is asked for its status, and its secrets are not reloaded
+# (libreswan's verify reloads them).
 
-Trouble = tuple[str, str, str, str]  # level (WARN, FAIL, SKIP: can't be checked), word, why, the command that mends it
+Trouble = tuple[str, str, str, str]  # level (WARN, FAIL, or SKIP: not checked), word, reason, the command that fixes it
+
+
+class NotChecked(Failure):
+    """A check can't be made; `cause` is a key of SKIP_CAUSES.  Checks with one cause are reported in one line."""
+
+    def __init__(self, cause: str, message: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.cause = cause
+
+
+# Why checks are not made: the verb for one check and for several, the rest of the sentence, and the check
+# whose line comes before it in the report ("more")
+SKIP_CAUSES = {
+    "root": ("needs", "need", "root", ""),
+    "rights": ("needs", "need", "the capability NET_ADMIN: start the container with --cap-add NET_ADMIN", ""),
+    "pluto": ("needs", "need", "pluto", "pluto"),
+    "process": ("needs", "need", "to see pluto's process: run verify where pluto runs", ""),
+    "configuration": ("needs", "need", "the configuration", "config"),
+    "connections": ("has", "have", "nothing to check, because no connection is loaded", ""),
+    "ends": ("has", "have", "nothing to check, because no connection has a known address of this host", ""),
+    "secrets": ("needs", "need", "the secrets file", "secrets"),
+    "database": ("needs", "need", "the NSS database", "nss"),
+    "live": ("needs", "need", "the running system and can't be made under --root", ""),
+}
 
 
 class Finding(Record):
-    """What a check found: the check's name and text, `level` OK, WARN, FAIL or SKIP, the `word` in brackets, one
-    sentence why, and one command that mends it."""
+    """The result of a check: its name and text, `level` OK, WARN, FAIL or SKIP, the `word` in brackets, the
+    reason in one sentence, one command that fixes it, and for SKIP the key of SKIP_CAUSES (empty for any other
+    cause)."""
 
     check: str
     text: str
@@ -11576,59 +11749,78 @@ class Finding(Record):
     word: str = "OK"
     why: str = ""
     mend: str = ""
+    cause: str = ""
 
 
 class Check(Record):
-    """A check: its name, the text of its line, what makes it, whether only a running system can be asked, and what
-    --explain tells: what is tested, why it breaks tunnels, how to mend it."""
+    """A check: its name, the text of its line, its function, whether only a running system can be asked, and
+    the three texts of --explain: what it checks, why that matters, how to fix it."""
 
     name: str
     text: str
     function: Callable[[Patient], Iterator[Trouble]]
     live: bool
-    tests: str
-    breaks: str
-    mends: str
+    checks: str
+    matters: str
+    fix: str
 
 
-CHECKS: dict[str, Check] = {}  # by name, in the order in which they are made
+CHECKS: dict[str, Check] = {}  # by name, in the order of the report
 
 
-def verify_check(name: str, text: str, tests: str, breaks: str, mends: str, *,
-          live: bool = False) -> Callable[[Callable[[Patient], Iterator[Trouble]]], None]:
-    """Register a function as the check `name`; `live`: it is left out under --root."""
+def verify_check(name: str, text: str, checks: str, matters: str, fix: str, *,
+                 live: bool = False) -> Callable[[Callable[[Patient], Iterator[Trouble]]], None]:
+    """Register a function as the check `name`; a check that is `live` is left out under --root."""
     def register(function: Callable[[Patient], Iterator[Trouble]]) -> None:
-        CHECKS[name] = Check(name, text, function, live, tests, breaks, mends)
+        CHECKS[name] = Check(name, text, function, live, checks, matters, fix)
     return register
 
 
+def once(method: Callable[[Any], Kind]) -> Callable[[Any], Kind]:
+    """Decorate a method without arguments, so that it runs once for each object.
+
+    Later calls return the same value, or raise the same OSError or Failure.
+    """
+    key = f"_once_{method.__name__}"
+
+    def remembered(self: Any) -> Kind:
+        if key not in self.__dict__:
+            try:
+                self.__dict__[key] = method(self)
+            except (OSError, Failure) as error:
+                self.__dict__[key] = error
+        value: Any = self.__dict__[key]
+        if isinstance(value, (OSError, Failure)):
+            raise value
+        result: Kind = value
+        return result
+    return remembered
+
+
 class Patient:
-    """The system that is checked, and what several checks want to know of it."""
+    """The system that verify checks, and the facts about it that several checks need."""
 
     def __init__(self, host: Host, timeout: float) -> None:
         self.host = host
         self.timeout = timeout
         self.config = Config(host)
-        # its pid file may be gone or stale
+        # the pid file may be missing or stale
         self.pid = (find_pluto(host) or next(iter(plutos(host)), None)) if host.live else None
         self._addconn: Generator[bytes, None, None] | Failure | None = None
-        self._tunnels: list[Tunnel] | None = None
-        self._tables: list[Table] | Exception | None = None
-        self._targets: set[str] | None = None
-        self._kernel: tuple[str, str] | None = None
-        self._status: list[str] | Exception | None = None
-        self._sockets: list[tuple[Socket, bool]] | None = None
-        self._nssdir = ""
-        self._needed: bool | None = None
+
+    # --- libreswan's own word on the configuration ------------------------------------------------------------------
 
     def ask_addconn(self) -> None:
-        """Start the installed addconn, which reads the configuration while other checks run.  It is not started for
-        files that it would wait for or may not read."""
+        """Start the installed addconn, which reads the configuration while other checks are made.
+
+        It is not started if a file of the configuration can't be read here, because it would wait or fail
+        there, too. """
         host, config = self.host, self.config
         program = os.path.join(host.execdir, "addconn")
-        if host.live and host.superuser and host.executable(program) and not config.unread:
+        if host.live and host.executable(program) and config.files and not config.unread:
             try:
-                self._addconn = host.stream([program, "--config", config.name, "--checkconfig"], timeout=self.timeout)
+                self._addconn = host.stream([program, "--config", config.name, "--checkconfig"],
+                                            timeout=self.timeout)
             except Failure as failure:
                 self._addconn = failure
 
@@ -11652,195 +11844,318 @@ class Patient:
         return refuses, [line for line in decode(output).splitlines() if line.strip("] \r")]
 
     def close(self) -> None:
-        """End what was started for it."""
+        """End addconn if it still runs."""
         if self._addconn and not isinstance(self._addconn, Failure):
             self._addconn.close()
 
-    @property
-    def nssdir(self) -> str:
-        """The directory of the NSS database: as it was given to us, else where the running pluto looks for it, as it
-        stands in the configuration, or where the installed release has it."""
-        host = self.host
-        if not self._nssdir:
-            name = host.given_nssdir or self.told("nssdir").rstrip(",") or self.config.setup("nssdir") or host.nssdir
-            self._nssdir = os.path.normpath(name.removeprefix("sql:"))
-        return self._nssdir
+    # --- the configuration ------------------------------------------------------------------------------------------
+
+    def read_configuration(self) -> None:
+        """Raise NotChecked if there is no configuration, OSError if it can't be read."""
+        if not self.config.files:
+            try:
+                next(self.host.lines(self.config.name), "")
+            except FileNotFoundError as error:
+                raise NotChecked("configuration", error_text(error)) from None
 
     @property
     def conns(self) -> list[Conn]:
-        """The connections that pluto loads at its start, without those that only say what is sent in clear or
-        dropped."""
-        return [conn for conn in self.config.conns() if conn.auto != "ignore" and not conn.broken
-                and not is_shunt(conn)]
+        """The connections to check: those that pluto loads when it starts, and others that it has loaded.
+
+        Connections that only let packets pass or drop them are left out.  Raises as read_configuration().
+        """
+        self.read_configuration()
+        tunnels = [conn for conn in self.config.conns() if not conn.broken and not is_shunt(conn)]
+        return [conn for conn in tunnels if conn.auto != "ignore" or conn.name in self.loaded_names()]
+
+    def known_conns(self) -> list[Conn]:
+        """Return `conns`; none without a configuration, for checks that look at more than connections."""
+        try:
+            return self.conns
+        except NotChecked:
+            return []
+
+    def needed_conns(self) -> list[Conn]:
+        """Return `conns`; raises NotChecked if there is none."""
+        conns = self.conns
+        if not conns:
+            raise NotChecked("connections", "nothing to check: no connection is loaded at start or by pluto")
+        return conns
 
     @property
     def tunnels(self) -> list[Tunnel]:
-        """The connections one end of which is this host, as far as that can be told from the file.  Raises OSError."""
-        if self._tunnels is None:
-            self._tunnels = []
-            routing = Routing(self.host)
-            own = routing.addresses()
-            # an address on the loopback interface stands for a network that is in this host
-            inside = [address for address, _, _, index in own if index == 1 and address not in ("127.0.0.1", "::1")]
-            here_is = {"%defaultroute": "", **{address: address for address, _, _, _ in own}}
-            for conn in self.conns:
-                here, there = ("left", "right") if conn.get("left") in here_is else ("right", "left")
-                if conn.get(here) not in here_is:
-                    continue
-                peer, pool = conn.get(there), conn.get(f"{there}addresspool").split("-")[0]
-                peer = peer if conn_nets(conn, there, False) and peer not in ANY_ID else ""
-                try:
-                    device = routing.lookup(peer, here_is[conn.get(here)]).device if peer else ""
-                except OSError:
-                    device = ""  # no way there now
-                behind = [net for net in conn_nets(conn, here) if net.removesuffix("/128" if ":" in net else "/32")
-                          not in here_is and (net in EVERYTHING or not any(within(one, net) for one in inside))]
-                if conn.flag("narrowing") or conn.flag(f"{here}modecfgclient"):
-                    behind = []  # the networks of a client are what the peer gives it
-                self._tunnels.append(Tunnel(conn, here, behind, [pool] if pool else conn_nets(conn, there), device,
-                                            peer))
-        return self._tunnels
+        """The connections that have an end on this host, as far as the file tells.  Raises OSError,
+        NotChecked."""
+        return self._tunnels()
+
+    @once
+    def _tunnels(self) -> list[Tunnel]:
+        own = {address: index for address, _, _, index in Routing(self.host).addresses()}
+        tunnels = []
+        for conn in self.conns:
+            for here, there in (("left", "right"), ("right", "left")):
+                if conn.get(here) in ("%defaultroute", *own):
+                    tunnels.append(self._tunnel(conn, here, there, own))
+                    break
+        return tunnels
+
+    def _tunnel(self, conn: Conn, here: str, there: str, own: Mapping[str, int]) -> Tunnel:
+        """Return a connection whose side `here` is this host; `own` are the host's addresses, with the index of their
+        interface."""
+        source, peer = conn.get(here), conn.get(there)
+        if not conn_nets(conn, there, False) or peer in ANY_ID:
+            peer = ""
+        device = ""
+        if peer:
+            try:
+                device = Routing(self.host).lookup(peer, source if source in own else "").device
+            except OSError:
+                device = ""  # there is no route now
+        ours = conn_nets(conn, here)
+        if conn.flag("narrowing") or conn.flag(f"{here}modecfgclient"):
+            ours = []  # the peer decides the networks of a client
+        pool = conn.get(f"{there}addresspool").split("-")[0]
+        theirs = [pool] if pool else conn_nets(conn, there)
+        return Tunnel(conn, here, ours, [net for net in ours if is_behind(net, own)], theirs, device, peer)
+
+    def needed_tunnels(self) -> list[Tunnel]:
+        """Return `tunnels`; raises NotChecked if there is none."""
+        self.needed_conns()
+        tunnels = self.tunnels
+        if not tunnels:
+            raise NotChecked("ends", "nothing to check: no connection has a known address of this host")
+        return tunnels
 
     @property
     def sides(self) -> dict[str, str]:
-        """Which end is ours, `left` or `right`, of the connections of which that is known, by name.  Raises OSError."""
+        """The side of this host, `left` or `right`, for each connection where it is known.  Raises
+        OSError."""
         return {tunnel.conn.name: tunnel.here for tunnel in self.tunnels} if self.host.live else {}
 
+    @once
+    def own_addresses(self) -> dict[str, str]:
+        """Return the interface of each address of this host.  Raises OSError."""
+        names = link_names(self.host)
+        return {address: names.get(index, "") for address, _, _, index in Routing(self.host).addresses()}
+
     def device_to(self, net: str) -> str:
-        """The interface that leads to a network behind us; nothing when that is not known.  Raises OSError."""
+        """Return the interface that leads to a network behind this host; empty if it is unknown."""
         try:
             return "" if net in EVERYTHING else Routing(self.host).lookup(net.partition("/")[0]).device
         except OSError:
             return ""
 
+    # --- pluto ------------------------------------------------------------------------------------------------------
+
+    @once
     def sockets(self) -> list[tuple[Socket, bool]]:
-        """The UDP sockets on the ports of IKE in pluto's network, and whether they are its own.  Raises OSError."""
-        if self._sockets is None:
-            own = open_files(self.host, self.pid) if self.pid else set()
-            self._sockets = [(each, f"socket:[{each.inode}]" in own) for each in list_sockets(
-                self.host, (500, 4500), self.pid, ("udp", "udp6"))]
-        return self._sockets
+        """Return the UDP sockets on the ports of IKE in pluto's network namespace, each with whether it is
+        pluto's.
+
+        Raises OSError.
+        """
+        own = open_files(self.host, self.pid) if self.pid else set()
+        return [(entry, f"socket:[{entry.inode}]" in own) for entry in list_sockets(
+            self.host, (500, 4500), self.pid, ("udp", "udp6"))]
+
+    @once
+    def _status(self) -> list[str]:
+        try:
+            return list(pluto_status(self.host, self.timeout))
+        except Failure as failure:
+            if failure.hint == NOT_ALLOWED and not self.host.superuser:
+                raise PermissionError(failure.message) from None
+            raise
 
     def status(self) -> list[str]:
-        """What pluto says of itself and of its connections.  Raises NoPluto, TimedOut; PermissionError when only root
-        may ask."""
-        if self._status is None:
-            try:
-                self._status = list(pluto_status(self.host, self.timeout))
-            except Failure as failure:
-                refused = failure.hint == NOT_ALLOWED and not self.host.superuser
-                self._status = PermissionError(failure.message) if refused else failure
-        if isinstance(self._status, Exception):
-            raise self._status
-        return self._status
+        """Return the lines of pluto's status.  Raises NoPluto, TimedOut; PermissionError if only root may
+        ask."""
+        return self._status()
 
     def told(self, name: str) -> str:
-        """The value of a setting in pluto's status; nothing when it does not answer, or is not this system's."""
+        """Return the value of a setting in pluto's status; empty if pluto does not answer, and under
+        --root."""
         if not self.host.live:
             return ""
         try:
             return next(filter(None, (status_value(line, name) for line in self.status())), "")
         except (Failure, PermissionError):
-            return ""  # the check of pluto tells why
+            return ""  # the check of pluto reports it
 
+    @once
     def loaded(self) -> dict[str, list[dict[str, Any]]]:
-        """The connections that pluto has by name, each with its instances and those for its pairs of subnets
-        (`NAME/1x2`).  Raises NoPluto, TimedOut; PermissionError when only root may ask."""
-        found: dict[str, list[dict[str, Any]]] = {}
+        """Return the connections of pluto by name, each with its instances and those of its pairs of subnets
+        (`NAME/1x2`).  Raises NotChecked; PermissionError if only root may ask."""
+        conns: dict[str, list[dict[str, Any]]] = {}
         reader = StatusReader()
-        for line in self.status():
-            if line.startswith('"'):
-                reader.connection(line)
+        try:
+            for line in self.status():
+                if line.startswith('"'):
+                    reader.connection(line)
+        except Failure as failure:
+            raise NotChecked("pluto", failure.message) from None
         reader.finish()
         for conn in reader.data["connections"]:
             name, _, pair = conn["name"].rpartition("/")
-            one, _, other = pair.partition("x")
-            found.setdefault(name if one.isdigit() and other.isdigit() else conn["name"], []).append(conn)
-        return found
+            first, _, second = pair.partition("x")
+            is_pair = first.isdigit() and second.isdigit()
+            conns.setdefault(name if is_pair else conn["name"], []).append(conn)
+        return conns
+
+    def loaded_names(self) -> Collection[str]:
+        """Return the names of pluto's connections; none if pluto does not answer, and under --root."""
+        try:
+            return self.loaded() if self.host.live else ()
+        except (Failure, OSError):
+            return ()  # the check of pluto reports it
+
+    def has_changed(self, file: str) -> bool:
+        """Return whether a file has changed since pluto started; True also if that is unknown."""
+        try:
+            return self.host.stat(file).st_mtime >= self.host.stat(pid_file(self.host)).st_mtime
+        except OSError:
+            return True
+
+    def has_loaded(self, conn: Conn) -> bool:
+        """Return whether pluto has loaded the connection and its file has not changed since pluto started.
+
+        False also if pluto does not answer.
+        """
+        return conn.name in self.loaded_names() and not self.has_changed(conn.file)
+
+    def process(self) -> int:
+        """Return the number of pluto's process.  Raises NotChecked if there is none, or none that is visible
+        here."""
+        if self.pid:
+            return self.pid
+        if self.told("pluto_version"):
+            raise NotChecked("process", "pluto answers, but its process is not visible here")
+        raise NotChecked("pluto", "pluto is not running")
+
+    # --- the NSS database -------------------------------------------------------------------------------------------
+
+    @property
+    def nssdir(self) -> str:
+        """The directory of the NSS database: the one that an option or the environment names, that of the
+        running pluto, that of the configuration, or that of the installed release."""
+        return self._nssdir()
+
+    @once
+    def _nssdir(self) -> str:
+        host = self.host
+        name = host.given_nssdir or self.told("nssdir").rstrip(",") or self.config.setup("nssdir") or host.nssdir
+        return os.path.normpath(name.removeprefix("sql:"))
 
     @property
     def has_database(self) -> bool:
-        """True when both files of the NSS database are there.  Raises OSError."""
+        """Whether both files of the NSS database exist.  Raises OSError."""
         return all(self.host.exists(f"{self.nssdir}/{name}") for name in NSS_FILES[1:])
+
+    def database(self) -> NssDatabase:
+        """Return the NSS database.  Raises NotChecked if a file of it is missing; OSError."""
+        if not self.has_database:
+            if not self.host.superuser and self.host.exists(self.nssdir):
+                self.host.listdir(self.nssdir)  # only root may see what is in it
+            raise NotChecked("database", f"{self.nssdir} has no NSS database")
+        return NssDatabase(self.host, self.nssdir)
 
     @property
     def needs_database(self) -> bool:
-        """True when the NSS database holds a certificate, or connections name certificates or keys in it.  Raises
-        OSError."""
-        if self._needed is None:
-            words = ("cert", "ckaid", "rsasigkey", "ecdsakey", "pubkey")
-            self._needed = NssDatabase(self.host, self.nssdir).has_certificates() or any(
-                conn.get(f"{side}{word}") for conn in self.conns for side in ("left", "right") for word in words)
-        return self._needed
+        """Whether the NSS database holds a certificate, or connections name certificates or keys in it.
+        Raises OSError."""
+        return self._needs_database()
 
-    def has_loaded(self, conn: Conn) -> bool:
-        """True when pluto has the connection as it is in the file: it has one of that name, and the file is older than
-        its start.  False also when it does not answer."""
+    @once
+    def _needs_database(self) -> bool:
+        words = ("cert", "ckaid", "rsasigkey", "ecdsakey", "pubkey")
+        return NssDatabase(self.host, self.nssdir).has_certificates() or any(
+            conn.get(f"{side}{word}") for conn in self.conns for side in ("left", "right") for word in words)
+
+    # --- the kernel -------------------------------------------------------------------------------------------------
+
+    @once
+    def _kernel_files(self) -> tuple[str, str]:
+        """Return the lists of the running kernel's modules, and its configuration; empty where they are
+        missing."""
+        host = self.host
+        names = [f"/lib/modules/{host.kernel_release()}/modules.{name}" for name in ("dep", "builtin")]
         try:
-            return conn.name in self.loaded() and (
-                self.host.stat(conn.file).st_mtime < self.host.stat(f"{self.host.rundir}/pluto.pid").st_mtime)
-        except (Failure, OSError):
-            return False
+            options = kernel_config(host)
+        except Failure:
+            options = ""
+        return "".join(map(host.value, names)), f"\n{options}"
 
     def kernel_has(self, option: str, module: str) -> bool | None:
-        """Whether the running kernel has what CONFIG_`option` and the module stand for; None when nothing tells."""
+        """Return whether the running kernel has CONFIG_`option` or can load the module; None if nothing
+        tells."""
         host = self.host
         if has_module(host, module):
             return True
-        if self._kernel is None:
-            names = [f"/lib/modules/{host.kernel_release()}/modules.{name}" for name in ("dep", "builtin")]
-            try:
-                options = kernel_config(host)
-            except Failure:
-                options = ""
-            self._kernel = "".join(map(host.value, names)), f"\n{options}"
-        files, options = self._kernel
+        files, options = self._kernel_files()
         if f"/{module}.ko" in files or f"/{module}_generic.ko" in files or f"\nCONFIG_{option}=y" in options:
             return True
         if f"\nCONFIG_{option}=m" in options and not files:
-            return False if host.isdir("/lib/modules") else None  # those of another kernel; a container has none
+            # /lib/modules of another kernel; a container has none
+            return False if host.isdir("/lib/modules") else None
         return False if files or len(options) > 1 else None
 
-    def modprobe(self, modules: Sequence[str]) -> str:
-        """The command that gives the kernel what it lacks: in one that loads no modules, only another kernel does."""
-        names = " ".join(modules)
-        return f"modprobe {names}" if self.host.isdir("/lib/modules") else "reboot"
+    def module_fix(self, modules: Sequence[str]) -> str:
+        """Return how the running kernel gets the modules."""
+        host, names = self.host, " ".join(modules)
+        marks = ("/.dockerenv", "/run/.containerenv", "/run/systemd/container")
+        if any(map(host.exists, marks)) or (host.superuser and not has_capability(host, SYS_MODULE)):
+            return f"on the host of this container: modprobe {names}"
+        if host.isdir(f"/lib/modules/{host.kernel_release()}"):
+            return f"modprobe {names}"
+        if host.isdir("/lib/modules"):
+            return "boot a kernel whose modules are installed in /lib/modules"
+        return f"boot a kernel that has {names}"
 
-    def cannot_tell(self, modules: Sequence[str]) -> Trouble:
-        """For modules of which kernel_has() says None."""
+    def unknown_modules(self, modules: Sequence[str]) -> Trouble:
+        """Return the trouble for modules of which kernel_has() knows nothing."""
         return ("SKIP", "UNKNOWN", f"nothing here tells whether the kernel can load {', '.join(modules)}",
-                self.modprobe(modules))
+                self.module_fix(modules))
+
+    @once
+    def crypto(self) -> dict[str, str]:
+        """Return crypto_algorithms().  Raises OSError."""
+        return crypto_algorithms(self.host)
+
+    # --- the firewall -----------------------------------------------------------------------------------------------
+
+    @once
+    def _tables(self) -> list[Table]:
+        return filter_tables(self.host, self.timeout)
 
     @property
     def tables(self) -> list[Table]:
         """The rules of the firewall.  Raises OSError, Failure."""
-        if self._tables is None:
-            try:
-                self._tables = filter_tables(self.host, self.timeout)
-            except (OSError, Failure) as error:
-                self._tables = error
-        if isinstance(self._tables, Exception):
-            raise self._tables
-        return self._tables
+        return self._tables()
 
     @property
     def targets(self) -> set[str]:
-        """What the rules of the firewall do, in lower case.  Raises as `tables`."""
-        if self._targets is None:
-            self._targets = {target.lower() for _, table in self.tables for chain in table.values()
-                             for _, target in chain.rules}
-        return self._targets
+        """The targets of the firewall's rules, in lower case.  Raises as `tables`."""
+        return self._targets()
+
+    @once
+    def _targets(self) -> set[str]:
+        return {target.lower() for _, table in self.tables for chain in table.values() for _, target in chain.rules}
 
     def gives_source(self, net: str) -> bool:
-        """True when NAT gives packets a source of this network: before they have another.  Raises as `tables`."""
-        targets = [target.split() for _, table in self.tables for chain in table.values() for _, target in chain.rules]
+        """Return whether NAT gives packets a source in this network; their source is another one before that.
+        Raises as `tables`."""
+        targets = [target.split() for _, table in self.tables for chain in table.values()
+                   for _, target in chain.rules]
         return any(len(words) == 2 and words[0].lower() == "snat" and net_fits(words[1], net) for words in targets)
 
     def blocks(self, hooks: str, kind: str = "", what: str = "drop", **packet: str) -> str:
-        """The command that puts a rule before those that certainly drop (or do `what` to) the packet at one of the
-        hooks; empty when none does.  A packet is one of IPv4 unless it says more.  Raises OSError, Failure."""
+        """Return the command that puts a rule before those that certainly drop the packet at one of the
+        hooks.
+
+        Empty if no rule certainly does.  `what` is another verdict to look for.  The packet's family is IPv4
+        by default.  Raises OSError, Failure. """
         if "notrack" in self.targets:
-            packet.pop("state", "")  # which packets are tracked is for other rules to say
+            packet.pop("state", "")  # other rules decide which packets are tracked
         packet = {"family": "ipv4", "status": "", **{name.replace("_", "-"): packet[name] for name in packet}}
         return next((chain.insert for family, table in self.tables if family in TABLE_FAMILIES[packet["family"]]
                      for chain in table.values() if chain.hook in hooks.split() and chain.kind == kind
@@ -11848,153 +12163,216 @@ class Patient:
 
 
 class Tunnel(Record):
-    """A connection of this host: the side that we are, the networks behind us (without our own addresses) and those
-    behind the peer, the interface by which the peer is reached and its address, empty when unknown."""
+    """A connection with one end on this host.
+
+    `here` is this host's side, left or right.  `ours` are the networks of this end (none if the peer decides
+    them), `behind` those of them that this host must forward packets for, `theirs` the networks of the peer.
+    `device` is the interface towards the peer and `peer` its address; both are empty if unknown. """
 
     conn: Conn
     here: str
     ours: list[str]
+    behind: list[str]
     theirs: list[str]
     device: str
     peer: str
 
     @property
     def inner(self) -> str:
-        """The interface that packets go by before they are encrypted and after they are decrypted."""
+        """The interface that packets pass before they are encrypted and after they are decrypted."""
         number = self.conn.get("ipsec-interface", "no").lower()
-        if number.isdigit() or is_yes(number):
-            return f"ipsec{number if number.isdigit() else 1}"
+        if number.isdigit():
+            return f"ipsec{number}"
+        if is_yes(number):
+            return "ipsec1"
         return self.conn.get("vti-interface") or self.device
 
     @property
     def family(self) -> str:
-        """That of the encrypted packets, `ipv4` or `ipv6`."""
+        """The IP family of the encrypted packets, `ipv4` or `ipv6`."""
         return family_of(self.conn.get("left") + self.conn.get("right"))
 
-    @property
-    def pairs(self) -> list[tuple[str, str]]:
-        """What may talk through it: our networks with theirs of the same IP family."""
-        return [(one, other) for one in self.ours for other in self.theirs if family_of(one) == family_of(other)]
+    def pairs(self, ours: Sequence[str]) -> list[tuple[str, str]]:
+        """Return which of `ours` talks to which network of the peer: all pairs of the same IP family."""
+        return [(one, other) for one in ours for other in self.theirs if family_of(one) == family_of(other)]
+
+
+def is_behind(net: str, own: Mapping[str, int]) -> bool:
+    """Return whether this host forwards packets for a network: not for an address of its own, nor for a network that is
+    inside the host, as an address on the loopback interface tells (index 1 in `own`)."""
+    if is_single(net) and net.partition("/")[0] in own:
+        return False
+    inside = [address for address, index in own.items() if index == 1 and address not in ("127.0.0.1", "::1")]
+    return net in EVERYTHING or not any(within(address, net) for address in inside)
+
+
+def is_single(net: str) -> bool:
+    """Return whether a network is a single address."""
+    bits = net.partition("/")[2]
+    return bits in ("", "128" if ":" in net else "32")
+
+
+SYS_MODULE = 16  # CAP_SYS_MODULE of linux/capability.h
+
+
+def has_capability(host: Host, number: int) -> bool:
+    """Return whether this process has a capability (proc_pid_status(5)); True if /proc does not tell."""
+    for line in host.value("/proc/self/status").splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> number & 1)
+    return True
+
+
+def both_here(patient: Patient, conn: Conn) -> bool:
+    """Return whether both ends of a connection are addresses of this host; pluto does not load such a
+    connection."""
+    return all(conn.get(side) in patient.own_addresses() for side in ("left", "right"))
 
 
 def edit_command(problem: Problem | Setting | Conn) -> str:
-    """The command that opens a file where something is wrong in it, or mends the whole file."""
+    """Return the command that opens a file at the line with the problem, or that corrects the whole file."""
     if isinstance(problem, Problem) and problem.script:
         return shell_words(["sed", "-i", problem.script, problem.file])
     return shell_words(["vi", *([f"+{problem.line}"] if problem.line else ()), problem.file])
 
 
-def each_interface(host: Host, option: str, family: str = "ipv4") -> dict[str, str]:
-    """The values of an interface's sysctl below net.ipv4.conf, by interface, `all`, `default` and `lo` left out."""
-    directory = f"/proc/sys/net/{family}/conf"  # not by glob(), which takes 2 ms to import what it needs
+def interface_sysctls(host: Host, option: str, family: str = "ipv4") -> dict[str, str]:
+    """Return a sysctl below net.ipv4.conf (or ipv6) of each interface, without `all`, `default` and `lo`."""
+    directory = f"/proc/sys/net/{family}/conf"
     names = host.listdir(directory) if host.isdir(directory) else []
-    return {name: host.value(f"{directory}/{name}/{option}") for name in names if name not in ("all", "default", "lo")}
+    return {name: host.value(f"{directory}/{name}/{option}") for name in names
+            if name not in ("all", "default", "lo")}
 
 
-def set_each(option: str, interfaces: Sequence[str], value: int) -> str:
-    """The command that sets a sysctl of interfaces."""
+def sysctl_command(option: str, interfaces: Sequence[str], value: int) -> str:
+    """Return the command that sets a sysctl below net.ipv4.conf of interfaces."""
     names = (name.replace(".", "/") for name in interfaces)
     return shell_words(["sysctl", "-w", *(f"net.ipv4.conf.{name}.{option}={value}" for name in names)])
 
 
-@verify_check("installed", "Version check and ipsec on-path",
-       "That pluto is in the directory of libreswan's own programs.",
-       "Pluto is what agrees on keys with the peer; without it there are no tunnels.",
-       "Install the package libreswan. If it lies elsewhere, name the directory in IPSEC_EXECDIR.")
+def pluto_fix(patient: Patient, is_hung: bool) -> str:
+    """Return the command that brings up pluto; `is_hung`: one runs and does not answer."""
+    if not patient.host.exists(os.path.join(patient.host.execdir, "pluto")):
+        return install_command(patient.host, "libreswan")
+    return "ipsec restart" if is_hung else "ipsec start"
+
+
+@verify_check(
+    "installed", "Version check and ipsec on-path",
+    "Whether pluto is in the directory of libreswan's own programs and can be executed.",
+    "Pluto negotiates keys with the peer; without it there are no tunnels.",
+    "Install the package libreswan. If pluto is in another directory, set IPSEC_EXECDIR.")
 def check_installed(patient: Patient) -> Iterator[Trouble]:
     program = os.path.join(patient.host.execdir, "pluto")
-    if patient.host.exists(program) and not patient.host.executable(program):
+    if not patient.host.exists(program):
+        yield ("FAIL", "FAILED", f"libreswan is not installed: no pluto in {patient.host.execdir}",
+               install_command(patient.host, "libreswan"))
+    elif not patient.host.executable(program):
         yield "FAIL", "FAILED", f"{program} can't be executed", shell_words(["chmod", "755", program])
-    elif not patient.host.exists(program):
-        yield "FAIL", "FAILED", f"no pluto in {patient.host.execdir}", install_command(patient.host, "libreswan")
 
 
-@verify_check("xfrm", "Checking for IPsec support in kernel",
-       "That the kernel answers on a NETLINK_XFRM socket.",
-       "XFRM is what encrypts and decrypts packets. Pluto does not start without it.",
-       "modprobe xfrm_user; where that module is missing, use a kernel with CONFIG_XFRM_USER.", live=True)
+@verify_check(
+    "xfrm", "Checking for IPsec support in kernel",
+    "Whether the kernel's XFRM stack answers on a NETLINK_XFRM socket, whether root may change it, and "
+    "whether disable_xfrm is off where tunnels leave this host.",
+    "XFRM encrypts and decrypts packets. Pluto does not start without it.",
+    "modprobe xfrm_user. If that module is missing, use a kernel with CONFIG_XFRM_USER. In a container: "
+    "start it with --cap-add NET_ADMIN.", live=True)
 def check_xfrm(patient: Patient) -> Iterator[Trouble]:
-    if not patient.host.has_xfrm():
-        yield "FAIL", "FAILED", "the kernel has no XFRM stack", "modprobe xfrm_user"
+    host = patient.host
+    if not host.has_xfrm():
+        yield "FAIL", "FAILED", "the kernel has no XFRM stack", patient.module_fix(["xfrm_user"])
         return
     try:
-        for _ in policy_messages(patient.host):
+        for _ in policy_messages(host):
             break
     except PermissionError:
-        return  # only root may ask; the stack is there
+        # an ordinary user is refused, too, but the refusal shows that the stack answers
+        if host.superuser and not patient.pid:
+            yield ("FAIL", "NO RIGHT", "root has no capability NET_ADMIN here, so pluto can't set up IPsec in the "
+                   "kernel", "start the container with --cap-add NET_ADMIN")
     except OSError as error:
-        yield "FAIL", "NO NETLINK", f"{error_text(error)}: pluto can't tell the kernel anything", "modprobe xfrm_user"
-    for device in {tunnel.device: None for tunnel in patient.tunnels if tunnel.device}:
-        if read_sysctl(patient.host, f"net.ipv4.conf.{device.replace('.', '/')}.disable_xfrm") == "1":
-            yield ("FAIL", "DISABLED", f"disable_xfrm is set on {device}: what goes out there is not encrypted",
-                   set_each("disable_xfrm", [device], 0))
+        yield "FAIL", "NO NETLINK", f"{error_text(error)}: pluto can't talk to the kernel", "modprobe xfrm_user"
+    tunnels = patient.tunnels if patient.known_conns() else []
+    for device in {tunnel.device: None for tunnel in tunnels if tunnel.device}:
+        if read_sysctl(host, f"net.ipv4.conf.{device.replace('.', '/')}.disable_xfrm") == "1":
+            yield ("FAIL", "DISABLED", f"disable_xfrm is set on {device}: packets leave it without encryption",
+                   sysctl_command("disable_xfrm", [device], 0))
 
 
-def redirects(patient: Patient, option: str) -> Iterator[Trouble]:
-    """A redirect that we send or believe takes traffic past the tunnel; a host that forwards nothing sends none.
+def redirect_troubles(patient: Patient, option: str) -> Iterator[Trouble]:
+    """Yield the trouble of a gateway that sends or accepts ICMP redirects, which lead around the tunnel.
 
-    On a gateway an interface sends them when it or `all` says so, and believes them when both do (ip-sysctl.rst)."""
+    On a gateway an interface sends redirects if it or `all` allows it, and accepts them if both do
+    (ip-sysctl.rst).  A host that does not forward sends none. """
     host = patient.host
-    if read_sysctl(host, "net.ipv4.ip_forward") == "1":
-        counts = max if option == "send_redirects" else min
-        everywhere = read_sysctl(host, f"net.ipv4.conf.all.{option}")
-        on = [name for name, value in each_interface(host, option).items() if counts(value, everywhere) == "1"]
-        if on:
-            yield ("WARN", "NOT DISABLED", f"this gateway forwards, and {', '.join(on[:5])} would "
-                   f"{option.split('_')[0]} ICMP redirects", set_each(option, ("all", *on), 0))
+    if read_sysctl(host, "net.ipv4.ip_forward") != "1":
+        return
+    combine = max if option == "send_redirects" else min
+    everywhere = read_sysctl(host, f"net.ipv4.conf.all.{option}")
+    values = interface_sysctls(host, option)
+    on = [name for name, value in values.items() if combine(value, everywhere) == "1"]
+    if on:
+        verb = "sends" if option == "send_redirects" else "accepts"
+        yield ("WARN", "NOT DISABLED", f"this gateway {verb} ICMP redirects on {', '.join(on[:5])}",
+               sysctl_command(option, ("all", *on), 0))
 
 
-@verify_check("send_redirects", "         ICMP send_redirects",
-       "On a host that forwards, send_redirects of each interface.",
-       "The gateway sees a packet for a tunnel leave by the interface it came in by, and tells the sender of a shorter "
-       "way: around the tunnel.",
-       "Set net.ipv4.conf.*.send_redirects to 0, in /etc/sysctl.d for good.", live=True)
+@verify_check(
+    "send_redirects", "         ICMP send_redirects",
+    "send_redirects of each interface, on a host that forwards packets.",
+    "If a packet for a tunnel leaves by the interface on which it arrived, the gateway tells the sender "
+    "about a shorter route. That route bypasses the tunnel.",
+    "Set net.ipv4.conf.*.send_redirects to 0, and keep the setting in /etc/sysctl.d.", live=True)
 def check_send_redirects(patient: Patient) -> Iterator[Trouble]:
-    yield from redirects(patient, "send_redirects")
+    yield from redirect_troubles(patient, "send_redirects")
 
 
-@verify_check("accept_redirects", "         ICMP accept_redirects",
-       "On a host that forwards, accept_redirects of each interface.",
-       "A redirect that the gateway believes makes a route that leads past the tunnel.",
-       "Set net.ipv4.conf.*.accept_redirects to 0, in /etc/sysctl.d for good.", live=True)
+@verify_check(
+    "accept_redirects", "         ICMP accept_redirects",
+    "accept_redirects of each interface, on a host that forwards packets.",
+    "A redirect that the gateway accepts creates a route that bypasses the tunnel.",
+    "Set net.ipv4.conf.*.accept_redirects to 0, and keep the setting in /etc/sysctl.d.", live=True)
 def check_accept_redirects(patient: Patient) -> Iterator[Trouble]:
-    yield from redirects(patient, "accept_redirects")
+    yield from redirect_troubles(patient, "accept_redirects")
 
 
-@verify_check("larval_drop", "         XFRM larval drop",
-       "That net.core.xfrm_larval_drop is 1.",
-       "Otherwise a program that sends through a tunnel that is still being made blocks until it is up.",
-       "sysctl -w net.core.xfrm_larval_drop=1; it is the kernel's default.", live=True)
+@verify_check(
+    "larval_drop", "         XFRM larval drop",
+    "Whether net.core.xfrm_larval_drop is 1.",
+    "If it is 0, programs block while a tunnel is being negotiated.",
+    "sysctl -w net.core.xfrm_larval_drop=1, which is the kernel's default.", live=True)
 def check_larval_drop(patient: Patient) -> Iterator[Trouble]:
     value = read_sysctl(patient.host, "net.core.xfrm_larval_drop")
     if value == "0":
-        yield ("FAIL", "NOT ENABLED", "packets wait for tunnels being made",
+        yield ("FAIL", "NOT ENABLED", "programs block while a tunnel is being negotiated",
                "sysctl -w net.core.xfrm_larval_drop=1")
     elif not value:
-        yield "SKIP", "UNKNOWN", "this kernel has no net.core.xfrm_larval_drop", "modprobe xfrm_user"
+        yield "SKIP", "UNKNOWN", "net.core.xfrm_larval_drop can't be read here", ""
 
 
-@verify_check("config", "Pluto ipsec.conf syntax",
-       "The whole of ipsec.conf with all that it includes: sections, keywords, and the values of those whose values "
-       "are known. Then libreswan's own addconn --checkconfig, where it is installed: it knows its release.",
-       "Libreswan does not load a connection with an error in it, and after some errors none.",
-       "Correct the line that is named: ipsec.conf(5) tells what may stand there.")
+@verify_check(
+    "config", "Pluto ipsec.conf syntax",
+    "ipsec.conf and all files that it includes. The installed addconn --checkconfig decides; the built-in "
+    "reader, which names file and line, decides only where addconn is missing.",
+    "Libreswan does not load a connection with an error, and after some errors it loads none.",
+    "Correct the line that is named; ipsec.conf(5) describes the syntax.")
 def check_config_syntax(patient: Patient) -> Iterator[Trouble]:
     config = patient.config
     fatal = [problem for problem in config.problems if problem.fatal]
-    if fatal and not patient.host.superuser:
-        next(patient.host.lines(config.name), "")  # only root may read it: that is no error in it
+    if (fatal or config.unread) and not patient.host.superuser:
+        next(patient.host.lines(config.name), "")  # raises PermissionError if only root may read it
     refuses, lines = patient.addconn_answer()
     if fatal and refuses is not False:
         version = patient.host.libreswan_version()
-        which = f", judged as libreswan {version} does" if refuses is None and version else ""
+        which = f", judged as libreswan {version} does" if refuses is None and version and config.files else ""
         yield "FAIL", "PARSE ERROR", "; ".join(map(str, fatal[:3])) + which, edit_command(fatal[0])
         return
     if refuses:
         yield "FAIL", "REFUSED", *refused_by_addconn(config, lines[-1])
         return
     for problem in fatal[:3]:
-        yield "WARN", "DOUBTFUL", f"{problem}; the installed addconn takes it", edit_command(problem)
+        yield "WARN", "DOUBTFUL", f"{problem}; the installed addconn accepts it", edit_command(problem)
     includes = [problem for problem in config.problems if problem.key == "include" and not problem.fatal]
     for problem in includes[:3]:
         yield "WARN", "NOT LOADED", str(problem), edit_command(problem)
@@ -12002,115 +12380,158 @@ def check_config_syntax(patient: Patient) -> Iterator[Trouble]:
                                             and "ipsec.conf file" not in line])
 
 
+def complaint_words(line: str) -> list[str]:
+    """Return the words of a line of addconn, without its punctuation."""
+    return line.translate({ord(char): " " for char in ":,[]'\"=\r"}).split()
+
+
+def known_keywords() -> set[str]:
+    """Return the keywords of `config setup` and of connections."""
+    return {*keywords(True), *keywords(False)}
+
+
+def named_place(config: Config, words: Sequence[str]) -> tuple[str, int] | None:
+    """Return the file and line that the words of a complaint name; None if they name none."""
+    for before, word in zip(words, words[1:]):
+        if before in config.files and word.isdigit():
+            return before, int(word)
+    return None
+
+
 def refused_by_addconn(config: Config, line: str) -> tuple[str, str]:
     """Return the reason and the command that corrects it, for a file that addconn refuses with this last line.
 
-    Of the line only the place and a keyword are shown: the rest may be a secret that belongs into ipsec.secrets.
+    Only the place and a keyword of the line are shown.  The rest may be a secret that belongs in ipsec.secrets.
     """
-    words = line.translate({ord(char): " " for char in ":,[]'\"=\r"}).split()
-    known = {*keywords(True), *keywords(False)}
+    words, known = complaint_words(line), known_keywords()
     keyword = next((word for word in words if canonical(word) in known), "")
     file = next((word for word in words if word in config.files), config.name)
-    number = next((int(word) for before, word in zip(words, words[1:]) if before == file and word.isdigit()), 0)
+    _, number = named_place(config, words) or (file, 0)
     problem = Problem(file, number, f"the installed addconn refuses {keyword or 'this'}")
     return f"{problem}, see ipsec addconn --checkconfig", edit_command(problem)
 
 
 def addconn_complaints(patient: Patient, lines: Sequence[str]) -> Iterator[Trouble]:
-    """What addconn complains of in a configuration that it takes, as far as the built-in reader does not: at most three
-    troubles.  Up to 4.15 `while loading 'NAME': …` says whose connection it is, in 5.x often nothing does."""
+    """Yield at most three complaints of addconn about a configuration that it accepts.
+
+    Complaints about lines that the built-in reader reports, too, are left out.
+    """
     config, shown = patient.config, 0
     told = {(problem.file, problem.line) for problem in config.problems}
+    told_keys = {problem.key for problem in config.problems if problem.key}
     seen: set[str] = set()
     for line in lines:
-        sentence = addconn_sentence(config, line)
-        words = line.translate({ord(char): " " for char in ":,[]'\"=\r"}).split()
-        place = next(((before, int(word)) for before, word in zip(words, words[1:])
-                      if before in config.files and word.isdigit()), None)
-        conn = next((conn for conn in config.conns() if f"'{conn.name}'" in line or f" {conn.name} " in line), None)
-        if place in told or sentence in seen or shown == 3:
+        sentence, words = addconn_sentence(config, line), complaint_words(line)
+        if named_place(config, words) in told or sentence in seen or shown == 3:
             continue
         seen.add(sentence)
-        known = {*keywords(True), *keywords(False)}
+        known = known_keywords()
         keyword = next((canonical(word) for word in words if canonical(word) in known), "")
-        if any(problem.key == keyword for problem in config.problems if keyword):
-            continue
-        setting = conn.settings.get(keyword) if conn else None
-        at = setting or conn
-        file, number = (at.file, at.line) if at else place or (config.name, 0)
-        shown += 1
-        # of some connections it loads most; of one with a network that is none, all but that
-        refused = conn is not None and ("bad subnet" in line or not patient.has_loaded(conn))
-        whose = f" conn {conn.name}" if conn and conn.name not in sentence else ""
-        problem = Problem(file, number, f"the installed addconn {'refuses' if refused else 'complains of'}"
-                          f"{whose or ' this'}: {sentence}")
-        yield ("FAIL" if refused else "WARN", "REFUSED", f"{problem}; see ipsec addconn --checkconfig",
-               edit_command(problem))
+        if keyword not in told_keys:
+            shown += 1
+            yield complaint_trouble(patient, line, sentence, keyword)
+
+
+def complaint_trouble(patient: Patient, line: str, sentence: str, keyword: str) -> Trouble:
+    """Return the trouble for one line of addconn; `sentence` is addconn_sentence(), `keyword` the one that it names.
+
+    Up to 4.15 addconn names the connection: while loading 'NAME'.  5.x often does not.
+    """
+    config = patient.config
+    conn = next((conn for conn in config.conns() if f"'{conn.name}'" in line or f" {conn.name} " in line), None)
+    file, number = named_place(config, complaint_words(line)) or (config.name, 0)
+    if conn:
+        place = conn.settings.get(keyword) or conn
+        file, number = place.file, place.line
+    # addconn loads some connections that it complains about; of one with a bad network it loads all but that network
+    is_refused = conn is not None and ("bad subnet" in line or not patient.has_loaded(conn))
+    verb = "refuses" if is_refused else "complains about"
+    what = f"conn {conn.name}" if conn and conn.name not in sentence else "this"
+    problem = Problem(file, number, f"the installed addconn {verb} {what}: {sentence}")
+    return ("FAIL" if is_refused else "WARN", "REFUSED", f"{problem}; see ipsec addconn --checkconfig",
+            edit_command(problem))
 
 
 def addconn_sentence(config: Config, line: str) -> str:
-    """Return a line of addconn without what it quotes of the configuration, which may be a secret: kept are names of
-    connections, keywords, files that were read, patterns of includes, and numbers."""
+    """Return a line of addconn without its quotations from the configuration, which may be secrets.
+
+    Names of connections, keywords, files that were read, patterns of includes, and numbers stay.
+    """
     for lead in ("ERROR: ", "ipsec addconn: ", "addconn, in config "):
         line = line.removeprefix(lead)
     line = line.removeprefix(f"'{config.name}', ").removeprefix("ignoring: ")
     if line.startswith("while loading '"):
         line = line.partition("': ")[2]
+    known = known_keywords()
     for cut in ("invalid value: ", "keyword ignored: ", "only one value, not "):
-        head, found, rest = line.partition(cut)
-        line = head + found + (rest.partition("=")[0] if found and canonical(rest.partition("=")[0]) in (
-            *keywords(True), *keywords(False)) else "" if found else rest)
-    words = []
-    harmless_words = {*(conn.name for conn in config.conns()), *config.files, *keywords(True), *keywords(False)}
+        head, separator, rest = line.partition(cut)
+        word = rest.partition("=")[0]
+        if separator:
+            line = head + separator + (word if canonical(word) in known else "")
+    harmless_words = {*(conn.name for conn in config.conns()), *config.files, *known}
+    directories = {os.path.dirname(file) for file in config.files}
+    pieces = []
     quote_char, start = "", 0
     for place, char in enumerate(line):
         if quote_char and char == quote_char:
             inside = line[start:place]
-            plain = inside in harmless_words or inside.isdigit() or os.path.dirname(inside) in {
-                os.path.dirname(file) for file in config.files}
-            words.append(f"{quote_char}{inside if plain else '…'}{quote_char}")
+            is_plain = inside in harmless_words or inside.isdigit() or os.path.dirname(inside) in directories
+            pieces.append(f"{quote_char}{inside if is_plain else '…'}{quote_char}")
             quote_char, start = "", place + 1
         elif not quote_char and char in "'\"":
-            words.append(line[start:place])
+            pieces.append(line[start:place])
             quote_char, start = char, place + 1
-    words.append("…" if quote_char else line[start:])
-    return " ".join(f"{word.partition('=')[0]}=" if "=" in word else word for word in "".join(words).split())
+    pieces.append("…" if quote_char else line[start:])
+    return " ".join(f"{word.partition('=')[0]}=" if "=" in word else word for word in "".join(pieces).split())
 
 
-@verify_check("rp_filter", "Checking rp_filter",
-       "Reverse path filtering of each interface; the stronger of its own value and that of `all` counts.",
-       "A strict filter (1) drops what comes in by another interface than the one that the route back leads to: on a "
-       "gateway with two uplinks that is what the peer sends. Packets that come out of a tunnel pass it.",
-       "Set net.ipv4.conf.*.rp_filter to 2 (loose; it counts for more than 1), in /etc/sysctl.d for good.", live=True)
+@verify_check(
+    "rp_filter", "Checking rp_filter",
+    "The reverse path filter of each interface. The kernel uses the higher of the interface's own value and "
+    "that of `all`: 2 (loose) overrides 1 (strict).",
+    "A strict filter drops packets that arrive on an interface other than the one used for the reply, for "
+    "example on a gateway with two uplinks. Packets that come out of a tunnel are not filtered.",
+    "Set net.ipv4.conf.*.rp_filter to 2, and keep the setting in /etc/sysctl.d.", live=True)
 def check_rp_filter(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
     everywhere = read_sysctl(host, "net.ipv4.conf.all.rp_filter")  # ip-sysctl.rst
-    strict = [name for name, value in each_interface(host, "rp_filter").items() if max(value, everywhere) == "1"]
+    values = interface_sysctls(host, "rp_filter")
+    strict = [name for name, value in values.items() if max(value, everywhere) == "1"]
     if not strict:
         return
     troubles = 0
-    routing, links = Routing(host), link_names(host)
+    for tunnel, device, back in dropped_peers(patient, strict):
+        troubles += 1
+        yield ("FAIL", "ENABLED", f"conn {tunnel.conn.name}: {tunnel.peer} is in the network of {device}, whose "
+               f"filter is strict, and the route to it leads to {back}: its packets are dropped",
+               sysctl_command("rp_filter", [device], 2))
+    if not troubles:
+        yield ("WARN", "ENABLED", f"strict on {', '.join(strict[:5])}: packets arriving on an interface other than "
+               "the one used for the reply are dropped (e.g. two uplinks)", sysctl_command("rp_filter", strict, 2))
+
+
+def dropped_peers(patient: Patient, strict: Sequence[str]) -> Iterator[tuple[Tunnel, str, str]]:
+    """Yield each tunnel whose peer the strict filter drops, with the interface of the peer's network and the
+    one of the route to the peer.
+
+    Only peers in a network of this host are judged: for others the incoming interface is unknown.  Raises
+    OSError. """
+    routing, links = Routing(patient.host), link_names(patient.host)
     own_nets = {address: (links.get(index, ""), bits) for address, bits, _, index in routing.addresses()}
     for tunnel in patient.tunnels:
         own = tunnel.conn.get(tunnel.here)
         device, bits = own_nets.get(own, ("", 0))
-        # by which interface a peer further away comes in is for others to know
         if device in strict and tunnel.peer and within(tunnel.peer, f"{own}/{bits}"):
             try:
                 back = routing.lookup(tunnel.peer, own).device
             except OSError:
                 back = "no interface"
             if back != device:
-                troubles += 1
-                yield ("FAIL", "ENABLED", f"conn {tunnel.conn.name}: {tunnel.peer} is in the network of {device}, "
-                       f"which is strict, and the route to it leads by {back}: what it sends is dropped",
-                       set_each("rp_filter", [device], 2))
-    if not troubles:
-        yield ("WARN", "ENABLED", f"strict on {', '.join(strict[:5])}: what comes in by another way than the route "
-               "back is dropped, as with two uplinks", set_each("rp_filter", strict, 2))
+                yield tunnel, device, back
 
 
-# What a connection needs of the kernel: a keyword (or `any`), the values with which it does, the option, the module
+# What a connection needs from the kernel: a keyword (or `any`), the value that needs it (empty: any but `no`;
+# `:`: an IPv6 address), the kernel's option, the module
 KERNEL_PARTS = (("any", "", "INET_ESP", "esp4"), ("any", ":", "INET6_ESP", "esp6"), ("phase2", "ah", "INET_AH", "ah4"),
                 ("compress", "yes", "INET_IPCOMP", "ipcomp"), ("vti-interface", "", "NET_IPVTI", "ip_vti"),
                 ("ipsec-interface", "", "XFRM_INTERFACE", "xfrm_interface"))
@@ -12125,359 +12546,537 @@ KERNEL_ALGORITHMS = (
     ("sha2_512", "hmac(sha512)", "CRYPTO_SHA512", "sha512"), ("sha2_384", "hmac(sha384)", "CRYPTO_SHA512", "sha512"),
     ("sha2", "hmac(sha256)", "CRYPTO_SHA256", "sha256"), ("sha1", "hmac(sha1)", "CRYPTO_SHA1", "sha1"),
     ("md5", "hmac(md5)", "CRYPTO_MD5", "md5"))
-DEFAULT_ESP = "aes_gcm,aes-sha2_512,aes-sha2_256"  # what all releases propose, and any peer takes one of
+DEFAULT_ESP = "aes_gcm,aes-sha2_512,aes-sha2_256"  # all releases propose these, and every peer takes one of them
 ESP_ROOM = 88  # the most that ESP in UDP adds to an IPv4 packet: 20 IP, 8 UDP, 8 ESP, 16 IV, 2 + 15 padding, 16-32 ICV
 IPV6_LEAST_MTU = 1280
-BUILT = 1767225600  # 2026-01-01: no clock is right that is before this program
+BUILT = 1767225600  # 2026-01-01: this program is younger, so no right clock shows an earlier time
 
 
-@verify_check("esp", "Checking for ESP and AH in the kernel",
-       "ESP for IPv4, and what else connections ask for: IPv6, AH, IPComp, VTI and XFRM interfaces; among the loaded "
-       "modules, those in /lib/modules, and in the kernel's configuration.",
-       "IKE succeeds and the tunnel fails when pluto gives its keys to the kernel; or pluto does not start.",
-       "modprobe the module that is named; where it is missing, install the modules of the running kernel, or reboot "
-       "into the kernel whose modules are there.", live=True)
+def needs_part(conn: Conn, key: str, value: str) -> bool:
+    """Return whether a connection needs a row of KERNEL_PARTS."""
+    if key == "any":
+        return value in conn.get("left") + conn.get("right")
+    if value:
+        return conn.get(key) == value
+    return conn.get(key) not in ("", "no")
+
+
+@verify_check(
+    "esp", "Checking for ESP and AH in the kernel",
+    "Whether the kernel has ESP for IPv4, and what else connections need: IPv6, AH, IPComp, VTI and XFRM "
+    "interfaces. The check looks at the loaded modules, at /lib/modules, and at the kernel's configuration.",
+    "IKE succeeds, but the tunnel fails when pluto hands its keys to the kernel; or pluto does not start.",
+    "modprobe the module that is named. If it is missing, install the modules for `uname -r`, or boot a "
+    "kernel that has them. In a container, load them on its host.", live=True)
 def check_esp(patient: Patient) -> Iterator[Trouble]:
     missing: list[str] = []
     unknown: list[str] = []
+    conns = patient.known_conns()
     for key, value, option, module in KERNEL_PARTS:
-        users = [conn for conn in patient.conns
-                 if (value == conn.get(key) if value != ":" and value else conn.get(key) not in ("", "no"))
-                 or (key == "any" and (not value or value in conn.get("left") + conn.get("right")))]
-        if users or (key, value) == ("any", ""):
-            has = patient.kernel_has(option, module)
-            (missing if has is False else unknown if has is None else []).append(module)
+        if (key, value) != ("any", "") and not any(needs_part(conn, key, value) for conn in conns):
+            continue
+        has = patient.kernel_has(option, module)
+        if has is False:
+            missing.append(module)
+        elif has is None:
+            unknown.append(module)
     if missing:
-        yield ("FAIL", "MISSING", f"this kernel has no {', '.join(missing)}: no packet can be protected with it; "
-               "another kernel may", patient.modprobe(missing))
+        what = "ESP" if missing[0].startswith("esp") else "that protocol"
+        yield ("FAIL", "MISSING", f"this kernel has no {', '.join(missing)}, so it can't do {what}; install the "
+               f"modules for {patient.host.kernel_release()}, or boot a kernel that has them",
+               patient.module_fix(missing))
     elif unknown:
-        yield patient.cannot_tell(unknown)
+        yield patient.unknown_modules(unknown)
 
 
-@verify_check("algorithms", "Checking the kernel's algorithms for ESP",
-       "That the kernel has the algorithms of esp= and phase2alg= of all connections; of one without, AES-GCM, and "
-       "AES-CBC with SHA-2.",
-       "Pluto agrees with the peer on what it was told to, and then the kernel refuses the keys.",
-       "modprobe the module that is named, or propose something else in esp=.", live=True)
+@verify_check(
+    "algorithms", "Checking the kernel's algorithms for ESP",
+    "Whether the kernel has the algorithms in esp= and phase2alg= of all connections; without these "
+    "keywords, AES-GCM, and AES-CBC with SHA-2.",
+    "Pluto agrees on an algorithm with the peer, and then the kernel refuses the keys.",
+    "modprobe the module that is named, or propose another algorithm in esp=.", live=True)
 def check_algorithms(patient: Patient) -> Iterator[Trouble]:
-    ready, known = crypto_algorithms(patient.host), {}
-
-    def lacking(proposal: str) -> list[str]:
-        modules = []
-        for word in proposal.lower().partition(";")[0].replace("aesgcm", "aes_gcm").replace("sha512", "sha2_512").split(
-                "-"):
-            row = next((row for row in KERNEL_ALGORITHMS if row[0] in word), None)
-            if row and row[1] not in ready:
-                if row not in known:
-                    known[row] = patient.kernel_has(*row[2:])
-                modules += [row[3]] if known[row] is False else []
-        return modules
-
+    known: dict[str, bool | None] = {}  # what kernel_has() says about each module
     troubles = 0
-    lists = {conn.get("esp") or DEFAULT_ESP: f"conn {conn.name}" for conn in patient.conns}
+    lists = {conn.get("esp") or DEFAULT_ESP: f"conn {conn.name}" for conn in patient.known_conns()}
     for proposals, user in (lists or {DEFAULT_ESP: "any connection"}).items():
-        missing = [lacking(proposal) for proposal in proposals.replace(" ", "").split(",")]
+        missing = [lacking_modules(patient, proposal, known) for proposal in proposals.replace(" ", "").split(",")]
         if any(missing):
             troubles += 1
-            modules = list(dict.fromkeys(module for each in missing for module in each))
-            yield ("FAIL" if all(missing) else "WARN", "MISSING", f"{user}: {proposals} needs "
-                   f"{' and '.join(modules)}, which this kernel lacks{'' if all(missing) else ' (others work)'}",
-                   patient.modprobe(modules))
-    unknown = [row[3] for row, has in known.items() if has is None]
+            modules = list(dict.fromkeys(module for group in missing for module in group))
+            others = "" if all(missing) else "; the other proposals still work"
+            yield ("FAIL" if all(missing) else "WARN", "MISSING", f"{user}: {proposals} needs {' and '.join(modules)}, "
+                   f"which this kernel lacks{others}", patient.module_fix(modules))
+    unknown = [module for module, has in known.items() if has is None]
     if unknown and not troubles:
-        yield patient.cannot_tell(unknown)
+        yield patient.unknown_modules(unknown)
 
 
-@verify_check("forwarding", "Checking IP forwarding",
-       "net.ipv4.ip_forward (net.ipv6.conf.*.forwarding), when a connection has a subnet behind this host.",
-       "The tunnel is up and this host answers, but nothing behind it can be reached.",
-       "sysctl -w net.ipv4.ip_forward=1, in /etc/sysctl.d for good.", live=True)
+def lacking_modules(patient: Patient, proposal: str, known: dict[str, bool | None]) -> list[str]:
+    """Return the modules that the kernel lacks for a proposal of esp=; add what kernel_has() says to `known`.
+
+    Raises OSError if /proc/crypto can't be read.
+    """
+    modules = []
+    proposal = proposal.lower().partition(";")[0].replace("aesgcm", "aes_gcm").replace("sha512", "sha2_512")
+    ready = patient.crypto()
+    for word in proposal.split("-"):
+        row = next((row for row in KERNEL_ALGORITHMS if row[0] in word), None)
+        if row and row[1] not in ready:
+            if row[3] not in known:
+                known[row[3]] = patient.kernel_has(*row[2:])
+            if known[row[3]] is False:
+                modules.append(row[3])
+    return modules
+
+
+@verify_check(
+    "forwarding", "Checking IP forwarding",
+    "net.ipv4.ip_forward and net.ipv6.conf.*.forwarding, if a connection has a subnet behind this host.",
+    "The tunnel is up and this host answers, but nothing behind it can be reached.",
+    "sysctl -w net.ipv4.ip_forward=1, and keep the setting in /etc/sysctl.d.", live=True)
 def check_forwarding(patient: Patient) -> Iterator[Trouble]:
+    tunnels = patient.needed_tunnels()
     for family, option in (("ipv4", "net.ipv4.ip_forward"), ("ipv6", "net.ipv6.conf.all.forwarding")):
-        forwards = each_interface(patient.host, "forwarding", family)
-        behind = [(f"conn {tunnel.conn.name} has {net} behind this host, which does not forward", device)
-                  for tunnel in patient.tunnels for net in tunnel.ours
-                  if family_of(net) == family and tunnel.inner == tunnel.device
-                  for device in (patient.device_to(net), tunnel.device)]
-        if behind and "1" not in forwards.values():
-            yield "FAIL", "DISABLED", behind[0][0], f"sysctl -w {option}=1"
+        forwards = interface_sysctls(patient.host, "forwarding", family)
+        needs = [(f"conn {tunnel.conn.name} needs IP forwarding for {net}", device)
+                 for tunnel in tunnels for net in tunnel.behind
+                 if family_of(net) == family and tunnel.inner == tunnel.device
+                 for device in (patient.device_to(net), tunnel.device)]
+        if needs and "1" not in forwards.values():
+            yield "FAIL", "DISABLED", f"{needs[0][0]}; it is off", f"sysctl -w {option}=1"
             continue
-        for why, device in {device: (why, device) for why, device in behind if forwards.get(device) == "0"}.values():
+        off = {device: why for why, device in needs if forwards.get(device) == "0"}
+        for device, why in off.items():
             name = device.replace(".", "/")
-            yield ("FAIL", "DISABLED", f"{why} what comes in by {device}",
+            yield ("FAIL", "DISABLED", f"{why}; it is off for packets that arrive on {device}",
                    shell_words(["sysctl", "-w", f"net.{family}.conf.{name}.forwarding=1"]))
 
 
-@verify_check("mtu", "Checking MTU and path MTU discovery",
-       "The MTU of the interfaces, mtu= of connections, and net.ipv4.ip_no_pmtu_disc.",
-       "ESP makes packets up to 88 bytes longer. What no longer fits is dropped when nobody tells the sender: small "
-       "packets pass, a download stalls.",
-       "Raise the interface's MTU; leave path MTU discovery on; lower mtu= of the connection.", live=True)
+@verify_check(
+    "peers", "Checking routes to peers and their networks",
+    "Whether this host has a route to the peer of each connection and, while the connection is routed or "
+    "up, to the networks behind the peer; and whether only one end is an address of this host.",
+    "Without a route to the peer, IKE can't leave this host. Without a route to the networks behind it, the "
+    "kernel drops packets before it encrypts them.",
+    "Add the route that is named; ipsec route CONN adds the routes of a connection again.", live=True)
+def check_peers(patient: Patient) -> Iterator[Trouble]:
+    routing = Routing(patient.host)
+    for conn in patient.needed_conns():
+        if both_here(patient, conn) and conn.name not in patient.loaded_names():
+            yield ("FAIL", "BOTH ENDS", f"conn {conn.name}: both {conn.get('left')} and {conn.get('right')} are "
+                   "addresses of this host", edit_command(conn))
+    for tunnel in patient.needed_tunnels():
+        name, source = tunnel.conn.name, tunnel.conn.get(tunnel.here)
+        if tunnel.peer and not tunnel.device:
+            yield ("FAIL", "NO ROUTE", f"conn {name}: no route to the peer {tunnel.peer}",
+                   f"ip route add {tunnel.peer} via GATEWAY")
+            continue
+        if not is_routed(patient, tunnel.conn) or "vti-interface" in tunnel.conn.settings:
+            continue
+        for net in tunnel.theirs:
+            try:
+                if net not in EVERYTHING:
+                    routing.lookup(net.partition("/")[0])
+            except OSError as error:
+                yield ("FAIL", "NO ROUTE", f"conn {name} is routed, and there is no route from {source} to its network "
+                       f"{net} ({error.strerror}): the kernel drops packets before it encrypts them",
+                       shell_words(["ip", "route", "replace", net, "dev", tunnel.device or "DEVICE"]))
+
+
+def is_routed(patient: Patient, conn: Conn) -> bool:
+    """Return whether pluto has routed the connection or has it up; False if pluto does not answer."""
+    if conn.name not in patient.loaded_names():
+        return False
+    return any(one["child_sa"] or not one["routing"].startswith("unrouted") for one in patient.loaded()[conn.name])
+
+
+@verify_check(
+    "mtu", "Checking MTU and path MTU discovery",
+    "The MTU of the interfaces, mtu= of connections, and net.ipv4.ip_no_pmtu_disc.",
+    "ESP makes packets up to 88 bytes longer. Packets that no longer fit are dropped silently if path MTU "
+    "discovery is blocked: small packets pass, a download stalls.",
+    "Raise the interface's MTU, keep path MTU discovery on, or lower mtu= of the connection.", live=True)
 def check_mtu(patient: Patient) -> Iterator[Trouble]:
     if read_sysctl(patient.host, "net.ipv4.ip_no_pmtu_disc") not in ("", "0"):
-        yield ("WARN", "NO PMTU", "path MTU discovery is off (ip_no_pmtu_disc)", "sysctl -w net.ipv4.ip_no_pmtu_disc=0")
+        yield ("WARN", "NO PMTU", "path MTU discovery is off (ip_no_pmtu_disc)",
+               "sysctl -w net.ipv4.ip_no_pmtu_disc=0")
+    tunnels = patient.needed_tunnels()
     mtus = {}
     for buffer, start, end in dump(patient.host, NETLINK_ROUTE, RTM_GETLINK, bytes(16)):
         more = attributes(buffer, start + IFINFOMSG_SIZE, end)
         mtus[decode(more[IFLA_IFNAME].rstrip(b"\0"))] = unsigned(more.get(IFLA_MTU))
-    for device in {tunnel.device: None for tunnel in patient.tunnels if tunnel.device in mtus}:
+    for device in {tunnel.device: None for tunnel in tunnels if tunnel.device in mtus}:
         if mtus[device] < IPV6_LEAST_MTU + ESP_ROOM:
-            yield ("WARN", "SMALL", f"{device} carries tunnels, and its MTU of {mtus[device]} has no room for ESP "
-                   f"around {IPV6_LEAST_MTU} bytes, which IPv6 needs",
+            yield ("WARN", "SMALL", f"{device} carries tunnels, and its MTU of {mtus[device]} is too small for ESP "
+                   f"with a packet of {IPV6_LEAST_MTU} bytes, which IPv6 needs",
                    shell_words(["ip", "link", "set", device, "mtu", "1500"]))
-    for tunnel in patient.tunnels:
+    for tunnel in tunnels:
         mtu = tunnel.conn.get("mtu")
         if mtu.isdigit() and tunnel.device in mtus and int(mtu) > mtus[tunnel.device] - ESP_ROOM // 2:
-            yield ("WARN", "TOO LARGE", f"conn {tunnel.conn.name}: mtu={mtu} and ESP do not fit into the "
-                   f"{mtus[tunnel.device]} bytes of {tunnel.device}", edit_command(tunnel.conn.settings["mtu"]))
+            yield ("WARN", "TOO LARGE", f"conn {tunnel.conn.name}: a packet of mtu={mtu} with ESP does not fit into "
+                   f"the {mtus[tunnel.device]} bytes of {tunnel.device}",
+                   edit_command(tunnel.conn.settings["mtu"]))
 
 
-# What the peers send each other: the words for it of iptables and of nft, how bad it is when it is dropped (empty: as
-# connections tell), and what a rule may ask of it
-IKE_TRAFFIC: tuple[tuple[str, str, str, str, dict[str, str]], ...] = (
-    ("UDP 500", "-p udp --dport 500", "udp dport 500", "FAIL", {"proto": "udp 17", "sport": "500", "dport": "500"}),
-    ("UDP 4500", "-p udp --dport 4500", "udp dport 4500", "", {"proto": "udp 17", "sport": "4500", "dport": "4500"}),
-    ("ESP", "-p esp", "meta l4proto esp", "", {"proto": "esp 50"}),
-    ("AH", "-p ah", "meta l4proto ah", "", {"proto": "ah 51"}),
-    ("ICMP fragmentation-needed", "-p icmp --icmp-type 3", "icmp type destination-unreachable", "WARN",
-     {"proto": "icmp 1", "icmp": "3/4 3 any destination-unreachable", "state": "related", "family": "ipv4"}),
-    ("ICMPv6 packet-too-big", "-p icmpv6 --icmpv6-type 2", "icmpv6 type packet-too-big", "WARN",
-     {"proto": "icmpv6 ipv6-icmp 58", "icmp": "2/0 2 any packet-too-big", "state": "related", "family": "ipv6"}))
+class Traffic(Record):
+    """Packets that the peers exchange: the words for them of iptables and nft, the level of the trouble if
+    they are dropped (empty: the connections decide), and their fields in the form of verdict()."""
+
+    name: str
+    iptables: str
+    nft: str
+    level: str
+    packet: dict[str, str]
 
 
-@verify_check("firewall", "Checking the firewall for IKE and ESP",
-       "What the rules of nftables and iptables do with UDP 500, UDP 4500 and ESP (or AH) that come in or go out, and "
-       "with ICMP's fragmentation needed that comes in. Only what is certain counts: a rule that may let it pass ends "
-       "the search.",
-       "The packets are dropped: no answer to IKE, a tunnel through which nothing comes, or large packets that vanish.",
-       "Accept udp 500, udp 4500 and esp in the chain that is named before what drops them, and ICMP errors (related).",
-       live=True)
+IKE_TRAFFIC = (
+    Traffic("UDP 500", "-p udp --dport 500", "udp dport 500", "FAIL",
+            {"proto": "udp 17", "sport": "500", "dport": "500"}),
+    Traffic("UDP 4500", "-p udp --dport 4500", "udp dport 4500", "",
+            {"proto": "udp 17", "sport": "4500", "dport": "4500"}),
+    Traffic("ESP", "-p esp", "meta l4proto esp", "", {"proto": "esp 50"}),
+    Traffic("AH", "-p ah", "meta l4proto ah", "", {"proto": "ah 51"}),
+    Traffic("ICMP fragmentation-needed", "-p icmp --icmp-type 3", "icmp type destination-unreachable", "WARN",
+            {"proto": "icmp 1", "icmp": "3/4 3 any destination-unreachable", "state": "related", "family": "ipv4"}),
+    Traffic("ICMPv6 packet-too-big", "-p icmpv6 --icmpv6-type 2", "icmpv6 type packet-too-big", "WARN",
+            {"proto": "icmpv6 ipv6-icmp 58", "icmp": "2/0 2 any packet-too-big", "state": "related",
+             "family": "ipv6"}))
+
+
+class Roles(Record):
+    """What connections ask of a firewall: whether unknown peers begin (`answers`), peers may begin (`waits`)
+    or this host does (`begins`), and the level of the trouble if a kind of IKE_TRAFFIC is dropped (empty: it
+    is not needed)."""
+
+    answers: bool
+    waits: bool
+    begins: bool
+    levels: dict[str, str]
+
+
+def roles_of(conns: Sequence[Conn]) -> Roles:
+    """Return what these connections ask of a firewall."""
+    answers = any("%any" in (conn.get("left"), conn.get("right")) for conn in conns)
+    servers = [conn for conn in conns if not conn.flag("leftmodecfgclient") and not conn.flag("rightmodecfgclient")]
+    waits = answers or any(conn.auto in ("add", "keep", "ignore") for conn in servers)
+    begins = any(conn.auto in ("start", "ondemand") for conn in conns)
+    kinds = {conn.get("phase2", "esp") for conn in conns if conn.get("encapsulation") != "yes"}
+    in_udp = any(conn.get("encapsulation") == "yes" for conn in conns)
+    return Roles(answers, waits, begins, {"UDP 4500": "FAIL" if in_udp else "WARN",
+                                          "ESP": "FAIL" if "esp" in kinds else "",
+                                          "AH": "FAIL" if "ah" in kinds else ""})
+
+
+@verify_check(
+    "firewall", "Checking the firewall for IKE and ESP",
+    "What the rules of nftables and iptables do with UDP 500, UDP 4500 and ESP (or AH), incoming and "
+    "outgoing, and with incoming ICMP fragmentation-needed. Only what is certain counts: a rule that may "
+    "accept the packet ends the search.",
+    "If these packets are dropped, IKE gets no answer, a tunnel carries no packets, or large packets "
+    "disappear.",
+    "Accept udp 500, udp 4500, esp and ICMP errors (related) in the chain that is named, before the rule "
+    "that drops them.",
+    live=True)
 def check_firewall(patient: Patient) -> Iterator[Trouble]:
-    # with ports of their own, or in TCP, connections need other rules
-    conns = [conn for conn in patient.conns if conn.get("enable-tcp", "no") == "no" and not any(
+    # connections over TCP or with ports of their own need other rules
+    conns = [conn for conn in patient.needed_conns() if conn.get("enable-tcp", "no") == "no" and not any(
         conn.get(key) for key in ("leftikeport", "rightikeport"))]
     if not conns or patient.config.setup("ikeport") or patient.config.setup("nat-ikeport"):
+        yield ("SKIP", "UNKNOWN", "the connections use TCP or ports of their own; the rules for these are not "
+               "checked", "")
         return
-    answers = any("%any" in (conn.get("left"), conn.get("right")) for conn in conns)
-    waits = answers or any(conn.auto in ("add", "keep") for conn in conns if not any(
-        conn.flag(f"{side}modecfgclient") for side in ("left", "right")))
-    begins = any(conn.auto in ("start", "ondemand") for conn in conns)
-    in_udp = [conn.get("encapsulation") == "yes" for conn in conns]
-    kinds = {conn.get("phase2", "esp") for conn, udp in zip(conns, in_udp) if not udp}
-    levels = {"UDP 4500": "FAIL" if any(in_udp) else "WARN", "ESP": "FAIL" if "esp" in kinds else "",
-              "AH": "FAIL" if "ah" in kinds else ""}
-    ways = {(tunnel.device, tunnel.peer, tunnel.family): None
-            for tunnel in patient.tunnels if tunnel.conn in conns} or {("", "", "ipv4"): None}
-    for what, iptables, nft, severity, packet in IKE_TRAFFIC:
-        level = severity or levels[what]
-        icmp = "icmp" in packet
-        for device, peer, family in ways if level else ():
-            if packet.get("family", family) != family:
+    roles = roles_of(conns)
+    ways = {(tunnel.device, tunnel.peer, tunnel.family): None for tunnel in patient.tunnels if tunnel.conn in conns}
+    for traffic in IKE_TRAFFIC:
+        level = traffic.level or roles.levels[traffic.name]
+        for device, peer, family in ways or {("", "", "ipv4"): None}:
+            if not level or traffic.packet.get("family", family) != family:
                 continue
-            came = {"in": device, "ipsec_in": "missing none", **({"src": peer} if peer and not icmp else {})}
-            gone = {"out": device, "ipsec_out": "missing none", **({"dst": peer} if peer else {})}
-            # of what comes in the first packet may be an answer to ours, of what goes out one to theirs
-            directions = [("from", "prerouting input", came, waits, "we")]
-            directions += [("to", "output postrouting", gone, begins, "they")] if not icmp else []
-            troubles = []
-            for way, hooks, ends, first_counts, who in directions:
-                sample = {"family": family, **ends, **packet}
-                ever = patient.blocks(hooks, **{"state": "established", **sample})
-                first = ever or (first_counts and patient.blocks(hooks, **{"state": "new", **sample}))
-                if first:
-                    troubles.append((level if ever or answers or way == "to" else "WARN", "BLOCKED", way,
-                                     f"is dropped{'' if ever else f', unless {who} began'}", first))
-            sample = {"state": "new", "family": family, **came, **packet}
-            if head := not icmp and patient.blocks("prerouting", "nat", "dnat", **sample):
-                troubles.append((level, "SENT ON", "from", "goes to another address or port", head))
-            for severe, word, way, happens, head in troubles:
-                where = f"{way} {peer or 'anywhere'}{f' by {device}' if device else ''}"
-                rule = f"{iptables} -j ACCEPT" if head.startswith("ip") else f"{nft} accept"
-                yield severe, word, f"{what} {where} {happens}", f"{head} {rule}"
+            troubles = list(dropped_traffic(patient, traffic, roles, level, device, peer, family))
+            yield from troubles
             if troubles:
-                break
+                break  # the other tunnels would only repeat it
+
+
+def dropped_traffic(patient: Patient, traffic: Traffic, roles: Roles, level: str, device: str, peer: str,
+                    family: str) -> Iterator[Trouble]:
+    """Yield the troubles of one kind of packet, to and from a peer through an interface (empty if
+    unknown)."""
+    is_icmp = "icmp" in traffic.packet
+    by = f" through {device}" if device else ""
+    incoming = {"family": family, "in": device, "ipsec_in": "missing none", **traffic.packet}
+    outgoing = {"family": family, "out": device, "ipsec_out": "missing none", **traffic.packet}
+    if peer:
+        outgoing["dst"] = peer
+    if peer and not is_icmp:
+        incoming["src"] = peer
+    # the first incoming packet may be an answer to this host, the first outgoing packet an answer to the peer
+    directions = [("from", "prerouting input", incoming, roles.waits, "this host")]
+    if not is_icmp:
+        directions.append(("to", "output postrouting", outgoing, roles.begins, "the peer"))
+    for way, hooks, packet, first_counts, beginner in directions:
+        always = patient.blocks(hooks, **{"state": "established", **packet})
+        head = always
+        if not always and first_counts:
+            head = patient.blocks(hooks, **{**packet, "state": packet_state(traffic)})
+        if head:
+            severe = level if always or roles.answers or way == "to" else "WARN"
+            unless = "" if always else f", unless {beginner} begins"
+            yield (severe, "BLOCKED", f"{traffic.name} {way} {peer or 'anywhere'}{by} is dropped{unless}",
+                   accept_traffic(head, traffic))
+    if not is_icmp:
+        head = patient.blocks("prerouting", "nat", "dnat", **{"state": "new", **incoming})
+        if head:
+            yield (level, "SENT ON", f"{traffic.name} from {peer or 'anywhere'}{by} goes to another address or port",
+                   accept_traffic(head, traffic))
+
+
+def packet_state(traffic: Traffic) -> str:
+    """Return the conntrack state of the first packet: ICMP errors are related to one that was sent."""
+    return traffic.packet.get("state", "new")
+
+
+def accept_traffic(head: str, traffic: Traffic) -> str:
+    """Return the command that accepts the packets; `head` puts a rule before the others of a chain."""
+    if head.startswith("ip"):
+        return f"{head} {traffic.iptables} -j ACCEPT"
+    return f"{head} {traffic.nft} accept"
 
 
 def accept_command(head: str, source: str, target: str, way: str) -> str:
-    """The command that puts a rule at the head of a chain which accepts packets of a tunnel: between these networks,
-    or, where one is everything, those that are encrypted."""
-    ip = TABLE_FAMILIES[family_of(source)][0]
+    """Return the command that accepts packets of a tunnel; `head` puts a rule before the others of a chain.
+
+    The rule names both networks; if one of them is everything, it accepts all packets of tunnels.
+    """
+    family = TABLE_FAMILIES[family_of(source)][0]
+    is_iptables = head.startswith("ip")
     if source in EVERYTHING or target in EVERYTHING:
-        return f"{head} " + (f"-m policy --dir {way} --pol ipsec -j ACCEPT" if head.startswith("ip") else
-                             f"{'rt ipsec' if way == 'out' else 'meta secpath'} exists accept")
-    return f"{head} " + (f"-s {source} -d {target} -j ACCEPT" if head.startswith("ip") else
-                         f"{ip} saddr {source} {ip} daddr {target} accept")
+        if is_iptables:
+            return f"{head} -m policy --dir {way} --pol ipsec -j ACCEPT"
+        return f"{head} {'rt ipsec' if way == 'out' else 'meta secpath'} exists accept"
+    if is_iptables:
+        return f"{head} -s {source} -d {target} -j ACCEPT"
+    return f"{head} {family} saddr {source} {family} daddr {target} accept"
 
 
-@verify_check("forward_rules", "Checking the firewall for packets of tunnels",
-       "What the rules do with packets between the subnets of a connection, in the chain FORWARD, both ways.",
-       "The tunnel is up, and what comes out of it or is to go in is dropped.",
-       "Accept what is to be encrypted or was: -m policy --pol ipsec, or meta secpath exists and rt ipsec exists.",
-       live=True)
+@verify_check(
+    "forward_rules", "Checking the firewall for packets of tunnels",
+    "What the rules in the chain FORWARD do with packets between the subnets of a connection, in both "
+    "directions.",
+    "The tunnel is up, but packets are dropped before they enter it or after they leave it.",
+    "Accept packets that will be encrypted or were encrypted: -m policy --pol ipsec, or meta secpath exists "
+    "and rt ipsec exists.", live=True)
 def check_forward_rules(patient: Patient) -> Iterator[Trouble]:
-    for tunnel in patient.tunnels:
-        for ours, theirs in tunnel.pairs if "netmap" not in patient.targets else ():
-            behind, family = patient.device_to(ours), family_of(ours)
-            out = {"in": behind, "out": tunnel.inner, "ipsec_out": "exists ipsec", "src": ours, "dst": theirs}
-            back = {"in": tunnel.inner, "out": behind, "ipsec_in": "exists ipsec", "src": theirs, "dst": ours}
-            if patient.gives_source(ours) or patient.blocks(
-                    "prerouting", "nat", "dnat", state="new", family=family, **back):
-                continue  # behind this host they have other addresses
-            # what is part of a connection comes in both directions, and one of them has to begin
-            heads = [(sample, way, patient.blocks("forward", state="new", family=family, **sample),
-                      patient.blocks("forward", state="established", family=family, **sample))
-                     for sample, way in ((out, "out"), (back, "in"))]
-            never = all(new for _, _, new, _ in heads)
-            for sample, way, new, established in heads:
-                if new and (established or never):
-                    yield ("FAIL", "BLOCKED", f"conn {tunnel.conn.name}: packets from {sample['src']} to "
-                           f"{sample['dst']} are dropped"
-                           f"{'' if established else ', but for answers, and nothing can begin'}",
-                           accept_command(new, sample["src"], sample["dst"], way))
+    unchecked = ""
+    for tunnel in patient.needed_tunnels():
+        for ours, theirs in tunnel.pairs(tunnel.behind):
+            if "netmap" in patient.targets or has_other_addresses(patient, tunnel, ours, theirs):
+                unchecked = f"NAT may give {ours} of conn {tunnel.conn.name} other addresses"
+                continue
+            yield from dropped_forwards(patient, tunnel, ours, theirs)
+    if unchecked:
+        yield "SKIP", "UNKNOWN", f"{unchecked}: the rules for its packets are not known", ""
 
 
-@verify_check("nat", "Checking NAT for packets of tunnels",
-       "What the rules of NAT do with packets from our subnets to those of the peer, in the chain POSTROUTING.",
-       "A packet whose source is changed no longer belongs to the connection: it leaves in clear, or not at all.",
-       "Before the rule of NAT, accept what goes to the peer's subnets, or has -m policy --dir out --pol ipsec.",
-       live=True)
+def tunnel_packets(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the fields of a forwarded packet to the peer's network and of one from it, in the form of
+    verdict()."""
+    behind, family = patient.device_to(ours), family_of(ours)
+    inner = tunnel.inner
+    return ({"family": family, "in": behind, "out": inner, "ipsec_out": "exists ipsec", "src": ours, "dst": theirs},
+            {"family": family, "in": inner, "out": behind, "ipsec_in": "exists ipsec", "src": theirs, "dst": ours})
+
+
+def has_other_addresses(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> bool:
+    """Return whether NAT changes addresses of the network behind this host, so that rules see others."""
+    _, back = tunnel_packets(patient, tunnel, ours, theirs)
+    return patient.gives_source(ours) or bool(patient.blocks("prerouting", "nat", "dnat", **{**back, "state": "new"}))
+
+
+def dropped_forwards(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> Iterator[Trouble]:
+    """Yield the troubles of forwarded packets between two networks."""
+    out, back = tunnel_packets(patient, tunnel, ours, theirs)
+    # packets of an established flow come in both directions, and one direction has to begin
+    answers = [(packet, way, patient.blocks("forward", **{**packet, "state": "new"}),
+                patient.blocks("forward", **{**packet, "state": "established"}))
+               for packet, way in ((out, "out"), (back, "in"))]
+    none_begins = all(new for _, _, new, _ in answers)
+    for packet, way, new, established in answers:
+        if new and (established or none_begins):
+            what = "are dropped" if established else "pass only as replies, and no new connection can begin"
+            ends = f"from {packet['src']} to {packet['dst']}"
+            yield ("FAIL", "BLOCKED", f"conn {tunnel.conn.name}: packets {ends} {what}",
+                   accept_command(new, packet["src"], packet["dst"], way))
+
+
+@verify_check(
+    "nat", "Checking NAT for packets of tunnels",
+    "What the rules of NAT in the chain POSTROUTING do with packets from this end's networks to those of "
+    "the peer.",
+    "A packet with a changed source no longer belongs to the connection: it leaves in clear, or not at all.",
+    "Before the rule of NAT, accept packets to the peer's networks, or those that match -m policy --dir out "
+    "--pol ipsec.", live=True)
 def check_nat(patient: Patient) -> Iterator[Trouble]:
-    for tunnel in patient.tunnels:
-        for ours, theirs in tunnel.pairs:
+    own = patient.own_addresses()
+    for tunnel in patient.needed_tunnels():
+        for ours, theirs in tunnel.pairs(tunnel.ours):
             if ours in EVERYTHING:
-                continue  # any source belongs to it
+                continue  # every source belongs to the connection
+            if own.get(ours.partition("/")[0], "") == tunnel.device and is_single(ours):
+                continue  # masquerading gives the packet the address that it has
             head = patient.blocks("postrouting", "nat", "snat", src=ours, dst=theirs, out=tunnel.inner, state="new",
                                   family=family_of(ours), ipsec_out="exists ipsec")
             if head:
-                yield ("FAIL", "NAT", f"conn {tunnel.conn.name}: packets from {ours} to {theirs} get another source "
-                       "before they are encrypted", accept_command(head, ours, theirs, "out"))
+                yield ("FAIL", "NAT", f"conn {tunnel.conn.name}: NAT rewrites the source address of {ours} to {theirs} "
+                       "traffic before encryption", accept_command(head, ours, theirs, "out"))
 
 
-@verify_check("clock", "Checking the clock",
-       "That it is not before the making of this program and, for connections with certificates, that it is "
-       "synchronised (adjtimex).",
-       "Certificates are valid for a time: with a wrong clock they are not, and logs can't be compared with the "
-       "peer's.",
-       "timedatectl set-ntp true, or date -s.", live=True)
+@verify_check(
+    "clock", "Checking the clock",
+    "Whether the clock is not earlier than this program's build date and, for connections with "
+    "certificates, whether it is synchronised (adjtimex).",
+    "Certificates are valid for a limited time: with a wrong clock they are not, and logs can't be compared "
+    "with those of the peer.",
+    "timedatectl set-ntp true, or date -s.", live=True)
 def check_clock(patient: Patient) -> Iterator[Trouble]:
     if time.time() < BUILT:
-        yield ("FAIL", "WRONG", f"the clock says {time.strftime('%Y-%m-%d', time.gmtime())}",
+        yield ("FAIL", "WRONG", f"the clock shows {time.strftime('%Y-%m-%d', time.gmtime())}",
                "timedatectl set-ntp true")
-    elif any(conn.get("leftcert") or conn.get("rightcert") for conn in patient.conns):
+    elif any(conn.get("leftcert") or conn.get("rightcert") for conn in patient.known_conns()):
         ctypes = need("ctypes", "asking whether the clock is synchronised")
         # adjtimex(2): a struct timex of zeros sets nothing; TIME_ERROR is 5
         if ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512)) == 5:
-            yield ("WARN", "NOT SYNCHRONISED", "nothing keeps the clock right, and certificates depend on it",
+            yield ("WARN", "NOT SYNCHRONISED", "the clock isn't synchronised (no NTP), and certificates depend on it",
                    "timedatectl set-ntp true")
 
 
-@verify_check("entropy", "Checking entropy",
-       "kernel.random.entropy_avail; from Linux 5.18 on it is 256 once the generator is ready.",
-       "Pluto waits for random numbers, for seconds or for ever, when the kernel has none yet.",
-       "rngd, haveged, or a virtual machine's virtio-rng.", live=True)
+@verify_check(
+    "entropy", "Checking entropy",
+    "kernel.random.entropy_avail. Since Linux 5.18 its value is 256 once the generator is ready.",
+    "If the kernel has no random numbers yet, pluto waits for them, for seconds or for ever.",
+    "Run rngd or haveged, or give a virtual machine virtio-rng.", live=True)
 def check_entropy(patient: Patient) -> Iterator[Trouble]:
     available = patient.host.read("/proc/sys/kernel/random/entropy_avail").strip()
     if int(available) < 128:
         yield "WARN", "LOW", f"the kernel has {available} bits of entropy", "systemctl start rngd"
 
 
-@verify_check("pluto", "Checking that pluto is running",
-       "That pluto answers on its control socket, within the time of --timeout, and that its pid file names it.",
-       "Without pluto no tunnel is made or renewed. A process of that name proves nothing: it may hang.",
-       "ipsec start; for one that runs and does not answer: ipsec restart.", live=True)
+@verify_check(
+    "pluto", "Checking that pluto is running",
+    "Whether pluto answers on its control socket within the time of --timeout, and whether its pid file "
+    "names it.",
+    "Without pluto no tunnel is set up or renewed. A process of that name proves nothing: it may hang.",
+    "ipsec start; if pluto runs and does not answer: ipsec restart.", live=True)
 def check_pluto(patient: Patient) -> Iterator[Trouble]:
     try:
         patient.status()
     except Failure as failure:
-        again = patient.pid or isinstance(failure, TimedOut)
-        yield "FAIL", "FAILED", failure.message, "ipsec restart" if again else "ipsec start"
+        is_hung = bool(patient.pid) or isinstance(failure, TimedOut)
+        yield "FAIL", "FAILED", failure.message, pluto_fix(patient, is_hung)
     if patient.pid and find_pluto(patient.host) != patient.pid:
-        yield ("WARN", "NO PID FILE", f"pluto (pid {patient.pid}) runs, and {patient.host.rundir}/pluto.pid does not "
-               "name it: who stops or starts it may not find it", "ipsec restart")
+        yield ("WARN", "NO PID FILE", f"pluto runs as process {patient.pid}, but {pid_file(patient.host)} does not "
+               "name it: programs that stop or start pluto may not find it", "ipsec restart")
 
 
 def listen_setting(config: Config) -> Setting | None:
-    """What keeps pluto from listening on every address: listen=, or listen-udp=no."""
+    """Return the setting that keeps pluto from listening on every address: listen=, or listen-udp=no."""
     udp = config.setup_at("listen-udp")
     return config.setup_at("listen") or (udp if udp and not is_yes(udp.value) else None)
 
 
-def listening(patient: Patient, port: int) -> Iterator[Trouble]:
-    """A socket of pluto's own on the port, in its network namespace, which need not be ours."""
-    sockets = [(socket.address, own) for socket, own in patient.sockets() if socket.port == port]
-    if not patient.pid and sockets:
+def port_troubles(patient: Patient, port: int) -> Iterator[Trouble]:
+    """Yield the trouble of a UDP port on which pluto has no socket, in pluto's network namespace."""
+    sockets = [(entry.address, own) for entry, own in patient.sockets() if entry.port == port]
+    if not patient.pid and sockets and not patient.told("pluto_version"):
         yield ("FAIL", "IN USE", f"another program has port {port} on {sockets[0][0]}: pluto can't start",
                f"ss -lunp sport = :{port}")
-    elif not patient.pid:
-        yield "SKIP", "UNKNOWN", "pluto is not running", "ipsec start"
-    elif not any(own for _, own in sockets):
-        others = f"; another program has it on {sockets[0][0]}" if sockets else ""
-        mend = "ipsec whack --listen" if patient.told("pluto_version") else "ipsec restart"
-        if limit := listen_setting(patient.config):
-            others, mend = f"; {limit.file}:{limit.line} has {limit.key}={limit.value}", edit_command(limit)
-        yield "FAIL", "FAILED", f"pluto has no socket on port {port}{others}", mend
+        return
+    patient.process()
+    if any(own for _, own in sockets):
+        return
+    others = f"; another program has it on {sockets[0][0]}" if sockets else ""
+    fix = "ipsec whack --listen" if patient.told("pluto_version") else "ipsec restart"
+    if limit := listen_setting(patient.config):
+        others, fix = f"; {limit.file}:{limit.line} has {limit.key}={limit.value}", edit_command(limit)
+    yield "FAIL", "FAILED", f"pluto has no socket on port {port}{others}", fix
 
 
-@verify_check("udp500", " Pluto listening for IKE on udp 500",
-       "A UDP socket on port 500 that is the running pluto's own, in its network namespace (/proc/PID/net/udp, fd).",
-       "Peers send the first message of every IKE exchange there.",
-       "ipsec whack --listen; if that does not help, see who else has the port, and interfaces= and listen= in "
-       "ipsec.conf(5).", live=True)
+@verify_check(
+    "udp500", " Pluto listening for IKE on udp 500",
+    "Whether the running pluto has a socket of its own on UDP port 500, in its network namespace "
+    "(/proc/PID/net/udp and /proc/PID/fd).",
+    "Peers send the first message of every IKE exchange to this port.",
+    "ipsec whack --listen. If that does not help, see which program has the port, and interfaces= and "
+    "listen= in ipsec.conf(5).", live=True)
 def check_udp500(patient: Patient) -> Iterator[Trouble]:
-    yield from listening(patient, 500)
+    yield from port_troubles(patient, 500)
 
 
-@verify_check("udp4500", " Pluto listening for IKE/NAT-T on udp 4500",
-       "The same for port 4500.",
-       "As soon as a NAT is between the peers, IKE and ESP go there.",
-       "ipsec whack --listen.", live=True)
+@verify_check(
+    "udp4500", " Pluto listening for IKE/NAT-T on udp 4500",
+    "Whether the running pluto has a socket of its own on UDP port 4500.",
+    "If there is NAT between the peers, IKE and ESP use this port.",
+    "ipsec whack --listen.", live=True)
 def check_udp4500(patient: Patient) -> Iterator[Trouble]:
-    yield from listening(patient, 4500)
+    yield from port_troubles(patient, 4500)
 
 
-@verify_check("loaded", " Pluto's connections are those of ipsec.conf",
-       "That pluto has the connections with auto=add, ondemand, start or keep, with the ends, networks and IDs of the "
-       "file, and knows one of their ends for its own; that those with auto=ondemand are routed.",
-       "Pluto leaves out a connection in which it finds an error, and does not notice that the file has changed. One "
-       "that has no end here, or can't be loaded, never comes up.",
-       "ipsec add CONN loads it again; when it can't, that or pluto's log says why.",
-       live=True)
+@verify_check(
+    "loaded", " Pluto's connections are those of ipsec.conf",
+    "Whether pluto has the connections with auto=add, ondemand, start or keep, with the ends, networks and IDs of "
+    "the file; whether one of their ends is an address of this host; whether those with auto=ondemand are routed. A "
+    "connection without auto= is checked if pluto has loaded it.",
+    "Pluto leaves out a connection with an error, and does not notice that the file changes. A connection "
+    "without an end on this host never comes up.",
+    "ipsec add CONN loads it again. If that fails, its message or pluto's log names the reason.", live=True)
 def check_loaded(patient: Patient) -> Iterator[Trouble]:
-    host, loaded, limit = patient.host, patient.loaded(), listen_setting(patient.config)
-    names = host_names(host)
-    here = patient.sides
+    patient.read_configuration()
+    loaded, names, here = patient.loaded(), host_names(patient.host), patient.sides
+    checked = 0
     for conn in patient.config.conns():
         ends = conn.get("left"), conn.get("right")
-        if conn.auto == "ignore" or not {"%group", "%opportunisticgroup"}.isdisjoint(ends):
-            continue
-        what, again = f"conn {conn.name}", shell_words(["ipsec", "add", conn.name])
         told = loaded.get(conn.name, [])
-        changed = list(changes(conn, here[conn.name], told, names)) if conn.name in here else []
+        if (conn.auto == "ignore" and not told) or not {"%group", "%opportunisticgroup"}.isdisjoint(ends):
+            continue
+        checked += 1
+        what, again = f"conn {conn.name}", shell_words(["ipsec", "add", conn.name])
         if not told:
-            why = f" ({conn.broken})" if conn.broken else ": it was not told to load it, or has refused to"
-            yield ("FAIL", "NOT LOADED", f"pluto has no {what} of {conn.file}:{conn.line}{why}",
+            reason = f" ({conn.broken})" if conn.broken else ": it was not told to load it, or refused to"
+            yield ("FAIL", "NOT LOADED", f"pluto has no {what} of {conn.file}:{conn.line}{reason}",
                    edit_command(conn.broken) if conn.broken else again)
         elif not any(one["oriented"] for one in told):
-            if "%defaultroute" in ends and conn.name not in here:
-                yield ("FAIL", "NOT ORIENTED", f"{what} has %defaultroute, and there is no default route",
-                       "ip route add default via GATEWAY")
-                continue
-            if conn.name not in here:
-                fix = edit_command(conn.settings.get("left", conn))
-            else:
-                fix = edit_command(limit) if limit else "ipsec whack --listen"
-            yield ("WARN" if conn.auto == "add" else "FAIL", "NOT ORIENTED", f"{what}: neither {ends[0]} nor {ends[1]} "
-                   "is an address of this host that pluto listens on", fix)
-        elif changed:
-            yield ("WARN", "CHANGED", f"{what}: pluto has another {' and '.join(changed)} than {conn.file}:{conn.line}",
-                   again)
+            yield orientation_trouble(patient, conn)
+        elif conn.name in here and (changed := list(changes(conn, here[conn.name], told, names))):
+            yield ("WARN", "CHANGED", f"{what}: {' and '.join(changed)} of {conn.file}:{conn.line} differ from the "
+                   "connection that pluto has loaded", again)
         elif conn.auto == "ondemand" and all(one["routing"].startswith("unrouted") for one in told):
-            yield "WARN", "NOT ROUTED", f"{what} has auto=ondemand and is not routed", shell_words(
-                ["ipsec", "route", conn.name])
+            yield ("WARN", "NOT ROUTED", f"{what} has auto=ondemand and is not routed",
+                   shell_words(["ipsec", "route", conn.name]))
+    if not checked:
+        raise NotChecked("connections", "nothing to check: no connection is loaded at start or by pluto")
+
+
+def orientation_trouble(patient: Patient, conn: Conn) -> Trouble:
+    """Return the trouble of a connection for which pluto does not know which end is this host."""
+    ends, what = (conn.get("left"), conn.get("right")), f"conn {conn.name}"
+    limit, is_known = listen_setting(patient.config), conn.name in patient.sides
+    if both_here(patient, conn):
+        return ("FAIL", "BOTH ENDS", f"{what}: both {ends[0]} and {ends[1]} are addresses of this host",
+                edit_command(conn))
+    if "%defaultroute" in ends and not is_known:
+        return ("FAIL", "NOT ORIENTED", f"{what} has %defaultroute, and there is no default route",
+                "ip route add default via GATEWAY")
+    if not is_known:
+        fix = edit_command(conn.settings.get("left", conn))
+    else:
+        fix = edit_command(limit) if limit else "ipsec whack --listen"
+    return ("WARN" if conn.auto in ("add", "ignore") else "FAIL", "NOT ORIENTED",
+            f"{what}: neither {ends[0]} nor {ends[1]} is an address of this host that pluto listens on", fix)
 
 
 def changes(conn: Conn, here: str, told: Sequence[dict[str, Any]], names: Mapping[str, str]) -> Iterator[str]:
-    """The keywords whose values pluto, by its status, has otherwise than the file, as far as both are known."""
+    """Yield the keywords whose values in pluto's status differ from the file, as far as both are known."""
     told = [one for one in told if not one["instance"].startswith("[")]
     for side, end, whose in ((here, "local", "our"), ("right" if here == "left" else "left", "remote", "their")):
         hosts = {canonical_net(one[end]["host"]) for one in told}
@@ -12491,269 +13090,486 @@ def changes(conn: Conn, here: str, told: Sequence[dict[str, Any]], names: Mappin
                 yield f"{key}="
 
 
-@verify_check("up", " Connections that should be up are up",
-       "That connections with auto=start, and those that pluto is to keep up, have an IPsec SA; if one has none, the "
-       "last attempt in pluto's log.",
-       "Packets for the networks behind the peer are dropped, or leave in clear.",
-       "ipsec why CONN tells more, and what to do; often only the log of the peer has the reason.", live=True)
+@verify_check(
+    "up", " Connections that should be up are up",
+    "Whether connections with auto=start, and those that pluto is told to keep up, have an IPsec SA; if one has none, "
+    "what the last attempt in pluto's log says.",
+    "Packets for the networks behind the peer are dropped, or leave in clear.",
+    "ipsec why CONN explains more; often only the log of the peer has the reason.", live=True)
 def check_up(patient: Patient) -> Iterator[Trouble]:
-    starts = {conn.name for conn in patient.conns if conn.auto == "start"}
+    loaded = patient.loaded()
+    starts = {conn.name for conn in (patient.conns if loaded else patient.needed_conns()) if conn.auto == "start"}
     down = {}
-    for name, told in patient.loaded().items():
-        wanted = name in starts or any("UP" in one["policy"] for one in told)
+    for name, told in loaded.items():
+        is_wanted = name in starts or any("UP" in one["policy"] for one in told)
         is_template = any(one["remote"]["host"] in ANY_ID for one in told)
-        if wanted and not is_template and any(one["oriented"] for one in told) and not any(one["up"] for one in told):
+        if not is_wanted or is_template or any(one["up"] for one in told):
+            continue
+        if any(one["oriented"] for one in told):
             down[name] = {one["remote"]["host"] for one in told if one["remote"]["host"]}
-    if not down:
-        return
+    if down:
+        yield from down_troubles(patient, down)
+
+
+def down_troubles(patient: Patient, down: Mapping[str, set[str]]) -> Iterator[Trouble]:
+    """Yield a trouble for each connection that is down, with the cause of the last attempt in pluto's log.
+
+    `down` has the addresses of the peers by connection.
+    """
+    lines: Sequence[LogLine] = []
+    unknown = "pluto's log has no attempt since it started"
     try:
         lines = read_pluto_log(patient.host, patient.config, patient.timeout).lines
     except (OSError, Missing) as error:
-        lines = []
-        problem = f"why is not known: {error_text(error)}"
-    else:
-        problem = "pluto's log has no attempt since it started"
+        unknown = f"the cause is unknown: {error_text(error)}"
     for name, peers in down.items():
+        level, cause = "WARN", unknown
         clues = last_clues(read_attempts(lines, name, peers))
-        when = time.strftime(" at %Y-%m-%d %H:%M:%S", time.localtime(clues[0].line.when)) if clues and \
-            clues[0].line.when is not None else ""
-        means = f"tried{when}: {clues[0].cause.means}" if clues else problem
-        yield ("FAIL" if clues and clues[0].cause.name not in PENDING_CAUSES else "WARN", "DOWN",
-               f"conn {name} should be up and has no IPsec SA; {means}", shell_words(["ipsec", "why", name]))
+        if clues:
+            at = clues[0].line.when
+            when = "" if at is None else time.strftime(" at %Y-%m-%d %H:%M:%S", time.localtime(at))
+            cause = f"tried{when}: {clues[0].cause.means}"
+            level = "WARN" if clues[0].cause.name in PENDING_CAUSES else "FAIL"
+        yield (level, "DOWN", f"conn {name} should be up and has no IPsec SA; {cause}",
+               shell_words(["ipsec", "why", name]))
 
 
-@verify_check("secrets", " Pluto ipsec.secret syntax",
-       "ipsec.secrets and what it includes: quotes, keys, and the words before the colon.",
-       "Pluto reads no further in a file with a syntax error: the secrets behind it are missing.",
-       "Correct the line that is named, then ipsec secrets. ipsec.secrets(5) has the form.")
+@verify_check(
+    "virtual_private", "Checking virtual-private=",
+    "Whether every entry of virtual-private= is a network that pluto accepts.",
+    "If one entry is wrong, pluto drops all of them. Connections with vhost: or vnet: then refuse every "
+    "client.",
+    "Correct the entry that is named: %v4:10.0.0.0/8, or %v4:!10.1.0.0/16 for an exception.")
+def check_virtual_private(patient: Patient) -> Iterator[Trouble]:
+    patient.read_configuration()
+    setting = patient.config.setup_at("virtual-private")
+    if not setting:
+        return
+    bad = bad_private_nets(setting.value)
+    if patient.told("pluto_version") and not patient.has_changed(setting.file):
+        if any(line.lstrip(" -").startswith(("allowed subnet", "excluded subnet")) for line in patient.status()):
+            return
+    elif not bad:
+        return
+    used = any(word in conn.get(f"{side}subnet") for conn in patient.config.conns() for side in ("left", "right")
+               for word in ("vhost:", "vnet:", "%priv"))
+    what = f"virtual-private: {quote(bad[0])} is not a valid entry" if bad else "virtual-private: an entry is wrong"
+    yield ("FAIL" if used else "WARN", "NONE LOADED", f"{setting.file}:{setting.line}: {what}, so pluto drops all "
+           "entries", edit_command(setting))
+
+
+@verify_check(
+    "secrets", " Pluto ipsec.secret syntax",
+    "ipsec.secrets and the files that it includes: quotes, keys, and the words before the colon.",
+    "Pluto stops reading a file at a syntax error: the entries after it are missing.",
+    "Correct the line that is named, then run ipsec secrets. ipsec.secrets(5) describes the syntax.")
 def check_secrets_syntax(patient: Patient) -> Iterator[Trouble]:
     name = secrets_file(patient.host, patient.config)
+    if not patient.host.exists(name) and not any("secret" in ways_of(conn) for conn in patient.conns):
+        yield "SKIP", "UNKNOWN", f"nothing to check: {name} does not exist, and no connection needs it", ""
+        return
     if patient.host.exists(name) and not patient.host.superuser:
-        next(patient.host.lines(name), "")  # we may not be allowed to read it
+        next(patient.host.lines(name), "")  # raises PermissionError if only root may read it
     problems = secret_files(patient.host, name)[1]
     if problems:
         yield "FAIL", "PARSE ERROR", "; ".join(map(str, problems[:3])), edit_command(problems[0])
 
 
-@verify_check("prelink", "Checking 'prelink' command does not interfere with FIPS",
-       "That there is no prelink.",
-       "Prelinked libraries fail the self-test of FIPS mode, and pluto ends.",
-       "Remove the package prelink.")
+@verify_check(
+    "prelink", "Checking 'prelink' command does not interfere with FIPS",
+    "Whether prelink is not installed.",
+    "Prelinked libraries break the FIPS self-test, and pluto ends.",
+    "Remove the package prelink.")
 def check_prelink(patient: Patient) -> Iterator[Trouble]:
     if patient.host.exists("/usr/sbin/prelink"):
-        yield "WARN", "PRESENT", "prelinked libraries fail FIPS self-tests", "prelink --undo --all"
+        yield "WARN", "PRESENT", "prelinked libraries break the FIPS self-test", "prelink --undo --all"
 
 
-@verify_check("obsolete", "Checking for obsolete ipsec.conf options",
-       "Keywords and values that libreswan no longer heeds, or that stop a connection from being loaded.",
-       "What is set there has no effect, and the next release may refuse it.",
-       "Remove or replace the line that is named.")
+@verify_check(
+    "obsolete", "Checking for obsolete ipsec.conf options",
+    "Keywords and values that libreswan ignores or misreads, or because of which it does not load a "
+    "connection.",
+    "The setting has no effect, and the next release may refuse it.",
+    "Remove or replace the line that is named.")
 def check_obsolete(patient: Patient) -> Iterator[Trouble]:
+    patient.read_configuration()
     patient.config.conns()
-    old = [problem for problem in patient.config.problems if not problem.fatal and problem.key != "include"]
+    old = [problem for problem in patient.config.problems if not problem.fatal
+           and problem.key not in ("include", "virtual-private")]  # other checks report these
     if old and not any(problem.fatal for problem in patient.config.problems):
         word = "OBSOLETE KEYWORD" if any("obsolete" in problem.text for problem in old) else "DOUBTFUL"
         yield "WARN", word, "; ".join(map(str, old[:3])), edit_command(old[0])
 
 
-@verify_check("nss", "Checking the NSS database",
-       "That the database's files are where pluto looks for them.",
-       "Pluto does not start without its database.",
-       "ipsec initnss makes a new database, ipsec checknss also moves or migrates an old one.")
+@verify_check(
+    "nss", "Checking the NSS database",
+    "Whether the files of the database are where pluto looks for them.",
+    "Pluto does not start without its database.",
+    "ipsec initnss makes a new database; ipsec checknss moves or migrates an old one, too.")
 def check_nss_files(patient: Patient) -> Iterator[Trouble]:
-    host, directory = patient.host, patient.nssdir
     import stat
+    host, directory = patient.host, patient.nssdir
     lacking = [name for name in NSS_FILES[1:] if not host.exists(f"{directory}/{name}")]
     strange = [name for name in NSS_FILES[1:] if name not in lacking and not stat.S_ISREG(
         host.stat(f"{directory}/{name}").st_mode)]
     if strange:
-        yield ("FAIL", "BROKEN", f"{directory}/{strange[0]} is no file: restore a backup, or make {ANEW}",
+        yield ("FAIL", "BROKEN", f"{directory}/{strange[0]} is not a regular file: restore a backup, or make {ANEW}",
                new_database(patient))
     if lacking and not host.superuser and host.exists(directory):
-        host.listdir(directory)  # only root may see what is there
+        host.listdir(directory)  # raises PermissionError if only root may see what is in it
     if lacking:
         half = f": restore a backup, or make {ANEW}" if len(lacking) == 1 else ""
-        # checknss moves or migrates an old one, but makes no other half
-        old = [f"{directory}/{name}" for name in DBM_FILES] + [
-            f"{host.confddir}/{name}" for name in (*NSS_FILES[1:], *DBM_FILES) if directory == DEFAULT_NSSDIRS[0]]
-        takes_over = not half and any(map(host.exists, old))
         yield ("FAIL", "MISSING", f"{directory} has no {' and no '.join(lacking)}{half}",
-               " && ".join(map(shell_words, (["mkdir", "-p", "-m", "700", directory],
-                                             ["ipsec", "checknss", "--nssdir", directory]))) if takes_over else
-               new_database(patient))
+               taken_over_database(patient) if not half and has_old_database(patient) else new_database(patient))
 
 
 ANEW = "a new database; its keys have to be made or imported again"
 
 
+def has_old_database(patient: Patient) -> bool:
+    """Return whether there is a database that checknss moves or migrates."""
+    host, directory = patient.host, patient.nssdir
+    old = [f"{directory}/{name}" for name in DBM_FILES]
+    if directory == DEFAULT_NSSDIRS[0]:
+        old += [f"{host.confddir}/{name}" for name in (*NSS_FILES[1:], *DBM_FILES)]
+    return any(map(host.exists, old))
+
+
+def taken_over_database(patient: Patient) -> str:
+    """Return the command that moves or migrates an old database."""
+    directory = patient.nssdir
+    return " && ".join(map(shell_words, (["mkdir", "-p", "-m", "700", directory],
+                                         ["ipsec", "checknss", "--nssdir", directory])))
+
+
 def new_database(patient: Patient) -> str:
-    """The command that makes a new NSS database, what is there of an old one moved aside, with SQLite's journals."""
+    """Return the command that makes a new NSS database, after it has moved aside what is left of an old
+    one."""
     host, directory = patient.host, patient.nssdir
     names = host.listdir(directory) if host.isdir(directory) else []
-    old = [f"{directory}/{name}" for name in names if name.startswith(NSS_FILES[1:])]
+    old = [f"{directory}/{name}" for name in names if name.startswith(NSS_FILES[1:])]  # with SQLite's journals
     aside = f"{directory}/broken-{time.strftime('%Y%m%d-%H%M%S')}"
     steps = [["mkdir", aside], ["mv", *old, aside]] if old else [["mkdir", "-p", "-m", "700", directory]]
     return " && ".join(map(shell_words, [*steps, ["ipsec", "initnss", "--nssdir", directory]]))
 
 
-@verify_check("nss_health", "Checking that the NSS database can be read",
-       "The format of the database's files, their pages when something in them is needed, and who may enter the "
-       "directory.",
-       "Pluto ends when it can't open the database; who can write there chooses whom this host trusts.",
-       "ipsec checknss tells more. A directory is closed with chmod 700.")
+@verify_check(
+    "nss_health", "Checking that the NSS database can be read",
+    "The format of the database's files, their pages if connections need something in them, and who may "
+    "enter the directory. While pluto is down, also whether the database's password is known.",
+    "Pluto ends if it can't open the database. Users who can write to it decide whom this host trusts.",
+    "ipsec checknss reports more. chmod 700 closes a directory.")
 def check_nss_health(patient: Patient) -> Iterator[Trouble]:
     host, directory = patient.host, patient.nssdir
-    if not patient.has_database:
-        return
-    # by the header that SQLite writes (fileformat2.html, 1.3): sqlite3 takes longer to import than all the rest
+    base = patient.database()
     for name in NSS_FILES[1:]:
-        path = f"{directory}/{name}"
-        head = next(host.chunks(path), b"")[:100]
-        size = int.from_bytes(head[28:32], "big") * (int.from_bytes(head[16:18], "big") or 1)
-        broken = ("is cut short" if head[24:28] == head[92:96] and size > host.stat(path).st_size else
-                  "" if head[:16] == b"SQLite format 3\0" else "is not an NSS database")
-        if not broken and patient.needs_database:
-            broken = NssDatabase(host, directory).damage(name)
-        if broken:
-            yield "FAIL", "BROKEN", f"{path} {broken}: restore a backup, or make {ANEW}", new_database(patient)
+        damage = file_damage(patient, base, name)
+        if damage:
+            yield ("FAIL", "BROKEN", f"{directory}/{name} {damage}: restore a backup, or make {ANEW}",
+                   new_database(patient))
     infos = [host.stat(directory), host.stat(f"{directory}/key4.db")]
     if infos[0].st_mode & 0o022 or infos[1].st_mode & 0o077 or (host.superuser and any(info.st_uid for info in infos)):
-        yield ("WARN", "OPEN", f"others may read or change what is in {directory}", " && ".join(map(shell_words, (
+        yield ("WARN", "OPEN", f"others may read or change files in {directory}", " && ".join(map(shell_words, (
             ["chown", "-R", "root", directory], ["chmod", "-R", "go=", directory]))))
     if host.live and host.superuser and not patient.told("pluto_version") and host.which("certutil"):
         try:
-            NssDatabase(host, directory).tool("certutil", "-K")  # as pluto does when it starts
+            base.tool("certutil", "-K")  # as pluto does when it starts
         except NssTool as failure:
             if failure.code == "SEC_ERROR_BAD_PASSWORD":
                 yield "FAIL", "LOCKED", failure.message, shell_words(["vi", f"{host.confddir}/nsspassword"])
 
 
-def authorities(certificates: Iterable[Certificate]) -> Iterator[tuple[Parsed, Certificate]]:
-    """Those that are CAs."""
+def file_damage(patient: Patient, base: NssDatabase, name: str) -> str:
+    """Return what is wrong in a file of the database; empty if it is sound.  Raises OSError, Failure.
+
+    The header tells the format and the size (fileformat2.html, 1.3) without sqlite3, whose import takes
+    longer than all other checks.  sqlite3 reads the pages only if connections need something in them. """
+    path = f"{base.directory}/{name}"
+    head = next(patient.host.chunks(path), b"")[:100]
+    if head[:16] != b"SQLite format 3\0":
+        return "is not an NSS database"
+    size = int.from_bytes(head[28:32], "big") * (int.from_bytes(head[16:18], "big") or 1)
+    if head[24:28] == head[92:96] and size > patient.host.stat(path).st_size:
+        return "is cut short"
+    return base.damage(name) if patient.needs_database else ""
+
+
+class Held(Record):
+    """The certificates of one nickname, of which NSS picks one."""
+
+    nickname: str
+    certificates: list[tuple[Parsed | None, Certificate]]  # None: it can't be parsed
+
+    @property
+    def has_key(self) -> bool:
+        """Whether the database has the private key of one of them."""
+        return any(one.has_key for _, one in self.certificates)
+
+    def chosen(self) -> tuple[Parsed | None, Certificate]:
+        """Return the certificate that pluto gets: NSS prefers one that is valid now, then the one that begins
+        last."""
+        now = time.time()
+
+        def rank(entry: tuple[Parsed | None, Certificate]) -> tuple[bool, int]:
+            parsed, _ = entry
+            return (parsed is not None and parsed.begins <= now <= parsed.expires, parsed.begins if parsed else 0)
+        return max(self.certificates, key=rank)
+
+
+def held_certificates(certificates: Iterable[Certificate]) -> dict[str, Held]:
+    """Return the certificates of a database by nickname."""
+    held: dict[str, Held] = {}
     for one in certificates:
         try:
             parsed = parse_certificate(one.der)
         except ValueError:
-            continue  # none that anybody could use
-        if parsed.is_ca:
-            yield parsed, one
+            parsed = None
+        held.setdefault(one.nickname, Held(one.nickname, [])).certificates.append((parsed, one))
+    return held
 
 
-@verify_check("certificates", "Checking certificates",
-       "The certificates that connections name and those that have a private key: validity, private key, and the CAs "
-       "above them.",
-       "The peer refuses an expired certificate, or one of an expired CA; without its private key or CA no connection "
-       "comes up.",
-       "Import a new one: ipsec import FILE.p12. ipsec nsslist shows all.")
+def bare_nickname(name: str) -> str:
+    """Return the nickname that NSS looks for in its database for a leftcert=; empty if it looks elsewhere.
+
+    The part before a colon names a token (PK11_FindCertFromNickname); the database's tokens are NSS_TOKENS.
+    """
+    token, colon, nickname = name.partition(":")
+    if not colon:
+        return name
+    return nickname if token in NSS_TOKENS else ""
+
+
+@verify_check(
+    "certificates", "Checking certificates",
+    "The certificates that connections name and those that have a private key: their validity, private key, "
+    "and the CAs above them. Of several certificates with one nickname, the one that pluto gets is checked.",
+    "The peer refuses an expired certificate, or one of an expired CA. Without its private key or CA no "
+    "connection comes up.",
+    "Import a new one with ipsec import FILE.p12. ipsec nsslist shows all certificates.")
 def check_certificates(patient: Patient) -> Iterator[Trouble]:
-    if not patient.has_database or not patient.needs_database:
+    base = patient.database()
+    if not patient.needs_database:
+        patient.needed_conns()
         return
-    listed = NssDatabase(patient.host, patient.nssdir).certificates()
-    held = {one.nickname: one for one in listed}
-    here = patient.sides
-    used = {}
+    certificates = base.certificates()
+    held = held_certificates(certificates)
+    used: dict[str, None] = {}
     for conn in patient.conns:
-        names = [conn.get(f"{side}cert") for side in ("left", "right") if conn.get(f"{side}cert")]
-        used.update(dict.fromkeys(names, conn.name))
-        lacking = [name for name in names if name not in held]
-        if lacking:
-            yield ("FAIL", "MISSING", f"conn {conn.name} names {quote(lacking[0])}, which the NSS database has not",
-                   "ipsec import FILE.p12")
-            continue
-        mine = [conn.get(f"{here[conn.name]}cert")] if conn.name in here else names
-        if mine and mine[0] and not any(held[name].has_key for name in mine):
-            yield ("FAIL", "NO KEY", f"the database has no private key for {quote(mine[0])} of conn {conn.name}",
-                   "ipsec import FILE.p12")
-    above: dict[str, list[tuple[Parsed, Certificate]]] = {}
-    told: set[str] = set()
-    for name, one in held.items():
-        if name not in used and not one.has_key:
-            continue
-        what = f"the certificate {quote(name)}"
-        try:
-            parsed = parse_certificate(one.der)
-        except ValueError:
-            yield "WARN", "UNREADABLE", f"{what} can't be read", shell_words(["ipsec", "certutil", "-L", "-n", name])
-            continue
-        yield from validity_problem(parsed, what, "ipsec import FILE.p12")
-        while name in used and one.has_key and parsed.issuer != parsed.subject and parsed.issuer not in told:
-            told.add(parsed.issuer)
-            if not above:
-                for issuer in authorities(listed):
-                    above.setdefault(issuer[0].subject, []).append(issuer)
-            issuers = above.get(parsed.issuer, [])
-            if not issuers:
-                yield ("WARN", "NO CA", f"the database has no CA {quote(parsed.issuer)}, which issued {what}",
-                       "ipsec import FILE.p12 CA.pem")
-                break
-            parsed, ca = max(issuers, key=lambda issuer: issuer[0].expires)  # the one it was renewed by
-            what = f"the CA {quote(ca.nickname)}, which issued {what},"
-            yield from validity_problem(parsed, what, "ipsec import CA.pem")
+        yield from named_troubles(patient, conn, held, used)
+    if not used and not any(entry.has_key for entry in held.values()):
+        patient.needed_conns()
+    issuers: dict[str, list[tuple[Parsed, Certificate]]] = {}
+    for entry in held.values():
+        for parsed, one in entry.certificates:
+            if parsed and parsed.is_ca:
+                issuers.setdefault(parsed.subject, []).append((parsed, one))
+    told: set[str] = set()  # the issuers whose troubles were yielded
+    for entry in held.values():
+        if entry.nickname in used or entry.has_key:
+            yield from validity_troubles(entry, entry.nickname in used, issuers, told)
 
 
-def validity_problem(parsed: Parsed, what: str, renew: str) -> Iterator[Trouble]:
-    """What is wrong with the time in which a certificate is valid; `renew` is the command that imports a new one."""
+def named_troubles(patient: Patient, conn: Conn, held: Mapping[str, Held], used: dict[str, None]) -> Iterator[Trouble]:
+    """Yield the troubles of leftcert= and rightcert= of a connection; add the nicknames to `used`."""
+    here = patient.sides.get(conn.name, "")
+    own_names = []
+    for side in ("left", "right"):
+        name = conn.get(f"{side}cert")
+        nickname = bare_nickname(name)
+        if not name:
+            continue
+        if not nickname and name not in held:
+            yield ("SKIP", "UNKNOWN", f"conn {conn.name}: the certificate {quote(name)} is on another token than the "
+                   "NSS database", "")
+        elif not nickname:
+            yield ("FAIL", "MISSING", f"conn {conn.name}: NSS takes the part of {quote(name)} before the colon for the "
+                   f"name of a token; write {quote(pluto_nickname(name))}",
+                   edit_command(conn.settings[f"{side}cert"]))
+        elif nickname not in held:
+            yield ("FAIL", "MISSING", f"conn {conn.name}: no certificate {quote(nickname)} in the NSS database",
+                   "ipsec import FILE.p12")
+        else:
+            used[nickname] = None
+            if here in ("", side):
+                own_names.append(nickname)
+    if own_names and not any(held[nickname].has_key for nickname in own_names):
+        yield ("FAIL", "NO KEY", f"conn {conn.name}: no private key for {quote(own_names[0])} in the NSS database",
+               "ipsec import FILE.p12")
+
+
+def validity_troubles(entry: Held, is_used: bool, issuers: Mapping[str, list[tuple[Parsed, Certificate]]],
+                      told: set[str]) -> Iterator[Trouble]:
+    """Yield the troubles of the certificate that pluto gets for a nickname, and of the CAs above it.
+
+    `issuers` are the CAs of the database by subject.  The CAs in `told` are left out, and others are added to
+    it. """
+    parsed, one = entry.chosen()
+    what = f"the certificate {quote(entry.nickname)}"
+    if parsed is None:
+        yield ("WARN", "UNREADABLE", f"{what} can't be read",
+               shell_words(["ipsec", "certutil", "-L", "-n", entry.nickname]))
+        return
+    yield from validity_trouble(parsed, what, "ipsec import FILE.p12")
+    while is_used and one.has_key and parsed.issuer != parsed.subject and parsed.issuer not in told:
+        told.add(parsed.issuer)
+        if parsed.issuer not in issuers:
+            yield ("WARN", "NO CA", f"the database has no CA {quote(parsed.issuer)}, which issued {what}",
+                   "ipsec import FILE.p12 CA.pem")
+            return
+        parsed, ca = max(issuers[parsed.issuer], key=lambda issuer: issuer[0].expires)  # the renewed one
+        what = f"the CA {quote(ca.nickname)}, which issued {what},"
+        yield from validity_trouble(parsed, what, "ipsec import CA.pem")
+
+
+def validity_trouble(parsed: Parsed, what: str, renew: str) -> Iterator[Trouble]:
+    """Yield the trouble of a certificate that is not valid now, or soon; `renew` is the command that imports
+    a new one."""
     now = time.time()
     begins, day = (time.strftime("%Y-%m-%d", time.gmtime(at)) for at in (parsed.begins, parsed.expires))
     if parsed.expires < now:
         yield "FAIL", "EXPIRED", f"{what} expired on {day}", renew
     elif parsed.begins > now:
-        yield "FAIL", "NOT YET VALID", f"{what} begins on {begins}, or the clock is wrong", "timedatectl status"
+        yield "FAIL", "NOT YET VALID", f"{what} is valid from {begins}, or the clock is wrong", "timedatectl status"
     elif parsed.expires < now + SOON * 86400:
         yield "WARN", "EXPIRES SOON", f"{what} expires on {day}", renew
 
 
-@verify_check("psk", "Checking that connections have a pre-shared key",
-       "For each connection with authby=secret, an entry of ipsec.secrets that pluto takes for the IDs of its ends: "
-       "with both, with one and %any, or with ours alone.",
-       "Pluto finds no key for the peer, and the IKE SA fails.",
-       'Add the line: LEFTID RIGHTID : PSK "..." and run ipsec secrets.')
+class Psk(Record):
+    """The IDs of a PSK as pluto uses them, each as comparable_id() has it, and where the entry is.
+
+    `dropped` are the IDs that pluto drops, because they are neither addresses nor names.
+    """
+
+    ids: list[str | None]
+    dropped: list[str]
+    file: str
+    line: int
+
+
+def is_dropped_id(text: str) -> bool:
+    """Return whether pluto certainly drops an ID of ipsec.secrets (atoid() of id.c).
+
+    Pluto drops an ID that is neither an address nor a name that DNS knows, and uses the entry without it.
+    """
+    if text.startswith("@#"):
+        digits = text[2:].removeprefix("0x")
+        return not digits or not set(digits.lower()) <= set("0123456789abcdef")
+    if "@" in text or "=" in text or text in ANY_ID or canonical_net(text) and "/" not in text:
+        return False
+    if "%" in text and ":" in text:
+        return False  # an address with a scope, which 4.10 accepts
+    if set(text) <= set("0123456789."):
+        return text.count(".") > 3 or any(part == "" or int(part) > 255 for part in text.split(".")[:-1])
+    return any(not char.isalnum() and char not in ".-_" for char in text)
+
+
+def psks(patient: Patient, files: Sequence[str], names: Mapping[str, str]) -> Iterator[Psk]:
+    """Yield the PSKs of the secrets files; `names` as host_names() has them.  Raises OSError."""
+    for file in files:
+        for record, rows in secret_records(patient.host.lines(file)):
+            if record.kind == "psk":
+                words = [token.text for token in record.ids]
+                dropped = [word for word in words if is_dropped_id(word)]
+                ids = [comparable_id(word, names) for word in words if word not in dropped]
+                yield Psk(ids, dropped, file, rows[0][0])
+
+
+@verify_check(
+    "psk", "Checking that connections have a pre-shared key",
+    "Whether ipsec.secrets has, for each connection with authby=secret, an entry that pluto takes for the "
+    "IDs of its ends: one with both IDs, with one of them and %any, or with this end's ID alone. And "
+    "whether pluto uses all IDs of the entries.",
+    "Pluto finds no key for the peer, and the IKE SA fails. An entry whose IDs are all dropped is for every "
+    "peer.",
+    'Add the line: LEFTID RIGHTID : PSK "..." and run ipsec secrets.')
 def check_psk(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
+    conns = [conn for conn in patient.needed_conns() if "secret" in ways_of(conn)]
     name = secrets_file(host, patient.config)
     if not host.exists(name):
-        if any("secret" in ways_of(conn) for conn in patient.conns):
-            yield "SKIP", "UNKNOWN", f"{name} is not there", ""
+        if conns:
+            raise NotChecked("secrets", f"{name} does not exist")
         return
     files, problems = secret_files(host, name)
     if problems:
         if not host.superuser:
-            next(host.lines(name), "")
-        yield "SKIP", "UNKNOWN", f"{name} has an error, and what is behind it is not known", ""
-        return
+            next(host.lines(name), "")  # raises PermissionError if only root may read it
+        raise NotChecked("secrets", f"{name} has a syntax error; entries after it are not read")
     names = host_names(host)
-    groups: dict[str | None, list[list[str | None]]] = {}  # of IDs, by each of them; without one, by any
-    for file in files:
-        for record, _ in secret_records(host.lines(file)):
-            if record.kind == "psk":
-                ids = [comparable_id(token.text, names) for token in record.ids]
-                for key in set(ids) or {""}:
-                    groups.setdefault(key, []).append(ids)
+    entries = list(psks(patient, files, names))
+    for entry in entries:
+        if entry.dropped:
+            yield dropped_id_trouble(entry)
+    groups: dict[str | None, list[list[str | None]]] = {}  # lists of IDs by each of their IDs; "" for a list without
+    for entry in entries:
+        for key in set(entry.ids) or {""}:
+            groups.setdefault(key, []).append(entry.ids)
+    unknown = []
     here = patient.sides
-    for conn in patient.conns:
-        ways = ways_of(conn)
-        shown = [conn.get(f"{side}id") or conn.get(side) for side in ("left", "right")]
-        ends = [comparable_id(one, names) for one in shown]
-        if "secret" not in ways or not all(ends):
-            continue
-        left, right = map(str, ends)
-        # of a connection that has neither end here either may be ours
-        pairs = [pair for side, pair in (("left", (left, right)), ("right", (right, left)))
-                 if here.get(conn.name, side) == side]
-        near = [ids for key in (left, right, "", None) for ids in groups.get(key, ())]
-        if not any(has_secret(ids, *pair) is not False for ids in near for pair in pairs):
-            yield ("FAIL", "NO SECRET", f"{name} has no PSK for {quote(shown[0])} and {quote(shown[1])} of conn "
-                   f"{conn.name}", shell_words(["vi", name]))
+    for conn in conns:
+        answer = has_psk(conn, here.get(conn.name, ""), groups, names)
+        ends = [quote(conn.get(f"{side}id") or conn.get(side)) for side in ("left", "right")]
+        if answer is False:
+            yield ("FAIL", "NO SECRET", f"{name} has no PSK for {ends[0]} and {ends[1]} of conn {conn.name}",
+                   shell_words(["vi", name]))
+        elif answer is None:
+            unknown.append(f"conn {conn.name}")
+    if unknown:
+        yield ("SKIP", "UNKNOWN", f"only DNS or the certificate of the peer tells which PSK pluto takes for "
+               f"{', '.join(unknown[:5])}", "")
+
+
+def dropped_id_trouble(entry: Psk) -> Trouble:
+    """Return the trouble of an entry with IDs that pluto drops.  Only a network is shown: other words may be
+    secrets."""
+    shown = next((f" {quote(word)}" for word in entry.dropped if canonical_net(word)), "")
+    effect = "" if entry.ids else ", so the PSK is for every peer"
+    return ("WARN", "FOR ANYBODY" if not entry.ids else "ID IGNORED",
+            f"{entry.file}:{entry.line}: pluto drops an ID{shown}, which is neither an address nor a "
+            f"name{effect}",
+            shell_words(["vi", f"+{entry.line}", entry.file]))
+
+
+def has_psk(conn: Conn, here: str, groups: Mapping[str | None, Sequence[Sequence[str | None]]],
+            names: Mapping[str, str]) -> bool | None:
+    """Return whether pluto takes one of the PSKs for a connection; None if only DNS or a certificate tells.
+
+    `here` is this host's side, or empty if unknown.  `groups` are the IDs of the PSKs by each of their IDs.
+    """
+    ids = {side: comparable_id(conn.get(f"{side}id") or conn.get(side), names) for side in ("left", "right")}
+    answers: list[bool | None] = []
+    for side, other in (("left", "right"), ("right", "left")):
+        if here in ("", side):
+            answers += fitting_psks(ids[side], ids[other], groups)
+    if True in answers:
+        return True
+    return None if None in answers else False
+
+
+def fitting_psks(ours: str | None, theirs: str | None,
+                 groups: Mapping[str | None, Sequence[Sequence[str | None]]]) -> list[bool | None]:
+    """Return, for each PSK that may be for two ends, whether pluto takes it; None if that is unknown.
+
+    The IDs are as comparable_id() has them; `groups` as in has_psk().
+    """
+    if ours is None or theirs is None:
+        return [None] if groups else []
+    near = [ids for key in {ours, theirs, "", None} for ids in groups.get(key, ())]
+    if ours == "":  # this end's ID is known only when the connection comes up
+        return [None for _ in near]
+    if theirs == "":  # for any peer, a PSK for some peer will do
+        return [True if ours in ids or "" in ids or not ids else None for ids in near]
+    return [has_secret(ids, ours, theirs) for ids in near]
 
 
 def ways_of(conn: Conn, sides: Sequence[str] = ("left", "right")) -> set[str]:
-    """The words of authby=, leftauth= and rightauth= of a connection, in lower case."""
+    """Return the words of authby=, leftauth= and rightauth= of a connection, in lower case."""
     words = " ".join([conn.get("authby"), *(conn.get(f"{side}auth") for side in sides)]).lower()
     return set(words.replace(",", " ").replace("|", " ").replace("+", " ").split())
 
 
 def public_text(value: str) -> str:
-    """A public key of ipsec.conf, in base64 or hexadecimal, in base64."""
+    """Convert a public key from ipsec.conf (0s..., 0x... or bare base64) to bare base64."""
     import binascii
     if value[:2].lower() == "0x":
         data = Token(value, 0, 0, len(value), "0x").data() or b""
@@ -12761,68 +13577,89 @@ def public_text(value: str) -> str:
     return value.removeprefix("0s")
 
 
-@verify_check("host_keys", "Checking that connections have their private keys",
-       "For each connection of this host whose own end has ckaid=, rsasigkey=, ecdsakey= or pubkey=, that key in the "
-       "NSS database.",
-       "Pluto can't sign for this end, and the IKE SA fails.",
-       "Make a key with ipsec newhostkey, and give what ipsec showhostkey --left tells of it to both ends.", live=True)
+KEY_WORDS = ("ckaid", "rsasigkey", "ecdsakey", "pubkey")  # that name a key of the NSS database
+
+
+@verify_check(
+    "host_keys", "Checking that connections have their private keys",
+    "Whether the NSS database has the key that ckaid=, rsasigkey=, ecdsakey= or pubkey= of this host's end "
+    "names, for each connection.",
+    "Pluto can't sign for this end, and the IKE SA fails.",
+    "Make a key with ipsec newhostkey, and write the output of ipsec showhostkey --left into the "
+    "configuration of both ends.", live=True)
 def check_host_keys(patient: Patient) -> Iterator[Trouble]:
-    named = [(tunnel.conn.name, f"{tunnel.here}{word}", tunnel.conn.get(f"{tunnel.here}{word}"))
-             for tunnel in patient.tunnels for word in ("ckaid", "rsasigkey", "ecdsakey", "pubkey")]
-    named = [(conn, word, value) for conn, word, value in named if value and not value.startswith("%")]
-    for tunnel in patient.tunnels:
+    tunnels = patient.needed_tunnels()
+    for tunnel in tunnels:
         side, get = tunnel.here, tunnel.conn.get
         signs = all(way.startswith(("rsa", "ecdsa", "eddsa")) for way in ways_of(tunnel.conn, (side,)))
-        if signs and not any(get(f"{side}{word}") for word in ("cert", "ckaid", "rsasigkey", "ecdsakey", "eddsakey",
-                                                               "pubkey")):
-            # which is the default of all releases
-            why = "is to sign" if get("authby") or get(f"{side}auth") else "is to sign, as authby= is not set"
-            yield ("FAIL", "NO KEY", f"conn {tunnel.conn.name} {why}, and names no key of this end: {side}cert=, "
-                   f"{side}ckaid= or {side}rsasigkey=", edit_command(tunnel.conn))
-    keys = NssDatabase(patient.host, patient.nssdir).keys() if named else []
-    held = {text for key in keys for text in key_texts(key)[1:3]}
+        if signs and not any(get(f"{side}{word}") for word in ("cert", "eddsakey", *KEY_WORDS)):
+            # without authby=, every release authenticates by signature
+            default = "" if get("authby") or get(f"{side}auth") else ", because authby= is not set"
+            yield ("FAIL", "NO KEY", f"conn {tunnel.conn.name} has to sign{default}, and names no key of this end: "
+                   f"{side}cert=, {side}ckaid= or {side}rsasigkey=", edit_command(tunnel.conn))
+    named = [(tunnel.conn.name, f"{tunnel.here}{word}", tunnel.conn.get(f"{tunnel.here}{word}"))
+             for tunnel in tunnels for word in KEY_WORDS]
+    named = [(conn, word, value) for conn, word, value in named if value and not value.startswith("%")]
+    keys = patient.database().keys() if named else []
+    texts = {text for key in keys for text in key_texts(key)[1:3]}
     for conn, word, value in named:
         ckaid = value.lower().replace(":", "")
-        if not (any(key.ckaid.hex().startswith(ckaid) for key in keys) if word.endswith("ckaid") else
-                public_text(value) in held):
-            yield ("FAIL", "NO KEY", f"the NSS database has not the private key of {word} of conn {conn}",
+        if word.endswith("ckaid"):
+            is_there = any(key.ckaid.hex().startswith(ckaid) for key in keys)
+        else:
+            is_there = public_text(value) in texts
+        if not is_there:
+            yield ("FAIL", "NO KEY", f"conn {conn}: no private key for {word} in the NSS database",
                    "ipsec showhostkey --list")
 
 
-@verify_check("secret_modes", "Checking who can read the secrets",
-       "Owner and permissions of ipsec.secrets, of what it includes, and of the password file of the NSS database; who "
-       "may change ipsec.conf and what that includes.",
-       "Whoever knows the keys can be this host, or read what it sends; who changes ipsec.conf can have pluto run "
-       "programs.",
-       "chmod 600 the file, chown root.")
+@verify_check(
+    "secret_modes", "Checking who can read the secrets",
+    "Owner and permissions of ipsec.secrets, of the files that it includes, and of the password file of the "
+    "NSS database (a file without secrets may be readable); who may change ipsec.conf and the files that it "
+    "includes.",
+    "Anyone with the keys can impersonate this host or read its traffic. Users who can change ipsec.conf "
+    "can make pluto run programs.",
+    "chmod 600 the file, chown root.")
 def check_secret_modes(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
     names = [secrets_file(host, patient.config), f"{host.confddir}/nsspassword", f"{patient.nssdir}/nsspassword"]
     if host.exists(names[0]) and host.superuser:
         names += secret_files(host, names[0])[0]
-    for name in dict.fromkeys(names):
-        if host.exists(name):
-            info = host.stat(name)
-            if info.st_mode & 0o006:
-                yield ("WARN", "OPEN", f"every user of this host can read or change {name}",
-                       shell_words(["chmod", "600", name]))
-            elif info.st_uid and host.superuser:
-                yield "WARN", "OPEN", f"{name} belongs to user {info.st_uid}", shell_words(["chown", "root", name])
+    names = [name for name in dict.fromkeys(names) if host.exists(name)]
+    if not names and not patient.config.files:
+        raise NotChecked("configuration", "there is neither a configuration nor a secrets file")
+    for name in names:
+        info = host.stat(name)
+        if info.st_mode & 0o002 or (info.st_mode & 0o004 and holds_secrets(host, name)):
+            verb = "writable" if info.st_mode & 0o002 else "readable"
+            yield "WARN", "OPEN", f"{name} is {verb} by others", shell_words(["chmod", "600", name])
+        elif info.st_uid and host.superuser:
+            yield "WARN", "OPEN", f"{name} belongs to user {info.st_uid}", shell_words(["chown", "root", name])
     for name in dict.fromkeys(patient.config.files):
         if host.stat(name).st_mode & 0o022 or (host.stat(name).st_uid and host.superuser):
-            yield ("WARN", "OPEN", f"others than root may change {name}", " && ".join(map(shell_words, (
+            yield ("WARN", "OPEN", f"{name} is writable by users other than root", " && ".join(map(shell_words, (
                 ["chown", "root", name], ["chmod", "go-w", name]))))
 
 
-@verify_check("overlap", "Checking connections for overlaps",
-       "That no two loaded connections have the same name, or the same networks with different peers.",
-       "The kernel has one policy for a pair of networks: the connection that comes up last takes the other's packets.",
-       "Remove one, narrow its subnets, or set it auto=ignore.")
+def holds_secrets(host: Host, name: str) -> bool:
+    """Return whether a file with secrets holds more than comments and includes.  Raises OSError."""
+    if os.path.basename(name) == "nsspassword":
+        return bool(host.read(name).strip())
+    return any(record.tokens and not record.include for record, _ in secret_records(host.lines(name)))
+
+
+@verify_check(
+    "overlap", "Checking connections for overlaps",
+    "Whether two loaded connections have the same name, or the same networks with different peers.",
+    "The kernel has one policy for a pair of networks: the connection that comes up last takes the packets "
+    "of the other.",
+    "Remove one of them, narrow its subnets, or set auto=ignore in it.")
 def check_overlap(patient: Patient) -> Iterator[Trouble]:
     named: dict[str, Conn] = {}
-    seen: dict[object, tuple[Conn, str]] = {}
+    seen: dict[object, tuple[Conn, str]] = {}  # the first connection for a pair of networks, and its peer
     here = patient.sides
-    for conn in patient.conns:
+    for conn in patient.needed_conns():
         first = named.setdefault(conn.name, conn)
         if first is not conn:
             yield ("WARN", "TWICE", f"conn {conn.name} is in {first.file}:{first.line} and in "
@@ -12830,67 +13667,82 @@ def check_overlap(patient: Patient) -> Iterator[Trouble]:
         if conn.flag("overlapip") or any(map(conn.get, (
                 "mark", "mark-out", "vti-interface", "ipsec-interface", "leftprotoport", "rightprotoport",
                 "sec-label"))):
-            continue  # told apart by more than addresses
+            continue  # more than addresses tell these connections apart
         ours, theirs = ("right", "left") if here.get(conn.name) == "right" else ("left", "right")
         peer = canonical_net(conn.get(theirs)) or conn.get(theirs)
         for one in map(canonical_net, conn_nets(conn, ours)):
             for other in map(canonical_net, conn_nets(conn, theirs)):
-                before, its = seen.setdefault((one, other), (conn, peer))
-                if its != peer:
+                before, first_peer = seen.setdefault((one, other), (conn, peer))
+                if first_peer != peer:
                     yield ("WARN", "OVERLAP", f"conn {before.name} and conn {conn.name}: {one} and {other}, but "
                            "different peers", edit_command(conn))
 
 
-@verify_check("versions", "Checking that pluto is what is installed",
-       "That the running pluto is the program in libreswan's directory, not one that an update has replaced.",
-       "whack of one release and pluto of another don't understand each other.",
-       "ipsec restart.", live=True)
+@verify_check(
+    "versions", "Checking that pluto is what is installed",
+    "Whether the running pluto is the program in libreswan's directory, and not one that an update has "
+    "replaced.",
+    "whack of one release and pluto of another don't understand each other.",
+    "ipsec restart.", live=True)
 def check_versions(patient: Patient) -> Iterator[Trouble]:
-    if patient.pid:
-        program = os.readlink(f"/proc/{patient.pid}/exe")
-        if program.endswith(" (deleted)"):
-            yield ("WARN", "REPLACED", f"pluto runs from {program.removesuffix(' (deleted)')}, which was replaced",
-                   "ipsec restart")
-        elif os.path.dirname(program) != os.path.realpath(patient.host.execdir):
-            yield ("WARN", "MISMATCH", f"pluto runs from {program}, libreswan's other programs are those of "
-                   f"{patient.host.execdir}", "ipsec restart")
+    program = patient.host.readlink(f"/proc/{patient.process()}/exe")
+    if program.endswith(" (deleted)"):
+        yield ("WARN", "REPLACED", f"pluto runs from {program.removesuffix(' (deleted)')}, which was replaced",
+               "ipsec restart")
+    elif os.path.dirname(program) != os.path.realpath(patient.host.execdir):
+        yield ("WARN", "MISMATCH", f"pluto runs from {program}, but libreswan's other programs are in "
+               f"{patient.host.execdir}", "ipsec restart")
 
 
-@verify_check("fips", "Checking FIPS mode",
-       "That the kernel, the system's crypto-policy and the running pluto agree on FIPS mode.",
-       "Pluto follows the kernel as it was at its start, NSS the policy: algorithms that one offers the other refuses.",
-       "fips-mode-setup --check tells more.")
+@verify_check(
+    "fips", "Checking FIPS mode",
+    "Whether the kernel, the system's crypto-policy and the running pluto agree on FIPS mode.",
+    "Pluto takes its FIPS mode from the kernel when it starts; NSS takes its own from the crypto-policy. If "
+    "they differ, one offers algorithms that the other refuses.",
+    "fips-mode-setup --check reports more.")
 def check_fips(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
     policy = host.value("/etc/crypto-policies/config").strip()
     kernel = host.live and host.value("/proc/sys/crypto/fips_enabled").strip() == "1"
-    if host.live and policy and policy.startswith("FIPS") != kernel:
-        yield ("WARN", "MISMATCH", f"the kernel's FIPS mode is {'on' if kernel else 'off'}, the crypto-policy is "
-               f"{policy}", f"fips-mode-setup --{'enable' if kernel else 'disable'}")
+    state = "on" if kernel else "off"
     pluto = patient.told("fips mode").strip(";")
+    if host.live and policy and policy.startswith("FIPS") != kernel:
+        yield ("WARN", "MISMATCH", f"the kernel's FIPS mode is {state}, but the crypto-policy is {policy}",
+               f"fips-mode-setup --{'enable' if kernel else 'disable'}")
+    elif host.live and not pluto and kernel:
+        raise NotChecked("pluto", "pluto's FIPS mode is not known")
     if pluto and (pluto == "enabled") != kernel:
-        yield ("WARN", "MISMATCH", f"the kernel's FIPS mode is {'on' if kernel else 'off'}, pluto's is {pluto}",
-               "ipsec restart")
+        yield "WARN", "MISMATCH", f"the kernel's FIPS mode is {state}, but pluto's is {pluto}", "ipsec restart"
 
 
-@verify_check("crypto_policy", "Checking the system's crypto-policy",
-       "On a system with crypto-policies, that ipsec.conf includes the part that is for libreswan.",
-       "Without it pluto offers its own defaults, which the administrator's policy may forbid.",
-       "Put the include line that is named at the top of ipsec.conf.")
+@verify_check(
+    "crypto_policy", "Checking the system's crypto-policy",
+    "Whether ipsec.conf includes libreswan's part of the crypto-policy, on a system that has "
+    "crypto-policies.",
+    "Without that part, pluto offers its own defaults, which the administrator's policy may forbid.",
+    "Put the include line that is named at the top of ipsec.conf.")
 def check_crypto_policy(patient: Patient) -> Iterator[Trouble]:
     backend = "/etc/crypto-policies/back-ends/libreswan.config"
-    if patient.host.exists(backend) and backend not in patient.config.files:
+    if not patient.host.exists(backend):
+        return
+    patient.read_configuration()
+    if backend not in patient.config.files:
         yield ("WARN", "NOT INCLUDED", f"{patient.config.name} does not include {backend}",
                shell_words(["sed", "-i", f"1i include {backend}", patient.config.name]))
 
 
-@verify_check("selinux", "Checking for denials of SELinux",
-       "Messages in /var/log/audit/audit.log that SELinux denied something to pluto, within the last MiB.",
-       "Pluto could not read a file, or make a socket, that it needs; its own log names only the effect.",
-       "ausearch -m avc -c pluto tells what; restorecon mends wrong labels.")
+@verify_check(
+    "selinux", "Checking for denials of SELinux",
+    "Messages in the last MiB of /var/log/audit/audit.log that SELinux denied something to pluto.",
+    "Pluto could not read a file or make a socket that it needs; its own log names only the effect.",
+    "ausearch -m avc -c pluto shows the messages; restorecon corrects wrong labels.")
 def check_selinux(patient: Patient) -> Iterator[Trouble]:
     host, log = patient.host, "/var/log/audit/audit.log"
-    if (host.live and host.value("/sys/fs/selinux/enforce").strip() != "1") or not host.exists(log):
+    if host.live and host.value("/sys/fs/selinux/enforce").strip() != "1":
+        return  # SELinux denies nothing
+    if not host.exists(log):
+        if host.live:
+            yield "SKIP", "UNKNOWN", f"SELinux is enforcing, and {log} can't be found here", ""
         return
     start = max(0, host.stat(log).st_size - (1 << 20))
     denied = [line for line in split_lines(host.chunks(log, start)) if "type=AVC" in line and "denied" in line
@@ -12901,73 +13753,136 @@ def check_selinux(patient: Patient) -> Iterator[Trouble]:
 
 
 def findings(host: Host, timeout: float, names: Collection[str] = ()) -> Iterator[Finding]:
-    """What the checks of these names find, or all of them; without those that only a running system can be asked."""
+    """Yield the findings of the checks with these names, or of all checks.
+
+    Under --root, checks that only a running system can answer are left out.
+    """
     patient = Patient(host, timeout)
-    chosen = [one for one in CHECKS.values() if (not names or one.name in names) and (host.live or not one.live)]
+    chosen = [check for check in CHECKS.values()
+              if (not names or check.name in names) and (host.live or not check.live)]
     if CHECKS["config"] in chosen:
         patient.ask_addconn()
-        patient.told("pluto_version")  # pluto tells its status, which others need too, while addconn reads
+        patient.told("pluto_version")  # other checks need pluto's status, too; it comes while addconn reads
     try:
-        for one in chosen:
-            fine = True
+        for check in chosen:
+            is_fine = True
             try:
-                for level, word, why, mend in one.function(patient):
-                    fine = False
-                    yield Finding(one.name, one.text, level, word, why, on_its_system(host, mend))
+                for level, word, why, fix in check.function(patient):
+                    is_fine = False
+                    yield Finding(check.name, check.text, level, word, why, on_its_system(host, fix))
             except (OSError, Failure) as error:
-                fine = False
-                forbidden = isinstance(error, PermissionError) and not host.superuser
-                yield Finding(one.name, one.text, "SKIP", "UNKNOWN", error_text(error),
-                              f"sudo ipsec verify {one.name}" if forbidden else "")
-            if fine:
-                yield Finding(one.name, one.text)
+                is_fine = False
+                yield not_checked(host, check, error)
+            if is_fine:
+                yield Finding(check.name, check.text)
     finally:
         patient.close()
 
 
-def on_its_system(host: Host, mend: str) -> str:
-    """The command, to be run where what it mends lies: on a mounted disk, there."""
-    if not host.root or not mend:
-        return mend
-    return f"{shell_words(['chroot', host.root])} {f'sh -c {shell_words([mend])}' if ' && ' in mend else mend}"
+def not_checked(host: Host, check: Check, error: OSError | Failure) -> Finding:
+    """Return the finding for a check that raised an error."""
+    cause, fix = "", ""
+    if isinstance(error, NotChecked):
+        cause, fix = error.cause, error.hint
+    elif isinstance(error, (NoPluto, TimedOut)) and check.name != "config":
+        cause = "pluto"
+    elif isinstance(error, PermissionError) and not host.superuser:
+        cause, fix = "root", f"sudo ipsec verify {check.name}"
+    elif isinstance(error, PermissionError) and not has_capability(host, NET_ADMIN[1]):
+        cause, fix = "rights", "start the container with --cap-add NET_ADMIN"
+    return Finding(check.name, check.text, "SKIP", "UNKNOWN", error_text(error), fix, cause)
 
 
-def verify_lines(found: Iterable[Finding], colour: bool = False) -> Iterator[str]:
-    """Findings as the original prints them, each with why and what mends it below."""
+def on_its_system(host: Host, fix: str) -> str:
+    """Return the command so that it runs on the system that is checked: under --root, through chroot."""
+    if not host.root or not fix:
+        return fix
+    if " && " in fix:
+        fix = f"sh -c {shell_words([fix])}"
+    return f"{shell_words(['chroot', host.root])} {fix}"
+
+
+def finding_lines(finding: Finding, colour: bool = False) -> Iterator[str]:
+    """Yield the line of a finding as libreswan's verify prints it, with the level in front of the word, and a
+    line with the reason and the fix."""
+    tint = {"OK": 92, "FAIL": 91}.get(finding.level, 93)
+    word = f"\x1b[{tint}m{finding.word}\x1b[0m" if colour else finding.word
+    level = "" if finding.level == "OK" else f"{finding.level} "
+    yield f"{finding.text:<50}\t{level}[{word}]"
+    if finding.why:
+        lead = "not checked: " if finding.level == "SKIP" else ""
+        fix = f"; fix: {printable(finding.mend)}" if finding.mend else ""
+        yield f"  {lead}{printable(finding.why)}{fix}"
+
+
+def cause_line(cause: str, checks: Sequence[str], shown: Collection[str], is_whole: bool) -> str:
+    """Return the line about the checks that were not made for one cause.
+
+    `shown` are the checks that have a line of their own; `is_whole`: all checks were asked for.
+    """
+    one, several, rest, before = SKIP_CAUSES[cause]
+    more = "more " if before in shown else ""
+    count = f"{len(checks)} {more}check{'s' * (len(checks) != 1)} {one if len(checks) == 1 else several} {rest}"
+    names = ", ".join(checks)
+    if cause == "root":
+        return f"{count}: sudo ipsec verify{'' if is_whole else ' ' + ' '.join(checks)} ({names})"
+    return f"{count} ({names})"
+
+
+def summary_line(levels: Sequence[str]) -> str:
+    """Return the last line: how many findings there are of each level."""
+    failed, warned, skipped, fine = (levels.count(level) for level in ("FAIL", "WARN", "SKIP", "OK"))
+    return f"{failed} failed, {warned} warning{'s' * (warned != 1)}, {skipped} not checked, {fine} ok"
+
+
+def verify_lines(found: Iterable[Finding], left_out: Sequence[str] = (), colour: bool = False,
+                 is_whole: bool = True) -> Iterator[str]:
+    """Yield the lines of findings as they come, then one line for each cause of checks that were not made,
+    and the summary.  `left_out` are the checks that --root excludes; `is_whole`: all checks were asked
+    for."""
+    levels: list[str] = []
+    shown: list[str] = []
+    skipped: dict[str, list[str]] = {}
     yield "Verifying installed system and configuration files\n"
     for finding in found:
-        tint = {"OK": 92, "FAIL": 91}.get(finding.level, 93)
-        word = f"\x1b[{tint}m{finding.word}\x1b[0m" if colour else finding.word
-        yield f"{finding.text:<50}\t[{word}]"
-        if finding.why:
-            lead = "not checked: " if finding.level == "SKIP" else ""
-            mend = f"; to mend it: {printable(finding.mend)}" if finding.mend else ""
-            yield f"  {lead}{printable(finding.why)}{mend}"
+        levels.append(finding.level)
+        if finding.cause:
+            skipped.setdefault(finding.cause, []).append(finding.check)
+        else:
+            shown.append(finding.check)
+            yield from finding_lines(finding, colour)
+    if left_out:
+        skipped["live"] = list(left_out)
+        levels += ["SKIP"] * len(left_out)
+    yield ""
+    for cause, checks in skipped.items():
+        yield cause_line(cause, checks, shown, is_whole)
+    yield summary_line(levels)
 
 
-def explain(one: Check) -> str:
-    """What --explain says of a check, in 80 columns."""
+def explain(check: Check) -> str:
+    """Return the text of --explain for a check, in 80 columns."""
     import textwrap
-    return "\n\n".join([f"{one.name}: {one.text.strip()}", *(
-        textwrap.fill(text, 79, initial_indent=f"{title:<8}", subsequent_indent=" " * 8)
-        for title, text in (("Tested", one.tests), ("Breaks", one.breaks), ("Mended", one.mends)))])
+    parts = (("Checks", check.checks), ("Why it matters", check.matters), ("Fix", check.fix))
+    return "\n\n".join([f"{check.name}: {check.text.strip()}", *(
+        textwrap.fill(text, 79, initial_indent=f"{title:<16}", subsequent_indent=" " * 16) for title, text in parts)])
 
 
 @command("verify", "[CHECK...]", summary="check the installation, the kernel, the configuration and pluto",
          rescue=True, options=(
-    Opt("--explain", "[CHECK]", "tell what a check tests, why that breaks tunnels, and how to mend it; without CHECK "
-                                "(or with list) the names of all"),
-    Opt("--json", None, "a JSON list of the findings: check, text, level, word, why, mend"),
+    Opt("--explain", "[CHECK]", "explain a check: what it checks, why a failure matters, and how to fix it; without "
+                                "CHECK (or with list) print the names of all checks"),
+    Opt("--json", None, "print the findings as a JSON list: check, text, level, word, why, mend, cause"),
     Opt("--timeout", "SECONDS", "how long to wait for pluto (default 10)"),
-    Opt("--nocolour --nocolor", None, "no colours; there are none unless the output is a terminal"),
-), details="Makes all checks, or those that are named.  Every finding is OK, WARN or FAIL, with one sentence why and "
-           "one command that mends it; SKIP in JSON is a check that can't be made here.\n\n"
-           "Exit status: the number of findings that are FAIL, 255 at most; 2 for a check that there is not.")
+    Opt("--nocolour --nocolor", None, "no colours (default if the output is not a terminal)"),
+), details="Makes all checks, or the named ones.  Every finding is OK, WARN, FAIL, or SKIP for a check that can't be "
+           "made here; with the reason and a command to fix it.  The last line counts them.\n\nExit status: "
+           "the number of findings that are FAIL, at most 255; 2 if a named check does not exist.")
 def verify_command(host: Host, args: Args) -> int:
-    """`ipsec verify`: the number of failures, capped at 255.  Raises Failure."""
+    """`ipsec verify`: return the number of failures, at most 255.  Raises Failure."""
     names = [*args.operands, *filter(None, args.values("--explain"))]
     if args.flag("--explain") and names in ([], ["list"]):
-        host.print("\n".join(f"{one.name:<18}{one.text.strip()}" for one in CHECKS.values()))
+        host.print("\n".join(f"{check.name:<18}{check.text.strip()}" for check in CHECKS.values()))
         return OK
     for name in names:
         if name not in CHECKS:
@@ -12976,28 +13891,24 @@ def verify_command(host: Host, args: Args) -> int:
     if args.flag("--explain"):
         host.print("\n\n".join(explain(CHECKS[name]) for name in names))
         return OK
-    failures, shown = 0, []
-    timeout = parse_seconds(args.value("--timeout", "10"))
+    levels: list[str] = []
+    left_out = [check.name for check in CHECKS.values()
+                if check.live and not host.live and check.name in (names or CHECKS)]
 
     def counted() -> Iterator[Finding]:
-        nonlocal failures
         for finding in findings(host, timeout, names):
-            failures += finding.level == "FAIL"
-            shown.append(finding._asdict())
+            levels.append(finding.level)
             yield finding
 
-    for line in verify_lines(counted(), host.colour and not args.flag("--nocolour")):
-        if not args.flag("--json"):
-            host.print(line)
+    timeout = parse_seconds(args.value("--timeout", "10"))
     if args.flag("--json"):
-        host.print(need("json", "--json").dumps(shown, indent=1))
-    left_out = [one.name for one in CHECKS.values() if one.live and not host.live and one.name in (names or CHECKS)]
-    if left_out:
-        host.warn(f"verify: {len(left_out)} checks of a running system are left out under --root: "
-                  f"{', '.join(left_out)}")
-    if failures and not args.flag("--json"):
-        host.warn(f"verify: encountered {failures} error{'s' * (failures > 1)}")
-    return min(failures, 255)
+        host.print(need("json", "--json").dumps([finding._asdict() for finding in counted()], indent=1))
+        if left_out:
+            host.warn(f"verify: {cause_line('live', left_out, (), not names)}")
+    else:
+        for line in verify_lines(counted(), left_out, host.colour and not args.flag("--nocolour"), not names):
+            host.print(line)
+    return min(levels.count("FAIL"), 255)
 
 
 # --- barf ------------------------------------------------------------------------------------------------------------
@@ -14511,7 +15422,7 @@ class Teller:
             return OK
         if not program:
             raise Missing(f"ipsec: loading a connection needs libreswan's addconn, which is not in {host.execdir}",
-                          NOT_FOUND, "install libreswan beside pluto, or set IPSEC_EXECDIR")
+                          NOT_FOUND, libreswan_hint(host, "install libreswan beside pluto, or set IPSEC_EXECDIR"))
         status = host.call([os.path.join(host.execdir, program), *words])
         if status in range(20, 100) and words[-1] != "--checkconfig":  # pluto's; up to 4.15 addconn keeps it to itself
             host.warn(f"{program}: pluto refused it with status {status}; its log tells why: ipsec barf --section plog")
@@ -15867,7 +16778,7 @@ class Reload:
                              if host.executable(path := os.path.join(host.execdir, name))), "")
         if not self.addconn:
             raise Missing(f"ipsec reload: libreswan's addconn is not in {host.execdir}", NOT_FOUND,
-                          "install libreswan beside pluto, or set IPSEC_EXECDIR")
+                          libreswan_hint(host, "install libreswan beside pluto, or set IPSEC_EXECDIR"))
         host.conf = os.path.abspath(host.conf)
 
     def check(self) -> None:
@@ -16291,42 +17202,55 @@ nss_tool_command("vfychain", "-d", "-f")
 def showhostkey_command(host: Host, args: Args) -> int:
     """`ipsec showhostkey` where libreswan's own is not installed: return 0.  Raises Failure: 20 if there is no such
     key."""
-    base = nss_database(host, args, "showhostkey")
-    keys = base.keys()
+    keys = nss_database(host, args, "showhostkey").keys()
     if args.flag("--list"):
         for place, key in enumerate(keys, 1):
             host.print(f"<{place:2}> {key.kind} keyid: {key_texts(key)[0]} ckaid: {key.ckaid.hex()}")
         return OK
-    wanted, rsaid = args.value("--ckaid").lower().replace(":", ""), args.value("--rsaid")
     modes = [mode for mode in ("--left", "--right", "--ipseckey", "--pem") if args.flag(mode)]
     if len(modes) != 1:
         raise Failure("ipsec showhostkey: one of --list, --left, --right, --ipseckey and --pem is needed", USAGE)
-    if not wanted and not rsaid:
-        raise Failure("ipsec showhostkey: --ckaid or --rsaid is needed", USAGE, "ipsec showhostkey --list")
-    chosen = [key for key in keys if (wanted and key.ckaid.hex().startswith(wanted))
-              or (rsaid and key.kind == "RSA" and key_texts(key)[0] == rsaid)]
-    if not chosen:
-        raise Failure(f"ipsec showhostkey: no such key: {quote(args.value('--ckaid') or rsaid)}", NO_KEY,
-                      "ipsec showhostkey --list")
-    key = chosen[0]
-    keyid, text, spki, algorithm = key_texts(key)
-    pubkey = args.flag("--pubkey")
-    if args.flag("--pem"):
+    key = chosen_key(keys, args.value("--ckaid"), args.value("--rsaid"))
+    if modes[0] == "--pem":
+        spki = key_texts(key)[2]
         lines = [spki[i:i + 64] for i in range(0, len(spki), 64)]
         host.print("\n".join(("-----BEGIN PUBLIC KEY-----", *lines, "-----END PUBLIC KEY-----")))
-    elif args.flag("--ipseckey"):
-        gateway = args.value("--gateway")
-        kind = 2 if ":" in gateway else int(bool(gateway))  # of gateway: 0 none, 1 IPv4, 2 IPv6 (RFC 4025)
-        host.print(f"{os.uname().nodename}.    IN    IPSECKEY  {args.value('--precedence', '10')} {kind} "
-                   f"{4 if pubkey else algorithm} {gateway or '.'} {spki if pubkey else text}")
+    elif modes[0] == "--ipseckey":
+        host.print(ipseckey_record(key, args.value("--gateway"), args.value("--precedence", "10"),
+                                   args.flag("--pubkey")))
     else:
-        side, kind_word = modes[0][2:], "rsa" if key.kind == "RSA" else "ecdsa"
-        if pubkey:
-            host.print(f"\t{side}pubkey={spki}")
-        else:
-            word = "rsasigkey" if key.kind == "RSA" else "ecdsakey"
-            host.print(f"\t# {kind_word}key {keyid}\n\t{side}{word}=0s{text}")
+        host.print(conf_lines(key, modes[0][2:], args.flag("--pubkey")))
     return OK
+
+
+def chosen_key(keys: Sequence[HostKey], ckaid: str, rsaid: str) -> HostKey:
+    """Return the first key whose CKAID starts with `ckaid`, or the RSA key with the keyid `rsaid`.  Raises Failure."""
+    if not ckaid and not rsaid:
+        raise Failure("ipsec showhostkey: --ckaid or --rsaid is needed", USAGE, "ipsec showhostkey --list")
+    wanted = ckaid.lower().replace(":", "")
+    for key in keys:
+        if wanted and key.ckaid.hex().startswith(wanted):
+            return key
+        if rsaid and key.kind == "RSA" and key_texts(key)[0] == rsaid:
+            return key
+    raise Failure(f"ipsec showhostkey: no such key: {quote(ckaid or rsaid)}", NO_KEY, "ipsec showhostkey --list")
+
+
+def ipseckey_record(key: HostKey, gateway: str, precedence: str, as_spki: bool) -> str:
+    """Return a key as an IPSECKEY record of the DNS (RFC 4025); `as_spki`: as DER public key."""
+    _, text, spki, algorithm = key_texts(key)
+    kind = 2 if ":" in gateway else int(bool(gateway))  # of gateway: 0 none, 1 IPv4, 2 IPv6
+    return (f"{os.uname().nodename}.    IN    IPSECKEY  {precedence} {kind} {4 if as_spki else algorithm} "
+            f"{gateway or '.'} {spki if as_spki else text}")
+
+
+def conf_lines(key: HostKey, side: str, as_spki: bool) -> str:
+    """Return the line of ipsec.conf for a key of the side `left` or `right`; `as_spki`: as DER public key."""
+    keyid, text, spki, _ = key_texts(key)
+    if as_spki:
+        return f"\t{side}pubkey={spki}"
+    kind, word = ("rsa", "rsasigkey") if key.kind == "RSA" else ("ecdsa", "ecdsakey")
+    return f"\t# {kind}key {keyid}\n\t{side}{word}=0s{text}"
 
 
 CURVES = ("secp256r1", "secp384r1", "secp521r1")

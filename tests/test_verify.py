@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 import ipsec
-from ipsec import CHECKS, Conn, Host, Patient, Section, Trouble, comparable_id, findings, has_secret
+from ipsec import (
+    CHECKS,
+    Certificate,
+    Conn,
+    Finding,
+    Host,
+    Parsed,
+    Patient,
+    Section,
+    Trouble,
+    bare_nickname,
+    comparable_id,
+    findings,
+    has_secret,
+    held_certificates,
+    is_bad_private,
+    is_behind,
+    is_dropped_id,
+    verify_lines,
+)
 
 from .ground.machine import alive, wait_for
 
@@ -133,6 +154,7 @@ def test_what_pluto_has_is_compared_with_the_file(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(Patient, "tunnels", tunnels)
     assert list(CHECKS["loaded"].function(patient)) == []
     other = STATUS.replace("SA: #2", "SA: #0").replace("10.3.0.0", "10.4.0.0")
+    patient = Patient(Host({}, conf=str(file)), 1.0)
     monkeypatch.setattr(patient, "status", other.splitlines)
     assert [trouble[1] for trouble in CHECKS["loaded"].function(patient)] == ["CHANGED"]
 
@@ -143,19 +165,21 @@ def test_a_connection_that_should_be_up_and_is_not(tmp_path: Path, monkeypatch: 
     file.write_text(f"config setup\n\tlogfile={log}\nconn rw\n\tauto=start\n\tleft=192.0.2.1\n\tright=192.0.2.2\n")
     log.write_text('Nov 23 06:12:08.000000: "rw" #1: initiating IKEv2 connection\n'
                    'Nov 23 06:12:09.000000: "rw" #1: authentication failed: no PSK found for \'@rw\'\n')
-    patient = Patient(Host({}, conf=str(file)), 1.0)
-    monkeypatch.setattr(patient, "status", STATUS.splitlines)
-    assert list(CHECKS["up"].function(patient)) == []
+
+    def check_up(status: str) -> list[Trouble]:
+        patient = Patient(Host({}, conf=str(file)), 1.0)
+        monkeypatch.setattr(patient, "status", status.splitlines)
+        return list(CHECKS["up"].function(patient))
+
+    assert check_up(STATUS) == []
     down = STATUS.replace("SA: #2", "SA: #0").replace("; erouted", "; unrouted")
-    monkeypatch.setattr(patient, "status", down.splitlines)
-    (level, word, why, mend), = CHECKS["up"].function(patient)
+    (level, word, why, mend), = check_up(down)
     assert (level, word, mend) == ("FAIL", "DOWN", "ipsec why rw") and "06:12:09: no pre-shared key (PSK)" in why
     log.unlink()
-    (level, _, why, _), = CHECKS["up"].function(patient)
-    assert level == "WARN" and "why is not known" in why
+    (level, _, why, _), = check_up(down)
+    assert level == "WARN" and "the cause is unknown" in why
     policy = '"two/1x1":   policy: IKEv2+PSK+UP;\n"two/1x2": 10.1'
-    monkeypatch.setattr(patient, "status", STATUS.replace('"two/1x2": 10.1', policy, 1).splitlines)
-    assert [trouble[2].split()[1] for trouble in CHECKS["up"].function(patient)] == ["two"]
+    assert [trouble[2].split()[1] for trouble in check_up(STATUS.replace('"two/1x2": 10.1', policy, 1))] == ["two"]
 
 
 @pytest.mark.parametrize("said", [
@@ -210,3 +234,275 @@ def test_addconn_decides_whether_a_configuration_is_wrong(tmp_path: Path, monkey
         monkeypatch.setattr(patient, "addconn_answer", lambda answer=answer: answer)
         (trouble,) = CHECKS["config"].function(patient)
         assert trouble[0] == level and f"{file}:2: unknown keyword" in trouble[2]
+
+
+def patient_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conf: str, secrets: str = "", status: str = "",
+               here: str = "left") -> Patient:
+    """A patient with this configuration, whose pluto answers with the status, or not at all without one; each
+    connection has this host at the side `here`."""
+    (tmp_path / "ipsec.conf").write_text(conf)
+    (tmp_path / "ipsec.secrets").write_text(secrets)
+    (tmp_path / "ipsec.secrets").chmod(0o600)
+    env = {"IPSEC_CONFDDIR": str(tmp_path), "IPSEC_RUNDIR": str(tmp_path), "IPSEC_EXECDIR": str(tmp_path),
+           "IPSEC_NSSDIR": str(tmp_path / "nss")}
+    patient = Patient(Host(env, conf=str(tmp_path / "ipsec.conf")), 1.0)
+
+    def answer() -> list[str]:
+        if not status:
+            raise ipsec.NoPluto("no pluto")
+        return status.splitlines()
+
+    monkeypatch.setattr(patient, "status", answer)
+    monkeypatch.setattr(patient, "pid", None)
+    tunnels = [SimpleNamespace(conn=conn, here=here) for conn in patient.config.conns()]
+    monkeypatch.setattr(Patient, "tunnels", tunnels)
+    return patient
+
+
+def words(patient: Patient, check: str) -> list[str]:
+    return [word for _, word, _, _ in CHECKS[check].function(patient)]
+
+
+CONN = "conn a\n\tleft=192.0.2.1\n\tright={right}\n\tauthby=secret\n\tauto=add\n"
+
+
+@pytest.mark.parametrize(("right", "secrets", "found"), [
+    ("192.0.2.2", '192.0.2.1 192.0.2.2 : PSK "k1k2k3k4"', []),
+    ("192.0.2.2", '192.0.2.1 192.0.2.3 : PSK "k1k2k3k4"', ["NO SECRET"]),
+    ("192.0.2.2", '192.0.2.0/24 : PSK "k1k2k3k4"', ["FOR ANYBODY"]),
+    ("192.0.2.2", '192.0.2.1 192.0.2.0/24 : PSK "k1k2k3k4"', ["ID IGNORED"]),
+    ("192.0.2.2", '192.0.2.9 192.0.2.0/24 : PSK "k1k2k3k4"', ["ID IGNORED", "NO SECRET"]),
+    ("192.0.2.2", '192.0.2.1 peer.example : PSK "k1k2k3k4"', ["UNKNOWN"]),
+    ("peer.example", '192.0.2.1 192.0.2.2 : PSK "k1k2k3k4"', ["UNKNOWN"]),
+    ("%any", '192.0.2.1 %any : PSK "k1k2k3k4"', []), ("%any", '192.0.2.1 @peer : PSK "k1k2k3k4"', []),
+    ("%any", ': PSK "k1k2k3k4"', []), ("%any", '192.0.2.9 @peer : PSK "k1k2k3k4"', ["NO SECRET"]),
+    ("192.0.2.2", "", ["NO SECRET"]),
+])
+def test_psk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: str, secrets: str, found: list[str]) -> None:
+    patient = patient_of(tmp_path, monkeypatch, CONN.format(right=right), secrets)
+    assert words(patient, "psk") == found
+
+
+def test_an_id_that_may_be_a_secret_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = '192.0.2.0/24 : PSK "k1k2k3k4"\nhunter22! : PSK "k1k2k3k4"\n'
+    patient = patient_of(tmp_path, monkeypatch, CONN.format(right="192.0.2.2"), secrets)
+    network, other = list(CHECKS["psk"].function(patient))
+    assert network[2].startswith(f"{tmp_path}/ipsec.secrets:1: ") and '"192.0.2.0/24"' in network[2]
+    assert other[2].startswith(f"{tmp_path}/ipsec.secrets:2: ") and "hunter22" not in other[2]
+
+
+@pytest.mark.parametrize(("text", "dropped"), [
+    ("192.0.2.0/24", True), ("300.1.1.1", True), ("1.2.3", False), ("a!b", True), ("*", True), ("%anyx", True),
+    ("@#zz", True), ("@#0x4142", False), ("2001:db8::zz", True), ("2001:db8::/32", True), ("fe80::1%eth0", False),
+    ("%any", False), ("west", False), ("user@host", False), ("@west/24", False), ("C=CH", False), ("a,b", True),
+    ("192.0.2.1", False), ("2001:db8::1", False), ("0.0.0.0", False),
+])
+def test_ids_that_pluto_drops(text: str, dropped: bool) -> None:
+    """As 4.3, 4.10 and 5.2 do; of names DNS decides."""
+    assert is_dropped_id(text) is dropped
+
+
+@pytest.mark.parametrize(("entry", "bad"), [
+    ("%v4:10.0.0.0/8", False), ("%v4:!10.1.0.0/16", False), ("%v6:fd00::/8", False), ("10.0.0.0/8", False),
+    ("%v4:172.16.0.0/33", True), ("%v4:10.0.0.1/8", True), ("%v4:fd00::/8", True), ("", True), ("%v4:example/8", True),
+    ("%v4:10/8", False), ("%v6:fd00::1/8", True),
+    ("%v4:10.0.0.1", True), ("%v4:10.0.0.0/255.0.0.0", False)])
+def test_entries_of_virtual_private(entry: str, bad: bool) -> None:
+    assert is_bad_private(entry) is bad
+
+
+@pytest.mark.parametrize(("subnet", "level"), [("10.2.0.0/24", "WARN"), ("vhost:%priv", "FAIL")])
+def test_one_bad_entry_of_virtual_private_drops_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subnet: str,
+                                                    level: str) -> None:
+    conf = "config setup\n\tvirtual-private=%v4:10.0.0.0/8,%v4:172.16.0.0/33\n" + CONN.format(right="%any")
+    patient = patient_of(tmp_path, monkeypatch, f"{conf}\trightsubnet={subnet}\n")
+    (trouble,) = CHECKS["virtual_private"].function(patient)
+    assert trouble[0] == level and '"%v4:172.16.0.0/33"' in trouble[2] and ":2: " in trouble[2]
+
+
+def test_pluto_decides_on_virtual_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conf = "config setup\n\tvirtual-private=%v4:10/8\n" + CONN.format(right="%any")
+    for status, found in (("pluto_version=5.2, x=y\n- allowed subnet: 10.0.0.0/8", []),
+                          ("pluto_version=5.2, x=y\nvirtual-private (%priv):", ["NONE LOADED"])):
+        patient = patient_of(tmp_path, monkeypatch, conf, status=status)
+        (tmp_path / "pluto.pid").write_text("1")
+        os.utime(tmp_path / "ipsec.conf", (0, 0))  # older than pluto's start
+        assert words(patient, "virtual_private") == found
+
+
+@pytest.mark.parametrize(("second", "found"), [
+    ("conn b\n\talso=x\n\tright=192.0.2.3\n", ["OVERLAP"]), ("conn b\n\talso=x\n\tright=192.0.2.2\n", []),
+    ("conn b\n\talso=x\n\tright=192.0.2.3\n\toverlapip=yes\n", []),
+    ("conn b\n\talso=x\n\tright=192.0.2.3\n\tmark=5\n", []),
+    ("conn b\n\tleft=192.0.2.1\n\tleftsubnet=10.1.0.9/24\n\tright=192.0.2.3\n\trightsubnet=10.2.0.7/24\n", ["OVERLAP"]),
+    ("conn b\n\tleft=192.0.2.1\n\tleftsubnet=10.1.0.0/24\n\tright=192.0.2.3\n\trightsubnet=10.3.0.0/24\n", []),
+    ("conn a\n\talso=x\n\tright=192.0.2.2\n", ["TWICE"]),
+    ("conn b\n\talso=x\n\tright=192.0.2.3\n\tauto=ignore\n", []),
+])
+def test_overlaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: str, found: list[str]) -> None:
+    conf = ("conn x\n\tleft=192.0.2.1\n\tleftsubnet=10.1.0.0/24\n\trightsubnet=10.2.0.0/24\n"
+            f"conn a\n\talso=x\n\tright=192.0.2.2\n\tauto=add\n{second}")
+    if "auto=" not in second:
+        conf += "\tauto=add\n"
+    assert words(patient_of(tmp_path, monkeypatch, conf), "overlap") == found
+
+
+def stub_certificates(monkeypatch: pytest.MonkeyPatch, *rows: tuple[str, str, str, int, int, bool, bool]) -> None:
+    """Let the database have certificates: nickname, subject, issuer, begin and end in days from now, CA, key."""
+    now = int(time.time())
+    parsed = {str(place).encode(): Parsed(subject, issuer, now + begin * 86400, now + end * 86400, is_ca)
+              for place, (_, subject, issuer, begin, end, is_ca, _) in enumerate(rows)}
+    certificates = [Certificate(row[0], str(place).encode(), ",,", row[6]) for place, row in enumerate(rows)]
+    base = SimpleNamespace(certificates=lambda: certificates, keys=list)
+    monkeypatch.setattr(Patient, "database", lambda self: base)
+    monkeypatch.setattr(Patient, "needs_database", True)
+    monkeypatch.setattr(ipsec, "parse_certificate", lambda der: parsed[der])
+
+
+GATE = ("gw", "CN=gw", "CN=ca", -10, 300, False, True)
+AUTHORITY = ("ca", "CN=ca", "CN=ca", -10, 3000, True, False)
+
+
+@pytest.mark.parametrize(("name", "rows", "found"), [
+    ("gw", [GATE, AUTHORITY], []), ("nosuch", [AUTHORITY], ["MISSING"]), ("gw", [GATE], ["NO CA"]),
+    ("gw", [("gw", "CN=gw", "CN=ca", -10, -1, False, True), AUTHORITY], ["EXPIRED"]),
+    ("gw", [("gw", "CN=gw", "CN=ca", 1, 300, False, True), AUTHORITY], ["NOT YET VALID"]),
+    ("gw", [("gw", "CN=gw", "CN=ca", -10, 5, False, True), AUTHORITY], ["EXPIRES SOON"]),
+    ("gw", [("gw", "CN=gw", "CN=ca", -10, 300, False, False), AUTHORITY], ["NO KEY"]),
+    ("gw", [GATE, ("ca", "CN=ca", "CN=ca", -99, -1, True, False)], ["EXPIRED"]),
+    # one nickname: pluto gets the valid one, whichever stands first
+    ("gw", [("gw", "CN=gw", "CN=ca", -99, -1, False, True), GATE, AUTHORITY], []),
+    ("gw", [GATE, ("gw", "CN=gw", "CN=ca", -99, -1, False, True), AUTHORITY], []),
+    ("gw", [("gw", "CN=gw", "CN=ca", -99, -1, False, True), ("gw", "CN=gw", "CN=ca", -99, -9, False, True), AUTHORITY],
+     ["EXPIRED"]),
+    # of a CA that was renewed, the newer one counts
+    ("gw", [GATE, ("ca", "CN=ca", "CN=ca", -99, -1, True, False), AUTHORITY], []),
+    # NSS takes the part before a colon for a token
+    ("vpn: a", [("vpn: a", "CN=gw", "CN=ca", -10, 300, False, True), AUTHORITY], ["MISSING"]),
+    ("NSS Certificate DB:vpn: a", [("vpn: a", "CN=gw", "CN=ca", -10, 300, False, True), AUTHORITY], []),
+    ("NSS Certificate DB:gw", [GATE, AUTHORITY], []), ("smartcard:gw", [GATE, AUTHORITY], ["UNKNOWN"]),
+])
+def test_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str,
+                      rows: list[tuple[str, str, str, int, int, bool, bool]], found: list[str]) -> None:
+    conf = CONN.format(right="192.0.2.2") + f'\tleftcert="{name}"\n'
+    patient = patient_of(tmp_path, monkeypatch, conf)
+    stub_certificates(monkeypatch, *rows)
+    assert words(patient, "certificates") == found
+
+
+def test_the_name_for_a_nickname_with_a_colon_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patient = patient_of(tmp_path, monkeypatch, CONN.format(right="192.0.2.2") + '\tleftcert="vpn: a"\n')
+    stub_certificates(monkeypatch, ("vpn: a", "CN=gw", "CN=ca", -10, 300, False, True), AUTHORITY)
+    (trouble,) = CHECKS["certificates"].function(patient)
+    assert '"NSS Certificate DB:vpn: a"' in trouble[2]
+    assert bare_nickname("NSS FIPS 140-2 Certificate DB:a:b") == "a:b" and bare_nickname("card:a") == ""
+
+
+def test_a_certificate_that_can_t_be_parsed_is_the_last_choice() -> None:
+    held = held_certificates([Certificate("gw", b"none", ",,", True)])
+    assert held["gw"].chosen()[0] is None and held["gw"].has_key
+
+
+@pytest.mark.parametrize("check", ["forwarding", "peers", "firewall", "forward_rules", "nat", "loaded", "certificates",
+                                   "psk", "host_keys", "overlap", "mtu"])
+def test_without_connections_there_is_nothing_to_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                       check: str) -> None:
+    """A connection that is not loaded is none; one that pluto has loaded is."""
+    patient = patient_of(tmp_path, monkeypatch, "conn a\n\tleft=192.0.2.1\n\tright=192.0.2.2\n", status="nothing")
+    monkeypatch.setattr(Patient, "database", lambda self: SimpleNamespace(certificates=list, keys=list))
+    monkeypatch.setattr(Patient, "needs_database", False)
+    with pytest.raises(ipsec.NotChecked) as caught:
+        list(CHECKS[check].function(patient))
+    assert caught.value.cause == "connections"
+
+
+def test_a_connection_without_auto_that_pluto_has_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conf = "conn net/24\n\tleft=192.0.2.1\n\tright=192.0.2.3\n\tauthby=secret\n"
+    patient = patient_of(tmp_path, monkeypatch, conf, '@x : PSK "k1k2k3k4"', STATUS)
+    assert [conn.name for conn in patient.conns] == ["net/24"]
+    assert words(patient, "psk") == ["NO SECRET"] and words(patient, "loaded") == ["CHANGED"]
+
+
+@pytest.mark.parametrize(("check", "cause"), [("nss_health", "database"), ("certificates", "database"),
+                                              ("loaded", "pluto"), ("up", "pluto"), ("versions", "pluto")])
+def test_what_is_missing_is_the_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: str, cause: str) -> None:
+    patient = patient_of(tmp_path, monkeypatch, CONN.format(right="192.0.2.2"))
+    with pytest.raises(ipsec.NotChecked) as caught:
+        list(CHECKS[check].function(patient))
+    assert caught.value.cause == cause
+
+
+def test_without_a_configuration_nothing_is_ok(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patient = patient_of(tmp_path, monkeypatch, "")
+    (tmp_path / "ipsec.conf").unlink()
+    patient.config = ipsec.Config(patient.host)
+    for check in ("obsolete", "virtual_private", "psk", "overlap", "forwarding", "firewall"):
+        with pytest.raises(ipsec.NotChecked) as caught:
+            list(CHECKS[check].function(patient))
+        assert caught.value.cause == "configuration", check
+
+
+@pytest.mark.parametrize(("text", "mode", "found"), [
+    ("# only a comment\ninclude /etc/ipsec.d/*.secrets\n", 0o644, []), ("", 0o644, []),
+    ('@a : PSK "k1k2k3k4"\n', 0o644, ["OPEN"]), ("# comment\n", 0o666, ["OPEN"]), ('@a : PSK "x"\n', 0o600, []),
+])
+def test_who_can_read_the_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, mode: int,
+                                  found: list[str]) -> None:
+    patient = patient_of(tmp_path, monkeypatch, "config setup\n", text)
+    monkeypatch.setattr(Host, "superuser", False)
+    (tmp_path / "ipsec.secrets").chmod(mode)
+    (tmp_path / "ipsec.conf").chmod(0o644)
+    assert words(patient, "secret_modes") == found
+
+
+@pytest.mark.parametrize(("net", "behind"), [
+    ("10.1.0.0/24", False), ("10.1.0.1", False), ("192.0.2.1/32", False), ("10.2.0.0/24", True), ("0.0.0.0/0", True)])
+def test_a_network_in_this_host_is_not_forwarded(net: str, behind: bool) -> None:
+    assert is_behind(net, {"127.0.0.1": 1, "10.1.0.1": 1, "192.0.2.1": 2}) is behind
+
+
+def test_one_cause_is_one_line() -> None:
+    found = [Finding("installed", "Installed"), Finding("pluto", "Pluto", "FAIL", "FAILED", "no pluto", "ipsec start"),
+             *(Finding(name, name, "SKIP", "UNKNOWN", "no pluto", "", "pluto") for name in ("udp500", "loaded")),
+             Finding("psk", "PSK", "SKIP", "UNKNOWN", "denied", "sudo ipsec verify psk", "root"),
+             Finding("esp", "ESP", "SKIP", "UNKNOWN", "nothing tells", "modprobe esp4"),
+             Finding("mtu", "MTU", "WARN", "SMALL", "too small", "ip link")]
+    lines = list(verify_lines(found))
+    assert lines[1:] == [
+        f"{'Installed':<50}\t[OK]", f"{'Pluto':<50}\tFAIL [FAILED]", "  no pluto; fix: ipsec start",
+        f"{'ESP':<50}\tSKIP [UNKNOWN]", "  not checked: nothing tells; fix: modprobe esp4",
+        f"{'MTU':<50}\tWARN [SMALL]", "  too small; fix: ip link", "",
+        "2 more checks need pluto (udp500, loaded)", "1 check needs root: sudo ipsec verify (psk)",
+        "1 failed, 1 warning, 4 not checked, 1 ok"]
+    assert list(verify_lines(found[4:5], is_whole=False))[-2] == "1 check needs root: sudo ipsec verify psk (psk)"
+    assert list(verify_lines([], ["xfrm", "esp"]))[-2:] == [
+        "2 checks need the running system and can't be made under --root (xfrm, esp)",
+        "0 failed, 0 warnings, 2 not checked, 0 ok"]
+
+
+def test_a_value_or_an_error_is_remembered() -> None:
+    class Counter:
+        calls = 0
+
+        @ipsec.once
+        def value(self) -> int:
+            self.calls += 1
+            return self.calls
+
+        @ipsec.once
+        def error(self) -> int:
+            self.calls += 1
+            raise OSError(self.calls)
+
+    counter = Counter()
+    assert counter.value() == counter.value() == 1
+    for _ in range(2):
+        with pytest.raises(OSError, match="2"):
+            counter.error()
+
+
+def test_each_check_explains_itself() -> None:
+    for check in CHECKS.values():
+        text = ipsec.explain(check)
+        assert text.startswith(f"{check.name}: ") and max(map(len, text.splitlines())) < 80
+        assert all(f"\n{title}" in text for title in ("Checks ", "Why it matters ", "Fix "))

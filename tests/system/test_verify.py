@@ -60,6 +60,9 @@ YESTERDAY = "touch -d yesterday /etc/ipsec.conf"
 #: Have pluto take what was changed in the files
 AGAIN = "ipsec auto --rereadsecrets; ipsec whack --listen; ipsec auto --replace fine; "
 
+FILES = "/etc/ipsec.conf /etc/ipsec.secrets"
+ON_LO = "ip address add 10.7.0.1/32 dev lo; iptables -t nat -A POSTROUTING -o eth0 -j MASQUERADE;"
+
 #: End pluto, and start it again
 RESTART = ("/usr/libexec/ipsec/whack --shutdown; while pidof pluto; do sleep 0.1; done; /usr/libexec/ipsec/pluto "
            "--config /etc/ipsec.conf; until ipsec whack --status | grep loaded.1,; do sleep 0.1; done")
@@ -68,6 +71,15 @@ RESTART = ("/usr/libexec/ipsec/whack --shutdown; while pidof pluto; do sleep 0.1
 SIX = ("ip -6 addr add fd00:9::1/64 dev eth0 nodad; ip -6 addr add fd00:1::1/64 dev eth1 nodad; "
        "echo 1 >/proc/sys/net/ipv6/conf/all/forwarding; sed -i 's/192.0.2.1/fd00:9::1/; s/192.0.2.2/fd00:9::2/; "
        f"s,10.1.0.0/24,fd00:1::/64,; s,10.2.0.0/24,fd00:2::/64,' /etc/ipsec.conf /etc/ipsec.secrets; {AGAIN}")
+
+#: The findings of checks that have nothing to check: without connections, with no end here, without a database
+NO_CONNS = dict.fromkeys(("forwarding", "peers", "mtu", "firewall", "forward_rules", "nat", "certificates", "psk",
+                          "host_keys", "overlap"), "SKIP")
+NO_ENDS = dict.fromkeys(("forwarding", "peers", "mtu", "forward_rules", "nat", "host_keys"), "SKIP")
+NO_CONFIG = {**NO_CONNS, "loaded": "SKIP", "obsolete": "SKIP", "virtual_private": "SKIP"}
+NO_DATABASE = {"nss": "FAIL", "nss_health": "SKIP", "certificates": "SKIP"}
+NO_PLUTO = {"pluto": "FAIL", "udp500": "SKIP", "udp4500": "SKIP", "loaded": "SKIP", "up": "SKIP",
+            "versions": "SKIP"}
 
 #: What breaks a gateway that was fine (by a shell there), and the checks that have to find it, with their levels
 BROKEN = {
@@ -141,7 +153,7 @@ BROKEN = {
                              "{ nd-neighbor-solicit, echo-request } accept", {"firewall": "WARN"}),
     "IPv6: no forwarded packets": (f"{SIX}ip6tables -P FORWARD DROP", {"forward_rules": "FAIL FAIL"}),
     "IPv6: masquerade": (f"{SIX}ip6tables -t nat -A POSTROUTING -o eth0 -j MASQUERADE", {"nat": "FAIL"}),
-    "no configuration": ("rm /etc/ipsec.conf", {"config": "FAIL"}),
+    "no configuration": ("rm /etc/ipsec.conf", {**NO_CONFIG, "config": "FAIL", "secrets": "SKIP"}),
     "wrong value": ("echo '\tauto=banana' >>/etc/ipsec.conf", {"config": "FAIL"}),
     "wrong value of ikev2": ("echo '\tikev2=banana' >>/etc/ipsec.conf", {"config": "FAIL"}),
     "keyword of no release": ("echo '\tbanana=yes' >>/etc/ipsec.conf", {"config": "FAIL"}),
@@ -154,7 +166,7 @@ BROKEN = {
     "conn that pluto does not take": ("echo '\tike=banana' >>/etc/ipsec.conf; ipsec auto --delete fine; "
                                       f"{AGAIN}{YESTERDAY}", {"loaded": "FAIL"}),
     "conn with a key twice": (f"printf '\tpfs=no\n\tpfs=yes\n' >>/etc/ipsec.conf; ipsec auto --delete fine; {AGAIN}"
-                              f"{YESTERDAY}", {"config": "FAIL", "obsolete": "WARN", "loaded": "FAIL"}),
+                              f"{YESTERDAY}", {**NO_CONNS, "config": "FAIL", "obsolete": "WARN", "loaded": "FAIL"}),
     "conn that was taken away": (f"ipsec auto --delete fine; {YESTERDAY}", {"loaded": "FAIL"}),
     "conn that is new": ("sed 's/fine/new/; s,10.2.0.0,10.3.0.0,; /setup/d' /etc/ipsec.conf >/new; cat /new "
                          ">>/etc/ipsec.conf", {"loaded": "FAIL"}),
@@ -162,8 +174,31 @@ BROKEN = {
     "other peer in the file": ("sed -i s,192.0.2.2,192.0.2.3, /etc/ipsec.conf /etc/ipsec.secrets", {"loaded": "WARN"}),
     "other ID in the file": ("echo '\trightid=@east' >>/etc/ipsec.conf; echo '@east : PSK \"12345678\"' "
                              ">/etc/ipsec.secrets", {"loaded": "WARN", "psk": "FAIL"}),
+    "SNAT within the network": ("iptables -t nat -A POSTROUTING -s 10.1.0.0/24 -d 10.2.0.0/24 -j SNAT --to-source "
+                                "10.1.0.1", {"forward_rules": "SKIP"}),
     "neither end is here": ("ip address del 192.0.2.1/24 dev eth0; ip address add 192.0.2.7/24 dev eth0; ip route add "
-                            f"default dev eth0; {AGAIN}", {"loaded": "WARN"}),
+                            f"default dev eth0; {AGAIN}", {**NO_ENDS, "loaded": "WARN"}),
+    "no route to the peer": (f"ip route del default; sed -i s/192.0.2.2/203.0.113.2/ {FILES}; {AGAIN}",
+                             {"peers": "FAIL"}),
+    "no route to the peer's network": (
+        f"sed -i s/auto=add/auto=ondemand/ /etc/ipsec.conf; {AGAIN} ipsec auto --route fine; ip route del 10.2.0.0/24; "
+        "ip route del default", {"peers": "FAIL"}),
+    "both ends are here": (f"sed -i s/192.0.2.2/10.1.0.1/ {FILES}; {AGAIN}", {"loaded": "FAIL"}),
+    "both ends are here, and pluto is gone": (
+        f"sed -i s/192.0.2.2/10.1.0.1/ {FILES}; kill -KILL $(cat /run/pluto/pluto.pid)", {**NO_PLUTO, "peers": "FAIL"}),
+    "bad entry of virtual-private=": (
+        "sed -i 's,config setup,&\\n\\tvirtual-private=%v4:10.0.0.0/8\\,%v4:172.16.0.0/33,' /etc/ipsec.conf",
+        {"virtual_private": "WARN"}),
+    "PSK for a network": ("sed -i 's,.*:,192.0.2.0/24 :,' /etc/ipsec.secrets", {"psk": "WARN"}),
+    "cut-off base64": ("sed -i 's/PSK.*/PSK 0sYWJjZGVmZ2g/' /etc/ipsec.secrets", {"secrets": "FAIL", "psk": "SKIP"}),
+    "NAT of an address on lo": (f"{ON_LO} sed -i s,10.1.0.0/24,10.7.0.1/32, /etc/ipsec.conf; {AGAIN}", {"nat": "FAIL"}),
+    "NAT of a network with an address on lo": (f"{ON_LO} sed -i s,10.1.0.0/24,10.7.0.0/24, /etc/ipsec.conf; {AGAIN}",
+                                               {"nat": "FAIL"}),
+    "conn without auto=": (f"sed -i /auto=/d /etc/ipsec.conf; {AGAIN}sed -i s/192/10/g /etc/ipsec.secrets",
+                           {"psk": "FAIL"}),
+    "no connection": ("sed -i /auto=/d /etc/ipsec.conf; ipsec auto --delete fine", {**NO_CONNS, "loaded": "SKIP"}),
+    "no libreswan": ("kill -KILL $(cat /run/pluto/pluto.pid); rm -r /usr/libexec/ipsec",
+                     {**NO_PLUTO, "installed": "FAIL"}),
     "does not come up": ("sed -i s/auto=add/auto=start/ /etc/ipsec.conf", {"loaded": "WARN"}),
     "way to authenticate that there is not": ("sed -i s/authby=.*/authby=banana/ /etc/ipsec.conf", {
         "config": "FAIL"}),
@@ -176,26 +211,25 @@ BROKEN = {
         "udp500": "FAIL", "udp4500": "FAIL", "loaded": "WARN"}),
     "open quotes": ("echo ': PSK \"unterminated' >/etc/ipsec.secrets", {"secrets": "FAIL", "psk": "SKIP"}),
     "no secrets": ("rm /etc/ipsec.secrets", {"secrets": "FAIL", "psk": "SKIP"}),
-    "no keys": ("rm /var/lib/ipsec/nss/key4.db", {"nss": "FAIL"}),
+    "no keys": ("rm /var/lib/ipsec/nss/key4.db", NO_DATABASE),
     "a database that is none": ("echo nothing >/var/lib/ipsec/nss/cert9.db", {
         "nss_health": "FAIL", "certificates": "SKIP"}),
     "a database that is cut short": ("truncate -s 8192 /var/lib/ipsec/nss/key4.db", {"nss_health": "FAIL"}),
     "damaged pages": (
         f"{CERTIFICATE} -v 12; for n in 4 5 6; do dd if=/noise of=/var/lib/ipsec/nss/cert9.db bs=4096 seek=$n "
         "conv=notrunc; done 2>&1", {"nss_health": "FAIL"}),
-    "database in the old place": ("mkdir -p /etc/ipsec.d; mv /var/lib/ipsec/nss/* /etc/ipsec.d", {"nss": "FAIL"}),
+    "database in the old place": ("mkdir -p /etc/ipsec.d; mv /var/lib/ipsec/nss/* /etc/ipsec.d", NO_DATABASE),
     "change that was not finished": (
         f"{CERTIFICATE} -v 12; cd /var/lib/ipsec/nss; python3 -c \"import os, sqlite3; base = sqlite3.connect("
         "'cert9.db', isolation_level=None); base.execute('PRAGMA cache_size=1'); base.execute('BEGIN IMMEDIATE'); "
         "base.execute('CREATE TABLE filler (data)'); [base.execute('INSERT INTO filler VALUES (?)', (bytes(5000),)) "
         "for n in range(99)]; os._exit(0)\"", {"nss_health": "SKIP", "certificates": "SKIP"}),
-    "no directory of the database": ("rm -r /var/lib/ipsec/nss; cp -a /etc/ipsec.d /etc/other", {"nss": "FAIL"}),
+    "no directory of the database": ("rm -r /var/lib/ipsec/nss; cp -a /etc/ipsec.d /etc/other", NO_DATABASE),
     "pipe in the place of the keys": ("rm /var/lib/ipsec/nss/key4.db; mkfifo /var/lib/ipsec/nss/key4.db", {
         "nss": "FAIL", "nss_health": "SKIP"}),
     "password that pluto does not know": (
         "echo >/old; echo pass word >/new; certutil -W -d sql:/var/lib/ipsec/nss -f /old -@ /new; kill -KILL $(cat "
-        "/run/pluto/pluto.pid)", {"nss_health": "FAIL", "pluto": "FAIL", "udp500": "SKIP", "udp4500": "SKIP",
-                                  "loaded": "SKIP"}),
+        "/run/pluto/pluto.pid)", {**NO_PLUTO, "nss_health": "FAIL"}),
     "keys for all to read": ("chmod 644 /var/lib/ipsec/nss/key4.db", {"nss_health": "WARN"}),
     "secrets for all to read": ("chmod 644 /etc/ipsec.secrets", {"secret_modes": "WARN"}),
     "a record without kind of key": ("echo '192.0.2.9 :' >>/etc/ipsec.secrets", {"secrets": "FAIL", "psk": "SKIP"}),
@@ -248,8 +282,7 @@ BROKEN = {
                           "/sys/fs/selinux; echo 1 >/sys/fs/selinux/enforce", {"selinux": "WARN"}),
     "prelink": ("touch /usr/sbin/prelink", {"prelink": "WARN"}),
     "pluto does not answer": ("kill -STOP $(cat /run/pluto/pluto.pid)", {"pluto": "FAIL", "loaded": "SKIP"}),
-    "pluto is gone": ("kill -KILL $(cat /run/pluto/pluto.pid)", {
-        "pluto": "FAIL", "udp500": "SKIP", "udp4500": "SKIP", "loaded": "SKIP"}),
+    "pluto is gone": ("kill -KILL $(cat /run/pluto/pluto.pid)", NO_PLUTO),
     "pluto's file is gone": ("rm /run/pluto/pluto.pid", {"pluto": "WARN"}),
     "pluto can't be executed": ("chmod -x /usr/libexec/ipsec/pluto", {"installed": "FAIL"}),
     "another program called pluto": (
@@ -356,8 +389,10 @@ end""",
     "ACCEPT",
     "AH alone": "echo '\tphase2=ah' >>/etc/ipsec.conf; iptables -P INPUT DROP; for p in ah icmp udp; do iptables -A "
     "INPUT -p $p -j ACCEPT; done",
-    "SNAT within the network": "iptables -t nat -A POSTROUTING -s 10.1.0.0/24 -d 10.2.0.0/24 -j SNAT --to-source "
-    "10.1.0.1",
+    "comments and includes in the secrets": "mv /etc/ipsec.secrets /etc/keys; printf '# no secret here\\ninclude "
+    "/etc/keys\\n' >/etc/ipsec.secrets; chmod 644 /etc/ipsec.secrets",
+    "conn that is not loaded": "printf 'conn other\\n\\tleft=192.0.2.1\\n\\tright=192.0.2.3\\n\\tauthby=secret"
+    "\\n' >>/etc/ipsec.conf",
     "a client": "printf '\tnarrowing=yes\n\tleftmodecfgclient=yes\n' >>/etc/ipsec.conf; sed -i "
     f"s,subnet=.*,subnet=0.0.0.0/0, /etc/ipsec.conf; iptables -P FORWARD DROP; echo 0 >{SYSCTL}/ip_forward; {AGAIN}",
     "loose filter": f"echo 2 >{SYSCTL}/conf/eth0/rp_filter",
@@ -374,8 +409,8 @@ def kernel_lacks() -> dict[str, str]:
             **({} if "CONFIG_CRYPTO_GCM=" in config else {"algorithms": "WARN"})}
 
 
-#: How a mend begins that needs a person, a file or another kernel
-FOR_PEOPLE = ("vi ", "ipsec import ", "ipsec up ", "ipsec restart", "ipsec showhostkey", "reboot", "timedatectl",
+#: How a fix begins that needs a person, a file or another kernel
+FOR_PEOPLE = ("vi ", "ipsec import ", "ipsec up ", "ipsec restart", "ipsec showhostkey", "boot ", "timedatectl",
               "systemctl", "fips-mode-setup", "ausearch", "prelink")
 
 
@@ -515,7 +550,7 @@ def test_a_strict_filter_drops_what_comes_by_another_way(root: Callable[..., Mac
         return not east.run(["ping", "-c", "1", "-W", "5", "192.0.2.1"]).status
 
     def word() -> str:
-        return west.ipsec("verify", "rp_filter").stdout.splitlines()[2].partition("\t")[2]
+        return west.ipsec("verify", "rp_filter").stdout.splitlines()[2].partition("\t")[2].removeprefix("FAIL ")
 
     west.run(["sh", "-c", f"echo 0 >{SYSCTL}/conf/all/rp_filter"]).check()
     assert (heard(), word()) == (True, "[OK]")
@@ -545,7 +580,10 @@ def test_who_is_not_root_is_told_what_could_not_be_checked(bookworm: Machine) ->
     found = {finding["check"]: finding for finding in json.loads(result.stdout)}
     assert found["secrets"]["level"] == found["firewall"]["level"] == found["udp500"]["level"] == "SKIP"
     assert found["secrets"]["mend"] == "sudo ipsec verify secrets"
-    assert "[UNKNOWN]\n  not checked: /etc/ipsec.secrets" in bookworm.ipsec("verify", "secrets", user=65534).stdout
+    assert {finding["cause"] for finding in found.values() if finding["level"] == "SKIP"} == {"root"}
+    text = bookworm.ipsec("verify", user=65534).stdout
+    assert "checks need root: sudo ipsec verify (" in text and text.count("sudo") == 1
+    assert "1 check needs root: sudo ipsec verify secrets" in bookworm.ipsec("verify", "secrets", user=65534).stdout
     bookworm.run(["chmod", "600", "/etc/ipsec.conf"]).check()
     bookworm.run(["chmod", "700", "/var/lib/ipsec/nss"]).check()
     result = bookworm.ipsec("verify", "--json", user=65534)
@@ -563,7 +601,9 @@ def test_a_mounted_disk(healthy: Pluto, root: Callable[..., Machine], tmp_path: 
     result = rescue.ipsec("--root", "/sysroot", "verify", "--json")
     assert levels(result) == {}
     assert {"installed", "config", "secrets", "nss"} <= {finding["check"] for finding in json.loads(result.stdout)}
-    assert "checks of a running system are left out under --root: " in result.stderr and "rp_filter" in result.stderr
+    assert "checks need the running system and can't be made under --root (" in result.stderr
+    lines = rescue.ipsec("--root", "/sysroot", "verify").stdout.splitlines()
+    assert "under --root" in lines[-2] and "rp_filter" in lines[-2] and lines[-1].startswith("0 failed, 0 warnings, ")
     rescue.write("/sysroot/etc/ipsec.conf", CONFIG + "\tauto=banana\n")
     assert levels(rescue.ipsec("--root", "/sysroot", "verify", "--json")) == {"config": "FAIL"}
     rescue.write("/sysroot/etc/ipsec.conf", CONFIG)
@@ -615,3 +655,25 @@ def test_in_a_kernel_that_has_esp(gateways: Gateways) -> None:
     assert results["strict-ping"].status == 0 and levels(results["strict-verify"]) == {"rp_filter": "WARN"}
     assert {what: levels(results[f"{what}-verify"]) for what in IN_A_KERNEL} == {
         what: expected for what, (_, _, expected) in IN_A_KERNEL.items()}
+
+
+def test_a_container_without_the_right(bookworm: Machine) -> None:
+    """Root without NET_ADMIN: pluto can't work there, and nothing else is certain of what only NET_ADMIN may ask."""
+    bookworm.ipsec("stop")
+    drop = ["setpriv", "--bounding-set", "-net_admin,-sys_module", "--inh-caps", "-net_admin,-sys_module"]
+    result = bookworm.run([*drop, bookworm.python, str(PYZ), "verify"])
+    assert "FAIL [NO RIGHT]" in result.stdout and "--cap-add NET_ADMIN" in result.stdout
+    assert "reboot" not in result.stdout + result.stderr
+    found = json.loads(bookworm.run([*drop, bookworm.python, str(PYZ), "verify", "--json"]).stdout)
+    rights = {finding["check"] for finding in found if finding["cause"] == "rights"}
+    assert rights == {"firewall", "forward_rules", "nat"}
+
+
+def test_the_last_line_counts(bookworm: Machine) -> None:
+    found = json.loads(bookworm.ipsec("verify", "--json").stdout)
+    counts = {level: sum(finding["level"] == level for finding in found) for level in ("FAIL", "WARN", "SKIP", "OK")}
+    result = bookworm.ipsec("verify")
+    assert result.stdout.splitlines()[-1] == (
+        f"{counts['FAIL']} failed, {counts['WARN']} warning{'s' * (counts['WARN'] != 1)}, {counts['SKIP']} not "
+        f"checked, {counts['OK']} ok")
+    assert (result.status, result.stderr) == (counts["FAIL"], "")
