@@ -4951,7 +4951,9 @@ def kernel_config(host: Host) -> str:
 
 BASIC_MAGIC = 0x77686B19  # whack.h, WHACK_BASIC_MAGIC: the one message that every release takes
 BASIC_STATUS = (4,)  # the bytes of a basic message that ask for the status…
-BASIC_SHUTDOWN = (5, 11, 12, 14, 16)  # …and for the end: where the releases keep whack_shutdown
+# …and the byte that asks for the end: where releases from this one on keep whack_shutdown.  In another release the same
+# byte has another meaning: byte 16 is whack_leave_state from 4.2 to 4.15, and keeps the tunnels.
+BASIC_SHUTDOWN = (((5, 1), 5), ((5, 0), 16), ((4, 0), 14), ((3, 28), 12), ((3, 25), 11))
 BASIC_LENGTH = 64  # some releases take fewer than 17 for a runt
 PLUTO_TIMEOUT = 60.0
 DRAIN_TIME = 5.0  # seconds for the rest of a reply that nobody wants any more
@@ -5178,10 +5180,23 @@ def probe(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> Pluto:
     return host.pluto
 
 
+def shutdown_message(version: str) -> bytes:
+    """Return the basic message that ends a pluto of that version, and does nothing else.
+
+    A pluto that does not tell its version gets the bytes of all releases but 5.0, whose byte would keep the tunnels of
+    4.2 to 4.4 and leave their peers uninformed.
+    """
+    if not version:
+        return basic_message(place for since, place in BASIC_SHUTDOWN if since != (5, 0))
+    number = leading_version(version)
+    return basic_message([next((place for since, place in BASIC_SHUTDOWN if since <= number), BASIC_SHUTDOWN[-1][1])])
+
+
 def pluto_shutdown(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
     """Ask pluto of any release to end, and wait until it hangs up.  Raises NoPluto, TimedOut."""
+    message = shutdown_message(probe(host, timeout).version)
     with Conversation(host, timeout) as talk:
-        talk.say(basic_message(BASIC_SHUTDOWN))
+        talk.say(message)
         for _ in talk.lines():
             continue
 
@@ -5305,8 +5320,11 @@ WHACK_MESSAGE = """
 5.0-5.2    w global_redirect_to redirect_to
 5.2        2w 1i b suspend
 3.25-3.27  14w 2i
-3.28-3.29  17w 16i
-3.30-3.32  17w 14i
+3.28-3.29  11w b active_redirect 3b h active_redirect_peer.family 1h i active_redirect_peer.inet x16
+           active_redirect_peer.inet6 1i h active_redirect_gw.family 1h i active_redirect_gw.inet x16
+           active_redirect_gw.inet6 2i 6w
+3.30-3.32  11w b active_redirect i active_redirect_peer.version x16 active_redirect_peer.bytes 1h i
+           active_redirect_gw.version x16 active_redirect_gw.bytes 1h 1i 6w
 4.0-4.2    19w
 4.3-4.15   11w
 5.0-5.1    4w 2i
@@ -5367,7 +5385,7 @@ WHACK_DEBUG = """
 # whack's options that need no definition of a connection: name and kind of value; whether --name is needed (+), taken
 # (?) or of no use (.); the releases; what it sets; after a `/`, the same for other releases.  `word` is a command or a
 # member that becomes 1, `word=N` and `word|N` are a member (and the command of that name), `*` the option's value,
-# `$word` a string.
+# `$word` a string, `@word` the members of an address.
 WHACK_OPTIONS = """
 status                      . *         status
 shutdown                    . *         shutdown
@@ -5401,16 +5419,18 @@ down-child                  + 5.0-5.2   sa=3 sa_type=1 / 5.3-5.4 down_child
 deletestate=NUMBER          . *         deletestate deletestateno=*
 deleteuser                  + *         deleteuser
 deleteid                    + *         deleteid
-crash=ADDRESS               . *         crash
+crash=ADDRESS               . *         crash @crash_peer
 listen                      . *         listen
 unlisten                    . *         unlisten
 ike-socket-bufsize=NUMBER   . *         listen ike_buf_size=*
 ike-socket-errqueue-toggle  . *         listen ike_sock_err_toggle=1
 ike-socket-errqueue=YES|NO  . 5.3-5.4   listen ike_sock_err=*
+ddos-mode=AUTO|BUSY|UNLIMITED . 5.3-5.4 ddos=*
 ddos-auto                   . *         ddos=1
 ddos-busy                   . *         ddos=2
 ddos-unlimited              . *         ddos=3
 ddns                        . 3.30-5.3.2 ddns
+ddns                        ? 5.4       ddns
 purgeocsp                   . *         purgeocsp
 checkpubkeys                . 3.25-4.4  checkpubkeys list|1 / 4.5-5.4 checkpubkeys
 listpubkeys                 . 3.25-4.4  list|1 / 4.5-5.2 listpubkeys / 5.3-5.3.2 list|1 / 5.4 list list_pubkeys
@@ -5427,6 +5447,9 @@ fetchcrls                   . 3.25-4.15 reread|4 / 5.0-5.4 fetchcrls
 rereadcerts                 . 4.0-4.15  reread|8 / 5.0-5.4 rereadcerts
 rereadall                   . 3.25-3.32 reread|7 / 4.0-4.15 reread|15 / 5.0-5.2 rereadcerts rereadsecrets fetchcrls /
                               5.3-5.4 rereadall
+redirect                    ? 3.28-3.32 active_redirect
+gateway=ADDRESS             ? 3.28-3.32 @active_redirect_gw
+peer-ip=ADDRESS             ? 3.28-3.32 @active_redirect_peer
 redirect-to=ADDRESS,…       ? 4.0-5.2   $redirect_to / 5.3-5.4 active_redirect $redirect_to
 global-redirect=YES|NO|AUTO . 4.3-5.4   global_redirect=*
 global-redirect-to=ADDRESS,… . 4.3-5.2   $global_redirect_to / 5.3-5.3.2 global_redirect $redirect_to /
@@ -5440,8 +5463,18 @@ asynchronous                ? *         async
 utc                         ? *         utc
 label=TEXT                  ? *
 """
-WORDS_AS_NUMBERS = {"no": 1, "yes": 2, "auto": 3}  # enum yn_options, enum global_redirect
-# What these options mean only together with others, so that they alone are no request
+# The words of members that are an enum: yn_options, global_redirect, ddos_mode
+WHACK_WORDS = {"ike_sock_err": {"no": 1, "yes": 2}, "global_redirect": {"no": 1, "yes": 2, "auto": 3},
+               "ddos": {"auto": 1, "busy": 2, "unlimited": 3}}
+# The numbers of an IP version, of IPv4 and IPv6 (ip_version.h): another one ends pluto
+IP_VERSIONS = """
+3.25-5.3.2 4 6
+5.4        1 2
+"""
+# Requests that end a pluto of 5.4 if they name no connection
+ENDS_WITHOUT_NAME = ("redirect-to", "ddns")
+OBSOLETE_OPTIONS = frozenset(("rereadcrls",))  # those that 5.x still names, to say that they are obsolete
+# Options that are no request alone; from 5.1 leave-state is one
 WHACK_MODIFIERS = frozenset(("name", "remote-host", "username", "asynchronous", "utc", "label", "leave-state"))
 
 
@@ -5527,6 +5560,20 @@ class Layout:
         return offset, size
 
 
+def buffer_size(text: str) -> int:
+    """Return the bytes of a UDP buffer as whack of 5.3 and later reads them (`8Ki`, `60000`).  Raises ValueError."""
+    digits = text.rstrip("KiB")
+    count = int(digits) << (10 if text[len(digits):] in ("K", "Ki", "KB", "KiB") else 0)
+    if text[len(digits):] not in ("", "B", "K", "Ki", "KB", "KiB") or (count and not 1500 <= count <= 0xFFFF):
+        raise ValueError
+    return count
+
+
+def refusal_status(version: tuple[int, ...]) -> int:
+    """Return the status that whack of a release exits with for wrong options."""
+    return ERROR if version >= (5, 3) else NO_PLUTO
+
+
 class Request:
     """A message of whack's for one pluto, built option by option."""
 
@@ -5538,6 +5585,7 @@ class Request:
                           "status and shutdown work with any; for the rest install its own whack in the exec directory")
         self.pluto = pluto
         self.version = version_key(pluto.version)
+        self.refusal = refusal_status(self.version)
         self.abi = abi or host_abi()
         self.layout = Layout(self.version, self.abi)
         self.data = bytearray(self.layout.size)
@@ -5564,21 +5612,25 @@ class Request:
         effects = next((words for option, _, releases, *words in table_rows(WHACK_OPTIONS)
                         if option.partition("=")[0] == name and covers(releases, self.version)), None)
         if effects is None:
-            raise Failure(f"ipsec whack: pluto {self.pluto.version} does not know --{name}", NO_PLUTO)
+            status = NO_PLUTO if name in OBSOLETE_OPTIONS else self.refusal
+            raise Failure(f"ipsec whack: pluto {self.pluto.version} does not know --{name}", status)
         self.given[name] = value
         try:
             if name in ("debug", "no-debug"):
                 self._debug(value, name == "debug")
-            elif name == "crash":
-                self._crash(value)
+            elif name == "ike-socket-bufsize" and self.version >= (5, 3):
+                value = str(buffer_size(value))
             for effect in effects:
                 self._apply(effect, value)
         except (ValueError, OverflowError, OSError):
-            raise Failure(f"ipsec whack: --{name} {quote(value)}: not a value for it", NO_PLUTO) from None
+            raise Failure(f"ipsec whack: --{name} {quote(value)}: not a value for it", self.refusal) from None
 
     def _apply(self, effect: str, value: str) -> None:
         if effect.startswith("$"):
             self.strings[effect[1:]] = value
+            return
+        if effect.startswith("@"):
+            self._set_address(effect[1:], value)
             return
         name, separator, number = effect.replace("|", "=").partition("=")
         if name in self.commands:
@@ -5590,7 +5642,7 @@ class Request:
             if not separator:
                 return
         if name in self.layout.members:
-            wanted = WORDS_AS_NUMBERS.get(value) or int(value) if number == "*" else int(number or 1)
+            wanted = int(number or 1) if number != "*" else self._number(name, value)
             self._set(name, self._get(name) | wanted if "|" in effect else wanted)
 
     def _debug(self, name: str, on: bool) -> None:
@@ -5607,7 +5659,7 @@ class Request:
         bits.setdefault("none", every)
         if name not in bits:
             raise Failure(f"ipsec whack: --debug {quote(name)}: pluto {self.pluto.version} has "
-                          f"{', '.join(sorted(bits))}", NO_PLUTO)
+                          f"{', '.join(sorted(bits))}", self.refusal)
         wanted = bits[name]
         to, other = ("debug.set", "debug.clr") if on != (name == "none") else ("debug.clr", "debug.set")
         self._set(to, self._get(to) | wanted)
@@ -5615,35 +5667,51 @@ class Request:
         if "options" in self.layout.members:
             self._set("options", 1)
 
-    def _crash(self, address: str) -> None:
+    @staticmethod
+    def _number(member: str, value: str) -> int:
+        words = WHACK_WORDS.get(member)
+        if words is None:
+            return int(value)
+        if value not in words:
+            raise ValueError
+        return words[value]
+
+    def _set_address(self, place: str, address: str) -> None:
         import _socket as socket
+        members = self.layout.members
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         packed = socket.inet_pton(family, address)
-        if "crash_peer.inet" in self.layout.members:  # struct sockaddr_in
-            if family == socket.AF_INET6:
+        if f"{place}.family" in members:  # struct sockaddr_in or sockaddr_in6
+            self._set(f"{place}.family", family)
+            member = f"{place}.inet" if family == socket.AF_INET else f"{place}.inet6"
+            if member not in members:
                 raise ValueError
-            self._set("crash_peer.family", family)
-            self._set("crash_peer.inet", int.from_bytes(packed, self.abi.order))
+            offset, size = members[member]
+            self.data[offset:offset + size] = packed
             return
-        offset, size = self.layout.members["crash_peer.bytes"]
+        offset, size = members[f"{place}.bytes"]
         self.data[offset:offset + size] = packed.ljust(size, b"\0")
-        for member, value in (("crash_peer.is_set", 1), ("crash_peer.version", 6 if ":" in address else 4),
-                              ("host_afi", 6 if ":" in address else 4)):
-            if member in self.layout.members:
+        versions = next(row[1:] for row in table_rows(IP_VERSIONS) if covers(row[0], self.version))
+        number = int(versions[family == socket.AF_INET6])
+        for member, value in ((f"{place}.is_set", 1), (f"{place}.version", number), ("host_afi", number)):
+            if member in members:
                 self._set(member, value)
 
     def check(self) -> None:
         """Raises Failure when the options make no request, as whack does."""
-        rules = {row[0].partition("=")[0]: row[1] for row in table_rows(WHACK_OPTIONS)}
-        actions = [name for name in self.given if name not in WHACK_MODIFIERS or name == "leave-state"]
+        rules = {row[0].partition("=")[0]: row[1] for row in table_rows(WHACK_OPTIONS) if covers(row[2], self.version)}
+        modifiers = WHACK_MODIFIERS if self.version < (5, 1) else WHACK_MODIFIERS - {"leave-state"}
+        actions = [name for name in self.given if name not in modifiers]
         if not actions:
             raise Failure("ipsec whack: no action specified", NO_PLUTO, "see ipsec whack --help")
         if "name" not in self.given and any(rules[name] == "+" for name in self.given):
             raise Failure("ipsec whack: missing --name <connection_name>", NO_PLUTO)
         if "name" in self.given and self.version >= (5,) and all(rules[name] == "." for name in actions):
             raise Failure(f'ipsec whack: {quote(self.given["name"])}: no reason for --name', NO_PLUTO)
-        if self.version >= (5, 4) and "redirect-to" in self.given and "name" not in self.given:
-            raise Failure(f"ipsec whack: --redirect-to needs --name: pluto {self.pluto.version} ends without", NO_PLUTO)
+        needs_name = [name for name in ENDS_WITHOUT_NAME if name in self.given and "name" not in self.given]
+        if self.version >= (5, 4) and needs_name:
+            raise Failure(f"ipsec whack: --{needs_name[0]} needs --name: pluto {self.pluto.version} ends without",
+                          NO_PLUTO)
         if self.version >= (5, 4) and "remote-host" in self.given and self.command != "initiate":
             raise Failure("ipsec whack: --remote-host is for --initiate", NO_PLUTO)
 
@@ -5682,11 +5750,11 @@ WHACK_OWN_OPTIONS = ("ctlsocket=FILE", "rundir=DIR", "ctlbase=DIR", "xauthname=N
 XAUTH_ROOM = 128  # XAUTH_MAX_NAME_LENGTH and XAUTH_MAX_PASS_LENGTH of whack.h
 
 
-def whack_words(words: Sequence[str]) -> list[tuple[str, str]]:
+def whack_words(words: Sequence[str], refusal: int = NO_PLUTO) -> list[tuple[str, str]]:
     """The options on a command line of whack's, in order, each with its value.
 
     As getopt_long(3): unambiguous beginnings will do, and the word after an option that takes a value is its value,
-    whatever it looks like.  Raises Failure, with whack's status.
+    whatever it looks like.  Raises Failure with the status `refusal`.
     """
     table = [row[0] for row in table_rows(WHACK_OPTIONS)]
     metavars = {name: metavar for name, _, metavar in (option.partition("=") for option in
@@ -5696,19 +5764,19 @@ def whack_words(words: Sequence[str]) -> list[tuple[str, str]]:
     while rest:
         word = rest.pop()
         if not word.startswith("--") or word == "--":
-            raise Failure(f"ipsec whack: unexpected argument {quote(word)}", NO_PLUTO)
+            raise Failure(f"ipsec whack: unexpected argument {quote(word)}", refusal)
         given, equals, value = word[2:].partition("=")
         close = [given] if given in metavars else [name for name in metavars if name.startswith(given)]
         if len(close) != 1:
             raise Failure(f"ipsec whack: {quote('--' + given)} is " +
-                          (f"ambiguous: --{', --'.join(close)}" if close else "an option that we don't know"), NO_PLUTO,
+                          (f"ambiguous: --{', --'.join(close)}" if close else "an option that we don't know"), refusal,
                           "" if close else "definitions of connections need libreswan's own whack or addconn")
         name = close[0]
         if not metavars[name] and equals:
-            raise Failure(f"ipsec whack: --{name} takes no value", NO_PLUTO)
+            raise Failure(f"ipsec whack: --{name} takes no value", refusal)
         if metavars[name] and not equals:
             if not rest:
-                raise Failure(f"ipsec whack: --{name} needs a value: {metavars[name]}", NO_PLUTO)
+                raise Failure(f"ipsec whack: --{name} needs a value: {metavars[name]}", refusal)
             value = rest.pop()
         found.append(("username" if name in ("xauthname", "xauthuser") else name, value))
     return found
@@ -5773,6 +5841,18 @@ def xauth_answer(host: Host, options: Mapping[str, str], what: str) -> bytes:
     return answer
 
 
+def loaded_names(host: Host, timeout: float | None) -> list[str]:
+    """Return the names of the connections that pluto has, without instances.  Raises NoPluto, TimedOut."""
+    names = (line[1:].partition('"')[0] for line in pluto_status(host, timeout) if line.startswith('"'))
+    return list(dict.fromkeys(names))
+
+
+def is_question(name: str) -> bool:
+    """Return True if an option asks for a status or a list; whack takes no code of the answer for an error then."""
+    is_list = name.startswith(("list", "show")) and name != "listen"
+    return is_list or "status" in name or name == "checkpubkeys"
+
+
 def native_whack(host: Host, words: Sequence[str], *, timeout: float | None = None,
                  wait: Callable[[bytes], float | None] | None = None) -> int:
     """Do what whack does with the words, without it; whack's exit status.  Raises Failure.
@@ -5780,7 +5860,8 @@ def native_whack(host: Host, words: Sequence[str], *, timeout: float | None = No
     `timeout` None: PLUTO_TIMEOUT, or none for what waits for a peer (initiate, route, terminate, rekey).  `wait` gets
     each line, and returns how many seconds the rest may take, None for no change.
     """
-    given = whack_words(words)
+    installed = host.libreswan_version()
+    given = whack_words(words, refusal_status(leading_version(installed)) if installed else NO_PLUTO)
     options = dict(given)
     if "help" in options or "version" in options:
         host.print(whack_help() if "help" in options else f"ipsec.pyz {VERSION}, for libreswan {RELEASES[0]} to "
@@ -5793,12 +5874,16 @@ def native_whack(host: Host, words: Sequence[str], *, timeout: float | None = No
     for name, end in (("ctlsocket", ""), ("rundir", "/pluto.ctl"), ("ctlbase", "/pluto.ctl")):
         if name in options:
             host.ctlsocket = options[name] + end
+    if options.keys().isdisjoint(("name", "global-redirect", "global-redirect-to")) and any(
+            name in options for name in ENDS_WITHOUT_NAME) and leading_version(probe(host, timeout).version) >= (5, 4):
+        statuses = [native_whack(host, ["--name", name, *words]) for name in loaded_names(host, timeout)]
+        return max(statuses, default=OK)
     own = {option.partition("=")[0] for option in WHACK_OWN_OPTIONS}
     message, version = whack_message(host, [(name, value) for name, value in given if name not in own], timeout)
     names = options.keys() - own
     return show_replies(
         host, message, version, options, timeout, wait=wait,
-        lenient=any("status" in name or name.startswith(("list", "show")) for name in names),
+        lenient=any(is_question(name) for name in names),
         must_speak=bool(version and version < (5,) and names & {"terminate", "delete"}
                         and has_connection(host, options.get("name", "")) is False))
 
@@ -5810,11 +5895,14 @@ def whack_message(host: Host, options: Sequence[tuple[str, str]], timeout: float
     Raises NoPluto, TimedOut, Failure (whack's status) for options that make no request.
     """
     names = {name for name, _ in options}
-    if names in ({"status"}, {"shutdown"}):
-        return basic_message(BASIC_STATUS if names == {"status"} else BASIC_SHUTDOWN), None
+    if names == {"status"}:
+        return basic_message(BASIC_STATUS), None
     if not names:
         raise Failure("ipsec whack: no action specified", NO_PLUTO, "see ipsec whack --help")
-    request = Request(pluto or probe(host, PLUTO_TIMEOUT if timeout is None else timeout))
+    pluto = pluto or probe(host, PLUTO_TIMEOUT if timeout is None else timeout)
+    if names == {"shutdown"}:
+        return shutdown_message(pluto.version), leading_version(pluto.version)
+    request = Request(pluto)
     for name, value in options:
         request.option(name, value)
     request.check()
