@@ -566,6 +566,29 @@ def lock_at_once(fd: int) -> bool:
     return True
 
 
+def why_untrusted(directory: str) -> str:
+    """Return why root must not run programs of a directory; empty if only root can change what the path leads to.
+
+    Counted are the directory, all above it, and those that links on the way lie in.  The sticky bit of /tmp changes
+    nothing: others can make files there.
+    """
+    import stat
+
+    def check(path: str, info: os.stat_result) -> None:
+        if not stat.S_ISLNK(info.st_mode) and (info.st_uid != 0 or info.st_mode & 0o022):
+            raise PermissionError(errno.EPERM, "others than root can write", path)
+
+    if not directory.startswith("/"):
+        return "it is not an absolute path"
+    try:
+        os.close(find_place(f"{directory}/x", "", check).directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return ""  # nobody but root can make it
+    except OSError as error:
+        return f"{error.strerror} {error.filename}"
+    return ""
+
+
 class Host:
     """The system that we report on or change: this one, or the one whose file system is mounted under `root`.
 
@@ -584,8 +607,8 @@ class Host:
         # an empty variable counts as unset, as ${VAR:-default} does in the original
         self.conf = conf or get("IPSEC_CONF") or "/etc/ipsec.conf"
         self.confddir = get("IPSEC_CONFDDIR") or "/etc/ipsec.d"
-        self.sbindir = get("IPSEC_SBINDIR") or "/usr/sbin"
-        self.execdir = get("IPSEC_EXECDIR") or self._first_dir(EXEC_DIRS)
+        self.sbindir = self._program_dir("IPSEC_SBINDIR") or "/usr/sbin"
+        self.execdir = self._program_dir("IPSEC_EXECDIR") or self._first_dir(EXEC_DIRS)
         self.rundir = rundir or get("IPSEC_RUNDIR") or "/run/pluto"
         self.ctlsocket = ctlsocket or f"{self.rundir}/pluto.ctl"
         self.given_nssdir = nssdir or get("IPSEC_NSSDIR") or ""
@@ -597,6 +620,18 @@ class Host:
         self._starting = _thread.allocate_lock()  # held while a program is being started
         self._ending = self._deferring = False
         self._deferred = ""  # the name of a signal that waits
+
+    def _program_dir(self, variable: str) -> str:
+        """Return the directory of programs that a variable of the environment names.
+
+        Raises Failure if this is root and others could put programs there.  The default directories need no check.
+        """
+        directory = self.env.get(variable, "")
+        if directory and self.superuser and directory not in (*SYSTEM_PATH, *EXEC_DIRS):
+            if reason := why_untrusted(directory):
+                raise Failure(f"{variable}={quote(directory)}: {reason}, so root runs nothing from it",
+                              hint=f"unset {variable}, or name a directory that only root can change")
+        return directory
 
     def _first_dir(self, candidates: Sequence[str]) -> str:
         """The first directory that exists, else the first named."""
@@ -874,8 +909,8 @@ class Host:
     def which(self, program: str) -> str | None:
         """The path of a program of the running system, or None.
 
-        System directories come first; then PATH, without its relative entries and, as root, without those that
-        others can write.
+        System directories come first; then PATH, without its relative entries and, as root, without those of
+        why_untrusted().
         """
         for directory in (self.sbindir, *SYSTEM_PATH, *self._safe_path()):
             candidate = os.path.join(directory, program)
@@ -885,16 +920,8 @@ class Host:
 
     def _safe_path(self) -> Iterator[str]:
         for directory in self.env.get("PATH", "").split(os.pathsep):
-            if not directory.startswith("/"):
-                continue
-            if self.superuser:
-                try:
-                    info = os.stat(directory)
-                except OSError:
-                    continue
-                if info.st_uid != 0 or info.st_mode & 0o022:
-                    continue
-            yield directory
+            if directory.startswith("/") and not (self.superuser and why_untrusted(directory)):
+                yield directory
 
     def child_env(self) -> dict[str, str]:
         """The environment for programs that we run for ourselves: the caller's, with names exported as the original

@@ -21,9 +21,11 @@ import pytest
 import build
 
 from .ground import clock, summary, surroundings
-from .ground.host import Unavailable
+from .ground.host import Unavailable, cache
 
 surroundings.settle()
+if os.geteuid() == 0:  # root runs no programs from a directory below /tmp
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(cache()))
 
 TOP = Path(__file__).resolve().parent.parent
 

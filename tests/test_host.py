@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
+from typing import Callable
 
 import pytest
 from pytest_subprocess import FakeProcess
@@ -84,9 +88,7 @@ def test_system_directories_come_before_path(tmp_path: Path) -> None:
     unique = program(tmp_path, "only-here-7f3")
     host = ipsec.Host({"PATH": f"{tmp_path}:/bin"})
     assert host.which("sh") != str(tmp_path / "sh")
-    tmp_path.chmod(0o755)
-    trusted = os.geteuid() != 0 or tmp_path.stat().st_uid == 0
-    assert host.which("only-here-7f3") == (str(unique) if trusted else None)
+    assert host.which("only-here-7f3") == str(unique)
 
 
 @pytest.mark.parametrize("path", ["", ".", "relative", ":", "::/nonexistent"])
@@ -98,11 +100,72 @@ def test_relative_entries_of_path_are_skipped(tmp_path: Path, monkeypatch: pytes
     assert ipsec.Host({"PATH": path}).which("only-here-7f3") is None
 
 
-def test_root_skips_directories_that_others_can_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program(tmp_path, "only-here-7f3")
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    tmp_path.chmod(0o777)
-    assert ipsec.Host({"PATH": str(tmp_path)}).which("only-here-7f3") is None
+@pytest.fixture
+def roots_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with a program, and the right of root; skipped where another user than root runs the tests."""
+    if os.geteuid() != 0:
+        pytest.skip("only root has directories that only root can write")
+    for name in ("bin", "up/bin", "links"):
+        (tmp_path / name).mkdir(parents=True)
+        program(tmp_path / name, "only-here-7f3")
+    return tmp_path
+
+
+def sticky(path: Path) -> str:
+    path.chmod(0o1777)
+    return "/"
+
+
+# What is done to the directory in which bin, up/bin and links lie; the path that is given; where others can write
+OPENED: list[tuple[Callable[[Path], object], str, str]] = [
+    (lambda top: (top / "bin").chmod(0o777), "bin", "bin"),
+    (lambda top: (top / "bin").chmod(0o775), "bin", "bin"),
+    (lambda top: sticky(top / "up"), "up/bin", "up"),
+    (lambda top: os.chown(top / "up/bin", 61234, 0), "up/bin", "up/bin"),
+    (lambda top: os.chown(top / "up", 61234, 0), "up/bin", "up"),
+    (lambda top: ((top / "links/way").symlink_to("../bin"), (top / "links").chmod(0o777)), "links/way", "links"),
+    (lambda top: ((top / "way").symlink_to("up/bin"), (top / "up").chmod(0o757)), "way", "up"),
+    (lambda top: (top / "up").chmod(0o777), "up/../bin", "up"),
+]
+
+
+@pytest.mark.parametrize("change, given, place", OPENED)
+def test_root_runs_nothing_from_where_others_can_write(roots_own: Path, change: Callable[[Path], object], given: str,
+                                                       place: str) -> None:
+    path = f"{roots_own}/{given}"
+    assert ipsec.Host({"PATH": f"{roots_own}/bin"}).which("only-here-7f3")
+    change(roots_own)
+    assert ipsec.Host({"PATH": path}).which("only-here-7f3") is None
+    for variable in ("IPSEC_EXECDIR", "IPSEC_SBINDIR"):
+        with pytest.raises(ipsec.Failure, match=f"^{variable}=.*others than root can write {roots_own}/{place},"):
+            ipsec.Host({variable: path})
+
+
+def test_root_takes_directories_of_its_own(roots_own: Path) -> None:
+    (roots_own / "way").symlink_to("up/../bin")
+    for path in ("bin", "up/bin", "way", "none/such", "bin/only-here-7f3"):
+        host = ipsec.Host({"IPSEC_EXECDIR": f"{roots_own}/{path}", "IPSEC_SBINDIR": f"{roots_own}/{path}"})
+        assert host.execdir == host.sbindir == f"{roots_own}/{path}"
+    with pytest.raises(ipsec.Failure, match="IPSEC_EXECDIR=.*not an absolute path"):
+        ipsec.Host({"IPSEC_EXECDIR": "bin"})
+
+
+def test_the_attack_of_another_user_through_tmp(pyz: Path) -> None:
+    """A program that another user put under a name that root's environment still has."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can act as two users")
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o1777)
+        script = 'mkdir -m 755 lib; printf "#!/bin/sh\nid -u >%s\n" "$PWD/id" >lib/whack; chmod 755 lib/whack'
+        subprocess.run(["setpriv", "--reuid=61234", "--regid=61234", "--clear-groups", "sh", "-ec", script],
+                       cwd=directory, check=True)
+        for variable in ("IPSEC_EXECDIR", "IPSEC_SBINDIR"):
+            for words in (["--version"], ["barf"], ["whack", "--status"], ["verify"], ["--help"]):
+                result = subprocess.run([sys.executable, pyz, *words], env={variable: f"{directory}/lib"}, timeout=60,
+                                        capture_output=True, text=True, check=False)
+                assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+                assert result.stderr.startswith(f'ipsec: {variable}="{directory}/lib": others than root can write /tmp')
+        assert os.listdir(directory) == ["lib"]
 
 
 def test_run_gives_status_and_both_outputs() -> None:
