@@ -11225,6 +11225,26 @@ CAUSES = (
            "has type * but * is needed", "could not authenticate slot", "NSS Password for token * failed",
            "token locked", "authentication of \"NSS* failed", "sign function failed", "sign_hash: "),
           local=KEY_CHECKS),
+    Cause("null-auth", "NULL authentication", "both",
+          "the ends disagree on NULL authentication (authby=null)",
+          "authby=, leftauth= and rightauth= of both ends", "ipsec status",
+          ("NULL Authentication failed", "attempted NULL authentication", "connection with authnull")),
+    Cause("eap", "EAP refused", "both",
+          "EAP authentication failed, or only one end wants it (leftautheap=, rightautheap=): authentication method",
+          "leftautheap= and rightautheap= of both ends, and the certificates", "ipsec status",
+          ("EAP authentication, but", "EAP AUTH failed", "EAP Failure", "EAP * unexpected", "Handshake failed",
+           "TLS Handshake")),
+    Cause("auth-method", "authentication method differs", "both",
+          "the ends want different authentication methods (authby=: PSK or certificates and RSA keys)",
+          "authby= (leftauth=, rightauth=) of both ends",
+          "ipsec status",
+          ("policy does not allow * authentication", "authentication but we want", "but we want",
+           "peer authentication requires policy", "authentication failed: method", "peer requires * authentication",
+           "requires hash algorithm", "no acceptable ECDSA/RSA-PSS", "legacy RSA-SHA1",
+           "local policy requires ECDSA", "unknown or unsupported hash algorithm", "Unsupported authby",
+           "Auth Method mismatched", "unknown remote authentication", "Unknown or unsupported authby",
+           "no connection has been authorized with authby=*RSA", "DigSig:*not*allow",
+           "authentication method * refused", "unsupported AUTH_METHOD", "peer attempted")),
     Cause("clock", "certificates not valid", "both",
           "a certificate is not valid at the time of this host's clock: it has expired or is not valid yet",
           "the clock, then the dates of the certificate and of its CA",
@@ -11272,6 +11292,10 @@ CAUSES = (
            "SEC_ERROR_CERT_SIGNATURE_ALGORITHM_DISABLED", "rejecting * cert with key size", "cannot use CA certificate",
            "cannot use peer CA certificate", "SEC_ERROR_EXTENSION", "SEC_ERROR_UNKNOWN_CRITICAL_EXTENSION",
            "signature algorithm that is disabled", "ERROR_CERT_USAGES")),
+    Cause("own-cert-name", "ID not certified", "here",
+          "the certificate of this host does not hold the ID that this host claims (leftid=, subjectAltName)",
+          "leftid= against the names in the certificate: ipsec nsslist", "ipsec nsslist",
+          ("our certificate subjectAltName", "our certificate contains no subjectAltName")),
     Cause("cert-name", "certificate lacks ID", "both",
           "the ID that the peer claims is not in its certificate (subjectAltName)",
           "leftid= of the peer (rightid= here) against the names in its certificate",
@@ -11288,26 +11312,6 @@ CAUSES = (
            "peer ID payload", "did not include ID* payload", "switched * required ID", "Peer ID*not*expected",
            "ID payload invalid", "initiator ID '*' does not match", "responder ID '*' does not match",
            "peer is not * ID", "IDr payload * not")),
-    Cause("null-auth", "NULL authentication", "both",
-          "the ends disagree on NULL authentication (authby=null)",
-          "authby=, leftauth= and rightauth= of both ends", "ipsec status",
-          ("NULL Authentication failed", "attempted NULL authentication", "connection with authnull")),
-    Cause("eap", "EAP refused", "both",
-          "EAP authentication failed, or only one end wants it (leftautheap=, rightautheap=): authentication method",
-          "leftautheap= and rightautheap= of both ends, and the certificates", "ipsec status",
-          ("EAP authentication, but", "EAP AUTH failed", "EAP Failure", "EAP * unexpected", "Handshake failed",
-           "TLS Handshake")),
-    Cause("auth-method", "authentication method differs", "both",
-          "the ends want different authentication methods (authby=: PSK or certificates and RSA keys)",
-          "authby= (leftauth=, rightauth=) of both ends",
-          "ipsec status",
-          ("policy does not allow * authentication", "authentication but we want", "but we want",
-           "peer authentication requires policy", "authentication failed: method", "peer requires * authentication",
-           "requires hash algorithm", "no acceptable ECDSA/RSA-PSS", "legacy RSA-SHA1",
-           "local policy requires ECDSA", "unknown or unsupported hash algorithm", "Unsupported authby",
-           "Auth Method mismatched", "unknown remote authentication", "Unknown or unsupported authby",
-           "no connection has been authorized with authby=*RSA", "DigSig:*not*allow",
-           "authentication method * refused", "unsupported AUTH_METHOD", "peer attempted")),
     Cause("xauth", "login refused", "both",
           "XAUTH refused the user name or the password",
           "the user name and password at the client, and xauthby= with the password file at the server",
@@ -11358,10 +11362,12 @@ CAUSES = (
            "informational payload INVALID_SIGNATURE", "informational payload INVALID_KEY_INFORMATION"),
           weak=True, local="certificates clock psk host_keys"),
     Cause("id-refused", "ID refused", "peer",
-          "the peer refused the ID of this host (INVALID_ID_INFORMATION): leftid= is not what it expects",
-          "leftid= here against rightid= of the peer", "ipsec status",
+          "the peer refused the ID or the certificate of this host (INVALID_ID_INFORMATION): leftid= is not what it "
+          "expects, or it does not accept the certificate (unknown CA, expired, revoked)",
+          "leftid= here against rightid= of the peer; the dates and the CA of this host's certificate",
+          "ipsec verify certificates",
           ("[1] payload INVALID_ID_INFORMATION", "[1] payload: INVALID_ID_INFORMATION",
-           "rejected by peer: INVALID_ID_INFORMATION")),
+           "rejected by peer: INVALID_ID_INFORMATION"), weak=True, local="certificates clock"),
     Cause("ppk", "PPK missing", "both",
           "the ends do not share the post-quantum key (PPK) that ppk= insists on",
           "ppk= and the PPKS lines in ipsec.secrets of both ends", "ipsec status",
@@ -11501,6 +11507,12 @@ CAUSES = (
           "ipsec verify esp algorithms",
           ("first Quick Mode message", "QUICK_I1: * timeout", "QUICK_R0: * timeout", "QUICK_R1: * timeout"),
           weak=True, local="esp algorithms"),
+    Cause("unconfirmed", "peer refuses answer", "peer",
+          "the peer refused the first encrypted message of this host: with IKEv1 the pre-shared keys (PSK) mostly "
+          "differ, or the peer expects another ID",
+          "the PSK lines in ipsec.secrets of both ends, leftid= and rightid=; the peer's log",
+          "ipsec verify psk",
+          ("Informational Exchange message must be encrypted", "[1] payload INVALID_HASH"), weak=True, local="psk"),
     Cause("silent-main", "no encrypted answer", "peer",
           "the peer did not answer the first encrypted message: with IKEv1 the pre-shared keys (PSK) mostly differ, or "
           "the peer expects another ID or method (authby=); or udp port 4500 is blocked on the way",
@@ -11705,6 +11717,7 @@ def read_attempts(lines: Iterable[LogLine], name: str, peers: Collection[str]) -
     """
     attempts: list[Attempt] = []
     newest = 0
+    started: set[int] = set()  # the states with which attempts began
     split = ((line, *split_log_text(line.text)) for line in lines)
     rows = [row for row in split if belongs_to(row[1], name) or (not row[1] and names_address(row[3], peers))]
     for line, conn, serial, text in rows[-CONN_LINES:]:
@@ -11721,8 +11734,11 @@ def read_attempts(lines: Iterable[LogLine], name: str, peers: Collection[str]) -
             continue
         begins = has_any(STARTS, text) and not has_any(("rekey", "Quick Mode", "Child SA"), text)
         answers = number > newest and has_any(PEER_STARTS, text) and not has_any(("sent IKE_SA_INIT request",), text)
-        if not attempts or begins or answers:
-            attempts.append(Attempt(line, answers and not begins))
+        if not attempts or ((begins or answers) and number not in started):
+            attempts.append(Attempt(line))
+            started.add(number)
+        if has_any(("responding to",), text) or (answers and not begins):
+            attempts[-1].from_peer = True
         newest = max(newest, number)
         attempts[-1].take(line, text)
     return attempts
@@ -11792,7 +11808,7 @@ class UpWait:
 
     def __init__(self, limit: float | None) -> None:
         self.established = False
-        self.spoke = False
+        self.lines: list[LogLine] = []
         self.cause: Cause | None = None
         self._end = None if limit is None else time.monotonic() + limit
         self._rest = b""
@@ -11800,9 +11816,10 @@ class UpWait:
     def take(self, data: bytes) -> float | None:
         """Take in output of whack; return how many seconds more of it may take, None for any time."""
         *lines, self._rest = (self._rest + data).split(b"\n")
-        self.spoke = self.spoke or bool(lines)
         for line in lines:
-            self._line(split_log_text(split_code(line)[1])[2])
+            text = split_code(line)[1]
+            self.lines.append(LogLine(time.time(), text))
+            self._line(split_log_text(text)[2])
         seconds = LET_GO_TIME if self.cause and self.cause.name not in SENDS_ON else None
         if self._end is not None:
             left = self._end - time.monotonic()
@@ -14989,6 +15006,7 @@ class Doctor:
         self.patient = patient or Patient(host, timeout)
         self.timeout = timeout
         self.redactor = redactor_of(host, config=self.patient.config)
+        self.said: list[LogLine] = []  # what pluto told whack, which stands in for a log without an attempt
         self._log: PlutoLog | Exception | None = None
 
     def log(self) -> PlutoLog:
@@ -15096,10 +15114,15 @@ class Doctor:
     # down
 
     def _down(self, name: str, state: str, told: Sequence[Mapping[str, Any]]) -> Diagnosis:
+        problem, lines = "", self.said
         try:
-            attempts = read_attempts(self.log().lines, name, self.peers(name, told))
+            lines = self.log().lines
         except (OSError, Failure) as error:
-            return self._without_log(name, state, told, error_text(error))
+            problem = error_text(error)
+        peers = self.peers(name, told)
+        attempts = read_attempts(lines, name, peers) or read_attempts(self.said, name, peers)
+        if problem and not attempts:
+            return self._without_log(name, state, told, problem)
         clues = last_clues(attempts)
         tried = tried_text(attempts)
         if clues and not (state == "waiting" and clues[0].cause.name == "deleted"):  # that client left
@@ -15164,7 +15187,10 @@ class Doctor:
     def _from_cause(self, name: str, state: str, cause: Cause, clues: Sequence[Clue],
                     told: Sequence[Mapping[str, Any]], tried: str = "", before: str = "") -> Diagnosis:
         """Return a diagnosis by the log; where that tells no reason, by what this host itself shows."""
-        peer = next((host for host in sorted(self.peers(name, told)) if not host.startswith("%")), "PEER")
+        conn = self.conn(name)
+        names = [conn.get(side) for side in ("right", "left")] if conn else []
+        peer = next((host for host in (*sorted(self.peers(name, told)), *names) if host and not host.startswith("%")),
+                    "PEER")
         means = self._refined(name, cause, told)
         step = cause.command.format(conn=shell_words([name]), peer=peer)
         telling_lines = [clue for clue in clues if clue.cause.name not in PENDING_CAUSES] or clues
@@ -15212,6 +15238,9 @@ class Doctor:
         since = min((entry["added"] for entry in entries if entry["added"]), default=None)
         counted = f"{came} bytes came in and {went} went out" if entries else "its traffic is not known"
         tried = f"up since {clock_text(since)}, {counted}" if since else counted
+        refused = self._refused_client(name, told, tried)
+        if refused:
+            return refused
         in_clear = self._in_clear(name)
         if in_clear:
             means, mend = in_clear
@@ -15234,6 +15263,21 @@ class Doctor:
                 f"{shell_words(['ipsec', 'down', name])}; {shell_words(['ipsec', 'up', name])}", "peer", since,
                 xfrm_counters(self.host), tried=tried)
         return Diagnosis(name, "up", "OK", when=since, tried=tried)
+
+    def _refused_client(self, name: str, told: Sequence[Mapping[str, Any]], tried: str) -> Diagnosis | None:
+        """Return why the last client of a template failed although others are up; None if none did."""
+        if not any(one["instance"] for one in told):
+            return None
+        try:
+            clues = last_clues(read_attempts(self.log().lines, name, self.peers(name, told)))
+        except (OSError, Failure):
+            return None
+        clues = [clue for clue in clues if clue.cause.name not in PENDING_CAUSES | {"deleted", "peer-gone"}]
+        if not clues:
+            return None
+        found = self._from_cause(name, "partly up", clues[0].cause, clues, told, tried)
+        means = f"the last client that tried failed: {found.means}"
+        return Diagnosis(**{**found._asdict(), "level": "WARN", "means": means})
 
     def _in_clear(self, name: str) -> tuple[str, str] | None:
         """Return how NAT takes packets out of the tunnel, and the command that ends that; None if it is not known to.
@@ -15460,7 +15504,7 @@ class Teller:
         wait: UpWait = load_part("UpWait")(limit)
         try:
             status = self._negotiate(words, limit, wait)
-            if status == OK and not wait.spoke and self._waits_to_retry(name):
+            if status == OK and not wait.lines and self._waits_to_retry(name):
                 self._take_down(name)
                 status = self._negotiate(words, limit, wait)
         except KeyboardInterrupt:
@@ -15469,6 +15513,7 @@ class Teller:
         if status == OK and wait.established and not wait.cause:
             return OK
         doctor: Doctor = load_part("Doctor")(self.host, 10.0)
+        doctor.said = wait.lines
         found = doctor.diagnose(name)
         if found.state == "up":
             return status or OK
