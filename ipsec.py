@@ -15045,7 +15045,11 @@ class Doctor:
 
         Raises NoPluto, TimedOut, PermissionError.
         """
-        loaded = self.patient.loaded()
+        try:
+            loaded = self.patient.loaded()
+        except NotChecked:
+            self.patient.status()  # raises what stands behind it
+            raise
         return loaded.get(name) or [one for entries in loaded.values() for one in entries
                                     if name in one["options"].get("aliases", "").split()]
 
