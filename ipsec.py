@@ -69,6 +69,7 @@ LSB_NO_RIGHT, LSB_NOT_INSTALLED = 4, 5  # of the other actions
 
 LSB_DEAD, LSB_STOPPED, LSB_UNKNOWN = 1, 3, 4  # of `status`: dead with a pid file, not running, can't tell
 UNKNOWN_NAME = 21  # RC_UNKNOWN_NAME
+NOT_ROUTED = 25  # RC_ROUTE: pluto up to 4.15 can't route a connection, or does not have it
 
 
 class Failure(Exception):
@@ -1456,6 +1457,11 @@ def libreswan_hint(host: Host, hint: str) -> str:
 def start_hint(host: Host) -> str:
     """Return the way to a running pluto, as the hint of a message: start it, or install libreswan first."""
     return libreswan_hint(host, "start it with: ipsec start")
+
+
+def start_advice(host: Host) -> str:
+    """Return the command that leads to a running pluto: one that starts it, or that installs libreswan."""
+    return "ipsec start" if not libreswan_hint(host, "") else install_command(host, "libreswan")
 
 
 def version_in(text: str) -> str | None:
@@ -9183,7 +9189,10 @@ def check_nss(host: Host) -> None:
 def check_config(host: Host) -> Config:
     """Return the configuration if pluto would take it: the installed addconn decides, and only without one the built-in
     reader.  Raises Failure with addconn's status; addconn's complaints go to standard error."""
-    addconn, config = os.path.join(host.execdir, "addconn"), Config(host)
+    addconn = os.path.join(host.execdir, "addconn")
+    if hint := libreswan_hint(host, ""):
+        raise Missing(f"pluto is not in {host.execdir}", LSB_NOT_INSTALLED, hint)
+    config = Config(host)
     if not host.executable(addconn):
         return config.check()
     ran = host.run([addconn, "--config", host.conf, "--checkconfig"], timeout=CHECK_TIME)
@@ -10028,6 +10037,7 @@ NOT_HERE = {
                     ("is a command of KLIPS, the kernel stack that libreswan dropped in 4.0",
                      "ipsec look shows what Linux's own stack has")),
     "portexcludes": ("is a contribution that libreswan's packages leave out", "write conns with type=passthrough"),
+    "pluto": ("is a program of libreswan that is not installed here", "apt-get install libreswan"),
     "unbound": ("is a script of libreswan that is not installed here",
                 "unbound-control set_option ipsecmod-enabled: yes"),
     "letsencrypt": ("is a script of libreswan 4.0 and later that is not installed here", "ipsec import FILE"),
@@ -15062,7 +15072,8 @@ class Doctor:
                              command=shell_words(["sudo", "ipsec", "why", name]))
         except NoPluto as failure:
             return Diagnosis(name, "down", "FAIL", "pluto-down", "pluto not running",
-                             "pluto is not running on this host", "why it ended, in its log", "ipsec start", "here",
+                             "pluto is not running on this host",
+                             libreswan_hint(self.host, "why it ended, in its log"), start_advice(self.host), "here",
                              others=[f"asking it: {failure}"])
         except TimedOut as failure:
             return Diagnosis(name, "unknown", "SKIP", means=f"pluto does not answer: {failure.message}",
@@ -15451,6 +15462,22 @@ SINCE: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
 WITH_TRAFFIC = frozenset(("--status", "--showstates", "--connectionstatus"))
 
 
+def connection_names(host: Host) -> list[str]:
+    """Return the names and aliases of the connections in the file, then the names of those that pluto has."""
+    names = [name for conn in Config(host).conns() for name in (conn.name, *conn.get("connalias").split())]
+    try:
+        names += [line.split('"')[1] for line in list(pluto_status(host, ANSWER_TIME)) if line.startswith('"')]
+    except (Failure, OSError):
+        return names  # pluto does not answer, and other messages say so
+    return list(dict.fromkeys(names))
+
+
+def no_connection(host: Host, name: str, where: str = "") -> str:
+    """Return the message for a name that no connection has, with the name that may be meant."""
+    hint = suggest(name, connection_names(host))
+    return f"no connection named {quote(name)}{where}{f' ({hint})' if hint else ''}"
+
+
 class Teller:
     """Runs whack and addconn for one command line, libreswan's or our own, or only shows them."""
 
@@ -15493,8 +15520,16 @@ class Teller:
         if is_old and not (ran.out or ran.err or ran.status):
             known = has_connection(self.host, name) if "--terminate" in words else known
             if known is False:
-                raise Failure(f"ipsec whack: no connection named {quote(name)}", UNKNOWN_NAME)
-        return ran.status
+                raise Failure(f"ipsec whack: {no_connection(self.host, name)}", UNKNOWN_NAME)
+        return self._known(name, ran.status)
+
+    def _known(self, name: str, status: int) -> int:
+        """Return whack's status for a request about a connection; say which one may be meant if pluto has none."""
+        if status in (UNKNOWN_NAME, NOT_ROUTED):
+            names = connection_names(self.host)
+            if name not in names and (hint := suggest(name, names)):
+                self.host.warn(hint)
+        return status
 
     def bring_up(self, name: str, words: Sequence[str]) -> int:
         """Have pluto negotiate a connection and wait for the outcome; return OK only if it is up.
@@ -15586,11 +15621,34 @@ class Teller:
             return OK
         if not program:
             raise Missing(f"ipsec: loading a connection needs libreswan's addconn, which is not in {host.execdir}",
-                          NOT_FOUND, libreswan_hint(host, "install libreswan beside pluto, or set IPSEC_EXECDIR"))
-        status = host.call([os.path.join(host.execdir, program), *words])
-        if status in range(20, 100) and words[-1] != "--checkconfig":  # pluto's; up to 4.15 addconn keeps it to itself
-            host.warn(f"{program}: pluto refused it with status {status}; its log tells why: ipsec barf --section plog")
-        return status
+                          NOT_FOUND, libreswan_hint(host, "set IPSEC_EXECDIR"))
+        argv = [os.path.join(host.execdir, program), *words]
+        if words[-1] in ("--checkconfig", "--autoall"):
+            return host.call(argv)
+        ran = host.run(argv, timeout=None, stdin=0 if host.conf == "-" else None)
+        host.print(ran.text, end="")
+        host.flush()
+        sys.stderr.write(decode(ran.err))
+        return self._load_status(words[-1], ran)
+
+    def _load_status(self, name: str, ran: Ran) -> int:
+        """Return the status of addconn for a connection, and print the cause of a failure that addconn does not print.
+
+        ERROR if addconn exits 0 for a connection that it can't load, NO_PLUTO if it finds no pluto.
+        """
+        host, output = self.host, ran.text + decode(ran.err)
+        if ran.status == UNKNOWN_NAME:
+            host.warn(f"add: {no_connection(host, name, f' in {host.conf}')}")
+        elif "connect(pluto_ctl) failed" in output or "Pluto is not running" in output:
+            host.warn(f"add: pluto is not running ({start_hint(host)})")
+            return NO_PLUTO
+        elif f"conn {name} did not load properly" in output:
+            return ran.status or ERROR
+        elif ran.status in range(20, 100) and "failed to add connection" not in output:
+            # pluto's reason, which addconn up to 4.15 keeps to itself
+            host.warn(f"add: pluto refuses connection {quote(name)}; the reason is in its log: "
+                      "ipsec barf --section plog")
+        return ran.status
 
     def operate(self, operation: str, name: str) -> int:
         """up, down, add… a connection; the status of the first step that fails.  Raises Failure."""
@@ -15613,6 +15671,8 @@ class Teller:
             words += ["--remote-host", self.args.value("--remote-host")]
         if action == "--initiate" and "--asynchronous" not in words:
             return self.bring_up(name, words)
+        if self.compiled and action in ("--route", "--unroute") and not self.args.flag("--dry-run"):
+            return self._known(name, self.host.call([self.compiled, "--ctlsocket", self.host.ctlsocket, *words]))
         return self.whack(*words)
 
     def ask(self, *words: str) -> int:
@@ -16654,7 +16714,8 @@ ADDCONN_LISTS = {"--listall": "ignore add ondemand start keep", "--listadd": "ad
 def addconn_command(host: Host, args: Args) -> int:
     """`ipsec addconn`: 0; 3 when the configuration can't be loaded; 127 for what only libreswan's addconn can."""
     if args.operands or args.flag("--autoall"):
-        raise Missing(f"ipsec addconn: loading connections needs libreswan's own program in {host.execdir}", NOT_FOUND)
+        raise Missing(f"ipsec addconn: loading connections needs libreswan's own program in {host.execdir}", NOT_FOUND,
+                      libreswan_hint(host, "set IPSEC_EXECDIR"))
     lists = [name for name in ADDCONN_LISTS if args.flag(name)]
     if not lists and not any(args.flag(name) for name in ("--checkconfig", "--configsetup", "--liststack")):
         raise Failure("ipsec addconn: nothing to do", USAGE, "name what to list or check; see ipsec addconn --help")
@@ -16942,7 +17003,7 @@ class Reload:
                              if host.executable(path := os.path.join(host.execdir, name))), "")
         if not self.addconn:
             raise Missing(f"ipsec reload: libreswan's addconn is not in {host.execdir}", NOT_FOUND,
-                          libreswan_hint(host, "install libreswan beside pluto, or set IPSEC_EXECDIR"))
+                          libreswan_hint(host, "set IPSEC_EXECDIR"))
         host.conf = os.path.abspath(host.conf)
 
     def check(self) -> None:

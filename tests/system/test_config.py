@@ -184,6 +184,50 @@ def test_the_real_program_runs_where_it_is(gateway: Machine) -> None:
     assert "auto" in through.stderr and "built-in" not in through.stderr
 
 
+LOADED_OR_NOT = """config setup
+
+conn fine
+\tleft=192.0.2.1
+\tright=192.0.2.2
+\tauthby=secret
+\tconnalias=goodone
+
+conn badike
+\tleft=192.0.2.1
+\tright=192.0.2.2
+\tauthby=secret
+\tike=banana
+
+conn badauth
+\tleft=192.0.2.1
+\tright=192.0.2.2
+\tauthby=banana
+"""
+
+
+def test_a_connection_that_is_not_loaded_has_its_cause(gateway: Machine, pluto: Callable[..., Pluto],
+                                                       release: str) -> None:
+    """No such name, no pluto, refused by addconn, refused by pluto: each is told by its name and has a status."""
+    gateway.write("/etc/ipsec.conf", LOADED_OR_NOT)
+    down = gateway.ipsec("add", "fine")
+    assert down.status == 33 and down.stderr.endswith("add: pluto is not running (start it with: ipsec start)\n")
+    daemon = pluto(gateway, LOADED_OR_NOT)
+    assert gateway.ipsec("add", "fine").status == 0 and daemon.running
+    for name, meant in (("fien", "fine"), ("goodnoe", "goodone")):
+        for words in (["add", name], ["down", name], ["delete", name], ["route", name], ["auto", "--add", name]):
+            result = gateway.ipsec(*words)
+            assert result.status in (21, 25) and f"did you mean {meant}?" in result.stderr, words
+            assert "pluto refuse" not in result.stderr
+    refused = gateway.ipsec("add", "badauth")
+    assert refused.status == 1 and "badauth did not load properly" in refused.stderr
+    assert "authby= value is unknown" in refused.stderr and "log" not in refused.stderr
+    by_pluto = gateway.ipsec("add", "badike")
+    assert by_pluto.status == (56 if release == "trixie" else 36)
+    told = "banana" in by_pluto.stdout
+    assert told == (release == "trixie") and ("ipsec barf --section plog" in by_pluto.stderr) != told
+    assert "did you mean" not in gateway.ipsec("route", "fine").stderr
+
+
 CANARY = "cAnArY-7f3d9"
 FORMS = [CANARY, CANARY.encode().hex(), base64.b64encode(CANARY.encode()).decode()]
 #: Entries of ipsec.secrets that all releases load, that 4.10 and later load, that all refuse.
