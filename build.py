@@ -19,11 +19,12 @@ How a start of the archive goes:
 2. MAIN removes from sys.path everything but the standard library and the archive.
 3. It runs the front: sections 1, 2, 10 and 12 of ipsec.py, as bytecode for this interpreter (bytecode/TAG.front).
 4. ipsec.main() reads the command line and calls load_rest(COMMAND) of ipsec.py.
-5. load_rest() reads bytecode/TAG.blocks: an index, and a compressed block of bytecode for each other (sub)section.
+5. load_rest() reads bytecode/TAG.blocks: an index, and a block for each other (sub)section, which is compressed
+   bytecode or, for commands that can wait (COMPILED_LATE), a place in ipsec.py.
 6. The index has the blocks that each command needs, and load_rest() runs these in the order of the file.  What a
    command needs only at times it gets from load_part(NAME).
 7. needs() makes the index from names: a block needs the blocks that bind the global names that its code uses.
-8. An interpreter without bytecode reads ipsec.py, and compiles the front and the same blocks as it needs them.
+8. An interpreter without bytecode compiles the front and the same blocks from ipsec.py, which lacks its comments.
 """
 from __future__ import annotations
 import __future__
@@ -45,6 +46,7 @@ import sys
 import tarfile
 import tempfile
 import time
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -62,7 +64,7 @@ ARCHIVE = TOP / "ipsec.pyz"
 SOURCE = TOP / "ipsec.py"
 
 # Bytes: the archive for several interpreters, and for one
-SIZE_LIMIT, SIZE_LIMIT_OF_ONE = 2_200_000, 650_000
+SIZE_LIMIT, SIZE_LIMIT_OF_ONE = 1_800_000, 650_000
 
 # The kernel passes all that follows the interpreter as one argument.  The path is absolute, and -I and -S keep PATH,
 # PYTHON* variables and site-packages out, because a user who runs the archive by its name may be root.
@@ -76,6 +78,11 @@ EPOCH = int(os.environ.get("SOURCE_DATE_EPOCH", "315532800"))
 
 # The sections of ipsec.py that every start runs.  Each (sub)section of the others is a block.
 FRONT = (1, 2, 10, 12)
+
+# Those blocks that have no bytecode in the archive.  Compiling one of them takes 3 to 6 ms at each run of its commands,
+# which people call, or which take much longer; bytecode for six interpreters would take 20 to 60 KB.
+COMPILED_LATE = ("barf", "tunnels", "metrics", "diagnosis (why)", "configuration", "reload", "NSS", "PKCS#12 and PEM",
+                 "manual and completion")
 
 # The version of marshal's format for data that all interpreters read
 FORMAT = 2
@@ -393,6 +400,24 @@ front, *blocks = marshal.load(sys.stdin.buffer)
 marshal.dump([importlib.util.MAGIC_NUMBER + compiled(front), *map(compiled, blocks)], sys.stdout.buffer, 2)
 """
 
+BANNER = re.compile(r"# (\d+\. |--- )")
+
+
+def without_prose(source: bytes) -> bytes:
+    """Return a Python source without its docstrings and comments, except banners and the lines before the docstring of
+    the module.  Each line keeps its number."""
+    lines = source.decode().splitlines(keepends=True)
+    tokens = list(tokenize.tokenize(io.BytesIO(source).readline))
+    begins = (tokenize.NEWLINE, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT)
+    for before, token, after in reversed(list(zip(tokens, tokens[1:], tokens[2:]))):
+        (first, left), (last, right) = token.start, token.end
+        if token.type == tokenize.STRING and before.type in begins and after.type == tokenize.NEWLINE:
+            lines[first - 1:last] = [lines[first - 1][:left] + '""\n', *["\n"] * (last - first)]
+        elif token.type == tokenize.COMMENT and not BANNER.match(token.string) and first > 3:
+            lines[first - 1] = lines[first - 1][:left].rstrip() + lines[last - 1][right:]
+    return "".join(lines).encode()
+
+
 Piece = tuple[int, int, int]  # of ipsec.py: the lines before it, where it starts and where it ends (bytes)
 
 
@@ -408,6 +433,12 @@ def parted(text: bytes) -> tuple[list[Piece], list[Piece]]:
         end += len(content)
     pieces[section not in FRONT].append((line, start, end))
     return pieces
+
+
+def title_of(text: bytes, piece: Piece) -> str:
+    """Return the title in the banner of a (sub)section, up to a colon; that of a section has its number."""
+    banner = text[piece[1]:piece[2]].decode().partition("\n")[0]
+    return re.sub(r"^# (--- )?|:.*| -+$", "", banner)
 
 
 def text_of(text: bytes, pieces: Sequence[Piece]) -> bytes:
@@ -493,13 +524,14 @@ def bytecode(text: bytes, pythons: Mapping[str, Path]) -> Iterator[tuple[str, by
                                 input=marshal.dumps(texts, FORMAT), stdout=subprocess.PIPE, check=True)
         first, *others = marshal.loads(result.stdout)
         yield f"bytecode/{tag_of(version)}.front", first
-        content = [index, *(compressed(block, first) for block in others)]
+        content = [index, *(piece if title_of(text, piece) in COMPILED_LATE else compressed(block, first)
+                            for piece, block in zip(blocks, others))]
         yield f"bytecode/{tag_of(version)}.blocks", marshal.dumps(content, FORMAT)
 
 
 def compressed(block: bytes, front: bytes) -> bytes:
     """Return a block compressed, with the front as zlib's dictionary: they have many names in common."""
-    deflate = zlib.compressobj(9, zdict=front)
+    deflate = zlib.compressobj(9, memLevel=9, zdict=front)
     return deflate.compress(block) + deflate.flush()
 
 
@@ -572,9 +604,10 @@ def own_files(pythons: Mapping[str, Path]) -> Iterator[tuple[str, bytes]]:
     """Yield the names and contents of the project's own files in the archive, with bytecode by these interpreters."""
     yield "__main__.py", MAIN.encode()
     yield "too_old.py", TOO_OLD.encode()
-    yield "ipsec.py", SOURCE.read_bytes()
+    source = without_prose(SOURCE.read_bytes())
+    yield "ipsec.py", source
     yield "LICENSE", (TOP / "LICENSE").read_bytes()
-    yield from bytecode(SOURCE.read_bytes(), pythons)
+    yield from bytecode(source, pythons)
     yield from ((f"man/{page.name}", page.read_bytes()) for page in sorted((TOP / "man").glob("*.[1-8]")))
 
 
@@ -656,14 +689,12 @@ def build(arguments: Sequence[str] = ()) -> None:
         make_archive(aside, pythons)
         smoke(aside)
         size = aside.stat().st_size
-        limit = SIZE_LIMIT if len(pythons) > 1 else SIZE_LIMIT_OF_ONE
-        if size > limit:
-            raise stop(f"ipsec.pyz would have {size} bytes, more than {limit}")
         os.replace(aside, ARCHIVE)
     finally:
         aside.unlink(missing_ok=True)
     say_interpreters(pythons)
-    say(f"ipsec.pyz: {size} bytes")
+    limit = SIZE_LIMIT if len(pythons) > 1 else SIZE_LIMIT_OF_ONE
+    say(f"ipsec.pyz: {size} bytes" + (f", more than the limit of {limit}" if size > limit else ""))
 
 
 def release(arguments: Sequence[str]) -> None:
