@@ -10075,6 +10075,306 @@ def version_line(host: Host) -> str:
 # `reports` and the packet filter's rules are used by the parts after them.  Used by dispatch(), through the registry.
 # =====================================================================================================================
 
+# --- free text: what a report shows of it ----------------------------------------------------------------------------
+#
+# Administrators write secrets into every kind of text.  A report shows what is known to be harmless, and of the rest
+# only its shape: the name of a setting, the number of arguments or of lines.  Redaction comes on top.  Used by barf,
+# look and `ipsec redact`.  Facts: ipsec.conf(5), systemd.exec(5), rsyslog.conf(5), syslog-ng.conf(5), resolv.conf(5),
+# os-release(5), pluto(8).
+
+LEFT_OUT = "[redacted]"
+# Programs whose arguments are shown, as far as they are known
+IPSEC_PROGRAMS = frozenset((
+    "pluto whack addconn ipsec ipsec.pyz ipsec.py _plutorun _stackmanager _updown _updown.xfrm _updown.netkey "
+    "readwriteconf charon charon-systemd starter xl2tpd").split())
+# Their options with a harmless value; other options are shown without
+SHOWN_VALUES = frozenset((
+    "config conf nofork logfile nssdir rundir ctlsocket ctlbase ipsecdir secretsfile dumpdir coredir nhelpers "
+    "interface listen uniqueids keep-alive keepalive perpeerlogdir name host to client ikeport virtual- "
+    "private virtual_private root section init timeout output since up down add delete replace route unroute "
+    "ondemand start").split())
+PLUTO_OPTION_NAMES = frozenset((
+    "nofork fork stderrlog logappend log-no-append log-no-time log-no-ip log-no-audit use-xfrm use-netkey "
+    "use-nostack strictcrlpolicy crl-strict crlcheckinterval ocsp-enable ocsp-strict ocsp-timeout listen-tcp "
+    "no-listen-udp natikeport seccomp-enabled seccomp-tolerant leak-detective efence-protect curl-timeout "
+    "ikev1-policy ddos-mode drop-oppo-null expire-shunt-interval expire-bare-shunts force-busy perpeerlog "
+    "vendorid version help optionsfrom global-redirect selftest debug-all debug-none verbose quiet dry-run "
+    "foreground native json").split())
+COMMAND_WORDS = IPSEC_PROGRAMS.union(
+    "setup start stop restart status auto barf verify look show up down add replace delete route unroute ondemand "
+    "listen reload tunnels why import checknss initnss checknflog stopnflog yes no".split())
+# The programs whose lines are shown of a log that others write to as well
+LOGGED_PROGRAMS = frozenset((
+    "pluto ipsec ipsec__plutorun _plutorun ipsec_setup ipsec_starter ipsec-starter whack addconn _updown "
+    "charon charon-systemd charon-nm starter swanctl xl2tpd libreswan").split())
+UNIT_DIRECTIVES = frozenset((
+    "Description Documentation After Before Wants Requires Requisite BindsTo PartOf Conflicts OnFailure "
+    "ConditionPathExists ConditionKernelCommandLine DefaultDependencies Type PIDFile Restart RestartSec "
+    "TimeoutSec TimeoutStartSec TimeoutStopSec WatchdogSec NotifyAccess KillMode KillSignal RemainAfterExit "
+    "SuccessExitStatus RestartPreventExitStatus User Group Nice LimitNOFILE LimitCORE LimitNPROC LimitMEMLOCK "
+    "LimitAS TasksMax MemoryMax CapabilityBoundingSet AmbientCapabilities NoNewPrivileges ProtectSystem "
+    "ProtectHome PrivateTmp PrivateNetwork NetworkNamespacePath ReadWritePaths ReadOnlyPaths "
+    "InaccessiblePaths RuntimeDirectory StateDirectory SystemCallFilter RestrictAddressFamilies "
+    "ProtectKernelModules ProtectKernelTunables StandardOutput StandardError WantedBy RequiredBy Alias Also "
+    "EnvironmentFile StartLimitBurst StartLimitInterval StartLimitIntervalSec Slice OOMScoreAdjust").split())
+HARMLESS_VARIABLES = frozenset((
+    "IPSEC_CONF IPSEC_CONFS IPSEC_CONFDDIR IPSEC_EXECDIR IPSEC_SBINDIR IPSEC_RUNDIR IPSEC_NSSDIR "
+    "IPSEC_VERSION CTLSOCKET ENABLED START RESTART DEBUG").split())
+OPTION_VARIABLES = frozenset("PLUTO_OPTIONS IPSEC_OPTIONS OPTIONS PLUTO_ARGS DAEMON_ARGS COMMAND_ARGS".split())
+RELEASE_KEYS = frozenset((
+    "NAME VERSION ID ID_LIKE VERSION_ID VERSION_CODENAME PRETTY_NAME BUILD_ID VARIANT VARIANT_ID CPE_NAME "
+    "PLATFORM_ID DISTRIB_ID DISTRIB_RELEASE DISTRIB_CODENAME DISTRIB_DESCRIPTION UBUNTU_CODENAME "
+    "DEBIAN_VERSION_FULL IMAGE_ID IMAGE_VERSION").split())
+RELEASE_FILES = frozenset((
+    "alpine-release arch-release centos-release debian_version fedora-release gentoo-release mageia-release "
+    "openEuler-release oracle-release redhat-release rocky-release almalinux-release slackware-version SuSE- "
+    "release system-release").split())
+POLICY_MODES = ("enforcing", "permissive", "disabled", "targeted", "mls", "minimum", "DEFAULT", "FIPS", "FUTURE",
+                "LEGACY")  # of SELinux and the crypto-policies, DEFAULT:SHA1 and the like included
+
+
+def count_text(number: int, what: str) -> str:
+    """Return `1 line` or `7 lines` for a count of things."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def shown_name(name: str, characters: str) -> str:
+    """Return a name of a setting if it has only these characters and no unusual length: others may be a secret."""
+    return name if 0 < len(name) <= 40 and set(name) <= set(characters) else LEFT_OUT
+
+
+UPPER, LOWER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz"
+
+
+def shown_arguments(words: Sequence[str]) -> str:
+    """Return a command line: the arguments of programs of IPsec as far as they are known, of others their number."""
+    rest = list(words)
+    shown = []
+    while rest and os.path.basename(rest[0]) not in IPSEC_PROGRAMS and is_interpreter(rest[0]):
+        shown.append(rest.pop(0))
+        while rest and rest[0].startswith("-") and set(rest[0]) <= set("-IESBOubsx"):
+            shown.append(rest.pop(0))
+    if not rest or os.path.basename(rest[0]) not in IPSEC_PROGRAMS:
+        return f"{words[0]} ({count_text(len(words) - 1, 'argument')})" if words else ""
+    shown.append(rest.pop(0))
+    options = PLUTO_OPTION_NAMES.union(row[0].partition("=")[0] for row in table_rows(WHACK_OPTIONS))
+    value_is_shown = False
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if word.startswith("-"):
+            key = name.lstrip("-")
+            value_is_shown = key in SHOWN_VALUES
+            known = value_is_shown or key in options
+            shown.append((name if known else "-[redacted]")
+                         + (f"={value}" if equals and known and value_is_shown else f"={LEFT_OUT}" if equals else ""))
+        elif value_is_shown or word in COMMAND_WORDS:
+            shown.append(word)
+            value_is_shown = False
+        else:
+            shown.append(LEFT_OUT)
+    return " ".join(shown)
+
+
+def is_interpreter(path: str) -> bool:
+    """Return whether the program runs a script that its first argument names."""
+    return os.path.basename(path).rstrip("0123456789.") in ("python", "sh", "bash", "dash", "ash", "busybox", "env")
+
+
+def shown_file(lines: Iterable[str], show: Callable[[str], str]) -> Iterator[str]:
+    """Yield the lines of a file as `show` gives them; comments become `#`, so that line numbers stay right."""
+    for line in lines:
+        bare = line.strip()
+        if bare[:1] in ("#", ";"):
+            yield line[:len(line) - len(line.lstrip())] + "# [comment]\n"
+        else:
+            yield (show(line) if bare else "") + "\n"
+
+
+def shown_conf_line(line: str) -> str:
+    """Return a line of ipsec.conf: headings, includes, and settings whose keyword is known."""
+    indent = line[:len(line) - len(line.lstrip())]
+    key, equals, value = line.strip().partition("=")
+    words = line.split()
+    if not equals or words[0] in ("conn", "config", "ca", "include", "version"):
+        known = words[0] in ("conn", "config", "ca", "include", "version") and len(words) > 1
+        return f"{indent}{' '.join(words[:2])}" if known else f"{indent}{LEFT_OUT}"
+    keyword = canonical(key.strip())
+    if keyword not in keywords(False) and keyword not in keywords(True) and keyword not in ("also", "alsoflip"):
+        return f"{indent}{shown_name(key.strip(), LOWER + '-_')}={LEFT_OUT}"
+    text, _ = split_value(value)
+    quotes = value.strip()[:1] if value.strip()[:1] in ('"', "{") else ""
+    if keyword.endswith(("updown", "updown-config")):
+        text = shown_arguments(text.split()) if text else ""
+    elif keyword == "modecfgbanner":
+        text = LEFT_OUT
+    return f"{indent}{key.strip()}={quotes}{text}{'}' if quotes == '{' else quotes}"
+
+
+def shown_setting(line: str) -> str:
+    """Return an assignment for a shell (/etc/default, /etc/sysconfig): the name, and a value that is known harmless."""
+    name, equals, value = line.strip().partition("=")
+    name = name.removeprefix("export ").strip()
+    if not equals or name.startswith("#"):
+        return LEFT_OUT
+    value = value.strip().strip("\"'")
+    if name in OPTION_VARIABLES:
+        return f'{name}="{shown_arguments(["pluto", *value.split()]).removeprefix("pluto").strip()}"'
+    return f"{name}={value}" if name in HARMLESS_VARIABLES else f"{shown_name(name, UPPER + '_')}={LEFT_OUT}"
+
+
+def shown_unit_line(line: str) -> str:
+    """Return a line of a systemd unit: headings, known directives, names of variables, known programs."""
+    bare = line.strip()
+    key, equals, value = bare.partition("=")
+    if bare.startswith("[") and bare.endswith("]"):
+        return bare if bare[1:-1] in ("Unit", "Service", "Install") else LEFT_OUT
+    if not equals:
+        return LEFT_OUT  # the second line of a value
+    if key.startswith("Exec"):
+        value = value.lstrip("@-:+!")
+        return f"{key}={shown_arguments(value.split())}"
+    if key in ("Environment", "PassEnvironment", "UnsetEnvironment"):
+        names = [shown_name(word.strip("\"'").partition("=")[0], UPPER + "_") for word in value.split() if "=" in word]
+        return f"{key}=" + " ".join(f"{name}={LEFT_OUT}" for name in names)
+    return bare if key in UNIT_DIRECTIVES else f"{shown_name(key, UPPER + LOWER + '-')}={LEFT_OUT}"
+
+
+def shown_script_line(line: str) -> str:
+    """Return a line of a shell script: the interpreter, and what it runs of IPsec's programs."""
+    words = line.replace(";", " ").replace("&&", " ").split()
+    if line.startswith("#!"):
+        return line
+    place = next((place for place, word in enumerate(words) if os.path.basename(word) in IPSEC_PROGRAMS), None)
+    return f"… {shown_arguments(words[place:])}" if place is not None else LEFT_OUT
+
+
+def shown_syslog_line(line: str) -> str:
+    """Return a line of rsyslog's or syslog-ng's configuration: selectors with files, modules, includes."""
+    words = line.split()
+    first = words[0]
+    _, dot, _ = first.partition(".")
+    is_selector = bool(dot) and len(words) == 2 and set(first) <= SELECTOR_CHARACTERS
+    if is_selector and words[1].lstrip("-").startswith(("/", "@", "~")):
+        return line.rstrip()
+    if first in ("$IncludeConfig", "$ModLoad", "$FileOwner", "$FileCreateMode", "@include", "@version:"):
+        return " ".join(words[:2])
+    return f"{shown_name(first.partition('(')[0].partition('{')[0], LOWER + '_')} {LEFT_OUT}"
+
+
+SELECTOR_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789*.,;=!")
+
+
+def shown_resolver_line(line: str) -> str:
+    """Return a line of resolv.conf: name servers, domains, options."""
+    words = line.split()
+    known = words[0] in ("nameserver", "search", "domain", "options", "sortlist")
+    return line.rstrip() if known else LEFT_OUT
+
+
+def shown_policy_line(line: str) -> str:
+    """Return a line of a policy group: networks, protocols and ports (ipsec_auto(8))."""
+    words = line.partition("#")[0].split()
+    network = words[0] if words else ""
+    harmless = set(network) <= set("0123456789abcdefABCDEF.:/") and ("." in network or ":" in network)
+    return " ".join(word if place == 0 or word.isdecimal() or word in ("tcp", "udp", "icmp", "sctp") else LEFT_OUT
+                    for place, word in enumerate(words)) if harmless else LEFT_OUT
+
+
+def shown_release_line(line: str) -> str:
+    """Return a line of os-release(5) with a known name."""
+    name, equals, _ = line.partition("=")
+    if not equals:
+        return LEFT_OUT
+    return line.rstrip() if name in RELEASE_KEYS else f"{shown_name(name, UPPER + '_')}={LEFT_OUT}"
+
+
+def shown_mode_line(line: str) -> str:
+    """Return a line of SELinux's or the crypto-policies' configuration, whose values are modes."""
+    name, equals, value = line.strip().rpartition("=")
+    known = name in ("SELINUX", "SELINUXTYPE") if equals else True
+    modes = value.split(":")  # DEFAULT:SHA1
+    return line.rstrip() if known and modes[0] in POLICY_MODES and len(modes) < 3 and len(value) < 20 else LEFT_OUT
+
+
+# A run of two or more pairs of hexadecimal digits, with what follows: a dump shows the same bytes as text there
+DUMP_RUN = r"(?<![\w.:/-])[0-9A-Fa-f]{2}(?:  ?[0-9A-Fa-f]{2}(?![\w:])){%d,}.*"
+LONG_HEX = r"(?<![0-9A-Za-z])(?:0x)?[0-9A-Fa-f]{17,}(?![0-9A-Za-z])"  # longer than an IKE SPI
+
+
+class LogFilter:
+    """Shows the lines of a log that are pluto's own or of other IPsec programs, without dumped bytes.
+
+    `left_out` counts the lines of other programs, `rows` the masked dumps.
+    """
+
+    def __init__(self) -> None:
+        import re
+        self.left_out = self.rows = 0
+        self.debug_run = re.compile(DUMP_RUN % 1)
+        self.any_run = re.compile(DUMP_RUN % 3)
+        self.whole_row = re.compile(r"\s*[0-9A-Fa-f]{2}(?:  ?[0-9A-Fa-f]{2})*(?:  .*)?")
+        self.long_hex = re.compile(LONG_HEX)
+        self.tag = re.compile(r"(?:[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d(?:\.\d+)?|\d{4}-\d\d-\d\d[T ][\d:.,]+\S*) "
+                              r"\S+ ([^\s:\[]+)(?:\[\d+\])?:? ")
+
+    def lines(self, lines: Iterable[str]) -> Iterator[str]:
+        """Yield the lines that may be shown."""
+        for line in lines:
+            if self.is_shown(line):
+                yield self.without_bytes(line)
+            else:
+                self.left_out += 1
+
+    def is_shown(self, line: str) -> bool:
+        """Return whether a line is of an IPsec program, or of the kernel or systemd about it.
+
+        A line without a program's name is pluto's own: logfile= has such lines.
+        """
+        tag = self.tag.match(line)
+        if not tag:
+            return True
+        program = os.path.basename(tag[1])
+        if program in ("kernel", "systemd"):
+            lower = line[tag.end():].lower()
+            return any(word in lower for word in ("ipsec", "pluto", "xfrm", "libreswan", "esp"))
+        return program in LOGGED_PROGRAMS
+
+    def without_bytes(self, line: str) -> str:
+        """Return the line with each run of dumped bytes masked, to its end; the length of the run stays."""
+        head, bar, text = line.partition("| ")
+        if bar and (not head or head.endswith(": ")):
+            if self.whole_row.fullmatch(text):
+                self.rows += 1
+                return f"{head}{bar}{dumped(text)}"
+            found = self.debug_run.search(text)
+            if found:
+                self.rows += 1
+                return f"{head}{bar}{text[:found.start()]}{dumped(found[0])}"
+            return head + bar + self.long_hex.sub(self._mask_hex, text)
+        found = self.any_run.search(line)
+        if found:
+            self.rows += 1
+            return line[:found.start()] + dumped(found[0])
+        return line
+
+    def _mask_hex(self, found: re.Match[str]) -> str:
+        """Mask a long number in hexadecimal; a CKAID names a public key and stays."""
+        if "ckaid" in found.string[max(0, found.start() - 12):found.start()].lower():
+            return found[0]
+        self.rows += 1
+        return f"[redacted {len(found[0].removeprefix('0x')) // 2} bytes]"
+
+
+def dumped(text: str) -> str:
+    """Return what stands for a run of dumped bytes."""
+    number = 0
+    for word in text.split():
+        if len(word) != 2 or not HEX_DIGITS.issuperset(word):
+            break
+        number += 1
+    return f"[redacted {count_text(number, 'byte')}]"
+
+
 # --- reports ---------------------------------------------------------------------------------------------------------
 #
 # How a report is made: sections, the processes and threads beside the main one, sinks, and the bodies that barf and
@@ -10174,8 +10474,13 @@ class Report:
         self.redactor = redactor_of(host, args.flag("--show-secrets"), self.config)
         self.timeout = parse_seconds(args.value("--timeout", "10"))
         self.program_timeout: float | None = None  # of those that no Worker gives up
+        self.log_filter = LogFilter()
         self.short = args.flag("--short")
         self.since = parse_since(args.value("--since")) if args.flag("--since") else 0.0
+
+    def log_lines(self, lines: Iterable[str]) -> Iterable[str]:
+        """Return the lines of a log that may be shown: of IPsec programs, without dumped bytes."""
+        return lines if self.redactor.show_secrets else self.log_filter.lines(lines)
 
     def host_name(self) -> str:
         """The name of the reported host."""
@@ -14144,16 +14449,30 @@ def distribution(report: Report) -> Iterator[str]:
     for name in dict.fromkeys(("/etc/os-release", *report.host.glob("/etc/*-release"), "/etc/debian_version")):
         if report.host.exists(name):
             found = True
-            yield from (f"{name}: {line}\n" for line in report.host.lines(name))
+            is_known = os.path.basename(name) in RELEASE_FILES or report.redactor.show_secrets
+            for line in report.host.lines(name):
+                yield f"{name}: {line if is_known else shown_release_line(line)}\n"
     if not found:
         raise Missing("no release file in /etc")
 
 
+def shown_lines(name: str, show: Callable[[str], str]) -> Callable[[Report], Iterator[str]]:
+    """Return a body that yields a file with its lines as `show` gives them.  Raises OSError."""
+    return lambda report: shown_text(report, name, show)
+
+
+def shown_text(report: Report, name: str, show: Callable[[str], str]) -> Iterator[str]:
+    """Yield the lines of a file as `show` gives them; with --show-secrets as they are.  Raises OSError."""
+    if report.redactor.show_secrets:
+        return file_text(report.host, name)
+    return shown_file(report.host.lines(name), show)
+
+
 def configuration(report: Report) -> Iterator[str]:
-    """ipsec.conf and all files that it includes, in the order in which they are read, and what is wrong in them."""
+    """Yield ipsec.conf and the files that it includes, in the order of reading, then the problems in them."""
     for name in report.config.files:
         yield f"==> {name} <==\n"
-        yield from file_text(report.host, name)
+        yield from shown_text(report, name, shown_conf_line)
     yield from (f"problem: {problem}\n" for problem in report.config.problems)
 
 
@@ -14185,8 +14504,8 @@ def kernel_log(report: Report) -> Iterator[str]:
 
 
 def kernel_debug_log(report: Report) -> Iterator[str]:
-    """The last 100 lines of kern.debug, as the original."""
-    return text_of_lines(last_lines(report.host.lines("/var/log/kern.debug"), 100))
+    """Yield the last 100 lines of kern.debug (barf of libreswan 4.10), as far as they are about IPsec."""
+    return text_of_lines(report.log_lines(last_lines(report.host.lines("/var/log/kern.debug"), 100)))
 
 
 def last_lines(lines: Iterable[str], most: int) -> Iterable[str]:
@@ -14204,7 +14523,7 @@ def pluto_log(report: Report) -> Iterator[str]:
     if logfile:
         yield f"==> {logfile} <==\n"
         try:
-            yield from log_text(report, logfile, since, mine=True)
+            yield from log_text(report, logfile, since)
             found = True
         except PermissionError as error:
             denied = error
@@ -14227,7 +14546,7 @@ def pluto_log(report: Report) -> Iterator[str]:
     for name in () if found else SYSLOGS:
         if host.exists(name) and last_start(host, name) is not None:
             yield f"==> {name} <==\n"
-            yield from log_text(report, name, since, mine=False)
+            yield from log_text(report, name, since)
             return
     if denied:
         raise denied
@@ -14237,14 +14556,15 @@ def pluto_log(report: Report) -> Iterator[str]:
 
 
 def shortened_log(report: Report, lines: Iterable[str]) -> Iterator[str]:
-    """Log lines as text; with --short the last 500."""
+    """Yield log lines as text, as far as they may be shown; with --short the last 500."""
+    lines = report.log_lines(lines)
     return text_of_lines(last_lines(lines, SHORT_LOG) if report.short else lines)
 
 
-def log_text(report: Report, name: str, since: float, mine: bool) -> Iterator[str]:
-    """A log file from pluto's last start (or from `since`, in seconds), at most LOG_TAIL bytes of its end.
+def log_text(report: Report, name: str, since: float) -> Iterator[str]:
+    """Yield a log file from pluto's last start (or from `since`, in seconds), at most LOG_TAIL bytes of its end.
 
-    `mine`: all lines are pluto's; else those that name it.  Raises OSError.
+    Raises OSError.
     """
     host = report.host
     size = host.stat(name).st_size
@@ -14256,8 +14576,6 @@ def log_text(report: Report, name: str, since: float, mine: bool) -> Iterator[st
     lines: Iterator[str] = split_lines(host.chunks(name, start))
     if cut:
         next(lines, "")  # the rest of a line that may hold half a secret
-    if not mine:
-        lines = (line for line in lines if "pluto" in line.lower())
     if since:
         lines = newer(lines, since)
     yield from shortened_log(report, lines)
@@ -14282,8 +14600,9 @@ def processes(report: Report) -> Iterator[str]:
                                                                   for word in ("pluto", "ipsec")):
             started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(process.started))
             minutes, seconds = divmod(int(process.cpu), 60)
+            text = process.command if report.redactor.show_secrets else shown_arguments(process.command.split())
             yield (f"{process.user:>5} {process.pid:>7} {process.parent:>7} {process.nice:>3} {process.memory:>8} "
-                   f"{process.state} {started} {minutes:>3}:{seconds:02} {process.command}\n")
+                   f"{process.state} {started} {minutes:>3}:{seconds:02} {text}\n")
 
 
 def listeners(report: Report) -> Iterator[str]:
@@ -14384,7 +14703,9 @@ def security_modules(report: Report) -> Iterator[str]:
             yield from matching(host.lines(profiles), ("ipsec", "pluto"))
     for name in ("/etc/selinux/config", "/etc/apparmor.d/usr.lib.ipsec.pluto", "/etc/crypto-policies/config"):
         if host.exists(name):
-            yield from (f"{name}: {line}\n" for line in host.lines(name) if line and not line.startswith("#"))
+            for line in host.lines(name):
+                if line and not line.startswith("#"):
+                    yield f"{name}: {shown_mode_line(line)}\n"
 
 
 def pluto_answer(word: str) -> Callable[[Report], Iterator[str]]:
@@ -14399,6 +14720,15 @@ SERVICE_FILES = ("/etc/systemd/system/ipsec.service", "/etc/systemd/system/ipsec
                  "/etc/sysconfig/ipsec", "/etc/default/ipsec", "/etc/default/pluto", "/etc/conf.d/ipsec")
 
 
+def service_line(name: str) -> Callable[[str], str]:
+    """Return the function that shows the lines of a file of the service: a unit, settings, or a script."""
+    if "/systemd/" in name:
+        return shown_unit_line
+    if name.startswith(("/etc/sysconfig/", "/etc/default/", "/etc/conf.d/")):
+        return shown_setting
+    return shown_script_line
+
+
 def service_files(report: Report) -> Iterator[str]:
     """The unit or init script in use, with its drop-ins and settings; each file once, whatever its names."""
     host, seen = report.host, set()
@@ -14408,7 +14738,7 @@ def service_files(report: Report) -> Iterator[str]:
             if (info.st_dev, info.st_ino) not in seen:
                 seen.add((info.st_dev, info.st_ino))
                 yield f"==> {name} <==\n"
-                yield from file_text(host, name)
+                yield from shown_text(report, name, service_line(name))
         except OSError as error:
             yield f"{error_text(error)}\n"  # a masked unit is a link to /dev/null
             seen.add((0, 0))
@@ -14427,8 +14757,8 @@ def report_sections(host: Host) -> list[ReportSection]:
     def live_file(name: str) -> ReportSection:
         return part(name, f"cat {name}", cat(name), live=True, bulk=True)
 
-    def disk_file(name: str) -> ReportSection:
-        return part(name[1:], f"cat {name}", cat(name))
+    def disk_file(name: str, show: Callable[[str], str]) -> ReportSection:
+        return part(name[1:], f"cat {name}", shown_lines(name, show))
 
     syslog_configs = ("/etc/syslog.conf", "/etc/syslog-ng/syslog-ng.conf", "/etc/rsyslog.conf")
     save = ("--modprobe=/dev/null",)
@@ -14472,7 +14802,7 @@ def report_sections(host: Host) -> list[ReportSection]:
         part("nss/directory", f"ls -l {host.nssdir}", listing(host.nssdir)),
         part("nss/contents", f"certutil -L -d sql:{host.nssdir}", nss_program("certutil"), slow=True),
         part("nss/crls", f"crlutil -L -d sql:{host.nssdir}", nss_program("crlutil"), live=True, slow=True),
-        *(part(f"ipsec/policies/{os.path.basename(name)}", f"cat {name}", cat(name))
+        *(part(f"ipsec/policies/{os.path.basename(name)}", f"cat {name}", shown_lines(name, shown_policy_line))
           for name in host.glob(f"{host.confddir}/policies/*")),
         part("ipsec/ls-execdir", f"ls -l {host.execdir}", listing(host.execdir)),
         live_file("/proc/net/dev"),
@@ -14494,8 +14824,8 @@ def report_sections(host: Host) -> list[ReportSection]:
         live_file("/proc/modules"),
         live_file("/proc/meminfo"),
         part("usr/src/linux/.config", "zcat /proc/config.gz", kernel_options, bulk=True),
-        *(disk_file(name) for name in syslog_configs if host.exists(name)),
-        disk_file("/etc/resolv.conf"),
+        *(disk_file(name, shown_syslog_line) for name in syslog_configs if host.exists(name)),
+        disk_file("/etc/resolv.conf", shown_resolver_line),
         part("lib/modules-ls", "ls -l /lib/modules", listing("/lib/modules")),
         part("fipscheck", "cat /proc/sys/crypto/fips_enabled", cat("/proc/sys/crypto/fips_enabled"), live=True),
         part("/proc/ksyms-netif_rx", "grep netif_rx /proc/kallsyms", kernel_symbols, live=True, apart=True),
@@ -14522,6 +14852,7 @@ def report_sections(host: Host) -> list[ReportSection]:
            "timed out, with --strict also if some were denied. Standard error says which, and how to get the rights.")
 def barf(host: Host, args: Args) -> int:
     """`ipsec barf`: OK, or ERROR when a section is incomplete.  Raises Failure."""
+    end_on_signals(host)  # before any program is run
     sections = report_sections(host)
     if args.flag("--list-sections"):
         host.print("\n".join(section.name for section in sections))
@@ -14536,7 +14867,6 @@ def barf(host: Host, args: Args) -> int:
         if not host.superuser:
             raise Failure("barf: --show-secrets is for root")
         host.warn("this report shows secrets: do not mail it")
-    end_on_signals(host)
     output = args.value("--output")
     file = OutputFile(output) if output else None
     write = file.write if file else lambda text: host.print(text, end="")

@@ -310,7 +310,7 @@ def test_a_log_that_is_cut_begins_with_a_whole_line(tmp_path: Path) -> None:
     line = f"{'x' * 1000} end\n"
     log.write_text("Starting Pluto\n" + line * (2 * ipsec.LOG_TAIL // len(line)))
     text = "".join(ipsec.log_text(ipsec.Report(ipsec.Host({}, root=str(tmp_path)), ipsec.COMMANDS["barf"].parse([])),
-                                  "/etc/pluto.log", 0.0, mine=True))
+                                  "/etc/pluto.log", 0.0))
     assert text.startswith("... ") and {part + "\n" for part in text.splitlines()[1:]} == {line}
 
 
@@ -321,10 +321,10 @@ def test_a_masked_unit_hides_no_other_file(tmp_path: Path) -> None:
     (tmp_path / "dev").mkdir()
     os.mkfifo(tmp_path / "dev/null")
     (tmp_path / "etc/default").mkdir()
-    (tmp_path / "etc/default/pluto").write_text("# settings\n")
+    (tmp_path / "etc/default/pluto").write_text("PLUTO_OPTIONS=--nofork\n")
     host = ipsec.Host({}, root=str(tmp_path))
     text = "".join(ipsec.service_files(ipsec.Report(host, ipsec.COMMANDS["barf"].parse([]))))
-    assert "/etc/systemd/system/ipsec.service" in text and "# settings" in text
+    assert "/etc/systemd/system/ipsec.service" in text and 'PLUTO_OPTIONS="--nofork"' in text
 
 
 def test_log_begins_at_the_last_start(tmp_path: Path) -> None:

@@ -1,0 +1,99 @@
+"""No view shows a secret that an administrator left in a file; what is harmless stays."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ipsec
+
+from . import canaries
+
+
+@pytest.mark.parametrize("logfile", [True, False], ids=["a log of its own", "the system's log"])
+def test_no_canary_leaves(pyz: Path, tmp_path: Path, logfile: bool) -> None:
+    secrets = canaries.plant(tmp_path, logfile)
+    assert len(secrets) > 300
+    for words in (["barf"], ["barf", "--json"], ["look"], ["look", "--json"], ["verify"], ["verify", "--json"]):
+        result = subprocess.run([sys.executable, pyz, "--root", tmp_path, *words], capture_output=True, text=True)
+        assert "192.0.2.1" in result.stdout or words[0] != "barf"
+        assert list(canaries.leaks(secrets, result.stdout + result.stderr)) == [], words
+
+
+@pytest.mark.parametrize("words, shown", [
+    ("/usr/libexec/ipsec/pluto --config /etc/ipsec.conf --nofork", None),
+    ("pluto --nofork --nssdir=/n --psk=x", "pluto --nofork --nssdir=/n -[redacted]=[redacted]"),
+    ("ipsec whack --name a --xauthpass x --initiate", "ipsec whack --name a -[redacted] [redacted] --initiate"),
+    ("python3 -I /usr/sbin/ipsec.pyz barf", None), ("sh /usr/sbin/ipsec setup start", None),
+    ("/usr/bin/curl -u a:b ipsec", "/usr/bin/curl (3 arguments)"), ("vi", "vi (0 arguments)"),
+    ("sh -c ipsec", "sh (2 arguments)"), ("grep ipsec", "grep (1 argument)"),
+])
+def test_arguments_of_programs(words: str, shown: str | None) -> None:
+    assert ipsec.shown_arguments(words.split()) == (words if shown is None else shown)
+
+
+@pytest.mark.parametrize("line, shown", [
+    ("conn a # b", "conn a"), ("config setup", None), ("include /etc/ipsec.d/*.conf", None),
+    ("\tleft=192.0.2.1 # x", "\tleft=192.0.2.1"), ('\tleftid="C=US, CN=x"', None),
+    ("\tleftsubnets={10.0.0.0/8 10.1.0.0/16}", None),
+    ("\tleftpsk=abc", "\tleftpsk=[redacted]"), ("\tx_Key9=abc", "\t[redacted]=[redacted]"),
+    ("\tgarbage", "\t[redacted]"),
+    ('\tleftupdown="ipsec _updown --route yes --x y"',
+     '\tleftupdown="ipsec _updown --route yes -[redacted] [redacted]"'),
+    ("\tleftupdown=/usr/bin/x", "\tleftupdown=/usr/bin/x (0 arguments)"), ("\tauto=start", None),
+    ("\tmodecfgbanner=hello", "\tmodecfgbanner=[redacted]"), ("\talso=b", None),
+])
+def test_lines_of_ipsec_conf(line: str, shown: str | None) -> None:
+    assert ipsec.shown_conf_line(line) == (line if shown is None else shown)
+
+
+@pytest.mark.parametrize("line, shown", [
+    ("[Service]", None), ("Type=notify", None), ("ExecStart=/usr/libexec/ipsec/pluto --nofork", None),
+    ("ExecStartPre=-/usr/bin/notify a b", "ExecStartPre=/usr/bin/notify (2 arguments)"),
+    ('Environment="A=b" C=d', "Environment=A=[redacted] C=[redacted]"), ("X-Y=z", "X-Y=[redacted]"),
+    ("EnvironmentFile=-/etc/sysconfig/pluto", None), ("rest of a value", "[redacted]"),
+])
+def test_lines_of_a_unit(line: str, shown: str | None) -> None:
+    assert ipsec.shown_unit_line(line) == (line if shown is None else shown)
+
+
+@pytest.mark.parametrize("line, shown", [
+    ("authpriv.* /var/log/secure", None), ("*.info;mail.none -/var/log/messages", None), ("*.* @@192.0.2.9:514", None),
+    ("$IncludeConfig /etc/rsyslog.d/*.conf", None), ('action(type="x" pwd="y")', "action [redacted]"),
+])
+def test_lines_of_rsyslog(line: str, shown: str | None) -> None:
+    assert ipsec.shown_syslog_line(line) == (line if shown is None else shown)
+
+
+@pytest.mark.parametrize("line", [
+    'Nov 25 23:00:01: "a" #1: initiating IKEv2 connection', "Nov 25 23:00:01: | ike spi 0x0123456789abcdef",
+    'Nov 25 23:00:01.123: "a" #2: IPsec SA established tunnel mode {ESP=>0x1a2b3c4d <0x5e6f7081 DPD=active}',
+    "Nov 25 23:00:01: | processing payload 12 of 20", "Nov 25 23:00:01: 10.1.0.1 00:11:22:33:44:55",
+    'Nov 25 23:00:01: loaded private key matching CKAID 0123456789abcdef0123456789abcdef01234567',
+    "Nov 25 23:00:01: | CKAID 0123456789abcdef0123456789abcdef01234567",
+    "Nov 25 23:00:01 gw pluto[12]: Starting Pluto", "Nov 25 23:00:01 gw kernel: [1.2] xfrm: x",
+    "2026-11-25T23:00:01.1+00:00 gw systemd[1]: Started ipsec.service", "no time stamp at all",
+])
+def test_useful_lines_of_a_log_stay(line: str) -> None:
+    assert list(ipsec.LogFilter().lines([line])) == [line]
+
+
+@pytest.mark.parametrize("line, shown", [
+    ("Nov 25 23:00:01: |   31 32 33 34  35   12345", "Nov 25 23:00:01: | [redacted 5 bytes]"),
+    ("Nov 25 23:00:01: |   9a", "Nov 25 23:00:01: | [redacted 1 byte]"),
+    ("| ESP enckey:  31 32 33 34", "| ESP enckey:  [redacted 4 bytes]"),
+    ("Nov 10 10:10:10 gw pluto[1]: | a  31 32 33", "Nov 10 10:10:10 gw pluto[1]: | a  [redacted 3 bytes]"),
+    ("| sk: 0123456789abcdef0123456789abcdef", "| sk: [redacted 16 bytes]"),
+])
+def test_rows_of_dumps_are_masked(line: str, shown: str) -> None:
+    assert list(ipsec.LogFilter().lines([line])) == [shown]
+
+
+def test_lines_of_other_programs_are_counted() -> None:
+    log = ipsec.LogFilter()
+    lines = ["Nov 25 23:00:01 gw sudo: COMMAND=/usr/sbin/ipsec", "Nov 25 23:00:01 gw pluto[1]: x",
+             "Nov 25 23:00:01 gw kernel: usb 1-1: new device"]
+    assert list(log.lines(lines)) == lines[1:2] and log.left_out == 2
