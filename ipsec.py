@@ -1520,6 +1520,7 @@ KEY_KINDS = frozenset("psk xauth rsa ecdsa eddsa pkcs8 p12 pin ppk ppks ntlm eap
 RSA_FIELDS = frozenset("modulus publicexponent privateexponent prime1 prime2 exponent1 exponent2 coefficient ckaidnss "
                        "ckaid privatekey publickey".split())
 PUBLIC_FIELDS = ("modulus", "publicexponent", "ckaidnss", "ckaid", "publickey")
+BASE64_LINE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=")
 BASE64_DIGITS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
 LONGEST_LINE = 1 << 16  # a report shows no more of a line
 # Secrets that are everyday words of a report would, masked everywhere, leave neither a report nor a doubt what they are
@@ -1749,6 +1750,16 @@ def commented_out(text: str) -> SecretRecord | None:
     return record if record.kind in KEY_KINDS and all(looks_like_id(token.text) for token in record.ids) else None
 
 
+def secrets_of_remark(tokens: Sequence[Token]) -> list[Token]:
+    """Return the tokens of a remark that may be secrets: keys, and quoted words behind a word that speaks of one.
+
+    `# the key for "west-east"` names a connection.
+    """
+    return [token for before, token in zip((None, *tokens), tokens) if token.form in ("0x", "0s", "0t") or (
+        token.form and before is not None and (before.text.endswith((":", "=")) or before.text.lower() in (
+            *KEY_KINDS, "is", "was", "secret", "password", "passphrase", "pass", "pw", "old", "new")))]
+
+
 def censor_secrets(lines: Iterable[str]) -> Iterator[str]:
     """The lines of a secrets file as a report shows them: IDs, kinds of keys, includes; all else `[redacted]`."""
     for record, rows in secret_records(lines):
@@ -1761,13 +1772,16 @@ def censor_secrets(lines: Iterable[str]) -> Iterator[str]:
 
 
 # Words without which none of SECRET_PLACES can match, then those places: what comes before the secret is kept.
-PLACE_HINTS = ("pass", "pwd", "psk", "secret", "pin", "xauth", "ppk", "shared", "api", "token", "://", "malformed",
-               "unrecogni", 'index "', "lex ", "util", "--comment", "banner", "$", " 0x", "\te: ", "\ta: ",
+PLACE_HINTS = ("comment", "prefix", "/*",
+               "pass", "pwd", "psk", "secret", "pin", "xauth", "ppk", "shared", "api", "token", "://", "malformed",
+               "unrecogni", 'index "', "lex ", "util", "banner", "$", " 0x", "\te: ", "\ta: ",
                "| sk_", "curl", "authorization:", "certificate db:", "access",
                "exponent:", "prime", "coefficient:", ":rsa ", ": rsa ", "ecdsa ", "ntlm", "eap")
 _SECRET_NAME = (r"[\w-]*(?:passw(?:or)?d|passphrase|xauthpass|userpass|pwd|secret[_-]?key|shared[_-]?(?:secret|key)|"
-                r"client[_-]?secret|(?:api|access)[_-]?key|auth[_-]?token|_pass)|pass|psk|secret|pin")
+                r"client[_-]?secret|(?:api|access)[_-]?key|auth[_-]?token|_pass|[_-](?:psk|secret|pin))|pass|psk|secret|pin")
 _QUOTED = r"""\\?"(?:[^"\\\n]|\\.)*(?:"|$)|\\?'[^'\n]*(?:'|$)"""
+_NOT_SECRET = r"[ \t]*(?:files|compat|sss|systemd|db|nis|winbind)\b"  # sources of nsswitch.conf(5)
+_SPEAKS_OF_SECRET = r"(?:passw|passphrase|\bpass\b|secret|psk|pwd|\bkeys?\b|\bpin\b|token)"
 SECRET_PLACES = (
     # options of a command line, up to the next option; the short ones of the NSS tools
     rf"((?<![\w-])--?(?:{_SECRET_NAME}|passin|passout)(?:=|[ \t]+))(?:{_QUOTED}|(?:(?![ \t]-)[^\n])+)",
@@ -1776,8 +1790,9 @@ SECRET_PLACES = (
     r"(\bAuthorization:[ \t]*\w+[ \t]+)\S+",
     r"(\bNSS (?:FIPS 140-2 )?Certificate DB:)[^\n]+",
     # name=value and name: value, in any kind of text; at the start of a line its rest is the value
-    rf"(^[ \t]*(?:{_SECRET_NAME})[ \t]*[=:][ \t]*)(?!$)[^\n]+",
-    rf"((?<![\w/.-])[\"\']?(?:{_SECRET_NAME})[\"\']?[ \t]*[=:][ \t]*)(?:{_QUOTED}|[^\s,;&)\]}}]+)",
+    rf"(^[ \t]*(?:{_SECRET_NAME})[ \t]*[=:][ \t]*)(?!{_NOT_SECRET}|$)[^\n]+",
+    rf"((?<![\w/.-])(?<!loaded PSK )(?!complete_dh_)[\"\']?(?:{_SECRET_NAME})[\"\']?[ \t]*[=:][ \t]*)"
+    rf"(?!{_NOT_SECRET})(?:{_QUOTED}|[^\s,;&)\]}}]+)",
     r"(\bpassword for [^\n:]*:[ \t]*)[^\n]+",
     r"(\w://[^\s/:@]*:)[^\s/@]+(?=@)",
     # entries of ipsec.secrets, and what pluto says of malformed ones (secrets.c, lex.c)
@@ -1790,8 +1805,12 @@ SECRET_PLACES = (
     r"(\blex (?:shift|flushline)[^\n']*')[^\n]*",
     r"(\buser\([^\n]*\) pass[ \t]+)[^\n]+",
     # comments and banners that speak of a secret
-    r"((?:--comment|modecfgbanner[ \t]*=|banner:)[ \t]*)(?=[^\n]{0,300}?(?:pass|secret|psk|pwd|key))"
-    r"[^\n]+?(?=[ \t]-|$)",
+    rf"((?:modecfgbanner[ \t]*=|banner:)[ \t]*)(?=[^\n]{{0,300}}?{_SPEAKS_OF_SECRET})[^\n]+",
+    # of rules of a packet filter, in iptables-save, `iptables -L` and nft
+    rf"((?:--comment|--(?:nf)?log-prefix|\b(?:comment|prefix))[ \t]+)"
+    rf"(?=\\?\"[^\"\n]*?{_SPEAKS_OF_SECRET})(?:{_QUOTED})",
+    rf"((?:--comment|--(?:nf)?log-prefix)[ \t]+)(?=[^\s\"]*{_SPEAKS_OF_SECRET})[^\s\"]+",
+    rf"(/\* )(?=[^\n]*?{_SPEAKS_OF_SECRET}[^\n]*? \*/)[^\n]*?(?= \*/)",
     # keys of the kernel, as ip-xfrm(8) and setkey(8) print them, and hashes of passwords, crypt(5)
     r"(\b(?:auth|auth-trunc|enc|aead|comp)[ \t]+(?!spi\b)\S+[ \t]+0x)[0-9a-f]+",
     r"^(\t[EA]: [\w()-]+[ \t]+)[0-9a-f]{8}[0-9a-f \t]*$",
@@ -1814,6 +1833,7 @@ class Redactor:
         self._values: set[str] = set()  # masked anywhere
         self._words: set[str] = set()  # masked where they stand alone
         self._digits: dict[str, list[str]] = {}  # in hex, by the first four bytes, for dumps
+        self._base64: set[str] = set()
         self._dumped = "\n"  # all of them, a line each
         self._sorted: list[str] | None = None
         self._runs: dict[str, list[str]] = {}
@@ -1835,7 +1855,9 @@ class Redactor:
         if len(data) >= 4:
             digits = binascii.hexlify(data).decode()
             self._digits.setdefault(digits[:8], []).append(digits)
-            forms |= {digits, digits.upper(), binascii.b2a_base64(data, newline=False).decode().rstrip("=")}
+            encoded = base64_forms(data)
+            self._base64 |= encoded
+            forms |= {digits, digits.upper(), *encoded}
         for form in (text, decode(data)):
             # as a shell, C and Python, pluto (jam_sanitized_bytes) and JSON write it
             quoted = form.replace("\\", "\\\\").replace('"', '\\"')
@@ -1867,7 +1889,7 @@ class Redactor:
             for _, text, comment in rows:
                 bare = text[comment:].lstrip("# \t")
                 old = commented_out(bare)
-                found += old.secrets if old else [token for token in secret_tokens(bare)[0] if token.form]
+                found += old.secrets if old else secrets_of_remark(secret_tokens(bare)[0])
             for token in found:
                 self.learn(token.text)
                 if token.form in ("0x", "0s") and token.data() is None:
@@ -1936,16 +1958,33 @@ class Redactor:
         for value in values:
             if value in text:
                 text = text.replace(value, MASK)
-        return self._word_pattern.sub(MASK, text) if self._word_pattern else text
+        text = self._word_pattern.sub(MASK, text) if self._word_pattern else text
+        return self._mask_wrapped(text) if self._base64 else text
+
+    def _mask_wrapped(self, text: str) -> str:
+        """Mask base64 that holds a secret across the ends of lines."""
+        lines = text.split("\n")
+        start = 0
+        while start < len(lines):
+            end = start
+            while end < len(lines) and len(lines[end]) > 3 and BASE64_LINE.issuperset(lines[end].strip()):
+                end += 1
+            if end - start > 1:
+                joined = "".join(line.strip() for line in lines[start:end])
+                if any(value in joined for value in self._base64):
+                    lines[start:end] = [MASK] * (end - start)
+            start = max(end, start + 1)
+        return "\n".join(lines)
 
     def _mask_row(self, found: re.Match[str]) -> str:
-        """For a row of hex bytes: masked to the end of the line, where a dump repeats it as text, if it holds a secret
-        or is a piece of one."""
+        """Mask a row of hex bytes that holds a secret or is a piece of one, up to the end of the line: a dump repeats
+        the bytes as text there.  Each run of bytes in a line is looked at: the first may be a date or a MAC address.
+        """
         row = found[2].lower().translate({32: None, 58: None})
         piece = row if len(row) > 6 else f"{row}\n"  # so short a one only as the last row of a secret
         known = piece in self._dumped or any(row.startswith(digits, place) for place in range(0, len(row) - 7, 2)
                                              for digits in self._digits.get(row[place:place + 8], ()))
-        return f"{found[1]}{MASK}" if known else found[0]
+        return f"{found[1]}{ROW_MASK}" if known else found[0]
 
     def compile(self) -> None:
         """Make the patterns, once.  Takes longer than many a command, so they are made when a text needs them."""
@@ -1959,8 +1998,9 @@ class Redactor:
             import re
             # a row of pluto's dumps, of any length; bytes in a row anywhere
             self._rows = [re.compile(r"^(.*?\|  +|  +)((?:[0-9a-f]{2} {1,2})*[0-9a-f]{2})(?:$|   .*)", re.MULTILINE),
-                          re.compile(r"((?<![0-9A-Za-z]))((?:[0-9A-Fa-f]{2}[ :]{1,2}){3,}[0-9A-Fa-f]{2})\b.*"),
-                          re.compile(r"((?<![0-9A-Za-z])(?:0x)?)((?:[0-9A-Fa-f]{4} {1,2})+[0-9A-Fa-f]{2,4})\b.*")]
+                          re.compile(r"((?<![0-9A-Za-z]))((?:[0-9A-Fa-f]{2}[ :]{1,2}){3,}[0-9A-Fa-f]{2})\b"),
+                          re.compile(r"((?<![0-9A-Za-z])(?:0x)?)((?:[0-9A-Fa-f]{4} {1,2})+[0-9A-Fa-f]{2,4})\b"),
+                          re.compile(f"{ROW_MASK}.*")]
 
     def _mask_places(self, text: str) -> str:
         lines = text.split("\n")
@@ -1977,9 +2017,23 @@ class Redactor:
                     line = place.sub(mask_place, line)
                 lines[number] = line
         text = "\n".join(lines)
-        for row in self._rows if self._digits else ():
-            text = row.sub(self._mask_row, text)
+        if self._digits and self._rows:
+            for row in self._rows[:-1]:
+                text = row.sub(self._mask_row, text)
+            text = self._rows[-1].sub(MASK, text)
         return text
+
+
+def base64_forms(data: bytes) -> set[str]:
+    """Return the base64 of the data: alone, and as a part of longer data at each of the three offsets."""
+    import binascii
+    forms = {binascii.b2a_base64(data, newline=False).decode().rstrip("=")}
+    for offset, first in ((0, 0), (1, 2), (2, 3)):  # the first digits, and an incomplete last one, have other bits too
+        text = binascii.b2a_base64(bytes(offset) + data, newline=False).decode().rstrip("=")
+        inner = text[first:len(text) - bool((offset + len(data)) % 3)]
+        if len(inner) >= 8:
+            forms.add(inner)
+    return forms
 
 
 def may_be_row(line: str) -> bool:
@@ -2037,6 +2091,7 @@ def whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 _MARKS = {code: 32 for code in range(128) if not chr(code).isalnum()}
+ROW_MASK = "\ue001"  # stands for a masked row of a dump; the rest of the line goes with it
 MASK = "\ue000"  # stands for REDACTED until all is masked, so that nothing is found in it
 MANY_VALUES = 1000  # beyond, a value glued to other letters is not found; searching for each would take minutes
 WORD_RUN = "(?:0[xXsStT])?([A-Za-z0-9]{4,})"

@@ -195,8 +195,15 @@ def test_a_short_or_everyday_secret_leaves_a_report() -> None:
     ("| XAUTH: failure user(u:c) pass {} vs {}", "| XAUTH: failure user(u:c) pass [redacted]"),
     ("sh -c echo '@a : PSK \"{}\"' >> /etc/ipsec.secrets", "sh -c echo '@a : PSK [redacted]"),
     ('x : PPKS "id" "{}" y', 'x : PPKS "id" [redacted]'), (': PPKS "{}"', ": PPKS [redacted]"),
+    ("export IPSEC_SECRET={} x", "export IPSEC_SECRET=[redacted] x"), ("env VPN_PSK: {}", "env VPN_PSK: [redacted]"),
     ("password = with blanks {}", "password = [redacted]"),
     ('-A INPUT -m comment --comment "psk is {}" -j ACCEPT', "-A INPUT -m comment --comment [redacted] -j ACCEPT"),
+    ('-A INPUT -m comment --comment "a - psk - {}" -j ACCEPT', "-A INPUT -m comment --comment [redacted] -j ACCEPT"),
+    ('-A INPUT -j LOG --log-prefix "key {} "', "-A INPUT -j LOG --log-prefix [redacted]"),
+    ("ACCEPT all -- 0.0.0.0/0 0.0.0.0/0 /* psk is {} */ mark match 1",
+     "ACCEPT all -- 0.0.0.0/0 0.0.0.0/0 /* [redacted] */ mark match 1"),
+    ('\t\tudp dport 500 log prefix "secret {}" accept comment "the psk: {}"',
+     "\t\tudp dport 500 log prefix [redacted] accept comment [redacted]"),
     ('\tmodecfgbanner="the password is {}"', "\tmodecfgbanner=[redacted]"),
     ("\tauth-trunc hmac(sha1) 0x0123456789abcdef{hex} 96", "\tauth-trunc hmac(sha1) 0x[redacted 20 bytes] 96"),
     ("\taead rfc4106(gcm(aes)) 0x{hex} 128", "\taead rfc4106(gcm(aes)) 0x[redacted 12 bytes] 128"),
@@ -232,6 +239,12 @@ default via 192.0.2.1 dev eth0 proto dhcp src 192.0.2.9 metric 100
 ls: cannot access '/etc/ipsec.d/passwd': No such file or directory
 -rw------- 1 root root  86 Nov 23 06:41 /etc/ipsec.d/nsspassword
 00:11:22:33:44:55 06:58:17 12:ab:34:cd:56:ef:78:90:12:34
+passwd: files systemd
+| complete_dh_shared_secret: 3 helpers
+loaded PSK secret: @a
+-A INPUT -m comment --comment "let monkey in" -j TARGET
+-A INPUT -j LOG --log-prefix "keyexchange " -j LOG
+ACCEPT all -- 0.0.0.0/0 0.0.0.0/0 /* compass */
 name         : authenc(hmac(sha1),cbc(aes))
 selftest     : passed
 """
@@ -427,3 +440,38 @@ def test_a_key_is_one_if_pluto_loads_it(key: str, length: int | None) -> None:
         redactor = ipsec.Redactor()
         redactor.learn_file([f"@a : PSK {key}"])
         assert key[2:] not in redactor.text(f"it is {key[2:]}, or {key}")
+
+
+def test_a_date_or_a_mac_address_hides_no_dump() -> None:
+    redactor = ipsec.Redactor()
+    redactor.learn(CANARY)
+    row = CANARY.encode().hex(" ")
+    for before in ("Nov 25 23:00:01.123: ", "00:11:22:33:44:55 > ", "Nov 10 10:10:10 gw pluto[1]: | key "):
+        masked = redactor.text(f"{before}{row}  {CANARY}\nnext")
+        assert masked == f"{before}[redacted]\nnext"
+
+
+@pytest.mark.parametrize("offset", range(6))
+@pytest.mark.parametrize("behind", ["", "x", "xy", "xyz"])
+def test_a_secret_within_longer_base64_is_masked(offset: int, behind: str) -> None:
+    redactor = ipsec.Redactor()
+    redactor.learn(CANARY)
+    encoded = base64.b64encode(f"{'u' * offset}{CANARY}{behind}".encode()).decode()
+    assert "[redacted]" in redactor.text(f"Authentication: {encoded}")
+
+
+def test_a_secret_in_base64_that_is_wrapped_is_masked() -> None:
+    secret = "".join(f"part{number}-of-it." for number in range(9))
+    redactor = ipsec.Redactor()
+    redactor.learn(secret)
+    encoded = base64.b64encode(f"user:{secret}:x".encode()).decode()
+    for width in (16, 40, 64, 76):
+        wrapped = "\n".join(encoded[start:start + width] for start in range(0, len(encoded), width))
+        masked = redactor.text(f"a b\n{wrapped}\nc d")
+        assert masked.startswith("a b\n[redacted]\n") and masked.endswith("\nc d") and encoded[20:30] not in masked
+
+
+def test_a_quoted_word_of_a_remark_is_no_secret() -> None:
+    redactor = ipsec.Redactor()
+    redactor.learn_file(['# the key for "west-east"', '# the old password was "hunter22"', '# psk "another-one"'])
+    assert redactor.text('conn "west-east" hunter22 another-one') == 'conn "west-east" [redacted] [redacted]'
