@@ -1376,7 +1376,8 @@ class Host:
                     return value.strip('"')
         except (OSError, ValueError):
             pass  # not installed, or replaced by this program
-        return self._compiled_version() or self._packaged_version()
+        # a running system without the programs has no libreswan, whatever the package manager remembers
+        return self._compiled_version() or (None if self.live else self._packaged_version())
 
     def _compiled_version(self) -> str | None:
         """Return the version in libreswan's programs, which hold it as `Libreswan 4.10`; None if there is none."""
