@@ -9254,7 +9254,7 @@ def check_config(host: Host) -> Config:
     ran = host.run([addconn, "--config", host.conf, "--checkconfig"], timeout=CHECK_TIME)
     if ran.status:
         complain(host, ran.out + ran.err)
-        raise Failure(f"{host.conf}: addconn refuses the configuration; pluto was left as it is", ran.status)
+        raise Failure(f"{host.conf}: configuration error, addconn refuses it; pluto was left as it is", ran.status)
     for problem in config.problems:
         if problem.fatal:
             host.warn(f"{problem}; addconn takes it")

@@ -293,6 +293,30 @@ def test_a_stop_removes_pluto_s_policies_and_no_others(gateway: Machine) -> None
 
 # --- without init system ---------------------------------------------------------------------------------------------
 
+#: A connection that the release takes, and that the tables of others would refuse.
+TAKEN = {"bullseye": "\trekeymargin=10seconds\n", "bookworm": "\tmtu=abc\n\tauto=ignore:x\n",
+         "trixie": "\tikepad=auto\n\tpfs=1\n\tikev2=y\n\ttype=banana\n"}
+
+
+def test_what_addconn_takes_and_nflog_rules_never_keep_pluto_from_starting(gateway: Machine, release: str) -> None:
+    """Values of the release, an invalid nflog= value, rules that iptables refuses; a restart with a broken file stops
+    nothing."""
+    conn = f"conn a\n\tleft=192.0.2.1\n\tright=192.0.2.2\n\tauthby=secret\n\tnflog=banana\n{TAKEN[release]}"
+    gateway.write("/etc/ipsec.conf", f"config setup\n\tnflog-all=50\n\n{conn}")
+    for name in ("iptables-restore", "ip6tables-restore"):
+        gateway.run(["rm", "-f", f"/usr/sbin/{name}"])
+        gateway.write(f"/usr/sbin/{name}", "#!/bin/sh\necho 'no such table' >&2\nexit 4\n", 0o755)
+    for action in ("start", "restart"):
+        result = gateway.ipsec(action, "--init", "none").check()
+        assert "nflog: /etc/ipsec.conf:8: nflog=" in result.stderr and one_pluto(gateway)
+    check = gateway.ipsec("checknflog").check()
+    assert "nflog: " in check.stderr
+    assert gateway.ipsec("checknflog", "--strict").status == 1
+    running = one_pluto(gateway)
+    gateway.write("/etc/ipsec.conf", BROKEN)
+    assert gateway.ipsec("restart", "--init", "none").status and one_pluto(gateway) == running
+
+
 def test_start_restart_stop_without_init_system(gateway: Machine) -> None:
     gateway.write("/etc/ipsec.conf", CONFIG)
     gateway.ipsec("setup", "status").check(3)
