@@ -6671,8 +6671,9 @@ def connection_state(told: Sequence[Mapping[str, Any]]) -> str:
 # The NSS database with pluto's certificates and keys: cert9.db, key4.db and pkcs11.txt in one directory.  NSS's own
 # tools make the changes.  A change that must happen whole or not at all (create, move, migrate, import) is built in a
 # directory beside the database.  When it is complete that directory is renamed to `.nss-commit`, and its files are put
-# in place from there; if the command is killed, the next one finishes the work.  Reading needs no tools: the databases
-# are SQLite, with a row for each object and a column for each PKCS#11 attribute (`a` and its number in hex).
+# in place from there; if the command is killed, the next one finishes the work.  What another user puts under these
+# names is neither read nor emptied.  Reading needs no tools: the databases are SQLite, with a row for each object and a
+# column for each PKCS#11 attribute (`a` and its number in hex).
 # Used by the NSS commands, setup, verify, barf and look.
 # Facts: certutil(1), pk12util(1); pkcs11t.h and pkcs11n.h of NSS 3.61 to 3.110; RFC 5280 for certificates.
 # =====================================================================================================================
@@ -6681,6 +6682,9 @@ NSS_FILES = ("pkcs11.txt", "key4.db", "cert9.db")  # put in place in this order:
 DBM_FILES = ("cert8.db", "key3.db", "secmod.db")
 NSS_COMMIT = ".nss-commit"
 NSS_BUILD = ".nss-build."
+NSS_STRAY = ".nss-stray."  # the new name of something that another user or program put at `.nss-commit`
+NSS_PARTS = ("cert9.db", "key4.db", "pkcs11.tx")  # how the names begin of files that NSS makes (pkcs11.txu, journals)
+OPEN_FILES = "/proc/self/fd/"
 NSS_TIME = 60.0  # seconds that a tool may take; it never waits for a person
 NSS_TOKENS = ("NSS Certificate DB", "NSS FIPS 140-2 Certificate DB")  # the database's token; its name in FIPS mode
 NSS_PACKAGES = {"debian": "libnss3-tools", "ubuntu": "libnss3-tools", "fedora": "nss-tools", "rhel": "nss-tools",
@@ -6862,6 +6866,7 @@ class NssDatabase:
         if password is None:
             password = nss_password(host, NSS_TOKENS[0])
         self.password = password
+        self.opened = -1  # the directory, while lock() is held
 
     def file(self, name: str) -> str:
         """Return the path of one of the database's files."""
@@ -6887,7 +6892,9 @@ class NssDatabase:
         password is passed the same way, after the option `secret` (and after -@ if `twice`), so that it is in no
         argument and in no file on disk.  Raises NssTool.
         """
-        argv = [program, "-d", f"sql:{directory or self.host.path(self.directory)}", *words]
+        directory = directory or self.host.path(self.directory)
+        argv = [program, "-d", f"sql:{directory}", *words]
+        built = [int(directory[len(OPEN_FILES):])] if directory.startswith(OPEN_FILES) else []
         opened: list[int] = []
         try:
             password_words: list[str] = []
@@ -6902,7 +6909,7 @@ class NssDatabase:
                 opened.append(self.host.memory_file(data))
                 paths.append(f"/proc/self/fd/{opened[-1]}")
             argv = [word.format(*paths) if word in ("{0}", "{1}") else word for word in argv] + password_words
-            ran = self.host.run(argv, timeout=NSS_TIME, pass_fds=opened, hint=nss_package(self.host))
+            ran = self.host.run(argv, timeout=NSS_TIME, pass_fds=opened + built, hint=nss_package(self.host))
         finally:
             for fd in opened:
                 os.close(fd)
@@ -7092,12 +7099,17 @@ class NssDatabase:
                           f"mkdir -m 700 {self.directory}" if not os.path.lexists(path) else "it must be a directory "
                           "that can be written")
         lock = self.host.lock(self.directory)
+        self.opened = lock.fd
         try:
-            for name in os.listdir(path):
+            for name in os.listdir(lock.fd):
                 if name.startswith(NSS_BUILD):
-                    self._sweep(os.path.join(path, name))
-            if os.path.isdir(self.file(NSS_COMMIT)):
-                self._finish()
+                    self._sweep(name)
+            fd = self._open_own(NSS_COMMIT)
+            if fd is not None:
+                try:
+                    self._finish(fd)
+                finally:
+                    os.close(fd)
         except BaseException as error:
             os.close(lock.fd)
             if isinstance(error, OSError):
@@ -7105,76 +7117,172 @@ class NssDatabase:
             raise
         return lock
 
+    def _lstat(self, name: str) -> os.stat_result | None:
+        """Return lstat(2) of a name in the locked directory; None if there is none."""
+        try:
+            return os.stat(name, dir_fd=self.opened, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+    def _open_own(self, name: str) -> int | None:
+        """Return a descriptor of a directory in the locked one that this user's command made, None for anything else.
+
+        Raises Failure if root made it and the caller is another user.
+        """
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.opened)
+        except PermissionError:
+            info = self._lstat(name)
+            if info is None or info.st_uid:
+                return None
+            raise Failure(f"{self.directory}/{name}: root's command was killed and left it", NSS_FAILURE,
+                          "run it as root") from None
+        except OSError:
+            return None  # no directory, or a link
+        info = os.fstat(fd)
+        if info.st_uid == os.geteuid() and not info.st_mode & 0o022:
+            return fd
+        os.close(fd)
+        return None
+
+    def _set_aside(self) -> None:
+        """Rename what is at `.nss-commit` and is no commit, because it would be in the way for ever."""
+        if self._lstat(NSS_COMMIT) is not None:
+            stray = f"{NSS_STRAY}{os.urandom(4).hex()}"
+            os.rename(NSS_COMMIT, stray, src_dir_fd=self.opened, dst_dir_fd=self.opened)
+            self.host.warn(f"{self.directory}/{NSS_COMMIT} is not of this command, and was renamed to {stray}")
+
+    def _path(self, directory: int, place: str, name: str = "") -> str:
+        """Return a path to an open directory, or to a file in it, for programs that take paths alone.
+
+        `place` is the path from the database's directory; it is used where /proc is not mounted.
+        """
+        if os.path.isdir(OPEN_FILES):
+            return f"{OPEN_FILES}{directory}/{name}".rstrip("/")
+        return os.path.normpath(self.file(f"{place}/{name}"))
+
     def failed(self, error: OSError) -> Failure:
         """What an OSError means here."""
         return Failure(f"{self.directory}: {error.strerror}", NSS_FAILURE, "the database is as it was")
 
-    def _sweep(self, path: str) -> None:
-        for name in os.listdir(path):
-            os.unlink(os.path.join(path, name))
-        os.rmdir(path)
+    def _sweep(self, name: str) -> None:
+        """Remove a directory of files for the database, if this command made it."""
+        fd = self._open_own(name)
+        if fd is None:
+            return
+        try:
+            for part in os.listdir(fd):
+                if part.startswith(NSS_PARTS):
+                    os.unlink(part, dir_fd=fd)
+        finally:
+            os.close(fd)
+        try:
+            os.rmdir(name, dir_fd=self.opened)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+                raise
 
     def build(self, work: Callable[[str], None]) -> None:
         """Have `work` make database files in a new directory, then put them in place, all or none.  Raises Failure.
 
         Call it with the lock held.  The rename of the directory is what decides; the rest is done again by lock().
         """
-        path = self.file(f"{NSS_BUILD}{os.getpid()}.{os.urandom(4).hex()}")
+        name = f"{NSS_BUILD}{os.getpid()}.{os.urandom(4).hex()}"
         before = self.state()
         try:
-            os.mkdir(path, 0o700)
+            os.mkdir(name, 0o700, dir_fd=self.opened)
+            fd = self._open_own(name)
+            if fd is None:
+                raise self._exchanged(name)
             try:
-                work(path)
-                for name in os.listdir(path):
-                    if name not in NSS_FILES:
-                        os.unlink(os.path.join(path, name))  # an empty journal
-                        continue
-                    self._sync(os.path.join(path, name))
-                    if os.path.exists(self.file(name)):
-                        os.close(os.open(self.file(name), os.O_RDWR | os.O_CLOEXEC))  # immutable? say it now
-                modules = os.path.join(path, "pkcs11.txt")
-                if os.path.exists(modules):  # it names the directory it was made in
-                    self.host.replace(modules, self.host.read(modules).replace(path, self.directory))
-                if self.state() != before:
-                    raise Failure(f"{self.directory}: another program changed the database meanwhile", NSS_FAILURE,
-                                  "it is as that program left it; try again")
-                os.rename(path, self.file(NSS_COMMIT))
-            except BaseException:
-                self._sweep(path)
-                raise
-            self._sync(self.host.path(self.directory))
-            self._finish()
+                try:
+                    self._build_in(fd, self._path(fd, name), work)
+                    if self.state() != before:
+                        raise Failure(f"{self.directory}: another program changed the database meanwhile", NSS_FAILURE,
+                                      "it is as that program left it; try again")
+                    self._commit(name, fd)
+                except BaseException:
+                    self._sweep(name)
+                    raise
+                os.fsync(self.opened)
+                self._finish(fd)
+            finally:
+                os.close(fd)
         except OSError as error:
             raise self.failed(error) from None
         restorecon = self.host.which("restorecon")
         if restorecon:
             self.host.run([restorecon, "-R", self.directory])
 
+    def _build_in(self, fd: int, path: str, work: Callable[[str], None]) -> None:
+        """Have `work` make its files in an open directory, and write them to the disk."""
+        work(path)
+        for name in os.listdir(fd):
+            if name not in NSS_FILES:
+                os.unlink(name, dir_fd=fd)  # an empty journal
+                continue
+            if name == "pkcs11.txt":  # it names the directory it was made in
+                text = self.host.read(f"{path}/{name}").replace(path, self.directory)
+                self._write(fd, name, encode(text))
+            self._sync(fd, name)
+            if self._is_own_file(name):
+                os.close(os.open(name, os.O_RDWR | os.O_CLOEXEC, dir_fd=self.opened))  # immutable? say it now
+
+    def _commit(self, name: str, fd: int) -> None:
+        """Rename the complete directory, which is what decides."""
+        self._set_aside()
+        os.rename(name, NSS_COMMIT, src_dir_fd=self.opened, dst_dir_fd=self.opened)
+        info = self._lstat(NSS_COMMIT)
+        if info is None or not os.path.samestat(info, os.fstat(fd)):
+            raise self._exchanged(name)
+
+    def _exchanged(self, name: str) -> Failure:
+        return Failure(f"{self.directory}: another user exchanged {name}", NSS_FAILURE,
+                       f"let nobody else write there: chmod go-w {self.directory}")
+
     def state(self) -> list[tuple[str, int, int, int]]:
         """What changes when one of the files does."""
         found = ((name, os.stat(self.file(name))) for name in NSS_FILES if os.path.exists(self.file(name)))
         return [(name, info.st_ino, info.st_size, info.st_mtime_ns) for name, info in found]
 
-    def _sync(self, path: str) -> None:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    @staticmethod
+    def _sync(directory: int, name: str) -> None:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
         try:
             os.fsync(fd)
         finally:
             os.close(fd)
 
-    def _finish(self) -> None:
-        """Put the files of the commit in place.  Where there is one already, its pages are replaced in one transaction
-        of SQLite, so that a pluto that has it open sees the change; where that can't be, the file is."""
+    @staticmethod
+    def _write(directory: int, name: str, data: bytes) -> None:
+        fd = os.open(name, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            write_all(fd, data)
+        finally:
+            os.close(fd)
+
+    def _is_own_file(self, name: str) -> bool:
+        """Return whether a file of the database exists and belongs, as does the link to it, to root or the caller."""
+        info = self._lstat(name)
+        if info is None or info.st_uid not in (0, os.geteuid()) or not os.path.exists(self.file(name)):
+            return False
+        return os.stat(name, dir_fd=self.opened).st_uid in (0, os.geteuid())
+
+    def _finish(self, fd: int) -> None:
+        """Put the files of the commit, an open directory, in place.  The pages of an earlier file are replaced in one
+        transaction of SQLite, so that a pluto that has it open sees the change; where that can't be, the file is."""
         for name in NSS_FILES:
-            source = self.file(f"{NSS_COMMIT}/{name}")
-            if not os.path.exists(source):
+            try:
+                os.stat(name, dir_fd=fd, follow_symlinks=False)
+            except FileNotFoundError:
                 continue
-            if name.endswith(".db") and os.path.exists(self.file(name)) and snapshot(source, self.file(name)):
-                os.unlink(source)
+            if name.endswith(".db") and self._is_own_file(name) and snapshot(
+                    self._path(fd, NSS_COMMIT, name), self._path(self.opened, ".", name)):
+                os.unlink(name, dir_fd=fd)
             else:
-                os.rename(source, self.file(name))
-        self._sweep(self.file(NSS_COMMIT))
-        self._sync(self.host.path(self.directory))
+                os.rename(name, name, src_dir_fd=fd, dst_dir_fd=self.opened)
+        self._sweep(NSS_COMMIT)
+        os.fsync(self.opened)
 
     def wrong_trusts(self, only: Collection[bytes] | None = None) -> list[tuple[Certificate, str]]:
         """Return the CAs that are not trusted for IPsec, each with its right trust: `CT` for SSL, the rest unchanged.

@@ -5,9 +5,13 @@ from __future__ import annotations
 import calendar
 import os
 import random
+import shutil
 import sqlite3
+import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -162,6 +166,93 @@ def test_killed_build_is_removed(tmp_path: Path) -> None:
     with NssDatabase(Host({}), str(tmp_path / "db")).lock():
         assert marks(tmp_path / "db") == {"old"}
     assert sorted(os.listdir(tmp_path / "db")) == sorted(ipsec.NSS_FILES)
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A directory that everybody can write, with a database of root's and one beside it that is precious."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can act as two users")
+    path = Path(tempfile.mkdtemp())
+    path.chmod(0o755)
+    for place in ("db", "precious"):
+        (path / place).mkdir()
+        database(path / place, "old")
+    (path / "db").chmod(0o777)
+    (path / "precious").chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+# What another user puts beside a database
+STRAYS = {
+    "a link to a directory": "ln -s ../precious {0}",
+    "a link to nothing": "ln -s nowhere {0}",
+    "a file": "echo x >{0}",
+    "a pipe": "mkfifo {0}",
+    "a directory": "mkdir {0}; cp ../precious/* {0}; echo evil >{0}/pkcs11.txt",
+    "a directory of links": "mkdir {0}; for f in cert9.db key4.db pkcs11.txt; do ln -s ../../precious/$f {0}/; done",
+    "an empty directory": "mkdir {0}",
+}
+
+
+@pytest.mark.parametrize("sticky", [0, 0o1000], ids=["", "sticky"])
+@pytest.mark.parametrize("place", [".nss-commit", ".nss-build.1.ab"])
+@pytest.mark.parametrize("stray", STRAYS)
+def test_what_another_user_puts_there_is_not_followed_and_in_nobodys_way(shared: Path, stray: str, place: str,
+                                                                         sticky: int) -> None:
+    (shared / "db").chmod(0o777 | sticky)
+    subprocess.run(["setpriv", "--reuid=61234", "--regid=61234", "--clear-groups", "sh", "-ec",
+                    STRAYS[stray].format(place)], cwd=shared / "db", check=True)
+    planted = os.lstat(shared / "db" / place).st_ino
+    inside = sorted((shared / "db" / place).glob("*"))
+    for mark in ("new", "newer"):
+        base = NssDatabase(Host({}), str(shared / "db"))
+        with base.lock():
+            base.build(lambda path, mark=mark: database(Path(path), mark))
+        assert marks(shared / "db") == {mark} and marks(shared / "precious") == {"old"}
+    (kept,) = [path for path in (shared / "db").iterdir() if path.lstat().st_ino == planted]
+    assert kept.name == place or kept.name.startswith(ipsec.NSS_STRAY)
+    assert [path.name for path in inside] == sorted(path.name for path in kept.glob("*"))
+    assert sorted(os.listdir(shared / "db")) == sorted((*ipsec.NSS_FILES, kept.name))
+
+
+@pytest.mark.parametrize("name", ipsec.NSS_FILES)
+def test_a_link_of_another_user_in_place_of_a_file_is_replaced(shared: Path, name: str) -> None:
+    subprocess.run(["setpriv", "--reuid=61234", "--regid=61234", "--clear-groups", "sh", "-ec",
+                    f"rm -f {name}; ln -s ../precious/{name} {name}"], cwd=shared / "db", check=True)
+    base = NssDatabase(Host({}), str(shared / "db"))
+    with base.lock():
+        base.build(lambda path: database(Path(path), "new"))
+    assert marks(shared / "db") == {"new"} and marks(shared / "precious") == {"old"}
+    assert not (shared / "db" / name).is_symlink()
+
+
+def test_a_build_that_another_user_exchanges_is_not_put_in_place(shared: Path) -> None:
+    def work(path: str) -> None:
+        database(Path(path), "new")
+        script = "for b in .nss-build.*; do mv $b gone; mkdir $b; cp ../precious/* $b; done"
+        subprocess.run(["setpriv", "--reuid=61234", "--regid=61234", "--clear-groups", "sh", "-ec", script],
+                       cwd=shared / "db", check=True)
+
+    base = NssDatabase(Host({}), str(shared / "db"))
+    with base.lock(), pytest.raises(Failure, match="another user exchanged"):
+        base.build(work)
+    for place in ("db", "precious"):
+        assert marks(shared / place) == {"old"}
+
+
+def test_another_user_than_root_leaves_the_commit_of_root(shared: Path) -> None:
+    database(shared / "db/.nss-commit", "new")
+    (shared / "db/.nss-commit").chmod(0o700)
+    os.seteuid(61234)
+    try:
+        with pytest.raises(Failure, match="root's command was killed and left it .run it as root"):
+            NssDatabase(Host({}), str(shared / "db")).lock()
+    finally:
+        os.seteuid(0)
+    with NssDatabase(Host({}), str(shared / "db")).lock():
+        assert marks(shared / "db") == {"new"}
 
 
 def test_failed_build_changes_nothing(tmp_path: Path) -> None:

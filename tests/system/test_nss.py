@@ -388,6 +388,19 @@ def killed(machine: Machine, words: list[str], seconds: float) -> None:
     machine.run(["timeout", "-s", "KILL", f"{seconds:.3f}", "python3", PYZ, *words])
 
 
+@pytest.mark.parametrize("stray", ["ln -s /srv/precious .nss-commit", "mkdir .nss-commit", "echo x >.nss-commit",
+                                   "ln -s /srv/precious .nss-build.1.ab"])
+def test_strays_of_another_user(fresh: Machine, stray: str) -> None:
+    """In a directory that everybody can write, they neither lead a command away nor stop it."""
+    fresh.run(["sh", "-ec", f"mkdir -p /srv/precious {DB}; chmod 777 {DB}; echo x >/srv/precious/key4.db; "
+               f"cd {DB}; setpriv --reuid=61234 --regid=61234 --clear-groups sh -ec '{stray}'"]).check()
+    fresh.ipsec("checknss").check()
+    fresh.ipsec("newhostkey", "--keytype", "ecdsa").check()
+    fresh.run(["certutil", "-K", "-d", f"sql:{DB}"]).check()
+    assert fresh.run(["cat", "/srv/precious/key4.db"]).check().stdout == "x\n"
+    assert len(fresh.run(["ls", "-A", DB]).check().stdout.split()) == 4
+
+
 def test_killed(fresh: Machine) -> None:
     """kill -9 at any moment of create, import, move, settrusts and newhostkey: the next checknss finds a whole
     database, old or new."""
