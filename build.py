@@ -217,7 +217,7 @@ def wheels(lock: str) -> list[Path]:
     return sorted(path for path in WHEELS.glob("*.whl") if digest(path) in allowed)
 
 
-PIP_OPTIONS = ("-qq", "--disable-pip-version-check", "--no-deps", "--require-hashes", "--only-binary=:all:")
+PIP_OPTIONS = ("-q", "--disable-pip-version-check", "--no-deps", "--require-hashes", "--only-binary=:all:")
 
 
 def run_pip(*words: str | Path) -> str:
