@@ -9943,8 +9943,8 @@ class Command:
         shown = " [OPTION...]" if self.options else ""
         return f"ipsec {self.name}{shown}{' ' + self.operands if self.operands else ''}"
 
-    def parse(self, words: Sequence[str]) -> Args:
-        """The parsed words.  Raises Failure(USAGE).
+    def parse(self, words: Sequence[str], others: Sequence[Opt] = ()) -> Args:
+        """Return the parsed words, in which options from `others` may be, too.  Raises Failure(USAGE).
 
         Not argparse: it takes a value that begins with a dash (a nickname, a connection) for an option, and it costs
         as much as the rest of the start.
@@ -9953,7 +9953,7 @@ class Command:
         if self.options is None:
             args.operands = list(words)
             return args
-        args.operands = parse_options(self.options, words, args, f"ipsec {self.name}")
+        args.operands = parse_options((*self.options, *others), words, args, f"ipsec {self.name}")
         wanted = self.operands.split()
         least = sum(not word.startswith("[") for word in wanted)
         if len(args.operands) < least:
@@ -18490,62 +18490,114 @@ def directory_command(host: Host, args: Args) -> int:
 
 
 def dispatch(words: Sequence[str]) -> int:
-    """Run the command that the words name; its exit status.  Raises Failure."""
+    """Run the command that the words name and return its exit status.  Raises Failure."""
+    before, rest = split_leading(words)
     args = Args()
-    leaders = (*GLOBAL_OPTIONS, *SHARED_OPTIONS)
-    mine = {name: option for option in leaders for name in option.names.split()}
-    leading = 0
-    while leading < len(words) and words[leading].partition("=")[0] in mine:
-        metavar = mine[words[leading].partition("=")[0]].metavar or "["
-        leading += 1 if "=" in words[leading] or metavar.startswith("[") else 2
-    parse_options(leaders, words[:leading], args, "ipsec")
-    leading += words[leading:leading + 1] == ["--"]
-    for option in GLOBAL_OPTIONS:
-        if option.metavar and args.flag(option.key) and not args.value(option.key):
-            raise Failure(f"{option.key} is empty", USAGE,
-                          f"an unset variable? It is a {option.metavar}, or is left out")
-    host = Host(root=args.value("--root"), conf=args.value("--config"), rundir=args.value("--rundir"),
-                ctlsocket=args.value("--ctlsocket"), nssdir=args.value("--nssdir"))
-    if leading >= len(words):
+    parse_options((*GLOBAL_OPTIONS, *SHARED_OPTIONS), before, args, "ipsec")
+    host = host_of(args)
+    if not rest:
         sys.stderr.write(usage_text(host) + "\n")
         return USAGE
-    name, *rest = words[leading:]
+    name, *rest = rest
     entry = find_command(name)
-    for option in SHARED_OPTIONS:
-        if args.flag(option.key):
-            accepted = (DRY_RUN_OPTION, NATIVE_OPTION) if name == "whack" else (entry and entry.options) or ()
-            if option.key not in [other.key for other in accepted]:
-                raise Failure(f"ipsec {name}: {option.key} means nothing to it", USAGE, f"see ipsec help {name}")
-            rest.insert(0, f"{option.key}={args.value(option.key)}" if args.value(option.key) else option.key)
+    rest = [*shared_words(args, name, entry), *rest]
     if entry is None and name.startswith("-"):
-        load_rest()
-        known = {*mine, *(f"--{command_name}" for command_name in COMMANDS)}
-        raise Failure(f"ipsec: unknown option {quote(name)}", USAGE, suggest(name, known) or
-                      "perhaps the command name was omitted? see ipsec --help")
+        raise unknown_option(name)
     program = program_of(host, name) if entry is None or (entry.fallback and host.live) else None
-    if entry is not None and program is not None:
-        # the one global option that such a program knows under the same name; it does not look at IPSEC_CONF
-        named = any(word.partition("=")[0] == "--config" for word in rest)
-        takes = {name for option in entry.options or () for name in option.names.split()}
-        if "--config" in takes and not named and host.conf != "/etc/ipsec.conf":
-            rest = ["--config", host.conf, *rest]
-        if "--nssdir" in takes and not any(word.partition("=")[0] in ("--nssdir", "-d") for word in rest):
-            rest = ["--nssdir", host.nssdir, *rest]
-    elif entry is not None:
-        asks = rest[:1] in (["--help"], ["-h"]) or (rest == ["help"] and not entry.operands)
-        if asks and entry.options is not None:
-            host.print(describe(entry))
-            return OK
-        if host.root and not entry.rescue:
-            raise Failure(f"ipsec {name}: the system under {host.root} does not run, and is only read", USAGE,
-                          f"chroot {host.root} ipsec {name}")
-        return entry.function(host, entry.parse(rest))
-    if program is None:
+    if program is not None:
+        run_program(host, program, name, entry, rest)
+    if entry is None:
         raise unknown_command(host, name)
+    return run_builtin(entry, args, rest)
+
+
+def split_leading(words: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Return the options before the command, with their values, and the words from the command on."""
+    known = {name: option for option in (*GLOBAL_OPTIONS, *SHARED_OPTIONS) for name in option.names.split()}
+    count = 0
+    while count < len(words) and words[count].partition("=")[0] in known:
+        metavar = known[words[count].partition("=")[0]].metavar or "["
+        count += 1 if "=" in words[count] or metavar.startswith("[") else 2
+    return words[:count], words[count + 1:] if words[count:count + 1] == ["--"] else words[count:]
+
+
+def host_of(args: Args) -> Host:
+    """Return the host that the global options describe.  Raises Failure if one of them is empty."""
+    for option in GLOBAL_OPTIONS:
+        if args.flag(option.key) and not args.value(option.key):
+            raise Failure(f"{option.key} is empty", USAGE,
+                          f"an unset variable? It is a {option.metavar}, or is left out")
+    return Host(root=args.value("--root"), conf=args.value("--config"), rundir=args.value("--rundir"),
+                ctlsocket=args.value("--ctlsocket"), nssdir=args.value("--nssdir"))
+
+
+def shared_words(args: Args, name: str, entry: Command | None) -> list[str]:
+    """Return the shared options that stood before a command, as words after it.  Raises Failure if it has no such."""
+    options = entry.options if entry else None
+    accepted = (DRY_RUN_OPTION, NATIVE_OPTION) if name == "whack" else options or ()
+    words: list[str] = []
+    for option in SHARED_OPTIONS:
+        if not args.flag(option.key):
+            continue
+        if option.key not in [other.key for other in accepted]:
+            raise Failure(f"ipsec {name}: {option.key} means nothing to it", USAGE, f"see ipsec help {name}")
+        value = args.value(option.key)
+        words.insert(0, f"{option.key}={value}" if value else option.key)
+    return words
+
+
+def unknown_option(name: str) -> Failure:
+    """Return the failure that an unknown option in the place of a command is."""
+    load_rest()
+    options = [word for option in (*GLOBAL_OPTIONS, *SHARED_OPTIONS) for word in option.names.split()]
+    hint = suggest(name, [*options, *(f"--{command_name}" for command_name in COMMANDS)])
+    return Failure(f"ipsec: unknown option {quote(name)}", USAGE,
+                   hint or "perhaps the command name was omitted? see ipsec --help")
+
+
+def run_builtin(entry: Command, before: Args, words: Sequence[str]) -> int:
+    """Run a built-in command with the options before it and the words after it; return its status.  Raises Failure.
+
+    The global options that the command does not have itself may also be among the words.
+    """
+    asks = words[:1] in (["--help"], ["-h"]) or (words == ["help"] and not entry.operands)
+    if asks and entry.options is not None:
+        host_of(before).print(describe(entry))
+        return OK
+    check_root(host_of(before), entry)
+    own = {name for option in entry.options or () for name in option.names.split()}
+    others = [option for option in GLOBAL_OPTIONS if option.key not in own]
+    args = entry.parse(words, others)
+    for option in others:
+        if args.flag(option.key):
+            before.options[option.key] = args.options.pop(option.key)
+    host = host_of(before)
+    check_root(host, entry)
+    return entry.function(host, args)
+
+
+def check_root(host: Host, entry: Command) -> None:
+    """Raise Failure if the command does more than read, but --root names a system that does not run."""
+    if host.root and not entry.rescue:
+        raise Failure(f"ipsec {entry.name}: the system under {host.root} does not run, and is only read", USAGE,
+                      f"chroot {host.root} ipsec {entry.name}")
+
+
+def run_program(host: Host, program: str, name: str, entry: Command | None, words: Sequence[str]) -> NoReturn:
+    """Become a program of libreswan, which stands in for the built-in command `entry` if there is one.
+
+    Such a program is given --config and --nssdir, which it knows under the same names.  Raises Failure.
+    """
+    takes = {option_name for option in (entry and entry.options) or () for option_name in option.names.split()}
+    given = {word.partition("=")[0] for word in words}
+    if "--config" in takes and "--config" not in given and host.conf != "/etc/ipsec.conf":
+        words = ["--config", host.conf, *words]  # it does not read IPSEC_CONF
+    if "--nssdir" in takes and not given & {"--nssdir", "-d"}:
+        words = ["--nssdir", host.nssdir, *words]
     if host.root:
         raise Failure(f"ipsec {name}: programs of the system under {host.root} are not run", USAGE,
                       f"chroot {host.root} ipsec {name}")
-    host.exec(program, rest, env=script_env(host, program))
+    host.exec(program, words, env=script_env(host, program))
 
 
 def script_env(host: Host, program: str) -> dict[str, str]:

@@ -193,6 +193,26 @@ def test_output_that_is_closed_is_an_error(door: Door) -> None:
     assert result.returncode == 0 and b"Libreswan" in result.stdout
 
 
+def test_global_options_may_be_among_the_words_of_a_built_in_command(door: Door, tmp_path: Path) -> None:
+    root = str(tmp_path)
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/ipsec.conf").write_text("config setup\n\tuniqueids=no\n")
+    before = door("--root", root, "readwriteconf")
+    assert (before.returncode, b"uniqueids=no" in before.stdout) == (0, True)
+    for words in (["readwriteconf", "--root", root], ["readwriteconf", f"--root={root}"]):
+        assert door(*words).stdout == before.stdout
+    assert "only read" in one_line(door("up", "--root", root, "c"), 2)
+    assert "/no-such-7f3" in one_line(door("look", "--root", "/no-such-7f3"), 2)
+    assert "--root is empty" in one_line(door("look", "--root="), 2)
+    assert "unexpected argument" in one_line(door("version", "--", "--root"), 2)
+
+
+def test_words_of_another_program_s_grammar_are_left_alone(door: Door) -> None:
+    door.add("whack", WHACK)
+    door.add("foreign", "#!/bin/sh\necho \"$@\"\n")
+    assert door("foreign", "--root", "/").stdout == b"--root /\n"
+
+
 @pytest.mark.parametrize("words, status, says", [
     (["--rundir"], 2, "--rundir needs a value"),
     (["--ctlsocket"], 2, "--ctlsocket needs a value"),
