@@ -12717,7 +12717,7 @@ class Patient:
     def _needs_database(self) -> bool:
         words = ("cert", "ckaid", "rsasigkey", "ecdsakey", "pubkey")
         return NssDatabase(self.host, self.nssdir).has_certificates() or any(
-            conn.get(f"{side}{word}") for conn in self.conns for side in ("left", "right") for word in words)
+            conn.get(f"{side}{word}") for conn in self.known_conns() for side in ("left", "right") for word in words)
 
     # --- the kernel -------------------------------------------------------------------------------------------------
 
@@ -12942,7 +12942,7 @@ def check_xfrm(patient: Patient) -> Iterator[Trouble]:
     except OSError as error:
         yield "FAIL", "NO NETLINK", f"{error_text(error)}: pluto can't talk to the kernel", "modprobe xfrm_user"
     tunnels = patient.tunnels if patient.known_conns() else []
-    for device in {tunnel.device: None for tunnel in tunnels if tunnel.device}:
+    for device in {tunnel.device: None for tunnel in tunnels if tunnel.device not in ("", "lo")}:
         if read_sysctl(host, f"net.ipv4.conf.{device.replace('.', '/')}.disable_xfrm") == "1":
             yield ("FAIL", "DISABLED", f"disable_xfrm is set on {device}: packets leave it without encryption",
                    sysctl_command("disable_xfrm", [device], 0))

@@ -153,7 +153,7 @@ BROKEN = {
                              "{ nd-neighbor-solicit, echo-request } accept", {"firewall": "WARN"}),
     "IPv6: no forwarded packets": (f"{SIX}ip6tables -P FORWARD DROP", {"forward_rules": "FAIL FAIL"}),
     "IPv6: masquerade": (f"{SIX}ip6tables -t nat -A POSTROUTING -o eth0 -j MASQUERADE", {"nat": "FAIL"}),
-    "no configuration": ("rm /etc/ipsec.conf", {**NO_CONFIG, "config": "FAIL", "secrets": "SKIP"}),
+    "no configuration": ("rm /etc/ipsec.conf", {**NO_CONFIG, "config": "FAIL"}),
     "wrong value": ("echo '\tauto=banana' >>/etc/ipsec.conf", {"config": "FAIL"}),
     "wrong value of ikev2": ("echo '\tikev2=banana' >>/etc/ipsec.conf", {"config": "FAIL"}),
     "keyword of no release": ("echo '\tbanana=yes' >>/etc/ipsec.conf", {"config": "FAIL"}),
@@ -281,7 +281,8 @@ BROKEN = {
                           "comm=\"pluto\"' >/var/log/audit/audit.log; mount -t tmpfs none /sys/fs; mkdir "
                           "/sys/fs/selinux; echo 1 >/sys/fs/selinux/enforce", {"selinux": "WARN"}),
     "prelink": ("touch /usr/sbin/prelink", {"prelink": "WARN"}),
-    "pluto does not answer": ("kill -STOP $(cat /run/pluto/pluto.pid)", {"pluto": "FAIL", "loaded": "SKIP"}),
+    "pluto does not answer": ("kill -STOP $(cat /run/pluto/pluto.pid)", {
+        "pluto": "FAIL", "loaded": "SKIP", "up": "SKIP"}),
     "pluto is gone": ("kill -KILL $(cat /run/pluto/pluto.pid)", NO_PLUTO),
     "pluto's file is gone": ("rm /run/pluto/pluto.pid", {"pluto": "WARN"}),
     "pluto can't be executed": ("chmod -x /usr/libexec/ipsec/pluto", {"installed": "FAIL"}),
@@ -290,7 +291,7 @@ BROKEN = {
         "/pluto 1000 >/dev/null 2>&1 & echo $! >/run/pluto/pluto.pid; echo 'import socket, time\ns = socket.socket("
         "type=socket.SOCK_DGRAM)\ns.bind((\"\", 500))\ntime.sleep(1000)' >/listen; python3 /listen >/dev/null 2>&1 & "
         "until ss -lun | grep -q :500; do sleep 0.1; done",
-        {"pluto": "FAIL", "udp500": "FAIL", "udp4500": "FAIL", "loaded": "SKIP", "versions": "WARN"}),
+        {**NO_PLUTO, "udp500": "FAIL", "udp4500": "FAIL", "versions": "WARN"}),
 }
 
 #: What looks broken and is not
@@ -411,6 +412,7 @@ def kernel_lacks() -> dict[str, str]:
 
 #: How a fix begins that needs a person, a file or another kernel
 FOR_PEOPLE = ("vi ", "ipsec import ", "ipsec up ", "ipsec restart", "ipsec showhostkey", "boot ", "timedatectl",
+              "ipsec why ", "apt-get install ",
               "systemctl", "fips-mode-setup", "ausearch", "prelink")
 
 
@@ -442,7 +444,8 @@ def mend(machine: Machine, checks: Collection[str]) -> set[str]:
     """Do what verify says that mends these checks, by a shell; the checks for which that is for no person to do."""
     found = json.loads(machine.ipsec("verify", "--json", "--timeout", "3", *checks).stdout)
     bad = [finding for finding in found if finding["level"] in ("WARN", "FAIL")]
-    left = {finding["check"] for finding in bad if finding["mend"].startswith(FOR_PEOPLE)}
+    left = {finding["check"] for finding in bad
+            if finding["mend"].startswith(FOR_PEOPLE) or "GATEWAY" in finding["mend"]}
     left |= {"pluto"} if left else set()  # it may not start before that is done
     machine.run(["sh", "-c", f"mkdir -p /run/bin; ln -sf {PYZ} /run/bin/ipsec"]).check()
     before = saved_rules(machine)
