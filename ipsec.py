@@ -2115,7 +2115,8 @@ INCLUDE_DEPTH = 10  # MAX_INCLUDE_DEPTH
 _NEW_BOOL = "|".join(f"{word}@5.0-5.4" for word in "y true on n false off".split())
 # The kinds of values, each with its keywords.  `side` keywords are written left… or right… .  `seconds` is a number,
 # from 5.1 on a duration.
-SETUP_KEYWORDS = """
+SETUP_KEYWORDS =
+"""
 bool: audit-log crl-strict dnssec-enable drop-oppo-null ike-socket-errqueue ipsec-interface-managed listen-tcp
  listen-udp logappend logip logtime loglimit ocsp-enable ocsp-strict uniqueids fragicmp hidetos perpeerlog
 text: curl-iface dnssec-anchors dnssec-rootkey-file dumpdir dns-resolver global-redirect global-redirect-to ipsecdir
@@ -2196,7 +2197,8 @@ ALIASES = {"plutostderrlog": "logfile", "plutostderrlogtime": "logtime", "strict
            "xauthusername": "username", "xauthname": "username"}
 # The spellings that only some releases have; all have the others, except those with `_`, of which only these exist.
 # Then those that a release has, and ignores.  `setup` stands in config setup, `side` behind left or right.
-KEYWORD_RELEASES = """
+KEYWORD_RELEASES =
+"""
 3.25-3.32  setup crl_strict curl_iface curl_timeout disable_port_floating force-busy force_keepalive forwardcontrol
  fragicmp hidetos ikeport keep_alive klipsdebug nat-ikeport nat_ikeport nat_traversal nocrsend ocsp-trust-name
  ocsp_enable ocsp_strict ocsp_timeout ocsp_trust_name ocsp_uri oe overridemtu perpeerlog perpeerlogdir pluto
@@ -2237,12 +2239,14 @@ KEYWORD_RELEASES = """
 5.3-5.4    conn cisco-split nflog-group send-esp-tfc-padding-not-supported share-lease
 5.4        conn clones reject-simultaneous-ike-auth send-supported-auth-methods
 """
-IGNORED_KEYWORDS = """
+IGNORED_KEYWORDS =
+"""
 5.0-5.4    dpdaction ikev1-secctx-attr-type secctx-attr-type
 5.3-5.4    clientaddrfamily keyingtries plutostderrlog syslog virtual_private
 """
 # The words of plutodebug=
-DEBUG_FLAGS = """
+DEBUG_FLAGS =
+"""
 3.25-5.4   all crypt none private whackwatch add-prefix
 3.25       pfkey
 3.25-4.5   control controlmore crypt-low dns dpd emitting kernel klips lifecycle nattraversal netkey oppo oppoinfo
@@ -5310,7 +5314,8 @@ def pluto_shutdown(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
 # above.  A new release: add it to RELEASES, extend the ranges of what stayed and add lines for what changed.
 
 # From 5.1 the magic number is the cksum(1) of the version instead
-WHACK_MAGIC = """
+WHACK_MAGIC =
+"""
 3.25       0x6f686b2d
 3.26-3.29  0x6f686b2e
 3.30-3.32  0x6f686b2f
@@ -5323,7 +5328,8 @@ WHACK_MAGIC = """
 # always sends so (of connections: lifetimes, margins, ports…); `12w` are 12 members that we have no use for, summed up
 # such that what follows is aligned as in C wherever time_t and pointers have 4 or 8 bytes and 64-bit integers are
 # aligned to 4 or 8.
-WHACK_MESSAGE = """
+WHACK_MESSAGE =
+"""
 3.25-5.2   i magic b status
 5.1-5.2    b shutdown
 3.25-5.0   b globalstatus
@@ -5444,7 +5450,8 @@ WHACK_MESSAGE = """
 # The strings, in the order in which they follow the struct.  Up to 4.15 all are always there, those that we don't use
 # as a number of empty ones; `label` only where pluto has labelled IPsec.  From 5.0 only those that are set, and the
 # member of that name holds the length.
-WHACK_STRINGS = """
+WHACK_STRINGS =
+"""
 3.25-3.27  name 4 updown 5 updown 5 username 7 label 7 remote_host
 3.28-3.32  name 4 updown 5 updown 5 username 7 label 7 remote_host 2
 4.0-4.1    name 6 updown 9 updown 1 username 9 label 7 remote_host 2 redirect_to
@@ -5458,7 +5465,8 @@ WHACK_STRINGS = """
 STRINGS_ROOM = 4096
 
 # From 5.3 what to do is a number, counted from 1 in this order
-WHACK_COMMANDS = """
+WHACK_COMMANDS =
+"""
 5.3-5.4    rereadall fetchcrls rereadsecrets rereadcerts processstatus addresspoolstatus connectionstatus
            briefconnectionstatus briefstatus fipsstatus globalstatus trafficstatus shuntstatus delete add route unroute
            initiate
@@ -5470,7 +5478,8 @@ WHACK_COMMANDS = """
 """
 
 # Names of debugging bits, each the next higher one unless it says its value
-WHACK_DEBUG = """
+WHACK_DEBUG =
+"""
 3.25       raw parsing emitting control lifecycle kernel dns oppo controlmore pfkey nattraversal x509 dpd xauth
            retransmits oppoinfo crypt crypt-low private proposal-parser whackwatch add-prefix all=0xffff
 3.26-3.27  raw parsing emitting control lifecycle kernel dns oppo controlmore nattraversal x509 dpd xauth retransmits
@@ -5488,7 +5497,8 @@ WHACK_DEBUG = """
 # (?) or of no use (.); the releases; what it sets; after a `/`, the same for other releases.  `word` is a command or a
 # member that becomes 1, `word=N` and `word|N` are a member (and the command of that name), `*` the option's value,
 # `$word` a string, `@word` the members of an address.
-WHACK_OPTIONS = """
+WHACK_OPTIONS =
+"""
 status                      . *         status
 shutdown                    . *         shutdown
 leave-state                 . 4.2-5.2   leave_state / 5.3-5.4 shutdown_leave_state
@@ -5569,7 +5579,8 @@ label=TEXT                  ? *
 WHACK_WORDS = {"ike_sock_err": {"no": 1, "yes": 2}, "global_redirect": {"no": 1, "yes": 2, "auto": 3},
                "ddos": {"auto": 1, "busy": 2, "unlimited": 3}}
 # The numbers of an IP version, of IPv4 and IPv6 (ip_version.h): another one ends pluto
-IP_VERSIONS = """
+IP_VERSIONS =
+"""
 3.25-5.3.2 4 6
 5.4        1 2
 """
@@ -6692,13 +6703,13 @@ def connection_state(told: Sequence[Mapping[str, Any]]) -> str:
 # =====================================================================================================================
 # 7. NSS
 #
-# The NSS database with pluto's certificates and keys: cert9.db, key4.db and pkcs11.txt in one directory.  NSS's own
-# tools make the changes.  A change that must happen whole or not at all (create, move, migrate, import) is built in a
-# directory beside the database.  When it is complete that directory is renamed to `.nss-commit`, and its files are put
-# in place from there; if the command is killed, the next one finishes the work.  What another user puts under these
-# names is neither read nor emptied.  Reading needs no tools: the databases are SQLite, with a row for each object and a
-# column for each PKCS#11 attribute (`a` and its number in hex).
-# Used by the NSS commands, setup, verify, barf and look.
+# The NSS database with pluto's certificates and keys: cert9.db, key4.db and pkcs11.txt in one directory.
+# NSS's own tools make the changes.  A change that must happen whole or not at all (create, move, migrate,
+# import) is built in a directory beside the database.  When it is complete that directory is renamed to
+# `.nss-commit`, and its files are put in place from there; if the command is killed, the next one finishes
+# the work.  Files of another user under these names are neither read nor emptied.  Reading needs no tools:
+# the databases are SQLite, with a row for each object and a column for each PKCS#11 attribute (`a` and its
+# number in hex).  Used by the NSS commands, setup, verify, barf and look.
 # Facts: certutil(1), pk12util(1); pkcs11t.h and pkcs11n.h of NSS 3.61 to 3.110; RFC 5280 for certificates.
 # =====================================================================================================================
 
@@ -6710,15 +6721,18 @@ NSS_STRAY = ".nss-stray."  # the new name of something that another user or prog
 NSS_PARTS = ("cert9.db", "key4.db", "pkcs11.tx")  # how the names begin of files that NSS makes (pkcs11.txu, journals)
 OPEN_FILES = "/proc/self/fd/"
 NSS_TIME = 60.0  # seconds that a tool may take; it never waits for a person
-NSS_TOKENS = ("NSS Certificate DB", "NSS FIPS 140-2 Certificate DB")  # the database's token; its name in FIPS mode
-NSS_PACKAGES = {"debian": "libnss3-tools", "ubuntu": "libnss3-tools", "fedora": "nss-tools", "rhel": "nss-tools",
+# the database's token; its name in FIPS mode
+NSS_TOKENS = ("NSS Certificate DB", "NSS FIPS 140-2 Certificate DB")
+NSS_PACKAGES = {"debian": "libnss3-tools", "ubuntu": "libnss3-tools", "fedora": "nss-tools",
+                "rhel": "nss-tools",
                 "centos": "nss-tools", "suse": "mozilla-nss-tools", "opensuse": "mozilla-nss-tools",
                 "alpine": "nss-tools", "arch": "nss", "openwrt": "nss-utils", "gentoo": "dev-libs/nss[utils]"}
 # PKCS#11 attributes and values (pkcs11t.h), and NSS's own (pkcs11n.h, from CKA_NSS 0xce534350 on)
 CKO_CERTIFICATE, CKO_PRIVATE_KEY, CKO_NSS_TRUST = (n.to_bytes(4, "big") for n in (1, 3, 0xce534353))
 CKK_RSA, CKK_EC = (n.to_bytes(4, "big") for n in (0, 3))
 TRUST_COLUMNS = ("ace536358", "ace536359", "ace53635b", "ace53635a")  # server, client, e-mail, code signing
-TRUST_LETTERS = {0xce534351: "P", 0xce534352: "C", 0xce53435a: "p", 0xce53435b: "c"}  # the letters of certutil -t
+# the letters of certutil -t
+TRUST_LETTERS = {0xce534351: "P", 0xce534352: "C", 0xce53435a: "p", 0xce53435b: "c"}
 NSS_EMPTY = b"\xa5\x00\x5a"  # NSS stores an attribute of length 0 as these bytes (sdb.c)
 NAME_PARTS = {"550403": "CN", "55040a": "O", "55040b": "OU", "550406": "C", "550407": "L", "550408": "ST",
               "550405": "serialNumber", "2a864886f70d010901": "E", "0992268993f22c640119": "DC"}
@@ -6738,8 +6752,8 @@ class Certificate(Record):
 class HostKey(Record):
     """The public part of a private key of the database.
 
-    `kind` is RSA or ECDSA, `ckaid` its CKA_ID.  `first` and `second` are the modulus and the exponent of an RSA key,
-    the DER of the curve and the point of an ECDSA key.
+    `kind` is RSA or ECDSA, `ckaid` its CKA_ID.  `first` and `second` are the modulus and the exponent of an
+    RSA key, the DER of the curve and the point of an ECDSA key.
     """
 
     kind: str
@@ -6752,7 +6766,8 @@ class HostKey(Record):
 
 
 def der_items(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int, int]]:
-    """Yield (tag, first byte, end) of the content of each element between start and end.  Raises ValueError."""
+    """Yield (tag, first byte, end) of the content of each element between start and end.  Raises
+    ValueError."""
     end = len(data) if end is None else end
     while start < end:
         if start + 2 > end:
@@ -6775,8 +6790,8 @@ def der(tag: int, *contents: bytes) -> bytes:
 
 
 class Parsed(Record):
-    """The fields of a certificate that the program uses: both names as text, and the start and end of its validity in
-    seconds since 1970."""
+    """The fields of a certificate that the program uses: both names as text, and the start and end of its
+    validity in seconds since 1970."""
 
     subject: str
     issuer: str
@@ -6788,8 +6803,8 @@ class Parsed(Record):
 def parse_certificate(data: bytes) -> Parsed:
     """Parse a DER certificate (RFC 5280, 4.1).
 
-    `is_ca` comes from the basic constraints alone (4.2.1.9): a certificate without them, as in version 1, is no CA.
-    Raises ValueError.
+    `is_ca` comes from the basic constraints alone (4.2.1.9): a certificate without them, as in version 1, is
+    no CA. Raises ValueError.
     """
     try:
         _, start, end = next(der_items(data))
@@ -6826,8 +6841,8 @@ def der_name(data: bytes, start: int, end: int) -> str:
 def der_time(text: str, short: bool) -> int:
     """Return a time of a certificate in seconds since 1970.
 
-    `short`: a UTCTime, whose year has two digits (RFC 5280, 4.1.2.5.1); otherwise a GeneralizedTime.  The module
-    calendar is not used, because its import takes longer than reading a database.  Raises ValueError.
+    `short`: a UTCTime, whose year has two digits (RFC 5280, 4.1.2.5.1); otherwise a GeneralizedTime.  The
+    module calendar is not used, because its import takes longer than reading a database.  Raises ValueError.
     """
     if short:
         text = ("19" if text[:2] >= "50" else "20") + text
@@ -6873,14 +6888,15 @@ def first_line(host: Host, name: str) -> str:
     try:
         return (b"".join(host.chunks(name)).decode("utf-8", "surrogateescape").splitlines() or [""])[0]
     except OSError as error:
-        raise Failure(f"{name}: {error.strerror}", hint="it must hold the password in its first line") from None
+        raise Failure(f"{name}: {error.strerror}",
+                      hint="it must hold the password in its first line") from None
 
 
 class NssDatabase:
     """The NSS database in a directory.
 
-    The methods up to `certificates` only read.  The others change the database: whole or not at all, and one command
-    at a time.  `password` opens it; without one, it comes from pluto's file nsspassword.
+    The methods up to `certificates` only read.  The others change the database: whole or not at all, and one
+    command at a time.  `password` opens it; without one, it comes from pluto's file nsspassword.
     """
 
     def __init__(self, host: Host, directory: str = "", password: str | None = None) -> None:
@@ -6901,14 +6917,16 @@ class NssDatabase:
         return [name for name in names if os.path.lexists(self.file(name))]
 
     def secret(self) -> bytes:
-        """Return a password file for NSS's tools.  They take the line that begins with the name of their token and `:`,
-        otherwise the last line (SECU_FilePasswd)."""
-        lines = [f"{token}:{text}" for token, text in self.passwords.items() if token and token not in NSS_TOKENS]
+        """Return a password file for NSS's tools.  They take the line that begins with the name of their
+        token and `:`, otherwise the last line (SECU_FilePasswd)."""
+        lines = [f"{token}:{text}" for token, text in self.passwords.items() if token
+                 and token not in NSS_TOKENS]
         if self.password is not None:
             lines += [f"{token}:{self.password}" for token in NSS_TOKENS] + [self.password]
         return "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
 
-    def tool(self, program: str, *words: str, directory: str = "", secret: str = "-f", files: Sequence[bytes] = (),
+    def tool(self, program: str, *words: str, directory: str = "", secret: str = "-f",
+             files: Sequence[bytes] = (),
              twice: bool = False) -> Ran:
         """Run one of NSS's tools on the database, or on the database in `directory`.
 
@@ -6942,11 +6960,13 @@ class NssDatabase:
         return ran
 
     def _tool_failure(self, program: str, ran: Ran) -> NssTool:
-        """Return the error for a tool that failed; a wrong password of the database has a message of its own."""
+        """Return the error for a tool that failed; a wrong password of the database has a message of its
+        own."""
         text = decode(ran.err)
         code = next((word.strip(":,.()") for word in text.split()
                      if word.startswith(("SEC_ERROR_", "PR_", "SSL_ERROR_"))), "")
-        is_locked = any(part in text for part in ("Incorrect password/PIN", "could not auth", "ailed to authenticate",
+        is_locked = any(part in text
+                        for part in ("Incorrect password/PIN", "could not auth", "ailed to authenticate",
                                                   "TOKEN_NOT_LOGGED_IN"))
         # pk12util reports the password of the imported file with the same code
         if is_locked or (code == "SEC_ERROR_BAD_PASSWORD" and program != "pk12util"):
@@ -6956,7 +6976,8 @@ class NssDatabase:
         return NssTool(f"{program}: {ran.complaint.removeprefix(program + ': ')}", code)
 
     def broken(self, name: str, why: object) -> Failure:
-        """Return the error for a database file that can't be used; `why` is an OSError, or what is wrong in it."""
+        """Return the error for a database file that can't be used; `why` is an OSError, or what is wrong in
+        it."""
         if not isinstance(why, OSError):
             return BrokenDatabase(f"{self.directory}/{name}: {why}", NSS_FAILURE,
                                   f"restore it from a backup, or wipe the database: rm {self.directory}/*.db")
@@ -6984,7 +7005,8 @@ class NssDatabase:
                 self.tool("certutil", "-L")  # without certutil and sqlite3, the heads of the files must do
 
     def damage(self, name: str) -> str:
-        """Return what SQLite finds wrong in the pages of a database file; empty if they are sound, or without sqlite3.
+        """Return what SQLite finds wrong in the pages of a database file; empty if they are sound, or without
+        sqlite3.
 
         Raises Failure if SQLite can't look, for example while another program writes.
         """
@@ -6998,7 +7020,8 @@ class NssDatabase:
         return "" if result == "ok" else "is damaged: " + str(result).partition("\n")[2].partition("\n")[0]
 
     def rows(self, name: str, table: str, columns: Sequence[str]) -> list[tuple[Any, ...]]:
-        """Return the columns of all objects of a database file; None for a column that this database does not have.
+        """Return the columns of all objects of a database file; None for a column that this database does not
+        have.
 
         Raises Missing without sqlite3, Failure if the file is broken.
         """
@@ -7025,9 +7048,11 @@ class NssDatabase:
                 return list(base.execute(question))
             finally:
                 base.close()
-        except sqlite.OperationalError as error:  # locked, or in the middle of a change: the file may be sound
+        # locked, or in the middle of a change: the file may be sound
+        except sqlite.OperationalError as error:
             raise Failure(f"{self.directory}/{name}: {error}", NSS_FAILURE,
-                          "another program is changing it, or was killed while it did: try again, or certutil -L -d "
+                          "another program is changing it, or was killed while it did: try again, or "
+                          "certutil -L -d "
                           f"sql:{self.directory}") from None
         except sqlite.Error as error:
             raise self.broken(name, error) from None
@@ -7035,7 +7060,8 @@ class NssDatabase:
     def keys(self) -> list[HostKey]:
         """Return the public parts of the private keys, in the order of showhostkey(8).  Raises as rows()."""
         keys = []
-        # CKA_CLASS, CKA_KEY_TYPE, CKA_ID, CKA_MODULUS, CKA_PUBLIC_EXPONENT, CKA_EC_PARAMS, CKA_NSS_DB (the point)
+        # CKA_CLASS, CKA_KEY_TYPE, CKA_ID, CKA_MODULUS, CKA_PUBLIC_EXPONENT, CKA_EC_PARAMS, CKA_NSS_DB (the
+        # point)
         for what, kind, ckaid, modulus, exponent, curve, point in self.rows(
                 "key4.db", "nssPrivate", ("a0", "a100", "a102", "a120", "a122", "a180", "ad5a0db00")):
             if what == CKO_PRIVATE_KEY and kind == CKK_RSA and modulus:
@@ -7047,8 +7073,8 @@ class NssDatabase:
     def has_certificates(self) -> bool:
         """Return False if the database holds no certificate.  Raises OSError.
 
-        The bytes of the file tell without sqlite3, whose import takes longer than many a command.  True also for a file
-        that is not a database: other methods report that.
+        The bytes of the file tell without sqlite3, whose import takes longer than many a command.  True also
+        for a file that is not a database: other methods report that.
         """
         data = b"".join(self.host.chunks(f"{self.directory}/cert9.db"))
         return not data.startswith(b"SQLite format 3\0") or CERTIFICATE_DER in data
@@ -7061,10 +7087,12 @@ class NssDatabase:
         except OSError as error:
             raise self.broken("cert9.db", error) from None
         try:
-            objects = self.rows("cert9.db", "nssPublic", ("a0", "a3", "a11", "a81", "a82", "a102", *TRUST_COLUMNS))
+            objects = self.rows("cert9.db", "nssPublic",
+                                ("a0", "a3", "a11", "a81", "a82", "a102", *TRUST_COLUMNS))
         except Missing:
             return self._certutil_certificates()
-        owned = {row[1] for row in self.rows("key4.db", "nssPrivate", ("a0", "a102")) if row[0] == CKO_PRIVATE_KEY}
+        owned = {row[1] for row in self.rows("key4.db", "nssPrivate", ("a0", "a102"))
+                 if row[0] == CKO_PRIVATE_KEY}
         # CKA_ISSUER and CKA_SERIAL_NUMBER connect a trust object with its certificate
         trusts = {row[3:5]: trust_text(row[6:]) for row in objects if row[0] == CKO_NSS_TRUST}
         return [Certificate("" if row[1] in (None, NSS_EMPTY) else decode(row[1]), row[2],
@@ -7074,7 +7102,8 @@ class NssDatabase:
     def _certutil_certificates(self) -> list[Certificate]:
         """Return the certificates as certutil lists them, for a Python without sqlite3.
 
-        It takes a run of certutil for each.  Of several with one nickname, only the one that certutil picks is listed.
+        It takes a run of certutil for each.  Of several with one nickname, only the one that certutil picks
+        is listed.
         """
         certificates: dict[str, Certificate] = {}
         for line in self.tool("certutil", "-L").text.split("\n")[4:]:
@@ -7095,7 +7124,8 @@ class NssDatabase:
         return os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)
 
     def make_directory(self) -> None:
-        """Create the release's own directory of the database, mode 0700, with missing parents.  Raises Failure.
+        """Create the release's own directory of the database, mode 0700, with missing parents.  Raises
+        Failure.
 
         A directory that an option or the environment names is not created: the name may be misspelt.
         """
@@ -7116,11 +7146,14 @@ class NssDatabase:
                           ERROR, f"mkdir -p -m 700 {self.directory}") from None
 
     def lock(self) -> Lock:
-        """Lock the directory for changes, and finish the work of a command that was killed.  Raises Failure."""
+        """Lock the directory for changes, and finish the work of a command that was killed.  Raises
+        Failure."""
         path = self.host.path(self.directory)
         if not self.writable():
-            raise Failure(f'ERROR: destination directory "{self.directory}" is missing or permission denied', ERROR,
-                          f"mkdir -m 700 {self.directory}" if not os.path.lexists(path) else "it must be a directory "
+            raise Failure(f'ERROR: destination directory "{self.directory}" is missing or permission denied',
+                          ERROR,
+                          f"mkdir -m 700 {self.directory}" if not os.path.lexists(path)
+                          else "it must be a directory "
                           "that can be written")
         lock = self.host.lock(self.directory)
         self.opened = lock.fd
@@ -7207,7 +7240,8 @@ class NssDatabase:
                 raise
 
     def build(self, work: Callable[[str], None]) -> None:
-        """Have `work` make database files in a new directory, then put them in place, all or none.  Raises Failure.
+        """Have `work` make database files in a new directory, then put them in place, all or none.  Raises
+        Failure.
 
         Call it with the lock held.  The rename of the directory is what decides; the rest is done again by lock().
         """
@@ -7309,10 +7343,11 @@ class NssDatabase:
         os.fsync(self.opened)
 
     def wrong_trusts(self, only: Collection[bytes] | None = None) -> list[tuple[Certificate, str]]:
-        """Return the CAs that are not trusted for IPsec, each with its right trust: `CT` for SSL, the rest unchanged.
+        """Return the CAs that are not trusted for IPsec, each with its right trust: `CT` for SSL, the rest
+        unchanged.
 
-        `only` limits the result to certificates with these DER encodings.  A CA that somebody distrusted (`p`) is left
-        out.  Raises Failure.
+        `only` limits the result to certificates with these DER encodings.  A CA that somebody distrusted
+        (`p`) is left out.  Raises Failure.
         """
         wrong: list[tuple[Certificate, str]] = []
         for one in self.certificates():
@@ -7323,7 +7358,8 @@ class NssDatabase:
                 if parse_certificate(one.der).is_ca:
                     wrong.append((one, f"CT,{others}"))
             except ValueError:
-                self.host.warn(f"{quote(one.nickname)}: the certificate can't be parsed; its trust is unchanged")
+                self.host.warn(f"{quote(one.nickname)}: the certificate can't be parsed; its trust is "
+                               "unchanged")
         return wrong
 
     def set_trusts(self, directory: str = "", only: Collection[bytes] | None = None) -> list[str]:
@@ -7335,7 +7371,8 @@ class NssDatabase:
         wrong = base.wrong_trusts(only)
         names = [one.nickname for one in base.certificates()] if wrong else []
         # certutil's batch syntax can't name every certificate; the others are named by the certificate itself
-        plain = [pair for pair in wrong if names.count(pair[0].nickname) == 1 and pair[0].nickname.isprintable()
+        plain = [pair for pair in wrong if names.count(pair[0].nickname) == 1
+                 and pair[0].nickname.isprintable()
                  and pair[0].nickname and not set(pair[0].nickname) & {'"', "\\", ":"}]
         if len(plain) > 1:
             batch = "".join(f'-M -n "{one.nickname}" -t "{trust}"\n' for one, trust in plain)
@@ -7353,7 +7390,8 @@ class NssDatabase:
 
 def trust_text(values: Sequence[bytes | None]) -> str:
     """Return the four trust values of a trust object in the form of certutil -t."""
-    server, client, mail, code = (TRUST_LETTERS.get(int.from_bytes(value or b"", "big"), "") for value in values)
+    server, client, mail, code = (TRUST_LETTERS.get(int.from_bytes(value or b"", "big"), "")
+                                  for value in values)
     ssl = server + ("T" if client == "C" else client if client != server else "")
     return f"{ssl},{mail},{code}"
 
@@ -7377,7 +7415,8 @@ def snapshot(source: str, target: str) -> bool:
 
 
 def same_content(host: Host, one: str, other: str) -> bool:
-    """Return whether two SQLite files hold the same data.  A copy by snapshot() differs in the bytes of a counter."""
+    """Return whether two SQLite files hold the same data.  A copy by snapshot() differs in the bytes of a
+    counter."""
     if host.read(one) == host.read(other):
         return True
     try:
@@ -7439,12 +7478,14 @@ def migrate_dbm(base: NssDatabase) -> None:
 
     def work(path: str) -> None:
         base.tool("certutil", "-N", *([] if base.password else ["--empty-password"]), directory=path)
-        base.tool("certutil", "--upgrade-merge", "--source-dir", source, "--upgrade-id", "pluto", directory=path,
+        base.tool("certutil", "--upgrade-merge", "--source-dir", source, "--upgrade-id", "pluto",
+                  directory=path,
                   twice=True)
 
     probe_argv = ["certutil", "-L", "-d", f"dbm:{source}"]
     if base.host.run(probe_argv, timeout=NSS_TIME, hint=nss_package(base.host)).status:
-        raise Failure(f"{base.directory}: NSS database in Berkeley DB format, which this NSS can't read", NSS_FAILURE,
+        raise Failure(f"{base.directory}: NSS database in Berkeley DB format, which this NSS can't read",
+                      NSS_FAILURE,
                       "on a host whose certutil can: certutil --upgrade-merge --source-dir DIR -d sql:NEW "
                       "--upgrade-id pluto")
     base.host.print(f"Migrating NSS db to sql:{base.directory}")
@@ -7467,13 +7508,15 @@ def move_database(base: NssDatabase, old: str) -> None:
             remove_database(source)
             base.host.print(f"Moved the NSS database from {source.directory} to {base.directory}")
         # both exist: if they hold the same, a move was killed before it removed all of the old database
-        elif all(os.path.exists(base.file(name)) and same_content(base.host, source.file(name), base.file(name))
+        elif all(os.path.exists(base.file(name))
+                 and same_content(base.host, source.file(name), base.file(name))
                  for name in NSS_FILES[1:] if os.path.exists(source.file(name))):
             remove_database(source)
 
 
 def remove_database(base: NssDatabase) -> None:
-    """Remove the files of a database, keys and certificates last, because move_database() recognises it by them.
+    """Remove the files of a database, keys and certificates last, because move_database() recognises it by
+    them.
 
     Raises Failure (4).
     """
@@ -7487,8 +7530,8 @@ def remove_database(base: NssDatabase) -> None:
 def check_database(base: NssDatabase) -> None:
     """Create, move or migrate the database, or find it sound: the work of `ipsec checknss`.
 
-    Only the default directory takes over a database of 3.x, not the directory of a second instance.  A sound database
-    on a read-only disk needs no change.  Raises Failure.
+    Only the default directory takes over a database of 3.x, not the directory of a second instance.  A sound
+    database on a read-only disk needs no change.  Raises Failure.
     """
     base.make_directory()
     if len(base.has(*NSS_FILES[1:])) == 2 and not base.writable():
@@ -7500,7 +7543,8 @@ def check_database(base: NssDatabase) -> None:
             dbm = NssDatabase(base.host, old)
             if dbm.has("cert8.db") and not dbm.has("cert9.db") and not base.has("cert9.db"):
                 raise Failure("Failure - we cannot handle both nss db format conversion and nss db move to new "
-                              "location in one run.", NSS_FAILURE, f"first run: ipsec checknss --nssdir {old}")
+                              "location in one run.", NSS_FAILURE,
+                              f"first run: ipsec checknss --nssdir {old}")
             move_database(base, old)
         if base.has(*NSS_FILES[1:]):
             base.check()
@@ -7520,7 +7564,8 @@ def certificate_state(parsed: Parsed, days: int) -> str:
 
 
 def certificate_data(base: NssDatabase, days: int = SOON) -> Iterator[dict[str, Any]]:
-    """Yield the certificates of a database as data; `state` is certificate_state() or `unreadable`.  Raises Failure."""
+    """Yield the certificates of a database as data; `state` is certificate_state() or `unreadable`.  Raises
+    Failure."""
     base.check()
     for one in base.certificates():
         entry: dict[str, Any] = {"nickname": one.nickname, "trust": one.trust, "has_key": one.has_key}
@@ -7538,8 +7583,8 @@ def certificate_data(base: NssDatabase, days: int = SOON) -> Iterator[dict[str, 
 def pluto_nickname(nickname: str) -> str:
     """Return the nickname as leftcert= must have it.
 
-    NSS takes the part of a nickname before its first colon for the name of a token, so a nickname with a colon needs
-    the name of the database's token in front (PK11_FindCertFromNickname).
+    NSS takes the part of a nickname before its first colon for the name of a token, so a nickname with a
+    colon needs the name of the database's token in front (PK11_FindCertFromNickname).
     """
     return f"{NSS_TOKENS[0]}:{nickname}" if ":" in nickname else nickname
 
@@ -7547,18 +7592,21 @@ def pluto_nickname(nickname: str) -> str:
 # --- PKCS#12 and PEM -------------------------------------------------------------------------------------------------
 
 
-def import_file(base: NssDatabase, names: Sequence[str], password: Callable[[], str], nickname: str) -> list[str]:
-    """Import a PKCS#12 file, or PEM files, and trust the CAs in it; return the nicknames of the new certificates.
+def import_file(base: NssDatabase, names: Sequence[str], password: Callable[[], str],
+                nickname: str) -> list[str]:
+    """Import a PKCS#12 file, or PEM files, and trust the CAs in it; return the nicknames of the new
+    certificates.
 
-    `password` gives the password of the PKCS#12 file.  `nickname`, if not empty, names the certificate with the key.
-    Raises Failure; the database is then unchanged.
+    `password` gives the password of the PKCS#12 file.  `nickname`, if not empty, names the certificate with
+    the key.  Raises Failure; the database is then unchanged.
     """
     host = base.host
     data = [read_import(name) for name in names]
     if any(b"-----BEGIN " in one[:READ_CHUNK] for one in data):
         pkcs12, secret = pem_to_pkcs12(host, b"\n".join(data), nickname), b"pem"
     elif len(data) > 1:
-        raise Failure("several files are imported only when they are PEM", USAGE, "import one PKCS#12 file at a time")
+        raise Failure("several files are imported only when they are PEM", USAGE,
+                      "import one PKCS#12 file at a time")
     else:
         try:
             tag, start, end = next(der_items(data[0]), (0, 0, 0))
@@ -7568,7 +7616,8 @@ def import_file(base: NssDatabase, names: Sequence[str], password: Callable[[], 
             if tag == 0x30:
                 raise Failure(f"{names[0]}: corrupt or cut off", IMPORT_CORRUPT, "copy it again") from None
         if tag != 0x30 or head != b"\x02\x01\x03":  # SEQUENCE, version 3 (RFC 7292)
-            raise Failure(f"{names[0]}: not a PKCS#12 file", IMPORT_FORMAT, "openssl pkcs12 -export makes one")
+            raise Failure(f"{names[0]}: not a PKCS#12 file", IMPORT_FORMAT,
+                          "openssl pkcs12 -export makes one")
         pkcs12, secret = data[0], encode(password())
     with base.lock():
         if len(base.has(*NSS_FILES[1:])) < 2:
@@ -7588,11 +7637,13 @@ def import_file(base: NssDatabase, names: Sequence[str], password: Callable[[], 
             new = [one for one in NssDatabase(host, path, base.password).certificates()
                    if (one.der, one.has_key) not in before]
             if not new:
-                raise Failure(f"{names[0]}: all its certificates are in the database already", IMPORT_DUPLICATE)
+                raise Failure(f"{names[0]}: all its certificates are in the database already",
+                              IMPORT_DUPLICATE)
             owner = next((one for one in new if one.has_key), new[0])
             if not owner.nickname:
                 raise Failure(f"{names[0]}: a certificate with no private key, and not a CA", IMPORT_CORRUPT,
-                              "name the file of its key too; for a peer's certificate: ipsec certutil -A -n NICKNAME "
+                              "name the file of its key too; for a peer's certificate: ipsec certutil -A -n "
+                              "NICKNAME "
                               "-t ,, -i FILE")
             if nickname and owner.nickname != nickname:
                 base.tool("certutil", "--rename", "-n", owner.nickname, "--new-n", nickname, directory=path)
@@ -7620,7 +7671,8 @@ UNREADABLE_PKCS12 = ("SEC_ERROR_PKCS12_UNSUPPORTED_", "SEC_ERROR_UNSUPPORTED_", 
 
 
 def import_failure(name: str, failure: NssTool) -> Failure:
-    """Return the error for a failure of pk12util: of the file where NSS's code says so, otherwise as NSS tells it."""
+    """Return the error for a failure of pk12util: of the file where NSS's code says so, otherwise as NSS
+    tells it."""
     if failure.hint:  # of the database's password
         return failure
     if failure.code == "SEC_ERROR_BAD_PASSWORD":
@@ -7631,7 +7683,8 @@ def import_failure(name: str, failure: NssTool) -> Failure:
         return Failure(f"{name}: corrupt: {failure.message}", IMPORT_CORRUPT, "copy it again")
     if failure.code.startswith(UNREADABLE_PKCS12):
         return Failure(f"{name}: this release of NSS does not support it: {failure.message}", IMPORT_FORMAT,
-                       "openssl pkcs12 -export makes a file with other algorithms (-keypbe, -certpbe, -macalg)")
+                       "openssl pkcs12 -export makes a file with other algorithms (-keypbe, -certpbe, "
+                       "-macalg)")
     return Failure(f"{name}: {failure.message}", NSS_FAILURE, "the database is as it was")
 
 
@@ -7645,13 +7698,15 @@ def pem_to_pkcs12(host: Host, pem: bytes, nickname: str) -> bytes:
             argv.append("-nokeys")
         if nickname:
             argv += ["-name", nickname]
-        ran = host.run(argv, pass_fds=(source, secret), hint="install the package openssl to import PEM files")
+        ran = host.run(argv, pass_fds=(source, secret),
+                       hint="install the package openssl to import PEM files")
     finally:
         os.close(source)
         os.close(secret)
     if ran.status:
         raise Failure("these PEM files don't contain a certificate and its key, or the key has a password",
-                      IMPORT_CORRUPT, "openssl pkcs12 -export -in CERT -inkey KEY -out FILE.p12, then import that")
+                      IMPORT_CORRUPT,
+                      "openssl pkcs12 -export -in CERT -inkey KEY -out FILE.p12, then import that")
     return ran.out
 
 
@@ -7659,11 +7714,11 @@ def pem_to_pkcs12(host: Host, pem: bytes, nickname: str) -> bytes:
 
 
 def key_texts(key: HostKey) -> tuple[str, str, str, int]:
-    """Return four texts about a key: its keyid; the key as in leftrsasigkey= and IPSECKEY records, in base64; the DER
-    public key in base64; IPSECKEY's number of the algorithm.
+    """Return four texts about a key: its keyid; the key as in leftrsasigkey= and IPSECKEY records, in base64;
+    the DER public key in base64; IPSECKEY's number of the algorithm.
 
-    An RSA key has the form of RFC 3110, an ECDSA key is the point without its first byte.  The keyid is 9 characters:
-    of an RSA key, or of the CKAID of an ECDSA key.
+    An RSA key has the form of RFC 3110, an ECDSA key is the point without its first byte.  The keyid is 9
+    characters: of an RSA key, or of the CKAID of an ECDSA key.
     """
     from binascii import b2a_base64
     if key.kind == "RSA":
@@ -7671,7 +7726,8 @@ def key_texts(key: HostKey) -> tuple[str, str, str, int]:
         size = bytes((len(exponent),)) if len(exponent) < 256 else b"\0" + len(exponent).to_bytes(2, "big")
         data, number_ = size + exponent + modulus, 2
         numbers = (der(2, b"\0" * (part[0] >> 7) + part) for part in (modulus, exponent))
-        algorithm, bits = der(6, b"\x2a\x86\x48\x86\xf7\r\1\1\1") + der(5), der(0x30, *numbers)  # rsaEncryption
+        # rsaEncryption
+        algorithm, bits = der(6, b"\x2a\x86\x48\x86\xf7\r\1\1\1") + der(5), der(0x30, *numbers)
     else:
         data, number_ = key.second[1:], 3
         algorithm, bits = der(6, b"\x2a\x86\x48\xce\x3d\2\1") + key.first, key.second  # id-ecPublicKey
@@ -7684,8 +7740,8 @@ def key_texts(key: HostKey) -> tuple[str, str, str, int]:
 def generate_key(base: NssDatabase, kind: str, size: str, seed: bytes) -> str:
     """Make a key pair in the database; return its CKAID in hex.
 
-    `size` is the bits of an RSA key or the curve of an ECDSA key.  certutil makes the key, because rsasigkey takes a
-    password only on its command line.  Raises Failure.
+    `size` is the bits of an RSA key or the curve of an ECDSA key.  certutil makes the key, because rsasigkey
+    takes a password only on its command line.  Raises Failure.
     """
     with base.lock():
         base.check()
@@ -11112,7 +11168,8 @@ NFT_FIELDS = {"ip saddr": "src", "ip daddr": "dst", "ip6 saddr": "src", "ip6 dad
               "ct status": "status", "meta l4proto": "proto", "ip protocol": "proto", "ip6 nexthdr": "proto",
               "icmp type": "icmp", "icmpv6 type": "icmp", "rt ipsec": "ipsec-out", "meta ipsec": "ipsec-in",
               "meta secpath": "ipsec-in", "meta nfproto": "family",
-              **{f"{protocol} {port}": port for protocol in ("udp", "tcp", "th") for port in ("dport", "sport")}}
+              **{f"{protocol} {port}": port for protocol in ("udp", "tcp", "th")
+                 for port in ("dport", "sport")}}
 # Statements that decide nothing, and those of their words that have a value
 NFT_SILENT = {"log": ("prefix", "level", "flags", "group", "snaplen", "queue-threshold"), "comment": (),
               "counter": ("packets", "bytes", "name")}
@@ -11120,7 +11177,8 @@ NFT_SILENT = {"log": ("prefix", "level", "flags", "group", "snaplen", "queue-thr
 NFT_IMPLIED = {**{name: ("proto", name, False) for name in ("tcp", "udp", "icmp", "icmpv6", "esp", "ah")},
                "ip": ("family", "ipv4", False), "ip6": ("family", "ipv6", False)}
 IPTABLES_TABLES = ("filter", "nat", "mangle", "raw", "security")
-RULE_TARGETS = {"accept": "accept", "drop": "drop", "reject": "drop", "return": "return", "masquerade": "snat",
+RULE_TARGETS = {"accept": "accept", "drop": "drop", "reject": "drop", "return": "return",
+                "masquerade": "snat",
                 "snat": "snat", "netmap": "?", "?": "?", "queue": "?", "nfqueue": "?", "dnat": "dnat",
                 "redirect": "dnat", "notrack": ""}
 Condition = tuple[str, str, bool]  # field, values separated by commas, negated
@@ -11135,7 +11193,8 @@ class Chain(Record):
     """A chain of rules.
 
     `hook`, `kind` and `policy` are empty if only other chains jump to it; `kind` is empty for a filter, too.
-    `insert` is the command that puts a rule at its head. """
+    `insert` is the command that puts a rule at its head.
+    """
 
     hook: str
     kind: str
@@ -11189,7 +11248,8 @@ def iptables_tables(text: str, program: str) -> Iterator[Table]:
         elif line.startswith(":"):
             policy, chain = words[1].lower().strip("-"), words[0][1:]
             insert = f"{program} -t {name} -I {chain}"
-            table[chain] = Chain(chain.lower() if policy else "", "nat" if name == "nat" else "", policy, insert, [])
+            table[chain] = Chain(chain.lower() if policy else "", "nat" if name == "nat" else "", policy,
+                                 insert, [])
         elif words[:1] == ["-A"] and words[1] in table:
             table[words[1]].rules.append(iptables_rule(words[2:]))
         elif line == "COMMIT":
@@ -11233,7 +11293,8 @@ class NftReader:
     """Reads the output of `nft list ruleset`.
 
     `wrapped` names, by family, the iptables that stores its rules in nf_tables.  A chain of iptables gets new
-    rules through iptables only: iptables can't read a rule that nft adds there, and so does not save it. """
+    rules through iptables only: iptables can't read a rule that nft adds there, and so does not save it.
+    """
 
     def __init__(self, wrapped: Mapping[str, str]) -> None:
         self.wrapped = wrapped
@@ -11241,7 +11302,8 @@ class NftReader:
         self.family = self.name = self.chain = ""
         self.dormant = False  # the kernel skips the chains of a dormant table
         self.table: dict[str, Chain] = {}
-        self.unnamed: list[str] = []  # the anonymous chains (`jump {`) that are open, under names of no other chain
+        # the anonymous chains (`jump {`) that are open, under names of no other chain
+        self.unnamed: list[str] = []
 
     def tables(self, text: str) -> Iterator[Table]:
         """Yield the tables of the IP families, without dormant ones."""
@@ -11484,7 +11546,8 @@ def filter_tables(host: Host, timeout: float = 10.0) -> list[Table]:
         if ran.status:
             raise Failure(f"{argv[0]}: {ran.complaint}")
         if argv[0] == "nft":
-            wrapped = {family: f"{family}tables-nft" for family in ("ip", "ip6") if host.which(f"{family}tables-nft")}
+            wrapped = {family: f"{family}tables-nft" for family in ("ip", "ip6")
+                       if host.which(f"{family}tables-nft")}
             tables += NftReader(wrapped).tables(ran.text)
         else:
             tables += iptables_tables(ran.text, argv[0].removesuffix("-save"))
@@ -12359,11 +12422,13 @@ def explain_tunnels(host: Host, failed: Sequence[TunnelRow]) -> None:
 # SKIP, never OK.  Everything only reads: pluto is asked for its status, and its secrets are not reloaded
 # (libreswan's verify reloads them).
 
-Trouble = tuple[str, str, str, str]  # level (WARN, FAIL, or SKIP: not checked), word, reason, the command that fixes it
+# level (WARN, FAIL, or SKIP: not checked), word, reason, the command that fixes it
+Trouble = tuple[str, str, str, str]
 
 
 class NotChecked(Failure):
-    """A check can't be made; `cause` is a key of SKIP_CAUSES.  Checks with one cause are reported in one line."""
+    """A check can't be made; `cause` is a key of SKIP_CAUSES.  Checks with one cause are reported in one
+    line."""
 
     def __init__(self, cause: str, message: str, hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -12388,8 +12453,8 @@ SKIP_CAUSES = {
 
 class Finding(Record):
     """The result of a check: its name and text, `level` OK, WARN, FAIL or SKIP, the `word` in brackets, the
-    reason in one sentence, one command that fixes it, and for SKIP the key of SKIP_CAUSES (empty for any other
-    cause)."""
+    reason in one sentence, one command that fixes it, and for SKIP the key of SKIP_CAUSES (empty for any
+    other cause)."""
 
     check: str
     text: str
@@ -12462,7 +12527,8 @@ class Patient:
         """Start the installed addconn, which reads the configuration while other checks are made.
 
         It is not started if a file of the configuration can't be read here, because it would wait or fail
-        there, too. """
+        there, too.
+        """
         host, config = self.host, self.config
         program = os.path.join(host.execdir, "addconn")
         if host.live and host.executable(program) and config.files and not config.unread:
@@ -12548,8 +12614,8 @@ class Patient:
         return tunnels
 
     def _tunnel(self, conn: Conn, here: str, there: str, own: Mapping[str, int]) -> Tunnel:
-        """Return a connection whose side `here` is this host; `own` are the host's addresses, with the index of their
-        interface."""
+        """Return a connection whose side `here` is this host; `own` are the host's addresses, with the index
+        of their interface."""
         source, peer = conn.get(here), conn.get(there)
         if not conn_nets(conn, there, False) or peer in ANY_ID:
             peer = ""
@@ -12717,7 +12783,8 @@ class Patient:
     def _needs_database(self) -> bool:
         words = ("cert", "ckaid", "rsasigkey", "ecdsakey", "pubkey")
         return NssDatabase(self.host, self.nssdir).has_certificates() or any(
-            conn.get(f"{side}{word}") for conn in self.known_conns() for side in ("left", "right") for word in words)
+            conn.get(f"{side}{word}") for conn in self.known_conns() for side in ("left", "right")
+            for word in words)
 
     # --- the kernel -------------------------------------------------------------------------------------------------
 
@@ -12787,25 +12854,29 @@ class Patient:
 
     @once
     def _targets(self) -> set[str]:
-        return {target.lower() for _, table in self.tables for chain in table.values() for _, target in chain.rules}
+        return {target.lower() for _, table in self.tables for chain in table.values() for _,
+                target in chain.rules}
 
     def gives_source(self, net: str) -> bool:
         """Return whether NAT gives packets a source in this network; their source is another one before that.
         Raises as `tables`."""
         targets = [target.split() for _, table in self.tables for chain in table.values()
                    for _, target in chain.rules]
-        return any(len(words) == 2 and words[0].lower() == "snat" and net_fits(words[1], net) for words in targets)
+        return any(len(words) == 2 and words[0].lower() == "snat" and net_fits(words[1], net)
+                   for words in targets)
 
     def blocks(self, hooks: str, kind: str = "", what: str = "drop", **packet: str) -> str:
         """Return the command that puts a rule before those that certainly drop the packet at one of the
         hooks.
 
         Empty if no rule certainly does.  `what` is another verdict to look for.  The packet's family is IPv4
-        by default.  Raises OSError, Failure. """
+        by default.  Raises OSError, Failure.
+        """
         if "notrack" in self.targets:
             packet.pop("state", "")  # other rules decide which packets are tracked
         packet = {"family": "ipv4", "status": "", **{name.replace("_", "-"): packet[name] for name in packet}}
-        return next((chain.insert for family, table in self.tables if family in TABLE_FAMILIES[packet["family"]]
+        return next((chain.insert for family, table in self.tables
+                     if family in TABLE_FAMILIES[packet["family"]]
                      for chain in table.values() if chain.hook in hooks.split() and chain.kind == kind
                      and verdict(table, chain, packet) == what), "")
 
@@ -12815,7 +12886,8 @@ class Tunnel(Record):
 
     `here` is this host's side, left or right.  `ours` are the networks of this end (none if the peer decides
     them), `behind` those of them that this host must forward packets for, `theirs` the networks of the peer.
-    `device` is the interface towards the peer and `peer` its address; both are empty if unknown. """
+    `device` is the interface towards the peer and `peer` its address; both are empty if unknown.
+    """
 
     conn: Conn
     here: str
@@ -12846,8 +12918,8 @@ class Tunnel(Record):
 
 
 def is_behind(net: str, own: Mapping[str, int]) -> bool:
-    """Return whether this host forwards packets for a network: not for an address of its own, nor for a network that is
-    inside the host, as an address on the loopback interface tells (index 1 in `own`)."""
+    """Return whether this host forwards packets for a network: not for an address of its own, nor for a
+    network that is inside the host, as an address on the loopback interface tells (index 1 in `own`)."""
     if is_single(net) and net.partition("/")[0] in own:
         return False
     inside = [address for address, index in own.items() if index == 1 and address not in ("127.0.0.1", "::1")]
@@ -12937,14 +13009,16 @@ def check_xfrm(patient: Patient) -> Iterator[Trouble]:
     except PermissionError:
         # an ordinary user is refused, too, but the refusal shows that the stack answers
         if host.superuser and not patient.pid:
-            yield ("FAIL", "NO RIGHT", "root has no capability NET_ADMIN here, so pluto can't set up IPsec in the "
+            yield ("FAIL", "NO RIGHT",
+                   "root has no capability NET_ADMIN here, so pluto can't set up IPsec in the "
                    "kernel", "start the container with --cap-add NET_ADMIN")
     except OSError as error:
         yield "FAIL", "NO NETLINK", f"{error_text(error)}: pluto can't talk to the kernel", "modprobe xfrm_user"
     tunnels = patient.tunnels if patient.known_conns() else []
     for device in {tunnel.device: None for tunnel in tunnels if tunnel.device not in ("", "lo")}:
         if read_sysctl(host, f"net.ipv4.conf.{device.replace('.', '/')}.disable_xfrm") == "1":
-            yield ("FAIL", "DISABLED", f"disable_xfrm is set on {device}: packets leave it without encryption",
+            yield ("FAIL", "DISABLED",
+                   f"disable_xfrm is set on {device}: packets leave it without encryption",
                    sysctl_command("disable_xfrm", [device], 0))
 
 
@@ -12952,7 +13026,8 @@ def redirect_troubles(patient: Patient, option: str) -> Iterator[Trouble]:
     """Yield the trouble of a gateway that sends or accepts ICMP redirects, which lead around the tunnel.
 
     On a gateway an interface sends redirects if it or `all` allows it, and accepts them if both do
-    (ip-sysctl.rst).  A host that does not forward sends none. """
+    (ip-sysctl.rst).  A host that does not forward sends none.
+    """
     host = patient.host
     if read_sysctl(host, "net.ipv4.ip_forward") != "1":
         return
@@ -13047,9 +13122,11 @@ def named_place(config: Config, words: Sequence[str]) -> tuple[str, int] | None:
 
 
 def refused_by_addconn(config: Config, line: str) -> tuple[str, str]:
-    """Return the reason and the command that corrects it, for a file that addconn refuses with this last line.
+    """Return the reason and the command that corrects it, for a file that addconn refuses with this last
+    line.
 
-    Only the place and a keyword of the line are shown.  The rest may be a secret that belongs in ipsec.secrets.
+    Only the place and a keyword of the line are shown.  The rest may be a secret that belongs in
+    ipsec.secrets.
     """
     words, known = complaint_words(line), known_keywords()
     keyword = next((word for word in words if canonical(word) in known), "")
@@ -13081,17 +13158,20 @@ def addconn_complaints(patient: Patient, lines: Sequence[str]) -> Iterator[Troub
 
 
 def complaint_trouble(patient: Patient, line: str, sentence: str, keyword: str) -> Trouble:
-    """Return the trouble for one line of addconn; `sentence` is addconn_sentence(), `keyword` the one that it names.
+    """Return the trouble for one line of addconn; `sentence` is addconn_sentence(), `keyword` the one that it
+    names.
 
     Up to 4.15 addconn names the connection: while loading 'NAME'.  5.x often does not.
     """
     config = patient.config
-    conn = next((conn for conn in config.conns() if f"'{conn.name}'" in line or f" {conn.name} " in line), None)
+    conn = next((conn for conn in config.conns() if f"'{conn.name}'" in line or f" {conn.name} " in line),
+                None)
     file, number = named_place(config, complaint_words(line)) or (config.name, 0)
     if conn:
         place = conn.settings.get(keyword) or conn
         file, number = place.file, place.line
-    # addconn loads some connections that it complains about; of one with a bad network it loads all but that network
+    # addconn loads some connections that it complains about; of one with a bad network it loads all but that
+    # network
     is_refused = conn is not None and ("bad subnet" in line or not patient.has_loaded(conn))
     verb = "refuses" if is_refused else "complains about"
     what = f"conn {conn.name}" if conn and conn.name not in sentence else "this"
@@ -13150,12 +13230,15 @@ def check_rp_filter(patient: Patient) -> Iterator[Trouble]:
     troubles = 0
     for tunnel, device, back in dropped_peers(patient, strict):
         troubles += 1
-        yield ("FAIL", "ENABLED", f"conn {tunnel.conn.name}: {tunnel.peer} is in the network of {device}, whose "
+        yield ("FAIL", "ENABLED",
+               f"conn {tunnel.conn.name}: {tunnel.peer} is in the network of {device}, whose "
                f"filter is strict, and the route to it leads to {back}: its packets are dropped",
                sysctl_command("rp_filter", [device], 2))
     if not troubles:
-        yield ("WARN", "ENABLED", f"strict on {', '.join(strict[:5])}: packets arriving on an interface other than "
-               "the one used for the reply are dropped (e.g. two uplinks)", sysctl_command("rp_filter", strict, 2))
+        yield ("WARN", "ENABLED",
+               f"strict on {', '.join(strict[:5])}: packets arriving on an interface other than "
+               "the one used for the reply are dropped (e.g. two uplinks)",
+               sysctl_command("rp_filter", strict, 2))
 
 
 def dropped_peers(patient: Patient, strict: Sequence[str]) -> Iterator[tuple[Tunnel, str, str]]:
@@ -13163,7 +13246,8 @@ def dropped_peers(patient: Patient, strict: Sequence[str]) -> Iterator[tuple[Tun
     one of the route to the peer.
 
     Only peers in a network of this host are judged: for others the incoming interface is unknown.  Raises
-    OSError. """
+    OSError.
+    """
     routing, links = Routing(patient.host), link_names(patient.host)
     own_nets = {address: (links.get(index, ""), bits) for address, bits, _, index in routing.addresses()}
     for tunnel in patient.tunnels:
@@ -13180,22 +13264,28 @@ def dropped_peers(patient: Patient, strict: Sequence[str]) -> Iterator[tuple[Tun
 
 # What a connection needs from the kernel: a keyword (or `any`), the value that needs it (empty: any but `no`;
 # `:`: an IPv6 address), the kernel's option, the module
-KERNEL_PARTS = (("any", "", "INET_ESP", "esp4"), ("any", ":", "INET6_ESP", "esp6"), ("phase2", "ah", "INET_AH", "ah4"),
+KERNEL_PARTS = (("any", "", "INET_ESP", "esp4"), ("any", ":", "INET6_ESP", "esp6"),
+                ("phase2", "ah", "INET_AH", "ah4"),
                 ("compress", "yes", "INET_IPCOMP", "ipcomp"), ("vti-interface", "", "NET_IPVTI", "ip_vti"),
                 ("ipsec-interface", "", "XFRM_INTERFACE", "xfrm_interface"))
 # The words of esp= (longest first), the algorithm in /proc/crypto, the option, the module
 KERNEL_ALGORITHMS = (
     ("chacha20_poly1305", "rfc7539esp(chacha20,poly1305)", "CRYPTO_CHACHA20POLY1305", "chacha20poly1305"),
-    ("aes_gmac", "rfc4543(gcm(aes))", "CRYPTO_GCM", "gcm"), ("aes_gcm", "rfc4106(gcm(aes))", "CRYPTO_GCM", "gcm"),
-    ("aes_ccm", "rfc4309(ccm(aes))", "CRYPTO_CCM", "ccm"), ("aes_ctr", "rfc3686(ctr(aes))", "CRYPTO_CTR", "ctr"),
+    ("aes_gmac", "rfc4543(gcm(aes))", "CRYPTO_GCM", "gcm"),
+    ("aes_gcm", "rfc4106(gcm(aes))", "CRYPTO_GCM", "gcm"),
+    ("aes_ccm", "rfc4309(ccm(aes))", "CRYPTO_CCM", "ccm"),
+    ("aes_ctr", "rfc3686(ctr(aes))", "CRYPTO_CTR", "ctr"),
     ("aes_xcbc", "xcbc(aes)", "CRYPTO_XCBC", "xcbc"), ("aes_cmac", "cmac(aes)", "CRYPTO_CMAC", "cmac"),
     ("aes", "cbc(aes)", "CRYPTO_CBC", "cbc"), ("3des", "cbc(des3_ede)", "CRYPTO_DES", "des_generic"),
     ("camellia", "cbc(camellia)", "CRYPTO_CAMELLIA", "camellia_generic"),
-    ("sha2_512", "hmac(sha512)", "CRYPTO_SHA512", "sha512"), ("sha2_384", "hmac(sha384)", "CRYPTO_SHA512", "sha512"),
+    ("sha2_512", "hmac(sha512)", "CRYPTO_SHA512", "sha512"),
+    ("sha2_384", "hmac(sha384)", "CRYPTO_SHA512", "sha512"),
     ("sha2", "hmac(sha256)", "CRYPTO_SHA256", "sha256"), ("sha1", "hmac(sha1)", "CRYPTO_SHA1", "sha1"),
     ("md5", "hmac(md5)", "CRYPTO_MD5", "md5"))
-DEFAULT_ESP = "aes_gcm,aes-sha2_512,aes-sha2_256"  # all releases propose these, and every peer takes one of them
-ESP_ROOM = 88  # the most that ESP in UDP adds to an IPv4 packet: 20 IP, 8 UDP, 8 ESP, 16 IV, 2 + 15 padding, 16-32 ICV
+# all releases propose these, and every peer takes one of them
+DEFAULT_ESP = "aes_gcm,aes-sha2_512,aes-sha2_256"
+# the most that ESP in UDP adds to an IPv4 packet: 20 IP, 8 UDP, 8 ESP, 16 IV, 2 + 15 padding, 16-32 ICV
+ESP_ROOM = 88
 IPV6_LEAST_MTU = 1280
 BUILT = 1767225600  # 2026-01-01: this program is younger, so no right clock shows an earlier time
 
@@ -13230,7 +13320,8 @@ def check_esp(patient: Patient) -> Iterator[Trouble]:
             unknown.append(module)
     if missing:
         what = "ESP" if missing[0].startswith("esp") else "that protocol"
-        yield ("FAIL", "MISSING", f"this kernel has no {', '.join(missing)}, so it can't do {what}; install the "
+        yield ("FAIL", "MISSING",
+               f"this kernel has no {', '.join(missing)}, so it can't do {what}; install the "
                f"modules for {patient.host.kernel_release()}, or boot a kernel that has them",
                patient.module_fix(missing))
     elif unknown:
@@ -13248,12 +13339,14 @@ def check_algorithms(patient: Patient) -> Iterator[Trouble]:
     troubles = 0
     lists = {conn.get("esp") or DEFAULT_ESP: f"conn {conn.name}" for conn in patient.known_conns()}
     for proposals, user in (lists or {DEFAULT_ESP: "any connection"}).items():
-        missing = [lacking_modules(patient, proposal, known) for proposal in proposals.replace(" ", "").split(",")]
+        missing = [lacking_modules(patient, proposal, known)
+                   for proposal in proposals.replace(" ", "").split(",")]
         if any(missing):
             troubles += 1
             modules = list(dict.fromkeys(module for group in missing for module in group))
             others = "" if all(missing) else "; the other proposals still work"
-            yield ("FAIL" if all(missing) else "WARN", "MISSING", f"{user}: {proposals} needs {' and '.join(modules)}, "
+            yield ("FAIL" if all(missing) else "WARN", "MISSING",
+                   f"{user}: {proposals} needs {' and '.join(modules)}, "
                    f"which this kernel lacks{others}", patient.module_fix(modules))
     unknown = [module for module, has in known.items() if has is None]
     if unknown and not troubles:
@@ -13312,7 +13405,8 @@ def check_peers(patient: Patient) -> Iterator[Trouble]:
     routing = Routing(patient.host)
     for conn in patient.needed_conns():
         if both_here(patient, conn) and conn.name not in patient.loaded_names():
-            yield ("FAIL", "BOTH ENDS", f"conn {conn.name}: both {conn.get('left')} and {conn.get('right')} are "
+            yield ("FAIL", "BOTH ENDS",
+                   f"conn {conn.name}: both {conn.get('left')} and {conn.get('right')} are "
                    "addresses of this host", edit_command(conn))
     for tunnel in patient.needed_tunnels():
         name, source = tunnel.conn.name, tunnel.conn.get(tunnel.here)
@@ -13327,7 +13421,8 @@ def check_peers(patient: Patient) -> Iterator[Trouble]:
                 if net not in EVERYTHING:
                     routing.lookup(net.partition("/")[0])
             except OSError as error:
-                yield ("FAIL", "NO ROUTE", f"conn {name} is routed, and there is no route from {source} to its network "
+                yield ("FAIL", "NO ROUTE",
+                       f"conn {name} is routed, and there is no route from {source} to its network "
                        f"{net} ({error.strerror}): the kernel drops packets before it encrypts them",
                        shell_words(["ip", "route", "replace", net, "dev", tunnel.device or "DEVICE"]))
 
@@ -13336,7 +13431,8 @@ def is_routed(patient: Patient, conn: Conn) -> bool:
     """Return whether pluto has routed the connection or has it up; False if pluto does not answer."""
     if conn.name not in patient.loaded_names():
         return False
-    return any(one["child_sa"] or not one["routing"].startswith("unrouted") for one in patient.loaded()[conn.name])
+    return any(one["child_sa"] or not one["routing"].startswith("unrouted")
+               for one in patient.loaded()[conn.name])
 
 
 @verify_check(
@@ -13356,13 +13452,15 @@ def check_mtu(patient: Patient) -> Iterator[Trouble]:
         mtus[decode(more[IFLA_IFNAME].rstrip(b"\0"))] = unsigned(more.get(IFLA_MTU))
     for device in {tunnel.device: None for tunnel in tunnels if tunnel.device in mtus}:
         if mtus[device] < IPV6_LEAST_MTU + ESP_ROOM:
-            yield ("WARN", "SMALL", f"{device} carries tunnels, and its MTU of {mtus[device]} is too small for ESP "
+            yield ("WARN", "SMALL",
+                   f"{device} carries tunnels, and its MTU of {mtus[device]} is too small for ESP "
                    f"with a packet of {IPV6_LEAST_MTU} bytes, which IPv6 needs",
                    shell_words(["ip", "link", "set", device, "mtu", "1500"]))
     for tunnel in tunnels:
         mtu = tunnel.conn.get("mtu")
         if mtu.isdigit() and tunnel.device in mtus and int(mtu) > mtus[tunnel.device] - ESP_ROOM // 2:
-            yield ("WARN", "TOO LARGE", f"conn {tunnel.conn.name}: a packet of mtu={mtu} with ESP does not fit into "
+            yield ("WARN", "TOO LARGE",
+                   f"conn {tunnel.conn.name}: a packet of mtu={mtu} with ESP does not fit into "
                    f"the {mtus[tunnel.device]} bytes of {tunnel.device}",
                    edit_command(tunnel.conn.settings["mtu"]))
 
@@ -13386,7 +13484,8 @@ IKE_TRAFFIC = (
     Traffic("ESP", "-p esp", "meta l4proto esp", "", {"proto": "esp 50"}),
     Traffic("AH", "-p ah", "meta l4proto ah", "", {"proto": "ah 51"}),
     Traffic("ICMP fragmentation-needed", "-p icmp --icmp-type 3", "icmp type destination-unreachable", "WARN",
-            {"proto": "icmp 1", "icmp": "3/4 3 any destination-unreachable", "state": "related", "family": "ipv4"}),
+            {"proto": "icmp 1", "icmp": "3/4 3 any destination-unreachable", "state": "related",
+             "family": "ipv4"}),
     Traffic("ICMPv6 packet-too-big", "-p icmpv6 --icmpv6-type 2", "icmpv6 type packet-too-big", "WARN",
             {"proto": "icmpv6 ipv6-icmp 58", "icmp": "2/0 2 any packet-too-big", "state": "related",
              "family": "ipv6"}))
@@ -13406,7 +13505,8 @@ class Roles(Record):
 def roles_of(conns: Sequence[Conn]) -> Roles:
     """Return what these connections ask of a firewall."""
     answers = any("%any" in (conn.get("left"), conn.get("right")) for conn in conns)
-    servers = [conn for conn in conns if not conn.flag("leftmodecfgclient") and not conn.flag("rightmodecfgclient")]
+    servers = [conn for conn in conns if not conn.flag("leftmodecfgclient")
+               and not conn.flag("rightmodecfgclient")]
     waits = answers or any(conn.auto in ("add", "keep", "ignore") for conn in servers)
     begins = any(conn.auto in ("start", "ondemand") for conn in conns)
     kinds = {conn.get("phase2", "esp") for conn in conns if conn.get("encapsulation") != "yes"}
@@ -13431,11 +13531,13 @@ def check_firewall(patient: Patient) -> Iterator[Trouble]:
     conns = [conn for conn in patient.needed_conns() if conn.get("enable-tcp", "no") == "no" and not any(
         conn.get(key) for key in ("leftikeport", "rightikeport"))]
     if not conns or patient.config.setup("ikeport") or patient.config.setup("nat-ikeport"):
-        yield ("SKIP", "UNKNOWN", "the connections use TCP or ports of their own; the rules for these are not "
+        yield ("SKIP", "UNKNOWN",
+               "the connections use TCP or ports of their own; the rules for these are not "
                "checked", "")
         return
     roles = roles_of(conns)
-    ways = {(tunnel.device, tunnel.peer, tunnel.family): None for tunnel in patient.tunnels if tunnel.conn in conns}
+    ways = {(tunnel.device, tunnel.peer, tunnel.family): None for tunnel in patient.tunnels
+            if tunnel.conn in conns}
     for traffic in IKE_TRAFFIC:
         level = traffic.level or roles.levels[traffic.name]
         for device, peer, family in ways or {("", "", "ipv4"): None}:
@@ -13476,7 +13578,8 @@ def dropped_traffic(patient: Patient, traffic: Traffic, roles: Roles, level: str
     if not is_icmp:
         head = patient.blocks("prerouting", "nat", "dnat", **{"state": "new", **incoming})
         if head:
-            yield (level, "SENT ON", f"{traffic.name} from {peer or 'anywhere'}{by} goes to another address or port",
+            yield (level, "SENT ON",
+                   f"{traffic.name} from {peer or 'anywhere'}{by} goes to another address or port",
                    accept_traffic(head, traffic))
 
 
@@ -13527,19 +13630,23 @@ def check_forward_rules(patient: Patient) -> Iterator[Trouble]:
         yield "SKIP", "UNKNOWN", f"{unchecked}: the rules for its packets are not known", ""
 
 
-def tunnel_packets(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> tuple[dict[str, str], dict[str, str]]:
+def tunnel_packets(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> tuple[dict[str, str],
+                                                                                      dict[str, str]]:
     """Return the fields of a forwarded packet to the peer's network and of one from it, in the form of
     verdict()."""
     behind, family = patient.device_to(ours), family_of(ours)
     inner = tunnel.inner
-    return ({"family": family, "in": behind, "out": inner, "ipsec_out": "exists ipsec", "src": ours, "dst": theirs},
-            {"family": family, "in": inner, "out": behind, "ipsec_in": "exists ipsec", "src": theirs, "dst": ours})
+    return ({"family": family, "in": behind, "out": inner, "ipsec_out": "exists ipsec", "src": ours,
+             "dst": theirs},
+            {"family": family, "in": inner, "out": behind, "ipsec_in": "exists ipsec", "src": theirs,
+             "dst": ours})
 
 
 def has_other_addresses(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> bool:
     """Return whether NAT changes addresses of the network behind this host, so that rules see others."""
     _, back = tunnel_packets(patient, tunnel, ours, theirs)
-    return patient.gives_source(ours) or bool(patient.blocks("prerouting", "nat", "dnat", **{**back, "state": "new"}))
+    return patient.gives_source(ours) or bool(patient.blocks("prerouting", "nat", "dnat",
+                                                             **{**back, "state": "new"}))
 
 
 def dropped_forwards(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> Iterator[Trouble]:
@@ -13573,10 +13680,12 @@ def check_nat(patient: Patient) -> Iterator[Trouble]:
                 continue  # every source belongs to the connection
             if own.get(ours.partition("/")[0], "") == tunnel.device and is_single(ours):
                 continue  # masquerading gives the packet the address that it has
-            head = patient.blocks("postrouting", "nat", "snat", src=ours, dst=theirs, out=tunnel.inner, state="new",
+            head = patient.blocks("postrouting", "nat", "snat", src=ours, dst=theirs, out=tunnel.inner,
+                                  state="new",
                                   family=family_of(ours), ipsec_out="exists ipsec")
             if head:
-                yield ("FAIL", "NAT", f"conn {tunnel.conn.name}: NAT rewrites the source address of {ours} to {theirs} "
+                yield ("FAIL", "NAT",
+                       f"conn {tunnel.conn.name}: NAT rewrites the source address of {ours} to {theirs} "
                        "traffic before encryption", accept_command(head, ours, theirs, "out"))
 
 
@@ -13595,7 +13704,8 @@ def check_clock(patient: Patient) -> Iterator[Trouble]:
         ctypes = need("ctypes", "asking whether the clock is synchronised")
         # adjtimex(2): a struct timex of zeros sets nothing; TIME_ERROR is 5
         if ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512)) == 5:
-            yield ("WARN", "NOT SYNCHRONISED", "the clock isn't synchronised (no NTP), and certificates depend on it",
+            yield ("WARN", "NOT SYNCHRONISED",
+                   "the clock isn't synchronised (no NTP), and certificates depend on it",
                    "timedatectl set-ntp true")
 
 
@@ -13623,7 +13733,8 @@ def check_pluto(patient: Patient) -> Iterator[Trouble]:
         is_hung = bool(patient.pid) or isinstance(failure, TimedOut)
         yield "FAIL", "FAILED", failure.message, pluto_fix(patient, is_hung)
     if patient.pid and find_pluto(patient.host) != patient.pid:
-        yield ("WARN", "NO PID FILE", f"pluto runs as process {patient.pid}, but {pid_file(patient.host)} does not "
+        yield ("WARN", "NO PID FILE",
+               f"pluto runs as process {patient.pid}, but {pid_file(patient.host)} does not "
                "name it: programs that stop or start pluto may not find it", "ipsec restart")
 
 
@@ -13672,8 +13783,10 @@ def check_udp4500(patient: Patient) -> Iterator[Trouble]:
 
 @verify_check(
     "loaded", " Pluto's connections are those of ipsec.conf",
-    "Whether pluto has the connections with auto=add, ondemand, start or keep, with the ends, networks and IDs of "
-    "the file; whether one of their ends is an address of this host; whether those with auto=ondemand are routed. A "
+    "Whether pluto has the connections with auto=add, ondemand, start or keep, with the ends, networks and "
+    "IDs of "
+    "the file; whether one of their ends is an address of this host; whether those with auto=ondemand are "
+    "routed. A "
     "connection without auto= is checked if pluto has loaded it.",
     "Pluto leaves out a connection with an error, and does not notice that the file changes. A connection "
     "without an end on this host never comes up.",
@@ -13696,7 +13809,8 @@ def check_loaded(patient: Patient) -> Iterator[Trouble]:
         elif not any(one["oriented"] for one in told):
             yield orientation_trouble(patient, conn)
         elif conn.name in here and (changed := list(changes(conn, here[conn.name], told, names))):
-            yield ("WARN", "CHANGED", f"{what}: {' and '.join(changed)} of {conn.file}:{conn.line} differ from the "
+            yield ("WARN", "CHANGED",
+                   f"{what}: {' and '.join(changed)} of {conn.file}:{conn.line} differ from the "
                    "connection that pluto has loaded", again)
         elif conn.auto == "ondemand" and all(one["routing"].startswith("unrouted") for one in told):
             yield ("WARN", "NOT ROUTED", f"{what} has auto=ondemand and is not routed",
@@ -13726,7 +13840,8 @@ def orientation_trouble(patient: Patient, conn: Conn) -> Trouble:
 def changes(conn: Conn, here: str, told: Sequence[dict[str, Any]], names: Mapping[str, str]) -> Iterator[str]:
     """Yield the keywords whose values in pluto's status differ from the file, as far as both are known."""
     told = [one for one in told if not one["instance"].startswith("[")]
-    for side, end, whose in ((here, "local", "our"), ("right" if here == "left" else "left", "remote", "their")):
+    for side, end, whose in ((here, "local", "our"),
+                             ("right" if here == "left" else "left", "remote", "their")):
         hosts = {canonical_net(one[end]["host"]) for one in told}
         nets = {canonical_net(one[end]["subnet"] or one[end]["host"]) for one in told}
         ids = {comparable_id(one["options"].get(f"{whose}_id", "%none"), names) for one in told}
@@ -13740,13 +13855,15 @@ def changes(conn: Conn, here: str, told: Sequence[dict[str, Any]], names: Mappin
 
 @verify_check(
     "up", " Connections that should be up are up",
-    "Whether connections with auto=start, and those that pluto is told to keep up, have an IPsec SA; if one has none, "
+    "Whether connections with auto=start, and those that pluto is told to keep up, have an IPsec SA; if one "
+    "has none, "
     "what the last attempt in pluto's log says.",
     "Packets for the networks behind the peer are dropped, or leave in clear.",
     "ipsec why CONN explains more; often only the log of the peer has the reason.", live=True)
 def check_up(patient: Patient) -> Iterator[Trouble]:
     loaded = patient.loaded()
-    starts = {conn.name for conn in (patient.conns if loaded else patient.needed_conns()) if conn.auto == "start"}
+    starts = {conn.name for conn in (patient.conns if loaded else patient.needed_conns())
+              if conn.auto == "start"}
     down = {}
     for name, told in loaded.items():
         is_wanted = name in starts or any("UP" in one["policy"] for one in told)
@@ -13795,14 +13912,17 @@ def check_virtual_private(patient: Patient) -> Iterator[Trouble]:
         return
     bad = bad_private_nets(setting.value)
     if patient.told("pluto_version") and not patient.has_changed(setting.file):
-        if any(line.lstrip(" -").startswith(("allowed subnet", "excluded subnet")) for line in patient.status()):
+        if any(line.lstrip(" -").startswith(("allowed subnet", "excluded subnet"))
+               for line in patient.status()):
             return
     elif not bad:
         return
-    used = any(word in conn.get(f"{side}subnet") for conn in patient.config.conns() for side in ("left", "right")
+    used = any(word in conn.get(f"{side}subnet") for conn in patient.config.conns()
+               for side in ("left", "right")
                for word in ("vhost:", "vnet:", "%priv"))
     what = f"virtual-private: {quote(bad[0])} is not a valid entry" if bad else "virtual-private: an entry is wrong"
-    yield ("FAIL" if used else "WARN", "NONE LOADED", f"{setting.file}:{setting.line}: {what}, so pluto drops all "
+    yield ("FAIL" if used else "WARN", "NONE LOADED",
+           f"{setting.file}:{setting.line}: {what}, so pluto drops all "
            "entries", edit_command(setting))
 
 
@@ -13861,14 +13981,16 @@ def check_nss_files(patient: Patient) -> Iterator[Trouble]:
     strange = [name for name in NSS_FILES[1:] if name not in lacking and not stat.S_ISREG(
         host.stat(f"{directory}/{name}").st_mode)]
     if strange:
-        yield ("FAIL", "BROKEN", f"{directory}/{strange[0]} is not a regular file: restore a backup, or make {ANEW}",
+        yield ("FAIL", "BROKEN",
+               f"{directory}/{strange[0]} is not a regular file: restore a backup, or make {ANEW}",
                new_database(patient))
     if lacking and not host.superuser and host.exists(directory):
         host.listdir(directory)  # raises PermissionError if only root may see what is in it
     if lacking:
         half = f": restore a backup, or make {ANEW}" if len(lacking) == 1 else ""
         yield ("FAIL", "MISSING", f"{directory} has no {' and no '.join(lacking)}{half}",
-               taken_over_database(patient) if not half and has_old_database(patient) else new_database(patient))
+               taken_over_database(patient) if not half and has_old_database(patient)
+               else new_database(patient))
 
 
 ANEW = "a new database; its keys have to be made or imported again"
@@ -13895,7 +14017,8 @@ def new_database(patient: Patient) -> str:
     one."""
     host, directory = patient.host, patient.nssdir
     names = host.listdir(directory) if host.isdir(directory) else []
-    old = [f"{directory}/{name}" for name in names if name.startswith(NSS_FILES[1:])]  # with SQLite's journals
+    # with SQLite's journals
+    old = [f"{directory}/{name}" for name in names if name.startswith(NSS_FILES[1:])]
     aside = f"{directory}/broken-{time.strftime('%Y%m%d-%H%M%S')}"
     steps = [["mkdir", aside], ["mv", *old, aside]] if old else [["mkdir", "-p", "-m", "700", directory]]
     return " && ".join(map(shell_words, [*steps, ["ipsec", "initnss", "--nssdir", directory]]))
@@ -13916,8 +14039,10 @@ def check_nss_health(patient: Patient) -> Iterator[Trouble]:
             yield ("FAIL", "BROKEN", f"{directory}/{name} {damage}: restore a backup, or make {ANEW}",
                    new_database(patient))
     infos = [host.stat(directory), host.stat(f"{directory}/key4.db")]
-    if infos[0].st_mode & 0o022 or infos[1].st_mode & 0o077 or (host.superuser and any(info.st_uid for info in infos)):
-        yield ("WARN", "OPEN", f"others may read or change files in {directory}", " && ".join(map(shell_words, (
+    if infos[0].st_mode & 0o022 or infos[1].st_mode & 0o077 or (host.superuser
+                                                                and any(info.st_uid for info in infos)):
+        yield ("WARN", "OPEN", f"others may read or change files in {directory}",
+               " && ".join(map(shell_words, (
             ["chown", "-R", "root", directory], ["chmod", "-R", "go=", directory]))))
     if host.live and host.superuser and not patient.told("pluto_version") and host.which("certutil"):
         try:
@@ -13931,7 +14056,8 @@ def file_damage(patient: Patient, base: NssDatabase, name: str) -> str:
     """Return what is wrong in a file of the database; empty if it is sound.  Raises OSError, Failure.
 
     The header tells the format and the size (fileformat2.html, 1.3) without sqlite3, whose import takes
-    longer than all other checks.  sqlite3 reads the pages only if connections need something in them. """
+    longer than all other checks.  sqlite3 reads the pages only if connections need something in them.
+    """
     path = f"{base.directory}/{name}"
     head = next(patient.host.chunks(path), b"")[:100]
     if head[:16] != b"SQLite format 3\0":
@@ -13960,7 +14086,8 @@ class Held(Record):
 
         def rank(entry: tuple[Parsed | None, Certificate]) -> tuple[bool, int]:
             parsed, _ = entry
-            return (parsed is not None and parsed.begins <= now <= parsed.expires, parsed.begins if parsed else 0)
+            return (parsed is not None and parsed.begins <= now <= parsed.expires, parsed.begins if parsed
+                    else 0)
         return max(self.certificates, key=rank)
 
 
@@ -14017,7 +14144,8 @@ def check_certificates(patient: Patient) -> Iterator[Trouble]:
             yield from validity_troubles(entry, entry.nickname in used, issuers, told)
 
 
-def named_troubles(patient: Patient, conn: Conn, held: Mapping[str, Held], used: dict[str, None]) -> Iterator[Trouble]:
+def named_troubles(patient: Patient, conn: Conn, held: Mapping[str, Held],
+                   used: dict[str, None]) -> Iterator[Trouble]:
     """Yield the troubles of leftcert= and rightcert= of a connection; add the nicknames to `used`."""
     here = patient.sides.get(conn.name, "")
     own_names = []
@@ -14027,21 +14155,25 @@ def named_troubles(patient: Patient, conn: Conn, held: Mapping[str, Held], used:
         if not name:
             continue
         if not nickname and name not in held:
-            yield ("SKIP", "UNKNOWN", f"conn {conn.name}: the certificate {quote(name)} is on another token than the "
+            yield ("SKIP", "UNKNOWN",
+                   f"conn {conn.name}: the certificate {quote(name)} is on another token than the "
                    "NSS database", "")
         elif not nickname:
-            yield ("FAIL", "MISSING", f"conn {conn.name}: NSS takes the part of {quote(name)} before the colon for the "
+            yield ("FAIL", "MISSING",
+                   f"conn {conn.name}: NSS takes the part of {quote(name)} before the colon for the "
                    f"name of a token; write {quote(pluto_nickname(name))}",
                    edit_command(conn.settings[f"{side}cert"]))
         elif nickname not in held:
-            yield ("FAIL", "MISSING", f"conn {conn.name}: no certificate {quote(nickname)} in the NSS database",
+            yield ("FAIL", "MISSING",
+                   f"conn {conn.name}: no certificate {quote(nickname)} in the NSS database",
                    "ipsec import FILE.p12")
         else:
             used[nickname] = None
             if here in ("", side):
                 own_names.append(nickname)
     if own_names and not any(held[nickname].has_key for nickname in own_names):
-        yield ("FAIL", "NO KEY", f"conn {conn.name}: no private key for {quote(own_names[0])} in the NSS database",
+        yield ("FAIL", "NO KEY",
+               f"conn {conn.name}: no private key for {quote(own_names[0])} in the NSS database",
                "ipsec import FILE.p12")
 
 
@@ -14050,7 +14182,8 @@ def validity_troubles(entry: Held, is_used: bool, issuers: Mapping[str, list[tup
     """Yield the troubles of the certificate that pluto gets for a nickname, and of the CAs above it.
 
     `issuers` are the CAs of the database by subject.  The CAs in `told` are left out, and others are added to
-    it. """
+    it.
+    """
     parsed, one = entry.chosen()
     what = f"the certificate {quote(entry.nickname)}"
     if parsed is None:
@@ -14148,7 +14281,8 @@ def check_psk(patient: Patient) -> Iterator[Trouble]:
     for entry in entries:
         if entry.dropped:
             yield dropped_id_trouble(entry)
-    groups: dict[str | None, list[list[str | None]]] = {}  # lists of IDs by each of their IDs; "" for a list without
+    # lists of IDs by each of their IDs; "" for a list without
+    groups: dict[str | None, list[list[str | None]]] = {}
     for entry in entries:
         for key in set(entry.ids) or {""}:
             groups.setdefault(key, []).append(entry.ids)
@@ -14243,7 +14377,8 @@ def check_host_keys(patient: Patient) -> Iterator[Trouble]:
         if signs and not any(get(f"{side}{word}") for word in ("cert", "eddsakey", *KEY_WORDS)):
             # without authby=, every release authenticates by signature
             default = "" if get("authby") or get(f"{side}auth") else ", because authby= is not set"
-            yield ("FAIL", "NO KEY", f"conn {tunnel.conn.name} has to sign{default}, and names no key of this end: "
+            yield ("FAIL", "NO KEY",
+                   f"conn {tunnel.conn.name} has to sign{default}, and names no key of this end: "
                    f"{side}cert=, {side}ckaid= or {side}rsasigkey=", edit_command(tunnel.conn))
     named = [(tunnel.conn.name, f"{tunnel.here}{word}", tunnel.conn.get(f"{tunnel.here}{word}"))
              for tunnel in tunnels for word in KEY_WORDS]
@@ -14271,7 +14406,8 @@ def check_host_keys(patient: Patient) -> Iterator[Trouble]:
     "chmod 600 the file, chown root.")
 def check_secret_modes(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
-    names = [secrets_file(host, patient.config), f"{host.confddir}/nsspassword", f"{patient.nssdir}/nsspassword"]
+    names = [secrets_file(host, patient.config), f"{host.confddir}/nsspassword",
+             f"{patient.nssdir}/nsspassword"]
     if host.exists(names[0]) and host.superuser:
         names += secret_files(host, names[0])[0]
     names = [name for name in dict.fromkeys(names) if host.exists(name)]
@@ -14283,10 +14419,12 @@ def check_secret_modes(patient: Patient) -> Iterator[Trouble]:
             verb = "writable" if info.st_mode & 0o002 else "readable"
             yield "WARN", "OPEN", f"{name} is {verb} by others", shell_words(["chmod", "600", name])
         elif info.st_uid and host.superuser:
-            yield "WARN", "OPEN", f"{name} belongs to user {info.st_uid}", shell_words(["chown", "root", name])
+            yield "WARN", "OPEN", f"{name} belongs to user {info.st_uid}", shell_words(["chown", "root",
+                                                                                        name])
     for name in dict.fromkeys(patient.config.files):
         if host.stat(name).st_mode & 0o022 or (host.stat(name).st_uid and host.superuser):
-            yield ("WARN", "OPEN", f"{name} is writable by users other than root", " && ".join(map(shell_words, (
+            yield ("WARN", "OPEN", f"{name} is writable by users other than root",
+                   " && ".join(map(shell_words, (
                 ["chown", "root", name], ["chmod", "go-w", name]))))
 
 
@@ -14322,7 +14460,8 @@ def check_overlap(patient: Patient) -> Iterator[Trouble]:
             for other in map(canonical_net, conn_nets(conn, theirs)):
                 before, first_peer = seen.setdefault((one, other), (conn, peer))
                 if first_peer != peer:
-                    yield ("WARN", "OVERLAP", f"conn {before.name} and conn {conn.name}: {one} and {other}, but "
+                    yield ("WARN", "OVERLAP",
+                           f"conn {before.name} and conn {conn.name}: {one} and {other}, but "
                            "different peers", edit_command(conn))
 
 
@@ -14335,7 +14474,8 @@ def check_overlap(patient: Patient) -> Iterator[Trouble]:
 def check_versions(patient: Patient) -> Iterator[Trouble]:
     program = patient.host.readlink(f"/proc/{patient.process()}/exe")
     if program.endswith(" (deleted)"):
-        yield ("WARN", "REPLACED", f"pluto runs from {program.removesuffix(' (deleted)')}, which was replaced",
+        yield ("WARN", "REPLACED",
+               f"pluto runs from {program.removesuffix(' (deleted)')}, which was replaced",
                "ipsec restart")
     elif os.path.dirname(program) != os.path.realpath(patient.host.execdir):
         yield ("WARN", "MISMATCH", f"pluto runs from {program}, but libreswan's other programs are in "
@@ -14513,17 +14653,20 @@ def explain(check: Check) -> str:
     import textwrap
     parts = (("Checks", check.checks), ("Why it matters", check.matters), ("Fix", check.fix))
     return "\n\n".join([f"{check.name}: {check.text.strip()}", *(
-        textwrap.fill(text, 79, initial_indent=f"{title:<16}", subsequent_indent=" " * 16) for title, text in parts)])
+        textwrap.fill(text, 79, initial_indent=f"{title:<16}", subsequent_indent=" " * 16) for title,
+        text in parts)])
 
 
 @command("verify", "[CHECK...]", summary="check the installation, the kernel, the configuration and pluto",
          rescue=True, options=(
-    Opt("--explain", "[CHECK]", "explain a check: what it checks, why a failure matters, and how to fix it; without "
+    Opt("--explain", "[CHECK]", "explain a check: what it checks, why a failure matters, and how to fix it; "
+                                "without "
                                 "CHECK (or with list) print the names of all checks"),
     Opt("--json", None, "print the findings as a JSON list: check, text, level, word, why, mend, cause"),
     Opt("--timeout", "SECONDS", "how long to wait for pluto (default 10)"),
     Opt("--nocolour --nocolor", None, "no colours (default if the output is not a terminal)"),
-), details="Makes all checks, or the named ones.  Every finding is OK, WARN, FAIL, or SKIP for a check that can't be "
+), details="Makes all checks, or the named ones.  Every finding is OK, WARN, FAIL, or SKIP for a check that "
+           "can't be "
            "made here; with the reason and a command to fix it.  The last line counts them.\n\nExit status: "
            "the number of findings that are FAIL, at most 255; 2 if a named check does not exist.")
 def verify_command(host: Host, args: Args) -> int:
@@ -17850,8 +17993,8 @@ def nss_database(host: Host, args: Args, name: str, password_option: str = "--pa
          details="The database has no password unless --password-file gives one. The exit status is 42 if a database "
          "already exists.")
 def initnss_command(host: Host, args: Args) -> int:
-    """`ipsec initnss`: return 0.  Raises Failure: 1 if the directory can't be used, 4 if the database can't be made, 42
-    if a database exists."""
+    """`ipsec initnss`: return 0.  Raises Failure: 1 if the directory can't be used, 4 if the database can't
+    be made, 42 if a database exists."""
     base = nss_database(host, args, "initnss")
     base.make_directory()
     with base.lock():
@@ -17866,7 +18009,8 @@ def initnss_command(host: Host, args: Args) -> int:
 @command("checknss", summary="create the NSS database if there is none, move or migrate an old one", options=(
     *NSS_OPTIONS, Opt("--settrusts", None, "trust its CAs for IPsec (CT,,), except those that are distrusted")))
 def checknss_command(host: Host, args: Args) -> int:
-    """`ipsec checknss`: return 0.  Raises Failure: 1 if the directory can't be used, 4 if the database is not sound."""
+    """`ipsec checknss`: return 0.  Raises Failure: 1 if the directory can't be used, 4 if the database is not
+    sound."""
     base = nss_database(host, args, "checknss")
     check_database(base)
     if args.flag("--settrusts") and (base.writable() or base.wrong_trusts()):
@@ -17906,8 +18050,9 @@ def import_command(host: Host, args: Args) -> int:
 
 # The options of NSS's tools for the directory and for a file with the database's password
 def nss_tool_command(name: str, directory: str, secret: str) -> None:
-    """Register a tool of NSS as a command that becomes this tool, with the directory and, if nsspassword has one, the
-    password.  `directory` and `secret` are the tool's options for them; `secret` is empty if it has none."""
+    """Register a tool of NSS as a command that becomes this tool, with the directory and, if nsspassword has
+    one, the password.  `directory` and `secret` are the tool's options for them; `secret` is empty if it has
+    none."""
 
     @command(name, "ARG...", options=None, summary=f"run NSS's {name} on the database",
              details="The arguments are the tool's own, without the directory.")
@@ -17948,8 +18093,8 @@ nss_tool_command("vfychain", "-d", "-f")
     Opt("--precedence", "NUMBER", "the precedence of the record (default 10)"),
     Opt("--ckaid", "HEX", "the key whose CKAID starts with HEX"), Opt("--rsaid", "ID", "the RSA key with this keyid")))
 def showhostkey_command(host: Host, args: Args) -> int:
-    """`ipsec showhostkey` where libreswan's own is not installed: return 0.  Raises Failure: 20 if there is no such
-    key."""
+    """`ipsec showhostkey` where libreswan's own is not installed: return 0.  Raises Failure: 20 if there is
+    no such key."""
     keys = nss_database(host, args, "showhostkey").keys()
     if args.flag("--list"):
         for place, key in enumerate(keys, 1):
@@ -17972,7 +18117,8 @@ def showhostkey_command(host: Host, args: Args) -> int:
 
 
 def chosen_key(keys: Sequence[HostKey], ckaid: str, rsaid: str) -> HostKey:
-    """Return the first key whose CKAID starts with `ckaid`, or the RSA key with the keyid `rsaid`.  Raises Failure."""
+    """Return the first key whose CKAID starts with `ckaid`, or the RSA key with the keyid `rsaid`.  Raises
+    Failure."""
     if not ckaid and not rsaid:
         raise Failure("ipsec showhostkey: --ckaid or --rsaid is needed", USAGE, "ipsec showhostkey --list")
     wanted = ckaid.lower().replace(":", "")
@@ -18041,8 +18187,8 @@ def make_key(host: Host, args: Args, name: str, kind: str, size: str) -> int:
     Opt("--bits", "NUMBER", "the size of an RSA key (default 3072)"),
     Opt("--curve", "NAME", f"the curve of an ECDSA key (default {CURVES[0]})")))
 def newhostkey_command(host: Host, args: Args) -> int:
-    """`ipsec newhostkey`: return 0.  Raises Failure: 1 if the size is not a multiple of 16, 2 for a usage error, 4 if
-    certutil fails."""
+    """`ipsec newhostkey`: return 0.  Raises Failure: 1 if the size is not a multiple of 16, 2 for a usage
+    error, 4 if certutil fails."""
     kind = args.value("--keytype", "rsa")
     if kind not in ("rsa", "ecdsa"):
         raise Failure(f"ipsec newhostkey: unknown key type {quote(kind)}", USAGE, "rsa or ecdsa")

@@ -74,7 +74,7 @@ SIX = ("ip -6 addr add fd00:9::1/64 dev eth0 nodad; ip -6 addr add fd00:1::1/64 
 
 #: The findings of checks that have nothing to check: without connections, with no end here, without a database
 NO_CONNS = dict.fromkeys(("forwarding", "peers", "mtu", "firewall", "forward_rules", "nat", "certificates", "psk",
-                          "host_keys", "overlap"), "SKIP")
+                          "host_keys", "overlap", "up"), "SKIP")
 NO_ENDS = dict.fromkeys(("forwarding", "peers", "mtu", "forward_rules", "nat", "host_keys"), "SKIP")
 NO_CONFIG = {**NO_CONNS, "loaded": "SKIP", "obsolete": "SKIP", "virtual_private": "SKIP"}
 NO_DATABASE = {"nss": "FAIL", "nss_health": "SKIP", "certificates": "SKIP"}
@@ -199,7 +199,7 @@ BROKEN = {
     "no connection": ("sed -i /auto=/d /etc/ipsec.conf; ipsec auto --delete fine", {**NO_CONNS, "loaded": "SKIP"}),
     "no libreswan": ("kill -KILL $(cat /run/pluto/pluto.pid); rm -r /usr/libexec/ipsec",
                      {**NO_PLUTO, "installed": "FAIL"}),
-    "does not come up": ("sed -i s/auto=add/auto=start/ /etc/ipsec.conf", {"loaded": "WARN"}),
+    "does not come up": ("sed -i s/auto=add/auto=start/ /etc/ipsec.conf", {"up": "WARN"}),
     "way to authenticate that there is not": ("sed -i s/authby=.*/authby=banana/ /etc/ipsec.conf", {
         "config": "FAIL"}),
     "network that is none": ("sed -i s,leftsubnet=.*,leftsubnet=10.1.0.0/33, /etc/ipsec.conf", {"config": "FAIL"}),
@@ -607,7 +607,7 @@ def test_a_mounted_disk(healthy: Pluto, root: Callable[..., Machine], tmp_path: 
     assert "checks need the running system and can't be made under --root (" in result.stderr
     lines = rescue.ipsec("--root", "/sysroot", "verify").stdout.splitlines()
     assert "under --root" in lines[-2] and "rp_filter" in lines[-2] and lines[-1].startswith("0 failed, 0 warnings, ")
-    rescue.write("/sysroot/etc/ipsec.conf", CONFIG + "\tauto=banana\n")
+    rescue.write("/sysroot/etc/ipsec.conf", CONFIG + "\tbanana=yes\n")
     assert levels(rescue.ipsec("--root", "/sysroot", "verify", "--json")) == {"config": "FAIL"}
     rescue.write("/sysroot/etc/ipsec.conf", CONFIG)
     after = rescue.run(["find", "/sysroot", "-printf", "%p %T@ %s\n"]).stdout
