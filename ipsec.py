@@ -2115,8 +2115,7 @@ INCLUDE_DEPTH = 10  # MAX_INCLUDE_DEPTH
 _NEW_BOOL = "|".join(f"{word}@5.0-5.4" for word in "y true on n false off".split())
 # The kinds of values, each with its keywords.  `side` keywords are written left… or right… .  `seconds` is a number,
 # from 5.1 on a duration.
-SETUP_KEYWORDS =
-"""
+SETUP_KEYWORDS = """
 bool: audit-log crl-strict dnssec-enable drop-oppo-null ike-socket-errqueue ipsec-interface-managed listen-tcp
  listen-udp logappend logip logtime loglimit ocsp-enable ocsp-strict uniqueids fragicmp hidetos perpeerlog
 text: curl-iface dnssec-anchors dnssec-rootkey-file dumpdir dns-resolver global-redirect global-redirect-to ipsecdir
@@ -2197,8 +2196,7 @@ ALIASES = {"plutostderrlog": "logfile", "plutostderrlogtime": "logtime", "strict
            "xauthusername": "username", "xauthname": "username"}
 # The spellings that only some releases have; all have the others, except those with `_`, of which only these exist.
 # Then those that a release has, and ignores.  `setup` stands in config setup, `side` behind left or right.
-KEYWORD_RELEASES =
-"""
+KEYWORD_RELEASES = """
 3.25-3.32  setup crl_strict curl_iface curl_timeout disable_port_floating force-busy force_keepalive forwardcontrol
  fragicmp hidetos ikeport keep_alive klipsdebug nat-ikeport nat_ikeport nat_traversal nocrsend ocsp-trust-name
  ocsp_enable ocsp_strict ocsp_timeout ocsp_trust_name ocsp_uri oe overridemtu perpeerlog perpeerlogdir pluto
@@ -2239,14 +2237,12 @@ KEYWORD_RELEASES =
 5.3-5.4    conn cisco-split nflog-group send-esp-tfc-padding-not-supported share-lease
 5.4        conn clones reject-simultaneous-ike-auth send-supported-auth-methods
 """
-IGNORED_KEYWORDS =
-"""
+IGNORED_KEYWORDS = """
 5.0-5.4    dpdaction ikev1-secctx-attr-type secctx-attr-type
 5.3-5.4    clientaddrfamily keyingtries plutostderrlog syslog virtual_private
 """
 # The words of plutodebug=
-DEBUG_FLAGS =
-"""
+DEBUG_FLAGS = """
 3.25-5.4   all crypt none private whackwatch add-prefix
 3.25       pfkey
 3.25-4.5   control controlmore crypt-low dns dpd emitting kernel klips lifecycle nattraversal netkey oppo oppoinfo
@@ -5314,8 +5310,7 @@ def pluto_shutdown(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
 # above.  A new release: add it to RELEASES, extend the ranges of what stayed and add lines for what changed.
 
 # From 5.1 the magic number is the cksum(1) of the version instead
-WHACK_MAGIC =
-"""
+WHACK_MAGIC = """
 3.25       0x6f686b2d
 3.26-3.29  0x6f686b2e
 3.30-3.32  0x6f686b2f
@@ -5328,8 +5323,7 @@ WHACK_MAGIC =
 # always sends so (of connections: lifetimes, margins, ports…); `12w` are 12 members that we have no use for, summed up
 # such that what follows is aligned as in C wherever time_t and pointers have 4 or 8 bytes and 64-bit integers are
 # aligned to 4 or 8.
-WHACK_MESSAGE =
-"""
+WHACK_MESSAGE = """
 3.25-5.2   i magic b status
 5.1-5.2    b shutdown
 3.25-5.0   b globalstatus
@@ -5450,8 +5444,7 @@ WHACK_MESSAGE =
 # The strings, in the order in which they follow the struct.  Up to 4.15 all are always there, those that we don't use
 # as a number of empty ones; `label` only where pluto has labelled IPsec.  From 5.0 only those that are set, and the
 # member of that name holds the length.
-WHACK_STRINGS =
-"""
+WHACK_STRINGS = """
 3.25-3.27  name 4 updown 5 updown 5 username 7 label 7 remote_host
 3.28-3.32  name 4 updown 5 updown 5 username 7 label 7 remote_host 2
 4.0-4.1    name 6 updown 9 updown 1 username 9 label 7 remote_host 2 redirect_to
@@ -5465,8 +5458,7 @@ WHACK_STRINGS =
 STRINGS_ROOM = 4096
 
 # From 5.3 what to do is a number, counted from 1 in this order
-WHACK_COMMANDS =
-"""
+WHACK_COMMANDS = """
 5.3-5.4    rereadall fetchcrls rereadsecrets rereadcerts processstatus addresspoolstatus connectionstatus
            briefconnectionstatus briefstatus fipsstatus globalstatus trafficstatus shuntstatus delete add route unroute
            initiate
@@ -5478,8 +5470,7 @@ WHACK_COMMANDS =
 """
 
 # Names of debugging bits, each the next higher one unless it says its value
-WHACK_DEBUG =
-"""
+WHACK_DEBUG = """
 3.25       raw parsing emitting control lifecycle kernel dns oppo controlmore pfkey nattraversal x509 dpd xauth
            retransmits oppoinfo crypt crypt-low private proposal-parser whackwatch add-prefix all=0xffff
 3.26-3.27  raw parsing emitting control lifecycle kernel dns oppo controlmore nattraversal x509 dpd xauth retransmits
@@ -5497,8 +5488,7 @@ WHACK_DEBUG =
 # (?) or of no use (.); the releases; what it sets; after a `/`, the same for other releases.  `word` is a command or a
 # member that becomes 1, `word=N` and `word|N` are a member (and the command of that name), `*` the option's value,
 # `$word` a string, `@word` the members of an address.
-WHACK_OPTIONS =
-"""
+WHACK_OPTIONS = """
 status                      . *         status
 shutdown                    . *         shutdown
 leave-state                 . 4.2-5.2   leave_state / 5.3-5.4 shutdown_leave_state
@@ -5579,8 +5569,7 @@ label=TEXT                  ? *
 WHACK_WORDS = {"ike_sock_err": {"no": 1, "yes": 2}, "global_redirect": {"no": 1, "yes": 2, "auto": 3},
                "ddos": {"auto": 1, "busy": 2, "unlimited": 3}}
 # The numbers of an IP version, of IPv4 and IPv6 (ip_version.h): another one ends pluto
-IP_VERSIONS =
-"""
+IP_VERSIONS = """
 3.25-5.3.2 4 6
 5.4        1 2
 """
