@@ -11744,14 +11744,16 @@ CAUSES = (
           "there is no route to the peer: the network or the host is unreachable",
           "the routes of this host, and right=",
           "ip route get {peer}",
-          ("Network is unreachable", "No route to host", "Errno 101", "Errno 113", "errno 101", "errno 113",
-           "Host is unreachable", "no local source address to reach", "Network is down", "unresolved gateway",
-           "network unreachable", "complainant*unreachable"), local="firewall"),
+          ("send*Network is unreachable", "send*No route to host", "send*Errno 101", "send*Errno 113",
+           "send*Host is unreachable", "send*Network is down", "complainant*No route to host",
+           "complainant*unreachable", "recvfrom*unreachable", "no local source address to reach",
+           "unresolved gateway"), local="firewall"),
     Cause("port-closed", "peer port closed", "peer",
           "the peer answers with \"Connection refused\": no IKE daemon listens on the port there",
           "whether pluto runs on the peer, and whether right= is the right host",
           "nc -vzu {peer} 500",
-          ("Connection refused", "ECONNREFUSED", "complainant*port unreachable", "errno 111")),
+          ("complainant*Connection refused", "send*Connection refused", "ECONNREFUSED", "send*errno 111",
+           "recvfrom*Connection refused")),
     Cause("tcp", "TCP refused", "both",
           "IKE over TCP does not work between the ends: the port is closed, or the kernel lacks ESP in TCP",
           "enable-tcp=, tcp-remoteport= and listen-tcp= of both ends",
@@ -12141,6 +12143,8 @@ CHILD_STARTS = ("initiating Quick Mode", "initiating Child SA", "sent CREATE_CHI
                 "processing decrypted CREATE_CHILD_SA")
 CHILD_UP = ("established Child SA", "IPsec SA established", "rekeyed Child SA", "negotiated connection")
 IKE_UP = ("IKE SA established", "ISAKMP SA established", "established IKE SA")
+# What the updown script says while a failed attempt is cleaned up
+CLEANS_UP = ("unroute-* output:", "down-* output:", "unroute-* command exited", "down-* command exited")
 TAKEN_DOWN = ("terminating SAs using this connection", "initiating delete of connection", "terminating all conns")
 
 
@@ -12207,6 +12211,8 @@ class Attempt:
     def take(self, line: LogLine, text: str) -> None:
         """Take in a line of the log; `text` has neither the connection nor the number of the state."""
         self.last = line
+        if has_any(CLEANS_UP, text):
+            return
         if has_any(CHILD_UP, text):
             self.ended, self.ike_up, self.rounds = "up", True, [[]]
             return

@@ -164,6 +164,13 @@ def test_only_the_last_attempt_counts() -> None:
     assert cause("initiator established Child SA using #1", '"office": terminating SAs using this connection') == ""
 
 
+def test_what_the_updown_script_says_while_it_cleans_up_does_not_count() -> None:
+    assert cause(INITIATES["5.2"], "IKE SA authentication request rejected by peer: AUTHENTICATION_FAILED",
+                 '"office" #2: unroute-client output: RTNETLINK answers: Network is unreachable') == "auth-refused"
+    assert cause(INITIATES["5.2"], '"office" #2: unroute-client command exited with status 2') == ""
+    assert cause(INITIATES["5.2"], '"office" #2: up-client command exited with status 2') == "updown"
+
+
 def test_lines_of_others_do_not_count() -> None:
     refused = "no suitable connection found with IKEv2 policy"
     assert cause(f"packet from 203.0.113.99:500: {refused}") == ""

@@ -47,8 +47,8 @@ def pair(root: Callable[..., Machine], release: str, pluto: Callable[..., Pluto]
 
 def states(machine: Machine) -> str:
     """Return the states that pluto has of the connection."""
-    return "".join(line for line in machine.run([Pluto.WHACK, "--status"]).stdout.splitlines(True) if '#' in line
-                   and '"tunnel"' in line and "STATE" in line.upper() and not line.startswith('000 "'))
+    lines = machine.run([Pluto.WHACK, "--status"]).stdout.replace("000 ", "").splitlines(True)
+    return "".join(line for line in lines if line.startswith("#") and '"tunnel"' in line)
 
 
 def check_two_lines(result: Result, words: str) -> None:
@@ -81,8 +81,10 @@ def test_another_key(pair: Pair, whack: str) -> None:
     ({"esp": "aes256-sha2_512"}, "NO_PROPOSAL_CHOSEN"), ({"rightsubnet": "10.9.0.0/24"}, "TS_UNACCEPTABLE"),
     ({"right": "198.51.100.9"}, "no route to the peer"),
     ({"left": "198.51.100.1", "right": "198.51.100.2"}, "neither left= nor right="), ({"auto": "ignore"}, "auto=")])
-def test_other_causes(pair: Pair, west: dict[str, str], words: str) -> None:
+def test_other_causes(pair: Pair, release: str, west: dict[str, str], words: str) -> None:
     """Whack's own status is 0 for some of them."""
+    if release == "bullseye" and "ID" in words:
+        words = "the first message was answered"  # 4.3 answers the second one only if its kernel has ESP
     pair.start(config(**west), config(ike="aes128-sha1;modp2048", esp="aes128-sha1") if "NO_" in words else "")
     check_two_lines(pair.west.ipsec("up", "tunnel"), words)
     told = pair.west.ipsec("why", "tunnel")
