@@ -1773,7 +1773,7 @@ def censor_secrets(lines: Iterable[str]) -> Iterator[str]:
 
 
 # Words without which none of SECRET_PLACES can match, then those places: what comes before the secret is kept.
-PLACE_HINTS = ("comment", "prefix", "/*",
+PLACE_HINTS = ("key", "unwrapped", "sk_", "g^", "comment", "prefix", "/*",
                "pass", "pwd", "psk", "secret", "pin", "xauth", "ppk", "shared", "api", "token", "://", "malformed",
                "unrecogni", 'index "', "lex ", "util", "banner", "$", " 0x", "\te: ", "\ta: ",
                "| sk_", "curl", "authorization:", "certificate db:", "access",
@@ -1782,8 +1782,18 @@ _SECRET_NAME = (r"[\w-]*(?:passw(?:or)?d|passphrase|xauthpass|userpass|pwd|secre
                 r"client[_-]?secret|(?:api|access)[_-]?key|auth[_-]?token|_pass|[_-](?:psk|secret|pin))|pass|psk|secret|pin")
 _QUOTED = r"""\\?"(?:[^"\\\n]|\\.)*(?:"|$)|\\?'[^'\n]*(?:'|$)"""
 _NOT_SECRET = r"[ \t]*(?:files|compat|sss|systemd|db|nis|winbind)\b"  # sources of nsswitch.conf(5)
-_SPEAKS_OF_SECRET = r"(?:passw|passphrase|\bpass\b|secret|psk|pwd|\bkeys?\b|\bpin\b|token)"
+_SPEAKS_OF_SECRET = (r"(?:passw|passphrase|\bpass\b|secret|psk|pwd|\bkeys?\b(?! exchange)|\bpin\b|token|credential|"
+                     r"login)")
+# Ordinary words in mixed case
+MIXED_CASE = frozenset("IPsec IKEv1 IKEv2 OpenVPN WireGuard strongSwan StrongSwan NetworkManager macOS iOS".split())
+# Remarks of firewall rules, as iptables, nft and pyroute2 write them
+REMARKS = (r"((?:--comment|--(?:nf)?log-prefix|(?<![\w-])(?:comment|(?:nflog-)?prefix)(?=[ \t=]+[^-\s]))(?:[ \t]+|=))"
+           rf"({_QUOTED}|[^\s\"\']+)|(/\* )([^\n]*?)(?= \*/)")
+# A word of pluto's log that names a key, then bytes as digits
+_BYTES = r"(?:0x)?(?:[0-9a-f]{12,}|(?=[A-Za-z0-9+/]*[0-9A-Z])[A-Za-z0-9+/]{12,}={0,2})(?![\w.:@-])"
 SECRET_PLACES = (
+    rf"(\|[^\n]*?(?<!public )(?<!ckaid )\b(?:\w*key|keymat|unwrapped|sk_\w+|skeyid\w*|skeyseed|psk|ppk|g\^\w+)"
+    rf"(?![\w(@-])[\w \t]{{0,16}}?[ :=]+)(?!/){_BYTES}[^\n]*",
     # options of a command line, up to the next option; the short ones of the NSS tools
     rf"((?<![\w-])--?(?:{_SECRET_NAME}|passin|passout)(?:=|[ \t]+))(?:{_QUOTED}|(?:(?![ \t]-)[^\n])+)",
     r"(\bsshpass[ \t]+-p[ \t]*)\S+",
@@ -1807,11 +1817,6 @@ SECRET_PLACES = (
     r"(\buser\([^\n]*\) pass[ \t]+)[^\n]+",
     # comments and banners that speak of a secret
     rf"((?:modecfgbanner[ \t]*=|banner:)[ \t]*)(?=[^\n]{{0,300}}?{_SPEAKS_OF_SECRET})[^\n]+",
-    # of rules of a packet filter, in iptables-save, `iptables -L` and nft
-    rf"((?:--comment|--(?:nf)?log-prefix|\b(?:comment|prefix))[ \t]+)"
-    rf"(?=\\?\"[^\"\n]*?{_SPEAKS_OF_SECRET})(?:{_QUOTED})",
-    rf"((?:--comment|--(?:nf)?log-prefix)[ \t]+)(?=[^\s\"]*{_SPEAKS_OF_SECRET})[^\s\"]+",
-    rf"(/\* )(?=[^\n]*?{_SPEAKS_OF_SECRET}[^\n]*? \*/)[^\n]*?(?= \*/)",
     # keys of the kernel, as ip-xfrm(8) and setkey(8) print them, and hashes of passwords, crypt(5)
     r"(\b(?:auth|auth-trunc|enc|aead|comp)[ \t]+(?!spi\b)\S+[ \t]+0x)[0-9a-f]+",
     r"^(\t[EA]: [\w()-]+[ \t]+)[0-9a-f]{8}[0-9a-f \t]*$",
@@ -1821,6 +1826,28 @@ SECRET_PLACES = (
 
 # One command of the NSS tools may have several of these, so they are looked for until no more is found
 NSS_PASSWORDS = r"(\b(?:pk12|cert|crl|mod)util\b[^\n]*?[ \t]-[WKP][ \t]*)(?![\ue000 \t]|\[redacted)(?:(?![ \t]-)[^\n])+"
+
+
+def is_harmless_word(word: str) -> bool:
+    """Return whether a word of free text is an ordinary word, a small number, an address, or a name such as eth0."""
+    word = word.strip("\"'()[]{}<>,;!?")
+    if word in MIXED_CASE:
+        return True
+    bare = word.replace("-", "").replace("_", "").replace(":", "").replace(".", "").replace("/", "")
+    if not bare or (bare.isdigit() and (len(bare) < 6 or "." in word)):
+        return True
+    letters = bare.rstrip("0123456789")
+    if not letters.isalpha() or len(bare) - len(letters) > (3 if len(letters) < 12 else 0):
+        return ("." in word or ":" in word) and set(word.lower()) <= set("0123456789abcdef.:/") and word.count(":") > 1
+    return len(letters) <= 24 and (letters.islower() or letters.isupper() or letters.istitle())
+
+
+def shown_remark(text: str) -> str:
+    """Return a comment, a description or a log prefix if it is known to be harmless, else REDACTED."""
+    import re
+    if re.search(_SPEAKS_OF_SECRET, text, re.IGNORECASE) or not all(map(is_harmless_word, text.split())):
+        return REDACTED
+    return text
 
 
 class Redactor:
@@ -1841,6 +1868,7 @@ class Redactor:
         self._word_pattern: re.Pattern[str] | None = None
         self._places: list[re.Pattern[str]] = []
         self._rows: list[re.Pattern[str]] = []
+        self._remarks: re.Pattern[str] | None = None
 
     def learn(self, secret: str | bytes) -> None:
         """From now on, mask this secret in every form it may turn up in: as it is, decoded, in hex and base64, escaped.
@@ -2003,6 +2031,18 @@ class Redactor:
                           re.compile(r"((?<![0-9A-Za-z])(?:0x)?)((?:[0-9A-Fa-f]{4} {1,2})+[0-9A-Fa-f]{2,4})\b"),
                           re.compile(f"{ROW_MASK}.*")]
 
+    def _mask_remarks(self, line: str) -> str:
+        """Mask the comments and log prefixes of a firewall rule that are not known to be harmless."""
+        if self._remarks is None:
+            import re
+            self._remarks = re.compile(REMARKS)
+
+        def shown(found: re.Match[str]) -> str:
+            before, remark = (found[1], found[2]) if found[1] else (found[3], found[4])
+            is_masked = MASK in remark or shown_remark(remark.replace("\\", "")) != remark.replace("\\", "")
+            return before + (MASK if is_masked else remark)
+        return self._remarks.sub(shown, line)
+
     def _mask_places(self, text: str) -> str:
         lines = text.split("\n")
         if self._digits and not self._rows and (len(lines) > 100 or any(map(may_be_row, lines))):
@@ -2016,7 +2056,9 @@ class Redactor:
                     before, line = line, self._places[0].sub(mask_place, line)
                 for place in self._places[1:]:
                     line = place.sub(mask_place, line)
-                lines[number] = line
+            if "comment" in lowered or "prefix" in lowered or "/* " in line:
+                line = self._mask_remarks(line)
+            lines[number] = line
         text = "\n".join(lines)
         if self._digits and self._rows:
             for row in self._rows[:-1]:
@@ -10341,7 +10383,7 @@ LOGGED_PROGRAMS = frozenset((
     "pluto ipsec ipsec__plutorun _plutorun ipsec_setup ipsec_starter ipsec-starter whack addconn _updown "
     "charon charon-systemd charon-nm starter swanctl xl2tpd libreswan").split())
 UNIT_DIRECTIVES = frozenset((
-    "Description Documentation After Before Wants Requires Requisite BindsTo PartOf Conflicts OnFailure "
+    "Documentation After Before Wants Requires Requisite BindsTo PartOf Conflicts OnFailure "
     "ConditionPathExists ConditionKernelCommandLine DefaultDependencies Type PIDFile Restart RestartSec "
     "TimeoutSec TimeoutStartSec TimeoutStopSec WatchdogSec NotifyAccess KillMode KillSignal RemainAfterExit "
     "SuccessExitStatus RestartPreventExitStatus User Group Nice LimitNOFILE LimitCORE LimitNPROC LimitMEMLOCK "
@@ -10469,6 +10511,8 @@ def shown_unit_line(line: str) -> str:
     if key in ("Environment", "PassEnvironment", "UnsetEnvironment"):
         names = [shown_name(word.strip("\"'").partition("=")[0], UPPER + "_") for word in value.split() if "=" in word]
         return f"{key}=" + " ".join(f"{name}={LEFT_OUT}" for name in names)
+    if key == "Description":
+        return f"{key}={shown_remark(value)}"
     return bare if key in UNIT_DIRECTIVES else f"{shown_name(key, UPPER + LOWER + '-')}={LEFT_OUT}"
 
 
@@ -10487,7 +10531,7 @@ def shown_syslog_line(line: str) -> str:
     first = words[0]
     _, dot, _ = first.partition(".")
     is_selector = bool(dot) and len(words) == 2 and set(first) <= SELECTOR_CHARACTERS
-    if is_selector and words[1].lstrip("-").startswith(("/", "@", "~")):
+    if is_selector and words[1].lstrip("-").startswith(("/", "@", "~")) and ";" not in words[1]:
         return line.rstrip()
     if first in ("$IncludeConfig", "$ModLoad", "$FileOwner", "$FileCreateMode", "@include", "@version:"):
         return " ".join(words[:2])
@@ -10500,8 +10544,16 @@ SELECTOR_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789*.,;=!")
 def shown_resolver_line(line: str) -> str:
     """Return a line of resolv.conf: name servers, domains, options."""
     words = line.split()
-    known = words[0] in ("nameserver", "search", "domain", "options", "sortlist")
+    if words[0] == "options":
+        return " ".join(word if word.rpartition(":")[0] in ("ndots", "timeout", "attempts") and word.rpartition(":")[
+            2].isdigit() or word in RESOLVER_OPTIONS else LEFT_OUT for word in words)
+    known = words[0] in ("nameserver", "search", "domain", "sortlist")
     return line.rstrip() if known else LEFT_OUT
+
+
+# Of resolv.conf(5), without values
+RESOLVER_OPTIONS = frozenset("options debug rotate no-check-names inet6 edns0 single-request single-request-reopen "
+                             "no-tld-query use-vc no-reload trust-ad no-aaaa".split())
 
 
 def shown_policy_line(line: str) -> str:
@@ -10534,6 +10586,22 @@ DUMP_RUN = r"(?<![\w.:/-])[0-9A-Fa-f]{2}(?:  ?[0-9A-Fa-f]{2}(?![\w:])){%d,}.*"
 LONG_HEX = r"(?<![0-9A-Za-z])(?:0x)?[0-9A-Fa-f]{17,}(?![0-9A-Za-z])"  # longer than an IKE SPI
 
 
+# What the kernel logs about pluto and IPsec: faults, denials by security modules, XFRM, dropped packets of IKE and ESP
+KERNEL_WORDS = (r"pluto\[\d+\]: segfault|traps: pluto|Killed process \d+ \(pluto\)|(?:apparmor=|avc: +denied).*"
+                r"(?:pluto|ipsec)|\bxfrm|\bXFRM|IN=.* OUT=.*(?:PROTO=(?:ESP|AH)\b|DPT=4?500\b)")
+
+
+def without_log_prefix(line: str) -> str:
+    """Return a line of the kernel's log without the prefix that a firewall rule gives a packet, unless the prefix is
+    known to be harmless."""
+    head, packet, rest = line.partition("IN=")
+    if not packet or "OUT=" not in rest:
+        return line
+    place = max(head.rfind("] "), head.rfind("kernel: ") + len("kernel: ") - 2) + 2
+    prefix = head[place:].strip()
+    return f"{head[:place]}{shown_remark(prefix)} {packet}{rest}" if prefix else line
+
+
 class LogFilter:
     """Shows the lines of a log that are pluto's own or of other IPsec programs, without dumped bytes.
 
@@ -10547,6 +10615,7 @@ class LogFilter:
         self.any_run = re.compile(DUMP_RUN % 3)
         self.whole_row = re.compile(r"\s*[0-9A-Fa-f]{2}(?:  ?[0-9A-Fa-f]{2})*(?:  .*)?")
         self.long_hex = re.compile(LONG_HEX)
+        self.kernel_words = re.compile(KERNEL_WORDS)
         self.tag = re.compile(r"(?:[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d(?:\.\d+)?|\d{4}-\d\d-\d\d[T ][\d:.,]+\S*) "
                               r"\S+ ([^\s:\[]+)(?:\[\d+\])?:? ")
 
@@ -10567,13 +10636,16 @@ class LogFilter:
         if not tag:
             return True
         program = os.path.basename(tag[1])
-        if program in ("kernel", "systemd"):
+        if program == "kernel":
+            return bool(self.kernel_words.search(line, tag.end()))
+        if program == "systemd":
             lower = line[tag.end():].lower()
-            return any(word in lower for word in ("ipsec", "pluto", "xfrm", "libreswan", "esp"))
+            return any(word in lower for word in ("ipsec", "pluto", "libreswan"))
         return program in LOGGED_PROGRAMS
 
     def without_bytes(self, line: str) -> str:
         """Return the line with each run of dumped bytes masked, to its end; the length of the run stays."""
+        line = without_log_prefix(line)
         head, bar, text = line.partition("| ")
         if bar and (not head or head.endswith(": ")):
             if self.whole_row.fullmatch(text):
@@ -14839,7 +14911,8 @@ def kernel_symbols(report: Report) -> Iterator[str]:
 
 def kernel_log(report: Report) -> Iterator[str]:
     """The messages of the kernel about IPsec, as dmesg(1) prints them."""
-    return matching(report.host.kernel_messages(), MODULE_NAMES)
+    messages = report.host.kernel_messages()
+    return matching(messages if report.redactor.show_secrets else map(without_log_prefix, messages), MODULE_NAMES)
 
 
 def kernel_debug_log(report: Report) -> Iterator[str]:

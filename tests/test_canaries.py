@@ -1,0 +1,93 @@
+"""A second set of planted secrets (ground/canaries.py), and remarks of firewall rules: a report shows none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import ipsec
+from tests.ground import canaries
+
+
+def report_of(files: dict[str, str], root: Path, sink: type[ipsec.TextSink] = ipsec.TextSink) -> str:
+    """Return the report of the files, which are written below `root`."""
+    for path, text in files.items():
+        (root / path[1:]).parent.mkdir(parents=True, exist_ok=True)
+        (root / path[1:]).write_text(text)
+    host = ipsec.Host({}, root=str(root))
+    pieces: list[str] = []
+    ipsec.run_report(ipsec.Report(host, ipsec.COMMANDS["barf"].parse([])), ipsec.report_sections(host),
+                     sink(pieces.append))
+    return "".join(pieces)
+
+
+def test_the_canaries_are_many() -> None:
+    planted = [*canaries.canaries_of_files(), *canaries.live_canaries()]
+    assert len(planted) >= 350 and len({canary.secret for canary in planted}) == len(planted)
+    text = "".join(canaries.files(canaries.canaries_of_files()).values())
+    assert len(canaries.leaked(text, canaries.canaries_of_files())) == len(canaries.canaries_of_files())
+
+
+@pytest.mark.parametrize("sink", [ipsec.TextSink, ipsec.JsonSink])
+@pytest.mark.parametrize("own_log", [True, False], ids=["logfile", "syslog"])
+def test_no_canary_leaves(tmp_path: Path, sink: type[ipsec.TextSink], own_log: bool) -> None:
+    planted = canaries.canaries_of_files()
+    files = canaries.files(planted)
+    if not own_log:
+        files["/etc/ipsec.conf"] = files["/etc/ipsec.conf"].replace("\tlogfile=/var/log/pluto.log\n", "")
+    text = report_of(files, tmp_path, sink)
+    assert canaries.leaked(text, planted) == []
+    # the report still tells what an expert asks for
+    for shown in ("conn gw", "left=192.0.2.1", "leftupdown=", "/usr/local/bin/up (2 arguments)",
+                  "nameserver 192.0.2.53", "10.0.0.0/8", "VPN_IPSEC_PSK=[redacted]", "x-psk=[redacted]",
+                  "# [comment]", "Starting Pluto"):
+        assert shown in text or shown.replace('"', '\\"') in text
+
+
+@pytest.mark.parametrize("remark", ["allow IKE from the branch office", "cali: policy 12", "eth0 to vpn2", "NAT-T",
+                                    "10.0.0.0/8", "Internet Key Exchange (IKE) Protocol Daemon for IPsec", "!fw3"])
+def test_a_harmless_remark_is_shown(remark: str) -> None:
+    assert ipsec.shown_remark(remark) == remark
+
+
+@pytest.mark.parametrize("remark", ["psk is hunter", "Tr0ub4dor&3", "site a: xK9fQ2mm", "the key is new",
+                                    "abc123def456", "old pin 1234", "deadbeefcafe0123", "correctHorseBattery"])
+def test_a_remark_that_may_hold_a_secret_is_not_shown(remark: str) -> None:
+    assert ipsec.shown_remark(remark) == ipsec.REDACTED
+
+
+@pytest.mark.parametrize("line", [
+    "-A INPUT -p esp -m comment --comment {0} -j ACCEPT", "ip protocol esp accept comment {0}",
+    "LOG  all  --  0.0.0.0/0  0.0.0.0/0  /* psk is X */ LOG flags 0 level 4 prefix {0}",
+    "-j NFLOG --nflog-prefix {0} -m x",
+])
+def test_a_remark_of_a_rule_takes_nothing_else_of_it(line: str) -> None:
+    masked = ipsec.Redactor().text(line.format('"psk is hunter2"'))
+    assert "hunter2" not in masked and "psk is X" not in masked
+    assert masked == line.format("[redacted]").replace("psk is X", "[redacted]")
+
+
+@pytest.mark.parametrize("line", [
+    "# the monkey, keyexchange and keyboard", "| complete_dh_shared_secret: computing", "passwd: files systemd",
+    'pluto[9]: loaded PSK secret: @a @b', "-A INPUT -m comment --comment \"from the branch office\" -j ACCEPT",
+    "hosts: files dns", "| found connection west-east", "Nov 25 23:00:01 gw pluto[9]: | #1 is idle",
+    'pluto[9]: "west" #1: initiated IKEv2 connection', "|  spi 0x12345678 from 00:11:22:33:44:55",
+    "| ckaid: 0123456789abcdef0123456789abcdef01234567", "| dnssec-rootkey-file=/usr/share/dns/root.key",
+    "|  AES_XCBC symkey() +57 /programs/pluto/crypt_xcbc.c", "| public key: AwEAAbzL0123456789abcdef",
+])
+def test_a_report_changes_nothing_but_secrets(line: str) -> None:
+    assert ipsec.Redactor().text(line) == line
+
+
+@pytest.mark.parametrize("line, shown", [
+    ("Nov 25 23:59:01 gw kernel: [ 12.3] hunter2x IN=eth0 OUT= SRC=192.0.2.9 PROTO=ESP",
+     "Nov 25 23:59:01 gw kernel: [ 12.3] [redacted] IN=eth0 OUT= SRC=192.0.2.9 PROTO=ESP"),
+    ("Nov 25 23:59:01 gw kernel: drop: IN=eth0 OUT= PROTO=UDP DPT=4500",
+     "Nov 25 23:59:01 gw kernel: drop: IN=eth0 OUT= PROTO=UDP DPT=4500"),
+    ("Nov 25 23:59:01 gw kernel: traps: pluto[9] trap", "Nov 25 23:59:01 gw kernel: traps: pluto[9] trap"),
+    ("Nov 25 23:59:01 gw kernel: pluto is a planet", None),
+    ("Nov 25 23:59:01 gw kernel: hunter2x IN=eth0 OUT= PROTO=TCP DPT=22", None),
+])
+def test_of_the_kernels_lines_those_about_ipsec_are_shown_without_log_prefix(line: str, shown: str | None) -> None:
+    assert list(ipsec.LogFilter().lines([line])) == ([shown] if shown else [])
