@@ -978,6 +978,66 @@ class Host:
             self.children.discard(child.pid)
         return Ran(SIGNALLED - child.returncode if child.returncode < 0 else child.returncode, out, err)
 
+    def run_together(self, commands: Sequence[tuple[Sequence[str], bytes, bytes]], timeout: float) -> list[Ran]:
+        """Run programs side by side and return what each left.
+
+        A command is the argv, the standard input, and the end of that, which makes the program act (COMMIT).  All have
+        their input but for the end before one gets the end.  So if this process is killed, none acts or all do: two
+        writes to pipes are the only moment in between.  Raises as run() does.
+        """
+        paths = [self.resolve(argv[0]) for argv, _, _ in commands]
+        children: list[subprocess.Popen[bytes]] = []
+        writers: list[int] = []
+        try:
+            for path, (argv, data, _) in zip(paths, commands):
+                reader, writer = filled_pipe(data)
+                writers.append(writer)
+                try:
+                    children.append(self._start_reading(path, argv[1:], reader))
+                finally:
+                    os.close(reader)
+            for writer, (_, _, last) in zip(writers, commands):
+                write_to_reader(writer, last)
+            while writers:
+                os.close(writers.pop())
+            return [self._left(path, child, timeout) for path, child in zip(paths, children)]
+        finally:
+            for writer in writers:
+                os.close(writer)
+            for child in children:
+                if child.poll() is None:  # time is up, or not all could be started
+                    self._end(child.pid)
+                    child.communicate()
+                self.children.discard(child.pid)
+
+    def _start_reading(self, path: str, words: Sequence[str], reader: int) -> subprocess.Popen[bytes]:
+        """Start a program in a session of its own, with a descriptor as standard input.  Raises Failure."""
+        import subprocess
+        try:
+            child: subprocess.Popen[bytes] = self._start(lambda: subprocess.Popen(
+                [path, *words], stdin=reader, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=self.child_env(),
+                start_new_session=True))
+        except OSError as error:
+            raise Failure(f"{path}: {error.strerror}", NOT_EXECUTABLE) from None
+        return child
+
+    @staticmethod
+    def _left(path: str, child: subprocess.Popen[bytes], timeout: float) -> Ran:
+        """Return what a program leaves that must not be interrupted.  Raises TimedOut, KeyboardInterrupt after it."""
+        import subprocess
+        interrupt = None
+        while True:
+            try:
+                out, err = child.communicate(None, timeout)
+                break
+            except subprocess.TimeoutExpired:
+                raise TimedOut(f"{os.path.basename(path)} did not end within {timeout:g} s") from None
+            except KeyboardInterrupt as signalled:
+                interrupt = signalled
+        if interrupt:
+            raise interrupt
+        return Ran(SIGNALLED - child.returncode if child.returncode < 0 else child.returncode, out, err)
+
     def call(self, argv: Sequence[str], *, quiet: bool = False, timeout: float | None = None) -> int:
         """Run a program in our place, on our terminal or silently; its status.
 
@@ -1429,6 +1489,32 @@ def write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view):]
+
+
+def filled_pipe(data: bytes) -> tuple[int, int]:
+    """Return both ends of a pipe that holds the data and has room for a few bytes more.
+
+    Raises OSError: EPERM if the data is more than a pipe may hold (pipe(7), /proc/sys/fs/pipe-max-size).
+    """
+    import fcntl
+    reader, writer = os.pipe()
+    try:
+        if len(data) + 4096 > READ_CHUNK:
+            fcntl.fcntl(writer, 1031, len(data) + 4096)  # F_SETPIPE_SZ, which Python names from 3.10 on
+        write_all(writer, data)
+    except OSError:
+        os.close(reader)
+        os.close(writer)
+        raise
+    return reader, writer
+
+
+def write_to_reader(fd: int, data: bytes) -> None:
+    """Write to a pipe whose reader may have ended: its status tells why."""
+    try:
+        write_all(fd, data)
+    except BrokenPipeError:
+        return
 
 
 def takes_output(fd: int) -> bool:
@@ -8289,21 +8375,23 @@ class Iptables:
         return rules
 
     def change(self, gone: Sequence[FoundRule], new: Sequence[Capture | FoundRule]) -> None:
-        """Remove rules and add others: one transaction for each address family, undone when one fails.
+        """Remove rules and add others: one transaction for each address family, started at one moment, so that kill -9
+        leaves no half of a set; undone when one fails.
 
         Raises Failure.
         """
-        done: list[tuple[int, list[str]]] = []
+        lines: dict[int, list[str]] = {}
+        undo: dict[int, list[str]] = {}
         for family in self.families:
             out = [self.rule(rule) for rule in gone if rule.family == family]
             into = [self.rule(rule) for rule in new if rule.family in (0, family)]
-            try:
-                self._restore(family, [*(f"-D {rule}" for rule in out), *(f"-I {rule}" for rule in reversed(into))])
-            except Failure:
-                for other, lines in reversed(done):
-                    self._restore(other, lines)
-                raise
-            done.append((family, [*(f"-D {rule}" for rule in into), *(f"-I {rule}" for rule in reversed(out))]))
+            if out or into:
+                lines[family] = [*(f"-D {rule}" for rule in out), *(f"-I {rule}" for rule in reversed(into))]
+                undo[family] = [*(f"-D {rule}" for rule in into), *(f"-I {rule}" for rule in reversed(out))]
+        failures = self._restore(lines)
+        if failures:
+            self._restore({family: undo[family] for family in lines if family not in failures})
+            raise next(iter(failures.values()))
 
     @staticmethod
     def rule(capture: Capture | FoundRule) -> str:
@@ -8316,13 +8404,20 @@ class Iptables:
         return (f"{capture.chain}{ends} -m policy --dir {capture.way} --pol ipsec -j NFLOG "
                 f"--nflog-group {capture.group} --nflog-prefix {quoted}")
 
-    def _restore(self, family: int, lines: Sequence[str]) -> None:
-        if lines:
-            argv = [self._program(family, "-restore"), "--noflush", "--wait", str(FILTER_WAIT)]
-            text = "\n".join(["*filter", *lines, "COMMIT\n"])
-            ran = self.host.run(argv, stdin=encode(text), timeout=2 * FILTER_WAIT)
-            if ran.status:
-                raise Failure(f"{argv[0]}: {ran.complaint}", hint="be root" if not self.host.superuser else "")
+    def _restore(self, lines: Mapping[int, Sequence[str]]) -> dict[int, Failure]:
+        """Give lines to iptables-restore of each family; return the failures.  Raises Failure if nothing was done."""
+        if not lines:
+            return {}
+        names = [self._program(family, "-restore") for family in lines]
+        text = [encode("\n".join(["*filter", *some, ""])) for some in lines.values()]
+        try:
+            left = self.host.run_together([((name, "--noflush", "--wait", str(FILTER_WAIT)), data, b"COMMIT\n")
+                                           for name, data in zip(names, text)], 3 * FILTER_WAIT)
+        except OSError as error:
+            raise Failure(f"{names[0]}: {error.strerror}") from None
+        hint = "be root" if not self.host.superuser else ""
+        return {family: Failure(f"{name}: {ran.complaint}", hint=hint)
+                for family, name, ran in zip(lines, names, left) if ran.status}
 
 
 class NfTables:

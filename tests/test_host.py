@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -186,6 +187,44 @@ def test_run_ends_what_takes_too_long_with_its_children(tmp_path: Path) -> None:
             break
     pid = int(marker.read_text())
     wait_for(lambda: not alive(pid), "the end of sleep")
+
+
+def test_programs_together_get_the_end_when_all_have_the_rest(tmp_path: Path) -> None:
+    """More data than an ordinary pipe holds, for programs that read only when they are told to."""
+    host = ipsec.Host({})
+    data = b"x" * 300_000 + b"\n"
+    go = tmp_path / "go"
+    first = ["sh", "-c", f"while [ ! -e {go} ]; do sleep 0.01; done; tail -n 1"]
+    second = ["sh", "-c", f"read line; read last; touch {go}; echo $last; exit 3"]
+    assert host.run_together([(first, data, b"one\n"), (second, data, b"two\n")], 60) == [
+        ipsec.Ran(0, b"one\n", b""), ipsec.Ran(3, b"two\n", b"")]
+
+
+def test_programs_together_are_not_begun_if_one_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ipsec.Missing, match="no-such-7f3"):
+        ipsec.Host({}).run_together([(["touch", str(tmp_path / "x")], b"", b""), (["no-such-7f3"], b"", b"")], 60)
+    assert os.listdir(tmp_path) == []
+
+
+def test_programs_together_go_on_without_this_one(tmp_path: Path) -> None:
+    """Once they have the end of their input, kill -9 of this process stops none of them, and Ctrl-C waits for them."""
+    child = "cat >$0.part; mv $0.part $0.read; while [ ! -e go ]; do sleep 0.01; done; mv $0.read $0"
+    script = (f"import ipsec; host, words = ipsec.Host({{}}), ['sh', '-c', {child!r}]\n"
+              "host.run_together([([*words, name], b'a', b'b') for name in 'xy'], 60)")
+    for number in (signal.SIGKILL, signal.SIGINT):
+        process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stderr=subprocess.PIPE,
+                                   env={**os.environ, "PYTHONPATH": str(Path(ipsec.__file__).parent)})
+        wait_for(lambda: sorted(os.listdir(tmp_path)) == ["x.read", "y.read"], "two programs that have read all")
+        process.send_signal(number)
+        if number == signal.SIGKILL:
+            process.communicate(timeout=60)
+        (tmp_path / "go").touch()
+        process.communicate(timeout=60)
+        assert process.returncode == -number
+        wait_for(lambda: sorted(os.listdir(tmp_path)) == ["go", "x", "y"], "both results")
+        assert (tmp_path / "x").read_text() == (tmp_path / "y").read_text() == "ab"
+        for path in tmp_path.iterdir():
+            path.unlink()
 
 
 def test_a_missing_program_is_named_with_the_way_out() -> None:

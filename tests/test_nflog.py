@@ -33,11 +33,15 @@ class Restoring(ipsec.Host):
         return name == "/proc/net/if_inet6"
 
     def run(self, argv: Sequence[str], *, stdin: bytes | int | None = None, **options: object) -> ipsec.Ran:  # type: ignore[override]
-        if argv[0].endswith("-save"):
-            return ipsec.Ran(0, SAVED.encode() if argv[0] == "iptables-save" else b"", b"")
-        assert isinstance(stdin, bytes) and argv[1:] == ["--noflush", "--wait", str(ipsec.FILTER_WAIT)]
-        self.restored.append((argv[0], stdin.decode().splitlines()))
-        return ipsec.Ran(argv[0] == self.fails, b"", b"iptables-restore: line 2 failed\n")
+        assert argv[0].endswith("-save")
+        return ipsec.Ran(0, SAVED.encode() if argv[0] == "iptables-save" else b"", b"")
+
+    def run_together(self, commands: Sequence[tuple[Sequence[str], bytes, bytes]], timeout: float) -> list[ipsec.Ran]:
+        assert all([*argv[1:]] == ["--noflush", "--wait", str(ipsec.FILTER_WAIT)] for argv, _, _ in commands)
+        self.restored += [(argv[0], (data + last).decode().splitlines()) for argv, data, last in commands]
+        assert all(last == b"COMMIT\n" for _, _, last in commands)
+        return [ipsec.Ran(argv[0] == self.fails, b"", b"iptables-restore: line 2 failed\n")
+                for argv, _, _ in commands]
 
 
 def test_rules_of_ours_are_known_by_their_prefix_alone() -> None:

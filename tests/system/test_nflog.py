@@ -7,6 +7,8 @@ the packets really arrive on the group.
 
 from __future__ import annotations
 
+import random
+import time
 from typing import Callable
 
 import pytest
@@ -228,6 +230,32 @@ def test_one_set_altogether_when_the_flavour_changes(root: Callable[..., Machine
     assert firewalled.count(51) == 8
     legacy = machine.run(["iptables-legacy-save"]).stdout + machine.run(["ip6tables-legacy-save"]).stdout
     assert "NFLOG" not in legacy
+
+
+KILLS = 50
+
+
+@pytest.mark.timeout(900)
+def test_kill_9_leaves_a_whole_set_or_none(firewalled: Firewalled) -> None:
+    """At any moment of stopnflog and checknflog; what was started for them may go on for a moment."""
+    machine, one = firewalled.machine, ONE_SET[firewalled.way]
+    settled = "while grep -qs tables-rest /proc/[0-9]*/comm; do sleep 0.01; done"
+    seed = random.randrange(1 << 30)
+    chance = random.Random(seed)
+    counts = dict.fromkeys((0, one), 0)
+    machine.ipsec("checknflog").check()
+    began = time.monotonic()
+    machine.ipsec("stopnflog").check()
+    length = time.monotonic() - began
+    for step in range(KILLS):
+        word = ("stopnflog", "checknflog")[step % 2]
+        machine.ipsec(("stopnflog", "checknflog")[(step + 1) % 2]).check()
+        seconds = chance.uniform(length / 5, length * 1.1)
+        machine.run(["sh", "-c", f"timeout -s KILL {seconds:.3f} {machine.python} {PYZ} {word}; {settled}"])
+        rules = firewalled.rules()
+        assert len(rules) in (0, one), (seed, step, rules)
+        counts[len(rules)] += 1
+    print(f"{firewalled.way}: {KILLS} times kill -9 within {length:.2f} s, seed {seed}: rules {counts}")
 
 
 @pytest.mark.parametrize("way", ["nft", "legacy"])
