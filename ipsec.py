@@ -1196,6 +1196,7 @@ class Host:
             if self._ending:
                 raise OSError(errno.ECANCELED, "not started, as this command ends")
             self._deferring = ours
+            pid = 0
             try:
                 child = spawn()
                 pid = child if isinstance(child, int) else child.pid
@@ -1205,6 +1206,8 @@ class Host:
             finally:
                 self._deferring = False
                 if ours and self._deferred:
+                    if pid:
+                        self._end(pid)  # the caller never gets it
                     raise KeyboardInterrupt(self._deferred)
         return child
 
@@ -1944,6 +1947,7 @@ class Redactor:
 
     def __init__(self, show_secrets: bool = False) -> None:
         self.show_secrets = show_secrets
+        self.masked = 0  # places, so far
         self._values: set[str] = set()  # masked anywhere
         self._words: set[str] = set()  # masked where they stand alone
         self._digits: dict[str, list[str]] = {}  # in hex, by the first four bytes, for dumps
@@ -2028,6 +2032,7 @@ class Redactor:
             text, in_key = mask_pem(text, in_key)
         if not bulk:
             text = self._mask_places(text)
+        self.masked += text.count(MASK)
         return text.replace(MASK, REDACTED), in_key
 
     def clean(self, text: str, *, bulk: bool = False) -> str:
@@ -15353,7 +15358,7 @@ def report_sections(host: Host) -> list[ReportSection]:
     Opt("--timeout", "SECONDS", "how long to wait for one section (default 10)"),
     Opt("--show-secrets", None, "leave secrets in; root only, never mail such a report"),
     Opt("--strict", None, "status 1 also if the system denies a section"),
-), details="The report is safe to mail: pre-shared keys, passwords, private keys and kernel keys are replaced by "
+), details="Pre-shared keys, passwords, private keys and kernel keys are replaced by "
            "[redacted]. What can't be read, does not answer in time or is not installed becomes a line of its section."
            "\n\nExit status: 0, also if the system denies sections to this user or container; 1 if sections failed or "
            "timed out, with --strict also if some were denied. Standard error says which, and how to get the rights.")
@@ -15392,9 +15397,26 @@ def barf(host: Host, args: Args) -> int:
             file.drop()
     status = completeness(host, "barf", ended, FAILED)
     denied = ended.get("denied", [])
-    if denied:
-        host.warn(missing_rights(host, "barf", denied))
+    rights = missing_rights(host, "barf", denied) if denied else ""
+    if output:
+        rights = f"; {rights.removeprefix('barf: ')}" if rights else ""
+        host.warn(f"barf: wrote {output}, {kilobytes(output)}; {left_out(report)}{rights}")
+    elif rights:
+        host.warn(rights)
     return ERROR if denied and args.flag("--strict") else status
+
+
+def kilobytes(name: str) -> str:
+    """Return the size of a file for people: `31 kB`."""
+    size = os.stat(name).st_size
+    return f"{size} bytes" if size < 1000 else f"{round(size / 1000)} kB"
+
+
+def left_out(report: Report) -> str:
+    """Return what a report does not show: how many values it masks, how many lines of a log it leaves out."""
+    log = report.log_filter
+    return (f"{count_text(report.redactor.masked + log.rows, 'value')} masked, "
+            f"{count_text(log.left_out, 'line')} of other programs left out")
 
 
 # --- look and show ---------------------------------------------------------------------------------------------------
@@ -17654,6 +17676,23 @@ def keycensor_command(host: Host, args: Args) -> int:
     for problem in hidden:
         host.warn(f"keycensor: {problem}: its secrets are masked by their place only")
     return filtered(host, args.operands, redactor_of(host, config=config).stream) or (ERROR if hidden else OK)
+
+
+@command("redact", "[FILE...]", rescue=True, summary="mask secrets in any text, as barf does",
+         details="Read files, or standard input, and print them without secrets: as barf shows a log. Lines of other "
+                 "programs in a system log, and dumped bytes, are left out.")
+def redact_command(host: Host, args: Args) -> int:
+    """`ipsec redact`: 0; 1 if a file can't be read."""
+    log = LogFilter()
+    redactor = redactor_of(host)
+
+    def censor(chunks: Iterable[bytes]) -> Iterator[str]:
+        return redactor.stream(map(encode, text_of_lines(log.lines(split_lines(chunks)))))
+
+    status = filtered(host, args.operands, censor)
+    if log.left_out:
+        host.warn(f"redact: {count_text(log.left_out, 'line')} of other programs left out")
+    return status
 
 
 def filtered(host: Host, names: Sequence[str], censor: Callable[[Iterable[bytes]], Iterable[str]]) -> int:
