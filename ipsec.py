@@ -15400,7 +15400,7 @@ def barf(host: Host, args: Args) -> int:
     rights = missing_rights(host, "barf", denied) if denied else ""
     if output:
         rights = f"; {rights.removeprefix('barf: ')}" if rights else ""
-        host.warn(f"barf: wrote {output}, {kilobytes(output)}; {left_out(report)}{rights}")
+        host.warn(f"barf: wrote {output}, {kilobytes(output)}; {what_is_left_out(report)}{rights}")
     elif rights:
         host.warn(rights)
     return ERROR if denied and args.flag("--strict") else status
@@ -15412,7 +15412,7 @@ def kilobytes(name: str) -> str:
     return f"{size} bytes" if size < 1000 else f"{round(size / 1000)} kB"
 
 
-def left_out(report: Report) -> str:
+def what_is_left_out(report: Report) -> str:
     """Return what a report does not show: how many values it masks, how many lines of a log it leaves out."""
     log = report.log_filter
     return (f"{count_text(report.redactor.masked + log.rows, 'value')} masked, "
