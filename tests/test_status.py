@@ -120,3 +120,15 @@ def test_values_that_hold_separators() -> None:
         "cas": "'C=CA, O=x; y'...'%any'", "modecfg_us": "server", "modecfg_them": "none",
         "dns": "192.0.2.53, 2001:db8::53", "domains": "a.example, b.example"}
     assert connection["remote"]["id"] == "%fromcert"
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+@pytest.mark.parametrize("text", [
+    "10.1.0.0/24===192.0.2.1[@west]", "192.0.2.1", "192.0.2.1[C=a===b]", "192.0.2.1[@a]:17/1701", "192.0.2.1[a]b]",
+    "0.0.0.0/0===192.0.2.1[@a]---192.0.2.9", "10.0.0.0/8:UDP/53===192.0.2.1", "%any", "192.0.2.1[@e]===10.2.0.0/24",
+    "192.0.2.1[@e]==={10.9.0.1/32}", "192.0.2.1:4500[@a]", "10.1.0.0/24,10.2.0.0/24===192.0.2.1", ""])
+def test_the_short_way_for_usual_ends_gives_the_same(text: str, is_remote: bool,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    short = ipsec.read_end(text, is_remote)
+    monkeypatch.setattr(ipsec, "plain_end", lambda *_: None)
+    assert ipsec.read_end(text, is_remote) == short
