@@ -7292,10 +7292,8 @@ class NssDatabase:
         path = self.host.path(self.directory)
         if not self.writable():
             raise Failure(f'ERROR: destination directory "{self.directory}" is missing or permission denied',
-                          ERROR,
-                          f"mkdir -m 700 {self.directory}" if not os.path.lexists(path)
-                          else "it must be a directory "
-                          "that can be written")
+                          ERROR, "it must be a directory that can be written" if os.path.lexists(path)
+                          else f"mkdir -m 700 {self.directory}")
         lock = self.host.lock(self.directory)
         self.opened = lock.fd
         try:
@@ -7333,10 +7331,10 @@ class NssDatabase:
             info = self._lstat(name)
             if info is None or info.st_uid:
                 return None
-            raise Failure(f"{self.directory}/{name}: root's command was killed and left it", NSS_FAILURE,
+            raise Failure(f"{self.directory}/{name}: a killed command of root left it behind", NSS_FAILURE,
                           "run it as root") from None
         except OSError:
-            return None  # no directory, or a link
+            return None  # not a directory, or a link
         info = os.fstat(fd)
         if info.st_uid == os.geteuid() and not info.st_mode & 0o022:
             return fd
@@ -7344,7 +7342,7 @@ class NssDatabase:
         return None
 
     def _set_aside(self) -> None:
-        """Rename what is at `.nss-commit` and is no commit, because it would be in the way for ever."""
+        """Rename a `.nss-commit` that no command of this user made, because it would block every later change."""
         if self._lstat(NSS_COMMIT) is not None:
             stray = f"{NSS_STRAY}{os.urandom(4).hex()}"
             os.rename(NSS_COMMIT, stray, src_dir_fd=self.opened, dst_dir_fd=self.opened)
@@ -7360,7 +7358,7 @@ class NssDatabase:
         return os.path.normpath(self.file(f"{place}/{name}"))
 
     def failed(self, error: OSError) -> Failure:
-        """What an OSError means here."""
+        """Return the error for a change that an OSError ended."""
         return Failure(f"{self.directory}: {error.strerror}", NSS_FAILURE, "the database is as it was")
 
     def _sweep(self, name: str) -> None:
@@ -7381,10 +7379,10 @@ class NssDatabase:
                 raise
 
     def build(self, work: Callable[[str], None]) -> None:
-        """Have `work` make database files in a new directory, then put them in place, all or none.  Raises
-        Failure.
+        """Let `work` create database files in a new directory, then put all of them in place, or none.
 
-        Call it with the lock held.  The rename of the directory is what decides; the rest is done again by lock().
+        Call it with the lock held.  Once the directory is renamed, the change is decided: lock() of the next command
+        finishes it if this one is killed.  Raises Failure.
         """
         name = f"{NSS_BUILD}{os.getpid()}.{os.urandom(4).hex()}"
         before = self.state()
@@ -7414,21 +7412,21 @@ class NssDatabase:
             self.host.run([restorecon, "-R", self.directory])
 
     def _build_in(self, fd: int, path: str, work: Callable[[str], None]) -> None:
-        """Have `work` make its files in an open directory, and write them to the disk."""
+        """Let `work` create its files in an open directory, and write them to the disk."""
         work(path)
         for name in os.listdir(fd):
             if name not in NSS_FILES:
                 os.unlink(name, dir_fd=fd)  # an empty journal
                 continue
-            if name == "pkcs11.txt":  # it names the directory it was made in
+            if name == "pkcs11.txt":  # its text names the directory in which it was created
                 text = self.host.read(f"{path}/{name}").replace(path, self.directory)
                 self._write(fd, name, encode(text))
             self._sync(fd, name)
             if self._is_own_file(name):
-                os.close(os.open(name, os.O_RDWR | os.O_CLOEXEC, dir_fd=self.opened))  # immutable? say it now
+                os.close(os.open(name, os.O_RDWR | os.O_CLOEXEC, dir_fd=self.opened))  # fails now if it is immutable
 
     def _commit(self, name: str, fd: int) -> None:
-        """Rename the complete directory, which is what decides."""
+        """Rename the complete directory to `.nss-commit`; from then on the change is decided."""
         self._set_aside()
         os.rename(name, NSS_COMMIT, src_dir_fd=self.opened, dst_dir_fd=self.opened)
         info = self._lstat(NSS_COMMIT)
@@ -7440,9 +7438,9 @@ class NssDatabase:
                        f"let nobody else write there: chmod go-w {self.directory}")
 
     def state(self) -> list[tuple[str, int, int, int]]:
-        """What changes when one of the files does."""
-        found = ((name, os.stat(self.file(name))) for name in NSS_FILES if os.path.exists(self.file(name)))
-        return [(name, info.st_ino, info.st_size, info.st_mtime_ns) for name, info in found]
+        """Return the name, inode, size and time of each file; equal values mean that no file has changed."""
+        infos = ((name, os.stat(self.file(name))) for name in NSS_FILES if os.path.exists(self.file(name)))
+        return [(name, info.st_ino, info.st_size, info.st_mtime_ns) for name, info in infos]
 
     @staticmethod
     def _sync(directory: int, name: str) -> None:
@@ -7533,7 +7531,11 @@ def trust_text(values: Sequence[bytes | None]) -> str:
     """Return the four trust values of a trust object in the form of certutil -t."""
     server, client, mail, code = (TRUST_LETTERS.get(int.from_bytes(value or b"", "big"), "")
                                   for value in values)
-    ssl = server + ("T" if client == "C" else client if client != server else "")
+    if client == "C":
+        client = "T"  # a CA for clients
+    elif client == server:
+        client = ""
+    ssl = server + client
     return f"{ssl},{mail},{code}"
 
 
@@ -11363,6 +11365,7 @@ RULE_TARGETS = {"accept": "accept", "drop": "drop", "reject": "drop", "return": 
                 "redirect": "dnat", "notrack": ""}
 Condition = tuple[str, str, bool]  # field, values separated by commas, negated
 Rule = tuple[list[Condition], str]  # conditions, target
+Packet = dict[str, str]  # the fields of a packet, with all spellings of a value, separated by blanks
 Table = tuple[str, "dict[str, Chain]"]  # the family (ip, ip6, inet for both), the chains by name
 UNKNOWN_CONDITION: Condition = ("?", "", False)
 EVERYTHING = ("0.0.0.0/0", "::/0")
@@ -12872,7 +12875,7 @@ class Patient:
         ask."""
         return self._status()
 
-    def told(self, name: str) -> str:
+    def pluto_setting(self, name: str) -> str:
         """Return the value of a setting in pluto's status; empty if pluto does not answer, and under
         --root."""
         if not self.host.live:
@@ -12928,7 +12931,7 @@ class Patient:
         here."""
         if self.pid:
             return self.pid
-        if self.told("pluto_version"):
+        if self.pluto_setting("pluto_version"):
             raise NotChecked("process", "pluto answers, but its process is not visible here")
         raise NotChecked("pluto", "pluto is not running")
 
@@ -12943,8 +12946,8 @@ class Patient:
     @once
     def _nssdir(self) -> str:
         host = self.host
-        name = host.given_nssdir or self.told("nssdir").rstrip(",") or self.config.setup("nssdir") or host.nssdir
-        return os.path.normpath(name.removeprefix("sql:"))
+        name = host.given_nssdir or self.pluto_setting("nssdir").rstrip(",")
+        return os.path.normpath((name or self.config.setup("nssdir") or host.nssdir).removeprefix("sql:"))
 
     @property
     def has_database(self) -> bool:
@@ -13280,6 +13283,15 @@ def check_config_syntax(patient: Patient) -> Iterator[Trouble]:
     if refuses:
         yield "FAIL", "REFUSED", *refused_by_addconn(config, lines[-1])
         return
+    yield from accepted_troubles(patient, fatal, lines)
+
+
+def accepted_troubles(patient: Patient, fatal: Sequence[Problem], lines: Sequence[str]) -> Iterator[Trouble]:
+    """Yield the troubles of a configuration that the installed addconn accepts, or that has no error.
+
+    `fatal` are the errors that only the built-in reader finds, `lines` the output of addconn.
+    """
+    config = patient.config
     for problem in fatal[:3]:
         yield "WARN", "DOUBTFUL", f"{problem}; the installed addconn accepts it", edit_command(problem)
     includes = [problem for problem in config.problems if problem.key == "include" and not problem.fatal]
@@ -13816,16 +13828,12 @@ def check_forward_rules(patient: Patient) -> Iterator[Trouble]:
         yield "SKIP", "UNKNOWN", f"{unchecked}: the rules for its packets are not known", ""
 
 
-def tunnel_packets(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> tuple[dict[str, str],
-                                                                                      dict[str, str]]:
-    """Return the fields of a forwarded packet to the peer's network and of one from it, in the form of
-    verdict()."""
+def tunnel_packets(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> tuple[Packet, Packet]:
+    """Return a forwarded packet to the peer's network and one from it."""
     behind, family = patient.device_to(ours), family_of(ours)
-    inner = tunnel.inner
-    return ({"family": family, "in": behind, "out": inner, "ipsec_out": "exists ipsec", "src": ours,
-             "dst": theirs},
-            {"family": family, "in": inner, "out": behind, "ipsec_in": "exists ipsec", "src": theirs,
-             "dst": ours})
+    out = {"in": behind, "out": tunnel.inner, "ipsec_out": "exists ipsec", "src": ours, "dst": theirs}
+    back = {"in": tunnel.inner, "out": behind, "ipsec_in": "exists ipsec", "src": theirs, "dst": ours}
+    return {"family": family, **out}, {"family": family, **back}
 
 
 def has_other_addresses(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> bool:
@@ -13933,7 +13941,7 @@ def listen_setting(config: Config) -> Setting | None:
 def port_troubles(patient: Patient, port: int) -> Iterator[Trouble]:
     """Yield the trouble of a UDP port on which pluto has no socket, in pluto's network namespace."""
     sockets = [(entry.address, own) for entry, own in patient.sockets() if entry.port == port]
-    if not patient.pid and sockets and not patient.told("pluto_version"):
+    if not patient.pid and sockets and not patient.pluto_setting("pluto_version"):
         yield ("FAIL", "IN USE", f"another program has port {port} on {sockets[0][0]}: pluto can't start",
                f"ss -lunp sport = :{port}")
         return
@@ -13941,7 +13949,7 @@ def port_troubles(patient: Patient, port: int) -> Iterator[Trouble]:
     if any(own for _, own in sockets):
         return
     others = f"; another program has it on {sockets[0][0]}" if sockets else ""
-    fix = "ipsec whack --listen" if patient.told("pluto_version") else "ipsec restart"
+    fix = "ipsec whack --listen" if patient.pluto_setting("pluto_version") else "ipsec restart"
     if limit := listen_setting(patient.config):
         others, fix = f"; {limit.file}:{limit.line} has {limit.key}={limit.value}", edit_command(limit)
     yield "FAIL", "FAILED", f"pluto has no socket on port {port}{others}", fix
@@ -14097,7 +14105,7 @@ def check_virtual_private(patient: Patient) -> Iterator[Trouble]:
     if not setting:
         return
     bad = bad_private_nets(setting.value)
-    if patient.told("pluto_version") and not patient.has_changed(setting.file):
+    if patient.pluto_setting("pluto_version") and not patient.has_changed(setting.file):
         if any(line.lstrip(" -").startswith(("allowed subnet", "excluded subnet"))
                for line in patient.status()):
             return
@@ -14230,7 +14238,7 @@ def check_nss_health(patient: Patient) -> Iterator[Trouble]:
         yield ("WARN", "OPEN", f"others may read or change files in {directory}",
                " && ".join(map(shell_words, (
             ["chown", "-R", "root", directory], ["chmod", "-R", "go=", directory]))))
-    if host.live and host.superuser and not patient.told("pluto_version") and host.which("certutil"):
+    if host.live and host.superuser and not patient.pluto_setting("pluto_version") and host.which("certutil"):
         try:
             base.tool("certutil", "-K")  # as pluto does when it starts
         except NssTool as failure:
@@ -14279,14 +14287,14 @@ class Held(Record):
 
 def held_certificates(certificates: Iterable[Certificate]) -> dict[str, Held]:
     """Return the certificates of a database by nickname."""
-    held: dict[str, Held] = {}
+    by_nickname: dict[str, Held] = {}
     for one in certificates:
         try:
             parsed = parse_certificate(one.der)
         except ValueError:
             parsed = None
-        held.setdefault(one.nickname, Held(one.nickname, [])).certificates.append((parsed, one))
-    return held
+        by_nickname.setdefault(one.nickname, Held(one.nickname, [])).certificates.append((parsed, one))
+    return by_nickname
 
 
 def bare_nickname(name: str) -> str:
@@ -14313,24 +14321,24 @@ def check_certificates(patient: Patient) -> Iterator[Trouble]:
         patient.needed_conns()
         return
     certificates = base.certificates()
-    held = held_certificates(certificates)
+    by_nickname = held_certificates(certificates)
     used: dict[str, None] = {}
     for conn in patient.conns:
-        yield from named_troubles(patient, conn, held, used)
-    if not used and not any(entry.has_key for entry in held.values()):
+        yield from named_troubles(patient, conn, by_nickname, used)
+    if not used and not any(entry.has_key for entry in by_nickname.values()):
         patient.needed_conns()
     issuers: dict[str, list[tuple[Parsed, Certificate]]] = {}
-    for entry in held.values():
+    for entry in by_nickname.values():
         for parsed, one in entry.certificates:
             if parsed and parsed.is_ca:
                 issuers.setdefault(parsed.subject, []).append((parsed, one))
     told: set[str] = set()  # the issuers whose troubles were yielded
-    for entry in held.values():
+    for entry in by_nickname.values():
         if entry.nickname in used or entry.has_key:
             yield from validity_troubles(entry, entry.nickname in used, issuers, told)
 
 
-def named_troubles(patient: Patient, conn: Conn, held: Mapping[str, Held],
+def named_troubles(patient: Patient, conn: Conn, by_nickname: Mapping[str, Held],
                    used: dict[str, None]) -> Iterator[Trouble]:
     """Yield the troubles of leftcert= and rightcert= of a connection; add the nicknames to `used`."""
     here = patient.sides.get(conn.name, "")
@@ -14340,7 +14348,7 @@ def named_troubles(patient: Patient, conn: Conn, held: Mapping[str, Held],
         nickname = bare_nickname(name)
         if not name:
             continue
-        if not nickname and name not in held:
+        if not nickname and name not in by_nickname:
             yield ("SKIP", "UNKNOWN",
                    f"conn {conn.name}: the certificate {quote(name)} is on another token than the "
                    "NSS database", "")
@@ -14349,7 +14357,7 @@ def named_troubles(patient: Patient, conn: Conn, held: Mapping[str, Held],
                    f"conn {conn.name}: NSS takes the part of {quote(name)} before the colon for the "
                    f"name of a token; write {quote(pluto_nickname(name))}",
                    edit_command(conn.settings[f"{side}cert"]))
-        elif nickname not in held:
+        elif nickname not in by_nickname:
             yield ("FAIL", "MISSING",
                    f"conn {conn.name}: no certificate {quote(nickname)} in the NSS database",
                    "ipsec import FILE.p12")
@@ -14357,7 +14365,7 @@ def named_troubles(patient: Patient, conn: Conn, held: Mapping[str, Held],
             used[nickname] = None
             if here in ("", side):
                 own_names.append(nickname)
-    if own_names and not any(held[nickname].has_key for nickname in own_names):
+    if own_names and not any(by_nickname[nickname].has_key for nickname in own_names):
         yield ("FAIL", "NO KEY",
                f"conn {conn.name}: no private key for {quote(own_names[0])} in the NSS database",
                "ipsec import FILE.p12")
@@ -14679,7 +14687,7 @@ def check_fips(patient: Patient) -> Iterator[Trouble]:
     policy = host.value("/etc/crypto-policies/config").strip()
     kernel = host.live and host.value("/proc/sys/crypto/fips_enabled").strip() == "1"
     state = "on" if kernel else "off"
-    pluto = patient.told("fips mode").strip(";")
+    pluto = patient.pluto_setting("fips mode").strip(";")
     if host.live and policy and policy.startswith("FIPS") != kernel:
         yield ("WARN", "MISMATCH", f"the kernel's FIPS mode is {state}, but the crypto-policy is {policy}",
                f"fips-mode-setup --{'enable' if kernel else 'disable'}")
@@ -14736,7 +14744,7 @@ def findings(host: Host, timeout: float, names: Collection[str] = ()) -> Iterato
               if (not names or check.name in names) and (host.live or not check.live)]
     if CHECKS["config"] in chosen:
         patient.ask_addconn()
-        patient.told("pluto_version")  # other checks need pluto's status, too; it comes while addconn reads
+        patient.pluto_setting("pluto_version")  # other checks need pluto's status, too; it comes while addconn reads
     try:
         for check in chosen:
             is_fine = True

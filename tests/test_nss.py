@@ -247,7 +247,7 @@ def test_another_user_than_root_leaves_the_commit_of_root(shared: Path) -> None:
     (shared / "db/.nss-commit").chmod(0o700)
     os.seteuid(61234)
     try:
-        with pytest.raises(Failure, match="root's command was killed and left it .run it as root"):
+        with pytest.raises(Failure, match="a killed command of root left it behind .run it as root"):
             NssDatabase(Host({}), str(shared / "db")).lock()
     finally:
         os.seteuid(0)
