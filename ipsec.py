@@ -2387,6 +2387,8 @@ DEBUG_FLAGS = """
 5.4        add-state
 """
 SEPARATE = (5, 3)  # from this release on, config setup and connections have keywords of their own
+FIRST_WORD = (4, 7)  # from this release up to 4.15, unknown words after a right one are passed over
+IKEPAD_AUTO = (5, 2)  # from this release on, ikepad= takes auto
 NO_BRACES = (5, 0)  # from this release on, include does not expand {a,b}
 LENIENT = (5, 0)  # from this release on, a value that is none is ignored; before it, most such values refuse the file
 NUMBER_KINDS = ("number", "0-65535", "duration", "seconds", "percent", "size")
@@ -2555,10 +2557,8 @@ def misplaced(text: str) -> str:
 
 
 class Reading(Record):
-    """What libreswan makes of a value: `value` as it takes it, or what is wrong with it.
-
-    If `wrong` is not empty, libreswan refuses the file (`fatal`), takes `value` (if that is not None), or ignores the
-    keyword."""
+    """How libreswan reads a value: `wrong` is what is wrong with it, or empty.  A wrong value makes libreswan refuse the
+    file (`fatal`), take `value` instead, or ignore the keyword (`value` is None)."""
 
     value: str | None
     wrong: str = ""
@@ -2566,16 +2566,18 @@ class Reading(Record):
 
 
 def is_right(kind: str, value: str) -> bool:
-    """Return whether every release takes a value of some kind; False is no answer for words of some releases only."""
+    """Return whether every release accepts a value of some kind.  False if only some releases do."""
     if kind in ("text", "list"):
         return True
     if kind in NUMBER_KINDS:
         return not number_problem(kind, value)
-    return value in _BOOL if kind.startswith("bool") else kind != "debug" and value.lower() in kind.split("|")
+    if kind.startswith("bool"):
+        return value in _BOOL
+    return kind != "debug" and value.lower() in kind.split("|")
 
 
 def read_value(kind: str, value: str, bare: bool, release: Callable[[], tuple[int, ...] | None]) -> Reading:
-    """Return what libreswan makes of a value of some kind; `bare`: it stands in the file without quotes or braces.
+    """Return how libreswan reads a value of some kind; `bare`: the file has it without quotes or braces.
 
     `release()` returns the release, or None if it is not known.  Then a value is right if it is right for some release;
     other values are judged as before 5.0.  Facts: parser.lex, parser.y and keywords.c; the tests compare with addconn.
@@ -2583,17 +2585,30 @@ def read_value(kind: str, value: str, bare: bool, release: Callable[[], tuple[in
     """
     if is_right(kind, value) or kind == "obsolete":
         return Reading(value)
-    if kind.partition("|")[0] == "bool":
-        return read_bool(kind, value, release)
+    if kind.startswith("bool"):
+        return read_bool(kind, value, release())
     if kind in NUMBER_KINDS:
-        wrong, is_integer = number_problem(kind, value), value.isdigit() or value == "%forever"
-        if kind in ("number", "0-65535") and not is_integer and is_strict(release()):
-            return Reading("0", f"{wrong}, and counts as 0")
-        fatal = bare and ((not value and kind in ("duration", "percent", "size")) or (is_integer and kind == "percent"))
-        return Reading(None, wrong, fatal and is_strict(release()))
+        return read_number(kind, value, bare, release())
     if not value and bare:
         return Reading(value)  # before 5.0 the line means nothing, in 5.x it is ignored
-    return read_word(kind, value, bare, release)
+    return read_words(kind, value, bare, release())
+
+
+def is_integer(value: str) -> bool:
+    """Return whether the lexer before 5.0 reads a value without quotes as a number."""
+    return value.isdigit() or value == "%forever"
+
+
+def read_number(kind: str, value: str, bare: bool, release: tuple[int, ...] | None) -> Reading:
+    """Return how libreswan reads a value that is no number, duration, percentage or size as its keyword takes it."""
+    wrong = number_problem(kind, value)
+    if not is_strict(release):
+        return Reading(None, f"{wrong}, and is ignored")
+    if kind in ("number", "0-65535") and not is_integer(value):
+        return Reading("0", f"{wrong}, and counts as 0")
+    is_missing = not value and kind in ("duration", "percent", "size")
+    lacks_sign = kind == "percent" and is_integer(value)
+    return Reading(None, wrong, bare and (is_missing or lacks_sign))
 
 
 def is_strict(release: tuple[int, ...] | None) -> bool:
@@ -2601,17 +2616,18 @@ def is_strict(release: tuple[int, ...] | None) -> bool:
     return release is None or release < LENIENT
 
 
-def read_bool(kind: str, value: str, release: Callable[[], tuple[int, ...] | None]) -> Reading:
-    """Return what libreswan makes of the value of a yes/no keyword: before 5.0 only lower case; 0 and 1 from 5.0 on."""
-    now, low = release(), value.lower()
-    if (now is None or now >= LENIENT) and (low in (*_BOOL, "0", "1", "%forever")
-                                            or ("|" in kind and low == "auto" and (now is None or now >= (5, 2)))):
-        return Reading(low if low != "%forever" else "0")
-    wrong = "has no value" if not value else "is not one of yes, no"
-    if not is_strict(now):
+def read_bool(kind: str, value: str, release: tuple[int, ...] | None) -> Reading:
+    """Return how libreswan reads the value of a yes/no keyword: only lower case before 5.0, 0 and 1 from 5.0 on."""
+    low = value.lower().replace("%forever", "0")
+    if release is None or release >= LENIENT:
+        takes_auto = "|auto" in kind and (release is None or release >= IKEPAD_AUTO)
+        if low in (*_BOOL, "0", "1") or (takes_auto and low == "auto"):
+            return Reading(low)
+    wrong = "is not one of yes, no" if value else "has no value"
+    if not is_strict(release):
         return Reading(None, f"{wrong}, and is ignored")
     word = lexed_bool(value)
-    return Reading(word, f"{wrong}: it is taken for {word}") if word else Reading(None, wrong, True)
+    return Reading(word, f"{wrong}; libreswan 3 and 4 read it as {word}") if word else Reading(None, wrong, True)
 
 
 def lexed_bool(value: str) -> str:
@@ -2623,39 +2639,52 @@ def lexed_bool(value: str) -> str:
     return ""
 
 
-def read_word(kind: str, value: str, bare: bool, release: Callable[[], tuple[int, ...] | None]) -> Reading:
-    """Return what libreswan makes of the value of a keyword that takes some words: debug=, or those in `kind`.
+def read_words(kind: str, value: str, bare: bool, release: tuple[int, ...] | None) -> Reading:
+    """Return how libreswan reads the value of plutodebug=, or of a keyword that takes one of the words in `kind`.
 
-    Before 5.0 a number without quotes stands for a word, and a value may hold separators.  Up to 4.6 all words between
-    them have to be right, from 4.7 on the first.
+    Before 5.0 a number without quotes is taken for the internal number of a word.
     """
-    low, now = value.lower(), release()
-    known = dict(word.partition("@")[::2] for word in kind.split("|"))
     if kind == "debug":
-        given = value.replace("+", " ").replace(",", " ").split()
-        flags = {flag for releases, *row in map(str.split, joined_rows(DEBUG_FLAGS))
-                 if now is None or covers(releases, now) for flag in row}
-        unknown = [word for word in given if word.removeprefix("no-").removeprefix("debug-") not in flags]
-        wrong = f"names no debug flag: {', '.join(unknown)}" if unknown else ""
-        taken = value
+        taken, wrong = value, flags_problem(value, release)
     else:
-        right = [word for word, releases in known.items() if not releases or now is None or covers(releases, now)]
-        given = low.replace(":", " ").replace(",", " ").split() if is_strict(now) and low not in right else [low]
-        unknown = [word for word in given if word not in right]
-        if now is not None and (4, 7) <= now < LENIENT and given[:1] and given[0] in right:
-            unknown = []
-        count = len([word for word in given if word in right])
-        wrong = f"is not one of {', '.join(right)}" if unknown or count != 1 else ""
-        taken = next((word for word in given if word in right), "")
-        if not given:
-            return Reading(None, wrong)
+        words = [word for word, _, releases in (entry.partition("@") for entry in kind.split("|"))
+                 if not releases or release is None or covers(releases, release)]
+        taken, wrong = pick_word(words, value.lower(), release)
     if not wrong:
         return Reading(taken)
-    if not is_strict(now):
+    if not is_strict(release):
         return Reading(None, f"{wrong}, and is ignored")
-    if bare and (value.isdigit() or value == "%forever"):
-        return Reading(None, f"{wrong}, but a number that stands for some")
+    if not value:
+        return Reading(None, wrong)
+    if bare and is_integer(value):
+        return Reading(None, f"{wrong}; libreswan 3 and 4 take it for the internal number of one")
     return Reading(None, wrong, True)
+
+
+def flags_problem(value: str, release: tuple[int, ...] | None) -> str:
+    """Return what is wrong with a value of plutodebug=, or nothing."""
+    flags: set[str] = set()
+    for releases, *names in map(str.split, joined_rows(DEBUG_FLAGS)):
+        if release is None or covers(releases, release):
+            flags.update(names)
+    given = value.replace("+", " ").replace(",", " ").split()
+    unknown = [word for word in given if word.removeprefix("no-").removeprefix("debug-") not in flags]
+    return f"names no debug flag: {', '.join(unknown)}" if unknown else ""
+
+
+def pick_word(words: Sequence[str], value: str, release: tuple[int, ...] | None) -> tuple[str, str]:
+    """Return the word that a value stands for, and what is wrong with the value, or nothing.
+
+    Before 5.0 a value may have separators.  Up to 4.6 all words between them have to be known, from 4.7 on the first.
+    """
+    given = [value]
+    if is_strict(release) and value not in words:
+        given = value.replace(":", " ").replace(",", " ").split()
+    known = [word for word in given if word in words]
+    is_lax = release is not None and FIRST_WORD <= release < LENIENT and known[:1] == given[:1]
+    if len(known) == 1 and (is_lax or len(given) == 1):
+        return known[0], ""
+    return "", f"is not one of {', '.join(words)}"
 
 
 def number_problem(kind: str, value: str) -> str:
@@ -2873,48 +2902,66 @@ class Config:
         return releases == "*" or self.release is None or covers(releases, self.release)
 
     def _set(self, setting: Setting, written: str, bare: bool = True) -> None:
-        section = self._section
-        assert section is not None
-        setup = not section.name
-        place, spelling = (setting.file, setting.line), written.lower()
-        words, others = vocabulary(setup), vocabulary(not setup)
-        word = words.get(spelling)
+        """Add a setting to the section that is being read, or report what is wrong with it.
+
+        `written` is the keyword as the file has it; `bare`: the value has no quotes and no braces.
+        """
+        assert self._section is not None
+        setup = not self._section.name
+        word = vocabulary(setup).get(written.lower())
         if word is not None and word.releases == "*" and not word.ignored and is_right(word.kind, setting.value):
             self._add(setting, word)
             return
-        if word is None and not setup and f"right{spelling}" in words:
-            word = words[f"right{spelling}"]
-            refused = self.release is not None and self.release >= SEPARATE
-            self._problem(*place, f"{written} needs left or right before it; libreswan up to 5.2 takes it for "
-                          f"right{written}", refused, word.key)
-            if refused:
-                return
-        here = word is not None and self._has(word.releases)
-        if not here and setup and f"right{spelling}" in others:
-            spelling = f"right{spelling}"
-        known = word if here else others.get(spelling)
-        if known is None or not self._has(known.releases):
-            self._problem(*place, self._unknown(written, word or known), key=setting.key)
+        word, belongs = self._keyword(setting, written, setup)
+        if word is None:
             return
-        if (known.kind == "obsolete" and here) or (known.ignored and self.release and self._has(known.ignored)):
-            self._problem(*place, f"obsolete keyword {written} is ignored", False, known.key)
+        if (word.kind == "obsolete" and belongs) or (word.ignored and self.release and self._has(word.ignored)):
+            self._problem(setting.file, setting.line, f"obsolete keyword {written} is ignored", False, word.key)
             return
-        reading = read_value(known.kind, setting.value, bare, lambda: self.release)
+        reading = read_value(word.kind, setting.value, bare, lambda: self.release)
         if reading.wrong:
             # somebody may have put a secret there
             shown = "" if "auth" in setting.key else quote(setting.value)
-            self._problem(*place, f"{written}={shown} {reading.wrong}", reading.fatal, known.key)
+            self._problem(setting.file, setting.line, f"{written}={shown} {reading.wrong}", reading.fatal, word.key)
         if reading.value is None:
             return
-        if not here:
-            means_nothing = bare and not setting.value  # to the releases before 5.0
-            refused = (setup and is_strict(self.release) and not means_nothing) or (
-                self.release is not None and self.release >= SEPARATE)
-            self._problem(*place, f"keyword {written} is not valid in {'config setup' if setup else 'a conn'}", refused,
-                          known.key)
+        if not belongs:
+            self._report_misplaced(setting, written, word, bare)
             return
         setting.value = reading.value
-        self._add(setting, known)
+        self._add(setting, word)
+
+    def _keyword(self, setting: Setting, written: str, setup: bool) -> tuple[Keyword | None, bool]:
+        """Return the keyword that the installed release has for a spelling, and whether it belongs into this section.
+
+        None if there is none, which is reported.
+        """
+        words, others, spelling = vocabulary(setup), vocabulary(not setup), written.lower()
+        word = words.get(spelling)
+        right = f"right{spelling}"
+        if word is None and not setup and right in words:
+            word = words[right]
+            refused = self.release is not None and self.release >= SEPARATE
+            self._problem(setting.file, setting.line, f"{written} needs left or right before it; libreswan up to 5.2 "
+                          f"reads it as right{written}", refused, word.key)
+            return (None if refused else word), True
+        if word is not None and self._has(word.releases):
+            return word, True
+        other = others.get(right if setup and right in others else spelling)
+        if other is not None and self._has(other.releases):
+            return other, False
+        self._problem(setting.file, setting.line, self._unknown(written, word or other), key=setting.key)
+        return None, False
+
+    def _report_misplaced(self, setting: Setting, written: str, word: Keyword, bare: bool) -> None:
+        """Report a keyword that belongs into the other kind of section."""
+        assert self._section is not None
+        setup = not self._section.name
+        means_nothing = bare and not setting.value  # to the releases before 5.0
+        refused = (setup and is_strict(self.release) and not means_nothing) or (
+            self.release is not None and self.release >= SEPARATE)
+        self._problem(setting.file, setting.line, f"keyword {written} is not valid in "
+                      f"{'config setup' if setup else 'a conn'}", refused, word.key)
 
     def _add(self, setting: Setting, word: Keyword) -> None:
         """Add a setting to the section that is being read."""
