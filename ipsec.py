@@ -2557,8 +2557,10 @@ def misplaced(text: str) -> str:
 
 
 class Reading(Record):
-    """How libreswan reads a value: `wrong` is what is wrong with it, or empty.  A wrong value makes libreswan refuse the
-    file (`fatal`), take `value` instead, or ignore the keyword (`value` is None)."""
+    """How libreswan reads a value: `wrong` is what is wrong with it, or empty.
+
+    A wrong value makes libreswan refuse the file (`fatal`), take `value` instead, or ignore the keyword (`value` None).
+    """
 
     value: str | None
     wrong: str = ""
@@ -17650,7 +17652,7 @@ ADDCONN_LISTS = {"--listall": "ignore add ondemand start keep", "--listadd": "ad
          details="Libreswan's own addconn does this where it is installed; else the built-in reader answers all but "
                  "the loading of connections.")
 def addconn_command(host: Host, args: Args) -> int:
-    """`ipsec addconn`: 0; 3 when the configuration can't be loaded; 127 for what only libreswan's addconn can."""
+    """Run `ipsec addconn`; return 0, 3 if the configuration can't be loaded, 127 for what only libreswan's can do."""
     if args.operands or args.flag("--autoall"):
         raise Missing(f"ipsec addconn: loading connections needs libreswan's own program in {host.execdir}", NOT_FOUND,
                       libreswan_hint(host, "set IPSEC_EXECDIR"))
@@ -17663,21 +17665,26 @@ def addconn_command(host: Host, args: Args) -> int:
     if "--listall" in lists:
         lists = ["--listall"]
     elif "--listroute" in lists and "--liststart" in lists:
-        lists.remove("--liststart")
+        lists.remove("--liststart")  # --listroute names them, too
     for name in lists:
         names = [f"{conn.name} " for conn in config.conns() if conn.auto in ADDCONN_LISTS[name].split()]
         host.print("".join(names), end="\n" if name in ("--listall", "--listignore") else "")
     if args.flag("--liststack"):
         host.print(config.setup("protostack", "xfrm"))
     elif args.flag("--configsetup"):
-        export = "" if args.flag("--noexport") else "export"
-        values = {"configfile": config.name, "ctlsocket": args.value("--ctlsocket", host.ctlsocket)}
-        prefix = args.value("--varprefix")
-        values.update({prefix + key: value for key, value in setup_values(host, config)})
-        for key, value in {f"{prefix}confreadstatus": "", **values}.items():
-            # the original leaves quotes as they are, and whoever evals it runs what is behind them
-            host.print(f"{export} {key.replace('-', '_')}='" + value.replace("'", "'\\''") + "'")
+        print_setup(host, args, config)
     return OK
+
+
+def print_setup(host: Host, args: Args, config: Config) -> None:
+    """Print `config setup` as assignments for a shell; --varprefix stands before the names, except for two of them."""
+    export, prefix = "" if args.flag("--noexport") else "export", args.value("--varprefix")
+    values = {f"{prefix}confreadstatus": "", "configfile": config.name,
+              "ctlsocket": args.value("--ctlsocket", host.ctlsocket)}
+    values.update({prefix + key: value for key, value in setup_values(host, config)})
+    for key, value in values.items():
+        # libreswan's addconn leaves quotes as they are, and a shell that evals them runs what follows
+        host.print(f"{export} {key.replace('-', '_')}='" + value.replace("'", "'\\''") + "'")
 
 
 def setup_values(host: Host, config: Config) -> Iterator[tuple[str, str]]:
