@@ -2236,8 +2236,8 @@ WORD_RUN = "(?:0[xXsStT])?([A-Za-z0-9]{4,})"
 #
 # Readers of ipsec.conf and of the files with secrets beside it; every error has a file and a line.  Reads through
 # Host only.  Used by verify, barf, setup, NSS, NFLOG, and add, addconn and readwriteconf.  Facts: ipsec.conf(5);
-# parser.lex, parser.y, keywords.c and confread.c of libreswan 3.25 to 5.4, whose keywords and values are all taken,
-# whichever release is installed.
+# parser.lex, parser.y, keywords.c and confread.c of libreswan 3.25 to 5.4.  Keywords and values are judged by the
+# installed release; if none is known, a keyword or value is right if it is right for some release.
 # =====================================================================================================================
 
 INCLUDE_DEPTH = 10  # MAX_INCLUDE_DEPTH
@@ -2398,11 +2398,11 @@ _VOCABULARY: dict[str, dict[str, Keyword]] = {}
 
 
 class ConfigError(Failure):
-    """A configuration that can't be used: `file:line: what`."""
+    """A configuration that libreswan can't load.  The message is `file:line: reason`."""
 
 
 class Setting:
-    """A keyword (in its canonical spelling), its value, and where it was read."""
+    """A keyword in its canonical spelling, its value, and the file and line that have it."""
 
     __slots__ = ("file", "key", "line", "value")
 
@@ -2414,7 +2414,7 @@ class Setting:
 
 
 class Problem(Record):
-    """Something wrong in a configuration.  `fatal`: libreswan refuses the file, or what was meant can't be known.
+    """An error or a doubtful line in a configuration.  `fatal`: libreswan refuses the file, or the meaning is unknown.
     `script`: the script for sed(1) that corrects the whole file, if there is one.  `key`: the keyword of the line that
     has the problem, in its canonical spelling; empty if the line has none."""
 
@@ -2430,7 +2430,7 @@ class Problem(Record):
 
 
 class Section(Record):
-    """A section as it stands in a file: its name (empty for config setup), place and settings in order."""
+    """A section as a file has it: its name (empty for config setup), file, line, and settings in order."""
 
     name: str
     file: str
@@ -2441,8 +2441,8 @@ class Section(Record):
 class Conn:
     """A connection with its also= sections and conn %default merged in.
 
-    `settings` by keyword; `alsos` the sections it took in; `broken` why libreswan 4 does not load it (a keyword that is
-    there twice, which 5 takes), or no release does (also= of a conn that there is not).
+    `settings` has the settings by keyword, `alsos` the names of the sections from also=.  `broken` is why libreswan
+    does not load the connection: also= names a missing section, or (only up to 4.15) a keyword has two values.
     """
 
     def __init__(self, section: Section) -> None:
@@ -2454,17 +2454,17 @@ class Conn:
         self.broken: Problem | None = None
 
     def get(self, key: str, default: str = "") -> str:
-        """The value of a keyword such as `leftid`, or the default."""
+        """Return the value of a keyword such as `leftid`, or the default."""
         setting = self.settings.get(key)
         return setting.value if setting else default
 
     def flag(self, key: str, default: bool = False) -> bool:
-        """The value of a yes/no keyword."""
+        """Return the value of a yes/no keyword, or the default."""
         return is_yes(self.get(key)) if self.get(key) else default
 
     @property
     def auto(self) -> str:
-        """What is done with it at start: ignore, add, ondemand, start or keep."""
+        """What pluto does with the connection when it starts: ignore, add, ondemand, start or keep."""
         value = self.get("auto", "ignore").lower()
         return {"route": "ondemand", "up": "start"}.get(value, value)
 
@@ -2475,13 +2475,15 @@ def is_shunt(conn: Conn) -> bool:
 
 
 def is_yes(value: str) -> bool:
-    """True for the words that mean yes in ipsec.conf."""
+    """Return whether a value means yes in ipsec.conf."""
     return value.lower() in ("y", "yes", "true", "on", "1")
 
 
 class Keyword(Record):
-    """A spelling that a keyword has in some release: `key` is the keyword's canonical spelling, `kind` the kind of its
-    values; `releases` have it, and `ignored` ignore it, both as covers() reads them (`ignored` may be empty)."""
+    """A spelling of a keyword: `key` is the canonical spelling, `kind` the kind of value.
+
+    `releases` are the releases that know the spelling, `ignored` those that ignore it (may be empty); see covers().
+    """
 
     key: str
     kind: str
@@ -2525,7 +2527,7 @@ def vocabulary(setup: bool) -> dict[str, Keyword]:
 
 
 def _spell(words: dict[str, Keyword], kinds: Mapping[str, str], releases: str, *spellings: str) -> None:
-    """Enter spellings that are keywords of the kinds into `words`; `-` as releases removes them."""
+    """Add spellings to `words` if their canonical form is in `kinds`.  The releases `-` remove them."""
     for spelling in spellings:
         key = canonical(spelling)
         if releases == "-":
@@ -2540,7 +2542,7 @@ def joined_rows(table: str) -> list[str]:
 
 
 def canonical(key: str) -> str:
-    """The spelling of a keyword in our tables: lower case, `-` for `_`, the name that replaced an older one."""
+    """Return the canonical spelling of a keyword: lower case, `-` for `_`, the present name for an older one."""
     key = key.lower().replace("_", "-")
     for side in ("left", "right"):
         if key.startswith(side):
@@ -2550,8 +2552,8 @@ def canonical(key: str) -> str:
 
 
 def misplaced(text: str) -> str:
-    """How a message names what is out of place: by its first word, if that is a keyword.  Else it may be a secret, of a
-    line that belongs into ipsec.secrets."""
+    """Return how a message names a misplaced line: by its first word if that is a keyword, otherwise as `this`, because
+    the line may be a secret that belongs into ipsec.secrets."""
     word = text.replace("=", " ").partition(" ")[0]
     return quote(word) if any(canonical(word) in keywords(setup) for setup in (True, False)) else "this"
 
@@ -2602,7 +2604,7 @@ def is_integer(value: str) -> bool:
 
 
 def read_number(kind: str, value: str, bare: bool, release: tuple[int, ...] | None) -> Reading:
-    """Return how libreswan reads a value that is no number, duration, percentage or size as its keyword takes it."""
+    """Return how libreswan reads an invalid number, duration, percentage or size."""
     wrong = number_problem(kind, value)
     if not is_strict(release):
         return Reading(None, f"{wrong}, and is ignored")
@@ -2614,7 +2616,7 @@ def read_number(kind: str, value: str, bare: bool, release: tuple[int, ...] | No
 
 
 def is_strict(release: tuple[int, ...] | None) -> bool:
-    """Return whether the release refuses a file for a value that is none; so do most if it is not known."""
+    """Return whether the release refuses a file with an invalid value.  An unknown release (None) counts as strict."""
     return release is None or release < LENIENT
 
 
@@ -2633,7 +2635,7 @@ def read_bool(kind: str, value: str, release: tuple[int, ...] | None) -> Reading
 
 
 def lexed_bool(value: str) -> str:
-    """Return the yes/no word that the lexer before 5.0 finds at the end of a value: it passes over what precedes."""
+    """Return the yes/no word at the end of a value, or nothing.  The lexer before 5.0 skips what precedes it."""
     for place in range(len(value)):
         if words := [word for word in _BOOL if value.startswith(word, place)]:
             word = max(words, key=len)
@@ -2706,30 +2708,30 @@ def number_problem(kind: str, value: str) -> str:
 
 
 def is_number(text: str) -> bool:
-    """True for decimal digits, no more than 20."""
+    """Return whether a text is a decimal number of at most 20 digits."""
     return text.isascii() and text.isdigit() and len(text) <= 20
 
 
 def is_duration(text: str) -> bool:
-    """True for a number, perhaps a decimal fraction, and perhaps a unit (ttodeltatime.c)."""
+    """Return whether a text is a number or decimal fraction, with or without a unit of time (ttodeltatime.c)."""
     unit = next(unit for unit in ("us", "ms", *"smhdw", "") if text.endswith(unit))
     count = text.removesuffix(unit).removesuffix(" ") if unit else text
     return is_number(count.replace(".", "", 1)) and not count.endswith(".")
 
 
 def is_percent(text: str) -> bool:
-    """True for a number with `%` behind it."""
+    """Return whether a text is a number with `%` behind it."""
     return text.endswith("%") and is_number(text[:-1])
 
 
 def is_size(text: str) -> bool:
-    """True for a number with a binary prefix or without: 10Mi, 10MiB (ttobinary.c)."""
+    """Return whether a text is a number with or without a binary prefix: 10, 10Mi, 10MiB (ttobinary.c)."""
     count = text.removesuffix("b")
     return is_number(count[:-2] if count.endswith("i") and count[-2:-1] in (*"kmgtpe",) else count)
 
 
 def split_value(text: str) -> tuple[str, str]:
-    """A value and what follows it in its line: of its quoted, braced and bare readings the longest (parser.lex)."""
+    """Return a value and the rest of its line: of the quoted, braced and bare readings the longest (parser.lex)."""
     quoted = text.find('"', 1) + 1 if text[0] == '"' else 0
     before = text.partition('"')[0]
     braced = before.rfind("}") + 1 if text[0] == "{" else 0
@@ -2749,15 +2751,17 @@ def split_value(text: str) -> tuple[str, str]:
 
 
 class Config:
-    """ipsec.conf with what it includes.  Never raises for what the files hold: see `problems`.
+    """ipsec.conf with the files that it includes.  Errors in the files raise nothing; they are in `problems`.
 
-    `files` are all files that were read, in order; `sections` the connections as written, %default too; `unread` when a
-    file could not be read.
+    `files` are the names of all files that were read, in order.  `sections` are the connections as written, with
+    %default.  `unread` is True if a file could not be read.
     """
 
     def __init__(self, host: Host, name: str = "", text: str | None = None) -> None:
-        """Read the file `name` (the host's configuration by default; `-` is standard input), or parse `text`, of which
-        `name` is said to be the source."""
+        """Read the file `name`, or parse `text`, for which messages give `name` as the source.
+
+        The default is the host's configuration; `-` is standard input.
+        """
         self.host = host
         self.name = name or host.conf
         self.files: list[str] = []
@@ -2838,7 +2842,7 @@ class Config:
 
     @staticmethod
     def _trailing(text: str) -> bool:
-        """True when what follows a value is no comment.  The lexer takes `#word` alone for a keyword."""
+        """Return whether the text behind a value is no comment.  The lexer reads a single `#word` as a keyword."""
         text = text.lstrip(" \t")
         return bool(text) and (text[0] != "#" or not any(c in text for c in '"= \t'))
 
@@ -2891,8 +2895,10 @@ class Config:
 
     @property
     def release(self) -> tuple[int, ...] | None:
-        """The installed release, by which values and keywords are judged: (4, 10); None if it is not known.  Releases
-        beyond those of the tables count as the nearest."""
+        """The installed release, such as (4, 10), that judges keywords and values; None if it is not known.
+
+        A release older or newer than those of the tables counts as the oldest or newest.
+        """
         if not self._release:
             version = self.host.libreswan_version()
             first, last = version_key(RELEASES[0]), version_key(RELEASES[-1])
@@ -2934,9 +2940,9 @@ class Config:
         self._add(setting, word)
 
     def _keyword(self, setting: Setting, written: str, setup: bool) -> tuple[Keyword | None, bool]:
-        """Return the keyword that the installed release has for a spelling, and whether it belongs into this section.
+        """Return the keyword of a spelling, and whether the keyword belongs into this kind of section.
 
-        None if there is none, which is reported.
+        Return None and report a problem if the installed release does not have the keyword.
         """
         words, others, spelling = vocabulary(setup), vocabulary(not setup), written.lower()
         word = words.get(spelling)
@@ -2977,7 +2983,7 @@ class Config:
             self._setup[setting.key] = setting
 
     def _unknown(self, written: str, word: Keyword | None) -> str:
-        """Return what is wrong with a keyword that the installed release does not have; `word`: others have it."""
+        """Return the message for a keyword that the installed release lacks; `word`: other releases have it."""
         if word is None or not self.release:
             return f"unknown keyword {quote(written)}"
         return (f"libreswan {'.'.join(map(str, self.release))} has no keyword {written}; "
@@ -2986,40 +2992,40 @@ class Config:
     # --- what it says -----------------------------------------------------------------------------------------------
 
     def check(self) -> Config:
-        """Itself, when libreswan could load it.  Raises ConfigError for the first fatal problem."""
+        """Return self if libreswan can load the configuration.  Raises ConfigError for the first fatal problem."""
         for problem in self.problems:
             if problem.fatal:
                 raise ConfigError(str(problem))
         return self
 
     def setup(self, key: str, default: str = "") -> str:
-        """The value of a keyword of `config setup`, or the default."""
+        """Return the value of a keyword of `config setup`, or the default."""
         setting = self._setup.get(key)
         return setting.value if setting and setting.value else default
 
     def setup_at(self, key: str) -> Setting | None:
-        """The setting of `config setup` with its place, or None."""
+        """Return the setting of `config setup` for a keyword, or None."""
         return self._setup.get(key)
 
     def flag(self, key: str, default: bool = False) -> bool:
-        """A yes/no keyword of `config setup`."""
+        """Return the value of a yes/no keyword of `config setup`, or the default."""
         value = self.setup(key)
         return is_yes(value) if value else default
 
     def number(self, key: str, default: int | None = None) -> int | None:
-        """A number of `config setup`; the default when it is not set."""
+        """Return the value of a number of `config setup`, or the default if it is not set."""
         value = self.setup(key)
         return int(value) if value.lstrip("-").isdigit() else default
 
     def seconds(self, key: str, default: int) -> int:
-        """A duration of `config setup` (a number, or one with s, m, h, d or w) in whole seconds."""
+        """Return a duration of `config setup` in whole seconds: a number, or a number with s, m, h, d or w."""
         value = self.setup(key).lower()
         unit = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}.get(value[-1:])
         number = (value[:-1] if unit else value).strip()
         return int(float(number) * (unit or 1)) if number.replace(".", "", 1).isdigit() else default
 
     def conns(self) -> list[Conn]:
-        """The connections in the order of the file, also= and %default merged in; one for each `conn` line."""
+        """Return the connections in the order of the file, a Conn for each `conn` line, also= and %default merged."""
         if self._conns is None:
             self._conns = []
             by_name: dict[str, Section] = {}
@@ -3039,13 +3045,16 @@ class Config:
         return self._conns
 
     def conn(self, name: str) -> Conn | None:
-        """The first connection of this name, else the first that has it as connalias, or None."""
+        """Return the first connection of this name, otherwise the first with this connalias, or None."""
         return next((conn for conn in self.conns() if conn.name == name), None) or next(
             (conn for conn in self.conns() if name in conn.get("connalias").split()), None)
 
     def _merged(self, section: Section, by_name: Mapping[str, Section], default: Mapping[str, Setting]) -> Conn:
-        """Own settings, then those of also= sections in breadth-first order, each section once, then %default's
-        (confread.c, load_conn).  A keyword set twice: the first counts; libreswan 4 refuses the connection."""
+        """Return a connection with its own settings, those of its also= sections, and those of %default.
+
+        The sections are read breadth-first, each once (load_conn() of confread.c).  Of a keyword with two values the
+        first counts; libreswan 4 refuses the connection.
+        """
         conn = Conn(section)
         merged: dict[str, Setting] = {}
         seen = {section.name}
@@ -3083,8 +3092,11 @@ class Config:
 
 
 def unix_lines(lines: Iterable[str], tell: Callable[[int, str, str], None]) -> Iterator[str]:
-    """The lines without what editors of other systems put into them, which is told of once: the number of the line,
-    what it is, and the script for sed(1) that removes it.  Libreswan takes both for a part of a word."""
+    """Yield the lines without a byte order mark and without CR, which libreswan reads as parts of words.
+
+    `tell` is called once for each kind, with the number of the line, a description, and the script for sed(1) that
+    removes it from the file.
+    """
     told_of = False
     for number, line in enumerate(lines, 1):
         if number == 1 and line.startswith("\ufeff"):
@@ -3099,7 +3111,7 @@ def unix_lines(lines: Iterable[str], tell: Callable[[int, str, str], None]) -> I
 
 
 def braces(pattern: str) -> list[str]:
-    """The patterns that one with {a,b} stands for, as GLOB_BRACE of glob(3)."""
+    """Return the patterns for which a pattern with {a,b} stands, as GLOB_BRACE of glob(3) expands it."""
     head, opened, rest = pattern.partition("{")
     inner, closed, tail = rest.partition("}")
     if not opened or not closed:
@@ -3108,14 +3120,14 @@ def braces(pattern: str) -> list[str]:
 
 
 def secrets_file(host: Host, config: Config | None = None) -> str:
-    """The secrets file in use: secretsfile= of the configuration, else the one beside it."""
+    """Return the name of the secrets file: secretsfile= of the configuration, or the default next to ipsec.conf."""
     return (config.setup("secretsfile") if config else "") or host.secrets
 
 
 def secret_files(host: Host, name: str) -> tuple[list[str], list[Problem]]:
-    """The secrets file `name` and all that it includes, in pluto's order, and what is wrong with them.
+    """Return the secrets file `name` and the files that it includes, in pluto's order, and the problems in them.
 
-    A problem never holds the text of the file.
+    The text of a problem never quotes the file.
     """
     files: list[str] = []
     problems: list[Problem] = []
@@ -3148,7 +3160,7 @@ ANY_ID = ("%any", "%any4", "%any6", "0.0.0.0", "::", "0::0")
 
 
 def host_names(host: Host) -> dict[str, str]:
-    """The first address of each name in /etc/hosts, in lower case (hosts(5))."""
+    """Return the first address of each name in /etc/hosts; the names are in lower case (hosts(5))."""
     names: dict[str, str] = {}
     try:
         for line in host.lines("/etc/hosts"):
@@ -3161,8 +3173,11 @@ def host_names(host: Host) -> dict[str, str]:
 
 
 def comparable_id(text: str, names: Mapping[str, str]) -> str | None:
-    """An ID in a form that is equal for those that pluto takes for the same (atoid() and id_eq() of id.c): empty for
-    any ID; None when only DNS, the certificate or a reading of a distinguished name tells.  `names`: host_names()."""
+    """Return an ID in a form that is equal for IDs that pluto treats as the same (atoid() and id_eq() of id.c).
+
+    Empty stands for any ID.  None is an ID that depends on DNS or a certificate, or is a distinguished name.  `names`
+    comes from host_names().
+    """
     if text in ANY_ID:
         return ""
     if text.startswith(("%", "@~")) or "=" in text:
@@ -3177,7 +3192,7 @@ def comparable_id(text: str, names: Mapping[str, str]) -> str | None:
 
 
 def canonical_net(text: str) -> str | None:
-    """An address or network in one spelling, with the length of its prefix and no bits behind that; None for others."""
+    """Return an address or network in canonical spelling, with its prefix and no host bits, or None."""
     import _socket as socket
     address, slash, bits = text.partition("/")
     family = AF_INET6 if ":" in address else AF_INET
@@ -3220,8 +3235,10 @@ def is_bad_private(entry: str) -> bool:
 
 
 def has_secret(ids: Sequence[str | None], ours: str, theirs: str) -> bool | None:
-    """Whether pluto takes the PSK with these IDs for the two of a connection, all as comparable_id() has them; None
-    when an ID that is not known decides (lsw_find_secret_by_id() of secrets.c)."""
+    """Return whether pluto uses the PSK with these IDs for the two IDs of a connection; None if an unknown ID decides.
+
+    All IDs are as comparable_id() returns them.  Facts: lsw_find_secret_by_id() of secrets.c.
+    """
     if not ids or (len(ids) == 1 and ids[0] in ("", ours)):
         return True
     if None in ids:
@@ -3231,9 +3248,9 @@ def has_secret(ids: Sequence[str | None], ours: str, theirs: str) -> bool | None
 
 
 def nss_passwords(host: Host, directory: str = "") -> dict[str, str]:
-    """The passwords in the file nsspassword (ipsec.d by default) by token; under the empty name one without token.
+    """Return the passwords in the file nsspassword, by NSS token.  A line without a token is under the empty name.
 
-    Lines are `token:password` (lswnss.c).  Empty when there is no such file.
+    Lines are `token:password` (lswnss.c).  The default directory is ipsec.d.  Without the file there are none.
     """
     passwords: dict[str, str] = {}
     try:
@@ -3248,8 +3265,10 @@ def nss_passwords(host: Host, directory: str = "") -> dict[str, str]:
 
 
 def nss_password(host: Host, token: str = "NSS Certificate DB", directory: str = "") -> str | None:
-    """The password of an NSS token as pluto finds it, or None.  In FIPS mode the token of the database has another
-    name, so either name finds it."""
+    """Return the password of an NSS token as pluto finds it, or None.
+
+    The token of the database has another name in FIPS mode, so its password is found under both names.
+    """
     passwords = nss_passwords(host, directory)
     names = [token]
     if token in ("NSS Certificate DB", "NSS FIPS 140-2 Certificate DB"):
@@ -3258,8 +3277,8 @@ def nss_password(host: Host, token: str = "NSS Certificate DB", directory: str =
 
 
 def redactor_of(host: Host, show_secrets: bool = False, config: Config | None = None) -> Redactor:
-    """A Redactor that knows the host's secrets: ipsec.secrets with includes, *.secrets, NSS passwords, the hashes in
-    ipsec.d/passwd.  What can't be read is left out: see secret_files()."""
+    """Return a Redactor that has learnt the host's secrets: ipsec.secrets with its includes, *.secrets, NSS passwords,
+    and the hashes in ipsec.d/passwd.  A file that can't be read is left out; secret_files() reports it."""
     redactor = Redactor(show_secrets)
     config = config or Config(host)
     directories = list(dict.fromkeys((host.confddir, config.setup("ipsecdir", host.confddir), host.nssdir,
@@ -3287,12 +3306,12 @@ def redactor_of(host: Host, show_secrets: bool = False, config: Config | None = 
 
 
 def secrets_report(host: Host, name: str = "") -> Iterator[str]:
-    """The lines of a secrets file without the secrets.  Raises OSError."""
+    """Yield the lines of a secrets file without the secrets.  Raises OSError."""
     return censor_secrets(host.lines(name or host.secrets))
 
 
 def own_reader(host: Host, args: Args, name: str) -> Config:
-    """The configuration for a command that stands in for libreswan's program.  Raises ConfigError (3, as theirs)."""
+    """Return the configuration for a command that replaces libreswan's program.  Raises ConfigError (status 3)."""
     why = "libreswan's own program is not installed" if host.live else "nothing of a mounted disk is run"
     version = host.libreswan_version()
     host.warn(f"{name}: {why}; the built-in reader answers" + (f" as libreswan {version} would" if version else ""))
