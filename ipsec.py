@@ -11470,13 +11470,13 @@ class RuleWords:
         return self.words[self.place] if self else ""
 
     def take(self) -> str:
-        """Return the next word and go on behind it; empty at the end."""
+        """Return the next word and move past it; empty at the end."""
         word = self.next
         self.place += 1
         return word
 
     def skip(self, *words: str) -> bool:
-        """Go on behind the next word if it is one of `words`; return whether it is."""
+        """Move past the next word if it is one of `words`; return whether it is."""
         is_one = bool(self) and self.next in words
         self.place += is_one
         return is_one
@@ -11648,7 +11648,7 @@ def nft_target(word: str, words: RuleWords) -> str:
 
 
 def skip_silent(word: str, words: RuleWords) -> None:
-    """Go on behind a statement of NFT_SILENT, whose first word is `word`."""
+    """Move past a statement of NFT_SILENT, whose first word is `word`."""
     if word == "comment":
         words.take()
     while words.skip(*NFT_SILENT[word]):
@@ -13201,8 +13201,7 @@ def has_capability(host: Host, number: int) -> bool:
 
 
 def both_here(patient: Patient, conn: Conn) -> bool:
-    """Return whether both ends of a connection are addresses of this host; pluto does not load such a
-    connection."""
+    """Return whether both ends of a connection are addresses of this host; pluto never brings it up."""
     return all(conn.get(side) in patient.own_addresses() for side in ("left", "right"))
 
 
@@ -13228,7 +13227,7 @@ def sysctl_command(option: str, interfaces: Sequence[str], value: int) -> str:
 
 
 def pluto_fix(patient: Patient, is_hung: bool) -> str:
-    """Return the command that brings up pluto; `is_hung`: one runs and does not answer."""
+    """Return the command that starts pluto, or restarts a pluto that does not answer (`is_hung`)."""
     if not patient.host.exists(os.path.join(patient.host.execdir, "pluto")):
         return install_command(patient.host, "libreswan")
     return "ipsec restart" if is_hung else "ipsec start"
