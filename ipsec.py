@@ -715,18 +715,25 @@ class Host:
         return "/".join((self.root, *done))
 
     def open(self, name: str) -> int:
-        """A descriptor for reading the regular file `name` (or a kernel file).  Never blocks on a FIFO or a device.
+        """A descriptor for reading the regular file `name` (or a kernel file).  A device is not opened, because that
+        alone can have an effect: a watchdog starts, a tape rewinds.
 
         Raises OSError, with the name as the user knows it.
         """
         import stat
         try:
-            fd = os.open(self.path(name), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+            path = self.path(name)
+            follow = os.O_NOFOLLOW if self.root else 0
+            mode = os.stat(path, follow_symlinks=not follow).st_mode
+            fd = -1
+            if stat.S_ISREG(mode):
+                fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | follow)
+                mode = os.fstat(fd).st_mode
         except OSError as error:
             raise OSError(error.errno, error.strerror, name) from None
-        mode = os.fstat(fd).st_mode
         if not stat.S_ISREG(mode):
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)  # another program exchanged it between the two calls
             if stat.S_ISDIR(mode):
                 raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), name)
             raise OSError(errno.EINVAL, "not a regular file", name)
@@ -921,8 +928,9 @@ class Host:
 
     def _safe_path(self) -> Iterator[str]:
         for directory in self.env.get("PATH", "").split(os.pathsep):
-            if directory.startswith("/") and not (self.superuser and why_untrusted(directory)):
-                yield directory
+            if directory.startswith("/") and directory not in SYSTEM_PATH:
+                if not (self.superuser and why_untrusted(directory)):
+                    yield directory
 
     def child_env(self) -> dict[str, str]:
         """The environment for programs that we run for ourselves: the caller's, with names exported as the original
@@ -7212,7 +7220,7 @@ class NssDatabase:
             self.rows("cert9.db", "nssPublic", ("a0",))
             self.rows("key4.db", "nssPrivate", ("a0",))
         except Missing:
-            if self.host.which("certutil"):
+            if self.host.live and self.host.which("certutil"):
                 self.tool("certutil", "-L")  # without certutil and sqlite3, the heads of the files must do
 
     def damage(self, name: str) -> str:
@@ -7314,8 +7322,12 @@ class NssDatabase:
         """Return the certificates as certutil lists them, for a Python without sqlite3.
 
         It takes a run of certutil for each.  Of several with one nickname, only the one that certutil picks
-        is listed.
+        is listed.  Raises Missing on a mounted disk, as NSS's tools follow its links and load libraries of its
+        pkcs11.txt.
         """
+        if not self.host.live:
+            raise Missing("an NSS database below --root is read with Python's module _sqlite3, which is missing here",
+                          hint="use a full python3 for it")
         certificates: dict[str, Certificate] = {}
         for line in self.tool("certutil", "-L").text.split("\n")[4:]:
             if not line.strip():
@@ -11817,6 +11829,7 @@ LOG_TAIL = 4 << 20  # bytes at the end of a log file that are read at most
 LOG_LINES = 20_000  # lines of the journal that are read at most
 CONN_LINES = 2_000  # lines about one connection that are looked at
 LOG_START = (b"Starting Pluto", b"Starting Libreswan")  # where a daemon's part of a log begins, 3.x to 5.x
+JOURNAL = "/var/log/journal"
 SYSLOGS = ("/var/log/secure", "/var/log/auth.log", "/var/log/daemon.log", "/var/log/debug", "/var/log/syslog",
            "/var/log/messages", "/var/log/pluto.log")
 
@@ -11903,15 +11916,44 @@ def read_pluto_log(host: Host, config: Config, timeout: float = 10.0) -> PlutoLo
                   + ", ".join(SYSLOGS))
 
 
+def journal_command(host: Host) -> list[str]:
+    """Return the first words of a journalctl command; none without journalctl, or without a journal below --root.
+
+    Below --root each file is named, after its links were followed inside: journalctl would follow those in a directory
+    out of the mounted disk.
+    """
+    if not host.which("journalctl"):
+        return []
+    if host.live:
+        return ["journalctl"]
+    import stat
+    files = []
+    for name in [name for end in ("", "~") for place in ("", "*/") for name in
+                 host.glob(f"{JOURNAL}/{place}*.journal{end}")]:
+        try:
+            if stat.S_ISREG(host.stat(name).st_mode):
+                files.append(host.path(name))
+        except OSError:
+            continue
+    quoted = str.maketrans({special: f"\\{special}" for special in "\\*?[]{}"})  # journalctl takes a pattern (glob(7))
+    return ["journalctl", *(f"--file={name.translate(quoted)}" for name in files)] if files else []
+
+
+def journal_title(argv: Sequence[str]) -> str:
+    """Return a journalctl command as a heading, with the number of its files in place of their names."""
+    count = sum(word.startswith("--file=") for word in argv)
+    words = [word for word in argv if not word.startswith("--file=")]
+    return " ".join(words) + (f" ({count} files of {JOURNAL})" if count else "")
+
+
 def log_sources(host: Host, config: Config, timeout: float) -> Iterator[tuple[str, Callable[[], list[str]]]]:
     """Yield where pluto's log may be, each with the function that reads its end."""
     logfile = config.setup("logfile")
     if logfile:
         yield logfile, lambda: tail_of_file(host, logfile)
-    if host.which("journalctl") and (host.live or host.isdir("/var/log/journal")):
-        where = [] if host.live else ["-D", host.path("/var/log/journal")]
-        argv = ["journalctl", *where, "-t", "pluto", "-n", str(LOG_LINES), "--no-pager", "-q", "-o", "short-iso"]
-        yield " ".join(argv), lambda: list(split_lines(denied_if_refused(host.stream(argv, timeout=timeout))))
+    if journal := journal_command(host):
+        argv = [*journal, "-t", "pluto", "-n", str(LOG_LINES), "--no-pager", "-q", "-o", "short-iso"]
+        yield journal_title(argv), lambda: list(split_lines(denied_if_refused(host.stream(argv, timeout=timeout))))
     for name in SYSLOGS:
         if host.exists(name):
             yield name, lambda name=name: syslog_lines(host, name)  # type: ignore[misc]
@@ -15137,20 +15179,24 @@ def pluto_log(report: Report) -> Iterator[str]:
             denied = error
         except OSError as error:
             yield error_text(error) + "\n"
-    where = [] if host.live else ["-D", host.path("/var/log/journal")]
-    if host.which("journalctl") and (host.live or host.isdir("/var/log/journal")):
-        argv = ["journalctl", *where, "-u", "ipsec.service", "--no-pager", "-q", "--since",
+    journal = journal_command(host)
+    if journal:
+        argv = [*journal, "-u", "ipsec.service", "--no-pager", "-q", "--since",
                 f"@{int(since or time.time() - 86400)}"]
         try:
             for text in shortened_log(report, split_lines(denied_if_refused(host.stream(argv)))):
                 if not found:
-                    yield f"==> {' '.join(argv)} <==\n"
+                    yield f"==> {journal_title(argv)} <==\n"
                 found = True
                 yield text
         except Denied as failure:
             denied = failure
         except Failure as failure:
             yield f"{failure}\n"
+    elif host.root and host.isdir(JOURNAL):
+        yield (f"{JOURNAL}: the journal is not shown, because " + (
+            "it has no file that lies on this disk" if host.which("journalctl") else
+            "this rescue system has no journalctl") + "\n")
     for name in () if found else SYSLOGS:
         if host.exists(name) and last_start(host, name) is not None:
             yield f"==> {name} <==\n"

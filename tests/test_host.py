@@ -63,6 +63,20 @@ def test_what_is_no_regular_file_is_refused_at_once(below: ipsec.Host) -> None:
         below.read("/etc")
 
 
+def test_what_is_no_regular_file_is_not_even_opened(below: ipsec.Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To open a device can have an effect: a watchdog starts, a tape rewinds."""
+    def opened(path: str, *_: object, **__: object) -> int:
+        raise AssertionError(f"{path} was opened")
+
+    os.mkfifo(f"{below.root}/fifo")
+    os.symlink("fifo", f"{below.root}/link")
+    monkeypatch.setattr(os, "open", opened)
+    for host, names in ((below, ("/fifo", "/link")), (ipsec.Host({}), ("/dev/null", "/dev/tty"))):
+        for name in names:
+            with pytest.raises(OSError, match="not a regular file"):
+                host.read(name)
+
+
 def test_lines_of_a_large_file(below: ipsec.Host) -> None:
     Path(f"{below.root}/big").write_bytes(b"".join(b"%d \xff\n" % n for n in range(30000)) + b"last")
     lines = list(below.lines("/big"))

@@ -83,3 +83,52 @@ def test_nothing_outside_is_touched(rescue: Machine, words: list[str], status: i
     assert sorted(name for name in touched if not name.startswith("/sysroot") and
                   not OF_THE_INTERPRETER.fullmatch(name)) == []
     assert any(name.startswith("/sysroot/") for name in touched) or status == 2, "nothing was traced"
+
+
+#: A stand-in for journalctl: it prints the files that it is given, and those of a directory.
+JOURNALCTL = """#!/bin/sh
+for word in "$@"; do
+    case $word in
+    --file=*) cat "${word#--file=}" ;;
+    /*) cat "$word"/* "$word"/*/* ;;
+    esac
+done
+"""
+
+
+@pytest.mark.parametrize("words", [["barf"], ["barf", "--json"], ["verify"], ["look"], ["nsslist"], ["readwriteconf"]],
+                         ids=" ".join)
+def test_devices_are_not_opened_and_links_of_the_journal_not_followed(rescue: Machine, words: list[str]) -> None:
+    rescue.write("/usr/bin/journalctl", JOURNALCTL)
+    rescue.run(["sh", "-ec", """
+        chmod 755 /usr/bin/journalctl
+        journal=/sysroot/var/log/journal/0123456789abcdef0123456789abcdef
+        mkdir -p $journal /srv/journal /sysroot/srv
+        echo "Nov 23 10:00:00 gw pluto[1]: journal inside" >$journal/system.journal
+        echo "Nov 23 10:00:00 gw pluto[1]: journal linked-inside" >/sysroot/srv/other.journal
+        echo "Nov 23 10:00:00 gw pluto[1]: journal -outside" >/srv/other.journal
+        cp /srv/other.journal /srv/journal/a.journal
+        ln -s /srv/other.journal $journal/user-1.journal
+        ln -s ../../../../../srv/other.journal $journal/user-2.journal
+        ln -s /srv/journal /sysroot/var/log/journal/linked
+        mknod $journal/device.journal c 1 5
+        mkfifo $journal/pipe.journal
+        for name in etc/ipsec.d/device.conf etc/ipsec.d/device.secrets var/log/secure etc/ipsec.d/policies/device \
+            etc/default/pluto var/lib/ipsec/nss/device.db; do
+            mkdir -p $(dirname /sysroot/$name); rm -f /sysroot/$name; mknod /sysroot/$name c 1 5
+        done
+        rm /sysroot/var/lib/ipsec/nss/pkcs11.txt; mknod /sysroot/var/lib/ipsec/nss/pkcs11.txt c 1 5
+    """]).check()
+    trace = ["strace", "-f", "-y", "-qq", "-z", "-e", "trace=open,openat", "-o", "/run/trace"]
+    result = rescue.run([*trace, rescue.python, PYZ, "--root", "/sysroot", *words], timeout=300)
+    assert "-outside" not in result.stdout
+    if words[0] == "barf":
+        assert "journal inside" in result.stdout and "journal linked-inside" in result.stdout
+    lines = [line for line in rescue.read("/run/trace").splitlines() if "/sysroot/" in line and "O_PATH" not in line]
+    assert lines and [line for line in lines if "<char" in line or "device" in line or "pipe.journal" in line] == []
+
+
+def test_a_rescue_system_without_journalctl_says_so(rescue: Machine) -> None:
+    rescue.run(["sh", "-c", "rm -f /usr/bin/journalctl /bin/journalctl; mkdir -p /sysroot/var/log/journal"]).check()
+    shown = rescue.run([rescue.python, PYZ, "--root", "/sysroot", "barf"], timeout=300).stdout
+    assert "/var/log/journal: the journal is not shown, because this rescue system has no journalctl" in shown
