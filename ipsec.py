@@ -10379,7 +10379,7 @@ GLOBAL_OPTIONS = (
     Opt("--config", "FILE", "the configuration instead of /etc/ipsec.conf"),
     Opt("--rundir", "DIR", "pluto's run directory instead of /run/pluto"),
     Opt("--ctlsocket", "FILE", "pluto's control socket instead of RUNDIR/pluto.ctl"),
-    Opt("--nssdir", "DIR", "the NSS database instead of /var/lib/ipsec/nss"),
+    Opt("--nssdir", "DIR", "the directory of the NSS database (default: that of the installed release)"),
     Opt("--root", "DIR", "report on the system whose file system is mounted at DIR"),
 )
 # Those of 5.x that may stand before the command as well as after it
