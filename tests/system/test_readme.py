@@ -160,6 +160,24 @@ def test_beside_the_distribution_s_command(gateway: Machine) -> None:
     assert "ipsec.pyz" in machine.run(["ipsec", "--help"]).check().stdout
 
 
+@pytest.mark.parametrize("name", ["bookworm-systemd", "trixie-systemd"])
+def test_as_the_reload_action_of_the_unit(pid1: Callable[..., Booted], name: str) -> None:
+    """A connection that was added to ipsec.conf is loaded, and pluto is the same process."""
+    machine = pid1(name)
+    machine.run(["install", "-m", "755", PYZ, "/usr/local/sbin/ipsec"]).check()
+    machine.run(["mkdir", "-p", "/etc/systemd/system/ipsec.service.d"]).check()
+    lines = recipe("**As the reload action")[0]
+    machine.write("/etc/systemd/system/ipsec.service.d/reload.conf", "\n".join([*lines, ""]))
+    machine.run(["systemctl", "daemon-reload"]).check()
+    machine.run(["systemctl", "start", "ipsec"]).check()
+    process = machine.run(["systemctl", "show", "--property=MainPID", "ipsec"]).check().stdout
+    with machine.path("/etc/ipsec.conf").open("a") as configuration:
+        configuration.write("\nconn added\n\tleft=127.0.0.1\n\tright=127.0.0.2\n\tauto=add\n")
+    machine.run(["systemctl", "reload", "ipsec"]).check()
+    assert '"added"' in machine.run(["/usr/local/sbin/ipsec", "status"]).check().stdout
+    assert machine.run(["systemctl", "show", "--property=MainPID", "ipsec"]).check().stdout == process != "MainPID=0\n"
+
+
 #: The rights that docker gives, as setpriv(1) names them; the recipe adds net_admin.
 DOCKER = ("chown,dac_override,fowner,fsetid,kill,setgid,setuid,setpcap,net_bind_service,net_raw,sys_chroot,mknod,"
           "audit_write,setfcap,net_admin")
