@@ -98,8 +98,11 @@ def test_tunnels_of_every_kind(gateways: Gateways) -> None:
         gateways.ipsec(f"{name}-hq", name, "sa", "hq")
     gateways.step("west-log", "west", ["cat", "/var/log/pluto.log"])
     gateways.ipsec("west-none", "west", "tunnels", "hp")
-    for name in NAMES:
-        gateways.ipsec(f"{name}-stop", name, "stop")
+    gateways.ipsec("west-shutdown", "west", "whack", "--native", "--shutdown")
+    for name in NAMES:  # pluto ends its tunnels, and tells the peer
+        gateways.step(f"{name}-gone", name, ["timeout", "60", "sh", "-c",
+                                             "while ip xfrm state | grep -q 192.0.2.1; do sleep 0.2; done"])
+    gateways.ipsec("east-stop", "east", "stop")
     results = gateways.run()
 
     for name in NAMES:
@@ -123,6 +126,7 @@ def test_tunnels_of_every_kind(gateways: Gateways) -> None:
         assert west["old"]["ike_version"] == east["old"]["ike_version"] == 1
     assert "3000 bytes in, 3000 bytes out" in results["west-hq"].stdout
     assert results["west-none"].status == 21
+    assert [results[step].status for step in ("west-shutdown", "west-gone", "east-gone")] == [0, 0, 0]
 
 
 def tunnels_of(text: str) -> dict[str, dict[str, Any]]:
