@@ -10577,7 +10577,7 @@ PLUTO_OPTION_NAMES = frozenset((
     "no-listen-udp natikeport seccomp-enabled seccomp-tolerant leak-detective efence-protect curl-timeout "
     "ikev1-policy ddos-mode drop-oppo-null expire-shunt-interval expire-bare-shunts force-busy perpeerlog "
     "vendorid version help optionsfrom global-redirect selftest debug-all debug-none verbose quiet dry-run "
-    "foreground native json").split())
+    "foreground native json checkconfig checknss checknflog stopnflog initnss autoall liststack configsetup").split())
 COMMAND_WORDS = IPSEC_PROGRAMS.union(
     "setup start stop restart status auto barf verify look show up down add replace delete route unroute ondemand "
     "listen reload tunnels why import checknss initnss checknflog stopnflog yes no".split())
@@ -15250,8 +15250,8 @@ def processes(report: Report) -> Iterator[str]:
     """The processes of IPsec, and whatever names it in its arguments."""
     yield f"{'UID':>5} {'PID':>7} {'PPID':>7} {'NI':>3} {'RSS':>8} S STARTED             {'TIME':>6} COMMAND\n"
     for process in list_processes(report.host):
-        if process.pid not in (os.getpid(), os.getppid()) and any(word in process.command.lower()
-                                                                  for word in ("pluto", "ipsec")):
+        is_own = process.pid in (os.getpid(), os.getppid()) or process.parent == os.getpid()
+        if not is_own and any(word in process.command.lower() for word in ("pluto", "ipsec")):
             started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(process.started))
             minutes, seconds = divmod(int(process.cpu), 60)
             text = process.command if report.redactor.show_secrets else shown_arguments(process.command.split())

@@ -91,3 +91,14 @@ def test_a_report_changes_nothing_but_secrets(line: str) -> None:
 ])
 def test_of_the_kernels_lines_those_about_ipsec_are_shown_without_log_prefix(line: str, shown: str | None) -> None:
     assert list(ipsec.LogFilter().lines([line])) == ([shown] if shown else [])
+
+
+@pytest.mark.parametrize("line", [
+    "ExecStartPre=/usr/libexec/ipsec/addconn --config /etc/ipsec.conf --checkconfig",
+    "ExecStartPre=/usr/libexec/ipsec/_stackmanager start", "ExecStartPre=/usr/sbin/ipsec --checknss",
+    "ExecStartPre=/usr/sbin/ipsec --checknflog", "ExecStopPost=/usr/sbin/ipsec --stopnflog",
+    "ExecStart=/usr/libexec/ipsec/pluto --leak-detective --config /etc/ipsec.conf --nofork",
+    "ExecStop=/usr/libexec/ipsec/whack --shutdown", "Description=Internet Key Exchange (IKE) Protocol Daemon for IPsec",
+])
+def test_a_line_of_the_packaged_unit_stays(line: str) -> None:
+    assert ipsec.shown_unit_line(line) == line
