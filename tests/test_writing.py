@@ -86,6 +86,20 @@ def test_a_file_or_hard_link_of_another_user_is_replaced_and_not_written_to(pyz:
     assert sorted(os.listdir(shared)) == ["kept", "precious", "report"]
 
 
+@ROOT_ONLY
+def test_the_file_of_a_service_behind_a_link_of_root_keeps_its_owner(shared: Path) -> None:
+    """As /etc/resolv.conf, a link to a file of systemd-resolved; not through a link of another user."""
+    (shared / "stub").write_text("old\n")
+    os.chown(shared / "stub", MALLORY, MALLORY)
+    (shared / "resolv.conf").symlink_to("stub")
+    ipsec.Host({}).replace(str(shared / "resolv.conf"), "new\n", of_service=True)
+    info = (shared / "stub").stat()
+    assert ((shared / "stub").read_text(), info.st_uid, info.st_mode & 0o777) == ("new\n", MALLORY, 0o644)
+    os.lchown(shared / "resolv.conf", MALLORY, MALLORY)
+    with pytest.raises(PermissionError, match="is not followed"):
+        ipsec.Host({}).replace(str(shared / "resolv.conf"), "newer\n", of_service=True)
+
+
 def test_links_of_the_caller_are_followed(shared: Path) -> None:
     (shared / "real").mkdir()
     (shared / "dir").symlink_to("real/../real")
