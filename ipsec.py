@@ -8386,9 +8386,9 @@ def comment_of_userdata(userdata: bytes) -> str:
 NFLOG_ALL = "all-ipsec"  # the prefix of nflog-all= (ipsec.conf(5)); the 5.x script appends -input and -output
 NFLOG_CONN = "ipsec-conn:"  # and, with the name behind it, that of a connection's nflog= in checknflog
 NFLOG_TABLE = "ipsec-log"  # in nftables, as in 5.x
-# A packet of a tunnel is for us, from us, or forwarded from or into it
+# A packet of a tunnel is for this host, from this host, or forwarded out of the tunnel or into it
 NFLOG_PLACES = (("INPUT", "in"), ("FORWARD", "in"), ("OUTPUT", "out"), ("FORWARD", "out"))
-# Before the filters, to see the packets that they drop
+# The priority is before that of the filters, so that packets which the filters drop are copied, too
 NFLOG_CHAINS = {"INPUT": NftChain(NF_INET_LOCAL_IN, -1), "FORWARD": NftChain(NF_INET_FORWARD, -1),
                 "OUTPUT": NftChain(NF_INET_LOCAL_OUT, -1)}
 NFLOG_KEYWORDS = ("nflog", "nflog-all")
@@ -8398,7 +8398,7 @@ FILTER_WAIT = 15
 
 
 class Capture(Record):
-    """A rule that copies packets of IPsec tunnels, going `way`, to an NFLOG group."""
+    """A rule that copies the packets of IPsec tunnels to an NFLOG group; `way` is in or out."""
 
     chain: str
     way: str
@@ -8410,12 +8410,12 @@ class Capture(Record):
 
     @property
     def ends(self) -> str:
-        """Source and destination, as they tell apart the rules of one connection."""
+        """Source and destination in one text, which distinguishes the rules of one connection."""
         return f"{self.source} {self.destination}".strip()
 
 
 class FoundRule(Record):
-    """An NFLOG rule that is in the kernel.  `body` is the rule in its backend's own words."""
+    """An NFLOG rule in the kernel.  `body` is the rule in the syntax of its backend."""
 
     chain: str
     group: int
@@ -8427,24 +8427,24 @@ class FoundRule(Record):
 
 
 def is_capture(prefix: str) -> bool:
-    """True for the prefixes of rules that checknflog made, ours or the original's."""
+    """Return whether a prefix is one of checknflog's rules, of this program or of libreswan's script."""
     return prefix in (NFLOG_ALL, f"{NFLOG_ALL}-input", f"{NFLOG_ALL}-output") or prefix.startswith(NFLOG_CONN)
 
 
 def rule_words(line: str) -> list[str]:
-    """The words of a line of iptables-save, quotes resolved."""
+    """Return the words of a line of iptables-save, without quotes."""
     import re
     return [re.sub(r"\\(.)", r"\1", word[1:-1]) if word.startswith('"') else word
             for word in re.findall(r'"(?:[^"\\]|\\.)*"|\S+', line)]
 
 
 def word_after(words: Sequence[str], name: str, default: str = "") -> str:
-    """The word that follows `name`."""
+    """Return the word that follows `name`, or the default."""
     return words[words.index(name) + 1] if name in words[:-1] else default
 
 
 class Iptables:
-    """NFLOG rules through iptables and ip6tables, either flavour (`-legacy`, `-nft`; empty: what `iptables` is)."""
+    """NFLOG rules through iptables and ip6tables.  The flavour is `-legacy` or `-nft`; empty is the default one."""
 
     def __init__(self, host: Host, flavour: str = "") -> None:
         self.host = host
@@ -8455,16 +8455,16 @@ class Iptables:
         return f"{'iptables' if family == 4 else 'ip6tables'}{self.flavour}{suffix}"
 
     def usable(self) -> bool:
-        """True when the programs for all address families of the kernel are there."""
+        """Return whether the programs for all address families of the kernel are installed."""
         return all(self.host.which(self._program(family, end)) for family in self.families
                    for end in ("-save", "-restore"))
 
     def legacy(self) -> bool:
-        """True when it is the older flavour, whose tables nft doesn't show."""
+        """Return whether this is the older flavour, whose tables nft does not show."""
         return "nf_tables" not in self.host.run([self._program(4), "-V"]).text
 
     def found(self, wanted: Callable[[str], bool]) -> list[FoundRule]:
-        """The NFLOG rules whose prefix is wanted.  Raises Failure."""
+        """Return the NFLOG rules whose prefix is wanted.  Raises Failure."""
         rules = []
         for family in self.families:
             names = f"/proc/net/{'ip' if family == 4 else 'ip6'}_tables_names"
@@ -8505,7 +8505,7 @@ class Iptables:
 
     @staticmethod
     def rule(capture: Capture | FoundRule) -> str:
-        """The rule as iptables takes it, from the chain's name on."""
+        """Return the arguments of iptables for a rule, from the chain's name on."""
         if isinstance(capture, FoundRule):
             return decode(capture.body)
         ends = (f" -s {capture.source}" if capture.source else "") + (
@@ -8592,7 +8592,7 @@ class NfTables:
 
 
 def nflog_backends(host: Host) -> list[Iptables | NfTables]:
-    """The way in which this host's rules are made, then the others in which rules of ours may have been."""
+    """Return the backend that makes the rules on this host, then others that may have made rules before."""
     backend = Iptables(host)
     if not backend.usable():
         return [NfTables(host)]
@@ -8607,9 +8607,9 @@ def nflog_lock(host: Host) -> Lock:
 
 
 def nflog_replace(host: Host, wanted: Sequence[Capture], mine: Callable[[str], bool]) -> list[FoundRule]:
-    """Make the wanted rules the only ones whose prefix is mine; the rules that were there before.
+    """Make the wanted rules the only ones whose prefix is mine, and return the rules that were there before.
 
-    One run at a time in this network.  Raises Failure: nothing is changed then.
+    Only one process at a time does this in a network namespace.  Raises Failure; then no rule changes.
     """
     with nflog_lock(host):
         primary, *others = nflog_backends(host)
@@ -8619,7 +8619,7 @@ def nflog_replace(host: Host, wanted: Sequence[Capture], mine: Callable[[str], b
             try:
                 elsewhere.append((backend, backend.found(mine)))
             except Failure:
-                continue  # not in this kernel, so nothing of ours
+                continue  # the kernel lacks this backend, so it has no rules
         primary.change(before, wanted)
         stale = list(before)
         for backend, rules in elsewhere:
@@ -8634,8 +8634,10 @@ def nflog_replace(host: Host, wanted: Sequence[Capture], mine: Callable[[str], b
 
 
 def conn_nets(conn: Conn, side: str, behind: bool = True) -> list[str]:
-    """What lies behind an end of a connection, or the end itself, as networks or addresses; none when that is not known
-    beforehand."""
+    """Return the networks behind an end of a connection, or the address of the end itself if there are none.
+
+    Return an empty list if they are not known before the connection is up.
+    """
     behind_it = f"{conn.get(f'{side}subnet')} {conn.get(f'{side}subnets')}".strip() if behind else ""
     nets = behind_it or conn.get(side)
     found = nets.translate({ord(c): " " for c in ",{}"}).split()
@@ -8648,7 +8650,7 @@ def conn_prefix(conn: Conn) -> str:
 
 
 def conn_captures(conn: Conn, group: int, local: Sequence[str]) -> list[Capture]:
-    """The rules for a connection's nflog=; none when its ends are known only once it is up."""
+    """Return the rules for a connection's nflog=; none if its ends are not known before it is up."""
     here, there = ("left", "right") if conn.get("left") in local else ("right", "left")
     if conn.get(here) not in local or conn.get(f"{there}addresspool"):
         return []
@@ -8665,9 +8667,9 @@ def nflog_groups(config: Config) -> tuple[int, list[tuple[Conn, int]]]:
 
 
 def check_nflog(host: Host, tell: bool = True) -> bool:
-    """Make the NFLOG rules that the configuration asks for, and print which; return False if some are not made.
+    """Make the NFLOG rules for nflog= and nflog-all=, print them, and return False if some are not made.
 
-    Raises nothing for that, because pluto has to start without the rules, too: each complaint is a line on standard
+    A failure raises nothing, because pluto has to start without the rules, too.  Each complaint is a line on standard
     error.  A keyword with an invalid value gets no rule; the other rules are made.  If a change fails, no rule changes.
     """
     config = Config(host)
@@ -8692,8 +8694,8 @@ def check_nflog(host: Host, tell: bool = True) -> bool:
 def make_nflog(host: Host, config: Config) -> list[str]:
     """Make the rules of a configuration the only ones of checknflog, and return lines that name each change.
 
-    Of a configuration that can't be read to its end, the rules for connections that were not read stay.  Raises
-    Failure, OSError; no rule is changed then.
+    If some file can't be read, the rules for connections that were not read stay.  Raises Failure, OSError; then no
+    rule changes.
     """
     group, conns = nflog_groups(config)
     wanted = [Capture(chain, way, group, NFLOG_ALL) for chain, way in NFLOG_PLACES] if group else []
@@ -8719,14 +8721,14 @@ def make_nflog(host: Host, config: Config) -> list[str]:
 
 
 def stop_nflog(host: Host) -> None:
-    """stopnflog: remove every rule that checknflog made, whatever the configuration says now.  Raises Failure."""
+    """Remove every rule that checknflog has made, whatever the configuration says now.  Raises Failure."""
     nflog_replace(host, (), is_capture)
 
 
 def nflog_conn(host: Host, add: bool, name: str, group: int, ours: str, theirs: str) -> None:
-    """Add or remove the rules of a connection that is routed, as _updown does: prefix and ends say whose they are.
+    """Add or remove the rules of a connection for _updown.  The prefix and the ends identify the rules.
 
-    Rules that checknflog made for the connection serve instead.  Raises Failure.
+    If checknflog has made rules for the connection, nothing is added.  Raises Failure.
     """
     source, destination = ("" if net in ("0.0.0.0/0", "::/0") else net for net in (ours, theirs))
     family = 6 if ":" in ours else 4
@@ -17761,7 +17763,7 @@ def addconn_command(host: Host, args: Args) -> int:
 
 
 def print_setup(host: Host, args: Args, config: Config) -> None:
-    """Print `config setup` as assignments for a shell; --varprefix stands before the names, except for two of them."""
+    """Print `config setup` as assignments for a shell, with --varprefix before all names except two."""
     export, prefix = "" if args.flag("--noexport") else "export", args.value("--varprefix")
     values = {f"{prefix}confreadstatus": "", "configfile": config.name,
               "ctlsocket": args.value("--ctlsocket", host.ctlsocket)}
@@ -17772,8 +17774,10 @@ def print_setup(host: Host, args: Args, config: Config) -> None:
 
 
 def setup_values(host: Host, config: Config) -> Iterator[tuple[str, str]]:
-    """Keyword and value of `config setup`, with the defaults that all of 4.3 to 5.2 have for those that are not set
-    (confread.c), but not those that they write as numbers of their own: times, ddos-mode, ikev1-policy."""
+    """Yield the keywords and values of `config setup`, with the defaults that 4.3 to 5.2 share (confread.c).
+
+    Left out are the defaults that libreswan prints as internal numbers: times, ddos-mode, ikev1-policy.
+    """
     defaults = {"dumpdir": "/run/pluto", "ipsecdir": host.confddir, "nssdir": host.nssdir, "secretsfile": host.secrets,
                 "xfrmlifetime": "30", "nhelpers": "-1", "ddos-ike-threshold": "25000", "max-halfopen-ike": "50000",
                 "ocsp-cache-size": "1000", **dict.fromkeys(
@@ -17799,7 +17803,7 @@ def setup_values(host: Host, config: Config) -> Iterator[tuple[str, str]]:
          details="Libreswan's own readwriteconf does this where it is installed; else the built-in reader does, which "
                  "prints what is configured and adds no defaults.")
 def readwriteconf_command(host: Host, args: Args) -> int:
-    """`ipsec readwriteconf`: 0, or 3 when the configuration can't be loaded."""
+    """Run `ipsec readwriteconf`; return 0, or 3 if the configuration can't be loaded."""
     if args.flag("--rootdir"):
         host = Host(host.env, root=args.value("--rootdir"), conf=host.conf)
     for line in config_lines(own_reader(host, args, "readwriteconf"), args.value("--conn"), not args.flag("--nosetup")):
@@ -17808,7 +17812,7 @@ def readwriteconf_command(host: Host, args: Args) -> int:
 
 
 def config_lines(config: Config, name: str = "", setup: bool = True) -> Iterator[str]:
-    """The lines of ipsec.conf that say the same with nothing left to resolve; of one connection with `name`."""
+    """Yield the lines of an ipsec.conf without also=, %default and includes; `name` selects one connection."""
     if setup:
         yield "config setup"
         for key in keywords(True):
@@ -17828,7 +17832,7 @@ def config_lines(config: Config, name: str = "", setup: bool = True) -> Iterator
 
 
 def quoted_value(value: str) -> str:
-    """A value as ipsec.conf has it: quoted or in braces where a bare one would be read otherwise."""
+    """Return a value as ipsec.conf needs it: quoted or in braces if the bare value would be read differently."""
     if value and split_value(value) == (value, ""):
         return value
     return f"{{{value}}}" if '"' in value else f'"{value}"'
@@ -17837,7 +17841,7 @@ def quoted_value(value: str) -> str:
 @command("_secretcensor secretcensor", "[FILE...]", summary="show ipsec.secrets without the secrets", hidden=True,
          rescue=True)
 def secretcensor_command(host: Host, args: Args) -> int:
-    """`ipsec _secretcensor`: the files, or standard input, as barf shows them; 1 when a file can't be read."""
+    """Run `ipsec _secretcensor`: print files, or standard input, as barf does; return 1 if a file can't be read."""
     return filtered(host, args.operands, lambda chunks: (
         f"{printable(line)}\n" for line in censor_secrets(split_lines(chunks))))
 
@@ -17845,8 +17849,10 @@ def secretcensor_command(host: Host, args: Args) -> int:
 @command("_keycensor keycensor", "[FILE...]", summary="show a text without the keys and secrets in it", hidden=True,
          rescue=True)
 def keycensor_command(host: Host, args: Args) -> int:
-    """`ipsec _keycensor`: the files, or standard input, as barf shows logs and configuration; 1 when a file, also one
-    with secrets, can't be read."""
+    """Run `ipsec _keycensor`: print files, or standard input, as barf prints logs and configuration.
+
+    Return 1 if one of them, or a file with secrets, can't be read.
+    """
     config = Config(host)
     name = secrets_file(host, config)
     hidden = [problem for problem in secret_files(host, name)[1] if "can't read" in problem.text] if host.exists(
@@ -17874,7 +17880,7 @@ def redact_command(host: Host, args: Args) -> int:
 
 
 def filtered(host: Host, names: Sequence[str], censor: Callable[[Iterable[bytes]], Iterable[str]]) -> int:
-    """Print files, or standard input, through a censor.  1 when a file can't be read."""
+    """Print files, or standard input, through a censor; return ERROR if a file can't be read."""
     status = OK
     for name in names or ["-"]:
         try:
