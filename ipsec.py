@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from typing import NamedTuple as Record
     Kind = TypeVar("Kind")
 
+    T = TypeVar("T")
+
 
 # =====================================================================================================================
 # 1. Constants and errors
@@ -162,6 +164,20 @@ DEFAULT_NSSDIRS = ("/var/lib/ipsec/nss", "/etc/ipsec.d")  # of 4.0 and later, of
 PACKAGE_MANAGERS = {"apt-get": "install", "dnf": "install", "yum": "install", "zypper": "install", "apk": "add",
                     "pacman": "-S", "opkg": "install", "emerge": "-a"}
 READ_CHUNK = 1 << 16
+# Bounds of what is read.  Data that may be larger is streamed, as Host.chunks() does, and never in memory as a whole.
+TEXT_LIMIT = 32 << 20  # bytes of a file that is read as text: room for 50,000 connections
+TEXT_LINE = 8 << 20  # bytes of a line of text
+GLOB_LIMIT = 1000  # directories that a pattern with wildcards may look into
+PATTERN_LIMIT = 1000  # patterns that one with {a,b} may stand for
+FILES_LIMIT = 20_000  # files that a configuration may include
+MOUNTS_AGE = 1.0  # seconds after which the table of mounts is read again
+SILENT_AGE = 60.0  # seconds after which a file system that did not answer is tried again
+# File systems that the kernel serves from a local disk or from memory.  All others, such as NFS and FUSE, depend on a
+# server or a program, which may fall silent.
+LOCAL_TYPES = frozenset("""
+    aufs bcachefs binfmt_misc bpf btrfs cgroup cgroup2 configfs cramfs debugfs devpts devtmpfs efivarfs erofs exfat
+    ext2 ext3 ext4 f2fs fusectl hugetlbfs iso9660 jffs2 jfs mqueue msdos nilfs2 nsfs ntfs3 overlay proc pstore ramfs
+    reiserfs rootfs rpc_pipefs securityfs selinuxfs squashfs sysfs tmpfs tracefs ubifs udf vfat xfs zfs""".split())
 AF_INET, AF_INET6 = 2, 10  # of socket(2), without importing it
 NETLINK_XFRM = 6  # linux/netlink.h
 # struct nlmsghdr (length, type XFRM_MSG_GETSPDINFO, flag NLM_F_REQUEST, sequence, port) and 32 bits of flags
@@ -592,6 +608,91 @@ def why_untrusted(directory: str) -> str:
     return ""
 
 
+def resolve_links(name: str, root: str, stops: Collection[str]) -> tuple[str, str]:
+    """Return where `name` really lies below `root`, symbolic links resolved as if root were `/`, and an empty string.
+
+    If the way leads through one of the paths `stops`, return the way so far and that path; nothing beyond it is
+    touched.  Raises OSError(ELOOP).
+    """
+    todo = [part for part in reversed(name.split("/")) if part]
+    if name[:1] not in ("", "/") and not root:
+        todo += [part for part in reversed(os.getcwd().split("/")) if part]
+    done: list[str] = []
+    links = 0
+    if (root or "/") in stops:
+        return root, root or "/"
+    while todo:
+        part = todo.pop()
+        if part == ".":
+            continue
+        if part == "..":
+            del done[-1:]
+            continue
+        here = "/".join((root, *done, part))
+        if here in stops:
+            return here, here
+        try:
+            target = os.readlink(here)
+        except (OSError, ValueError):
+            done.append(part)
+            continue
+        links += 1
+        if links > 40:  # as the kernel's MAXSYMLINKS
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
+        if target.startswith("/"):
+            done.clear()
+        todo.extend(piece for piece in reversed(target.split("/")) if piece)
+    return "/".join((root, *done)), ""
+
+
+class Mounts:
+    """The mounts of this process whose file systems may not answer.
+
+    `silent` are those that did not: when they were asked, for which path, and how many seconds that lasted.
+    """
+
+    def __init__(self) -> None:
+        self.silent: dict[str, tuple[float, str, float]] = {}
+        self._points: frozenset[str] = frozenset()
+        self._read = 0.0  # the time of the last look at the table of mounts; 0 if there was none
+
+    def that_may_hang(self) -> frozenset[str]:
+        """Return the mount points of file systems that may not answer; `/` if the table of mounts can't be read."""
+        now = time.monotonic()
+        if not self._read or now - self._read > MOUNTS_AGE:
+            self._read = now
+            self._points = mounts_that_may_hang()
+        return self._points
+
+    def is_silent(self, mount: str) -> bool:
+        """Return whether the file system did not answer in the last SILENT_AGE seconds."""
+        return mount in self.silent and time.monotonic() - self.silent[mount][0] < SILENT_AGE
+
+
+def mounts_that_may_hang() -> frozenset[str]:
+    """Return the mount points whose file system is not one of LOCAL_TYPES, from /proc/self/mountinfo (proc(5)); `/` if
+    that file can't be read."""
+    try:
+        with open("/proc/self/mountinfo", "rb", buffering=0) as stream:
+            table = stream.readall()
+    except OSError:
+        return frozenset("/")
+    mounts: dict[str, bool] = {}
+    for line in decode(table).splitlines():
+        # 36 35 98:0 /subtree /mount/point options optional-fields… - type source options
+        fields, _, rest = line.partition(" - ")
+        point = fields.split(" ", 5)[4]
+        if "\\" in point:  # a blank is \040
+            for character in " \t\n\\":
+                point = point.replace(f"\\{ord(character):03o}", character)
+        # the kernel mounts nothing on demand there but its own binfmt_misc
+        mounts[point] = rest.partition(" ")[0] not in LOCAL_TYPES and not point.startswith("/proc/sys/")
+    return frozenset(point for point, may_hang in mounts.items() if may_hang)
+
+
+MOUNTS = Mounts()
+
+
 class Host:
     """The system that we report on or change: this one, or the one whose file system is mounted under `root`.
 
@@ -604,7 +705,8 @@ class Host:
                  ctlsocket: str = "", nssdir: str = "") -> None:
         self.env = dict(os.environ if env is None else env)
         self.root = os.path.abspath(root).rstrip("/") if root else ""
-        if self.root and not os.path.isdir(self.root):
+        self.patience = 5.0  # seconds that a file system may take to answer, see within()
+        if self.root and not self.within(self.root, lambda: os.path.isdir(self.root), ""):
             raise Failure(f"--root {root}: not a directory", USAGE)
         get = self.env.get
         # an empty variable counts as unset, as ${VAR:-default} does in the original
@@ -638,7 +740,7 @@ class Host:
 
     def _first_dir(self, candidates: Sequence[str]) -> str:
         """The first directory that exists, else the first named."""
-        return next((path for path in candidates if self.isdir(path)), candidates[0])
+        return next((path for path in candidates if self._is_surely(path, os.path.isdir)), candidates[0])
 
     @property
     def nssdir(self) -> str:
@@ -658,7 +760,7 @@ class Host:
         code = [b"", b""]
         for place, name in enumerate(("whack", "pluto")):
             try:
-                chunks = self.chunks(os.path.join(self.execdir, name))
+                chunks = self.chunks(os.path.join(self.execdir, name), limit=TEXT_LIMIT)
                 code[place] = next(chunks, b"")
                 if name == "pluto":
                     code[place] += b"".join(chunks)
@@ -690,31 +792,51 @@ class Host:
 
         Raises OSError(ELOOP).
         """
-        if not self.root:
-            return name
-        done: list[str] = []
-        todo = [part for part in reversed(name.split("/")) if part]
-        links = 0
-        while todo:
-            part = todo.pop()
-            if part == ".":
-                continue
-            if part == "..":
-                del done[-1:]
-                continue
-            here = "/".join((self.root, *done, part))
+        return resolve_links(name, self.root, frozenset())[0] if self.root else name
+
+    def within(self, name: str, work: Callable[[], T], root: str | None = None) -> T:
+        """Return what `work` returns, which asks the file system about `name` or something that is open there.
+
+        Every read of this class passes here.  Where the path leads to a file system that may not answer, the work runs
+        in a thread, which is given up after `patience` seconds; such a file system is not asked again for SILENT_AGE
+        seconds.  `name` is a path of the reported system, or below `root`.  Raises TimeoutError, and OSError for a
+        path with a NUL byte.
+        """
+        if "\0" in name:
+            raise OSError(errno.EINVAL, "a path can't hold a NUL byte", name)
+        mounts = MOUNTS.that_may_hang()
+        mount = ""
+        if mounts:
+            base, mount = resolve_links(self.root if root is None else root, "", mounts)
+            mount = mount or resolve_links(name, base.rstrip("/"), mounts)[1]
+        if not mount:
+            return work()
+        if MOUNTS.is_silent(mount):
+            raise OSError(errno.ETIMEDOUT, f"not read, as the file system on {mount} does not answer", name)
+        done = _thread.allocate_lock()
+        done.acquire()
+        results: list[T] = []
+        errors: list[BaseException] = []
+
+        def attempt() -> None:
             try:
-                target = os.readlink(here)
-            except OSError:
-                done.append(part)
-                continue
-            links += 1
-            if links > 40:  # as the kernel's MAXSYMLINKS
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
-            if target.startswith("/"):
-                done.clear()
-            todo.extend(piece for piece in reversed(target.split("/")) if piece)
-        return "/".join((self.root, *done))
+                results.append(work())
+            except BaseException as error:
+                errors.append(error)
+            done.release()
+
+        try:
+            _thread.start_new_thread(attempt, ())
+        except RuntimeError:
+            raise OSError(errno.EAGAIN, f"not read, as the file system on {mount} may not answer and no thread can be "
+                          "made to ask it", name) from None
+        if not done.acquire(timeout=self.patience):
+            MOUNTS.silent[mount] = (time.monotonic(), name, self.patience)
+            raise OSError(errno.ETIMEDOUT, f"no answer within {self.patience:g} s from the file system on {mount}",
+                          name)
+        if errors:
+            raise errors[0]
+        return results[0]
 
     def open(self, name: str) -> int:
         """A descriptor for reading the regular file `name` (or a kernel file).  A device is not opened, because that
@@ -722,45 +844,83 @@ class Host:
 
         Raises OSError, with the name as the user knows it.
         """
+        return self._open(name)[0]
+
+    def _open(self, name: str) -> tuple[int, int]:
+        """As open(), and the size of the file, which is 0 for most files of the kernel."""
         import stat
-        try:
+
+        def opened() -> tuple[int, os.stat_result]:
             path = self.path(name)
             follow = os.O_NOFOLLOW if self.root else 0
-            mode = os.stat(path, follow_symlinks=not follow).st_mode
-            fd = -1
-            if stat.S_ISREG(mode):
-                fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | follow)
-                mode = os.fstat(fd).st_mode
+            info = os.stat(path, follow_symlinks=not follow)
+            if not stat.S_ISREG(info.st_mode):
+                return -1, info
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY | follow)
+            return fd, os.fstat(fd)
+
+        try:
+            fd, info = self.within(name, opened)
         except OSError as error:
             raise OSError(error.errno, error.strerror, name) from None
-        if not stat.S_ISREG(mode):
+        if not stat.S_ISREG(info.st_mode):
             if fd >= 0:
                 os.close(fd)  # another program exchanged it between the two calls
-            if stat.S_ISDIR(mode):
+            if stat.S_ISDIR(info.st_mode):
                 raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), name)
             raise OSError(errno.EINVAL, "not a regular file", name)
-        return fd
+        return fd, info.st_size
 
-    def chunks(self, name: str, start: int = 0) -> Iterator[bytes]:
-        """The content of a file from the offset `start` on, piece by piece, for files of any size.  Raises OSError."""
-        fd = self.open(name)
+    def close(self, fd: int, name: str) -> None:
+        """Close a descriptor that open() returned for `name`.  It stays open if its file system does not answer: FUSE
+        and NFS ask their server when a file is closed."""
+        try:
+            self.within(name, lambda: os.close(fd))
+        except TimeoutError:
+            return
+
+    def check_readable(self, name: str) -> None:
+        """Raise OSError if `name` is not a regular file that this process may read."""
+        self.close(self.open(name), name)
+
+    def chunks(self, name: str, start: int = 0, limit: int | None = None) -> Iterator[bytes]:
+        """The content of a file from the offset `start` on, piece by piece, for files of any size.
+
+        Raises OSError, also for a file of more than `limit` bytes: before the first piece, or after so many bytes if
+        the size does not tell, as with files of the kernel.
+        """
+        fd, size = self._open(name)
         try:
             if start:
                 os.lseek(fd, start, os.SEEK_SET)
+                size -= start
+            done = 0
             while True:
+                if limit is not None and max(size, done) > limit:
+                    raise OSError(errno.EFBIG, f"larger than {limit >> 20} MiB, not read", name)
                 try:
-                    data = os.read(fd, READ_CHUNK)
+                    data = self.within(name, lambda: os.read(fd, READ_CHUNK))
                 except OSError as error:
                     raise OSError(error.errno, error.strerror, name) from None
                 if not data:
                     return
+                done += len(data)
                 yield data
         finally:
-            os.close(fd)
+            self.close(fd, name)
+
+    def read_at(self, fd: int, name: str, start: int, size: int) -> bytes:
+        """Up to `size` bytes at the offset `start` of a descriptor that open() returned for `name`.  Raises OSError."""
+        return self.within(name, lambda: os.pread(fd, size, start))
+
+    def text_chunks(self, name: str) -> Iterator[bytes]:
+        """As chunks(), for a file of text.  Raises OSError beyond TEXT_LIMIT, except for files of the kernel, which are
+        long where it has many routes or sockets."""
+        return self.chunks(name, limit=None if name.startswith(("/proc/", "/sys/")) else TEXT_LIMIT)
 
     def read(self, name: str) -> str:
-        """The whole text of a file of modest size.  Raises OSError."""
-        return decode(b"".join(self.chunks(name)))
+        """The whole text of a file, which has at most TEXT_LIMIT bytes.  Raises OSError."""
+        return decode(b"".join(self.chunks(name, limit=TEXT_LIMIT)))
 
     def value(self, name: str, default: str = "") -> str:
         """The text of a one-line kernel or state file without the line end; `default` when it can't be read."""
@@ -770,59 +930,97 @@ class Host:
             return default
 
     def lines(self, name: str) -> Iterator[str]:
-        """The lines of a file, without their ends, however large the file is.  Raises OSError."""
-        return split_lines(self.chunks(name))
+        """The lines of a file of text, without their ends.  Raises OSError, also beyond TEXT_LIMIT and TEXT_LINE."""
+        return split_lines(self.text_chunks(name), name)
 
     def stat(self, name: str, *, follow: bool = True) -> os.stat_result:
         """os.stat of the reported system's `name`.  Raises OSError."""
         if follow or not self.root:
-            return os.stat(self.path(name), follow_symlinks=follow)
+            return self.within(name, lambda: os.stat(self.path(name), follow_symlinks=follow))
         head, tail = os.path.split(name)
-        return os.lstat(f"{self.path(head)}/{tail}")
+        return self.within(name, lambda: os.lstat(os.path.join(self.path(head), tail)))
 
     def readlink(self, name: str) -> str:
         """Where the symbolic link points, as it is written.  Raises OSError."""
         head, tail = os.path.split(name)
-        return os.readlink(f"{self.path(head)}/{tail}")
+        return self.within(head, lambda: os.readlink(os.path.join(self.path(head), tail)))
+
+    def realpath(self, name: str) -> str:
+        """Where `name` really lies on the running system, all symbolic links resolved.  Raises OSError."""
+        return self.within(name, lambda: os.path.realpath(self.path(name)))
 
     def exists(self, name: str) -> bool:
-        """True when `name` is there (a dangling link is not)."""
-        try:
-            return os.path.exists(self.path(name))
-        except OSError:
-            return False
+        """True when `name` is there (a dangling link is not).  Raises TimeoutError."""
+        return self._holds(name, os.path.exists)
 
     def isdir(self, name: str) -> bool:
-        """True when `name` is a directory."""
+        """True when `name` is a directory.  Raises TimeoutError."""
+        return self._holds(name, os.path.isdir)
+
+    def lexists(self, name: str) -> bool:
+        """True when there is something of that name, be it a dangling link.  Raises TimeoutError."""
+        head, tail = os.path.split(name)
+        return self._holds(head, lambda path: os.path.lexists(os.path.join(path, tail)))
+
+    def writable(self, name: str) -> bool:
+        """True when this process may write to a file, or make files in a directory; False on a read-only disk.  Raises
+        TimeoutError."""
+        return self._holds(name, lambda path: os.access(path, os.W_OK | os.X_OK if os.path.isdir(path) else os.W_OK))
+
+    def _holds(self, name: str, test: Callable[[str], bool], root: str | None = None) -> bool:
+        """Return whether the test holds for a path, as within(); False if there can't be such a path.  Raises
+        TimeoutError."""
         try:
-            return os.path.isdir(self.path(name))
+            return self.within(name, lambda: test(self.path(name) if root is None else root + name), root)
+        except TimeoutError:
+            raise
         except OSError:
             return False
 
     def executable(self, name: str) -> bool:
-        """True when `name` is a regular file that we may execute."""
-        path = self.path(name)
-        return os.path.isfile(path) and os.access(path, os.X_OK)
+        """True when `name` is a regular file that we may execute; False if its file system does not answer, which
+        MOUNTS tells."""
+        return self._is_surely(name, is_program)
+
+    def _is_surely(self, name: str, test: Callable[[str], bool], root: str | None = None) -> bool:
+        """As _holds(), but False if the file system does not answer."""
+        try:
+            return self._holds(name, test, root)
+        except TimeoutError:
+            return False
 
     def listdir(self, name: str) -> list[str]:
         """The sorted names in a directory.  Raises OSError."""
         try:
-            return sorted(os.listdir(self.path(name)))
+            return sorted(self.within(name, lambda: os.listdir(self.path(name))))
         except OSError as error:
             raise OSError(error.errno, error.strerror, name) from None
 
-    def glob(self, pattern: str) -> list[str]:
-        """The sorted existing names that match, as glob(3): `*` crosses no `/` and leaves leading dots out."""
+    def glob(self, *patterns: str) -> list[str]:
+        """The existing names that match, sorted by pattern, as glob(3): `*` crosses no `/` and leaves leading dots out.
+
+        Raises TimeoutError, and OSError if the patterns look into more than GLOB_LIMIT directories.
+        """
+        left = [GLOB_LIMIT]
+        return [name for pattern in patterns for name in self._glob(pattern, left)]
+
+    def _glob(self, pattern: str, left: list[int]) -> list[str]:
+        """As glob(), for one pattern.  `left` is how many directories may be looked into."""
         head, tail = os.path.split(pattern)
-        parents = [head] if not any(c in head for c in "*?[") else self.glob(head)
+        parents = [head] if not any(c in head for c in "*?[") else self._glob(head, left)
         found = []
         for parent in parents:
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError(errno.E2BIG, f"looks into more than {GLOB_LIMIT} directories", pattern)
             if not any(c in tail for c in "*?["):
                 if self.exists(os.path.join(parent, tail)):
                     found.append(os.path.join(parent, tail))
                 continue
             try:
                 names = self.listdir(parent or ".")
+            except TimeoutError:
+                raise
             except OSError:
                 continue
             first, star, last = tail.partition("*")
@@ -838,7 +1036,7 @@ class Host:
     def write(self, name: str, text: str) -> None:
         """Write a small file in place: a sysctl, a file of this program.  Raises OSError, with the name."""
         try:
-            place = find_place(name, self.root, check_link)
+            place = self.within(name, lambda: find_place(name, self.root, check_link))
             try:
                 fd = os.open(place.base, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOCTTY
                              | os.O_NOFOLLOW, 0o644, dir_fd=place.directory)
@@ -866,7 +1064,7 @@ class Host:
     def remove(self, name: str) -> None:
         """Remove a file if it exists.  Raises OSError."""
         path = self.path(name)
-        if os.path.lexists(path):  # unlink(2) fails on a read-only file system also if there is no file
+        if self.lexists(name):  # unlink(2) fails on a read-only file system also if there is no file
             try:
                 os.unlink(path)
             except FileNotFoundError:
@@ -879,9 +1077,12 @@ class Host:
         /proc/self/ns/net.  Our end gives it back too, however we end, and so does becoming another program.  Raises
         TimedOut, OSError."""
         import fcntl
-        if not os.path.exists(self.path(directory)):
-            os.makedirs(self.path(directory), 0o700, exist_ok=True)
-        fd = os.open(self.path(directory), os.O_RDONLY | os.O_CLOEXEC)
+        def opened() -> int:
+            if not os.path.exists(self.path(directory)):
+                os.makedirs(self.path(directory), 0o700, exist_ok=True)
+            return os.open(self.path(directory), os.O_RDONLY | os.O_CLOEXEC)
+
+        fd = self.within(directory, opened)
         deadline = time.monotonic() + timeout
         while True:
             try:
@@ -924,15 +1125,15 @@ class Host:
         """
         for directory in (self.sbindir, *SYSTEM_PATH, *self._safe_path()):
             candidate = os.path.join(directory, program)
-            if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
+            if self._is_surely(candidate, is_program, ""):
                 return candidate
         return None
 
     def _safe_path(self) -> Iterator[str]:
         for directory in self.env.get("PATH", "").split(os.pathsep):
-            if directory.startswith("/") and directory not in SYSTEM_PATH:
-                if not (self.superuser and why_untrusted(directory)):
-                    yield directory
+            if directory.startswith("/") and directory not in SYSTEM_PATH and (not self.superuser or self._is_surely(
+                    directory, lambda path: not why_untrusted(path), "")):
+                yield directory
 
     def child_env(self) -> dict[str, str]:
         """The environment for programs that we run for ourselves: the caller's, with names exported as the original
@@ -952,10 +1153,16 @@ class Host:
         env["PATH"] = os.pathsep.join((self.sbindir, *search))
         return env
 
+    def _program(self, argv: Sequence[str], hint: str = "") -> str:
+        """As resolve(), of argv[0].  Raises Failure also for a word with a NUL byte, which no program can get."""
+        if any("\0" in word for word in argv):
+            raise Failure(f"{argv[0]}: a NUL byte in an argument", NOT_EXECUTABLE)
+        return self.resolve(argv[0], hint)
+
     def resolve(self, program: str, hint: str = "") -> str:
         """The path of `program`, a bare name or a path.  Raises Missing (status 127)."""
         found = program if "/" in program else self.which(program)
-        if found is None or not os.path.exists(found):
+        if found is None or not self._holds(found, os.path.exists, ""):
             raise Missing(f"{program}: no such program on this host", NOT_FOUND, hint)
         return found
 
@@ -968,7 +1175,7 @@ class Host:
         Raises Missing when it is not there, TimedOut, Failure when it can't be executed.
         """
         import subprocess
-        path = self.resolve(argv[0], hint)
+        path = self._program(argv, hint)
         try:
             child = self._start(lambda: subprocess.Popen(
                 [path, *argv[1:]], stdin=stdin if isinstance(stdin, int) else
@@ -1105,6 +1312,15 @@ class Host:
                 child.terminate()
                 child.wait()
 
+    def _check_answers(self, words: Sequence[str]) -> None:
+        """Raise TimeoutError if a path that a program gets in its words or its environment, or the directory of the
+        control socket, is on a file system that does not answer: the program would wait for ever."""
+        if MOUNTS.that_may_hang():
+            paths = [word.rpartition("=")[2] if word.startswith("-") else word for word in words]
+            for path in (self.conf, self.rundir, os.path.dirname(self.ctlsocket), *paths):
+                if path.startswith("/"):
+                    self._holds(path, os.path.exists, "")
+
     def spawn(self, argv: Sequence[str], output: int | None, *, detached: bool = True) -> subprocess.Popen[bytes]:
         """Start a program and leave it running, both outputs on the descriptor; detached, in a session of its own.
 
@@ -1112,7 +1328,8 @@ class Host:
         """
         import subprocess
         self.flush()
-        path = self.resolve(argv[0])
+        path = self._program(argv)
+        self._check_answers(argv)
         try:
             return subprocess.Popen([path, *argv[1:]], stdin=subprocess.DEVNULL if detached else None, stdout=output,
                                     stderr=output, env=self.exported(), cwd="/", start_new_session=detached)
@@ -1145,7 +1362,7 @@ class Host:
         Raises Missing, TimedOut, and Failure when it failed.  Not through subprocess, which takes longer to import
         than most programs of a report take.
         """
-        path = self.resolve(argv[0], hint)
+        path = self._program(argv, hint)
         reader, writer = os.pipe()
         try:
             # the signals are SIGPIPE and SIGXFSZ, see exec()
@@ -1242,6 +1459,7 @@ class Host:
         Raises Failure (126, or 127 when it is not there).
         """
         import signal
+        self._check_answers(arguments)
         self.flush()
         # Python ignores these two, and ignored signals stay ignored across execve(2)
         for name in ("SIGPIPE", "SIGXFSZ"):
@@ -1318,7 +1536,7 @@ class Host:
         link = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC)
         try:
             link.settimeout(timeout)
-            link.connect(name)
+            self.within(name, lambda: link.connect(name), "")
         except OSError:
             link.close()
             raise
@@ -1326,9 +1544,13 @@ class Host:
 
     # --- standard input and output ----------------------------------------------------------------------------------
 
-    def stdin(self) -> Iterator[bytes]:
-        """Standard input, piece by piece.  Raises OSError."""
+    def stdin(self, limit: int | None = None) -> Iterator[bytes]:
+        """Standard input, piece by piece.  Raises OSError, also for more than `limit` bytes."""
+        done = 0
         while data := os.read(0, READ_CHUNK):
+            done += len(data)
+            if limit is not None and done > limit:
+                raise OSError(errno.EFBIG, f"more than {limit >> 20} MiB, not read", "standard input")
             yield data
 
     def ask(self, prompt: str, *, secret: bool, hint: str) -> str:
@@ -1483,18 +1705,28 @@ class Host:
         return os.uname().release
 
 
-def split_lines(chunks: Iterable[bytes]) -> Iterator[str]:
-    """Lines, without their ends, from pieces of any size."""
-    rest = b""
+def split_lines(chunks: Iterable[bytes], name: str | None = None) -> Iterator[str]:
+    """Lines, without their ends, from pieces of any size.  Raises OSError for a line longer than TEXT_LINE; `name` is
+    the file."""
+    rest: list[bytes] = []  # of a line whose end has not come
+    size = 0
     for chunk in chunks:
         head, newline, tail = chunk.rpartition(b"\n")
         if newline:
-            yield from decode(rest + head).split("\n")
-            rest = tail
-        else:
-            rest += chunk
-    if rest:
-        yield decode(rest)
+            rest.append(head)
+            yield from decode(b"".join(rest)).split("\n")
+            rest, size = [], 0
+        rest.append(tail)
+        size += len(tail)
+        if size > TEXT_LINE:
+            raise OSError(errno.EFBIG, f"a line is longer than {TEXT_LINE >> 20} MiB, not read further", name)
+    if size:
+        yield decode(b"".join(rest))
+
+
+def is_program(path: str) -> bool:
+    """Return whether the path leads to a regular file that this process may execute."""
+    return os.path.isfile(path) and os.access(path, os.X_OK)
 
 
 def write_all(fd: int, data: bytes) -> None:
@@ -2779,13 +3011,14 @@ class Config:
         self.sections: list[Section] = []
         self.unread = False
         self._open: list[str] = []  # files that are being read, each included by the one before
+        self._reads = 0  # how often a file was read
         self._setup: dict[str, Setting] = {}
         self._setups = 0
         self._section: Section | None = None
         self._conns: list[Conn] | None = None
         self._release: list[tuple[int, ...] | None] = []  # empty: not asked for yet
         if text is None and self.name == "-":
-            text = decode(b"".join(host.stdin()))
+            text = decode(b"".join(host.stdin(TEXT_LIMIT)))
         if text is not None:
             self._read(self.name, text.split("\n"), 0)
         else:
@@ -2797,6 +3030,7 @@ class Config:
         self.problems.append(Problem(file, line, text, fatal, key=key))
 
     def _read_file(self, name: str, depth: int, line: int, parent: str, matched: bool = False) -> None:
+        self._reads += 1
         self.files.append(name)
         self._open.append(name)
         try:
@@ -2865,7 +3099,12 @@ class Config:
                           f"{name}, write the whole path", False, "include")
             return
         expands = self.release is None or self.release < NO_BRACES if "{" in pattern else False
-        found = [match for single in (braces(pattern) if expands else [pattern]) for match in self.host.glob(single)]
+        try:
+            found = self.host.glob(*(braces(pattern) if expands else [pattern]))
+        except OSError as error:
+            self.unread = True
+            self._problem(name, number, f"include {quote(pattern[:200])}: {error.strerror}", True, "include")
+            return
         if not found and "{" in pattern and not expands:
             self._problem(name, number, f"include {quote(pattern)} is not followed: libreswan 5 does not expand {{}}, "
                           "write a line for each", False, "include")
@@ -2875,6 +3114,11 @@ class Config:
         for match in found:
             if match in self._open:  # libreswan reads it again, until it is ten deep
                 self._problem(name, number, f"include {quote(pattern)}: {match} is being read already, a loop", False)
+            elif self._reads >= FILES_LIMIT:
+                self.unread = True
+                self._problem(name, number, f"include {quote(pattern)}: more than {FILES_LIMIT} files are included, "
+                              "the rest is not read", True, "include")
+                return
             else:
                 self._read_file(match, depth + 1, number, name, any(char in pattern for char in "*?["))
 
@@ -3121,12 +3365,19 @@ def unix_lines(lines: Iterable[str], tell: Callable[[int, str, str], None]) -> I
 
 
 def braces(pattern: str) -> list[str]:
-    """Return the patterns for which a pattern with {a,b} stands, as GLOB_BRACE of glob(3) expands it."""
+    """Return the patterns for which a pattern with {a,b} stands, as GLOB_BRACE of glob(3) expands it.  Raises OSError
+    for more than PATTERN_LIMIT."""
     head, opened, rest = pattern.partition("{")
     inner, closed, tail = rest.partition("}")
     if not opened or not closed:
         return [pattern]
-    return [head + word + end for word in inner.split(",") for end in braces(tail)]
+    too_many = OSError(errno.E2BIG, f"stands for more than {PATTERN_LIMIT} patterns", pattern)
+    if tail.count("{") > PATTERN_LIMIT.bit_length():  # two words in each of these would be too many
+        raise too_many
+    words, ends = inner.split(","), braces(tail)
+    if len(words) * len(ends) > PATTERN_LIMIT:
+        raise too_many
+    return [head + word + end for word in words for end in ends]
 
 
 def secrets_file(host: Host, config: Config | None = None) -> str:
@@ -3141,10 +3392,17 @@ def secret_files(host: Host, name: str) -> tuple[list[str], list[Problem]]:
     """
     files: list[str] = []
     problems: list[Problem] = []
+    stopped: list[str] = []  # the first file beyond FILES_LIMIT
 
     def visit(file: str, depth: int, parent: str, line: int) -> None:
         if depth > INCLUDE_DEPTH:
             problems.append(Problem(parent, line, f"includes nested deeper than {INCLUDE_DEPTH} (a loop?)"))
+            return
+        if len(files) >= FILES_LIMIT:
+            if not stopped:
+                stopped.append(file)
+                problems.append(Problem(parent, line, f"more than {FILES_LIMIT} files are included, the rest is not "
+                                        "read"))
             return
         try:
             records = list(secret_records(host.lines(file)))
@@ -3156,11 +3414,18 @@ def secret_files(host: Host, name: str) -> tuple[list[str], list[Problem]]:
             if record.problem:
                 problems.append(Problem(file, record.line, record.problem))
             if record.include:
-                found = host.glob(os.path.join(os.path.dirname(file), record.include))
-                if not found and not any(c in record.include for c in "*?["):
-                    problems.append(Problem(file, record.line, f"{quote(record.include)}: no such file", False))
-                for match in found:
-                    visit(match, depth + 1, file, record.line)
+                visit_included(record.include, depth, file, record.line)
+
+    def visit_included(pattern: str, depth: int, file: str, line: int) -> None:
+        try:
+            found = host.glob(os.path.join(os.path.dirname(file), pattern))
+        except OSError as error:
+            problems.append(Problem(file, line, f"include {quote(pattern[:200])}: {error.strerror}"))
+            return
+        if not found and not any(c in pattern for c in "*?["):
+            problems.append(Problem(file, line, f"{quote(pattern)}: no such file", False))
+        for match in found:
+            visit(match, depth + 1, file, line)
 
     visit(name, 0, name, 0)
     return files, problems
@@ -3286,6 +3551,14 @@ def nss_password(host: Host, token: str = "NSS Certificate DB", directory: str =
     return next((passwords[name] for name in names if name in passwords), None)
 
 
+def learn_secrets(redactor: Redactor, host: Host, file: str) -> None:
+    """Have the redactor learn the secrets of a file, as far as it can be read."""
+    try:
+        redactor.learn_file(host.lines(file))
+    except OSError:
+        return  # it was readable a moment ago
+
+
 def redactor_of(host: Host, show_secrets: bool = False, config: Config | None = None) -> Redactor:
     """Return a Redactor that has learnt the host's secrets: ipsec.secrets with its includes, *.secrets, NSS passwords,
     and the hashes in ipsec.d/passwd.  A file that can't be read is left out; secret_files() reports it."""
@@ -3295,7 +3568,10 @@ def redactor_of(host: Host, show_secrets: bool = False, config: Config | None = 
                                       config.setup("nssdir", host.nssdir))))
     names = [host.secrets, secrets_file(host, config)]
     for directory in directories:
-        names += host.glob(f"{directory}/*.secrets")
+        try:
+            names += host.glob(f"{directory}/*.secrets")
+        except OSError:
+            continue  # a directory with wildcards in its name
         for password in nss_passwords(host, directory).values():
             redactor.learn(password)
     seen: set[str] = set()
@@ -3303,7 +3579,7 @@ def redactor_of(host: Host, show_secrets: bool = False, config: Config | None = 
         for file in secret_files(host, name)[0]:
             if file not in seen:
                 seen.add(file)
-                redactor.learn_file(host.lines(file))
+                learn_secrets(redactor, host, file)
     for directory in directories:
         try:
             for line in host.lines(f"{directory}/passwd"):
@@ -3332,6 +3608,17 @@ def own_reader(host: Host, args: Args, name: str) -> Config:
             raise ConfigError(f"ipsec {name}: cannot load config {quote(config.name)}: {problem}", 3)
         host.warn(f"{name}: {problem}")
     return config
+
+
+def check_answers(host: Host, name: str = "") -> None:
+    """Raise TimeoutError if the NSS database, the configuration `name` (default the host's own) or a file that it
+    includes is on a file system that does not answer: a program of libreswan would wait for it for ever."""
+    if MOUNTS.that_may_hang():
+        host.isdir(host.nssdir)
+        if (name or host.conf) != "-":
+            Config(host, name)
+        for mount, (_, path, seconds) in MOUNTS.silent.items():
+            raise OSError(errno.ETIMEDOUT, f"no answer within {seconds:g} s from the file system on {mount}", path)
 
 
 # =====================================================================================================================
@@ -7107,7 +7394,7 @@ def nss_package(host: Host) -> str:
 def first_line(host: Host, name: str) -> str:
     """Return the first line of a password file.  Raises Failure."""
     try:
-        return (b"".join(host.chunks(name)).decode("utf-8", "surrogateescape").splitlines() or [""])[0]
+        return next(iter(host.read(name).splitlines()), "")
     except OSError as error:
         raise Failure(f"{name}: {error.strerror}",
                       hint="it must hold the password in its first line") from None
@@ -7135,7 +7422,7 @@ class NssDatabase:
 
     def has(self, *names: str) -> list[str]:
         """Return those of the files that exist."""
-        return [name for name in names if os.path.lexists(self.file(name))]
+        return [name for name in names if self.host.lexists(f"{self.directory}/{name}")]
 
     def secret(self) -> bytes:
         """Return a password file for NSS's tools.  They take the line that begins with the name of their
@@ -7256,7 +7543,7 @@ class NssDatabase:
         """Return SQLite's answer about a database file.  Raises as rows()."""
         sqlite: Any = need("_sqlite3", "reading an NSS database")
         try:
-            os.close(self.host.open(f"{self.directory}/{name}"))  # SQLite would wait for ever on a pipe
+            self.host.check_readable(f"{self.directory}/{name}")  # SQLite would wait for ever on a pipe
         except OSError as error:
             raise self.broken(name, error) from None
         path = self.host.path(f"{self.directory}/{name}")
@@ -7345,8 +7632,7 @@ class NssDatabase:
 
     def writable(self) -> bool:
         """Return whether this process may change files in the directory; False on a read-only disk."""
-        path = self.host.path(self.directory)
-        return os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK)
+        return self.host.isdir(self.directory) and self.host.writable(self.directory)
 
     def make_directory(self) -> None:
         """Create the release's own directory of the database, mode 0700, with missing parents.  Raises
@@ -7355,11 +7641,12 @@ class NssDatabase:
         A directory that an option or the environment names is not created: the name may be misspelt.
         """
         path = self.host.path(self.directory)
-        if self.host.given_nssdir or self.directory != self.host.nssdir or os.path.lexists(path):
+        if self.host.given_nssdir or self.directory != self.host.nssdir or self.host.lexists(
+                self.directory):
             return
         try:
             missing = [path]
-            while not os.path.isdir(os.path.dirname(missing[0])):
+            while not self.host.isdir(os.path.dirname(missing[0])):
                 missing.insert(0, os.path.dirname(missing[0]))
             for name in missing:
                 try:
@@ -7373,10 +7660,9 @@ class NssDatabase:
     def lock(self) -> Lock:
         """Lock the directory for changes, and finish the work of a command that was killed.  Raises
         Failure."""
-        path = self.host.path(self.directory)
         if not self.writable():
             raise Failure(f'ERROR: destination directory "{self.directory}" is missing or permission denied',
-                          ERROR, "it must be a directory that can be written" if os.path.lexists(path)
+                          ERROR, "it must be a directory that can be written" if self.host.lexists(self.directory)
                           else f"mkdir -m 700 {self.directory}")
         lock = self.host.lock(self.directory)
         self.opened = lock.fd
@@ -7766,7 +8052,8 @@ def check_database(base: NssDatabase) -> None:
         return
     with base.lock():
         old = base.host.confddir
-        if base.directory == DEFAULT_NSSDIRS[0] and os.path.realpath(old) != os.path.realpath(base.directory):
+        if base.directory == DEFAULT_NSSDIRS[0] and base.host.realpath(old) != base.host.realpath(
+                base.directory):
             dbm = NssDatabase(base.host, old)
             if dbm.has("cert8.db") and not dbm.has("cert9.db") and not base.has("cert9.db"):
                 raise Failure("Failure - we cannot handle both nss db format conversion and nss db move to new "
@@ -7828,7 +8115,7 @@ def import_file(base: NssDatabase, names: Sequence[str], password: Callable[[], 
     the key.  Raises Failure; the database is then unchanged.
     """
     host = base.host
-    data = [read_import(name) for name in names]
+    data = [read_import(base.host, name) for name in names]
     if any(b"-----BEGIN " in one[:READ_CHUNK] for one in data):
         pkcs12, secret = pem_to_pkcs12(host, b"\n".join(data), nickname), b"pem"
     elif len(data) > 1:
@@ -7881,11 +8168,11 @@ def import_file(base: NssDatabase, names: Sequence[str], password: Callable[[], 
     return done
 
 
-def read_import(name: str) -> bytes:
+def read_import(host: Host, name: str) -> bytes:
     """Return the bytes of a file, a FIFO or /dev/fd/N.  Raises Failure."""
     try:
-        with open(name, "rb") as stream:
-            return stream.read(64 << 20)
+        with host.within(name, lambda: open(name, "rb")) as stream:
+            return host.within(name, lambda: stream.read(64 << 20))
     except OSError as error:
         raise Failure(f"{name}: {error.strerror}", IMPORT_UNREADABLE) from None
 
@@ -9329,8 +9616,8 @@ def resolv_conf_backups(host: Host) -> tuple[str, str]:
     The first copy is where libreswan's script keeps it; a restart of the host removes it.  The second one is
     beside resolv.conf itself (where a link leads) and lasts as long as that.
     """
-    real = os.path.realpath(host.path(RESOLV_CONF))
-    base = os.path.realpath(host.path("/")).rstrip("/")
+    real = host.realpath(RESOLV_CONF)
+    base = host.realpath("/").rstrip("/")
     return f"{host.rundir}/libreswan-resolv-conf-backup", f"{real[len(base):]}.libreswan-backup"
 
 
@@ -9658,7 +9945,7 @@ def check_nss(host: Host) -> None:
     base = NssDatabase(host)
     whole = len(base.has(*NSS_FILES[1:])) == 2
     try:
-        if whole and not os.access(host.path(base.directory), os.W_OK):
+        if whole and not host.writable(base.directory):
             base.check()
         else:
             check_database(base)
@@ -9767,7 +10054,7 @@ class Direct:
 
     def _log(self) -> str:
         """Return the path of pluto's log."""
-        own = "/var/log" if os.access("/var/log", os.W_OK) else self.host.rundir
+        own = "/var/log" if self.host.writable("/var/log") else self.host.rundir
         return Config(self.host).setup("logfile", f"{own}/pluto.log")
 
     def _launch(self, argv: list[str]) -> None:
@@ -10948,7 +11235,8 @@ class ReportSection(Record):
     `command` shows people how to see the same by hand; `body` gives the text piece by piece; `live`: only the running
     system can tell; `slow`: may block or take long, so it runs in a thread; `apart`: may be so much that it runs in a
     process of its own, on another processor; `bulk`: text of the kernel's own, in which secrets are looked for by value
-    but not by pattern; `data`: what JSON shows in the place of the text, item by item; `title`: look's heading.
+    but not by pattern; `blocks`: calls the resolver, which nothing interrupts, so that it runs beside
+    the report or not at all; `data`: what JSON shows in the place of the text, item by item; `title`: look's heading.
     """
 
     name: str
@@ -10958,6 +11246,7 @@ class ReportSection(Record):
     slow: bool = False
     apart: bool = False
     bulk: bool = False
+    blocks: bool = False
     title: str = ""
     data: Callable[[Report], Iterable[object]] | None = None
 
@@ -10969,8 +11258,10 @@ def outcome_of(error: Exception) -> tuple[str, str]:
         return "denied", f"denied: {text}"
     if isinstance(error, (Missing, NoPluto, FileNotFoundError, NotADirectoryError)):
         return "absent", text
-    if isinstance(error, TimedOut):
+    if isinstance(error, (TimedOut, TimeoutError)):
         return "timeout", text
+    if isinstance(error, MemoryError):
+        return "failed", "not enough memory"
     if isinstance(error, (Failure, OSError)):
         return "failed", text
     # the text of an unforeseen exception may hold what must not be shown
@@ -10982,9 +11273,10 @@ class Report:
 
     def __init__(self, host: Host, args: Args) -> None:
         self.host = host
+        self.timeout = parse_seconds(args.value("--timeout", "10"))
+        host.patience = min(host.patience, self.timeout / 2)  # so that a section tells which path does not answer
         self.config = Config(host)
         self.redactor = redactor_of(host, args.flag("--show-secrets"), self.config)
-        self.timeout = parse_seconds(args.value("--timeout", "10"))
         self.program_timeout: float | None = None  # of those that no Worker gives up
         self.log_filter = LogFilter()
         self.short = args.flag("--short")
@@ -10996,7 +11288,14 @@ class Report:
 
     def host_name(self) -> str:
         """The name of the reported host."""
-        return os.uname().nodename if self.host.live else self.host.value("/etc/hostname", "(no hostname)")
+        if self.host.live:
+            return os.uname().nodename
+        try:
+            return self.host.read("/etc/hostname").rstrip("\n")
+        except FileNotFoundError:
+            return "(no hostname)"
+        except OSError as error:
+            return f"(no hostname: {error_text(error)})"
 
     def produce(self, section: ReportSection, write: Callable[[str], None],
                 item: Callable[[object, Redactor], None] | None = None) -> str:
@@ -11043,27 +11342,36 @@ def widen(pipe: int) -> None:
 
 
 class Worker:
-    """A section that runs beside us, its text coming through a pipe."""
+    """A section that runs in a thread or process of its own; its text comes through a pipe."""
 
     def __init__(self, report: Report, section: ReportSection) -> None:
+        """Start the section.  Raises OSError, RuntimeError or MemoryError if no thread or process can be made."""
         self.started = time.monotonic()
         self.outcome = "failed"
         self.pid = 0
         self.reader, self.writer = os.pipe()
-        widen(self.writer)
-        if section.apart:
-            self.pid = os.fork()
+        try:
+            widen(self.writer)
+            if section.apart:
+                self._fork(report, section)
+            else:
+                _thread.start_new_thread(self._run, (report, section))
+        except (OSError, RuntimeError, MemoryError):
+            os.close(self.reader)
+            os.close(self.writer)
+            raise
+
+    def _fork(self, report: Report, section: ReportSection) -> None:
+        """Run the section in a process of its own.  Raises OSError."""
+        self.pid = os.fork()
         if self.pid:
             os.close(self.writer)
-        elif section.apart:
-            try:
-                os.close(self.reader)
-                self._run(report, section)
-            finally:  # whatever happens, nothing of ours may run twice
-                os._exit(OUTCOMES.index(self.outcome))
-        else:
-            import threading
-            threading.Thread(target=self._run, args=(report, section), daemon=True).start()
+            return
+        try:
+            os.close(self.reader)
+            self._run(report, section)
+        finally:  # whatever happens, nothing of ours may run twice
+            os._exit(OUTCOMES.index(self.outcome))
 
     def _run(self, report: Report, section: ReportSection) -> None:
         def write(text: str) -> None:
@@ -11221,17 +11529,36 @@ class OutputFile:
         self.file.drop()
 
 
-def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink) -> dict[str, list[str]]:
-    """Write all sections in their order; the names of the sections by how they ended.
+def start_workers(report: Report, sections: Sequence[ReportSection], sink: TextSink) -> dict[str, Worker]:
+    """Start the slow sections ahead of their turn: processes first, as threads don't survive a fork.
 
-    The slow ones all start at once, ahead of their turn: processes first, as threads don't survive a fork.
+    A section for which no thread or process can be made is not in the result.
     """
+    workers: dict[str, Worker] = {}
+    for section in sorted(sections, key=lambda part: not part.apart):
+        if (section.slow or section.apart) and not (section.live and report.host.root) and not (
+                section.data and sink.item):
+            try:
+                workers[section.name] = Worker(report, section)
+            except (OSError, RuntimeError, MemoryError):
+                report.program_timeout = report.timeout  # nothing else ends a program of this section
+    return workers
+
+
+def produce_here(report: Report, section: ReportSection, sink: TextSink) -> str:
+    """Run a section in this thread, unless it may block for ever; how it ended."""
+    if section.blocks and not report.host.root:
+        sink.text("left out: it may block for ever, and no thread can be made that could be given up\n")
+        return "failed"
+    return report.produce(section, sink.text, sink.item)
+
+
+def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink) -> dict[str, list[str]]:
+    """Write all sections in their order; the names of the sections by how they ended."""
     ended: dict[str, list[str]] = {}
     show = is_terminal(sys.stderr) and not is_terminal(sys.stdout)
     report.host.flush()
-    workers = {section.name: Worker(report, section) for section in sorted(sections, key=lambda each: not each.apart)
-               if (section.slow or section.apart) and not (section.live and report.host.root)
-               and not (section.data and sink.item)}
+    workers = start_workers(report, sections, sink)
     try:
         sink.open(report)
         for number, section in enumerate(sections, 1):
@@ -11242,7 +11569,7 @@ def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink
             sink.begin(section)
             worker = workers.pop(section.name, None)
             if worker is None:
-                outcome = report.produce(section, sink.text, sink.item)
+                outcome = produce_here(report, section, sink)
             else:
                 begun = worker.started
                 outcome = worker.deliver(report.timeout, sink.text)
@@ -11349,7 +11676,7 @@ def resolved(name: str) -> tuple[str, list[str]]:
 def has_database(host: Host) -> None:
     """Raises Missing if there is no NSS database, PermissionError if this process may not read it."""
     try:
-        os.close(host.open(f"{host.nssdir}/cert9.db"))
+        host.check_readable(f"{host.nssdir}/cert9.db")
     except (FileNotFoundError, NotADirectoryError):
         raise Missing(f"{host.nssdir}: no NSS database") from None
 
@@ -11830,6 +12157,7 @@ def filter_tables(host: Host, timeout: float = 10.0) -> list[Table]:
 # 4.3, 4.10, 5.2, 5.4 and of its main branch, and logs of real plutos of which the cause was known.
 
 LOG_TAIL = 4 << 20  # bytes at the end of a log file that are read at most
+LOG_SEARCH = 1 << 30  # bytes at the end of a log file in which pluto's start is looked for
 LOG_LINES = 20_000  # lines of the journal that are read at most
 CONN_LINES = 2_000  # lines about one connection that are looked at
 LOG_START = (b"Starting Pluto", b"Starting Libreswan")  # where a daemon's part of a log begins, 3.x to 5.x
@@ -11840,22 +12168,22 @@ SYSLOGS = ("/var/log/secure", "/var/log/auth.log", "/var/log/daemon.log", "/var/
 
 def last_start(host: Host, name: str) -> int | None:
     """Return the offset of the line in which pluto last started, searched from the end of the file; None if no such
-    line is there.  Raises OSError.
+    line is in the last LOG_SEARCH bytes.  Raises OSError.
     """
     fd = host.open(name)
     try:
-        end = os.fstat(fd).st_size
+        end = size = host.stat(name).st_size
         overlap = b""
-        while end > 0:
+        while end > max(0, size - LOG_SEARCH):
             start = max(0, end - READ_CHUNK * 16)
-            block = os.pread(fd, end - start, start) + overlap
+            block = host.read_at(fd, name, start, end - start) + overlap
             position = max(block.rfind(marker) for marker in LOG_START)
             if position >= 0:
                 return start + block.rfind(b"\n", 0, position) + 1
             end, overlap = start, block[:32]
         return None
     finally:
-        os.close(fd)
+        host.close(fd, name)
 
 
 class LogLine(Record):
@@ -14786,7 +15114,7 @@ def check_versions(patient: Patient) -> Iterator[Trouble]:
         yield ("WARN", "REPLACED",
                f"pluto runs from {program.removesuffix(' (deleted)')}, which was replaced",
                "ipsec restart")
-    elif os.path.dirname(program) != os.path.realpath(patient.host.execdir):
+    elif os.path.dirname(program) != patient.host.realpath(patient.host.execdir):
         yield ("WARN", "MISMATCH", f"pluto runs from {program}, but libreswan's other programs are in "
                f"{patient.host.execdir}", "ipsec restart")
 
@@ -15033,7 +15361,7 @@ def cat(*names: str) -> Callable[[Report], Iterator[str]]:
 
 def file_text(host: Host, name: str) -> Iterator[str]:
     """The text of a file in pieces of whole lines.  Raises OSError."""
-    return map(decode, whole_lines(host.chunks(name)))
+    return map(decode, whole_lines(host.text_chunks(name)))
 
 
 def matching_files(pattern: str, separator: str = ": ", below: str = "") -> Callable[[Report], Iterator[str]]:
@@ -15063,7 +15391,7 @@ def long_listing(host: Host, directory: str) -> Iterator[str]:
         info = host.stat(path, follow=False)
         target = ""
         if stat.S_ISLNK(info.st_mode):
-            target = f" -> {os.readlink(os.path.join(host.path(directory), name))}"
+            target = f" -> {host.readlink(path)}"
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(info.st_mtime))
         yield (f"{stat.filemode(info.st_mode)} {info.st_nlink:>2} {info.st_uid:>4} {info.st_gid:>4} {info.st_size:>9} "
                f"{when} {name}{target}\n")
@@ -15133,7 +15461,7 @@ def secrets(report: Report) -> Iterator[str]:
     """ipsec.secrets and all files that it includes: identities and kinds, and what is wrong in them."""
     host = report.host
     name = secrets_file(host, report.config)
-    os.close(host.open(name))  # one that we may not read, or no file, is an error
+    host.check_readable(name)  # one that we may not read, or no file, is an error
     files, problems = secret_files(host, name)
     for file in dict.fromkeys([*files, *host.glob(f"{host.confddir}/*.secrets")]):
         yield f"==> {file} <==\n"
@@ -15159,7 +15487,7 @@ def kernel_log(report: Report) -> Iterator[str]:
 
 def kernel_debug_log(report: Report) -> Iterator[str]:
     """Yield the last 100 lines of kern.debug (barf of libreswan 4.10), as far as they are about IPsec."""
-    return text_of_lines(report.log_lines(last_lines(report.host.lines("/var/log/kern.debug"), 100)))
+    return text_of_lines(report.log_lines(tail_of_file(report.host, "/var/log/kern.debug")[-100:]))
 
 
 def last_lines(lines: Iterable[str], most: int) -> Iterable[str]:
@@ -15188,7 +15516,8 @@ def pluto_log(report: Report) -> Iterator[str]:
         argv = [*journal, "-u", "ipsec.service", "--no-pager", "-q", "--since",
                 f"@{int(since or time.time() - 86400)}"]
         try:
-            for text in shortened_log(report, split_lines(denied_if_refused(host.stream(argv)))):
+            for text in shortened_log(report, split_lines(denied_if_refused(
+                    host.stream(argv, timeout=report.program_timeout)))):
                 if not found:
                     yield f"==> {journal_title(argv)} <==\n"
                 found = True
@@ -15305,7 +15634,7 @@ def nss_program(name: str) -> Callable[[Report], Iterator[str]]:
             return
         keys = f"{host.nssdir}/key4.db"
         if host.exists(keys):
-            os.close(host.open(keys))  # NSS's programs call a file that they may not read a bad database
+            host.check_readable(keys)  # NSS's programs call a file that they may not read a bad database
         yield from program_output(name, "-L", "-d", f"sql:{host.path(host.nssdir)}")(report)
     return body
 
@@ -15330,7 +15659,8 @@ def packages(report: Report) -> Iterator[str]:
             yield os.path.basename(name) + "\n"
     if host.live and host.exists("/var/lib/rpm") and host.which("rpm"):
         found = True
-        yield from (f"{line}\n" for line in split_lines(host.stream(["rpm", "-qa"])) if line.startswith(PACKAGES))
+        output = host.stream(["rpm", "-qa"], timeout=report.program_timeout)
+        yield from (f"{line}\n" for line in split_lines(output) if line.startswith(PACKAGES))
     if not found:
         raise Missing("no package database that we can read")
 
@@ -15404,6 +15734,14 @@ def service_files(report: Report) -> Iterator[str]:
         raise Missing("no unit or init script named ipsec")
 
 
+def names_or_pattern(host: Host, pattern: str) -> list[str]:
+    """Return the names that match, or the pattern itself if its directory can't be read: a section tells why then."""
+    try:
+        return host.glob(pattern)
+    except OSError:
+        return [pattern]
+
+
 KERNEL_OPTIONS = ("IPSEC", "ESP", "CONFIG_NET_KEY", "CONFIG_INET", "CONFIG_IP", "_XFRM")
 
 
@@ -15446,8 +15784,8 @@ def report_sections(host: Host) -> list[ReportSection]:
              lambda report: (f"{line}\n" for line in verify_lines(findings(host, report.timeout / 2))), live=True,
              slow=True),
         part("ipsec/directory", "ipsec --directory", lambda report: iter([host.execdir + "\n"])),
-        part("hostname/fqdn", "hostname --fqdn", fqdn, live=True, slow=True),
-        part("hostname/ipaddress", "hostname --ip-address", addresses_of_host, live=True, slow=True),
+        part("hostname/fqdn", "hostname --fqdn", fqdn, live=True, slow=True, blocks=True),
+        part("hostname/ipaddress", "hostname --ip-address", addresses_of_host, live=True, slow=True, blocks=True),
         part("uptime", "uptime", uptime, live=True),
         part("ps", "ps alxwf", processes, live=True, slow=True),
         part("listeners", "ss -nlpu sport = 500 or sport = 4500", listeners, live=True, slow=True),
@@ -15461,7 +15799,7 @@ def report_sections(host: Host) -> list[ReportSection]:
         part("nss/contents", f"certutil -L -d sql:{host.nssdir}", nss_program("certutil"), slow=True),
         part("nss/crls", f"crlutil -L -d sql:{host.nssdir}", nss_program("crlutil"), live=True, slow=True),
         *(part(f"ipsec/policies/{os.path.basename(name)}", f"cat {name}", shown_lines(name, shown_policy_line))
-          for name in host.glob(f"{host.confddir}/policies/*")),
+          for name in names_or_pattern(host, f"{host.confddir}/policies/*")),
         part("ipsec/ls-execdir", f"ls -l {host.execdir}", listing(host.execdir)),
         live_file("/proc/net/dev"),
         part("/proc/net/route", "cat /proc/net/route", cat("/proc/net/route"), live=True, slow=True, bulk=True),
@@ -15482,7 +15820,7 @@ def report_sections(host: Host) -> list[ReportSection]:
         live_file("/proc/modules"),
         live_file("/proc/meminfo"),
         part("usr/src/linux/.config", "zcat /proc/config.gz", kernel_options, bulk=True),
-        *(disk_file(name, shown_syslog_line) for name in syslog_configs if host.exists(name)),
+        *(disk_file(name, shown_syslog_line) for path in syslog_configs for name in names_or_pattern(host, path)),
         disk_file("/etc/resolv.conf", shown_resolver_line),
         part("lib/modules-ls", "ls -l /lib/modules", listing("/lib/modules")),
         part("fipscheck", "cat /proc/sys/crypto/fips_enabled", cat("/proc/sys/crypto/fips_enabled"), live=True),
@@ -15618,7 +15956,7 @@ def iptables_lists(report: Report) -> Iterator[str]:
     A table that the kernel does not have is not listed, because listing it would load its module.
     """
     host = report.host
-    is_legacy = os.path.realpath(host.which("iptables") or "").endswith("legacy-multi")
+    is_legacy = host.realpath(host.which("iptables") or "").endswith("legacy-multi")
     for tool, family in (("iptables", "ip"), ("ip6tables", "ip6")):
         if "mangle" in host.value(f"/proc/net/{family}_tables_names"):
             ran = host.run([tool, "-n", "-t", "mangle", "-L", "IPSEC"])
@@ -15825,7 +16163,11 @@ def addresses_of(name: str, source: str) -> list[str]:
             failures.append(missing.message.rpartition(": ")[2])
 
     thread = threading.Thread(target=ask, daemon=True)  # the resolver's own timeout may be long
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:
+        raise Failure(f"show: {quote(name)}: no thread can be made to ask the resolver", ERROR,
+                      "give an IP address") from None
     thread.join(10)
     if not addresses:
         raise Failure(f"show: {quote(name)}: {failures[-1]}", ERROR, "give an IP address")
@@ -16629,6 +16971,7 @@ class Teller:
                           NOT_FOUND, libreswan_hint(host, "set IPSEC_EXECDIR"))
         argv = [os.path.join(host.execdir, program), *words]
         if words[-1] in ("--checkconfig", "--autoall"):
+            check_answers(host)
             return host.call(argv)
         ran = host.run(argv, timeout=None, stdin=0 if host.conf == "-" else None)
         host.print(ran.text, end="")
@@ -18850,7 +19193,7 @@ def man_command(host: Host, args: Args) -> int:
         host.print(f"{describe(entry)}\n\nThis command has no page of its own; see also ipsec man.")
         return OK
     viewer = next((path for path in map(host.which, ("man", "mandoc"))
-                   if path and os.path.basename(os.path.realpath(path)) not in ("busybox", "toybox")), None)
+                   if path and os.path.basename(host.realpath(path)) not in ("busybox", "toybox")), None)
     if viewer and is_terminal(sys.stdout):
         try:
             os.dup2(host.memory_file(page), 0)
@@ -19055,11 +19398,33 @@ def dispatch(words: Sequence[str]) -> int:
     before, rest = split_leading(words)
     args = Args()
     parse_options((*GLOBAL_OPTIONS, *SHARED_OPTIONS), before, args, "ipsec")
+    try:
+        status = run_command(args, rest)
+    except (Failure, OSError) as error:
+        warn_of_silence(error_text(error))
+        raise
+    silence = warn_of_silence()
+    return status or silence
+
+
+def warn_of_silence(told: str = "") -> int:
+    """Warn of the file systems that did not answer, unless the message `told` names the path.  Return ERROR if there
+    are any, otherwise OK: what they hold is missing in the output."""
+    for mount, (_, name, seconds) in list(MOUNTS.silent.items()):
+        if name not in told and mount not in told and sys.stderr is not None:
+            line = (f"ipsec: {name}: the file system on {mount} did not answer within {seconds:g} s; what it holds is "
+                    "left out")
+            sys.stderr.write(printable(line) + "\n")
+    return ERROR if MOUNTS.silent else OK
+
+
+def run_command(args: Args, words: Sequence[str]) -> int:
+    """Run the command that the words begin with, after the global options `args`; its exit status.  Raises Failure."""
     host = host_of(args)
-    if not rest:
+    if not words:
         sys.stderr.write(usage_text(host) + "\n")
         return USAGE
-    name, *rest = rest
+    name, *rest = words
     entry = find_command(name)
     rest = [*shared_words(args, name, entry), *rest]
     if entry is None and name.startswith("-"):
@@ -19158,6 +19523,8 @@ def run_program(host: Host, program: str, name: str, entry: Command | None, word
     if host.root:
         raise Failure(f"ipsec {name}: programs of the system under {host.root} are not run", USAGE,
                       f"chroot {host.root} ipsec {name}")
+    if MOUNTS.that_may_hang():
+        load_part("check_answers")(host, dict(zip(words, words[1:])).get("--config", ""))
     host.exec(program, words, env=script_env(host, program))
 
 
@@ -19165,8 +19532,7 @@ def script_env(host: Host, program: str) -> dict[str, str]:
     """The environment for a program of the exec directory.  Its scripts expect IPSEC_VERSION from the front door."""
     env = host.exported()
     try:
-        with open(program, "rb") as stream:
-            is_script = stream.read(2) == b"#!"
+        is_script = next(host.chunks(program), b"").startswith(b"#!")
     except OSError:
         is_script = False
     if is_script and (version := host.libreswan_version()):
@@ -19204,6 +19570,8 @@ def run(words: Sequence[str]) -> int:
         die_of(interrupt.args[0] if interrupt.args else "SIGINT")
     except OSError as error:
         message, status = f"{error.filename or 'standard output'}: {error.strerror}", ERROR
+    except MemoryError:
+        message, status = "not enough memory", ERROR
     except (Exception, RecursionError) as error:
         # the text of an unforeseen exception may hold what must not be shown: its type and place are enough to report
         place = error.__traceback__

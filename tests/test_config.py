@@ -373,3 +373,38 @@ def test_networks_of_virtual_private(value: str, bad: list[str]) -> None:
     assert ipsec.bad_private_nets(value) == bad
     assert [problem.fatal for problem in config.problems] == [False] * bool(bad)
     assert config.setup("virtual-private") == value
+
+
+def test_what_includes_too_much_is_one_problem(tmp_path: Path) -> None:
+    """Braces and wildcards without end, and files that include each other."""
+    group = "{" + ",".join("0123456789") + "}"
+    for i in range(40):
+        for j in range(30):
+            (tmp_path / f"many/{i}/{j}").mkdir(parents=True)
+    for pattern, why in ((f"/etc/{group * 7}", "stands for more than 1000 patterns"),
+                         (f"/etc/{'{a}' * 900}", "stands for more than 1000 patterns"),
+                         ("/many/*/*/*.conf", "looks into more than 1000 directories")):
+        host = host_at(tmp_path, {"etc/ipsec.conf": f"include {pattern}\n"})
+        (problem,) = ipsec.Config(host).problems
+        assert problem.fatal and why in problem.text and len(problem.text) < 400
+    files = {f"etc/d/{i}.conf": "include /etc/d/*.conf\n" for i in range(12)}
+    host = host_at(tmp_path, {"etc/ipsec.conf": "include /etc/d/*.conf\n", **files})
+    config = ipsec.Config(host)
+    assert len(config.files) <= ipsec.FILES_LIMIT and config.unread
+    assert any("more than 20000 files" in problem.text for problem in config.problems)
+
+
+def test_secrets_that_include_each_other_end(tmp_path: Path) -> None:
+    files = {f"etc/d/{i}.secrets": "include /etc/d/*.secrets\n" for i in range(12)}
+    host = host_at(tmp_path, {"etc/ipsec.secrets": "include /etc/d/*.secrets\n", **files})
+    read, problems = ipsec.secret_files(host, "/etc/ipsec.secrets")
+    assert len(read) == ipsec.FILES_LIMIT
+    assert [problem.text for problem in problems if "more than 20000 files" in problem.text]
+
+
+def test_a_huge_configuration_is_one_problem(tmp_path: Path) -> None:
+    host = host_at(tmp_path, {"etc/ipsec.conf": ""})
+    with open(tmp_path / "etc/ipsec.conf", "wb") as stream:
+        stream.truncate(8 << 30)
+    (problem,) = ipsec.Config(host).problems
+    assert "larger than 32 MiB" in problem.text

@@ -339,3 +339,109 @@ def test_the_release_on_a_disk(tmp_path: Path, files: dict[str, str], version: s
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert ipsec.Host({}, root=str(tmp_path)).libreswan_version() == version
+
+
+def sparse(path: Path, size: int = 8 << 30) -> None:
+    with open(path, "wb") as stream:
+        stream.truncate(size)
+
+
+def test_a_file_beyond_the_bound_is_not_read(below: ipsec.Host) -> None:
+    """Neither as a whole nor by line, and before its first byte."""
+    sparse(Path(below.root, "etc/huge"))
+    for read in (below.read, lambda name: list(below.lines(name))):
+        with pytest.raises(OSError, match="/etc/huge") as caught:
+            read("/etc/huge")
+        assert caught.value.strerror == "larger than 32 MiB, not read"
+    sparse(Path(below.root, "etc/line"), ipsec.TEXT_LINE + ipsec.READ_CHUNK + 1)
+    with pytest.raises(OSError, match="/etc/line") as caught:
+        list(below.lines("/etc/line"))
+    assert caught.value.strerror == "a line is longer than 8 MiB, not read further"
+
+
+def test_lines_of_pieces_of_any_size() -> None:
+    data = b"one\n\ntwo" + b"x" * 200_000 + b"\nthree"
+    for size in (1 << 16, 7, len(data)):
+        pieces = (data[i:i + size] for i in range(0, len(data), size))
+        assert list(ipsec.split_lines(pieces)) == data.decode().split("\n")
+    assert list(ipsec.split_lines([b"a\n", b"b\n"])) == ["a", "b"]
+
+
+def test_a_pattern_looks_into_so_many_directories(below: ipsec.Host) -> None:
+    for i in range(40):
+        for j in range(30):
+            Path(below.root, f"many/{i}/{j}").mkdir(parents=True)
+    assert len(below.glob("/many/*/1")) == 40
+    with pytest.raises(OSError, match="more than 1000 directories"):
+        below.glob("/many/*/*/*")
+
+
+def test_a_nul_byte_in_a_path_is_an_error_that_names_it(below: ipsec.Host) -> None:
+    for ask in (below.read, below.stat, below.listdir, below.check_readable):
+        with pytest.raises(OSError, match="NUL byte"):
+            ask("/etc/fi\0le")
+    assert not below.exists("/etc/fi\0le") and not below.isdir("/e\0tc")
+    with pytest.raises(ipsec.Failure, match="NUL byte"):
+        ipsec.Host({}).run(["true", "a\0b"])
+
+
+@pytest.fixture
+def mounts(monkeypatch: pytest.MonkeyPatch) -> ipsec.Mounts:
+    table = ipsec.Mounts()
+    monkeypatch.setattr(ipsec, "MOUNTS", table)
+    return table
+
+
+def test_a_silent_file_system_is_asked_once(tmp_path: Path, mounts: ipsec.Mounts,
+                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also through a link; others are read in the meantime."""
+    silent, asked = tmp_path / "silent", []
+    silent.mkdir()
+    (tmp_path / "link").symlink_to("silent/x")
+    (tmp_path / "file").write_text("fine\n")
+    monkeypatch.setattr(ipsec, "mounts_that_may_hang", lambda: frozenset({str(silent)}))
+    gate = ipsec._thread.allocate_lock()
+    gate.acquire()
+
+    def hang(path: str, *words: object, **options: object) -> int:
+        asked.append(path)
+        gate.acquire()
+        raise OSError
+
+    host = ipsec.Host({})
+    host.patience = 0.05
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", hang)
+        with pytest.raises(TimeoutError) as caught:
+            host.stat(f"{tmp_path}/link")
+    assert caught.value.strerror == f"no answer within 0.05 s from the file system on {silent}"
+    for ask in (host.read, host.exists, host.listdir, host.isdir, host.lexists, host.check_readable):
+        with pytest.raises(TimeoutError, match="does not answer"):
+            ask(f"{silent}/y/z")
+    assert not host.executable(f"{silent}/program")
+    assert host.read(f"{tmp_path}/file") == "fine\n"
+    assert asked == [f"{tmp_path}/link"] and mounts.silent[str(silent)][1] == f"{tmp_path}/link"
+    gate.release()
+
+
+def test_without_a_thread_a_file_system_that_may_hang_is_not_read(tmp_path: Path, mounts: ipsec.Mounts,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*words: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    (tmp_path / "file").write_text("fine\n")
+    monkeypatch.setattr(ipsec._thread, "start_new_thread", refuse)
+    host = ipsec.Host({})
+    assert host.read(f"{tmp_path}/file") == "fine\n"
+    mounts._read = 0.0
+    monkeypatch.setattr(ipsec, "mounts_that_may_hang", lambda: frozenset({str(tmp_path)}))
+    with pytest.raises(OSError, match="no thread can be made"):
+        host.read(f"{tmp_path}/file")
+
+
+@pytest.mark.parametrize("name, real, stop", [
+    ("/a/b", "/a/b", ""), ("/a/../b/./c", "/b/c", ""), ("/stop", "/stop", "/stop"), ("/x/../stop/y", "/stop", "/stop"),
+    ("/stop/../a", "/stop", "/stop"), ("/stopped", "/stopped", ""),
+])
+def test_the_way_to_a_path_ends_at_a_stop(name: str, real: str, stop: str) -> None:
+    assert ipsec.resolve_links(name, "", {"/stop"}) == (real, stop)

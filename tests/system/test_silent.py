@@ -1,0 +1,100 @@
+"""File systems that never answer, behind everything that the program reads: each command ends, and names the path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+from ..ground import deadfs
+from ..ground.host import Result, Unavailable
+from ..ground.machine import PYZ, Machine
+
+DEAD = "/mnt/dead"
+BOUND = 45.0  # seconds for any command, on a machine with much to do; a command that hangs takes for ever
+
+
+def behind(machine: Machine, covered: str, *words: str) -> Result:
+    """Run ipsec in the machine while the path `covered` never answers."""
+    if not Path("/dev/fuse").exists():
+        raise Unavailable("no /dev/fuse: modprobe fuse")
+    machine.write("/deadfs.py", Path(deadfs.__file__).read_text())
+    return machine.run(["unshare", "-m", "python3", "/deadfs.py", covered, "--", "timeout", "-s", "KILL", str(BOUND),
+                        "python3", PYZ, *words], timeout=BOUND + 30)
+
+
+@pytest.fixture
+def gateway(root: Callable[..., Machine]) -> Machine:
+    machine = root("bookworm")
+    machine.path(DEAD).mkdir(parents=True)
+    machine.write("/etc/ipsec.conf", "config setup\nconn a\n\tleft=192.0.2.1\n\tright=192.0.2.2\n\tauthby=secret\n")
+    return machine
+
+
+CONFIGS = {
+    "include": f"include {DEAD}/x.conf\n",
+    "pattern": f"include {DEAD}/*.conf\n",
+    "secretsfile": f"config setup\n\tsecretsfile={DEAD}/secrets\n",
+    "nssdir": f"config setup\n\tnssdir={DEAD}/nss\n",
+    "logfile": f"config setup\n\tlogfile={DEAD}/log\n",
+}
+
+
+@pytest.mark.parametrize("place", CONFIGS)
+def test_what_the_configuration_names(gateway: Machine, place: str) -> None:
+    """barf goes on and names it."""
+    gateway.write("/etc/ipsec.conf", CONFIGS[place])
+    ran = behind(gateway, DEAD, "barf", "--timeout", "4")
+    assert ran.status == 1, ran.stderr
+    assert DEAD in ran.stderr + ran.stdout.split("plog")[-1]
+    assert ran.stdout.rstrip().splitlines()[-1].endswith(ran.stdout.splitlines()[1][-4:])  # the section `date`
+
+
+@pytest.mark.parametrize("words", [["checkconfig"], ["verify"], ["look"], ["status"], ["why", "a"]], ids=" ".join)
+def test_commands_behind_an_include(gateway: Machine, words: list[str]) -> None:
+    gateway.write("/etc/ipsec.conf", CONFIGS["include"])
+    ran = behind(gateway, DEAD, *words)
+    assert ran.status not in (0, 137)
+    if words != ["status"]:  # which does not read the configuration
+        assert f"{DEAD}/x.conf" in ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize("words", [["initnss"], ["checknss"], ["nsslist"], ["showhostkey", "--list"], ["look"],
+                                   ["verify"]], ids=" ".join)
+def test_commands_behind_the_nss_database(gateway: Machine, words: list[str]) -> None:
+    ran = behind(gateway, DEAD, "--nssdir", f"{DEAD}/nss", *words)
+    assert ran.status not in (0, 137)
+    told = [line for line in (ran.stdout + ran.stderr).splitlines() if DEAD in line]
+    assert any("no answer" in line or "not answer" in line for line in told)
+    if words[0] not in ("look", "verify"):
+        assert len(ran.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("covered, section", [
+    ("/etc/resolv.conf", "etc/resolv.conf"), ("/etc/os-release", "distro-release"), ("/etc/default", "service"),
+    ("/lib/modules", "lib/modules-ls"), ("/etc/hosts", "hostname/fqdn"),
+])
+def test_the_system_s_own_files(gateway: Machine, covered: str, section: str) -> None:
+    """One section of barf is lost, with a line; the others are there."""
+    if covered == "/lib/modules":
+        gateway.path(covered).mkdir(exist_ok=True)
+    elif not gateway.path(covered).exists():
+        gateway.write(covered, "")
+    ran = behind(gateway, covered, "barf", "--timeout", "4")
+    lost = ran.stderr.partition("timeout: ")[2]
+    assert section in lost and "ipsec/conf" not in lost, ran.stderr
+    if section != "hostname/fqdn":  # read by the C library
+        assert "file system on" in ran.stdout
+    assert behind(gateway, covered, "verify").status != 137
+
+
+def test_the_control_socket_s_directory(gateway: Machine) -> None:
+    for words in (["status"], ["verify"]):
+        ran = behind(gateway, DEAD, "--rundir", DEAD, *words)
+        assert ran.status not in (0, 137) and DEAD in ran.stdout + ran.stderr
+
+
+def test_a_mounted_disk(gateway: Machine) -> None:
+    ran = behind(gateway, DEAD, "--root", DEAD, "barf")
+    assert ran.status == 1 and len(ran.stderr.splitlines()) == 1 and DEAD in ran.stderr
