@@ -16811,7 +16811,9 @@ WITH_TRAFFIC = frozenset(("--status", "--showstates", "--connectionstatus"))
 
 def connection_names(host: Host) -> list[str]:
     """Return the names and aliases of the connections in the file, then the names of those that pluto has."""
-    names = [name for conn in Config(host).conns() for name in (conn.name, *conn.get("connalias").split())]
+    # standard input is left to addconn
+    conns = Config(host).conns() if host.conf != "-" else []
+    names = [name for conn in conns for name in (conn.name, *conn.get("connalias").split())]
     try:
         names += [line.split('"')[1] for line in list(pluto_status(host, ANSWER_TIME)) if line.startswith('"')]
     except (Failure, OSError):
@@ -16888,6 +16890,8 @@ class Teller:
             return OK
         limit = parse_seconds(self.args.value("--timeout")) if self.args.flag("--timeout") else None
         wait: UpWait = load_part("UpWait")(limit)
+        if self.host.conf == "-":  # addconn has read it, and it can't be read again
+            self.host.conf = DEFAULT_CONF
         try:
             status = self._negotiate(words, limit, wait)
             if status == OK and not wait.lines and self._waits_to_retry(name):
