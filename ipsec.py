@@ -10970,7 +10970,7 @@ def shown_conf_line(line: str) -> str:
     keyword = canonical(key.strip())
     if keyword not in keywords(False) and keyword not in keywords(True) and keyword not in ("also", "alsoflip"):
         return f"{indent}{shown_name(key.strip(), LOWER + '-_')}={LEFT_OUT}"
-    text, _ = split_value(value)
+    text = split_value(value.strip())[0] if value.strip() else ""
     quotes = value.strip()[:1] if value.strip()[:1] in ('"', "{") else ""
     if keyword.endswith(("updown", "updown-config")):
         text = shown_arguments(text.split()) if text else ""

@@ -102,3 +102,12 @@ def test_of_the_kernels_lines_those_about_ipsec_are_shown_without_log_prefix(lin
 ])
 def test_a_line_of_the_packaged_unit_stays(line: str) -> None:
     assert ipsec.shown_unit_line(line) == line
+
+
+@pytest.mark.parametrize("line, shown", [
+    ("\tleft=", "\tleft="), ("\tleft= \x0c", "\tleft="), ("\tleft = 192.0.2.1", "\tleft=192.0.2.1"),
+    ("=", "[redacted]=[redacted]"),
+    ("\tesp=aes # hunter2x", "\tesp=aes"), ("\tleftpsk=", "\tleftpsk=[redacted]"), ("conn", "[redacted]"),
+])
+def test_a_line_of_ipsec_conf_without_a_value_or_with_more(line: str, shown: str) -> None:
+    assert ipsec.shown_conf_line(line).rstrip() == shown
