@@ -12159,7 +12159,7 @@ def filter_tables(host: Host, timeout: float = 10.0) -> list[Table]:
 LOG_TAIL = 4 << 20  # bytes at the end of a log file that are read at most
 LOG_SEARCH = 1 << 30  # bytes at the end of a log file in which pluto's start is looked for
 LOG_LINES = 20_000  # lines of the journal that are read at most
-CONN_LINES = 2_000  # lines about one connection that are looked at
+CONN_LINES = 600  # lines about one connection that are looked at
 LOG_START = (b"Starting Pluto", b"Starting Libreswan")  # where a daemon's part of a log begins, 3.x to 5.x
 JOURNAL = "/var/log/journal"
 SYSLOGS = ("/var/log/secure", "/var/log/auth.log", "/var/log/daemon.log", "/var/log/debug", "/var/log/syslog",
@@ -12797,10 +12797,19 @@ def has_words(parts: Sequence[str], text: str) -> bool:
     return True
 
 
+PATTERN_PARTS: dict[str, list[str]] = {}  # by pattern, those that were asked for
+
+
 def has_any(patterns: Iterable[str], text: str) -> bool:
     """Return whether one of the patterns is in the text, in any case."""
     text = text.lower()
-    return any(has_words(pattern.lower().split("*"), text) for pattern in patterns)
+    for pattern in patterns:
+        parts = PATTERN_PARTS.get(pattern)
+        if parts is None:
+            parts = PATTERN_PARTS[pattern] = pattern.lower().split("*")
+        if has_words(parts, text):
+            return True
+    return False
 
 
 def split_sign(sign: str) -> tuple[str, list[str]]:
@@ -12812,11 +12821,18 @@ def split_sign(sign: str) -> tuple[str, list[str]]:
 SIGNS = [(one, *split_sign(sign)) for one in CAUSES for sign in one.signs]
 
 
+CAUSE_OF_TEXT: dict[tuple[str, bool], Cause | None] = {}  # by text and phase, those that were asked for
+
+
 def cause_of(text: str, ike_up: bool) -> Cause | None:
     """Return the first cause in the table that a line of pluto's log is a sign of; `ike_up`: the IKE SA is up."""
     text = text.lower()
     other_phase = "1" if ike_up else "2"
-    return next((one for one, phase, parts in SIGNS if phase != other_phase and has_words(parts, text)), None)
+    key = text, ike_up
+    if key not in CAUSE_OF_TEXT:  # pluto says the same again and again
+        CAUSE_OF_TEXT[key] = next((one for one, phase, parts in SIGNS if phase != other_phase
+                                   and has_words(parts, text)), None)
+    return CAUSE_OF_TEXT[key]
 
 
 def refusal_of(text: str) -> Cause | None:
