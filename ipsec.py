@@ -7493,7 +7493,9 @@ class NssDatabase:
         if isinstance(why, PermissionError):
             hint = "run it as root"
         elif isinstance(why, FileNotFoundError):
-            hint = "restore it from a backup" if self.has(*NSS_FILES[1:]) else "ipsec initnss makes a new database"
+            hint = "ipsec initnss makes a new database"
+            if self.has(*NSS_FILES[1:]):
+                hint = "restore it from a backup"
         return Failure(f"{self.directory}/{name}: {why.strerror}", NSS_FAILURE, hint)
 
     def check(self) -> None:
@@ -13661,7 +13663,8 @@ def check_xfrm(patient: Patient) -> Iterator[Trouble]:
                    "root has no capability NET_ADMIN here, so pluto can't set up IPsec in the "
                    "kernel", "start the container with --cap-add NET_ADMIN")
     except OSError as error:
-        yield "FAIL", "NO NETLINK", f"{error_text(error)}: pluto can't talk to the kernel", "modprobe xfrm_user"
+        yield ("FAIL", "NO NETLINK", f"{error_text(error)}: pluto can't talk to the kernel",
+               "modprobe xfrm_user")
     tunnels = patient.tunnels if patient.known_conns() else []
     for device in {tunnel.device: None for tunnel in tunnels if tunnel.device not in ("", "lo")}:
         if read_sysctl(host, f"net.ipv4.conf.{device.replace('.', '/')}.disable_xfrm") == "1":
@@ -14573,9 +14576,9 @@ def check_virtual_private(patient: Patient) -> Iterator[Trouble]:
     used = any(word in conn.get(f"{side}subnet") for conn in patient.config.conns()
                for side in ("left", "right")
                for word in ("vhost:", "vnet:", "%priv"))
-    what = f"virtual-private: {quote(bad[0])} is not a valid entry" if bad else "virtual-private: an entry is wrong"
+    what = f"{quote(bad[0])} is not a valid entry" if bad else "an entry is wrong"
     yield ("FAIL" if used else "WARN", "NONE LOADED",
-           f"{setting.file}:{setting.line}: {what}, so pluto drops all "
+           f"{setting.file}:{setting.line}: virtual-private: {what}, so pluto drops all "
            "entries", edit_command(setting))
 
 
@@ -14863,7 +14866,8 @@ def validity_trouble(parsed: Parsed, what: str, renew: str) -> Iterator[Trouble]
     if parsed.expires < now:
         yield "FAIL", "EXPIRED", f"{what} expired on {day}", renew
     elif parsed.begins > now:
-        yield "FAIL", "NOT YET VALID", f"{what} is valid from {begins}, or the clock is wrong", "timedatectl status"
+        yield ("FAIL", "NOT YET VALID", f"{what} is valid from {begins}, or the clock is wrong",
+               "timedatectl status")
     elif parsed.expires < now + SOON * 86400:
         yield "WARN", "EXPIRES SOON", f"{what} expires on {day}", renew
 
@@ -15153,7 +15157,8 @@ def check_fips(patient: Patient) -> Iterator[Trouble]:
     elif host.live and not pluto and kernel:
         raise NotChecked("pluto", "pluto's FIPS mode is not known")
     if pluto and (pluto == "enabled") != kernel:
-        yield "WARN", "MISMATCH", f"the kernel's FIPS mode is {state}, but pluto's is {pluto}", "ipsec restart"
+        yield ("WARN", "MISMATCH", f"the kernel's FIPS mode is {state}, but pluto's is {pluto}",
+               "ipsec restart")
 
 
 @verify_check(
@@ -15263,7 +15268,8 @@ def cause_line(cause: str, checks: Sequence[str], shown: Collection[str], is_who
     """
     one, several, rest, before = SKIP_CAUSES[cause]
     more = "more " if before in shown else ""
-    count = f"{len(checks)} {more}check{'s' * (len(checks) != 1)} {one if len(checks) == 1 else several} {rest}"
+    verb = one if len(checks) == 1 else several
+    count = f"{len(checks)} {more}check{'s' * (len(checks) != 1)} {verb} {rest}"
     names = ", ".join(checks)
     if cause == "root":
         return f"{count}: sudo ipsec verify{'' if is_whole else ' ' + ' '.join(checks)} ({names})"
@@ -18720,9 +18726,10 @@ def plutorun_command(host: Host, args: Args) -> int:
 
 # --- NSS -------------------------------------------------------------------------------------------------------------
 
-NSSDIR_OPTION = Opt("--nssdir -d", "DIR", "the directory of the NSS database (default: that of the installed release)")
-PASSWORD_OPTION = Opt("--password-file", "FILE", "the first line of FILE is the database's password (default: the file "
-                                                 "nsspassword)")
+NSSDIR_OPTION = Opt("--nssdir -d", "DIR", "the directory of the NSS database (default: that of the installed "
+                                          "release)")
+PASSWORD_OPTION = Opt("--password-file", "FILE", "the first line of FILE is the database's password (default: the "
+                                                 "file nsspassword)")
 CONFIGDIR_OPTION = Opt("--configdir", "DIR", "same as --nssdir, obsolete")
 NSS_OPTIONS = (NSSDIR_OPTION, CONFIGDIR_OPTION, PASSWORD_OPTION)
 
@@ -18756,7 +18763,8 @@ def initnss_command(host: Host, args: Args) -> int:
 
 
 @command("checknss", summary="create the NSS database if there is none, move or migrate an old one", options=(
-    *NSS_OPTIONS, Opt("--settrusts", None, "trust its CAs for IPsec (CT,,), except those that are distrusted")))
+    *NSS_OPTIONS,
+    Opt("--settrusts", None, "trust its CAs for IPsec (CT,,), except those that are distrusted")))
 def checknss_command(host: Host, args: Args) -> int:
     """`ipsec checknss`: return 0.  Raises Failure: 1 if the directory can't be used, 4 if the database is not
     sound."""
@@ -18785,7 +18793,8 @@ def import_command(host: Host, args: Args) -> int:
         if file:
             return first_line(host, file)
         try:
-            return host.ask(f"Password of {quote(args.operands[0])}: ", secret=True, hint="give --password-file FILE")
+            return host.ask(f"Password of {quote(args.operands[0])}: ", secret=True,
+                            hint="give --password-file FILE")
         except Failure as failure:
             raise Failure(failure.message, IMPORT_PASSWORD, failure.hint) from None
 
@@ -18840,7 +18849,8 @@ nss_tool_command("vfychain", "-d", "-f")
     Opt("--pubkey", None, "with --left, --right or --ipseckey: use the DER public key"),
     Opt("--gateway", "ADDRESS", "the gateway of the record"),
     Opt("--precedence", "NUMBER", "the precedence of the record (default 10)"),
-    Opt("--ckaid", "HEX", "the key whose CKAID starts with HEX"), Opt("--rsaid", "ID", "the RSA key with this keyid")))
+    Opt("--ckaid", "HEX", "the key whose CKAID starts with HEX"),
+    Opt("--rsaid", "ID", "the RSA key with this keyid")))
 def showhostkey_command(host: Host, args: Args) -> int:
     """`ipsec showhostkey` where libreswan's own is not installed: return 0.  Raises Failure: 20 if there is
     no such key."""
@@ -18899,8 +18909,10 @@ def conf_lines(key: HostKey, side: str, as_spki: bool) -> str:
 CURVES = ("secp256r1", "secp384r1", "secp521r1")
 KEY_OPTIONS = (*NSS_OPTIONS, Opt("--password", "PASSWORD", "same; visible to all users, avoid"),
                Opt("--seeddev", "FILE", "take more random bytes from FILE"),
-               Opt("--seedbits", "NUMBER", "accepted and ignored"), Opt("--verbose", None, "accepted and ignored"),
-               Opt("--quiet", None, "don't print the CKAID"), Opt("--hostname", "NAME", "accepted and ignored"))
+               Opt("--seedbits", "NUMBER", "accepted and ignored"),
+               Opt("--verbose", None, "accepted and ignored"),
+               Opt("--quiet", None, "don't print the CKAID"),
+               Opt("--hostname", "NAME", "accepted and ignored"))
 
 
 def make_key(host: Host, args: Args, name: str, kind: str, size: str) -> int:
