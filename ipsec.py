@@ -11281,8 +11281,25 @@ class Report:
         self.redactor = redactor_of(host, args.flag("--show-secrets"), self.config)
         self.program_timeout: float | None = None  # of those that no Worker gives up
         self.log_filter = LogFilter()
+        self.ended: dict[str, list[str]] = {}  # the names of sections by how they ended, so far
+        self._verdicts: list[Finding] | None = None
+        self._verifying = _thread.allocate_lock()
         self.short = args.flag("--short")
         self.since = parse_since(args.value("--since")) if args.flag("--since") else 0.0
+
+    def verdicts(self) -> list[Finding]:
+        """Return the findings of verify; they are made once, for the summary and for the section."""
+        with self._verifying:
+            if self._verdicts is None:
+                self._verdicts = list(load_part("findings")(self.host, self.timeout / 2))
+            return self._verdicts
+
+    def ending(self) -> str:
+        """Return what is known only at the end: sections that could not be made, and what is not shown."""
+        lines = [f"{outcome}: {', '.join(self.ended[outcome])}" for outcome in INCOMPLETE if outcome in self.ended]
+        lines.append(f"{count_text(self.redactor.masked + self.log_filter.rows, 'value')} masked, "
+                     f"{count_text(self.log_filter.left_out, 'line')} of other programs left out")
+        return "".join(f"{line}\n" for line in lines)
 
     def log_lines(self, lines: Iterable[str]) -> Iterable[str]:
         """Return the lines of a log that may be shown: of IPsec programs, without dumped bytes."""
@@ -11557,7 +11574,7 @@ def produce_here(report: Report, section: ReportSection, sink: TextSink) -> str:
 
 def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink) -> dict[str, list[str]]:
     """Write all sections in their order; the names of the sections by how they ended."""
-    ended: dict[str, list[str]] = {}
+    ended = report.ended
     show = is_terminal(sys.stderr) and not is_terminal(sys.stdout)
     report.host.flush()
     workers = start_workers(report, sections, sink)
@@ -15630,6 +15647,19 @@ def listeners(report: Report) -> Iterator[str]:
         yield f"{entry.protocol} {shown}:{entry.port}{' pluto' if f'socket:[{entry.inode}]' in owned else ''}\n"
 
 
+def algorithm_lines(report: Report) -> Iterator[str]:
+    """Yield one line for each algorithm of /proc/crypto: name, driver, type, and a self-test that did not pass."""
+    entry: dict[str, str] = {}
+    for line in (*report.host.lines("/proc/crypto"), ""):
+        key, _, value = line.partition(":")
+        if line.strip():
+            entry[key.strip()] = value.strip()
+        elif entry:
+            selftest = "" if entry.get("selftest") == "passed" else f", selftest {entry.get('selftest', 'unknown')}"
+            yield f"{entry.get('name')} ({entry.get('driver')}): {entry.get('type')}{selftest}\n"
+            entry = {}
+
+
 def kernel_options(report: Report) -> Iterator[str]:
     """The options of the kernel that matter to IPsec."""
     import re
@@ -15781,6 +15811,7 @@ def report_sections(host: Host) -> list[ReportSection]:
     syslog_configs = ("/etc/syslog.conf", "/etc/syslog-ng/syslog-ng.conf", "/etc/rsyslog.conf")
     save = ("--modprobe=/dev/null",)
     return [
+        part("summary", "", lambda report: iter(load_part("report_summary")(report)), slow=True),
         part("version", "ipsec --version", lambda report: iter([version_line(host) + "\n"])),
         part("packages", "", packages, slow=True),
         live_file("/proc/version"),
@@ -15794,7 +15825,6 @@ def report_sections(host: Host) -> list[ReportSection]:
         part("ip-tunnel", "ip -s tunnel show", lambda report: LinkText(host).tunnels(), live=True),
         part("ip-xfrm-interface", "ip -d link show type xfrm", lambda report: LinkText(host).tunnels("xfrm"),
              live=True),
-        live_file("/proc/crypto"),
         part(f"{net}/core/xfrm-star", "", matching_files(f"{net}/core/xfrm_*"), live=True),
         part(f"{net}/ipsec-star", "", matching_files(f"{net}/ipsec/*"), live=True),
         part("ipsec/status", "ipsec whack --status", pluto_answer("--status"), live=True, slow=True),
@@ -15803,8 +15833,7 @@ def report_sections(host: Host) -> list[ReportSection]:
              apart=True, bulk=True),
         part("ip-rule-list", "ip rule list", lambda report: RouteText(host).rules(), live=True),
         part("ipsec_verify", "ipsec verify --nocolour",
-             lambda report: (f"{line}\n" for line in verify_lines(findings(host, report.timeout / 2))), live=True,
-             slow=True),
+             lambda report: (f"{line}\n" for line in verify_lines(report.verdicts())), live=True, slow=True),
         part("ipsec/directory", "ipsec --directory", lambda report: iter([host.execdir + "\n"])),
         part("hostname/fqdn", "hostname --fqdn", fqdn, live=True, slow=True, blocks=True),
         part("hostname/ipaddress", "hostname --ip-address", addresses_of_host, live=True, slow=True, blocks=True),
@@ -15840,6 +15869,7 @@ def report_sections(host: Host) -> list[ReportSection]:
         part("ip6tables", "ip6tables-save", program_output("ip6tables-save", *save), live=True, slow=True),
         part("nftables", "nft list ruleset", nft_ruleset, live=True, slow=True),
         live_file("/proc/modules"),
+        part("/proc/crypto", "cat /proc/crypto", algorithm_lines, live=True, bulk=True),
         live_file("/proc/meminfo"),
         part("usr/src/linux/.config", "zcat /proc/config.gz", kernel_options, bulk=True),
         *(disk_file(name, shown_syslog_line) for path in syslog_configs for name in names_or_pattern(host, path)),
@@ -15851,6 +15881,7 @@ def report_sections(host: Host) -> list[ReportSection]:
         part("klog", "dmesg", kernel_log, live=True),
         part("plog", "", pluto_log, slow=True),
         part("date", "date", lambda report: iter([date_line() + "\n"])),
+        part("report", "", lambda report: iter([report.ending()])),
     ]
 
 
@@ -15906,7 +15937,7 @@ def barf(host: Host, args: Args) -> int:
     rights = missing_rights(host, "barf", denied) if denied else ""
     if output:
         rights = f"; {rights.removeprefix('barf: ')}" if rights else ""
-        host.warn(f"barf: wrote {output}, {kilobytes(output)}; {what_is_left_out(report)}{rights}")
+        host.warn(f"barf: wrote {output}, {kilobytes(output)}; {report.ending().splitlines()[-1]}{rights}")
     elif rights:
         host.warn(rights)
     return ERROR if denied and args.flag("--strict") else status
@@ -15916,13 +15947,6 @@ def kilobytes(name: str) -> str:
     """Return the size of a file for people: `31 kB`."""
     size = os.stat(name).st_size
     return f"{size} bytes" if size < 1000 else f"{round(size / 1000)} kB"
-
-
-def what_is_left_out(report: Report) -> str:
-    """Return what a report does not show: how many values it masks, how many lines of a log it leaves out."""
-    log = report.log_filter
-    return (f"{count_text(report.redactor.masked + log.rows, 'value')} masked, "
-            f"{count_text(log.left_out, 'line')} of other programs left out")
 
 
 # --- look and show ---------------------------------------------------------------------------------------------------
@@ -18084,6 +18108,94 @@ def metrics_command(host: Host, args: Args) -> int:
     else:
         host.print(text, end="")
     return OK
+
+
+# --- the summary of barf ----------------------------------------------------------------------------------------------
+#
+# The first section of a report: what an expert asks first, in at most SUMMARY_LINES lines.
+
+SUMMARY_LINES, SUMMARY_TUNNELS, SUMMARY_CAUSES = 25, 10, 3
+
+
+def report_summary(report: Report) -> Iterator[str]:
+    """Yield the lines of the summary; a part that can't be made is a line that says why."""
+    host = report.host
+    lines = [f"{version_line(host)}; ipsec {VERSION}", f"{distribution_name(host)}, kernel {host.kernel_release()}"
+             if host.live else f"{distribution_name(host)}, mounted at {host.root}"]
+    if host.live:
+        lines += [pluto_summary(host), *tunnels_summary(report), firewall_summary(host)]
+    troubles = [finding for finding in report.verdicts() if finding.level in ("FAIL", "WARN") and not finding.cause]
+    troubles.sort(key=lambda finding: finding.level != "FAIL")
+    room = max(1, SUMMARY_LINES - len(lines) - 1)
+    lines += [f"verify: {finding.level} {finding.check}: {finding.why}" for finding in troubles[:room]]
+    if len(troubles) > room:
+        lines.append(f"verify: {len(troubles) - room} more lines that are not OK; see ipsec_verify")
+    return text_of_lines(lines or ["verify: nothing is wrong"])
+
+
+def distribution_name(host: Host) -> str:
+    """Return the name of the distribution (os-release(5)), or that it is unknown."""
+    for name in ("/etc/os-release", "/usr/lib/os-release"):
+        try:
+            for line in host.lines(name):
+                if line.startswith("PRETTY_NAME="):
+                    return line.partition("=")[2].strip("\"'")
+        except OSError:
+            continue
+    return "unknown distribution"
+
+
+def pluto_summary(host: Host) -> str:
+    """Return one line about pluto: its process and start, or the signs of one that this process can't see."""
+    pid = find_pluto(host)
+    if pid:
+        started = next((process.started for process in list_processes(host) if process.pid == pid), 0.0)
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started)) if started else "unknown"
+        return f"pluto: process {pid}, since {since}"
+    signs = signs_of_pluto(host)
+    return f"pluto: {signs[0]}" if signs else "pluto: not running"
+
+
+def tunnels_summary(report: Report) -> Iterator[str]:
+    """Yield one line for each of the first connections, those in trouble first, and causes of the first failures."""
+    try:
+        rows = Tunnels(report.host, report.timeout / 2).rows
+    except (Failure, OSError) as error:
+        yield f"connections: {error_text(error)}"
+        return
+    order = ("down", "connecting", "partly up")
+    rows.sort(key=lambda row: (not row.fails, row.state not in order))
+    now = time.time()
+    for row in rows[:SUMMARY_TUNNELS]:
+        since = "" if row.since is None else f" {short_time(now - row.since)}"
+        yield printable(f"{row.full_name}: {row.state.upper()}{since}, peer {row.remote_host or 'unknown'}"
+                        f"{', ' + row.problem if row.problem else ''}")
+    if len(rows) > SUMMARY_TUNNELS:
+        up = sum(row.state == "up" for row in rows[SUMMARY_TUNNELS:])
+        yield f"{len(rows) - SUMMARY_TUNNELS} more connections, {up} of them up"
+    failed = list(dict.fromkeys(row.name for row in rows if row.fails))[:SUMMARY_CAUSES]
+    if failed:
+        doctor: Doctor = load_part("Doctor")(report.host, report.timeout / 2)
+        for name in failed:
+            diagnosis = doctor.diagnose(name)
+            yield printable(f"why {name}: {diagnosis.means or 'the cause is unknown'}"
+                            f"{'; next: ' + diagnosis.command if diagnosis.command else ''}")
+
+
+def firewall_summary(host: Host) -> str:
+    """Return one line with the tables of the packet filters in use."""
+    tables = [f"iptables {name}" for name in host.value("/proc/net/ip_tables_names").split()]
+    tables += [f"ip6tables {name}" for name in host.value("/proc/net/ip6_tables_names").split()]
+    if host.which("nft"):
+        try:
+            ran = host.run(["nft", "list", "tables"])
+        except Failure as failure:
+            return f"firewall: {failure.message}"
+        if ran.status:
+            return f"firewall: {ran.complaint}"
+        tables += [f"nft {line.removeprefix('table ')}" for line in ran.text.splitlines()]
+    shown = ", ".join(tables[:6]) + (f" and {len(tables) - 6} more" if len(tables) > 6 else "")
+    return f"firewall: {shown or 'no tables seen'}"
 
 
 # --- configuration: what libreswan's own programs say of it, and what a report shows ---------------------------------
