@@ -15880,8 +15880,8 @@ def report_sections(host: Host) -> list[ReportSection]:
         part("kern.debug", "tail -100 /var/log/kern.debug", kernel_debug_log),
         part("klog", "dmesg", kernel_log, live=True),
         part("plog", "", pluto_log, slow=True),
-        part("date", "date", lambda report: iter([date_line() + "\n"])),
         part("report", "", lambda report: iter([report.ending()])),
+        part("date", "date", lambda report: iter([date_line() + "\n"])),
     ]
 
 
