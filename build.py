@@ -81,8 +81,8 @@ FRONT = (1, 2, 10, 12)
 
 # Those blocks that have no bytecode in the archive.  Compiling one of them takes 3 to 6 ms at each run of its commands,
 # which people call, or which take much longer; bytecode for six interpreters would take 20 to 60 KB.
-COMPILED_LATE = ("barf", "tunnels", "metrics", "diagnosis (why)", "configuration", "reload", "NSS", "PKCS#12 and PEM",
-                 "manual and completion")
+COMPILED_LATE = ("barf", "look and show", "tunnels", "metrics", "diagnosis (why)", "configuration", "reload", "NSS",
+                 "PKCS#12 and PEM", "manual and completion")
 
 # The version of marshal's format for data that all interpreters read
 FORMAT = 2

@@ -443,7 +443,7 @@ def test_blocks_without_bytecode_are_those_of_commands_that_can_wait(pyz: Path) 
             assert [build.title_of(text, pieces[number]) for number in late] == [
                 title for piece in pieces if (title := build.title_of(text, piece)) in build.COMPILED_LATE]
             assert len(late) == len(build.COMPILED_LATE)
-            for name in ("status", "up", "down", "start", "_updown", "verify", "look", "checknflog", "whack"):
+            for name in ("status", "up", "down", "start", "_updown", "verify", "checknflog", "whack"):
                 assert not any(index[name] >> number & 1 for number in late), name
 
 
