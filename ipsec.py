@@ -2974,9 +2974,9 @@ def is_size(text: str) -> bool:
 
 def split_value(text: str) -> tuple[str, str]:
     """Return a value and the rest of its line: of the quoted, braced and bare readings the longest (parser.lex)."""
-    quoted = text.find('"', 1) + 1 if text[0] == '"' else 0
+    quoted = text.find('"', 1) + 1 if text[:1] == '"' else 0
     before = text.partition('"')[0]
-    braced = before.rfind("}") + 1 if text[0] == "{" else 0
+    braced = before.rfind("}") + 1 if text[:1] == "{" else 0
     bare, unbraced = len(text), len(text)
     for place, char in enumerate(text):
         if char in " \t":
@@ -7228,6 +7228,9 @@ NSS_BUILD = ".nss-build."
 NSS_STRAY = ".nss-stray."  # the new name of something that another user or program put at `.nss-commit`
 NSS_PARTS = ("cert9.db", "key4.db", "pkcs11.tx")  # how the names begin of files that NSS makes (pkcs11.txu, journals)
 OPEN_FILES = "/proc/self/fd/"
+NSS_ROOM = 256 << 10  # bytes that a new database and its journal need
+NSS_READ_TIME = 10.0  # seconds in which a database file is read
+NSS_ROWS, NSS_MEMORY = 100_000, 256 << 20  # objects that a database file may hold, and bytes
 NSS_TIME = 60.0  # seconds that a tool may take; it never waits for a person
 # the database's token; its name in FIPS mode
 NSS_TOKENS = ("NSS Certificate DB", "NSS FIPS 140-2 Certificate DB")
@@ -7463,9 +7466,16 @@ class NssDatabase:
         finally:
             for fd in opened:
                 os.close(fd)
+        if ran.status and directory and self.is_full(directory):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.directory)
         if ran.status:
             raise self._tool_failure(program, ran)
         return ran
+
+    def is_full(self, directory: str) -> bool:
+        """Return whether the disk has no room for a new database, whose tools don't tell that."""
+        info = self.host.within(directory, lambda: os.statvfs(directory), "")
+        return info.f_bfree * info.f_frsize < NSS_ROOM
 
     def _tool_failure(self, program: str, ran: Ran) -> NssTool:
         """Return the error for a tool that failed; a wrong password of the database has a message of its
@@ -7539,7 +7549,10 @@ class NssDatabase:
         if "a0" not in known:
             raise self.broken(name, f"no table {table}")
         asked = ", ".join(column if column in known else "NULL" for column in columns)
-        return self._ask(name, f"SELECT {asked} FROM {table} ORDER BY rowid")
+        rows = self._ask(name, f"SELECT {asked} FROM {table} ORDER BY rowid")
+        if any(value is not None and not isinstance(value, bytes) for row in rows for value in row):
+            raise self.broken(name, f"the table {table} holds a value that NSS does not write")
+        return rows
 
     def _ask(self, name: str, question: str) -> list[tuple[Any, ...]]:
         """Return SQLite's answer about a database file.  Raises as rows()."""
@@ -7548,24 +7561,46 @@ class NssDatabase:
             self.host.check_readable(f"{self.directory}/{name}")  # SQLite would wait for ever on a pipe
         except OSError as error:
             raise self.broken(name, error) from None
-        path = self.host.path(f"{self.directory}/{name}")
-        for special in "%?#":
-            path = path.replace(special, f"%{ord(special):02x}")
         try:
-            base = sqlite.connect(f"file:{path}?mode=ro{'' if self.host.live else '&immutable=1'}", uri=True,
-                                  timeout=10)
-            try:
-                return list(base.execute(question))
-            finally:
-                base.close()
+            return self.host.within(f"{self.directory}/{name}", lambda: self._query(sqlite, name, question))
+        except MemoryError:
+            raise self.broken(name, "a value is too large") from None
+        except UnicodeDecodeError:  # in the name of a column, or in the text of SQLite's own error
+            raise self.broken(name, "damaged: a name in it is not UTF-8") from None
+        except OSError as error:
+            raise self.broken(name, error) from None
         # locked, or in the middle of a change: the file may be sound
         except sqlite.OperationalError as error:
+            if str(error) == "interrupted":
+                raise self.broken(name, f"not read within {NSS_READ_TIME:g} s") from None
             raise Failure(f"{self.directory}/{name}: {error}", NSS_FAILURE,
                           "another program is changing it, or was killed while it did: try again, or "
                           "certutil -L -d "
                           f"sql:{self.directory}") from None
         except sqlite.Error as error:
             raise self.broken(name, error) from None
+
+    def _query(self, sqlite: Any, name: str, question: str) -> list[tuple[Any, ...]]:
+        """Return SQLite's answer.  A database may hold a view without end in the place of a table: the answer is
+        bounded in time, rows and memory.  Raises Failure, MemoryError, sqlite.Error."""
+        path = self.host.path(f"{self.directory}/{name}")
+        for special in "%?#":
+            path = path.replace(special, f"%{ord(special):02x}")
+        deadline = time.monotonic() + NSS_READ_TIME
+        base = sqlite.connect(f"file:{path}?mode=ro{'' if self.host.live else '&immutable=1'}", uri=True, timeout=10)
+        try:
+            base.text_factory = decode
+            base.execute(f"PRAGMA hard_heap_limit={NSS_MEMORY}")
+            base.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
+            rows, size = [], 0
+            for row in base.execute(question):
+                rows.append(row)
+                size += sum(len(value) for value in row if isinstance(value, (bytes, str)))
+                if len(rows) > NSS_ROWS or size > NSS_MEMORY:
+                    raise self.broken(name, f"more than {NSS_ROWS} objects or {NSS_MEMORY >> 20} MiB")
+            return rows
+        finally:
+            base.close()
 
     def keys(self) -> list[HostKey]:
         """Return the public parts of the private keys, in the order of showhostkey(8).  Raises as rows()."""
@@ -7575,9 +7610,9 @@ class NssDatabase:
         for what, kind, ckaid, modulus, exponent, curve, point in self.rows(
                 "key4.db", "nssPrivate", ("a0", "a100", "a102", "a120", "a122", "a180", "ad5a0db00")):
             if what == CKO_PRIVATE_KEY and kind == CKK_RSA and modulus:
-                keys.append(HostKey("RSA", ckaid, modulus, exponent))
+                keys.append(HostKey("RSA", ckaid or b"", modulus, exponent or b""))
             elif what == CKO_PRIVATE_KEY and kind == CKK_EC and point:
-                keys.append(HostKey("ECDSA", ckaid, curve, point))
+                keys.append(HostKey("ECDSA", ckaid or b"", curve or b"", point))
         return keys
 
     def has_certificates(self) -> bool:
@@ -7586,8 +7621,12 @@ class NssDatabase:
         The bytes of the file tell without sqlite3, whose import takes longer than many a command.  True also
         for a file that is not a database: other methods report that.
         """
-        data = b"".join(self.host.chunks(f"{self.directory}/cert9.db"))
-        return not data.startswith(b"SQLite format 3\0") or CERTIFICATE_DER in data
+        before = b""  # the bytes before a piece, in which a mark may begin
+        for data in self.host.chunks(f"{self.directory}/cert9.db", limit=NSS_MEMORY):
+            if (not before and not data.startswith(b"SQLite format 3\0")) or CERTIFICATE_DER in before + data:
+                return True
+            before = data[-1:]
+        return not before
 
     def certificates(self) -> list[Certificate]:
         """Return all certificates.  Raises Failure."""

@@ -390,3 +390,31 @@ def test_since_takes_a_date() -> None:
     assert ipsec.parse_since("2026-11-23") == time.mktime((2026, 11, 23, 0, 0, 0, 0, 0, -1))
     assert ipsec.parse_since("2026-11-23 06:12") == time.mktime((2026, 11, 23, 6, 12, 0, 0, 0, -1))
     assert ipsec.parse_since("2026-11-23T06:12:09") == time.mktime((2026, 11, 23, 6, 12, 9, 0, 0, -1))
+
+
+def test_without_threads_and_processes_the_sections_run_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a section that may block for ever is left out, with a line."""
+    def refuse(*words: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(ipsec._thread, "start_new_thread", refuse)
+    part = ipsec.ReportSection
+    text: list[str] = []
+    report = ipsec.Report(ipsec.Host({}), ipsec.Args())
+    ended = ipsec.run_report(report, [
+        part("one", "", lambda report: iter(["here\n"]), slow=True),
+        part("two", "", lambda report: iter(["never\n"]), slow=True, blocks=True),
+        part("three", "", lambda report: iter(["there\n"]), slow=True)], ipsec.TextSink(text.append))
+    shown = "".join(text)
+    assert ended == {"ok": ["one", "three"], "failed": ["two"]}
+    assert "here\n" in shown and "there\n" in shown and "never" not in shown and "left out: it may block" in shown
+    assert report.program_timeout == report.timeout
+
+
+def test_a_bad_byte_in_a_path_costs_one_section(pyz: Path, tmp_path: Path) -> None:
+    (tmp_path / "ipsec.conf").write_bytes(b"config setup\n\tlogfile=/var/log/a\0b\n\tsecretsfile=/s\0\xff\n")
+    sections = ["--section", "plog", "--section", "ipsec/secrets", "--section", "date"]
+    ran = subprocess.run([sys.executable, pyz, "--config", tmp_path / "ipsec.conf", "barf", *sections],
+                         capture_output=True, text=True, errors="replace")
+    assert "internal error" not in ran.stdout and "NUL byte" in ran.stdout
+    assert "\n+ date\n" in ran.stdout

@@ -408,3 +408,7 @@ def test_a_huge_configuration_is_one_problem(tmp_path: Path) -> None:
         stream.truncate(8 << 30)
     (problem,) = ipsec.Config(host).problems
     assert "larger than 32 MiB" in problem.text
+
+
+def test_no_value_at_all() -> None:
+    assert ipsec.split_value("") == ("", "")

@@ -453,3 +453,37 @@ def test_the_hint_without_libreswan(tmp_path: Path) -> None:
     with pytest.raises(ipsec.NoPluto) as caught:
         ipsec.Conversation(Host(env))
     assert caught.value.hint == "start it with: ipsec start"
+
+
+ENDLESS = "WITH RECURSIVE more(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM more) "
+
+
+@pytest.mark.parametrize("made, told", [
+    (f"CREATE VIEW nssPublic AS {ENDLESS} SELECT n AS id, x'00' AS a0 FROM more WHERE n < 0", "not read within 0.2 s"),
+    (f"CREATE VIEW nssPublic AS {ENDLESS} SELECT n AS id, x'00' AS a0 FROM more", "more than 100000 objects"),
+    ("CREATE VIEW nssPublic AS SELECT 1 AS id, zeroblob(900000000) AS a0", "too large"),
+    ("CREATE TABLE nssPublic (id, a0, a3); INSERT INTO nssPublic VALUES (1, x'00000001', 7)", "a value that"),
+    ("CREATE TABLE nssPublic (id, a0, a3); INSERT INTO nssPublic VALUES (1, x'01', CAST(x'ff' AS TEXT))",
+     "a value that"),
+], ids=["computes", "rows", "blob", "number", "text"])
+def test_what_is_no_table_of_nss_is_a_broken_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: str,
+                                                      told: str) -> None:
+    """One line, bounded in time and memory."""
+    base = sqlite3.connect(tmp_path / "cert9.db")
+    base.executescript(made)
+    base.close()
+    monkeypatch.setattr(ipsec, "NSS_READ_TIME", 0.2 if "0.2" in told else 60.0)
+    columns = ("a0", "a3") if "a3" in made else ("a0",)
+    question = f"SELECT {', '.join(columns)} FROM nssPublic"
+    nss = NssDatabase(Host({}), str(tmp_path))
+    with pytest.raises(ipsec.BrokenDatabase) as caught:
+        nss.rows("cert9.db", "nssPublic", columns) if "a3" in made else nss._ask("cert9.db", question)
+    assert told in caught.value.message and "\n" not in caught.value.message
+
+
+def test_a_database_of_8_gib_is_not_read(tmp_path: Path) -> None:
+    database(tmp_path, "x")
+    with open(tmp_path / "cert9.db", "r+b") as stream:
+        stream.truncate(8 << 30)
+    with pytest.raises(Failure, match="larger than 256 MiB, not read"):
+        NssDatabase(Host({}), str(tmp_path)).certificates()

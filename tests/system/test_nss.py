@@ -516,3 +516,12 @@ def test_without_sqlite(base: Machine) -> None:
     assert {one["nickname"]: one["trust"] for one in told} == dict(trusts(base))
     base.ipsec("import", "--password-file", "/pki/password", pkcs12(base), env=without).check()
     sound(base)
+
+
+def test_a_full_disk_is_called_that(gateway: Machine) -> None:
+    """initnss leaves nothing behind."""
+    fill = "mkdir -p /mnt/full && mount -t tmpfs -o size=64k full /mnt/full && python3 /usr/sbin/ipsec.pyz"
+    ran = gateway.run(["unshare", "-m", "sh", "-c", fill.replace("/usr/sbin/ipsec.pyz", PYZ)
+                       + " --nssdir /mnt/full initnss; echo status $?; ls -A /mnt/full"])
+    assert "status 4" in ran.stdout and ran.stdout.rstrip().endswith("status 4"), ran.stdout
+    assert ran.stderr == "ipsec: /mnt/full: No space left on device (the database is as it was)\n"
