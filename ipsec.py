@@ -475,10 +475,11 @@ class Replacement:
     def _free_name(self) -> str:
         """Return the name of the new file, after removing what a killed run left under it.
 
-        A run that lives holds a lock on its file.  Raises OSError(EBUSY) if one does so for 10 seconds.
+        A run that lives holds a lock on its file.  Raises OSError(EBUSY) if one run does so for 10 seconds.
         """
         work = os.fsdecode(b"." + os.fsencode(self.place.base)[:240] + b".ipsec")
         deadline = time.monotonic() + 10
+        waited_for = 0  # the number of the inode
         while True:
             try:
                 fd = os.open(work, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC,
@@ -490,6 +491,8 @@ class Replacement:
                 return work
             try:
                 info = os.fstat(fd)
+                if info.st_ino != waited_for:
+                    waited_for, deadline = info.st_ino, time.monotonic() + 10
                 is_late = time.monotonic() > deadline
                 if lock_at_once(fd) or (is_late and info.st_uid not in (0, os.geteuid())):
                     if os.path.samestat(info, os.stat(work, dir_fd=self.directory, follow_symlinks=False)):
