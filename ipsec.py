@@ -10863,15 +10863,47 @@ NOT_HERE = {
 SEE_ALSO = "See <https://libreswan.org/> for more general info."
 
 
+# Words that people type for a command, from other programs and from common sense; the command is named, never run
+SYNONYMS = {
+    **dict.fromkeys("report dump debug log logs info collect sosreport".split(), "barf"),
+    **dict.fromkeys("check doctor test troubleshoot".split(), "verify"),
+    **dict.fromkeys("diagnose explain reason".split(), "why"),
+    **dict.fromkeys("statusall list list-sas list-conns sas connections tunnel".split(), "tunnels"),
+    **dict.fromkeys("update reread refresh load-all load-conns load-creds".split(), "reload"),
+    **dict.fromkeys("connect establish".split(), "up"), **dict.fromkeys("disconnect hangup".split(), "down"),
+    **dict.fromkeys("mask censor sanitize anonymize".split(), "redact"),
+}
+# Commands that change something: none of them is offered for a word that is not close to it alone
+CHANGING = frozenset("up down start stop restart add delete replace route unroute ondemand import initnss reload "
+                     "redirect newhostkey initiate terminate unlisten purgeocsp setup checknss stopnflog".split())
+
+
 def unknown_command(host: Host, name: str) -> Failure:
-    """The error for a command that is neither built in nor in the exec directory."""
+    """Return the error for a command that is neither built in nor in the exec directory.
+
+    A synonym leads to its command.  A misspelt word leads to a command that changes something only if the two differ
+    in one letter or in the order of two, so that a word for reading never leads there.
+    """
     if "/" in name or name in (".", "..", ""):
         return Failure(f"ipsec: {quote(name)} is not a command name", ERROR, "a path is never run; see ipsec --help")
     known = command_names(host)
     if name in NOT_HERE:
         return Failure(f"ipsec {name}: {NOT_HERE[name][0]}", ERROR, NOT_HERE[name][1])
+    if name in SYNONYMS:
+        return Failure(f"ipsec: unknown IPsec command {quote(name)}", ERROR, f"use: ipsec {SYNONYMS[name]}")
+    offered = [word for word in known if word not in CHANGING or is_slip(name, word)]
     return Failure(f"ipsec: unknown IPsec command {quote(name)}", ERROR,
-                   suggest(name, known) or '"ipsec --help" for list')
+                   suggest(name, offered) or '"ipsec --help" for list')
+
+
+def is_slip(word: str, meant: str) -> bool:
+    """Return whether two words differ in one letter (another, one more, one less) or in the order of two letters."""
+    if abs(len(word) - len(meant)) > 1:
+        return False
+    same = len(os.path.commonprefix((word, meant)))
+    rest, other = word[same:], meant[same:]
+    return (rest[1:] == other[1:] or rest == other[1:] or rest[1:] == other
+            or (rest[:2] == other[:2][::-1] and rest[2:] == other[2:]))
 
 
 def version_line(host: Host) -> str:

@@ -289,3 +289,27 @@ def test_closed_descriptors_are_survived(door: Door) -> None:
                                 capture_output=True, timeout=60, check=False)
         assert result.returncode in (0, 1), (closing, result)
         assert b"Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("word, meant", [
+    ("report", "barf"), ("dump", "barf"), ("debug", "barf"), ("logs", "barf"), ("check", "verify"), ("doctor", "verify"),
+    ("diagnose", "why"), ("statusall", "tunnels"), ("list", "tunnels"), ("update", "reload"),
+])
+def test_a_synonym_names_the_command_and_runs_nothing(word: str, meant: str) -> None:
+    failure = ipsec.unknown_command(ipsec.Host({}), word)
+    assert failure.status == 1 and failure.hint == f"use: ipsec {meant}"
+
+
+@pytest.mark.parametrize("word, meant", [
+    ("satrt", "did you mean start?"), ("stattus", "did you mean status?"), ("verfy", "did you mean verify?"),
+    ("stopp", "did you mean stop?"), ("reloda", "did you mean reload?"),
+])
+def test_a_misspelt_word_leads_to_a_command(word: str, meant: str) -> None:
+    assert ipsec.unknown_command(ipsec.Host({}), word).hint == meant
+
+
+@pytest.mark.parametrize("word", ["stat", "restate", "ad", "delet-status", "routes", "imports-list", "resolved"])
+def test_a_word_that_is_no_slip_leads_to_no_change(word: str) -> None:
+    hint = ipsec.unknown_command(ipsec.Host({}), word).hint
+    offered = hint.removeprefix("did you mean ").rstrip("?")
+    assert offered not in ipsec.CHANGING or ipsec.is_slip(word, offered)
