@@ -292,7 +292,8 @@ def test_closed_descriptors_are_survived(door: Door) -> None:
 
 
 @pytest.mark.parametrize("word, meant", [
-    ("report", "barf"), ("dump", "barf"), ("debug", "barf"), ("logs", "barf"), ("check", "verify"), ("doctor", "verify"),
+    ("report", "barf"), ("dump", "barf"), ("debug", "barf"), ("logs", "barf"),
+    ("check", "verify"), ("doctor", "verify"),
     ("diagnose", "why"), ("statusall", "tunnels"), ("list", "tunnels"), ("update", "reload"),
 ])
 def test_a_synonym_names_the_command_and_runs_nothing(word: str, meant: str) -> None:
