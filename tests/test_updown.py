@@ -379,15 +379,15 @@ def test_address_translation_by_iptables(below: Path, capsys: pytest.CaptureFixt
     (below / "proc/self/ns/net").write_text("")
     host = Programs(below, env, "iptables")
     updown_of = ipsec.Updown(host, Network(host))
-    host.missing = ("iptables -w 60 -t nat -C",)
+    host.missing = (f"iptables -w {ipsec.FILTER_WAIT} -t nat -C",)
     assert updown_of.cat(True) == 0
     snat = "POSTROUTING -m policy --dir out --pol ipsec -d 10.2.0.0/24 -j SNAT --to-source 10.8.0.1"
     dnat = ("PREROUTING -m policy --dir in --pol ipsec -d 10.8.0.1 -s 10.2.0.0/24 -j DNAT "
             "--to-destination 192.0.2.1")
     assert [line for line in host.lines if " -I " in line] == [
-        f"iptables -w 60 -t nat -I {snat}", f"iptables -w 60 -t nat -I {dnat}"]
+        f"iptables -w {ipsec.FILTER_WAIT} -t nat -I {snat}", f"iptables -w {ipsec.FILTER_WAIT} -t nat -I {dnat}"]
     assert updown_of.cat(False) == 0 and not any(" -D " in line for line in host.lines)
-    host.missing = ("iptables -w 60 -t nat -D",)
+    host.missing = (f"iptables -w {ipsec.FILTER_WAIT} -t nat -D",)
     assert updown_of.cat(False) == 1 and "_updown: iptables: iptables: no such rule" in capsys.readouterr().err
     host.lines.clear()
     updown_of.env["PLUTO_MY_CLIENT_NET"] = "0.0.0.0"
