@@ -11661,11 +11661,15 @@ def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink
             begun = time.monotonic()
             sink.begin(section)
             worker = workers.pop(section.name, None)
-            if worker is None:
-                outcome = produce_here(report, section, sink)
-            else:
-                begun = worker.started
-                outcome = worker.deliver(report.timeout, sink.text)
+            try:
+                if worker is None:
+                    outcome = produce_here(report, section, sink)
+                else:
+                    begun = worker.started
+                    outcome = worker.deliver(report.timeout, sink.text)
+            except MemoryError:
+                outcome = "failed"
+                sink.text("not enough memory\n")
             sink.end(section, outcome, time.monotonic() - begun)
             ended.setdefault(outcome, []).append(section.name)
         sink.close()

@@ -98,3 +98,19 @@ def test_the_control_socket_s_directory(gateway: Machine) -> None:
 def test_a_mounted_disk(gateway: Machine) -> None:
     ran = behind(gateway, DEAD, "--root", DEAD, "barf")
     assert ran.status == 1 and len(ran.stderr.splitlines()) == 1 and DEAD in ran.stderr
+
+
+def test_a_user_who_may_start_nothing_more(gateway: Machine) -> None:
+    """barf runs its sections one after the other, and says which it left out."""
+    ran = gateway.run(["bash", "-c", f"ulimit -u 1; exec python3 {PYZ} barf"], user=65500)
+    assert "internal error" not in ran.stdout + ran.stderr
+    assert "left out: it may block for ever" in ran.stdout and "\n+ _________________________ date\n" in ran.stdout
+    assert "incomplete (failed: " in ran.stderr and "hostname/fqdn" in ran.stderr
+
+
+def test_little_memory(gateway: Machine) -> None:
+    """Every section has its heading; what does not fit is a line."""
+    for size in (30_000, 60_000):
+        ran = gateway.run(["sh", "-c", f"ulimit -v {size}; exec python3 {PYZ} barf"])
+        assert "internal error" not in ran.stdout + ran.stderr and "Traceback" not in ran.stderr
+        assert "\n+ _________________________ date\n" in ran.stdout, ran.stderr
