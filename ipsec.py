@@ -9875,7 +9875,7 @@ def flush_leftovers(host: Host) -> bool:
 def flush_states_and_policies(host: Host) -> None:
     """Remove the kernel states and policies that pluto made.  Call it only while no pluto runs.
 
-    Raises OSError, TimedOut.
+    Raises OSError, TimedOut, and Failure if root lacks the right, as in a container.
     """
     if not host.has_xfrm():
         return
@@ -9886,7 +9886,11 @@ def flush_states_and_policies(host: Host) -> None:
                 reqids.add(int(setting.value))
     except (Failure, OSError):
         reqids.clear()  # only the reqids that pluto chooses itself are known then
-    flush_xfrm(host, reqids)
+    try:
+        flush_xfrm(host, reqids)
+    except PermissionError as error:
+        raise Failure(f"{error_text(error)}: pluto can't work here", ERROR,
+                      "start the container with --cap-add NET_ADMIN") from None
 
 
 # The modules of today's kernels, and those that kernels before 5.2 kept apart.  The kernel loads ciphers on demand
@@ -11334,6 +11338,8 @@ def outcome_of(error: Exception) -> tuple[str, str]:
         return "denied", f"denied: {text}"
     if isinstance(error, (Missing, NoPluto, FileNotFoundError, NotADirectoryError)):
         return "absent", text
+    if isinstance(error, OSError) and error.errno in (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT):
+        return "absent", text  # the kernel lacks this kind of socket: NETLINK_XFRM without its modules
     if isinstance(error, (TimedOut, TimeoutError)):
         return "timeout", text
     if isinstance(error, MemoryError):

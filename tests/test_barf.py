@@ -121,6 +121,8 @@ def test_time_that_we_spend_writing_is_not_the_sections() -> None:
     (ipsec.NoPluto("not running"), "absent", "ipsec whack: not running"),
     (ipsec.Failure("it broke", hint="mend it"), "failed", "it broke (mend it)"),
     (OSError(5, "Input/output error", "/dev/x"), "failed", "/dev/x: Input/output error"),
+    (OSError(93, "Protocol not supported", "the kernel's IPsec (XFRM)"), "absent",
+     "the kernel's IPsec (XFRM): Protocol not supported"),
     (KeyError("CANARY"), "failed", f"internal error: KeyError; {ipsec.REPORT_IT}"),
 ])
 def test_errors_become_a_line_of_their_section(how: dict[str, bool], error: Exception, outcome: str, line: str) -> None:

@@ -460,6 +460,12 @@ def test_nothing_of_the_environment_is_echoed(bookworm: Machine) -> None:
     assert (result.stdout, result.stderr) == ("ipsec: pluto is stopped\n", "")
 
 
+def test_root_without_net_admin_gets_the_way_out(bookworm: Machine) -> None:
+    result = bookworm.run(["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", bookworm.python, PYZ,
+                           "start", "--foreground"])
+    assert result.status == 1 and "--cap-add NET_ADMIN" in result.stderr
+
+
 def test_who_is_not_root_is_told(bookworm: Machine) -> None:
     for words in (["start"], ["stop"], ["restart"], ["_stackmanager", "start"]):
         assert "permission denied (must be superuser)" in bookworm.ipsec(*words, user=65534).check(4).stderr
