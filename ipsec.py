@@ -10699,8 +10699,8 @@ def suggest(word: str, known: Iterable[str]) -> str:
 # --- options that several commands share ------------------------------------------------------------------------------
 
 CTLSOCKET_OPTION = Opt("--ctlsocket", "FILE", "pluto's control socket")
-NATIVE_OPTION = Opt("--native", None, "talk to pluto ourselves, not through libreswan's whack (as IPSEC_WHACK=native)")
-TIMEOUT_OPTION = Opt("--timeout", "SECONDS", "how long pluto may take to answer (default 60)")
+NATIVE_OPTION = Opt("--native", None, "talk to pluto directly, without libreswan's whack (same as IPSEC_WHACK=native)")
+TIMEOUT_OPTION = Opt("--timeout", "SECONDS", "seconds to wait for pluto's answer (default 60)")
 DRY_RUN_OPTION = Opt("--dry-run -n --showonly", None, "show what would be run")
 ASYNC_OPTION = Opt("--asynchronous --async --bg", "[yes|no]", "do not wait for the outcome")
 UTC_OPTION = Opt("--utc", None, "times in UTC")
@@ -16143,7 +16143,7 @@ def nss_data(report: Report) -> Iterator[dict[str, Any]]:
     Opt("--json", None, "print one JSON document; states, policies, routes and certificates as data"),
     Opt("--timeout", "SECONDS", "how long to wait for the firewall's programs (default 10)"),
     Opt("--version", None, "print the version"),
-), summary="show states, policies, firewall, routes and certificates in short",
+), summary="short view of states, policies, firewall, routes and certificates",
    details="Without words it shows all of them; of the firewall the output of iptables or, if that is not installed, "
            "of nft. Keys are never shown.\n\nExit status: 0; 1 if something could not be shown, which standard error "
            "names.")
@@ -17245,7 +17245,7 @@ request_command("status", "", "--status", "show all of pluto's status")
 request_command("trafficstatus traffic", "[CONN]", "--trafficstatus", "show the traffic of the IPsec SAs")
 request_command("briefstatus", "", "--briefstatus", "show how many SAs there are")
 request_command("globalstatus", "", "--globalstatus", "show pluto's counters")
-request_command("fipsstatus fips", "", "--fipsstatus", "tell whether pluto is in FIPS mode")
+request_command("fipsstatus fips", "", "--fipsstatus", "show whether pluto is in FIPS mode")
 request_command("shuntstatus", "", "--shuntstatus", "show the bare shunts")
 request_command("addresspoolstatus", "", "--addresspoolstatus", "show the address pools")
 request_command("connectionstatus", "[CONN]", "--connectionstatus", "show the connections")
@@ -17260,12 +17260,12 @@ request_command("listpsks", "", "--listpsks", "list whose pre-shared secrets are
 request_command("listevents", "", "--listevents", "list the events that pluto waits for")
 request_command("checkpubkeys", "", "--checkpubkeys", "list the public keys that are or will be invalid")
 request_command("listen ready rereadgroups", "", "--listen",
-                "have pluto look for interfaces and load secrets and groups")
-request_command("unlisten", "", "--unlisten", "have pluto close its interfaces")
-request_command("rereadsecrets secrets", "", "--rereadsecrets", "have pluto load the secrets")
-request_command("rereadcerts", "", "--rereadcerts", "have pluto load the certificates")
-request_command("rereadall", "", "--rereadall", "have pluto load secrets, certificates and CRLs")
-request_command("fetchcrls crls", "", "--fetchcrls", "have pluto fetch CRLs")
+                "make pluto rescan interfaces and reload secrets and groups")
+request_command("unlisten", "", "--unlisten", "make pluto close its interfaces")
+request_command("rereadsecrets secrets", "", "--rereadsecrets", "make pluto reload the secrets")
+request_command("rereadcerts", "", "--rereadcerts", "make pluto reload the certificates")
+request_command("rereadall", "", "--rereadall", "make pluto reload secrets, certificates and CRLs")
+request_command("fetchcrls crls", "", "--fetchcrls", "make pluto fetch CRLs")
 request_command("purgeocsp", "", "--purgeocsp", "empty pluto's cache of OCSP answers")
 
 
@@ -17285,11 +17285,11 @@ operation_command("up initiate", "negotiate a connection", (*CONNECTION_OPTIONS,
                   "Exit status: 0 only if the connection is up; else whack's own status, or 1.  With --asynchronous 0 "
                   "if pluto took the request.")
 operation_command("down terminate", "end the SAs of a connection")
-operation_command("route", "have traffic bring the connection up")
+operation_command("route", "install a trap policy: the first packet brings the connection up")
 operation_command("unroute", "undo route")
 operation_command("delete", "make pluto forget a connection")
-operation_command("replace", "load a connection anew")
-operation_command("ondemand", "load a connection and have traffic bring it up")
+operation_command("replace", "load a connection again, replacing the loaded one")
+operation_command("ondemand", "load a connection, and bring it up with the first packet")
 
 
 def pluto_start(host: Host, args: Args) -> int:
@@ -17343,7 +17343,8 @@ AUTO_OPTIONS = (*CONNECTION_OPTIONS, *UP_OPTIONS, UTC_OPTION, Opt("--show", None
                 *(Opt(f"--{name}", None, f"as ipsec {name}") for name in (*OPERATIONS, *AUTO_REQUESTS)))
 
 
-@command("auto", "[CONN] [WORD]", options=AUTO_OPTIONS, summary="add, up, down, status…: the words of 3.x and 4.x")
+@command("auto", "[CONN] [WORD]", options=AUTO_OPTIONS,
+         summary="manage connections, with the syntax of libreswan 3.x and 4.x")
 def auto_command(host: Host, args: Args) -> int:
     """`ipsec auto`: the status of the first step that fails."""
     if args.flag("--version"):
@@ -19566,6 +19567,41 @@ def completion_command(host: Host, args: Args) -> int:
 # --- ipsec itself: help, version, directory --------------------------------------------------------------------------
 
 
+# The groups of `ipsec --help` on a terminal; the rest is "for programs and old habits"
+HELP_GROUPS = (
+    ("tunnels", "up down tunnels why reload add delete replace ondemand route unroute redirect show"),
+    ("diagnose", "verify why barf look status trafficstatus metrics redact"),
+    ("keys and certificates", "import nsslist initnss checknss newhostkey showhostkey rereadsecrets rereadcerts"),
+    ("service", "start stop restart setup"),
+    ("capture", "checknflog stopnflog sniff"),
+    ("help", "help man completion version"),
+)
+
+
+def command_columns(names: Sequence[str]) -> Iterator[str]:
+    """Yield the names in two columns, as libreswan's `ipsec --help` has them: Open vSwitch and others search there."""
+    for place in range(0, len(names), 2):
+        left, right = names[place], names[place + 1] if place + 1 < len(names) else ""
+        tabs = "\t" if len(left) >= 16 else "\t\t" if len(left) >= 8 else "\t\t\t"
+        yield f"\t{left}{tabs}{right}" if right else f"\t{left}"
+
+
+def grouped_commands(names: Sequence[str]) -> Iterator[str]:
+    """Yield the commands for a person: by group, with one line each; the others by name only."""
+    import textwrap
+    left = dict.fromkeys(names)
+    for title, words in HELP_GROUPS:
+        yield f"{title}:"
+        for name in words.split():
+            entry = COMMANDS.get(name)
+            if entry and name in names:
+                left.pop(name, None)
+                yield f"  {name:<14} {entry.summary}"
+        yield ""
+    yield "for programs and old habits:"
+    yield from textwrap.wrap(" ".join(left), 78, initial_indent="  ", subsequent_indent="  ")
+
+
 @command("help -h", "[COMMAND]", rescue=True, summary="list the commands, or explain one")
 def help_command(host: Host, args: Args) -> int:
     """`ipsec help [COMMAND]`: 0, or 1 for a command that is not there."""
@@ -19581,9 +19617,8 @@ def help_command(host: Host, args: Args) -> int:
         return OK
     host.print("Usage: ipsec {command} [argument] ...\nwhere {command} is one of:\n")
     names = command_names(host)
-    for left, right in zip(names[::2], [*names[1::2], ""][:len(names[::2])]):
-        tabs = "\t" if len(left) >= 16 else "\t\t" if len(left) >= 8 else "\t\t\t"
-        host.print(f"\t{left}{tabs}{right}" if right else f"\t{left}")
+    lines = grouped_commands(names) if is_terminal(sys.stdout) else command_columns(names)
+    host.print("\n".join(lines))
     host.print("\noptions before the command:")
     for option in GLOBAL_OPTIONS:
         host.print(option_help(option))

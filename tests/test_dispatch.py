@@ -314,3 +314,19 @@ def test_a_word_that_is_no_slip_leads_to_no_change(word: str) -> None:
     hint = ipsec.unknown_command(ipsec.Host({}), word).hint
     offered = hint.removeprefix("did you mean ").rstrip("?")
     assert offered not in ipsec.CHANGING or ipsec.is_slip(word, offered)
+
+
+def test_help_for_a_person_has_groups_and_every_command() -> None:
+    ipsec.load_rest()
+    names = [entry.name for entry in ipsec.COMMANDS.values() if not entry.hidden]
+    lines = list(ipsec.grouped_commands([*names, "of-libreswan"]))
+    words = " ".join(lines).split()
+    assert "tunnels:" in lines and "diagnose:" in lines and set(names) <= set(words) and "of-libreswan" in words
+    assert all(len(line) <= 100 for line in lines)
+    grouped = [name for _, group in ipsec.HELP_GROUPS for name in group.split()]
+    assert set(grouped) <= set(ipsec.COMMANDS)
+
+
+def test_help_for_programs_keeps_its_two_columns() -> None:
+    names = ["auto", "barf", "connectionstatus"]
+    assert list(ipsec.command_columns(names)) == ["\tauto\t\t\tbarf", "\tconnectionstatus"]
