@@ -1681,7 +1681,7 @@ class Host:
         """Return the version in libreswan's programs, which hold it as `Libreswan 4.10`; None if there is none."""
         for name in ("whack", "addconn", "pluto"):
             try:
-                data = b"".join(self.chunks(os.path.join(self.execdir, name)))
+                data = b"".join(self.chunks(os.path.join(self.execdir, name), limit=TEXT_LIMIT))
             except OSError:
                 continue
             for after in data.split(b"Libreswan ")[1:]:

@@ -116,3 +116,18 @@ def test_the_map_names_each_part_and_each_test() -> None:
     for column, directory in ((2, tests), (3, tests / "system")):
         named = {f"test_{name}.py" for row in rows for name in row[column].split(", ") if name}
         assert named == {path.name for path in directory.glob("test_*.py")}, f"CONTRIBUTING.md: {directory}"
+
+
+def test_no_file_of_any_size_is_read_as_a_whole() -> None:
+    """Only with a limit, from the kernel, or what a log has grown by since `before`."""
+    whole = [line.strip() for line in TEXT.splitlines() if re.search(r"join\(.*\.chunks\(", line)]
+    assert [line for line in whole if not re.search(r"limit=|\"/proc/|before\)", line)] == []
+
+
+def test_only_the_host_asks_the_file_system() -> None:
+    """Section 2 bounds what may never answer.  Section 7 has asked it before it changes a database."""
+    asks = re.compile(r"os\.path\.(?:exists|isdir|isfile|realpath|lexists)\(|os\.(?:listdir|scandir|readlink)\(")
+    place_of_line = places()
+    lines = [(number, line.strip()) for number, line in enumerate(TEXT.splitlines(), 1)
+             if asks.search(line) and place_of_line[number - 1][0] not in (2, 7)]
+    assert lines == []
