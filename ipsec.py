@@ -7613,6 +7613,8 @@ class NssDatabase:
         for what, kind, ckaid, modulus, exponent, curve, point in self.rows(
                 "key4.db", "nssPrivate", ("a0", "a100", "a102", "a120", "a122", "a180", "ad5a0db00")):
             if what == CKO_PRIVATE_KEY and kind == CKK_RSA and modulus:
+                if not modulus.strip(b"\0") or not 0 < len((exponent or b"").strip(b"\0")) < 1 << 16:
+                    raise self.broken("key4.db", "an RSA key without a modulus or an exponent")
                 keys.append(HostKey("RSA", ckaid or b"", modulus, exponent or b""))
             elif what == CKO_PRIVATE_KEY and kind == CKK_EC and point:
                 keys.append(HostKey("ECDSA", ckaid or b"", curve or b"", point))

@@ -487,3 +487,13 @@ def test_a_database_of_8_gib_is_not_read(tmp_path: Path) -> None:
         stream.truncate(8 << 30)
     with pytest.raises(Failure, match="larger than 256 MiB, not read"):
         NssDatabase(Host({}), str(tmp_path)).certificates()
+
+
+@pytest.mark.parametrize("modulus, exponent", [("00", "010001"), ("c1", "0000"), ("c1", "")])
+def test_an_rsa_key_without_its_numbers_is_a_broken_database(tmp_path: Path, modulus: str, exponent: str) -> None:
+    base = sqlite3.connect(tmp_path / "key4.db")
+    base.executescript("CREATE TABLE nssPrivate (id, a0, a100, a102, a120, a122); INSERT INTO nssPrivate VALUES "
+                       f"(1, x'00000003', x'00000000', x'01', x'{modulus}', x'{exponent}')")
+    base.close()
+    with pytest.raises(ipsec.BrokenDatabase, match="without a modulus or an exponent"):
+        NssDatabase(Host({}), str(tmp_path)).keys()
