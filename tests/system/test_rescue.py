@@ -13,7 +13,7 @@ from ..ground.machine import PYZ, Machine
 #: (barf looks where journalctl is)
 OF_THE_INTERPRETER = re.compile(r"""(/usr|/usr/local)?/s?bin|/usr/(bin|lib|local/lib)(/.*)?|/lib(64)?/.*
                                 |/etc/(ld\.so\.\w+|localtime|python3.*)
-                                |/usr/share/zoneinfo.*|/usr/pyvenv\.cfg|/dev/(null|urandom)|/root|/|/proc/self/fd
+                                |/usr/share/zoneinfo.*|/usr/pyvenv\.cfg|/dev/(null|urandom)|/root|/|/proc/self/(fd|mountinfo)
                                 |/proc/sys/vm/overcommit_memory|/proc/filesystems|/usr/local/sbin(/ipsec\.pyz)?
                                 |pyvenv\.cfg|python3|ipsec|""", re.VERBOSE)
 
