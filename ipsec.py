@@ -12956,14 +12956,14 @@ class Attempt:
     """What pluto tried with a connection, from one start of IKE to the next.
 
     `rounds` has the clues by each try to make a Child SA.  `ended`: a Child SA was established (`up`), or somebody here
-    took the connection down (`taken down`).
+    took the connection down (`taken down`).  `was_up`: a Child SA was established, whatever came after.
     """
 
     def __init__(self, first: LogLine, from_peer: bool = False) -> None:
         self.first = first
         self.last = first
         self.from_peer = from_peer
-        self.ike_up = False
+        self.ike_up = self.was_up = False
         self.ended = ""
         self.rounds: list[list[Clue]] = [[]]
 
@@ -12973,7 +12973,8 @@ class Attempt:
         if has_any(CLEANS_UP, text):
             return
         if has_any(CHILD_UP, text):
-            self.ended, self.ike_up, self.rounds = "up", True, [[]]
+            self.ended, self.rounds = "up", [[]]
+            self.ike_up = self.was_up = True
             return
         if has_any(IKE_UP, text) and "rejected" not in text:
             self.ike_up = True
@@ -13082,7 +13083,10 @@ def take_unassigned(attempts: list[Attempt], line: LogLine, text: str) -> None:
 
 def last_clues(attempts: Sequence[Attempt]) -> list[Clue]:
     """Return the clues of the last attempt that tells why it failed, the most telling first; none if a Child SA was
-    established after it and nothing went wrong since, or if somebody here took the connection down.
+    established after it.
+
+    An attempt that somebody here took down at once tells nothing: pluto may begin one between a failure and the end of
+    `ipsec up --once`.
     """
     pending: list[Clue] = []
     for attempt in reversed(attempts):
@@ -13090,7 +13094,7 @@ def last_clues(attempts: Sequence[Attempt]) -> list[Clue]:
         if clues and clues[0].cause.name not in PENDING_CAUSES:
             return clues
         pending = pending or clues
-        if attempt.ended:
+        if attempt.was_up:
             break
     return pending
 

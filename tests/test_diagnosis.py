@@ -162,6 +162,10 @@ def test_only_the_last_attempt_counts() -> None:
     assert cause(*old, new[0], '"office" #6: initiator established Child SA using #5') == ""
     assert cause(*old, '"office": terminating SAs using this connection') == "auth-refused"
     assert cause("initiator established Child SA using #1", '"office": terminating SAs using this connection') == ""
+    again = '"office" #2: initiating IKEv2 connection'  # pluto's next attempt, cut short
+    assert cause(*old, again, '"office": terminating SAs using this connection') == "auth-refused"
+    assert cause(*old, again, "initiator established Child SA using #2",
+                 '"office": terminating SAs using this connection') == ""
 
 
 def test_what_the_updown_script_says_while_it_cleans_up_does_not_count() -> None:
