@@ -1008,7 +1008,7 @@ class Host:
         return [name for pattern in patterns for name in self._glob(pattern, left)]
 
     def _glob(self, pattern: str, left: list[int]) -> list[str]:
-        """As glob(), for one pattern.  `left` is how many directories may be looked into."""
+        """Expand one pattern as glob() does.  `left` is the number of directories that may still be searched."""
         head, tail = os.path.split(pattern)
         parents = [head] if not any(c in head for c in "*?[") else self._glob(head, left)
         found = []
@@ -2208,7 +2208,7 @@ class Redactor:
     def learn(self, secret: str | bytes) -> None:
         """From now on, mask this secret in every form it may turn up in: as it is, decoded, in hex and base64, escaped.
 
-        One of fewer than four characters, or an everyday word, is masked in the places of secrets only.
+        A secret of fewer than four characters, or an everyday word, is masked only where a secret is expected.
         """
         import binascii
         text = decode(secret) if isinstance(secret, bytes) else secret
@@ -2976,7 +2976,7 @@ def is_size(text: str) -> bool:
 
 
 def split_value(text: str) -> tuple[str, str]:
-    """Return a value and the rest of its line: of the quoted, braced and bare readings the longest (parser.lex)."""
+    """Return a value and the rest of its line: the longest of the quoted, braced and bare matches (parser.lex)."""
     quoted = text.find('"', 1) + 1 if text[:1] == '"' else 0
     before = text.partition('"')[0]
     braced = before.rfind("}") + 1 if text[:1] == "{" else 0
@@ -3089,7 +3089,10 @@ class Config:
 
     @staticmethod
     def _trailing(text: str) -> bool:
-        """Return whether the text behind a value is no comment.  The lexer reads a single `#word` as a keyword."""
+        """Return whether the text after a value is something other than a comment.
+
+        The lexer reads a single `#word` as a keyword.
+        """
         text = text.lstrip(" \t")
         return bool(text) and (text[0] != "#" or not any(c in text for c in '"= \t'))
 
@@ -4163,7 +4166,7 @@ def link_names(host: Host) -> dict[int, str]:
 
 
 class KernelReader:
-    """Names of addresses and interfaces, for all readers of the kernel's tables."""
+    """The base of all readers of the kernel's tables: it gives addresses and interfaces their names."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -4251,7 +4254,7 @@ class RawSelector:
     """A selector as the kernel sends it (struct xfrm_selector); addresses have the size of their family."""
 
     def __init__(self, fields: tuple[Any, ...], other_family: int = 0) -> None:
-        """`other_family` is the address family where the selector has none."""
+        """`other_family` is the address family to use if the selector has none."""
         (destination, source, self.destination_port, self.destination_mask, self.source_port, self.source_mask,
          family, self.destination_bits, self.source_bits, self.protocol, self.interface, self.user) = fields
         size = address_size(family or other_family)
@@ -5000,7 +5003,7 @@ class RouteText(KernelReader):
         return text + self._next_hops(family, more.get(RTA_MULTIPATH, b""))
 
     def _realms(self, data: bytes | None, word: str) -> str:
-        """Return the realms of source and destination, 16 bits each; the word alone names the destination's.
+        """Return the realms of source and destination, 16 bits each.  A single realm is the destination's.
         """
         if not data:
             return ""
@@ -5216,7 +5219,7 @@ class LinkText(KernelReader):
             yield kind, index, flags, attributes(buffer, start + IFINFOMSG_SIZE, end)
 
     def _hardware(self, kind: int, data: bytes) -> str:
-        """Return a hardware address; of an IP tunnel it is an IP address."""
+        """Return the hardware address of an interface; for an IP tunnel it is an IP address."""
         tunnels = (ARPHRD_TUNNEL, ARPHRD_TUNNEL6, ARPHRD_SIT, ARPHRD_IPGRE, ARPHRD_IP6GRE)
         if kind in tunnels and len(data) in (4, 16):
             return str(self.address[data])
@@ -6553,7 +6556,7 @@ def parse_seconds(text: str) -> float:
 def show_replies(host: Host, message: bytes, version: tuple[int, ...] | None, options: Mapping[str, str],
                  timeout: float | None, *, lenient: bool = False, must_speak: bool = False,
                  wait: Callable[[bytes], float | None] | None = None) -> int:
-    """Send the message, print what pluto says and answer what it asks; whack's exit status.  Raises Failure.
+    """Send the message, print pluto's replies and answer its prompts; return whack's exit status.  Raises Failure.
 
     Without a `version`, lines are held back until the status has told it.  `must_speak`: a pluto that says nothing
     does not know the connection (up to 4.15 it has no other way to say so).
@@ -6857,7 +6860,7 @@ class StatusReader:
         self._family: list[dict[str, Any]] = []  # a connection and its instances, which follow it
 
     def read(self, lines: Iterable[str]) -> dict[str, Any]:
-        """The data of all the lines."""
+        """Return the data of all lines."""
         for line in lines:
             text = line.strip()
             if text and not self._line(line, text):
@@ -11179,9 +11182,9 @@ def without_log_prefix(line: str) -> str:
 
 
 class LogFilter:
-    """Shows the lines of a log that are pluto's own or of other IPsec programs, without dumped bytes.
+    """Shows the lines of a log that pluto or another IPsec program wrote, without dumped bytes.
 
-    `left_out` counts the lines of other programs, `rows` the masked dumps.
+    `left_out` counts the lines of programs that are not IPsec's, `rows` the masked dumps.
     """
 
     def __init__(self) -> None:
@@ -11571,7 +11574,7 @@ class JsonSink(TextSink):
         self.item = self._item
 
     def open(self, report: Report) -> None:
-        """The members that tell where and when."""
+        """Write the members with the host and the time."""
         head = {"ipsec": VERSION, "host": report.host_name(), "date": date_line(), "root": report.host.root or None}
         self.write(self.dumps(head)[:-1] + ', "sections": [')
 
@@ -11604,7 +11607,7 @@ class JsonSink(TextSink):
 
 
 class OutputFile:
-    """The file of --output: mode 0600, there whole or not at all, compressed if its name ends in .gz.
+    """The file of --output: mode 0600, compressed if its name ends in .gz.  It appears only when it is complete.
 
     Each method raises OSError.
     """
@@ -11691,8 +11694,10 @@ def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink
 
 
 def end_on_signals(host: Host) -> None:
-    """Have SIGTERM and SIGHUP end us as Ctrl-C does, so that no program of ours and no file is left behind; not where
-    they are ignored (nohup(1))."""
+    """Make SIGTERM and SIGHUP end this process as Ctrl-C does, so that it leaves no program and no file behind.
+
+    A signal that is ignored (nohup(1)) stays ignored.
+    """
     import signal
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name)
@@ -12087,7 +12092,7 @@ def nft_rules(text: Sequence[str]) -> Iterator[Rule]:
 
 
 def nft_target(word: str, words: RuleWords) -> str:
-    """Return the target of a rule if the word is one; empty otherwise.  `words` follow the word."""
+    """Return the word if it is the target of a rule, otherwise an empty string.  `words` follow the word."""
     if word == "jump":
         return words.take()
     if word == "goto":
@@ -12787,7 +12792,7 @@ CAUSES = (
           ("redirect exceeds limit", "redirects to new gateway", "redirect*failed", "REDIRECT payload failed")),
     Cause("peer-refused", "peer refused", "peer",
           "the peer refused the connection",
-          "what the quoted line names; the log of the peer tells more", "ipsec status",
+          "the quoted line has the cause; the log of the peer has the details", "ipsec status",
           ("rejected by peer", "rejected Child SA with", "contained the error notification",
            "contains the Child SA error notification", "contains the status notification",
            "failed with error notification",
@@ -13573,7 +13578,7 @@ class Patient:
         return False if files or len(options) > 1 else None
 
     def module_fix(self, modules: Sequence[str]) -> str:
-        """Return how the running kernel gets the modules."""
+        """Return the fix for missing modules of the running kernel."""
         host, names = self.host, " ".join(modules)
         marks = ("/.dockerenv", "/run/.containerenv", "/run/systemd/container")
         if any(map(host.exists, marks)) or (host.superuser and not has_capability(host, SYS_MODULE)):
@@ -15024,7 +15029,7 @@ def psks(patient: Patient, files: Sequence[str], names: Mapping[str, str]) -> It
     "Whether ipsec.secrets has, for each connection with authby=secret, an entry that pluto takes for the "
     "IDs of its ends: one with both IDs, with one of them and %any, or with this end's ID alone. And "
     "whether pluto uses all IDs of the entries.",
-    "Pluto finds no key for the peer, and the IKE SA fails. An entry whose IDs are all dropped is for every "
+    "Pluto finds no key for the peer, and the IKE SA fails. If pluto drops all IDs of an entry, it matches every "
     "peer.",
     'Add the line: LEFTID RIGHTID : PSK "..." and run ipsec secrets.')
 def check_psk(patient: Patient) -> Iterator[Trouble]:
@@ -15626,7 +15631,7 @@ def last_lines(lines: Iterable[str], most: int) -> Iterable[str]:
 
 
 def pluto_log(report: Report) -> Iterator[str]:
-    """What pluto logged: its own logfile=, the journal, else the system log that has it; all of them that exist."""
+    """Yield pluto's messages from its logfile= and from the journal; if neither has any, from the system's log."""
     host, found = report.host, False
     since = report.since
     denied: Exception | None = None
@@ -16454,7 +16459,7 @@ XFRM_COUNTERS = {
     "XfrmInPolBlock": "a policy blocks packets that came in",
     "XfrmOutNoStates": "packets had no SA to leave by",
     "XfrmOutPolBlock": "a policy blocks packets that go out",
-    "XfrmOutStateExpired": "packets had an SA that has run out",
+    "XfrmOutStateExpired": "packets used an SA that has expired",
     "XfrmOutBundleGenError": "no route for packets that go out", "XfrmFwdHdrError": "packets could not be forwarded"}
 
 
@@ -16823,7 +16828,7 @@ class Doctor:
 
 
 def explains(finding: Finding, cause: str) -> bool:
-    """Return whether what a check found explains a failure of which pluto's log has no reason."""
+    """Return whether a finding explains a failure for which pluto's log gives no reason."""
     if finding.check == "firewall":
         ike = finding.why.startswith("UDP")
         if cause in ("silent-auth", "half-open"):
@@ -17056,7 +17061,7 @@ class Teller:
         return status or ERROR
 
     def _negotiate(self, words: Sequence[str], limit: float | None, wait: UpWait) -> int | None:
-        """Run whack and return its status, None if it was given up.  Raises Failure."""
+        """Run whack and return its status, or None if this program stopped waiting for it.  Raises Failure."""
         if self.compiled:
             return self.host.relay([self.compiled, *words], wait.take)
         try:
@@ -17874,7 +17879,7 @@ class TunnelView:
         return rates
 
     def watch(self, seconds: float) -> int:
-        """Show the tunnels every so many seconds until q or Ctrl-C; the status of the last time."""
+        """Show the tunnels every `seconds` seconds until q or Ctrl-C; return the status of the last display."""
         host = self.host
         load_part("end_on_signals")(host)
         undo = host.keyboard() if self.is_screen else None
@@ -17921,7 +17926,7 @@ class TunnelView:
             return [str(failure)]
 
     def _draw(self, clock: str, lines: Sequence[str], size: tuple[int, int] | None) -> None:
-        """Append the lines, or with the size of a terminal replace what stands there, in one write."""
+        """Write the lines at once.  With the size of a terminal they replace the text on the screen."""
         host = self.host
         if size is None:
             host.print("\n".join(lines if self.as_json else [clock, *lines, ""]))
@@ -18209,7 +18214,7 @@ SUMMARY_LINES, SUMMARY_TUNNELS, SUMMARY_CAUSES = 25, 10, 3
 
 
 def report_summary(report: Report) -> Iterator[str]:
-    """Yield the lines of the summary; a part that can't be made is a line that says why."""
+    """Yield the lines of the summary.  For a part that can't be made, a line gives the reason."""
     host = report.host
     lines = [f"{version_line(host)}; ipsec {VERSION}", f"{distribution_name(host)}, kernel {host.kernel_release()}"
              if host.live else f"{distribution_name(host)}, mounted at {host.root}"]
@@ -18829,7 +18834,7 @@ Status 0 means running, 1 dead with a pid file, 3 not running, 4 unknown."""
          options=(*START_OPTIONS, *(Opt(f"--{action}", None, f"the same as {action}")
                                     for action in ("start", "stop", "restart", "status"))), details=SETUP_DETAILS)
 def setup_command(host: Host, args: Args) -> int:
-    """`ipsec setup ACTION`: the service's status; LSB's for status without init system."""
+    """Run `ipsec setup ACTION`; return the service's status, or for `status` without init system LSB's number."""
     words = {"_autostart": "start", "_autostop": "stop"}
     actions = [words.get(word, word) for word in args.operands]
     actions += [action for action in ("start", "stop", "restart", "status") if args.flag(f"--{action}")]
@@ -19262,7 +19267,7 @@ def updown_command(host: Host, args: Args) -> int:
 
 # --- manual and completion -------------------------------------------------------------------------------------------
 
-# mdoc(7), as much of it as our pages use: what a macro puts around its arguments, and those that take the whole rest
+# The macros of mdoc(7) that the pages use: the text around a macro's arguments, and the macros that take the whole rest
 MDOC_INLINE = {"Ar": "", "Cm": "", "Dv": "", "Ev": "", "Fl": "-", "Ic": "", "Li": "", "Nm": "", "No": "", "Pa": "",
                "Va": "", "Xr": "", "Ql": "\"", "Op": "[]", "Pq": "()", "Ns": "", "Oo": "", "Oc": ""}
 MDOC_CLOSING = (".", ",", ":", ";", ")", "]", "?", "!")
@@ -19441,7 +19446,7 @@ def man_command(host: Host, args: Args) -> int:
     return OK
 
 
-# What a shell runs to complete a line: it asks us for the words that may stand there, and falls back to file names
+# The functions that complete a line in a shell: they ask ipsec for the possible words, and fall back to file names
 COMPLETIONS = {
     "bash": """\
 _ipsec() {
@@ -19727,7 +19732,10 @@ def host_of(args: Args) -> Host:
 
 
 def shared_words(args: Args, name: str, entry: Command | None) -> list[str]:
-    """Return the shared options that stood before a command, as words after it.  Raises Failure if it has no such."""
+    """Return the shared options from before a command as words to put after it.
+
+    Raises Failure if the command does not have one of them.
+    """
     options = entry.options if entry else None
     accepted = (DRY_RUN_OPTION, NATIVE_OPTION) if name == "whack" else options or ()
     words: list[str] = []
@@ -19742,7 +19750,7 @@ def shared_words(args: Args, name: str, entry: Command | None) -> list[str]:
 
 
 def unknown_option(name: str) -> Failure:
-    """Return the failure that an unknown option in the place of a command is."""
+    """Return the Failure for an unknown option in the place of a command."""
     load_rest()
     options = [word for option in (*GLOBAL_OPTIONS, *SHARED_OPTIONS) for word in option.names.split()]
     hint = suggest(name, [*options, *(f"--{command_name}" for command_name in COMMANDS)])
