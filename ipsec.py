@@ -1205,6 +1205,7 @@ class Host:
         their input but for the end before one gets the end.  So if this process is killed, none acts or all do: two
         writes to pipes are the only moment in between.  Raises as run() does.
         """
+        import signal
         paths = [self.resolve(argv[0]) for argv, _, _ in commands]
         children: list[subprocess.Popen[bytes]] = []
         writers: list[int] = []
@@ -1216,11 +1217,15 @@ class Host:
                     children.append(self._start_reading(path, argv[1:], reader))
                 finally:
                     os.close(reader)
-            for writer, (_, _, last) in zip(writers, commands):
-                write_to_reader(writer, last)
-            while writers:
-                os.close(writers.pop())
-            return [self._left(path, child, timeout) for path, child in zip(paths, children)]
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+            try:  # from here on all have to act, so Ctrl-C waits for them
+                for writer, (_, _, last) in zip(writers, commands):
+                    write_to_reader(writer, last)
+                while writers:
+                    os.close(writers.pop())
+                return [self._left(path, child, timeout) for path, child in zip(paths, children)]
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         finally:
             for writer in writers:
                 os.close(writer)
