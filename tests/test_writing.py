@@ -22,6 +22,8 @@ import pytest
 
 import ipsec
 
+from .ground.host import refused
+
 MALLORY = 61234
 BARF = ("barf", "--section", "version", "--output")
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as two users")
@@ -131,6 +133,8 @@ def test_standard_output_by_name_is_written_to_where_it_stands(pyz: Path, shared
 @ROOT_ONLY
 def test_a_mounted_file_is_rewritten_in_place(pyz: Path, shared: Path) -> None:
     """As in a container, whose engine mounts /etc/resolv.conf; also if the rest of the disk is read-only."""
+    if reason := refused("--mount"):
+        pytest.skip(reason)
     script = (f"mkdir disk; mount -t tmpfs none disk; touch disk/file; mount --bind outside disk/file; $1; "
               f"{sys.executable} {pyz} {' '.join(BARF)} disk/file; ls -A disk; cat disk/file")
     for extra in ("true", "mount -o remount,ro disk"):
