@@ -466,11 +466,11 @@ class Replacement:
                                   dir_fd=self.directory)
             except FileExistsError:
                 continue
-            lock_at_once(self.fd)
-            self.work = work
-            if not os.fstat(self.fd).st_nlink:  # another run took it for the file of a killed one before the lock
+            if lock_at_once(self.fd) and os.fstat(self.fd).st_nlink:
+                self.work = work
+            else:  # before the lock, another run took it for the file of a killed one: it removes or removed the name
                 os.close(self.fd)
-                self.fd, self.work = -1, ""
+                self.fd = -1
 
     def _free_name(self) -> str:
         """Return the name of the new file, after removing what a killed run left under it.

@@ -5,6 +5,7 @@ The attacks are made by another user, in a directory that everybody can write.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import random
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -222,6 +223,36 @@ def test_many_at_once_leave_one_whole_file(shared: Path, script: str) -> None:
                              cwd=Path(ipsec.__file__).parent) for letter in "abcd"]
     assert [run.communicate(timeout=120)[1] for run in runs] == [b""] * 4
     assert target.read_text() in [letter * 50000 for letter in "abcd"] and os.listdir(shared) == ["file"]
+
+
+@pytest.mark.parametrize("removes_first", [True, False])
+def test_a_new_file_that_another_run_takes_for_a_left_one(shared: Path, monkeypatch: pytest.MonkeyPatch,
+                                                          removes_first: bool) -> None:
+    """Between making the file and locking it, another run locks it, and removes it before or after our try to lock."""
+    def opened(path: str, flags: int, *more: int, real: Callable[..., int] = os.open, **options: int) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return real(path, flags, *more, **options)
+
+    monkeypatch.setattr(os, "open", opened)
+    work = shared / ".file.ipsec"
+    real, tries, others = ipsec.lock_at_once, [], []
+
+    def lock(fd: int) -> bool:
+        tries.append(fd)
+        if len(tries) == 1:
+            others.append(open(work))
+            fcntl.flock(others[0], fcntl.LOCK_EX)
+        if len(tries) == (1 if removes_first else 2):
+            work.unlink()
+        locked = real(fd)
+        if not work.exists():
+            others[0].close()
+        return locked
+
+    monkeypatch.setattr(ipsec, "lock_at_once", lock)
+    ipsec.Host({}).replace(str(shared / "file"), "text")
+    assert len(tries) > 1 and os.listdir(shared) == ["file"] and (shared / "file").read_text() == "text"
 
 
 @ROOT_ONLY
