@@ -2484,20 +2484,19 @@ WORD_RUN = "(?:0[xXsStT])?([A-Za-z0-9]{4,})"
 # =====================================================================================================================
 # 4. Configuration
 #
-# Readers of ipsec.conf and of the files with secrets beside it; every error has a file and a line.  Reads through
-# Host only.  Used by verify, barf, setup, NSS, NFLOG, and add, addconn and readwriteconf.  Facts: ipsec.conf(5);
-# parser.lex, parser.y, keywords.c and confread.c of libreswan 3.25 to 5.4.  Keywords and values are judged by the
-# installed release; if none is known, a keyword or value is right if it is right for some release.
+# Reads ipsec.conf, ipsec.secrets and the files that they include, through Host only.  Every error names a file and a
+# line.  Used by verify, barf, setup, NSS, NFLOG, add, addconn and readwriteconf.  Facts: ipsec.conf(5); parser.lex,
+# parser.y, keywords.c and confread.c of libreswan 3.25 to 5.4.  The installed release decides which keywords and
+# values are valid.  If the release is unknown, a keyword or value is valid if at least one release accepts it.
 # =====================================================================================================================
 
 INCLUDE_DEPTH = 10  # MAX_INCLUDE_DEPTH
 # --- keywords and their values ---------------------------------------------------------------------------------------
 #
-# A word of a kind with `@` behind it is a value of those releases only.
-
+# Only the named releases accept a word that is followed by `@` and a range: `auto@5.2-5.4`.
 _NEW_BOOL = "|".join(f"{word}@5.0-5.4" for word in "y true on n false off".split())
-# The kinds of values, each with its keywords.  `side` keywords are written left… or right… .  `seconds` is a number,
-# from 5.1 on a duration.
+# Each row has a kind of value, then the keywords that take it.  Keywords of a `side` row are written with left or right
+# before them.  `seconds` is a number; from 5.1 on, a duration.
 SETUP_KEYWORDS = """
 bool: audit-log crl-strict dnssec-enable drop-oppo-null ike-socket-errqueue ipsec-interface-managed listen-tcp
  listen-udp logappend logip logtime loglimit ocsp-enable ocsp-strict uniqueids fragicmp hidetos perpeerlog
@@ -2568,7 +2567,7 @@ ipv4|ipv6|v4|inet|v6|inet6: clientaddrfamily hostaddrfamily
 yes|no|auto|{_NEW_BOOL}: send-supported-auth-methods
 obsolete: alsoflip connaddrfamily disablearrivalcheck forceencaps modecfgdns2 modecfgwins1 modecfgwins2
 """
-# Other spellings of a keyword: those of older releases, and NetworkManager's
+# Other spellings of keywords, from older releases and NetworkManager, and the canonical spelling of each
 ALIASES = {"plutostderrlog": "logfile", "plutostderrlogtime": "logtime", "strictcrlpolicy": "crl-strict",
            "ocsp-trust-name": "ocsp-trustname", "secctx-attr-value": "secctx-attr-type",
            "ikev1-secctx-attr-type": "secctx-attr-type", "expire-lifetime": "xfrmlifetime",
@@ -2577,8 +2576,9 @@ ALIASES = {"plutostderrlog": "logfile", "plutostderrlogtime": "logtime", "strict
            "nflog-group": "nflog", "policy-label": "sec-label", "modecfgdns1": "modecfgdns",
            "modecfgdomain": "modecfgdomains", "send-no-esp-tfc": "send-esp-tfc-padding-not-supported",
            "xauthusername": "username", "xauthname": "username"}
-# The spellings that only some releases have; all have the others, except those with `_`, of which only these exist.
-# Then those that a release has, and ignores.  `setup` stands in config setup, `side` behind left or right.
+# Spellings that only some releases know; `-` means that no release does.  Every release knows the spellings that are
+# not listed here, except that a spelling with `_` exists only if it is listed.  `setup`: a keyword of config setup;
+# `side`: a keyword with left or right before it; `conn`: another keyword of a connection.
 KEYWORD_RELEASES = """
 3.25-3.32  setup crl_strict curl_iface curl_timeout disable_port_floating force-busy force_keepalive forwardcontrol
  fragicmp hidetos ikeport keep_alive klipsdebug nat-ikeport nat_ikeport nat_traversal nocrsend ocsp-trust-name
@@ -2620,11 +2620,12 @@ KEYWORD_RELEASES = """
 5.3-5.4    conn cisco-split nflog-group send-esp-tfc-padding-not-supported share-lease
 5.4        conn clones reject-simultaneous-ike-auth send-supported-auth-methods
 """
+# Keywords that these releases know but ignore
 IGNORED_KEYWORDS = """
 5.0-5.4    dpdaction ikev1-secctx-attr-type secctx-attr-type
 5.3-5.4    clientaddrfamily keyingtries plutostderrlog syslog virtual_private
 """
-# The words of plutodebug=
+# The debug flags that plutodebug= accepts
 DEBUG_FLAGS = """
 3.25-5.4   all crypt none private whackwatch add-prefix
 3.25       pfkey
@@ -2636,12 +2637,13 @@ DEBUG_FLAGS = """
 5.1-5.4    updown
 5.4        add-state
 """
-SEPARATE = (5, 3)  # from this release on, config setup and connections have keywords of their own
-FIRST_WORD = (4, 7)  # from this release up to 4.15, unknown words after a right one are passed over
-IKEPAD_AUTO = (5, 2)  # from this release on, ikepad= takes auto
+SEPARATE = (5, 3)  # from this release on, a conn refuses the keywords of config setup, and the other way round
+FIRST_WORD = (4, 7)  # from this release up to 4.15, unknown words after a known one are ignored
+IKEPAD_AUTO = (5, 2)  # from this release on, ikepad= accepts auto
 NO_BRACES = (5, 0)  # from this release on, include does not expand {a,b}
-LENIENT = (5, 0)  # from this release on, a value that is none is ignored; before it, most such values refuse the file
+LENIENT = (5, 0)  # from this release on, invalid values are ignored; earlier ones refuse the file for most of them
 NUMBER_KINDS = ("number", "0-65535", "duration", "seconds", "percent", "size")
+NUMBER_NOUNS = {"duration": "duration", "seconds": "duration", "percent": "percentage", "size": "size"}
 _BOOL = ("y", "yes", "true", "on", "n", "no", "false", "off")
 _KEYWORDS: dict[str, dict[str, str]] = {}
 _VOCABULARY: dict[str, dict[str, Keyword]] = {}
@@ -2652,7 +2654,7 @@ class ConfigError(Failure):
 
 
 class Setting:
-    """A keyword in its canonical spelling, its value, and the file and line that have it."""
+    """A keyword in its canonical spelling, its value, and the file and line in which it stands."""
 
     __slots__ = ("file", "key", "line", "value")
 
@@ -2664,9 +2666,12 @@ class Setting:
 
 
 class Problem(Record):
-    """An error or a doubtful line in a configuration.  `fatal`: libreswan refuses the file, or the meaning is unknown.
-    `script`: the script for sed(1) that corrects the whole file, if there is one.  `key`: the keyword of the line that
-    has the problem, in its canonical spelling; empty if the line has none."""
+    """An error or a doubtful line in a configuration.
+
+    `fatal`: libreswan refuses the file, or the meaning of the line is unknown.  `script`: a script for sed(1) that
+    corrects the whole file; empty if there is none.  `key`: the keyword of the line in its canonical spelling; empty
+    if the line has none.
+    """
 
     file: str
     line: int  # 0: the file as a whole
@@ -2680,7 +2685,7 @@ class Problem(Record):
 
 
 class Section(Record):
-    """A section as a file has it: its name (empty for config setup), file, line, and settings in order."""
+    """A section as it is written: name (empty for config setup), file, line, and the settings in order."""
 
     name: str
     file: str
@@ -2689,10 +2694,11 @@ class Section(Record):
 
 
 class Conn:
-    """A connection with its also= sections and conn %default merged in.
+    """A connection, merged with the sections that also= names and with conn %default.
 
-    `settings` has the settings by keyword, `alsos` the names of the sections from also=.  `broken` is why libreswan
-    does not load the connection: also= names a missing section, or (only up to 4.15) a keyword has two values.
+    `settings` has the settings by keyword, `alsos` the names of the sections from also=.  `broken` is the problem that
+    keeps libreswan from loading the connection, or None: also= names a missing section, or a keyword has two values
+    (only libreswan up to 4.15 refuses that).
     """
 
     def __init__(self, section: Section) -> None:
@@ -2720,7 +2726,7 @@ class Conn:
 
 
 def is_shunt(conn: Conn) -> bool:
-    """Return whether a connection makes no tunnel, but only lets packets pass in clear or drops them."""
+    """Return whether a connection has no tunnel: it only lets packets pass in clear, or drops them."""
     return conn.get("type") in ("pass", "passthrough", "reject", "drop") or conn.get("authby") == "never"
 
 
@@ -2732,7 +2738,8 @@ def is_yes(value: str) -> bool:
 class Keyword(Record):
     """A spelling of a keyword: `key` is the canonical spelling, `kind` the kind of value.
 
-    `releases` are the releases that know the spelling, `ignored` those that ignore it (may be empty); see covers().
+    `releases` are the releases that know the spelling, `ignored` the releases that ignore it; both are for covers().
+    `releases` is `*` if every release knows it, `ignored` is empty if none ignores it.
     """
 
     key: str
@@ -2742,42 +2749,43 @@ class Keyword(Record):
 
 
 def keywords(setup: bool) -> dict[str, str]:
-    """Return the keywords of `config setup`, or of connections, and the kind of value that each takes."""
+    """Return the keywords of `config setup` or of connections, each with its kind of value."""
     name = "setup" if setup else "conn"
     if name not in _KEYWORDS:
         table = _KEYWORDS[name] = {} if setup else {"left": "text", "right": "text"}
         for row in joined_rows(SETUP_KEYWORDS if setup else CONN_KEYWORDS):
             kind, _, names = row.partition(": ")
+            sides = ("left", "right") if kind.startswith("side ") else ("",)
             for key in names.split():
-                table.update({place + key: kind.removeprefix("side ") for place in
-                              (("left", "right") if kind.startswith("side ") else ("",))})
+                for side in sides:
+                    table[side + key] = kind.removeprefix("side ")
     return _KEYWORDS[name]
 
 
 def vocabulary(setup: bool) -> dict[str, Keyword]:
-    """Return the spellings of the keywords of `config setup`, or of connections, in lower case."""
+    """Return the spellings of the keywords of `config setup` or of connections, in lower case."""
     name = "setup" if setup else "conn"
     if name not in _VOCABULARY:
         kinds, words = keywords(setup), _VOCABULARY.setdefault(name, {})
-        for row in ("*", *kinds), ("*", *(alias for alias in ALIASES if alias in kinds or canonical(alias) in kinds)), (
-                "*", *(side + alias for side in ("left", "right") for alias in ALIASES)):
-            _spell(words, kinds, *row)
-        for rowtext in joined_rows(KEYWORD_RELEASES):
-            releases, scope, *spellings = rowtext.split()
+        _spell(words, kinds, "*", kinds)
+        for side in ("", "left", "right"):
+            _spell(words, kinds, "*", [side + alias for alias in ALIASES])
+        for row in joined_rows(KEYWORD_RELEASES):
+            releases, scope, *spellings = row.split()
             if (scope == "setup") == setup:
-                sides = ("left", "right") if scope == "side" else ("",)
-                _spell(words, kinds, releases, *(side + spelling for side in sides for spelling in spellings))
-        for rowtext in joined_rows(IGNORED_KEYWORDS):
-            releases, *spellings = rowtext.split()
+                for side in ("left", "right") if scope == "side" else ("",):
+                    _spell(words, kinds, releases, [side + spelling for spelling in spellings])
+        for row in joined_rows(IGNORED_KEYWORDS):
+            releases, *spellings = row.split()
             for spelling in spellings:
                 if spelling in words:
-                    words[spelling] = Keyword(words[spelling].key, words[spelling].kind, words[spelling].releases,
-                                              releases)
+                    known = words[spelling]
+                    words[spelling] = Keyword(known.key, known.kind, known.releases, ignored=releases)
     return _VOCABULARY[name]
 
 
-def _spell(words: dict[str, Keyword], kinds: Mapping[str, str], releases: str, *spellings: str) -> None:
-    """Add spellings to `words` if their canonical form is in `kinds`.  The releases `-` remove them."""
+def _spell(words: dict[str, Keyword], kinds: Mapping[str, str], releases: str, spellings: Iterable[str]) -> None:
+    """Add spellings to `words` if their canonical form is in `kinds`.  If `releases` is `-`, remove them instead."""
     for spelling in spellings:
         key = canonical(spelling)
         if releases == "-":
@@ -2787,7 +2795,7 @@ def _spell(words: dict[str, Keyword], kinds: Mapping[str, str], releases: str, *
 
 
 def joined_rows(table: str) -> list[str]:
-    """Return the rows of a table; a line that begins with a blank goes on the row above."""
+    """Return the rows of a table; a line that begins with a blank continues the row above."""
     return table.strip("\n").replace("\n ", " ").split("\n")
 
 
@@ -2802,16 +2810,19 @@ def canonical(key: str) -> str:
 
 
 def misplaced(text: str) -> str:
-    """Return how a message names a misplaced line: by its first word if that is a keyword, otherwise as `this`, because
-    the line may be a secret that belongs into ipsec.secrets."""
+    """Return the subject of a message about a misplaced line: its first word if that is a keyword, otherwise `this`.
+
+    The line is not quoted, because it may be a secret that belongs in ipsec.secrets.
+    """
     word = text.replace("=", " ").partition(" ")[0]
     return quote(word) if any(canonical(word) in keywords(setup) for setup in (True, False)) else "this"
 
 
 class Reading(Record):
-    """How libreswan reads a value: `wrong` is what is wrong with it, or empty.
+    """How libreswan reads a value.  `wrong` says why the value is invalid; it is empty for a valid value.
 
-    A wrong value makes libreswan refuse the file (`fatal`), take `value` instead, or ignore the keyword (`value` None).
+    If a value is invalid, libreswan refuses the file (`fatal`), uses `value` instead, or ignores the keyword (`value`
+    is None).
     """
 
     value: str | None
@@ -2820,7 +2831,7 @@ class Reading(Record):
 
 
 def is_right(kind: str, value: str) -> bool:
-    """Return whether every release accepts a value of some kind.  False if only some releases do."""
+    """Return whether every release accepts this value for a keyword of this kind."""
     if kind in ("text", "list"):
         return True
     if kind in NUMBER_KINDS:
@@ -2831,11 +2842,12 @@ def is_right(kind: str, value: str) -> bool:
 
 
 def read_value(kind: str, value: str, bare: bool, release: Callable[[], tuple[int, ...] | None]) -> Reading:
-    """Return how libreswan reads a value of some kind; `bare`: the file has it without quotes or braces.
+    """Return how libreswan reads a value of this kind; `bare`: the value has neither quotes nor braces in the file.
 
-    `release()` returns the release, or None if it is not known.  Then a value is right if it is right for some release;
-    other values are judged as before 5.0.  Facts: parser.lex, parser.y and keywords.c; the tests compare with addconn.
-    The function does without re, because its import takes longer than reading a configuration.
+    `release()` returns the installed release, or None if it is unknown.  For an unknown release, a value is valid if
+    any release accepts it; an invalid value is read as libreswan before 5.0 reads it.  Facts: parser.lex, parser.y and
+    keywords.c; the tests compare with addconn.  The module re is not used, because its import takes longer than reading
+    a configuration.
     """
     if is_right(kind, value) or kind == "obsolete":
         return Reading(value)
@@ -2844,12 +2856,12 @@ def read_value(kind: str, value: str, bare: bool, release: Callable[[], tuple[in
     if kind in NUMBER_KINDS:
         return read_number(kind, value, bare, release())
     if not value and bare:
-        return Reading(value)  # before 5.0 the line means nothing, in 5.x it is ignored
+        return Reading(value)  # the line has no effect: before 5.0 it means nothing, in 5.x it is ignored
     return read_words(kind, value, bare, release())
 
 
 def is_integer(value: str) -> bool:
-    """Return whether the lexer before 5.0 reads a value without quotes as a number."""
+    """Return whether the lexer of libreswan before 5.0 reads an unquoted value as a number."""
     return value.isdigit() or value == "%forever"
 
 
@@ -2871,7 +2883,10 @@ def is_strict(release: tuple[int, ...] | None) -> bool:
 
 
 def read_bool(kind: str, value: str, release: tuple[int, ...] | None) -> Reading:
-    """Return how libreswan reads the value of a yes/no keyword: only lower case before 5.0, 0 and 1 from 5.0 on."""
+    """Return how libreswan reads an unusual value of a yes/no keyword.
+
+    Libreswan before 5.0 accepts lower case only; from 5.0 on it also accepts upper case, 0 and 1.
+    """
     low = value.lower().replace("%forever", "0")
     if release is None or release >= LENIENT:
         takes_auto = "|auto" in kind and (release is None or release >= IKEPAD_AUTO)
@@ -2885,18 +2900,23 @@ def read_bool(kind: str, value: str, release: tuple[int, ...] | None) -> Reading
 
 
 def lexed_bool(value: str) -> str:
-    """Return the yes/no word at the end of a value, or nothing.  The lexer before 5.0 skips what precedes it."""
+    """Return the yes/no word at the end of a value, or an empty string.
+
+    The lexer of libreswan before 5.0 skips the characters before that word.
+    """
     for place in range(len(value)):
-        if words := [word for word in _BOOL if value.startswith(word, place)]:
-            word = max(words, key=len)
-            return "" if value[place + len(word):].strip(' "') else word
+        words = [word for word in _BOOL if value.startswith(word, place)]
+        if words:
+            longest = max(words, key=len)
+            rest = value[place + len(longest):].strip(' "')
+            return "" if rest else longest
     return ""
 
 
 def read_words(kind: str, value: str, bare: bool, release: tuple[int, ...] | None) -> Reading:
     """Return how libreswan reads the value of plutodebug=, or of a keyword that takes one of the words in `kind`.
 
-    Before 5.0 a number without quotes is taken for the internal number of a word.
+    Libreswan before 5.0 reads an unquoted number as the internal number of a word.
     """
     if kind == "debug":
         taken, wrong = value, flags_problem(value, release)
@@ -2911,25 +2931,26 @@ def read_words(kind: str, value: str, bare: bool, release: tuple[int, ...] | Non
     if not value:
         return Reading(None, wrong)
     if bare and is_integer(value):
-        return Reading(None, f"{wrong}; libreswan 3 and 4 take it for the internal number of one")
+        return Reading(None, f"{wrong}; libreswan 3 and 4 read it as the internal number of a word")
     return Reading(None, wrong, True)
 
 
 def flags_problem(value: str, release: tuple[int, ...] | None) -> str:
-    """Return what is wrong with a value of plutodebug=, or nothing."""
+    """Return why a value of plutodebug= is invalid, or an empty string."""
     flags: set[str] = set()
     for releases, *names in map(str.split, joined_rows(DEBUG_FLAGS)):
         if release is None or covers(releases, release):
             flags.update(names)
     given = value.replace("+", " ").replace(",", " ").split()
     unknown = [word for word in given if word.removeprefix("no-").removeprefix("debug-") not in flags]
-    return f"names no debug flag: {', '.join(unknown)}" if unknown else ""
+    return f"has unknown debug flags: {', '.join(unknown)}" if unknown else ""
 
 
 def pick_word(words: Sequence[str], value: str, release: tuple[int, ...] | None) -> tuple[str, str]:
-    """Return the word that a value stands for, and what is wrong with the value, or nothing.
+    """Return the word that a value stands for, and why the value is invalid; one of the two is empty.
 
-    Before 5.0 a value may have separators.  Up to 4.6 all words between them have to be known, from 4.7 on the first.
+    Libreswan before 5.0 splits the value at blanks, colons and commas.  Exactly one of the parts must be a known word.
+    Up to 4.6 there must be no other part; from 4.7 on, the known word must come first.
     """
     given = [value]
     if is_strict(release) and value not in words:
@@ -2942,7 +2963,7 @@ def pick_word(words: Sequence[str], value: str, release: tuple[int, ...] | None)
 
 
 def number_problem(kind: str, value: str) -> str:
-    """Return what is wrong with a number, duration, percentage or size, or nothing."""
+    """Return why a number, duration, percentage or size is invalid, or an empty string."""
     low = value.lower()
     if not value:
         return "has no value" if kind in ("duration", "percent", "size") else ""
@@ -2954,34 +2975,37 @@ def number_problem(kind: str, value: str) -> str:
     fits = {"duration": is_duration, "seconds": is_duration, "percent": is_percent, "size": is_size}[kind](low)
     if fits or (low == "%forever" and kind != "percent"):
         return ""
-    return f"is no {'duration' if kind == 'seconds' else kind}"
+    return f"is not a {NUMBER_NOUNS[kind]}"
 
 
 def is_number(text: str) -> bool:
-    """Return whether a text is a decimal number of at most 20 digits."""
+    """Return whether the text is a decimal number of at most 20 digits."""
     return text.isascii() and text.isdigit() and len(text) <= 20
 
 
 def is_duration(text: str) -> bool:
-    """Return whether a text is a number or decimal fraction, with or without a unit of time (ttodeltatime.c)."""
+    """Return whether the text is a number or decimal fraction, with or without a unit of time (ttodeltatime.c)."""
     unit = next(unit for unit in ("us", "ms", *"smhdw", "") if text.endswith(unit))
     count = text.removesuffix(unit).removesuffix(" ") if unit else text
     return is_number(count.replace(".", "", 1)) and not count.endswith(".")
 
 
 def is_percent(text: str) -> bool:
-    """Return whether a text is a number with `%` behind it."""
+    """Return whether the text is a number followed by `%`."""
     return text.endswith("%") and is_number(text[:-1])
 
 
 def is_size(text: str) -> bool:
-    """Return whether a text is a number with or without a binary prefix: 10, 10Mi, 10MiB (ttobinary.c)."""
+    """Return whether the text is a number with or without a binary prefix: 10, 10Mi, 10MiB (ttobinary.c)."""
     count = text.removesuffix("b")
     return is_number(count[:-2] if count.endswith("i") and count[-2:-1] in (*"kmgtpe",) else count)
 
 
 def split_value(text: str) -> tuple[str, str]:
-    """Return a value and the rest of its line: the longest of the quoted, braced and bare matches (parser.lex)."""
+    """Split the text after `=` into the value, without its quotes or braces, and the rest of the line.
+
+    The text may match as a quoted, a braced and a bare value.  The longest match counts, as in parser.lex.
+    """
     quoted = text.find('"', 1) + 1 if text[:1] == '"' else 0
     before = text.partition('"')[0]
     braced = before.rfind("}") + 1 if text[:1] == "{" else 0
@@ -3001,16 +3025,16 @@ def split_value(text: str) -> tuple[str, str]:
 
 
 class Config:
-    """ipsec.conf with the files that it includes.  Errors in the files raise nothing; they are in `problems`.
+    """ipsec.conf with the files that it includes.  Errors in the files are not raised, but collected in `problems`.
 
-    `files` are the names of all files that were read, in order.  `sections` are the connections as written, with
-    %default.  `unread` is True if a file could not be read.
+    `files` are the names of all files that were read, in order.  `sections` are the connections and conn %default, as
+    they are written.  `unread` is True if a file could not be read.
     """
 
     def __init__(self, host: Host, name: str = "", text: str | None = None) -> None:
-        """Read the file `name`, or parse `text`, for which messages give `name` as the source.
+        """Read the file `name` (default the host's ipsec.conf; `-` is standard input).
 
-        The default is the host's configuration; `-` is standard input.
+        If `text` is given, parse it instead; `name` is then only the file name in messages.
         """
         self.host = host
         self.name = name or host.conf
@@ -3019,12 +3043,12 @@ class Config:
         self.sections: list[Section] = []
         self.unread = False
         self._open: list[str] = []  # files that are being read, each included by the one before
-        self._reads = 0  # how often a file was read
+        self._reads = 0  # the number of files read so far; a file that is included twice counts twice
         self._setup: dict[str, Setting] = {}
         self._setups = 0
         self._section: Section | None = None
         self._conns: list[Conn] | None = None
-        self._release: list[tuple[int, ...] | None] = []  # empty: not asked for yet
+        self._release: list[tuple[int, ...] | None] = []  # empty until the release is first needed
         if text is None and self.name == "-":
             text = decode(b"".join(host.stdin(TEXT_LIMIT)))
         if text is not None:
@@ -3038,6 +3062,7 @@ class Config:
         self.problems.append(Problem(file, line, text, fatal, key=key))
 
     def _read_file(self, name: str, depth: int, line: int, parent: str, matched: bool = False) -> None:
+        """Read a file that a line of the file `parent` includes; `matched`: through a pattern."""
         self._reads += 1
         self.files.append(name)
         self._open.append(name)
@@ -3045,103 +3070,121 @@ class Config:
             self._read(name, self.host.lines(name), depth)
         except OSError as error:
             self.files.pop()
-            # libreswan passes over a link to nothing that a pattern finds
-            passed = matched and error.errno == errno.ENOENT
-            self.unread |= not passed
-            self._problem(parent, line, f"can't load {quote(name)}: {error.strerror}", not passed, "include")
+            # libreswan skips a dangling symbolic link that matches a pattern
+            is_skipped = matched and error.errno == errno.ENOENT
+            self.unread |= not is_skipped
+            self._problem(parent, line, f"can't load {quote(name)}: {error.strerror}", not is_skipped, "include")
         self._open.pop()
 
     def _read(self, name: str, lines: Iterable[str], depth: int) -> None:
+        """Read the lines of the file `name`, which is included `depth` levels deep."""
         self._section = None
 
         def tell(number: int, what: str, script: str) -> None:
-            self.problems.append(Problem(name, number, f"{what}, which libreswan takes for a part of a word",
+            self.problems.append(Problem(name, number, f"{what}, which libreswan reads as part of a word",
                                          script=script))
 
         for number, line in enumerate(unix_lines(lines, tell), 1):
-            if line[:1] in " \t":
-                line = line.lstrip(" \t")
-                if line and line[0] != "#":
-                    self._statement(name, number, line)
-            elif line[0] != "#":
+            text = line.lstrip(" \t")
+            if not text or text[0] == "#":
+                continue
+            if text == line:
                 self._heading(name, number, line, depth)
+            else:
+                self._statement(name, number, text)
 
     def _heading(self, name: str, number: int, line: str, depth: int) -> None:
-        word, _, rest = line.replace("\t", " ").partition(" ")
-        rest = line[len(word):].lstrip(" \t")
-        value, after = split_value(rest) if rest and rest[0] != "#" else ("", rest)
-        if word not in ("conn", "config", "include", "version"):
-            self._problem(name, number, f"{misplaced(word)} begins no section: conn, config setup and include do"
-                          + (", and a setting is indented" if "=" in line else ""))
-        elif not value or self._trailing(after) or (word == "config" and value != "setup"):
-            self._problem(name, number, f"{word} needs " + {"conn": "one name", "config": "the word setup"}.get(
-                word, "one value") + " and nothing behind it")
-        elif word == "version" and (self.sections or self._setups or depth):
-            self._problem(name, number, "version stands before all sections and includes")
+        """Read a line that is not indented: it begins a section or includes files."""
+        word = line.replace("\t", " ").partition(" ")[0]
+        value, after = "", line[len(word):].lstrip(" \t")
+        if after and after[0] != "#":
+            value, after = split_value(after)
+        wrong = self._heading_problem(line, word, value, after, depth)
+        self._section = None
+        if wrong:
+            self._problem(name, number, wrong)
         elif word == "conn":
             self._section = Section(value, name, number, [])
             self.sections.append(self._section)
-            return
         elif word == "config":
             self._setups += 1
             if self._setups > 1 and self._setup:
-                self._problem(name, number, "a second config setup: libreswan 4 ignores it, 5 merges it", False)
+                self._problem(name, number, "a second config setup: libreswan 4 ignores it, libreswan 5 merges it",
+                              False)
             self._section = Section("", name, number, [])
-            return
         elif word == "include":
             self._include(name, number, value, depth)
-        self._section = None
+            self._section = None
+
+    def _heading_problem(self, line: str, word: str, value: str, after: str, depth: int) -> str:
+        """Return why libreswan refuses a line that is not indented, or an empty string.
+
+        `word` is the first word, `value` the second one without quotes, `after` the rest of the line.
+        """
+        if word not in ("conn", "config", "include", "version"):
+            hint = "a setting must be indented" if "=" in line else "use conn, config setup or include"
+            return f"{misplaced(word)} does not begin a section; {hint}"
+        if not value or self._trailing(after) or (word == "config" and value != "setup"):
+            wanted = {"conn": "one name", "config": "the word setup"}.get(word, "one value")
+            return f"{word} must be followed by {wanted} and nothing else"
+        if word == "version" and (self.sections or self._setups or depth):
+            return "version must come before all sections and includes"
+        return ""
 
     @staticmethod
     def _trailing(text: str) -> bool:
-        """Return whether the text after a value is something other than a comment.
+        """Return whether the text after a value is more than a comment.
 
-        The lexer reads a single `#word` as a keyword.
+        A single `#word` is no comment: libreswan's lexer reads it as a keyword.
         """
         text = text.lstrip(" \t")
         return bool(text) and (text[0] != "#" or not any(c in text for c in '"= \t'))
 
     def _include(self, name: str, number: int, pattern: str, depth: int) -> None:
+        """Read the files that an include line in the file `name` matches, or report why they are not read."""
         if depth + 1 >= INCLUDE_DEPTH:
-            self._problem(name, number, f"include {quote(pattern)}: deeper than {INCLUDE_DEPTH}, left out", False)
+            self._problem(name, number, f"include {quote(pattern)} is not read: nested deeper than {INCLUDE_DEPTH}",
+                          False)
             return
         if not pattern.startswith("/"):
-            self._problem(name, number, f"include {quote(pattern)} is not followed: libreswan does not look beside "
-                          f"{name}, write the whole path", False, "include")
+            self._problem(name, number, f"include {quote(pattern)} is not read: libreswan does not look in the "
+                          f"directory of {name}; write the absolute path", False, "include")
             return
-        expands = self.release is None or self.release < NO_BRACES if "{" in pattern else False
+        has_braces = "{" in pattern
+        expands = has_braces and (self.release is None or self.release < NO_BRACES)
         try:
-            found = self.host.glob(*(braces(pattern) if expands else [pattern]))
+            files = self.host.glob(*braces(pattern)) if expands else self.host.glob(pattern)
         except OSError as error:
             self.unread = True
             self._problem(name, number, f"include {quote(pattern[:200])}: {error.strerror}", True, "include")
             return
-        if not found and "{" in pattern and not expands:
-            self._problem(name, number, f"include {quote(pattern)} is not followed: libreswan 5 does not expand {{}}, "
-                          "write a line for each", False, "include")
+        if not files and has_braces and not expands:
+            self._problem(name, number, f"include {quote(pattern)} is not read: libreswan 5 does not expand {{}}; "
+                          "write one include line for each file", False, "include")
             return
-        if not found and "*" not in pattern:
+        if not files and "*" not in pattern:
             self._problem(name, number, f"could not open include filename {quote(pattern)}", False, "include")
-        for match in found:
-            if match in self._open:  # libreswan reads it again, until it is ten deep
-                self._problem(name, number, f"include {quote(pattern)}: {match} is being read already, a loop", False)
+        for file in files:
+            if file in self._open:  # libreswan reads the file again and again, until the includes are too deep
+                self._problem(name, number, f"include {quote(pattern)} is a loop: {file} is already being read", False)
             elif self._reads >= FILES_LIMIT:
                 self.unread = True
-                self._problem(name, number, f"include {quote(pattern)}: more than {FILES_LIMIT} files are included, "
+                self._problem(name, number, f"include {quote(pattern)}: more than {FILES_LIMIT} files are included; "
                               "the rest is not read", True, "include")
                 return
             else:
-                self._read_file(match, depth + 1, number, name, any(char in pattern for char in "*?["))
+                self._read_file(file, depth + 1, number, name, any(char in pattern for char in "*?["))
 
     def _statement(self, name: str, number: int, line: str) -> None:
+        """Read an indented line, keyword=value, into the section that is being read."""
         key, equals, rest = line.partition("=")
         key = key.rstrip(" \t")
         if self._section is None:
-            self._problem(name, number, f"{misplaced(key)} is indented, but in no section")
+            self._problem(name, number, f"{misplaced(key)} is indented, but stands in no section")
             return
         if not equals or " " in key or "\t" in key or '"' in key or not key:
             word = key.replace("\t", " ").partition(" ")[0]
-            self._problem(name, number, f"syntax error: {misplaced(key)} is no keyword=value", key=canonical(word))
+            self._problem(name, number, f"syntax error: {misplaced(key)} is not keyword=value", key=canonical(word))
             return
         rest = rest.lstrip(" \t")
         if key[:2].lower() in ("x-", "x_"):
@@ -3150,8 +3193,8 @@ class Config:
         if any(c in rest for c in ' \t"{}'):
             value, after = split_value(rest)
             if self._trailing(after):
-                self._problem(name, number, f"syntax error behind the value of {key}: quote a value with blanks, and "
-                              "put a blank behind the # of a comment", key=canonical(key))
+                self._problem(name, number, f"syntax error after the value of {key}: a value with blanks needs quotes, "
+                              "and the # of a comment needs a blank after it", key=canonical(key))
                 return
         else:
             value = rest
@@ -3160,9 +3203,9 @@ class Config:
 
     @property
     def release(self) -> tuple[int, ...] | None:
-        """The installed release, such as (4, 10), that judges keywords and values; None if it is not known.
+        """The installed release, such as (4, 10), or None if it is unknown.
 
-        A release older or newer than those of the tables counts as the oldest or newest.
+        A release that is older or newer than all releases of the tables counts as the oldest or newest of them.
         """
         if not self._release:
             version = self.host.libreswan_version()
@@ -3171,13 +3214,13 @@ class Config:
         return self._release[0]
 
     def _has(self, releases: str) -> bool:
-        """Return whether the installed release is one of these; True if it is not known."""
+        """Return whether the installed release is one of these; True if it is unknown."""
         return releases == "*" or self.release is None or covers(releases, self.release)
 
     def _set(self, setting: Setting, written: str, bare: bool = True) -> None:
-        """Add a setting to the section that is being read, or report what is wrong with it.
+        """Add a setting to the section that is being read, or report why it is invalid.
 
-        `written` is the keyword as the file has it; `bare`: the value has no quotes and no braces.
+        `written` is the keyword as it is spelt in the file; `bare`: the value has neither quotes nor braces.
         """
         assert self._section is not None
         setup = not self._section.name
@@ -3193,7 +3236,7 @@ class Config:
             return
         reading = read_value(word.kind, setting.value, bare, lambda: self.release)
         if reading.wrong:
-            # somebody may have put a secret there
+            # authby= and the like are not shown: a user may have put a secret there
             shown = "" if "auth" in setting.key else quote(setting.value)
             self._problem(setting.file, setting.line, f"{written}={shown} {reading.wrong}", reading.fatal, word.key)
         if reading.value is None:
@@ -3205,9 +3248,9 @@ class Config:
         self._add(setting, word)
 
     def _keyword(self, setting: Setting, written: str, setup: bool) -> tuple[Keyword | None, bool]:
-        """Return the keyword of a spelling, and whether the keyword belongs into this kind of section.
+        """Return the keyword of a spelling, and whether the keyword belongs in this kind of section.
 
-        Return None and report a problem if the installed release does not have the keyword.
+        If the installed release does not know the keyword, report a problem and return None.
         """
         words, others, spelling = vocabulary(setup), vocabulary(not setup), written.lower()
         word = words.get(spelling)
@@ -3227,10 +3270,10 @@ class Config:
         return None, False
 
     def _report_misplaced(self, setting: Setting, written: str, word: Keyword, bare: bool) -> None:
-        """Report a keyword that belongs into the other kind of section."""
+        """Report a keyword that belongs in the other kind of section."""
         assert self._section is not None
         setup = not self._section.name
-        means_nothing = bare and not setting.value  # to the releases before 5.0
+        means_nothing = bare and not setting.value  # releases before 5.0 skip such a line
         refused = (setup and is_strict(self.release) and not means_nothing) or (
             self.release is not None and self.release >= SEPARATE)
         self._problem(setting.file, setting.line, f"keyword {written} is not valid in "
@@ -3241,20 +3284,21 @@ class Config:
         assert self._section is not None
         setting.key = word.key
         if word.key == "virtual-private" and (bad := bad_private_nets(setting.value)):
-            self._problem(setting.file, setting.line, f"virtual-private: {quote(bad[0])} is no network such as "
-                          "%v4:10.0.0.0/8 or %v6:!fd00::/8; libreswan 4 then loads none of them", False, word.key)
+            self._problem(setting.file, setting.line, f"virtual-private: {quote(bad[0])} is not a network such as "
+                          "%v4:10.0.0.0/8 or %v6:!fd00::/8; libreswan 4 then ignores all networks of the list", False,
+                          word.key)
         self._section.settings.append(setting)
         if not self._section.name:
             self._setup[setting.key] = setting
 
     def _unknown(self, written: str, word: Keyword | None) -> str:
-        """Return the message for a keyword that the installed release lacks; `word`: other releases have it."""
+        """Return the message for a keyword that the installed release lacks; `word` is not None if others have it."""
         if word is None or not self.release:
             return f"unknown keyword {quote(written)}"
-        return (f"libreswan {'.'.join(map(str, self.release))} has no keyword {written}; "
+        return (f"libreswan {'.'.join(map(str, self.release))} has no keyword {written}; only "
                 f"{word.releases.replace('-', ' to ').replace(',', ' and ')} have it")
 
-    # --- what it says -----------------------------------------------------------------------------------------------
+    # --- the contents -----------------------------------------------------------------------------------------------
 
     def check(self) -> Config:
         """Return self if libreswan can load the configuration.  Raises ConfigError for the first fatal problem."""
@@ -3290,7 +3334,7 @@ class Config:
         return int(float(number) * (unit or 1)) if number.replace(".", "", 1).isdigit() else default
 
     def conns(self) -> list[Conn]:
-        """Return the connections in the order of the file, a Conn for each `conn` line, also= and %default merged."""
+        """Return the connections in the order of the file, merged with also= and %default: one for each `conn` line."""
         if self._conns is None:
             self._conns = []
             by_name: dict[str, Section] = {}
@@ -3310,80 +3354,87 @@ class Config:
         return self._conns
 
     def conn(self, name: str) -> Conn | None:
-        """Return the first connection of this name, otherwise the first with this connalias, or None."""
+        """Return the first connection with this name, otherwise the first with this connalias, or None."""
         return next((conn for conn in self.conns() if conn.name == name), None) or next(
             (conn for conn in self.conns() if name in conn.get("connalias").split()), None)
 
     def _merged(self, section: Section, by_name: Mapping[str, Section], default: Mapping[str, Setting]) -> Conn:
-        """Return a connection with its own settings, those of its also= sections, and those of %default.
+        """Return a connection with its own settings and those of also= and %default.
 
-        The sections are read breadth-first, each once (load_conn() of confread.c).  Of a keyword with two values the
-        first counts; libreswan 4 refuses the connection.
+        The sections are read breadth-first, each once (load_conn() of confread.c).  If two sections set a keyword to
+        different values, the first value counts; libreswan 4 refuses the connection.
         """
         conn = Conn(section)
-        merged: dict[str, Setting] = {}
-        seen = {section.name}
-        todo = [section]
-        kinds = keywords(False)
-        for part in todo:
+        sections = [section]
+        for part in sections:  # also= adds sections at the end of this list
             for setting in part.settings:
-                key = setting.key
-                if key == "also":
-                    for name in setting.value.split():
-                        other = by_name.get(name)
-                        if other is None:
-                            self._problem(setting.file, setting.line, f"conn {conn.name}: there is no conn "
-                                          f"{quote(name)} to take in with also=", False)
-                            conn.broken = self.problems[-1]
-                        elif name not in seen:
-                            seen.add(name)
-                            conn.alsos.append(name)
-                            todo.append(other)
-                elif key not in merged:
-                    merged[key] = setting
-                elif kinds.get(key) == "list":
-                    merged[key] = Setting(key, f"{merged[key].value} {setting.value}", setting.file, setting.line)
-                elif merged[key].value != setting.value and key in kinds:
-                    self._problem(setting.file, setting.line, f"duplicate key {key} in conn {conn.name} (first in "
-                                  f"{merged[key].file}:{merged[key].line})", False)
-                    conn.broken = self.problems[-1]
+                if setting.key == "also":
+                    sections += self._also(conn, setting, by_name)
+                else:
+                    self._merge(conn, setting)
+        merged = conn.settings
         for key, setting in default.items():
-            if key in merged and kinds.get(key) == "list":
+            if key not in merged:
+                merged[key] = setting
+            elif keywords(False).get(key) == "list":
                 merged[key] = Setting(key, f"{setting.value} {merged[key].value}", setting.file, setting.line)
-            else:
-                merged.setdefault(key, setting)
-        conn.settings = merged
         return conn
+
+    def _also(self, conn: Conn, setting: Setting, by_name: Mapping[str, Section]) -> Iterator[Section]:
+        """Yield the sections that a setting also= adds to a connection, and add their names to its `alsos`."""
+        for name in setting.value.split():
+            if name not in by_name:
+                self._problem(setting.file, setting.line, f"conn {conn.name}: also= names {quote(name)}, and there is "
+                              "no such conn", False)
+                conn.broken = self.problems[-1]
+            elif name != conn.name and name not in conn.alsos:
+                conn.alsos.append(name)
+                yield by_name[name]
+
+    def _merge(self, conn: Conn, setting: Setting) -> None:
+        """Add a setting to a connection.  The first value of a keyword counts; the values of a list are joined."""
+        key, first = setting.key, conn.settings.get(setting.key)
+        kind = keywords(False).get(key)
+        if first is None:
+            conn.settings[key] = setting
+        elif kind == "list":
+            conn.settings[key] = Setting(key, f"{first.value} {setting.value}", setting.file, setting.line)
+        elif kind and first.value != setting.value:
+            self._problem(setting.file, setting.line, f"duplicate key {key} in conn {conn.name} (first in "
+                          f"{first.file}:{first.line})", False)
+            conn.broken = self.problems[-1]
 
 
 def unix_lines(lines: Iterable[str], tell: Callable[[int, str, str], None]) -> Iterator[str]:
-    """Yield the lines without a byte order mark and without CR, which libreswan reads as parts of words.
+    """Yield the lines without a byte order mark and without CR at their ends: libreswan reads both as parts of words.
 
-    `tell` is called once for each kind, with the number of the line, a description, and the script for sed(1) that
-    removes it from the file.
+    `tell` is called for the byte order mark and for the first CR, with the number of the line, a description, and a
+    script for sed(1) that corrects the file.
     """
-    told_of = False
+    is_cr_told = False
     for number, line in enumerate(lines, 1):
         if number == 1 and line.startswith("\ufeff"):
             tell(number, "the file begins with a byte order mark", r"1s/^\xef\xbb\xbf//")
             line = line[1:]
         if line.endswith("\r"):
-            if not told_of:
+            if not is_cr_told:
                 tell(number, "the line ends in CR LF", r"s/\r$//")
-            told_of = True
+            is_cr_told = True
             line = line[:-1]
         yield line
 
 
 def braces(pattern: str) -> list[str]:
-    """Return the patterns for which a pattern with {a,b} stands, as GLOB_BRACE of glob(3) expands it.  Raises OSError
-    for more than PATTERN_LIMIT."""
+    """Expand {a,b} in a pattern as glob(3) does with GLOB_BRACE, and return the resulting patterns.
+
+    Raises OSError if there are more than PATTERN_LIMIT.
+    """
     head, opened, rest = pattern.partition("{")
     inner, closed, tail = rest.partition("}")
     if not opened or not closed:
         return [pattern]
-    too_many = OSError(errno.E2BIG, f"stands for more than {PATTERN_LIMIT} patterns", pattern)
-    if tail.count("{") > PATTERN_LIMIT.bit_length():  # two words in each of these would be too many
+    too_many = OSError(errno.E2BIG, f"expands to more than {PATTERN_LIMIT} patterns", pattern)
+    if tail.count("{") > PATTERN_LIMIT.bit_length():  # with two words in each of them, the limit is exceeded
         raise too_many
     words, ends = inner.split(","), braces(tail)
     if len(words) * len(ends) > PATTERN_LIMIT:
@@ -3392,14 +3443,14 @@ def braces(pattern: str) -> list[str]:
 
 
 def secrets_file(host: Host, config: Config | None = None) -> str:
-    """Return the name of the secrets file: secretsfile= of the configuration, or the default next to ipsec.conf."""
+    """Return the name of the secrets file: secretsfile= of the configuration, otherwise the host's ipsec.secrets."""
     return (config.setup("secretsfile") if config else "") or host.secrets
 
 
 def secret_files(host: Host, name: str) -> tuple[list[str], list[Problem]]:
-    """Return the secrets file `name` and the files that it includes, in pluto's order, and the problems in them.
+    """Return the secrets file `name` and the files that it includes, in the order in which pluto reads them.
 
-    The text of a problem never quotes the file.
+    Return also the problems in them; the text of a problem never quotes a line of the file.
     """
     files: list[str] = []
     problems: list[Problem] = []
@@ -3412,7 +3463,7 @@ def secret_files(host: Host, name: str) -> tuple[list[str], list[Problem]]:
         if len(files) >= FILES_LIMIT:
             if not stopped:
                 stopped.append(file)
-                problems.append(Problem(parent, line, f"more than {FILES_LIMIT} files are included, the rest is not "
+                problems.append(Problem(parent, line, f"more than {FILES_LIMIT} files are included; the rest is not "
                                         "read"))
             return
         try:
@@ -3427,16 +3478,16 @@ def secret_files(host: Host, name: str) -> tuple[list[str], list[Problem]]:
             if record.include:
                 visit_included(record.include, depth, file, record.line)
 
-    def visit_included(pattern: str, depth: int, file: str, line: int) -> None:
+    def visit_included(pattern: str, depth: int, parent: str, line: int) -> None:
         try:
-            found = host.glob(os.path.join(os.path.dirname(file), pattern))
+            matches = host.glob(os.path.join(os.path.dirname(parent), pattern))
         except OSError as error:
-            problems.append(Problem(file, line, f"include {quote(pattern[:200])}: {error.strerror}"))
+            problems.append(Problem(parent, line, f"include {quote(pattern[:200])}: {error.strerror}"))
             return
-        if not found and not any(c in pattern for c in "*?["):
-            problems.append(Problem(file, line, f"{quote(pattern)}: no such file", False))
-        for match in found:
-            visit(match, depth + 1, file, line)
+        if not matches and not any(c in pattern for c in "*?["):
+            problems.append(Problem(parent, line, f"{quote(pattern)}: no such file", False))
+        for match in matches:
+            visit(match, depth + 1, parent, line)
 
     visit(name, 0, name, 0)
     return files, problems
@@ -3446,7 +3497,7 @@ ANY_ID = ("%any", "%any4", "%any6", "0.0.0.0", "::", "0::0")
 
 
 def host_names(host: Host) -> dict[str, str]:
-    """Return the first address of each name in /etc/hosts; the names are in lower case (hosts(5))."""
+    """Return the names in /etc/hosts, in lower case, each with its first address (hosts(5))."""
     names: dict[str, str] = {}
     try:
         for line in host.lines("/etc/hosts"):
@@ -3459,10 +3510,10 @@ def host_names(host: Host) -> dict[str, str]:
 
 
 def comparable_id(text: str, names: Mapping[str, str]) -> str | None:
-    """Return an ID in a form that is equal for IDs that pluto treats as the same (atoid() and id_eq() of id.c).
+    """Normalise an ID, so that IDs which pluto treats as the same are equal (atoid() and id_eq() of id.c).
 
-    Empty stands for any ID.  None is an ID that depends on DNS or a certificate, or is a distinguished name.  `names`
-    comes from host_names().
+    Return an empty string for `any ID`, and None for an ID that can't be compared: it depends on DNS or a certificate,
+    or is a distinguished name.  `names` comes from host_names().
     """
     if text in ANY_ID:
         return ""
@@ -3478,7 +3529,7 @@ def comparable_id(text: str, names: Mapping[str, str]) -> str | None:
 
 
 def canonical_net(text: str) -> str | None:
-    """Return an address or network in canonical spelling, with its prefix and no host bits, or None."""
+    """Return an address or network as `address/bits` without host bits, or None if the text is neither."""
     import _socket as socket
     address, slash, bits = text.partition("/")
     family = AF_INET6 if ":" in address else AF_INET
@@ -3502,8 +3553,8 @@ def bad_private_nets(value: str) -> list[str]:
 def is_bad_private(entry: str) -> bool:
     """Return whether pluto refuses an entry of virtual-private=.
 
-    An entry is a network, after `%v4:` or `%v6:` and perhaps `!`, without bits behind its prefix.  5.2 accepts a single
-    address, too.
+    A valid entry is a network without host bits.  `%v4:` or `%v6:` may precede it, and `!` may follow that.
+    Libreswan 5.2 also accepts a single address; here that is invalid.
     """
     net = entry.strip().lower()
     version = {"%v4:": 4, "%v6:": 6}.get(net[:4], 0)
@@ -3521,22 +3572,24 @@ def is_bad_private(entry: str) -> bool:
 
 
 def has_secret(ids: Sequence[str | None], ours: str, theirs: str) -> bool | None:
-    """Return whether pluto uses the PSK with these IDs for the two IDs of a connection; None if an unknown ID decides.
+    """Return whether pluto uses a PSK with these IDs for a connection with the IDs `ours` and `theirs`.
 
-    All IDs are as comparable_id() returns them.  Facts: lsw_find_secret_by_id() of secrets.c.
+    Return None if that depends on an ID that can't be compared.  All IDs are as comparable_id() returns them.  Facts:
+    lsw_find_secret_by_id() of secrets.c.
     """
     if not ids or (len(ids) == 1 and ids[0] in ("", ours)):
         return True
     if None in ids:
         return None
-    # two of the three have to fit: this end, the other, any
+    # the PSK must list two of these three: this end's ID, the other end's ID, any ID
     return [ours in ids, theirs in ids, "" in ids].count(True) == 2 or set(ids) == {""}
 
 
 def nss_passwords(host: Host, directory: str = "") -> dict[str, str]:
-    """Return the passwords in the file nsspassword, by NSS token.  A line without a token is under the empty name.
+    """Return the passwords in the file nsspassword of a directory (default ipsec.d), by NSS token.
 
-    Lines are `token:password` (lswnss.c).  The default directory is ipsec.d.  Without the file there are none.
+    The lines are `token:password` (lswnss.c).  A line without a token has the empty key.  If the file can't be read,
+    return no passwords.
     """
     passwords: dict[str, str] = {}
     try:
@@ -3546,14 +3599,14 @@ def nss_passwords(host: Host, directory: str = "") -> dict[str, str]:
             if line:
                 passwords.setdefault(token if colon else "", password if colon else line)
     except OSError:
-        return passwords  # not there, or not for us
+        return passwords  # the file is missing, or this user may not read it
     return passwords
 
 
 def nss_password(host: Host, token: str = "NSS Certificate DB", directory: str = "") -> str | None:
-    """Return the password of an NSS token as pluto finds it, or None.
+    """Return the password that pluto uses for an NSS token, or None.
 
-    The token of the database has another name in FIPS mode, so its password is found under both names.
+    The token of the database has another name in FIPS mode, so both names are looked up.
     """
     passwords = nss_passwords(host, directory)
     names = [token]
@@ -3563,16 +3616,19 @@ def nss_password(host: Host, token: str = "NSS Certificate DB", directory: str =
 
 
 def learn_secrets(redactor: Redactor, host: Host, file: str) -> None:
-    """Have the redactor learn the secrets of a file, as far as it can be read."""
+    """Teach the redactor the secrets of a file, as far as it can be read."""
     try:
         redactor.learn_file(host.lines(file))
     except OSError:
-        return  # it was readable a moment ago
+        return  # secret_files() has read the file a moment ago, and reports one that it can't read
 
 
 def redactor_of(host: Host, show_secrets: bool = False, config: Config | None = None) -> Redactor:
-    """Return a Redactor that has learnt the host's secrets: ipsec.secrets with its includes, *.secrets, NSS passwords,
-    and the hashes in ipsec.d/passwd.  A file that can't be read is left out; secret_files() reports it."""
+    """Return a Redactor that has learnt the secrets of the host.
+
+    They come from ipsec.secrets with its includes, from *.secrets and nsspassword in the directories of ipsec.conf, and
+    from the hashes in passwd.  A file that can't be read is skipped; secret_files() reports it.
+    """
     redactor = Redactor(show_secrets)
     config = config or Config(host)
     directories = list(dict.fromkeys((host.confddir, config.setup("ipsecdir", host.confddir), host.nssdir,
@@ -3598,20 +3654,23 @@ def redactor_of(host: Host, show_secrets: bool = False, config: Config | None = 
                 if len(fields) > 1 and not line.startswith("#"):
                     redactor.learn(fields[1])
         except OSError:
-            continue  # no users, or not for us
+            continue  # the file is missing, or this user may not read it
     return redactor
 
 
 def secrets_report(host: Host, name: str = "") -> Iterator[str]:
-    """Yield the lines of a secrets file without the secrets.  Raises OSError."""
+    """Yield the lines of a secrets file (default the host's) without the secrets.  Raises OSError."""
     return censor_secrets(host.lines(name or host.secrets))
 
 
 def own_reader(host: Host, args: Args, name: str) -> Config:
-    """Return the configuration for a command that replaces libreswan's program.  Raises ConfigError (status 3)."""
-    why = "libreswan's own program is not installed" if host.live else "nothing of a mounted disk is run"
+    """Return the configuration for the command `name`, which stands in for libreswan's program of that name.
+
+    Warn that the built-in reader is used, and of problems that are not fatal.  Raises ConfigError (status 3).
+    """
+    why = f"libreswan's {name} is not installed" if host.live else "programs of a mounted disk are not run"
     version = host.libreswan_version()
-    host.warn(f"{name}: {why}; the built-in reader answers" + (f" as libreswan {version} would" if version else ""))
+    host.warn(f"{name}: {why}; the built-in reader is used" + (f", with the rules of {version}" if version else ""))
     config = Config(host, args.value("--config"))
     config.conns()
     for problem in config.problems:
@@ -3622,8 +3681,11 @@ def own_reader(host: Host, args: Args, name: str) -> Config:
 
 
 def check_answers(host: Host, name: str = "") -> None:
-    """Raise TimeoutError if the NSS database, the configuration `name` (default the host's own) or a file that it
-    includes is on a file system that does not answer: a program of libreswan would wait for it for ever."""
+    """Raise TimeoutError if the NSS database or the configuration is on a file system that does not answer.
+
+    A program of libreswan would wait for it for ever.  The configuration is the file `name` (default the host's own)
+    with the files that it includes.
+    """
     if MOUNTS.that_may_hang():
         host.isdir(host.nssdir)
         if (name or host.conf) != "-":

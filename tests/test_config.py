@@ -40,28 +40,29 @@ def test_a_value_is_read_as_the_lexer_reads_it(written: str, value: str) -> None
 
 
 @pytest.mark.parametrize("text, problem", [
-    ("conn a\n\tleft=1.2.3.4 #word\n", "c:2: syntax error behind the value of left"),
-    ('conn a\n\tleftid="a b"c\n', "c:2: syntax error behind the value of leftid"),
+    ("conn a\n\tleft=1.2.3.4 #word\n", "c:2: syntax error after the value of left"),
+    ('conn a\n\tleftid="a b"c\n', "c:2: syntax error after the value of leftid"),
     ("conn a\n\tleftid='a b'\n", "c:2: syntax error"),
     ("conn a\n\tleftid={a b}c\n", "c:2: syntax error"),
-    ("conn a\n\tleftid= # x\n", "c:2: syntax error behind the value of leftid"),
-    ("conn a\n\tleftid\n", 'c:2: syntax error: "leftid" is no keyword=value'),
-    ("conn a\n\tleft id=x\n", 'c:2: syntax error: "left" is no keyword=value'),
-    ("conn a\nleft=1.2.3.4\n", 'c:2: "left" begins no section'),
-    ("foo\n", 'c:1: this begins no section'),
-    ("conn a\n\t@east : PSK \"hunter2\"\n", "c:2: syntax error: this is no keyword=value"),
-    ("hunter2\n", "c:1: this begins no section: conn, config setup and include do"),
-    ("\t: PSK \"hunter2\"\n", "c:1: this is indented, but in no section"),
-    ("\tleft=1.2.3.4\n", 'c:1: "left" is indented, but in no section'),
-    ("conn\n", "c:1: conn needs one name"), ("conn a b\n", "c:1: conn needs one name"),
-    ("config\n", "c:1: config needs the word setup"), ("config startup\n", "c:1: config needs the word setup"),
-    ("include\n", "c:1: include needs one value"),
+    ("conn a\n\tleftid= # x\n", "c:2: syntax error after the value of leftid"),
+    ("conn a\n\tleftid\n", 'c:2: syntax error: "leftid" is not keyword=value'),
+    ("conn a\n\tleft id=x\n", 'c:2: syntax error: "left" is not keyword=value'),
+    ("conn a\nleft=1.2.3.4\n", 'c:2: "left" does not begin a section; a setting must be indented'),
+    ("foo\n", 'c:1: this does not begin a section'),
+    ("conn a\n\t@east : PSK \"hunter2\"\n", "c:2: syntax error: this is not keyword=value"),
+    ("hunter2\n", "c:1: this does not begin a section; use conn, config setup or include"),
+    ("\t: PSK \"hunter2\"\n", "c:1: this is indented, but stands in no section"),
+    ("\tleft=1.2.3.4\n", 'c:1: "left" is indented, but stands in no section'),
+    ("conn\n", "c:1: conn must be followed by one name"), ("conn a b\n", "c:1: conn must be followed by one name"),
+    ("config\n", "c:1: config must be followed by the word setup"),
+    ("config startup\n", "c:1: config must be followed by the word setup"),
+    ("include\n", "c:1: include must be followed by one value"),
     ("conn a\n\tbogus=1\n", 'c:2: unknown keyword "bogus"'),
     ("config setup\n\tauto=add\n", "c:2: keyword auto is not valid in config setup"),
     ("conn a\n\tauto=banana\n", 'c:2: auto="banana" is not one of ignore, add, ondemand'),
     ("conn a\n\tikev2=banana\n", 'c:2: ikev2="banana" is not one of'),
     ("conn a\n\tpfs=banana\n", 'c:2: pfs="banana" is not one of yes, no'),
-    ("conn a\n\tpfs=\n", 'c:2: pfs="" has no value'), ("conn a\nversion 2\n", "c:2: version stands before"),
+    ("conn a\n\tpfs=\n", 'c:2: pfs="" has no value'), ("conn a\nversion 2\n", "c:2: version must come before"),
     ('config setup\n\tplutodebug="all banana"\n', "c:2: plutodebug"),
     ("config setup\n\tuniqueids=perhaps\n", "c:2: uniqueids"),
 ])
@@ -77,13 +78,13 @@ def test_a_config_error_has_its_place_and_is_an_error(text: str, problem: str) -
     ("conn a\n\tuniqueids=yes\n", "c:2: keyword uniqueids is not valid in a conn"),
     ("conn a\n\tforceencaps=yes\n", "c:2: obsolete keyword forceencaps"),
     ("config setup\n\tinterfaces=%defaultroute\n", "c:2: obsolete keyword interfaces"),
-    ("conn a\n\talso=b\n", 'c:2: conn a: there is no conn "b"'),
+    ("conn a\n\talso=b\n", 'c:2: conn a: also= names "b", and there is no such conn'),
     ("conn a\n\tleftid=@a\n\tleftid=@b\n", "c:3: duplicate key leftid in conn a (first in c:2)"),
     ("conn %default\n\talso=b\nconn b\n", "c:2: also= is not valid in conn %default"),
     ("conn a\n\tsubnet=10.0.0.0/8\n", "c:2: subnet needs left or right"),
     ("conn a\n\tmtu=abc\n", 'c:2: mtu="abc" is not a number'),
-    ("conn a\n\tikelifetime=3x\n", 'c:2: ikelifetime="3x" is no duration'),
-    ("conn a\n\trekeyfuzz=ten\n", 'c:2: rekeyfuzz="ten" is no percent'),
+    ("conn a\n\tikelifetime=3x\n", 'c:2: ikelifetime="3x" is not a duration'),
+    ("conn a\n\trekeyfuzz=ten\n", 'c:2: rekeyfuzz="ten" is not a percent'),
     ("config setup\n\tnflog-all=banana\n", 'c:2: nflog-all="banana" is not a number'),
     ("config setup\n\tnflog-all=70000\n", 'c:2: nflog-all="70000" is not within 0-65535'),
     ("config setup\n\tnflog-all=%forever\n", "c:2: nflog-all"),
@@ -180,7 +181,7 @@ def test_includes_that_libreswan_does_not_follow_are_told_of(tmp_path: Path) -> 
         assert [conn.name for conn in config.conns()] == names
         assert [(problem.line, problem.fatal, problem.key) for problem in config.problems] == [
             (line, False, "include") for line in told]
-        assert all("is not followed" in problem.text for problem in config.problems)
+        assert all("is not read" in problem.text for problem in config.problems)
 
 
 def test_an_included_file_ends_the_section_before_it(tmp_path: Path) -> None:
@@ -193,7 +194,7 @@ def test_a_loop_of_includes_ends(tmp_path: Path) -> None:
     host = host_at(tmp_path, {"etc/ipsec.conf": "include /etc/b\nconn a\n", "etc/b": "include /etc/ipsec.conf\n"})
     config = ipsec.Config(host)
     assert [str(problem) for problem in config.problems] == [
-        '/etc/b:1: include "/etc/ipsec.conf": /etc/ipsec.conf is being read already, a loop']
+        '/etc/b:1: include "/etc/ipsec.conf" is a loop: /etc/ipsec.conf is already being read']
     assert [conn.name for conn in config.conns()] == ["a"] and not config.problems[0].fatal
 
 
@@ -258,7 +259,7 @@ def test_a_keyword_of_other_releases_is_named() -> None:
     host.version = "4.10-2+deb12u1"
     problems = ipsec.Config(host, "c", "config setup\n\tnat_traversal=yes\n\toe=off\n").problems
     assert [str(problem) for problem in problems] == [
-        f"c:{line}: libreswan 4.10 has no keyword {word}; 3.25 to 3.32 have it" for line, word in
+        f"c:{line}: libreswan 4.10 has no keyword {word}; only 3.25 to 3.32 have it" for line, word in
         ((2, "nat_traversal"), (3, "oe"))]
 
 
@@ -381,8 +382,8 @@ def test_what_includes_too_much_is_one_problem(tmp_path: Path) -> None:
     for i in range(40):
         for j in range(30):
             (tmp_path / f"many/{i}/{j}").mkdir(parents=True)
-    for pattern, why in ((f"/etc/{group * 7}", "stands for more than 1000 patterns"),
-                         (f"/etc/{'{a}' * 900}", "stands for more than 1000 patterns"),
+    for pattern, why in ((f"/etc/{group * 7}", "expands to more than 1000 patterns"),
+                         (f"/etc/{'{a}' * 900}", "expands to more than 1000 patterns"),
                          ("/many/*/*/*.conf", "looks into more than 1000 directories")):
         host = host_at(tmp_path, {"etc/ipsec.conf": f"include {pattern}\n"})
         (problem,) = ipsec.Config(host).problems
