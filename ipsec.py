@@ -11,12 +11,14 @@ Read from top to bottom; a later section uses earlier ones, never the other way 
    5. Kernel                  11. Commands
    6. Whack                   12. Dispatch
 
-Sections 1, 2, 10 and 12 need no others to start: the archive loads those first, then what the command needs of the rest
-(build.py finds that out by the names that are used, so don't look one up by a string).
+Sections 1, 2, 10 and 12 start without the others: the archive loads these four first, and then the parts of
+the others that the command uses.  build.py finds the parts by the names in the code, so don't look up a name
+by a string.
 
-Imports are rationed: every `ipsec` on a gateway pays for them, and the smallest hosts (python3-minimal) lack half of
-the standard library.  At import time only what the interpreter has loaded anyway; the rest where it is used.  Of socket
-and sqlite3 we import the half that is in C (_socket, _sqlite3) where that does: it loads in a tenth of the time.
+Imports are rationed: they slow down every `ipsec` on a gateway, and the smallest hosts (python3-minimal) lack
+half of the standard library.  The top of this file imports only modules that the interpreter has loaded
+anyway; a function imports any other module when it needs it.  Where the C half of socket or sqlite3 (_socket,
+_sqlite3) is enough, only that half is imported, which takes a tenth of the time.
 """
 from __future__ import annotations
 
@@ -43,41 +45,46 @@ if TYPE_CHECKING:
 # =====================================================================================================================
 # 1. Constants and errors
 #
-# The version, the exit statuses (one table), the one exception that every section raises, and the base of the value
-# classes.  Used by all sections.  Touches nothing.
+# The version, the exit statuses, the exceptions that all sections raise, and the base of the value classes.
+# Used by all sections.  Touches nothing.
 # =====================================================================================================================
 
 VERSION = "0.1.0"
 
-# The last words of an internal error.  SECURITY.md says how to report a secret that was shown.
+# The end of the message of an internal error.  SECURITY.md says how to report that a secret was shown.
 REPORT_IT = "please report it to the issue tracker of ipsec.pyz, with the output of `ipsec version --verbose`"
 
-# Exit statuses (ipsec(8), EXIT STATUS).  A sub-command's own status is passed on; death by signal N is 128+N.
+# Exit statuses (ipsec(8), EXIT STATUS).  The status of a program that runs on behalf of a command is the
+# command's own.
 OK = 0
 ERROR = 1  # the command failed, or there is no such command
-USAGE = 2  # the words of the command line are wrong
-NO_INIT_SYSTEM = 3  # setup: no init system that we know
-NSS_FAILURE = 4  # initnss, checknss: the database could not be made, moved or migrated
+USAGE = 2  # the command line is wrong
+NO_INIT_SYSTEM = 3  # setup: --init names an unknown init system, or several have a service for pluto
+NSS_FAILURE = 4  # initnss, checknss: the database could not be created, moved or converted
+NO_KEY = 20  # showhostkey: there is no such key
 NO_PLUTO = 33  # whack: pluto is not running (RC_WHACK_PROBLEM of libreswan's whack.h, 3.25 to 5.4)
-NSS_EXISTS = 42  # initnss: there is a database already
-NOT_EXECUTABLE = 126  # as the shell says it
+NSS_EXISTS = 42  # initnss: a database exists already
+NOT_EXECUTABLE = 126  # this one and the next two are those of the shell
 NOT_FOUND = 127
-SIGNALLED = 128
-NO_KEY = 20  # showhostkey's status when there is no such key
+SIGNALLED = 128  # 128+N: signal N ended the program
 
-# Statuses of `ipsec import` beside 1 and 4 (ipsec_import(8))
+# Exit statuses that only `ipsec import` has (ipsec_import(8) lists all of its statuses)
 IMPORT_UNREADABLE, IMPORT_FORMAT, IMPORT_CORRUPT, IMPORT_PASSWORD, IMPORT_DUPLICATE = range(10, 15)
-LSB_NO_RIGHT, LSB_NOT_INSTALLED = 4, 5  # of the other actions
 
-LSB_DEAD, LSB_STOPPED, LSB_UNKNOWN = 1, 3, 4  # of `status`: dead with a pid file, not running, can't tell
+# Exit statuses of init scripts (Linux Standard Base): of `status`, and of the other actions
+LSB_DEAD, LSB_STOPPED, LSB_UNKNOWN = 1, 3, 4  # dead, but its pid file exists; not running; unknown
+LSB_NO_RIGHT, LSB_NOT_INSTALLED = 4, 5
+
+# Statuses in pluto's answers (whack.h)
 UNKNOWN_NAME = 21  # RC_UNKNOWN_NAME
 NOT_ROUTED = 25  # RC_ROUTE: pluto up to 4.15 can't route a connection, or does not have it
 
 
 class Failure(Exception):
-    """What a user is told in one line: `message`, the exit `status`, and `hint`, the way out.
+    """A fault that the user can understand, in one line: `message`, the exit `status`, and `hint`, which says
+    how to solve it.
 
-    The text is shown and logged as it is: it never holds a secret.
+    The text is shown and logged unchanged, so it must never hold a secret.
     """
 
     def __init__(self, message: str, status: int = ERROR, hint: str = "") -> None:
@@ -95,17 +102,18 @@ class Missing(Failure):
 
 
 class TimedOut(Failure):
-    """Something did not answer in its time."""
+    """A program, server or file system did not answer within its time limit."""
 
 
 class Denied(Failure):
-    """The system refused a right to a program that was run."""
+    """A program that this command ran lacks a permission."""
 
 
 if not TYPE_CHECKING:
 
     class Record:
-        """Base of the value classes.  To the type checker it is typing.NamedTuple, whose import would cost 5 ms."""
+        """Base of the value classes.  The type checker sees typing.NamedTuple instead, whose import takes 5
+        ms."""
 
         def __init_subclass__(cls) -> None:
             cls._fields = tuple(cls.__annotations__)
@@ -128,10 +136,10 @@ if not TYPE_CHECKING:
 
 
 def need(module: str, feature: str) -> ModuleType:
-    """The imported `module`.  Raises Missing, naming the `feature` that goes without it (python3-minimal)."""
+    """Import a module and return it.  Raises Missing if Python lacks it, as python3-minimal may; the message
+    names `feature`, which needs the module."""
     try:
-        # __import__ and not importlib, which the smallest start-up has not loaded
-        __import__(module)
+        __import__(module)  # a fast start has not loaded importlib
     except ImportError:
         raise Missing(f"{feature} needs Python's module {module}, which this interpreter lacks",
                       hint="use a full python3 for it") from None
@@ -139,8 +147,11 @@ def need(module: str, feature: str) -> ModuleType:
 
 
 def pyroute2_module(name: str, feature: str) -> Any:
-    """A module of the embedded pyroute2, imported without the package's own __init__: that imports all of pyroute2,
-    ten times what we use.  Raises Missing."""
+    """Import a module of the embedded pyroute2 and return it.  Raises Missing.
+
+    The package's own __init__ does not run: it would import all of pyroute2, ten times as much as is used
+    here.
+    """
     import types
     if "pyroute2" not in sys.modules:
         package = types.ModuleType("pyroute2")
@@ -152,33 +163,35 @@ def pyroute2_module(name: str, feature: str) -> Any:
 # =====================================================================================================================
 # 2. Host
 #
-# The one door to the outside: paths, files, programs, sockets, output.  Nothing else in this file opens, runs or
-# connects on its own; tests hand in another Host.  Used by all later sections.  Facts: ipsec(8) and the scripts of
-# libreswan 3.29, 4.10 and 5.4 for the environment; hier(7).
+# The only access to the outside: paths, files, programs, sockets, output.  No other section opens files, runs
+# programs or connects sockets on its own, so tests can pass a Host that does something else.  Used by all
+# later sections.  Facts: ipsec(8) and the scripts of libreswan 3.29, 4.10 and 5.4 for the environment;
+# hier(7).
 # =====================================================================================================================
 
 SYSTEM_PATH = ("/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin", "/usr/local/bin")
 EXEC_DIRS = ("/usr/libexec/ipsec", "/usr/lib/ipsec", "/usr/local/libexec/ipsec", "/usr/local/lib/ipsec",
              "/usr/lib64/ipsec")
 DEFAULT_NSSDIRS = ("/var/lib/ipsec/nss", "/etc/ipsec.d")  # of 4.0 and later, of 3.x
-PACKAGE_MANAGERS = {"apt-get": "install", "dnf": "install", "yum": "install", "zypper": "install", "apk": "add",
-                    "pacman": "-S", "opkg": "install", "emerge": "-a"}
+PACKAGE_MANAGERS = {"apt-get": "install", "dnf": "install", "yum": "install", "zypper": "install",
+                    "apk": "add", "pacman": "-S", "opkg": "install", "emerge": "-a"}
 READ_CHUNK = 1 << 16
-# Bounds of what is read.  Data that may be larger is streamed, as Host.chunks() does, and never in memory as a whole.
+# Limits of what is read.  Larger data is streamed (Host.chunks()), so that it is never in memory as a whole.
 TEXT_LIMIT = 32 << 20  # bytes of a file that is read as text: room for 50,000 connections
 TEXT_LINE = 8 << 20  # bytes of a line of text
-GLOB_LIMIT = 1000  # directories that a pattern with wildcards may look into
-PATTERN_LIMIT = 1000  # patterns that one with {a,b} may stand for
+GLOB_LIMIT = 1000  # directories that a pattern with wildcards may search
+PATTERN_LIMIT = 1000  # patterns that one pattern with {a,b} may expand to
 FILES_LIMIT = 20_000  # files that a configuration may include
 MOUNTS_AGE = 1.0  # seconds after which the table of mounts is read again
 SILENT_AGE = 60.0  # seconds after which a file system that did not answer is tried again
-# File systems that the kernel serves from a local disk or from memory.  All others, such as NFS and FUSE, depend on a
-# server or a program, which may fall silent.
+# File systems that the kernel serves from a local disk or from memory.  All others, such as NFS and FUSE,
+# depend on a server or a program, which may stop answering.
 LOCAL_TYPES = frozenset("""
-    aufs bcachefs binfmt_misc bpf btrfs cgroup cgroup2 configfs cramfs debugfs devpts devtmpfs efivarfs erofs exfat
-    ext2 ext3 ext4 f2fs fusectl hugetlbfs iso9660 jffs2 jfs mqueue msdos nilfs2 nsfs ntfs3 overlay proc pstore ramfs
-    reiserfs rootfs rpc_pipefs securityfs selinuxfs squashfs sysfs tmpfs tracefs ubifs udf vfat xfs zfs""".split())
-AF_INET, AF_INET6 = 2, 10  # of socket(2), without importing it
+    aufs bcachefs binfmt_misc bpf btrfs cgroup cgroup2 configfs cramfs debugfs devpts devtmpfs efivarfs erofs
+    exfat ext2 ext3 ext4 f2fs fusectl hugetlbfs iso9660 jffs2 jfs mqueue msdos nilfs2 nsfs ntfs3 overlay proc
+    pstore ramfs reiserfs rootfs rpc_pipefs securityfs selinuxfs squashfs sysfs tmpfs tracefs ubifs udf vfat xfs
+    zfs""".split())
+AF_INET, AF_INET6 = 2, 10  # as in Python's socket module, which is not imported for two numbers
 NETLINK_XFRM = 6  # linux/netlink.h
 # struct nlmsghdr (length, type XFRM_MSG_GETSPDINFO, flag NLM_F_REQUEST, sequence, port) and 32 bits of flags
 XFRM_QUESTION = b"".join(value.to_bytes(size, sys.byteorder)
@@ -186,7 +199,8 @@ XFRM_QUESTION = b"".join(value.to_bytes(size, sys.byteorder)
 
 
 class Ran(Record):
-    """What a program that ended left: its status (128+N for signal N), and both outputs as bytes."""
+    """The result of a program: its exit status (128+N if signal N ended it), standard output and standard
+    error."""
 
     status: int
     out: bytes
@@ -194,23 +208,25 @@ class Ran(Record):
 
     @property
     def text(self) -> str:
-        """Standard output as text; bytes that are not UTF-8 survive a round trip."""
+        """Standard output as text, see decode()."""
         return decode(self.out)
 
     @property
     def complaint(self) -> str:
-        """The last line of standard error, or what the status says, for an error message."""
+        """The last line of standard error, for an error message; `status N` if there is none."""
         lines = decode(self.err).strip().splitlines()
         return lines[-1] if lines else f"status {self.status}"
 
 
 def decode(data: bytes) -> str:
-    """Bytes from a file, a program or the kernel as str; encode() gives the same bytes back."""
+    """Convert bytes from a file, a program or the kernel to text.  encode() converts the text to the same
+    bytes again, also where they are not UTF-8."""
     return data.decode("utf-8", "surrogateescape")
 
 
 def encode(text: str) -> bytes:
-    """The inverse of decode(); a lone surrogate that no byte gave becomes `?`."""
+    """Convert text to bytes, as the inverse of decode().  A lone surrogate that does not come from decode()
+    becomes `?`."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -221,8 +237,8 @@ _ESCAPES: dict[int, str] = {}
 
 
 def printable(text: str) -> str:
-    """Return the text with control characters, undecodable bytes and characters that change the direction of writing
-    escaped (\\x1b), so that it can't drive a terminal.  Line ends and tabs stay."""
+    """Return the text with control characters, undecodable bytes and characters that change the writing
+    direction escaped (\\x1b), so that it can't control a terminal.  Line ends and tabs stay."""
     if text.isprintable():
         return text
     if not _ESCAPES:
@@ -233,30 +249,36 @@ def printable(text: str) -> str:
 
 
 def quote(word: str) -> str:
-    """A word from outside as it can be shown in a message: quoted, control characters escaped."""
-    return '"' + "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogateescape").decode("latin-1")
-                         for c in word) + '"'
+    """Return a word from a user, file or program for a message: in quotes, with control characters
+    escaped."""
+    if not word.isprintable():
+        word = "".join(character if character.isprintable()
+                       else character.encode("unicode_escape", "surrogateescape").decode("latin-1")
+                       for character in word)
+    return f'"{word}"'
 
 
 def error_text(error: Exception) -> str:
-    """An error as one line of text: `/etc/x: Permission denied`."""
+    """Return an error as one line of text: `/etc/x: Permission denied`."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error)
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether the stream is there, which it is not when we were started without, and leads to a terminal."""
+    """Return whether the stream is a terminal.  It is None if the process was started with the descriptor
+    closed."""
     return stream is not None and stream.isatty()
 
 
-# Where packages are recorded: file, the prefix of the line that names one, the prefix of its version
+# The lists of installed packages: file, prefix of the line with a package's name, prefix of the one with its
+# version
 PACKAGE_LISTS = (("/var/lib/dpkg/status", "Package: ", "Version: "), ("/lib/apk/db/installed", "P:", "V:"),
                  ("/usr/lib/opkg/status", "Package: ", "Version: "))
 
 
 class Lock:
-    """A lock that a descriptor holds; given back at the end of a `with` block."""
+    """A lock that an open descriptor holds.  The end of a `with` block releases it."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -269,10 +291,12 @@ class Lock:
 
 
 def check_link(path: str, info: os.stat_result) -> None:
-    """Raise PermissionError for a symbolic link that neither root nor the caller made; `info` is its lstat(2).
+    """Raise PermissionError for a symbolic link that neither root nor the caller made; `info` is its
+    lstat(2).
 
-    Such a link would lead a write to a file of its maker's choice.  fs.protected_symlinks stops that only in
-    directories with the sticky bit, and not for programs that resolve links on their own.
+    With such a link, another user could choose the file that is written to.  The sysctl fs.protected_symlinks
+    prevents that only in directories with the sticky bit, and not for programs that resolve links on their
+    own.
     """
     import stat
     if stat.S_ISLNK(info.st_mode) and info.st_uid not in (0, os.geteuid()):
@@ -280,10 +304,11 @@ def check_link(path: str, info: os.stat_result) -> None:
 
 
 class Place(Record):
-    """Where a path leads: an open directory, and a name in it that is no link, with its lstat(2) if it exists.
+    """The file that a path leads to, with all links resolved: an open directory, and a name in it.
 
-    `is_link` tells whether the last part of the path was a link.  `is_descriptor` marks a name like /proc/self/fd/1,
-    to which /dev/stdout leads; `info` is the stat(2) of the open file then.
+    `info` is the lstat(2) of the file, None if it does not exist.  `is_link` is true if the last part of the
+    path was a link.  `is_descriptor` is true for a name like /proc/self/fd/1, to which /dev/stdout leads;
+    `info` is then the stat(2) of the open file.
     """
 
     directory: int
@@ -294,10 +319,12 @@ class Place(Record):
 
 
 def find_place(name: str, root: str, check: Callable[[str, os.stat_result], None]) -> Place:
-    """Follow the links of a path one by one, with `root` as `/`.  The caller closes the directory.
+    """Follow the links of a path one by one, with `root` as `/`.  The caller must close the directory of the
+    result.
 
-    No other process can exchange what was checked, because each part is opened in the directory before it.  `check`
-    gets the path and lstat(2) of each directory and link on the way.  Raises OSError, also those of `check`.
+    Each part is opened relative to the open directory before it, so that no other process can replace a part
+    after its check.  `check` gets the path and lstat(2) of each directory and link on the way.  Raises
+    OSError, also from `check`.
     """
     import stat
     if not name.startswith("/") and not root:
@@ -351,20 +378,22 @@ def find_place(name: str, root: str, check: Callable[[str, os.stat_result], None
 
 
 def open_part(part: str, directory: int | None, is_last: bool) -> int:
-    """Return a descriptor (O_PATH) of a part of a path, of the link itself if it is one.  Raises OSError."""
+    """Open a part of a path with O_PATH and return the descriptor; a link is opened itself.  Raises
+    OSError."""
     flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
     if not is_last:
         try:
-            return os.open(part, flags | os.O_DIRECTORY, dir_fd=directory)  # mounts a directory of autofs, too
+            return os.open(part, flags | os.O_DIRECTORY, dir_fd=directory)  # O_DIRECTORY makes autofs mount it
         except NotADirectoryError:
             return os.open(part, flags, dir_fd=directory)  # a link
     return os.open(part, flags, dir_fd=directory)
 
 
 def open_file_behind(part: str, directory: int, link: os.stat_result) -> os.stat_result | None:
-    """Return the stat(2) of the open file that a link of /proc/PID/fd stands for (proc(5)), None for another link.
+    """Return the stat(2) of the open file behind a link in /proc/PID/fd (proc(5)); None for any other link.
 
-    Its text is no path if the file is a pipe, for example.  A regular file of another process is left to its path.
+    The text of the link is not a path if the file is a pipe, for example.  Return None also for a directory,
+    and for a regular file of another process, because the text of these links is a path.
     """
     import stat
     if not os.path.isdir("/proc/self/fd") or link.st_dev != os.stat("/proc/self").st_dev:
@@ -375,7 +404,8 @@ def open_file_behind(part: str, directory: int, link: os.stat_result) -> os.stat
 
 
 def is_own_descriptor(part: str, info: os.stat_result) -> bool:
-    """Return whether the number in `part` is that of a descriptor of this process for the file of `info`."""
+    """Return whether `part` is the number of a descriptor that this process has open for the file of
+    `info`."""
     try:
         return os.path.samestat(os.fstat(int(part)), info)
     except (OSError, ValueError):
@@ -383,17 +413,19 @@ def is_own_descriptor(part: str, info: os.stat_result) -> bool:
 
 
 class Replacement:
-    """A file that is written apart and takes the place of `name` at commit(): the old content or the new, whole.
+    """A new version of the file `name`, written separately.  commit() puts it in place, so that a reader
+    finds either the old content or the new one, always complete.
 
-    Links are followed if root or the caller made them (check_link).  The file that a link leads to must belong to one
-    of the two as well, unless it is of a service: systemd-resolved owns the file behind /etc/resolv.conf.
-    The new file has no name until commit() (O_TMPFILE of open(2)).  It gets one that the next run clears away for the
-    moment in which it replaces another, and from the start where the file system has no files without a name.
-    A device or a pipe is written to directly.  A file that can't be renamed over, because a container has mounted it,
-    is rewritten in place at commit().
+    Links are followed if root or the caller made them (check_link).  The file that a link leads to must
+    belong to root or the caller too, except with `of_service`: systemd-resolved owns the file behind
+    /etc/resolv.conf.  The new file has no name until commit() (O_TMPFILE of open(2)).  To replace an earlier
+    file it needs a name for a moment; the name is fixed, so that the next run can remove what a killed run
+    left.  On a file system without O_TMPFILE, the new file has this name from the start.
+    A device or a pipe is written to directly.  If rename(2) can't replace the file, because a container has
+    it mounted, commit() overwrites its content.
 
-    With a `mode`, the file has it; without one, owner and mode of the earlier file stay (0644 for a new file).  Each
-    method raises OSError with the name.
+    The file gets the `mode`; without one, it keeps the owner and mode of the earlier file (0644 if there is
+    none).  Each method raises OSError with the name.
     """
 
     def __init__(self, name: str, root: str = "", mode: int | None = None, of_service: bool = False) -> None:
@@ -401,7 +433,7 @@ class Replacement:
         self.mode = mode
         self.of_service = of_service
         self.fd = self.directory = -1
-        self.work = ""  # the name that the file has now, if any
+        self.work = ""  # the temporary name of the new file, if it has one
         self.is_direct = self.in_memory = False
         try:
             self.place = find_place(name, root, check_link)
@@ -414,7 +446,7 @@ class Replacement:
             raise OSError(error.errno, nobody, link) from None
 
     def _open(self) -> None:
-        """Open what is written to: the device or pipe, or the new file."""
+        """Open the device or pipe, or the new file."""
         import stat
         info = self.place.info
         if info is not None and not self.place.is_descriptor:
@@ -431,10 +463,11 @@ class Replacement:
             self._open_apart(0o644 if self.mode is None else self.mode)
 
     def _open_target(self) -> int:
-        """Return a descriptor for writing to the target itself; raises OSError if another has taken its place."""
+        """Open the target itself for writing and return the descriptor.  Raises OSError if it was replaced
+        since the check."""
         info = self.place.info
         if self.place.is_descriptor and info is not None and is_own_descriptor(self.place.base, info):
-            return os.dup(int(self.place.base))  # it has the same offset, so that output of others goes behind it
+            return os.dup(int(self.place.base))  # shares the offset, so that later output does not overwrite it
         follow = 0 if self.place.is_descriptor else os.O_NOFOLLOW
         fd = os.open(self.place.base, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | follow,
                      dir_fd=self.directory)
@@ -445,8 +478,11 @@ class Replacement:
         return fd
 
     def _open_apart(self, mode: int) -> None:
-        """Open the new file: without a name, where the file system lacks that with one, in memory on a read-only disk
-        whose file can be written all the same, because it is mounted from another."""
+        """Open the new file, without a name if the file system supports that.
+
+        The directory may be read-only but the file writable, if a container has mounted the file from
+        elsewhere.  The new content is then kept in memory until commit().
+        """
         if os.path.isdir("/proc/self/fd"):
             try:
                 self.fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=self.directory)
@@ -468,14 +504,15 @@ class Replacement:
                 continue
             if lock_at_once(self.fd) and os.fstat(self.fd).st_nlink:
                 self.work = work
-            else:  # before the lock, another run took it for the file of a killed one: it removes or removed the name
+            else:  # before the lock, another run removed it as left by a killed run
                 os.close(self.fd)
                 self.fd = -1
 
     def _free_name(self) -> str:
-        """Return the name of the new file, after removing what a killed run left under it.
+        """Return the temporary name of the new file, after removing a file of that name that a killed run
+        left.
 
-        A run that lives holds a lock on its file.  Raises OSError(EBUSY) if one run does so for 10 seconds.
+        A running process holds a lock on its file.  Raises OSError(EBUSY) if one holds it for 10 seconds.
         """
         work = os.fsdecode(b"." + os.fsencode(self.place.base)[:240] + b".ipsec")
         deadline = time.monotonic() + 10
@@ -486,7 +523,7 @@ class Replacement:
                              dir_fd=self.directory)
             except FileNotFoundError:
                 return work
-            except OSError:  # a link, a socket, a file of somebody else: none of a run that lives
+            except OSError:  # a link, a socket or another user's file: no running process of ipsec writes it
                 os.unlink(work, dir_fd=self.directory)
                 return work
             try:
@@ -548,7 +585,7 @@ class Replacement:
             self._rewrite()
 
     def _link(self, name: str) -> bool:
-        """Give the file without a name this one; return False if there is such a file."""
+        """Give the new file, which has no name, this name; return False if there is a file of that name."""
         try:
             os.link(f"/proc/self/fd/{self.fd}", name, dst_dir_fd=self.directory, follow_symlinks=True)
         except FileExistsError:
@@ -556,7 +593,7 @@ class Replacement:
         return True
 
     def _rewrite(self) -> None:
-        """Copy the new content into the earlier file."""
+        """Overwrite the earlier file with the new content."""
         fd = self._open_target()
         try:
             os.ftruncate(fd, 0)
@@ -568,7 +605,8 @@ class Replacement:
             os.close(fd)
 
     def drop(self) -> None:
-        """Give up what is not in place, and close everything; of no effect after commit()."""
+        """Remove the new file if it is not in place, and close all descriptors.  Does nothing after
+        commit()."""
         if self.work:
             os.unlink(self.work, dir_fd=self.directory)
         for fd in (self.fd, self.directory):
@@ -579,7 +617,8 @@ class Replacement:
 
 
 def lock_at_once(fd: int) -> bool:
-    """Take the lock of flock(2) on a file; return False if another process has it.  True where there are no locks."""
+    """Lock a file with flock(2) without waiting.  Return False if another process holds the lock; True also
+    if the file system has no locks."""
     import fcntl
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -589,10 +628,11 @@ def lock_at_once(fd: int) -> bool:
 
 
 def why_untrusted(directory: str) -> str:
-    """Return why root must not run programs of a directory; empty if only root can change what the path leads to.
+    """Return why root must not run programs from a directory; an empty string if only root can change its
+    contents.
 
-    Counted are the directory, all above it, and those that links on the way lie in.  The sticky bit of /tmp changes
-    nothing: others can make files there.
+    This looks at the directory, at all directories above it, and at those that links on the way are in.  The
+    sticky bit of /tmp does not help, because others can create files there.
     """
     import stat
 
@@ -605,17 +645,18 @@ def why_untrusted(directory: str) -> str:
     try:
         os.close(find_place(f"{directory}/x", "", check).directory)
     except (FileNotFoundError, NotADirectoryError):
-        return ""  # nobody but root can make it
+        return ""  # only root can create it
     except OSError as error:
         return f"{error.strerror} {error.filename}"
     return ""
 
 
 def resolve_links(name: str, root: str, stops: Collection[str]) -> tuple[str, str]:
-    """Return where `name` really lies below `root`, symbolic links resolved as if root were `/`, and an empty string.
+    """Resolve all symbolic links of `name`, with `root` as `/`.  Return the resulting path and an empty
+    string.
 
-    If the way leads through one of the paths `stops`, return the way so far and that path; nothing beyond it is
-    touched.  Raises OSError(ELOOP).
+    If the path passes one of `stops`, return the path so far and this stop; the file system behind it is not
+    accessed.  Raises OSError(ELOOP).
     """
     todo = [part for part in reversed(name.split("/")) if part]
     if name[:1] not in ("", "/") and not root:
@@ -651,16 +692,18 @@ def resolve_links(name: str, root: str, stops: Collection[str]) -> tuple[str, st
 class Mounts:
     """The mounts of this process whose file systems may not answer.
 
-    `silent` are those that did not: when they were asked, for which path, and how many seconds that lasted.
+    `silent` maps the mount points that did not answer to the time of the request (time.monotonic()), the path
+    that was requested, and how many seconds were waited.
     """
 
     def __init__(self) -> None:
         self.silent: dict[str, tuple[float, str, float]] = {}
         self._points: frozenset[str] = frozenset()
-        self._read = 0.0  # the time of the last look at the table of mounts; 0 if there was none
+        self._read = 0.0  # when the table of mounts was last read; 0 if never
 
     def that_may_hang(self) -> frozenset[str]:
-        """Return the mount points of file systems that may not answer; `/` if the table of mounts can't be read."""
+        """Return the mount points of file systems that may not answer; `/` if the table of mounts can't be
+        read."""
         now = time.monotonic()
         if not self._read or now - self._read > MOUNTS_AGE:
             self._read = now
@@ -673,8 +716,8 @@ class Mounts:
 
 
 def mounts_that_may_hang() -> frozenset[str]:
-    """Return the mount points whose file system is not one of LOCAL_TYPES, from /proc/self/mountinfo (proc(5)); `/` if
-    that file can't be read."""
+    """Return the mount points whose file system is not one of LOCAL_TYPES, from /proc/self/mountinfo
+    (proc(5)); `/` if that file can't be read."""
     try:
         with open("/proc/self/mountinfo", "rb", buffering=0) as stream:
             table = stream.readall()
@@ -685,10 +728,10 @@ def mounts_that_may_hang() -> frozenset[str]:
         # 36 35 98:0 /subtree /mount/point options optional-fields… - type source options
         fields, _, rest = line.partition(" - ")
         point = fields.split(" ", 5)[4]
-        if "\\" in point:  # a blank is \040
+        if "\\" in point:  # the kernel writes a blank as \040
             for character in " \t\n\\":
                 point = point.replace(f"\\{ord(character):03o}", character)
-        # the kernel mounts nothing on demand there but its own binfmt_misc
+        # below /proc/sys the only mount on demand is the kernel's own binfmt_misc
         mounts[point] = rest.partition(" ")[0] not in LOCAL_TYPES and not point.startswith("/proc/sys/")
     return frozenset(point for point, may_hang in mounts.items() if may_hang)
 
@@ -697,22 +740,23 @@ MOUNTS = Mounts()
 
 
 class Host:
-    """The system that we report on or change: this one, or the one whose file system is mounted under `root`.
+    """The system that the program reports on or changes: the running one, or one whose disk is mounted at
+    `root`.
 
-    Paths come, the later the stronger, from what is compiled into libreswan, what is installed, the environment
-    (IPSEC_CONF, IPSEC_EXECDIR, IPSEC_SBINDIR, IPSEC_CONFDDIR, IPSEC_RUNDIR, IPSEC_NSSDIR) and the global options.
-    All paths that methods take and that messages show are those of the reported system, without `root`.
+    The paths are libreswan's usual ones, adjusted to what is installed.  The environment (IPSEC_CONF,
+    IPSEC_EXECDIR, IPSEC_SBINDIR, IPSEC_CONFDDIR, IPSEC_RUNDIR, IPSEC_NSSDIR) overrides them, and the global
+    options override both.  Methods take, and messages show, paths as they are on that system, without `root`.
     """
 
     def __init__(self, env: Mapping[str, str] | None = None, *, root: str = "", conf: str = "", rundir: str = "",
                  ctlsocket: str = "", nssdir: str = "") -> None:
         self.env = dict(os.environ if env is None else env)
         self.root = os.path.abspath(root).rstrip("/") if root else ""
-        self.patience = 5.0  # seconds that a file system may take to answer, see within()
+        self.patience = 5.0  # how many seconds within() waits for a file system
         if self.root and not self.within(self.root, lambda: os.path.isdir(self.root), ""):
             raise Failure(f"--root {root}: not a directory", USAGE)
         get = self.env.get
-        # an empty variable counts as unset, as ${VAR:-default} does in the original
+        # an empty variable counts as unset, as with ${VAR:-default} in libreswan's script
         self.conf = conf or get("IPSEC_CONF") or "/etc/ipsec.conf"
         self.confddir = get("IPSEC_CONFDDIR") or "/etc/ipsec.d"
         self.sbindir = self._program_dir("IPSEC_SBINDIR") or "/usr/sbin"
@@ -721,18 +765,20 @@ class Host:
         self.ctlsocket = ctlsocket or f"{self.rundir}/pluto.ctl"
         self.given_nssdir = nssdir or get("IPSEC_NSSDIR") or ""
         self._nssdir = ""
-        self.version: str | None = ""  # of libreswan, see libreswan_version()
-        self.pluto: Pluto | None = None  # that listens on the control socket, see probe()
-        self.children: set[int] = set()  # programs that run for us, each the leader of a session
-        self._thread = _thread.get_ident()  # the one that signals interrupt
+        self.version: str | None = ""  # of libreswan; empty until libreswan_version() is called
+        self.pluto: Pluto | None = None  # the pluto behind the control socket, set by probe()
+        self.children: set[int] = set()  # process ids of running programs; each leads a session
+        self._thread = _thread.get_ident()  # the thread in which Python's signal handlers run
         self._starting = _thread.allocate_lock()  # held while a program is being started
-        self._ending = self._deferring = False
-        self._deferred = ""  # the name of a signal that waits
+        self._ending = False  # after end_all(): no more programs are started
+        self._deferring = False  # a program is being started, and a signal waits until that is done
+        self._deferred = ""  # the name of the signal that waits
 
     def _program_dir(self, variable: str) -> str:
-        """Return the directory of programs that a variable of the environment names.
+        """Return the directory of programs that an environment variable names; empty if it is not set.
 
-        Raises Failure if this is root and others could put programs there.  The default directories need no check.
+        Raises Failure if the caller is root and other users could put programs there.  The default
+        directories are not checked.
         """
         directory = self.env.get(variable, "")
         if directory and self.superuser and directory not in (*SYSTEM_PATH, *EXEC_DIRS):
@@ -742,12 +788,12 @@ class Host:
         return directory
 
     def _first_dir(self, candidates: Sequence[str]) -> str:
-        """The first directory that exists, else the first named."""
+        """Return the first of the directories that exists, or the first of all if none does."""
         return next((path for path in candidates if self._is_surely(path, os.path.isdir)), candidates[0])
 
     @property
     def nssdir(self) -> str:
-        """The directory of the NSS database: the one that was given, else the installed release's own."""
+        """The directory of the NSS database: the given one, or the default of the installed release."""
         if not self._nssdir:
             self._nssdir = self.given_nssdir or self._default_nssdir()
         return self._nssdir
@@ -755,9 +801,9 @@ class Host:
     def _default_nssdir(self) -> str:
         """Return where the installed release keeps its NSS database by default.
 
-        A pluto of 4.0 or later names /var/lib/ipsec/nss in its code, unless it was built for the old directory (RHEL
-        8).  Reading pluto takes 1 ms, asking whack for its version 15 ms; whack is asked where one of the two is
-        absent or a script.  Without libreswan the directory is that of 4.0 and later.
+        The code of pluto 4.0 or later holds the path /var/lib/ipsec/nss, unless it was built for the old
+        directory (RHEL 8).  Reading pluto takes 1 ms; `whack --version` takes 15 ms, and runs only if pluto
+        or whack is missing or is a script.  Without libreswan the answer is the directory of 4.0 and later.
         """
         new, old = DEFAULT_NSSDIRS
         code = [b"", b""]
@@ -775,35 +821,34 @@ class Host:
 
     @property
     def secrets(self) -> str:
-        """The secrets file that goes with the configuration: pluto's default is beside ipsec.conf."""
+        """The default secrets file: ipsec.secrets in the directory of ipsec.conf."""
         return os.path.join(os.path.dirname(self.conf) or ".", "ipsec.secrets")
 
     @property
     def live(self) -> bool:
-        """True when this is the running system, so that its kernel, processes and sockets can be asked."""
+        """True if this is the running system, which has a kernel, processes and sockets to look at."""
         return not self.root
 
     @property
     def superuser(self) -> bool:
-        """True when we may expect to be allowed everything."""
+        """True if the caller is root.  Root in a container may still lack permissions."""
         return os.geteuid() == 0
 
     # --- files ------------------------------------------------------------------------------------------------------
 
     def path(self, name: str) -> str:
-        """Where `name` really lies: itself, or below root, symbolic links resolved as if root were `/`.
-
-        Raises OSError(ELOOP).
+        """Return the path of `name` on the running system: `name` itself, or with --root the path below root,
+        its symbolic links resolved with root as `/`.  Raises OSError(ELOOP).
         """
         return resolve_links(name, self.root, frozenset())[0] if self.root else name
 
     def within(self, name: str, work: Callable[[], T], root: str | None = None) -> T:
-        """Return what `work` returns, which asks the file system about `name` or something that is open there.
+        """Call `work`, which accesses the file `name`, and return its result.
 
-        Every read of this class passes here.  Where the path leads to a file system that may not answer, the work runs
-        in a thread, which is given up after `patience` seconds; such a file system is not asked again for SILENT_AGE
-        seconds.  `name` is a path of the reported system, or below `root`.  Raises TimeoutError, and OSError for a
-        path with a NUL byte.
+        All reads of this class use this method.  If the file system of `name` may not answer, `work` runs in
+        a thread, which is abandoned after `patience` seconds; the file system is then not accessed again for
+        SILENT_AGE seconds.  `name` is a path below `root`; without `root`, one of the reported system.
+        Raises TimeoutError, OSError for a path with a NUL byte, and the errors of `work`.
         """
         if "\0" in name:
             raise OSError(errno.EINVAL, "a path can't hold a NUL byte", name)
@@ -831,26 +876,26 @@ class Host:
         try:
             _thread.start_new_thread(attempt, ())
         except RuntimeError:
-            raise OSError(errno.EAGAIN, f"not read, as the file system on {mount} may not answer and no thread can be "
-                          "made to ask it", name) from None
+            problem = f"not read, as the file system on {mount} may not answer and no thread can be made to ask it"
+            raise OSError(errno.EAGAIN, problem, name) from None
         if not done.acquire(timeout=self.patience):
             MOUNTS.silent[mount] = (time.monotonic(), name, self.patience)
-            raise OSError(errno.ETIMEDOUT, f"no answer within {self.patience:g} s from the file system on {mount}",
-                          name)
+            problem = f"no answer within {self.patience:g} s from the file system on {mount}"
+            raise OSError(errno.ETIMEDOUT, problem, name)
         if errors:
             raise errors[0]
         return results[0]
 
     def open(self, name: str) -> int:
-        """A descriptor for reading the regular file `name` (or a kernel file).  A device is not opened, because that
-        alone can have an effect: a watchdog starts, a tape rewinds.
+        """Open the regular file `name` for reading and return the descriptor.
 
+        A device is not opened, because that alone can have an effect: a watchdog starts, a tape rewinds.
         Raises OSError, with the name as the user knows it.
         """
         return self._open(name)[0]
 
     def _open(self, name: str) -> tuple[int, int]:
-        """As open(), and the size of the file, which is 0 for most files of the kernel."""
+        """As open(), but return also the size of the file, which is 0 for most files of /proc and /sys."""
         import stat
 
         def opened() -> tuple[int, os.stat_result]:
@@ -868,15 +913,15 @@ class Host:
             raise OSError(error.errno, error.strerror, name) from None
         if not stat.S_ISREG(info.st_mode):
             if fd >= 0:
-                os.close(fd)  # another program exchanged it between the two calls
+                os.close(fd)  # another program replaced the file between the two calls
             if stat.S_ISDIR(info.st_mode):
                 raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), name)
             raise OSError(errno.EINVAL, "not a regular file", name)
         return fd, info.st_size
 
     def close(self, fd: int, name: str) -> None:
-        """Close a descriptor that open() returned for `name`.  It stays open if its file system does not answer: FUSE
-        and NFS ask their server when a file is closed."""
+        """Close a descriptor that open() returned for `name`.  It stays open if its file system does not
+        answer, because FUSE and NFS ask their server when a file is closed."""
         try:
             self.within(name, lambda: os.close(fd))
         except TimeoutError:
@@ -887,10 +932,10 @@ class Host:
         self.close(self.open(name), name)
 
     def chunks(self, name: str, start: int = 0, limit: int | None = None) -> Iterator[bytes]:
-        """The content of a file from the offset `start` on, piece by piece, for files of any size.
+        """Yield the content of a file in chunks, from the offset `start` on.
 
-        Raises OSError, also for a file of more than `limit` bytes: before the first piece, or after so many bytes if
-        the size does not tell, as with files of the kernel.
+        Raises OSError, also if the file has more than `limit` bytes: before the first chunk, or once `limit`
+        is exceeded if the size is not known before, as in /proc.
         """
         fd, size = self._open(name)
         try:
@@ -913,66 +958,72 @@ class Host:
             self.close(fd, name)
 
     def read_at(self, fd: int, name: str, start: int, size: int) -> bytes:
-        """Up to `size` bytes at the offset `start` of a descriptor that open() returned for `name`.  Raises OSError."""
+        """Return up to `size` bytes from the offset `start` of a descriptor that open() returned for `name`.
+        Raises OSError."""
         return self.within(name, lambda: os.pread(fd, size, start))
 
     def text_chunks(self, name: str) -> Iterator[bytes]:
-        """As chunks(), for a file of text.  Raises OSError beyond TEXT_LIMIT, except for files of the kernel, which are
-        long where it has many routes or sockets."""
+        """Yield a text file in chunks.  Raises OSError if it is larger than TEXT_LIMIT.  Files in /proc and
+        /sys have no limit: they are long if the kernel has many routes or sockets."""
         return self.chunks(name, limit=None if name.startswith(("/proc/", "/sys/")) else TEXT_LIMIT)
 
     def read(self, name: str) -> str:
-        """The whole text of a file, which has at most TEXT_LIMIT bytes.  Raises OSError."""
+        """Return the whole text of a file.  Raises OSError, also if it is larger than TEXT_LIMIT."""
         return decode(b"".join(self.chunks(name, limit=TEXT_LIMIT)))
 
     def value(self, name: str, default: str = "") -> str:
-        """The text of a one-line kernel or state file without the line end; `default` when it can't be read."""
+        """Return the text of a one-line file, such as a sysctl, without the line end; `default` if it can't
+        be read."""
         try:
             return self.read(name).rstrip("\n")
         except OSError:
             return default
 
     def lines(self, name: str) -> Iterator[str]:
-        """The lines of a file of text, without their ends.  Raises OSError, also beyond TEXT_LIMIT and TEXT_LINE."""
+        """Yield the lines of a text file, without their ends.  Raises OSError, also if the file exceeds
+        TEXT_LIMIT or a line TEXT_LINE."""
         return split_lines(self.text_chunks(name), name)
 
     def stat(self, name: str, *, follow: bool = True) -> os.stat_result:
-        """os.stat of the reported system's `name`.  Raises OSError."""
+        """Return os.stat() of the file; with `follow` false, of a link itself.  Raises OSError."""
         if follow or not self.root:
             return self.within(name, lambda: os.stat(self.path(name), follow_symlinks=follow))
         head, tail = os.path.split(name)
         return self.within(name, lambda: os.lstat(os.path.join(self.path(head), tail)))
 
     def readlink(self, name: str) -> str:
-        """Where the symbolic link points, as it is written.  Raises OSError."""
+        """Return the text of a symbolic link.  Raises OSError."""
         head, tail = os.path.split(name)
         return self.within(head, lambda: os.readlink(os.path.join(self.path(head), tail)))
 
     def realpath(self, name: str) -> str:
-        """Where `name` really lies on the running system, all symbolic links resolved.  Raises OSError."""
+        """Return the path of `name` on the running system, all symbolic links resolved.  Raises OSError."""
         return self.within(name, lambda: os.path.realpath(self.path(name)))
 
     def exists(self, name: str) -> bool:
-        """True when `name` is there (a dangling link is not).  Raises TimeoutError."""
+        """Return whether `name` exists; False for a dangling link.  Raises TimeoutError."""
         return self._holds(name, os.path.exists)
 
     def isdir(self, name: str) -> bool:
-        """True when `name` is a directory.  Raises TimeoutError."""
+        """Return whether `name` is a directory.  Raises TimeoutError."""
         return self._holds(name, os.path.isdir)
 
     def lexists(self, name: str) -> bool:
-        """True when there is something of that name, be it a dangling link.  Raises TimeoutError."""
+        """Return whether `name` exists; True also for a dangling link.  Raises TimeoutError."""
         head, tail = os.path.split(name)
         return self._holds(head, lambda path: os.path.lexists(os.path.join(path, tail)))
 
     def writable(self, name: str) -> bool:
-        """True when this process may write to a file, or make files in a directory; False on a read-only disk.  Raises
-        TimeoutError."""
-        return self._holds(name, lambda path: os.access(path, os.W_OK | os.X_OK if os.path.isdir(path) else os.W_OK))
+        """Return whether this process may write to a file, or create files in a directory; False on a
+        read-only disk.  Raises TimeoutError."""
+        def is_writable(path: str) -> bool:
+            return os.access(path, os.W_OK | os.X_OK if os.path.isdir(path) else os.W_OK)
+
+        return self._holds(name, is_writable)
 
     def _holds(self, name: str, test: Callable[[str], bool], root: str | None = None) -> bool:
-        """Return whether the test holds for a path, as within(); False if there can't be such a path.  Raises
-        TimeoutError."""
+        """Return the result of `test` for the path of `name`, see within(); False if it raises OSError, which
+        happens for a path that can't exist.  Raises TimeoutError."""
         try:
             return self.within(name, lambda: test(self.path(name) if root is None else root + name), root)
         except TimeoutError:
@@ -981,44 +1032,46 @@ class Host:
             return False
 
     def executable(self, name: str) -> bool:
-        """True when `name` is a regular file that we may execute; False if its file system does not answer, which
-        MOUNTS tells."""
+        """Return whether `name` is a regular file that this process may execute.  False also if its file
+        system does not answer; MOUNTS.silent has it then."""
         return self._is_surely(name, is_program)
 
     def _is_surely(self, name: str, test: Callable[[str], bool], root: str | None = None) -> bool:
-        """As _holds(), but False if the file system does not answer."""
+        """As _holds(), but return False if the file system does not answer."""
         try:
             return self._holds(name, test, root)
         except TimeoutError:
             return False
 
     def listdir(self, name: str) -> list[str]:
-        """The sorted names in a directory.  Raises OSError."""
+        """Return the sorted names in a directory.  Raises OSError."""
         try:
             return sorted(self.within(name, lambda: os.listdir(self.path(name))))
         except OSError as error:
             raise OSError(error.errno, error.strerror, name) from None
 
     def glob(self, *patterns: str) -> list[str]:
-        """The existing names that match, sorted by pattern, as glob(3): `*` crosses no `/` and leaves leading dots out.
+        """Return the existing paths that match one of the patterns, sorted for each pattern.
 
-        Raises TimeoutError, and OSError if the patterns look into more than GLOB_LIMIT directories.
+        As in glob(3), `*` does not match `/` or a leading dot.  Raises TimeoutError, and OSError if the
+        patterns search more than GLOB_LIMIT directories.
         """
         left = [GLOB_LIMIT]
         return [name for pattern in patterns for name in self._glob(pattern, left)]
 
     def _glob(self, pattern: str, left: list[int]) -> list[str]:
-        """Expand one pattern as glob() does.  `left` is the number of directories that may still be searched."""
+        """Expand one pattern as glob() does.  `left` is the number of directories that may still be
+        searched."""
         head, tail = os.path.split(pattern)
-        parents = [head] if not any(c in head for c in "*?[") else self._glob(head, left)
-        found = []
+        parents = self._glob(head, left) if has_wildcard(head) else [head]
+        paths: list[str] = []
         for parent in parents:
             left[0] -= 1
             if left[0] < 0:
                 raise OSError(errno.E2BIG, f"looks into more than {GLOB_LIMIT} directories", pattern)
-            if not any(c in tail for c in "*?["):
+            if not has_wildcard(tail):
                 if self.exists(os.path.join(parent, tail)):
-                    found.append(os.path.join(parent, tail))
+                    paths.append(os.path.join(parent, tail))
                 continue
             try:
                 names = self.listdir(parent or ".")
@@ -1026,18 +1079,11 @@ class Host:
                 raise
             except OSError:
                 continue
-            first, star, last = tail.partition("*")
-            if not star or any(c in first + last for c in "*?["):  # else without fnmatch, which takes 5 ms to import
-                import fnmatch
-                names = [name for name in names if fnmatch.fnmatchcase(name, tail)]
-                first = last = ""
-            found += [os.path.join(parent, name) for name in names
-                      if name.startswith(first) and name.endswith(last) and len(name) >= len(first + last)
-                      and (tail.startswith(".") or not name.startswith("."))]
-        return found
+            paths += [os.path.join(parent, name) for name in names if matches_wildcard(name, tail)]
+        return paths
 
     def write(self, name: str, text: str) -> None:
-        """Write a small file in place: a sysctl, a file of this program.  Raises OSError, with the name."""
+        """Write a small file in place, such as a sysctl.  Raises OSError, with the name."""
         try:
             place = self.within(name, lambda: find_place(name, self.root, check_link))
             try:
@@ -1053,9 +1099,10 @@ class Host:
             raise OSError(error.errno, error.strerror, name) from None
 
     def replace(self, name: str, text: str, of_service: bool = False) -> None:
-        """Write a file so that whoever reads it finds the old text or the new one, whole; owner and mode stay.
+        """Write a file so that a reader finds either the old text or the new one, always complete.  Owner and
+        mode stay.
 
-        Replacement tells which links are followed, and what is written in place.  Raises OSError.
+        See Replacement for links, and for files that are written in place.  Raises OSError.
         """
         file = Replacement(name, self.root, of_service=of_service)
         try:
@@ -1071,15 +1118,19 @@ class Host:
             try:
                 os.unlink(path)
             except FileNotFoundError:
-                return  # another process was faster
+                return  # another process removed it meanwhile
             except OSError as error:
                 raise OSError(error.errno, error.strerror, name) from None
 
     def lock(self, directory: str, timeout: float = 120.0) -> Lock:
-        """Hold the lock on a directory, made when missing, for a `with` block; or on the network of this process,
-        /proc/self/ns/net.  Our end gives it back too, however we end, and so does becoming another program.  Raises
-        TimedOut, OSError."""
+        """Lock a directory, which is created if missing, for a `with` block.  /proc/self/ns/net as
+        `directory` locks the network namespace of this process.
+
+        The kernel releases the lock too when this process ends, for whatever reason, and when exec() replaces
+        it.  Raises TimedOut, OSError.
+        """
         import fcntl
+
         def opened() -> int:
             if not os.path.exists(self.path(directory)):
                 os.makedirs(self.path(directory), 0o700, exist_ok=True)
@@ -1094,14 +1145,15 @@ class Host:
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.EINTR) or time.monotonic() > deadline:
                     os.close(fd)
-                    raise TimedOut(f"{directory} is in use by another ipsec command for {timeout:g} s") from None
+                    problem = f"{directory} is in use by another ipsec command for {timeout:g} s"
+                    raise TimedOut(problem) from None
             time.sleep(0.05)
 
     def kernel_messages(self) -> Iterator[str]:
-        """The kernel's log as dmesg(1) prints it: `[seconds since boot] text`.  Raises OSError.
+        """Yield the kernel's log as dmesg(1) prints it: `[seconds since boot] text`.  Raises OSError.
 
-        A read of /dev/kmsg gives one record, `priority,number,microseconds,flags;text` and continuation lines
-        (Documentation/ABI/testing/dev-kmsg); EPIPE: records were overwritten meanwhile.
+        A read of /dev/kmsg returns one record: `priority,number,microseconds,flags;text` and continuation
+        lines (Documentation/ABI/testing/dev-kmsg).  EPIPE means that the kernel overwrote records meanwhile.
         """
         fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -1121,10 +1173,10 @@ class Host:
     # --- programs ---------------------------------------------------------------------------------------------------
 
     def which(self, program: str) -> str | None:
-        """The path of a program of the running system, or None.
+        """Return the path of a program of the running system, or None.
 
-        System directories come first; then PATH, without its relative entries and, as root, without those of
-        why_untrusted().
+        The system directories come first, then PATH, without its relative entries and, for root, without
+        directories that others can change (why_untrusted()).
         """
         for directory in (self.sbindir, *SYSTEM_PATH, *self._safe_path()):
             candidate = os.path.join(directory, program)
@@ -1133,21 +1185,24 @@ class Host:
         return None
 
     def _safe_path(self) -> Iterator[str]:
+        """Yield the directories of PATH that which() may use after the system directories."""
         for directory in self.env.get("PATH", "").split(os.pathsep):
-            if directory.startswith("/") and directory not in SYSTEM_PATH and (not self.superuser or self._is_surely(
-                    directory, lambda path: not why_untrusted(path), "")):
+            if not directory.startswith("/") or directory in SYSTEM_PATH:
+                continue
+            if not self.superuser or self._is_surely(directory, lambda path: not why_untrusted(path), ""):
                 yield directory
 
     def child_env(self) -> dict[str, str]:
-        """The environment for programs that we run for ourselves: the caller's, with names exported as the original
-        does, a safe PATH and the C locale."""
+        """Return the environment for programs whose output this program reads: exported(), with a safe PATH
+        and the C locale."""
         env = self.exported()
         env["LC_ALL"] = "C"
         env["PATH"] = os.pathsep.join(dict.fromkeys((self.sbindir, *SYSTEM_PATH)))
         return env
 
     def exported(self) -> dict[str, str]:
-        """The environment for a program that takes our place: the caller's and what the original exports."""
+        """Return the environment for programs that work directly for the user: the caller's environment and
+        the variables that libreswan's ipsec script exports."""
         env = dict(self.env)
         env.update(IPSEC_EXECDIR=self.execdir, IPSEC_CONF=self.conf, IPSEC_RUNDIR=self.rundir,
                    CTLSOCKET=self.ctlsocket, EF_DISABLE_BANNER="1")
@@ -1157,13 +1212,14 @@ class Host:
         return env
 
     def _program(self, argv: Sequence[str], hint: str = "") -> str:
-        """As resolve(), of argv[0].  Raises Failure also for a word with a NUL byte, which no program can get."""
+        """As resolve(), for argv[0].  Raises Failure also if an argument holds a NUL byte, which execve(2)
+        can't pass."""
         if any("\0" in word for word in argv):
             raise Failure(f"{argv[0]}: a NUL byte in an argument", NOT_EXECUTABLE)
         return self.resolve(argv[0], hint)
 
     def resolve(self, program: str, hint: str = "") -> str:
-        """The path of `program`, a bare name or a path.  Raises Missing (status 127)."""
+        """Return the path of `program`, which is a bare name or a path.  Raises Missing (status 127)."""
         found = program if "/" in program else self.which(program)
         if found is None or not self._holds(found, os.path.exists, ""):
             raise Missing(f"{program}: no such program on this host", NOT_FOUND, hint)
@@ -1171,24 +1227,27 @@ class Host:
 
     def run(self, argv: Sequence[str], *, timeout: float | None = 10.0, stdin: bytes | int | None = None,
             pass_fds: Sequence[int] = (), env: Mapping[str, str] | None = None, hint: str = "") -> Ran:
-        """Run a program to its end and return what it left.
+        """Run a program until it ends and return its result.
 
-        argv[0] is a bare name (looked up with which()) or a path; never a shell.  Standard input is closed, or gets
-        `stdin` (bytes, or a descriptor).  The program and what it started are killed after `timeout` seconds.
-        Raises Missing when it is not there, TimedOut, Failure when it can't be executed.
+        argv[0] is a bare name (looked up with which()) or a path; no shell is used.  `stdin` is bytes or a
+        descriptor; without it, standard input is /dev/null.  The program and its children are killed after
+        `timeout` seconds.  Raises Missing if the program does not exist, TimedOut, and Failure if it can't be
+        executed.
         """
         import subprocess
         path = self._program(argv, hint)
+        data = stdin if isinstance(stdin, bytes) else None
+        descriptor = stdin if isinstance(stdin, int) else subprocess.DEVNULL
+        if data is not None:
+            descriptor = subprocess.PIPE
         try:
             child = self._start(lambda: subprocess.Popen(
-                [path, *argv[1:]], stdin=stdin if isinstance(stdin, int) else
-                subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=pass_fds,
-                env=self.child_env() if env is None else dict(env), start_new_session=True))
+                [path, *argv[1:]], stdin=descriptor, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                pass_fds=pass_fds, env=self.child_env() if env is None else dict(env), start_new_session=True))
         except OSError as error:
             raise Failure(f"{path}: {error.strerror}", NOT_EXECUTABLE, hint) from None
         try:
-            out, err = child.communicate(stdin if isinstance(stdin, bytes) else None, timeout)
+            out, err = child.communicate(data, timeout)
         except subprocess.TimeoutExpired:
             raise TimedOut(f"{os.path.basename(path)} did not end within {timeout:g} s") from None
         finally:
@@ -1198,12 +1257,14 @@ class Host:
             self.children.discard(child.pid)
         return Ran(SIGNALLED - child.returncode if child.returncode < 0 else child.returncode, out, err)
 
-    def run_together(self, commands: Sequence[tuple[Sequence[str], bytes, bytes]], timeout: float) -> list[Ran]:
-        """Run programs side by side and return what each left.
+    def run_together(self, commands: Sequence[tuple[Sequence[str], bytes, bytes]],
+                     timeout: float) -> list[Ran]:
+        """Run several programs at the same time and return the result of each.
 
-        A command is the argv, the standard input, and the end of that, which makes the program act (COMMIT).  All have
-        their input but for the end before one gets the end.  So if this process is killed, none acts or all do: two
-        writes to pipes are the only moment in between.  Raises as run() does.
+        A command is its argv, its standard input, and the end of the input, which makes the program act (such
+        as COMMIT).  The end is sent only when all programs have the rest of their input.  So if this process
+        is killed, either all of them act or none does, except between two consecutive writes to pipes.
+        Raises as run() does.
         """
         import signal
         paths = [self.resolve(argv[0]) for argv, _, _ in commands]
@@ -1218,7 +1279,7 @@ class Host:
                 finally:
                     os.close(reader)
             before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-            try:  # from here on all have to act, so Ctrl-C waits for them
+            try:  # now all programs must act, so Ctrl-C waits until they end
                 for writer, (_, _, last) in zip(writers, commands):
                     write_to_reader(writer, last)
                 while writers:
@@ -1236,19 +1297,21 @@ class Host:
                 self.children.discard(child.pid)
 
     def _start_reading(self, path: str, words: Sequence[str], reader: int) -> subprocess.Popen[bytes]:
-        """Start a program in a session of its own, with a descriptor as standard input.  Raises Failure."""
+        """Start a program in its own session, with the descriptor `reader` as standard input.  Raises
+        Failure."""
         import subprocess
         try:
             child: subprocess.Popen[bytes] = self._start(lambda: subprocess.Popen(
-                [path, *words], stdin=reader, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=self.child_env(),
-                start_new_session=True))
+                [path, *words], stdin=reader, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                env=self.child_env(), start_new_session=True))
         except OSError as error:
             raise Failure(f"{path}: {error.strerror}", NOT_EXECUTABLE) from None
         return child
 
     @staticmethod
     def _left(path: str, child: subprocess.Popen[bytes], timeout: float) -> Ran:
-        """Return what a program leaves that must not be interrupted.  Raises TimedOut, KeyboardInterrupt after it."""
+        """Wait until a program ends and return its result.  Raises TimedOut.  A KeyboardInterrupt is raised
+        only after the program has ended."""
         import subprocess
         interrupt = None
         while True:
@@ -1264,10 +1327,10 @@ class Host:
         return Ran(SIGNALLED - child.returncode if child.returncode < 0 else child.returncode, out, err)
 
     def call(self, argv: Sequence[str], *, quiet: bool = False, timeout: float | None = None) -> int:
-        """Run a program in our place, on our terminal or silently; its status.
+        """Run a program on the terminal of this process, or without output if `quiet`, and return its status.
 
-        It may take `timeout` seconds, longer while the reader of its output keeps it waiting.  Raises Missing,
-        TimedOut, and Failure when it can't be executed.
+        It may take `timeout` seconds, or longer while it waits for the reader of its output, such as a pager.
+        Raises Missing, TimedOut, and Failure if it can't be executed.
         """
         import subprocess
         child = self.spawn(argv, subprocess.DEVNULL if quiet else None, detached=False)
@@ -1287,11 +1350,13 @@ class Host:
         return SIGNALLED - status if status < 0 else status
 
     def relay(self, argv: Sequence[str], wait: Callable[[bytes], float | None]) -> int | None:
-        """Run a program on this terminal, copy its output to standard output as it comes, and return its status.
+        """Run a program on this terminal, copy its output to standard output as it comes, and return its
+        status.
 
-        `wait` gets each piece of the output, an empty one first, and returns how many seconds the next may take, None
-        for any time; the program is ended after that, and None is returned.  Raises Missing, Failure if the program
-        can't be executed, OSError if the output can't be written.
+        `wait` is called with each piece of the output, at first with an empty one.  It returns how many
+        seconds the next piece may take, or None for no limit.  If the piece does not come, the program is
+        ended and the result is None.  Raises Missing, Failure if the program can't be executed, OSError if
+        the output can't be written.
         """
         import select
         reader, writer = os.pipe()
@@ -1321,31 +1386,37 @@ class Host:
                 child.wait()
 
     def _check_answers(self, words: Sequence[str]) -> None:
-        """Raise TimeoutError if a path that a program gets in its words or its environment, or the directory of the
-        control socket, is on a file system that does not answer: the program would wait for ever."""
+        """Raise TimeoutError if a path that a program will use is on a file system that does not answer,
+        because the program would wait for ever.
+
+        These are the paths in its arguments and its environment, and the directory of the control socket.
+        """
         if MOUNTS.that_may_hang():
             paths = [word.rpartition("=")[2] if word.startswith("-") else word for word in words]
             for path in (self.conf, self.rundir, os.path.dirname(self.ctlsocket), *paths):
                 if path.startswith("/"):
                     self._holds(path, os.path.exists, "")
 
-    def spawn(self, argv: Sequence[str], output: int | None, *, detached: bool = True) -> subprocess.Popen[bytes]:
-        """Start a program and leave it running, both outputs on the descriptor; detached, in a session of its own.
+    def spawn(self, argv: Sequence[str], output: int | None, *,
+              detached: bool = True) -> subprocess.Popen[bytes]:
+        """Start a program and return it while it runs.  Both its outputs go to the descriptor `output`.
 
-        Raises Missing, and Failure when it can't be executed.
+        If `detached`, the program runs in its own session.  Raises Missing, and Failure if it can't be
+        executed.
         """
         import subprocess
         self.flush()
         path = self._program(argv)
         self._check_answers(argv)
         try:
-            return subprocess.Popen([path, *argv[1:]], stdin=subprocess.DEVNULL if detached else None, stdout=output,
-                                    stderr=output, env=self.exported(), cwd="/", start_new_session=detached)
+            return subprocess.Popen([path, *argv[1:]], stdin=subprocess.DEVNULL if detached else None,
+                                    stdout=output, stderr=output, env=self.exported(), cwd="/",
+                                    start_new_session=detached)
         except OSError as error:
             raise Failure(f"{path}: {error.strerror}", NOT_EXECUTABLE) from None
 
     def signal(self, pid: int, *names: str) -> None:
-        """Send signals to a process; that it is gone is fine.  Raises OSError."""
+        """Send signals to a process.  A process that has ended is no error.  Raises OSError."""
         import signal
         for name in names:
             try:
@@ -1354,7 +1425,7 @@ class Host:
                 return
 
     def is_alive(self, pid: int) -> bool:
-        """Return whether a process of this number exists, also if it belongs to another user (kill(2))."""
+        """Return whether a process with this id exists, also if it belongs to another user (kill(2))."""
         try:
             os.kill(pid, 0)
         except PermissionError:
@@ -1365,15 +1436,17 @@ class Host:
 
     def stream(self, argv: Sequence[str], *, timeout: float | None = None,
                hint: str = "") -> Generator[bytes, None, None]:
-        """Start a program, and give its output (both kinds) piece by piece, waiting `timeout` seconds for it in all.
+        """Start a program and return a generator of the chunks of its output (standard output and standard
+        error).
 
-        Raises Missing, TimedOut, and Failure when it failed.  Not through subprocess, which takes longer to import
-        than most programs of a report take.
+        The generator waits `timeout` seconds in total.  Raises Missing, TimedOut, and Failure if the program
+        can't be executed or its status is not 0.  subprocess is not used: its import takes longer than most
+        programs of a report.
         """
         path = self._program(argv, hint)
         reader, writer = os.pipe()
         try:
-            # the signals are SIGPIPE and SIGXFSZ, see exec()
+            # 13 and 25 are SIGPIPE and SIGXFSZ, see exec()
             child = self._start(lambda: os.posix_spawn(
                 path, [path, *argv[1:]], self.child_env(), setsid=True, setsigdef=(13, 25),
                 file_actions=[(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
@@ -1384,11 +1457,13 @@ class Host:
         finally:
             os.close(writer)
         output = self._output(path, child, reader, timeout)
-        next(output)  # from here on the program ends with whoever reads it
+        next(output)  # enter the generator's `try`: now closing the generator ends the program
         return output
 
-    def _output(self, path: str, child: int, reader: int, timeout: float | None) -> Generator[bytes, None, None]:
-        """What a started program writes into the pipe, until its end; nothing at first.  Raises TimedOut, Failure."""
+    def _output(self, path: str, child: int, reader: int,
+                timeout: float | None) -> Generator[bytes, None, None]:
+        """Yield an empty chunk, and then the chunks that a program writes into the pipe until it ends.
+        Raises TimedOut, Failure."""
         import select
         status = None
         poll = select.poll()
@@ -1399,7 +1474,7 @@ class Host:
             while True:
                 began = time.monotonic()
                 if not poll.poll(None if left is None else max(0.0, left) * 1000):
-                    raise TimedOut(f"timed out after {timeout:g} s; what had come by then is above")
+                    raise TimedOut(f"timed out after {timeout:g} s; the output until then is above")
                 data = os.read(reader, READ_CHUNK)
                 left = left and left - (time.monotonic() - began)
                 if not data:
@@ -1413,19 +1488,24 @@ class Host:
             self.children.discard(child)
             os.close(reader)
         if status:
-            raise Failure(f"{os.path.basename(path)} ended with status {status if status > 0 else SIGNALLED - status}")
+            shown = status if status > 0 else SIGNALLED - status
+            raise Failure(f"{os.path.basename(path)} ended with status {shown}")
 
     def _end(self, pid: int) -> None:
-        """Kill a program that we started, with all that it started."""
+        """Kill a program that this process started, and its children (its whole session)."""
         import signal
         try:
             os.killpg(pid, signal.SIGKILL)
         except ProcessLookupError:
-            return  # it ended by itself meanwhile
+            return  # it has ended meanwhile
 
     def _start(self, spawn: Callable[[], Any]) -> Any:
-        """What `spawn` returns, a process or its number, once that is among the children: until then no signal of
-        end_on_signals() interrupts us, and end_all() waits.  Raises OSError; KeyboardInterrupt for a signal."""
+        """Call `spawn`, which starts a program; add the process to `children` and return the result of
+        `spawn`, a process or its id.
+
+        Until the process is in `children`, end_all() waits, and signals that end_on_signals() handles are
+        deferred.  Raises OSError, and KeyboardInterrupt for a deferred signal.
+        """
         ours = _thread.get_ident() == self._thread
         with self._starting:
             if self._ending:
@@ -1436,25 +1516,27 @@ class Host:
                 child = spawn()
                 pid = child if isinstance(child, int) else child.pid
                 self.children.add(pid)
-                if self._ending:  # meanwhile
+                if self._ending:  # end_all() gave up waiting for this start
                     self._end(pid)
             finally:
                 self._deferring = False
                 if ours and self._deferred:
                     if pid:
-                        self._end(pid)  # the caller never gets it
+                        self._end(pid)  # the caller won't get the process, so it can't end it
                     raise KeyboardInterrupt(self._deferred)
         return child
 
     def interrupt(self, name: str) -> None:
-        """The signal of that name: ends what we do, by KeyboardInterrupt."""
+        """Handle a signal: raise KeyboardInterrupt with its name, after the start of a program if one is
+        under way."""
         if not self._deferring:
             raise KeyboardInterrupt(name)
         self._deferred = name
 
     def end_all(self) -> None:
-        """Kill the programs that still run for us, in threads that were given up; those start no others."""
-        waited = self._starting.acquire(timeout=1)  # one may be starting, for ever if its disk is dead
+        """Kill the programs that still run, because threads were abandoned.  These threads can't start
+        programs now."""
+        waited = self._starting.acquire(timeout=1)  # a start never ends if the program's disk does not answer
         self._ending = True
         for pid in list(self.children):
             self._end(pid)
@@ -1462,14 +1544,14 @@ class Host:
             self._starting.release()
 
     def exec(self, path: str, arguments: Sequence[str], *, env: Mapping[str, str] | None = None) -> NoReturn:
-        """Become the program `path`: same arguments byte for byte, the signals as a program expects to find them.
-
-        Raises Failure (126, or 127 when it is not there).
+        """Replace this process with the program `path`.  The arguments are passed byte for byte, and the
+        signals that Python ignores get their default action.  Raises Failure: status 127 if `path` does not
+        exist, otherwise 126.
         """
         import signal
         self._check_answers(arguments)
         self.flush()
-        # Python ignores these two, and ignored signals stay ignored across execve(2)
+        # Python ignores these two signals, and execve(2) would keep them ignored
         for name in ("SIGPIPE", "SIGXFSZ"):
             signal.signal(getattr(signal, name), signal.SIG_DFL)
         try:
@@ -1480,24 +1562,29 @@ class Host:
             raise Failure(f"{path}: {error.strerror}", status) from None
 
     def memory_file(self, data: bytes) -> int:
-        """A descriptor of a file in memory, for a program that reads `/proc/self/fd/N`, as often as it likes; what is
-        in it is on no disk.  Raises Missing."""
+        """Return a descriptor of an in-memory file (memfd_create(2)) that holds the data.
+
+        A program can open it as /proc/self/fd/N any number of times; the data never reaches a disk.  Raises
+        Missing.
+        """
         if not os.path.isdir("/proc/self/fd"):
-            raise Missing("/proc is not mounted, so nothing can be handed to a program unseen",
+            raise Missing("/proc is not mounted, so secrets can't be passed to a program safely",
                           hint="mount -t proc proc /proc")
         try:
             fd = os.memfd_create("ipsec", os.MFD_CLOEXEC)
         except (AttributeError, OSError):
-            raise Missing("this system has no files in memory (memfd_create)", hint="use Linux 3.17 or later") from None
+            raise Missing("this system has no files in memory (memfd_create)",
+                          hint="use Linux 3.17 or later") from None
         write_all(fd, data)
         return fd
 
     # --- sockets ----------------------------------------------------------------------------------------------------
 
     def netlink(self, family: int, timeout: float = 10.0) -> _socket.socket:
-        """A bound netlink socket of the family (NETLINK_ROUTE 0, NETLINK_XFRM 6, NETLINK_NETFILTER 12, …: netlink(7)).
+        """Return a bound netlink socket of a family: NETLINK_ROUTE 0, NETLINK_XFRM 6, NETLINK_NETFILTER 12 …
+        (netlink(7)).
 
-        Raises OSError: the kernel lacks the family, or the caller may not.
+        Raises OSError if the kernel lacks the family, or if the caller may not use it.
         """
         import _socket as socket
         link = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
@@ -1510,10 +1597,11 @@ class Host:
         return link
 
     def has_xfrm(self) -> bool:
-        """Return whether the running kernel has the XFRM stack: it answers on a NETLINK_XFRM socket, be it with EPERM.
+        """Return whether the running kernel has the XFRM stack: it answers a request on a NETLINK_XFRM
+        socket, possibly with EPERM.
 
-        The sysctls net.core.xfrm_* do not tell: the kernel hides them in every user namespace but the first
-        (net/xfrm/xfrm_sysctl.c), and pluto works there.
+        The sysctls net.core.xfrm_* are no evidence: they exist only in the first user namespace
+        (net/xfrm/xfrm_sysctl.c), but pluto works in others too.
         """
         if not self.live:
             return False
@@ -1528,7 +1616,8 @@ class Host:
             return False
 
     def bind_udp(self, family: int, port: int) -> None:
-        """Bind a UDP port on all addresses and release it.  Raises OSError: EADDRINUSE if any socket has the port."""
+        """Bind a UDP port on all addresses and release it.  Raises OSError, with EADDRINUSE if any socket has
+        it."""
         import _socket as socket
         link = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         try:
@@ -1539,7 +1628,8 @@ class Host:
             link.close()
 
     def connect(self, name: str, kind: int, timeout: float | None) -> _socket.socket:
-        """A Unix socket of the kind (SOCK_STREAM, SOCK_SEQPACKET) connected to `name`.  Raises OSError."""
+        """Return a Unix socket that is connected to `name`; `kind` is SOCK_STREAM or SOCK_SEQPACKET.  Raises
+        OSError."""
         import _socket as socket
         link = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC)
         try:
@@ -1553,7 +1643,7 @@ class Host:
     # --- standard input and output ----------------------------------------------------------------------------------
 
     def stdin(self, limit: int | None = None) -> Iterator[bytes]:
-        """Standard input, piece by piece.  Raises OSError, also for more than `limit` bytes."""
+        """Yield standard input in chunks.  Raises OSError, also if it has more than `limit` bytes."""
         done = 0
         while data := os.read(0, READ_CHUNK):
             done += len(data)
@@ -1562,13 +1652,16 @@ class Host:
             yield data
 
     def ask(self, prompt: str, *, secret: bool, hint: str) -> str:
-        """What somebody types on the terminal after the prompt, unseen when `secret`.
+        """Print the prompt on the terminal and return the line that the user types, without echo if `secret`.
 
-        Raises Failure when there is no terminal or nothing comes from it, Missing without termios.
+        Raises Failure if there is no terminal or no line comes, and Missing if Python lacks termios.
         """
         termios: Any = need("termios", "asking for a password") if secret else None
         try:
-            terminal = os.dup(0) if os.isatty(0) else os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+            if os.isatty(0):
+                terminal = os.dup(0)
+            else:
+                terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
         except OSError:
             raise Failure(f"{prompt.rstrip(': ')}: there is no terminal to ask on", NO_PLUTO, hint) from None
         settings = termios.tcgetattr(terminal) if secret else []
@@ -1591,37 +1684,38 @@ class Host:
         return decode(typed[:-1])
 
     def print(self, text: str = "", *, end: str = "\n") -> None:
-        """Write to standard output.  Raises OSError when it can't be written (a full disk, a closed pipe)."""
+        """Write text to standard output.  Raises OSError if that fails (a full disk, a closed pipe)."""
         if sys.stdout is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard output")
         sys.stdout.write(text + end)
 
     def warn(self, text: str) -> None:
-        """One line on standard error."""
+        """Write one line to standard error."""
         self.flush()
         if sys.stderr is not None:
             sys.stderr.write(f"ipsec: {printable(text)}\n")
 
     def flush(self) -> None:
-        """Write out what is buffered.  Raises OSError."""
+        """Flush standard output.  Raises OSError."""
         if sys.stdout is not None:
             sys.stdout.flush()
 
     @property
     def colour(self) -> bool:
-        """True when standard output is a terminal that wants colour (NO_COLOR, https://no-color.org)."""
+        """True if standard output is a terminal and colour is not turned off (NO_COLOR,
+        https://no-color.org)."""
         return not self.env.get("NO_COLOR") and self.env.get("TERM") != "dumb" and is_terminal(sys.stdout)
 
     @property
     def columns(self) -> int:
-        """How many characters a line of standard output may have: COLUMNS, the terminal's width, or 80."""
+        """How many characters a line of standard output may have: $COLUMNS, the terminal's width, or 80."""
         given = self.env.get("COLUMNS", "")
         if given.isascii() and given.isdigit() and int(given):
             return int(given)
         return self.terminal_size()[0]
 
     def terminal_size(self) -> tuple[int, int]:
-        """Columns and lines of the terminal that standard output leads to; (80, 24) where it leads to none."""
+        """Return the columns and lines of the terminal; (80, 24) if standard output is not a terminal."""
         try:
             size = os.get_terminal_size(1)
         except OSError:
@@ -1629,7 +1723,8 @@ class Host:
         return size.columns or 80, size.lines or 24
 
     def key(self, seconds: float) -> str:
-        """The key that somebody presses within so many seconds; nothing when none is, or without a keyboard."""
+        """Wait for so many seconds for a key and return it; an empty string if none is pressed, or without a
+        terminal."""
         import select
         if is_terminal(sys.stdin) and select.select([0], [], [], seconds)[0]:
             return decode(os.read(0, 1))
@@ -1638,8 +1733,8 @@ class Host:
         return ""
 
     def keyboard(self) -> Callable[[], None]:
-        """Have keys arrive one by one and unseen.  Return a function that undoes it; does nothing without a keyboard.
-        """
+        """Make the terminal deliver each key at once and without echo; do nothing if there is none.  Return a
+        function that restores the settings."""
         if not is_terminal(sys.stdin):
             return lambda: None
         termios: Any = need("termios", "reading keys")
@@ -1651,11 +1746,11 @@ class Host:
     # --- what is installed ------------------------------------------------------------------------------------------
 
     def libreswan_version(self) -> str | None:
-        """The version of the installed libreswan, such as `4.10`; None when there is none.  Found out once.
+        """Return the version of the installed libreswan, such as `4.10`; None if it is not installed.
 
-        Asked of its programs (`whack --version` prints `Libreswan 4.10` from 3.25 to 5.4).  Under a root, where
-        nothing is run, and without programs, it is read from the `ipsec` script, the programs' files, or the package
-        manager's list.
+        Its programs print it (`whack --version` prints `Libreswan 4.10` from 3.25 to 5.4).  With --root,
+        which runs no program, and if no program prints it, it is read from the `ipsec` script, from the code
+        of the programs or, with --root, from the package manager's list.  The first answer is kept.
         """
         if self.version == "":
             self.version = self._version()
@@ -1678,12 +1773,13 @@ class Host:
                 if name == "IPSEC_VERSION" and value.strip('"')[:1].isdigit():
                     return value.strip('"')
         except (OSError, ValueError):
-            pass  # not installed, or replaced by this program
-        # a running system without the programs has no libreswan, whatever the package manager remembers
+            pass  # the script is missing, or this program has replaced it
+        # a running system without the programs has no libreswan, even if the package manager lists it
         return self._compiled_version() or (None if self.live else self._packaged_version())
 
     def _compiled_version(self) -> str | None:
-        """Return the version in libreswan's programs, which hold it as `Libreswan 4.10`; None if there is none."""
+        """Return the version in the code of libreswan's programs, which hold `Libreswan 4.10`; None if none
+        does."""
         for name in ("whack", "addconn", "pluto"):
             try:
                 data = b"".join(self.chunks(os.path.join(self.execdir, name), limit=TEXT_LIMIT))
@@ -1695,7 +1791,8 @@ class Host:
         return None
 
     def _packaged_version(self) -> str | None:
-        """Return the version of libreswan in the package manager's own list, without its revision, or None."""
+        """Return the version of libreswan in the package manager's list, without epoch and revision; None if
+        absent."""
         for name, is_package, is_version in PACKAGE_LISTS:
             try:
                 package = ""
@@ -1714,9 +1811,9 @@ class Host:
 
 
 def split_lines(chunks: Iterable[bytes], name: str | None = None) -> Iterator[str]:
-    """Lines, without their ends, from pieces of any size.  Raises OSError for a line longer than TEXT_LINE; `name` is
-    the file."""
-    rest: list[bytes] = []  # of a line whose end has not come
+    """Yield the lines, without their ends, of data that comes in chunks.  Raises OSError for a line longer
+    than TEXT_LINE, with `name` as the file."""
+    rest: list[bytes] = []  # the pieces of a line whose end has not come yet
     size = 0
     for chunk in chunks:
         head, newline, tail = chunk.rpartition(b"\n")
@@ -1732,28 +1829,45 @@ def split_lines(chunks: Iterable[bytes], name: str | None = None) -> Iterator[st
         yield decode(b"".join(rest))
 
 
+def has_wildcard(pattern: str) -> bool:
+    """Return whether a pattern of glob(3) has a wildcard."""
+    return any(character in pattern for character in "*?[")
+
+
+def matches_wildcard(name: str, pattern: str) -> bool:
+    """Return whether a name in a directory matches a pattern with wildcards, as in glob(3)."""
+    if name.startswith(".") and not pattern.startswith("."):
+        return False
+    before, star, after = pattern.partition("*")
+    if not star or has_wildcard(before + after):
+        import fnmatch
+        return fnmatch.fnmatchcase(name, pattern)
+    # one `*` needs no fnmatch, whose import takes 5 ms
+    return len(name) >= len(before + after) and name.startswith(before) and name.endswith(after)
+
+
 def is_program(path: str) -> bool:
     """Return whether the path leads to a regular file that this process may execute."""
     return os.path.isfile(path) and os.access(path, os.X_OK)
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Write all of it to a blocking descriptor.  Raises OSError."""
+    """Write all of the data to a blocking descriptor.  Raises OSError."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view):]
 
 
 def filled_pipe(data: bytes) -> tuple[int, int]:
-    """Return both ends of a pipe that holds the data and has room for a few bytes more.
+    """Return the two ends (reader, writer) of a pipe that holds the data and has room for 4096 bytes more.
 
-    Raises OSError: EPERM if the data is more than a pipe may hold (pipe(7), /proc/sys/fs/pipe-max-size).
+    Raises OSError, with EPERM if a pipe can't hold so much (pipe(7), /proc/sys/fs/pipe-max-size).
     """
     import fcntl
     reader, writer = os.pipe()
     try:
         if len(data) + 4096 > READ_CHUNK:
-            fcntl.fcntl(writer, 1031, len(data) + 4096)  # F_SETPIPE_SZ, which Python names from 3.10 on
+            fcntl.fcntl(writer, 1031, len(data) + 4096)  # 1031 is F_SETPIPE_SZ, a name that Python 3.9 lacks
         write_all(writer, data)
     except OSError:
         os.close(reader)
@@ -1763,7 +1877,7 @@ def filled_pipe(data: bytes) -> tuple[int, int]:
 
 
 def write_to_reader(fd: int, data: bytes) -> None:
-    """Write to a pipe whose reader may have ended: its status tells why."""
+    """Write to a pipe.  It is no error if the reader has ended, because its exit status shows why."""
     try:
         write_all(fd, data)
     except BrokenPipeError:
@@ -1771,7 +1885,7 @@ def write_to_reader(fd: int, data: bytes) -> None:
 
 
 def takes_output(fd: int) -> bool:
-    """True when whoever reads what we write there keeps up; False for a full pipe to a pager."""
+    """Return whether a write to the descriptor would not block; False for a full pipe to a pager."""
     import select
     try:
         return bool(select.select([], [fd], [], 0)[1])
@@ -1780,7 +1894,8 @@ def takes_output(fd: int) -> bool:
 
 
 def install_command(host: Host, package: str) -> str:
-    """Return the command that installs a package, with the package manager that the host has (default apt-get)."""
+    """Return the command that installs a package, with the package manager that the host has (default
+    apt-get)."""
     for name, action in PACKAGE_MANAGERS.items():
         if any(host.executable(f"{directory}/{name}") for directory in SYSTEM_PATH):
             return f"{name} {action} {package}"
@@ -1788,24 +1903,26 @@ def install_command(host: Host, package: str) -> str:
 
 
 def libreswan_hint(host: Host, hint: str) -> str:
-    """Return the hint of a message; where libreswan is not installed, that fact and how to install it come instead."""
+    """Return the hint for a message; if libreswan is not installed, return that and the command that installs
+    it."""
     if host.exists(os.path.join(host.execdir, "pluto")):
         return hint
     return f"libreswan is not installed ({install_command(host, 'libreswan')})"
 
 
 def start_hint(host: Host) -> str:
-    """Return the way to a running pluto, as the hint of a message: start it, or install libreswan first."""
+    """Return the hint for a message that pluto is not running: how to start it, or to install libreswan."""
     return libreswan_hint(host, "start it with: ipsec start")
 
 
 def start_advice(host: Host) -> str:
-    """Return the command that leads to a running pluto: one that starts it, or that installs libreswan."""
+    """Return the command that starts pluto; the one that installs libreswan if that is missing."""
     return "ipsec start" if not libreswan_hint(host, "") else install_command(host, "libreswan")
 
 
 def version_in(text: str) -> str | None:
-    """The version number in what a libreswan program prints of itself (`Libreswan 4.10`, `Libreswan v5.2-…`)."""
+    """Return the version number in text such as `Libreswan 4.10` or `Libreswan v5.2-…`; None if there is
+    none."""
     words = text.replace("(", " ").replace("/", " ").split()
     for before, word in zip(words, words[1:]):
         if before.lower() == "libreswan" and word.lstrip("vU")[:1].isdigit():
@@ -1815,17 +1932,18 @@ def version_in(text: str) -> str | None:
 
 # --- releases of libreswan --------------------------------------------------------------------------------------------
 
-RELEASES = (*(f"3.{n}" for n in range(25, 33)), *(f"4.{n}" for n in range(16)), "5.0", "5.1", "5.2", "5.3", "5.3.1",
-            "5.3.2", "5.4")
+RELEASES = (*(f"3.{n}" for n in range(25, 33)), *(f"4.{n}" for n in range(16)),
+            "5.0", "5.1", "5.2", "5.3", "5.3.1", "5.3.2", "5.4")
 
 
 def version_key(version: str) -> tuple[int, ...]:
-    """A version number as what compares."""
+    """Return a version number as a tuple of integers, for comparisons."""
     return tuple(int(part) for part in version.split("."))
 
 
 def covers(releases: str, version: tuple[int, ...]) -> bool:
-    """Return whether `version` is one of a table's `releases`: `3.25-4.2`, `5.4`, `3.25-3.32,4.2-5.4`, or `*`."""
+    """Return whether `version` is one of a table's `releases`: `3.25-4.2`, `5.4`, `3.25-3.32,4.2-5.4`, or
+    `*`."""
     if releases == "*":
         return True
     ranges = (part.partition("-") for part in releases.split(","))
@@ -1833,7 +1951,8 @@ def covers(releases: str, version: tuple[int, ...]) -> bool:
 
 
 def leading_version(text: str) -> tuple[int, ...]:
-    """The number that a version begins with (`5.2-17-gabc`), the newest release for none."""
+    """Return the numbers that a version begins with, (5, 2) for `5.2-17-gabc`; those of the newest release if
+    none."""
     numbers = []
     for part in text.split("."):
         digits = part[:len(part) - len(part.lstrip("0123456789"))]
