@@ -3816,11 +3816,11 @@ def check_answers(host: Host, name: str = "") -> None:
 # =====================================================================================================================
 # 5. Kernel
 #
-# The state of the running kernel, read from plain netlink sockets by a small streaming reader, and from /proc: XFRM
-# states and policies, addresses, routes, rules and links, as text in the words of iproute2 5.10 to 6.15, and as data;
-# and the removal of the states and policies that pluto left.  Used by reports, verify, look, show, _updown and the
-# service commands.  Facts: the headers named below, rtnetlink(7), proc(5); kernel_xfrm.c and spd_priority() of
-# libreswan 3.29 to 5.2.
+# Reads the state of the running kernel from netlink sockets and /proc: XFRM states and policies, addresses, routes,
+# rules and links.  They are available as text in the format of iproute2 5.10 to 6.15; states and policies also as
+# records.  Also removes the states and policies that a stopped pluto left behind.  Used by reports, verify, look, show,
+# _updown and the service commands.  Facts: the headers named below, rtnetlink(7), proc(5); kernel_xfrm.c and
+# spd_priority() of libreswan 3.29 to 5.2.
 # =====================================================================================================================
 
 
@@ -3928,7 +3928,7 @@ RTN_UNICAST, RTN_LOCAL = 1, 2
 RTPROT_UNSPEC, RTPROT_KERNEL, RTPROT_BOOT = 0, 2, 3
 RT_SCOPE_UNIVERSE, RT_SCOPE_SITE, RT_SCOPE_LINK, RT_SCOPE_HOST, RT_SCOPE_NOWHERE = 0, 200, 253, 254, 255
 RTNH_F_ONLINK = 4
-RTNEXTHOP_FORM = "=HBBi"  # struct rtnexthop: length, flags, weight less one, interface
+RTNEXTHOP_FORM = "=HBBi"  # struct rtnexthop: length, flags, weight minus 1, interface
 RTNEXTHOP_SIZE = 8
 CACHEINFO_FORM = "=8xiI"  # struct rta_cacheinfo, without its first two fields: expires (1/100 s), error
 RTA_DST = 1
@@ -4113,8 +4113,8 @@ IPV4_SOURCE, IPV6_SOURCE = 12, 8
 NETLINK_BUFFER = 1 << 16  # the kernel sends at most 32 KiB at a time
 NETLINK_TABLES = {NETLINK_ROUTE: "the kernel's network configuration", NETLINK_XFRM: "the kernel's IPsec (XFRM)",
                   NETLINK_GENERIC: "the kernel's generic netlink"}
-TEXT_PIECE = 1 << 16  # in_pieces() joins texts up to this number of characters
-REMEMBERED = 5000  # the number of values that Remembered keeps
+TEXT_PIECE = 1 << 16  # in_pieces() yields a piece when it has more characters than this
+REMEMBERED = 5000  # the number of values that a Remembered cache holds
 if TYPE_CHECKING:
     Message = tuple[bytes, int, int]  # a buffer, and where the message's body begins and ends in it
     NetlinkRequest = tuple[int, int, bytes]  # message type, flags, body
@@ -4126,17 +4126,17 @@ def unsigned(data: bytes | None) -> int:
 
 
 def u16(value: int) -> bytes:
-    """Return 16 bits in the host's byte order."""
+    """Return a number as 16 bits in the host's byte order."""
     return value.to_bytes(2, sys.byteorder)
 
 
 def u32(value: int) -> bytes:
-    """Return 32 bits in the host's byte order."""
+    """Return a number as 32 bits in the host's byte order."""
     return value.to_bytes(4, sys.byteorder)
 
 
 def be32(value: int) -> bytes:
-    """Return 32 bits in network byte order."""
+    """Return a number as 32 bits in network byte order."""
     return value.to_bytes(4, "big")
 
 
@@ -4147,7 +4147,7 @@ def flipped(value: int) -> int:
 
 def unpack_struct(form: str, data: bytes, start: int = 0) -> tuple[Any, ...]:
     """Return the fields of a C structure at an offset.  Raises struct.error if the data is too short."""
-    import struct  # only where the kernel is read: the import takes time at every start
+    import struct  # not at the top of the file: few commands need it, and the import takes time
     return struct.unpack_from(form, data, start)
 
 
@@ -4165,8 +4165,8 @@ def aligned(size: int) -> int:
 def attribute(kind: int, *values: bytes | str | int) -> bytes:
     """Return a netlink attribute (struct nlattr) with padding.
 
-    An int is packed as 32 bits in the host's byte order, a str ends in NUL, bytes are copied.  Several values
-    follow each other, as nested attributes do.
+    An int becomes 32 bits in the host's byte order, a str is terminated by NUL, and bytes are copied.  Several values
+    are concatenated; that is how attributes are nested.
     """
     data = b""
     for value in values:
@@ -4181,7 +4181,7 @@ def attribute(kind: int, *values: bytes | str | int) -> bytes:
 
 
 def each_attribute(buffer: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[int, bytes]]:
-    """Yield type and data of the attributes between two offsets, in order."""
+    """Yield type and data of each attribute between two offsets, in order."""
     end = len(buffer) if end is None else end
     while start + NLATTR_SIZE <= end:
         length = int.from_bytes(buffer[start:start + 2], sys.byteorder)
@@ -4193,84 +4193,103 @@ def each_attribute(buffer: bytes, start: int = 0, end: int | None = None) -> Ite
 
 
 def attributes(buffer: bytes, start: int = 0, end: int | None = None) -> dict[int, bytes]:
-    """Return the data of the attributes between two offsets by type."""
+    """Return the attributes between two offsets: data by type."""
     return dict(each_attribute(buffer, start, end))
 
 
 def dump(host: Host, family: int, kind: int, body: bytes) -> Iterator[Message]:
-    """Yield the messages of a dump as they arrive.  Raises OSError, TimedOut, as exchange() does."""
+    """Request a dump and yield its messages as they arrive.  Raises OSError and TimedOut, as exchange() does."""
     return exchange(host, family, [(kind, NLM_F_DUMP, body)])
 
 
 def exchange(host: Host, family: int, *packets: Sequence[NetlinkRequest],
              ignored: Sequence[int] = ()) -> Iterator[Message]:
-    """Send packets of requests one after the other and yield the kernel's answers to them.
+    """Send packets of requests one after the other, and yield the messages that answer them.
 
-    The answer to a packet ends with the last of its requests that asks for an acknowledgement or a dump.
-    Raises OSError with the kernel's errno, unless that is one of `ignored`, and with the table's name as the
-    file name; raises TimedOut if the kernel does not answer.
+    A packet may hold several requests.  The next packet is sent after the kernel has answered the last request of this
+    packet that has NLM_F_ACK or NLM_F_DUMP; only the messages that answer that request are yielded.  Raises OSError
+    with the kernel's errno (unless it is in `ignored`) and the name of the kernel's table in place of a file name;
+    raises TimedOut if the kernel does not answer.
     """
     import _socket as socket
-    import struct
-    header = struct.Struct(NLMSGHDR_FORM)
     name = NETLINK_TABLES.get(family, f"netlink family {family}")
-    changed, sequence, awaited = False, 0, 0
     try:
         link = host.netlink(family)
         try:
-            for packet in packets:
-                data = b""
-                for kind, flags, body in packet:
-                    sequence += 1
-                    awaited = sequence if flags & (NLM_F_ACK | NLM_F_DUMP) else awaited
-                    size = NLMSGHDR_SIZE + len(body)
-                    data += header.pack(size, kind, flags | NLM_F_REQUEST, sequence, 0) + body
-                    data += bytes(aligned(size) - size)
-                link.send(data)
-                done = False
-                while not done:
-                    try:
-                        buffer = link.recv(NETLINK_BUFFER)
-                    except OSError as error:
-                        if error.errno != errno.ENOBUFS:  # some messages were lost; the next ones are whole
-                            raise
-                        changed = True
-                        continue
-                    start = 0
-                    while start + NLMSGHDR_SIZE <= len(buffer):
-                        length, message, flags, answered, _ = header.unpack_from(buffer, start)
-                        if length < NLMSGHDR_SIZE or start + length > len(buffer):
-                            raise OSError(errno.EBADMSG, "the kernel's reply is cut short")
-                        changed |= bool(flags & NLM_F_DUMP_INTR)
-                        begin, end = start + NLMSGHDR_SIZE, start + length
-                        if message in (NLMSG_DONE, NLMSG_ERROR):
-                            # an error of 0 is the acknowledgement
-                            code = -int.from_bytes(buffer[begin:begin + ERRNO_SIZE], sys.byteorder, signed=True)
-                            if code and code not in ignored:
-                                raise OSError(code, os.strerror(code))
-                            done |= answered == awaited
-                        elif answered == awaited:
-                            yield buffer, begin, end
-                        start += aligned(length)
+            is_complete = yield from _answers(link, packets, ignored)
         finally:
             link.close()
     except socket.timeout:
         raise TimedOut(f"{name}: no answer") from None
     except OSError as error:
         raise OSError(error.errno, error.strerror, name) from None
-    if changed:
+    if not is_complete:
         host.warn(f"{name} changed while it was read: entries may be missing or listed twice")
 
 
-def acknowledge(host: Host, family: int, *packets: Sequence[NetlinkRequest], ignored: Sequence[int] = ()) -> None:
-    """Send requests that the kernel only acknowledges.  Raises OSError, TimedOut, as exchange() does."""
+def _answers(link: _socket.socket, packets: Iterable[Sequence[NetlinkRequest]],
+             ignored: Sequence[int]) -> Generator[Message, None, bool]:
+    """Send packets and yield the answers, as exchange() does; return False if messages may be missing."""
+    is_complete, sequence, awaited = True, 0, 0
+    for packet in packets:
+        data = b""
+        for kind, flags, body in packet:
+            sequence += 1
+            if flags & (NLM_F_ACK | NLM_F_DUMP):
+                awaited = sequence
+            size = NLMSGHDR_SIZE + len(body)
+            data += pack_struct(NLMSGHDR_FORM, size, kind, flags | NLM_F_REQUEST, sequence, 0) + body
+            data += bytes(aligned(size) - size)
+        link.send(data)
+        is_answered = False
+        while not is_answered:
+            try:
+                buffer = link.recv(NETLINK_BUFFER)
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:  # some messages were lost; the next ones are whole
+                    raise
+                is_complete = False
+                continue
+            for kind, flags, answered, begin, end in each_message(buffer):
+                if flags & NLM_F_DUMP_INTR:
+                    is_complete = False
+                if kind in (NLMSG_DONE, NLMSG_ERROR):
+                    code = -int.from_bytes(buffer[begin:begin + ERRNO_SIZE], sys.byteorder, signed=True)
+                    if code and code not in ignored:  # 0 is an acknowledgement
+                        raise OSError(code, os.strerror(code))
+                    is_answered |= answered == awaited
+                elif answered == awaited:
+                    yield buffer, begin, end
+    return is_complete
+
+
+def each_message(buffer: bytes) -> Iterator[tuple[int, int, int, int, int]]:
+    """Yield type, flags, sequence number, and begin and end of the body of each netlink message in a buffer.
+
+    Raises OSError (EBADMSG) for a truncated message.
+    """
+    import struct
+    header = struct.Struct(NLMSGHDR_FORM)
+    start = 0
+    while start + NLMSGHDR_SIZE <= len(buffer):
+        length, kind, flags, sequence, _ = header.unpack_from(buffer, start)
+        if length < NLMSGHDR_SIZE or start + length > len(buffer):
+            raise OSError(errno.EBADMSG, "the kernel's reply is truncated")
+        yield kind, flags, sequence, start + NLMSGHDR_SIZE, start + length
+        start += aligned(length)
+
+
+def acknowledge(host: Host, family: int, *packets: Sequence[NetlinkRequest],
+                ignored: Sequence[int] = ()) -> None:
+    """Send requests that the kernel only acknowledges.  Raises OSError and TimedOut, as exchange() does."""
     for _ in exchange(host, family, *packets, ignored=ignored):
         continue
 
 
 def message_texts(messages: Iterable[Message], tell: Callable[[bytes, int, int], str]) -> Iterator[str]:
-    """Yield the text that tell() makes of each message; a message that it can't decode becomes a line that
-    says so.
+    """Yield the text that tell() makes of each message.
+
+    A message that tell() can't decode becomes a line with its size.
     """
     import struct
     for buffer, start, end in messages:
@@ -4281,9 +4300,9 @@ def message_texts(messages: Iterable[Message], tell: Callable[[bytes, int, int],
 
 
 def in_pieces(texts: Iterable[str]) -> Iterator[str]:
-    """Join short texts into longer ones, which cost less to write.
+    """Join short texts into longer ones, which take less time to write.
 
-    If the source fails, the texts read so far are yielded first, then the error is raised.
+    If `texts` raises an exception, the texts so far are yielded before it is raised.
     """
     pieces: list[str] = []
     size = 0
@@ -4305,7 +4324,7 @@ def in_pieces(texts: Iterable[str]) -> Iterator[str]:
 
 
 class Remembered(dict):  # type: ignore[type-arg]
-    """A cache of make(key).  It forgets all values when it holds more than REMEMBERED."""
+    """A cache of make(key).  When it holds more than REMEMBERED values, it drops all of them."""
 
     def __init__(self, make: Callable[[Any], Any]) -> None:
         super().__init__()
@@ -4319,7 +4338,7 @@ class Remembered(dict):  # type: ignore[type-arg]
 
 
 def ip_text(data: bytes) -> str:
-    """Return an IP address of 4 or 16 bytes as text; other bytes in hexadecimal."""
+    """Return an IP address of 4 or 16 bytes as text, and other data in hexadecimal."""
     import _socket as socket
     if len(data) not in (4, 16):
         return data.hex()
@@ -4333,7 +4352,7 @@ def packed_address(address: str) -> bytes:
 
 
 def text_name(data: bytes | None) -> str:
-    """Return a C string of the kernel as printable text."""
+    """Return a NUL-terminated string from the kernel as printable text."""
     return printable(decode((data or b"").partition(b"\0")[0]))
 
 
@@ -4343,7 +4362,7 @@ def hexadecimal(value: int) -> str:
 
 
 def link_names(host: Host) -> dict[int, str]:
-    """Return the names of the network interfaces by index."""
+    """Return the names of the network interfaces by index; none if they can't be read."""
     import _socket as socket
     try:
         return {index: printable(name) for index, name in socket.if_nameindex()}
@@ -4352,7 +4371,7 @@ def link_names(host: Host) -> dict[int, str]:
 
 
 class KernelReader:
-    """The base of all readers of the kernel's tables: it gives addresses and interfaces their names."""
+    """The base of all readers of the kernel's tables: it formats addresses and looks up the names of interfaces."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -4360,7 +4379,7 @@ class KernelReader:
         self.links = link_names(host)
 
     def device(self, index: int) -> str:
-        """Return the name of an interface, `if7` if it is unknown."""
+        """Return the name of the interface with this index; `if7` if interface 7 is unknown."""
         return self.links.get(index, f"if{index}")
 
 
@@ -4379,7 +4398,7 @@ SA_DIRECTIONS = {0: "other (0)", XFRM_SA_DIR_IN: "in", XFRM_SA_DIR_OUT: "out"}
 STATE_FLAGS = ("noecn", "decap-dscp", "nopmtudisc", "wildrecv", "icmp", "af-unspec", "align4", "esn")
 STATE_EXTRA_FLAGS = ("dont-encap-dscp", "oseq-may-wrap")
 POLICY_FLAGS = ("localok", "icmp")
-# The algorithms of a state: attribute, word of iproute2, bytes between the length of the key and the key
+# The algorithms of a state: attribute, iproute2's word, number of bytes between the key's length and the key
 ALGORITHMS = ((XFRMA_ALG_AUTH_TRUNC, "auth-trunc", 4), (XFRMA_ALG_AUTH, "auth", 0), (XFRMA_ALG_AEAD, "aead", 4),
               (XFRMA_ALG_CRYPT, "enc", 0), (XFRMA_ALG_COMP, "comp", 0))
 
@@ -4391,7 +4410,7 @@ def policy_messages(host: Host) -> Iterator[Message]:
 
 def state_messages(host: Host) -> Iterator[Message]:
     """Yield the kernel's states as messages.  Raises OSError."""
-    # no body: the kernel parses any body as attributes and logs a complaint
+    # the body must be empty: the kernel would parse it as attributes and log a complaint
     return dump(host, NETLINK_XFRM, XFRM_MSG_GETSA, b"")
 
 
@@ -4411,7 +4430,7 @@ def time_text(seconds: int) -> str:
 
 
 def protocol_names(host: Host) -> dict[int, str]:
-    """Return the names of /etc/protocols by number; the common protocols where that file is missing."""
+    """Return the names in /etc/protocols by number; without that file, those of common protocols."""
     known = {1: "icmp", 6: "tcp", 17: "udp", 47: "gre", 50: "esp", 51: "ah", 58: "ipv6-icmp", 132: "sctp",
              135: "mobility-header"}
     names: dict[int, str] = {}
@@ -4426,10 +4445,10 @@ def protocol_names(host: Host) -> dict[int, str]:
 
 
 def algorithms(more: Mapping[int, bytes]) -> Iterator[tuple[str, bytes, int]]:
-    """Yield the algorithms among a state's attributes: word, data, and the bytes between length and key.
+    """Yield the algorithms of a state: word, data, and the number of bytes between the key's length and the key.
 
-    The kernel sends authentication in the old form (XFRMA_ALG_AUTH) as well as in the new one; the new one is
-    used.
+    The kernel sends the authentication algorithm twice, in the old attribute (XFRMA_ALG_AUTH) and in the new one
+    (XFRMA_ALG_AUTH_TRUNC); the old one is then skipped.
     """
     for kind, word, gap in ALGORITHMS:
         if kind in more and (kind != XFRMA_ALG_AUTH or XFRMA_ALG_AUTH_TRUNC not in more):
@@ -4437,18 +4456,19 @@ def algorithms(more: Mapping[int, bytes]) -> Iterator[tuple[str, bytes, int]]:
 
 
 class RawSelector:
-    """A selector as the kernel sends it (struct xfrm_selector); addresses have the size of their family."""
+    """A selector as the kernel sends it (struct xfrm_selector); addresses have 4 or 16 bytes."""
 
     def __init__(self, fields: tuple[Any, ...], other_family: int = 0) -> None:
-        """`other_family` is the address family to use if the selector has none."""
-        (destination, source, self.destination_port, self.destination_mask, self.source_port, self.source_mask,
-         family, self.destination_bits, self.source_bits, self.protocol, self.interface, self.user) = fields
+        """`fields` are those of SELECTOR_FORM; `other_family` is the address family if the selector has none."""
+        (destination, source, self.destination_port, self.destination_mask, self.source_port,
+         self.source_mask, family, self.destination_bits, self.source_bits, self.protocol, self.interface,
+         self.user) = fields
         size = address_size(family or other_family)
         self.source, self.destination = source[:size], destination[:size]
 
     @property
     def ports(self) -> tuple[int | None, int | None]:
-        """Source and destination port; None for any port."""
+        """The source port and the destination port; None stands for any port."""
         return (int.from_bytes(self.source_port, "big") if any(self.source_mask) else None,
                 int.from_bytes(self.destination_port, "big") if any(self.destination_mask) else None)
 
@@ -4464,7 +4484,7 @@ class RawTemplate:
 
 
 class RawPolicy:
-    """A policy as the kernel sends it: struct xfrm_userpolicy_info, and the attributes `more`."""
+    """A policy as the kernel sends it (struct xfrm_userpolicy_info); `more` are the attributes."""
 
     def __init__(self, fields: tuple[Any, ...], more: dict[int, bytes]) -> None:
         self.selector = RawSelector(fields[:SELECTOR_FIELDS])
@@ -4472,13 +4492,13 @@ class RawPolicy:
         (self.priority, self.index, direction, self.action, self.flags,
          self.share) = fields[SELECTOR_FIELDS + LIFETIMES_FIELDS:]
         self.family = fields[6]
-        self.of_socket = direction >= XFRM_POLICY_MAX  # the directions of a socket's policies follow the others
+        self.of_socket = direction >= XFRM_POLICY_MAX  # a socket's policies have directions 3 to 5
         self.direction = direction - XFRM_POLICY_MAX if self.of_socket else direction
         self.more = more
 
 
 class RawState:
-    """A state as the kernel sends it: struct xfrm_usersa_info, and the attributes `more`."""
+    """A state as the kernel sends it (struct xfrm_usersa_info); `more` are the attributes."""
 
     def __init__(self, fields: tuple[Any, ...], more: dict[int, bytes], has_selector: bool) -> None:
         self.address, self.spi, self.protocol, source = fields[SELECTOR_FIELDS:SELECTOR_FIELDS + 4]
@@ -4494,7 +4514,7 @@ class RawState:
 
 
 def address_size(family: int) -> int:
-    """Return the bytes of an address of a family."""
+    """Return the size of an address of this family in bytes."""
     return 16 if family == AF_INET6 else 4
 
 
@@ -4521,16 +4541,16 @@ class XfrmReader(KernelReader):
                         any(buffer[start:start + SELECTOR_SIZE]))
 
     def read_templates(self, data: bytes, family: int = 0) -> Iterator[RawTemplate]:
-        """Yield the templates of a policy (XFRMA_TMPL); an incomplete one at the end is left out."""
+        """Yield the templates of a policy (XFRMA_TMPL); a truncated one at the end is skipped."""
         form = self.template_struct
         for fields in form.iter_unpack(data[:len(data) // form.size * form.size]):
             yield RawTemplate(fields, family)
 
 
 class XfrmText(XfrmReader):
-    """States and policies in the words of `ip xfrm`, with or without statistics (`ip -s xfrm`).
+    """States and policies in the format of `ip xfrm`, with or without statistics (`ip -s xfrm`).
 
-    Keys are left out unless show_keys is set.
+    Of a key, only the length is shown unless show_keys is set.
     """
 
     def __init__(self, host: Host, stats: bool = True, show_keys: bool = False) -> None:
@@ -4605,22 +4625,25 @@ class XfrmText(XfrmReader):
         return f"{text}uid {selector.user}\n" if self.stats else text + "\n"
 
     def _ports(self, selector: RawSelector) -> str:
-        """Return the ports of a selector; some protocols have other values in these fields."""
+        """Return the ports of a selector; for some protocols, the port fields hold other values."""
         source, destination = selector.ports
         if source is None and destination is None:
             return ""
-        if selector.protocol == IPPROTO_GRE:  # the key is in both fields, whatever their masks
+        if selector.protocol == IPPROTO_GRE:  # the key fills both fields; the masks do not matter
             ports = selector.source_port + selector.destination_port
             return f"key {int.from_bytes(ports, 'big')} "
         text = ""
         if selector.protocol == IPPROTO_MH:
-            text += "" if source is None else f"type {source} "
+            if source is not None:
+                text += f"type {source} "
             if destination is not None and self.stats:
                 text += f"(dport) 0x{unsigned(selector.destination_port):04x} "
             return text
-        names = ("type", "code") if selector.protocol in (IPPROTO_ICMP, IPPROTO_ICMPV6) else ("sport", "dport")
-        text += "" if source is None else f"{names[0]} {source} "
-        text += "" if destination is None else f"{names[1]} {destination} "
+        is_icmp = selector.protocol in (IPPROTO_ICMP, IPPROTO_ICMPV6)
+        if source is not None:
+            text += f"{'type' if is_icmp else 'sport'} {source} "
+        if destination is not None:
+            text += f"{'code' if is_icmp else 'dport'} {destination} "
         return text
 
     def _lifetimes(self, numbers: Sequence[int]) -> str:
@@ -4641,7 +4664,7 @@ class XfrmText(XfrmReader):
         return f"src {self.address[owner.source]} dst {self.address[owner.destination]}\n"
 
     def _id(self, owner: RawState | RawTemplate, always: bool = False) -> str:
-        """Return SPI, reqid and mode; without statistics an SPI of 0 only if `always` is set."""
+        """Return SPI, reqid and mode; without statistics, an SPI of 0 is left out unless `always` is set."""
         spi = flipped(owner.spi)
         if self.stats:
             text = f"spi 0x{spi:08x}({spi}) reqid {owner.reqid}(0x{owner.reqid:08x}) "
@@ -4665,7 +4688,7 @@ class XfrmText(XfrmReader):
         return text
 
     def _algorithm(self, word: str, data: bytes, gap: int) -> str:
-        """Return an algorithm; of the key only its length, unless show_keys is set."""
+        """Return the line of an algorithm; of the key, it shows only the length unless show_keys is set."""
         name, (bits,) = text_name(data[:ALGORITHM_NAME_SIZE]), unpack_struct("=I", data, ALGORITHM_NAME_SIZE)
         after_bits = ALGORITHM_NAME_SIZE + 4
         shown = ""
@@ -4679,7 +4702,7 @@ class XfrmText(XfrmReader):
         return text + "\n"
 
     def _attributes(self, more: dict[int, bytes], family: int, of_state: bool) -> str:
-        """Return the lines for the attributes, in the order of iproute2."""
+        """Return the lines for the attributes of a state or policy, in the order of iproute2."""
         text = self._marks(more)
         if of_state:
             text += "".join(self._algorithm(word, data, gap) for word, data, gap in algorithms(more))
@@ -4739,9 +4762,9 @@ class XfrmText(XfrmReader):
         return text
 
 
-# --- IPsec as data, and its removal ----------------------------------------------------------------------------------
+# --- states and policies as data, and their removal ------------------------------------------------------------------
 
-MANUAL_REQID_MAX = 0x3FFF  # an administrator may set a reqid up to this value; pluto's own are higher (reqid.h)
+MANUAL_REQID_MAX = 0x3FFF  # reqid= may be up to this; pluto's own reqids are higher (reqid.h)
 NO_ADDRESS = ("0.0.0.0", "::")
 
 
@@ -4761,14 +4784,15 @@ class Selector(Record):
         """The lengths of the prefixes of source and destination."""
         return int(self.source.rpartition("/")[2]), int(self.destination.rpartition("/")[2])
 
-    def takes(self, source: str, destination: str, protocol: int = 0, source_port: int = 0, destination_port: int = 0,
-              device: str = "", *, perhaps: bool = False) -> bool:
-        """Return whether the selector matches a packet; protocol and ports of 0 are unknown.
+    def takes(self, source: str, destination: str, protocol: int = 0, source_port: int = 0,
+              destination_port: int = 0, device: str = "", *, perhaps: bool = False) -> bool:
+        """Return whether the selector matches a packet.
 
-        With `perhaps`, an unknown value matches any wanted value.
+        A protocol or port of 0 is unknown: it matches a selector for any protocol or port, and with `perhaps` every
+        selector.
         """
-        def fits(wanted: int | None, known: int) -> bool:
-            return wanted in (None, known) or (perhaps and not known)
+        def fits(wanted: int | None, actual: int) -> bool:
+            return wanted in (None, actual) or (perhaps and not actual)
 
         return (within(source, self.source) and within(destination, self.destination)
                 and fits(self.protocol or None, protocol) and fits(self.source_port, source_port)
@@ -4776,7 +4800,7 @@ class Selector(Record):
 
 
 class Template(Record):
-    """The transformation that a policy requires."""
+    """A transformation, such as ESP in tunnel mode, that a policy requires (see ip-xfrm(8))."""
 
     source: str
     destination: str
@@ -4824,7 +4848,7 @@ class State(Record):
     packets: int
     added: int  # seconds since the epoch
     used: int  # seconds since the epoch, 0: never
-    direction: str  # in, out; empty on kernels that do not tell
+    direction: str  # in, out; empty on kernels that do not report it
     device: str  # the interface that the state is offloaded to
 
 
@@ -4838,14 +4862,14 @@ def within(address: str, prefix: str) -> bool:
 
 
 class XfrmData(XfrmReader):
-    """States and policies as records."""
+    """Reads states and policies as records."""
 
     def policies_data(self) -> Iterator[Policy]:
-        """Yield all policies in the kernel's order; truncated messages are left out.  Raises OSError."""
+        """Yield all policies in the kernel's order; truncated messages are skipped.  Raises OSError."""
         return self._records(policy_messages(self.host), self.policy_data)
 
     def states_data(self) -> Iterator[State]:
-        """Yield all states in the kernel's order; truncated messages are left out.  Raises OSError."""
+        """Yield all states in the kernel's order; truncated messages are skipped.  Raises OSError."""
         return self._records(state_messages(self.host), self.state_data)
 
     @staticmethod
@@ -4862,9 +4886,9 @@ class XfrmData(XfrmReader):
                      device: str = "") -> list[Policy | None]:
         """Return the policies that may apply to a packet, in the order in which the kernel tries them.
 
-        The last one matches in any case, or is None if no policy does.  The earlier ones match only if the
-        values that are unknown (0) happen to fit.  Of equal priority the oldest policy is used
-        (xfrm_policy_lookup_bytype); the kernel lists the newest first.
+        The last one certainly matches; it is None if no policy does.  Whether the earlier ones match depends on values
+        that are unknown (0).  Among policies of one priority the kernel uses the oldest (xfrm_policy_lookup_bytype),
+        but lists the newest first.
         """
         packet = source, destination, protocol, source_port, destination_port, device
         possible = [policy for policy in self.policies_data()
@@ -4879,9 +4903,9 @@ class XfrmData(XfrmReader):
         return [*possible, None]
 
     def fate(self, policy: Policy | None, destination: str) -> str:
-        """Return what a policy does to a packet to the destination.
+        """Return what happens to a packet for `destination` that matches the policy; None stands for no policy.
 
-        `encrypt`, `authenticate` (AH), `hold` (until pluto has made the missing state), `block` or `clear`.
+        That is `encrypt`, `authenticate` (AH), `hold` (until pluto has made the missing state), `block` or `clear`.
         Raises OSError.
         """
         if policy is None:
@@ -4891,12 +4915,13 @@ class XfrmData(XfrmReader):
         required = [template for template in policy.templates if template.protocol != "comp"]
         if not required:
             return "clear"
-        states = [state for state in self.states_data() if state.spi]  # a state with SPI 0 is a request to pluto
+        # a state without an SPI stands for a request to pluto; it protects nothing
+        ready = {(state.protocol, state.reqid, state.mode, state.destination)
+                 for state in self.states_data() if state.spi}
         protocols = []
         for template in required:
             end = destination if template.mode == "transport" else template.destination
-            wanted = template.protocol, template.reqid, template.mode, end
-            if any((state.protocol, state.reqid, state.mode, state.destination) == wanted for state in states):
+            if (template.protocol, template.reqid, template.mode, end) in ready:
                 protocols.append(template.protocol)
             elif not template.optional:
                 return "hold"
@@ -4960,13 +4985,15 @@ class XfrmData(XfrmReader):
 
 
 def pluto_priorities(selector: Selector) -> set[int]:
-    """Return the priorities that pluto may give to a policy with this selector if its connection sets none.
+    """Return the priorities that pluto may give to a policy with this selector if the connection has no priority=.
 
-    Since 4.6 a priority consists of a base (2 bits, 1 to 3), the number of ports that are not set (2 bits),
-    an unset protocol (1 bit), 128 less the length of each prefix (8 bits each; 0 for the second one of
-    opportunistic connections) and a template (1 bit).  Before 4.6 it is a maximum less the ports, the
-    protocol and the prefixes (the second one of opportunistic connections is a host's); since 3.32 in units
-    of 2^20 and with a template.
+    From 4.6 on, a priority has these bits, highest first: a base from 1 to 3 (2 bits), the number of ports that are
+    not set (2), whether the protocol is not set (1), 128 minus each prefix length (8 each), and whether the policy has
+    a template (1).  Opportunistic connections have 0 in place of the second prefix length.
+
+    Before 4.6, a priority is a maximum, which depends on the base, minus this number: ports (2 bits), protocol (1) and
+    both prefix lengths (8 each); opportunistic connections have the length of a host's prefix as the second one.  From
+    3.32 on, the maximum and that number are doubled, and a template subtracts 1 more.
     """
     priorities = set()
     protocol = bool(selector.protocol)
@@ -4985,37 +5012,46 @@ def pluto_priorities(selector: Selector) -> set[int]:
 
 
 def is_plutos_policy(policy: Policy, reqids: Collection[int] = ()) -> bool:
-    """Return whether pluto made the policy, as far as its form tells; policies of others must not be removed.
+    """Return whether pluto made the policy; `reqids` are those that connections set with reqid=.
 
-    A policy of pluto has one of pluto's own reqids or one of `reqids`, which connections set.  A shunt (trap,
-    pass, drop) has no template, or one of ESP transport without reqid, and one of pluto's priorities.  The
-    exceptions for neighbour discovery have priority 1.
+    The kernel does not record who made a policy, so its fields decide.  A tunnel's policy has one of pluto's reqids.
+    A shunt (trap, pass, drop) has no template or a trap's template, and one of pluto's priorities.  The exceptions for
+    neighbour discovery have priority 1.
     """
     templates, selector = policy.templates, policy.selector
     if policy.socket:
         return False  # the kernel removes it together with the socket
-    if any(template.reqid > MANUAL_REQID_MAX or template.reqid in reqids for template in templates if template.reqid):
+    if any(is_plutos_reqid(template.reqid, reqids) for template in templates):
         return True
     if not templates and policy.priority == 1 and policy.action == "allow":
         return (selector.protocol == IPPROTO_ICMPV6 and selector.source_port in (135, 136)
                 and selector.prefixes == (0, 0))
-    trap = len(templates) == 1 and (templates[0].protocol, templates[0].mode, templates[0].reqid) == (
-        "esp", "transport", 0) and templates[0].source in NO_ADDRESS and templates[0].destination in NO_ADDRESS
-    if trap and policy.action == "block" and not policy.priority:
+    is_trap = len(templates) == 1 and is_trap_template(templates[0])
+    if is_trap and policy.action == "block" and not policy.priority:
         return True  # a bare shunt; no other program gives a template to a policy that blocks
-    return (trap or not templates) and policy.priority in pluto_priorities(selector)
+    return (is_trap or not templates) and policy.priority in pluto_priorities(selector)
+
+
+def is_trap_template(template: Template) -> bool:
+    """Return whether a template is that of pluto's trap policies: ESP transport without addresses and reqid."""
+    return ((template.protocol, template.mode, template.reqid) == ("esp", "transport", 0)
+            and template.source in NO_ADDRESS and template.destination in NO_ADDRESS)
+
+
+def is_plutos_reqid(reqid: int, reqids: Collection[int]) -> bool:
+    """Return whether a reqid is pluto's own or one of `reqids`, which connections set; 0 is no reqid."""
+    return reqid > MANUAL_REQID_MAX or (reqid != 0 and reqid in reqids)
 
 
 def is_plutos_state(state: State, reqids: Collection[int] = ()) -> bool:
-    """Return whether a state has one of pluto's own reqids or one of `reqids`, which connections set."""
-    return state.reqid > MANUAL_REQID_MAX or (state.reqid != 0 and state.reqid in reqids)
+    """Return whether pluto made the state; `reqids` are those that connections set with reqid=."""
+    return is_plutos_reqid(state.reqid, reqids)
 
 
 def flush_xfrm(host: Host, reqids: Collection[int] = ()) -> tuple[int, int]:
-    """Remove the states and policies that pluto made; return how many states and how many policies.
+    """Remove the states and policies that pluto made, and return the number of states and of policies.
 
-    Call it only while no pluto runs: the traffic that was protected is sent in clear afterwards.  Raises
-    OSError.
+    Call this only while no pluto runs: traffic that was protected is sent in clear afterwards.  Raises OSError.
     """
     data = XfrmData(host)
     states, policies = [], []
@@ -5027,7 +5063,8 @@ def flush_xfrm(host: Host, reqids: Collection[int] = ()) -> tuple[int, int]:
     for buffer, start, end in policy_messages(host):
         if is_plutos_policy(data.policy_data(buffer, start, end), reqids):
             policy = data.read_policy(buffer, start, end)
-            body = pack_struct(POLICY_ID_FORM, buffer[start:start + SELECTOR_SIZE], policy.index, policy.direction)
+            body = pack_struct(POLICY_ID_FORM, buffer[start:start + SELECTOR_SIZE], policy.index,
+                               policy.direction)
             policies.append([(XFRM_MSG_DELPOLICY, NLM_F_ACK, body + naming_attributes(policy.more))])
     acknowledge(host, NETLINK_XFRM, *states, *policies, ignored=(errno.ENOENT, errno.ESRCH))
     return len(states), len(policies)
@@ -5048,7 +5085,7 @@ ROUTE_METRICS = {RTAX_MTU: "mtu", RTAX_WINDOW: "window", RTAX_RTT: "rtt", RTAX_R
                  RTAX_HOPLIMIT: "hoplimit", RTAX_INITCWND: "initcwnd", RTAX_FEATURES: "features",
                  RTAX_RTO_MIN: "rto_min", RTAX_INITRWND: "initrwnd", RTAX_QUICKACK: "quickack",
                  RTAX_CC_ALGO: "congctl", RTAX_FASTOPEN_NO_COOKIE: "fastopen_no_cookie"}
-TIME_METRICS = {RTAX_RTT: 8, RTAX_RTTVAR: 4, RTAX_RTO_MIN: 1}  # by how much the kernel multiplies milliseconds
+TIME_METRICS = {RTAX_RTT: 8, RTAX_RTTVAR: 4, RTAX_RTO_MIN: 1}  # the unit is 1 ms divided by this number
 ROUTE_FLAGS = ((1, "dead"), (RTNH_F_ONLINK, "onlink"), (2, "pervasive"), (8, "offload"), (64, "trap"),
                (0x100, "notify"), (16, "linkdown"), (32, "unresolved"), (0x4000, "rt_offload"), (0x8000, "rt_trap"),
                (0x20000000, "rt_offload_failed"))
@@ -5059,8 +5096,9 @@ ROUTE_PROTOCOLS = {RTPROT_UNSPEC: "unspec", 1: "redirect", RTPROT_KERNEL: "kerne
                    8: "gated", 9: "ra", 10: "mrt", 11: "zebra", 12: "bird", 13: "dnrouted", 14: "xorp", 15: "ntk",
                    16: "dhcp", 18: "keepalived", 42: "babel", 99: "openr", 186: "bgp", 187: "isis", 188: "ospf",
                    189: "rip", 192: "eigrp"}
-# struct rtattr of RTA_DST, by the family of the destination
-ROUTE_DESTINATIONS = {AF_INET: u16(NLATTR_SIZE + 4) + u16(RTA_DST), AF_INET6: u16(NLATTR_SIZE + 16) + u16(RTA_DST)}
+# The header of the attribute RTA_DST (struct rtattr), by address family
+ROUTE_DESTINATIONS = {AF_INET: u16(NLATTR_SIZE + 4) + u16(RTA_DST),
+                      AF_INET6: u16(NLATTR_SIZE + 16) + u16(RTA_DST)}
 PREFERENCES = {0: "medium", 1: "high", 3: "low"}  # RFC 4191, two's complement in two bits
 ENCAPSULATIONS = {LWTUNNEL_ENCAP_MPLS: "mpls", LWTUNNEL_ENCAP_IP: "ip", 3: "ila", LWTUNNEL_ENCAP_IP6: "ip6",
                   5: "seg6", 6: "bpf", 7: "seg6local", 8: "rpl", 9: "ioam6", LWTUNNEL_ENCAP_XFRM: "xfrm"}
@@ -5068,8 +5106,9 @@ RULE_ACTIONS = {FR_ACT_BLACKHOLE: "blackhole", FR_ACT_UNREACHABLE: "unreachable"
 
 
 def iproute_names(host: Host, name: str, known: Mapping[int, str]) -> dict[int, str]:
-    """Return the numbers that iproute2 shows by name: `known`, and the entries of its file rt_tables,
-    rt_protos, …
+    """Return the names that iproute2 shows in place of numbers, by number.
+
+    They are those in `known` and the entries of iproute2's file `name`, such as rt_tables or rt_protos.
     """
     names = dict(known)
     for directory in ("/usr/share/iproute2", "/usr/lib/iproute2", "/etc/iproute2"):
@@ -5088,7 +5127,7 @@ def iproute_names(host: Host, name: str, known: Mapping[int, str]) -> dict[int, 
 
 
 class RouteText(KernelReader):
-    """Routes and rules in the words of `ip route list table all` and `ip rule list`."""
+    """Routes and rules in the format of `ip route list table all` and `ip rule list`."""
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)
@@ -5101,18 +5140,18 @@ class RouteText(KernelReader):
         self.known = Remembered(self._around_destination)
 
     def routes(self, table: int = 0) -> Iterator[str]:
-        """Yield the routes of all tables, or of one, in chunks of text: IPv4, then IPv6.  Raises OSError."""
+        """Yield the routes of one table (default all) in chunks of text: IPv4, then IPv6.  Raises OSError."""
         messages = dump(self.host, NETLINK_ROUTE, RTM_GETROUTE, bytes(RTMSG_SIZE))
         if table:
             messages = (message for message in messages if message[0][message[1] + RTMSG_TABLE] == table)
         return in_pieces(message_texts(messages, self.route_text))
 
     def route_text(self, buffer: bytes, start: int, end: int) -> str:
-        """Return the text of one route: struct rtmsg and its attributes, which begin with RTA_TABLE and
-        RTA_DST.
+        """Return the text of one route (struct rtmsg and attributes).
 
-        There may be hundreds of thousands of routes that differ only in their destination: they share the
-        text of everything else.
+        A host may have hundreds of thousands of routes that differ only in the destination.  Therefore the text before
+        and after the destination is cached.  Usually the first attributes are RTA_TABLE and RTA_DST; then the
+        destination can be cut out of the message without parsing it.
         """
         family, bits = buffer[start], buffer[start + 1]
         size = address_size(family)
@@ -5135,13 +5174,13 @@ class RouteText(KernelReader):
         return f"{before}{target}{after}"
 
     def text_of(self, family: int, data: bytes) -> str:
-        """Return an address as text; of MPLS its labels, 20 bits each."""
+        """Return an address as text; of MPLS, the labels of 20 bits each."""
         if family == AF_MPLS:
             return "/".join(str(int.from_bytes(data[at:at + 4], "big") >> 12) for at in range(0, len(data), 4))
         return str(self.address[data])
 
     def _prefix(self, family: int, data: bytes | None, bits: int) -> str:
-        """Return a network; the kernel leaves the address of `0/8` out."""
+        """Return a network as text; if the kernel sends no address (`data`), it is 0."""
         if not data:
             return f"0/{bits}"
         return self.text_of(family, data) + ("" if bits == len(data) * 8 else f"/{bits}")
@@ -5189,8 +5228,7 @@ class RouteText(KernelReader):
         return text + self._next_hops(family, more.get(RTA_MULTIPATH, b""))
 
     def _realms(self, data: bytes | None, word: str) -> str:
-        """Return the realms of source and destination, 16 bits each.  A single realm is the destination's.
-        """
+        """Return the realms of source and destination (16 bits each) as text; `word` precedes a single one."""
         if not data:
             return ""
         source, destination = unsigned(data) >> 16, unsigned(data) & 0xFFFF
@@ -5198,7 +5236,7 @@ class RouteText(KernelReader):
         return f"realms {self.realms.get(source, source)}/{target} " if source else f"{word} {target} "
 
     def _encapsulation(self, more: Mapping[int, bytes]) -> str:
-        """Return the encapsulation of a route; details only of MPLS, IP and XFRM tunnels."""
+        """Return the encapsulation of a route as text, with details for MPLS, IP and XFRM only."""
         if RTA_ENCAP_TYPE not in more:
             return ""
         kind, details = unsigned(more[RTA_ENCAP_TYPE]), attributes(more.get(RTA_ENCAP, b""))
@@ -5223,7 +5261,7 @@ class RouteText(KernelReader):
 
     def _next_hop(self, family: int, more: Mapping[int, bytes]) -> str:
         text = f"via {self.text_of(family, more[RTA_GATEWAY])} " if RTA_GATEWAY in more else ""
-        if via := more.get(RTA_VIA):  # struct rtvia: a family of its own (16 bits), an address
+        if via := more.get(RTA_VIA):  # struct rtvia: an address family (16 bits), an address
             other = unsigned(via[:2])
             text += f"via {'inet6' if other == AF_INET6 else 'inet'} {self.text_of(other, via[2:])} "
         return text
@@ -5296,10 +5334,10 @@ class RouteText(KernelReader):
         return text.rstrip() + "\n"
 
     def _rule_conditions(self, more: Mapping[int, bytes], flags: int) -> str:
-        """Return what a rule requires of a packet besides addresses and TOS.
+        """Return the conditions of a rule, except addresses and TOS, as text.
 
-        A condition that this program does not know is shown as `attribute NUMBER`: without it the rule would
-        look as if it applied to more packets than it does.
+        An unknown condition is shown as `attribute NUMBER`.  If it were left out, the rule would seem to match more
+        packets than it does.
         """
         text = ""
         mark, mark_mask = unsigned(more.get(FRA_FWMARK)), unsigned(more.get(FRA_FWMASK))
@@ -5368,14 +5406,14 @@ ADDRESS_ORIGINS = {1: "kernel_lo", 2: "kernel_ra", 3: "kernel_ll"}
 VTI_FIELDS = (IFLA_VTI_LOCAL, IFLA_VTI_REMOTE, IFLA_VTI_IKEY, IFLA_VTI_OKEY)
 GRE_FIELDS = (IFLA_GRE_LOCAL, IFLA_GRE_REMOTE, IFLA_GRE_IKEY, IFLA_GRE_OKEY)
 IPTUN_FIELDS = (IFLA_IPTUN_LOCAL, IFLA_IPTUN_REMOTE, 0, 0)
-# The attributes of a tunnel by the kind of its link: local end, remote end, key in, key out; 0: it has none
+# The attributes of a tunnel by the kind of link: local end, remote end, key in, key out; 0: there is no such attribute
 TUNNEL_KINDS = {"vti": VTI_FIELDS, "vti6": VTI_FIELDS, "gre": GRE_FIELDS, "gretap": GRE_FIELDS, "ip6gre": GRE_FIELDS,
                 "ipip": IPTUN_FIELDS, "sit": IPTUN_FIELDS, "ip6tnl": IPTUN_FIELDS, "xfrm": (0, 0, IFLA_XFRM_IF_ID, 0)}
 IFLA_TUNNEL_LINK = 1  # IFLA_VTI_LINK, IFLA_GRE_LINK, IFLA_IPTUN_LINK and IFLA_XFRM_LINK: the interface below
 
 
 class LinkText(KernelReader):
-    """Interfaces and their addresses in the words of `ip addr list`, and the tunnels among them."""
+    """Interfaces with their addresses in the format of `ip addr list`, and the details of tunnel interfaces."""
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)
@@ -5397,7 +5435,7 @@ class LinkText(KernelReader):
             yield self._link(kind, index, flags, more) + texts.get(index, "")
 
     def _links(self) -> Iterator[tuple[int, int, int, dict[int, bytes]]]:
-        """Yield type, index, flags and attributes of each interface (struct ifinfomsg)."""
+        """Yield type, index, flags and attributes of each interface (struct ifinfomsg).  Raises OSError."""
         for buffer, start, end in dump(self.host, NETLINK_ROUTE, RTM_GETLINK, bytes(IFINFOMSG_SIZE)):
             if start + IFINFOMSG_SIZE > end:
                 continue  # the message is truncated
@@ -5405,7 +5443,7 @@ class LinkText(KernelReader):
             yield kind, index, flags, attributes(buffer, start + IFINFOMSG_SIZE, end)
 
     def _hardware(self, kind: int, data: bytes) -> str:
-        """Return the hardware address of an interface; for an IP tunnel it is an IP address."""
+        """Return the hardware address of an interface as text; that of an IP tunnel is an IP address."""
         tunnels = (ARPHRD_TUNNEL, ARPHRD_TUNNEL6, ARPHRD_SIT, ARPHRD_IPGRE, ARPHRD_IP6GRE)
         if kind in tunnels and len(data) in (4, 16):
             return str(self.address[data])
@@ -5414,7 +5452,8 @@ class LinkText(KernelReader):
     def _link(self, kind: int, index: int, flags: int, more: dict[int, bytes]) -> str:
         """Return the text of one interface without its addresses."""
         text = f"{index}: {text_name(more.get(IFLA_IFNAME))}"
-        elsewhere = IFLA_LINK_NETNSID in more  # the interface below, or the other end, is in another namespace
+        # the lower interface, or the other end of a veth pair, is in another network namespace
+        elsewhere = IFLA_LINK_NETNSID in more
         below = unsigned(more.get(IFLA_LINK))
         if IFLA_LINK in more:
             text += "@" + self._lower_name(below, elsewhere)
@@ -5464,9 +5503,7 @@ class LinkText(KernelReader):
         return text + (f"qlen {length}" if length else "")
 
     def _namespace(self, nsid: int) -> str:
-        """Return the words for another network namespace: the name that `ip netns` gave it, or its number
-        here.
-        """
+        """Return the words for another network namespace: its name from `ip netns`, otherwise its ID."""
         if self.namespaces is None:
             self.namespaces = dict(self._named_namespaces())
         if nsid >> 31:
@@ -5474,7 +5511,7 @@ class LinkText(KernelReader):
         return f" link-netns {self.namespaces[nsid]}" if nsid in self.namespaces else f" link-netnsid {nsid}"
 
     def _named_namespaces(self) -> Iterator[tuple[int, str]]:
-        """Yield number and name of the network namespaces that `ip netns` made."""
+        """Yield ID and name of the network namespaces that `ip netns` made."""
         for file in reversed(self.host.glob("/run/netns/*")):
             try:
                 fd = self.host.open(file)
@@ -5486,7 +5523,7 @@ class LinkText(KernelReader):
                 finally:
                     os.close(fd)
             except (OSError, Failure):
-                continue  # the file is no namespace, or this user may not open it
+                continue  # the file is not a namespace, or this user may not open it
 
     def address_text(self, buffer: bytes, start: int, end: int) -> str:
         """Return the text of one address: struct ifaddrmsg and its attributes."""
@@ -5522,8 +5559,9 @@ class LinkText(KernelReader):
         return text
 
     def tunnels(self, *kinds: str) -> Iterator[str]:
-        """Yield the text of each tunnel interface of these kinds, by default of all: ends, keys, interface
-        below, counters.  Raises OSError.
+        """Yield the text of each tunnel interface of these kinds (default all).
+
+        It shows the two ends, the keys, the lower interface and the counters.  Raises OSError.
         """
         for _, _, _, more in self._links():
             info = attributes(more.get(IFLA_LINKINFO, b""))
@@ -5554,7 +5592,7 @@ class LinkText(KernelReader):
 
 
 class Process(Record):
-    """A process as /proc shows it."""
+    """A process, from /proc."""
 
     pid: int
     parent: int
@@ -5563,13 +5601,14 @@ class Process(Record):
     nice: int
     memory: int  # resident, KiB
     started: float  # seconds since the epoch
-    cpu: float  # seconds
-    command: str  # its arguments joined by blanks, or its name in brackets
+    cpu: float  # CPU time used, in seconds
+    command: str  # the arguments joined by blanks, or the name in brackets if there are none
 
 
 def list_processes(host: Host) -> Iterator[Process]:
-    """Yield the processes that this user can see, by number (proc(5)); a process that ends meanwhile is left
-    out.
+    """Yield the processes that this user can see, in the order of their PIDs (proc(5)).
+
+    A process that ends meanwhile is skipped.
     """
     tick, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE") // 1024
     booted = time.time() - float(host.value("/proc/uptime", "0").split()[0])
@@ -5586,8 +5625,9 @@ def list_processes(host: Host) -> Iterator[Process]:
 
 
 def is_pluto(host: Host, pid: int) -> bool:
-    """Return whether the process is alive and is pluto; the number in a stale file may belong to another
-    program.
+    """Return whether the process is alive and is pluto.
+
+    The PID in a stale pid file may by now belong to another program.
     """
     try:
         name, _, rest = host.read(f"/proc/{pid}/stat").partition("(")[2].rpartition(")")
@@ -5601,55 +5641,55 @@ def is_pluto(host: Host, pid: int) -> bool:
 
 
 def find_pluto(host: Host) -> int | None:
-    """Return the number of the pluto process that the pid file of this run directory names; None if it does
-    not run.
-    """
+    """Return the PID in the pid file of this run directory, or None if that process is not a running pluto."""
     text = host.value(f"{host.rundir}/pluto.pid").strip()
     return int(text) if text.isdigit() and is_pluto(host, int(text)) else None
 
 
 def plutos(host: Host) -> list[int]:
-    """Return the plutos in the network namespace of this process, of any run directory; they share its kernel
-    state.
+    """Return the PIDs of all plutos in the network namespace of this process, whatever their run directory.
+
+    They share the kernel's states and policies.  If the namespace of a pluto is unknown, that pluto is included.
     """
     def here(pid: str) -> bool:
         try:
             return host.stat(f"/proc/{pid}/ns/net").st_ino == host.stat("/proc/self/ns/net").st_ino
         except OSError:
-            return True  # unknown: it may share the namespace
-    return [int(pid) for pid in host.listdir("/proc") if pid.isdigit() and is_pluto(host, int(pid)) and here(pid)]
+            return True
+    return [int(pid) for pid in host.listdir("/proc")
+            if pid.isdigit() and is_pluto(host, int(pid)) and here(pid)]
 
 
 def read_sysctl(host: Host, name: str) -> str:
-    """Return the value of a sysctl such as `net.ipv4.ip_forward`; empty if there is none.
+    """Return the value of a sysctl such as `net.ipv4.ip_forward`; empty if it does not exist.
 
-    A dot in the name of an interface is written `/`.
+    In the name of an interface, write `/` for a dot.
     """
     return host.value("/proc/sys/" + name.translate({46: "/", 47: "."}))
 
 
 def has_module(host: Host, *names: str) -> bool:
-    """Return whether the running kernel has one of the modules: loaded, or built in with parameters or a
-    version.
+    """Return whether the running kernel has one of these modules.
+
+    A built-in module is seen only if it has parameters or a version.
     """
     return any(host.isdir(f"/sys/module/{name.replace('-', '_')}") for name in names)
 
 
 def crypto_algorithms(host: Host) -> dict[str, str]:
-    """Return the type of each algorithm that the kernel has loaded, such as `rfc4106(gcm(aes))`
-    (/proc/crypto).
+    """Return the algorithms that the kernel has loaded, such as `rfc4106(gcm(aes))`, each with its type.
 
-    The kernel may load others on demand.  Raises OSError.
+    They come from /proc/crypto; the kernel may load others on demand.  Raises OSError.
     """
-    found: dict[str, str] = {}
+    types: dict[str, str] = {}
     name = ""
     for line in host.lines("/proc/crypto"):
         key, _, value = line.partition(":")
         if key.strip() == "name":
             name = value.strip()
         elif key.strip() == "type":
-            found.setdefault(name, value.strip())
-    return found
+            types.setdefault(name, value.strip())
+    return types
 
 
 def open_files(host: Host, pid: int) -> set[str]:
@@ -5657,17 +5697,17 @@ def open_files(host: Host, pid: int) -> set[str]:
 
     Raises OSError if the process is gone or belongs to another user.
     """
-    found = set()
+    files = set()
     for name in host.listdir(f"/proc/{pid}/fd"):
         try:
-            found.add(host.readlink(f"/proc/{pid}/fd/{name}"))
+            files.add(host.readlink(f"/proc/{pid}/fd/{name}"))
         except FileNotFoundError:
             continue  # closed meanwhile
-    return found
+    return files
 
 
 class Socket(Record):
-    """A bound UDP socket or a listening TCP one."""
+    """A bound UDP socket or a listening TCP socket."""
 
     protocol: str  # udp, udp6, tcp, tcp6
     address: str
@@ -5677,11 +5717,11 @@ class Socket(Record):
 
 def list_sockets(host: Host, ports: Sequence[int], pid: int | None = None,
                  protocols: Sequence[str] = ("udp", "udp6", "tcp", "tcp6")) -> Iterator[Socket]:
-    """Yield the sockets bound to the ports in the network namespace of a process, by default of this one.
+    """Yield the sockets bound to one of `ports` in the network namespace of the process `pid` (default this process).
 
-    Format (proc_net_tcp.txt): the address is in hexadecimal words of the host's byte order; state 07 is a
-    bound UDP socket, 0A a listening TCP socket.  Reading tcp or tcp6 takes about 4 ms, however few sockets
-    there are.
+    The format of the files is in proc_net_tcp.txt: an address consists of 32-bit words in the host's byte order, in
+    hexadecimal; state 07 is a bound UDP socket, 0A a listening TCP socket.  Reading tcp or tcp6 takes about 4 ms even
+    if there are few sockets.
     """
     import _socket as socket
     for protocol in protocols:
@@ -5702,18 +5742,20 @@ def list_sockets(host: Host, ports: Sequence[int], pid: int | None = None,
 
 
 def kernel_config(host: Host) -> str:
-    """Return the running kernel's configuration, from the kernel itself or from the files of distributions.
+    """Return the kernel's configuration, from /proc/config.gz or a file of the distribution.
 
-    Raises Missing if there is none.
+    With a root directory that is not the running system's, the last file found there is read.  Raises Missing if there
+    is none.
     """
     release = host.kernel_release()
     if host.live and host.exists("/proc/config.gz"):
         zlib: Any = need("zlib", "reading /proc/config.gz")
         return decode(zlib.decompress(b"".join(host.chunks("/proc/config.gz")), 31))  # 31: with a gzip header
-    found = [f"/boot/config-{release}", f"/lib/modules/{release}/config", f"/lib/modules/{release}/build/.config"]
+    names = [f"/boot/config-{release}", f"/lib/modules/{release}/config",
+             f"/lib/modules/{release}/build/.config"]
     if not host.live:
-        found = [*host.glob("/boot/config-*"), *host.glob("/lib/modules/*/config")][-1:]
-    for name in found:
+        names = [*host.glob("/boot/config-*"), *host.glob("/lib/modules/*/config")][-1:]
+    for name in names:
         if host.exists(name):
             return host.read(name)
     raise Missing("no kernel configuration in /proc/config.gz, /boot or /lib/modules")
