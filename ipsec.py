@@ -5765,26 +5765,26 @@ def kernel_config(host: Host) -> str:
 # 6. Whack
 #
 # Talks to a running pluto over its control socket, as libreswan's whack does, for every release from 3.25 to 5.4, and
-# reads what it says into data.  Touches nothing but that socket.  Used by whack, auto, status and the words of 5.x,
-# tunnels, metrics, verify, barf and setup.  Facts: whack.h, whack.c, rcv_whack.c and log.c of
-# those releases, and the bytes that their whacks sent (tests/data/whack).
+# parses pluto's replies into data.  Touches nothing but that socket.  Used by whack, auto, status and the commands of
+# 5.x, tunnels, metrics, verify, barf and setup.  Facts: whack.h, whack.c, rcv_whack.c and log.c of those releases, and
+# messages recorded from their whacks (tests/data/whack).
 # =====================================================================================================================
 
-BASIC_MAGIC = 0x77686B19  # whack.h, WHACK_BASIC_MAGIC: the one message that every release takes
-BASIC_STATUS = (4,)  # the bytes of a basic message that ask for the status…
-# …and the byte that asks for the end: where releases from this one on keep whack_shutdown.  In another release the same
-# byte has another meaning: byte 16 is whack_leave_state from 4.2 to 4.15, and keeps the tunnels.
+BASIC_MAGIC = 0x77686B19  # whack.h, WHACK_BASIC_MAGIC: every release accepts a basic message
+BASIC_STATUS = (4,)  # offset of whack_status in a basic message
+# Since which release whack_shutdown has which offset in a basic message.  An offset is wrong for other releases: byte
+# 16 is whack_leave_state from 4.2 to 4.15, which keeps the tunnels.
 BASIC_SHUTDOWN = (((5, 1), 5), ((5, 0), 16), ((4, 0), 14), ((3, 28), 12), ((3, 25), 11))
-BASIC_LENGTH = 64  # some releases take fewer than 17 for a runt
+BASIC_LENGTH = 64  # some releases ignore messages of less than 17 bytes
 PLUTO_TIMEOUT = 60.0
-DRAIN_TIME = 5.0  # seconds for the rest of a reply that nobody wants any more
-LINE_LIMIT = 1 << 20  # no line of pluto's comes near
-REPLY_LIMIT = 1 << 30  # nor a whole reply: the status of 100,000 connections has 300 MB
-NOT_ALLOWED = "be root"  # the way out for somebody whom pluto's socket refuses
+DRAIN_TIME = 5.0  # seconds for reading the rest of a reply that the caller no longer needs
+LINE_LIMIT = 1 << 20  # far more than any line that pluto sends
+REPLY_LIMIT = 1 << 30  # far more than any reply: the status of 100,000 connections has 300 MB
+NOT_ALLOWED = "run as root"  # the hint if the permissions of pluto's socket exclude the user
 
 
 class NoPluto(Failure):
-    """Pluto can't be asked: it does not run, the caller may not ask, or its reply is cut (status 33, as whack's).
+    """Pluto does not run, does not let the user connect, or sent a truncated reply.  Status 33, as whack's.
 
     `silent` is true only if nothing listens on the socket: it does not exist, or it refuses connections.
     """
@@ -5795,23 +5795,23 @@ class NoPluto(Failure):
 
 
 class Conversation:
-    """One request to pluto: a message, then its lines until it closes.  A context manager.
+    """A connection to pluto for one request: send a message, then read lines until pluto closes the connection.
 
-    `timeout` is how many seconds pluto may keep us waiting altogether (the time that our own reader takes, a pager
-    say, does not count); None waits for ever.
+    `timeout` limits the seconds spent waiting for pluto in total; None means no limit.  Time that the caller spends
+    between two lines, for example in a pager, does not count.  Use it as a context manager.
     """
 
     def __init__(self, host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
         """Raises NoPluto, TimedOut."""
         import _socket as socket
         if not host.live:
-            raise NoPluto(f"the pluto of the system under {host.root} can't be asked")
+            raise NoPluto(f"the system under {host.root} is not running: its pluto can't be asked")
         self.host = host
         self.name = host.ctlsocket
         self.timeout = timeout
         self.left = timeout
         self.size = 0
-        self.whole = True  # pluto has no more to say
+        self.whole = True  # no reply is outstanding
         kind = socket.SOCK_STREAM
         while True:
             try:
@@ -5820,7 +5820,7 @@ class Conversation:
             except OSError as error:
                 if error.errno == errno.EPROTOTYPE and kind == socket.SOCK_STREAM:
                     kind = socket.SOCK_SEQPACKET  # 5.4 and later
-                elif error.errno == errno.EAGAIN:  # its queue of callers is full: it does not answer
+                elif error.errno == errno.EAGAIN:  # pluto's listen queue is full
                     time.sleep(0.1)
                     self._spent(0.1)
                 else:
@@ -5836,7 +5836,7 @@ class Conversation:
         if error.errno == errno.ECONNREFUSED:
             return NoPluto(f"is Pluto running?  connect() for {name} failed (111 Connection refused)",
                            start_hint(self.host), silent=True)
-        if isinstance(error, TimeoutError) or error.errno is None:  # before 3.10 a time-out is no TimeoutError
+        if isinstance(error, TimeoutError) or error.errno is None:  # until Python 3.9 socket.timeout has no errno
             return NoPluto(f"connect() for {name} failed ({error})")
         return NoPluto(f"connect() for {name} failed ({error.errno} {error.strerror})")
 
@@ -5848,7 +5848,7 @@ class Conversation:
                                "it may be stopped or very busy")
 
     def limit(self, seconds: float | None) -> None:
-        """Give pluto so many seconds from now for the rest of its answer; None changes nothing."""
+        """Allow `seconds` from now on for the rest of the reply; None keeps the present limit."""
         if seconds is not None:
             self.timeout = self.left = max(0.001, seconds)
             self.link.settimeout(self.left)
@@ -5857,8 +5857,8 @@ class Conversation:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        """Close the socket.  If the caller stopped early (GeneratorExit) or could not write (OSError), the rest of
-        the reply is read first: pluto logs an error for each line that it can't send.
+        """Close the socket.  If the caller stopped early (GeneratorExit) or could not write (OSError), read the rest of
+        the reply first, because pluto logs an error for each line that it can't send.
         """
         try:
             if not self.whole and (kind is None or issubclass(kind, (GeneratorExit, OSError))):
@@ -5866,30 +5866,30 @@ class Conversation:
                 for _ in self.lines():
                     continue
         except Failure:
-            return  # the caller has the answer that it wanted
+            return  # the caller already has the lines that it needs
         finally:
             self.link.close()
 
     def say(self, data: bytes) -> None:
-        """Send a message in the single write(2) that pluto reads.  Raises NoPluto."""
+        """Send a message with one write, because pluto reads it with one read(2).  Raises NoPluto."""
         try:
             sent = self.link.send(data)
         except OSError as error:
             raise NoPluto(f"write() failed ({error.errno} {error.strerror})") from None
         self.whole = False
         if sent != len(data):
-            raise NoPluto("pluto took half of the message")
+            raise NoPluto("pluto accepted only a part of the message")
 
     def lines(self) -> Iterator[bytes]:
-        """Yield the lines of the reply, without line ends, with the code that each begins with.
+        """Yield the lines of the reply, each with its code, without line ends.
 
-        Raises NoPluto if the reply is cut or is none, TimedOut.
+        Raises NoPluto if the reply is truncated or too long, TimedOut.
         """
         for block in self.blocks():
             yield from block.split(b"\n")
 
     def blocks(self) -> Iterator[bytes]:
-        """Yield the reply in blocks of whole lines, as they come, without the last line end.  Raises as lines()."""
+        """Yield the reply as it arrives, in blocks of complete lines without the last line end.  Raises as lines()."""
         import _socket as socket
         rest = b""
         self.link.settimeout(self.left)
@@ -5904,7 +5904,7 @@ class Conversation:
                 raise NoPluto(f"read() failed ({error.errno} {error.strerror})") from None
             waited = time.monotonic() - began
             self._spent(waited)
-            if waited > 0.01:  # pluto sends line by line: not a system call more for each
+            if waited > 0.01:  # not after each recv(): pluto sends every line on its own, and settimeout() costs time
                 self.link.settimeout(self.left)
             if not data:
                 self.whole = True
@@ -5914,23 +5914,23 @@ class Conversation:
             if end:
                 yield block
             if len(rest) > LINE_LIMIT or self.size > REPLY_LIMIT:
-                raise NoPluto("pluto says more than it can mean: reply given up")
+                raise NoPluto("pluto's reply is too long")
         if rest:
             yield rest
             raise NoPluto("last line from pluto unterminated: it ended in the middle of its reply")
 
 
 class Pluto(Record):
-    """Who listens on the control socket: its version, and what it was built with that changes the messages."""
+    """The pluto that listens on the control socket: its version, and the build options that change the messages."""
 
-    version: str  # as it calls itself, suffix included; empty when it does not say
-    packets: bool  # SOCK_SEQPACKET
+    version: str  # from the status, with its suffix; empty if the status has none
+    packets: bool  # whether the socket is SOCK_SEQPACKET
     labelled: bool = False  # USE_LABELED_IPSEC
     seccomp: bool = False  # USE_SECCOMP
 
 
 def basic_message(places: Iterable[int]) -> bytes:
-    """The message that every release understands, with the bytes at `places` set."""
+    """Return a basic message, which every release understands, with the bytes at `places` set to 1."""
     message = bytearray(BASIC_LENGTH)
     message[:4] = BASIC_MAGIC.to_bytes(4, sys.byteorder)
     for place in places:
@@ -5939,24 +5939,24 @@ def basic_message(places: Iterable[int]) -> bytes:
 
 
 def status_value(line: str, name: str) -> str:
-    """The value in `…, name=value, …` of a line of the status's settings, or nothing."""
-    _, found, rest = f" {line}".partition(f" {name}=")
-    return rest.partition(",")[0].strip() if found else ""
+    """Return the value of `name` in a line `…, name=value, …` of the status, or an empty string."""
+    rest = f" {line}".partition(f" {name}=")[2]
+    return rest.partition(",")[0].strip()
 
 
 def split_code(line: bytes) -> tuple[int, str]:
-    """The code and the text of a reply line; -1 for a line that has none."""
+    """Return the code and the text of a reply line; the code is -1 if the line has none."""
     code, _, text = line.partition(b" ")
     return (int(code), decode(text)) if code.isdigit() and len(code) <= 4 else (-1, decode(line))
 
 
 def pluto_status(host: Host, timeout: float | None = PLUTO_TIMEOUT,
                  beginnings: tuple[str, ...] | None = None) -> Iterator[str]:
-    """Yield the lines of pluto's full status, without codes, as they come.  Works with every release.
+    """Yield the lines of pluto's full status as they arrive, without codes.  Works with every release.
 
-    `beginnings` leaves out the lines of connections that go on with none of these texts (`"conn":   TEXT…`); for
-    thousands of connections that takes a fifth of the time of reading them.  Raises NoPluto (not running, no
-    permission, cut reply), TimedOut; both when a line is asked for.
+    With `beginnings`, skip a detail line of a connection (`"conn":   TEXT…`) unless TEXT starts with one of them.
+    Skipping a line takes a fifth of the time of parsing it.  The first next() or a later one raises NoPluto (not
+    running, no permission, truncated reply) or TimedOut.
     """
     with Conversation(host, timeout) as talk:
         talk.say(basic_message(BASIC_STATUS))
@@ -5970,7 +5970,7 @@ def pluto_status(host: Host, timeout: float | None = PLUTO_TIMEOUT,
 
 
 def has_connection(host: Host, name: str) -> bool | None:
-    """Return whether pluto has a connection of that name; None if it does not tell."""
+    """Return whether pluto has loaded a connection of that name, or None if pluto can't be asked."""
     heads = (f'"{name}":', f'"{name}"[', f'"{name}/')
     try:
         return any(line.startswith(heads) for line in list(pluto_status(host, 10.0)))
@@ -5979,10 +5979,10 @@ def has_connection(host: Host, name: str) -> bool | None:
 
 
 def await_pluto(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
-    """Return once pluto has answered a message that asks for nothing.  Raises NoPluto, TimedOut.
+    """Wait until pluto has handled an empty request.  Raises NoPluto, TimedOut.
 
-    Every release takes a basic message without a request, says nothing and hangs up.  It is the shortest
-    question: a status may have megabytes.
+    Every release accepts a basic message without a request and closes the connection without a reply.  A request for
+    the status would do too, but its reply may have megabytes.
     """
     with Conversation(host, timeout) as talk:
         talk.say(basic_message(()))
@@ -5991,10 +5991,10 @@ def await_pluto(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
 
 
 def probe(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> Pluto:
-    """Return which pluto listens on the control socket; it is asked once per command.  Raises NoPluto, TimedOut.
+    """Return the Pluto that listens on the control socket; ask it only once per command.  Raises NoPluto, TimedOut.
 
-    A message of one release is sent only after this: up to 5.0 pluto looks at the byte that it takes for
-    whack_shutdown even if the magic number is another release's.
+    Only a basic message may be sent before its release is known.  Up to 5.0 pluto obeys the byte whack_shutdown of its
+    own layout even in a message with the magic number of another release.
     """
     if host.pluto is None:
         version, labelled, seccomp = "", False, False
@@ -6009,7 +6009,7 @@ def probe(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> Pluto:
                 elif text.startswith("secctx-attr-type="):
                     labelled = "<unsupported>" not in text
                 elif text.startswith(("nat-traversal", "algorithm")):
-                    break  # the settings end here
+                    break  # the lines after the settings are not needed
         host.pluto = Pluto(version, talk.packets, labelled, seccomp)
     return host.pluto
 
@@ -6017,17 +6017,19 @@ def probe(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> Pluto:
 def shutdown_message(version: str) -> bytes:
     """Return the basic message that ends a pluto of that version, and does nothing else.
 
-    A pluto that does not tell its version gets the bytes of all releases but 5.0, whose byte would keep the tunnels of
-    4.2 to 4.4 and leave their peers uninformed.
+    If the version is empty (unknown), the message sets the bytes of all releases except 5.0.  In 4.2 to 4.4 the byte
+    of 5.0 would keep the tunnels, and their peers would not be informed.
     """
     if not version:
         return basic_message(place for since, place in BASIC_SHUTDOWN if since != (5, 0))
-    number = leading_version(version)
-    return basic_message([next((place for since, place in BASIC_SHUTDOWN if since <= number), BASIC_SHUTDOWN[-1][1])])
+    for since, place in BASIC_SHUTDOWN:
+        if since <= leading_version(version):
+            return basic_message([place])
+    return basic_message([BASIC_SHUTDOWN[-1][1]])
 
 
 def pluto_shutdown(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
-    """Ask pluto of any release to end, and wait until it hangs up.  Raises NoPluto, TimedOut."""
+    """Ask pluto of any release to exit, and wait until it closes the connection.  Raises NoPluto, TimedOut."""
     message = shutdown_message(probe(host, timeout).version)
     with Conversation(host, timeout) as talk:
         talk.say(message)
@@ -6037,11 +6039,12 @@ def pluto_shutdown(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
 
 # --- messages: what a release's whack sends ---------------------------------------------------------------------------
 #
-# The message is whack.h's struct whack_message in the host's own representation, then its strings.  The tables below
-# say it for all releases: a line holds for the releases that it names; a line that begins with blanks goes on the one
-# above.  A new release: add it to RELEASES, extend the ranges of what stayed and add lines for what changed.
+# A message is whack.h's struct whack_message in the host's own representation, followed by its strings.  The tables
+# below describe it for all releases.  Each line begins with the releases that it describes; a line that begins with
+# blanks continues the line before it.  To support a new release, add it to RELEASES, extend the ranges of the lines
+# that still apply, and add lines for the differences.
 
-# From 5.1 the magic number is the cksum(1) of the version instead
+# The magic numbers up to 5.0; from 5.1 on it is the cksum(1) of the version
 WHACK_MAGIC = """
 3.25       0x6f686b2d
 3.26-3.29  0x6f686b2e
@@ -6051,10 +6054,10 @@ WHACK_MAGIC = """
 """
 
 # The members in their order.  A letter is the C type of the names after it: b bool or char, h 16 bits, i int, w size_t
-# or pointer, q 64 bits, t time_t, a a bool that opens a struct of ints, xN N bytes.  `t=60` is a member that whack
-# always sends so (of connections: lifetimes, margins, ports…); `12w` are 12 members that we have no use for, summed up
-# such that what follows is aligned as in C wherever time_t and pointers have 4 or 8 bytes and 64-bit integers are
-# aligned to 4 or 8.
+# or pointer, q 64 bits, t time_t, a a bool that opens a struct of ints, xN N bytes.  `t=60` is an unnamed member which
+# whack always sends with that value, such as a lifetime, a margin or a port.  `12w` stands for unused members.  They
+# are summed up in types that give the next member the same offset as in C, for time_t and pointers of 4 or 8 bytes and
+# for 64-bit integers aligned to 4 or 8.
 WHACK_MESSAGE = """
 3.25-5.2   i magic b status
 5.1-5.2    b shutdown
@@ -6173,9 +6176,9 @@ WHACK_MESSAGE = """
            global_redirect_to redirect_to 2w q debug.set debug.clr 9w
 """
 
-# The strings, in the order in which they follow the struct.  Up to 4.15 all are always there, those that we don't use
-# as a number of empty ones; `label` only where pluto has labelled IPsec.  From 5.0 only those that are set, and the
-# member of that name holds the length.
+# The strings, in the order in which they follow the struct.  Up to 4.15 every string is sent, also an empty one: a
+# number stands for that many unused, empty strings.  `label` is sent only to a pluto built with labelled IPsec.  From
+# 5.0 only strings that are set are sent, and the member of the same name holds their length.
 WHACK_STRINGS = """
 3.25-3.27  name 4 updown 5 updown 5 username 7 label 7 remote_host
 3.28-3.32  name 4 updown 5 updown 5 username 7 label 7 remote_host 2
@@ -6189,7 +6192,7 @@ WHACK_STRINGS = """
 """
 STRINGS_ROOM = 4096
 
-# From 5.3 what to do is a number, counted from 1 in this order
+# From 5.3 the member `command` holds the number of the command: 1 for the first of these
 WHACK_COMMANDS = """
 5.3-5.4    rereadall fetchcrls rereadsecrets rereadcerts processstatus addresspoolstatus connectionstatus
            briefconnectionstatus briefstatus fipsstatus globalstatus trafficstatus shuntstatus delete add route unroute
@@ -6201,7 +6204,7 @@ WHACK_COMMANDS = """
 5.4        impair debug pubkey
 """
 
-# Names of debugging bits, each the next higher one unless it says its value
+# The names of the debugging bits.  Each is the next higher bit unless a value follows the name.
 WHACK_DEBUG = """
 3.25       raw parsing emitting control lifecycle kernel dns oppo controlmore pfkey nattraversal x509 dpd xauth
            retransmits oppoinfo crypt crypt-low private proposal-parser whackwatch add-prefix all=0xffff
@@ -6216,10 +6219,11 @@ WHACK_DEBUG = """
            none=0xfff
 """
 
-# whack's options that need no definition of a connection: name and kind of value; whether --name is needed (+), taken
-# (?) or of no use (.); the releases; what it sets; after a `/`, the same for other releases.  `word` is a command or a
-# member that becomes 1, `word=N` and `word|N` are a member (and the command of that name), `*` the option's value,
-# `$word` a string, `@word` the members of an address.
+# whack's options, except those that define connections.  The columns are: name and kind of value; whether --name is
+# required (+), allowed (?) or useless (.); the releases (* all); the effects.  After a `/` follow other releases and
+# their effects.  Effects: `word` is a command, or a member to set to 1; `word=N` sets a member, `word|N` sets bits of
+# it, and both give the command of that name if there is one; `*` stands for the option's value; `$word` is a string;
+# `@word` is the group of members that holds an address.
 WHACK_OPTIONS = """
 status                      . *         status
 shutdown                    . *         shutdown
@@ -6297,24 +6301,26 @@ asynchronous                ? *         async
 utc                         ? *         utc
 label=TEXT                  ? *
 """
-# The words of members that are an enum: yn_options, global_redirect, ddos_mode
+# The values of members that are enums in whack.h: yn_options, global_redirect, ddos_mode
 WHACK_WORDS = {"ike_sock_err": {"no": 1, "yes": 2}, "global_redirect": {"no": 1, "yes": 2, "auto": 3},
                "ddos": {"auto": 1, "busy": 2, "unlimited": 3}}
-# The numbers of an IP version, of IPv4 and IPv6 (ip_version.h): another one ends pluto
+# The numbers of IPv4 and IPv6 in ip_version.h; any other number makes pluto abort
 IP_VERSIONS = """
 3.25-5.3.2 4 6
 5.4        1 2
 """
-# Requests that end a pluto of 5.4 if they name no connection
+# Requests that make pluto 5.4 abort if they name no connection
 ENDS_WITHOUT_NAME = ("redirect-to", "ddns")
-OBSOLETE_OPTIONS = frozenset(("rereadcrls",))  # those that 5.x still names, to say that they are obsolete
-# Options that are no request alone; from 5.1 leave-state is one
+OBSOLETE_OPTIONS = frozenset(("rereadcrls",))  # options that 5.x still recognises, only to report them as obsolete
+# Options that make no request by themselves; from 5.1 on leave-state does
 WHACK_MODIFIERS = frozenset(("name", "remote-host", "username", "asynchronous", "utc", "label", "leave-state"))
 
 
 def table_rows(table: str) -> Iterator[list[str]]:
-    """The rows of one of the tables here, as words.  What follows a `/` is a row of its own with the same two first
-    words."""
+    """Yield the rows of one of the tables above as lists of words.
+
+    A row with a `/` gives several: what follows the `/` becomes a row of its own, after the first two words.
+    """
     for row in table.strip("\n").replace("\n ", " ").splitlines():
         head, *others = row.split(" / ")
         yield head.split()
@@ -6323,7 +6329,7 @@ def table_rows(table: str) -> Iterator[list[str]]:
 
 
 def cksum(data: bytes) -> int:
-    """The checksum of POSIX cksum(1): a CRC of the bytes and of their count."""
+    """Return the checksum of POSIX cksum(1): a CRC of the bytes, followed by their count."""
     crc = 0
     count = len(data)
     length = []
@@ -6338,15 +6344,15 @@ def cksum(data: bytes) -> int:
 
 
 class Abi(Record):
-    """What the C compiler makes of a struct: bytes of a pointer and of time_t, alignment of 64 bits, byte order."""
+    """The properties of a C compiler's target that decide the layout of a struct; sizes are in bytes."""
 
-    word: int
-    time: int
-    wide: int
+    word: int  # size of a pointer and of size_t
+    time: int  # size of time_t
+    wide: int  # alignment of a 64-bit integer
     order: Literal["little", "big"]
 
     def unit(self, letter: str) -> tuple[int, int]:
-        """Size and alignment of a type of WHACK_MESSAGE."""
+        """Return the size and the alignment of a type of WHACK_MESSAGE."""
         if letter.startswith("x"):
             return int(letter[1:]), 1
         return {"b": (1, 1), "a": (1, 4), "h": (2, 2), "i": (4, 4), "w": (self.word, self.word), "q": (8, self.wide),
@@ -6354,10 +6360,10 @@ class Abi(Record):
 
 
 def host_abi() -> Abi:
-    """This host's.  Libreswan is taken to be built like the interpreter."""
+    """Return the ABI of this host, assuming that libreswan was built for the same one as the Python interpreter."""
     import struct
     try:
-        time.gmtime(1 << 33)  # past 2038
+        time.gmtime(1 << 33)  # after 2038: fails with a time_t of 4 bytes
         clock = 8
     except (OverflowError, OSError):
         clock = 4
@@ -6365,11 +6371,11 @@ def host_abi() -> Abi:
 
 
 class Layout:
-    """struct whack_message of one release on one kind of host: where its members are, and what is always in them."""
+    """The layout of struct whack_message in one release for one ABI: places of the members, and constant values."""
 
     def __init__(self, version: tuple[int, ...], abi: Abi) -> None:
         self.members: dict[str, tuple[int, int]] = {}  # offset and size
-        self.always: list[tuple[int, int, int]] = []  # offset, size and value
+        self.always: list[tuple[int, int, int]] = []  # offset, size and value of the members that whack always sets
         self.size = 0
         kind = ""
         for releases, *words in table_rows(WHACK_MESSAGE):
@@ -6395,28 +6401,35 @@ class Layout:
 
 
 def buffer_size(text: str) -> int:
-    """Return the bytes of a UDP buffer as whack of 5.3 and later reads them (`8Ki`, `60000`).  Raises ValueError."""
+    """Parse the size of a UDP buffer (`8Ki`, `60000`) as whack of 5.3 and later does; return bytes.  Raises ValueError.
+    """
     digits = text.rstrip("KiB")
-    count = int(digits) << (10 if text[len(digits):] in ("K", "Ki", "KB", "KiB") else 0)
-    if text[len(digits):] not in ("", "B", "K", "Ki", "KB", "KiB") or (count and not 1500 <= count <= 0xFFFF):
+    unit = text[len(digits):]
+    count = int(digits)
+    if unit in ("K", "Ki", "KB", "KiB"):
+        count *= 1024
+    elif unit not in ("", "B"):
+        raise ValueError
+    if count and not 1500 <= count <= 0xFFFF:
         raise ValueError
     return count
 
 
 def refusal_status(version: tuple[int, ...]) -> int:
-    """Return the status that whack of a release exits with for wrong options."""
+    """Return the exit status of a release's whack for a usage error."""
     return ERROR if version >= (5, 3) else NO_PLUTO
 
 
 class Request:
-    """A message of whack's for one pluto, built option by option."""
+    """A whack message in the format of the running pluto's release, built option by option."""
 
     def __init__(self, pluto: Pluto, abi: Abi | None = None) -> None:
-        """Raises Failure for a pluto whose messages we don't know."""
+        """Raises Failure if the format of that release is not known."""
         if pluto.version not in RELEASES:
-            raise Failure(f"ipsec whack: pluto is {pluto.version or 'of an unknown version'}; we speak the language of "
-                          f"{RELEASES[0]} to {RELEASES[-1]}", NO_PLUTO,
-                          "status and shutdown work with any; for the rest install its own whack in the exec directory")
+            raise Failure(f"ipsec whack: pluto has {pluto.version or 'an unknown version'}; its message format is not "
+                          f"known, only those of {RELEASES[0]} to {RELEASES[-1]}", NO_PLUTO,
+                          "--status and --shutdown work with every version; for other requests install pluto's own "
+                          "whack in the exec directory")
         self.pluto = pluto
         self.version = version_key(pluto.version)
         self.refusal = refusal_status(self.version)
@@ -6442,12 +6455,8 @@ class Request:
         self._write(*self.layout.members[member], value)
 
     def option(self, name: str, value: str = "") -> None:
-        """Do what whack does for --name=value.  Raises Failure: not in this release, or not a value."""
-        effects = next((words for option, _, releases, *words in table_rows(WHACK_OPTIONS)
-                        if option.partition("=")[0] == name and covers(releases, self.version)), None)
-        if effects is None:
-            status = NO_PLUTO if name in OBSOLETE_OPTIONS else self.refusal
-            raise Failure(f"ipsec whack: pluto {self.pluto.version} does not know --{name}", status)
+        """Apply the effects of --name=value.  Raises Failure if the release lacks the option, or for a wrong value."""
+        effects = self._effects(name)
         self.given[name] = value
         try:
             if name in ("debug", "no-debug"):
@@ -6457,7 +6466,14 @@ class Request:
             for effect in effects:
                 self._apply(effect, value)
         except (ValueError, OverflowError, OSError):
-            raise Failure(f"ipsec whack: --{name} {quote(value)}: not a value for it", self.refusal) from None
+            raise Failure(f"ipsec whack: --{name} {quote(value)}: invalid value", self.refusal) from None
+
+    def _effects(self, name: str) -> list[str]:
+        for option, _, releases, *effects in table_rows(WHACK_OPTIONS):
+            if option.partition("=")[0] == name and covers(releases, self.version):
+                return effects
+        status = NO_PLUTO if name in OBSOLETE_OPTIONS else self.refusal
+        raise Failure(f"ipsec whack: pluto {self.pluto.version} does not know --{name}", status)
 
     def _apply(self, effect: str, value: str) -> None:
         if effect.startswith("$"):
@@ -6469,35 +6485,41 @@ class Request:
         name, separator, number = effect.replace("|", "=").partition("=")
         if name in self.commands:
             if self.command not in ("", name):
-                raise Failure(f"ipsec whack: --{name.replace('_', '-')} and --{self.command.replace('_', '-')} are two "
-                              f"commands, pluto {self.pluto.version} takes one", NO_PLUTO)
+                raise Failure(f"ipsec whack: --{name.replace('_', '-')} and --{self.command.replace('_', '-')} exclude "
+                              f"each other: pluto {self.pluto.version} accepts one command at a time", NO_PLUTO)
             self.command = name
             self._set("command", self.commands.index(name) + 1)
             if not separator:
                 return
         if name in self.layout.members:
-            wanted = int(number or 1) if number != "*" else self._number(name, value)
-            self._set(name, self._get(name) | wanted if "|" in effect else wanted)
+            content = self._number(name, value) if number == "*" else int(number or 1)
+            if "|" in effect:
+                content |= self._get(name)
+            self._set(name, content)
+
+    def _debug_bits(self) -> dict[str, int]:
+        """Return the bits of each name of WHACK_DEBUG in this release; `none` stands for all of them."""
+        bits: dict[str, int] = {}
+        all_bits = 0
+        for releases, *words in table_rows(WHACK_DEBUG):
+            if not covers(releases, self.version):
+                continue
+            for word in words:
+                name, _, number = word.partition("=")
+                bits[name] = int(number, 0) if number else 1 << all_bits.bit_length()
+                all_bits |= bits[name]
+        bits.setdefault("none", all_bits)
+        return bits
 
     def _debug(self, name: str, on: bool) -> None:
-        bits: dict[str, int] = {}
-        for releases, *words in table_rows(WHACK_DEBUG):
-            if covers(releases, self.version):
-                for word in words:
-                    key, _, number = word.partition("=")
-                    top = 1 << max([value.bit_length() for value in bits.values()], default=0)
-                    bits[key] = int(number, 0) if number else top
-        every = 0
-        for value in bits.values():
-            every |= value
-        bits.setdefault("none", every)
+        bits = self._debug_bits()
         if name not in bits:
-            raise Failure(f"ipsec whack: --debug {quote(name)}: pluto {self.pluto.version} has "
+            raise Failure(f"ipsec whack: --debug {quote(name)}: unknown flag; pluto {self.pluto.version} knows: "
                           f"{', '.join(sorted(bits))}", self.refusal)
-        wanted = bits[name]
-        to, other = ("debug.set", "debug.clr") if on != (name == "none") else ("debug.clr", "debug.set")
-        self._set(to, self._get(to) | wanted)
-        self._set(other, self._get(other) & ~wanted)
+        sets = on if name != "none" else not on  # --debug none clears all bits
+        target, other = ("debug.set", "debug.clr") if sets else ("debug.clr", "debug.set")
+        self._set(target, self._get(target) | bits[name])
+        self._set(other, self._get(other) & ~bits[name])
         if "options" in self.layout.members:
             self._set("options", 1)
 
@@ -6532,107 +6554,134 @@ class Request:
                 self._set(member, value)
 
     def check(self) -> None:
-        """Raises Failure when the options make no request, as whack does."""
+        """Check that the options form one request, with whack's rules.  Raises Failure."""
         rules = {row[0].partition("=")[0]: row[1] for row in table_rows(WHACK_OPTIONS) if covers(row[2], self.version)}
         modifiers = WHACK_MODIFIERS if self.version < (5, 1) else WHACK_MODIFIERS - {"leave-state"}
         actions = [name for name in self.given if name not in modifiers]
         if not actions:
             raise Failure("ipsec whack: no action specified", NO_PLUTO, "see ipsec whack --help")
-        if "name" not in self.given and any(rules[name] == "+" for name in self.given):
-            raise Failure("ipsec whack: missing --name <connection_name>", NO_PLUTO)
-        if "name" in self.given and self.version >= (5,) and all(rules[name] == "." for name in actions):
+        if "name" not in self.given:
+            if any(rules[name] == "+" for name in self.given):
+                raise Failure("ipsec whack: missing --name <connection_name>", NO_PLUTO)
+            deadly = next((name for name in ENDS_WITHOUT_NAME if name in self.given), "")
+            if deadly and self.version >= (5, 4):
+                raise Failure(f"ipsec whack: --{deadly} needs --name: without it, pluto {self.pluto.version} would "
+                              "exit", NO_PLUTO)
+        elif self.version >= (5,) and all(rules[name] == "." for name in actions):
             raise Failure(f'ipsec whack: {quote(self.given["name"])}: no reason for --name', NO_PLUTO)
-        needs_name = [name for name in ENDS_WITHOUT_NAME if name in self.given and "name" not in self.given]
-        if self.version >= (5, 4) and needs_name:
-            raise Failure(f"ipsec whack: --{needs_name[0]} needs --name: pluto {self.pluto.version} ends without",
-                          NO_PLUTO)
         if self.version >= (5, 4) and "remote-host" in self.given and self.command != "initiate":
             raise Failure("ipsec whack: --remote-host is for --initiate", NO_PLUTO)
 
     def pack(self) -> bytes:
-        """The message.  Raises Failure when its strings are too long."""
+        """Return the message.  Raises Failure if its strings are too long."""
         if "leave-state" in self.given and self.version >= (5, 1):
-            self._set("shutdown", 0)  # which would win, and flush the state
-        basic = (self._get("status") or self._get("shutdown") if self.version >= (5, 1) else
-                 self.given.keys() - {"label"} <= {"status", "shutdown"})
-        magic = BASIC_MAGIC if basic else cksum(f"{self.pluto.version}\n".encode()) if self.version >= (5, 1) else next(
-            int(number, 0) for releases, number in table_rows(WHACK_MAGIC) if covers(releases, self.version))
-        self._set("magic", magic)
-        pool = b""
-        for slot in next(row[1:] for row in table_rows(WHACK_STRINGS) if covers(row[0], self.version)):
+            self._set("shutdown", 0)  # pluto would obey it first, and delete the SAs
+        self._set("magic", self._magic())
+        strings = self._packed_strings()
+        if len(strings) > STRINGS_ROOM or any("\0" in text for text in self.strings.values()):
+            raise Failure("ipsec whack: a name is too long, or contains a NUL character", NO_PLUTO)
+        return bytes(self.data) + strings
+
+    def _magic(self) -> int:
+        if self.version >= (5, 1):
+            if self._get("status") or self._get("shutdown"):
+                return BASIC_MAGIC
+            return cksum(f"{self.pluto.version}\n".encode())
+        if self.given.keys() - {"label"} <= {"status", "shutdown"}:
+            return BASIC_MAGIC
+        return next(int(number, 0) for releases, number in table_rows(WHACK_MAGIC) if covers(releases, self.version))
+
+    def _packed_strings(self) -> bytes:
+        """Return the strings that follow the struct; from 5.0 on, also write their lengths into the struct."""
+        slots = next(row[1:] for row in table_rows(WHACK_STRINGS) if covers(row[0], self.version))
+        packed = b""
+        for slot in slots:
             text = encode("ipsec _updown" if slot == "updown" else self.strings.get(slot, "")) + b"\0"
-            if self.version < (5,):
-                if slot != "label" or self.pluto.labelled:
-                    pool += bytes(int(slot)) if slot.isdigit() else text
-            elif slot in self.strings:
-                self._set(slot, len(text))
-                pool += text
+            if self.version >= (5,):
+                if slot in self.strings:
+                    self._set(slot, len(text))
+                    packed += text
+            elif slot.isdigit():
+                packed += bytes(int(slot))
+            elif slot != "label" or self.pluto.labelled:
+                packed += text
         if self.version >= (5, 4):
-            if "username" in self.strings:  # of a connection's words, here KWS_USERNAME of its left end
-                pool += bytes(4) + (22).to_bytes(4, self.abi.order) + encode(self.strings["username"]) + b"\0"
-            pool += bytes(8)
-        if len(pool) > STRINGS_ROOM or any("\0" in text for text in self.strings.values()):
-            raise Failure("ipsec whack: too long a name, or a NUL in it", NO_PLUTO)
-        return bytes(self.data) + pool
+            if "username" in self.strings:  # a keyword of a connection: the left end (0), KWS_USERNAME (22)
+                packed += bytes(4) + (22).to_bytes(4, self.abi.order) + encode(self.strings["username"]) + b"\0"
+            packed += bytes(8)
+        return packed
 
 
 # --- whack's command line and what pluto answers ----------------------------------------------------------------------
 
-# Options that shape the conversation rather than the message; the last three are ours
+# Options that are not part of the message.  The last three exist only here; libreswan's whack does not have them.
 WHACK_OWN_OPTIONS = ("ctlsocket=FILE", "rundir=DIR", "ctlbase=DIR", "xauthname=NAME", "xauthuser=NAME",
                      "xauthpass=PASSWORD", "help", "version", "xauthpass-file=FILE", "timeout=SECONDS", "native")
 XAUTH_ROOM = 128  # XAUTH_MAX_NAME_LENGTH and XAUTH_MAX_PASS_LENGTH of whack.h
 
 
 def whack_words(words: Sequence[str], refusal: int = NO_PLUTO) -> list[tuple[str, str]]:
-    """The options on a command line of whack's, in order, each with its value.
+    """Parse a whack command line; return the options in order, each with its value.
 
-    As getopt_long(3): unambiguous beginnings will do, and the word after an option that takes a value is its value,
-    whatever it looks like.  Raises Failure with the status `refusal`.
+    As with getopt_long(3), an unambiguous beginning of an option is enough, and the word after an option that takes a
+    value is always its value, even if it looks like an option.  Raises Failure with the status `refusal`.
     """
-    table = [row[0] for row in table_rows(WHACK_OPTIONS)]
-    metavars = {name: metavar for name, _, metavar in (option.partition("=") for option in
-                                                       (*table, *WHACK_OWN_OPTIONS))}
-    found = []
-    rest = list(reversed(words))
-    while rest:
-        word = rest.pop()
+    metavars = whack_metavars()
+    options = []
+    rest = iter(words)
+    for word in rest:
         if not word.startswith("--") or word == "--":
             raise Failure(f"ipsec whack: unexpected argument {quote(word)}", refusal)
-        given, equals, value = word[2:].partition("=")
-        close = [given] if given in metavars else [name for name in metavars if name.startswith(given)]
-        if len(close) != 1:
-            raise Failure(f"ipsec whack: {quote('--' + given)} is " +
-                          (f"ambiguous: --{', --'.join(close)}" if close else "an option that we don't know"), refusal,
-                          "" if close else "definitions of connections need libreswan's own whack or addconn")
-        name = close[0]
+        beginning, equals, value = word[2:].partition("=")
+        name = whack_option(beginning, metavars, refusal)
         if not metavars[name] and equals:
             raise Failure(f"ipsec whack: --{name} takes no value", refusal)
         if metavars[name] and not equals:
-            if not rest:
+            following = next(rest, None)
+            if following is None:
                 raise Failure(f"ipsec whack: --{name} needs a value: {metavars[name]}", refusal)
-            value = rest.pop()
-        found.append(("username" if name in ("xauthname", "xauthuser") else name, value))
-    return found
+            value = following
+        options.append(("username" if name in ("xauthname", "xauthuser") else name, value))
+    return options
+
+
+def whack_metavars() -> dict[str, str]:
+    """Return the names of the built-in whack's options, each with the kind of its value; empty if it takes none."""
+    options = [row[0] for row in table_rows(WHACK_OPTIONS)] + list(WHACK_OWN_OPTIONS)
+    return {name: metavar for name, _, metavar in (option.partition("=") for option in options)}
+
+
+def whack_option(beginning: str, names: Collection[str], refusal: int) -> str:
+    """Return the one option of `names` that starts so.  Raises Failure if there is none, or more than one."""
+    if beginning in names:
+        return beginning
+    candidates = [name for name in names if name.startswith(beginning)]
+    if not candidates:
+        raise Failure(f"ipsec whack: unknown option {quote('--' + beginning)}", refusal,
+                      "the options that define a connection need libreswan's own whack or addconn")
+    if len(candidates) > 1:
+        raise Failure(f"ipsec whack: {quote('--' + beginning)} is ambiguous: --{', --'.join(candidates)}", refusal)
+    return candidates[0]
 
 
 class Replies:
-    """What whack of one release makes of pluto's lines: what it shows, asks and ends with.
+    """Handles pluto's reply lines as the whack of one release does: text to print, prompts, exit status.
 
-    Up to 4.15 the last error counts and a later success takes it back; from 5.0 the first one stays.
+    Up to 4.15 the last error gives the exit status, unless a line with a success follows; from 5.0 the first error
+    gives it.
     """
 
     def __init__(self, version: tuple[int, ...], *, lenient: bool = False, asynchronous: bool = False) -> None:
         self.version = version
-        self.lenient = lenient  # status and lists: codes are not errors
+        self.lenient = lenient  # in the replies to status and list requests, codes are not errors
         self.forgiving = asynchronous and version < (5,)
         self.status = OK
-        self.asks = ""  # what the line just taken asks for
+        self.asks = ""  # if the last line was a prompt: password or user name
 
     def take(self, line: bytes) -> str | None:
-        """What to show of a line, None for nothing.  Raises NoPluto for a line that is no reply."""
+        """Return the text to print for a line, or None.  Raises NoPluto if the line is not a reply line."""
         self.asks = ""
-        if line.startswith(b"000 "):  # nearly all lines
+        if line.startswith(b"000 "):  # a short cut for nearly all lines
             return decode(line[4:] if self.version >= (5,) else line)
         code, text = split_code(line)
         if code < 0:
@@ -6642,64 +6691,77 @@ class Replies:
         prompts = (40, 41) if self.version < (5,) else (10, 11)
         if code in prompts:
             self.asks = ("password", "user name")[prompts.index(code)]
-        if self.version >= (5,):
-            if 20 <= code < 100 and self.status == OK:
-                self.status = code
-            shown = text if text or self.version < (5, 4) or code == 0 else None
-        else:
-            if 20 <= code < 100 and not self.asks:
-                self.status = OK if self.forgiving else code
-            elif code not in (0, 1, 2, 5, 6) and not self.asks:
-                self.status = OK
-            shown = text if code == 1 and self.version >= (3, 30) else decode(line)
+        shown = self._new_reply(code, text) if self.version >= (5,) else self._old_reply(code, text, line)
         if self.lenient:
             self.status = OK
         return shown
 
+    def _new_reply(self, code: int, text: str) -> str | None:
+        if 20 <= code < 100 and self.status == OK:
+            self.status = code
+        if code and not text and self.version >= (5, 4):
+            return None
+        return text
+
+    def _old_reply(self, code: int, text: str, line: bytes) -> str:
+        if not self.asks:
+            if 20 <= code < 100:
+                self.status = OK if self.forgiving else code
+            elif code not in (0, 1, 2, 5, 6):  # RC_COMMENT, RC_RAW, RC_LOG and informational codes change nothing
+                self.status = OK
+        is_raw = code == 1 and self.version >= (3, 30)
+        return text if is_raw else decode(line)
+
 
 def xauth_answer(host: Host, options: Mapping[str, str], what: str) -> bytes:
-    """The XAUTH user name or password as pluto reads it, NUL at its end: given on the command line, in a file, or asked
-    on the terminal.  Raises Failure: nobody there to ask, too long."""
-    given = options.get("xauthpass" if what == "password" else "username")
-    if given is None and what == "password" and "xauthpass-file" in options:
+    """Return the XAUTH user name or password (`what`), with a NUL at its end, as pluto expects it.
+
+    It comes from the command line or a file, or is asked for on the terminal.  Raises Failure if it is too long, or if
+    there is no terminal.
+    """
+    text = options.get("xauthpass" if what == "password" else "username")
+    if text is None and what == "password" and "xauthpass-file" in options:
         name = options["xauthpass-file"]
         try:
-            given = host.read(name).partition("\n")[0]
+            text = host.read(name).partition("\n")[0]
         except OSError as error:
             raise Failure(f"ipsec whack: --xauthpass-file {name}: {error.strerror}", NO_PLUTO) from None
-    if given is None:
-        given = host.ask(f"Enter {what}: ", secret=what == "password", hint="give --username and --xauthpass-file FILE")
-    answer = encode(given) + b"\0"
+    if text is None:
+        text = host.ask(f"Enter {what}: ", secret=what == "password", hint="give --username and --xauthpass-file FILE")
+    answer = encode(text) + b"\0"
     if len(answer) > XAUTH_ROOM:
         raise Failure(f"ipsec whack: the {what} is longer than {XAUTH_ROOM - 1} bytes", NO_PLUTO)
     return answer
 
 
 def loaded_names(host: Host, timeout: float | None) -> list[str]:
-    """Return the names of the connections that pluto has, without instances.  Raises NoPluto, TimedOut."""
+    """Return the names of the connections that pluto has loaded, without instances.  Raises NoPluto, TimedOut."""
     names = (line[1:].partition('"')[0] for line in pluto_status(host, timeout) if line.startswith('"'))
     return list(dict.fromkeys(names))
 
 
 def is_question(name: str) -> bool:
-    """Return True if an option asks for a status or a list; whack takes no code of the answer for an error then."""
+    """Return True if an option asks for a status or a list; whack ignores the codes of such a reply."""
     is_list = name.startswith(("list", "show")) and name != "listen"
     return is_list or "status" in name or name == "checkpubkeys"
 
 
 def native_whack(host: Host, words: Sequence[str], *, timeout: float | None = None,
                  wait: Callable[[bytes], float | None] | None = None) -> int:
-    """Do what whack does with the words, without it; whack's exit status.  Raises Failure.
+    """Run the whack command line `words` without libreswan's whack; return whack's exit status.  Raises Failure.
 
-    `timeout` None: PLUTO_TIMEOUT, or none for what waits for a peer (initiate, route, terminate, rekey).  `wait` gets
-    each line, and returns how many seconds the rest may take, None for no change.
+    If `timeout` is None, a request that waits for a peer (initiate, route, terminate, rekey) has no time limit, and any
+    other request has PLUTO_TIMEOUT.  `wait` is called with each reply line, and returns the seconds allowed for the
+    rest of the reply, or None to keep the present limit.
     """
     installed = host.libreswan_version()
-    given = whack_words(words, refusal_status(leading_version(installed)) if installed else NO_PLUTO)
-    options = dict(given)
-    if "help" in options or "version" in options:
-        host.print(whack_help() if "help" in options else f"ipsec.pyz {VERSION}, for libreswan {RELEASES[0]} to "
-                   f"{RELEASES[-1]}")
+    pairs = whack_words(words, refusal_status(leading_version(installed)) if installed else NO_PLUTO)
+    options = dict(pairs)
+    if "help" in options:
+        host.print(whack_help())
+        return OK
+    if "version" in options:
+        host.print(f"ipsec.pyz {VERSION}, for libreswan {RELEASES[0]} to {RELEASES[-1]}")
         return OK
     if "timeout" in options:
         timeout = parse_seconds(options["timeout"])
@@ -6708,25 +6770,34 @@ def native_whack(host: Host, words: Sequence[str], *, timeout: float | None = No
     for name, end in (("ctlsocket", ""), ("rundir", "/pluto.ctl"), ("ctlbase", "/pluto.ctl")):
         if name in options:
             host.ctlsocket = options[name] + end
-    if options.keys().isdisjoint(("name", "global-redirect", "global-redirect-to")) and any(
-            name in options for name in ENDS_WITHOUT_NAME) and leading_version(probe(host, timeout).version) >= (5, 4):
+    if must_name_each(host, options.keys(), timeout):
         statuses = [native_whack(host, ["--name", name, *words]) for name in loaded_names(host, timeout)]
         return max(statuses, default=OK)
     own = {option.partition("=")[0] for option in WHACK_OWN_OPTIONS}
-    message, version = whack_message(host, [(name, value) for name, value in given if name not in own], timeout)
+    message, version = whack_message(host, [(name, value) for name, value in pairs if name not in own], timeout)
     names = options.keys() - own
-    return show_replies(
-        host, message, version, options, timeout, wait=wait,
-        lenient=any(is_question(name) for name in names),
-        must_speak=bool(version and version < (5,) and names & {"terminate", "delete"}
-                        and has_connection(host, options.get("name", "")) is False))
+    is_unknown = bool(version and version < (5,) and names & {"terminate", "delete"}
+                      and has_connection(host, options.get("name", "")) is False)
+    return show_replies(host, message, version, options, timeout, wait=wait,
+                        lenient=any(is_question(name) for name in names), must_speak=is_unknown)
+
+
+def must_name_each(host: Host, names: Collection[str], timeout: float | None) -> bool:
+    """Return True for a request for all connections that pluto 5.4 accepts only for a named one (ENDS_WITHOUT_NAME).
+
+    Raises NoPluto, TimedOut.
+    """
+    has_target = any(name in names for name in ("name", "global-redirect", "global-redirect-to"))
+    if has_target or not any(name in names for name in ENDS_WITHOUT_NAME):
+        return False
+    return leading_version(probe(host, timeout).version) >= (5, 4)
 
 
 def whack_message(host: Host, options: Sequence[tuple[str, str]], timeout: float | None = PLUTO_TIMEOUT,
                   pluto: Pluto | None = None) -> tuple[bytes, tuple[int, ...] | None]:
-    """The message for the running pluto, and its version: None when it is one that every release understands.
+    """Return the message for the running pluto, and pluto's version, which is None if it was not needed.
 
-    Raises NoPluto, TimedOut, Failure (whack's status) for options that make no request.
+    Raises NoPluto, TimedOut, and Failure with whack's status if the options don't form a request.
     """
     names = {name for name, _ in options}
     if names == {"status"}:
@@ -6745,10 +6816,10 @@ def whack_message(host: Host, options: Sequence[tuple[str, str]], timeout: float
 
 def pluto_lines(host: Host, *words: str, timeout: float | None = PLUTO_TIMEOUT,
                 pluto: Pluto | None = None) -> Iterator[str]:
-    """Yield the lines of pluto's answer to a command line of whack's, without codes, as they come.
+    """Yield the lines of pluto's reply to a whack command line as they arrive, without codes.
 
-    `pluto` None asks which pluto listens.  A pluto of an unknown release is asked by the whack that is installed.
-    Raises NoPluto, TimedOut, Failure; all when a line is asked for.
+    If `pluto` is None, pluto is asked for its version first.  If its release is unknown, the installed whack makes the
+    request.  The first next() or a later one raises NoPluto, TimedOut or Failure.
     """
     options = whack_words(words)
     if options not in ([("status", "")], [("shutdown", "")]):
@@ -6771,13 +6842,13 @@ WAITS_FOR_PEER = frozenset(("initiate", "route", "ondemand", "terminate", "down"
 
 
 def parse_seconds(text: str) -> float:
-    """A time-out as the user wrote it.  Raises Failure(USAGE)."""
+    """Parse the value of --timeout.  Raises Failure(USAGE)."""
     try:
         value = float(text)
     except ValueError:
         value = 0.0
     if not 0 < value < 1e9:
-        raise Failure(f"ipsec: --timeout {quote(text)}: not a number of seconds", USAGE)
+        raise Failure(f"ipsec: --timeout {quote(text)}: must be a number of seconds greater than 0", USAGE)
     return value
 
 
@@ -6786,13 +6857,13 @@ def show_replies(host: Host, message: bytes, version: tuple[int, ...] | None, op
                  wait: Callable[[bytes], float | None] | None = None) -> int:
     """Send the message, print pluto's replies and answer its prompts; return whack's exit status.  Raises Failure.
 
-    Without a `version`, lines are held back until the status has told it.  `must_speak`: a pluto that says nothing
-    does not know the connection (up to 4.15 it has no other way to say so).
+    If `version` is None, lines are buffered until the line with pluto's version arrives.  With `must_speak`, an empty
+    reply means that the connection is unknown: pluto up to 4.15 reports it in no other way.
     """
     asynchronous = "asynchronous" in options
     replies = Replies(version or version_key(RELEASES[-1]), lenient=lenient, asynchronous=asynchronous)
-    held: list[bytes] = []
-    spoke = False
+    buffered: list[bytes] = []
+    has_reply = False
     with Conversation(host, timeout) as talk:
 
         def show(lines: Sequence[bytes]) -> None:
@@ -6808,29 +6879,29 @@ def show_replies(host: Host, message: bytes, version: tuple[int, ...] | None, op
             version = replies.version
         talk.say(message)
         for line in talk.lines():
-            spoke = True
+            has_reply = True
             if wait:
                 talk.limit(wait(line + b"\n"))
             if version is None:
-                held.append(line)
-                found = status_value(split_code(line)[1], "pluto_version")
-                if found or len(held) == 10_000:
-                    version = replies.version = leading_version(found)
-                    show(held)
-                    held = []
+                buffered.append(line)
+                text = status_value(split_code(line)[1], "pluto_version")
+                if text or len(buffered) == 10_000:
+                    version = replies.version = leading_version(text)
+                    show(buffered)
+                    buffered = []
             else:
                 show((line,))
-        show(held)
-    if must_speak and not spoke and not asynchronous:
+        show(buffered)
+    if must_speak and not has_reply and not asynchronous:
         raise Failure(f'ipsec whack: no connection named {quote(options["name"])}', UNKNOWN_NAME)
     return replies.status
 
 
 def whack_help() -> str:
-    """The options of our own whack."""
+    """Return the help text of the built-in whack: its options."""
     names = dict.fromkeys(row[0] for row in table_rows(WHACK_OPTIONS))
-    return "Usage: ipsec whack OPTION...\n" + "\n".join(f"  --{name.replace('=', ' ')}"
-                                                         for name in (*names, *WHACK_OWN_OPTIONS))
+    lines = [f"  --{name.replace('=', ' ')}" for name in (*names, *WHACK_OWN_OPTIONS)]
+    return "\n".join(["Usage: ipsec whack OPTION...", *lines])
 
 
 # --- status text as data ----------------------------------------------------------------------------------------------
@@ -6839,70 +6910,29 @@ STATUS_SCHEMA = 2
 STATUS_HEADINGS = ("config setup options:", "Kernel algorithms supported:", "IKE algorithms supported:",
                    "ESP algorithms supported:", "Connection list:", "Bare Shunt list:", "PID  Process", "- disallowed",
                    "current.states.enumerate", "State list:", "Traffic list:")
-# What else the lines of a connection say without a value
+# The only options of a connection that pluto prints without a value
 STATUS_FLAGS = frozenset(("oriented", "unoriented", "ipcomp"))
-# The options of a connection, which the releases name differently, and the fields that they fill
+# The field that each option of a connection fills; releases differ in the names of the options
 STATUS_FIELDS = {"our_id": "local.id", "their_id": "remote.id", "our_auth": "local.auth", "their_auth": "remote.auth",
                  "newest_ike_sa": "ike_sa", "newest_isakmp_sa": "ike_sa", "established_ike_sa": "ike_sa",
                  "established_isakmp_sa": "ike_sa", "newest_ipsec_sa": "child_sa", "established_child_sa": "child_sa",
                  "established_ipsec_sa": "child_sa", "ike_life": "lifetimes.ike",
                  "ipsec_life": "lifetimes.ipsec", "rekey_margin": "lifetimes.rekey_margin", "interface": "interface",
                  "routing": "routing", "policy": "policy"}
+# Settings that are printed as `key: value`
+STATUS_SETTINGS = frozenset(("debug", "using kernel interface", "virtual-private (%priv)", "virtual_private (%priv)",
+                             "State Information", "- allowed subnets", "- excluded subnets", "stats db_ops"))
 SIZE_UNITS = ("B", "KB", "MB", "GB", "TB", "PB", "EB")  # pluto counts in steps of 1,024
-# Words in the name or the description of a state that belong to a Child SA, and those that overrule them
+# A state is a Child SA's if its name or description has one of these words, and none of IKE_MARKS
 CHILD_MARKS = ("CHILD", "QUICK", "V2_IPSEC", "V2_CREATE", "Child SA", "IPsec SA", "Quick Mode", "QI1", "QI2", "QR1")
 IKE_MARKS = ("REKEY_IKE", "rekey IKE SA", "IKE_SA_INIT")
-OWNER_MARKS = ("IKE SA #", "ISAKMP SA #", "isakmp#")
-FIELD_KEYS: dict[str, str] = {}  # what field_key() has made of a text
-
-
-def status_fields(text: str) -> dict[str, str] | None:
-    """`a: b; c=d, e:f;` as a dictionary with plain keys; None when the text is not like that.
-
-    A piece without a key continues the value before it (`dns:192.0.2.1, 192.0.2.2`).
-    """
-    values: dict[str, str] = {}
-    text = text.strip()
-    if text.startswith("modecfg info: us:"):
-        text = text.replace("modecfg info: us:", "modecfg us:").replace(", them:", ", modecfg them:", 1)
-    if text.startswith("CAs: "):
-        return {"cas": text.removeprefix("CAs: ").rstrip(";")}
-    if text.startswith("our idtype: "):
-        return id_fields(text)
-    if text.startswith("policy: ") and text.find(";") in (-1, len(text) - 1):
-        return {"policy": text[8:].rstrip(";")}
-    for part in text.split(";"):
-        pieces = part.split(", ")
-        if len(pieces) == 1:  # nearly all parts
-            end, equals = part.find(":"), part.find("=")
-            if end <= 0 or 0 < equals < end:
-                end = equals
-            if end > 0 and not part[:end].isspace():
-                values[field_key(part[:end].strip())] = part[end + 1:].strip().rstrip(",")
-                continue
-        if not ends_of_keys(pieces[0]):
-            pieces = [part]
-        key = ""
-        for piece in pieces:
-            piece = piece.strip().rstrip(";")
-            ends = ends_of_keys(piece)
-            is_address = piece.count(":") > 1 and not piece.partition(":")[0].strip("0123456789abcdefABCDEF")
-            if key and (not ends or is_address):
-                values[key] += f", {piece}" if piece else ""
-                continue
-            key = field_key(piece[:min(ends)] if ends else piece)
-            if not ends and key.startswith("+") and "policy" in values:
-                values["policy"] += piece
-                continue
-            if not ends and key and key not in STATUS_FLAGS:
-                return None
-            if key:
-                values[key] = piece[min(ends) + 1:].strip().rstrip(",") if ends else "yes"
-    return values
+OWNER_MARKS = ("IKE SA #", "ISAKMP SA #", "isakmp#")  # beginnings of the note that names the IKE SA of a Child SA
+KNOWN_BODIES = 512  # the number of lines that a StatusReader remembers
+FIELD_KEYS: dict[str, str] = {}  # the cache of field_key()
 
 
 def field_key(text: str) -> str:
-    """Return the key in lower case with underscores; the same string each time, as there are many connections."""
+    """Return the key in lower case with underscores; equal keys are the same string, which saves memory."""
     key = FIELD_KEYS.get(text)
     if key is None:
         key = sys.intern(text.lower().replace(" ", "_").replace("-", "_"))
@@ -6911,39 +6941,89 @@ def field_key(text: str) -> str:
     return key
 
 
+def key_end(text: str) -> int:
+    """Return the place of the first `:` or `=` that follows a key, or 0 if there is none."""
+    colon, equals = text.find(":"), text.find("=")
+    if colon <= 0:
+        return max(equals, 0)
+    return equals if 0 < equals < colon else colon
+
+
+def status_fields(text: str) -> dict[str, str] | None:
+    """Parse `a: b; c=d, e:f;`, the details of a connection, into a dictionary; return None for a text of another form.
+
+    A piece without a key continues the value before it, as in `dns:192.0.2.1, 192.0.2.2`.
+    """
+    text = text.strip()
+    if text.startswith("CAs: "):  # a name may hold any separator
+        return {"cas": text.removeprefix("CAs: ").rstrip(";")}
+    if text.startswith("our idtype: "):
+        return id_fields(text)
+    if text.startswith("policy: ") and text.find(";") in (-1, len(text) - 1):
+        return {"policy": text[8:].rstrip(";")}
+    if text.startswith("modecfg info: us:"):
+        text = text.replace("modecfg info: us:", "modecfg us:").replace(", them:", ", modecfg them:", 1)
+    values: dict[str, str] = {}
+    for part in text.split(";"):
+        end = key_end(part) if ", " not in part else 0
+        if end and not part[:end].isspace():  # nearly all parts
+            values[field_key(part[:end].strip())] = part[end + 1:].strip().rstrip(",")
+        elif not add_pieces(values, part):
+            return None
+    return values
+
+
+def add_pieces(values: dict[str, str], part: str) -> bool:
+    """Add the fields of `a:b, c:d` or of a flag to `values`; return False if the text has another form."""
+    pieces = part.split(", ") if key_end(part.partition(", ")[0]) else [part]
+    key = ""
+    for piece in pieces:
+        piece = piece.strip().rstrip(";")
+        end = key_end(piece)
+        is_ipv6 = piece.count(":") > 1 and not piece.partition(":")[0].strip("0123456789abcdefABCDEF")
+        if key and (not end or is_ipv6):
+            values[key] += f", {piece}" if piece else ""
+        elif end:
+            key = field_key(piece[:end])
+            values[key] = piece[end + 1:].strip().rstrip(",")
+        elif piece.startswith("+") and "policy" in values:
+            values["policy"] += piece
+        elif field_key(piece) in STATUS_FLAGS:
+            key = field_key(piece)
+            values[key] = "yes"
+        elif piece:
+            return False
+    return True
+
+
 def id_fields(text: str) -> dict[str, str] | None:
-    """The fields of `our idtype: T; our id=ID; their idtype: T; their id=ID`; an ID may hold any character."""
-    ours, _, theirs = text.partition("; their idtype: ")
-    our_type, our_mark, our_id = ours.removeprefix("our idtype: ").partition("; our id=")
-    their_type, their_mark, their_id = theirs.partition("; their id=")
-    if not our_mark or not their_mark:
+    """Parse `our idtype: T; our id=ID; their idtype: T; their id=ID`, where an ID may hold any character."""
+    local, _, remote = text.partition("; their idtype: ")
+    local_type, local_mark, local_id = local.removeprefix("our idtype: ").partition("; our id=")
+    remote_type, remote_mark, remote_id = remote.partition("; their id=")
+    if not local_mark or not remote_mark:
         return None
-    return {"our_idtype": our_type, "our_id": our_id, "their_idtype": their_type, "their_id": their_id.rstrip(";")}
-
-
-def ends_of_keys(piece: str) -> list[int]:
-    """The places of the first `:` and the first `=`, of those that stand behind a key."""
-    return [end for end in (piece.find(":"), piece.find("=")) if end > 0]
+    return {"our_idtype": local_type, "our_id": local_id, "their_idtype": remote_type,
+            "their_id": remote_id.rstrip(";")}
 
 
 def count_of(text: str) -> int | None:
-    """The number in a count (`168B!`, `2^63`, `#2`, `540s`, `-1s`); None when the text is none or is rounded."""
-    digits = text[1:] if text.startswith("#") else text.removesuffix("s")
-    if is_number(digits):  # nearly always
-        return int(digits)
-    text = text.lstrip("#").rstrip("!")
-    if text.endswith(("B", "s")):
-        text = text[:-1]
-    if is_number(text) or (text.startswith("-") and is_number(text[1:])):
+    """Parse a count (`168B!`, `2^63`, `#2`, `540s`, `-1s`); return None if the text is not a number, or is rounded."""
+    if text.isdigit() and text.isascii() and len(text) <= 20:  # nearly always
         return int(text)
-    base, power, exponent = text.partition("^")
-    if power and base == "2" and is_number(exponent) and len(exponent) < 3 and int(exponent) < 65:
+    digits = text.lstrip("#").rstrip("!")
+    if digits.endswith(("B", "s")):
+        digits = digits[:-1]
+    if is_number(digits.removeprefix("-")):
+        return int(digits)
+    base, power, exponent = digits.partition("^")
+    if power and base == "2" and is_number(exponent) and int(exponent) < 65:
         return 1 << int(exponent)
     return None
 
 
 def rounded_bytes(text: str) -> int | None:
-    """The bytes in a rounded count (`4KB`, `2KiB`, `30MB`), about; None when the text is no such count."""
+    """Return the approximate bytes of a rounded count (`4KB`, `2KiB`, `30MB`), or None if the text is not one."""
     text = text.rstrip("!").replace("iB", "B")
     digits = text.rstrip("BKMGTPE")
     unit = text[len(digits):]
@@ -6953,7 +7033,7 @@ def rounded_bytes(text: str) -> int | None:
 
 
 def find_outside(text: str, mark: str, start: int = 0) -> int:
-    """Where the mark first stands outside square brackets, which hold IDs; -1 when it does not."""
+    """Return the place of the first `mark` outside square brackets, which enclose IDs; -1 if there is none."""
     place = text.find(mark, start)
     while place >= 0 and text.count("[", 0, place) > text.count("]", 0, place):
         place = text.find(mark, place + 1)
@@ -6961,7 +7041,7 @@ def find_outside(text: str, mark: str, start: int = 0) -> int:
 
 
 def split_topology(body: str) -> tuple[str, str, str] | None:
-    """Local end, remote end, rest of the first line of a connection; None when the line is no such line."""
+    """Split `LOCAL...REMOTE; REST`, the first line of a connection; return None if the line has another form."""
     middle = find_outside(body, "...")
     end = find_outside(body, ";", middle) if middle >= 0 else -1
     if end < 0:
@@ -6970,12 +7050,17 @@ def split_topology(body: str) -> tuple[str, str, str] | None:
 
 
 def plain_end(text: str, is_remote: bool) -> dict[str, Any] | None:
-    """Return the end if it is `NETWORK===ADDRESS[ID]` of IPv4 (remote: `ADDRESS[ID]===NETWORK`), the usual form.
+    """Parse the usual form of an end: `NETWORK===ADDRESS[ID]` with IPv4, or `ADDRESS[ID]===NETWORK` if it is remote.
 
-    None for any other form, which read_end() reads: this is for the speed with thousands of connections.
+    Return None for another form, which read_end() then parses: this function is its short cut for speed.
     """
     first, mark, last = text.partition("===")
-    side, client = (first, last) if is_remote else (last, first) if mark else (first, "")
+    if not mark:
+        side, client = text, ""
+    elif is_remote:
+        side, client = first, last
+    else:
+        side, client = last, first
     host, _, identity = side.partition("[")
     digits = f"{host}{client}".replace(".", "").replace("/", "")
     if not digits.isdigit() or "/" in host or (identity and identity.find("]") != len(identity) - 1):
@@ -6984,45 +7069,62 @@ def plain_end(text: str, is_remote: bool) -> dict[str, Any] | None:
 
 
 def read_end(text: str, is_remote: bool) -> dict[str, Any]:
-    """One end of a connection: host and subnet (None where pluto names none), port, protoport and pool where there are.
+    """Parse one end of a connection.
+
+    `host` and `subnet` are None if pluto names none; `port`, `protoport` and `pool` are absent then.
     """
     if plain := plain_end(text, is_remote):
         return plain
-    mark = find_outside(text, "===")
-    client = ""
-    if mark >= 0:
-        client, text = (text[mark + 3:], text[:mark]) if is_remote else (text[:mark], text[mark + 3:])
-    hop = find_outside(text, "---")
-    if hop >= 0:
-        # the next hop stands in the middle: HOST---NEXTHOP...NEXTHOP---HOST
-        text = text[hop + 3:] if is_remote else text[:hop]
-    address = text.startswith("[") and "]" in text and ":" in text.partition("]")[0]
-    host = text[1:].partition("]")[0] if address else text.partition("[")[0].partition("<")[0]
-    rest = text.rpartition("]")[2] if "]" in text else text.partition(">")[2]
-    if address:
-        rest = text.partition("]")[2].partition("[")[0] or rest
-    protoport = ""
-    if not address and (host.count(":") == 1 or "/" in host.rpartition(":")[2]):
-        host, _, rest = host.rpartition(":")
-    rest = rest.lstrip(":")
-    port = count_of(rest)
-    if rest and port is None and "/" in rest:
-        protoport = rest
-    is_leased = client.startswith("{")
-    client = client.replace("{", "").replace("}", "")
-    parts = [split_protoport(part) for part in client.split(",")]
+    side, client = split_client(text, is_remote)
+    host, port, protoport = split_host(side)
+    parts = [split_protoport(part) for part in client.replace("{", "").replace("}", "").split(",")]
     subnet = ",".join(part[0] for part in parts)
-    protoport = protoport or parts[0][1]
-    pool = None
-    if is_leased and subnet and not subnet.endswith(("/32", "/128")):
+    pool = ""
+    if client.startswith("{") and subnet and not subnet.endswith(("/32", "/128")):  # an address in braces is leased
         subnet, pool = "", subnet
     end: dict[str, Any] = {"host": host or None, "subnet": subnet or None, "id": None, "auth": None}
-    end.update({key: value for key, value in (("port", port), ("protoport", protoport), ("pool", pool)) if value})
+    optional = {"port": port, "protoport": protoport or parts[0][1], "pool": pool}
+    end.update({key: value for key, value in optional.items() if value})
     return end
 
 
+def split_client(text: str, is_remote: bool) -> tuple[str, str]:
+    """Return `HOST[ID]` and the client of `CLIENT===HOST[ID]---NEXTHOP`, or of its mirror image if it is remote."""
+    client = ""
+    mark = find_outside(text, "===")
+    if mark >= 0 and is_remote:
+        text, client = text[:mark], text[mark + 3:]
+    elif mark >= 0:
+        client, text = text[:mark], text[mark + 3:]
+    hop = find_outside(text, "---")
+    if hop >= 0:
+        text = text[hop + 3:] if is_remote else text[:hop]
+    return text, client
+
+
+def split_host(side: str) -> tuple[str, int | None, str]:
+    """Return host, port and protoport of `HOST:PORT[ID]:PROTOCOL/PORT`; all but the host may be missing.
+
+    The host may be `[IPv6]`, and a name may be followed by `<ADDRESS>`.
+    """
+    in_brackets = side.startswith("[") and "]" in side and ":" in side.partition("]")[0]
+    if in_brackets:
+        host, _, behind = side[1:].partition("]")
+        rest = behind.partition("[")[0]
+        if not rest:
+            rest = side.rpartition("]")[2]
+    else:
+        host = side.partition("[")[0].partition("<")[0]
+        rest = side.rpartition("]")[2] if "]" in side else side.partition(">")[2]
+        if host.count(":") == 1 or "/" in host.rpartition(":")[2]:
+            host, _, rest = host.rpartition(":")
+    rest = rest.lstrip(":")
+    port = count_of(rest)
+    return host, port, rest if port is None and "/" in rest else ""
+
+
 def split_protoport(client: str) -> tuple[str, str]:
-    """Subnet and protoport of `10.0.0.0/8:UDP/53` (up to 4.x) or `10.0.0.0/8/UDP/53` (5.x)."""
+    """Return subnet and protoport of `10.0.0.0/8:UDP/53` (up to 4.x) or `10.0.0.0/8/UDP/53` (5.x)."""
     network, slash, rest = client.partition("/")
     for place, letter in enumerate(rest):
         if not is_number(letter):
@@ -7031,10 +7133,11 @@ def split_protoport(client: str) -> tuple[str, str]:
 
 
 def split_instance(text: str) -> tuple[str, str | None, str | None, str | None, str] | None:
-    """Instance, remote address, local client, remote client and the rest of what follows a connection's quoted name.
+    """Parse the text behind a connection's quoted name: instance, remote address, local client, remote client, rest.
 
-    The forms of the middle part: nothing, `192.0.2.1`, `...192.0.2.1`, `10.0.10.1/32=== ...192.0.2.1`,
-    `...192.0.2.1===10.0.10.1/32`.  The rest begins with `,`, `:` or a blank.  None: of another form.
+    After the instance (`[1]`) come an address and clients in one of these forms, or nothing: `192.0.2.1`,
+    `...192.0.2.1`, `10.0.10.1/32=== ...192.0.2.1`, `...192.0.2.1===10.0.10.1/32`.  The rest begins with `,`, `:` or a
+    blank.  Return None if the text has another form.
     """
     end = 0
     while text.startswith("[", end):
@@ -7051,28 +7154,39 @@ def split_instance(text: str) -> tuple[str, str | None, str | None, str | None, 
         local_client = word[:-3]
         word, blank, tail = tail.partition(" ")
     if "@" in word or word.startswith(("ref=", "Traffic:")):
-        return instance, None, None, None, rest
-    behind = blank + tail
-    remote = word
+        return instance, None, None, None, rest  # no address, but the SPIs and the traffic of a state
+    rest = blank + tail
     if word.endswith(","):
-        remote, behind = word[:-1], "," + behind
-    remote, _, client = remote.removeprefix("...").partition("===")
-    place = client if client else remote
-    address, colon, port = place.rpartition(":")
-    is_state = colon and behind.startswith(" ") and not behind.startswith((" esp.", " ah.", " comp.", " ref=", " tun.",
-                                                                           " Traffic:"))
-    if is_state:
-        remote, client, behind = (remote, address, f":{port}{behind}") if client else (address, "", f":{port}{behind}")
-    return instance, remote, local_client.strip("{}") or None, client.strip("{}") or None, behind
+        word, rest = word[:-1], "," + rest
+    remote, mark, remote_client = word.removeprefix("...").partition("===")
+    is_state = rest.startswith(" ") and not rest.startswith((" esp.", " ah.", " comp.", " ref=", " tun.", " Traffic:"))
+    if is_state:  # `192.0.2.1:500 STATE_MAIN_I4 …`: the port is the last part of the word
+        address, colon, port = (remote_client or remote).rpartition(":")
+        if colon and mark:
+            remote_client, rest = address, f":{port}{rest}"
+        elif colon:
+            remote, rest = address, f":{port}{rest}"
+    return instance, remote, local_client.strip("{}") or None, remote_client.strip("{}") or None, rest
+
+
+def has_ipsec_sa(connection: Mapping[str, Any]) -> bool | None:
+    """Return whether a connection has an IPsec SA, from its serial number or else its routing; None if unknown."""
+    if connection["child_sa"] is not None:
+        return True
+    routing = connection["routing"] or ""
+    if connection["up"] is not None or not routing:
+        return connection["up"]  # type: ignore[no-any-return]
+    return "tunnel" in routing or routing == "erouted"
 
 
 class StatusReader:
-    """Makes data of the lines of status, the other status commands and the lists (ipsec_status(8), JSON).
+    """Parses the replies to status and list requests into data (ipsec_status(8), JSON).
 
-    A line of an unknown form is kept under `unparsed`.  `takers` names kinds of entries (`connections`, `states`,
-    `traffic`) whose entries are not kept, as there may be many: each is handed to the function when it is complete.
-    `exact` has the entries of trafficstatus by serial number: they have exact bytes, and times.
-    The text is read by its form, not by the release.  Facts: show_status() and its callees of 3.25 to 5.4.
+    The text is parsed by its form, not by the release.  A line of an unknown form goes to `unparsed`.
+    `takers` maps kinds of entries (`connections`, `states`, `traffic`) to functions.  Entries of these kinds are not
+    stored, since there may be many; each is passed to the function when it is complete.
+    `exact` has the entries of trafficstatus by serial number, with exact bytes and times.
+    Facts: show_status() and the functions that it calls, 3.25 to 5.4.
     """
 
     def __init__(self, takers: Mapping[str, Callable[[dict[str, Any]], None]] | None = None,
@@ -7083,12 +7197,14 @@ class StatusReader:
             "schema": STATUS_SCHEMA, "settings": {}, "interfaces": [], "algorithms": [], "connections": [],
             "states": [], "traffic": [], "pending": [], "shunts": [], "totals": {}, "counters": {}, "lists": {},
             "unparsed": []}
-        self._list: list[dict[str, Any]] | None = None
+        self._list: list[dict[str, Any]] | None = None  # the list that is being read
         self._states: dict[int, dict[str, Any]] = {}
-        self._family: list[dict[str, Any]] = []  # a connection and its instances, which follow it
+        self._family: list[dict[str, Any]] = []  # a connection, followed by its instances
+        self._detail_head = "\0"  # the beginning of the detail lines of the last connection
+        self._bodies: dict[str, dict[str, str] | None] = {}  # the fields of detail lines: connections share many
 
     def read(self, lines: Iterable[str]) -> dict[str, Any]:
-        """Return the data of all lines."""
+        """Parse all lines and return the data."""
         for line in lines:
             text = line.strip()
             if text and not self._line(line, text):
@@ -7099,23 +7215,27 @@ class StatusReader:
         return self.data
 
     def finish(self) -> None:
-        """Complete the connections that were read last."""
+        """Complete the connection that was read last, and its instances."""
         for connection in self._family:
-            self._set_up(connection)
+            serial = connection["child_sa"]
+            connection["up"] = has_ipsec_sa(connection)
+            connection["since"] = self._exact[serial]["added"] if serial in self._exact else None
         templates = [connection for connection in self._family if not connection["instance"]]
         instances = [connection for connection in self._family if connection["instance"]]
         if templates and instances:
-            template = templates[0]
-            template["instances"] = [{"instance": one["instance"], "remote": one["remote"]["host"], "up": one["up"]}
-                                     for one in instances]
-            ups = [one["up"] for one in instances]
-            if any(ups):
-                template["up"] = True
-                template["since"] = min((one["since"] for one in instances if one["up"] and one["since"]),
-                                        default=None)
+            self._describe_instances(templates[0], instances)
         for connection in self._family:
             self._keep("connections", connection)
         self._family = []
+
+    @staticmethod
+    def _describe_instances(template: dict[str, Any], instances: Sequence[Mapping[str, Any]]) -> None:
+        template["instances"] = [{"instance": instance["instance"], "remote": instance["remote"]["host"],
+                                  "up": instance["up"]} for instance in instances]
+        up = [instance for instance in instances if instance["up"]]
+        if up:
+            template["up"] = True
+            template["since"] = min((instance["since"] for instance in up if instance["since"]), default=None)
 
     def _keep(self, kind: str, entry: dict[str, Any]) -> None:
         if kind in self._takers:
@@ -7123,38 +7243,37 @@ class StatusReader:
         else:
             self.data[kind].append(entry)
 
-    def _set_up(self, connection: dict[str, Any]) -> None:
-        serial = connection["child_sa"]
-        if serial is not None:
-            connection["up"] = True
-        elif connection["up"] is None and "tunnel" in (connection["routing"] or ""):
-            connection["up"] = True
-        elif connection["up"] is None and connection["routing"] == "erouted":
-            connection["up"] = True
-        elif connection["up"] is None and connection["routing"]:
-            connection["up"] = False
-        connection["since"] = self._exact.get(serial, {}).get("added") if serial is not None else None
-
     def connection(self, text: str) -> bool:
-        """Take in a line that begins with a quote; False when it is not of a form that is known."""
+        """Parse a line that begins with a quoted name; return False if its form is unknown."""
+        if text.startswith(self._detail_head):
+            return self._details(self._family[-1], text[len(self._detail_head):])
         end = text.find('"', 1)
         instance, _, body = text[end + 1:].partition(": ")
         name = text[1:end]
         if end < 0 or not body:
             return False
-        instance = instance.strip().partition(" ")[0]
+        number = instance.strip().partition(" ")[0]
         if not body.startswith(" "):
-            return self._first_of(name, instance, body)
+            is_known = self._first_line(name, number, body)
+            self._detail_head = f'"{name}"{instance}:   ' if is_known else "\0"
+            return is_known
         last = self._family[-1] if self._family else {}
-        fields = status_fields(body)
-        if fields is None or last.get("name") != name or last.get("instance") != instance:
+        return last.get("name") == name and last.get("instance") == number and self._details(last, body)
+
+    def _details(self, connection: dict[str, Any], body: str) -> bool:
+        if body not in self._bodies:
+            if len(self._bodies) >= KNOWN_BODIES:
+                self._bodies.clear()
+            self._bodies[body] = status_fields(body)
+        fields = self._bodies[body]
+        if fields is None:
             return False
-        if fields.get("host") == "oriented" or "oriented" in fields:
-            last["oriented"] = True
+        if "oriented" in fields or fields.get("host") == "oriented":
+            connection["oriented"] = True
+        connection["options"].update(fields)
         for key, value in fields.items():
-            last["options"][key] = value
             if key in STATUS_FIELDS:
-                self._set_field(last, STATUS_FIELDS[key], value)
+                self._set_field(connection, STATUS_FIELDS[key], value)
         return True
 
     @staticmethod
@@ -7162,7 +7281,7 @@ class StatusReader:
         group, _, field = place.rpartition(".")
         target = connection[group] if group else connection
         if field.endswith("_sa"):
-            target[field] = count_of(value) or None  # #0 is none
+            target[field] = count_of(value) or None  # pluto prints #0 if there is no SA
             if field == "child_sa":
                 connection["up"] = target[field] is not None
         elif group == "lifetimes":
@@ -7172,17 +7291,18 @@ class StatusReader:
         else:
             target[field] = None if value in ("(none)", "%none") else value
 
-    def _first_of(self, name: str, instance: str, body: str) -> bool:
-        ends = split_topology(body)
-        if ends is None:
+    def _first_line(self, name: str, instance: str, body: str) -> bool:
+        topology = split_topology(body)
+        if topology is None:
             return False
-        local, remote, rest = ends
+        local, remote, rest = topology
         routing, _, fields = rest.partition(";")
+        ends = f"{local}...{remote}"
         last = self._family[-1] if self._family else None
         if last and last["name"] != name:
             self.finish()
-        elif last and last["instance"] == instance and last["topology"] != f"{local}...{remote}":
-            # from 5.0 a connection of several pairs of networks has such a line for each of them
+        elif last and last["instance"] == instance and last["topology"] != ends:
+            # from 5.0 on a connection with several pairs of networks has one line for each pair
             pair = read_end(local, False)["subnet"], read_end(remote, True)["subnet"]
             last.setdefault("selectors", [(last["local"]["subnet"], last["remote"]["subnet"])]).append(pair)
             return True
@@ -7190,7 +7310,7 @@ class StatusReader:
             "name": name, "instance": instance, "up": None, "since": None, "local": read_end(local, False),
             "remote": read_end(remote, True), "routing": routing.strip() or None,
             "oriented": False, "interface": None, "policy": [], "ike_sa": None, "child_sa": None,
-            "lifetimes": {"ike": None, "ipsec": None, "rekey_margin": None}, "topology": f"{local}...{remote}",
+            "lifetimes": {"ike": None, "ipsec": None, "rekey_margin": None}, "topology": ends,
             "options": status_fields(fields) or {}})
         return True
 
@@ -7215,62 +7335,75 @@ class StatusReader:
             kind, _, fields = rest.partition(": ")
             self.data["algorithms"].append({"kind": kind, **(status_fields(fields) or {})})
             return True
-        if text.startswith(("IKE SAs: ", "IPsec SAs: ")):
-            self.data["totals"][text.partition(" ")[0].lower() + "_sas"] = {
-                name.strip().replace("-", "_"): count_of(number.rstrip(")"))
-                for name, _, number in (part.partition("(") for part in text.partition(":")[2].split(","))}
-            return True
-        if text.startswith("Total IPsec connections: "):
-            self.data["totals"]["connections"] = {
-                name: count_of(number) for name, _, number in (part.strip().partition(" ")
-                                                                for part in text.partition(":")[2].split(","))}
-            return True
-        if " => " in text and "-> " in text:
-            ends, _, action = text.partition(" => ")
-            source, _, target = ends.partition(" -")
-            protocol, _, target = target.partition("-> ")
-            self.data["shunts"].append({"source": source, "protocol": protocol, "destination": target,
-                                        "action": action.strip()})
-            return True
-        return self._setting(text) or text.startswith(STATUS_HEADINGS)
+        return self._totals(text) or self._shunt(text) or self._setting(text) or text.startswith(STATUS_HEADINGS)
+
+    def _totals(self, text: str) -> bool:
+        title, _, rest = text.partition(": ")
+        counts = {}
+        if title in ("IKE SAs", "IPsec SAs"):  # IPsec SAs: total(2), authenticated(2), anonymous(0)
+            for part in rest.split(","):
+                name, _, number = part.partition("(")
+                counts[name.strip().replace("-", "_")] = count_of(number.rstrip(")"))
+            self.data["totals"][title.partition(" ")[0].lower() + "_sas"] = counts
+        elif title == "Total IPsec connections":  # Total IPsec connections: loaded 2, active 1
+            for part in rest.split(","):
+                name, _, number = part.strip().partition(" ")
+                counts[name] = count_of(number)
+            self.data["totals"]["connections"] = counts
+        return bool(counts)
+
+    def _shunt(self, text: str) -> bool:
+        ends, arrow, action = text.partition(" => ")
+        source, _, rest = ends.partition(" -")
+        protocol, mark, destination = rest.partition("-> ")  # 10.1.0.1/32:8 -1-> 10.2.0.1/32:0 => %hold …
+        if not arrow or not mark:
+            return False
+        self.data["shunts"].append({"source": source, "protocol": protocol, "destination": destination,
+                                    "action": action.strip()})
+        return True
 
     def _setting(self, text: str) -> bool:
         key, colon, value = text.partition(":")
         if text.startswith(("current.", "config.", "total.")) and "=" in text:
             name, _, value = text.partition("=")
-            self.data["counters"][name] = count_of(value) if count_of(value) is not None else value
+            count = count_of(value)
+            self.data["counters"][name] = value if count is None else count
         elif text.startswith("FIPS mode "):
             self.data["settings"]["fips_mode"] = text[10:]
-        elif key in ("debug", "using kernel interface", "virtual-private (%priv)", "State Information",
-                     "virtual_private (%priv)", "- allowed subnets", "- excluded subnets", "stats db_ops") and colon:
-            name = key.removesuffix(" (%priv)").lstrip("- ").lower().replace(" ", "_").replace("-", "_")
-            self.data["settings"][name] = value.strip()
+        elif colon and key in STATUS_SETTINGS:
+            self.data["settings"][field_key(key.removesuffix(" (%priv)").lstrip("- "))] = value.strip()
         elif "=" in text and " " not in text.partition("=")[0].partition(": ")[2]:
-            name = ""
-            for piece in text.removeprefix("nat-traversal: ").rstrip(";").split(", "):
-                before, equals, value = piece.partition("=")
-                if equals and before.replace("-", "").replace("_", "").replace(" ", "").isalnum():
-                    name = before.strip().lower().replace("-", "_").replace(" ", "_")
-                    self.data["settings"][name] = value
-                elif name:
-                    self.data["settings"][name] += f", {piece}"
+            self._setting_list(text.removeprefix("nat-traversal: ").rstrip(";"))
         else:
             return False
         return True
+
+    def _setting_list(self, text: str) -> None:
+        # a=b, c=d, e, f=g: a piece without a key continues the value before it
+        name = ""
+        for piece in text.split(", "):
+            key, equals, value = piece.partition("=")
+            if equals and key.replace("-", "").replace("_", "").replace(" ", "").isalnum():
+                name = field_key(key.strip())
+                self.data["settings"][name] = value
+            elif name:
+                self.data["settings"][name] += f", {piece}"
 
     def _interface(self, words: list[str]) -> bool:
         # lo UDP 127.0.0.1:500 (4.x); lo 127.0.0.1:UDP/500 (NAT) (5.x); lo/lo 127.0.0.1@500 (3.x)
         if len(words) < 2:
             return False
-        place = words[2] if words[1] in ("UDP", "TCP") and len(words) > 2 else words[1]
+        place = words[1]
+        transport = "UDP"
+        if words[1] in ("UDP", "TCP") and len(words) > 2:
+            transport, place = words[1], words[2]
         mark = "@" if "@" in place else ":"
-        has_port = mark == "@" or place.startswith("[") or place.count(":") == 1  # KLIPS names none
+        has_port = mark == "@" or place.startswith("[") or place.count(":") == 1  # not with KLIPS (3.x)
         address, _, port = place.rpartition(mark) if has_port else (place, "", "")
-        protocol, slash, number = port.partition("/")
-        self.data["interfaces"].append({
-            "name": words[0].partition("/")[0], "address": address.strip("[]"),
-            "port": count_of(number if slash else port),
-            "protocol": protocol if slash else words[1] if place != words[1] else "UDP"})
+        if "/" in port:
+            transport, _, port = port.partition("/")
+        self.data["interfaces"].append({"name": words[0].partition("/")[0], "address": address.strip("[]"),
+                                        "port": count_of(port), "protocol": transport})
         return True
 
     def _state(self, text: str) -> bool:
@@ -7298,6 +7431,7 @@ class StatusReader:
         return False
 
     def _state_of(self, key: dict[str, Any]) -> dict[str, Any]:
+        """Return the entry of the state with that serial number, which is a new one unless it is being read."""
         state = self._states.get(key["serial"])
         if state is None:
             traffic = self._exact.get(key["serial"], {})
@@ -7309,13 +7443,13 @@ class StatusReader:
                 "username": traffic.get("username"), "notes": []}
             if "states" not in self._takers:
                 self.data["states"].append(state)
-            elif self._states:
+            else:
                 self._hand_over_states()
             self._states[key["serial"]] = state
         return state
 
     def _hand_over_states(self) -> None:
-        # all lines of a state stand together
+        # the lines of one state follow each other, so that the earlier states are complete
         for state in self._states.values():
             self._takers["states"](state)
         self._states.clear()
@@ -7327,7 +7461,7 @@ class StatusReader:
         if not semicolon or not port:
             return False
         if bracket and name == name.upper() and " " not in name:
-            # the description may hold a semicolon itself
+            # NAME (description); the description may hold a semicolon
             end = rest.find(");")
             description, notes = rest[len(name) + 2:end], rest[end + 2:]
             if end < 0:
@@ -7338,11 +7472,14 @@ class StatusReader:
         transport, _, number = port.rpartition("/")
         state.update(port=count_of(number), transport=transport or "UDP", state=name or None, description=description,
                      established="established" in description)
-        for note in filter(None, (part.strip() for part in notes.split(";"))):
-            self._note(state, note)
+        for note in notes.split(";"):
+            note = note.strip()
+            if note:
+                self._note(state, note)
         text = f"{name} {description}"
-        is_child = any(mark in text for mark in CHILD_MARKS) or state["ike_sa"] is not None
-        is_child = is_child and not any(mark in text for mark in IKE_MARKS)
+        is_child = state["ike_sa"] is not None or any(mark in text for mark in CHILD_MARKS)
+        if is_child and any(mark in text for mark in IKE_MARKS):
+            is_child = False
         state["type"] = "child" if is_child else "ike"
         return True
 
@@ -7354,7 +7491,7 @@ class StatusReader:
             event = event.removeprefix("EVENT_").removeprefix("v1_").removeprefix("v2_").removeprefix("SA_")
             state["events"][event.lower()] = count_of(when.strip())
         elif note.startswith(OWNER_MARKS):
-            state["ike_sa"] = count_of(note.rpartition("#")[2]) or None  # #0 is none
+            state["ike_sa"] = count_of(note.rpartition("#")[2]) or None  # pluto prints #0 if there is no IKE SA
         elif note.startswith("newest"):
             state["newest"] = True
         elif note == "eroute owner":
@@ -7365,13 +7502,7 @@ class StatusReader:
     def _state_bytes(self, key: dict[str, Any], body: str) -> bool:
         state = self._state_of(key)
         places, _, counts = f" {body}".partition(" Traffic:")
-        for word in places.split():
-            protocol, dot, place = word.partition(".")
-            spi, at, address = place.partition("@")
-            if dot and at and protocol in ("esp", "ah", "comp"):
-                is_sent = not any(other["protocol"] == protocol for other in state["spis"])
-                state["spis"].append({"protocol": protocol, "direction": "out" if is_sent else "in",
-                                      "spi": f"0x{spi}", "address": address})
+        self._spis(state["spis"], places)
         values: dict[str, str] = {}
         for word in counts.split():
             name, equals, value = word.partition("=")
@@ -7380,37 +7511,53 @@ class StatusReader:
         if "username" in values:
             state["username"] = values["username"]
         for way in ("in", "out", "max"):
-            # AH and IPCOMP count the bytes of ESP once more
-            texts = [values[f"{protocol}{way}"] for protocol in ("ESP", "AH", "IPCOMP") if f"{protocol}{way}" in values]
-            if not texts or state[f"bytes_{way}"] is not None:
+            # only one protocol: AH and IPCOMP count the same packets as ESP
+            protocol = next((protocol for protocol in ("ESP", "AH", "IPCOMP") if f"{protocol}{way}" in values), "")
+            if not protocol or state[f"bytes_{way}"] is not None:
                 continue
-            state[f"bytes_{way}"] = count_of(texts[0])
-            about = rounded_bytes(texts[0])
+            text = values[f"{protocol}{way}"]
+            state[f"bytes_{way}"] = count_of(text)
+            about = rounded_bytes(text)
             if state[f"bytes_{way}"] is None and about is not None:
                 state[f"bytes_{way}_about"] = about
             if way == "max" and state["bytes_max"] == 0:
-                state["bytes_max"] = None  # no limit
+                state["bytes_max"] = None  # pluto prints 0 if there is no limit
         return True
 
+    @staticmethod
+    def _spis(spis: list[dict[str, str]], text: str) -> None:
+        # esp.1234abcd@192.0.2.2 esp.2234abcd@192.0.2.1: for each protocol the outbound SPI first, then the inbound one
+        for word in text.split():
+            protocol, dot, place = word.partition(".")
+            spi, at, address = place.partition("@")
+            if dot and at and protocol in ("esp", "ah", "comp"):
+                is_inbound = any(other["protocol"] == protocol for other in spis)
+                spis.append({"protocol": protocol, "direction": "in" if is_inbound else "out", "spi": f"0x{spi}",
+                             "address": address})
+
     def _traffic(self, key: dict[str, Any], text: str) -> bool:
-        # the id is last but for a lease, quoted, and holds what it likes
+        # …, id='ID', lease=ADDRESS: the ID is quoted, and may hold any character
         fields, has_id, rest = text.partition(", id='")
         peer, is_leased, lease = rest.partition("', lease=")
         if not has_id:
             fields, is_leased, lease = text.partition(", lease=")
-        values = {name.strip(): value for name, _, value in (part.partition("=") for part in fields.split(","))}
+        values = {}
+        for part in fields.split(","):
+            name, _, value = part.partition("=")
+            values[name.strip()] = value
         if "type" not in values or "add_time" not in values:
             return False
-        about = {}
+        entry = {**key, "type": values["type"], "username": values.get("username"),
+                 "added": count_of(values["add_time"])}
         for way in ("in", "out", "max"):
-            value = values.get(f"{way}Bytes", "")
-            if count_of(value) is None and rounded_bytes(value) is not None:
-                about[f"bytes_{way}_about"] = rounded_bytes(value)
-        self._keep("traffic", {
-            **key, "type": values["type"], "username": values.get("username"),
-            "added": count_of(values["add_time"]), "bytes_in": count_of(values.get("inBytes", "")),
-            "bytes_out": count_of(values.get("outBytes", "")), "bytes_max": count_of(values.get("maxBytes", "")),
-            **about, "id": peer.removesuffix("'") or None, "lease": lease or None})
+            entry[f"bytes_{way}"] = count_of(values.get(f"{way}Bytes", ""))
+        for way in ("in", "out", "max"):
+            about = rounded_bytes(values.get(f"{way}Bytes", "")) if entry[f"bytes_{way}"] is None else None
+            if about is not None:
+                entry[f"bytes_{way}_about"] = about
+        entry["id"] = peer.removesuffix("'") or None
+        entry["lease"] = lease or None
+        self._keep("traffic", entry)
         return True
 
 
@@ -7423,21 +7570,21 @@ def exact_traffic(host: Host, timeout: float) -> dict[int, dict[str, Any]]:
     return {entry["serial"]: entry for entry in traffic}
 
 
-def connection_state(told: Sequence[Mapping[str, Any]]) -> str:
-    """Return the state of a connection as a word of Diagnosis, from the entries that pluto's status has of it."""
-    if not any(one["oriented"] for one in told):
+def connection_state(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Return the state of a connection as a word of Diagnosis.
+
+    `entries` are those of pluto's status: of the connection, its instances and its pairs of subnets.
+    """
+    if not any(entry["oriented"] for entry in entries):
         return "not oriented"
-    instances = [one for one in told if one["instance"]]
-    plain = [one for one in told if not one["instance"]]
-    ups = [bool(one["up"]) for one in plain]
-    if ups and all(ups):
+    parts = [entry for entry in entries if not entry["instance"]]
+    if any(entry["up"] for entry in entries if entry["instance"]) or (parts and all(part["up"] for part in parts)):
         return "up"
-    if any(one["up"] for one in told):
-        return "up" if any(one["up"] for one in instances) else "partly up"
-    if any(one["remote"]["host"] in (None, "%any", "0.0.0.0", "::") for one in plain):
+    if any(part["up"] for part in parts):
+        return "partly up"
+    if any(part["remote"]["host"] in (None, "%any", "0.0.0.0", "::") for part in parts):
         return "waiting"
-    routings = [one["routing"] or "" for one in plain]
-    if any("prospective" in routing or "ondemand" in routing for routing in routings):
+    if any("prospective" in (part["routing"] or "") or "ondemand" in (part["routing"] or "") for part in parts):
         return "on demand"
     return "down"
 

@@ -117,7 +117,7 @@ def test_time_that_we_spend_writing_is_not_the_sections() -> None:
     (FileNotFoundError(2, "No such file or directory", "/x"), "absent", "/x: No such file or directory"),
     (PermissionError(1, "Operation not permitted"), "denied", "denied: Operation not permitted"),
     (ipsec.Denied("nft ended with status 1"), "denied", "denied: nft ended with status 1"),
-    (ipsec.NoPluto("no right", ipsec.NOT_ALLOWED), "denied", "denied: ipsec whack: no right (be root)"),
+    (ipsec.NoPluto("no right", ipsec.NOT_ALLOWED), "denied", "denied: ipsec whack: no right (run as root)"),
     (ipsec.NoPluto("not running"), "absent", "ipsec whack: not running"),
     (ipsec.Failure("it broke", hint="mend it"), "failed", "it broke (mend it)"),
     (OSError(5, "Input/output error", "/dev/x"), "failed", "/dev/x: Input/output error"),
