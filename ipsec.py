@@ -7593,47 +7593,53 @@ def connection_state(entries: Sequence[Mapping[str, Any]]) -> str:
 # 7. NSS
 #
 # The NSS database with pluto's certificates and keys: cert9.db, key4.db and pkcs11.txt in one directory.
-# NSS's own tools make the changes.  A change that must happen whole or not at all (create, move, migrate,
-# import) is built in a directory beside the database.  When it is complete that directory is renamed to
-# `.nss-commit`, and its files are put in place from there; if the command is killed, the next one finishes
-# the work.  Files of another user under these names are neither read nor emptied.  Reading needs no tools:
-# the databases are SQLite, with a row for each object and a column for each PKCS#11 attribute (`a` and its
-# number in hex).  Used by the NSS commands, setup, verify, barf and look.
+# NSS's own tools change it.  A change of several files (create, move, migrate, import) is atomic: the new files
+# are built in a subdirectory, the complete subdirectory is renamed to `.nss-commit`, and its files are then moved
+# into place.  If the command is killed after the rename, the next command moves the rest.  Directories with these
+# names that belong to another user are neither read nor emptied.
+# Reading needs no tools: a database is a SQLite file with a row for each object and a column for each PKCS#11
+# attribute.  A column's name is `a` and the number of the attribute in hex.  Used by the NSS commands, setup,
+# verify, barf and look.
 # Facts: certutil(1), pk12util(1); pkcs11t.h and pkcs11n.h of NSS 3.61 to 3.110; RFC 5280 for certificates.
 # =====================================================================================================================
 
-NSS_FILES = ("pkcs11.txt", "key4.db", "cert9.db")  # put in place in this order: no certificate before its key
+NSS_FILES = ("pkcs11.txt", "key4.db", "cert9.db")  # moved into place in this order: keys before certificates
 DBM_FILES = ("cert8.db", "key3.db", "secmod.db")
 NSS_COMMIT = ".nss-commit"
 NSS_BUILD = ".nss-build."
-NSS_STRAY = ".nss-stray."  # the new name of something that another user or program put at `.nss-commit`
-NSS_PARTS = ("cert9.db", "key4.db", "pkcs11.tx")  # how the names begin of files that NSS makes (pkcs11.txu, journals)
+# A `.nss-commit` that another user or program made is renamed to this and a random number
+NSS_STRAY = ".nss-stray."
+# How the names of all files that NSS creates begin, such as pkcs11.txu and cert9.db-journal
+NSS_PARTS = ("cert9.db", "key4.db", "pkcs11.tx")
 OPEN_FILES = "/proc/self/fd/"
-NSS_ROOM = 256 << 10  # bytes that a new database and its journal need
-NSS_READ_TIME = 10.0  # seconds in which a database file is read
-NSS_ROWS, NSS_MEMORY = 100_000, 256 << 20  # objects that a database file may hold, and bytes
-NSS_TIME = 60.0  # seconds that a tool may take; it never waits for a person
-# the database's token; its name in FIPS mode
+NSS_ROOM = 256 << 10  # bytes of disk space that a new database and its journal need
+NSS_READ_TIME = 10.0  # seconds that a query of a database file may take
+NSS_ROWS, NSS_MEMORY = 100_000, 256 << 20  # limits for the result of a query: rows, bytes
+NSS_TIME = 60.0  # seconds that one of NSS's tools may take
+# The name of the database's PKCS#11 token, normally and in FIPS mode
 NSS_TOKENS = ("NSS Certificate DB", "NSS FIPS 140-2 Certificate DB")
+# The package that contains NSS's tools, by distribution (ID and ID_LIKE of os-release(5))
 NSS_PACKAGES = {"debian": "libnss3-tools", "ubuntu": "libnss3-tools", "fedora": "nss-tools",
-                "rhel": "nss-tools",
-                "centos": "nss-tools", "suse": "mozilla-nss-tools", "opensuse": "mozilla-nss-tools",
-                "alpine": "nss-tools", "arch": "nss", "openwrt": "nss-utils", "gentoo": "dev-libs/nss[utils]"}
-# PKCS#11 attributes and values (pkcs11t.h), and NSS's own (pkcs11n.h, from CKA_NSS 0xce534350 on)
+                "rhel": "nss-tools", "centos": "nss-tools", "suse": "mozilla-nss-tools",
+                "opensuse": "mozilla-nss-tools", "alpine": "nss-tools", "arch": "nss", "openwrt": "nss-utils",
+                "gentoo": "dev-libs/nss[utils]"}
+# Values of PKCS#11 (pkcs11t.h) and of NSS (pkcs11n.h), as the database stores them
 CKO_CERTIFICATE, CKO_PRIVATE_KEY, CKO_NSS_TRUST = (n.to_bytes(4, "big") for n in (1, 3, 0xce534353))
 CKK_RSA, CKK_EC = (n.to_bytes(4, "big") for n in (0, 3))
-TRUST_COLUMNS = ("ace536358", "ace536359", "ace53635b", "ace53635a")  # server, client, e-mail, code signing
-# the letters of certutil -t
+# CKA_TRUST_SERVER_AUTH, CKA_TRUST_CLIENT_AUTH, CKA_TRUST_EMAIL_PROTECTION, CKA_TRUST_CODE_SIGNING
+TRUST_COLUMNS = ("ace536358", "ace536359", "ace53635b", "ace53635a")
+# Values of these columns (CKT_NSS_...), and the letter that certutil -t uses for each
 TRUST_LETTERS = {0xce534351: "P", 0xce534352: "C", 0xce53435a: "p", 0xce53435b: "c"}
 NSS_EMPTY = b"\xa5\x00\x5a"  # NSS stores an attribute of length 0 as these bytes (sdb.c)
+# Attributes of distinguished names: the DER of the object identifier in hex, and the name
 NAME_PARTS = {"550403": "CN", "55040a": "O", "55040b": "OU", "550406": "C", "550407": "L", "550408": "ST",
               "550405": "serialNumber", "2a864886f70d010901": "E", "0992268993f22c640119": "DC"}
-SOON = 30  # days before its expiry from which a certificate is marked
+SOON = 30  # a certificate that expires within this number of days is marked
 CERTIFICATE_DER = b"\x30\x82"  # the first bytes of a certificate of 256 bytes to 64 kB
 
 
 class Certificate(Record):
-    """A certificate of the database; `trust` is in the form of certutil -t, without `u`."""
+    """A certificate of the database.  `trust` has the form of certutil -t, without the letter `u`."""
 
     nickname: str
     der: bytes
@@ -7644,8 +7650,8 @@ class Certificate(Record):
 class HostKey(Record):
     """The public part of a private key of the database.
 
-    `kind` is RSA or ECDSA, `ckaid` its CKA_ID.  `first` and `second` are the modulus and the exponent of an
-    RSA key, the DER of the curve and the point of an ECDSA key.
+    `kind` is RSA or ECDSA.  `ckaid` is the key's CKA_ID.  For an RSA key, `first` is the modulus and `second`
+    the exponent.  For an ECDSA key, `first` is the DER encoding of the curve and `second` the public point.
     """
 
     kind: str
@@ -7654,12 +7660,14 @@ class HostKey(Record):
     second: bytes
 
 
-# --- DER: as much as it takes to read a certificate (X.690) ----------------------------------------------------------
+# --- DER: the subset that certificates use (X.690) --------------------------------------------------------------------
 
 
 def der_items(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int, int]]:
-    """Yield (tag, first byte, end) of the content of each element between start and end.  Raises
-    ValueError."""
+    """Yield (tag, start, end) for each DER element of data[start:end]; the offsets are those of its content.
+
+    Raises ValueError.
+    """
     end = len(data) if end is None else end
     while start < end:
         if start + 2 > end:
@@ -7675,15 +7683,14 @@ def der_items(data: bytes, start: int = 0, end: int | None = None) -> Iterator[t
 
 
 def der(tag: int, *contents: bytes) -> bytes:
-    """Return a DER element with the tag and the contents."""
+    """Encode a DER element with this tag whose content is `contents`."""
     content = b"".join(contents)
     size = b"" if len(content) < 0x80 else len(content).to_bytes((len(content).bit_length() + 7) // 8, "big")
     return bytes((tag, 0x80 | len(size) if size else len(content))) + size + content
 
 
 class Parsed(Record):
-    """The fields of a certificate that the program uses: both names as text, and the start and end of its
-    validity in seconds since 1970."""
+    """The fields of a certificate that the program uses.  The times are in seconds since 1970."""
 
     subject: str
     issuer: str
@@ -7692,38 +7699,56 @@ class Parsed(Record):
     is_ca: bool
 
 
-def parse_certificate(data: bytes) -> Parsed:
-    """Parse a DER certificate (RFC 5280, 4.1).
+def der_inside(data: bytes, element: tuple[int, int, int]) -> Iterator[tuple[int, int, int]]:
+    """Yield the elements inside an element, in the form of der_items().  Raises ValueError."""
+    _, start, end = element
+    return der_items(data, start, end)
 
-    `is_ca` comes from the basic constraints alone (4.2.1.9): a certificate without them, as in version 1, is
-    no CA. Raises ValueError.
+
+def parse_certificate(data: bytes) -> Parsed:
+    """Parse a DER certificate (RFC 5280, section 4.1).
+
+    `is_ca` comes from the basic constraints alone (section 4.2.1.9).  A certificate without them, such as one
+    of version 1, is not a CA.  Raises ValueError.
     """
     try:
-        _, start, end = next(der_items(data))
-        _, start, end = next(der_items(data, start, end))
-        fields = list(der_items(data, start, end))
-        fields = fields[1:] if fields[0][0] == 0xa0 else fields  # the version
-        issuer, validity, subject = fields[2:5]
+        certificate = next(der_items(data))
+        signed_part = next(der_inside(data, certificate))
+        fields = list(der_inside(data, signed_part))
+        if fields[0][0] == 0xa0:  # the version, which is optional
+            del fields[0]
+        _, start, end = fields[2]
+        issuer = der_name(data, start, end)
         begins, expires = (der_time(data[first:last].decode("ascii"), tag == 0x17)
-                           for tag, first, last in der_items(data, *validity[1:]))
-        is_ca = False
-        for _, outer, stop in (field for field in fields[5:] if field[0] == 0xa3):
-            for _, *extension in der_items(data, *next(der_items(data, outer, stop))[1:]):
-                parts = list(der_items(data, *extension))
-                if data[parts[0][1]:parts[0][2]] == b"\x55\x1d\x13":  # 2.5.29.19
-                    inner = list(der_items(data, *next(der_items(data, *parts[-1][1:]))[1:]))
-                    is_ca = bool(inner) and inner[0][0] == 1 and data[inner[0][1]] != 0
-        return Parsed(der_name(data, *subject[1:]), der_name(data, *issuer[1:]), begins, expires, is_ca)
+                           for tag, first, last in der_inside(data, fields[3]))
+        _, start, end = fields[4]
+        subject = der_name(data, start, end)
+        is_ca = any(is_ca_extension(data, extension) for field in fields[5:] if field[0] == 0xa3
+                    for extension in der_inside(data, next(der_inside(data, field))))
+        return Parsed(subject, issuer, begins, expires, is_ca)
     except (IndexError, StopIteration, RuntimeError):
         raise ValueError("not a certificate") from None
 
 
+def is_ca_extension(data: bytes, extension: tuple[int, int, int]) -> bool:
+    """Return whether an extension is the basic constraints with cA TRUE.  Raises ValueError, IndexError."""
+    oid, *_, value = der_inside(data, extension)
+    if data[oid[1]:oid[2]] != b"\x55\x1d\x13":  # 2.5.29.19
+        return False
+    constraints = next(der_inside(data, value), (0, 0, 0))
+    first = next(der_inside(data, constraints), None)
+    return first is not None and first[0] == 1 and data[first[1]] != 0
+
+
 def der_name(data: bytes, start: int, end: int) -> str:
-    """Return a distinguished name as text, in the order of the certificate: `C=CH, CN=gateway`."""
+    """Return a distinguished name as text, in the order of the certificate: `C=CH, CN=gateway`.
+
+    Raises ValueError.
+    """
     words = []
-    for _, *one in der_items(data, start, end):
-        for _, *pair in der_items(data, *one):
-            oid, value = list(der_items(data, *pair))[:2]
+    for group in der_items(data, start, end):
+        for pair in der_inside(data, group):
+            oid, value, *_ = der_inside(data, pair)
             text = data[value[1]:value[2]].decode("utf-16-be" if value[0] == 0x1e else "utf-8", "replace")
             number = data[oid[1]:oid[2]].hex()
             words.append(f"{NAME_PARTS.get(number, number)}={text}")
@@ -7733,15 +7758,16 @@ def der_name(data: bytes, start: int, end: int) -> str:
 def der_time(text: str, short: bool) -> int:
     """Return a time of a certificate in seconds since 1970.
 
-    `short`: a UTCTime, whose year has two digits (RFC 5280, 4.1.2.5.1); otherwise a GeneralizedTime.  The
-    module calendar is not used, because its import takes longer than reading a database.  Raises ValueError.
+    If `short`, the text is a UTCTime, whose year has two digits (RFC 5280, section 4.1.2.5.1); otherwise it
+    is a GeneralizedTime.  Raises ValueError.  The module calendar is not used, because its import takes
+    longer than reading a database.
     """
     if short:
         text = ("19" if text[:2] >= "50" else "20") + text
     year, month, day, hour, minute, second = (int(text[:4]), *(int(text[i:i + 2]) for i in range(4, 14, 2)))
     if not 1 <= month <= 12:
         raise ValueError(f"month {month}")
-    # count years from March, so that a leap day is the last day; any five months then have 153 days
+    # Count years from March: a leap day is then the last day of its year, and any five months have 153 days.
     year, month = (year, month - 3) if month > 2 else (year - 1, month + 9)
     days = 365 * year + year // 4 - year // 100 + year // 400 + (153 * month + 2) // 5 + day - 719469
     return ((days * 24 + hour) * 60 + minute) * 60 + second
@@ -7751,7 +7777,7 @@ def der_time(text: str, short: bool) -> int:
 
 
 class NssTool(Failure):
-    """One of NSS's tools failed; `code` is NSS's name of the error, such as SEC_ERROR_BAD_PASSWORD."""
+    """The failure of one of NSS's tools.  `code` is NSS's name of the error (SEC_ERROR_BAD_PASSWORD)."""
 
     def __init__(self, message: str, code: str, hint: str = "") -> None:
         super().__init__(message, NSS_FAILURE, hint)
@@ -7759,11 +7785,11 @@ class NssTool(Failure):
 
 
 class BrokenDatabase(Failure):
-    """A file is not an NSS database, or a damaged one."""
+    """A file of the database is damaged, or not an NSS database at all."""
 
 
 def nss_package(host: Host) -> str:
-    """Return how to install NSS's tools on this distribution (os-release(5)), as a hint."""
+    """Return the name of the package with NSS's tools on this distribution (os-release(5)), as a hint."""
     known: dict[str, str] = {}
     for line in host.value("/etc/os-release", host.value("/usr/lib/os-release")).splitlines():
         key, _, value = line.partition("=")
@@ -7787,8 +7813,9 @@ def first_line(host: Host, name: str) -> str:
 class NssDatabase:
     """The NSS database in a directory.
 
-    The methods up to `certificates` only read.  The others change the database: whole or not at all, and one
-    command at a time.  `password` opens it; without one, it comes from pluto's file nsspassword.
+    The methods up to `certificates` only read.  The others change the database: completely or not at all, and
+    one command at a time.  `password` opens the database; if it is None, it is read from pluto's file
+    nsspassword.
     """
 
     def __init__(self, host: Host, directory: str = "", password: str | None = None) -> None:
@@ -7798,19 +7825,22 @@ class NssDatabase:
         if password is None:
             password = nss_password(host, NSS_TOKENS[0])
         self.password = password
-        self.opened = -1  # the directory, while lock() is held
+        self.opened = -1  # a descriptor of the directory, while lock() is held
 
     def file(self, name: str) -> str:
         """Return the path of one of the database's files."""
         return os.path.join(self.host.path(self.directory), name)
 
     def has(self, *names: str) -> list[str]:
-        """Return those of the files that exist."""
+        """Return which of these files exist in the directory."""
         return [name for name in names if self.host.lexists(f"{self.directory}/{name}")]
 
     def secret(self) -> bytes:
-        """Return a password file for NSS's tools.  They take the line that begins with the name of their
-        token and `:`, otherwise the last line (SECU_FilePasswd)."""
+        """Return the content of a password file for NSS's tools.
+
+        A tool uses the line that begins with the name of its token and `:`, or else the last line
+        (SECU_FilePasswd).
+        """
         lines = [f"{token}:{text}" for token, text in self.passwords.items() if token
                  and token not in NSS_TOKENS]
         if self.password is not None:
@@ -7818,13 +7848,13 @@ class NssDatabase:
         return "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
 
     def tool(self, program: str, *words: str, directory: str = "", secret: str = "-f",
-             files: Sequence[bytes] = (),
-             twice: bool = False) -> Ran:
+             files: Sequence[bytes] = (), twice: bool = False) -> Ran:
         """Run one of NSS's tools on the database, or on the database in `directory`.
 
-        `{0}` and `{1}` in a word are replaced by the paths of in-memory files with the contents of `files`.  The
-        password is passed the same way, after the option `secret` (and after -@ if `twice`), so that it is in no
-        argument and in no file on disk.  Raises NssTool.
+        A word `{0}` or `{1}` is replaced by the path of an in-memory file with that item of `files`.  The
+        password is passed in such a file, too, as the argument of the option `secret` (and of -@ if `twice`):
+        it is in no command line and in no file on disk.  Raises NssTool, or OSError (ENOSPC) if the disk is
+        full.
         """
         directory = directory or self.host.path(self.directory)
         argv = [program, "-d", f"sql:{directory}", *words]
@@ -7838,7 +7868,7 @@ class NssDatabase:
                 password_words += ["-@", password_words[1]] if twice else []
             paths = []
             for data in files:
-                if words[0] == "-B":  # each line of a batch has options of its own
+                if words[0] == "-B":  # each line of a batch needs the option again
                     data = data.replace(b"\n", f" {' '.join(password_words)}\n".encode())
                 opened.append(self.host.memory_file(data))
                 paths.append(f"/proc/self/fd/{opened[-1]}")
@@ -7854,29 +7884,27 @@ class NssDatabase:
         return ran
 
     def is_full(self, directory: str) -> bool:
-        """Return whether the disk has no room for a new database, whose tools don't tell that."""
+        """Return whether the disk lacks room for a new database.  NSS's tools don't report this cause."""
         info = self.host.within(directory, lambda: os.statvfs(directory), "")
         return info.f_bfree * info.f_frsize < NSS_ROOM
 
     def _tool_failure(self, program: str, ran: Ran) -> NssTool:
-        """Return the error for a tool that failed; a wrong password of the database has a message of its
-        own."""
+        """Return the error for a tool that failed.  A wrong password of the database has its own message."""
         text = decode(ran.err)
         code = next((word.strip(":,.()") for word in text.split()
                      if word.startswith(("SEC_ERROR_", "PR_", "SSL_ERROR_"))), "")
-        is_locked = any(part in text
-                        for part in ("Incorrect password/PIN", "could not auth", "ailed to authenticate",
-                                                  "TOKEN_NOT_LOGGED_IN"))
-        # pk12util reports the password of the imported file with the same code
+        is_locked = any(part in text for part in ("Incorrect password/PIN", "could not auth",
+                                                  "ailed to authenticate", "TOKEN_NOT_LOGGED_IN"))
+        # pk12util also reports this code for a wrong password of the imported file
         if is_locked or (code == "SEC_ERROR_BAD_PASSWORD" and program != "pk12util"):
-            what = "needs a password" if self.password is None else "has another password"
-            return NssTool(f"{self.directory}: the NSS database {what}", "SEC_ERROR_BAD_PASSWORD",
+            problem = "needs a password" if self.password is None else "has a different password"
+            return NssTool(f"{self.directory}: the NSS database {problem}", "SEC_ERROR_BAD_PASSWORD",
                            f"put the line `{NSS_TOKENS[0]}:PASSWORD` into {self.host.confddir}/nsspassword")
         return NssTool(f"{program}: {ran.complaint.removeprefix(program + ': ')}", code)
 
     def broken(self, name: str, why: object) -> Failure:
-        """Return the error for a database file that can't be used; `why` is an OSError, or what is wrong in
-        it."""
+        """Return the error for an unusable database file.  `why` is an OSError or a text that describes
+        the damage."""
         if not isinstance(why, OSError):
             return BrokenDatabase(f"{self.directory}/{name}: {why}", NSS_FAILURE,
                                   f"restore it from a backup, or wipe the database: rm {self.directory}/*.db")
@@ -7884,13 +7912,13 @@ class NssDatabase:
         if isinstance(why, PermissionError):
             hint = "run it as root"
         elif isinstance(why, FileNotFoundError):
-            hint = "ipsec initnss makes a new database"
+            hint = "ipsec initnss creates a new database"
             if self.has(*NSS_FILES[1:]):
                 hint = "restore it from a backup"
         return Failure(f"{self.directory}/{name}: {why.strerror}", NSS_FAILURE, hint)
 
     def check(self) -> None:
-        """Raise Failure if cert9.db or key4.db is missing, empty or not a database."""
+        """Raise Failure if cert9.db or key4.db is missing, empty or not an NSS database."""
         for name in NSS_FILES[1:]:
             try:
                 head = next(self.host.chunks(f"{self.directory}/{name}"), b"")[:16]
@@ -7903,13 +7931,14 @@ class NssDatabase:
             self.rows("key4.db", "nssPrivate", ("a0",))
         except Missing:
             if self.host.live and self.host.which("certutil"):
-                self.tool("certutil", "-L")  # without certutil and sqlite3, the heads of the files must do
+                self.tool("certutil", "-L")
+            # without sqlite3 and certutil, only the first bytes of the files are checked
 
     def damage(self, name: str) -> str:
-        """Return what SQLite finds wrong in the pages of a database file; empty if they are sound, or without
-        sqlite3.
+        """Return the damage that SQLite finds in a database file, or an empty text if it is sound or sqlite3
+        is missing.
 
-        Raises Failure if SQLite can't look, for example while another program writes.
+        Raises Failure if SQLite can't check the file, for example while another program writes to it.
         """
         try:
             self.rows(name, "nssPublic" if name == "cert9.db" else "nssPrivate", ("a0",))
@@ -7921,49 +7950,51 @@ class NssDatabase:
         return "" if result == "ok" else "is damaged: " + str(result).partition("\n")[2].partition("\n")[0]
 
     def rows(self, name: str, table: str, columns: Sequence[str]) -> list[tuple[Any, ...]]:
-        """Return the columns of all objects of a database file; None for a column that this database does not
-        have.
+        """Return these columns of all objects of a database file.  A column that the database lacks is None.
 
         Raises Missing without sqlite3, Failure if the file is broken.
         """
-        known = {row[1] for row in self._ask(name, f"PRAGMA table_info({table})")}
-        if "a0" not in known:
+        existing = {row[1] for row in self._ask(name, f"PRAGMA table_info({table})")}
+        if "a0" not in existing:
             raise self.broken(name, f"no table {table}")
-        asked = ", ".join(column if column in known else "NULL" for column in columns)
-        rows = self._ask(name, f"SELECT {asked} FROM {table} ORDER BY rowid")
+        selected = ", ".join(column if column in existing else "NULL" for column in columns)
+        rows = self._ask(name, f"SELECT {selected} FROM {table} ORDER BY rowid")
         if any(value is not None and not isinstance(value, bytes) for row in rows for value in row):
             raise self.broken(name, f"the table {table} holds a value that NSS does not write")
         return rows
 
-    def _ask(self, name: str, question: str) -> list[tuple[Any, ...]]:
-        """Return SQLite's answer about a database file.  Raises as rows()."""
+    def _ask(self, name: str, query: str) -> list[tuple[Any, ...]]:
+        """Run a query on a database file and return the rows.
+
+        Raises Missing without sqlite3, Failure if the file can't be read.
+        """
         sqlite: Any = need("_sqlite3", "reading an NSS database")
         try:
-            self.host.check_readable(f"{self.directory}/{name}")  # SQLite would wait for ever on a pipe
+            self.host.check_readable(f"{self.directory}/{name}")  # SQLite would wait forever on a FIFO
         except OSError as error:
             raise self.broken(name, error) from None
         try:
-            return self.host.within(f"{self.directory}/{name}", lambda: self._query(sqlite, name, question))
+            return self.host.within(f"{self.directory}/{name}", lambda: self._query(sqlite, name, query))
         except MemoryError:
             raise self.broken(name, "a value is too large") from None
-        except UnicodeDecodeError:  # in the name of a column, or in the text of SQLite's own error
+        except UnicodeDecodeError:  # in the name of a column or in SQLite's error message
             raise self.broken(name, "damaged: a name in it is not UTF-8") from None
         except OSError as error:
             raise self.broken(name, error) from None
-        # locked, or in the middle of a change: the file may be sound
-        except sqlite.OperationalError as error:
+        except sqlite.OperationalError as error:  # the file may be sound: locked, or changed at this moment
             if str(error) == "interrupted":
                 raise self.broken(name, f"not read within {NSS_READ_TIME:g} s") from None
             raise Failure(f"{self.directory}/{name}: {error}", NSS_FAILURE,
-                          "another program is changing it, or was killed while it did: try again, or "
-                          "certutil -L -d "
-                          f"sql:{self.directory}") from None
+                          "another program is changing the database, or was killed during a change: "
+                          f"try again, or run certutil -L -d sql:{self.directory}") from None
         except sqlite.Error as error:
             raise self.broken(name, error) from None
 
-    def _query(self, sqlite: Any, name: str, question: str) -> list[tuple[Any, ...]]:
-        """Return SQLite's answer.  A database may hold a view without end in the place of a table: the answer is
-        bounded in time, rows and memory.  Raises Failure, MemoryError, sqlite.Error."""
+    def _query(self, sqlite: Any, name: str, query: str) -> list[tuple[Any, ...]]:
+        """Run a query and return the rows.  Raises Failure, MemoryError, sqlite.Error.
+
+        A hostile file may hold an endless view in place of the table, so time, rows and memory are limited.
+        """
         path = self.host.path(f"{self.directory}/{name}")
         for special in "%?#":
             path = path.replace(special, f"%{ord(special):02x}")
@@ -7974,7 +8005,7 @@ class NssDatabase:
             base.execute(f"PRAGMA hard_heap_limit={NSS_MEMORY}")
             base.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
             rows, size = [], 0
-            for row in base.execute(question):
+            for row in base.execute(query):
                 rows.append(row)
                 size += sum(len(value) for value in row if isinstance(value, (bytes, str)))
                 if len(rows) > NSS_ROWS or size > NSS_MEMORY:
@@ -7984,27 +8015,33 @@ class NssDatabase:
             base.close()
 
     def keys(self) -> list[HostKey]:
-        """Return the public parts of the private keys, in the order of showhostkey(8).  Raises as rows()."""
+        """Return the public parts of the private keys, in the order of showhostkey(8).
+
+        Raises as rows() does.
+        """
         keys = []
-        # CKA_CLASS, CKA_KEY_TYPE, CKA_ID, CKA_MODULUS, CKA_PUBLIC_EXPONENT, CKA_EC_PARAMS, CKA_NSS_DB (the
-        # point)
-        for what, kind, ckaid, modulus, exponent, curve, point in self.rows(
-                "key4.db", "nssPrivate", ("a0", "a100", "a102", "a120", "a122", "a180", "ad5a0db00")):
-            if what == CKO_PRIVATE_KEY and kind == CKK_RSA and modulus:
-                if not modulus.strip(b"\0") or not 0 < len((exponent or b"").strip(b"\0")) < 1 << 16:
+        # CKA_CLASS, CKA_KEY_TYPE, CKA_ID, CKA_MODULUS, CKA_PUBLIC_EXPONENT, CKA_EC_PARAMS, CKA_NSS_DB: the point
+        columns = ("a0", "a100", "a102", "a120", "a122", "a180", "ad5a0db00")
+        for row in self.rows("key4.db", "nssPrivate", columns):
+            object_class, kind, ckaid, modulus, exponent, curve, point = (value or b"" for value in row)
+            if object_class != CKO_PRIVATE_KEY:
+                continue
+            if kind == CKK_RSA and modulus:
+                if not modulus.strip(b"\0") or not 0 < len(exponent.strip(b"\0")) < 1 << 16:
                     raise self.broken("key4.db", "an RSA key without a modulus or an exponent")
-                keys.append(HostKey("RSA", ckaid or b"", modulus, exponent or b""))
-            elif what == CKO_PRIVATE_KEY and kind == CKK_EC and point:
-                keys.append(HostKey("ECDSA", ckaid or b"", curve or b"", point))
+                keys.append(HostKey("RSA", ckaid, modulus, exponent))
+            elif kind == CKK_EC and point:
+                keys.append(HostKey("ECDSA", ckaid, curve, point))
         return keys
 
     def has_certificates(self) -> bool:
-        """Return False if the database holds no certificate.  Raises OSError.
+        """Return whether the database holds a certificate.  Raises OSError.
 
-        The bytes of the file tell without sqlite3, whose import takes longer than many a command.  True also
-        for a file that is not a database: other methods report that.
+        The result is True, too, if the file is not a database: other methods report that.  This searches the
+        bytes of the file for the start of a certificate, because importing sqlite3 takes longer than many a
+        whole command.
         """
-        before = b""  # the bytes before a piece, in which a mark may begin
+        before = b""  # the last byte of the previous chunk: the mark may be split between two chunks
         for data in self.host.chunks(f"{self.directory}/cert9.db", limit=NSS_MEMORY):
             if (not before and not data.startswith(b"SQLite format 3\0")) or CERTIFICATE_DER in before + data:
                 return True
@@ -8025,7 +8062,7 @@ class NssDatabase:
             return self._certutil_certificates()
         owned = {row[1] for row in self.rows("key4.db", "nssPrivate", ("a0", "a102"))
                  if row[0] == CKO_PRIVATE_KEY}
-        # CKA_ISSUER and CKA_SERIAL_NUMBER connect a trust object with its certificate
+        # A trust object and its certificate have the same CKA_ISSUER and CKA_SERIAL_NUMBER
         trusts = {row[3:5]: trust_text(row[6:]) for row in objects if row[0] == CKO_NSS_TRUST}
         return [Certificate("" if row[1] in (None, NSS_EMPTY) else decode(row[1]), row[2],
                             trusts.get(row[3:5], ",,"), row[5] in owned)
@@ -8034,18 +8071,18 @@ class NssDatabase:
     def _certutil_certificates(self) -> list[Certificate]:
         """Return the certificates as certutil lists them, for a Python without sqlite3.
 
-        It takes a run of certutil for each.  Of several with one nickname, only the one that certutil picks
-        is listed.  Raises Missing on a mounted disk, as NSS's tools follow its links and load libraries of its
-        pkcs11.txt.
+        This runs certutil once for each certificate.  If several have the same nickname, the result has only
+        the one that certutil selects.  Raises Missing for a database below --root: NSS's tools would follow
+        symbolic links out of it and load the libraries that its pkcs11.txt names.
         """
         if not self.host.live:
-            raise Missing("an NSS database below --root is read with Python's module _sqlite3, which is missing here",
-                          hint="use a full python3 for it")
+            raise Missing("reading an NSS database below --root needs Python's module _sqlite3, which is "
+                          "missing", hint="use a complete python3")
         certificates: dict[str, Certificate] = {}
         for line in self.tool("certutil", "-L").text.split("\n")[4:]:
             if not line.strip():
                 continue
-            # the nickname in 60 bytes or more, a blank, the trust
+            # the nickname, padded with blanks; the trust
             nickname, _, trust = line.rstrip().rpartition(" ")
             nickname = nickname.rstrip()
             data = self.tool("certutil", "-L", "-n", nickname, "-r").out
@@ -8055,14 +8092,14 @@ class NssDatabase:
     # --- changes ----------------------------------------------------------------------------------------------------
 
     def writable(self) -> bool:
-        """Return whether this process may change files in the directory; False on a read-only disk."""
+        """Return whether this process may change files in the directory; False for a read-only file
+        system."""
         return self.host.isdir(self.directory) and self.host.writable(self.directory)
 
     def make_directory(self) -> None:
-        """Create the release's own directory of the database, mode 0700, with missing parents.  Raises
-        Failure.
+        """Create the installed release's own directory, mode 0700, and its missing parents.  Raises Failure.
 
-        A directory that an option or the environment names is not created: the name may be misspelt.
+        A directory that an option or the environment names is not created, because the name may be misspelt.
         """
         path = self.host.path(self.directory)
         if self.host.given_nssdir or self.directory != self.host.nssdir or self.host.lexists(
@@ -8082,8 +8119,10 @@ class NssDatabase:
                           ERROR, f"mkdir -p -m 700 {self.directory}") from None
 
     def lock(self) -> Lock:
-        """Lock the directory for changes, and finish the work of a command that was killed.  Raises
-        Failure."""
+        """Lock the directory for changes, and finish the change of a command that was killed.
+
+        Raises Failure.
+        """
         if not self.writable():
             raise Failure(f'ERROR: destination directory "{self.directory}" is missing or permission denied',
                           ERROR, "it must be a directory that can be written" if self.host.lexists(self.directory)
@@ -8108,16 +8147,18 @@ class NssDatabase:
         return lock
 
     def _lstat(self, name: str) -> os.stat_result | None:
-        """Return lstat(2) of a name in the locked directory; None if there is none."""
+        """Return lstat(2) of a name in the locked directory, or None if it does not exist."""
         try:
             return os.stat(name, dir_fd=self.opened, follow_symlinks=False)
         except FileNotFoundError:
             return None
 
     def _open_own(self, name: str) -> int | None:
-        """Return a descriptor of a directory in the locked one that this user's command made, None for anything else.
+        """Return a descriptor of a subdirectory of the locked directory, or None if it is not the caller's
+        own.
 
-        Raises Failure if root made it and the caller is another user.
+        It is the caller's own if it is a directory and no link, the caller owns it, and nobody else may write
+        to it.  Raises Failure for a directory of root that the caller may not read.
         """
         try:
             fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.opened)
@@ -8125,8 +8166,8 @@ class NssDatabase:
             info = self._lstat(name)
             if info is None or info.st_uid:
                 return None
-            raise Failure(f"{self.directory}/{name}: a killed command of root left it behind", NSS_FAILURE,
-                          "run it as root") from None
+            raise Failure(f"{self.directory}/{name}: left behind by a command of root that was killed",
+                          NSS_FAILURE, "run this command as root") from None
         except OSError:
             return None  # not a directory, or a link
         info = os.fstat(fd)
@@ -8136,27 +8177,31 @@ class NssDatabase:
         return None
 
     def _set_aside(self) -> None:
-        """Rename a `.nss-commit` that no command of this user made, because it would block every later change."""
+        """Rename a `.nss-commit` that is not the caller's own, because it would block every later change."""
         if self._lstat(NSS_COMMIT) is not None:
             stray = f"{NSS_STRAY}{os.urandom(4).hex()}"
             os.rename(NSS_COMMIT, stray, src_dir_fd=self.opened, dst_dir_fd=self.opened)
-            self.host.warn(f"{self.directory}/{NSS_COMMIT} is not of this command, and was renamed to {stray}")
+            self.host.warn(f"{self.directory}/{NSS_COMMIT} was not made by this command; "
+                           f"it is renamed to {stray}")
 
     def _path(self, directory: int, place: str, name: str = "") -> str:
-        """Return a path to an open directory, or to a file in it, for programs that take paths alone.
+        """Return a path of an open directory, or of a file in it, for programs that take only paths.
 
-        `place` is the path from the database's directory; it is used where /proc is not mounted.
+        The path leads through the descriptor, so that nobody can exchange the directory.  Where /proc is not
+        mounted, the path is built from `place`, the open directory's path relative to the database, and
+        `name`.
         """
         if os.path.isdir(OPEN_FILES):
             return f"{OPEN_FILES}{directory}/{name}".rstrip("/")
         return os.path.normpath(self.file(f"{place}/{name}"))
 
     def failed(self, error: OSError) -> Failure:
-        """Return the error for a change that an OSError ended."""
-        return Failure(f"{self.directory}: {error.strerror}", NSS_FAILURE, "the database is as it was")
+        """Return the Failure that reports an OSError of a change."""
+        return Failure(f"{self.directory}: {error.strerror}", NSS_FAILURE, "the database is unchanged")
 
     def _sweep(self, name: str) -> None:
-        """Remove a directory of files for the database, if this command made it."""
+        """Remove a subdirectory of database files if it is the caller's own.  Files that NSS does not
+        create stay."""
         fd = self._open_own(name)
         if fd is None:
             return
@@ -8173,10 +8218,10 @@ class NssDatabase:
                 raise
 
     def build(self, work: Callable[[str], None]) -> None:
-        """Let `work` create database files in a new directory, then put all of them in place, or none.
+        """Let `work` create database files in a new subdirectory, then move all of them into place, or none.
 
-        Call it with the lock held.  Once the directory is renamed, the change is decided: lock() of the next command
-        finishes it if this one is killed.  Raises Failure.
+        The caller holds the lock.  After the subdirectory is renamed, the change is certain: if this process
+        is killed, lock() of the next command finishes it.  Raises Failure.
         """
         name = f"{NSS_BUILD}{os.getpid()}.{os.urandom(4).hex()}"
         before = self.state()
@@ -8190,7 +8235,7 @@ class NssDatabase:
                     self._build_in(fd, self._path(fd, name), work)
                     if self.state() != before:
                         raise Failure(f"{self.directory}: another program changed the database meanwhile", NSS_FAILURE,
-                                      "it is as that program left it; try again")
+                                      "its change is kept; try again")
                     self._commit(name, fd)
                 except BaseException:
                     self._sweep(name)
@@ -8206,21 +8251,26 @@ class NssDatabase:
             self.host.run([restorecon, "-R", self.directory])
 
     def _build_in(self, fd: int, path: str, work: Callable[[str], None]) -> None:
-        """Let `work` create its files in an open directory, and write them to the disk."""
+        """Let `work` create its files in an open directory, whose path is `path`, and write them to the
+        disk."""
         work(path)
         for name in os.listdir(fd):
             if name not in NSS_FILES:
-                os.unlink(name, dir_fd=fd)  # an empty journal
+                os.unlink(name, dir_fd=fd)  # an empty journal of SQLite
                 continue
-            if name == "pkcs11.txt":  # its text names the directory in which it was created
+            if name == "pkcs11.txt":  # its text holds the path of its directory
                 text = self.host.read(f"{path}/{name}").replace(path, self.directory)
                 self._write(fd, name, encode(text))
             self._sync(fd, name)
             if self._is_own_file(name):
-                os.close(os.open(name, os.O_RDWR | os.O_CLOEXEC, dir_fd=self.opened))  # fails now if it is immutable
+                # an immutable file is an error now, before anything is in place
+                os.close(os.open(name, os.O_RDWR | os.O_CLOEXEC, dir_fd=self.opened))
 
     def _commit(self, name: str, fd: int) -> None:
-        """Rename the complete directory to `.nss-commit`; from then on the change is decided."""
+        """Rename the complete subdirectory to `.nss-commit`, which makes the change certain.
+
+        Raises Failure, OSError.
+        """
         self._set_aside()
         os.rename(name, NSS_COMMIT, src_dir_fd=self.opened, dst_dir_fd=self.opened)
         info = self._lstat(NSS_COMMIT)
@@ -8228,11 +8278,12 @@ class NssDatabase:
             raise self._exchanged(name)
 
     def _exchanged(self, name: str) -> Failure:
-        return Failure(f"{self.directory}: another user exchanged {name}", NSS_FAILURE,
-                       f"let nobody else write there: chmod go-w {self.directory}")
+        """Return the Failure for a subdirectory that another user replaced."""
+        return Failure(f"{self.directory}: another user replaced {name}", NSS_FAILURE,
+                       f"let nobody else write to the directory: chmod go-w {self.directory}")
 
     def state(self) -> list[tuple[str, int, int, int]]:
-        """Return the name, inode, size and time of each file; equal values mean that no file has changed."""
+        """Return the name, inode, size and modification time of each file, to notice changes by others."""
         infos = ((name, os.stat(self.file(name))) for name in NSS_FILES if os.path.exists(self.file(name)))
         return [(name, info.st_ino, info.st_size, info.st_mtime_ns) for name, info in infos]
 
@@ -8253,15 +8304,19 @@ class NssDatabase:
             os.close(fd)
 
     def _is_own_file(self, name: str) -> bool:
-        """Return whether a file of the database exists and belongs, as does the link to it, to root or the caller."""
+        """Return whether a file of the database exists, and both the file and a link that leads to it
+        belong to root or the caller."""
         info = self._lstat(name)
         if info is None or info.st_uid not in (0, os.geteuid()) or not os.path.exists(self.file(name)):
             return False
         return os.stat(name, dir_fd=self.opened).st_uid in (0, os.geteuid())
 
     def _finish(self, fd: int) -> None:
-        """Put the files of the commit, an open directory, in place.  The pages of an earlier file are replaced in one
-        transaction of SQLite, so that a pluto that has it open sees the change; where that can't be, the file is."""
+        """Move the files of `.nss-commit`, an open directory, into place.  Raises OSError.
+
+        An existing database file is overwritten in one transaction of SQLite, so that a pluto which has it
+        open sees the change.  Where this is not possible, the file is replaced.
+        """
         for name in NSS_FILES:
             try:
                 os.stat(name, dir_fd=fd, follow_symlinks=False)
@@ -8276,53 +8331,62 @@ class NssDatabase:
         os.fsync(self.opened)
 
     def wrong_trusts(self, only: Collection[bytes] | None = None) -> list[tuple[Certificate, str]]:
-        """Return the CAs that are not trusted for IPsec, each with its right trust: `CT` for SSL, the rest
-        unchanged.
+        """Return the CAs that are not trusted for IPsec, each with the trust that it needs: `CT` for SSL, the
+        rest unchanged.
 
         `only` limits the result to certificates with these DER encodings.  A CA that somebody distrusted
         (`p`) is left out.  Raises Failure.
         """
         wrong: list[tuple[Certificate, str]] = []
-        for one in self.certificates():
-            ssl, _, others = one.trust.partition(",")
-            if (only is not None and one.der not in only) or "p" in ssl or {"C", "T"} <= set(ssl):
+        for certificate in self.certificates():
+            ssl, _, others = certificate.trust.partition(",")
+            is_wanted = only is None or certificate.der in only
+            if not is_wanted or "p" in ssl or {"C", "T"} <= set(ssl):
                 continue
             try:
-                if parse_certificate(one.der).is_ca:
-                    wrong.append((one, f"CT,{others}"))
+                if parse_certificate(certificate.der).is_ca:
+                    wrong.append((certificate, f"CT,{others}"))
             except ValueError:
-                self.host.warn(f"{quote(one.nickname)}: the certificate can't be parsed; its trust is "
-                               "unchanged")
+                self.host.warn(f"{quote(certificate.nickname)}: the certificate can't be parsed; "
+                               "its trust is unchanged")
         return wrong
 
     def set_trusts(self, directory: str = "", only: Collection[bytes] | None = None) -> list[str]:
-        """Trust the CAs of wrong_trusts() for IPsec; return their nicknames.
+        """Trust the CAs of wrong_trusts() for IPsec and return their nicknames.  Raises Failure.
 
-        `directory` is a copy of the database to change in place of this one.  Raises Failure.
+        If `directory` is given, the copy of the database in it is changed, and this database is not.
         """
         base = NssDatabase(self.host, directory, self.password) if directory else self
         wrong = base.wrong_trusts(only)
-        names = [one.nickname for one in base.certificates()] if wrong else []
-        # certutil's batch syntax can't name every certificate; the others are named by the certificate itself
-        plain = [pair for pair in wrong if names.count(pair[0].nickname) == 1
-                 and pair[0].nickname.isprintable()
-                 and pair[0].nickname and not set(pair[0].nickname) & {'"', "\\", ":"}]
-        if len(plain) > 1:
-            batch = "".join(f'-M -n "{one.nickname}" -t "{trust}"\n' for one, trust in plain)
-            self.tool("certutil", "-B", "-i", "{0}", directory=directory, files=[encode(batch)])
-        for one, trust in wrong:
-            if len(plain) < 2 or (one, trust) not in plain:
-                self.tool("certutil", "-A", "-n", one.nickname, "-t", trust, "-i", "{0}", directory=directory,
-                          files=[one.der])
-        after = {one.der: one.trust for one in base.certificates()} if wrong else {}
-        for one, trust in wrong:
-            if after.get(one.der) != trust:
-                raise Failure(f"{quote(one.nickname)}: its trust could not be corrected", NSS_FAILURE)
-        return [one.nickname for one, _ in wrong]
+        if not wrong:
+            return []
+        nicknames = [certificate.nickname for certificate in base.certificates()]
+        in_batch = [certificate for certificate, _ in wrong
+                    if nicknames.count(certificate.nickname) == 1 and can_be_in_batch(certificate.nickname)]
+        if len(in_batch) == 1:
+            in_batch = []  # a batch saves time only for several
+        batch = [f'-M -n "{certificate.nickname}" -t "{trust}"\n' for certificate, trust in wrong
+                 if certificate in in_batch]
+        if batch:
+            self.tool("certutil", "-B", "-i", "{0}", directory=directory, files=[encode("".join(batch))])
+        for certificate, trust in wrong:
+            if certificate not in in_batch:
+                self.tool("certutil", "-A", "-n", certificate.nickname, "-t", trust, "-i", "{0}",
+                          directory=directory, files=[certificate.der])
+        trust_after = {certificate.der: certificate.trust for certificate in base.certificates()}
+        for certificate, trust in wrong:
+            if trust_after.get(certificate.der) != trust:
+                raise Failure(f"{quote(certificate.nickname)}: its trust could not be corrected", NSS_FAILURE)
+        return [certificate.nickname for certificate, _ in wrong]
+
+
+def can_be_in_batch(nickname: str) -> bool:
+    """Return whether certutil's batch syntax (-B) can hold a nickname."""
+    return bool(nickname) and nickname.isprintable() and not set(nickname) & {'"', "\\", ":"}
 
 
 def trust_text(values: Sequence[bytes | None]) -> str:
-    """Return the four trust values of a trust object in the form of certutil -t."""
+    """Return the values of TRUST_COLUMNS in the form of certutil -t."""
     server, client, mail, code = (TRUST_LETTERS.get(int.from_bytes(value or b"", "big"), "")
                                   for value in values)
     if client == "C":
@@ -8334,7 +8398,7 @@ def trust_text(values: Sequence[bytes | None]) -> str:
 
 
 def snapshot(source: str, target: str) -> bool:
-    """Copy the SQLite file `source` over `target` in one transaction.  Return False if the copy fails."""
+    """Overwrite the SQLite file `target` with `source` in one transaction.  Return False if this fails."""
     try:
         import sqlite3
     except ImportError:
@@ -8352,8 +8416,8 @@ def snapshot(source: str, target: str) -> bool:
 
 
 def same_content(host: Host, one: str, other: str) -> bool:
-    """Return whether two SQLite files hold the same data.  A copy by snapshot() differs in the bytes of a
-    counter."""
+    """Return whether two SQLite files hold the same data.  The bytes of a snapshot() differ from the
+    original in a counter."""
     if host.read(one) == host.read(other):
         return True
     try:
@@ -8371,7 +8435,7 @@ def same_content(host: Host, one: str, other: str) -> bool:
 
 
 def copy_database(host: Host, source: str, target: str) -> None:
-    """Copy the files of a database.  Raises OSError, Failure."""
+    """Copy the files of a database from one directory to another.  Raises OSError, Failure."""
     for name in NSS_FILES:
         old, new = os.path.join(source, name), os.path.join(target, name)
         if not os.path.exists(old):
@@ -8380,8 +8444,8 @@ def copy_database(host: Host, source: str, target: str) -> None:
         if name.endswith(".db") and snapshot(old, new):
             continue
         if os.path.exists(f"{old}-journal"):
-            raise Failure(f"{old}: another program is changing it, or was killed", NSS_FAILURE,
-                          f"run: certutil -L -d sql:{source}")
+            raise Failure(f"{old}: another program is changing it, or was killed during a change",
+                          NSS_FAILURE, f"run: certutil -L -d sql:{source}")
         fd = os.open(new, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
         try:
             with open(old, "rb") as stream:
@@ -8392,22 +8456,22 @@ def copy_database(host: Host, source: str, target: str) -> None:
 
 
 def create_database(base: NssDatabase, password: str = "") -> None:
-    """Create the database with the lock held; an existing pkcs11.txt stays.  Raises Failure (4)."""
-    kept = base.has("pkcs11.txt")
+    """Create the database; an existing pkcs11.txt stays.  The caller holds the lock.  Raises Failure (4)."""
+    has_modules = bool(base.has("pkcs11.txt"))
     base.password = password or None
 
     def work(path: str) -> None:
         base.tool("certutil", "-N", *([] if base.password else ["--empty-password"]), directory=path)
-        if kept:
+        if has_modules:
             os.unlink(os.path.join(path, "pkcs11.txt"))
 
-    if kept:
+    if has_modules:
         base.host.warn(f"WARNING: using existing modules from {base.directory}/pkcs11.txt")
     base.build(work)
 
 
 def migrate_dbm(base: NssDatabase) -> None:
-    """Convert a Berkeley DB database to a SQLite database in the same directory, with the lock held.
+    """Convert a Berkeley DB database to a SQLite database in the same directory.  The caller holds the lock.
 
     Raises Failure (4).
     """
@@ -8416,22 +8480,21 @@ def migrate_dbm(base: NssDatabase) -> None:
     def work(path: str) -> None:
         base.tool("certutil", "-N", *([] if base.password else ["--empty-password"]), directory=path)
         base.tool("certutil", "--upgrade-merge", "--source-dir", source, "--upgrade-id", "pluto",
-                  directory=path,
-                  twice=True)
+                  directory=path, twice=True)
 
     probe_argv = ["certutil", "-L", "-d", f"dbm:{source}"]
     if base.host.run(probe_argv, timeout=NSS_TIME, hint=nss_package(base.host)).status:
-        raise Failure(f"{base.directory}: NSS database in Berkeley DB format, which this NSS can't read",
-                      NSS_FAILURE,
-                      "on a host whose certutil can: certutil --upgrade-merge --source-dir DIR -d sql:NEW "
-                      "--upgrade-id pluto")
+        raise Failure(f"{base.directory}: NSS database in Berkeley DB format, which this release of NSS "
+                      "can't read", NSS_FAILURE, "convert it on a host whose certutil can read it: certutil "
+                      "--upgrade-merge --source-dir DIR -d sql:NEW --upgrade-id pluto")
     base.host.print(f"Migrating NSS db to sql:{base.directory}")
     base.build(work)
     base.host.print("NSS upgrade complete")
 
 
 def move_database(base: NssDatabase, old: str) -> None:
-    """Move the database from `old`, the directory of 3.x, to the directory of `base`, with the lock held.
+    """Move the database from `old`, the directory of 3.x, to the directory of `base`.  The caller holds the
+    lock of `base`.
 
     Raises Failure (4).
     """
@@ -8444,7 +8507,7 @@ def move_database(base: NssDatabase, old: str) -> None:
             base.build(lambda path: copy_database(base.host, base.host.path(source.directory), path))
             remove_database(source)
             base.host.print(f"Moved the NSS database from {source.directory} to {base.directory}")
-        # both exist: if they hold the same, a move was killed before it removed all of the old database
+        # both exist with the same data: an earlier move was killed before it had removed the old database
         elif all(os.path.exists(base.file(name))
                  and same_content(base.host, source.file(name), base.file(name))
                  for name in NSS_FILES[1:] if os.path.exists(source.file(name))):
@@ -8452,10 +8515,9 @@ def move_database(base: NssDatabase, old: str) -> None:
 
 
 def remove_database(base: NssDatabase) -> None:
-    """Remove the files of a database, keys and certificates last, because move_database() recognises it by
-    them.
+    """Remove the files of a database.  Raises Failure (4).
 
-    Raises Failure (4).
+    Keys and certificates go last, because move_database() looks for them.
     """
     try:
         for name in NSS_FILES:
@@ -8465,10 +8527,10 @@ def remove_database(base: NssDatabase) -> None:
 
 
 def check_database(base: NssDatabase) -> None:
-    """Create, move or migrate the database, or find it sound: the work of `ipsec checknss`.
+    """Create, move or migrate the database, or check that it is sound: the work of `ipsec checknss`.
 
-    Only the default directory takes over a database of 3.x, not the directory of a second instance.  A sound
-    database on a read-only disk needs no change.  Raises Failure.
+    Only the default directory takes over a database of 3.x; the directory of a second instance does not.  A
+    sound database on a read-only file system needs no change.  Raises Failure.
     """
     base.make_directory()
     if len(base.has(*NSS_FILES[1:])) == 2 and not base.writable():
@@ -8494,7 +8556,7 @@ def check_database(base: NssDatabase) -> None:
 
 
 def certificate_state(parsed: Parsed, days: int) -> str:
-    """Return `expired`, `expiring` (within `days`) or `valid`."""
+    """Return `expired`, `expiring` (within `days` days) or `valid`."""
     left = parsed.expires - time.time()
     if left < 0:
         return "expired"
@@ -8502,13 +8564,16 @@ def certificate_state(parsed: Parsed, days: int) -> str:
 
 
 def certificate_data(base: NssDatabase, days: int = SOON) -> Iterator[dict[str, Any]]:
-    """Yield the certificates of a database as data; `state` is certificate_state() or `unreadable`.  Raises
-    Failure."""
+    """Yield the certificates of a database as data; `state` is that of certificate_state(), or `unreadable`.
+
+    Raises Failure.
+    """
     base.check()
-    for one in base.certificates():
-        entry: dict[str, Any] = {"nickname": one.nickname, "trust": one.trust, "has_key": one.has_key}
+    for certificate in base.certificates():
+        entry: dict[str, Any] = {"nickname": certificate.nickname, "trust": certificate.trust,
+                                 "has_key": certificate.has_key}
         try:
-            parsed = parse_certificate(one.der)
+            parsed = parse_certificate(certificate.der)
         except ValueError:
             entry.update(subject=None, issuer=None, expires=None, is_ca=None, state="unreadable")
         else:
@@ -8519,10 +8584,10 @@ def certificate_data(base: NssDatabase, days: int = SOON) -> Iterator[dict[str, 
 
 
 def pluto_nickname(nickname: str) -> str:
-    """Return the nickname as leftcert= must have it.
+    """Return the nickname as leftcert= needs it.
 
-    NSS takes the part of a nickname before its first colon for the name of a token, so a nickname with a
-    colon needs the name of the database's token in front (PK11_FindCertFromNickname).
+    NSS interprets the part before a nickname's first colon as the name of a token.  A nickname with a colon
+    therefore needs the name of the database's token in front (PK11_FindCertFromNickname).
     """
     return f"{NSS_TOKENS[0]}:{nickname}" if ":" in nickname else nickname
 
@@ -8532,68 +8597,77 @@ def pluto_nickname(nickname: str) -> str:
 
 def import_file(base: NssDatabase, names: Sequence[str], password: Callable[[], str],
                 nickname: str) -> list[str]:
-    """Import a PKCS#12 file, or PEM files, and trust the CAs in it; return the nicknames of the new
+    """Import a PKCS#12 file or PEM files, trust the CAs in it, and return the nicknames of the new
     certificates.
 
-    `password` gives the password of the PKCS#12 file.  `nickname`, if not empty, names the certificate with
-    the key.  Raises Failure; the database is then unchanged.
+    `password` returns the password of the PKCS#12 file.  `nickname`, if not empty, is the new name of the
+    certificate that has the private key.  Raises Failure; the database is then unchanged.
     """
     host = base.host
-    data = [read_import(base.host, name) for name in names]
-    if any(b"-----BEGIN " in one[:READ_CHUNK] for one in data):
-        pkcs12, secret = pem_to_pkcs12(host, b"\n".join(data), nickname), b"pem"
-    elif len(data) > 1:
-        raise Failure("several files are imported only when they are PEM", USAGE,
-                      "import one PKCS#12 file at a time")
-    else:
-        try:
-            tag, start, end = next(der_items(data[0]), (0, 0, 0))
-            head = data[0][start:start + 3]
-        except ValueError:
-            tag, head = data[0][0] if data[0] else 0, b""
-            if tag == 0x30:
-                raise Failure(f"{names[0]}: corrupt or cut off", IMPORT_CORRUPT, "copy it again") from None
-        if tag != 0x30 or head != b"\x02\x01\x03":  # SEQUENCE, version 3 (RFC 7292)
-            raise Failure(f"{names[0]}: not a PKCS#12 file", IMPORT_FORMAT,
-                          "openssl pkcs12 -export makes one")
-        pkcs12, secret = data[0], encode(password())
+    pkcs12, pkcs12_password = read_pkcs12(host, names, password, nickname)
+    imported: list[str] = []
     with base.lock():
         if len(base.has(*NSS_FILES[1:])) < 2:
             raise Failure("ERROR: NSS database files are missing, import aborted.", ERROR,
                           'Initialize database with command "ipsec checknss".')
         base.check()
-        before = {(one.der, one.has_key) for one in base.certificates()}
-        done: list[str] = []
+        before = {(certificate.der, certificate.has_key) for certificate in base.certificates()}
 
         def work(path: str) -> None:
             copy_database(host, host.path(base.directory), path)
             try:
                 base.tool("pk12util", "-i", "{0}", "-w", "{1}", directory=path, secret="-k",
-                          files=[pkcs12, secret + b"\n"])
+                          files=[pkcs12, pkcs12_password + b"\n"])
             except NssTool as failure:
                 raise import_failure(names[0], failure) from None
-            new = [one for one in NssDatabase(host, path, base.password).certificates()
-                   if (one.der, one.has_key) not in before]
+            new = [certificate for certificate in NssDatabase(host, path, base.password).certificates()
+                   if (certificate.der, certificate.has_key) not in before]
             if not new:
                 raise Failure(f"{names[0]}: all its certificates are in the database already",
                               IMPORT_DUPLICATE)
-            owner = next((one for one in new if one.has_key), new[0])
+            owner = next((certificate for certificate in new if certificate.has_key), new[0])
             if not owner.nickname:
                 raise Failure(f"{names[0]}: a certificate with no private key, and not a CA", IMPORT_CORRUPT,
-                              "name the file of its key too; for a peer's certificate: ipsec certutil -A -n "
-                              "NICKNAME "
-                              "-t ,, -i FILE")
+                              "name the file of its key too; for a peer's certificate: ipsec certutil -A "
+                              "-n NICKNAME -t ,, -i FILE")
             if nickname and owner.nickname != nickname:
                 base.tool("certutil", "--rename", "-n", owner.nickname, "--new-n", nickname, directory=path)
-            base.set_trusts(path, {one.der for one in new})
-            done.extend(one.nickname if one is not owner else nickname or one.nickname for one in new)
+            base.set_trusts(path, {certificate.der for certificate in new})
+            for certificate in new:
+                is_renamed = nickname and certificate is owner
+                imported.append(nickname if is_renamed else certificate.nickname)
 
         base.build(work)
-    return done
+    return imported
+
+
+def read_pkcs12(host: Host, names: Sequence[str], password: Callable[[], str],
+                nickname: str) -> tuple[bytes, bytes]:
+    """Return the PKCS#12 data that a file holds or that PEM files are converted to, and its password.
+
+    Raises Failure.
+    """
+    contents = [read_import(host, name) for name in names]
+    if any(b"-----BEGIN " in content[:READ_CHUNK] for content in contents):
+        return pem_to_pkcs12(host, b"\n".join(contents), nickname), b"pem"
+    if len(contents) > 1:
+        raise Failure("several files are imported only if they are PEM", USAGE,
+                      "import one PKCS#12 file at a time")
+    data = contents[0]
+    is_sequence = data[:1] == b"\x30"
+    try:
+        _, start, _ = next(der_items(data), (0, 0, 0))
+    except ValueError:
+        if is_sequence:
+            raise Failure(f"{names[0]}: corrupt or cut off", IMPORT_CORRUPT, "copy it again") from None
+        start = 0
+    if not is_sequence or data[start:start + 3] != b"\x02\x01\x03":  # version 3 (RFC 7292)
+        raise Failure(f"{names[0]}: not a PKCS#12 file", IMPORT_FORMAT, "openssl pkcs12 -export creates one")
+    return data, encode(password())
 
 
 def read_import(host: Host, name: str) -> bytes:
-    """Return the bytes of a file, a FIFO or /dev/fd/N.  Raises Failure."""
+    """Return the content of a file, a FIFO or /dev/fd/N, up to 64 MiB.  Raises Failure."""
     try:
         with host.within(name, lambda: open(name, "rb")) as stream:
             return host.within(name, lambda: stream.read(64 << 20))
@@ -8601,7 +8675,7 @@ def read_import(host: Host, name: str) -> bytes:
         raise Failure(f"{name}: {error.strerror}", IMPORT_UNREADABLE) from None
 
 
-# NSS's errors for a PKCS#12 file that is damaged, and for one that this release of NSS can't read (secerr.h)
+# NSS's errors for a damaged PKCS#12 file, and for one that this release of NSS can't read (secerr.h)
 CORRUPT_PKCS12 = ("SEC_ERROR_BAD_DER", "SEC_ERROR_INPUT_LEN", "SEC_ERROR_PKCS12_DECODING_PFX",
                   "SEC_ERROR_PKCS12_INVALID_MAC", "SEC_ERROR_PKCS12_CORRUPT_PFX_STRUCTURE")
 UNREADABLE_PKCS12 = ("SEC_ERROR_PKCS12_UNSUPPORTED_", "SEC_ERROR_UNSUPPORTED_", "SEC_ERROR_INVALID_ALGORITHM",
@@ -8609,9 +8683,8 @@ UNREADABLE_PKCS12 = ("SEC_ERROR_PKCS12_UNSUPPORTED_", "SEC_ERROR_UNSUPPORTED_", 
 
 
 def import_failure(name: str, failure: NssTool) -> Failure:
-    """Return the error for a failure of pk12util: of the file where NSS's code says so, otherwise as NSS
-    tells it."""
-    if failure.hint:  # of the database's password
+    """Return the Failure of an import whose pk12util failed: about the file if NSS's code blames the file."""
+    if failure.hint:  # it is about the database's password
         return failure
     if failure.code == "SEC_ERROR_BAD_PASSWORD":
         return Failure(f"{name}: wrong password", IMPORT_PASSWORD, "give --password-file FILE")
@@ -8621,26 +8694,26 @@ def import_failure(name: str, failure: NssTool) -> Failure:
         return Failure(f"{name}: corrupt: {failure.message}", IMPORT_CORRUPT, "copy it again")
     if failure.code.startswith(UNREADABLE_PKCS12):
         return Failure(f"{name}: this release of NSS does not support it: {failure.message}", IMPORT_FORMAT,
-                       "openssl pkcs12 -export makes a file with other algorithms (-keypbe, -certpbe, "
+                       "openssl pkcs12 -export creates a file with other algorithms (-keypbe, -certpbe, "
                        "-macalg)")
-    return Failure(f"{name}: {failure.message}", NSS_FAILURE, "the database is as it was")
+    return Failure(f"{name}: {failure.message}", NSS_FAILURE, "the database is unchanged")
 
 
 def pem_to_pkcs12(host: Host, pem: bytes, nickname: str) -> bytes:
-    """Convert PEM certificates and the key of one of them to PKCS#12, with openssl.  Raises Failure."""
-    source, secret = host.memory_file(pem), host.memory_file(b"pem\n")
+    """Convert PEM certificates, and the key of one of them, to PKCS#12 with openssl.  Raises Failure."""
+    source, password = host.memory_file(pem), host.memory_file(b"pem\n")
     try:
         argv = ["openssl", "pkcs12", "-export", "-in", f"/proc/self/fd/{source}", "-passout",
-                f"file:/proc/self/fd/{secret}"]
+                f"file:/proc/self/fd/{password}"]
         if b"PRIVATE KEY-----" not in pem:
             argv.append("-nokeys")
         if nickname:
             argv += ["-name", nickname]
-        ran = host.run(argv, pass_fds=(source, secret),
+        ran = host.run(argv, pass_fds=(source, password),
                        hint="install the package openssl to import PEM files")
     finally:
         os.close(source)
-        os.close(secret)
+        os.close(password)
     if ran.status:
         raise Failure("these PEM files don't contain a certificate and its key, or the key has a password",
                       IMPORT_CORRUPT,
@@ -8651,45 +8724,56 @@ def pem_to_pkcs12(host: Host, pem: bytes, nickname: str) -> bytes:
 # --- keys as showhostkey(8) writes them -------------------------------------------------------------------------------
 
 
-def key_texts(key: HostKey) -> tuple[str, str, str, int]:
-    """Return four texts about a key: its keyid; the key as in leftrsasigkey= and IPSECKEY records, in base64;
-    the DER public key in base64; IPSECKEY's number of the algorithm.
+class KeyTexts(Record):
+    """A public key in the forms that libreswan writes.
 
-    An RSA key has the form of RFC 3110, an ECDSA key is the point without its first byte.  The keyid is 9
-    characters: of an RSA key, or of the CKAID of an ECDSA key.
+    `base64` is the form of leftrsasigkey= and of IPSECKEY records: RFC 3110 for an RSA key; for an ECDSA key,
+    the point without its first byte.  `spki` is the DER SubjectPublicKeyInfo in base64.  `keyid` has 9
+    characters: of `base64` for an RSA key, of the CKAID in base64 for an ECDSA key.  `algorithm` is the
+    number that IPSECKEY records use.
     """
+
+    keyid: str
+    base64: str
+    spki: str
+    algorithm: int
+
+
+def key_texts(key: HostKey) -> KeyTexts:
+    """Return the texts of a public key."""
     from binascii import b2a_base64
     if key.kind == "RSA":
         exponent, modulus = key.second.lstrip(b"\0"), key.first.lstrip(b"\0")
         size = bytes((len(exponent),)) if len(exponent) < 256 else b"\0" + len(exponent).to_bytes(2, "big")
-        data, number_ = size + exponent + modulus, 2
+        data, algorithm = size + exponent + modulus, 2
         numbers = (der(2, b"\0" * (part[0] >> 7) + part) for part in (modulus, exponent))
-        # rsaEncryption
-        algorithm, bits = der(6, b"\x2a\x86\x48\x86\xf7\r\1\1\1") + der(5), der(0x30, *numbers)
+        identifier = der(6, b"\x2a\x86\x48\x86\xf7\r\1\1\1") + der(5)  # rsaEncryption, no parameters
+        bits = der(0x30, *numbers)
     else:
-        data, number_ = key.second[1:], 3
-        algorithm, bits = der(6, b"\x2a\x86\x48\xce\x3d\2\1") + key.first, key.second  # id-ecPublicKey
+        data, algorithm = key.second[1:], 3
+        identifier = der(6, b"\x2a\x86\x48\xce\x3d\2\1") + key.first  # id-ecPublicKey, the curve
+        bits = key.second
     text = b2a_base64(data, newline=False).decode()
-    keyid = text[:9] if key.kind == "RSA" else b2a_base64(key.ckaid, newline=False).decode()[:9]
-    spki = der(0x30, der(0x30, algorithm), der(3, b"\0", bits))
-    return keyid, text, b2a_base64(spki, newline=False).decode(), number_
+    keyid = text if key.kind == "RSA" else b2a_base64(key.ckaid, newline=False).decode()
+    spki = der(0x30, der(0x30, identifier), der(3, b"\0", bits))
+    return KeyTexts(keyid[:9], text, b2a_base64(spki, newline=False).decode(), algorithm)
 
 
 def generate_key(base: NssDatabase, kind: str, size: str, seed: bytes) -> str:
-    """Make a key pair in the database; return its CKAID in hex.
+    """Create a key pair in the database and return its CKAID in hex.  Raises Failure.
 
-    `size` is the bits of an RSA key or the curve of an ECDSA key.  certutil makes the key, because rsasigkey
-    takes a password only on its command line.  Raises Failure.
+    `size` is the bits of an RSA key or the curve of an ECDSA key.  This runs certutil and not rsasigkey,
+    which takes a password only on the command line.
     """
     with base.lock():
         base.check()
         before = {key.ckaid for key in base.keys()}
         words = ["-k", "rsa", "-g", size] if kind == "RSA" else ["-k", "ec", "-q", size]
         base.tool("certutil", "-G", *words, "-z", "{0}", files=[seed])
-        made = [key.ckaid.hex() for key in base.keys() if key.ckaid not in before]
-    if not made:
-        raise Failure(f"{base.directory}: certutil made no key", NSS_FAILURE)
-    return made[0]
+        new = [key.ckaid.hex() for key in base.keys() if key.ckaid not in before]
+    if not new:
+        raise Failure(f"{base.directory}: certutil created no key", NSS_FAILURE)
+    return new[0]
 
 
 # =====================================================================================================================
@@ -15528,7 +15612,7 @@ def check_host_keys(patient: Patient) -> Iterator[Trouble]:
              for tunnel in tunnels for word in KEY_WORDS]
     named = [(conn, word, value) for conn, word, value in named if value and not value.startswith("%")]
     keys = patient.database().keys() if named else []
-    texts = {text for key in keys for text in key_texts(key)[1:3]}
+    texts = {text for key in map(key_texts, keys) for text in (key.base64, key.spki)}
     for conn, word, value in named:
         ckaid = value.lower().replace(":", "")
         if word.endswith("ckaid"):
@@ -19332,8 +19416,11 @@ def nss_database(host: Host, args: Args, name: str, password_option: str = "--pa
          details="The database has no password unless --password-file gives one. The exit status is 42 if a database "
          "already exists.")
 def initnss_command(host: Host, args: Args) -> int:
-    """`ipsec initnss`: return 0.  Raises Failure: 1 if the directory can't be used, 4 if the database can't
-    be made, 42 if a database exists."""
+    """Run `ipsec initnss`; return OK.
+
+    Raises Failure with status 1 if the directory can't be used, 4 if the database can't be created, 42 if a
+    database exists.
+    """
     base = nss_database(host, args, "initnss")
     base.make_directory()
     with base.lock():
@@ -19347,10 +19434,12 @@ def initnss_command(host: Host, args: Args) -> int:
 
 @command("checknss", summary="create the NSS database if there is none, move or migrate an old one", options=(
     *NSS_OPTIONS,
-    Opt("--settrusts", None, "trust its CAs for IPsec (CT,,), except those that are distrusted")))
+    Opt("--settrusts", None, "trust the CAs in the database for IPsec (CT,,), except those that are distrusted")))
 def checknss_command(host: Host, args: Args) -> int:
-    """`ipsec checknss`: return 0.  Raises Failure: 1 if the directory can't be used, 4 if the database is not
-    sound."""
+    """Run `ipsec checknss`; return OK.
+
+    Raises Failure with status 1 if the directory can't be used, 4 if the database is not sound.
+    """
     base = nss_database(host, args, "checknss")
     check_database(base)
     if args.flag("--settrusts") and (base.writable() or base.wrong_trusts()):
@@ -19368,7 +19457,7 @@ def checknss_command(host: Host, args: Args) -> int:
     Opt("--name", "NICKNAME", "the nickname for the certificate with the key")),
     details="The CAs in the file are trusted for IPsec. If anything fails, the database is unchanged.")
 def import_command(host: Host, args: Args) -> int:
-    """`ipsec import FILE...`: return 0.  Raises Failure with the statuses of ipsec_import(8)."""
+    """Run `ipsec import FILE...`; return OK.  Raises Failure with the statuses of ipsec_import(8)."""
     base = nss_database(host, args, "import", "--nss-password-file")
     file = args.value("--password-file")
 
@@ -19384,19 +19473,20 @@ def import_command(host: Host, args: Args) -> int:
     for nickname in import_file(base, args.operands, password, args.value("--name")):
         host.print(f"imported {quote(nickname)}")
         if pluto_nickname(nickname) != nickname:
-            host.warn(f"import: in ipsec.conf write leftcert={quote(pluto_nickname(nickname))}, because NSS takes "
-                      "the part of a nickname before a colon for the name of a token")
+            host.warn(f"import: in ipsec.conf write leftcert={quote(pluto_nickname(nickname))}: NSS reads the "
+                      "part of a nickname before a colon as the name of a token")
     return OK
 
 
-# The options of NSS's tools for the directory and for a file with the database's password
 def nss_tool_command(name: str, directory: str, secret: str) -> None:
-    """Register a tool of NSS as a command that becomes this tool, with the directory and, if nsspassword has
-    one, the password.  `directory` and `secret` are the tool's options for them; `secret` is empty if it has
-    none."""
+    """Register a command that runs one of NSS's tools on the database.
+
+    `directory` is the tool's option for the database.  `secret` is its option for a password file, empty if
+    it has none; the command uses it if the file nsspassword holds a password.
+    """
 
     @command(name, "ARG...", options=None, summary=f"run NSS's {name} on the database",
-             details="The arguments are the tool's own, without the directory.")
+             details=f"The arguments are those of {name}(1), without its option {directory}.")
     def run_tool(host: Host, args: Args) -> int:
         words = args.operands
         if words[:1] in ([], ["--help"]):
@@ -19435,19 +19525,21 @@ nss_tool_command("vfychain", "-d", "-f")
     Opt("--ckaid", "HEX", "the key whose CKAID starts with HEX"),
     Opt("--rsaid", "ID", "the RSA key with this keyid")))
 def showhostkey_command(host: Host, args: Args) -> int:
-    """`ipsec showhostkey` where libreswan's own is not installed: return 0.  Raises Failure: 20 if there is
-    no such key."""
+    """Run `ipsec showhostkey` where libreswan's own is not installed; return OK.
+
+    Raises Failure with status 20 if there is no such key.
+    """
     keys = nss_database(host, args, "showhostkey").keys()
     if args.flag("--list"):
         for place, key in enumerate(keys, 1):
-            host.print(f"<{place:2}> {key.kind} keyid: {key_texts(key)[0]} ckaid: {key.ckaid.hex()}")
+            host.print(f"<{place:2}> {key.kind} keyid: {key_texts(key).keyid} ckaid: {key.ckaid.hex()}")
         return OK
     modes = [mode for mode in ("--left", "--right", "--ipseckey", "--pem") if args.flag(mode)]
     if len(modes) != 1:
         raise Failure("ipsec showhostkey: one of --list, --left, --right, --ipseckey and --pem is needed", USAGE)
     key = chosen_key(keys, args.value("--ckaid"), args.value("--rsaid"))
     if modes[0] == "--pem":
-        spki = key_texts(key)[2]
+        spki = key_texts(key).spki
         lines = [spki[i:i + 64] for i in range(0, len(spki), 64)]
         host.print("\n".join(("-----BEGIN PUBLIC KEY-----", *lines, "-----END PUBLIC KEY-----")))
     elif modes[0] == "--ipseckey":
@@ -19459,58 +19551,77 @@ def showhostkey_command(host: Host, args: Args) -> int:
 
 
 def chosen_key(keys: Sequence[HostKey], ckaid: str, rsaid: str) -> HostKey:
-    """Return the first key whose CKAID starts with `ckaid`, or the RSA key with the keyid `rsaid`.  Raises
-    Failure."""
+    """Return the first key whose CKAID starts with `ckaid`, or the RSA key whose keyid is `rsaid`.
+
+    Raises Failure.
+    """
     if not ckaid and not rsaid:
         raise Failure("ipsec showhostkey: --ckaid or --rsaid is needed", USAGE, "ipsec showhostkey --list")
     wanted = ckaid.lower().replace(":", "")
     for key in keys:
         if wanted and key.ckaid.hex().startswith(wanted):
             return key
-        if rsaid and key.kind == "RSA" and key_texts(key)[0] == rsaid:
+        if rsaid and key.kind == "RSA" and key_texts(key).keyid == rsaid:
             return key
     raise Failure(f"ipsec showhostkey: no such key: {quote(ckaid or rsaid)}", NO_KEY, "ipsec showhostkey --list")
 
 
 def ipseckey_record(key: HostKey, gateway: str, precedence: str, as_spki: bool) -> str:
-    """Return a key as an IPSECKEY record of the DNS (RFC 4025); `as_spki`: as DER public key."""
-    _, text, spki, algorithm = key_texts(key)
-    kind = 2 if ":" in gateway else int(bool(gateway))  # of gateway: 0 none, 1 IPv4, 2 IPv6
-    return (f"{os.uname().nodename}.    IN    IPSECKEY  {precedence} {kind} {4 if as_spki else algorithm} "
-            f"{gateway or '.'} {spki if as_spki else text}")
+    """Return a key as an IPSECKEY record of the DNS (RFC 4025).  If `as_spki`, it holds the DER public
+    key."""
+    texts = key_texts(key)
+    algorithm, public_key = (4, texts.spki) if as_spki else (texts.algorithm, texts.base64)
+    gateway_type = 0  # no gateway
+    if gateway:
+        gateway_type = 2 if ":" in gateway else 1  # IPv6, IPv4
+    return (f"{os.uname().nodename}.    IN    IPSECKEY  {precedence} {gateway_type} {algorithm} "
+            f"{gateway or '.'} {public_key}")
 
 
 def conf_lines(key: HostKey, side: str, as_spki: bool) -> str:
-    """Return the line of ipsec.conf for a key of the side `left` or `right`; `as_spki`: as DER public key."""
-    keyid, text, spki, _ = key_texts(key)
+    """Return the lines of ipsec.conf for a key; `side` is left or right.  If `as_spki`, they hold the DER
+    public key."""
+    texts = key_texts(key)
     if as_spki:
-        return f"\t{side}pubkey={spki}"
-    kind, word = ("rsa", "rsasigkey") if key.kind == "RSA" else ("ecdsa", "ecdsakey")
-    return f"\t# {kind}key {keyid}\n\t{side}{word}=0s{text}"
+        return f"\t{side}pubkey={texts.spki}"
+    kind, keyword = ("rsa", "rsasigkey") if key.kind == "RSA" else ("ecdsa", "ecdsakey")
+    return f"\t# {kind}key {texts.keyid}\n\t{side}{keyword}=0s{texts.base64}"
 
 
 CURVES = ("secp256r1", "secp384r1", "secp521r1")
-KEY_OPTIONS = (*NSS_OPTIONS, Opt("--password", "PASSWORD", "same; visible to all users, avoid"),
-               Opt("--seeddev", "FILE", "take more random bytes from FILE"),
+KEY_OPTIONS = (*NSS_OPTIONS,
+               Opt("--password", "PASSWORD", "the database's password; every user of this host can see it"),
+               Opt("--seeddev", "FILE", "add random bytes from FILE to the seed"),
                Opt("--seedbits", "NUMBER", "accepted and ignored"),
                Opt("--verbose", None, "accepted and ignored"),
                Opt("--quiet", None, "don't print the CKAID"),
                Opt("--hostname", "NAME", "accepted and ignored"))
 
 
+def check_key_size(name: str, kind: str, size: str) -> None:
+    """Raise Failure if `size` is not a valid RSA key size or ECDSA curve; `name` is the command."""
+    if kind == "ECDSA":
+        if size not in CURVES:
+            raise Failure(f"ipsec {name}: unknown curve {quote(size)}", USAGE, ", ".join(CURVES))
+        return
+    if not size.isascii() or not size.isdigit() or not 2192 <= int(size) <= 16384:
+        raise Failure(f"ipsec {name}: {quote(size)} is not a valid RSA key size", USAGE, "2192 to 16384 bits")
+    if int(size) % 16:
+        lower = int(size) // 16 * 16
+        raise Failure(f"ipsec {name}: the RSA key size {size} is not a multiple of 16", ERROR,
+                      f"try {lower} or {lower + 16}")
+
+
 def make_key(host: Host, args: Args, name: str, kind: str, size: str) -> int:
-    """Make a host key, and print its CKAID as rsasigkey(8) does; return 0.  Raises Failure."""
+    """Create a key pair in the database, print its CKAID as rsasigkey(8) does, and return OK.
+
+    Raises Failure.
+    """
     base = nss_database(host, args, name)
     if args.flag("--password"):
-        host.warn(f"{name}: a password on the command line can be seen by others; use --password-file")
+        host.warn(f"{name}: other users can see a password on the command line; use --password-file")
         base.password = args.value("--password")
-    if kind == "RSA" and (not size.isascii() or not size.isdigit() or not 2192 <= int(size) <= 16384):
-        raise Failure(f"ipsec {name}: {quote(size)} is not a valid RSA key size", USAGE, "2192 to 16384 bits")
-    if kind == "RSA" and int(size) % 16:
-        raise Failure(f"ipsec {name}: the RSA key size {size} is not a multiple of 16", ERROR,
-                      f"try {int(size) // 16 * 16} or {int(size) // 16 * 16 + 16}")
-    if kind == "ECDSA" and size not in CURVES:
-        raise Failure(f"ipsec {name}: unknown curve {quote(size)}", USAGE, ", ".join(CURVES))
+    check_key_size(name, kind, size)
     seed = os.urandom(64)
     if args.flag("--seeddev"):
         try:
@@ -19526,13 +19637,16 @@ def make_key(host: Host, args: Args, name: str, kind: str, size: str) -> int:
     return OK
 
 
-@command("newhostkey", summary="make a key for this host in the NSS database", options=(
+@command("newhostkey", summary="create a key pair for this host in the NSS database", options=(
     *KEY_OPTIONS, Opt("--keytype", "rsa|ecdsa", "the kind of key (default rsa)"),
     Opt("--bits", "NUMBER", "the size of an RSA key (default 3072)"),
     Opt("--curve", "NAME", f"the curve of an ECDSA key (default {CURVES[0]})")))
 def newhostkey_command(host: Host, args: Args) -> int:
-    """`ipsec newhostkey`: return 0.  Raises Failure: 1 if the size is not a multiple of 16, 2 for a usage
-    error, 4 if certutil fails."""
+    """Run `ipsec newhostkey`; return OK.
+
+    Raises Failure with status 1 if the size is not a multiple of 16, 2 for a usage error, 4 if certutil
+    fails.
+    """
     kind = args.value("--keytype", "rsa")
     if kind not in ("rsa", "ecdsa"):
         raise Failure(f"ipsec newhostkey: unknown key type {quote(kind)}", USAGE, "rsa or ecdsa")
@@ -19543,16 +19657,17 @@ def newhostkey_command(host: Host, args: Args) -> int:
     return make_key(host, args, "newhostkey", kind.upper(), size)
 
 
-@command("rsasigkey", "[BITS]", summary="make an RSA key in the NSS database", options=KEY_OPTIONS, fallback=True)
+@command("rsasigkey", "[BITS]", summary="create an RSA key pair in the NSS database", options=KEY_OPTIONS,
+         fallback=True)
 def rsasigkey_command(host: Host, args: Args) -> int:
-    """`ipsec rsasigkey [BITS]` where libreswan's own is not installed."""
+    """Run `ipsec rsasigkey [BITS]` where libreswan's own is not installed; return OK.  Raises Failure."""
     return make_key(host, args, "rsasigkey", "RSA", args.operands[0] if args.operands else "3072")
 
 
-@command("ecdsasigkey", "[CURVE]", summary="make an ECDSA key in the NSS database", options=KEY_OPTIONS,
-         fallback=True)
+@command("ecdsasigkey", "[CURVE]", summary="create an ECDSA key pair in the NSS database",
+         options=KEY_OPTIONS, fallback=True)
 def ecdsasigkey_command(host: Host, args: Args) -> int:
-    """`ipsec ecdsasigkey [CURVE]` where libreswan's own is not installed."""
+    """Run `ipsec ecdsasigkey [CURVE]` where libreswan's own is not installed; return OK.  Raises Failure."""
     return make_key(host, args, "ecdsasigkey", "ECDSA", args.operands[0] if args.operands else CURVES[0])
 
 
@@ -19561,25 +19676,32 @@ def ecdsasigkey_command(host: Host, args: Args) -> int:
     NSSDIR_OPTION, PASSWORD_OPTION, Opt("--json", None, "print JSON, see ipsec_nsslist(8)"),
     Opt("--days", "NUMBER", f"mark certificates that expire within NUMBER days (default {SOON})")))
 def nsslist_command(host: Host, args: Args) -> int:
-    """`ipsec nsslist`: return 0.  Raises Failure: 4 if the database can't be read."""
+    """Run `ipsec nsslist`; return OK.  Raises Failure with status 4 if the database can't be read."""
     base = nss_database(host, args, "nsslist")
     days_text = args.value("--days", str(SOON))
     if not days_text.isdecimal():
         raise Failure(f"ipsec nsslist: --days {quote(days_text)}: not a number", USAGE)
-    found = list(certificate_data(base, int(days_text)))
+    certificates = list(certificate_data(base, int(days_text)))
     if args.flag("--json"):
         json: Any = need("json", "--json")
-        host.print(json.dumps(found, indent=1, ensure_ascii=True))
+        host.print(json.dumps(certificates, indent=1, ensure_ascii=True))
         return OK
-    for entry in found:
-        marks = [word for word in ("key" if entry["has_key"] else "", "CA" if entry["is_ca"] else "") if word]
-        mark = {"expired": " EXPIRED", "expiring": " EXPIRES SOON"}.get(entry["state"], "")
-        host.print(f"{printable(entry['nickname']) or '(no nickname)'}\n"
-                   f"    subject  {printable(entry['subject'] or '(unreadable)')}\n"
-                   f"    issuer   {printable(entry['issuer'] or '(unreadable)')}\n"
-                   f"    expires  {(entry['expires'] or '(unreadable)')[:10]}{mark}\n"
-                   f"    trust    {entry['trust']}{' (' + ', '.join(marks) + ')' if marks else ''}")
+    for certificate in certificates:
+        host.print(certificate_text(certificate))
     return OK
+
+
+def certificate_text(certificate: Mapping[str, Any]) -> str:
+    """Return the lines about a certificate, an item of certificate_data(), for `ipsec nsslist`."""
+    marks = ["key"] if certificate["has_key"] else []
+    marks += ["CA"] if certificate["is_ca"] else []
+    marks_text = f" ({', '.join(marks)})" if marks else ""
+    state = {"expired": " EXPIRED", "expiring": " EXPIRES SOON"}.get(certificate["state"], "")
+    return (f"{printable(certificate['nickname']) or '(no nickname)'}\n"
+            f"    subject  {printable(certificate['subject'] or '(unreadable)')}\n"
+            f"    issuer   {printable(certificate['issuer'] or '(unreadable)')}\n"
+            f"    expires  {(certificate['expires'] or '(unreadable)')[:10]}{state}\n"
+            f"    trust    {certificate['trust']}{marks_text}")
 
 
 # --- capture, _updown ------------------------------------------------------------------------------------------------

@@ -236,7 +236,7 @@ def test_a_build_that_another_user_exchanges_is_not_put_in_place(shared: Path) -
                        cwd=shared / "db", check=True)
 
     base = NssDatabase(Host({}), str(shared / "db"))
-    with base.lock(), pytest.raises(Failure, match="another user exchanged"):
+    with base.lock(), pytest.raises(Failure, match="another user replaced"):
         base.build(work)
     for place in ("db", "precious"):
         assert marks(shared / place) == {"old"}
@@ -247,7 +247,7 @@ def test_another_user_than_root_leaves_the_commit_of_root(shared: Path) -> None:
     (shared / "db/.nss-commit").chmod(0o700)
     os.seteuid(61234)
     try:
-        with pytest.raises(Failure, match="a killed command of root left it behind .run it as root"):
+        with pytest.raises(Failure, match="left behind by a command of root that was killed .run this command as root"):
             NssDatabase(Host({}), str(shared / "db")).lock()
     finally:
         os.seteuid(0)
@@ -348,7 +348,7 @@ def test_what_cannot_be_read_is_not_called_broken(tmp_path: Path) -> None:
     base = NssDatabase(Host({}), str(tmp_path))
     with pytest.raises(Failure, match="No such file") as caught:
         base.check()
-    assert caught.value.hint == "ipsec initnss makes a new database"
+    assert caught.value.hint == "ipsec initnss creates a new database"
     assert base.broken("key4.db", PermissionError(13, "Permission denied")).hint == "run it as root"
 
 
@@ -425,8 +425,8 @@ def test_a_missing_default_directory_is_made_for_root_alone(tmp_path: Path, monk
     ("pk12util: failed: SEC_ERROR_PKCS12_UNSUPPORTED_MAC_ALGORITHM", "SEC_ERROR_PKCS12_UNSUPPORTED_MAC_ALGORITHM", 11,
      "-macalg"),
     ("pk12util: failed: SEC_ERROR_PKCS12_DUPLICATE_DATA", "SEC_ERROR_PKCS12_DUPLICATE_DATA", 14, ""),
-    ("pk12util: failed: SEC_ERROR_NO_MEMORY", "SEC_ERROR_NO_MEMORY", 4, "the database is as it was"),
-    ("pk12util: killed", "", 4, "the database is as it was"),
+    ("pk12util: failed: SEC_ERROR_NO_MEMORY", "SEC_ERROR_NO_MEMORY", 4, "the database is unchanged"),
+    ("pk12util: killed", "", 4, "the database is unchanged"),
 ])
 def test_a_file_is_corrupt_only_if_nss_says_so(message: str, code: str, status: int, hint: str) -> None:
     failure = ipsec.import_failure("x.p12", ipsec.NssTool(message, code))

@@ -524,4 +524,4 @@ def test_a_full_disk_is_called_that(gateway: Machine) -> None:
     ran = gateway.run(["unshare", "-m", "sh", "-c", fill.replace("/usr/sbin/ipsec.pyz", PYZ)
                        + " --nssdir /mnt/full initnss; echo status $?; ls -A /mnt/full"])
     assert "status 4" in ran.stdout and ran.stdout.rstrip().endswith("status 4"), ran.stdout
-    assert ran.stderr == "ipsec: /mnt/full: No space left on device (the database is as it was)\n"
+    assert ran.stderr == "ipsec: /mnt/full: No space left on device (the database is unchanged)\n"
