@@ -10303,6 +10303,14 @@ def signs_of_pluto(host: Host) -> list[str]:
     return [*signs_of_own_pluto(host), *process_signs(host)]
 
 
+def visible_pluto(host: Host) -> int | None:
+    """Return the process of this run directory's pluto, or of another pluto in this network namespace.
+
+    None: /proc shows no pluto.  That does not mean that none runs; see signs_of_pluto().
+    """
+    return find_pluto(host) or next(iter(plutos(host)), None)
+
+
 def may_run(signs: Sequence[str]) -> Failure:
     """Return the error for an action that these signs of a pluto forbid."""
     return Failure(f"a pluto runs here or may run here, so nothing was done: {signs[0]}", ERROR,
@@ -11800,7 +11808,9 @@ def outcome_of(error: Exception) -> tuple[str, str]:
     text = error_text(error)
     if isinstance(error, (PermissionError, Denied)) or (isinstance(error, NoPluto) and error.hint == NOT_ALLOWED):
         return "denied", f"denied: {text}"
-    if isinstance(error, (Missing, NoPluto, FileNotFoundError, NotADirectoryError)):
+    if isinstance(error, (Missing, FileNotFoundError, NotADirectoryError)):
+        return "absent", text
+    if isinstance(error, NoPluto) and error.silent:
         return "absent", text
     if isinstance(error, OSError) and error.errno in (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT):
         return "absent", text  # the kernel lacks this kind of socket: NETLINK_XFRM without its modules
@@ -13739,8 +13749,7 @@ class Patient:
         self.host = host
         self.timeout = timeout
         self.config = Config(host)
-        # the pid file may be missing or stale
-        self.pid = (find_pluto(host) or next(iter(plutos(host)), None)) if host.live else None
+        self.pid = visible_pluto(host) if host.live else None
         self._addconn: Generator[bytes, None, None] | Failure | None = None
 
     # --- libreswan's own word on the configuration ------------------------------------------------------------------
@@ -13966,7 +13975,25 @@ class Patient:
             return self.pid
         if self.pluto_setting("pluto_version"):
             raise NotChecked("process", "pluto answers, but its process is not visible here")
+        self.check_unseen_pluto()
         raise NotChecked("pluto", "pluto is not running")
+
+    @once
+    def pluto_signs(self) -> list[str]:
+        """Return the signs that a pluto runs, also one whose process is not visible here."""
+        return signs_of_pluto(self.host)
+
+    def check_unseen_pluto(self) -> None:
+        """Raise NotChecked if a pluto may run whose process is not visible here.
+
+        For an ordinary user that is PermissionError: root sees more.
+        """
+        if self.pid or not self.pluto_signs():
+            return
+        message = f"whether pluto runs is unknown: {self.pluto_signs()[0]}"
+        if not self.host.superuser:
+            raise PermissionError(message)
+        raise NotChecked("process", message)
 
     # --- the NSS database -------------------------------------------------------------------------------------------
 
@@ -14230,6 +14257,7 @@ def check_xfrm(patient: Patient) -> Iterator[Trouble]:
     except PermissionError:
         # an ordinary user is refused, too, but the refusal shows that the stack answers
         if host.superuser and not patient.pid:
+            patient.check_unseen_pluto()  # a pluto in another container may have the right
             yield ("FAIL", "NO RIGHT",
                    "root has no capability NET_ADMIN here, so pluto can't set up IPsec in the "
                    "kernel", "start the container with --cap-add NET_ADMIN")
@@ -14957,6 +14985,8 @@ def check_pluto(patient: Patient) -> Iterator[Trouble]:
     try:
         patient.status()
     except Failure as failure:
+        if isinstance(failure, NoPluto) and failure.silent:
+            patient.check_unseen_pluto()
         is_hung = bool(patient.pid) or isinstance(failure, TimedOut)
         yield "FAIL", "FAILED", failure.message, pluto_fix(patient, is_hung)
     if patient.pid and find_pluto(patient.host) != patient.pid:
@@ -14974,7 +15004,7 @@ def listen_setting(config: Config) -> Setting | None:
 def port_troubles(patient: Patient, port: int) -> Iterator[Trouble]:
     """Yield the trouble of a UDP port on which pluto has no socket, in pluto's network namespace."""
     sockets = [(entry.address, own) for entry, own in patient.sockets() if entry.port == port]
-    if not patient.pid and sockets and not patient.pluto_setting("pluto_version"):
+    if not patient.pid and sockets and not patient.pluto_signs():
         yield ("FAIL", "IN USE", f"another program has port {port} on {sockets[0][0]}: pluto can't start",
                f"ss -lunp sport = :{port}")
         return
@@ -16185,11 +16215,19 @@ def processes(report: Report) -> Iterator[str]:
                    f"{process.state} {started} {minutes:>3}:{seconds:02} {text}\n")
 
 
+def pluto_line(host: Host, pid: int | None) -> str:
+    """Return one line about pluto: its process, or the first sign of one that this process can't see."""
+    if pid:
+        return f"pluto: process {pid}"
+    signs = signs_of_pluto(host)
+    return f"pluto: no process is visible, but {signs[0]}" if signs else "pluto: not running"
+
+
 def listeners(report: Report) -> Iterator[str]:
     """Who listens on the ports of IKE, in pluto's network namespace when it runs, and whether that is pluto."""
     host = report.host
-    pid = find_pluto(host)
-    yield f"pluto: {f'process {pid}' if pid else 'not running'}\n"
+    pid = visible_pluto(host)
+    yield f"{pluto_line(host, pid)}\n"
     owned = set()
     if pid:
         try:
@@ -17018,6 +17056,9 @@ class Doctor:
             return Diagnosis(name, "unknown", "SKIP", means=f"only root may ask pluto ({error_text(error)})",
                              command=shell_words(["sudo", "ipsec", "why", name]))
         except NoPluto as failure:
+            if signs := self.patient.pluto_signs() if failure.silent else [failure.message]:
+                return Diagnosis(name, "unknown", "SKIP", means=f"pluto can't be asked: {signs[0]}",
+                                 command="ipsec status")
             return Diagnosis(name, "down", "FAIL", "pluto-down", "pluto not running",
                              "pluto is not running on this host",
                              libreswan_hint(self.host, "why it ended, in its log"), start_advice(self.host), "here",
@@ -17592,7 +17633,9 @@ class Teller:
         if ran.status == UNKNOWN_NAME:
             host.warn(f"add: {no_connection(host, name, f' in {host.conf}')}")
         elif "connect(pluto_ctl) failed" in output or "Pluto is not running" in output:
-            host.warn(f"add: pluto is not running ({start_hint(host)})")
+            signs = signs_of_pluto(host)
+            reason = f"pluto can't be asked: {signs[0]}" if signs else f"pluto is not running ({start_hint(host)})"
+            host.warn(f"add: {reason}")
             return NO_PLUTO
         elif f"conn {name} did not load properly" in output:
             return ran.status or ERROR
@@ -18701,20 +18744,23 @@ def distribution_name(host: Host) -> str:
 
 
 def pluto_summary(host: Host) -> str:
-    """Return one line about pluto: its process and start, or the signs of one that this process can't see."""
-    pid = find_pluto(host)
-    if pid:
-        started = next((process.started for process in list_processes(host) if process.pid == pid), 0.0)
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(started)) if started else "unknown"
-        return f"pluto: process {pid}, since {since}"
-    signs = signs_of_pluto(host)
-    return f"pluto: {signs[0]}" if signs else "pluto: not running"
+    """Return one line about pluto: its process and start, or the first sign of one that this process can't see."""
+    pid = visible_pluto(host)
+    line = pluto_line(host, pid)
+    for process in list_processes(host) if pid else ():
+        if process.pid == pid:
+            return f"{line}, since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(process.started))}"
+    return line
 
 
 def tunnels_summary(report: Report) -> Iterator[str]:
     """Yield one line for each of the first connections, those in trouble first, and causes of the first failures."""
     try:
         rows = Tunnels(report.host, report.timeout / 2).rows
+    except NoPluto as failure:
+        silence = f"no pluto answers on {report.host.ctlsocket}"
+        yield f"connections: {silence if failure.silent else failure.message}"
+        return
     except (Failure, OSError) as error:
         yield f"connections: {error_text(error)}"
         return

@@ -118,7 +118,8 @@ def test_time_that_we_spend_writing_is_not_the_sections() -> None:
     (PermissionError(1, "Operation not permitted"), "denied", "denied: Operation not permitted"),
     (ipsec.Denied("nft ended with status 1"), "denied", "denied: nft ended with status 1"),
     (ipsec.NoPluto("no right", ipsec.NOT_ALLOWED), "denied", "denied: ipsec whack: no right (run as root)"),
-    (ipsec.NoPluto("not running"), "absent", "ipsec whack: not running"),
+    (ipsec.NoPluto("not running", silent=True), "absent", "ipsec whack: not running"),
+    (ipsec.NoPluto("pluto took half of the message"), "failed", "ipsec whack: pluto took half of the message"),
     (ipsec.Failure("it broke", hint="mend it"), "failed", "it broke (mend it)"),
     (OSError(5, "Input/output error", "/dev/x"), "failed", "/dev/x: Input/output error"),
     (OSError(93, "Protocol not supported", "the kernel's IPsec (XFRM)"), "absent",
@@ -420,3 +421,19 @@ def test_a_bad_byte_in_a_path_costs_one_section(pyz: Path, tmp_path: Path) -> No
                          capture_output=True, text=True, errors="replace")
     assert "internal error" not in ran.stdout and "NUL byte" in ran.stdout
     assert "\n+ date\n" in ran.stdout
+
+
+def test_the_lines_about_pluto_know_of_plutos_out_of_sight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ipsec, "find_pluto", lambda host: None)
+    monkeypatch.setattr(ipsec, "plutos", lambda host: [])
+    signs: list[str] = []
+    monkeypatch.setattr(ipsec, "signs_of_pluto", lambda host: signs)
+
+    def lines() -> set[str]:
+        return {next(ipsec.listeners(report())).rstrip("\n"), ipsec.pluto_summary(report().host)}
+
+    assert lines() == {"pluto: not running"}
+    signs.append("UDP port 500 is in use by a process that this one can't see")
+    assert lines() == {"pluto: no process is visible, but UDP port 500 is in use by a process that this one can't see"}
+    monkeypatch.setattr(ipsec, "plutos", lambda host: [os.getpid()])
+    assert all(line.startswith(f"pluto: process {os.getpid()}") for line in lines())

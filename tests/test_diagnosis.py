@@ -332,9 +332,21 @@ def test_honest_where_nothing_is_known(doctor: Doctor, monkeypatch: pytest.Monke
     assert found.level == "SKIP" and "can't be read" in found.means
     monkeypatch.setattr(doctor.patient, "loaded", lambda: (_ for _ in ()).throw(PermissionError(13, "no")))
     assert doctor.diagnose("office").state == "unknown"
-    monkeypatch.setattr(doctor.patient, "loaded", lambda: (_ for _ in ()).throw(ipsec.NoPluto("Pluto is not running")))
+
+    def refuse(silent: bool) -> None:
+        monkeypatch.setattr(doctor.patient, "loaded",
+                            lambda: (_ for _ in ()).throw(ipsec.NoPluto("no answer", silent=silent)))
+
+    refuse(silent=True)
+    monkeypatch.setattr(doctor.patient, "pluto_signs", list)
     found = doctor.diagnose("office")
     assert found.cause == "pluto-down" and found.command in ("ipsec start", "apt-get install libreswan")
+    monkeypatch.setattr(doctor.patient, "pluto_signs", lambda: ["UDP port 500 is in use"])
+    found = doctor.diagnose("office")
+    assert (found.level, found.state) == ("SKIP", "unknown") and "UDP port 500 is in use" in found.means
+    refuse(silent=False)
+    found = doctor.diagnose("office")
+    assert (found.level, found.state) == ("SKIP", "unknown") and "no answer" in found.means
 
 
 def test_a_connection_that_is_not_loaded(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:

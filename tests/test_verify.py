@@ -506,3 +506,23 @@ def test_each_check_explains_itself() -> None:
         text = ipsec.explain(check)
         assert text.startswith(f"{check.name}: ") and max(map(len, text.splitlines())) < 80
         assert all(f"\n{title}" in text for title in ("Checks ", "Why it matters ", "Fix "))
+
+
+@pytest.mark.parametrize("check", ["pluto", "udp500", "udp4500"])
+def test_a_pluto_whose_process_is_not_visible_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                         check: str) -> None:
+    """Without any sign of a pluto, it is down; with a sign, whether it runs is not known."""
+    monkeypatch.setattr(ipsec, "plutos", lambda host: [])
+    monkeypatch.setattr(Patient, "sockets", lambda patient: [
+        (ipsec.Socket("udp", "0.0.0.0", port, 1), False) for port in (500, 4500)])
+    host = Host({"IPSEC_RUNDIR": str(tmp_path)}, conf=str(tmp_path / "ipsec.conf"))
+    monkeypatch.setattr(Host, "superuser", True)
+    monkeypatch.setattr(ipsec, "signs_of_pluto", lambda host: [])
+    (finding,) = findings(host, 1.0, [check])
+    assert finding.level == "FAIL"
+    monkeypatch.setattr(ipsec, "signs_of_pluto", lambda host: ["UDP port 500 is in use by another process"])
+    (finding,) = findings(host, 1.0, [check])
+    assert (finding.level, finding.cause) == ("SKIP", "process") and "UDP port 500 is in use" in finding.why
+    monkeypatch.setattr(Host, "superuser", False)
+    (finding,) = findings(host, 1.0, [check])
+    assert (finding.level, finding.cause) == ("SKIP", "root")

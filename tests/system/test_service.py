@@ -91,6 +91,10 @@ def test_a_pluto_out_of_sight_keeps_its_policies_and_its_socket(gateway: Machine
         gateway.run([running.WHACK, "--status"]).check()
     status = gateway.run(["unshare", "--mount", "sh", "-c", PLACES[place].format(f"python3 {PYZ} setup status")])
     assert status.status in (0, 4) and "stopped" not in status.stdout
+    for command in ("barf --section listeners", "barf --section summary", "verify pluto", "verify udp500", "why"):
+        words = PLACES[place].format(f"python3 {PYZ} {command}")
+        result = gateway.run(["unshare", "--mount", "sh", "-c", words])
+        assert "not running" not in result.stdout and "FAIL" not in result.stdout, (command, result)
 
 
 def test_a_start_needs_no_list_of_processes_and_a_stop_does(bookworm: Machine) -> None:
