@@ -10168,12 +10168,12 @@ def updown_defaults(host: Host) -> dict[str, str]:
 # =====================================================================================================================
 # 9. Service managers
 #
-# Starts and stops pluto: through the init system of the host (one table of init systems, their services and their
-# command lines), or directly if there is none.  Touches the init system's programs, pluto's process and run directory,
-# the kernel's states, policies, modules and sysctls.  Used by setup, start, stop, restart, _stackmanager, _plutorun.
-# Facts: sd_booted(3), systemctl(1), rc-service(8), sv(8), s6-svc and s6-svstat, dinitctl(8), initctl(8) of upstart,
-# rc.subr(8), the init scripts of LSB 5.0 and their statuses, setup, _plutorun and _stackmanager of libreswan 3.29,
-# 4.10 and 5.4.
+# Starts and stops pluto: through the init system of the host (one table of init systems, their services and
+# their command lines), or directly if there is none.  Touches the init system's programs, pluto's process and
+# run directory, the kernel's states, policies, modules and sysctls.  Used by setup, start, stop, restart,
+# _stackmanager, _plutorun.  Facts: sd_booted(3), systemctl(1), rc-service(8), sv(8), s6-svc and s6-svstat,
+# dinitctl(8), initctl(8) of upstart, rc.subr(8), the init scripts of LSB 5.0 and their statuses, setup,
+# _plutorun and _stackmanager of libreswan 3.29, 4.10 and 5.4.
 # =====================================================================================================================
 
 DEFAULT_CONF, DEFAULT_RUNDIRS = "/etc/ipsec.conf", ("/run/pluto", "/var/run/pluto")
@@ -10181,7 +10181,7 @@ SERVICE_NAMES = ("ipsec", "libreswan", "pluto")
 NOT_OURS = ("strongswan", "charon", "racoon", "setkey")  # other programs whose service may be called `ipsec`
 CHECK_TIME = 60.0  # seconds that a check of the configuration, modprobe or the start of pluto may take
 ANSWER_TIME = 5.0  # seconds in which a healthy pluto answers
-STOP_TIMES = (("shutdown", 20.0), ("SIGTERM", 10.0), ("SIGKILL", 10.0))  # the ways to end pluto, seconds for each
+STOP_TIMES = (("shutdown", 20.0), ("SIGTERM", 10.0), ("SIGKILL", 10.0))  # ways to end pluto, seconds for each
 
 
 def wait_until(done: Callable[[], object], seconds: float) -> bool:
@@ -10196,9 +10196,10 @@ def wait_until(done: Callable[[], object], seconds: float) -> bool:
 
 # --- is pluto running? ------------------------------------------------------------------------------------------------
 #
-# A pluto in another PID namespace of the same network (a container with the host's network) shares the kernel's states
-# and policies with this process, but /proc does not show it.  So several signs are looked at, and a sign that can't be
-# read counts as a sign of a pluto.  A NETLINK_XFRM listener is no sign: `ip xfrm monitor` and strongSwan have one too.
+# A pluto in another PID namespace of the same network (a container with the host's network) shares the
+# kernel's states and policies with this process, but /proc does not show it.  The functions below therefore
+# look for several signs of a pluto, and a sign that can't be read counts as present.  A NETLINK_XFRM listener
+# is no sign: `ip xfrm monitor` and strongSwan have one, too.
 
 IKE_PORTS = (500, 4500)  # RFC 7296: IKE, and IKE and ESP in UDP; RFC 8229: 4500 for TCP
 
@@ -10237,7 +10238,7 @@ def pid_file_signs(host: Host) -> Iterator[str]:
     except FileNotFoundError:
         return
     except OSError as error:
-        yield f"{error_text(error)}: the process of pluto is unknown"
+        yield f"{error_text(error)}: the process number of pluto is unknown"
         return
     if not text.isdecimal():
         return
@@ -10245,36 +10246,38 @@ def pid_file_signs(host: Host) -> Iterator[str]:
     if is_pluto(host, pid):
         yield f"pluto runs as process {pid}"
     elif not host.exists("/proc/self/stat") and host.is_alive(pid):
-        yield f"process {pid} of {name} is alive, and without /proc nothing tells whether it is pluto"
+        yield f"process {pid} of {name} is alive; without /proc it is unknown whether it is pluto"
 
 
 def process_signs(host: Host) -> Iterator[str]:
     """Yield a sign for each pluto in the network namespace of this process, of any run directory."""
     if not host.exists("/proc/self/stat"):
-        yield "/proc can't be read, so no process can be seen"
+        yield "/proc can't be read, so processes can't be listed"
         return
     for pid in plutos(host):
         yield f"pluto runs in this network as process {pid}"
 
 
 def port_signs(host: Host) -> Iterator[str]:
-    """Yield a sign for each port of IKE that is bound in this network namespace by no process that /proc shows."""
+    """Yield a sign for each IKE port that a process uses which /proc does not show."""
     if not host.exists("/proc/self/net/udp"):
         yield "/proc/net/udp can't be read, so the ports of IKE may be in use"
         return
     try:
-        bound = {f"socket:[{entry.inode}]": entry for entry in list_sockets(host, IKE_PORTS)
-                 if entry.protocol.startswith("udp") or entry.port == 4500}
+        unseen = {f"socket:[{entry.inode}]": entry for entry in list_sockets(host, IKE_PORTS)
+                  if entry.protocol.startswith("udp") or entry.port == 4500}
     except OSError as error:
         yield f"{error_text(error)}: the ports of IKE may be in use"
         return
-    for pid in host.listdir("/proc") if bound else ():
+    if not unseen:
+        return
+    for pid in filter(str.isdecimal, host.listdir("/proc")):
         try:
-            for name in open_files(host, int(pid)) & bound.keys() if pid.isdecimal() else ():
-                del bound[name]
+            for name in open_files(host, int(pid)) & unseen.keys():
+                del unseen[name]
         except OSError:
-            continue  # the process has ended, or belongs to another user: its sockets stay in `bound`
-    for port in sorted({f"{entry.protocol[:3].upper()} port {entry.port}" for entry in bound.values()}):
+            continue  # the process has ended, or belongs to another user: its sockets stay in `unseen`
+    for port in sorted({f"{entry.protocol[:3].upper()} port {entry.port}" for entry in unseen.values()}):
         yield f"{port} is in use by a process that this one can't see"
 
 
@@ -10291,14 +10294,15 @@ def bind_signs(host: Host) -> Iterator[str]:
 
 
 def signs_of_own_pluto(host: Host) -> list[str]:
-    """Return the signs that the pluto of this run directory runs, or one that /proc does not show."""
+    """Return the signs of the pluto of this run directory, and of a pluto that /proc does not show."""
     return [*socket_signs(host), *pid_file_signs(host), *port_signs(host)]
 
 
 def signs_of_pluto(host: Host) -> list[str]:
-    """Return the signs that any pluto runs in the network of this process; empty only if all could be read.
+    """Return the signs of any pluto in the network namespace of this process.
 
-    While there is one, the kernel's states and policies, the control socket and the pid file must stay.
+    The list is empty only if all signs could be read and none was found.  Otherwise the kernel's states and
+    policies, the control socket and the pid file must not be removed.
     """
     return [*signs_of_own_pluto(host), *process_signs(host)]
 
@@ -10319,22 +10323,27 @@ def may_run(signs: Sequence[str]) -> Failure:
 
 
 def check_not_running(host: Host) -> bool:
-    """Return whether everything shows that no pluto runs, so that what the last one left may be removed.
+    """Return True if there is no sign of a pluto, so that the leftovers of the last pluto may be removed.
 
-    A start needs less, so that it works without /proc: no answer on the control socket, no live process of the
-    pid file, and free ports.  Then the result is False.  Raises Failure if a pluto may run.
+    Return False if there are signs, but pluto can be started all the same, as on a host without /proc:
+    nothing answers on the control socket, the process of the pid file does not run, and the ports of IKE can
+    be bound.  Raises Failure otherwise: a pluto may run.
     """
-    signs = signs_of_pluto(host)
-    if signs and (needed := [*socket_signs(host), *pid_file_signs(host), *bind_signs(host)]):
-        raise may_run(needed)
-    return not signs
+    if not signs_of_pluto(host):
+        return True
+    obstacles = [*socket_signs(host), *pid_file_signs(host), *bind_signs(host)]
+    if obstacles:
+        raise may_run(obstacles)
+    return False
 
 
 # --- the kernel's IPsec stack ----------------------------------------------------------------------------------------
 
 
 def flush_leftovers(host: Host) -> bool:
-    """Remove what earlier plutos left in the kernel; return False, with nothing removed, if a pluto may run.
+    """Remove the kernel states and policies of earlier plutos.
+
+    Return False, with nothing removed, if one may run.
 
     Raises OSError, TimedOut.
     """
@@ -10357,7 +10366,7 @@ def flush_states_and_policies(host: Host) -> None:
             if (setting := conn.settings.get("reqid")) and setting.value.isdecimal():
                 reqids.add(int(setting.value))
     except (Failure, OSError):
-        reqids.clear()  # only the reqids that pluto chooses itself are known then
+        reqids.clear()  # then only the reqids that pluto chooses itself are known
     try:
         flush_xfrm(host, reqids)
     except PermissionError as error:
@@ -10365,8 +10374,9 @@ def flush_states_and_policies(host: Host) -> None:
                       "start the container with --cap-add NET_ADMIN") from None
 
 
-# The modules of today's kernels, and those that kernels before 5.2 kept apart.  The kernel loads ciphers on demand
-# (MODULE_ALIAS_CRYPTO), but only if it can call modprobe itself; so the common ones are in the list, too.
+# The modules of the stack; some of them exist only in kernels before 5.2.  The kernel loads ciphers on demand
+# (MODULE_ALIAS_CRYPTO), but only if it can call modprobe itself.  The list therefore has the common ciphers,
+# too.
 STACK_MODULES = (
     "xfrm_user xfrm_algo esp4 esp6 ah4 ah6 ipcomp ipcomp6 xfrm_ipcomp xfrm4_tunnel xfrm6_tunnel tunnel4 tunnel6 "
     "xfrm4_mode_transport xfrm4_mode_tunnel xfrm4_mode_beet xfrm6_mode_transport xfrm6_mode_tunnel xfrm6_mode_beet "
@@ -10388,7 +10398,7 @@ def stack_start(host: Host, config: Config, stack: str = "") -> None:
     stack = stack or config.setup("protostack", "xfrm")
     if stack == "none":
         return
-    if stack not in ("xfrm", "auto", "mast", "klips", "netkey"):  # the others are old values that mean xfrm today
+    if stack not in ("xfrm", "auto", "mast", "klips", "netkey"):  # all but the first are old names for xfrm
         host.warn(f"unknown protostack={quote(stack)}: the kernel's XFRM stack is used")
     if flush_leftovers(host):
         give_resolv_conf_back(host)
@@ -10402,10 +10412,10 @@ def stack_start(host: Host, config: Config, stack: str = "") -> None:
 
 
 def stack_stop(host: Host) -> list[str]:
-    """Remove what pluto left in the kernel and restore the sysctls.
+    """Remove pluto's states and policies from the kernel and restore the sysctls.  Raises Failure.
 
-    Return the signs that a pluto runs; with any of them, nothing is changed.  Modules stay loaded: unloading
-    them may hang for long.  Raises Failure.
+    Return the signs of a running pluto; if there is one, nothing has been changed.  Modules stay loaded,
+    because unloading them may take very long.
     """
     if signs := signs_of_pluto(host):
         return signs
@@ -10414,8 +10424,9 @@ def stack_stop(host: Host) -> list[str]:
     try:
         for line in host.lines(saved):
             name, _, value = line.partition(" ")
-            if name.startswith("xfrm_") and value.isdigit() and host.value(f"{SYSCTLS}/{name}").strip() != value:
-                host.write(f"{SYSCTLS}/{name}", value)
+            path = f"{SYSCTLS}/{name}"
+            if name.startswith("xfrm_") and value.isdigit() and host.value(path).strip() != value:
+                host.write(path, value)
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -10425,30 +10436,30 @@ def stack_stop(host: Host) -> list[str]:
 
 
 def saved_sysctls(host: Host) -> str:
-    """Return the file that keeps the values which stack_start() has changed."""
+    """Return the path of the file that keeps the values of sysctls from before stack_start()."""
     return f"{host.rundir}/ipsec.sysctl"
 
 
 def set_sysctl(host: Host, name: str, value: str) -> None:
-    """Set a sysctl of net.core.  The value from before the first change is kept for stack_stop()."""
+    """Set a sysctl of net.core.  A file keeps the value from before the first change, for stack_stop()."""
     path = f"{SYSCTLS}/{name}"
-    now = host.value(path)
-    if not now or now == value:
+    old_value = host.value(path)
+    if not old_value or old_value == value:
         return
     saved = saved_sysctls(host)
-    kept = host.value(saved)
+    saved_text = host.value(saved)
     try:
-        if f"{name} " not in kept:
-            host.write(saved, f"{kept}\n{name} {now}\n".lstrip())
+        if f"{name} " not in saved_text:
+            host.write(saved, f"{saved_text}\n{name} {old_value}\n".lstrip())
         host.write(path, value)
     except OSError:
-        host.warn(f"WARNING: cannot change {path} from {now} to {value}")  # read-only in containers
+        host.warn(f"WARNING: cannot change {path} from {old_value} to {value}")  # read-only in containers
         return
-    host.print(f"changing {path} from {now} to {value}")
+    host.print(f"changing {path} from {old_value} to {value}")
 
 
 def load_modules(host: Host) -> None:
-    """Load the modules of the stack that the kernel has.  No kernel has all of them; the caller asks the stack."""
+    """Load the modules of the stack.  No kernel has all of them; the caller has to check that XFRM works."""
     if not host.which("modprobe"):
         host.warn("modprobe is not installed, so no kernel module is loaded")
         return
@@ -10461,7 +10472,10 @@ def load_modules(host: Host) -> None:
 
 
 def check_nss(host: Host) -> None:
-    """Prepare the NSS database for pluto as checknss does; on a read-only disk, only check it.  Raises Failure."""
+    """Prepare the NSS database for pluto as checknss does; on a read-only disk, only check it.
+
+    Raises Failure.
+    """
     base = NssDatabase(host)
     whole = len(base.has(*NSS_FILES[1:])) == 2
     try:
@@ -10476,8 +10490,12 @@ def check_nss(host: Host) -> None:
 
 
 def check_config(host: Host) -> Config:
-    """Return the configuration if pluto would take it: the installed addconn decides, and only without one the built-in
-    reader.  Raises Failure with addconn's status; addconn's complaints go to standard error."""
+    """Return the configuration if pluto accepts it.
+
+    The installed addconn decides; without one, the built-in reader.
+
+    Raises Failure with addconn's status; addconn's complaints go to standard error.
+    """
     addconn = os.path.join(host.execdir, "addconn")
     if hint := libreswan_hint(host, ""):
         raise Missing(f"pluto is not in {host.execdir}", LSB_NOT_INSTALLED, hint)
@@ -10490,7 +10508,7 @@ def check_config(host: Host) -> Config:
         raise Failure(f"{host.conf}: configuration error, addconn refuses it; pluto was left as it is", ran.status)
     for problem in config.problems:
         if problem.fatal:
-            host.warn(f"{problem}; addconn takes it")
+            host.warn(f"{problem}; addconn accepts it")
     return config
 
 
@@ -10503,7 +10521,7 @@ def complain(host: Host, output: bytes, limit: int = 10) -> None:
 class Direct:
     """Starts and stops pluto without an init system.
 
-    A lock on the run directory admits one `ipsec` process at a time.  With `dry` nothing is done but printing.
+    A lock on the run directory admits one `ipsec` process at a time.  With `dry`, actions are only printed.
     """
 
     def __init__(self, host: Host, dry: bool) -> None:
@@ -10511,7 +10529,9 @@ class Direct:
         self.dry = dry
 
     def _announce(self, line: str) -> bool:
-        """Print the line that stands for a redirection.  Return False if nothing more is to be done.
+        """Print an action in the form that an init system's action has.
+
+        Return False if it is not to be done.
 
         Raises Failure if the user is not root.
         """
@@ -10521,9 +10541,9 @@ class Direct:
         return not self.dry
 
     def start(self, foreground: bool = False) -> int:
-        """Start pluto as its unit does; return 0 once it answers, or if it ran before.
+        """Start pluto as its systemd unit does.  Return 0 as soon as pluto answers, or if it runs already.
 
-        With `foreground` this process becomes pluto.  Raises Failure, with pluto's own status if pluto ends.
+        With `foreground`, this process becomes pluto.  Raises Failure; if pluto ends, with pluto's status.
         """
         host, argv = self.host, self._argv(foreground)
         if not self._announce(f"ipsec pluto {' '.join(argv[1:])} [start manually]"):
@@ -10537,16 +10557,16 @@ class Direct:
                                   "ipsec setup restart --init none")
                 host.print(f"ipsec: pluto (pid {pid}) is running already")
                 return OK
-            gone = check_not_running(host)
+            no_signs = check_not_running(host)
             config = check_config(host)
-            if gone:  # otherwise pluto replaces both
+            if no_signs:  # otherwise pluto itself replaces both files
                 host.remove(pid_file(host))
                 host.remove(host.ctlsocket)
             stack_start(host, config)
             check_nss(host)
             check_nflog(host, tell=False)
             if foreground:
-                # until pluto writes its own: no other start begins meanwhile
+                # until pluto writes its own number, this one keeps other processes from starting pluto
                 host.write(pid_file(host), f"{os.getpid()}\n")
                 os.chdir("/")
                 host.exec(argv[0], argv[1:])
@@ -10580,37 +10600,38 @@ class Direct:
     def _launch(self, argv: list[str]) -> None:
         """Start pluto and wait until it answers.
 
-        Raises Failure if it does not: its last lines are on stderr then, and the process has been ended.
+        Raises Failure if it does not answer.  Then pluto has been ended, and its last lines are on stderr.
         """
         host, log = self.host, self._log()
-        before = host.stat(log).st_size if host.exists(log) else 0
-        output = os.memfd_create("pluto")  # for the lines that pluto prints before it opens its log
+        size_before = host.stat(log).st_size if host.exists(log) else 0
+        output_file = os.memfd_create("pluto")  # for the lines that pluto prints before it opens its log
         try:
-            child = host.spawn(argv, output)
-            if wait_until(lambda: child.poll() is not None or pluto_answers(host), CHECK_TIME) and child.poll() is None:
+            child = host.spawn(argv, output_file)
+            in_time = wait_until(lambda: child.poll() is not None or pluto_answers(host), CHECK_TIME)
+            if in_time and child.poll() is None:
                 return
-            status, what = ERROR, f"did not answer within {CHECK_TIME:g} s and was ended"
+            status, ending = ERROR, f"did not answer within {CHECK_TIME:g} s and was ended"
             if child.poll() is not None:
                 status = child.returncode if child.returncode >= 0 else SIGNALLED - child.returncode
-                what = f"ended with status {status}"
+                ending = f"ended with status {status}"
             child.kill()
             child.wait()
-            said = os.pread(output, READ_CHUNK, 0)
+            output = os.pread(output_file, READ_CHUNK, 0)
         finally:
-            os.close(output)
+            os.close(output_file)
         try:
-            said += b"".join(host.chunks(log, before) if host.exists(log) else ())
+            output += b"".join(host.chunks(log, size_before) if host.exists(log) else ())
         except OSError as error:
-            said += encode(f"{error_text(error)}\n")  # logfile=/dev/null
-        complain(host, said)
+            output += encode(f"{error_text(error)}\n")  # logfile=/dev/null
+        complain(host, output)
         if signs := clean_up(host):
             host.warn(f"what pluto left is not removed: {signs[0]}")
-        raise Failure(f"pluto {what}", status or ERROR, f"its log: {log}")
+        raise Failure(f"pluto {ending}", status or ERROR, f"its log: {log}")
 
     def stop(self) -> int:
         """End pluto and clean up; return 0, also if no pluto ran.
 
-        Raises Failure if pluto does not end or may still run.  Then the kernel keeps its policies.
+        Raises Failure if pluto does not end or may still run.  Then the policies in the kernel stay.
         """
         if self._announce("ipsec whack --shutdown [stop manually]"):
             with self.host.lock(self.host.rundir):
@@ -10621,57 +10642,68 @@ class Direct:
         return OK
 
     def _end(self, pid: int) -> None:
+        """Ask pluto to shut down; if it does not end in time, send it signals.
+
+        Raises Failure if it still runs.
+        """
         host = self.host
-        for how, seconds in STOP_TIMES:
-            if how == "shutdown":
+        for way, seconds in STOP_TIMES:
+            if way == "shutdown":
                 try:
-                    await_pluto(host, ANSWER_TIME)  # or a stopped pluto would take all of the time
+                    await_pluto(host, ANSWER_TIME)  # so a pluto that hangs does not get the longer time below
                     pluto_shutdown(host, seconds)
                 except (NoPluto, TimedOut) as failure:
                     host.warn(f"{failure.message}: ending pluto (pid {pid}) by signal")
                     continue
             elif is_pluto(host, pid):
-                host.signal(pid, how, "SIGCONT")  # stopped, it would not see the first
+                host.signal(pid, way, "SIGCONT")  # a stopped process handles SIGTERM only after SIGCONT
             if wait_until(lambda: not is_pluto(host, pid), seconds):
                 return
         raise Failure(f"pluto (pid {pid}) does not end; the kernel's policies are left as they are")
 
     def restart(self) -> int:
-        """Stop and start pluto.  Raises Failure; a configuration with errors stops nothing."""
+        """Stop and start pluto.  Raises Failure; if the configuration has errors, pluto is not stopped."""
         if not self._announce("[stop start manually]"):
             return OK
         check_config(self.host)
         return self.stop() or self.start()
 
     def status(self) -> int:
-        """Print and return the status as LSB numbers it: 0 running, 1 dead with a pid file, 3 stopped, 4 unknown."""
+        """Print the status; return LSB's number: 0 running, 1 dead with a pid file, 3 stopped, 4 unknown."""
         host = self.host
         try:
-            dead = bool(host.read(pid_file(host)))
-        except OSError as error:
-            dead = False
-            if isinstance(error, PermissionError):
-                host.print("ipsec: pluto status unknown due to insufficient privileges.")
-                return LSB_UNKNOWN
+            has_pid_file = bool(host.read(pid_file(host)))
+        except PermissionError:
+            host.print("ipsec: pluto status unknown due to insufficient privileges.")
+            return LSB_UNKNOWN
+        except OSError:
+            has_pid_file = False
         if pid := find_pluto(host):
-            healthy = pluto_answers(host) or not host.superuser
-            host.print(f"ipsec: pluto (pid {pid}) is running{'...' if healthy else ', but does not answer'}")
-            return OK if healthy else LSB_UNKNOWN
+            if host.superuser and not pluto_answers(host):
+                host.print(f"ipsec: pluto (pid {pid}) is running, but does not answer")
+                return LSB_UNKNOWN
+            host.print(f"ipsec: pluto (pid {pid}) is running...")
+            return OK
         if pluto_answers(host):
             host.print("ipsec: pluto is running, in another PID namespace or without its pid file")
             return OK
         if signs := signs_of_own_pluto(host):
             host.print(f"ipsec: pluto status unknown: {signs[0]}")
             return LSB_UNKNOWN
-        host.print("ipsec: pluto dead but pid file exists" if dead else "ipsec: pluto is stopped")
-        return LSB_DEAD if dead else LSB_STOPPED
+        if has_pid_file:
+            host.print("ipsec: pluto dead but pid file exists")
+            return LSB_DEAD
+        host.print("ipsec: pluto is stopped")
+        return LSB_STOPPED
 
 
 def clean_up(host: Host) -> list[str]:
-    """Remove what a pluto left that has ended: kernel states and policies, sysctls, pid file, socket, capture rules,
+    """Remove what an ended pluto left: kernel states, policies, sysctls, pid file, socket, NFLOG rules,
     resolv.conf.
 
-    Return the signs that a pluto runs; with any of them, nothing is removed.  Raises Failure.
+    Raises Failure.
+
+    Return the signs of a running pluto; if there is one, nothing has been removed.
     """
     if signs := stack_stop(host):
         return signs
@@ -10686,9 +10718,9 @@ def clean_up(host: Host) -> list[str]:
 
 
 def finish_stop(host: Host, ended: bool) -> None:
-    """Clean up after a stop; `ended`: a pluto was seen to end.
+    """Clean up after a stop; `ended` is true if a pluto ran and has ended.
 
-    Raises Failure if none was seen to end, and the pluto of this run directory may run.
+    Raises Failure if `ended` is false and the pluto of this run directory may run.
     """
     signs = clean_up(host)
     if signs and not ended and (own := signs_of_own_pluto(host)):
@@ -10703,11 +10735,11 @@ def finish_stop(host: Host, ended: bool) -> None:
 class Manager(Record):
     """An init system.
 
-    `programs` are names of processes that run while it does.  `traces` are files, or @abstract sockets, that exist
-    only while it does.  `places` are the paths of a service called {}.  `words` is the command line for an action;
-    `special` has other command lines for single actions.  An empty command line means a stop and a start.  `up` is
-    the text that its status command prints while the service runs, for an init system whose exit status does not
-    tell; such an init system does not report either whether a start succeeded.
+    `programs` are the names of its processes.  `traces` are files and @abstract sockets that exist only while
+    it runs.  `places` are the paths of a service called {}.  `words` is the command line for an action;
+    `special` has other command lines for single actions.  An empty command line means a stop and a start.
+    `up` is the text that its status command prints while the service runs.  It is set for an init system
+    whose exit statuses show neither whether the service runs nor whether a start succeeded.
     """
 
     name: str
@@ -10737,19 +10769,21 @@ MANAGERS = (
 )
 # The interpreters of scripts that only one init system can run
 INTERPRETERS = {"openrc-run": "openrc", "runscript": "openrc", "rc.common": "procd"}
-# Any program may be called init: in WSL, LinuxKit and many images process 1 is, and it has no services.  sysvinit and
-# busybox's init read inittab; the others are sysvinit's own (init(8), initctl(5), telinit(8))
+# A process called `init` is not always sysvinit: WSL, LinuxKit and many images have one that runs no
+# services.  One of these files must therefore exist.  sysvinit and busybox's init read inittab; the other
+# files belong to sysvinit alone (init(8), initctl(5), telinit(8))
 SYSVINIT_MARKS = ("/etc/inittab", "/run/initctl", "/dev/initctl", "/sbin/telinit", "/usr/sbin/telinit")
-# s6-overlay supervises a container; it is an init system for pluto only if the image has a service for it
+# s6-overlay supervises a container; it starts pluto only if the image has a service for pluto
 S6_OVERLAY_MARKS = ("/package/admin/s6-overlay", "/etc/s6-overlay", "/etc/s6/init")
-SCRIPT_MARK = "IPSEC_INIT_SCRIPT"  # in the environment: the init script that this program runs
+# The environment variable with the path of the init script that this program runs
+SCRIPT_MARK = "IPSEC_INIT_SCRIPT"
 
 
 class Service(Record):
     """The service of an init system that runs pluto.
 
-    `name` is its name there, `path` the path of its description (empty for systemd); `masked`: systemd refuses to
-    start it.
+    `name` is the name of the service, `path` is the path of its script or directory (empty for systemd).
+    systemd refuses to start a `masked` service.
     """
 
     manager: Manager
@@ -10763,21 +10797,24 @@ class Service(Record):
         if not words:
             return [*self.argvs(host, "stop"), *self.argvs(host, "start")]
         if self.manager.name == "sysvinit" and host.exists("/etc/redhat-release") and host.which("service"):
-            words = "service {name} {action}"  # as Red Hat's manuals and libreswan's own setup have it
+            words = "service {name} {action}"  # as Red Hat's manuals and libreswan's own setup do
         return [[word.format(action=action, name=self.name, path=self.path) for word in words.split()]]
 
 
 def is_ours(text: str) -> bool:
-    """Return whether a unit or script is for libreswan, as far as its text tells: a service called `ipsec` may be
-    strongSwan's.
+    """Return whether the text of a unit or script is about libreswan.
+
+    A service called `ipsec` may be strongSwan's.
     """
     text = text.lower()
     return "pluto" in text or "libreswan" in text or not any(word in text for word in NOT_OURS)
 
 
 def first_process(host: Host) -> str:
-    """Return the name of the program that is process 1: of its file if that can be read, because busybox and shells
-    may call themselves init, otherwise its own.
+    """Return the name of the program that is process 1.
+
+    The name of its file comes first, because busybox and shells may call themselves init.  If the file can't
+    be read, it is the name of the process.
     """
     try:
         return os.path.basename(host.readlink("/proc/1/exe").removesuffix(" (deleted)"))
@@ -10786,11 +10823,17 @@ def first_process(host: Host) -> str:
 
 
 def daemons(host: Host) -> set[str]:
-    """Return the names of the processes of process 1's user.  Those of other users must not pass as an init system."""
-    names = set()
-    for pid in host.listdir("/proc") if host.exists("/proc/1") else ():
+    """Return the names of the processes of process 1's user.
+
+    Those of other users must not pass as an init system.
+    """
+    names: set[str] = set()
+    if not host.exists("/proc/1"):
+        return names
+    owner = host.stat("/proc/1").st_uid
+    for pid in filter(str.isdecimal, host.listdir("/proc")):
         try:
-            if pid.isdecimal() and host.stat(f"/proc/{pid}").st_uid == host.stat("/proc/1").st_uid:
+            if host.stat(f"/proc/{pid}").st_uid == owner:
                 names.add(host.value(f"/proc/{pid}/comm"))
         except OSError:
             continue  # it has ended meanwhile
@@ -10802,22 +10845,25 @@ def running_managers(host: Host) -> list[Manager]:
     first, names = first_process(host), daemons(host)
     sockets = host.value("/proc/net/unix")
 
+    def has_trace(trace: str) -> bool:
+        return trace in sockets if trace.startswith("@") else host.exists(trace)
+
     def runs(manager: Manager) -> bool:
         programs = set(manager.programs.split())
         if manager.name == "rc.d":
             return os.uname().sysname.endswith(("BSD", "DragonFly"))
         if manager.name == "sysvinit":
             return first in programs and any(map(host.exists, SYSVINIT_MARKS))
-        if programs & {first, *names}:
-            return True
-        return any(trace in sockets if trace.startswith("@") else host.exists(trace)
-                   for trace in manager.traces.split())
+        return bool(programs & {first, *names}) or any(map(has_trace, manager.traces.split()))
 
     return sorted(filter(runs, MANAGERS), key=lambda manager: first not in manager.programs.split())
 
 
 def service_of(host: Host, manager: Manager) -> Service | None:
-    """Return the service of an init system that runs pluto, or None.  Raises Failure if systemctl can't be run."""
+    """Return the service of an init system that runs pluto, or None.
+
+    Raises Failure if systemctl can't be run.
+    """
     if manager.name == "systemd":
         return systemd_service(host, manager)
     for place in manager.places.split():
@@ -10834,14 +10880,15 @@ def service_of(host: Host, manager: Manager) -> Service | None:
 
 
 def systemd_service(host: Host, manager: Manager) -> Service | None:
-    """Return systemd's unit for pluto: the first that is loaded, else a masked one, else None.
+    """Return systemd's unit for pluto: the first loaded one, else a masked one, else None.
 
-    A unit of that name may belong to strongSwan (an alias in Debian), so the programs that it starts are compared.
-    If systemd does not answer, the usual name is returned: systemctl then reports the reason.
+    A unit of that name may belong to strongSwan (an alias in Debian), so the programs that it starts are
+    compared.  If systemctl fails, return the usual name: the action's own systemctl then reports the reason.
     """
     units = [f"{name}.service" for name in SERVICE_NAMES]
-    ran = host.run(["systemctl", "show", *(f"--property={name}" for name in ("Id", "LoadState", "ExecStart")), "--",
-                    *units, "libreswan@*.service"], timeout=CHECK_TIME, hint="systemd runs this host")
+    properties = [f"--property={name}" for name in ("Id", "LoadState", "ExecStart")]
+    ran = host.run(["systemctl", "show", *properties, "--", *units, "libreswan@*.service"], timeout=CHECK_TIME,
+                   hint="systemd runs this host")
     if ran.status:
         return Service(manager, SERVICE_NAMES[0])
     masked = None
@@ -10856,7 +10903,7 @@ def systemd_service(host: Host, manager: Manager) -> Service | None:
 
 
 def outside(host: Host) -> str:
-    """Return why the init system does not serve this process (a chroot, another network namespace), or nothing."""
+    """Return why the init system does not serve this process, such as `in a chroot`; empty if it does."""
     for path, own, where in (("/proc/1/root/.", "/", "in a chroot"),
                              ("/proc/1/ns/net", "/proc/self/ns/net", "in a network namespace of its own")):
         try:
@@ -10871,7 +10918,7 @@ def outside(host: Host) -> str:
 def runs_this(host: Host, service: Service) -> bool:
     """Return whether the service itself has started this program.
 
-    An init script or a unit may call `ipsec setup start`.  It must not be called again for that.
+    An init script or a unit may call `ipsec setup start`.  If that called the service, it would never end.
     """
     if service.manager.name == "systemd":
         groups = host.value("/proc/self/cgroup").splitlines()  # cgroups(7)
@@ -10882,45 +10929,64 @@ def runs_this(host: Host, service: Service) -> bool:
     while pid > 1:
         stat = host.value(f"/proc/{pid}/stat").rpartition(")")[2].split()
         words = host.value(f"/proc/{pid}/cmdline").rstrip("\0").split("\0")
-        for word, after in zip(words, words[1:]):  # sh /etc/init.d/ipsec start, or sh /sbin/service ipsec start
-            if word == service.path or (os.path.basename(word), after) == ("service", service.name):
+        # the parent may be `sh /etc/init.d/ipsec start` or `sh /sbin/service ipsec start`
+        for word, next_word in zip(words, words[1:]):
+            if word == service.path or (os.path.basename(word), next_word) == ("service", service.name):
                 return True
         pid = int(stat[1]) if len(stat) > 1 else 0
     return False
 
 
 def find_service(host: Host, wanted: str, action: str) -> Service | None:
-    """Return the service that an action is for; None if this program has to start or stop pluto directly.
+    """Return the service that performs an action; None if this program itself has to start or stop pluto.
 
-    `wanted` is the init system that the user chose, `none`, or empty.  Raises Failure: no such init system, no
-    service for pluto, two candidates.
+    `wanted` is the init system that the user chose, `none`, or empty.  Raises Failure if the init system is
+    unknown, has no service for pluto, or if there are two candidates.
     """
-    known = {manager.name: manager for manager in MANAGERS}
     if wanted == "none":
         return None
-    if wanted and wanted not in known:
-        raise Failure(f"Unknown init system {quote(wanted)}", NO_INIT_SYSTEM, f"one of {', '.join(known)}, none")
-    if not wanted and (where := outside(host)):
-        if action != "status":
-            host.warn(f"{where}, which the init system does not serve: acting without it")
-        return None
-    managers = [known[wanted]] if wanted else running_managers(host)
-    services = [service for service in (service_of(host, manager) for manager in managers) if service]
-    if not services and not wanted and (script := service_of(host, known["sysvinit"])):
-        services = [script]  # an init script works without init, too: libreswan 3.29 starts it in containers
-    if not services:
-        if managers and (wanted or serves_host(host, managers[0])):
-            raise without_service(managers[0], action)
-        return None
-    service = choose_service(host, services, action)
-    if runs_this(host, service):
+    service = named_service(host, wanted, action) if wanted else detected_service(host, action)
+    if service and runs_this(host, service):
         host.env.pop(SCRIPT_MARK, None)
         return None
     return service
 
 
+def named_service(host: Host, name: str, action: str) -> Service:
+    """Return the service of the init system that the user named.  Raises Failure."""
+    known = {manager.name: manager for manager in MANAGERS}
+    if name not in known:
+        raise Failure(f"Unknown init system {quote(name)}", NO_INIT_SYSTEM, f"one of {', '.join(known)}, none")
+    service = service_of(host, known[name])
+    if not service:
+        raise without_service(known[name], action)
+    return service
+
+
+def detected_service(host: Host, action: str) -> Service | None:
+    """Return the service of the init system that runs here, or None if there is no init system.
+
+    Raises Failure.
+    """
+    if where := outside(host):
+        if action != "status":
+            host.warn(f"{where}, which the init system does not serve: acting without it")
+        return None
+    managers = running_managers(host)
+    services = [service for service in (service_of(host, manager) for manager in managers) if service]
+    if services:
+        return choose_service(host, services, action)
+    sysvinit = next(manager for manager in MANAGERS if manager.name == "sysvinit")
+    if script := service_of(host, sysvinit):
+        return script  # an init script works without init, too: libreswan 3.29 starts it in containers
+    if managers and serves_host(host, managers[0]):
+        raise without_service(managers[0], action)
+    return None
+
+
 def serves_host(host: Host, manager: Manager) -> bool:
-    """Return whether the init system is process 1 and serves a whole host, where pluto should have a service."""
+    """Return whether the init system is process 1 and serves a whole host, where pluto should have a service.
+    """
     overlay = manager.name == "s6" and any(map(host.exists, S6_OVERLAY_MARKS))
     return first_process(host) in manager.programs.split() and not overlay
 
@@ -10935,9 +11001,9 @@ def without_service(manager: Manager, action: str) -> Failure:
 
 
 def choose_service(host: Host, services: Sequence[Service], action: str) -> Service:
-    """Return the service of process 1, or the only one.  Raises Failure if there is a choice.
+    """Return the service of process 1, or the only one.  Raises Failure if neither decides.
 
-    An init script of sysvinit is the last choice and no rival of another service.
+    An init script of sysvinit counts only if there is no other service.
     """
     rivals = [service for service in services if service.manager.name != "sysvinit"] or services
     if len(rivals) > 1:
@@ -10953,49 +11019,72 @@ def choose_service(host: Host, services: Sequence[Service], action: str) -> Serv
 def act(host: Host, service: Service, action: str, dry: bool) -> int:
     """Run the action through the init system; return its exit status.
 
-    Raises Failure if it can't be run, if pluto still runs after a stop, or if it does not answer after a start.
+    Raises Failure if it can't be run, if pluto still runs after a stop, or does not answer after a start.
     """
-    argvs = service.argvs(host, action)
+    manager = service.manager
     was_running = not dry and action == "stop" and find_pluto(host) is not None
     if not dry:
-        if service.masked and action in ("start", "restart"):
-            raise Failure(f"{service.name}.service is masked", ERROR, f"systemctl unmask {service.name}.service")
-        if host.conf != DEFAULT_CONF or host.rundir not in DEFAULT_RUNDIRS:
-            raise Failure(f"{service.manager.name} starts pluto with a configuration and a run directory of its own",
-                          USAGE, f"with other ones: ipsec --config … --rundir … setup {action} --init none")
-        if action == "restart" or (service.manager.up and action == "start"):
-            check_config(host)  # an invalid one would end a running pluto and start none
-    if service.manager.name == "sysvinit":
+        check_action(host, service, action)
+    if manager.name == "sysvinit":
         host.env[SCRIPT_MARK] = service.path  # see runs_this()
-    for argv in argvs:
+    for argv in service.argvs(host, action):
         host.print(f"Redirecting to: {' '.join(argv)}")
         if dry:
             continue
-        path = host.resolve(argv[0], f"{service.manager.name} runs this host")
-        if action == "status" and service.manager.up:
-            ran = host.run([path, *argv[1:]], timeout=CHECK_TIME)
-            host.print(ran.text + decode(ran.err), end="")
-            said = ran.text.partition("; ")[0]  # runit: what follows is the log's service
-            return OK if service.manager.up in said else LSB_UNKNOWN if ran.status else LSB_STOPPED
-        if action != "stop" and not service.manager.up:
+        path = host.resolve(argv[0], f"{manager.name} runs this host")
+        if action == "status" and manager.up:
+            return ask_status(host, manager, [path, *argv[1:]])
+        if action != "stop" and not manager.up:
             host.exec(path, argv[1:])
         status = host.call([path, *argv[1:]])
         if status:
-            return status  # the init system reports the reason; the policies stay, or traffic would leave in clear
+            # the init system reports the reason; the policies stay, or traffic would leave in clear
+            return status
     if dry:
         return OK
     if action != "stop":
-        if wait_until(lambda: pluto_answers(host), CHECK_TIME / 2):
-            return OK
-        raise Failure(f"pluto does not answer on {host.ctlsocket} after {CHECK_TIME / 2:g} s", ERROR,
-                      "see its log; ipsec barf collects it")
-    if host.superuser:  # for an ordinary user, the service itself has to clean up
-        with host.lock(host.rundir):
-            if not wait_until(lambda: not find_pluto(host), STOP_TIMES[1][1]):
-                raise Failure(f"pluto (pid {find_pluto(host)}) still runs: {service.manager.name} did not start it",
-                              ERROR, "ipsec setup stop --init none ends it")
-            finish_stop(host, was_running)
+        await_start(host)
+    elif host.superuser:  # for an ordinary user, the service itself has to clean up
+        clean_up_after(host, manager, was_running)
     return OK
+
+
+def check_action(host: Host, service: Service, action: str) -> None:
+    """Raise Failure if the init system would refuse the action, or do it with another configuration."""
+    if service.masked and action in ("start", "restart"):
+        raise Failure(f"{service.name}.service is masked", ERROR, f"systemctl unmask {service.name}.service")
+    if host.conf != DEFAULT_CONF or host.rundir not in DEFAULT_RUNDIRS:
+        raise Failure(f"{service.manager.name} starts pluto with a configuration and a run directory of its own",
+                      USAGE, f"with other ones: ipsec --config … --rundir … setup {action} --init none")
+    if action == "restart" or (service.manager.up and action == "start"):
+        check_config(host)  # with an invalid one, a restart would end pluto and not start it again
+
+
+def ask_status(host: Host, manager: Manager, argv: Sequence[str]) -> int:
+    """Print what the init system's status command prints; return the status of LSB."""
+    ran = host.run(argv, timeout=CHECK_TIME)
+    host.print(ran.text + decode(ran.err), end="")
+    own_status = ran.text.partition("; ")[0]  # runit prints the status of the log's service behind it
+    if manager.up in own_status:
+        return OK
+    return LSB_UNKNOWN if ran.status else LSB_STOPPED
+
+
+def await_start(host: Host) -> None:
+    """Wait until pluto answers.  Raises Failure if it does not answer in time."""
+    seconds = CHECK_TIME / 2
+    if not wait_until(lambda: pluto_answers(host), seconds):
+        raise Failure(f"pluto does not answer on {host.ctlsocket} after {seconds:g} s", ERROR,
+                      "see its log; ipsec barf collects it")
+
+
+def clean_up_after(host: Host, manager: Manager, was_running: bool) -> None:
+    """Clean up after a stop by the init system.  Raises Failure if pluto still runs."""
+    with host.lock(host.rundir):
+        if not wait_until(lambda: not find_pluto(host), STOP_TIMES[1][1]):
+            raise Failure(f"pluto (pid {find_pluto(host)}) still runs: {manager.name} did not start it", ERROR,
+                          "ipsec setup stop --init none ends it")
+        finish_stop(host, was_running)
 
 
 # =====================================================================================================================
@@ -11398,22 +11487,24 @@ def version_line(host: Host) -> str:
 
 # --- free text: what a report shows of it ----------------------------------------------------------------------------
 #
-# Administrators write secrets into every kind of text.  A report shows what is known to be harmless, and of the rest
-# only its shape: the name of a setting, the number of arguments or of lines.  Redaction comes on top.  Used by barf,
-# look and `ipsec redact`.  Facts: ipsec.conf(5), systemd.exec(5), rsyslog.conf(5), syslog-ng.conf(5), resolv.conf(5),
-# os-release(5), pluto(8).
+# Administrators write secrets into every kind of text.  A report shows text that is known to be harmless, and
+# of the rest only its shape: the name of a setting, the number of arguments or of lines.  Afterwards, the
+# redaction of section 3 masks secrets in the text that is shown.  Used by barf, look and `ipsec redact`.
+# Facts: ipsec.conf(5), systemd.exec(5), rsyslog.conf(5), syslog-ng.conf(5), resolv.conf(5), os-release(5),
+# pluto(8).
 
 LEFT_OUT = "[redacted]"
-# Programs whose arguments are shown, as far as they are known
+# Programs whose known arguments are shown; of all others only the number of arguments is shown
 IPSEC_PROGRAMS = frozenset((
     "pluto whack addconn ipsec ipsec.pyz ipsec.py _plutorun _stackmanager _updown _updown.xfrm _updown.netkey "
     "readwriteconf charon charon-systemd starter xl2tpd").split())
-# Their options with a harmless value; other options are shown without
+# Options of these programs whose values are harmless
 SHOWN_VALUES = frozenset((
     "config conf nofork logfile nssdir rundir ctlsocket ctlbase ipsecdir secretsfile dumpdir coredir nhelpers "
-    "interface listen uniqueids keep-alive keepalive perpeerlogdir name host to client ikeport virtual- "
-    "private virtual_private root section init timeout output since up down add delete replace route unroute "
-    "ondemand start").split())
+    "interface listen uniqueids keep-alive keepalive perpeerlogdir name host to client ikeport virtual-private "
+    "virtual_private root section init timeout output since up down add delete replace route unroute ondemand "
+    "start").split())
+# Options of these programs whose values are not shown; whack's options are added
 PLUTO_OPTION_NAMES = frozenset((
     "nofork fork stderrlog logappend log-no-append log-no-time log-no-ip log-no-audit use-xfrm use-netkey "
     "use-nostack strictcrlpolicy crl-strict crlcheckinterval ocsp-enable ocsp-strict ocsp-timeout listen-tcp "
@@ -11421,13 +11512,15 @@ PLUTO_OPTION_NAMES = frozenset((
     "ikev1-policy ddos-mode drop-oppo-null expire-shunt-interval expire-bare-shunts force-busy perpeerlog "
     "vendorid version help optionsfrom global-redirect selftest debug-all debug-none verbose quiet dry-run "
     "foreground native json checkconfig checknss checknflog stopnflog initnss autoall liststack configsetup").split())
+# Arguments that are shown although they are not options
 COMMAND_WORDS = IPSEC_PROGRAMS.union(
     "setup start stop restart status auto barf verify look show up down add replace delete route unroute ondemand "
     "listen reload tunnels why import checknss initnss checknflog stopnflog yes no".split())
-# The programs whose lines are shown of a log that others write to as well
+# Programs whose lines are shown from a log that other programs write to, too
 LOGGED_PROGRAMS = frozenset((
     "pluto ipsec ipsec__plutorun _plutorun ipsec_setup ipsec_starter ipsec-starter whack addconn _updown "
     "charon charon-systemd charon-nm starter swanctl xl2tpd libreswan").split())
+# Directives of a systemd unit whose values are harmless
 UNIT_DIRECTIVES = frozenset((
     "Documentation After Before Wants Requires Requisite BindsTo PartOf Conflicts OnFailure "
     "ConditionPathExists ConditionKernelCommandLine DefaultDependencies Type PIDFile Restart RestartSec "
@@ -11438,56 +11531,88 @@ UNIT_DIRECTIVES = frozenset((
     "InaccessiblePaths RuntimeDirectory StateDirectory SystemCallFilter RestrictAddressFamilies "
     "ProtectKernelModules ProtectKernelTunables StandardOutput StandardError WantedBy RequiredBy Alias Also "
     "EnvironmentFile StartLimitBurst StartLimitInterval StartLimitIntervalSec Slice OOMScoreAdjust").split())
+# Settings in /etc/default and /etc/sysconfig: those with a harmless value, and those that hold pluto's
+# options
 HARMLESS_VARIABLES = frozenset((
     "IPSEC_CONF IPSEC_CONFS IPSEC_CONFDDIR IPSEC_EXECDIR IPSEC_SBINDIR IPSEC_RUNDIR IPSEC_NSSDIR "
     "IPSEC_VERSION CTLSOCKET ENABLED START RESTART DEBUG").split())
 OPTION_VARIABLES = frozenset("PLUTO_OPTIONS IPSEC_OPTIONS OPTIONS PLUTO_ARGS DAEMON_ARGS COMMAND_ARGS".split())
+# The names of os-release(5), and the files of one line that distributions have besides it
 RELEASE_KEYS = frozenset((
     "NAME VERSION ID ID_LIKE VERSION_ID VERSION_CODENAME PRETTY_NAME BUILD_ID VARIANT VARIANT_ID CPE_NAME "
     "PLATFORM_ID DISTRIB_ID DISTRIB_RELEASE DISTRIB_CODENAME DISTRIB_DESCRIPTION UBUNTU_CODENAME "
     "DEBIAN_VERSION_FULL IMAGE_ID IMAGE_VERSION").split())
 RELEASE_FILES = frozenset((
     "alpine-release arch-release centos-release debian_version fedora-release gentoo-release mageia-release "
-    "openEuler-release oracle-release redhat-release rocky-release almalinux-release slackware-version SuSE- "
-    "release system-release").split())
+    "openEuler-release oracle-release redhat-release rocky-release almalinux-release slackware-version "
+    "SuSE-release system-release").split())
+# The values in the configuration files of SELinux and of the crypto-policies
 POLICY_MODES = ("enforcing", "permissive", "disabled", "targeted", "mls", "minimum", "DEFAULT", "FIPS", "FUTURE",
-                "LEGACY")  # of SELinux and the crypto-policies, DEFAULT:SHA1 and the like included
-
-
-def count_text(number: int, what: str) -> str:
-    """Return `1 line` or `7 lines` for a count of things."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def shown_name(name: str, characters: str) -> str:
-    """Return a name of a setting if it has only these characters and no unusual length: others may be a secret."""
-    return name if 0 < len(name) <= 40 and set(name) <= set(characters) else LEFT_OUT
+                "LEGACY")
 
 
 UPPER, LOWER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz"
+CONF_HEADINGS = ("conn", "config", "ca", "include", "version")  # lines of ipsec.conf that are not settings
+SELECTOR_CHARACTERS = frozenset(LOWER + "0123456789*.,;=!")  # of rsyslog.conf(5): authpriv.*;*.=info
+# Options of resolv.conf(5): those that take no value, and those that take a number
+RESOLVER_OPTIONS = frozenset("debug rotate no-check-names inet6 edns0 single-request single-request-reopen "
+                             "no-tld-query use-vc no-reload trust-ad no-aaaa".split())
+RESOLVER_NUMBERS = ("ndots", "timeout", "attempts")
+
+
+def count_text(number: int, noun: str) -> str:
+    """Return a count with its noun: `1 line`, `7 lines`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def indent_of(line: str) -> str:
+    """Return the white space at the start of a line."""
+    return line[:len(line) - len(line.lstrip())]
+
+
+def shown_name(name: str, characters: str) -> str:
+    """Return the name of a setting; LEFT_OUT if it is long or has other characters, as a secret may."""
+    return name if 0 < len(name) <= 40 and set(name) <= set(characters) else LEFT_OUT
+
+
+def is_ipsec_program(path: str) -> bool:
+    """Return whether the path names a program whose known arguments are shown."""
+    return os.path.basename(path) in IPSEC_PROGRAMS
+
+
+def is_interpreter(path: str) -> bool:
+    """Return whether the program runs a script that its first argument names."""
+    return os.path.basename(path).rstrip("0123456789.") in ("python", "sh", "bash", "dash", "ash", "busybox", "env")
+
+
+def program_place(words: Sequence[str]) -> int:
+    """Return the index of the program of IPsec in a command line; -1 if it runs another program.
+
+    Interpreters and their options may come before it.
+    """
+    place = 0
+    while place < len(words) and not is_ipsec_program(words[place]):
+        if not is_interpreter(words[place]):
+            return -1
+        place += 1
+        while place < len(words) and words[place].startswith("-") and set(words[place]) <= set("-IESBOubsx"):
+            place += 1
+    return place if place < len(words) else -1
 
 
 def shown_arguments(words: Sequence[str]) -> str:
-    """Return a command line: the arguments of programs of IPsec as far as they are known, of others their number."""
-    rest = list(words)
-    shown = []
-    while rest and os.path.basename(rest[0]) not in IPSEC_PROGRAMS and is_interpreter(rest[0]):
-        shown.append(rest.pop(0))
-        while rest and rest[0].startswith("-") and set(rest[0]) <= set("-IESBOubsx"):
-            shown.append(rest.pop(0))
-    if not rest or os.path.basename(rest[0]) not in IPSEC_PROGRAMS:
+    """Return a command line: the known arguments of a program of IPsec, of any other program their number."""
+    place = program_place(words)
+    if place < 0:
         return f"{words[0]} ({count_text(len(words) - 1, 'argument')})" if words else ""
-    shown.append(rest.pop(0))
+    shown = [*words[:place + 1]]
     options = PLUTO_OPTION_NAMES.union(row[0].partition("=")[0] for row in table_rows(WHACK_OPTIONS))
     value_is_shown = False
-    for word in rest:
-        name, equals, value = word.partition("=")
+    for word in words[place + 1:]:
         if word.startswith("-"):
-            key = name.lstrip("-")
+            key = word.partition("=")[0].lstrip("-")
             value_is_shown = key in SHOWN_VALUES
-            known = value_is_shown or key in options
-            shown.append((name if known else "-[redacted]")
-                         + (f"={value}" if equals and known and value_is_shown else f"={LEFT_OUT}" if equals else ""))
+            shown.append(shown_option(word, value_is_shown or key in options, value_is_shown))
         elif value_is_shown or word in COMMAND_WORDS:
             shown.append(word)
             value_is_shown = False
@@ -11496,43 +11621,61 @@ def shown_arguments(words: Sequence[str]) -> str:
     return " ".join(shown)
 
 
-def is_interpreter(path: str) -> bool:
-    """Return whether the program runs a script that its first argument names."""
-    return os.path.basename(path).rstrip("0123456789.") in ("python", "sh", "bash", "dash", "ash", "busybox", "env")
+def shown_option(word: str, is_known: bool, value_is_shown: bool) -> str:
+    """Return an option, `--name` or `--name=value`; unknown names and hidden values are redacted."""
+    name, equals, value = word.partition("=")
+    text = name if is_known else f"-{LEFT_OUT}"
+    if not equals:
+        return text
+    return f"{text}={value if value_is_shown else LEFT_OUT}"
 
 
 def shown_file(lines: Iterable[str], show: Callable[[str], str]) -> Iterator[str]:
-    """Yield the lines of a file as `show` gives them; comments become `#`, so that line numbers stay right."""
+    """Yield `show(line)` for each line of a file.
+
+    Empty lines stay, and `# [comment]` stands for a comment, so that line numbers are those of the file.
+    """
     for line in lines:
         bare = line.strip()
-        if bare[:1] in ("#", ";"):
-            yield line[:len(line) - len(line.lstrip())] + "# [comment]\n"
+        if not bare:
+            yield "\n"
+        elif bare[0] in "#;":
+            yield f"{indent_of(line)}# [comment]\n"
         else:
-            yield (show(line) if bare else "") + "\n"
+            yield f"{show(line)}\n"
+
+
+# Each of the next functions takes a line that is neither empty nor a comment, and returns what a report shows
+# of it
 
 
 def shown_conf_line(line: str) -> str:
-    """Return a line of ipsec.conf: headings, includes, and settings whose keyword is known."""
-    indent = line[:len(line) - len(line.lstrip())]
-    key, equals, value = line.strip().partition("=")
+    """Show of ipsec.conf: headings, includes, and settings with a known keyword."""
+    indent = indent_of(line)
     words = line.split()
-    if not equals or words[0] in ("conn", "config", "ca", "include", "version"):
-        known = words[0] in ("conn", "config", "ca", "include", "version") and len(words) > 1
-        return f"{indent}{' '.join(words[:2])}" if known else f"{indent}{LEFT_OUT}"
-    keyword = canonical(key.strip())
-    if keyword not in keywords(False) and keyword not in keywords(True) and keyword not in ("also", "alsoflip"):
-        return f"{indent}{shown_name(key.strip(), LOWER + '-_')}={LEFT_OUT}"
-    text = split_value(value.strip())[0] if value.strip() else ""
-    quotes = value.strip()[:1] if value.strip()[:1] in ('"', "{") else ""
+    key, equals, value = line.strip().partition("=")
+    key, value = key.strip(), value.strip()
+    if words[0] in CONF_HEADINGS and len(words) > 1:
+        return f"{indent}{' '.join(words[:2])}"
+    if not equals or words[0] in CONF_HEADINGS:
+        return f"{indent}{LEFT_OUT}"
+    keyword = canonical(key)
+    if not (keyword in keywords(False) or keyword in keywords(True) or keyword in ("also", "alsoflip")):
+        return f"{indent}{shown_name(key, LOWER + '-_')}={LEFT_OUT}"
+    text = split_value(value)[0] if value else ""
     if keyword.endswith(("updown", "updown-config")):
-        text = shown_arguments(text.split()) if text else ""
+        text = shown_arguments(text.split())
     elif keyword == "modecfgbanner":
         text = LEFT_OUT
-    return f"{indent}{key.strip()}={quotes}{text}{'}' if quotes == '{' else quotes}"
+    if value.startswith('"'):
+        text = f'"{text}"'
+    elif value.startswith("{"):
+        text = f"{{{text}}}"
+    return f"{indent}{key}={text}"
 
 
 def shown_setting(line: str) -> str:
-    """Return an assignment for a shell (/etc/default, /etc/sysconfig): the name, and a value that is known harmless."""
+    """Show of an assignment in /etc/default or /etc/sysconfig: the name, and a value known to be harmless."""
     name, equals, value = line.strip().partition("=")
     name = name.removeprefix("export ").strip()
     if not equals or name.startswith("#"):
@@ -11540,11 +11683,13 @@ def shown_setting(line: str) -> str:
     value = value.strip().strip("\"'")
     if name in OPTION_VARIABLES:
         return f'{name}="{shown_arguments(["pluto", *value.split()]).removeprefix("pluto").strip()}"'
-    return f"{name}={value}" if name in HARMLESS_VARIABLES else f"{shown_name(name, UPPER + '_')}={LEFT_OUT}"
+    if name in HARMLESS_VARIABLES:
+        return f"{name}={value}"
+    return f"{shown_name(name, UPPER + '_')}={LEFT_OUT}"
 
 
 def shown_unit_line(line: str) -> str:
-    """Return a line of a systemd unit: headings, known directives, names of variables, known programs."""
+    """Show of a systemd unit: headings, known directives, names of variables, programs as above."""
     bare = line.strip()
     key, equals, value = bare.partition("=")
     if bare.startswith("[") and bare.endswith("]"):
@@ -11555,28 +11700,29 @@ def shown_unit_line(line: str) -> str:
         value = value.lstrip("@-:+!")
         return f"{key}={shown_arguments(value.split())}"
     if key in ("Environment", "PassEnvironment", "UnsetEnvironment"):
-        names = [shown_name(word.strip("\"'").partition("=")[0], UPPER + "_") for word in value.split() if "=" in word]
-        return f"{key}=" + " ".join(f"{name}={LEFT_OUT}" for name in names)
+        names = [word.strip("\"'").partition("=")[0] for word in value.split() if "=" in word]
+        return f"{key}=" + " ".join(f"{shown_name(name, UPPER + '_')}={LEFT_OUT}" for name in names)
     if key == "Description":
         return f"{key}={shown_remark(value)}"
     return bare if key in UNIT_DIRECTIVES else f"{shown_name(key, UPPER + LOWER + '-')}={LEFT_OUT}"
 
 
 def shown_script_line(line: str) -> str:
-    """Return a line of a shell script: the interpreter, and what it runs of IPsec's programs."""
-    words = line.replace(";", " ").replace("&&", " ").split()
+    """Show of a shell script: its interpreter, and programs of IPsec with their known arguments."""
     if line.startswith("#!"):
         return line
-    place = next((place for place, word in enumerate(words) if os.path.basename(word) in IPSEC_PROGRAMS), None)
-    return f"… {shown_arguments(words[place:])}" if place is not None else LEFT_OUT
+    words = line.replace(";", " ").replace("&&", " ").split()
+    for place, word in enumerate(words):
+        if is_ipsec_program(word):
+            return f"… {shown_arguments(words[place:])}"
+    return LEFT_OUT
 
 
 def shown_syslog_line(line: str) -> str:
-    """Return a line of rsyslog's or syslog-ng's configuration: selectors with files, modules, includes."""
+    """Show of rsyslog's or syslog-ng's configuration: selectors and their targets, modules, includes."""
     words = line.split()
     first = words[0]
-    _, dot, _ = first.partition(".")
-    is_selector = bool(dot) and len(words) == 2 and set(first) <= SELECTOR_CHARACTERS
+    is_selector = "." in first and len(words) == 2 and set(first) <= SELECTOR_CHARACTERS
     if is_selector and words[1].lstrip("-").startswith(("/", "@", "~")) and ";" not in words[1]:
         return line.rstrip()
     if first in ("$IncludeConfig", "$ModLoad", "$FileOwner", "$FileCreateMode", "@include", "@version:"):
@@ -11584,35 +11730,36 @@ def shown_syslog_line(line: str) -> str:
     return f"{shown_name(first.partition('(')[0].partition('{')[0], LOWER + '_')} {LEFT_OUT}"
 
 
-SELECTOR_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789*.,;=!")
-
-
 def shown_resolver_line(line: str) -> str:
-    """Return a line of resolv.conf: name servers, domains, options."""
+    """Show of resolv.conf: name servers, domains, known options."""
     words = line.split()
-    if words[0] == "options":
-        return " ".join(word if word.rpartition(":")[0] in ("ndots", "timeout", "attempts") and word.rpartition(":")[
-            2].isdigit() or word in RESOLVER_OPTIONS else LEFT_OUT for word in words)
-    known = words[0] in ("nameserver", "search", "domain", "sortlist")
-    return line.rstrip() if known else LEFT_OUT
-
-
-# Of resolv.conf(5), without values
-RESOLVER_OPTIONS = frozenset("options debug rotate no-check-names inet6 edns0 single-request single-request-reopen "
-                             "no-tld-query use-vc no-reload trust-ad no-aaaa".split())
+    if words[0] in ("nameserver", "search", "domain", "sortlist"):
+        return line.rstrip()
+    if words[0] != "options":
+        return LEFT_OUT
+    shown = ["options"]
+    for option in words[1:]:
+        name, _, number = option.rpartition(":")
+        is_known = option in RESOLVER_OPTIONS or (name in RESOLVER_NUMBERS and number.isdigit())
+        shown.append(option if is_known else LEFT_OUT)
+    return " ".join(shown)
 
 
 def shown_policy_line(line: str) -> str:
-    """Return a line of a policy group: networks, protocols and ports (ipsec_auto(8))."""
+    """Show of a policy group (ipsec_auto(8)): networks, protocols and ports."""
     words = line.partition("#")[0].split()
     network = words[0] if words else ""
-    harmless = set(network) <= set("0123456789abcdefABCDEF.:/") and ("." in network or ":" in network)
-    return " ".join(word if place == 0 or word.isdecimal() or word in ("tcp", "udp", "icmp", "sctp") else LEFT_OUT
-                    for place, word in enumerate(words)) if harmless else LEFT_OUT
+    if not set(network) <= set("0123456789abcdefABCDEF.:/") or not ("." in network or ":" in network):
+        return LEFT_OUT
+    shown = [network]
+    for word in words[1:]:
+        is_known = word.isdecimal() or word in ("tcp", "udp", "icmp", "sctp")
+        shown.append(word if is_known else LEFT_OUT)
+    return " ".join(shown)
 
 
 def shown_release_line(line: str) -> str:
-    """Return a line of os-release(5) with a known name."""
+    """Show of os-release(5): lines with a known name."""
     name, equals, _ = line.partition("=")
     if not equals:
         return LEFT_OUT
@@ -11620,38 +11767,45 @@ def shown_release_line(line: str) -> str:
 
 
 def shown_mode_line(line: str) -> str:
-    """Return a line of SELinux's or the crypto-policies' configuration, whose values are modes."""
+    """Show of SELinux's configuration (`SELINUX=enforcing`) and the crypto-policies' (`DEFAULT:SHA1`): modes.
+    """
     name, equals, value = line.strip().rpartition("=")
-    known = name in ("SELINUX", "SELINUXTYPE") if equals else True
-    modes = value.split(":")  # DEFAULT:SHA1
-    return line.rstrip() if known and modes[0] in POLICY_MODES and len(modes) < 3 and len(value) < 20 else LEFT_OUT
+    modes = value.split(":")
+    is_known = not equals or name in ("SELINUX", "SELINUXTYPE")
+    is_mode = modes[0] in POLICY_MODES and len(modes) < 3 and len(value) < 20
+    return line.rstrip() if is_known and is_mode else LEFT_OUT
 
 
-# A run of two or more pairs of hexadecimal digits, with what follows: a dump shows the same bytes as text there
+# Dumped bytes: more than %d pairs of hexadecimal digits, and the rest of the line, where a dump repeats them
+# as text
 DUMP_RUN = r"(?<![\w.:/-])[0-9A-Fa-f]{2}(?:  ?[0-9A-Fa-f]{2}(?![\w:])){%d,}.*"
 LONG_HEX = r"(?<![0-9A-Za-z])(?:0x)?[0-9A-Fa-f]{17,}(?![0-9A-Za-z])"  # longer than an IKE SPI
-
-
-# What the kernel logs about pluto and IPsec: faults, denials by security modules, XFRM, dropped packets of IKE and ESP
+# Messages of the kernel about pluto and IPsec: crashes, denials by security modules, XFRM, dropped IKE and
+# ESP packets
 KERNEL_WORDS = (r"pluto\[\d+\]: segfault|traps: pluto|Killed process \d+ \(pluto\)|(?:apparmor=|avc: +denied).*"
                 r"(?:pluto|ipsec)|\bxfrm|\bXFRM|IN=.* OUT=.*(?:PROTO=(?:ESP|AH)\b|DPT=4?500\b)")
 
 
 def without_log_prefix(line: str) -> str:
-    """Return a line of the kernel's log without the prefix that a firewall rule gives a packet, unless the prefix is
-    known to be harmless."""
+    """Return a line of the kernel's log; the log prefix of a firewall rule stays only if it is harmless.
+
+    Such a line is `TIME HOST kernel: [SECONDS] PREFIX IN=... OUT=...`, or shorter at its start.
+    """
     head, packet, rest = line.partition("IN=")
     if not packet or "OUT=" not in rest:
         return line
-    place = max(head.rfind("] "), head.rfind("kernel: ") + len("kernel: ") - 2) + 2
-    prefix = head[place:].strip()
-    return f"{head[:place]}{shown_remark(prefix)} {packet}{rest}" if prefix else line
+    start = 0
+    for mark in ("kernel: ", "] "):
+        if mark in head:
+            start = max(start, head.rindex(mark) + len(mark))
+    prefix = head[start:].strip()
+    return f"{head[:start]}{shown_remark(prefix)} {packet}{rest}" if prefix else line
 
 
 class LogFilter:
     """Shows the lines of a log that pluto or another IPsec program wrote, without dumped bytes.
 
-    `left_out` counts the lines of programs that are not IPsec's, `rows` the masked dumps.
+    `left_out` counts the lines of other programs, which are not shown; `rows` counts the masked dumps.
     """
 
     def __init__(self) -> None:
@@ -11674,9 +11828,9 @@ class LogFilter:
                 self.left_out += 1
 
     def is_shown(self, line: str) -> bool:
-        """Return whether a line is of an IPsec program, or of the kernel or systemd about it.
+        """Return whether an IPsec program wrote the line, or the kernel or systemd about one.
 
-        A line without a program's name is pluto's own: logfile= has such lines.
+        A line without the name of a program counts as pluto's: in the file of logfile= all lines are so.
         """
         tag = self.tag.match(line)
         if not tag:
@@ -11685,39 +11839,39 @@ class LogFilter:
         if program == "kernel":
             return bool(self.kernel_words.search(line, tag.end()))
         if program == "systemd":
-            lower = line[tag.end():].lower()
-            return any(word in lower for word in ("ipsec", "pluto", "libreswan"))
+            message = line[tag.end():].lower()
+            return any(word in message for word in ("ipsec", "pluto", "libreswan"))
         return program in LOGGED_PROGRAMS
 
     def without_bytes(self, line: str) -> str:
-        """Return the line with each run of dumped bytes masked, to its end; the length of the run stays."""
+        """Return the line; from the first run of dumped bytes on it is masked, with the number of bytes."""
         line = without_log_prefix(line)
         head, bar, text = line.partition("| ")
-        if bar and (not head or head.endswith(": ")):
+        if bar and (not head or head.endswith(": ")):  # a debug line of pluto
             if self.whole_row.fullmatch(text):
                 self.rows += 1
                 return f"{head}{bar}{dumped(text)}"
-            found = self.debug_run.search(text)
-            if found:
+            bytes_run = self.debug_run.search(text)
+            if bytes_run:
                 self.rows += 1
-                return f"{head}{bar}{text[:found.start()]}{dumped(found[0])}"
+                return f"{head}{bar}{text[:bytes_run.start()]}{dumped(bytes_run[0])}"
             return head + bar + self.long_hex.sub(self._mask_hex, text)
-        found = self.any_run.search(line)
-        if found:
+        bytes_run = self.any_run.search(line)
+        if bytes_run:
             self.rows += 1
-            return line[:found.start()] + dumped(found[0])
+            return line[:bytes_run.start()] + dumped(bytes_run[0])
         return line
 
-    def _mask_hex(self, found: re.Match[str]) -> str:
-        """Mask a long number in hexadecimal; a CKAID names a public key and stays."""
-        if "ckaid" in found.string[max(0, found.start() - 12):found.start()].lower():
-            return found[0]
+    def _mask_hex(self, match: re.Match[str]) -> str:
+        """Return a mask for a long hexadecimal number.  A CKAID stays, because it names a public key."""
+        if "ckaid" in match.string[max(0, match.start() - 12):match.start()].lower():
+            return match[0]
         self.rows += 1
-        return f"[redacted {len(found[0].removeprefix('0x')) // 2} bytes]"
+        return f"[redacted {len(match[0].removeprefix('0x')) // 2} bytes]"
 
 
 def dumped(text: str) -> str:
-    """Return what stands for a run of dumped bytes."""
+    """Return the mask for a run of dumped bytes: `[redacted 16 bytes]`."""
     number = 0
     for word in text.split():
         if len(word) != 2 or not HEX_DIGITS.issuperset(word):
@@ -11728,10 +11882,10 @@ def dumped(text: str) -> str:
 
 # --- reports ---------------------------------------------------------------------------------------------------------
 #
-# How a report is made: sections, the processes and threads beside the main one, sinks, and the bodies that barf and
-# look share.  What can't keep us waiting is read when its turn comes; what runs programs or asks others runs side by
-# side with it, in threads, what may be very long in processes.  All text is streamed: section -> redaction -> pipe ->
-# sink, and a pipe that stays empty is given up.
+# How a report is made: sections, the processes and threads beside the main one, sinks, and the bodies that
+# barf and look share.  What can't keep us waiting is read when its turn comes; what runs programs or asks
+# others runs side by side with it, in threads, what may be very long in processes.  All text is streamed:
+# section -> redaction -> pipe -> sink, and a pipe that stays empty is given up.
 
 # How a section ended
 OUTCOMES = ("ok", "absent", "denied", "failed", "timeout")
@@ -11742,8 +11896,9 @@ MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 
 
 def stamp(line: str) -> float | None:
-    """The time at the start of a log line, in seconds since the epoch: `Nov 23 06:12:08` (RFC 3164, and pluto's own
-    logfile) or `2026-11-23T06:12:08`; None when there is none."""
+    """The time at the start of a log line, in seconds since the epoch: `Nov 23 06:12:08` (RFC 3164, and
+    pluto's own logfile) or `2026-11-23T06:12:08`; None when there is none.
+    """
     now = time.localtime()
     try:
         if line[:3] in MONTHS:
@@ -11784,11 +11939,12 @@ def parse_since(text: str) -> float:
 class ReportSection(Record):
     """One part of the report.
 
-    `command` shows people how to see the same by hand; `body` gives the text piece by piece; `live`: only the running
-    system can tell; `slow`: may block or take long, so it runs in a thread; `apart`: may be so much that it runs in a
-    process of its own, on another processor; `bulk`: text of the kernel's own, in which secrets are looked for by value
-    but not by pattern; `blocks`: calls the resolver, which nothing interrupts, so that it runs beside
-    the report or not at all; `data`: what JSON shows in the place of the text, item by item; `title`: look's heading.
+    `command` shows people how to see the same by hand; `body` gives the text piece by piece; `live`: only the
+    running system can tell; `slow`: may block or take long, so it runs in a thread; `apart`: may be so much
+    that it runs in a process of its own, on another processor; `bulk`: text of the kernel's own, in which
+    secrets are looked for by value but not by pattern; `blocks`: calls the resolver, which nothing
+    interrupts, so that it runs beside the report or not at all; `data`: what JSON shows in the place of the
+    text, item by item; `title`: look's heading.
     """
 
     name: str
@@ -11872,8 +12028,10 @@ class Report:
 
     def produce(self, section: ReportSection, write: Callable[[str], None],
                 item: Callable[[object, Redactor], None] | None = None) -> str:
-        """Write the text of a section, made safe, or hand its data to `item`; how it ended.  What goes wrong in it
-        becomes a line of its text."""
+        """Write the text of a section, made safe, or hand its data to `item`; how it ended.
+
+        What goes wrong in it becomes a line of its text.
+        """
         if section.live and self.host.root:
             write("left out: only the running system can tell\n")
             return "absent"
@@ -11918,7 +12076,10 @@ class Worker:
     """A section that runs in a thread or process of its own; its text comes through a pipe."""
 
     def __init__(self, report: Report, section: ReportSection) -> None:
-        """Start the section.  Raises OSError, RuntimeError or MemoryError if no thread or process can be made."""
+        """Start the section.
+
+        Raises OSError, RuntimeError or MemoryError if no thread or process can be made.
+        """
         self.started = time.monotonic()
         self.outcome = "failed"
         self.pid = 0
@@ -11988,8 +12149,11 @@ class Worker:
         return self.outcome
 
     def give_up(self) -> None:
-        """Wait no longer.  A process is killed, a thread ends when it writes, or with us; neither is waited for: in
-        uninterruptible sleep (a dead NFS server) it dies later."""
+        """Wait no longer.
+
+        A process is killed, a thread ends when it writes, or with us; neither is waited for: in
+        uninterruptible sleep (a dead NFS server) it dies later.
+        """
         import signal
         os.close(self.reader)
         if self.pid:
@@ -12076,7 +12240,9 @@ class JsonSink(TextSink):
 
 
 class OutputFile:
-    """The file of --output: mode 0600, compressed if its name ends in .gz.  It appears only when it is complete.
+    """The file of --output: mode 0600, compressed if its name ends in .gz.
+
+    It appears only when it is complete.
 
     Each method raises OSError.
     """
@@ -12163,7 +12329,8 @@ def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink
 
 
 def end_on_signals(host: Host) -> None:
-    """Make SIGTERM and SIGHUP end this process as Ctrl-C does, so that it leaves no program and no file behind.
+    """Make SIGTERM and SIGHUP end this process as Ctrl-C does, so that it leaves no program and no file
+    behind.
 
     A signal that is ignored (nohup(1)) stays ignored.
     """
@@ -12182,13 +12349,15 @@ def completeness(host: Host, name: str, ended: Mapping[str, Sequence[str]], outc
     return ERROR if lacking else OK
 
 
-# The capability that each section needs of root, with its number in linux/capability.h; the others need the first
+# The capability that each section needs of root, with its number in linux/capability.h; the others need the
+# first
 NET_ADMIN, SYSLOG = ("NET_ADMIN", 12), ("SYSLOG", 34)
 CAPABILITIES = {"klog": SYSLOG}
 
 
 def missing_rights(host: Host, name: str, sections: Sequence[str]) -> str:
-    """Return one line about the sections that the system refused to a report: how many, and how to get them."""
+    """Return one line about the sections that the system refused to a report: how many, and how to get them.
+    """
     count = f"{len(sections)} section{'s' * (len(sections) != 1)}"
     verb = "need" if len(sections) != 1 else "needs"
     if not host.superuser:
@@ -12215,7 +12384,8 @@ def date_line() -> str:
     return time.strftime("%a %b %e %H:%M:%S %Z %Y")
 
 
-# What programs print where the system refuses a right, in the C locale: EPERM, EACCES, and journalctl(1)'s words
+# What programs print where the system refuses a right, in the C locale: EPERM, EACCES, and journalctl(1)'s
+# words
 REFUSALS = ("Operation not permitted", "Permission denied", "insufficient permissions")
 
 
@@ -12235,14 +12405,17 @@ def denied_if_refused(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def program_output(*argv: str, hint: str = "") -> Callable[[Report], Iterator[str]]:
-    """Return a body that yields the output of a program.  The body raises Failure if the program fails, Denied if the
-    system refused it a right."""
+    """Return a body that yields the output of a program.
+
+    The body raises Failure if the program fails, Denied if the system refused it a right.
+    """
     return lambda report: map(decode, whole_lines(denied_if_refused(
         report.host.stream(argv, timeout=report.program_timeout, hint=hint))))
 
 
 def resolved(name: str) -> tuple[str, list[str]]:
-    """The name and the addresses that the resolver gives for a name, as hostname(1) asks it.  Raises Missing."""
+    """The name and the addresses that the resolver gives for a name, as hostname(1) asks it.  Raises Missing.
+    """
     import _socket as socket
     try:
         # as bytes: for a str, Python would import its codec of international names
@@ -12261,7 +12434,10 @@ def has_database(host: Host) -> None:
 
 
 def certificate_lines(host: Host) -> Iterator[str]:
-    """The certificates and their trust as certutil lists them, read from the database itself.  Raises Failure."""
+    """The certificates and their trust as certutil lists them, read from the database itself.
+
+    Raises Failure.
+    """
     for one in NssDatabase(host).certificates():
         trust = ",".join(f"{flags}u" for flags in one.trust.split(",")) if one.has_key else one.trust
         yield f"{one.nickname:<60} {trust:<5}\n"
@@ -12293,7 +12469,8 @@ def nft_ruleset(report: Report) -> Iterator[str]:
 
 
 def nft_objects(nftables: Any) -> Iterator[str]:
-    """Yield tables, chains, and rules as the expressions of nf_tables, much as `nft --debug=netlink` shows them.
+    """Yield tables, chains, and rules as the expressions of nf_tables, much as `nft --debug=netlink` shows
+    them.
 
     Raises OSError and the exceptions of pyroute2.
     """
@@ -12310,7 +12487,9 @@ def nft_objects(nftables: Any) -> Iterator[str]:
 
 
 def nft_words(expression: Any) -> str:
-    """The attributes of an nf_tables object as pyroute2 decodes them, in words: last part of the name, then value."""
+    """The attributes of an nf_tables object as pyroute2 decodes them, in words: last part of the name, then
+    value.
+    """
     text = ""
     for name, value in expression["attrs"]:
         short = name.rpartition("_")[2].lower()
@@ -15964,8 +16143,8 @@ def verify_command(host: Host, args: Args) -> int:
 
 # --- barf ------------------------------------------------------------------------------------------------------------
 #
-# A table of sections in the order of the report, and their bodies.  Facts: barf(8) and programs/barf of libreswan 3.29
-# and 4.10 for headings and order.
+# A table of sections in the order of the report, and their bodies.  Facts: barf(8) and programs/barf of
+# libreswan 3.29 and 4.10 for headings and order.
 
 SHORT_LOG = 500  # lines of each log with --short, as the original
 MODULE_NAMES = ("xfrm", "ipsec", "esp")
@@ -16007,7 +16186,9 @@ def matching(lines: Iterable[str], words: Sequence[str]) -> Iterator[str]:
 
 
 def long_listing(host: Host, directory: str) -> Iterator[str]:
-    """A directory as `ls -l` shows it: permissions, links, numeric owner and group, size, time, name and target."""
+    """A directory as `ls -l` shows it: permissions, links, numeric owner and group, size, time, name and
+    target.
+    """
     import stat
     for name in host.listdir(directory):
         path = os.path.join(directory, name)
@@ -16120,7 +16301,9 @@ def last_lines(lines: Iterable[str], most: int) -> Iterable[str]:
 
 
 def pluto_log(report: Report) -> Iterator[str]:
-    """Yield pluto's messages from its logfile= and from the journal; if neither has any, from the system's log."""
+    """Yield pluto's messages from its logfile= and from the journal; if neither has any, from the system's
+    log.
+    """
     host, found = report.host, False
     since = report.since
     denied: Exception | None = None
@@ -16172,7 +16355,8 @@ def shortened_log(report: Report, lines: Iterable[str]) -> Iterator[str]:
 
 
 def log_text(report: Report, name: str, since: float) -> Iterator[str]:
-    """Yield a log file from pluto's last start (or from `since`, in seconds), at most LOG_TAIL bytes of its end.
+    """Yield a log file from pluto's last start (or from `since`, in seconds), at most LOG_TAIL bytes of its
+    end.
 
     Raises OSError.
     """
@@ -16224,7 +16408,8 @@ def pluto_line(host: Host, pid: int | None) -> str:
 
 
 def listeners(report: Report) -> Iterator[str]:
-    """Who listens on the ports of IKE, in pluto's network namespace when it runs, and whether that is pluto."""
+    """Who listens on the ports of IKE, in pluto's network namespace when it runs, and whether that is pluto.
+    """
     host = report.host
     pid = visible_pluto(host)
     yield f"{pluto_line(host, pid)}\n"
@@ -16240,7 +16425,9 @@ def listeners(report: Report) -> Iterator[str]:
 
 
 def algorithm_lines(report: Report) -> Iterator[str]:
-    """Yield one line for each algorithm of /proc/crypto: name, driver, type, and a self-test that did not pass."""
+    """Yield one line for each algorithm of /proc/crypto: name, driver, type, and a self-test that did not
+    pass.
+    """
     entry: dict[str, str] = {}
     for line in (*report.host.lines("/proc/crypto"), ""):
         key, _, value = line.partition(":")
@@ -16273,7 +16460,8 @@ def nss_program(name: str) -> Callable[[Report], Iterator[str]]:
         host = report.host
         has_database(host)
         if name == "certutil" and not (host.live and host.which(name)):
-            # of a mounted disk, and without certutil: read from the database itself, which changes nothing in it
+            # of a mounted disk, and without certutil: read from the database itself, which changes nothing in
+            # it
             yield from certificate_lines(host)
             return
         keys = f"{host.nssdir}/key4.db"
@@ -16289,7 +16477,9 @@ PACKAGES = ("libreswan", "strongswan", "nss", "libnss3", "unbound", "xl2tpd", "i
 
 
 def packages(report: Report) -> Iterator[str]:
-    """The installed packages that matter here, from the package managers' own files; from rpm where that is used."""
+    """The installed packages that matter here, from the package managers' own files; from rpm where that is
+    used.
+    """
     import re
     host, found = report.host, False
     for name, is_package, is_version in PACKAGE_LISTS:
@@ -16341,7 +16531,9 @@ def security_modules(report: Report) -> Iterator[str]:
 
 
 def pluto_answer(word: str) -> Callable[[Report], Iterator[str]]:
-    """What pluto answers; when it falls silent, this ends before the section does, and all until then is shown."""
+    """What pluto answers; when it falls silent, this ends before the section does, and all until then is
+    shown.
+    """
     return lambda report: text_of_lines(pluto_lines(report.host, word, timeout=report.timeout * 0.9))
 
 
@@ -16379,7 +16571,9 @@ def service_files(report: Report) -> Iterator[str]:
 
 
 def names_or_pattern(host: Host, pattern: str) -> list[str]:
-    """Return the names that match, or the pattern itself if its directory can't be read: a section tells why then."""
+    """Return the names that match, or the pattern itself if its directory can't be read: a section tells why
+    then.
+    """
     try:
         return host.glob(pattern)
     except OSError:
@@ -16390,7 +16584,8 @@ KERNEL_OPTIONS = ("IPSEC", "ESP", "CONFIG_NET_KEY", "CONFIG_INET", "CONFIG_IP", 
 
 
 def report_sections(host: Host) -> list[ReportSection]:
-    """The table of contents.  Names and order are those of 3.29 and 4.10; what is new stands beside its like."""
+    """The table of contents.  Names and order are those of 3.29 and 4.10; what is new stands beside its like.
+    """
     part = ReportSection
     net, conf = "/proc/sys/net", "/proc/sys/net/ipv4/conf/"
 
@@ -16543,9 +16738,9 @@ def kilobytes(name: str) -> str:
 
 # --- look and show ---------------------------------------------------------------------------------------------------
 #
-# Facts: programs/look and programs/show of libreswan 3.29 and 4.10 (both are in 4.12, neither is in 5.0) for headings,
-# order and lines; net/xfrm/xfrm_policy.c, xfrm_interface_core.c and net/ipv4/ip_vti.c for the kernel's treatment of a
-# packet.
+# Facts: programs/look and programs/show of libreswan 3.29 and 4.10 (both are in 4.12, neither is in 5.0) for
+# headings, order and lines; net/xfrm/xfrm_policy.c, xfrm_interface_core.c and net/ipv4/ip_vti.c for the
+# kernel's treatment of a packet.
 
 LOOK_WORDS = ("state", "policy", "nftables", "iptables", "route", "nss")
 
@@ -18744,7 +18939,9 @@ def distribution_name(host: Host) -> str:
 
 
 def pluto_summary(host: Host) -> str:
-    """Return one line about pluto: its process and start, or the first sign of one that this process can't see."""
+    """Return one line about pluto: its process and start, or the first sign of one that this process can't
+    see.
+    """
     pid = visible_pluto(host)
     line = pluto_line(host, pid)
     for process in list_processes(host) if pid else ():
@@ -18754,7 +18951,9 @@ def pluto_summary(host: Host) -> str:
 
 
 def tunnels_summary(report: Report) -> Iterator[str]:
-    """Yield one line for each of the first connections, those in trouble first, and causes of the first failures."""
+    """Yield one line for each of the first connections, those in trouble first, and causes of the first
+    failures.
+    """
     try:
         rows = Tunnels(report.host, report.timeout / 2).rows
     except NoPluto as failure:
@@ -19303,16 +19502,17 @@ def reload_command(host: Host, args: Args) -> int:
 # --- setup: the service -----------------------------------------------------------------------------------------------
 
 SETUP_OPTIONS = (
-    Opt("--init", "NAME", f"the init system to use, whatever runs: {', '.join(m.name for m in MANAGERS)}; or none, to "
-        "start and stop pluto directly"),
+    Opt("--init", "NAME", "use this init system instead of the detected one: "
+        f"{', '.join(manager.name for manager in MANAGERS)}; with none, pluto is started and stopped directly"),
     DRY_RUN_OPTION,
 )
-START_OPTIONS = (*SETUP_OPTIONS, Opt("--foreground", None, "without init system: prepare everything, then become pluto "
-                                     "(the entry point of a container, a supervisor's run script)"))
+START_OPTIONS = (*SETUP_OPTIONS, Opt("--foreground", None, "without an init system: prepare everything, then replace "
+                                     "this process with pluto (for the entry point of a container or the run script "
+                                     "of a supervisor)"))
 
 
 def control_service(host: Host, args: Args, action: str) -> int:
-    """Start, stop, restart or ask for the service, through the init system or without; its status."""
+    """Start, stop, restart or query pluto, through the init system or directly; return the exit status."""
     host.conf = args.value("--config") or host.conf
     dry, foreground = args.flag("--dry-run"), args.flag("--foreground")
     if foreground and action != "start":
@@ -19323,23 +19523,29 @@ def control_service(host: Host, args: Args, action: str) -> int:
     direct = Direct(host, dry)
     if action == "start":
         return direct.start(foreground)
-    return {"stop": direct.stop, "restart": direct.restart, "status": direct.status}[action]()
+    if action == "stop":
+        return direct.stop()
+    if action == "restart":
+        return direct.restart()
+    return direct.status()
 
 
 SETUP_DETAILS = """\
-The work is passed on to the init system that runs this host (not to one that is merely installed): the line
-"Redirecting to:" says how. Its status is ours. Without one, in a container, an initramfs or a chroot, pluto is
-started and stopped directly: configuration check, kernel stack, NSS database, NFLOG rules, pluto, and 0 only when
-pluto answers.
+The command calls the init system that runs this host and exits with its status; the line "Redirecting to:" shows the
+call. An init system that is only installed is not used. Without an init system, as in a container, an initramfs or a
+chroot, the command starts and stops pluto directly. Then a start checks the configuration, prepares the kernel, the
+NSS database and the NFLOG rules, starts pluto, and exits with 0 only if pluto answers.
 
-Status 0 means running, 1 dead with a pid file, 3 not running, 4 unknown."""
+Exit status of status: 0 if pluto runs, 1 if it is dead and its pid file exists, 3 if it does not run, 4 if that is
+unknown."""
 
 
 @command("setup", "[start|stop|restart|status]", summary="start, stop, restart or query the IKE daemon",
          options=(*START_OPTIONS, *(Opt(f"--{action}", None, f"the same as {action}")
                                     for action in ("start", "stop", "restart", "status"))), details=SETUP_DETAILS)
 def setup_command(host: Host, args: Args) -> int:
-    """Run `ipsec setup ACTION`; return the service's status, or for `status` without init system LSB's number."""
+    """Run `ipsec setup ACTION`; return the exit status of the init system, without one the status of Direct.
+    """
     words = {"_autostart": "start", "_autostop": "stop"}
     actions = [words.get(word, word) for word in args.operands]
     actions += [action for action in ("start", "stop", "restart", "status") if args.flag(f"--{action}")]
@@ -19353,26 +19559,30 @@ def setup_command(host: Host, args: Args) -> int:
                                     if option.key != "--dry-run")),
          details=SETUP_DETAILS)
 def start_command(host: Host, args: Args) -> int:
-    """`ipsec start`: as setup start; `ipsec start CONN...`: the status of the first connection that fails."""
+    """Run `ipsec start` as `ipsec setup start`; return its status.
+
+    With CONN, return the status of the first connection that fails.
+    """
     return pluto_start(host, args) if args.operands else control_service(host, args, "start")
 
 
 @command("stop _autostop", summary="stop the IKE daemon", options=SETUP_OPTIONS, details=SETUP_DETAILS)
 def stop_command(host: Host, args: Args) -> int:
-    """`ipsec stop`: as setup stop."""
+    """Run `ipsec stop` as `ipsec setup stop`; return its status."""
     return control_service(host, args, "stop")
 
 
 @command("restart", summary="restart the IKE daemon", options=SETUP_OPTIONS, details=SETUP_DETAILS)
 def restart_command(host: Host, args: Args) -> int:
-    """`ipsec restart`: as setup restart."""
+    """Run `ipsec restart` as `ipsec setup restart`; return its status."""
     return control_service(host, args, "restart")
 
 
-@command("_stackmanager", "start|stop|restart", summary="load, or give back, the kernel's IPsec stack",
-         options=(Opt("--xfrm --netkey", None, "whatever protostack= says"),), hidden=True)
+@command("_stackmanager", "start|stop|restart", summary="prepare the kernel's IPsec stack, or clean it up",
+         options=(Opt("--xfrm --netkey", None, "use XFRM, whatever protostack= says"),), hidden=True)
 def stackmanager_command(host: Host, args: Args) -> int:
-    """`ipsec _stackmanager ACTION`: 0, 1 when it can't be done, 4 when not root."""
+    """Run `ipsec _stackmanager ACTION`; return OK.  Raises Failure, with status 4 for a user who is not root.
+    """
     action = args.operands[0]
     if action not in ("start", "stop", "restart"):
         raise Failure(f"unknown action {quote(action)}", ERROR, "start, stop or restart")
@@ -19398,8 +19608,8 @@ PLUTORUN_ENDS = {
 @command("_plutorun", "[OPTION...]", summary="run pluto with these options, and start it again when it fails",
          options=None, hidden=True)
 def plutorun_command(host: Host, args: Args) -> int:
-    """`ipsec _plutorun`: 0 when pluto was told to end, 1 when it failed or one runs already."""
-    def say(text: str) -> None:
+    """Run `ipsec _plutorun`; return OK if pluto was ended on request, ERROR if it failed or runs already."""
+    def report(text: str) -> None:
         host.warn(text)
         syslog.openlog("ipsec__plutorun", 0, syslog.LOG_AUTHPRIV)
         syslog.syslog(syslog.LOG_ERR, text)
@@ -19407,20 +19617,20 @@ def plutorun_command(host: Host, args: Args) -> int:
     syslog = need("syslog", "_plutorun's log")
     check_nss(host)
     if pid := find_pluto(host):
-        say(f"pluto appears to be running already (pid {pid}), will not start another")
+        report(f"pluto appears to be running already (pid {pid}), will not start another")
         return ERROR
     if check_not_running(host):
         host.remove(pid_file(host))
-    say("Starting Pluto")
+    report("Starting Pluto")
     status = host.call([os.path.join(host.execdir, "pluto"), *args.operands], quiet=True)
     if status in PLUTORUN_ENDS:
-        say(PLUTORUN_ENDS[status])
+        report(PLUTORUN_ENDS[status])
         if status != 10:
             host.remove(pid_file(host))
         return OK
     by_signal = f" (signal {status - SIGNALLED})" if status > SIGNALLED else ""
-    say(f"!pluto failure!:  exited with error status {status}{by_signal}")
-    say("restarting IPsec after pause...")
+    report(f"!pluto failure!:  exited with error status {status}{by_signal}")
+    report("restarting IPsec after pause...")
     host.flush()
     if os.fork() == 0:
         try:
@@ -19431,7 +19641,7 @@ def plutorun_command(host: Host, args: Args) -> int:
             time.sleep(PLUTORUN_PAUSE)
             setup_command(host, COMMANDS["setup"].parse(["start"]))
         except Failure as failure:
-            say(str(failure))
+            report(str(failure))
         finally:
             os._exit(ERROR)
     return ERROR

@@ -97,3 +97,22 @@ def test_lines_of_other_programs_are_counted() -> None:
     lines = ["Nov 25 23:00:01 gw sudo: COMMAND=/usr/sbin/ipsec", "Nov 25 23:00:01 gw pluto[1]: x",
              "Nov 25 23:00:01 gw kernel: usb 1-1: new device"]
     assert list(log.lines(lines)) == lines[1:2] and log.left_out == 2
+
+
+def test_no_name_in_a_table_is_cut_at_a_hyphen() -> None:
+    """Tables of names are wrapped text: a name cut at a line end would not be known any more."""
+    tables = (ipsec.SHOWN_VALUES, ipsec.PLUTO_OPTION_NAMES, ipsec.COMMAND_WORDS, ipsec.RELEASE_FILES,
+              ipsec.LOGGED_PROGRAMS, ipsec.UNIT_DIRECTIVES)
+    assert not [name for table in tables for name in table if name.startswith("-") or name.endswith("-")]
+
+
+@pytest.mark.parametrize("line, shown", [
+    ("gw kernel: [ 12.3] psk is abcdefgh IN=eth0 OUT= PROTO=ESP",
+     "gw kernel: [ 12.3] [redacted] IN=eth0 OUT= PROTO=ESP"),
+    ("[ 12.3] secret word IN=eth0 OUT= PROTO=ESP", "[ 12.3] [redacted] IN=eth0 OUT= PROTO=ESP"),
+    ("gw kernel: secret word IN=eth0 OUT= PROTO=ESP", "gw kernel: [redacted] IN=eth0 OUT= PROTO=ESP"),
+    ("secret word IN=eth0 OUT= PROTO=ESP", "[redacted] IN=eth0 OUT= PROTO=ESP"),
+    ("[ 12.3] IN=eth0 OUT= PROTO=ESP", None),
+])
+def test_prefixes_of_firewall_rules_in_the_kernel_s_log(line: str, shown: str | None) -> None:
+    assert ipsec.without_log_prefix(line) == (line if shown is None else shown)
