@@ -813,13 +813,18 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def main() -> None:
-    """Do what the command line says."""
+    """Do what the command line says.  Raises SystemExit, also if a file can't be read or written, or for Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verb", nargs="?", default="build", choices=VERBS, metavar="VERB")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARG")
     argv = sys.argv[1:]
     words = parser.parse_args(["build", *argv] if argv[:1] == ["--for"] else argv)
-    VERBS[words.verb](words.arguments)
+    try:
+        VERBS[words.verb](words.arguments)
+    except OSError as error:
+        raise stop(": ".join(str(part) for part in (error.filename, error.strerror or error) if part)) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

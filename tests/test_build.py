@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -550,6 +550,25 @@ def test_without_a_network_one_line_says_what_could_not_be_fetched(checkout: Pat
     assert (result.returncode, result.stderr.count("\n")) == (1, 1), result.stderr
     names = " and ".join(pins).replace("==", " ")
     assert result.stderr.startswith(f"build.py: can't fetch {names}: Temporary failure in name resolution (")
+
+
+def test_what_cannot_be_written_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "ARCHIVE", Path("/proc/ipsec.pyz"))
+    monkeypatch.setattr(build, "make_archive", lambda target, pythons: target.write_bytes(b""))
+    monkeypatch.setattr(sys, "argv", ["build.py"])
+    with pytest.raises(SystemExit, match=r"^build\.py: /proc/\.ipsec\.pyz\.[0-9]+: No such file or directory$"):
+        build.main()
+
+
+def test_ctrl_c_ends_the_builder_with_its_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(arguments: Sequence[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(build.VERBS, "clean", interrupt)
+    monkeypatch.setattr(sys, "argv", ["build.py", "clean"])
+    with pytest.raises(SystemExit) as ended:
+        build.main()
+    assert ended.value.code == 130
 
 
 @pytest.fixture
