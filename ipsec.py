@@ -19006,36 +19006,34 @@ ADDCONN_LISTS = {"--listall": "ignore add ondemand start keep", "--listadd": "ad
 
 @command("addconn", "[CONN...]", summary="check ipsec.conf, list connections, load them into pluto", fallback=True,
          rescue=True, options=(Opt("--config", "FILE", "the configuration; - is standard input"),
-                  Opt("--checkconfig", None, "only say whether the configuration can be loaded"),
+                  Opt("--checkconfig", None, "only check whether the configuration can be loaded"),
                   Opt("--configsetup", None, "print the settings of config setup for a shell"),
-                  Opt("--varprefix", "PREFIX", "what the variables of --configsetup begin with"),
-                  Opt("--noexport", None, "leave out the word export"),
+                  Opt("--varprefix", "PREFIX", "the prefix of the variables of --configsetup"),
+                  Opt("--noexport", None, "do not print the word export before the variables"),
                   Opt("--liststack", None, "print the protocol stack"),
                   *(Opt(name, None, f"print the names of connections with auto={' or '.join(autos.split())}")
                     for name, autos in ADDCONN_LISTS.items()),
-                  Opt("--autoall --addall", None, "load all with auto= (needs libreswan's addconn)"),
+                  Opt("--autoall --addall", None, "load all connections as auto= says (needs libreswan's addconn)"),
                   Opt("--ctlsocket --ctlbase", "FILE", "pluto's control socket"),
-                  Opt("--verbose --debug", None, "say more")),
-         details="Libreswan's own addconn does this where it is installed; else the built-in reader answers all but "
-                 "the loading of connections.")
+                  Opt("--verbose --debug", None, "print more messages")),
+         details="If libreswan's addconn is installed, this command runs it. Otherwise the built-in reader does "
+                 "everything except loading connections.")
 def addconn_command(host: Host, args: Args) -> int:
-    """Run `ipsec addconn`; return 0, 3 if the configuration can't be loaded, 127 for what only libreswan's can do."""
+    """Run `ipsec addconn`; return 0, or 3 if the configuration can't be loaded.
+
+    Raises Missing (status 127) for connections to load: only libreswan's addconn can do that.
+    """
     if args.operands or args.flag("--autoall"):
-        raise Missing(f"ipsec addconn: loading connections needs libreswan's own program in {host.execdir}", NOT_FOUND,
-                      libreswan_hint(host, "set IPSEC_EXECDIR"))
+        raise Missing(f"ipsec addconn: loading connections needs libreswan's own program in {host.execdir}",
+                      NOT_FOUND, libreswan_hint(host, "set IPSEC_EXECDIR"))
     lists = [name for name in ADDCONN_LISTS if args.flag(name)]
     if not lists and not any(args.flag(name) for name in ("--checkconfig", "--configsetup", "--liststack")):
-        raise Failure("ipsec addconn: nothing to do", USAGE, "name what to list or check; see ipsec addconn --help")
+        raise Failure("ipsec addconn: nothing to do", USAGE,
+                      "use an option such as --checkconfig; see ipsec addconn --help")
     config = own_reader(host, args, "addconn")
     if args.flag("--checkconfig"):
         return OK
-    if "--listall" in lists:
-        lists = ["--listall"]
-    elif "--listroute" in lists and "--liststart" in lists:
-        lists.remove("--liststart")  # --listroute names them, too
-    for name in lists:
-        names = [f"{conn.name} " for conn in config.conns() if conn.auto in ADDCONN_LISTS[name].split()]
-        host.print("".join(names), end="\n" if name in ("--listall", "--listignore") else "")
+    print_lists(host, lists, config)
     if args.flag("--liststack"):
         host.print(config.setup("protostack", "xfrm"))
     elif args.flag("--configsetup"):
@@ -19043,21 +19041,33 @@ def addconn_command(host: Host, args: Args) -> int:
     return OK
 
 
+def print_lists(host: Host, lists: list[str], config: Config) -> None:
+    """Print the names of connections for some options of ADDCONN_LISTS, as libreswan's addconn prints them."""
+    if "--listall" in lists:
+        lists = ["--listall"]
+    elif "--listroute" in lists:
+        lists = [name for name in lists if name != "--liststart"]  # --listroute includes those of --liststart
+    for name in lists:
+        names = [f"{conn.name} " for conn in config.conns() if conn.auto in ADDCONN_LISTS[name].split()]
+        host.print("".join(names), end="\n" if name in ("--listall", "--listignore") else "")
+
+
 def print_setup(host: Host, args: Args, config: Config) -> None:
-    """Print `config setup` as assignments for a shell, with --varprefix before all names except two."""
-    export, prefix = "" if args.flag("--noexport") else "export", args.value("--varprefix")
+    """Print `config setup` as assignments for a shell; all names except configfile and ctlsocket have --varprefix."""
+    export = "" if args.flag("--noexport") else "export"
+    prefix = args.value("--varprefix")
     values = {f"{prefix}confreadstatus": "", "configfile": config.name,
               "ctlsocket": args.value("--ctlsocket", host.ctlsocket)}
     values.update({prefix + key: value for key, value in setup_values(host, config)})
     for key, value in values.items():
-        # libreswan's addconn leaves quotes as they are, and a shell that evals them runs what follows
+        # libreswan's addconn does not escape quotes, so that a shell may run a part of the value as a command
         host.print(f"{export} {key.replace('-', '_')}='" + value.replace("'", "'\\''") + "'")
 
 
 def setup_values(host: Host, config: Config) -> Iterator[tuple[str, str]]:
-    """Yield the keywords and values of `config setup`, with the defaults that 4.3 to 5.2 share (confread.c).
+    """Yield the keywords and values of `config setup`, with the defaults that 4.3 to 5.2 have in common (confread.c).
 
-    Left out are the defaults that libreswan prints as internal numbers: times, ddos-mode, ikev1-policy.
+    Defaults that libreswan prints as internal numbers (times, ddos-mode, ikev1-policy) are left out.
     """
     defaults = {"dumpdir": "/run/pluto", "ipsecdir": host.confddir, "nssdir": host.nssdir, "secretsfile": host.secrets,
                 "xfrmlifetime": "30", "nhelpers": "-1", "ddos-ike-threshold": "25000", "max-halfopen-ike": "50000",
@@ -19078,22 +19088,26 @@ def setup_values(host: Host, config: Config) -> Iterator[tuple[str, str]]:
 @command("readwriteconf", summary="print ipsec.conf with also=, %default and includes resolved", fallback=True,
          rescue=True, options=(Opt("--config", "FILE", "the configuration; - is standard input"),
                   Opt("--conn", "CONN", "only this connection"),
-                  Opt("--nosetup", None, "leave config setup out"),
-                  Opt("--rootdir", "DIR", "look for included files below DIR (as ipsec --root)"),
-                  Opt("--verbose --debug", None, "say more")),
-         details="Libreswan's own readwriteconf does this where it is installed; else the built-in reader does, which "
-                 "prints what is configured and adds no defaults.")
+                  Opt("--nosetup", None, "do not print config setup"),
+                  Opt("--rootdir", "DIR", "read all files below DIR (as ipsec --root)"),
+                  Opt("--verbose --debug", None, "print more messages")),
+         details="If libreswan's readwriteconf is installed, this command runs it. Otherwise the built-in reader "
+                 "prints the configured values, without defaults.")
 def readwriteconf_command(host: Host, args: Args) -> int:
     """Run `ipsec readwriteconf`; return 0, or 3 if the configuration can't be loaded."""
     if args.flag("--rootdir"):
         host = Host(host.env, root=args.value("--rootdir"), conf=host.conf)
-    for line in config_lines(own_reader(host, args, "readwriteconf"), args.value("--conn"), not args.flag("--nosetup")):
+    config = own_reader(host, args, "readwriteconf")
+    for line in config_lines(config, args.value("--conn"), not args.flag("--nosetup")):
         host.print(line)
     return OK
 
 
 def config_lines(config: Config, name: str = "", setup: bool = True) -> Iterator[str]:
-    """Yield the lines of an ipsec.conf without also=, %default and includes; `name` selects one connection."""
+    """Yield the lines of an equivalent ipsec.conf without also=, %default and includes.
+
+    `name` selects one connection; `setup`: also yield config setup.
+    """
     if setup:
         yield "config setup"
         for key in keywords(True):
@@ -19105,15 +19119,18 @@ def config_lines(config: Config, name: str = "", setup: bool = True) -> Iterator
             yield f"conn {quoted_value(conn.name)}"
             if conn.alsos:
                 yield f"\t#also = {' '.join(conn.alsos)}"
+            # the keywords of left, those of right, the others, and last those of other programs
             keys = sorted(conn.settings, key=lambda key: (not key.startswith("left"), not key.startswith("right"),
                                                           key.startswith(("x-", "x_"))))
             for key in keys:
                 value = conn.settings[key].value
-                yield f"\t{key}={value if key[:2] in ('x-', 'x_') else quoted_value(value)}"
+                if not key.startswith(("x-", "x_")):
+                    value = quoted_value(value)
+                yield f"\t{key}={value}"
 
 
 def quoted_value(value: str) -> str:
-    """Return a value as ipsec.conf needs it: quoted or in braces if the bare value would be read differently."""
+    """Return a value as it must be written in ipsec.conf: with quotes or braces if libreswan would misread it bare."""
     if value and split_value(value) == (value, ""):
         return value
     return f"{{{value}}}" if '"' in value else f'"{value}"'
@@ -19122,7 +19139,10 @@ def quoted_value(value: str) -> str:
 @command("_secretcensor secretcensor", "[FILE...]", summary="show ipsec.secrets without the secrets", hidden=True,
          rescue=True)
 def secretcensor_command(host: Host, args: Args) -> int:
-    """Run `ipsec _secretcensor`: print files, or standard input, as barf does; return 1 if a file can't be read."""
+    """Run `ipsec _secretcensor`: print files (default standard input) as barf prints ipsec.secrets.
+
+    Return 1 if a file can't be read.
+    """
     return filtered(host, args.operands, lambda chunks: (
         f"{printable(line)}\n" for line in censor_secrets(split_lines(chunks))))
 
@@ -19130,24 +19150,26 @@ def secretcensor_command(host: Host, args: Args) -> int:
 @command("_keycensor keycensor", "[FILE...]", summary="show a text without the keys and secrets in it", hidden=True,
          rescue=True)
 def keycensor_command(host: Host, args: Args) -> int:
-    """Run `ipsec _keycensor`: print files, or standard input, as barf prints logs and configuration.
+    """Run `ipsec _keycensor`: print files (default standard input) as barf prints logs and ipsec.conf.
 
     Return 1 if one of them, or a file with secrets, can't be read.
     """
     config = Config(host)
     name = secrets_file(host, config)
-    hidden = [problem for problem in secret_files(host, name)[1] if "can't read" in problem.text] if host.exists(
-        name) else []
-    for problem in hidden:
-        host.warn(f"keycensor: {problem}: its secrets are masked by their place only")
-    return filtered(host, args.operands, redactor_of(host, config=config).stream) or (ERROR if hidden else OK)
+    unread = []
+    if host.exists(name):
+        unread = [problem for problem in secret_files(host, name)[1] if "can't read" in problem.text]
+    for problem in unread:
+        host.warn(f"keycensor: {problem}; secrets of that file are masked only after a word such as PSK or password")
+    status = filtered(host, args.operands, redactor_of(host, config=config).stream)
+    return ERROR if unread else status
 
 
 @command("redact", "[FILE...]", rescue=True, summary="mask secrets in any text, as barf does",
-         details="Read files, or standard input, and print them without secrets: as barf shows a log. Lines of other "
-                 "programs in a system log, and dumped bytes, are left out.")
+         details="Print files (default standard input) with secrets masked, as barf shows a log. Lines of other "
+                 "programs in a system log, and hex dumps, are left out.")
 def redact_command(host: Host, args: Args) -> int:
-    """`ipsec redact`: 0; 1 if a file can't be read."""
+    """Run `ipsec redact`; return 0, or 1 if a file can't be read."""
     log = LogFilter()
     redactor = redactor_of(host)
 
@@ -19161,7 +19183,7 @@ def redact_command(host: Host, args: Args) -> int:
 
 
 def filtered(host: Host, names: Sequence[str], censor: Callable[[Iterable[bytes]], Iterable[str]]) -> int:
-    """Print files, or standard input, through a censor; return ERROR if a file can't be read."""
+    """Print files (default standard input) through the function `censor`; return 1 if a file can't be read."""
     status = OK
     for name in names or ["-"]:
         try:
@@ -19177,32 +19199,33 @@ def filtered(host: Host, names: Sequence[str], censor: Callable[[Iterable[bytes]
 
 # --- reload -----------------------------------------------------------------------------------------------------------
 #
-# `ipsec reload` makes pluto's connections those of ipsec.conf again, without a restart.  Pluto itself tells whether a
-# connection has changed: a copy is loaded under another name, the status of both is compared, and the copy is deleted.
-# A copy is only loaded, never routed or initiated.  The status of no release shows some keywords; the run directory
-# keeps a digest of them, from one reload of the same pluto to the next.
+# `ipsec reload` applies the changes in ipsec.conf to a running pluto.  To find out whether a connection has changed, it
+# loads the new definition into pluto as a copy under another name, compares pluto's status of both, and deletes the
+# copy.  A copy is only loaded, never routed or initiated.  Pluto's status does not show some keywords.  For these, a
+# file in the run directory keeps digests from one reload to the next, as long as the same pluto runs.
 
-COPY_PREFIX = "ipsec.reload."  # of the names of copies
+COPY_PREFIX = "ipsec.reload."  # the names of copies begin with it
 COPIES_AT_A_TIME = 50
-# The settings of a status line that change while a connection is used; `my_ip` and others only for a client (below)
+# The fields of a status line that change while a connection is used
 STATE_FIELDS = ("newest ", "conn serial", "instance serial", "eroute owner", "routing", "owner", "negotiating ",
                 "established ")
-CLIENT_FIELDS = ("my_ip", "dns", "domains")  # a peer may set them by mode config
-# Keywords whose values the status of 4.3, 4.10 or 5.2 does not show (tried with each keyword)
+CLIENT_FIELDS = ("my_ip", "dns", "domains")  # fields of a client, which the peer may set by mode config
+# Keywords that the status of 4.3, 4.10 or 5.2 does not show (found out by trying each keyword)
 UNSEEN_KEYWORDS = frozenset((
     *(side + key for side in ("left", "right")
       for key in "addresspool ckaid ecdsakey eddsakey interface-ip pubkey rsasigkey rsasigkey2 sendcert vti".split()),
     *("accept-redirect-to cisco-split clientaddrfamily esn hostaddrfamily ignore-peer-dns ikepad modecfgbanner "
       "nat-ikev1-method negotiationshunt nic-offload nm-configured ppk-ids redirect-to remote-peer-type reqid sendca "
       "tcp-remoteport xauthby xauthfail".split())))
-ID_FIELDS = ("our idtype", "our id", "their idtype", "their id")  # %fromcert: the peer's certificate sets them
+ID_FIELDS = ("our idtype", "our id", "their idtype", "their id")  # with %fromcert, the peer's certificate sets them
 
 
 class Loaded:
-    """A connection of pluto, from the lines of the status with its name.
+    """A connection that pluto has loaded, read from pluto's status.
 
-    `parts` has the settings of each part, in the order of the status; a part is `1x0` for leftsubnets=, else empty.
-    `routed`: a policy or a tunnel exists.  `is_up`: pluto keeps the connection up.
+    With leftsubnets= or rightsubnets=, pluto splits a connection in parts such as `1x0`; otherwise it has one part with
+    an empty name.  `parts` has the fields of each part, in the order of the status.  `routed`: a policy or a tunnel
+    exists.  `is_up`: pluto keeps the connection up.
     """
 
     def __init__(self) -> None:
@@ -19210,7 +19233,7 @@ class Loaded:
         self.routed = self.is_up = False
 
     def add(self, part: str, text: str) -> None:
-        """Take in one line of the status, without its name."""
+        """Add one line of the status; `text` follows the name of the connection."""
         text = text.lstrip(":").strip().rstrip(";")
         fields = text.split("; ")
         if part not in self.parts:  # the first line: the networks, then the routing
@@ -19225,20 +19248,23 @@ class Loaded:
                 field for field in fields if not field.startswith(STATE_FIELDS))
 
     def definition(self, conn: Conn, in_use: bool) -> dict[str, list[str]]:
-        """Return the fields of each part that only a new definition changes.
+        """Return the fields of each part that come from ipsec.conf alone.
 
-        `in_use`: the connection has a policy or a tunnel, so that the peer may have set some fields.
+        `in_use`: the connection has a policy or a tunnel, so that the peer may have set some of its other fields.
         """
-        client = in_use and any(conn.flag(key) for key in ("leftmodecfgclient", "rightmodecfgclient"))
-        from_certificate = any(conn.get(key).lower() == "%fromcert" for key in ("leftid", "rightid"))
-        left_out = (CLIENT_FIELDS if client else ()) + (ID_FIELDS if from_certificate else ())
-        first = 1 if client else 0  # the networks of a client come from the peer
-        return {part: [field for field in fields[first:] if not left_out or not field.startswith(left_out)]
+        skipped: tuple[str, ...] = ()
+        is_client = in_use and any(conn.flag(key) for key in ("leftmodecfgclient", "rightmodecfgclient"))
+        if is_client:
+            skipped += CLIENT_FIELDS
+        if any(conn.get(key).lower() == "%fromcert" for key in ("leftid", "rightid")):
+            skipped += ID_FIELDS
+        first = 1 if is_client else 0  # field 0 has the networks; the peer sets those of a client
+        return {part: [field for field in fields[first:] if not field.startswith(skipped)]
                 for part, fields in self.parts.items()}
 
 
 def loaded_connections(host: Host, timeout: float) -> dict[str, Loaded]:
-    """Return pluto's connections by name; the parts of one with leftsubnets= are together, instances are left out.
+    """Return pluto's connections by name, without instances; all parts of a connection are in one Loaded.
 
     Raises NoPluto, TimedOut.
     """
@@ -19251,13 +19277,14 @@ def loaded_connections(host: Host, timeout: float) -> dict[str, Loaded]:
         numbers = part.partition("x")
         if not slash or not (numbers[0].isdecimal() and numbers[2].isdecimal()):
             base, part = name, ""
-        if not text.startswith("["):
-            connections.setdefault(base, Loaded()).add(part, text.replace(COPY_PREFIX, ""))  # `aliases: NAME`
+        if not text.startswith("["):  # [1] follows the name of an instance
+            # a line `aliases: NAME` has the name of the copy
+            connections.setdefault(base, Loaded()).add(part, text.replace(COPY_PREFIX, ""))
     return connections
 
 
 def changed_fields(old: Mapping[str, Sequence[str]], new: Mapping[str, Sequence[str]]) -> str:
-    """Return what differs between two definitions as text for a person; empty if nothing does."""
+    """Return the differences between two definitions as text; empty if there are none."""
     if old.keys() != new.keys():
         return f"{len(old)} pairs of networks become {len(new)}"
     pairs = {(before, after) for part in old for before, after in zip(old[part], new[part]) if before != after}
@@ -19268,9 +19295,9 @@ def changed_fields(old: Mapping[str, Sequence[str]], new: Mapping[str, Sequence[
 
 
 class Digests:
-    """Digests of what ipsec.conf said, in keywords that the status does not show, of the connections of one pluto.
+    """Digests of the settings that pluto's status does not show, as they were at the last reload of the same pluto.
 
-    The file in the run directory has a line `pluto PID START`, then `DIGEST NAME` for each connection.
+    They are read from a file in the run directory: a line `pluto PID START`, then `DIGEST NAME` for each connection.
     """
 
     def __init__(self, host: Host) -> None:
@@ -19289,20 +19316,23 @@ class Digests:
                     self.digests[name] = digest
 
     def digest(self, conn: Conn) -> str:
-        """Return the digest of a connection in ipsec.conf."""
+        """Return the digest of a connection as it is now in ipsec.conf."""
         import hashlib
         text = "\n".join(f"{key}={conn.get(key)}" for key in sorted(UNSEEN_KEYWORDS & conn.settings.keys()))
         return hashlib.sha256(encode(text)).hexdigest()
 
     def unknown_keywords(self, conn: Conn) -> list[str]:
-        """Return the keywords that may have changed since pluto started, without a digest to tell."""
+        """Return the keywords of a connection that may have changed since pluto started.
+
+        They are those in a file that is newer than pluto, if there is no digest to compare with.
+        """
         if conn.name in self.digests:
             return []
         return [key for key in sorted(UNSEEN_KEYWORDS & conn.settings.keys())
                 if not self.owner or self.host.stat(conn.settings[key].file).st_mtime > self.started]
 
     def changed(self, conn: Conn) -> bool:
-        """Return whether the digest is known, and is another one now."""
+        """Return whether the settings differ from those at the last reload; False if there is no digest."""
         return self.digests.get(conn.name, self.digest(conn)) != self.digest(conn)
 
     def keep(self, conns: Iterable[Conn]) -> None:
@@ -19315,17 +19345,20 @@ class Digests:
 class Step(Record):
     """One step of a reload.
 
-    `mark` is + (add), ~ (replace), - (delete), ! (pluto refuses the definition) or ? (a change can't be seen).
+    `mark` is + (add), ~ (change), - (delete), ! (pluto refuses the definition) or ? (unknown whether it has changed).
+    `text` is the reason or an explanation.  `auto` is what to do with the connection after it is loaded.  `loads`: the
+    step loads the connection from ipsec.conf; a ~ step without it only starts or routes a connection.
     """
 
     mark: str
     name: str
     text: str
     auto: str = ""
+    loads: bool = False
 
 
 class Reload:
-    """Compares ipsec.conf with pluto's connections and applies the difference.  Raises Failure, OSError."""
+    """Compares ipsec.conf with pluto's connections and applies the differences.  Raises Failure, OSError."""
 
     def __init__(self, host: Host, args: Args) -> None:
         self.host = host
@@ -19340,7 +19373,7 @@ class Reload:
         host.conf = os.path.abspath(host.conf)
 
     def check(self) -> None:
-        """Raises Failure if ipsec.conf or a file with secrets has an error."""
+        """Read ipsec.conf.  Raises Failure if ipsec.conf or a file with secrets has an error."""
         check_config(self.host)
         self.config = Config(self.host)
         problems = [problem for problem in secret_files(self.host, secrets_file(self.host, self.config))[1]
@@ -19350,7 +19383,7 @@ class Reload:
                           "ipsec rereadsecrets loads the entries that pluto can read")
 
     def whack(self, *words: str) -> Ran:
-        """Run libreswan's whack, or the built-in one; return its status and output."""
+        """Run libreswan's whack, or the built-in one; return the status and the output."""
         if self.teller.compiled:
             return self.host.run([self.teller.compiled, "--ctlsocket", self.host.ctlsocket, *words],
                                  timeout=self.timeout)
@@ -19361,25 +19394,34 @@ class Reload:
         return Ran(OK, encode("\n".join(lines)), b"")
 
     def load(self, config: str, names: Sequence[str], *descriptors: int) -> Ran:
-        """Load connections of a file into pluto; return addconn's status and output."""
+        """Load connections from a configuration file into pluto; return addconn's status and output."""
         argv = [self.addconn, "--ctlsocket", self.host.ctlsocket, "--config", config, *names]
         return self.host.run(argv, timeout=CHECK_TIME, pass_fds=descriptors)
 
     def copies(self, conns: Sequence[Conn]) -> dict[str, Loaded]:
-        """Return copies of connections, by the name of the original; one that pluto refuses is missing."""
+        """Load copies of connections into pluto and return them by the names of the originals.
+
+        A copy that pluto refuses is missing.
+        """
         sections = [f"conn {quoted_value(COPY_PREFIX + conn.name)}\n\talso={quoted_value(conn.name)}" for conn in conns]
         return self.load_copies(f"include {self.host.conf}\n" + "\n".join(sections) + "\n",
                                 [conn.name for conn in conns])
 
     def loads_without_pool(self, conn: Conn) -> bool:
-        """Return whether pluto takes a copy without the address pool; with it, the pools of both may overlap."""
+        """Return whether pluto accepts a copy without the address pool of the connection.
+
+        Pluto refuses a copy whose pool overlaps with the pool of the original but is not equal to it.
+        """
         settings = [f"\t{key}={quoted_value(setting.value)}" for key, setting in conn.settings.items()
                     if not key.endswith("addresspool")]
         lines = [f"conn {quoted_value(COPY_PREFIX + conn.name)}", *settings]
         return len(settings) < len(conn.settings) and bool(self.load_copies("\n".join(lines) + "\n", [conn.name]))
 
     def load_copies(self, text: str, originals: Sequence[str]) -> dict[str, Loaded]:
-        """Load copies from the text of an ipsec.conf, read their status, and delete them."""
+        """Load the copies of connections from the text of an ipsec.conf, read their status, and delete them.
+
+        Return them by the names of the originals.
+        """
         names = [COPY_PREFIX + name for name in originals]
         copy = self.host.memory_file(encode(text))
         try:
@@ -19399,39 +19441,49 @@ class Reload:
         """Return the steps, the number of unchanged connections, and the connections that only pluto has."""
         self.digests = Digests(self.host)
         loaded = loaded_connections(self.host, self.timeout)
-        self.delete_copies([name for name in loaded if name.startswith(COPY_PREFIX)])  # of a reload that was killed
-        loaded = {name: connection for name, connection in loaded.items() if not name.startswith(COPY_PREFIX)}
+        copies = [name for name in loaded if name.startswith(COPY_PREFIX)]  # a killed reload left them
+        self.delete_copies(copies)
+        for name in copies:
+            del loaded[name]
         conns = {conn.name: conn for conn in self.config.conns()}
-        steps = [Step("+", name, f"auto={conn.auto}", conn.auto) for name, conn in conns.items()
+        steps = [Step("+", name, f"auto={conn.auto}", conn.auto, loads=True) for name, conn in conns.items()
                  if name not in loaded and conn.auto != "ignore"]
-        both = [conn for name, conn in conns.items() if name in loaded]
-        unchanged = 0
-        for start in range(0, len(both), COPIES_AT_A_TIME):
-            group = both[start:start + COPIES_AT_A_TIME]
+        in_both = [conn for name, conn in conns.items() if name in loaded]
+        changed = self.compare_all(in_both, loaded)
+        steps += changed
+        others = [name for name in loaded if name not in conns]
+        if self.prune:
+            steps += [Step("-", name, f"not in {self.host.conf}") for name in others]
+            others = []
+        return steps, len(in_both) - len(changed), others
+
+    def compare_all(self, conns: Sequence[Conn], loaded: Mapping[str, Loaded]) -> list[Step]:
+        """Return the steps for connections of ipsec.conf that are loaded, too; none for an unchanged one."""
+        steps = []
+        for start in range(0, len(conns), COPIES_AT_A_TIME):
+            group = conns[start:start + COPIES_AT_A_TIME]
             copies = self.copies(group)
             for conn in group:
                 step = self.compare(conn, loaded[conn.name], copies.get(conn.name))
                 if step:
                     steps.append(step)
-                else:
-                    unchanged += 1
-        others = [name for name in loaded if name not in conns]
-        if self.prune:
-            steps += [Step("-", name, f"not in {self.host.conf}") for name in others]
-            others = []
-        return steps, unchanged, others
+        return steps
 
     def compare(self, conn: Conn, loaded: Loaded, copy: Loaded | None) -> Step | None:
-        """Return the step that a connection needs which both pluto and the file have, or None."""
+        """Return the step for a connection of ipsec.conf that is loaded, too, or None if it has not changed.
+
+        `copy` has the new definition; None if pluto refuses it.
+        """
         if copy is None and self.loads_without_pool(conn):
-            return Step("~", conn.name, "its address pool", conn.auto)
+            return Step("~", conn.name, "another address pool", conn.auto, loads=True)
         if copy is None:
-            return Step("!", conn.name, "pluto refuses its new definition, so the old one stays; ipsec add shows why")
+            return Step("!", conn.name, "pluto refuses the new definition, so the old one stays; "
+                                        "the reason is in pluto's log")
         difference = changed_fields(loaded.definition(conn, loaded.routed), copy.definition(conn, loaded.routed))
+        if not difference and self.digests.changed(conn):
+            difference = "a setting that pluto's status does not show"
         if difference:
-            return Step("~", conn.name, difference, conn.auto)
-        if self.digests.changed(conn):
-            return Step("~", conn.name, "a setting that pluto's status does not show", conn.auto)
+            return Step("~", conn.name, difference, conn.auto, loads=True)
         if keys := self.digests.unknown_keywords(conn):
             return Step("?", conn.name, f"pluto's status does not show {', '.join(keys)}; "
                                         f"after a change there, use: ipsec replace {shell_words([conn.name])}")
@@ -19443,13 +19495,13 @@ class Reload:
 
     def apply(self, step: Step) -> bool:
         """Do one step; return False, with the reason on stderr, if pluto refuses it."""
-        changed = step.mark == "~" and not step.text.startswith("auto=")
-        if step.mark == "-" or (changed and leading_version(probe(self.host, self.timeout).version) < (5,)):
+        replaces = step.mark == "~" and step.loads
+        if step.mark == "-" or (replaces and leading_version(probe(self.host, self.timeout).version) < (5,)):
             self.whack("--name", step.name, "--delete")  # from 5.0 on, addconn replaces a connection
         ran = Ran(OK, b"", b"")
-        if step.mark == "+" or changed:
+        if step.loads:
             ran = self.load(self.host.conf, ["--", step.name] if step.name.startswith("-") else [step.name])
-        if not ran.status and step.mark != "-" and step.auto in ("start", "ondemand"):
+        if not ran.status and step.auto in ("start", "ondemand"):
             words = ["--asynchronous", "--initiate"] if step.auto == "start" else ["--route"]
             ran = self.whack("--name", step.name, *words)
         if ran.status:
@@ -19458,7 +19510,10 @@ class Reload:
         return not ran.status
 
     def run(self, dry: bool) -> int:
-        """Reread secrets and certificates, print the plan, and unless `dry` apply it; 1 if pluto refuses a step."""
+        """Reread secrets and certificates, and apply the plan while printing it; `dry`: only print the plan.
+
+        Return 0, or 1 if pluto refuses a step.
+        """
         self.check()
         if not dry:
             ran = self.whack("--rereadall")
@@ -19466,33 +19521,42 @@ class Reload:
                 complain(self.host, ran.out + ran.err, 3)
                 raise Failure("ipsec reload: pluto can't reread its secrets; nothing else was changed", ran.status)
         steps, unchanged, others = self.plan()
-        status = OK
         refused = set()
         for step in steps:
             self.host.print(printable(f"{step.mark} {step.name}: {step.text}"))
             self.host.flush()
             if step.mark == "!" or (step.mark in "+~-" and not dry and not self.apply(step)):
-                status = ERROR
                 refused.add(step.name)
         if not dry:
             self.digests.keep(conn for conn in self.config.conns() if conn.name not in refused)
         for name in others:
             self.host.print(printable(f"  {name}: not in {self.host.conf}; kept (--prune deletes it)"))
-        counts = [f"{sum(step.mark == mark for step in steps)} {word}"
-                  for mark, word in (("+", "added"), ("~", "replaced"), ("-", "deleted"), ("!", "refused"),
-                                     ("?", "not known")) if mark in "+~-" or any(step.mark == mark for step in steps)]
-        self.host.print(f"{', '.join(counts)}, {unchanged} unchanged, {len(others)} kept"
+        self.host.print(f"{step_counts(steps)}, {unchanged} unchanged, {len(others)} kept"
                         f"{'; nothing was done (--dry-run)' if dry else ''}")
-        return status
+        return ERROR if refused else OK
+
+
+def step_counts(steps: Sequence[Step]) -> str:
+    """Return the number of steps of each kind as text; refused and unknown ones only if there are any."""
+    words = {"+": "added", "~": "replaced", "-": "deleted", "!": "refused", "?": "unknown"}
+    counts = []
+    for mark, word in words.items():
+        count = sum(step.mark == mark for step in steps)
+        if count or mark in "+~-":
+            counts.append(f"{count} {word}")
+    return ", ".join(counts)
 
 
 @command("reload", summary="apply ipsec.conf, secrets and certificates to the running pluto",
          options=(CTLSOCKET_OPTION, Opt("--config", "FILE", "the configuration"), TIMEOUT_OPTION, NATIVE_OPTION,
                   DRY_RUN_OPTION, Opt("--prune", None, "also delete connections that the configuration does not have")),
          details="Add new connections, replace changed ones, and reread secrets and certificates. Unchanged tunnels "
-                 "are not touched. A configuration or secrets file with an error changes nothing.")
+                 "are not touched. If the configuration or a secrets file has an error, nothing is changed.")
 def reload_command(host: Host, args: Args) -> int:
-    """`ipsec reload`: 0; 1 if pluto refuses a connection; addconn's status for a file with errors; 33 without pluto."""
+    """Run `ipsec reload`; return 0, 1 if pluto refuses a connection, or addconn's status for an invalid ipsec.conf.
+
+    Without a running pluto, the status is 33.
+    """
     reload = Reload(host, args)
     await_pluto(host, reload.timeout)
     with host.lock(host.rundir):
