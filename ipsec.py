@@ -1376,8 +1376,8 @@ class Host:
                 if not data:
                     status = child.wait()
                     return SIGNALLED - status if status < 0 else status
-                write_all(1, data)
                 seconds = wait(data)
+                write_all(1, data)
             return None
         finally:
             os.close(reader)
@@ -5764,16 +5764,16 @@ def kernel_config(host: Host) -> str:
 # =====================================================================================================================
 # 6. Whack
 #
-# Talks to a running pluto over its control socket, as libreswan's whack does, for every release from 3.25 to 5.4, and
-# parses pluto's replies into data.  Touches nothing but that socket.  Used by whack, auto, status and the commands of
-# 5.x, tunnels, metrics, verify, barf and setup.  Facts: whack.h, whack.c, rcv_whack.c and log.c of those releases, and
-# messages recorded from their whacks (tests/data/whack).
+# Talks to a running pluto over its control socket, as libreswan's whack does, for every release from 3.25 to
+# 5.4, and parses pluto's replies into data.  Touches nothing but that socket.  Used by whack, auto, status
+# and the commands of 5.x, tunnels, metrics, verify, barf and setup.  Facts: whack.h, whack.c, rcv_whack.c and
+# log.c of those releases, and messages recorded from their whacks (tests/data/whack).
 # =====================================================================================================================
 
 BASIC_MAGIC = 0x77686B19  # whack.h, WHACK_BASIC_MAGIC: every release accepts a basic message
 BASIC_STATUS = (4,)  # offset of whack_status in a basic message
-# Since which release whack_shutdown has which offset in a basic message.  An offset is wrong for other releases: byte
-# 16 is whack_leave_state from 4.2 to 4.15, which keeps the tunnels.
+# Since which release whack_shutdown has which offset in a basic message.  An offset is wrong for other
+# releases: byte 16 is whack_leave_state from 4.2 to 4.15, which keeps the tunnels.
 BASIC_SHUTDOWN = (((5, 1), 5), ((5, 0), 16), ((4, 0), 14), ((3, 28), 12), ((3, 25), 11))
 BASIC_LENGTH = 64  # some releases ignore messages of less than 17 bytes
 PLUTO_TIMEOUT = 60.0
@@ -5795,10 +5795,11 @@ class NoPluto(Failure):
 
 
 class Conversation:
-    """A connection to pluto for one request: send a message, then read lines until pluto closes the connection.
+    """A connection to pluto for one request: send a message, then read lines until pluto closes the
+    connection.
 
-    `timeout` limits the seconds spent waiting for pluto in total; None means no limit.  Time that the caller spends
-    between two lines, for example in a pager, does not count.  Use it as a context manager.
+    `timeout` limits the seconds spent waiting for pluto in total; None means no limit.  Time that the caller
+    spends between two lines, for example in a pager, does not count.  Use it as a context manager.
     """
 
     def __init__(self, host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
@@ -5857,9 +5858,8 @@ class Conversation:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        """Close the socket.  If the caller stopped early (GeneratorExit) or could not write (OSError), read the rest of
-        the reply first, because pluto logs an error for each line that it can't send.
-        """
+        """Close the socket.  If the caller stopped early (GeneratorExit) or could not write (OSError), read
+        the rest of the reply first, because pluto logs an error for each line that it can't send."""
         try:
             if not self.whole and (kind is None or issubclass(kind, (GeneratorExit, OSError))):
                 self.left = min(DRAIN_TIME, DRAIN_TIME if self.left is None else self.left)
@@ -5889,7 +5889,8 @@ class Conversation:
             yield from block.split(b"\n")
 
     def blocks(self) -> Iterator[bytes]:
-        """Yield the reply as it arrives, in blocks of complete lines without the last line end.  Raises as lines()."""
+        """Yield the reply as it arrives, in blocks of complete lines without the last line end.  Raises as
+        lines()."""
         import _socket as socket
         rest = b""
         self.link.settimeout(self.left)
@@ -5921,7 +5922,8 @@ class Conversation:
 
 
 class Pluto(Record):
-    """The pluto that listens on the control socket: its version, and the build options that change the messages."""
+    """The pluto that listens on the control socket: its version, and the build options that change the
+    messages."""
 
     version: str  # from the status, with its suffix; empty if the status has none
     packets: bool  # whether the socket is SOCK_SEQPACKET
@@ -5954,9 +5956,9 @@ def pluto_status(host: Host, timeout: float | None = PLUTO_TIMEOUT,
                  beginnings: tuple[str, ...] | None = None) -> Iterator[str]:
     """Yield the lines of pluto's full status as they arrive, without codes.  Works with every release.
 
-    With `beginnings`, skip a detail line of a connection (`"conn":   TEXT…`) unless TEXT starts with one of them.
-    Skipping a line takes a fifth of the time of parsing it.  The first next() or a later one raises NoPluto (not
-    running, no permission, truncated reply) or TimedOut.
+    With `beginnings`, skip a detail line of a connection (`"conn":   TEXT…`) unless TEXT starts with one of
+    them.  Skipping a line takes a fifth of the time of parsing it.  The first next() or a later one raises
+    NoPluto (not running, no permission, truncated reply) or TimedOut.
     """
     with Conversation(host, timeout) as talk:
         talk.say(basic_message(BASIC_STATUS))
@@ -5981,8 +5983,8 @@ def has_connection(host: Host, name: str) -> bool | None:
 def await_pluto(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
     """Wait until pluto has handled an empty request.  Raises NoPluto, TimedOut.
 
-    Every release accepts a basic message without a request and closes the connection without a reply.  A request for
-    the status would do too, but its reply may have megabytes.
+    Every release accepts a basic message without a request and closes the connection without a reply.  A
+    request for the status would do too, but its reply may have megabytes.
     """
     with Conversation(host, timeout) as talk:
         talk.say(basic_message(()))
@@ -5991,10 +5993,11 @@ def await_pluto(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
 
 
 def probe(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> Pluto:
-    """Return the Pluto that listens on the control socket; ask it only once per command.  Raises NoPluto, TimedOut.
+    """Return the Pluto that listens on the control socket; ask it only once per command.  Raises NoPluto,
+    TimedOut.
 
-    Only a basic message may be sent before its release is known.  Up to 5.0 pluto obeys the byte whack_shutdown of its
-    own layout even in a message with the magic number of another release.
+    Only a basic message may be sent before its release is known.  Up to 5.0 pluto obeys the byte
+    whack_shutdown of its own layout even in a message with the magic number of another release.
     """
     if host.pluto is None:
         version, labelled, seccomp = "", False, False
@@ -6017,8 +6020,8 @@ def probe(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> Pluto:
 def shutdown_message(version: str) -> bytes:
     """Return the basic message that ends a pluto of that version, and does nothing else.
 
-    If the version is empty (unknown), the message sets the bytes of all releases except 5.0.  In 4.2 to 4.4 the byte
-    of 5.0 would keep the tunnels, and their peers would not be informed.
+    If the version is empty (unknown), the message sets the bytes of all releases except 5.0.  In 4.2 to 4.4
+    the byte of 5.0 would keep the tunnels, and their peers would not be informed.
     """
     if not version:
         return basic_message(place for since, place in BASIC_SHUTDOWN if since != (5, 0))
@@ -6029,7 +6032,8 @@ def shutdown_message(version: str) -> bytes:
 
 
 def pluto_shutdown(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
-    """Ask pluto of any release to exit, and wait until it closes the connection.  Raises NoPluto, TimedOut."""
+    """Ask pluto of any release to exit, and wait until it closes the connection.  Raises NoPluto,
+    TimedOut."""
     message = shutdown_message(probe(host, timeout).version)
     with Conversation(host, timeout) as talk:
         talk.say(message)
@@ -6039,10 +6043,10 @@ def pluto_shutdown(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
 
 # --- messages: what a release's whack sends ---------------------------------------------------------------------------
 #
-# A message is whack.h's struct whack_message in the host's own representation, followed by its strings.  The tables
-# below describe it for all releases.  Each line begins with the releases that it describes; a line that begins with
-# blanks continues the line before it.  To support a new release, add it to RELEASES, extend the ranges of the lines
-# that still apply, and add lines for the differences.
+# A message is whack.h's struct whack_message in the host's own representation, followed by its strings.  The
+# tables below describe it for all releases.  Each line begins with the releases that it describes; a line
+# that begins with blanks continues the line before it.  To support a new release, add it to RELEASES, extend
+# the ranges of the lines that still apply, and add lines for the differences.
 
 # The magic numbers up to 5.0; from 5.1 on it is the cksum(1) of the version
 WHACK_MAGIC = """
@@ -6053,11 +6057,11 @@ WHACK_MAGIC = """
 4.3-5.0    0x6f686b31
 """
 
-# The members in their order.  A letter is the C type of the names after it: b bool or char, h 16 bits, i int, w size_t
-# or pointer, q 64 bits, t time_t, a a bool that opens a struct of ints, xN N bytes.  `t=60` is an unnamed member which
-# whack always sends with that value, such as a lifetime, a margin or a port.  `12w` stands for unused members.  They
-# are summed up in types that give the next member the same offset as in C, for time_t and pointers of 4 or 8 bytes and
-# for 64-bit integers aligned to 4 or 8.
+# The members in their order.  A letter is the C type of the names after it: b bool or char, h 16 bits, i int,
+# w size_t or pointer, q 64 bits, t time_t, a a bool that opens a struct of ints, xN N bytes.  `t=60` is an
+# unnamed member which whack always sends with that value, such as a lifetime, a margin or a port.  `12w`
+# stands for unused members.  They are summed up in types that give the next member the same offset as in C,
+# for time_t and pointers of 4 or 8 bytes and for 64-bit integers aligned to 4 or 8.
 WHACK_MESSAGE = """
 3.25-5.2   i magic b status
 5.1-5.2    b shutdown
@@ -6176,9 +6180,10 @@ WHACK_MESSAGE = """
            global_redirect_to redirect_to 2w q debug.set debug.clr 9w
 """
 
-# The strings, in the order in which they follow the struct.  Up to 4.15 every string is sent, also an empty one: a
-# number stands for that many unused, empty strings.  `label` is sent only to a pluto built with labelled IPsec.  From
-# 5.0 only strings that are set are sent, and the member of the same name holds their length.
+# The strings, in the order in which they follow the struct.  Up to 4.15 every string is sent, also an empty
+# one: a number stands for that many unused, empty strings.  `label` is sent only to a pluto built with
+# labelled IPsec.  From 5.0 only strings that are set are sent, and the member of the same name holds their
+# length.
 WHACK_STRINGS = """
 3.25-3.27  name 4 updown 5 updown 5 username 7 label 7 remote_host
 3.28-3.32  name 4 updown 5 updown 5 username 7 label 7 remote_host 2
@@ -6219,11 +6224,11 @@ WHACK_DEBUG = """
            none=0xfff
 """
 
-# whack's options, except those that define connections.  The columns are: name and kind of value; whether --name is
-# required (+), allowed (?) or useless (.); the releases (* all); the effects.  After a `/` follow other releases and
-# their effects.  Effects: `word` is a command, or a member to set to 1; `word=N` sets a member, `word|N` sets bits of
-# it, and both give the command of that name if there is one; `*` stands for the option's value; `$word` is a string;
-# `@word` is the group of members that holds an address.
+# whack's options, except those that define connections.  The columns are: name and kind of value; whether
+# --name is required (+), allowed (?) or useless (.); the releases (* all); the effects.  After a `/` follow
+# other releases and their effects.  Effects: `word` is a command, or a member to set to 1; `word=N` sets a
+# member, `word|N` sets bits of it, and both give the command of that name if there is one; `*` stands for the
+# option's value; `$word` is a string; `@word` is the group of members that holds an address.
 WHACK_OPTIONS = """
 status                      . *         status
 shutdown                    . *         shutdown
@@ -6360,7 +6365,8 @@ class Abi(Record):
 
 
 def host_abi() -> Abi:
-    """Return the ABI of this host, assuming that libreswan was built for the same one as the Python interpreter."""
+    """Return the ABI of this host, assuming that libreswan was built for the same one as the Python
+    interpreter."""
     import struct
     try:
         time.gmtime(1 << 33)  # after 2038: fails with a time_t of 4 bytes
@@ -6371,7 +6377,8 @@ def host_abi() -> Abi:
 
 
 class Layout:
-    """The layout of struct whack_message in one release for one ABI: places of the members, and constant values."""
+    """The layout of struct whack_message in one release for one ABI: places of the members, and constant
+    values."""
 
     def __init__(self, version: tuple[int, ...], abi: Abi) -> None:
         self.members: dict[str, tuple[int, int]] = {}  # offset and size
@@ -6401,8 +6408,8 @@ class Layout:
 
 
 def buffer_size(text: str) -> int:
-    """Parse the size of a UDP buffer (`8Ki`, `60000`) as whack of 5.3 and later does; return bytes.  Raises ValueError.
-    """
+    """Parse the size of a UDP buffer (`8Ki`, `60000`) as whack of 5.3 and later does; return bytes.  Raises
+    ValueError."""
     digits = text.rstrip("KiB")
     unit = text[len(digits):]
     count = int(digits)
@@ -6455,7 +6462,8 @@ class Request:
         self._write(*self.layout.members[member], value)
 
     def option(self, name: str, value: str = "") -> None:
-        """Apply the effects of --name=value.  Raises Failure if the release lacks the option, or for a wrong value."""
+        """Apply the effects of --name=value.  Raises Failure if the release lacks the option, or for a wrong
+        value."""
         effects = self._effects(name)
         self.given[name] = value
         try:
@@ -6592,7 +6600,8 @@ class Request:
         return next(int(number, 0) for releases, number in table_rows(WHACK_MAGIC) if covers(releases, self.version))
 
     def _packed_strings(self) -> bytes:
-        """Return the strings that follow the struct; from 5.0 on, also write their lengths into the struct."""
+        """Return the strings that follow the struct; from 5.0 on, also write their lengths into the
+        struct."""
         slots = next(row[1:] for row in table_rows(WHACK_STRINGS) if covers(row[0], self.version))
         packed = b""
         for slot in slots:
@@ -6614,7 +6623,8 @@ class Request:
 
 # --- whack's command line and what pluto answers ----------------------------------------------------------------------
 
-# Options that are not part of the message.  The last three exist only here; libreswan's whack does not have them.
+# Options that are not part of the message.  The last three exist only here; libreswan's whack does not have
+# them.
 WHACK_OWN_OPTIONS = ("ctlsocket=FILE", "rundir=DIR", "ctlbase=DIR", "xauthname=NAME", "xauthuser=NAME",
                      "xauthpass=PASSWORD", "help", "version", "xauthpass-file=FILE", "timeout=SECONDS", "native")
 XAUTH_ROOM = 128  # XAUTH_MAX_NAME_LENGTH and XAUTH_MAX_PASS_LENGTH of whack.h
@@ -6623,8 +6633,9 @@ XAUTH_ROOM = 128  # XAUTH_MAX_NAME_LENGTH and XAUTH_MAX_PASS_LENGTH of whack.h
 def whack_words(words: Sequence[str], refusal: int = NO_PLUTO) -> list[tuple[str, str]]:
     """Parse a whack command line; return the options in order, each with its value.
 
-    As with getopt_long(3), an unambiguous beginning of an option is enough, and the word after an option that takes a
-    value is always its value, even if it looks like an option.  Raises Failure with the status `refusal`.
+    As with getopt_long(3), an unambiguous beginning of an option is enough, and the word after an option that
+    takes a value is always its value, even if it looks like an option.  Raises Failure with the status
+    `refusal`.
     """
     metavars = whack_metavars()
     options = []
@@ -6646,7 +6657,8 @@ def whack_words(words: Sequence[str], refusal: int = NO_PLUTO) -> list[tuple[str
 
 
 def whack_metavars() -> dict[str, str]:
-    """Return the names of the built-in whack's options, each with the kind of its value; empty if it takes none."""
+    """Return the names of the built-in whack's options, each with the kind of its value; empty if it takes
+    none."""
     options = [row[0] for row in table_rows(WHACK_OPTIONS)] + list(WHACK_OWN_OPTIONS)
     return {name: metavar for name, _, metavar in (option.partition("=") for option in options)}
 
@@ -6667,8 +6679,8 @@ def whack_option(beginning: str, names: Collection[str], refusal: int) -> str:
 class Replies:
     """Handles pluto's reply lines as the whack of one release does: text to print, prompts, exit status.
 
-    Up to 4.15 the last error gives the exit status, unless a line with a success follows; from 5.0 the first error
-    gives it.
+    Up to 4.15 the last error gives the exit status, unless a line with a success follows; from 5.0 the first
+    error gives it.
     """
 
     def __init__(self, version: tuple[int, ...], *, lenient: bool = False, asynchronous: bool = False) -> None:
@@ -6716,8 +6728,8 @@ class Replies:
 def xauth_answer(host: Host, options: Mapping[str, str], what: str) -> bytes:
     """Return the XAUTH user name or password (`what`), with a NUL at its end, as pluto expects it.
 
-    It comes from the command line or a file, or is asked for on the terminal.  Raises Failure if it is too long, or if
-    there is no terminal.
+    It comes from the command line or a file, or is asked for on the terminal.  Raises Failure if it is too
+    long, or if there is no terminal.
     """
     text = options.get("xauthpass" if what == "password" else "username")
     if text is None and what == "password" and "xauthpass-file" in options:
@@ -6735,7 +6747,8 @@ def xauth_answer(host: Host, options: Mapping[str, str], what: str) -> bytes:
 
 
 def loaded_names(host: Host, timeout: float | None) -> list[str]:
-    """Return the names of the connections that pluto has loaded, without instances.  Raises NoPluto, TimedOut."""
+    """Return the names of the connections that pluto has loaded, without instances.  Raises NoPluto,
+    TimedOut."""
     names = (line[1:].partition('"')[0] for line in pluto_status(host, timeout) if line.startswith('"'))
     return list(dict.fromkeys(names))
 
@@ -6748,11 +6761,12 @@ def is_question(name: str) -> bool:
 
 def native_whack(host: Host, words: Sequence[str], *, timeout: float | None = None,
                  wait: Callable[[bytes], float | None] | None = None) -> int:
-    """Run the whack command line `words` without libreswan's whack; return whack's exit status.  Raises Failure.
+    """Run the whack command line `words` without libreswan's whack; return whack's exit status.  Raises
+    Failure.
 
-    If `timeout` is None, a request that waits for a peer (initiate, route, terminate, rekey) has no time limit, and any
-    other request has PLUTO_TIMEOUT.  `wait` is called with each reply line, and returns the seconds allowed for the
-    rest of the reply, or None to keep the present limit.
+    If `timeout` is None, a request that waits for a peer (initiate, route, terminate, rekey) has no time
+    limit, and any other request has PLUTO_TIMEOUT.  `wait` is called with each reply line, and returns the
+    seconds allowed for the rest of the reply, or None to keep the present limit.
     """
     installed = host.libreswan_version()
     pairs = whack_words(words, refusal_status(leading_version(installed)) if installed else NO_PLUTO)
@@ -6783,7 +6797,8 @@ def native_whack(host: Host, words: Sequence[str], *, timeout: float | None = No
 
 
 def must_name_each(host: Host, names: Collection[str], timeout: float | None) -> bool:
-    """Return True for a request for all connections that pluto 5.4 accepts only for a named one (ENDS_WITHOUT_NAME).
+    """Return True for a request for all connections that pluto 5.4 accepts only for a named one
+    (ENDS_WITHOUT_NAME).
 
     Raises NoPluto, TimedOut.
     """
@@ -6818,8 +6833,8 @@ def pluto_lines(host: Host, *words: str, timeout: float | None = PLUTO_TIMEOUT,
                 pluto: Pluto | None = None) -> Iterator[str]:
     """Yield the lines of pluto's reply to a whack command line as they arrive, without codes.
 
-    If `pluto` is None, pluto is asked for its version first.  If its release is unknown, the installed whack makes the
-    request.  The first next() or a later one raises NoPluto, TimedOut or Failure.
+    If `pluto` is None, pluto is asked for its version first.  If its release is unknown, the installed whack
+    makes the request.  The first next() or a later one raises NoPluto, TimedOut or Failure.
     """
     options = whack_words(words)
     if options not in ([("status", "")], [("shutdown", "")]):
@@ -6855,10 +6870,11 @@ def parse_seconds(text: str) -> float:
 def show_replies(host: Host, message: bytes, version: tuple[int, ...] | None, options: Mapping[str, str],
                  timeout: float | None, *, lenient: bool = False, must_speak: bool = False,
                  wait: Callable[[bytes], float | None] | None = None) -> int:
-    """Send the message, print pluto's replies and answer its prompts; return whack's exit status.  Raises Failure.
+    """Send the message, print pluto's replies and answer its prompts; return whack's exit status.  Raises
+    Failure.
 
-    If `version` is None, lines are buffered until the line with pluto's version arrives.  With `must_speak`, an empty
-    reply means that the connection is unknown: pluto up to 4.15 reports it in no other way.
+    If `version` is None, lines are buffered until the line with pluto's version arrives.  With `must_speak`,
+    an empty reply means that the connection is unknown: pluto up to 4.15 reports it in no other way.
     """
     asynchronous = "asynchronous" in options
     replies = Replies(version or version_key(RELEASES[-1]), lenient=lenient, asynchronous=asynchronous)
@@ -6950,7 +6966,8 @@ def key_end(text: str) -> int:
 
 
 def status_fields(text: str) -> dict[str, str] | None:
-    """Parse `a: b; c=d, e:f;`, the details of a connection, into a dictionary; return None for a text of another form.
+    """Parse `a: b; c=d, e:f;`, the details of a connection, into a dictionary; return None for a text of
+    another form.
 
     A piece without a key continues the value before it, as in `dns:192.0.2.1, 192.0.2.2`.
     """
@@ -7008,7 +7025,8 @@ def id_fields(text: str) -> dict[str, str] | None:
 
 
 def count_of(text: str) -> int | None:
-    """Parse a count (`168B!`, `2^63`, `#2`, `540s`, `-1s`); return None if the text is not a number, or is rounded."""
+    """Parse a count (`168B!`, `2^63`, `#2`, `540s`, `-1s`); return None if the text is not a number, or is
+    rounded."""
     if text.isdigit() and text.isascii() and len(text) <= 20:  # nearly always
         return int(text)
     digits = text.lstrip("#").rstrip("!")
@@ -7023,7 +7041,8 @@ def count_of(text: str) -> int | None:
 
 
 def rounded_bytes(text: str) -> int | None:
-    """Return the approximate bytes of a rounded count (`4KB`, `2KiB`, `30MB`), or None if the text is not one."""
+    """Return the approximate bytes of a rounded count (`4KB`, `2KiB`, `30MB`), or None if the text is not
+    one."""
     text = text.rstrip("!").replace("iB", "B")
     digits = text.rstrip("BKMGTPE")
     unit = text[len(digits):]
@@ -7033,7 +7052,8 @@ def rounded_bytes(text: str) -> int | None:
 
 
 def find_outside(text: str, mark: str, start: int = 0) -> int:
-    """Return the place of the first `mark` outside square brackets, which enclose IDs; -1 if there is none."""
+    """Return the place of the first `mark` outside square brackets, which enclose IDs; -1 if there is
+    none."""
     place = text.find(mark, start)
     while place >= 0 and text.count("[", 0, place) > text.count("]", 0, place):
         place = text.find(mark, place + 1)
@@ -7041,7 +7061,8 @@ def find_outside(text: str, mark: str, start: int = 0) -> int:
 
 
 def split_topology(body: str) -> tuple[str, str, str] | None:
-    """Split `LOCAL...REMOTE; REST`, the first line of a connection; return None if the line has another form."""
+    """Split `LOCAL...REMOTE; REST`, the first line of a connection; return None if the line has another
+    form."""
     middle = find_outside(body, "...")
     end = find_outside(body, ";", middle) if middle >= 0 else -1
     if end < 0:
@@ -7050,7 +7071,8 @@ def split_topology(body: str) -> tuple[str, str, str] | None:
 
 
 def plain_end(text: str, is_remote: bool) -> dict[str, Any] | None:
-    """Parse the usual form of an end: `NETWORK===ADDRESS[ID]` with IPv4, or `ADDRESS[ID]===NETWORK` if it is remote.
+    """Parse the usual form of an end: `NETWORK===ADDRESS[ID]` with IPv4, or `ADDRESS[ID]===NETWORK` if it is
+    remote.
 
     Return None for another form, which read_end() then parses: this function is its short cut for speed.
     """
@@ -7089,7 +7111,8 @@ def read_end(text: str, is_remote: bool) -> dict[str, Any]:
 
 
 def split_client(text: str, is_remote: bool) -> tuple[str, str]:
-    """Return `HOST[ID]` and the client of `CLIENT===HOST[ID]---NEXTHOP`, or of its mirror image if it is remote."""
+    """Return `HOST[ID]` and the client of `CLIENT===HOST[ID]---NEXTHOP`, or of its mirror image if it is
+    remote."""
     client = ""
     mark = find_outside(text, "===")
     if mark >= 0 and is_remote:
@@ -7133,11 +7156,12 @@ def split_protoport(client: str) -> tuple[str, str]:
 
 
 def split_instance(text: str) -> tuple[str, str | None, str | None, str | None, str] | None:
-    """Parse the text behind a connection's quoted name: instance, remote address, local client, remote client, rest.
+    """Parse the text behind a connection's quoted name: instance, remote address, local client, remote
+    client, rest.
 
     After the instance (`[1]`) come an address and clients in one of these forms, or nothing: `192.0.2.1`,
-    `...192.0.2.1`, `10.0.10.1/32=== ...192.0.2.1`, `...192.0.2.1===10.0.10.1/32`.  The rest begins with `,`, `:` or a
-    blank.  Return None if the text has another form.
+    `...192.0.2.1`, `10.0.10.1/32=== ...192.0.2.1`, `...192.0.2.1===10.0.10.1/32`.  The rest begins with `,`,
+    `:` or a blank.  Return None if the text has another form.
     """
     end = 0
     while text.startswith("[", end):
@@ -7170,7 +7194,8 @@ def split_instance(text: str) -> tuple[str, str | None, str | None, str | None, 
 
 
 def has_ipsec_sa(connection: Mapping[str, Any]) -> bool | None:
-    """Return whether a connection has an IPsec SA, from its serial number or else its routing; None if unknown."""
+    """Return whether a connection has an IPsec SA, from its serial number or else its routing; None if
+    unknown."""
     if connection["child_sa"] is not None:
         return True
     routing = connection["routing"] or ""
@@ -7183,10 +7208,10 @@ class StatusReader:
     """Parses the replies to status and list requests into data (ipsec_status(8), JSON).
 
     The text is parsed by its form, not by the release.  A line of an unknown form goes to `unparsed`.
-    `takers` maps kinds of entries (`connections`, `states`, `traffic`) to functions.  Entries of these kinds are not
-    stored, since there may be many; each is passed to the function when it is complete.
-    `exact` has the entries of trafficstatus by serial number, with exact bytes and times.
-    Facts: show_status() and the functions that it calls, 3.25 to 5.4.
+    `takers` maps kinds of entries (`connections`, `states`, `traffic`) to functions.  Entries of these kinds
+    are not stored, since there may be many; each is passed to the function when it is complete.  `exact` has
+    the entries of trafficstatus by serial number, with exact bytes and times.  Facts: show_status() and the
+    functions that it calls, 3.25 to 5.4.
     """
 
     def __init__(self, takers: Mapping[str, Callable[[dict[str, Any]], None]] | None = None,
@@ -7431,7 +7456,8 @@ class StatusReader:
         return False
 
     def _state_of(self, key: dict[str, Any]) -> dict[str, Any]:
-        """Return the entry of the state with that serial number, which is a new one unless it is being read."""
+        """Return the entry of the state with that serial number, which is a new one unless it is being
+        read."""
         state = self._states.get(key["serial"])
         if state is None:
             traffic = self._exact.get(key["serial"], {})
@@ -7526,7 +7552,8 @@ class StatusReader:
 
     @staticmethod
     def _spis(spis: list[dict[str, str]], text: str) -> None:
-        # esp.1234abcd@192.0.2.2 esp.2234abcd@192.0.2.1: for each protocol the outbound SPI first, then the inbound one
+        # esp.1234abcd@192.0.2.2 esp.2234abcd@192.0.2.1: for each protocol the outbound SPI first, then the
+        # inbound one
         for word in text.split():
             protocol, dot, place = word.partition(".")
             spi, at, address = place.partition("@")
@@ -7562,7 +7589,8 @@ class StatusReader:
 
 
 def exact_traffic(host: Host, timeout: float) -> dict[int, dict[str, Any]]:
-    """Return the entries of trafficstatus by serial number; none if pluto does not answer, which the caller reports."""
+    """Return the entries of trafficstatus by serial number; none if pluto does not answer, which the caller
+    reports."""
     try:
         traffic = StatusReader().read(pluto_lines(host, "--trafficstatus", timeout=timeout))["traffic"]
     except (Failure, OSError):
@@ -17628,43 +17656,133 @@ def why_command(host: Host, args: Args) -> int:
     return LSB_UNKNOWN if "SKIP" in levels else OK
 
 
-# --- pluto: whack, auto, status and the words of 5.x ------------------------------------------------------------------
+# --- pluto: whack, auto, status and the commands of 5.x ---------------------------------------------------------------
 
-# What is done with a connection: loaded first or not, then whack's option
+# For each operation on a connection: whether to load it first, and then whack's option
 OPERATIONS = {"up": (False, "--initiate"), "down": (False, "--terminate"), "route": (False, "--route"),
               "unroute": (False, "--unroute"), "delete": (False, "--delete"), "add": (True, ""), "replace": (True, ""),
               "start": (True, "--initiate"), "ondemand": (True, "--route")}
-# Requests that older releases lack: since when they are there, and which lines of the status answer them before
+# Requests that older releases lack: the first release that has each, and the beginnings of the lines of the
+# full status that answer it in earlier releases
 SINCE: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
     "--connectionstatus": ((5, 0), ('"',)), "--briefconnectionstatus": ((5, 0), ('"',)),
     "--showstates": ((4, 0), ("#",)),
     "--briefstatus": ((3, 28), ("State Information", "IKE SAs", "IPsec SAs"))}
-
-
-# Requests whose rounded bytes --json replaces by the exact bytes of trafficstatus
+# Requests for which --json also asks for trafficstatus, because they show rounded bytes
 WITH_TRAFFIC = frozenset(("--status", "--showstates", "--connectionstatus"))
 
 
 def connection_names(host: Host) -> list[str]:
-    """Return the names and aliases of the connections in the file, then the names of those that pluto has."""
-    # standard input is left to addconn
-    conns = Config(host).conns() if host.conf != "-" else []
+    """Return the names and aliases of the connections in ipsec.conf, then the names of those that pluto has
+    loaded."""
+    conns = Config(host).conns() if host.conf != "-" else []  # `-` is standard input, which addconn reads
     names = [name for conn in conns for name in (conn.name, *conn.get("connalias").split())]
     try:
         names += [line.split('"')[1] for line in list(pluto_status(host, ANSWER_TIME)) if line.startswith('"')]
     except (Failure, OSError):
-        return names  # pluto does not answer, and other messages say so
+        return names  # pluto does not answer; the caller reports that
     return list(dict.fromkeys(names))
 
 
 def no_connection(host: Host, name: str, where: str = "") -> str:
-    """Return the message for a name that no connection has, with the name that may be meant."""
+    """Return the error message for an unknown connection; it suggests a similar name if there is one."""
     hint = suggest(name, connection_names(host))
     return f"no connection named {quote(name)}{where}{f' ({hint})' if hint else ''}"
 
 
+# What pluto waits for, by words in its last line about a negotiation; the first match counts
+UP_STEPS = (
+    (("initiating IKE_AUTH", "sent IKE_AUTH", "sent v2I2", "sent Main Mode I3", "sent MI3"),
+     "the peer to authenticate"),
+    (("sent Main Mode I2", "sent MI2"), "the peer's key exchange"),
+    (("Quick Mode", "STATE_QUICK", "CREATE_CHILD_SA", "ISAKMP SA established"),
+     "the peer to accept the IPsec SA"),
+    (("initiating", "sent IKE_SA_INIT", "sent v2I1", "STATE_MAIN_I1", "STATE_AGGR_I1", "Main Mode",
+      "Aggressive Mode"), "the peer's first answer"))
+UP_TICK = 1.0  # seconds without output before the progress line appears, and between its updates
+
+
+class UpProgress:
+    """The progress line of `up` on a terminal: what pluto waits for, and for how long.  A context manager.
+
+    A timer draws the line when pluto has sent nothing for a second.  It is erased before other output and at
+    the end.
+    """
+
+    def __init__(self, host: Host, name: str) -> None:
+        self.host = host
+        self.name = name
+        self.is_possible = is_terminal(sys.stdout) and is_terminal(sys.stderr) and (
+            host.env.get("TERM", "dumb") != "dumb")
+        self._step = "pluto"
+        self._is_repeated = False  # pluto has sent its request again
+        self._is_prompt = False  # the user types a password
+        self._is_drawn = False
+        self._since = time.monotonic()
+        self._undo: Callable[[], object] | None = None
+
+    def __enter__(self) -> UpProgress:
+        if self.is_possible:
+            import signal
+            handler = signal.signal(signal.SIGALRM, lambda *_: self._draw())
+            self._undo = lambda: signal.signal(signal.SIGALRM, handler)
+            self._set_timer(UP_TICK)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._undo:
+            self._set_timer(0.0)
+            self._undo()
+            self._erase()
+
+    def take(self, output: bytes) -> None:
+        """Make room for output, which the caller prints next, and learn from it what pluto waits for."""
+        if not self._undo or not output:
+            return
+        self._set_timer(UP_TICK)
+        self._erase()
+        for line in decode(output).splitlines():
+            self._is_prompt = "prompt for" in line
+            self._is_repeated = self._is_repeated or "retransmission" in line
+            step = next((step for words, step in UP_STEPS if any(word in line for word in words)), self._step)
+            if step != self._step:
+                self._step, self._is_repeated = step, False
+
+    @staticmethod
+    def _set_timer(seconds: float) -> None:
+        import signal
+        signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
+
+    def _draw(self) -> None:
+        if self._is_prompt:
+            return
+        repeated = "; the request is repeated" if self._is_repeated else ""
+        seconds = int(time.monotonic() - self._since)
+        text = f"{self.name} ({seconds} s): waiting for {self._step}{repeated}"
+        text = printable(text)[:self.host.columns - 1]
+        if self.host.colour:
+            text = f"\x1b[2m{text}\x1b[0m"
+        self._write(f"\r{text}\x1b[K")
+        self._is_drawn = True
+
+    def _erase(self) -> None:
+        if self._is_drawn:
+            self._write("\r\x1b[K")
+            self._is_drawn = False
+
+    @staticmethod
+    def _write(text: str) -> None:
+        try:
+            write_all(2, encode(text))
+        except OSError:
+            pass  # the terminal is gone; the output that follows reports that
+
+
 class Teller:
-    """Runs whack and addconn for one command line, libreswan's or our own, or only shows them."""
+    """Runs whack and addconn for one command line, or only shows them (--dry-run).
+
+    `compiled` is the path of libreswan's whack, or empty if the built-in whack is used.
+    """
 
     def __init__(self, host: Host, args: Args) -> None:
         self.host = host
@@ -17675,26 +17793,34 @@ class Teller:
         native = args.flag("--native") or host.env.get("IPSEC_WHACK") == "native" or not host.executable(whack)
         self.compiled = "" if native else whack
 
-    def _shown(self, program: str, words: Sequence[str]) -> bool:
+    def _shows(self, program: str, words: Sequence[str]) -> bool:
+        """Print the command line and return True if the user asked for --dry-run."""
         if self.args.flag("--dry-run"):
             self.host.print(shell_words(["ipsec", program, *words]))
         return self.args.flag("--dry-run")
 
     def whack(self, *words: str, timeout: float | None = None) -> int:
-        """Run whack with the words; its status.  With compiled whack and no timeout this is the last that we do."""
+        """Run whack with the words; return its exit status.
+
+        Without a timeout, libreswan's whack replaces this process if it can (exec).
+        """
         words = ("--ctlsocket", self.host.ctlsocket, *words)
-        if self._shown("whack", words):
+        if self._shows("whack", words):
             return OK
         if not self.compiled:
             return native_whack(self.host, words, timeout=timeout)
         if "--terminate" in words or "--delete" in words:
-            return self._listened(words)
+            return self._end_connection(words)
         if timeout is None:
             self.host.exec(self.compiled, words)
         return self.host.call([self.compiled, *words], timeout=timeout)
 
-    def _listened(self, words: Sequence[str]) -> int:
-        # up to 4.15 silence is all that an unknown connection gets, and all that some known ones get, with status 0
+    def _end_connection(self, words: Sequence[str]) -> int:
+        """Run libreswan's whack to terminate or delete a connection; return its exit status.
+
+        Up to 4.15 whack prints nothing and exits 0 if the connection is unknown, and in some cases also if it
+        is known.  Then pluto is asked for it.  Raises Failure(UNKNOWN_NAME).
+        """
         name = words[words.index("--name") + 1]
         is_old = (self.host.libreswan_version() or "").startswith(("3.", "4."))
         known = has_connection(self.host, name) if is_old and "--delete" in words else None
@@ -17706,10 +17832,11 @@ class Teller:
             known = has_connection(self.host, name) if "--terminate" in words else known
             if known is False:
                 raise Failure(f"ipsec whack: {no_connection(self.host, name)}", UNKNOWN_NAME)
-        return self._known(name, ran.status)
+        return self._with_suggestion(name, ran.status)
 
-    def _known(self, name: str, status: int) -> int:
-        """Return whack's status for a request about a connection; say which one may be meant if pluto has none."""
+    def _with_suggestion(self, name: str, status: int) -> int:
+        """Return the status; if it means that the connection is unknown, suggest a similar name on standard
+        error."""
         if status in (UNKNOWN_NAME, NOT_ROUTED):
             names = connection_names(self.host)
             if name not in names and (hint := suggest(name, names)):
@@ -17717,50 +17844,70 @@ class Teller:
         return status
 
     def bring_up(self, name: str, words: Sequence[str]) -> int:
-        """Have pluto negotiate a connection and wait for the outcome; return OK only if it is up.
+        """Make pluto negotiate a connection and wait for the outcome; return OK only if it is up.
 
-        Otherwise tell why on standard error, and return whack's status, or ERROR if that is 0.
+        If it is not, print the cause to standard error, and return whack's exit status, or ERROR if that is
+        0.
         """
         words = ("--ctlsocket", self.host.ctlsocket, *words)
-        if self._shown("whack", words):
+        if self._shows("whack", words):
             return OK
         limit = parse_seconds(self.args.value("--timeout")) if self.args.flag("--timeout") else None
         wait: UpWait = load_part("UpWait")(limit)
-        if self.host.conf == "-":  # addconn has read it, and it can't be read again
+        if self.host.conf == "-":  # addconn has read standard input to its end
             self.host.conf = DEFAULT_CONF
         try:
-            status = self._negotiate(words, limit, wait)
-            if status == OK and not wait.lines and self._waits_to_retry(name):
-                self._take_down(name)
-                status = self._negotiate(words, limit, wait)
+            with UpProgress(self.host, name) as progress:
+                status = self._negotiate(words, limit, wait, progress)
+                if status == OK and not wait.lines and self._waits_to_retry(name):
+                    self._take_down(name)
+                    status = self._negotiate(words, limit, wait, progress)
         except KeyboardInterrupt:
             self._take_down(name)
             raise
         if status == OK and wait.established and not wait.cause:
             return OK
+        return self._explain_failure(name, status, wait)
+
+    def _explain_failure(self, name: str, status: int | None, wait: UpWait) -> int:
+        """Print why a connection did not come up, and take it down if the user wants that; return the exit
+        status.
+
+        Print nothing if it is up after all, or if it is of a kind that has no IPsec SA.  `status` is whack's,
+        None if it did not end in time.
+        """
         doctor: Doctor = load_part("Doctor")(self.host, 10.0)
         doctor.said = wait.lines
-        found = doctor.diagnose(name)
-        if found.state == "up":
+        diagnosis = doctor.diagnose(name)
+        if diagnosis.state == "up":
             return status or OK
         conn = doctor.conn(name)
-        if status == OK and not wait.cause and (found.state in ("waiting", "unknown") or (conn and is_shunt(conn))):
-            return OK  # a template, a group or a shunt has no IPsec SA of its own
+        has_no_sa = diagnosis.state in ("waiting", "unknown") or (conn and is_shunt(conn))  # template, group, shunt
+        if status == OK and not wait.cause and has_no_sa:
+            return OK
         self.host.flush()
-        for line in load_part("diagnosis_lines")(found):
+        for line in load_part("diagnosis_lines")(diagnosis):
             sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
-        gives_up = self.args.flag("--once") or (limit is not None and not self.args.flag("--keep-trying"))
-        if gives_up and found.cause != "pluto-down" and found.state != "not loaded":
-            self._take_down(name)
+        gives_up = self.args.flag("--timeout") and not self.args.flag("--keep-trying")
+        if gives_up or self.args.flag("--once"):
+            if diagnosis.cause != "pluto-down" and diagnosis.state != "not loaded":
+                self._take_down(name)
         return status or ERROR
 
-    def _negotiate(self, words: Sequence[str], limit: float | None, wait: UpWait) -> int | None:
-        """Run whack and return its status, or None if this program stopped waiting for it.  Raises Failure."""
+    def _negotiate(self, words: Sequence[str], limit: float | None, wait: UpWait,
+                   progress: UpProgress) -> int | None:
+        """Run whack until it ends or `wait` stops it; return its exit status, None if it was stopped.  Raises
+        Failure."""
+
+        def take(output: bytes) -> float | None:
+            progress.take(output)
+            return wait.take(output)
+
         if self.compiled:
-            return self.host.relay([self.compiled, *words], wait.take)
+            return self.host.relay([self.compiled, *words], take)
         try:
-            return native_whack(self.host, words, timeout=limit, wait=wait.take)
+            return native_whack(self.host, words, timeout=limit, wait=take)
         except TimedOut:
             return None
         except NoPluto as failure:
@@ -17768,20 +17915,21 @@ class Teller:
             return failure.status
 
     def _waits_to_retry(self, name: str) -> bool:
-        """Return whether a connection is down of which pluto 4.x said nothing: it waits until it tries again by itself.
-        """
+        """Return True if a connection is down, after whack ended without output: pluto 4.x waits before its
+        next attempt."""
         try:
             return self._state(name) == "down"
         except (Failure, OSError):
             return False
 
     def _state(self, name: str) -> str:
-        """Return the state of a connection as Diagnosis has it.  Raises NoPluto, TimedOut, PermissionError."""
-        told = load_part("Doctor")(self.host, 5.0).told(name)
-        return connection_state(told) if told else "not loaded"
+        """Return the state of a connection, a word of Diagnosis.  Raises NoPluto, TimedOut,
+        PermissionError."""
+        entries = load_part("Doctor")(self.host, 5.0).told(name)
+        return connection_state(entries) if entries else "not loaded"
 
     def _take_down(self, name: str) -> None:
-        """End what pluto tries with a connection, unless it is up; say so if that fails."""
+        """Make pluto give up a connection unless it is up.  Print a warning if that fails."""
         try:
             if self._state(name) == "up":
                 return
@@ -17795,13 +17943,13 @@ class Teller:
             self.host.warn(f"up: {quote(name)} was not taken down: {error_text(error)}")
 
     def load(self, *words: str) -> int:
-        """Have connections loaded by addconn (5.4: add); its status.  Raises Missing."""
+        """Load connections with libreswan's addconn (5.4: add); return its exit status.  Raises Missing."""
         host = self.host
         program = next((name for name in ("addconn", "add") if host.executable(os.path.join(host.execdir, name))), "")
         if host.conf != "/etc/ipsec.conf":
             words = ("--config", host.conf if host.conf == "-" else os.path.abspath(host.conf), *words)
         words = ("--ctlsocket", host.ctlsocket, *(["--verbose"] if self.args.flag("--verbose") else ()), *words)
-        if self._shown(program or "addconn", words):
+        if self._shows(program or "addconn", words):
             return OK
         if not program and "--checkconfig" in words:
             own_reader(host, Args(), "checkconfig")
@@ -17820,9 +17968,11 @@ class Teller:
         return self._load_status(words[-1], ran)
 
     def _load_status(self, name: str, ran: Ran) -> int:
-        """Return the status of addconn for a connection, and print the cause of a failure that addconn does not print.
+        """Return the exit status for addconn's result, and print the cause of a failure if addconn did not
+        print it.
 
-        ERROR if addconn exits 0 for a connection that it can't load, NO_PLUTO if it finds no pluto.
+        It is addconn's own status, but ERROR if addconn exits 0 for a connection that it can't load, and
+        NO_PLUTO if pluto is not running.
         """
         host, output = self.host, ran.text + decode(ran.err)
         if ran.status == UNKNOWN_NAME:
@@ -17835,48 +17985,63 @@ class Teller:
         elif f"conn {name} did not load properly" in output:
             return ran.status or ERROR
         elif ran.status in range(20, 100) and "failed to add connection" not in output:
-            # pluto's reason, which addconn up to 4.15 keeps to itself
+            # addconn up to 4.15 does not print pluto's reason
             host.warn(f"add: pluto refuses connection {quote(name)}; the reason is in its log: "
                       "ipsec barf --section plog")
         return ran.status
 
     def operate(self, operation: str, name: str) -> int:
-        """up, down, add… a connection; the status of the first step that fails.  Raises Failure."""
+        """Do one of OPERATIONS with a connection; return the exit status of the first step that fails.
+        Raises Failure."""
         loads, action = OPERATIONS[operation]
         if not name:
             raise Failure(f"ipsec {operation}: the name of the connection is empty", USAGE)
         if loads:
             if operation == "replace" and (self.host.libreswan_version() or "").startswith(("3.", "4.")):
-                try:  # 5.x replaces by itself; that there was none is fine
-                    self.whack("--name", name, "--delete")
-                except Failure as failure:
-                    if failure.status != UNKNOWN_NAME:
-                        raise
+                self._forget(name)  # from 5.0 on, loading a connection replaces the loaded one
             status = self.load(*(("--", name) if name.startswith("-") else (name,)))
             if status or not action:
                 return status
-        words = ["--asynchronous"] if self.args.value("--asynchronous", "no") != "no" else []
-        words += ["--name", name, action]
-        if self.args.flag("--remote-host") and action == "--initiate":
-            words += ["--remote-host", self.args.value("--remote-host")]
-        if action == "--initiate" and "--asynchronous" not in words:
-            return self.bring_up(name, words)
+        words = ["--name", name, action]
+        is_asynchronous = self.args.value("--asynchronous", "no") != "no"
+        if is_asynchronous:
+            words.insert(0, "--asynchronous")
+        if action == "--initiate":
+            if self.args.flag("--remote-host"):
+                words += ["--remote-host", self.args.value("--remote-host")]
+            if not is_asynchronous:
+                return self.bring_up(name, words)
         if self.compiled and action in ("--route", "--unroute") and not self.args.flag("--dry-run"):
-            return self._known(name, self.host.call([self.compiled, "--ctlsocket", self.host.ctlsocket, *words]))
+            status = self.host.call([self.compiled, "--ctlsocket", self.host.ctlsocket, *words])
+            return self._with_suggestion(name, status)
         return self.whack(*words)
 
+    def _forget(self, name: str) -> None:
+        """Make pluto delete a connection if it has loaded it.  Raises Failure."""
+        try:
+            self.whack("--name", name, "--delete")
+        except Failure as failure:
+            if failure.status != UNKNOWN_NAME:
+                raise
+
     def ask(self, *words: str) -> int:
-        """Show what pluto answers to a request that it should answer soon, as text or as --json."""
+        """Print pluto's reply to a request that needs no peer, as text or, with --json, as data; return the
+        exit status.
+
+        A request that pluto's release lacks is answered from its full status.
+        """
         timeout = parse_seconds(self.args.value("--timeout", "60"))
-        since, marks = SINCE.get(words[-1], ((), ()))
+        since, beginnings = SINCE.get(words[-1], ((), ()))
         lines: Iterator[str] | None = None
         if since and not self.args.flag("--dry-run"):
             pluto = probe(self.host, timeout)
             if leading_version(pluto.version) < since:
-                lines = self._of_status(words, marks, timeout)
+                lines = self._status_lines(words, beginnings, timeout)
         if self.args.flag("--json"):
             exact = exact_traffic(self.host, timeout) if words[-1] in WITH_TRAFFIC else {}
-            self._as_json(pluto_lines(self.host, *words, timeout=timeout) if lines is None else lines, exact)
+            if lines is None:
+                lines = pluto_lines(self.host, *words, timeout=timeout)
+            self._print_json(lines, exact)
             return OK
         if lines is None:
             return self.whack(*words, timeout=timeout)
@@ -17884,44 +18049,55 @@ class Teller:
             self.host.print(printable(line))
         return OK
 
-    def _as_json(self, lines: Iterator[str], exact: Mapping[int, dict[str, Any]]) -> None:
+    def _print_json(self, lines: Iterator[str], exact: Mapping[int, dict[str, Any]]) -> None:
+        """Print the JSON document of ipsec_status(8): each connection as soon as it is read, then the rest.
+
+        Nothing is printed before the first connection, so that there is no output if pluto does not answer.
+        """
         json = need("json", "--json")
-        separator = '{"connections": ['
+        opening = '{"connections": ['
+        separator = f"{opening}\n  "
 
         def show(connection: dict[str, Any]) -> None:
-            nonlocal separator
-            self.host.print(f"{separator}\n  {json.dumps(connection)}", end="")
-            separator = ","
+            nonlocal opening, separator
+            self.host.print(separator + json.dumps(connection), end="")
+            opening, separator = "", ",\n  "
 
         data = StatusReader({"connections": show}, exact).read(lines)
         del data["connections"]
-        self.host.print((separator if separator != "," else "") + "],\n" + json.dumps(data, indent=1)[2:])
+        rest = json.dumps(data, indent=1).removeprefix("{\n")
+        self.host.print(f"{opening}],\n{rest}")
 
-    def _of_status(self, words: Sequence[str], marks: tuple[str, ...], timeout: float) -> Iterator[str]:
-        wanted = words[1] if words[0] == "--name" else ""
+    def _status_lines(self, words: Sequence[str], beginnings: tuple[str, ...], timeout: float) -> Iterator[str]:
+        """Yield the lines of the full status that answer the request `words`, perhaps for one connection
+        only."""
+        name = words[1] if words[0] == "--name" else ""
         for line in pluto_status(self.host, timeout):
-            ours = not wanted or line[1:].startswith((f'{wanted}"', f"{wanted}/"))
-            if line.startswith(marks) and ours and (words[-1] != "--briefconnectionstatus" or '":   ' not in line):
+            is_detail = '":   ' in line
+            if not line.startswith(beginnings) or (is_detail and words[-1] == "--briefconnectionstatus"):
+                continue
+            if not name or line[1:].startswith((f'{name}"', f"{name}/")):
                 yield line
 
 
-@command("whack", "OPTION...", options=None, summary="send pluto a request in whack's own words",
-         details="Libreswan's whack where it is installed, unless --native comes first or IPSEC_WHACK=native.")
+@command("whack", "OPTION...", options=None, summary="send pluto a request, with whack's own options",
+         details="Runs libreswan's whack if it is installed.  The built-in whack runs otherwise, or if --native "
+                 "is the first word, or with IPSEC_WHACK=native in the environment.")
 def whack_command(host: Host, args: Args) -> int:
-    """Run `ipsec whack`; return whack's own status, 33 if pluto is not running."""
+    """Run `ipsec whack`; return whack's own exit status, 33 if pluto is not running."""
     words = args.operands
-    dry_run = words[:1] == [DRY_RUN_OPTION.key]  # `ipsec --dry-run whack …`; whack itself has no such option
-    words = words[1:] if dry_run else words
+    dry_run = words[:1] == [DRY_RUN_OPTION.key]  # from `ipsec --dry-run whack …`; whack itself has no such option
+    if dry_run:
+        words = words[1:]
     compiled = Teller(host, Args()).compiled
-    values = {row[0].partition("=")[0]: "=" in row[0] for row in table_rows(WHACK_OPTIONS)}
-    values.update((option.partition("=")[0], "=" in option) for option in WHACK_OWN_OPTIONS)
+    metavars = whack_metavars()
     given = set()
-    rest = list(reversed(words))
-    while rest:
-        name, equals, _ = rest.pop().partition("=")
+    rest = iter(words)
+    for word in rest:
+        name, equals, _ = word.partition("=")
         given.add(name)
-        if values.get(name[2:]) and not equals and rest:
-            rest.pop()  # a value is a value, whatever it looks like
+        if metavars.get(name[2:]) and not equals:
+            next(rest, "")  # the value of the option, even if it looks like an option
     if "--ctlsocket" not in given:
         words = ["--ctlsocket", host.ctlsocket, *words]
     if dry_run:
@@ -17932,24 +18108,28 @@ def whack_command(host: Host, args: Args) -> int:
     host.exec(compiled, words)
 
 
-REQUESTS: dict[str, str] = {}  # whack's option of each command that is one request to pluto, by name
+REQUESTS: dict[str, str] = {}  # whack's option for each command that is one request to pluto, by the command's name
 
 
 def request_command(names: str, operand: str, request: str, summary: str) -> None:
     """Register a command that is one request to pluto; `request` is whack's option for it."""
     REQUESTS.update(dict.fromkeys(names.split(), request))
-    shows = request != "--listen" and ("status" in request or request.startswith(("--list", "--show", "--check")))
-    shaped = (UTC_OPTION, JSON_OPTION) if shows and "status" not in request else (JSON_OPTION,) if shows else ()
+    formats: tuple[Opt, ...] = ()
+    if is_question(request.removeprefix("--")):
+        formats = (JSON_OPTION,) if "status" in request else (UTC_OPTION, JSON_OPTION)
 
     @command(names, operand, summary=summary,
-             options=(CTLSOCKET_OPTION, *shaped, TIMEOUT_OPTION, NATIVE_OPTION, DRY_RUN_OPTION))
+             options=(CTLSOCKET_OPTION, *formats, TIMEOUT_OPTION, NATIVE_OPTION, DRY_RUN_OPTION))
     def run_request(host: Host, args: Args) -> int:
-        words = ["--name", args.operands[0]] if args.operands else []
-        words += ["--utc"] if args.flag("--utc") else []
+        words = []
+        if args.operands:
+            words += ["--name", args.operands[0]]
+        if args.flag("--utc"):
+            words.append("--utc")
         return Teller(host, args).ask(*words, request)
 
 
-request_command("status", "", "--status", "show all of pluto's status")
+request_command("status", "", "--status", "show pluto's full status")
 request_command("trafficstatus traffic", "[CONN]", "--trafficstatus", "show the traffic of the IPsec SAs")
 request_command("briefstatus", "", "--briefstatus", "show how many SAs there are")
 request_command("globalstatus", "", "--globalstatus", "show pluto's counters")
@@ -17957,29 +18137,29 @@ request_command("fipsstatus fips", "", "--fipsstatus", "show whether pluto is in
 request_command("shuntstatus", "", "--shuntstatus", "show the bare shunts")
 request_command("addresspoolstatus", "", "--addresspoolstatus", "show the address pools")
 request_command("connectionstatus", "[CONN]", "--connectionstatus", "show the connections")
-request_command("briefconnectionstatus", "[CONN]", "--briefconnectionstatus", "show the connections, a line each")
+request_command("briefconnectionstatus", "[CONN]", "--briefconnectionstatus", "show the connections, one line each")
 request_command("showstates statestatus", "", "--showstates", "show the states (SAs)")
 request_command("listall", "", "--listall", "list keys, secrets, certificates and CRLs")
 request_command("listpubkeys", "", "--listpubkeys", "list the public keys")
 request_command("listcerts", "", "--listcerts", "list the end certificates")
 request_command("listcacerts", "", "--listcacerts", "list the CA certificates")
 request_command("listcrls", "", "--listcrls", "list the CRLs")
-request_command("listpsks", "", "--listpsks", "list whose pre-shared secrets are loaded")
-request_command("listevents", "", "--listevents", "list the events that pluto waits for")
-request_command("checkpubkeys", "", "--checkpubkeys", "list the public keys that are or will be invalid")
+request_command("listpsks", "", "--listpsks", "list the IDs that have a pre-shared key; the keys are not shown")
+request_command("listevents", "", "--listevents", "list pluto's pending timer events")
+request_command("checkpubkeys", "", "--checkpubkeys", "list the public keys that have expired or will expire soon")
 request_command("listen ready rereadgroups", "", "--listen",
                 "make pluto rescan interfaces and reload secrets and groups")
 request_command("unlisten", "", "--unlisten", "make pluto close its interfaces")
 request_command("rereadsecrets secrets", "", "--rereadsecrets", "make pluto reload the secrets")
 request_command("rereadcerts", "", "--rereadcerts", "make pluto reload the certificates")
 request_command("rereadall", "", "--rereadall", "make pluto reload secrets, certificates and CRLs")
-request_command("fetchcrls crls", "", "--fetchcrls", "make pluto fetch CRLs")
-request_command("purgeocsp", "", "--purgeocsp", "empty pluto's cache of OCSP answers")
+request_command("fetchcrls crls", "", "--fetchcrls", "make pluto fetch the CRLs")
+request_command("purgeocsp", "", "--purgeocsp", "empty pluto's cache of OCSP responses")
 
 
 def operation_command(names: str, summary: str, options: Sequence[Opt] = CONNECTION_OPTIONS,
                       details: str = "") -> None:
-    """Register a command that does one of OPERATIONS with a connection."""
+    """Register a command that does one of OPERATIONS; the first of its names is the operation's."""
     operation = names.split()[0]
 
     @command(names, "CONN", summary=summary, options=options, details=details)
@@ -17988,55 +18168,67 @@ def operation_command(names: str, summary: str, options: Sequence[Opt] = CONNECT
 
 
 operation_command("up initiate", "negotiate a connection", (*CONNECTION_OPTIONS, *UP_OPTIONS),
-                  "Waits until the connection is up or has failed.  If it is not up, two lines on standard error tell "
-                  "why and what to do; ipsec why CONN tells more.  Ctrl-C takes it down again.\n\n"
-                  "Exit status: 0 only if the connection is up; else whack's own status, or 1.  With --asynchronous 0 "
-                  "if pluto took the request.")
+                  "Waits until the connection is up or has failed.  If it has failed, two lines on standard "
+                  "error give the cause and the next step; ipsec why CONN shows more.  Ctrl-C takes the "
+                  "connection down again.  On a terminal, a line shows what pluto is waiting for.\n\n"
+                  "Exit status: 0 if the connection is up, otherwise whack's own status, or 1.  With "
+                  "--asynchronous: 0 if pluto accepted the request.")
 operation_command("down terminate", "end the SAs of a connection")
 operation_command("route", "install a trap policy: the first packet brings the connection up")
-operation_command("unroute", "undo route")
+operation_command("unroute", "remove the trap policy of a connection")
 operation_command("delete", "make pluto forget a connection")
-operation_command("replace", "load a connection again, replacing the loaded one")
-operation_command("ondemand", "load a connection, and bring it up with the first packet")
+operation_command("replace", "reload a connection from ipsec.conf")
+operation_command("ondemand", "load a connection and install its trap policy, as add and route do")
 
 
 def pluto_start(host: Host, args: Args) -> int:
-    """`ipsec start CONN...` (options: CONNECTION_OPTIONS): load and bring up; the status of the first that fails."""
-    teller = Teller(host, args)
-    return next((status for name in args.operands if (status := teller.operate("start", name))), OK)
+    """Run `ipsec start CONN...`: load the connections and bring them up; return the status of the first that
+    fails."""
+    return operate_all(Teller(host, args), "start", args.operands)
+
+
+def operate_all(teller: Teller, operation: str, names: Sequence[str]) -> int:
+    """Do an operation with the connections in turn, and stop at the first that fails; return its exit status,
+    or OK."""
+    for name in names:
+        status = teller.operate(operation, name)
+        if status:
+            return status
+    return OK
 
 
 @command("add", "[CONN...]", summary="load connections into pluto",
-         options=(*CONNECTION_OPTIONS, Opt("--auto", "KEYWORD", "and do as auto=KEYWORD would: add, route, start"),
+         options=(*CONNECTION_OPTIONS,
+                  Opt("--auto", "KEYWORD", "add, route or start: also act as auto=KEYWORD does when pluto starts"),
                   Opt("--autoall", None, "load all connections that have auto="),
                   Opt("--checkconfig", None, "only check the configuration")))
 def add_command(host: Host, args: Args) -> int:
-    """`ipsec add`: addconn's status; the first that fails."""
+    """Run `ipsec add`; return addconn's exit status for the first connection that fails."""
     teller = Teller(host, args)
     for word in ("--checkconfig", "--autoall"):
         if args.flag(word):
             return teller.load(word)
     operations = {"": "add", "add": "add", "keep": "add", "route": "ondemand", "ondemand": "ondemand", "start": "start",
                   "up": "start"}
-    if args.value("--auto") not in operations or not args.operands:
-        raise Failure("ipsec add: " + ("--auto is add, route or start" if args.operands else "CONN is missing"), USAGE)
-    for name in args.operands:
-        status = teller.operate(operations[args.value("--auto")], name)
-        if status:
-            return status
-    return OK
+    operation = operations.get(args.value("--auto"))
+    if not args.operands:
+        raise Failure("ipsec add: CONN is missing", USAGE)
+    if operation is None:
+        raise Failure("ipsec add: --auto must be add, route or start", USAGE)
+    return operate_all(teller, operation, args.operands)
 
 
 @command("checkconfig", rescue=True, summary="check the configuration", options=PLUTO_OPTIONS)
 def checkconfig_command(host: Host, args: Args) -> int:
-    """`ipsec checkconfig`: addconn's status."""
+    """Run `ipsec checkconfig`; return addconn's exit status."""
     return Teller(host, args).load("--checkconfig")
 
 
-@command("redirect", "[CONN]", summary="send the peers of a connection, or all, to another gateway",
-         options=(CTLSOCKET_OPTION, Opt("--redirect-to", "ADDRESS,…", "where to"), NATIVE_OPTION, DRY_RUN_OPTION))
+@command("redirect", "[CONN]", summary="redirect the peers of a connection, or all peers, to another gateway",
+         options=(CTLSOCKET_OPTION, Opt("--redirect-to", "ADDRESS,…", "the other gateway"), NATIVE_OPTION,
+                  DRY_RUN_OPTION))
 def redirect_command(host: Host, args: Args) -> int:
-    """`ipsec redirect`: whack's status."""
+    """Run `ipsec redirect`; return whack's exit status."""
     if not args.flag("--redirect-to"):
         raise Failure("ipsec redirect: --redirect-to is missing", USAGE)
     name = ["--name", args.operands[0]] if args.operands else []
@@ -18046,15 +18238,15 @@ def redirect_command(host: Host, args: Args) -> int:
 AUTO_REQUESTS = {name: request for name, request in REQUESTS.items() if name in ("ready", "rereadgroups", "status")
                  or name.startswith(("reread", "list", "check", "fetch", "purge"))}
 AUTO_OPTIONS = (*CONNECTION_OPTIONS, *UP_OPTIONS, UTC_OPTION, Opt("--show", None, "ignored"),
-                Opt("--version", None, "the version"),
-                Opt("--rereadcrls --rereadcacerts --rotatecert", None, "of old releases"),
-                *(Opt(f"--{name}", None, f"as ipsec {name}") for name in (*OPERATIONS, *AUTO_REQUESTS)))
+                Opt("--version", None, "print the version of libreswan"),
+                Opt("--rereadcrls --rereadcacerts --rotatecert", None, "obsolete"),
+                *(Opt(f"--{name}", None, f"same as ipsec {name}") for name in (*OPERATIONS, *AUTO_REQUESTS)))
 
 
 @command("auto", "[CONN] [WORD]", options=AUTO_OPTIONS,
          summary="manage connections, with the syntax of libreswan 3.x and 4.x")
 def auto_command(host: Host, args: Args) -> int:
-    """`ipsec auto`: the status of the first step that fails."""
+    """Run `ipsec auto`; return the exit status of the first step that fails."""
     if args.flag("--version"):
         host.print(f"ipsec auto {host.libreswan_version() or '(none)'}")
         return OK
@@ -18066,16 +18258,23 @@ def auto_command(host: Host, args: Args) -> int:
     if not given and names and names[-1] in known:
         host.warn("auto: warning: obsolete command syntax used")
         given, names = [names[-1]], names[:-1]
-    if len(given) != 1 or len(names) != (given[0] in OPERATIONS):
-        raise Failure("ipsec auto: one operation and, but for status and lists, one connection", USAGE,
-                      "usage: ipsec auto [--asynchronous] --up|--down|--add|… CONN; see ipsec auto --help")
+    usage = "ipsec auto [--asynchronous] --up|--down|--add|… CONN, or ipsec auto --status|--listall|…"
+    if len(given) != 1:
+        problem = f"only one operation is possible, not --{', --'.join(given)}" if given else "no operation is given"
+        raise Failure(f"ipsec auto: {problem}", USAGE, f"usage: {usage}; see ipsec auto --help")
+    operation, = given
+    if operation in OPERATIONS and len(names) != 1:
+        problem = "give one connection only" if names else "CONN is missing"
+        raise Failure(f"ipsec auto: --{operation}: {problem}", USAGE, f"usage: ipsec auto --{operation} CONN")
+    if operation not in OPERATIONS and names:
+        raise Failure(f"ipsec auto: --{operation} takes no connection", USAGE, f"usage: ipsec auto --{operation}")
     teller = Teller(host, args)
-    if given[0] in OPERATIONS:
-        return teller.operate(given[0], names[0])
-    utc = ["--utc"] if args.flag("--utc") else []
-    # the auto of 3.x and 4.x lists everything before it empties the cache
-    is_old = given[0] == "purgeocsp" and (host.libreswan_version() or "").startswith(("3.", "4."))
-    return teller.ask(*utc, *(["--listall"] if is_old else []), AUTO_REQUESTS[given[0]])
+    if operation in OPERATIONS:
+        return teller.operate(operation, names[0])
+    words = ["--utc"] if args.flag("--utc") else []
+    if operation == "purgeocsp" and (host.libreswan_version() or "").startswith(("3.", "4.")):
+        words.append("--listall")  # the auto of 3.x and 4.x lists everything first
+    return teller.ask(*words, AUTO_REQUESTS[operation])
 
 
 # --- tunnels: pluto's connections as a table --------------------------------------------------------------------------
@@ -18097,8 +18296,8 @@ HOLD_SECONDS = 0.25  # how soon a resized terminal is drawn anew
 class TunnelRow:
     """One connection or instance as `ipsec tunnels` shows it (ipsec_tunnels(8), JSON).
 
-    None is unknown.  `since` is in seconds since 1970, `rekey_in` and `ends_in` in seconds from now.  `wanted`: pluto
-    is to keep the tunnel up.  `problem`: why a tunnel that is not up is not, in a few words.
+    None is unknown.  `since` is in seconds since 1970, `rekey_in` and `ends_in` in seconds from now.
+    `wanted`: pluto is to keep the tunnel up.  `problem`: why a tunnel that is not up is not, in a few words.
     """
 
     def __init__(self, name: str, instance: str = "") -> None:
@@ -18232,13 +18431,15 @@ def names_only(host: Host, file: str, names: Collection[str]) -> bool:
 
 
 def makes_a_tunnel(line: str) -> bool:
-    """Return True for the line of a state that a tunnel needs: not for SPIs, nor for an established IKE SA."""
+    """Return True for the line of a state that a tunnel needs: not for SPIs, nor for an established IKE
+    SA."""
     return not (" Traffic: " in line or "established IKE SA" in line or "IKE SA established" in line
                 or "ISAKMP SA established" in line or "established ISAKMP SA" in line)
 
 
 class Tunnels:
-    """The tunnels of a pluto: `rows` in pluto's order, connections that pluto should have loaded after them."""
+    """The tunnels of a pluto: `rows` in pluto's order, connections that pluto should have loaded after
+    them."""
 
     WITH_SAS = False  # whether SPIs and established IKE SAs are read, too
 
@@ -18361,7 +18562,8 @@ def short_time(seconds: float) -> str:
 
 
 def short_bytes(count: float | None) -> str:
-    """A number of bytes in at most five characters, in steps of 1,024: 0, 512, 1.2K, 30M; `?` when it is unknown."""
+    """A number of bytes in at most five characters, in steps of 1,024: 0, 512, 1.2K, 30M; `?` when it is
+    unknown."""
     if count is None:
         return "?"
     units = iter("KMGTPE")
@@ -18378,7 +18580,8 @@ def paint(text: str, style: str, colour: bool) -> str:
 
 
 class TunnelTable:
-    """The tunnels as lines of a width: one line a tunnel where there is room, else peer and algorithms below it."""
+    """The tunnels as lines of a width: one line a tunnel where there is room, else peer and algorithms below
+    it."""
 
     HEADINGS = ("NAME", "STATE", "NETWORKS", "IN", "OUT", "REKEY")
     RIGHT = frozenset((3, 4, 5))  # columns of numbers
@@ -18465,7 +18668,8 @@ class TunnelTable:
 
 
 def fold_cells(cells: Sequence[str], width: int, indent: str, between: str = "  ") -> list[str]:
-    """Put the cells, two blanks apart, in lines of the width; a cell longer than a line goes on in the next line."""
+    """Put the cells, two blanks apart, in lines of the width; a cell longer than a line goes on in the next
+    line."""
     lines: list[str] = []
     line = indent
     for cell in cells:
@@ -18538,7 +18742,8 @@ class TunnelView:
         self._at = 0.0  # when that was
 
     def lines(self, width: int, is_again: bool) -> list[str]:
-        """Ask pluto, and return what to show; sets the status.  `is_again`: rates and changes since the last time.
+        """Ask pluto, and return what to show; sets the status.  `is_again`: rates and changes since the last
+        time.
 
         Raises NoPluto, TimedOut, Failure (UNKNOWN_NAME).
         """
@@ -18576,7 +18781,8 @@ class TunnelView:
         return rates
 
     def watch(self, seconds: float) -> int:
-        """Show the tunnels every `seconds` seconds until q or Ctrl-C; return the status of the last display."""
+        """Show the tunnels every `seconds` seconds until q or Ctrl-C; return the status of the last
+        display."""
         host = self.host
         load_part("end_on_signals")(host)
         undo = host.keyboard() if self.is_screen else None
@@ -18688,10 +18894,11 @@ class MeteredTunnels(Tunnels):
 
 
 class Ledger:
-    """The bytes of SAs that have ended, kept in a file from one `ipsec metrics` to the next while one pluto lives.
+    """The bytes of SAs that have ended, kept in a file from one `ipsec metrics` to the next while one pluto
+    lives.
 
-    `totals` has for each tunnel the bytes in, the bytes out, and when they last changed (seconds since 1970, 0: not
-    seen).  A file of an earlier pluto counts as none.
+    `totals` has for each tunnel the bytes in, the bytes out, and when they last changed (seconds since 1970,
+    0: not seen).  A file of an earlier pluto counts as none.
     """
 
     def __init__(self, host: Host, name: str, started: int) -> None:
@@ -18766,7 +18973,8 @@ def last_uses(host: Host) -> dict[int, int]:
 
 
 def certificate_expiry(host: Host) -> list[tuple[dict[str, str], int]]:
-    """The end of each certificate of the NSS database; of certificates of one name the last.  Empty if unreadable."""
+    """The end of each certificate of the NSS database; of certificates of one name the last.  Empty if
+    unreadable."""
     ends: dict[tuple[str, str, str], int] = {}
     try:
         base = NssDatabase(host)
@@ -18856,7 +19064,8 @@ def pluto_families(host: Host, timeout: float, state: str) -> Iterator[Family]:
 
 
 def metric_families(host: Host, timeout: float, state: str) -> list[Family]:
-    """Return all families for the pluto that answers, or for none.  Raises NoPluto if the caller may not ask."""
+    """Return all families for the pluto that answers, or for none.  Raises NoPluto if the caller may not
+    ask."""
     families: list[Family] = []
     try:
         families += pluto_families(host, timeout, state)
@@ -18892,7 +19101,8 @@ def metrics_text(families: Sequence[Family]) -> str:
                   Opt("--state", "FILE", "where to keep the bytes of SAs that end, instead of metrics.state beside "
                       "pluto's control socket; empty: nowhere")))
 def metrics_command(host: Host, args: Args) -> int:
-    """Run `ipsec metrics`; return 0, also if pluto is down (ipsec_up is 0 then).  Raises Failure if refused."""
+    """Run `ipsec metrics`; return 0, also if pluto is down (ipsec_up is 0 then).  Raises Failure if
+    refused."""
     host.ctlsocket = args.value("--ctlsocket") or host.ctlsocket
     state = args.value("--state", os.path.join(os.path.dirname(host.ctlsocket), "metrics.state"))
     text = metrics_text(metric_families(host, parse_seconds(args.value("--timeout", "60")), state))

@@ -13,7 +13,7 @@ import ipsec
 
 MAN = Path(__file__).resolve().parent.parent / "man"
 # options that only keep old command lines working
-KEPT = ("ignored", "accepted", "obsolete", "of old releases", "as ipsec ", "the same as ")
+KEPT = ("ignored", "accepted", "obsolete", "of old releases", "same as ipsec ", "the same as ")
 COMMANDS = {entry.name: entry for entry in ipsec.COMMANDS.values()}
 PAGES = {path.stem.removeprefix("ipsec_"): path.read_text() for path in MAN.glob("ipsec_*.8")}
 

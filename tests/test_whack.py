@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import socket
 import struct
 import subprocess
@@ -465,6 +466,54 @@ def test_prompts_on_a_terminal_do_not_show_the_password(listening: Callable[...,
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert fake.back == [b"alice\0", b"geheim\0"] and b"alice" in seen and b"geheim" not in seen
     os.close(terminal)
+
+
+def up_on_a_terminal(fake: FakePluto, *words: str, wait_for: bytes = b"", **env: str) -> tuple[bytes, int]:
+    """Run `ipsec up c1` on a terminal; return its output and its exit status.  Ctrl-C follows `wait_for`."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execve(sys.executable, [sys.executable, ipsec.__file__, "--config", "/nonexistent", "--ctlsocket",
+                                   fake.host.ctlsocket, "--native", "up", "c1", *words], {"TERM": "xterm", **env})
+    output = b""
+    with contextlib.suppress(OSError):
+        while piece := os.read(terminal, 1024):
+            output += piece
+            if wait_for and wait_for in output:
+                os.write(terminal, b"\x03")
+                wait_for = b""
+    os.close(terminal)
+    return output, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+NEGOTIATION = (b'181 "c1" #1: initiating IKEv2 connection\n181 "c1" #1: sent IKE_SA_INIT request\n'
+               b'010 "c1" #1: STATE_V2_PARENT_I1: retransmission; will wait 0.5 seconds for response\n')
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_up_shows_on_a_terminal_what_pluto_waits_for(listening: Callable[..., FakePluto], colour: bool) -> None:
+    fake = listening("4.10", [NEGOTIATION], hold=True)
+    output, status = up_on_a_terminal(fake, "--timeout", "3", **({} if colour else {"NO_COLOR": "1"}))
+    assert b"c1 (1 s): waiting for the peer's first answer; the request is repeated" in output
+    assert (b"\x1b[2m" in output) == colour and status
+    assert re.fullmatch(rb"[^\x1b]*", re.sub(rb"\r[^\n]*?\x1b\[K", b"", output))  # erased at the end, and nothing else
+
+
+def test_ctrl_c_erases_the_progress_line(listening: Callable[..., FakePluto]) -> None:
+    fake = listening("4.10", [NEGOTIATION], hold=True)
+    output, status = up_on_a_terminal(fake, wait_for=b"waiting for")
+    assert b"\r\x1b[K" in output.partition(b"waiting for")[2] and status == -2
+
+
+@pytest.mark.parametrize("env", [{}, {"TERM": "dumb"}])
+def test_up_has_no_progress_line_on_a_pipe_or_a_dumb_terminal(listening: Callable[..., FakePluto],
+                                                              env: dict[str, str]) -> None:
+    fake = listening("4.10", [NEGOTIATION], hold=True)
+    if env:
+        output, _ = up_on_a_terminal(fake, "--timeout", "3", **env)
+    else:
+        output = subprocess.run([sys.executable, ipsec.__file__, "--ctlsocket", fake.host.ctlsocket, "--native", "up",
+                                 "c1", "--timeout", "3"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout
+    assert b"retransmission" in output and b"waiting for" not in output and b"\x1b" not in output
 
 
 def test_no_terminal_no_prompt(listening: Callable[..., FakePluto]) -> None:
