@@ -1967,28 +1967,34 @@ def leading_version(text: str) -> tuple[int, ...]:
 # =====================================================================================================================
 # 3. Redaction
 #
-# What leaves the program in a report passes here.  Secrets are known by their place (the syntax of ipsec.secrets,
-# options, assignments, key dumps) and by value: once seen, a secret is masked wherever it turns up.  Touches nothing;
-# redactor_of() of the next section feeds it from the host's files.  Used by barf, look, show, start, _secretcensor
-# and _keycensor.  Facts: lib/libswan/lex.c, secrets.c and ttodata.c
-# of libreswan 3.25 to 5.4, ipsec.secrets(5), ip-xfrm(8).
+# All text of a report passes here, so that no secret leaves the program.  A secret is known by its place (the
+# syntax of ipsec.secrets, options, assignments, key dumps) and by its value: once seen, it is masked
+# everywhere.  Touches nothing: redactor_of() of the next section reads the host's files.  Used by barf, look,
+# show, start, _secretcensor and _keycensor.  Facts: lib/libswan/lex.c, secrets.c and ttodata.c of libreswan
+# 3.25 to 5.4, ipsec.secrets(5), ip-xfrm(8).
 # =====================================================================================================================
 
 REDACTED = "[redacted]"
-KEY_KINDS = frozenset("psk xauth rsa ecdsa eddsa pkcs8 p12 pin ppk ppks ntlm eap".split())  # of all generations
-RSA_FIELDS = frozenset("modulus publicexponent privateexponent prime1 prime2 exponent1 exponent2 coefficient ckaidnss "
-                       "ckaid privatekey publickey".split())
+KEY_KINDS = frozenset("psk xauth rsa ecdsa eddsa pkcs8 p12 pin ppk ppks ntlm eap".split())  # of all releases
+RSA_FIELDS = frozenset("modulus publicexponent privateexponent prime1 prime2 exponent1 exponent2 coefficient "
+                       "ckaidnss ckaid privatekey publickey".split())
 PUBLIC_FIELDS = ("modulus", "publicexponent", "ckaidnss", "ckaid", "publickey")
 BASE64_LINE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=")
-BASE64_DIGITS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
-LONGEST_LINE = 1 << 16  # a report shows no more of a line
-# Secrets that are everyday words of a report would, masked everywhere, leave neither a report nor a doubt what they are
+BASE64_DIGITS = BASE64_LINE - {"="}
+LONGEST_LINE = 1 << 16  # a report shows no more characters of a line
+# Words that are common in reports.  A secret that is one of them is not masked everywhere: that would make
+# the report useless, and would show which word is the secret.
 EVERYDAY = frozenset("secret secrets password ipsec libreswan pluto test default public private tunnel transport "
                      "systemd kernel linux debian redacted root admin user none auto".split())
 
 
 class Token:
-    """A word of ipsec.secrets: its text without quotes, where it is in its line, and how it is written."""
+    """A word of ipsec.secrets: its text without quotes, its number of line, and its first and last column in
+    it.
+
+    `form` tells how the word is written: the quote; 0x, 0s or 0t; `open` for a string without an end; empty
+    for a bare word.
+    """
 
     __slots__ = ("end", "form", "line", "start", "text")
 
@@ -1997,13 +2003,13 @@ class Token:
         self.line = line
         self.start = start
         self.end = end
-        self.form = form  # the quote; 0x, 0s or 0t; `open` for a string without end; empty for a bare word
+        self.form = form
 
     def data(self) -> bytes | None:
         """Return the bytes of the key, or None if pluto refuses to load it (ttodata() of libreswan).
 
-        Pluto takes base64 only with its padding and without stray bits at the end; an underscore may separate hex
-        digits, but not begin them.
+        Pluto requires the padding of base64, and zeros in the unused bits at its end.  An underscore may
+        separate hex digits, but not be the first of them.
         """
         data = self.decoded()
         digits = self.text[2:]
@@ -2015,21 +2021,23 @@ class Token:
         return data if data and binascii.b2a_base64(data, newline=False).decode() == digits else None
 
     def decoded(self) -> bytes | None:
-        """Return the bytes that the digits stand for, even if pluto refuses them; None if they are no digits."""
-        if self.form in ("0x", "0s"):
-            digits = self.text[2:].replace("_", "")
-            if self.form == "0s" and not BASE64_DIGITS.issuperset(digits.rstrip("=")):
-                return None
-            try:
-                import binascii
-                return (binascii.unhexlify(digits) if self.form == "0x" else
-                        binascii.a2b_base64(digits + "=" * (-len(digits) % 4)))
-            except ValueError:
-                return None
-        return encode(self.text[2:] if self.form == "0t" else self.text)
+        """Return the bytes that the text encodes, even if pluto refuses it; None if it has other characters
+        than digits."""
+        if self.form not in ("0x", "0s"):
+            return encode(self.text[2:] if self.form == "0t" else self.text)
+        import binascii
+        digits = self.text[2:].replace("_", "")
+        try:
+            if self.form == "0x":
+                return binascii.unhexlify(digits)
+            if BASE64_DIGITS.issuperset(digits.rstrip("=")):
+                return binascii.a2b_base64(digits + "=" * (-len(digits) % 4))
+        except ValueError:
+            pass
+        return None
 
     def censored(self) -> str:
-        """What a report shows in its place: how it is written, and the length of a key."""
+        """Return what a report shows instead of the word: how it is written, and the length of a key."""
         if self.form in ('"', "'", "`"):
             return f"{self.form}{REDACTED}{self.form}"
         if self.form in ("0x", "0s"):
@@ -2039,12 +2047,15 @@ class Token:
 
 
 def secret_tokens(text: str, line: int = 0) -> tuple[list[Token], int]:
-    """The tokens of one line of ipsec.secrets as pluto's lexer sees them, and where the line's comment starts (its
-    length when it has none).  Never fails."""
+    """Split a line of ipsec.secrets as pluto's lexer does; `line` is its number.  Never fails.
+
+    Return the tokens and the column at which the comment starts; the length of the line if it has no comment.
+    """
     tokens: list[Token] = []
     place = 0
-    stop = text.find("\0")  # a C string ends there
-    stop = len(text) if stop < 0 else stop
+    stop = text.find("\0")  # in C, a string ends there
+    if stop < 0:
+        stop = len(text)
     while place < stop:
         first = text[place]
         if first in " \t":
@@ -2052,29 +2063,39 @@ def secret_tokens(text: str, line: int = 0) -> tuple[list[Token], int]:
             continue
         if first == "#":
             return tokens, place
-        start = place
-        form = text[start:start + 2].lower()
-        form = form if form in ("0x", "0s", "0t") else ""
-        to_end = text.startswith("0t", start)  # such a key may hold blanks
-        if first in "\"'`":
-            place = text.find(first, start + 1, stop) + 1
-            form = first if place else "open"
-            place = place or stop
-            word = text[start + 1:place - 1] if form == first else text[start + 1:place]
-        else:
-            place = start + 1
-            while place < stop and (to_end or text[place] not in " \t"):
-                place += 1
-            if place - start > 1 and text[place - 1] == ":" and not to_end:
-                place -= 1  # the colon after an adjacent ID is a token of its own
-            word = text[start:place]
-        tokens.append(Token(word, line, start, place, form))
+        token = next_token(text, line, place, stop)
+        tokens.append(token)
+        place = token.end
     return tokens, stop
 
 
+def next_token(text: str, line: int, start: int, stop: int) -> Token:
+    """Return the token that begins at the column `start` of a line, which ends at `stop`."""
+    first = text[start]
+    if first in "\"'`":
+        end = text.find(first, start + 1, stop)
+        if end < 0:
+            return Token(text[start + 1:stop], line, start, stop, "open")
+        return Token(text[start + 1:end], line, start, end + 1, first)
+    form = text[start:start + 2].lower()
+    if form not in ("0x", "0s", "0t"):
+        form = ""
+    if text.startswith("0t", start):
+        return Token(text[start:stop], line, start, stop, form)  # such a key may hold blanks
+    end = start + 1
+    while end < stop and text[end] not in " \t":
+        end += 1
+    if end - start > 1 and text[end - 1] == ":":
+        end -= 1  # a colon at the end of an ID is a token of its own
+    return Token(text[start:end], line, start, end, form)
+
+
 class SecretRecord:
-    """A record of ipsec.secrets: `include` and a pattern, or IDs, a colon and a key.  `shown` are the tokens that a
-    report may show, `secrets` those to mask wherever they turn up, `problem` why pluto would not load it."""
+    """A record of ipsec.secrets: `include` and a pattern, or IDs, a colon and a key.
+
+    `shown` are the tokens that a report may show; `secrets` are those whose text is masked everywhere;
+    `problem` tells why pluto would not load the record.
+    """
 
     def __init__(self, tokens: Sequence[Token]) -> None:
         self.tokens = tokens
@@ -2085,142 +2106,191 @@ class SecretRecord:
         self.problem = ""
         self.shown: list[Token] = []
         self.secrets: list[Token] = []
-        self._parse()
-
-    def _parse(self) -> None:
-        tokens = self.tokens
         if not tokens:
-            return  # comments and blank lines
+            return  # only comments and blank lines
         if tokens[0].text.lower() == "include" and not tokens[0].form:
-            self.kind = "include"
-            self.shown = [tokens[0]]
-            if len(tokens) != 2 or tokens[1].form == "open":
-                self.problem = "include needs one file name and nothing behind it"
-                return
+            self._parse_include()
+        else:
+            self._parse_entry()
+
+    def _parse_include(self) -> None:
+        tokens = self.tokens
+        self.kind = "include"
+        self.shown = [tokens[0]]
+        if len(tokens) != 2 or tokens[1].form == "open":
+            self._wrong("include needs exactly one file name")
+        else:
             self.include = tokens[1].text
             self.shown.append(tokens[1])
-            return
+
+    def _parse_entry(self) -> None:
+        """Parse IDs, a colon and a key."""
+        tokens = self.tokens
         if tokens[0].text.startswith("\ufeff"):
-            self._wrong("the file begins with a byte order mark, which pluto takes for a part of the first ID")
+            self._wrong("the file begins with a byte order mark, which pluto reads as part of the first ID")
         elif tokens[0].start:
-            self._wrong("indented, and no record begins before it: pluto leaves it out")
+            self._wrong("indented, but no record begins before it, so pluto ignores it")
         colon = next((i for i, token in enumerate(tokens) if token.text == ":"), -1)
         keyword = next((i for i, token in enumerate(tokens) if is_key_word(token.text)), len(tokens))
-        for token in tokens[:max(0, min(colon, keyword))]:
-            if token.form not in ("", '"', "'"):
-                break  # no ID is written so: a key at the wrong place
-            self.ids.append(token)
-            if "," in token.text and "=" not in token.text:  # a DN has some
-                self._wrong("a comma in an ID: IDs have blanks between them")
+        self._parse_ids(tokens[:max(0, min(colon, keyword))])
         if any(token.form == "open" for token in tokens):
             self._wrong("unterminated string")
         if colon < 0:
-            self._wrong("no `:` (a word of its own) between the IDs and the key")
-            self.secrets = [token for token in tokens[:keyword] if token.form or not looks_like_id(token.text)]
+            self._wrong("no `:` as a separate word between the IDs and the key")
+            self.secrets = [token for token in tokens[:keyword]
+                            if token.form or not looks_like_id(token.text)]
             self.secrets += tokens[keyword + 1:]
-            return
-        self.secrets = [token for token in tokens[len(self.ids):colon] if token.form]
-        self.shown = [*self.ids, tokens[colon]]
-        values = tokens[colon + 1:]
+        else:
+            self.secrets = [token for token in tokens[len(self.ids):colon] if token.form]
+            self.shown = [*self.ids, tokens[colon]]
+            self._parse_values(tokens[colon + 1:])
+
+    def _parse_ids(self, tokens: Sequence[Token]) -> None:
+        for token in tokens:
+            if token.form not in ("", '"', "'"):
+                return  # a key in the wrong place: an ID is not written like this
+            self.ids.append(token)
+            if "," in token.text and "=" not in token.text:  # a DN has commas
+                self._wrong("a comma in an ID; IDs are separated by blanks")
+
+    def _parse_values(self, values: Sequence[Token]) -> None:
+        """Parse what follows the colon: the kind of key and the key."""
         if not values:
-            self._wrong("nothing behind the `:`; pluto, 5.2 too, crashes on that")
+            self._wrong("nothing after the `:`, on which pluto crashes (5.2 too)")
         elif values[0].text.lower() in KEY_KINDS and values[0].form in ("", '"', "'"):
             self.kind = values[0].text.lower()
             self.shown.append(values[0])
             self._parse_key(values[1:])
         else:
-            self._wrong("no PSK, XAUTH or other kind of key behind the `:`")
+            self._wrong("no PSK, XAUTH or other kind of key after the `:`")
             self.secrets += values
 
     def _parse_key(self, values: Sequence[Token]) -> None:
         if not values:
-            self._wrong("no key behind the kind of key")
-        elif self.kind in ("psk", "xauth", "ppk", "ppks"):
-            named = self.kind.startswith("ppk")  # its ID comes first
-            self.secrets += values[named:] or values
-            if len(values) != 1 + named:
-                self._wrong("more than one key" if len(values) > 1 + named else "no key behind its ID")
-            elif named and values[0].form not in ('"', "'"):
-                self._wrong("the ID of a PPK is not quoted")
-            elif values[-1].form not in ('"', "'") and (values[-1].form in ("", "`") or not values[-1].data()):
-                self._wrong("malformed key: neither quoted nor 0x, 0s or 0t and digits")
-            elif named:
-                self.shown.append(values[0])
+            self._wrong("no key after the kind of key")
+        elif self.kind in ("psk", "xauth"):
+            self.secrets += values
+            self._check_key(values)
+        elif self.kind in ("ppk", "ppks"):
+            self._parse_ppk(values)
         elif self.kind == "pin":
             self.secrets += values[1:] or values
-        else:  # a raw private key, or the file and the passphrase of one
-            field = ""
-            for token in values:
-                word = token.text.rstrip(":").lower()
-                if not token.form and (token.text in ("{", "}", ":") or word in RSA_FIELDS):
-                    self.shown.append(token)
-                    field = field if token.text == ":" else word
-                elif token.form and field not in PUBLIC_FIELDS:
-                    self.secrets.append(token)
+        else:
+            self._parse_private_key(values)
+
+    def _parse_ppk(self, values: Sequence[Token]) -> None:
+        """Parse a postquantum key: its ID and the key."""
+        self.secrets += values[1:] or values
+        if len(values) == 1:
+            self._wrong("no key after its ID")
+        elif len(values) == 2 and values[0].form not in ('"', "'"):
+            self._wrong("the ID of a PPK is not quoted")
+        elif self._check_key(values[1:]):
+            self.shown.append(values[0])
+
+    def _parse_private_key(self, values: Sequence[Token]) -> None:
+        """Parse the fields of a raw private key, or the file and the passphrase of another."""
+        field = ""
+        for token in values:
+            word = token.text.rstrip(":").lower()
+            if not token.form and (token.text in ("{", "}", ":") or word in RSA_FIELDS):
+                self.shown.append(token)
+                if token.text != ":":
+                    field = word
+            elif token.form and field not in PUBLIC_FIELDS:
+                self.secrets.append(token)
+
+    def _check_key(self, values: Sequence[Token]) -> bool:
+        """Return whether the values are one key that pluto loads; note the problem if not."""
+        key = values[0]
+        if len(values) > 1:
+            self._wrong("more than one key")
+        elif key.form in ('"', "'") or (key.form not in ("", "`") and key.data()):
+            return True
+        else:
+            self._wrong("malformed key: neither quoted nor 0x, 0s or 0t and digits")
+        return False
 
     def _wrong(self, problem: str) -> None:
+        """Note the first problem of the record."""
         self.problem = self.problem or problem
 
     def censored(self, number: int, text: str) -> str:
-        """What a report shows of the record's line `number`, whose text before any comment is given."""
+        """Return what a report shows of line `number` of the record; `text` is that line without its
+        comment."""
         parts = []
         place = 0
         for token in self.tokens:
             if token.line == number:
-                parts += [text[place:token.start],
-                          text[token.start:token.end] if token in self.shown else token.censored()]
+                parts.append(text[place:token.start])
+                parts.append(text[token.start:token.end] if token in self.shown else token.censored())
                 place = token.end
         return "".join(parts)
 
 
 def looks_like_id(text: str) -> bool:
-    """True for a word that is more likely an address, a name, a mail address or a DN than a secret."""
+    """Return whether a word is more likely an address, a name, a mail address or a DN than a secret."""
     return any(char in text for char in "@.:%=")
 
 
 def is_key_word(text: str) -> bool:
-    """True for the name of a kind of key, also where a blank before it was forgotten."""
+    """Return whether a word is the name of a kind of key, also if the blank before it is missing
+    (`@id:PSK`)."""
     return text.rpartition(":")[2].lower() in KEY_KINDS
 
 
 def secret_records(lines: Iterable[str]) -> Iterator[tuple[SecretRecord, list[tuple[int, str, int]]]]:
-    """The records of a secrets file and the lines of each: number, text, where the comment starts.
+    """Yield the records of a secrets file, each with its lines: number, text, and column of the comment.
 
-    A record begins at the left margin and goes on in indented lines (lex.c).  Comment and blank lines come with the
-    record before them, or with an empty one.  Never fails, whatever the file holds.
+    A record begins in the first column and continues in indented lines (lex.c).  Comment and blank lines
+    belong to the record before them; at the start of the file, to a record without tokens.  Never fails,
+    whatever the file holds.
     """
     tokens: list[Token] = []
     rows: list[tuple[int, str, int]] = []
     for number, text in enumerate(lines, 1):
         text = text.rstrip(" \t\r\n\v\f")
-        found, comment = secret_tokens(text, number)
-        if found and not found[0].start and rows:
+        more, comment = secret_tokens(text, number)
+        if more and not more[0].start and rows:
             yield SecretRecord(tokens), rows
             tokens, rows = [], []
-        tokens += found
+        tokens += more
         rows.append((number, text, comment))
     if rows:
         yield SecretRecord(tokens), rows
 
 
 def commented_out(text: str) -> SecretRecord | None:
-    """The entry that the text of a comment holds, or None for any other remark."""
+    """Return the record that is commented out in a comment, given without its `#`; None for any other
+    comment."""
     record = SecretRecord(secret_tokens(text)[0])
-    return record if record.kind in KEY_KINDS and all(looks_like_id(token.text) for token in record.ids) else None
+    is_record = record.kind in KEY_KINDS and all(looks_like_id(token.text) for token in record.ids)
+    return record if is_record else None
+
+
+# In a comment, a quoted word after one of these may be a secret
+BEFORE_SECRET = KEY_KINDS | {"is", "was", "secret", "password", "passphrase", "pass", "pw", "old", "new"}
 
 
 def secrets_of_remark(tokens: Sequence[Token]) -> list[Token]:
-    """Return the tokens of a remark that may be secrets: keys, and quoted words behind a word that speaks of one.
+    """Return the tokens of a comment that may be secrets: keys, and quoted words after a word that announces
+    one.
 
-    `# the key for "west-east"` names a connection.
+    `# the key for "west-east"` holds none: it names a connection.
     """
-    return [token for before, token in zip((None, *tokens), tokens) if token.form in ("0x", "0s", "0t") or (
-        token.form and before is not None and (before.text.endswith((":", "=")) or before.text.lower() in (
-            *KEY_KINDS, "is", "was", "secret", "password", "passphrase", "pass", "pw", "old", "new")))]
+    likely = []
+    before = ""
+    for token in tokens:
+        is_announced = before.endswith((":", "=")) or before.lower() in BEFORE_SECRET
+        if token.form in ("0x", "0s", "0t") or (token.form and is_announced):
+            likely.append(token)
+        before = token.text
+    return likely
 
 
 def censor_secrets(lines: Iterable[str]) -> Iterator[str]:
-    """The lines of a secrets file as a report shows them: IDs, kinds of keys, includes; all else `[redacted]`."""
+    """Yield the lines of a secrets file as a report shows them: IDs, kinds of keys and includes, the rest
+    `[redacted]`."""
     for record, rows in secret_records(lines):
         for number, text, comment in rows:
             before, remark = text[:comment], text[comment:]
@@ -2230,64 +2300,91 @@ def censor_secrets(lines: Iterable[str]) -> Iterator[str]:
             yield record.censored(number, before) + before[len(before.rstrip(" \t")):] + remark
 
 
-# Words without which none of SECRET_PLACES can match, then those places: what comes before the secret is kept.
-PLACE_HINTS = ("key", "unwrapped", "sk_", "g^", "comment", "prefix", "/*",
-               "pass", "pwd", "psk", "secret", "pin", "xauth", "ppk", "shared", "api", "token", "://", "malformed",
-               "unrecogni", 'index "', "lex ", "util", "banner", "$", " 0x", "\te: ", "\ta: ",
-               "| sk_", "curl", "authorization:", "certificate db:", "access",
-               "exponent:", "prime", "coefficient:", ":rsa ", ": rsa ", "ecdsa ", "ntlm", "eap")
-_SECRET_NAME = (r"[\w-]*(?:passw(?:or)?d|passphrase|xauthpass|userpass|pwd|secret[_-]?key|shared[_-]?(?:secret|key)|"
-                r"client[_-]?secret|(?:api|access)[_-]?key|auth[_-]?token|_pass|[_-](?:psk|secret|pin))|pass|psk|secret|pin")
+_SECRET_NAME = (r"[\w-]*(?:passw(?:or)?d|passphrase|xauthpass|userpass|pwd|secret[_-]?key|"
+                r"shared[_-]?(?:secret|key)|client[_-]?secret|(?:api|access)[_-]?key|auth[_-]?token|_pass|"
+                r"[_-](?:psk|secret|pin))|pass|psk|secret|pin")
+_NAME_HINTS = ("pass", "pwd", "secret", "shared", "api", "access", "token", "psk", "pin")
 _QUOTED = r"""\\?"(?:[^"\\\n]|\\.)*(?:"|$)|\\?'[^'\n]*(?:'|$)"""
 _NOT_SECRET = r"[ \t]*(?:files|compat|sss|systemd|db|nis|winbind)\b"  # sources of nsswitch.conf(5)
-_SPEAKS_OF_SECRET = (r"(?:passw|passphrase|\bpass\b|secret|psk|pwd|\bkeys?\b(?! exchange)|\bpin\b|token|credential|"
-                     r"login)")
+_SPEAKS_OF_SECRET = (r"(?:passw|passphrase|\bpass\b|secret|psk|pwd|\bkeys?\b(?! exchange)|\bpin\b|token|"
+                     r"credential|login)")
 # Ordinary words in mixed case
-MIXED_CASE = frozenset("IPsec IKEv1 IKEv2 OpenVPN WireGuard strongSwan StrongSwan NetworkManager macOS iOS".split())
-# Remarks of firewall rules, as iptables, nft and pyroute2 write them
-REMARKS = (r"((?:--comment|--(?:nf)?log-prefix|(?<![\w-])(?:comment|(?:nflog-)?prefix)(?=[ \t=]+[^-\s]))(?:[ \t]+|=))"
-           rf"({_QUOTED}|[^\s\"\']+)|(/\* )([^\n]*?)(?= \*/)")
-# A word of pluto's log that names a key, then bytes as digits
+MIXED_CASE = frozenset(
+    "IPsec IKEv1 IKEv2 OpenVPN WireGuard strongSwan StrongSwan NetworkManager macOS iOS".split())
+# Comments and log prefixes of firewall rules, as iptables, nft and pyroute2 write them
+REMARKS = (r"((?:--comment|--(?:nf)?log-prefix|(?<![\w-])(?:comment|(?:nflog-)?prefix)(?=[ \t=]+[^-\s]))"
+           rf"(?:[ \t]+|=))({_QUOTED}|[^\s\"\']+)|(/\* )([^\n]*?)(?= \*/)")
+REMARK_HINTS = ("comment", "prefix", "/* ")
+# Bytes as digits, hexadecimal or base64, but not an address, a name or a lower-case word
 _BYTES = r"(?:0x)?(?:[0-9a-f]{12,}|(?=[A-Za-z0-9+/]*[0-9A-Z])[A-Za-z0-9+/]{12,}={0,2})(?![\w.:@-])"
+# An option of the NSS tools with a password.  A command may have several.
+NSS_PASSWORD = (r"(\b(?:pk12|cert|crl|mod)util\b[^\n]*?[ \t]-[WKP][ \t]*)(?![\ue000 \t]|\[redacted)"
+                r"(?:(?![ \t]-)[^\n])+")
+# The places of secrets in text.  A row is hints and a pattern, which is matched without regard to case.  The
+# first group of the pattern is the text before the secret, which is kept.  A line in which the pattern
+# matches holds one of the hints (in lower case); the search for them is faster than the pattern.
 SECRET_PLACES = (
-    rf"(\|[^\n]*?(?<!public )(?<!ckaid )\b(?:\w*key|keymat|unwrapped|sk_\w+|skeyid\w*|skeyseed|psk|ppk|g\^\w+)"
-    rf"(?![\w(@-])[\w \t]{{0,16}}?[ :=]+)(?!/){_BYTES}[^\n]*",
-    # options of a command line, up to the next option; the short ones of the NSS tools
-    rf"((?<![\w-])--?(?:{_SECRET_NAME}|passin|passout)(?:=|[ \t]+))(?:{_QUOTED}|(?:(?![ \t]-)[^\n])+)",
-    r"(\bsshpass[ \t]+-p[ \t]*)\S+",
-    r"(\bcurl\b[^\n]*?[ \t](?:-u|--user)[ \t=]*[^\s:]+:)\S+",
-    r"(\bAuthorization:[ \t]*\w+[ \t]+)\S+",
-    r"(\bNSS (?:FIPS 140-2 )?Certificate DB:)[^\n]+",
-    # name=value and name: value, in any kind of text; at the start of a line its rest is the value
-    rf"(^[ \t]*(?:{_SECRET_NAME})[ \t]*[=:][ \t]*)(?!{_NOT_SECRET}|$)[^\n]+",
-    rf"((?<![\w/.-])(?<!loaded PSK )(?!complete_dh_)[\"\']?(?:{_SECRET_NAME})[\"\']?[ \t]*[=:][ \t]*)"
-    rf"(?!{_NOT_SECRET})(?:{_QUOTED}|[^\s,;&)\]}}]+)",
-    r"(\bpassword for [^\n:]*:[ \t]*)[^\n]+",
-    r"(\w://[^\s/:@]*:)[^\s/@]+(?=@)",
-    # entries of ipsec.secrets, and what pluto says of malformed ones (secrets.c, lex.c)
-    rf"(:[ \t]*(?:PSK|XAUTH|NTLM|EAP)[ \t]*)(?:{_QUOTED})[^\n]*",
-    rf"(:[ \t]*(?:RSA|ECDSA|PIN)[ \t]+[^\s\"\']+[ \t]+)(?:{_QUOTED})[^\n]*",
-    r"(\b(?:PrivateExponent|Prime[12]|Exponent[12]|Coefficient):[ \t]*)\S+",
-    rf"(:[ \t]*(?:PSK|XAUTH|PIN|PPKS?(?:[ \t]+\"[^\"\n]*\"(?=[ \t]+\S))?)[ \t]+)(?:{_QUOTED}|0[xst]|\[red)[^\n]*",
-    r"((?:PSK|XAUTH|PPK|RSA|key)[^\n]{0,40} malformed \([^\n]*?\):[ \t]*)[^\n]+",
-    r"((?:unrecogni[sz]ed (?:keyword|key format):|\bline \d+: index)[ \t]*)[^\n]+",
-    r"(\blex (?:shift|flushline)[^\n']*')[^\n]*",
-    r"(\buser\([^\n]*\) pass[ \t]+)[^\n]+",
-    # comments and banners that speak of a secret
-    rf"((?:modecfgbanner[ \t]*=|banner:)[ \t]*)(?=[^\n]{{0,300}}?{_SPEAKS_OF_SECRET})[^\n]+",
+    # a word of pluto's log that names a key, and bytes
+    (("key", "unwrapped", "sk_", "g^", "psk", "ppk"),
+     rf"(\|[^\n]*?(?<!public )(?<!ckaid )\b(?:\w*key|keymat|unwrapped|sk_\w+|skeyid\w*|skeyseed|psk|ppk|g\^\w+)"
+     rf"(?![\w(@-])[\w \t]{{0,16}}?[ :=]+)(?!/){_BYTES}[^\n]*"),
+    # options of a command line, up to the next option
+    ((*_NAME_HINTS, "passin", "passout"),
+     rf"((?<![\w-])--?(?:{_SECRET_NAME}|passin|passout)(?:=|[ \t]+))(?:{_QUOTED}|(?:(?![ \t]-)[^\n])+)"),
+    (("sshpass",), r"(\bsshpass[ \t]+-p[ \t]*)\S+"),
+    (("curl",), r"(\bcurl\b[^\n]*?[ \t](?:-u|--user)[ \t=]*[^\s:]+:)\S+"),
+    (("authorization:",), r"(\bAuthorization:[ \t]*\w+[ \t]+)\S+"),
+    (("certificate db:",), r"(\bNSS (?:FIPS 140-2 )?Certificate DB:)[^\n]+"),
+    # name=value and name: value in any text; if the name begins the line, the value is the rest of the line
+    (_NAME_HINTS, rf"(^[ \t]*(?:{_SECRET_NAME})[ \t]*[=:][ \t]*)(?!{_NOT_SECRET}|$)[^\n]+"),
+    (_NAME_HINTS,
+     rf"((?<![\w/.-])(?<!loaded PSK )(?!complete_dh_)[\"\']?(?:{_SECRET_NAME})[\"\']?[ \t]*[=:][ \t]*)"
+     rf"(?!{_NOT_SECRET})(?:{_QUOTED}|[^\s,;&)\]}}]+)"),
+    (("password for ",), r"(\bpassword for [^\n:]*:[ \t]*)[^\n]+"),
+    (("://",), r"(\w://[^\s/:@]*:)[^\s/@]+(?=@)"),
+    # entries of ipsec.secrets, and pluto's messages about malformed ones (secrets.c, lex.c)
+    (("psk", "xauth", "ntlm", "eap"), rf"(:[ \t]*(?:PSK|XAUTH|NTLM|EAP)[ \t]*)(?:{_QUOTED})[^\n]*"),
+    (("rsa ", "rsa\t", "ecdsa ", "ecdsa\t", "pin"),
+     rf"(:[ \t]*(?:RSA|ECDSA|PIN)[ \t]+[^\s\"\']+[ \t]+)(?:{_QUOTED})[^\n]*"),
+    (("exponent", "prime", "coefficient"),
+     r"(\b(?:PrivateExponent|Prime[12]|Exponent[12]|Coefficient):[ \t]*)\S+"),
+    (("psk", "xauth", "pin", "ppk"),
+     rf"(:[ \t]*(?:PSK|XAUTH|PIN|PPKS?(?:[ \t]+\"[^\"\n]*\"(?=[ \t]+\S))?)[ \t]+)"
+     rf"(?:{_QUOTED}|0[xst]|\[red)[^\n]*"),
+    (("malformed",), r"((?:PSK|XAUTH|PPK|RSA|key)[^\n]{0,40} malformed \([^\n]*?\):[ \t]*)[^\n]+"),
+    (("unrecogni", ": index"),
+     r"((?:unrecogni[sz]ed (?:keyword|key format):|\bline \d+: index)[ \t]*)[^\n]+"),
+    (("lex ",), r"(\blex (?:shift|flushline)[^\n']*')[^\n]*"),
+    (("pass",), r"(\buser\([^\n]*\) pass[ \t]+)[^\n]+"),
+    # banners that speak of a secret
+    (("banner",),
+     rf"((?:modecfgbanner[ \t]*=|banner:)[ \t]*)(?=[^\n]{{0,300}}?{_SPEAKS_OF_SECRET})[^\n]+"),
     # keys of the kernel, as ip-xfrm(8) and setkey(8) print them, and hashes of passwords, crypt(5)
-    r"(\b(?:auth|auth-trunc|enc|aead|comp)[ \t]+(?!spi\b)\S+[ \t]+0x)[0-9a-f]+",
-    r"^(\t[EA]: [\w()-]+[ \t]+)[0-9a-f]{8}[0-9a-f \t]*$",
-    r"(\| sk_\w+:[ \t]*)[0-9a-f]{2}[0-9a-f \t]*$",
-    r"(\$(?:1|2[abxy]?|5|6|7|y|gy|apr1|sha1|md5)\$)[\w./=,$+-]{8,}",
+    ((" 0x", "\t0x"), r"(\b(?:auth|auth-trunc|enc|aead|comp)[ \t]+(?!spi\b)\S+[ \t]+0x)[0-9a-f]+"),
+    (("\te: ", "\ta: "), r"^(\t[EA]: [\w()-]+[ \t]+)[0-9a-f]{8}[0-9a-f \t]*$"),
+    (("| sk_",), r"(\| sk_\w+:[ \t]*)[0-9a-f]{2}[0-9a-f \t]*$"),
+    (("$",), r"(\$(?:1|2[abxy]?|5|6|7|y|gy|apr1|sha1|md5)\$)[\w./=,$+-]{8,}"),
 )
-
-# One command of the NSS tools may have several of these, so they are looked for until no more is found
-NSS_PASSWORDS = r"(\b(?:pk12|cert|crl|mod)util\b[^\n]*?[ \t]-[WKP][ \t]*)(?![\ue000 \t]|\[redacted)(?:(?![ \t]-)[^\n])+"
+HINTS = frozenset(("util", *REMARK_HINTS)).union(*(hints for hints, _ in SECRET_PLACES))
+# Rows of dumps in hexadecimal.  The first group is the text before the bytes, which is kept.
+# Up to three bytes, as the last row of a dump: after the bar of pluto's log, or at the start of the line
+SHORT_ROW = r"^(.*?\|  +|  +)((?:[0-9a-f]{2} {1,2}){0,2}[0-9a-f]{2})(?:$|   .*)"
+# Bytes, or pairs of bytes, anywhere in the line
+BYTES_ROW = r"((?<![0-9A-Za-z]))((?:[0-9A-Fa-f]{2}[ :]{1,2}){3,}[0-9A-Fa-f]{2})\b"
+PAIRS_ROW = r"((?<![0-9A-Za-z])(?:0x)?)((?:[0-9A-Fa-f]{4} {1,2})+[0-9A-Fa-f]{2,4})\b"
+MASK = "\ue000"  # in place of REDACTED until all secrets are masked, so that no pattern matches REDACTED
+ROW_MASK = "\ue001"  # in place of a row of a dump; the rest of the line is masked too
+# With more secrets than this, a value that is part of a longer word is not found: a search for each takes
+# minutes
+MANY_VALUES = 1000
+WORD_RUN = "(?:0[xXsStT])?([A-Za-z0-9]{4,})"
+HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
+_ROW_SHAPE = str.maketrans({**dict.fromkeys(HEX_DIGITS, "x"), ":": " "})
 
 
 def is_harmless_word(word: str) -> bool:
-    """Return whether a word of free text is an ordinary word, a small number, an address, or a name such as eth0."""
+    """Return whether a word of free text is an ordinary word, a small number, an address, or a name such as
+    eth0."""
     word = word.strip("\"'()[]{}<>,;!?")
     if word in MIXED_CASE:
         return True
@@ -2295,13 +2392,14 @@ def is_harmless_word(word: str) -> bool:
     if not bare or (bare.isdigit() and (len(bare) < 6 or "." in word)):
         return True
     letters = bare.rstrip("0123456789")
-    if not letters.isalpha() or len(bare) - len(letters) > (3 if len(letters) < 12 else 0):
-        return ("." in word or ":" in word) and set(word.lower()) <= set("0123456789abcdef.:/") and word.count(":") > 1
-    return len(letters) <= 24 and (letters.islower() or letters.isupper() or letters.istitle())
+    digits = len(bare) - len(letters)
+    if letters.isalpha() and digits <= (3 if len(letters) < 12 else 0):
+        return len(letters) <= 24 and (letters.islower() or letters.isupper() or letters.istitle())
+    return word.count(":") > 1 and set(word.lower()) <= set("0123456789abcdef.:/")  # an IPv6 or MAC address
 
 
 def shown_remark(text: str) -> str:
-    """Return a comment, a description or a log prefix if it is known to be harmless, else REDACTED."""
+    """Return a comment, a description or a log prefix if it is known to be harmless, otherwise REDACTED."""
     import re
     if re.search(_SPEAKS_OF_SECRET, text, re.IGNORECASE) or not all(map(is_harmless_word, text.split())):
         return REDACTED
@@ -2309,30 +2407,28 @@ def shown_remark(text: str) -> str:
 
 
 class Redactor:
-    """Masks secrets in text: by place, and by value every secret that it learned.
+    """Masks secrets in text: those in known places, and the values of secrets that it has learned.
 
-    With `show_secrets` it changes nothing but control characters.
+    With `show_secrets`, it only escapes control characters.
     """
 
     def __init__(self, show_secrets: bool = False) -> None:
         self.show_secrets = show_secrets
-        self.masked = 0  # places, so far
-        self._values: set[str] = set()  # masked anywhere
-        self._words: set[str] = set()  # masked where they stand alone
-        self._digits: dict[str, list[str]] = {}  # in hex, by the first four bytes, for dumps
+        self.masked = 0  # how many secrets it has masked
+        self._values: set[str] = set()  # masked also within words
+        self._words: set[str] = set()  # masked only as whole words
         self._base64: set[str] = set()
-        self._dumped = "\n"  # all of them, a line each
-        self._sorted: list[str] | None = None
-        self._runs: dict[str, list[str]] = {}
+        self._digits: dict[str, list[str]] = {}  # secrets in hexadecimal, by their first eight digits
+        self._dumped = "\n"  # the same as lines of one text
+        self._sorted: list[str] | None = None  # the values, longest first; None if they must be sorted again
+        self._runs: dict[str, list[str]] = {}  # if there are many: the values by their longest word
         self._word_pattern: re.Pattern[str] | None = None
-        self._places: list[re.Pattern[str]] = []
-        self._rows: list[re.Pattern[str]] = []
-        self._remarks: re.Pattern[str] | None = None
+        self._patterns: dict[str, re.Pattern[str]] = {}
 
     def learn(self, secret: str | bytes) -> None:
-        """From now on, mask this secret in every form it may turn up in: as it is, decoded, in hex and base64, escaped.
+        """Mask this secret from now on, in every form: as it is, decoded, in hexadecimal and base64, escaped.
 
-        A secret of fewer than four characters, or an everyday word, is masked only where a secret is expected.
+        A secret of fewer than four characters, and an everyday word, is masked only in the places of secrets.
         """
         import binascii
         text = decode(secret) if isinstance(secret, bytes) else secret
@@ -2347,53 +2443,40 @@ class Redactor:
             self._base64 |= encoded
             forms |= {digits, digits.upper(), *encoded}
         for form in (text, decode(data)):
-            # as a shell, C and Python, pluto (jam_sanitized_bytes) and JSON write it
-            quoted = form.replace("\\", "\\\\").replace('"', '\\"')
-            escaped = quoted.encode("unicode_escape", "surrogateescape").decode("latin-1").replace("\\\\", "\\")
-            octal = "".join(c if " " <= c <= "~" and c != "\\" else "".join(f"\\{b:03o}" for b in encode(c))
-                            for c in form)
-            json = "".join(c if " " <= c <= "~" else f"\\u{ord(c):04x}" for c in quoted)
-            forms |= {form.replace("'", "'\\''"), printable(form), quoted, escaped, octal, json}
-            # what a URL, HTML, careful JSON, a shell and C make of all that is no letter or digit
-            for plain, write in (("-_.~", "%{:02X}"), ("-_.~", "%{:02x}"), ("", "\\x{:02x}"), ("", "\\{:03o}")):
-                forms.add("".join(c if c.isascii() and c.isalnum() or c in plain else "".join(
-                    map(write.format, encode(c))) for c in form))
-            for marks, write in (("&<>\"'", "&#{};"), ("&<>\"'", "&#x{:x};"), ("&<>'", "\\u{:04x}")):
-                forms.add("".join(write.format(ord(c)) if c in marks else c for c in form))
-            named = form.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-            forms |= {named, named.replace('"', "&quot;"), named.replace('"', "&quot;").replace("'", "&#39;"),
-                      "".join(c if c.isalnum() or c in "_./-" else f"\\{c}" for c in form)}
+            forms.update(escaped_forms(form))
         for line in "\n".join(forms).split("\n"):
             if len(line) >= 4 and line.lower() not in EVERYDAY:
                 (self._values if len(line) >= 6 else self._words).add(line)
         self._sorted = None
 
     def learn_file(self, lines: Iterable[str]) -> list[str]:
-        """Learn the secrets in the lines of a file like ipsec.secrets, those in its comments too; the patterns that
-        it includes."""
+        """Learn the secrets in the lines of a file like ipsec.secrets, also in its comments.  Return the
+        patterns of the files that it includes."""
         includes = []
         for record, rows in secret_records(lines):
-            found = list(record.secrets)
+            tokens = list(record.secrets)
             for _, text, comment in rows:
                 bare = text[comment:].lstrip("# \t")
                 old = commented_out(bare)
-                found += old.secrets if old else secrets_of_remark(secret_tokens(bare)[0])
-            for token in found:
+                tokens += old.secrets if old else secrets_of_remark(secret_tokens(bare)[0])
+            for token in tokens:
                 self.learn(token.text)
                 if token.form in ("0x", "0s") and token.data() is None:
                     self.learn(token.text[2:])
-                elif not token.form and '"' in token.text:  # PSK"…": a blank was forgotten
+                elif not token.form and '"' in token.text:  # PSK"...", where a blank is missing
                     self.learn(token.text.split('"')[1])
             if record.include:
                 includes.append(record.include)
         return includes
 
     def text(self, text: str, *, bulk: bool = False) -> str:
-        """The text with all secrets masked.  `bulk` text is known to hold numbers only (routes): by value only."""
+        """Return the text with all secrets masked.  In `bulk` text, such as routes, they are masked only by
+        value."""
         return self._masked(text, bulk, False)[0]
 
     def _masked(self, text: str, bulk: bool, in_key: bool) -> tuple[str, bool]:
-        """The masked text, and whether it ends within a PEM key; `in_key` when it starts there."""
+        """Return the masked text, and whether it ends within a PEM key; `in_key` tells whether it begins in
+        one."""
         if self.show_secrets:
             return text, False
         text = self._mask_values(text)
@@ -2405,53 +2488,59 @@ class Redactor:
         return text.replace(MASK, REDACTED), in_key
 
     def clean(self, text: str, *, bulk: bool = False) -> str:
-        """The text as a report shows it: secrets masked, control characters escaped."""
+        """Return the text as a report shows it: secrets masked, control characters escaped."""
         return printable(self.text(text, bulk=bulk))
 
     def stream(self, chunks: Iterable[bytes], *, bulk: bool = False) -> Iterator[str]:
-        """What clean() gives, for text of any size that comes in pieces: a secret across two pieces is masked too.
+        """Do the same as clean() for text of any size that comes in chunks; a secret may be split between
+        chunks.
 
-        Gives whole lines, many at a time; of lines beyond LONGEST_LINE the start.
+        Yield text of whole lines, usually many.  The end of a line longer than LONGEST_LINE is left out.
         """
         in_key = False
         for data in whole_lines(chunks):
             text, in_key = self._masked(decode(data), bulk, in_key)
             if len(text) > LONGEST_LINE:
-                # a secret that whole_lines() cut through lies behind what is shown
-                text = "\n".join(line if len(line) <= LONGEST_LINE else
-                                 f"{line[:LONGEST_LINE // 2]} [rest of the line left out]" for line in text.split("\n"))
+                text = "\n".join(map(shortened, text.split("\n")))
             yield printable(text)
 
     def _mask_values(self, text: str) -> str:
+        """Mask the values that learn() got."""
         if self._sorted is None:
-            self._sorted = sorted(self._values, key=len, reverse=True)
-            self._dumped = "".join(f"{digits}\n" for group in self._digits.values() for digits in group)
-            self._runs = {}
-            if len(self._sorted) > MANY_VALUES:
-                import re
-                for value in self._sorted:
-                    longest = max(re.findall(WORD_RUN, value), key=len, default="")
-                    self._runs.setdefault(longest, []).append(value)
-            if self._words:
-                import re
-                words = "|".join(re.escape(word) for word in sorted(self._words, key=len, reverse=True))
-                self._word_pattern = re.compile(f"(?<![A-Za-z0-9])(?:{words})(?![A-Za-z0-9])")
-        if self._runs:
-            import re
-            # one look at each word of the text instead of one search for each value
-            hits = set(re.findall(WORD_RUN, text)) & self._runs.keys()
-            values = sorted((value for word in (*hits, "") for value in self._runs.get(word, ())), key=len,
-                            reverse=True)
-        else:
-            values = self._sorted
-        for value in values:
+            self._sort_values()
+        for value in self._values_in(text):
             if value in text:
                 text = text.replace(value, MASK)
-        text = self._word_pattern.sub(MASK, text) if self._word_pattern else text
+        if self._word_pattern:
+            text = self._word_pattern.sub(MASK, text)
         return self._mask_wrapped(text) if self._base64 else text
 
+    def _sort_values(self) -> None:
+        """Prepare the search for the values."""
+        import re
+        self._sorted = sorted(self._values, key=len, reverse=True)
+        self._dumped = "".join(f"{digits}\n" for group in self._digits.values() for digits in group)
+        self._runs = {}
+        if len(self._sorted) > MANY_VALUES:
+            for value in self._sorted:
+                longest = max(re.findall(WORD_RUN, value), key=len, default="")
+                self._runs.setdefault(longest, []).append(value)
+        if self._words:
+            words = "|".join(re.escape(word) for word in sorted(self._words, key=len, reverse=True))
+            self._word_pattern = re.compile(f"(?<![A-Za-z0-9])(?:{words})(?![A-Za-z0-9])")
+
+    def _values_in(self, text: str) -> list[str]:
+        """Return the values that may be in the text, longest first."""
+        if not self._runs:
+            return self._sorted or []
+        import re
+        # a look-up of each word of the text, because a search for each value takes too long
+        words = set(re.findall(WORD_RUN, text)) & self._runs.keys()
+        values = [value for word in (*words, "") for value in self._runs.get(word, ())]
+        return sorted(values, key=len, reverse=True)
+
     def _mask_wrapped(self, text: str) -> str:
-        """Mask base64 that holds a secret across the ends of lines."""
+        """Mask base64 over several lines that holds a secret."""
         lines = text.split("\n")
         start = 0
         while start < len(lines):
@@ -2465,73 +2554,106 @@ class Redactor:
             start = max(end, start + 1)
         return "\n".join(lines)
 
-    def _mask_row(self, found: re.Match[str]) -> str:
-        """Mask a row of hex bytes that holds a secret or is a piece of one, up to the end of the line: a dump repeats
-        the bytes as text there.  Each run of bytes in a line is looked at: the first may be a date or a MAC address.
-        """
-        row = found[2].lower().translate({32: None, 58: None})
-        piece = row if len(row) > 6 else f"{row}\n"  # so short a one only as the last row of a secret
-        known = piece in self._dumped or any(row.startswith(digits, place) for place in range(0, len(row) - 7, 2)
-                                             for digits in self._digits.get(row[place:place + 8], ()))
-        return f"{found[1]}{ROW_MASK}" if known else found[0]
-
     def compile(self) -> None:
-        """Make the patterns, once.  Takes longer than many a command, so they are made when a text needs them."""
-        if not self._places:
-            import re
-            self._places = [re.compile(place, re.IGNORECASE) for place in (NSS_PASSWORDS, *SECRET_PLACES)]
+        """Compile the patterns of SECRET_PLACES.  Otherwise each is compiled when it is first used."""
+        for _, place in SECRET_PLACES:
+            self._compiled(place)
 
-    def compile_rows(self) -> None:
-        """The same for the patterns of dumps in hexadecimal."""
-        if not self._rows:
+    def _compiled(self, pattern: str, ignore_case: bool = True) -> re.Pattern[str]:
+        """Compile a pattern once."""
+        if pattern not in self._patterns:
             import re
-            # a row of pluto's dumps, of any length; bytes in a row anywhere
-            self._rows = [re.compile(r"^(.*?\|  +|  +)((?:[0-9a-f]{2} {1,2})*[0-9a-f]{2})(?:$|   .*)", re.MULTILINE),
-                          re.compile(r"((?<![0-9A-Za-z]))((?:[0-9A-Fa-f]{2}[ :]{1,2}){3,}[0-9A-Fa-f]{2})\b"),
-                          re.compile(r"((?<![0-9A-Za-z])(?:0x)?)((?:[0-9A-Fa-f]{4} {1,2})+[0-9A-Fa-f]{2,4})\b"),
-                          re.compile(f"{ROW_MASK}.*")]
-
-    def _mask_remarks(self, line: str) -> str:
-        """Mask the comments and log prefixes of a firewall rule that are not known to be harmless."""
-        if self._remarks is None:
-            import re
-            self._remarks = re.compile(REMARKS)
-
-        def shown(found: re.Match[str]) -> str:
-            before, remark = (found[1], found[2]) if found[1] else (found[3], found[4])
-            is_masked = MASK in remark or shown_remark(remark.replace("\\", "")) != remark.replace("\\", "")
-            return before + (MASK if is_masked else remark)
-        return self._remarks.sub(shown, line)
+            self._patterns[pattern] = re.compile(pattern, re.IGNORECASE if ignore_case else 0)
+        return self._patterns[pattern]
 
     def _mask_places(self, text: str) -> str:
+        """Mask the secrets in SECRET_PLACES, in remarks of firewall rules, and in dumps."""
         lines = text.split("\n")
-        if self._digits and not self._rows and (len(lines) > 100 or any(map(may_be_row, lines))):
-            self.compile_rows()
-        for number, line in enumerate(lines):
-            lowered = line.lower()
-            if any(hint in lowered for hint in PLACE_HINTS):
-                self.compile()
-                before = ""
-                while "util" in lowered and line != before:
-                    before, line = line, self._places[0].sub(mask_place, line)
-                for place in self._places[1:]:
-                    line = place.sub(mask_place, line)
-            if "comment" in lowered or "prefix" in lowered or "/* " in line:
-                line = self._mask_remarks(line)
-            lines[number] = line
-        text = "\n".join(lines)
-        if self._digits and self._rows:
-            for row in self._rows[:-1]:
-                text = row.sub(self._mask_row, text)
-            text = self._rows[-1].sub(MASK, text)
-        return text
+        lowered = text.lower()
+        hinted = {hint: lines_with(lowered, hint) for hint in HINTS}
+        for number in hinted["util"]:
+            lines[number] = self._mask_tools(lines[number])
+        for hints, place in SECRET_PLACES:
+            for number in set().union(*(hinted[hint] for hint in hints)):
+                lines[number] = self._compiled(place).sub(mask_place, lines[number])
+        for number in set().union(*(hinted[hint] for hint in REMARK_HINTS)):
+            lines[number] = self._compiled(REMARKS, False).sub(mask_remark, lines[number])
+        if self._digits:
+            for number, line in enumerate(lines):
+                if rows := rows_in(line):
+                    lines[number] = self._mask_rows(line, rows)
+        return "\n".join(lines)
+
+    def _mask_tools(self, line: str) -> str:
+        """Mask the passwords in a command of the NSS tools."""
+        before = ""
+        while line != before:
+            before = line
+            line = self._compiled(NSS_PASSWORD).sub(mask_place, line)
+        return line
+
+    def _mask_rows(self, line: str, rows: Iterable[str]) -> str:
+        """Mask a line from the first bytes on that are a secret or a part of one, because a dump repeats the
+        bytes as text at the end of the line.  `rows` are the patterns to look for."""
+        for row in rows:
+            line = self._compiled(row, False).sub(self._mask_row, line)
+        before, mask, _ = line.partition(ROW_MASK)
+        return before + MASK if mask else line
+
+    def _mask_row(self, match: re.Match[str]) -> str:
+        """Replace a row of bytes with ROW_MASK if it holds a secret or is a part of one."""
+        row = match[2].lower().translate({32: None, 58: None})
+        part = row if len(row) > 6 else f"{row}\n"  # up to three bytes only as the end of a secret
+        starts = {row[place:place + 8] for place in range(0, len(row) - 7, 2)} & self._digits.keys()
+        is_secret = part in self._dumped or any(
+            digits in row for start in starts for digits in self._digits[start])
+        return f"{match[1]}{ROW_MASK}" if is_secret else match[0]
+
+
+def shortened(line: str) -> str:
+    """Return a line without its end if it is longer than LONGEST_LINE.  If whole_lines() has cut through a
+    secret, the rest of the secret is in the end that is left out."""
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE // 2]} [rest of the line left out]"
+
+
+def escaped_forms(text: str) -> Iterator[str]:
+    """Yield the forms in which programs, shells and data formats write a text that has special characters."""
+    quoted = text.replace("\\", "\\\\").replace('"', '\\"')
+    yield text.replace("'", "'\\''")  # a shell, in single quotes
+    yield printable(text)
+    yield quoted  # C, and JSON in UTF-8
+    yield quoted.encode("unicode_escape", "surrogateescape").decode("latin-1").replace("\\\\", "\\")  # Python
+    # pluto, jam_sanitized_bytes()
+    yield "".join(c if " " <= c <= "~" and c != "\\" else "".join(map("\\{:03o}".format, encode(c)))
+                  for c in text)
+    yield "".join(c if " " <= c <= "~" else f"\\u{ord(c):04x}" for c in quoted)  # JSON in ASCII
+    yield "".join(c if c.isalnum() or c in "_./-" else f"\\{c}" for c in text)  # a shell, without quotes
+    for form in ("%{:02X}", "%{:02x}"):  # a URL
+        yield escape_others(text, form, "-_.~")
+    for form in ("\\x{:02x}", "\\{:03o}"):  # a shell's $'...', and C
+        yield escape_others(text, form, "")
+    # HTML, and JSON that is safe in HTML
+    for marks, form in (("&<>\"'", "&#{};"), ("&<>\"'", "&#x{:x};"), ("&<>'", "\\u{:04x}")):
+        yield "".join(form.format(ord(c)) if c in marks else c for c in text)
+    named = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    yield named
+    yield named.replace('"', "&quot;")
+    yield named.replace('"', "&quot;").replace("'", "&#39;")
+
+
+def escape_others(text: str, form: str, plain: str) -> str:
+    """Return the text with each byte formatted, except for ASCII letters and digits and the characters
+    `plain`."""
+    return "".join(c if (c.isascii() and c.isalnum()) or c in plain else "".join(map(form.format, encode(c)))
+                   for c in text)
 
 
 def base64_forms(data: bytes) -> set[str]:
-    """Return the base64 of the data: alone, and as a part of longer data at each of the three offsets."""
+    """Return the base64 of the data: alone, and as part of longer data, at each of the three offsets."""
     import binascii
     forms = {binascii.b2a_base64(data, newline=False).decode().rstrip("=")}
-    for offset, first in ((0, 0), (1, 2), (2, 3)):  # the first digits, and an incomplete last one, have other bits too
+    # the first digits, and the last one if it is incomplete, also hold bits of the data around
+    for offset, first in ((0, 0), (1, 2), (2, 3)):
         text = binascii.b2a_base64(bytes(offset) + data, newline=False).decode().rstrip("=")
         inner = text[first:len(text) - bool((offset + len(data)) % 3)]
         if len(inner) >= 8:
@@ -2539,23 +2661,53 @@ def base64_forms(data: bytes) -> set[str]:
     return forms
 
 
-def may_be_row(line: str) -> bool:
-    """False for a line in which the patterns of rows of bytes find nothing.  Slower than they are, once made."""
-    words = line.replace("0x", " ").translate(_MARKS).split()
-    lengths = [len(word) for word in words if HEX_DIGITS.issuperset(word)]
-    return 4 in lengths or lengths.count(2) > 3 or (2 in lengths and (line.startswith("  ") or "|  " in line))
+def lines_with(text: str, word: str) -> set[int]:
+    """Return the numbers, from 0 on, of the lines that hold the word."""
+    numbers = set()
+    number = start = 0
+    while (place := text.find(word, start)) >= 0:
+        number += text.count("\n", start, place)
+        numbers.add(number)
+        start = place + 1
+    return numbers
 
 
-def mask_place(found: re.Match[str]) -> str:
-    """What SECRET_PLACES found, without the secret.  What is masked already stays as it is."""
-    secret = found[0][len(found[1]):]
+def rows_in(line: str) -> list[str]:
+    """Return the patterns of rows of a dump that may match in the line.  This test is faster than the
+    patterns."""
+    rows = []
+    shape = line.translate(_ROW_SHAPE) + " "
+    if "  xx " in shape:
+        rows.append(SHORT_ROW)
+    shape = shape.replace("  ", " ")
+    if "xx xx xx xx" in shape:
+        rows.append(BYTES_ROW)
+    if "xxxx xx" in shape:
+        rows.append(PAIRS_ROW)
+    return rows
+
+
+def mask_place(match: re.Match[str]) -> str:
+    """Return the match of a pattern of SECRET_PLACES with its secret masked, unless it is masked already."""
+    secret = match[0][len(match[1]):]
     if secret.lstrip("\"'\\0xst").startswith("[redacted"):
-        return found[0]
-    return found[1] + (f"[redacted {len(secret) // 2} bytes]" if found[1].endswith("0x") else MASK)
+        return match[0]
+    return match[1] + (f"[redacted {len(secret) // 2} bytes]" if match[1].endswith("0x") else MASK)
+
+
+def mask_remark(match: re.Match[str]) -> str:
+    """Return the match of REMARKS, with the remark masked if it is not known to be harmless."""
+    before, remark = (match[1], match[2]) if match[1] else (match[3], match[4])
+    bare = remark.replace("\\", "")
+    return match[0] if MASK not in remark and shown_remark(bare) == bare else before + MASK
 
 
 def mask_pem(text: str, in_key: bool) -> tuple[str, bool]:
-    """The text without what is between BEGIN and END of private keys, and whether it ends within a key."""
+    """Return the text without the parts between BEGIN and END of private keys, and whether it ends within a
+    key.
+
+    `in_key` tells whether it begins within one.
+    """
     lines = []
     for line in text.split("\n"):
         shown = ""
@@ -2579,7 +2731,8 @@ def mask_pem(text: str, in_key: bool) -> tuple[str, bool]:
 
 
 def whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes, cut behind line ends only.  Of a line longer than two LONGEST_LINE no more than those."""
+    """Yield the data of the chunks in pieces that end where a line ends.  A line that is longer than two
+    LONGEST_LINE is cut after about so many bytes."""
     rest = b""
     for chunk in chunks:
         head, newline, tail = chunk.rpartition(b"\n")
@@ -2590,14 +2743,6 @@ def whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
             rest += chunk
     if rest:
         yield rest
-
-
-HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
-_MARKS = {code: 32 for code in range(128) if not chr(code).isalnum()}
-ROW_MASK = "\ue001"  # stands for a masked row of a dump; the rest of the line goes with it
-MASK = "\ue000"  # stands for REDACTED until all is masked, so that nothing is found in it
-MANY_VALUES = 1000  # beyond, a value glued to other letters is not found; searching for each would take minutes
-WORD_RUN = "(?:0[xXsStT])?([A-Za-z0-9]{4,})"
 
 
 # =====================================================================================================================
