@@ -12678,13 +12678,13 @@ def nft_words(expression: Any) -> str:
 
 # --- what the rules do with a packet ----------------------------------------------------------------------------------
 #
-# The rules of iptables and nftables as their own programs print them (iptables-save(8), nft(8)), and what
-# they do with a packet.  Much of a rule or of a packet may be unknown, so an answer is given only if it is
-# certain.  Used by verify.  The text of nft is parsed, not its JSON:  OpenWrt's nft has no JSON, and
-# python3-minimal has no module json.
+# Reads the rules of iptables and nftables as iptables-save(8) and nft(8) print them, and finds out what they
+# do with a packet.  A part of a rule or of a packet may be unknown, and the answer is then "unknown".  Used
+# by verify and why.  The parser reads nft's text and not its JSON, because OpenWrt's nft can't print JSON and
+# python3-minimal lacks the module json.
 
-# The fields of a packet that the conditions of both programs name; `ipsec-out`: the packet is going to be
-# encrypted
+# By the words of a condition, the field of the packet that it tests.  `ipsec-out` is the policy that the
+# packet will be encrypted by, `ipsec-in` the one that it was decrypted by.
 IPTABLES_FIELDS = {"-s": "src", "-d": "dst", "-i": "in", "-o": "out", "-p": "proto", "--dport": "dport",
                    "--dports": "dport", "--sport": "sport", "--sports": "sport", "--ctstate": "state",
                    "--state": "state", "--ctstatus": "status", "--icmp-type": "icmp", "--icmpv6-type": "icmp",
@@ -12696,21 +12696,21 @@ NFT_FIELDS = {"ip saddr": "src", "ip daddr": "dst", "ip6 saddr": "src", "ip6 dad
               "meta secpath": "ipsec-in", "meta nfproto": "family",
               **{f"{protocol} {port}": port for protocol in ("udp", "tcp", "th")
                  for port in ("dport", "sport")}}
-# Statements that decide nothing, and those of their words that have a value
+# Statements that decide nothing about the packet, and the words inside them that a value follows
 NFT_SILENT = {"log": ("prefix", "level", "flags", "group", "snaplen", "queue-threshold"), "comment": (),
               "counter": ("packets", "bytes", "name")}
 # Words that imply a condition on the protocol or the family
 NFT_IMPLIED = {**{name: ("proto", name, False) for name in ("tcp", "udp", "icmp", "icmpv6", "esp", "ah")},
                "ip": ("family", "ipv4", False), "ip6": ("family", "ipv6", False)}
 IPTABLES_TABLES = ("filter", "nat", "mangle", "raw", "security")
+# What a target does with a packet; `?`: unknown, empty: nothing
 RULE_TARGETS = {"accept": "accept", "drop": "drop", "reject": "drop", "return": "return",
-                "masquerade": "snat",
-                "snat": "snat", "netmap": "?", "?": "?", "queue": "?", "nfqueue": "?", "dnat": "dnat",
-                "redirect": "dnat", "notrack": ""}
-Condition = tuple[str, str, bool]  # field, values separated by commas, negated
+                "masquerade": "snat", "snat": "snat", "netmap": "?", "?": "?", "queue": "?", "nfqueue": "?",
+                "dnat": "dnat", "redirect": "dnat", "notrack": ""}
+Condition = tuple[str, str, bool]  # field, values separated by commas, is it negated
 Rule = tuple[list[Condition], str]  # conditions, target
-Packet = dict[str, str]  # the fields of a packet, with all spellings of a value, separated by blanks
-Table = tuple[str, "dict[str, Chain]"]  # the family (ip, ip6, inet for both), the chains by name
+Packet = dict[str, str]  # by field, all spellings of its value, separated by blanks: {"proto": "udp 17"}
+Table = tuple[str, "dict[str, Chain]"]  # the family (ip, ip6, or inet for both), the chains by name
 UNKNOWN_CONDITION: Condition = ("?", "", False)
 EVERYTHING = ("0.0.0.0/0", "::/0")
 TABLE_FAMILIES = {"ipv4": ("ip", "inet"), "ipv6": ("ip6", "inet")}
@@ -12719,8 +12719,10 @@ TABLE_FAMILIES = {"ipv4": ("ip", "inet"), "ipv6": ("ip6", "inet")}
 class Chain(Record):
     """A chain of rules.
 
-    `hook`, `kind` and `policy` are empty if only other chains jump to it; `kind` is empty for a filter, too.
-    `insert` is the command that puts a rule at its head.
+    `hook` is the place where the kernel runs the chain: input, output, forward, postrouting, ...  `kind` is
+    `nat` or `route`, or empty for a filter.  `policy` is accept or drop.  All three are empty for a chain
+    that runs only if another chain jumps to it.  `insert` is the command that inserts a rule at the chain's
+    head.
     """
 
     hook: str
@@ -12752,10 +12754,11 @@ class RuleWords:
         return word
 
     def skip(self, *words: str) -> bool:
-        """Move past the next word if it is one of `words`; return whether it is."""
-        is_one = bool(self) and self.next in words
-        self.place += is_one
-        return is_one
+        """Move past the next word if it is one of `words`; return whether it was."""
+        if not self or self.next not in words:
+            return False
+        self.place += 1
+        return True
 
     def rest(self) -> Sequence[str]:
         """Return the words that are left."""
@@ -12763,8 +12766,8 @@ class RuleWords:
 
 
 def iptables_tables(text: str, program: str) -> Iterator[Table]:
-    """Yield the tables in the output of `program`-save: iptables, ip6tables, or the same with -legacy or
-    -nft."""
+    """Yield the tables in the output of `program`-save; `program` is iptables or ip6tables, also with -legacy
+    or -nft at its end."""
     family = program.partition("tables")[0]
     name = ""
     table: dict[str, Chain] = {}
@@ -12784,7 +12787,7 @@ def iptables_tables(text: str, program: str) -> Iterator[Table]:
 
 
 def iptables_rule(text: Sequence[str]) -> Rule:
-    """Parse the words of a rule of iptables-save behind `-A CHAIN`."""
+    """Parse a rule of iptables-save; `text` has its words after `-A CHAIN`."""
     conditions: list[Condition] = []
     negated, direction = False, ""
     words = RuleWords(text)
@@ -12807,7 +12810,8 @@ def iptables_rule(text: Sequence[str]) -> Rule:
 
 
 def iptables_target(words: RuleWords) -> str:
-    """Return the target of a rule from the words behind `-j`; SNAT with the new source."""
+    """Take the target of a rule from the words after `-j`, and return it; SNAT is followed by the new source.
+    """
     target = words.take()
     if target == "SNAT":
         return f"SNAT {word_after(words.rest(), '--to-source')}"
@@ -12819,8 +12823,9 @@ def iptables_target(words: RuleWords) -> str:
 class NftReader:
     """Reads the output of `nft list ruleset`.
 
-    `wrapped` names, by family, the iptables that stores its rules in nf_tables.  A chain of iptables gets new
-    rules through iptables only: iptables can't read a rule that nft adds there, and so does not save it.
+    `wrapped` has, by family, the name of the iptables program that stores its rules in nf_tables.  A rule for
+    a chain of iptables must be added with that program.  iptables can't read a rule that nft adds there, so
+    iptables-save would lose it.
     """
 
     def __init__(self, wrapped: Mapping[str, str]) -> None:
@@ -12829,11 +12834,10 @@ class NftReader:
         self.family = self.name = self.chain = ""
         self.dormant = False  # the kernel skips the chains of a dormant table
         self.table: dict[str, Chain] = {}
-        # the anonymous chains (`jump {`) that are open, under names of no other chain
-        self.unnamed: list[str] = []
+        self.unnamed: list[str] = []  # names made up for the anonymous chains (`jump {`) that are still open
 
     def tables(self, text: str) -> Iterator[Table]:
-        """Yield the tables of the IP families, without dormant ones."""
+        """Yield the tables of the IP families, except dormant ones."""
         for line in text.splitlines():
             words = rule_words(line)
             self._line(line, words)
@@ -12847,7 +12851,7 @@ class NftReader:
                 self.table = {}
 
     def _line(self, line: str, words: list[str]) -> None:
-        """Take in one line; `depth` is that of its start."""
+        """Read one line; `depth` is the depth of braces at its start."""
         if self.depth == 0 and words[:1] == ["table"]:
             self.table, self.family, self.name, self.dormant = {}, words[1], words[2], False
         elif self.depth == 1 and words[:1] == ["flags"]:
@@ -12857,32 +12861,32 @@ class NftReader:
             self.table[self.chain] = Chain("", "", "", self._insert(), [])
         elif self.depth == 2 and self.chain and words[:1] == ["type"]:
             policy = word_after(words, "policy", "accept;").strip(";")
-            self.table[self.chain] = Chain(word_after(words, "hook"), words[1].replace("filter", ""), policy,
-                                           self._insert(), [])
+            kind = "" if words[1] == "filter" else words[1]
+            self.table[self.chain] = Chain(word_after(words, "hook"), kind, policy, self._insert(), [])
         elif self.depth >= 2 and self.chain and words != ["}"]:
             self._rule(words)
 
     def _insert(self) -> str:
-        """Return the command that puts a rule at the head of the current chain."""
+        """Return the command that inserts a rule at the head of the current chain."""
         if self.chain.isupper() and self.family in self.wrapped:
             return f"{self.wrapped[self.family]} -t {self.name} -I {self.chain}"
         return f"nft insert rule {self.family} {self.name} {self.chain}"
 
     def _rule(self, words: list[str]) -> None:
         """Add the rules of a line to the current chain."""
-        here = self.table[self.unnamed[-1] if self.unnamed else self.chain]
+        current = self.table[self.unnamed[-1] if self.unnamed else self.chain]
         if words[-2:] in (["jump", "{"], ["goto", "{"]):
             name = f"{self.chain} {len(self.table)}"
             self.unnamed.append(name)
             self.table[name] = Chain("", "", "", "", [])
             words = [*words[:-1], name]
-        here.rules.extend(nft_rules(words))
+        current.rules.extend(nft_rules(words))
 
 
 def nft_rules(text: Sequence[str]) -> Iterator[Rule]:
-    """Yield the rules that a line of nft stands for: one, or one for each entry of a verdict map."""
+    """Yield the rule that the words of a line of nft make, or one rule for each entry of a verdict map."""
     conditions: list[Condition] = []
-    is_joined = not {".", "&", "|"}.isdisjoint(text)  # several fields compared at once
+    is_joined = not {".", "&", "|"}.isdisjoint(text)  # a condition compares several fields at once
     words = RuleWords(text)
     while words:
         word = words.take()
@@ -12891,29 +12895,42 @@ def nft_rules(text: Sequence[str]) -> Iterator[Rule]:
             return
         if word in NFT_IMPLIED:
             conditions.append(NFT_IMPLIED[word])
-        two = f"{word} {words.next}"
-        field = "" if is_joined else NFT_FIELDS.get(two) or NFT_FIELDS.get(word, "")
         if word in NFT_SILENT:
             skip_silent(word, words)
-        elif two == "xt target":
-            words.take()
-        elif word == "vmap":
+            continue
+        if word == "xt" and words.skip("target"):
+            continue
+        if word == "vmap":
             yield [*conditions, UNKNOWN_CONDITION], "?"
             return
-        elif not field:
+        field = "" if is_joined else nft_field(word, words)
+        if not field:
             conditions.append(UNKNOWN_CONDITION)
-        else:
-            if two in NFT_FIELDS:
-                words.take()
-            negated = words.skip("!=", "!")
-            if words.skip("vmap"):
-                yield from map_rules(conditions, field, nft_values(words))
-                return
-            conditions.append((field, nft_values(words), negated))
+            continue
+        negated = words.skip("!=", "!")
+        if words.skip("vmap"):
+            yield from map_rules(conditions, field, nft_values(words))
+            return
+        conditions.append((field, nft_values(words), negated))
+
+
+def nft_field(word: str, words: RuleWords) -> str:
+    """Return the field that a condition tests, empty for a field that is not in NFT_FIELDS.
+
+    `word` begins the condition and `words` follow it.  A second word of the field's name is taken.
+    """
+    two = f"{word} {words.next}"
+    if two in NFT_FIELDS:
+        words.take()
+        return NFT_FIELDS[two]
+    return NFT_FIELDS.get(word, "")
 
 
 def nft_target(word: str, words: RuleWords) -> str:
-    """Return the word if it is the target of a rule, otherwise an empty string.  `words` follow the word."""
+    """Return the target of a rule if `word` begins one, otherwise an empty string.
+
+    `words` follow the word.  The chain of a jump is taken from them.
+    """
     if word == "jump":
         return words.take()
     if word == "goto":
@@ -12924,7 +12941,7 @@ def nft_target(word: str, words: RuleWords) -> str:
 
 
 def skip_silent(word: str, words: RuleWords) -> None:
-    """Move past a statement of NFT_SILENT, whose first word is `word`."""
+    """Move past the rest of a statement of NFT_SILENT; `word` is its first word."""
     if word == "comment":
         words.take()
     while words.skip(*NFT_SILENT[word]):
@@ -12932,7 +12949,7 @@ def skip_silent(word: str, words: RuleWords) -> None:
 
 
 def nft_values(words: RuleWords) -> str:
-    """Take a value or a set in braces; return the values, separated by commas."""
+    """Take a value or a set in braces, and return the values, separated by commas."""
     if not words.skip("{"):
         return words.take()
     values = ""
@@ -12956,25 +12973,28 @@ def family_of(address: str) -> str:
 
 
 def net_fits(mine: str, wanted: str) -> bool | None:
-    """Return whether the network `mine` lies in the other; None if only a part of it does, or if it is
-    unknown."""
-    (first, _, bits), (second, _, wide) = mine.partition("/"), wanted.partition("/")
-    if (":" in first) != (":" in second):
+    """Return whether the network `mine` lies in the network `wanted`.
+
+    None if only a part of it does, or if one of them is neither an address nor a network.
+    """
+    if family_of(mine) != family_of(wanted):
         return False
-    full = "128" if ":" in first else "32"
+    all_bits = "128" if ":" in mine else "32"
+    my_address, _, my_bits = mine.partition("/")
+    other_address, _, other_bits = wanted.partition("/")
+    my_bits, other_bits = my_bits or all_bits, other_bits or all_bits
     try:
-        if within(first, f"{second}/{wide or full}") and int(bits or full) >= int(wide or full):
+        if within(my_address, f"{other_address}/{other_bits}") and int(my_bits) >= int(other_bits):
             return True
-        return None if within(second, f"{first}/{bits or full}") else False
+        return None if within(other_address, f"{my_address}/{my_bits}") else False
     except (OSError, ValueError):
         return None
 
 
 def device_fits(mine: str, wanted: str) -> bool | None:
-    """Return whether an interface matches the one of a rule (`eth+`, `eth*`); None if `mine` is unknown
-    (empty).
+    """Return whether an interface matches that of a rule (`eth0`, `eth+`, `eth*`).
 
-    A packet of IKE or of a tunnel never passes `lo`.
+    None if `mine` is empty, which means unknown.  No packet of IKE or of a tunnel passes `lo`.
     """
     if not mine:
         return False if wanted == "lo" else None
@@ -12984,9 +13004,9 @@ def device_fits(mine: str, wanted: str) -> bool | None:
 
 
 def value_fits(field: str, mine: str, wanted: str) -> bool | None:
-    """Return whether a field of a packet has the value of a rule; None if that is unknown.
+    """Return whether a field of a packet has the value that a rule wants, None if that is unknown.
 
-    `mine` holds all spellings of the field's value, separated by blanks.
+    `mine` has all spellings of the packet's value, separated by blanks.
     """
     if wanted.startswith("@"):  # a named set
         return None
@@ -13001,18 +13021,18 @@ def value_fits(field: str, mine: str, wanted: str) -> bool | None:
 
 
 def condition_fits(condition: Condition, packet: Mapping[str, str]) -> bool | None:
-    """Return whether the packet meets the condition; None if that is unknown."""
+    """Return whether the packet meets the condition, None if that is unknown."""
     field, values, negated = condition
-    answers: list[bool | None] = [None]
-    if field in packet:
-        answers = [value_fits(field, packet[field], value) for value in values.split(",")]
+    if field not in packet:
+        return None
+    answers = [value_fits(field, packet[field], value) for value in values.split(",")]
     if True in answers:
         return not negated
     return None if None in answers else negated
 
 
 def rule_fits(conditions: Sequence[Condition], packet: Mapping[str, str]) -> bool | None:
-    """Return whether the rule matches the packet; None if its conditions can't be evaluated."""
+    """Return whether the packet meets all conditions of a rule, None if that is unknown."""
     answers = [condition_fits(condition, packet) for condition in conditions]
     if False in answers:
         return False
@@ -13020,9 +13040,10 @@ def rule_fits(conditions: Sequence[Condition], packet: Mapping[str, str]) -> boo
 
 
 def verdict(table: Mapping[str, Chain], chain: Chain, packet: Mapping[str, str]) -> str:
-    """Return what happens to a packet in a chain: accept, drop, snat or dnat.
+    """Return what a chain does with a packet: accept, drop, snat or dnat.
 
-    Empty: the packet leaves the chain at its end.  `?`: nothing is certain; the packet may be accepted.
+    An empty string: the packet passes the whole chain, and goes back to the calling chain.  `?`: unknown; the
+    packet may be accepted.
     """
     for conditions, target in chain.rules:
         fits = rule_fits(conditions, packet)
@@ -13032,7 +13053,7 @@ def verdict(table: Mapping[str, Chain], chain: Chain, packet: Mapping[str, str])
         kind, _, source = target.partition(" ")
         result = verdict(table, table[name], packet) if name in table else RULE_TARGETS.get(kind.lower(), "")
         if result == "snat" and source and net_fits(source, packet["src"]):
-            result = "accept"  # the new source belongs to the same network
+            result = "accept"  # the new source is in the network of the old one
         if fits and (result or name != target):
             return result.replace("return", "") or chain.policy
         if result in ("accept", "return", "?"):
@@ -13041,34 +13062,12 @@ def verdict(table: Mapping[str, Chain], chain: Chain, packet: Mapping[str, str])
 
 
 def filter_tables(host: Host, timeout: float = 10.0) -> list[Table]:
-    """Return the tables of this network namespace: those of nf_tables, and those of iptables-legacy, which
-    nft does not show.
+    """Return the tables of this network namespace: those of nf_tables and those of iptables-legacy.
 
-    Raises OSError or Failure if this process may not ask, or if the program to ask with is missing.
+    Raises OSError or Failure if this process may not read them, or if the program that reads them is missing.
     """
-    known = set()
-    try:
-        for buffer, start, end in dump(host, NETLINK_NETFILTER, NFT_MSG_GETTABLE, bytes(NFGENMSG_SIZE)):
-            name = attributes(buffer, start + NFGENMSG_SIZE, end)[NFTA_TABLE_NAME]
-            known.add((buffer[start], decode(name.rstrip(b"\0"))))
-    except OSError as error:
-        if error.errno not in NO_NFTABLES:
-            raise
-    known.discard((NFPROTO_INET, NFLOG_TABLE))
-    programs = []
-    if known and host.which("nft"):
-        programs.append(["nft", "list", "ruleset"])
-    elif known:
-        others = [name for family, name in known if family == NFPROTO_INET or name not in IPTABLES_TABLES]
-        if others:
-            raise Missing(f"nft is not installed, and is needed to read table {quote(others[0])}")
-        programs += [["iptables-save"], ["ip6tables-save"]]
-    for family in ("ip", "ip6"):
-        if host.value(f"/proc/net/{family}_tables_names"):
-            legacy = f"{family}tables-legacy-save"
-            programs.append([legacy if host.which(legacy) else f"{family}tables-save"])
     tables: list[Table] = []
-    for argv in programs:
+    for argv in filter_programs(host):
         ran = host.run(argv, timeout=timeout)
         if ran.status:
             raise Failure(f"{argv[0]}: {ran.complaint}")
@@ -13081,26 +13080,65 @@ def filter_tables(host: Host, timeout: float = 10.0) -> list[Table]:
     return tables
 
 
+def filter_programs(host: Host) -> list[list[str]]:
+    """Return the commands that print the tables of this network namespace.
+
+    nft does not print the tables of iptables-legacy.  Raises OSError, or Missing if no installed program can
+    print a table of nf_tables.
+    """
+    known = nf_tables_names(host)
+    programs = []
+    if known and host.which("nft"):
+        programs.append(["nft", "list", "ruleset"])
+    elif known:
+        others = [name for family, name in known if family == NFPROTO_INET or name not in IPTABLES_TABLES]
+        if others:
+            raise Missing(f"nft is not installed, and is needed to read table {quote(others[0])}")
+        programs += [["iptables-save"], ["ip6tables-save"]]
+    for family in ("ip", "ip6"):
+        if host.value(f"/proc/net/{family}_tables_names"):
+            legacy = f"{family}tables-legacy-save"
+            programs.append([legacy if host.which(legacy) else f"{family}tables-save"])
+    return programs
+
+
+def nf_tables_names(host: Host) -> set[tuple[int, str]]:
+    """Return the family (NFPROTO_*) and the name of each table of nf_tables, except this program's own table
+    for NFLOG; nothing if the kernel lacks nf_tables.
+
+    Asks the kernel, so nft is not needed.  Raises OSError.
+    """
+    known = set()
+    try:
+        for buffer, start, end in dump(host, NETLINK_NETFILTER, NFT_MSG_GETTABLE, bytes(NFGENMSG_SIZE)):
+            name = attributes(buffer, start + NFGENMSG_SIZE, end)[NFTA_TABLE_NAME]
+            known.add((buffer[start], decode(name.rstrip(b"\0"))))
+    except OSError as error:
+        if error.errno not in NO_NFTABLES:
+            raise
+    known.discard((NFPROTO_INET, NFLOG_TABLE))
+    return known
+
+
 # --- diagnosis: what pluto's log says of a connection -----------------------------------------------------------------
 #
-# Why a connection is down, as far as pluto's log tells: finding the log, the last attempt in it, and a table of causes
-# with the words that pluto uses for them.  Reads logs only.  Facts: the messages in the source of libreswan 3.25, 3.32,
-# 4.3, 4.10, 5.2, 5.4 and of its main branch, and logs of real plutos of which the cause was known.
+# Finds pluto's log, the last attempt of a connection in it, and in a table of causes the one whose words
+# pluto used there.  Only reads logs.  Sources: the messages in the source of libreswan 3.25, 3.32, 4.3, 4.10,
+# 5.2, 5.4 and main, and the logs of real plutos whose tunnels failed for known causes.
 
-LOG_TAIL = 4 << 20  # bytes at the end of a log file that are read at most
-LOG_SEARCH = 1 << 30  # bytes at the end of a log file in which pluto's start is looked for
-LOG_LINES = 20_000  # lines of the journal that are read at most
-CONN_LINES = 600  # lines about one connection that are looked at
-LOG_START = (b"Starting Pluto", b"Starting Libreswan")  # where a daemon's part of a log begins, 3.x to 5.x
+LOG_TAIL = 4 << 20  # how many bytes at the end of a log file are read at most
+LOG_SEARCH = 1 << 30  # how many bytes at the end of a log file are searched for pluto's last start
+LOG_LINES = 20_000  # how many lines of the journal are read at most
+CONN_LINES = 600  # how many lines about one connection are read at most
+LOG_START = (b"Starting Pluto", b"Starting Libreswan")  # the first words of a pluto, 3.x to 5.x
 JOURNAL = "/var/log/journal"
 SYSLOGS = ("/var/log/secure", "/var/log/auth.log", "/var/log/daemon.log", "/var/log/debug", "/var/log/syslog",
            "/var/log/messages", "/var/log/pluto.log")
 
 
 def last_start(host: Host, name: str) -> int | None:
-    """Return the offset of the line in which pluto last started, searched from the end of the file; None if no such
-    line is in the last LOG_SEARCH bytes.  Raises OSError.
-    """
+    """Return the offset of the line with pluto's last start in a log file, None if the last LOG_SEARCH bytes
+    have no start.  The search begins at the end.  Raises OSError."""
     fd = host.open(name)
     try:
         end = size = host.stat(name).st_size
@@ -13118,21 +13156,22 @@ def last_start(host: Host, name: str) -> int | None:
 
 
 class LogLine(Record):
-    """A line of pluto's log: its time in seconds since the epoch, None if it has none, and pluto's own words."""
+    """A line of pluto's log: the time in seconds since the epoch, or None if the line has no time, and the
+    message."""
 
     when: float | None
     text: str
 
 
 class PlutoLog(Record):
-    """The end of pluto's log: where it was read (a file, or a command), and its lines since pluto's last start."""
+    """The end of pluto's log: its source (a file or a command), and the lines since pluto's last start."""
 
     source: str
     lines: list[LogLine]
 
 
 def read_log_line(line: str) -> LogLine:
-    """Return a line of a log file, of syslog or of the journal without what stands before pluto's own words."""
+    """Split a line of a log file, of syslog or of the journal into its time and pluto's message."""
     tag = line.find("pluto[", 0, 200)
     end = line.find("]: ", tag) if tag >= 0 else -1
     if end >= 0:
@@ -13144,21 +13183,22 @@ def read_log_line(line: str) -> LogLine:
 
 
 def tail_of_file(host: Host, name: str) -> list[str]:
-    """Return the lines at the end of a file, at most LOG_TAIL bytes of them.  Raises OSError."""
+    """Return the lines in the last LOG_TAIL bytes of a file.  Raises OSError."""
     size = host.stat(name).st_size
     lines = list(split_lines(host.chunks(name, max(0, size - LOG_TAIL))))
     return lines[1:] if size > LOG_TAIL else lines
 
 
 def read_pluto_log(host: Host, config: Config, timeout: float = 10.0) -> PlutoLog:
-    """Return the end of pluto's log, from logfile=, the journal, or the first file of syslog with a start of pluto.
+    """Return the end of pluto's log: from logfile=, the journal, or the first syslog file with a start of
+    pluto.
 
     Raises PermissionError if the log may not be read, Missing if there is none.
     """
     denied: Exception | None = None
-    for source, lines in log_sources(host, config, timeout):
+    for source, read_lines in log_sources(host, config, timeout):
         try:
-            texts = lines()
+            lines = read_lines()
         except PermissionError as error:
             denied = error
             continue
@@ -13167,23 +13207,31 @@ def read_pluto_log(host: Host, config: Config, timeout: float = 10.0) -> PlutoLo
             continue
         except (OSError, Failure):
             continue
-        start = max((number for number, line in enumerate(texts) if "Starting Pluto" in line
-                     or "Starting Libreswan" in line), default=0)
-        entries = [read_log_line(line) for line in texts[start:]]
+        entries = [read_log_line(line) for line in since_last_start(lines)]
+        # `| ` begins a line of debugging
         entries = [entry for entry in entries if entry.text and not entry.text.startswith("|")]
         if entries:
             return PlutoLog(source, entries)
     if denied:
         raise denied
-    raise Missing("pluto's log was not found: no logfile=, nothing of pluto in the journal, no start of pluto in "
-                  + ", ".join(SYSLOGS))
+    raise Missing("pluto's log was not found: logfile= is not set, the journal has no line of pluto, and no "
+                  f"start of pluto is in {', '.join(SYSLOGS)}")
+
+
+def since_last_start(lines: Sequence[str]) -> Sequence[str]:
+    """Return the lines from pluto's last start on; all lines if they have no start."""
+    for number in range(len(lines) - 1, -1, -1):
+        if "Starting Pluto" in lines[number] or "Starting Libreswan" in lines[number]:
+            return lines[number:]
+    return lines
 
 
 def journal_command(host: Host) -> list[str]:
-    """Return the first words of a journalctl command; none without journalctl, or without a journal below --root.
+    """Return the first words of a journalctl command; none without journalctl, or if --root has no journal.
 
-    Below --root each file is named, after its links were followed inside: journalctl would follow those in a directory
-    out of the mounted disk.
+    With --root, every file of the journal is named (`--file`), after its symbolic links were followed below
+    the root. If journalctl read the directory (`--directory`), links in it could lead out of the mounted
+    disk.
     """
     if not host.which("journalctl"):
         return []
@@ -13191,52 +13239,55 @@ def journal_command(host: Host) -> list[str]:
         return ["journalctl"]
     import stat
     files = []
-    for name in [name for end in ("", "~") for place in ("", "*/") for name in
-                 host.glob(f"{JOURNAL}/{place}*.journal{end}")]:
-        try:
-            if stat.S_ISREG(host.stat(name).st_mode):
-                files.append(host.path(name))
-        except OSError:
-            continue
-    quoted = str.maketrans({special: f"\\{special}" for special in "\\*?[]{}"})  # journalctl takes a pattern (glob(7))
+    for pattern in ("*.journal", "*/*.journal", "*.journal~", "*/*.journal~"):
+        for name in host.glob(f"{JOURNAL}/{pattern}"):
+            try:
+                if stat.S_ISREG(host.stat(name).st_mode):
+                    files.append(host.path(name))
+            except OSError:
+                continue
+    # journalctl takes a pattern (glob(7))
+    quoted = str.maketrans({special: f"\\{special}" for special in "\\*?[]{}"})
     return ["journalctl", *(f"--file={name.translate(quoted)}" for name in files)] if files else []
 
 
 def journal_title(argv: Sequence[str]) -> str:
-    """Return a journalctl command as a heading, with the number of its files in place of their names."""
-    count = sum(word.startswith("--file=") for word in argv)
+    """Return a journalctl command for a heading, with the number of files in place of their names."""
     words = [word for word in argv if not word.startswith("--file=")]
+    count = len(argv) - len(words)
     return " ".join(words) + (f" ({count} files of {JOURNAL})" if count else "")
 
 
 def log_sources(host: Host, config: Config, timeout: float) -> Iterator[tuple[str, Callable[[], list[str]]]]:
-    """Yield where pluto's log may be, each with the function that reads its end."""
+    """Yield the places where pluto's log may be, each with a function that returns the lines at its end."""
     logfile = config.setup("logfile")
     if logfile:
         yield logfile, lambda: tail_of_file(host, logfile)
     if journal := journal_command(host):
         argv = [*journal, "-t", "pluto", "-n", str(LOG_LINES), "--no-pager", "-q", "-o", "short-iso"]
-        yield journal_title(argv), lambda: list(split_lines(denied_if_refused(host.stream(argv, timeout=timeout))))
+        yield journal_title(argv), lambda: list(split_lines(denied_if_refused(
+            host.stream(argv, timeout=timeout))))
     for name in SYSLOGS:
         if host.exists(name):
             yield name, lambda name=name: syslog_lines(host, name)  # type: ignore[misc]
 
 
 def syslog_lines(host: Host, name: str) -> list[str]:
-    """Return the lines of pluto's at the end of a file of syslog; none if pluto's start is not in the file."""
+    """Return pluto's lines at the end of a syslog file; none if no start of pluto is in the file."""
     if last_start(host, name) is None:
         return []
     return [line for line in tail_of_file(host, name) if "pluto[" in line or "Starting Pluto" in line]
 
 
 class Cause(Record):
-    """Why a connection may be down.
+    """A reason why a connection may be down.
 
-    `short` has at most three words.  `side` is where to look first: here, peer, or both.  `means` goes on after
-    `"NAME" is down: `.  `check` is what to look at, `command` one command.  `signs` are pluto's words for it, in any
-    case: `*` stands for anything, `[1]` before them means "before the IKE SA is up", `[2]` "after it is up".
-    `weak`: the words tell what happened and not why, so that this host is looked at too.  `local` names checks of
-    verify that belong to the cause.
+    `short` has at most three words.  `side` is the end to look at first: here, peer, or both.  `means` is a
+    sentence that continues `"NAME" is down: `.  `check` says what to look at, and `command` is one command to
+    run; {peer} and {conn} in it stand for the peer's address and the connection.  `signs` are pluto's words
+    for the cause; upper and lower case don't matter, and `*` stands for any text.  A sign that begins with
+    `[1]` counts only before the IKE SA is up, one with `[2]` only after.  `weak`: the words tell what
+    happened and not why, so checks of verify look for the reason on this host.  `local` names these checks.
     """
 
     name: str
@@ -13251,8 +13302,9 @@ class Cause(Record):
 
 
 KEY_CHECKS = "certificates host_keys psk nss_health"
-# The first cause in the table whose words are in the last attempt is taken: the words further up explain those below,
-# and the errors that pluto goes on with after the first one stand below it.
+# If the last attempt has words of several causes, the cause that comes first in this table is the answer.  So
+# a cause that explains another one comes before it, and the errors that follow from another error come after
+# it.
 CAUSES = (
     Cause("kernel", "kernel refused SA", "here",
           "the kernel refused the IPsec SA: it lacks ESP, a module or an algorithm of esp=",
@@ -13693,11 +13745,11 @@ CAUSES = (
           "tcpdump -n udp port 500 and host {peer}",
           ("retransmission; will wait",), weak=True, local="firewall udp500 udp4500"),
 )
-CAUSE_BY_NAME = {one.name: one for one in CAUSES}
-# Of an attempt that goes on, these tell less than what the attempt before it ended with
+CAUSE_BY_NAME = {cause.name: cause for cause in CAUSES}
+# The attempt is still running: the end of the attempt before it tells more
 PENDING_CAUSES = frozenset(("half-open", "waiting"))
 
-# What this host refuses the peer with: words of the line, and the cause if no other line tells more
+# Words of a line with which this host refuses the peer, and the cause if no other line tells more
 REFUSAL_CAUSES = (
     ("no suitable connection", "unknown-peer"), ("TS_UNACCEPTABLE", "ts-here"),
     ("AUTHENTICATION_FAILED", "refused-here"),
@@ -13705,20 +13757,23 @@ REFUSAL_CAUSES = (
     ("CREATE_CHILD*NO_PROPOSAL_CHOSEN", "esp-here"), ("INTERNAL_ADDRESS_FAILURE", "pool"),
     ("FAILED_CP_REQUIRED", "mode-config"))
 REFUSES = ("responding to*with*notification", "sending*notification")
+# Causes whose lines name no connection and begin an attempt of their own
+UNASSIGNED_CAUSES = ("unknown-peer", "version-refused", "aggressive", "auth-method")
 STARTS = ("initiating*IKEv", "initiating*Main Mode", "initiating*Aggressive Mode", "initiating v2 parent",
           "responding to Main Mode", "responding to Aggressive Mode")
 PEER_STARTS = ("IKE_SA_INIT re", ":IKE=", ":IKE:", "processing IKE_SA_INIT")
-CHILD_STARTS = ("initiating Quick Mode", "initiating Child SA", "sent CREATE_CHILD_SA", "responding to Quick Mode",
-                "processing decrypted CREATE_CHILD_SA")
+CHILD_STARTS = ("initiating Quick Mode", "initiating Child SA", "sent CREATE_CHILD_SA",
+                "responding to Quick Mode", "processing decrypted CREATE_CHILD_SA")
 CHILD_UP = ("established Child SA", "IPsec SA established", "rekeyed Child SA", "negotiated connection")
 IKE_UP = ("IKE SA established", "ISAKMP SA established", "established IKE SA")
-# What the updown script says while a failed attempt is cleaned up
+# Lines of the updown script that come when pluto cleans up after a failed attempt
 CLEANS_UP = ("unroute-* output:", "down-* output:", "unroute-* command exited", "down-* command exited")
-TAKEN_DOWN = ("terminating SAs using this connection", "initiating delete of connection", "terminating all conns")
+TAKEN_DOWN = ("terminating SAs using this connection", "initiating delete of connection",
+              "terminating all conns")
 
 
 def has_words(parts: Sequence[str], text: str) -> bool:
-    """Return whether the text has all the parts, one after the other."""
+    """Return whether the text has all the parts, in their order."""
     place = 0
     for part in parts:
         place = text.find(part, place)
@@ -13728,11 +13783,12 @@ def has_words(parts: Sequence[str], text: str) -> bool:
     return True
 
 
-PATTERN_PARTS: dict[str, list[str]] = {}  # by pattern, those that were asked for
+PATTERN_PARTS: dict[str, list[str]] = {}  # a cache: the parts of the patterns that has_any() was called with
 
 
 def has_any(patterns: Iterable[str], text: str) -> bool:
-    """Return whether one of the patterns is in the text, in any case."""
+    """Return whether the text has one of the patterns; upper and lower case don't matter, `*` stands for any
+    text."""
     text = text.lower()
     for pattern in patterns:
         parts = PATTERN_PARTS.get(pattern)
@@ -13744,45 +13800,60 @@ def has_any(patterns: Iterable[str], text: str) -> bool:
 
 
 def split_sign(sign: str) -> tuple[str, list[str]]:
-    """Return the phase that a sign of a cause belongs to, `1`, `2` or empty, and its parts in lower case."""
-    phase = sign[1] if sign.startswith(("[1] ", "[2] ")) else ""
-    return phase, (sign[4:] if phase else sign).lower().split("*")
+    """Return the phase of a sign of a cause (`1`, `2`, or empty for both), and its parts in lower case."""
+    phase = ""
+    if sign.startswith(("[1] ", "[2] ")):
+        phase, sign = sign[1], sign[4:]
+    return phase, sign.lower().split("*")
 
 
-SIGNS = [(one, *split_sign(sign)) for one in CAUSES for sign in one.signs]
+SIGNS = [(cause, *split_sign(sign)) for cause in CAUSES for sign in cause.signs]
 
 
-CAUSE_OF_TEXT: dict[tuple[str, bool], Cause | None] = {}  # by text and phase, those that were asked for
+CAUSE_OF_TEXT: dict[tuple[str, bool], Cause | None] = {}  # a cache of cause_of(): pluto repeats its messages
 
 
 def cause_of(text: str, ike_up: bool) -> Cause | None:
-    """Return the first cause in the table that a line of pluto's log is a sign of; `ike_up`: the IKE SA is up."""
-    text = text.lower()
-    other_phase = "1" if ike_up else "2"
+    """Return the first cause in the table that has a sign in a line of pluto's log; `ike_up`: the IKE SA is
+    up."""
     key = text, ike_up
-    if key not in CAUSE_OF_TEXT:  # pluto says the same again and again
-        CAUSE_OF_TEXT[key] = next((one for one, phase, parts in SIGNS if phase != other_phase
-                                   and has_words(parts, text)), None)
+    if key not in CAUSE_OF_TEXT:
+        CAUSE_OF_TEXT[key] = find_cause(text.lower(), "1" if ike_up else "2")
     return CAUSE_OF_TEXT[key]
 
 
+def find_cause(text: str, other_phase: str) -> Cause | None:
+    """Return the first cause with a sign in the text, which is in lower case; signs of the other phase don't
+    count."""
+    for cause, phase, parts in SIGNS:
+        if phase != other_phase and has_words(parts, text):
+            return cause
+    return None
+
+
 def refusal_of(text: str) -> Cause | None:
-    """Return the cause for which this host refuses the peer, as far as the notification that it sends tells."""
-    return next((CAUSE_BY_NAME[name] for words, name in REFUSAL_CAUSES if has_any((words,), text)), None)
+    """Return the cause that a line with which this host refuses the peer stands for, None if that is unknown.
+    """
+    for words, name in REFUSAL_CAUSES:
+        if has_any((words,), text):
+            return CAUSE_BY_NAME[name]
+    return None
 
 
 class Clue(Record):
-    """A line of the log and the cause that it is a sign of."""
+    """A line of the log, and the cause that it is a sign of."""
 
     cause: Cause
     line: LogLine
 
 
 class Attempt:
-    """What pluto tried with a connection, from one start of IKE to the next.
+    """One attempt to bring a connection up: the lines from one start of IKE to the next.
 
-    `rounds` has the clues by each try to make a Child SA.  `ended`: a Child SA was established (`up`), or somebody here
-    took the connection down (`taken down`).  `was_up`: a Child SA was established, whatever came after.
+    `first` and `last` are lines of the log.  `from_peer`: the peer started it.  `ike_up`: the IKE SA is up.
+    `rounds` has a list of clues for each attempt to set up a Child SA.  `ended` is `up` if a Child SA was
+    established, `taken down` if somebody on this host took the connection down, otherwise empty.  `was_up`
+    stays true after a Child SA was established.
     """
 
     def __init__(self, first: LogLine, from_peer: bool = False) -> None:
@@ -13794,7 +13865,7 @@ class Attempt:
         self.rounds: list[list[Clue]] = [[]]
 
     def take(self, line: LogLine, text: str) -> None:
-        """Take in a line of the log; `text` has neither the connection nor the number of the state."""
+        """Add a line of the log; `text` is its message without the connection and the number of the state."""
         self.last = line
         if has_any(CLEANS_UP, text):
             return
@@ -13806,26 +13877,30 @@ class Attempt:
             self.ike_up = True
             return
         if has_any(TAKEN_DOWN, text):
-            self.rounds = [[]] if self.ended == "up" else self.rounds  # why it failed before still counts
-            self.ended = "taken down"
+            if self.ended == "up":
+                self.rounds = [[]]
+            self.ended = "taken down"  # if the attempt had failed before, its clues still count
             return
         if has_any(CHILD_STARTS, text) and self.rounds[-1]:
             self.rounds.append([])
-        one = refusal_of(text) if has_any(REFUSES, text) else cause_of(text, self.ike_up)
-        if one:
-            self.rounds[-1].append(Clue(one, line))
+        cause = refusal_of(text) if has_any(REFUSES, text) else cause_of(text, self.ike_up)
+        if cause:
+            self.rounds[-1].append(Clue(cause, line))
 
     @property
     def clues(self) -> list[Clue]:
-        """The clues of the last two tries to make a Child SA, the most telling first."""
-        rounds = [clues for clues in self.rounds if clues][-2:]
-        return sorted((clue for clues in rounds for clue in clues), key=lambda clue: CAUSES.index(clue.cause))
+        """The clues of the last two attempts to set up a Child SA, in the order of the table of causes."""
+        rounds = [clues for clues in self.rounds if clues]
+        clues = [clue for clues in rounds[-2:] for clue in clues]
+        return sorted(clues, key=lambda clue: CAUSES.index(clue.cause))
 
 
 def split_log_text(text: str) -> tuple[str, str, str]:
-    """Return the connection, the number of the state and the rest of a line of pluto's; both are empty if it has none.
+    """Split a message of pluto into the connection, the number of the state, and the text.
 
-    Forms: `"c" #1: text`, `"c"[2] 192.0.2.1 #3: text`, `"c": text`, with `ERROR: ` and the like before them.
+    The connection and the number are empty if the message has none.  Forms: `"c" #1: text`, `"c": text`,
+    `"c"[2] 192.0.2.1 #3: text`, and the same after `ERROR: ` and other words of that kind, which stay in the
+    text.
     """
     for lead in ("ERROR: ", "FATAL ERROR: ", "FATAL: ", "WARNING: ", "EXPECTATION FAILED: ", "ABORT: "):
         if text.startswith(lead):
@@ -13839,16 +13914,19 @@ def split_log_text(text: str) -> tuple[str, str, str]:
 
 
 def belongs_to(conn: str, name: str) -> bool:
-    """Return whether a connection in the log is `name`, or one of its pairs of subnets (`NAME/1x2`)."""
+    """Return whether `conn`, from the log, is the connection `name` or one of its pairs of subnets
+    (`NAME/1x2`)."""
     if conn == name:
         return True
-    pair = conn[len(name) + 1:] if conn.startswith(f"{name}/") else ""
-    one, _, other = pair.partition("x")
-    return one.isdigit() and other.isdigit()
+    if not conn.startswith(f"{name}/"):
+        return False
+    left, _, right = conn[len(name) + 1:].partition("x")
+    return left.isdigit() and right.isdigit()
 
 
 def names_address(text: str, peers: Collection[str]) -> bool:
-    """Return whether a line of pluto's without a connection is about one of the addresses; with `%any`, about any."""
+    """Return whether a line without a connection is about one of the addresses; `%any` stands for every
+    address."""
     if text.startswith("packet from "):
         return "%any" in peers or any(text.startswith((f"packet from {peer}:", f"packet from [{peer}]:"))
                                       for peer in peers)
@@ -13858,29 +13936,27 @@ def names_address(text: str, peers: Collection[str]) -> bool:
 
 
 def read_attempts(lines: Iterable[LogLine], name: str, peers: Collection[str]) -> list[Attempt]:
-    """Return what pluto tried with a connection, in order.
+    """Return the attempts to bring a connection up, the oldest first.
 
-    `peers` are the addresses of its peer: the lines that pluto can't assign to a connection name only those.
+    `peers` are the addresses of its peer: pluto logs some messages with the peer's address and no connection.
     """
     attempts: list[Attempt] = []
     newest = 0
-    started: set[int] = set()  # the states with which attempts began
+    started: set[int] = set()  # the numbers of the states that attempts began with
     split = ((line, *split_log_text(line.text)) for line in lines)
-    rows = [row for row in split if belongs_to(row[1], name) or (not row[1] and names_address(row[3], peers))]
+    rows = [(line, conn, serial, text) for line, conn, serial, text in split
+            if belongs_to(conn, name) or (not conn and names_address(text, peers))]
     for line, conn, serial, text in rows[-CONN_LINES:]:
         if not conn:
             take_unassigned(attempts, line, text)
             continue
-        number = int(serial) if is_number(serial) else 0
-        if not number:
-            if attempts:
-                attempts[-1].take(line, text)
-            elif cause_of(text, False):
-                attempts.append(Attempt(line))
-                attempts[-1].take(line, text)
+        if not is_number(serial) or int(serial) == 0:
+            take_without_state(attempts, line, text)
             continue
+        number = int(serial)
         begins = has_any(STARTS, text) and not has_any(("rekey", "Quick Mode", "Child SA"), text)
-        answers = number > newest and has_any(PEER_STARTS, text) and not has_any(("sent IKE_SA_INIT request",), text)
+        answers = (number > newest and has_any(PEER_STARTS, text)
+                   and not has_any(("sent IKE_SA_INIT request",), text))
         if not attempts or ((begins or answers) and number not in started):
             attempts.append(Attempt(line))
             started.add(number)
@@ -13891,28 +13967,39 @@ def read_attempts(lines: Iterable[LogLine], name: str, peers: Collection[str]) -
     return attempts
 
 
-def take_unassigned(attempts: list[Attempt], line: LogLine, text: str) -> None:
-    """Take in a line without a connection that is about the peer: part of the attempt that runs, or one of its own."""
-    one = cause_of(text, False)
-    if not one or (has_any(REFUSES, text) and one.name != "unknown-peer"):
-        return
-    if one.name in ("unknown-peer", "version-refused", "aggressive", "auth-method") or not attempts:
-        if attempts and attempts[-1].rounds[-1] and attempts[-1].rounds[-1][-1].cause is one:
-            attempts[-1].take(line, text)  # the peer tries again and again
+def take_without_state(attempts: list[Attempt], line: LogLine, text: str) -> None:
+    """Add a line that names the connection and no state: to the last attempt, or as one of its own if it has
+    a cause."""
+    if not attempts:
+        if not cause_of(text, False):
             return
-        if one.name != "ike-peer":
-            attempts.append(Attempt(line, True))
+        attempts.append(Attempt(line))
+    attempts[-1].take(line, text)
+
+
+def take_unassigned(attempts: list[Attempt], line: LogLine, text: str) -> None:
+    """Add a line that names no connection, only the peer's address: to the last attempt, or as one of its
+    own."""
+    cause = cause_of(text, False)
+    if not cause or (has_any(REFUSES, text) and cause.name != "unknown-peer"):
+        return
+    if attempts and cause.name not in UNASSIGNED_CAUSES:
+        if "response" not in text:
             attempts[-1].take(line, text)
-    elif "response" not in text:
+        return
+    clues = attempts[-1].rounds[-1] if attempts else []
+    if clues and clues[-1].cause is cause:
+        attempts[-1].take(line, text)  # the peer repeats its attempt
+    elif cause.name != "ike-peer":
+        attempts.append(Attempt(line, True))
         attempts[-1].take(line, text)
 
 
 def last_clues(attempts: Sequence[Attempt]) -> list[Clue]:
-    """Return the clues of the last attempt that tells why it failed, the most telling first; none if a Child SA was
-    established after it.
+    """Return the clues of the last attempt that tells why it failed, in the order of the table of causes.
 
-    An attempt that somebody here took down at once tells nothing: pluto may begin one between a failure and the end of
-    `ipsec up --once`.
+    The list is empty if a Child SA was established later.  An attempt without clues is passed over: pluto may
+    begin one between a failure and the end of `ipsec up --once`, which takes it down.
     """
     pending: list[Clue] = []
     for attempt in reversed(attempts):
@@ -13926,35 +14013,41 @@ def last_clues(attempts: Sequence[Attempt]) -> list[Clue]:
 
 
 def loading_complaint(lines: Sequence[LogLine], name: str) -> LogLine | None:
-    """Return the last line of the log that says why pluto refused to load the connection, None if there is none."""
+    """Return the line in which pluto says why it last refused to load the connection, None if it did not
+    refuse."""
     for line in reversed(lines):
         conn, _, text = split_log_text(line.text)
-        if belongs_to(conn, name) and has_any(("failed to add connection", "failed to load"), text):
-            return line
-        if belongs_to(conn, name) and has_any(("added *connection", "loaded*connection"), text):
-            return None
-        if text.lower().startswith(("failed to add connection", "failed to load connection")) and f'"{name}"' in text:
+        if belongs_to(conn, name):
+            if has_any(("failed to add connection", "failed to load"), text):
+                return line
+            if has_any(("added *connection", "loaded*connection"), text):
+                return None
+        elif f'"{name}"' in text and text.lower().startswith(("failed to add connection",
+                                                              "failed to load connection")):
             return line
     return None
 
 
 def last_clue(log: PlutoLog, name: str, peers: Collection[str]) -> Clue | None:
-    """Return the line of the log that tells most of why a connection is down, with its cause; None if no line does.
-
-    The cause's `short` has the reason in three words.
+    """Return the most likely cause why a connection is down, with its line of the log; None if no line tells.
     """
     clues = last_clues(read_attempts(log.lines, name, peers))
     return clues[0] if clues else None
 
 
-# How long up waits for more after pluto has named the cause of a failure: some releases never let whack go then
+# For how many seconds up waits for more output after pluto has logged a cause: some releases then never let
+# whack end
 LET_GO_TIME = 6.0
-# Causes after which pluto goes on to send and lets whack go by itself
-SENDS_ON = frozenset(("route", "port-closed", "send-refused", "tcp", "ike-peer", "dh"))
+# After these causes pluto sends again, and lets whack end by itself
+SENDS_AGAIN = frozenset(("route", "port-closed", "send-refused", "tcp", "ike-peer", "dh"))
 
 
 class UpWait:
-    """How long up may wait for pluto, by what pluto says: `established` is a Child SA, `cause` why it failed."""
+    """Decides from pluto's output how long `ipsec up` waits for it.
+
+    `established`: a Child SA is up.  `cause`: the reason of a failure, or None.  `lines` has the output of
+    whack.
+    """
 
     def __init__(self, limit: float | None) -> None:
         self.established = False
@@ -13964,38 +14057,41 @@ class UpWait:
         self._rest = b""
 
     def take(self, data: bytes) -> float | None:
-        """Take in output of whack; return how many seconds more of it may take, None for any time."""
+        """Add output of whack.  Return for how many seconds to wait for more output; None: without a limit.
+        """
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             text = split_code(line)[1]
             self.lines.append(LogLine(time.time(), text))
             self._line(split_log_text(text)[2])
-        seconds = LET_GO_TIME if self.cause and self.cause.name not in SENDS_ON else None
+        limits = []
+        if self.cause and self.cause.name not in SENDS_AGAIN:
+            limits.append(LET_GO_TIME)
         if self._end is not None:
-            left = self._end - time.monotonic()
-            seconds = left if seconds is None else min(left, seconds)
-        return seconds
+            limits.append(self._end - time.monotonic())
+        return min(limits, default=None)
 
     def _line(self, text: str) -> None:
         if has_any(CHILD_UP, text):
             self.established, self.cause = True, None
             return
-        one = cause_of(text, False)
-        if one and (not one.weak or one.name in ("kernel-peer", "auth-refused", "peer-refused")):
-            self.cause = one
+        cause = cause_of(text, False)
+        if cause and (not cause.weak or cause.name in ("kernel-peer", "auth-refused", "peer-refused")):
+            self.cause = cause
 
 
 def explain_tunnels(host: Host, failed: Sequence[TunnelRow]) -> None:
-    """Set `problem` and `since` of tunnels that should be up and are not, as far as pluto's log tells."""
+    """Set `problem` and `since` of tunnels that should be up and are not, if pluto's log tells the cause."""
     try:
         log = read_pluto_log(host, Config(host))
     except (Failure, OSError):
         return  # ipsec why says that the log can't be read
     for row in failed:
-        clue = last_clue(log, row.name, [row.remote_host] if row.remote_host else []) if log else None
+        clue = last_clue(log, row.name, [row.remote_host] if row.remote_host else [])
         if clue and (row.problem is None or row.state == "connecting"):
             row.problem = clue.cause.short
-            row.since = int(clue.line.when) if clue.line.when and row.state == "down" else row.since
+            if clue.line.when and row.state == "down":
+                row.since = int(clue.line.when)
 
 
 # --- verify ----------------------------------------------------------------------------------------------------------
@@ -17294,48 +17390,58 @@ def print_fate(host: Host, args: Args, data: XfrmData, result: Mapping[str, Any]
 
 # --- diagnosis (why) --------------------------------------------------------------------------------------------------
 #
-# Why a connection is down, or up and passes nothing: pluto's status and the last attempt in its log first, then, where
-# the log has no reason, checks of verify.  Reads only.
+# Finds out why a connection is down, or is up and passes nothing: from pluto's status and the last attempt in
+# its log, and with checks of verify if the log has no reason.  Changes nothing.
 
-UP_CHECKS = ("nat", "forwarding", "forward_rules", "rp_filter", "firewall", "mtu", "esp")
+# The checks of verify for a connection that is up, and those for one whose log has no attempt
+UP_CHECKS = "nat forwarding forward_rules rp_filter firewall mtu esp"
 NO_REASON_CHECKS = "firewall udp500 udp4500 certificates host_keys psk nss_health config"
-# What goes before the sentence of a finding that explains the failure
+# By check, the words before its finding if that explains the failure
 FINDING_WORDS = {
     "firewall": "a firewall rule of this host is in the way", "udp500": "pluto does not listen for IKE",
-    "udp4500": "pluto does not listen for IKE/NAT-T", "certificates": "a certificate or its private key is not usable",
+    "udp4500": "pluto does not listen for IKE/NAT-T",
+    "certificates": "a certificate or its private key is not usable",
     "host_keys": "the private key is missing", "psk": "the pre-shared key (PSK) is missing",
     "nss_health": "the NSS database can't be read", "config": "the configuration is refused",
     "clock": "the clock is not right", "esp": "the kernel lacks ESP or AH",
     "algorithms": "the kernel lacks an algorithm",
     "xfrm": "the kernel has no IPsec", "overlap": "the networks overlap with another connection",
-    "loaded": "pluto does not have it as it is in the file",
-    "nat": "NAT changes the source of packets, which then leave in clear", "rp_filter": "rp_filter drops packets",
-    "forwarding": "this host does not forward packets", "forward_rules": "the firewall does not forward packets",
+    "loaded": "pluto has not loaded it as it is in the file",
+    "nat": "NAT changes the source of packets, which then leave in clear",
+    "rp_filter": "rp_filter drops packets", "forwarding": "this host does not forward packets",
+    "forward_rules": "the firewall does not forward packets",
     "mtu": "the MTU is too small"}
-# Counters of the kernel that grow when packets of tunnels are lost, and the usual reason (Documentation/networking/
-# xfrm_proc.rst of Linux)
+# The kernel's counters of lost packets, and why the kernel usually loses them
+# (Documentation/networking/xfrm_proc.rst of Linux)
 XFRM_COUNTERS = {
-    "XfrmInNoStates": "packets came for an SA that is not here: the peer still uses an old one",
-    "XfrmInStateProtoError": "packets could not be decrypted: keys or algorithms are not the same",
-    "XfrmInStateSeqError": "packets came out of the replay window, or twice",
-    "XfrmInStateExpired": "packets came for an SA that has run out",
-    "XfrmInTmplMismatch": "packets came outside of the tunnel, or through another one",
-    "XfrmInNoPols": "packets came out of a tunnel that no policy allows",
-    "XfrmInPolBlock": "a policy blocks packets that came in",
-    "XfrmOutNoStates": "packets had no SA to leave by",
-    "XfrmOutPolBlock": "a policy blocks packets that go out",
-    "XfrmOutStateExpired": "packets used an SA that has expired",
-    "XfrmOutBundleGenError": "no route for packets that go out", "XfrmFwdHdrError": "packets could not be forwarded"}
+    "XfrmInNoStates": "packets arrived for an SA that this host does not have: the peer still uses an old SA",
+    "XfrmInStateProtoError": "packets could not be decrypted: the keys or algorithms of the ends differ",
+    "XfrmInStateSeqError": "packets arrived twice, or too late for the replay window",
+    "XfrmInStateExpired": "packets arrived for an SA that has expired",
+    "XfrmInTmplMismatch": "packets arrived outside of their tunnel: in clear, or through another tunnel",
+    "XfrmInNoPols": "packets arrived through a tunnel that is not for their addresses",
+    "XfrmInPolBlock": "a policy blocks incoming packets",
+    "XfrmOutNoStates": "there was no SA for outgoing packets",
+    "XfrmOutPolBlock": "a policy blocks outgoing packets",
+    "XfrmOutStateExpired": "the SA for outgoing packets has expired",
+    "XfrmOutBundleGenError": "there is no route for outgoing packets",
+    "XfrmFwdHdrError": "packets could not be forwarded"}
+
+
+# The entries of one connection in pluto's status: the connection and its instances
+Entries = list["dict[str, Any]"]
 
 
 class Diagnosis(Record):
-    """What is known of a connection.
+    """The state of a connection and, if it is in trouble, the cause.
 
-    `state`: up, partly up, down, on demand (waits for a packet), waiting (for a client), not loaded, not oriented, or
-    unknown.  `level`: OK, WARN, FAIL, or SKIP if it can't be told.  `cause`: the name of a row of CAUSES, of a check of
-    verify, or empty.  `short` has at most three words; `means` goes on after `"NAME" is STATE: `.  `evidence`: lines of
-    pluto's log and counters, masked.  `others`: what else was seen.  `when`: the time of the evidence, in seconds since
-    the epoch.
+    `state`: up, partly up, down, on demand (waits for a packet), waiting (for a client), not loaded, not
+    oriented, or unknown.  `level`: OK, WARN, FAIL, or SKIP if the cause can't be known.  `cause`: the name of
+    a row of CAUSES or of a check of verify, or empty.  `short` has at most three words; `means` is a sentence
+    that continues `"NAME" is STATE: `. `check` says what to look at, and `command` is one command to run.
+    `side`: the end to look at first, here, peer or both.  `when`: the time of the evidence in seconds since
+    the epoch, None if unknown.  `evidence`: lines of pluto's log or counters, with secrets masked.  `others`:
+    further findings.  `tried`: how often the connection was tried, or the traffic of one that is up.
     """
 
     connection: str
@@ -17354,7 +17460,7 @@ class Diagnosis(Record):
 
 
 def clock_text(when: float | None) -> str:
-    """Return a time for people: of today the hour alone, else with the date; empty for None."""
+    """Return a time for people, without the date if it is of today; empty for None."""
     if when is None:
         return ""
     day, hour = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when)).split()
@@ -17362,14 +17468,18 @@ def clock_text(when: float | None) -> str:
 
 
 class Doctor:
-    """Finds out why connections are down.  Status, log and rules are read once for all of them."""
+    """Finds out why connections are down.  It reads the status, the log and the rules once for all
+    connections.
+
+    `whack_lines` is pluto's output to whack.  It is used if the log has no attempt, or can't be read.
+    """
 
     def __init__(self, host: Host, timeout: float, patient: Patient | None = None) -> None:
         self.host = host
         self.patient = patient or Patient(host, timeout)
         self.timeout = timeout
         self.redactor = redactor_of(host, config=self.patient.config)
-        self.said: list[LogLine] = []  # what pluto told whack, which stands in for a log without an attempt
+        self.whack_lines: list[LogLine] = []
         self._log: PlutoLog | Exception | None = None
 
     def log(self) -> PlutoLog:
@@ -17384,7 +17494,8 @@ class Doctor:
         return self._log
 
     def names(self) -> list[str]:
-        """Return the connections that pluto has or that the file would have it load, those of the file first."""
+        """Return the names of the connections that the file lets pluto load, and then of those that only
+        pluto has."""
         try:
             loaded = list(self.patient.loaded())
         except (Failure, PermissionError):
@@ -17392,34 +17503,39 @@ class Doctor:
         return list(dict.fromkeys([*(conn.name for conn in self.patient.conns), *loaded]))
 
     def conn(self, name: str) -> Conn | None:
-        """Return the connection of that name in the file."""
+        """Return the connection of that name in the file, None if there is none."""
         return next((conn for conn in self.patient.config.conns() if conn.name == name), None)
 
-    def peers(self, name: str, told: Sequence[Mapping[str, Any]]) -> set[str]:
-        """Return the addresses of the peer, `%any` for one that may be anybody."""
-        hosts = {one["remote"]["host"] for one in told}
+    def peers(self, name: str, entries: Entries) -> set[str]:
+        """Return the addresses of the peer, `%any` for a peer with any address.
+
+        They come from pluto's status.  If that has no entry, both ends in the file are returned.
+        """
+        hosts = {entry["remote"]["host"] for entry in entries}
         conn = self.conn(name)
-        if not told and conn:
+        if not entries and conn:
             hosts |= {conn.get("left"), conn.get("right")}
         return {host for host in hosts if host}
 
-    def told(self, name: str) -> list[dict[str, Any]]:
-        """Return what pluto's status says of a connection, or of those with that alias (connalias=).
+    def entries(self, name: str) -> Entries:
+        """Return the entries of a connection in pluto's status; `name` may also be an alias (connalias=).
 
         Raises NoPluto, TimedOut, PermissionError.
         """
         try:
             loaded = self.patient.loaded()
         except NotChecked:
-            self.patient.status()  # raises what stands behind it
+            self.patient.status()  # raises the error behind NotChecked
             raise
-        return loaded.get(name) or [one for entries in loaded.values() for one in entries
-                                    if name in one["options"].get("aliases", "").split()]
+        if name in loaded:
+            return loaded[name]
+        return [entry for entries in loaded.values() for entry in entries
+                if name in entry["options"].get("aliases", "").split()]
 
     def diagnose(self, name: str) -> Diagnosis:
-        """Return what is known of a connection; what can't be known is in it."""
+        """Return the state of a connection, with the most likely cause if it is in trouble."""
         try:
-            told = self.told(name)
+            entries = self.entries(name)
         except PermissionError as error:
             return Diagnosis(name, "unknown", "SKIP", means=f"only root may ask pluto ({error_text(error)})",
                              command=shell_words(["sudo", "ipsec", "why", name]))
@@ -17429,52 +17545,44 @@ class Doctor:
                                  command="ipsec status")
             return Diagnosis(name, "down", "FAIL", "pluto-down", "pluto not running",
                              "pluto is not running on this host",
-                             libreswan_hint(self.host, "why it ended, in its log"), start_advice(self.host), "here",
-                             others=[f"asking it: {failure}"])
+                             libreswan_hint(self.host, "why pluto ended, in its log"), start_advice(self.host),
+                             "here", others=[f"the request for its status failed: {failure}"])
         except TimedOut as failure:
             return Diagnosis(name, "unknown", "SKIP", means=f"pluto does not answer: {failure.message}",
                              command="ipsec status")
-        if not told:
+        if not entries:
             return self._not_loaded(name)
-        state = connection_state(told)
+        state = connection_state(entries)
         if state == "not oriented":
-            return self._from_cause(name, state, CAUSE_BY_NAME["not-oriented"], [], told)
+            return self._from_cause(name, state, CAUSE_BY_NAME["not-oriented"], [], entries)
         if state == "up":
-            return self._traffic(name, told)
-        return self._down(name, state, told)
+            return self._up(name, entries)
+        return self._down(name, state, entries)
 
     # not loaded
 
     def _not_loaded(self, name: str) -> Diagnosis:
         conn = self.conn(name)
-        add = shell_words(["ipsec", "add", name])
         if conn is None:
-            known = suggest(name, self.names())
             return Diagnosis(name, "not loaded", "FAIL", "not-loaded", "no such connection",
-                             f"no connection named {quote(name)}, neither in pluto nor in {self.patient.config.name}",
-                             known or "the name", "ipsec connectionstatus", "here")
+                             f"no connection named {quote(name)}, neither in pluto nor in "
+                             f"{self.patient.config.name}",
+                             suggest(name, self.names()) or "the name", "ipsec connectionstatus", "here")
         complaint = self._complaint(name)
         if complaint:
-            _, _, text = split_log_text(complaint.text)
-            reason = text.partition(": ")[2] or text
-            one = cause_of(text, False)
-            others = self._texts(self._findings((one.local if one else "") or "config", name))
-            return Diagnosis(name, "not loaded", "FAIL", one.name if one else "not-loaded",
-                             one.short if one else "not loaded",
-                             f"pluto refused to load it: {self.redactor.clean(reason)}",
-                             one.check if one else "what the message names", add, "here", complaint.when,
-                             [self._shown(complaint)], others)
+            return self._refused_to_load(name, complaint)
+        others: list[str] = []
         if conn.broken:
-            return Diagnosis(name, "not loaded", "FAIL", "not-loaded", "not loaded",
-                             f"the file has an error in it: {conn.broken}", f"{conn.file}:{conn.line}", add, "here")
-        if conn.auto == "ignore":
-            return Diagnosis(name, "not loaded", "FAIL", "not-loaded", "not loaded",
-                             "pluto does not have it, as auto= is ignore or not set",
-                             f"auto= at {conn.file}:{conn.line}", add, "here")
-        return Diagnosis(name, "not loaded", "FAIL", "not-loaded", "not loaded",
-                         "it is in the file, and pluto does not have it: it was deleted, or never loaded",
-                         "whether ipsec add complains", add, "here",
-                         others=self._texts(self._findings("config certificates", name)))
+            means, check = f"the file has an error in it: {conn.broken}", f"{conn.file}:{conn.line}"
+        elif conn.auto == "ignore":
+            means, check = ("pluto has not loaded it, because auto= is ignore or not set",
+                            f"auto= at {conn.file}:{conn.line}")
+        else:
+            means, check = ("it is in the file, but not loaded: it was deleted, or never loaded",
+                            "whether ipsec add reports an error")
+            others = self._texts(self._findings("config certificates", name))
+        return Diagnosis(name, "not loaded", "FAIL", "not-loaded", "not loaded", means, check,
+                         shell_words(["ipsec", "add", name]), "here", others=others)
 
     def _complaint(self, name: str) -> LogLine | None:
         try:
@@ -17482,213 +17590,242 @@ class Doctor:
         except (OSError, Failure):
             return None
 
+    def _refused_to_load(self, name: str, complaint: LogLine) -> Diagnosis:
+        """Return the diagnosis of a connection that pluto refused to load with this line of its log."""
+        text = split_log_text(complaint.text)[2]
+        reason = text.partition(": ")[2] or text
+        cause_name, short, check, local = "not-loaded", "not loaded", "what the message names", "config"
+        cause = cause_of(text, False)
+        if cause:
+            cause_name, short, check, local = cause.name, cause.short, cause.check, cause.local or local
+        return Diagnosis(name, "not loaded", "FAIL", cause_name, short,
+                         f"pluto refused to load it: {self.redactor.clean(reason)}", check,
+                         shell_words(["ipsec", "add", name]), "here", complaint.when,
+                         [self._shown(complaint)], self._texts(self._findings(local, name)))
+
     # down
 
-    def _down(self, name: str, state: str, told: Sequence[Mapping[str, Any]]) -> Diagnosis:
-        problem, lines = "", self.said
+    def _down(self, name: str, state: str, entries: Entries) -> Diagnosis:
+        problem, lines = "", self.whack_lines
         try:
             lines = self.log().lines
         except (OSError, Failure) as error:
             problem = error_text(error)
-        peers = self.peers(name, told)
-        attempts = read_attempts(lines, name, peers) or read_attempts(self.said, name, peers)
+        peers = self.peers(name, entries)
+        attempts = read_attempts(lines, name, peers) or read_attempts(self.whack_lines, name, peers)
         if problem and not attempts:
-            return self._without_log(name, state, told, problem)
+            return self._without_attempt(name, state, entries, problem)
         clues = last_clues(attempts)
         tried = tried_text(attempts)
-        if clues and not (state == "waiting" and clues[0].cause.name == "deleted"):  # that client left
-            return self._from_cause(name, state, clues[0].cause, clues, told, tried, before_text(attempts))
+        client_left = state == "waiting" and bool(clues) and clues[0].cause.name == "deleted"
+        if clues and not client_left:
+            return self._from_cause(name, state, clues[0].cause, clues, entries, tried, before_text(attempts))
         if state in ("on demand", "waiting"):
             return Diagnosis(name, state, "OK", tried=tried)
         if attempts and attempts[-1].ended == "taken down":
-            return Diagnosis(name, state, "WARN" if self._wanted(name, told) else "OK", "taken-down", "taken down here",
-                             "it was taken down on this host", "who did, in the log",
+            return Diagnosis(name, state, "WARN" if self._is_wanted(name, entries) else "OK", "taken-down",
+                             "taken down here", "it was taken down on this host", "who did that, in the log",
                              shell_words(["ipsec", "up", name]), "here", attempts[-1].last.when,
                              [self._shown(attempts[-1].last)], tried=tried)
-        return self._without_log(name, state, told, "", tried)
+        return self._without_attempt(name, state, entries, "", tried)
 
-    def _strangers(self) -> dict[str, LogLine]:
-        """Return the addresses that asked for an IKE SA and are no connection's peer, the last line of each, the newest
-        first.
-        """
-        known = {one["remote"]["host"] for told in self.patient.loaded().values() for one in told}
-        strangers: dict[str, LogLine] = {}
+    def _unknown_peers(self) -> dict[str, LogLine]:
+        """Return the addresses that asked for an IKE SA and are not the peer of a connection, with the last
+        such line for each, the newest first.  Raises as log()."""
+        known = {entry["remote"]["host"] for entries in self.patient.loaded().values() for entry in entries}
+        unknown: dict[str, LogLine] = {}
         for line in reversed(self.log().lines):
-            one = cause_of(line.text, False) if line.text.startswith("packet from ") else None
+            cause = cause_of(line.text, False) if line.text.startswith("packet from ") else None
             address = line.text[12:].partition(": ")[0].rpartition(":")[0].strip("[]")
-            if one and one.name in ("unknown-peer", "version-refused") and address not in known:
-                strangers.setdefault(address, line)
-        return strangers
+            if cause and cause.name in ("unknown-peer", "version-refused") and address not in known:
+                unknown.setdefault(address, line)
+        return unknown
 
-    def _wanted(self, name: str, told: Sequence[Mapping[str, Any]]) -> bool:
-        """Return whether the connection should be up: auto=start, or pluto's own policy."""
+    def _is_wanted(self, name: str, entries: Entries) -> bool:
+        """Return whether the connection should be up: it has auto=start, or UP in pluto's policy."""
         conn = self.conn(name)
-        return any("UP" in one["policy"] for one in told) or bool(conn and conn.auto == "start")
+        return any("UP" in entry["policy"] for entry in entries) or bool(conn and conn.auto == "start")
 
-    def _without_log(self, name: str, state: str, told: Sequence[Mapping[str, Any]], problem: str,
-                     tried: str = "") -> Diagnosis:
-        """Return what this host itself shows of a connection whose failure is not in the log."""
-        troubles = self._findings(NO_REASON_CHECKS, name)
+    def _without_attempt(self, name: str, state: str, entries: Entries, problem: str,
+                         tried: str = "") -> Diagnosis:
+        """Return the diagnosis of a connection if the log has no failed attempt, or can't be read
+        (`problem`)."""
         if state in ("on demand", "waiting"):
             return Diagnosis(name, state, "OK", others=[f"pluto's log: {problem}"] if problem else ())
-        reason = f"why is not known, as pluto's log can't be read ({problem})" if problem else \
-            "pluto's log has no attempt since it started"
-        telling = [trouble for trouble in troubles if explains(trouble, "silent")]
-        strangers = self._strangers() if not problem else {}
-        if strangers and not telling:
-            address, line = next(iter(strangers.items()))
-            expected = ", ".join(sorted(self.peers(name, told)))
+        reason = "pluto's log has no attempt since it started"
+        if problem:
+            reason = f"the cause is unknown, because pluto's log can't be read ({problem})"
+        findings = self._findings(NO_REASON_CHECKS, name)
+        for finding in findings:
+            if explains(finding, "silent"):
+                others = [other for other in findings if other is not finding]
+                return from_finding(name, state, finding, tried=tried, others=[reason, *self._texts(others)])
+        unknown = {} if problem else self._unknown_peers()
+        if unknown:
+            address, line = next(iter(unknown.items()))
+            expected = ", ".join(sorted(self.peers(name, entries)))
             return Diagnosis(name, state, "WARN", "unknown-peer", "unknown peer asks",
-                             f"no peer at {expected} has tried; a peer at {address} asks for an IKE SA, and no "
-                             "connection here is for that address",
-                             "left= and right= here against the addresses of the peer", "ipsec status", "here",
-                             line.when, [self._shown(line)], self._texts(troubles), tried)
-        wanted = self._wanted(name, told)
-        up = shell_words(["ipsec", "up", name])
-        if telling:
-            first = telling[0]
-            return Diagnosis(name, state, "FAIL", first.check, short_finding(first),
-                             finding_text(first), "the rule or setting that is named", first.mend, "here",
-                             others=[reason, *self._texts([trouble for trouble in troubles if trouble is not first])],
-                             tried=tried)
-        return Diagnosis(name, state, "SKIP" if problem else "WARN" if wanted else "OK", "", "not tried",
-                         reason, "whether the peer is to begin (auto= of both ends)", up, "here",
-                         others=self._texts(troubles), tried=tried)
+                             f"no peer at {expected} has tried; a peer at {address} asks for an IKE SA, and "
+                             "no connection here is for that address",
+                             "left= and right= here against the addresses of the peer", "ipsec status",
+                             "here", line.when, [self._shown(line)], self._texts(findings), tried)
+        level = "WARN" if self._is_wanted(name, entries) else "OK"
+        if problem:
+            level = "SKIP"
+        return Diagnosis(name, state, level, "", "not tried", reason,
+                         "which end has to start the connection (auto= of both ends)",
+                         shell_words(["ipsec", "up", name]), "here", others=self._texts(findings),
+                         tried=tried)
 
-    def _from_cause(self, name: str, state: str, cause: Cause, clues: Sequence[Clue],
-                    told: Sequence[Mapping[str, Any]], tried: str = "", before: str = "") -> Diagnosis:
-        """Return a diagnosis by the log; where that tells no reason, by what this host itself shows."""
-        conn = self.conn(name)
-        names = [conn.get(side) for side in ("right", "left")] if conn else []
-        peer = next((host for host in (*sorted(self.peers(name, told)), *names) if host and not host.startswith("%")),
-                    "PEER")
-        means = self._refined(name, cause, told)
-        step = cause.command.format(conn=shell_words([name]), peer=peer)
-        telling_lines = [clue for clue in clues if clue.cause.name not in PENDING_CAUSES] or clues
-        evidence = [self._shown(line) for line in {clue.line.text: clue.line for clue in telling_lines}.values()][:4]
-        others = [before] if before else []
-        telling: list[Finding] = []
-        if cause.weak and cause.local:
-            troubles = self._findings(cause.local, name)
-            telling = [trouble for trouble in troubles if explains(trouble, cause.name)]
-            others += self._texts([trouble for trouble in troubles if trouble not in telling[:1]])
+    def _from_cause(self, name: str, state: str, cause: Cause, clues: Sequence[Clue], entries: Entries,
+                    tried: str = "", before: str = "") -> Diagnosis:
+        """Return the diagnosis by the cause in the log or, if the cause is weak, by a finding on this host.
+
+        `before` tells how the tunnel ended that was up before; it may be empty.
+        """
+        means = self._refined(cause, entries)
         when = clues[0].line.when if clues else None
-        if telling:
-            others.insert(0, f"the log: {means}")
-            return Diagnosis(name, state, "FAIL", telling[0].check, short_finding(telling[0]),
-                             finding_text(telling[0]), cause.check, telling[0].mend, "here", when, evidence, others,
-                             tried)
+        failures = [clue for clue in clues if clue.cause.name not in PENDING_CAUSES] or clues
+        lines = {clue.line.text: clue.line for clue in failures}
+        evidence = [self._shown(line) for line in lines.values()][:4]
+        others = [before] if before else []
+        if cause.weak and cause.local:
+            findings = self._findings(cause.local, name)
+            reason = next((finding for finding in findings if explains(finding, cause.name)), None)
+            others += self._texts(finding for finding in findings if finding is not reason)
+            if reason:
+                return from_finding(name, state, reason, tried=tried, check=cause.check, when=when,
+                                    evidence=evidence, others=[f"the log: {means}", *others])
         level = "WARN" if cause.name in PENDING_CAUSES else "FAIL"
-        return Diagnosis(name, state, level, cause.name, cause.short, means, cause.check, step, cause.side, when,
-                         evidence, others, tried)
+        step = cause.command.format(conn=shell_words([name]), peer=self._peer_name(name, entries))
+        return Diagnosis(name, state, level, cause.name, cause.short, means, cause.check, step, cause.side,
+                         when, evidence, others, tried)
 
-    def _refined(self, name: str, cause: Cause, told: Sequence[Mapping[str, Any]]) -> str:
-        """Return what the cause means for this connection, as far as its configuration narrows it down."""
-        words = set().union(*(set(one["policy"]) for one in told)) if told else set()
-        if cause.name == "auth-refused" and words & {"RSASIG", "ECDSA", "RSASIG_v1_5"} and "PSK" not in words:
-            return ("the peer refused to authenticate this host (AUTHENTICATION_FAILED): it does not accept the "
-                    "certificate or RSA key (expired, revoked, unknown CA), its private key, or the ID (leftid=)")
-        if cause.name == "auth-refused" and "PSK" in words:
-            return ("the peer refused to authenticate this host (AUTHENTICATION_FAILED): the pre-shared key (PSK), the "
-                    "ID (leftid=) or the method (authby=) is not the one that it expects")
-        if cause.name == "unknown-peer" and told:
-            version = "IKEv1 only" if words & {"IKEV1", "IKEv1"} else "IKEv2 only"
-            return (f"the peer asks for an IKE SA, and no connection here fits: this one is {version}, with its own "
-                    "address, authby= and ike=; the peer may use another IKE version or authby=")
+    def _peer_name(self, name: str, entries: Entries) -> str:
+        """Return the address or host name of the peer for a command, or PEER if it is not known."""
+        hosts = sorted(self.peers(name, entries))
+        conn = self.conn(name)
+        if conn:
+            hosts += [conn.get("right"), conn.get("left")]
+        return next((host for host in hosts if host and not host.startswith("%")), "PEER")
+
+    def _refined(self, cause: Cause, entries: Entries) -> str:
+        """Return the meaning of a cause; the policy of the connection may narrow it down."""
+        policy = {word for entry in entries for word in entry["policy"]}
+        if cause.name == "auth-refused" and "PSK" in policy:
+            return ("the peer refused to authenticate this host (AUTHENTICATION_FAILED): it expects another "
+                    "pre-shared key (PSK), another ID (leftid=) or another method (authby=)")
+        if cause.name == "auth-refused" and policy & {"RSASIG", "ECDSA", "RSASIG_v1_5"}:
+            return ("the peer refused to authenticate this host (AUTHENTICATION_FAILED): it does not accept "
+                    "this host's certificate (expired, revoked, unknown CA), its RSA key, or its ID (leftid=)")
+        if cause.name == "unknown-peer" and entries:
+            version = "IKEv1 only" if policy & {"IKEV1", "IKEv1"} else "IKEv2 only"
+            return ("the peer asks for an IKE SA, and no connection here fits its request: this one allows "
+                    f"{version}; the peer may come from another address, or use another IKE version or authby=")
         return cause.means
 
     # up
 
-    def _traffic(self, name: str, told: Sequence[Mapping[str, Any]]) -> Diagnosis:
-        """Return what is known of a connection that is up: whether packets pass, and what stands in their way."""
-        serials = {one["child_sa"] for one in told if one["child_sa"]}
+    def _up(self, name: str, entries: Entries) -> Diagnosis:
+        """Return the diagnosis of a connection that is up: do packets pass, and if not, why."""
+        serials = {entry["child_sa"] for entry in entries if entry["child_sa"]}
         traffic = exact_traffic(self.host, self.timeout)
-        entries = [traffic[serial] for serial in serials if serial in traffic]
-        came = sum(entry["bytes_in"] or 0 for entry in entries)
-        went = sum(entry["bytes_out"] or 0 for entry in entries)
-        since = min((entry["added"] for entry in entries if entry["added"]), default=None)
-        counted = f"{came} bytes came in and {went} went out" if entries else "its traffic is not known"
+        counts = [traffic[serial] for serial in serials if serial in traffic]
+        bytes_in = sum(count["bytes_in"] or 0 for count in counts)
+        bytes_out = sum(count["bytes_out"] or 0 for count in counts)
+        since = min((count["added"] for count in counts if count["added"]), default=None)
+        counted = "its traffic is not known"
+        if counts:
+            counted = f"{bytes_in} bytes came in and {bytes_out} went out"
         tried = f"up since {clock_text(since)}, {counted}" if since else counted
-        refused = self._refused_client(name, told, tried)
+        refused = self._refused_client(name, entries, tried)
         if refused:
             return refused
         in_clear = self._in_clear(name)
         if in_clear:
-            means, mend = in_clear
+            means, fix = in_clear
             return Diagnosis(name, "up", "FAIL", "nat", "NAT, in clear", means,
-                             "an exception before the rule of NAT for what goes to the peer's networks", mend, "here",
-                             since, tried=tried)
-        troubles = [trouble for trouble in self._findings(" ".join(UP_CHECKS), name) if trouble.level == "FAIL"
-                    and trouble.check not in ("esp", "firewall" if came else "")]
-        if troubles:
-            first = troubles[0]
-            return Diagnosis(name, "up", "FAIL", first.check, short_finding(first),
-                             finding_text(first), "the rule or setting that is named", first.mend, "here", since,
-                             others=self._texts(troubles[1:]), tried=tried)
-        if entries and went and not came:
+                             "an exception before the rule of NAT, for packets to the peer's networks", fix,
+                             "here", since, tried=tried)
+        harmless = ("esp", "firewall") if bytes_in else ("esp",)
+        findings = [finding for finding in self._findings(UP_CHECKS, name)
+                    if finding.level == "FAIL" and finding.check not in harmless]
+        if findings:
+            return from_finding(name, "up", findings[0], tried=tried, when=since,
+                                others=self._texts(findings[1:]))
+        if bytes_out and not bytes_in:
             return Diagnosis(
                 name, "up", "WARN", "nothing-back", "nothing comes back",
-                f"nothing comes back ({counted}): the peer has lost the SA (it was restarted), ESP is dropped by a "
-                "firewall on the way, or the hosts behind the peer do not answer",
-                "at the peer: XfrmInNoStates in /proc/net/xfrm_stat grows if it lost the SA; dpddelay= ends that",
-                f"{shell_words(['ipsec', 'down', name])}; {shell_words(['ipsec', 'up', name])}", "peer", since,
-                xfrm_counters(self.host), tried=tried)
+                f"nothing comes back ({counted}): the peer has lost the SA (it was restarted), ESP is dropped "
+                "by a firewall on the way, or the hosts behind the peer do not answer",
+                "XfrmInNoStates in /proc/net/xfrm_stat of the peer: if it grows, the peer has lost the SA; "
+                "with dpddelay= pluto notices that by itself",
+                f"{shell_words(['ipsec', 'down', name])}; {shell_words(['ipsec', 'up', name])}", "peer",
+                since, xfrm_counters(self.host), tried=tried)
         return Diagnosis(name, "up", "OK", when=since, tried=tried)
 
-    def _refused_client(self, name: str, told: Sequence[Mapping[str, Any]], tried: str) -> Diagnosis | None:
-        """Return why the last client of a template failed although others are up; None if none did."""
-        if not any(one["instance"] for one in told):
+    def _refused_client(self, name: str, entries: Entries, tried: str) -> Diagnosis | None:
+        """Return why the last client of a template failed although other clients are up; None if it did not
+        fail."""
+        if not any(entry["instance"] for entry in entries):
             return None
         try:
-            clues = last_clues(read_attempts(self.log().lines, name, self.peers(name, told)))
+            clues = last_clues(read_attempts(self.log().lines, name, self.peers(name, entries)))
         except (OSError, Failure):
             return None
         clues = [clue for clue in clues if clue.cause.name not in PENDING_CAUSES | {"deleted", "peer-gone"}]
         if not clues:
             return None
-        found = self._from_cause(name, "partly up", clues[0].cause, clues, told, tried)
-        means = f"the last client that tried failed: {found.means}"
-        return Diagnosis(**{**found._asdict(), "level": "WARN", "means": means})
+        diagnosis = self._from_cause(name, "partly up", clues[0].cause, clues, entries, tried)
+        means = f"the last client that tried failed: {diagnosis.means}"
+        return Diagnosis(**{**diagnosis._asdict(), "level": "WARN", "means": means})
 
     def _in_clear(self, name: str) -> tuple[str, str] | None:
-        """Return how NAT takes packets out of the tunnel, and the command that ends that; None if it is not known to.
+        """Return a sentence that says how NAT changes packets before they are encrypted, and the command that
+        fixes it; None if no rule does that, or if the rules can't be read.
         """
-        patient = self.patient
         try:
-            pairs = [(tunnel, ours, theirs) for tunnel in patient.tunnels if tunnel.conn.name == name
-                     for ours in conn_nets(tunnel.conn, tunnel.here) for theirs in tunnel.theirs
-                     if family_of(ours) == family_of(theirs) and ours not in EVERYTHING]
-            for tunnel, ours, theirs in pairs:
-                if ours.removesuffix("/128" if ":" in ours else "/32") == tunnel.conn.get(tunnel.here):
-                    continue  # NAT of packets that already have the address of this host changes nothing
-                head = patient.blocks("postrouting", "nat", "snat", src=ours, dst=theirs, out=tunnel.inner, state="new",
-                                      family=family_of(ours), ipsec_out="exists ipsec")
-                if head:
-                    return (f"packets from {ours} to {theirs} leave in clear: a rule of NAT changes their source "
-                            "before they are encrypted, and they no longer belong to the tunnel",
-                            accept_command(head, ours, theirs, "out"))
+            for tunnel in self.patient.tunnels:
+                if tunnel.conn.name != name:
+                    continue
+                for ours, theirs in tunnel.pairs(conn_nets(tunnel.conn, tunnel.here)):
+                    head = self._nat_chain(tunnel, ours, theirs)
+                    if head:
+                        return (f"packets from {ours} to {theirs} leave in clear: a rule of NAT changes their "
+                                "source before they are encrypted, so they no longer belong to the tunnel",
+                                accept_command(head, ours, theirs, "out"))
         except (OSError, Failure):
             return None
         return None
 
-    # what several need
+    def _nat_chain(self, tunnel: Tunnel, ours: str, theirs: str) -> str:
+        """Return the command that inserts a rule before the one that changes the source of packets of a
+        tunnel; empty if no rule does.  Raises OSError, Failure."""
+        single = ours.removesuffix("/128" if ":" in ours else "/32")
+        if ours in EVERYTHING or single == tunnel.conn.get(tunnel.here):
+            return ""  # NAT does not change packets that already have this host's address
+        return self.patient.blocks("postrouting", "nat", "snat", src=ours, dst=theirs, out=tunnel.inner,
+                                   state="new", family=family_of(ours), ipsec_out="exists ipsec")
+
+    # used by several of the methods above
 
     def _findings(self, names: str, conn: str) -> list[Finding]:
-        """Return what checks of verify find wrong that may have to do with the connection."""
-        found = []
-        for check in dict.fromkeys(names.split()):
-            one = CHECKS[check]
+        """Return the FAIL and WARN findings of checks of verify that are about the connection or about none,
+        FAIL first."""
+        findings = []
+        for name in dict.fromkeys(names.split()):
+            check = CHECKS[name]
             try:
-                for level, word, why, mend in one.function(self.patient):
+                for level, word, why, fix in check.function(self.patient):
                     if level in ("FAIL", "WARN") and ("conn " not in why or f"conn {conn}" in why):
-                        found.append(Finding(check, one.text.strip(), level, word, why, mend))
+                        findings.append(Finding(name, check.text.strip(), level, word, why, fix))
             except (OSError, Failure):
                 continue
-        return sorted(found, key=lambda finding: finding.level != "FAIL")
+        return sorted(findings, key=lambda finding: finding.level != "FAIL")
 
     @staticmethod
-    def _texts(troubles: Iterable[Finding]) -> list[str]:
-        return [finding_text(trouble) for trouble in troubles if trouble.level == "FAIL"][:4]
+    def _texts(findings: Iterable[Finding]) -> list[str]:
+        return [finding_text(finding) for finding in findings if finding.level == "FAIL"][:4]
 
     def _shown(self, line: LogLine) -> str:
         text = self.redactor.clean(line.text)
@@ -17696,106 +17833,123 @@ class Doctor:
 
 
 def explains(finding: Finding, cause: str) -> bool:
-    """Return whether a finding explains a failure for which pluto's log gives no reason."""
+    """Return whether a finding explains a failure for which pluto's log has no reason; `cause` is a name in
+    CAUSES."""
     if finding.check == "firewall":
-        ike = finding.why.startswith("UDP")
-        if cause in ("silent-auth", "half-open"):
-            return ike
-        return ike and finding.level == "FAIL"
-    return finding.level == "FAIL" and finding.check not in ("xfrm", "esp", "algorithms", "loaded", "config", "mtu")
+        is_ike = finding.why.startswith("UDP")
+        return is_ike and (finding.level == "FAIL" or cause in ("silent-auth", "half-open"))
+    if finding.check in ("xfrm", "esp", "algorithms", "loaded", "config", "mtu"):
+        return False
+    return finding.level == "FAIL"
+
+
+def from_finding(name: str, state: str, finding: Finding, *, tried: str, others: Sequence[str],
+                 check: str = "the rule or setting that is named", when: float | None = None,
+                 evidence: Sequence[str] = ()) -> Diagnosis:
+    """Return the diagnosis of a connection for which a check of verify has found the cause on this host."""
+    return Diagnosis(name, state, "FAIL", finding.check, short_finding(finding), finding_text(finding), check,
+                     finding.mend, "here", when, evidence, others, tried)
 
 
 def finding_text(finding: Finding) -> str:
-    """Return what a check found as a sentence that says what it is about."""
+    """Return a finding as a sentence that begins with its subject."""
     return f"{FINDING_WORDS.get(finding.check, finding.text)}: {finding.why}"
 
 
 def short_finding(finding: Finding) -> str:
-    """Return what a check found in two or three words."""
+    """Return a finding in two or three words."""
     return f"{finding.check.replace('_', ' ')} {finding.word.lower()}"
 
 
 def tried_text(attempts: Sequence[Attempt]) -> str:
-    """Return how often the connection was tried, since when and by whom, for people; empty if never."""
+    """Return how often the connection was tried, since when and by which end, for people; empty if never."""
     if not attempts:
         return ""
     first, last = attempts[0].first.when, attempts[-1].first.when
-    who = "the peer" if attempts[-1].from_peer else "this host"
+    end = "the peer" if attempts[-1].from_peer else "this host"
     if len(attempts) == 1:
-        return f"once, by {who}" + (f", at {clock_text(last)}" if last else "")
+        return f"once, by {end}, at {clock_text(last)}" if last else f"once, by {end}"
     times = f" since {clock_text(first)}, last at {clock_text(last)}" if first and last else ""
-    return f"{len(attempts)} times{times}, last by {who}"
+    return f"{len(attempts)} times{times}, last by {end}"
 
 
 def before_text(attempts: Sequence[Attempt]) -> str:
-    """Return how the tunnel ended that was up before the last attempts; empty if none was, or that is not known."""
+    """Return how the tunnel ended that was up before the last attempts; empty if none was up."""
     for attempt in reversed(attempts):
         if attempt.ended != "up":
             continue
-        ends = [clue.cause.name for clue in attempt.clues]
-        if "peer-gone" in ends:
+        causes = [clue.cause.name for clue in attempt.clues]
+        if "peer-gone" in causes:
             return "the tunnel was up before, and the peer stopped answering"
-        if "deleted" in ends:
+        if "deleted" in causes:
             return "the tunnel was up before, and the peer deleted it"
         return "the tunnel was up before, and ended"
     return ""
 
 
 def xfrm_counters(host: Host) -> list[str]:
-    """Return the counters of lost packets that the kernel has, with what each means; none if all are 0."""
+    """Return the kernel's counters of lost packets that are not 0, each with the usual reason."""
     shown = []
     for line in host.value("/proc/net/xfrm_stat").splitlines():
-        name, _, count = line.partition("\t") if "\t" in line else line.partition(" ")
-        if name.strip() in XFRM_COUNTERS and count.strip() not in ("", "0"):
-            shown.append(f"{name.strip()} is {count.strip()}: {XFRM_COUNTERS[name.strip()]}")
+        words = line.split()
+        if len(words) == 2 and words[0] in XFRM_COUNTERS and words[1] != "0":
+            shown.append(f"{words[0]} is {words[1]}: {XFRM_COUNTERS[words[0]]}")
     return shown
 
 
-def diagnosis_lines(found: Diagnosis) -> list[str]:
-    """Return the two lines that say why a connection is down: the cause, and the next step."""
-    first = f'"{found.connection}" is {found.state}'
-    lines = [f"{first}: {found.means}" if found.means else first]
-    step = "; ".join(part for part in (f"check {found.check}" if found.check else "",
-                                       f"run: {found.command}" if found.command else "") if part)
-    return [printable(line) for line in (*lines, *([f"    {step}"] if step else ()))]
+def diagnosis_lines(diagnosis: Diagnosis) -> list[str]:
+    """Return one line with the state and the cause, and a second one with the next step if there is one."""
+    first = f'"{diagnosis.connection}" is {diagnosis.state}'
+    if diagnosis.means:
+        first += f": {diagnosis.means}"
+    steps = []
+    if diagnosis.check:
+        steps.append(f"check {diagnosis.check}")
+    if diagnosis.command:
+        steps.append(f"run: {diagnosis.command}")
+    lines = [first, f"    {'; '.join(steps)}"] if steps else [first]
+    return [printable(line) for line in lines]
 
 
-def explained_lines(found: Diagnosis) -> Iterator[str]:
-    """Yield all that is known of a connection."""
-    yield from diagnosis_lines(found)
-    if found.tried:
-        yield f"    {found.tried}" if found.state == "up" else f"    tried: {found.tried}"
-    for text in found.evidence:
+def explained_lines(diagnosis: Diagnosis) -> Iterator[str]:
+    """Yield all lines of `ipsec why` for a connection."""
+    yield from diagnosis_lines(diagnosis)
+    if diagnosis.tried:
+        yield f"    {'' if diagnosis.state == 'up' else 'tried: '}{diagnosis.tried}"
+    for text in diagnosis.evidence:
         yield f"    seen: {printable(text)}"
-    for text in found.others:
+    for text in diagnosis.others:
         yield f"    also: {printable(text)}"
 
 
 @command("why", "[CONN...]", summary="tell why a connection is down, or up and passes nothing",
-         options=(CTLSOCKET_OPTION, Opt("--timeout", "SECONDS", "how long pluto may take to answer (default 10)"),
-                  Opt("--json", None, "a JSON list, see ipsec_why(8)")),
-         details="Looks at pluto's status, at the last attempt in pluto's log and, where that has no reason, at the "
-                 "NSS database, the firewall, the routes and the kernel.  Without CONN all connections.\n\n"
-                 "Exit status: 0 if nothing is wrong, 1 if a connection has failed, passes nothing, or should be up "
-                 "and is not, 4 if that can't be known.")
+         options=(CTLSOCKET_OPTION,
+                  Opt("--timeout", "SECONDS", "how long pluto may take to answer (default 10)"),
+                  Opt("--json", None, "print a JSON list, see ipsec_why(8)")),
+         details="Reads pluto's status and the last attempt in pluto's log.  If the log has no reason, it looks "
+                 "at the NSS database, the firewall, the routes and the kernel.  Without CONN it looks at all "
+                 "connections.\n\n"
+                 "Exit status: 0 if nothing is wrong, 1 if a connection has failed, passes nothing, or should "
+                 "be up and is not, 4 if that can't be known.")
 def why_command(host: Host, args: Args) -> int:
-    """Run `ipsec why [CONN...]`; return OK, ERROR if something is down, 4 if that can't be known.  Raises Failure."""
+    """Run `ipsec why [CONN...]`; return OK, ERROR if a connection is in trouble, 4 if that can't be known.
+    Raises Failure."""
     if not host.live:
-        raise Failure(f"why: only the running system can tell, not the files under {host.root}", USAGE,
+        raise Failure(f"why: needs a running system, and {host.root} is only its files", USAGE,
                       "ipsec --root DIR barf --section plog shows its log")
     host.ctlsocket = args.value("--ctlsocket") or host.ctlsocket
     doctor = Doctor(host, parse_seconds(args.value("--timeout", "10")))
     diagnoses = [doctor.diagnose(name) for name in args.operands or doctor.names()]
-    diagnoses.sort(key=lambda found: ("FAIL", "WARN", "SKIP", "OK").index(found.level))
+    diagnoses.sort(key=lambda diagnosis: ("FAIL", "WARN", "SKIP", "OK").index(diagnosis.level))
     if args.flag("--json"):
         print_json(host, diagnoses)
     elif not diagnoses:
         host.print(f"no connections, neither in pluto nor in {doctor.patient.config.name}")
     else:
-        for found in diagnoses:
-            for line in explained_lines(found):
+        for diagnosis in diagnoses:
+            for line in explained_lines(diagnosis):
                 host.print(line)
-    levels = {found.level for found in diagnoses}
+    levels = {diagnosis.level for diagnosis in diagnoses}
     if levels & {"FAIL", "WARN"}:
         return ERROR
     return LSB_UNKNOWN if "SKIP" in levels else OK
@@ -18022,7 +18176,7 @@ class Teller:
         None if it did not end in time.
         """
         doctor: Doctor = load_part("Doctor")(self.host, 10.0)
-        doctor.said = wait.lines
+        doctor.whack_lines = wait.lines
         diagnosis = doctor.diagnose(name)
         if diagnosis.state == "up":
             return status or OK

@@ -304,7 +304,7 @@ def test_a_diagnosis_has_cause_evidence_and_no_secret(doctor: Doctor) -> None:
     found = doctor.diagnose("office")
     assert (found.state, found.level, found.cause, found.short) == (
         "down", "FAIL", "auth-refused", "peer refuses authentication")
-    assert "the pre-shared key (PSK)" in found.means  # narrowed down by authby=
+    assert "another pre-shared key (PSK)" in found.means  # narrowed down by authby=
     text = "\n".join(explained_lines(found))
     assert "AUTHENTICATION_FAILED" in text and "tried: once" in text
     assert "Swordfish" not in text and "\x1b" not in text

@@ -67,7 +67,7 @@ def test_another_key(pair: Pair, whack: str) -> None:
     check_two_lines(pair.west.ipsec("up", "tunnel", env={"IPSEC_WHACK": whack}), "AUTHENTICATION_FAILED")
     here, there = pair.west.ipsec("why", "tunnel"), pair.east.ipsec("why", "tunnel")
     assert here.status == there.status == 1
-    assert "the pre-shared key (PSK), the ID (leftid=)" in here.stdout and "tried: " in here.stdout
+    assert "another pre-shared key (PSK), another ID (leftid=)" in here.stdout and "tried: " in here.stdout
     assert "the pre-shared keys (PSK) of the two ends differ" in there.stdout.splitlines()[0]
     found, = json.loads(pair.east.ipsec("why", "--json", "tunnel").stdout)
     assert (found["state"], found["cause"], found["level"]) == ("down", "psk-differs", "FAIL") and found["evidence"]
