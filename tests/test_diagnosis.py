@@ -39,7 +39,8 @@ from ipsec import (
 )
 
 PEER = "203.0.113.9"
-INITIATES = {"4.3": "initiating IKEv2 connection", "3.25": "initiating v2 parent SA",
+INITIATES = {"4.3": "initiating IKEv2 connection", "4.10": "initiating IKEv2 connection",
+             "3.25": "initiating v2 parent SA", "3.32": "initiating v2 parent SA",
              "5.2": "initiating IKEv2 connection to 203.0.113.9 using UDP"}
 MAIN = "initiating IKEv1 Main Mode connection"
 
@@ -147,9 +148,147 @@ def cause(*lines: str, peers: Sequence[str] = (PEER,)) -> str:
       "No response (or no acceptable response) to our IKEv2 message"], "peer-gone"),
     ([MAIN, "IPsec SA established tunnel mode", "received Delete SA payload: self-deleting ISAKMP State #1"],
      "deleted"),
+    # what releases say of other causes: the network and this host
+    ([INITIATES["5.2"], 'ERROR: "office" #1: send on eth0 from 192.0.2.1:500 to 203.0.113.9:500 using UDP '
+      'failed in EVENT_RETRANSMIT: Permission denied (errno 13)'], "send-denied"),
+    ([INITIATES["4.3"], '"office" #1: ERROR: send on eth0 from 192.0.2.1:500 to 203.0.113.9:500 using UDP '
+      'failed in EVENT_RETRANSMIT. Errno 22: Invalid argument'], "route"),
+    ([INITIATES["5.2"], 'ERROR: "office" #1: send on eth0 from 192.0.2.1:500 to 203.0.113.9:500 using UDP '
+      'failed in EVENT_RETRANSMIT: Cannot assign requested address (errno 99)'], "not-oriented"),
+    ([INITIATES["5.2"], 'ERROR: "office" #1: send on eth0 from 192.0.2.1:500 to 203.0.113.9:500 using UDP '
+      'failed in EVENT_RETRANSMIT: Message too long (errno 90)'], "too-big"),
+    ([INITIATES["5.2"], 'ERROR: "office" #1: send on eth0 from 192.0.2.1:500 to 203.0.113.9:500 using UDP '
+      'failed in EVENT_RETRANSMIT: No buffer space available (errno 105)'], "resources"),
+    ([INITIATES["5.2"], "ERROR: asynchronous network error report on eth0 (192.0.2.1:500) for message to "
+      "203.0.113.9 port 500, complainant 198.51.100.7: No route to host [errno 113, origin ICMP type 3 code "
+      "13 (not authenticated)]"], "rejected-way"),
+    ([INITIATES["5.2"], '"office" #1: ERROR: asynchronous network error report on eth0 (192.0.2.1:500), '
+      'complainant 198.51.100.7: No route to host [errno 113, origin ICMP type 3 code 1 (not authenticated)]'],
+     "route"),
+    ([INITIATES["5.2"], "fragmenting this 70000 byte message into 1228 byte chunks leads to too many frags"],
+     "too-big"),
+    (["initiating UDP requires listen-udp=yes"], "not-listening"),
+    (['cannot instantiate connection: resolution of "gw.example.org" failed: Name or service not known'],
+     "peer-address"),
+    ([INITIATES["5.2"], "DNS: IPSECKEY not found or usable"], "dns-key"),
+    ([INITIATES["5.2"], "fetching IDr IPsec key using DNS failed"], "dns-key"),
+    (["NAT: cannot switch to NAT port and interface TCP does not support NAT"], "nat-t"),
+    ([INITIATES["4.3"], "NAT: cannot float to 203.0.113.9:4500 as no such interface"], "nat-t"),
+    ([INITIATES["5.2"], "TCP: socket 19: connecting to 203.0.113.9:4500: Connection refused (errno 111)"],
+     "tcp"),
+    (["no kernel support for nic-offload[=crypto]"], "offload"),
+    (["existing ipsec-interface ipsec1 is not valid: IFLA_XFRM_IF_ID attribute 7 does not match "
+      "ipsec-interface ID 1"], "interface"),
+    (['peer Virtual IP 10.3.0.0/24 overlapping 10.3.0.0/16 from "other" is forbidden (neither agrees)'],
+     "overlap"),
+    (["kernel algorithm does not like: CAMELLIA_CBC key_len 192 is incorrect"], "kernel"),
+    # keys, certificates, IDs, log-ins
+    ([INITIATES["5.2"], "AUTH signature calculation failed", "encountered fatal error in state I1"],
+     "key-missing"),
+    ([INITIATES["3.25"], "Can't find the certificate or private key from the NSS CKA_ID"], "key-missing"),
+    ([INITIATES["5.2"], "NSS: ERROR: PK11_Sign() function failed"], "key-missing"),
+    (["left certificate 'gw' is not yet valid"], "clock"),
+    (["NSS: ERROR: IPsec certificate CN=x invalid: SEC_ERROR_OCSP_SERVER_ERROR: The OCSP server experienced "
+      "an error"], "ocsp"),
+    (["FIPS: rejecting peer cert with key size 1024 under 2048: CN=x"], "cert-usage"),
+    (["certificate does not contain ID_IP subjectAltName=192.0.2.9"], "cert-name"),
+    (["authentication method RSA-PSS not supported"], "auth-method"),
+    (["RSA Signature NOT verified"], "signature"),
+    (["verifying AUTH hash using PK11_Verify() failed: SEC_ERROR_BAD_SIGNATURE"], "signature"),
+    (["hash length in I2 packet (20) does not equal hash length (32) of negotiated PRF (HMAC_SHA2_256)"],
+     "psk-differs"),
+    (["Unsupported identity type (ID_KEY_ID) in Phase 1 (Parent) ID Payload"], "id-expected"),
+    ([INITIATES["5.2"], "IKE SA authentication request rejected by peer: AUTHORIZATION_FAILED"],
+     "auth-refused"),
+    ([MAIN, "ignoring unsecured informational payload CERTIFICATE_UNAVAILABLE, length=12"], "auth-refused"),
+    (["PAM: #3: main-process: aborting authentication PAM-process for 'eve'", "XAUTH: unknown "
+      "authentication method requested to authenticate user 'eve'"], "xauth"),
+    ([INITIATES["5.2"], "IKE_INTERMEDIATE decapsulate failed: bad ciphertext"], "key-exchange"),
+    (["Failed to create TLS IO layer", "Keying material export failed"], "eap"),
+    # proposals, networks, addresses
+    ([INITIATES["3.25"], "AUTH response contained the error notification NO_PROPOSAL_CHOSEN"], "esp-peer"),
+    ([MAIN, "ignoring informational payload ATTRIBUTES_NOT_SUPPORTED, msgid=00000000, length=12"],
+     "ike-peer"),
+    ([MAIN, "IKE SA established", "ignoring secured informational payload BAD_PROPOSAL_SYNTAX, msgid=1"],
+     "esp-peer"),
+    ([MAIN, "ignoring informational payload UNSUPPORTED_EXCHANGE_TYPE, msgid=00000000, length=12"],
+     "aggressive"),
+    (["OAKLEY_GROUP 22 not supported for PFS"], "pfs"),
+    (["KE has 256 byte DH public value; 384 required"], "dh"),
+    (["IKE_SA_INIT KE payload is 256 bytes; 384 required"], "dh"),
+    (["CREATE_CHILD_SA request failed, responder SA processing returned NO_PROPOSAL_CHOSEN"], "esp-here"),
+    (["remote accepted the invalid proposal 1:ESP:ENCR=AES_CBC"], "esp-here"),
+    (['compression proposed by 203.0.113.9, but policy for "office" forbids it'], "compression"),
+    (["policy dictates Transport Mode, but peer requested Tunnel Mode"], "mode"),
+    (["received IPsec Security Label on connection not configured with labeled ipsec"], "label"),
+    (["Child SA's Traffic Selector TSr {192.0.2.0/24} for rekey do not match the established IPsec SA; "
+      "responding with TS_UNACCEPTABLE"], "ts-here"),
+    (["our client subnet returned doesn't match my proposal - us: 10.1.0.0/24 vs them: 10.9.0.0/24"],
+     "ts-here"),
+    ([INITIATES["5.2"], "IKE_AUTH response rejected Child SA with SINGLE_PAIR_REQUIRED"], "ts-peer"),
+    ([INITIATES["5.2"], "IKE_AUTH response rejected Child SA with INVALID_SELECTORS"], "ts-peer"),
+    ([INITIATES["5.2"], "CREATE_CHILD_SA failed with error notification NO_ADDITIONAL_SAS"], "sa-limit"),
+    ([INITIATES["5.2"], "CREATE_CHILD_SA failed with error notification TEMPORARY_FAILURE"], "peer-busy"),
+    ([INITIATES["5.2"], "CREATE_CHILD_SA failed with error notification CHILD_SA_NOT_FOUND"], "peer-lost-sa"),
+    (["CREATE_CHILD_SA no such IPsec SA to rekey SA(0x12345678) Protocol ESP"], "peer-lost-sa"),
+    ([INITIATES["5.2"], "response for Child SA #2 was rejected with TS_UNACCEPTABLE; initiating delete of "
+      "Child SA (IKE SA will remain UP)"], "child-rejected"),
+    ([INITIATES["5.2"], "response for Child SA #2 was rejected (NO_PROPOSAL_CHOSEN) and IKE SA does not "
+      "have policy UP", 'ERROR: "office" #2: netlink response for Add SA esp.1@203.0.113.9: Function not '
+      'implemented (errno 38)'], "kernel"),
+    (['XAUTH: connection addresspool 10.9.0.0/24 for the user "eve" cannot start at address zero'], "pool"),
+    (["expecting ISAKMP_CFG_REQUEST, got ISAKMP_CFG_ACK instead; message ignored"], "mode-config"),
+    # the exchange itself
+    (["packet from 203.0.113.9:500: DOS cookies do not match - dropping message"], "cookie"),
+    (["packet from 203.0.113.9:500: dropping new IKE_SA_INIT exchange: too many half open IKE SAs"],
+     "busy-here"),
+    ([INITIATES["4.3"], "redirect loop, stop initiating IKEv2 exchanges"], "redirect"),
+    ([INITIATES["5.2"], "received GW Identity is not listed in accept-redirect-to conn option"], "redirect"),
+    (["initiator established Child SA using #1", "MOBIKE: AF change switching between v4 and v6 not "
+      "supported"], "mobike"),
+    (["ignoring fragment as peer never proposed fragmentation"], "fragments"),
+    (["failed to match authenticator"], "corrupt"),
+    ([INITIATES["4.10"], "dropping unexpected IKE_SA_INIT message containing INVALID_SYNTAX notification; "
+      "message payloads: N; missing payloads: SA,KE,Ni"], "malformed"),
+    (["IKE_SA_INIT message contained an unknown critical payload type (53)", "message IKE_SA_INIT contained "
+      "an unknown critical payload type (53)"], "malformed"),
+    ([INITIATES["3.32"], "STATE_PARENT_I1: received unauthenticated v2N_INVALID_MESSAGE_ID - ignored"],
+     "peer-refused"),
+    ([INITIATES["3.25"], "IKE SA authentication request rejected: INVALID_MESSAGE_ID"], "peer-refused"),
+    (["initiator established Child SA using #1", "IKE SA expired (--dontrekey)"], "expired"),
+    (["initiator established Child SA using #1", "received Delete SA(0x1234) payload: deleting IPSEC State "
+      "#2"], "deleted"),
+    (["responding to Main Mode", "retransmitting in response to duplicate packet; already STATE_MAIN_R2"],
+     "half-open"),
+    (["packet from 203.0.113.9:500: Quick Mode message is for a non-existent (expired or deleted?) ISAKMP SA"],
+     "stale"),
+    (["packet from 203.0.113.9:500: INFORMATIONAL request has no corresponding IKE SA; message dropped"],
+     "stale"),
 ])
 def test_the_cause_is_found_in_lines_of_the_log(lines: list[str], name: str) -> None:
     assert cause(*lines) == name
+
+
+@pytest.mark.parametrize("line", [
+    "Received unauthenticated INVALID_KE_PAYLOAD response to DH MODP2048; resending with "
+    "suggested DH MODP3072",
+    "received anti-DDOS COOKIE response, resending IKE_SA_INIT request with COOKIE payload",
+    "non-critical payload ignored because it contains an unknown or unexpected payload "
+    "type (128) at the outermost level",
+    "protocol/port in Phase 1 ID Payload MUST be 0/0 or 17/500 but are 17/0 (attempting to continue)",
+    'peer Virtual IP 10.3.0.0/24 overlapping 10.3.0.0/16 from "other" permitted by '
+    "mutual consent (and kernel support)",
+    "No Certificate Authority available! Certificate accepted without verification.",
+    "Kernel supports NIC esp-hw-offload",
+    "loaded private key matching left certificate 'gw'",
+    "DOS mode on; responding to IKE_SA_INIT with cookie notification request",
+    "X509: connection allows unmatched IKE ID and certificate SAN",
+    "TCP: accepting connection",
+    "Connection does not allow MOBIKE, ignoring v2N_NO_NATS_ALLOWED",
+    "redirecting to: 203.0.113.10",
+    "policy dictates Tunnel Mode, ignoring peer's request for Transport Mode"])
+def test_progress_is_no_cause(line: str) -> None:
+    assert cause_of(line, False) is cause_of(line, True) is None
 
 
 def test_only_the_last_attempt_counts() -> None:
