@@ -18810,6 +18810,25 @@ AUTO_OPTIONS = (*CONNECTION_OPTIONS, *UP_OPTIONS, UTC_OPTION, Opt("--show", None
                 *(Opt(f"--{name}", None, f"same as ipsec {name}") for name in (*OPERATIONS, *AUTO_REQUESTS)))
 
 
+def check_auto(operations: Sequence[str], names: Sequence[str]) -> None:
+    """Check that `ipsec auto` has one operation, and one connection if the operation needs it.  Raises
+    Failure."""
+    if not operations:
+        raise Failure("ipsec auto: no operation is given", USAGE,
+                      "usage: ipsec auto [--asynchronous] --up|--down|--add|… CONN, or ipsec auto "
+                      "--status|--listall|…; see ipsec auto --help")
+    if len(operations) > 1:
+        raise Failure(f"ipsec auto: give only one of --{', --'.join(operations)}", USAGE, "see ipsec auto --help")
+    operation = operations[0]
+    usage = f"usage: ipsec auto --{operation}"
+    if operation not in OPERATIONS:
+        if names:
+            raise Failure(f"ipsec auto: --{operation} takes no connection", USAGE, usage)
+    elif len(names) != 1:
+        problem = "takes only one connection" if names else "needs a connection"
+        raise Failure(f"ipsec auto: --{operation} {problem}", USAGE, f"{usage} CONN")
+
+
 @command("auto", "[CONN] [WORD]", options=AUTO_OPTIONS,
          summary="manage connections, with the syntax of libreswan 3.x and 4.x")
 def auto_command(host: Host, args: Args) -> int:
@@ -18825,16 +18844,8 @@ def auto_command(host: Host, args: Args) -> int:
     if not given and names and names[-1] in known:
         host.warn("auto: warning: obsolete command syntax used")
         given, names = [names[-1]], names[:-1]
-    usage = "ipsec auto [--asynchronous] --up|--down|--add|… CONN, or ipsec auto --status|--listall|…"
-    if len(given) != 1:
-        problem = f"only one operation is possible, not --{', --'.join(given)}" if given else "no operation is given"
-        raise Failure(f"ipsec auto: {problem}", USAGE, f"usage: {usage}; see ipsec auto --help")
+    check_auto(given, names)
     operation, = given
-    if operation in OPERATIONS and len(names) != 1:
-        problem = "give one connection only" if names else "CONN is missing"
-        raise Failure(f"ipsec auto: --{operation}: {problem}", USAGE, f"usage: ipsec auto --{operation} CONN")
-    if operation not in OPERATIONS and names:
-        raise Failure(f"ipsec auto: --{operation} takes no connection", USAGE, f"usage: ipsec auto --{operation}")
     teller = Teller(host, args)
     if operation in OPERATIONS:
         return teller.operate(operation, names[0])
@@ -18847,24 +18858,25 @@ def auto_command(host: Host, args: Args) -> int:
 # --- tunnels: pluto's connections as a table --------------------------------------------------------------------------
 
 TUNNEL_SCHEMA = 1
-# The lines of a connection's status that make a tunnel, by their first words
+# The beginnings of the detail lines of a connection that a TunnelRow needs
 TUNNEL_LINES = ("host:", "  oriented", "  unoriented", "established", "newest", "routing:", "policy:", "our id", "IKE",
                 "ESP algorithm newest", "AH algorithm newest")
-# The states of a tunnel, and the colours that a terminal shows them in (ECMA-48, SGR)
+# The states of a tunnel, and the style in which a terminal shows each (ECMA-48, SGR)
 TUNNEL_STATES = {"up": "32", "connecting": "33", "down": "1;31", "routed": "36", "ready": "36", "idle": "2",
                  "bypass": "2", "block": "2", "unknown": "35"}
-SHUNTS = {"PASS": "bypass", "DROP": "block", "REJECT": "block"}  # policies of connections that never negotiate
+SHUNTS = {"PASS": "bypass", "DROP": "block", "REJECT": "block"}  # policies of connections without tunnel
 ANY_PEER = ("%any", "%any6", "%group", "%opportunistic", "%opportunisticgroup", "%virtual", "0.0.0.0", "::")
 TRAPS = ("prospective erouted", "routed-ondemand", "routed-prospective")
 BOLD, DIM, CHANGED = "1", "2", "7"
-HOLD_SECONDS = 0.25  # how soon a resized terminal is drawn anew
+RESIZE_SECONDS = 0.25  # how soon --watch notices that the terminal has a new size
 
 
 class TunnelRow:
     """One connection or instance as `ipsec tunnels` shows it (ipsec_tunnels(8), JSON).
 
-    None is unknown.  `since` is in seconds since 1970, `rekey_in` and `ends_in` in seconds from now.
-    `wanted`: pluto is to keep the tunnel up.  `problem`: why a tunnel that is not up is not, in a few words.
+    None means unknown.  `state` is a key of TUNNEL_STATES.  `wanted` is true if pluto shall keep the tunnel
+    up.  `since` is in seconds since 1970; `rekey_in` and `ends_in` are in seconds from now.  `problem` says
+    in a few words why the tunnel is not up.  `peers` is the number of instances of a template.
     """
 
     def __init__(self, name: str, instance: str = "") -> None:
@@ -18895,17 +18907,18 @@ class TunnelRow:
 
     @property
     def full_name(self) -> str:
-        """The name with the number of the instance."""
+        """The name of the connection, followed by the number of the instance."""
         return f"{self.name}{self.instance}"
 
     @property
     def fails(self) -> bool:
-        """True when the tunnel should be up and is not."""
+        """True if the tunnel should be up and is not."""
         return bool(self.wanted) and self.state not in ("up", "routed")
 
 
 def ike_version_of(connection: Mapping[str, Any]) -> int | None:
-    """1 or 2: what the policy names, or what was negotiated where the policy allows both (up to 4.2)."""
+    """Return 1 or 2: the version in the policy, or the one in use if the policy allows both (up to 4.2); None
+    if unknown."""
     policy, options = connection["policy"], connection["options"]
     versions = [version for version in (1, 2) if f"IKEv{version}" in policy or f"IKEV{version}_ALLOW" in policy]
     if len(versions) == 1:
@@ -18916,7 +18929,8 @@ def ike_version_of(connection: Mapping[str, Any]) -> int | None:
 
 
 def newest_algorithm(connection: Mapping[str, Any], kinds: Sequence[str]) -> str | None:
-    """The algorithms in use of the first kind that has some: `AES_GCM_16_256`, `AES_CBC_128-HMAC_SHA1_96`."""
+    """Return the algorithms in use (`AES_GCM_16_256`, `AES_CBC_128-HMAC_SHA1_96`) for the first of `kinds`
+    that has any."""
     for kind in kinds:
         text = connection["options"].get(f"{kind}_algorithm_newest")
         if text:
@@ -18925,18 +18939,21 @@ def newest_algorithm(connection: Mapping[str, Any], kinds: Sequence[str]) -> str
 
 
 def networks_of(connection: Mapping[str, Any], side: str) -> list[str]:
-    """The networks of the local or the remote end: subnets, else the pool, else the host."""
+    """Return the networks of one end (`side`: local or remote): its subnets, otherwise its pool or its
+    host."""
     end = connection[side]
-    pairs = connection.get("selectors", ())
-    networks = [pair[side == "remote"] for pair in pairs] or [end["subnet"] or end.get("pool") or end["host"]]
+    if "selectors" in connection:
+        networks = [remote if side == "remote" else local for local, remote in connection["selectors"]]
+    else:
+        networks = [end["subnet"] or end.get("pool") or end["host"]]
     port = f"/{end['protoport']}" if end.get("protoport") else ""
     return list(dict.fromkeys(f"{network}{port}" for network in networks if network))
 
 
 def static_problem(connection: Mapping[str, Any]) -> str | None:
-    """Why a connection can't come up, as far as its own lines in the status say."""
-    if not connection["oriented"] and ("host" in connection["options"] or "unoriented" in connection["options"]
-                                       or connection["routing"] == "unoriented"):
+    """Return why a connection is not up, as far as its own status lines show it; None if they don't."""
+    is_unoriented = "unoriented" in connection["options"] or connection["routing"] == "unoriented"
+    if not connection["oriented"] and (is_unoriented or "host" in connection["options"]):
         return "no local address"
     if (connection["remote"]["host"] or "").startswith("%dns"):
         return "peer's name unresolved"
@@ -18946,7 +18963,8 @@ def static_problem(connection: Mapping[str, Any]) -> str | None:
 
 
 def state_of_tunnel(connection: Mapping[str, Any]) -> str:
-    """One of TUNNEL_STATES.  Negotiations are not in the lines of a connection, but in those of states."""
+    """Return the state of a tunnel from its connection; never `connecting`, which only the lines of SAs
+    show."""
     policy, routing = connection["policy"], connection["routing"] or ""
     shunt = next((word for word in policy if word in SHUNTS), "")
     if connection["up"] and not connection.get("instances"):
@@ -18963,7 +18981,7 @@ def state_of_tunnel(connection: Mapping[str, Any]) -> str:
 
 
 def tunnel_of(connection: Mapping[str, Any]) -> TunnelRow:
-    """The tunnel of a connection, before states and traffic are known (see Tunnels)."""
+    """Return the row of a connection, without the data of its SAs and its traffic, which Tunnels adds."""
     policy = connection["policy"]
     row = TunnelRow(connection["name"], connection["instance"])
     row.state = state_of_tunnel(connection)
@@ -18984,9 +19002,10 @@ def tunnel_of(connection: Mapping[str, Any]) -> TunnelRow:
 
 
 def names_only(host: Host, file: str, names: Collection[str]) -> bool:
-    """Return True if a configuration without includes has no connection but those of `names`.
+    """Return True if a configuration has no includes, and no connections except those in `names`.
 
-    False is no answer: Config reads the file then, which takes ten times as long.
+    False can also mean that the file is too complicated for this check.  The caller then reads it with
+    Config, which takes ten times as long.
     """
     try:
         lines = list(host.lines(file))
@@ -18998,27 +19017,28 @@ def names_only(host: Host, file: str, names: Collection[str]) -> bool:
 
 
 def makes_a_tunnel(line: str) -> bool:
-    """Return True for the line of a state that a tunnel needs: not for SPIs, nor for an established IKE
-    SA."""
+    """Return True if Tunnels needs the line of an SA: not if it holds SPIs, or an established IKE SA."""
     return not (" Traffic: " in line or "established IKE SA" in line or "IKE SA established" in line
                 or "ISAKMP SA established" in line or "established ISAKMP SA" in line)
 
 
 class Tunnels:
-    """The tunnels of a pluto: `rows` in pluto's order, connections that pluto should have loaded after
-    them."""
+    """The tunnels of a running pluto.
 
-    WITH_SAS = False  # whether SPIs and established IKE SAs are read, too
+    `rows` are in pluto's order; connections that pluto should have loaded, but has not, follow.
+    """
+
+    WITH_SAS = False  # whether the SPIs and the established IKE SAs are read, too
 
     def __init__(self, host: Host, timeout: float, name: str = "") -> None:
-        """Ask pluto; with a `name`, only for that connection, its instances and its pairs of subnets.
+        """Ask pluto.  With a `name`, keep only that connection, its instances and its pairs of subnets.
 
         Raises NoPluto, TimedOut.
         """
         self.rows: list[TunnelRow] = []
         self.settings: dict[str, str] = {}
-        self.options: dict[str, dict[str, str]] = {}  # of the connection `name`, by full name
-        self.states: list[dict[str, Any]] = []  # of the connection `name`
+        self.options: dict[str, dict[str, str]] = {}  # the options of the connection `name`, by full name
+        self.states: list[dict[str, Any]] = []  # the SAs of the connection `name`
         self._name = name
         self._by_name: dict[tuple[str, str], TunnelRow] = {}
         self._by_child: dict[int, TunnelRow] = {}
@@ -19095,7 +19115,8 @@ class Tunnels:
                 row.state = "ready"
 
     def _add_missing(self, host: Host) -> None:
-        """Add the connections that the configuration has pluto start, and that pluto has not loaded."""
+        """Add the connections that pluto has not loaded, although ipsec.conf says that it starts or routes
+        them."""
         name = self.settings.get("configfile") or host.conf
         if not host.exists(name):
             return
@@ -19111,12 +19132,12 @@ class Tunnels:
 
     @property
     def status(self) -> int:
-        """The exit status: 1 when a tunnel that should be up is not."""
+        """The exit status: 1 if a tunnel that should be up is not, otherwise 0."""
         return ERROR if any(row.fails for row in self.rows) else OK
 
 
 def short_time(seconds: float) -> str:
-    """A duration in at most six characters: 45s, 12m, 2h03m, 3d04h, 120d."""
+    """Format a duration in at most six characters: 45s, 12m, 2h03m, 3d04h, 120d."""
     count = max(int(seconds), 0)
     if count < 60:
         return f"{count}s"
@@ -19129,7 +19150,7 @@ def short_time(seconds: float) -> str:
 
 
 def short_bytes(count: float | None) -> str:
-    """A number of bytes in at most five characters, in steps of 1,024: 0, 512, 1.2K, 30M; `?` when it is
+    """Format a number of bytes in at most five characters, in units of 1,024: 0, 512, 1.2K, 30M; `?` if
     unknown."""
     if count is None:
         return "?"
@@ -19142,101 +19163,124 @@ def short_bytes(count: float | None) -> str:
 
 
 def paint(text: str, style: str, colour: bool) -> str:
-    """The text in a style of ECMA-48 where there are colours."""
+    """Return the text in a style of ECMA-48, or unchanged if `colour` is false."""
     return f"\x1b[{style}m{text}\x1b[0m" if colour and style and text else text
 
 
 class TunnelTable:
-    """The tunnels as lines of a width: one line a tunnel where there is room, else peer and algorithms below
-    it."""
+    """Formats tunnels as a table of a given width.
+
+    If the terminal is wide enough, each tunnel takes one line.  Otherwise its notes (peer, algorithms and so
+    on) follow in more lines.
+    """
 
     HEADINGS = ("NAME", "STATE", "NETWORKS", "IN", "OUT", "REKEY")
-    RIGHT = frozenset((3, 4, 5))  # columns of numbers
-    NAME_ROOM = 24  # longer names have a line of their own
+    NAME, STATE, NETWORKS = 0, 1, 2  # columns
+    RIGHT = frozenset((3, 4, 5))  # the columns that are aligned to the right
+    NAME_ROOM = 24  # the width of the column NAME; a longer name takes a line of its own
 
     def __init__(self, width: int, now: float, *, colour: bool = False,
                  rates: Mapping[str, tuple[float, float]] | None = None, changed: Collection[str] = ()) -> None:
-        self.width = max(width, 72)  # what short names and numbers need
+        self.width = max(width, 72)  # the least that short names and numbers need
         self.now = now
         self.colour = colour
-        self.rates = rates  # bytes a second in and out by full name; None: the mean since the SA was made
+        self.rates = rates  # bytes per second in and out, by full name; None: show the mean since the SA was made
         self.changed = changed
 
     def lines(self, rows: Sequence[TunnelRow]) -> list[str]:
-        """The table with its headings; one line says so when there are no tunnels."""
+        """Return the headings, the tunnels and a summary; or one line if there are no tunnels."""
         if not rows:
             return ["pluto has no connections loaded"]
         table = [(row, self._cells(row), self._notes(row)) for row in rows]
-        widths = [max(len(heading), *(len(cells[place]) for _, cells, _ in table))
+        widths = [max(len(heading), max(len(cells[place]) for _, cells, _ in table))
                   for place, heading in enumerate(self.HEADINGS)]
-        widths[0] = min(widths[0], max(self.NAME_ROOM, len(self.HEADINGS[0])))
+        widths[self.NAME] = min(widths[self.NAME], self.NAME_ROOM)
         total = sum(widths) + 2 * (len(widths) - 1)
         longest = max(sum(len(note) + 2 for note in notes) for _, _, notes in table)
         is_wide = total + longest <= self.width
         if not is_wide:
-            widths[2] = max(self.width - (total - widths[2]), len(self.HEADINGS[2]))
+            room = self.width - (total - widths[self.NETWORKS])
+            widths[self.NETWORKS] = max(room, len(self.HEADINGS[self.NETWORKS]))
         lines = [paint(self._line(self.HEADINGS, widths), BOLD, self.colour)]
         for row, cells, notes in table:
-            lines += self._of_tunnel(row, cells, notes, widths, is_wide)
+            lines += self._tunnel_lines(row, cells, notes, widths, is_wide)
         return lines + fold_cells(summary_of(rows).split(), self.width, "", " ")
 
     def _cells(self, row: TunnelRow) -> list[str]:
         state = row.state.upper()
         if row.since is not None and row.state in ("up", "down"):
             state += f" {short_time(self.now - row.since)}"
-        networks = f"{','.join(row.local_networks)} === {','.join(row.remote_networks)}"
-        is_up = row.state == "up"
-        life = short_time(row.rekey_in) if row.rekey_in is not None else ""
-        if is_up and not life and row.ends_in is not None:
-            life = f"end {short_time(row.ends_in)}"
-        return [printable(row.full_name), state, printable(networks) if len(networks) > 5 else "",
-                short_bytes(row.bytes_in) if is_up else "", short_bytes(row.bytes_out) if is_up else "", life]
+        networks = ""
+        if row.local_networks or row.remote_networks:
+            networks = f"{','.join(row.local_networks)} === {','.join(row.remote_networks)}"
+        bytes_in = bytes_out = life = ""
+        if row.state == "up":
+            bytes_in, bytes_out = short_bytes(row.bytes_in), short_bytes(row.bytes_out)
+            if row.ends_in is not None:
+                life = f"end {short_time(row.ends_in)}"
+        if row.rekey_in is not None:
+            life = short_time(row.rekey_in)
+        return [printable(row.full_name), state, printable(networks), bytes_in, bytes_out, life]
 
     def _notes(self, row: TunnelRow) -> list[str]:
-        name = "" if row.remote_id in (None, row.remote_host) else f" {row.remote_id}"
-        peers = "" if row.peers is None else f"{row.peers} peer{'s' * (row.peers != 1)}"
-        version = f"IKEv{row.ike_version}" if row.ike_version and row.state not in ("bypass", "block") else ""
-        notes = (row.problem or "", f"{row.remote_host or ''}{name}", peers, row.username or "", version,
-                 row.ipsec_algorithm or "", " ".join(row.marks), self._rate(row))
-        return [printable(note.strip()) for note in notes if note.strip()]
+        peer = row.remote_host or ""
+        if row.remote_id not in (None, row.remote_host):
+            peer += f" {row.remote_id}"
+        peers = version = ""
+        if row.peers is not None:
+            peers = f"{row.peers} peer" if row.peers == 1 else f"{row.peers} peers"
+        if row.ike_version and row.state not in ("bypass", "block"):
+            version = f"IKEv{row.ike_version}"
+        notes = (row.problem, peer.strip(), peers, row.username, version, row.ipsec_algorithm, " ".join(row.marks),
+                 self._rate(row))
+        return [printable(note) for note in notes if note]
 
     def _rate(self, row: TunnelRow) -> str:
         if self.rates is not None:
-            rate = self.rates.get(row.full_name)
-        elif row.bytes_in is None or row.bytes_out is None or row.since is None or self.now - row.since < 1:
-            rate = None
+            rate, kind = self.rates.get(row.full_name), ""
         else:
-            rate = row.bytes_in / (self.now - row.since), row.bytes_out / (self.now - row.since)
-        mean = "" if self.rates is not None else "mean "
-        return f"{mean}{short_bytes(rate[0])}/s in {short_bytes(rate[1])}/s out" if rate and max(rate) >= 1 else ""
+            rate, kind = mean_rate(row, self.now), "mean "
+        if rate is None or max(rate) < 1:
+            return ""
+        return f"{kind}{short_bytes(rate[0])}/s in {short_bytes(rate[1])}/s out"
 
     def _line(self, cells: Sequence[str], widths: Sequence[int]) -> str:
-        return "  ".join(cell.rjust(width) if place in self.RIGHT else cell.ljust(width)
-                         for place, (cell, width) in enumerate(zip(cells, widths))).rstrip()
+        padded = [cell.rjust(width) if place in self.RIGHT else cell.ljust(width)
+                  for place, (cell, width) in enumerate(zip(cells, widths))]
+        return "  ".join(padded).rstrip()
 
-    def _of_tunnel(self, row: TunnelRow, cells: list[str], notes: list[str], widths: Sequence[int],
-                   is_wide: bool) -> list[str]:
-        before = []
-        if len(cells[0]) > widths[0]:
-            before = fold_cells([cells[0]], self.width, "")
-            cells[0] = ""
-        if len(cells[2]) > widths[2]:
-            notes = [cells[2], *notes]
-            cells[2] = ""
-        state = cells[1].ljust(widths[1])
-        style = CHANGED if row.full_name in self.changed else TUNNEL_STATES[row.state]
-        start = cells[0].ljust(widths[0]) + "  "
-        first = start + paint(state, style, self.colour) + self._line(cells, widths)[len(start) + len(state):]
+    def _tunnel_lines(self, row: TunnelRow, cells: list[str], notes: list[str], widths: Sequence[int],
+                      is_wide: bool) -> list[str]:
+        lines = []
+        if len(cells[self.NAME]) > widths[self.NAME]:
+            lines = fold_cells([cells[self.NAME]], self.width, "")
+            cells[self.NAME] = ""
+        if len(cells[self.NETWORKS]) > widths[self.NETWORKS]:
+            notes = [cells[self.NETWORKS], *notes]
+            cells[self.NETWORKS] = ""
+        line = self._line(cells, widths)
         if is_wide:
-            room = sum(widths) + 2 * len(widths) + len(first) - len(self._line(cells, widths))
-            return [*before, (first.ljust(room) + "  ".join(notes)).rstrip()]
-        below = fold_cells(notes, self.width, "  ")
-        return [*before, first.rstrip(), *(paint(line, DIM, self.colour) for line in below)]
+            line = line.ljust(sum(widths) + 2 * len(widths)) + "  ".join(notes)
+        if self.colour:
+            style = CHANGED if row.full_name in self.changed else TUNNEL_STATES[row.state]
+            start = widths[self.NAME] + 2
+            end = start + widths[self.STATE]
+            line = line[:start] + paint(line[start:end], style, True) + line[end:]
+        lines.append(line.rstrip())
+        if not is_wide:
+            lines += [paint(note, DIM, self.colour) for note in fold_cells(notes, self.width, "  ")]
+        return lines
+
+
+def mean_rate(row: TunnelRow, now: float) -> tuple[float, float] | None:
+    """Return the mean bytes per second in and out since the IPsec SA was made; None if that is unknown."""
+    if row.bytes_in is None or row.bytes_out is None or row.since is None or now - row.since < 1:
+        return None
+    return row.bytes_in / (now - row.since), row.bytes_out / (now - row.since)
 
 
 def fold_cells(cells: Sequence[str], width: int, indent: str, between: str = "  ") -> list[str]:
-    """Put the cells, two blanks apart, in lines of the width; a cell longer than a line goes on in the next
-    line."""
+    """Fill lines of at most `width` characters with the cells; a longer cell continues in the next line."""
     lines: list[str] = []
     line = indent
     for cell in cells:
@@ -19247,7 +19291,8 @@ def fold_cells(cells: Sequence[str], width: int, indent: str, between: str = "  
         line += gap + cell
         while len(line) > width:
             end = line.rfind(" ", len(indent) + 1, width + 1)
-            end = end if end > len(indent) else width
+            if end <= len(indent):
+                end = width
             lines.append(line[:end].rstrip())
             line = indent + line[end:].lstrip()
     if line != indent:
@@ -19256,7 +19301,7 @@ def fold_cells(cells: Sequence[str], width: int, indent: str, between: str = "  
 
 
 def summary_of(rows: Sequence[TunnelRow]) -> str:
-    """How many tunnels there are in each state: `3 tunnels: 2 up, 1 down that should be up`."""
+    """Return how many tunnels are in each state: `3 tunnels: 2 up, 1 down that should be up`."""
     counts: dict[str, int] = {}
     for row in rows:
         text = f"{row.state} that should be up" if row.fails else row.state
@@ -19268,35 +19313,56 @@ def summary_of(rows: Sequence[TunnelRow]) -> str:
 
 def describe_tunnel(row: TunnelRow, options: Mapping[str, str], states: Sequence[dict[str, Any]],
                     now: float) -> list[str]:
-    """All of one tunnel, a `name  value` a line; then its SAs, and what else pluto says of the connection."""
-    wanted = {True: "should be up", False: "", None: ""}[row.wanted]
-    state = ", ".join(text for text in (row.state.upper(), wanted if row.state != "up" else "", row.problem) if text)
-    since = "" if row.since is None else f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(row.since))} " \
-                                         f"({short_time(now - row.since)} ago)"
-    count = "" if row.bytes_in is None else f"{row.bytes_in} bytes in, {row.bytes_out} bytes out"
-    fields = (("state", state), ("since", since), ("networks", " === ".join(
-                  ",".join(networks) for networks in (row.local_networks, row.remote_networks))),
-              ("local", f"{row.local_host or '?'}  {row.local_id or ''}"),
-              ("remote", f"{row.remote_host or '?'}  {row.remote_id or ''}"), ("user", row.username),
-              ("peers", row.peers), ("IKE", " ".join(filter(None, (
-                  f"IKEv{row.ike_version}" if row.ike_version else "", row.ike_algorithm)))),
-              ("IPsec", row.ipsec_algorithm), ("marks", " ".join(row.marks)), ("traffic", count),
-              ("rekey in", None if row.rekey_in is None else short_time(row.rekey_in)),
-              ("ends in", None if row.ends_in is None else short_time(row.ends_in)))
-    lines = [row.full_name, *(f"  {name:<9} {value}".rstrip() for name, value in fields if value not in (None, ""))]
+    """Return all details of one tunnel: `name  value` lines, its SAs, and the connection's options in pluto's
+    status."""
+    fields = tunnel_details(row, now)
+    lines = [row.full_name]
+    lines += [f"  {name:<9} {value}".rstrip() for name, value in fields if value]
     for sa in states:
         if (sa["connection"], sa["instance"]) == (row.name, row.instance):
-            events = ", ".join(f"{event} in {seconds}s" for event, seconds in sa["events"].items())
-            port = "" if sa["port"] is None else f"{sa['transport']} port {sa['port']}"
-            spis = ", ".join(f"{spi['protocol']} {spi['spi']} {spi['direction']}" for spi in sa["spis"])
-            parts = (sa["type"], sa["state"], sa["description"], port, spis, events)
-            lines.append(f"  {'#' + str(sa['serial']):<9} " + "; ".join(filter(None, parts)))
+            lines.append(f"  {'#' + str(sa['serial']):<9} {sa_details(sa)}")
     lines += [f"  {name.replace('_', ' ')}: {value}" for name, value in options.items()]
     return [printable(line) for line in lines]
 
 
+def tunnel_details(row: TunnelRow, now: float) -> list[tuple[str, str | None]]:
+    """Return the names and values that describe a tunnel; a value is empty or None if there is nothing to
+    show."""
+    state = [row.state.upper()]
+    if row.wanted and row.state != "up":
+        state.append("should be up")
+    if row.problem:
+        state.append(row.problem)
+    since = traffic = ""
+    if row.since is not None:
+        clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.since))
+        since = f"{clock} ({short_time(now - row.since)} ago)"
+    if row.bytes_in is not None:
+        traffic = f"{row.bytes_in} bytes in, {row.bytes_out} bytes out"
+    ike = [f"IKEv{row.ike_version}"] if row.ike_version else []
+    if row.ike_algorithm:
+        ike.append(row.ike_algorithm)
+    return [("state", ", ".join(state)), ("since", since),
+            ("networks", f"{','.join(row.local_networks)} === {','.join(row.remote_networks)}"),
+            ("local", f"{row.local_host or '?'}  {row.local_id or ''}"),
+            ("remote", f"{row.remote_host or '?'}  {row.remote_id or ''}"), ("user", row.username),
+            ("peers", None if row.peers is None else str(row.peers)), ("IKE", " ".join(ike)),
+            ("IPsec", row.ipsec_algorithm), ("marks", " ".join(row.marks)), ("traffic", traffic),
+            ("rekey in", None if row.rekey_in is None else short_time(row.rekey_in)),
+            ("ends in", None if row.ends_in is None else short_time(row.ends_in))]
+
+
+def sa_details(sa: Mapping[str, Any]) -> str:
+    """Return the details of an SA in one line: type, state, description, port, SPIs, times of its next
+    events."""
+    port = "" if sa["port"] is None else f"{sa['transport']} port {sa['port']}"
+    spis = ", ".join(f"{spi['protocol']} {spi['spi']} {spi['direction']}" for spi in sa["spis"])
+    events = ", ".join(f"{event} in {seconds}s" for event, seconds in sa["events"].items())
+    return "; ".join(filter(None, (sa["type"], sa["state"], sa["description"], port, spis, events)))
+
+
 class TunnelView:
-    """What one command line of `ipsec tunnels` shows, once or again and again."""
+    """Runs one command line of `ipsec tunnels`: it shows the tunnels once, or again and again (--watch)."""
 
     def __init__(self, host: Host, args: Args) -> None:
         self.host = host
@@ -19305,13 +19371,13 @@ class TunnelView:
         self.as_json = args.flag("--json")
         self.is_screen = args.flag("--watch") and is_terminal(sys.stdout) and host.env.get("TERM") != "dumb"
         self.status = OK
-        self._before: dict[str, tuple[str, int | None, int | None]] = {}  # state and bytes, by full name
-        self._at = 0.0  # when that was
+        self._before: dict[str, TunnelRow] = {}  # the tunnels of the last display, by full name
+        self._before_at = 0.0  # the time of the last display
 
-    def lines(self, width: int, is_again: bool) -> list[str]:
-        """Ask pluto, and return what to show; sets the status.  `is_again`: rates and changes since the last
-        time.
+    def lines(self, width: int) -> list[str]:
+        """Ask pluto, set `status`, and return the lines to show.
 
+        After the first time, the rates are those since the last time, and changed states are highlighted.
         Raises NoPluto, TimedOut, Failure (UNKNOWN_NAME).
         """
         now = time.time()
@@ -19322,41 +19388,52 @@ class TunnelView:
         self.status = tunnels.status
         if self.as_json:
             json = need("json", "--json")
-            rows = ",\n  ".join(json.dumps(vars(row)) for row in tunnels.rows)
-            return [f'{{"schema": {TUNNEL_SCHEMA}, "tunnels": [', f"  {rows}", "]}"]
+            objects = ",\n  ".join(json.dumps(vars(row)) for row in tunnels.rows)
+            return [f'{{"schema": {TUNNEL_SCHEMA}, "tunnels": [', f"  {objects}", "]}"]
         if self.name:
-            return [line for row in tunnels.rows
-                    for line in describe_tunnel(row, tunnels.options.get(row.full_name, {}), tunnels.states, now)]
-        rates = self._rates(tunnels.rows, now) if is_again else None
-        changed = {row.full_name for row in tunnels.rows
-                   if self._before and self._before.get(row.full_name, ("", None, None))[0] != row.state}
-        self._before = {row.full_name: (row.state, row.bytes_in, row.bytes_out) for row in tunnels.rows}
-        self._at = now
-        table = TunnelTable(width, now, colour=self.host.colour, rates=rates, changed=changed)
-        return table.lines(sorted(tunnels.rows, key=lambda row: not row.fails) if self.is_screen else tunnels.rows)
+            lines = []
+            for row in tunnels.rows:
+                lines += describe_tunnel(row, tunnels.options.get(row.full_name, {}), tunnels.states, now)
+            return lines
+        rows = tunnels.rows
+        rates = self._rates(rows, now) if self._before else None
+        changed = self._changed(rows) if self._before else set()
+        self._before = {row.full_name: row for row in rows}
+        self._before_at = now
+        if self.is_screen:  # a screen may be too short for all
+            rows = sorted(rows, key=lambda row: not row.fails)
+        return TunnelTable(width, now, colour=self.host.colour, rates=rates, changed=changed).lines(rows)
+
+    def _changed(self, rows: Sequence[TunnelRow]) -> set[str]:
+        return {row.full_name for row in rows
+                if row.full_name not in self._before or self._before[row.full_name].state != row.state}
 
     def _rates(self, rows: Sequence[TunnelRow], now: float) -> dict[str, tuple[float, float]]:
-        passed = now - self._at
+        """Return the bytes per second in and out since the last display, by full name, where they are
+        known."""
+        seconds = now - self._before_at
         rates = {}
         for row in rows:
-            _, bytes_in, bytes_out = self._before.get(row.full_name, ("", None, None))
-            if None in (bytes_in, bytes_out, row.bytes_in, row.bytes_out) or passed <= 0:
+            before = self._before.get(row.full_name)
+            if before is None or seconds <= 0:
                 continue
-            differences = (row.bytes_in or 0) - (bytes_in or 0), (row.bytes_out or 0) - (bytes_out or 0)
-            if min(differences) >= 0:  # a new SA counts from 0
-                rates[row.full_name] = differences[0] / passed, differences[1] / passed
+            if before.bytes_in is None or before.bytes_out is None or row.bytes_in is None or row.bytes_out is None:
+                continue
+            count_in, count_out = row.bytes_in - before.bytes_in, row.bytes_out - before.bytes_out
+            if count_in >= 0 and count_out >= 0:  # otherwise this is a new SA, which counts from 0
+                rates[row.full_name] = count_in / seconds, count_out / seconds
         return rates
 
     def watch(self, seconds: float) -> int:
-        """Show the tunnels every `seconds` seconds until q or Ctrl-C; return the status of the last
+        """Show the tunnels every `seconds` seconds until q or Ctrl-C; return the exit status of the last
         display."""
         host = self.host
         load_part("end_on_signals")(host)
         undo = host.keyboard() if self.is_screen else None
         try:
             if self.is_screen:
-                host.print("\x1b[?1049h\x1b[?25l", end="")  # the other screen, without cursor (xterm's ctlseqs)
-            while self._shown(seconds):
+                host.print("\x1b[?1049h\x1b[?25l", end="")  # the alternate screen, no cursor (xterm's ctlseqs)
+            while self._show_until(time.monotonic() + seconds):
                 continue
         except KeyboardInterrupt as interrupt:
             if interrupt.args and interrupt.args[0] != "SIGINT":
@@ -19368,72 +19445,80 @@ class TunnelView:
                 undo()
         return self.status
 
-    def _shown(self, seconds: float) -> bool:
-        """Show the tunnels once and wait; False when somebody pressed q."""
+    def _show_until(self, deadline: float) -> bool:
+        """Show the tunnels and wait until the deadline; return False if the user pressed q.
+
+        Show them again at once if the terminal gets a new size.
+        """
         host = self.host
-        clock = time.strftime("%Y-%m-%d %H:%M:%S")
-        lines: list[str] = []
         size = (0, 0)
-        deadline = time.monotonic() + seconds
-        drawn = False
-        while not drawn or time.monotonic() < deadline:
-            if not drawn or (self.is_screen and size != host.terminal_size()):
+        while True:
+            if self.is_screen and size != host.terminal_size():
                 size = host.terminal_size()
-                lines = self._lines_or_failure(host.columns)
-                self._draw(clock, lines, size if self.is_screen else None)
-                drawn = True
+                self._draw_screen(self._lines_or_failure(host.columns), *size)
+            elif size == (0, 0):
+                size = host.terminal_size()
+                self._append(self._lines_or_failure(host.columns))
+            host.flush()
             left = max(deadline - time.monotonic(), 0)
-            if host.key(min(HOLD_SECONDS, left) if self.is_screen else left) in ("q", "Q"):
+            if host.key(min(RESIZE_SECONDS, left) if self.is_screen else left) in ("q", "Q"):
                 return False
-        return True
+            if time.monotonic() >= deadline:
+                return True
 
     def _lines_or_failure(self, width: int) -> list[str]:
         try:
-            return self.lines(width, bool(self._before))
+            return self.lines(width)
         except (NoPluto, TimedOut) as failure:
             self.status = failure.status
             self._before = {}
             return [str(failure)]
 
-    def _draw(self, clock: str, lines: Sequence[str], size: tuple[int, int] | None) -> None:
-        """Write the lines at once.  With the size of a terminal they replace the text on the screen."""
-        host = self.host
-        if size is None:
-            host.print("\n".join(lines if self.as_json else [clock, *lines, ""]))
-        else:
-            room = size[1] - 1
-            left = len(lines) - room + 1
-            shown = lines if left <= 1 else [*lines[:room - 2], f"… {left} more lines", lines[-1]]
-            head = f"ipsec tunnels  {clock}  q ends"[:size[0]]
-            host.print("\x1b[H" + "\x1b[K\r\n".join([paint(head, DIM, host.colour), *shown]) + "\x1b[K\x1b[J", end="")
-        host.flush()
+    def _append(self, lines: Sequence[str]) -> None:
+        if not self.as_json:
+            lines = [time.strftime("%Y-%m-%d %H:%M:%S"), *lines, ""]
+        self.host.print("\n".join(lines))
+
+    def _draw_screen(self, lines: Sequence[str], columns: int, rows: int) -> None:
+        """Replace the text on the terminal, which has `rows` lines, in one write, so that it does not
+        flicker."""
+        room = rows - 1  # one line is the heading
+        if len(lines) > room:
+            hidden = len(lines) - (room - 2)
+            lines = [*lines[:room - 2], f"… {hidden} more lines", lines[-1]]
+        heading = f"ipsec tunnels  {time.strftime('%Y-%m-%d %H:%M:%S')}  q ends"[:columns]
+        heading = paint(heading, DIM, self.host.colour)
+        self.host.print("\x1b[H" + "\x1b[K\r\n".join([heading, *lines]) + "\x1b[K\x1b[J", end="")
 
 
 @command("tunnels sa", "[CONN]", summary="show the tunnels: state, networks, peer, traffic",
          options=(CTLSOCKET_OPTION, Opt("--json", None, "as JSON, see ipsec_tunnels(8)"),
-                  Opt("--watch -w", "[SECONDS]", "again every 2 or so many seconds; q or Ctrl-C ends"), TIMEOUT_OPTION),
-         details="The status is 0 when all tunnels that should be up are, 1 when one is not, 33 without pluto.")
+                  Opt("--watch -w", "[SECONDS]", "repeat every SECONDS (default 2) until q or Ctrl-C"),
+                  TIMEOUT_OPTION),
+         details="Exit status: 0 if all tunnels that should be up are up, 1 if one is not, 21 if there is no "
+                 "connection CONN, 33 if pluto does not answer.")
 def tunnels_command(host: Host, args: Args) -> int:
-    """Run `ipsec tunnels`; return 0, 1 for a tunnel that should be up and is not, 21, or 33 without pluto."""
+    """Run `ipsec tunnels`; return the exit status.  Raises NoPluto, TimedOut, Failure (UNKNOWN_NAME)."""
     host.ctlsocket = args.value("--ctlsocket") or host.ctlsocket
     view = TunnelView(host, args)
     if args.flag("--watch"):
         return view.watch(parse_seconds(args.value("--watch") or "2"))
-    host.print("\n".join(view.lines(host.columns, False)))
+    host.print("\n".join(view.lines(host.columns)))
     return view.status
 
 
 # --- metrics ----------------------------------------------------------------------------------------------------------
 
 if TYPE_CHECKING:
-    Family = tuple[str, str, str, list[tuple[dict[str, str], int]]]  # name, type, help, labels and value of each series
+    # a metric family: name, type, help, and the labels and value of each of its series
+    Family = tuple[str, str, str, list[tuple[dict[str, str], int]]]
 
 
 class MeteredTunnels(Tunnels):
-    """The tunnels, with their live SAs, by name and instance.
+    """The tunnels and their present SAs.  All dictionaries have the name and the instance of a tunnel as key.
 
-    `sas` has serial number, bytes in and bytes out of each IPsec SA; `counts` how many IKE and IPsec SAs are
-    established and how many negotiate; `spis` the SPIs.
+    `sas` has the serial number, the bytes in and the bytes out of each IPsec SA.  `counts` has the numbers of
+    SAs by type (ike, child) and step (established, negotiating).  `spis` has the SPIs.
     """
 
     WITH_SAS = True
@@ -19461,11 +19546,11 @@ class MeteredTunnels(Tunnels):
 
 
 class Ledger:
-    """The bytes of SAs that have ended, kept in a file from one `ipsec metrics` to the next while one pluto
-    lives.
+    """Counts the bytes of all SAs of each tunnel since pluto started, also of SAs that have ended.
 
-    `totals` has for each tunnel the bytes in, the bytes out, and when they last changed (seconds since 1970,
-    0: not seen).  A file of an earlier pluto counts as none.
+    A file keeps the counts from one `ipsec metrics` to the next.  A file about an earlier run of pluto is
+    ignored.  `totals` has for each tunnel the bytes in, the bytes out, and the time of their last change
+    (seconds since 1970, 0 if no change was seen).
     """
 
     def __init__(self, host: Host, name: str, started: int) -> None:
@@ -19481,7 +19566,7 @@ class Ledger:
                 for kind, *words in rows[1:]:
                     self._take(kind, words)
         except (OSError, ValueError):
-            self.totals, self._ended, self._live = {}, {}, {}  # another program's file, or a part of one
+            self.totals, self._ended, self._live = {}, {}, {}  # the file is missing, truncated or not a ledger
 
     def _take(self, kind: str, words: Sequence[str]) -> None:
         if kind == "ended":
@@ -19495,25 +19580,30 @@ class Ledger:
             self._live[int(serial)] = connection, instance, bytes_in, bytes_out
 
     def update(self, tunnels: MeteredTunnels, now: int) -> None:
-        """Take in what the live SAs have carried.  SAs that are gone keep the bytes that were seen last."""
-        known = {(row.name, row.instance) for row in tunnels.rows}
+        """Update the totals from the present SAs.  An SA that is gone counts with the bytes that were seen
+        last."""
         live = {serial: (*name, bytes_in, bytes_out) for name, sas in tunnels.sas.items()
                 for serial, bytes_in, bytes_out in sas}
         for serial, (connection, instance, bytes_in, bytes_out) in self._live.items():
             if serial not in live:
-                ended = self._ended.get((connection, instance), (0, 0))
-                self._ended[connection, instance] = ended[0] + bytes_in, ended[1] + bytes_out
+                ended_in, ended_out = self._ended.get((connection, instance), (0, 0))
+                self._ended[connection, instance] = ended_in + bytes_in, ended_out + bytes_out
         self._live = live
+        loaded = {(row.name, row.instance) for row in tunnels.rows}
         totals = {}
-        for name in known & (self._ended.keys() | tunnels.sas.keys()):
-            ended = self._ended.get(name, (0, 0))
-            sas = tunnels.sas.get(name, [])
-            sums = ended[0] + sum(sa[1] for sa in sas), ended[1] + sum(sa[2] for sa in sas)
+        for name in loaded & (self._ended.keys() | tunnels.sas.keys()):
+            total_in, total_out = self._ended.get(name, (0, 0))
+            for _, bytes_in, bytes_out in tunnels.sas.get(name, []):
+                total_in += bytes_in
+                total_out += bytes_out
             before = self.totals.get(name)
-            changed = before[2] if before else 0
-            if before and sums != before[:2]:
+            if before is None:
+                changed = 0
+            elif before[:2] == (total_in, total_out):
+                changed = before[2]
+            else:
                 changed = now
-            totals[name] = *sums, changed
+            totals[name] = total_in, total_out, changed
         self.totals = totals
 
     def save(self) -> None:
@@ -19525,7 +19615,10 @@ class Ledger:
 
 
 def last_uses(host: Host) -> dict[int, int]:
-    """When each state of the kernel last carried a packet, by SPI; empty where the kernel does not tell."""
+    """Return when each SA in the kernel last carried a packet (seconds since 1970), by SPI.
+
+    SAs for which the kernel keeps no time are missing.  The result is empty if the kernel can't be asked.
+    """
     reader = XfrmReader(host)
     uses = {}
     try:
@@ -19540,8 +19633,11 @@ def last_uses(host: Host) -> dict[int, int]:
 
 
 def certificate_expiry(host: Host) -> list[tuple[dict[str, str], int]]:
-    """The end of each certificate of the NSS database; of certificates of one name the last.  Empty if
-    unreadable."""
+    """Return labels and expiry (seconds since 1970) of the certificates in the NSS database; none if it is
+    unreadable.
+
+    Of several certificates with the same labels, only the one that expires last is listed.
+    """
     ends: dict[tuple[str, str, str], int] = {}
     try:
         base = NssDatabase(host)
@@ -19556,7 +19652,7 @@ def certificate_expiry(host: Host) -> list[tuple[dict[str, str], int]]:
 
 
 def xfrm_errors(host: Host) -> list[tuple[dict[str, str], int]]:
-    """The counters of /proc/net/xfrm_stat; empty if the kernel has none."""
+    """Return the counters of /proc/net/xfrm_stat; none if the kernel lacks the file."""
     try:
         rows = [line.split() for line in host.lines("/proc/net/xfrm_stat")]
     except OSError:
@@ -19565,43 +19661,60 @@ def xfrm_errors(host: Host) -> list[tuple[dict[str, str], int]]:
 
 
 def tunnel_labels(row: TunnelRow) -> dict[str, str]:
-    """The labels that all families of tunnels share.  None changes when an SA is rekeyed."""
+    """Return the labels of a tunnel's series.  None of them changes when an SA is rekeyed."""
     return {"connection": row.name, "instance": row.instance, "remote": row.remote_host or ""}
 
 
+def has_series(row: TunnelRow) -> bool:
+    """Return True if a row has series of its own: not if it is a shunt, nor a template, whose instances have
+    them."""
+    is_template = row.peers is not None or (not row.instance and row.remote_host in ANY_PEER)
+    return not is_template and row.state not in ("bypass", "block")
+
+
 def tunnel_families(tunnels: MeteredTunnels, ledger: Ledger, uses: Mapping[int, int], now: int) -> Iterator[Family]:
-    """Yield the families with a series a tunnel.  Templates have none: their instances have."""
-    rows = [(tunnel_labels(row), (row.name, row.instance), row) for row in tunnels.rows
-            if row.state not in ("bypass", "block") and row.peers is None
-            and (row.instance or row.remote_host not in ANY_PEER)]
-    yield ("ipsec_connection_info", "gauge", "What a connection is; join it by connection, instance and remote.",
-           [({**labels, "remote_id": row.remote_id or "", "username": row.username or "",
-              "ike_version": str(row.ike_version or "")}, 1) for labels, _, row in rows])
+    """Yield the families that have one series for each tunnel.  `uses` is the result of last_uses()."""
+    rows = [row for row in tunnels.rows if has_series(row)]
+    yield ("ipsec_connection_info", "gauge", "Properties of a connection; join it by connection, instance and remote.",
+           [({**tunnel_labels(row), "remote_id": row.remote_id or "", "username": row.username or "",
+              "ike_version": str(row.ike_version or "")}, 1) for row in rows])
     yield ("ipsec_connection_up", "gauge", "Whether the connection has an IPsec SA.",
-           [(labels, int(row.state == "up")) for labels, _, row in rows if row.state != "unknown"])
+           [(tunnel_labels(row), int(row.state == "up")) for row in rows if row.state != "unknown"])
     yield ("ipsec_connection_wanted", "gauge", "Whether the connection should be up.",
-           [(labels, int(row.wanted)) for labels, _, row in rows if row.wanted is not None])
-    for kind, text in (("ike", "IKE"), ("child", "IPsec")):
-        yield (f"ipsec_connection_{kind}_sas", "gauge", f"Established {text} SAs of the connection.",
-               [(labels, tunnels.counts.get(name, {}).get((kind, "established"), 0)) for labels, name, _ in rows])
-    for place, way, text in ((0, "in", "received"), (1, "out", "sent")):
-        yield (f"ipsec_connection_{way}_bytes_total", "counter",
-               f"Bytes {text} by all IPsec SAs of the connection since pluto started.",
-               [(labels, ledger.totals[name][place]) for labels, name, _ in rows if name in ledger.totals])
+           [(tunnel_labels(row), int(row.wanted)) for row in rows if row.wanted is not None])
+    yield from counter_families(rows, tunnels, ledger)
     yield ("ipsec_connection_established_time_seconds", "gauge", "When the newest IPsec SA was made.",
-           [(labels, row.since) for labels, _, row in rows if row.since is not None])
+           [(tunnel_labels(row), row.since) for row in rows if row.since is not None])
     idle = []
-    for labels, name, _ in rows:
+    for row in rows:
+        name = row.name, row.instance
         times = [uses[spi] for spi in tunnels.spis.get(name, ()) if spi in uses]
-        changed = ledger.totals.get(name, (0, 0, 0))[2]
-        last = max(times) if times else changed
-        if last:
-            idle.append((labels, max(now - last, 0)))
+        if not times and name in ledger.totals and ledger.totals[name][2]:
+            times = [ledger.totals[name][2]]  # the kernel keeps no time, so when the counters last changed
+        if times:
+            idle.append((tunnel_labels(row), max(now - max(times), 0)))
     yield "ipsec_connection_idle_seconds", "gauge", "Seconds since the last packet in an IPsec SA.", idle
 
 
+def counter_families(rows: Sequence[TunnelRow], tunnels: MeteredTunnels, ledger: Ledger) -> Iterator[Family]:
+    """Yield the families that count the SAs and the bytes of each tunnel."""
+    names = [(row.name, row.instance) for row in rows]
+    for kind, text in (("ike", "IKE"), ("child", "IPsec")):
+        counts = [tunnels.counts.get(name, {}).get((kind, "established"), 0) for name in names]
+        yield (f"ipsec_connection_{kind}_sas", "gauge", f"Established {text} SAs of the connection.",
+               [(tunnel_labels(row), count) for row, count in zip(rows, counts)])
+    for place, way, text in ((0, "in", "received"), (1, "out", "sent")):
+        yield (f"ipsec_connection_{way}_bytes_total", "counter",
+               f"Bytes {text} by all IPsec SAs of the connection since pluto started.",
+               [(tunnel_labels(row), ledger.totals[name][place]) for row, name in zip(rows, names)
+                if name in ledger.totals])
+
+
 def pluto_families(host: Host, timeout: float, state: str) -> Iterator[Family]:
-    """Yield the families that pluto's status gives.  Raises NoPluto, TimedOut."""
+    """Yield the families that come from pluto's status.  `state` is the file of the Ledger, empty for none.
+
+    Raises NoPluto, TimedOut.
+    """
     now = int(time.time())
     tunnels = MeteredTunnels(host, timeout)
     started = int(host.stat(host.ctlsocket).st_mtime)  # pluto makes the socket when it starts
@@ -19611,7 +19724,8 @@ def pluto_families(host: Host, timeout: float, state: str) -> Iterator[Family]:
         try:
             ledger.save()
         except OSError as error:
-            host.warn(f"metrics: the bytes of SAs that end are not kept: {state}: {error.strerror}")
+            host.warn(f"metrics: the byte counts can't be saved, so that counters will miss SAs that have ended: "
+                      f"{state}: {error.strerror}")
     states = dict.fromkeys(TUNNEL_STATES, 0)
     for row in tunnels.rows:
         states[row.state] += 1
@@ -19620,56 +19734,64 @@ def pluto_families(host: Host, timeout: float, state: str) -> Iterator[Family]:
             for kind in ("ike", "child") for step in steps}
     yield ("ipsec_pluto_info", "gauge", "The version of pluto.",
            [({"version": tunnels.settings.get("pluto_version", "")}, 1)])
-    yield ("ipsec_pluto_start_time_seconds", "gauge", "When pluto started, and all counters of connections with it.",
+    yield ("ipsec_pluto_start_time_seconds", "gauge", "When pluto started; the counters of connections start then.",
            [({}, started)])
-    yield ("ipsec_connections", "gauge", "Connections and instances by state; each has one.",
+    yield ("ipsec_connections", "gauge", "Connections and instances by state; each is in one state only.",
            [({"state": name}, count) for name, count in states.items()])
     for kind, text in (("ike", "IKE"), ("child", "IPsec")):
-        yield (f"ipsec_{kind}_sas", "gauge", f"{text} SAs by state; each has one.",
+        yield (f"ipsec_{kind}_sas", "gauge", f"{text} SAs by state; each is in one state only.",
                [({"state": step}, sums[kind, step]) for step in steps])
     yield from tunnel_families(tunnels, ledger, last_uses(host), now)
 
 
 def metric_families(host: Host, timeout: float, state: str) -> list[Family]:
-    """Return all families for the pluto that answers, or for none.  Raises NoPluto if the caller may not
-    ask."""
+    """Return all families; without those of pluto, and with ipsec_up 0, if pluto does not answer.
+
+    Raises NoPluto if the user may not ask pluto.
+    """
     families: list[Family] = []
     try:
         families += pluto_families(host, timeout, state)
         is_up = 1
     except (NoPluto, TimedOut) as failure:
         if failure.hint == NOT_ALLOWED:
-            raise  # whether pluto is up is not known
+            raise  # it is unknown whether pluto is up
         host.warn(failure.message)
         is_up = 0
     return [("ipsec_up", "gauge", "Whether pluto answers.", [({}, is_up)]), *families,
             ("ipsec_certificate_expiry_time_seconds", "gauge", "When a certificate of the NSS database expires.",
              certificate_expiry(host)),
-            ("ipsec_xfrm_errors_total", "counter", "Packets that the kernel's IPsec dropped, by cause.",
+            ("ipsec_xfrm_errors_total", "counter", "Packets that the kernel's IPsec code dropped, by cause.",
              xfrm_errors(host))]
 
 
 def metrics_text(families: Sequence[Family]) -> str:
-    """The families in Prometheus' text format; families without a series are left out."""
+    """Format the families in Prometheus' text format; leave out families without a series."""
     lines = []
-    for name, kind, text, values in families:
-        if values:
+    for name, kind, text, series in families:
+        if series:
             lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
-        for labels, value in values:
-            shown = ",".join('{}="{}"'.format(key, printable(label).replace("\\", "\\\\").replace('"', '\\"')
-                                              .replace("\n", "\\n")) for key, label in labels.items())
-            lines.append(f"{name}{{{shown}}} {value}" if shown else f"{name} {value}")
+        for labels, value in series:
+            pairs = ",".join(f'{key}="{label_text(label)}"' for key, label in labels.items())
+            lines.append(f"{name}{{{pairs}}} {value}" if pairs else f"{name} {value}")
     return "\n".join(lines) + "\n"
+
+
+def label_text(label: str) -> str:
+    """Escape the value of a label as Prometheus' text format requires."""
+    return printable(label).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 @command("metrics", summary="show pluto's state in the text format of Prometheus",
          options=(CTLSOCKET_OPTION, TIMEOUT_OPTION,
-                  Opt("--output", "FILE", "write there instead, for node_exporter's textfile collector"),
-                  Opt("--state", "FILE", "where to keep the bytes of SAs that end, instead of metrics.state beside "
-                      "pluto's control socket; empty: nowhere")))
+                  Opt("--output", "FILE", "write to FILE, for node_exporter's textfile collector"),
+                  Opt("--state", "FILE", "the file that keeps the byte counts of SAs that have ended (default: "
+                      "metrics.state next to pluto's control socket; empty: keep none)")))
 def metrics_command(host: Host, args: Args) -> int:
-    """Run `ipsec metrics`; return 0, also if pluto is down (ipsec_up is 0 then).  Raises Failure if
-    refused."""
+    """Run `ipsec metrics`; return 0, also if pluto does not answer (then ipsec_up is 0).
+
+    Raises Failure if the user may not ask pluto, or if the output can't be written.
+    """
     host.ctlsocket = args.value("--ctlsocket") or host.ctlsocket
     state = args.value("--state", os.path.join(os.path.dirname(host.ctlsocket), "metrics.state"))
     text = metrics_text(metric_families(host, parse_seconds(args.value("--timeout", "60")), state))
