@@ -12055,30 +12055,33 @@ def dumped(text: str) -> str:
 
 # --- reports ---------------------------------------------------------------------------------------------------------
 #
-# How a report is made: sections, the processes and threads beside the main one, sinks, and the bodies that
-# barf and look share.  What can't keep us waiting is read when its turn comes; what runs programs or asks
-# others runs side by side with it, in threads, what may be very long in processes.  All text is streamed:
-# section -> redaction -> pipe -> sink, and a pipe that stays empty is given up.
+# How a report is made: sections, the threads and processes that produce them, sinks for the output, and the
+# bodies that barf and look share.  A section that can't block is produced when its turn comes.  A section
+# that runs programs or asks pluto is produced in a thread from the start of the report, one that may have
+# very much text in a process.  All text is streamed: section -> redaction -> pipe -> sink.  A pipe that stays
+# empty is given up after a time limit.
 
-# How a section ended
+# The ways in which a section can end; `absent`: this host does not have what the section shows
 OUTCOMES = ("ok", "absent", "denied", "failed", "timeout")
-INCOMPLETE = OUTCOMES[2:]
-FAILED = OUTCOMES[3:]
-PIPE_SIZE = 1 << 20  # F_SETPIPE_SZ allows an unprivileged process that much (pipe(7))
+INCOMPLETE = ("denied", "failed", "timeout")
+FAILED = ("failed", "timeout")
+PIPE_SIZE = 1 << 20  # the size to which an unprivileged process may grow a pipe with F_SETPIPE_SZ (pipe(7))
 MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 
 
 def stamp(line: str) -> float | None:
-    """The time at the start of a log line, in seconds since the epoch: `Nov 23 06:12:08` (RFC 3164, and
-    pluto's own logfile) or `2026-11-23T06:12:08`; None when there is none.
+    """Return the time at the start of a log line, in seconds since the epoch; None if there is none.
+
+    The forms are `Nov 23 06:12:08` (RFC 3164, and the file of logfile=) and `2026-11-23T06:12:08`.
     """
     now = time.localtime()
     try:
         if line[:3] in MONTHS:
             clock = [int(part) for part in line[7:15].split(":")]
             month, day = MONTHS.index(line[:3]) + 1, int(line[4:6])
-            # such a stamp has no year: one that would be in the future is of last year
-            year = now.tm_year - ((month, day) > (now.tm_mon, now.tm_mday))
+            year = now.tm_year  # the line has no year
+            if (month, day) > (now.tm_mon, now.tm_mday):
+                year -= 1  # this year, the date is in the future
         else:
             year, month, day = (int(part) for part in line[:10].split("-"))
             clock = [int(part) for part in line[11:19].split(":")]
@@ -12087,14 +12090,18 @@ def stamp(line: str) -> float | None:
         return None
 
 
-SINCE_UNITS = {name: seconds for names, seconds in (("s sec second", 1), ("m min minute", 60), ("h hr hour", 3600), (
-    "d day", 86400), ("w week", 604800), ("month", 30 * 86400), ("y year", 365 * 86400)) for name in names.split()}
+# Units of --since, in seconds
+SINCE_UNITS = {
+    "s": 1, "sec": 1, "second": 1, "m": 60, "min": 60, "minute": 60, "h": 3600, "hr": 3600, "hour": 3600,
+    "d": 86400, "day": 86400, "w": 7 * 86400, "week": 7 * 86400, "month": 30 * 86400,
+    "y": 365 * 86400, "year": 365 * 86400,
+}
 
 
 def parse_since(text: str) -> float:
-    """The moment that --since names, in seconds since the epoch.  Raises Failure(USAGE).
+    """Return the time that --since names, in seconds since the epoch.  Raises Failure(USAGE).
 
-    `2026-11-23`, `2026-11-23 06:12`, `2026-11-23 06:12:08`, `90 minutes ago`, `24 hours ago`, `2d`.
+    Forms: `2026-11-23`, `2026-11-23 06:12`, `2026-11-23 06:12:08`, `90 minutes ago`, `24 hours ago`, `2d`.
     """
     words = text.lower().removesuffix("ago").strip()
     number = words.rstrip("abcdefghijklmnopqrstuvwxyz ")
@@ -12102,22 +12109,29 @@ def parse_since(text: str) -> float:
     seconds = SINCE_UNITS.get(unit.removesuffix("s") or unit)
     if number.isdigit() and seconds:
         return time.time() - int(number) * seconds
-    when = stamp(f"{text} 00:00:00" if len(text) == 10 else f"{text}:00" if len(text) == 16 else text)
-    # mktime(3) takes the 31st of February for the 3rd of March
+    full_text = text
+    if len(text) == len("2026-11-23"):
+        full_text += " 00:00:00"
+    elif len(text) == len("2026-11-23 06:12"):
+        full_text += ":00"
+    when = stamp(full_text)
+    # mktime(3) accepts dates that do not exist: it reads the 31st of February as the 3rd of March
     if when is None or time.strftime("%Y-%m-%d", time.localtime(when)) != text[:10] or text[11:13] > "23":
         raise Failure(f"--since {quote(text)}: not a time", USAGE, "such as 2026-11-23 06:12 or 24 hours ago")
     return when
 
 
 class ReportSection(Record):
-    """One part of the report.
+    """A section of a report.
 
-    `command` shows people how to see the same by hand; `body` gives the text piece by piece; `live`: only the
-    running system can tell; `slow`: may block or take long, so it runs in a thread; `apart`: may be so much
-    that it runs in a process of its own, on another processor; `bulk`: text of the kernel's own, in which
-    secrets are looked for by value but not by pattern; `blocks`: calls the resolver, which nothing
-    interrupts, so that it runs beside the report or not at all; `data`: what JSON shows in the place of the
-    text, item by item; `title`: look's heading.
+    `command` is the command that shows people the same text.  `body` returns the text in pieces.  `data`
+    returns the items that JSON has instead of the text.  `title` is the heading in look.  The flags:
+
+    - `live`: only a running system has the data, not a mounted disk.
+    - `slow`: the body may block or take long, so it runs in a thread.
+    - `apart`: the text may be very long, so the body runs in a process, on another processor.
+    - `bulk`: the text is the kernel's; secrets are masked by value and not by pattern.
+    - `blocks`: the body calls the resolver, which can't be interrupted; without a thread it is left out.
     """
 
     name: str
@@ -12133,9 +12147,11 @@ class ReportSection(Record):
 
 
 def outcome_of(error: Exception) -> tuple[str, str]:
-    """Return how a section ended by this error, one of OUTCOMES, and the line that says so in its text."""
+    """Return how a section ends that raises this error, one of OUTCOMES, and the line for its text."""
     text = error_text(error)
-    if isinstance(error, (PermissionError, Denied)) or (isinstance(error, NoPluto) and error.hint == NOT_ALLOWED):
+    if isinstance(error, (PermissionError, Denied)):
+        return "denied", f"denied: {text}"
+    if isinstance(error, NoPluto) and error.hint == NOT_ALLOWED:
         return "denied", f"denied: {text}"
     if isinstance(error, (Missing, FileNotFoundError, NotADirectoryError)):
         return "absent", text
@@ -12149,47 +12165,51 @@ def outcome_of(error: Exception) -> tuple[str, str]:
         return "failed", "not enough memory"
     if isinstance(error, (Failure, OSError)):
         return "failed", text
-    # the text of an unforeseen exception may hold what must not be shown
+    # the text of an unexpected exception may contain a secret
     return "failed", f"internal error: {type(error).__name__}; {REPORT_IT}"
 
 
 class Report:
-    """What the sections need to know: the host, the redaction, and the words of the command line."""
+    """The data that the sections share: the host, its configuration, the redaction, the options."""
 
     def __init__(self, host: Host, args: Args) -> None:
         self.host = host
         self.timeout = parse_seconds(args.value("--timeout", "10"))
-        host.patience = min(host.patience, self.timeout / 2)  # so that a section tells which path does not answer
+        # a path that does not answer is given up before its section is, so that the section can name it
+        host.patience = min(host.patience, self.timeout / 2)
         self.config = Config(host)
         self.redactor = redactor_of(host, args.flag("--show-secrets"), self.config)
-        self.program_timeout: float | None = None  # of those that no Worker gives up
+        self.program_timeout: float | None = None  # seconds; set if no Worker limits the time of programs
         self.log_filter = LogFilter()
-        self.ended: dict[str, list[str]] = {}  # the names of sections by how they ended, so far
+        self.ended: dict[str, list[str]] = {}  # by outcome, the names of the sections that have ended
         self._verdicts: list[Finding] | None = None
         self._verifying = _thread.allocate_lock()
         self.short = args.flag("--short")
         self.since = parse_since(args.value("--since")) if args.flag("--since") else 0.0
 
     def verdicts(self) -> list[Finding]:
-        """Return the findings of verify; they are made once, for the summary and for the section."""
+        """Return the findings of verify.  The summary and a section need them, but verify runs only once."""
         with self._verifying:
             if self._verdicts is None:
                 self._verdicts = list(load_part("findings")(self.host, self.timeout / 2))
             return self._verdicts
 
     def ending(self) -> str:
-        """Return what is known only at the end: sections that could not be made, and what is not shown."""
-        lines = [f"{outcome}: {', '.join(self.ended[outcome])}" for outcome in INCOMPLETE if outcome in self.ended]
+        """Return the last lines of a report: incomplete sections, and how much is not shown."""
+        lines = []
+        for outcome in INCOMPLETE:
+            if outcome in self.ended:
+                lines.append(f"{outcome}: {', '.join(self.ended[outcome])}")
         lines.append(f"{count_text(self.redactor.masked + self.log_filter.rows, 'value')} masked, "
                      f"{count_text(self.log_filter.left_out, 'line')} of other programs left out")
         return "".join(f"{line}\n" for line in lines)
 
     def log_lines(self, lines: Iterable[str]) -> Iterable[str]:
-        """Return the lines of a log that may be shown: of IPsec programs, without dumped bytes."""
+        """Return the lines that IPsec programs wrote to a log, without dumped bytes."""
         return lines if self.redactor.show_secrets else self.log_filter.lines(lines)
 
     def host_name(self) -> str:
-        """The name of the reported host."""
+        """Return the name of the reported host; if it is unknown, a text in brackets."""
         if self.host.live:
             return os.uname().nodename
         try:
@@ -12201,9 +12221,9 @@ class Report:
 
     def produce(self, section: ReportSection, write: Callable[[str], None],
                 item: Callable[[object, Redactor], None] | None = None) -> str:
-        """Write the text of a section, made safe, or hand its data to `item`; how it ended.
+        """Write the redacted text of a section, or hand its data to `item`; return one of OUTCOMES.
 
-        What goes wrong in it becomes a line of its text.
+        An error in the section becomes a line of its text.
         """
         if section.live and self.host.root:
             write("left out: only the running system can tell\n")
@@ -12212,32 +12232,37 @@ class Report:
         problems: list[Exception] = []
 
         def body() -> Iterator[str]:
-            # an error is told after what came before it
+            # the redaction holds text back, so an error is raised only after all text has been written
             try:
                 if item and section.data:
-                    for each in section.data(self):
-                        item(each, self.redactor)
+                    for record in section.data(self):
+                        item(record, self.redactor)
                 else:
                     yield from section.body(self)
             except Exception as error:
                 problems.append(error)
 
         clean = self.redactor.clean
+        pieces: Iterator[str]
+        if section.bulk:
+            pieces = (clean(text, bulk=True) for text in body())
+        else:
+            pieces = self.redactor.stream(map(encode, body()))
         try:
-            for piece in ((clean(text, bulk=True) for text in body()) if section.bulk
-                          else self.redactor.stream(map(encode, body()))):
+            for piece in pieces:
                 write(piece)
             if problems:
                 raise problems[0]
             return "ok"
-        except Exception as error:  # a report goes on
+        except Exception as error:  # the report continues with the next section
             outcome, text = outcome_of(error)
-        write(clean(f"{'' if piece.endswith(chr(10)) else chr(10)}{text}\n"))
+        line_end = "" if piece.endswith("\n") else "\n"
+        write(clean(f"{line_end}{text}\n"))
         return outcome
 
 
 def widen(pipe: int) -> None:
-    """Have a pipe hold PIPE_SIZE bytes, where users may have so much (pipe(7)); it works without, slower."""
+    """Make a pipe hold PIPE_SIZE bytes.  If the user may not (pipe(7)), the pipe stays small, and slower."""
     import fcntl
     try:
         fcntl.fcntl(pipe, getattr(fcntl, "F_SETPIPE_SZ", 1031), PIPE_SIZE)
@@ -12246,7 +12271,7 @@ def widen(pipe: int) -> None:
 
 
 class Worker:
-    """A section that runs in a thread or process of its own; its text comes through a pipe."""
+    """A section that is produced in a thread or process; its text comes through a pipe."""
 
     def __init__(self, report: Report, section: ReportSection) -> None:
         """Start the section.
@@ -12269,7 +12294,7 @@ class Worker:
             raise
 
     def _fork(self, report: Report, section: ReportSection) -> None:
-        """Run the section in a process of its own.  Raises OSError."""
+        """Produce the section in a new process, whose status is the outcome's index.  Raises OSError."""
         self.pid = os.fork()
         if self.pid:
             os.close(self.writer)
@@ -12277,10 +12302,11 @@ class Worker:
         try:
             os.close(self.reader)
             self._run(report, section)
-        finally:  # whatever happens, nothing of ours may run twice
+        finally:  # the new process must never continue in the code of its parent
             os._exit(OUTCOMES.index(self.outcome))
 
     def _run(self, report: Report, section: ReportSection) -> None:
+        """Write the text of the section into the pipe, and keep how it ended."""
         def write(text: str) -> None:
             view = memoryview(encode(text))
             while view:
@@ -12289,14 +12315,15 @@ class Worker:
         try:
             self.outcome = report.produce(section, write)
         except BrokenPipeError:
-            return  # it was given up, or we are ending
+            return  # the reader has given the section up, or the program ends
         finally:
             os.close(self.writer)
 
     def deliver(self, timeout: float, write: Callable[[str], None]) -> str:
-        """Write the text of the section as it comes; how it ended.  We wait for it `timeout` seconds in all.
+        """Write the text of the section as it comes; return how it ended.
 
-        Time that we spend elsewhere doesn't count: one that has text ready waits for us, not we for it.
+        `timeout` is how many seconds this method waits for text, altogether.  The time in which a section
+        with text waits for its turn does not count.
         """
         import codecs
         import select
@@ -12307,7 +12334,7 @@ class Worker:
         while True:
             before = time.monotonic()
             if not poll.poll(max(0.0, patience) * 1000):
-                write(f"timed out after {timeout:g} s; what had come by then is above\n")
+                write(f"timed out after {timeout:g} s; the text so far is above\n")
                 self.give_up()
                 return "timeout"
             data = os.read(self.reader, PIPE_SIZE)
@@ -12322,10 +12349,9 @@ class Worker:
         return self.outcome
 
     def give_up(self) -> None:
-        """Wait no longer.
+        """Stop reading.  A process is killed; a thread ends when it writes, or with the program.
 
-        A process is killed, a thread ends when it writes, or with us; neither is waited for: in
-        uninterruptible sleep (a dead NFS server) it dies later.
+        Neither is waited for: in uninterruptible sleep (a dead NFS server) it may not end for a long time.
         """
         import signal
         os.close(self.reader)
@@ -12335,53 +12361,55 @@ class Worker:
 
 
 class TextSink:
-    """The report as people know it."""
+    """Writes a report as text, in the form of libreswan's barf."""
 
-    item: Callable[[object, Redactor], None] | None = None  # takes data, where that is shown in the place of text
+    # writes an item of data; None in a sink that shows text only
+    item: Callable[[object, Redactor], None] | None = None
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self.write = write
         self.at_line_start = True
 
     def open(self, report: Report) -> None:
-        """Before the first section: the host and the date, as the original."""
+        """Write the lines before the first section: the host and the date."""
         self.write(f"{report.host_name()}\n{date_line()}\n")
 
     def begin(self, section: ReportSection) -> None:
-        """The heading that people search for, and the command that shows the same by hand."""
+        """Write the heading that people search for, and the command that shows the same text."""
         self.write(f"+ _________________________ {section.name}\n")
         if section.command:
             self.write(f"+ {section.command}\n")
 
     def text(self, piece: str) -> None:
-        """A piece of the section."""
+        """Write a piece of the section."""
         if piece:
             self.write(piece)
             self.at_line_start = piece.endswith("\n")
 
     def end(self, section: ReportSection, outcome: str, seconds: float) -> None:
-        """A section always ends its last line."""
+        """End the last line of a section, if the text has not."""
         if not self.at_line_start:
             self.write("\n")
             self.at_line_start = True
 
     def close(self) -> None:
-        """Nothing follows the last section."""
+        """Write the end of the report: in text, nothing."""
 
 
 class JsonSink(TextSink):
-    """The same content as one JSON document, written as it comes: no section is ever whole in memory."""
+    """Writes a report as one JSON document, piece by piece: no section is whole in memory."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         super().__init__(write)
         self.dumps = need("json", "--json").dumps
         self.separator = self.between = "\n"
-        self.last = ""  # what ends the member that is being written
+        self.last = ""  # the character that ends the member `text` or `data` of the section
         self.item = self._item
 
     def open(self, report: Report) -> None:
         """Write the members with the host and the time."""
-        head = {"ipsec": VERSION, "host": report.host_name(), "date": date_line(), "root": report.host.root or None}
+        head = {"ipsec": VERSION, "host": report.host_name(), "date": date_line(),
+                "root": report.host.root or None}
         self.write(self.dumps(head)[:-1] + ', "sections": [')
 
     def begin(self, section: ReportSection) -> None:
@@ -12397,14 +12425,14 @@ class JsonSink(TextSink):
         self.between = ",\n"
 
     def text(self, piece: str) -> None:
-        """A piece of the text, escaped; with data, what went wrong."""
+        """Write a piece of the text, escaped.  In a section with data, the text is an error."""
         if self.last == "]" and piece:
             self.write('], "text": "')
             self.last = '"'
         self.write(self.dumps(piece)[1:-1])
 
     def end(self, section: ReportSection, outcome: str, seconds: float) -> None:
-        """Close the text; how the section ended and how long it took, in seconds."""
+        """Close the section with its outcome and its duration in seconds."""
         self.write(f'{self.last}, "status": "{outcome}", "duration": {seconds:.3f}}}')
 
     def close(self) -> None:
@@ -12415,9 +12443,7 @@ class JsonSink(TextSink):
 class OutputFile:
     """The file of --output: mode 0600, compressed if its name ends in .gz.
 
-    It appears only when it is complete.
-
-    Each method raises OSError.
+    The file appears only when it is complete.  Each method raises OSError.
     """
 
     def __init__(self, name: str) -> None:
@@ -12437,44 +12463,46 @@ class OutputFile:
         self.file.commit()
 
     def drop(self) -> None:
-        """Give up a file that is not whole; of no effect after commit()."""
+        """Remove the unfinished file; after commit() this does nothing."""
         self.file.drop()
 
 
 def start_workers(report: Report, sections: Sequence[ReportSection], sink: TextSink) -> dict[str, Worker]:
-    """Start the slow sections ahead of their turn: processes first, as threads don't survive a fork.
+    """Start the slow sections before their turn: first the processes, because threads don't survive a fork.
 
     A section for which no thread or process can be made is not in the result.
     """
     workers: dict[str, Worker] = {}
     for section in sorted(sections, key=lambda part: not part.apart):
-        if (section.slow or section.apart) and not (section.live and report.host.root) and not (
-                section.data and sink.item):
-            try:
-                workers[section.name] = Worker(report, section)
-            except (OSError, RuntimeError, MemoryError):
-                report.program_timeout = report.timeout  # nothing else ends a program of this section
+        is_left_out = section.live and report.host.root
+        shows_data = section.data and sink.item
+        if not (section.slow or section.apart) or is_left_out or shows_data:
+            continue
+        try:
+            workers[section.name] = Worker(report, section)
+        except (OSError, RuntimeError, MemoryError):
+            report.program_timeout = report.timeout  # nothing else limits the time of this section's programs
     return workers
 
 
 def produce_here(report: Report, section: ReportSection, sink: TextSink) -> str:
-    """Run a section in this thread, unless it may block for ever; how it ended."""
+    """Produce a section in this thread; return how it ended.  One that may block for ever is left out."""
     if section.blocks and not report.host.root:
-        sink.text("left out: it may block for ever, and no thread can be made that could be given up\n")
+        sink.text("left out: it may block for ever, and no thread can be made for it\n")
         return "failed"
     return report.produce(section, sink.text, sink.item)
 
 
 def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink) -> dict[str, list[str]]:
-    """Write all sections in their order; the names of the sections by how they ended."""
+    """Write all sections in their order; return the names of the sections by outcome."""
     ended = report.ended
-    show = is_terminal(sys.stderr) and not is_terminal(sys.stdout)
+    show_progress = is_terminal(sys.stderr) and not is_terminal(sys.stdout)
     report.host.flush()
     workers = start_workers(report, sections, sink)
     try:
         sink.open(report)
         for number, section in enumerate(sections, 1):
-            if show:
+            if show_progress:
                 sys.stderr.write(f"\rbarf: {number}/{len(sections)} {section.name:<50.50}")
                 sys.stderr.flush()
             begun = time.monotonic()
@@ -12493,17 +12521,16 @@ def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink
             ended.setdefault(outcome, []).append(section.name)
         sink.close()
     finally:
-        for worker in workers.values():  # Ctrl-C, a full disk, a closed pipe
+        for worker in workers.values():  # some are left after Ctrl-C, on a full disk, for a closed pipe
             worker.give_up()
         report.host.end_all()
-        if show:
+        if show_progress:
             sys.stderr.write(f"\r{'':<70}\r")
     return ended
 
 
 def end_on_signals(host: Host) -> None:
-    """Make SIGTERM and SIGHUP end this process as Ctrl-C does, so that it leaves no program and no file
-    behind.
+    """Make SIGTERM and SIGHUP end this process as Ctrl-C does, so that it leaves no program and no file.
 
     A signal that is ignored (nohup(1)) stays ignored.
     """
@@ -12515,55 +12542,55 @@ def end_on_signals(host: Host) -> None:
 
 
 def completeness(host: Host, name: str, ended: Mapping[str, Sequence[str]], outcomes: Sequence[str]) -> int:
-    """ERROR, and a line on standard error, when a section of a report ended in one of these ways; else OK."""
-    lacking = [f"{outcome}: {', '.join(ended[outcome])}" for outcome in outcomes if outcome in ended]
-    if lacking:
-        host.warn(f"{name}: incomplete ({'; '.join(lacking)})")
-    return ERROR if lacking else OK
+    """Return OK, or ERROR if sections ended with one of these outcomes; then name them on standard error."""
+    incomplete = [f"{outcome}: {', '.join(ended[outcome])}" for outcome in outcomes if outcome in ended]
+    if not incomplete:
+        return OK
+    host.warn(f"{name}: incomplete ({'; '.join(incomplete)})")
+    return ERROR
 
 
-# The capability that each section needs of root, with its number in linux/capability.h; the others need the
-# first
+# The capability that a section needs, with its number in linux/capability.h; other sections need NET_ADMIN
 NET_ADMIN, SYSLOG = ("NET_ADMIN", 12), ("SYSLOG", 34)
 CAPABILITIES = {"klog": SYSLOG}
 
 
 def missing_rights(host: Host, name: str, sections: Sequence[str]) -> str:
-    """Return one line about the sections that the system refused to a report: how many, and how to get them.
-    """
-    count = f"{len(sections)} section{'s' * (len(sections) != 1)}"
-    verb = "need" if len(sections) != 1 else "needs"
+    """Return one line about sections that the system denied to a report: how many, and how to get them."""
+    count = count_text(len(sections), "section")
+    verb = "needs" if len(sections) == 1 else "need"
     if not host.superuser:
-        own = sys.argv[0]
-        python = [] if "/" in own and os.access(own, os.X_OK) else ["python3"]
+        program = sys.argv[0]
+        python = [] if "/" in program and os.access(program, os.X_OK) else ["python3"]
         return f"{name}: {count} {verb} root: {shell_words(['sudo', *python, *sys.argv])}"
-    effective = next((int(line.split()[1], 16) for line in host.lines("/proc/self/status")
-                      if line.startswith("CapEff:")), -1)
-    wanted = dict.fromkeys(CAPABILITIES.get(section, NET_ADMIN) for section in sections)
-    lacking = [capability for capability, number in wanted if not effective >> number & 1]
-    if not lacking:
+    effective = -1  # all capabilities
+    for line in host.lines("/proc/self/status"):
+        if line.startswith("CapEff:"):
+            effective = int(line.split()[1], 16)
+    needed = dict.fromkeys(CAPABILITIES.get(section, NET_ADMIN) for section in sections)
+    missing = [capability for capability, number in needed if not effective >> number & 1]
+    if not missing:
         return f"{name}: {count} denied: {', '.join(sections)}"
-    options = " ".join(f"--cap-add {capability}" for capability in lacking)
+    options = " ".join(f"--cap-add {capability}" for capability in missing)
     return f"{name}: {count} {verb} more rights than root has here: start the container with {options}"
 
 
 def text_of_lines(lines: Iterable[str]) -> Iterator[str]:
-    """Lines as pieces of text."""
+    """Yield lines as text, in pieces of several lines."""
     return in_pieces(f"{line}\n" for line in lines)
 
 
 def date_line() -> str:
-    """Now, as date(1) says it in the C locale."""
+    """Return the time as date(1) prints it in the C locale."""
     return time.strftime("%a %b %e %H:%M:%S %Z %Y")
 
 
-# What programs print where the system refuses a right, in the C locale: EPERM, EACCES, and journalctl(1)'s
-# words
+# What programs print if they lack a right, in the C locale: the texts of EPERM and EACCES, and journalctl(1)'s
 REFUSALS = ("Operation not permitted", "Permission denied", "insufficient permissions")
 
 
 def denied_if_refused(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the output of a program.  Raises Denied if it fails and its last words name a refused right."""
+    """Yield the output of a program.  Raises Denied if it fails and the end of its output has a REFUSAL."""
     end = b""
     try:
         for data in chunks:
@@ -12580,26 +12607,28 @@ def denied_if_refused(chunks: Iterable[bytes]) -> Iterator[bytes]:
 def program_output(*argv: str, hint: str = "") -> Callable[[Report], Iterator[str]]:
     """Return a body that yields the output of a program.
 
-    The body raises Failure if the program fails, Denied if the system refused it a right.
+    The body raises Failure if the program fails, Denied if it fails for want of a right.
     """
     return lambda report: map(decode, whole_lines(denied_if_refused(
         report.host.stream(argv, timeout=report.program_timeout, hint=hint))))
 
 
 def resolved(name: str) -> tuple[str, list[str]]:
-    """The name and the addresses that the resolver gives for a name, as hostname(1) asks it.  Raises Missing.
+    """Ask the resolver for a name, as hostname(1) does; return the full name and the addresses.
+
+    Raises Missing.
     """
     import _socket as socket
     try:
-        # as bytes: for a str, Python would import its codec of international names
-        found = socket.getaddrinfo(encode(name), None, type=socket.SOCK_STREAM, flags=socket.AI_CANONNAME)
-    except (OSError, ValueError) as error:  # gaierror, or what glibc met when its resolver libraries are not there
+        # in bytes, because for a str Python imports its codec for international names
+        answers = socket.getaddrinfo(encode(name), None, type=socket.SOCK_STREAM, flags=socket.AI_CANONNAME)
+    except (OSError, ValueError) as error:  # OSError: gaierror, or glibc lacks its resolver libraries
         raise Missing(f"{printable(name)}: {getattr(error, 'strerror', 'not a name')}") from None
-    return found[0][3] or name, list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    return answers[0][3] or name, list(dict.fromkeys(str(answer[4][0]) for answer in answers))
 
 
 def has_database(host: Host) -> None:
-    """Raises Missing if there is no NSS database, PermissionError if this process may not read it."""
+    """Raise Missing if there is no NSS database, PermissionError if this process may not read it."""
     try:
         host.check_readable(f"{host.nssdir}/cert9.db")
     except (FileNotFoundError, NotADirectoryError):
@@ -12607,22 +12636,25 @@ def has_database(host: Host) -> None:
 
 
 def certificate_lines(host: Host) -> Iterator[str]:
-    """The certificates and their trust as certutil lists them, read from the database itself.
+    """Yield the certificates and their trust in the form of certutil -L, read without certutil.
 
     Raises Failure.
     """
-    for one in NssDatabase(host).certificates():
-        trust = ",".join(f"{flags}u" for flags in one.trust.split(",")) if one.has_key else one.trust
-        yield f"{one.nickname:<60} {trust:<5}\n"
+    for certificate in NssDatabase(host).certificates():
+        trust = certificate.trust
+        if certificate.has_key:
+            trust = ",".join(f"{flags}u" for flags in trust.split(","))
+        yield f"{certificate.nickname:<60} {trust:<5}\n"
 
 
-NFT_FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}  # NFPROTO_* of linux/netfilter.h
+# NFPROTO_* of linux/netfilter.h
+NFT_FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 
 
 def nft_ruleset(report: Report) -> Iterator[str]:
-    """Yield the ruleset of nftables as nft prints it or, on a host without nft, as the kernel has it.
+    """Yield the ruleset of nftables as nft prints it or, on a host without nft, in the kernel's own form.
 
-    Raises Failure; OSError, PermissionError among them, with the kernel's answer.
+    Raises Failure, and OSError (such as PermissionError) if the kernel refuses.
     """
     if report.host.which("nft"):
         yield from program_output("nft", "list", "ruleset")(report)
@@ -12630,7 +12662,7 @@ def nft_ruleset(report: Report) -> Iterator[str]:
     feature = "listing nftables without nft"
     nftables = pyroute2_module("pyroute2.nftables.main", feature)
     errors = pyroute2_module("pyroute2.netlink.exceptions", feature)
-    yield "nft: no such program on this host; this is the kernel's own form\n"
+    yield "nft is not installed; this is the kernel's own form\n"
     try:
         yield from nft_objects(nftables)
     except errors.NetlinkDumpInterrupted:
@@ -12642,15 +12674,16 @@ def nft_ruleset(report: Report) -> Iterator[str]:
 
 
 def nft_objects(nftables: Any) -> Iterator[str]:
-    """Yield tables, chains, and rules as the expressions of nf_tables, much as `nft --debug=netlink` shows
-    them.
+    """Yield tables, chains and rules.  The form of a rule is similar to that of `nft --debug=netlink`.
 
     Raises OSError and the exceptions of pyroute2.
     """
     with nftables.NFTables(nfgen_family=0) as link:
-        for kind, found in (("table", link.get_tables()), ("chain", link.get_chains()), ("rule", link.get_rules())):
-            for entry in found:
-                words = [f"{kind} {NFT_FAMILIES.get(entry['nfgen_family'], entry['nfgen_family'])}"]
+        objects = {"table": link.get_tables, "chain": link.get_chains, "rule": link.get_rules}
+        for kind, get in objects.items():
+            for entry in get():
+                family = entry["nfgen_family"]
+                words = [f"{kind} {NFT_FAMILIES.get(family, family)}"]
                 for name, value in entry["attrs"]:
                     if name == "NFTA_RULE_EXPRESSIONS":
                         words += [f"\n\t[{nft_words(expression)} ]" for expression in value]
@@ -12660,19 +12693,22 @@ def nft_objects(nftables: Any) -> Iterator[str]:
 
 
 def nft_words(expression: Any) -> str:
-    """The attributes of an nf_tables object as pyroute2 decodes them, in words: last part of the name, then
-    value.
+    """Return the attributes of an nf_tables object, decoded by pyroute2, as ` NAME VALUE NAME VALUE...`.
+
+    NAME is the last part of an attribute's name.  It is left out where the value says enough.
     """
     text = ""
-    for name, value in expression["attrs"]:
-        short = name.rpartition("_")[2].lower()
+    for full_name, value in expression["attrs"]:
+        name = full_name.rpartition("_")[2].lower()
         if isinstance(value, dict):
-            text += f" {short}{nft_words(value)}" if short not in ("data", "hook", "verdict") else nft_words(value)
+            label = "" if name in ("data", "hook", "verdict") else f" {name}"
+            text += label + nft_words(value)
         else:
             shown = f"0x{value.hex()}" if isinstance(value, bytes) else str(value)
             for prefix in ("NFT_META_", "NFT_PAYLOAD_", "NFT_CMP_", "NFT_", "NF_"):
                 shown = shown.removeprefix(prefix)
-            text += f" {shown}" if short in ("name", "table", "chain", "value", "code") else f" {short} {shown}"
+            label = "" if name in ("name", "table", "chain", "value", "code") else f" {name}"
+            text += f"{label} {shown}"
     return text
 
 
