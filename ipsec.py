@@ -12585,7 +12585,8 @@ def date_line() -> str:
     return time.strftime("%a %b %e %H:%M:%S %Z %Y")
 
 
-# What programs print if they lack a right, in the C locale: the texts of EPERM and EACCES, and journalctl(1)'s
+# What programs print if they lack a right, in the C locale: the texts of EPERM and EACCES, and
+# journalctl(1)'s
 REFUSALS = ("Operation not permitted", "Permission denied", "insufficient permissions")
 
 
@@ -16714,18 +16715,19 @@ def verify_command(host: Host, args: Args) -> int:
 
 # --- barf ------------------------------------------------------------------------------------------------------------
 #
-# A table of sections in the order of the report, and their bodies.  Facts: barf(8) and programs/barf of
-# libreswan 3.29 and 4.10 for headings and order.
+# A table of sections in the order of the report, and their bodies.  A body takes the Report and yields the
+# text of a section in pieces.  Facts: barf(8) and programs/barf of libreswan 3.29 and 4.10 for headings and
+# order.
 
-SHORT_LOG = 500  # lines of each log with --short, as the original
+SHORT_LOG = 500  # lines of each log with --short, as in libreswan's barf
 MODULE_NAMES = ("xfrm", "ipsec", "esp")
 
 
-# Bodies: each gives the text of a section piece by piece.
-
-
 def cat(*names: str) -> Callable[[Report], Iterator[str]]:
-    """The files, whole; one that is not there is one line."""
+    """Return a body that yields the files in full.
+
+    A file that can't be read raises OSError and ends the section.
+    """
     def body(report: Report) -> Iterator[str]:
         for name in names:
             yield from file_text(report.host, name)
@@ -16733,23 +16735,25 @@ def cat(*names: str) -> Callable[[Report], Iterator[str]]:
 
 
 def file_text(host: Host, name: str) -> Iterator[str]:
-    """The text of a file in pieces of whole lines.  Raises OSError."""
+    """Yield the text of a file in pieces of whole lines.  Raises OSError."""
     return map(decode, whole_lines(host.text_chunks(name)))
 
 
 def matching_files(pattern: str, separator: str = ": ", below: str = "") -> Callable[[Report], Iterator[str]]:
-    """`name: value` for every file that matches, names shortened by the directory `below`."""
+    """Return a body that yields `name: value` for each file that matches; `below` is left out of the names.
+    """
     def body(report: Report) -> Iterator[str]:
         for name in report.host.glob(pattern):
             try:
-                yield f"{name[len(below):]}{separator}{report.host.read(name).rstrip()}\n"
+                value = report.host.read(name).rstrip()
             except OSError as error:
-                yield f"{name[len(below):]}{separator}{error.strerror}\n"
+                value = str(error.strerror)
+            yield f"{name.removeprefix(below)}{separator}{value}\n"
     return body
 
 
 def matching(lines: Iterable[str], words: Sequence[str]) -> Iterator[str]:
-    """The lines in which one of the words stands, in either case."""
+    """Yield the lines that contain one of the words, in upper or lower case."""
     for line in lines:
         lower = line.lower()
         if any(word in lower for word in words):
@@ -16757,23 +16761,19 @@ def matching(lines: Iterable[str], words: Sequence[str]) -> Iterator[str]:
 
 
 def long_listing(host: Host, directory: str) -> Iterator[str]:
-    """A directory as `ls -l` shows it: permissions, links, numeric owner and group, size, time, name and
-    target.
-    """
+    """Yield a directory as `ls -ln` shows it.  Raises OSError."""
     import stat
     for name in host.listdir(directory):
         path = os.path.join(directory, name)
         info = host.stat(path, follow=False)
-        target = ""
-        if stat.S_ISLNK(info.st_mode):
-            target = f" -> {host.readlink(path)}"
+        target = f" -> {host.readlink(path)}" if stat.S_ISLNK(info.st_mode) else ""
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(info.st_mtime))
         yield (f"{stat.filemode(info.st_mode)} {info.st_nlink:>2} {info.st_uid:>4} {info.st_gid:>4} {info.st_size:>9} "
                f"{when} {name}{target}\n")
 
 
 def listing(*directories: str) -> Callable[[Report], Iterator[str]]:
-    """Long listings of directories."""
+    """Return a body that yields long listings of directories."""
     def body(report: Report) -> Iterator[str]:
         for directory in directories:
             yield from long_listing(report.host, directory)
@@ -16781,44 +16781,49 @@ def listing(*directories: str) -> Callable[[Report], Iterator[str]]:
 
 
 def uptime(report: Report) -> Iterator[str]:
-    """As uptime(1), without the users: time of day, time since boot, load averages (proc(5))."""
+    """Yield a line as uptime(1) does, without the users: time of day, time since boot, load averages
+    (proc(5)).
+    """
     seconds = int(float(report.host.read("/proc/uptime").split()[0]))
     days, rest = divmod(seconds, 86400)
-    since = (f"{days} day{'s' * (days != 1)}, " if days else "") + f"{rest // 3600}:{rest % 3600 // 60:02}"
+    since = f"{rest // 3600}:{rest % 3600 // 60:02}"
+    if days:
+        since = f"{count_text(days, 'day')}, {since}"
     load = ", ".join(report.host.read("/proc/loadavg").split()[:3])
     yield f" {time.strftime('%H:%M:%S')} up {since}, load average: {load}\n"
 
 
 def fqdn(report: Report) -> Iterator[str]:
-    """The name that the resolver gives for ours."""
+    """Yield the full name of this host according to the resolver.  Raises Missing."""
     yield resolved(report.host_name())[0] + "\n"
 
 
 def addresses_of_host(report: Report) -> Iterator[str]:
-    """The addresses that the resolver gives for our name."""
+    """Yield the addresses of this host's name according to the resolver.  Raises Missing."""
     yield " ".join(resolved(report.host_name())[1]) + "\n"
 
 
 def distribution(report: Report) -> Iterator[str]:
-    """The release files of the distribution, os-release among them."""
-    found = False
-    for name in dict.fromkeys(("/etc/os-release", *report.host.glob("/etc/*-release"), "/etc/debian_version")):
-        if report.host.exists(name):
-            found = True
-            is_known = os.path.basename(name) in RELEASE_FILES or report.redactor.show_secrets
-            for line in report.host.lines(name):
-                yield f"{name}: {line if is_known else shown_release_line(line)}\n"
-    if not found:
+    """Yield os-release and the other release files of the distribution.  Raises Missing, OSError."""
+    host = report.host
+    candidates = dict.fromkeys(("/etc/os-release", *host.glob("/etc/*-release"), "/etc/debian_version"))
+    names = [name for name in candidates if host.exists(name)]
+    if not names:
         raise Missing("no release file in /etc")
+    for name in names:
+        is_known = os.path.basename(name) in RELEASE_FILES or report.redactor.show_secrets
+        for line in host.lines(name):
+            yield f"{name}: {line if is_known else shown_release_line(line)}\n"
 
 
 def shown_lines(name: str, show: Callable[[str], str]) -> Callable[[Report], Iterator[str]]:
-    """Return a body that yields a file with its lines as `show` gives them.  Raises OSError."""
+    """Return a body that yields `show(line)` for the lines of a file.  The body raises OSError."""
     return lambda report: shown_text(report, name, show)
 
 
 def shown_text(report: Report, name: str, show: Callable[[str], str]) -> Iterator[str]:
-    """Yield the lines of a file as `show` gives them; with --show-secrets as they are.  Raises OSError."""
+    """Yield `show(line)` for the lines of a file; with --show-secrets the lines themselves.  Raises OSError.
+    """
     if report.redactor.show_secrets:
         return file_text(report.host, name)
     return shown_file(report.host.lines(name), show)
@@ -16833,103 +16838,148 @@ def configuration(report: Report) -> Iterator[str]:
 
 
 def secrets(report: Report) -> Iterator[str]:
-    """ipsec.secrets and all files that it includes: identities and kinds, and what is wrong in them."""
+    """Yield the IDs and kinds of secrets in ipsec.secrets and in the files that it includes, then the
+    problems there.
+
+    Raises OSError if ipsec.secrets can't be read.
+    """
     host = report.host
     name = secrets_file(host, report.config)
-    host.check_readable(name)  # one that we may not read, or no file, is an error
+    host.check_readable(name)
     files, problems = secret_files(host, name)
     for file in dict.fromkeys([*files, *host.glob(f"{host.confddir}/*.secrets")]):
         yield f"==> {file} <==\n"
-        yield from file_text(host, file) if report.redactor.show_secrets else \
-            (f"{line}\n" for line in secrets_report(host, file))
+        if report.redactor.show_secrets:
+            yield from file_text(host, file)
+        else:
+            yield from (f"{line}\n" for line in secrets_report(host, file))
     yield from (f"problem: {problem}\n" for problem in problems)
 
 
 def kernel_symbols(report: Report) -> Iterator[str]:
-    """Whether the kernel tells its symbols: where netif_rx is.  The first page with it is enough."""
+    """Yield the address of the kernel's function netif_rx: it shows whether the kernel has symbols.
+
+    Raises Failure if it has not, OSError.
+    """
     for data in whole_lines(report.host.chunks("/proc/kallsyms")):
         if b"netif_rx" in data:
             yield from matching(decode(data).splitlines(), ("netif_rx",))
             return
-    raise Failure("/proc/kallsyms: no netif_rx, a kernel without symbols")
+    raise Failure("/proc/kallsyms: no netif_rx, so the kernel has no symbols")
 
 
 def kernel_log(report: Report) -> Iterator[str]:
-    """The messages of the kernel about IPsec, as dmesg(1) prints them."""
-    messages = report.host.kernel_messages()
-    return matching(messages if report.redactor.show_secrets else map(without_log_prefix, messages), MODULE_NAMES)
+    """Yield the messages of the kernel about IPsec, as dmesg(1) prints them."""
+    messages: Iterable[str] = report.host.kernel_messages()
+    if not report.redactor.show_secrets:
+        messages = map(without_log_prefix, messages)
+    return matching(messages, MODULE_NAMES)
 
 
 def kernel_debug_log(report: Report) -> Iterator[str]:
-    """Yield the last 100 lines of kern.debug (barf of libreswan 4.10), as far as they are about IPsec."""
+    """Yield the lines about IPsec among the last 100 of kern.debug, as barf of libreswan 4.10."""
     return text_of_lines(report.log_lines(tail_of_file(report.host, "/var/log/kern.debug")[-100:]))
 
 
 def last_lines(lines: Iterable[str], most: int) -> Iterable[str]:
-    """The last lines, `most` of them."""
+    """Return the last lines, at most `most` of them."""
     import collections
     return collections.deque(lines, most)
 
 
 def pluto_log(report: Report) -> Iterator[str]:
-    """Yield pluto's messages from its logfile= and from the journal; if neither has any, from the system's
+    """Yield pluto's messages from the file of logfile= and from the journal; without any, from the system's
     log.
+
+    Raises Missing if there are none, and the error if the system denies one of the sources.
     """
-    host, found = report.host, False
-    since = report.since
     denied: Exception | None = None
-    logfile = report.config.setup("logfile")
-    if logfile:
-        yield f"==> {logfile} <==\n"
-        try:
-            yield from log_text(report, logfile, since)
-            found = True
-        except PermissionError as error:
-            denied = error
-        except OSError as error:
-            yield error_text(error) + "\n"
-    journal = journal_command(host)
-    if journal:
-        argv = [*journal, "-u", "ipsec.service", "--no-pager", "-q", "--since",
-                f"@{int(since or time.time() - 86400)}"]
-        try:
-            for text in shortened_log(report, split_lines(denied_if_refused(
-                    host.stream(argv, timeout=report.program_timeout)))):
-                if not found:
-                    yield f"==> {journal_title(argv)} <==\n"
-                found = True
-                yield text
-        except Denied as failure:
-            denied = failure
-        except Failure as failure:
-            yield f"{failure}\n"
-    elif host.root and host.isdir(JOURNAL):
-        yield (f"{JOURNAL}: the journal is not shown, because " + (
-            "it has no file that lies on this disk" if host.which("journalctl") else
-            "this rescue system has no journalctl") + "\n")
-    for name in () if found else SYSLOGS:
-        if host.exists(name) and last_start(host, name) is not None:
-            yield f"==> {name} <==\n"
-            yield from log_text(report, name, since)
-            return
+    has_messages = False
+    try:
+        has_messages = yield from logfile_messages(report)
+    except PermissionError as error:
+        denied = error
+    try:
+        if (yield from journal_messages(report)):
+            has_messages = True
+    except Denied as failure:
+        denied = failure
+    if not has_messages and (yield from syslog_messages(report)):
+        return
     if denied:
         raise denied
-    if not found:
+    if not has_messages:
         raise Missing("no messages of pluto: no logfile= in the configuration, no journal of ipsec.service, no start "
                       "in " + ", ".join(SYSLOGS))
 
 
+def logfile_messages(report: Report) -> Generator[str, None, bool]:
+    """Yield the text of the file of logfile=; return whether it could be read.  Raises PermissionError."""
+    logfile = report.config.setup("logfile")
+    if not logfile:
+        return False
+    yield f"==> {logfile} <==\n"
+    try:
+        yield from log_text(report, logfile, report.since)
+    except PermissionError:
+        raise
+    except OSError as error:
+        yield error_text(error) + "\n"
+        return False
+    return True
+
+
+def journal_messages(report: Report) -> Generator[str, None, bool]:
+    """Yield the messages of ipsec.service in the journal; return whether there are any.  Raises Denied."""
+    host = report.host
+    journal = journal_command(host)
+    if not journal:
+        if host.root and host.isdir(JOURNAL):
+            reason = "this rescue system has no journalctl"
+            if host.which("journalctl"):
+                reason = "it has no file that lies on this disk"
+            yield f"{JOURNAL}: the journal is not shown, because {reason}\n"
+        return False
+    since = int(report.since or time.time() - 86400)
+    argv = [*journal, "-u", "ipsec.service", "--no-pager", "-q", "--since", f"@{since}"]
+    has_messages = False
+    try:
+        output = host.stream(argv, timeout=report.program_timeout)
+        for text in shortened_log(report, split_lines(denied_if_refused(output))):
+            if not has_messages:
+                yield f"==> {journal_title(argv)} <==\n"
+                has_messages = True
+            yield text
+    except Denied:
+        raise
+    except Failure as failure:
+        yield f"{failure}\n"
+    return has_messages
+
+
+def syslog_messages(report: Report) -> Generator[str, None, bool]:
+    """Yield pluto's messages from the first of SYSLOGS with a start of pluto; return whether there is one."""
+    for name in SYSLOGS:
+        if report.host.exists(name) and last_start(report.host, name) is not None:
+            yield f"==> {name} <==\n"
+            yield from log_text(report, name, report.since)
+            return True
+    return False
+
+
 def shortened_log(report: Report, lines: Iterable[str]) -> Iterator[str]:
-    """Yield log lines as text, as far as they may be shown; with --short the last 500."""
+    """Yield the lines of a log that IPsec programs wrote; with --short only the last 500."""
     lines = report.log_lines(lines)
-    return text_of_lines(last_lines(lines, SHORT_LOG) if report.short else lines)
+    if report.short:
+        lines = last_lines(lines, SHORT_LOG)
+    return text_of_lines(lines)
 
 
 def log_text(report: Report, name: str, since: float) -> Iterator[str]:
-    """Yield a log file from pluto's last start (or from `since`, in seconds), at most LOG_TAIL bytes of its
-    end.
+    """Yield a log file from the time `since` (seconds since the epoch) or, if that is 0, from pluto's last
+    start.
 
-    Raises OSError.
+    The text has at most LOG_TAIL bytes, from the end of the file.  Raises OSError.
     """
     host = report.host
     size = host.stat(name).st_size
@@ -16940,14 +16990,14 @@ def log_text(report: Report, name: str, since: float) -> Iterator[str]:
         start = size - LOG_TAIL
     lines: Iterator[str] = split_lines(host.chunks(name, start))
     if cut:
-        next(lines, "")  # the rest of a line that may hold half a secret
+        next(lines, "")  # the second half of a line, perhaps with a half of a secret, which is not masked
     if since:
         lines = newer(lines, since)
     yield from shortened_log(report, lines)
 
 
 def newer(lines: Iterable[str], since: float) -> Iterator[str]:
-    """The lines from the first on whose time stamp is not before `since` (seconds since the epoch)."""
+    """Yield the lines from the first one with a time of `since` (seconds since the epoch) or later."""
     lines = iter(lines)
     for line in lines:
         when = stamp(line)
@@ -16958,16 +17008,20 @@ def newer(lines: Iterable[str], since: float) -> Iterator[str]:
 
 
 def processes(report: Report) -> Iterator[str]:
-    """The processes of IPsec, and whatever names it in its arguments."""
+    """Yield a table of the processes with `pluto` or `ipsec` in their command line, without this one."""
     yield f"{'UID':>5} {'PID':>7} {'PPID':>7} {'NI':>3} {'RSS':>8} S STARTED             {'TIME':>6} COMMAND\n"
     for process in list_processes(report.host):
         is_own = process.pid in (os.getpid(), os.getppid()) or process.parent == os.getpid()
-        if not is_own and any(word in process.command.lower() for word in ("pluto", "ipsec")):
-            started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(process.started))
-            minutes, seconds = divmod(int(process.cpu), 60)
-            text = process.command if report.redactor.show_secrets else shown_arguments(process.command.split())
-            yield (f"{process.user:>5} {process.pid:>7} {process.parent:>7} {process.nice:>3} {process.memory:>8} "
-                   f"{process.state} {started} {minutes:>3}:{seconds:02} {text}\n")
+        lower = process.command.lower()
+        if is_own or not ("pluto" in lower or "ipsec" in lower):
+            continue
+        started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(process.started))
+        minutes, seconds = divmod(int(process.cpu), 60)
+        command_line = process.command
+        if not report.redactor.show_secrets:
+            command_line = shown_arguments(command_line.split())
+        yield (f"{process.user:>5} {process.pid:>7} {process.parent:>7} {process.nice:>3} {process.memory:>8} "
+               f"{process.state} {started} {minutes:>3}:{seconds:02} {command_line}\n")
 
 
 def pluto_line(host: Host, pid: int | None) -> str:
@@ -16979,7 +17033,8 @@ def pluto_line(host: Host, pid: int | None) -> str:
 
 
 def listeners(report: Report) -> Iterator[str]:
-    """Who listens on the ports of IKE, in pluto's network namespace when it runs, and whether that is pluto.
+    """Yield the sockets on the ports of IKE in pluto's network namespace (or this one), and mark those of
+    pluto.
     """
     host = report.host
     pid = visible_pluto(host)
@@ -16989,15 +17044,16 @@ def listeners(report: Report) -> Iterator[str]:
         try:
             owned = open_files(host, pid)
         except OSError as error:
-            yield f"which sockets are pluto's: {error.strerror}\n"
-    for entry in list_sockets(host, (500, 4500), pid):
-        shown = f"[{entry.address}]" if ":" in entry.address else entry.address
-        yield f"{entry.protocol} {shown}:{entry.port}{' pluto' if f'socket:[{entry.inode}]' in owned else ''}\n"
+            yield f"the sockets of pluto are unknown: {error.strerror}\n"
+    for entry in list_sockets(host, IKE_PORTS, pid):
+        address = f"[{entry.address}]" if ":" in entry.address else entry.address
+        owner = " pluto" if f"socket:[{entry.inode}]" in owned else ""
+        yield f"{entry.protocol} {address}:{entry.port}{owner}\n"
 
 
 def algorithm_lines(report: Report) -> Iterator[str]:
-    """Yield one line for each algorithm of /proc/crypto: name, driver, type, and a self-test that did not
-    pass.
+    """Yield a line for each algorithm of /proc/crypto: name, driver, type, and the self-test if it has not
+    passed.
     """
     entry: dict[str, str] = {}
     for line in (*report.host.lines("/proc/crypto"), ""):
@@ -17005,20 +17061,21 @@ def algorithm_lines(report: Report) -> Iterator[str]:
         if line.strip():
             entry[key.strip()] = value.strip()
         elif entry:
-            selftest = "" if entry.get("selftest") == "passed" else f", selftest {entry.get('selftest', 'unknown')}"
+            result = entry.get("selftest", "unknown")
+            selftest = "" if result == "passed" else f", selftest {result}"
             yield f"{entry.get('name')} ({entry.get('driver')}): {entry.get('type')}{selftest}\n"
             entry = {}
 
 
 def kernel_options(report: Report) -> Iterator[str]:
-    """The options of the kernel that matter to IPsec."""
-    import re
-    wanted = re.compile("|".join(KERNEL_OPTIONS)).search
-    yield from (f"{line}\n" for line in kernel_config(report.host).splitlines() if wanted(line))
+    """Yield the options of the kernel's configuration that matter to IPsec.  Raises Missing, OSError."""
+    for line in kernel_config(report.host).splitlines():
+        if any(name in line for name in KERNEL_OPTIONS):
+            yield f"{line}\n"
 
 
 def l2tp(*words: str) -> Callable[[Report], Iterator[str]]:
-    """What `ip l2tp show` tells; nothing when the kernel has no L2TP."""
+    """Return a body that yields the output of `ip l2tp show`; nothing if the kernel module is not loaded."""
     def body(report: Report) -> Iterator[str]:
         if report.host.isdir("/sys/module/l2tp_core"):
             yield from program_output("ip", "l2tp", "show", *words)(report)
@@ -17026,18 +17083,17 @@ def l2tp(*words: str) -> Callable[[Report], Iterator[str]]:
 
 
 def nss_program(name: str) -> Callable[[Report], Iterator[str]]:
-    """What certutil or crlutil lists of the database."""
+    """Return a body that yields the list that certutil or crlutil prints of the NSS database."""
     def body(report: Report) -> Iterator[str]:
         host = report.host
         has_database(host)
         if name == "certutil" and not (host.live and host.which(name)):
-            # of a mounted disk, and without certutil: read from the database itself, which changes nothing in
-            # it
+            # on a host without certutil, and for a mounted disk, because certutil could change the database
             yield from certificate_lines(host)
             return
         keys = f"{host.nssdir}/key4.db"
         if host.exists(keys):
-            host.check_readable(keys)  # NSS's programs call a file that they may not read a bad database
+            host.check_readable(keys)  # without the right to read it, certutil reports a bad database
         yield from program_output(name, "-L", "-d", f"sql:{host.path(host.nssdir)}")(report)
     return body
 
@@ -17048,30 +17104,35 @@ PACKAGES = ("libreswan", "strongswan", "nss", "libnss3", "unbound", "xl2tpd", "i
 
 
 def packages(report: Report) -> Iterator[str]:
-    """The installed packages that matter here, from the package managers' own files; from rpm where that is
-    used.
+    """Yield the installed packages among PACKAGES, from the files of package managers or from rpm.
+
+    Raises Missing if there is no known package manager.
     """
     import re
-    host, found = report.host, False
-    for name, is_package, is_version in PACKAGE_LISTS:
+    host = report.host
+    has_manager = False
+    for name, package_mark, version_mark in PACKAGE_LISTS:
         if host.exists(name):
-            found = True
-            entry = f"^{is_package}((?:{'|'.join(PACKAGES)}).*)\n(?:.+\n)*?{is_version}(.+)"
-            yield from (f"{package} {version}\n" for package, version in re.findall(entry, host.read(name), re.M))
-    for name in host.glob("/var/lib/pacman/local/*-*"):
-        found = True
-        if os.path.basename(name).startswith(PACKAGES):
-            yield os.path.basename(name) + "\n"
+            has_manager = True
+            entry = f"^{package_mark}((?:{'|'.join(PACKAGES)}).*)\n(?:.+\n)*?{version_mark}(.+)"
+            for package, version in re.findall(entry, host.read(name), re.M):
+                yield f"{package} {version}\n"
+    for path in host.glob("/var/lib/pacman/local/*-*"):
+        has_manager = True
+        directory = os.path.basename(path)
+        if directory.startswith(PACKAGES):
+            yield f"{directory}\n"
     if host.live and host.exists("/var/lib/rpm") and host.which("rpm"):
-        found = True
-        output = host.stream(["rpm", "-qa"], timeout=report.program_timeout)
-        yield from (f"{line}\n" for line in split_lines(output) if line.startswith(PACKAGES))
-    if not found:
-        raise Missing("no package database that we can read")
+        has_manager = True
+        for line in split_lines(host.stream(["rpm", "-qa"], timeout=report.program_timeout)):
+            if line.startswith(PACKAGES):
+                yield f"{line}\n"
+    if not has_manager:
+        raise Missing("no package database of a known format")
 
 
 def surroundings(report: Report) -> Iterator[str]:
-    """What confines us: container, cgroup, capabilities, security modules."""
+    """Yield the limits of this process: container, cgroup, capabilities, seccomp."""
     host = report.host
     for name in ("/.dockerenv", "/run/.containerenv", "/run/systemd/container"):
         if host.exists(name):
@@ -17084,13 +17145,13 @@ def surroundings(report: Report) -> Iterator[str]:
 
 
 def security_modules(report: Report) -> Iterator[str]:
-    """The mode of SELinux and AppArmor."""
+    """Yield the modes of SELinux and AppArmor, and the files that configure them and the crypto-policies."""
     host = report.host
     if host.live:
-        enforce = {"0": "permissive", "1": "enforcing"}.get(host.value("/sys/fs/selinux/enforce"), "not active")
-        yield f"SELinux: {enforce}\n"
-        apparmor = host.value("/sys/module/apparmor/parameters/enabled") == "Y"
-        yield f"AppArmor: {'enabled' if apparmor else 'not active'}\n"
+        modes = {"0": "permissive", "1": "enforcing"}
+        yield f"SELinux: {modes.get(host.value('/sys/fs/selinux/enforce'), 'not active')}\n"
+        has_apparmor = host.value("/sys/module/apparmor/parameters/enabled") == "Y"
+        yield f"AppArmor: {'enabled' if has_apparmor else 'not active'}\n"
         profiles = "/sys/kernel/security/apparmor/profiles"
         if host.superuser and host.exists(profiles):
             yield from matching(host.lines(profiles), ("ipsec", "pluto"))
@@ -17102,13 +17163,14 @@ def security_modules(report: Report) -> Iterator[str]:
 
 
 def pluto_answer(word: str) -> Callable[[Report], Iterator[str]]:
-    """What pluto answers; when it falls silent, this ends before the section does, and all until then is
-    shown.
+    """Return a body that yields pluto's answer to a request of whack, such as `--status`.
+
+    The time limit is shorter than that of the section, so that a cut answer is shown.
     """
     return lambda report: text_of_lines(pluto_lines(report.host, word, timeout=report.timeout * 0.9))
 
 
-# The files that start the service, and what they read
+# The files that start the service, and the files with its options
 SERVICE_FILES = ("/etc/systemd/system/ipsec.service", "/etc/systemd/system/ipsec.service.d/*.conf",
                  "/usr/lib/systemd/system/ipsec.service", "/lib/systemd/system/ipsec.service", "/etc/init.d/ipsec",
                  "/etc/init/ipsec.conf", "/etc/sv/ipsec/run", "/etc/dinit.d/ipsec", "/etc/sysconfig/pluto",
@@ -17116,7 +17178,7 @@ SERVICE_FILES = ("/etc/systemd/system/ipsec.service", "/etc/systemd/system/ipsec
 
 
 def service_line(name: str) -> Callable[[str], str]:
-    """Return the function that shows the lines of a file of the service: a unit, settings, or a script."""
+    """Return the function that shows a line of this file: of a unit, of settings, or of a script."""
     if "/systemd/" in name:
         return shown_unit_line
     if name.startswith(("/etc/sysconfig/", "/etc/default/", "/etc/conf.d/")):
@@ -17125,9 +17187,15 @@ def service_line(name: str) -> Callable[[str], str]:
 
 
 def service_files(report: Report) -> Iterator[str]:
-    """The unit or init script in use, with its drop-ins and settings; each file once, whatever its names."""
-    host, seen = report.host, set()
+    """Yield the unit or init script, its drop-ins and settings; a file with several names only once.
+
+    Raises Missing if there is none.
+    """
+    host = report.host
+    has_files = False
+    seen = set()  # device and inode of the files so far
     for name in (name for pattern in SERVICE_FILES for name in host.glob(pattern)):
+        has_files = True
         try:
             info = host.stat(name)
             if (info.st_dev, info.st_ino) not in seen:
@@ -17135,15 +17203,14 @@ def service_files(report: Report) -> Iterator[str]:
                 yield f"==> {name} <==\n"
                 yield from shown_text(report, name, service_line(name))
         except OSError as error:
-            yield f"{error_text(error)}\n"  # a masked unit is a link to /dev/null
-            seen.add((0, 0))
-    if not seen:
+            yield f"{error_text(error)}\n"  # for example a masked unit, which is a link to /dev/null
+    if not has_files:
         raise Missing("no unit or init script named ipsec")
 
 
 def names_or_pattern(host: Host, pattern: str) -> list[str]:
-    """Return the names that match, or the pattern itself if its directory can't be read: a section tells why
-    then.
+    """Return the names that match; if the directory can't be read, the pattern, whose section gives the
+    reason.
     """
     try:
         return host.glob(pattern)
@@ -17155,10 +17222,17 @@ KERNEL_OPTIONS = ("IPSEC", "ESP", "CONFIG_NET_KEY", "CONFIG_INET", "CONFIG_IP", 
 
 
 def report_sections(host: Host) -> list[ReportSection]:
-    """The table of contents.  Names and order are those of 3.29 and 4.10; what is new stands beside its like.
+    """Return the sections in their order.
+
+    Names and order are those of libreswan 3.29 and 4.10; a new section comes after a similar one.
     """
     part = ReportSection
     net, conf = "/proc/sys/net", "/proc/sys/net/ipv4/conf/"
+    syslog_configs = ("/etc/syslog.conf", "/etc/syslog-ng/syslog-ng.conf", "/etc/rsyslog.conf")
+    save = ("--modprobe=/dev/null",)
+
+    def xfrm_states(report: Report) -> Iterator[str]:
+        return XfrmText(host, show_keys=report.redactor.show_secrets).states()
 
     def live_file(name: str) -> ReportSection:
         return part(name, f"cat {name}", cat(name), live=True, bulk=True)
@@ -17166,18 +17240,16 @@ def report_sections(host: Host) -> list[ReportSection]:
     def disk_file(name: str, show: Callable[[str], str]) -> ReportSection:
         return part(name[1:], f"cat {name}", shown_lines(name, show))
 
-    syslog_configs = ("/etc/syslog.conf", "/etc/syslog-ng/syslog-ng.conf", "/etc/rsyslog.conf")
-    save = ("--modprobe=/dev/null",)
     return [
         part("summary", "", lambda report: iter(load_part("report_summary")(report)), slow=True),
         part("version", "ipsec --version", lambda report: iter([version_line(host) + "\n"])),
         part("packages", "", packages, slow=True),
         live_file("/proc/version"),
-        part("ip-xfrm-state", "ip -s xfrm state",
-             lambda report: XfrmText(host, show_keys=report.redactor.show_secrets).states(), live=True, slow=True),
-        part("ip-xfrm-policy", "ip -s xfrm policy", lambda report: XfrmText(host).policies(), live=True, apart=True,
+        part("ip-xfrm-state", "ip -s xfrm state", xfrm_states, live=True, slow=True),
+        part("ip-xfrm-policy", "ip -s xfrm policy", lambda report: XfrmText(host).policies(), live=True,
+             apart=True, bulk=True),
+        part("cat-proc-net-xfrm_stat", "cat /proc/net/xfrm_stat", cat("/proc/net/xfrm_stat"), live=True,
              bulk=True),
-        part("cat-proc-net-xfrm_stat", "cat /proc/net/xfrm_stat", cat("/proc/net/xfrm_stat"), live=True, bulk=True),
         part("ip-l2tp-tunnel", "ip l2tp show tunnel", l2tp("tunnel"), live=True),
         part("ip-l2tp-session", "ip l2tp show session", l2tp("session"), live=True),
         part("ip-tunnel", "ip -s tunnel show", lambda report: LinkText(host).tunnels(), live=True),
@@ -17187,14 +17259,15 @@ def report_sections(host: Host) -> list[ReportSection]:
         part(f"{net}/ipsec-star", "", matching_files(f"{net}/ipsec/*"), live=True),
         part("ipsec/status", "ipsec whack --status", pluto_answer("--status"), live=True, slow=True),
         part("ip-addr-list", "ip addr list", lambda report: LinkText(host).addresses(), live=True),
-        part("ip-route-list-table-all", "ip route list table all", lambda report: RouteText(host).routes(), live=True,
-             apart=True, bulk=True),
+        part("ip-route-list-table-all", "ip route list table all", lambda report: RouteText(host).routes(),
+             live=True, apart=True, bulk=True),
         part("ip-rule-list", "ip rule list", lambda report: RouteText(host).rules(), live=True),
         part("ipsec_verify", "ipsec verify --nocolour",
              lambda report: (f"{line}\n" for line in verify_lines(report.verdicts())), live=True, slow=True),
         part("ipsec/directory", "ipsec --directory", lambda report: iter([host.execdir + "\n"])),
         part("hostname/fqdn", "hostname --fqdn", fqdn, live=True, slow=True, blocks=True),
-        part("hostname/ipaddress", "hostname --ip-address", addresses_of_host, live=True, slow=True, blocks=True),
+        part("hostname/ipaddress", "hostname --ip-address", addresses_of_host, live=True, slow=True,
+             blocks=True),
         part("uptime", "uptime", uptime, live=True),
         part("ps", "ps alxwf", processes, live=True, slow=True),
         part("listeners", "ss -nlpu sport = 500 or sport = 4500", listeners, live=True, slow=True),
@@ -17207,14 +17280,17 @@ def report_sections(host: Host) -> list[ReportSection]:
         part("nss/directory", f"ls -l {host.nssdir}", listing(host.nssdir)),
         part("nss/contents", f"certutil -L -d sql:{host.nssdir}", nss_program("certutil"), slow=True),
         part("nss/crls", f"crlutil -L -d sql:{host.nssdir}", nss_program("crlutil"), live=True, slow=True),
-        *(part(f"ipsec/policies/{os.path.basename(name)}", f"cat {name}", shown_lines(name, shown_policy_line))
+        *(part(f"ipsec/policies/{os.path.basename(name)}", f"cat {name}",
+               shown_lines(name, shown_policy_line))
           for name in names_or_pattern(host, f"{host.confddir}/policies/*")),
         part("ipsec/ls-execdir", f"ls -l {host.execdir}", listing(host.execdir)),
         live_file("/proc/net/dev"),
-        part("/proc/net/route", "cat /proc/net/route", cat("/proc/net/route"), live=True, slow=True, bulk=True),
+        part("/proc/net/route", "cat /proc/net/route", cat("/proc/net/route"), live=True, slow=True,
+             bulk=True),
         live_file(f"{net}/ipv4/ip_no_pmtu_disc"),
         live_file(f"{net}/ipv4/ip_forward"),
-        part(f"{net}/ipv6/conf/star-forwarding", "", matching_files(f"{net}/ipv6/conf/*/forwarding"), live=True),
+        part(f"{net}/ipv6/conf/star-forwarding", "", matching_files(f"{net}/ipv6/conf/*/forwarding"),
+             live=True),
         live_file(f"{net}/ipv4/tcp_ecn"),
         part(f"{conf}star-rp_filter", "", matching_files(f"{conf}*/rp_filter", ":", conf), live=True),
         part(f"{conf}star-star-redirects", "", matching_files(f"{conf}*/*redirects", ":", conf), live=True),
@@ -17230,10 +17306,12 @@ def report_sections(host: Host) -> list[ReportSection]:
         part("/proc/crypto", "cat /proc/crypto", algorithm_lines, live=True, bulk=True),
         live_file("/proc/meminfo"),
         part("usr/src/linux/.config", "zcat /proc/config.gz", kernel_options, bulk=True),
-        *(disk_file(name, shown_syslog_line) for path in syslog_configs for name in names_or_pattern(host, path)),
+        *(disk_file(name, shown_syslog_line)
+          for path in syslog_configs for name in names_or_pattern(host, path)),
         disk_file("/etc/resolv.conf", shown_resolver_line),
         part("lib/modules-ls", "ls -l /lib/modules", listing("/lib/modules")),
-        part("fipscheck", "cat /proc/sys/crypto/fips_enabled", cat("/proc/sys/crypto/fips_enabled"), live=True),
+        part("fipscheck", "cat /proc/sys/crypto/fips_enabled", cat("/proc/sys/crypto/fips_enabled"),
+             live=True),
         part("/proc/ksyms-netif_rx", "grep netif_rx /proc/kallsyms", kernel_symbols, live=True, apart=True),
         part("kern.debug", "tail -100 /var/log/kern.debug", kernel_debug_log),
         part("klog", "dmesg", kernel_log, live=True),
@@ -17244,61 +17322,78 @@ def report_sections(host: Host) -> list[ReportSection]:
 
 
 @command("barf", rescue=True, summary="dump the system's IPsec state for debugging, without secrets", options=(
-    Opt("--short", None, f"of each log only the last {SHORT_LOG} lines"),
-    Opt("--section", "NAME", "only this section", many=True),
+    Opt("--short", None, f"show only the last {SHORT_LOG} lines of each log"),
+    Opt("--section", "NAME", "show only this section", many=True),
     Opt("--list-sections", None, "print the names of the sections"),
-    Opt("--json", None, "one JSON document: section, command, text, status, duration in seconds"),
-    Opt("--output", "FILE", "write to FILE, mode 0600, whole or not at all; compressed when it ends in .gz"),
-    Opt("--since", "TIME", "log messages from then on: 2026-11-23, 2026-11-23 06:12, 24 hours ago"),
+    Opt("--json", None, "print one JSON document: section, command, text, status, duration in seconds"),
+    Opt("--output", "FILE", "write the report to FILE, mode 0600, only if it is complete; compress it if the name "
+        "ends in .gz"),
+    Opt("--since", "TIME", "show log messages from this time on: 2026-11-23, 2026-11-23 06:12, 24 hours ago"),
     Opt("--timeout", "SECONDS", "how long to wait for one section (default 10)"),
-    Opt("--show-secrets", None, "leave secrets in; root only, never mail such a report"),
-    Opt("--strict", None, "status 1 also if the system denies a section"),
-), details="Pre-shared keys, passwords, private keys and kernel keys are replaced by "
-           "[redacted]. What can't be read, does not answer in time or is not installed becomes a line of its section."
-           "\n\nExit status: 0, also if the system denies sections to this user or container; 1 if sections failed or "
-           "timed out, with --strict also if some were denied. Standard error says which, and how to get the rights.")
+    Opt("--show-secrets", None, "do not mask secrets; for root only; never mail such a report"),
+    Opt("--strict", None, "exit with status 1 also if the system denies a section"),
+), details="In the report, [redacted] stands for pre-shared keys, passwords, private keys and keys of the kernel. If "
+           "something can't be read, does not answer in time or is not installed, a line of its section says so.\n\n"
+           "Exit status: 0, also if the system denies sections to this user or container; 1 if sections failed or "
+           "timed out, with --strict also if some were denied. Standard error names these sections and says how to "
+           "get the rights.")
 def barf(host: Host, args: Args) -> int:
-    """`ipsec barf`: OK, or ERROR when a section is incomplete.  Raises Failure."""
+    """Run `ipsec barf`; return OK, or ERROR if a section is incomplete.  Raises Failure."""
     end_on_signals(host)  # before any program is run
     sections = report_sections(host)
     if args.flag("--list-sections"):
         host.print("\n".join(section.name for section in sections))
         return OK
-    if wanted := args.values("--section"):
-        known = {section.name: section for section in sections}
-        for name in wanted:
-            if name not in known:
-                raise Failure(f"barf: no section {quote(name)}", USAGE, suggest(name, known) or "see --list-sections")
-        sections = [section for section in sections if section.name in wanted]
+    sections = chosen_sections(sections, args.values("--section"))
     if args.flag("--show-secrets"):
         if not host.superuser:
             raise Failure("barf: --show-secrets is for root")
         host.warn("this report shows secrets: do not mail it")
+    report = write_report(host, args, sections)
+    status = completeness(host, "barf", report.ended, FAILED)
+    denied = report.ended.get("denied", [])
+    rights = missing_rights(host, "barf", denied) if denied else ""
+    output = args.value("--output")
+    if output:
+        counts = report.ending().splitlines()[-1]
+        note = f"; {rights.removeprefix('barf: ')}" if rights else ""
+        host.warn(f"barf: wrote {output}, {kilobytes(output)}; {counts}{note}")
+    elif rights:
+        host.warn(rights)
+    if denied and args.flag("--strict"):
+        return ERROR
+    return status
+
+
+def chosen_sections(sections: list[ReportSection], names: Sequence[str]) -> list[ReportSection]:
+    """Return the sections with these names, in the order of the report; without names, all.  Raises Failure.
+    """
+    known = {section.name: section for section in sections}
+    for name in names:
+        if name not in known:
+            raise Failure(f"barf: no section {quote(name)}", USAGE, suggest(name, known) or "see --list-sections")
+    return [section for section in sections if section.name in names] if names else sections
+
+
+def write_report(host: Host, args: Args, sections: Sequence[ReportSection]) -> Report:
+    """Write the report to the file of --output or to standard output; return it.  Raises Failure, OSError."""
     output = args.value("--output")
     file = OutputFile(output) if output else None
     write = file.write if file else lambda text: host.print(text, end="")
     try:
         sink = (JsonSink if args.flag("--json") else TextSink)(write)
         report = Report(host, args)
-        if len(sections) > 1:  # what threads and processes need is made and imported once, before they part
+        if len(sections) > 1:  # imported and compiled once, before the threads and processes start
             import _socket  # noqa: F401
             import subprocess  # noqa: F401
             report.redactor.compile()
-        ended = run_report(report, sections, sink)
+        run_report(report, sections, sink)
         if file:
             file.commit()
     finally:
         if file:
             file.drop()
-    status = completeness(host, "barf", ended, FAILED)
-    denied = ended.get("denied", [])
-    rights = missing_rights(host, "barf", denied) if denied else ""
-    if output:
-        rights = f"; {rights.removeprefix('barf: ')}" if rights else ""
-        host.warn(f"barf: wrote {output}, {kilobytes(output)}; {report.ending().splitlines()[-1]}{rights}")
-    elif rights:
-        host.warn(rights)
-    return ERROR if denied and args.flag("--strict") else status
+    return report
 
 
 def kilobytes(name: str) -> str:
