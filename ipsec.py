@@ -4265,9 +4265,12 @@ if TYPE_CHECKING:
     NetlinkRequest = tuple[int, int, bytes]  # message type, flags, body
 
 
-def unsigned(data: bytes | None) -> int:
-    """Return an unsigned integer of any size in the host's byte order; 0 for no data."""
-    return int.from_bytes(data, sys.byteorder) if data else 0
+def unsigned(data: bytes | None, order: Literal["little", "big"] = sys.byteorder) -> int:
+    """Return the unsigned integer in the first 8 bytes of an attribute; 0 for no data.
+
+    No number of netlink is longer.  Python refuses to print an integer of more than 4,300 digits.
+    """
+    return int.from_bytes(data[:8], order) if data else 0
 
 
 def u16(value: int) -> bytes:
@@ -5393,7 +5396,7 @@ class RouteText(KernelReader):
         elif kind in (LWTUNNEL_ENCAP_IP, LWTUNNEL_ENCAP_IP6) and details.keys() >= {*tunnel}:
             hops, service = ("ttl", "tos") if kind == LWTUNNEL_ENCAP_IP else ("hoplimit", "tc")
             key, source, destination, limit, tos = (details[field] for field in tunnel)
-            text += (f"id {int.from_bytes(key, 'big')} src {self.address[source]} dst {self.address[destination]} "
+            text += (f"id {unsigned(key, 'big')} src {self.address[source]} dst {self.address[destination]} "
                      f"{hops} {unsigned(limit)} {service} {unsigned(tos)} ")
         elif kind == LWTUNNEL_ENCAP_XFRM:
             text += f"if_id {unsigned(details.get(LWT_XFRM_IF_ID))} "
@@ -5501,12 +5504,12 @@ class RouteText(KernelReader):
             text += f"ipproto {protocol_names(self.host).get(protocol[0], protocol[0])} "
         text += self._rule_ports(more)
         if tunnel := more.get(FRA_TUN_ID):
-            text += f"tun_id {int.from_bytes(tunnel, 'big')} "
+            text += f"tun_id {unsigned(tunnel, 'big')} "
         for kind, mask_kind, word in ((FRA_DSCP, FRA_DSCP_MASK, "dscp"),
                                       (FRA_FLOWLABEL, FRA_FLOWLABEL_MASK, "flowlabel")):
             if kind in more:
-                text += f"{word} 0x{int.from_bytes(more[kind], 'big'):x}"
-                text += f"/0x{int.from_bytes(more[mask_kind], 'big'):x} " if mask_kind in more else " "
+                text += f"{word} 0x{unsigned(more[kind], 'big'):x}"
+                text += f"/0x{unsigned(more[mask_kind], 'big'):x} " if mask_kind in more else " "
         for kind in sorted(more):
             if kind > FRA_DSCP_MASK:
                 text += f"attribute {kind} 0x{more[kind].hex()} "
@@ -5726,7 +5729,7 @@ class LinkText(KernelReader):
             for word, end in (("remote", remote), ("local", local)):
                 text += f"{word} {self.address[end] if any(end) else 'any'} "
             for word, key in (("ikey", key_in), ("okey", key_out)):
-                text += f"{word} {int.from_bytes(key, 'big')} " if any(key) else ""
+                text += f"{word} {unsigned(key, 'big')} " if any(key) else ""
         text += f"dev {self.links.get(below, below)}" if below else ""
         received, sent, bytes_in, bytes_out, bad_in, bad_out = unpack_struct(STATS64_FORM, counters)
         return (f"{text.rstrip()}\n    RX: packets {received} bytes {bytes_in} errors {bad_in}\n"
@@ -9522,7 +9525,7 @@ class NfTables:
             for name, more in rule.each_expression():
                 prefix = text_name(more.get(NFTA_LOG_PREFIX)) if name == "log" else ""
                 if prefix and wanted(prefix):
-                    group = int.from_bytes(more.get(NFTA_LOG_GROUP, b""), "big")
+                    group = unsigned(more.get(NFTA_LOG_GROUP), "big")
                     captures.append(FoundRule(rule.chain, group, prefix, 0, rule.comment, rule.expressions,
                                               rule.handle))
         return captures
@@ -17602,7 +17605,7 @@ class PacketFates:
             if kind == "xfrm":
                 own = data.policies_for(*packet, if_id=unsigned(fields.get(IFLA_XFRM_IF_ID)))
             else:
-                own = data.policies_for(*packet, mark=int.from_bytes(fields.get(IFLA_VTI_OKEY, b""), "big"))
+                own = data.policies_for(*packet, mark=unsigned(fields.get(IFLA_VTI_OKEY), "big"))
             *exceptions, policy = own
             result.update(fate="block", why=f"{device} drops packets that no policy is for")
         if policy:

@@ -17,11 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 import build
 
 from .ground import clock, summary, surroundings
 from .ground.host import Unavailable, cache
+
+# The same examples everywhere, however long one takes; --hypothesis-profile=default tries others
+settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
+settings.load_profile("fixed")
 
 surroundings.settle()
 if os.geteuid() == 0:  # root runs no programs from a directory below /tmp

@@ -222,6 +222,15 @@ def test_keys_are_told_only_when_asked_for() -> None:
         assert f"{0xA0 + number:02x}" * 8 not in hidden
 
 
+@pytest.mark.parametrize("place", [25, 57], ids=["queue length", "mtu"])
+def test_a_number_that_is_longer_than_any_is_cut(place: int) -> None:
+    """Python refuses to print an integer of 1,400 bytes."""
+    assert ipsec.unsigned(b"\0" * 7 + b"\1" + b"\2" * 5000, "big") == 1
+    body = bytearray(golden("links")[0])
+    body[place] = 8  # the length of an attribute grows by 2,048 bytes, to the end of the message
+    assert "".join(KINDS["links"][1](Kernel(links=[bytes(body)])))
+
+
 @given(st.data())
 def test_no_message_stops_the_report(data: st.DataObject) -> None:
     """Cut anywhere, or with any bytes changed: some text comes, and what is whole comes with it."""
