@@ -13162,15 +13162,16 @@ def nf_tables_names(host: Host) -> set[tuple[int, str]]:
 
 # --- diagnosis: what pluto's log says of a connection -----------------------------------------------------------------
 #
-# Finds pluto's log, the last attempt of a connection in it, and in a table of causes the one whose words
-# pluto used there.  Only reads logs.  Sources: the messages in the source of libreswan 3.25, 3.32, 4.3, 4.10,
-# 5.2, 5.4 and main, and the logs of real plutos whose tunnels failed for known causes.
+# Finds pluto's log, and in it the last attempt to bring a connection up.  A table has the causes of failures,
+# each with the words that pluto logs for it.  Only reads logs.  Sources: the messages in the source of
+# libreswan 3.25, 3.32, 4.3, 4.10, 5.2, 5.4 and main, and the logs of real plutos whose tunnels failed for
+# known causes.
 
 LOG_TAIL = 4 << 20  # how many bytes at the end of a log file are read at most
 LOG_SEARCH = 1 << 30  # how many bytes at the end of a log file are searched for pluto's last start
 LOG_LINES = 20_000  # how many lines of the journal are read at most
 CONN_LINES = 600  # how many lines about one connection are read at most
-LOG_START = (b"Starting Pluto", b"Starting Libreswan")  # the first words of a pluto, 3.x to 5.x
+LOG_START = (b"Starting Pluto", b"Starting Libreswan")  # what pluto logs when it starts, 3.x to 5.x
 JOURNAL = "/var/log/journal"
 SYSLOGS = ("/var/log/secure", "/var/log/auth.log", "/var/log/daemon.log", "/var/log/debug", "/var/log/syslog",
            "/var/log/messages", "/var/log/pluto.log")
@@ -13342,9 +13343,8 @@ class Cause(Record):
 
 
 KEY_CHECKS = "certificates host_keys psk nss_health"
-# If the last attempt has words of several causes, the cause that comes first in this table is the answer.  So
-# a cause that explains another one comes before it, and the errors that follow from another error come after
-# it.
+# If the last attempt has signs of several causes, the first of these causes in this table is the answer.  So
+# a cause stands before the errors that follow from it.
 CAUSES = (
     Cause("offload", "no hardware offload", "here",
           "the network card or the kernel can't offload IPsec as nic-offload= asks for",
@@ -13409,7 +13409,7 @@ CAUSES = (
            "NAT-traversal is turned OFF", "UNEXPECTED_NAT_DETECTED", "does not support NAT-T")),
     Cause("not-oriented", "no end here", "here",
           "neither left= nor right= is an address of this host",
-          "left= and right= against the addresses of this host; after an address was added, run ipsec listen",
+          "left= and right= against the addresses of this host (ipsec listen makes pluto read them again)",
           "ip address",
           ("cannot identify ourselves with either end", "is not oriented", "connection is unoriented",
            "unoriented connection", "no longer oriented", "orient() * failed",
@@ -13435,7 +13435,7 @@ CAUSES = (
            "host address is unknown", "with ID wildcards", "with narrowing=no and (kind", "template conn",
            "cannot resolve")),
     Cause("dns-key", "no DNS key", "both",
-          "the public key of the peer has to come from DNS (IPSECKEY record), and DNS returned no valid one",
+          "the peer's public key must come from DNS (IPSECKEY record), but DNS returned no valid one",
           "the IPSECKEY record of the peer's ID, DNSSEC, and dnssec-enable= here",
           "dig +dnssec {peer} IPSECKEY",
           ("IPSECKEY not found", "IPSECKEY rr parse error", "IPsec key using DNS failed",
@@ -13466,8 +13466,7 @@ CAUSES = (
            "leads to too many frags", "really too big")),
     Cause("rejected-way", "firewall rejects packets", "peer",
           "a firewall on the way or at the peer rejects IKE packets (ICMP: administratively prohibited)",
-          "the address after \"complainant\" in the log: that host sends the rejection; its firewall rules "
-          "for udp 500 and 4500",
+          "the firewall of the host after \"complainant\" in the log, for udp ports 500 and 4500",
           "tracepath -n {peer}",
           ("ICMP type 3 code 9 (", "ICMP type 3 code 10 (", "ICMP type 3 code 13 (", "ICMP6 type 1 code 1 (",
            "ICMP6 type 1 code 5 (")),
@@ -13493,21 +13492,21 @@ CAUSES = (
            "IKETCP", "timeout out before first message", "indicates EOF", "TCP_ULP) failed", "TCP:*failed")),
     Cause("psk-missing", "no PSK here", "here",
           "this host has no pre-shared key (PSK) for the IDs of this connection",
-          "the line in ipsec.secrets for leftid= and rightid=; after a change, run ipsec secrets",
+          "the line in ipsec.secrets for leftid= and rightid= (ipsec secrets rereads the file)",
           "ipsec verify psk",
           ("no PSK found", "No matching PSK found", "Failed to find our PreShared Key",
            "no preshared key found", "cannot find PSK", "PreShared Key not found"), local="psk"),
     Cause("psk-fips", "PSK too short", "here",
           "the pre-shared key (PSK) is too short for FIPS mode",
-          "a longer key in ipsec.secrets of both ends", "ipsec verify fips psk",
+          "whether the key in ipsec.secrets of both ends is long enough", "ipsec verify fips psk",
           ("PSK length of * bytes is too short*FIPS: authentication",
            "FIPS: authentication failed: *PSK length", "FIPS Error: connection*PSK length",
            "FIPS: connection * PSK length"), local="psk"),
     Cause("key-missing", "no private key", "here",
           "the NSS database here has no private key for this host's certificate or public key, or can't "
           "sign with it",
-          "the private keys in the NSS database; to import a certificate with its private key: ipsec import "
-          "FILE.p12",
+          "the private keys in the NSS database (ipsec import FILE.p12 adds a certificate with its private "
+          "key)",
           "ipsec showhostkey --list",
           ("unable to locate my private key", "no * private key for connection", "No * private key found",
            "Failed to find our RSA key", "Failed to find our ECDSA key", "DigSig: failed to find our",
@@ -13554,7 +13553,7 @@ CAUSES = (
            "SEC_ERROR_EXPIRED_CERTIFICATE*not yet"), local="clock certificates"),
     Cause("crl", "CRL missing", "here",
           "crl-strict=yes is set, and the list of revoked certificates (CRL) is missing or has expired",
-          "the CRLs that pluto has; ipsec crls fetches them", "ipsec listcrls",
+          "the CRLs that pluto has (ipsec crls fetches them)", "ipsec listcrls",
           ("crl-strict=yes and Certificate Revocation List", "missing or expired CRL", "SEC_ERROR_CRL_",
            "CRL has expired", "revocation list * expired", "SEC_ERROR_UNKNOWN_CERT", "SEC_ERROR_REVOCATION")),
     Cause("ocsp", "OCSP failed", "here",
@@ -13583,7 +13582,7 @@ CAUSES = (
     Cause("cert-issuer", "CA unknown", "both",
           "no valid and trusted CA here issued the peer's certificate: the CA is missing, not trusted, or "
           "expired",
-          "the peer's CA in the NSS database: is it there, is it trusted (CT,,), and is it still valid?",
+          "whether the peer's CA is in the NSS database, trusted (CT,,) and still valid",
           "ipsec verify certificates",
           ("SEC_ERROR_UNKNOWN_ISSUER", "issuer is not recognized", "SEC_ERROR_UNTRUSTED_ISSUER",
            "SEC_ERROR_UNTRUSTED_CERT", "not trusted", "SEC_ERROR_CA_CERT_INVALID", "SEC_ERROR_PATH_LEN",
@@ -13600,7 +13599,7 @@ CAUSES = (
            "signature algorithm that is disabled", "cert key is not rsa type", "ERROR_CERT_USAGES")),
     Cause("own-cert-name", "ID not certified", "here",
           "this host's certificate does not contain the ID that this host claims (leftid=, subjectAltName)",
-          "leftid= against the names in the certificate: ipsec nsslist", "ipsec nsslist",
+          "leftid= against the names in the certificate", "ipsec nsslist",
           ("our certificate subjectAltName", "our certificate contains no subjectAltName")),
     Cause("cert-name", "certificate lacks ID", "both",
           "the peer's certificate does not contain the ID that the peer claims (subjectAltName)",
@@ -13658,14 +13657,12 @@ CAUSES = (
     Cause("corrupt", "packets damaged", "both",
           "messages of the peer can't be decrypted: they are damaged on the way, or belong to an older IKE "
           "SA",
-          "whether a device on the way changes packets; end the tunnel at both ends and start it again",
-          "ipsec down {conn}; ipsec up {conn}",
+          "whether a device on the way changes packets", "ipsec down {conn}; ipsec up {conn}",
           ("failed to match authenticator", "seems to be corrupt", "discarding invalid packet",
            "multiple of encryption blocksize")),
     Cause("psk-differs", "PSKs differ", "both",
           "the pre-shared keys (PSK) of the two ends differ",
-          "the PSK lines in ipsec.secrets of both ends; after a change, run ipsec secrets",
-          "ipsec verify psk",
+          "the PSK lines in ipsec.secrets of both ends (ipsec secrets rereads the file)", "ipsec verify psk",
           ("AUTH mismatch", "computed hash does not match", "hash received from peer*does not match",
            "hash length in * does not equal", "mismatch of preshared secrets",
            "received Hash Payload does not match", "PSK Authentication failed",
@@ -13773,12 +13770,10 @@ CAUSES = (
            "wrong IKE version")),
     Cause("busy-here", "too many attempts", "here",
           "this host accepts no new IKE SAs now, because too many are half open (max-halfopen-ike=)",
-          "which peers start IKE SAs and do not finish them, and whether the lines of pluto's log name an "
-          "attack",
-          "ipsec globalstatus",
+          "which addresses in pluto's log start many IKE SAs and do not finish them", "ipsec globalstatus",
           ("too many half open IKE SAs", "overloaded with half-open", "dropping new Opportunistic exchange")),
     Cause("cookie", "cookie refused", "both",
-          "a cookie against floods (COOKIE notification) was refused: it is wrong, or its packet was "
+          "a COOKIE notification (protection against floods) was refused: it is wrong, or its packet was "
           "damaged on the way",
           "ddos-mode= in config setup of both ends, and whether a device on the way changes packets",
           "ipsec globalstatus",
@@ -13788,7 +13783,7 @@ CAUSES = (
           "the peer asks for an IKE SA, and no connection that is loaded here fits: its address, the "
           "version (IKEv1 or IKEv2 only) or authby= differs, or the connection is not loaded",
           "what pluto has loaded for this peer (left=, right=, keyexchange=, authby=); ipsec add NAME loads "
-          "a connection",
+          "more",
           "ipsec verify loaded",
           ("no suitable connection found", "no connection has been authorized",
            "no matching connection has been", "no connection has been configured", "but no connection",
@@ -13827,8 +13822,7 @@ CAUSES = (
            local="xfrm esp algorithms"),
     Cause("sa-limit", "peer limits SAs", "peer",
           "the peer allows no more IPsec SAs in this IKE SA (NO_ADDITIONAL_SAS)",
-          "whether the peer allows more than one pair of subnets; one connection for each pair may be needed",
-          "ipsec status",
+          "whether the peer allows several pairs of subnets in one IKE SA", "ipsec status",
           ("NO_ADDITIONAL_SAS",)),
     Cause("ts-peer", "networks refused", "peer",
           "the peer refused the networks (subnets, TS_UNACCEPTABLE); a peer with libreswan 4.x says the "
@@ -13907,14 +13901,13 @@ CAUSES = (
     Cause("peer-lost-sa", "peer lost SA", "peer",
           "the peer no longer has this SA (INVALID_SPI, CHILD_SA_NOT_FOUND): it was restarted, or it "
           "deleted the SA",
-          "whether the peer was restarted; end the tunnel here and start it again",
-          "ipsec down {conn}; ipsec up {conn}",
+          "whether the peer was restarted", "ipsec down {conn}; ipsec up {conn}",
           ("CHILD_SA_NOT_FOUND", "INVALID_IKE_SPI", "payload INVALID_SPI", "payload: INVALID_SPI",
            "payload INVALID_COOKIE", "payload: INVALID_COOKIE", "no such IPsec SA to rekey")),
     Cause("peer-busy", "peer is busy", "peer",
           "the peer could not answer the request at that moment (TEMPORARY_FAILURE), as when both ends "
           "rekey at once",
-          "whether a later attempt succeeds; the log of the peer at that time", "ipsec up {conn}",
+          "whether a later attempt succeeds, and the log of the peer at that time", "ipsec up {conn}",
           ("TEMPORARY_FAILURE",)),
     Cause("mobike", "address change refused", "both",
           "an end changed its address, and the other end did not follow it (MOBIKE)",
@@ -13977,14 +13970,14 @@ CAUSES = (
           ("first Quick Mode message", "QUICK_I1: * timeout", "QUICK_R0: * timeout", "QUICK_R1: * timeout"),
            weak=True, local="esp algorithms"),
     Cause("unconfirmed", "peer refuses answer", "peer",
-          "the peer refused the first encrypted message of this host: with IKEv1 this mostly means that the "
-          "pre-shared keys (PSK) differ, or that the peer expects another ID",
+          "the peer refused the first encrypted message of this host: with IKEv1 this usually means that "
+          "the pre-shared keys (PSK) differ, or that the peer expects another ID",
           "the PSK lines in ipsec.secrets of both ends, leftid= and rightid=; the peer's log",
           "ipsec verify psk",
           ("Informational Exchange message must be encrypted", "[1] payload INVALID_HASH",
            "haven't yet negotiated keying material"), weak=True, local="psk"),
     Cause("silent-main", "no encrypted answer", "peer",
-          "the peer did not answer the first encrypted message: with IKEv1 this mostly means that the "
+          "the peer did not answer the first encrypted message: with IKEv1 this usually means that the "
           "pre-shared keys (PSK) differ, or that the peer expects another ID or method (authby=); or udp "
           "port 4500 is blocked on the way",
           "the PSK lines in ipsec.secrets of both ends, leftid= and authby=; ask for the peer's log",
@@ -14004,7 +13997,7 @@ CAUSES = (
           "the peer did not answer the first message: a firewall here, on the way or there drops udp port "
           "500, the address is wrong, or no IKE daemon runs there; with IKEv1, a peer that has no "
           "connection for this host does not answer either",
-          "right=, firewalls for udp ports 500 and 4500, whether packets arrive at the peer",
+          "right=, the firewalls for udp ports 500 and 4500, and whether packets arrive at the peer",
           "tcpdump -n udp port 500 and host {peer}",
           ("to our first IKEv", "PARENT_I1: * timeout", "IKE_SA_INIT_I: * timeout", "MAIN_I1: * timeout",
            "timeout exceeded after * retransmits", "max number of retransmissions", "AGGR_I1: * timeout",
@@ -14016,21 +14009,20 @@ CAUSES = (
           "rightid= here against leftid= of the peer and the names in its certificate", "ipsec status",
           ()),
     Cause("fatal", "no key found", "here",
-          "pluto gave up before it authenticated: mostly the private key or the PSK of this host is missing",
+          "pluto gave up before it authenticated: usually the private key or the PSK of this host is missing",
           "the keys and certificates of this host in the NSS database and in ipsec.secrets",
           "ipsec verify certificates host_keys psk",
           ("encountered fatal error in state", "had internal error", "internal error"), weak=True,
            local=KEY_CHECKS),
     Cause("deleted", "peer deleted it", "peer",
           "the peer ended the tunnel: it deleted the SA",
-          "the log of the peer: was the connection taken down, deleted or reloaded there?", "ipsec up {conn}",
+          "whether the connection was taken down, deleted or reloaded at the peer: its log says so",
+          "ipsec up {conn}",
           ("received Delete SA payload", "received Delete SA(", "received delete request for", "peer deleted",
            "deleted by peer", "received INFORMATIONAL request to delete"), weak=True),
     Cause("stale", "outdated SA used", "peer",
           "the peer still uses an old SA that this host no longer has, as after a restart of pluto here",
-          "whether the peer has dead peer detection (dpddelay=); end the tunnel at the peer and start it "
-          "again",
-          "ipsec up {conn}",
+          "whether the peer has dead peer detection (dpddelay=), which ends its old SA", "ipsec up {conn}",
           ("for an unknown ISAKMP SA", "non-existent (expired or deleted?)",
            "request has no corresponding IKE SA", "informational, no matching ISAKMP"), weak=True),
     Cause("half-open", "peer stops halfway", "peer",
@@ -14045,14 +14037,14 @@ CAUSES = (
            weak=True, local="firewall"),
     Cause("waiting", "waiting for peer", "peer",
           "the peer has not answered so far; pluto still tries",
-          "right=, firewalls for udp ports 500 and 4500", "tcpdump -n udp port 500 and host {peer}",
+          "right=, and the firewalls for udp ports 500 and 4500", "tcpdump -n udp port 500 and host {peer}",
           ("retransmission; will wait",), weak=True, local="firewall udp500 udp4500"),
 )
 CAUSE_BY_NAME = {cause.name: cause for cause in CAUSES}
-# The attempt is still running: the end of the attempt before it tells more
+# With these causes the attempt still runs, so an earlier attempt that has ended tells more
 PENDING_CAUSES = frozenset(("half-open", "waiting"))
 
-# Words of a line with which this host refuses the peer, and the cause if no other line tells more
+# Words of the line in which this host refuses the peer, and the cause if no other line has a more exact one
 REFUSAL_CAUSES = (
     ("no suitable connection", "unknown-peer"), ("TS_UNACCEPTABLE", "ts-here"),
     ("AUTHENTICATION_FAILED", "refused-here"),
@@ -14060,7 +14052,7 @@ REFUSAL_CAUSES = (
     ("CREATE_CHILD*NO_PROPOSAL_CHOSEN", "esp-here"), ("INTERNAL_ADDRESS_FAILURE", "pool"),
     ("FAILED_CP_REQUIRED", "mode-config"))
 REFUSES = ("responding to*with*notification", "sending*notification")
-# Causes whose lines name no connection and begin an attempt of their own
+# A line with one of these causes that names no connection begins a new attempt
 UNASSIGNED_CAUSES = ("unknown-peer", "version-refused", "aggressive", "auth-method")
 STARTS = ("initiating*IKEv", "initiating*Main Mode", "initiating*Aggressive Mode", "initiating v2 parent",
           "responding to Main Mode", "responding to Aggressive Mode")
@@ -14069,7 +14061,7 @@ CHILD_STARTS = ("initiating Quick Mode", "initiating Child SA", "sent CREATE_CHI
                 "responding to Quick Mode", "processing decrypted CREATE_CHILD_SA")
 CHILD_UP = ("established Child SA", "IPsec SA established", "rekeyed Child SA", "negotiated connection")
 IKE_UP = ("IKE SA established", "ISAKMP SA established", "established IKE SA")
-# Lines of the updown script that come when pluto cleans up after a failed attempt
+# Lines about the updown script while pluto cleans up after a failed attempt
 CLEANS_UP = ("unroute-* output:", "down-* output:", "unroute-* command exited", "down-* command exited")
 TAKEN_DOWN = ("terminating SAs using this connection", "initiating delete of connection",
               "terminating all conns")
@@ -14129,13 +14121,13 @@ def find_cause(text: str, other_phase: str) -> Cause | None:
     """Return the first cause with a sign in the text, which is in lower case; signs of the other phase don't
     count."""
     for cause, phase, parts in SIGNS:
-        if phase != other_phase and has_words(parts, text):
+        if parts[0] in text and phase != other_phase and has_words(parts, text):
             return cause
     return None
 
 
 def refusal_of(text: str) -> Cause | None:
-    """Return the cause that a line with which this host refuses the peer stands for, None if that is unknown.
+    """Return the cause in REFUSAL_CAUSES for a line in which this host refuses the peer, None if it has none.
     """
     for words, name in REFUSAL_CAUSES:
         if has_any((words,), text):
@@ -14257,22 +14249,31 @@ def read_attempts(lines: Iterable[LogLine], name: str, peers: Collection[str]) -
             take_without_state(attempts, line, text)
             continue
         number = int(serial)
-        begins = has_any(STARTS, text) and not has_any(("rekey", "Quick Mode", "Child SA"), text)
-        answers = (number > newest and has_any(PEER_STARTS, text)
-                   and not has_any(("sent IKE_SA_INIT request",), text))
-        if not attempts or ((begins or answers) and number not in started):
+        from_here = starts_ike(text)
+        from_peer = number > newest and answers_ike(text)
+        if not attempts or ((from_here or from_peer) and number not in started):
             attempts.append(Attempt(line))
             started.add(number)
-        if has_any(("responding to",), text) or (answers and not begins):
+        if has_any(("responding to",), text) or (from_peer and not from_here):
             attempts[-1].from_peer = True
         newest = max(newest, number)
         attempts[-1].take(line, text)
     return attempts
 
 
+def starts_ike(text: str) -> bool:
+    """Return whether a line is the start of an IKE SA, and not of a rekey or a Child SA."""
+    return has_any(STARTS, text) and not has_any(("rekey", "Quick Mode", "Child SA"), text)
+
+
+def answers_ike(text: str) -> bool:
+    """Return whether a line is about the first message of a peer that starts an IKE SA."""
+    return has_any(PEER_STARTS, text) and "sent ike_sa_init request" not in text.lower()
+
+
 def take_without_state(attempts: list[Attempt], line: LogLine, text: str) -> None:
-    """Add a line that names the connection and no state: to the last attempt, or as one of its own if it has
-    a cause."""
+    """Add a line that names the connection but no state to the last attempt.  If there is no attempt, a line
+    with a cause begins one."""
     if not attempts:
         if not cause_of(text, False):
             return
@@ -14281,8 +14282,8 @@ def take_without_state(attempts: list[Attempt], line: LogLine, text: str) -> Non
 
 
 def take_unassigned(attempts: list[Attempt], line: LogLine, text: str) -> None:
-    """Add a line that names no connection, only the peer's address: to the last attempt, or as one of its
-    own."""
+    """Add a line that names the peer's address but no connection to the last attempt, or begin a new attempt
+    with it."""
     cause = cause_of(text, False)
     if not cause or (has_any(REFUSES, text) and cause.name != "unknown-peer"):
         return
@@ -14332,14 +14333,14 @@ def loading_complaint(lines: Sequence[LogLine], name: str) -> LogLine | None:
 
 
 def last_clue(log: PlutoLog, name: str, peers: Collection[str]) -> Clue | None:
-    """Return the most likely cause why a connection is down, with its line of the log; None if no line tells.
-    """
+    """Return the line of the log with the most likely cause why a connection is down, None if no line has
+    one."""
     clues = last_clues(read_attempts(log.lines, name, peers))
     return clues[0] if clues else None
 
 
-# For how many seconds up waits for more output after pluto has logged a cause: some releases then never let
-# whack end
+# For how many seconds `ipsec up` still waits for output after pluto has logged a cause.  Some releases then
+# never let whack end.
 LET_GO_TIME = 6.0
 # After these causes pluto sends again, or waits for another packet, and lets whack end by itself
 SENDS_AGAIN = frozenset((
@@ -14363,8 +14364,7 @@ class UpWait:
         self._rest = b""
 
     def take(self, data: bytes) -> float | None:
-        """Add output of whack.  Return for how many seconds to wait for more output; None: without a limit.
-        """
+        """Add output of whack, and return for how many more seconds to wait for output, None for no limit."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             text = split_code(line)[1]
@@ -17859,6 +17859,16 @@ class Diagnosis(Record):
     tried: str = ""
 
 
+class ConnTraffic(Record):
+    """The traffic of a connection: the bytes in both directions (0 if unknown), the time in seconds since the
+    epoch when its first SA came up (None if unknown), and the bytes as text."""
+
+    bytes_in: int
+    bytes_out: int
+    since: float | None
+    text: str
+
+
 def clock_text(when: float | None) -> str:
     """Return a time for people, without the date if it is of today; empty for None."""
     if when is None:
@@ -18129,16 +18139,8 @@ class Doctor:
 
     def _up(self, name: str, entries: Entries) -> Diagnosis:
         """Return the diagnosis of a connection that is up: do packets pass, and if not, why."""
-        serials = {entry["child_sa"] for entry in entries if entry["child_sa"]}
-        traffic = exact_traffic(self.host, self.timeout)
-        counts = [traffic[serial] for serial in serials if serial in traffic]
-        bytes_in = sum(count["bytes_in"] or 0 for count in counts)
-        bytes_out = sum(count["bytes_out"] or 0 for count in counts)
-        since = min((count["added"] for count in counts if count["added"]), default=None)
-        counted = "its traffic is not known"
-        if counts:
-            counted = f"{bytes_in} bytes came in and {bytes_out} went out"
-        tried = f"up since {clock_text(since)}, {counted}" if since else counted
+        traffic = self._traffic(entries)
+        tried = f"up since {clock_text(traffic.since)}, {traffic.text}" if traffic.since else traffic.text
         refused = self._refused_client(name, entries, tried)
         if refused:
             return refused
@@ -18147,23 +18149,35 @@ class Doctor:
             means, fix = in_clear
             return Diagnosis(name, "up", "FAIL", "nat", "NAT, in clear", means,
                              "an exception before the rule of NAT, for packets to the peer's networks", fix,
-                             "here", since, tried=tried)
-        harmless = ("esp", "firewall") if bytes_in else ("esp",)
+                             "here", traffic.since, tried=tried)
+        harmless = ("esp", "firewall") if traffic.bytes_in else ("esp",)
         problems = [finding for finding in self._findings(UP_CHECKS, name)
                     if finding.level == "FAIL" and finding.check not in harmless]
         if problems:
-            return from_finding(name, "up", problems[0], tried=tried, when=since,
+            return from_finding(name, "up", problems[0], tried=tried, when=traffic.since,
                                 others=self._texts(problems[1:]))
-        if bytes_out and not bytes_in:
+        if traffic.bytes_out and not traffic.bytes_in:
             return Diagnosis(
                 name, "up", "WARN", "nothing-back", "nothing comes back",
-                f"nothing comes back ({counted}): the peer has lost the SA (it was restarted), a firewall on "
-                "the way drops ESP, or the hosts behind the peer do not answer",
+                f"nothing comes back ({traffic.text}): the peer has lost the SA (it was restarted), a "
+                "firewall on the way drops ESP, or the hosts behind the peer do not answer",
                 "XfrmInNoStates in /proc/net/xfrm_stat of the peer: if it grows, the peer has lost the SA; "
                 "with dpddelay= pluto notices that by itself",
                 f"{shell_words(['ipsec', 'down', name])}; {shell_words(['ipsec', 'up', name])}", "peer",
-                since, xfrm_counters(self.host), tried=tried)
-        return Diagnosis(name, "up", "OK", when=since, tried=tried)
+                traffic.since, xfrm_counters(self.host), tried=tried)
+        return Diagnosis(name, "up", "OK", when=traffic.since, tried=tried)
+
+    def _traffic(self, entries: Entries) -> ConnTraffic:
+        """Return the traffic of the Child SAs in these entries of the status."""
+        serials = {entry["child_sa"] for entry in entries if entry["child_sa"]}
+        by_serial = exact_traffic(self.host, self.timeout)
+        counts = [by_serial[serial] for serial in serials if serial in by_serial]
+        if not counts:
+            return ConnTraffic(0, 0, None, "its traffic is not known")
+        bytes_in = sum(count["bytes_in"] or 0 for count in counts)
+        bytes_out = sum(count["bytes_out"] or 0 for count in counts)
+        since = min((count["added"] for count in counts if count["added"]), default=None)
+        return ConnTraffic(bytes_in, bytes_out, since, f"{bytes_in} bytes came in and {bytes_out} went out")
 
     def _refused_client(self, name: str, entries: Entries, tried: str) -> Diagnosis | None:
         """Return why the last client of a template failed although other clients are up; None if it did not
