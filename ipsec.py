@@ -17407,18 +17407,18 @@ def kilobytes(name: str) -> str:
 
 # --- look and show ---------------------------------------------------------------------------------------------------
 #
-# Facts: programs/look and programs/show of libreswan 3.29 and 4.10 (both are in 4.12, neither is in 5.0) for
-# headings, order and lines; net/xfrm/xfrm_policy.c, xfrm_interface_core.c and net/ipv4/ip_vti.c for the
-# kernel's treatment of a packet.
+# look shows the IPsec state of the kernel in short; show predicts what the kernel does with a packet.  Facts:
+# programs/look and programs/show of libreswan 3.29 and 4.10 for headings, order and lines (5.0 removed both);
+# net/xfrm/xfrm_policy.c, xfrm_interface_core.c and net/ipv4/ip_vti.c of Linux for what happens to a packet.
 
 LOOK_WORDS = ("state", "policy", "nftables", "iptables", "route", "nss")
 
 
 class LookSink(TextSink):
-    """The form of look: host and date in one line, sections under their titles."""
+    """Writes a report in the form of libreswan's look: sections have titles, and no commands."""
 
     def open(self, report: Report) -> None:
-        """Write host and date."""
+        """Write the host and the date in one line."""
         self.write(f"{report.host_name()} {date_line()}\n")
 
     def begin(self, section: ReportSection) -> None:
@@ -17427,108 +17427,121 @@ class LookSink(TextSink):
 
 
 def sorted_policies(report: Report) -> Iterator[str]:
-    """Yield the policies, without those of sockets, in libreswan's order: family, ICMPv6 type, priority,
-    text.
-    """
+    """Yield the policies, without those of sockets, in libreswan's order: see policy_order()."""
     text = XfrmText(report.host, stats=False)
+    policies = (trimmed(policy) for policy in message_texts(policy_messages(report.host), text.policy_text))
+    return in_pieces(sorted((policy for policy in policies if "\tsocket " not in policy), key=policy_order))
 
-    def order(policy: str) -> tuple[bool, int, int, str]:
-        words = policy.split()
-        is_ipv6 = ":" in policy
-        kind = words[words.index("type") + 1] if is_ipv6 and "type" in words else "0"
-        return is_ipv6, int(kind), int(words[words.index("priority") + 1]), policy.replace("\n", "\\")
 
-    plain = (trimmed(policy) for policy in message_texts(policy_messages(report.host), text.policy_text))
-    return in_pieces(sorted((policy for policy in plain if "\tsocket " not in policy), key=order))
+def policy_order(policy: str) -> tuple[bool, int, int, str]:
+    """Return the sort key of a policy's text: IP family, ICMPv6 type, priority, text."""
+    words = policy.split()
+    is_ipv6 = ":" in policy
+    icmp_type = "0"
+    if is_ipv6 and "type" in words:
+        icmp_type = words[words.index("type") + 1]
+    priority = words[words.index("priority") + 1]
+    return is_ipv6, int(icmp_type), int(priority), policy.replace("\n", "\\")
 
 
 def trimmed(text: str) -> str:
-    """Return the text without blanks at the ends of its lines."""
+    """Return the text without spaces at the ends of its lines."""
     return "".join(f"{line.rstrip(' ')}\n" for line in text.splitlines())
 
 
 def main_routes(report: Report) -> Iterator[str]:
-    """Yield the routes of the main table, as `ip -4 route; ip -6 route`, with single blanks."""
+    """Yield the routes of the main table, as `ip -4 route; ip -6 route` prints them, with single spaces."""
     return (trimmed(text.replace("  ", " ")) for text in RouteText(report.host).routes(RT_TABLE_MAIN))
 
 
 def iptables_lists(report: Report) -> Iterator[str]:
-    """Yield the chain IPSEC of the mangle tables and the filter table.
+    """Yield the chain IPSEC of the tables `mangle`, then the table `filter`.  Raises Failure.
 
-    A table that the kernel does not have is not listed, because listing it would load its module.
+    A table that does not exist is not listed, because the kernel would load a module and make the table.
     """
     host = report.host
     is_legacy = host.realpath(host.which("iptables") or "").endswith("legacy-multi")
-    for tool, family in (("iptables", "ip"), ("ip6tables", "ip6")):
+    for program, family in (("iptables", "ip"), ("ip6tables", "ip6")):
         if "mangle" in host.value(f"/proc/net/{family}_tables_names"):
-            ran = host.run([tool, "-n", "-t", "mangle", "-L", "IPSEC"])
-            yield "" if ran.status else ran.text  # the chain is optional
+            ran = host.run([program, "-n", "-t", "mangle", "-L", "IPSEC"])
+            if ran.status == 0:  # the chain is optional
+                yield ran.text
     yield "iptables filter TABLE\n"
     if not is_legacy or "filter" in host.value("/proc/net/ip_tables_names"):
         yield from program_output("iptables", "-n", "-t", "filter", "-L")(report)
 
 
 def nss_listing(report: Report) -> Iterator[str]:
-    """Yield the certificates in the form of certutil -L, sorted."""
+    """Yield the certificates as certutil -L prints them, sorted by name.  Raises Missing, Failure, OSError.
+    """
     has_database(report.host)
-    yield (f"\n{'Certificate Nickname':<60} Trust Attributes\n{'':<61}SSL,S/MIME,JAR/XPI\n\n")
+    yield f"\n{'Certificate Nickname':<60} Trust Attributes\n{'':<61}SSL,S/MIME,JAR/XPI\n\n"
     yield from sorted(certificate_lines(report.host), key=encode)
 
 
 def look_sections(host: Host, words: Sequence[str]) -> list[ReportSection]:
-    """Return the parts of look that the words name, in libreswan's order."""
+    """Return the sections of look that the words name, in libreswan's order."""
     part = ReportSection
-    final = "policy" if "policy" in words else "state"
+    last_xfrm_word = "policy" if "policy" in words else "state"
 
-    def xfrm(name: str, body: Callable[[Report], Iterator[str]]) -> Callable[[Report], Iterator[str]]:
-        def with_end(report: Report) -> Iterator[str]:
-            yield from body(report)
-            yield "XFRM done\n" if name == final else ""
-        return with_end
+    def states(report: Report) -> Iterator[str]:
+        yield from XfrmText(host, stats=False).states()
+        if last_xfrm_word == "state":
+            yield "XFRM done\n"
+
+    def policies(report: Report) -> Iterator[str]:
+        yield from sorted_policies(report)
+        yield "XFRM done\n"
+
+    def policies_without_sockets(report: Report) -> Iterator[Policy]:
+        return (policy for policy in XfrmData(host).policies_data() if not policy.socket)
 
     sections = [
-        part("state", "ip xfrm state list nokeys", xfrm("state", lambda report: XfrmText(host, stats=False).states()),
-             live=True, bulk=True, title="XFRM state:", data=lambda report: XfrmData(host).states_data()),
-        part("policy", "ip xfrm policy", xfrm("policy", sorted_policies), live=True, bulk=True, title="XFRM policy:",
-             data=lambda report: (policy for policy in XfrmData(host).policies_data() if not policy.socket)),
+        part("state", "ip xfrm state list nokeys", states, live=True, bulk=True, title="XFRM state:",
+             data=lambda report: XfrmData(host).states_data()),
+        part("policy", "ip xfrm policy", policies, live=True, bulk=True, title="XFRM policy:",
+             data=policies_without_sockets),
         part("nftables", "nft list ruleset", nft_ruleset, live=True, title="nft list ruleset"),
         part("iptables", "iptables -n -t filter -L", iptables_lists, live=True, title="IPSEC mangle TABLES"),
-        part("route", "ip route", main_routes, live=True, bulk=True, title="ROUTING TABLES", data=routes_data),
-        part("nss", f"certutil -L -d sql:{host.nssdir}", nss_listing, title="NSS_CERTIFICATES", data=nss_data),
+        part("route", "ip route", main_routes, live=True, bulk=True, title="ROUTING TABLES",
+             data=routes_data),
+        part("nss", f"certutil -L -d sql:{host.nssdir}", nss_listing, title="NSS_CERTIFICATES",
+             data=nss_data),
     ]
     return [section for section in sections if section.name in words]
 
 
 def routes_data(report: Report) -> Iterator[Route]:
-    """Yield the routes of the main table as data, IPv4 then IPv6."""
+    """Yield the routes of the main table as data, first IPv4, then IPv6.  Raises OSError."""
     for family in (4, 6):
         yield from Routing(report.host).routes(family)
 
 
 def nss_data(report: Report) -> Iterator[dict[str, Any]]:
-    """Yield the certificates as data."""
+    """Yield the certificates as data.  Raises Missing, Failure, OSError."""
     has_database(report.host)
     return certificate_data(NssDatabase(report.host))
 
 
 @command("look", "[state|policy|iptables|nftables|route|nss]...", rescue=True, options=(
-    Opt("--json", None, "print one JSON document; states, policies, routes and certificates as data"),
-    Opt("--timeout", "SECONDS", "how long to wait for the firewall's programs (default 10)"),
+    Opt("--json", None, "print one JSON document; states, policies, routes and certificates are data in it"),
+    Opt("--timeout", "SECONDS", "how long to wait for a program such as iptables (default 10)"),
     Opt("--version", None, "print the version"),
 ), summary="short view of states, policies, firewall, routes and certificates",
-   details="Without words it shows all of them; of the firewall the output of iptables or, if that is not installed, "
-           "of nft. Keys are never shown.\n\nExit status: 0; 1 if something could not be shown, which standard error "
-           "names.")
+   details="Without words, look shows all parts. The firewall is shown by iptables or, if that is not installed, "
+           "by nft. Keys are never shown.\n\nExit status: 0; 1 if a part could not be shown. Standard error names "
+           "that part.")
 def look_command(host: Host, args: Args) -> int:
-    """Run `ipsec look [WORD...]`; return OK, or ERROR if a part is missing.  Raises Failure."""
+    """Run `ipsec look [WORD...]`; return OK, or ERROR if a part could not be shown.  Raises Failure."""
     if args.flag("--version"):
         host.print(f"ipsec look {host.libreswan_version() or VERSION}")
         return OK
     for word in args.operands:
         if word not in LOOK_WORDS:
-            raise Failure(f"ipsec look: unknown word {quote(word)}", USAGE, f"the words are {', '.join(LOOK_WORDS)}")
-    other = "iptables" if host.live and not host.which("iptables") else "nftables"
-    words = args.operands or [word for word in LOOK_WORDS if word != other]
+            raise Failure(f"ipsec look: unknown word {quote(word)}", USAGE,
+                          f"choose from: {', '.join(LOOK_WORDS)}")
+    unused_firewall = "iptables" if host.live and not host.which("iptables") else "nftables"
+    words = args.operands or [word for word in LOOK_WORDS if word != unused_firewall]
     sink = (JsonSink if args.flag("--json") else LookSink)(lambda text: host.print(text, end=""))
     report = Report(host, args)
     report.program_timeout = report.timeout
@@ -17536,42 +17549,49 @@ def look_command(host: Host, args: Args) -> int:
     return completeness(host, "look", ended, OUTCOMES[1:] if host.live else INCOMPLETE)
 
 
-# The words for the fate of a packet, as XfrmData.fate() calls it
-FATES = {"encrypt": "encrypted", "authenticate": "only authenticated", "block": "dropped", "clear": "sent in clear",
-         "hold": "held until pluto has made its tunnel,"}
+# The texts for what happens to a packet, by the results of XfrmData.fate()
+FATES = {"encrypt": "encrypted", "authenticate": "authenticated, not encrypted", "block": "dropped",
+         "clear": "sent in clear", "hold": "held until pluto has set up the tunnel"}
 
 
 def policy_line(data: XfrmData, policy: Policy) -> str:
-    """Return a policy in libreswan's form, with its conditions: `10.1.0.0/24 <=> 10.2.0.0/24 proto tcp using
-    reqid 1`.
+    """Return a policy in the form of libreswan's show, with its conditions.
+
+    For example `10.1.0.0/24 <=> 10.2.0.0/24 proto tcp dport 22 using reqid 1`.
     """
     selector = policy.selector
-    words = [selector.source, "<=>", selector.destination]
+    text = f"{selector.source} <=> {selector.destination}"
     if selector.protocol:
-        words += ["proto", str(data.protocols.get(selector.protocol, selector.protocol))]
-    names = ("type", "code") if selector.protocol in (IPPROTO_ICMP, IPPROTO_ICMPV6) else ("sport", "dport")
-    for name, port in zip(names, (selector.source_port, selector.destination_port)):
-        words += [] if port is None else [name, str(port)]
-    words += ["dev", selector.device] if selector.device else []
-    words += ["mark", f"0x{policy.mark:x}/0x{policy.mask:x}"] if policy.mask else []
-    words += ["if_id", f"0x{policy.if_id:x}"] if policy.if_id else []
+        text += f" proto {data.protocols.get(selector.protocol, selector.protocol)}"
+    is_icmp = selector.protocol in (IPPROTO_ICMP, IPPROTO_ICMPV6)
+    if selector.source_port is not None:
+        text += f" {'type' if is_icmp else 'sport'} {selector.source_port}"
+    if selector.destination_port is not None:
+        text += f" {'code' if is_icmp else 'dport'} {selector.destination_port}"
+    if selector.device:
+        text += f" dev {selector.device}"
+    if policy.mask:
+        text += f" mark 0x{policy.mark:x}/0x{policy.mask:x}"
+    if policy.if_id:
+        text += f" if_id 0x{policy.if_id:x}"
     reqids = [template.reqid for template in policy.templates if template.reqid]
-    words += ["using reqid", str(reqids[0])] if reqids else []
-    return " ".join(words)
+    if reqids:
+        text += f" using reqid {reqids[0]}"
+    return text
 
 
 class PacketQuery(Record):
-    """The known properties of the packets that show is asked about."""
+    """The properties of a packet that the options of show give."""
 
     source: str  # empty: the address that the kernel chooses
-    protocol: int  # 0: not known
-    source_port: int  # of ICMP the type; 0: not known
-    destination_port: int  # of ICMP the code; 0: not known
+    protocol: int  # 0: unknown
+    source_port: int  # of ICMP the type; 0: unknown
+    destination_port: int  # of ICMP the code; 0: unknown
     mark: int
 
 
 class PacketFates:
-    """What the kernel does with packets: route, then policies by priority, then states."""
+    """Predicts what the kernel does with a packet, from routes, policies and states, in this order."""
 
     def __init__(self, host: Host, query: PacketQuery) -> None:
         self.host = host
@@ -17580,44 +17600,60 @@ class PacketFates:
         self.routing = Routing(host)
 
     def fate(self, destination: str, source: str = "") -> dict[str, Any]:
-        """Return the fate of packets to an address, as --json prints it.  Raises OSError."""
-        query, data = self.query, self.data
-        source = source or query.source
-        result: dict[str, Any] = {"source": source, "destination": destination, "device": "", "fate": "unroutable",
-                                  "why": "it has no route", "policy": None, "exceptions": []}
+        """Return what happens to packets to an address, in the form of --json.  Raises OSError."""
+        source = source or self.query.source
+        result: dict[str, Any] = {"source": source, "destination": destination, "device": "",
+                                  "fate": "unroutable", "why": "there is no route to it", "policy": None,
+                                  "exceptions": []}
         route = self._route(destination, source)
         if route is None:
             return result
         source, device = source or route.source, route.device
-        result.update(source=source, device=device, fate="clear", why="no policy is for it")
+        result.update(source=source, device=device, fate="clear", why="no IPsec policy matches")
         if route.local:
             result["why"] = "it is an address of this host"
             return result
-        path = f"net.ipv4.conf.{device.replace('.', '/')}.disable_xfrm"
-        if "." in destination and read_sysctl(self.host, path) == "1":
+        disable_xfrm = f"net.ipv4.conf.{device.replace('.', '/')}.disable_xfrm"
+        if "." in destination and read_sysctl(self.host, disable_xfrm) == "1":
             result["why"] = f"disable_xfrm is set on {device}"
             return result
+        is_dropped, exceptions, policy = self._policies(source, destination, device)
+        if is_dropped:
+            result.update(fate="block", why=f"no IPsec policy matches, and {device} drops such packets")
+        if policy:
+            fate = self.data.fate(policy, destination)
+            reason = f"{FATES[fate]} (policy {policy_line(self.data, policy)})"
+            result.update(fate=fate, policy=policy, why=reason)
+        result["exceptions"] = [{"fate": self.data.fate(other, destination), "policy": other}
+                                for other in exceptions]
+        return result
+
+    def _policies(self, source: str, destination: str,
+                  device: str) -> tuple[bool, Sequence[Policy | None], Policy | None]:
+        """Return whether the interface drops packets without a policy, the exceptions, and the packets'
+        policy.
+
+        An exception is a policy with a higher priority that matches only some of the packets.
+        """
+        query, data = self.query, self.data
         packet = source, destination, query.protocol, query.source_port, query.destination_port
         *exceptions, policy = data.policies_for(*packet, mark=query.mark)
         _, fields, kind = self.routing.link(device)
-        if kind in ("xfrm", "vti", "vti6") and data.fate(policy, destination) == "clear":
-            # such an interface looks for its own policies and drops a packet if there is none
-            if kind == "xfrm":
-                own = data.policies_for(*packet, if_id=unsigned(fields.get(IFLA_XFRM_IF_ID)))
-            else:
-                own = data.policies_for(*packet, mark=unsigned(fields.get(IFLA_VTI_OKEY), "big"))
-            *exceptions, policy = own
-            result.update(fate="block", why=f"{device} drops packets that no policy is for")
-        if policy:
-            result.update(fate=data.fate(policy, destination), policy=policy)
-            result["why"] = f"{FATES[result['fate']]} by {policy_line(data, policy)}"
-        result["exceptions"] = [{"fate": data.fate(other, destination), "policy": other} for other in exceptions]
-        return result
+        if kind not in ("xfrm", "vti", "vti6") or data.fate(policy, destination) != "clear":
+            return False, exceptions, policy
+        # an interface of these kinds has its own policies and drops packets that match none of them
+        if kind == "xfrm":
+            if_id = unsigned(fields.get(IFLA_XFRM_IF_ID))
+            *exceptions, policy = data.policies_for(*packet, if_id=if_id)
+        else:
+            mark = unsigned(fields.get(IFLA_VTI_OKEY), "big")
+            *exceptions, policy = data.policies_for(*packet, mark=mark)
+        return True, exceptions, policy
 
     def _route(self, destination: str, source: str) -> Route | None:
         """Return the route of packets from a source; None if there is none.
 
-        A source that is not an address of this host, but of a host behind it, does not restrict the lookup.
+        If the source is an address of a host behind this one, the route is looked up without it.
         """
         for sender in dict.fromkeys((source, "")):
             try:
@@ -17629,28 +17665,30 @@ class PacketFates:
     def protected_sources(self, destination: str) -> Iterator[tuple[str, str]]:
         """Yield each network whose packets to the destination would be encrypted, and an address in it.
 
-        An address of this host is preferred; without one it is the first address of the network.  Raises
-        OSError.
+        The address is one of this host or, if the network has none, the first one.  Raises OSError.
         """
-        own = [address for address, _, _, _ in self.routing.addresses()]
-        networks = {policy.selector.source for policy in self.data.policies_data()
-                    if policy.direction == "out" and not policy.socket and policy.templates
-                    and within(destination, policy.selector.destination)}
+        own_addresses = [address for address, _, _, _ in self.routing.addresses()]
+        networks = set()
+        for policy in self.data.policies_data():
+            is_tunnel = policy.direction == "out" and not policy.socket and policy.templates
+            if is_tunnel and within(destination, policy.selector.destination):
+                networks.add(policy.selector.source)
         for network in sorted(networks):
-            source = next((address for address in own if within(address, network)), "") or first_address(network)
+            inside = [address for address in own_addresses if within(address, network)]
+            source = inside[0] if inside else first_address(network)
             if self.fate(destination, source)["fate"] in ("encrypt", "hold"):
                 yield network, source
 
 
 def first_address(network: str) -> str:
-    """Return the first address of a network that a host can have; of a single address itself."""
+    """Return the first address of a network that a host can have; for a single address, that address."""
     data, bits = split_net(network)
     offset = 0 if bits == 8 * len(data) else 1
     return ip_text((int.from_bytes(data, "big") + offset).to_bytes(len(data), "big"))
 
 
 def addresses_of(name: str, source: str) -> list[str]:
-    """Return the addresses of a name or an address; those of the family of `source` if there is one.
+    """Return the addresses of a host name or an address; with a `source`, only those of its IP family.
 
     Raises Failure, also if the resolver does not answer in time.
     """
@@ -17664,37 +17702,38 @@ def addresses_of(name: str, source: str) -> list[str]:
         except Missing as missing:
             failures.append(missing.message.rpartition(": ")[2])
 
-    thread = threading.Thread(target=ask, daemon=True)  # the resolver's own timeout may be long
+    thread = threading.Thread(target=ask, daemon=True)  # the resolver itself may wait much longer
     try:
         thread.start()
     except RuntimeError:
-        raise Failure(f"show: {quote(name)}: no thread can be made to ask the resolver", ERROR,
+        raise Failure(f"show: {quote(name)}: can't start a thread to ask the resolver", ERROR,
                       "give an IP address") from None
     thread.join(10)
     if not addresses:
         raise Failure(f"show: {quote(name)}: {failures[-1]}", ERROR, "give an IP address")
-    same = [address for address in addresses if not source or (":" in address) == (":" in source)]
-    if not same:
+    same_family = [address for address in addresses if not source or (":" in address) == (":" in source)]
+    if not same_family:
         raise Failure(f"show: {quote(name)} and {source} are of different IP families")
-    return same
+    return same_family
 
 
 def packet_query(host: Host, args: Args) -> PacketQuery:
-    """Read show's options.  Raises Failure."""
+    """Return the packet that show's options describe.  Raises Failure."""
     numbers = {name: str(number) for number, name in protocol_names(host).items()}
     protocol = args.value("--protocol", "0")
     try:
         source = args.value("--source")
         if source:
             source = ip_text(packed_address(source))
-        query = PacketQuery(source, int(numbers.get(protocol, protocol)), int(args.value("--source-port", "0")),
-                            int(args.value("--destination-port", "0")), int(args.value("--mark") or "0", 0))
-        if not 0 <= query.mark < 1 << 32 or not all(
-                0 <= port < 1 << 16 for port in (query.source_port, query.destination_port)):
+        query = PacketQuery(source, int(numbers.get(protocol, protocol)),
+                            int(args.value("--source-port", "0")), int(args.value("--destination-port", "0")),
+                            int(args.value("--mark") or "0", 0))
+        has_16_bits = all(0 <= port < 1 << 16 for port in (query.source_port, query.destination_port))
+        if not has_16_bits or not 0 <= query.mark < 1 << 32:
             raise ValueError
     except (ValueError, OSError):
-        raise Failure("ipsec show: --source takes an IP address, --protocol a name of /etc/protocols or a number, "
-                      "ports are numbers of 16 bits, marks of 32", USAGE) from None
+        raise Failure("ipsec show: --source must be an IP address, --protocol a name in /etc/protocols or a "
+                      "number, a port a number of 16 bits, a mark a number of 32 bits", USAGE) from None
     if query.source and not args.operands:
         raise Failure("ipsec show: if specifying a source, specifying a destination is required", USAGE)
     return query
@@ -17707,31 +17746,32 @@ def packet_query(host: Host, args: Args) -> PacketQuery:
     Opt("--destination-port", "PORT", "the destination port of the packets; of ICMP the code"),
     Opt("--mark", "MARK", "the firewall mark of the packets"),
     Opt("--json", None, "print a JSON list, see ipsec_show(8)"),
-    Opt("--debug -d", None, "say what is looked for"),
+    Opt("--debug -d", None, "also print each address and its interface"),
     Opt("--version -v", None, "print the version"),
-), summary="tell whether packets to an address or host would be encrypted, or list the tunnels",
-   details="The answer is what the kernel would do now: route, policies by priority, states. Without DEST the policies "
-           "of tunnels are listed. If packets from this host would not be encrypted, but those of a network behind it "
-           "would, the answer names that network and the --source to ask with.\n\n"
-           "Exit status: 0 if all would be encrypted, 1 if not, 4 if that can't be known.")
+), summary="show whether packets to an address or host would be encrypted, or list the tunnels",
+   details="The answer is what the kernel would do now. It depends on the routes, then on the policies by "
+           "priority, then on the states. Without DEST, the policies of tunnels are listed. If packets of this "
+           "host would not be encrypted, but those of a network behind it would, the answer names that network "
+           "and the command with its --source.\n\nExit status: 0 if all packets would be encrypted, 1 if not, 4 if "
+           "that is unknown.")
 def show_command(host: Host, args: Args) -> int:
-    """Run `ipsec show [DEST...]`; return OK, ERROR if something would not be encrypted, 4 if not root.
+    """Run `ipsec show [DEST...]`; return OK, or ERROR if some packets would not be encrypted.
 
-    Raises Failure.
+    Raises Failure, with status 4 for a user who is not root.
     """
     if args.flag("--version"):
         host.print(f"version: {VERSION}")
         return OK
     if not host.live:
-        raise Failure(f"show: left out: only the running system can tell, not the files under {host.root}", USAGE)
+        raise Failure(f"show works only on the running system, not on the files under {host.root}", USAGE)
     fates = PacketFates(host, packet_query(host, args))
     try:
         if args.operands:
             return show_packets(host, args, fates)
         return show_tunnels(host, args, fates.data)
     except PermissionError:
-        raise Failure("show: only root may read the kernel's policies, so what is encrypted is not known", LSB_UNKNOWN,
-                      "run it as root") from None
+        raise Failure("show: only root may read the kernel's policies, so the answer is unknown", LSB_UNKNOWN,
+                      "run as root") from None
 
 
 def print_json(host: Host, records: Sequence[Any]) -> None:
@@ -17740,9 +17780,12 @@ def print_json(host: Host, records: Sequence[Any]) -> None:
 
 
 def show_tunnels(host: Host, args: Args, data: XfrmData) -> int:
-    """List the outgoing policies of tunnels."""
-    tunnels = [policy for policy in data.policies_data() if policy.direction == "out" and not policy.socket
-               and any(template.reqid for template in policy.templates)]
+    """Print the outgoing policies of tunnels; return OK.  Raises OSError."""
+    tunnels = []
+    for policy in data.policies_data():
+        has_reqid = any(template.reqid for template in policy.templates)
+        if policy.direction == "out" and not policy.socket and has_reqid:
+            tunnels.append(policy)
     if args.flag("--json"):
         print_json(host, tunnels)
         return OK
@@ -17752,13 +17795,14 @@ def show_tunnels(host: Host, args: Args, data: XfrmData) -> int:
 
 
 def show_packets(host: Host, args: Args, fates: PacketFates) -> int:
-    """Print the fate of packets to each destination; return OK if all would be encrypted, else ERROR."""
+    """Print what happens to packets to each destination; return OK if all would be encrypted, else ERROR."""
     results = []
     for name in args.operands:
         for address in addresses_of(name, fates.query.source):
-            result = {"name": name, **fates.fate(address)}
-            sources = [] if result["fate"] in ("encrypt", "hold") else [*fates.protected_sources(address)]
-            result["protected_sources"] = [{"network": network, "source": source} for network, source in sources]
+            result = {"name": name, **fates.fate(address), "protected_sources": []}
+            if result["fate"] not in ("encrypt", "hold"):
+                for network, source in fates.protected_sources(address):
+                    result["protected_sources"].append({"network": network, "source": source})
             results.append(result)
     if args.flag("--json"):
         print_json(host, results)
@@ -17769,23 +17813,26 @@ def show_packets(host: Host, args: Args, fates: PacketFates) -> int:
 
 
 def print_fate(host: Host, args: Args, data: XfrmData, result: Mapping[str, Any]) -> None:
-    """Print the fate of packets to one destination."""
+    """Print what happens to packets to one destination; `result` has the form of --json."""
     destination = result["destination"]
     if args.flag("--debug"):
-        host.print(f"checking destination {printable(result['name'])}: {destination} by {result['device'] or '-'}")
+        device = result["device"] or "-"
+        host.print(f"checking destination {printable(result['name'])}: {destination} by {device}")
     if result["fate"] == "encrypt":
         host.print(policy_line(data, result["policy"]))
     else:
         host.print(f"Packet with source address {result['source'] or '(none)'} to destination {destination} "
                    f"would not be encrypted: {result['why']}")
     for other in result["exceptions"]:
-        host.print(f"    but {FATES[other['fate']]} by {policy_line(data, other['policy'])}")
+        line = policy_line(data, other["policy"])
+        host.print(f"    some packets are {FATES[other['fate']]} (policy {line})")
     options = []
     for name in ("--protocol", "--source-port", "--destination-port", "--mark"):
-        options += [name, args.value(name)] if args.flag(name) else []
+        if args.flag(name):
+            options += [name, args.value(name)]
     for other in result["protected_sources"]:
-        asked = shell_words(["ipsec", "show", "--source", other["source"], *options, destination])
-        host.print(f"    packets from {other['network']} go through a tunnel: {asked}")
+        command_line = shell_words(["ipsec", "show", "--source", other["source"], *options, destination])
+        host.print(f"    packets from {other['network']} go through a tunnel: {command_line}")
 
 
 # --- diagnosis (why) --------------------------------------------------------------------------------------------------

@@ -47,20 +47,20 @@ UP = [state(7)]
 
 
 @pytest.mark.parametrize("fates, destination, fate, why", [
-    (Answers(), "10.66.0.1", "unroutable", "it has no route"),
+    (Answers(), "10.66.0.1", "unroutable", "there is no route to it"),
     (Answers(), "192.0.2.1", "clear", "it is an address of this host"),
-    (Answers(), "10.2.0.1", "clear", "no policy is for it"),
+    (Answers(), "10.2.0.1", "clear", "no IPsec policy matches"),
     (Answers(asked("esp"), states=UP, source="10.1.0.1"), "10.2.0.1", "encrypt",
-     "encrypted by 10.1.0.0/24 <=> 10.2.0.0/16 using reqid 7"),
+     "encrypted (policy 10.1.0.0/24 <=> 10.2.0.0/16 using reqid 7)"),
     (Answers(asked("esp"), source="10.1.0.1"), "10.2.0.1", "hold",
-     "held until pluto has made its tunnel, by 10.1.0.0/24 <=> 10.2.0.0/16 using reqid 7"),
+     "held until pluto has set up the tunnel (policy 10.1.0.0/24 <=> 10.2.0.0/16 using reqid 7)"),
     (Answers(policy(action="block"), source="10.1.0.1"), "10.2.0.1", "block",
-     "dropped by 10.1.0.0/24 <=> 10.2.0.0/16"),
-    (Answers(kind="xfrm"), "10.2.0.1", "block", "eth0 drops packets that no policy is for"),
+     "dropped (policy 10.1.0.0/24 <=> 10.2.0.0/16)"),
+    (Answers(kind="xfrm"), "10.2.0.1", "block", "no IPsec policy matches, and eth0 drops such packets"),
     (Answers(policy(if_id=7, templates=asked("esp").templates), states=UP, kind="xfrm", source="10.1.0.1"), "10.2.0.1",
-     "encrypt", "encrypted by 10.1.0.0/24 <=> 10.2.0.0/16 if_id 0x7 using reqid 7"),
+     "encrypt", "encrypted (policy 10.1.0.0/24 <=> 10.2.0.0/16 if_id 0x7 using reqid 7)"),
     (Answers(policy(mark=6, mask=0xFF, templates=asked("esp").templates), states=UP, kind="vti", source="10.1.0.1"),
-     "10.2.0.1", "encrypt", "encrypted by 10.1.0.0/24 <=> 10.2.0.0/16 mark 0x6/0xff using reqid 7"),
+     "10.2.0.1", "encrypt", "encrypted (policy 10.1.0.0/24 <=> 10.2.0.0/16 mark 0x6/0xff using reqid 7)"),
 ])
 def test_the_fate_of_packets(fates: Answers, destination: str, fate: str, why: str) -> None:
     result = fates.fate(destination)
@@ -110,11 +110,12 @@ def test_what_show_prints(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     status, text = shown(monkeypatch, capsys, fates, "--debug", "--mark", "5", "10.2.0.1")
     assert status == 1 and text.splitlines() == [
         "checking destination 10.2.0.1: 10.2.0.1 by eth0",
-        "Packet with source address 192.0.2.1 to destination 10.2.0.1 would not be encrypted: no policy is for it",
+        "Packet with source address 192.0.2.1 to destination 10.2.0.1 would not be encrypted: no IPsec policy matches",
         "    packets from 10.1.0.0/24 go through a tunnel: ipsec show --source 10.1.0.7 --mark 5 10.2.0.1"]
     sent = Answers(tunnel, policy(protocol=6, action="block"), states=UP, source="10.1.0.7")
     assert shown(monkeypatch, capsys, sent, "10.2.0.1") == (
-        0, "10.1.0.0/24 <=> 10.2.0.0/16 using reqid 7\n    but dropped by 10.1.0.0/24 <=> 10.2.0.0/16 proto tcp\n")
+        0, "10.1.0.0/24 <=> 10.2.0.0/16 using reqid 7\n"
+        "    some packets are dropped (policy 10.1.0.0/24 <=> 10.2.0.0/16 proto tcp)\n")
     status, text = shown(monkeypatch, capsys, sent, "--json", "10.2.0.1")
     assert (status, json.loads(text)[0]["policy"]["templates"][0]["reqid"]) == (0, 7)
     assert json.loads(shown(monkeypatch, capsys, sent, "--json")[1])[0]["direction"] == "out"
@@ -127,7 +128,7 @@ def test_who_may_not_ask_is_told_so(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     fates.data.policies_data = refuse  # type: ignore[method-assign, assignment]
-    with pytest.raises(ipsec.Failure, match="run it as root") as caught:
+    with pytest.raises(ipsec.Failure, match="run as root") as caught:
         shown(monkeypatch, capsys, fates)
     assert caught.value.status == 4
 

@@ -15,9 +15,9 @@ from .test_gateways import bring_up
 #: What the original says of packets from 10.1.0.1 to these, and we
 DESTINATIONS = {
     "10.2.0.1": ("using reqid", "using reqid"),
-    "10.2.0.9": ("using reqid", "would not be encrypted: dropped by 10.1.0.0/24 <=> 10.2.0.9/32"),
-    "192.0.2.2": ("would not be encrypted", "would not be encrypted: no policy is for it"),
-    "10.3.0.1": ("would not be encrypted", "would not be encrypted: dropped by 10.1.0.0/24 <=> 10.3.0.0/24"),
+    "10.2.0.9": ("using reqid", "would not be encrypted: dropped (policy 10.1.0.0/24 <=> 10.2.0.9/32)"),
+    "192.0.2.2": ("would not be encrypted", "would not be encrypted: no IPsec policy matches"),
+    "10.3.0.1": ("would not be encrypted", "would not be encrypted: dropped (policy 10.1.0.0/24 <=> 10.3.0.0/24)"),
     "127.0.0.1": ("would not be encrypted", "would not be encrypted: it is an address of this host"),
 }
 
@@ -135,7 +135,7 @@ def test_show_names_the_networks_that_a_tunnel_serves(bookworm: Machine) -> None
     result = bookworm.ipsec("show", "--protocol", "udp", "10.2.0.9")
     assert result.status == 1
     assert result.stdout.splitlines() == [
-        "Packet with source address 192.0.2.1 to destination 10.2.0.9 would not be encrypted: no policy is for it",
+        "Packet with source address 192.0.2.1 to destination 10.2.0.9 would not be encrypted: no IPsec policy matches",
         "    packets from 10.1.0.0/24 go through a tunnel: ipsec show --source 10.1.0.7 --protocol udp 10.2.0.9",
         "    packets from 10.9.0.0/30 go through a tunnel: ipsec show --source 10.9.0.1 --protocol udp 10.2.0.9"]
     found = json.loads(bookworm.ipsec("show", "--json", "10.2.0.9").stdout)
@@ -149,12 +149,12 @@ def test_show_knows_protocol_ports_and_who_may_ask(bookworm: Machine) -> None:
         bookworm.ip("xfrm", "policy", "add", "src", "192.0.2.0/24", "dst", "192.0.2.9", *narrow, "dir", "out",
                     "priority", "1", "action", "block")
     plain = bookworm.ipsec("show", "192.0.2.9")
-    assert plain.status == 1 and plain.stdout.splitlines()[0].endswith("no policy is for it")
+    assert plain.status == 1 and plain.stdout.splitlines()[0].endswith("no IPsec policy matches")
     assert [line.split()[:2] for line in plain.stdout.splitlines()[1:]] == [["but", "dropped"]] * 2
     for words, dropped in (("-p tcp --destination-port 22", True), ("-p udp", False), ("-p icmp --source-port 8", True),
                            ("-p 6 --destination-port 23", False)):
-        assert ("dropped by" in bookworm.ipsec("show", *words.split(), "192.0.2.9").stdout) == dropped, words
+        assert ("dropped (policy" in bookworm.ipsec("show", *words.split(), "192.0.2.9").stdout) == dropped, words
     found = json.loads(bookworm.ipsec("show", "--json", "-p", "tcp", "--destination-port", "22", "192.0.2.9").stdout)
     assert [(one["fate"], one["source"], one["device"]) for one in found] == [("block", "192.0.2.1", "eth0")]
     result = bookworm.ipsec("show", "192.0.2.9", user=65534)
-    assert result.status == 4 and "run it as root" in result.stderr
+    assert result.status == 4 and "run as root" in result.stderr
