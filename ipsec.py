@@ -14012,7 +14012,7 @@ CAUSES = (
           "pluto gave up before it authenticated: usually the private key or the PSK of this host is missing",
           "the keys and certificates of this host in the NSS database and in ipsec.secrets",
           "ipsec verify certificates host_keys psk",
-          ("encountered fatal error in state", "had internal error", "internal error"), weak=True,
+          ("[1] encountered fatal error in state", "[1] had internal error", "[1] internal error"), weak=True,
            local=KEY_CHECKS),
     Cause("deleted", "peer deleted it", "peer",
           "the peer ended the tunnel: it deleted the SA",
@@ -14025,6 +14025,12 @@ CAUSES = (
           "whether the peer has dead peer detection (dpddelay=), which ends its old SA", "ipsec up {conn}",
           ("for an unknown ISAKMP SA", "non-existent (expired or deleted?)",
            "request has no corresponding IKE SA", "informational, no matching ISAKMP"), weak=True),
+    Cause("internal", "internal error", "here",
+          "pluto could not go on after the IKE SA was up (internal error): the kernel refused the IPsec SA, "
+          "or the SA to rekey was gone",
+          "the lines before this one in pluto's log, and the kernel here", "ipsec verify xfrm esp algorithms",
+          ("[2] encountered fatal error in state", "[2] had internal error", "[2] internal error"), weak=True,
+           local="xfrm esp algorithms"),
     Cause("half-open", "peer stops halfway", "peer",
           "the peer begins, but does not go on after the first answer: a firewall drops that answer or udp "
           "port 4500, or the peer has no key",
@@ -17875,6 +17881,9 @@ XFRM_COUNTERS = {
     "XfrmFwdHdrError": "packets could not be forwarded"}
 
 
+# Keywords of connections whose policies match only packets with a certain port, mark or security label
+SELECTED_BY_MORE = ("leftprotoport", "rightprotoport", "mark", "mark-in", "mark-out", "sec-label",
+                    "policy-label", "vti-interface")
 # The entries of one connection in pluto's status: the connection and its instances
 Entries = list["dict[str, Any]"]
 
@@ -17997,7 +18006,8 @@ class Doctor:
             return Diagnosis(name, "unknown", "SKIP", means=f"only root may ask pluto ({error_text(error)})",
                              command=shell_words(["sudo", "ipsec", "why", name]))
         except NoPluto as failure:
-            if signs := self.patient.pluto_signs() if failure.silent else [failure.message]:
+            signs = self.patient.pluto_signs() if failure.silent else [failure.message]
+            if signs:
                 return Diagnosis(name, "unknown", "SKIP", means=f"pluto can't be asked: {signs[0]}",
                                  command="ipsec status")
             return Diagnosis(name, "down", "FAIL", "pluto-down", "pluto not running",
@@ -18036,8 +18046,8 @@ class Doctor:
             means, check = ("pluto has not loaded it, because auto= is ignore or not set",
                             f"auto= at {conn.file}:{conn.line}")
         else:
-            means, check = ("it is in the file, but not loaded: it was deleted, or never loaded",
-                            "whether ipsec add reports an error")
+            means, check = ("it is in the file, but it was deleted from pluto, or never loaded",
+                            "whether ipsec add prints an error")
             others = self._texts(self._findings("config certificates", name))
         return Diagnosis(name, "not loaded", "FAIL", "not-loaded", "not loaded", means, check,
                          shell_words(["ipsec", "add", name]), "here", others=others)
@@ -18111,6 +18121,8 @@ class Doctor:
         if state in ("on demand", "waiting"):
             return Diagnosis(name, state, "OK", others=[f"pluto's log: {problem}"] if problem else ())
         reason = "pluto's log has no attempt since it started"
+        if tried:
+            reason = "pluto's log does not say why the last attempt failed"
         if problem:
             reason = f"the cause is unknown, because pluto's log can't be read ({problem})"
         problems = self._findings(NO_REASON_CHECKS, name)
@@ -18176,10 +18188,14 @@ class Doctor:
         if cause.name == "auth-refused" and policy & {"RSASIG", "ECDSA", "RSASIG_v1_5"}:
             return ("the peer refused to authenticate this host (AUTHENTICATION_FAILED): it does not accept "
                     "this host's certificate (expired, revoked, unknown CA), RSA key or ID (leftid=)")
+        versions = ike_versions(policy)
         if cause.name == "unknown-peer" and entries:
-            version = "IKEv1 only" if policy & {"IKEV1", "IKEv1"} else "IKEv2 only"
             return ("the peer asks for an IKE SA, and no connection here fits its request: this one allows "
-                    f"{version}; the peer may use another address, another IKE version or another authby=")
+                    f"{versions}; the peer may use another address, another IKE version or another authby=")
+        if cause.name == "ike-peer" and versions == "IKEv1 only":
+            return ("the peer refused the first message (NO_PROPOSAL_CHOSEN): the ends have no IKE proposal "
+                    "(ike=, with its DH group) or no authentication method (authby=) in common, or the peer "
+                    "has no pre-shared key (PSK) or no connection for this host")
         return cause.means
 
     # up
@@ -18197,6 +18213,10 @@ class Doctor:
             return Diagnosis(name, "up", "FAIL", "nat", "NAT, in clear", means,
                              "an exception before the rule of NAT, for packets to the peer's networks", fix,
                              "here", traffic.since, tried=tried)
+        unprotected = self._unprotected(name)
+        if unprotected:
+            packets, fate = unprotected
+            return unprotected_diagnosis(name, packets, fate, traffic.since, tried)
         harmless = ("esp", "firewall") if traffic.bytes_in else ("esp",)
         problems = [finding for finding in self._findings(UP_CHECKS, name)
                     if finding.level == "FAIL" and finding.check not in harmless]
@@ -18261,6 +18281,24 @@ class Doctor:
             return None
         return None
 
+    def _unprotected(self, name: str) -> tuple[str, dict[str, Any]] | None:
+        """Return which packets of the connection the kernel would not encrypt, because they have no route or
+        no policy is for them, and their fate (PacketFates).  None if it would, or if that is not known."""
+        try:
+            fates = PacketFates(self.host, PacketQuery("", 0, 0, 0, 0))
+            for tunnel in self.patient.tunnels:
+                if tunnel.conn.name != name or any(tunnel.conn.get(keyword) for keyword in SELECTED_BY_MORE):
+                    continue
+                for ours, theirs in tunnel.pairs(conn_nets(tunnel.conn, tunnel.here)):
+                    if ours in EVERYTHING or theirs in EVERYTHING:
+                        continue
+                    fate = fates.fate(first_address(theirs), first_address(ours))
+                    if is_unprotected(fate):
+                        return f"packets from {ours} to {theirs}", fate
+        except (OSError, Failure):
+            return None
+        return None
+
     def _nat_chain(self, tunnel: Tunnel, ours: str, theirs: str) -> str:
         """Return the command that inserts a rule before the one that changes the source of packets of a
         tunnel; empty if no rule does.  Raises OSError, Failure."""
@@ -18295,6 +18333,16 @@ class Doctor:
         return f"{clock_text(line.when)} {text}".strip()[:400]
 
 
+def ike_versions(policy: Collection[str]) -> str:
+    """Return which versions of IKE a connection allows, for people; `policy` has the words of pluto's status.
+    """
+    allows_v1 = any(word.upper().startswith("IKEV1") for word in policy)
+    allows_v2 = any(word.upper().startswith("IKEV2") for word in policy)
+    if allows_v1:
+        return "IKEv1 and IKEv2" if allows_v2 else "IKEv1 only"
+    return "IKEv2 only"
+
+
 def explains(finding: Finding, cause: str) -> bool:
     """Return whether a finding explains a failure for which pluto's log has no reason; `cause` is a name in
     CAUSES."""
@@ -18312,6 +18360,31 @@ def from_finding(name: str, state: str, finding: Finding, *, tried: str, others:
     """Return the diagnosis of a connection for which a check of verify has found the cause on this host."""
     return Diagnosis(name, state, "FAIL", finding.check, short_finding(finding), finding_text(finding), check,
                      finding.mend, "here", when, evidence, others, tried)
+
+
+def is_unprotected(fate: Mapping[str, Any]) -> bool:
+    """Return whether packets with this fate (PacketFates) miss their tunnel; not if a policy lets them leave
+    in clear, or if they are for this host."""
+    if fate["fate"] == "clear":
+        return fate["policy"] is None and fate["device"] != "lo" and not fate["exceptions"]
+    return fate["fate"] in ("unroutable", "block")
+
+
+def unprotected_diagnosis(name: str, packets: str, fate: Mapping[str, Any], since: float | None,
+                          tried: str) -> Diagnosis:
+    """Return the diagnosis of a connection that is up while its packets have this fate."""
+    next_step = f"{shell_words(['ipsec', 'down', name])}; {shell_words(['ipsec', 'up', name])}"
+    check = "ip xfrm policy: whether the tunnel has its policies, and which other policy comes first"
+    if fate["fate"] == "unroutable":
+        cause, short, means = "unroutable", "no route", f"{packets} have no route, so they miss the tunnel"
+        check = "the routes of this host"
+        next_step = shell_words(["ip", "route", "get", fate["destination"]])
+    elif fate["fate"] == "block":
+        cause, short = "blocked", "policy blocks packets"
+        means = f"the kernel drops {packets}: {fate['why']}"
+    else:
+        cause, short, means = "unprotected", "packets in clear", f"{packets} leave in clear: {fate['why']}"
+    return Diagnosis(name, "up", "FAIL", cause, short, means, check, next_step, "here", since, tried=tried)
 
 
 def finding_text(finding: Finding) -> str:

@@ -429,6 +429,7 @@ def doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Doctor:
     monkeypatch.setattr(patient, "loaded", lambda: {"office": [entry()]})
     doctor = Doctor(host, 1.0, patient)
     monkeypatch.setattr(doctor, "_findings", lambda names, conn: [])
+    monkeypatch.setattr(doctor, "_unprotected", lambda name: None)
     return doctor
 
 
@@ -463,6 +464,19 @@ def test_what_this_host_shows_stands_in_where_the_log_has_no_reason(doctor: Doct
     assert "firewall" in doctor.diagnose("office").means
     assert explains(Finding("firewall", "x", "WARN", "BLOCKED", "UDP 4500 from anywhere"), "half-open")
     assert not explains(Finding("firewall", "x", "WARN", "BLOCKED", "ICMP from anywhere"), "silent-auth")
+
+
+def test_the_policy_narrows_a_cause_down(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    for words, versions in ((["PSK", "IKEV1_ALLOW"], "IKEv1 only"), (["IKEv1", "PSK"], "IKEv1 only"),
+                            (["IKEV1_ALLOW", "IKEV2_ALLOW"], "IKEv1 and IKEv2"), (["IKEv2"], "IKEv2 only")):
+        assert ipsec.ike_versions(words) == versions
+    monkeypatch.setattr(doctor.patient, "loaded", lambda: {"office": [entry(policy=["IKEv1", "PSK"])]})
+    set_log(doctor, f'"office" #1: {MAIN}', '"office" #1: ignoring informational payload NO_PROPOSAL_CHOSEN')
+    assert "no pre-shared key (PSK)" in doctor.diagnose("office").means
+    monkeypatch.setattr(doctor.patient, "loaded", lambda: {"office": [entry(policy=["IKEv2", "PSK"])]})
+    assert "pre-shared" not in doctor.diagnose("office").means
+    set_log(doctor, "packet from 203.0.113.9:500: no suitable connection found with IKEv2 policy")
+    assert "this one allows IKEv2 only" in doctor.diagnose("office").means
 
 
 def test_honest_where_nothing_is_known(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -532,6 +546,31 @@ def test_nat_before_the_tunnel_is_said_to_be_in_clear(doctor: Doctor, monkeypatc
     monkeypatch.setattr(doctor, "_in_clear", lambda name: ("packets leave in clear", "iptables ..."))
     found = doctor.diagnose("office")
     assert found.level == "FAIL" and "in clear" in found.means
+
+
+@pytest.mark.parametrize(("fate", "cause", "words"), [
+    ({"fate": "encrypt"}, "", ""), ({"fate": "hold"}, "", ""),
+    ({"fate": "unroutable"}, "unroutable", "have no route"),
+    ({"why": "no policy is for it"}, "unprotected", "leave in clear: no policy is for it"),
+    ({"why": "disable_xfrm is set on eth0"}, "unprotected", "disable_xfrm is set on eth0"),
+    ({"policy": {"index": 1}}, "", ""), ({"device": "lo"}, "", ""), ({"exceptions": [{}]}, "", ""),
+    ({"fate": "block", "why": "ipsec1 drops packets that no policy is for"}, "blocked", "the kernel drops packets"),
+])
+def test_packets_that_miss_a_tunnel_that_is_up(doctor: Doctor, monkeypatch: pytest.MonkeyPatch,
+                                               fate: dict[str, Any], cause: str, words: str) -> None:
+    whole = {"fate": "clear", "device": "eth0", "policy": None, "exceptions": [], "why": "", "destination": PEER,
+             **fate}
+    tunnel = ipsec.Tunnel(doctor.patient.conns[0], "left", ["192.0.2.1"], [], [PEER], "eth0", PEER)
+    monkeypatch.undo()
+    monkeypatch.setattr(Patient, "tunnels", property(lambda self: [tunnel]))
+    monkeypatch.setattr(ipsec.PacketFates, "__init__", lambda self, host, query: None)
+    monkeypatch.setattr(ipsec.PacketFates, "fate", lambda self, destination, source: whole)
+    unprotected = doctor._unprotected("office")
+    if not unprotected:
+        assert cause == ""
+        return
+    diagnosis = ipsec.unprotected_diagnosis("office", *unprotected, 7.0, "up")
+    assert diagnosis.cause == cause and words in diagnosis.means and diagnosis.when == 7.0
 
 
 def test_up_waits_as_long_as_something_may_come() -> None:
