@@ -18760,7 +18760,8 @@ class Teller:
     def _state(self, name: str) -> str:
         """Return the state of a connection, a word of Diagnosis.  Raises NoPluto, TimedOut,
         PermissionError."""
-        entries = load_part("Doctor")(self.host, 5.0).told(name)
+        doctor: Doctor = load_part("Doctor")(self.host, 5.0)
+        entries = doctor.entries(name)
         return connection_state(entries) if entries else "not loaded"
 
     def _take_down(self, name: str) -> None:
