@@ -6100,21 +6100,24 @@ def split_code(line: bytes) -> tuple[int, str]:
     return (int(code), decode(text)) if code.isdigit() and len(code) <= 4 else (-1, decode(line))
 
 
+DETAIL_HEAD = 5  # characters that tell the detail lines of a connection apart
+
+
 def pluto_status(host: Host, timeout: float | None = PLUTO_TIMEOUT,
-                 beginnings: tuple[str, ...] | None = None) -> Iterator[str]:
+                 details: Collection[str] | None = None) -> Iterator[str]:
     """Yield the lines of pluto's full status as they arrive, without codes.  Works with every release.
 
-    With `beginnings`, skip a detail line of a connection (`"conn":   TEXT…`) unless TEXT starts with one of
-    them.  Skipping a line takes a fifth of the time of parsing it.  The first next() or a later one raises
-    NoPluto (not running, no permission, truncated reply) or TimedOut.
+    With `details`, skip a detail line of a connection (`"conn":   TEXT…`) unless the first DETAIL_HEAD characters of
+    TEXT are in it, because parsing all lines takes five times as long.  The first next() or a later one raises NoPluto
+    (not running, no permission, truncated reply) or TimedOut.
     """
     with Conversation(host, timeout) as talk:
         talk.say(basic_message(BASIC_STATUS))
         for block in talk.blocks():
             lines = decode(block).split("\n")
-            if beginnings is not None:
-                lines = [line for line in lines
-                         if (place := line.find(":   ")) < 0 or line.startswith(beginnings, place + 4)]
+            if details is not None:
+                lines = [line for line in lines if (place := line.find(":   ") + 4) < 4
+                         or line[place:place + DETAIL_HEAD] in details]
             for line in lines:
                 yield line[4:] if line.startswith("000 ") else split_code(encode(line))[1]
 
@@ -7076,13 +7079,17 @@ STATUS_HEADINGS = ("config setup options:", "Kernel algorithms supported:", "IKE
                    "current.states.enumerate", "State list:", "Traffic list:")
 # The only options of a connection that pluto prints without a value
 STATUS_FLAGS = frozenset(("oriented", "unoriented", "ipcomp"))
-# The field that each option of a connection fills; releases differ in the names of the options
-STATUS_FIELDS = {"our_id": "local.id", "their_id": "remote.id", "our_auth": "local.auth", "their_auth": "remote.auth",
-                 "newest_ike_sa": "ike_sa", "newest_isakmp_sa": "ike_sa", "established_ike_sa": "ike_sa",
-                 "established_isakmp_sa": "ike_sa", "newest_ipsec_sa": "child_sa", "established_child_sa": "child_sa",
-                 "established_ipsec_sa": "child_sa", "ike_life": "lifetimes.ike",
-                 "ipsec_life": "lifetimes.ipsec", "rekey_margin": "lifetimes.rekey_margin", "interface": "interface",
-                 "routing": "routing", "policy": "policy"}
+# The field that each option of a connection fills (with the object that has the field, if it is not the connection
+# itself).  Releases differ in the names of the options.
+STATUS_FIELDS = {"our_id": ("local", "id"), "their_id": ("remote", "id"),
+                 "our_auth": ("local", "auth"), "their_auth": ("remote", "auth"),
+                 "newest_ike_sa": ("", "ike_sa"), "newest_isakmp_sa": ("", "ike_sa"),
+                 "established_ike_sa": ("", "ike_sa"), "established_isakmp_sa": ("", "ike_sa"),
+                 "newest_ipsec_sa": ("", "child_sa"), "established_child_sa": ("", "child_sa"),
+                 "established_ipsec_sa": ("", "child_sa"),
+                 "ike_life": ("lifetimes", "ike"), "ipsec_life": ("lifetimes", "ipsec"),
+                 "rekey_margin": ("lifetimes", "rekey_margin"),
+                 "interface": ("", "interface"), "routing": ("", "routing"), "policy": ("", "policy")}
 # Settings that are printed as `key: value`
 STATUS_SETTINGS = frozenset(("debug", "using kernel interface", "virtual-private (%priv)", "virtual_private (%priv)",
                              "State Information", "- allowed subnets", "- excluded subnets", "stats db_ops"))
@@ -7091,7 +7098,7 @@ SIZE_UNITS = ("B", "KB", "MB", "GB", "TB", "PB", "EB")  # pluto counts in steps 
 CHILD_MARKS = ("CHILD", "QUICK", "V2_IPSEC", "V2_CREATE", "Child SA", "IPsec SA", "Quick Mode", "QI1", "QI2", "QR1")
 IKE_MARKS = ("REKEY_IKE", "rekey IKE SA", "IKE_SA_INIT")
 OWNER_MARKS = ("IKE SA #", "ISAKMP SA #", "isakmp#")  # beginnings of the note that names the IKE SA of a Child SA
-KNOWN_BODIES = 512  # the number of lines that a StatusReader remembers
+KNOWN_DETAILS = 512  # the number of detail lines that a StatusReader remembers
 FIELD_KEYS: dict[str, str] = {}  # the cache of field_key()
 
 
@@ -7175,8 +7182,9 @@ def id_fields(text: str) -> dict[str, str] | None:
 def count_of(text: str) -> int | None:
     """Parse a count (`168B!`, `2^63`, `#2`, `540s`, `-1s`); return None if the text is not a number, or is
     rounded."""
-    if text.isdigit() and text.isascii() and len(text) <= 20:  # nearly always
-        return int(text)
+    digits = text.removeprefix("#").removesuffix("s")
+    if is_number(digits):  # nearly always
+        return int(digits)
     digits = text.lstrip("#").rstrip("!")
     if digits.endswith(("B", "s")):
         digits = digits[:-1]
@@ -7311,6 +7319,8 @@ def split_instance(text: str) -> tuple[str, str | None, str | None, str | None, 
     `...192.0.2.1`, `10.0.10.1/32=== ...192.0.2.1`, `...192.0.2.1===10.0.10.1/32`.  The rest begins with `,`,
     `:` or a blank.  Return None if the text has another form.
     """
+    if not text.startswith("["):  # nearly always
+        return "", None, None, None, text
     end = 0
     while text.startswith("[", end):
         close = text.find("]", end)
@@ -7318,7 +7328,7 @@ def split_instance(text: str) -> tuple[str, str | None, str | None, str | None, 
             return None
         end = close + 1
     instance, rest = text[:end], text[end:]
-    if not instance or not rest.startswith(" "):
+    if not rest.startswith(" "):
         return instance, None, None, None, rest
     word, blank, tail = rest[1:].partition(" ")
     local_client = ""
@@ -7339,6 +7349,34 @@ def split_instance(text: str) -> tuple[str, str | None, str | None, str | None, 
         elif colon:
             remote, rest = address, f":{port}{rest}"
     return instance, remote, local_client.strip("{}") or None, remote_client.strip("{}") or None, rest
+
+
+def parse_details(body: str) -> tuple[dict[str, str], list[tuple[str, str, Any]]] | None:
+    """Parse a detail line of a connection: its options, and the object, field and value of STATUS_FIELDS for each.
+
+    Return None if the line is of an unknown form.
+    """
+    options = status_fields(body)
+    if options is None:
+        return None
+    updates: list[tuple[str, str, Any]] = []
+    if "oriented" in options or options.get("host") == "oriented":
+        updates.append(("", "oriented", True))
+    for key, text in options.items():
+        if key not in STATUS_FIELDS:
+            continue
+        group, field = STATUS_FIELDS[key]
+        value: Any = None if text in ("(none)", "%none") else text
+        if field.endswith("_sa"):
+            value = count_of(text) or None  # pluto prints #0 if there is no SA
+        elif group == "lifetimes":
+            value = count_of(text)
+        elif field == "policy":
+            value = text.split("+")
+        updates.append((group, field, value))
+        if field == "child_sa":
+            updates.append(("", "up", value is not None))
+    return options, updates
 
 
 def has_ipsec_sa(connection: Mapping[str, Any]) -> bool | None:
@@ -7374,7 +7412,7 @@ class StatusReader:
         self._states: dict[int, dict[str, Any]] = {}
         self._family: list[dict[str, Any]] = []  # a connection, followed by its instances
         self._detail_head = "\0"  # the beginning of the detail lines of the last connection
-        self._bodies: dict[str, dict[str, str] | None] = {}  # the fields of detail lines: connections share many
+        self._known: dict[str, Any] = {}  # results of parse_details(): connections have many lines in common
 
     def read(self, lines: Iterable[str]) -> dict[str, Any]:
         """Parse all lines and return the data."""
@@ -7434,35 +7472,19 @@ class StatusReader:
         return last.get("name") == name and last.get("instance") == number and self._details(last, body)
 
     def _details(self, connection: dict[str, Any], body: str) -> bool:
-        if body not in self._bodies:
-            if len(self._bodies) >= KNOWN_BODIES:
-                self._bodies.clear()
-            self._bodies[body] = status_fields(body)
-        fields = self._bodies[body]
-        if fields is None:
+        if body not in self._known:
+            if len(self._known) >= KNOWN_DETAILS:
+                self._known.clear()
+            self._known[body] = parse_details(body)
+        details = self._known[body]
+        if details is None:
             return False
-        if "oriented" in fields or fields.get("host") == "oriented":
-            connection["oriented"] = True
-        connection["options"].update(fields)
-        for key, value in fields.items():
-            if key in STATUS_FIELDS:
-                self._set_field(connection, STATUS_FIELDS[key], value)
+        options, updates = details
+        connection["options"].update(options)
+        for group, field, value in updates:
+            target = connection[group] if group else connection
+            target[field] = value
         return True
-
-    @staticmethod
-    def _set_field(connection: dict[str, Any], place: str, value: str) -> None:
-        group, _, field = place.rpartition(".")
-        target = connection[group] if group else connection
-        if field.endswith("_sa"):
-            target[field] = count_of(value) or None  # pluto prints #0 if there is no SA
-            if field == "child_sa":
-                connection["up"] = target[field] is not None
-        elif group == "lifetimes":
-            target[field] = count_of(value)
-        elif field == "policy":
-            target[field] = value.split("+")
-        else:
-            target[field] = None if value in ("(none)", "%none") else value
 
     def _first_line(self, name: str, instance: str, body: str) -> bool:
         topology = split_topology(body)
@@ -7488,6 +7510,10 @@ class StatusReader:
         return True
 
     def _line(self, line: str, text: str) -> bool:
+        if self._list is None and text[0] == '"':
+            return self.connection(text)
+        if self._list is None and text[0] == "#":
+            return self._state(text)
         if text.startswith("List of "):
             self._list = self.data["lists"].setdefault(text[8:].rstrip(":"), [])
             return True
@@ -7497,10 +7523,6 @@ class StatusReader:
             else:
                 self._list.append({"text": text, "details": []})
             return True
-        if text.startswith('"'):
-            return self.connection(text)
-        if text.startswith("#") and is_number(text[1:].partition(":")[0]):
-            return self._state(text)
         word, _, rest = text.partition(" ")
         if word == "interface":
             return self._interface(rest.split())
@@ -7581,6 +7603,8 @@ class StatusReader:
 
     def _state(self, text: str) -> bool:
         number, _, rest = text[1:].partition(": ")
+        if not is_number(number):
+            return False
         if rest.startswith("pending ") and " for " in rest:
             kind, _, name = rest[8:].partition(" for ")
             self.data["pending"].append({"ike_sa": int(number), "kind": kind, "connection": name.strip().strip('"')})
@@ -7657,11 +7681,11 @@ class StatusReader:
         state["type"] = "child" if is_child else "ike"
         return True
 
+
     @staticmethod
     def _note(state: dict[str, Any], note: str) -> None:
-        event, is_event, when = note.partition(" in ")
-        if is_event and " " not in event and event == event.replace("_v1_", "").replace("_v2_", "").upper() or \
-                event.startswith("EVENT_"):
+        event, mark, when = note.partition(" in ")
+        if event.startswith("EVENT_") or (mark and " " not in event and event == event.upper()):
             event = event.removeprefix("EVENT_").removeprefix("v1_").removeprefix("v2_").removeprefix("SA_")
             state["events"][event.lower()] = count_of(when.strip())
         elif note.startswith(OWNER_MARKS):
@@ -19127,9 +19151,11 @@ def auto_command(host: Host, args: Args) -> int:
 # --- tunnels: pluto's connections as a table --------------------------------------------------------------------------
 
 TUNNEL_SCHEMA = 1
-# The beginnings of the detail lines of a connection that a TunnelRow needs
-TUNNEL_LINES = ("host:", "  oriented", "  unoriented", "established", "newest", "routing:", "policy:", "our id", "IKE",
-                "ESP algorithm newest", "AH algorithm newest")
+# The detail lines of a connection that a TunnelRow needs; see pluto_status()
+TUNNEL_DETAILS = frozenset(text[:DETAIL_HEAD] for text in (
+    "host:", "  oriented", "  unoriented", "established", "newest", "routing:", "policy:", "our idtype",
+    "IKE algorithm newest", "IKEv1 algorithm newest", "IKEv2 algorithm newest", "ESP algorithm newest",
+    "AH algorithm newest"))
 # The states of a tunnel, and the style in which a terminal shows each (ECMA-48, SGR)
 TUNNEL_STATES = {"up": "32", "connecting": "33", "down": "1;31", "routed": "36", "ready": "36", "idle": "2",
                  "bypass": "2", "block": "2", "unknown": "35"}
@@ -19312,7 +19338,7 @@ class Tunnels:
         self._by_name: dict[tuple[str, str], TunnelRow] = {}
         self._by_child: dict[int, TunnelRow] = {}
         takers = {"connections": self._take_connection, "states": self._take_state}
-        lines = pluto_status(host, timeout, None if name else TUNNEL_LINES)
+        lines = pluto_status(host, timeout, None if name else TUNNEL_DETAILS)
         if not name and not self.WITH_SAS:
             lines = (line for line in lines if not line.startswith("#") or makes_a_tunnel(line))
         data = StatusReader(takers).read(lines)
