@@ -8979,43 +8979,49 @@ def generate_key(base: NssDatabase, kind: str, size: str, seed: bytes) -> str:
 # =====================================================================================================================
 # 8. Firewall
 #
-# NFLOG rules (for checknflog, stopnflog and sniff), and the changes that _updown makes for a connection: routes,
+# The NFLOG rules of checknflog, stopnflog and sniff, and the changes that _updown makes for a connection: routes,
 # addresses, rules, VTI interfaces, proxy ARP, address translation, resolv.conf.  Used by the service commands and
-# _updown; verify, show and look use Routing.  Facts: the ipsec script and _updown.netkey/_updown.xfrm of libreswan
-# 3.25 to 5.4; ipsec.conf(5) for nflog= and nflog-all=; rtnetlink(7), the headers of section 5; ip-route(8) for the
-# words of a route.
+# _updown; verify, show and look use the class Routing.
+# Facts: the ipsec script and _updown.netkey or _updown.xfrm of libreswan 3.25 to 5.4; ipsec.conf(5) for nflog=
+# and nflog-all=; rtnetlink(7) and the headers of section 5; ip-route(8) for the words of a route.
 # =====================================================================================================================
 
 
 # --- routing --------------------------------------------------------------------------------------------------------
 
-# The words of `ip route` whose value is a number, by the attribute of the route, or of its RTA_METRICS
+# Words of `ip route` with a number as value, and the attribute of the route, or of its RTA_METRICS, for each.
+# RTA_TABLE is for tables from 256 on: struct rtmsg has only 8 bits for a table.
 ROUTE_NUMBERS = {"metric": RTA_PRIORITY, "preference": RTA_PRIORITY, "priority": RTA_PRIORITY,
-                 "table": RTA_TABLE}  # struct rtmsg has room for tables below 256
+                 "table": RTA_TABLE}
 METRIC_NUMBERS = {"mtu": RTAX_MTU, "window": RTAX_WINDOW, "ssthresh": RTAX_SSTHRESH, "cwnd": RTAX_CWND,
                   "advmss": RTAX_ADVMSS, "hoplimit": RTAX_HOPLIMIT, "initcwnd": RTAX_INITCWND,
                   "quickack": RTAX_QUICKACK, "initrwnd": RTAX_INITRWND}
+# The actions of `ip route`, and the flags of the netlink request for each
 ROUTE_ACTIONS = {"add": NLM_F_CREATE | NLM_F_EXCL, "replace": NLM_F_CREATE | NLM_F_REPLACE, "change": NLM_F_REPLACE,
                  "del": 0}
 
 
 class Route(Record):
-    """A route that the kernel has, or that it chooses for an address."""
+    """A route of the kernel's tables, or the route that the kernel selects for an address."""
 
-    local: bool  # the destination is an address of this host
-    destination: str  # address/bits
+    local: bool  # True if the destination is an address of this host
+    destination: str  # ADDRESS/BITS
     gateway: str
     device: str
     source: str
 
 
+# For each network of all addresses, two routes that together cover it and precede the default route
+HALVES = {"0.0.0.0/0": ("0.0.0.0/1", "128.0.0.0/1"), "::/0": ("::/1", "8000::/1")}
+
+
 def address_family(address: str) -> int:
-    """Return AF_INET or AF_INET6 for the text of an address or network."""
+    """Return AF_INET or AF_INET6 for an address or network in text form."""
     return AF_INET6 if ":" in address else AF_INET
 
 
 def split_net(net: str) -> tuple[bytes, int]:
-    """Return address and bits of `address[/bits]`; all bits if there are none.
+    """Split ADDRESS[/BITS] into the packed address and the number of bits; without /BITS, all bits count.
 
     Raises OSError, ValueError.
     """
@@ -9025,10 +9031,10 @@ def split_net(net: str) -> tuple[bytes, int]:
 
 
 class RouteWords:
-    """The words of a route, as ip-route(8) has them, read into the fields of a netlink message."""
+    """The words of a route in the syntax of ip-route(8), converted to the fields of a netlink message."""
 
     def __init__(self, words: Sequence[str]) -> None:
-        """Read the words.  Raises OSError (EINVAL) for a word that is unknown or lacks its value."""
+        """Read the words.  Raises OSError (EINVAL) for an unknown word or a missing value."""
         self.attributes = b""
         self.metrics = b""
         self.table = RT_TABLE_MAIN
@@ -9036,7 +9042,6 @@ class RouteWords:
         self.origin = RTPROT_BOOT
         self.flags = 0
         self.has_gateway = False
-        scopes = {name: scope for scope, name in ROUTE_SCOPES.items()}
         rest = iter(words)
         for word in rest:
             if word == "onlink":
@@ -9045,18 +9050,30 @@ class RouteWords:
             value = next(rest, None)
             if value is None:
                 raise OSError(errno.EINVAL, f"{quote(word)} needs a value, or is not a word of a route")
-            if word == "scope" and (value in scopes or value.isdigit()):
-                self.scope = scopes[value] if value in scopes else int(value)
-            elif word in ("proto", "protocol") and value.isdigit():
-                self.origin = int(value)
-            elif word == "table" and value.isdigit() and int(value) < 256:
-                self.table = int(value)
-            elif word in METRIC_NUMBERS and value.isdigit():
-                self.metrics += attribute(METRIC_NUMBERS[word], int(value))
-            else:
+            if not self._field(word, value):
                 self.attributes += self._attribute(word, value)
 
+    def _field(self, word: str, value: str) -> bool:
+        """Set the field of struct rtmsg, or the metric, for a word.  Return False for other words."""
+        scopes = {name: scope for scope, name in ROUTE_SCOPES.items()}
+        if word == "scope" and value in scopes:
+            self.scope = scopes[value]
+        elif not value.isdigit():
+            return False
+        elif word == "scope":
+            self.scope = int(value)
+        elif word in ("proto", "protocol"):
+            self.origin = int(value)
+        elif word == "table" and int(value) < 256:
+            self.table = int(value)
+        elif word in METRIC_NUMBERS:
+            self.metrics += attribute(METRIC_NUMBERS[word], int(value))
+        else:
+            return False
+        return True
+
     def _attribute(self, word: str, value: str) -> bytes:
+        """Return the attribute for a word and its value.  Raises OSError for an unknown word or bad value."""
         if word == "via":
             self.has_gateway = True
             return attribute(RTA_GATEWAY, packed_address(value))
@@ -9066,29 +9083,30 @@ class RouteWords:
             return attribute(RTA_PREFSRC, packed_address(value))
         if word in ROUTE_NUMBERS and value.isdigit():
             if word == "table":
-                self.table = 0
+                self.table = 0  # RTA_TABLE decides
             return attribute(ROUTE_NUMBERS[word], int(value))
-        raise OSError(errno.EINVAL, f"{quote(f'{word} {value}')} is not understood as words of a route")
+        raise OSError(errno.EINVAL, f"{quote(f'{word} {value}')} is not understood in a route")
 
 
 class Routing:
-    """Routes, addresses, rules, neighbours and links of the kernel (rtnetlink(7)).
+    """Reads and changes the kernel's routes, addresses, rules, neighbours and links (rtnetlink(7)).
 
-    The requests are those of iproute2, so that `ip` shows the same afterwards.  pyroute2 is not used: pluto
-    waits for _updown at every SA, and the import takes 0.3 s.  All methods raise OSError with the kernel's
-    errno, and TimedOut.
+    The requests are those of iproute2, so that `ip` shows the same result. pyroute2 is not used: its import
+    takes 0.3 s, and pluto waits for _updown at every SA.  All methods raise OSError with the kernel's errno,
+    or TimedOut.
     """
 
     def __init__(self, host: Host) -> None:
         self.host = host
 
     def _ask(self, kind: int, flags: int, body: bytes) -> list[bytes]:
-        """Return the bodies of the kernel's answers."""
+        """Send a request and return the bodies of the kernel's answers."""
         return [buffer[start:end] for buffer, start, end in
                 exchange(self.host, NETLINK_ROUTE, [(kind, NLM_F_ACK | flags, body)])]
 
     def _change(self, add: bool, kind: int, body: bytes) -> None:
-        """Create an object that must not exist yet, or delete it; `kind` is one of RTM_NEW…"""
+        """Create an object, or delete it if not `add`.  `kind` is the RTM_NEW... request; an existing
+        object is EEXIST."""
         if add:
             self._ask(kind, NLM_F_CREATE | NLM_F_EXCL, body)
         else:
@@ -9096,7 +9114,8 @@ class Routing:
 
     @staticmethod
     def index(device: str, default: int | None = None) -> int:
-        """Return the index of an interface; without a default raises OSError (ENODEV) if there is none."""
+        """Return the index of an interface.  If there is none, return `default`, or raise OSError (ENODEV)
+        without one."""
         import _socket as socket
         try:
             return socket.if_nametoindex(device)
@@ -9107,6 +9126,7 @@ class Routing:
 
     @staticmethod
     def _route(reply: bytes) -> Route:
+        """Return the route in a netlink message (struct rtmsg and its attributes)."""
         import _socket as socket
         family, bits, _, _, _, _, _, kind, _ = unpack_struct(RTMSG_FORM, reply)
         more = attributes(reply, RTMSG_SIZE)
@@ -9114,12 +9134,12 @@ class Routing:
         try:
             device = socket.if_indextoname(unsigned(more.get(RTA_OIF)))
         except OSError:
-            device = ""  # the route has several next hops, or the interface has just disappeared
+            device = ""  # the route has several next hops, or the interface has just been removed
         target = target or ("0.0.0.0" if family == AF_INET else "::")
         return Route(kind == RTN_LOCAL, f"{target}/{bits}", gateway, device, source)
 
     def lookup(self, address: str, source: str = "", mark: int = 0) -> Route:
-        """Return the route to an address: `ip route get ADDRESS [from SOURCE] [mark MARK]`."""
+        """Return the route that the kernel selects: `ip route get ADDRESS [from SOURCE] [mark MARK]`."""
         target, origin = packed_address(address), packed_address(source) if source else b""
         body = pack_struct(RTMSG_FORM, address_family(address), 8 * len(target), 8 * len(origin), *bytes(5), 0)
         body += attribute(RTA_DST, target)
@@ -9128,7 +9148,7 @@ class Routing:
         return self._route(self._ask(RTM_GETROUTE, 0, body)[0])
 
     def routes(self, family: int) -> Iterator[Route]:
-        """Yield the routes of the main table for IP version 4 or 6: `ip route list`."""
+        """Yield the routes of the main table; `family` is 4 or 6: `ip route list`."""
         request = pack_struct(RTMSG_FORM, AF_INET if family == 4 else AF_INET6, *bytes(7), 0)
         for buffer, start, end in dump(self.host, NETLINK_ROUTE, RTM_GETROUTE, request):
             *_, flags = unpack_struct(RTMSG_FORM, buffer, start)
@@ -9136,17 +9156,18 @@ class Routing:
                 yield self._route(buffer[start:end])
 
     def addresses(self) -> list[tuple[str, int, int, int]]:
-        """Return all addresses of this host: address, bits, scope, index of the interface."""
-        found = []
+        """Return (address, bits, scope, index of the interface) for each address of this host."""
+        addresses = []
         for buffer, start, end in dump(self.host, NETLINK_ROUTE, RTM_GETADDR, bytes(IFADDRMSG_SIZE)):
             _, bits, _, scope, index = unpack_struct(IFADDRMSG_FORM, buffer, start)
             more = attributes(buffer, start + IFADDRMSG_SIZE, end)
             if local := more.get(IFA_LOCAL) or more.get(IFA_ADDRESS):
-                found.append((ip_text(local), bits, scope, index))
-        return found
+                addresses.append((ip_text(local), bits, scope, index))
+        return addresses
 
     def link(self, device: str) -> tuple[int, dict[int, bytes], str]:
-        """Return the flags of an interface, the attributes of its kind (IFLA_INFO_DATA), and its kind."""
+        """Return the flags of an interface, the attributes that its kind has (IFLA_INFO_DATA), and its
+        kind."""
         request = pack_struct(IFINFOMSG_FORM, 0, 0, self.index(device), 0, 0)
         reply = self._ask(RTM_GETLINK, 0, request)[0]
         _, _, _, flags, _ = unpack_struct(IFINFOMSG_FORM, reply)
@@ -9154,7 +9175,7 @@ class Routing:
         return flags, attributes(info.get(IFLA_INFO_DATA, b"")), text_name(info.get(IFLA_INFO_KIND))
 
     def route(self, action: str, destination: str, words: Sequence[str]) -> None:
-        """Add, replace, change or delete a route: `ip route ACTION DESTINATION WORDS…`."""
+        """Change a route: `ip route ACTION DESTINATION WORDS...`; `action` is add, replace, change or del."""
         target, bits = split_net(destination)
         family = address_family(destination)
         route = RouteWords(words)
@@ -9162,7 +9183,7 @@ class Routing:
         if scope is None:
             scope = self._default_scope(action, family, route.has_gateway)
         remove = action == "del"
-        # iproute2 deletes a route of any origin and type unless the origin is given
+        # As iproute2 does, delete a route of any type, and of any origin unless the words name one
         origin = RTPROT_UNSPEC if remove and route.origin == RTPROT_BOOT else route.origin
         kind = 0 if remove else RTN_UNICAST
         body = pack_struct(RTMSG_FORM, family, bits, 0, 0, route.table, origin, scope, kind, route.flags)
@@ -9172,7 +9193,7 @@ class Routing:
 
     @staticmethod
     def _default_scope(action: str, family: int, has_gateway: bool) -> int:
-        """Return the scope of a route whose words have none, as iproute2 chooses it."""
+        """Return the scope that iproute2 uses for a route whose words name none."""
         if family == AF_INET6:
             return RT_SCOPE_UNIVERSE
         if action == "del":
@@ -9205,7 +9226,7 @@ class Routing:
         self._ask(RTM_NEWLINK, 0, pack_struct(IFINFOMSG_FORM, 0, 0, self.index(device), IFF_UP, IFF_UP))
 
     def add_vti(self, device: str, local: str, remote: str, key_in: int, key_out: int) -> None:
-        """Make a VTI interface: `ip tunnel add DEVICE mode vti local … remote … ikey … okey …`."""
+        """Create a VTI interface: `ip tunnel add DEVICE mode vti local ... remote ... ikey ... okey ...`."""
         data = (attribute(IFLA_VTI_IKEY, be32(key_in)) + attribute(IFLA_VTI_OKEY, be32(key_out))
                 + attribute(IFLA_VTI_LOCAL, packed_address(local)) + attribute(IFLA_VTI_REMOTE, packed_address(remote)))
         info = attribute(IFLA_INFO_KIND, b"vti") + attribute(IFLA_INFO_DATA | NLA_F_NESTED, data)
@@ -9215,36 +9236,38 @@ class Routing:
 
 # --- nf_tables ------------------------------------------------------------------------------------------------------
 
-# The errors of a kernel without nf_tables
+# Errors that a kernel without nf_tables returns
 NO_NFTABLES = (errno.EPROTONOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL, errno.EAFNOSUPPORT)
 
 
 def nft_expression(name: str, *data: bytes) -> bytes:
-    """Return one expression of a rule; `data` are its attributes."""
+    """Encode an expression of a rule from its name and its attributes."""
     return attribute(NFTA_LIST_ELEM | NLA_F_NESTED, attribute(NFTA_EXPR_NAME, name),
                      attribute(NFTA_EXPR_DATA | NLA_F_NESTED, *data))
 
 
 def nft_value(kind: int, value: bytes) -> bytes:
-    """Return an attribute that holds a constant."""
+    """Encode an attribute that holds a constant."""
     return attribute(kind | NLA_F_NESTED, attribute(NFTA_DATA_VALUE, value))
 
 
 def nft_equal(load: bytes, value: bytes) -> bytes:
-    """Return expressions that go on with the rule if the value that `load` puts into register 1 equals this
-    one.
+    """Return expressions that compare register 1 with a value.  If they differ, the rule does not match.
+
+    `load` is the expression that puts a value into register 1.
     """
     return load + nft_expression("cmp", attribute(NFTA_CMP_SREG, be32(NFT_REG_1)),
                                  attribute(NFTA_CMP_OP, be32(NFT_CMP_EQ)), nft_value(NFTA_CMP_DATA, value))
 
 
 def nft_meta(key: int) -> bytes:
-    """Return the expression that puts a property of the packet (NFT_META_…) into register 1."""
+    """Return the expression that loads a property of the packet (NFT_META_...) into register 1."""
     return nft_expression("meta", attribute(NFTA_META_DREG, be32(NFT_REG_1)), attribute(NFTA_META_KEY, be32(key)))
 
 
 def nft_ipsec(way: str) -> bytes:
-    """Return expressions that go on if the packet came, or will go, through a tunnel (`in`, `out`)."""
+    """Return expressions that match packets which came through a tunnel (`in`) or will go through one
+    (`out`)."""
     if way == "in":
         return nft_equal(nft_meta(NFT_META_SECPATH), b"\1")
     route = nft_expression("rt", attribute(NFTA_RT_DREG, be32(NFT_REG_1)), attribute(NFTA_RT_KEY, be32(NFT_RT_XFRM)))
@@ -9252,7 +9275,7 @@ def nft_ipsec(way: str) -> bytes:
 
 
 def nft_net(field: str, net: str) -> bytes:
-    """Return expressions that go on if the packet's address (`source`, `destination`) is in the network."""
+    """Return expressions that match packets whose `field`, source or destination, is in a network."""
     value, bits = split_net(net)
     size = len(value)
     offset = IPV4_SOURCE if size == 4 else IPV6_SOURCE
@@ -9271,8 +9294,7 @@ def nft_net(field: str, net: str) -> bytes:
 
 def nft_nat(kind: int, address: str) -> bytes:
     """Return expressions that translate the source (NFT_NAT_SNAT) or destination (NFT_NAT_DNAT) to an
-    address.
-    """
+    address."""
     data = packed_address(address)
     protocol = NFPROTO_IPV4 if len(data) == 4 else NFPROTO_IPV6
     return (nft_expression("immediate", attribute(NFTA_IMMEDIATE_DREG, be32(NFT_REG_1)),
@@ -9285,9 +9307,9 @@ class NftRule(Record):
     """A rule of nf_tables."""
 
     chain: str
-    expressions: bytes  # as the kernel takes and gives them
+    expressions: bytes  # the content of NFTA_RULE_EXPRESSIONS
     comment: str = ""
-    handle: int = 0  # the kernel's number of the rule; 0 for a new one
+    handle: int = 0  # the kernel's number for the rule; 0 for a new rule
 
     def each_expression(self) -> Iterator[tuple[str, dict[int, bytes]]]:
         """Yield the name and the attributes of each expression."""
@@ -9297,7 +9319,7 @@ class NftRule(Record):
 
 
 class NftChain(Record):
-    """A chain of nf_tables that is attached to a hook."""
+    """A base chain of nf_tables."""
 
     hook: int  # NF_INET_…
     priority: int
@@ -9305,25 +9327,26 @@ class NftChain(Record):
 
 
 class NftTable:
-    """A table of this program in the kernel's nf_tables.
+    """A table of this program in nf_tables.
 
-    The requests go to the kernel directly (nfnetlink), with or without nft on the host.  pyroute2 is not
-    used: up to 0.9.7 it encodes the group of a log statement in 32 bits where the kernel reads 16, so that
-    every group becomes 0.
+    The requests go to the kernel directly (nfnetlink), so that nft need not be installed. pyroute2 is not
+    used: up to 0.9.7 it encodes the group of a log statement in 32 bits, where the kernel reads 16, and every
+    group becomes 0.
     """
 
     def __init__(self, host: Host, name: str, protocol: int, chains: Mapping[str, NftChain]) -> None:
-        """`protocol` is one of NFPROTO_…; `chains` are those that the table may have, by name."""
+        """`protocol` is one of NFPROTO_...; `chains` maps names to the chains that the table may have."""
         self.host = host
         self.name = name
         self.protocol = protocol
         self.chains = chains
 
     def _head(self) -> bytes:
-        return bytes((self.protocol, 0, 0, 0))  # struct nfgenmsg
+        """Return the struct nfgenmsg of a request."""
+        return bytes((self.protocol, 0, 0, 0))
 
     def rules(self) -> list[NftRule]:
-        """Return the rules of the table; none if there is no such table.  Raises OSError."""
+        """Return the rules of the table, or an empty list if there is no table.  Raises OSError."""
         rules = []
         for buffer, start, end in dump(self.host, NETLINK_NETFILTER, NFT_MSG_GETRULE, self._head()):
             rule = attributes(buffer, start + NFGENMSG_SIZE, end)
@@ -9334,69 +9357,81 @@ class NftTable:
         return rules
 
     def change(self, gone: Sequence[NftRule], new: Sequence[NftRule]) -> None:
-        """Remove rules and add others in one transaction; a table that would be empty is removed.
+        """Remove the rules `gone` and append the rules `new` in one transaction.  Raises OSError.
 
-        Raises OSError.
+        If no rule would be left, the table is removed.
         """
-        head = self._head()
-        table = attribute(NFTA_RULE_TABLE, self.name)  # NFTA_TABLE_NAME and NFTA_CHAIN_TABLE have the same number
-        batch = [(NFT_MSG_DELRULE, NLM_F_ACK, head + table + attribute(NFTA_RULE_CHAIN, rule.chain)
-                  + attribute(NFTA_RULE_HANDLE, rule.handle.to_bytes(8, "big"))) for rule in gone]
+        batch = self._removals(gone) + self._additions(new)
+        if gone and not new and len(gone) == len(self.rules()):
+            batch = [(NFT_MSG_DELTABLE, NLM_F_ACK, self._head() + attribute(NFTA_TABLE_NAME, self.name))]
+        if batch:
+            edge = b"\0\0" + NFNL_SUBSYS_NFTABLES.to_bytes(2, "big")  # struct nfgenmsg: res_id in network order
+            acknowledge(self.host, NETLINK_NETFILTER,
+                        [(NFNL_MSG_BATCH_BEGIN, 0, edge), *batch, (NFNL_MSG_BATCH_END, 0, edge)])
+
+    def _removals(self, gone: Sequence[NftRule]) -> list[tuple[int, int, bytes]]:
+        """Return the requests that delete rules: type, flags, body."""
+        head = self._head() + attribute(NFTA_RULE_TABLE, self.name)
+        return [(NFT_MSG_DELRULE, NLM_F_ACK, head + attribute(NFTA_RULE_CHAIN, rule.chain)
+                 + attribute(NFTA_RULE_HANDLE, rule.handle.to_bytes(8, "big"))) for rule in gone]
+
+    def _additions(self, new: Sequence[NftRule]) -> list[tuple[int, int, bytes]]:
+        """Return the requests that create the table, the chains and the rules: type, flags, body."""
+        if not new:
+            return []
         create = NLM_F_CREATE | NLM_F_ACK
-        if new:
-            batch.append((NFT_MSG_NEWTABLE, create, head + table))
+        head = self._head()
+        batch = [(NFT_MSG_NEWTABLE, create, head + attribute(NFTA_TABLE_NAME, self.name))]
         for name in sorted({rule.chain for rule in new}):
             chain = self.chains[name]
             hook = attribute(NFTA_HOOK_HOOKNUM, be32(chain.hook))
             hook += attribute(NFTA_HOOK_PRIORITY, be32(chain.priority % (1 << 32)))
-            batch.append((NFT_MSG_NEWCHAIN, create, head + table + attribute(NFTA_CHAIN_NAME, name)
-                          + attribute(NFTA_CHAIN_HOOK | NLA_F_NESTED, hook) + attribute(NFTA_CHAIN_TYPE, chain.kind)))
+            body = head + attribute(NFTA_CHAIN_TABLE, self.name) + attribute(NFTA_CHAIN_NAME, name)
+            body += attribute(NFTA_CHAIN_HOOK | NLA_F_NESTED, hook) + attribute(NFTA_CHAIN_TYPE, chain.kind)
+            batch.append((NFT_MSG_NEWCHAIN, create, body))
         for rule in new:
-            body = head + table + attribute(NFTA_RULE_CHAIN, rule.chain)
+            body = head + attribute(NFTA_RULE_TABLE, self.name) + attribute(NFTA_RULE_CHAIN, rule.chain)
             body += attribute(NFTA_RULE_EXPRESSIONS | NLA_F_NESTED, rule.expressions)
             body += attribute(NFTA_RULE_USERDATA, comment_userdata(rule.comment)) if rule.comment else b""
             batch.append((NFT_MSG_NEWRULE, create | NLM_F_APPEND, body))
-        if gone and not new and len(gone) == len(self.rules()):
-            batch = [(NFT_MSG_DELTABLE, NLM_F_ACK, head + table)]
-        if batch:
-            edge = b"\0\0" + NFNL_SUBSYS_NFTABLES.to_bytes(2, "big")  # struct nfgenmsg: the resource in network order
-            acknowledge(self.host, NETLINK_NETFILTER,
-                        [(NFNL_MSG_BATCH_BEGIN, 0, edge), *batch, (NFNL_MSG_BATCH_END, 0, edge)])
+        return batch
 
 
 def comment_userdata(comment: str) -> bytes:
-    """Return user data in which nft finds a comment: type, length (8 bits each), text (libnftnl's udata.h).
-    """
+    """Encode a comment as nft stores it in a rule's user data: type, length, text (udata.h of libnftnl)."""
     data = encode(comment) + b"\0"
     return bytes((UDATA_RULE_COMMENT, len(data))) + data
 
 
 def comment_of_userdata(userdata: bytes) -> str:
-    """Return the comment in a rule's user data; empty if there is none."""
+    """Return the comment in a rule's user data, or an empty text."""
     return text_name(userdata[2:]) if userdata[:1] == bytes((UDATA_RULE_COMMENT,)) else ""
 
 
 # --- NFLOG ----------------------------------------------------------------------------------------------------------
 
-NFLOG_ALL = "all-ipsec"  # the prefix of nflog-all= (ipsec.conf(5)); the 5.x script appends -input and -output
-NFLOG_CONN = "ipsec-conn:"  # and, with the name behind it, that of a connection's nflog= in checknflog
-NFLOG_TABLE = "ipsec-log"  # in nftables, as in 5.x
+NFLOG_ALL = "all-ipsec"  # the prefix of the rules for nflog-all= (ipsec.conf(5))
+# What 5.x appends to this prefix in rules of nf_tables, for packets out of a tunnel and for packets into one
+NFLOG_ENDINGS = {"in": "-input", "out": "-output"}
+NFLOG_CONN = "ipsec-conn:"  # with the connection's name appended, the prefix of checknflog's rules for nflog=
+NFLOG_TABLE = "ipsec-log"  # the table in nf_tables, as in 5.x
 # A packet of a tunnel is for this host, from this host, or forwarded out of the tunnel or into it
 NFLOG_PLACES = (("INPUT", "in"), ("FORWARD", "in"), ("OUTPUT", "out"), ("FORWARD", "out"))
 # The priority is before that of the filters, so that packets which the filters drop are copied, too
 NFLOG_CHAINS = {"INPUT": NftChain(NF_INET_LOCAL_IN, -1), "FORWARD": NftChain(NF_INET_FORWARD, -1),
                 "OUTPUT": NftChain(NF_INET_LOCAL_OUT, -1)}
 NFLOG_KEYWORDS = ("nflog", "nflog-all")
-# Seconds to wait for other programs to finish with the tables.  systemd ends a service that has not started within 90
-# seconds (systemd-system.conf(5), DefaultTimeoutStartSec=), and checknflog is a part of its start.
+SCRIPT_SIZE = 1 << 20  # bytes that are read of a connection's updown script
+# Seconds to wait while another program changes the tables.  systemd gives a service 90 seconds to start
+# (systemd-system.conf(5), DefaultTimeoutStartSec=), and checknflog is a part of the start.
 FILTER_WAIT = 15
 
 
 class Capture(Record):
-    """A rule that copies the packets of IPsec tunnels to an NFLOG group; `way` is in or out."""
+    """A rule that copies the packets of IPsec tunnels to an NFLOG group."""
 
     chain: str
-    way: str
+    way: str  # `in` for packets out of a tunnel, `out` for packets into one
     group: int
     prefix: str
     family: int = 0  # 4, 6; 0 is both
@@ -9405,41 +9440,52 @@ class Capture(Record):
 
     @property
     def ends(self) -> str:
-        """Source and destination in one text, which distinguishes the rules of one connection."""
+        """The source and destination in one text, which distinguishes the rules of one connection."""
         return f"{self.source} {self.destination}".strip()
 
 
 class FoundRule(Record):
-    """An NFLOG rule in the kernel.  `body` is the rule in the syntax of its backend."""
+    """An NFLOG rule that the kernel has.  `body` is the rule in the form of its backend."""
 
     chain: str
     group: int
     prefix: str
     family: int
-    ends: str  # source and destination
+    ends: str  # as Capture.ends
     body: bytes
     handle: int = 0
 
 
 def is_capture(prefix: str) -> bool:
-    """Return whether a prefix is one of checknflog's rules, of this program or of libreswan's script."""
-    return prefix in (NFLOG_ALL, f"{NFLOG_ALL}-input", f"{NFLOG_ALL}-output") or prefix.startswith(NFLOG_CONN)
+    """Return whether the prefix is that of a rule of checknflog, of this program's or of libreswan's."""
+    if prefix.startswith(NFLOG_CONN):
+        return True
+    return prefix.startswith(NFLOG_ALL) and prefix[len(NFLOG_ALL):] in ("", *NFLOG_ENDINGS.values())
+
+
+def rule_place(rule: Capture | FoundRule) -> tuple[str, str]:
+    """Return the chain of a rule and its ends in the form of iptables-save, to compare rules."""
+    nets = [canonical_net(net) or net for net in rule.ends.split()]
+    return rule.chain, " ".join(net for net in nets if net not in HALVES)
 
 
 def rule_words(line: str) -> list[str]:
-    """Return the words of a line of iptables-save, without quotes."""
+    """Split a line of iptables-save into words, without the quotes."""
     import re
     return [re.sub(r"\\(.)", r"\1", word[1:-1]) if word.startswith('"') else word
             for word in re.findall(r'"(?:[^"\\]|\\.)*"|\S+', line)]
 
 
 def word_after(words: Sequence[str], name: str, default: str = "") -> str:
-    """Return the word that follows `name`, or the default."""
+    """Return the word that follows `name`, or the default if there is none."""
     return words[words.index(name) + 1] if name in words[:-1] else default
 
 
 class Iptables:
-    """NFLOG rules through iptables and ip6tables.  The flavour is `-legacy` or `-nft`; empty is the default one."""
+    """NFLOG rules through iptables and ip6tables.
+
+    `flavour` is the suffix of the programs' names: `-legacy`, `-nft`, or empty for the host's default.
+    """
 
     def __init__(self, host: Host, flavour: str = "") -> None:
         self.host = host
@@ -9447,97 +9493,114 @@ class Iptables:
         self.families = (4, 6) if host.exists("/proc/net/if_inet6") else (4,)
 
     def _program(self, family: int, suffix: str = "") -> str:
-        return f"{'iptables' if family == 4 else 'ip6tables'}{self.flavour}{suffix}"
+        name = "iptables" if family == 4 else "ip6tables"
+        return f"{name}{self.flavour}{suffix}"
 
     def usable(self) -> bool:
-        """Return whether the programs for all address families of the kernel are installed."""
+        """Return whether the programs are installed for each address family that the kernel has."""
         return all(self.host.which(self._program(family, end)) for family in self.families
                    for end in ("-save", "-restore"))
 
     def legacy(self) -> bool:
-        """Return whether this is the older flavour, whose tables nft does not show."""
+        """Return whether this is the legacy flavour, whose rules nft does not show."""
         return "nf_tables" not in self.host.run([self._program(4), "-V"]).text
 
     def found(self, wanted: Callable[[str], bool]) -> list[FoundRule]:
-        """Return the NFLOG rules whose prefix is wanted.  Raises Failure."""
+        """Return the NFLOG rules for whose prefix `wanted` returns True.  Raises Failure."""
         rules = []
         for family in self.families:
-            names = f"/proc/net/{'ip' if family == 4 else 'ip6'}_tables_names"
-            if self.flavour == "-legacy" and "filter" not in self.host.value(names).split():
-                continue  # asking would make the table
-            ran = self.host.run([self._program(family, "-save"), "-t", "filter"], timeout=FILTER_WAIT)
-            if ran.status:
-                raise Failure(f"{self._program(family)}: {ran.complaint}", hint="be root" if not self.host.superuser
-                              else "is netfilter in this kernel?")
-            for line in ran.text.splitlines():
+            for line in self._saved(family):
                 words = rule_words(line)
-                if words[:1] == ["-A"] and word_after(words, "-j") == "NFLOG":
-                    prefix = word_after(words, "--nflog-prefix")
-                    if wanted(prefix):
-                        group = int(word_after(words, "--nflog-group", "0"))
-                        ends = f"{word_after(words, '-s')} {word_after(words, '-d')}".strip()
-                        rules.append(FoundRule(words[1], group, prefix, family, ends, encode(line[3:])))
+                prefix = word_after(words, "--nflog-prefix")
+                if words[:1] == ["-A"] and word_after(words, "-j") == "NFLOG" and wanted(prefix):
+                    group = int(word_after(words, "--nflog-group", "0"))
+                    ends = f"{word_after(words, '-s')} {word_after(words, '-d')}".strip()
+                    rules.append(FoundRule(words[1], group, prefix, family, ends, encode(line[3:])))
         return rules
 
-    def change(self, gone: Sequence[FoundRule], new: Sequence[Capture | FoundRule]) -> None:
-        """Remove rules and add others: one transaction for each address family, started at one moment, so that kill -9
-        leaves no half of a set; undone when one fails.
+    def _saved(self, family: int) -> list[str]:
+        """Return the lines of iptables-save for the table `filter`.  Raises Failure."""
+        names = f"/proc/net/{'ip' if family == 4 else 'ip6'}_tables_names"
+        if self.flavour == "-legacy" and "filter" not in self.host.value(names).split():
+            return []  # there is no such table, and iptables-save would create it
+        ran = self.host.run([self._program(family, "-save"), "-t", "filter"], timeout=FILTER_WAIT)
+        if ran.status:
+            hint = "is netfilter in this kernel?" if self.host.superuser else "run it as root"
+            raise Failure(f"{self._program(family)}: {ran.complaint}", hint=hint)
+        return ran.text.splitlines()
 
-        Raises Failure.
+    def change(self, gone: Sequence[FoundRule], new: Sequence[Capture | FoundRule]) -> None:
+        """Remove the rules `gone` and insert the rules `new`.  Raises Failure; no rule is changed then.
+
+        Each address family is one transaction.  Both start at one moment, so that kill -9 leaves no half of
+        the change.  If one fails, the other is undone.
         """
         lines: dict[int, list[str]] = {}
         undo: dict[int, list[str]] = {}
         for family in self.families:
-            out = [self.rule(rule) for rule in gone if rule.family == family]
-            into = [self.rule(rule) for rule in new if rule.family in (0, family)]
-            if out or into:
-                lines[family] = [*(f"-D {rule}" for rule in out), *(f"-I {rule}" for rule in reversed(into))]
-                undo[family] = [*(f"-D {rule}" for rule in into), *(f"-I {rule}" for rule in reversed(out))]
+            removed = [self.rule(rule) for rule in gone if rule.family == family]
+            inserted = [self.rule(rule) for rule in new if rule.family in (0, family)]
+            if removed or inserted:
+                lines[family] = self._replacement(removed, inserted)
+                undo[family] = self._replacement(inserted, removed)
         failures = self._restore(lines)
         if failures:
             self._restore({family: undo[family] for family in lines if family not in failures})
             raise next(iter(failures.values()))
 
     @staticmethod
+    def _replacement(removed: Sequence[str], inserted: Sequence[str]) -> list[str]:
+        """Return lines of iptables-restore.  -I inserts at the top of a chain, so the last rule comes first."""
+        return [*(f"-D {rule}" for rule in removed), *(f"-I {rule}" for rule in reversed(inserted))]
+
+    @staticmethod
     def rule(capture: Capture | FoundRule) -> str:
-        """Return the arguments of iptables for a rule, from the chain's name on."""
+        """Return a rule as arguments of iptables, beginning with the chain."""
         if isinstance(capture, FoundRule):
             return decode(capture.body)
-        ends = (f" -s {capture.source}" if capture.source else "") + (
-            f" -d {capture.destination}" if capture.destination else "")
+        ends = f" -s {capture.source}" if capture.source else ""
+        ends += f" -d {capture.destination}" if capture.destination else ""
         quoted = '"' + capture.prefix.replace("\\", "\\\\").replace('"', '\\"') + '"'
         return (f"{capture.chain}{ends} -m policy --dir {capture.way} --pol ipsec -j NFLOG "
                 f"--nflog-group {capture.group} --nflog-prefix {quoted}")
 
     def _restore(self, lines: Mapping[int, Sequence[str]]) -> dict[int, Failure]:
-        """Give lines to iptables-restore of each family; return the failures.  Raises Failure if nothing was done."""
+        """Run iptables-restore with these lines for each family; return the failures by family.
+
+        Raises Failure if no program was started.
+        """
         if not lines:
             return {}
         names = [self._program(family, "-restore") for family in lines]
-        text = [encode("\n".join(["*filter", *some, ""])) for some in lines.values()]
+        inputs = [encode("\n".join(["*filter", *family_lines, ""])) for family_lines in lines.values()]
         try:
-            left = self.host.run_together([((name, "--noflush", "--wait", str(FILTER_WAIT)), data, b"COMMIT\n")
-                                           for name, data in zip(names, text)], 3 * FILTER_WAIT)
+            results = self.host.run_together(
+                [((name, "--noflush", "--wait", str(FILTER_WAIT)), data, b"COMMIT\n")
+                 for name, data in zip(names, inputs)], 3 * FILTER_WAIT)
         except OSError as error:
             raise Failure(f"{names[0]}: {error.strerror}") from None
-        hint = "be root" if not self.host.superuser else ""
+        hint = "" if self.host.superuser else "run it as root"
         return {family: Failure(f"{name}: {ran.complaint}", hint=hint)
-                for family, name, ran in zip(lines, names, left) if ran.status}
+                for family, name, ran in zip(lines, names, results) if ran.status}
 
 
 class NfTables:
-    """NFLOG rules in a table of this program for both address families, with or without nft on the host."""
+    """NFLOG rules in a table of nf_tables, one for both address families.  The program nft is not needed."""
 
     def __init__(self, host: Host) -> None:
         self.table = NftTable(host, NFLOG_TABLE, NFPROTO_INET, NFLOG_CHAINS)
 
     @staticmethod
     def usable() -> bool:
-        """Return True: no program is needed.  The first request shows whether the kernel has nf_tables."""
+        """Return True, because no program is needed.  The first request shows whether the kernel has
+        nf_tables."""
         return True
 
     def found(self, wanted: Callable[[str], bool]) -> list[FoundRule]:
-        """Return the NFLOG rules whose prefix is wanted; none in a kernel without nf_tables.  Raises Failure."""
+        """Return the NFLOG rules for whose prefix `wanted` returns True; none if the kernel has no nf_tables.
+
+        Raises Failure.
+        """
         try:
             rules = self.table.rules()
         except OSError as error:
@@ -9555,7 +9618,7 @@ class NfTables:
         return captures
 
     def change(self, gone: Sequence[FoundRule], new: Sequence[Capture | FoundRule]) -> None:
-        """Remove rules and add others in one transaction; an empty table is removed.  Raises Failure."""
+        """Remove the rules `gone` and append the rules `new` in one transaction.  Raises Failure."""
         try:
             self.table.change([NftRule(rule.chain, rule.body, rule.ends, rule.handle) for rule in gone],
                               [NftRule(rule.chain, self.rule(rule), rule.ends) for rule in new])
@@ -9578,16 +9641,18 @@ class NfTables:
         return steps + nft_expression("log", group, attribute(NFTA_LOG_PREFIX, capture.prefix))
 
     def _failed(self, error: OSError) -> Failure:
+        """Return the Failure for an error of the kernel."""
         hint = ""
         if error.errno in (errno.EPERM, errno.EACCES):
-            hint = "be root"
+            hint = "run it as root"
         elif error.errno in NO_NFTABLES:
             hint = "install iptables"
         return Failure(f"nf_tables: {error.strerror or error}", hint=hint)
 
 
 def nflog_backends(host: Host) -> list[Iptables | NfTables]:
-    """Return the backend that makes the rules on this host, then others that may have made rules before."""
+    """Return the backend that makes rules on this host, and then the others, which may have made rules
+    before."""
     backend = Iptables(host)
     if not backend.usable():
         return [NfTables(host)]
@@ -9596,76 +9661,173 @@ def nflog_backends(host: Host) -> list[Iptables | NfTables]:
 
 
 def nflog_lock(host: Host) -> Lock:
-    """Hold the lock on the NFLOG rules of this network for a `with` block.  Raises TimedOut, OSError."""
+    """Lock the NFLOG rules of this network namespace for a `with` block.  Raises TimedOut, OSError."""
     network = "/proc/self/ns/net"
     return host.lock(network if host.exists(network) else "/", FILTER_WAIT)
 
 
-def nflog_replace(host: Host, wanted: Sequence[Capture], mine: Callable[[str], bool]) -> list[FoundRule]:
-    """Make the wanted rules the only ones whose prefix is mine, and return the rules that were there before.
+def libreswan_updown(host: Host) -> str:
+    """Return the text of the script through which libreswan's _updown works, or an empty text."""
+    for name in ("_updown.xfrm", "_updown.netkey"):  # the second one up to 3.32
+        try:
+            return host.read(os.path.join(host.execdir, name))
+        except OSError:
+            continue
+    return ""
 
-    Only one process at a time does this in a network namespace.  Raises Failure; then no rule changes.
+
+def has_switch(script: str, name: str) -> bool:
+    """Return whether a libreswan script was built with a feature: it has a line such as USE_NFTABLES=true."""
+    return any(line.strip() == f"{name}=true" for line in script.splitlines())
+
+
+def makes_nflog_rules(host: Host, script: str) -> bool:
+    """Return whether libreswan's _updown, whose text this is, makes the rules for nflog= on this host.
+
+    The rules are for IPv4 in the chains INPUT and OUTPUT.  Up to 4.8 the script always uses iptables, from 4.9 to
+    4.15 only if it was built for iptables.  From 5.0 on it was built for iptables, for nft or for neither.
     """
+    if "addnflog" not in script:
+        return False
+    if has_switch(script, "USE_NFTABLES"):
+        return bool(host.which("nft"))
+    uses_iptables = "firewall_cmd" not in script or any(
+        has_switch(script, name) for name in ("HAVE_IPTABLES", "USE_IPTABLES"))
+    return uses_iptables and bool(host.which("iptables"))
+
+
+def nflog_all_captures(host: Host, group: int) -> list[Capture]:
+    """Return the rules for nflog-all=, with the prefixes of the installed release.
+
+    5.0 and later have two prefixes if they were built for nf_tables (USE_NFTABLES); all others have one.
+    """
+    endings = NFLOG_ENDINGS if has_switch(libreswan_updown(host), "USE_NFTABLES") else {"in": "", "out": ""}
+    return [Capture(chain, way, group, NFLOG_ALL + endings[way]) for chain, way in NFLOG_PLACES]
+
+
+def nflog_replace(host: Host, wanted: Sequence[Capture],
+                  mine: Callable[[FoundRule], bool]) -> list[FoundRule]:
+    """Replace all rules for which `mine` returns True with the wanted rules, and return the replaced rules.
+
+    Only one process at a time does this in a network namespace.  Raises Failure; no rule is changed then.
+    """
+    def matching(backend: Iptables | NfTables) -> list[FoundRule]:
+        return [rule for rule in backend.found(lambda prefix: True) if mine(rule)]
+
     with nflog_lock(host):
         primary, *others = nflog_backends(host)
-        before = primary.found(mine)
+        before = matching(primary)
         elsewhere = []
         for backend in others:
             try:
-                elsewhere.append((backend, backend.found(mine)))
+                elsewhere.append((backend, matching(backend)))
             except Failure:
-                continue  # the kernel lacks this backend, so it has no rules
+                continue  # the kernel lacks this backend, so it has no rules of it
         primary.change(before, wanted)
-        stale = list(before)
+        replaced = list(before)
         for backend, rules in elsewhere:
             try:
                 if rules:
                     backend.change(rules, ())
             except Failure:
-                primary.change(primary.found(mine), before)
+                primary.change(matching(primary), before)
                 raise
-            stale += rules
-        return stale
+            replaced += rules
+        return replaced
 
 
 def conn_nets(conn: Conn, side: str, behind: bool = True) -> list[str]:
-    """Return the networks behind an end of a connection, or the address of the end itself if there are none.
+    """Return the networks behind an end of a connection, or the address of the end itself if it has none.
 
-    Return an empty list if they are not known before the connection is up.
+    If not `behind`, this is always the address of the end.  The list is empty if the networks are not known
+    before the connection is up.
     """
-    behind_it = f"{conn.get(f'{side}subnet')} {conn.get(f'{side}subnets')}".strip() if behind else ""
-    nets = behind_it or conn.get(side)
-    found = nets.translate({ord(c): " " for c in ",{}"}).split()
-    return found if all(map(canonical_net, found)) else []
+    nets = f"{conn.get(f'{side}subnet')} {conn.get(f'{side}subnets')}".strip() if behind else ""
+    words = (nets or conn.get(side)).translate({ord(c): " " for c in ",{}"}).split()
+    return words if all(map(canonical_net, words)) else []
 
 
 def conn_prefix(conn: Conn) -> str:
-    """Return the prefix of the rules for a connection's nflog=, at most 63 characters (xt_NFLOG.h)."""
+    """Return the prefix of checknflog's rules for a connection, at most 63 characters (xt_NFLOG.h)."""
     return f"{NFLOG_CONN}{conn.name}"[:63]
 
 
-def conn_captures(conn: Conn, group: int, local: Sequence[str]) -> list[Capture]:
-    """Return the rules for a connection's nflog=; none if its ends are not known before it is up."""
-    here, there = ("left", "right") if conn.get("left") in local else ("right", "left")
-    if conn.get(here) not in local or conn.get(f"{there}addresspool"):
+def local_side(conn: Conn, local: Sequence[str]) -> str:
+    """Return `left` or `right`, the end of a connection that is a local address; empty if neither is."""
+    return next((side for side in ("left", "right") if conn.get(side) in local), "")
+
+
+def conn_captures(conn: Conn, group: int, local: Sequence[str],
+                  places: Sequence[tuple[str, str]] = NFLOG_PLACES) -> list[Capture]:
+    """Return the rules for a connection's nflog=; none if its ends are not known before the connection is up.
+
+    `local` has the addresses of this host; `places` are the places for IPv4.
+    """
+    here = local_side(conn, local)
+    there = "right" if here == "left" else "left"
+    if not here or conn.get(f"{there}addresspool"):
         return []
-    return [Capture(chain, way, group, conn_prefix(conn), 6 if ":" in ours else 4, *((theirs, ours) if way == "in" else
-                    (ours, theirs))) for ours in conn_nets(conn, here)
-            for theirs in conn_nets(conn, there) if (":" in ours) == (":" in theirs)
-            for chain, way in NFLOG_PLACES]
+    captures = []
+    for here_net in conn_nets(conn, here):
+        for there_net in conn_nets(conn, there):
+            if (":" in here_net) != (":" in there_net):
+                continue
+            family = 6 if ":" in here_net else 4
+            for chain, way in places if family == 4 else NFLOG_PLACES:
+                source, destination = (there_net, here_net) if way == "in" else (here_net, there_net)
+                captures.append(Capture(chain, way, group, conn_prefix(conn), family, source, destination))
+    return captures
+
+
+def nflog_places(host: Host, updown: str) -> Sequence[tuple[str, str]]:
+    """Return the places where checknflog makes the IPv4 rules of a connection; `updown` is leftupdown=.
+
+    If the updown script is libreswan's, it makes the rules for packets from and to this host when the connection
+    is routed.  Only the rules for forwarded packets are left then; others would copy each packet twice.
+    """
+    if runs_libreswan_updown(host, updown):
+        return [(chain, way) for chain, way in NFLOG_PLACES if chain == "FORWARD"]
+    return NFLOG_PLACES
+
+
+def runs_libreswan_updown(host: Host, updown: str) -> bool:
+    """Return whether leftupdown= leads to libreswan's _updown, and that script makes rules for nflog=.
+
+    Without a value, pluto runs `ipsec _updown`.  This is libreswan's if the program `ipsec` of this host is a
+    shell script.  A script of the administrator counts if it is a copy of libreswan's, or runs `ipsec
+    _updown`.
+    """
+    words = updown.strip("\"'").split() or ["ipsec", "_updown"]
+    if words[0] in ("%disabled", "none"):
+        return False
+    program = words[0] if words[0].startswith("/") else host.which(words[0]) or ""
+    if os.path.dirname(program) == host.execdir:
+        return makes_nflog_rules(host, libreswan_updown(host))
+    try:
+        text = decode(b"".join(host.chunks(program, limit=SCRIPT_SIZE))) if program else ""
+    except (OSError, Failure):
+        return False
+    first_line = text.partition("\n")[0]
+    if not first_line.startswith("#!") or not any(word.endswith("sh") for word in first_line[2:].split()):
+        return False  # not a shell script
+    if "addnflog" in text:
+        return makes_nflog_rules(host, text)
+    runs_updown = words[:2] == ["ipsec", "_updown"] or (words[0] != "ipsec" and "_updown" in text)
+    return runs_updown and makes_nflog_rules(host, libreswan_updown(host))
 
 
 def nflog_groups(config: Config) -> tuple[int, list[tuple[Conn, int]]]:
-    """Return the group of nflog-all=, and the connections that have nflog= with their groups.  0 is no group."""
+    """Return the group of nflog-all= (0 for none), and each connection that has nflog= with the group."""
     conns = [(conn, int(conn.get("nflog"))) for conn in config.conns() if conn.get("nflog").strip("0")]
     return config.number("nflog-all", 0) or 0, conns
 
 
 def check_nflog(host: Host, tell: bool = True) -> bool:
-    """Make the NFLOG rules for nflog= and nflog-all=, print them, and return False if some are not made.
+    """Make the NFLOG rules for nflog= and nflog-all=, and print them.  Return False if some are not made.
 
-    A failure raises nothing, because pluto has to start without the rules, too.  Each complaint is a line on standard
-    error.  A keyword with an invalid value gets no rule; the other rules are made.  If a change fails, no rule changes.
+    This raises nothing, because pluto must start even without the rules: each complaint is a line on standard
+    error.  A keyword with an invalid value gets no rule; the other rules are made.  If a change fails, no
+    rule is changed.
     """
     config = Config(host)
     complaints = [f"{problem}; it gets no rule" for problem in config.problems if problem.key in NFLOG_KEYWORDS]
@@ -9687,63 +9849,87 @@ def check_nflog(host: Host, tell: bool = True) -> bool:
 
 
 def make_nflog(host: Host, config: Config) -> list[str]:
-    """Make the rules of a configuration the only ones of checknflog, and return lines that name each change.
+    """Replace checknflog's rules with those of a configuration, and return a line for each change.
 
-    If some file can't be read, the rules for connections that were not read stay.  Raises Failure, OSError; then no
-    rule changes.
+    If a file can't be read, the rules of connections that were not read stay.  Raises Failure, OSError; no rule
+    is changed then.
     """
     group, conns = nflog_groups(config)
-    wanted = [Capture(chain, way, group, NFLOG_ALL) for chain, way in NFLOG_PLACES] if group else []
-    enabled = [f"nflog ipsec capture enabled on nflog:{group}" if group else "nflog ipsec capture disabled"]
+    wanted = nflog_all_captures(host, group) if group else []
+    lines = [f"nflog ipsec capture enabled on nflog:{group}" if group else "nflog ipsec capture disabled"]
     local = [address for address, _, _, _ in Routing(host).addresses()] if conns else []
+    places: dict[str, Sequence[tuple[str, str]]] = {}  # by the value of leftupdown=
+    by_updown: set[tuple[str, tuple[str, str]]] = set()  # prefix and place of _updown's rules to replace
     for conn, conn_group in conns:
-        rules = conn_captures(conn, conn_group, local)
+        updown = conn.get(f"{local_side(conn, local)}updown")
+        if updown not in places:
+            places[updown] = nflog_places(host, updown)
+        rules = conn_captures(conn, conn_group, local, places[updown])
         wanted += rules
-        if rules or conn.auto != "ignore":
-            enabled.append(f"nflog capture of connection {quote(conn.name)} "
-                           + (f"enabled on nflog:{conn_group}" if rules else
-                              f"on nflog:{conn_group} begins when it is routed"))
-    read = {conn_prefix(conn) for conn in config.conns()}
-    replaced = nflog_replace(host, wanted, lambda prefix: is_capture(prefix) and (
-        not config.unread or not prefix.startswith(NFLOG_CONN) or prefix in read))
-    kept = {(capture.prefix, capture.group) for capture in wanted}
-    deleted = []
-    for prefix, old in dict.fromkeys((rule.prefix, rule.group) for rule in replaced):
-        if (prefix, old) not in kept:
-            of = f" of connection {quote(prefix[len(NFLOG_CONN):])}" if prefix.startswith(NFLOG_CONN) else ""
-            deleted.append(f"deleting rules{of} with old nflog group {old}")
-    return deleted + enabled
+        by_updown.update((conn.name[:63], rule_place(rule)) for rule in rules)
+        label = f"nflog capture of connection {quote(conn.name)}"
+        if rules:
+            lines.append(f"{label} enabled on nflog:{conn_group}")
+        elif conn.auto != "ignore":
+            lines.append(f"{label} on nflog:{conn_group} begins when it is routed")
+    prefixes_read = {conn_prefix(conn) for conn in config.conns()}
+
+    def mine(rule: FoundRule) -> bool:
+        if not is_capture(rule.prefix):
+            return (rule.prefix, rule_place(rule)) in by_updown
+        return not config.unread or not rule.prefix.startswith(NFLOG_CONN) or rule.prefix in prefixes_read
+
+    replaced = nflog_replace(host, wanted, mine)
+    return deleted_nflog_lines(replaced, wanted) + lines
+
+
+def deleted_nflog_lines(replaced: Sequence[FoundRule], wanted: Sequence[Capture]) -> list[str]:
+    """Return a line for each owner and group of replaced rules that has no wanted rule, in libreswan's words."""
+    kept = {(nflog_owner(rule.prefix), rule.group) for rule in wanted}
+    gone = {(nflog_owner(rule.prefix), rule.group): None for rule in replaced if is_capture(rule.prefix)}
+    return [f"deleting rules{owner} with old nflog group {group}" for owner, group in gone
+            if (owner, group) not in kept]
+
+
+def nflog_owner(prefix: str) -> str:
+    """Return ` of connection "NAME"` for the prefix of a connection's rules, an empty text for others."""
+    return f" of connection {quote(prefix[len(NFLOG_CONN):])}" if prefix.startswith(NFLOG_CONN) else ""
 
 
 def stop_nflog(host: Host) -> None:
-    """Remove every rule that checknflog has made, whatever the configuration says now.  Raises Failure."""
-    nflog_replace(host, (), is_capture)
+    """Remove all rules of checknflog, whatever the configuration says now.  Raises Failure."""
+    nflog_replace(host, (), lambda rule: is_capture(rule.prefix))
 
 
 def nflog_conn(host: Host, add: bool, name: str, group: int, ours: str, theirs: str) -> None:
-    """Add or remove the rules of a connection for _updown.  The prefix and the ends identify the rules.
+    """Add or remove the rules of a connection for _updown.  Raises Failure.
 
-    If checknflog has made rules for the connection, nothing is added.  Raises Failure.
+    `ours` and `theirs` are the networks of the two ends.  A rule is not added where checknflog has made one for
+    the same packets.
     """
-    source, destination = ("" if net in ("0.0.0.0/0", "::/0") else net for net in (ours, theirs))
+    source, destination = ("" if net in HALVES else net for net in (ours, theirs))
     family = 6 if ":" in ours else 4
-    wanted = [Capture("INPUT", "in", group, name[:63], family, destination, source),
-              Capture("OUTPUT", "out", group, name[:63], family, source, destination)]
+    prefix = name[:63]
+    wanted = [Capture("INPUT", "in", group, prefix, family, destination, source),
+              Capture("OUTPUT", "out", group, prefix, family, source, destination)]
+    places = [rule_place(rule) for rule in wanted]
     with nflog_lock(host):
         backend = nflog_backends(host)[0]
-        made = backend.found(lambda prefix: prefix in (name[:63], f"{NFLOG_CONN}{name}"[:63]))
-        if add and any(is_capture(rule.prefix) and rule.group == group for rule in made):
-            return
-        there = [rule for rule in made if not is_capture(rule.prefix)
-                 and any((rule.chain, rule.ends) == (one.chain, one.ends) for one in wanted)]
-        if not add or [rule.group for rule in there] != [group, group]:
-            backend.change(there, wanted if add else ())
+        rules = backend.found(lambda found: found in (prefix, f"{NFLOG_CONN}{name}"[:63]))
+        existing = [rule for rule in rules if rule_place(rule) in places]
+        by_checknflog = [rule_place(rule) for rule in existing
+                         if is_capture(rule.prefix) and rule.group == group]
+        by_updown = [rule for rule in existing if not is_capture(rule.prefix)]
+        missing = [rule for rule in wanted if add and rule_place(rule) not in by_checknflog]
+        present = sorted((rule_place(rule), rule.group) for rule in by_updown)
+        if present != sorted((rule_place(rule), rule.group) for rule in missing):
+            backend.change(by_updown, missing)
 
 
 # --- _updown --------------------------------------------------------------------------------------------------------
 
-# The steps of each verb, done (+) or undone (-), as in libreswan's script; the status is that of the last step.  Verbs
-# whose -host and -client forms have the same steps stand without the suffix
+# For each verb, its steps as in libreswan's script: names of methods of Updown, called to do (+) or to undo (-)
+# something.  The status is that of the last step.  A verb without -host or -client has the same steps for both.
 UPDOWN_STEPS = {
     "prepare": "+interface", "route": "+vti +route +nflog", "unroute": "-route -source", "up-host": "",
     "up-client": "+interface +resolver +cat +source +notify +vti", "down-host": "-cisco -nflog -cat -vti",
@@ -9754,19 +9940,18 @@ UPDOWN_STEPS = {
 }
 RESOLV_CONF = "/etc/resolv.conf"
 NM_HELPER = "/usr/libexec/nm-libreswan-service-helper"
-ESP_TABLE, ESP_RULE_PRIORITY = 50, 100  # the route to a peer whose address its own tunnel covers
-# Two routes that together cover all addresses and precede the default route
-HALVES = {"0.0.0.0/0": ("0.0.0.0/1", "128.0.0.0/1"), "::/0": ("::/1", "8000::/1")}
+# The routing table, and the priority of the rule, for a peer whose address is in the network behind its tunnel
+ESP_TABLE, ESP_RULE_PRIORITY = 50, 100
 OLD_HALVES = {**HALVES, "::/0": ("2000::/3",)}  # before 5.2
-# Client address translation, in a chain for each direction
+# Client address translation (CAT): the table and its chains
 CAT_TABLE = "ipsec-cat"
 CAT_CHAINS = {"POSTROUTING": NftChain(NF_INET_POST_ROUTING, 100, "nat"),
               "PREROUTING": NftChain(NF_INET_PRE_ROUTING, -100, "nat")}
-TENTATIVE_TIME = 1.0  # seconds until a new IPv6 address can be the source of a route
+TENTATIVE_TIME = 1.0  # seconds that the kernel may need before a new IPv6 address can be a route's source
 
 
 class Updown:
-    """The changes to the network that pluto asks for when a connection comes and goes.
+    """The changes to the network when a connection comes up or goes down.
 
     Pluto describes the connection in the environment; the variables are those of libreswan's _updown.xfrm.
     """
@@ -9786,27 +9971,29 @@ class Updown:
         if self.get("PLUTO_CLIENT_FAMILY"):
             self.family = self._address_family("PLUTO_CLIENT_FAMILY")
         self.bits = 32 if self.family == 4 else 128
-        self.scope = 50 if self.family == 4 else 0  # marks the addresses that source() added
+        self.scope = 50 if self.family == 4 else 0  # of addresses that source() adds
 
     def _address_family(self, name: str) -> int:
+        """Return 4 or 6, from a variable.  Raises Failure for another value."""
         family = {"ipv4": 4, "ipv6": 6}.get(self.get(name))
         if family is None:
             raise Failure(f"_updown: unknown address family {quote(self.get(name))} in {name}")
         return family
 
     def get(self, name: str) -> str:
-        """Return a variable; empty if it is not set."""
+        """Return a variable, or an empty text if it is not set."""
         return self.env.get(name, "")
 
     def yes(self, name: str) -> bool:
-        """Return whether a variable is a number other than 0."""
+        """Return whether a variable is neither empty, `no` nor 0."""
         return self.get(name).lstrip("0") not in ("", "no")
 
     def is_since(self, major: int, minor: int) -> bool:
-        """Return whether the calling pluto is of this release or a later one.
+        """Return whether the pluto that called is of this release or a later one.
 
-        Its variables decide where they can: PLUTO_CLIENT_FAMILY is new in 5.0, PLUTO_DNS_RESOLVER in 5.4.
-        Between these the installed release is asked; without one the answer is that of 5.3.
+        Its variables tell where they can: PLUTO_CLIENT_FAMILY exists since 5.0, PLUTO_DNS_RESOLVER since 5.4.
+        For the releases between these, the answer is that of the installed release, or of 5.3 if none is
+        installed.
         """
         if self.get("PLUTO_DNS_RESOLVER"):
             return (major, minor) <= (5, 4)
@@ -9817,8 +10004,9 @@ class Updown:
         return (major, minor) <= (5, 0)
 
     def steps(self, verb: str) -> list[str]:
-        """Return the steps of a verb.  Raises Failure for an unknown one."""
-        if set(verb.split("-")) <= {"prepare", "route", "up"}:  # 5.4 with updown-config=async: verbs without a suffix
+        """Return the steps of a verb.  Raises Failure for an unknown verb."""
+        # 5.4 with updown-config=async joins verbs without -host or -client: prepare-route-up
+        if set(verb.split("-")) <= {"prepare", "route", "up"}:
             kind = "host" if self.get("PLUTO_MY_CLIENT_NET") == self.get("PLUTO_ME") else "client"
             suffix = f"-{kind}-v6" if self.family == 6 else f"-{kind}"
             return [step for word in verb.split("-") for step in self.steps(word + suffix)]
@@ -9829,7 +10017,7 @@ class Updown:
         return steps.split()
 
     def run(self, verb: str) -> int:
-        """Do the steps of the verb and return the status of the last one.
+        """Do the steps of a verb and return the status of the last one.
 
         Raises Failure for an unknown verb.
         """
@@ -9843,10 +10031,11 @@ class Updown:
         return status
 
     def change(self, shown: str, fine: Sequence[int], change: Callable[..., None], *arguments: object) -> int:
-        """Make a change and return 0, or the status of ip(8) for a failure, which is reported on standard
-        error.
+        """Make a change and return OK.  If it fails, report that on standard error and return the status of
+        ip(8).
 
-        `fine` are the errors which mean that the change has been made before.
+        `shown` is the command of ip(8) for the message.  `fine` are errors which mean that there is nothing
+        to change.
         """
         try:
             change(*arguments)
@@ -9857,16 +10046,16 @@ class Updown:
         return OK
 
     def ip_route(self, action: str, net: str, words: Sequence[str], *fine: int) -> int:
-        """Do `ip route ACTION NET WORDS…`; return as change() does."""
-        tentative = "src" in words and self.family == 6
-        deadline = time.monotonic() + (TENTATIVE_TIME if tentative else 0)
+        """Do `ip route ACTION NET WORDS...`; return as change() does.  `fine` are errors to ignore."""
+        has_source = "src" in words and self.family == 6
+        deadline = time.monotonic() + (TENTATIVE_TIME if has_source else 0)
 
         def change() -> None:
             while True:
                 try:
                     return self.routing.route(action, net, words)
                 except OSError as error:
-                    # the source is an address that was added just now
+                    # EINVAL: the source is new, and the kernel still checks that no other host has it
                     if error.errno != errno.EINVAL or time.monotonic() > deadline:
                         raise
                     time.sleep(0.02)
@@ -9874,19 +10063,19 @@ class Updown:
         return self.change(f"route {action} {net} {' '.join(words)}", fine, change)
 
     def way(self, address: str, source: str = "") -> Route | OSError:
-        """Return the route to an address, or the error that the kernel gives instead."""
+        """Return the route to an address, or the error if the kernel has none."""
         try:
             return self.routing.lookup(address, source)
         except OSError as error:
             return error
 
     def device_to(self, address: str, source: str = "") -> str:
-        """Return the interface that leads to an address; empty if there is none."""
+        """Return the interface on the route to an address, or an empty text if there is no route."""
         way = self.way(address, source) if address else None
         return way.device if isinstance(way, Route) else ""
 
     def link_flags(self, device: str) -> int:
-        """Return the flags of an interface (IFF_…); 0 if there is none of that name."""
+        """Return the flags of an interface (IFF_...), or 0 if it does not exist."""
         try:
             return self.routing.link(device.partition(":")[0])[0]
         except OSError:
@@ -9895,8 +10084,8 @@ class Updown:
     # --- routes and addresses -----------------------------------------------------------------------------------
 
     def route(self, up: bool) -> int:
-        """Add or remove the route to the peer's client, and proxy ARP for a single address of this network.
-        """
+        """Add or remove the route to the peer's client.  A single address of a local network also gets
+        proxy ARP."""
         if up:
             self._proxy(True)
             return self._route("replace")
@@ -9905,12 +10094,12 @@ class Updown:
         return status
 
     def cisco(self, _: bool) -> int:
-        """Remove the route to a Cisco peer's client when the connection goes down: its source address may
-        change.
-        """
+        """Remove the route to a Cisco peer's client, because the source address may be a different one
+        next time."""
         return self._route("del") if self.get("PLUTO_MY_SOURCEIP") and self.yes("PLUTO_IS_PEER_CISCO") else OK
 
     def _source_device(self) -> str:
+        """Return the interface that gets the connection's source address."""
         if self.get("VTI_IFACE") and self.get("VTI_ROUTING") == "yes":
             return self.get("VTI_IFACE")
         return self.get("PLUTO_VIRT_INTERFACE") if self.get("PLUTO_XFRMI_ROUTE") else "lo"
@@ -9918,11 +10107,11 @@ class Updown:
     def source(self, up: bool) -> int:
         """Add the connection's source address if this host does not have it.
 
-        Undone, remove the address if source() added it and no route uses it.
+        If not `up`, remove the address, if source() added it and no route uses it.
         """
         source = self.get("PLUTO_MY_SOURCEIP")
         if not source or (self.is_since(5, 0) and self.get("PLUTO_XFRMI_ROUTE") == "yes"):
-            return OK  # since 5.0 pluto itself manages the addresses of its interfaces
+            return OK  # since 5.0, pluto manages the addresses of its XFRM interfaces
         device, address = self._source_device(), f"{source}/{self.bits}"
         if up:
             way = self.way(source)
@@ -9930,10 +10119,8 @@ class Updown:
                 return OK
             return self.change(f"addr add {address} dev {device} scope {self.scope}", [errno.EEXIST],
                                self.routing.address, True, address, device, self.scope)
-        if self.get("PLUTO_MOBIKE_EVENT"):
-            return OK
-        added = source, self.bits, self.scope, self.routing.index(device, 0)
-        if added not in self.routing.addresses():
+        is_added = (source, self.bits, self.scope, self.routing.index(device, 0)) in self.routing.addresses()
+        if self.get("PLUTO_MOBIKE_EVENT") or not is_added:
             return OK
         if any(route.source == source for route in self.routing.routes(self.family)):
             return OK
@@ -9941,9 +10128,8 @@ class Updown:
                            self.routing.address, False, address, device)
 
     def _proxy(self, add: bool) -> None:
-        """Answer ARP or NDP requests for the peer's client if it is a single address in a network of this
-        host.
-        """
+        """Add or remove proxy ARP (or NDP) for the peer's client, if it is a single address in a network
+        of this host."""
         net, peer = self.get("PLUTO_PEER_CLIENT_NET"), self.get("PLUTO_PEER_CLIENT")
         if (peer.rpartition("/")[2] != str(self.bits) or net in ("0.0.0.0", "::", self.get("PLUTO_PEER"))
                 or self.get("PLUTO_MY_CLIENT_NET") == self.get("PLUTO_ME")):
@@ -9952,31 +10138,35 @@ class Updown:
         if isinstance(way, OSError) or way.local or way.gateway:
             return
         if not self.host.value(f"/sys/class/net/{way.device}/address"):
-            return  # without a hardware address nobody asks
+            return  # an interface without a hardware address has no ARP
         self.change(f"neigh {'add' if add else 'del'} proxy {net} dev {way.device}", [errno.ENOENT],
                     self.routing.proxy, add, net, way.device)
-        self.proxied = self.proxied or add  # the kernel answers only for addresses that it has a route to
+        self.proxied = self.proxied or add  # the kernel answers only for addresses to which it has a route
 
     def _next_hop(self) -> list[str]:
-        """Return `via NEXT_HOP`, or nothing if there is none or the link is point-to-point."""
+        """Return the words `via NEXT_HOP`, or none for a directly connected peer or a point-to-point link."""
         hop = self.get("PLUTO_NEXT_HOP")
         if not hop or hop == self.get("PLUTO_PEER") or self.family != self.host_family:
             return []
-        return [] if self.link_flags(self.get("PLUTO_INTERFACE")) & IFF_POINTOPOINT else ["via", hop]
+        if self.link_flags(self.get("PLUTO_INTERFACE")) & IFF_POINTOPOINT:
+            return []
+        return ["via", hop]
 
     def _halves(self) -> Sequence[str]:
-        """Return the two routes that are used instead of a default route; empty for any other destination."""
+        """Return the routes that stand in for a default route, or nothing if the peer's client is another
+        network."""
         peer = self.get("PLUTO_PEER_CLIENT")
         if peer != "::/0":
             return HALVES.get(peer, ())
         return (HALVES if self.is_since(5, 2) else OLD_HALVES)[peer]
 
     def _route(self, action: str) -> int:
-        """Replace or delete the route to the peer's client if one is wanted, and the route of ESP beside it.
+        """Replace or delete the route to the peer's client, if one is wanted, and the route for ESP to the
+        peer.
 
-        Return the status of the first change that fails.
+        Return the status of the first change that fails, or OK.
         """
-        # all lookups come first: afterwards the new route would answer them
+        # look up all routes first: the changes below would change the answers
         esp = self._esp_route_words()
         wanted = self._is_route_wanted(action)
         device = self._route_device(action)
@@ -9984,7 +10174,8 @@ class Updown:
             self.source(True)
         words = self._route_words(action, device)
         fine = [errno.ESRCH, errno.EEXIST] if self.is_since(5, 0) else [errno.ESRCH]
-        for net in self._halves() or [self.get("PLUTO_PEER_CLIENT")] if wanted else ():
+        nets = self._halves() or [self.get("PLUTO_PEER_CLIENT")]
+        for net in nets if wanted else ():
             if status := self.ip_route(action, net, words, *fine):
                 return status
         mark = self.get("PLUTO_XFRMI_FWMARK")
@@ -9999,7 +10190,7 @@ class Updown:
                            ESP_TABLE, ESP_RULE_PRIORITY)
 
     def _is_route_wanted(self, action: str) -> bool:
-        """Return whether the route to the peer's client is to be changed."""
+        """Return whether the route to the peer's client is to be added or removed."""
         through_xfrmi = self.get("PLUTO_XFRMI_ROUTE")
         same = self.get("PLUTO_PEER_CLIENT") == self.get("PLUTO_MY_CLIENT")
         if through_xfrmi == "yes" and same:
@@ -10015,7 +10206,8 @@ class Updown:
         if action == "del" or through_xfrmi:
             return False
         way = self.way(self.get("PLUTO_PEER_CLIENT_NET"))
-        return isinstance(way, OSError) and way.errno == errno.EHOSTUNREACH  # IPsec needs a route to work on
+        # without any route, the kernel drops a packet before IPsec sees it
+        return isinstance(way, OSError) and way.errno == errno.EHOSTUNREACH
 
     def _route_device(self, action: str) -> str:
         """Return the interface of the route to the peer's client."""
@@ -10033,11 +10225,11 @@ class Updown:
         return devices[0] if devices else interface
 
     def _device_of_next_hop(self) -> str:
-        """Return the interface that leads to the next hop; empty if pluto's own choice (PLUTO_INTERFACE) is
-        used.
+        """Return the interface on the route to the next hop; empty if PLUTO_INTERFACE, pluto's own choice, is
+        right.
 
-        Since 5.4 the script does not look, which is wrong if left= is an address of a loopback interface: a
-        packet that is routed there never reaches IPsec (net.ipv4.conf.lo.disable_xfrm).
+        The script of 5.4 always uses PLUTO_INTERFACE.  That is wrong if left= is an address of a loopback
+        interface: a packet that is routed there never reaches IPsec (net.ipv4.conf.lo.disable_xfrm).
         """
         hop = self.get("PLUTO_NEXT_HOP")
         if self.link_flags(self.get("PLUTO_INTERFACE")) & IFF_LOOPBACK:
@@ -10045,7 +10237,8 @@ class Updown:
         return "" if self.is_since(5, 4) else self.device_to(hop)
 
     def _route_words(self, action: str, device: str) -> list[str]:
-        """Return the words of the route to the peer's client; adds the source address that they name."""
+        """Return the words of the route to the peer's client.  If they name a source address, add this
+        address first."""
         hop = [] if self.get("PLUTO_XFRMI_ROUTE") else self._next_hop()
         words = hop or self.words.split()
         for word, name in (("mtu", "PLUTO_MTU"), ("metric", "PLUTO_METRIC")):
@@ -10059,7 +10252,7 @@ class Updown:
         return words
 
     def _esp_route_words(self) -> list[str]:
-        """Return the words of the route to the peer in table 50, which PLUTO_XFRMI_FWMARK asks for."""
+        """Return the words of the route for ESP to the peer in table 50; none without PLUTO_XFRMI_FWMARK."""
         if not self.get("PLUTO_XFRMI_FWMARK"):
             return []
         words = []
@@ -10071,8 +10264,8 @@ class Updown:
     # --- VTI --------------------------------------------------------------------------------------------------------
 
     def _vti_keys(self) -> list[int]:
-        """Return the keys of the VTI interface, in and out; empty if there is no such interface or no mark.
-        """
+        """Return the two keys of the VTI interface, in and out; none without such an interface or without
+        marks."""
         if not self.get("VTI_IFACE"):
             return []
         marks = [self.get(name).partition("/")[0] for name in ("CONNMARK_IN", "CONNMARK_OUT")]
@@ -10082,7 +10275,7 @@ class Updown:
         return [int(mark, 0) for mark in marks]
 
     def interface(self, _: bool) -> int:
-        """Make the VTI interface if it does not exist."""
+        """Create the VTI interface if it does not exist."""
         keys, name = self._vti_keys(), self.get("VTI_IFACE")
         if not keys:
             return OK
@@ -10105,8 +10298,8 @@ class Updown:
         return OK
 
     def _compare_vti(self, name: str, shared: bool, wanted: Mapping[int, bytes]) -> None:
-        """Say whether an interface that exists is the wanted one; the words are those of libreswan's script.
-        """
+        """Print whether the interface that exists has the wanted attributes, in the words of libreswan's
+        script."""
         existing = self.routing.link(name)[1]
         if shared and all(existing.get(field) == value for field, value in wanted.items()):
             self.host.print("vti interface already exists with identical parameters, OK")
@@ -10118,15 +10311,12 @@ class Updown:
     def vti(self, up: bool) -> int:
         """Add or remove the route to the peer's client through the VTI interface.
 
-        The interface is never removed: other connections may use it.
+        The interface itself stays, because other connections may use it.
         """
-        name, peer, source = self.get("VTI_IFACE"), self.get("PLUTO_PEER_CLIENT"), self.get("PLUTO_MY_SOURCEIP")
-        words = ["dev", name]
-        words += ["src", source] if source else []
-        if self.get("PLUTO_METRIC") and self.is_since(5, 4):
-            words += ["metric", self.get("PLUTO_METRIC")]
+        name, peer = self.get("VTI_IFACE"), self.get("PLUTO_PEER_CLIENT")
         if (up and not self._vti_keys()) or not name or self.get("VTI_ROUTING") != "yes":
             return OK
+        words = self._vti_route_words(name)
         if not up:
             if self.host.isdir(f"/proc/sys/net/ipv4/conf/{name}"):
                 self.ip_route("del", peer, words, errno.ESRCH)
@@ -10135,37 +10325,47 @@ class Updown:
         exists = any(route.destination == peer for route in routes)
         gateways = [route for route in routes if route.destination == "0.0.0.0/0" and route.gateway]
         if exists and gateways:
-            # the new route may cover the gateway: give it a route of its own
+            # the changed route may cover the gateway, so the gateway gets a route of its own
             self.ip_route("add", gateways[0].gateway, ["dev", gateways[0].device], errno.EEXIST)
         self.ip_route("change" if exists else "add", peer, words, errno.EEXIST)
         self.host.print("done ip route")
         return OK
 
+    def _vti_route_words(self, name: str) -> list[str]:
+        """Return the words of the route through the VTI interface."""
+        words = ["dev", name]
+        if self.get("PLUTO_MY_SOURCEIP"):
+            words += ["src", self.get("PLUTO_MY_SOURCEIP")]
+        if self.get("PLUTO_METRIC") and self.is_since(5, 4):
+            words += ["metric", self.get("PLUTO_METRIC")]
+        return words
+
     # --- firewall ---------------------------------------------------------------------------------------------------
 
     def nflog(self, up: bool) -> None:
-        """Copy the connection's packets to its NFLOG group."""
+        """Add or remove the rules that copy the connection's packets to its NFLOG group."""
         if group := self.get("NFLOG"):
             nflog_conn(self.host, up, self.get("PLUTO_CONNECTION"), int(group), self.get("PLUTO_MY_CLIENT"),
                        self.get("PLUTO_PEER_CLIENT"))
 
     def cat(self, up: bool) -> int:
-        """Translate this host's address to the one that the peer assigned to it (client address translation).
-        """
+        """Add or remove the translation of this host's address to the one that the peer assigned (client
+        address translation)."""
         peer, given = self.get("PLUTO_PEER_CLIENT"), self.get("PLUTO_MY_CLIENT_NET")
         if not self.get("CAT") or (up and given == "0.0.0.0"):
             return OK
-        with self.host.lock("/proc/self/ns/net"):  # one change of the firewall of this network at a time
+        with self.host.lock("/proc/self/ns/net"):  # one process at a time in this network namespace
             if self.host.which("iptables"):
                 return self._cat_by_iptables(up, peer, given)
             self._cat_by_nftables(up, peer, given)
         return OK
 
     def _cat_by_iptables(self, up: bool, peer: str, given: str) -> int:
+        """Add or remove the rules with iptables; return the status of iptables if it fails, else OK."""
+        to_peer = ["-d", peer, "-j", "SNAT", "--to-source", given]
+        from_peer = ["-d", given, "-s", peer, "-j", "DNAT", "--to-destination", self.get("PLUTO_ME")]
         status = OK
-        for chain, way, rest in (("POSTROUTING", "out", ["-d", peer, "-j", "SNAT", "--to-source", given]),
-                                 ("PREROUTING", "in", ["-d", given, "-s", peer, "-j", "DNAT", "--to-destination",
-                                                       self.get("PLUTO_ME")])):
+        for chain, way, rest in (("POSTROUTING", "out", to_peer), ("PREROUTING", "in", from_peer)):
             rule = [chain, "-m", "policy", "--dir", way, "--pol", "ipsec", *rest]
             exists = not self._iptables("-C", rule).status
             if exists == up:
@@ -10177,13 +10377,14 @@ class Updown:
         return status
 
     def _iptables(self, action: str, rule: Sequence[str]) -> Ran:
-        return self.host.run(["iptables", "-w", str(FILTER_WAIT), "-t", "nat", action, *rule], timeout=2 * FILTER_WAIT)
+        """Run iptables on a rule of the table `nat`."""
+        return self.host.run(["iptables", "-w", str(FILTER_WAIT), "-t", "nat", action, *rule],
+                             timeout=2 * FILTER_WAIT)
 
     def _cat_by_nftables(self, up: bool, peer: str, given: str) -> None:
-        """Add or remove the same rules in nf_tables, in a table of their own; the comment tells whose they
-        are.
+        """Add or remove the same rules in nf_tables, in a table of this program.  Raises Failure.
 
-        Raises Failure.
+        The comment of a rule identifies the connection.
         """
         comment = f"{given} {peer}"
         wanted = [NftRule("POSTROUTING", nft_ipsec("out") + nft_net("destination", peer)
@@ -10197,13 +10398,13 @@ class Updown:
         except OSError as error:
             if not up and error.errno in NO_NFTABLES:
                 return
-            raise Failure(f"nf_tables: {error.strerror or error}", hint="the address translation of this connection "
+            raise Failure(f"nf_tables: {error.strerror or error}", hint="the connection's address translation "
                           "needs iptables, or a kernel with nf_tables and NAT") from None
 
     # --- names ------------------------------------------------------------------------------------------------------
 
     def notify(self, up: bool) -> None:
-        """Tell NetworkManager's service that the connection is up or down."""
+        """Report to NetworkManager's service that the connection is up or down."""
         if self.yes("PLUTO_NM_CONFIGURED"):
             reason = "connect" if up else "disconnect"
             self.host.print(f"sending {reason} signal to NetworkManager")
@@ -10211,35 +10412,43 @@ class Updown:
                 self.host.run([NM_HELPER], env={**self.host.exported(), "libreswan_reason": reason}, timeout=30)
 
     def resolver(self, up: bool) -> int:
-        """Use the name servers and domains that the peer sent (mode config); undone, use the earlier ones
-        again.
+        """Use the name servers and domains that the peer sent (mode config).  If not `up`, restore the
+        earlier ones.
+
+        Raises Failure for an unknown PLUTO_DNS_RESOLVER, OSError.
         """
         import re
         kind = self.get("PLUTO_DNS_RESOLVER") or "file"
-        # the peer chose these words: anything that is no address or no name is dropped
+        # the peer chose these words: drop those that are not an address or not a domain name
         servers = [word for word in self.get("PLUTO_PEER_DNS_INFO").split() if re.fullmatch(r"[0-9a-fA-F:.]+", word)]
         domains = [word for word in self.get("PLUTO_PEER_DOMAIN_INFO").split() if re.fullmatch(r"\w[\w.-]*", word)]
         if kind == "systemd":
             self._systemd(up, {"dns": servers, "domain": domains})
         elif kind != "file":
             raise Failure(f"{kind}: resolver unrecognized")
-        elif not self.yes("PLUTO_CFG_CLIENT"):
-            return OK
-        elif servers and domains and self._unbound_runs():
-            self._unbound(up, servers, domains)
-        elif not self.yes("PLUTO_NM_CONFIGURED"):
-            if not up:
-                restore_resolv_conf(self.host)
-            elif servers:
-                self._resolv_conf(servers, domains)
+        elif self.yes("PLUTO_CFG_CLIENT"):
+            self._resolver_by_file(up, servers, domains)
         return OK
 
+    def _resolver_by_file(self, up: bool, servers: Sequence[str], domains: Sequence[str]) -> None:
+        """Use a running unbound, else resolv.conf, unless NetworkManager takes care of it."""
+        if servers and domains and self._unbound_runs():
+            self._unbound(up, servers, domains)
+        elif self.yes("PLUTO_NM_CONFIGURED"):
+            return
+        elif not up:
+            restore_resolv_conf(self.host)
+        elif servers:
+            self._resolv_conf(servers, domains)
+
     def _unbound_runs(self) -> bool:
+        """Return whether the name server unbound runs on this host."""
         return any(self.host.value(f"/proc/{pid}/comm") == "unbound" for pid in self.host.listdir("/proc")
                    if pid.isdigit())
 
     def _unbound(self, up: bool, servers: Sequence[str], domains: Sequence[str]) -> None:
-        """Have unbound ask the peer's servers about the peer's domains, or no longer."""
+        """Make unbound forward queries for the peer's domains to the peer's servers; if not `up`, end
+        that."""
         for domain in domains:
             if up:
                 self.host.print(f"updating local nameserver for {domain} with {' '.join(servers)}")
@@ -10251,7 +10460,7 @@ class Updown:
             self.host.run(["unbound-control", "flush_requestlist"])
 
     def _resolv_conf(self, servers: Sequence[str], domains: Sequence[str]) -> None:
-        """Write a resolv.conf that begins with the peer's servers, and keep the earlier one."""
+        """Write a resolv.conf that begins with the peer's servers, and keep a copy of the earlier one."""
         host = self.host
         host.print("updating resolvconf")
         if not host.exists(RESOLV_CONF):
@@ -10260,7 +10469,7 @@ class Updown:
         text = host.read(RESOLV_CONF)
         volatile, lasting = resolv_conf_backups(host)
         if is_generated(text) and not host.exists(volatile) and host.exists(lasting):
-            text = host.read(lasting)  # the host was restarted while a peer's servers were in use
+            text = host.read(lasting)  # the host was rebooted while a peer's servers were in use
         if not is_generated(text):
             if host.exists(volatile):
                 host.print("backup resolv.conf exists, but current resolv.conf is not generated by Libreswan")
@@ -10268,7 +10477,7 @@ class Updown:
             try:
                 host.replace(lasting, text)
             except OSError as error:
-                host.warn(f"_updown: {error_text(error)}: a restart of this host will lose the present resolv.conf")
+                host.warn(f"_updown: {error_text(error)}: a reboot now loses the present resolv.conf")
         elif host.exists(volatile) and not self.is_since(5, 0):
             host.print("Current resolv.conf is generated by Libreswan, and backup resolv.conf already exists, "
                        "so doing nothing")
@@ -10276,9 +10485,8 @@ class Updown:
         host.replace(RESOLV_CONF, self._generated(text, servers, domains), of_service=True)
 
     def _generated(self, text: str, servers: Sequence[str], domains: Sequence[str]) -> str:
-        """Return a resolv.conf with the peer's servers and domains, and the search list and first server of
-        `text`.
-        """
+        """Return a resolv.conf with the peer's servers and domains, and then the first server and the
+        search list of `text`."""
         first: dict[str, list[str]] = {}
         for line in text.splitlines():
             words = line.partition("#")[0].split()
@@ -10294,35 +10502,36 @@ class Updown:
         return "\n".join(lines) + "\n"
 
     def _systemd(self, up: bool, peer: Mapping[str, Sequence[str]]) -> None:
-        """Set the servers and domains of systemd-resolved, which keeps them for each interface."""
+        """Set the servers and domains of systemd-resolved for the connection's interface; if not `up`,
+        restore the earlier ones."""
         interface = self.get("PLUTO_INTERFACE")
-        for what, values in peer.items():
-            backup = f"{self.host.rundir}/libreswan-prev-{what}-{interface}"
-            label = "DNS" if what == "dns" else what
+        for setting, values in peer.items():
+            backup = f"{self.host.rundir}/libreswan-prev-{setting}-{interface}"
+            label = "DNS" if setting == "dns" else setting
             if up:
                 if not self.host.exists(backup):
-                    shown = self.host.run(["resolvectl", what, interface]).text
+                    shown = self.host.run(["resolvectl", setting, interface]).text
                     self.host.replace(backup, shown.partition(":")[2].strip() + "\n")
                 if values:
                     self.host.print(f"setting {label}: {' '.join(values)} on {interface}")
-                    self.host.run(["resolvectl", what, interface, *values])
+                    self.host.run(["resolvectl", setting, interface, *values])
             elif self.host.exists(backup):
                 before = self.host.read(backup).split()
                 self.host.print(f"restoring {label} to \"{' '.join(before)}\"" if before else f"clearing {label}")
-                self.host.run(["resolvectl", what, interface, *(before or [""])])
+                self.host.run(["resolvectl", setting, interface, *(before or [""])])
                 self.host.remove(backup)
 
 
 def is_generated(resolv_conf: str) -> bool:
-    """Return whether _updown, this one or libreswan's, wrote the text of a resolv.conf."""
+    """Return whether _updown wrote this resolv.conf: the command of this program or libreswan's script."""
     return "Libreswan" in resolv_conf
 
 
 def resolv_conf_backups(host: Host) -> tuple[str, str]:
-    """Return where resolv.conf is kept while a peer's name servers are in use.
+    """Return the two files that keep the earlier resolv.conf while a peer's name servers are in use.
 
-    The first copy is where libreswan's script keeps it; a restart of the host removes it.  The second one is
-    beside resolv.conf itself (where a link leads) and lasts as long as that.
+    The first is that of libreswan's script, which a reboot removes.  The second is in the directory of the
+    real resolv.conf, where a symbolic link to it leads.
     """
     real = host.realpath(RESOLV_CONF)
     base = host.realpath("/").rstrip("/")
@@ -10330,10 +10539,9 @@ def resolv_conf_backups(host: Host) -> tuple[str, str]:
 
 
 def restore_resolv_conf(host: Host) -> None:
-    """Restore the resolv.conf from before a peer's name servers; one that another program has written since
-    stays.
+    """Restore the resolv.conf from before a peer's name servers, and remove the copies.  Raises OSError.
 
-    Raises OSError.
+    If another program has written resolv.conf since, it stays.
     """
     backups = resolv_conf_backups(host)
     if host.exists(RESOLV_CONF) and is_generated(host.read(RESOLV_CONF)):
@@ -10349,8 +10557,7 @@ def restore_resolv_conf(host: Host) -> None:
 def updown_defaults(host: Host) -> dict[str, str]:
     """Return the variables in /etc/sysconfig/pluto_updown or /etc/default/pluto_updown.
 
-    Only lines NAME=value have an effect; other lines, which libreswan's script runs as shell text, are
-    reported.
+    Only lines NAME=value count.  Others cause a warning: libreswan's script would run them as shell commands.
     """
     names = ("/etc/sysconfig/pluto_updown", "/etc/default/pluto_updown")
     name = next((name for name in names if host.exists(name)), "")
@@ -10359,7 +10566,8 @@ def updown_defaults(host: Host) -> dict[str, str]:
         key, equals, value = line.strip().removeprefix("export ").partition("=")
         value = value.strip()
         if equals and key.isidentifier():
-            values[key] = value[1:-1] if value[:1] in ("'", '"') and value[-1:] == value[:1] else value
+            is_quoted = value[:1] in ("'", '"') and value[-1:] == value[:1]
+            values[key] = value[1:-1] if is_quoted else value
         elif line.strip() and not line.lstrip().startswith("#"):
             host.warn(f"{name}: only NAME=value lines have an effect: {quote(line.strip())}")
     return values
@@ -21222,13 +21430,13 @@ def certificate_text(certificate: Mapping[str, Any]) -> str:
 
 
 @command("checknflog nflog", summary="copy IPsec traffic to the NFLOG groups that the configuration asks for",
-         details="Makes the firewall rules for nflog-all= and for nflog= of connections, replaces those of another "
-         "group and removes those that are no longer wanted: through iptables and ip6tables, or nf_tables on a host "
-         "without them. Rules that can't be made are a complaint on standard error, and the status is 0: the service "
-         "runs this command before pluto, and pluto must start.",
+         details="Makes the firewall rules for nflog-all= and for nflog= of connections, replaces rules of another "
+         "group, and removes rules that are no longer wanted. It uses iptables and ip6tables, or nf_tables on a "
+         "host without them. If rules can't be made, it prints a complaint on standard error and exits with "
+         "status 0: the service runs this command before pluto, and pluto must start.",
          options=(Opt("--strict", None, "exit with status 1 if some rules can't be made"),))
 def checknflog_command(host: Host, args: Args) -> int:
-    """Run `ipsec checknflog`; return OK, or ERROR with --strict if some rules are not made."""
+    """Run `ipsec checknflog`; return OK, or with --strict ERROR if some rules are not made."""
     made = check_nflog(host)
     return OK if made or not args.flag("--strict") else ERROR
 
@@ -21236,14 +21444,14 @@ def checknflog_command(host: Host, args: Args) -> int:
 @command("stopnflog", summary="stop copying IPsec traffic: remove the rules that checknflog made",
          details="It removes all of them, whatever the configuration says now.")
 def stopnflog_command(host: Host, args: Args) -> int:
-    """Run `ipsec stopnflog`; return OK.  Raises Failure, and nothing is changed then."""
+    """Run `ipsec stopnflog`; return OK.  Raises Failure; no rule is changed then."""
     stop_nflog(host)
     return OK
 
 
 @command("sniff", "[ARG...]", options=None, summary="watch IPsec traffic in clear: tcpdump on the NFLOG groups",
-         details="The arguments are tcpdump's. The groups are those of nflog-all= and nflog=; ipsec checknflog makes "
-         "the rules that fill them.")
+         details="The arguments are tcpdump's. The groups are those of nflog-all= and nflog=; `ipsec checknflog` "
+         "makes the rules that copy packets to them.")
 def sniff_command(host: Host, args: Args) -> int:
     """Run `ipsec sniff [ARG...]`: replace this process by tcpdump.  Raises Failure."""
     if args.operands in (["--help"], ["-h"]):
@@ -21253,7 +21461,8 @@ def sniff_command(host: Host, args: Args) -> int:
     if not config.files:
         config.check()
     group_of_all, conns = nflog_groups(config)
-    wanted = ",".join(str(group) for group in dict.fromkeys((group_of_all, *(group for _, group in conns))) if group)
+    groups = dict.fromkeys([group_of_all, *(group for _, group in conns)])
+    wanted = ",".join(str(group) for group in groups if group)
     if not wanted:
         raise Failure("ipsec sniff: no NFLOG group is configured", ERROR,
                       f"put nflog-all=50 into config setup of {host.conf}, then: ipsec checknflog")
@@ -21262,12 +21471,12 @@ def sniff_command(host: Host, args: Args) -> int:
 
 @command("_updown _updown.xfrm _updown.netkey", "[custom]", hidden=True,
          summary="what pluto runs when a connection comes up or goes down",
-         options=(Opt("--route", "yes|no", "yes: always route to the peer's network; no: only where it is needed"),
-                  Opt("--iproute", "ARGS", "more words for the route, as for ip route: `table 100 onlink`")))
+         options=(Opt("--route", "yes|no", "yes: always route to the peer's network; no: only if it is needed"),
+                  Opt("--iproute", "ARGS", "further words for the route, as in ip-route(8): `table 100 onlink`")))
 def updown_command(host: Host, args: Args) -> int:
-    """Run `ipsec _updown`; return the status of the last step, 1 for an unknown verb or address family.
+    """Run `ipsec _updown`; return the status of the last step.
 
-    Raises Failure.
+    Raises Failure: 1 for an unknown verb or address family, 3 for another IPsec stack.
     """
     stack = host.env.get("PLUTO_STACK", "")
     if stack.lower() not in ("", "xfrm", "netkey"):

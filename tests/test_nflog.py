@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -109,6 +110,76 @@ def test_ends_of_a_connection(text: str, ends: set[tuple[str, str]]) -> None:
     assert {(rule.source, rule.destination) for rule in rules if rule.way == "out"} == ends
     assert {(rule.destination, rule.source) for rule in rules if rule.way == "in"} == ends
     assert len(rules) == 4 * len(ends)
+
+
+SCRIPTS = {
+    "4.3": "addnflog() {\n}\n", "4.10": "firewall_cmd() {\n    HAVE_IPTABLES=true\n}\naddnflog() {\n}\n",
+    "4.10 with nft": "firewall_cmd() {\n    HAVE_IPTABLES=false\n    HAVE_NFTABLES=true\n}\naddnflog() {\n}\n",
+    "5.2": "firewall_cmd() {\n    USE_IPTABLES=false\n    USE_NFTABLES=true\n}\naddnflog() {\n}\n",
+    "5.2 without": "firewall_cmd() {\n    USE_IPTABLES=false\n    USE_NFTABLES=false\n}\naddnflog() {\n}\n", "": "",
+}
+
+
+class Installed(ipsec.Host):
+    """A host that has only these packet filter programs."""
+
+    def __init__(self, env: dict[str, str], programs: Sequence[str]) -> None:
+        super().__init__(env)
+        self.programs = programs
+
+    def which(self, program: str) -> str | None:
+        if program in ("iptables", "nft"):
+            return f"/usr/sbin/{program}" if program in self.programs else None
+        return super().which(program)
+
+
+@pytest.mark.parametrize("release, makes_rules, prefixes", [
+    ("4.3", True, 1), ("4.10", True, 1), ("4.10 with nft", False, 1), ("5.2", True, 2), ("5.2 without", False, 1),
+    ("", False, 1)])
+def test_what_libreswan_s_updown_was_built_for(tmp_path: Path, release: str, makes_rules: bool, prefixes: int) -> None:
+    host = Installed({"IPSEC_EXECDIR": str(tmp_path)}, ["iptables", "nft"])
+    assert ipsec.makes_nflog_rules(host, SCRIPTS[release]) == makes_rules
+    assert not ipsec.makes_nflog_rules(Installed({}, ["iptables" if release == "5.2" else "nft"]), SCRIPTS[release])
+    (tmp_path / "_updown.xfrm").write_text(SCRIPTS[release])
+    rules = ipsec.nflog_all_captures(host, 50)
+    assert len({rule.prefix for rule in rules}) == prefixes and all(ipsec.is_capture(rule.prefix) for rule in rules)
+
+
+@pytest.mark.parametrize("updown, text, result", [
+    ("", "#!/bin/sh\n", True), ("ipsec _updown --route yes", "#! /usr/bin/env bash\n", True),
+    ("", "#!/usr/bin/env -S python3 -IS\n", False), ("", "", False), ("%disabled", "#!/bin/sh\n", False),
+    ("'{execdir}/_updown'", "", True), ('"{sbin}/custom"', "#!/bin/sh\n", False),
+    ("{sbin}/nowhere", "#!/bin/sh\n", False), ("ipsec whack", "#!/bin/sh\n", False),
+])
+def test_whose_updown_a_connection_runs(tmp_path: Path, updown: str, text: str, result: bool) -> None:
+    execdir, sbin = tmp_path / "exec", tmp_path / "sbin"
+    for directory in (execdir, sbin):
+        directory.mkdir()
+    (execdir / "_updown.xfrm").write_text(SCRIPTS["4.10"])
+    for name in ("ipsec", "custom"):
+        (sbin / name).write_text(text)
+        (sbin / name).chmod(0o755)
+    host = Installed({"IPSEC_EXECDIR": str(execdir), "IPSEC_SBINDIR": str(sbin)}, ["iptables"])
+    updown = updown.format(execdir=execdir, sbin=sbin)
+    assert ipsec.runs_libreswan_updown(host, updown) == result
+    assert len(ipsec.nflog_places(host, updown)) == (2 if result else 4)
+
+
+def test_a_script_that_runs_updown_or_is_a_copy_of_it(tmp_path: Path) -> None:
+    (tmp_path / "exec").mkdir()
+    (tmp_path / "exec/_updown.xfrm").write_text(SCRIPTS["4.3"])
+    host = Installed({"IPSEC_EXECDIR": str(tmp_path / "exec")}, ["iptables"])
+    script = tmp_path / "custom"
+    for text, result in (("ipsec _updown\n", True), (SCRIPTS["4.10"], True), (SCRIPTS["5.2 without"], False),
+                         ("exit 0\n", False)):
+        script.write_text(f"#!/bin/sh\n{text}")
+        assert ipsec.runs_libreswan_updown(host, str(script)) == result
+
+
+def test_places_of_rules_are_compared_as_iptables_save_writes_them() -> None:
+    mine = ipsec.Capture("INPUT", "in", 7, "a", 4, "192.0.2.2", "0.0.0.0/0")
+    saved = ipsec.FoundRule("INPUT", 7, "a", 4, "192.0.2.2/32", b"")
+    assert ipsec.rule_place(mine) == ipsec.rule_place(saved)
 
 
 def test_the_group_of_a_log_statement_has_two_bytes_in_network_order() -> None:

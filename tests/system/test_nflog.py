@@ -163,7 +163,7 @@ def test_a_complaint_and_nothing_changed_when_it_cannot_be_done(firewalled: Fire
     firewalled.config(51)
     for words, status in ((["checknflog"], 0), (["checknflog", "--strict"], 1), (["stopnflog"], 1)):
         result = machine.ipsec(*words, user=65534)
-        assert result.status == status and "be root" in result.stderr and not result.stdout
+        assert result.status == status and "run it as root" in result.stderr and not result.stdout
         assert "nflog: " in result.stderr or words == ["stopnflog"]
     for words in (["checknflog", "--help"], ["stopnflog", "--help"]):
         assert machine.ipsec(*words).check().stdout.startswith("Usage: ")
@@ -283,9 +283,11 @@ def test_it_waits_for_others_at_the_tables(root: Callable[..., Machine]) -> None
     assert firewalled.count(50) == 8
 
 
-CONNS = """config setup
+#: Pluto would run libreswan's `ipsec`, which these roots have, for a connection without leftupdown=.
+CONNS = f"""config setup
 
 conn fixed
+\tleftupdown="/usr/bin/python3 {PYZ} _updown"
 \tleft=192.0.2.1
 \tleftsubnets=10.1.0.0/24,10.3.0.0/24
 \tright=192.0.2.2
@@ -359,6 +361,92 @@ def test_a_connection_that_is_routed(firewalled: Firewalled) -> None:
     verb("route-client", first)
     verb("down-client", first)
     assert firewalled.rules() == before
+
+
+CLIENT = {"PLUTO_VERSION": "2.0", "PLUTO_STACK": "xfrm", "PLUTO_CONN_ADDRFAMILY": "ipv4", "PLUTO_CLIENT_FAMILY": "ipv4",
+          "PLUTO_CONNECTION": "fixed", "NFLOG": "7", "PLUTO_SA_REQID": "16389", "PLUTO_SA_TYPE": "ESP",
+          "PLUTO_MY_CLIENT": "10.1.0.0/24", "PLUTO_MY_CLIENT_NET": "10.1.0.0", "PLUTO_MY_CLIENT_MASK": "255.255.255.0",
+          "PLUTO_PEER_CLIENT": "192.0.2.2/32", "PLUTO_PEER_CLIENT_NET": "192.0.2.2",
+          "PLUTO_PEER_CLIENT_MASK": "255.255.255.255", "PLUTO_ME": "192.0.2.1", "PLUTO_PEER": "192.0.2.2",
+          "PLUTO_INTERFACE": "eth0", "PLUTO_NEXT_HOP": "192.0.2.2"}
+
+
+def places(machine: Machine, group: int = 7) -> list[str]:
+    """Return the chain of each IPv4 rule for a group, for the client 10.1.0.0/24, of iptables and of nf_tables."""
+    saved = machine.run(["iptables-save"]).check().stdout.splitlines()
+    chains = [line.split()[1] for line in saved if f"--nflog-group {group}" in line and "10.1.0.0/24" in line]
+    chain = ""
+    for line in machine.run(["nft", "list", "table", "inet", "ipsec-log"]).stdout.splitlines():
+        if line.split()[:1] == ["chain"]:
+            chain = line.split()[1].upper()
+        elif f"group {group}" in line and "10.1.0.0/24" in line:
+            chains.append(chain)
+    return sorted(chains)
+
+
+WHOLE = ["FORWARD", "FORWARD", "INPUT", "OUTPUT"]
+
+
+@pytest.mark.parametrize("release", ["bullseye", "bookworm", "trixie"])
+@pytest.mark.parametrize("updown", ["", "/usr/libexec/ipsec/_updown", "copy"])
+def test_once_with_libreswan_s_updown(root: Callable[..., Machine], release: str, updown: str) -> None:
+    """Start is this program's and _updown is libreswan's: the two make one set of rules."""
+    machine = root(release)
+    machine.address("192.0.2.1/24")
+    if updown == "copy":
+        updown = "/etc/updown"
+        machine.write(updown, machine.read("/usr/libexec/ipsec/_updown.xfrm"), 0o755)
+    setting = f"leftupdown={updown}" if updown else ""
+    machine.write("/etc/ipsec.conf", CONNS.replace(f'leftupdown="/usr/bin/python3 {PYZ} _updown"', setting))
+    run = [updown] if updown else ["/usr/sbin/ipsec", "_updown"]
+    assert 'connection "fixed" enabled on nflog:7' in machine.ipsec("checknflog", "--strict").check().stdout
+    assert places(machine) == ["FORWARD", "FORWARD"]
+    machine.run(run, env={**CLIENT, "PLUTO_VERB": "route-client"})
+    assert places(machine) == WHOLE
+    machine.ipsec("checknflog", "--strict").check()
+    assert places(machine) == WHOLE
+    machine.run(run, env={**CLIENT, "PLUTO_VERB": "down-client"})
+    assert places(machine) == ["FORWARD", "FORWARD"] or release == "trixie"  # 5.2 deletes only one of its rules
+    machine.ipsec("stopnflog").check()
+    assert "FORWARD" not in places(machine)
+
+
+@pytest.mark.parametrize("release", ["bullseye", "bookworm", "trixie"])
+def test_once_with_this_program_s_updown(root: Callable[..., Machine], release: str) -> None:
+    """Libreswan's checknflog makes no rules for nflog=; _updown and then this program's checknflog do."""
+    machine = root(release)
+    machine.address("192.0.2.1/24")
+    machine.write("/etc/ipsec.conf", CONNS)
+    machine.run(["/usr/sbin/ipsec", "checknflog"])
+    assert places(machine) == []
+    for _ in range(2):
+        machine.ipsec("_updown", env={**CLIENT, "PLUTO_VERB": "route-client"}).check()
+        assert places(machine) == ["INPUT", "OUTPUT"]
+    for words, env in ((["checknflog", "--strict"], {}), (["_updown"], {**CLIENT, "PLUTO_VERB": "route-client"})):
+        machine.ipsec(*words, env=env).check()
+        assert places(machine) == WHOLE
+    machine.ipsec("_updown", env={**CLIENT, "PLUTO_VERB": "down-client"}).check()
+    assert places(machine) == WHOLE  # as before the connection was up
+    machine.ipsec("stopnflog").check()
+    assert places(machine) == []
+
+
+@pytest.mark.parametrize("release, prefixes", [
+    ("bullseye", {"all-ipsec"}), ("bookworm", {"all-ipsec"}), ("trixie", {"all-ipsec-input", "all-ipsec-output"})])
+def test_prefixes_are_those_of_the_release(root: Callable[..., Machine], release: str, prefixes: set[str]) -> None:
+    """And a change from one form to the other leaves one set."""
+    machine = root(release)
+    machine.write("/etc/ipsec.conf", CONFIG.format(50))
+    for program in ("iptables", "ip6tables"):
+        for prefix in ("all-ipsec", "all-ipsec-input"):
+            machine.run([program, "-A", "INPUT", "-j", "NFLOG", "--nflog-prefix", prefix, "--nflog-group",
+                         "50"]).check()
+    machine.run(["/usr/sbin/ipsec", "checknflog"])
+    assert machine.ipsec("checknflog", "--strict").check().stdout == ENABLED.format(50)
+    saved = machine.run(["iptables-save"]).check().stdout.split()
+    assert {saved[index + 1] for index, word in enumerate(saved) if word == "--nflog-prefix"} == prefixes
+    assert saved.count("--nflog-prefix") == 4
+    assert "group 50" not in machine.run(["nft", "list", "table", "inet", "ipsec-log"]).stdout
 
 
 def test_sniff(root: Callable[..., Machine]) -> None:
