@@ -9807,8 +9807,8 @@ def runs_libreswan_updown(host: Host, updown: str) -> bool:
         text = decode(b"".join(host.chunks(program, limit=SCRIPT_SIZE))) if program else ""
     except (OSError, Failure):
         return False
-    first_line = text.partition("\n")[0]
-    if not first_line.startswith("#!") or not any(word.endswith("sh") for word in first_line[2:].split()):
+    shebang = text.partition("\n")[0]
+    if not shebang.startswith("#!") or not any(word.endswith("sh") for word in shebang[2:].split()):
         return False  # not a shell script
     if "addnflog" in text:
         return makes_nflog_rules(host, text)
