@@ -11498,14 +11498,17 @@ def clean_up_after(host: Host, manager: Manager, was_running: bool) -> None:
 # =====================================================================================================================
 # 10. Registry
 #
-# What a command is: a function, registered with a decorator that carries all that the user sees of it.  Help,
-# completion and the test of the manual pages read the registry, so they always agree with it.  load_rest() loads the
-# blocks of the archive that a command needs.  Used by sections 11 and 12.
+# A command is a function with a decorator.  The decorator registers it, with its options, its summary and its
+# help.  Help, completion and the test of the manual pages read the registry, so that they agree with it.
+# load_rest() loads the blocks of the archive that a command needs.  Used by sections 11 and 12.
 # =====================================================================================================================
 
 
 class Opt(Record):
-    """An option of a command: its spellings, the name of its value (None: a flag; [X]: after = only), what it does."""
+    """An option of a command: its spellings, the name of its value, and its help.
+
+    `metavar` is None for an option without a value, and [X] if the value is optional and follows a `=`.
+    """
 
     names: str
     metavar: str | None
@@ -11514,7 +11517,7 @@ class Opt(Record):
 
     @property
     def key(self) -> str:
-        """The spelling under which the parsed value is kept: the first."""
+        """The first spelling, under which Args has the option."""
         return self.names.split()[0]
 
 
@@ -11526,50 +11529,52 @@ class Args:
         self.operands: list[str] = []
 
     def flag(self, name: str) -> bool:
-        """True when the option was given."""
+        """Return whether the option was given."""
         return name in self.options
 
     def value(self, name: str, default: str = "") -> str:
-        """The value of an option, the last when given several times."""
+        """Return the value of an option; the last one if it was given several times."""
         return self.options.get(name, [default])[-1]
 
     def values(self, name: str) -> list[str]:
-        """All values of an option that may be repeated."""
+        """Return all values of an option that may be repeated."""
         return self.options.get(name, [])
 
 
 class Command:
-    """A built-in command: what runs it and what help, completion and manual say of it.
+    """A built-in command: its function, and its texts for help, completion and the manual.
 
-    `operands` is written as in a synopsis: `FILE`, `[CONN]`, `[ARG...]`; the count is checked against it.  `options`
-    None means that the command reads its words itself (they belong to another program's grammar).  A `fallback`
-    stands in where libreswan's own program of that name is not installed.  `rescue`: it only reads, and so may be used
-    on a mounted disk (--root).
+    `operands` is written as in a synopsis: `FILE`, `[CONN]`, `[ARG...]`; their number is checked.  `options`
+    is None if the function reads its words itself, because they are those of another program.  `examples` are
+    command lines, each with a comment.  A `fallback` runs only if libreswan's own program of that name is not
+    installed.  A `rescue` command only reads, so it may be used on a mounted disk (--root).
     """
 
     def __init__(self, function: Callable[[Host, Args], int], names: str, operands: str, summary: str,
-                 options: Sequence[Opt] | None, details: str, hidden: bool, fallback: bool, rescue: bool) -> None:
+                 options: Sequence[Opt] | None, details: str, examples: str, hidden: bool, fallback: bool,
+                 rescue: bool) -> None:
         self.function = function
         self.name, *self.aliases = names.split()
         self.operands = operands
         self.summary = summary
         self.options = options
         self.details = details
+        self.examples = examples
         self.hidden = hidden
         self.fallback = fallback
         self.rescue = rescue
 
     @property
     def usage(self) -> str:
-        """The synopsis, one line."""
+        """The synopsis, in one line."""
         shown = " [OPTION...]" if self.options else ""
         return f"ipsec {self.name}{shown}{' ' + self.operands if self.operands else ''}"
 
     def parse(self, words: Sequence[str], others: Sequence[Opt] = ()) -> Args:
-        """Return the parsed words, in which options from `others` may be, too.  Raises Failure(USAGE).
+        """Parse the words after the command, which may include options from `others`.  Raises Failure(USAGE).
 
-        Not argparse: it takes a value that begins with a dash (a nickname, a connection) for an option, and it costs
-        as much as the rest of the start.
+        argparse is not used: it reads a value that begins with a dash (a nickname, a connection) as an
+        option, and its import takes as long as the rest of the start.
         """
         args = Args()
         if self.options is None:
@@ -11579,26 +11584,28 @@ class Command:
         wanted = self.operands.split()
         least = sum(not word.startswith("[") for word in wanted)
         if len(args.operands) < least:
-            raise Failure(f"ipsec {self.name}: {wanted[len(args.operands)]} is missing", USAGE, f"usage: {self.usage}")
-        if len(args.operands) > len(wanted) and "..." not in self.operands:
-            raise Failure(f"ipsec {self.name}: unexpected argument {quote(args.operands[len(wanted)])}", USAGE,
+            raise Failure(f"ipsec {self.name}: {wanted[len(args.operands)]} is missing", USAGE,
                           f"usage: {self.usage}")
+        if len(args.operands) > len(wanted) and "..." not in self.operands:
+            unexpected = quote(args.operands[len(wanted)])
+            raise Failure(f"ipsec {self.name}: unexpected argument {unexpected}", USAGE, f"usage: {self.usage}")
         return args
 
 
 COMMANDS: dict[str, Command] = {}  # by name and by alias
 
 
-def command(names: str, operands: str = "", *, summary: str, options: Sequence[Opt] | None = (), details: str = "",
-            hidden: bool = False, fallback: bool = False,
+def command(names: str, operands: str = "", *, summary: str, options: Sequence[Opt] | None = (),
+            details: str = "", examples: str = "", hidden: bool = False, fallback: bool = False,
             rescue: bool = False) -> Callable[[Callable[[Host, Args], int]], Callable[[Host, Args], int]]:
-    """Register a function as the command `names` (the name, then aliases).
+    """Return a decorator that registers a function as the command `names`: the name, followed by aliases.
 
-    Every built-in name may also be written with two leading dashes, as in 5.x (`ipsec --checknss`).
+    Users may write each name with two leading dashes, as in 5.x (`ipsec --checknss`).
     """
 
     def register(function: Callable[[Host, Args], int]) -> Callable[[Host, Args], int]:
-        entry = Command(function, names, operands, summary, options, details, hidden, fallback, rescue)
+        entry = Command(function, names, operands, summary, options, details, examples, hidden, fallback,
+                        rescue)
         for name in names.split():
             COMMANDS[name] = entry
         return function
@@ -11608,39 +11615,36 @@ def command(names: str, operands: str = "", *, summary: str, options: Sequence[O
 
 def parse_options(options: Sequence[Opt], words: Sequence[str], args: Args, whose: str, *,
                   permute: bool = True) -> list[str]:
-    """Sort `words` into options (kept in `args`) and operands (returned).
+    """Parse words: put the options into `args`, and return the operands.  `whose` is the command, for
+    messages.
 
-    As getopt_long(3), without abbreviations: `--name value`, `--name=value`, `-d value`, `--` ends the options, the
-    word after an option that takes a value is its value whatever it looks like.  Without `permute` the first operand
-    ends the options.  Raises Failure(USAGE).
+    The words are read as getopt_long(3) does, but without abbreviations: `--name value`, `--name=value`, `-d
+    value`; `--` ends the options.  The word after an option that takes a value is the value, also if it
+    begins with a dash.  Without `permute`, the first operand ends the options.  Raises Failure(USAGE).
     """
     known = {name: option for option in options for name in option.names.split()}
     operands: list[str] = []
-    rest = list(reversed(words))
-    while rest:
-        word = rest.pop()
+    remaining = iter(words)
+    for word in remaining:
         if word == "--":
-            return operands + rest[::-1]
+            return [*operands, *remaining]
         if not word.startswith("-") or word == "-":
             if not permute:
-                return [word, *reversed(rest)]
+                return [word, *remaining]
             operands.append(word)
             continue
-        name, given, value = word.partition("=") if word.startswith("--") else (word, "", "")
+        name, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
         option = known.get(name)
         if option is None:
             raise Failure(f"{whose}: unknown option {quote(name)}", USAGE,
                           suggest(name, known) or f"see {whose} --help")
-        if option.metavar is None:
-            if given:
-                raise Failure(f"{whose}: {name} takes no value", USAGE)
-            value = ""
-        elif option.metavar.startswith("["):  # a value only when it is given with =
-            value = value if given else ""
-        elif not given:
-            if not rest:
+        if option.metavar is None and equals:
+            raise Failure(f"{whose}: {name} takes no value", USAGE)
+        if option.metavar is not None and not option.metavar.startswith("[") and not equals:
+            following = next(remaining, None)
+            if following is None:
                 raise Failure(f"{whose}: {name} needs a value: {option.metavar}", USAGE)
-            value = rest.pop()
+            value = following
         if option.many:
             args.options.setdefault(option.key, []).append(value)
         else:
@@ -11649,14 +11653,15 @@ def parse_options(options: Sequence[Opt], words: Sequence[str], args: Args, whos
 
 
 def shell_words(words: Sequence[str]) -> str:
-    """The words as a shell would have to be given them."""
+    """Join the words into one command line, quoted for the shell; control characters are shown escaped."""
     safe = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./-_")
-    return " ".join(word if word and safe.issuperset(word) else "'" + printable(word).replace("'", "'\"'\"'") + "'"
-                    for word in words)
+    return " ".join(word if word and safe.issuperset(word) else
+                    "'" + printable(word).replace("'", "'\"'\"'") + "'" for word in words)
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """`did you mean X?` for a misspelt word, or nothing."""
+    """Return `did you mean X?` with the known word that is closest to a misspelt one; empty if none is
+    close."""
     try:
         import difflib
     except ImportError:  # python3-minimal
@@ -11668,49 +11673,67 @@ def suggest(word: str, known: Iterable[str]) -> str:
 # --- options that several commands share ------------------------------------------------------------------------------
 
 CTLSOCKET_OPTION = Opt("--ctlsocket", "FILE", "pluto's control socket")
-NATIVE_OPTION = Opt("--native", None, "talk to pluto directly, without libreswan's whack (same as IPSEC_WHACK=native)")
+NATIVE_OPTION = Opt("--native", None,
+                    "talk to pluto directly, without libreswan's whack (same as IPSEC_WHACK=native)")
 TIMEOUT_OPTION = Opt("--timeout", "SECONDS", "seconds to wait for pluto's answer (default 60)")
-DRY_RUN_OPTION = Opt("--dry-run -n --showonly", None, "show what would be run")
-ASYNC_OPTION = Opt("--asynchronous --async --bg", "[yes|no]", "do not wait for the outcome")
-UTC_OPTION = Opt("--utc", None, "times in UTC")
-JSON_OPTION = Opt("--json", None, "as JSON, see ipsec_status(8)")
-VERBOSE_OPTION = Opt("--verbose", None, "tell more while loading")
+DRY_RUN_OPTION = Opt("--dry-run -n --showonly", None, "show the commands, but don't run them")
+ASYNC_OPTION = Opt("--asynchronous --async --bg", "[yes|no]", "don't wait for the result")
+UTC_OPTION = Opt("--utc", None, "print times in UTC")
+JSON_OPTION = Opt("--json", None, "print JSON, see ipsec_status(8)")
+VERBOSE_OPTION = Opt("--verbose", None, "print more while loading")
 REMOTE_HOST_OPTION = Opt("--remote-host", "ADDRESS", "the peer's address")
-PLUTO_OPTIONS = (CTLSOCKET_OPTION, Opt("--config", "FILE", "the configuration, - for standard input"), VERBOSE_OPTION,
-                 NATIVE_OPTION, DRY_RUN_OPTION)
+PLUTO_OPTIONS = (CTLSOCKET_OPTION, Opt("--config", "FILE", "the configuration (- is standard input)"),
+                 VERBOSE_OPTION, NATIVE_OPTION, DRY_RUN_OPTION)
 CONNECTION_OPTIONS = (*PLUTO_OPTIONS, ASYNC_OPTION, REMOTE_HOST_OPTION)
-UP_OPTIONS = (Opt("--timeout", "SECONDS", "how long a connection may take to come up; one that does not is taken down"),
-              Opt("--keep-trying", None, "with --timeout: pluto goes on trying"),
-              Opt("--once", None, "take the connection down if it does not come up, so that pluto does not try again"))
+UP_OPTIONS = (
+    Opt("--timeout", "SECONDS",
+        "how long the connection may take to come up; if it takes longer, it is taken down"),
+    Opt("--keep-trying", None, "with --timeout: don't take the connection down, so that pluto keeps trying"),
+    Opt("--once", None, "take the connection down if it does not come up, so that pluto does not try again"))
 
 GLOBAL_OPTIONS = (
-    Opt("--config", "FILE", "the configuration instead of /etc/ipsec.conf"),
-    Opt("--rundir", "DIR", "pluto's run directory instead of /run/pluto"),
-    Opt("--ctlsocket", "FILE", "pluto's control socket instead of RUNDIR/pluto.ctl"),
+    Opt("--config", "FILE", "the configuration (default /etc/ipsec.conf)"),
+    Opt("--rundir", "DIR", "pluto's run directory (default /run/pluto)"),
+    Opt("--ctlsocket", "FILE", "pluto's control socket (default RUNDIR/pluto.ctl)"),
     Opt("--nssdir", "DIR", "the directory of the NSS database (default: that of the installed release)"),
     Opt("--root", "DIR", "report on the system whose file system is mounted at DIR"),
 )
-# Those of 5.x that may stand before the command as well as after it
+# Options that 5.x accepts also before the command
 SHARED_OPTIONS = (ASYNC_OPTION, REMOTE_HOST_OPTION, UTC_OPTION, VERBOSE_OPTION, DRY_RUN_OPTION, NATIVE_OPTION)
+
+
+def count_leading(words: Sequence[str]) -> int:
+    """Return how many words at the start are options before the command, and their values.
+
+    The count is one too high if the value of the last option is missing.
+    """
+    known = {name: option for option in (*GLOBAL_OPTIONS, *SHARED_OPTIONS) for name in option.names.split()}
+    count = 0
+    while count < len(words) and words[count].partition("=")[0] in known:
+        metavar = known[words[count].partition("=")[0]].metavar
+        is_alone = metavar is None or metavar.startswith("[") or "=" in words[count]
+        count += 1 if is_alone else 2
+    return count
 
 
 # --- finding and describing commands ----------------------------------------------------------------------------------
 
 
-# Set by the archive's __main__.py (see build.py): its member with the blocks, and the bytecode of the front, with which
-# the blocks are compressed.  `loaded_blocks` has a bit for each block that is loaded.
+# The archive's __main__.py (see build.py) sets these two: the member of the archive that has the blocks, and
+# the bytecode of the front, which is the dictionary of their compression.
 BLOCKS = ""
 FRONT = b""
-loaded_blocks = 0
+loaded_blocks = 0  # a bit for each block that is loaded
 
 
 def load_rest(name: str = "") -> None:
-    """Register the command of that name; without a name, or in a plain file, all commands are registered afterwards.
+    """Register the command `name`; without a name, all commands.  A plain file has all registered from the
+    start.
 
-    The archive starts with sections 1, 2, 10 and 12.  This runs the blocks, (sub)sections of the file, that the command
-    needs; a name after a colon is that of a global (see load_part).  A block is compressed bytecode or, for an
-    interpreter whose bytecode the archive lacks, a place in ipsec.py: the number of lines before it, and where it
-    starts and ends in bytes.
+    The archive starts with sections 1, 2, 10 and 12.  This function runs the blocks that the command needs; a
+    block is a section of the file or a part of one.  `:NAME` loads the blocks of a global name (see
+    load_part).  A block is compressed bytecode.  If the archive has no bytecode for this interpreter, it is a
+    place in ipsec.py: the number of lines before it, and the offsets of its start and end in bytes.
     """
     global loaded_blocks
     if not BLOCKS:
@@ -11719,12 +11742,13 @@ def load_rest(name: str = "") -> None:
     from marshal import loads
     from zlib import decompressobj
     get_data: Callable[[str], bytes] = globals()["__loader__"].get_data
-    gc.disable()  # nothing that is loaded here becomes garbage
+    gc.disable()  # collections would only cost time: all that is loaded here stays in use
     index, *blocks = loads(get_data(BLOCKS))
     needed = index.get(name, 0) if name else -1
     source = b""
     for number, block in enumerate(blocks):
-        if not needed & ~loaded_blocks & 1 << number:
+        bit = 1 << number
+        if not needed & bit or loaded_blocks & bit:
             continue
         if isinstance(block, bytes):
             code = loads(decompressobj(zdict=FRONT).decompress(block))
@@ -11733,29 +11757,32 @@ def load_rest(name: str = "") -> None:
             line, start, end = block
             code = compile(b"\n" * line + source[start:end], "ipsec.py", "exec", optimize=2)
         exec(code, globals())
-        loaded_blocks |= 1 << number
+        loaded_blocks |= bit
     gc.freeze()
     gc.enable()
 
 
 def load_part(name: str) -> Any:
-    """Return a global of this file by its name, which the call must have as a string; load its blocks if need be.
+    """Return the global `name` of this file, after loading its blocks.
 
-    For what a command rarely needs: a block that uses a name directly is always loaded together with that of the name.
+    This is for code that a command rarely needs: code that a command refers to by a plain name is loaded
+    whenever the command is.  The name must be a string literal, because build.py looks for it.
     """
     load_rest(f":{name}")
     return globals()[name]
 
 
 def read_packed(name: str) -> bytes:
-    """Return a file of the archive, or of the checkout when the program runs as a plain file.  Raises OSError."""
+    """Return a file of the archive, or of the checkout if the program runs as a plain file.  Raises
+    OSError."""
     loader: Any = globals()["__loader__"]
     data: bytes = loader.get_data(os.path.join(os.path.dirname(os.path.abspath(__file__)), name))
     return data
 
 
 def find_command(name: str) -> Command | None:
-    """The built-in command of that name, which may be written with two leading dashes as in 5.x."""
+    """Return the built-in command of a name, which may have two leading dashes as in 5.x; None if there is
+    none."""
     bare = name[2:] if name.startswith("--") else name
     if name not in COMMANDS and bare not in COMMANDS:
         load_rest(bare)
@@ -11763,50 +11790,59 @@ def find_command(name: str) -> Command | None:
 
 
 def program_of(host: Host, name: str) -> str | None:
-    """The path of the exec directory's program `name`, or None.  A name is a name, never a path (ipsec(8))."""
+    """Return the path of a program in the exec directory, or None.  A `name` that is a path is refused
+    (ipsec(8))."""
     if not name or "/" in name or name in (".", ".."):
         return None
     path = os.path.join(host.execdir, name)
     return path if host.executable(path) else None
 
 
-# Self-tests that Debian's 4.10 installs beside the commands; some run when asked for --help
+# Self-tests that Debian's package of 4.10 installs in the exec directory; some of them run even if called
+# with --help
 SELF_TESTS = ("algparse", "asn1check", "cavp", "dncheck", "enumcheck", "getpeercon_server", "hunkcheck", "ipcheck",
               "jambufcheck", "keyidcheck", "timecheck", "vendoridcheck")
 
 
 def is_mentioned(name: str) -> bool:
-    """True when a program of the exec directory is a command for people, as the original's --help sees it."""
-    return not (name.startswith("_") or name == "ipsec" or name.endswith((".old", ".orig", "~")) or name in SELF_TESTS)
+    """Return whether libreswan's own `ipsec --help` would list this file of the exec directory: it is not
+    `ipsec` itself, nor an internal (`_...`), backup or self-test file."""
+    return not (name == "ipsec" or name.startswith("_") or name.endswith((".old", ".orig", "~"))
+                or name in SELF_TESTS)
 
 
 def command_names(host: Host) -> list[str]:
-    """What --help lists and completion offers: the built-in commands and those in the exec directory, sorted."""
+    """Return the commands that --help lists, sorted: the built-in ones and those in the exec directory."""
     load_rest()
     names = {entry.name for entry in COMMANDS.values() if not entry.hidden}
     try:
         names.update(name for name in host.listdir(host.execdir) if is_mentioned(name)
                      and host.executable(os.path.join(host.execdir, name)))
     except OSError:
-        # no libreswan here: the built-in commands are all there is
-        return sorted(names)
+        pass  # libreswan is not installed: only the built-in commands exist
     return sorted(names)
 
 
 def option_help(option: Opt) -> str:
-    """The lines that explain an option in 80 columns."""
+    """Return the lines of help about an option, in 80 columns."""
     import textwrap
     value = option.metavar or ""
-    value = value.replace("[", "[=") if value.startswith("[") else f" {value}" if value else ""
+    if value.startswith("["):
+        value = value.replace("[", "[=")
+    elif value:
+        value = f" {value}"
     head = "  " + ", ".join(option.names.split()) + value
     body = textwrap.wrap(option.help + (" (may be repeated)" if option.many else ""), 54)
+    lines = [" " * 26 + line for line in body]
     if len(head) > 24:
-        return "\n".join([head, *(" " * 26 + line for line in body)])
-    return "\n".join(f"{head if not i else '':<26}{line}" for i, line in enumerate(body))
+        lines.insert(0, head)
+    else:
+        lines[0] = head + lines[0][len(head):]
+    return "\n".join(lines)
 
 
 def describe(entry: Command) -> str:
-    """What `ipsec help COMMAND` shows, in 80 columns."""
+    """Return the text of `ipsec help COMMAND`, in 80 columns."""
     import textwrap
     parts = [f"Usage: {entry.usage}", textwrap.fill(entry.summary[:1].upper() + entry.summary[1:] + ".", 79)]
     if entry.aliases:
@@ -11814,39 +11850,44 @@ def describe(entry: Command) -> str:
     parts += [textwrap.fill(paragraph, 79) for paragraph in entry.details.split("\n\n") if paragraph]
     if entry.options:
         parts.append("Options:\n" + "\n".join(option_help(option) for option in entry.options))
+    if entry.examples:
+        parts.append("Examples:\n" + textwrap.indent(entry.examples, "  "))
     return "\n\n".join(parts)
 
 
-# Commands that some releases of libreswan, 3.29 to 5.4, have as programs: why one is not here, and the way out
+# Commands that are programs in some releases of libreswan, 3.29 to 5.4: why this command lacks them, and a
+# hint
 NOT_HERE = {
     **dict.fromkeys(("eroute", "klipsdebug", "pf_key", "spi", "spigrp", "tncfg"),
-                    ("is a command of KLIPS, the kernel stack that libreswan dropped in 4.0",
-                     "ipsec look shows what Linux's own stack has")),
-    "portexcludes": ("is a contribution that libreswan's packages leave out", "write conns with type=passthrough"),
+                    ("is a command of KLIPS, a kernel stack that libreswan 4.0 and later does not have",
+                     "ipsec look shows the states and policies of Linux's own stack")),
+    "portexcludes": ("is a script that libreswan's packages don't include", "write conns with type=passthrough"),
     "pluto": ("is a program of libreswan that is not installed here", "apt-get install libreswan"),
     "unbound": ("is a script of libreswan that is not installed here",
                 "unbound-control set_option ipsecmod-enabled: yes"),
     "letsencrypt": ("is a script of libreswan 4.0 and later that is not installed here", "ipsec import FILE"),
     "showroute": ("is a program of libreswan 4.10 and later that is not installed here", "ipsec show ADDRESS"),
     "eddsasigkey": ("is a program of libreswan 5.4 that is not installed here", "ipsec newhostkey makes other keys"),
-    "rereadcrls": ("is obsolete: revocation lists are fetched, into the NSS database", "ipsec fetchcrls"),
+    "rereadcrls": ("is obsolete: pluto fetches revocation lists into the NSS database", "ipsec fetchcrls"),
     "rereadcacerts": ("is obsolete: CAs are in the NSS database", "ipsec import FILE, then ipsec rereadcerts"),
     **dict.fromkeys(SELF_TESTS, ("is a self-test of libreswan that is not installed here", "")),
 }
 SEE_ALSO = "See <https://libreswan.org/> for more general info."
 
 
-# Words that people type for a command, from other programs and from common sense; the command is named, never run
+# Words that people may try for a command, some from other programs.  The error message names the command; it
+# is not run.
 SYNONYMS = {
     **dict.fromkeys("report dump debug log logs info collect sosreport".split(), "barf"),
     **dict.fromkeys("check doctor test troubleshoot".split(), "verify"),
     **dict.fromkeys("diagnose explain reason".split(), "why"),
     **dict.fromkeys("statusall list list-sas list-conns sas connections tunnel".split(), "tunnels"),
     **dict.fromkeys("update reread refresh load-all load-conns load-creds".split(), "reload"),
-    **dict.fromkeys("connect establish".split(), "up"), **dict.fromkeys("disconnect hangup".split(), "down"),
+    **dict.fromkeys("connect establish".split(), "up"),
+    **dict.fromkeys("disconnect hangup".split(), "down"),
     **dict.fromkeys("mask censor sanitize anonymize".split(), "redact"),
 }
-# Commands that change something: none of them is offered for a word that is not close to it alone
+# Commands that change something, see unknown_command()
 CHANGING = frozenset("up down start stop restart add delete replace route unroute ondemand import initnss reload "
                      "redirect newhostkey initiate terminate unlisten purgeocsp setup checknss stopnflog".split())
 
@@ -11854,11 +11895,13 @@ CHANGING = frozenset("up down start stop restart add delete replace route unrout
 def unknown_command(host: Host, name: str) -> Failure:
     """Return the error for a command that is neither built in nor in the exec directory.
 
-    A synonym leads to its command.  A misspelt word leads to a command that changes something only if the two differ
-    in one letter or in the order of two, so that a word for reading never leads there.
+    It suggests the command that a synonym stands for, or one with a similar name.  A command that changes
+    something is suggested only if the name differs from it in one letter or in the order of two: the user may
+    mean a command that only reads.
     """
     if "/" in name or name in (".", "..", ""):
-        return Failure(f"ipsec: {quote(name)} is not a command name", ERROR, "a path is never run; see ipsec --help")
+        return Failure(f"ipsec: {quote(name)} is not a command name", ERROR,
+                       "a path is never run; see ipsec --help")
     known = command_names(host)
     if name in NOT_HERE:
         return Failure(f"ipsec {name}: {NOT_HERE[name][0]}", ERROR, NOT_HERE[name][1])
@@ -11870,7 +11913,8 @@ def unknown_command(host: Host, name: str) -> Failure:
 
 
 def is_slip(word: str, meant: str) -> bool:
-    """Return whether two words differ in one letter (another, one more, one less) or in the order of two letters."""
+    """Return whether two words differ only in one letter (changed, added or left out) or in the order of two
+    letters."""
     if abs(len(word) - len(meant)) > 1:
         return False
     same = len(os.path.commonprefix((word, meant)))
@@ -11880,7 +11924,8 @@ def is_slip(word: str, meant: str) -> bool:
 
 
 def version_line(host: Host) -> str:
-    """The line of `ipsec --version`.  Open vSwitch and NetworkManager parse its start (ipsec(8), --version)."""
+    """Return the line of `ipsec --version`.  Open vSwitch and NetworkManager parse its start (ipsec(8),
+    --version)."""
     version = host.libreswan_version() or "(none)"
     kernel = f"{host.kernel_release()} netkey" if host.has_xfrm() else "(no kernel code presently loaded)"
     return f"Libreswan {version} (U{version}/K{kernel})"
@@ -21487,7 +21532,8 @@ def updown_command(host: Host, args: Args) -> int:
 
 # --- manual and completion -------------------------------------------------------------------------------------------
 
-# The macros of mdoc(7) that the pages use: the text around a macro's arguments, and the macros that take the whole rest
+# The macros within text of mdoc(7) that the pages use.  All but Xr, Ns, Oo and Oc print their arguments, with
+# some text around: a prefix of each, or what encloses them.
 MDOC_INLINE = {"Ar": "", "Cm": "", "Dv": "", "Ev": "", "Fl": "-", "Ic": "", "Li": "", "Nm": "", "No": "", "Pa": "",
                "Va": "", "Xr": "", "Ql": "\"", "Op": "[]", "Pq": "()", "Ns": "", "Oo": "", "Oc": ""}
 MDOC_CLOSING = (".", ",", ":", ";", ")", "]", "?", "!")
@@ -21495,136 +21541,216 @@ MANUAL_WIDTH = 78
 
 
 def unescaped(text: str) -> str:
-    """Text of a manual page without the escapes that our pages use."""
+    """Return text of a manual page with the escapes that the pages use replaced."""
     import re
-    return re.sub(r"\\(&|f[A-Z]|-|e|\(dq)", lambda found: {"-": "-", "e": "\\", "(dq": '"'}.get(found[1], ""), text)
+    characters = {"-": "-", "e": "\\", "(dq": '"'}
+    return re.sub(r"\\(&|f[A-Z]|-|e|\(dq)", lambda match: characters.get(match[1], ""), text)
+
+
+class MdocLine:
+    """Converts a line of mdoc(7) to text; `name` is the name that .Nm without arguments prints."""
+
+    def __init__(self, line: str, name: str) -> None:
+        import re
+        self.words = [unescaped(quoted or bare) for quoted, bare in re.findall(r'"([^"]*)"|([^\s"]+)', line)]
+        self.name = name
+        self.pieces: list[str] = []
+        self.is_glued = True  # the next word follows without a blank
+
+    def text(self) -> str:
+        """Return the text of the line."""
+        while self.words:
+            macro = self.words.pop(0)
+            if macro not in MDOC_INLINE:
+                self._put(macro)
+            elif macro in ("Op", "Pq"):
+                self._enclose(MDOC_INLINE[macro])
+            elif macro == "Fl":
+                self._put_flags()
+            elif macro in ("Ns", "Oo", "Oc"):
+                self._join(macro)
+            else:
+                self._put_arguments(macro)
+        return " ".join(self.pieces)
+
+    def _put(self, word: str) -> None:
+        if self.pieces and (self.is_glued or word in MDOC_CLOSING):
+            self.pieces[-1] += word
+        else:
+            self.pieces.append(word)
+        self.is_glued = word in ("(", "[")
+
+    def _join(self, macro: str) -> None:
+        """Ns joins the words on both sides; Oo and Oc are brackets."""
+        if macro == "Oo":
+            self._put("[")
+            return
+        self.is_glued = True
+        if macro == "Oc":
+            self._put("]")
+
+    def _arguments(self) -> list[str]:
+        """Take the words up to the next macro or closing mark."""
+        taken: list[str] = []
+        while self.words and self.words[0] not in MDOC_INLINE:
+            if taken and self.words[0] in MDOC_CLOSING:
+                break
+            taken.append(self.words.pop(0))
+        return taken
+
+    def _enclose(self, brackets: str) -> None:
+        """Put the rest of the line in brackets, without the marks at its end."""
+        inner, self.words = self.words, []
+        while inner and inner[-1] in MDOC_CLOSING:
+            self.words.insert(0, inner.pop())
+        line = " ".join(f'"{word}"' if " " in word else word for word in inner)
+        self._put(brackets[0] + mdoc_text(line, self.name) + brackets[1])
+
+    def _put_flags(self) -> None:
+        """Put a dash before each of the options."""
+        flags = self._arguments()
+        while self.words and self.words[0] not in MDOC_INLINE and self.words != ["."]:
+            flags.append(self.words.pop(0))
+        for flag in flags:
+            self._put(flag if flag in (*MDOC_CLOSING, "|") else f"-{flag}")
+
+    def _put_arguments(self, macro: str) -> None:
+        arguments = self._arguments()
+        if macro == "Xr":
+            arguments = [f"{arguments[0]}({arguments[1]})"]
+        elif macro == "Ql":
+            arguments = [f'"{" ".join(arguments)}"']
+        elif not arguments:
+            arguments = ["file ..." if macro == "Ar" else self.name]
+        for word in arguments:
+            self._put(word)
 
 
 def mdoc_text(line: str, name: str) -> str:
-    """The text of a line of mdoc(7); `name` is what a lone .Nm stands for."""
-    import re
-    words = [unescaped(quoted or bare) for quoted, bare in re.findall(r'"([^"]*)"|([^\s"]+)', line)]
-    pieces: list[str] = []
-    glued = True
+    """Return the text of a line of mdoc(7); `name` is the name that .Nm without arguments prints."""
+    return MdocLine(line, name).text()
 
-    def put(text: str) -> None:
-        nonlocal glued
-        if pieces and (glued or text in MDOC_CLOSING):
-            pieces[-1] += text
-        else:
-            pieces.append(text)
-        glued = text in ("(", "[")
 
-    while words:
-        macro = words.pop(0)
-        if macro not in MDOC_INLINE:
-            put(macro)
-            continue
-        if macro in ("Ns", "Oo", "Oc"):
-            glued = glued or macro != "Oo"
-            if macro != "Ns":
-                put("[" if macro == "Oo" else "]")
-            continue
-        around = MDOC_INLINE[macro]
-        least = 2 if macro == "Xr" else len(line) if around in ("[]", "()") else 1
-        taken: list[str] = []
-        while words and (len(taken) < least or words[0] not in (*MDOC_INLINE, *MDOC_CLOSING)):
-            taken.append(words.pop(0))
-            if least == 1 and taken[-1] in MDOC_INLINE:
-                words.insert(0, taken.pop())
-                break
-        if around in ("[]", "()"):
-            tail: list[str] = []
-            while taken and taken[-1] in MDOC_CLOSING:
-                tail.insert(0, taken.pop())
-            inner = " ".join(f'"{word}"' if " " in word else word for word in taken)
-            put(around[0] + mdoc_text(inner, name) + around[1])
-            words = tail
-        elif macro == "Xr":
-            put(f"{taken[0]}({taken[1]})")
-        elif macro == "Ql":
-            put(f'"{" ".join(taken)}"')
-        elif macro == "Fl":
-            while words and words[0] not in MDOC_INLINE and (words[0] != "." or len(words) > 1):
-                taken.append(words.pop(0))
-            for flag in taken:
-                put(flag if flag in (*MDOC_CLOSING, "|") else f"-{flag}")
+class MdocPage:
+    """Converts a page of mdoc(7) to text of MANUAL_WIDTH columns.
+
+    Each macro that begins a line has a method, which gets the rest of the line.
+    """
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.words: list[str] = []  # of the current paragraph
+        self.name = self.section = ""
+        self.lists: list[str] = []  # the arguments of each open list
+        self.is_term = False  # the paragraph is the term of a list item
+        self.is_literal = False
+        self.macros = {"Dt": self._title, "Sh": self._heading, "Ss": self._subheading, "Pp": self._break,
+                       "Nd": self._description, "Bl": self._begin_list, "It": self._item, "El": self._end_list,
+                       "Bd": self._begin_literal, "Ed": self._end_literal, "Dl": self._literal_line}
+
+    def text(self, page: str) -> str:
+        """Return the text of the page."""
+        for line in page.splitlines():
+            macro, _, rest = line[1:].partition(" ") if line.startswith(".") else ("", "", line)
+            if self.is_literal and macro != "Ed":
+                self.lines.append(f"{'':16}{unescaped(line)}".rstrip())
+            elif not macro:
+                self.words.append(unescaped(rest))
+            elif macro in self.macros:
+                self.macros[macro](rest)
+            elif macro in MDOC_INLINE:
+                self._inline(macro, rest)
+        self._end_paragraph()
+        return "\n".join(self.lines).rstrip() + "\n"
+
+    def _end_paragraph(self) -> None:
+        import textwrap
+        if self.words:
+            indent = 8 * len(self.lists) + (0 if self.is_term else 8)
+            hang = 8 if self.section == "SYNOPSIS" else 0
+            self.lines += textwrap.wrap(
+                " ".join(self.words), MANUAL_WIDTH, initial_indent=" " * indent,
+                subsequent_indent=" " * (indent + hang), break_on_hyphens=False, break_long_words=False)
+            self.words.clear()
+        self.is_term = False
+
+    def _break(self, rest: str = "") -> None:
+        """End the paragraph and add a blank line."""
+        self._end_paragraph()
+        if self.lines and self.lines[-1]:
+            self.lines.append("")
+
+    def _title(self, rest: str) -> None:
+        self.lines += [rest.replace(" ", "(") + ")", ""]
+
+    def _heading(self, rest: str) -> None:
+        self._break()
+        self.section = rest
+        self.lines.append(rest)
+
+    def _subheading(self, rest: str) -> None:
+        self._break()
+        self.lines.append(f"   {rest}")
+
+    def _description(self, rest: str) -> None:
+        self.words.append(f"- {rest}")
+
+    def _begin_list(self, rest: str) -> None:
+        self._space(rest)
+        self.lists.append(rest)
+
+    def _space(self, arguments: str) -> None:
+        """End the paragraph before a list or an item; with a blank line, unless the list is compact."""
+        if "-compact" in arguments:
+            self._end_paragraph()
         else:
-            for word in taken or ["file ..." if macro == "Ar" else name]:
-                put(word)
-    return " ".join(pieces)
+            self._break()
+
+    def _item(self, rest: str) -> None:
+        self._space(self.lists[-1])
+        self.is_term = True
+        self.words.append(mdoc_text(rest, self.name))
+        self._end_paragraph()
+
+    def _end_list(self, rest: str) -> None:
+        self._break()
+        self.lists.pop()
+
+    def _begin_literal(self, rest: str) -> None:
+        self._break()
+        self.is_literal = True
+
+    def _end_literal(self, rest: str) -> None:
+        self._break()
+        self.is_literal = False
+
+    def _literal_line(self, rest: str) -> None:
+        self._end_paragraph()
+        self.lines.append(" " * (16 + 8 * len(self.lists)) + mdoc_text(rest, self.name))
+
+    def _inline(self, macro: str, rest: str) -> None:
+        """Add the text of a line that begins with a macro within text."""
+        if macro == "Nm":
+            self.name = self.name or rest.partition(" ")[0]
+            if self.section == "SYNOPSIS":
+                self._end_paragraph()
+        self.words.append(mdoc_text(f"{macro} {rest}", self.name))
 
 
 def manual_text(page: str) -> str:
-    """A page of ours, in mdoc(7), as text of MANUAL_WIDTH columns."""
-    import textwrap
-    lines: list[str] = []
-    words: list[str] = []  # of the paragraph that is being read
-    name = section = ""
-    lists: list[str] = []
-    term = literal = False
-
-    def flush(end: str = "") -> None:
-        nonlocal term
-        indent = 8 * len(lists) + 8 - 8 * term
-        if words:
-            hang = 8 if section == "SYNOPSIS" else 0
-            lines.extend(textwrap.wrap(" ".join(words), MANUAL_WIDTH, initial_indent=" " * indent,
-                                       subsequent_indent=" " * (indent + hang), break_on_hyphens=False,
-                                       break_long_words=False))
-            words.clear()
-        term = False
-        if end == "\n" and lines and lines[-1]:
-            lines.append("")
-
-    for line in page.splitlines():
-        macro, _, rest = line[1:].partition(" ") if line.startswith(".") else ("", "", line)
-        if literal and macro != "Ed":
-            lines.append(f"{'':16}{unescaped(line)}".rstrip())
-        elif not macro:
-            words.append(unescaped(rest))
-        elif macro == "Dt":
-            lines += [rest.replace(" ", "(") + ")", ""]
-        elif macro in ("Sh", "Ss"):
-            flush("\n")
-            section = rest if macro == "Sh" else section
-            lines.append(rest if macro == "Sh" else f"   {rest}")
-        elif macro == "Pp":
-            flush("\n")
-        elif macro == "Nd":
-            words.append(f"- {rest}")
-        elif macro == "Bl":
-            flush("" if "-compact" in rest else "\n")
-            lists.append(rest)
-        elif macro == "It":
-            flush("" if "-compact" in lists[-1] else "\n")
-            term = True
-            words.append(mdoc_text(rest, name))
-            flush()
-        elif macro == "El":
-            flush("\n")
-            lists.pop()
-        elif macro in ("Bd", "Ed"):
-            flush("\n")
-            literal = macro == "Bd"
-        elif macro == "Dl":
-            flush()
-            lines.append(" " * (16 + 8 * len(lists)) + mdoc_text(rest, name))
-        elif macro in MDOC_INLINE:
-            if macro == "Nm":
-                name = name or rest.partition(" ")[0]
-                if section == "SYNOPSIS":
-                    flush()
-            words.append(mdoc_text(line[1:], name))
-    flush()
-    return "\n".join(lines).rstrip() + "\n"
+    """Return a manual page in mdoc(7) as text of MANUAL_WIDTH columns."""
+    return MdocPage().text(page)
 
 
 def page_of(name: str, entry: Command | None) -> bytes:
-    """Return the page of a command: its own, or else the first whose synopsis names the command.  Raises OSError."""
-    load_rest()  # the search goes through all commands, whichever the archive has loaded
+    """Return the manual page of a command: its own, or the first one that has the command in its synopsis.
+    Raises OSError."""
+    load_rest()  # the search needs all commands
     names = {name, *([entry.name, *entry.aliases] if entry else [])}
-    for owner in dict.fromkeys(([entry.name] if entry else []) + [each.name for each in COMMANDS.values()]):
+    owners = [each.name for each in COMMANDS.values()]
+    if entry:
+        owners.insert(0, entry.name)
+    for owner in dict.fromkeys(owners):
         try:
             page = read_packed(f"man/ipsec_{owner}.8")
         except OSError:
@@ -21636,10 +21762,10 @@ def page_of(name: str, entry: Command | None) -> bytes:
 
 
 @command("man", "[COMMAND]", rescue=True, summary="show the manual page of ipsec or of one of its commands",
-         details="The pages are part of this program. On a terminal man or mandoc shows them where it is installed; "
-                 "otherwise they are plain text.")
+         details="The pages are part of this program. On a terminal, man or mandoc shows them if one is installed; "
+                 "otherwise they are printed as plain text.")
 def man_command(host: Host, args: Args) -> int:
-    """`ipsec man [COMMAND]`: 0; 1 for a command that is not there."""
+    """`ipsec man [COMMAND]`: return 0, or 1 if the command does not exist."""
     name = args.operands[0] if args.operands else ""
     entry = find_command(name) if name else None
     if name not in ("", "ipsec") and entry is None and not program_of(host, name):
@@ -21648,25 +21774,32 @@ def man_command(host: Host, args: Args) -> int:
         page = read_packed("man/ipsec.8") if name in ("", "ipsec") else page_of(name, entry)
     except OSError:
         if entry is None:
-            raise Failure(f"ipsec man: {name} is a program of libreswan with a page of its own", ERROR,
+            raise Failure(f"ipsec man: {name} is a program of libreswan, which has its own manual page", ERROR,
                           f"man ipsec_{name}") from None
-        host.print(f"{describe(entry)}\n\nThis command has no page of its own; see also ipsec man.")
+        host.print(f"{describe(entry)}\n\nThis command has no manual page of its own; see also ipsec man.")
         return OK
+    show_page(host, page)
+    return OK
+
+
+def show_page(host: Host, page: bytes) -> None:
+    """Show a manual page with man or mandoc, which replaces this process, or print it as text.  Raises
+    Failure."""
     viewer = next((path for path in map(host.which, ("man", "mandoc"))
                    if path and os.path.basename(host.realpath(path)) not in ("busybox", "toybox")), None)
     if viewer and is_terminal(sys.stdout):
         try:
             os.dup2(host.memory_file(page), 0)
-            os.lseek(0, 0, os.SEEK_SET)
         except Missing:
-            viewer = None
+            pass  # print the page as text
         else:
+            os.lseek(0, 0, os.SEEK_SET)
             host.exec(viewer, ["-l", "-"] if viewer.endswith("/man") else ["-a"], env=host.env)
     host.print(manual_text(decode(page)), end="")
-    return OK
 
 
-# The functions that complete a line in a shell: they ask ipsec for the possible words, and fall back to file names
+# For each shell, the code that completes a command line: it gets the possible words from `ipsec completion`,
+# and offers file names if there are none
 COMPLETIONS = {
     "bash": """\
 _ipsec() {
@@ -21700,53 +21833,76 @@ complete -c ipsec.pyz -f -a '(__ipsec_words)'
 
 
 def completions(host: Host, words: Sequence[str]) -> list[str]:
-    """The words that may stand in the place of the last of these, which follow `ipsec` on its command line; empty
-    where a file name may, or nothing is known.  Never fails."""
+    """Return the words that can stand in place of the last of `words`, which follow `ipsec` on a command
+    line.
+
+    The result is empty where a file name is expected, and if nothing is known.
+    """
     *before, current = words or [""]
-    leaders = {name: option for option in (*GLOBAL_OPTIONS, *SHARED_OPTIONS) for name in option.names.split()}
-    place = 0
-    while place < len(before) and before[place].partition("=")[0] in leaders:
-        metavar = leaders[before[place].partition("=")[0]].metavar or "["
-        place += 1 if "=" in before[place] or metavar.startswith("[") else 2
-    if place > len(before):
-        return []  # the value of a global option
-    if place == len(before):
-        found = [*leaders, "--help", "--version", "--directory"] if current.startswith("-") else command_names(host)
-        return sorted(word for word in found if word.startswith(current))
-    name, *rest = before[place:]
-    entry = find_command(name)
-    if entry is None:
-        return []
-    known = {word: option for option in entry.options or () for word in option.names.split()}
-    last = known.get(rest[-1]) if rest else None
-    option, equals, value = current.partition("=")
-    if last and last.metavar and not last.metavar.startswith("["):
-        kind, start = last.metavar, ""
-    elif equals and option in known:
-        kind, start, current = (known[option].metavar or "").strip("[]"), f"{option}=", value
-    elif current.startswith("-") and "--" not in rest:
-        return sorted(word for word in (*known, "--help") if word.startswith(current))
-    else:
-        kind, start = entry.operands.replace("...", "").strip("[]"), ""
-    if kind.startswith("CONN"):
-        found = [conn.name for conn in Config(host).conns()]
-    elif kind == "COMMAND":
-        found = command_names(host)
-    elif kind == "CHECK":
-        found = list(CHECKS)
-    elif kind.startswith("SHELL"):
-        found = list(COMPLETIONS)
-    else:
-        found = kind.split("|") if "|" in kind else []
-    return sorted({start + word for word in found if word.startswith(current) and "\n" not in word})
+    count = count_leading(before)
+    if count > len(before):
+        return []  # the value of an option before the command
+    if count < len(before):
+        entry = find_command(before[count])
+        return words_of_command(host, entry, before[count + 1:], current) if entry else []
+    if current.startswith("-"):
+        options = [name for option in (*GLOBAL_OPTIONS, *SHARED_OPTIONS) for name in option.names.split()]
+        return completed(current, [*options, "--help", "--version", "--directory"])
+    return completed(current, command_names(host))
+
+
+def words_of_command(host: Host, entry: Command, before: Sequence[str], current: str) -> list[str]:
+    """Return the words that can stand in place of `current` after a command and the words `before`."""
+    own = {name: option for option in entry.options or () for name in option.names.split()}
+    options = {**{option.key: option for option in GLOBAL_OPTIONS}, **own}
+    previous = before[-1] if before else ""
+    if previous in options:
+        metavar = options[previous].metavar
+        if metavar and not metavar.startswith("["):
+            return completed(current, known_values(host, metavar, options[previous].key))
+    if entry.name == "whack" and previous == "--name":
+        return completed(current, known_values(host, "CONN"))
+    name, equals, value = current.partition("=")
+    if equals and name in options:
+        metavar = (options[name].metavar or "").strip("[]")
+        return [f"{name}={word}" for word in completed(value, known_values(host, metavar, options[name].key))]
+    if current.startswith("-") and "--" not in before:
+        return completed(current, [*own, "--help"])
+    return completed(current, known_values(host, entry.operands.replace("...", "").strip("[]")))
+
+
+def completed(start: str, words: Iterable[str]) -> list[str]:
+    """Return the words that begin with `start`, sorted.  A word with a line end can't be completed."""
+    return sorted({word for word in words if word.startswith(start) and "\n" not in word})
+
+
+def known_values(host: Host, metavar: str, option: str = "") -> list[str]:
+    """Return the values that the name of a value or operand in a synopsis stands for; empty if they are not
+    known.
+
+    `option` is the option whose value it is.
+    """
+    if option == "--section":
+        return [section.name for section in load_part("report_sections")(host)]
+    if option == "--init":
+        return [*(manager.name for manager in load_part("MANAGERS")), "none"]
+    if metavar.startswith("CONN"):
+        return [conn.name for conn in load_part("Config")(host).conns()]
+    if metavar == "COMMAND":
+        return command_names(host)
+    if metavar == "CHECK":
+        return list(CHECKS)
+    if metavar.startswith("SHELL"):
+        return list(COMPLETIONS)
+    return metavar.split("|") if "|" in metavar else []
 
 
 def line_completions(host: Host, line: str) -> list[str]:
-    """completions() for a command line as bash has it up to the cursor, quoted as they can stand in it."""
+    """Return completions() for a command line up to the cursor, quoted as bash must insert them."""
     shlex = need("shlex", "completion")
     words: list[str] = []
     quoted = ""
-    for quoted in ("", "'", '"'):  # one of them may be open
+    for quoted in ("", "'", '"'):  # a quote may be open
         try:
             words = shlex.split(line.rstrip("\\") + quoted)
             break
@@ -21754,34 +21910,37 @@ def line_completions(host: Host, line: str) -> list[str]:
             continue
     if line[-1:].isspace() and not quoted:
         words.append("")
-    found = completions(host, words[1:])
+    possible = completions(host, words[1:])
     if quoted:
-        return found
-    # to bash what follows one of these is a word of its own
+        return possible
+    # bash replaces only the part of the word after the last of these characters
     done = max(words[-1].rfind(char) for char in "=:") + 1 if words else 0
     safe = "-_./,+@%:="
-    return ["".join(c if c.isalnum() or c in safe else f"\\{c}" for c in word[done:]) for word in found]
+    return ["".join(char if char.isalnum() or char in safe else f"\\{char}" for char in word[done:])
+            for word in possible]
 
 
-@command("completion", "[SHELL] [WORD...]", summary="print what makes bash, zsh or fish complete ipsec's words",
-         rescue=True, options=(
-    Opt("--line", "LINE", "the words that may follow a line of bash, one a line"),
-    Opt("--words", None, "the words that may stand in the place of the last WORD, one a line")),
+@command("completion", "[SHELL] [WORD...]", rescue=True,
+         summary="print the code that completes ipsec's words in bash, zsh or fish", options=(
+    Opt("--line", "LINE", "print the words that can complete a line of bash, one a line"),
+    Opt("--words", None, "print the words that can stand in place of the last WORD, one a line")),
          details="For bash: eval \"$(ipsec completion bash)\" in ~/.bashrc. For zsh: the same in ~/.zshrc after "
          "compinit, or the output as a file _ipsec in a directory of $fpath. For fish: ipsec completion fish | source."
          "\n\n"
-         "Commands, options and the names of connections are completed, from this program and ipsec.conf.")
+         "It completes commands, options, connections of ipsec.conf, checks of verify, sections of barf, and init "
+         "systems.")
 def completion_command(host: Host, args: Args) -> int:
-    """`ipsec completion SHELL`: 0; 2 for a shell that we don't know."""
+    """`ipsec completion SHELL`: return 0, or 2 for an unknown shell."""
     if args.flag("--line") or args.flag("--words"):
         line = args.value("--line")
-        found = line_completions(host, line) if args.flag("--line") else completions(host, args.operands)
-        host.print("".join(f"{word}\n" for word in found), end="")
+        words = line_completions(host, line) if args.flag("--line") else completions(host, args.operands)
+        host.print("".join(f"{word}\n" for word in words), end="")
         return OK
     shell = args.operands[0] if len(args.operands) == 1 else ""
     if shell not in COMPLETIONS:
-        raise Failure(f"ipsec completion: {quote(shell) if shell else 'SHELL'} is not one of {', '.join(COMPLETIONS)}",
-                      USAGE, suggest(shell, COMPLETIONS))
+        shown = quote(shell) if shell else "SHELL"
+        raise Failure(f"ipsec completion: {shown} is not one of {', '.join(COMPLETIONS)}", USAGE,
+                      suggest(shell, COMPLETIONS))
     host.print(COMPLETIONS[shell], end="")
     return OK
 
@@ -21789,16 +21948,16 @@ def completion_command(host: Host, args: Args) -> int:
 # =====================================================================================================================
 # 12. Dispatch
 #
-# Global options, the registry, then programs in the exec directory, then a clear error; what ipsec prints about itself;
-# and the one place where failures, closed pipes and Ctrl-C become an exit status.  main() is the program.  Used by
-# the archive's __main__.py.
+# dispatch() reads the global options and runs a built-in command or a program of the exec directory.  The commands
+# here print what ipsec knows about itself.  run() turns failures, closed pipes and Ctrl-C into an exit status.  main()
+# is the program.  Used by the archive's __main__.py.
 # =====================================================================================================================
 
 
 # --- ipsec itself: help, version, directory --------------------------------------------------------------------------
 
 
-# The groups of `ipsec --help` on a terminal; the rest is "for programs and old habits"
+# The groups of `ipsec --help` on a terminal; the group of all other commands is "for programs and old habits"
 HELP_GROUPS = (
     ("tunnels", "up down tunnels why reload add delete replace ondemand route unroute redirect show"),
     ("diagnose", "verify why barf look status trafficstatus metrics redact"),
@@ -21810,32 +21969,37 @@ HELP_GROUPS = (
 
 
 def command_columns(names: Sequence[str]) -> Iterator[str]:
-    """Yield the names in two columns, as libreswan's `ipsec --help` has them: Open vSwitch and others search there."""
+    """Yield lines with the names in two columns, as in libreswan's `ipsec --help`, which Open vSwitch and
+    other programs search."""
     for place in range(0, len(names), 2):
-        left, right = names[place], names[place + 1] if place + 1 < len(names) else ""
-        tabs = "\t" if len(left) >= 16 else "\t\t" if len(left) >= 8 else "\t\t\t"
-        yield f"\t{left}{tabs}{right}" if right else f"\t{left}"
+        left = names[place]
+        if place + 1 == len(names):
+            yield f"\t{left}"
+        else:
+            tabs = "\t" * max(1, 3 - len(left) // 8)
+            yield f"\t{left}{tabs}{names[place + 1]}"
 
 
 def grouped_commands(names: Sequence[str]) -> Iterator[str]:
-    """Yield the commands for a person: by group, with one line each; the others by name only."""
+    """Yield lines with the commands for a person: each group with the summaries, and then only the names of
+    the other commands."""
     import textwrap
-    left = dict.fromkeys(names)
+    others = dict.fromkeys(names)
     for title, words in HELP_GROUPS:
         yield f"{title}:"
         for name in words.split():
             entry = COMMANDS.get(name)
             if entry and name in names:
-                left.pop(name, None)
+                others.pop(name, None)
                 yield f"  {name:<14} {entry.summary}"
         yield ""
     yield "for programs and old habits:"
-    yield from textwrap.wrap(" ".join(left), 78, initial_indent="  ", subsequent_indent="  ")
+    yield from textwrap.wrap(" ".join(others), 78, initial_indent="  ", subsequent_indent="  ")
 
 
 @command("help -h", "[COMMAND]", rescue=True, summary="list the commands, or explain one")
 def help_command(host: Host, args: Args) -> int:
-    """`ipsec help [COMMAND]`: 0, or 1 for a command that is not there."""
+    """`ipsec help [COMMAND]`: return 0, or 1 if the command does not exist."""
     if args.operands:
         name = args.operands[0]
         entry = find_command(name)
@@ -21859,16 +22023,17 @@ def help_command(host: Host, args: Args) -> int:
 
 
 def usage_text(host: Host) -> str:
-    """What `ipsec` without arguments says."""
+    """Return the text that `ipsec` prints without arguments."""
     return ("Usage: ipsec {command} [argument] ...\n"
             "Use --help for a list of commands, or see the ipsec(8) manual page.\n"
             f"Most commands have their own manual pages, e.g. ipsec_auto(8).\n{SEE_ALSO}\n{version_line(host)}")
 
 
-@command("version versioncode", rescue=True, summary="print the versions of libreswan and of the kernel's IPsec stack",
-         options=(Opt("--verbose", None, "also of this program, its commit, what it embeds, and the interpreter"),))
+@command("version versioncode", rescue=True,
+         summary="print the versions of libreswan and of the kernel's IPsec stack",
+         options=(Opt("--verbose", None, "also of this program, its embedded packages and Python"),))
 def version_command(host: Host, args: Args) -> int:
-    """`ipsec version`: always 0."""
+    """`ipsec version`: always return 0."""
     host.print(version_line(host))
     if args.flag("--verbose"):
         try:
@@ -21882,13 +22047,14 @@ def version_command(host: Host, args: Args) -> int:
 
 @command("directory", rescue=True, summary="print where the IPsec commands are stored")
 def directory_command(host: Host, args: Args) -> int:
-    """`ipsec directory`: always 0."""
+    """`ipsec directory`: always return 0."""
     host.print(host.execdir)
     return OK
 
 
 def dispatch(words: Sequence[str]) -> int:
-    """Run the command that the words name and return its exit status.  Raises Failure."""
+    """Run the command that the words of a command line name, and return its exit status.  Raises Failure,
+    OSError."""
     before, rest = split_leading(words)
     args = Args()
     parse_options((*GLOBAL_OPTIONS, *SHARED_OPTIONS), before, args, "ipsec")
@@ -21901,19 +22067,22 @@ def dispatch(words: Sequence[str]) -> int:
     return status or silence
 
 
-def warn_of_silence(told: str = "") -> int:
-    """Warn of the file systems that did not answer, unless the message `told` names the path.  Return ERROR if there
-    are any, otherwise OK: what they hold is missing in the output."""
+def warn_of_silence(message: str = "") -> int:
+    """Warn about each file system that did not answer, unless `message`, which is printed anyway, names it.
+
+    Return ERROR if there is one, because its data is missing from the output; otherwise OK.
+    """
     for mount, (_, name, seconds) in list(MOUNTS.silent.items()):
-        if name not in told and mount not in told and sys.stderr is not None:
-            line = (f"ipsec: {name}: the file system on {mount} did not answer within {seconds:g} s; what it holds is "
-                    "left out")
+        if name not in message and mount not in message and sys.stderr is not None:
+            line = (f"ipsec: {name}: the file system on {mount} did not answer within {seconds:g} s; "
+                    "its data is left out")
             sys.stderr.write(printable(line) + "\n")
     return ERROR if MOUNTS.silent else OK
 
 
 def run_command(args: Args, words: Sequence[str]) -> int:
-    """Run the command that the words begin with, after the global options `args`; its exit status.  Raises Failure."""
+    """Run the command that the words begin with and return its exit status; `args` are the options before the
+    command.  Raises Failure."""
     host = host_of(args)
     if not words:
         sys.stderr.write(usage_text(host) + "\n")
@@ -21933,12 +22102,11 @@ def run_command(args: Args, words: Sequence[str]) -> int:
 
 def split_leading(words: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     """Return the options before the command, with their values, and the words from the command on."""
-    known = {name: option for option in (*GLOBAL_OPTIONS, *SHARED_OPTIONS) for name in option.names.split()}
-    count = 0
-    while count < len(words) and words[count].partition("=")[0] in known:
-        metavar = known[words[count].partition("=")[0]].metavar or "["
-        count += 1 if "=" in words[count] or metavar.startswith("[") else 2
-    return words[:count], words[count + 1:] if words[count:count + 1] == ["--"] else words[count:]
+    count = count_leading(words)
+    rest = words[count:]
+    if rest and rest[0] == "--":
+        rest = rest[1:]
+    return words[:count], rest
 
 
 def host_of(args: Args) -> Host:
@@ -21946,15 +22114,15 @@ def host_of(args: Args) -> Host:
     for option in GLOBAL_OPTIONS:
         if args.flag(option.key) and not args.value(option.key):
             raise Failure(f"{option.key} is empty", USAGE,
-                          f"an unset variable? It is a {option.metavar}, or is left out")
+                          f"is a shell variable unset? Give a {option.metavar}, or leave the option out")
     return Host(root=args.value("--root"), conf=args.value("--config"), rundir=args.value("--rundir"),
                 ctlsocket=args.value("--ctlsocket"), nssdir=args.value("--nssdir"))
 
 
 def shared_words(args: Args, name: str, entry: Command | None) -> list[str]:
-    """Return the shared options from before a command as words to put after it.
+    """Return the shared options that stand before a command as words to insert after it.
 
-    Raises Failure if the command does not have one of them.
+    Raises Failure if the command does not have one of these options.
     """
     options = entry.options if entry else None
     accepted = (DRY_RUN_OPTION, NATIVE_OPTION) if name == "whack" else options or ()
@@ -21963,14 +22131,14 @@ def shared_words(args: Args, name: str, entry: Command | None) -> list[str]:
         if not args.flag(option.key):
             continue
         if option.key not in [other.key for other in accepted]:
-            raise Failure(f"ipsec {name}: {option.key} means nothing to it", USAGE, f"see ipsec help {name}")
+            raise Failure(f"{option.key} is not an option of `ipsec {name}`", USAGE, f"see ipsec help {name}")
         value = args.value(option.key)
         words.insert(0, f"{option.key}={value}" if value else option.key)
     return words
 
 
 def unknown_option(name: str) -> Failure:
-    """Return the Failure for an unknown option in the place of a command."""
+    """Return the error for an unknown option that stands where a command is expected."""
     load_rest()
     options = [word for option in (*GLOBAL_OPTIONS, *SHARED_OPTIONS) for word in option.names.split()]
     hint = suggest(name, [*options, *(f"--{command_name}" for command_name in COMMANDS)])
@@ -21979,12 +22147,13 @@ def unknown_option(name: str) -> Failure:
 
 
 def run_builtin(entry: Command, before: Args, words: Sequence[str]) -> int:
-    """Run a built-in command with the options before it and the words after it; return its status.  Raises Failure.
+    """Run a built-in command with the options before it and the words after it; return its status.  Raises
+    Failure.
 
-    The global options that the command does not have itself may also be among the words.
+    Global options may also stand after the command, unless it has an option of the same name.
     """
-    asks = words[:1] in (["--help"], ["-h"]) or (words == ["help"] and not entry.operands)
-    if asks and entry.options is not None:
+    wants_help = words[:1] in (["--help"], ["-h"]) or (words == ["help"] and not entry.operands)
+    if wants_help and entry.options is not None:
         host_of(before).print(describe(entry))
         return OK
     check_root(host_of(before), entry)
@@ -22000,33 +22169,36 @@ def run_builtin(entry: Command, before: Args, words: Sequence[str]) -> int:
 
 
 def check_root(host: Host, entry: Command) -> None:
-    """Raise Failure if the command does more than read, but --root names a system that does not run."""
+    """Raise Failure if the command does more than read, but --root names a system that is not running."""
     if host.root and not entry.rescue:
-        raise Failure(f"ipsec {entry.name}: the system under {host.root} does not run, and is only read", USAGE,
+        raise Failure(f"ipsec {entry.name}: {host.root} is not a running system, so it is only read", USAGE,
                       f"chroot {host.root} ipsec {entry.name}")
 
 
 def run_program(host: Host, program: str, name: str, entry: Command | None, words: Sequence[str]) -> NoReturn:
-    """Become a program of libreswan, which stands in for the built-in command `entry` if there is one.
+    """Replace this process with a program of libreswan.  `entry` is the built-in command of the same name, if
+    there is one.
 
-    Such a program is given --config and --nssdir, which it knows under the same names.  Raises Failure.
+    The program gets --config and --nssdir if the built-in command has these options.  Raises Failure.
     """
-    takes = {option_name for option in (entry and entry.options) or () for option_name in option.names.split()}
+    options = (entry.options if entry else None) or ()
+    known = {option_name for option in options for option_name in option.names.split()}
     given = {word.partition("=")[0] for word in words}
-    if "--config" in takes and "--config" not in given and host.conf != "/etc/ipsec.conf":
-        words = ["--config", host.conf, *words]  # it does not read IPSEC_CONF
-    if "--nssdir" in takes and not given & {"--nssdir", "-d"}:
+    if "--config" in known and "--config" not in given and host.conf != "/etc/ipsec.conf":
+        words = ["--config", host.conf, *words]  # the programs do not read IPSEC_CONF
+    if "--nssdir" in known and not given & {"--nssdir", "-d"}:
         words = ["--nssdir", host.nssdir, *words]
     if host.root:
-        raise Failure(f"ipsec {name}: programs of the system under {host.root} are not run", USAGE,
-                      f"chroot {host.root} ipsec {name}")
+        raise Failure(f"ipsec {name}: {host.root} is not a running system, so its programs are not run",
+                      USAGE, f"chroot {host.root} ipsec {name}")
     if MOUNTS.that_may_hang():
         load_part("check_answers")(host, dict(zip(words, words[1:])).get("--config", ""))
     host.exec(program, words, env=script_env(host, program))
 
 
 def script_env(host: Host, program: str) -> dict[str, str]:
-    """The environment for a program of the exec directory.  Its scripts expect IPSEC_VERSION from the front door."""
+    """Return the environment for a program of the exec directory.  libreswan's scripts expect IPSEC_VERSION
+    in it, which its own `ipsec` sets."""
     env = host.exported()
     try:
         is_script = next(host.chunks(program), b"").startswith(b"#!")
@@ -22038,7 +22210,8 @@ def script_env(host: Host, program: str) -> dict[str, str]:
 
 
 def die_of(name: str) -> NoReturn:
-    """End by the signal, so that the shell sees 128+N; as PID 1, which its own signals don't end, with that status."""
+    """Kill this process with a signal, so that the shell reports status 128+N.  Process 1 can't be killed so,
+    and exits with that status instead."""
     import signal
     number = getattr(signal, name)
     signal.signal(number, signal.SIG_DFL)
@@ -22047,18 +22220,17 @@ def die_of(name: str) -> NoReturn:
 
 
 def run(words: Sequence[str]) -> int:
-    """Run `ipsec` with the words of the command line; the exit status.  Never raises."""
+    """Run `ipsec` with the words of its command line and return the exit status.  Never raises."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
-            # whatever the locale says: text from files, argv and the kernel passes through byte for byte
+            # text from files, argv and the kernel is written byte for byte, in every locale
             stream.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
     try:
         try:
-            status = dispatch(words)
+            return dispatch(words)
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()
-        return status
     except Failure as failure:
         message, status = str(failure), failure.status
     except BrokenPipeError:
@@ -22070,22 +22242,29 @@ def run(words: Sequence[str]) -> int:
     except MemoryError:
         message, status = "not enough memory", ERROR
     except (Exception, RecursionError) as error:
-        # the text of an unforeseen exception may hold what must not be shown: its type and place are enough to report
-        place = error.__traceback__
-        while place is not None and place.tb_next is not None:
-            place = place.tb_next
-        where = f" in {place.tb_frame.f_code.co_name}, ipsec.py:{place.tb_frame.f_code.co_firstlineno}" if place else ""
-        message, status = f"internal error: {type(error).__name__}{where}; {REPORT_IT}", ERROR
+        message, status = f"internal error: {type(error).__name__}{place_of(error)}; {REPORT_IT}", ERROR
     try:
-        sys.stderr.write(printable(f"{message if message.startswith('ipsec') else 'ipsec: ' + message}") + "\n")
+        sys.stderr.write(printable(message if message.startswith("ipsec") else f"ipsec: {message}") + "\n")
     except (OSError, AttributeError):
-        return status  # nowhere to say it
+        return status  # standard error is closed
     return status
 
 
+def place_of(error: BaseException) -> str:
+    """Return the function that raised an unforeseen exception, for a message.  The text of the exception is
+    not shown, because it may hold a secret."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    if place is None:
+        return ""
+    code = place.tb_frame.f_code
+    return f" in {code.co_name}, ipsec.py:{code.co_firstlineno}"
+
+
 def main() -> NoReturn:
-    """The program.  All output is flushed by then, so the interpreter's own end, 1 ms and a second try to write what
-    could not be written, is left out."""
+    """Run the program.  All output is flushed then, so the interpreter's shutdown is skipped: it takes 1 ms,
+    and would try again to write output that could not be written."""
     os._exit(run(sys.argv[1:]))
 
 

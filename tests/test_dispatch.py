@@ -177,7 +177,7 @@ def test_a_broken_helper_does_not_break_the_version(door: Door) -> None:
 @pytest.mark.parametrize("name", sorted({entry.name for entry in ipsec.COMMANDS.values() if not entry.rescue}))
 def test_a_mounted_disk_is_only_read(tmp_path: Path, name: str) -> None:
     """With --root a command that changes something, or asks pluto, is refused before it does anything."""
-    with pytest.raises(ipsec.Failure, match="does not run, and is only read") as caught:
+    with pytest.raises(ipsec.Failure, match="is not a running system, so it is only read") as caught:
         ipsec.dispatch(["--root", str(tmp_path), name])
     assert caught.value.status == ipsec.USAGE and caught.value.hint == f"chroot {tmp_path} ipsec {name}"
     assert os.listdir(tmp_path) == []

@@ -104,12 +104,27 @@ def test_completion_knows_the_registry(tmp_path: Path) -> None:
     assert complete("help", "chec") == sorted(name for name in complete("") if name.startswith("chec"))
     assert complete("verify", "rp_") == ["rp_filter"]
     assert complete("completion", "") == sorted(ipsec.COMPLETIONS)
+    assert complete("verify", "--explain=rp_") == ["--explain=rp_filter"]
+    assert complete("barf", "--section", "ipsec/c") == ["ipsec/conf"]
+    assert complete("barf", "--section=host") == ["--section=hostname/fqdn", "--section=hostname/ipaddress"]
+    assert complete("start", "--init", "s") == ["s6", "systemd", "sysvinit"]
+    assert complete("stop", "--init=no") == ["--init=none"]
+    assert complete("newhostkey", "--keytype", "") == ["ecdsa", "rsa"]
+    assert complete("verify", "--root", "") == [] == complete("verify", "--timeout", "")
+    for words in ("why", "tunnels", "start", "connectionstatus", "whack --name", "readwriteconf --conn"):
+        assert complete(*words.split(), "tu") == ["tunnel"], words
     assert complete("setup", "st") == ["start", "status", "stop"]
     assert ipsec.line_completions(host, "ipsec up tw") == ["two\\ words"]
     assert ipsec.line_completions(host, "ipsec up 'tw") == ["two words"]
     assert ipsec.line_completions(host, "ipsec up two\\ w") == ["two\\ words"]
     assert ipsec.line_completions(host, "ipsec up a:") == ["b"]
     assert ipsec.line_completions(host, "ipsec up ") == ["a:b", "tunnel", "two\\ words"]
+    assert ipsec.line_completions(host, "ipsec start --init=sy") == ["systemd", "sysvinit"]
+    for broken in ("conn x\n\tauto=add\ninclude /\0\n", "\xff\n"):
+        (tmp_path / "ipsec.conf").write_text(broken)
+        assert isinstance(complete("up", ""), list)
+    (tmp_path / "ipsec.conf").unlink()
+    assert complete("up", "") == []
 
 
 @pytest.mark.parametrize("name", ["up", "start", "directory", "nsslist", "showstates", "stopnflog"])

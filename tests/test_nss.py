@@ -335,7 +335,7 @@ def test_move_is_finished_when_killed_before_removal(tmp_path: Path, monkeypatch
     (["newhostkey", "--keytype", "rsa", "--curve", "x"], "mutually exclusive"),
     (["newhostkey", "--keytype", "ecdsa", "--bits", "3"], "mutually exclusive"),
     (["newhostkey", "junk"], "unexpected argument"), (["initnss", "--nssdir"], "needs a value"),
-    (["--dry-run", "initnss"], "means nothing to it"), (["import"], "is missing"),
+    (["--dry-run", "initnss"], "--dry-run is not an option of `ipsec initnss`"), (["import"], "is missing"),
     (["certutil", "-L", "-d", "x"], "not accepted"), (["modutil", "-list", "-dbdir", "x"], "not accepted")])
 def test_wrong_words(words: list[str], told: str) -> None:
     with pytest.raises(Failure, match=told) as caught:
