@@ -14685,27 +14685,29 @@ def explain_tunnels(host: Host, failed: Sequence[TunnelRow]) -> None:
 
 # --- verify ----------------------------------------------------------------------------------------------------------
 #
-# The checks of libreswan's verify (4.10; 5.0 dropped it), in its order and its form of line, and more checks
-# for what breaks tunnels.  A check is a generator that is registered with its texts.  It yields troubles, and
-# nothing if all is well.  It raises NotChecked, OSError or Failure if it can't be made: the finding is then
-# SKIP, never OK.  Everything only reads: pluto is asked for its status, and its secrets are not reloaded
-# (libreswan's verify reloads them).
+# The checks of libreswan's verify (as of 4.10; removed in 5.0), in the same order and with the same lines,
+# and more checks for the causes of broken tunnels.  A check is a generator function that is registered with
+# verify_check().  It yields one Trouble for each problem, and nothing if all is well.  It raises NotChecked,
+# OSError or Failure if it can't run; its result is then SKIP, never OK.  Checks change nothing.  They ask
+# pluto for its status, but don't make it reload its secrets, as libreswan's verify does.
 
-# level (WARN, FAIL, or SKIP: not checked), word, reason, the command that fixes it
+# The level (WARN, FAIL, or SKIP if something can't be checked), the word in brackets, the reason, and a
+# command that fixes the problem
 Trouble = tuple[str, str, str, str]
 
 
 class NotChecked(Failure):
-    """A check can't be made; `cause` is a key of SKIP_CAUSES.  Checks with one cause are reported in one
-    line."""
+    """Raised by a check that can't run.  `cause` is a key of SKIP_CAUSES; the report has one line for all
+    checks with the same cause."""
 
     def __init__(self, cause: str, message: str, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.cause = cause
 
 
-# Why checks are not made: the verb for one check and for several, the rest of the sentence, and the check
-# whose line comes before it in the report ("more")
+# The report's sentence about checks that can't run, by cause: the verb after "1 check", the verb after
+# "2 checks", the rest of the sentence, and the name of a check.  If that check has a line of its own in the
+# report, the sentence begins with "2 more checks".
 SKIP_CAUSES = {
     "root": ("needs", "need", "root", ""),
     "rights": ("needs", "need", "the capability NET_ADMIN: start the container with --cap-add NET_ADMIN", ""),
@@ -14721,9 +14723,12 @@ SKIP_CAUSES = {
 
 
 class Finding(Record):
-    """The result of a check: its name and text, `level` OK, WARN, FAIL or SKIP, the `word` in brackets, the
-    reason in one sentence, one command that fixes it, and for SKIP the key of SKIP_CAUSES (empty for any
-    other cause)."""
+    """One result of a check.
+
+    `check` and `text` are the name and the text of the check.  `level` is OK, WARN, FAIL or SKIP, and `word`
+    stands in brackets.  `why` is the reason in one sentence, and `mend` a command that fixes the problem.
+    `cause` is a key of SKIP_CAUSES if the check can't run for that cause, otherwise it is empty.
+    """
 
     check: str
     text: str
@@ -14735,8 +14740,11 @@ class Finding(Record):
 
 
 class Check(Record):
-    """A check: its name, the text of its line, its function, whether only a running system can be asked, and
-    the three texts of --explain: what it checks, why that matters, how to fix it."""
+    """A registered check.
+
+    `text` is the start of its line in the report.  `live` is True if the check needs the running system.
+    `checks`, `matters` and `fix` are the texts that --explain prints.
+    """
 
     name: str
     text: str
@@ -14752,7 +14760,10 @@ CHECKS: dict[str, Check] = {}  # by name, in the order of the report
 
 def verify_check(name: str, text: str, checks: str, matters: str, fix: str, *,
                  live: bool = False) -> Callable[[Callable[[Patient], Iterator[Trouble]]], None]:
-    """Register a function as the check `name`; a check that is `live` is left out under --root."""
+    """Return a decorator that registers a function as the check `name`.
+
+    The other parameters are the fields of Check.
+    """
     def register(function: Callable[[Patient], Iterator[Trouble]]) -> None:
         CHECKS[name] = Check(name, text, function, live, checks, matters, fix)
     return register
@@ -14789,13 +14800,13 @@ class Patient:
         self.pid = visible_pluto(host) if host.live else None
         self._addconn: Generator[bytes, None, None] | Failure | None = None
 
-    # --- libreswan's own word on the configuration ------------------------------------------------------------------
+    # --- the answer of the installed addconn ------------------------------------------------------------------------
 
     def ask_addconn(self) -> None:
-        """Start the installed addconn, which reads the configuration while other checks are made.
+        """Start the installed `addconn --checkconfig`, which reads the configuration while other checks run.
 
-        It is not started if a file of the configuration can't be read here, because it would wait or fail
-        there, too.
+        Don't start it if this process can't read a file of the configuration: addconn would fail or hang at
+        the same file.
         """
         host, config = self.host, self.config
         program = os.path.join(host.execdir, "addconn")
@@ -14809,7 +14820,8 @@ class Patient:
     def addconn_answer(self) -> tuple[bool | None, list[str]]:
         """Return whether the installed addconn refuses the configuration, and the lines that it prints.
 
-        None: addconn can't be asked.  Raises Failure if it can't be run, TimedOut.
+        The first value is None if addconn was not started.  Raises Failure if addconn can't be executed,
+        TimedOut if it does not end.
         """
         output, refuses = b"", False
         if self._addconn is None:
@@ -14820,13 +14832,14 @@ class Patient:
             for piece in self._addconn:
                 output += piece
         except TimedOut:
-            raise TimedOut(f"the installed addconn --checkconfig did not end within {self.timeout:g} s") from None
+            raise TimedOut("the installed addconn --checkconfig did not end within "
+                           f"{self.timeout:g} s") from None
         except Failure as failure:
             output, refuses = output.strip() or encode(failure.message), True
         return refuses, [line for line in decode(output).splitlines() if line.strip("] \r")]
 
     def close(self) -> None:
-        """End addconn if it still runs."""
+        """Kill addconn if it still runs."""
         if self._addconn and not isinstance(self._addconn, Failure):
             self._addconn.close()
 
@@ -14844,21 +14857,25 @@ class Patient:
     def conns(self) -> list[Conn]:
         """The connections to check: those that pluto loads when it starts, and others that it has loaded.
 
-        Connections that only let packets pass or drop them are left out.  Raises as read_configuration().
+        Connections without IPsec (type=passthrough, type=drop) are left out.  Raises the same errors as
+        read_configuration().
         """
         self.read_configuration()
         tunnels = [conn for conn in self.config.conns() if not conn.broken and not is_shunt(conn)]
         return [conn for conn in tunnels if conn.auto != "ignore" or conn.name in self.loaded_names()]
 
     def known_conns(self) -> list[Conn]:
-        """Return `conns`; none without a configuration, for checks that look at more than connections."""
+        """Return `conns`, or an empty list without a configuration.
+
+        It is meant for checks of which connections are only a part.
+        """
         try:
             return self.conns
         except NotChecked:
             return []
 
     def needed_conns(self) -> list[Conn]:
-        """Return `conns`; raises NotChecked if there is none."""
+        """Return `conns`.  Raises NotChecked if there is no connection."""
         conns = self.conns
         if not conns:
             raise NotChecked("connections", "nothing to check: no connection is loaded at start or by pluto")
@@ -14866,8 +14883,10 @@ class Patient:
 
     @property
     def tunnels(self) -> list[Tunnel]:
-        """The connections that have an end on this host, as far as the file tells.  Raises OSError,
-        NotChecked."""
+        """The connections of which one end is an address of this host or %defaultroute.
+
+        Raises OSError, NotChecked.
+        """
         return self._tunnels()
 
     @once
@@ -14882,8 +14901,10 @@ class Patient:
         return tunnels
 
     def _tunnel(self, conn: Conn, here: str, there: str, own: Mapping[str, int]) -> Tunnel:
-        """Return a connection whose side `here` is this host; `own` are the host's addresses, with the index
-        of their interface."""
+        """Return the Tunnel for a connection whose side `here` is this host.
+
+        `own` maps each address of this host to the index of its interface.
+        """
         source, peer = conn.get(here), conn.get(there)
         if not conn_nets(conn, there, False) or peer in ANY_ID:
             peer = ""
@@ -14901,7 +14922,7 @@ class Patient:
         return Tunnel(conn, here, ours, [net for net in ours if is_behind(net, own)], theirs, device, peer)
 
     def needed_tunnels(self) -> list[Tunnel]:
-        """Return `tunnels`; raises NotChecked if there is none."""
+        """Return `tunnels`.  Raises NotChecked if there is none."""
         self.needed_conns()
         tunnels = self.tunnels
         if not tunnels:
@@ -14910,13 +14931,15 @@ class Patient:
 
     @property
     def sides(self) -> dict[str, str]:
-        """The side of this host, `left` or `right`, for each connection where it is known.  Raises
-        OSError."""
+        """The side of this host, `left` or `right`, by connection name.
+
+        Connections whose side is unknown are left out.  Raises OSError.
+        """
         return {tunnel.conn.name: tunnel.here for tunnel in self.tunnels} if self.host.live else {}
 
     @once
     def own_addresses(self) -> dict[str, str]:
-        """Return the interface of each address of this host.  Raises OSError."""
+        """Return the addresses of this host, each with the name of its interface.  Raises OSError."""
         names = link_names(self.host)
         return {address: names.get(index, "") for address, _, _, index in Routing(self.host).addresses()}
 
@@ -14931,10 +14954,9 @@ class Patient:
 
     @once
     def sockets(self) -> list[tuple[Socket, bool]]:
-        """Return the UDP sockets on the ports of IKE in pluto's network namespace, each with whether it is
-        pluto's.
+        """Return the UDP sockets on ports 500 and 4500 in pluto's network namespace.
 
-        Raises OSError.
+        Each comes with True if it belongs to pluto.  Raises OSError.
         """
         own = open_files(self.host, self.pid) if self.pid else set()
         return [(entry, f"socket:[{entry.inode}]" in own) for entry in list_sockets(
@@ -14950,24 +14972,31 @@ class Patient:
             raise
 
     def status(self) -> list[str]:
-        """Return the lines of pluto's status.  Raises NoPluto, TimedOut; PermissionError if only root may
-        ask."""
+        """Return the lines of pluto's status.
+
+        Raises NoPluto, TimedOut, and PermissionError if only root may ask pluto.
+        """
         return self._status()
 
     def pluto_setting(self, name: str) -> str:
-        """Return the value of a setting in pluto's status; empty if pluto does not answer, and under
-        --root."""
+        """Return the value of a setting in pluto's status.
+
+        It is empty under --root, or if pluto does not answer.
+        """
         if not self.host.live:
             return ""
         try:
             return next(filter(None, (status_value(line, name) for line in self.status())), "")
         except (Failure, PermissionError):
-            return ""  # the check of pluto reports it
+            return ""  # the check "pluto" reports the error
 
     @once
     def loaded(self) -> dict[str, list[dict[str, Any]]]:
-        """Return the connections of pluto by name, each with its instances and those of its pairs of subnets
-        (`NAME/1x2`).  Raises NotChecked; PermissionError if only root may ask."""
+        """Return pluto's connections by name.
+
+        The list for a name has the connection, its instances, and the connections `NAME/1x2` that pluto makes
+        of pairs of subnets.  Raises NotChecked, and PermissionError if only root may ask pluto.
+        """
         conns: dict[str, list[dict[str, Any]]] = {}
         reader = StatusReader()
         try:
@@ -14985,11 +15014,14 @@ class Patient:
         return conns
 
     def loaded_names(self) -> Collection[str]:
-        """Return the names of pluto's connections; none if pluto does not answer, and under --root."""
+        """Return the names of pluto's connections.
+
+        There are none under --root, or if pluto does not answer.
+        """
         try:
             return self.loaded() if self.host.live else ()
         except (Failure, OSError):
-            return ()  # the check of pluto reports it
+            return ()  # the check "pluto" reports the error
 
     def has_changed(self, file: str) -> bool:
         """Return whether a file has changed since pluto started; True also if that is unknown."""
@@ -15006,8 +15038,10 @@ class Patient:
         return conn.name in self.loaded_names() and not self.has_changed(conn.file)
 
     def process(self) -> int:
-        """Return the number of pluto's process.  Raises NotChecked if there is none, or none that is visible
-        here."""
+        """Return the PID of pluto.
+
+        Raises NotChecked if pluto does not run, or if its process is not visible.
+        """
         if self.pid:
             return self.pid
         if self.pluto_setting("pluto_version"):
@@ -15036,8 +15070,11 @@ class Patient:
 
     @property
     def nssdir(self) -> str:
-        """The directory of the NSS database: the one that an option or the environment names, that of the
-        running pluto, that of the configuration, or that of the installed release."""
+        """The directory of the NSS database.
+
+        The first of these that is set counts: --nssdir or IPSEC_NSSDIR, the directory of the running pluto,
+        nssdir= of the configuration, the default of the installed release.
+        """
         return self._nssdir()
 
     @once
@@ -15052,17 +15089,19 @@ class Patient:
         return all(self.host.exists(f"{self.nssdir}/{name}") for name in NSS_FILES[1:])
 
     def database(self) -> NssDatabase:
-        """Return the NSS database.  Raises NotChecked if a file of it is missing; OSError."""
+        """Return the NSS database.  Raises OSError, and NotChecked if a file of the database is missing."""
         if not self.has_database:
             if not self.host.superuser and self.host.exists(self.nssdir):
-                self.host.listdir(self.nssdir)  # only root may see what is in it
+                self.host.listdir(self.nssdir)  # raises PermissionError if only root may read the directory
             raise NotChecked("database", f"{self.nssdir} has no NSS database")
         return NssDatabase(self.host, self.nssdir)
 
     @property
     def needs_database(self) -> bool:
-        """Whether the NSS database holds a certificate, or connections name certificates or keys in it.
-        Raises OSError."""
+        """Whether a connection names a certificate or a key, or the NSS database holds a certificate.
+
+        Raises OSError.
+        """
         return self._needs_database()
 
     @once
@@ -15076,8 +15115,10 @@ class Patient:
 
     @once
     def _kernel_files(self) -> tuple[str, str]:
-        """Return the lists of the running kernel's modules, and its configuration; empty where they are
-        missing."""
+        """Return the text of modules.dep and modules.builtin of the running kernel, and its configuration.
+
+        A file that can't be read is an empty text.
+        """
         host = self.host
         names = [f"/lib/modules/{host.kernel_release()}/modules.{name}" for name in ("dep", "builtin")]
         try:
@@ -15087,8 +15128,7 @@ class Patient:
         return "".join(map(host.value, names)), f"\n{options}"
 
     def kernel_has(self, option: str, module: str) -> bool | None:
-        """Return whether the running kernel has CONFIG_`option` or can load the module; None if nothing
-        tells."""
+        """Return whether the running kernel has CONFIG_`option`, or can load the module; None if unknown."""
         host = self.host
         if has_module(host, module):
             return True
@@ -15096,12 +15136,12 @@ class Patient:
         if f"/{module}.ko" in files or f"/{module}_generic.ko" in files or f"\nCONFIG_{option}=y" in options:
             return True
         if f"\nCONFIG_{option}=m" in options and not files:
-            # /lib/modules of another kernel; a container has none
+            # the module is not installed if /lib/modules is there, but a container has no such directory
             return False if host.isdir("/lib/modules") else None
         return False if files or len(options) > 1 else None
 
     def module_fix(self, modules: Sequence[str]) -> str:
-        """Return the fix for missing modules of the running kernel."""
+        """Return a command or an advice that makes the running kernel have the modules."""
         host, names = self.host, " ".join(modules)
         marks = ("/.dockerenv", "/run/.containerenv", "/run/systemd/container")
         if any(map(host.exists, marks)) or (host.superuser and not has_capability(host, SYS_MODULE)):
@@ -15113,8 +15153,8 @@ class Patient:
         return f"boot a kernel that has {names}"
 
     def unknown_modules(self, modules: Sequence[str]) -> Trouble:
-        """Return the trouble for modules of which kernel_has() knows nothing."""
-        return ("SKIP", "UNKNOWN", f"nothing here tells whether the kernel can load {', '.join(modules)}",
+        """Return the SKIP for modules for which kernel_has() returns None."""
+        return ("SKIP", "UNKNOWN", f"it is not known whether the kernel can load {', '.join(modules)}",
                 self.module_fix(modules))
 
     @once
@@ -15135,21 +15175,24 @@ class Patient:
 
     @property
     def targets(self) -> set[str]:
-        """The targets of the firewall's rules, in lower case.  Raises as `tables`."""
+        """The targets of the firewall's rules, in lower case.  Raises the same errors as `tables`."""
         return self._targets()
 
     @once
     def _targets(self) -> set[str]:
-        return {target.lower() for _, table in self.tables for chain in table.values() for _,
-                target in chain.rules}
+        rules = [rule for _, table in self.tables for chain in table.values() for rule in chain.rules]
+        return {target.lower() for _, target in rules}
 
     def gives_source(self, net: str) -> bool:
-        """Return whether NAT gives packets a source in this network; their source is another one before that.
-        Raises as `tables`."""
-        targets = [target.split() for _, table in self.tables for chain in table.values()
-                   for _, target in chain.rules]
-        return any(len(words) == 2 and words[0].lower() == "snat" and net_fits(words[1], net)
-                   for words in targets)
+        """Return whether a SNAT rule gives packets a source address in this network.
+
+        Before NAT these packets have another source address.  Raises the same errors as `tables`.
+        """
+        for target in self.targets:
+            kind, _, source = target.partition(" ")
+            if kind == "snat" and source and net_fits(source, net):
+                return True
+        return False
 
     def blocks(self, hooks: str, kind: str = "", what: str = "drop", **packet: str) -> str:
         """Return the command that puts a rule before those that certainly drop the packet at one of the
@@ -15170,9 +15213,10 @@ class Patient:
 class Tunnel(Record):
     """A connection with one end on this host.
 
-    `here` is this host's side, left or right.  `ours` are the networks of this end (none if the peer decides
-    them), `behind` those of them that this host must forward packets for, `theirs` the networks of the peer.
-    `device` is the interface towards the peer and `peer` its address; both are empty if unknown.
+    `here` is this host's side, left or right.  `ours` are the networks of this end; there are none if the
+    peer decides them.  `behind` are the networks of `ours` for which this host must forward packets.
+    `theirs` are the networks of the peer.  `peer` is the peer's address, and `device` the interface that
+    leads to it; both are empty if unknown.
     """
 
     conn: Conn
@@ -15199,13 +15243,16 @@ class Tunnel(Record):
         return family_of(self.conn.get("left") + self.conn.get("right"))
 
     def pairs(self, ours: Sequence[str]) -> list[tuple[str, str]]:
-        """Return which of `ours` talks to which network of the peer: all pairs of the same IP family."""
-        return [(one, other) for one in ours for other in self.theirs if family_of(one) == family_of(other)]
+        """Return all pairs of one of `ours` and one network of the peer that have the same IP family."""
+        return [(our, their) for our in ours for their in self.theirs if family_of(our) == family_of(their)]
 
 
 def is_behind(net: str, own: Mapping[str, int]) -> bool:
-    """Return whether this host forwards packets for a network: not for an address of its own, nor for a
-    network that is inside the host, as an address on the loopback interface tells (index 1 in `own`)."""
+    """Return whether this host must forward packets for a network.
+
+    It need not for one of its own addresses, nor for a network in which an address of the loopback interface
+    lies.  `own` maps each address of this host to the index of its interface; 1 is the loopback interface.
+    """
     if is_single(net) and net.partition("/")[0] in own:
         return False
     inside = [address for address, index in own.items() if index == 1 and address not in ("127.0.0.1", "::1")]
@@ -15222,7 +15269,7 @@ SYS_MODULE = 16  # CAP_SYS_MODULE of linux/capability.h
 
 
 def has_capability(host: Host, number: int) -> bool:
-    """Return whether this process has a capability (proc_pid_status(5)); True if /proc does not tell."""
+    """Return whether this process has a capability (proc_pid_status(5)); True if /proc can't be read."""
     for line in host.value("/proc/self/status").splitlines():
         if line.startswith("CapEff:"):
             return bool(int(line.split()[1], 16) >> number & 1)
@@ -15230,19 +15277,25 @@ def has_capability(host: Host, number: int) -> bool:
 
 
 def both_here(patient: Patient, conn: Conn) -> bool:
-    """Return whether both ends of a connection are addresses of this host; pluto never brings it up."""
+    """Return whether both ends of a connection are addresses of this host.
+
+    Such a connection never comes up.
+    """
     return all(conn.get(side) in patient.own_addresses() for side in ("left", "right"))
 
 
 def edit_command(problem: Problem | Setting | Conn) -> str:
-    """Return the command that opens a file at the line with the problem, or that corrects the whole file."""
+    """Return a command that opens the file at the line with the problem, or that corrects the whole file."""
     if isinstance(problem, Problem) and problem.script:
         return shell_words(["sed", "-i", problem.script, problem.file])
     return shell_words(["vi", *([f"+{problem.line}"] if problem.line else ()), problem.file])
 
 
 def interface_sysctls(host: Host, option: str, family: str = "ipv4") -> dict[str, str]:
-    """Return a sysctl below net.ipv4.conf (or ipv6) of each interface, without `all`, `default` and `lo`."""
+    """Return the value of a sysctl below net.ipv4.conf (or net.ipv6.conf) for each interface.
+
+    `all`, `default` and `lo` are left out.  There is none if the directory can't be read.
+    """
     directory = f"/proc/sys/net/{family}/conf"
     names = host.listdir(directory) if host.isdir(directory) else []
     return {name: host.value(f"{directory}/{name}/{option}") for name in names
@@ -15250,13 +15303,13 @@ def interface_sysctls(host: Host, option: str, family: str = "ipv4") -> dict[str
 
 
 def sysctl_command(option: str, interfaces: Sequence[str], value: int) -> str:
-    """Return the command that sets a sysctl below net.ipv4.conf of interfaces."""
+    """Return a command that sets a sysctl below net.ipv4.conf for these interfaces."""
     names = (name.replace(".", "/") for name in interfaces)
     return shell_words(["sysctl", "-w", *(f"net.ipv4.conf.{name}.{option}={value}" for name in names)])
 
 
 def pluto_fix(patient: Patient, is_hung: bool) -> str:
-    """Return the command that starts pluto, or restarts a pluto that does not answer (`is_hung`)."""
+    """Return a command that starts pluto; if `is_hung`, one that restarts it."""
     if not patient.host.exists(os.path.join(patient.host.execdir, "pluto")):
         return install_command(patient.host, "libreswan")
     return "ipsec restart" if is_hung else "ipsec start"
@@ -15264,7 +15317,7 @@ def pluto_fix(patient: Patient, is_hung: bool) -> str:
 
 @verify_check(
     "installed", "Version check and ipsec on-path",
-    "Whether pluto is in the directory of libreswan's own programs and can be executed.",
+    "Whether pluto is in the directory of libreswan's programs and can be executed.",
     "Pluto negotiates keys with the peer; without it there are no tunnels.",
     "Install the package libreswan. If pluto is in another directory, set IPSEC_EXECDIR.")
 def check_installed(patient: Patient) -> Iterator[Trouble]:
@@ -15279,7 +15332,7 @@ def check_installed(patient: Patient) -> Iterator[Trouble]:
 @verify_check(
     "xfrm", "Checking for IPsec support in kernel",
     "Whether the kernel's XFRM stack answers on a NETLINK_XFRM socket, whether root may change it, and "
-    "whether disable_xfrm is off where tunnels leave this host.",
+    "whether disable_xfrm is off on the interfaces towards the peers.",
     "XFRM encrypts and decrypts packets. Pluto does not start without it.",
     "modprobe xfrm_user. If that module is missing, use a kernel with CONFIG_XFRM_USER. In a container: "
     "start it with --cap-add NET_ADMIN.", live=True)
@@ -15292,7 +15345,7 @@ def check_xfrm(patient: Patient) -> Iterator[Trouble]:
         for _ in policy_messages(host):
             break
     except PermissionError:
-        # an ordinary user is refused, too, but the refusal shows that the stack answers
+        # the kernel refuses ordinary users, too; the refusal shows that the XFRM stack answers
         if host.superuser and not patient.pid:
             patient.check_unseen_pluto()  # a pluto in another container may have the right
             yield ("FAIL", "NO RIGHT",
@@ -15310,10 +15363,11 @@ def check_xfrm(patient: Patient) -> Iterator[Trouble]:
 
 
 def redirect_troubles(patient: Patient, option: str) -> Iterator[Trouble]:
-    """Yield the trouble of a gateway that sends or accepts ICMP redirects, which lead around the tunnel.
+    """Yield a trouble if a gateway sends or accepts ICMP redirects, which bypass the tunnel.
 
-    On a gateway an interface sends redirects if it or `all` allows it, and accepts them if both do
-    (ip-sysctl.rst).  A host that does not forward sends none.
+    `option` is `send_redirects` or `accept_redirects`.  On a gateway an interface sends redirects if its own
+    value or that of `all` is 1, and accepts them if both are 1 (ip-sysctl.rst).  A host that does not forward
+    packets sends none.
     """
     host = patient.host
     if read_sysctl(host, "net.ipv4.ip_forward") != "1":
@@ -15331,8 +15385,8 @@ def redirect_troubles(patient: Patient, option: str) -> Iterator[Trouble]:
 @verify_check(
     "send_redirects", "         ICMP send_redirects",
     "send_redirects of each interface, on a host that forwards packets.",
-    "If a packet for a tunnel leaves by the interface on which it arrived, the gateway tells the sender "
-    "about a shorter route. That route bypasses the tunnel.",
+    "If a packet for a tunnel leaves by the interface on which it arrived, the gateway sends a redirect with "
+    "a shorter route. That route bypasses the tunnel.",
     "Set net.ipv4.conf.*.send_redirects to 0, and keep the setting in /etc/sysctl.d.", live=True)
 def check_send_redirects(patient: Patient) -> Iterator[Trouble]:
     yield from redirect_troubles(patient, "send_redirects")
@@ -15363,10 +15417,11 @@ def check_larval_drop(patient: Patient) -> Iterator[Trouble]:
 
 @verify_check(
     "config", "Pluto ipsec.conf syntax",
-    "ipsec.conf and all files that it includes. The installed addconn --checkconfig decides; the built-in "
-    "reader, which names file and line, decides only where addconn is missing.",
-    "Libreswan does not load a connection with an error, and after some errors it loads none.",
-    "Correct the line that is named; ipsec.conf(5) describes the syntax.")
+    "The syntax of ipsec.conf and of all files that it includes. The installed addconn --checkconfig "
+    "decides whether it is valid; without addconn, the built-in parser decides. The built-in parser names "
+    "file and line.",
+    "Libreswan does not load a connection with an error. After some errors it loads no connection at all.",
+    "Correct the line that is named. ipsec.conf(5) describes the syntax.")
 def check_config_syntax(patient: Patient) -> Iterator[Trouble]:
     config = patient.config
     fatal = [problem for problem in config.problems if problem.fatal]
@@ -15374,9 +15429,11 @@ def check_config_syntax(patient: Patient) -> Iterator[Trouble]:
         next(patient.host.lines(config.name), "")  # raises PermissionError if only root may read it
     refuses, lines = patient.addconn_answer()
     if fatal and refuses is not False:
+        reason = "; ".join(map(str, fatal[:3]))
         version = patient.host.libreswan_version()
-        which = f", judged as libreswan {version} does" if refuses is None and version and config.files else ""
-        yield "FAIL", "PARSE ERROR", "; ".join(map(str, fatal[:3])) + which, edit_command(fatal[0])
+        if refuses is None and version and config.files:
+            reason += f", by the rules of libreswan {version}"
+        yield "FAIL", "PARSE ERROR", reason, edit_command(fatal[0])
         return
     if refuses:
         yield "FAIL", "REFUSED", *refused_by_addconn(config, lines[-1])
@@ -15385,9 +15442,10 @@ def check_config_syntax(patient: Patient) -> Iterator[Trouble]:
 
 
 def accepted_troubles(patient: Patient, fatal: Sequence[Problem], lines: Sequence[str]) -> Iterator[Trouble]:
-    """Yield the troubles of a configuration that the installed addconn accepts, or that has no error.
+    """Yield the troubles of a configuration in which neither addconn nor the built-in parser finds an error,
+    or which addconn accepts.
 
-    `fatal` are the errors that only the built-in reader finds, `lines` the output of addconn.
+    `fatal` are the errors that only the built-in parser finds.  `lines` are the output of addconn.
     """
     config = patient.config
     for problem in fatal[:3]:
@@ -15400,7 +15458,7 @@ def accepted_troubles(patient: Patient, fatal: Sequence[Problem], lines: Sequenc
 
 
 def complaint_words(line: str) -> list[str]:
-    """Return the words of a line of addconn, without its punctuation."""
+    """Return the words of a line that addconn prints, without punctuation."""
     return line.translate({ord(char): " " for char in ":,[]'\"=\r"}).split()
 
 
@@ -15418,11 +15476,10 @@ def named_place(config: Config, words: Sequence[str]) -> tuple[str, int] | None:
 
 
 def refused_by_addconn(config: Config, line: str) -> tuple[str, str]:
-    """Return the reason and the command that corrects it, for a file that addconn refuses with this last
-    line.
+    """Return the reason why addconn refuses the configuration, and a command to correct it.
 
-    Only the place and a keyword of the line are shown.  The rest may be a secret that belongs in
-    ipsec.secrets.
+    `line` is the last line that addconn prints.  The reason has only the place and a keyword of it, because
+    the rest may be a secret that an administrator has put into the wrong file.
     """
     words, known = complaint_words(line), known_keywords()
     keyword = next((word for word in words if canonical(word) in known), "")
@@ -15433,31 +15490,31 @@ def refused_by_addconn(config: Config, line: str) -> tuple[str, str]:
 
 
 def addconn_complaints(patient: Patient, lines: Sequence[str]) -> Iterator[Trouble]:
-    """Yield at most three complaints of addconn about a configuration that it accepts.
+    """Yield troubles for the first three complaints of addconn about a configuration that it accepts.
 
-    Complaints about lines that the built-in reader reports, too, are left out.
+    Complaints about a line or a keyword that the built-in parser reports are left out.
     """
-    config, shown = patient.config, 0
-    told = {(problem.file, problem.line) for problem in config.problems}
-    told_keys = {problem.key for problem in config.problems if problem.key}
-    seen: set[str] = set()
+    config, count = patient.config, 0
+    reported_places = {(problem.file, problem.line) for problem in config.problems}
+    reported_keywords = {problem.key for problem in config.problems if problem.key}
+    known = known_keywords()
+    sentences: set[str] = set()  # the complaints so far
     for line in lines:
         sentence, words = addconn_sentence(config, line), complaint_words(line)
-        if named_place(config, words) in told or sentence in seen or shown == 3:
+        if named_place(config, words) in reported_places or sentence in sentences or count == 3:
             continue
-        seen.add(sentence)
-        known = known_keywords()
+        sentences.add(sentence)
         keyword = next((canonical(word) for word in words if canonical(word) in known), "")
-        if keyword not in told_keys:
-            shown += 1
+        if keyword not in reported_keywords:
+            count += 1
             yield complaint_trouble(patient, line, sentence, keyword)
 
 
 def complaint_trouble(patient: Patient, line: str, sentence: str, keyword: str) -> Trouble:
-    """Return the trouble for one line of addconn; `sentence` is addconn_sentence(), `keyword` the one that it
-    names.
+    """Return the trouble for a line of addconn.
 
-    Up to 4.15 addconn names the connection: while loading 'NAME'.  5.x often does not.
+    `sentence` is what addconn_sentence() makes of the line, and `keyword` the keyword that the line names.
+    Up to 4.15 addconn names the connection (`while loading 'NAME'`); 5.x often does not.
     """
     config = patient.config
     conn = next((conn for conn in config.conns() if f"'{conn.name}'" in line or f" {conn.name} " in line),
@@ -15466,18 +15523,16 @@ def complaint_trouble(patient: Patient, line: str, sentence: str, keyword: str) 
     if conn:
         place = conn.settings.get(keyword) or conn
         file, number = place.file, place.line
-    # addconn loads some connections that it complains about; of one with a bad network it loads all but that
-    # network
+    # addconn loads some of the connections that it complains about; without a bad subnet, it loads the others
     is_refused = conn is not None and ("bad subnet" in line or not patient.has_loaded(conn))
-    verb = "refuses" if is_refused else "complains about"
-    what = f"conn {conn.name}" if conn and conn.name not in sentence else "this"
-    problem = Problem(file, number, f"the installed addconn {verb} {what}: {sentence}")
-    return ("FAIL" if is_refused else "WARN", "REFUSED", f"{problem}; see ipsec addconn --checkconfig",
-            edit_command(problem))
+    level, verb = ("FAIL", "refuses") if is_refused else ("WARN", "complains about")
+    subject = f"conn {conn.name}" if conn and conn.name not in sentence else "this"
+    problem = Problem(file, number, f"the installed addconn {verb} {subject}: {sentence}")
+    return level, "REFUSED", f"{problem}; see ipsec addconn --checkconfig", edit_command(problem)
 
 
 def addconn_sentence(config: Config, line: str) -> str:
-    """Return a line of addconn without its quotations from the configuration, which may be secrets.
+    """Return a line of addconn without the values that it quotes from the configuration; they may be secrets.
 
     Names of connections, keywords, files that were read, patterns of includes, and numbers stay.
     """
@@ -15487,26 +15542,40 @@ def addconn_sentence(config: Config, line: str) -> str:
     if line.startswith("while loading '"):
         line = line.partition("': ")[2]
     known = known_keywords()
-    for cut in ("invalid value: ", "keyword ignored: ", "only one value, not "):
-        head, separator, rest = line.partition(cut)
+    for marker in ("invalid value: ", "keyword ignored: ", "only one value, not "):
+        head, separator, rest = line.partition(marker)
         word = rest.partition("=")[0]
         if separator:
             line = head + separator + (word if canonical(word) in known else "")
     harmless_words = {*(conn.name for conn in config.conns()), *config.files, *known}
     directories = {os.path.dirname(file) for file in config.files}
-    pieces = []
-    quote_char, start = "", 0
-    for place, char in enumerate(line):
-        if quote_char and char == quote_char:
-            inside = line[start:place]
-            is_plain = inside in harmless_words or inside.isdigit() or os.path.dirname(inside) in directories
-            pieces.append(f"{quote_char}{inside if is_plain else '…'}{quote_char}")
-            quote_char, start = "", place + 1
-        elif not quote_char and char in "'\"":
-            pieces.append(line[start:place])
-            quote_char, start = char, place + 1
-    pieces.append("…" if quote_char else line[start:])
-    return " ".join(f"{word.partition('=')[0]}=" if "=" in word else word for word in "".join(pieces).split())
+
+    def is_harmless(text: str) -> bool:
+        return text in harmless_words or text.isdigit() or os.path.dirname(text) in directories
+
+    words = mask_quoted(line, is_harmless).split()
+    return " ".join(f"{word.partition('=')[0]}=" if "=" in word else word for word in words)
+
+
+def mask_quoted(line: str, is_harmless: Callable[[str], bool]) -> str:
+    """Replace each text in quotes by `…`, unless it is harmless.
+
+    A text without a closing quote is replaced, too.
+    """
+    pieces: list[str] = []
+    while line:
+        places = [place for place in (line.find("'"), line.find('"')) if place >= 0]
+        if not places:
+            return "".join([*pieces, line])
+        start = min(places)
+        quote_char = line[start]
+        quoted, closing, rest = line[start + 1:].partition(quote_char)
+        if not closing:
+            return "".join([*pieces, line[:start], "…"])
+        shown = quoted if is_harmless(quoted) else "…"
+        pieces.append(f"{line[:start]}{quote_char}{shown}{quote_char}")
+        line = rest
+    return "".join(pieces)
 
 
 @verify_check(
@@ -15527,8 +15596,8 @@ def check_rp_filter(patient: Patient) -> Iterator[Trouble]:
     for tunnel, device, back in dropped_peers(patient, strict):
         troubles += 1
         yield ("FAIL", "ENABLED",
-               f"conn {tunnel.conn.name}: {tunnel.peer} is in the network of {device}, whose "
-               f"filter is strict, and the route to it leads to {back}: its packets are dropped",
+               f"conn {tunnel.conn.name}: packets from {tunnel.peer} arrive on {device}, but the route to it "
+               f"leads to {back}, so the strict filter of {device} drops them",
                sysctl_command("rp_filter", [device], 2))
     if not troubles:
         yield ("WARN", "ENABLED",
@@ -15538,11 +15607,11 @@ def check_rp_filter(patient: Patient) -> Iterator[Trouble]:
 
 
 def dropped_peers(patient: Patient, strict: Sequence[str]) -> Iterator[tuple[Tunnel, str, str]]:
-    """Yield each tunnel whose peer the strict filter drops, with the interface of the peer's network and the
-    one of the route to the peer.
+    """Yield each tunnel whose peer is dropped by a strict filter, with two interfaces: the one in the peer's
+    network, and the one to which the route to the peer leads.
 
-    Only peers in a network of this host are judged: for others the incoming interface is unknown.  Raises
-    OSError.
+    Only peers in a network of this host are checked, because the incoming interface of others is unknown.
+    Raises OSError.
     """
     routing, links = Routing(patient.host), link_names(patient.host)
     own_nets = {address: (links.get(index, ""), bits) for address, bits, _, index in routing.addresses()}
@@ -15558,13 +15627,15 @@ def dropped_peers(patient: Patient, strict: Sequence[str]) -> Iterator[tuple[Tun
                 yield tunnel, device, back
 
 
-# What a connection needs from the kernel: a keyword (or `any`), the value that needs it (empty: any but `no`;
-# `:`: an IPv6 address), the kernel's option, the module
+# What a connection needs from the kernel.  Columns: a keyword, the value of it, the kernel's option, the
+# module.  An empty value stands for every value but `no`.  `any` stands for the addresses of the ends, and
+# `:` for IPv6.
 KERNEL_PARTS = (("any", "", "INET_ESP", "esp4"), ("any", ":", "INET6_ESP", "esp6"),
                 ("phase2", "ah", "INET_AH", "ah4"),
                 ("compress", "yes", "INET_IPCOMP", "ipcomp"), ("vti-interface", "", "NET_IPVTI", "ip_vti"),
                 ("ipsec-interface", "", "XFRM_INTERFACE", "xfrm_interface"))
-# The words of esp= (longest first), the algorithm in /proc/crypto, the option, the module
+# Columns: a word of esp= (the longest words come first), the algorithm in /proc/crypto, the kernel's option,
+# the module
 KERNEL_ALGORITHMS = (
     ("chacha20_poly1305", "rfc7539esp(chacha20,poly1305)", "CRYPTO_CHACHA20POLY1305", "chacha20poly1305"),
     ("aes_gmac", "rfc4543(gcm(aes))", "CRYPTO_GCM", "gcm"),
@@ -15578,12 +15649,12 @@ KERNEL_ALGORITHMS = (
     ("sha2_384", "hmac(sha384)", "CRYPTO_SHA512", "sha512"),
     ("sha2", "hmac(sha256)", "CRYPTO_SHA256", "sha256"), ("sha1", "hmac(sha1)", "CRYPTO_SHA1", "sha1"),
     ("md5", "hmac(md5)", "CRYPTO_MD5", "md5"))
-# all releases propose these, and every peer takes one of them
+# without esp=, all releases propose these, and every peer accepts one of them
 DEFAULT_ESP = "aes_gcm,aes-sha2_512,aes-sha2_256"
-# the most that ESP in UDP adds to an IPv4 packet: 20 IP, 8 UDP, 8 ESP, 16 IV, 2 + 15 padding, 16-32 ICV
+# the most bytes that ESP in UDP adds to an IPv4 packet: 20 IP, 8 UDP, 8 ESP, 16 IV, 2 + 15 padding, 16-32 ICV
 ESP_ROOM = 88
 IPV6_LEAST_MTU = 1280
-BUILT = 1767225600  # 2026-01-01: this program is younger, so no right clock shows an earlier time
+BUILT = 1767225600  # 2026-01-01, before this program was made; a clock that shows an earlier time is wrong
 
 
 def needs_part(conn: Conn, key: str, value: str) -> bool:
@@ -15599,7 +15670,7 @@ def needs_part(conn: Conn, key: str, value: str) -> bool:
     "esp", "Checking for ESP and AH in the kernel",
     "Whether the kernel has ESP for IPv4, and what else connections need: IPv6, AH, IPComp, VTI and XFRM "
     "interfaces. The check looks at the loaded modules, at /lib/modules, and at the kernel's configuration.",
-    "IKE succeeds, but the tunnel fails when pluto hands its keys to the kernel; or pluto does not start.",
+    "IKE succeeds, but the kernel refuses the keys of the tunnel; or pluto does not start.",
     "modprobe the module that is named. If it is missing, install the modules for `uname -r`, or boot a "
     "kernel that has them. In a container, load them on its host.", live=True)
 def check_esp(patient: Patient) -> Iterator[Trouble]:
@@ -15650,9 +15721,10 @@ def check_algorithms(patient: Patient) -> Iterator[Trouble]:
 
 
 def lacking_modules(patient: Patient, proposal: str, known: dict[str, bool | None]) -> list[str]:
-    """Return the modules that the kernel lacks for a proposal of esp=; add what kernel_has() says to `known`.
+    """Return the modules that a proposal of esp= needs and that the kernel lacks.
 
-    Raises OSError if /proc/crypto can't be read.
+    `known` has the results of kernel_has() by module; new results are added.  Raises OSError if /proc/crypto
+    can't be read.
     """
     modules = []
     proposal = proposal.lower().partition(";")[0].replace("aesgcm", "aes_gcm").replace("sha512", "sha2_512")
@@ -15692,11 +15764,12 @@ def check_forwarding(patient: Patient) -> Iterator[Trouble]:
 
 @verify_check(
     "peers", "Checking routes to peers and their networks",
-    "Whether this host has a route to the peer of each connection and, while the connection is routed or "
-    "up, to the networks behind the peer; and whether only one end is an address of this host.",
-    "Without a route to the peer, IKE can't leave this host. Without a route to the networks behind it, the "
-    "kernel drops packets before it encrypts them.",
-    "Add the route that is named; ipsec route CONN adds the routes of a connection again.", live=True)
+    "Whether this host has a route to the peer of each connection. While the connection is routed or up, "
+    "also whether it has a route to the networks behind the peer. And whether only one end is an address "
+    "of this host.",
+    "Without a route to the peer, IKE packets can't leave this host. Without a route to the networks "
+    "behind the peer, the kernel drops packets before it encrypts them.",
+    "Add the route that is named. ipsec route CONN adds the routes of a connection again.", live=True)
 def check_peers(patient: Patient) -> Iterator[Trouble]:
     routing = Routing(patient.host)
     for conn in patient.needed_conns():
@@ -15718,13 +15791,13 @@ def check_peers(patient: Patient) -> Iterator[Trouble]:
                     routing.lookup(net.partition("/")[0])
             except OSError as error:
                 yield ("FAIL", "NO ROUTE",
-                       f"conn {name} is routed, and there is no route from {source} to its network "
-                       f"{net} ({error.strerror}): the kernel drops packets before it encrypts them",
+                       f"conn {name} is routed, but {source} has no route to {net} ({error.strerror}): the "
+                       "kernel drops packets before it encrypts them",
                        shell_words(["ip", "route", "replace", net, "dev", tunnel.device or "DEVICE"]))
 
 
 def is_routed(patient: Patient, conn: Conn) -> bool:
-    """Return whether pluto has routed the connection or has it up; False if pluto does not answer."""
+    """Return whether pluto has routed the connection or brought it up; False if pluto does not answer."""
     if conn.name not in patient.loaded_names():
         return False
     return any(one["child_sa"] or not one["routing"].startswith("unrouted")
@@ -15734,8 +15807,8 @@ def is_routed(patient: Patient, conn: Conn) -> bool:
 @verify_check(
     "mtu", "Checking MTU and path MTU discovery",
     "The MTU of the interfaces, mtu= of connections, and net.ipv4.ip_no_pmtu_disc.",
-    "ESP makes packets up to 88 bytes longer. Packets that no longer fit are dropped silently if path MTU "
-    "discovery is blocked: small packets pass, a download stalls.",
+    "ESP makes packets up to 88 bytes longer. If path MTU discovery is blocked, packets that no longer fit "
+    "are dropped silently: small packets pass, but a download stalls.",
     "Raise the interface's MTU, keep path MTU discovery on, or lower mtu= of the connection.", live=True)
 def check_mtu(patient: Patient) -> Iterator[Trouble]:
     if read_sysctl(patient.host, "net.ipv4.ip_no_pmtu_disc") not in ("", "0"):
@@ -15749,21 +15822,25 @@ def check_mtu(patient: Patient) -> Iterator[Trouble]:
     for device in {tunnel.device: None for tunnel in tunnels if tunnel.device in mtus}:
         if mtus[device] < IPV6_LEAST_MTU + ESP_ROOM:
             yield ("WARN", "SMALL",
-                   f"{device} carries tunnels, and its MTU of {mtus[device]} is too small for ESP "
-                   f"with a packet of {IPV6_LEAST_MTU} bytes, which IPv6 needs",
+                   f"the MTU of {device} is {mtus[device]}: IPv6 needs packets of {IPV6_LEAST_MTU} bytes, "
+                   "and with ESP they do not fit",
                    shell_words(["ip", "link", "set", device, "mtu", "1500"]))
     for tunnel in tunnels:
         mtu = tunnel.conn.get("mtu")
         if mtu.isdigit() and tunnel.device in mtus and int(mtu) > mtus[tunnel.device] - ESP_ROOM // 2:
             yield ("WARN", "TOO LARGE",
-                   f"conn {tunnel.conn.name}: a packet of mtu={mtu} with ESP does not fit into "
-                   f"the {mtus[tunnel.device]} bytes of {tunnel.device}",
+                   f"conn {tunnel.conn.name}: mtu={mtu} is too large; with ESP such a packet does not fit "
+                   f"into the MTU of {tunnel.device}, which is {mtus[tunnel.device]}",
                    edit_command(tunnel.conn.settings["mtu"]))
 
 
 class Traffic(Record):
-    """Packets that the peers exchange: the words for them of iptables and nft, the level of the trouble if
-    they are dropped (empty: the connections decide), and their fields in the form of verdict()."""
+    """A kind of packets that the peers exchange.
+
+    `iptables` and `nft` are the words that match it in rules of these programs.  `level` is the level of the
+    trouble if a firewall drops it; if it is empty, Roles.levels has the level.  `packet` has its fields in
+    the form that verdict() takes.
+    """
 
     name: str
     iptables: str
@@ -15788,9 +15865,12 @@ IKE_TRAFFIC = (
 
 
 class Roles(Record):
-    """What connections ask of a firewall: whether unknown peers begin (`answers`), peers may begin (`waits`)
-    or this host does (`begins`), and the level of the trouble if a kind of IKE_TRAFFIC is dropped (empty: it
-    is not needed)."""
+    """What connections need from a firewall.
+
+    `answers`: a peer with an unknown address may send the first packet.  `waits`: a peer may send the first
+    packet.  `begins`: this host sends the first packet.  `levels` has, by name of IKE_TRAFFIC, the level of
+    the trouble if the firewall drops it; an empty level means that no connection needs it.
+    """
 
     answers: bool
     waits: bool
@@ -15799,7 +15879,7 @@ class Roles(Record):
 
 
 def roles_of(conns: Sequence[Conn]) -> Roles:
-    """Return what these connections ask of a firewall."""
+    """Return what these connections need from a firewall."""
     answers = any("%any" in (conn.get("left"), conn.get("right")) for conn in conns)
     servers = [conn for conn in conns if not conn.flag("leftmodecfgclient")
                and not conn.flag("rightmodecfgclient")]
@@ -15814,12 +15894,12 @@ def roles_of(conns: Sequence[Conn]) -> Roles:
 
 @verify_check(
     "firewall", "Checking the firewall for IKE and ESP",
-    "What the rules of nftables and iptables do with UDP 500, UDP 4500 and ESP (or AH), incoming and "
-    "outgoing, and with incoming ICMP fragmentation-needed. Only what is certain counts: a rule that may "
-    "accept the packet ends the search.",
+    "Whether the rules of nftables and iptables drop UDP 500, UDP 4500 and ESP (or AH), incoming and "
+    "outgoing, or incoming ICMP fragmentation-needed. FAIL and WARN are certain: if a rule may accept the "
+    "packet, and this program can't tell whether it does, there is no complaint.",
     "If these packets are dropped, IKE gets no answer, a tunnel carries no packets, or large packets "
     "disappear.",
-    "Accept udp 500, udp 4500, esp and ICMP errors (related) in the chain that is named, before the rule "
+    "Accept udp 500, udp 4500, esp and ICMP errors (state related) in the named chain, before the rule "
     "that drops them.",
     live=True)
 def check_firewall(patient: Patient) -> Iterator[Trouble]:
@@ -15842,13 +15922,15 @@ def check_firewall(patient: Patient) -> Iterator[Trouble]:
             troubles = list(dropped_traffic(patient, traffic, roles, level, device, peer, family))
             yield from troubles
             if troubles:
-                break  # the other tunnels would only repeat it
+                break  # the other tunnels would have the same trouble
 
 
 def dropped_traffic(patient: Patient, traffic: Traffic, roles: Roles, level: str, device: str, peer: str,
                     family: str) -> Iterator[Trouble]:
-    """Yield the troubles of one kind of packet, to and from a peer through an interface (empty if
-    unknown)."""
+    """Yield the troubles of one kind of packets, to and from a peer.
+
+    `device` is the interface towards the peer.  `device` and `peer` are empty if unknown.
+    """
     is_icmp = "icmp" in traffic.packet
     by = f" through {device}" if device else ""
     incoming = {"family": family, "in": device, "ipsec_in": "missing none", **traffic.packet}
@@ -15857,7 +15939,8 @@ def dropped_traffic(patient: Patient, traffic: Traffic, roles: Roles, level: str
         outgoing["dst"] = peer
     if peer and not is_icmp:
         incoming["src"] = peer
-    # the first incoming packet may be an answer to this host, the first outgoing packet an answer to the peer
+    # a firewall may let only replies pass: new incoming packets matter only if the peer may send the first
+    # one, and new outgoing packets only if this host does
     directions = [("from", "prerouting input", incoming, roles.waits, "this host")]
     if not is_icmp:
         directions.append(("to", "output postrouting", outgoing, roles.begins, "the peer"))
@@ -15875,7 +15958,8 @@ def dropped_traffic(patient: Patient, traffic: Traffic, roles: Roles, level: str
         head = patient.blocks("prerouting", "nat", "dnat", **{"state": "new", **incoming})
         if head:
             yield (level, "SENT ON",
-                   f"{traffic.name} from {peer or 'anywhere'}{by} goes to another address or port",
+                   f"a NAT rule sends {traffic.name} from {peer or 'anywhere'}{by} to another address or "
+                   "port",
                    accept_traffic(head, traffic))
 
 
@@ -15885,16 +15969,20 @@ def packet_state(traffic: Traffic) -> str:
 
 
 def accept_traffic(head: str, traffic: Traffic) -> str:
-    """Return the command that accepts the packets; `head` puts a rule before the others of a chain."""
+    """Return a command that accepts the packets.
+
+    `head` is a command that inserts a rule, without the rule.
+    """
     if head.startswith("ip"):
         return f"{head} {traffic.iptables} -j ACCEPT"
     return f"{head} {traffic.nft} accept"
 
 
 def accept_command(head: str, source: str, target: str, way: str) -> str:
-    """Return the command that accepts packets of a tunnel; `head` puts a rule before the others of a chain.
+    """Return a command that accepts packets of a tunnel from the network `source` to `target`.
 
-    The rule names both networks; if one of them is everything, it accepts all packets of tunnels.
+    `head` is a command that inserts a rule, without the rule.  If one of the networks is everything, the rule
+    accepts the packets of all tunnels in the direction `way`, in or out.
     """
     family = TABLE_FAMILIES[family_of(source)][0]
     is_iptables = head.startswith("ip")
@@ -15909,11 +15997,11 @@ def accept_command(head: str, source: str, target: str, way: str) -> str:
 
 @verify_check(
     "forward_rules", "Checking the firewall for packets of tunnels",
-    "What the rules in the chain FORWARD do with packets between the subnets of a connection, in both "
-    "directions.",
+    "Whether the forward rules of the firewall drop packets between the subnets of a connection, in either "
+    "direction.",
     "The tunnel is up, but packets are dropped before they enter it or after they leave it.",
-    "Accept packets that will be encrypted or were encrypted: -m policy --pol ipsec, or meta secpath exists "
-    "and rt ipsec exists.", live=True)
+    "Accept the packets of tunnels: with iptables, -m policy --pol ipsec; with nft, rt ipsec exists before "
+    "encryption and meta secpath exists after decryption.", live=True)
 def check_forward_rules(patient: Patient) -> Iterator[Trouble]:
     unchecked = ""
     for tunnel in patient.needed_tunnels():
@@ -15927,7 +16015,7 @@ def check_forward_rules(patient: Patient) -> Iterator[Trouble]:
 
 
 def tunnel_packets(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> tuple[Packet, Packet]:
-    """Return a forwarded packet to the peer's network and one from it."""
+    """Return a forwarded packet to the peer's network and one from it, in the form that verdict() takes."""
     behind, family = patient.device_to(ours), family_of(ours)
     out = {"in": behind, "out": tunnel.inner, "ipsec_out": "exists ipsec", "src": ours, "dst": theirs}
     back = {"in": tunnel.inner, "out": behind, "ipsec_in": "exists ipsec", "src": theirs, "dst": ours}
@@ -15935,7 +16023,10 @@ def tunnel_packets(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> 
 
 
 def has_other_addresses(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> bool:
-    """Return whether NAT changes addresses of the network behind this host, so that rules see others."""
+    """Return whether NAT changes addresses of the network behind this host.
+
+    The rules of the firewall then see other addresses.
+    """
     _, back = tunnel_packets(patient, tunnel, ours, theirs)
     return patient.gives_source(ours) or bool(patient.blocks("prerouting", "nat", "dnat",
                                                              **{**back, "state": "new"}))
@@ -15944,7 +16035,7 @@ def has_other_addresses(patient: Patient, tunnel: Tunnel, ours: str, theirs: str
 def dropped_forwards(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> Iterator[Trouble]:
     """Yield the troubles of forwarded packets between two networks."""
     out, back = tunnel_packets(patient, tunnel, ours, theirs)
-    # packets of an established flow come in both directions, and one direction has to begin
+    # established packets must pass in both directions, and new ones in at least one direction
     answers = [(packet, way, patient.blocks("forward", **{**packet, "state": "new"}),
                 patient.blocks("forward", **{**packet, "state": "established"}))
                for packet, way in ((out, "out"), (back, "in"))]
@@ -15959,10 +16050,11 @@ def dropped_forwards(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -
 
 @verify_check(
     "nat", "Checking NAT for packets of tunnels",
-    "What the rules of NAT in the chain POSTROUTING do with packets from this end's networks to those of "
-    "the peer.",
-    "A packet with a changed source no longer belongs to the connection: it leaves in clear, or not at all.",
-    "Before the rule of NAT, accept packets to the peer's networks, or those that match -m policy --dir out "
+    "Whether the NAT rules of the hook postrouting change the source address of packets from the networks "
+    "of this end to those of the peer.",
+    "A packet with another source address no longer belongs to the connection: it leaves in clear, or not "
+    "at all.",
+    "Before the NAT rule, accept packets to the peer's networks, or those that match -m policy --dir out "
     "--pol ipsec.", live=True)
 def check_nat(patient: Patient) -> Iterator[Trouble]:
     own = patient.own_addresses()
@@ -15977,16 +16069,16 @@ def check_nat(patient: Patient) -> Iterator[Trouble]:
                                   family=family_of(ours), ipsec_out="exists ipsec")
             if head:
                 yield ("FAIL", "NAT",
-                       f"conn {tunnel.conn.name}: NAT rewrites the source address of {ours} to {theirs} "
-                       "traffic before encryption", accept_command(head, ours, theirs, "out"))
+                       f"conn {tunnel.conn.name}: NAT rewrites the source address of packets from {ours} to "
+                       f"{theirs} before encryption", accept_command(head, ours, theirs, "out"))
 
 
 @verify_check(
     "clock", "Checking the clock",
-    "Whether the clock is not earlier than this program's build date and, for connections with "
-    "certificates, whether it is synchronised (adjtimex).",
-    "Certificates are valid for a limited time: with a wrong clock they are not, and logs can't be compared "
-    "with those of the peer.",
+    "Whether the clock shows a time before this program was made. For connections with certificates, also "
+    "whether the clock is synchronised (adjtimex).",
+    "With a wrong clock, a valid certificate counts as expired or not yet valid. And logs can't be "
+    "compared with those of the peer.",
     "timedatectl set-ntp true, or date -s.", live=True)
 def check_clock(patient: Patient) -> Iterator[Trouble]:
     if time.time() < BUILT:
@@ -16003,8 +16095,9 @@ def check_clock(patient: Patient) -> Iterator[Trouble]:
 
 @verify_check(
     "entropy", "Checking entropy",
-    "kernel.random.entropy_avail. Since Linux 5.18 its value is 256 once the generator is ready.",
-    "If the kernel has no random numbers yet, pluto waits for them, for seconds or for ever.",
+    "Whether kernel.random.entropy_avail is at least 128. Since Linux 5.18 it is 256 once the kernel's "
+    "random number generator is ready.",
+    "While the kernel has no random numbers, pluto waits for them: for seconds, or for ever.",
     "Run rngd or haveged, or give a virtual machine virtio-rng.", live=True)
 def check_entropy(patient: Patient) -> Iterator[Trouble]:
     available = patient.host.read("/proc/sys/kernel/random/entropy_avail").strip()
@@ -16015,9 +16108,9 @@ def check_entropy(patient: Patient) -> Iterator[Trouble]:
 @verify_check(
     "pluto", "Checking that pluto is running",
     "Whether pluto answers on its control socket within the time of --timeout, and whether its pid file "
-    "names it.",
-    "Without pluto no tunnel is set up or renewed. A process of that name proves nothing: it may hang.",
-    "ipsec start; if pluto runs and does not answer: ipsec restart.", live=True)
+    "names its process.",
+    "Without pluto no tunnel is set up or renewed. A running process named pluto is not enough: it may hang.",
+    "ipsec start. If pluto runs and does not answer: ipsec restart.", live=True)
 def check_pluto(patient: Patient) -> Iterator[Trouble]:
     try:
         patient.status()
@@ -16039,7 +16132,7 @@ def listen_setting(config: Config) -> Setting | None:
 
 
 def port_troubles(patient: Patient, port: int) -> Iterator[Trouble]:
-    """Yield the trouble of a UDP port on which pluto has no socket, in pluto's network namespace."""
+    """Yield a trouble if pluto has no socket on a UDP port in its network namespace."""
     sockets = [(entry.address, own) for entry, own in patient.sockets() if entry.port == port]
     if not patient.pid and sockets and not patient.pluto_signs():
         yield ("FAIL", "IN USE", f"another program has port {port} on {sockets[0][0]}: pluto can't start",
@@ -16057,18 +16150,19 @@ def port_troubles(patient: Patient, port: int) -> Iterator[Trouble]:
 
 @verify_check(
     "udp500", " Pluto listening for IKE on udp 500",
-    "Whether the running pluto has a socket of its own on UDP port 500, in its network namespace "
-    "(/proc/PID/net/udp and /proc/PID/fd).",
-    "Peers send the first message of every IKE exchange to this port.",
-    "ipsec whack --listen. If that does not help, see which program has the port, and interfaces= and "
-    "listen= in ipsec.conf(5).", live=True)
+    "Whether the running pluto has a socket on UDP port 500 in its network namespace (/proc/PID/net/udp and "
+    "/proc/PID/fd).",
+    "Peers send the first message of IKE to this port.",
+    "ipsec whack --listen. If that does not help, find out which program has the port, and read about "
+    "interfaces= "
+    "and listen= in ipsec.conf(5).", live=True)
 def check_udp500(patient: Patient) -> Iterator[Trouble]:
     yield from port_troubles(patient, 500)
 
 
 @verify_check(
     "udp4500", " Pluto listening for IKE/NAT-T on udp 4500",
-    "Whether the running pluto has a socket of its own on UDP port 4500.",
+    "Whether the running pluto has a socket on UDP port 4500 in its network namespace.",
     "If there is NAT between the peers, IKE and ESP use this port.",
     "ipsec whack --listen.", live=True)
 def check_udp4500(patient: Patient) -> Iterator[Trouble]:
@@ -16077,14 +16171,13 @@ def check_udp4500(patient: Patient) -> Iterator[Trouble]:
 
 @verify_check(
     "loaded", " Pluto's connections are those of ipsec.conf",
-    "Whether pluto has the connections with auto=add, ondemand, start or keep, with the ends, networks and "
-    "IDs of "
-    "the file; whether one of their ends is an address of this host; whether those with auto=ondemand are "
-    "routed. A "
-    "connection without auto= is checked if pluto has loaded it.",
-    "Pluto leaves out a connection with an error, and does not notice that the file changes. A connection "
+    "Whether pluto has loaded the connections with auto=add, ondemand, start or keep. Whether their ends, "
+    "networks and IDs are those of the file. Whether one of their ends is an address of this host. Whether "
+    "those with auto=ondemand are routed. A connection without auto= is checked if pluto has loaded it.",
+    "Pluto does not load a connection with an error, and does not notice that the file changes. A connection "
     "without an end on this host never comes up.",
-    "ipsec add CONN loads it again. If that fails, its message or pluto's log names the reason.", live=True)
+    "ipsec add CONN loads the connection again. If that fails, its message or pluto's log names the reason.",
+    live=True)
 def check_loaded(patient: Patient) -> Iterator[Trouble]:
     patient.read_configuration()
     loaded, names, here = patient.loaded(), host_names(patient.host), patient.sides
@@ -16097,8 +16190,8 @@ def check_loaded(patient: Patient) -> Iterator[Trouble]:
         checked += 1
         what, again = f"conn {conn.name}", shell_words(["ipsec", "add", conn.name])
         if not told:
-            reason = f" ({conn.broken})" if conn.broken else ": it was not told to load it, or refused to"
-            yield ("FAIL", "NOT LOADED", f"pluto has no {what} of {conn.file}:{conn.line}{reason}",
+            reason = f"{conn.broken}" if conn.broken else "pluto refused it, or nobody asked pluto to load it"
+            yield ("FAIL", "NOT LOADED", f"pluto has not loaded {what} of {conn.file}:{conn.line}: {reason}",
                    edit_command(conn.broken) if conn.broken else again)
         elif not any(one["oriented"] for one in told):
             yield orientation_trouble(patient, conn)
@@ -16114,7 +16207,7 @@ def check_loaded(patient: Patient) -> Iterator[Trouble]:
 
 
 def orientation_trouble(patient: Patient, conn: Conn) -> Trouble:
-    """Return the trouble of a connection for which pluto does not know which end is this host."""
+    """Return the trouble of a connection for which pluto does not know which end is on this host."""
     ends, what = (conn.get("left"), conn.get("right")), f"conn {conn.name}"
     limit, is_known = listen_setting(patient.config), conn.name in patient.sides
     if both_here(patient, conn):
@@ -16132,28 +16225,33 @@ def orientation_trouble(patient: Patient, conn: Conn) -> Trouble:
 
 
 def changes(conn: Conn, here: str, told: Sequence[dict[str, Any]], names: Mapping[str, str]) -> Iterator[str]:
-    """Yield the keywords whose values in pluto's status differ from the file, as far as both are known."""
-    told = [one for one in told if not one["instance"].startswith("[")]
-    for side, end, whose in ((here, "local", "our"),
-                             ("right" if here == "left" else "left", "remote", "their")):
-        hosts = {canonical_net(one[end]["host"]) for one in told}
-        nets = {canonical_net(one[end]["subnet"] or one[end]["host"]) for one in told}
-        ids = {comparable_id(one["options"].get(f"{whose}_id", "%none"), names) for one in told}
-        wanted = comparable_id(conn.get(f"{side}id") or conn.get(side), names)
-        for key, ours, theirs in ((side, {canonical_net(conn.get(side))}, hosts),
-                                  (f"{side}subnet", set(map(canonical_net, conn_nets(conn, side))), nets),
-                                  (f"{side}id", {wanted or None}, ids)):
-            if ours and theirs and None not in {*ours, *theirs} and ours != theirs:
+    """Yield the keywords whose values in pluto's status differ from the file.
+
+    A value that is unknown on either side is skipped.  `here` is this host's side, `told` the connections of
+    pluto's status, and `names` comes from host_names().
+    """
+    entries = [entry for entry in told if not entry["instance"].startswith("[")]
+    there = "right" if here == "left" else "left"
+    for side, end, whose in ((here, "local", "our"), (there, "remote", "their")):
+        loaded_hosts = {canonical_net(entry[end]["host"]) for entry in entries}
+        loaded_nets = {canonical_net(entry[end]["subnet"] or entry[end]["host"]) for entry in entries}
+        loaded_ids = {comparable_id(entry["options"].get(f"{whose}_id", "%none"), names) for entry in entries}
+        host = canonical_net(conn.get(side))
+        nets = {canonical_net(net) for net in conn_nets(conn, side)}
+        host_id = comparable_id(conn.get(f"{side}id") or conn.get(side), names) or None
+        for key, in_file, in_pluto in ((side, {host}, loaded_hosts), (f"{side}subnet", nets, loaded_nets),
+                                       (f"{side}id", {host_id}, loaded_ids)):
+            is_known = in_file and in_pluto and None not in in_file and None not in in_pluto
+            if is_known and in_file != in_pluto:
                 yield f"{key}="
 
 
 @verify_check(
     "up", " Connections that should be up are up",
-    "Whether connections with auto=start, and those that pluto is told to keep up, have an IPsec SA; if one "
-    "has none, "
-    "what the last attempt in pluto's log says.",
+    "Whether the connections with auto=start, and those that pluto keeps up, have an IPsec SA. For one "
+    "that has none, the cause that the last attempt in pluto's log names.",
     "Packets for the networks behind the peer are dropped, or leave in clear.",
-    "ipsec why CONN explains more; often only the log of the peer has the reason.", live=True)
+    "ipsec why CONN explains more. Often only the log of the peer has the reason.", live=True)
 def check_up(patient: Patient) -> Iterator[Trouble]:
     loaded = patient.loaded()
     starts = {conn.name for conn in (patient.conns if loaded else patient.needed_conns())
@@ -16198,7 +16296,7 @@ def down_troubles(patient: Patient, down: Mapping[str, set[str]]) -> Iterator[Tr
     "Whether every entry of virtual-private= is a network that pluto accepts.",
     "If one entry is wrong, pluto drops all of them. Connections with vhost: or vnet: then refuse every "
     "client.",
-    "Correct the entry that is named: %v4:10.0.0.0/8, or %v4:!10.1.0.0/16 for an exception.")
+    "Correct the entry that is named. Examples: %v4:10.0.0.0/8, and %v4:!10.1.0.0/16 for an exception.")
 def check_virtual_private(patient: Patient) -> Iterator[Trouble]:
     patient.read_configuration()
     setting = patient.config.setup_at("virtual-private")
@@ -16216,19 +16314,21 @@ def check_virtual_private(patient: Patient) -> Iterator[Trouble]:
                for word in ("vhost:", "vnet:", "%priv"))
     what = f"{quote(bad[0])} is not a valid entry" if bad else "an entry is wrong"
     yield ("FAIL" if used else "WARN", "NONE LOADED",
-           f"{setting.file}:{setting.line}: virtual-private: {what}, so pluto drops all "
-           "entries", edit_command(setting))
+           f"{setting.file}:{setting.line}: virtual-private=: {what}, so pluto drops all entries",
+           edit_command(setting))
 
 
 @verify_check(
     "secrets", " Pluto ipsec.secret syntax",
-    "ipsec.secrets and the files that it includes: quotes, keys, and the words before the colon.",
-    "Pluto stops reading a file at a syntax error: the entries after it are missing.",
+    "The syntax of ipsec.secrets and of the files that it includes: quotes, keys, and the words before the "
+    "colon.",
+    "Pluto stops reading a file at a syntax error, so the entries after the error are missing.",
     "Correct the line that is named, then run ipsec secrets. ipsec.secrets(5) describes the syntax.")
 def check_secrets_syntax(patient: Patient) -> Iterator[Trouble]:
     name = secrets_file(patient.host, patient.config)
     if not patient.host.exists(name) and not any("secret" in ways_of(conn) for conn in patient.conns):
-        yield "SKIP", "UNKNOWN", f"nothing to check: {name} does not exist, and no connection needs it", ""
+        yield ("SKIP", "UNKNOWN",
+               f"nothing to check: {name} does not exist, and no connection needs a secret", "")
         return
     if patient.host.exists(name) and not patient.host.superuser:
         next(patient.host.lines(name), "")  # raises PermissionError if only root may read it
@@ -16240,7 +16340,7 @@ def check_secrets_syntax(patient: Patient) -> Iterator[Trouble]:
 @verify_check(
     "prelink", "Checking 'prelink' command does not interfere with FIPS",
     "Whether prelink is not installed.",
-    "Prelinked libraries break the FIPS self-test, and pluto ends.",
+    "Prelinked libraries break the FIPS self-test, and then pluto does not start.",
     "Remove the package prelink.")
 def check_prelink(patient: Patient) -> Iterator[Trouble]:
     if patient.host.exists("/usr/sbin/prelink"):
@@ -16267,7 +16367,7 @@ def check_obsolete(patient: Patient) -> Iterator[Trouble]:
     "nss", "Checking the NSS database",
     "Whether the files of the database are where pluto looks for them.",
     "Pluto does not start without its database.",
-    "ipsec initnss makes a new database; ipsec checknss moves or migrates an old one, too.")
+    "ipsec initnss makes a new database. If there is an old one, ipsec checknss moves or migrates it.")
 def check_nss_files(patient: Patient) -> Iterator[Trouble]:
     import stat
     host, directory = patient.host, patient.nssdir
@@ -16291,7 +16391,7 @@ ANEW = "a new database; its keys have to be made or imported again"
 
 
 def has_old_database(patient: Patient) -> bool:
-    """Return whether there is a database that checknss moves or migrates."""
+    """Return whether there is an old database that checknss would move or migrate."""
     host, directory = patient.host, patient.nssdir
     old = [f"{directory}/{name}" for name in DBM_FILES]
     if directory == DEFAULT_NSSDIRS[0]:
@@ -16300,18 +16400,20 @@ def has_old_database(patient: Patient) -> bool:
 
 
 def taken_over_database(patient: Patient) -> str:
-    """Return the command that moves or migrates an old database."""
+    """Return a command that moves or migrates an old database."""
     directory = patient.nssdir
     return " && ".join(map(shell_words, (["mkdir", "-p", "-m", "700", directory],
                                          ["ipsec", "checknss", "--nssdir", directory])))
 
 
 def new_database(patient: Patient) -> str:
-    """Return the command that makes a new NSS database, after it has moved aside what is left of an old
-    one."""
+    """Return a command that makes a new NSS database.
+
+    It first moves the files of an old one to a directory.
+    """
     host, directory = patient.host, patient.nssdir
     names = host.listdir(directory) if host.isdir(directory) else []
-    # with SQLite's journals
+    # names that only start like a file of the database are those of SQLite's journals
     old = [f"{directory}/{name}" for name in names if name.startswith(NSS_FILES[1:])]
     aside = f"{directory}/broken-{time.strftime('%Y%m%d-%H%M%S')}"
     steps = [["mkdir", aside], ["mv", *old, aside]] if old else [["mkdir", "-p", "-m", "700", directory]]
@@ -16320,10 +16422,12 @@ def new_database(patient: Patient) -> str:
 
 @verify_check(
     "nss_health", "Checking that the NSS database can be read",
-    "The format of the database's files, their pages if connections need something in them, and who may "
-    "enter the directory. While pluto is down, also whether the database's password is known.",
-    "Pluto ends if it can't open the database. Users who can write to it decide whom this host trusts.",
-    "ipsec checknss reports more. chmod 700 closes a directory.")
+    "Whether the files of the database have the right format and size, and who may read or change them. If "
+    "connections need certificates or keys, also whether the files are intact. While pluto is down, also "
+    "whether the password of the database is known.",
+    "Pluto does not start if it can't open the database. Users who can write to it decide whom this host "
+    "trusts.",
+    "ipsec checknss reports more. chmod 700 makes a directory private.")
 def check_nss_health(patient: Patient) -> Iterator[Trouble]:
     host, directory = patient.host, patient.nssdir
     base = patient.database()
@@ -16335,7 +16439,7 @@ def check_nss_health(patient: Patient) -> Iterator[Trouble]:
     infos = [host.stat(directory), host.stat(f"{directory}/key4.db")]
     if infos[0].st_mode & 0o022 or infos[1].st_mode & 0o077 or (host.superuser
                                                                 and any(info.st_uid for info in infos)):
-        yield ("WARN", "OPEN", f"others may read or change files in {directory}",
+        yield ("WARN", "OPEN", f"users other than root may read or change files in {directory}",
                " && ".join(map(shell_words, (
             ["chown", "-R", "root", directory], ["chmod", "-R", "go=", directory]))))
     if host.live and host.superuser and not patient.pluto_setting("pluto_version") and host.which("certutil"):
@@ -16347,10 +16451,11 @@ def check_nss_health(patient: Patient) -> Iterator[Trouble]:
 
 
 def file_damage(patient: Patient, base: NssDatabase, name: str) -> str:
-    """Return what is wrong in a file of the database; empty if it is sound.  Raises OSError, Failure.
+    """Return what is wrong with a file of the database; empty if nothing is.  Raises OSError, Failure.
 
-    The header tells the format and the size (fileformat2.html, 1.3) without sqlite3, whose import takes
-    longer than all other checks.  sqlite3 reads the pages only if connections need something in them.
+    Format and size are read from the file's header (fileformat2.html, 1.3), because the import of sqlite3
+    takes longer than all other checks.  sqlite3 checks the pages only if connections need certificates or
+    keys.
     """
     path = f"{base.directory}/{name}"
     head = next(patient.host.chunks(path), b"")[:100]
@@ -16363,7 +16468,7 @@ def file_damage(patient: Patient, base: NssDatabase, name: str) -> str:
 
 
 class Held(Record):
-    """The certificates of one nickname, of which NSS picks one."""
+    """All certificates with the same nickname.  Pluto uses one of them."""
 
     nickname: str
     certificates: list[tuple[Parsed | None, Certificate]]  # None: it can't be parsed
@@ -16371,36 +16476,42 @@ class Held(Record):
     @property
     def has_key(self) -> bool:
         """Whether the database has the private key of one of them."""
-        return any(one.has_key for _, one in self.certificates)
+        return any(certificate.has_key for _, certificate in self.certificates)
 
     def chosen(self) -> tuple[Parsed | None, Certificate]:
-        """Return the certificate that pluto gets: NSS prefers one that is valid now, then the one that begins
-        last."""
+        """Return the certificate that pluto uses.
+
+        NSS prefers one that is valid now; of several, it takes the one whose validity begins last.
+        """
         now = time.time()
 
         def rank(entry: tuple[Parsed | None, Certificate]) -> tuple[bool, int]:
             parsed, _ = entry
-            return (parsed is not None and parsed.begins <= now <= parsed.expires, parsed.begins if parsed
-                    else 0)
+            if parsed is None:
+                return False, 0
+            return parsed.begins <= now <= parsed.expires, parsed.begins
         return max(self.certificates, key=rank)
 
 
 def held_certificates(certificates: Iterable[Certificate]) -> dict[str, Held]:
     """Return the certificates of a database by nickname."""
     by_nickname: dict[str, Held] = {}
-    for one in certificates:
+    for certificate in certificates:
         try:
-            parsed = parse_certificate(one.der)
+            parsed = parse_certificate(certificate.der)
         except ValueError:
             parsed = None
-        by_nickname.setdefault(one.nickname, Held(one.nickname, [])).certificates.append((parsed, one))
+        entry = by_nickname.setdefault(certificate.nickname, Held(certificate.nickname, []))
+        entry.certificates.append((parsed, certificate))
     return by_nickname
 
 
 def bare_nickname(name: str) -> str:
-    """Return the nickname that NSS looks for in its database for a leftcert=; empty if it looks elsewhere.
+    """Return the nickname that NSS looks up in its database for a value of leftcert=.
 
-    The part before a colon names a token (PK11_FindCertFromNickname); the database's tokens are NSS_TOKENS.
+    It is empty if the value names another token than the database.
+    The part before a colon is the name of a token (PK11_FindCertFromNickname).  NSS_TOKENS are the tokens of
+    the database.
     """
     token, colon, nickname = name.partition(":")
     if not colon:
@@ -16410,11 +16521,12 @@ def bare_nickname(name: str) -> str:
 
 @verify_check(
     "certificates", "Checking certificates",
-    "The certificates that connections name and those that have a private key: their validity, private key, "
-    "and the CAs above them. Of several certificates with one nickname, the one that pluto gets is checked.",
-    "The peer refuses an expired certificate, or one of an expired CA. Without its private key or CA no "
-    "connection comes up.",
-    "Import a new one with ipsec import FILE.p12. ipsec nsslist shows all certificates.")
+    "The certificates that connections name, and those that have a private key: whether they are valid "
+    "now, whether the private key is there, and whether their CAs are there and valid. If several "
+    "certificates have the same nickname, the one that pluto uses is checked.",
+    "The peer refuses an expired certificate, and a certificate of an expired CA. A connection does not "
+    "come up without the private key and the CA of its certificate.",
+    "Import a new certificate with ipsec import FILE.p12. ipsec nsslist shows all certificates.")
 def check_certificates(patient: Patient) -> Iterator[Trouble]:
     base = patient.database()
     if not patient.needs_database:
@@ -16429,18 +16541,18 @@ def check_certificates(patient: Patient) -> Iterator[Trouble]:
         patient.needed_conns()
     issuers: dict[str, list[tuple[Parsed, Certificate]]] = {}
     for entry in by_nickname.values():
-        for parsed, one in entry.certificates:
+        for parsed, certificate in entry.certificates:
             if parsed and parsed.is_ca:
-                issuers.setdefault(parsed.subject, []).append((parsed, one))
-    told: set[str] = set()  # the issuers whose troubles were yielded
+                issuers.setdefault(parsed.subject, []).append((parsed, certificate))
+    checked_issuers: set[str] = set()
     for entry in by_nickname.values():
         if entry.nickname in used or entry.has_key:
-            yield from validity_troubles(entry, entry.nickname in used, issuers, told)
+            yield from validity_troubles(entry, entry.nickname in used, issuers, checked_issuers)
 
 
 def named_troubles(patient: Patient, conn: Conn, by_nickname: Mapping[str, Held],
                    used: dict[str, None]) -> Iterator[Trouble]:
-    """Yield the troubles of leftcert= and rightcert= of a connection; add the nicknames to `used`."""
+    """Yield the troubles with leftcert= and rightcert= of a connection; add the nicknames to `used`."""
     here = patient.sides.get(conn.name, "")
     own_names = []
     for side in ("left", "right"):
@@ -16454,8 +16566,8 @@ def named_troubles(patient: Patient, conn: Conn, by_nickname: Mapping[str, Held]
                    "NSS database", "")
         elif not nickname:
             yield ("FAIL", "MISSING",
-                   f"conn {conn.name}: NSS takes the part of {quote(name)} before the colon for the "
-                   f"name of a token; write {quote(pluto_nickname(name))}",
+                   f"conn {conn.name}: NSS reads the part of {quote(name)} before the colon as the name of "
+                   f"a token; write {quote(pluto_nickname(name))}",
                    edit_command(conn.settings[f"{side}cert"]))
         elif nickname not in by_nickname:
             yield ("FAIL", "MISSING",
@@ -16472,33 +16584,38 @@ def named_troubles(patient: Patient, conn: Conn, by_nickname: Mapping[str, Held]
 
 
 def validity_troubles(entry: Held, is_used: bool, issuers: Mapping[str, list[tuple[Parsed, Certificate]]],
-                      told: set[str]) -> Iterator[Trouble]:
-    """Yield the troubles of the certificate that pluto gets for a nickname, and of the CAs above it.
+                      checked_issuers: set[str]) -> Iterator[Trouble]:
+    """Yield the troubles of the certificate that pluto uses for a nickname, and of its chain of CAs.
 
-    `issuers` are the CAs of the database by subject.  The CAs in `told` are left out, and others are added to
-    it.
+    `is_used`: a connection names the certificate.  `issuers` are the CAs of the database by subject.  CAs in
+    `checked_issuers` are skipped; the other ones are added to it.
     """
-    parsed, one = entry.chosen()
+    parsed, certificate = entry.chosen()
     what = f"the certificate {quote(entry.nickname)}"
     if parsed is None:
         yield ("WARN", "UNREADABLE", f"{what} can't be read",
                shell_words(["ipsec", "certutil", "-L", "-n", entry.nickname]))
         return
     yield from validity_trouble(parsed, what, "ipsec import FILE.p12")
-    while is_used and one.has_key and parsed.issuer != parsed.subject and parsed.issuer not in told:
-        told.add(parsed.issuer)
+    if not is_used or not certificate.has_key:
+        return
+    while parsed.issuer != parsed.subject and parsed.issuer not in checked_issuers:
+        checked_issuers.add(parsed.issuer)
         if parsed.issuer not in issuers:
             yield ("WARN", "NO CA", f"the database has no CA {quote(parsed.issuer)}, which issued {what}",
                    "ipsec import FILE.p12 CA.pem")
             return
-        parsed, ca = max(issuers[parsed.issuer], key=lambda issuer: issuer[0].expires)  # the renewed one
+        # a renewed CA has the same subject as the old one
+        parsed, ca = max(issuers[parsed.issuer], key=lambda issuer: issuer[0].expires)
         what = f"the CA {quote(ca.nickname)}, which issued {what},"
         yield from validity_trouble(parsed, what, "ipsec import CA.pem")
 
 
 def validity_trouble(parsed: Parsed, what: str, renew: str) -> Iterator[Trouble]:
-    """Yield the trouble of a certificate that is not valid now, or soon; `renew` is the command that imports
-    a new one."""
+    """Yield a trouble if a certificate is not valid now, or expires soon.
+
+    `what` names the certificate in the message, and `renew` is a command that imports a new one.
+    """
     now = time.time()
     begins, day = (time.strftime("%Y-%m-%d", time.gmtime(at)) for at in (parsed.begins, parsed.expires))
     if parsed.expires < now:
@@ -16511,9 +16628,10 @@ def validity_trouble(parsed: Parsed, what: str, renew: str) -> Iterator[Trouble]
 
 
 class Psk(Record):
-    """The IDs of a PSK as pluto uses them, each as comparable_id() has it, and where the entry is.
+    """A PSK entry of a secrets file: its IDs, without the secret, and its place.
 
-    `dropped` are the IDs that pluto drops, because they are neither addresses nor names.
+    `ids` are those that pluto uses, as comparable_id() returns them.  `dropped` are those that pluto drops,
+    because they are neither addresses nor names.
     """
 
     ids: list[str | None]
@@ -16525,22 +16643,25 @@ class Psk(Record):
 def is_dropped_id(text: str) -> bool:
     """Return whether pluto certainly drops an ID of ipsec.secrets (atoid() of id.c).
 
-    Pluto drops an ID that is neither an address nor a name that DNS knows, and uses the entry without it.
+    Pluto drops an ID that is neither an address nor a name that DNS resolves.  It uses the entry without that
+    ID.
     """
     if text.startswith("@#"):
-        digits = text[2:].removeprefix("0x")
-        return not digits or not set(digits.lower()) <= set("0123456789abcdef")
-    if "@" in text or "=" in text or text in ANY_ID or canonical_net(text) and "/" not in text:
+        digits = text[2:].removeprefix("0x").lower()
+        return not digits or not set(digits) <= set("0123456789abcdef")
+    is_address = canonical_net(text) is not None and "/" not in text
+    if is_address or "@" in text or "=" in text or text in ANY_ID:
         return False
     if "%" in text and ":" in text:
         return False  # an address with a scope, which 4.10 accepts
     if set(text) <= set("0123456789."):
-        return text.count(".") > 3 or any(part == "" or int(part) > 255 for part in text.split(".")[:-1])
+        *parts, _ = text.split(".")
+        return len(parts) > 3 or any(part == "" or int(part) > 255 for part in parts)
     return any(not char.isalnum() and char not in ".-_" for char in text)
 
 
 def psks(patient: Patient, files: Sequence[str], names: Mapping[str, str]) -> Iterator[Psk]:
-    """Yield the PSKs of the secrets files; `names` as host_names() has them.  Raises OSError."""
+    """Yield the PSK entries of the secrets files.  `names` comes from host_names().  Raises OSError."""
     for file in files:
         for record, rows in secret_records(patient.host.lines(file)):
             if record.kind == "psk":
@@ -16552,11 +16673,11 @@ def psks(patient: Patient, files: Sequence[str], names: Mapping[str, str]) -> It
 
 @verify_check(
     "psk", "Checking that connections have a pre-shared key",
-    "Whether ipsec.secrets has, for each connection with authby=secret, an entry that pluto takes for the "
-    "IDs of its ends: one with both IDs, with one of them and %any, or with this end's ID alone. And "
-    "whether pluto uses all IDs of the entries.",
-    "Pluto finds no key for the peer, and the IKE SA fails. If pluto drops all IDs of an entry, it matches every "
-    "peer.",
+    "Whether ipsec.secrets has a fitting entry for each connection with authby=secret. An entry fits if it "
+    "has the IDs of both ends, the ID of one end and %any, or only the ID of this end. Also whether pluto "
+    "drops IDs of the entries.",
+    "Without a fitting entry, pluto has no key for the peer, and IKE fails. If pluto drops all IDs of an "
+    "entry, the entry fits every peer.",
     'Add the line: LEFTID RIGHTID : PSK "..." and run ipsec secrets.')
 def check_psk(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
@@ -16576,7 +16697,7 @@ def check_psk(patient: Patient) -> Iterator[Trouble]:
     for entry in entries:
         if entry.dropped:
             yield dropped_id_trouble(entry)
-    # lists of IDs by each of their IDs; "" for a list without
+    # the IDs of the entries, by each of these IDs; the key "" has the entries without IDs
     groups: dict[str | None, list[list[str | None]]] = {}
     for entry in entries:
         for key in set(entry.ids) or {""}:
@@ -16592,26 +16713,30 @@ def check_psk(patient: Patient) -> Iterator[Trouble]:
         elif answer is None:
             unknown.append(f"conn {conn.name}")
     if unknown:
-        yield ("SKIP", "UNKNOWN", f"only DNS or the certificate of the peer tells which PSK pluto takes for "
-               f"{', '.join(unknown[:5])}", "")
+        yield ("SKIP", "UNKNOWN",
+               f"which PSK pluto uses for {', '.join(unknown[:5])} depends on DNS or on the certificate of the "
+               "peer", "")
 
 
 def dropped_id_trouble(entry: Psk) -> Trouble:
-    """Return the trouble of an entry with IDs that pluto drops.  Only a network is shown: other words may be
-    secrets."""
-    shown = next((f" {quote(word)}" for word in entry.dropped if canonical_net(word)), "")
-    effect = "" if entry.ids else ", so the PSK is for every peer"
-    return ("WARN", "FOR ANYBODY" if not entry.ids else "ID IGNORED",
-            f"{entry.file}:{entry.line}: pluto drops an ID{shown}, which is neither an address nor a "
+    """Return the trouble of an entry with IDs that pluto drops.
+
+    The message quotes an ID only if it is a network, because other words may be secrets.
+    """
+    shown = next((f"the ID {quote(text)}" for text in entry.dropped if canonical_net(text)), "an ID")
+    word, effect = ("ID IGNORED", "") if entry.ids else ("FOR ANYBODY", ", so the PSK is for every peer")
+    return ("WARN", word,
+            f"{entry.file}:{entry.line}: pluto drops {shown}, because it is neither an address nor a "
             f"name{effect}",
             shell_words(["vi", f"+{entry.line}", entry.file]))
 
 
 def has_psk(conn: Conn, here: str, groups: Mapping[str | None, Sequence[Sequence[str | None]]],
             names: Mapping[str, str]) -> bool | None:
-    """Return whether pluto takes one of the PSKs for a connection; None if only DNS or a certificate tells.
+    """Return whether pluto has a PSK for a connection; None if that depends on DNS or on a certificate.
 
-    `here` is this host's side, or empty if unknown.  `groups` are the IDs of the PSKs by each of their IDs.
+    `here` is this host's side, or empty if unknown.  `groups` are the IDs of the entries, by each of these
+    IDs.
     """
     ids = {side: comparable_id(conn.get(f"{side}id") or conn.get(side), names) for side in ("left", "right")}
     answers: list[bool | None] = []
@@ -16625,22 +16750,22 @@ def has_psk(conn: Conn, here: str, groups: Mapping[str | None, Sequence[Sequence
 
 def fitting_psks(ours: str | None, theirs: str | None,
                  groups: Mapping[str | None, Sequence[Sequence[str | None]]]) -> list[bool | None]:
-    """Return, for each PSK that may be for two ends, whether pluto takes it; None if that is unknown.
+    """Return, for each PSK that may fit the IDs of two ends, whether pluto uses it; None if that is unknown.
 
-    The IDs are as comparable_id() has them; `groups` as in has_psk().
+    `ours` and `theirs` are IDs as comparable_id() returns them.  `groups` is the same as in has_psk().
     """
     if ours is None or theirs is None:
         return [None] if groups else []
-    near = [ids for key in {ours, theirs, "", None} for ids in groups.get(key, ())]
+    candidates = [ids for key in {ours, theirs, "", None} for ids in groups.get(key, ())]
     if ours == "":  # this end's ID is known only when the connection comes up
-        return [None for _ in near]
-    if theirs == "":  # for any peer, a PSK for some peer will do
-        return [True if ours in ids or "" in ids or not ids else None for ids in near]
-    return [has_secret(ids, ours, theirs) for ids in near]
+        return [None for _ in candidates]
+    if theirs == "":  # any peer may come: an entry for one peer may be the right one
+        return [True if not ids or ours in ids or "" in ids else None for ids in candidates]
+    return [has_secret(ids, ours, theirs) for ids in candidates]
 
 
 def ways_of(conn: Conn, sides: Sequence[str] = ("left", "right")) -> set[str]:
-    """Return the words of authby=, leftauth= and rightauth= of a connection, in lower case."""
+    """Return the methods of authby=, leftauth= and rightauth= of a connection, in lower case."""
     words = " ".join([conn.get("authby"), *(conn.get(f"{side}auth") for side in sides)]).lower()
     return set(words.replace(",", " ").replace("|", " ").replace("+", " ").split())
 
@@ -16654,14 +16779,14 @@ def public_text(value: str) -> str:
     return value.removeprefix("0s")
 
 
-KEY_WORDS = ("ckaid", "rsasigkey", "ecdsakey", "pubkey")  # that name a key of the NSS database
+KEY_WORDS = ("ckaid", "rsasigkey", "ecdsakey", "pubkey")  # keywords that name a key of the NSS database
 
 
 @verify_check(
     "host_keys", "Checking that connections have their private keys",
-    "Whether the NSS database has the key that ckaid=, rsasigkey=, ecdsakey= or pubkey= of this host's end "
-    "names, for each connection.",
-    "Pluto can't sign for this end, and the IKE SA fails.",
+    "Whether the NSS database has the private keys that the connections name for this end with ckaid=, "
+    "rsasigkey=, ecdsakey= or pubkey=.",
+    "Without its private key, this end can't authenticate, and IKE fails.",
     "Make a key with ipsec newhostkey, and write the output of ipsec showhostkey --left into the "
     "configuration of both ends.", live=True)
 def check_host_keys(patient: Patient) -> Iterator[Trouble]:
@@ -16673,8 +16798,9 @@ def check_host_keys(patient: Patient) -> Iterator[Trouble]:
             # without authby=, every release authenticates by signature
             default = "" if get("authby") or get(f"{side}auth") else ", because authby= is not set"
             yield ("FAIL", "NO KEY",
-                   f"conn {tunnel.conn.name} has to sign{default}, and names no key of this end: "
-                   f"{side}cert=, {side}ckaid= or {side}rsasigkey=", edit_command(tunnel.conn))
+                   f"conn {tunnel.conn.name} authenticates with a signature{default}, but names no key of "
+                   "this end "
+                   f"({side}cert=, {side}ckaid= or {side}rsasigkey=)", edit_command(tunnel.conn))
     named = [(tunnel.conn.name, f"{tunnel.here}{word}", tunnel.conn.get(f"{tunnel.here}{word}"))
              for tunnel in tunnels for word in KEY_WORDS]
     named = [(conn, word, value) for conn, word, value in named if value and not value.startswith("%")]
@@ -16693,12 +16819,12 @@ def check_host_keys(patient: Patient) -> Iterator[Trouble]:
 
 @verify_check(
     "secret_modes", "Checking who can read the secrets",
-    "Owner and permissions of ipsec.secrets, of the files that it includes, and of the password file of the "
-    "NSS database (a file without secrets may be readable); who may change ipsec.conf and the files that it "
-    "includes.",
+    "Owner and permissions of ipsec.secrets, of the files that it includes, and of the password file of "
+    "the NSS database. A file without secrets may be readable for all. Also, who may change ipsec.conf and "
+    "the files that it includes.",
     "Anyone with the keys can impersonate this host or read its traffic. Users who can change ipsec.conf "
     "can make pluto run programs.",
-    "chmod 600 the file, chown root.")
+    "chmod 600 FILE; chown root FILE.")
 def check_secret_modes(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
     names = [secrets_file(host, patient.config), f"{host.confddir}/nsspassword",
@@ -16724,7 +16850,10 @@ def check_secret_modes(patient: Patient) -> Iterator[Trouble]:
 
 
 def holds_secrets(host: Host, name: str) -> bool:
-    """Return whether a file with secrets holds more than comments and includes.  Raises OSError."""
+    """Return whether a secrets file or password file holds more than comments and includes.
+
+    Raises OSError.
+    """
     if os.path.basename(name) == "nsspassword":
         return bool(host.read(name).strip())
     return any(record.tokens and not record.include for record, _ in secret_records(host.lines(name)))
@@ -16733,9 +16862,9 @@ def holds_secrets(host: Host, name: str) -> bool:
 @verify_check(
     "overlap", "Checking connections for overlaps",
     "Whether two loaded connections have the same name, or the same networks with different peers.",
-    "The kernel has one policy for a pair of networks: the connection that comes up last takes the packets "
-    "of the other.",
-    "Remove one of them, narrow its subnets, or set auto=ignore in it.")
+    "The kernel has one policy for a pair of networks, so the connection that comes up last gets the "
+    "packets of the other one.",
+    "Remove one of the connections, narrow its subnets, or set auto=ignore in it.")
 def check_overlap(patient: Patient) -> Iterator[Trouble]:
     named: dict[str, Conn] = {}
     seen: dict[object, tuple[Conn, str]] = {}  # the first connection for a pair of networks, and its peer
@@ -16743,12 +16872,12 @@ def check_overlap(patient: Patient) -> Iterator[Trouble]:
     for conn in patient.needed_conns():
         first = named.setdefault(conn.name, conn)
         if first is not conn:
-            yield ("WARN", "TWICE", f"conn {conn.name} is in {first.file}:{first.line} and in "
+            yield ("WARN", "TWICE", f"conn {conn.name} is defined twice, in {first.file}:{first.line} and "
                    f"{conn.file}:{conn.line}", edit_command(conn))
         if conn.flag("overlapip") or any(map(conn.get, (
                 "mark", "mark-out", "vti-interface", "ipsec-interface", "leftprotoport", "rightprotoport",
                 "sec-label"))):
-            continue  # more than addresses tell these connections apart
+            continue  # their policies differ in more than the networks
         ours, theirs = ("right", "left") if here.get(conn.name) == "right" else ("left", "right")
         peer = canonical_net(conn.get(theirs)) or conn.get(theirs)
         for one in map(canonical_net, conn_nets(conn, ours)):
@@ -16756,21 +16885,22 @@ def check_overlap(patient: Patient) -> Iterator[Trouble]:
                 before, first_peer = seen.setdefault((one, other), (conn, peer))
                 if first_peer != peer:
                     yield ("WARN", "OVERLAP",
-                           f"conn {before.name} and conn {conn.name}: {one} and {other}, but "
+                           f"conn {before.name} and conn {conn.name} have the same networks ({one} and "
+                           f"{other}) and "
                            "different peers", edit_command(conn))
 
 
 @verify_check(
     "versions", "Checking that pluto is what is installed",
-    "Whether the running pluto is the program in libreswan's directory, and not one that an update has "
-    "replaced.",
-    "whack of one release and pluto of another don't understand each other.",
+    "Whether the running pluto is the program in libreswan's directory. After an update, an old pluto may "
+    "still run.",
+    "The whack of one release and the pluto of another don't understand each other.",
     "ipsec restart.", live=True)
 def check_versions(patient: Patient) -> Iterator[Trouble]:
     program = patient.host.readlink(f"/proc/{patient.process()}/exe")
     if program.endswith(" (deleted)"):
         yield ("WARN", "REPLACED",
-               f"pluto runs from {program.removesuffix(' (deleted)')}, which was replaced",
+               f"the running pluto is an old one: {program.removesuffix(' (deleted)')} was replaced",
                "ipsec restart")
     elif os.path.dirname(program) != patient.host.realpath(patient.host.execdir):
         yield ("WARN", "MISMATCH", f"pluto runs from {program}, but libreswan's other programs are in "
@@ -16780,8 +16910,8 @@ def check_versions(patient: Patient) -> Iterator[Trouble]:
 @verify_check(
     "fips", "Checking FIPS mode",
     "Whether the kernel, the system's crypto-policy and the running pluto agree on FIPS mode.",
-    "Pluto takes its FIPS mode from the kernel when it starts; NSS takes its own from the crypto-policy. If "
-    "they differ, one offers algorithms that the other refuses.",
+    "When pluto starts, it takes its FIPS mode from the kernel. NSS takes its mode from the crypto-policy. "
+    "If the modes differ, NSS may refuse algorithms that pluto offers.",
     "fips-mode-setup --check reports more.")
 def check_fips(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
@@ -16804,7 +16934,7 @@ def check_fips(patient: Patient) -> Iterator[Trouble]:
     "Whether ipsec.conf includes libreswan's part of the crypto-policy, on a system that has "
     "crypto-policies.",
     "Without that part, pluto offers its own defaults, which the administrator's policy may forbid.",
-    "Put the include line that is named at the top of ipsec.conf.")
+    "Write the named include line at the top of ipsec.conf.")
 def check_crypto_policy(patient: Patient) -> Iterator[Trouble]:
     backend = "/etc/crypto-policies/back-ends/libreswan.config"
     if not patient.host.exists(backend):
@@ -16817,9 +16947,9 @@ def check_crypto_policy(patient: Patient) -> Iterator[Trouble]:
 
 @verify_check(
     "selinux", "Checking for denials of SELinux",
-    "Messages in the last MiB of /var/log/audit/audit.log that SELinux denied something to pluto.",
-    "Pluto could not read a file or make a socket that it needs; its own log names only the effect.",
-    "ausearch -m avc -c pluto shows the messages; restorecon corrects wrong labels.")
+    "Whether the last MiB of /var/log/audit/audit.log has messages that SELinux denied pluto an access.",
+    "Pluto could not read a file or make a socket that it needs. Its own log names only the effect.",
+    "ausearch -m avc -c pluto shows the messages. restorecon corrects wrong labels.")
 def check_selinux(patient: Patient) -> Iterator[Trouble]:
     host, log = patient.host, "/var/log/audit/audit.log"
     if host.live and host.value("/sys/fs/selinux/enforce").strip() != "1":
@@ -16832,8 +16962,10 @@ def check_selinux(patient: Patient) -> Iterator[Trouble]:
     denied = [line for line in split_lines(host.chunks(log, start)) if "type=AVC" in line and "denied" in line
               and ('comm="pluto"' in line or ":ipsec_t:" in line)]
     if denied:
-        yield ("WARN", "DENIED", f"SELinux denied pluto something {len(denied)} times: "
-               f"{denied[-1].partition('avc:')[2].strip()[:120]}", "ausearch -m avc -c pluto")
+        last = denied[-1].partition("avc:")[2].strip()[:120]
+        yield ("WARN", "DENIED",
+               f"SELinux denied pluto an access, {len(denied)} times; the last message: {last}",
+               "ausearch -m avc -c pluto")
 
 
 def findings(host: Host, timeout: float, names: Collection[str] = ()) -> Iterator[Finding]:
@@ -16846,7 +16978,8 @@ def findings(host: Host, timeout: float, names: Collection[str] = ()) -> Iterato
               if (not names or check.name in names) and (host.live or not check.live)]
     if CHECKS["config"] in chosen:
         patient.ask_addconn()
-        patient.pluto_setting("pluto_version")  # other checks need pluto's status, too; it comes while addconn reads
+        # other checks need pluto's status, too; reading it now saves time, because addconn runs meanwhile
+        patient.pluto_setting("pluto_version")
     try:
         for check in chosen:
             is_fine = True
@@ -16878,7 +17011,7 @@ def not_checked(host: Host, check: Check, error: OSError | Failure) -> Finding:
 
 
 def on_its_system(host: Host, fix: str) -> str:
-    """Return the command so that it runs on the system that is checked: under --root, through chroot."""
+    """Return the command for the system that is checked: with --root, it runs through chroot."""
     if not host.root or not fix:
         return fix
     if " && " in fix:
@@ -16887,8 +17020,10 @@ def on_its_system(host: Host, fix: str) -> str:
 
 
 def finding_lines(finding: Finding, colour: bool = False) -> Iterator[str]:
-    """Yield the line of a finding as libreswan's verify prints it, with the level in front of the word, and a
-    line with the reason and the fix."""
+    """Yield the lines of a finding: the line of libreswan's verify, and a line with the reason and the fix.
+
+    The level is in front of the word, unless it is OK.
+    """
     tint = {"OK": 92, "FAIL": 91}.get(finding.level, 93)
     word = f"\x1b[{tint}m{finding.word}\x1b[0m" if colour else finding.word
     level = "" if finding.level == "OK" else f"{finding.level} "
@@ -16900,9 +17035,9 @@ def finding_lines(finding: Finding, colour: bool = False) -> Iterator[str]:
 
 
 def cause_line(cause: str, checks: Sequence[str], shown: Collection[str], is_whole: bool) -> str:
-    """Return the line about the checks that were not made for one cause.
+    """Return the line about the checks that can't run for one cause.
 
-    `shown` are the checks that have a line of their own; `is_whole`: all checks were asked for.
+    `shown` are the checks that have a line of their own.  `is_whole`: the user asked for all checks.
     """
     one, several, rest, before = SKIP_CAUSES[cause]
     more = "more " if before in shown else ""
@@ -16922,9 +17057,11 @@ def summary_line(levels: Sequence[str]) -> str:
 
 def verify_lines(found: Iterable[Finding], left_out: Sequence[str] = (), colour: bool = False,
                  is_whole: bool = True) -> Iterator[str]:
-    """Yield the lines of findings as they come, then one line for each cause of checks that were not made,
-    and the summary.  `left_out` are the checks that --root excludes; `is_whole`: all checks were asked
-    for."""
+    """Yield the lines of the report: the findings as they come, a line for each cause for which checks can't
+    run, and the summary.
+
+    `left_out` are the checks that --root excludes.  `is_whole`: the user asked for all checks.
+    """
     levels: list[str] = []
     shown: list[str] = []
     skipped: dict[str, list[str]] = {}
@@ -16948,24 +17085,23 @@ def verify_lines(found: Iterable[Finding], left_out: Sequence[str] = (), colour:
 def explain(check: Check) -> str:
     """Return the text of --explain for a check, in 80 columns."""
     import textwrap
-    parts = (("Checks", check.checks), ("Why it matters", check.matters), ("Fix", check.fix))
-    return "\n\n".join([f"{check.name}: {check.text.strip()}", *(
-        textwrap.fill(text, 79, initial_indent=f"{title:<16}", subsequent_indent=" " * 16) for title,
-        text in parts)])
+    paragraphs = [f"{check.name}: {check.text.strip()}"]
+    for title, text in (("Checks", check.checks), ("Why it matters", check.matters), ("Fix", check.fix)):
+        paragraphs.append(textwrap.fill(text, 79, initial_indent=f"{title:<16}", subsequent_indent=" " * 16))
+    return "\n\n".join(paragraphs)
 
 
 @command("verify", "[CHECK...]", summary="check the installation, the kernel, the configuration and pluto",
          rescue=True, options=(
     Opt("--explain", "[CHECK]", "explain a check: what it checks, why a failure matters, and how to fix it; "
-                                "without "
-                                "CHECK (or with list) print the names of all checks"),
+                                "without CHECK (or with list) print the names of all checks"),
     Opt("--json", None, "print the findings as a JSON list: check, text, level, word, why, mend, cause"),
     Opt("--timeout", "SECONDS", "how long to wait for pluto (default 10)"),
     Opt("--nocolour --nocolor", None, "no colours (default if the output is not a terminal)"),
-), details="Makes all checks, or the named ones.  Every finding is OK, WARN, FAIL, or SKIP for a check that "
-           "can't be "
-           "made here; with the reason and a command to fix it.  The last line counts them.\n\nExit status: "
-           "the number of findings that are FAIL, at most 255; 2 if a named check does not exist.")
+), details="Runs all checks, or the named ones.  Each finding is OK, WARN, FAIL, or SKIP (not checked).  The "
+           "line below it has the reason and a command that fixes the problem.  The last line counts the "
+           "findings.\n\nExit status: the number of findings that are FAIL, at most 255; 2 if a named "
+           "check does not exist.")
 def verify_command(host: Host, args: Args) -> int:
     """`ipsec verify`: return the number of failures, at most 255.  Raises Failure."""
     names = [*args.operands, *filter(None, args.values("--explain"))]
