@@ -13005,7 +13005,7 @@ def nft_words(expression: Any) -> str:
 IPTABLES_FIELDS = {"-s": "src", "-d": "dst", "-i": "in", "-o": "out", "-p": "proto", "--dport": "dport",
                    "--dports": "dport", "--sport": "sport", "--sports": "sport", "--ctstate": "state",
                    "--state": "state", "--ctstatus": "status", "--icmp-type": "icmp", "--icmpv6-type": "icmp",
-                   "--pol": "ipsec-"}
+                   "--dst-type": "dst-type", "--pol": "ipsec-"}
 NFT_FIELDS = {"ip saddr": "src", "ip daddr": "dst", "ip6 saddr": "src", "ip6 daddr": "dst",
               "iif": "in", "iifname": "in", "oif": "out", "oifname": "out", "ct state": "state",
               "ct status": "status", "meta l4proto": "proto", "ip protocol": "proto", "ip6 nexthdr": "proto",
@@ -13359,9 +13359,10 @@ def rule_fits(conditions: Sequence[Condition], packet: Mapping[str, str]) -> boo
 def verdict(table: Mapping[str, Chain], chain: Chain, packet: Mapping[str, str]) -> str:
     """Return what a chain does with a packet: accept, drop, snat or dnat.
 
-    An empty string: the packet passes the whole chain, and goes back to the calling chain.  `?`: unknown; the
-    packet may be accepted.
+    An empty string: the packet passes the whole chain, and goes back to the calling chain.  `?`: unknown, because
+    the result depends on a condition that can't be evaluated.
     """
+    possible: set[str] = set()  # the results of rules that may match
     for conditions, target in chain.rules:
         fits = rule_fits(conditions, packet)
         if fits is False:
@@ -13371,11 +13372,14 @@ def verdict(table: Mapping[str, Chain], chain: Chain, packet: Mapping[str, str])
         result = verdict(table, table[name], packet) if name in table else RULE_TARGETS.get(kind.lower(), "")
         if result == "snat" and source and net_fits(source, packet["src"]):
             result = "accept"  # the new source is in the network of the old one
-        if fits and (result or name != target):
-            return result.replace("return", "") or chain.policy
-        if result in ("accept", "return", "?"):
-            return "?"
-    return chain.policy
+        if not result and name == target:
+            continue  # the next rule decides
+        if result in ("", "return"):
+            result = chain.policy
+        if fits:
+            return result if possible <= {result} else "?"
+        possible.add(result)
+    return chain.policy if possible <= {chain.policy} else "?"
 
 
 def filter_tables(host: Host, timeout: float = 10.0) -> list[Table]:
@@ -13412,8 +13416,11 @@ def filter_programs(host: Host) -> list[list[str]]:
         if others:
             raise Missing(f"nft is not installed, and is needed to read table {quote(others[0])}")
         programs += [["iptables-save"], ["ip6tables-save"]]
+    if not host.isdir("/proc/self"):
+        raise Missing("/proc is not there, and is needed to find the rules of iptables-legacy")
     for family in ("ip", "ip6"):
-        if host.value(f"/proc/net/{family}_tables_names"):
+        names = f"/proc/net/{family}_tables_names"  # only root may read it
+        if host.exists(names) and host.read(names):
             legacy = f"{family}tables-legacy-save"
             programs.append([legacy if host.which(legacy) else f"{family}tables-save"])
     return programs
@@ -14715,7 +14722,8 @@ SKIP_CAUSES = {
     "process": ("needs", "need", "to see pluto's process: run verify where pluto runs", ""),
     "configuration": ("needs", "need", "the configuration", "config"),
     "connections": ("has", "have", "nothing to check, because no connection is loaded", ""),
-    "ends": ("has", "have", "nothing to check, because no connection has a known address of this host", ""),
+    "ends": ("can't", "can't", "check connections without a known address of this host", ""),
+    "unused": ("has", "have", "nothing to check in this configuration", ""),
     "secrets": ("needs", "need", "the secrets file", "secrets"),
     "database": ("needs", "need", "the NSS database", "nss"),
     "live": ("needs", "need", "the running system and can't be made under --root", ""),
@@ -14799,6 +14807,9 @@ class Patient:
         self.config = Config(host)
         self.pid = visible_pluto(host) if host.live else None
         self._addconn: Generator[bytes, None, None] | Failure | None = None
+        # whether the current check has asked for the configuration, and for connections with an end on this
+        # host
+        self.uses_configuration = self.uses_tunnels = False
 
     # --- the answer of the installed addconn ------------------------------------------------------------------------
 
@@ -14847,6 +14858,7 @@ class Patient:
 
     def read_configuration(self) -> None:
         """Raise NotChecked if there is no configuration, OSError if it can't be read."""
+        self.uses_configuration = True
         if not self.config.files:
             try:
                 next(self.host.lines(self.config.name), "")
@@ -14863,6 +14875,30 @@ class Patient:
         self.read_configuration()
         tunnels = [conn for conn in self.config.conns() if not conn.broken and not is_shunt(conn)]
         return [conn for conn in tunnels if conn.auto != "ignore" or conn.name in self.loaded_names()]
+
+    def forbids_files(self) -> bool:
+        """Return whether this process lacks the permission to read a file of the configuration."""
+        denied = os.strerror(errno.EACCES)
+        is_denied = any(problem.text.endswith(denied) for problem in self.config.problems)
+        return is_denied and not self.host.superuser
+
+    def require_all_sources(self) -> None:
+        """Raise an error if the current check could not see the whole configuration or all connections.
+
+        Raises NotChecked, and PermissionError if only root may read a file of the configuration.
+        """
+        is_partial = self.config.unread and (self.config.files or self.forbids_files())
+        if self.uses_configuration and is_partial:
+            reason = "a file of the configuration can't be read, so its settings are not checked"
+            if self.forbids_files():
+                raise PermissionError(reason)
+            raise NotChecked("configuration", reason)
+        if self.uses_tunnels:
+            known = {tunnel.conn.name for tunnel in self.tunnels}
+            unknown = [conn.name for conn in self.conns if conn.name not in known]
+            if unknown:
+                raise NotChecked("ends", f"conn {', conn '.join(unknown[:5])}: neither end is a known address "
+                                 "of this host")
 
     def known_conns(self) -> list[Conn]:
         """Return `conns`, or an empty list without a configuration.
@@ -14905,13 +14941,15 @@ class Patient:
 
         `own` maps each address of this host to the index of its interface.
         """
-        source, peer = conn.get(here), conn.get(there)
+        address = conn.get(here) if conn.get(here) in own else ""
+        peer = conn.get(there)
         if not conn_nets(conn, there, False) or peer in ANY_ID:
             peer = ""
         device = ""
         if peer:
             try:
-                device = Routing(self.host).lookup(peer, source if source in own else "").device
+                route = Routing(self.host).lookup(peer, address)
+                device, address = route.device, address or route.source
             except OSError:
                 device = ""  # there is no route now
         ours = conn_nets(conn, here)
@@ -14919,11 +14957,13 @@ class Patient:
             ours = []  # the peer decides the networks of a client
         pool = conn.get(f"{there}addresspool").split("-")[0]
         theirs = [pool] if pool else conn_nets(conn, there)
-        return Tunnel(conn, here, ours, [net for net in ours if is_behind(net, own)], theirs, device, peer)
+        behind = [net for net in ours if is_behind(net, own)]
+        return Tunnel(conn, here, ours, behind, theirs, device, peer, address)
 
     def needed_tunnels(self) -> list[Tunnel]:
         """Return `tunnels`.  Raises NotChecked if there is none."""
         self.needed_conns()
+        self.uses_tunnels = True
         tunnels = self.tunnels
         if not tunnels:
             raise NotChecked("ends", "nothing to check: no connection has a known address of this host")
@@ -15194,20 +15234,44 @@ class Patient:
                 return True
         return False
 
-    def blocks(self, hooks: str, kind: str = "", what: str = "drop", **packet: str) -> str:
-        """Return the command that puts a rule before those that certainly drop the packet at one of the
-        hooks.
+    def _verdicts(self, hooks: str, kind: str, packet: Packet) -> Iterator[tuple[str, Chain, str]]:
+        """Yield the chains at the hooks, each with its name in front and the verdict on the packet behind it.
 
-        Empty if no rule certainly does.  `what` is another verdict to look for.  The packet's family is IPv4
-        by default.  Raises OSError, Failure.
+        The parameters are those of blocks().  Raises OSError, Failure.
         """
+        fields = {"family": "ipv4", "status": "", **{name.replace("_", "-"): packet[name] for name in packet}}
         if "notrack" in self.targets:
-            packet.pop("state", "")  # other rules decide which packets are tracked
-        packet = {"family": "ipv4", "status": "", **{name.replace("_", "-"): packet[name] for name in packet}}
-        return next((chain.insert for family, table in self.tables
-                     if family in TABLE_FAMILIES[packet["family"]]
-                     for chain in table.values() if chain.hook in hooks.split() and chain.kind == kind
-                     and verdict(table, chain, packet) == what), "")
+            fields.pop("state", "")  # other rules decide which packets are tracked
+        for family, table in self.tables:
+            if family not in TABLE_FAMILIES[fields["family"]]:
+                continue
+            for name, chain in table.items():
+                if chain.hook in hooks.split() and chain.kind == kind:
+                    yield name, chain, verdict(table, chain, fields)
+
+    def blocks(self, hooks: str, kind: str = "", what: str = "drop", **packet: str) -> str:
+        """Return a command if the firewall certainly drops a packet at one of the hooks, otherwise nothing.
+
+        The command inserts a rule (which must be added to it) at the head of the chain that drops the packet.
+        `hooks` are names of hooks of the kernel, separated by blanks.  `kind` is `nat`, or empty for filters.
+        `what` is another verdict to look for.  `packet` has the fields of the packet as verdict() takes them,
+        with `_` for `-`; the default family is IPv4.  Raises OSError, Failure.
+        """
+        for _, chain, answer in self._verdicts(hooks, kind, packet):
+            if answer == what:
+                return chain.insert
+        return ""
+
+    def undecided(self, hooks: str, kind: str = "", **packet: str) -> str:
+        """Return the name of a chain whose verdict on a packet is unknown; empty if all verdicts are known.
+
+        A verdict is unknown if it depends on a condition that condition_fits() can't evaluate.  The
+        parameters are those of blocks().  Raises OSError, Failure.
+        """
+        for name, _, answer in self._verdicts(hooks, kind, packet):
+            if answer == "?":
+                return name
+        return ""
 
 
 class Tunnel(Record):
@@ -15215,8 +15279,8 @@ class Tunnel(Record):
 
     `here` is this host's side, left or right.  `ours` are the networks of this end; there are none if the
     peer decides them.  `behind` are the networks of `ours` for which this host must forward packets.
-    `theirs` are the networks of the peer.  `peer` is the peer's address, and `device` the interface that
-    leads to it; both are empty if unknown.
+    `theirs` are the networks of the peer.  `peer` is the peer's address, `device` the interface that leads to
+    it, and `address` the address of this end; each is empty if unknown.
     """
 
     conn: Conn
@@ -15226,6 +15290,7 @@ class Tunnel(Record):
     theirs: list[str]
     device: str
     peer: str
+    address: str
 
     @property
     def inner(self) -> str:
@@ -15341,25 +15406,34 @@ def check_xfrm(patient: Patient) -> Iterator[Trouble]:
     if not host.has_xfrm():
         yield "FAIL", "FAILED", "the kernel has no XFRM stack", patient.module_fix(["xfrm_user"])
         return
+    refusal: PermissionError | None = None
     try:
         for _ in policy_messages(host):
             break
-    except PermissionError:
-        # the kernel refuses ordinary users, too; the refusal shows that the XFRM stack answers
+    except PermissionError as error:
+        # the refusal shows that the XFRM stack answers; a pluto that runs may have the right that this root
+        # lacks
         if host.superuser and not patient.pid:
             patient.check_unseen_pluto()  # a pluto in another container may have the right
             yield ("FAIL", "NO RIGHT",
                    "root has no capability NET_ADMIN here, so pluto can't set up IPsec in the "
                    "kernel", "start the container with --cap-add NET_ADMIN")
+        else:
+            refusal = error
     except OSError as error:
         yield ("FAIL", "NO NETLINK", f"{error_text(error)}: pluto can't talk to the kernel",
                "modprobe xfrm_user")
     tunnels = patient.tunnels if patient.known_conns() else []
     for device in {tunnel.device: None for tunnel in tunnels if tunnel.device not in ("", "lo")}:
-        if read_sysctl(host, f"net.ipv4.conf.{device.replace('.', '/')}.disable_xfrm") == "1":
+        is_disabled = read_sysctl(host, f"net.ipv4.conf.{device.replace('.', '/')}.disable_xfrm")
+        if is_disabled == "1":
             yield ("FAIL", "DISABLED",
                    f"disable_xfrm is set on {device}: packets leave it without encryption",
                    sysctl_command("disable_xfrm", [device], 0))
+        elif not is_disabled:
+            yield "SKIP", "UNKNOWN", f"net.ipv4.conf.{device}.disable_xfrm can't be read", ""
+    if refusal:
+        raise refusal
 
 
 def redirect_troubles(patient: Patient, option: str) -> Iterator[Trouble]:
@@ -15370,14 +15444,16 @@ def redirect_troubles(patient: Patient, option: str) -> Iterator[Trouble]:
     packets sends none.
     """
     host = patient.host
-    if read_sysctl(host, "net.ipv4.ip_forward") != "1":
+    forwards = read_sysctl(host, "net.ipv4.ip_forward")
+    if forwards == "0":
         return
-    combine = max if option == "send_redirects" else min
+    combine, verb = (max, "sends") if option == "send_redirects" else (min, "accepts")
     everywhere = read_sysctl(host, f"net.ipv4.conf.all.{option}")
     values = interface_sysctls(host, option)
     on = [name for name, value in values.items() if combine(value, everywhere) == "1"]
-    if on:
-        verb = "sends" if option == "send_redirects" else "accepts"
+    if not forwards or not everywhere or "" in values.values():
+        yield "SKIP", "UNKNOWN", f"net.ipv4.ip_forward or net.ipv4.conf.*.{option} can't be read", ""
+    elif on:
         yield ("WARN", "NOT DISABLED", f"this gateway {verb} ICMP redirects on {', '.join(on[:5])}",
                sysctl_command(option, ("all", *on), 0))
 
@@ -15412,7 +15488,7 @@ def check_larval_drop(patient: Patient) -> Iterator[Trouble]:
         yield ("FAIL", "NOT ENABLED", "programs block while a tunnel is being negotiated",
                "sysctl -w net.core.xfrm_larval_drop=1")
     elif not value:
-        yield "SKIP", "UNKNOWN", "net.core.xfrm_larval_drop can't be read here", ""
+        yield "SKIP", "UNKNOWN", "net.core.xfrm_larval_drop can't be read", ""
 
 
 @verify_check(
@@ -15425,8 +15501,8 @@ def check_larval_drop(patient: Patient) -> Iterator[Trouble]:
 def check_config_syntax(patient: Patient) -> Iterator[Trouble]:
     config = patient.config
     fatal = [problem for problem in config.problems if problem.fatal]
-    if (fatal or config.unread) and not patient.host.superuser:
-        next(patient.host.lines(config.name), "")  # raises PermissionError if only root may read it
+    if patient.forbids_files():
+        raise PermissionError("only root may read all files of the configuration")
     refuses, lines = patient.addconn_answer()
     if fatal and refuses is not False:
         reason = "; ".join(map(str, fatal[:3]))
@@ -15589,6 +15665,9 @@ def check_rp_filter(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
     everywhere = read_sysctl(host, "net.ipv4.conf.all.rp_filter")  # ip-sysctl.rst
     values = interface_sysctls(host, "rp_filter")
+    if not everywhere or "" in values.values():
+        yield "SKIP", "UNKNOWN", "net.ipv4.conf.*.rp_filter can't be read", ""
+        return
     strict = [name for name, value in values.items() if max(value, everywhere) == "1"]
     if not strict:
         return
@@ -15645,6 +15724,7 @@ KERNEL_ALGORITHMS = (
     ("aes_xcbc", "xcbc(aes)", "CRYPTO_XCBC", "xcbc"), ("aes_cmac", "cmac(aes)", "CRYPTO_CMAC", "cmac"),
     ("aes", "cbc(aes)", "CRYPTO_CBC", "cbc"), ("3des", "cbc(des3_ede)", "CRYPTO_DES", "des_generic"),
     ("camellia", "cbc(camellia)", "CRYPTO_CAMELLIA", "camellia_generic"),
+    ("null", "ecb(cipher_null)", "CRYPTO_NULL", "crypto_null"),
     ("sha2_512", "hmac(sha512)", "CRYPTO_SHA512", "sha512"),
     ("sha2_384", "hmac(sha384)", "CRYPTO_SHA512", "sha512"),
     ("sha2", "hmac(sha256)", "CRYPTO_SHA256", "sha256"), ("sha1", "hmac(sha1)", "CRYPTO_SHA1", "sha1"),
@@ -15702,12 +15782,16 @@ def check_esp(patient: Patient) -> Iterator[Trouble]:
     "Pluto agrees on an algorithm with the peer, and then the kernel refuses the keys.",
     "modprobe the module that is named, or propose another algorithm in esp=.", live=True)
 def check_algorithms(patient: Patient) -> Iterator[Trouble]:
-    known: dict[str, bool | None] = {}  # what kernel_has() says about each module
+    known: dict[str, bool | None] = {}  # the results of kernel_has() by module
+    strange: dict[str, None] = {}  # words of proposals that stand for no known algorithm
     troubles = 0
     lists = {conn.get("esp") or DEFAULT_ESP: f"conn {conn.name}" for conn in patient.known_conns()}
     for proposals, user in (lists or {DEFAULT_ESP: "any connection"}).items():
-        missing = [lacking_modules(patient, proposal, known)
-                   for proposal in proposals.replace(" ", "").split(",")]
+        missing = []
+        for words in proposal_words(proposals):
+            rows = [algorithm_row(word) for word in words if not is_group(word)]
+            strange.update({word: None for word in words if not is_group(word) and not algorithm_row(word)})
+            missing.append(lacking_modules(patient, [row for row in rows if row], known))
         if any(missing):
             troubles += 1
             modules = list(dict.fromkeys(module for group in missing for module in group))
@@ -15718,24 +15802,50 @@ def check_algorithms(patient: Patient) -> Iterator[Trouble]:
     unknown = [module for module, has in known.items() if has is None]
     if unknown and not troubles:
         yield patient.unknown_modules(unknown)
+    elif strange and not troubles:
+        yield ("SKIP", "UNKNOWN",
+               f"it is not known what the kernel needs for {', '.join(map(quote, strange))} of esp=", "")
 
 
-def lacking_modules(patient: Patient, proposal: str, known: dict[str, bool | None]) -> list[str]:
-    """Return the modules that a proposal of esp= needs and that the kernel lacks.
+def proposal_words(proposals: str) -> Iterator[tuple[str, ...]]:
+    """Yield the words of each proposal in a value of esp=.
+
+    A proposal with alternatives (`aes-sha2+sha1`) counts as several proposals.
+    """
+    import itertools
+    for proposal in proposals.lower().replace(" ", "").split(","):
+        text = proposal.partition(";")[0].replace("aesgcm", "aes_gcm")
+        text = text.replace("sha512", "sha2_512").replace("sha384", "sha2_384")
+        yield from itertools.product(*(word.split("+") for word in text.split("-")))
+
+
+def is_group(word: str) -> bool:
+    """Return whether a word of a proposal is a DH group, or stands for no algorithm (`none`)."""
+    return word in ("", "none") or word.startswith(("modp", "dh", "ecp", "curve25519"))
+
+
+def algorithm_row(word: str) -> tuple[str, str, str, str] | None:
+    """Return the row of KERNEL_ALGORITHMS for a word of a proposal; None if there is none."""
+    if word == "sha":
+        word = "sha1"
+    return next((row for row in KERNEL_ALGORITHMS if row[0] in word), None)
+
+
+def lacking_modules(patient: Patient, rows: Sequence[tuple[str, str, str, str]],
+                    known: dict[str, bool | None]) -> list[str]:
+    """Return the modules for these rows of KERNEL_ALGORITHMS that the kernel lacks.
 
     `known` has the results of kernel_has() by module; new results are added.  Raises OSError if /proc/crypto
     can't be read.
     """
     modules = []
-    proposal = proposal.lower().partition(";")[0].replace("aesgcm", "aes_gcm").replace("sha512", "sha2_512")
-    ready = patient.crypto()
-    for word in proposal.split("-"):
-        row = next((row for row in KERNEL_ALGORITHMS if row[0] in word), None)
-        if row and row[1] not in ready:
-            if row[3] not in known:
-                known[row[3]] = patient.kernel_has(*row[2:])
-            if known[row[3]] is False:
-                modules.append(row[3])
+    for _, algorithm, option, module in rows:
+        if algorithm in patient.crypto():
+            continue
+        if module not in known:
+            known[module] = patient.kernel_has(option, module)
+        if known[module] is False:
+            modules.append(module)
     return modules
 
 
@@ -15746,20 +15856,34 @@ def lacking_modules(patient: Patient, proposal: str, known: dict[str, bool | Non
     "sysctl -w net.ipv4.ip_forward=1, and keep the setting in /etc/sysctl.d.", live=True)
 def check_forwarding(patient: Patient) -> Iterator[Trouble]:
     tunnels = patient.needed_tunnels()
-    for family, option in (("ipv4", "net.ipv4.ip_forward"), ("ipv6", "net.ipv6.conf.all.forwarding")):
-        forwards = interface_sysctls(patient.host, "forwarding", family)
-        needs = [(f"conn {tunnel.conn.name} needs IP forwarding for {net}", device)
-                 for tunnel in tunnels for net in tunnel.behind
-                 if family_of(net) == family and tunnel.inner == tunnel.device
-                 for device in (patient.device_to(net), tunnel.device)]
-        if needs and "1" not in forwards.values():
-            yield "FAIL", "DISABLED", f"{needs[0][0]}; it is off", f"sysctl -w {option}=1"
-            continue
-        off = {device: why for why, device in needs if forwards.get(device) == "0"}
-        for device, why in off.items():
-            name = device.replace(".", "/")
-            yield ("FAIL", "DISABLED", f"{why}; it is off for packets that arrive on {device}",
-                   shell_words(["sysctl", "-w", f"net.{family}.conf.{name}.forwarding=1"]))
+    if not any(tunnel.behind for tunnel in tunnels):
+        raise NotChecked("unused", "nothing to check: no connection has a network behind this host")
+    yield from forwarding_troubles(patient, tunnels, "ipv4", "net.ipv4.ip_forward")
+    yield from forwarding_troubles(patient, tunnels, "ipv6", "net.ipv6.conf.all.forwarding")
+
+
+def forwarding_troubles(patient: Patient, tunnels: Sequence[Tunnel], family: str,
+                        option: str) -> Iterator[Trouble]:
+    """Yield the troubles with IP forwarding for an IP family; `option` is the sysctl for all interfaces."""
+    needs: dict[str, str] = {}  # a connection that needs forwarding, by interface
+    for tunnel in tunnels:
+        for net in tunnel.behind:
+            if family_of(net) == family:
+                for device in (patient.device_to(net), tunnel.inner):
+                    needs.setdefault(device, f"conn {tunnel.conn.name} needs IP forwarding for {net}")
+    if not needs:
+        return
+    forwards = interface_sysctls(patient.host, "forwarding", family)
+    if not forwards or "" in forwards.values():
+        yield "SKIP", "UNKNOWN", f"net.{family}.conf.*.forwarding can't be read", ""
+    elif "1" not in forwards.values():
+        yield "FAIL", "DISABLED", f"{next(iter(needs.values()))}; it is off", f"sysctl -w {option}=1"
+    else:
+        for device, need_text in needs.items():
+            if forwards.get(device) == "0":
+                name = device.replace(".", "/")
+                yield ("FAIL", "DISABLED", f"{need_text}; it is off for packets that arrive on {device}",
+                       shell_words(["sysctl", "-w", f"net.{family}.conf.{name}.forwarding=1"]))
 
 
 @verify_check(
@@ -15771,6 +15895,27 @@ def check_forwarding(patient: Patient) -> Iterator[Trouble]:
     "behind the peer, the kernel drops packets before it encrypts them.",
     "Add the route that is named. ipsec route CONN adds the routes of a connection again.", live=True)
 def check_peers(patient: Patient) -> Iterator[Trouble]:
+    troubles = list(route_troubles(patient))
+    yield from troubles
+    if troubles:
+        return
+    patient.loaded()  # raises NotChecked: without pluto, nothing tells which connections are routed
+    if not any(tunnel.peer for tunnel in patient.tunnels):
+        raise NotChecked("unused", "nothing to check: no connection has a known address of a peer")
+    names = [tunnel.conn.name for tunnel in patient.tunnels if not tunnel.peer and is_named(tunnel)]
+    if names:
+        yield ("SKIP", "UNKNOWN",
+               f"the address of the peer is not known for conn {', conn '.join(names[:5])}", "")
+
+
+def is_named(tunnel: Tunnel) -> bool:
+    """Return whether the peer of a connection is given by a host name, not by an address or `%any`."""
+    peer = tunnel.conn.get("left" if tunnel.here == "right" else "right")
+    return peer not in ANY_ID and not peer.startswith("%") and canonical_net(peer) is None
+
+
+def route_troubles(patient: Patient) -> Iterator[Trouble]:
+    """Yield the troubles of connections with two ends on this host, or without a route."""
     routing = Routing(patient.host)
     for conn in patient.needed_conns():
         if both_here(patient, conn) and conn.name not in patient.loaded_names():
@@ -15811,10 +15956,15 @@ def is_routed(patient: Patient, conn: Conn) -> bool:
     "are dropped silently: small packets pass, but a download stalls.",
     "Raise the interface's MTU, keep path MTU discovery on, or lower mtu= of the connection.", live=True)
 def check_mtu(patient: Patient) -> Iterator[Trouble]:
-    if read_sysctl(patient.host, "net.ipv4.ip_no_pmtu_disc") not in ("", "0"):
+    no_discovery = read_sysctl(patient.host, "net.ipv4.ip_no_pmtu_disc")
+    if no_discovery not in ("", "0"):
         yield ("WARN", "NO PMTU", "path MTU discovery is off (ip_no_pmtu_disc)",
                "sysctl -w net.ipv4.ip_no_pmtu_disc=0")
     tunnels = patient.needed_tunnels()
+    if not no_discovery:
+        yield "SKIP", "UNKNOWN", "net.ipv4.ip_no_pmtu_disc can't be read", ""
+    if not any(tunnel.device for tunnel in tunnels):
+        raise NotChecked("unused", "nothing to check: no connection has a known interface towards its peer")
     mtus = {}
     for buffer, start, end in dump(patient.host, NETLINK_ROUTE, RTM_GETLINK, bytes(16)):
         more = attributes(buffer, start + IFINFOMSG_SIZE, end)
@@ -15895,72 +16045,140 @@ def roles_of(conns: Sequence[Conn]) -> Roles:
 @verify_check(
     "firewall", "Checking the firewall for IKE and ESP",
     "Whether the rules of nftables and iptables drop UDP 500, UDP 4500 and ESP (or AH), incoming and "
-    "outgoing, or incoming ICMP fragmentation-needed. FAIL and WARN are certain: if a rule may accept the "
-    "packet, and this program can't tell whether it does, there is no complaint.",
+    "outgoing, or incoming ICMP fragmentation-needed. FAIL and WARN are certain. If a rule has a condition "
+    "that this check can't evaluate, the result is SKIP.",
     "If these packets are dropped, IKE gets no answer, a tunnel carries no packets, or large packets "
     "disappear.",
     "Accept udp 500, udp 4500, esp and ICMP errors (state related) in the named chain, before the rule "
     "that drops them.",
     live=True)
 def check_firewall(patient: Patient) -> Iterator[Trouble]:
-    # connections over TCP or with ports of their own need other rules
-    conns = [conn for conn in patient.needed_conns() if conn.get("enable-tcp", "no") == "no" and not any(
-        conn.get(key) for key in ("leftikeport", "rightikeport"))]
+    conns = [conn for conn in patient.needed_conns() if uses_usual_ports(conn)]
+    others = "connections over TCP or with other ports are not checked"
     if not conns or patient.config.setup("ikeport") or patient.config.setup("nat-ikeport"):
-        yield ("SKIP", "UNKNOWN",
-               "the connections use TCP or ports of their own; the rules for these are not "
-               "checked", "")
+        yield "SKIP", "UNKNOWN", others, ""
         return
     roles = roles_of(conns)
-    ways = {(tunnel.device, tunnel.peer, tunnel.family): None for tunnel in patient.tunnels
-            if tunnel.conn in conns}
+    paths = {(tunnel.device, tunnel.peer, tunnel.address, tunnel.family): None for tunnel in patient.tunnels
+             if tunnel.conn in conns}
+    troubles = 0
+    undecided: list[str] = []
     for traffic in IKE_TRAFFIC:
         level = traffic.level or roles.levels[traffic.name]
-        for device, peer, family in ways or {("", "", "ipv4"): None}:
-            if not level or traffic.packet.get("family", family) != family:
+        for path in (PeerPath(*fields) for fields in paths or [("", "", "", "ipv4")]):
+            if not level or traffic.packet.get("family", path.family) != path.family:
                 continue
-            troubles = list(dropped_traffic(patient, traffic, roles, level, device, peer, family))
-            yield from troubles
-            if troubles:
+            dropped = list(dropped_traffic(patient, traffic, roles, level, path))
+            yield from dropped
+            if dropped:
+                troubles += 1
                 break  # the other tunnels would have the same trouble
+            undecided += undecided_traffic(patient, traffic, roles, path)
+    if undecided and not troubles:
+        yield ("SKIP", "UNKNOWN",
+               f"it is not known whether the firewall drops {'; '.join(undecided[:3])}: the rules have "
+               "conditions that this check can't evaluate", "")
+    elif len(conns) < len(patient.conns) and not troubles:
+        yield "SKIP", "UNKNOWN", others, ""
 
 
-def dropped_traffic(patient: Patient, traffic: Traffic, roles: Roles, level: str, device: str, peer: str,
-                    family: str) -> Iterator[Trouble]:
-    """Yield the troubles of one kind of packets, to and from a peer.
+def uses_usual_ports(conn: Conn) -> bool:
+    """Return whether a connection uses only UDP, on the ports 500 and 4500."""
+    return (conn.get("enable-tcp", "no") == "no" and not conn.get("leftikeport")
+            and not conn.get("rightikeport"))
 
-    `device` is the interface towards the peer.  `device` and `peer` are empty if unknown.
+
+class PeerPath(Record):
+    """The way of packets between this host and a peer.
+
+    `device` is the interface towards the peer, `peer` the address of the peer, and `address` that of this
+    host; each is empty if unknown.
     """
+
+    device: str
+    peer: str
+    address: str
+    family: str
+
+    @property
+    def by(self) -> str:
+        """The interface, for a message."""
+        return f" through {self.device}" if self.device else ""
+
+
+class Direction(Record):
+    """One direction of a kind of packets.
+
+    `hooks` are the hooks that the packet passes.  `first_counts` is True if the first packet may go this way.
+    `beginner` is the end that sends the first packet otherwise.
+    """
+
+    way: str  # from, to
+    hooks: str
+    packet: Packet
+    first_counts: bool
+    beginner: str
+
+
+def traffic_directions(traffic: Traffic, roles: Roles, path: PeerPath) -> list[Direction]:
+    """Return the directions of a kind of packets, from the peer and to the peer."""
     is_icmp = "icmp" in traffic.packet
-    by = f" through {device}" if device else ""
-    incoming = {"family": family, "in": device, "ipsec_in": "missing none", **traffic.packet}
-    outgoing = {"family": family, "out": device, "ipsec_out": "missing none", **traffic.packet}
-    if peer:
-        outgoing["dst"] = peer
-    if peer and not is_icmp:
-        incoming["src"] = peer
+    incoming = {"family": path.family, "in": path.device, "ipsec_in": "missing none", "dst_type": "local",
+                **traffic.packet}
+    outgoing = {"family": path.family, "out": path.device, "ipsec_out": "missing none", "dst_type": "unicast",
+                **traffic.packet}
+    if path.peer:
+        outgoing["dst"] = path.peer
+    if path.peer and not is_icmp:  # any router may send ICMP errors
+        incoming["src"] = path.peer
+    if path.address:
+        incoming["dst"] = outgoing["src"] = path.address
     # a firewall may let only replies pass: new incoming packets matter only if the peer may send the first
     # one, and new outgoing packets only if this host does
-    directions = [("from", "prerouting input", incoming, roles.waits, "this host")]
+    directions = [Direction("from", "prerouting input", incoming, roles.waits, "this host")]
     if not is_icmp:
-        directions.append(("to", "output postrouting", outgoing, roles.begins, "the peer"))
-    for way, hooks, packet, first_counts, beginner in directions:
-        always = patient.blocks(hooks, **{"state": "established", **packet})
+        directions.append(Direction("to", "output postrouting", outgoing, roles.begins, "the peer"))
+    return directions
+
+
+def dropped_traffic(patient: Patient, traffic: Traffic, roles: Roles, level: str,
+                    path: PeerPath) -> Iterator[Trouble]:
+    """Yield the troubles of one kind of packets, to and from a peer."""
+    peer, by = path.peer or "anywhere", path.by
+    for one in traffic_directions(traffic, roles, path):
+        always = patient.blocks(one.hooks, **{"state": "established", **one.packet})
         head = always
-        if not always and first_counts:
-            head = patient.blocks(hooks, **{**packet, "state": packet_state(traffic)})
+        if not always and one.first_counts:
+            head = patient.blocks(one.hooks, **{**one.packet, "state": packet_state(traffic)})
         if head:
-            severe = level if always or roles.answers or way == "to" else "WARN"
-            unless = "" if always else f", unless {beginner} begins"
-            yield (severe, "BLOCKED", f"{traffic.name} {way} {peer or 'anywhere'}{by} is dropped{unless}",
+            severe = level if always or roles.answers or one.way == "to" else "WARN"
+            unless = "" if always else f", unless {one.beginner} begins"
+            yield (severe, "BLOCKED", f"{traffic.name} {one.way} {peer}{by} is dropped{unless}",
                    accept_traffic(head, traffic))
-    if not is_icmp:
-        head = patient.blocks("prerouting", "nat", "dnat", **{"state": "new", **incoming})
-        if head:
-            yield (level, "SENT ON",
-                   f"a NAT rule sends {traffic.name} from {peer or 'anywhere'}{by} to another address or "
-                   "port",
-                   accept_traffic(head, traffic))
+        if one.way == "from" and "icmp" not in traffic.packet:
+            yield from diverted_traffic(patient, traffic, level, one, path)
+
+
+def diverted_traffic(patient: Patient, traffic: Traffic, level: str, incoming: Direction,
+                     path: PeerPath) -> Iterator[Trouble]:
+    """Yield a trouble if NAT sends incoming packets to another address or port."""
+    head = patient.blocks("prerouting", "nat", "dnat", **{"state": "new", **incoming.packet})
+    if head:
+        yield (level, "SENT ON",
+               f"a NAT rule sends {traffic.name} from {path.peer or 'anywhere'}{path.by} to another address "
+               "or port", accept_traffic(head, traffic))
+
+
+def undecided_traffic(patient: Patient, traffic: Traffic, roles: Roles, path: PeerPath) -> list[str]:
+    """Return the packets on which the verdict of the firewall is unknown, in words; at most one."""
+    for one in traffic_directions(traffic, roles, path):
+        states = ["established", packet_state(traffic)] if one.first_counts else ["established"]
+        chains = [patient.undecided(one.hooks, **{**one.packet, "state": state}) for state in states]
+        if one.way == "from" and "icmp" not in traffic.packet:
+            chains.append(patient.undecided("prerouting", "nat", **{**one.packet, "state": "new"}))
+        for chain in filter(None, chains):
+            return [f"{traffic.name} {one.way} {path.peer or 'anywhere'}{path.by} (chain {chain})"]
+    return []
 
 
 def packet_state(traffic: Traffic) -> str:
@@ -16003,33 +16221,61 @@ def accept_command(head: str, source: str, target: str, way: str) -> str:
     "Accept the packets of tunnels: with iptables, -m policy --pol ipsec; with nft, rt ipsec exists before "
     "encryption and meta secpath exists after decryption.", live=True)
 def check_forward_rules(patient: Patient) -> Iterator[Trouble]:
+    tunnels = patient.needed_tunnels()
+    if not any(tunnel.behind for tunnel in tunnels):
+        raise NotChecked("unused", "nothing to check: no connection has a network behind this host")
     unchecked = ""
-    for tunnel in patient.needed_tunnels():
+    troubles = 0
+    for tunnel in tunnels:
         for ours, theirs in tunnel.pairs(tunnel.behind):
             if "netmap" in patient.targets or has_other_addresses(patient, tunnel, ours, theirs):
-                unchecked = f"NAT may give {ours} of conn {tunnel.conn.name} other addresses"
+                unchecked = (f"NAT may give {ours} of conn {tunnel.conn.name} other addresses, so it is not "
+                             "known which rules apply to its packets")
                 continue
-            yield from dropped_forwards(patient, tunnel, ours, theirs)
-    if unchecked:
-        yield "SKIP", "UNKNOWN", f"{unchecked}: the rules for its packets are not known", ""
+            for trouble in dropped_forwards(patient, tunnel, ours, theirs):
+                troubles += 1
+                yield trouble
+            chain = undecided_forwards(patient, tunnel, ours, theirs)
+            if chain:
+                unchecked = (f"it is not known whether the firewall drops packets of conn {tunnel.conn.name} "
+                             f"between {ours} and {theirs}: chain {chain} has conditions that this check "
+                             "can't evaluate")
+    if unchecked and not troubles:
+        yield "SKIP", "UNKNOWN", unchecked, ""
 
 
 def tunnel_packets(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> tuple[Packet, Packet]:
     """Return a forwarded packet to the peer's network and one from it, in the form that verdict() takes."""
     behind, family = patient.device_to(ours), family_of(ours)
+    common = {"family": family, "dst_type": "unicast"}
     out = {"in": behind, "out": tunnel.inner, "ipsec_out": "exists ipsec", "src": ours, "dst": theirs}
     back = {"in": tunnel.inner, "out": behind, "ipsec_in": "exists ipsec", "src": theirs, "dst": ours}
-    return {"family": family, **out}, {"family": family, **back}
+    return {**common, **out}, {**common, **back}
 
 
 def has_other_addresses(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> bool:
-    """Return whether NAT changes addresses of the network behind this host.
+    """Return whether NAT changes, or may change, addresses of the network behind this host.
 
     The rules of the firewall then see other addresses.
     """
     _, back = tunnel_packets(patient, tunnel, ours, theirs)
-    return patient.gives_source(ours) or bool(patient.blocks("prerouting", "nat", "dnat",
-                                                             **{**back, "state": "new"}))
+    packet = {**back, "state": "new"}
+    return (patient.gives_source(ours) or bool(patient.blocks("prerouting", "nat", "dnat", **packet))
+            or bool(patient.undecided("prerouting", "nat", **packet)))
+
+
+def undecided_forwards(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> str:
+    """Return the name of a chain whose verdict on forwarded packets is unknown; empty if there is none.
+
+    New packets of one direction are enough, so one direction with a known verdict counts.
+    """
+    packets = tunnel_packets(patient, tunnel, ours, theirs)
+    established = [patient.undecided("forward", **{**packet, "state": "established"}) for packet in packets]
+    new = [patient.undecided("forward", **{**packet, "state": "new"}) for packet in packets]
+    for chain in established:
+        if chain:
+            return chain
+    return new[0] if all(new) else ""
 
 
 def dropped_forwards(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> Iterator[Trouble]:
@@ -16058,19 +16304,31 @@ def dropped_forwards(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -
     "--pol ipsec.", live=True)
 def check_nat(patient: Patient) -> Iterator[Trouble]:
     own = patient.own_addresses()
-    for tunnel in patient.needed_tunnels():
+    tunnels = patient.needed_tunnels()
+    if not any(tunnel.pairs(tunnel.ours) for tunnel in tunnels):
+        raise NotChecked("unused", "nothing to check: no connection has known networks at both ends")
+    troubles, undecided = 0, ""
+    for tunnel in tunnels:
         for ours, theirs in tunnel.pairs(tunnel.ours):
             if ours in EVERYTHING:
                 continue  # every source belongs to the connection
             if own.get(ours.partition("/")[0], "") == tunnel.device and is_single(ours):
                 continue  # masquerading gives the packet the address that it has
-            head = patient.blocks("postrouting", "nat", "snat", src=ours, dst=theirs, out=tunnel.inner,
-                                  state="new",
-                                  family=family_of(ours), ipsec_out="exists ipsec")
+            packet = {"src": ours, "dst": theirs, "out": tunnel.inner, "state": "new", "dst_type": "unicast",
+                      "family": family_of(ours), "ipsec_out": "exists ipsec"}
+            head = patient.blocks("postrouting", "nat", "snat", **packet)
+            chain = patient.undecided("postrouting", "nat", **packet)
+            if chain:
+                undecided = ("it is not known whether NAT rewrites the source address of packets from "
+                             f"{ours} to {theirs}: chain {chain} has conditions that this check can't "
+                             "evaluate")
             if head:
+                troubles += 1
                 yield ("FAIL", "NAT",
                        f"conn {tunnel.conn.name}: NAT rewrites the source address of packets from {ours} to "
                        f"{theirs} before encryption", accept_command(head, ours, theirs, "out"))
+    if undecided and not troubles:
+        yield "SKIP", "UNKNOWN", undecided, ""
 
 
 @verify_check(
@@ -16087,10 +16345,14 @@ def check_clock(patient: Patient) -> Iterator[Trouble]:
     elif any(conn.get("leftcert") or conn.get("rightcert") for conn in patient.known_conns()):
         ctypes = need("ctypes", "asking whether the clock is synchronised")
         # adjtimex(2): a struct timex of zeros sets nothing; TIME_ERROR is 5
-        if ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512)) == 5:
+        state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512))
+        if state == 5:
             yield ("WARN", "NOT SYNCHRONISED",
                    "the clock isn't synchronised (no NTP), and certificates depend on it",
                    "timedatectl set-ntp true")
+        elif state < 0:
+            yield ("SKIP", "UNKNOWN",
+                   "the kernel does not say whether the clock is synchronised (adjtimex)", "")
 
 
 @verify_check(
@@ -16101,7 +16363,9 @@ def check_clock(patient: Patient) -> Iterator[Trouble]:
     "Run rngd or haveged, or give a virtual machine virtio-rng.", live=True)
 def check_entropy(patient: Patient) -> Iterator[Trouble]:
     available = patient.host.read("/proc/sys/kernel/random/entropy_avail").strip()
-    if int(available) < 128:
+    if not available.isdigit():
+        yield "SKIP", "UNKNOWN", "kernel.random.entropy_avail has no number", ""
+    elif int(available) < 128:
         yield "WARN", "LOW", f"the kernel has {available} bits of entropy", "systemctl start rngd"
 
 
@@ -16114,6 +16378,9 @@ def check_entropy(patient: Patient) -> Iterator[Trouble]:
 def check_pluto(patient: Patient) -> Iterator[Trouble]:
     try:
         patient.status()
+        patient.process()  # raises NotChecked: which process the pid file should name is then unknown
+    except NotChecked:
+        raise
     except Failure as failure:
         if isinstance(failure, NoPluto) and failure.silent:
             patient.check_unseen_pluto()
@@ -16195,13 +16462,18 @@ def check_loaded(patient: Patient) -> Iterator[Trouble]:
                    edit_command(conn.broken) if conn.broken else again)
         elif not any(one["oriented"] for one in told):
             yield orientation_trouble(patient, conn)
-        elif conn.name in here and (changed := list(changes(conn, here[conn.name], told, names))):
+        elif changed := list(changes(conn, here.get(conn.name, ""), told, names)):
             yield ("WARN", "CHANGED",
                    f"{what}: {' and '.join(changed)} of {conn.file}:{conn.line} differ from the "
                    "connection that pluto has loaded", again)
         elif conn.auto == "ondemand" and all(one["routing"].startswith("unrouted") for one in told):
             yield ("WARN", "NOT ROUTED", f"{what} has auto=ondemand and is not routed",
                    shell_words(["ipsec", "route", conn.name]))
+        elif conn.name not in here and patient.has_changed(conn.file):
+            yield ("SKIP", "UNKNOWN",
+                   f"{what} can't be compared with {conn.file}, which has changed since pluto started: "
+                   "neither "
+                   "end is a known address of this host", again)
     if not checked:
         raise NotChecked("connections", "nothing to check: no connection is loaded at start or by pluto")
 
@@ -16227,9 +16499,11 @@ def orientation_trouble(patient: Patient, conn: Conn) -> Trouble:
 def changes(conn: Conn, here: str, told: Sequence[dict[str, Any]], names: Mapping[str, str]) -> Iterator[str]:
     """Yield the keywords whose values in pluto's status differ from the file.
 
-    A value that is unknown on either side is skipped.  `here` is this host's side, `told` the connections of
-    pluto's status, and `names` comes from host_names().
+    A value that is unknown on either side is skipped.  `here` is this host's side; if it is empty, nothing is
+    compared.  `told` are the connections of pluto's status, and `names` comes from host_names().
     """
+    if not here:
+        return
     entries = [entry for entry in told if not entry["instance"].startswith("[")]
     there = "right" if here == "left" else "left"
     for side, end, whose in ((here, "local", "our"), (there, "remote", "their")):
@@ -16254,16 +16528,16 @@ def changes(conn: Conn, here: str, told: Sequence[dict[str, Any]], names: Mappin
     "ipsec why CONN explains more. Often only the log of the peer has the reason.", live=True)
 def check_up(patient: Patient) -> Iterator[Trouble]:
     loaded = patient.loaded()
-    starts = {conn.name for conn in (patient.conns if loaded else patient.needed_conns())
-              if conn.auto == "start"}
+    conns = patient.conns if loaded else patient.needed_conns()
+    starts = {conn.name for conn in conns if conn.auto == "start"}
+    is_wanted = {name: name in starts or any("UP" in entry["policy"] for entry in entries)
+                 for name, entries in loaded.items()}
+    if not any(is_wanted.values()):
+        raise NotChecked("unused", "nothing to check: no connection that pluto has loaded should be up")
     down = {}
-    for name, told in loaded.items():
-        is_wanted = name in starts or any("UP" in one["policy"] for one in told)
-        is_template = any(one["remote"]["host"] in ANY_ID for one in told)
-        if not is_wanted or is_template or any(one["up"] for one in told):
-            continue
-        if any(one["oriented"] for one in told):
-            down[name] = {one["remote"]["host"] for one in told if one["remote"]["host"]}
+    for name, entries in loaded.items():
+        if is_wanted[name] and connection_state(entries) in ("down", "partly up", "on demand"):
+            down[name] = {entry["remote"]["host"] for entry in entries if entry["remote"]["host"]}
     if down:
         yield from down_troubles(patient, down)
 
@@ -16301,7 +16575,7 @@ def check_virtual_private(patient: Patient) -> Iterator[Trouble]:
     patient.read_configuration()
     setting = patient.config.setup_at("virtual-private")
     if not setting:
-        return
+        raise NotChecked("unused", "nothing to check: virtual-private= is not set")
     bad = bad_private_nets(setting.value)
     if patient.pluto_setting("pluto_version") and not patient.has_changed(setting.file):
         if any(line.lstrip(" -").startswith(("allowed subnet", "excluded subnet"))
@@ -16330,11 +16604,21 @@ def check_secrets_syntax(patient: Patient) -> Iterator[Trouble]:
         yield ("SKIP", "UNKNOWN",
                f"nothing to check: {name} does not exist, and no connection needs a secret", "")
         return
-    if patient.host.exists(name) and not patient.host.superuser:
-        next(patient.host.lines(name), "")  # raises PermissionError if only root may read it
-    problems = secret_files(patient.host, name)[1]
+    problems = readable_secrets(patient, name)[1]
     if problems:
         yield "FAIL", "PARSE ERROR", "; ".join(map(str, problems[:3])), edit_command(problems[0])
+
+
+def readable_secrets(patient: Patient, name: str) -> tuple[list[str], list[Problem]]:
+    """Return secret_files() of the secrets file `name`.
+
+    Raises PermissionError if this process may not read one of the files and is not root.
+    """
+    files, problems = secret_files(patient.host, name)
+    denied = os.strerror(errno.EACCES)
+    if not patient.host.superuser and any(problem.text.endswith(denied) for problem in problems):
+        raise PermissionError(f"only root may read {name} and the files that it includes")
+    return files, problems
 
 
 @verify_check(
@@ -16358,7 +16642,9 @@ def check_obsolete(patient: Patient) -> Iterator[Trouble]:
     patient.config.conns()
     old = [problem for problem in patient.config.problems if not problem.fatal
            and problem.key not in ("include", "virtual-private")]  # other checks report these
-    if old and not any(problem.fatal for problem in patient.config.problems):
+    if old and any(problem.fatal for problem in patient.config.problems):
+        raise NotChecked("configuration", "the configuration has errors, which must be corrected first")
+    if old:
         word = "OBSOLETE KEYWORD" if any("obsolete" in problem.text for problem in old) else "DOUBTFUL"
         yield "WARN", word, "; ".join(map(str, old[:3])), edit_command(old[0])
 
@@ -16442,12 +16728,28 @@ def check_nss_health(patient: Patient) -> Iterator[Trouble]:
         yield ("WARN", "OPEN", f"users other than root may read or change files in {directory}",
                " && ".join(map(shell_words, (
             ["chown", "-R", "root", directory], ["chmod", "-R", "go=", directory]))))
-    if host.live and host.superuser and not patient.pluto_setting("pluto_version") and host.which("certutil"):
-        try:
-            base.tool("certutil", "-K")  # as pluto does when it starts
-        except NssTool as failure:
-            if failure.code == "SEC_ERROR_BAD_PASSWORD":
-                yield "FAIL", "LOCKED", failure.message, shell_words(["vi", f"{host.confddir}/nsspassword"])
+    if host.live and not patient.pluto_setting("pluto_version"):
+        yield from password_troubles(patient, base)
+
+
+def password_troubles(patient: Patient, base: NssDatabase) -> Iterator[Trouble]:
+    """Yield a trouble if the password of the database is not known.
+
+    Raises Missing if certutil is not installed, and PermissionError if this process is not root.
+    """
+    if not patient.host.superuser:
+        raise PermissionError("only root may open the NSS database")
+    if not patient.host.which("certutil"):
+        raise Missing("certutil is not installed, so the password of the database can't be tested",
+                      hint=nss_package(patient.host))
+    try:
+        base.tool("certutil", "-K")  # opens the keys, as pluto does when it starts
+    except NssTool as failure:
+        if failure.code == "SEC_ERROR_BAD_PASSWORD":
+            yield ("FAIL", "LOCKED", failure.message,
+                   shell_words(["vi", f"{patient.host.confddir}/nsspassword"]))
+        elif failure.code or "no keys found" not in failure.message:
+            yield "SKIP", "UNKNOWN", f"certutil can't list the keys: {failure.message}", ""
 
 
 def file_damage(patient: Patient, base: NssDatabase, name: str) -> str:
@@ -16529,16 +16831,21 @@ def bare_nickname(name: str) -> str:
     "Import a new certificate with ipsec import FILE.p12. ipsec nsslist shows all certificates.")
 def check_certificates(patient: Patient) -> Iterator[Trouble]:
     base = patient.database()
+    unused = NotChecked("unused", "nothing to check: no connection uses a certificate")
     if not patient.needs_database:
         patient.needed_conns()
-        return
+        raise unused
     certificates = base.certificates()
     by_nickname = held_certificates(certificates)
     used: dict[str, None] = {}
+    troubles = 0
     for conn in patient.conns:
-        yield from named_troubles(patient, conn, by_nickname, used)
-    if not used and not any(entry.has_key for entry in by_nickname.values()):
+        for trouble in named_troubles(patient, conn, by_nickname, used):
+            troubles += 1
+            yield trouble
+    if not used and not troubles and not any(entry.has_key for entry in by_nickname.values()):
         patient.needed_conns()
+        raise unused
     issuers: dict[str, list[tuple[Parsed, Certificate]]] = {}
     for entry in by_nickname.values():
         for parsed, certificate in entry.certificates:
@@ -16683,17 +16990,15 @@ def check_psk(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
     conns = [conn for conn in patient.needed_conns() if "secret" in ways_of(conn)]
     name = secrets_file(host, patient.config)
-    if not host.exists(name):
-        if conns:
-            raise NotChecked("secrets", f"{name} does not exist")
-        return
-    files, problems = secret_files(host, name)
+    if not host.exists(name) and conns:
+        raise NotChecked("secrets", f"{name} does not exist")
+    files, problems = readable_secrets(patient, name) if host.exists(name) else ([], [])
     if problems:
-        if not host.superuser:
-            next(host.lines(name), "")  # raises PermissionError if only root may read it
         raise NotChecked("secrets", f"{name} has a syntax error; entries after it are not read")
     names = host_names(host)
     entries = list(psks(patient, files, names))
+    if not conns and not entries:
+        raise NotChecked("unused", "nothing to check: no connection uses a pre-shared key")
     for entry in entries:
         if entry.dropped:
             yield dropped_id_trouble(entry)
@@ -16714,7 +17019,8 @@ def check_psk(patient: Patient) -> Iterator[Trouble]:
             unknown.append(f"conn {conn.name}")
     if unknown:
         yield ("SKIP", "UNKNOWN",
-               f"which PSK pluto uses for {', '.join(unknown[:5])} depends on DNS or on the certificate of the "
+               f"which PSK pluto uses for {', '.join(unknown[:5])} depends on DNS or on the certificate of "
+               "the "
                "peer", "")
 
 
@@ -16791,6 +17097,7 @@ KEY_WORDS = ("ckaid", "rsasigkey", "ecdsakey", "pubkey")  # keywords that name a
     "configuration of both ends.", live=True)
 def check_host_keys(patient: Patient) -> Iterator[Trouble]:
     tunnels = patient.needed_tunnels()
+    troubles = 0
     for tunnel in tunnels:
         side, get = tunnel.here, tunnel.conn.get
         signs = all(way.startswith(("rsa", "ecdsa", "eddsa")) for way in ways_of(tunnel.conn, (side,)))
@@ -16801,20 +17108,30 @@ def check_host_keys(patient: Patient) -> Iterator[Trouble]:
                    f"conn {tunnel.conn.name} authenticates with a signature{default}, but names no key of "
                    "this end "
                    f"({side}cert=, {side}ckaid= or {side}rsasigkey=)", edit_command(tunnel.conn))
+            troubles += 1
     named = [(tunnel.conn.name, f"{tunnel.here}{word}", tunnel.conn.get(f"{tunnel.here}{word}"))
-             for tunnel in tunnels for word in KEY_WORDS]
+             for tunnel in tunnels for word in ("eddsakey", *KEY_WORDS)]
     named = [(conn, word, value) for conn, word, value in named if value and not value.startswith("%")]
+    if not named and not troubles:
+        raise NotChecked("unused", "nothing to check: no connection names a key of this host")
     keys = patient.database().keys() if named else []
     texts = {text for key in map(key_texts, keys) for text in (key.base64, key.spki)}
     for conn, word, value in named:
-        ckaid = value.lower().replace(":", "")
-        if word.endswith("ckaid"):
-            is_there = any(key.ckaid.hex().startswith(ckaid) for key in keys)
-        else:
-            is_there = public_text(value) in texts
-        if not is_there:
+        if word.endswith("eddsakey"):
+            yield "SKIP", "UNKNOWN", f"conn {conn}: keys of {word} can't be looked up in the NSS database", ""
+        elif not has_private_key(keys, texts, word, value):
             yield ("FAIL", "NO KEY", f"conn {conn}: no private key for {word} in the NSS database",
                    "ipsec showhostkey --list")
+
+
+def has_private_key(keys: Sequence[HostKey], texts: Collection[str], word: str, value: str) -> bool:
+    """Return whether one of the keys is the one that a keyword names.
+
+    `texts` are the public keys of `keys` as bare base64.
+    """
+    if word.endswith("ckaid"):
+        return any(key.ckaid.hex().startswith(value.lower().replace(":", "")) for key in keys)
+    return public_text(value) in texts
 
 
 @verify_check(
@@ -16827,26 +17144,35 @@ def check_host_keys(patient: Patient) -> Iterator[Trouble]:
     "chmod 600 FILE; chown root FILE.")
 def check_secret_modes(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
-    names = [secrets_file(host, patient.config), f"{host.confddir}/nsspassword",
-             f"{patient.nssdir}/nsspassword"]
-    if host.exists(names[0]) and host.superuser:
-        names += secret_files(host, names[0])[0]
+    main_file = secrets_file(host, patient.config)
+    names = [main_file, f"{host.confddir}/nsspassword", f"{patient.nssdir}/nsspassword"]
+    if host.exists(main_file):
+        names += secret_files(host, main_file)[0]
     names = [name for name in dict.fromkeys(names) if host.exists(name)]
     if not names and not patient.config.files:
         raise NotChecked("configuration", "there is neither a configuration nor a secrets file")
     for name in names:
-        info = host.stat(name)
-        if info.st_mode & 0o002 or (info.st_mode & 0o004 and holds_secrets(host, name)):
-            verb = "writable" if info.st_mode & 0o002 else "readable"
-            yield "WARN", "OPEN", f"{name} is {verb} by others", shell_words(["chmod", "600", name])
-        elif info.st_uid and host.superuser:
-            yield "WARN", "OPEN", f"{name} belongs to user {info.st_uid}", shell_words(["chown", "root",
-                                                                                        name])
+        yield from secret_mode_troubles(host, name)
     for name in dict.fromkeys(patient.config.files):
-        if host.stat(name).st_mode & 0o022 or (host.stat(name).st_uid and host.superuser):
+        info = host.stat(name)
+        if info.st_mode & 0o022 or (info.st_uid and host.superuser):
+            commands = [["chown", "root", name], ["chmod", "go-w", name]]
             yield ("WARN", "OPEN", f"{name} is writable by users other than root",
-                   " && ".join(map(shell_words, (
-                ["chown", "root", name], ["chmod", "go-w", name]))))
+                   " && ".join(map(shell_words, commands)))
+    patient.uses_configuration = True  # a file that can't be read may include others
+    if host.exists(main_file):
+        readable_secrets(patient, main_file)
+
+
+def secret_mode_troubles(host: Host, name: str) -> Iterator[Trouble]:
+    """Yield a trouble if users other than root may read or change a file with secrets.  Raises OSError."""
+    info = host.stat(name)
+    if info.st_mode & 0o002:
+        yield "WARN", "OPEN", f"{name} is writable by others", shell_words(["chmod", "600", name])
+    elif info.st_mode & 0o004 and holds_secrets(host, name):
+        yield "WARN", "OPEN", f"{name} is readable by others", shell_words(["chmod", "600", name])
+    elif info.st_uid and host.superuser:
+        yield "WARN", "OPEN", f"{name} belongs to user {info.st_uid}", shell_words(["chown", "root", name])
 
 
 def holds_secrets(host: Host, name: str) -> bool:
@@ -16912,17 +17238,20 @@ def check_versions(patient: Patient) -> Iterator[Trouble]:
     "Whether the kernel, the system's crypto-policy and the running pluto agree on FIPS mode.",
     "When pluto starts, it takes its FIPS mode from the kernel. NSS takes its mode from the crypto-policy. "
     "If the modes differ, NSS may refuse algorithms that pluto offers.",
-    "fips-mode-setup --check reports more.")
+    "fips-mode-setup --check reports more.", live=True)
 def check_fips(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
     policy = host.value("/etc/crypto-policies/config").strip()
-    kernel = host.live and host.value("/proc/sys/crypto/fips_enabled").strip() == "1"
-    state = "on" if kernel else "off"
+    if not host.isdir("/proc/sys/kernel"):
+        raise Missing("/proc/sys is not there, so the kernel's FIPS mode is not known")
+    # a kernel without FIPS mode has no such file
+    kernel = host.value("/proc/sys/crypto/fips_enabled").strip() == "1"
+    state, option = ("on", "enable") if kernel else ("off", "disable")
     pluto = patient.pluto_setting("fips mode").strip(";")
-    if host.live and policy and policy.startswith("FIPS") != kernel:
+    if policy and policy.startswith("FIPS") != kernel:
         yield ("WARN", "MISMATCH", f"the kernel's FIPS mode is {state}, but the crypto-policy is {policy}",
-               f"fips-mode-setup --{'enable' if kernel else 'disable'}")
-    elif host.live and not pluto and kernel:
+               f"fips-mode-setup --{option}")
+    elif not pluto:
         raise NotChecked("pluto", "pluto's FIPS mode is not known")
     if pluto and (pluto == "enabled") != kernel:
         yield ("WARN", "MISMATCH", f"the kernel's FIPS mode is {state}, but pluto's is {pluto}",
@@ -16938,7 +17267,7 @@ def check_fips(patient: Patient) -> Iterator[Trouble]:
 def check_crypto_policy(patient: Patient) -> Iterator[Trouble]:
     backend = "/etc/crypto-policies/back-ends/libreswan.config"
     if not patient.host.exists(backend):
-        return
+        raise NotChecked("unused", "nothing to check: this system has no crypto-policy for libreswan")
     patient.read_configuration()
     if backend not in patient.config.files:
         yield ("WARN", "NOT INCLUDED", f"{patient.config.name} does not include {backend}",
@@ -16952,11 +17281,12 @@ def check_crypto_policy(patient: Patient) -> Iterator[Trouble]:
     "ausearch -m avc -c pluto shows the messages. restorecon corrects wrong labels.")
 def check_selinux(patient: Patient) -> Iterator[Trouble]:
     host, log = patient.host, "/var/log/audit/audit.log"
+    if host.live and not host.isdir("/sys/fs"):
+        raise Missing("/sys is not there, so it is not known whether SELinux is on")
     if host.live and host.value("/sys/fs/selinux/enforce").strip() != "1":
         return  # SELinux denies nothing
     if not host.exists(log):
-        if host.live:
-            yield "SKIP", "UNKNOWN", f"SELinux is enforcing, and {log} can't be found here", ""
+        yield "SKIP", "UNKNOWN", f"{log} can't be found, so it is not known what SELinux has denied", ""
         return
     start = max(0, host.stat(log).st_size - (1 << 20))
     denied = [line for line in split_lines(host.chunks(log, start)) if "type=AVC" in line and "denied" in line
@@ -16982,18 +17312,24 @@ def findings(host: Host, timeout: float, names: Collection[str] = ()) -> Iterato
         patient.pluto_setting("pluto_version")
     try:
         for check in chosen:
-            is_fine = True
-            try:
-                for level, word, why, fix in check.function(patient):
-                    is_fine = False
-                    yield Finding(check.name, check.text, level, word, why, on_its_system(host, fix))
-            except (OSError, Failure) as error:
-                is_fine = False
-                yield not_checked(host, check, error)
-            if is_fine:
-                yield Finding(check.name, check.text)
+            yield from check_findings(patient, check)
     finally:
         patient.close()
+
+
+def check_findings(patient: Patient, check: Check) -> Iterator[Finding]:
+    """Yield the findings of one check: its troubles, or one that is OK or SKIP."""
+    is_fine = True
+    patient.uses_configuration = patient.uses_tunnels = False
+    try:
+        for level, word, why, fix in check.function(patient):
+            is_fine = False
+            yield Finding(check.name, check.text, level, word, why, on_its_system(patient.host, fix))
+        if is_fine:
+            patient.require_all_sources()
+            yield Finding(check.name, check.text)
+    except (OSError, Failure) as error:
+        yield not_checked(patient.host, check, error)
 
 
 def not_checked(host: Host, check: Check, error: OSError | Failure) -> Finding:

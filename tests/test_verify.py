@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -56,11 +57,13 @@ def test_fips_mode_of_kernel_policy_and_pluto(tmp_path: Path, monkeypatch: pytes
 def test_the_firewall_is_checked_for_every_tunnel(monkeypatch: pytest.MonkeyPatch) -> None:
     patient = Patient(Host(), 1.0)
     conn = Conn(Section("fine", "ipsec.conf", 1, []))
-    tunnels = [SimpleNamespace(device=device, peer=peer, family=family, conn=conn) for device, peer, family in
-               (("eth0", "192.0.2.1", "ipv4"), ("eth1", "2001:db8::1", "ipv6"), ("eth2", "192.0.2.2", "ipv4"))]
+    tunnels = [SimpleNamespace(device=device, peer=peer, family=family, conn=conn, address="")
+               for device, peer, family in (
+                   ("eth0", "192.0.2.1", "ipv4"), ("eth1", "2001:db8::1", "ipv6"), ("eth2", "192.0.2.2", "ipv4"))]
     monkeypatch.setattr(Patient, "conns", [conn])
     monkeypatch.setattr(Patient, "tunnels", tunnels)
     asked: list[tuple[str, str, str, str]] = []
+    monkeypatch.setattr(patient, "undecided", lambda *_, **__: "")
     monkeypatch.setattr(patient, "blocks", lambda hooks, *_, **packet: asked.append(
         (hooks, packet.get("in") or packet["out"], packet["family"], packet["proto"].split()[0])) or "")
     assert list(CHECKS["firewall"].function(patient)) == []
@@ -527,3 +530,262 @@ def test_a_pluto_whose_process_is_not_visible_is_unknown(tmp_path: Path, monkeyp
     monkeypatch.setattr(Host, "superuser", False)
     (finding,) = findings(host, 1.0, [check])
     assert (finding.level, finding.cause) == ("SKIP", "root")
+
+
+# --- a system in a directory: all checks are OK, and then one source after another is taken away ---
+
+SYSTEM_CONF = """config setup
+\tvirtual-private=%v4:10.0.0.0/8
+include /etc/crypto-policies/back-ends/libreswan.config
+include /etc/ipsec.d/tunnels.conf
+"""
+SYSTEM_CONN = """conn fine
+\tauto=start
+\tleft=192.0.2.1
+\tleftsubnet=10.1.0.0/24
+\tleftcert=gw
+\tleftckaid=c0ffee
+\tright=192.0.2.2
+\trightsubnet=10.2.0.0/24
+\tauthby=secret
+"""
+SYSTEM_STATUS = """pluto_version=5.2, pluto_vendorid=OE
+nssdir=/var/lib/ipsec/nss, dumpdir=/run/pluto
+fips mode=disabled;
+- allowed subnet: 10.0.0.0/8
+"fine": 10.1.0.0/24===192.0.2.1...192.0.2.2===10.2.0.0/24; erouted; eroute owner: #2
+"fine":     oriented; my_ip=unset; their_ip=unset; my_updown=ipsec _updown;
+"fine":   newest IKE SA: #1; newest IPsec SA: #2; conn serial: $1;"""
+SYSCTLS = {"net/ipv4/ip_forward": "1", "net/ipv4/ip_no_pmtu_disc": "0", "net/core/xfrm_larval_drop": "1",
+           "kernel/random/entropy_avail": "256", "crypto/fips_enabled": "0",
+           **{f"net/ipv4/conf/{name}/{option}": value for name in ("all", "eth0", "eth1") for option, value in (
+               ("send_redirects", "0"), ("accept_redirects", "0"), ("rp_filter", "0"), ("forwarding", "1"),
+               ("disable_xfrm", "0"))}}
+CRYPTO = ("rfc4106(gcm(aes))", "cbc(aes)", "hmac(sha256)", "hmac(sha512)")
+PLUTO_PID, PLUTO_SOCKETS = 77, ("1001", "1002")
+DROPS = """table inet f {{
+\tchain {hook} {{
+\t\ttype {kind} hook {hook} priority filter; policy accept;
+\t\t{rule}
+\t}}
+}}
+"""
+
+
+class System:
+    """A fake system below a directory.  `files` are written there; the other attributes stand for what has no
+    file: pluto's answer, the kernel's answers by netlink, and the contents of the NSS database."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root, self.monkeypatch = root, monkeypatch
+        self.pluto: str | Exception = SYSTEM_STATUS
+        self.netlink: Exception | None = None
+        self.firewall: str | Exception = ""
+        self.pid: int | None = PLUTO_PID
+        self.denied: tuple[str, ...] = ()  # files that only root may read
+        self.missing_tools = False
+        execdir, nssdir = "usr/libexec/ipsec", "var/lib/ipsec/nss"
+        self.files = {
+            "etc/ipsec.conf": SYSTEM_CONF, "etc/ipsec.d/tunnels.conf": SYSTEM_CONN, "etc/hosts": "",
+            "etc/ipsec.secrets": '192.0.2.1 192.0.2.2 : PSK "k1k2k3k4k5"\n', f"{execdir}/pluto": "#!/bin/sh\n",
+            f"{nssdir}/cert9.db": "SQLite format 3\0" + "\0" * 84, f"{nssdir}/key4.db": "SQLite format 3\0" + "\0" * 84,
+            "etc/crypto-policies/config": "DEFAULT\n", "etc/crypto-policies/back-ends/libreswan.config": "",
+            "run/pluto/pluto.pid": f"{PLUTO_PID}\n", "sys/fs/selinux/enforce": "0\n", "sys/module/esp4/version": "",
+            "proc/crypto": "".join(f"name         : {name}\ntype         : aead\n\n" for name in CRYPTO),
+            f"proc/{PLUTO_PID}/net/udp": "  sl  local_address\n" + "".join(
+                f"   0: 00000000:{port} 00000000:0000 07 0:0 00:0 0 0 0 {inode} 2\n"
+                for port, inode in zip(("01F4", "1194"), PLUTO_SOCKETS)),
+            "proc/self/status": "CapEff:\t000001ffffffffff\n",
+            **{f"proc/sys/{name}": f"{value}\n" for name, value in SYSCTLS.items()}}
+
+    def remove(self, *names: str) -> None:
+        for name in names:
+            self.files = {file: text for file, text in self.files.items()
+                          if file != name and not file.startswith(f"{name}/")}
+
+    def levels(self) -> dict[str, set[str]]:
+        """Return the levels that each check gives."""
+        for name, text in self.files.items():
+            (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.root / name).write_text(text)
+            (self.root / name).chmod(0o600)
+        for name in ("usr/libexec/ipsec/pluto", "var/lib/ipsec/nss"):
+            if (self.root / name).exists():
+                (self.root / name).chmod(0o700)
+        if f"proc/{PLUTO_PID}/net/udp" in self.files:
+            (self.root / f"proc/{PLUTO_PID}/fd").mkdir()
+            for number, inode in enumerate(PLUTO_SOCKETS):
+                (self.root / f"proc/{PLUTO_PID}/fd/{number}").symlink_to(f"socket:[{inode}]")
+            (self.root / f"proc/{PLUTO_PID}/exe").symlink_to(self.root / "usr/libexec/ipsec/pluto")
+        self._patch()
+        found: dict[str, set[str]] = {}
+        for finding in findings(Host({}, root=str(self.root)), 1.0):
+            found.setdefault(finding.check, set()).add(finding.level)
+        assert list(found) == list(CHECKS)
+        return found
+
+    def _patch(self) -> None:
+        def patch(name: str, value: object) -> None:
+            self.monkeypatch.setattr(f"ipsec.{name}", value)
+
+        def status(*_: object) -> list[str]:
+            if isinstance(self.pluto, Exception):
+                raise self.pluto
+            return self.pluto.splitlines()
+
+        def asks_kernel(answer: object) -> object:
+            def ask(*_: object, **__: object) -> object:
+                if self.netlink:
+                    raise self.netlink
+                return answer
+            return ask
+
+        def tables(*_: object) -> list[ipsec.Table]:
+            if isinstance(self.firewall, Exception):
+                raise self.firewall
+            return list(ipsec.NftReader({}).tables(self.firewall))
+
+        read = Host.lines
+
+        def lines(host: Host, name: str) -> object:
+            if name.lstrip("/") in self.denied:
+                raise PermissionError(13, "Permission denied", name)
+            return read(host, name)
+
+        now = int(time.time())
+        certificates = [Certificate("gw", b"0", ",,", True), Certificate("ca", b"1", ",,", False)]
+        parsed = [Parsed("CN=gw", "CN=ca", now - 9, now + 99 * 86400, False),
+                  Parsed("CN=ca", "CN=ca", now - 9, now + 99 * 86400, True)]
+        patch("Host.live", True)
+        patch("Host.lines", lines)
+        patch("Host.has_xfrm", lambda host: True)
+        patch("Host.which", lambda host, name: "" if self.missing_tools else f"/usr/bin/{name}")
+        patch("Host.superuser", os.geteuid() == 0 and not self.denied and not isinstance(self.netlink, PermissionError))
+        patch("pluto_status", status)
+        patch("find_pluto", lambda host: self.pid)
+        patch("plutos", lambda host: [])
+        patch("policy_messages", asks_kernel([]))
+        patch("link_names", lambda host: {1: "lo", 2: "eth0", 3: "eth1"})
+        patch("Routing.addresses", asks_kernel([("192.0.2.1", 24, 0, 2), ("10.1.0.1", 24, 0, 3)]))
+        patch("Routing.lookup", lambda routing, address, *_: asks_kernel(ipsec.Route(
+            False, address, "", "eth1" if address.startswith("10.1.") else "eth0", "192.0.2.1"))())
+        patch("dump", asks_kernel([(ipsec.attribute(ipsec.IFLA_IFNAME, b"eth0\0") + ipsec.attribute(
+            ipsec.IFLA_MTU, (1500).to_bytes(4, "little")), -ipsec.IFINFOMSG_SIZE, 20)]))
+        patch("filter_tables", tables)
+        patch("parse_certificate", lambda der: parsed[int(der)])
+        patch("NssDatabase.has_certificates", lambda base: True)
+        patch("NssDatabase.certificates", lambda base: certificates)
+        patch("NssDatabase.keys", lambda base: [ipsec.HostKey("RSA", bytes.fromhex("c0ffee"), b"\x01", b"\x03")])
+        patch("NssDatabase.damage", lambda base, name: "")
+        patch("NssDatabase.tool", lambda base, *_: None)
+        patch("need", lambda name, why: SimpleNamespace(
+            CDLL=lambda _: SimpleNamespace(adjtimex=lambda _: 0), create_string_buffer=bytes))
+
+
+@pytest.fixture
+def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> System:
+    return System(tmp_path, monkeypatch)
+
+
+NEEDS_CONNS = {"forwarding", "peers", "mtu", "firewall", "forward_rules", "nat", "loaded", "psk", "certificates",
+               "host_keys", "overlap", "up"}
+NEEDS_CONFIG = NEEDS_CONNS | {"config", "obsolete", "virtual_private"}
+NEEDS_PLUTO = {"pluto", "udp500", "udp4500", "loaded", "up", "versions", "fips", "peers"}
+NEEDS_FIREWALL = {"firewall", "forward_rules", "nat"}
+NEEDS_ADDRESSES = {"forwarding", "peers", "mtu", "firewall", "forward_rules", "nat", "loaded", "certificates", "psk",
+                   "host_keys", "xfrm"}
+NO_RIGHT = PermissionError(1, "Operation not permitted")
+UNKNOWN_RULE = DROPS.format(hook="{hook}", kind="filter", rule="meta cgroup 7 drop")
+
+#: What is taken away, and the checks that depend on it
+SOURCES: dict[str, tuple[Callable[[System], object], set[str]]] = {
+    "no pluto": (lambda it: (setattr(it, "pluto", ipsec.NoPluto("pluto is not running")), setattr(it, "pid", None)),
+                 NEEDS_PLUTO),
+    "a pluto that hangs": (lambda it: setattr(it, "pluto", ipsec.TimedOut("no answer")),
+                           NEEDS_PLUTO - {"udp500", "udp4500", "versions"}),
+    "a pluto that this user may not ask": (
+        lambda it: (setattr(it, "pluto", ipsec.NoPluto("refused", hint=ipsec.NOT_ALLOWED)),
+                    setattr(it, "denied", ("x",))), {"pluto", "loaded", "up", "peers", "fips"}),
+    "a pluto in another PID namespace": (lambda it: setattr(it, "pid", None),
+                                         {"pluto", "udp500", "udp4500", "versions"}),
+    "no configuration": (lambda it: it.remove("etc/ipsec.conf"), NEEDS_CONFIG | {"crypto_policy"}),
+    "a configuration that only root may read": (lambda it: setattr(it, "denied", ("etc/ipsec.conf",)),
+                                                NEEDS_CONFIG | {"crypto_policy"}),
+    "an included file that only root may read": (lambda it: setattr(it, "denied", ("etc/ipsec.d/tunnels.conf",)),
+                                                 NEEDS_CONFIG | {"crypto_policy"}),
+    "no connection": (lambda it: it.remove("etc/ipsec.d/tunnels.conf"), NEEDS_CONNS - {"certificates", "up"}),
+    "no end on this host": (lambda it: it.files.update({"etc/ipsec.d/tunnels.conf": SYSTEM_CONN.replace(
+        "=192.0.2.1", "=198.51.100.1")}), {"forwarding", "peers", "mtu", "forward_rules", "nat", "host_keys"}),
+    "a second connection whose end is unknown": (lambda it: it.files.update({
+        "etc/ipsec.d/tunnels.conf": SYSTEM_CONN + SYSTEM_CONN.replace("fine", "other").replace(
+            "192.0.2.1", "gw.example").replace("10.2.", "10.3.")}),
+        {"forwarding", "peers", "mtu", "forward_rules", "nat", "host_keys"}),
+    "no secrets file": (lambda it: it.remove("etc/ipsec.secrets"), {"secrets", "psk"}),
+    "a secrets file that only root may read": (lambda it: setattr(it, "denied", ("etc/ipsec.secrets",)),
+                                               {"secrets", "psk", "secret_modes"}),
+    "an included secrets file that only root may read": (lambda it: (it.files.update({
+        "etc/ipsec.secrets": "include /etc/ipsec.d/*.secrets\n", "etc/ipsec.d/a.secrets": ""}),
+        setattr(it, "denied", ("etc/ipsec.d/a.secrets",))), {"secrets", "psk", "secret_modes"}),
+    "no NSS database": (lambda it: it.remove("var/lib/ipsec/nss"), {"nss", "nss_health", "certificates", "host_keys"}),
+    "no key database": (lambda it: it.remove("var/lib/ipsec/nss/key4.db"),
+                        {"nss", "nss_health", "certificates", "host_keys"}),
+    "no certutil, and no pluto": (lambda it: (setattr(it, "missing_tools", True), setattr(
+        it, "pluto", ipsec.NoPluto("no pluto")), setattr(it, "pid", None)), NEEDS_PLUTO | {"nss_health"}),
+    "no right to ask the kernel": (lambda it: (setattr(it, "netlink", NO_RIGHT), setattr(it, "firewall", NO_RIGHT)),
+                                   NEEDS_ADDRESSES | NEEDS_FIREWALL),
+    "no nft": (lambda it: setattr(it, "firewall", ipsec.Missing("nft is not installed")), NEEDS_FIREWALL),
+    "a condition that nobody can evaluate (input)": (
+        lambda it: setattr(it, "firewall", UNKNOWN_RULE.replace("{hook}", "input")), {"firewall"}),
+    "a condition that nobody can evaluate (output)": (
+        lambda it: setattr(it, "firewall", UNKNOWN_RULE.replace("{hook}", "output")), {"firewall"}),
+    "a condition that nobody can evaluate (forward)": (
+        lambda it: setattr(it, "firewall", UNKNOWN_RULE.replace("{hook}", "forward")), {"forward_rules"}),
+    "a condition that nobody can evaluate (NAT)": (lambda it: setattr(it, "firewall", DROPS.format(
+        hook="postrouting", kind="nat", rule="meta mark 7 masquerade")), {"nat"}),
+    "an unknown source of DNAT": (lambda it: setattr(it, "firewall", DROPS.format(
+        hook="prerouting", kind="nat", rule="ip saddr @all dnat to 10.9.9.9")), {"firewall", "forward_rules"}),
+    "no /proc/crypto": (lambda it: it.remove("proc/crypto"), {"algorithms"}),
+    "an algorithm that nobody knows": (lambda it: it.files.update({
+        "etc/ipsec.d/tunnels.conf": SYSTEM_CONN + "\tesp=serpent256-sha2_256\n"}), {"algorithms"}),
+    "no list of modules": (lambda it: it.remove("sys/module"), {"esp"}),
+    "no /proc/sys": (lambda it: it.remove("proc/sys"), {
+        "xfrm", "send_redirects", "accept_redirects", "larval_drop", "rp_filter", "forwarding", "mtu", "entropy",
+        "fips"}),
+    "no net.ipv4.conf": (lambda it: it.remove("proc/sys/net/ipv4/conf"), {
+        "xfrm", "send_redirects", "accept_redirects", "rp_filter", "forwarding"}),
+    "no sysctls of an interface": (lambda it: (it.remove("proc/sys/net/ipv4/conf/eth0"), it.files.update({
+        "proc/sys/net/ipv4/conf/eth0/tag": "0\n"})), {
+            "xfrm", "send_redirects", "accept_redirects", "rp_filter", "forwarding"}),
+    "no ip_forward": (lambda it: it.remove("proc/sys/net/ipv4/ip_forward"), {"send_redirects", "accept_redirects"}),
+    "no number of bits of entropy": (lambda it: it.files.update({"proc/sys/kernel/random/entropy_avail": ""}),
+                                     {"entropy"}),
+    "no /sys": (lambda it: it.remove("sys"), {"selinux", "esp"}),
+    "no audit log": (lambda it: it.files.update({"sys/fs/selinux/enforce": "1\n"}), {"selinux"}),
+    "no crypto-policy": (lambda it: it.remove("etc/crypto-policies"), {"crypto_policy"}),
+    "no virtual-private=": (lambda it: it.files.update({
+        "etc/ipsec.conf": SYSTEM_CONF.replace("\tvirtual-private=%v4:10.0.0.0/8\n", "")}), {"virtual_private"}),
+    "no network behind this host": (lambda it: it.files.update({"etc/ipsec.d/tunnels.conf": SYSTEM_CONN.replace(
+        "\tleftsubnet=10.1.0.0/24\n", "")}), {"forwarding", "forward_rules"}),
+    "no certificate, no key, no PSK": (lambda it: (it.files.update({
+        "etc/ipsec.d/tunnels.conf": SYSTEM_CONN.replace("secret", "null").replace("\tleftcert=gw\n", "").replace(
+            "\tleftckaid=c0ffee\n", ""), "etc/ipsec.secrets": ""})), {"psk", "host_keys"}),
+    "no connection that should be up": (lambda it: it.files.update({
+        "etc/ipsec.d/tunnels.conf": SYSTEM_CONN.replace("auto=start", "auto=add")}), {"up"}),
+    "a peer with any address": (lambda it: it.files.update({"etc/ipsec.d/tunnels.conf": SYSTEM_CONN.replace(
+        "192.0.2.2", "%any")}), {"peers", "mtu"}),
+    "a peer with a host name": (lambda it: it.files.update({"etc/ipsec.d/tunnels.conf": SYSTEM_CONN.replace(
+        "192.0.2.2", "peer.example")}), {"peers", "mtu", "psk"}),
+}
+
+
+def test_a_system_without_faults(system: System) -> None:
+    assert {check: levels for check, levels in system.levels().items() if levels != {"OK"}} == {}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_nothing_is_ok_without_what_it_depends_on(system: System, source: str) -> None:
+    """A check whose source is missing, unreadable, unknown or empty is SKIP (or FAIL, if that is the fault)."""
+    take_away, dependent = SOURCES[source]
+    take_away(system)
+    found = system.levels()
+    assert {check for check in dependent if "OK" in found[check]} == set()
