@@ -16457,8 +16457,8 @@ def check_loaded(patient: Patient) -> Iterator[Trouble]:
         checked += 1
         what, again = f"conn {conn.name}", shell_words(["ipsec", "add", conn.name])
         if not told:
-            reason = f"{conn.broken}" if conn.broken else "pluto refused it, or nobody asked pluto to load it"
-            yield ("FAIL", "NOT LOADED", f"pluto has not loaded {what} of {conn.file}:{conn.line}: {reason}",
+            yield ("FAIL", "NOT LOADED",
+                   f"pluto has not loaded {what} of {conn.file}:{conn.line}: {not_loaded_reason(patient, conn)}",
                    edit_command(conn.broken) if conn.broken else again)
         elif not any(one["oriented"] for one in told):
             yield orientation_trouble(patient, conn)
@@ -16476,6 +16476,21 @@ def check_loaded(patient: Patient) -> Iterator[Trouble]:
                    "end is a known address of this host", again)
     if not checked:
         raise NotChecked("connections", "nothing to check: no connection is loaded at start or by pluto")
+
+
+def not_loaded_reason(patient: Patient, conn: Conn) -> str:
+    """Return why pluto has not loaded a connection: an error in the file, or what pluto's log says."""
+    if conn.broken:
+        return f"{conn.broken}"
+    try:
+        lines = read_pluto_log(patient.host, patient.config, patient.timeout).lines
+        complaint = loading_complaint(lines, conn.name)
+    except (OSError, Missing):
+        complaint = None
+    if complaint is None:
+        return "pluto refused it, or nobody asked pluto to load it"
+    cause = cause_of(split_log_text(complaint.text)[2], False)
+    return cause.means if cause else "pluto refused it, and its log has the reason"
 
 
 def orientation_trouble(patient: Patient, conn: Conn) -> Trouble:
@@ -16520,49 +16535,98 @@ def changes(conn: Conn, here: str, told: Sequence[dict[str, Any]], names: Mappin
                 yield f"{key}="
 
 
+# After these causes, a connection that nobody wants to be up is not in trouble
+ENDED_CAUSES = frozenset((*PENDING_CAUSES, "deleted", "peer-gone"))
+
+
 @verify_check(
     "up", " Connections that should be up are up",
-    "Whether the connections with auto=start, and those that pluto keeps up, have an IPsec SA. For one "
-    "that has none, the cause that the last attempt in pluto's log names.",
+    "Whether the connections with auto=start, and those that pluto keeps up, have an IPsec SA. Whether the "
+    "last attempt of any other connection failed. The cause comes from the last attempt in pluto's log.",
     "Packets for the networks behind the peer are dropped, or leave in clear.",
     "ipsec why CONN explains more. Often only the log of the peer has the reason.", live=True)
 def check_up(patient: Patient) -> Iterator[Trouble]:
     loaded = patient.loaded()
     conns = patient.conns if loaded else patient.needed_conns()
     starts = {conn.name for conn in conns if conn.auto == "start"}
-    is_wanted = {name: name in starts or any("UP" in entry["policy"] for entry in entries)
-                 for name, entries in loaded.items()}
-    if not any(is_wanted.values()):
-        raise NotChecked("unused", "nothing to check: no connection that pluto has loaded should be up")
-    down = {}
-    for name, entries in loaded.items():
-        if is_wanted[name] and connection_state(entries) in ("down", "partly up", "on demand"):
-            down[name] = {entry["remote"]["host"] for entry in entries if entry["remote"]["host"]}
-    if down:
-        yield from down_troubles(patient, down)
-
-
-def down_troubles(patient: Patient, down: Mapping[str, set[str]]) -> Iterator[Trouble]:
-    """Yield a trouble for each connection that is down, with the cause of the last attempt in pluto's log.
-
-    `down` has the addresses of the peers by connection.
-    """
+    wanted = {name for name, entries in loaded.items()
+              if name in starts or any("UP" in entry["policy"] for entry in entries)}
+    down = {name: {entry["remote"]["host"] for entry in entries if entry["remote"]["host"]}
+            for name, entries in loaded.items() if is_down(entries)}
     lines: Sequence[LogLine] = []
     unknown = "pluto's log has no attempt since it started"
     try:
-        lines = read_pluto_log(patient.host, patient.config, patient.timeout).lines
+        if down:
+            lines = read_pluto_log(patient.host, patient.config, patient.timeout).lines
     except (OSError, Missing) as error:
         unknown = f"the cause is unknown: {error_text(error)}"
+        if not wanted:
+            raise NotChecked("unused", "nothing to check: no connection should be up, and pluto's log can't be "
+                             "read") from None
+    numbers = numbers_by_conn(lines)
     for name, peers in down.items():
-        level, cause = "WARN", unknown
-        clues = last_clues(read_attempts(lines, name, peers))
-        if clues:
-            at = clues[0].line.when
-            when = "" if at is None else time.strftime(" at %Y-%m-%d %H:%M:%S", time.localtime(at))
-            cause = f"tried{when}: {clues[0].cause.means}"
-            level = "WARN" if clues[0].cause.name in PENDING_CAUSES else "FAIL"
-        yield (level, "DOWN", f"conn {name} should be up and has no IPsec SA; {cause}",
-               shell_words(["ipsec", "why", name]))
+        about = [lines[number] for number in numbers_about(numbers, name)]
+        clues = last_clues(read_attempts(about, name, peers))
+        if name in wanted:
+            yield down_trouble(name, clues, unknown)
+        elif clues and clues[0].cause.name not in ENDED_CAUSES:
+            yield failed_trouble(name, clues[0])
+
+
+def numbers_by_conn(lines: Sequence[LogLine]) -> dict[str, list[int]]:
+    """Return the numbers of the lines of pluto's log by the connection that they name; empty if none.
+
+    Looking through all lines for each of hundreds of connections would take a minute.
+    """
+    numbers: dict[str, list[int]] = {}
+    for number, line in enumerate(lines):
+        numbers.setdefault(split_log_text(line.text)[0], []).append(number)
+    return numbers
+
+
+def numbers_about(numbers: Mapping[str, Sequence[int]], name: str) -> list[int]:
+    """Return the numbers of the lines that name a connection or none, in order.
+
+    `numbers` comes from numbers_by_conn().
+    """
+    found: list[int] = []
+    for conn, conn_numbers in numbers.items():
+        if not conn or belongs_to(conn, name):
+            found += conn_numbers
+    return sorted(found)
+
+
+def is_down(entries: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether a connection of pluto's status could be up and is not.
+
+    A template, whose peer may have any address, is up only as an instance, and counts as not down.
+    """
+    if any(entry["remote"]["host"] in ANY_ID for entry in entries):
+        return False
+    return connection_state(entries) in ("down", "partly up", "on demand")
+
+
+def attempt_text(clue: Clue) -> str:
+    """Return when the attempt was made and why it failed, for a message."""
+    at = clue.line.when
+    when = "" if at is None else time.strftime(" at %Y-%m-%d %H:%M:%S", time.localtime(at))
+    return f"tried{when}: {clue.cause.means}"
+
+
+def down_trouble(name: str, clues: Sequence[Clue], unknown: str) -> Trouble:
+    """Return the trouble of a connection that should be up; `unknown` is the message if there is no clue."""
+    level, cause = "WARN", unknown
+    if clues:
+        cause = attempt_text(clues[0])
+        level = "WARN" if clues[0].cause.name in PENDING_CAUSES else "FAIL"
+    return (level, "DOWN", f"conn {name} should be up and has no IPsec SA; {cause}",
+            shell_words(["ipsec", "why", name]))
+
+
+def failed_trouble(name: str, clue: Clue) -> Trouble:
+    """Return the trouble of a connection that need not be up, but whose last attempt failed."""
+    return ("WARN", "FAILED", f"the last attempt of conn {name} failed; {attempt_text(clue)}",
+            shell_words(["ipsec", "why", name]))
 
 
 @verify_check(

@@ -182,6 +182,13 @@ def test_a_connection_that_should_be_up_and_is_not(tmp_path: Path, monkeypatch: 
     log.unlink()
     (level, _, why, _), = check_up(down)
     assert level == "WARN" and "the cause is unknown" in why
+    file.write_text(file.read_text().replace("auto=start", "auto=add"))
+    log.write_text('Nov 23 06:12:08.000000: "two/1x1" #1: initiating IKEv2 connection\n'
+                   'Nov 23 06:12:09.000000: "two/1x1" #1: authentication failed: no PSK found for \'@rw\'\n')
+    (level, word, why, _), = check_up(down)
+    assert (level, word) == ("WARN", "FAILED") and why.startswith("the last attempt of conn two failed; tried at ")
+    log.write_text('Nov 23 06:12:08.000000: "two/1x1" #1: received Delete SA payload: delete IKE SA\n')
+    assert check_up(down) == []
     policy = '"two/1x1":   policy: IKEv2+PSK+UP;\n"two/1x2": 10.1'
     assert [trouble[2].split()[1] for trouble in check_up(STATUS.replace('"two/1x2": 10.1', policy, 1))] == ["two"]
 
@@ -769,8 +776,9 @@ SOURCES: dict[str, tuple[Callable[[System], object], set[str]]] = {
     "no certificate, no key, no PSK": (lambda it: (it.files.update({
         "etc/ipsec.d/tunnels.conf": SYSTEM_CONN.replace("secret", "null").replace("\tleftcert=gw\n", "").replace(
             "\tleftckaid=c0ffee\n", ""), "etc/ipsec.secrets": ""})), {"psk", "host_keys"}),
-    "no connection that should be up": (lambda it: it.files.update({
-        "etc/ipsec.d/tunnels.conf": SYSTEM_CONN.replace("auto=start", "auto=add")}), {"up"}),
+    "no connection that should be up, and no log": (lambda it: (it.files.update({
+        "etc/ipsec.d/tunnels.conf": SYSTEM_CONN.replace("auto=start", "auto=add")}), setattr(
+            it, "pluto", SYSTEM_STATUS.replace("SA: #2", "SA: #0").replace("erouted", "unrouted"))), {"up"}),
     "a peer with any address": (lambda it: it.files.update({"etc/ipsec.d/tunnels.conf": SYSTEM_CONN.replace(
         "192.0.2.2", "%any")}), {"peers", "mtu"}),
     "a peer with a host name": (lambda it: it.files.update({"etc/ipsec.d/tunnels.conf": SYSTEM_CONN.replace(
