@@ -13395,10 +13395,31 @@ def filter_tables(host: Host, timeout: float = 10.0) -> list[Table]:
         if argv[0] == "nft":
             wrapped = {family: f"{family}tables-nft" for family in ("ip", "ip6")
                        if host.which(f"{family}tables-nft")}
-            tables += NftReader(wrapped).tables(ran.text)
+            tables += nft_tables(host, ran.text, wrapped, timeout)
         else:
             tables += iptables_tables(ran.text, argv[0].removesuffix("-save"))
     return tables
+
+
+def nft_tables(host: Host, text: str, wrapped: Mapping[str, str], timeout: float) -> Iterator[Table]:
+    """Yield the tables in the output of `nft list ruleset`; `wrapped` is that of NftReader.
+
+    nft prints some conditions of iptables only by name (`xt match policy`).  If there is one, the tables of
+    iptables are read with iptables-nft-save instead.  Raises Failure if that fails.
+    """
+    reader = NftReader(wrapped)
+    programs = {}
+    if "xt match" in text:
+        programs = {family: f"{program}-save" for family, program in wrapped.items()
+                    if host.which(f"{program}-save")}
+    for family, table in reader.tables(text):
+        if family not in programs or reader.name not in IPTABLES_TABLES:
+            yield family, table
+    for program in programs.values():
+        ran = host.run([program], timeout=timeout)
+        if ran.status:
+            raise Failure(f"{program}: {ran.complaint}")
+        yield from iptables_tables(ran.text, program.removesuffix("-save"))
 
 
 def filter_programs(host: Host) -> list[list[str]]:
@@ -15706,6 +15727,12 @@ def dropped_peers(patient: Patient, strict: Sequence[str]) -> Iterator[tuple[Tun
                 yield tunnel, device, back
 
 
+# Packets between two hosts, without a special protocol or port.  If the verdict on one of them is unknown, a rule
+# has a condition that can't be evaluated.
+PROBES = ({"proto": "tcp 6", "sport": "49152", "dport": "49153"},
+          {"proto": "udp 17", "sport": "49152", "dport": "49153"})
+
+
 # What a connection needs from the kernel.  Columns: a keyword, the value of it, the kernel's option, the
 # module.  An empty value stands for every value but `no`.  `any` stands for the addresses of the ends, and
 # `:` for IPv6.
@@ -16172,10 +16199,13 @@ def diverted_traffic(patient: Patient, traffic: Traffic, level: str, incoming: D
 def undecided_traffic(patient: Patient, traffic: Traffic, roles: Roles, path: PeerPath) -> list[str]:
     """Return the packets on which the verdict of the firewall is unknown, in words; at most one."""
     for one in traffic_directions(traffic, roles, path):
-        states = ["established", packet_state(traffic)] if one.first_counts else ["established"]
-        chains = [patient.undecided(one.hooks, **{**one.packet, "state": state}) for state in states]
+        # an ICMP error may come from any router, also from the peer
+        packet = {"src": path.peer, **one.packet} if path.peer and one.way == "from" else one.packet
+        chains = [patient.undecided(one.hooks, **{"state": "established", **packet})]
+        if one.first_counts:
+            chains.append(patient.undecided(one.hooks, **{**packet, "state": packet_state(traffic)}))
         if one.way == "from" and "icmp" not in traffic.packet:
-            chains.append(patient.undecided("prerouting", "nat", **{**one.packet, "state": "new"}))
+            chains.append(patient.undecided("prerouting", "nat", **{**packet, "state": "new"}))
         for chain in filter(None, chains):
             return [f"{traffic.name} {one.way} {path.peer or 'anywhere'}{path.by} (chain {chain})"]
     return []
@@ -16260,8 +16290,9 @@ def has_other_addresses(patient: Patient, tunnel: Tunnel, ours: str, theirs: str
     """
     _, back = tunnel_packets(patient, tunnel, ours, theirs)
     packet = {**back, "state": "new"}
-    return (patient.gives_source(ours) or bool(patient.blocks("prerouting", "nat", "dnat", **packet))
-            or bool(patient.undecided("prerouting", "nat", **packet)))
+    if patient.gives_source(ours) or patient.blocks("prerouting", "nat", "dnat", **packet):
+        return True
+    return any(patient.undecided("prerouting", "nat", **{**packet, **probe}) for probe in PROBES)
 
 
 def undecided_forwards(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> str:
@@ -16270,12 +16301,15 @@ def undecided_forwards(patient: Patient, tunnel: Tunnel, ours: str, theirs: str)
     New packets of one direction are enough, so one direction with a known verdict counts.
     """
     packets = tunnel_packets(patient, tunnel, ours, theirs)
-    established = [patient.undecided("forward", **{**packet, "state": "established"}) for packet in packets]
-    new = [patient.undecided("forward", **{**packet, "state": "new"}) for packet in packets]
-    for chain in established:
-        if chain:
-            return chain
-    return new[0] if all(new) else ""
+    for probe in PROBES:
+        for packet in packets:
+            chain = patient.undecided("forward", **{**packet, **probe, "state": "established"})
+            if chain:
+                return chain
+        new = [patient.undecided("forward", **{**packet, **probe, "state": "new"}) for packet in packets]
+        if all(new):
+            return new[0]
+    return ""
 
 
 def dropped_forwards(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> Iterator[Trouble]:
@@ -16316,9 +16350,11 @@ def check_nat(patient: Patient) -> Iterator[Trouble]:
                 continue  # masquerading gives the packet the address that it has
             packet = {"src": ours, "dst": theirs, "out": tunnel.inner, "state": "new", "dst_type": "unicast",
                       "family": family_of(ours), "ipsec_out": "exists ipsec"}
-            head = patient.blocks("postrouting", "nat", "snat", **packet)
-            chain = patient.undecided("postrouting", "nat", **packet)
-            if chain:
+            heads = [patient.blocks("postrouting", "nat", "snat", **{**packet, **probe})
+                     for probe in ({}, *PROBES)]
+            head = next(filter(None, heads), "")
+            for chain in filter(None, (patient.undecided("postrouting", "nat", **{**packet, **probe})
+                                       for probe in PROBES)):
                 undecided = ("it is not known whether NAT rewrites the source address of packets from "
                              f"{ours} to {theirs}: chain {chain} has conditions that this check can't "
                              "evaluate")
@@ -16469,7 +16505,7 @@ def check_loaded(patient: Patient) -> Iterator[Trouble]:
         elif conn.auto == "ondemand" and all(one["routing"].startswith("unrouted") for one in told):
             yield ("WARN", "NOT ROUTED", f"{what} has auto=ondemand and is not routed",
                    shell_words(["ipsec", "route", conn.name]))
-        elif conn.name not in here and patient.has_changed(conn.file):
+        elif conn.name not in here and not is_shunt(conn) and patient.has_changed(conn.file):
             yield ("SKIP", "UNKNOWN",
                    f"{what} can't be compared with {conn.file}, which has changed since pluto started: "
                    "neither "
@@ -16812,7 +16848,7 @@ def password_troubles(patient: Patient, base: NssDatabase) -> Iterator[Trouble]:
         if failure.code == "SEC_ERROR_BAD_PASSWORD":
             yield ("FAIL", "LOCKED", failure.message,
                    shell_words(["vi", f"{patient.host.confddir}/nsspassword"]))
-        elif failure.code or "no keys found" not in failure.message:
+        elif failure.code:  # without a code, the database has no keys
             yield "SKIP", "UNKNOWN", f"certutil can't list the keys: {failure.message}", ""
 
 
@@ -17316,6 +17352,7 @@ def check_fips(patient: Patient) -> Iterator[Trouble]:
         yield ("WARN", "MISMATCH", f"the kernel's FIPS mode is {state}, but the crypto-policy is {policy}",
                f"fips-mode-setup --{option}")
     elif not pluto:
+        patient.loaded()  # raises the error for which pluto's status can't be read
         raise NotChecked("pluto", "pluto's FIPS mode is not known")
     if pluto and (pluto == "enabled") != kernel:
         yield ("WARN", "MISMATCH", f"the kernel's FIPS mode is {state}, but pluto's is {pluto}",
@@ -17349,6 +17386,8 @@ def check_selinux(patient: Patient) -> Iterator[Trouble]:
         raise Missing("/sys is not there, so it is not known whether SELinux is on")
     if host.live and host.value("/sys/fs/selinux/enforce").strip() != "1":
         return  # SELinux denies nothing
+    if not host.live and not host.exists("/etc/selinux/config"):
+        return  # SELinux is not installed
     if not host.exists(log):
         yield "SKIP", "UNKNOWN", f"{log} can't be found, so it is not known what SELinux has denied", ""
         return
