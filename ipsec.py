@@ -15729,7 +15729,7 @@ def dropped_peers(patient: Patient, strict: Sequence[str]) -> Iterator[tuple[Tun
 
 # Packets between two hosts, without a special protocol or port.  If the verdict on one of them is unknown, a rule
 # has a condition that can't be evaluated.
-PROBES = ({"proto": "tcp 6", "sport": "49152", "dport": "49153"},
+SAMPLES = ({"proto": "tcp 6", "sport": "49152", "dport": "49153"},
           {"proto": "udp 17", "sport": "49152", "dport": "49153"})
 
 
@@ -16292,7 +16292,7 @@ def has_other_addresses(patient: Patient, tunnel: Tunnel, ours: str, theirs: str
     packet = {**back, "state": "new"}
     if patient.gives_source(ours) or patient.blocks("prerouting", "nat", "dnat", **packet):
         return True
-    return any(patient.undecided("prerouting", "nat", **{**packet, **probe}) for probe in PROBES)
+    return any(patient.undecided("prerouting", "nat", **{**packet, **sample}) for sample in SAMPLES)
 
 
 def undecided_forwards(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> str:
@@ -16301,12 +16301,12 @@ def undecided_forwards(patient: Patient, tunnel: Tunnel, ours: str, theirs: str)
     New packets of one direction are enough, so one direction with a known verdict counts.
     """
     packets = tunnel_packets(patient, tunnel, ours, theirs)
-    for probe in PROBES:
+    for sample in SAMPLES:
         for packet in packets:
-            chain = patient.undecided("forward", **{**packet, **probe, "state": "established"})
+            chain = patient.undecided("forward", **{**packet, **sample, "state": "established"})
             if chain:
                 return chain
-        new = [patient.undecided("forward", **{**packet, **probe, "state": "new"}) for packet in packets]
+        new = [patient.undecided("forward", **{**packet, **sample, "state": "new"}) for packet in packets]
         if all(new):
             return new[0]
     return ""
@@ -16350,11 +16350,11 @@ def check_nat(patient: Patient) -> Iterator[Trouble]:
                 continue  # masquerading gives the packet the address that it has
             packet = {"src": ours, "dst": theirs, "out": tunnel.inner, "state": "new", "dst_type": "unicast",
                       "family": family_of(ours), "ipsec_out": "exists ipsec"}
-            heads = [patient.blocks("postrouting", "nat", "snat", **{**packet, **probe})
-                     for probe in ({}, *PROBES)]
+            heads = [patient.blocks("postrouting", "nat", "snat", **{**packet, **sample})
+                     for sample in ({}, *SAMPLES)]
             head = next(filter(None, heads), "")
-            for chain in filter(None, (patient.undecided("postrouting", "nat", **{**packet, **probe})
-                                       for probe in PROBES)):
+            for chain in filter(None, (patient.undecided("postrouting", "nat", **{**packet, **sample})
+                                       for sample in SAMPLES)):
                 undecided = ("it is not known whether NAT rewrites the source address of packets from "
                              f"{ours} to {theirs}: chain {chain} has conditions that this check can't "
                              "evaluate")
