@@ -13234,8 +13234,12 @@ def nft_rules(text: Sequence[str]) -> Iterator[Rule]:
 def nft_field(word: str, words: RuleWords) -> str:
     """Return the field that a condition tests, empty for a field that is not in NFT_FIELDS.
 
-    `word` begins the condition and `words` follow it.  A second word of the field's name is taken.
+    `word` begins the condition and `words` follow it.  Further words of the field's name are taken.
     """
+    if word == "fib" and list(words.rest()[:2]) == ["daddr", "type"]:
+        words.take()
+        words.take()
+        return "dst-type"
     two = f"{word} {words.next}"
     if two in NFT_FIELDS:
         words.take()

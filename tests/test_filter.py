@@ -194,6 +194,8 @@ def test_joined_fields_are_unknown() -> None:
       ([("proto", "udp", False)], "ike")]),
     ("socket cgroup level 2 vmap { x : drop }", [([("?", "", False)] * 4 + [("?", "", False)], "?")]),
     ('log prefix "x" counter packets 1 bytes 2 comment "drop"', []),
+    ("fib daddr type local counter packets 0 bytes 0 accept", [([("dst-type", "local", False)], "accept")]),
+    ("fib daddr type != { local , broadcast } drop", [([("dst-type", "local,broadcast", True)], "drop")]),
     ("jump ike", [([], "ike")]), ("goto ike", [([], "goto ike")]), ("snat ip to 192.0.2.1", [([], "snat 192.0.2.1")]),
 ])
 def test_rules_of_nft(text: str, rules: list[tuple[list[tuple[str, str, bool]], str]]) -> None:

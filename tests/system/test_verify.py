@@ -82,7 +82,7 @@ NO_PLUTO = {"pluto": "FAIL", "udp500": "SKIP", "udp4500": "SKIP", "loaded": "SKI
             "versions": "SKIP", "fips": "SKIP", "peers": "SKIP"}
 
 #: The checks that have nothing to check on the healthy gateway
-UNUSED = {"certificates", "host_keys", "up", "virtual_private", "crypto_policy"}
+UNUSED = {"certificates", "host_keys", "virtual_private", "crypto_policy"}
 
 #: What breaks a gateway that was fine (by a shell there), and the checks that have to find it, with their levels
 BROKEN = {
