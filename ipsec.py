@@ -17544,7 +17544,10 @@ def explain(check: Check) -> str:
 ), details="Runs all checks, or the named ones.  Each finding is OK, WARN, FAIL, or SKIP (not checked).  The "
            "line below it has the reason and a command that fixes the problem.  The last line counts the "
            "findings.\n\nExit status: the number of findings that are FAIL, at most 255; 2 if a named "
-           "check does not exist.")
+           "check does not exist.", examples="""\
+ipsec verify                      make all checks
+ipsec verify firewall rp_filter   make only these two
+ipsec verify --explain=rp_filter  say what this check is about""")
 def verify_command(host: Host, args: Args) -> int:
     """`ipsec verify`: return the number of failures, at most 255.  Raises Failure."""
     names = [*args.operands, *filter(None, args.values("--explain"))]
@@ -18201,7 +18204,10 @@ def report_sections(host: Host) -> list[ReportSection]:
            "something can't be read, does not answer in time or is not installed, a line of its section says so.\n\n"
            "Exit status: 0, also if the system denies sections to this user or container; 1 if sections failed or "
            "timed out, with --strict also if some were denied. Standard error names these sections and says how to "
-           "get the rights.")
+           "get the rights.", examples="""\
+ipsec barf --output report.txt.gz           a report that can be mailed
+ipsec barf --section plog --since 2d        only pluto's log of the last two days
+ipsec --root /sysroot barf                  a system that does not boot""")
 def barf(host: Host, args: Args) -> int:
     """Run `ipsec barf`; return OK, or ERROR if a section is incomplete.  Raises Failure."""
     end_on_signals(host)  # before any program is run
@@ -19322,7 +19328,9 @@ def explained_lines(diagnosis: Diagnosis) -> Iterator[str]:
                  "looks at the NSS database, the firewall, the routes and the kernel.  Without CONN it looks "
                  "at all connections.\n\n"
                  "Exit status: 0 if nothing is wrong, 1 if a connection has failed, passes nothing, or "
-                 "should be up and is not, 4 if that can't be known.")
+                 "should be up and is not, 4 if that can't be known.", examples="""\
+ipsec why                         look at all connections
+ipsec why office                  look at one connection""")
 def why_command(host: Host, args: Args) -> int:
     """Run `ipsec why [CONN...]`; return OK, ERROR if a connection is in trouble, 4 if that can't be known.
     Raises Failure."""
@@ -19850,11 +19858,11 @@ request_command("purgeocsp", "", "--purgeocsp", "empty pluto's cache of OCSP res
 
 
 def operation_command(names: str, summary: str, options: Sequence[Opt] = CONNECTION_OPTIONS,
-                      details: str = "") -> None:
+                      details: str = "", examples: str = "") -> None:
     """Register a command that does one of OPERATIONS; the first of its names is the operation's."""
     operation = names.split()[0]
 
-    @command(names, "CONN", summary=summary, options=options, details=details)
+    @command(names, "CONN", summary=summary, options=options, details=details, examples=examples)
     def run_operation(host: Host, args: Args) -> int:
         return Teller(host, args).operate(operation, args.operands[0])
 
@@ -19864,7 +19872,10 @@ operation_command("up initiate", "negotiate a connection", (*CONNECTION_OPTIONS,
                   "error give the cause and the next step; ipsec why CONN shows more.  Ctrl-C takes the "
                   "connection down again.  On a terminal, a line shows what pluto is waiting for.\n\n"
                   "Exit status: 0 if the connection is up, otherwise whack's own status, or 1.  With "
-                  "--asynchronous: 0 if pluto accepted the request.")
+                  "--asynchronous: 0 if pluto accepted the request.", """\
+ipsec up office                   wait until the tunnel is up or has failed
+ipsec up --timeout 30 office      take it down if it is not up in 30 seconds
+ipsec up --once office            make one attempt only""")
 operation_command("down terminate", "end the SAs of a connection")
 operation_command("route", "install a trap policy: the first packet brings the connection up")
 operation_command("unroute", "remove the trap policy of a connection")
@@ -21801,7 +21812,11 @@ def checknss_command(host: Host, args: Args) -> int:
     Opt("--nss-password-file", "FILE", "the first line of FILE is the database's password (default: the file "
                                        "nsspassword)"),
     Opt("--name", "NICKNAME", "the nickname for the certificate with the key")),
-    details="The CAs in the file are trusted for IPsec. If anything fails, the database is unchanged.")
+    details="The CAs in the file are trusted for IPsec. If anything fails, the database is unchanged.",
+    examples="""\
+ipsec import gateway.p12          ask for the password of the file
+ipsec import --password-file /root/p12.password --name gateway gateway.p12
+ipsec import --name gateway fullchain.pem privkey.pem""")
 def import_command(host: Host, args: Args) -> int:
     """Run `ipsec import FILE...`; return OK.  Raises Failure with the statuses of ipsec_import(8)."""
     base = nss_database(host, args, "import", "--nss-password-file")

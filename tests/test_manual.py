@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,18 @@ def test_man_shows_the_page_on_which_a_command_stands() -> None:
 def test_help_fits_80_columns(name: str) -> None:
     for line in ipsec.describe(COMMANDS[name]).splitlines():
         assert len(line) <= 80 or line.startswith(("Usage:", "Also written:")), line
+
+
+def test_examples_are_command_lines_that_the_command_accepts() -> None:
+    lines = {entry.name: [re.split(r" {2,}", line)[0] for line in entry.examples.splitlines() if line[:1] != " "]
+             for entry in COMMANDS.values() if entry.examples}
+    assert {"up", "import", "barf", "verify", "why"} <= set(lines)
+    for name, examples in lines.items():
+        for example in examples:
+            program, *words = shlex.split(example)
+            words = words[ipsec.count_leading(words):]
+            assert (program, words[0]) == ("ipsec", name), example
+            COMMANDS[name].parse(words[1:])
 
 
 def test_completion_knows_the_registry(tmp_path: Path) -> None:

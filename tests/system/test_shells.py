@@ -71,6 +71,10 @@ def typed(machine: Machine, argv: list[str], rows: list[tuple[str, str]]) -> str
 CASES = [("ipsec.pyz --dire", "[--directory]"), ("ipsec.pyz checknf", "[checknflog]"),
          ("ipsec.pyz barf --list-s", "[barf][--list-sections]"), ("ipsec.pyz up tunn", "[up][tunnel-one]"),
          ("ipsec.pyz auto --up two", "[auto][--up][two words]"), ("ipsec.pyz down o", "[down][o'dd$name:x]"),
+         ("ipsec.pyz barf --section hostname/f", "[barf][--section][hostname/fqdn]"),
+         ("ipsec.pyz barf --section=hostname/f", "[barf][--section=hostname/fqdn]"),
+         ("ipsec.pyz start --init sysv", "[start][--init][sysvinit]"),
+         ("ipsec.pyz verify rp_", "[verify][rp_filter]"), ("ipsec.pyz why tunn", "[why][tunnel-one]"),
          ("ipsec.pyz down o\\'dd\\$name:", "[down][o'dd$name:x]"), ("ipsec.pyz help newh", "[help][newhostkey]"),
          ("ipsec.pyz --config /etc/ipsec.c", "[--config][/etc/ipsec.conf]")]
 
