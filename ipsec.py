@@ -5920,8 +5920,8 @@ def kernel_config(host: Host) -> str:
 
 BASIC_MAGIC = 0x77686B19  # whack.h, WHACK_BASIC_MAGIC: every release accepts a basic message
 BASIC_STATUS = (4,)  # offset of whack_status in a basic message
-# Since which release whack_shutdown has which offset in a basic message.  An offset is wrong for other
-# releases: byte 16 is whack_leave_state from 4.2 to 4.15, which keeps the tunnels.
+# Offsets of whack_shutdown in a basic message, each with the first release that has it.  In other releases
+# the byte has another meaning: byte 16 is whack_leave_state from 4.2 to 4.15, which keeps the tunnels.
 BASIC_SHUTDOWN = (((5, 1), 5), ((5, 0), 16), ((4, 0), 14), ((3, 28), 12), ((3, 25), 11))
 BASIC_LENGTH = 64  # some releases ignore messages of less than 17 bytes
 PLUTO_TIMEOUT = 60.0
@@ -6107,9 +6107,9 @@ def pluto_status(host: Host, timeout: float | None = PLUTO_TIMEOUT,
                  details: Collection[str] | None = None) -> Iterator[str]:
     """Yield the lines of pluto's full status as they arrive, without codes.  Works with every release.
 
-    With `details`, skip a detail line of a connection (`"conn":   TEXT…`) unless the first DETAIL_HEAD characters of
-    TEXT are in it, because parsing all lines takes five times as long.  The first next() or a later one raises NoPluto
-    (not running, no permission, truncated reply) or TimedOut.
+    With `details`, skip a detail line of a connection (`"conn":   TEXT…`) unless the first DETAIL_HEAD
+    characters of TEXT are in it, because parsing all lines takes five times as long.  The first next() or a
+    later one raises NoPluto (not running, no permission, truncated reply) or TimedOut.
     """
     with Conversation(host, timeout) as talk:
         talk.say(basic_message(BASIC_STATUS))
@@ -6199,7 +6199,7 @@ def pluto_shutdown(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
 # that begins with blanks continues the line before it.  To support a new release, add it to RELEASES, extend
 # the ranges of the lines that still apply, and add lines for the differences.
 
-# The magic numbers up to 5.0; from 5.1 on it is the cksum(1) of the version
+# The magic numbers of the releases up to 5.0.  From 5.1 on, the magic number is the cksum(1) of the version.
 WHACK_MAGIC = """
 3.25       0x6f686b2d
 3.26-3.29  0x6f686b2e
@@ -6208,11 +6208,11 @@ WHACK_MAGIC = """
 4.3-5.0    0x6f686b31
 """
 
-# The members in their order.  A letter is the C type of the names after it: b bool or char, h 16 bits, i int,
-# w size_t or pointer, q 64 bits, t time_t, a a bool that opens a struct of ints, xN N bytes.  `t=60` is an
-# unnamed member which whack always sends with that value, such as a lifetime, a margin or a port.  `12w`
-# stands for unused members.  They are summed up in types that give the next member the same offset as in C,
-# for time_t and pointers of 4 or 8 bytes and for 64-bit integers aligned to 4 or 8.
+# The members in their order.  A letter is the C type of the names after it: `b` bool or char, `h` 16 bits,
+# `i` int, `w` size_t or pointer, `q` 64 bits, `t` time_t, `a` a bool that opens a struct of ints, `xN` N
+# bytes.  `t=60` is an unnamed member which whack always sends with that value, such as a lifetime, a margin
+# or a port.  `12w` stands for unused members.  They are summed up in types that give the next member the same
+# offset as in C, for time_t and pointers of 4 or 8 bytes and for 64-bit integers aligned to 4 or 8.
 WHACK_MESSAGE = """
 3.25-5.2   i magic b status
 5.1-5.2    b shutdown
@@ -6378,7 +6378,7 @@ WHACK_DEBUG = """
 # whack's options, except those that define connections.  The columns are: name and kind of value; whether
 # --name is required (+), allowed (?) or useless (.); the releases (* all); the effects.  After a `/` follow
 # other releases and their effects.  Effects: `word` is a command, or a member to set to 1; `word=N` sets a
-# member, `word|N` sets bits of it, and both give the command of that name if there is one; `*` stands for the
+# member, `word|N` sets bits of it, and both also select the command of that name, if any; `*` stands for the
 # option's value; `$word` is a string; `@word` is the group of members that holds an address.
 WHACK_OPTIONS = """
 status                      . *         status
@@ -6815,7 +6815,8 @@ def whack_metavars() -> dict[str, str]:
 
 
 def whack_option(beginning: str, names: Collection[str], refusal: int) -> str:
-    """Return the one option of `names` that starts so.  Raises Failure if there is none, or more than one."""
+    """Return the only one of `names` that starts with `beginning`.  Raises Failure if there is none, or
+    several."""
     if beginning in names:
         return beginning
     candidates = [name for name in names if name.startswith(beginning)]
@@ -6948,7 +6949,7 @@ def native_whack(host: Host, words: Sequence[str], *, timeout: float | None = No
 
 
 def must_name_each(host: Host, names: Collection[str], timeout: float | None) -> bool:
-    """Return True for a request for all connections that pluto 5.4 accepts only for a named one
+    """Return True if a request names no connection, but pluto 5.4 needs one request for each
     (ENDS_WITHOUT_NAME).
 
     Raises NoPluto, TimedOut.
@@ -7079,8 +7080,8 @@ STATUS_HEADINGS = ("config setup options:", "Kernel algorithms supported:", "IKE
                    "current.states.enumerate", "State list:", "Traffic list:")
 # The only options of a connection that pluto prints without a value
 STATUS_FLAGS = frozenset(("oriented", "unoriented", "ipcomp"))
-# The field that each option of a connection fills (with the object that has the field, if it is not the connection
-# itself).  Releases differ in the names of the options.
+# The field that each option of a connection fills (with the object that has the field, if it is not the
+# connection itself).  Releases differ in the names of the options.
 STATUS_FIELDS = {"our_id": ("local", "id"), "their_id": ("remote", "id"),
                  "our_auth": ("local", "auth"), "their_auth": ("remote", "auth"),
                  "newest_ike_sa": ("", "ike_sa"), "newest_isakmp_sa": ("", "ike_sa"),
@@ -7094,7 +7095,7 @@ STATUS_FIELDS = {"our_id": ("local", "id"), "their_id": ("remote", "id"),
 STATUS_SETTINGS = frozenset(("debug", "using kernel interface", "virtual-private (%priv)", "virtual_private (%priv)",
                              "State Information", "- allowed subnets", "- excluded subnets", "stats db_ops"))
 SIZE_UNITS = ("B", "KB", "MB", "GB", "TB", "PB", "EB")  # pluto counts in steps of 1,024
-# A state is a Child SA's if its name or description has one of these words, and none of IKE_MARKS
+# A state belongs to a Child SA if its name or description has one of these words, and none of IKE_MARKS
 CHILD_MARKS = ("CHILD", "QUICK", "V2_IPSEC", "V2_CREATE", "Child SA", "IPsec SA", "Quick Mode", "QI1", "QI2", "QR1")
 IKE_MARKS = ("REKEY_IKE", "rekey IKE SA", "IKE_SA_INIT")
 OWNER_MARKS = ("IKE SA #", "ISAKMP SA #", "isakmp#")  # beginnings of the note that names the IKE SA of a Child SA
@@ -7127,8 +7128,9 @@ def status_fields(text: str) -> dict[str, str] | None:
     A piece without a key continues the value before it, as in `dns:192.0.2.1, 192.0.2.2`.
     """
     text = text.strip()
-    if text.startswith("CAs: "):  # a name may hold any separator
-        return {"cas": text.removeprefix("CAs: ").rstrip(";")}
+    if text.startswith(("CAs: ", "banner:")):  # names and texts may hold any separator
+        key, _, value = text.partition(":")
+        return {key.lower(): value.strip().rstrip(";")}
     if text.startswith("our idtype: "):
         return id_fields(text)
     if text.startswith("policy: ") and text.find(";") in (-1, len(text) - 1):
@@ -7205,6 +7207,15 @@ def rounded_bytes(text: str) -> int | None:
     if not is_number(digits) or unit not in SIZE_UNITS:
         return None
     return int(digits) << 10 * SIZE_UNITS.index(unit)
+
+
+def set_bytes(entry: dict[str, Any], way: str, text: str) -> None:
+    """Set the bytes in an entry (`way`: in, out, max), or the approximate bytes if the count in the text is
+    rounded."""
+    entry[f"bytes_{way}"] = count_of(text)
+    about = rounded_bytes(text)
+    if entry[f"bytes_{way}"] is None and about is not None:
+        entry[f"bytes_{way}_about"] = about
 
 
 def find_outside(text: str, mark: str, start: int = 0) -> int:
@@ -7341,7 +7352,8 @@ def split_instance(text: str) -> tuple[str, str | None, str | None, str | None, 
     if word.endswith(","):
         word, rest = word[:-1], "," + rest
     remote, mark, remote_client = word.removeprefix("...").partition("===")
-    is_state = rest.startswith(" ") and not rest.startswith((" esp.", " ah.", " comp.", " ref=", " tun.", " Traffic:"))
+    behind_address = (" esp.", " ah.", " comp.", " ref=", " tun.", " used ", " Traffic:")
+    is_state = rest.startswith(" ") and not rest.startswith(behind_address)
     if is_state:  # `192.0.2.1:500 STATE_MAIN_I4 …`: the port is the last part of the word
         address, colon, port = (remote_client or remote).rpartition(":")
         if colon and mark:
@@ -7352,7 +7364,8 @@ def split_instance(text: str) -> tuple[str, str | None, str | None, str | None, 
 
 
 def parse_details(body: str) -> tuple[dict[str, str], list[tuple[str, str, Any]]] | None:
-    """Parse a detail line of a connection: its options, and the object, field and value of STATUS_FIELDS for each.
+    """Parse a detail line of a connection: its options, and the object, field and value of STATUS_FIELDS for
+    each.
 
     Return None if the line is of an unknown form.
     """
@@ -7513,7 +7526,7 @@ class StatusReader:
         if self._list is None and text[0] == '"':
             return self.connection(text)
         if self._list is None and text[0] == "#":
-            return self._state(text)
+            return self._state(text) or self._totals(text)
         if text.startswith("List of "):
             self._list = self.data["lists"].setdefault(text[8:].rstrip(":"), [])
             return True
@@ -7530,10 +7543,11 @@ class StatusReader:
             kind, _, fields = rest.partition(": ")
             self.data["algorithms"].append({"kind": kind, **(status_fields(fields) or {})})
             return True
-        return self._totals(text) or self._shunt(text) or self._setting(text) or text.startswith(STATUS_HEADINGS)
+        known = (self._totals(text) or self._shunt(text) or self._brief_connection(text) or self._setting(text))
+        return known or text.startswith(STATUS_HEADINGS)
 
     def _totals(self, text: str) -> bool:
-        title, _, rest = text.partition(": ")
+        title, _, rest = text.removeprefix("# ").partition(": ")
         counts = {}
         if title in ("IKE SAs", "IPsec SAs"):  # IPsec SAs: total(2), authenticated(2), anonymous(0)
             for part in rest.split(","):
@@ -7557,6 +7571,32 @@ class StatusReader:
                                     "action": action.strip()})
         return True
 
+    def _brief_connection(self, text: str) -> bool:
+        # 10.1.0.0/24 <==> 10.2.0.0/24\tfrom 192.0.2.1 to 192.0.2.2 (84B/1KiB)\t"hq"[1], reqid=16389 (5.0 and
+        # later); an end without network shows its host twice
+        networks, mark, rest = text.partition("\tfrom ")
+        local_network, arrow, remote_network = networks.partition(" <==> ")
+        hosts, _, rest = rest.partition(" (")
+        counts, _, name = rest.partition(")\t")
+        end = name.find('"', 1)
+        if not mark or not arrow or not name.startswith('"') or end < 0:
+            return False
+        parts = split_instance(name[end + 1:])
+        local, _, remote = hosts.partition(" to ")
+        if parts is None or not remote:
+            return False
+        if local_network != local:
+            local = f"{local_network}==={local}"
+        if remote_network != remote:
+            remote += f"==={remote_network}"
+        if not self._first_line(name[1:end], parts[0], f"{local}...{remote}; ;"):
+            return False
+        connection = self._family[-1]
+        for way, text in zip(("in", "out"), counts.split("/")):
+            set_bytes(connection, way, text)
+        connection["options"].update(status_fields(parts[4].removeprefix(", ")) or {})
+        return True
+
     def _setting(self, text: str) -> bool:
         key, colon, value = text.partition(":")
         if text.startswith(("current.", "config.", "total.")) and "=" in text:
@@ -7568,12 +7608,12 @@ class StatusReader:
         elif colon and key in STATUS_SETTINGS:
             self.data["settings"][field_key(key.removesuffix(" (%priv)").lstrip("- "))] = value.strip()
         elif "=" in text and " " not in text.partition("=")[0].partition(": ")[2]:
-            self._setting_list(text.removeprefix("nat-traversal: ").rstrip(";"))
+            return self._setting_list(text.removeprefix("nat-traversal: ").rstrip(";"))
         else:
             return False
         return True
 
-    def _setting_list(self, text: str) -> None:
+    def _setting_list(self, text: str) -> bool:
         # a=b, c=d, e, f=g: a piece without a key continues the value before it
         name = ""
         for piece in text.split(", "):
@@ -7583,6 +7623,7 @@ class StatusReader:
                 self.data["settings"][name] = value
             elif name:
                 self.data["settings"][name] += f", {piece}"
+        return bool(name)
 
     def _interface(self, words: list[str]) -> bool:
         # lo UDP 127.0.0.1:500 (4.x); lo 127.0.0.1:UDP/500 (NAT) (5.x); lo/lo 127.0.0.1@500 (3.x)
@@ -7605,10 +7646,8 @@ class StatusReader:
         number, _, rest = text[1:].partition(": ")
         if not is_number(number):
             return False
-        if rest.startswith("pending ") and " for " in rest:
-            kind, _, name = rest[8:].partition(" for ")
-            self.data["pending"].append({"ike_sa": int(number), "kind": kind, "connection": name.strip().strip('"')})
-            return True
+        if rest.startswith("pending "):
+            return self._pending(int(number), rest.removeprefix("pending "))
         end = rest.find('"', 1)
         if not rest.startswith('"') or end < 0:
             return False
@@ -7626,6 +7665,18 @@ class StatusReader:
         if " Traffic:" in f" {body}":
             return self._state_bytes(key, body)
         return False
+
+    def _pending(self, ike_sa: int, text: str) -> bool:
+        # Child SA for "rw"[1] 192.0.2.7 replacing #4
+        kind, mark, rest = text.partition(" for ")
+        rest, _, replaced = rest.partition(" replacing ")
+        name, _, behind = rest.strip().removeprefix('"').partition('"')
+        parts = split_instance(behind)
+        if not mark or parts is None:
+            return False
+        self.data["pending"].append({"ike_sa": ike_sa, "kind": kind, "connection": name, "instance": parts[0],
+                                     "remote": parts[1], "replacing": count_of(replaced) or None})
+        return True
 
     def _state_of(self, key: dict[str, Any]) -> dict[str, Any]:
         """Return the entry of the state with that serial number, which is a new one unless it is being
@@ -7667,7 +7718,9 @@ class StatusReader:
         else:
             name, description = "", head
         state = self._state_of(key)
-        transport, _, number = port.rpartition("/")
+        transport, _, number = port.rpartition("/")  # TCP/4500, or 4500(tcp)
+        if number.endswith("(tcp)"):
+            transport, number = "TCP", number.removesuffix("(tcp)")
         state.update(port=count_of(number), transport=transport or "UDP", state=name or None, description=description,
                      established="established" in description)
         for note in notes.split(";"):
@@ -7701,23 +7754,20 @@ class StatusReader:
         state = self._state_of(key)
         places, _, counts = f" {body}".partition(" Traffic:")
         self._spis(state["spis"], places)
+        counts, _, username = counts.partition("username=")
+        if username:
+            state["username"] = username
         values: dict[str, str] = {}
         for word in counts.split():
             name, equals, value = word.partition("=")
             if equals:
                 values[name] = value
-        if "username" in values:
-            state["username"] = values["username"]
         for way in ("in", "out", "max"):
             # only one protocol: AH and IPCOMP count the same packets as ESP
             protocol = next((protocol for protocol in ("ESP", "AH", "IPCOMP") if f"{protocol}{way}" in values), "")
             if not protocol or state[f"bytes_{way}"] is not None:
                 continue
-            text = values[f"{protocol}{way}"]
-            state[f"bytes_{way}"] = count_of(text)
-            about = rounded_bytes(text)
-            if state[f"bytes_{way}"] is None and about is not None:
-                state[f"bytes_{way}_about"] = about
+            set_bytes(state, way, values[f"{protocol}{way}"])
             if way == "max" and state["bytes_max"] == 0:
                 state["bytes_max"] = None  # pluto prints 0 if there is no limit
         return True
@@ -7746,14 +7796,10 @@ class StatusReader:
             values[name.strip()] = value
         if "type" not in values or "add_time" not in values:
             return False
-        entry = {**key, "type": values["type"], "username": values.get("username"),
-                 "added": count_of(values["add_time"])}
+        entry = {**key, "type": values["type"].partition("(")[0], "username": values.get("username"),
+                 "added": count_of(values["add_time"])}  # 5.4: ESP(nic-offload=packet)
         for way in ("in", "out", "max"):
-            entry[f"bytes_{way}"] = count_of(values.get(f"{way}Bytes", ""))
-        for way in ("in", "out", "max"):
-            about = rounded_bytes(values.get(f"{way}Bytes", "")) if entry[f"bytes_{way}"] is None else None
-            if about is not None:
-                entry[f"bytes_{way}_about"] = about
+            set_bytes(entry, way, values.get(f"{way}Bytes", ""))
         entry["id"] = peer.removesuffix("'") or None
         entry["lease"] = lease or None
         self._keep("traffic", entry)
@@ -20187,7 +20233,7 @@ class Tunnels:
         data = StatusReader(takers).read(lines)
         self.settings = data["settings"]
         for entry in data["pending"]:
-            self._negotiates(entry["connection"], "", f"waits for #{entry['ike_sa']}")
+            self._negotiates(entry["connection"], entry["instance"], f"waits for #{entry['ike_sa']}")
         pluto = Pluto(self.settings.get("pluto_version", ""), False,
                       "<unsupported>" not in self.settings.get("secctx_attr_type", "<unsupported>"),
                       self.settings.get("seccomp", "unsupported") != "unsupported")

@@ -132,3 +132,50 @@ def test_the_short_way_for_usual_ends_gives_the_same(text: str, is_remote: bool,
     short = ipsec.read_end(text, is_remote)
     monkeypatch.setattr(ipsec, "plain_end", lambda *_: None)
     assert ipsec.read_end(text, is_remote) == short
+
+
+@pytest.mark.parametrize(("line", "wanted"), [
+    ('#3: "c":4500(tcp) STATE_V2_ESTABLISHED_IKE_SA (established IKE SA); REKEY in 9s; newest; idle;',
+     {"port": 4500, "transport": "TCP", "type": "ike"}),
+    ('#3: "rw"[1] 2001:db8::7:4500(tcp) established IKE SA; newest; idle;',
+     {"port": 4500, "transport": "TCP", "remote": "2001:db8::7"}),
+    ('#4: "rw"[1] 2001:db8::7 used 5s ago; esp.1234abcd@2001:db8::7 esp.2234abcd@2001:db8::1 Traffic: ESPin=5B '
+     'ESPout=6B ESPmax=0B username=ann smith',
+     {"remote": "2001:db8::7", "bytes_in": 5, "bytes_out": 6, "bytes_max": None, "username": "ann smith"}),
+])
+def test_states_over_tcp_and_with_the_time_of_their_last_use(line: str, wanted: dict[str, Any]) -> None:
+    state = only(line, "states")
+    assert {key: state[key] for key in wanted} == wanted
+
+
+@pytest.mark.parametrize(("text", "wanted"), [
+    ('Child SA for "c"', ("c", "", None, None)), ('Phase 2 for "c" replacing #3', ("c", "", None, 3)),
+    ('Child SA for "rw"[2] 2001:db8::7 replacing #0', ("rw", "[2]", "2001:db8::7", None))])
+def test_pending_negotiations(text: str, wanted: tuple[str, str, str | None, int | None]) -> None:
+    entry = only(f"#1: pending {text}", "pending")
+    assert (entry["connection"], entry["instance"], entry["remote"], entry["replacing"]) == wanted
+    assert (entry["ike_sa"], entry["kind"]) == (1, text.partition(" for ")[0])
+
+
+def test_connections_in_short() -> None:
+    lines = ['10.1.0.0/24 <==> 10.2.0.0/24\tfrom 192.0.2.1 to 192.0.2.2 (84B/1KiB)\t"hq", reqid=16389',
+             '10.1.0.0/24 <==> 10.3.0.0/24\tfrom 192.0.2.1 to 192.0.2.2 (84B/1KiB)\t"hq", reqid=16389',
+             '192.0.2.1 <==> 10.9.0.1/32\tfrom 192.0.2.1 to 198.51.100.7 (0B/0B)\t"rw"[1] 198.51.100.7, reqid=16393',
+             "# Total IPsec connections: loaded 3, active 2"]
+    data = ipsec.StatusReader().read(lines)
+    hq, rw = data["connections"]
+    assert data["unparsed"] == [] and data["settings"] == {}
+    assert data["totals"] == {"connections": {"loaded": 3, "active": 2}}
+    assert hq["selectors"] == [("10.1.0.0/24", "10.2.0.0/24"), ("10.1.0.0/24", "10.3.0.0/24")]
+    assert (hq["bytes_in"], hq["bytes_out"], hq["bytes_out_about"], hq["up"]) == (84, None, 1024, None)
+    assert (rw["instance"], rw["local"]["subnet"], rw["remote"]["host"]) == ("[1]", None, "198.51.100.7")
+    assert (rw["remote"]["subnet"], rw["options"], rw["bytes_in"]) == ("10.9.0.1/32", {"reqid": "16393"}, 0)
+
+
+def test_values_of_new_options() -> None:
+    entry = only('#2: "c", type=ESP(nic-offload=packet), add_time=7, inBytes=5', "traffic")
+    assert (entry["type"], entry["bytes_in"], entry["bytes_out"]) == ("ESP", 5, None)
+    lines = ['"c": 192.0.2.1...192.0.2.2; unrouted; my_ip=unset;', '"c":   banner:Hello; all: welcome, a=b;']
+    connection, = ipsec.StatusReader().read(lines)["connections"]
+    assert connection["options"]["banner"] == "Hello; all: welcome, a=b"
+    assert ipsec.StatusReader().read(["=what, no key"])["unparsed"] == ["=what, no key"]

@@ -8,13 +8,40 @@ west and 10.2.0.1 behind east.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from . import uml
 from .host import Result
 from .machine import PYZ, Machine
 
 NAMES = ("west", "east")
+#: The beginning of an ipsec.conf
+SETUP = "config setup\n\tlogfile=/var/log/pluto.log\n"
+
+
+def conn(name: str, *lines: str, west: str = "@west", east: str = "@east",
+         networks: tuple[str, str] = ("10.1.0.0/24", "10.2.0.0/24")) -> str:
+    """Return a conn section with a pre-shared key between the networks behind west (left) and east (right).
+
+    `west` and `east` are their IDs; `lines` are more lines of the section.
+    """
+    ends = ("left=192.0.2.1", f"leftid={west}", f"leftsubnet={networks[0]}",
+            "right=192.0.2.2", f"rightid={east}", f"rightsubnet={networks[1]}")
+    return "\n\t".join([f"\nconn {name}", "authby=secret", *ends, *lines]) + "\n"
+
+
+def road_warrior(east: str, network: str) -> dict[str, str]:
+    """Return the conn sections of west, which is the road warrior `laptop`, and of east, which leases it an address.
+
+    `east` is the ID of east, `network` the network behind it.  The address comes from 10.9.0.1-10.9.0.99.
+    """
+    return {"west": conn("laptop", "leftmodecfgclient=yes", "narrowing=yes", "auto=add", west="@laptop", east=east,
+                         networks=("0.0.0.0/0", network)),
+            "east": "\n\t".join(["\nconn rw", "authby=secret", "left=192.0.2.2", f"leftid={east}",
+                                f"leftsubnet={network}", "leftmodecfgserver=yes", "right=%any", "rightid=%any",
+                                "rightaddresspool=10.9.0.1-10.9.0.99", "rightmodecfgclient=yes", "narrowing=yes",
+                                "auto=add"]) + "\n"}
+
 
 #: `at NAME COMMAND…` runs a command in a gateway; `step STEP NAME COMMAND…` also keeps its status and outputs.
 PRELUDE = """
@@ -88,6 +115,17 @@ class Gateways:
     def ipsec(self, name: str, gateway: str, *words: str) -> None:
         """Run ipsec.pyz with `words` in the gateway as the next step."""
         self.step(name, gateway, [self.machine.python, PYZ, *words])
+
+    def start(self, configs: Mapping[str, str], secrets: str = ': PSK "SwordfishForTheTunnel"\n') -> None:
+        """Write the ipsec.conf of each gateway, and the same secrets to both, then start pluto with ipsec.pyz.
+
+        The steps are NAME-initnss and NAME-start.  East is first, so that west finds a peer if it starts tunnels.
+        """
+        for name in reversed(NAMES):
+            self.write(name, "ipsec.conf", configs[name])
+            self.write(name, "ipsec.secrets", secrets, 0o600)
+            self.ipsec(f"{name}-initnss", name, "initnss")
+            self.ipsec(f"{name}-start", name, "start")
 
     def run(self, timeout: float = 600) -> dict[str, Result]:
         """Boot, run all steps and return the Result of each. Raises Problem after `timeout` seconds."""

@@ -4,32 +4,18 @@ from __future__ import annotations
 
 import re
 
-from ..ground.gateways import NAMES, Gateways
+from ..ground.gateways import NAMES, SETUP, Gateways, conn
 
 #: What no report may show. Letters only, so that no quoting or encoding could hide it from the search.
 SECRET = "SwordfishForTheTunnel"
 
-CONFIG = """config setup
-\tlogfile=/var/log/pluto.log
-
-conn tunnel
-\tleft=192.0.2.1
-\tleftid=@west
-\tleftsubnet=10.1.0.0/24
-\tright=192.0.2.2
-\trightid=@east
-\trightsubnet=10.2.0.0/24
-\tauthby=secret
-"""
+CONFIG = SETUP + conn("tunnel")
 
 
 def bring_up(gateways: Gateways) -> None:
     """The steps of an admin on both sides, from nothing to a tunnel."""
+    gateways.start(dict.fromkeys(NAMES, CONFIG), f'@west @east : PSK "{SECRET}"\n')
     for name in NAMES:
-        gateways.write(name, "ipsec.conf", CONFIG)
-        gateways.write(name, "ipsec.secrets", f'@west @east : PSK "{SECRET}"\n', 0o600)
-        gateways.ipsec(f"{name}-initnss", name, "initnss")
-        gateways.ipsec(f"{name}-start", name, "start")
         gateways.ipsec(f"{name}-add", name, "auto", "--add", "tunnel")
     gateways.ipsec("west-up", "west", "auto", "--up", "tunnel")
 

@@ -4,57 +4,13 @@ from __future__ import annotations
 
 import re
 
-from ..ground.gateways import NAMES, Gateways
+from ..ground.gateways import NAMES, SETUP, Gateways, conn, road_warrior
 from ..ground.machine import PYZ
 from ..test_metrics import series, value
 
-CONFIG = """config setup
-\tlogfile=/var/log/pluto.log
-{setup}
-conn %default
-\tauthby=secret
-\tauto=add
-
-conn hq
-\tleft=192.0.2.1
-\tleftid=@west
-\tleftsubnet=10.1.0.0/24
-\tright=192.0.2.2
-\trightid=@east
-\trightsubnet=10.2.0.0/24
-
-conn old
-\tikev2=no
-\tleft=192.0.2.1
-\tleftid=@west1
-\tleftsubnet=10.1.1.0/24
-\tright=192.0.2.2
-\trightid=@east1
-\trightsubnet=10.2.1.0/24
-"""
-LAPTOP = """
-conn laptop
-\tleft=192.0.2.1
-\tleftid=@laptop
-\tleftmodecfgclient=yes
-\tleftsubnet=0.0.0.0/0
-\tright=192.0.2.2
-\trightid=@east2
-\trightsubnet=10.2.2.0/24
-\tnarrowing=yes
-"""
-POOL = """
-conn rw
-\tleft=192.0.2.2
-\tleftid=@east2
-\tleftsubnet=10.2.2.0/24
-\tleftmodecfgserver=yes
-\tright=%any
-\trightid=@laptop
-\trightaddresspool=10.9.0.1-10.9.0.99
-\trightmodecfgclient=yes
-\tnarrowing=yes
-"""
+LAPTOP = road_warrior("@east2", "10.2.2.0/24")
+CONNS = conn("hq", "auto=add") + conn("old", "ikev2=no", "auto=add", west="@west1", east="@east1",
+                                      networks=("10.1.1.0/24", "10.2.1.0/24"))
 #: Source and destination of the packets of each tunnel
 ENDS = {"hq": ("10.1.0.1", "10.2.0.1"), "old": ("10.1.1.1", "10.2.1.1"), "rw": ("10.9.0.1", "10.2.2.1")}
 #: Make a new IPsec SA for hq, and wait until the old one is gone from pluto of both ends
@@ -74,12 +30,9 @@ def kernel_bytes(text: str) -> dict[int, int]:
 
 
 def test_bytes_are_those_that_the_kernel_counted(gateways: Gateways, release: str) -> None:
-    setup = "\tikev1-policy=accept\n" if release == "bookworm" or release == "trixie" else ""
+    setup = SETUP if release == "bullseye" else f"{SETUP}\tikev1-policy=accept\n"
+    gateways.start({name: setup + CONNS + LAPTOP[name] for name in NAMES})
     for name in NAMES:
-        gateways.write(name, "ipsec.conf", CONFIG.format(setup=setup) + (LAPTOP if name == "west" else POOL))
-        gateways.write(name, "ipsec.secrets", ': PSK "SwordfishForTheTunnel"\n', 0o600)
-        gateways.ipsec(f"{name}-initnss", name, "initnss")
-        gateways.ipsec(f"{name}-start", name, "start")
         for place in (1, 2):
             network = f"10.{1 + (name == 'east')}.{place}.1/24"
             gateways.step(f"{name}-{place}", name, ["ip", "address", "add", network, "dev", "lo"])
@@ -106,6 +59,8 @@ def test_bytes_are_those_that_the_kernel_counted(gateways: Gateways, release: st
     gateways.step("rekey", "west", ["timeout", "60", "sh", "-c", REKEY.format(ipsec=ipsec, option=option)])
     gateways.step("ping-rekeyed", "west", ["ping", "-c", "3", "-w", "60", "-s", "972", "-I", *ENDS["hq"]])
     look("rekeyed")
+    for name in NAMES:
+        gateways.ipsec(f"{name}-tunnels", name, "tunnels")
     results = gateways.run()
 
     before: dict[tuple[str, ...], int] = {}
@@ -117,16 +72,19 @@ def test_bytes_are_those_that_the_kernel_counted(gateways: Gateways, release: st
             assert names.setdefault(name, labels) == labels  # nothing comes, goes or changes by a rekey
             kernel = kernel_bytes(results[f"{when}-{name}-kernel"].stdout)
             for tunnel in ENDS:
-                conn = "laptop" if name == "west" and tunnel == "rw" else tunnel
+                connection = "laptop" if name == "west" and tunnel == "rw" else tunnel
                 line, = (line for line in results[f"{when}-{name}-states"].stdout.splitlines()
-                         if re.search(rf'#\d+: "{conn}".* esp\.', line))
+                         if re.search(rf'#\d+: "{connection}".* esp\.', line))
                 for way, spi in zip(("out", "in"), re.findall(r"esp\.([0-9a-f]+)@", line)):
                     truth = kernel[int(spi, 16)]
                     if when == "rekeyed" and tunnel == "hq":
                         assert truth == 3000
                         truth += before[name, tunnel, way]
-                    count = value(text, f"ipsec_connection_{way}_bytes_total", connection=conn)
+                    count = value(text, f"ipsec_connection_{way}_bytes_total", connection=connection)
                     assert count == truth >= {"3K": 3000}.get(when, 30 << 20)
                     before[name, tunnel, way] = truth
-                assert value(text, "ipsec_connection_up", connection=conn) == 1
-                assert value(text, "ipsec_connection_child_sas", connection=conn) == 1
+                assert value(text, "ipsec_connection_up", connection=connection) == 1
+                assert value(text, "ipsec_connection_child_sas", connection=connection) == 1
+    for name in NAMES:
+        table = results[f"{name}-tunnels"]
+        assert table.status == 0 and "3 up" in table.stdout and " down" not in table.stdout

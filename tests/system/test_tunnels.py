@@ -5,35 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..ground.gateways import NAMES, Gateways
+from ..ground.gateways import NAMES, SETUP, Gateways, conn, road_warrior
 
-CONFIG = """config setup
-\tlogfile=/var/log/pluto.log
-
-conn %default
-\tauthby=secret
-
-conn hq
-\tleft=192.0.2.1
-\tleftid=@west
-\tleftsubnet=10.1.0.0/24
-\tright=192.0.2.2
-\trightid=@east
-\trightsubnet=10.2.0.0/24
-\tauto={hq}
-
-conn old
-\tikev2=no
-\tleft=192.0.2.1
-\tleftid=@west
-\tleftsubnet=10.1.1.0/24
-\tright=192.0.2.2
-\trightid=@east
-\trightsubnet=10.2.1.0/24
-\tauto={hq}
-"""
-WEST = """
+NETWORKS = ("10.1.1.0/24", "10.2.1.0/24")
+LAPTOP = road_warrior("@east", "10.2.0.0/24")
+CONFIGS = {
+    "west": SETUP + conn("hq", "auto=start") + conn("old", "ikev2=no", "auto=start", networks=NETWORKS) + """
 conn nobody
+\tauthby=secret
 \tleft=192.0.2.1
 \tleftsubnet=10.1.0.0/24
 \tright=192.0.2.77
@@ -41,6 +20,7 @@ conn nobody
 \tauto=start
 
 conn trap
+\tauthby=secret
 \tleft=192.0.2.1
 \tleftsubnet=10.1.0.0/24
 \tright=192.0.2.78
@@ -48,46 +28,19 @@ conn trap
 \tauto=route
 
 conn elsewhere
+\tauthby=secret
 \tleft=198.51.100.1
 \tright=198.51.100.2
 \tauto=add
-
-conn laptop
-\tleft=192.0.2.1
-\tleftid=@laptop
-\tleftmodecfgclient=yes
-\tleftsubnet=0.0.0.0/0
-\tright=192.0.2.2
-\trightid=@east
-\trightsubnet=10.2.0.0/24
-\tnarrowing=yes
-\tauto=add
-"""
-EAST = """
-conn rw
-\tleft=192.0.2.2
-\tleftid=@east
-\tleftsubnet=10.2.0.0/24
-\tright=%any
-\trightid=%any
-\trightaddresspool=10.9.0.1-10.9.0.99
-\tleftmodecfgserver=yes
-\trightmodecfgclient=yes
-\tnarrowing=yes
-\tauto=add
-"""
+""" + LAPTOP["west"],
+    "east": SETUP + conn("hq", "auto=add") + conn("old", "ikev2=no", "auto=add", networks=NETWORKS) + LAPTOP["east"]}
 
 
 def test_tunnels_of_every_kind(gateways: Gateways) -> None:
     """Each line says what is so, within 80 columns; the status tells whether something that should be up is not."""
     for name in NAMES:
-        more = WEST if name == "west" else EAST
-        gateways.write(name, "ipsec.conf", CONFIG.format(hq="start" if name == "west" else "add") + more)
-        gateways.write(name, "ipsec.secrets", ': PSK "SwordfishForTheTunnel"\n', 0o600)
         gateways.ipsec(f"{name}-without", name, "tunnels")
-        gateways.ipsec(f"{name}-initnss", name, "initnss")
-    gateways.ipsec("east-start", "east", "start")
-    gateways.ipsec("west-start", "west", "start")
+    gateways.start(CONFIGS)
     gateways.ipsec("old-up", "west", "up", "old")
     gateways.ipsec("hq-up", "west", "up", "hq")
     gateways.ipsec("laptop-up", "west", "up", "laptop")
