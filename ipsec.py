@@ -14968,8 +14968,8 @@ class Patient:
             known = {tunnel.conn.name for tunnel in self.tunnels}
             unknown = [conn.name for conn in self.conns if conn.name not in known]
             if unknown:
-                raise NotChecked("ends", f"conn {', conn '.join(unknown[:5])}: neither end is a known address "
-                                 "of this host")
+                names = ", conn ".join(unknown[:5])
+                raise NotChecked("ends", f"conn {names}: neither end is a known address of this host")
 
     def known_conns(self) -> list[Conn]:
         """Return `conns`, or an empty list without a configuration.
@@ -15168,7 +15168,7 @@ class Patient:
     def check_unseen_pluto(self) -> None:
         """Raise NotChecked if a pluto may run whose process is not visible here.
 
-        For an ordinary user that is PermissionError: root sees more.
+        Raises PermissionError instead if this process is not root, because root sees more.
         """
         if self.pid or not self.pluto_signs():
             return
@@ -15306,7 +15306,7 @@ class Patient:
         return False
 
     def _verdicts(self, hooks: str, kind: str, packet: Packet) -> Iterator[tuple[str, Chain, str]]:
-        """Yield the chains at the hooks, each with its name in front and the verdict on the packet behind it.
+        """Yield, for each chain at the hooks, its name, the chain, and its verdict on the packet.
 
         The parameters are those of blocks().  Raises OSError, Failure.
         """
@@ -15321,12 +15321,12 @@ class Patient:
                     yield name, chain, verdict(table, chain, fields)
 
     def blocks(self, hooks: str, kind: str = "", what: str = "drop", **packet: str) -> str:
-        """Return a command if the firewall certainly drops a packet at one of the hooks, otherwise nothing.
+        """Return a command if the firewall certainly drops a packet at one of the hooks, otherwise "".
 
-        The command inserts a rule (which must be added to it) at the head of the chain that drops the packet.
-        `hooks` are names of hooks of the kernel, separated by blanks.  `kind` is `nat`, or empty for filters.
-        `what` is another verdict to look for.  `packet` has the fields of the packet as verdict() takes them,
-        with `_` for `-`; the default family is IPv4.  Raises OSError, Failure.
+        The command inserts a rule at the head of the chain that drops the packet; the caller appends the
+        rule.  `hooks` are names of hooks of the kernel, separated by blanks.  `kind` is `nat`, or empty for
+        filters.  `what` is another verdict to look for.  `packet` has the fields of the packet as verdict()
+        takes them, with `_` for `-`; the default family is IPv4.  Raises OSError, Failure.
         """
         for _, chain, answer in self._verdicts(hooks, kind, packet):
             if answer == what:
@@ -15482,8 +15482,7 @@ def check_xfrm(patient: Patient) -> Iterator[Trouble]:
         for _ in policy_messages(host):
             break
     except PermissionError as error:
-        # the refusal shows that the XFRM stack answers; a pluto that runs may have the right that this root
-        # lacks
+        # the XFRM stack answers, but this process may not use it; a running pluto may
         if host.superuser and not patient.pid:
             patient.check_unseen_pluto()  # a pluto in another container may have the right
             yield ("FAIL", "NO RIGHT",
@@ -15777,8 +15776,8 @@ def dropped_peers(patient: Patient, strict: Sequence[str]) -> Iterator[tuple[Tun
                 yield tunnel, device, back
 
 
-# Packets between two hosts, without a special protocol or port.  If the verdict on one of them is unknown, a rule
-# has a condition that can't be evaluated.
+# Packets between two hosts, without a special protocol or port.  If the verdict on one of them is unknown, a
+# rule has a condition that can't be evaluated.
 SAMPLES = ({"proto": "tcp 6", "sport": "49152", "dport": "49153"},
           {"proto": "udp 17", "sport": "49152", "dport": "49153"})
 
@@ -15976,17 +15975,17 @@ def check_peers(patient: Patient) -> Iterator[Trouble]:
     yield from troubles
     if troubles:
         return
-    patient.loaded()  # raises NotChecked: without pluto, nothing tells which connections are routed
+    patient.loaded()  # raises NotChecked if pluto does not answer: what is routed is then unknown
     if not any(tunnel.peer for tunnel in patient.tunnels):
         raise NotChecked("unused", "nothing to check: no connection has a known address of a peer")
-    names = [tunnel.conn.name for tunnel in patient.tunnels if not tunnel.peer and is_named(tunnel)]
+    names = [tunnel.conn.name for tunnel in patient.tunnels if not tunnel.peer and has_peer_name(tunnel)]
     if names:
         yield ("SKIP", "UNKNOWN",
                f"the address of the peer is not known for conn {', conn '.join(names[:5])}", "")
 
 
-def is_named(tunnel: Tunnel) -> bool:
-    """Return whether the peer of a connection is given by a host name, not by an address or `%any`."""
+def has_peer_name(tunnel: Tunnel) -> bool:
+    """Return whether the configuration has the peer's host name, instead of an address or `%any`."""
     peer = tunnel.conn.get("left" if tunnel.here == "right" else "right")
     return peer not in ANY_ID and not peer.startswith("%") and canonical_net(peer) is None
 
@@ -16150,7 +16149,9 @@ def check_firewall(patient: Patient) -> Iterator[Trouble]:
             if dropped:
                 troubles += 1
                 break  # the other tunnels would have the same trouble
-            undecided += undecided_traffic(patient, traffic, roles, path)
+            packets = undecided_traffic(patient, traffic, roles, path)
+            if packets:
+                undecided.append(packets)
     if undecided and not troubles:
         yield ("SKIP", "UNKNOWN",
                f"it is not known whether the firewall drops {'; '.join(undecided[:3])}: the rules have "
@@ -16166,7 +16167,7 @@ def uses_usual_ports(conn: Conn) -> bool:
 
 
 class PeerPath(Record):
-    """The way of packets between this host and a peer.
+    """The path of packets between this host and a peer.
 
     `device` is the interface towards the peer, `peer` the address of the peer, and `address` that of this
     host; each is empty if unknown.
@@ -16179,15 +16180,15 @@ class PeerPath(Record):
 
     @property
     def by(self) -> str:
-        """The interface, for a message."""
+        """The words of a message that name the interface; empty if it is unknown."""
         return f" through {self.device}" if self.device else ""
 
 
 class Direction(Record):
-    """One direction of a kind of packets.
+    """Packets of one kind in one direction.
 
-    `hooks` are the hooks that the packet passes.  `first_counts` is True if the first packet may go this way.
-    `beginner` is the end that sends the first packet otherwise.
+    `hooks` are the hooks that they pass.  `first_counts` is True if the first packet of IKE may go in this
+    direction.  `beginner` is the end that sends the first packet if it goes in the other direction.
     """
 
     way: str  # from, to
@@ -16246,8 +16247,11 @@ def diverted_traffic(patient: Patient, traffic: Traffic, level: str, incoming: D
                "or port", accept_traffic(head, traffic))
 
 
-def undecided_traffic(patient: Patient, traffic: Traffic, roles: Roles, path: PeerPath) -> list[str]:
-    """Return the packets on which the verdict of the firewall is unknown, in words; at most one."""
+def undecided_traffic(patient: Patient, traffic: Traffic, roles: Roles, path: PeerPath) -> str:
+    """Return a text that names packets on which the verdict of the firewall is unknown.
+
+    It is empty if the verdicts on this kind of packets are known in both directions.
+    """
     for one in traffic_directions(traffic, roles, path):
         # an ICMP error may come from any router, also from the peer
         packet = {"src": path.peer, **one.packet} if path.peer and one.way == "from" else one.packet
@@ -16257,8 +16261,8 @@ def undecided_traffic(patient: Patient, traffic: Traffic, roles: Roles, path: Pe
         if one.way == "from" and "icmp" not in traffic.packet:
             chains.append(patient.undecided("prerouting", "nat", **{**packet, "state": "new"}))
         for chain in filter(None, chains):
-            return [f"{traffic.name} {one.way} {path.peer or 'anywhere'}{path.by} (chain {chain})"]
-    return []
+            return f"{traffic.name} {one.way} {path.peer or 'anywhere'}{path.by} (chain {chain})"
+    return ""
 
 
 def packet_state(traffic: Traffic) -> str:
@@ -16348,7 +16352,7 @@ def has_other_addresses(patient: Patient, tunnel: Tunnel, ours: str, theirs: str
 def undecided_forwards(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> str:
     """Return the name of a chain whose verdict on forwarded packets is unknown; empty if there is none.
 
-    New packets of one direction are enough, so one direction with a known verdict counts.
+    For new packets, a known verdict in one direction is enough.
     """
     packets = tunnel_packets(patient, tunnel, ours, theirs)
     for sample in SAMPLES:
@@ -16464,7 +16468,7 @@ def check_entropy(patient: Patient) -> Iterator[Trouble]:
 def check_pluto(patient: Patient) -> Iterator[Trouble]:
     try:
         patient.status()
-        patient.process()  # raises NotChecked: which process the pid file should name is then unknown
+        patient.process()  # raises NotChecked if it is not visible: its pid is then unknown
     except NotChecked:
         raise
     except Failure as failure:
@@ -16537,22 +16541,23 @@ def check_loaded(patient: Patient) -> Iterator[Trouble]:
     checked = 0
     for conn in patient.config.conns():
         ends = conn.get("left"), conn.get("right")
-        told = loaded.get(conn.name, [])
-        if (conn.auto == "ignore" and not told) or not {"%group", "%opportunisticgroup"}.isdisjoint(ends):
+        entries = loaded.get(conn.name, [])
+        if (conn.auto == "ignore" and not entries) or not {"%group", "%opportunisticgroup"}.isdisjoint(ends):
             continue
         checked += 1
         what, again = f"conn {conn.name}", shell_words(["ipsec", "add", conn.name])
-        if not told:
+        if not entries:
             yield ("FAIL", "NOT LOADED",
-                   f"pluto has not loaded {what} of {conn.file}:{conn.line}: {not_loaded_reason(patient, conn)}",
+                   f"pluto has not loaded {what} of {conn.file}:{conn.line}: "
+                   f"{not_loaded_reason(patient, conn)}",
                    edit_command(conn.broken) if conn.broken else again)
-        elif not any(one["oriented"] for one in told):
+        elif not any(entry["oriented"] for entry in entries):
             yield orientation_trouble(patient, conn)
-        elif changed := list(changes(conn, here.get(conn.name, ""), told, names)):
+        elif changed := list(changes(conn, here.get(conn.name, ""), entries, names)):
             yield ("WARN", "CHANGED",
                    f"{what}: {' and '.join(changed)} of {conn.file}:{conn.line} differ from the "
                    "connection that pluto has loaded", again)
-        elif conn.auto == "ondemand" and all(one["routing"].startswith("unrouted") for one in told):
+        elif conn.auto == "ondemand" and all(entry["routing"].startswith("unrouted") for entry in entries):
             yield ("WARN", "NOT ROUTED", f"{what} has auto=ondemand and is not routed",
                    shell_words(["ipsec", "route", conn.name]))
         elif conn.name not in here and not is_shunt(conn) and patient.has_changed(conn.file):
@@ -16597,15 +16602,16 @@ def orientation_trouble(patient: Patient, conn: Conn) -> Trouble:
             f"{what}: neither {ends[0]} nor {ends[1]} is an address of this host that pluto listens on", fix)
 
 
-def changes(conn: Conn, here: str, told: Sequence[dict[str, Any]], names: Mapping[str, str]) -> Iterator[str]:
+def changes(conn: Conn, here: str, loaded: Sequence[dict[str, Any]],
+            names: Mapping[str, str]) -> Iterator[str]:
     """Yield the keywords whose values in pluto's status differ from the file.
 
     A value that is unknown on either side is skipped.  `here` is this host's side; if it is empty, nothing is
-    compared.  `told` are the connections of pluto's status, and `names` comes from host_names().
+    compared.  `loaded` are the entries of the connection in pluto's status.  `names` comes from host_names().
     """
     if not here:
         return
-    entries = [entry for entry in told if not entry["instance"].startswith("[")]
+    entries = [entry for entry in loaded if not entry["instance"].startswith("[")]
     there = "right" if here == "left" else "left"
     for side, end, whose in ((here, "local", "our"), (there, "remote", "their")):
         loaded_hosts = {canonical_net(entry[end]["host"]) for entry in entries}
@@ -16621,7 +16627,7 @@ def changes(conn: Conn, here: str, told: Sequence[dict[str, Any]], names: Mappin
                 yield f"{key}="
 
 
-# After these causes, a connection that nobody wants to be up is not in trouble
+# Causes that are no trouble if the connection need not be up
 ENDED_CAUSES = frozenset((*PENDING_CAUSES, "deleted", "peer-gone"))
 
 
@@ -16647,8 +16653,8 @@ def check_up(patient: Patient) -> Iterator[Trouble]:
     except (OSError, Missing) as error:
         unknown = f"the cause is unknown: {error_text(error)}"
         if not wanted:
-            raise NotChecked("unused", "nothing to check: no connection should be up, and pluto's log can't be "
-                             "read") from None
+            raise NotChecked("unused", "nothing to check: no connection should be up, and pluto's log can't "
+                             "be read") from None
     numbers = numbers_by_conn(lines)
     for name, peers in down.items():
         about = [lines[number] for number in numbers_about(numbers, name)]
@@ -16660,9 +16666,10 @@ def check_up(patient: Patient) -> Iterator[Trouble]:
 
 
 def numbers_by_conn(lines: Sequence[LogLine]) -> dict[str, list[int]]:
-    """Return the numbers of the lines of pluto's log by the connection that they name; empty if none.
+    """Return, by connection, the numbers of the lines of pluto's log that name it.
 
-    Looking through all lines for each of hundreds of connections would take a minute.
+    Lines that name no connection are under the empty name.  The numbers save time: a search through all lines
+    for each of hundreds of connections would take a minute.
     """
     numbers: dict[str, list[int]] = {}
     for number, line in enumerate(lines):
@@ -16671,7 +16678,7 @@ def numbers_by_conn(lines: Sequence[LogLine]) -> dict[str, list[int]]:
 
 
 def numbers_about(numbers: Mapping[str, Sequence[int]], name: str) -> list[int]:
-    """Return the numbers of the lines that name a connection or none, in order.
+    """Return, in order, the numbers of the lines that name this connection or no connection.
 
     `numbers` comes from numbers_by_conn().
     """
@@ -17309,7 +17316,7 @@ def check_secret_modes(patient: Patient) -> Iterator[Trouble]:
             commands = [["chown", "root", name], ["chmod", "go-w", name]]
             yield ("WARN", "OPEN", f"{name} is writable by users other than root",
                    " && ".join(map(shell_words, commands)))
-    patient.uses_configuration = True  # a file that can't be read may include others
+    patient.uses_configuration = True  # a file that can't be read may include more files
     if host.exists(main_file):
         readable_secrets(patient, main_file)
 
@@ -17402,7 +17409,7 @@ def check_fips(patient: Patient) -> Iterator[Trouble]:
         yield ("WARN", "MISMATCH", f"the kernel's FIPS mode is {state}, but the crypto-policy is {policy}",
                f"fips-mode-setup --{option}")
     elif not pluto:
-        patient.loaded()  # raises the error for which pluto's status can't be read
+        patient.loaded()  # raises the error if pluto's status can't be read
         raise NotChecked("pluto", "pluto's FIPS mode is not known")
     if pluto and (pluto == "enabled") != kernel:
         yield ("WARN", "MISMATCH", f"the kernel's FIPS mode is {state}, but pluto's is {pluto}",
@@ -17528,20 +17535,24 @@ def cause_line(cause: str, checks: Sequence[str], shown: Collection[str], is_who
 
     `shown` are the checks that have a line of their own.  `is_whole`: the user asked for all checks.
     """
-    one, several, rest, before = SKIP_CAUSES[cause]
+    verb_for_one, verb_for_several, rest, before = SKIP_CAUSES[cause]
     more = "more " if before in shown else ""
-    verb = one if len(checks) == 1 else several
-    count = f"{len(checks)} {more}check{'s' * (len(checks) != 1)} {verb} {rest}"
-    names = ", ".join(checks)
+    if len(checks) == 1:
+        sentence = f"1 {more}check {verb_for_one} {rest}"
+    else:
+        sentence = f"{len(checks)} {more}checks {verb_for_several} {rest}"
     if cause == "root":
-        return f"{count}: sudo ipsec verify{'' if is_whole else ' ' + ' '.join(checks)} ({names})"
-    return f"{count} ({names})"
+        command_words = ["sudo", "ipsec", "verify", *([] if is_whole else checks)]
+        sentence += f": {shell_words(command_words)}"
+    return f"{sentence} ({', '.join(checks)})"
 
 
 def summary_line(levels: Sequence[str]) -> str:
     """Return the last line: how many findings there are of each level."""
-    failed, warned, skipped, fine = (levels.count(level) for level in ("FAIL", "WARN", "SKIP", "OK"))
-    return f"{failed} failed, {warned} warning{'s' * (warned != 1)}, {skipped} not checked, {fine} ok"
+    warned = levels.count("WARN")
+    warnings = "1 warning" if warned == 1 else f"{warned} warnings"
+    return (f"{levels.count('FAIL')} failed, {warnings}, {levels.count('SKIP')} not checked, "
+            f"{levels.count('OK')} ok")
 
 
 def verify_lines(found: Iterable[Finding], left_out: Sequence[str] = (), colour: bool = False,
