@@ -353,7 +353,7 @@ def find_place(name: str, root: str, check: Callable[[str, os.stat_result], None
             if stat.S_ISLNK(info.st_mode):
                 check("/".join(names), info)
                 links += 1
-                if links > 40:  # as the kernel's MAXSYMLINKS
+                if links > 40:  # the limit of the kernel (MAXSYMLINKS)
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
                 is_link = is_link or not todo
                 target = os.readlink("", dir_fd=fd)
@@ -681,7 +681,7 @@ def resolve_links(name: str, root: str, stops: Collection[str]) -> tuple[str, st
             done.append(part)
             continue
         links += 1
-        if links > 40:  # as the kernel's MAXSYMLINKS
+        if links > 40:  # the limit of the kernel (MAXSYMLINKS)
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
         if target.startswith("/"):
             done.clear()
@@ -743,9 +743,10 @@ class Host:
     """The system that the program reports on or changes: the running one, or one whose disk is mounted at
     `root`.
 
-    The paths are libreswan's usual ones, adjusted to what is installed.  The environment (IPSEC_CONF,
-    IPSEC_EXECDIR, IPSEC_SBINDIR, IPSEC_CONFDDIR, IPSEC_RUNDIR, IPSEC_NSSDIR) overrides them, and the global
-    options override both.  Methods take, and messages show, paths as they are on that system, without `root`.
+    The default paths are libreswan's; that of the NSS database depends on the installed release.  The environment
+    (IPSEC_CONF, IPSEC_EXECDIR, IPSEC_SBINDIR, IPSEC_CONFDDIR, IPSEC_RUNDIR, IPSEC_NSSDIR) overrides them, and
+    the global options override both.  Methods take, and messages show, paths as they are on that system, without
+    `root`.
     """
 
     def __init__(self, env: Mapping[str, str] | None = None, *, root: str = "", conf: str = "", rundir: str = "",
@@ -1981,7 +1982,7 @@ RSA_FIELDS = frozenset("modulus publicexponent privateexponent prime1 prime2 exp
 PUBLIC_FIELDS = ("modulus", "publicexponent", "ckaidnss", "ckaid", "publickey")
 BASE64_LINE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=")
 BASE64_DIGITS = BASE64_LINE - {"="}
-LONGEST_LINE = 1 << 16  # a report shows no more characters of a line
+LONGEST_LINE = 1 << 16  # a report shows at most so many characters of a line
 # Words that are common in reports.  A secret that is one of them is not masked everywhere: that would make
 # the report useless, and would show which word is the secret.
 EVERYDAY = frozenset("secret secrets password ipsec libreswan pluto test default public private tunnel transport "
@@ -11980,8 +11981,9 @@ def version_line(host: Host) -> str:
 # =====================================================================================================================
 # 11. Commands
 #
-# One function (or small class) each, registered with all that the user sees of it.  Each part is for its own commands;
-# `reports` and the packet filter's rules are used by the parts after them.  Used by dispatch(), through the registry.
+# Each command is a function or a small class, registered with its options and its help.  A part has the code of its
+# own commands; later parts also use `reports` and the rules of the packet filter.  Used by dispatch(), through the
+# registry.
 # =====================================================================================================================
 
 # --- free text: what a report shows of it ----------------------------------------------------------------------------
@@ -22183,8 +22185,8 @@ def updown_command(host: Host, args: Args) -> int:
 
 # --- manual and completion -------------------------------------------------------------------------------------------
 
-# The macros within text of mdoc(7) that the pages use.  All but Xr, Ns, Oo and Oc print their arguments, with
-# some text around: a prefix of each, or what encloses them.
+# The macros of mdoc(7) within text that the pages use.  The value is a prefix for each argument of the macro,
+# or the characters around its arguments.
 MDOC_INLINE = {"Ar": "", "Cm": "", "Dv": "", "Ev": "", "Fl": "-", "Ic": "", "Li": "", "Nm": "", "No": "", "Pa": "",
                "Va": "", "Xr": "", "Ql": "\"", "Op": "[]", "Pq": "()", "Ns": "", "Oo": "", "Oc": ""}
 MDOC_CLOSING = (".", ",", ":", ";", ")", "]", "?", "!")
@@ -22600,8 +22602,8 @@ def completion_command(host: Host, args: Args) -> int:
 # 12. Dispatch
 #
 # dispatch() reads the global options and runs a built-in command or a program of the exec directory.  The commands
-# here print what ipsec knows about itself.  run() turns failures, closed pipes and Ctrl-C into an exit status.  main()
-# is the program.  Used by the archive's __main__.py.
+# here print help, versions and the exec directory.  run() turns failures, closed pipes and Ctrl-C into an exit status.
+# main() is the entry point.  Used by the archive's __main__.py.
 # =====================================================================================================================
 
 
@@ -22682,7 +22684,7 @@ def usage_text(host: Host) -> str:
 
 @command("version versioncode", rescue=True,
          summary="print the versions of libreswan and of the kernel's IPsec stack",
-         options=(Opt("--verbose", None, "also of this program, its embedded packages and Python"),))
+         options=(Opt("--verbose", None, "print also the versions of this program, its embedded packages and Python"),))
 def version_command(host: Host, args: Args) -> int:
     """`ipsec version`: always return 0."""
     host.print(version_line(host))
@@ -22861,8 +22863,8 @@ def script_env(host: Host, program: str) -> dict[str, str]:
 
 
 def die_of(name: str) -> NoReturn:
-    """Kill this process with a signal, so that the shell reports status 128+N.  Process 1 can't be killed so,
-    and exits with that status instead."""
+    """Kill this process with a signal, so that the shell reports status 128+N.  Process 1, which the kernel
+    protects from its own signals, exits with that status instead."""
     import signal
     number = getattr(signal, name)
     signal.signal(number, signal.SIG_DFL)
