@@ -21001,29 +21001,61 @@ def metrics_command(host: Host, args: Args) -> int:
 
 # --- the summary of barf ----------------------------------------------------------------------------------------------
 #
-# The first section of a report: what an expert asks first, in at most SUMMARY_LINES lines.
+# The first section of a report: the answers to an expert's first questions, in at most SUMMARY_LINES lines.
 
 SUMMARY_LINES, SUMMARY_TUNNELS, SUMMARY_CAUSES = 25, 10, 3
 
 
 def report_summary(report: Report) -> Iterator[str]:
-    """Yield the lines of the summary.  For a part that can't be made, a line gives the reason."""
+    """Yield the lines of the summary.  If a part can't be made, a line gives the reason."""
     host = report.host
-    lines = [f"{version_line(host)}; ipsec {VERSION}", f"{distribution_name(host)}, kernel {host.kernel_release()}"
-             if host.live else f"{distribution_name(host)}, mounted at {host.root}"]
+    lines = [f"{version_line(host)}; ipsec {VERSION}"]
+    explained: list[str] = []
     if host.live:
-        lines += [pluto_summary(host), *tunnels_summary(report), firewall_summary(host)]
-    troubles = [finding for finding in report.verdicts() if finding.level in ("FAIL", "WARN") and not finding.cause]
-    troubles.sort(key=lambda finding: finding.level != "FAIL")
-    room = max(1, SUMMARY_LINES - len(lines) - 1)
-    lines += [f"verify: {finding.level} {finding.check}: {finding.why}" for finding in troubles[:room]]
-    if len(troubles) > room:
-        lines.append(f"verify: {len(troubles) - room} more lines that are not OK; see ipsec_verify")
-    return text_of_lines(lines or ["verify: nothing is wrong"])
+        lines.append(f"{distribution_name(host)}, kernel {host.kernel_release()}")
+        doctor: Doctor = load_part("Doctor")(host, report.timeout / 2)
+        lines.append(pluto_summary(report, doctor))
+        try:
+            rows = Tunnels(host, report.timeout / 2).rows
+            lines += tunnels_summary(rows, report.config)
+        except (Failure, OSError) as error:
+            rows = []
+            lines.append(no_tunnels_line(report, error))
+        for diagnosis in failed_tunnels(doctor, rows):
+            explained.append(diagnosis.connection)
+            lines.append(why_line(diagnosis))
+        lines.append(firewall_summary(host))
+    else:
+        lines.append(f"{distribution_name(host)}, mounted at {host.root}")
+    lines += verify_summary(report.verdicts(), explained, max(1, SUMMARY_LINES - len(lines) - 2))
+    return text_of_lines(lines)
+
+
+def verify_summary(verdicts: Sequence[Finding], explained: Collection[str], room: int) -> Iterator[str]:
+    """Yield how many checks of verify ended how, and one line for each of the first `room` problems, FAIL
+    first.
+
+    A problem that other lines of the summary show is left out: pluto does not run, or a connection is down
+    whose cause is in `explained`.
+    """
+    levels = [finding.level for finding in verdicts]
+    yield (f"verify: {levels.count('FAIL')} FAIL, {levels.count('WARN')} WARN, "
+           f"{levels.count('SKIP')} not checked, {levels.count('OK')} ok")
+    shown_above = tuple(f"conn {name} " for name in explained)
+    problems = []
+    for finding in verdicts:
+        is_shown = finding.check == "pluto" or (finding.check == "up" and finding.why.startswith(shown_above))
+        if finding.level in ("FAIL", "WARN") and not finding.cause and not is_shown:
+            problems.append(finding)
+    problems.sort(key=lambda finding: finding.level != "FAIL")
+    for finding in problems[:room]:
+        yield f"verify: {finding.level} {finding.check}: {finding.why}"
+    if len(problems) > room:
+        yield f"verify: {len(problems) - room} more problems; see ipsec_verify"
 
 
 def distribution_name(host: Host) -> str:
-    """Return the name of the distribution (os-release(5)), or that it is unknown."""
+    """Return the name of the distribution (os-release(5)), or `unknown distribution`."""
     for name in ("/etc/os-release", "/usr/lib/os-release"):
         try:
             for line in host.lines(name):
@@ -21034,52 +21066,87 @@ def distribution_name(host: Host) -> str:
     return "unknown distribution"
 
 
-def pluto_summary(host: Host) -> str:
-    """Return one line about pluto: its process and start, or the first sign of one that this process can't
-    see.
-    """
+def pluto_summary(report: Report, doctor: Doctor) -> str:
+    """Return one line about pluto: its process and start, or that it does not run and its last message."""
+    host = report.host
     pid = visible_pluto(host)
     line = pluto_line(host, pid)
     for process in list_processes(host) if pid else ():
         if process.pid == pid:
-            return f"{line}, since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(process.started))}"
-    return line
-
-
-def tunnels_summary(report: Report) -> Iterator[str]:
-    """Yield one line for each of the first connections, those in trouble first, and causes of the first
-    failures.
-    """
+            return f"{line}, since {shown_time(process.started)}"
+    if pid:
+        return line
     try:
-        rows = Tunnels(report.host, report.timeout / 2).rows
-    except NoPluto as failure:
-        silence = f"no pluto answers on {report.host.ctlsocket}"
-        yield f"connections: {silence if failure.silent else failure.message}"
-        return
-    except (Failure, OSError) as error:
-        yield f"connections: {error_text(error)}"
-        return
+        last = doctor.log().lines[-1]
+    except (OSError, Failure):
+        return line
+    message = next(iter(report.log_lines([last.text])), LEFT_OUT)
+    when = "" if last.when is None else f" of {shown_time(last.when)}"
+    return printable(f"{line}; the last line of its log{when}: {message}")
+
+
+def shown_time(seconds: float) -> str:
+    """Return a time in seconds since the epoch as local date and time."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def no_tunnels_line(report: Report, error: Failure | OSError) -> str:
+    """Return the line about connections if pluto can't be asked for them."""
+    reason = error_text(error)
+    if isinstance(error, NoPluto) and error.silent:
+        reason = f"no pluto answers on {report.host.ctlsocket}"
+    return f"connections: {reason}{configured_connections(report.config)}"
+
+
+def tunnels_summary(rows: list[TunnelRow], config: Config) -> Iterator[str]:
+    """Yield one line for each of the first connections; those that are down and should be up come first."""
+    if not rows:
+        yield f"connections: pluto has none{configured_connections(config)}"
     order = ("down", "connecting", "partly up")
     rows.sort(key=lambda row: (not row.fails, row.state not in order))
     now = time.time()
     for row in rows[:SUMMARY_TUNNELS]:
         since = "" if row.since is None else f" {short_time(now - row.since)}"
-        yield printable(f"{row.full_name}: {row.state.upper()}{since}, peer {row.remote_host or 'unknown'}"
-                        f"{', ' + row.problem if row.problem else ''}")
+        problem = f", {row.problem}" if row.problem else ""
+        yield printable(f"{row.full_name}: {row.state.upper()}{since}, peer {row.remote_host or 'unknown'}{problem}")
     if len(rows) > SUMMARY_TUNNELS:
         up = sum(row.state == "up" for row in rows[SUMMARY_TUNNELS:])
         yield f"{len(rows) - SUMMARY_TUNNELS} more connections, {up} of them up"
-    failed = list(dict.fromkeys(row.name for row in rows if row.fails))[:SUMMARY_CAUSES]
-    if failed:
-        doctor: Doctor = load_part("Doctor")(report.host, report.timeout / 2)
-        for name in failed:
-            diagnosis = doctor.diagnose(name)
-            yield printable(f"why {name}: {diagnosis.means or 'the cause is unknown'}"
-                            f"{'; next: ' + diagnosis.command if diagnosis.command else ''}")
+
+
+def configured_connections(config: Config) -> str:
+    """Return the connections of the configuration, as the end of a line; empty if there are none."""
+    conns = [f"{conn.name} (auto={conn.auto})" for conn in config.conns()]
+    if not conns:
+        return ""
+    more = f" and {len(conns) - SUMMARY_TUNNELS} more" if len(conns) > SUMMARY_TUNNELS else ""
+    return f"; {config.name} has {', '.join(conns[:SUMMARY_TUNNELS])}{more}"
+
+
+def failed_tunnels(doctor: Doctor, rows: Sequence[TunnelRow]) -> list[Diagnosis]:
+    """Return the causes for the first connections that are down and should be up.
+
+    Then come connections that need not be up, but whose last attempt has failed: the peer may have begun it.
+    """
+    wanted = dict.fromkeys(row.name for row in rows if row.fails)
+    idle = dict.fromkeys(row.name for row in rows if row.state == "idle" and row.name not in wanted)
+    causes = [doctor.diagnose(name) for name in [*wanted][:SUMMARY_CAUSES]]
+    for name in [*idle][:SUMMARY_TUNNELS]:
+        diagnosis = doctor.diagnose(name)
+        if diagnosis.level in ("FAIL", "WARN") and diagnosis.when is not None:
+            causes.append(diagnosis)
+    return causes[:SUMMARY_CAUSES]
+
+
+def why_line(diagnosis: Diagnosis) -> str:
+    """Return why a connection is down, with the time of the evidence and the command to run next."""
+    when = "" if diagnosis.when is None else f" ({shown_time(diagnosis.when)})"
+    following = f"; next: {diagnosis.command}" if diagnosis.command else ""
+    return printable(f"why {diagnosis.connection}{when}: {diagnosis.means or 'the cause is unknown'}{following}")
 
 
 def firewall_summary(host: Host) -> str:
-    """Return one line with the tables of the packet filters in use."""
+    """Return one line with the tables of iptables, ip6tables and nft."""
     tables = [f"iptables {name}" for name in host.value("/proc/net/ip_tables_names").split()]
     tables += [f"ip6tables {name}" for name in host.value("/proc/net/ip6_tables_names").split()]
     if host.which("nft"):
@@ -21090,8 +21157,8 @@ def firewall_summary(host: Host) -> str:
         if ran.status:
             return f"firewall: {ran.complaint}"
         tables += [f"nft {line.removeprefix('table ')}" for line in ran.text.splitlines()]
-    shown = ", ".join(tables[:6]) + (f" and {len(tables) - 6} more" if len(tables) > 6 else "")
-    return f"firewall: {shown or 'no tables seen'}"
+    more = f" and {len(tables) - 6} more" if len(tables) > 6 else ""
+    return f"firewall: {', '.join(tables[:6]) or 'no tables seen'}{more}"
 
 
 # --- configuration: what libreswan's own programs say of it, and what a report shows ---------------------------------

@@ -423,6 +423,13 @@ def test_a_bad_byte_in_a_path_costs_one_section(pyz: Path, tmp_path: Path) -> No
     assert "\n+ date\n" in ran.stdout
 
 
+class NoLog(ipsec.Doctor):
+    """Finds no log of pluto."""
+
+    def log(self) -> ipsec.PlutoLog:
+        raise ipsec.Missing("no log")
+
+
 def test_the_lines_about_pluto_know_of_plutos_out_of_sight(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ipsec, "find_pluto", lambda host: None)
     monkeypatch.setattr(ipsec, "plutos", lambda host: [])
@@ -430,10 +437,33 @@ def test_the_lines_about_pluto_know_of_plutos_out_of_sight(monkeypatch: pytest.M
     monkeypatch.setattr(ipsec, "signs_of_pluto", lambda host: signs)
 
     def lines() -> set[str]:
-        return {next(ipsec.listeners(report())).rstrip("\n"), ipsec.pluto_summary(report().host)}
+        doctor = NoLog(ipsec.Host(), 1.0)
+        return {next(ipsec.listeners(report())).rstrip("\n"), ipsec.pluto_summary(report(), doctor)}
 
     assert lines() == {"pluto: not running"}
     signs.append("UDP port 500 is in use by a process that this one can't see")
     assert lines() == {"pluto: no process is visible, but UDP port 500 is in use by a process that this one can't see"}
     monkeypatch.setattr(ipsec, "plutos", lambda host: [os.getpid()])
     assert all(line.startswith(f"pluto: process {os.getpid()}") for line in lines())
+
+
+def test_the_summary_has_the_last_message_of_a_pluto_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ipsec, "visible_pluto", lambda host: None)
+    monkeypatch.setattr(ipsec, "signs_of_pluto", lambda host: [])
+    doctor = ipsec.Doctor(ipsec.Host(), 1.0)
+    lines = [ipsec.LogLine(0.0, "Starting Pluto"), ipsec.LogLine(None, "FATAL: no NSS database")]
+    monkeypatch.setattr(doctor, "log", lambda: ipsec.PlutoLog("x", lines))
+    assert ipsec.pluto_summary(report(), doctor) == (
+        "pluto: not running; the last line of its log: FATAL: no NSS database")
+
+
+def test_the_summary_of_verify_counts_and_does_not_repeat() -> None:
+    verdicts = [ipsec.Finding("a", "A"), ipsec.Finding("b", "B", "SKIP", why="x", cause="pluto"),
+                ipsec.Finding("c", "C", "WARN", why="c is odd"), ipsec.Finding("pluto", "P", "FAIL", why="down"),
+                ipsec.Finding("up", "U", "FAIL", why="conn one should be up"),
+                ipsec.Finding("up", "U", "FAIL", why="conn two should be up")]
+    assert list(ipsec.verify_summary(verdicts, ["one"], 5)) == [
+        "verify: 3 FAIL, 1 WARN, 1 not checked, 1 ok", "verify: FAIL up: conn two should be up",
+        "verify: WARN c: c is odd"]
+    assert list(ipsec.verify_summary(verdicts, [], 1))[1:] == [
+        "verify: FAIL up: conn one should be up", "verify: 2 more problems; see ipsec_verify"]

@@ -1,13 +1,14 @@
-"""Planted secrets: more than 300, each at a place where administrators leave them and in one of many forms.
+"""Planted secrets: each at a place where administrators leave them, and in one of many forms.
 
-No canary is in ipsec.secrets, so that none is known by its value: what masks it is its place or its form.
+No canary is in ipsec.secrets, so the redaction knows none by its value: place or form must tell that it is a secret.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Callable, NamedTuple
 
 
@@ -17,6 +18,20 @@ class Canary(NamedTuple):
     place: str
     secret: str
     line: str
+
+
+Form = Callable[[str], str]
+
+
+class Place(NamedTuple):
+    """A place for secrets: the path of its file, and the templates of its lines, each planted in each form.
+
+    Without a path, a test plants the line itself: as a process or a rule of the firewall.
+    """
+
+    path: str
+    templates: Sequence[str]
+    forms: Sequence[Form]
 
 
 def secret_of(number: int) -> str:
@@ -47,8 +62,16 @@ def base64_of(secret: str) -> str:
     return base64.b64encode(secret.encode()).decode()
 
 
-Form = Callable[[str], str]
 WRITTEN: tuple[Form, ...] = (plain, hexed, base64_of)
+#: Ways to write a secret in a sentence or a setting
+UNQUOTED: tuple[Form, ...] = (
+    "the psk for the branch is {}".format, "BRANCH_PSK={}".format, "key: {}".format, "--branch-psk {}".format,
+    "-p {}".format, "https://u:{}@h/x".format, "FOOBAR={}".format, "now it is {}".format,
+    lambda secret: f"QUJD{base64_of(secret).rstrip('=')}")
+WORDED: tuple[Form, ...] = (*UNQUOTED, 'set it to "{}" there'.format, '{{"psk": "{}"}}'.format)
+#: The starts of lines in logs that pluto writes: its own file with and without fractions of a second, syslog, journal
+STAMPS = ("Nov 25 23:00:01.123456: ", "Nov  5 03:00:01: ", "2026-11-25T23:00:01.123456+00:00 gw pluto[7]: ",
+          "Nov 25 23:00:01 gw pluto[7]: ", "")
 
 #: Command lines that name ipsec or pluto, which is what put them into a report
 PROCESSES = (
@@ -87,11 +110,15 @@ PLUTO_BYTES = (
     "| unwrapped:  {}", "|   {}", "| SKEYSEED:  {}", "| g^ir {}", "Nov 25 23:00:01 gw pluto[9]: |   {}",
     "Nov 05 23:00:01.123456: |   {}", "Nov 25 23:00:01.123456: | raw:  {}", "| from 00:11:22:33:44:55 |   {}",
     "2026-11-25T23:00:01 gw pluto[9]: | wire:  {}", "| nonce {}",
+    *(f"{stamp}{label}" for stamp in STAMPS for label in (
+        "| ESP enckey:  {}", "| ESP encrypt key: {}", "| our keymat  {}", "| peer keymat  {}", "| unwrapped: {}",
+        "|   {}", "| key:{}", "  {}", "| ESP authkey: {}", "| Ni  {}", "| key-offset: 0, key-size: 32 key {}")),
 )
 PLUTO_WORDS = (
     "| ESP enckey: 0x{}", "| our keymat: {}", "| SK_ai: {}", "| PSK: {}", "| preshared key={}", "| unwrapped: {}",
     "| sk_pi={}", "| prf key {}", "| peer keymat {}", "| ESP encrypt key {}",
 )
+PLUTO_NUMBERS = [f"{stamp}{label}" for stamp in STAMPS for label in ("| sk_d chunk: {}", "| calculated secret {}")]
 #: Lines of ipsec.conf, in a connection
 CONF = (
     "leftpsk={}", "x-psk={}", "x-note={}", "# the key is {}", "# {}", "rightsecretword={}", "left_token={}",
@@ -107,65 +134,104 @@ POLICY = ("# {}", "10.1.0.0/16 # {}", "{}")
 OTHERS = ("# {}", "X_TOKEN={}", "BUG_REPORT_URL=https://u:{}@example.com/")
 FIREWALL = ("psk is {}", "{}", "for site {}", "pass {}", "old key {}")
 
-FILES: dict[str, tuple[tuple[str, ...], tuple[Form, ...]]] = {
-    "unit": (UNIT, WRITTEN), "default": (SETTINGS, WRITTEN), "initscript": (SETTINGS, WRITTEN),
-    "shared log": (SHARED_LOG, WRITTEN), "pluto bytes": (PLUTO_BYTES, (dump_row, pairs)),
-    "pluto words": (PLUTO_WORDS, (hexed, base64_of)), "conf": (CONF, WRITTEN), "include": (CONF, (plain,)),
-    "rsyslog": (RSYSLOG, (plain, base64_of)), "resolv": (RESOLV, (plain, hexed)), "policy": (POLICY, (plain, hexed)),
-    "os-release": (OTHERS, (plain,)), "selinux": (OTHERS, (plain,)), "crypto-policies": (OTHERS, (plain,)),
+DROPINS = "/etc/systemd/system/ipsec.service.d"
+PLACES: dict[str, Place] = {
+    "unit": Place(f"{DROPINS}/env.conf", UNIT, WRITTEN),
+    "quoted variable of a unit": Place(f"{DROPINS}/env.conf", ('Environment="X={}"',), UNQUOTED),
+    "program of a unit": Place(f"{DROPINS}/pre.conf", ("ExecStartPre=/usr/bin/notify {}",), WORDED),
+    "comment of a unit": Place(f"{DROPINS}/remark.conf", ("# {}",), WORDED),
+    "unknown directive of a unit": Place(f"{DROPINS}/x.conf", ("X-Branch={}",), WORDED),
+    "default": Place("/etc/default/pluto", SETTINGS, WRITTEN),
+    "variable of a default file": Place("/etc/default/ipsec", ("export {}",), WORDED),
+    "sysconfig": Place("/etc/sysconfig/pluto", ("{}",), WORDED),
+    "init script": Place("/etc/init.d/ipsec", SETTINGS, WRITTEN),
+    "command of an init script": Place("/etc/init.d/ipsec", ("curl {}",), WORDED),
+    "run script": Place("/etc/sv/ipsec/run", ("exec 2>&1; notify {}",), WORDED),
+    "shared log": Place("/var/log/auth.log", [f"Nov 25 23:59:02 gw {line}" for line in SHARED_LOG], WRITTEN),
+    "programs in the shared log": Place("/var/log/auth.log", (
+        "Nov 25 23:59:02 gw sudo: root : COMMAND=/usr/bin/x {}", "Nov 25 23:59:02 gw backup[7]: pluto {}",
+        "Nov 25 23:59:02 gw cron[9]: (root) CMD (ipsec {})"), WORDED),
+    "kern.debug": Place("/var/log/kern.debug", ("Nov 25 23:59:02 gw app: {}",), WORDED),
+    "bytes in pluto's log": Place("/var/log/pluto.log", PLUTO_BYTES, (dump_row, pairs)),
+    "words in pluto's log": Place("/var/log/pluto.log", PLUTO_WORDS, (hexed, base64_of)),
+    "numbers in pluto's log": Place("/var/log/pluto.log", PLUTO_NUMBERS, (hexed,)),
+    "conf": Place("/etc/ipsec.conf", [f"\t{line}" for line in CONF], WRITTEN),
+    "remark in conf": Place("/etc/ipsec.conf", ("# {}", "\tpfs=yes # {}"), WORDED),
+    "keyword of conf": Place("/etc/ipsec.conf", (
+        "\tleftpsk={}", "\tx-psk={}", '\tleftupdown="/usr/local/bin/up.sh {}"', '\tmodecfgbanner="{}"'), UNQUOTED),
+    "include": Place("/etc/ipsec.d/more.conf", [f"\t{line}" for line in CONF], (plain,)),
+    "remark of an include": Place("/etc/ipsec.d/more.conf", ("# {}",), WORDED),
+    "policy": Place("/etc/ipsec.d/policies/private", POLICY, (plain, hexed)),
+    "remark of a policy": Place("/etc/ipsec.d/policies/private", ("10.0.0.0/8 # {}",), WORDED),
+    "line of a policy": Place("/etc/ipsec.d/policies/clear", ("{}",), WORDED),
+    "rsyslog": Place("/etc/rsyslog.conf", RSYSLOG, (plain, base64_of)),
+    "remark or action of rsyslog": Place("/etc/rsyslog.conf", (
+        'action(type="omhttp" uid="u" pwd="{}")', "# {}"), WORDED),
+    "syslog-ng": Place("/etc/syslog-ng/syslog-ng.conf", (
+        'destination d {{ http(url("x") password("{}")); }};',), WORDED),
+    "resolv": Place("/etc/resolv.conf", RESOLV, (plain, hexed)),
+    "remark of resolv": Place("/etc/resolv.conf", ("# {}", "x-token {}"), WORDED),
+    "os-release": Place("/etc/os-release", OTHERS, (plain,)),
+    "name of os-release": Place("/etc/os-release", ('BRANCH="{}"',), UNQUOTED),
+    "release file": Place("/etc/branch-release", ("{}",), WORDED),
+    "selinux": Place("/etc/selinux/config", OTHERS, (plain,)),
+    "crypto-policies": Place("/etc/crypto-policies/config", (*OTHERS, "{}"), (plain, *WORDED)),
 }
-LIVE: dict[str, tuple[tuple[str, ...], tuple[Form, ...]]] = {
-    "process": (PROCESSES, (plain, hexed)), "iptables comment": (FIREWALL, (plain,)),
-    "iptables prefix": (FIREWALL[:2], (plain,)), "nft comment": (FIREWALL, (plain,)),
-    "nft set comment": (FIREWALL[:3], (plain,)), "nft prefix": (FIREWALL[:2], (plain,)),
+LIVE: dict[str, Place] = {
+    "process": Place("", PROCESSES, (plain, hexed)), "iptables comment": Place("", FIREWALL, (plain,)),
+    "iptables prefix": Place("", FIREWALL[:2], (plain,)), "nft comment": Place("", FIREWALL, (plain,)),
+    "nft set comment": Place("", FIREWALL[:3], (plain,)), "nft prefix": Place("", FIREWALL[:2], (plain,)),
 }
-#: Where the lines of a place go; @ stands for all of them
-PATHS = {
-    "unit": ("/etc/systemd/system/ipsec.service.d/env.conf", "[Service]\n@"),
-    "default": ("/etc/default/pluto", "@"), "initscript": ("/etc/init.d/ipsec", "#!/bin/sh\n@"),
-    "shared log": ("/var/log/auth.log", "Nov 25 23:59:01 gw pluto[9]: Starting Pluto subsystem\n@"),
-    "pluto": ("/var/log/pluto.log", "Nov 25 23:59:01: Starting Pluto subsystem\n@"),
-    "conf": ("/etc/ipsec.conf", "config setup\n\tlogfile=/var/log/pluto.log\ninclude /etc/ipsec.d/more.conf\n"
-             "conn gw\n\tleft=192.0.2.1\n\tright=192.0.2.2\n@"),
-    "include": ("/etc/ipsec.d/more.conf", "conn more\n\tleft=192.0.2.1\n@"), "rsyslog": ("/etc/rsyslog.conf", "@"),
-    "resolv": ("/etc/resolv.conf", "nameserver 192.0.2.53\n@"),
-    "policy": ("/etc/ipsec.d/policies/private", "10.0.0.0/8\n@"),
-    "os-release": ("/etc/os-release", "ID=debian\n@"), "selinux": ("/etc/selinux/config", "SELINUX=disabled\n@"),
-    "crypto-policies": ("/etc/crypto-policies/config", "DEFAULT\n@"),
+#: What is around the lines of a file; @ stands for all of them. Other files have nothing else
+FRAMES = {
+    f"{DROPINS}/env.conf": "[Service]\n@", "/etc/systemd/system/ipsec.service": (
+        "[Service]\nExecStart=/usr/libexec/ipsec/pluto --nofork\n@"),
+    "/etc/init.d/ipsec": "#!/bin/sh\n@",
+    "/var/log/auth.log": "Nov 25 23:59:01 gw pluto[9]: Starting Pluto subsystem\n@",
+    "/var/log/pluto.log": "Nov 25 23:59:01: Starting Pluto subsystem\n@",
+    "/etc/ipsec.conf": "config setup\n\tlogfile=/var/log/pluto.log\ninclude /etc/ipsec.d/*.conf\n"
+                       "conn gw\n\tleft=192.0.2.1\n\tright=192.0.2.2\n@",
+    "/etc/ipsec.d/more.conf": "conn more\n\tleft=192.0.2.1\n@", "/etc/resolv.conf": "nameserver 192.0.2.53\n@",
+    "/etc/ipsec.d/policies/private": "10.0.0.0/8\n@", "/etc/os-release": "ID=debian\n@",
+    "/etc/selinux/config": "SELINUX=disabled\n@", "/etc/crypto-policies/config": "DEFAULT\n@",
 }
 
 
-def planted(places: dict[str, tuple[tuple[str, ...], tuple[Form, ...]]], first: int = 1) -> list[Canary]:
-    """Return a canary for each template of the places in each of their forms, numbered from `first`."""
+def planted(places: dict[str, Place], first: int = 1) -> list[Canary]:
+    """Return a canary for each template of the places in each of its forms, numbered from `first`."""
     canaries = []
-    for place, (templates, forms) in places.items():
-        for template in templates:
-            for form in forms:
+    for name, place in places.items():
+        for template in place.templates:
+            for form in place.forms:
                 secret = secret_of(first + len(canaries))
-                canaries.append(Canary(place, secret, template.format(form(secret))))
+                canaries.append(Canary(name, secret, template.format(form(secret))))
     return canaries
 
 
 def canaries_of_files() -> list[Canary]:
-    return planted(FILES)
+    return planted(PLACES)
 
 
 def live_canaries() -> list[Canary]:
-    return planted(LIVE, 1001)
+    return planted(LIVE, 10001)
 
 
-def files(canaries: Iterable[Canary]) -> dict[str, str]:
-    """Return the text of each file in which the canaries stand, by path."""
-    lines: dict[str, list[str]] = {}
+def files(canaries: Iterable[Canary], own_log: bool = True) -> dict[str, str]:
+    """Return the text of each file in which the canaries stand, by path; without `own_log`, pluto logs to syslog."""
+    lines: dict[str, list[str]] = {path: [] for path in FRAMES}
     for canary in canaries:
-        place = canary.place.removesuffix(" bytes").removesuffix(" words")
-        line = canary.line
-        if place == "shared log":
-            line = f"Nov 25 23:59:02 gw {line}"
-        elif place in ("conf", "include"):
-            line = f"\t{line}"
-        lines.setdefault(place, []).append(f"{line}\n")
-    return {path: frame.replace("@", "".join(lines[place])) for place, (path, frame) in PATHS.items()}
+        lines.setdefault(PLACES[canary.place].path, []).append(f"{canary.line}\n")
+    texts = {path: FRAMES.get(path, "@").replace("@", "".join(lines[path]), 1) for path in lines}
+    if not own_log:
+        texts["/etc/ipsec.conf"] = texts["/etc/ipsec.conf"].replace("\tlogfile=/var/log/pluto.log\n", "")
+    return texts
+
+
+def plant(top: Path, canaries: Iterable[Canary], own_log: bool = True) -> None:
+    """Write the files in which the canaries stand below `top`."""
+    for path, text in files(canaries, own_log).items():
+        (top / path[1:]).parent.mkdir(parents=True, exist_ok=True)
+        (top / path[1:]).write_text(text)
 
 
 def leaked(text: str, canaries: Iterable[Canary]) -> list[Canary]:
