@@ -12774,25 +12774,42 @@ class OutputFile:
     The file appears only when it is complete.  Each method raises OSError.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, host: Host, name: str) -> None:
+        self.host = host
+        self.path = os.path.abspath(name)
+        self.size = 0  # of the file so far, in bytes
         zlib = need("zlib", "--output FILE.gz") if name.endswith(".gz") else None
-        self.file = Replacement(name, mode=0o600)
+        self.file = self._within(lambda: Replacement(name, mode=0o600))
         self.squeeze: Any = zlib and zlib.compressobj(6, zlib.DEFLATED, 31)  # 31: a gzip header and trailer
+
+    def _within(self, work: Callable[[], T]) -> T:
+        """Call `work`, which accesses the file; a file system that does not answer is given up."""
+        return self.host.within(self.path, work, root="")
 
     def write(self, text: str) -> None:
         """Append text."""
         data = encode(text)
-        self.file.write(self.squeeze.compress(data) if self.squeeze else data)
+        if self.squeeze:
+            data = self.squeeze.compress(data)
+        if data:
+            self._append(data)
+
+    def _append(self, data: bytes) -> None:
+        self._within(lambda: self.file.write(data))
+        self.size += len(data)
 
     def commit(self) -> None:
         """Put the whole file in place."""
         if self.squeeze:
-            self.file.write(self.squeeze.flush())
-        self.file.commit()
+            self._append(self.squeeze.flush())
+        self._within(self.file.commit)
 
     def drop(self) -> None:
         """Remove the unfinished file; after commit() this does nothing."""
-        self.file.drop()
+        try:
+            self._within(self.file.drop)
+        except TimeoutError:
+            return  # an earlier error has the reason
 
 
 def start_workers(report: Report, sections: Sequence[ReportSection], sink: TextSink) -> dict[str, Worker]:
@@ -18279,15 +18296,16 @@ def barf(host: Host, args: Args) -> int:
         if not host.superuser:
             raise Failure("barf: --show-secrets is for root")
         host.warn("this report shows secrets: do not mail it")
-    report = write_report(host, args, sections)
+    output = args.value("--output")
+    file = OutputFile(host, output) if output else None
+    report = write_report(host, args, sections, file)
     status = completeness(host, "barf", report.ended, FAILED)
     denied = report.ended.get("denied", [])
     rights = missing_rights(host, "barf", denied) if denied else ""
-    output = args.value("--output")
-    if output:
+    if file:
         counts = report.ending().splitlines()[-1]
         note = f"; {rights.removeprefix('barf: ')}" if rights else ""
-        host.warn(f"barf: wrote {output}, {kilobytes(output)}; {counts}{note}")
+        host.warn(f"barf: wrote {output}, {size_text(file.size)}; {counts}{note}")
     elif rights:
         host.warn(rights)
     if denied and args.flag("--strict"):
@@ -18296,8 +18314,7 @@ def barf(host: Host, args: Args) -> int:
 
 
 def chosen_sections(sections: list[ReportSection], names: Sequence[str]) -> list[ReportSection]:
-    """Return the sections with these names, in the order of the report; without names, all.  Raises Failure.
-    """
+    """Return the sections with these names in the order of the report; without names, all.  Raises Failure."""
     known = {section.name: section for section in sections}
     for name in names:
         if name not in known:
@@ -18305,10 +18322,8 @@ def chosen_sections(sections: list[ReportSection], names: Sequence[str]) -> list
     return [section for section in sections if section.name in names] if names else sections
 
 
-def write_report(host: Host, args: Args, sections: Sequence[ReportSection]) -> Report:
-    """Write the report to the file of --output or to standard output; return it.  Raises Failure, OSError."""
-    output = args.value("--output")
-    file = OutputFile(output) if output else None
+def write_report(host: Host, args: Args, sections: Sequence[ReportSection], file: OutputFile | None) -> Report:
+    """Write the report to the file or, without one, to standard output.  Raises Failure, OSError."""
     write = file.write if file else lambda text: host.print(text, end="")
     try:
         sink = (JsonSink if args.flag("--json") else TextSink)(write)
@@ -18326,9 +18341,8 @@ def write_report(host: Host, args: Args, sections: Sequence[ReportSection]) -> R
     return report
 
 
-def kilobytes(name: str) -> str:
-    """Return the size of a file for people: `31 kB`."""
-    size = os.stat(name).st_size
+def size_text(size: int) -> str:
+    """Return a number of bytes as `512 bytes` or `31 kB`."""
     return f"{size} bytes" if size < 1000 else f"{round(size / 1000)} kB"
 
 

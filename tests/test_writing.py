@@ -169,7 +169,7 @@ sys.stdout.write("ready\\n"); sys.stdout.flush()
 number = 0
 while True:
     number += 1
-    file = ipsec.OutputFile(f"{name}.{number}")
+    file = ipsec.OutputFile(ipsec.Host(), f"{name}.{number}")
     for _ in range(50):
         file.write("a" * 1000)
     file.commit()

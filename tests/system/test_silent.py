@@ -100,6 +100,15 @@ def test_a_mounted_disk(gateway: Machine) -> None:
     assert ran.status == 1 and len(ran.stderr.splitlines()) == 1 and DEAD in ran.stderr
 
 
+@pytest.mark.parametrize("name", ["report.txt", "report.txt.gz"])
+def test_the_file_of_a_report(gateway: Machine, name: str) -> None:
+    """One line names the path; no report is made in vain."""
+    ran = behind(gateway, DEAD, "barf", "--output", f"{DEAD}/{name}")
+    assert ran.status == 1 and not ran.stdout, ran
+    (line,) = ran.stderr.splitlines()
+    assert f"{DEAD}/{name}" in line and "no answer" in line
+
+
 def test_a_user_who_may_start_nothing_more(gateway: Machine) -> None:
     """barf runs its sections one after the other, and says which it left out."""
     ran = gateway.run(["bash", "-c", f"ulimit -u 1; exec python3 {PYZ} barf"], user=65500)
