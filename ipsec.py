@@ -21383,6 +21383,7 @@ def filtered(host: Host, names: Sequence[str], censor: Callable[[Iterable[bytes]
 
 COPY_PREFIX = "ipsec.reload."  # the names of copies begin with it
 COPIES_AT_A_TIME = 50
+ADD_TIME = 10  # seconds that addconn may take for each connection; a slow and busy host needed 5
 # The fields of a status line that change while a connection is used
 STATE_FIELDS = ("newest ", "conn serial", "instance serial", "eroute owner", "routing", "owner", "negotiating ",
                 "established ")
@@ -21450,14 +21451,23 @@ def loaded_connections(host: Host, timeout: float) -> dict[str, Loaded]:
         if not line.startswith('"'):
             continue
         name, _, text = line[1:].partition('"')
-        base, slash, part = name.rpartition("/")
-        numbers = part.partition("x")
-        if not slash or not (numbers[0].isdecimal() and numbers[2].isdecimal()):
-            base, part = name, ""
+        base, part = split_part(name)
         if not text.startswith("["):  # [1] follows the name of an instance
             # a line `aliases: NAME` has the name of the copy
             connections.setdefault(base, Loaded()).add(part, text.replace(COPY_PREFIX, ""))
     return connections
+
+
+def split_part(name: str) -> tuple[str, str]:
+    """Split the name of a part that pluto made for leftsubnets=: `a/1x0` is part `1x0` of the connection `a`.
+
+    The part is empty if the name is that of a whole connection.
+    """
+    base, slash, part = name.rpartition("/")
+    first, _, second = part.partition("x")
+    if slash and first.isdecimal() and second.isdecimal():
+        return base, part
+    return name, ""
 
 
 def changed_fields(old: Mapping[str, Sequence[str]], new: Mapping[str, Sequence[str]]) -> str:
@@ -21573,7 +21583,7 @@ class Reload:
     def load(self, config: str, names: Sequence[str], *descriptors: int) -> Ran:
         """Load connections from a configuration file into pluto; return addconn's status and output."""
         argv = [self.addconn, "--ctlsocket", self.host.ctlsocket, "--config", config, *names]
-        return self.host.run(argv, timeout=CHECK_TIME, pass_fds=descriptors)
+        return self.host.run(argv, timeout=CHECK_TIME + ADD_TIME * len(names), pass_fds=descriptors)
 
     def copies(self, conns: Sequence[Conn]) -> dict[str, Loaded]:
         """Load copies of connections into pluto and return them by the names of the originals.
@@ -21686,6 +21696,26 @@ class Reload:
             self.host.warn(f"{step.name}: status {ran.status}")
         return not ran.status
 
+    def interrupted(self, steps: Sequence[Step]) -> dict[str, dict[str, bool]]:
+        """Return the other tunnels that steps interrupt: by the name of the step, then by the name of the connection.
+
+        The value is True if this host can initiate the connection again: it is not an instance.  In IKEv2, connections
+        to the same peer share an IKE SA.  That belongs to one of them, and ends together with all its tunnels when that
+        connection is replaced or deleted.
+        """
+        ending = {step.name for step in steps if step.mark == "-" or (step.mark == "~" and step.loads)}
+        if not ending:
+            return {}
+        states = StatusReader().read(pluto_status(self.host, self.timeout))["states"]
+        owners = {state["serial"]: split_part(state["connection"])[0] for state in states}
+        tunnels: dict[str, dict[str, bool]] = {}
+        for state in states:
+            name, owner = owners[state["serial"]], owners.get(state["ike_sa"])
+            is_ikev1 = "QUICK" in (state["state"] or "")  # it outlives its ISAKMP SA
+            if owner in ending and name not in ending and not is_ikev1:
+                tunnels.setdefault(owner, {})[name] = not state["instance"]
+        return tunnels
+
     def run(self, dry: bool) -> int:
         """Reread secrets and certificates, and apply the plan while printing it; `dry`: only print the plan.
 
@@ -21698,12 +21728,18 @@ class Reload:
                 complain(self.host, ran.out + ran.err, 3)
                 raise Failure("ipsec reload: pluto can't reread its secrets; nothing else was changed", ran.status)
         steps, unchanged, others = self.plan()
+        interrupted = self.interrupted(steps)
         refused = set()
         for step in steps:
-            self.host.print(printable(f"{step.mark} {step.name}: {step.text}"))
+            tunnels = interrupted.get(step.name, {})
+            note = f"; interrupts {', '.join(tunnels)} on the same IKE SA" if tunnels else ""
+            self.host.print(printable(f"{step.mark} {step.name}: {step.text}{note}"))
             self.host.flush()
             if step.mark == "!" or (step.mark in "+~-" and not dry and not self.apply(step)):
                 refused.add(step.name)
+            if not dry:
+                for name in (name for name, can_initiate in tunnels.items() if can_initiate):
+                    self.whack("--name", name, "--asynchronous", "--initiate")
         if not dry:
             self.digests.keep(conn for conn in self.config.conns() if conn.name not in refused)
         for name in others:

@@ -79,3 +79,42 @@ def test_parts_of_leftsubnets_are_counted() -> None:
     new.add("1x1", ": 10.1.0.0/16...; unrouted")
     text = ipsec.changed_fields(old.definition(section, False), new.definition(section, False))
     assert text == "2 pairs of networks become 1"
+
+
+#: Status lines of Child SAs that use IKE SA #1, which belongs to `owner`.
+STATES = {
+    "4.3": '#{}: "{}":500 STATE_V2_ESTABLISHED_CHILD_SA (IPsec SA established); EVENT_SA_REKEY in 9s; isakmp#1; idle;',
+    "4.10": '#{}: "{}":500 STATE_V2_ESTABLISHED_CHILD_SA (established Child SA); REKEY in 9s; IKE SA #1; idle;',
+    "5.2": '#{}: "{}":500 ESTABLISHED_CHILD_SA (established Child SA); REKEY in 9s; newest; IKE SA #1; idle;',
+    "IKEv1": '#{}: "{}":500 STATE_QUICK_I2 (IPsec SA established); REPLACE in 9s; newest; isakmp#1; idle;',
+}
+OWNER = '#1: "owner":500 ESTABLISHED_IKE_SA (established IKE SA); REKEY in 9s; REPLACE in 9s; newest; idle;'
+
+
+@pytest.mark.parametrize("form", STATES)
+def test_tunnels_on_an_ike_sa_that_ends_are_named(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [OWNER, STATES[form].format(2, "owner"), STATES[form].format(3, "tunnel"),
+             STATES[form].format(4, "several/1x0"),
+             STATES[form].format(5, "rw").replace('"rw":500', '"rw"[1] 192.0.2.9:500'),
+             STATES[form].format(6, "changed")]
+    monkeypatch.setattr(ipsec, "pluto_status", lambda host, timeout: iter(lines))
+    reload = ipsec.Reload.__new__(ipsec.Reload)
+    reload.host, reload.timeout = ipsec.Host({}), 1.0
+    changed = ipsec.Step("~", "changed", "another address pool", loads=True)
+    replaced, deleted = ipsec.Step("~", "owner", "x", loads=True), ipsec.Step("-", "owner", "x")
+    only_started = ipsec.Step("~", "owner", "auto=start, and it is down", "start")
+    others = {} if form == "IKEv1" else {"owner": {"tunnel": True, "several": True, "rw": False}}
+    assert reload.interrupted([replaced, changed]) == reload.interrupted([deleted, changed]) == others
+    assert reload.interrupted([changed]) == reload.interrupted([only_started]) == {}
+
+
+@pytest.mark.parametrize(("name", "parts"), [("a/1x0", ("a", "1x0")), ("a/b/1x2", ("a/b", "1x2")), ("a", ("a", "")),
+                                             ("a/b", ("a/b", "")), ("a/x", ("a/x", "")), ("a/1x", ("a/1x", ""))])
+def test_the_part_of_a_name(name: str, parts: tuple[str, str]) -> None:
+    assert ipsec.split_part(name) == parts
+
+
+def test_only_the_usual_steps_are_always_counted() -> None:
+    assert ipsec.step_counts([]) == "0 added, 0 replaced, 0 deleted"
+    steps = [ipsec.Step(mark, "a", "") for mark in "+~~!?"]
+    assert ipsec.step_counts(steps) == "1 added, 2 replaced, 0 deleted, 1 refused, 1 unknown"
