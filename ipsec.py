@@ -5986,7 +5986,8 @@ class Conversation:
         if error.errno == errno.ECONNREFUSED:
             return NoPluto(f"is Pluto running?  connect() for {name} failed (111 Connection refused)",
                            start_hint(self.host), silent=True)
-        if isinstance(error, TimeoutError) or error.errno is None:  # until Python 3.9 socket.timeout has no errno
+        # until Python 3.9 socket.timeout has no errno
+        if isinstance(error, TimeoutError) or error.errno is None:
             return NoPluto(f"connect() for {name} failed ({error})")
         return NoPluto(f"connect() for {name} failed ({error.errno} {error.strerror})")
 
@@ -5994,8 +5995,8 @@ class Conversation:
         if self.left is not None and self.timeout is not None:
             self.left -= seconds
             if self.left <= 0:
-                raise TimedOut(f"ipsec whack: pluto did not answer on {self.name} within {self.timeout:g} s", NO_PLUTO,
-                               "it may be stopped or very busy")
+                raise TimedOut(f"ipsec whack: pluto did not answer on {self.name} within {self.timeout:g} s",
+                               NO_PLUTO, "it may be stopped or very busy")
 
     def limit(self, seconds: float | None) -> None:
         """Allow `seconds` from now on for the rest of the reply; None keeps the present limit."""
@@ -6054,7 +6055,8 @@ class Conversation:
                 raise NoPluto(f"read() failed ({error.errno} {error.strerror})") from None
             waited = time.monotonic() - began
             self._spent(waited)
-            if waited > 0.01:  # not after each recv(): pluto sends every line on its own, and settimeout() costs time
+            # not after each recv(): pluto sends every line on its own, and settimeout() costs time
+            if waited > 0.01:
                 self.link.settimeout(self.left)
             if not data:
                 self.whole = True
@@ -6468,7 +6470,8 @@ IP_VERSIONS = """
 """
 # Requests that make pluto 5.4 abort if they name no connection
 ENDS_WITHOUT_NAME = ("redirect-to", "ddns")
-OBSOLETE_OPTIONS = frozenset(("rereadcrls",))  # options that 5.x still recognises, only to report them as obsolete
+# options that 5.x still recognises, only to report them as obsolete
+OBSOLETE_OPTIONS = frozenset(("rereadcrls",))
 # Options that make no request by themselves; from 5.1 on leave-state does
 WHACK_MODIFIERS = frozenset(("name", "remote-host", "username", "asynchronous", "utc", "label", "leave-state"))
 
@@ -6512,8 +6515,8 @@ class Abi(Record):
         """Return the size and the alignment of a type of WHACK_MESSAGE."""
         if letter.startswith("x"):
             return int(letter[1:]), 1
-        return {"b": (1, 1), "a": (1, 4), "h": (2, 2), "i": (4, 4), "w": (self.word, self.word), "q": (8, self.wide),
-                "t": (self.time, self.wide if self.time == 8 else 4)}[letter]
+        return {"b": (1, 1), "a": (1, 4), "h": (2, 2), "i": (4, 4), "w": (self.word, self.word),
+                "q": (8, self.wide), "t": (self.time, self.wide if self.time == 8 else 4)}[letter]
 
 
 def host_abi() -> Abi:
@@ -6534,7 +6537,8 @@ class Layout:
 
     def __init__(self, version: tuple[int, ...], abi: Abi) -> None:
         self.members: dict[str, tuple[int, int]] = {}  # offset and size
-        self.always: list[tuple[int, int, int]] = []  # offset, size and value of the members that whack always sets
+        # offset, size and value of the members that whack always sets
+        self.always: list[tuple[int, int, int]] = []
         self.size = 0
         kind = ""
         for releases, *words in table_rows(WHACK_MESSAGE):
@@ -6585,10 +6589,10 @@ class Request:
     def __init__(self, pluto: Pluto, abi: Abi | None = None) -> None:
         """Raises Failure if the format of that release is not known."""
         if pluto.version not in RELEASES:
-            raise Failure(f"ipsec whack: pluto has {pluto.version or 'an unknown version'}; its message format is not "
-                          f"known, only those of {RELEASES[0]} to {RELEASES[-1]}", NO_PLUTO,
-                          "--status and --shutdown work with every version; for other requests install pluto's own "
-                          "whack in the exec directory")
+            raise Failure(f"ipsec whack: pluto has {pluto.version or 'an unknown version'}; its message format "
+                          f"is not known, only those of {RELEASES[0]} to {RELEASES[-1]}", NO_PLUTO,
+                          "--status and --shutdown work with every version; for other requests install "
+                          "pluto's own whack in the exec directory")
         self.pluto = pluto
         self.version = version_key(pluto.version)
         self.refusal = refusal_status(self.version)
@@ -6600,8 +6604,10 @@ class Request:
         self.strings: dict[str, str] = {}
         self.given: dict[str, str] = {}
         self.command = ""
-        self.commands = [name for releases, *row in table_rows(WHACK_COMMANDS) if covers(releases, self.version)
-                         for name in row if name != "seccomp_crashtest" or pluto.seccomp]
+        self.commands: list[str] = []
+        for releases, *names in table_rows(WHACK_COMMANDS):
+            if covers(releases, self.version):
+                self.commands += [name for name in names if name != "seccomp_crashtest" or pluto.seccomp]
 
     def _write(self, offset: int, size: int, value: int) -> None:
         self.data[offset:offset + size] = value.to_bytes(size, self.abi.order)
@@ -6645,8 +6651,9 @@ class Request:
         name, separator, number = effect.replace("|", "=").partition("=")
         if name in self.commands:
             if self.command not in ("", name):
-                raise Failure(f"ipsec whack: --{name.replace('_', '-')} and --{self.command.replace('_', '-')} exclude "
-                              f"each other: pluto {self.pluto.version} accepts one command at a time", NO_PLUTO)
+                first, second = name.replace("_", "-"), self.command.replace("_", "-")
+                raise Failure(f"ipsec whack: --{first} and --{second} exclude each other: pluto "
+                              f"{self.pluto.version} accepts one command at a time", NO_PLUTO)
             self.command = name
             self._set("command", self.commands.index(name) + 1)
             if not separator:
@@ -6674,8 +6681,8 @@ class Request:
     def _debug(self, name: str, on: bool) -> None:
         bits = self._debug_bits()
         if name not in bits:
-            raise Failure(f"ipsec whack: --debug {quote(name)}: unknown flag; pluto {self.pluto.version} knows: "
-                          f"{', '.join(sorted(bits))}", self.refusal)
+            raise Failure(f"ipsec whack: --debug {quote(name)}: unknown flag; pluto {self.pluto.version} "
+                          f"knows: {', '.join(sorted(bits))}", self.refusal)
         sets = on if name != "none" else not on  # --debug none clears all bits
         target, other = ("debug.set", "debug.clr") if sets else ("debug.clr", "debug.set")
         self._set(target, self._get(target) | bits[name])
@@ -6715,7 +6722,8 @@ class Request:
 
     def check(self) -> None:
         """Check that the options form one request, with whack's rules.  Raises Failure."""
-        rules = {row[0].partition("=")[0]: row[1] for row in table_rows(WHACK_OPTIONS) if covers(row[2], self.version)}
+        rules = {option.partition("=")[0]: rule for option, rule, releases, *_ in table_rows(WHACK_OPTIONS)
+                 if covers(releases, self.version)}
         modifiers = WHACK_MODIFIERS if self.version < (5, 1) else WHACK_MODIFIERS - {"leave-state"}
         actions = [name for name in self.given if name not in modifiers]
         if not actions:
@@ -6725,8 +6733,8 @@ class Request:
                 raise Failure("ipsec whack: missing --name <connection_name>", NO_PLUTO)
             deadly = next((name for name in ENDS_WITHOUT_NAME if name in self.given), "")
             if deadly and self.version >= (5, 4):
-                raise Failure(f"ipsec whack: --{deadly} needs --name: without it, pluto {self.pluto.version} would "
-                              "exit", NO_PLUTO)
+                raise Failure(f"ipsec whack: --{deadly} needs --name: without it, pluto "
+                              f"{self.pluto.version} would exit", NO_PLUTO)
         elif self.version >= (5,) and all(rules[name] == "." for name in actions):
             raise Failure(f'ipsec whack: {quote(self.given["name"])}: no reason for --name', NO_PLUTO)
         if self.version >= (5, 4) and "remote-host" in self.given and self.command != "initiate":
@@ -6749,7 +6757,8 @@ class Request:
             return cksum(f"{self.pluto.version}\n".encode())
         if self.given.keys() - {"label"} <= {"status", "shutdown"}:
             return BASIC_MAGIC
-        return next(int(number, 0) for releases, number in table_rows(WHACK_MAGIC) if covers(releases, self.version))
+        return next(int(number, 0) for releases, number in table_rows(WHACK_MAGIC)
+                    if covers(releases, self.version))
 
     def _packed_strings(self) -> bytes:
         """Return the strings that follow the struct; from 5.0 on, also write their lengths into the
@@ -6768,7 +6777,8 @@ class Request:
                 packed += text
         if self.version >= (5, 4):
             if "username" in self.strings:  # a keyword of a connection: the left end (0), KWS_USERNAME (22)
-                packed += bytes(4) + (22).to_bytes(4, self.abi.order) + encode(self.strings["username"]) + b"\0"
+                packed += bytes(4) + (22).to_bytes(4, self.abi.order)
+                packed += encode(self.strings["username"]) + b"\0"
             packed += bytes(8)
         return packed
 
@@ -6825,7 +6835,8 @@ def whack_option(beginning: str, names: Collection[str], refusal: int) -> str:
         raise Failure(f"ipsec whack: unknown option {quote('--' + beginning)}", refusal,
                       "the options that define a connection need libreswan's own whack or addconn")
     if len(candidates) > 1:
-        raise Failure(f"ipsec whack: {quote('--' + beginning)} is ambiguous: --{', --'.join(candidates)}", refusal)
+        raise Failure(f"ipsec whack: {quote('--' + beginning)} is ambiguous: --{', --'.join(candidates)}",
+                      refusal)
     return candidates[0]
 
 
@@ -6836,7 +6847,8 @@ class Replies:
     error gives it.
     """
 
-    def __init__(self, version: tuple[int, ...], *, lenient: bool = False, asynchronous: bool = False) -> None:
+    def __init__(self, version: tuple[int, ...], *, lenient: bool = False,
+                 asynchronous: bool = False) -> None:
         self.version = version
         self.lenient = lenient  # in the replies to status and list requests, codes are not errors
         self.forgiving = asynchronous and version < (5,)
@@ -6872,7 +6884,8 @@ class Replies:
         if not self.asks:
             if 20 <= code < 100:
                 self.status = OK if self.forgiving else code
-            elif code not in (0, 1, 2, 5, 6):  # RC_COMMENT, RC_RAW, RC_LOG and informational codes change nothing
+            elif code not in (0, 1, 2, 5, 6):
+                # RC_COMMENT, RC_RAW, RC_LOG and informational codes change nothing
                 self.status = OK
         is_raw = code == 1 and self.version >= (3, 30)
         return text if is_raw else decode(line)
@@ -6892,7 +6905,8 @@ def xauth_answer(host: Host, options: Mapping[str, str], what: str) -> bytes:
         except OSError as error:
             raise Failure(f"ipsec whack: --xauthpass-file {name}: {error.strerror}", NO_PLUTO) from None
     if text is None:
-        text = host.ask(f"Enter {what}: ", secret=what == "password", hint="give --username and --xauthpass-file FILE")
+        text = host.ask(f"Enter {what}: ", secret=what == "password",
+                        hint="give --username and --xauthpass-file FILE")
     answer = encode(text) + b"\0"
     if len(answer) > XAUTH_ROOM:
         raise Failure(f"ipsec whack: the {what} is longer than {XAUTH_ROOM - 1} bytes", NO_PLUTO)
@@ -6941,7 +6955,8 @@ def native_whack(host: Host, words: Sequence[str], *, timeout: float | None = No
         statuses = [native_whack(host, ["--name", name, *words]) for name in loaded_names(host, timeout)]
         return max(statuses, default=OK)
     own = {option.partition("=")[0] for option in WHACK_OWN_OPTIONS}
-    message, version = whack_message(host, [(name, value) for name, value in pairs if name not in own], timeout)
+    pairs = [(name, value) for name, value in pairs if name not in own]
+    message, version = whack_message(host, pairs, timeout)
     names = options.keys() - own
     is_unknown = bool(version and version < (5,) and names & {"terminate", "delete"}
                       and has_connection(host, options.get("name", "")) is False)
@@ -6994,7 +7009,8 @@ def pluto_lines(host: Host, *words: str, timeout: float | None = PLUTO_TIMEOUT,
         pluto = pluto or probe(host, PLUTO_TIMEOUT if timeout is None else timeout)
         program = os.path.join(host.execdir, "whack")
         if pluto.version not in RELEASES and host.executable(program):
-            for text in split_lines(host.stream([program, "--ctlsocket", host.ctlsocket, *words], timeout=timeout)):
+            argv = [program, "--ctlsocket", host.ctlsocket, *words]
+            for text in split_lines(host.stream(argv, timeout=timeout)):
                 code = text.partition(" ")[0]
                 yield text[4:] if len(code) == 3 and is_number(code) else text
             return
@@ -7005,8 +7021,9 @@ def pluto_lines(host: Host, *words: str, timeout: float | None = PLUTO_TIMEOUT,
             yield split_code(line)[1]
 
 
-WAITS_FOR_PEER = frozenset(("initiate", "route", "ondemand", "terminate", "down", "delete", "suspend", "rekey-ike",
-                            "rekey-ipsec", "rekey-child", "delete-ike", "delete-child", "down-ike", "down-child"))
+WAITS_FOR_PEER = frozenset((
+    "initiate", "route", "ondemand", "terminate", "down", "delete", "suspend", "rekey-ike", "rekey-ipsec",
+    "rekey-child", "delete-ike", "delete-child", "down-ike", "down-child"))
 
 
 def parse_seconds(text: str) -> float:
@@ -7077,8 +7094,8 @@ def whack_help() -> str:
 
 STATUS_SCHEMA = 2
 STATUS_HEADINGS = ("config setup options:", "Kernel algorithms supported:", "IKE algorithms supported:",
-                   "ESP algorithms supported:", "Connection list:", "Bare Shunt list:", "PID  Process", "- disallowed",
-                   "current.states.enumerate", "State list:", "Traffic list:")
+                   "ESP algorithms supported:", "Connection list:", "Bare Shunt list:", "PID  Process",
+                   "- disallowed", "current.states.enumerate", "State list:", "Traffic list:")
 # The only options of a connection that pluto prints without a value
 STATUS_FLAGS = frozenset(("oriented", "unoriented", "ipcomp"))
 # The field that each option of a connection fills (with the object that has the field, if it is not the
@@ -7093,13 +7110,16 @@ STATUS_FIELDS = {"our_id": ("local", "id"), "their_id": ("remote", "id"),
                  "rekey_margin": ("lifetimes", "rekey_margin"),
                  "interface": ("", "interface"), "routing": ("", "routing"), "policy": ("", "policy")}
 # Settings that are printed as `key: value`
-STATUS_SETTINGS = frozenset(("debug", "using kernel interface", "virtual-private (%priv)", "virtual_private (%priv)",
-                             "State Information", "- allowed subnets", "- excluded subnets", "stats db_ops"))
+STATUS_SETTINGS = frozenset((
+    "debug", "using kernel interface", "virtual-private (%priv)", "virtual_private (%priv)", "State Information",
+    "- allowed subnets", "- excluded subnets", "stats db_ops"))
 SIZE_UNITS = ("B", "KB", "MB", "GB", "TB", "PB", "EB")  # pluto counts in steps of 1,024
 # A state belongs to a Child SA if its name or description has one of these words, and none of IKE_MARKS
-CHILD_MARKS = ("CHILD", "QUICK", "V2_IPSEC", "V2_CREATE", "Child SA", "IPsec SA", "Quick Mode", "QI1", "QI2", "QR1")
+CHILD_MARKS = ("CHILD", "QUICK", "V2_IPSEC", "V2_CREATE", "Child SA", "IPsec SA", "Quick Mode", "QI1", "QI2",
+               "QR1")
 IKE_MARKS = ("REKEY_IKE", "rekey IKE SA", "IKE_SA_INIT")
-OWNER_MARKS = ("IKE SA #", "ISAKMP SA #", "isakmp#")  # beginnings of the note that names the IKE SA of a Child SA
+# beginnings of the note that names the IKE SA of a Child SA
+OWNER_MARKS = ("IKE SA #", "ISAKMP SA #", "isakmp#")
 KNOWN_DETAILS = 512  # the number of detail lines that a StatusReader remembers
 FIELD_KEYS: dict[str, str] = {}  # the cache of field_key()
 
@@ -7270,7 +7290,8 @@ def read_end(text: str, is_remote: bool) -> dict[str, Any]:
     parts = [split_protoport(part) for part in client.replace("{", "").replace("}", "").split(",")]
     subnet = ",".join(part[0] for part in parts)
     pool = ""
-    if client.startswith("{") and subnet and not subnet.endswith(("/32", "/128")):  # an address in braces is leased
+    # an address in braces is leased
+    if client.startswith("{") and subnet and not subnet.endswith(("/32", "/128")):
         subnet, pool = "", subnet
     end: dict[str, Any] = {"host": host or None, "subnet": subnet or None, "id": None, "auth": None}
     optional = {"port": port, "protoport": protoport or parts[0][1], "pool": pool}
@@ -7420,8 +7441,8 @@ class StatusReader:
         self._exact = exact or {}
         self.data: dict[str, Any] = {
             "schema": STATUS_SCHEMA, "settings": {}, "interfaces": [], "algorithms": [], "connections": [],
-            "states": [], "traffic": [], "pending": [], "shunts": [], "totals": {}, "counters": {}, "lists": {},
-            "unparsed": []}
+            "states": [], "traffic": [], "pending": [], "shunts": [], "totals": {}, "counters": {},
+            "lists": {}, "unparsed": []}
         self._list: list[dict[str, Any]] | None = None  # the list that is being read
         self._states: dict[int, dict[str, Any]] = {}
         self._family: list[dict[str, Any]] = []  # a connection, followed by its instances
@@ -7544,8 +7565,9 @@ class StatusReader:
             kind, _, fields = rest.partition(": ")
             self.data["algorithms"].append({"kind": kind, **(status_fields(fields) or {})})
             return True
-        known = (self._totals(text) or self._shunt(text) or self._brief_connection(text) or self._setting(text))
-        return known or text.startswith(STATUS_HEADINGS)
+        if self._totals(text) or self._shunt(text) or self._brief_connection(text) or self._setting(text):
+            return True
+        return text.startswith(STATUS_HEADINGS)
 
     def _totals(self, text: str) -> bool:
         title, _, rest = text.removeprefix("# ").partition(": ")
@@ -7687,8 +7709,8 @@ class StatusReader:
             traffic = self._exact.get(key["serial"], {})
             state = {
                 **key, "port": None, "transport": None, "type": None, "state": None, "description": None,
-                "established": None, "events": {}, "newest": False, "owner": False, "ike_sa": None, "spis": [],
-                "since": traffic.get("added"), "bytes_in": traffic.get("bytes_in"),
+                "established": None, "events": {}, "newest": False, "owner": False, "ike_sa": None,
+                "spis": [], "since": traffic.get("added"), "bytes_in": traffic.get("bytes_in"),
                 "bytes_out": traffic.get("bytes_out"), "bytes_max": traffic.get("bytes_max"),
                 "username": traffic.get("username"), "notes": []}
             if "states" not in self._takers:
@@ -7722,8 +7744,8 @@ class StatusReader:
         transport, _, number = port.rpartition("/")  # TCP/4500, or 4500(tcp)
         if number.endswith("(tcp)"):
             transport, number = "TCP", number.removesuffix("(tcp)")
-        state.update(port=count_of(number), transport=transport or "UDP", state=name or None, description=description,
-                     established="established" in description)
+        state.update(port=count_of(number), transport=transport or "UDP", state=name or None,
+                     description=description, established="established" in description)
         for note in notes.split(";"):
             note = note.strip()
             if note:
@@ -7743,7 +7765,8 @@ class StatusReader:
             event = event.removeprefix("EVENT_").removeprefix("v1_").removeprefix("v2_").removeprefix("SA_")
             state["events"][event.lower()] = count_of(when.strip())
         elif note.startswith(OWNER_MARKS):
-            state["ike_sa"] = count_of(note.rpartition("#")[2]) or None  # pluto prints #0 if there is no IKE SA
+            # pluto prints #0 if there is no IKE SA
+            state["ike_sa"] = count_of(note.rpartition("#")[2]) or None
         elif note.startswith("newest"):
             state["newest"] = True
         elif note == "eroute owner":
@@ -7765,7 +7788,7 @@ class StatusReader:
                 values[name] = value
         for way in ("in", "out", "max"):
             # only one protocol: AH and IPCOMP count the same packets as ESP
-            protocol = next((protocol for protocol in ("ESP", "AH", "IPCOMP") if f"{protocol}{way}" in values), "")
+            protocol = next((name for name in ("ESP", "AH", "IPCOMP") if f"{name}{way}" in values), "")
             if not protocol or state[f"bytes_{way}"] is not None:
                 continue
             set_bytes(state, way, values[f"{protocol}{way}"])
@@ -7782,8 +7805,8 @@ class StatusReader:
             spi, at, address = place.partition("@")
             if dot and at and protocol in ("esp", "ah", "comp"):
                 is_inbound = any(other["protocol"] == protocol for other in spis)
-                spis.append({"protocol": protocol, "direction": "in" if is_inbound else "out", "spi": f"0x{spi}",
-                             "address": address})
+                spis.append({"protocol": protocol, "direction": "in" if is_inbound else "out",
+                             "spi": f"0x{spi}", "address": address})
 
     def _traffic(self, key: dict[str, Any], text: str) -> bool:
         # …, id='ID', lease=ADDRESS: the ID is quoted, and may hold any character
@@ -7825,13 +7848,16 @@ def connection_state(entries: Sequence[Mapping[str, Any]]) -> str:
     if not any(entry["oriented"] for entry in entries):
         return "not oriented"
     parts = [entry for entry in entries if not entry["instance"]]
-    if any(entry["up"] for entry in entries if entry["instance"]) or (parts and all(part["up"] for part in parts)):
+    if any(entry["up"] for entry in entries if entry["instance"]):
+        return "up"
+    if parts and all(part["up"] for part in parts):
         return "up"
     if any(part["up"] for part in parts):
         return "partly up"
     if any(part["remote"]["host"] in (None, "%any", "0.0.0.0", "::") for part in parts):
         return "waiting"
-    if any("prospective" in (part["routing"] or "") or "ondemand" in (part["routing"] or "") for part in parts):
+    routings = [part["routing"] or "" for part in parts]
+    if any("prospective" in routing or "ondemand" in routing for routing in routings):
         return "on demand"
     return "down"
 
@@ -19432,8 +19458,8 @@ def why_command(host: Host, args: Args) -> int:
 
 # For each operation on a connection: whether to load it first, and then whack's option
 OPERATIONS = {"up": (False, "--initiate"), "down": (False, "--terminate"), "route": (False, "--route"),
-              "unroute": (False, "--unroute"), "delete": (False, "--delete"), "add": (True, ""), "replace": (True, ""),
-              "start": (True, "--initiate"), "ondemand": (True, "--route")}
+              "unroute": (False, "--unroute"), "delete": (False, "--delete"), "add": (True, ""),
+              "replace": (True, ""), "start": (True, "--initiate"), "ondemand": (True, "--route")}
 # Requests that older releases lack: the first release that has each, and the beginnings of the lines of the
 # full status that answer it in earlier releases
 SINCE: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
@@ -19450,7 +19476,7 @@ def connection_names(host: Host) -> list[str]:
     conns = Config(host).conns() if host.conf != "-" else []  # `-` is standard input, which addconn reads
     names = [name for conn in conns for name in (conn.name, *conn.get("connalias").split())]
     try:
-        names += [line.split('"')[1] for line in list(pluto_status(host, ANSWER_TIME)) if line.startswith('"')]
+        names += loaded_names(host, ANSWER_TIME)
     except (Failure, OSError):
         return names  # pluto does not answer; the caller reports that
     return list(dict.fromkeys(names))
@@ -19562,8 +19588,8 @@ class Teller:
         host.ctlsocket = args.value("--ctlsocket") or host.ctlsocket
         host.conf = args.value("--config") or host.conf
         whack = os.path.join(host.execdir, "whack")
-        native = args.flag("--native") or host.env.get("IPSEC_WHACK") == "native" or not host.executable(whack)
-        self.compiled = "" if native else whack
+        is_native = args.flag("--native") or host.env.get("IPSEC_WHACK") == "native"
+        self.compiled = "" if is_native or not host.executable(whack) else whack
 
     def _shows(self, program: str, words: Sequence[str]) -> bool:
         """Print the command line and return True if the user asked for --dry-run."""
@@ -19654,7 +19680,8 @@ class Teller:
         if diagnosis.state == "up":
             return status or OK
         conn = doctor.conn(name)
-        has_no_sa = diagnosis.state in ("waiting", "unknown") or (conn and is_shunt(conn))  # template, group, shunt
+        # template, group, shunt
+        has_no_sa = diagnosis.state in ("waiting", "unknown") or (conn and is_shunt(conn))
         if status == OK and not wait.cause and has_no_sa:
             return OK
         self.host.flush()
@@ -19718,18 +19745,21 @@ class Teller:
     def load(self, *words: str) -> int:
         """Load connections with libreswan's addconn (5.4: add); return its exit status.  Raises Missing."""
         host = self.host
-        program = next((name for name in ("addconn", "add") if host.executable(os.path.join(host.execdir, name))), "")
+        programs = [name for name in ("addconn", "add") if host.executable(os.path.join(host.execdir, name))]
+        program = programs[0] if programs else ""
         if host.conf != "/etc/ipsec.conf":
             words = ("--config", host.conf if host.conf == "-" else os.path.abspath(host.conf), *words)
-        words = ("--ctlsocket", host.ctlsocket, *(["--verbose"] if self.args.flag("--verbose") else ()), *words)
+        if self.args.flag("--verbose"):
+            words = ("--verbose", *words)
+        words = ("--ctlsocket", host.ctlsocket, *words)
         if self._shows(program or "addconn", words):
             return OK
         if not program and "--checkconfig" in words:
             own_reader(host, Args(), "checkconfig")
             return OK
         if not program:
-            raise Missing(f"ipsec: loading a connection needs libreswan's addconn, which is not in {host.execdir}",
-                          NOT_FOUND, libreswan_hint(host, "set IPSEC_EXECDIR"))
+            raise Missing(f"ipsec: loading a connection needs libreswan's addconn, which is not in "
+                          f"{host.execdir}", NOT_FOUND, libreswan_hint(host, "set IPSEC_EXECDIR"))
         argv = [os.path.join(host.execdir, program), *words]
         if words[-1] in ("--checkconfig", "--autoall"):
             check_answers(host)
@@ -19841,7 +19871,8 @@ class Teller:
         rest = json.dumps(data, indent=1).removeprefix("{\n")
         self.host.print(f"{opening}],\n{rest}")
 
-    def _status_lines(self, words: Sequence[str], beginnings: tuple[str, ...], timeout: float) -> Iterator[str]:
+    def _status_lines(self, words: Sequence[str], beginnings: tuple[str, ...],
+                      timeout: float) -> Iterator[str]:
         """Yield the lines of the full status that answer the request `words`, perhaps for one connection
         only."""
         name = words[1] if words[0] == "--name" else ""
@@ -19859,7 +19890,8 @@ class Teller:
 def whack_command(host: Host, args: Args) -> int:
     """Run `ipsec whack`; return whack's own exit status, 33 if pluto is not running."""
     words = args.operands
-    dry_run = words[:1] == [DRY_RUN_OPTION.key]  # from `ipsec --dry-run whack …`; whack itself has no such option
+    # from `ipsec --dry-run whack …`; whack itself has no such option
+    dry_run = words[:1] == [DRY_RUN_OPTION.key]
     if dry_run:
         words = words[1:]
     compiled = Teller(host, Args()).compiled
@@ -19881,7 +19913,8 @@ def whack_command(host: Host, args: Args) -> int:
     host.exec(compiled, words)
 
 
-REQUESTS: dict[str, str] = {}  # whack's option for each command that is one request to pluto, by the command's name
+# whack's option for each command that is one request to pluto, by the command's name
+REQUESTS: dict[str, str] = {}
 
 
 def request_command(names: str, operand: str, request: str, summary: str) -> None:
@@ -19910,16 +19943,19 @@ request_command("fipsstatus fips", "", "--fipsstatus", "show whether pluto is in
 request_command("shuntstatus", "", "--shuntstatus", "show the bare shunts")
 request_command("addresspoolstatus", "", "--addresspoolstatus", "show the address pools")
 request_command("connectionstatus", "[CONN]", "--connectionstatus", "show the connections")
-request_command("briefconnectionstatus", "[CONN]", "--briefconnectionstatus", "show the connections, one line each")
+request_command("briefconnectionstatus", "[CONN]", "--briefconnectionstatus",
+                "show the connections, one line each")
 request_command("showstates statestatus", "", "--showstates", "show the states (SAs)")
 request_command("listall", "", "--listall", "list keys, secrets, certificates and CRLs")
 request_command("listpubkeys", "", "--listpubkeys", "list the public keys")
 request_command("listcerts", "", "--listcerts", "list the end certificates")
 request_command("listcacerts", "", "--listcacerts", "list the CA certificates")
 request_command("listcrls", "", "--listcrls", "list the CRLs")
-request_command("listpsks", "", "--listpsks", "list the IDs that have a pre-shared key; the keys are not shown")
+request_command("listpsks", "", "--listpsks",
+                "list the IDs that have a pre-shared key; the keys are not shown")
 request_command("listevents", "", "--listevents", "list pluto's pending timer events")
-request_command("checkpubkeys", "", "--checkpubkeys", "list the public keys that have expired or will expire soon")
+request_command("checkpubkeys", "", "--checkpubkeys",
+                "list the public keys that have expired or will expire soon")
 request_command("listen ready rereadgroups", "", "--listen",
                 "make pluto rescan interfaces and reload secrets and groups")
 request_command("unlisten", "", "--unlisten", "make pluto close its interfaces")
@@ -19984,8 +20020,8 @@ def add_command(host: Host, args: Args) -> int:
     for word in ("--checkconfig", "--autoall"):
         if args.flag(word):
             return teller.load(word)
-    operations = {"": "add", "add": "add", "keep": "add", "route": "ondemand", "ondemand": "ondemand", "start": "start",
-                  "up": "start"}
+    operations = {"": "add", "add": "add", "keep": "add", "route": "ondemand", "ondemand": "ondemand",
+                  "start": "start", "up": "start"}
     operation = operations.get(args.value("--auto"))
     if not args.operands:
         raise Failure("ipsec add: CONN is missing", USAGE)
@@ -20011,7 +20047,7 @@ def redirect_command(host: Host, args: Args) -> int:
     return Teller(host, args).whack(*name, "--redirect-to", args.value("--redirect-to"))
 
 
-AUTO_REQUESTS = {name: request for name, request in REQUESTS.items() if name in ("ready", "rereadgroups", "status")
+AUTO_REQUESTS = {name: request for name, request in REQUESTS.items() if name in ("ready", "status")
                  or name.startswith(("reread", "list", "check", "fetch", "purge"))}
 AUTO_OPTIONS = (*CONNECTION_OPTIONS, *UP_OPTIONS, UTC_OPTION, Opt("--show", None, "ignored"),
                 Opt("--version", None, "print the version of libreswan"),
@@ -20027,7 +20063,8 @@ def check_auto(operations: Sequence[str], names: Sequence[str]) -> None:
                       "usage: ipsec auto [--asynchronous] --up|--down|--add|… CONN, or ipsec auto "
                       "--status|--listall|…; see ipsec auto --help")
     if len(operations) > 1:
-        raise Failure(f"ipsec auto: give only one of --{', --'.join(operations)}", USAGE, "see ipsec auto --help")
+        raise Failure(f"ipsec auto: give only one of --{', --'.join(operations)}", USAGE,
+                      "see ipsec auto --help")
     operation = operations[0]
     usage = f"usage: ipsec auto --{operation}"
     if operation not in OPERATIONS:
@@ -20131,7 +20168,8 @@ def ike_version_of(connection: Mapping[str, Any]) -> int | None:
     """Return 1 or 2: the version in the policy, or the one in use if the policy allows both (up to 4.2); None
     if unknown."""
     policy, options = connection["policy"], connection["options"]
-    versions = [version for version in (1, 2) if f"IKEv{version}" in policy or f"IKEV{version}_ALLOW" in policy]
+    versions = [version for version in (1, 2)
+                if f"IKEv{version}" in policy or f"IKEV{version}_ALLOW" in policy]
     if len(versions) == 1:
         return versions[0]
     if "ikev2_algorithm_newest" in options:
@@ -20277,7 +20315,9 @@ class Tunnels:
             load_part("explain_tunnels")(host, failed)
 
     def _is_asked_for(self, name: str, instance: str) -> bool:
-        return not self._name or self._name in (name, f"{name}{instance}") or name.startswith(f"{self._name}/")
+        if not self._name or self._name in (name, f"{name}{instance}"):
+            return True
+        return name.startswith(f"{self._name}/")
 
     def _take_connection(self, connection: dict[str, Any]) -> None:
         if not self._is_asked_for(connection["name"], connection["instance"]):
@@ -20391,11 +20431,13 @@ class TunnelTable:
     NAME_ROOM = 24  # the width of the column NAME; a longer name takes a line of its own
 
     def __init__(self, width: int, now: float, *, colour: bool = False,
-                 rates: Mapping[str, tuple[float, float]] | None = None, changed: Collection[str] = ()) -> None:
+                 rates: Mapping[str, tuple[float, float]] | None = None,
+                 changed: Collection[str] = ()) -> None:
         self.width = max(width, 72)  # the least that short names and numbers need
         self.now = now
         self.colour = colour
-        self.rates = rates  # bytes per second in and out, by full name; None: show the mean since the SA was made
+        # bytes per second in and out, by full name; None: show the mean since the SA was made
+        self.rates = rates
         self.changed = changed
 
     def lines(self, rows: Sequence[TunnelRow]) -> list[str]:
@@ -20442,8 +20484,8 @@ class TunnelTable:
             peers = f"{row.peers} peer" if row.peers == 1 else f"{row.peers} peers"
         if row.ike_version and row.state not in ("bypass", "block"):
             version = f"IKEv{row.ike_version}"
-        notes = (row.problem, peer.strip(), peers, row.username, version, row.ipsec_algorithm, " ".join(row.marks),
-                 self._rate(row))
+        notes = (row.problem, peer.strip(), peers, row.username, version, row.ipsec_algorithm,
+                 " ".join(row.marks), self._rate(row))
         return [printable(note) for note in notes if note]
 
     def _rate(self, row: TunnelRow) -> str:
@@ -20519,7 +20561,8 @@ def summary_of(rows: Sequence[TunnelRow]) -> str:
         counts[text] = counts.get(text, 0) + 1
     order = list(TUNNEL_STATES)
     texts = sorted(counts, key=lambda text: order.index(text.partition(" ")[0]))
-    return f"{len(rows)} tunnel{'s' * (len(rows) != 1)}: " + ", ".join(f"{counts[text]} {text}" for text in texts)
+    noun = "tunnel" if len(rows) == 1 else "tunnels"
+    return f"{len(rows)} {noun}: " + ", ".join(f"{counts[text]} {text}" for text in texts)
 
 
 def describe_tunnel(row: TunnelRow, options: Mapping[str, str], states: Sequence[dict[str, Any]],
@@ -20626,9 +20669,9 @@ class TunnelView:
         rates = {}
         for row in rows:
             before = self._before.get(row.full_name)
-            if before is None or seconds <= 0:
+            if before is None or before.bytes_in is None or before.bytes_out is None:
                 continue
-            if before.bytes_in is None or before.bytes_out is None or row.bytes_in is None or row.bytes_out is None:
+            if row.bytes_in is None or row.bytes_out is None or seconds <= 0:
                 continue
             count_in, count_out = row.bytes_in - before.bytes_in, row.bytes_out - before.bytes_out
             if count_in >= 0 and count_out >= 0:  # otherwise this is a new SA, which counts from 0
@@ -20643,7 +20686,8 @@ class TunnelView:
         undo = host.keyboard() if self.is_screen else None
         try:
             if self.is_screen:
-                host.print("\x1b[?1049h\x1b[?25l", end="")  # the alternate screen, no cursor (xterm's ctlseqs)
+                # the alternate screen, no cursor (xterm's ctlseqs)
+                host.print("\x1b[?1049h\x1b[?25l", end="")
             while self._show_until(time.monotonic() + seconds):
                 continue
         except KeyboardInterrupt as interrupt:
@@ -20777,7 +20821,8 @@ class Ledger:
                 for kind, *words in rows[1:]:
                     self._take(kind, words)
         except (OSError, ValueError):
-            self.totals, self._ended, self._live = {}, {}, {}  # the file is missing, truncated or not a ledger
+            # the file is missing, truncated or not a ledger
+            self.totals, self._ended, self._live = {}, {}, {}
 
     def _take(self, kind: str, words: Sequence[str]) -> None:
         if kind == "ended":
@@ -20820,7 +20865,8 @@ class Ledger:
     def save(self) -> None:
         """Write the file.  Raises OSError."""
         rows: list[tuple[object, ...]] = [("pluto", self.started)]
-        rows += [("ended", *name, *total, *self._ended.get(name, (0, 0))) for name, total in self.totals.items()]
+        for name, total in self.totals.items():
+            rows.append(("ended", *name, *total, *self._ended.get(name, (0, 0))))
         rows += [("live", serial, *live) for serial, live in self._live.items()]
         self.host.replace(self.name, "".join("\t".join(map(str, row)) + "\n" for row in rows))
 
@@ -20883,10 +20929,12 @@ def has_series(row: TunnelRow) -> bool:
     return not is_template and row.state not in ("bypass", "block")
 
 
-def tunnel_families(tunnels: MeteredTunnels, ledger: Ledger, uses: Mapping[int, int], now: int) -> Iterator[Family]:
+def tunnel_families(tunnels: MeteredTunnels, ledger: Ledger, uses: Mapping[int, int],
+                    now: int) -> Iterator[Family]:
     """Yield the families that have one series for each tunnel.  `uses` is the result of last_uses()."""
     rows = [row for row in tunnels.rows if has_series(row)]
-    yield ("ipsec_connection_info", "gauge", "Properties of a connection; join it by connection, instance and remote.",
+    yield ("ipsec_connection_info", "gauge",
+           "Properties of a connection; join it by connection, instance and remote.",
            [({**tunnel_labels(row), "remote_id": row.remote_id or "", "username": row.username or "",
               "ike_version": str(row.ike_version or "")}, 1) for row in rows])
     yield ("ipsec_connection_up", "gauge", "Whether the connection has an IPsec SA.",
@@ -20935,8 +20983,8 @@ def pluto_families(host: Host, timeout: float, state: str) -> Iterator[Family]:
         try:
             ledger.save()
         except OSError as error:
-            host.warn(f"metrics: the byte counts can't be saved, so that counters will miss SAs that have ended: "
-                      f"{state}: {error.strerror}")
+            host.warn(f"metrics: the byte counts can't be saved, so that counters will miss SAs that have "
+                      f"ended: {state}: {error.strerror}")
     states = dict.fromkeys(TUNNEL_STATES, 0)
     for row in tunnels.rows:
         states[row.state] += 1
@@ -20945,8 +20993,8 @@ def pluto_families(host: Host, timeout: float, state: str) -> Iterator[Family]:
             for kind in ("ike", "child") for step in steps}
     yield ("ipsec_pluto_info", "gauge", "The version of pluto.",
            [({"version": tunnels.settings.get("pluto_version", "")}, 1)])
-    yield ("ipsec_pluto_start_time_seconds", "gauge", "When pluto started; the counters of connections start then.",
-           [({}, started)])
+    yield ("ipsec_pluto_start_time_seconds", "gauge",
+           "When pluto started; the counters of connections start then.", [({}, started)])
     yield ("ipsec_connections", "gauge", "Connections and instances by state; each is in one state only.",
            [({"state": name}, count) for name, count in states.items()])
     for kind, text in (("ike", "IKE"), ("child", "IPsec")):
