@@ -560,7 +560,8 @@ def test_packets_that_miss_a_tunnel_that_is_up(doctor: Doctor, monkeypatch: pyte
                                                fate: dict[str, Any], cause: str, words: str) -> None:
     whole = {"fate": "clear", "device": "eth0", "policy": None, "exceptions": [], "why": "", "destination": PEER,
              **fate}
-    tunnel = ipsec.Tunnel(doctor.patient.conns[0], "left", ["192.0.2.1"], [], [PEER], "eth0", PEER)
+    tunnel = ipsec.Tunnel(doctor.patient.conns[0], "left", ["192.0.2.1"], [], [PEER], "eth0", PEER,
+                          "192.0.2.1")
     monkeypatch.undo()
     monkeypatch.setattr(Patient, "tunnels", property(lambda self: [tunnel]))
     monkeypatch.setattr(ipsec.PacketFates, "__init__", lambda self, host, query: None)
