@@ -616,6 +616,15 @@ class Replacement:
         self.work = ""
 
 
+def reap(child: subprocess.Popen[bytes]) -> None:
+    """Wait for a killed program, at most 2 seconds: it stays while a file system does not answer it."""
+    import subprocess
+    try:
+        child.communicate(timeout=2.0)
+    except subprocess.TimeoutExpired:
+        return
+
+
 def lock_at_once(fd: int) -> bool:
     """Lock a file with flock(2) without waiting.  Return False if another process holds the lock; True also
     if the file system has no locks."""
@@ -1254,7 +1263,7 @@ class Host:
         finally:
             if child.poll() is None:  # time is up, or Ctrl-C
                 self._end(child.pid)
-                child.communicate()
+                reap(child)
             self.children.discard(child.pid)
         return Ran(SIGNALLED - child.returncode if child.returncode < 0 else child.returncode, out, err)
 
@@ -8083,6 +8092,42 @@ def first_line(host: Host, name: str) -> str:
                       hint="it must hold the password in its first line") from None
 
 
+def make_directories(names: Sequence[str]) -> None:
+    """Create directories, mode 0700, that do not exist yet.  Raises OSError."""
+    for name in names:
+        try:
+            os.mkdir(name, 0o700)
+        except FileExistsError:
+            continue  # another command created it at the same time
+
+
+class NssLock(Lock):
+    """The lock on the directory of a database, for changes.
+
+    If every user may write to the directory, others lose this right until the lock is released, so that
+    nobody can replace a file during a change.  A directory with the sticky bit, where others can't replace
+    files, and a directory of another owner keep their modes.
+    """
+
+    def __init__(self, fd: int, host: Host, directory: str) -> None:
+        super().__init__(fd)
+        self.host = host
+        self.directory = directory
+        info = os.fstat(fd)
+        self.mode = info.st_mode & 0o7777
+        self.is_tightened = info.st_uid == os.geteuid() and self.mode & 0o1002 == 0o002
+        if self.is_tightened:
+            os.fchmod(fd, self.mode & ~0o022)
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            if self.is_tightened:
+                self.host.within(self.directory, lambda: os.fchmod(self.fd, self.mode))
+        except OSError as error:
+            self.host.warn(f"{self.directory}: {error.strerror}; its mode is no longer {self.mode:04o}")
+        super().__exit__()
+
+
 class NssDatabase:
     """The NSS database in a directory.
 
@@ -8099,6 +8144,7 @@ class NssDatabase:
             password = nss_password(host, NSS_TOKENS[0])
         self.password = password
         self.opened = -1  # a descriptor of the directory, while lock() is held
+        self.is_decided = False  # True while a decided change is not yet in place, see build()
 
     def file(self, name: str) -> str:
         """Return the path of one of the database's files."""
@@ -8130,6 +8176,8 @@ class NssDatabase:
         full.
         """
         directory = directory or self.host.path(self.directory)
+        self.check_modules()
+        self.check_answers(directory)
         argv = [program, "-d", f"sql:{directory}", *words]
         built = [int(directory[len(OPEN_FILES):])] if directory.startswith(OPEN_FILES) else []
         opened: list[int] = []
@@ -8147,6 +8195,9 @@ class NssDatabase:
                 paths.append(f"/proc/self/fd/{opened[-1]}")
             argv = [word.format(*paths) if word in ("{0}", "{1}") else word for word in argv] + password_words
             ran = self.host.run(argv, timeout=NSS_TIME, pass_fds=opened + built, hint=nss_package(self.host))
+        except TimedOut:
+            self.check_answers(directory)
+            raise
         finally:
             for fd in opened:
                 os.close(fd)
@@ -8155,6 +8206,13 @@ class NssDatabase:
         if ran.status:
             raise self._tool_failure(program, ran)
         return ran
+
+    def check_answers(self, path: str) -> None:
+        """Raise OSError if the file system of a path does not answer; a tool would wait for it forever."""
+        try:
+            self.host.within(path, lambda: os.stat(path), "")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self.directory) from None
 
     def is_full(self, directory: str) -> bool:
         """Return whether the disk lacks room for a new database.  NSS's tools don't report this cause."""
@@ -8364,6 +8422,13 @@ class NssDatabase:
 
     # --- changes ----------------------------------------------------------------------------------------------------
 
+    def within(self, work: Callable[[], T]) -> T:
+        """Call `work`, which accesses the directory, and return its result.
+
+        Raises OSError if the file system does not answer, and the errors of `work`.
+        """
+        return self.host.within(self.directory, work)
+
     def writable(self) -> bool:
         """Return whether this process may change files in the directory; False for a read-only file
         system."""
@@ -8382,11 +8447,7 @@ class NssDatabase:
             missing = [path]
             while not self.host.isdir(os.path.dirname(missing[0])):
                 missing.insert(0, os.path.dirname(missing[0]))
-            for name in missing:
-                try:
-                    os.mkdir(name, 0o700)
-                except FileExistsError:
-                    continue  # another command made it at the same time
+            self.within(lambda: make_directories(missing))
         except OSError as error:
             raise Failure(f'ERROR: destination directory "{self.directory}" can\'t be created: {error.strerror}',
                           ERROR, f"mkdir -p -m 700 {self.directory}") from None
@@ -8400,24 +8461,67 @@ class NssDatabase:
             raise Failure(f'ERROR: destination directory "{self.directory}" is missing or permission denied',
                           ERROR, "it must be a directory that can be written" if self.host.lexists(self.directory)
                           else f"mkdir -m 700 {self.directory}")
-        lock = self.host.lock(self.directory)
-        self.opened = lock.fd
+        opened = self.host.lock(self.directory)
         try:
-            for name in os.listdir(lock.fd):
-                if name.startswith(NSS_BUILD):
-                    self._sweep(name)
-            fd = self._open_own(NSS_COMMIT)
-            if fd is not None:
-                try:
-                    self._finish(fd)
-                finally:
-                    os.close(fd)
+            lock = self.within(lambda: NssLock(opened.fd, self.host, self.directory))
+        except BaseException:
+            os.close(opened.fd)
+            raise
+        self.opened, self.is_decided = lock.fd, False
+        try:
+            self.check_modules()
+            self.within(self._recover)
         except BaseException as error:
-            os.close(lock.fd)
+            lock.__exit__()
             if isinstance(error, OSError):
                 raise self.failed(error) from None
             raise
         return lock
+
+    def _recover(self) -> None:
+        """Remove files that a killed command built, and finish its change if that is decided.
+
+        Raises OSError, Failure.
+        """
+        for name in os.listdir(self.opened):
+            if name.startswith(NSS_BUILD):
+                self._sweep(name)
+        fd = self._open_own(NSS_COMMIT)
+        if fd is not None:
+            try:
+                self.is_decided = True
+                self._finish(fd)
+                self.is_decided = False
+            finally:
+                os.close(fd)
+
+    def check_modules(self) -> None:
+        """Raise Failure if the caller is root and another user can change pkcs11.txt.
+
+        NSS loads the libraries that pkcs11.txt names, so this user could run code as root.
+        """
+        name = f"{self.directory}/pkcs11.txt"
+        if not self.host.superuser or not self.host.live:
+            return
+        try:
+            path = self.file("pkcs11.txt")
+            link, file = self.within(lambda: (os.lstat(path), os.stat(path)))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise self.failed(error) from None
+        for info in (link, file):
+            if info.st_uid and not self._is_unmapped(info.st_uid):
+                raise Failure(f"{name}: it belongs to user {info.st_uid}, and names libraries that NSS would "
+                              "load as root", NSS_FAILURE, f"check it, then: chown -h root {name}")
+        if file.st_mode & 0o002:
+            raise Failure(f"{name}: every user can change it, and it names libraries that NSS would "
+                          "load as root", NSS_FAILURE, f"check it, then: chmod o-w {name}")
+
+    def _is_unmapped(self, uid: int) -> bool:
+        """Return whether the user id stands for all users that the user namespace does not map."""
+        is_initial = self.host.value("/proc/self/uid_map").split() == ["0", "0", "4294967295"]
+        return not is_initial and str(uid) == self.host.value("/proc/sys/kernel/overflowuid")
 
     def _lstat(self, name: str) -> os.stat_result | None:
         """Return lstat(2) of a name in the locked directory, or None if it does not exist."""
@@ -8470,7 +8574,10 @@ class NssDatabase:
 
     def failed(self, error: OSError) -> Failure:
         """Return the Failure that reports an OSError of a change."""
-        return Failure(f"{self.directory}: {error.strerror}", NSS_FAILURE, "the database is unchanged")
+        hint = "the database is unchanged"
+        if self.is_decided:
+            hint = "the next command for this database finishes the change"
+        return Failure(f"{self.directory}: {error.strerror}", NSS_FAILURE, hint)
 
     def _sweep(self, name: str) -> None:
         """Remove a subdirectory of database files if it is the caller's own.  Files that NSS does not
@@ -8493,40 +8600,60 @@ class NssDatabase:
     def build(self, work: Callable[[str], None]) -> None:
         """Let `work` create database files in a new subdirectory, then move all of them into place, or none.
 
-        The caller holds the lock.  After the subdirectory is renamed, the change is certain: if this process
+        The caller holds the lock.  When the subdirectory is renamed, the change is decided: if this process
         is killed, lock() of the next command finishes it.  Raises Failure.
         """
         name = f"{NSS_BUILD}{os.getpid()}.{os.urandom(4).hex()}"
-        before = self.state()
+        fd = -1
         try:
-            os.mkdir(name, 0o700, dir_fd=self.opened)
-            fd = self._open_own(name)
-            if fd is None:
-                raise self._exchanged(name)
+            before = self.within(self.state)
+            fd = self.within(lambda: self._make_build(name))
             try:
-                try:
-                    self._build_in(fd, self._path(fd, name), work)
-                    if self.state() != before:
-                        raise Failure(f"{self.directory}: another program changed the database meanwhile", NSS_FAILURE,
-                                      "its change is kept; try again")
-                    self._commit(name, fd)
-                except BaseException:
-                    self._sweep(name)
-                    raise
-                os.fsync(self.opened)
-                self._finish(fd)
-            finally:
-                os.close(fd)
+                work(self._path(fd, name))
+                self.within(lambda: self._complete(name, fd, before))
+            except BaseException:
+                self._sweep_after_failure(name)
+                raise
+            self.within(lambda: self._finish(fd))
+            self.is_decided = False
         except OSError as error:
             raise self.failed(error) from None
+        finally:
+            if fd >= 0:
+                os.close(fd)
         restorecon = self.host.which("restorecon")
         if restorecon:
             self.host.run([restorecon, "-R", self.directory])
 
-    def _build_in(self, fd: int, path: str, work: Callable[[str], None]) -> None:
-        """Let `work` create its files in an open directory, whose path is `path`, and write them to the
-        disk."""
-        work(path)
+    def _make_build(self, name: str) -> int:
+        """Create a subdirectory and return a descriptor of it.  Raises OSError, Failure."""
+        os.mkdir(name, 0o700, dir_fd=self.opened)
+        fd = self._open_own(name)
+        if fd is None:
+            raise self._exchanged(name)
+        return fd
+
+    def _complete(self, name: str, fd: int, before: object) -> None:
+        """Write the built files to the disk, and decide the change.  `before` is state() before the work.
+
+        Raises OSError, Failure.
+        """
+        self._sync_build(fd, self._path(fd, name))
+        if self.state() != before:
+            raise Failure(f"{self.directory}: another program changed the database meanwhile", NSS_FAILURE,
+                          "its change is kept; try again")
+        self._commit(name, fd)
+        os.fsync(self.opened)
+
+    def _sweep_after_failure(self, name: str) -> None:
+        """Remove a subdirectory; if that fails, the next command does it."""
+        try:
+            self.within(lambda: self._sweep(name))
+        except OSError:
+            return
+
+    def _sync_build(self, fd: int, path: str) -> None:
+        """Write the files of an open subdirectory, whose path is `path`, to the disk.  Raises OSError."""
         for name in os.listdir(fd):
             if name not in NSS_FILES:
                 os.unlink(name, dir_fd=fd)  # an empty journal of SQLite
@@ -8540,14 +8667,16 @@ class NssDatabase:
                 os.close(os.open(name, os.O_RDWR | os.O_CLOEXEC, dir_fd=self.opened))
 
     def _commit(self, name: str, fd: int) -> None:
-        """Rename the complete subdirectory to `.nss-commit`, which makes the change certain.
+        """Rename the complete subdirectory to `.nss-commit`, which decides the change.
 
         Raises Failure, OSError.
         """
         self._set_aside()
         os.rename(name, NSS_COMMIT, src_dir_fd=self.opened, dst_dir_fd=self.opened)
+        self.is_decided = True
         info = self._lstat(NSS_COMMIT)
         if info is None or not os.path.samestat(info, os.fstat(fd)):
+            self.is_decided = False
             raise self._exchanged(name)
 
     def _exchanged(self, name: str) -> Failure:
@@ -8736,7 +8865,7 @@ def create_database(base: NssDatabase, password: str = "") -> None:
     def work(path: str) -> None:
         base.tool("certutil", "-N", *([] if base.password else ["--empty-password"]), directory=path)
         if has_modules:
-            os.unlink(os.path.join(path, "pkcs11.txt"))
+            base.within(lambda: os.unlink(os.path.join(path, "pkcs11.txt")))
 
     if has_modules:
         base.host.warn(f"WARNING: using existing modules from {base.directory}/pkcs11.txt")
@@ -8777,14 +8906,20 @@ def move_database(base: NssDatabase, old: str) -> None:
     with source.lock():
         if not base.has(*NSS_FILES[1:]):
             source.check()
-            base.build(lambda path: copy_database(base.host, base.host.path(source.directory), path))
+            base.build(lambda path: base.within(
+                lambda: copy_database(base.host, base.host.path(source.directory), path)))
             remove_database(source)
             base.host.print(f"Moved the NSS database from {source.directory} to {base.directory}")
         # both exist with the same data: an earlier move was killed before it had removed the old database
-        elif all(os.path.exists(base.file(name))
-                 and same_content(base.host, source.file(name), base.file(name))
-                 for name in NSS_FILES[1:] if os.path.exists(source.file(name))):
+        elif source.within(lambda: base.within(lambda: is_moved(source, base))):
             remove_database(source)
+
+
+def is_moved(source: NssDatabase, base: NssDatabase) -> bool:
+    """Return whether `base` has each file of `source`, with the same data.  Raises OSError."""
+    names = [name for name in NSS_FILES[1:] if os.path.exists(source.file(name))]
+    return all(os.path.exists(base.file(name)) and same_content(base.host, source.file(name), base.file(name))
+               for name in names)
 
 
 def remove_database(base: NssDatabase) -> None:
@@ -8792,9 +8927,12 @@ def remove_database(base: NssDatabase) -> None:
 
     Keys and certificates go last, because move_database() looks for them.
     """
-    try:
+    def work() -> None:
         for name in NSS_FILES:
             base.host.remove(f"{base.directory}/{name}")
+
+    try:
+        base.within(work)
     except OSError as error:
         raise base.failed(error) from None
 
@@ -8887,7 +9025,7 @@ def import_file(base: NssDatabase, names: Sequence[str], password: Callable[[], 
         before = {(certificate.der, certificate.has_key) for certificate in base.certificates()}
 
         def work(path: str) -> None:
-            copy_database(host, host.path(base.directory), path)
+            base.within(lambda: copy_database(host, host.path(base.directory), path))
             try:
                 base.tool("pk12util", "-i", "{0}", "-w", "{1}", directory=path, secret="-k",
                           files=[pkcs12, pkcs12_password + b"\n"])
@@ -22043,6 +22181,7 @@ def nss_tool_command(name: str, directory: str, secret: str) -> None:
         if refused:
             raise Failure(f"ipsec {name}: {refused} is not accepted", USAGE, f"ipsec --nssdir DIR {name} …")
         base = NssDatabase(host)
+        base.check_modules()
         path = host.resolve(name, nss_package(host))
         argv = [directory, f"sql:{host.path(base.directory)}"]
         own = {secret, "--empty-password", "-K" if name == "pk12util" else ""}

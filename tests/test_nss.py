@@ -217,7 +217,7 @@ def test_what_another_user_puts_there_is_not_followed_and_in_nobodys_way(shared:
     assert sorted(os.listdir(shared / "db")) == sorted((*ipsec.NSS_FILES, kept.name))
 
 
-@pytest.mark.parametrize("name", ipsec.NSS_FILES)
+@pytest.mark.parametrize("name", ipsec.NSS_FILES[1:])
 def test_a_link_of_another_user_in_place_of_a_file_is_replaced(shared: Path, name: str) -> None:
     subprocess.run(["setpriv", "--reuid=61234", "--regid=61234", "--clear-groups", "sh", "-ec",
                     f"rm -f {name}; ln -s ../precious/{name} {name}"], cwd=shared / "db", check=True)
@@ -228,7 +228,63 @@ def test_a_link_of_another_user_in_place_of_a_file_is_replaced(shared: Path, nam
     assert not (shared / "db" / name).is_symlink()
 
 
+MODULES = {
+    "a link": ("as_other", "rm -f pkcs11.txt; ln -s ../precious/pkcs11.txt pkcs11.txt", "it belongs to user 61234"),
+    "a file": ("as_other", "rm -f pkcs11.txt; echo evil >pkcs11.txt", "it belongs to user 61234"),
+    "a file of root behind root's link": ("as_root", "mv pkcs11.txt x; ln -s x pkcs11.txt", ""),
+    "a file that all can write": ("as_root", "chmod 666 pkcs11.txt", "every user can change it"),
+    "no file": ("as_root", "rm pkcs11.txt", ""),
+}
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_root_does_not_use_modules_that_another_user_chose(shared: Path, kind: str) -> None:
+    who, script, problem = MODULES[kind]
+    other = ["setpriv", "--reuid=61234", "--regid=61234", "--clear-groups"] if who == "as_other" else []
+    subprocess.run([*other, "sh", "-ec", script], cwd=shared / "db", check=True)
+    base = NssDatabase(Host({}), str(shared / "db"))
+    if not problem:
+        with base.lock():
+            return
+    for change in (base.lock, lambda: base.tool("certutil", "-L")):
+        pattern = f"/db/pkcs11.txt: {problem}.*libraries that NSS would load as root"
+        with pytest.raises(Failure, match=pattern) as caught:
+            change()
+        assert "\n" not in str(caught.value)
+    assert (shared / "db").stat().st_mode & 0o7777 == 0o777
+    NssDatabase(Host({}, root=str(shared)), "/db").check_modules()  # a mounted disk is only read, without NSS's tools
+
+
+def test_nobody_else_can_exchange_anything_during_a_change(shared: Path) -> None:
+    """In a directory that every user may write to, without the sticky bit; afterwards its mode is as before."""
+    tried = []
+
+    def work(path: str) -> None:
+        for script in ("mv .nss-build.* gone", "rm -f cert9.db", "mv cert9.db x", ": >cert9.db-journal"):
+            tried.append(subprocess.run(["setpriv", "--reuid=61234", "--regid=61234", "--clear-groups", "sh", "-ec",
+                                         script], cwd=shared / "db", stderr=subprocess.DEVNULL).returncode)
+        database(Path(path), "new")
+
+    base = NssDatabase(Host({}), str(shared / "db"))
+    with base.lock():
+        base.build(work)
+    assert all(tried) and len(tried) == 4 and marks(shared / "db") == {"new"}
+    assert (shared / "db").stat().st_mode & 0o7777 == 0o777
+    with pytest.raises(InterruptedError), base.lock():
+        raise InterruptedError
+    assert (shared / "db").stat().st_mode & 0o7777 == 0o777
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o770, 0o1777])
+def test_other_directories_keep_their_mode(shared: Path, mode: int) -> None:
+    (shared / "db").chmod(mode)
+    with NssDatabase(Host({}), str(shared / "db")).lock():
+        assert (shared / "db").stat().st_mode & 0o7777 == mode
+
+
 def test_a_build_that_another_user_exchanges_is_not_put_in_place(shared: Path) -> None:
+    os.chown(shared / "db", 61234, 61234)  # the owner of the directory can do that at any time
+
     def work(path: str) -> None:
         database(Path(path), "new")
         script = "for b in .nss-build.*; do mv $b gone; mkdir $b; cp ../precious/* $b; done"

@@ -7,7 +7,7 @@ from typing import Callable
 
 import pytest
 
-from ..ground import deadfs
+from ..ground import deadfs, dyingfs
 from ..ground.host import Result, Unavailable
 from ..ground.machine import PYZ, Machine
 
@@ -69,6 +69,40 @@ def test_commands_behind_the_nss_database(gateway: Machine, words: list[str]) ->
     assert any("no answer" in line or "not answer" in line for line in told)
     if words[0] not in ("look", "verify"):
         assert len(ran.stderr.splitlines()) == 1
+
+
+CERTIFICATE = ("openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=x -keyout /key.pem -out /cert.pem 2>/dev/null; "
+               "openssl pkcs12 -export -in /cert.pem -inkey /key.pem -name x -passout pass: -out /x.p12; ")
+KEY = f"python3 {PYZ} --nssdir {DEAD}/nss newhostkey"
+IMPORT = f"{CERTIFICATE} echo >/empty; python3 {PYZ} --nssdir {DEAD}/nss import --password-file /empty /x.p12"
+INIT = f"python3 {PYZ} --nssdir {DEAD}/nss initnss"
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("command, operation, count", [
+    (INIT, "MKDIR", 1), (INIT, "CREATE", 1), (INIT, "RENAME", 1), (INIT, "RENAME", 2), (INIT, "FSYNC", 9),
+    (IMPORT, "MKDIR", 1), (IMPORT, "CREATE", 3), (IMPORT, "RENAME", 1), (IMPORT, "UNLINK", 5), (IMPORT, "RMDIR", 1),
+    (KEY, "CREATE", 1), (KEY, "UNLINK", 1), (f"python3 {PYZ} --nssdir {DEAD}/nss checknss --settrusts", "NEVER", 0),
+], ids=lambda value: value.split()[-1].rpartition("/")[2] if isinstance(value, str) else str(value))
+def test_the_nss_database_on_a_file_system_that_dies_during_a_change(gateway: Machine, command: str, operation: str,
+                                                                     count: int) -> None:
+    """The command ends with one line that names the path."""
+    if not Path("/dev/fuse").exists():
+        raise Unavailable("no /dev/fuse: modprobe fuse")
+    gateway.write("/dyingfs.py", Path(dyingfs.__file__).read_text())
+    prepare = "" if command == INIT else f"{INIT} >/dev/null || exit 99; "
+    program, _, last = command.rpartition("; ")
+    script = (f"mkdir {DEAD}/nss; {prepare}{program and program + '; '}: >{DEAD}/arm; "
+              f"exec timeout -s KILL 150 {last}")
+    ran = gateway.run(["unshare", "-m", "python3", "/dyingfs.py", DEAD, operation, str(count), "--", "sh", "-c",
+                       script], timeout=240)
+    print(f"{command.split()[-1]} {operation} {count}: status {ran.status}, {ran.stderr!r}")
+    if operation == "NEVER":
+        assert (ran.status, ran.stderr) == (0, "")
+        return
+    assert ran.status not in (0, 99, 137), ran.stdout
+    assert len(ran.stderr.splitlines()) == 1 and f"{DEAD}/nss: no" in ran.stderr and "not answer" in ran.stderr.replace(
+        "no answer within", "does not answer within")
 
 
 @pytest.mark.parametrize("covered, section", [
