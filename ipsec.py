@@ -13603,6 +13603,8 @@ def verdict(table: Mapping[str, Chain], chain: Chain, packet: Mapping[str, str])
         name = target.removeprefix("goto ")
         kind, _, source = target.partition(" ")
         result = verdict(table, table[name], packet) if name in table else RULE_TARGETS.get(kind.lower(), "")
+        if kind.lower() == "masquerade":
+            source = packet.get("masquerade", "")
         if result == "snat" and source and net_fits(source, packet["src"]):
             result = "accept"  # the new source is in the network of the old one
         if not result and name == target:
@@ -16491,6 +16493,8 @@ def has_other_addresses(patient: Patient, tunnel: Tunnel, ours: str, theirs: str
     packet = {**back, "state": "new"}
     if patient.gives_source(ours) or patient.blocks("prerouting", "nat", "dnat", **packet):
         return True
+    if not patient.undecided("prerouting", "nat", **packet):
+        return False
     return any(patient.undecided("prerouting", "nat", **{**packet, **sample}) for sample in SAMPLES)
 
 
@@ -16500,6 +16504,9 @@ def undecided_forwards(patient: Patient, tunnel: Tunnel, ours: str, theirs: str)
     For new packets, a known verdict in one direction is enough.
     """
     packets = tunnel_packets(patient, tunnel, ours, theirs)
+    if not any(patient.undecided("forward", **{**packet, "state": state}) for packet in packets
+               for state in ("established", "new")):
+        return ""  # the verdict does not depend on protocol and ports
     for sample in SAMPLES:
         for packet in packets:
             chain = patient.undecided("forward", **{**packet, **sample, "state": "established"})
@@ -16545,25 +16552,41 @@ def check_nat(patient: Patient) -> Iterator[Trouble]:
         for ours, theirs in tunnel.pairs(tunnel.ours):
             if ours in EVERYTHING:
                 continue  # every source belongs to the connection
-            if own.get(ours.partition("/")[0], "") == tunnel.device and is_single(ours):
-                continue  # masquerading gives the packet the address that it has
             packet = {"src": ours, "dst": theirs, "out": tunnel.inner, "state": "new", "dst_type": "unicast",
                       "family": family_of(ours), "ipsec_out": "exists ipsec"}
-            heads = [patient.blocks("postrouting", "nat", "snat", **{**packet, **sample})
-                     for sample in ({}, *SAMPLES)]
-            head = next(filter(None, heads), "")
-            for chain in filter(None, (patient.undecided("postrouting", "nat", **{**packet, **sample})
-                                       for sample in SAMPLES)):
-                undecided = ("it is not known whether NAT rewrites the source address of packets from "
-                             f"{ours} to {theirs}: chain {chain} has conditions that this check can't "
-                             "evaluate")
+            if is_single(ours) and own.get(ours.partition("/")[0], "") == tunnel.device:
+                packet["masquerade"] = ours  # masquerading gives the packet the address that it has
+            head, chain = source_nat(patient, packet)
             if head:
                 troubles += 1
                 yield ("FAIL", "NAT",
                        f"conn {tunnel.conn.name}: NAT rewrites the source address of packets from {ours} to "
                        f"{theirs} before encryption", accept_command(head, ours, theirs, "out"))
+            if chain:
+                undecided = ("it is not known whether NAT rewrites the source address of packets from "
+                             f"{ours} to {theirs}: chain {chain} has conditions that this check can't "
+                             "evaluate")
     if undecided and not troubles:
         yield "SKIP", "UNKNOWN", undecided, ""
+
+
+def source_nat(patient: Patient, packet: Packet) -> tuple[str, str]:
+    """Return two texts about NAT of the source address of a packet; both are empty if NAT leaves it as it is.
+
+    The first is a command that inserts a rule before the NAT rule that certainly changes the address.  The
+    second is the name of a chain whose verdict is unknown.
+    """
+    head = patient.blocks("postrouting", "nat", "snat", **packet)
+    if head or not patient.undecided("postrouting", "nat", **packet):
+        return head, ""
+    samples = [{**packet, **sample} for sample in SAMPLES]
+    for sample in samples:
+        head = head or patient.blocks("postrouting", "nat", "snat", **sample)
+    for sample in samples:
+        chain = patient.undecided("postrouting", "nat", **sample)
+        if chain:
+            return head, chain
+    return head, ""
 
 
 @verify_check(

@@ -256,3 +256,10 @@ def test_conditions_that_nft_can_t_print_are_read_with_iptables(monkeypatch: pyt
     assert [sorted(table) for _, table in tables] == [["FORWARD", "INPUT", "ike"], ["POSTROUTING"], ["PREROUTING"]]
     tables = list(ipsec.nft_tables(host, text.replace("xt match policy", ""), {"ip": "iptables-nft"}, 1.0))
     assert [len(table["POSTROUTING"].rules) for _, table in tables] == [1]
+
+
+@pytest.mark.parametrize(("target", "wanted"), [
+    ("MASQUERADE", "accept"), ("SNAT --to-source 192.0.2.1", "accept"), ("SNAT --to-source 198.51.100.1", "snat")])
+def test_masquerading_of_the_address_of_the_interface(target: str, wanted: str) -> None:
+    chain = Chain("postrouting", "nat", "accept", "", [iptables_rule(["-j", *target.split()])])
+    assert verdict({}, chain, {"src": "192.0.2.1", "out": "eth0", "masquerade": "192.0.2.1"}) == wanted
