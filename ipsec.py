@@ -15214,8 +15214,11 @@ class Patient:
     def sockets(self) -> list[tuple[Socket, bool]]:
         """Return the UDP sockets on ports 500 and 4500 in pluto's network namespace.
 
-        Each comes with True if it belongs to pluto.  Raises OSError.
+        Each comes with True if it belongs to pluto.  Raises OSError, and Missing if nothing lists the sockets.
         """
+        file = f"/proc/{self.pid or 'self'}/net/udp"
+        if not self.host.exists(file):
+            raise Missing(f"{file} is not there, so it is not known which ports are in use")
         own = open_files(self.host, self.pid) if self.pid else set()
         return [(entry, f"socket:[{entry.inode}]" in own) for entry in list_sockets(
             self.host, (500, 4500), self.pid, ("udp", "udp6"))]
@@ -17609,8 +17612,11 @@ def check_selinux(patient: Patient) -> Iterator[Trouble]:
     host, log = patient.host, "/var/log/audit/audit.log"
     if host.live and not host.isdir("/sys/fs"):
         raise Missing("/sys is not there, so it is not known whether SELinux is on")
-    if host.live and host.value("/sys/fs/selinux/enforce").strip() != "1":
+    enforce = "/sys/fs/selinux/enforce"
+    if host.live and host.exists(enforce) and host.read(enforce).strip() != "1":
         return  # SELinux denies nothing
+    if host.live and not host.exists(enforce):
+        return  # SELinux is off
     if not host.live and not host.exists("/etc/selinux/config"):
         return  # SELinux is not installed
     if not host.exists(log):

@@ -619,8 +619,8 @@ class System:
         for name in ("usr/libexec/ipsec/pluto", "var/lib/ipsec/nss"):
             if (self.root / name).exists():
                 (self.root / name).chmod(0o700)
-        if f"proc/{PLUTO_PID}/net/udp" in self.files:
-            (self.root / f"proc/{PLUTO_PID}/fd").mkdir()
+        if self.pid:
+            (self.root / f"proc/{PLUTO_PID}/fd").mkdir(parents=True)
             for number, inode in enumerate(PLUTO_SOCKETS):
                 (self.root / f"proc/{PLUTO_PID}/fd/{number}").symlink_to(f"socket:[{inode}]")
             (self.root / f"proc/{PLUTO_PID}/exe").symlink_to(self.root / "usr/libexec/ipsec/pluto")
@@ -736,6 +736,7 @@ SOURCES: dict[str, tuple[Callable[[System], object], set[str]]] = {
     "no NSS database": (lambda it: it.remove("var/lib/ipsec/nss"), {"nss", "nss_health", "certificates", "host_keys"}),
     "no key database": (lambda it: it.remove("var/lib/ipsec/nss/key4.db"),
                         {"nss", "nss_health", "certificates", "host_keys"}),
+    "no list of sockets": (lambda it: it.remove(f"proc/{PLUTO_PID}/net"), {"udp500", "udp4500"}),
     "no certutil, and no pluto": (lambda it: (setattr(it, "missing_tools", True), setattr(
         it, "pluto", ipsec.NoPluto("no pluto")), setattr(it, "pid", None)), NEEDS_PLUTO | {"nss_health"}),
     "no right to ask the kernel": (lambda it: (setattr(it, "netlink", NO_RIGHT), setattr(it, "firewall", NO_RIGHT)),
