@@ -15214,7 +15214,8 @@ class Patient:
     def sockets(self) -> list[tuple[Socket, bool]]:
         """Return the UDP sockets on ports 500 and 4500 in pluto's network namespace.
 
-        Each comes with True if it belongs to pluto.  Raises OSError, and Missing if nothing lists the sockets.
+        Each comes with True if it belongs to pluto.  Raises OSError, and Missing if nothing lists the
+        sockets.
         """
         file = f"/proc/{self.pid or 'self'}/net/udp"
         if not self.host.exists(file):
@@ -16013,24 +16014,41 @@ def check_algorithms(patient: Patient) -> Iterator[Trouble]:
     troubles = 0
     lists = {conn.get("esp") or DEFAULT_ESP: f"conn {conn.name}" for conn in patient.known_conns()}
     for proposals, user in (lists or {DEFAULT_ESP: "any connection"}).items():
-        missing = []
-        for words in proposal_words(proposals):
-            rows = [algorithm_row(word) for word in words if not is_group(word)]
-            strange.update({word: None for word in words if not is_group(word) and not algorithm_row(word)})
-            missing.append(lacking_modules(patient, [row for row in rows if row], known))
+        rows_of_proposals = [algorithm_rows(words, strange) for words in proposal_words(proposals)]
+        missing = [lacking_modules(patient, rows, known) for rows in rows_of_proposals]
         if any(missing):
             troubles += 1
-            modules = list(dict.fromkeys(module for group in missing for module in group))
-            others = "" if all(missing) else "; the other proposals still work"
-            yield ("FAIL" if all(missing) else "WARN", "MISSING",
-                   f"{user}: {proposals} needs {' and '.join(modules)}, "
-                   f"which this kernel lacks{others}", patient.module_fix(modules))
+            yield lacking_trouble(patient, user, proposals, missing)
     unknown = [module for module, has in known.items() if has is None]
     if unknown and not troubles:
         yield patient.unknown_modules(unknown)
     elif strange and not troubles:
         yield ("SKIP", "UNKNOWN",
                f"it is not known what the kernel needs for {', '.join(map(quote, strange))} of esp=", "")
+
+
+def lacking_trouble(patient: Patient, user: str, proposals: str, missing: Sequence[Sequence[str]]) -> Trouble:
+    """Return the trouble of a value of esp=; `missing` are the modules that each of its proposals lacks."""
+    modules = list(dict.fromkeys(module for group in missing for module in group))
+    level, others = ("FAIL", "") if all(missing) else ("WARN", "; the other proposals still work")
+    return (level, "MISSING",
+            f"{user}: {proposals} needs {' and '.join(modules)}, which this kernel lacks{others}",
+            patient.module_fix(modules))
+
+
+def algorithm_rows(words: Iterable[str], strange: dict[str, None]) -> list[tuple[str, str, str, str]]:
+    """Return the rows of KERNEL_ALGORITHMS for the words of a proposal; add words without a row to `strange`.
+
+    DH groups need nothing from the kernel, and are left out.
+    """
+    rows = []
+    for word in words:
+        row = algorithm_row(word)
+        if row and not is_group(word):
+            rows.append(row)
+        elif not is_group(word):
+            strange[word] = None
+    return rows
 
 
 def proposal_words(proposals: str) -> Iterator[tuple[str, ...]]:
@@ -16285,16 +16303,12 @@ def check_firewall(patient: Patient) -> Iterator[Trouble]:
         yield "SKIP", "UNKNOWN", others, ""
         return
     roles = roles_of(conns)
-    paths = {(tunnel.device, tunnel.peer, tunnel.address, tunnel.family): None for tunnel in patient.tunnels
-             if tunnel.conn in conns}
+    paths = peer_paths(patient, conns)
     troubles = 0
     undecided: list[str] = []
     for traffic in IKE_TRAFFIC:
-        level = traffic.level or roles.levels[traffic.name]
-        for path in (PeerPath(*fields) for fields in paths or [("", "", "", "ipv4")]):
-            if not level or traffic.packet.get("family", path.family) != path.family:
-                continue
-            dropped = list(dropped_traffic(patient, traffic, roles, level, path))
+        for path in paths:
+            dropped = list(dropped_traffic(patient, traffic, roles, path))
             yield from dropped
             if dropped:
                 troubles += 1
@@ -16334,6 +16348,20 @@ class PeerPath(Record):
         return f" through {self.device}" if self.device else ""
 
 
+def peer_paths(patient: Patient, conns: Sequence[Conn]) -> list[PeerPath]:
+    """Return the paths to the peers of these connections; a path without addresses if none is known."""
+    fields = {(tunnel.device, tunnel.peer, tunnel.address, tunnel.family): None for tunnel in patient.tunnels
+              if tunnel.conn in conns}
+    return [PeerPath(*values) for values in fields or [("", "", "", "ipv4")]]
+
+
+def traffic_level(traffic: Traffic, roles: Roles, path: PeerPath) -> str:
+    """Return the level of the trouble if a firewall drops these packets; empty if nothing needs them."""
+    if traffic.packet.get("family", path.family) != path.family:
+        return ""
+    return traffic.level or roles.levels[traffic.name]
+
+
 class Direction(Record):
     """Packets of one kind in one direction.
 
@@ -16369,9 +16397,11 @@ def traffic_directions(traffic: Traffic, roles: Roles, path: PeerPath) -> list[D
     return directions
 
 
-def dropped_traffic(patient: Patient, traffic: Traffic, roles: Roles, level: str,
-                    path: PeerPath) -> Iterator[Trouble]:
+def dropped_traffic(patient: Patient, traffic: Traffic, roles: Roles, path: PeerPath) -> Iterator[Trouble]:
     """Yield the troubles of one kind of packets, to and from a peer."""
+    level = traffic_level(traffic, roles, path)
+    if not level:
+        return
     peer, by = path.peer or "anywhere", path.by
     for one in traffic_directions(traffic, roles, path):
         always = patient.blocks(one.hooks, **{"state": "established", **one.packet})
@@ -16400,8 +16430,10 @@ def diverted_traffic(patient: Patient, traffic: Traffic, level: str, incoming: D
 def undecided_traffic(patient: Patient, traffic: Traffic, roles: Roles, path: PeerPath) -> str:
     """Return a text that names packets on which the verdict of the firewall is unknown.
 
-    It is empty if the verdicts on this kind of packets are known in both directions.
+    It is empty if the verdicts on these packets are known in both directions, or if no connection needs them.
     """
+    if not traffic_level(traffic, roles, path):
+        return ""
     for one in traffic_directions(traffic, roles, path):
         # an ICMP error may come from any router, also from the peer
         packet = {"src": path.peer, **one.packet} if path.peer and one.way == "from" else one.packet
@@ -17425,22 +17457,13 @@ KEY_WORDS = ("ckaid", "rsasigkey", "ecdsakey", "pubkey")  # keywords that name a
     "configuration of both ends.", live=True)
 def check_host_keys(patient: Patient) -> Iterator[Trouble]:
     tunnels = patient.needed_tunnels()
-    troubles = 0
-    for tunnel in tunnels:
-        side, get = tunnel.here, tunnel.conn.get
-        signs = all(way.startswith(("rsa", "ecdsa", "eddsa")) for way in ways_of(tunnel.conn, (side,)))
-        if signs and not any(get(f"{side}{word}") for word in ("cert", "eddsakey", *KEY_WORDS)):
-            # without authby=, every release authenticates by signature
-            default = "" if get("authby") or get(f"{side}auth") else ", because authby= is not set"
-            yield ("FAIL", "NO KEY",
-                   f"conn {tunnel.conn.name} authenticates with a signature{default}, but names no key of "
-                   "this end "
-                   f"({side}cert=, {side}ckaid= or {side}rsasigkey=)", edit_command(tunnel.conn))
-            troubles += 1
+    keyless = [tunnel for tunnel in tunnels if lacks_key(tunnel)]
+    for tunnel in keyless:
+        yield keyless_trouble(tunnel)
     named = [(tunnel.conn.name, f"{tunnel.here}{word}", tunnel.conn.get(f"{tunnel.here}{word}"))
              for tunnel in tunnels for word in ("eddsakey", *KEY_WORDS)]
     named = [(conn, word, value) for conn, word, value in named if value and not value.startswith("%")]
-    if not named and not troubles:
+    if not named and not keyless:
         raise NotChecked("unused", "nothing to check: no connection names a key of this host")
     keys = patient.database().keys() if named else []
     texts = {text for key in map(key_texts, keys) for text in (key.base64, key.spki)}
@@ -17450,6 +17473,24 @@ def check_host_keys(patient: Patient) -> Iterator[Trouble]:
         elif not has_private_key(keys, texts, word, value):
             yield ("FAIL", "NO KEY", f"conn {conn}: no private key for {word} in the NSS database",
                    "ipsec showhostkey --list")
+
+
+def lacks_key(tunnel: Tunnel) -> bool:
+    """Return whether this end authenticates with a signature only, but names no key and no certificate."""
+    methods = ways_of(tunnel.conn, (tunnel.here,))
+    if not all(method.startswith(("rsa", "ecdsa", "eddsa")) for method in methods):
+        return False
+    return not any(tunnel.conn.get(f"{tunnel.here}{word}") for word in ("cert", "eddsakey", *KEY_WORDS))
+
+
+def keyless_trouble(tunnel: Tunnel) -> Trouble:
+    """Return the trouble of a connection for which lacks_key() is true."""
+    side, get = tunnel.here, tunnel.conn.get
+    # without authby=, every release authenticates by signature
+    default = "" if get("authby") or get(f"{side}auth") else ", because authby= is not set"
+    return ("FAIL", "NO KEY",
+            f"conn {tunnel.conn.name} authenticates with a signature{default}, but names no key of this end "
+            f"({side}cert=, {side}ckaid= or {side}rsasigkey=)", edit_command(tunnel.conn))
 
 
 def has_private_key(keys: Sequence[HostKey], texts: Collection[str], word: str, value: str) -> bool:
