@@ -18510,7 +18510,8 @@ def barf(host: Host, args: Args) -> int:
 
 
 def chosen_sections(sections: list[ReportSection], names: Sequence[str]) -> list[ReportSection]:
-    """Return the sections with these names in the order of the report; without names, all.  Raises Failure."""
+    """Return the sections with these names in the order of the report; without names, all.  Raises Failure.
+    """
     known = {section.name: section for section in sections}
     for name in names:
         if name not in known:
@@ -21339,11 +21340,22 @@ def tunnels_summary(rows: list[TunnelRow], config: Config) -> Iterator[str]:
     now = time.time()
     for row in rows[:SUMMARY_TUNNELS]:
         since = "" if row.since is None else f" {short_time(now - row.since)}"
-        problem = f", {row.problem}" if row.problem else ""
-        yield printable(f"{row.full_name}: {row.state.upper()}{since}, peer {row.remote_host or 'unknown'}{problem}")
+        yield printable(f"{row.full_name}: {row.state.upper()}{since}, peer {row.remote_host or 'unknown'}"
+                        + tunnel_line_end(row))
     if len(rows) > SUMMARY_TUNNELS:
         up = sum(row.state == "up" for row in rows[SUMMARY_TUNNELS:])
         yield f"{len(rows) - SUMMARY_TUNNELS} more connections, {up} of them up"
+
+
+def tunnel_line_end(row: TunnelRow) -> str:
+    """Return the problem, the networks and the traffic of a tunnel, as the end of its line."""
+    details = [row.problem] if row.problem else []
+    if row.local_networks and row.remote_networks:
+        more = " and more" if len(row.local_networks) > 1 or len(row.remote_networks) > 1 else ""
+        details.append(f"{row.local_networks[0]} to {row.remote_networks[0]}{more}")
+    if row.bytes_in is not None and row.bytes_out is not None:
+        details.append(f"in {size_text(row.bytes_in)}, out {size_text(row.bytes_out)}")
+    return "".join(f", {detail}" for detail in details)
 
 
 def configured_connections(config: Config) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 from ..ground.gateways import NAMES, SETUP, Gateways, conn
 
@@ -10,6 +12,17 @@ from ..ground.gateways import NAMES, SETUP, Gateways, conn
 SECRET = "SwordfishForTheTunnel"
 
 CONFIG = SETUP + conn("tunnel")
+
+
+#: What an expert needs of each section of a report, from public bug reports: patterns for lines of the section.
+NEEDS = json.loads((Path(__file__).parent.parent / "data" / "expert_needs.json").read_text())
+
+
+def missing_needs(report: str) -> list[str]:
+    """Return the needs of an expert that the report of a gateway with a tunnel does not meet."""
+    texts = dict(part.partition("\n")[::2] for part in report.split("+ _________________________ ")[1:])
+    return [f"{row['section']}: {pattern}" for row in NEEDS for pattern in row["patterns"]
+            if not re.search(pattern, texts.get(row["section"], ""), re.MULTILINE)]
 
 
 def bring_up(gateways: Gateways) -> None:
@@ -37,6 +50,7 @@ def test_a_ping_crosses_a_tunnel_set_up_by_ipsec_pyz(gateways: Gateways) -> None
 
     assert {name: result.status for name, result in results.items()} == dict.fromkeys(results, 0)
     assert "3 received" in results["ping"].stdout
+    assert missing_needs(results["west-barf"].stdout) == []
     for name in NAMES:
         traffic = results[f"{name}-traffic"].stdout
         assert "type=ESP" in traffic and "inBytes=252, outBytes=252" in traffic  # three pings of 84 bytes
