@@ -2915,6 +2915,7 @@ SEPARATE = (5, 3)  # from this release on, a conn refuses the keywords of config
 FIRST_WORD = (4, 7)  # from this release up to 4.15, unknown words after a known one are ignored
 IKEPAD_AUTO = (5, 2)  # from this release on, ikepad= accepts auto
 NO_BRACES = (5, 0)  # from this release on, include does not expand {a,b}
+BARE_COMMENTS = (5, 0)  # from this release on, a keyword that begins with x- needs no value
 LENIENT = (5, 0)  # from this release on, invalid values are ignored; earlier ones refuse the file for most of them
 NUMBER_KINDS = ("number", "0-65535", "duration", "seconds", "percent", "size")
 NUMBER_NOUNS = {"duration": "duration", "seconds": "duration", "percent": "percentage", "size": "size"}
@@ -3456,13 +3457,16 @@ class Config:
         if self._section is None:
             self._problem(name, number, f"{misplaced(key)} is indented, but stands in no section")
             return
+        rest = rest.lstrip(" \t")
+        if key[:2].lower() in ("x-", "x_"):
+            if not rest and self.release is not None and self.release < BARE_COMMENTS:
+                self._problem(name, number, "syntax error: libreswan up to 4.15 refuses an x- keyword without a value")
+            elif equals:
+                self._section.settings.append(Setting(key, rest, name, number))
+            return
         if not equals or " " in key or "\t" in key or '"' in key or not key:
             word = key.replace("\t", " ").partition(" ")[0]
             self._problem(name, number, f"syntax error: {misplaced(key)} is not keyword=value", key=canonical(word))
-            return
-        rest = rest.lstrip(" \t")
-        if key[:2].lower() in ("x-", "x_"):
-            self._section.settings.append(Setting(key, rest, name, number))
             return
         if any(c in rest for c in ' \t"{}'):
             value, after = split_value(rest)
@@ -3548,7 +3552,8 @@ class Config:
         assert self._section is not None
         setup = not self._section.name
         means_nothing = bare and not setting.value  # releases before 5.0 skip such a line
-        refused = (setup and is_strict(self.release) and not means_nothing) or (
+        is_skipped = self._setups > 1 and bool(self._setup)  # before 5.0 a second config setup is ignored
+        refused = (setup and is_strict(self.release) and not means_nothing and not is_skipped) or (
             self.release is not None and self.release >= SEPARATE)
         self._problem(setting.file, setting.line, f"keyword {written} is not valid in "
                       f"{'config setup' if setup else 'a conn'}", refused, word.key)

@@ -241,6 +241,12 @@ def test_values_are_of_their_kind(kind: str, good: str, bad: str) -> None:
     ("subnet=10.0.0.0/8", "ignore ignore ignore ignore ignore refuse"),
     ("uniqueids=yes", "ignore ignore ignore ignore ignore refuse"),
     ("nocrsend=yes", "ignore ignore refuse refuse refuse refuse"),
+    ("x-note", "accept refuse refuse refuse accept accept"),
+    ("X_note=", "accept refuse refuse refuse accept accept"),
+    ("x-note b=c", "accept accept accept accept accept accept"),
+    ("x-note=a b", "accept accept accept accept accept accept"),
+    ("x-note b", "accept refuse refuse refuse accept accept"),
+    ("pfs=yes\nconfig setup\n\tlogtime=no\nconfig setup\n\tauto=add", "ignore ignore ignore ignore ignore refuse"),
 ])
 def test_the_installed_release_decides(line: str, verdicts: str) -> None:
     """Which releases take a line, ignore it with a warning, or refuse the file (seen with 4.3, 4.10 and 5.2)."""

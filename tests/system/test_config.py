@@ -278,3 +278,27 @@ def test_plutos_own_words_stay_as_they_are(gateway: Machine, pluto: Callable[...
                    f'@b : PSK "{CANARY}"\n')
     text = gateway.run(["ipsec", "whack", "--status"]).check().stdout + daemon.output
     assert gateway.ipsec("_keycensor", input=text).check().stdout == text
+
+
+#: Configurations about which the releases differ, and whether each of them loads the file.
+ALL = {"bullseye": True, "bookworm": True, "trixie": True}
+LATELY = {"bullseye": False, "bookworm": False, "trixie": True}
+DIFFERENT = {
+    "a comment keyword alone": ("conn a\n\tx-note\n", LATELY),
+    "a comment keyword without a value": ("conn a\n\tX_note=\n", LATELY),
+    "two words after x-": ("conn a\n\tx-note b\n", LATELY),
+    "x- and a keyword": ("conn a\n\tx-note b=c\n", ALL),
+    "a second config setup": ("config setup\n\tlogtime=no\nconfig setup\n\tauto=add\n", ALL),
+    "a first config setup": ("config setup\n\tauto=add\n", LATELY),
+}
+
+
+def test_what_the_releases_read_differently(gateway: Machine, release: str) -> None:
+    host = ipsec.Host({})
+    host.version = {"bullseye": "4.3", "bookworm": "4.10", "trixie": "5.2"}[release]
+    for name, (text, loads) in DIFFERENT.items():
+        gateway.write("/etc/t.conf", text)
+        real = gateway.run([ADDCONN, "--config", "/etc/t.conf", "--checkconfig"])
+        assert (real.status == 0) == loads[release], f"{name}: the fact itself: {real}"
+        fatal = any(problem.fatal for problem in ipsec.Config(host, "c", text).problems)
+        assert fatal != loads[release], name
