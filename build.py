@@ -4,27 +4,29 @@
 
     python3 build.py                   build ./ipsec.pyz for all Pythons that are found here
     python3 build.py --for 3.11,3.13   build a smaller one, which starts fast on the named Pythons only
-    python3 build.py test [ARG...]     build, then run the tests (pytest's arguments)
+    python3 build.py test [ARG...]     build, then run the tests; the arguments are pytest's
     python3 build.py check             lint: ruff, mypy --strict, the manual pages, the workflows
-    python3 build.py bench [ROW...]    measure, against libreswan's own command where there is one
-    python3 build.py release           write dist/: the archive, manual pages and completions, checksums
-    python3 build.py clean             remove what the other verbs made, except the fetched wheels
+    python3 build.py bench [ROW...]    measure times, also those of libreswan's own command
+    python3 build.py release           write dist/: the archive, manual pages, completions, checksums
+    python3 build.py clean             remove the results of the other verbs, but not the fetched wheels
 
-build.py uses the standard library only.  Everything else is pinned by version and hash in vendor/*.txt and fetched once
-into vendor/wheels.  The build unpacks its wheels in a temporary directory; test, check and bench use .venv.
+build.py uses the standard library only.  Everything else is pinned by version and hash in vendor/*.txt, and
+fetched once into vendor/wheels.  The build unpacks its wheels in a temporary directory.  The tools of test,
+check and bench are in .venv.
 
 How a start of the archive goes:
 
-1. Python runs __main__.py (MAIN below).  A Python that is too old runs too_old.py (TOO_OLD), which exits with status 1.
-2. MAIN removes from sys.path everything but the standard library and the archive.
-3. It runs the front: sections 1, 2, 10 and 12 of ipsec.py, as bytecode for this interpreter (bytecode/TAG.front).
+1. Python runs __main__.py (MAIN below).  If Python is too old, too_old.py (TOO_OLD) exits with status 1.
+2. MAIN removes everything from sys.path except the standard library and the archive.
+3. MAIN runs the front, which is sections 1, 2, 10 and 12 of ipsec.py, as bytecode (bytecode/TAG.front).
 4. ipsec.main() reads the command line and calls load_rest(COMMAND) of ipsec.py.
-5. load_rest() reads bytecode/TAG.blocks: an index, and a block for each other (sub)section, which is compressed
-   bytecode or, for commands that can wait (COMPILED_LATE), a place in ipsec.py.
-6. The index has the blocks that each command needs, and load_rest() runs these in the order of the file.  What a
-   command needs only at times it gets from load_part(NAME).
-7. needs() makes the index from names: a block needs the blocks that bind the global names that its code uses.
-8. An interpreter without bytecode compiles the front and the same blocks from ipsec.py, which lacks its comments.
+5. load_rest() reads bytecode/TAG.blocks: an index, and one block for each other (sub)section of ipsec.py.  A
+   block is compressed bytecode or, if it is in COMPILED_LATE, a place in ipsec.py that is compiled now.  The
+   constants that all interpreters have in common are in bytecode/common.blocks, as dictionaries for zlib.
+6. The index says which blocks each command needs.  load_rest() runs these in the order of ipsec.py.  If a
+   command needs a block only sometimes, it calls load_part(NAME) at that time.
+7. needs() makes the index: a block needs all blocks that bind a global name which its code uses.
+8. An interpreter without bytecode in the archive compiles the front and the needed blocks from ipsec.py.
 """
 from __future__ import annotations
 import __future__
@@ -63,33 +65,42 @@ DIST = TOP / "dist"
 ARCHIVE = TOP / "ipsec.pyz"
 SOURCE = TOP / "ipsec.py"
 
-# Bytes: the archive for several interpreters, and for one
+# The largest size of the archive in bytes: with several interpreters, and with one
 SIZE_LIMIT, SIZE_LIMIT_OF_ONE = 1_800_000, 650_000
 
-# The kernel passes all that follows the interpreter as one argument.  The path is absolute, and -I and -S keep PATH,
-# PYTHON* variables and site-packages out, because a user who runs the archive by its name may be root.
+# The kernel passes everything after the interpreter as one argument.  Root may run the archive by its name.
+# Therefore the path is absolute, and -I and -S keep PYTHON* variables, the user's modules and site-packages
+# out.
 INTERPRETER = "/usr/bin/python3 -IS"
 
 # The archive holds bytecode for those of these interpreters that are found
 TARGETS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
 
-# The date of all entries of the archive; the zip format begins in 1980
+# The date of all entries of the archive; the zip format can't have a date before 1980
 EPOCH = int(os.environ.get("SOURCE_DATE_EPOCH", "315532800"))
 
 # The sections of ipsec.py that every start runs.  Each (sub)section of the others is a block.
 FRONT = (1, 2, 10, 12)
 
-# Those blocks that have no bytecode in the archive.  Compiling one of them takes 3 to 6 ms at each run of its commands,
-# which people call, or which take much longer; bytecode for six interpreters would take 20 to 60 KB.
-COMPILED_LATE = ("barf", "look and show", "tunnels", "metrics", "diagnosis (why)", "configuration", "reload", "NSS",
-                 "PKCS#12 and PEM", "manual and completion")
+# The blocks without bytecode in the archive.  Compiling one of them takes 2 to 10 ms at each run of its
+# commands.  Only people call these commands, or they take much longer.  Bytecode for six interpreters would
+# take 10 to 60 kB for each block.
+COMPILED_LATE = ("barf", "the summary of barf", "look and show", "tunnels", "metrics", "diagnosis (why)",
+                 "configuration", "reload", "NSS", "PKCS#12 and PEM", "manual and completion")
 
-# The version of marshal's format for data that all interpreters read
+# The version of marshal's format that all interpreters read
 FORMAT = 2
 
-# The archive's __main__.py.  Every start compiles it, so it is short.  Python 2.7 must be able to parse it.  It is
-# stored, not compressed: zlib may be a module of the library, and must come from a clean path.  (A hostile PYTHONPATH
-# reaches what Python itself imports before; -I in the shebang prevents that.)
+# The bytes of a dictionary that zlib uses; ipsec.py has the same number
+WINDOW = 32768
+
+# The bytes of source after which a block is cut.  Its parts are compressed one by one, because zlib finds
+# nothing in a dictionary once it is more than 32 KiB behind.
+PART = 12000
+
+# The archive's __main__.py.  Every start compiles it, so it is short.  Python 2.7 must be able to parse it.
+# It is stored without compression: zlib may be a file, which must not come from a hostile directory in
+# sys.path.  (Python itself imports modules before that; -I in the shebang protects those.)
 MAIN = f'''\
 import sys
 if sys.version_info < (3, 9):
@@ -177,16 +188,17 @@ def stop(text: str) -> SystemExit:
 def call(argv: Sequence[str | Path], **options: object) -> None:
     """Run a program in the checkout.  Raises SystemExit if it fails."""
     words = [str(word) for word in argv]
-    status = subprocess.run(words, cwd=TOP, check=False, stdin=subprocess.DEVNULL, **options).returncode  # type: ignore[call-overload]
+    status = subprocess.run(words, cwd=TOP, check=False, stdin=subprocess.DEVNULL,
+                            **options).returncode  # type: ignore[call-overload]
     if status:
         raise stop(f"{Path(words[0]).name} {' '.join(words[1:4])} ... ended with status {status}")
 
 
-# --- what is pinned: wheels and .venv -------------------------------------------------------------------------------
+# --- pinned packages: wheels and .venv ----------------------------------------------------------------------
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Let one process at a time change vendor/wheels and .venv."""
+    """Hold a lock, so that only one process at a time changes vendor/wheels and .venv."""
     descriptor = os.open(VENDOR, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -221,7 +233,7 @@ PIP_OPTIONS = ("-q", "--disable-pip-version-check", "--no-deps", "--require-hash
 
 
 def run_pip(*words: str | Path) -> str:
-    """Run pip in .venv; return an empty string, or the reason in what it prints if it fails."""
+    """Run pip in .venv.  Return an empty string, or the reason from pip's output if pip fails."""
     python = VENV / "bin" / "python"
     borrowed = VENV / "pip-from"
     environment = {**os.environ, **({"PYTHONPATH": borrowed.read_text()} if borrowed.exists() else {})}
@@ -229,7 +241,7 @@ def run_pip(*words: str | Path) -> str:
                             env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if result.returncode == 0:
         return ""
-    # without a network, the error says only that nothing matches; the reason is in the warnings about each attempt
+    # without a network, pip's error says only that no version matches; its warnings have the reason
     for pattern in (r"\[Errno -?\d+\] ([^'\")]+)", r"^ERROR: (.*)"):
         if reasons := re.findall(pattern, result.stderr, re.M):
             return str(reasons[-1])
@@ -237,38 +249,41 @@ def run_pip(*words: str | Path) -> str:
 
 
 def fetch(locks: Sequence[str], what: str) -> None:
-    """Download the wheels that lock files pin into vendor/wheels.  Raises SystemExit, which names `what`."""
+    """Download the wheels that lock files pin into vendor/wheels.
+
+    `what` names them in messages.  Raises SystemExit if the download fails.
+    """
     make_venv()
     say(f"fetching {what}")
     WHEELS.mkdir(exist_ok=True)
     pins = [f"--requirement={VENDOR / lock}" for lock in locks]
     error = run_pip("download", *PIP_OPTIONS, "--retries", "2", *pins, "-d", WHEELS)
     if error:
-        raise stop(f"can't fetch {what}: {error} (the network is needed once; vendor/wheels of a checkout that has "
-                   "built will do, too)")
+        raise stop(f"can't fetch {what}: {error} (the network is needed once; or copy vendor/wheels from a "
+                   "checkout that was built)")
 
 
 def install(lock: str) -> None:
-    """Have in .venv what a lock file pins, from vendor/wheels, into which it is fetched first if it is missing."""
+    """Install into .venv the packages that a lock file pins.  Raises SystemExit."""
     stamp = VENV / f"{lock}.stamp"
     state = digest(VENDOR / lock)
     with alone():
         if stamp.exists() and stamp.read_text() == state:
             return
         make_venv()
-        words = ("install", *PIP_OPTIONS, "--ignore-installed", "-r", VENDOR / lock, "--no-index", "--find-links",
-                 WHEELS)
+        words = ("install", *PIP_OPTIONS, "--ignore-installed", "-r", VENDOR / lock, "--no-index",
+                 "--find-links", WHEELS)
         if run_pip(*words):
-            fetch([lock], f"what vendor/{lock} pins")
+            fetch([lock], f"the packages of vendor/{lock}")
             if error := run_pip(*words):
-                raise stop(f"can't install what vendor/{lock} pins: {error}")
+                raise stop(f"can't install the packages of vendor/{lock}: {error}")
         stamp.write_text(state)
 
 
 def make_venv() -> None:
-    """Make .venv if it is not there or can't run pip.
+    """Create .venv if it is missing or can't run pip.  Raises SystemExit if no pip is found.
 
-    Where ensurepip is missing (Debian without python3-venv), the pip that another place has serves .venv.
+    If ensurepip is missing (Debian without python3-venv), .venv uses the pip of an interpreter here.
     """
     if (VENV / "bin/python").exists() and not run_pip("--version"):
         return
@@ -279,7 +294,8 @@ def make_venv() -> None:
         (VENV / "pip-from").write_text(path)
 
 
-# Prints nothing if a venv will have pip, or the directory from which pip can be imported; fails if there is neither
+# Prints an empty line if a venv can have pip, otherwise the directory from which pip can be imported.  Exits
+# with status 1 if there is no pip.
 PROBE = """
 import os, sys, venv
 try:
@@ -290,15 +306,17 @@ except ImportError:
     print(os.path.dirname(os.path.dirname(pip.__file__)))
 """
 
-# How package managers install a Python that can fetch wheels
-PIP_PACKAGES = {"apt-get": "apt-get install python3-venv", "dnf": "dnf install python3-pip", "apk": "apk add py3-pip",
-                "zypper": "zypper install python3-pip", "pacman": "pacman -S python-pip"}
+# The commands that install pip, by the name of the package manager
+PIP_PACKAGES = {"apt-get": "apt-get install python3-venv", "dnf": "dnf install python3-pip",
+                "apk": "apk add py3-pip", "zypper": "zypper install python3-pip",
+                "pacman": "pacman -S python-pip"}
 
 
 def find_pip() -> tuple[str, str]:
-    """Return an interpreter that can make a venv, and where its pip is (empty: the venv has its own).
+    """Return an interpreter that can create a venv, and the directory of its pip.
 
-    Without one, root on Debian installs python3-venv.  Raises SystemExit, with the command to type, elsewhere.
+    The directory is empty if the venv will have a pip of its own.  If no interpreter can do it, root on
+    Debian installs python3-venv.  Otherwise raises SystemExit with the command to type.
     """
     for attempt in range(2):
         for python in (sys.executable, *map(str, interpreters().values())):
@@ -306,14 +324,16 @@ def find_pip() -> tuple[str, str]:
             if result.returncode == 0:
                 return python, result.stdout.strip()
         if attempt == 0 and os.geteuid() == 0 and shutil.which("apt-get"):
-            apt_install("python3-venv", "to fetch what vendor/*.txt pins; no Python here has venv or pip")
+            reason = "to fetch the packages of vendor/*.txt; no Python here has venv or pip"
+            apt_install("python3-venv", reason)
     command = next((words for program, words in PIP_PACKAGES.items() if shutil.which(program)),
                    "python3 -m ensurepip")
-    raise stop(f"no Python 3.9 or later here has venv or pip; type: {'' if os.geteuid() == 0 else 'sudo '}{command}")
+    sudo = "" if os.geteuid() == 0 else "sudo "
+    raise stop(f"no Python 3.9 or later here has venv or pip; type: {sudo}{command}")
 
 
 def apt_install(package: str, reason: str) -> None:
-    """Install a Debian package without questions, after a line that says why.  Raises SystemExit if that fails."""
+    """Print why, then install a Debian package without questions.  Raises SystemExit on failure."""
     say(f"installing the package {package} with apt-get, {reason}")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for words in (["update"], ["-y", "--no-install-recommends", "install", package]):
@@ -324,15 +344,17 @@ def apt_install(package: str, reason: str) -> None:
             raise stop(f"can't install {package}: apt-get: {lines[-1]}")
 
 
-# --- bytecode -------------------------------------------------------------------------------------------------------
+# --- bytecode -----------------------------------------------------------------------------------------------
 
 def interpreters() -> dict[str, Path]:
-    """Return the CPythons of TARGETS that are found, by version: in PATH, in /usr and /opt, in pyenv.
+    """Return the paths of the CPythons of TARGETS that are in PATH, /usr, /opt or pyenv, by version.
 
-    Of each version the newest is taken, whatever the order of PATH: compilers of one version may differ in details.
+    Of several with the same version, it takes the newest, because their bytecode may differ.  The order of
+    PATH does not matter.
     """
     places = [*os.environ.get("PATH", "").split(os.pathsep), "/usr/bin", "/usr/local/bin",
-              *glob.glob("/opt/python*/bin"), *sorted(glob.glob(os.path.expanduser("~/.pyenv/versions/3.*/bin")))]
+              *glob.glob("/opt/python*/bin"),
+              *sorted(glob.glob(os.path.expanduser("~/.pyenv/versions/3.*/bin")))]
     ask = ("import sys; v = sys.version_info; "
            "print('%d.%d' % v[:2], v[2], sys.implementation.cache_tag, v[3]) if v >= (3, 9) else None")
     newest: dict[str, tuple[int, Path]] = {}
@@ -351,13 +373,16 @@ def interpreters() -> dict[str, Path]:
 
 
 def chosen_interpreters(versions: str) -> dict[str, Path]:
-    """Return the interpreters of a list such as `3.11,3.13`, or all for an empty one.  Raises SystemExit."""
+    """Return the interpreters of a list such as `3.11,3.13`, or all if it is empty.
+
+    Raises SystemExit if one is not found.
+    """
     present = interpreters()
     if not versions:
         return present
     for version in versions.split(","):
         if version not in present:
-            raise stop(f"--for {version}: no such CPython is found here (there is {', '.join(present) or 'none'})")
+            raise stop(f"--for {version}: this CPython is not here (found: {', '.join(present) or 'none'})")
     return {version: path for version, path in present.items() if version in versions.split(",")}
 
 
@@ -366,10 +391,12 @@ def tag_of(version: str) -> str:
     return f"cpython-{version.replace('.', '')}"
 
 
-# Compiles the front and each block of a source, whose lines of text are read from standard input, without what nothing
-# reads at run time and every start would pay for: docstrings, assertions, annotations of functions, names of local
-# variables, line tables (an internal error names its function and where that begins).  Sets in the code keep the order
-# of their hashes, so the caller fixes PYTHONHASHSEED; -I would ignore it.
+# A program for each interpreter: it compiles the front and the parts of blocks, whose texts it reads from
+# standard input.  It leaves out docstrings, assertions, annotations of functions, names of local variables
+# and line tables, because every start would pay for them.  (An internal error prints the function and the
+# line in which it begins.)  It writes two lists: the bytecode of each text, and the constants and names of
+# each part.  The order of a set in the code depends on hashes, so the caller sets PYTHONHASHSEED; -I would
+# ignore it.
 COMPILE = """
 import __future__, ast, importlib.util, inspect, marshal, sys
 
@@ -394,18 +421,33 @@ def compiled(text):
     # running the import of __future__ would take 0.1 ms
     tree.body = [statement for statement in tree.body if getattr(statement, "module", "") != "__future__"]
     flags = __future__.annotations.compiler_flag
-    return marshal.dumps(bare(compile(tree, "ipsec.py", "exec", flags, True, 2)))
+    return bare(compile(tree, "ipsec.py", "exec", flags, True, 2))
 
-front, *blocks = marshal.load(sys.stdin.buffer)
-marshal.dump([importlib.util.MAGIC_NUMBER + compiled(front), *map(compiled, blocks)], sys.stdout.buffer, 2)
+def constants(code):
+    for const in code.co_consts:
+        if isinstance(const, type(code)):
+            yield from constants(const)
+        elif isinstance(const, (str, bytes, tuple)):
+            yield marshal.dumps(const, 2)
+    yield marshal.dumps(code.co_names, 2)
+
+front, *parts = map(compiled, marshal.load(sys.stdin.buffer))
+# in format 2 equal constants have equal bytes; it can't hold slices, which are constants since Python 3.14
+format = 2 if sys.version_info < (3, 14) else marshal.version
+bytecode = [importlib.util.MAGIC_NUMBER + marshal.dumps(front)]
+bytecode += [marshal.dumps(part, format) for part in parts]
+common = [b"".join(dict.fromkeys(constants(part))) for part in parts]
+marshal.dump([bytecode, common], sys.stdout.buffer, 2)
 """
 
 BANNER = re.compile(r"# (\d+\. |--- )")
 
 
 def without_prose(source: bytes) -> bytes:
-    """Return a Python source without its docstrings and comments, except banners and the lines before the docstring of
-    the module.  Each line keeps its number."""
+    """Return a Python source without docstrings and comments, except banners and the first lines of the file.
+
+    Each line keeps its number.
+    """
     lines = source.decode().splitlines(keepends=True)
     tokens = list(tokenize.tokenize(io.BytesIO(source).readline))
     begins = (tokenize.NEWLINE, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT)
@@ -418,11 +460,12 @@ def without_prose(source: bytes) -> bytes:
     return "".join(lines).encode()
 
 
-Piece = tuple[int, int, int]  # of ipsec.py: the lines before it, where it starts and where it ends (bytes)
+# A piece of ipsec.py: the number of lines before it, its start and its end in bytes
+Piece = tuple[int, int, int]
 
 
 def parted(text: bytes) -> tuple[list[Piece], list[Piece]]:
-    """Return the pieces of ipsec.py that are its front, and those that are its blocks; each is one (sub)section."""
+    """Return the (sub)sections of ipsec.py in two lists: those of the front, and the blocks."""
     pieces: tuple[list[Piece], list[Piece]] = [], []
     section, line, start, end = FRONT[0], 0, 0, 0
     for number, content in enumerate(text.splitlines(keepends=True)):
@@ -435,14 +478,29 @@ def parted(text: bytes) -> tuple[list[Piece], list[Piece]]:
     return pieces
 
 
+def parts_of(text: bytes, piece: Piece) -> list[Piece]:
+    """Return a (sub)section as parts of about PART bytes, which are cut between its statements."""
+    line, start, end = piece
+    lines = text[start:end].splitlines(keepends=True)
+    parts: list[Piece] = []
+    begin = 0
+    for statement in ast.parse(text[start:end]).body:
+        first = min(node.lineno for node in [statement, *getattr(statement, "decorator_list", ())]) - 1
+        length = len(b"".join(lines[begin:first]))
+        if length >= PART:
+            parts.append((line + begin, start, start + length))
+            begin, start = first, start + length
+    return [*parts, (line + begin, start, end)]
+
+
 def title_of(text: bytes, piece: Piece) -> str:
-    """Return the title in the banner of a (sub)section, up to a colon; that of a section has its number."""
+    """Return the title of a (sub)section: the text of its banner up to a colon."""
     banner = text[piece[1]:piece[2]].decode().partition("\n")[0]
     return re.sub(r"^# (--- )?|:.*| -+$", "", banner)
 
 
 def text_of(text: bytes, pieces: Sequence[Piece]) -> bytes:
-    """Return the text of pieces of ipsec.py, with empty lines, so that each line keeps its number."""
+    """Return the text of pieces of ipsec.py.  Other lines are empty, so that each line keeps its number."""
     result = b""
     for line, start, end in pieces:
         result += b"\n" * (line - result.count(b"\n")) + text[start:end]
@@ -450,7 +508,7 @@ def text_of(text: bytes, pieces: Sequence[Piece]) -> bytes:
 
 
 def compiled(text: bytes, pieces: Sequence[Piece]) -> CodeType:
-    """Return the bytecode of pieces of ipsec.py, by this interpreter."""
+    """Compile some pieces of ipsec.py with this interpreter."""
     flags = __future__.annotations.compiler_flag
     code: CodeType = compile(text_of(text, pieces), "ipsec.py", "exec", flags, dont_inherit=True)
     return code
@@ -472,10 +530,10 @@ def bound_names(code: CodeType) -> Iterator[str]:
 
 
 def commands_in(text: bytes) -> Iterator[str]:
-    """Yield the names under which a block registers commands.
+    """Yield the names of the commands that a block registers, with their aliases.
 
-    These are the words of the first argument of @command("NAME ALIAS...", ...) and of the calls at the top level of
-    functions that register one, such as request_command("NAME ALIAS...", ...).
+    They are the words of the first argument of @command("NAME ALIAS...", ...), and of calls at the top level
+    to functions that register a command, such as request_command("NAME ALIAS...", ...).
     """
     for statement in ast.parse(text).body:
         calls = [*getattr(statement, "decorator_list", ()), getattr(statement, "value", None)]
@@ -485,11 +543,11 @@ def commands_in(text: bytes) -> Iterator[str]:
 
 
 def needs(text: bytes) -> dict[str, int]:
-    """Return the blocks that each command needs, as the bits of a number, by each of its names.
+    """Return the index: for each name of a command, the blocks that it needs, as bits of a number.
 
-    A command needs its own block, and a block needs those that bind the global names that its code uses.  A name that
-    load_part() is called with needs the block that binds it; the index has it after a colon.  Raises SystemExit if the
-    front or an earlier block uses a name of a later block, which may not be loaded then.
+    A command needs its own block.  A block needs the blocks that bind the global names which its code uses.
+    For a NAME in load_part(NAME) the index has `:NAME`, with the block that binds it.  Raises SystemExit if
+    the front or a block uses a name of a later block, because that block may not be loaded.
     """
     front, blocks = parted(text)
     codes = [compiled(text, [piece]) for piece in blocks]
@@ -518,39 +576,60 @@ def bytecode(text: bytes, pythons: Mapping[str, Path]) -> Iterator[tuple[str, by
     index = needs(text)
     yield "bytecode/source.front", marshal.dumps(front, FORMAT)
     yield "bytecode/source.blocks", marshal.dumps([index, *blocks], FORMAT)
-    texts = [text_of(text, pieces) for pieces in (front, *([piece] for piece in blocks))]
+    parts = {piece: parts_of(text, piece) for piece in blocks if title_of(text, piece) not in COMPILED_LATE}
+    texts = [text_of(text, front), *(text_of(text, [part]) for piece in parts for part in parts[piece])]
+    common: list[bytes] = []
     for version, python in pythons.items():
         result = subprocess.run([str(python), "-s", "-S", "-c", COMPILE], env={"PYTHONHASHSEED": "0"},
                                 input=marshal.dumps(texts, FORMAT), stdout=subprocess.PIPE, check=True)
-        first, *others = marshal.loads(result.stdout)
+        (first, *codes), constants = marshal.loads(result.stdout)
+        if not common:
+            # for one or two interpreters, the constants would take more bytes than they save
+            common = constants if len(pythons) > 2 else [b"" for _ in constants]
+            content = gathered(blocks, parts, [compressed(part) for part in common])
+            yield "bytecode/common.blocks", marshal.dumps(content, FORMAT)
+        packed = [compressed(code, first + part) for code, part in zip(codes, common)]
+        content = gathered(blocks, parts, packed)
         yield f"bytecode/{tag_of(version)}.front", first
-        content = [index, *(piece if title_of(text, piece) in COMPILED_LATE else compressed(block, first)
-                            for piece, block in zip(blocks, others))]
-        yield f"bytecode/{tag_of(version)}.blocks", marshal.dumps(content, FORMAT)
+        yield f"bytecode/{tag_of(version)}.blocks", marshal.dumps([index, *content], FORMAT)
 
 
-def compressed(block: bytes, front: bytes) -> bytes:
-    """Return a block compressed, with the front as zlib's dictionary: they have many names in common."""
-    deflate = zlib.compressobj(9, memLevel=9, zdict=front)
-    return deflate.compress(block) + deflate.flush()
+def gathered(blocks: Sequence[Piece], parts: Mapping[Piece, Sequence[Piece]],
+             packed: Sequence[bytes]) -> list[object]:
+    """Return for each block the list of its packed parts, or the block itself if it is compiled late."""
+    rest = iter(packed)
+    return [[next(rest) for _ in parts[block]] if block in parts else block for block in blocks]
+
+
+def compressed(data: bytes, dictionary: bytes = b"") -> bytes:
+    """Compress data with zlib.
+
+    The dictionary of a part is the front, with which it has many names in common, and the constants and names
+    of the part, which are alike in all interpreters.  zlib uses the last 32 KiB of a dictionary.
+    """
+    # without zlib's header and checksum, which a start would compute for the dictionary, too
+    deflate = zlib.compressobj(9, wbits=-15, memLevel=9, zdict=dictionary[-WINDOW:])
+    return deflate.compress(data) + deflate.flush()
 
 
 def say_interpreters(taken: Collection[str]) -> None:
-    """Print for which interpreters the archive holds bytecode, and for which it does not."""
+    """Print for which interpreters the archive has bytecode, and for which it does not."""
     missing = [version for version in TARGETS if version not in taken]
     slower = f"; slower on {', '.join(missing)}: install them here to include them" if missing else ""
     say(f"starts fast on Python {', '.join(taken)}{slower}")
 
 
-# --- the archive ----------------------------------------------------------------------------------------------------
+# --- the archive --------------------------------------------------------------------------------------------
 
 def embedded_modules(source: Path) -> list[str]:
-    """Return the modules of pyroute2 that ipsec.py names."""
-    constants = (node.value for node in ast.walk(ast.parse(source.read_text())) if isinstance(node, ast.Constant))
-    return sorted({name for name in constants if isinstance(name, str) and re.fullmatch(r"pyroute2(\.\w+)+", name)})
+    """Return the names of the modules of pyroute2 that occur as texts in ipsec.py, sorted."""
+    nodes = ast.walk(ast.parse(source.read_text()))
+    texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return sorted(text for text in texts if re.fullmatch(r"pyroute2(\.\w+)+", text))
 
 
-# Imports the named modules as ipsec.pyroute2_module() does, and prints the files that this loads
+# A program for each interpreter: it imports the named modules as ipsec.pyroute2_module() does, and prints the
+# files that this loads
 TRACE = """
 import importlib, sys, types
 library, *names = sys.argv[1:]
@@ -563,11 +642,11 @@ print(*(module.__file__ for module in list(sys.modules.values()) if getattr(modu
 
 
 def embed(library: Path, names: Sequence[str], target: Path) -> None:
-    """Copy from the unpacked wheel its licences, and the files that importing the modules loads in any Python here."""
-    files = {path for pattern in ("METADATA", "licenses/*") for path in library.glob(f"*.dist-info/{pattern}")}
+    """Copy the licences of the unpacked wheel, and the files that an import of the modules loads here."""
+    files = {*library.glob("*.dist-info/METADATA"), *library.glob("*.dist-info/licenses/*")}
     for python in interpreters().values():
-        result = subprocess.run([str(python), "-ISBc", TRACE, str(library), *names], capture_output=True, text=True,
-                                check=True)
+        words = [str(python), "-ISBc", TRACE, str(library), *names]
+        result = subprocess.run(words, capture_output=True, text=True, check=True)
         files.update(path for path in map(Path, result.stdout.splitlines()) if library in path.parents)
     for path in files:
         place = target / path.relative_to(library)
@@ -576,32 +655,34 @@ def embed(library: Path, names: Sequence[str], target: Path) -> None:
 
 
 def git(*words: str) -> str:
-    """Return what git prints about the checkout; empty outside git."""
+    """Run git in the checkout and return its output, or an empty string if git fails."""
     if not (TOP / ".git").exists() or not shutil.which("git"):
         return ""
-    # git refuses the checkout of another user, such as one that root builds; whoever runs build.py trusts the checkout
+    # git refuses the checkout of another user, for example if root builds; who runs build.py trusts the
+    # checkout
     argv = ["git", "-c", f"safe.directory={TOP}", "-C", str(TOP)]
     result = subprocess.run([*argv, *words], capture_output=True, text=True, check=False)
     return result.stdout.strip() if result.returncode == 0 else ""
 
 
 def commit_line() -> str:
-    """Return the line that says from which commit, of which date, the archive is built."""
+    """Return the line with the commit of the archive and its date."""
     commit = git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty= with changes")
     return f"commit {commit or 'unknown'}, {git('log', '-1', '--format=%cs') or 'unknown date'}"
 
 
 def about(library: Path) -> str:
-    """Return the lines that `ipsec version --verbose` prints of this build: the commit, and what is embedded."""
+    """Return the lines for `ipsec version --verbose`: the commit, and the embedded packages."""
     lines = [commit_line()]
     for metadata in sorted(library.glob("*.dist-info/METADATA")):
         fields = dict(re.findall(r"^(Name|Version|License-Expression): (.*)$", metadata.read_text(), re.M))
-        lines.append(f"embeds parts of {fields['Name']} {fields['Version']}, {fields['License-Expression']}, unchanged")
+        lines.append(f"embeds parts of {fields['Name']} {fields['Version']}, {fields['License-Expression']}, "
+                     "unchanged")
     return "".join(f"{line}\n" for line in lines)
 
 
 def own_files(pythons: Mapping[str, Path]) -> Iterator[tuple[str, bytes]]:
-    """Yield the names and contents of the project's own files in the archive, with bytecode by these interpreters."""
+    """Yield the names and contents of the project's own files in the archive, except about.txt."""
     yield "__main__.py", MAIN.encode()
     yield "too_old.py", TOO_OLD.encode()
     source = without_prose(SOURCE.read_bytes())
@@ -625,22 +706,23 @@ def make_archive(target: Path, pythons: Mapping[str, Path]) -> None:
 
 
 def shiv_entries(packages: Path, tools: Path, own: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Return the names and contents of what shiv, unpacked in `tools`, packs: the packages and its environment.json.
+    """Return the names and contents of the files that shiv packs: the packages, and its environment.json.
 
-    Its bootstrap stays out: all that it does is to extract the archive.
+    shiv is unpacked in `tools`.  Its bootstrap is left out, because it only extracts the archive.
     """
     sys.path.insert(0, str(tools))
     from shiv import builder  # type: ignore[import-untyped,import-not-found,unused-ignore]
     from shiv.bootstrap import environment  # type: ignore[import-untyped,import-not-found,unused-ignore]
     del sys.path[0]
     build_id = hashlib.sha256()
-    contents = {str(path.relative_to(packages)): path.read_bytes() for path in packages.rglob("*") if path.is_file()}
+    files = [path for path in packages.rglob("*") if path.is_file()]
+    contents = {str(path.relative_to(packages)): path.read_bytes() for path in files}
     for name, data in [*sorted(contents.items()), *sorted(own.items())]:
         build_id.update(name.encode() + b"\0" + data)
     date = time.strftime(builder.BUILD_AT_TIMESTAMP_FORMAT, time.gmtime(EPOCH))
     settings = environment.Environment(
-        built_at=date, build_id=build_id.hexdigest(), shiv_version=version_of("shiv"), entry_point="ipsec:main",
-        compile_pyc=False, no_modify=True, reproducible=True,
+        built_at=date, build_id=build_id.hexdigest(), shiv_version=version_of("shiv"),
+        entry_point="ipsec:main", compile_pyc=False, no_modify=True, reproducible=True,
         hashes={wheel.name: digest(wheel) for wheel in wheels("embedded.txt")})
     packed = tools / "packed.zip"
     builder.create_archive([packages], packed, INTERPRETER, "ipsec:main", settings, compressed=False)
@@ -649,34 +731,34 @@ def shiv_entries(packages: Path, tools: Path, own: Mapping[str, bytes]) -> dict[
 
 
 def write_zip(target: Path, entries: Mapping[str, bytes]) -> None:
-    """Write the archive, so that nothing but the names and contents of its entries counts."""
+    """Write the archive.  Its bytes depend only on the names and contents of the entries, and on zlib."""
     with open(target, "wb") as file:
         file.write(f"#!{INTERPRETER}\n".encode())
         with zipfile.ZipFile(file, "w") as archive:
             for name in sorted(entries):
                 entry = zipfile.ZipInfo(name, time.gmtime(EPOCH)[:6])
-                entry.create_system = 3  # Unix: the modes count
+                entry.create_system = 3  # Unix, so that the modes are used
                 entry.external_attr = 0o100644 << 16
-                stored = name == "__main__.py" or name.endswith(".blocks")  # the blocks are compressed one by one
+                stored = name == "__main__.py" or name.endswith(".blocks")  # their parts are compressed
                 entry.compress_type = zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED
                 archive.writestr(entry, entries[name], compresslevel=9)
     target.chmod(0o755)
 
 
 def smoke(archive: Path) -> None:
-    """Run the archive with every interpreter: the front and all blocks must load."""
+    """Run the archive with every interpreter.  Raises SystemExit if the front or a block can't be loaded."""
     for python in interpreters().values():
         for words in (["--directory"], ["help"]):
             call([python, archive, *words], stdout=subprocess.DEVNULL)
 
 
 def version_of(package: str) -> str:
-    """Return the version of a package that the lock file of the builder pins."""
+    """Return the version of a package that vendor/builder.txt pins."""
     return next(name.partition("==")[2] for name in pinned("builder.txt") if name.startswith(f"{package}=="))
 
 
 def build(arguments: Sequence[str] = ()) -> None:
-    """Write ./ipsec.pyz, whole or not at all; with `--for VERSION,...`, with bytecode for these interpreters only."""
+    """Write ./ipsec.pyz in one step.  `--for VERSION,...` limits the interpreters with bytecode."""
     if arguments and (len(arguments) != 2 or arguments[0] != "--for"):
         raise stop("usage: build.py [--for VERSION[,VERSION...]]")
     pythons = chosen_interpreters(arguments[1] if arguments else "")
@@ -700,12 +782,13 @@ def build(arguments: Sequence[str] = ()) -> None:
 def release(arguments: Sequence[str]) -> None:
     """Write dist/: the archive, a tar of manual pages and completions, BUILD-INFO and SHA256SUMS.
 
-    Raises SystemExit outside git, in a checkout with changes, or if CHANGELOG.md or the tag has another version.
+    Raises SystemExit if this is not a git checkout, if it has changes, or if CHANGELOG.md or the tag has
+    another version.
     """
     version = re.findall(r'^VERSION = "(.*)"$', SOURCE.read_text(), re.M)[0]
     commit = git("rev-parse", "HEAD")
     if not commit:
-        raise stop("release: this is no git checkout")
+        raise stop("release: this is not a git checkout")
     changes = [line.split(None, 1)[1] for line in git("status", "--porcelain").splitlines()]
     if changes:
         raise stop(f"release: the checkout has changes: {', '.join(changes)}")
@@ -713,7 +796,8 @@ def release(arguments: Sequence[str]) -> None:
     if tags and f"v{version}" not in tags:
         raise stop(f"release: the commit has the tag {tags[0]}, but ipsec.py has the version {version}")
     if not re.search(rf"^## {re.escape(version)}\b", (TOP / "CHANGELOG.md").read_text(), re.M):
-        raise stop(f"release: CHANGELOG.md lacks a heading for the version: write ## {version} above its changes")
+        raise stop("release: CHANGELOG.md has no heading for this version: "
+                   f"write ## {version} above its changes")
     build()
     shutil.rmtree(DIST, ignore_errors=True)
     DIST.mkdir()
@@ -726,20 +810,22 @@ def release(arguments: Sequence[str]) -> None:
 
 
 def build_info(version: str) -> Iterator[str]:
-    """Yield the lines of BUILD-INFO: all that the bytes of a release depend on besides its sources."""
+    """Yield the lines of BUILD-INFO: everything that the bytes of a release depend on, except the sources."""
     yield f"ipsec {version}, commit {git('log', '-1', '--format=%H, %cs')}"
     yield f"zlib {zlib.ZLIB_RUNTIME_VERSION} of Python {sys.version}"
     for python in interpreters().values():
         words = [str(python), "-ISc", "import sys; print(sys.version)"]
         answer = subprocess.run(words, capture_output=True, text=True, check=True).stdout
         yield f"bytecode by Python {answer.strip()}"
-    yield from (f"{digest(wheel)}  {wheel.name}" for lock in ("builder.txt", "embedded.txt") for wheel in wheels(lock))
+    for wheel in [*wheels("builder.txt"), *wheels("embedded.txt")]:
+        yield f"{digest(wheel)}  {wheel.name}"
     yield f"SOURCE_DATE_EPOCH={EPOCH}"
 
 
 def write_tar(target: Path) -> None:
-    """Write the manual pages and completions as they lie below /usr/local."""
-    files = {f"share/man/man{page.suffix[1:]}/{page.name}": page.read_bytes() for page in (TOP / "man").glob("*.[1-8]")}
+    """Write a tar of the manual pages and completions, with their paths below /usr/local."""
+    pages = (TOP / "man").glob("*.[1-8]")
+    files = {f"share/man/man{page.suffix[1:]}/{page.name}": page.read_bytes() for page in pages}
     for shell, name in (("bash", "bash-completion/completions/ipsec"), ("zsh", "zsh/site-functions/_ipsec"),
                         ("fish", "fish/vendor_completions.d/ipsec.fish")):
         words = [sys.executable, str(ARCHIVE), "completion", shell]
@@ -753,16 +839,17 @@ def write_tar(target: Path) -> None:
     target.write_bytes(gzip.compress(packed.getvalue(), 9, mtime=0))
 
 
-# --- the developer's verbs ------------------------------------------------------------------------------------------
+# --- the developer's verbs ----------------------------------------------------------------------------------
 
 def test(arguments: Sequence[str]) -> None:
-    """Build, then run pytest with the arguments; without any, all tests, several at a time."""
+    """Build, then run pytest with the arguments.  Without arguments, run all tests in parallel."""
     build()
     install("developer.txt")
     environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
-    several = ["-n", str((os.cpu_count() or 1) + 1), "--dist", "worksteal"]  # they wait more than they compute
+    several = ["-n", str((os.cpu_count() or 1) + 1), "--dist", "worksteal"]  # many tests wait for something
     words = [str(VENV / "bin/python"), "-m", "pytest", *(arguments or several)]
-    raise SystemExit(subprocess.run(words, cwd=TOP, env=environment, check=False, stdin=subprocess.DEVNULL).returncode)
+    result = subprocess.run(words, cwd=TOP, env=environment, check=False, stdin=subprocess.DEVNULL)
+    raise SystemExit(result.returncode)
 
 
 def check(arguments: Sequence[str]) -> None:
@@ -785,23 +872,23 @@ def check_manual() -> None:
         call(["mandoc", "-T", "lint", "-W", "warning", *pages])
     elif shutil.which("groff"):
         for page in pages:
-            lint = subprocess.run(["groff", "-mdoc", "-ww", "-Tascii", "-z", page], capture_output=True, text=True,
-                                  check=True)
+            words = ["groff", "-mdoc", "-ww", "-Tascii", "-z", page]
+            lint = subprocess.run(words, capture_output=True, text=True, check=True)
             if lint.stderr:
                 raise stop(lint.stderr)
     else:
-        raise stop("check: neither mandoc nor groff is here to check the manual pages: install one")
+        raise stop("check: the manual pages need mandoc or groff: install one of them")
 
 
 def bench(arguments: Sequence[str]) -> None:
-    """Measure; the rows are in tests/bench.py."""
+    """Build, then run the benchmark, whose rows are in tests/bench.py."""
     build()
     install("developer.txt")
     call([VENV / "bin/python", "-m", "tests.bench", *arguments])
 
 
 def clean(arguments: Sequence[str]) -> None:
-    """Remove what the other verbs made, except the fetched wheels."""
+    """Remove the results of the other verbs, but not the fetched wheels."""
     caches = (TOP / name for name in (".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"))
     for path in (VENV, DIST, *caches):
         shutil.rmtree(path, ignore_errors=True)
@@ -813,8 +900,12 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def main() -> None:
-    """Do what the command line says.  Raises SystemExit, also if a file can't be read or written, or for Ctrl-C."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Run the verb of the command line, by default `build`.
+
+    Raises SystemExit, also if a file can't be read or written, and for Ctrl-C.
+    """
+    verbatim = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=verbatim)
     parser.add_argument("verb", nargs="?", default="build", choices=VERBS, metavar="VERB")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARG")
     argv = sys.argv[1:]
@@ -822,7 +913,8 @@ def main() -> None:
     try:
         VERBS[words.verb](words.arguments)
     except OSError as error:
-        raise stop(": ".join(str(part) for part in (error.filename, error.strerror or error) if part)) from None
+        reason = str(error.strerror or error)
+        raise stop(f"{error.filename}: {reason}" if error.filename else reason) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 

@@ -11940,6 +11940,7 @@ def count_leading(words: Sequence[str]) -> int:
 BLOCKS = ""
 FRONT = b""
 loaded_blocks = 0  # a bit for each block that is loaded
+WINDOW = 32768  # bytes of a dictionary that zlib uses
 
 
 def load_rest(name: str = "") -> None:
@@ -11948,31 +11949,36 @@ def load_rest(name: str = "") -> None:
 
     The archive starts with sections 1, 2, 10 and 12.  This function runs the blocks that the command needs; a
     block is a section of the file or a part of one.  `:NAME` loads the blocks of a global name (see
-    load_part).  A block is compressed bytecode.  If the archive has no bytecode for this interpreter, it is a
-    place in ipsec.py: the number of lines before it, and the offsets of its start and end in bytes.
+    load_part).  A block is a list of pieces of compressed bytecode.  The dictionary of a piece is the end of
+    the front, and the constants of the piece, which all interpreters have in common.  If the archive has no
+    bytecode for a block, the block is a place in ipsec.py: the number of lines before it, and the offsets of
+    its start and end in bytes.
     """
     global loaded_blocks
     if not BLOCKS:
         return
     import gc
     from marshal import loads
-    from zlib import decompressobj
+    from zlib import decompress, decompressobj
     get_data: Callable[[str], bytes] = globals()["__loader__"].get_data
     gc.disable()  # collections would only cost time: all that is loaded here stays in use
     index, *blocks = loads(get_data(BLOCKS))
     needed = index.get(name, 0) if name else -1
     source = b""
+    common: list[list[bytes]] = []
     for number, block in enumerate(blocks):
         bit = 1 << number
         if not needed & bit or loaded_blocks & bit:
             continue
-        if isinstance(block, bytes):
-            code = loads(decompressobj(zdict=FRONT).decompress(block))
+        if isinstance(block, list):
+            common = common or loads(get_data(f"{os.path.dirname(BLOCKS)}/common.blocks"))
+            for piece, constants in zip(block, common[number]):
+                dictionary = FRONT[-WINDOW:] + decompress(constants, -15)
+                exec(loads(decompressobj(-15, dictionary[-WINDOW:]).decompress(piece)), globals())
         else:
             source = source or get_data(__file__)
             line, start, end = block
-            code = compile(b"\n" * line + source[start:end], "ipsec.py", "exec", optimize=2)
-        exec(code, globals())
+            exec(compile(b"\n" * line + source[start:end], "ipsec.py", "exec", optimize=2), globals())
         loaded_blocks |= bit
     gc.freeze()
     gc.enable()

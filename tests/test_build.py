@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 import build
-from ipsec import VERSION
+from ipsec import VERSION, WINDOW
 from tests.ground import host
 
 TOP = Path(build.__file__).parent
@@ -156,12 +156,17 @@ def test_only_what_can_be_imported_is_embedded(routing: Path, pyz: Path) -> None
         assert embedded == (loaded_from(archive, wanted) if wanted else set())
 
 
+def members(*tags: str) -> set[str]:
+    """The names of the members of bytecode/ for these tags."""
+    return {"bytecode/common.blocks", *(f"bytecode/{tag}.{part}" for tag in tags for part in ("front", "blocks"))}
+
+
 def test_bytecode_for_every_interpreter_found(pyz: Path) -> None:
     with zipfile.ZipFile(pyz) as archive:
         packed = {name for name in archive.namelist() if name.startswith("bytecode/")}
     interpreters = build.interpreters()
     tags = map(build.tag_of, interpreters)
-    assert packed == {f"bytecode/{tag}.{part}" for tag in ("source", *tags) for part in ("front", "blocks")}
+    assert packed == members("source", *tags)
     wanted = run(PYTHON, "ipsec.py", "help", cwd=TOP, check=True).stdout
     for python in interpreters.values():
         assert run(python, pyz, "help", check=True).stdout == wanted
@@ -173,8 +178,7 @@ def test_a_small_archive_is_for_the_interpreters_that_are_named(checkout: Path) 
     assert f"starts fast on Python {version}; slower on " in result.stdout
     with zipfile.ZipFile(checkout / "ipsec.pyz") as archive:
         packed = {name for name in archive.namelist() if name.startswith("bytecode/")}
-    tags = ("source", build.tag_of(version))
-    assert packed == {f"bytecode/{tag}.{part}" for tag in tags for part in ("front", "blocks")}
+    assert packed == members("source", build.tag_of(version))
     assert (checkout / "ipsec.pyz").stat().st_size <= build.SIZE_LIMIT_OF_ONE == 650_000
     result = run(PYTHON, "build.py", "--for", "3.8", cwd=checkout)
     assert (result.returncode, result.stderr.startswith("build.py: --for 3.8: ")) == (1, True)
@@ -439,12 +443,28 @@ def test_blocks_without_bytecode_are_those_of_commands_that_can_wait(pyz: Path) 
     with zipfile.ZipFile(pyz) as archive:
         for version in build.interpreters():
             index, *blocks = marshal.loads(archive.read(f"bytecode/{build.tag_of(version)}.blocks"))
-            late = [number for number, block in enumerate(blocks) if not isinstance(block, bytes)]
+            late = [number for number, block in enumerate(blocks) if not isinstance(block, list)]
             assert [build.title_of(text, pieces[number]) for number in late] == [
                 title for piece in pieces if (title := build.title_of(text, piece)) in build.COMPILED_LATE]
             assert len(late) == len(build.COMPILED_LATE)
             for name in ("status", "up", "down", "start", "_updown", "verify", "checknflog", "whack"):
                 assert not any(index[name] >> number & 1 for number in late), name
+
+
+def test_the_parts_of_a_block_are_its_text() -> None:
+    """Each part begins with a statement, is on the line that it has in the file, and is about as long as PART."""
+    text = build.without_prose(build.SOURCE.read_bytes())
+    for piece in build.parted(text)[1]:
+        parts = build.parts_of(text, piece)
+        assert b"".join(text[start:end] for _, start, end in parts) == text[piece[1]:piece[2]]
+        for number, (line, start, end) in enumerate(parts):
+            assert text[:start].count(b"\n") == line
+            assert number == 0 or ast.parse(text[start:end]).body[0].lineno <= 2
+            assert number == len(parts) - 1 or end - start >= build.PART
+
+
+def test_both_ends_use_the_same_window() -> None:
+    assert build.WINDOW == WINDOW
 
 
 def test_a_name_that_is_loaded_later_stops_the_build() -> None:
@@ -506,7 +526,7 @@ def test_a_release(checkout: Path, repository: Callable[..., str]) -> None:
     changes.write_text(changes.read_text().replace(f"## {VERSION}", "## Earlier").replace("## Unreleased", "## 9.9"))
     assert refusal() == "build.py: release: the checkout has changes: CHANGELOG.md\n"
     repository("commit", "-q", "-a", "-m", "another version")
-    assert f"CHANGELOG.md lacks a heading for the version: write ## {VERSION}" in refusal()
+    assert f"CHANGELOG.md has no heading for this version: write ## {VERSION}" in refusal()
     changes.write_text(changes.read_text().replace("## 9.9", f"## {VERSION}"))
     repository("commit", "-q", "-a", "-m", "this version")
     repository("tag", "v9.9")
@@ -537,7 +557,7 @@ def test_a_release_needs_git(checkout: Path, tmp_path: Path) -> None:
     for name in ("build.py", "ipsec.py", "CHANGELOG.md"):
         shutil.copy(checkout / name, tmp_path)
     result = run(PYTHON, "build.py", "release", cwd=tmp_path)
-    assert (result.returncode, result.stderr) == (1, "build.py: release: this is no git checkout\n")
+    assert (result.returncode, result.stderr) == (1, "build.py: release: this is not a git checkout\n")
 
 
 def test_without_a_network_one_line_says_what_could_not_be_fetched(checkout: Path, alone: list[str],
@@ -603,6 +623,6 @@ echo "$*" >>{bare}/log
     with pytest.raises(SystemExit) as ending:
         build.find_pip()
     assert str(ending.value) == "build.py: can't install python3-venv: apt-get: E: none"
-    assert capsys.readouterr().out == ("installing the package python3-venv with apt-get, to fetch what vendor/*.txt "
-                                       "pins; no Python here has venv or pip\n")
+    assert capsys.readouterr().out == ("installing the package python3-venv with apt-get, to fetch the packages of "
+                                       "vendor/*.txt; no Python here has venv or pip\n")
     assert (bare / "log").read_text() == "-q update\n-q -y --no-install-recommends install python3-venv\n"
