@@ -418,10 +418,16 @@ def compiled(text):
             node.annotation = None
         elif isinstance(node, ast.FunctionDef):
             node.returns = None
+        elif isinstance(node, ast.Slice) and sys.version_info >= (3, 14):
+            # x[1:] would have a constant slice, which format 2 can't hold; x[+1:] has not, and takes as long
+            bounds = [(name, getattr(node, name)) for name in ("lower", "upper", "step")]
+            if all(bound is None or isinstance(bound, ast.Constant) for _, bound in bounds):
+                name, bound = next((pair for pair in bounds if pair[1]), ("lower", ast.Constant(0)))
+                setattr(node, name, ast.UnaryOp(ast.UAdd(), bound))
     # running the import of __future__ would take 0.1 ms
     tree.body = [statement for statement in tree.body if getattr(statement, "module", "") != "__future__"]
     flags = __future__.annotations.compiler_flag
-    return bare(compile(tree, "ipsec.py", "exec", flags, True, 2))
+    return bare(compile(ast.fix_missing_locations(tree), "ipsec.py", "exec", flags, True, 2))
 
 def constants(code):
     for const in code.co_consts:
@@ -432,10 +438,8 @@ def constants(code):
     yield marshal.dumps(code.co_names, 2)
 
 front, *parts = map(compiled, marshal.load(sys.stdin.buffer))
-# in format 2 equal constants have equal bytes; it can't hold slices, which are constants since Python 3.14
-format = 2 if sys.version_info < (3, 14) else marshal.version
-bytecode = [importlib.util.MAGIC_NUMBER + marshal.dumps(front)]
-bytecode += [marshal.dumps(part, format) for part in parts]
+# in format 2, equal constants have equal bytes in the code of all interpreters
+bytecode = [importlib.util.MAGIC_NUMBER + marshal.dumps(front), *(marshal.dumps(part, 2) for part in parts)]
 common = [b"".join(dict.fromkeys(constants(part))) for part in parts]
 marshal.dump([bytecode, common], sys.stdout.buffer, 2)
 """
@@ -576,7 +580,10 @@ def bytecode(text: bytes, pythons: Mapping[str, Path]) -> Iterator[tuple[str, by
     index = needs(text)
     yield "bytecode/source.front", marshal.dumps(front, FORMAT)
     yield "bytecode/source.blocks", marshal.dumps([index, *blocks], FORMAT)
-    parts = {piece: parts_of(text, piece) for piece in blocks if title_of(text, piece) not in COMPILED_LATE}
+    # for one or two interpreters, common constants would take more bytes than they save
+    several = len(pythons) > 2
+    parts = {piece: parts_of(text, piece) if several else [piece]
+             for piece in blocks if title_of(text, piece) not in COMPILED_LATE}
     texts = [text_of(text, front), *(text_of(text, [part]) for piece in parts for part in parts[piece])]
     common: list[bytes] = []
     for version, python in pythons.items():
@@ -584,8 +591,7 @@ def bytecode(text: bytes, pythons: Mapping[str, Path]) -> Iterator[tuple[str, by
                                 input=marshal.dumps(texts, FORMAT), stdout=subprocess.PIPE, check=True)
         (first, *codes), constants = marshal.loads(result.stdout)
         if not common:
-            # for one or two interpreters, the constants would take more bytes than they save
-            common = constants if len(pythons) > 2 else [b"" for _ in constants]
+            common = constants if several else [b"" for _ in constants]
             content = gathered(blocks, parts, [compressed(part) for part in common])
             yield "bytecode/common.blocks", marshal.dumps(content, FORMAT)
         packed = [compressed(code, first + part) for code, part in zip(codes, common)]
