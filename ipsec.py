@@ -15414,7 +15414,7 @@ class Patient:
         return False if files or len(options) > 1 else None
 
     def module_fix(self, modules: Sequence[str]) -> str:
-        """Return a command or an advice that makes the running kernel have the modules."""
+        """Return a command that loads the modules, or advice if this kernel has none to load."""
         host, names = self.host, " ".join(modules)
         marks = ("/.dockerenv", "/run/.containerenv", "/run/systemd/container")
         if any(map(host.exists, marks)) or (host.superuser and not has_capability(host, SYS_MODULE)):
@@ -16197,7 +16197,7 @@ def route_troubles(patient: Patient) -> Iterator[Trouble]:
 
 
 def is_routed(patient: Patient, conn: Conn) -> bool:
-    """Return whether pluto has routed the connection or brought it up; False if pluto does not answer."""
+    """Return whether pluto has routed the connection, or has it up; False if pluto does not answer."""
     if conn.name not in patient.loaded_names():
         return False
     return any(one["child_sa"] or not one["routing"].startswith("unrouted")
@@ -16522,7 +16522,7 @@ def check_forward_rules(patient: Patient) -> Iterator[Trouble]:
 
 
 def tunnel_packets(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> tuple[Packet, Packet]:
-    """Return a forwarded packet to the peer's network and one from it, in the form that verdict() takes."""
+    """Return two forwarded packets in the form that verdict() takes: to the peer's network, and from it."""
     behind, family = patient.device_to(ours), family_of(ours)
     common = {"family": family, "dst_type": "unicast"}
     out = {"in": behind, "out": tunnel.inner, "ipsec_out": "exists ipsec", "src": ours, "dst": theirs}
