@@ -248,6 +248,11 @@ def printable(text: str) -> str:
     return text.translate(_ESCAPES)
 
 
+def is_number(text: str) -> bool:
+    """Return whether the text is a decimal number of at most 20 digits."""
+    return text.isascii() and text.isdigit() and len(text) <= 20
+
+
 def quote(word: str) -> str:
     """Return a word from a user, file or program for a message: in quotes, with control characters
     escaped."""
@@ -3251,11 +3256,6 @@ def number_problem(kind: str, value: str) -> str:
     if fits or (low == "%forever" and kind != "percent"):
         return ""
     return f"is not a {NUMBER_NOUNS[kind]}"
-
-
-def is_number(text: str) -> bool:
-    """Return whether the text is a decimal number of at most 20 digits."""
-    return text.isascii() and text.isdigit() and len(text) <= 20
 
 
 def is_duration(text: str) -> bool:
@@ -7135,6 +7135,7 @@ IKE_MARKS = ("REKEY_IKE", "rekey IKE SA", "IKE_SA_INIT")
 # beginnings of the note that names the IKE SA of a Child SA
 OWNER_MARKS = ("IKE SA #", "ISAKMP SA #", "isakmp#")
 KNOWN_DETAILS = 512  # the number of detail lines that a StatusReader remembers
+KNOWN_KEYS = 5000  # the number of keys that field_key() remembers
 FIELD_KEYS: dict[str, str] = {}  # the cache of field_key()
 
 
@@ -7143,7 +7144,7 @@ def field_key(text: str) -> str:
     key = FIELD_KEYS.get(text)
     if key is None:
         key = sys.intern(text.lower().replace(" ", "_").replace("-", "_"))
-        if len(FIELD_KEYS) < REMEMBERED:
+        if len(FIELD_KEYS) < KNOWN_KEYS:
             FIELD_KEYS[text] = key
     return key
 
@@ -7520,12 +7521,16 @@ class StatusReader:
         last = self._family[-1] if self._family else {}
         return last.get("name") == name and last.get("instance") == number and self._details(last, body)
 
-    def _details(self, connection: dict[str, Any], body: str) -> bool:
+    def _parsed(self, body: str) -> Any:
+        """Return parse_details(body), from memory if the same text was there before."""
         if body not in self._known:
             if len(self._known) >= KNOWN_DETAILS:
                 self._known.clear()
             self._known[body] = parse_details(body)
-        details = self._known[body]
+        return self._known[body]
+
+    def _details(self, connection: dict[str, Any], body: str) -> bool:
+        details = self._parsed(body)
         if details is None:
             return False
         options, updates = details
@@ -7540,7 +7545,8 @@ class StatusReader:
         if topology is None:
             return False
         local, remote, rest = topology
-        routing, _, fields = rest.partition(";")
+        routing, _, body = rest.partition(";")
+        details = self._parsed(body)
         ends = f"{local}...{remote}"
         last = self._family[-1] if self._family else None
         if last and last["name"] != name:
@@ -7555,7 +7561,7 @@ class StatusReader:
             "remote": read_end(remote, True), "routing": routing.strip() or None,
             "oriented": False, "interface": None, "policy": [], "ike_sa": None, "child_sa": None,
             "lifetimes": {"ike": None, "ipsec": None, "rekey_margin": None}, "topology": ends,
-            "options": status_fields(fields) or {}})
+            "options": dict(details[0]) if details else {}})
         return True
 
     def _line(self, line: str, text: str) -> bool:
@@ -20556,7 +20562,8 @@ class Tunnels:
         loaded = {name for row in self.rows for name in (row.name, row.name.partition("/")[0])}
         if names_only(host, name, loaded):
             return
-        for conn in Config(host, name).conns():
+        config: Config = load_part("Config")(host, name)
+        for conn in config.conns():
             is_wanted = conn.get("auto", "ignore").lower() in ("start", "up", "route", "ondemand")
             if is_wanted and conn.name not in loaded and self._is_asked_for(conn.name, ""):
                 row = TunnelRow(conn.name)
