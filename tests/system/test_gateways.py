@@ -41,7 +41,7 @@ def test_a_ping_crosses_a_tunnel_set_up_by_ipsec_pyz(gateways: Gateways) -> None
         gateways.step(f"{name}-keys", name, ["ip", "xfrm", "state"])
         gateways.ipsec(f"{name}-traffic", name, "--trafficstatus")
         gateways.ipsec(f"{name}-status", name, "auto", "--status")
-    gateways.ipsec("west-barf", "west", "barf")
+    gateways.ipsec("west-barf", "west", "barf", "--timeout", "60")
     gateways.ipsec("west-down", "west", "auto", "--down", "tunnel")
     for name in NAMES:
         gateways.ipsec(f"{name}-stop", name, "stop")
