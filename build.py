@@ -82,10 +82,10 @@ EPOCH = int(os.environ.get("SOURCE_DATE_EPOCH", "315532800"))
 # The sections of ipsec.py that every start runs.  Each (sub)section of the others is a block.
 FRONT = (1, 2, 10, 12)
 
-# The blocks without bytecode in the archive.  Compiling one of them takes 2 to 10 ms at each run of its
+# The blocks without bytecode in the archive.  Compiling one of them takes 2 to 20 ms at each run of its
 # commands.  Only people call these commands, or they take much longer.  Bytecode for six interpreters would
 # take 10 to 60 kB for each block.
-COMPILED_LATE = ("barf", "the summary of barf", "look and show", "tunnels", "metrics", "diagnosis (why)",
+COMPILED_LATE = ("barf", "the summary of barf", "look and show", "tunnels", "metrics", "causes", "diagnosis (why)",
                  "configuration", "reload", "NSS", "PKCS#12 and PEM", "manual and completion")
 
 # The version of marshal's format that all interpreters read

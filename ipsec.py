@@ -13877,6 +13877,336 @@ def syslog_lines(host: Host, name: str) -> list[str]:
     return [line for line in tail_of_file(host, name) if "pluto[" in line or "Starting Pluto" in line]
 
 
+# With these causes the attempt still runs, so an earlier attempt that has ended tells more
+PENDING_CAUSES = frozenset(("half-open", "waiting"))
+
+REFUSES = ("responding to*with*notification", "sending*notification")
+# A line with one of these causes that names no connection begins a new attempt
+UNASSIGNED_CAUSES = ("unknown-peer", "version-refused", "aggressive", "auth-method")
+STARTS = ("initiating*IKEv", "initiating*Main Mode", "initiating*Aggressive Mode", "initiating v2 parent",
+          "responding to Main Mode", "responding to Aggressive Mode")
+PEER_STARTS = ("IKE_SA_INIT re", ":IKE=", ":IKE:", "processing IKE_SA_INIT")
+CHILD_STARTS = ("initiating Quick Mode", "initiating Child SA", "sent CREATE_CHILD_SA",
+                "responding to Quick Mode", "processing decrypted CREATE_CHILD_SA")
+CHILD_UP = ("established Child SA", "IPsec SA established", "rekeyed Child SA", "negotiated connection")
+IKE_UP = ("IKE SA established", "ISAKMP SA established", "established IKE SA")
+# Lines about the updown script while pluto cleans up after a failed attempt
+CLEANS_UP = ("unroute-* output:", "down-* output:", "unroute-* command exited", "down-* command exited")
+TAKEN_DOWN = ("terminating SAs using this connection", "initiating delete of connection",
+              "terminating all conns")
+
+
+def has_words(parts: Sequence[str], text: str) -> bool:
+    """Return whether the text has all the parts, in their order."""
+    place = 0
+    for part in parts:
+        place = text.find(part, place)
+        if place < 0:
+            return False
+        place += len(part)
+    return True
+
+
+PATTERN_PARTS: dict[str, list[str]] = {}  # a cache: the parts of the patterns that has_any() was called with
+
+
+def has_any(patterns: Iterable[str], text: str) -> bool:
+    """Return whether the text has one of the patterns; upper and lower case don't matter, `*` stands for any
+    text."""
+    text = text.lower()
+    for pattern in patterns:
+        parts = PATTERN_PARTS.get(pattern)
+        if parts is None:
+            parts = PATTERN_PARTS[pattern] = pattern.lower().split("*")
+        if has_words(parts, text):
+            return True
+    return False
+
+
+CAUSE_OF_TEXT: dict[tuple[str, bool], Cause | None] = {}  # a cache of cause_of(): pluto repeats its messages
+
+
+def cause_of(text: str, ike_up: bool) -> Cause | None:
+    """Return the first cause in the table that has a sign in a line of pluto's log; `ike_up`: the IKE SA is
+    up."""
+    key = text, ike_up
+    if key not in CAUSE_OF_TEXT:
+        CAUSE_OF_TEXT[key] = load_part("find_cause")(text.lower(), "1" if ike_up else "2")
+    return CAUSE_OF_TEXT[key]
+
+
+class Clue(Record):
+    """A line of the log, and the cause that it is a sign of."""
+
+    cause: Cause
+    line: LogLine
+
+
+class Attempt:
+    """One attempt to bring a connection up: the lines from one start of IKE to the next.
+
+    `first` and `last` are lines of the log.  `from_peer`: the peer started it.  `ike_up`: the IKE SA is up.
+    `rounds` has a list of clues for each attempt to set up a Child SA.  `ended` is `up` if a Child SA was
+    established, `taken down` if somebody on this host took the connection down, otherwise empty.  `was_up`
+    stays true after a Child SA was established.
+    """
+
+    def __init__(self, first: LogLine, from_peer: bool = False) -> None:
+        self.first = first
+        self.last = first
+        self.from_peer = from_peer
+        self.ike_up = self.was_up = False
+        self.ended = ""
+        self.rounds: list[list[Clue]] = [[]]
+
+    def take(self, line: LogLine, text: str) -> None:
+        """Add a line of the log; `text` is its message without the connection and the number of the state."""
+        self.last = line
+        if has_any(CLEANS_UP, text):
+            return
+        if has_any(CHILD_UP, text):
+            self.ended, self.rounds = "up", [[]]
+            self.ike_up = self.was_up = True
+            return
+        if has_any(IKE_UP, text) and "rejected" not in text:
+            self.ike_up = True
+            return
+        if has_any(TAKEN_DOWN, text):
+            if self.ended == "up":
+                self.rounds = [[]]
+            self.ended = "taken down"  # if the attempt had failed before, its clues still count
+            return
+        if has_any(CHILD_STARTS, text) and self.rounds[-1]:
+            self.rounds.append([])
+        refuses = has_any(REFUSES, text)
+        cause: Cause | None = load_part("refusal_of")(text) if refuses else cause_of(text, self.ike_up)
+        if cause:
+            self.rounds[-1].append(Clue(cause, line))
+
+    @property
+    def clues(self) -> list[Clue]:
+        """The clues of the last two attempts to set up a Child SA, in the order of the table of causes."""
+        rounds = [clues for clues in self.rounds if clues]
+        clues = [clue for clues in rounds[-2:] for clue in clues]
+        return sorted(clues, key=lambda clue: load_part("CAUSES").index(clue.cause))
+
+
+def split_log_text(text: str) -> tuple[str, str, str]:
+    """Split a message of pluto into the connection, the number of the state, and the text.
+
+    The connection and the number are empty if the message has none.  Forms: `"c" #1: text`, `"c": text`,
+    `"c"[2] 192.0.2.1 #3: text`, and the same after `ERROR: ` and other words of that kind, which stay in the
+    text.
+    """
+    for lead in ("ERROR: ", "FATAL ERROR: ", "FATAL: ", "WARNING: ", "EXPECTATION FAILED: ", "ABORT: "):
+        if text.startswith(lead):
+            conn, serial, rest = split_log_text(text[len(lead):])
+            return conn, serial, lead + rest
+    end = text.find('"', 1)
+    if not text.startswith('"') or end < 0:
+        return "", "", text
+    head, _, rest = text[end + 1:].partition(": ")
+    return text[1:end], head.rpartition("#")[2] if "#" in head else "", rest
+
+
+def belongs_to(conn: str, name: str) -> bool:
+    """Return whether `conn`, from the log, is the connection `name` or one of its pairs of subnets
+    (`NAME/1x2`)."""
+    if conn == name:
+        return True
+    if not conn.startswith(f"{name}/"):
+        return False
+    left, _, right = conn[len(name) + 1:].partition("x")
+    return left.isdigit() and right.isdigit()
+
+
+def names_address(text: str, peers: Collection[str]) -> bool:
+    """Return whether a line without a connection is about one of the addresses; `%any` stands for every
+    address."""
+    if text.startswith("packet from "):
+        return "%any" in peers or any(text.startswith((f"packet from {peer}:", f"packet from [{peer}]:"))
+                                      for peer in peers)
+    if "network error report" in text or "recvfrom" in text or text.startswith("ERROR: send"):
+        return any(f" {peer}{end}" in text for peer in peers for end in (" ", ":", ",", ")", "]"))
+    return False
+
+
+def read_attempts(lines: Iterable[LogLine], name: str, peers: Collection[str]) -> list[Attempt]:
+    """Return the attempts to bring a connection up, the oldest first.
+
+    `peers` are the addresses of its peer: pluto logs some messages with the peer's address and no connection.
+    """
+    attempts: list[Attempt] = []
+    newest = 0
+    started: set[int] = set()  # the numbers of the states that attempts began with
+    split = ((line, *split_log_text(line.text)) for line in lines)
+    rows = [(line, conn, serial, text) for line, conn, serial, text in split
+            if belongs_to(conn, name) or (not conn and names_address(text, peers))]
+    for line, conn, serial, text in rows[-CONN_LINES:]:
+        if not conn:
+            take_unassigned(attempts, line, text)
+            continue
+        if not is_number(serial) or int(serial) == 0:
+            take_without_state(attempts, line, text)
+            continue
+        number = int(serial)
+        from_here = starts_ike(text)
+        from_peer = number > newest and answers_ike(text)
+        if not attempts or ((from_here or from_peer) and number not in started):
+            attempts.append(Attempt(line))
+            started.add(number)
+        if has_any(("responding to",), text) or (from_peer and not from_here):
+            attempts[-1].from_peer = True
+        newest = max(newest, number)
+        attempts[-1].take(line, text)
+    return attempts
+
+
+def starts_ike(text: str) -> bool:
+    """Return whether a line is the start of an IKE SA, and not of a rekey or a Child SA."""
+    return has_any(STARTS, text) and not has_any(("rekey", "Quick Mode", "Child SA"), text)
+
+
+def answers_ike(text: str) -> bool:
+    """Return whether a line is about the first message of a peer that starts an IKE SA."""
+    return has_any(PEER_STARTS, text) and "sent ike_sa_init request" not in text.lower()
+
+
+def take_without_state(attempts: list[Attempt], line: LogLine, text: str) -> None:
+    """Add a line that names the connection but no state to the last attempt.  If there is no attempt, a line
+    with a cause begins one."""
+    if not attempts:
+        if not cause_of(text, False):
+            return
+        attempts.append(Attempt(line))
+    attempts[-1].take(line, text)
+
+
+def take_unassigned(attempts: list[Attempt], line: LogLine, text: str) -> None:
+    """Add a line that names the peer's address but no connection to the last attempt, or begin a new attempt
+    with it."""
+    cause = cause_of(text, False)
+    if not cause or (has_any(REFUSES, text) and cause.name != "unknown-peer"):
+        return
+    if attempts and cause.name not in UNASSIGNED_CAUSES:
+        if "response" not in text:
+            attempts[-1].take(line, text)
+        return
+    clues = attempts[-1].rounds[-1] if attempts else []
+    if clues and clues[-1].cause is cause:
+        attempts[-1].take(line, text)  # the peer repeats its attempt
+    elif cause.name != "ike-peer":
+        attempts.append(Attempt(line, True))
+        attempts[-1].take(line, text)
+
+
+def last_clues(attempts: Sequence[Attempt]) -> list[Clue]:
+    """Return the clues of the last attempt that tells why it failed, in the order of the table of causes.
+
+    The list is empty if a Child SA was established later.  An attempt without clues is passed over: pluto may
+    begin one between a failure and the end of `ipsec up --once`, which takes it down.
+    """
+    pending: list[Clue] = []
+    for attempt in reversed(attempts):
+        clues = attempt.clues
+        if clues and clues[0].cause.name not in PENDING_CAUSES:
+            return clues
+        pending = pending or clues
+        if attempt.was_up:
+            break
+    return pending
+
+
+def loading_complaint(lines: Sequence[LogLine], name: str) -> LogLine | None:
+    """Return the line in which pluto says why it last refused to load the connection, None if it did not
+    refuse."""
+    for line in reversed(lines):
+        conn, _, text = split_log_text(line.text)
+        if belongs_to(conn, name):
+            if has_any(("failed to add connection", "failed to load"), text):
+                return line
+            if has_any(("added *connection", "loaded*connection"), text):
+                return None
+        elif f'"{name}"' in text and text.lower().startswith(("failed to add connection",
+                                                              "failed to load connection")):
+            return line
+    return None
+
+
+def last_clue(log: PlutoLog, name: str, peers: Collection[str]) -> Clue | None:
+    """Return the line of the log with the most likely cause why a connection is down, None if no line has
+    one."""
+    clues = last_clues(read_attempts(log.lines, name, peers))
+    return clues[0] if clues else None
+
+
+# For how many seconds `ipsec up` still waits for output after pluto has logged a cause.  Some releases then
+# never let whack end.
+LET_GO_TIME = 6.0
+# After these causes pluto sends again, or waits for another packet, and lets whack end by itself
+SENDS_AGAIN = frozenset((
+    "route", "port-closed", "send-refused", "send-denied", "rejected-way", "too-big", "resources", "tcp",
+    "ike-peer", "dh", "cookie", "fragments", "corrupt", "malformed", "redirect", "peer-busy", "mobike",
+    "nat-t"))
+
+
+class UpWait:
+    """Decides from pluto's output how long `ipsec up` waits for it.
+
+    `established`: a Child SA is up.  `cause`: the reason of a failure, or None.  `lines` has the output of
+    whack.
+    """
+
+    def __init__(self, limit: float | None) -> None:
+        self.established = False
+        self.lines: list[LogLine] = []
+        self.cause: Cause | None = None
+        self._end = None if limit is None else time.monotonic() + limit
+        self._rest = b""
+
+    def take(self, data: bytes) -> float | None:
+        """Add output of whack, and return for how many more seconds to wait for output, None for no limit."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            text = split_code(line)[1]
+            self.lines.append(LogLine(time.time(), text))
+            self._line(split_log_text(text)[2])
+        limits = []
+        if self.cause and self.cause.name not in SENDS_AGAIN:
+            limits.append(LET_GO_TIME)
+        if self._end is not None:
+            limits.append(self._end - time.monotonic())
+        return min(limits, default=None)
+
+    def _line(self, text: str) -> None:
+        if has_any(CHILD_UP, text):
+            self.established, self.cause = True, None
+            return
+        cause = cause_of(text, False)
+        if cause and (not cause.weak or cause.name in ("kernel-peer", "auth-refused", "peer-refused")):
+            self.cause = cause
+
+
+def explain_tunnels(host: Host, failed: Sequence[TunnelRow]) -> None:
+    """Set `problem` and `since` of tunnels that should be up and are not, if pluto's log tells the cause."""
+    try:
+        log = read_pluto_log(host, Config(host))
+    except (Failure, OSError):
+        return  # ipsec why says that the log can't be read
+    for row in failed:
+        clue = last_clue(log, row.name, [row.remote_host] if row.remote_host else [])
+        if clue and (row.problem is None or row.state == "connecting"):
+            row.problem = clue.cause.short
+            if clue.line.when and row.state == "down":
+                row.since = int(clue.line.when)
+
+
+# --- causes: why a connection may be down -----------------------------------------------------------------------------
+#
+# The table of causes, and the search for the cause of a line of pluto's log.  The part before this one loads it
+# (load_part) when it reads the first line about a connection.
+
+
 class Cause(Record):
     """A reason why a connection may be down.
 
@@ -14566,8 +14896,6 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
 )
 CAUSES = tuple(Cause(*row) for row in CAUSE_ROWS)
 CAUSE_BY_NAME = {cause.name: cause for cause in CAUSES}
-# With these causes the attempt still runs, so an earlier attempt that has ended tells more
-PENDING_CAUSES = frozenset(("half-open", "waiting"))
 
 # Words of the line in which this host refuses the peer, and the cause if no other line has a more exact one
 REFUSAL_CAUSES = (
@@ -14576,47 +14904,6 @@ REFUSAL_CAUSES = (
     ("IKE_SA_INIT*NO_PROPOSAL_CHOSEN", "ike-here"), ("IKE_AUTH*NO_PROPOSAL_CHOSEN", "esp-here"),
     ("CREATE_CHILD*NO_PROPOSAL_CHOSEN", "esp-here"), ("INTERNAL_ADDRESS_FAILURE", "pool"),
     ("FAILED_CP_REQUIRED", "mode-config"))
-REFUSES = ("responding to*with*notification", "sending*notification")
-# A line with one of these causes that names no connection begins a new attempt
-UNASSIGNED_CAUSES = ("unknown-peer", "version-refused", "aggressive", "auth-method")
-STARTS = ("initiating*IKEv", "initiating*Main Mode", "initiating*Aggressive Mode", "initiating v2 parent",
-          "responding to Main Mode", "responding to Aggressive Mode")
-PEER_STARTS = ("IKE_SA_INIT re", ":IKE=", ":IKE:", "processing IKE_SA_INIT")
-CHILD_STARTS = ("initiating Quick Mode", "initiating Child SA", "sent CREATE_CHILD_SA",
-                "responding to Quick Mode", "processing decrypted CREATE_CHILD_SA")
-CHILD_UP = ("established Child SA", "IPsec SA established", "rekeyed Child SA", "negotiated connection")
-IKE_UP = ("IKE SA established", "ISAKMP SA established", "established IKE SA")
-# Lines about the updown script while pluto cleans up after a failed attempt
-CLEANS_UP = ("unroute-* output:", "down-* output:", "unroute-* command exited", "down-* command exited")
-TAKEN_DOWN = ("terminating SAs using this connection", "initiating delete of connection",
-              "terminating all conns")
-
-
-def has_words(parts: Sequence[str], text: str) -> bool:
-    """Return whether the text has all the parts, in their order."""
-    place = 0
-    for part in parts:
-        place = text.find(part, place)
-        if place < 0:
-            return False
-        place += len(part)
-    return True
-
-
-PATTERN_PARTS: dict[str, list[str]] = {}  # a cache: the parts of the patterns that has_any() was called with
-
-
-def has_any(patterns: Iterable[str], text: str) -> bool:
-    """Return whether the text has one of the patterns; upper and lower case don't matter, `*` stands for any
-    text."""
-    text = text.lower()
-    for pattern in patterns:
-        parts = PATTERN_PARTS.get(pattern)
-        if parts is None:
-            parts = PATTERN_PARTS[pattern] = pattern.lower().split("*")
-        if has_words(parts, text):
-            return True
-    return False
 
 
 def split_sign(sign: str) -> tuple[str, list[str]]:
@@ -14628,18 +14915,6 @@ def split_sign(sign: str) -> tuple[str, list[str]]:
 
 
 SIGNS = [(cause, *split_sign(sign)) for cause in CAUSES for sign in cause.signs]
-
-
-CAUSE_OF_TEXT: dict[tuple[str, bool], Cause | None] = {}  # a cache of cause_of(): pluto repeats its messages
-
-
-def cause_of(text: str, ike_up: bool) -> Cause | None:
-    """Return the first cause in the table that has a sign in a line of pluto's log; `ike_up`: the IKE SA is
-    up."""
-    key = text, ike_up
-    if key not in CAUSE_OF_TEXT:
-        CAUSE_OF_TEXT[key] = find_cause(text.lower(), "1" if ike_up else "2")
-    return CAUSE_OF_TEXT[key]
 
 
 def find_cause(text: str, other_phase: str) -> Cause | None:
@@ -14658,271 +14933,6 @@ def refusal_of(text: str) -> Cause | None:
         if has_any((words,), text):
             return CAUSE_BY_NAME[name]
     return None
-
-
-class Clue(Record):
-    """A line of the log, and the cause that it is a sign of."""
-
-    cause: Cause
-    line: LogLine
-
-
-class Attempt:
-    """One attempt to bring a connection up: the lines from one start of IKE to the next.
-
-    `first` and `last` are lines of the log.  `from_peer`: the peer started it.  `ike_up`: the IKE SA is up.
-    `rounds` has a list of clues for each attempt to set up a Child SA.  `ended` is `up` if a Child SA was
-    established, `taken down` if somebody on this host took the connection down, otherwise empty.  `was_up`
-    stays true after a Child SA was established.
-    """
-
-    def __init__(self, first: LogLine, from_peer: bool = False) -> None:
-        self.first = first
-        self.last = first
-        self.from_peer = from_peer
-        self.ike_up = self.was_up = False
-        self.ended = ""
-        self.rounds: list[list[Clue]] = [[]]
-
-    def take(self, line: LogLine, text: str) -> None:
-        """Add a line of the log; `text` is its message without the connection and the number of the state."""
-        self.last = line
-        if has_any(CLEANS_UP, text):
-            return
-        if has_any(CHILD_UP, text):
-            self.ended, self.rounds = "up", [[]]
-            self.ike_up = self.was_up = True
-            return
-        if has_any(IKE_UP, text) and "rejected" not in text:
-            self.ike_up = True
-            return
-        if has_any(TAKEN_DOWN, text):
-            if self.ended == "up":
-                self.rounds = [[]]
-            self.ended = "taken down"  # if the attempt had failed before, its clues still count
-            return
-        if has_any(CHILD_STARTS, text) and self.rounds[-1]:
-            self.rounds.append([])
-        cause = refusal_of(text) if has_any(REFUSES, text) else cause_of(text, self.ike_up)
-        if cause:
-            self.rounds[-1].append(Clue(cause, line))
-
-    @property
-    def clues(self) -> list[Clue]:
-        """The clues of the last two attempts to set up a Child SA, in the order of the table of causes."""
-        rounds = [clues for clues in self.rounds if clues]
-        clues = [clue for clues in rounds[-2:] for clue in clues]
-        return sorted(clues, key=lambda clue: CAUSES.index(clue.cause))
-
-
-def split_log_text(text: str) -> tuple[str, str, str]:
-    """Split a message of pluto into the connection, the number of the state, and the text.
-
-    The connection and the number are empty if the message has none.  Forms: `"c" #1: text`, `"c": text`,
-    `"c"[2] 192.0.2.1 #3: text`, and the same after `ERROR: ` and other words of that kind, which stay in the
-    text.
-    """
-    for lead in ("ERROR: ", "FATAL ERROR: ", "FATAL: ", "WARNING: ", "EXPECTATION FAILED: ", "ABORT: "):
-        if text.startswith(lead):
-            conn, serial, rest = split_log_text(text[len(lead):])
-            return conn, serial, lead + rest
-    end = text.find('"', 1)
-    if not text.startswith('"') or end < 0:
-        return "", "", text
-    head, _, rest = text[end + 1:].partition(": ")
-    return text[1:end], head.rpartition("#")[2] if "#" in head else "", rest
-
-
-def belongs_to(conn: str, name: str) -> bool:
-    """Return whether `conn`, from the log, is the connection `name` or one of its pairs of subnets
-    (`NAME/1x2`)."""
-    if conn == name:
-        return True
-    if not conn.startswith(f"{name}/"):
-        return False
-    left, _, right = conn[len(name) + 1:].partition("x")
-    return left.isdigit() and right.isdigit()
-
-
-def names_address(text: str, peers: Collection[str]) -> bool:
-    """Return whether a line without a connection is about one of the addresses; `%any` stands for every
-    address."""
-    if text.startswith("packet from "):
-        return "%any" in peers or any(text.startswith((f"packet from {peer}:", f"packet from [{peer}]:"))
-                                      for peer in peers)
-    if "network error report" in text or "recvfrom" in text or text.startswith("ERROR: send"):
-        return any(f" {peer}{end}" in text for peer in peers for end in (" ", ":", ",", ")", "]"))
-    return False
-
-
-def read_attempts(lines: Iterable[LogLine], name: str, peers: Collection[str]) -> list[Attempt]:
-    """Return the attempts to bring a connection up, the oldest first.
-
-    `peers` are the addresses of its peer: pluto logs some messages with the peer's address and no connection.
-    """
-    attempts: list[Attempt] = []
-    newest = 0
-    started: set[int] = set()  # the numbers of the states that attempts began with
-    split = ((line, *split_log_text(line.text)) for line in lines)
-    rows = [(line, conn, serial, text) for line, conn, serial, text in split
-            if belongs_to(conn, name) or (not conn and names_address(text, peers))]
-    for line, conn, serial, text in rows[-CONN_LINES:]:
-        if not conn:
-            take_unassigned(attempts, line, text)
-            continue
-        if not is_number(serial) or int(serial) == 0:
-            take_without_state(attempts, line, text)
-            continue
-        number = int(serial)
-        from_here = starts_ike(text)
-        from_peer = number > newest and answers_ike(text)
-        if not attempts or ((from_here or from_peer) and number not in started):
-            attempts.append(Attempt(line))
-            started.add(number)
-        if has_any(("responding to",), text) or (from_peer and not from_here):
-            attempts[-1].from_peer = True
-        newest = max(newest, number)
-        attempts[-1].take(line, text)
-    return attempts
-
-
-def starts_ike(text: str) -> bool:
-    """Return whether a line is the start of an IKE SA, and not of a rekey or a Child SA."""
-    return has_any(STARTS, text) and not has_any(("rekey", "Quick Mode", "Child SA"), text)
-
-
-def answers_ike(text: str) -> bool:
-    """Return whether a line is about the first message of a peer that starts an IKE SA."""
-    return has_any(PEER_STARTS, text) and "sent ike_sa_init request" not in text.lower()
-
-
-def take_without_state(attempts: list[Attempt], line: LogLine, text: str) -> None:
-    """Add a line that names the connection but no state to the last attempt.  If there is no attempt, a line
-    with a cause begins one."""
-    if not attempts:
-        if not cause_of(text, False):
-            return
-        attempts.append(Attempt(line))
-    attempts[-1].take(line, text)
-
-
-def take_unassigned(attempts: list[Attempt], line: LogLine, text: str) -> None:
-    """Add a line that names the peer's address but no connection to the last attempt, or begin a new attempt
-    with it."""
-    cause = cause_of(text, False)
-    if not cause or (has_any(REFUSES, text) and cause.name != "unknown-peer"):
-        return
-    if attempts and cause.name not in UNASSIGNED_CAUSES:
-        if "response" not in text:
-            attempts[-1].take(line, text)
-        return
-    clues = attempts[-1].rounds[-1] if attempts else []
-    if clues and clues[-1].cause is cause:
-        attempts[-1].take(line, text)  # the peer repeats its attempt
-    elif cause.name != "ike-peer":
-        attempts.append(Attempt(line, True))
-        attempts[-1].take(line, text)
-
-
-def last_clues(attempts: Sequence[Attempt]) -> list[Clue]:
-    """Return the clues of the last attempt that tells why it failed, in the order of the table of causes.
-
-    The list is empty if a Child SA was established later.  An attempt without clues is passed over: pluto may
-    begin one between a failure and the end of `ipsec up --once`, which takes it down.
-    """
-    pending: list[Clue] = []
-    for attempt in reversed(attempts):
-        clues = attempt.clues
-        if clues and clues[0].cause.name not in PENDING_CAUSES:
-            return clues
-        pending = pending or clues
-        if attempt.was_up:
-            break
-    return pending
-
-
-def loading_complaint(lines: Sequence[LogLine], name: str) -> LogLine | None:
-    """Return the line in which pluto says why it last refused to load the connection, None if it did not
-    refuse."""
-    for line in reversed(lines):
-        conn, _, text = split_log_text(line.text)
-        if belongs_to(conn, name):
-            if has_any(("failed to add connection", "failed to load"), text):
-                return line
-            if has_any(("added *connection", "loaded*connection"), text):
-                return None
-        elif f'"{name}"' in text and text.lower().startswith(("failed to add connection",
-                                                              "failed to load connection")):
-            return line
-    return None
-
-
-def last_clue(log: PlutoLog, name: str, peers: Collection[str]) -> Clue | None:
-    """Return the line of the log with the most likely cause why a connection is down, None if no line has
-    one."""
-    clues = last_clues(read_attempts(log.lines, name, peers))
-    return clues[0] if clues else None
-
-
-# For how many seconds `ipsec up` still waits for output after pluto has logged a cause.  Some releases then
-# never let whack end.
-LET_GO_TIME = 6.0
-# After these causes pluto sends again, or waits for another packet, and lets whack end by itself
-SENDS_AGAIN = frozenset((
-    "route", "port-closed", "send-refused", "send-denied", "rejected-way", "too-big", "resources", "tcp",
-    "ike-peer", "dh", "cookie", "fragments", "corrupt", "malformed", "redirect", "peer-busy", "mobike",
-    "nat-t"))
-
-
-class UpWait:
-    """Decides from pluto's output how long `ipsec up` waits for it.
-
-    `established`: a Child SA is up.  `cause`: the reason of a failure, or None.  `lines` has the output of
-    whack.
-    """
-
-    def __init__(self, limit: float | None) -> None:
-        self.established = False
-        self.lines: list[LogLine] = []
-        self.cause: Cause | None = None
-        self._end = None if limit is None else time.monotonic() + limit
-        self._rest = b""
-
-    def take(self, data: bytes) -> float | None:
-        """Add output of whack, and return for how many more seconds to wait for output, None for no limit."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            text = split_code(line)[1]
-            self.lines.append(LogLine(time.time(), text))
-            self._line(split_log_text(text)[2])
-        limits = []
-        if self.cause and self.cause.name not in SENDS_AGAIN:
-            limits.append(LET_GO_TIME)
-        if self._end is not None:
-            limits.append(self._end - time.monotonic())
-        return min(limits, default=None)
-
-    def _line(self, text: str) -> None:
-        if has_any(CHILD_UP, text):
-            self.established, self.cause = True, None
-            return
-        cause = cause_of(text, False)
-        if cause and (not cause.weak or cause.name in ("kernel-peer", "auth-refused", "peer-refused")):
-            self.cause = cause
-
-
-def explain_tunnels(host: Host, failed: Sequence[TunnelRow]) -> None:
-    """Set `problem` and `since` of tunnels that should be up and are not, if pluto's log tells the cause."""
-    try:
-        log = read_pluto_log(host, Config(host))
-    except (Failure, OSError):
-        return  # ipsec why says that the log can't be read
-    for row in failed:
-        clue = last_clue(log, row.name, [row.remote_host] if row.remote_host else [])
-        if clue and (row.problem is None or row.state == "connecting"):
-            row.problem = clue.cause.short
-            if clue.line.when and row.state == "down":
-                row.since = int(clue.line.when)
 
 
 # --- verify ----------------------------------------------------------------------------------------------------------
