@@ -18505,7 +18505,7 @@ def report_sections(host: Host) -> list[ReportSection]:
            "timed out, with --strict also if some were denied. Standard error names these sections and says how to "
            "get the rights.", examples="""\
 ipsec barf --output report.txt.gz           a report that can be mailed
-ipsec barf --section plog --since 2d        only pluto's log of the last two days
+ipsec barf --section plog --since 2d        pluto's log of the last two days
 ipsec --root /sysroot barf                  a system that does not boot""")
 def barf(host: Host, args: Args) -> int:
     """Run `ipsec barf`; return OK, or ERROR if a section is incomplete.  Raises Failure."""
