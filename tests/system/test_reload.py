@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 
 import pytest
 
-from ..ground.machine import Machine
+from ..ground.gateways import NAMES, Gateways
+from ..ground.machine import PYZ, Machine
 from ..ground.pluto import Pluto
 
 CONFIG = """config setup
@@ -187,3 +189,106 @@ def test_copies_that_a_killed_reload_left_are_deleted(running: Machine) -> None:
 def test_without_pluto(gateway: Machine) -> None:
     gateway.write("/etc/ipsec.conf", CONFIG)
     gateway.ipsec("reload").check(33)
+
+
+# --- a tunnel that does not change, while others do ------------------------------------------------------------------
+
+TUNNELS = """config setup
+\tlogfile=/var/log/pluto.log
+
+conn %default
+\tleft=192.0.2.1
+\tleftid=@west
+\tright=192.0.2.2
+\trightid=@east
+\tauthby=secret
+
+conn tunnel
+\tleftsubnet=10.1.0.0/24
+\trightsubnet=10.2.0.0/24
+\tauto=add
+
+conn owner
+\tleftsubnet=10.1.99.0/24
+\trightsubnet=10.2.99.0/24
+\tikelifetime=8h
+\tauto=add
+"""
+#: A reload while a ping runs.  It waits for ten replies before and after, however long they take.
+RELOAD_UNDER_PING = """
+replies() { grep -c icmp_seq= /var/log/ping; }
+ten_more() {
+    wanted=$(($(replies) + 10))
+    for second in $(seq 100); do
+        [ "$(replies)" -ge $wanted ] && return
+        sleep 1
+    done
+}
+ping -i 0.01 -I 10.1.0.1 10.2.0.1 >/var/log/ping &
+ping=$!
+ten_more
+cp /etc/ipsec.changed /etc/ipsec.conf
+"$@"
+status=$?
+ten_more
+kill -INT $ping
+wait $ping
+exit $status
+"""
+
+
+#: The number of connections that change.  A kernel without ESP of its own is slow: try 50 by hand.
+OTHERS = int(os.environ.get("RELOAD_OTHERS", "10"))
+
+
+def others(lifetime: str) -> str:
+    """Connections with trap policies, to the peer of the tunnel and to hosts that do not answer."""
+    return "".join(f"\nconn other-{number}\n\tright=192.0.2.{2 + number % 10}\n\tleftsubnet=10.1.{number}.0/24\n"
+                   f"\trightsubnet=10.9.{number}.0/24\n\tikelifetime={lifetime}\n\tauto=ondemand\n"
+                   for number in range(1, OTHERS + 1))
+
+
+def lost(log: str) -> list[int]:
+    """The numbers of the pings without a reply, up to the last reply: the ping is killed while it waits for one."""
+    replied = {int(number) for number in re.findall(r"icmp_seq=(\d+) ttl", log)}
+    return [number for number in range(1, max(replied)) if number not in replied]
+
+
+def spis(text: str) -> set[str]:
+    """The SPIs in the output of `ip xfrm state`; a state without one is a request to pluto."""
+    return set(re.findall(r"spi (0x[0-9a-f]{8})", text)) - {"0x00000000"}
+
+
+@pytest.mark.timeout(1100)
+def test_an_unchanged_tunnel_loses_no_packet(gateways: Gateways) -> None:
+    """Other connections are replaced while a ping crosses the tunnel.  Then the one is to which its IKE
+    SA belongs: the plan says that this interrupts the tunnel, and the tunnel comes up again."""
+    for name in NAMES:
+        gateways.write(name, "ipsec.secrets", '@west @east : PSK "k1k2k3k4k5k6k7k8"\n', 0o600)
+        gateways.ipsec(f"{name}-initnss", name, "initnss")
+    gateways.write("east", "ipsec.conf", TUNNELS)
+    gateways.write("west", "ipsec.conf", TUNNELS + others("8h"))
+    gateways.write("west", "ipsec.changed", TUNNELS + others("7h"))
+    gateways.write("west", "ipsec.owner", TUNNELS.replace("8h", "6h") + others("7h"))
+    for name in ("east", "west"):
+        gateways.ipsec(f"{name}-start", name, "start")
+    gateways.ipsec("owner-up", "west", "up", "owner")
+    gateways.ipsec("tunnel-up", "west", "up", "tunnel")
+    gateways.step("before", "west", ["ip", "xfrm", "state"])
+    reload = [gateways.machine.python, PYZ, "reload", "--native"]  # without libreswan's whack: fewer slow processes
+    gateways.step("reload", "west", ["sh", "-c", RELOAD_UNDER_PING, "sh", *reload])
+    gateways.step("after", "west", ["ip", "xfrm", "state"])
+    gateways.step("copy", "west", ["cp", "/etc/ipsec.owner", "/etc/ipsec.conf"])
+    gateways.step("dry", "west", [*reload, "--dry-run"])
+    gateways.step("owner-reload", "west", reload)
+    gateways.step("ping", "west", ["ping", "-c", "1", "-w", "60", "-I", "10.1.0.1", "10.2.0.1"])
+    results = gateways.run(timeout=1000)
+
+    assert {name: result.status for name, result in results.items()} == dict.fromkeys(results, 0)
+    assert results["reload"].stdout.endswith(f"\n0 added, {OTHERS} replaced, 0 deleted, 2 unchanged, 0 kept\n")
+    log = gateways.machine.read("/gateways/west/log/ping")
+    assert log.count("icmp_seq=") >= 20 and lost(log) == []
+    assert len(spis(results["before"].stdout)) == 4
+    assert spis(results["after"].stdout) == spis(results["before"].stdout)
+    for plan in ("dry", "owner-reload"):
+        assert re.search("^~ owner: .*; interrupts tunnel on the same IKE SA$", results[plan].stdout, re.MULTILINE)
