@@ -14618,7 +14618,8 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
      ("private network virtual IP was required", "bad entries in virtual-private",
       "virtual selection is disabled", "rejected in a virtual connection policy"), False, ""),
     ("aggressive", "exchange mode differs", "both",
-     "one end uses IKEv1 aggressive mode, the other main mode or IKEv2 only (aggressive=, ikev2=)",
+     "one end uses IKEv1 aggressive mode, the other main mode or IKEv2 only (aggressive=, ikev2=); or no "
+     "connection here with aggressive mode is for the peer's ID (rightid=)",
      "aggressive= and keyexchange= of both ends", "ipsec status",
      ("initial Aggressive Mode *no", "Aggressive Mode * no (wildcard)", "Cannot initiate aggressive mode",
       "Aggressive Mode*not allow", "aggressive mode*refused", "part of an unknown exchange",
@@ -14845,7 +14846,7 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
     ("silent", "no answer", "peer",
      "the peer did not answer the first message: a firewall here, on the way or there drops udp port 500, "
      "the address is wrong, or no IKE daemon runs there; with IKEv1, a peer that has no connection for this "
-     "host does not answer either",
+     "host or its ID (leftid=) does not answer either",
      "right=, the firewalls for udp ports 500 and 4500, and whether packets arrive at the peer",
      "tcpdump -n udp port 500 and host {peer}",
      ("to our first IKEv", "PARENT_I1: * timeout", "IKE_SA_INIT_I: * timeout", "MAIN_I1: * timeout",
