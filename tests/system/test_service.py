@@ -94,7 +94,8 @@ def test_a_pluto_out_of_sight_keeps_its_policies_and_its_socket(gateway: Machine
     for command in ("barf --section listeners", "barf --section summary", "verify pluto", "verify udp500", "why"):
         words = PLACES[place].format(f"python3 {PYZ} {command}")
         result = gateway.run(["unshare", "--mount", "sh", "-c", words])
-        assert "not running" not in result.stdout and "FAIL" not in result.stdout, (command, result)
+        assert "not running" not in result.stdout, (command, result)
+        assert "FAIL" not in result.stdout or not command.startswith("verify"), (command, result)
 
 
 def test_a_start_needs_no_list_of_processes_and_a_stop_does(bookworm: Machine) -> None:
