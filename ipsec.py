@@ -13397,6 +13397,8 @@ class NftReader:
         self.family = self.name = self.chain = ""
         self.dormant = False  # the kernel skips the chains of a dormant table
         self.table: dict[str, Chain] = {}
+        self.sets: dict[str, list[str]] = {}  # the words of the elements of the table's sets and maps
+        self.set = ""  # the set or map that is being read
         self.unnamed: list[str] = []  # names made up for the anonymous chains (`jump {`) that are still open
 
     def tables(self, text: str) -> Iterator[Table]:
@@ -13417,8 +13419,13 @@ class NftReader:
         """Read one line; `depth` is the depth of braces at its start."""
         if self.depth == 0 and words[:1] == ["table"]:
             self.table, self.family, self.name, self.dormant = {}, words[1], words[2], False
+            self.sets = {}
         elif self.depth == 1 and words[:1] == ["flags"]:
             self.dormant = "dormant" in line
+        elif self.depth == 1 and words[:1] in (["set"], ["map"]):
+            self.set, self.sets[words[1]] = words[1], []
+        elif self.depth >= 2 and not self.chain and self.set in self.sets:
+            self._elements(words)
         elif self.depth == 1 and words[:1] == ["chain"]:
             self.chain = words[1]
             self.table[self.chain] = Chain("", "", "", self._insert(), [])
@@ -13428,6 +13435,15 @@ class NftReader:
             self.table[self.chain] = Chain(word_after(words, "hook"), kind, policy, self._insert(), [])
         elif self.depth >= 2 and self.chain and words != ["}"]:
             self._rule(words)
+
+    def _elements(self, words: list[str]) -> None:
+        """Read one line of a set or a map.  The contents of one that changes by itself are unknown."""
+        if not {"timeout", "dynamic", "expires", "counter", "timeout,", "dynamic,"}.isdisjoint(words):
+            del self.sets[self.set]
+        elif words[:2] == ["elements", "="]:
+            self.sets[self.set] += [word for word in words[2:] if word not in ("{", "}")]
+        elif self.sets[self.set]:
+            self.sets[self.set] += [word for word in words if word != "}"]
 
     def _insert(self) -> str:
         """Return the command that inserts a rule at the head of the current chain."""
@@ -13443,7 +13459,11 @@ class NftReader:
             self.unnamed.append(name)
             self.table[name] = Chain("", "", "", "", [])
             words = [*words[:-1], name]
-        current.rules.extend(nft_rules(words))
+        shown: list[str] = []
+        for word in words:
+            elements = self.sets.get(word[1:]) if word.startswith("@") else None
+            shown += ["{", *elements, "}"] if elements else [word]
+        current.rules.extend(nft_rules(shown))
 
 
 def nft_rules(text: Sequence[str]) -> Iterator[Rule]:

@@ -158,7 +158,8 @@ def test_tables_of_nft() -> None:
 @pytest.mark.parametrize(("packet", "wanted"), [
     (udp(), "?"),  # the rate decides
     (udp("198.51.100.1"), "drop"), (udp("198.51.100.1", state="established"), "accept"),
-    (udp(state="invalid"), "drop"), (udp("198.51.100.1", dport="53"), "?"),  # a named set
+    (udp(state="invalid"), "drop"), (udp("198.51.100.1", dport="53"), "drop"),  # not in the named set
+    (udp("192.0.2.3", dport="53"), "accept"),
     ({"family": "ipv4", "proto": "esp 50", "in": "eth0", "state": "new", "src": "198.51.100.1"}, "accept"),
     ({"family": "ipv6", "proto": "esp 50", "in": "eth1", "state": "new", "src": "2001:db8::1"}, "drop"),
 ])

@@ -159,9 +159,6 @@ BROKEN = {
     "a rate that decides": (
         "iptables -A INPUT -p udp -m hashlimit --hashlimit-above 100/s --hashlimit-name ike -j DROP",
         {"firewall": "SKIP"}),
-    "a named set that decides": (
-        f"{NFT_INPUT}nft add set inet f peers '{{ type ipv4_addr; elements = {{ 192.0.2.2, 192.0.2.3 }}; }}'; "
-        f"{NFT_RULE}ip saddr @peers accept", {"firewall": "SKIP"}),
     "address and port together decide": (
         f"{NFT_INPUT}{NFT_RULE}ip saddr . udp dport {{ 192.0.2.2 . 500, 192.0.2.2 . 4500 }} accept; "
         f"{NFT_RULE}meta l4proto vmap {{ esp : accept, icmp : accept, tcp : drop }}", {"firewall": "SKIP"}),
@@ -329,6 +326,8 @@ FINE = {
     "iptables -A elsewhere -m addrtype --dst-type LOCAL -j RETURN; iptables -A elsewhere -j DROP; iptables -A INPUT "
     "-d 192.0.2.1 -p udp -m multiport --dports 500,4500 -j ACCEPT; iptables -A INPUT -p esp -j ACCEPT; iptables -A "
     "INPUT -p icmp -j ACCEPT",
+    "named set": f"{NFT_INPUT}nft add set inet f peers '{{ type ipv4_addr; elements = {{ 192.0.2.2, 192.0.2.3 }}; }}'; "
+    f"{NFT_RULE}ip saddr @peers accept",
     "masquerade behind an exception": "iptables -t nat -A POSTROUTING -d 10.2.0.0/16 -j ACCEPT; iptables -t nat -A "
     "POSTROUTING -o eth0 -j MASQUERADE",
     "masquerade without IPsec": f"{LEGACY_NAT}-o eth0 -m policy --dir out --pol none -j MASQUERADE",
