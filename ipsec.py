@@ -8100,7 +8100,7 @@ def first_line(host: Host, name: str) -> str:
         return next(iter(host.read(name).splitlines()), "")
     except OSError as error:
         raise Failure(f"{name}: {error.strerror}",
-                      hint="it must hold the password in its first line") from None
+                      hint="its first line must be the password") from None
 
 
 def make_directories(names: Sequence[str]) -> None:
@@ -8135,7 +8135,7 @@ class NssLock(Lock):
             if self.is_tightened:
                 self.host.within(self.directory, lambda: os.fchmod(self.fd, self.mode))
         except OSError as error:
-            self.host.warn(f"{self.directory}: {error.strerror}; its mode is no longer {self.mode:04o}")
+            self.host.warn(f"{self.directory}: {error.strerror}; its mode could not be set back to {self.mode:04o}")
         super().__exit__()
 
 
@@ -8379,9 +8379,9 @@ class NssDatabase:
     def has_certificates(self) -> bool:
         """Return whether the database holds a certificate.  Raises OSError.
 
-        The result is True, too, if the file is not a database: other methods report that.  This searches the
-        bytes of the file for the start of a certificate, because importing sqlite3 takes longer than many a
-        whole command.
+        The result is also True if the file is not a database; other methods report that.  This searches the
+        bytes of the file for the start of a certificate, because importing sqlite3 takes longer than many
+        commands.
         """
         before = b""  # the last byte of the previous chunk: the mark may be split between two chunks
         for data in self.host.chunks(f"{self.directory}/cert9.db", limit=NSS_MEMORY):
@@ -8674,7 +8674,7 @@ class NssDatabase:
                 self._write(fd, name, encode(text))
             self._sync(fd, name)
             if self._is_own_file(name):
-                # an immutable file is an error now, before anything is in place
+                # fail now if a file is immutable, before any file is moved into place
                 os.close(os.open(name, os.O_RDWR | os.O_CLOEXEC, dir_fd=self.opened))
 
     def _commit(self, name: str, fd: int) -> None:
@@ -8811,7 +8811,7 @@ def trust_text(values: Sequence[bytes | None]) -> str:
 
 
 def snapshot(source: str, target: str) -> bool:
-    """Overwrite the SQLite file `target` with `source` in one transaction.  Return False if this fails."""
+    """Overwrite the SQLite file `target` with `source` in one transaction.  Return False if that fails."""
     try:
         import sqlite3
     except ImportError:
@@ -9667,7 +9667,7 @@ class Capture(Record):
 
 
 class FoundRule(Record):
-    """An NFLOG rule that the kernel has.  `body` is the rule in the form of its backend."""
+    """An NFLOG rule in the kernel.  `body` is the rule in the syntax of its backend."""
 
     chain: str
     group: int
@@ -9679,7 +9679,7 @@ class FoundRule(Record):
 
 
 def is_capture(prefix: str) -> bool:
-    """Return whether the prefix is that of a rule of checknflog, of this program's or of libreswan's."""
+    """Return whether a rule with this prefix was made by checknflog, this program's or libreswan's."""
     if prefix.startswith(NFLOG_CONN):
         return True
     return prefix.startswith(NFLOG_ALL) and prefix[len(NFLOG_ALL):] in ("", *NFLOG_ENDINGS.values())
@@ -10745,7 +10745,7 @@ class Updown:
 
 
 def is_generated(resolv_conf: str) -> bool:
-    """Return whether _updown wrote this resolv.conf: the command of this program or libreswan's script."""
+    """Return whether this text of resolv.conf was written by _updown, this program's or libreswan's."""
     return "Libreswan" in resolv_conf
 
 
