@@ -118,7 +118,7 @@ def test_what_could_not_be_shown_is_told(bookworm: Machine) -> None:
     (["--protocol", "tpc", "192.0.2.9"], 2, "--protocol a name of /etc/protocols"),
     (["--mark", "red", "192.0.2.9"], 2, "marks of 32"),
     (["--mark", "0x100000000", "192.0.2.9"], 2, "marks of 32"),
-    (["--source-port", "99999", "192.0.2.9"], 2, "numbers of 16 bits"),
+    (["--source-port", "99999", "192.0.2.9"], 2, "number of 16 bits"),
 ])
 def test_what_show_is_asked_wrongly(bookworm: Machine, words: list[str], status: int, said: str) -> None:
     result = bookworm.ipsec("show", *words)
