@@ -115,9 +115,9 @@ def test_what_could_not_be_shown_is_told(bookworm: Machine) -> None:
     (["nosuch.invalid"], 1, "give an IP address"),
     (["--source", "10.1.0.1", "::1"], 1, "of different IP families"),
     (["--source", "10.1.0.1"], 2, "specifying a destination is required"),
-    (["--protocol", "tpc", "192.0.2.9"], 2, "--protocol a name of /etc/protocols"),
-    (["--mark", "red", "192.0.2.9"], 2, "marks of 32"),
-    (["--mark", "0x100000000", "192.0.2.9"], 2, "marks of 32"),
+    (["--protocol", "tpc", "192.0.2.9"], 2, "--protocol a name in /etc/protocols"),
+    (["--mark", "red", "192.0.2.9"], 2, "number of 32 bits"),
+    (["--mark", "0x100000000", "192.0.2.9"], 2, "number of 32 bits"),
     (["--source-port", "99999", "192.0.2.9"], 2, "number of 16 bits"),
 ])
 def test_what_show_is_asked_wrongly(bookworm: Machine, words: list[str], status: int, said: str) -> None:
@@ -150,7 +150,7 @@ def test_show_knows_protocol_ports_and_who_may_ask(bookworm: Machine) -> None:
                     "priority", "1", "action", "block")
     plain = bookworm.ipsec("show", "192.0.2.9")
     assert plain.status == 1 and plain.stdout.splitlines()[0].endswith("no IPsec policy matches")
-    assert [line.split()[:2] for line in plain.stdout.splitlines()[1:]] == [["but", "dropped"]] * 2
+    assert [line.split()[:4] for line in plain.stdout.splitlines()[1:]] == [["some", "packets", "are", "dropped"]] * 2
     for words, dropped in (("-p tcp --destination-port 22", True), ("-p udp", False), ("-p icmp --source-port 8", True),
                            ("-p 6 --destination-port 23", False)):
         assert ("dropped (policy" in bookworm.ipsec("show", *words.split(), "192.0.2.9").stdout) == dropped, words
