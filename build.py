@@ -448,20 +448,54 @@ BANNER = re.compile(r"# (\d+\. |--- )")
 
 
 def without_prose(source: bytes) -> bytes:
-    """Return a Python source without docstrings and comments, except banners and the first lines of the file.
+    """Return a Python source without docstrings, comments and annotations.
 
-    Each line keeps its number.
+    Banners and the first lines of the file stay.  Each line keeps its number.
     """
-    lines = source.decode().splitlines(keepends=True)
-    tokens = list(tokenize.tokenize(io.BytesIO(source).readline))
+    lines = without_annotations(source).decode().splitlines(keepends=True)
+    tokens = list(tokenize.tokenize(io.BytesIO("".join(lines).encode()).readline))
     begins = (tokenize.NEWLINE, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT)
+    bodies = [node.body for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    needed = {body[0].lineno for body in bodies if len(body) == 1}  # a body can't be empty
     for before, token, after in reversed(list(zip(tokens, tokens[1:], tokens[2:]))):
         (first, left), (last, right) = token.start, token.end
         if token.type == tokenize.STRING and before.type in begins and after.type == tokenize.NEWLINE:
-            lines[first - 1:last] = [lines[first - 1][:left] + '""\n', *["\n"] * (last - first)]
+            rest = lines[first - 1][:left] + '""\n' if first in needed else "\n"
+            lines[first - 1:last] = [rest, *["\n"] * (last - first)]
         elif token.type == tokenize.COMMENT and not BANNER.match(token.string) and first > 3:
             lines[first - 1] = lines[first - 1][:left].rstrip() + lines[last - 1][right:]
     return "".join(lines).encode()
+
+
+def without_annotations(source: bytes) -> bytes:
+    """Return a Python source without annotations, except those of fields."""
+    begins = [0]
+    for line in source.splitlines(keepends=True):
+        begins.append(begins[-1] + len(line))
+    kept, at = [], 0
+    for node in annotation_nodes(source):
+        start = begins[node.lineno - 1] + node.col_offset
+        end = begins[(node.end_lineno or 0) - 1] + (node.end_col_offset or 0)
+        before = re.sub(rb"\s*(:|->)\s*$", b"", source[at:start])
+        kept += [before, b"\n" * source.count(b"\n", at + len(before), end)]  # each line keeps its number
+        at = end
+    return b"".join([*kept, source[at:]])
+
+
+def annotation_nodes(source: bytes) -> list[ast.expr]:
+    """Return the annotations of functions, and of variables that have a value, in the order of the source.
+
+    Those in the body of a class stay, because they make the fields of a record.
+    """
+    tree = ast.parse(source)
+    fields = [field for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for field in node.body]
+    nodes: list[ast.expr | None] = []
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            nodes.append(node.returns)
+        elif isinstance(node, ast.arg) or (isinstance(node, ast.AnnAssign) and node.value and node not in fields):
+            nodes.append(node.annotation)
+    return sorted((node for node in nodes if node), key=lambda node: (node.lineno, node.col_offset))
 
 
 # A piece of ipsec.py: the number of lines before it, its start and its end in bytes
@@ -649,7 +683,7 @@ print(*(module.__file__ for module in list(sys.modules.values()) if getattr(modu
 
 def embed(library: Path, names: Sequence[str], target: Path) -> None:
     """Copy the licences of the unpacked wheel, and the files that an import of the modules loads here."""
-    files = {*library.glob("*.dist-info/METADATA"), *library.glob("*.dist-info/licenses/*")}
+    files = set(library.glob("*.dist-info/licenses/*"))
     for python in interpreters().values():
         words = [str(python), "-ISBc", TRACE, str(library), *names]
         result = subprocess.run(words, capture_output=True, text=True, check=True)
@@ -695,7 +729,8 @@ def own_files(pythons: Mapping[str, Path]) -> Iterator[tuple[str, bytes]]:
     yield "ipsec.py", source
     yield "LICENSE", (TOP / "LICENSE").read_bytes()
     yield from bytecode(source, pythons)
-    yield from ((f"man/{page.name}", page.read_bytes()) for page in sorted((TOP / "man").glob("*.[1-8]")))
+    for page in sorted((TOP / "man").glob("*.[1-8]")):
+        yield f"man/{page.name}", re.sub(rb'(?m)^\.\\".*\n', b"", page.read_bytes())  # without comments
 
 
 def make_archive(target: Path, pythons: Mapping[str, Path]) -> None:
