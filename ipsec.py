@@ -13506,6 +13506,9 @@ def nft_field(word: str, words: RuleWords) -> str:
         words.take()
         words.take()
         return "dst-type"
+    if word == "ipsec" and list(words.rest()[1:2]) == ["reqid"]:
+        direction = words.take()
+        return f"{words.take()}-{direction}"
     two = f"{word} {words.next}"
     if two in NFT_FIELDS:
         words.take()
@@ -13601,10 +13604,29 @@ def value_fits(field: str, mine: str, wanted: str) -> bool | None:
         return net_fits(mine, wanted)
     if field in ("in", "out"):
         return device_fits(mine, wanted)
+    if field in ("reqid-in", "reqid-out"):
+        return reqid_fits(mine, wanted)
     low, dash, high = wanted.replace(":", "-").partition("-")
     if dash and low.isdigit() and high.isdigit():
         return int(low) <= int(mine) <= int(high)
     return wanted.lower() in mine.split()
+
+
+def reqid_fits(mine: str, wanted: str) -> bool | None:
+    """Return whether a reqid is in a range (`16385-20000`, `7`), None if that is unknown.
+
+    `mine` is empty if pluto chooses the reqid.  The first that it chooses for ESP is MANUAL_REQID_MAX + 2, so
+    a range from there on is meant for all connections.
+    """
+    first, dash, last = wanted.partition("-")
+    if not first.isdigit() or not (last or first).isdigit():
+        return None
+    low, high = int(first), int(last or first)
+    if mine:
+        return low <= int(mine) <= high
+    if high <= MANUAL_REQID_MAX:
+        return False
+    return True if dash and low <= MANUAL_REQID_MAX + 2 else None
 
 
 def condition_fits(condition: Condition, packet: Mapping[str, str]) -> bool | None:
@@ -16562,8 +16584,11 @@ def tunnel_packets(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> 
     """Return two forwarded packets in the form that verdict() takes: to the peer's network, and from it."""
     behind, family = patient.device_to(ours), family_of(ours)
     common = {"family": family, "dst_type": "unicast"}
-    out = {"in": behind, "out": tunnel.inner, "ipsec_out": "exists ipsec", "src": ours, "dst": theirs}
-    back = {"in": tunnel.inner, "out": behind, "ipsec_in": "exists ipsec", "src": theirs, "dst": ours}
+    reqid = tunnel.conn.get("reqid", "")
+    out = {"in": behind, "out": tunnel.inner, "ipsec_out": "exists ipsec", "reqid_out": reqid, "src": ours,
+           "dst": theirs}
+    back = {"in": tunnel.inner, "out": behind, "ipsec_in": "exists ipsec", "reqid_in": reqid, "src": theirs,
+            "dst": ours}
     return {**common, **out}, {**common, **back}
 
 
@@ -16636,7 +16661,8 @@ def check_nat(patient: Patient) -> Iterator[Trouble]:
             if ours in EVERYTHING:
                 continue  # every source belongs to the connection
             packet = {"src": ours, "dst": theirs, "out": tunnel.inner, "state": "new", "dst_type": "unicast",
-                      "family": family_of(ours), "ipsec_out": "exists ipsec"}
+                      "family": family_of(ours), "ipsec_out": "exists ipsec",
+                      "reqid_out": tunnel.conn.get("reqid", "")}
             if is_single(ours) and own.get(ours.partition("/")[0], "") == tunnel.device:
                 packet["masquerade"] = ours  # masquerading gives the packet the address that it has
             head, chain = source_nat(patient, packet)

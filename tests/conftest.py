@@ -51,7 +51,7 @@ def pyz() -> Path:
     with open(TOP / "build.py") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         vendored = (path for path in (TOP / "vendor").rglob("*") if path.is_file())
-        sources = [TOP / "ipsec.py", TOP / "build.py", *vendored]
+        sources = [TOP / "ipsec.py", TOP / "build.py", *(TOP / "man").iterdir(), *vendored]
         if not archive.exists() or commit_of(archive) != build.commit_line() or any(
                 path.stat().st_mtime > archive.stat().st_mtime for path in sources):
             subprocess.run([sys.executable, str(TOP / "build.py")], cwd=TOP, check=True, stdin=subprocess.DEVNULL)

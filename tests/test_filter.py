@@ -204,6 +204,15 @@ def test_rules_of_nft(text: str, rules: list[tuple[list[tuple[str, str, bool]], 
 
 
 @pytest.mark.parametrize(("mine", "wanted", "fits"), [
+    ("", "16385-20000", True), ("", "16384-4294967295", True), ("", "20000-30000", None), ("", "16389", None),
+    ("", "1-100", False), ("7", "1-100", True), ("7", "8", False), ("", "$r", None)])
+def test_reqids(mine: str, wanted: str, fits: bool | None) -> None:
+    (conditions, _), = ipsec.nft_rules(f"ipsec in reqid {wanted} accept".split())
+    assert ipsec.rule_fits(conditions, {"reqid-in": mine}) is fits
+    assert ipsec.rule_fits(conditions, {"reqid-out": mine}) is None
+
+
+@pytest.mark.parametrize(("mine", "wanted", "fits"), [
     ("10.1.0.0/24", "10.0.0.0/8", True), ("10.1.0.0/24", "10.1.0.0/25", None), ("10.1.0.0/24", "10.2.0.0/24", False),
     ("10.1.0.1", "10.1.0.1", True), ("2001:db8::1", "2001:db8::/32", True), ("2001:db8::1", "10.0.0.0/8", False),
     ("10.1.0.1", "example", None)])

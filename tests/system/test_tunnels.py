@@ -10,7 +10,8 @@ from ..ground.gateways import NAMES, SETUP, Gateways, conn, road_warrior
 NETWORKS = ("10.1.1.0/24", "10.2.1.0/24")
 LAPTOP = road_warrior("@east", "10.2.0.0/24")
 CONFIGS = {
-    "west": SETUP + conn("hq", "auto=start") + conn("old", "ikev2=no", "auto=start", networks=NETWORKS) + """
+    # without auto=start: `up` would begin a second negotiation, whose first SAs the peer would keep at the end
+    "west": SETUP + conn("hq", "auto=add") + conn("old", "ikev2=no", "auto=start", networks=NETWORKS) + """
 conn nobody
 \tauthby=secret
 \tleft=192.0.2.1
