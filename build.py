@@ -86,7 +86,8 @@ FRONT = (1, 2, 10, 12)
 # commands.  Only people call these commands, or they take much longer.  Bytecode for six interpreters would
 # take 10 to 60 kB for each block.
 COMPILED_LATE = ("barf", "the summary of barf", "look and show", "tunnels", "metrics", "causes", "diagnosis (why)",
-                 "configuration", "reload", "NSS", "PKCS#12 and PEM", "manual and completion")
+                 "configuration", "reload", "NSS", "PKCS#12 and PEM", "keys as showhostkey(8) writes them",
+                 "manual and completion")
 
 # The version of marshal's format that all interpreters read
 FORMAT = 2

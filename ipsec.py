@@ -17540,7 +17540,7 @@ def check_host_keys(patient: Patient) -> Iterator[Trouble]:
     if not named and not keyless:
         raise NotChecked("unused", "nothing to check: no connection names a key of this host")
     keys = patient.database().keys() if named else []
-    texts = {text for key in map(key_texts, keys) for text in (key.base64, key.spki)}
+    texts = {text for key in map(load_part("key_texts"), keys) for text in (key.base64, key.spki)}
     for conn, word, value in named:
         if word.endswith("eddsakey"):
             yield "SKIP", "UNKNOWN", f"conn {conn}: keys of {word} can't be looked up in the NSS database", ""
