@@ -13256,7 +13256,7 @@ NFT_FIELDS = {"ip saddr": "src", "ip daddr": "dst", "ip6 saddr": "src", "ip6 dad
               "iif": "in", "iifname": "in", "oif": "out", "oifname": "out", "ct state": "state",
               "ct status": "status", "meta l4proto": "proto", "ip protocol": "proto", "ip6 nexthdr": "proto",
               "icmp type": "icmp", "icmpv6 type": "icmp", "rt ipsec": "ipsec-out", "meta ipsec": "ipsec-in",
-              "meta secpath": "ipsec-in", "meta nfproto": "family",
+              "meta secpath": "ipsec-in", "meta nfproto": "family", "reverse-path": "reverse-path",
               **{f"{protocol} {port}": port for protocol in ("udp", "tcp", "th")
                  for port in ("dport", "sport")}}
 # Statements that decide nothing about the packet, and the words inside them that a value follows
@@ -13265,6 +13265,9 @@ NFT_SILENT = {"log": ("prefix", "level", "flags", "group", "snaplen", "queue-thr
 # Words that imply a condition on the protocol or the family
 NFT_IMPLIED = {**{name: ("proto", name, False) for name in ("tcp", "udp", "icmp", "icmpv6", "esp", "ah")},
                "ip": ("family", "ipv4", False), "ip6": ("family", "ipv6", False)}
+# The condition of a reverse path filter: the route back to the source leaves by the interface on which the
+# packet arrived
+REVERSE_PATHS = ("fib saddr . mark . iif oif".split(), "fib saddr . iif oif".split())
 IPTABLES_TABLES = ("filter", "nat", "mangle", "raw", "security")
 # What a target does with a packet; `?`: unknown, empty: nothing
 RULE_TARGETS = {"accept": "accept", "drop": "drop", "reject": "drop", "return": "return",
@@ -13469,6 +13472,7 @@ class NftReader:
 def nft_rules(text: Sequence[str]) -> Iterator[Rule]:
     """Yield the rule that the words of a line of nft make, or one rule for each entry of a verdict map."""
     conditions: list[Condition] = []
+    text = with_reverse_path(text)
     is_joined = not {".", "&", "|"}.isdisjoint(text)  # a condition compares several fields at once
     words = RuleWords(text)
     while words:
@@ -13495,6 +13499,16 @@ def nft_rules(text: Sequence[str]) -> Iterator[Rule]:
             yield from map_rules(conditions, field, nft_values(words))
             return
         conditions.append((field, nft_values(words), negated))
+
+
+def with_reverse_path(text: Sequence[str]) -> Sequence[str]:
+    """Return the words of a rule with the word `reverse-path` in place of REVERSE_PATHS."""
+    for path in REVERSE_PATHS:
+        for start in range(len(text) - len(path)):
+            end = start + len(path)
+            if list(text[start:end]) == path:
+                return [*text[:start], "reverse-path", *text[end:]]
+    return text
 
 
 def nft_field(word: str, words: RuleWords) -> str:
@@ -16450,7 +16464,7 @@ def traffic_directions(traffic: Traffic, roles: Roles, path: PeerPath) -> list[D
     """Return the directions of a kind of packets, from the peer and to the peer."""
     is_icmp = "icmp" in traffic.packet
     incoming = {"family": path.family, "in": path.device, "ipsec_in": "missing none", "dst_type": "local",
-                **traffic.packet}
+                "reverse_path": "exists", **traffic.packet}
     outgoing = {"family": path.family, "out": path.device, "ipsec_out": "missing none", "dst_type": "unicast",
                 **traffic.packet}
     if path.peer:

@@ -179,6 +179,15 @@ def test_nat_of_nft(packet: dict[str, str], wanted: str) -> None:
     assert verdict(table, table["post"], packet) == wanted
 
 
+@pytest.mark.parametrize("fib", ["fib saddr . mark . iif oif", "fib saddr . iif oif"])
+def test_a_reverse_path_filter(fib: str) -> None:
+    packet = {"reverse-path": "exists", "family": "ipv6"}
+    (conditions, target), = ipsec.nft_rules(["meta", "nfproto", "ipv6", *fib.split(), "missing", "drop"])
+    assert ipsec.rule_fits(conditions, packet) is False and target == "drop"
+    (conditions, _), = ipsec.nft_rules([*fib.split(), "exists", "accept", "comment", "a . b"])
+    assert ipsec.rule_fits(conditions, packet) is True and ipsec.rule_fits(conditions, {}) is None
+
+
 def test_joined_fields_are_unknown() -> None:
     table = list(NftReader({}).tables(NFT))[1][1]
     packet = {"family": "ipv6", "proto": "udp 17", "src": "2001:db8::1", "dport": "500", "state": "new"}
