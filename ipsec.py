@@ -19819,8 +19819,8 @@ class UpProgress:
         text = printable(text)[:self.host.columns - 1]
         if self.host.colour:
             text = f"\x1b[2m{text}\x1b[0m"
+        self._is_drawn = True  # before the line is written, because Ctrl-C may come right after that
         self._write(f"\r{text}\x1b[K")
-        self._is_drawn = True
 
     def _erase(self) -> None:
         if self._is_drawn:
