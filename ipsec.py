@@ -16464,7 +16464,9 @@ def traffic_directions(traffic: Traffic, roles: Roles, path: PeerPath) -> list[D
     """Return the directions of a kind of packets, from the peer and to the peer."""
     is_icmp = "icmp" in traffic.packet
     incoming = {"family": path.family, "in": path.device, "ipsec_in": "missing none", "dst_type": "local",
-                "reverse_path": "exists", **traffic.packet}
+                **traffic.packet}
+    if path.device:  # the interface of the route to the peer
+        incoming["reverse_path"] = "exists"
     outgoing = {"family": path.family, "out": path.device, "ipsec_out": "missing none", "dst_type": "unicast",
                 **traffic.packet}
     if path.peer:
