@@ -253,6 +253,11 @@ def is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 20
 
 
+def count_text(number: int, noun: str) -> str:
+    """Return a count with its noun: `1 line`, `7 lines`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def quote(word: str) -> str:
     """Return a word from a user, file or program for a message: in quotes, with control characters
     escaped."""
@@ -1842,6 +1847,50 @@ def split_lines(chunks: Iterable[bytes], name: str | None = None) -> Iterator[st
             raise OSError(errno.EFBIG, f"a line is longer than {TEXT_LINE >> 20} MiB, not read further", name)
     if size:
         yield decode(b"".join(rest))
+
+
+# What programs print if they lack a right, in the C locale: the texts of EPERM and EACCES, and
+# journalctl(1)'s
+REFUSALS = ("Operation not permitted", "Permission denied", "insufficient permissions")
+
+
+def denied_if_refused(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the output of a program.  Raises Denied if it fails and the end of its output has a REFUSAL."""
+    end = b""
+    try:
+        for data in chunks:
+            end = (end + data)[-1000:]
+            yield data
+    except (Missing, TimedOut):
+        raise
+    except Failure as failure:
+        if any(words in decode(end) for words in REFUSALS):
+            raise Denied(failure.message) from None
+        raise
+
+
+MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
+
+
+def stamp(line: str) -> float | None:
+    """Return the time at the start of a log line, in seconds since the epoch; None if there is none.
+
+    The forms are `Nov 23 06:12:08` (RFC 3164, and the file of logfile=) and `2026-11-23T06:12:08`.
+    """
+    now = time.localtime()
+    try:
+        if line[:3] in MONTHS:
+            clock = [int(part) for part in line[7:15].split(":")]
+            month, day = MONTHS.index(line[:3]) + 1, int(line[4:6])
+            year = now.tm_year  # the line has no year
+            if (month, day) > (now.tm_mon, now.tm_mday):
+                year -= 1  # this year, the date is in the future
+        else:
+            year, month, day = (int(part) for part in line[:10].split("-"))
+            clock = [int(part) for part in line[11:19].split(":")]
+        return time.mktime((year, month, day, *clock[:3], 0, 0, -1))  # type: ignore[arg-type]
+    except (ValueError, OverflowError, TypeError):
+        return None
 
 
 def has_wildcard(pattern: str) -> bool:
@@ -4007,6 +4056,9 @@ NLMSGHDR_SIZE = 16
 NLATTR_SIZE = 4  # struct nlattr, struct rtattr: 16 bits of length, 16 bits of type
 ERRNO_SIZE = 4  # struct nlmsgerr and the body of NLMSG_DONE begin with a negative errno
 
+# linux/capability.h, without CAP_
+CAPABILITIES = {"NET_ADMIN": 12, "SYS_MODULE": 16, "SYSLOG": 34}
+
 # linux/xfrm.h
 XFRM_MSG_DELSA = 17
 XFRM_MSG_GETSA = 18
@@ -5752,6 +5804,14 @@ class LinkText(KernelReader):
 
 
 # --- processes, sockets, options -------------------------------------------------------------------------------------
+
+
+def has_capability(host: Host, name: str) -> bool:
+    """Return whether this process has one of CAPABILITIES (proc_pid_status(5)); True if /proc can't be read."""
+    for line in host.value("/proc/self/status").splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> CAPABILITIES[name] & 1)
+    return True
 
 
 class Process(Record):
@@ -12198,10 +12258,6 @@ PLUTO_OPTION_NAMES = frozenset((
 COMMAND_WORDS = IPSEC_PROGRAMS.union(
     "setup start stop restart status auto barf verify look show up down add replace delete route unroute ondemand "
     "listen reload tunnels why import checknss initnss checknflog stopnflog yes no".split())
-# Programs whose lines are shown from a log that other programs write to, too
-LOGGED_PROGRAMS = frozenset((
-    "pluto ipsec ipsec__plutorun _plutorun ipsec_setup ipsec_starter ipsec-starter whack addconn _updown "
-    "charon charon-systemd charon-nm starter swanctl xl2tpd libreswan").split())
 # Directives of a systemd unit whose values are harmless
 UNIT_DIRECTIVES = frozenset((
     "Documentation After Before Wants Requires Requisite BindsTo PartOf Conflicts OnFailure "
@@ -12240,11 +12296,6 @@ SELECTOR_CHARACTERS = frozenset(LOWER + "0123456789*.,;=!")  # of rsyslog.conf(5
 RESOLVER_OPTIONS = frozenset("debug rotate no-check-names inet6 edns0 single-request single-request-reopen "
                              "no-tld-query use-vc no-reload trust-ad no-aaaa".split())
 RESOLVER_NUMBERS = ("ndots", "timeout", "attempts")
-
-
-def count_text(number: int, noun: str) -> str:
-    """Return a count with its noun: `1 line`, `7 lines`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def indent_of(line: str) -> str:
@@ -12458,6 +12509,16 @@ def shown_mode_line(line: str) -> str:
     return line.rstrip() if is_known and is_mode else LEFT_OUT
 
 
+# --- logs: the lines that a report shows ------------------------------------------------------------------------------
+#
+# Of a log that other programs write to, a report shows the lines of IPsec programs and the kernel's about
+# them.  Bytes that pluto dumps may be keys, so they are masked.  Used by barf, look and `ipsec redact`.
+# Facts: pluto(8), RFC 3164.
+
+# Programs whose lines are shown from a log that other programs write to, too
+LOGGED_PROGRAMS = frozenset((
+    "pluto ipsec ipsec__plutorun _plutorun ipsec_setup ipsec_starter ipsec-starter whack addconn _updown "
+    "charon charon-systemd charon-nm starter swanctl xl2tpd libreswan").split())
 # Dumped bytes: more than %d pairs of hexadecimal digits, and the rest of the line, where a dump repeats them
 # as text
 DUMP_RUN = r"(?<![\w.:/-])[0-9A-Fa-f]{2}(?:  ?[0-9A-Fa-f]{2}(?![\w:])){%d,}.*"
@@ -12575,28 +12636,7 @@ OUTCOMES = ("ok", "absent", "denied", "failed", "timeout")
 INCOMPLETE = ("denied", "failed", "timeout")
 FAILED = ("failed", "timeout")
 PIPE_SIZE = 1 << 20  # the size to which an unprivileged process may grow a pipe with F_SETPIPE_SZ (pipe(7))
-MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 
-
-def stamp(line: str) -> float | None:
-    """Return the time at the start of a log line, in seconds since the epoch; None if there is none.
-
-    The forms are `Nov 23 06:12:08` (RFC 3164, and the file of logfile=) and `2026-11-23T06:12:08`.
-    """
-    now = time.localtime()
-    try:
-        if line[:3] in MONTHS:
-            clock = [int(part) for part in line[7:15].split(":")]
-            month, day = MONTHS.index(line[:3]) + 1, int(line[4:6])
-            year = now.tm_year  # the line has no year
-            if (month, day) > (now.tm_mon, now.tm_mday):
-                year -= 1  # this year, the date is in the future
-        else:
-            year, month, day = (int(part) for part in line[:10].split("-"))
-            clock = [int(part) for part in line[11:19].split(":")]
-        return time.mktime((year, month, day, *clock[:3], 0, 0, -1))  # type: ignore[arg-type]
-    except (ValueError, OverflowError, TypeError):
-        return None
 
 
 # Units of --since, in seconds
@@ -13076,11 +13116,6 @@ def completeness(host: Host, name: str, ended: Mapping[str, Sequence[str]], outc
     return ERROR
 
 
-# The capability that a section needs, with its number in linux/capability.h; other sections need NET_ADMIN
-NET_ADMIN, SYSLOG = ("NET_ADMIN", 12), ("SYSLOG", 34)
-CAPABILITIES = {"klog": SYSLOG}
-
-
 def missing_rights(host: Host, name: str, sections: Sequence[str]) -> str:
     """Return one line about sections that the system denied to a report: how many, and how to get them."""
     count = count_text(len(sections), "section")
@@ -13089,12 +13124,8 @@ def missing_rights(host: Host, name: str, sections: Sequence[str]) -> str:
         program = sys.argv[0]
         python = [] if "/" in program and os.access(program, os.X_OK) else ["python3"]
         return f"{name}: {count} {verb} root: {shell_words(['sudo', *python, *sys.argv])}"
-    effective = -1  # all capabilities
-    for line in host.lines("/proc/self/status"):
-        if line.startswith("CapEff:"):
-            effective = int(line.split()[1], 16)
-    needed = dict.fromkeys(CAPABILITIES.get(section, NET_ADMIN) for section in sections)
-    missing = [capability for capability, number in needed if not effective >> number & 1]
+    needed = dict.fromkeys("SYSLOG" if section == "klog" else "NET_ADMIN" for section in sections)
+    missing = [capability for capability in needed if not has_capability(host, capability)]
     if not missing:
         return f"{name}: {count} denied: {', '.join(sections)}"
     options = " ".join(f"--cap-add {capability}" for capability in missing)
@@ -13109,26 +13140,6 @@ def text_of_lines(lines: Iterable[str]) -> Iterator[str]:
 def date_line() -> str:
     """Return the time as date(1) prints it in the C locale."""
     return time.strftime("%a %b %e %H:%M:%S %Z %Y")
-
-
-# What programs print if they lack a right, in the C locale: the texts of EPERM and EACCES, and
-# journalctl(1)'s
-REFUSALS = ("Operation not permitted", "Permission denied", "insufficient permissions")
-
-
-def denied_if_refused(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the output of a program.  Raises Denied if it fails and the end of its output has a REFUSAL."""
-    end = b""
-    try:
-        for data in chunks:
-            end = (end + data)[-1000:]
-            yield data
-    except (Missing, TimedOut):
-        raise
-    except Failure as failure:
-        if any(words in decode(end) for words in REFUSALS):
-            raise Denied(failure.message) from None
-        raise
 
 
 def program_output(*argv: str, hint: str = "") -> Callable[[Report], Iterator[str]]:
@@ -15490,7 +15501,7 @@ class Patient:
         """Return a command that loads the modules, or advice if this kernel has none to load."""
         host, names = self.host, " ".join(modules)
         marks = ("/.dockerenv", "/run/.containerenv", "/run/systemd/container")
-        if any(map(host.exists, marks)) or (host.superuser and not has_capability(host, SYS_MODULE)):
+        if any(map(host.exists, marks)) or (host.superuser and not has_capability(host, "SYS_MODULE")):
             return f"on the host of this container: modprobe {names}"
         if host.isdir(f"/lib/modules/{host.kernel_release()}"):
             return f"modprobe {names}"
@@ -15634,17 +15645,6 @@ def is_single(net: str) -> bool:
     """Return whether a network is a single address."""
     bits = net.partition("/")[2]
     return bits in ("", "128" if ":" in net else "32")
-
-
-SYS_MODULE = 16  # CAP_SYS_MODULE of linux/capability.h
-
-
-def has_capability(host: Host, number: int) -> bool:
-    """Return whether this process has a capability (proc_pid_status(5)); True if /proc can't be read."""
-    for line in host.value("/proc/self/status").splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> number & 1)
-    return True
 
 
 def both_here(patient: Patient, conn: Conn) -> bool:
@@ -17806,7 +17806,7 @@ def not_checked(host: Host, check: Check, error: OSError | Failure) -> Finding:
         cause = "pluto"
     elif isinstance(error, PermissionError) and not host.superuser:
         cause, fix = "root", f"sudo ipsec verify {check.name}"
-    elif isinstance(error, PermissionError) and not has_capability(host, NET_ADMIN[1]):
+    elif isinstance(error, PermissionError) and not has_capability(host, "NET_ADMIN"):
         cause, fix = "rights", "start the container with --cap-add NET_ADMIN"
     return Finding(check.name, check.text, "SKIP", "UNKNOWN", error_text(error), fix, cause)
 
