@@ -5807,11 +5807,12 @@ class LinkText(KernelReader):
 
 
 def has_capability(host: Host, name: str) -> bool:
-    """Return whether this process has one of CAPABILITIES (proc_pid_status(5)); True if /proc can't be read."""
-    for line in host.value("/proc/self/status").splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> CAPABILITIES[name] & 1)
-    return True
+    """Return whether this process has one of CAPABILITIES (proc_pid_status(5)); True if /proc does not tell."""
+    try:
+        sets = dict(line.split(":\t") for line in host.lines("/proc/self/status") if line.startswith("Cap"))
+    except OSError:
+        return True
+    return bool(int(sets.get("CapEff", "-1"), 16) >> CAPABILITIES[name] & 1)
 
 
 class Process(Record):
