@@ -42,12 +42,12 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 
-# =====================================================================================================================
+# ============================================================================================================
 # 1. Constants and errors
 #
 # The version, the exit statuses, the exceptions that all sections raise, and the base of the value classes.
 # Used by all sections.  Touches nothing.
-# =====================================================================================================================
+# ============================================================================================================
 
 VERSION = "0.1.0"
 
@@ -160,14 +160,14 @@ def pyroute2_module(name: str, feature: str) -> Any:
     return need(name, feature)
 
 
-# =====================================================================================================================
+# ============================================================================================================
 # 2. Host
 #
 # The only access to the outside: paths, files, programs, sockets, output.  No other section opens files, runs
 # programs or connects sockets on its own, so tests can pass a Host that does something else.  Used by all
 # later sections.  Facts: ipsec(8) and the scripts of libreswan 3.29, 4.10 and 5.4 for the environment;
 # hier(7).
-# =====================================================================================================================
+# ============================================================================================================
 
 SYSTEM_PATH = ("/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin", "/usr/local/bin")
 EXEC_DIRS = ("/usr/libexec/ipsec", "/usr/lib/ipsec", "/usr/local/libexec/ipsec", "/usr/local/lib/ipsec",
@@ -854,7 +854,7 @@ class Host:
         """True if the caller is root.  Root in a container may still lack permissions."""
         return os.geteuid() == 0
 
-    # --- files ------------------------------------------------------------------------------------------------------
+    # --- files ----------------------------------------------------------------------------------------------
 
     def path(self, name: str) -> str:
         """Return the path of `name` on the running system: `name` itself, or with --root the path below root,
@@ -1190,7 +1190,7 @@ class Host:
         finally:
             os.close(fd)
 
-    # --- programs ---------------------------------------------------------------------------------------------------
+    # --- programs -------------------------------------------------------------------------------------------
 
     def which(self, program: str) -> str | None:
         """Return the path of a program of the running system, or None.
@@ -1598,7 +1598,7 @@ class Host:
         write_all(fd, data)
         return fd
 
-    # --- sockets ----------------------------------------------------------------------------------------------------
+    # --- sockets --------------------------------------------------------------------------------------------
 
     def netlink(self, family: int, timeout: float = 10.0) -> _socket.socket:
         """Return a bound netlink socket of a family: NETLINK_ROUTE 0, NETLINK_XFRM 6, NETLINK_NETFILTER 12 …
@@ -1660,7 +1660,7 @@ class Host:
             raise
         return link
 
-    # --- standard input and output ----------------------------------------------------------------------------------
+    # --- standard input and output --------------------------------------------------------------------------
 
     def stdin(self, limit: int | None = None) -> Iterator[bytes]:
         """Yield standard input in chunks.  Raises OSError, also if it has more than `limit` bytes."""
@@ -1763,7 +1763,7 @@ class Host:
         termios.tcsetattr(0, termios.TCSADRAIN, [*before[:3], flags, *before[4:]])
         return lambda: termios.tcsetattr(0, termios.TCSADRAIN, before)
 
-    # --- what is installed ------------------------------------------------------------------------------------------
+    # --- what is installed ----------------------------------------------------------------------------------
 
     def libreswan_version(self) -> str | None:
         """Return the version of the installed libreswan, such as `4.10`; None if it is not installed.
@@ -1994,7 +1994,7 @@ def version_in(text: str) -> str | None:
     return None
 
 
-# --- releases of libreswan --------------------------------------------------------------------------------------------
+# --- releases of libreswan ----------------------------------------------------------------------------------
 
 RELEASES = (*(f"3.{n}" for n in range(25, 33)), *(f"4.{n}" for n in range(16)),
             "5.0", "5.1", "5.2", "5.3", "5.3.1", "5.3.2", "5.4")
@@ -2028,7 +2028,7 @@ def leading_version(text: str) -> tuple[int, ...]:
     return tuple(numbers) or version_key(RELEASES[-1])
 
 
-# =====================================================================================================================
+# ============================================================================================================
 # 3. Redaction
 #
 # All text of a report passes here, so that no secret leaves the program.  A secret is known by its place (the
@@ -2036,7 +2036,7 @@ def leading_version(text: str) -> tuple[int, ...]:
 # everywhere.  Touches nothing: redactor_of() of the next section reads the host's files.  Used by barf, look,
 # show, start, _secretcensor and _keycensor.  Facts: lib/libswan/lex.c, secrets.c and ttodata.c of libreswan
 # 3.25 to 5.4, ipsec.secrets(5), ip-xfrm(8).
-# =====================================================================================================================
+# ============================================================================================================
 
 REDACTED = "[redacted]"
 KEY_KINDS = frozenset("psk xauth rsa ecdsa eddsa pkcs8 p12 pin ppk ppks ntlm eap".split())  # of all releases
@@ -2809,17 +2809,17 @@ def whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield rest
 
 
-# =====================================================================================================================
+# ============================================================================================================
 # 4. Configuration
 #
 # Reads ipsec.conf, ipsec.secrets and the files that they include, through Host only.  Every error names a file and a
 # line.  Used by verify, barf, setup, NSS, NFLOG, add, addconn and readwriteconf.  Facts: ipsec.conf(5); parser.lex,
 # parser.y, keywords.c and confread.c of libreswan 3.25 to 5.4.  The installed release decides which keywords and
 # values are valid.  If the release is unknown, a keyword or value is valid if at least one release accepts it.
-# =====================================================================================================================
+# ============================================================================================================
 
 INCLUDE_DEPTH = 10  # MAX_INCLUDE_DEPTH
-# --- keywords and their values ---------------------------------------------------------------------------------------
+# --- keywords and their values ------------------------------------------------------------------------------
 #
 # Only the named releases accept a word that is followed by `@` and a range: `auto@5.2-5.4`.
 _NEW_BOOL = "|".join(f"{word}@5.0-5.4" for word in "y true on n false off".split())
@@ -3380,7 +3380,7 @@ class Config:
         else:
             self._read_file(self.name, 0, 0, self.name)
 
-    # --- reading ----------------------------------------------------------------------------------------------------
+    # --- reading --------------------------------------------------------------------------------------------
 
     def _problem(self, file: str, line: int, text: str, fatal: bool = True, key: str = "") -> None:
         self.problems.append(Problem(file, line, text, fatal, key=key))
@@ -3626,7 +3626,7 @@ class Config:
         return (f"libreswan {'.'.join(map(str, self.release))} has no keyword {written}; only "
                 f"{word.releases.replace('-', ' to ').replace(',', ' and ')} have it")
 
-    # --- the contents -----------------------------------------------------------------------------------------------
+    # --- the contents ---------------------------------------------------------------------------------------
 
     def check(self) -> Config:
         """Return self if libreswan can load the configuration.  Raises ConfigError for the first fatal problem."""
@@ -4022,7 +4022,7 @@ def check_answers(host: Host, name: str = "") -> None:
             raise OSError(errno.ETIMEDOUT, f"no answer within {seconds:g} s from the file system on {mount}", path)
 
 
-# =====================================================================================================================
+# ============================================================================================================
 # 5. Kernel
 #
 # Reads the state of the running kernel from netlink sockets and /proc: XFRM states and policies, addresses, routes,
@@ -4030,10 +4030,10 @@ def check_answers(host: Host, name: str = "") -> None:
 # records.  Also removes the states and policies that a stopped pluto left behind.  Used by reports, verify, look, show,
 # _updown and the service commands.  Facts: the headers named below, rtnetlink(7), proc(5); kernel_xfrm.c and
 # spd_priority() of libreswan 3.29 to 5.2.
-# =====================================================================================================================
+# ============================================================================================================
 
 
-# --- numbers and structures of the kernel's headers -------------------------------------------------------------------
+# --- numbers and structures of the kernel's headers ---------------------------------------------------------
 
 # linux/netlink.h
 NETLINK_ROUTE = 0
@@ -4320,7 +4320,7 @@ UDATA_RULE_COMMENT = 0  # libnftnl's udata.h: NFTNL_UDATA_RULE_COMMENT
 IPV4_SOURCE, IPV6_SOURCE = 12, 8
 
 
-# --- netlink ----------------------------------------------------------------------------------------------------------
+# --- netlink ------------------------------------------------------------------------------------------------
 
 NETLINK_BUFFER = 1 << 16  # the kernel sends at most 32 KiB at a time
 NETLINK_TABLES = {NETLINK_ROUTE: "the kernel's network configuration", NETLINK_XFRM: "the kernel's IPsec (XFRM)",
@@ -4598,7 +4598,7 @@ class KernelReader:
         return self.links.get(index, f"if{index}")
 
 
-# --- XFRM ------------------------------------------------------------------------------------------------------------
+# --- XFRM ---------------------------------------------------------------------------------------------------
 
 XFRM_PROTOCOLS = {IPPROTO_ESP: "esp", IPPROTO_AH: "ah", IPPROTO_COMP: "comp", 43: "route2", 60: "hao",
                   255: "ipsec-any"}
@@ -4977,7 +4977,7 @@ class XfrmText(XfrmReader):
         return text
 
 
-# --- states and policies as data, and their removal ------------------------------------------------------------------
+# --- states and policies as data, and their removal ---------------------------------------------------------
 
 MANUAL_REQID_MAX = 0x3FFF  # reqid= may be up to this; pluto's own reqids are higher (reqid.h)
 NO_ADDRESS = ("0.0.0.0", "::")
@@ -5291,7 +5291,7 @@ def naming_attributes(more: Mapping[int, bytes]) -> bytes:
                     if kind in more)
 
 
-# --- addresses, routes, rules, links ---------------------------------------------------------------------------------
+# --- addresses, routes, rules, links ------------------------------------------------------------------------
 
 ROUTE_TYPES = ("none", "unicast", "local", "broadcast", "anycast", "multicast", "blackhole", "unreachable", "prohibit",
                "throw", "nat", "xresolve")
@@ -5803,7 +5803,7 @@ class LinkText(KernelReader):
                 f"    TX: packets {sent} bytes {bytes_out} errors {bad_out}\n")
 
 
-# --- processes, sockets, options -------------------------------------------------------------------------------------
+# --- processes, sockets, options ----------------------------------------------------------------------------
 
 
 def has_capability(host: Host, name: str) -> bool:
@@ -5985,14 +5985,14 @@ def kernel_config(host: Host) -> str:
     raise Missing("no kernel configuration in /proc/config.gz, /boot or /lib/modules")
 
 
-# =====================================================================================================================
+# ============================================================================================================
 # 6. Whack
 #
 # Talks to a running pluto over its control socket, as libreswan's whack does, for every release from 3.25 to
 # 5.4, and parses pluto's replies into data.  Touches nothing but that socket.  Used by whack, auto, status
 # and the commands of 5.x, tunnels, metrics, verify, barf and setup.  Facts: whack.h, whack.c, rcv_whack.c and
 # log.c of those releases, and messages recorded from their whacks (tests/data/whack).
-# =====================================================================================================================
+# ============================================================================================================
 
 BASIC_MAGIC = 0x77686B19  # whack.h, WHACK_BASIC_MAGIC: every release accepts a basic message
 BASIC_STATUS = (4,)  # offset of whack_status in a basic message
@@ -6270,7 +6270,7 @@ def pluto_shutdown(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
             continue
 
 
-# --- messages: what a release's whack sends ---------------------------------------------------------------------------
+# --- messages: what a release's whack sends -----------------------------------------------------------------
 #
 # A message is whack.h's struct whack_message in the host's own representation, followed by its strings.  The
 # tables below describe it for all releases.  Each line begins with the releases that it describes; a line
@@ -6858,7 +6858,7 @@ class Request:
         return packed
 
 
-# --- whack's command line and what pluto answers ----------------------------------------------------------------------
+# --- whack's command line and what pluto answers ------------------------------------------------------------
 
 # Options that are not part of the message.  The last three exist only here; libreswan's whack does not have
 # them.
@@ -7165,7 +7165,7 @@ def whack_help() -> str:
     return "\n".join(["Usage: ipsec whack OPTION...", *lines])
 
 
-# --- status text as data ----------------------------------------------------------------------------------------------
+# --- status text as data ------------------------------------------------------------------------------------
 
 STATUS_SCHEMA = 2
 STATUS_HEADINGS = ("config setup options:", "Kernel algorithms supported:", "IKE algorithms supported:",
@@ -7943,7 +7943,7 @@ def connection_state(entries: Sequence[Mapping[str, Any]]) -> str:
     return "down"
 
 
-# =====================================================================================================================
+# ============================================================================================================
 # 7. NSS
 #
 # The NSS database with pluto's certificates and keys: cert9.db, key4.db and pkcs11.txt in one directory.
@@ -7955,7 +7955,7 @@ def connection_state(entries: Sequence[Mapping[str, Any]]) -> str:
 # attribute.  A column's name is `a` and the number of the attribute in hex.  Used by the NSS commands, setup,
 # verify, barf and look.
 # Facts: certutil(1), pk12util(1); pkcs11t.h and pkcs11n.h of NSS 3.61 to 3.110; RFC 5280 for certificates.
-# =====================================================================================================================
+# ============================================================================================================
 
 NSS_FILES = ("pkcs11.txt", "key4.db", "cert9.db")  # moved into place in this order: keys before certificates
 DBM_FILES = ("cert8.db", "key3.db", "secmod.db")
@@ -8014,7 +8014,7 @@ class HostKey(Record):
     second: bytes
 
 
-# --- DER: the subset that certificates use (X.690) --------------------------------------------------------------------
+# --- DER: the subset that certificates use (X.690) ----------------------------------------------------------
 
 
 def der_items(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int, int]]:
@@ -8127,7 +8127,7 @@ def der_time(text: str, short: bool) -> int:
     return ((days * 24 + hour) * 60 + minute) * 60 + second
 
 
-# --- the database ----------------------------------------------------------------------------------------------------
+# --- the database -------------------------------------------------------------------------------------------
 
 
 class NssTool(Failure):
@@ -8492,7 +8492,7 @@ class NssDatabase:
             certificates[nickname] = Certificate(nickname, data, trust.strip().replace("u", ""), "u" in trust)
         return list(certificates.values())
 
-    # --- changes ----------------------------------------------------------------------------------------------------
+    # --- changes --------------------------------------------------------------------------------------------
 
     def within(self, work: Callable[[], T]) -> T:
         """Call `work`, which accesses the directory, and return its result.
@@ -9075,7 +9075,7 @@ def pluto_nickname(nickname: str) -> str:
     return f"{NSS_TOKENS[0]}:{nickname}" if ":" in nickname else nickname
 
 
-# --- PKCS#12 and PEM -------------------------------------------------------------------------------------------------
+# --- PKCS#12 and PEM ----------------------------------------------------------------------------------------
 
 
 def import_file(base: NssDatabase, names: Sequence[str], password: Callable[[], str],
@@ -9204,7 +9204,7 @@ def pem_to_pkcs12(host: Host, pem: bytes, nickname: str) -> bytes:
     return ran.out
 
 
-# --- keys as showhostkey(8) writes them -------------------------------------------------------------------------------
+# --- keys as showhostkey(8) writes them ---------------------------------------------------------------------
 
 
 class KeyTexts(Record):
@@ -9259,7 +9259,7 @@ def generate_key(base: NssDatabase, kind: str, size: str, seed: bytes) -> str:
     return new[0]
 
 
-# =====================================================================================================================
+# ============================================================================================================
 # 8. Firewall
 #
 # The NFLOG rules of checknflog, stopnflog and sniff, and the changes that _updown makes for a connection: routes,
@@ -9267,10 +9267,10 @@ def generate_key(base: NssDatabase, kind: str, size: str, seed: bytes) -> str:
 # _updown; verify, show and look use the class Routing.
 # Facts: the ipsec script and _updown.netkey or _updown.xfrm of libreswan 3.25 to 5.4; ipsec.conf(5) for nflog=
 # and nflog-all=; rtnetlink(7) and the headers of section 5; ip-route(8) for the words of a route.
-# =====================================================================================================================
+# ============================================================================================================
 
 
-# --- routing --------------------------------------------------------------------------------------------------------
+# --- routing ------------------------------------------------------------------------------------------------
 
 # Words of `ip route` with a number as value, and the attribute of the route, or of its RTA_METRICS, for each.
 # RTA_TABLE is for tables from 256 on: struct rtmsg has only 8 bits for a table.
@@ -9517,7 +9517,7 @@ class Routing:
                      + attribute(IFLA_LINKINFO | NLA_F_NESTED, info))
 
 
-# --- nf_tables ------------------------------------------------------------------------------------------------------
+# --- nf_tables ----------------------------------------------------------------------------------------------
 
 # Errors that a kernel without nf_tables returns
 NO_NFTABLES = (errno.EPROTONOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL, errno.EAFNOSUPPORT)
@@ -9691,7 +9691,7 @@ def comment_of_userdata(userdata: bytes) -> str:
     return text_name(userdata[2:]) if userdata[:1] == bytes((UDATA_RULE_COMMENT,)) else ""
 
 
-# --- NFLOG ----------------------------------------------------------------------------------------------------------
+# --- NFLOG --------------------------------------------------------------------------------------------------
 
 NFLOG_ALL = "all-ipsec"  # the prefix of the rules for nflog-all= (ipsec.conf(5))
 # What 5.x appends to this prefix in rules of nf_tables, for packets out of a tunnel and for packets into one
@@ -10209,7 +10209,7 @@ def nflog_conn(host: Host, add: bool, name: str, group: int, ours: str, theirs: 
             backend.change(by_updown, missing)
 
 
-# --- _updown --------------------------------------------------------------------------------------------------------
+# --- _updown ------------------------------------------------------------------------------------------------
 
 # For each verb, its steps as in libreswan's script: names of methods of Updown, called to do (+) or to undo (-)
 # something.  The status is that of the last step.  A verb without -host or -client has the same steps for both.
@@ -10364,7 +10364,7 @@ class Updown:
         except OSError:
             return 0
 
-    # --- routes and addresses -----------------------------------------------------------------------------------
+    # --- routes and addresses -------------------------------------------------------------------------------
 
     def route(self, up: bool) -> int:
         """Add or remove the route to the peer's client.  A single address of a local network also gets
@@ -10544,7 +10544,7 @@ class Updown:
         device = self.device_to(self.get("PLUTO_NEXT_HOP"), self.get("PLUTO_ME")) or self.get("PLUTO_INTERFACE")
         return [*words, *self._next_hop(), "dev", device.partition(":")[0], "table", str(ESP_TABLE)]
 
-    # --- VTI --------------------------------------------------------------------------------------------------------
+    # --- VTI ------------------------------------------------------------------------------------------------
 
     def _vti_keys(self) -> list[int]:
         """Return the two keys of the VTI interface, in and out; none without such an interface or without
@@ -10623,7 +10623,7 @@ class Updown:
             words += ["metric", self.get("PLUTO_METRIC")]
         return words
 
-    # --- firewall ---------------------------------------------------------------------------------------------------
+    # --- firewall -------------------------------------------------------------------------------------------
 
     def nflog(self, up: bool) -> None:
         """Add or remove the rules that copy the connection's packets to its NFLOG group."""
@@ -10684,7 +10684,7 @@ class Updown:
             raise Failure(f"nf_tables: {error.strerror or error}", hint="the connection's address translation "
                           "needs iptables, or a kernel with nf_tables and NAT") from None
 
-    # --- names ------------------------------------------------------------------------------------------------------
+    # --- names ----------------------------------------------------------------------------------------------
 
     def notify(self, up: bool) -> None:
         """Report to NetworkManager's service that the connection is up or down."""
@@ -10856,7 +10856,7 @@ def updown_defaults(host: Host) -> dict[str, str]:
     return values
 
 
-# =====================================================================================================================
+# ============================================================================================================
 # 9. Service managers
 #
 # Starts and stops pluto: through the init system of the host (one table of init systems, their services and
@@ -10865,7 +10865,7 @@ def updown_defaults(host: Host) -> dict[str, str]:
 # _stackmanager, _plutorun.  Facts: sd_booted(3), systemctl(1), rc-service(8), sv(8), s6-svc and s6-svstat,
 # dinitctl(8), initctl(8) of upstart, rc.subr(8), the init scripts of LSB 5.0 and their statuses, setup,
 # _plutorun and _stackmanager of libreswan 3.29, 4.10 and 5.4.
-# =====================================================================================================================
+# ============================================================================================================
 
 DEFAULT_CONF, DEFAULT_RUNDIRS = "/etc/ipsec.conf", ("/run/pluto", "/var/run/pluto")
 SERVICE_NAMES = ("ipsec", "libreswan", "pluto")
@@ -10885,7 +10885,7 @@ def wait_until(done: Callable[[], object], seconds: float) -> bool:
     return True
 
 
-# --- is pluto running? ------------------------------------------------------------------------------------------------
+# --- is pluto running? --------------------------------------------------------------------------------------
 #
 # A pluto in another PID namespace of the same network (a container with the host's network) shares the
 # kernel's states and policies with this process, but /proc does not show it.  The functions below therefore
@@ -11028,7 +11028,7 @@ def check_not_running(host: Host) -> bool:
     return False
 
 
-# --- the kernel's IPsec stack ----------------------------------------------------------------------------------------
+# --- the kernel's IPsec stack -------------------------------------------------------------------------------
 
 
 def flush_leftovers(host: Host) -> bool:
@@ -11159,7 +11159,7 @@ def load_modules(host: Host) -> None:
             return
 
 
-# --- the direct start and stop ---------------------------------------------------------------------------------------
+# --- the direct start and stop ------------------------------------------------------------------------------
 
 
 def check_nss(host: Host) -> None:
@@ -11420,7 +11420,7 @@ def finish_stop(host: Host, ended: bool) -> None:
         host.warn(f"the kernel's policies, and what else a pluto left, are not removed: {signs[0]}")
 
 
-# --- init systems -----------------------------------------------------------------------------------------------------
+# --- init systems -------------------------------------------------------------------------------------------
 
 
 class Manager(Record):
@@ -11778,13 +11778,13 @@ def clean_up_after(host: Host, manager: Manager, was_running: bool) -> None:
         finish_stop(host, was_running)
 
 
-# =====================================================================================================================
+# ============================================================================================================
 # 10. Registry
 #
 # A command is a function with a decorator.  The decorator registers it, with its options, its summary and its
 # help.  Help, completion and the test of the manual pages read the registry, so that they agree with it.
 # load_rest() loads the blocks of the archive that a command needs.  Used by sections 11 and 12.
-# =====================================================================================================================
+# ============================================================================================================
 
 
 class Opt(Record):
@@ -11953,7 +11953,7 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]}?" if close else ""
 
 
-# --- options that several commands share ------------------------------------------------------------------------------
+# --- options that several commands share --------------------------------------------------------------------
 
 CTLSOCKET_OPTION = Opt("--ctlsocket", "FILE", "pluto's control socket")
 NATIVE_OPTION = Opt("--native", None,
@@ -11999,7 +11999,7 @@ def count_leading(words: Sequence[str]) -> int:
     return count
 
 
-# --- finding and describing commands ----------------------------------------------------------------------------------
+# --- finding and describing commands ------------------------------------------------------------------------
 
 
 # The archive's __main__.py (see build.py) sets these two: the member of the archive that has the blocks, and
@@ -12220,15 +12220,15 @@ def version_line(host: Host) -> str:
     return f"Libreswan {version} (U{version}/K{kernel})"
 
 
-# =====================================================================================================================
+# ============================================================================================================
 # 11. Commands
 #
 # Each command is a function or a small class, registered with its options and its help.  A part has the code of its
 # own commands; later parts also use `reports` and the rules of the packet filter.  Used by dispatch(), through the
 # registry.
-# =====================================================================================================================
+# ============================================================================================================
 
-# --- free text: what a report shows of it ----------------------------------------------------------------------------
+# --- free text: what a report shows of it -------------------------------------------------------------------
 #
 # Administrators write secrets into every kind of text.  A report shows text that is known to be harmless, and
 # of the rest only its shape: the name of a setting, the number of arguments or of lines.  Afterwards, the
@@ -12510,7 +12510,7 @@ def shown_mode_line(line: str) -> str:
     return line.rstrip() if is_known and is_mode else LEFT_OUT
 
 
-# --- logs: the lines that a report shows ------------------------------------------------------------------------------
+# --- logs: the lines that a report shows --------------------------------------------------------------------
 #
 # Of a log that other programs write to, a report shows the lines of IPsec programs and the kernel's about
 # them.  Bytes that pluto dumps may be keys, so they are masked.  Used by barf, look and `ipsec redact`.
@@ -12624,7 +12624,7 @@ def dumped(text: str) -> str:
     return f"[redacted {count_text(number, 'byte')}]"
 
 
-# --- reports ---------------------------------------------------------------------------------------------------------
+# --- reports ------------------------------------------------------------------------------------------------
 #
 # How a report is made: sections, the threads and processes that produce them, sinks for the output, and the
 # bodies that barf and look share.  A section that can't block is produced when its turn comes.  A section
@@ -13251,7 +13251,7 @@ def nft_words(expression: Any) -> str:
     return text
 
 
-# --- what the rules do with a packet ----------------------------------------------------------------------------------
+# --- what the rules do with a packet ------------------------------------------------------------------------
 #
 # Reads the rules of iptables and nftables as iptables-save(8) and nft(8) print them, and finds out what they
 # do with a packet.  A part of a rule or of a packet may be unknown, and the answer is then "unknown".  Used
@@ -13785,7 +13785,7 @@ def nf_tables_names(host: Host) -> set[tuple[int, str]]:
     return known
 
 
-# --- diagnosis: what pluto's log says of a connection -----------------------------------------------------------------
+# --- diagnosis: what pluto's log says of a connection -------------------------------------------------------
 #
 # Finds pluto's log, and in it the last attempt to bring a connection up.  A table has the causes of failures,
 # each with the words that pluto logs for it.  Only reads logs.  Sources: the messages in the source of
@@ -14269,7 +14269,7 @@ def explain_tunnels(host: Host, failed: Sequence[TunnelRow]) -> None:
                 row.since = int(clue.line.when)
 
 
-# --- causes: why a connection may be down -----------------------------------------------------------------------------
+# --- causes: why a connection may be down -------------------------------------------------------------------
 #
 # The table of causes, and the search for the cause of a line of pluto's log.  The part before this one loads it
 # (load_part) when it reads the first line about a connection.
@@ -15004,7 +15004,7 @@ def refusal_of(text: str) -> Cause | None:
     return None
 
 
-# --- verify ----------------------------------------------------------------------------------------------------------
+# --- verify -------------------------------------------------------------------------------------------------
 #
 # The checks of libreswan's verify (as of 4.10; removed in 5.0), in the same order and with the same lines,
 # and more checks for the causes of broken tunnels.  A check is a generator function that is registered with
@@ -15125,7 +15125,7 @@ class Patient:
         # host
         self.uses_configuration = self.uses_tunnels = False
 
-    # --- the answer of the installed addconn ------------------------------------------------------------------------
+    # --- the answer of the installed addconn ----------------------------------------------------------------
 
     def ask_addconn(self) -> None:
         """Start the installed `addconn --checkconfig`, which reads the configuration while other checks run.
@@ -15168,7 +15168,7 @@ class Patient:
         if self._addconn and not isinstance(self._addconn, Failure):
             self._addconn.close()
 
-    # --- the configuration ------------------------------------------------------------------------------------------
+    # --- the configuration ----------------------------------------------------------------------------------
 
     def read_configuration(self) -> None:
         """Raise NotChecked if there is no configuration, OSError if it can't be read."""
@@ -15304,7 +15304,7 @@ class Patient:
         except OSError:
             return ""
 
-    # --- pluto ------------------------------------------------------------------------------------------------------
+    # --- pluto ----------------------------------------------------------------------------------------------
 
     @once
     def sockets(self) -> list[tuple[Socket, bool]]:
@@ -15424,7 +15424,7 @@ class Patient:
             raise PermissionError(message)
         raise NotChecked("process", message)
 
-    # --- the NSS database -------------------------------------------------------------------------------------------
+    # --- the NSS database -----------------------------------------------------------------------------------
 
     @property
     def nssdir(self) -> str:
@@ -15469,7 +15469,7 @@ class Patient:
             conn.get(f"{side}{word}") for conn in self.known_conns() for side in ("left", "right")
             for word in words)
 
-    # --- the kernel -------------------------------------------------------------------------------------------------
+    # --- the kernel -----------------------------------------------------------------------------------------
 
     @once
     def _kernel_files(self) -> tuple[str, str]:
@@ -15520,7 +15520,7 @@ class Patient:
         """Return crypto_algorithms().  Raises OSError."""
         return crypto_algorithms(self.host)
 
-    # --- the firewall -----------------------------------------------------------------------------------------------
+    # --- the firewall ---------------------------------------------------------------------------------------
 
     @once
     def _tables(self) -> list[Table]:
@@ -17944,7 +17944,7 @@ def verify_command(host: Host, args: Args) -> int:
     return min(levels.count("FAIL"), 255)
 
 
-# --- barf ------------------------------------------------------------------------------------------------------------
+# --- barf ---------------------------------------------------------------------------------------------------
 #
 # A table of sections in the order of the report, and their bodies.  A body takes the Report and yields the
 # text of a section in pieces.  Facts: barf(8) and programs/barf of libreswan 3.29 and 4.10 for headings and
@@ -18634,7 +18634,7 @@ def size_text(size: int) -> str:
     return f"{size} bytes" if size < 1000 else f"{round(size / 1000)} kB"
 
 
-# --- look and show ---------------------------------------------------------------------------------------------------
+# --- look and show ------------------------------------------------------------------------------------------
 #
 # look shows the IPsec state of the kernel in short; show predicts what the kernel does with a packet.  Facts:
 # programs/look and programs/show of libreswan 3.29 and 4.10 for headings, order and lines (5.0 removed both);
@@ -19064,7 +19064,7 @@ def print_fate(host: Host, args: Args, data: XfrmData, result: Mapping[str, Any]
         host.print(f"    packets from {other['network']} go through a tunnel: {command_line}")
 
 
-# --- diagnosis (why) --------------------------------------------------------------------------------------------------
+# --- diagnosis (why) ----------------------------------------------------------------------------------------
 #
 # Finds out why a connection is down, or is up and passes nothing: from pluto's status and the last attempt in
 # its log, and with checks of verify if the log has no reason.  Changes nothing.
@@ -19716,7 +19716,7 @@ def why_command(host: Host, args: Args) -> int:
     return LSB_UNKNOWN if "SKIP" in levels else OK
 
 
-# --- pluto: whack, auto, status and the commands of 5.x ---------------------------------------------------------------
+# --- pluto: whack, auto, status and the commands of 5.x -----------------------------------------------------
 
 # For each operation on a connection: whether to load it first, and then whack's option
 OPERATIONS = {"up": (False, "--initiate"), "down": (False, "--terminate"), "route": (False, "--route"),
@@ -20363,7 +20363,7 @@ def auto_command(host: Host, args: Args) -> int:
     return teller.ask(*words, AUTO_REQUESTS[operation])
 
 
-# --- tunnels: pluto's connections as a table --------------------------------------------------------------------------
+# --- tunnels: pluto's connections as a table ----------------------------------------------------------------
 
 TUNNEL_SCHEMA = 1
 # The detail lines of a connection that a TunnelRow needs; see pluto_status()
@@ -21025,7 +21025,7 @@ def tunnels_command(host: Host, args: Args) -> int:
     return view.status
 
 
-# --- metrics ----------------------------------------------------------------------------------------------------------
+# --- metrics ------------------------------------------------------------------------------------------------
 
 if TYPE_CHECKING:
     # a metric family: name, type, help, and the labels and value of each of its series
@@ -21324,7 +21324,7 @@ def metrics_command(host: Host, args: Args) -> int:
     return OK
 
 
-# --- the summary of barf ----------------------------------------------------------------------------------------------
+# --- the summary of barf ------------------------------------------------------------------------------------
 #
 # The first section of a report: the answers to an expert's first questions, in at most SUMMARY_LINES lines.
 
@@ -21497,7 +21497,7 @@ def firewall_summary(host: Host) -> str:
     return f"firewall: {', '.join(tables[:6]) or 'no tables seen'}{more}"
 
 
-# --- configuration: what libreswan's own programs say of it, and what a report shows ---------------------------------
+# --- configuration: what libreswan's own programs say of it, and what a report shows ------------------------
 
 ADDCONN_LISTS = {"--listall": "ignore add ondemand start keep", "--listadd": "add", "--listroute": "ondemand start",
                  "--liststart": "start", "--listignore": "ignore"}
@@ -21696,7 +21696,7 @@ def filtered(host: Host, names: Sequence[str], censor: Callable[[Iterable[bytes]
     return status
 
 
-# --- reload -----------------------------------------------------------------------------------------------------------
+# --- reload -------------------------------------------------------------------------------------------------
 #
 # `ipsec reload` applies the changes in ipsec.conf to a running pluto.  To find out whether a connection has changed, it
 # loads the new definition into pluto as a copy under another name, compares pluto's status of both, and deletes the
@@ -22098,7 +22098,7 @@ def reload_command(host: Host, args: Args) -> int:
         return reload.run(args.flag("--dry-run"))
 
 
-# --- setup: the service -----------------------------------------------------------------------------------------------
+# --- setup: the service -------------------------------------------------------------------------------------
 
 SETUP_OPTIONS = (
     Opt("--init", "NAME", "use this init system instead of the detected one: "
@@ -22246,7 +22246,7 @@ def plutorun_command(host: Host, args: Args) -> int:
     return ERROR
 
 
-# --- NSS -------------------------------------------------------------------------------------------------------------
+# --- NSS ----------------------------------------------------------------------------------------------------
 
 NSSDIR_OPTION = Opt("--nssdir -d", "DIR", "the directory of the NSS database (default: that of the installed "
                                           "release)")
@@ -22564,7 +22564,7 @@ def certificate_text(certificate: Mapping[str, Any]) -> str:
             f"    trust    {certificate['trust']}{marks_text}")
 
 
-# --- capture, _updown ------------------------------------------------------------------------------------------------
+# --- capture, _updown ---------------------------------------------------------------------------------------
 
 
 @command("checknflog nflog", summary="copy IPsec traffic to the NFLOG groups that the configuration asks for",
@@ -22623,7 +22623,7 @@ def updown_command(host: Host, args: Args) -> int:
     return updown.run(host.env.get("PLUTO_VERB", ""))
 
 
-# --- manual and completion -------------------------------------------------------------------------------------------
+# --- manual and completion ----------------------------------------------------------------------------------
 
 # The macros of mdoc(7) within text that the pages use.  The value is a prefix for each argument of the macro,
 # or the characters around its arguments.
@@ -23038,16 +23038,16 @@ def completion_command(host: Host, args: Args) -> int:
     return OK
 
 
-# =====================================================================================================================
+# ============================================================================================================
 # 12. Dispatch
 #
 # dispatch() reads the global options and runs a built-in command or a program of the exec directory.  The commands
 # here print help, versions and the exec directory.  run() turns failures, closed pipes and Ctrl-C into an exit status.
 # main() is the entry point.  Used by the archive's __main__.py.
-# =====================================================================================================================
+# ============================================================================================================
 
 
-# --- ipsec itself: help, version, directory --------------------------------------------------------------------------
+# --- ipsec itself: help, version, directory -----------------------------------------------------------------
 
 
 # The groups of `ipsec --help` on a terminal; the group of all other commands is "for programs and old habits"
