@@ -750,7 +750,7 @@ def mounts_that_may_hang() -> frozenset[str]:
         if "\\" in point:  # the kernel writes a blank as \040
             for character in " \t\n\\":
                 point = point.replace(f"\\{ord(character):03o}", character)
-        # below /proc/sys the only mount on demand is the kernel's own binfmt_misc
+        # the only automount below /proc/sys is the kernel's own binfmt_misc, which can't hang
         mounts[point] = rest.partition(" ")[0] not in LOCAL_TYPES and not point.startswith("/proc/sys/")
     return frozenset(point for point, may_hang in mounts.items() if may_hang)
 
@@ -915,7 +915,7 @@ class Host:
         return self._open(name)[0]
 
     def _open(self, name: str) -> tuple[int, int]:
-        """As open(), but return also the size of the file, which is 0 for most files of /proc and /sys."""
+        """Like open(), but also return the size of the file; it is 0 for most files of /proc and /sys."""
         import stat
 
         def opened() -> tuple[int, os.stat_result]:
@@ -1617,10 +1617,10 @@ class Host:
         return link
 
     def has_xfrm(self) -> bool:
-        """Return whether the running kernel has the XFRM stack: it answers a request on a NETLINK_XFRM
-        socket, possibly with EPERM.
+        """Return whether the running kernel has the XFRM stack.
 
-        The sysctls net.core.xfrm_* are no evidence: they exist only in the first user namespace
+        A kernel that has it answers a request on a NETLINK_XFRM socket; EPERM is an answer too.  The sysctls
+        net.core.xfrm_* are no evidence: they exist only in the initial user namespace
         (net/xfrm/xfrm_sysctl.c), but pluto works in others too.
         """
         if not self.live:
@@ -1980,7 +1980,7 @@ def start_hint(host: Host) -> str:
 
 
 def start_advice(host: Host) -> str:
-    """Return the command that starts pluto; the one that installs libreswan if that is missing."""
+    """Return the command that starts pluto, or the command that installs libreswan if it is not installed."""
     return "ipsec start" if not libreswan_hint(host, "") else install_command(host, "libreswan")
 
 
@@ -2569,7 +2569,7 @@ class Redactor:
             yield printable(text)
 
     def _mask_values(self, text: str) -> str:
-        """Mask the values that learn() got."""
+        """Replace the secrets that learn() was given by the mask."""
         if self._sorted is None:
             self._sort_values()
         for value in self._values_in(text):
@@ -2675,8 +2675,10 @@ class Redactor:
 
 
 def shortened(line: str) -> str:
-    """Return a line without its end if it is longer than LONGEST_LINE.  If whole_lines() has cut through a
-    secret, the rest of the secret is in the end that is left out."""
+    """Return a line; if it is longer than LONGEST_LINE, only its first half of that length.
+
+    whole_lines() may cut a long line within a secret.  Then the secret is in the part that is left out.
+    """
     return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE // 2]} [rest of the line left out]"
 
 
@@ -4699,7 +4701,7 @@ class RawTemplate:
 
 
 class RawPolicy:
-    """A policy as the kernel sends it (struct xfrm_userpolicy_info); `more` are the attributes."""
+    """A policy as the kernel sends it (struct xfrm_userpolicy_info); `more` has the attributes, by type."""
 
     def __init__(self, fields: tuple[Any, ...], more: dict[int, bytes]) -> None:
         self.selector = RawSelector(fields[:SELECTOR_FIELDS])
@@ -6851,7 +6853,8 @@ class Request:
             elif slot != "label" or self.pluto.labelled:
                 packed += text
         if self.version >= (5, 4):
-            if "username" in self.strings:  # a keyword of a connection: the left end (0), KWS_USERNAME (22)
+            if "username" in self.strings:
+                # sent as a keyword of a connection: end 0 (left), number 22 (KWS_USERNAME)
                 packed += bytes(4) + (22).to_bytes(4, self.abi.order)
                 packed += encode(self.strings["username"]) + b"\0"
             packed += bytes(8)
@@ -8584,11 +8587,12 @@ class NssDatabase:
             raise self.failed(error) from None
         for info in (link, file):
             if info.st_uid and not self._is_unmapped(info.st_uid):
+                option = "-h " if info is link else ""
                 raise Failure(f"{name}: it belongs to user {info.st_uid}, and names libraries that NSS would "
-                              "load as root", NSS_FAILURE, f"check it, then: chown -h root {name}")
+                              "load as root", NSS_FAILURE, f"check its contents, then: chown {option}root {name}")
         if file.st_mode & 0o002:
             raise Failure(f"{name}: every user can change it, and it names libraries that NSS would "
-                          "load as root", NSS_FAILURE, f"check it, then: chmod o-w {name}")
+                          "load as root", NSS_FAILURE, f"check its contents, then: chmod o-w {name}")
 
     def _is_unmapped(self, uid: int) -> bool:
         """Return whether the user id stands for all users that the user namespace does not map."""
@@ -10254,7 +10258,7 @@ class Updown:
         if self.get("PLUTO_CLIENT_FAMILY"):
             self.family = self._address_family("PLUTO_CLIENT_FAMILY")
         self.bits = 32 if self.family == 4 else 128
-        self.scope = 50 if self.family == 4 else 0  # of addresses that source() adds
+        self.scope = 50 if self.family == 4 else 0  # the scope of the addresses that source() adds
 
     def _address_family(self, name: str) -> int:
         """Return 4 or 6, from a variable.  Raises Failure for another value."""
@@ -10436,8 +10440,7 @@ class Updown:
         return ["via", hop]
 
     def _halves(self) -> Sequence[str]:
-        """Return the routes that stand in for a default route, or nothing if the peer's client is another
-        network."""
+        """Return the routes to add in place of a default route; empty if the peer's client is no default."""
         peer = self.get("PLUTO_PEER_CLIENT")
         if peer != "::/0":
             return HALVES.get(peer, ())
@@ -10910,7 +10913,7 @@ def pluto_answers(host: Host) -> bool:
 
 
 def socket_signs(host: Host) -> Iterator[str]:
-    """Yield the sign of a pluto on the control socket; none if nothing listens there."""
+    """Yield a line if a pluto answers on the control socket, or may listen there."""
     try:
         await_pluto(host, ANSWER_TIME)
         yield f"a pluto answers on {host.ctlsocket}"
@@ -10999,9 +11002,9 @@ def signs_of_pluto(host: Host) -> list[str]:
 
 
 def visible_pluto(host: Host) -> int | None:
-    """Return the process of this run directory's pluto, or of another pluto in this network namespace.
+    """Return the process id of this run directory's pluto, or of another pluto in this network namespace.
 
-    None: /proc shows no pluto.  That does not mean that none runs; see signs_of_pluto().
+    Return None if /proc shows no pluto.  A pluto may run all the same; see signs_of_pluto().
     """
     return find_pluto(host) or next(iter(plutos(host)), None)
 
@@ -11132,7 +11135,7 @@ def saved_sysctls(host: Host) -> str:
 
 
 def set_sysctl(host: Host, name: str, value: str) -> None:
-    """Set a sysctl of net.core.  A file keeps the value from before the first change, for stack_stop()."""
+    """Set a sysctl of net.core.  Its old value is saved in a file, so that stack_stop() can restore it."""
     path = f"{SYSCTLS}/{name}"
     old_value = host.value(path)
     if not old_value or old_value == value:
@@ -11701,9 +11704,9 @@ def choose_service(host: Host, services: Sequence[Service], action: str) -> Serv
         names = " and ".join(f"{service.manager.name} ({service.path or service.name})" for service in rivals)
         first = first_process(host)
         if first not in rivals[0].manager.programs.split():
-            raise Failure(f"several init systems with a service for pluto run here: {names}", NO_INIT_SYSTEM,
+            raise Failure(f"more than one init system has a service for pluto: {names}", NO_INIT_SYSTEM,
                           f"choose: ipsec setup {action} --init {rivals[0].manager.name}")
-        host.warn(f"several init systems have a service for pluto: {names}; using process 1's, {first}")
+        host.warn(f"more than one init system has a service for pluto: {names}; using process 1's, {first}")
     return rivals[0]
 
 
@@ -11741,7 +11744,11 @@ def act(host: Host, service: Service, action: str, dry: bool) -> int:
 
 
 def check_action(host: Host, service: Service, action: str) -> None:
-    """Raise Failure if the init system would refuse the action, or do it with another configuration."""
+    """Raise Failure if the init system can't do the action.
+
+    The service may be masked, the service may have another configuration or run directory, or the
+    configuration may have errors.
+    """
     if service.masked and action in ("start", "restart"):
         raise Failure(f"{service.name}.service is masked", ERROR, f"systemctl unmask {service.name}.service")
     if host.conf != DEFAULT_CONF or host.rundir not in DEFAULT_RUNDIRS:
@@ -12588,7 +12595,10 @@ class LogFilter:
         return program in LOGGED_PROGRAMS
 
     def without_bytes(self, line: str) -> str:
-        """Return the line; from the first run of dumped bytes on it is masked, with the number of bytes."""
+        """Return the line, with `[redacted N bytes]` in place of the first dumped bytes and the text after them.
+
+        A long hexadecimal number in a debug line is masked alone.
+        """
         line = without_log_prefix(line)
         head, bar, text = line.partition("| ")
         if bar and (not head or head.endswith(": ")):  # a debug line of pluto
@@ -12963,7 +12973,7 @@ class JsonSink(TextSink):
         self.write(self.dumps(head)[:-1] + ', "sections": [')
 
     def begin(self, section: ReportSection) -> None:
-        """Open a section's object, up to the start of its text or data."""
+        """Write the beginning of a section's JSON object, up to its text or data."""
         head = self.dumps({"section": section.name, "command": section.command})
         self.last = "]" if section.data else '"'
         self.write(f"{self.separator}{head[:-1]}, " + ('"data": [' if section.data else '"text": "'))
@@ -13641,8 +13651,8 @@ def value_fits(field: str, mine: str, wanted: str) -> bool | None:
 def reqid_fits(mine: str, wanted: str) -> bool | None:
     """Return whether a reqid is in a range (`16385-20000`, `7`), None if that is unknown.
 
-    `mine` is empty if pluto chooses the reqid.  The first that it chooses for ESP is MANUAL_REQID_MAX + 2, so
-    a range from there on is meant for all connections.
+    `mine` is empty if pluto chooses the reqid.  The first reqid that pluto chooses for ESP is
+    MANUAL_REQID_MAX + 2, so a range with this reqid is meant for all connections.
     """
     first, dash, last = wanted.partition("-")
     if not first.isdigit() or not (last or first).isdigit():
@@ -14004,7 +14014,7 @@ def cause_of(text: str, ike_up: bool) -> Cause | None:
 
 
 class Clue(Record):
-    """A line of the log, and the cause that it is a sign of."""
+    """A line of the log, and the cause that it indicates."""
 
     cause: Cause
     line: LogLine
@@ -14354,8 +14364,8 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "overlapping * is forbidden", "overlapping * fobidden", "overlapping * not supported",
       "policy forbids peer Virtual IP", "kernel policy * already in use", "overlaps with"), False, "overlap"),
     ("nat-t", "NAT not possible", "both",
-     "NAT traversal does not work: one end sees NAT on the way, and an end does not support NAT or does not "
-     "allow it",
+     "NAT traversal does not work: one end sees NAT between the two, and this host or the peer does not "
+     "support or allow NAT traversal",
      "encapsulation=, nic-offload=, listen-udp= and nat-ikev1-method= of both ends, and udp port 4500",
      "ipsec verify udp4500 xfrm",
      ("NAT: cannot", "Aborting NAT-Traversal", "NAT-Traversal: ESPINUDP", "NAT-Traversal is turned OFF",
@@ -14584,7 +14594,7 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "authentication failed: no key", "pubkey could not be loaded"), False, ""),
     ("cert-rejected", "certificate rejected", "both",
      "this host rejected the peer's certificate",
-     "the lines before this one in pluto's log; the CAs in the NSS database", "ipsec verify certificates",
+     "the lines before the quoted one in pluto's log; the CAs in the NSS database", "ipsec verify certificates",
      ("certificate payload rejected", "Certificate rejected for this connection", "CERT payload bogus",
       "end certificate invalid", "no certificate matched", "failed verification", "failed * verification",
       "NSS: ERROR:", "NSS ERROR:", "cert verify failed", "NSS verification failure",
@@ -14608,8 +14618,8 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "[1] notification payload: INVALID_HASH", "authentication failed*hash*PRF",
       "hash length*does not match"), False, ""),
     ("auth-refused", "peer refuses authentication", "peer",
-     "the peer refused to authenticate this host (AUTHENTICATION_FAILED); only its log has the reason: the "
-     "PSK, the ID (leftid=), the method (authby=), or this host's certificate or RSA key",
+     "the peer refused to authenticate this host (AUTHENTICATION_FAILED); the reason is only in the peer's "
+     "log: a wrong PSK, ID (leftid=), method (authby=), certificate or RSA key",
      "leftid=, authby= and the key or certificate of this host against the settings of the peer; ask for "
      "the peer's log",
      "ipsec verify psk certificates",
@@ -14738,7 +14748,8 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
     ("child-rejected", "IPsec SA refused", "here",
      "this host refused the IPsec SA in the peer's answer: the kernel here refused it, or esp= or the "
      "subnets do not fit",
-     "the lines before this one in pluto's log; the kernel here, and esp= and the subnets of both ends",
+     "the lines before the quoted one in pluto's log; whether this kernel has ESP and the algorithms of esp=; "
+     "esp= and the subnets of both ends",
      "ipsec verify xfrm esp algorithms",
      ("response for Child SA * was rejected",), True, "xfrm esp algorithms"),
     ("kernel-peer", "peer sends nothing", "peer",
@@ -14861,7 +14872,8 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
     ("child-failed", "IPsec SA failed", "here",
      "this host could not set up the IPsec SA: the kernel here refused it, or esp= or the subnets of the "
      "ends do not fit",
-     "the lines before this one in pluto's log; the kernel here, and esp= and the subnets of both ends",
+     "the lines before the quoted one in pluto's log; whether this kernel has ESP and the algorithms of esp=; "
+     "esp= and the subnets of both ends",
      "ipsec verify xfrm esp algorithms",
      ("CHILD SA failed:", "CHILD SA encountered fatal error", "SA processing returned"), True,
       "xfrm esp algorithms"),
@@ -14906,7 +14918,7 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
     ("silent-auth", "no second answer", "peer",
      "the peer answered the first message, but not the encrypted one after it: udp port 4500 or large "
      "packets (fragments) are lost on the way, or the kernel of the peer refused the SA (4.x)",
-     "firewalls on the way for udp port 4500; MTU and fragmentation=; the peer's log at that time",
+     "whether a firewall between the two drops udp port 4500; MTU and fragmentation=; the peer's log at that time",
      "tcpdump -n udp port 4500 and host {peer}",
      ("first encrypted message", "PARENT_I2: * timeout", "IKE_AUTH_I: * timeout", "MAIN_I2: * timeout",
       "IKE_AUTH*timeout exceeded", "IKE_INTERMEDIATE*timeout", "MAIN_R2: * timeout", "AGGR_R1: * timeout",
@@ -14946,7 +14958,8 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
     ("internal", "internal error", "here",
      "pluto could not go on after the IKE SA was up (internal error): the kernel refused the IPsec SA, or "
      "the SA to rekey was gone",
-     "the lines before this one in pluto's log, and the kernel here", "ipsec verify xfrm esp algorithms",
+     "the lines before the quoted one in pluto's log, and whether this kernel has ESP and the algorithms of esp=",
+     "ipsec verify xfrm esp algorithms",
      ("[2] encountered fatal error in state", "[2] internal error"), True, "xfrm esp algorithms"),
     ("half-open", "peer stops halfway", "peer",
      "the peer begins, but does not go on after the first answer: a firewall drops that answer or udp port "
@@ -15010,7 +15023,7 @@ def refusal_of(text: str) -> Cause | None:
 # and more checks for the causes of broken tunnels.  A check is a generator function that is registered with
 # verify_check().  It yields one Trouble for each problem, and nothing if all is well.  It raises NotChecked,
 # OSError or Failure if it can't run; its result is then SKIP, never OK.  Checks change nothing.  They ask
-# pluto for its status, but don't make it reload its secrets, as libreswan's verify does.
+# pluto for its status.  Libreswan's verify also makes pluto reload its secrets; this one does not.
 
 # The level (WARN, FAIL, or SKIP if something can't be checked), the word in brackets, the reason, and a
 # command that fixes the problem
@@ -15409,7 +15422,7 @@ class Patient:
 
     @once
     def pluto_signs(self) -> list[str]:
-        """Return the signs that a pluto runs, also one whose process is not visible here."""
+        """Return the signs of a running pluto, even of a pluto whose process is not visible here."""
         return signs_of_pluto(self.host)
 
     def check_unseen_pluto(self) -> None:
@@ -15626,7 +15639,7 @@ class Tunnel(Record):
         return family_of(self.conn.get("left") + self.conn.get("right"))
 
     def pairs(self, ours: Sequence[str]) -> list[tuple[str, str]]:
-        """Return all pairs of one of `ours` and one network of the peer that have the same IP family."""
+        """Return all pairs of the same IP family: a network of `ours`, and a network of the peer."""
         return [(our, their) for our in ours for their in self.theirs if family_of(our) == family_of(their)]
 
 
@@ -16113,7 +16126,10 @@ def check_algorithms(patient: Patient) -> Iterator[Trouble]:
 
 
 def lacking_trouble(patient: Patient, user: str, proposals: str, missing: Sequence[Sequence[str]]) -> Trouble:
-    """Return the trouble of a value of esp=; `missing` are the modules that each of its proposals lacks."""
+    """Return the trouble for a value of esp= whose proposals need modules that the kernel lacks.
+
+    `missing` has the list of modules that are missing for each proposal.
+    """
     modules = list(dict.fromkeys(module for group in missing for module in group))
     level, others = ("FAIL", "") if all(missing) else ("WARN", "; the other proposals still work")
     return (level, "MISSING",
@@ -16265,8 +16281,8 @@ def route_troubles(patient: Patient) -> Iterator[Trouble]:
                     routing.lookup(net.partition("/")[0])
             except OSError as error:
                 yield ("FAIL", "NO ROUTE",
-                       f"conn {name} is routed, but {source} has no route to {net} ({error.strerror}): the "
-                       "kernel drops packets before it encrypts them",
+                       f"conn {name} has policies in the kernel, but no route leads from {source} to {net} "
+                       f"({error.strerror}): the kernel drops packets before it encrypts them",
                        shell_words(["ip", "route", "replace", net, "dev", tunnel.device or "DEVICE"]))
 
 
@@ -16397,7 +16413,7 @@ def check_firewall(patient: Patient) -> Iterator[Trouble]:
             yield from dropped
             if dropped:
                 troubles += 1
-                break  # the other tunnels would have the same trouble
+                break  # most such rules affect all peers, so one message is enough
             packets = undecided_traffic(patient, traffic, roles, path)
             if packets:
                 undecided.append(packets)
@@ -16665,8 +16681,8 @@ def dropped_forwards(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -
     "of this end to those of the peer.",
     "A packet with another source address no longer belongs to the connection: it leaves in clear, or not "
     "at all.",
-    "Before the NAT rule, accept packets to the peer's networks, or those that match -m policy --dir out "
-    "--pol ipsec.", live=True)
+    "Put a rule in front of the NAT rule that accepts packets to the peer's networks, or packets that match "
+    "-m policy --dir out --pol ipsec.", live=True)
 def check_nat(patient: Patient) -> Iterator[Trouble]:
     own = patient.own_addresses()
     tunnels = patient.needed_tunnels()
@@ -16984,9 +17000,9 @@ def numbers_about(numbers: Mapping[str, Sequence[int]], name: str) -> list[int]:
 
 
 def is_down(entries: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether a connection of pluto's status could be up and is not.
+    """Return whether a connection of pluto's status is down, partly up or on demand.
 
-    A template, whose peer may have any address, is up only as an instance, and counts as not down.
+    A template is never down: its peer may have any address, and only its instances come up.
     """
     if any(entry["remote"]["host"] in ANY_ID for entry in entries):
         return False
@@ -17001,7 +17017,7 @@ def attempt_text(clue: Clue) -> str:
 
 
 def down_trouble(name: str, clues: Sequence[Clue], unknown: str) -> Trouble:
-    """Return the trouble of a connection that should be up; `unknown` is the message if there is no clue."""
+    """Return the trouble for a connection that is down.  Without clues, `unknown` is the cause."""
     level, cause = "WARN", unknown
     if clues:
         cause = attempt_text(clues[0])
@@ -17063,7 +17079,7 @@ def check_secrets_syntax(patient: Patient) -> Iterator[Trouble]:
 def readable_secrets(patient: Patient, name: str) -> tuple[list[str], list[Problem]]:
     """Return secret_files() of the secrets file `name`.
 
-    Raises PermissionError if this process may not read one of the files and is not root.
+    Raises PermissionError if one of the files can't be read and this process is not root.
     """
     files, problems = secret_files(patient.host, name)
     denied = os.strerror(errno.EACCES)
@@ -17365,8 +17381,8 @@ def validity_troubles(entry: Held, is_used: bool, issuers: Mapping[str, list[tup
             return
         # a renewed CA has the same subject as the old one
         parsed, ca = max(issuers[parsed.issuer], key=lambda issuer: issuer[0].expires)
-        what = f"the CA {quote(ca.nickname)}, which issued {what},"
-        yield from validity_trouble(parsed, what, "ipsec import CA.pem")
+        what = f"the CA {quote(ca.nickname)}, which issued {what}"
+        yield from validity_trouble(parsed, f"{what},", "ipsec import CA.pem")
 
 
 def validity_trouble(parsed: Parsed, what: str, renew: str) -> Iterator[Trouble]:
@@ -17737,7 +17753,7 @@ def check_crypto_policy(patient: Patient) -> Iterator[Trouble]:
 
 @verify_check(
     "selinux", "Checking for denials of SELinux",
-    "Whether the last MiB of /var/log/audit/audit.log has messages that SELinux denied pluto an access.",
+    "Whether the last MiB of /var/log/audit/audit.log has messages that SELinux denied access to pluto.",
     "Pluto could not read a file or make a socket that it needs. Its own log names only the effect.",
     "ausearch -m avc -c pluto shows the messages. restorecon corrects wrong labels.")
 def check_selinux(patient: Patient) -> Iterator[Trouble]:
@@ -17760,7 +17776,7 @@ def check_selinux(patient: Patient) -> Iterator[Trouble]:
     if denied:
         last = denied[-1].partition("avc:")[2].strip()[:120]
         yield ("WARN", "DENIED",
-               f"SELinux denied pluto an access, {len(denied)} times; the last message: {last}",
+               f"SELinux denied access to pluto {len(denied)} times; the last message: {last}",
                "ausearch -m avc -c pluto")
 
 
@@ -18264,8 +18280,9 @@ def pluto_line(host: Host, pid: int | None) -> str:
 
 
 def listeners(report: Report) -> Iterator[str]:
-    """Yield the sockets on the ports of IKE in pluto's network namespace (or this one), and mark those of
-    pluto.
+    """Yield the sockets on the ports of IKE; those of pluto are marked.
+
+    They are the sockets in pluto's network namespace, or in that of this process if no pluto is visible.
     """
     host = report.host
     pid = visible_pluto(host)
@@ -19282,7 +19299,7 @@ class Doctor:
             return None
 
     def _refused_to_load(self, name: str, complaint: LogLine) -> Diagnosis:
-        """Return the diagnosis of a connection that pluto refused to load with this line of its log."""
+        """Return the diagnosis of a connection that pluto refused to load; `complaint` is the line in its log."""
         text = split_log_text(complaint.text)[2]
         reason = text.partition(": ")[2] or text
         cause_name, short, check, local = "not-loaded", "not loaded", "what the message names", "config"
@@ -19578,7 +19595,7 @@ def explains(finding: Finding, cause: str) -> bool:
 
 
 def from_finding(name: str, state: str, finding: Finding, *, tried: str, others: Sequence[str],
-                 check: str = "the rule or setting that is named", when: float | None = None,
+                 check: str = "the rule or setting in the message above", when: float | None = None,
                  evidence: Sequence[str] = ()) -> Diagnosis:
     """Return the diagnosis of a connection for which a check of verify has found the cause on this host."""
     return Diagnosis(name, state, "FAIL", finding.check, short_finding(finding), finding_text(finding), check,
@@ -19586,8 +19603,10 @@ def from_finding(name: str, state: str, finding: Finding, *, tried: str, others:
 
 
 def is_unprotected(fate: Mapping[str, Any]) -> bool:
-    """Return whether packets with this fate (PacketFates) miss their tunnel; not if a policy lets them leave
-    in clear, or if they are for this host."""
+    """Return whether packets with this fate (PacketFates) should enter a tunnel and do not.
+
+    False if a policy allows them in clear, or if they are for this host.
+    """
     if fate["fate"] == "clear":
         return fate["policy"] is None and fate["device"] != "lo" and not fate["exceptions"]
     return fate["fate"] in ("unroutable", "block")
@@ -19599,7 +19618,7 @@ def unprotected_diagnosis(name: str, packets: str, fate: Mapping[str, Any], sinc
     next_step = f"{shell_words(['ipsec', 'down', name])}; {shell_words(['ipsec', 'up', name])}"
     check = "ip xfrm policy: whether the tunnel has its policies, and which other policy comes first"
     if fate["fate"] == "unroutable":
-        cause, short, means = "unroutable", "no route", f"{packets} have no route, so they miss the tunnel"
+        cause, short, means = "unroutable", "no route", f"{packets} have no route, so they do not enter the tunnel"
         check = "the routes of this host"
         next_step = shell_words(["ip", "route", "get", fate["destination"]])
     elif fate["fate"] == "block":
@@ -19616,7 +19635,7 @@ def finding_text(finding: Finding) -> str:
 
 
 def short_finding(finding: Finding) -> str:
-    """Return a finding in two or three words."""
+    """Return a short text for a finding: its check, and the word of its result."""
     return f"{finding.check.replace('_', ' ')} {finding.word.lower()}"
 
 
@@ -19904,10 +19923,10 @@ class Teller:
         return status
 
     def bring_up(self, name: str, words: Sequence[str]) -> int:
-        """Make pluto negotiate a connection and wait for the outcome; return OK only if it is up.
+        """Make pluto negotiate a connection, and wait for the outcome.
 
-        If it is not, print the cause to standard error, and return whack's exit status, or ERROR if that is
-        0.
+        Return OK if the connection is up, or if it is of a kind that has no IPsec SA.  Otherwise print the
+        cause to standard error, and return whack's exit status, or ERROR if whack's status is 0.
         """
         words = ("--ctlsocket", self.host.ctlsocket, *words)
         if self._shows("whack", words):
@@ -20699,7 +20718,8 @@ class TunnelTable:
         self.width = max(width, 72)  # the least that short names and numbers need
         self.now = now
         self.colour = colour
-        # bytes per second in and out, by full name; None: show the mean since the SA was made
+        # for each tunnel by its full name, bytes per second in and out; if None, the table shows the mean since the
+        # SA was made
         self.rates = rates
         self.changed = changed
 
@@ -20949,7 +20969,7 @@ class TunnelView:
         undo = host.keyboard() if self.is_screen else None
         try:
             if self.is_screen:
-                # the alternate screen, no cursor (xterm's ctlseqs)
+                # switch to the alternate screen, and hide the cursor (xterm's ctlseqs)
                 host.print("\x1b[?1049h\x1b[?25l", end="")
             while self._show_until(time.monotonic() + seconds):
                 continue
@@ -21552,7 +21572,10 @@ def print_lists(host: Host, lists: list[str], config: Config) -> None:
 
 
 def print_setup(host: Host, args: Args, config: Config) -> None:
-    """Print `config setup` as assignments for a shell; all names except configfile and ctlsocket have --varprefix."""
+    """Print `config setup` as assignments for a shell.
+
+    --varprefix is put in front of all names except configfile and ctlsocket.
+    """
     export = "" if args.flag("--noexport") else "export"
     prefix = args.value("--varprefix")
     values = {f"{prefix}confreadstatus": "", "configfile": config.name,
@@ -23006,7 +23029,7 @@ def line_completions(host: Host, line: str) -> list[str]:
     possible = completions(host, words[1:])
     if quoted:
         return possible
-    # bash replaces only the part of the word after the last of these characters
+    # bash replaces only the text after the last `=` or `:`, so the part before it is left out
     done = max(words[-1].rfind(char) for char in "=:") + 1 if words else 0
     safe = "-_./,+@%:="
     return ["".join(char if char.isalnum() or char in safe else f"\\{char}" for char in word[done:])

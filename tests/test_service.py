@@ -125,7 +125,7 @@ def test_process_1_decides_between_two(tree: Tree, capsys: pytest.CaptureFixture
     files = {**HOSTS["runit"][0], **HOSTS["dinit"][0], "/run/dinitctl": ""}
     service = ipsec.find_service(tree(files, "dinit", "runsvdir"), "", "start")
     assert service and service.manager.name == "dinit"
-    assert "several init systems have a service for pluto" in capsys.readouterr().err
+    assert "more than one init system has a service for pluto" in capsys.readouterr().err
 
 
 def test_two_that_conflict_are_named(tree: Tree) -> None:
