@@ -13264,43 +13264,58 @@ def nft_words(expression: Any) -> str:
 # --- what the rules do with a packet ------------------------------------------------------------------------
 #
 # Reads the rules of iptables and nftables as iptables-save(8) and nft(8) print them, and finds out what they
-# do with a packet.  A part of a rule or of a packet may be unknown, and the answer is then "unknown".  Used
-# by verify and why.  The parser reads nft's text and not its JSON, because OpenWrt's nft can't print JSON and
-# python3-minimal lacks the module json.
+# do with a packet.  If the answer depends on a part of a rule or of the packet that is not known, it is
+# "unknown".  Used by verify and why.  The parser reads nft's text and not its JSON, because OpenWrt's nft
+# can't print JSON and python3-minimal lacks the module json.
 
-# By the words of a condition, the field of the packet that it tests.  `ipsec-out` is the policy that the
-# packet will be encrypted by, `ipsec-in` the one that it was decrypted by.
-IPTABLES_FIELDS = {"-s": "src", "-d": "dst", "-i": "in", "-o": "out", "-p": "proto", "--dport": "dport",
-                   "--dports": "dport", "--sport": "sport", "--sports": "sport", "--ctstate": "state",
-                   "--state": "state", "--ctstatus": "status", "--icmp-type": "icmp", "--icmpv6-type": "icmp",
-                   "--dst-type": "dst-type", "--pol": "ipsec-"}
-NFT_FIELDS = {"ip saddr": "src", "ip daddr": "dst", "ip6 saddr": "src", "ip6 daddr": "dst",
-              "iif": "in", "iifname": "in", "oif": "out", "oifname": "out", "ct state": "state",
-              "ct status": "status", "meta l4proto": "proto", "ip protocol": "proto", "ip6 nexthdr": "proto",
-              "icmp type": "icmp", "icmpv6 type": "icmp", "rt ipsec": "ipsec-out", "meta ipsec": "ipsec-in",
-              "meta secpath": "ipsec-in", "meta nfproto": "family", "reverse-path": "reverse-path",
-              **{f"{protocol} {port}": port for protocol in ("udp", "tcp", "th")
-                 for port in ("dport", "sport")}}
-# Statements that decide nothing about the packet, and the words inside them that a value follows
-NFT_SILENT = {"log": ("prefix", "level", "flags", "group", "snaplen", "queue-threshold"), "comment": (),
-              "counter": ("packets", "bytes", "name")}
-# Words that imply a condition on the protocol or the family
-NFT_IMPLIED = {**{name: ("proto", name, False) for name in ("tcp", "udp", "icmp", "icmpv6", "esp", "ah")},
-               "ip": ("family", "ipv4", False), "ip6": ("family", "ipv6", False)}
-# The condition of a reverse path filter: the route back to the source leaves by the interface on which the
-# packet arrived
-REVERSE_PATHS = ("fib saddr . mark . iif oif".split(), "fib saddr . iif oif".split())
-IPTABLES_TABLES = ("filter", "nat", "mangle", "raw", "security")
-# What a target does with a packet; `?`: unknown, empty: nothing
-RULE_TARGETS = {"accept": "accept", "drop": "drop", "reject": "drop", "return": "return",
-                "masquerade": "snat", "snat": "snat", "netmap": "?", "?": "?", "queue": "?", "nfqueue": "?",
-                "dnat": "dnat", "redirect": "dnat", "notrack": ""}
 Condition = tuple[str, str, bool]  # field, values separated by commas, is it negated
 Rule = tuple[list[Condition], str]  # conditions, target
 Packet = dict[str, str]  # by field, all spellings of its value, separated by blanks: {"proto": "udp 17"}
 Table = tuple[str, "dict[str, Chain]"]  # the family (ip, ip6, or inet for both), the chains by name
 UNKNOWN_CONDITION: Condition = ("?", "", False)
 EVERYTHING = ("0.0.0.0/0", "::/0")
+
+# By the words of a condition, the field of the packet that it tests.  `ipsec-out` is the policy by which the
+# packet will be encrypted, `ipsec-in` the one by which it was decrypted.
+IPTABLES_FIELDS = {
+    "-s": "src", "-d": "dst", "-i": "in", "-o": "out", "-p": "proto",
+    "--dport": "dport", "--dports": "dport", "--sport": "sport", "--sports": "sport",
+    "--ctstate": "state", "--state": "state", "--ctstatus": "status",
+    "--icmp-type": "icmp", "--icmpv6-type": "icmp", "--dst-type": "dst-type",
+}
+NFT_FIELDS = {
+    "ip saddr": "src", "ip daddr": "dst", "ip6 saddr": "src", "ip6 daddr": "dst",
+    "iif": "in", "iifname": "in", "oif": "out", "oifname": "out",
+    "meta l4proto": "proto", "ip protocol": "proto", "ip6 nexthdr": "proto", "meta nfproto": "family",
+    "udp dport": "dport", "tcp dport": "dport", "th dport": "dport",
+    "udp sport": "sport", "tcp sport": "sport", "th sport": "sport",
+    "icmp type": "icmp", "icmpv6 type": "icmp", "ct state": "state", "ct status": "status",
+    "rt ipsec": "ipsec-out", "meta ipsec": "ipsec-in", "meta secpath": "ipsec-in",
+    "reverse-path": "reverse-path",  # see with_reverse_path()
+}
+# Words that imply a condition on the protocol or the family
+NFT_IMPLIED = {
+    "tcp": ("proto", "tcp", False), "udp": ("proto", "udp", False), "icmp": ("proto", "icmp", False),
+    "icmpv6": ("proto", "icmpv6", False), "esp": ("proto", "esp", False), "ah": ("proto", "ah", False),
+    "ip": ("family", "ipv4", False), "ip6": ("family", "ipv6", False),
+}
+# Statements that decide nothing about the packet, and the words inside them that a value follows
+NFT_SILENT = {
+    "log": ("prefix", "level", "flags", "group", "snaplen", "queue-threshold"),
+    "counter": ("packets", "bytes", "name"),
+    "comment": (),
+}
+# The condition of a reverse path filter: the route back to the source leaves by the interface on which the
+# packet arrived
+REVERSE_PATHS = ("fib saddr . mark . iif oif".split(), "fib saddr . iif oif".split())
+# What a target does with a packet; `?`: unknown, empty: nothing
+RULE_TARGETS = {
+    "accept": "accept", "drop": "drop", "reject": "drop", "return": "return", "notrack": "",
+    "masquerade": "snat", "snat": "snat", "dnat": "dnat", "redirect": "dnat",
+    "netmap": "?", "queue": "?", "nfqueue": "?", "?": "?",
+}
+IPTABLES_TABLES = ("filter", "nat", "mangle", "raw", "security")
+# The families of tables that a packet passes, by the packet's IP family
 TABLE_FAMILIES = {"ipv4": ("ip", "inet"), "ipv6": ("ip6", "inet")}
 
 
@@ -13364,14 +13379,20 @@ def iptables_tables(text: str, program: str) -> Iterator[Table]:
         if line.startswith("*"):
             table, name = {}, line[1:]
         elif line.startswith(":"):
-            policy, chain = words[1].lower().strip("-"), words[0][1:]
-            insert = f"{program} -t {name} -I {chain}"
-            table[chain] = Chain(chain.lower() if policy else "", "nat" if name == "nat" else "", policy,
-                                 insert, [])
+            table[words[0][1:]] = iptables_chain(words, name, program)
         elif words[:1] == ["-A"] and words[1] in table:
             table[words[1]].rules.append(iptables_rule(words[2:]))
         elif line == "COMMIT":
             yield family, table
+
+
+def iptables_chain(words: Sequence[str], table_name: str, program: str) -> Chain:
+    """Return a chain without rules for a line of iptables-save, as `:INPUT DROP [0:0]` or `:mine - [0:0]`."""
+    name = words[0][1:]
+    policy = words[1].lower().strip("-")
+    hook = name.lower() if policy else ""
+    kind = "nat" if table_name == "nat" else ""
+    return Chain(hook, kind, policy, f"{program} -t {table_name} -I {name}", [])
 
 
 def iptables_rule(text: Sequence[str]) -> Rule:
@@ -13381,25 +13402,31 @@ def iptables_rule(text: Sequence[str]) -> Rule:
     words = RuleWords(text)
     while words:
         word = words.take()
-        if word in ("-j", "-g"):
-            target = iptables_target(words)
-            return conditions, f"goto {target}" if word == "-g" else target
-        if word in IPTABLES_FIELDS:
-            field = IPTABLES_FIELDS[word]
-            conditions.append((f"ipsec-{direction}" if field == "ipsec-" else field, words.take(), negated))
-        elif word == "--dir":
+        if word == "-j":
+            return conditions, iptables_target(words)
+        if word == "-g":
+            return conditions, f"goto {iptables_target(words)}"
+        if word == "!":
+            negated = True
+            continue
+
+        if word == "--dir":
             direction = words.take()
+        elif word == "--pol":
+            conditions.append((f"ipsec-{direction}", words.take(), negated))
+        elif word in IPTABLES_FIELDS:
+            conditions.append((IPTABLES_FIELDS[word], words.take(), negated))
         elif word in ("-m", "--comment"):
             words.take()
-        elif word != "!":
+        else:
             conditions.append(UNKNOWN_CONDITION)
-        negated = word == "!"
+        negated = False
     return conditions, ""
 
 
 def iptables_target(words: RuleWords) -> str:
-    """Take the target of a rule from the words after `-j`, and return it; SNAT is followed by the new source.
-    """
+    """Take the target of a rule from the words after `-j` or `-g`, and return it; SNAT is followed by the new
+    source."""
     target = words.take()
     if target == "SNAT":
         return f"SNAT {word_after(words.rest(), '--to-source')}"
@@ -13442,24 +13469,29 @@ class NftReader:
 
     def _line(self, line: str, words: list[str]) -> None:
         """Read one line; `depth` is the depth of braces at its start."""
-        if self.depth == 0 and words[:1] == ["table"]:
-            self.table, self.family, self.name, self.dormant = {}, words[1], words[2], False
-            self.sets = {}
-        elif self.depth == 1 and words[:1] == ["flags"]:
-            self.dormant = "dormant" in line
-        elif self.depth == 1 and words[:1] in (["set"], ["map"]):
-            self.set, self.sets[words[1]] = words[1], []
-        elif self.depth >= 2 and not self.chain and self.set in self.sets:
+        first = words[0] if words else ""
+        if self.depth == 0:
+            if first == "table":
+                self.family, self.name = words[1:3]
+                self.table, self.sets, self.dormant = {}, {}, False
+        elif self.depth == 1:
+            if first == "flags":
+                self.dormant = "dormant" in line
+            elif first in ("set", "map"):
+                self.set = words[1]
+                self.sets[self.set] = []
+            elif first == "chain":
+                self.chain = words[1]
+                self.table[self.chain] = Chain("", "", "", self._insert(), [])
+        elif self.chain:
+            if self.depth == 2 and first == "type":
+                policy = word_after(words, "policy", "accept;").strip(";")
+                kind = "" if words[1] == "filter" else words[1]
+                self.table[self.chain] = Chain(word_after(words, "hook"), kind, policy, self._insert(), [])
+            elif words != ["}"]:
+                self._rule(words)
+        elif self.set in self.sets:
             self._elements(words)
-        elif self.depth == 1 and words[:1] == ["chain"]:
-            self.chain = words[1]
-            self.table[self.chain] = Chain("", "", "", self._insert(), [])
-        elif self.depth == 2 and self.chain and words[:1] == ["type"]:
-            policy = word_after(words, "policy", "accept;").strip(";")
-            kind = "" if words[1] == "filter" else words[1]
-            self.table[self.chain] = Chain(word_after(words, "hook"), kind, policy, self._insert(), [])
-        elif self.depth >= 2 and self.chain and words != ["}"]:
-            self._rule(words)
 
     def _elements(self, words: list[str]) -> None:
         """Read one line of a set or a map.  The contents of one that changes by itself are unknown."""
@@ -13484,11 +13516,17 @@ class NftReader:
             self.unnamed.append(name)
             self.table[name] = Chain("", "", "", "", [])
             words = [*words[:-1], name]
+        current.rules.extend(nft_rules(self._with_elements(words)))
+
+    def _with_elements(self, words: Sequence[str]) -> list[str]:
+        """Return the words with the elements of a set, as far as they are known, in place of `@SET`."""
         shown: list[str] = []
         for word in words:
-            elements = self.sets.get(word[1:]) if word.startswith("@") else None
-            shown += ["{", *elements, "}"] if elements else [word]
-        current.rules.extend(nft_rules(shown))
+            if word.startswith("@") and self.sets.get(word[1:]):
+                shown += ["{", *self.sets[word[1:]], "}"]
+            else:
+                shown.append(word)
+        return shown
 
 
 def nft_rules(text: Sequence[str]) -> Iterator[Rule]:
@@ -13499,9 +13537,11 @@ def nft_rules(text: Sequence[str]) -> Iterator[Rule]:
     words = RuleWords(text)
     while words:
         word = words.take()
-        if target := nft_target(word, words):
+        target = nft_target(word, words)
+        if target:
             yield conditions, target
             return
+
         if word in NFT_IMPLIED:
             conditions.append(NFT_IMPLIED[word])
         if word in NFT_SILENT:
@@ -13512,6 +13552,7 @@ def nft_rules(text: Sequence[str]) -> Iterator[Rule]:
         if word == "vmap":
             yield [*conditions, UNKNOWN_CONDITION], "?"
             return
+
         field = "" if is_joined else nft_field(word, words)
         if not field:
             conditions.append(UNKNOWN_CONDITION)
@@ -13524,7 +13565,7 @@ def nft_rules(text: Sequence[str]) -> Iterator[Rule]:
 
 
 def with_reverse_path(text: Sequence[str]) -> Sequence[str]:
-    """Return the words of a rule with the word `reverse-path` in place of REVERSE_PATHS."""
+    """Return the words of a rule with the one word `reverse-path` in place of those of REVERSE_PATHS."""
     for path in REVERSE_PATHS:
         for start in range(len(text) - len(path)):
             end = start + len(path)
@@ -13608,7 +13649,9 @@ def net_fits(mine: str, wanted: str) -> bool | None:
     all_bits = "128" if ":" in mine else "32"
     my_address, _, my_bits = mine.partition("/")
     other_address, _, other_bits = wanted.partition("/")
-    my_bits, other_bits = my_bits or all_bits, other_bits or all_bits
+    my_bits = my_bits or all_bits
+    other_bits = other_bits or all_bits
+
     try:
         if within(my_address, f"{other_address}/{other_bits}") and int(my_bits) >= int(other_bits):
             return True
@@ -13620,10 +13663,10 @@ def net_fits(mine: str, wanted: str) -> bool | None:
 def device_fits(mine: str, wanted: str) -> bool | None:
     """Return whether an interface matches that of a rule (`eth0`, `eth+`, `eth*`).
 
-    None if `mine` is empty, which means unknown.  No packet of IKE or of a tunnel passes `lo`.
+    None if `mine` is empty, which means unknown.
     """
     if not mine:
-        return False if wanted == "lo" else None
+        return False if wanted == "lo" else None  # no packet of IKE or of a tunnel passes lo
     if wanted[-1:] in ("+", "*"):
         return mine.startswith(wanted[:-1])
     return mine == wanted
@@ -13642,6 +13685,7 @@ def value_fits(field: str, mine: str, wanted: str) -> bool | None:
         return device_fits(mine, wanted)
     if field in ("reqid-in", "reqid-out"):
         return reqid_fits(mine, wanted)
+
     low, dash, high = wanted.replace(":", "-").partition("-")
     if dash and low.isdigit() and high.isdigit():
         return int(low) <= int(mine) <= int(high)
@@ -13655,14 +13699,18 @@ def reqid_fits(mine: str, wanted: str) -> bool | None:
     MANUAL_REQID_MAX + 2, so a range with this reqid is meant for all connections.
     """
     first, dash, last = wanted.partition("-")
-    if not first.isdigit() or not (last or first).isdigit():
+    last = last or first
+    if not first.isdigit() or not last.isdigit():
         return None
-    low, high = int(first), int(last or first)
+
+    low, high = int(first), int(last)
     if mine:
         return low <= int(mine) <= high
     if high <= MANUAL_REQID_MAX:
         return False
-    return True if dash and low <= MANUAL_REQID_MAX + 2 else None
+    if dash and low <= MANUAL_REQID_MAX + 2:
+        return True
+    return None
 
 
 def condition_fits(condition: Condition, packet: Mapping[str, str]) -> bool | None:
@@ -13695,21 +13743,35 @@ def verdict(table: Mapping[str, Chain], chain: Chain, packet: Mapping[str, str])
         fits = rule_fits(conditions, packet)
         if fits is False:
             continue
+
         name = target.removeprefix("goto ")
-        kind, _, source = target.partition(" ")
-        result = verdict(table, table[name], packet) if name in table else RULE_TARGETS.get(kind.lower(), "")
-        if kind.lower() == "masquerade":
-            source = packet.get("masquerade", "")
-        if result == "snat" and source and net_fits(source, packet["src"]):
-            result = "accept"  # the new source is in the network of the old one
+        if name in table:
+            result = verdict(table, table[name], packet)
+        else:
+            result = target_result(target, packet)
         if not result and name == target:
             continue  # the next rule decides
         if result in ("", "return"):
             result = chain.policy
+
         if fits:
             return result if possible <= {result} else "?"
         possible.add(result)
     return chain.policy if possible <= {chain.policy} else "?"
+
+
+def target_result(target: str, packet: Mapping[str, str]) -> str:
+    """Return what a target other than a chain does with a packet: a value of RULE_TARGETS, empty for nothing.
+
+    `packet` may have the address that masquerading gives to the packet, as `masquerade`.
+    """
+    kind, _, source = target.lower().partition(" ")
+    result = RULE_TARGETS.get(kind, "")
+    if kind == "masquerade":
+        source = packet.get("masquerade", "")
+    if result == "snat" and source and net_fits(source, packet["src"]):
+        return "accept"  # the new source is in the network of the old one
+    return result
 
 
 def filter_tables(host: Host, timeout: float = 10.0) -> list[Table]:
@@ -13723,8 +13785,8 @@ def filter_tables(host: Host, timeout: float = 10.0) -> list[Table]:
         if ran.status:
             raise Failure(f"{argv[0]}: {ran.complaint}")
         if argv[0] == "nft":
-            wrapped = {family: f"{family}tables-nft" for family in ("ip", "ip6")
-                       if host.which(f"{family}tables-nft")}
+            candidates = {"ip": "iptables-nft", "ip6": "ip6tables-nft"}
+            wrapped = {family: program for family, program in candidates.items() if host.which(program)}
             tables += nft_tables(host, ran.text, wrapped, timeout)
         else:
             tables += iptables_tables(ran.text, argv[0].removesuffix("-save"))
@@ -13737,19 +13799,21 @@ def nft_tables(host: Host, text: str, wrapped: Mapping[str, str], timeout: float
     nft prints some conditions of iptables only by name (`xt match policy`).  If there is one, the tables of
     iptables are read with iptables-nft-save instead.  Raises Failure if that fails.
     """
-    reader = NftReader(wrapped)
-    programs = {}
+    programs: dict[str, str] = {}  # the programs that read the tables of iptables, by family
     if "xt match" in text:
-        programs = {family: f"{program}-save" for family, program in wrapped.items()
-                    if host.which(f"{program}-save")}
+        for family, program in wrapped.items():
+            if host.which(f"{program}-save"):
+                programs[family] = program
+
+    reader = NftReader(wrapped)
     for family, table in reader.tables(text):
         if family not in programs or reader.name not in IPTABLES_TABLES:
             yield family, table
     for program in programs.values():
-        ran = host.run([program], timeout=timeout)
+        ran = host.run([f"{program}-save"], timeout=timeout)
         if ran.status:
-            raise Failure(f"{program}: {ran.complaint}")
-        yield from iptables_tables(ran.text, program.removesuffix("-save"))
+            raise Failure(f"{program}-save: {ran.complaint}")
+        yield from iptables_tables(ran.text, program)
 
 
 def filter_programs(host: Host) -> list[list[str]]:
@@ -13758,8 +13822,8 @@ def filter_programs(host: Host) -> list[list[str]]:
     nft does not print the tables of iptables-legacy.  Raises OSError, or Missing if no installed program can
     print a table of nf_tables.
     """
-    known = nf_tables_names(host)
     programs = []
+    known = nf_tables_names(host)
     if known and host.which("nft"):
         programs.append(["nft", "list", "ruleset"])
     elif known:
@@ -13767,6 +13831,7 @@ def filter_programs(host: Host) -> list[list[str]]:
         if others:
             raise Missing(f"nft is not installed, and is needed to read table {quote(others[0])}")
         programs += [["iptables-save"], ["ip6tables-save"]]
+
     if not host.isdir("/proc/self"):
         raise Missing("/proc is not there, and is needed to find the rules of iptables-legacy")
     for family in ("ip", "ip6"):
