@@ -15089,6 +15089,10 @@ def refusal_of(text: str) -> Cause | None:
 # verify_check().  It yields one Trouble for each problem, and nothing if all is well.  It raises NotChecked,
 # OSError or Failure if it can't run; its result is then SKIP, never OK.  Checks change nothing.  They ask
 # pluto for its status.  Libreswan's verify also makes pluto reload its secrets; this one does not.
+#
+# The order: findings and the registration of checks; Patient, which has the facts that several checks need;
+# the checks, in the order of the report; the report, and the command.  A comment `Checks of ...` heads each
+# group of checks and has their names.
 
 # The level (WARN, FAIL, or SKIP if something can't be checked), the word in brackets, the reason, and a
 # command that fixes the problem
@@ -15158,7 +15162,7 @@ class Check(Record):
 CHECKS: dict[str, Check] = {}  # by name, in the order of the report
 
 
-def verify_check(name: str, text: str, checks: str, matters: str, fix: str, *,
+def verify_check(name: str, text: str, *, checks: str, matters: str, fix: str,
                  live: bool = False) -> Callable[[Callable[[Patient], Iterator[Trouble]]], None]:
     """Return a decorator that registers a function as the check `name`.
 
@@ -15765,11 +15769,14 @@ def pluto_fix(patient: Patient, is_hung: bool) -> str:
     return "ipsec restart" if is_hung else "ipsec start"
 
 
+# Checks of libreswan's programs and of XFRM: installed, xfrm, send_redirects, accept_redirects, larval_drop
+
+
 @verify_check(
     "installed", "Version check and ipsec on-path",
-    "Whether pluto is in the directory of libreswan's programs and can be executed.",
-    "Pluto negotiates keys with the peer; without it there are no tunnels.",
-    "Install the package libreswan. If pluto is in another directory, set IPSEC_EXECDIR.")
+    checks="Whether pluto is in the directory of libreswan's programs and can be executed.",
+    matters="Pluto negotiates keys with the peer; without it there are no tunnels.",
+    fix="Install the package libreswan. If pluto is in another directory, set IPSEC_EXECDIR.")
 def check_installed(patient: Patient) -> Iterator[Trouble]:
     program = os.path.join(patient.host.execdir, "pluto")
     if not patient.host.exists(program):
@@ -15781,11 +15788,12 @@ def check_installed(patient: Patient) -> Iterator[Trouble]:
 
 @verify_check(
     "xfrm", "Checking for IPsec support in kernel",
-    "Whether the kernel's XFRM stack answers on a NETLINK_XFRM socket, whether root may change it, and "
-    "whether disable_xfrm is off on the interfaces towards the peers.",
-    "XFRM encrypts and decrypts packets. Pluto does not start without it.",
-    "modprobe xfrm_user. If that module is missing, use a kernel with CONFIG_XFRM_USER. In a container: "
-    "start it with --cap-add NET_ADMIN.", live=True)
+    checks="Whether the kernel's XFRM stack answers on a NETLINK_XFRM socket, whether root may change "
+           "it, and whether disable_xfrm is off on the interfaces towards the peers.",
+    matters="XFRM encrypts and decrypts packets. Pluto does not start without it.",
+    fix="modprobe xfrm_user. If that module is missing, use a kernel with CONFIG_XFRM_USER. In a "
+        "container: start it with --cap-add NET_ADMIN.",
+    live=True)
 def check_xfrm(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
     if not host.has_xfrm():
@@ -15844,28 +15852,31 @@ def redirect_troubles(patient: Patient, option: str) -> Iterator[Trouble]:
 
 @verify_check(
     "send_redirects", "         ICMP send_redirects",
-    "send_redirects of each interface, on a host that forwards packets.",
-    "If a packet for a tunnel leaves by the interface on which it arrived, the gateway sends a redirect with "
-    "a shorter route. That route bypasses the tunnel.",
-    "Set net.ipv4.conf.*.send_redirects to 0, and keep the setting in /etc/sysctl.d.", live=True)
+    checks="send_redirects of each interface, on a host that forwards packets.",
+    matters="If a packet for a tunnel leaves by the interface on which it arrived, the gateway sends a "
+            "redirect with a shorter route. That route bypasses the tunnel.",
+    fix="Set net.ipv4.conf.*.send_redirects to 0, and keep the setting in /etc/sysctl.d.",
+    live=True)
 def check_send_redirects(patient: Patient) -> Iterator[Trouble]:
     yield from redirect_troubles(patient, "send_redirects")
 
 
 @verify_check(
     "accept_redirects", "         ICMP accept_redirects",
-    "accept_redirects of each interface, on a host that forwards packets.",
-    "A redirect that the gateway accepts creates a route that bypasses the tunnel.",
-    "Set net.ipv4.conf.*.accept_redirects to 0, and keep the setting in /etc/sysctl.d.", live=True)
+    checks="accept_redirects of each interface, on a host that forwards packets.",
+    matters="A redirect that the gateway accepts creates a route that bypasses the tunnel.",
+    fix="Set net.ipv4.conf.*.accept_redirects to 0, and keep the setting in /etc/sysctl.d.",
+    live=True)
 def check_accept_redirects(patient: Patient) -> Iterator[Trouble]:
     yield from redirect_troubles(patient, "accept_redirects")
 
 
 @verify_check(
     "larval_drop", "         XFRM larval drop",
-    "Whether net.core.xfrm_larval_drop is 1.",
-    "If it is 0, programs block while a tunnel is being negotiated.",
-    "sysctl -w net.core.xfrm_larval_drop=1, which is the kernel's default.", live=True)
+    checks="Whether net.core.xfrm_larval_drop is 1.",
+    matters="If it is 0, programs block while a tunnel is being negotiated.",
+    fix="sysctl -w net.core.xfrm_larval_drop=1, which is the kernel's default.",
+    live=True)
 def check_larval_drop(patient: Patient) -> Iterator[Trouble]:
     value = read_sysctl(patient.host, "net.core.xfrm_larval_drop")
     if value == "0":
@@ -15875,13 +15886,17 @@ def check_larval_drop(patient: Patient) -> Iterator[Trouble]:
         yield "SKIP", "UNKNOWN", "net.core.xfrm_larval_drop can't be read", ""
 
 
+# Check of ipsec.conf: config
+
+
 @verify_check(
     "config", "Pluto ipsec.conf syntax",
-    "The syntax of ipsec.conf and of all files that it includes. The installed addconn --checkconfig "
-    "decides whether it is valid; without addconn, the built-in parser decides. The built-in parser names "
-    "file and line.",
-    "Libreswan does not load a connection with an error. After some errors it loads no connection at all.",
-    "Correct the line that is named. ipsec.conf(5) describes the syntax.")
+    checks="The syntax of ipsec.conf and of all files that it includes. The installed addconn "
+           "--checkconfig decides whether it is valid; without addconn, the built-in parser decides. The "
+           "built-in parser names file and line.",
+    matters="Libreswan does not load a connection with an error. After some errors it loads no "
+            "connection at all.",
+    fix="Correct the line that is named. ipsec.conf(5) describes the syntax.")
 def check_config_syntax(patient: Patient) -> Iterator[Trouble]:
     config = patient.config
     fatal = [problem for problem in config.problems if problem.fatal]
@@ -16038,13 +16053,18 @@ def mask_quoted(line: str, is_harmless: Callable[[str], bool]) -> str:
     return "".join(pieces)
 
 
+# Checks of what tunnels need from the kernel: rp_filter, esp, algorithms, forwarding, peers, mtu
+
+
 @verify_check(
     "rp_filter", "Checking rp_filter",
-    "The reverse path filter of each interface. The kernel uses the higher of the interface's own value and "
-    "that of `all`: 2 (loose) overrides 1 (strict).",
-    "A strict filter drops packets that arrive on an interface other than the one used for the reply, for "
-    "example on a gateway with two uplinks. Packets that come out of a tunnel are not filtered.",
-    "Set net.ipv4.conf.*.rp_filter to 2, and keep the setting in /etc/sysctl.d.", live=True)
+    checks="The reverse path filter of each interface. The kernel uses the higher of the interface's own "
+           "value and that of `all`: 2 (loose) overrides 1 (strict).",
+    matters="A strict filter drops packets that arrive on an interface other than the one used for the "
+            "reply, for example on a gateway with two uplinks. Packets that come out of a tunnel are not "
+            "filtered.",
+    fix="Set net.ipv4.conf.*.rp_filter to 2, and keep the setting in /etc/sysctl.d.",
+    live=True)
 def check_rp_filter(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
     everywhere = read_sysctl(host, "net.ipv4.conf.all.rp_filter")  # ip-sysctl.rst
@@ -16090,12 +16110,6 @@ def dropped_peers(patient: Patient, strict: Sequence[str]) -> Iterator[tuple[Tun
                 yield tunnel, device, back
 
 
-# Packets between two hosts, without a special protocol or port.  If the verdict on one of them is unknown, a
-# rule has a condition that can't be evaluated.
-SAMPLES = ({"proto": "tcp 6", "sport": "49152", "dport": "49153"},
-          {"proto": "udp 17", "sport": "49152", "dport": "49153"})
-
-
 # What a connection needs from the kernel.  Columns: a keyword, the value of it, the kernel's option, the
 # module.  An empty value stands for every value but `no`.  `any` stands for the addresses of the ends, and
 # `:` for IPv6.
@@ -16119,12 +16133,8 @@ KERNEL_ALGORITHMS = (
     ("sha2_384", "hmac(sha384)", "CRYPTO_SHA512", "sha512"),
     ("sha2", "hmac(sha256)", "CRYPTO_SHA256", "sha256"), ("sha1", "hmac(sha1)", "CRYPTO_SHA1", "sha1"),
     ("md5", "hmac(md5)", "CRYPTO_MD5", "md5"))
-# without esp=, all releases propose these, and every peer accepts one of them
+# Without esp=, all releases propose these, and every peer accepts one of them
 DEFAULT_ESP = "aes_gcm,aes-sha2_512,aes-sha2_256"
-# the most bytes that ESP in UDP adds to an IPv4 packet: 20 IP, 8 UDP, 8 ESP, 16 IV, 2 + 15 padding, 16-32 ICV
-ESP_ROOM = 88
-IPV6_LEAST_MTU = 1280
-BUILT = 1767225600  # 2026-01-01, before this program was made; a clock that shows an earlier time is wrong
 
 
 def needs_part(conn: Conn, key: str, value: str) -> bool:
@@ -16138,11 +16148,13 @@ def needs_part(conn: Conn, key: str, value: str) -> bool:
 
 @verify_check(
     "esp", "Checking for ESP and AH in the kernel",
-    "Whether the kernel has ESP for IPv4, and what else connections need: IPv6, AH, IPComp, VTI and XFRM "
-    "interfaces. The check looks at the loaded modules, at /lib/modules, and at the kernel's configuration.",
-    "IKE succeeds, but the kernel refuses the keys of the tunnel; or pluto does not start.",
-    "modprobe the module that is named. If it is missing, install the modules for `uname -r`, or boot a "
-    "kernel that has them. In a container, load them on its host.", live=True)
+    checks="Whether the kernel has ESP for IPv4, and what else connections need: IPv6, AH, IPComp, VTI "
+           "and XFRM interfaces. The check looks at the loaded modules, at /lib/modules, and at the "
+           "kernel's configuration.",
+    matters="IKE succeeds, but the kernel refuses the keys of the tunnel; or pluto does not start.",
+    fix="modprobe the module that is named. If it is missing, install the modules for `uname -r`, or "
+        "boot a kernel that has them. In a container, load them on its host.",
+    live=True)
 def check_esp(patient: Patient) -> Iterator[Trouble]:
     missing: list[str] = []
     unknown: list[str] = []
@@ -16167,10 +16179,11 @@ def check_esp(patient: Patient) -> Iterator[Trouble]:
 
 @verify_check(
     "algorithms", "Checking the kernel's algorithms for ESP",
-    "Whether the kernel has the algorithms in esp= and phase2alg= of all connections; without these "
-    "keywords, AES-GCM, and AES-CBC with SHA-2.",
-    "Pluto agrees on an algorithm with the peer, and then the kernel refuses the keys.",
-    "modprobe the module that is named, or propose another algorithm in esp=.", live=True)
+    checks="Whether the kernel has the algorithms in esp= and phase2alg= of all connections; without "
+           "these keywords, AES-GCM, and AES-CBC with SHA-2.",
+    matters="Pluto agrees on an algorithm with the peer, and then the kernel refuses the keys.",
+    fix="modprobe the module that is named, or propose another algorithm in esp=.",
+    live=True)
 def check_algorithms(patient: Patient) -> Iterator[Trouble]:
     known: dict[str, bool | None] = {}  # the results of kernel_has() by module
     strange: dict[str, None] = {}  # words of proposals that stand for no known algorithm
@@ -16261,9 +16274,11 @@ def lacking_modules(patient: Patient, rows: Sequence[tuple[str, str, str, str]],
 
 @verify_check(
     "forwarding", "Checking IP forwarding",
-    "net.ipv4.ip_forward and net.ipv6.conf.*.forwarding, if a connection has a subnet behind this host.",
-    "The tunnel is up and this host answers, but nothing behind it can be reached.",
-    "sysctl -w net.ipv4.ip_forward=1, and keep the setting in /etc/sysctl.d.", live=True)
+    checks="net.ipv4.ip_forward and net.ipv6.conf.*.forwarding, if a connection has a subnet behind this "
+           "host.",
+    matters="The tunnel is up and this host answers, but nothing behind it can be reached.",
+    fix="sysctl -w net.ipv4.ip_forward=1, and keep the setting in /etc/sysctl.d.",
+    live=True)
 def check_forwarding(patient: Patient) -> Iterator[Trouble]:
     tunnels = patient.needed_tunnels()
     if not any(tunnel.behind for tunnel in tunnels):
@@ -16298,12 +16313,13 @@ def forwarding_troubles(patient: Patient, tunnels: Sequence[Tunnel], family: str
 
 @verify_check(
     "peers", "Checking routes to peers and their networks",
-    "Whether this host has a route to the peer of each connection. While the connection is routed or up, "
-    "also whether it has a route to the networks behind the peer. And whether only one end is an address "
-    "of this host.",
-    "Without a route to the peer, IKE packets can't leave this host. Without a route to the networks "
-    "behind the peer, the kernel drops packets before it encrypts them.",
-    "Add the route that is named. ipsec route CONN adds the routes of a connection again.", live=True)
+    checks="Whether this host has a route to the peer of each connection. While the connection is routed "
+           "or up, also whether it has a route to the networks behind the peer. And whether only one "
+           "end is an address of this host.",
+    matters="Without a route to the peer, IKE packets can't leave this host. Without a route to the "
+            "networks behind the peer, the kernel drops packets before it encrypts them.",
+    fix="Add the route that is named. ipsec route CONN adds the routes of a connection again.",
+    live=True)
 def check_peers(patient: Patient) -> Iterator[Trouble]:
     troubles = list(route_troubles(patient))
     yield from troubles
@@ -16359,12 +16375,18 @@ def is_routed(patient: Patient, conn: Conn) -> bool:
                for one in patient.loaded()[conn.name])
 
 
+# The most bytes that ESP in UDP adds to an IPv4 packet: 20 IP, 8 UDP, 8 ESP, 16 IV, 2 + 15 padding, 16-32 ICV
+ESP_ROOM = 88
+IPV6_LEAST_MTU = 1280
+
+
 @verify_check(
     "mtu", "Checking MTU and path MTU discovery",
-    "The MTU of the interfaces, mtu= of connections, and net.ipv4.ip_no_pmtu_disc.",
-    "ESP makes packets up to 88 bytes longer. If path MTU discovery is blocked, packets that no longer fit "
-    "are dropped silently: small packets pass, but a download stalls.",
-    "Raise the interface's MTU, keep path MTU discovery on, or lower mtu= of the connection.", live=True)
+    checks="The MTU of the interfaces, mtu= of connections, and net.ipv4.ip_no_pmtu_disc.",
+    matters="ESP makes packets up to 88 bytes longer. If path MTU discovery is blocked, packets that no "
+            "longer fit are dropped silently: small packets pass, but a download stalls.",
+    fix="Raise the interface's MTU, keep path MTU discovery on, or lower mtu= of the connection.",
+    live=True)
 def check_mtu(patient: Patient) -> Iterator[Trouble]:
     no_discovery = read_sysctl(patient.host, "net.ipv4.ip_no_pmtu_disc")
     if no_discovery not in ("", "0"):
@@ -16392,6 +16414,14 @@ def check_mtu(patient: Patient) -> Iterator[Trouble]:
                    f"conn {tunnel.conn.name}: mtu={mtu} is too large; with ESP such a packet does not fit "
                    f"into the MTU of {tunnel.device}, which is {mtus[tunnel.device]}",
                    edit_command(tunnel.conn.settings["mtu"]))
+
+
+# Checks of the firewall: firewall, forward_rules, nat
+
+# Packets between two hosts, without a special protocol or port.  If the verdict on one of them is unknown, a
+# rule has a condition that can't be evaluated.
+SAMPLES = ({"proto": "tcp 6", "sport": "49152", "dport": "49153"},
+           {"proto": "udp 17", "sport": "49152", "dport": "49153"})
 
 
 class Traffic(Record):
@@ -16454,13 +16484,13 @@ def roles_of(conns: Sequence[Conn]) -> Roles:
 
 @verify_check(
     "firewall", "Checking the firewall for IKE and ESP",
-    "Whether the rules of nftables and iptables drop UDP 500, UDP 4500 and ESP (or AH), incoming and "
-    "outgoing, or incoming ICMP fragmentation-needed. FAIL and WARN are certain. If a rule has a condition "
-    "that this check can't evaluate, the result is SKIP.",
-    "If these packets are dropped, IKE gets no answer, a tunnel carries no packets, or large packets "
-    "disappear.",
-    "Accept udp 500, udp 4500, esp and ICMP errors (state related) in the named chain, before the rule "
-    "that drops them.",
+    checks="Whether the rules of nftables and iptables drop UDP 500, UDP 4500 and ESP (or AH), incoming "
+           "and outgoing, or incoming ICMP fragmentation-needed. FAIL and WARN are certain. If a rule "
+           "has a condition that this check can't evaluate, the result is SKIP.",
+    matters="If these packets are dropped, IKE gets no answer, a tunnel carries no packets, or large "
+            "packets disappear.",
+    fix="Accept udp 500, udp 4500, esp and ICMP errors (state related) in the named chain, before the "
+        "rule that drops them.",
     live=True)
 def check_firewall(patient: Patient) -> Iterator[Trouble]:
     conns = [conn for conn in patient.needed_conns() if uses_usual_ports(conn)]
@@ -16649,11 +16679,12 @@ def accept_command(head: str, source: str, target: str, way: str) -> str:
 
 @verify_check(
     "forward_rules", "Checking the firewall for packets of tunnels",
-    "Whether the forward rules of the firewall drop packets between the subnets of a connection, in either "
-    "direction.",
-    "The tunnel is up, but packets are dropped before they enter it or after they leave it.",
-    "Accept the packets of tunnels: with iptables, -m policy --pol ipsec; with nft, rt ipsec exists before "
-    "encryption and meta secpath exists after decryption.", live=True)
+    checks="Whether the forward rules of the firewall drop packets between the subnets of a connection, "
+           "in either direction.",
+    matters="The tunnel is up, but packets are dropped before they enter it or after they leave it.",
+    fix="Accept the packets of tunnels: with iptables, -m policy --pol ipsec; with nft, rt ipsec exists "
+        "before encryption and meta secpath exists after decryption.",
+    live=True)
 def check_forward_rules(patient: Patient) -> Iterator[Trouble]:
     tunnels = patient.needed_tunnels()
     if not any(tunnel.behind for tunnel in tunnels):
@@ -16742,12 +16773,13 @@ def dropped_forwards(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -
 
 @verify_check(
     "nat", "Checking NAT for packets of tunnels",
-    "Whether the NAT rules of the hook postrouting change the source address of packets from the networks "
-    "of this end to those of the peer.",
-    "A packet with another source address no longer belongs to the connection: it leaves in clear, or not "
-    "at all.",
-    "Put a rule in front of the NAT rule that accepts packets to the peer's networks, or packets that match "
-    "-m policy --dir out --pol ipsec.", live=True)
+    checks="Whether the NAT rules of the hook postrouting change the source address of packets from the "
+           "networks of this end to those of the peer.",
+    matters="A packet with another source address no longer belongs to the connection: it leaves in "
+            "clear, or not at all.",
+    fix="Put a rule in front of the NAT rule that accepts packets to the peer's networks, or packets "
+        "that match -m policy --dir out --pol ipsec.",
+    live=True)
 def check_nat(patient: Patient) -> Iterator[Trouble]:
     own = patient.own_addresses()
     tunnels = patient.needed_tunnels()
@@ -16796,13 +16828,19 @@ def source_nat(patient: Patient, packet: Packet) -> tuple[str, str]:
     return head, ""
 
 
+# Checks of the clock and of random numbers: clock, entropy
+
+BUILT = 1767225600  # 2026-01-01, before this program was made; a clock that shows an earlier time is wrong
+
+
 @verify_check(
     "clock", "Checking the clock",
-    "Whether the clock shows a time before this program was made. For connections with certificates, also "
-    "whether the clock is synchronised (adjtimex).",
-    "With a wrong clock, a valid certificate counts as expired or not yet valid. And logs can't be "
-    "compared with those of the peer.",
-    "timedatectl set-ntp true, or date -s.", live=True)
+    checks="Whether the clock shows a time before this program was made. For connections with "
+           "certificates, also whether the clock is synchronised (adjtimex).",
+    matters="With a wrong clock, a valid certificate counts as expired or not yet valid. And logs can't "
+            "be compared with those of the peer.",
+    fix="timedatectl set-ntp true, or date -s.",
+    live=True)
 def check_clock(patient: Patient) -> Iterator[Trouble]:
     if time.time() < BUILT:
         yield ("FAIL", "WRONG", f"the clock shows {time.strftime('%Y-%m-%d', time.gmtime())}",
@@ -16822,10 +16860,11 @@ def check_clock(patient: Patient) -> Iterator[Trouble]:
 
 @verify_check(
     "entropy", "Checking entropy",
-    "Whether kernel.random.entropy_avail is at least 128. Since Linux 5.18 it is 256 once the kernel's "
-    "random number generator is ready.",
-    "While the kernel has no random numbers, pluto waits for them: for seconds, or for ever.",
-    "Run rngd or haveged, or give a virtual machine virtio-rng.", live=True)
+    checks="Whether kernel.random.entropy_avail is at least 128. Since Linux 5.18 it is 256 once the "
+           "kernel's random number generator is ready.",
+    matters="While the kernel has no random numbers, pluto waits for them: for seconds, or for ever.",
+    fix="Run rngd or haveged, or give a virtual machine virtio-rng.",
+    live=True)
 def check_entropy(patient: Patient) -> Iterator[Trouble]:
     available = patient.host.read("/proc/sys/kernel/random/entropy_avail").strip()
     if not available.isdigit():
@@ -16834,12 +16873,17 @@ def check_entropy(patient: Patient) -> Iterator[Trouble]:
         yield "WARN", "LOW", f"the kernel has {available} bits of entropy", "systemctl start rngd"
 
 
+# Checks of pluto: pluto, udp500, udp4500, loaded, up
+
+
 @verify_check(
     "pluto", "Checking that pluto is running",
-    "Whether pluto answers on its control socket within the time of --timeout, and whether its pid file "
-    "names its process.",
-    "Without pluto no tunnel is set up or renewed. A running process named pluto is not enough: it may hang.",
-    "ipsec start. If pluto runs and does not answer: ipsec restart.", live=True)
+    checks="Whether pluto answers on its control socket within the time of --timeout, and whether its "
+           "pid file names its process.",
+    matters="Without pluto no tunnel is set up or renewed. A running process named pluto is not enough: "
+            "it may hang.",
+    fix="ipsec start. If pluto runs and does not answer: ipsec restart.",
+    live=True)
 def check_pluto(patient: Patient) -> Iterator[Trouble]:
     try:
         patient.status()
@@ -16882,33 +16926,36 @@ def port_troubles(patient: Patient, port: int) -> Iterator[Trouble]:
 
 @verify_check(
     "udp500", " Pluto listening for IKE on udp 500",
-    "Whether the running pluto has a socket on UDP port 500 in its network namespace (/proc/PID/net/udp and "
-    "/proc/PID/fd).",
-    "Peers send the first message of IKE to this port.",
-    "ipsec whack --listen. If that does not help, find out which program has the port, and read about "
-    "interfaces= "
-    "and listen= in ipsec.conf(5).", live=True)
+    checks="Whether the running pluto has a socket on UDP port 500 in its network namespace "
+           "(/proc/PID/net/udp and /proc/PID/fd).",
+    matters="Peers send the first message of IKE to this port.",
+    fix="ipsec whack --listen. If that does not help, find out which program has the port, and read "
+        "about interfaces= and listen= in ipsec.conf(5).",
+    live=True)
 def check_udp500(patient: Patient) -> Iterator[Trouble]:
     yield from port_troubles(patient, 500)
 
 
 @verify_check(
     "udp4500", " Pluto listening for IKE/NAT-T on udp 4500",
-    "Whether the running pluto has a socket on UDP port 4500 in its network namespace.",
-    "If there is NAT between the peers, IKE and ESP use this port.",
-    "ipsec whack --listen.", live=True)
+    checks="Whether the running pluto has a socket on UDP port 4500 in its network namespace.",
+    matters="If there is NAT between the peers, IKE and ESP use this port.",
+    fix="ipsec whack --listen.",
+    live=True)
 def check_udp4500(patient: Patient) -> Iterator[Trouble]:
     yield from port_troubles(patient, 4500)
 
 
 @verify_check(
     "loaded", " Pluto's connections are those of ipsec.conf",
-    "Whether pluto has loaded the connections with auto=add, ondemand, start or keep. Whether their ends, "
-    "networks and IDs are those of the file. Whether one of their ends is an address of this host. Whether "
-    "those with auto=ondemand are routed. A connection without auto= is checked if pluto has loaded it.",
-    "Pluto does not load a connection with an error, and does not notice that the file changes. A connection "
-    "without an end on this host never comes up.",
-    "ipsec add CONN loads the connection again. If that fails, its message or pluto's log names the reason.",
+    checks="Whether pluto has loaded the connections with auto=add, ondemand, start or keep. Whether "
+           "their ends, networks and IDs are those of the file. Whether one of their ends is an address "
+           "of this host. Whether those with auto=ondemand are routed. A connection without auto= is "
+           "checked if pluto has loaded it.",
+    matters="Pluto does not load a connection with an error, and does not notice that the file changes. "
+            "A connection without an end on this host never comes up.",
+    fix="ipsec add CONN loads the connection again. If that fails, its message or pluto's log names the "
+        "reason.",
     live=True)
 def check_loaded(patient: Patient) -> Iterator[Trouble]:
     patient.read_configuration()
@@ -17008,10 +17055,12 @@ ENDED_CAUSES = frozenset((*PENDING_CAUSES, "deleted", "peer-gone"))
 
 @verify_check(
     "up", " Connections that should be up are up",
-    "Whether the connections with auto=start, and those that pluto keeps up, have an IPsec SA. Whether the "
-    "last attempt of any other connection failed. The cause comes from the last attempt in pluto's log.",
-    "Packets for the networks behind the peer are dropped, or leave in clear.",
-    "ipsec why CONN explains more. Often only the log of the peer has the reason.", live=True)
+    checks="Whether the connections with auto=start, and those that pluto keeps up, have an IPsec SA. "
+           "Whether the last attempt of any other connection failed. The cause comes from the last "
+           "attempt in pluto's log.",
+    matters="Packets for the networks behind the peer are dropped, or leave in clear.",
+    fix="ipsec why CONN explains more. Often only the log of the peer has the reason.",
+    live=True)
 def check_up(patient: Patient) -> Iterator[Trouble]:
     loaded = patient.loaded()
     conns = patient.conns if loaded else patient.needed_conns()
@@ -17097,12 +17146,16 @@ def failed_trouble(name: str, clue: Clue) -> Trouble:
             shell_words(["ipsec", "why", name]))
 
 
+# Checks of files: virtual_private, secrets, prelink, obsolete
+
+
 @verify_check(
     "virtual_private", "Checking virtual-private=",
-    "Whether every entry of virtual-private= is a network that pluto accepts.",
-    "If one entry is wrong, pluto drops all of them. Connections with vhost: or vnet: then refuse every "
-    "client.",
-    "Correct the entry that is named. Examples: %v4:10.0.0.0/8, and %v4:!10.1.0.0/16 for an exception.")
+    checks="Whether every entry of virtual-private= is a network that pluto accepts.",
+    matters="If one entry is wrong, pluto drops all of them. Connections with vhost: or vnet: then "
+            "refuse every client.",
+    fix="Correct the entry that is named. Examples: %v4:10.0.0.0/8, and %v4:!10.1.0.0/16 for an "
+        "exception.")
 def check_virtual_private(patient: Patient) -> Iterator[Trouble]:
     patient.read_configuration()
     setting = patient.config.setup_at("virtual-private")
@@ -17126,10 +17179,10 @@ def check_virtual_private(patient: Patient) -> Iterator[Trouble]:
 
 @verify_check(
     "secrets", " Pluto ipsec.secret syntax",
-    "The syntax of ipsec.secrets and of the files that it includes: quotes, keys, and the words before the "
-    "colon.",
-    "Pluto stops reading a file at a syntax error, so the entries after the error are missing.",
-    "Correct the line that is named, then run ipsec secrets. ipsec.secrets(5) describes the syntax.")
+    checks="The syntax of ipsec.secrets and of the files that it includes: quotes, keys, and the words "
+           "before the colon.",
+    matters="Pluto stops reading a file at a syntax error, so the entries after the error are missing.",
+    fix="Correct the line that is named, then run ipsec secrets. ipsec.secrets(5) describes the syntax.")
 def check_secrets_syntax(patient: Patient) -> Iterator[Trouble]:
     name = secrets_file(patient.host, patient.config)
     if not patient.host.exists(name) and not any("secret" in ways_of(conn) for conn in patient.conns):
@@ -17155,9 +17208,9 @@ def readable_secrets(patient: Patient, name: str) -> tuple[list[str], list[Probl
 
 @verify_check(
     "prelink", "Checking 'prelink' command does not interfere with FIPS",
-    "Whether prelink is not installed.",
-    "Prelinked libraries break the FIPS self-test, and then pluto does not start.",
-    "Remove the package prelink.")
+    checks="Whether prelink is not installed.",
+    matters="Prelinked libraries break the FIPS self-test, and then pluto does not start.",
+    fix="Remove the package prelink.")
 def check_prelink(patient: Patient) -> Iterator[Trouble]:
     if patient.host.exists("/usr/sbin/prelink"):
         yield "WARN", "PRESENT", "prelinked libraries break the FIPS self-test", "prelink --undo --all"
@@ -17165,10 +17218,10 @@ def check_prelink(patient: Patient) -> Iterator[Trouble]:
 
 @verify_check(
     "obsolete", "Checking for obsolete ipsec.conf options",
-    "Keywords and values that libreswan ignores or misreads, or because of which it does not load a "
-    "connection.",
-    "The setting has no effect, and the next release may refuse it.",
-    "Remove or replace the line that is named.")
+    checks="Keywords and values that libreswan ignores or misreads, or because of which it does not load "
+           "a connection.",
+    matters="The setting has no effect, and the next release may refuse it.",
+    fix="Remove or replace the line that is named.")
 def check_obsolete(patient: Patient) -> Iterator[Trouble]:
     patient.read_configuration()
     patient.config.conns()
@@ -17181,11 +17234,15 @@ def check_obsolete(patient: Patient) -> Iterator[Trouble]:
         yield "WARN", word, "; ".join(map(str, old[:3])), edit_command(old[0])
 
 
+# Checks of keys and certificates: nss, nss_health, certificates, psk, host_keys, secret_modes
+
+
 @verify_check(
     "nss", "Checking the NSS database",
-    "Whether the files of the database are where pluto looks for them.",
-    "Pluto does not start without its database.",
-    "ipsec initnss makes a new database. If there is an old one, ipsec checknss moves or migrates it.")
+    checks="Whether the files of the database are where pluto looks for them.",
+    matters="Pluto does not start without its database.",
+    fix="ipsec initnss makes a new database. If there is an old one, ipsec checknss moves or migrates "
+        "it.")
 def check_nss_files(patient: Patient) -> Iterator[Trouble]:
     import stat
     host, directory = patient.host, patient.nssdir
@@ -17240,12 +17297,12 @@ def new_database(patient: Patient) -> str:
 
 @verify_check(
     "nss_health", "Checking that the NSS database can be read",
-    "Whether the files of the database have the right format and size, and who may read or change them. If "
-    "connections need certificates or keys, also whether the files are intact. While pluto is down, also "
-    "whether the password of the database is known.",
-    "Pluto does not start if it can't open the database. Users who can write to it decide whom this host "
-    "trusts.",
-    "ipsec checknss reports more. chmod 700 makes a directory private.")
+    checks="Whether the files of the database have the right format and size, and who may read or change "
+           "them. If connections need certificates or keys, also whether the files are intact. While "
+           "pluto is down, also whether the password of the database is known.",
+    matters="Pluto does not start if it can't open the database. Users who can write to it decide whom "
+            "this host trusts.",
+    fix="ipsec checknss reports more. chmod 700 makes a directory private.")
 def check_nss_health(patient: Patient) -> Iterator[Trouble]:
     host, directory = patient.host, patient.nssdir
     base = patient.database()
@@ -17355,12 +17412,12 @@ def bare_nickname(name: str) -> str:
 
 @verify_check(
     "certificates", "Checking certificates",
-    "The certificates that connections name, and those that have a private key: whether they are valid "
-    "now, whether the private key is there, and whether their CAs are there and valid. If several "
-    "certificates have the same nickname, the one that pluto uses is checked.",
-    "The peer refuses an expired certificate, and a certificate of an expired CA. A connection does not "
-    "come up without the private key and the CA of its certificate.",
-    "Import a new certificate with ipsec import FILE.p12. ipsec nsslist shows all certificates.")
+    checks="The certificates that connections name, and those that have a private key: whether they are "
+           "valid now, whether the private key is there, and whether their CAs are there and valid. If "
+           "several certificates have the same nickname, the one that pluto uses is checked.",
+    matters="The peer refuses an expired certificate, and a certificate of an expired CA. A connection "
+            "does not come up without the private key and the CA of its certificate.",
+    fix="Import a new certificate with ipsec import FILE.p12. ipsec nsslist shows all certificates.")
 def check_certificates(patient: Patient) -> Iterator[Trouble]:
     base = patient.database()
     unused = NotChecked("unused", "nothing to check: no connection uses a certificate")
@@ -17512,12 +17569,12 @@ def psks(patient: Patient, files: Sequence[str], names: Mapping[str, str]) -> It
 
 @verify_check(
     "psk", "Checking that connections have a pre-shared key",
-    "Whether ipsec.secrets has a fitting entry for each connection with authby=secret. An entry fits if it "
-    "has the IDs of both ends, the ID of one end and %any, or only the ID of this end. Also whether pluto "
-    "drops IDs of the entries.",
-    "Without a fitting entry, pluto has no key for the peer, and IKE fails. If pluto drops all IDs of an "
-    "entry, the entry fits every peer.",
-    'Add the line: LEFTID RIGHTID : PSK "..." and run ipsec secrets.')
+    checks="Whether ipsec.secrets has a fitting entry for each connection with authby=secret. An entry "
+           "fits if it has the IDs of both ends, the ID of one end and %any, or only the ID of this end. "
+           "Also whether pluto drops IDs of the entries.",
+    matters="Without a fitting entry, pluto has no key for the peer, and IKE fails. If pluto drops all "
+            "IDs of an entry, the entry fits every peer.",
+    fix='Add the line: LEFTID RIGHTID : PSK "..." and run ipsec secrets.')
 def check_psk(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
     conns = [conn for conn in patient.needed_conns() if "secret" in ways_of(conn)]
@@ -17622,11 +17679,12 @@ KEY_WORDS = ("ckaid", "rsasigkey", "ecdsakey", "pubkey")  # keywords that name a
 
 @verify_check(
     "host_keys", "Checking that connections have their private keys",
-    "Whether the NSS database has the private keys that the connections name for this end with ckaid=, "
-    "rsasigkey=, ecdsakey= or pubkey=.",
-    "Without its private key, this end can't authenticate, and IKE fails.",
-    "Make a key with ipsec newhostkey, and write the output of ipsec showhostkey --left into the "
-    "configuration of both ends.", live=True)
+    checks="Whether the NSS database has the private keys that the connections name for this end with "
+           "ckaid=, rsasigkey=, ecdsakey= or pubkey=.",
+    matters="Without its private key, this end can't authenticate, and IKE fails.",
+    fix="Make a key with ipsec newhostkey, and write the output of ipsec showhostkey --left into the "
+        "configuration of both ends.",
+    live=True)
 def check_host_keys(patient: Patient) -> Iterator[Trouble]:
     tunnels = patient.needed_tunnels()
     keyless = [tunnel for tunnel in tunnels if lacks_key(tunnel)]
@@ -17677,12 +17735,12 @@ def has_private_key(keys: Sequence[HostKey], texts: Collection[str], word: str, 
 
 @verify_check(
     "secret_modes", "Checking who can read the secrets",
-    "Owner and permissions of ipsec.secrets, of the files that it includes, and of the password file of "
-    "the NSS database. A file without secrets may be readable for all. Also, who may change ipsec.conf and "
-    "the files that it includes.",
-    "Anyone with the keys can impersonate this host or read its traffic. Users who can change ipsec.conf "
-    "can make pluto run programs.",
-    "chmod 600 FILE; chown root FILE.")
+    checks="Owner and permissions of ipsec.secrets, of the files that it includes, and of the password "
+           "file of the NSS database. A file without secrets may be readable for all. Also, who may "
+           "change ipsec.conf and the files that it includes.",
+    matters="Anyone with the keys can impersonate this host or read its traffic. Users who can change "
+            "ipsec.conf can make pluto run programs.",
+    fix="chmod 600 FILE; chown root FILE.")
 def check_secret_modes(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
     main_file = secrets_file(host, patient.config)
@@ -17726,12 +17784,16 @@ def holds_secrets(host: Host, name: str) -> bool:
     return any(record.tokens and not record.include for record, _ in secret_records(host.lines(name)))
 
 
+# Checks of connections, of versions and of policies: overlap, versions, fips, crypto_policy, selinux
+
+
 @verify_check(
     "overlap", "Checking connections for overlaps",
-    "Whether two loaded connections have the same name, or the same networks with different peers.",
-    "The kernel has one policy for a pair of networks, so the connection that comes up last gets the "
-    "packets of the other one.",
-    "Remove one of the connections, narrow its subnets, or set auto=ignore in it.")
+    checks="Whether two loaded connections have the same name, or the same networks with different "
+           "peers.",
+    matters="The kernel has one policy for a pair of networks, so the connection that comes up last gets "
+            "the packets of the other one.",
+    fix="Remove one of the connections, narrow its subnets, or set auto=ignore in it.")
 def check_overlap(patient: Patient) -> Iterator[Trouble]:
     named: dict[str, Conn] = {}
     seen: dict[object, tuple[Conn, str]] = {}  # the first connection for a pair of networks, and its peer
@@ -17759,10 +17821,11 @@ def check_overlap(patient: Patient) -> Iterator[Trouble]:
 
 @verify_check(
     "versions", "Checking that pluto is what is installed",
-    "Whether the running pluto is the program in libreswan's directory. After an update, an old pluto may "
-    "still run.",
-    "The whack of one release and the pluto of another don't understand each other.",
-    "ipsec restart.", live=True)
+    checks="Whether the running pluto is the program in libreswan's directory. After an update, an old "
+           "pluto may still run.",
+    matters="The whack of one release and the pluto of another don't understand each other.",
+    fix="ipsec restart.",
+    live=True)
 def check_versions(patient: Patient) -> Iterator[Trouble]:
     program = patient.host.readlink(f"/proc/{patient.process()}/exe")
     if program.endswith(" (deleted)"):
@@ -17776,10 +17839,11 @@ def check_versions(patient: Patient) -> Iterator[Trouble]:
 
 @verify_check(
     "fips", "Checking FIPS mode",
-    "Whether the kernel, the system's crypto-policy and the running pluto agree on FIPS mode.",
-    "When pluto starts, it takes its FIPS mode from the kernel. NSS takes its mode from the crypto-policy. "
-    "If the modes differ, NSS may refuse algorithms that pluto offers.",
-    "fips-mode-setup --check reports more.", live=True)
+    checks="Whether the kernel, the system's crypto-policy and the running pluto agree on FIPS mode.",
+    matters="When pluto starts, it takes its FIPS mode from the kernel. NSS takes its mode from the "
+            "crypto-policy. If the modes differ, NSS may refuse algorithms that pluto offers.",
+    fix="fips-mode-setup --check reports more.",
+    live=True)
 def check_fips(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
     policy = host.value("/etc/crypto-policies/config").strip()
@@ -17802,10 +17866,11 @@ def check_fips(patient: Patient) -> Iterator[Trouble]:
 
 @verify_check(
     "crypto_policy", "Checking the system's crypto-policy",
-    "Whether ipsec.conf includes libreswan's part of the crypto-policy, on a system that has "
-    "crypto-policies.",
-    "Without that part, pluto offers its own defaults, which the administrator's policy may forbid.",
-    "Write the named include line at the top of ipsec.conf.")
+    checks="Whether ipsec.conf includes libreswan's part of the crypto-policy, on a system that has "
+           "crypto-policies.",
+    matters="Without that part, pluto offers its own defaults, which the administrator's policy may "
+            "forbid.",
+    fix="Write the named include line at the top of ipsec.conf.")
 def check_crypto_policy(patient: Patient) -> Iterator[Trouble]:
     backend = "/etc/crypto-policies/back-ends/libreswan.config"
     if not patient.host.exists(backend):
@@ -17818,9 +17883,11 @@ def check_crypto_policy(patient: Patient) -> Iterator[Trouble]:
 
 @verify_check(
     "selinux", "Checking for denials of SELinux",
-    "Whether the last MiB of /var/log/audit/audit.log has messages that SELinux denied access to pluto.",
-    "Pluto could not read a file or make a socket that it needs. Its own log names only the effect.",
-    "ausearch -m avc -c pluto shows the messages. restorecon corrects wrong labels.")
+    checks="Whether the last MiB of /var/log/audit/audit.log has messages that SELinux denied access to "
+           "pluto.",
+    matters="Pluto could not read a file or make a socket that it needs. Its own log names only the "
+            "effect.",
+    fix="ausearch -m avc -c pluto shows the messages. restorecon corrects wrong labels.")
 def check_selinux(patient: Patient) -> Iterator[Trouble]:
     host, log = patient.host, "/var/log/audit/audit.log"
     if host.live and not host.isdir("/sys/fs"):
@@ -17843,6 +17910,9 @@ def check_selinux(patient: Patient) -> Iterator[Trouble]:
         yield ("WARN", "DENIED",
                f"SELinux denied access to pluto {len(denied)} times; the last message: {last}",
                "ausearch -m avc -c pluto")
+
+
+# The report, and the command
 
 
 def findings(host: Host, timeout: float, names: Collection[str] = ()) -> Iterator[Finding]:
