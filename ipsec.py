@@ -12246,43 +12246,46 @@ def version_line(host: Host) -> str:
 LEFT_OUT = "[redacted]"
 # Programs whose known arguments are shown; of all others only the number of arguments is shown
 IPSEC_PROGRAMS = frozenset((
-    "pluto whack addconn ipsec ipsec.pyz ipsec.py _plutorun _stackmanager _updown _updown.xfrm _updown.netkey "
-    "readwriteconf charon charon-systemd starter xl2tpd").split())
+    "pluto whack addconn ipsec ipsec.pyz ipsec.py _plutorun _stackmanager _updown _updown.xfrm "
+    "_updown.netkey readwriteconf charon charon-systemd starter xl2tpd").split())
 # Options of these programs whose values are harmless
 SHOWN_VALUES = frozenset((
-    "config conf nofork logfile nssdir rundir ctlsocket ctlbase ipsecdir secretsfile dumpdir coredir nhelpers "
-    "interface listen uniqueids keep-alive keepalive perpeerlogdir name host to client ikeport virtual-private "
-    "virtual_private root section init timeout output since up down add delete replace route unroute ondemand "
-    "start").split())
+    "config conf nofork logfile nssdir rundir ctlsocket ctlbase ipsecdir secretsfile dumpdir "
+    "coredir nhelpers interface listen uniqueids keep-alive keepalive perpeerlogdir name host to "
+    "client ikeport virtual-private virtual_private root section init timeout output since up down "
+    "add delete replace route unroute ondemand start").split())
 # Options of these programs whose values are not shown; whack's options are added
 PLUTO_OPTION_NAMES = frozenset((
-    "nofork fork stderrlog logappend log-no-append log-no-time log-no-ip log-no-audit use-xfrm use-netkey "
-    "use-nostack strictcrlpolicy crl-strict crlcheckinterval ocsp-enable ocsp-strict ocsp-timeout listen-tcp "
-    "no-listen-udp natikeport seccomp-enabled seccomp-tolerant leak-detective efence-protect curl-timeout "
-    "ikev1-policy ddos-mode drop-oppo-null expire-shunt-interval expire-bare-shunts force-busy perpeerlog "
-    "vendorid version help optionsfrom global-redirect selftest debug-all debug-none verbose quiet dry-run "
-    "foreground native json checkconfig checknss checknflog stopnflog initnss autoall liststack configsetup").split())
+    "nofork fork stderrlog logappend log-no-append log-no-time log-no-ip log-no-audit use-xfrm "
+    "use-netkey use-nostack strictcrlpolicy crl-strict crlcheckinterval ocsp-enable ocsp-strict "
+    "ocsp-timeout listen-tcp no-listen-udp natikeport seccomp-enabled seccomp-tolerant "
+    "leak-detective efence-protect curl-timeout ikev1-policy ddos-mode drop-oppo-null "
+    "expire-shunt-interval expire-bare-shunts force-busy perpeerlog vendorid version help "
+    "optionsfrom global-redirect selftest debug-all debug-none verbose quiet dry-run foreground "
+    "native json checkconfig checknss checknflog stopnflog initnss autoall liststack configsetup").split())
 # Arguments that are shown although they are not options
 COMMAND_WORDS = IPSEC_PROGRAMS.union(
-    "setup start stop restart status auto barf verify look show up down add replace delete route unroute ondemand "
-    "listen reload tunnels why import checknss initnss checknflog stopnflog yes no".split())
+    "setup start stop restart status auto barf verify look show up down add replace delete route "
+    "unroute ondemand listen reload tunnels why import checknss initnss checknflog stopnflog yes "
+    "no".split())
 # Directives of a systemd unit whose values are harmless
 UNIT_DIRECTIVES = frozenset((
     "Documentation After Before Wants Requires Requisite BindsTo PartOf Conflicts OnFailure "
-    "ConditionPathExists ConditionKernelCommandLine DefaultDependencies Type PIDFile Restart RestartSec "
-    "TimeoutSec TimeoutStartSec TimeoutStopSec WatchdogSec NotifyAccess KillMode KillSignal RemainAfterExit "
-    "SuccessExitStatus RestartPreventExitStatus User Group Nice LimitNOFILE LimitCORE LimitNPROC LimitMEMLOCK "
-    "LimitAS TasksMax MemoryMax CapabilityBoundingSet AmbientCapabilities NoNewPrivileges ProtectSystem "
-    "ProtectHome PrivateTmp PrivateNetwork NetworkNamespacePath ReadWritePaths ReadOnlyPaths "
-    "InaccessiblePaths RuntimeDirectory StateDirectory SystemCallFilter RestrictAddressFamilies "
-    "ProtectKernelModules ProtectKernelTunables StandardOutput StandardError WantedBy RequiredBy Alias Also "
+    "ConditionPathExists ConditionKernelCommandLine DefaultDependencies Type PIDFile Restart "
+    "RestartSec TimeoutSec TimeoutStartSec TimeoutStopSec WatchdogSec NotifyAccess KillMode "
+    "KillSignal RemainAfterExit SuccessExitStatus RestartPreventExitStatus User Group Nice "
+    "LimitNOFILE LimitCORE LimitNPROC LimitMEMLOCK LimitAS TasksMax MemoryMax "
+    "CapabilityBoundingSet AmbientCapabilities NoNewPrivileges ProtectSystem ProtectHome "
+    "PrivateTmp PrivateNetwork NetworkNamespacePath ReadWritePaths ReadOnlyPaths InaccessiblePaths "
+    "RuntimeDirectory StateDirectory SystemCallFilter RestrictAddressFamilies ProtectKernelModules "
+    "ProtectKernelTunables StandardOutput StandardError WantedBy RequiredBy Alias Also "
     "EnvironmentFile StartLimitBurst StartLimitInterval StartLimitIntervalSec Slice OOMScoreAdjust").split())
-# Settings in /etc/default and /etc/sysconfig: those with a harmless value, and those that hold pluto's
-# options
+# Settings in /etc/default and /etc/sysconfig: those with a harmless value, those that hold pluto's options
 HARMLESS_VARIABLES = frozenset((
     "IPSEC_CONF IPSEC_CONFS IPSEC_CONFDDIR IPSEC_EXECDIR IPSEC_SBINDIR IPSEC_RUNDIR IPSEC_NSSDIR "
     "IPSEC_VERSION CTLSOCKET ENABLED START RESTART DEBUG").split())
-OPTION_VARIABLES = frozenset("PLUTO_OPTIONS IPSEC_OPTIONS OPTIONS PLUTO_ARGS DAEMON_ARGS COMMAND_ARGS".split())
+OPTION_VARIABLES = frozenset(
+    "PLUTO_OPTIONS IPSEC_OPTIONS OPTIONS PLUTO_ARGS DAEMON_ARGS COMMAND_ARGS".split())
 # The names of os-release(5), and the files of one line that distributions have besides it
 RELEASE_KEYS = frozenset((
     "NAME VERSION ID ID_LIKE VERSION_ID VERSION_CODENAME PRETTY_NAME BUILD_ID VARIANT VARIANT_ID CPE_NAME "
@@ -12293,9 +12296,10 @@ RELEASE_FILES = frozenset((
     "openEuler-release oracle-release redhat-release rocky-release almalinux-release slackware-version "
     "SuSE-release system-release").split())
 # The values in the configuration files of SELinux and of the crypto-policies
-POLICY_MODES = ("enforcing", "permissive", "disabled", "targeted", "mls", "minimum", "DEFAULT", "FIPS", "FUTURE",
-                "LEGACY")
-
+POLICY_MODES = ("enforcing", "permissive", "disabled", "targeted", "mls", "minimum",
+                "DEFAULT", "FIPS", "FUTURE", "LEGACY")
+# Programs that run a script, without the digits at the end of their names
+SCRIPT_RUNNERS = ("python", "sh", "bash", "dash", "ash", "busybox", "env")
 
 UPPER, LOWER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz"
 CONF_HEADINGS = ("conn", "config", "ca", "include", "version")  # lines of ipsec.conf that are not settings
@@ -12313,7 +12317,8 @@ def indent_of(line: str) -> str:
 
 def shown_name(name: str, characters: str) -> str:
     """Return the name of a setting; LEFT_OUT if it is long or has other characters, as a secret may."""
-    return name if 0 < len(name) <= 40 and set(name) <= set(characters) else LEFT_OUT
+    is_harmless = 0 < len(name) <= 40 and set(name) <= set(characters)
+    return name if is_harmless else LEFT_OUT
 
 
 def is_ipsec_program(path: str) -> bool:
@@ -12323,7 +12328,7 @@ def is_ipsec_program(path: str) -> bool:
 
 def is_interpreter(path: str) -> bool:
     """Return whether the program runs a script that its first argument names."""
-    return os.path.basename(path).rstrip("0123456789.") in ("python", "sh", "bash", "dash", "ash", "busybox", "env")
+    return os.path.basename(path).rstrip("0123456789.") in SCRIPT_RUNNERS
 
 
 def program_place(words: Sequence[str]) -> int:
@@ -12343,17 +12348,21 @@ def program_place(words: Sequence[str]) -> int:
 
 def shown_arguments(words: Sequence[str]) -> str:
     """Return a command line: the known arguments of a program of IPsec, of any other program their number."""
+    if not words:
+        return ""
     place = program_place(words)
     if place < 0:
-        return f"{words[0]} ({count_text(len(words) - 1, 'argument')})" if words else ""
-    shown = [*words[:place + 1]]
+        return f"{words[0]} ({count_text(len(words) - 1, 'argument')})"
+
     options = PLUTO_OPTION_NAMES.union(row[0].partition("=")[0] for row in table_rows(WHACK_OPTIONS))
-    value_is_shown = False
+    shown = [*words[:place + 1]]
+    value_is_shown = False  # whether the option before this word has a harmless value
     for word in words[place + 1:]:
         if word.startswith("-"):
             key = word.partition("=")[0].lstrip("-")
             value_is_shown = key in SHOWN_VALUES
-            shown.append(shown_option(word, value_is_shown or key in options, value_is_shown))
+            is_known = value_is_shown or key in options
+            shown.append(shown_option(word, is_known=is_known, value_is_shown=value_is_shown))
         elif value_is_shown or word in COMMAND_WORDS:
             shown.append(word)
             value_is_shown = False
@@ -12362,13 +12371,14 @@ def shown_arguments(words: Sequence[str]) -> str:
     return " ".join(shown)
 
 
-def shown_option(word: str, is_known: bool, value_is_shown: bool) -> str:
+def shown_option(word: str, *, is_known: bool, value_is_shown: bool) -> str:
     """Return an option, `--name` or `--name=value`; unknown names and hidden values are redacted."""
     name, equals, value = word.partition("=")
-    text = name if is_known else f"-{LEFT_OUT}"
-    if not equals:
-        return text
-    return f"{text}={value if value_is_shown else LEFT_OUT}"
+    if not is_known:
+        name = f"-{LEFT_OUT}"
+    if not value_is_shown:
+        value = LEFT_OUT
+    return f"{name}={value}" if equals else name
 
 
 def shown_file(lines: Iterable[str], show: Callable[[str], str]) -> Iterator[str]:
@@ -12386,28 +12396,31 @@ def shown_file(lines: Iterable[str], show: Callable[[str], str]) -> Iterator[str
             yield f"{show(line)}\n"
 
 
-# Each of the next functions takes a line that is neither empty nor a comment, and returns what a report shows
-# of it
+# Each of the next functions takes a line that is neither empty nor a comment, and returns the text that a
+# report shows of the line
 
 
 def shown_conf_line(line: str) -> str:
     """Show of ipsec.conf: headings, includes, and settings with a known keyword."""
     indent = indent_of(line)
     words = line.split()
-    key, equals, value = line.strip().partition("=")
-    key, value = key.strip(), value.strip()
     if words[0] in CONF_HEADINGS and len(words) > 1:
         return f"{indent}{' '.join(words[:2])}"
+    key, equals, value = line.strip().partition("=")
+    key, value = key.strip(), value.strip()
     if not equals or words[0] in CONF_HEADINGS:
         return f"{indent}{LEFT_OUT}"
+
     keyword = canonical(key)
-    if not (keyword in keywords(False) or keyword in keywords(True) or keyword in ("also", "alsoflip")):
+    is_known = keyword in keywords(False) or keyword in keywords(True) or keyword in ("also", "alsoflip")
+    if not is_known:
         return f"{indent}{shown_name(key, LOWER + '-_')}={LEFT_OUT}"
     text = split_value(value)[0] if value else ""
     if keyword.endswith(("updown", "updown-config")):
         text = shown_arguments(text.split())
     elif keyword == "modecfgbanner":
         text = LEFT_OUT
+
     if value.startswith('"'):
         text = f'"{text}"'
     elif value.startswith("{"):
@@ -12421,9 +12434,11 @@ def shown_setting(line: str) -> str:
     name = name.removeprefix("export ").strip()
     if not equals or name.startswith("#"):
         return LEFT_OUT
+
     value = value.strip().strip("\"'")
     if name in OPTION_VARIABLES:
-        return f'{name}="{shown_arguments(["pluto", *value.split()]).removeprefix("pluto").strip()}"'
+        options = shown_arguments(["pluto", *value.split()]).removeprefix("pluto").strip()
+        return f'{name}="{options}"'
     if name in HARMLESS_VARIABLES:
         return f"{name}={value}"
     return f"{shown_name(name, UPPER + '_')}={LEFT_OUT}"
@@ -12432,11 +12447,12 @@ def shown_setting(line: str) -> str:
 def shown_unit_line(line: str) -> str:
     """Show of a systemd unit: headings, known directives, names of variables, programs as above."""
     bare = line.strip()
-    key, equals, value = bare.partition("=")
     if bare.startswith("[") and bare.endswith("]"):
         return bare if bare[1:-1] in ("Unit", "Service", "Install") else LEFT_OUT
+    key, equals, value = bare.partition("=")
     if not equals:
         return LEFT_OUT  # the second line of a value
+
     if key.startswith("Exec"):
         value = value.lstrip("@-:+!")
         return f"{key}={shown_arguments(value.split())}"
@@ -12445,7 +12461,9 @@ def shown_unit_line(line: str) -> str:
         return f"{key}=" + " ".join(f"{shown_name(name, UPPER + '_')}={LEFT_OUT}" for name in names)
     if key == "Description":
         return f"{key}={shown_remark(value)}"
-    return bare if key in UNIT_DIRECTIVES else f"{shown_name(key, UPPER + LOWER + '-')}={LEFT_OUT}"
+    if key in UNIT_DIRECTIVES:
+        return bare
+    return f"{shown_name(key, UPPER + LOWER + '-')}={LEFT_OUT}"
 
 
 def shown_script_line(line: str) -> str:
@@ -12468,7 +12486,8 @@ def shown_syslog_line(line: str) -> str:
         return line.rstrip()
     if first in ("$IncludeConfig", "$ModLoad", "$FileOwner", "$FileCreateMode", "@include", "@version:"):
         return " ".join(words[:2])
-    return f"{shown_name(first.partition('(')[0].partition('{')[0], LOWER + '_')} {LEFT_OUT}"
+    name = first.partition("(")[0].partition("{")[0]
+    return f"{shown_name(name, LOWER + '_')} {LEFT_OUT}"
 
 
 def shown_resolver_line(line: str) -> str:
@@ -12478,6 +12497,7 @@ def shown_resolver_line(line: str) -> str:
         return line.rstrip()
     if words[0] != "options":
         return LEFT_OUT
+
     shown = ["options"]
     for option in words[1:]:
         name, _, number = option.rpartition(":")
@@ -12490,7 +12510,8 @@ def shown_policy_line(line: str) -> str:
     """Show of a policy group (ipsec_auto(8)): networks, protocols and ports."""
     words = line.partition("#")[0].split()
     network = words[0] if words else ""
-    if not set(network) <= set("0123456789abcdefABCDEF.:/") or not ("." in network or ":" in network):
+    is_network = set(network) <= set("0123456789abcdefABCDEF.:/") and ("." in network or ":" in network)
+    if not is_network:
         return LEFT_OUT
     shown = [network]
     for word in words[1:]:
@@ -12504,12 +12525,13 @@ def shown_release_line(line: str) -> str:
     name, equals, _ = line.partition("=")
     if not equals:
         return LEFT_OUT
-    return line.rstrip() if name in RELEASE_KEYS else f"{shown_name(name, UPPER + '_')}={LEFT_OUT}"
+    if name in RELEASE_KEYS:
+        return line.rstrip()
+    return f"{shown_name(name, UPPER + '_')}={LEFT_OUT}"
 
 
 def shown_mode_line(line: str) -> str:
-    """Show of SELinux's configuration (`SELINUX=enforcing`) and the crypto-policies' (`DEFAULT:SHA1`): modes.
-    """
+    """Show of SELinux's configuration (`SELINUX=enforcing`) or a crypto-policy (`DEFAULT:SHA1`): the mode."""
     name, equals, value = line.strip().rpartition("=")
     modes = value.split(":")
     is_known = not equals or name in ("SELINUX", "SELINUXTYPE")
@@ -12527,14 +12549,21 @@ def shown_mode_line(line: str) -> str:
 LOGGED_PROGRAMS = frozenset((
     "pluto ipsec ipsec__plutorun _plutorun ipsec_setup ipsec_starter ipsec-starter whack addconn _updown "
     "charon charon-systemd charon-nm starter swanctl xl2tpd libreswan").split())
-# Dumped bytes: more than %d pairs of hexadecimal digits, and the rest of the line, where a dump repeats them
-# as text
+# Dumped bytes: more than %d pairs of hexadecimal digits, and the rest of the line, where a dump repeats the
+# bytes as text
 DUMP_RUN = r"(?<![\w.:/-])[0-9A-Fa-f]{2}(?:  ?[0-9A-Fa-f]{2}(?![\w:])){%d,}.*"
 LONG_HEX = r"(?<![0-9A-Za-z])(?:0x)?[0-9A-Fa-f]{17,}(?![0-9A-Za-z])"  # longer than an IKE SPI
 # Messages of the kernel about pluto and IPsec: crashes, denials by security modules, XFRM, dropped IKE and
 # ESP packets
-KERNEL_WORDS = (r"pluto\[\d+\]: segfault|traps: pluto|Killed process \d+ \(pluto\)|(?:apparmor=|avc: +denied).*"
-                r"(?:pluto|ipsec)|\bxfrm|\bXFRM|IN=.* OUT=.*(?:PROTO=(?:ESP|AH)\b|DPT=4?500\b)")
+KERNEL_WORDS = (
+    r"pluto\[\d+\]: segfault|traps: pluto|Killed process \d+ \(pluto\)"
+    r"|(?:apparmor=|avc: +denied).*(?:pluto|ipsec)"
+    r"|\bxfrm|\bXFRM"
+    r"|IN=.* OUT=.*(?:PROTO=(?:ESP|AH)\b|DPT=4?500\b)")
+# The start of a line of a log: time, host, program, PID
+LOG_TAG = (
+    r"(?:[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d(?:\.\d+)?|\d{4}-\d\d-\d\d[T ][\d:.,]+\S*) "
+    r"\S+ ([^\s:\[]+)(?:\[\d+\])?:? ")
 
 
 def without_log_prefix(line: str) -> str:
@@ -12550,7 +12579,9 @@ def without_log_prefix(line: str) -> str:
         if mark in head:
             start = max(start, head.rindex(mark) + len(mark))
     prefix = head[start:].strip()
-    return f"{head[:start]}{shown_remark(prefix)} {packet}{rest}" if prefix else line
+    if not prefix:
+        return line
+    return f"{head[:start]}{shown_remark(prefix)} {packet}{rest}"
 
 
 class LogFilter:
@@ -12567,8 +12598,7 @@ class LogFilter:
         self.whole_row = re.compile(r"\s*[0-9A-Fa-f]{2}(?:  ?[0-9A-Fa-f]{2})*(?:  .*)?")
         self.long_hex = re.compile(LONG_HEX)
         self.kernel_words = re.compile(KERNEL_WORDS)
-        self.tag = re.compile(r"(?:[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d(?:\.\d+)?|\d{4}-\d\d-\d\d[T ][\d:.,]+\S*) "
-                              r"\S+ ([^\s:\[]+)(?:\[\d+\])?:? ")
+        self.tag = re.compile(LOG_TAG)
 
     def lines(self, lines: Iterable[str]) -> Iterator[str]:
         """Yield the lines that may be shown."""
@@ -12581,7 +12611,7 @@ class LogFilter:
     def is_shown(self, line: str) -> bool:
         """Return whether an IPsec program wrote the line, or the kernel or systemd about one.
 
-        A line without the name of a program counts as pluto's: in the file of logfile= all lines are so.
+        A line without the name of a program counts as pluto's: the file of logfile= has only such lines.
         """
         tag = self.tag.match(line)
         if not tag:
@@ -12601,27 +12631,31 @@ class LogFilter:
         """
         line = without_log_prefix(line)
         head, bar, text = line.partition("| ")
-        if bar and (not head or head.endswith(": ")):  # a debug line of pluto
-            if self.whole_row.fullmatch(text):
-                self.rows += 1
-                return f"{head}{bar}{dumped(text)}"
-            bytes_run = self.debug_run.search(text)
-            if bytes_run:
-                self.rows += 1
-                return f"{head}{bar}{text[:bytes_run.start()]}{dumped(bytes_run[0])}"
-            return head + bar + self.long_hex.sub(self._mask_hex, text)
-        bytes_run = self.any_run.search(line)
-        if bytes_run:
+        is_debug_line = bar and (not head or head.endswith(": "))
+        if not is_debug_line:
+            bytes_run = self.any_run.search(line)
+            if not bytes_run:
+                return line
             self.rows += 1
             return line[:bytes_run.start()] + dumped(bytes_run[0])
-        return line
+
+        if self.whole_row.fullmatch(text):
+            self.rows += 1
+            return f"{head}{bar}{dumped(text)}"
+        bytes_run = self.debug_run.search(text)
+        if bytes_run:
+            self.rows += 1
+            return f"{head}{bar}{text[:bytes_run.start()]}{dumped(bytes_run[0])}"
+        return head + bar + self.long_hex.sub(self._mask_hex, text)
 
     def _mask_hex(self, match: re.Match[str]) -> str:
         """Return a mask for a long hexadecimal number.  A CKAID stays, because it names a public key."""
-        if "ckaid" in match.string[max(0, match.start() - 12):match.start()].lower():
+        before = match.string[max(0, match.start() - 12):match.start()]
+        if "ckaid" in before.lower():
             return match[0]
         self.rows += 1
-        return f"[redacted {len(match[0].removeprefix('0x')) // 2} bytes]"
+        digits = match[0].removeprefix("0x")
+        return f"[redacted {len(digits) // 2} bytes]"
 
 
 def dumped(text: str) -> str:
@@ -12648,8 +12682,6 @@ INCOMPLETE = ("denied", "failed", "timeout")
 FAILED = ("failed", "timeout")
 PIPE_SIZE = 1 << 20  # the size to which an unprivileged process may grow a pipe with F_SETPIPE_SZ (pipe(7))
 
-
-
 # Units of --since, in seconds
 SINCE_UNITS = {
     "s": 1, "sec": 1, "second": 1, "m": 60, "min": 60, "minute": 60, "h": 3600, "hr": 3600, "hour": 3600,
@@ -12669,11 +12701,13 @@ def parse_since(text: str) -> float:
     seconds = SINCE_UNITS.get(unit.removesuffix("s") or unit)
     if number.isdigit() and seconds:
         return time.time() - int(number) * seconds
+
     full_text = text
     if len(text) == len("2026-11-23"):
         full_text += " 00:00:00"
     elif len(text) == len("2026-11-23 06:12"):
         full_text += ":00"
+
     when = stamp(full_text)
     # mktime(3) accepts dates that do not exist: it reads the 31st of February as the 3rd of March
     if when is None or time.strftime("%Y-%m-%d", time.localtime(when)) != text[:10] or text[11:13] > "23":
@@ -12713,18 +12747,21 @@ def outcome_of(error: Exception) -> tuple[str, str]:
         return "denied", f"denied: {text}"
     if isinstance(error, NoPluto) and error.hint == NOT_ALLOWED:
         return "denied", f"denied: {text}"
+
     if isinstance(error, (Missing, FileNotFoundError, NotADirectoryError)):
         return "absent", text
     if isinstance(error, NoPluto) and error.silent:
         return "absent", text
     if isinstance(error, OSError) and error.errno in (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT):
         return "absent", text  # the kernel lacks this kind of socket: NETLINK_XFRM without its modules
+
     if isinstance(error, (TimedOut, TimeoutError)):
         return "timeout", text
     if isinstance(error, MemoryError):
         return "failed", "not enough memory"
     if isinstance(error, (Failure, OSError)):
         return "failed", text
+
     # the text of an unexpected exception may contain a secret
     return "failed", f"internal error: {type(error).__name__}; {REPORT_IT}"
 
@@ -12745,7 +12782,9 @@ class Report:
         self._verdicts: list[Finding] | None = None
         self._verifying = _thread.allocate_lock()
         self.short = args.flag("--short")
-        self.since = parse_since(args.value("--since")) if args.flag("--since") else 0.0
+        self.since = 0.0  # seconds since the epoch; lines of logs before it are not shown
+        if args.flag("--since"):
+            self.since = parse_since(args.value("--since"))
 
     def verdicts(self) -> list[Finding]:
         """Return the findings of verify.  The summary and a section need them, but verify runs only once."""
@@ -12760,13 +12799,16 @@ class Report:
         for outcome in INCOMPLETE:
             if outcome in self.ended:
                 lines.append(f"{outcome}: {', '.join(self.ended[outcome])}")
-        lines.append(f"{count_text(self.redactor.masked + self.log_filter.rows, 'value')} masked, "
-                     f"{count_text(self.log_filter.left_out, 'line')} of other programs left out")
+        masked = count_text(self.redactor.masked + self.log_filter.rows, "value")
+        left_out = count_text(self.log_filter.left_out, "line")
+        lines.append(f"{masked} masked, {left_out} of other programs left out")
         return "".join(f"{line}\n" for line in lines)
 
     def log_lines(self, lines: Iterable[str]) -> Iterable[str]:
         """Return the lines that IPsec programs wrote to a log, without dumped bytes."""
-        return lines if self.redactor.show_secrets else self.log_filter.lines(lines)
+        if self.redactor.show_secrets:
+            return lines
+        return self.log_filter.lines(lines)
 
     def host_name(self) -> str:
         """Return the name of the reported host; if it is unknown, a text in brackets."""
@@ -12788,6 +12830,7 @@ class Report:
         if section.live and self.host.root:
             write("left out: only the running system can tell\n")
             return "absent"
+
         piece = "\n"
         problems: list[Exception] = []
 
@@ -12808,6 +12851,7 @@ class Report:
             pieces = (clean(text, bulk=True) for text in body())
         else:
             pieces = self.redactor.stream(map(encode, body()))
+
         try:
             for piece in pieces:
                 write(piece)
@@ -12816,6 +12860,7 @@ class Report:
             return "ok"
         except Exception as error:  # the report continues with the next section
             outcome, text = outcome_of(error)
+
         line_end = "" if piece.endswith("\n") else "\n"
         write(clean(f"{line_end}{text}\n"))
         return outcome
@@ -12868,9 +12913,9 @@ class Worker:
     def _run(self, report: Report, section: ReportSection) -> None:
         """Write the text of the section into the pipe, and keep how it ended."""
         def write(text: str) -> None:
-            view = memoryview(encode(text))
-            while view:
-                view = view[os.write(self.writer, view):]
+            rest = memoryview(encode(text))
+            while rest:
+                rest = rest[os.write(self.writer, rest):]
 
         try:
             self.outcome = report.produce(section, write)
@@ -12890,7 +12935,10 @@ class Worker:
         decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         poll = select.poll()
         poll.register(self.reader, select.POLLIN)
-        patience = timeout if poll.poll(0) else timeout - (time.monotonic() - self.started)
+        patience = timeout
+        if not poll.poll(0):
+            patience -= time.monotonic() - self.started
+
         while True:
             before = time.monotonic()
             if not poll.poll(max(0.0, patience) * 1000):
@@ -12902,11 +12950,13 @@ class Worker:
             if not data:
                 break
             write(decoder.decode(data))
+
         os.close(self.reader)
-        if self.pid:
-            code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-            return OUTCOMES[code] if 0 <= code < len(OUTCOMES) else "failed"
-        return self.outcome
+        if not self.pid:
+            return self.outcome
+        _, status = os.waitpid(self.pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        return OUTCOMES[code] if 0 <= code < len(OUTCOMES) else "failed"
 
     def give_up(self) -> None:
         """Stop reading.  A process is killed; a thread ends when it writes, or with the program.
@@ -12975,8 +13025,13 @@ class JsonSink(TextSink):
     def begin(self, section: ReportSection) -> None:
         """Write the beginning of a section's JSON object, up to its text or data."""
         head = self.dumps({"section": section.name, "command": section.command})
-        self.last = "]" if section.data else '"'
-        self.write(f"{self.separator}{head[:-1]}, " + ('"data": [' if section.data else '"text": "'))
+        self.write(f"{self.separator}{head[:-1]}, ")
+        if section.data:
+            self.write('"data": [')
+            self.last = "]"
+        else:
+            self.write('"text": "')
+            self.last = '"'
         self.separator, self.between = ",\n", "\n"
 
     def _item(self, item: object, redactor: Redactor) -> None:
@@ -13010,9 +13065,11 @@ class OutputFile:
         self.host = host
         self.path = os.path.abspath(name)
         self.size = 0  # of the file so far, in bytes
-        zlib = need("zlib", "--output FILE.gz") if name.endswith(".gz") else None
+        self.squeeze: Any = None
+        if name.endswith(".gz"):
+            zlib = need("zlib", "--output FILE.gz")
+            self.squeeze = zlib.compressobj(6, zlib.DEFLATED, 31)  # 31: a gzip header and trailer
         self.file = self._within(lambda: Replacement(name, mode=0o600))
-        self.squeeze: Any = zlib and zlib.compressobj(6, zlib.DEFLATED, 31)  # 31: a gzip header and trailer
 
     def _within(self, work: Callable[[], T]) -> T:
         """Call `work`, which accesses the file; a file system that does not answer is given up."""
@@ -13055,6 +13112,7 @@ def start_workers(report: Report, sections: Sequence[ReportSection], sink: TextS
         shows_data = section.data and sink.item
         if not (section.slow or section.apart) or is_left_out or shows_data:
             continue
+
         try:
             workers[section.name] = Worker(report, section)
         except (OSError, RuntimeError, MemoryError):
@@ -13070,6 +13128,25 @@ def produce_here(report: Report, section: ReportSection, sink: TextSink) -> str:
     return report.produce(section, sink.text, sink.item)
 
 
+def write_section(report: Report, section: ReportSection, sink: TextSink, worker: Worker | None) -> str:
+    """Write a section with its heading; return how it ended.
+
+    `worker` produces the section.  Without a worker, this thread does.
+    """
+    begun = worker.started if worker else time.monotonic()
+    sink.begin(section)
+    try:
+        if worker:
+            outcome = worker.deliver(report.timeout, sink.text)
+        else:
+            outcome = produce_here(report, section, sink)
+    except MemoryError:
+        outcome = "failed"
+        sink.text("not enough memory\n")
+    sink.end(section, outcome, time.monotonic() - begun)
+    return outcome
+
+
 def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink) -> dict[str, list[str]]:
     """Write all sections in their order; return the names of the sections by outcome."""
     ended = report.ended
@@ -13082,19 +13159,8 @@ def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink
             if show_progress:
                 sys.stderr.write(f"\rbarf: {number}/{len(sections)} {section.name:<50.50}")
                 sys.stderr.flush()
-            begun = time.monotonic()
-            sink.begin(section)
             worker = workers.pop(section.name, None)
-            try:
-                if worker is None:
-                    outcome = produce_here(report, section, sink)
-                else:
-                    begun = worker.started
-                    outcome = worker.deliver(report.timeout, sink.text)
-            except MemoryError:
-                outcome = "failed"
-                sink.text("not enough memory\n")
-            sink.end(section, outcome, time.monotonic() - begun)
+            outcome = write_section(report, section, sink, worker)
             ended.setdefault(outcome, []).append(section.name)
         sink.close()
     finally:
@@ -13112,10 +13178,14 @@ def end_on_signals(host: Host) -> None:
     A signal that is ignored (nohup(1)) stays ignored.
     """
     import signal
+
+    def interrupt(number: int, frame: object) -> None:
+        host.interrupt(signal.Signals(number).name)
+
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name)
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-            signal.signal(number, lambda number, frame: host.interrupt(signal.Signals(number).name))
+            signal.signal(number, interrupt)
 
 
 def completeness(host: Host, name: str, ended: Mapping[str, Sequence[str]], outcomes: Sequence[str]) -> int:
@@ -13132,11 +13202,16 @@ def missing_rights(host: Host, name: str, sections: Sequence[str]) -> str:
     count = count_text(len(sections), "section")
     verb = "needs" if len(sections) == 1 else "need"
     if not host.superuser:
-        program = sys.argv[0]
-        python = [] if "/" in program and os.access(program, os.X_OK) else ["python3"]
-        return f"{name}: {count} {verb} root: {shell_words(['sudo', *python, *sys.argv])}"
-    needed = dict.fromkeys("SYSLOG" if section == "klog" else "NET_ADMIN" for section in sections)
-    missing = [capability for capability in needed if not has_capability(host, capability)]
+        words = [*sys.argv]
+        if "/" not in words[0] or not os.access(words[0], os.X_OK):
+            words.insert(0, "python3")
+        return f"{name}: {count} {verb} root: {shell_words(['sudo', *words])}"
+
+    missing = []
+    for section in sections:
+        capability = "SYSLOG" if section == "klog" else "NET_ADMIN"
+        if capability not in missing and not has_capability(host, capability):
+            missing.append(capability)
     if not missing:
         return f"{name}: {count} denied: {', '.join(sections)}"
     options = " ".join(f"--cap-add {capability}" for capability in missing)
@@ -13158,8 +13233,11 @@ def program_output(*argv: str, hint: str = "") -> Callable[[Report], Iterator[st
 
     The body raises Failure if the program fails, Denied if it fails for want of a right.
     """
-    return lambda report: map(decode, whole_lines(denied_if_refused(
-        report.host.stream(argv, timeout=report.program_timeout, hint=hint))))
+    def body(report: Report) -> Iterator[str]:
+        output = report.host.stream(argv, timeout=report.program_timeout, hint=hint)
+        return map(decode, whole_lines(denied_if_refused(output)))
+
+    return body
 
 
 def resolved(name: str) -> tuple[str, list[str]]:
@@ -13208,9 +13286,11 @@ def nft_ruleset(report: Report) -> Iterator[str]:
     if report.host.which("nft"):
         yield from program_output("nft", "list", "ruleset")(report)
         return
+
     feature = "listing nftables without nft"
     nftables = pyroute2_module("pyroute2.nftables.main", feature)
     errors = pyroute2_module("pyroute2.netlink.exceptions", feature)
+
     yield "nft is not installed; this is the kernel's own form\n"
     try:
         yield from nft_objects(nftables)
@@ -13250,14 +13330,24 @@ def nft_words(expression: Any) -> str:
     for full_name, value in expression["attrs"]:
         name = full_name.rpartition("_")[2].lower()
         if isinstance(value, dict):
-            label = "" if name in ("data", "hook", "verdict") else f" {name}"
-            text += label + nft_words(value)
+            shown = nft_words(value)
+            needs_name = name not in ("data", "hook", "verdict")
         else:
-            shown = f"0x{value.hex()}" if isinstance(value, bytes) else str(value)
-            for prefix in ("NFT_META_", "NFT_PAYLOAD_", "NFT_CMP_", "NFT_", "NF_"):
-                shown = shown.removeprefix(prefix)
-            label = "" if name in ("name", "table", "chain", "value", "code") else f" {name}"
-            text += f"{label} {shown}"
+            shown = f" {nft_text(value)}"
+            needs_name = name not in ("name", "table", "chain", "value", "code")
+        if needs_name:
+            text += f" {name}"
+        text += shown
+    return text
+
+
+def nft_text(value: object) -> str:
+    """Return the text of a value: bytes as a hexadecimal number, a constant without its prefix."""
+    if isinstance(value, bytes):
+        return f"0x{value.hex()}"
+    text = str(value)
+    for prefix in ("NFT_META_", "NFT_PAYLOAD_", "NFT_CMP_", "NFT_", "NF_"):
+        text = text.removeprefix(prefix)
     return text
 
 
