@@ -15293,8 +15293,7 @@ class Patient:
         self.config = Config(host)
         self.pid = visible_pluto(host) if host.live else None
         self._addconn: Generator[bytes, None, None] | Failure | None = None
-        # whether the current check has asked for the configuration, and for connections with an end on this
-        # host
+        # whether the current check has asked for the configuration, and for the tunnels
         self.uses_configuration = self.uses_tunnels = False
 
     # --- the answer of the installed addconn ----------------------------------------------------------------
@@ -15305,14 +15304,16 @@ class Patient:
         Don't start it if this process can't read a file of the configuration: addconn would fail or hang at
         the same file.
         """
-        host, config = self.host, self.config
-        program = os.path.join(host.execdir, "addconn")
-        if host.live and host.executable(program) and config.files and not config.unread:
-            try:
-                self._addconn = host.stream([program, "--config", config.name, "--checkconfig"],
-                                            timeout=self.timeout)
-            except Failure as failure:
-                self._addconn = failure
+        config = self.config
+        program = os.path.join(self.host.execdir, "addconn")
+        is_there = self.host.live and self.host.executable(program)
+        if not is_there or not config.files or config.unread:
+            return
+        argv = [program, "--config", config.name, "--checkconfig"]
+        try:
+            self._addconn = self.host.stream(argv, timeout=self.timeout)
+        except Failure as failure:
+            self._addconn = failure
 
     def addconn_answer(self) -> tuple[bool | None, list[str]]:
         """Return whether the installed addconn refuses the configuration, and the lines that it prints.
@@ -15320,11 +15321,12 @@ class Patient:
         The first value is None if addconn was not started.  Raises Failure if addconn can't be executed,
         TimedOut if it does not end.
         """
-        output, refuses = b"", False
         if self._addconn is None:
             return None, []
         if isinstance(self._addconn, Failure):
             raise self._addconn
+
+        output, refuses = b"", False
         try:
             for piece in self._addconn:
                 output += piece
@@ -15332,7 +15334,8 @@ class Patient:
             raise TimedOut("the installed addconn --checkconfig did not end within "
                            f"{self.timeout:g} s") from None
         except Failure as failure:
-            output, refuses = output.strip() or encode(failure.message), True
+            refuses = True
+            output = output.strip() or encode(failure.message)
         return refuses, [line for line in decode(output).splitlines() if line.strip("] \r")]
 
     def close(self) -> None:
@@ -15359,8 +15362,8 @@ class Patient:
         read_configuration().
         """
         self.read_configuration()
-        tunnels = [conn for conn in self.config.conns() if not conn.broken and not is_shunt(conn)]
-        return [conn for conn in tunnels if conn.auto != "ignore" or conn.name in self.loaded_names()]
+        usable = [conn for conn in self.config.conns() if not conn.broken and not is_shunt(conn)]
+        return [conn for conn in usable if conn.auto != "ignore" or conn.name in self.loaded_names()]
 
     def forbids_files(self) -> bool:
         """Return whether this process lacks the permission to read a file of the configuration."""
@@ -15379,6 +15382,7 @@ class Patient:
             if self.forbids_files():
                 raise PermissionError(reason)
             raise NotChecked("configuration", reason)
+
         if self.uses_tunnels:
             known = {tunnel.conn.name for tunnel in self.tunnels}
             unknown = [conn.name for conn in self.conns if conn.name not in known]
@@ -15389,7 +15393,7 @@ class Patient:
     def known_conns(self) -> list[Conn]:
         """Return `conns`, or an empty list without a configuration.
 
-        It is meant for checks of which connections are only a part.
+        For checks that make sense without connections, too.
         """
         try:
             return self.conns
@@ -15429,7 +15433,7 @@ class Patient:
         """
         address = conn.get(here) if conn.get(here) in own else ""
         peer = conn.get(there)
-        if not conn_nets(conn, there, False) or peer in ANY_ID:
+        if peer in ANY_ID or not conn_nets(conn, there, behind=False):
             peer = ""
         device = ""
         if peer:
@@ -15438,13 +15442,15 @@ class Patient:
                 device, address = route.device, address or route.source
             except OSError:
                 device = ""  # there is no route now
+
         ours = conn_nets(conn, here)
         if conn.flag("narrowing") or conn.flag(f"{here}modecfgclient"):
             ours = []  # the peer decides the networks of a client
         pool = conn.get(f"{there}addresspool").split("-")[0]
         theirs = [pool] if pool else conn_nets(conn, there)
         behind = [net for net in ours if is_behind(net, own)]
-        return Tunnel(conn, here, ours, behind, theirs, device, peer, address)
+        return Tunnel(conn, here=here, ours=ours, behind=behind, theirs=theirs,
+                      device=device, peer=peer, address=address)
 
     def needed_tunnels(self) -> list[Tunnel]:
         """Return `tunnels`.  Raises NotChecked if there is none."""
@@ -15461,7 +15467,9 @@ class Patient:
 
         Connections whose side is unknown are left out.  Raises OSError.
         """
-        return {tunnel.conn.name: tunnel.here for tunnel in self.tunnels} if self.host.live else {}
+        if not self.host.live:
+            return {}
+        return {tunnel.conn.name: tunnel.here for tunnel in self.tunnels}
 
     @once
     def own_addresses(self) -> dict[str, str]:
@@ -15471,8 +15479,10 @@ class Patient:
 
     def device_to(self, net: str) -> str:
         """Return the interface that leads to a network behind this host; empty if it is unknown."""
+        if net in EVERYTHING:
+            return ""
         try:
-            return "" if net in EVERYTHING else Routing(self.host).lookup(net.partition("/")[0]).device
+            return Routing(self.host).lookup(net.partition("/")[0]).device
         except OSError:
             return ""
 
@@ -15489,8 +15499,8 @@ class Patient:
         if not self.host.exists(file):
             raise Missing(f"{file} is not there, so it is not known which ports are in use")
         own = open_files(self.host, self.pid) if self.pid else set()
-        return [(entry, f"socket:[{entry.inode}]" in own) for entry in list_sockets(
-            self.host, (500, 4500), self.pid, ("udp", "udp6"))]
+        entries = list_sockets(self.host, (500, 4500), self.pid, ("udp", "udp6"))
+        return [(entry, f"socket:[{entry.inode}]" in own) for entry in entries]
 
     @once
     def _status(self) -> list[str]:
@@ -15516,7 +15526,8 @@ class Patient:
         if not self.host.live:
             return ""
         try:
-            return next(filter(None, (status_value(line, name) for line in self.status())), "")
+            values = (status_value(line, name) for line in self.status())
+            return next((value for value in values if value), "")
         except (Failure, PermissionError):
             return ""  # the check "pluto" reports the error
 
@@ -15527,7 +15538,6 @@ class Patient:
         The list for a name has the connection, its instances, and the connections `NAME/1x2` that pluto makes
         of pairs of subnets.  Raises NotChecked, and PermissionError if only root may ask pluto.
         """
-        conns: dict[str, list[dict[str, Any]]] = {}
         reader = StatusReader()
         try:
             for line in self.status():
@@ -15536,11 +15546,14 @@ class Patient:
         except Failure as failure:
             raise NotChecked("pluto", failure.message) from None
         reader.finish()
+
+        conns: dict[str, list[dict[str, Any]]] = {}
         for conn in reader.data["connections"]:
             name, _, pair = conn["name"].rpartition("/")
             first, _, second = pair.partition("x")
-            is_pair = first.isdigit() and second.isdigit()
-            conns.setdefault(name if is_pair else conn["name"], []).append(conn)
+            if not first.isdigit() or not second.isdigit():
+                name = conn["name"]
+            conns.setdefault(name, []).append(conn)
         return conns
 
     def loaded_names(self) -> Collection[str]:
@@ -15609,9 +15622,10 @@ class Patient:
 
     @once
     def _nssdir(self) -> str:
-        host = self.host
-        name = host.given_nssdir or self.pluto_setting("nssdir").rstrip(",")
-        return os.path.normpath((name or self.config.setup("nssdir") or host.nssdir).removeprefix("sql:"))
+        name = self.host.given_nssdir or self.pluto_setting("nssdir").rstrip(",")
+        if not name:
+            name = self.config.setup("nssdir") or self.host.nssdir
+        return os.path.normpath(name.removeprefix("sql:"))
 
     @property
     def has_database(self) -> bool:
@@ -15636,10 +15650,11 @@ class Patient:
 
     @once
     def _needs_database(self) -> bool:
+        if NssDatabase(self.host, self.nssdir).has_certificates():
+            return True
         words = ("cert", "ckaid", "rsasigkey", "ecdsakey", "pubkey")
-        return NssDatabase(self.host, self.nssdir).has_certificates() or any(
-            conn.get(f"{side}{word}") for conn in self.known_conns() for side in ("left", "right")
-            for word in words)
+        names = [f"{side}{word}" for side in ("left", "right") for word in words]
+        return any(any(map(conn.get, names)) for conn in self.known_conns())
 
     # --- the kernel -----------------------------------------------------------------------------------------
 
@@ -15659,22 +15674,26 @@ class Patient:
 
     def kernel_has(self, option: str, module: str) -> bool | None:
         """Return whether the running kernel has CONFIG_`option`, or can load the module; None if unknown."""
-        host = self.host
-        if has_module(host, module):
+        if has_module(self.host, module):
             return True
         files, options = self._kernel_files()
-        if f"/{module}.ko" in files or f"/{module}_generic.ko" in files or f"\nCONFIG_{option}=y" in options:
+        if f"\nCONFIG_{option}=y" in options:
             return True
+        if f"/{module}.ko" in files or f"/{module}_generic.ko" in files:
+            return True
+
         if f"\nCONFIG_{option}=m" in options and not files:
             # the module is not installed if /lib/modules is there, but a container has no such directory
-            return False if host.isdir("/lib/modules") else None
-        return False if files or len(options) > 1 else None
+            return False if self.host.isdir("/lib/modules") else None
+        is_known = files or options.strip()
+        return False if is_known else None
 
     def module_fix(self, modules: Sequence[str]) -> str:
         """Return a command that loads the modules, or advice if this kernel has none to load."""
         host, names = self.host, " ".join(modules)
         marks = ("/.dockerenv", "/run/.containerenv", "/run/systemd/container")
-        if any(map(host.exists, marks)) or (host.superuser and not has_capability(host, "SYS_MODULE")):
+        is_contained = any(map(host.exists, marks))
+        if is_contained or (host.superuser and not has_capability(host, "SYS_MODULE")):
             return f"on the host of this container: modprobe {names}"
         if host.isdir(f"/lib/modules/{host.kernel_release()}"):
             return f"modprobe {names}"
@@ -15710,8 +15729,11 @@ class Patient:
 
     @once
     def _targets(self) -> set[str]:
-        rules = [rule for _, table in self.tables for chain in table.values() for rule in chain.rules]
-        return {target.lower() for _, target in rules}
+        found: set[str] = set()
+        for _, table in self.tables:
+            for chain in table.values():
+                found.update(target.lower() for _, target in chain.rules)
+        return found
 
     def gives_source(self, net: str) -> bool:
         """Return whether a SNAT rule gives packets a source address in this network.
@@ -15729,9 +15751,11 @@ class Patient:
 
         The parameters are those of blocks().  Raises OSError, Failure.
         """
-        fields = {"family": "ipv4", "status": "", **{name.replace("_", "-"): packet[name] for name in packet}}
+        fields = {"family": "ipv4", "status": ""}
+        fields.update((name.replace("_", "-"), value) for name, value in packet.items())
         if "notrack" in self.targets:
             fields.pop("state", "")  # other rules decide which packets are tracked
+
         for family, table in self.tables:
             if family not in TABLE_FAMILIES[fields["family"]]:
                 continue
@@ -15799,7 +15823,10 @@ class Tunnel(Record):
 
     def pairs(self, ours: Sequence[str]) -> list[tuple[str, str]]:
         """Return all pairs of the same IP family: a network of `ours`, and a network of the peer."""
-        return [(our, their) for our in ours for their in self.theirs if family_of(our) == family_of(their)]
+        found = []
+        for our in ours:
+            found += [(our, their) for their in self.theirs if family_of(our) == family_of(their)]
+        return found
 
 
 def is_behind(net: str, own: Mapping[str, int]) -> bool:
@@ -15808,16 +15835,18 @@ def is_behind(net: str, own: Mapping[str, int]) -> bool:
     It need not for one of its own addresses, nor for a network in which an address of the loopback interface
     lies.  `own` maps each address of this host to the index of its interface; 1 is the loopback interface.
     """
+    if net in EVERYTHING:
+        return True
     if is_single(net) and net.partition("/")[0] in own:
         return False
-    inside = [address for address, index in own.items() if index == 1 and address not in ("127.0.0.1", "::1")]
-    return net in EVERYTHING or not any(within(address, net) for address in inside)
+    loopback = [address for address, index in own.items() if index == 1]
+    return not any(within(address, net) for address in loopback if address not in ("127.0.0.1", "::1"))
 
 
 def is_single(net: str) -> bool:
     """Return whether a network is a single address."""
-    bits = net.partition("/")[2]
-    return bits in ("", "128" if ":" in net else "32")
+    all_bits = "128" if ":" in net else "32"
+    return net.partition("/")[2] in ("", all_bits)
 
 
 def both_here(patient: Patient, conn: Conn) -> bool:
@@ -15832,18 +15861,21 @@ def edit_command(problem: Problem | Setting | Conn) -> str:
     """Return a command that opens the file at the line with the problem, or that corrects the whole file."""
     if isinstance(problem, Problem) and problem.script:
         return shell_words(["sed", "-i", problem.script, problem.file])
-    return shell_words(["vi", *([f"+{problem.line}"] if problem.line else ()), problem.file])
+    if not problem.line:
+        return shell_words(["vi", problem.file])
+    return shell_words(["vi", f"+{problem.line}", problem.file])
 
 
 def interface_sysctls(host: Host, option: str, family: str = "ipv4") -> dict[str, str]:
     """Return the value of a sysctl below net.ipv4.conf (or net.ipv6.conf) for each interface.
 
-    `all`, `default` and `lo` are left out.  There is none if the directory can't be read.
+    `all`, `default` and `lo` are left out.  There is none if the directory does not exist.
     """
     directory = f"/proc/sys/net/{family}/conf"
-    names = host.listdir(directory) if host.isdir(directory) else []
-    return {name: host.value(f"{directory}/{name}/{option}") for name in names
-            if name not in ("all", "default", "lo")}
+    if not host.isdir(directory):
+        return {}
+    names = [name for name in host.listdir(directory) if name not in ("all", "default", "lo")]
+    return {name: host.value(f"{directory}/{name}/{option}") for name in names}
 
 
 def sysctl_command(option: str, interfaces: Sequence[str], value: int) -> str:
@@ -15852,7 +15884,7 @@ def sysctl_command(option: str, interfaces: Sequence[str], value: int) -> str:
     return shell_words(["sysctl", "-w", *(f"net.ipv4.conf.{name}.{option}={value}" for name in names)])
 
 
-def pluto_fix(patient: Patient, is_hung: bool) -> str:
+def pluto_fix(patient: Patient, *, is_hung: bool) -> str:
     """Return a command that starts pluto; if `is_hung`, one that restarts it."""
     if not patient.host.exists(os.path.join(patient.host.execdir, "pluto")):
         return install_command(patient.host, "libreswan")
@@ -16984,7 +17016,7 @@ def check_pluto(patient: Patient) -> Iterator[Trouble]:
         if isinstance(failure, NoPluto) and failure.silent:
             patient.check_unseen_pluto()
         is_hung = bool(patient.pid) or isinstance(failure, TimedOut)
-        yield "FAIL", "FAILED", failure.message, pluto_fix(patient, is_hung)
+        yield "FAIL", "FAILED", failure.message, pluto_fix(patient, is_hung=is_hung)
     if patient.pid and find_pluto(patient.host) != patient.pid:
         yield ("WARN", "NO PID FILE",
                f"pluto runs as process {patient.pid}, but {pid_file(patient.host)} does not "
