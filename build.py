@@ -888,7 +888,7 @@ def test(arguments: Sequence[str]) -> None:
     build()
     install("developer.txt")
     environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
-    several = ["-n", str((os.cpu_count() or 1) + 1), "--dist", "worksteal"]  # many tests wait for something
+    several = ["-n", str(2 * (os.cpu_count() or 1)), "--dist", "worksteal"]  # many tests wait for something
     words = [str(VENV / "bin/python"), "-m", "pytest", *(arguments or several)]
     result = subprocess.run(words, cwd=TOP, env=environment, check=False, stdin=subprocess.DEVNULL)
     raise SystemExit(result.returncode)

@@ -163,6 +163,7 @@ def test_a_kernel_without_modules_stops_at_once(gateway: Machine, tmp_path: Path
     assert not gateway.path("/ran").exists()
 
 
+@pytest.mark.parametrize("release", ["bookworm"])
 def test_a_script_may_run_longer_than_a_kernel_may_take_to_boot(gateway: Machine, uml: Callable[..., Result],
                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "BOOT_SECONDS", 20)
