@@ -13963,13 +13963,15 @@ LOG_LINES = 20_000  # how many lines of the journal are read at most
 CONN_LINES = 600  # how many lines about one connection are read at most
 LOG_START = (b"Starting Pluto", b"Starting Libreswan")  # what pluto logs when it starts, 3.x to 5.x
 JOURNAL = "/var/log/journal"
-SYSLOGS = ("/var/log/secure", "/var/log/auth.log", "/var/log/daemon.log", "/var/log/debug", "/var/log/syslog",
-           "/var/log/messages", "/var/log/pluto.log")
+SYSLOGS = ("/var/log/secure", "/var/log/auth.log", "/var/log/daemon.log", "/var/log/debug",
+           "/var/log/syslog", "/var/log/messages", "/var/log/pluto.log")
 
 
 def last_start(host: Host, name: str) -> int | None:
-    """Return the offset of the line with pluto's last start in a log file, None if the last LOG_SEARCH bytes
-    have no start.  The search begins at the end.  Raises OSError."""
+    """Return the offset of the line with pluto's last start in a log file.  Raises OSError.
+
+    The search begins at the end.  The result is None if the last LOG_SEARCH bytes have no start.
+    """
     fd = host.open(name)
     try:
         end = size = host.stat(name).st_size
@@ -14003,11 +14005,12 @@ class PlutoLog(Record):
 
 def read_log_line(line: str) -> LogLine:
     """Split a line of a log file, of syslog or of the journal into its time and pluto's message."""
-    tag = line.find("pluto[", 0, 200)
-    end = line.find("]: ", tag) if tag >= 0 else -1
-    if end >= 0:
-        return LogLine(stamp(line), line[end + 3:])
     when = stamp(line)
+    tag = line.find("pluto[", 0, 200)
+    if tag >= 0:
+        end = line.find("]: ", tag)
+        if end >= 0:
+            return LogLine(when, line[end + 3:])
     if when is None:
         return LogLine(None, line)
     return LogLine(when, line[15:].partition(": ")[2])  # `Nov 23 06:12:08.123456: ` of logfile=
@@ -14017,12 +14020,13 @@ def tail_of_file(host: Host, name: str) -> list[str]:
     """Return the lines in the last LOG_TAIL bytes of a file.  Raises OSError."""
     size = host.stat(name).st_size
     lines = list(split_lines(host.chunks(name, max(0, size - LOG_TAIL))))
-    return lines[1:] if size > LOG_TAIL else lines
+    if size > LOG_TAIL:
+        del lines[:1]  # its start is missing
+    return lines
 
 
 def read_pluto_log(host: Host, config: Config, timeout: float = 10.0) -> PlutoLog:
-    """Return the end of pluto's log: from logfile=, the journal, or the first syslog file with a start of
-    pluto.
+    """Return the end of pluto's log: from logfile=, the journal, or the first syslog with a start of pluto.
 
     Raises PermissionError if the log may not be read, Missing if there is none.
     """
@@ -14038,11 +14042,13 @@ def read_pluto_log(host: Host, config: Config, timeout: float = 10.0) -> PlutoLo
             continue
         except (OSError, Failure):
             continue
+
         entries = [read_log_line(line) for line in since_last_start(lines)]
         # `| ` begins a line of debugging
         entries = [entry for entry in entries if entry.text and not entry.text.startswith("|")]
         if entries:
             return PlutoLog(source, entries)
+
     if denied:
         raise denied
     raise Missing("pluto's log was not found: logfile= is not set, the journal has no line of pluto, and no "
@@ -14060,14 +14066,15 @@ def since_last_start(lines: Sequence[str]) -> Sequence[str]:
 def journal_command(host: Host) -> list[str]:
     """Return the first words of a journalctl command; none without journalctl, or if --root has no journal.
 
-    With --root, every file of the journal is named (`--file`), after its symbolic links were followed below
-    the root. If journalctl read the directory (`--directory`), links in it could lead out of the mounted
+    With --root, the command names every file of the journal (`--file`), with symbolic links resolved below
+    the root.  If journalctl read the directory (`--directory`), links in it could lead out of the mounted
     disk.
     """
     if not host.which("journalctl"):
         return []
     if host.live:
         return ["journalctl"]
+
     import stat
     files = []
     for pattern in ("*.journal", "*/*.journal", "*.journal~", "*/*.journal~"):
@@ -14077,16 +14084,25 @@ def journal_command(host: Host) -> list[str]:
                     files.append(host.path(name))
             except OSError:
                 continue
-    # journalctl takes a pattern (glob(7))
+    if not files:
+        return []
+    # --file takes a pattern (glob(7))
     quoted = str.maketrans({special: f"\\{special}" for special in "\\*?[]{}"})
-    return ["journalctl", *(f"--file={name.translate(quoted)}" for name in files)] if files else []
+    return ["journalctl", *(f"--file={name.translate(quoted)}" for name in files)]
 
 
 def journal_title(argv: Sequence[str]) -> str:
     """Return a journalctl command for a heading, with the number of files in place of their names."""
     words = [word for word in argv if not word.startswith("--file=")]
     count = len(argv) - len(words)
-    return " ".join(words) + (f" ({count} files of {JOURNAL})" if count else "")
+    if count:
+        words.append(f"({count} files of {JOURNAL})")
+    return " ".join(words)
+
+
+def journal_lines(host: Host, argv: Sequence[str], timeout: float) -> list[str]:
+    """Return the output of a journalctl command.  Raises Failure; Denied if a right is missing."""
+    return list(split_lines(denied_if_refused(host.stream(argv, timeout=timeout))))
 
 
 def log_sources(host: Host, config: Config, timeout: float) -> Iterator[tuple[str, Callable[[], list[str]]]]:
@@ -14094,10 +14110,10 @@ def log_sources(host: Host, config: Config, timeout: float) -> Iterator[tuple[st
     logfile = config.setup("logfile")
     if logfile:
         yield logfile, lambda: tail_of_file(host, logfile)
-    if journal := journal_command(host):
+    journal = journal_command(host)
+    if journal:
         argv = [*journal, "-t", "pluto", "-n", str(LOG_LINES), "--no-pager", "-q", "-o", "short-iso"]
-        yield journal_title(argv), lambda: list(split_lines(denied_if_refused(
-            host.stream(argv, timeout=timeout))))
+        yield journal_title(argv), lambda: journal_lines(host, argv, timeout)
     for name in SYSLOGS:
         if host.exists(name):
             yield name, lambda name=name: syslog_lines(host, name)  # type: ignore[misc]
@@ -14144,8 +14160,7 @@ PATTERN_PARTS: dict[str, list[str]] = {}  # a cache: the parts of the patterns t
 
 
 def has_any(patterns: Iterable[str], text: str) -> bool:
-    """Return whether the text has one of the patterns; upper and lower case don't matter, `*` stands for any
-    text."""
+    """Return whether the text has one of the patterns.  Case does not matter; `*` stands for any text."""
     text = text.lower()
     for pattern in patterns:
         parts = PATTERN_PARTS.get(pattern)
@@ -14159,12 +14174,15 @@ def has_any(patterns: Iterable[str], text: str) -> bool:
 CAUSE_OF_TEXT: dict[tuple[str, bool], Cause | None] = {}  # a cache of cause_of(): pluto repeats its messages
 
 
-def cause_of(text: str, ike_up: bool) -> Cause | None:
-    """Return the first cause in the table that has a sign in a line of pluto's log; `ike_up`: the IKE SA is
-    up."""
+def cause_of(text: str, *, ike_up: bool = False) -> Cause | None:
+    """Return the first cause in the table with a sign in a line of pluto's log.
+
+    `ike_up`: the line was logged after the IKE SA was up.
+    """
     key = text, ike_up
     if key not in CAUSE_OF_TEXT:
-        CAUSE_OF_TEXT[key] = load_part("find_cause")(text.lower(), "1" if ike_up else "2")
+        other_phase = "1" if ike_up else "2"
+        CAUSE_OF_TEXT[key] = load_part("find_cause")(text.lower(), other_phase=other_phase)
     return CAUSE_OF_TEXT[key]
 
 
@@ -14184,7 +14202,7 @@ class Attempt:
     stays true after a Child SA was established.
     """
 
-    def __init__(self, first: LogLine, from_peer: bool = False) -> None:
+    def __init__(self, first: LogLine, *, from_peer: bool = False) -> None:
         self.first = first
         self.last = first
         self.from_peer = from_peer
@@ -14209,10 +14227,14 @@ class Attempt:
                 self.rounds = [[]]
             self.ended = "taken down"  # if the attempt had failed before, its clues still count
             return
+
         if has_any(CHILD_STARTS, text) and self.rounds[-1]:
             self.rounds.append([])
-        refuses = has_any(REFUSES, text)
-        cause: Cause | None = load_part("refusal_of")(text) if refuses else cause_of(text, self.ike_up)
+        cause: Cause | None
+        if has_any(REFUSES, text):
+            cause = load_part("refusal_of")(text)
+        else:
+            cause = cause_of(text, ike_up=self.ike_up)
         if cause:
             self.rounds[-1].append(Clue(cause, line))
 
@@ -14220,7 +14242,7 @@ class Attempt:
     def clues(self) -> list[Clue]:
         """The clues of the last two attempts to set up a Child SA, in the order of the table of causes."""
         rounds = [clues for clues in self.rounds if clues]
-        clues = [clue for clues in rounds[-2:] for clue in clues]
+        clues: list[Clue] = sum(rounds[-2:], [])
         return sorted(clues, key=lambda clue: load_part("CAUSES").index(clue.cause))
 
 
@@ -14235,16 +14257,20 @@ def split_log_text(text: str) -> tuple[str, str, str]:
         if text.startswith(lead):
             conn, serial, rest = split_log_text(text[len(lead):])
             return conn, serial, lead + rest
+
     end = text.find('"', 1)
     if not text.startswith('"') or end < 0:
         return "", "", text
     head, _, rest = text[end + 1:].partition(": ")
-    return text[1:end], head.rpartition("#")[2] if "#" in head else "", rest
+    _, mark, serial = head.rpartition("#")
+    return text[1:end], serial if mark else "", rest
 
 
 def belongs_to(conn: str, name: str) -> bool:
-    """Return whether `conn`, from the log, is the connection `name` or one of its pairs of subnets
-    (`NAME/1x2`)."""
+    """Return whether `conn`, from the log, is the connection `name` or one of its pairs of subnets.
+
+    Pluto names such a pair `NAME/1x2`.
+    """
     if conn == name:
         return True
     if not conn.startswith(f"{name}/"):
@@ -14254,13 +14280,17 @@ def belongs_to(conn: str, name: str) -> bool:
 
 
 def names_address(text: str, peers: Collection[str]) -> bool:
-    """Return whether a line without a connection is about one of the addresses; `%any` stands for every
-    address."""
+    """Return whether a line without a connection is about one of the addresses.
+
+    `%any` stands for every address.
+    """
     if text.startswith("packet from "):
-        return "%any" in peers or any(text.startswith((f"packet from {peer}:", f"packet from [{peer}]:"))
-                                      for peer in peers)
+        starts = [f"packet from {peer}:" for peer in peers] + [f"packet from [{peer}]:" for peer in peers]
+        return "%any" in peers or text.startswith(tuple(starts))
     if "network error report" in text or "recvfrom" in text or text.startswith("ERROR: send"):
-        return any(f" {peer}{end}" in text for peer in peers for end in (" ", ":", ",", ")", "]"))
+        for end in (" ", ":", ",", ")", "]"):
+            if any(f" {peer}{end}" in text for peer in peers):
+                return True
     return False
 
 
@@ -14269,12 +14299,15 @@ def read_attempts(lines: Iterable[LogLine], name: str, peers: Collection[str]) -
 
     `peers` are the addresses of its peer: pluto logs some messages with the peer's address and no connection.
     """
+    rows: list[tuple[LogLine, str, str, str]] = []
+    for line in lines:
+        conn, serial, text = split_log_text(line.text)
+        if belongs_to(conn, name) or (not conn and names_address(text, peers)):
+            rows.append((line, conn, serial, text))
+
     attempts: list[Attempt] = []
     newest = 0
     started: set[int] = set()  # the numbers of the states that attempts began with
-    split = ((line, *split_log_text(line.text)) for line in lines)
-    rows = [(line, conn, serial, text) for line, conn, serial, text in split
-            if belongs_to(conn, name) or (not conn and names_address(text, peers))]
     for line, conn, serial, text in rows[-CONN_LINES:]:
         if not conn:
             take_unassigned(attempts, line, text)
@@ -14282,10 +14315,12 @@ def read_attempts(lines: Iterable[LogLine], name: str, peers: Collection[str]) -
         if not is_number(serial) or int(serial) == 0:
             take_without_state(attempts, line, text)
             continue
+
         number = int(serial)
         from_here = starts_ike(text)
         from_peer = number > newest and answers_ike(text)
-        if not attempts or ((from_here or from_peer) and number not in started):
+        starts = (from_here or from_peer) and number not in started
+        if starts or not attempts:
             attempts.append(Attempt(line))
             started.add(number)
         if has_any(("responding to",), text) or (from_peer and not from_here):
@@ -14306,30 +14341,32 @@ def answers_ike(text: str) -> bool:
 
 
 def take_without_state(attempts: list[Attempt], line: LogLine, text: str) -> None:
-    """Add a line that names the connection but no state to the last attempt.  If there is no attempt, a line
-    with a cause begins one."""
+    """Add a line that names the connection but no state to the last attempt.
+
+    If there is no attempt, a line with a cause begins one.
+    """
     if not attempts:
-        if not cause_of(text, False):
+        if not cause_of(text):
             return
         attempts.append(Attempt(line))
     attempts[-1].take(line, text)
 
 
 def take_unassigned(attempts: list[Attempt], line: LogLine, text: str) -> None:
-    """Add a line that names the peer's address but no connection to the last attempt, or begin a new attempt
-    with it."""
-    cause = cause_of(text, False)
+    """Add a line with the peer's address and no connection to the last attempt, or begin one with it."""
+    cause = cause_of(text)
     if not cause or (has_any(REFUSES, text) and cause.name != "unknown-peer"):
         return
     if attempts and cause.name not in UNASSIGNED_CAUSES:
         if "response" not in text:
             attempts[-1].take(line, text)
         return
+
     clues = attempts[-1].rounds[-1] if attempts else []
     if clues and clues[-1].cause is cause:
         attempts[-1].take(line, text)  # the peer repeats its attempt
     elif cause.name != "ike-peer":
-        attempts.append(Attempt(line, True))
+        attempts.append(Attempt(line, from_peer=True))
         attempts[-1].take(line, text)
 
 
@@ -14351,8 +14388,11 @@ def last_clues(attempts: Sequence[Attempt]) -> list[Clue]:
 
 
 def loading_complaint(lines: Sequence[LogLine], name: str) -> LogLine | None:
-    """Return the line in which pluto says why it last refused to load the connection, None if it did not
-    refuse."""
+    """Return the line in which pluto says why it last refused to load the connection.
+
+    The result is None if pluto did not refuse.
+    """
+    failures = ("failed to add connection", "failed to load connection")
     for line in reversed(lines):
         conn, _, text = split_log_text(line.text)
         if belongs_to(conn, name):
@@ -14360,15 +14400,16 @@ def loading_complaint(lines: Sequence[LogLine], name: str) -> LogLine | None:
                 return line
             if has_any(("added *connection", "loaded*connection"), text):
                 return None
-        elif f'"{name}"' in text and text.lower().startswith(("failed to add connection",
-                                                              "failed to load connection")):
+        elif f'"{name}"' in text and text.lower().startswith(failures):
             return line
     return None
 
 
 def last_clue(log: PlutoLog, name: str, peers: Collection[str]) -> Clue | None:
-    """Return the line of the log with the most likely cause why a connection is down, None if no line has
-    one."""
+    """Return the line of the log with the most likely cause why a connection is down.
+
+    The result is None if no line has a cause.
+    """
     clues = last_clues(read_attempts(log.lines, name, peers))
     return clues[0] if clues else None
 
@@ -14404,6 +14445,7 @@ class UpWait:
             text = split_code(line)[1]
             self.lines.append(LogLine(time.time(), text))
             self._line(split_log_text(text)[2])
+
         limits = []
         if self.cause and self.cause.name not in SENDS_AGAIN:
             limits.append(LET_GO_TIME)
@@ -14415,7 +14457,7 @@ class UpWait:
         if has_any(CHILD_UP, text):
             self.established, self.cause = True, None
             return
-        cause = cause_of(text, False)
+        cause = cause_of(text)
         if cause and (not cause.weak or cause.name in ("kernel-peer", "auth-refused", "peer-refused")):
             self.cause = cause
 
@@ -14427,7 +14469,8 @@ def explain_tunnels(host: Host, failed: Sequence[TunnelRow]) -> None:
     except (Failure, OSError):
         return  # ipsec why says that the log can't be read
     for row in failed:
-        clue = last_clue(log, row.name, [row.remote_host] if row.remote_host else [])
+        peers = [row.remote_host] if row.remote_host else []
+        clue = last_clue(log, row.name, peers)
         if clue and (row.problem is None or row.state == "connecting"):
             row.problem = clue.cause.short
             if clue.line.when and row.state == "down":
@@ -14436,8 +14479,8 @@ def explain_tunnels(host: Host, failed: Sequence[TunnelRow]) -> None:
 
 # --- causes: why a connection may be down -------------------------------------------------------------------
 #
-# The table of causes, and the search for the cause of a line of pluto's log.  The part before this one loads it
-# (load_part) when it reads the first line about a connection.
+# The table of causes, and the search for the cause of a line of pluto's log.  The part before this one loads
+# it (load_part) when it reads the first line about a connection.
 
 
 class Cause(Record):
@@ -14462,9 +14505,9 @@ class Cause(Record):
     local: str
 
 
-# The fields of each Cause.  The archive holds constants in less space than calls.  If the last attempt has
-# signs of several causes, the first of these causes in this table is the answer.  So a cause stands before
-# the errors that follow from it.
+# A row is (name, short, side, means, check, command, signs, weak, local); the archive holds constants in less
+# space than calls.  If the last attempt has signs of several causes, the first of these causes in this table
+# is the answer.  So a cause stands before the errors that follow from it.
 CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str], ...] = (
     ("offload", "no hardware offload", "here",
      "the network card or the kernel can't offload IPsec as nic-offload= asks for",
@@ -14749,7 +14792,8 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "authentication failed: no key", "pubkey could not be loaded"), False, ""),
     ("cert-rejected", "certificate rejected", "both",
      "this host rejected the peer's certificate",
-     "the lines before the quoted one in pluto's log; the CAs in the NSS database", "ipsec verify certificates",
+     "the lines before the quoted one in pluto's log; the CAs in the NSS database",
+     "ipsec verify certificates",
      ("certificate payload rejected", "Certificate rejected for this connection", "CERT payload bogus",
       "end certificate invalid", "no certificate matched", "failed verification", "failed * verification",
       "NSS: ERROR:", "NSS ERROR:", "cert verify failed", "NSS verification failure",
@@ -14903,8 +14947,8 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
     ("child-rejected", "IPsec SA refused", "here",
      "this host refused the IPsec SA in the peer's answer: the kernel here refused it, or esp= or the "
      "subnets do not fit",
-     "the lines before the quoted one in pluto's log; whether this kernel has ESP and the algorithms of esp=; "
-     "esp= and the subnets of both ends",
+     "the lines before the quoted one in pluto's log; whether this kernel has ESP and the algorithms of "
+     "esp=; esp= and the subnets of both ends",
      "ipsec verify xfrm esp algorithms",
      ("response for Child SA * was rejected",), True, "xfrm esp algorithms"),
     ("kernel-peer", "peer sends nothing", "peer",
@@ -15027,8 +15071,8 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
     ("child-failed", "IPsec SA failed", "here",
      "this host could not set up the IPsec SA: the kernel here refused it, or esp= or the subnets of the "
      "ends do not fit",
-     "the lines before the quoted one in pluto's log; whether this kernel has ESP and the algorithms of esp=; "
-     "esp= and the subnets of both ends",
+     "the lines before the quoted one in pluto's log; whether this kernel has ESP and the algorithms of "
+     "esp=; esp= and the subnets of both ends",
      "ipsec verify xfrm esp algorithms",
      ("CHILD SA failed:", "CHILD SA encountered fatal error", "SA processing returned"), True,
       "xfrm esp algorithms"),
@@ -15073,7 +15117,8 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
     ("silent-auth", "no second answer", "peer",
      "the peer answered the first message, but not the encrypted one after it: udp port 4500 or large "
      "packets (fragments) are lost on the way, or the kernel of the peer refused the SA (4.x)",
-     "whether a firewall between the two drops udp port 4500; MTU and fragmentation=; the peer's log at that time",
+     "whether a firewall between the two drops udp port 4500; MTU and fragmentation=; the peer's log at that "
+     "time",
      "tcpdump -n udp port 4500 and host {peer}",
      ("first encrypted message", "PARENT_I2: * timeout", "IKE_AUTH_I: * timeout", "MAIN_I2: * timeout",
       "IKE_AUTH*timeout exceeded", "IKE_INTERMEDIATE*timeout", "MAIN_R2: * timeout", "AGGR_R1: * timeout",
@@ -15113,7 +15158,8 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
     ("internal", "internal error", "here",
      "pluto could not go on after the IKE SA was up (internal error): the kernel refused the IPsec SA, or "
      "the SA to rekey was gone",
-     "the lines before the quoted one in pluto's log, and whether this kernel has ESP and the algorithms of esp=",
+     "the lines before the quoted one in pluto's log, and whether this kernel has ESP and the algorithms "
+     "of esp=",
      "ipsec verify xfrm esp algorithms",
      ("[2] encountered fatal error in state", "[2] internal error"), True, "xfrm esp algorithms"),
     ("half-open", "peer stops halfway", "peer",
@@ -15154,9 +15200,11 @@ def split_sign(sign: str) -> tuple[str, list[str]]:
 SIGNS = [(cause, *split_sign(sign)) for cause in CAUSES for sign in cause.signs]
 
 
-def find_cause(text: str, other_phase: str) -> Cause | None:
-    """Return the first cause with a sign in the text, which is in lower case; signs of the other phase don't
-    count."""
+def find_cause(text: str, *, other_phase: str) -> Cause | None:
+    """Return the first cause with a sign in the text, which is in lower case.
+
+    Signs of the other phase, `1` or `2`, don't count.
+    """
     for cause, phase, parts in SIGNS:
         if parts[0] in text and phase != other_phase and has_words(parts, text):
             return cause
@@ -15164,8 +15212,7 @@ def find_cause(text: str, other_phase: str) -> Cause | None:
 
 
 def refusal_of(text: str) -> Cause | None:
-    """Return the cause in REFUSAL_CAUSES for a line in which this host refuses the peer, None if it has none.
-    """
+    """Return the cause in REFUSAL_CAUSES of a line in which this host refuses the peer, or None."""
     for words, name in REFUSAL_CAUSES:
         if has_any((words,), text):
             return CAUSE_BY_NAME[name]
@@ -17124,7 +17171,7 @@ def not_loaded_reason(patient: Patient, conn: Conn) -> str:
         complaint = None
     if complaint is None:
         return "pluto refused it, or nobody asked pluto to load it"
-    cause = cause_of(split_log_text(complaint.text)[2], False)
+    cause = cause_of(split_log_text(complaint.text)[2])
     return cause.means if cause else "pluto refused it, and its log has the reason"
 
 
@@ -19560,7 +19607,7 @@ class Doctor:
         text = split_log_text(complaint.text)[2]
         reason = text.partition(": ")[2] or text
         cause_name, short, check, local = "not-loaded", "not loaded", "what the message names", "config"
-        cause = cause_of(text, False)
+        cause = cause_of(text)
         if cause:
             cause_name, short, check, local = cause.name, cause.short, cause.check, cause.local or local
         return Diagnosis(name, "not loaded", "FAIL", cause_name, short,
@@ -19600,7 +19647,7 @@ class Doctor:
         known = {entry["remote"]["host"] for entries in self.patient.loaded().values() for entry in entries}
         unknown: dict[str, LogLine] = {}
         for line in reversed(self.log().lines):
-            cause = cause_of(line.text, False) if line.text.startswith("packet from ") else None
+            cause = cause_of(line.text) if line.text.startswith("packet from ") else None
             address = line.text[12:].partition(": ")[0].rpartition(":")[0].strip("[]")
             if cause and cause.name in ("unknown-peer", "version-refused") and address not in known:
                 unknown.setdefault(address, line)

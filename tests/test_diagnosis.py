@@ -288,7 +288,7 @@ def test_the_cause_is_found_in_lines_of_the_log(lines: list[str], name: str) -> 
     "redirecting to: 203.0.113.10",
     "policy dictates Tunnel Mode, ignoring peer's request for Transport Mode"])
 def test_progress_is_no_cause(line: str) -> None:
-    assert cause_of(line, False) is cause_of(line, True) is None
+    assert cause_of(line) is cause_of(line, ike_up=True) is None
 
 
 def test_only_the_last_attempt_counts() -> None:
@@ -340,7 +340,7 @@ def test_a_sign_is_found_in_the_cause_that_has_it() -> None:
         assert "{" not in one.command.format(conn="c", peer="p")
         for sign in one.signs:
             phase, parts = ipsec.split_sign(sign)
-            found = cause_of(" x ".join(parts), phase == "2")
+            found = cause_of(" x ".join(parts), ike_up=phase == "2")
             assert found is not None and CAUSES.index(found) <= CAUSES.index(one), (one.name, sign)
 
 
