@@ -248,6 +248,11 @@ def printable(text: str) -> str:
     return text.translate(_ESCAPES)
 
 
+def error_line(message: str) -> str:
+    """Return a message as a line for standard error.  It begins with `ipsec: `, or with the command's own name."""
+    return printable(message if message.startswith("ipsec") else f"ipsec: {message}") + "\n"
+
+
 def is_number(text: str) -> bool:
     """Return whether the text is a decimal number of at most 20 digits."""
     return text.isascii() and text.isdigit() and len(text) <= 20
@@ -1713,7 +1718,7 @@ class Host:
         """Write one line to standard error."""
         self.flush()
         if sys.stderr is not None:
-            sys.stderr.write(f"ipsec: {printable(text)}\n")
+            sys.stderr.write(error_line(text))
 
     def flush(self) -> None:
         """Flush standard output.  Raises OSError."""
@@ -19554,9 +19559,10 @@ class Doctor:
             if signs:
                 return Diagnosis(name, "unknown", "SKIP", means=f"pluto can't be asked: {signs[0]}",
                                  command="ipsec status")
-            return Diagnosis(name, "down", "FAIL", "pluto-down", "pluto not running",
-                             "pluto is not running on this host",
-                             libreswan_hint(self.host, "why pluto ended, in its log"),
+            means, check = "pluto is not running on this host", "why pluto ended, in its log"
+            if libreswan_hint(self.host, ""):
+                means, check = f"{means}: libreswan is not installed", ""
+            return Diagnosis(name, "down", "FAIL", "pluto-down", "pluto not running", means, check,
                              start_advice(self.host), "here",
                              others=[f"the request for its status failed: {failure}"])
         except TimedOut as failure:
@@ -23664,7 +23670,7 @@ def run(words: Sequence[str]) -> int:
     except (Exception, RecursionError) as error:
         message, status = f"internal error: {type(error).__name__}{place_of(error)}; {REPORT_IT}", ERROR
     try:
-        sys.stderr.write(printable(message if message.startswith("ipsec") else f"ipsec: {message}") + "\n")
+        sys.stderr.write(error_line(message))
     except (OSError, AttributeError):
         return status  # standard error is closed
     return status
