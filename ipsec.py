@@ -15973,6 +15973,7 @@ def check_xfrm(patient: Patient) -> Iterator[Trouble]:
     if not host.has_xfrm():
         yield "FAIL", "FAILED", "the kernel has no XFRM stack", patient.module_fix(["xfrm_user"])
         return
+
     refusal: PermissionError | None = None
     try:
         for _ in policy_messages(host):
@@ -15982,24 +15983,32 @@ def check_xfrm(patient: Patient) -> Iterator[Trouble]:
         if host.superuser and not patient.pid:
             patient.check_unseen_pluto()  # a pluto in another container may have the right
             yield ("FAIL", "NO RIGHT",
-                   "root has no capability NET_ADMIN here, so pluto can't set up IPsec in the "
-                   "kernel", "start the container with --cap-add NET_ADMIN")
+                   "root has no capability NET_ADMIN here, so pluto can't set up IPsec in the kernel",
+                   "start the container with --cap-add NET_ADMIN")
         else:
             refusal = error
     except OSError as error:
         yield ("FAIL", "NO NETLINK", f"{error_text(error)}: pluto can't talk to the kernel",
                "modprobe xfrm_user")
-    tunnels = patient.tunnels if patient.known_conns() else []
-    for device in {tunnel.device: None for tunnel in tunnels if tunnel.device not in ("", "lo")}:
-        is_disabled = read_sysctl(host, f"net.ipv4.conf.{device.replace('.', '/')}.disable_xfrm")
-        if is_disabled == "1":
+
+    if patient.known_conns():
+        yield from disabled_xfrm(patient)
+    if refusal:
+        raise refusal
+
+
+def disabled_xfrm(patient: Patient) -> Iterator[Trouble]:
+    """Yield a trouble for each interface towards a peer whose sysctl disable_xfrm is on, or unknown."""
+    for device in dict.fromkeys(tunnel.device for tunnel in patient.tunnels):
+        if device in ("", "lo"):
+            continue
+        value = read_sysctl(patient.host, f"net.ipv4.conf.{device.replace('.', '/')}.disable_xfrm")
+        if value == "1":
             yield ("FAIL", "DISABLED",
                    f"disable_xfrm is set on {device}: packets leave it without encryption",
                    sysctl_command("disable_xfrm", [device], 0))
-        elif not is_disabled:
+        elif not value:
             yield "SKIP", "UNKNOWN", f"net.ipv4.conf.{device}.disable_xfrm can't be read", ""
-    if refusal:
-        raise refusal
 
 
 def redirect_troubles(patient: Patient, option: str) -> Iterator[Trouble]:
@@ -16013,13 +16022,19 @@ def redirect_troubles(patient: Patient, option: str) -> Iterator[Trouble]:
     forwards = read_sysctl(host, "net.ipv4.ip_forward")
     if forwards == "0":
         return
-    combine, verb = (max, "sends") if option == "send_redirects" else (min, "accepts")
     everywhere = read_sysctl(host, f"net.ipv4.conf.all.{option}")
     values = interface_sysctls(host, option)
-    on = [name for name, value in values.items() if combine(value, everywhere) == "1"]
     if not forwards or not everywhere or "" in values.values():
         yield "SKIP", "UNKNOWN", f"net.ipv4.ip_forward or net.ipv4.conf.*.{option} can't be read", ""
-    elif on:
+        return
+
+    if option == "send_redirects":
+        verb = "sends"
+        on = [name for name, value in values.items() if "1" in (value, everywhere)]
+    else:
+        verb = "accepts"
+        on = [name for name, value in values.items() if value == everywhere == "1"]
+    if on:
         yield ("WARN", "NOT DISABLED", f"this gateway {verb} ICMP redirects on {', '.join(on[:5])}",
                sysctl_command(option, ("all", *on), 0))
 
@@ -16072,10 +16087,10 @@ def check_larval_drop(patient: Patient) -> Iterator[Trouble]:
             "connection at all.",
     fix="Correct the line that is named. ipsec.conf(5) describes the syntax.")
 def check_config_syntax(patient: Patient) -> Iterator[Trouble]:
-    config = patient.config
-    fatal = [problem for problem in config.problems if problem.fatal]
     if patient.forbids_files():
         raise PermissionError("only root may read all files of the configuration")
+    config = patient.config
+    fatal = [problem for problem in config.problems if problem.fatal]
     refuses, lines = patient.addconn_answer()
     if fatal and refuses is not False:
         reason = "; ".join(map(str, fatal[:3]))
@@ -16083,11 +16098,10 @@ def check_config_syntax(patient: Patient) -> Iterator[Trouble]:
         if refuses is None and version and config.files:
             reason += f", by the rules of libreswan {version}"
         yield "FAIL", "PARSE ERROR", reason, edit_command(fatal[0])
-        return
-    if refuses:
+    elif refuses:
         yield "FAIL", "REFUSED", *refused_by_addconn(config, lines[-1])
-        return
-    yield from accepted_troubles(patient, fatal, lines)
+    else:
+        yield from accepted_troubles(patient, fatal, lines)
 
 
 def accepted_troubles(patient: Patient, fatal: Sequence[Problem], lines: Sequence[str]) -> Iterator[Trouble]:
@@ -16102,8 +16116,9 @@ def accepted_troubles(patient: Patient, fatal: Sequence[Problem], lines: Sequenc
     includes = [problem for problem in config.problems if problem.key == "include" and not problem.fatal]
     for problem in includes[:3]:
         yield "WARN", "NOT LOADED", str(problem), edit_command(problem)
-    yield from addconn_complaints(patient, [line for line in lines if not includes or "include" not in line
-                                            and "ipsec.conf file" not in line])
+    if includes:
+        lines = [line for line in lines if "include" not in line and "ipsec.conf file" not in line]
+    yield from addconn_complaints(patient, lines)
 
 
 def complaint_words(line: str) -> list[str]:
@@ -16143,20 +16158,25 @@ def addconn_complaints(patient: Patient, lines: Sequence[str]) -> Iterator[Troub
 
     Complaints about a line or a keyword that the built-in parser reports are left out.
     """
-    config, count = patient.config, 0
+    config = patient.config
     reported_places = {(problem.file, problem.line) for problem in config.problems}
     reported_keywords = {problem.key for problem in config.problems if problem.key}
     known = known_keywords()
     sentences: set[str] = set()  # the complaints so far
+    troubles = 0
     for line in lines:
         sentence, words = addconn_sentence(config, line), complaint_words(line)
-        if named_place(config, words) in reported_places or sentence in sentences or count == 3:
+        if sentence in sentences or named_place(config, words) in reported_places:
             continue
         sentences.add(sentence)
         keyword = next((canonical(word) for word in words if canonical(word) in known), "")
-        if keyword not in reported_keywords:
-            count += 1
-            yield complaint_trouble(patient, line, sentence, keyword)
+        if keyword in reported_keywords:
+            continue
+
+        yield complaint_trouble(patient, line, sentence, keyword)
+        troubles += 1
+        if troubles == 3:
+            return
 
 
 def complaint_trouble(patient: Patient, line: str, sentence: str, keyword: str) -> Trouble:
@@ -16165,19 +16185,28 @@ def complaint_trouble(patient: Patient, line: str, sentence: str, keyword: str) 
     `sentence` is what addconn_sentence() makes of the line, and `keyword` the keyword that the line names.
     Up to 4.15 addconn names the connection (`while loading 'NAME'`); 5.x often does not.
     """
-    config = patient.config
-    conn = next((conn for conn in config.conns() if f"'{conn.name}'" in line or f" {conn.name} " in line),
-                None)
-    file, number = named_place(config, complaint_words(line)) or (config.name, 0)
+    file, number = named_place(patient.config, complaint_words(line)) or (patient.config.name, 0)
+    subject = "this"
+    level, verb = "WARN", "complains about"
+    conn = named_conn(patient.config, line)
     if conn:
         place = conn.settings.get(keyword) or conn
         file, number = place.file, place.line
-    # addconn loads some of the connections that it complains about; without a bad subnet, it loads the others
-    is_refused = conn is not None and ("bad subnet" in line or not patient.has_loaded(conn))
-    level, verb = ("FAIL", "refuses") if is_refused else ("WARN", "complains about")
-    subject = f"conn {conn.name}" if conn and conn.name not in sentence else "this"
+        if conn.name not in sentence:
+            subject = f"conn {conn.name}"
+        # addconn loads some of the connections that it complains about, but none with a bad subnet
+        if "bad subnet" in line or not patient.has_loaded(conn):
+            level, verb = "FAIL", "refuses"
     problem = Problem(file, number, f"the installed addconn {verb} {subject}: {sentence}")
     return level, "REFUSED", f"{problem}; see ipsec addconn --checkconfig", edit_command(problem)
+
+
+def named_conn(config: Config, line: str) -> Conn | None:
+    """Return the first connection that a line of addconn names; None if it names none."""
+    for conn in config.conns():
+        if f"'{conn.name}'" in line or f" {conn.name} " in line:
+            return conn
+    return None
 
 
 def addconn_sentence(config: Config, line: str) -> str:
@@ -16190,20 +16219,27 @@ def addconn_sentence(config: Config, line: str) -> str:
     line = line.removeprefix(f"'{config.name}', ").removeprefix("ignoring: ")
     if line.startswith("while loading '"):
         line = line.partition("': ")[2]
+
     known = known_keywords()
     for marker in ("invalid value: ", "keyword ignored: ", "only one value, not "):
         head, separator, rest = line.partition(marker)
-        word = rest.partition("=")[0]
         if separator:
-            line = head + separator + (word if canonical(word) in known else "")
+            word = rest.partition("=")[0]
+            if canonical(word) not in known:
+                word = ""
+            line = head + separator + word
+
     harmless_words = {*(conn.name for conn in config.conns()), *config.files, *known}
     directories = {os.path.dirname(file) for file in config.files}
 
     def is_harmless(text: str) -> bool:
         return text in harmless_words or text.isdigit() or os.path.dirname(text) in directories
 
-    words = mask_quoted(line, is_harmless).split()
-    return " ".join(f"{word.partition('=')[0]}=" if "=" in word else word for word in words)
+    shown = []
+    for word in mask_quoted(line, is_harmless).split():
+        name, equals, _ = word.partition("=")  # the value may be a secret
+        shown.append(name + equals)
+    return " ".join(shown)
 
 
 def mask_quoted(line: str, is_harmless: Callable[[str], bool]) -> str:
@@ -16221,6 +16257,7 @@ def mask_quoted(line: str, is_harmless: Callable[[str], bool]) -> str:
         quoted, closing, rest = line[start + 1:].partition(quote_char)
         if not closing:
             return "".join([*pieces, line[:start], "…"])
+
         shown = quoted if is_harmless(quoted) else "…"
         pieces.append(f"{line[:start]}{quote_char}{shown}{quote_char}")
         line = rest
@@ -16249,6 +16286,7 @@ def check_rp_filter(patient: Patient) -> Iterator[Trouble]:
     strict = [name for name, value in values.items() if max(value, everywhere) == "1"]
     if not strict:
         return
+
     troubles = 0
     for tunnel, device, back in dropped_peers(patient, strict):
         troubles += 1
