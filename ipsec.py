@@ -16325,25 +16325,31 @@ def dropped_peers(patient: Patient, strict: Sequence[str]) -> Iterator[tuple[Tun
 # What a connection needs from the kernel.  Columns: a keyword, the value of it, the kernel's option, the
 # module.  An empty value stands for every value but `no`.  `any` stands for the addresses of the ends, and
 # `:` for IPv6.
-KERNEL_PARTS = (("any", "", "INET_ESP", "esp4"), ("any", ":", "INET6_ESP", "esp6"),
-                ("phase2", "ah", "INET_AH", "ah4"),
-                ("compress", "yes", "INET_IPCOMP", "ipcomp"), ("vti-interface", "", "NET_IPVTI", "ip_vti"),
-                ("ipsec-interface", "", "XFRM_INTERFACE", "xfrm_interface"))
-# Columns: a word of esp= (the longest words come first), the algorithm in /proc/crypto, the kernel's option,
-# the module
+KERNEL_PARTS = (
+    ("any", "", "INET_ESP", "esp4"),
+    ("any", ":", "INET6_ESP", "esp6"),
+    ("phase2", "ah", "INET_AH", "ah4"),
+    ("compress", "yes", "INET_IPCOMP", "ipcomp"),
+    ("vti-interface", "", "NET_IPVTI", "ip_vti"),
+    ("ipsec-interface", "", "XFRM_INTERFACE", "xfrm_interface"))
+# Columns: a word of esp= (a word that contains another one comes first), the algorithm in /proc/crypto, the
+# kernel's option, the module
 KERNEL_ALGORITHMS = (
     ("chacha20_poly1305", "rfc7539esp(chacha20,poly1305)", "CRYPTO_CHACHA20POLY1305", "chacha20poly1305"),
     ("aes_gmac", "rfc4543(gcm(aes))", "CRYPTO_GCM", "gcm"),
     ("aes_gcm", "rfc4106(gcm(aes))", "CRYPTO_GCM", "gcm"),
     ("aes_ccm", "rfc4309(ccm(aes))", "CRYPTO_CCM", "ccm"),
     ("aes_ctr", "rfc3686(ctr(aes))", "CRYPTO_CTR", "ctr"),
-    ("aes_xcbc", "xcbc(aes)", "CRYPTO_XCBC", "xcbc"), ("aes_cmac", "cmac(aes)", "CRYPTO_CMAC", "cmac"),
-    ("aes", "cbc(aes)", "CRYPTO_CBC", "cbc"), ("3des", "cbc(des3_ede)", "CRYPTO_DES", "des_generic"),
+    ("aes_xcbc", "xcbc(aes)", "CRYPTO_XCBC", "xcbc"),
+    ("aes_cmac", "cmac(aes)", "CRYPTO_CMAC", "cmac"),
+    ("aes", "cbc(aes)", "CRYPTO_CBC", "cbc"),
+    ("3des", "cbc(des3_ede)", "CRYPTO_DES", "des_generic"),
     ("camellia", "cbc(camellia)", "CRYPTO_CAMELLIA", "camellia_generic"),
     ("null", "ecb(cipher_null)", "CRYPTO_NULL", "crypto_null"),
     ("sha2_512", "hmac(sha512)", "CRYPTO_SHA512", "sha512"),
     ("sha2_384", "hmac(sha384)", "CRYPTO_SHA512", "sha512"),
-    ("sha2", "hmac(sha256)", "CRYPTO_SHA256", "sha256"), ("sha1", "hmac(sha1)", "CRYPTO_SHA1", "sha1"),
+    ("sha2", "hmac(sha256)", "CRYPTO_SHA256", "sha256"),
+    ("sha1", "hmac(sha1)", "CRYPTO_SHA1", "sha1"),
     ("md5", "hmac(md5)", "CRYPTO_MD5", "md5"))
 # Without esp=, all releases propose these, and every peer accepts one of them
 DEFAULT_ESP = "aes_gcm,aes-sha2_512,aes-sha2_256"
@@ -16372,13 +16378,15 @@ def check_esp(patient: Patient) -> Iterator[Trouble]:
     unknown: list[str] = []
     conns = patient.known_conns()
     for key, value, option, module in KERNEL_PARTS:
-        if (key, value) != ("any", "") and not any(needs_part(conn, key, value) for conn in conns):
+        is_needed = module == "esp4" or any(needs_part(conn, key, value) for conn in conns)
+        if not is_needed:
             continue
         has = patient.kernel_has(option, module)
         if has is False:
             missing.append(module)
         elif has is None:
             unknown.append(module)
+
     if missing:
         what = "ESP" if missing[0].startswith("esp") else "that protocol"
         yield ("FAIL", "MISSING",
@@ -16399,18 +16407,23 @@ def check_esp(patient: Patient) -> Iterator[Trouble]:
 def check_algorithms(patient: Patient) -> Iterator[Trouble]:
     known: dict[str, bool | None] = {}  # the results of kernel_has() by module
     strange: dict[str, None] = {}  # words of proposals that stand for no known algorithm
+    users = {conn.get("esp") or DEFAULT_ESP: f"conn {conn.name}" for conn in patient.known_conns()}
+    if not users:
+        users[DEFAULT_ESP] = "any connection"
     troubles = 0
-    lists = {conn.get("esp") or DEFAULT_ESP: f"conn {conn.name}" for conn in patient.known_conns()}
-    for proposals, user in (lists or {DEFAULT_ESP: "any connection"}).items():
+    for proposals, user in users.items():
         rows_of_proposals = [algorithm_rows(words, strange) for words in proposal_words(proposals)]
         missing = [lacking_modules(patient, rows, known) for rows in rows_of_proposals]
         if any(missing):
             troubles += 1
             yield lacking_trouble(patient, user, proposals, missing)
+    if troubles:
+        return
+
     unknown = [module for module, has in known.items() if has is None]
-    if unknown and not troubles:
+    if unknown:
         yield patient.unknown_modules(unknown)
-    elif strange and not troubles:
+    elif strange:
         yield ("SKIP", "UNKNOWN",
                f"it is not known what the kernel needs for {', '.join(map(quote, strange))} of esp=", "")
 
@@ -16420,11 +16433,15 @@ def lacking_trouble(patient: Patient, user: str, proposals: str, missing: Sequen
 
     `missing` has the list of modules that are missing for each proposal.
     """
-    modules = list(dict.fromkeys(module for group in missing for module in group))
-    level, others = ("FAIL", "") if all(missing) else ("WARN", "; the other proposals still work")
+    modules: dict[str, None] = {}
+    for of_proposal in missing:
+        modules.update(dict.fromkeys(of_proposal))
+    level, others = "FAIL", ""
+    if not all(missing):
+        level, others = "WARN", "; the other proposals still work"
     return (level, "MISSING",
             f"{user}: {proposals} needs {' and '.join(modules)}, which this kernel lacks{others}",
-            patient.module_fix(modules))
+            patient.module_fix([*modules]))
 
 
 def algorithm_rows(words: Iterable[str], strange: dict[str, None]) -> list[tuple[str, str, str, str]]:
@@ -16434,10 +16451,12 @@ def algorithm_rows(words: Iterable[str], strange: dict[str, None]) -> list[tuple
     """
     rows = []
     for word in words:
+        if is_group(word):
+            continue
         row = algorithm_row(word)
-        if row and not is_group(word):
+        if row:
             rows.append(row)
-        elif not is_group(word):
+        else:
             strange[word] = None
     return rows
 
@@ -16502,25 +16521,29 @@ def check_forwarding(patient: Patient) -> Iterator[Trouble]:
 def forwarding_troubles(patient: Patient, tunnels: Sequence[Tunnel], family: str,
                         option: str) -> Iterator[Trouble]:
     """Yield the troubles with IP forwarding for an IP family; `option` is the sysctl for all interfaces."""
-    needs: dict[str, str] = {}  # a connection that needs forwarding, by interface
+    needs: dict[str, str] = {}  # by interface, a sentence about a connection that needs forwarding
     for tunnel in tunnels:
         for net in tunnel.behind:
             if family_of(net) == family:
-                for device in (patient.device_to(net), tunnel.inner):
-                    needs.setdefault(device, f"conn {tunnel.conn.name} needs IP forwarding for {net}")
+                sentence = f"conn {tunnel.conn.name} needs IP forwarding for {net}"
+                needs.setdefault(patient.device_to(net), sentence)
+                needs.setdefault(tunnel.inner, sentence)
     if not needs:
         return
+
     forwards = interface_sysctls(patient.host, "forwarding", family)
     if not forwards or "" in forwards.values():
         yield "SKIP", "UNKNOWN", f"net.{family}.conf.*.forwarding can't be read", ""
-    elif "1" not in forwards.values():
+        return
+    if "1" not in forwards.values():
         yield "FAIL", "DISABLED", f"{next(iter(needs.values()))}; it is off", f"sysctl -w {option}=1"
-    else:
-        for device, need_text in needs.items():
-            if forwards.get(device) == "0":
-                name = device.replace(".", "/")
-                yield ("FAIL", "DISABLED", f"{need_text}; it is off for packets that arrive on {device}",
-                       shell_words(["sysctl", "-w", f"net.{family}.conf.{name}.forwarding=1"]))
+        return
+
+    for device, sentence in needs.items():
+        if forwards.get(device) == "0":
+            name = device.replace(".", "/")
+            yield ("FAIL", "DISABLED", f"{sentence}; it is off for packets that arrive on {device}",
+                   shell_words(["sysctl", "-w", f"net.{family}.conf.{name}.forwarding=1"]))
 
 
 @verify_check(
@@ -16537,6 +16560,7 @@ def check_peers(patient: Patient) -> Iterator[Trouble]:
     yield from troubles
     if troubles:
         return
+
     patient.loaded()  # raises NotChecked if pluto does not answer: what is routed is then unknown
     if not any(tunnel.peer for tunnel in patient.tunnels):
         raise NotChecked("unused", "nothing to check: no connection has a known address of a peer")
@@ -16554,12 +16578,13 @@ def has_peer_name(tunnel: Tunnel) -> bool:
 
 def route_troubles(patient: Patient) -> Iterator[Trouble]:
     """Yield the troubles of connections with two ends on this host, or without a route."""
-    routing = Routing(patient.host)
     for conn in patient.needed_conns():
         if both_here(patient, conn) and conn.name not in patient.loaded_names():
             yield ("FAIL", "BOTH ENDS",
                    f"conn {conn.name}: both {conn.get('left')} and {conn.get('right')} are "
                    "addresses of this host", edit_command(conn))
+
+    routing = Routing(patient.host)
     for tunnel in patient.needed_tunnels():
         name, source = tunnel.conn.name, tunnel.conn.get(tunnel.here)
         if tunnel.peer and not tunnel.device:
@@ -16568,10 +16593,12 @@ def route_troubles(patient: Patient) -> Iterator[Trouble]:
             continue
         if not is_routed(patient, tunnel.conn) or "vti-interface" in tunnel.conn.settings:
             continue
+
         for net in tunnel.theirs:
+            if net in EVERYTHING:
+                continue
             try:
-                if net not in EVERYTHING:
-                    routing.lookup(net.partition("/")[0])
+                routing.lookup(net.partition("/")[0])
             except OSError as error:
                 yield ("FAIL", "NO ROUTE",
                        f"conn {name} has policies in the kernel, but no route leads from {source} to {net} "
@@ -16583,8 +16610,8 @@ def is_routed(patient: Patient, conn: Conn) -> bool:
     """Return whether pluto has routed the connection, or has it up; False if pluto does not answer."""
     if conn.name not in patient.loaded_names():
         return False
-    return any(one["child_sa"] or not one["routing"].startswith("unrouted")
-               for one in patient.loaded()[conn.name])
+    entries = patient.loaded()[conn.name]
+    return any(entry["child_sa"] or not entry["routing"].startswith("unrouted") for entry in entries)
 
 
 # The most bytes that ESP in UDP adds to an IPv4 packet: 20 IP, 8 UDP, 8 ESP, 16 IV, 2 + 15 padding, 16-32 ICV
@@ -16609,23 +16636,32 @@ def check_mtu(patient: Patient) -> Iterator[Trouble]:
         yield "SKIP", "UNKNOWN", "net.ipv4.ip_no_pmtu_disc can't be read", ""
     if not any(tunnel.device for tunnel in tunnels):
         raise NotChecked("unused", "nothing to check: no connection has a known interface towards its peer")
-    mtus = {}
-    for buffer, start, end in dump(patient.host, NETLINK_ROUTE, RTM_GETLINK, bytes(16)):
-        more = attributes(buffer, start + IFINFOMSG_SIZE, end)
-        mtus[decode(more[IFLA_IFNAME].rstrip(b"\0"))] = unsigned(more.get(IFLA_MTU))
-    for device in {tunnel.device: None for tunnel in tunnels if tunnel.device in mtus}:
-        if mtus[device] < IPV6_LEAST_MTU + ESP_ROOM:
+
+    mtus = interface_mtus(patient.host)
+    for device in dict.fromkeys(tunnel.device for tunnel in tunnels):
+        if device in mtus and mtus[device] < IPV6_LEAST_MTU + ESP_ROOM:
             yield ("WARN", "SMALL",
                    f"the MTU of {device} is {mtus[device]}: IPv6 needs packets of {IPV6_LEAST_MTU} bytes, "
                    "and with ESP they do not fit",
                    shell_words(["ip", "link", "set", device, "mtu", "1500"]))
     for tunnel in tunnels:
         mtu = tunnel.conn.get("mtu")
-        if mtu.isdigit() and tunnel.device in mtus and int(mtu) > mtus[tunnel.device] - ESP_ROOM // 2:
+        if not mtu.isdigit() or tunnel.device not in mtus:
+            continue
+        if int(mtu) > mtus[tunnel.device] - ESP_ROOM // 2:
             yield ("WARN", "TOO LARGE",
                    f"conn {tunnel.conn.name}: mtu={mtu} is too large; with ESP such a packet does not fit "
                    f"into the MTU of {tunnel.device}, which is {mtus[tunnel.device]}",
                    edit_command(tunnel.conn.settings["mtu"]))
+
+
+def interface_mtus(host: Host) -> dict[str, int]:
+    """Return the MTU of each interface by name.  Raises OSError."""
+    mtus = {}
+    for buffer, start, end in dump(host, NETLINK_ROUTE, RTM_GETLINK, bytes(16)):
+        more = attributes(buffer, start + IFINFOMSG_SIZE, end)
+        mtus[decode(more[IFLA_IFNAME].rstrip(b"\0"))] = unsigned(more.get(IFLA_MTU))
+    return mtus
 
 
 # Checks of the firewall: firewall, forward_rules, nat
