@@ -4032,11 +4032,11 @@ def check_answers(host: Host, name: str = "") -> None:
 # ============================================================================================================
 # 5. Kernel
 #
-# Reads the state of the running kernel from netlink sockets and /proc: XFRM states and policies, addresses, routes,
-# rules and links.  They are available as text in the format of iproute2 5.10 to 6.15; states and policies also as
-# records.  Also removes the states and policies that a stopped pluto left behind.  Used by reports, verify, look, show,
-# _updown and the service commands.  Facts: the headers named below, rtnetlink(7), proc(5); kernel_xfrm.c and
-# spd_priority() of libreswan 3.29 to 5.2.
+# Reads the state of the running kernel from netlink sockets and /proc: XFRM states and policies,
+# addresses, routes, rules and links.  They are available as text in the format of iproute2 5.10 to
+# 6.15; states and policies also as records.  Also removes the states and policies that a stopped pluto
+# left behind.  Used by reports, verify, look, show, _updown and the service commands.  Facts: the
+# headers named below, rtnetlink(7), proc(5); kernel_xfrm.c and spd_priority() of libreswan 3.29 to 5.2.
 # ============================================================================================================
 
 
@@ -4114,7 +4114,8 @@ SEC_CTX_SIZE = 8  # struct xfrm_user_sec_ctx; the label follows it
 MARK_FORM = "=II"  # struct xfrm_mark: value, mask
 ENCAP_FORM = "=H2s2s2x16s"  # struct xfrm_encap_tmpl: type, source and destination port, original address
 REPLAY_FORM = "=III"  # struct xfrm_replay_state: outgoing and incoming sequence number, bitmap
-REPLAY_ESN_FORM = "=6I"  # struct xfrm_replay_state_esn: length of the bitmap, oseq, seq, oseq_hi, seq_hi, window
+# struct xfrm_replay_state_esn: length of the bitmap, oseq, seq, oseq_hi, seq_hi, window
+REPLAY_ESN_FORM = "=6I"
 REPLAY_ESN_SIZE = 24
 OFFLOAD_FORM = "=IB"  # struct xfrm_user_offload: interface, flags
 
@@ -4137,7 +4138,8 @@ RTM_NEWNEIGH = 28
 RTM_NEWRULE, RTM_GETRULE = 32, 34
 RTM_GETNSID = 90
 RTM_NEW_TO_DEL = 1  # RTM_DELLINK = RTM_NEWLINK + 1, and so on
-RTMSG_FORM = "=8BI"  # struct rtmsg: family, bits of destination and source, TOS, table, protocol, scope, type, flags
+# struct rtmsg: family, bits of destination and source, TOS, table, protocol, scope, type, flags
+RTMSG_FORM = "=8BI"
 RTMSG_SIZE = 12
 RTMSG_TABLE = 4  # the offset of the table in struct rtmsg
 RTGENMSG_SIZE = 4  # struct rtgenmsg and its padding
@@ -4145,7 +4147,8 @@ RTM_F_CLONED = 0x200
 RT_TABLE_MAIN = 254
 RTN_UNICAST, RTN_LOCAL = 1, 2
 RTPROT_UNSPEC, RTPROT_KERNEL, RTPROT_BOOT = 0, 2, 3
-RT_SCOPE_UNIVERSE, RT_SCOPE_SITE, RT_SCOPE_LINK, RT_SCOPE_HOST, RT_SCOPE_NOWHERE = 0, 200, 253, 254, 255
+RT_SCOPE_UNIVERSE, RT_SCOPE_SITE = 0, 200
+RT_SCOPE_LINK, RT_SCOPE_HOST, RT_SCOPE_NOWHERE = 253, 254, 255
 RTNH_F_ONLINK = 4
 RTNEXTHOP_FORM = "=HBBi"  # struct rtnexthop: length, flags, weight minus 1, interface
 RTNEXTHOP_SIZE = 8
@@ -4193,15 +4196,18 @@ AF_MPLS = 28  # linux/socket.h
 
 # linux/lwtunnel.h, linux/mpls_iptunnel.h
 LWTUNNEL_ENCAP_MPLS, LWTUNNEL_ENCAP_IP, LWTUNNEL_ENCAP_IP6, LWTUNNEL_ENCAP_XFRM = 1, 2, 4, 10
-LWTUNNEL_IP_ID, LWTUNNEL_IP_DST, LWTUNNEL_IP_SRC, LWTUNNEL_IP_TTL, LWTUNNEL_IP_TOS = 1, 2, 3, 4, 5
+LWTUNNEL_IP_ID, LWTUNNEL_IP_DST, LWTUNNEL_IP_SRC = 1, 2, 3
+LWTUNNEL_IP_TTL, LWTUNNEL_IP_TOS = 4, 5
 LWT_XFRM_IF_ID, LWT_XFRM_LINK = 1, 2
 MPLS_IPTUNNEL_DST, MPLS_IPTUNNEL_TTL = 1, 2
 
 # linux/fib_rules.h
-FIB_RULE_FORM = "=8BI"  # struct fib_rule_hdr: family, bits of destination and source, TOS, table, -, -, action, flags
+# struct fib_rule_hdr: family, bits of destination and source, TOS, table, -, -, action, flags
+FIB_RULE_FORM = "=8BI"
 FIB_RULE_SIZE = 12
 FIB_RULE_INVERT, FIB_RULE_UNRESOLVED, FIB_RULE_IIF_DETACHED, FIB_RULE_OIF_DETACHED = 2, 4, 8, 16
-FR_ACT_TO_TBL, FR_ACT_GOTO, FR_ACT_NOP, FR_ACT_BLACKHOLE, FR_ACT_UNREACHABLE, FR_ACT_PROHIBIT = 1, 2, 3, 6, 7, 8
+FR_ACT_TO_TBL, FR_ACT_GOTO, FR_ACT_NOP = 1, 2, 3
+FR_ACT_BLACKHOLE, FR_ACT_UNREACHABLE, FR_ACT_PROHIBIT = 6, 7, 8
 FRA_DST = 1
 FRA_SRC = 2
 FRA_IIFNAME = 3
@@ -4290,16 +4296,21 @@ NTF_PROXY = 8
 NETNSA_NSID, NETNSA_FD = 1, 3
 
 # linux/netfilter.h, linux/netfilter/nfnetlink.h
-NF_INET_PRE_ROUTING, NF_INET_LOCAL_IN, NF_INET_FORWARD, NF_INET_LOCAL_OUT, NF_INET_POST_ROUTING = 0, 1, 2, 3, 4
+NF_INET_PRE_ROUTING, NF_INET_LOCAL_IN, NF_INET_FORWARD = 0, 1, 2
+NF_INET_LOCAL_OUT, NF_INET_POST_ROUTING = 3, 4
 NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6 = 1, 2, 10
 NFNL_SUBSYS_NFTABLES = 10
 NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
 NFGENMSG_SIZE = 4  # struct nfgenmsg: family, version, resource
 
 # linux/netfilter/nf_tables.h
-NFT_MSG_NEWTABLE, NFT_MSG_GETTABLE, NFT_MSG_DELTABLE = (NFNL_SUBSYS_NFTABLES << 8 | number for number in (0, 1, 2))
+NFT_MSG_NEWTABLE = NFNL_SUBSYS_NFTABLES << 8
+NFT_MSG_GETTABLE = NFNL_SUBSYS_NFTABLES << 8 | 1
+NFT_MSG_DELTABLE = NFNL_SUBSYS_NFTABLES << 8 | 2
 NFT_MSG_NEWCHAIN = NFNL_SUBSYS_NFTABLES << 8 | 3
-NFT_MSG_NEWRULE, NFT_MSG_GETRULE, NFT_MSG_DELRULE = (NFNL_SUBSYS_NFTABLES << 8 | number for number in (6, 7, 8))
+NFT_MSG_NEWRULE = NFNL_SUBSYS_NFTABLES << 8 | 6
+NFT_MSG_GETRULE = NFNL_SUBSYS_NFTABLES << 8 | 7
+NFT_MSG_DELRULE = NFNL_SUBSYS_NFTABLES << 8 | 8
 NFTA_LIST_ELEM = 1
 NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY = 1, 2
 NFTA_CHAIN_NAME, NFTA_CHAIN_HOOK, NFTA_CHAIN_TYPE = 3, 4, 7
@@ -4310,8 +4321,10 @@ NFTA_DATA_VALUE = 1
 NFTA_CMP_SREG, NFTA_CMP_OP, NFTA_CMP_DATA = 1, 2, 3
 NFTA_META_DREG, NFTA_META_KEY = 1, 2
 NFTA_RT_DREG, NFTA_RT_KEY = 1, 2
-NFTA_PAYLOAD_DREG, NFTA_PAYLOAD_BASE, NFTA_PAYLOAD_OFFSET, NFTA_PAYLOAD_LEN = 1, 2, 3, 4
-NFTA_BITWISE_SREG, NFTA_BITWISE_DREG, NFTA_BITWISE_LEN, NFTA_BITWISE_MASK, NFTA_BITWISE_XOR = 1, 2, 3, 4, 5
+NFTA_PAYLOAD_DREG, NFTA_PAYLOAD_BASE = 1, 2
+NFTA_PAYLOAD_OFFSET, NFTA_PAYLOAD_LEN = 3, 4
+NFTA_BITWISE_SREG, NFTA_BITWISE_DREG, NFTA_BITWISE_LEN = 1, 2, 3
+NFTA_BITWISE_MASK, NFTA_BITWISE_XOR = 4, 5
 NFTA_IMMEDIATE_DREG, NFTA_IMMEDIATE_DATA = 1, 2
 NFTA_LOG_GROUP, NFTA_LOG_PREFIX = 1, 2
 NFTA_NAT_TYPE, NFTA_NAT_FAMILY, NFTA_NAT_REG_ADDR_MIN = 1, 2, 3
@@ -4330,8 +4343,10 @@ IPV4_SOURCE, IPV6_SOURCE = 12, 8
 # --- netlink ------------------------------------------------------------------------------------------------
 
 NETLINK_BUFFER = 1 << 16  # the kernel sends at most 32 KiB at a time
-NETLINK_TABLES = {NETLINK_ROUTE: "the kernel's network configuration", NETLINK_XFRM: "the kernel's IPsec (XFRM)",
-                  NETLINK_GENERIC: "the kernel's generic netlink"}
+NETLINK_TABLES = {
+    NETLINK_ROUTE: "the kernel's network configuration",
+    NETLINK_XFRM: "the kernel's IPsec (XFRM)",
+    NETLINK_GENERIC: "the kernel's generic netlink"}
 TEXT_PIECE = 1 << 16  # in_pieces() yields a piece when it has more characters than this
 REMEMBERED = 5000  # the number of values that a Remembered cache holds
 if TYPE_CHECKING:
@@ -4387,8 +4402,8 @@ def aligned(size: int) -> int:
 def attribute(kind: int, *values: bytes | str | int) -> bytes:
     """Return a netlink attribute (struct nlattr) with padding.
 
-    An int becomes 32 bits in the host's byte order, a str is terminated by NUL, and bytes are copied.  Several values
-    are concatenated; that is how attributes are nested.
+    An int becomes 32 bits in the host's byte order, a str is terminated by NUL, and bytes are copied.
+    Several values are concatenated; that is how attributes are nested.
     """
     data = b""
     for value in values:
@@ -4404,7 +4419,8 @@ def attribute(kind: int, *values: bytes | str | int) -> bytes:
 
 def each_attribute(buffer: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[int, bytes]]:
     """Yield type and data of each attribute between two offsets, in order."""
-    end = len(buffer) if end is None else end
+    if end is None:
+        end = len(buffer)
     while start + NLATTR_SIZE <= end:
         length = int.from_bytes(buffer[start:start + 2], sys.byteorder)
         if length < NLATTR_SIZE:
@@ -4420,7 +4436,7 @@ def attributes(buffer: bytes, start: int = 0, end: int | None = None) -> dict[in
 
 
 def dump(host: Host, family: int, kind: int, body: bytes) -> Iterator[Message]:
-    """Request a dump and yield its messages as they arrive.  Raises OSError and TimedOut, as exchange() does."""
+    """Request a dump and yield its messages as they arrive.  Raises OSError, TimedOut, as exchange()."""
     return exchange(host, family, [(kind, NLM_F_DUMP, body)])
 
 
@@ -4428,10 +4444,10 @@ def exchange(host: Host, family: int, *packets: Sequence[NetlinkRequest],
              ignored: Sequence[int] = ()) -> Iterator[Message]:
     """Send packets of requests one after the other, and yield the messages that answer them.
 
-    A packet may hold several requests.  The next packet is sent after the kernel has answered the last request of this
-    packet that has NLM_F_ACK or NLM_F_DUMP; only the messages that answer that request are yielded.  Raises OSError
-    with the kernel's errno (unless it is in `ignored`) and the name of the kernel's table in place of a file name;
-    raises TimedOut if the kernel does not answer.
+    A packet may hold several requests.  The next packet is sent after the kernel has answered the last
+    request of this packet that has NLM_F_ACK or NLM_F_DUMP; only the messages that answer that request
+    are yielded.  Raises OSError with the kernel's errno (unless it is in `ignored`) and the name of the
+    kernel's table in place of a file name; raises TimedOut if the kernel does not answer.
     """
     import _socket as socket
     name = NETLINK_TABLES.get(family, f"netlink family {family}")
@@ -4452,7 +4468,10 @@ def exchange(host: Host, family: int, *packets: Sequence[NetlinkRequest],
 def _answers(link: _socket.socket, packets: Iterable[Sequence[NetlinkRequest]],
              ignored: Sequence[int]) -> Generator[Message, None, bool]:
     """Send packets and yield the answers, as exchange() does; return False if messages may be missing."""
-    is_complete, sequence, awaited = True, 0, 0
+    is_complete = True
+    sequence = 0
+    awaited = 0  # the sequence number of the request whose answer is yielded
+
     for packet in packets:
         data = b""
         for kind, flags, body in packet:
@@ -4463,6 +4482,7 @@ def _answers(link: _socket.socket, packets: Iterable[Sequence[NetlinkRequest]],
             data += pack_struct(NLMSGHDR_FORM, size, kind, flags | NLM_F_REQUEST, sequence, 0) + body
             data += bytes(aligned(size) - size)
         link.send(data)
+
         is_answered = False
         while not is_answered:
             try:
@@ -4472,6 +4492,7 @@ def _answers(link: _socket.socket, packets: Iterable[Sequence[NetlinkRequest]],
                     raise
                 is_complete = False
                 continue
+
             for kind, flags, answered, begin, end in each_message(buffer):
                 if flags & NLM_F_DUMP_INTR:
                     is_complete = False
@@ -4503,7 +4524,7 @@ def each_message(buffer: bytes) -> Iterator[tuple[int, int, int, int, int]]:
 
 def acknowledge(host: Host, family: int, *packets: Sequence[NetlinkRequest],
                 ignored: Sequence[int] = ()) -> None:
-    """Send requests that the kernel only acknowledges.  Raises OSError and TimedOut, as exchange() does."""
+    """Send requests that the kernel only acknowledges.  Raises OSError, TimedOut, as exchange()."""
     for _ in exchange(host, family, *packets, ignored=ignored):
         continue
 
@@ -4529,6 +4550,7 @@ def in_pieces(texts: Iterable[str]) -> Iterator[str]:
     pieces: list[str] = []
     size = 0
     failure: Exception | None = None
+
     try:
         for text in texts:
             pieces.append(text)
@@ -4539,6 +4561,7 @@ def in_pieces(texts: Iterable[str]) -> Iterator[str]:
                 size = 0
     except Exception as error:
         failure = error
+
     if pieces:
         yield "".join(pieces)
     if failure:
@@ -4562,15 +4585,18 @@ class Remembered(dict):  # type: ignore[type-arg]
 def ip_text(data: bytes) -> str:
     """Return an IP address of 4 or 16 bytes as text, and other data in hexadecimal."""
     import _socket as socket
-    if len(data) not in (4, 16):
-        return data.hex()
-    return socket.inet_ntop(AF_INET if len(data) == 4 else AF_INET6, data)
+    if len(data) == 4:
+        return socket.inet_ntop(AF_INET, data)
+    if len(data) == 16:
+        return socket.inet_ntop(AF_INET6, data)
+    return data.hex()
 
 
 def packed_address(address: str) -> bytes:
     """Return an IP address in network byte order.  Raises OSError if the text is no IP address."""
     import _socket as socket
-    return socket.inet_pton(AF_INET6 if ":" in address else AF_INET, address)
+    family = AF_INET6 if ":" in address else AF_INET
+    return socket.inet_pton(family, address)
 
 
 def text_name(data: bytes | None) -> str:
@@ -4593,7 +4619,7 @@ def link_names(host: Host) -> dict[int, str]:
 
 
 class KernelReader:
-    """The base of all readers of the kernel's tables: it formats addresses and looks up the names of interfaces."""
+    """The base of all readers of the kernel's tables: formats addresses, looks up names of interfaces."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -4607,22 +4633,28 @@ class KernelReader:
 
 # --- XFRM ---------------------------------------------------------------------------------------------------
 
-XFRM_PROTOCOLS = {IPPROTO_ESP: "esp", IPPROTO_AH: "ah", IPPROTO_COMP: "comp", 43: "route2", 60: "hao",
-                  255: "ipsec-any"}
+XFRM_PROTOCOLS = {
+    43: "route2", IPPROTO_ESP: "esp", IPPROTO_AH: "ah", 60: "hao", IPPROTO_COMP: "comp", 255: "ipsec-any"}
 XFRM_MODES = {0: "transport", 1: "tunnel", 2: "ro", 3: "in_trigger", 4: "beet", 5: "iptfs"}
 POLICY_DIRS = ("in", "out", "fwd")
 POLICY_ACTIONS = {XFRM_POLICY_ALLOW: "allow", XFRM_POLICY_BLOCK: "block"}
 POLICY_TYPES = {XFRM_POLICY_TYPE_MAIN: "main", XFRM_POLICY_TYPE_SUB: "sub"}
-ENCAPSULATED = {UDP_ENCAP_ESPINUDP_NON_IKE: "espinudp-nonike", UDP_ENCAP_ESPINUDP: "espinudp",
-                TCP_ENCAP_ESPINTCP: "espintcp"}
+ENCAPSULATED = {
+    UDP_ENCAP_ESPINUDP_NON_IKE: "espinudp-nonike",
+    UDP_ENCAP_ESPINUDP: "espinudp",
+    TCP_ENCAP_ESPINTCP: "espintcp"}
 SHARES = {0: "any", 1: "session", 2: "user", 3: "unique"}
 SA_DIRECTIONS = {0: "other (0)", XFRM_SA_DIR_IN: "in", XFRM_SA_DIR_OUT: "out"}
 STATE_FLAGS = ("noecn", "decap-dscp", "nopmtudisc", "wildrecv", "icmp", "af-unspec", "align4", "esn")
 STATE_EXTRA_FLAGS = ("dont-encap-dscp", "oseq-may-wrap")
 POLICY_FLAGS = ("localok", "icmp")
-# The algorithms of a state: attribute, iproute2's word, number of bytes between the key's length and the key
-ALGORITHMS = ((XFRMA_ALG_AUTH_TRUNC, "auth-trunc", 4), (XFRMA_ALG_AUTH, "auth", 0), (XFRMA_ALG_AEAD, "aead", 4),
-              (XFRMA_ALG_CRYPT, "enc", 0), (XFRMA_ALG_COMP, "comp", 0))
+# The algorithms of a state: attribute, iproute2's word, number of bytes between the key's length and key
+ALGORITHMS = (
+    (XFRMA_ALG_AUTH_TRUNC, "auth-trunc", 4),
+    (XFRMA_ALG_AUTH, "auth", 0),
+    (XFRMA_ALG_AEAD, "aead", 4),
+    (XFRMA_ALG_CRYPT, "enc", 0),
+    (XFRMA_ALG_COMP, "comp", 0))
 
 
 def policy_messages(host: Host) -> Iterator[Message]:
@@ -4640,21 +4672,23 @@ def flag_words(flags: int, names: Sequence[str]) -> str:
     """Return the names of the bits that are set; bits without a name follow in hexadecimal."""
     words = [name for bit, name in enumerate(names) if flags >> bit & 1]
     unknown = flags >> len(names) << len(names)
-    return " ".join([*words, f"{unknown:x}"] if unknown else words)
+    if unknown:
+        words.append(f"{unknown:x}")
+    return " ".join(words)
 
 
 def time_text(seconds: int) -> str:
     """Format a time (seconds since the epoch) as `ip xfrm` does; 0 is `-`."""
+    if not seconds:
+        return "-"
     try:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else "-"
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
     except (OSError, OverflowError, ValueError):
         return "invalid-time"
 
 
 def protocol_names(host: Host) -> dict[int, str]:
     """Return the names in /etc/protocols by number; without that file, those of common protocols."""
-    known = {1: "icmp", 6: "tcp", 17: "udp", 47: "gre", 50: "esp", 51: "ah", 58: "ipv6-icmp", 132: "sctp",
-             135: "mobility-header"}
     names: dict[int, str] = {}
     try:
         for line in host.lines("/etc/protocols"):
@@ -4662,18 +4696,20 @@ def protocol_names(host: Host) -> dict[int, str]:
             if len(words) > 1 and words[1].isdigit():
                 names.setdefault(int(words[1]), words[0])
     except OSError:
-        return known
+        return {1: "icmp", 6: "tcp", 17: "udp", 47: "gre", 50: "esp", 51: "ah", 58: "ipv6-icmp",
+                132: "sctp", 135: "mobility-header"}
     return names
 
 
 def algorithms(more: Mapping[int, bytes]) -> Iterator[tuple[str, bytes, int]]:
-    """Yield the algorithms of a state: word, data, and the number of bytes between the key's length and the key.
+    """Yield the algorithms of a state: word, data, number of bytes between the key's length and the key.
 
-    The kernel sends the authentication algorithm twice, in the old attribute (XFRMA_ALG_AUTH) and in the new one
-    (XFRMA_ALG_AUTH_TRUNC); the old one is then skipped.
+    The kernel sends the authentication algorithm twice, in the old attribute (XFRMA_ALG_AUTH) and in
+    the new one (XFRMA_ALG_AUTH_TRUNC); the old one is then skipped.
     """
     for kind, word, gap in ALGORITHMS:
-        if kind in more and (kind != XFRMA_ALG_AUTH or XFRMA_ALG_AUTH_TRUNC not in more):
+        is_old = kind == XFRMA_ALG_AUTH and XFRMA_ALG_AUTH_TRUNC in more
+        if kind in more and not is_old:
             yield word, more[kind], gap
 
 
@@ -4681,25 +4717,31 @@ class RawSelector:
     """A selector as the kernel sends it (struct xfrm_selector); addresses have 4 or 16 bytes."""
 
     def __init__(self, fields: tuple[Any, ...], other_family: int = 0) -> None:
-        """`fields` are those of SELECTOR_FORM; `other_family` is the address family if the selector has none."""
-        (destination, source, self.destination_port, self.destination_mask, self.source_port,
-         self.source_mask, family, self.destination_bits, self.source_bits, self.protocol, self.interface,
-         self.user) = fields
-        size = address_size(family or other_family)
+        """`fields` are those of SELECTOR_FORM; `other_family` is used if the selector has no family."""
+        (destination, source,
+         self.destination_port, self.destination_mask, self.source_port, self.source_mask,
+         self.family, self.destination_bits, self.source_bits,
+         self.protocol, self.interface, self.user) = fields
+        size = address_size(self.family or other_family)
         self.source, self.destination = source[:size], destination[:size]
 
     @property
     def ports(self) -> tuple[int | None, int | None]:
         """The source port and the destination port; None stands for any port."""
-        return (int.from_bytes(self.source_port, "big") if any(self.source_mask) else None,
-                int.from_bytes(self.destination_port, "big") if any(self.destination_mask) else None)
+        source = destination = None
+        if any(self.source_mask):
+            source = int.from_bytes(self.source_port, "big")
+        if any(self.destination_mask):
+            destination = int.from_bytes(self.destination_port, "big")
+        return source, destination
 
 
 class RawTemplate:
     """A template of a policy as the kernel sends it (struct xfrm_user_tmpl)."""
 
     def __init__(self, fields: tuple[Any, ...], other_family: int = 0) -> None:
-        (destination, self.spi, self.protocol, family, source, self.reqid, self.mode, self.share, self.optional,
+        (destination, self.spi, self.protocol, family, source,
+         self.reqid, self.mode, self.share, self.optional,
          self.auth_mask, self.encryption_mask, self.compression_mask) = fields
         size = address_size(family or other_family)
         self.source, self.destination = source[:size], destination[:size]
@@ -4710,10 +4752,9 @@ class RawPolicy:
 
     def __init__(self, fields: tuple[Any, ...], more: dict[int, bytes]) -> None:
         self.selector = RawSelector(fields[:SELECTOR_FIELDS])
-        self.lifetimes = fields[SELECTOR_FIELDS:SELECTOR_FIELDS + LIFETIMES_FIELDS]
-        (self.priority, self.index, direction, self.action, self.flags,
-         self.share) = fields[SELECTOR_FIELDS + LIFETIMES_FIELDS:]
-        self.family = fields[6]
+        rest = SELECTOR_FIELDS + LIFETIMES_FIELDS
+        self.lifetimes = fields[SELECTOR_FIELDS:rest]
+        self.priority, self.index, direction, self.action, self.flags, self.share = fields[rest:]
         self.of_socket = direction >= XFRM_POLICY_MAX  # a socket's policies have directions 3 to 5
         self.direction = direction - XFRM_POLICY_MAX if self.of_socket else direction
         self.more = more
@@ -4722,12 +4763,13 @@ class RawPolicy:
 class RawState:
     """A state as the kernel sends it (struct xfrm_usersa_info); `more` are the attributes."""
 
-    def __init__(self, fields: tuple[Any, ...], more: dict[int, bytes], has_selector: bool) -> None:
-        self.address, self.spi, self.protocol, source = fields[SELECTOR_FIELDS:SELECTOR_FIELDS + 4]
+    def __init__(self, fields: tuple[Any, ...], more: dict[int, bytes], *, has_selector: bool) -> None:
         lifetimes = SELECTOR_FIELDS + 4
-        self.lifetimes = fields[lifetimes:lifetimes + LIFETIMES_FIELDS]
-        (self.window_errors, self.replays, self.failures, self.sequence, self.reqid, self.family, self.mode,
-         self.replay_window, self.flags) = fields[lifetimes + LIFETIMES_FIELDS:]
+        rest = lifetimes + LIFETIMES_FIELDS
+        self.address, self.spi, self.protocol, source = fields[SELECTOR_FIELDS:lifetimes]
+        self.lifetimes = fields[lifetimes:rest]
+        (self.window_errors, self.replays, self.failures, self.sequence, self.reqid,
+         self.family, self.mode, self.replay_window, self.flags) = fields[rest:]
         size = address_size(self.family)
         self.source, self.destination = source[:size], self.address[:size]
         self.selector = RawSelector(fields[:SELECTOR_FIELDS], self.family)
@@ -4759,13 +4801,15 @@ class XfrmReader(KernelReader):
     def read_state(self, buffer: bytes, start: int, end: int) -> RawState:
         """Decode a state.  Raises struct.error if the message is truncated."""
         form = self.state_struct
-        return RawState(form.unpack_from(buffer, start), attributes(buffer, start + form.size, end),
-                        any(buffer[start:start + SELECTOR_SIZE]))
+        more = attributes(buffer, start + form.size, end)
+        has_selector = any(buffer[start:start + SELECTOR_SIZE])
+        return RawState(form.unpack_from(buffer, start), more, has_selector=has_selector)
 
     def read_templates(self, data: bytes, family: int = 0) -> Iterator[RawTemplate]:
         """Yield the templates of a policy (XFRMA_TMPL); a truncated one at the end is skipped."""
         form = self.template_struct
-        for fields in form.iter_unpack(data[:len(data) // form.size * form.size]):
+        whole = len(data) // form.size * form.size
+        for fields in form.iter_unpack(data[:whole]):
             yield RawTemplate(fields, family)
 
 
@@ -4775,7 +4819,7 @@ class XfrmText(XfrmReader):
     Of a key, only the length is shown unless show_keys is set.
     """
 
-    def __init__(self, host: Host, stats: bool = True, show_keys: bool = False) -> None:
+    def __init__(self, host: Host, *, stats: bool = True, show_keys: bool = False) -> None:
         super().__init__(host)
         self.stats = stats
         self.show_keys = show_keys
@@ -4795,8 +4839,12 @@ class XfrmText(XfrmReader):
         policy = self.read_policy(buffer, start, end)
         text = self._selector(policy.selector)
         text += self._label(policy.more)
-        direction = POLICY_DIRS[policy.direction] if policy.direction < XFRM_POLICY_MAX else policy.direction
-        text += f"\t{'socket' if policy.of_socket else 'dir'} {direction} "
+
+        word = "socket" if policy.of_socket else "dir"
+        direction = policy.direction
+        if direction < XFRM_POLICY_MAX:
+            direction = POLICY_DIRS[direction]
+        text += f"\t{word} {direction} "
         if policy.action or self.stats:
             text += f"action {POLICY_ACTIONS.get(policy.action, policy.action)} "
         if self.stats:
@@ -4804,21 +4852,26 @@ class XfrmText(XfrmReader):
         text += f"priority {policy.priority} "
         if kind := policy.more.get(XFRMA_POLICY_TYPE):  # from kernels with CONFIG_XFRM_SUB_POLICY
             text += f"ptype {POLICY_TYPES.get(kind[0], kind[0])} "
+
         words = flag_words(policy.flags, POLICY_FLAGS)
         if self.stats:
             # iproute2 prints the mask in binary
             text += f"share {SHARES.get(policy.share, policy.share)} flag {words} (0x{policy.flags:08b})\n"
             text += self._lifetimes(policy.lifetimes)
+        elif words:
+            text += f"flag {words}\n"
         else:
-            text += f"flag {words}\n" if words else "\n"
-        return text + self._attributes(policy.more, policy.family, False)
+            text += "\n"
+        return text + self._attributes(policy.more, policy.selector.family, of_state=False)
 
     def state_text(self, buffer: bytes, start: int, end: int) -> str:
         """Return the text of one state."""
         state = self.read_state(buffer, start, end)
-        text = (f"{self._ends(state)}\tproto {XFRM_PROTOCOLS.get(state.protocol, state.protocol)} "
-                f"{self._id(state, state.protocol in (IPPROTO_ESP, IPPROTO_AH, IPPROTO_COMP))}\n"
-                f"\treplay-window {state.replay_window} ")
+        protocol = XFRM_PROTOCOLS.get(state.protocol, state.protocol)
+        has_spi = state.protocol in (IPPROTO_ESP, IPPROTO_AH, IPPROTO_COMP)
+        text = f"{self._ends(state)}\tproto {protocol} {self._id(state, with_spi=has_spi)}\n"
+        text += f"\treplay-window {state.replay_window} "
+
         words = flag_words(state.flags, STATE_FLAGS)
         if self.stats:
             text += f"seq 0x{state.sequence:08d} flag {words}"  # iproute2 prints the number in decimal
@@ -4827,7 +4880,8 @@ class XfrmText(XfrmReader):
             text += f" (0x{state.flags:08b})"
         elif words:
             text += f"flag {words}"
-        text += "\n" + self._attributes(state.more, state.family, True)
+        text += "\n" + self._attributes(state.more, state.family, of_state=True)
+
         if state.has_selector:
             text += f"\tsel {self._selector(state.selector)}"
         if self.stats:
@@ -4844,7 +4898,9 @@ class XfrmText(XfrmReader):
         text += self._ports(selector)
         if selector.interface > 0:
             text += f"dev {self.device(selector.interface)} "
-        return f"{text}uid {selector.user}\n" if self.stats else text + "\n"
+        if self.stats:
+            text += f"uid {selector.user}"
+        return text + "\n"
 
     def _ports(self, selector: RawSelector) -> str:
         """Return the ports of a selector; for some protocols, the port fields hold other values."""
@@ -4854,6 +4910,7 @@ class XfrmText(XfrmReader):
         if selector.protocol == IPPROTO_GRE:  # the key fills both fields; the masks do not matter
             ports = selector.source_port + selector.destination_port
             return f"key {int.from_bytes(ports, 'big')} "
+
         text = ""
         if selector.protocol == IPPROTO_MH:
             if source is not None:
@@ -4861,11 +4918,13 @@ class XfrmText(XfrmReader):
             if destination is not None and self.stats:
                 text += f"(dport) 0x{unsigned(selector.destination_port):04x} "
             return text
+
         is_icmp = selector.protocol in (IPPROTO_ICMP, IPPROTO_ICMPV6)
+        source_word, destination_word = ("type", "code") if is_icmp else ("sport", "dport")
         if source is not None:
-            text += f"{'type' if is_icmp else 'sport'} {source} "
+            text += f"{source_word} {source} "
         if destination is not None:
-            text += f"{'code' if is_icmp else 'dport'} {destination} "
+            text += f"{destination_word} {destination} "
         return text
 
     def _lifetimes(self, numbers: Sequence[int]) -> str:
@@ -4880,30 +4939,36 @@ class XfrmText(XfrmReader):
 
     def _label(self, more: Mapping[int, bytes]) -> str:
         label = more.get(XFRMA_SEC_CTX)
-        return f"\tsecurity context {text_name(label[SEC_CTX_SIZE:])} \n" if label else ""
+        if not label:
+            return ""
+        return f"\tsecurity context {text_name(label[SEC_CTX_SIZE:])} \n"
 
     def _ends(self, owner: RawState | RawTemplate) -> str:
         return f"src {self.address[owner.source]} dst {self.address[owner.destination]}\n"
 
-    def _id(self, owner: RawState | RawTemplate, always: bool = False) -> str:
-        """Return SPI, reqid and mode; without statistics, an SPI of 0 is left out unless `always` is set."""
+    def _id(self, owner: RawState | RawTemplate, *, with_spi: bool = False) -> str:
+        """Return SPI, reqid and mode; without statistics, an SPI of 0 is shown only if `with_spi` is set."""
         spi = flipped(owner.spi)
+        text = ""
         if self.stats:
-            text = f"spi 0x{spi:08x}({spi}) reqid {owner.reqid}(0x{owner.reqid:08x}) "
+            text += f"spi 0x{spi:08x}({spi}) reqid {owner.reqid}(0x{owner.reqid:08x}) "
         else:
-            text = f"spi 0x{spi:08x} " if spi or always else ""
+            if spi or with_spi:
+                text += f"spi 0x{spi:08x} "
             text += f"reqid {owner.reqid} "
         return f"{text}mode {XFRM_MODES.get(owner.mode, owner.mode)}"
 
     def _templates(self, key: tuple[bytes, int]) -> str:
         text = ""
         for template in self.read_templates(*key):
-            level = {0: "required", 1: "use"}.get(template.optional, str(template.optional))
-            text += (f"\ttmpl {self._ends(template)}"
-                     f"\t\tproto {XFRM_PROTOCOLS.get(template.protocol, template.protocol)} {self._id(template)}\n")
+            protocol = XFRM_PROTOCOLS.get(template.protocol, template.protocol)
+            level = {0: "required", 1: "use"}.get(template.optional, template.optional)
+            text += f"\ttmpl {self._ends(template)}"
+            text += f"\t\tproto {protocol} {self._id(template)}\n"
             if self.stats:
                 text += (f"\t\tlevel {level} share {SHARES.get(template.share, template.share)} \n"
-                         f"\t\tenc-mask {template.encryption_mask:08x} auth-mask {template.auth_mask:08x} "
+                         f"\t\tenc-mask {template.encryption_mask:08x} "
+                         f"auth-mask {template.auth_mask:08x} "
                          f"comp-mask {template.compression_mask:08x}\n")
             elif template.optional:
                 text += f"\t\tlevel {level} \n"
@@ -4911,19 +4976,19 @@ class XfrmText(XfrmReader):
 
     def _algorithm(self, word: str, data: bytes, gap: int) -> str:
         """Return the line of an algorithm; of the key, it shows only the length unless show_keys is set."""
-        name, (bits,) = text_name(data[:ALGORITHM_NAME_SIZE]), unpack_struct("=I", data, ALGORITHM_NAME_SIZE)
+        bits, = unpack_struct("=I", data, ALGORITHM_NAME_SIZE)
         after_bits = ALGORITHM_NAME_SIZE + 4
-        shown = ""
+        text = f"\t{word} {text_name(data[:ALGORITHM_NAME_SIZE])} "
         if bits >= 8:
             key = data[after_bits + gap:after_bits + gap + bits // 8]
-            shown = f"0x{key.hex()}" if self.show_keys else f"0x[redacted {bits // 8} bytes]"
-            shown += f" ({bits} bits)" if self.stats else ""
-        text = f"\t{word} {name} {shown}"
+            text += f"0x{key.hex()}" if self.show_keys else f"0x[redacted {bits // 8} bytes]"
+            if self.stats:
+                text += f" ({bits} bits)"
         if gap:  # the length of the truncated authenticator or of the ICV
             text += f" {unsigned(data[after_bits:after_bits + gap])}"
         return text + "\n"
 
-    def _attributes(self, more: dict[int, bytes], family: int, of_state: bool) -> str:
+    def _attributes(self, more: dict[int, bytes], family: int, *, of_state: bool) -> str:
         """Return the lines for the attributes of a state or policy, in the order of iproute2."""
         text = self._marks(more)
         if of_state:
@@ -4941,11 +5006,7 @@ class XfrmText(XfrmReader):
             text += f"\tlastused {self.times[unsigned(used)]}\n"
         text += self._replay(more)
         if offload := more.get(XFRMA_OFFLOAD_DEV):
-            device, flags = unpack_struct(OFFLOAD_FORM, offload)
-            text += f"\tcrypto offload parameters: dev {self.device(device)} "
-            if of_state:
-                text += f"dir {'in' if flags & XFRM_OFFLOAD_INBOUND else 'out'} "
-            text += f"mode {'packet' if flags & XFRM_OFFLOAD_PACKET else 'crypto'}\n"
+            text += self._offload(offload, of_state=of_state)
         if XFRMA_IF_ID in more:
             text += f"\tif_id {hexadecimal(unsigned(more[XFRMA_IF_ID]))}\n"
         if XFRMA_TFCPAD in more:
@@ -4956,6 +5017,15 @@ class XfrmText(XfrmReader):
             text += f"\tpcpu-num {unsigned(more[XFRMA_SA_PCPU])}\n"
         return text
 
+    def _offload(self, data: bytes, *, of_state: bool) -> str:
+        device, flags = unpack_struct(OFFLOAD_FORM, data)
+        direction = "in" if flags & XFRM_OFFLOAD_INBOUND else "out"
+        mode = "packet" if flags & XFRM_OFFLOAD_PACKET else "crypto"
+        text = f"\tcrypto offload parameters: dev {self.device(device)} "
+        if of_state:
+            text += f"dir {direction} "
+        return f"{text}mode {mode}\n"
+
     def _marks(self, more: Mapping[int, bytes]) -> str:
         output = ""
         if XFRMA_SET_MARK in more:
@@ -4965,7 +5035,9 @@ class XfrmText(XfrmReader):
         if mark := more.get(XFRMA_MARK):
             value, mask = unpack_struct(MARK_FORM, mark)
             return f"\tmark {hexadecimal(value)}/{hexadecimal(mask)} {output}\n"
-        return f"\t{output}\n" if output else ""
+        if not output:
+            return ""
+        return f"\t{output}\n"
 
     def _replay(self, more: Mapping[int, bytes]) -> str:
         text = ""
@@ -4974,11 +5046,13 @@ class XfrmText(XfrmReader):
             text += f"\tanti-replay context: seq 0x{seq:x}, oseq 0x{oseq:x}, bitmap 0x{bitmap:08x}\n"
         if replay := more.get(XFRMA_REPLAY_ESN_VAL):
             length, oseq, seq, oseq_hi, seq_hi, window = unpack_struct(REPLAY_ESN_FORM, replay)
-            text += (f"\tanti-replay esn context:\n\t seq-hi 0x{seq_hi:x}, seq 0x{seq:x}, oseq-hi 0x{oseq_hi:x}, "
-                     f"oseq 0x{oseq:x}\n\t replay_window {window}, bitmap-length {length}")
+            text += ("\tanti-replay esn context:\n"
+                     f"\t seq-hi 0x{seq_hi:x}, seq 0x{seq:x}, oseq-hi 0x{oseq_hi:x}, oseq 0x{oseq:x}\n"
+                     f"\t replay_window {window}, bitmap-length {length}")
             words = [replay[at:at + 4] for at in range(REPLAY_ESN_SIZE, len(replay) - 3, 4)][:length]
             for index, word in enumerate(reversed(words)):  # the highest word comes first
-                text += "" if index % 8 else "\n\t "
+                if index % 8 == 0:
+                    text += "\n\t "
                 text += f"{unsigned(word):08x} "
             text += "\n"
         return text
@@ -4988,6 +5062,17 @@ class XfrmText(XfrmReader):
 
 MANUAL_REQID_MAX = 0x3FFF  # reqid= may be up to this; pluto's own reqids are higher (reqid.h)
 NO_ADDRESS = ("0.0.0.0", "::")
+
+
+class Flow(Record):
+    """Packets of one kind, which are compared with selectors; a protocol or port of 0 is unknown."""
+
+    source: str
+    destination: str
+    protocol: int = 0
+    source_port: int = 0  # of ICMP the type
+    destination_port: int = 0  # of ICMP the code
+    device: str = ""
 
 
 class Selector(Record):
@@ -5006,19 +5091,21 @@ class Selector(Record):
         """The lengths of the prefixes of source and destination."""
         return int(self.source.rpartition("/")[2]), int(self.destination.rpartition("/")[2])
 
-    def takes(self, source: str, destination: str, protocol: int = 0, source_port: int = 0,
-              destination_port: int = 0, device: str = "", *, perhaps: bool = False) -> bool:
-        """Return whether the selector matches a packet.
+    def takes(self, flow: Flow, *, perhaps: bool = False) -> bool:
+        """Return whether the selector matches the packets.
 
-        A protocol or port of 0 is unknown: it matches a selector for any protocol or port, and with `perhaps` every
+        An unknown protocol or port matches a selector for any protocol or port, and with `perhaps` every
         selector.
         """
         def fits(wanted: int | None, actual: int) -> bool:
             return wanted in (None, actual) or (perhaps and not actual)
 
-        return (within(source, self.source) and within(destination, self.destination)
-                and fits(self.protocol or None, protocol) and fits(self.source_port, source_port)
-                and fits(self.destination_port, destination_port) and self.device in ("", device))
+        return (within(flow.source, self.source)
+                and within(flow.destination, self.destination)
+                and fits(self.protocol or None, flow.protocol)
+                and fits(self.source_port, flow.source_port)
+                and fits(self.destination_port, flow.destination_port)
+                and self.device in ("", flow.device))
 
 
 class Template(Record):
@@ -5080,7 +5167,9 @@ def within(address: str, prefix: str) -> bool:
     first, second = packed_address(address), packed_address(network)
     if len(first) != len(second):
         return False
-    return not (int.from_bytes(first, "big") ^ int.from_bytes(second, "big")) >> (8 * len(first) - int(bits))
+    difference = int.from_bytes(first, "big") ^ int.from_bytes(second, "big")
+    host_bits = 8 * len(first) - int(bits)
+    return difference >> host_bits == 0
 
 
 class XfrmData(XfrmReader):
@@ -5103,32 +5192,31 @@ class XfrmData(XfrmReader):
             except struct.error:
                 continue
 
-    def policies_for(self, source: str, destination: str, protocol: int = 0, source_port: int = 0,
-                     destination_port: int = 0, direction: str = "out", mark: int = 0, if_id: int = 0,
-                     device: str = "") -> list[Policy | None]:
-        """Return the policies that may apply to a packet, in the order in which the kernel tries them.
+    def policies_for(self, flow: Flow, *, direction: str = "out", mark: int = 0,
+                     if_id: int = 0) -> list[Policy | None]:
+        """Return the policies that may apply to packets, in the order in which the kernel tries them.
 
-        The last one certainly matches; it is None if no policy does.  Whether the earlier ones match depends on values
-        that are unknown (0).  Among policies of one priority the kernel uses the oldest (xfrm_policy_lookup_bytype),
-        but lists the newest first.
+        The last one certainly matches; it is None if no policy does.  Whether the earlier ones match
+        depends on values that are unknown.  Among policies of one priority the kernel uses the oldest
+        (xfrm_policy_lookup_bytype), but lists the newest first.
         """
-        packet = source, destination, protocol, source_port, destination_port, device
         possible = [policy for policy in self.policies_data()
                     if policy.direction == direction and not policy.socket and policy.kind == "main"
                     and policy.if_id == if_id and mark & policy.mask == policy.mark
-                    and policy.selector.takes(*packet, perhaps=True)]
+                    and policy.selector.takes(flow, perhaps=True)]
         possible.reverse()
         possible.sort(key=lambda policy: policy.priority)
+
         for index, policy in enumerate(possible):
-            if policy.selector.takes(*packet):
+            if policy.selector.takes(flow):
                 return [*possible[:index + 1]]
         return [*possible, None]
 
     def fate(self, policy: Policy | None, destination: str) -> str:
-        """Return what happens to a packet for `destination` that matches the policy; None stands for no policy.
+        """Return what happens to a packet for `destination` to which the policy applies.
 
-        That is `encrypt`, `authenticate` (AH), `hold` (until pluto has made the missing state), `block` or `clear`.
-        Raises OSError.
+        That is `encrypt`, `authenticate` (AH), `hold` (until pluto has made the missing state), `block`
+        or `clear`; without a policy (None), `clear`.  Raises OSError.
         """
         if policy is None:
             return "clear"
@@ -5137,6 +5225,7 @@ class XfrmData(XfrmReader):
         required = [template for template in policy.templates if template.protocol != "comp"]
         if not required:
             return "clear"
+
         # a state without an SPI stands for a request to pluto; it protects nothing
         ready = {(state.protocol, state.reqid, state.mode, state.destination)
                  for state in self.states_data() if state.spi}
@@ -5147,75 +5236,118 @@ class XfrmData(XfrmReader):
                 protocols.append(template.protocol)
             elif not template.optional:
                 return "hold"
-        if not protocols:
-            return "clear"
-        return "encrypt" if "esp" in protocols else "authenticate"
+
+        if "esp" in protocols:
+            return "encrypt"
+        return "authenticate" if protocols else "clear"
 
     def policy_data(self, buffer: bytes, start: int, end: int) -> Policy:
         """Return one policy.  Raises struct.error if the message is truncated."""
         raw = self.read_policy(buffer, start, end)
         mark, mask = self._mark(raw.more)
-        templates = tuple(
-            Template(self.address[template.source], self.address[template.destination],
-                     XFRM_PROTOCOLS.get(template.protocol, str(template.protocol)), flipped(template.spi),
-                     template.reqid, XFRM_MODES.get(template.mode, str(template.mode)), bool(template.optional))
-            for template in self.read_templates(raw.more.get(XFRMA_TMPL, b"")))
         kind = unsigned(raw.more.get(XFRMA_POLICY_TYPE, b"")[:1])
-        return Policy(self._selector(raw.selector), POLICY_DIRS[raw.direction % XFRM_POLICY_MAX], raw.of_socket,
-                      "block" if raw.action == XFRM_POLICY_BLOCK else "allow", raw.index, raw.priority,
-                      "sub" if kind == XFRM_POLICY_TYPE_SUB else "main", mark, mask,
-                      unsigned(raw.more.get(XFRMA_IF_ID)), templates)
+        templates = self.read_templates(raw.more.get(XFRMA_TMPL, b""))
+        return Policy(
+            selector=self._selector(raw.selector),
+            direction=POLICY_DIRS[raw.direction % XFRM_POLICY_MAX],
+            socket=raw.of_socket,
+            action="block" if raw.action == XFRM_POLICY_BLOCK else "allow",
+            policy_index=raw.index,
+            priority=raw.priority,
+            kind="sub" if kind == XFRM_POLICY_TYPE_SUB else "main",
+            mark=mark,
+            mask=mask,
+            if_id=unsigned(raw.more.get(XFRMA_IF_ID)),
+            templates=tuple(self._template(template) for template in templates))
+
+    def _template(self, raw: RawTemplate) -> Template:
+        return Template(
+            source=self.address[raw.source],
+            destination=self.address[raw.destination],
+            protocol=XFRM_PROTOCOLS.get(raw.protocol, str(raw.protocol)),
+            spi=flipped(raw.spi),
+            reqid=raw.reqid,
+            mode=XFRM_MODES.get(raw.mode, str(raw.mode)),
+            optional=bool(raw.optional))
 
     def state_data(self, buffer: bytes, start: int, end: int) -> State:
         """Return one state.  Raises struct.error if the message is truncated."""
         raw = self.read_state(buffer, start, end)
-        get = raw.more.get
-        mark, mask = self._mark(raw.more)
+        more = raw.more
+        mark, mask = self._mark(more)
         window = raw.replay_window
-        if XFRMA_REPLAY_ESN_VAL in raw.more:
-            *_, window = unpack_struct(REPLAY_ESN_FORM, raw.more[XFRMA_REPLAY_ESN_VAL])
-        encapsulation = ""
-        if XFRMA_ENCAP in raw.more:
-            kind, *_ = unpack_struct(ENCAP_FORM, raw.more[XFRMA_ENCAP])
-            encapsulation = str(ENCAPSULATED.get(kind, kind)) if kind else ""
+        if XFRMA_REPLAY_ESN_VAL in more:
+            *_, window = unpack_struct(REPLAY_ESN_FORM, more[XFRMA_REPLAY_ESN_VAL])
+        encapsulation = 0
+        if XFRMA_ENCAP in more:
+            encapsulation, *_ = unpack_struct(ENCAP_FORM, more[XFRMA_ENCAP])
         device = ""
-        if XFRMA_OFFLOAD_DEV in raw.more:
-            device = self.device(unpack_struct(OFFLOAD_FORM, raw.more[XFRMA_OFFLOAD_DEV])[0])
-        direction = unsigned(get(XFRMA_SA_DIR))
+        if XFRMA_OFFLOAD_DEV in more:
+            index, _ = unpack_struct(OFFLOAD_FORM, more[XFRMA_OFFLOAD_DEV])
+            device = self.device(index)
+        direction = unsigned(more.get(XFRMA_SA_DIR))
         count, packets, added, used = raw.lifetimes[-4:]
-        return State(self.address[raw.source], self.address[raw.destination],
-                     XFRM_PROTOCOLS.get(raw.protocol, str(raw.protocol)), flipped(raw.spi), raw.reqid,
-                     XFRM_MODES.get(raw.mode, str(raw.mode)), mark, mask, unsigned(get(XFRMA_IF_ID)),
-                     self._selector(raw.selector),
-                     tuple(name for bit, name in enumerate(STATE_FLAGS) if raw.flags >> bit & 1),
-                     tuple((word.removesuffix("-trunc"), text_name(data[:ALGORITHM_NAME_SIZE]),
-                            unsigned(data[ALGORITHM_NAME_SIZE:ALGORITHM_NAME_SIZE + 4]))
-                           for word, data, _ in algorithms(raw.more)),
-                     encapsulation, window, count, packets, added, used,
-                     SA_DIRECTIONS.get(direction, "") if direction else "", device)
+
+        return State(
+            source=self.address[raw.source],
+            destination=self.address[raw.destination],
+            protocol=XFRM_PROTOCOLS.get(raw.protocol, str(raw.protocol)),
+            spi=flipped(raw.spi),
+            reqid=raw.reqid,
+            mode=XFRM_MODES.get(raw.mode, str(raw.mode)),
+            mark=mark,
+            mask=mask,
+            if_id=unsigned(more.get(XFRMA_IF_ID)),
+            selector=self._selector(raw.selector),
+            flags=tuple(name for bit, name in enumerate(STATE_FLAGS) if raw.flags >> bit & 1),
+            algorithms=tuple(self._algorithm(word, data) for word, data, _ in algorithms(more)),
+            encapsulation=str(ENCAPSULATED.get(encapsulation, encapsulation or "")),
+            replay_window=window,
+            bytes=count,
+            packets=packets,
+            added=added,
+            used=used,
+            direction=SA_DIRECTIONS.get(direction, "") if direction else "",
+            device=device)
+
+    @staticmethod
+    def _algorithm(word: str, data: bytes) -> tuple[str, str, int]:
+        """Return the kind of an algorithm, its name and the bits of its key."""
+        name, bits = data[:ALGORITHM_NAME_SIZE], data[ALGORITHM_NAME_SIZE:ALGORITHM_NAME_SIZE + 4]
+        return word.removesuffix("-trunc"), text_name(name), unsigned(bits)
 
     @staticmethod
     def _mark(more: Mapping[int, bytes]) -> tuple[int, int]:
         """Return the mark of a state or policy and its mask; both are 0 if there is none."""
-        mark, mask = unpack_struct(MARK_FORM, more[XFRMA_MARK]) if XFRMA_MARK in more else (0, 0)
+        if XFRMA_MARK not in more:
+            return 0, 0
+        mark, mask = unpack_struct(MARK_FORM, more[XFRMA_MARK])
         return mark, mask
 
     def _selector(self, raw: RawSelector) -> Selector:
-        return Selector(f"{self.address[raw.source]}/{raw.source_bits}",
-                        f"{self.address[raw.destination]}/{raw.destination_bits}", raw.protocol, *raw.ports,
-                        self.device(raw.interface) if raw.interface else "", raw.user)
+        source_port, destination_port = raw.ports
+        return Selector(
+            source=f"{self.address[raw.source]}/{raw.source_bits}",
+            destination=f"{self.address[raw.destination]}/{raw.destination_bits}",
+            protocol=raw.protocol,
+            source_port=source_port,
+            destination_port=destination_port,
+            device=self.device(raw.interface) if raw.interface else "",
+            user=raw.user)
 
 
 def pluto_priorities(selector: Selector) -> set[int]:
-    """Return the priorities that pluto may give to a policy with this selector if the connection has no priority=.
+    """Return the priorities that pluto may give to a policy with this selector, without priority=.
 
-    From 4.6 on, a priority has these bits, highest first: a base from 1 to 3 (2 bits), the number of ports that are
-    not set (2), whether the protocol is not set (1), 128 minus each prefix length (8 each), and whether the policy has
-    a template (1).  Opportunistic connections have 0 in place of the second prefix length.
+    From 4.6 on, a priority has these bits, highest first: a base from 1 to 3 (2 bits), the number of
+    ports that are not set (2), whether the protocol is not set (1), 128 minus each prefix length (8
+    each), and whether the policy has a template (1).  Opportunistic connections have 0 in place of the
+    second prefix length.
 
-    Before 4.6, a priority is a maximum, which depends on the base, minus this number: ports (2 bits), protocol (1) and
-    both prefix lengths (8 each); opportunistic connections have the length of a host's prefix as the second one.  From
-    3.32 on, the maximum and that number are doubled, and a template subtracts 1 more.
+    Before 4.6, a priority is a maximum, which depends on the base, minus this number: ports (2 bits),
+    protocol (1) and both prefix lengths (8 each); opportunistic connections have the length of a host's
+    prefix as the second one.  From 3.32 on, the maximum and that number are doubled, and a template
+    subtracts 1 more.
     """
     priorities = set()
     protocol = bool(selector.protocol)
@@ -5225,8 +5357,9 @@ def pluto_priorities(selector: Selector) -> set[int]:
             for ports in range(3):
                 for prefix in (second, whole):
                     old = ports << 17 | protocol << 16 | first << 8 | prefix
-                    priorities |= {(base + 1 << 19) - 1 - old, (base + 1 << 20) - 1 - (old << 1),
-                                   (base + 1 << 20) - 2 - (old << 1)}
+                    priorities.add((base + 1 << 19) - 1 - old)
+                    doubled = (base + 1 << 20) - 1 - (old << 1)
+                    priorities |= {doubled, doubled - 1}
                 for rest in (128 - second, 0):
                     new = ((base << 2 | ports) << 1 | (not protocol)) << 16 | 128 - first << 8 | rest
                     priorities |= {new << 1, new << 1 | 1}
@@ -5236,9 +5369,9 @@ def pluto_priorities(selector: Selector) -> set[int]:
 def is_plutos_policy(policy: Policy, reqids: Collection[int] = ()) -> bool:
     """Return whether pluto made the policy; `reqids` are those that connections set with reqid=.
 
-    The kernel does not record who made a policy, so its fields decide.  A tunnel's policy has one of pluto's reqids.
-    A shunt (trap, pass, drop) has no template or a trap's template, and one of pluto's priorities.  The exceptions for
-    neighbour discovery have priority 1.
+    The kernel does not record who made a policy, so its fields decide.  A tunnel's policy has one of
+    pluto's reqids.  A shunt (trap, pass, drop) has no template or a trap's template, and one of pluto's
+    priorities.  The exceptions for neighbour discovery have priority 1.
     """
     templates, selector = policy.templates, policy.selector
     if policy.socket:
@@ -5255,7 +5388,7 @@ def is_plutos_policy(policy: Policy, reqids: Collection[int] = ()) -> bool:
 
 
 def is_trap_template(template: Template) -> bool:
-    """Return whether a template is that of pluto's trap policies: ESP transport without addresses and reqid."""
+    """Return whether a template is of a trap policy of pluto's: ESP transport, no addresses, no reqid."""
     return ((template.protocol, template.mode, template.reqid) == ("esp", "transport", 0)
             and template.source in NO_ADDRESS and template.destination in NO_ADDRESS)
 
@@ -5273,29 +5406,34 @@ def is_plutos_state(state: State, reqids: Collection[int] = ()) -> bool:
 def flush_xfrm(host: Host, reqids: Collection[int] = ()) -> tuple[int, int]:
     """Remove the states and policies that pluto made, and return the number of states and of policies.
 
-    Call this only while no pluto runs: traffic that was protected is sent in clear afterwards.  Raises OSError.
+    Call this only while no pluto runs: traffic that was protected is sent in clear afterwards.
+    Raises OSError.
     """
     data = XfrmData(host)
-    states, policies = [], []
+
+    states = []
     for buffer, start, end in state_messages(host):
         if is_plutos_state(data.state_data(buffer, start, end), reqids):
             state = data.read_state(buffer, start, end)
             body = pack_struct(STATE_ID_FORM, state.address, state.spi, state.family, state.protocol)
             states.append([(XFRM_MSG_DELSA, NLM_F_ACK, body + naming_attributes(state.more))])
+
+    policies = []
     for buffer, start, end in policy_messages(host):
         if is_plutos_policy(data.policy_data(buffer, start, end), reqids):
             policy = data.read_policy(buffer, start, end)
-            body = pack_struct(POLICY_ID_FORM, buffer[start:start + SELECTOR_SIZE], policy.index,
-                               policy.direction)
+            selector = buffer[start:start + SELECTOR_SIZE]
+            body = pack_struct(POLICY_ID_FORM, selector, policy.index, policy.direction)
             policies.append([(XFRM_MSG_DELPOLICY, NLM_F_ACK, body + naming_attributes(policy.more))])
+
     acknowledge(host, NETLINK_XFRM, *states, *policies, ignored=(errno.ENOENT, errno.ESRCH))
     return len(states), len(policies)
 
 
 def naming_attributes(more: Mapping[int, bytes]) -> bytes:
     """Return the attributes of a state or policy that are part of its identity."""
-    return b"".join(attribute(kind, more[kind]) for kind in (XFRMA_MARK, XFRMA_IF_ID, XFRMA_POLICY_TYPE)
-                    if kind in more)
+    kinds = (XFRMA_MARK, XFRMA_IF_ID, XFRMA_POLICY_TYPE)
+    return b"".join(attribute(kind, more[kind]) for kind in kinds if kind in more)
 
 
 # --- addresses, routes, rules, links ------------------------------------------------------------------------
@@ -5371,9 +5509,9 @@ class RouteText(KernelReader):
     def route_text(self, buffer: bytes, start: int, end: int) -> str:
         """Return the text of one route (struct rtmsg and attributes).
 
-        A host may have hundreds of thousands of routes that differ only in the destination.  Therefore the text before
-        and after the destination is cached.  Usually the first attributes are RTA_TABLE and RTA_DST; then the
-        destination can be cut out of the message without parsing it.
+        A host may have hundreds of thousands of routes that differ only in the destination.  Therefore
+        the text before and after the destination is cached.  Usually the first attributes are RTA_TABLE
+        and RTA_DST; then the destination can be cut out of the message without parsing it.
         """
         family, bits = buffer[start], buffer[start + 1]
         size = address_size(family)
@@ -5558,8 +5696,8 @@ class RouteText(KernelReader):
     def _rule_conditions(self, more: Mapping[int, bytes], flags: int) -> str:
         """Return the conditions of a rule, except addresses and TOS, as text.
 
-        An unknown condition is shown as `attribute NUMBER`.  If it were left out, the rule would seem to match more
-        packets than it does.
+        An unknown condition is shown as `attribute NUMBER`.  If it were left out, the rule would seem
+        to match more packets than it does.
         """
         text = ""
         mark, mark_mask = unsigned(more.get(FRA_FWMARK)), unsigned(more.get(FRA_FWMASK))
@@ -5628,7 +5766,8 @@ ADDRESS_ORIGINS = {1: "kernel_lo", 2: "kernel_ra", 3: "kernel_ll"}
 VTI_FIELDS = (IFLA_VTI_LOCAL, IFLA_VTI_REMOTE, IFLA_VTI_IKEY, IFLA_VTI_OKEY)
 GRE_FIELDS = (IFLA_GRE_LOCAL, IFLA_GRE_REMOTE, IFLA_GRE_IKEY, IFLA_GRE_OKEY)
 IPTUN_FIELDS = (IFLA_IPTUN_LOCAL, IFLA_IPTUN_REMOTE, 0, 0)
-# The attributes of a tunnel by the kind of link: local end, remote end, key in, key out; 0: there is no such attribute
+# The attributes of a tunnel by the kind of link: local end, remote end, key in, key out; 0: there is no
+# such attribute
 TUNNEL_KINDS = {"vti": VTI_FIELDS, "vti6": VTI_FIELDS, "gre": GRE_FIELDS, "gretap": GRE_FIELDS, "ip6gre": GRE_FIELDS,
                 "ipip": IPTUN_FIELDS, "sit": IPTUN_FIELDS, "ip6tnl": IPTUN_FIELDS, "xfrm": (0, 0, IFLA_XFRM_IF_ID, 0)}
 IFLA_TUNNEL_LINK = 1  # IFLA_VTI_LINK, IFLA_GRE_LINK, IFLA_IPTUN_LINK and IFLA_XFRM_LINK: the interface below
@@ -5880,7 +6019,8 @@ def find_pluto(host: Host) -> int | None:
 def plutos(host: Host) -> list[int]:
     """Return the PIDs of all plutos in the network namespace of this process, whatever their run directory.
 
-    They share the kernel's states and policies.  If the namespace of a pluto is unknown, that pluto is included.
+    They share the kernel's states and policies.  If the namespace of a pluto is unknown, that pluto is
+    included.
     """
     def here(pid: str) -> bool:
         try:
@@ -5950,9 +6090,9 @@ def list_sockets(host: Host, ports: Sequence[int], pid: int | None = None,
                  protocols: Sequence[str] = ("udp", "udp6", "tcp", "tcp6")) -> Iterator[Socket]:
     """Yield the sockets bound to one of `ports` in the network namespace of the process `pid` (default this process).
 
-    The format of the files is in proc_net_tcp.txt: an address consists of 32-bit words in the host's byte order, in
-    hexadecimal; state 07 is a bound UDP socket, 0A a listening TCP socket.  Reading tcp or tcp6 takes about 4 ms even
-    if there are few sockets.
+    The format of the files is in proc_net_tcp.txt: an address consists of 32-bit words in the host's
+    byte order, in hexadecimal; state 07 is a bound UDP socket, 0A a listening TCP socket.  Reading tcp
+    or tcp6 takes about 4 ms even if there are few sockets.
     """
     import _socket as socket
     for protocol in protocols:
@@ -5975,8 +6115,8 @@ def list_sockets(host: Host, ports: Sequence[int], pid: int | None = None,
 def kernel_config(host: Host) -> str:
     """Return the kernel's configuration, from /proc/config.gz or a file of the distribution.
 
-    With a root directory that is not the running system's, the last file found there is read.  Raises Missing if there
-    is none.
+    With a root directory that is not the running system's, the last file found there is read.  Raises
+    Missing if there is none.
     """
     release = host.kernel_release()
     if host.live and host.exists("/proc/config.gz"):
@@ -19265,18 +19405,18 @@ class PacketFates:
         An exception is a policy with a higher priority that matches only some of the packets.
         """
         query, data = self.query, self.data
-        packet = source, destination, query.protocol, query.source_port, query.destination_port
-        *exceptions, policy = data.policies_for(*packet, mark=query.mark)
+        flow = Flow(source, destination, query.protocol, query.source_port, query.destination_port)
+        *exceptions, policy = data.policies_for(flow, mark=query.mark)
         _, fields, kind = self.routing.link(device)
         if kind not in ("xfrm", "vti", "vti6") or data.fate(policy, destination) != "clear":
             return False, exceptions, policy
         # an interface of these kinds has its own policies and drops packets that match none of them
         if kind == "xfrm":
             if_id = unsigned(fields.get(IFLA_XFRM_IF_ID))
-            *exceptions, policy = data.policies_for(*packet, if_id=if_id)
+            *exceptions, policy = data.policies_for(flow, if_id=if_id)
         else:
             mark = unsigned(fields.get(IFLA_VTI_OKEY), "big")
-            *exceptions, policy = data.policies_for(*packet, mark=mark)
+            *exceptions, policy = data.policies_for(flow, mark=mark)
         return True, exceptions, policy
 
     def _route(self, destination: str, source: str) -> Route | None:

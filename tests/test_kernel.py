@@ -327,15 +327,16 @@ def test_pluto_s_policies_are_told_from_others(theirs: bool, found: ipsec.Policy
 
 def test_a_packet_takes_the_policy_of_the_best_priority() -> None:
     records = ipsec.XfrmData(Kernel(policies=golden("policies")))
-    found = [records.policies_for("10.3.0.1", "10.4.9.9", protocol, 500, 4500)[-1] for protocol in (6, 17, 0)]
+    found = [records.policies_for(ipsec.Flow("10.3.0.1", "10.4.9.9", protocol, 500, 4500))[-1]
+             for protocol in (6, 17, 0)]
     assert [policy and policy.action for policy in found] == ["block", None, None]
-    tunnel = records.policies_for("10.1.0.200", "10.2.0.1")[-1]
+    tunnel = records.policies_for(ipsec.Flow("10.1.0.200", "10.2.0.1"))[-1]
     assert tunnel and [(one.protocol, one.reqid, one.mode) for one in tunnel.templates] == [("esp", 16385, "tunnel")]
-    assert records.policies_for("10.1.1.1", "10.2.0.1") == [None]
-    inward = ("10.2.0.1", "10.1.0.1", 0, 0, 0, "fwd")
-    assert records.policies_for(*inward) == [None]  # it has a mark and an interface
-    assert records.policies_for(*inward, mark=0x10, if_id=7)[-1] is not None
-    six = records.policies_for("2001:db8::1", "2001:db8:9::1", 50)[-1]
+    assert records.policies_for(ipsec.Flow("10.1.1.1", "10.2.0.1")) == [None]
+    inward = ipsec.Flow("10.2.0.1", "10.1.0.1")
+    assert records.policies_for(inward, direction="fwd") == [None]  # it has a mark and an interface
+    assert records.policies_for(inward, direction="fwd", mark=0x10, if_id=7)[-1] is not None
+    six = records.policies_for(ipsec.Flow("2001:db8::1", "2001:db8:9::1", 50))[-1]
     assert six and six.templates[0].mode == "ro"
 
 
@@ -350,13 +351,14 @@ class Records(ipsec.XfrmData):
 def test_of_one_priority_the_oldest_policy_counts_and_what_is_not_known_of_a_packet_is_told() -> None:
     old, new = policy(action="block", priority=5), policy(priority=5)
     ping, better, worse = (policy(protocol=1, priority=number) for number in (5, 4, 6))
-    packet = ("10.1.0.5", "10.2.3.4")
-    assert Records(new, old).policies_for(*packet) == [old]
-    assert Records(ping, new, worse, better).policies_for(*packet) == [better, new]
-    assert Records(worse, better).policies_for(*packet) == [better, worse, None]
-    assert Records(better, new).policies_for(*packet, protocol=6) == [new]
-    assert Records(better, new).policies_for(*packet, protocol=1) == [better]
-    assert Records(policy(socket=True), policy(direction="in"), policy(kind="sub")).policies_for(*packet) == [None]
+    packet = ipsec.Flow("10.1.0.5", "10.2.3.4")
+    tcp, icmp = (ipsec.Flow("10.1.0.5", "10.2.3.4", protocol) for protocol in (6, 1))
+    assert Records(new, old).policies_for(packet) == [old]
+    assert Records(ping, new, worse, better).policies_for(packet) == [better, new]
+    assert Records(worse, better).policies_for(packet) == [better, worse, None]
+    assert Records(better, new).policies_for(tcp) == [new]
+    assert Records(better, new).policies_for(icmp) == [better]
+    assert Records(policy(socket=True), policy(direction="in"), policy(kind="sub")).policies_for(packet) == [None]
 
 
 def state(reqid: int, spi: int = 1, protocol: str = "esp", destination: str = "192.0.2.2") -> ipsec.State:

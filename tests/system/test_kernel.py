@@ -25,9 +25,9 @@ sys.path.insert(0, "/root")
 import ipsec
 host = ipsec.Host()
 kind, stats = sys.argv[1], "-s" in sys.argv
-texts = {"states": lambda: ipsec.XfrmText(host, stats).states(),
-         "policies": lambda: ipsec.XfrmText(host, stats).policies(),
-         "keys": lambda: ipsec.XfrmText(host, stats, show_keys=True).states(),
+texts = {"states": lambda: ipsec.XfrmText(host, stats=stats).states(),
+         "policies": lambda: ipsec.XfrmText(host, stats=stats).policies(),
+         "keys": lambda: ipsec.XfrmText(host, stats=stats, show_keys=True).states(),
          "addresses": lambda: ipsec.LinkText(host).addresses(), "routes": lambda: ipsec.RouteText(host).routes(),
          "rules": lambda: ipsec.RouteText(host).rules(), "tunnels": lambda: ipsec.LinkText(host).tunnels()}
 if kind == "flush":
