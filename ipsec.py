@@ -2420,7 +2420,7 @@ SECRET_PLACES = (
     (("psk", "xauth", "pin", "ppk"),
      rf"(:[ \t]*(?:PSK|XAUTH|PIN|PPKS?(?:[ \t]+\"[^\"\n]*\"(?=[ \t]+\S))?)[ \t]+)"
      rf"(?:{_QUOTED}|0[xst]|\[red)[^\n]*"),
-    (("malformed",), r"((?:PSK|XAUTH|PPK|RSA|key)[^\n]{0,40} malformed \([^\n]*?\):[ \t]*)[^\n]+"),
+    (("malformed",), r"(\bmalformed \([^\n]*?\):[ \t]*)[^\n]+"),
     (("unrecogni", ": index"),
      r"((?:unrecogni[sz]ed (?:keyword|key format):|\bline \d+: index)[ \t]*)[^\n]+"),
     (("lex ",), r"(\blex (?:shift|flushline)[^\n']*')[^\n]*"),
@@ -12729,6 +12729,39 @@ def without_log_prefix(line: str) -> str:
     return f"{head[:start]}{shown_remark(prefix)} {packet}{rest}"
 
 
+# The start of a message of addconn
+ADDCONN_START = (r'"/[^"]*" line \d|"[^"]*"(?:\[\d+\])?(?: [\d.:a-f]+)?(?: #\d+)?:|ERROR|WARNING|warning|FATAL|'
+                 r"(?:load|listen|forgett|add|open|initiat|terminat)ing |(?:unterminated|expected|no|ipsec|Kernel) ")
+
+
+def joined_pieces(lines: Iterable[str]) -> Iterator[str]:
+    """Yield the lines of a log, with the messages of addconn in one piece.
+
+    Pluto 5.x logs addconn's output as it arrives and so cuts messages anywhere, also within a secret that
+    a message quotes.  A line is taken as the rest of a message if the line before it has an open quote or
+    is a message about a secrets file, and no message starts like it.
+    """
+    import re
+    starts = re.compile(ADDCONN_START).match
+    whole = ""  # a line of addconn, with the pieces that followed
+    for line in lines:
+        head, mark, text = line.partition("addconn: ")
+        is_piece = bool(mark) and head[-2:] in ("", ": ")
+        if whole and is_piece:
+            before = whole.partition("addconn: ")[2]
+            is_open = before.count('"') % 2 or before.removeprefix("ERROR ").startswith('"/')
+            if 'ERROR "/'.startswith(before) or (is_open and not starts(text)):
+                whole += text
+                continue
+        if whole:
+            yield whole
+        whole = line if is_piece else ""
+        if not is_piece:
+            yield line
+    if whole:
+        yield whole
+
+
 class LogFilter:
     """Shows the lines of a log that pluto or another IPsec program wrote, without dumped bytes.
 
@@ -12747,7 +12780,7 @@ class LogFilter:
 
     def lines(self, lines: Iterable[str]) -> Iterator[str]:
         """Yield the lines that may be shown."""
-        for line in lines:
+        for line in joined_pieces(lines):
             if self.is_shown(line):
                 yield self.without_bytes(line)
             else:

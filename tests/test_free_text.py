@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,32 @@ def test_useful_lines_of_a_log_stay(line: str) -> None:
 ])
 def test_rows_of_dumps_are_masked(line: str, shown: str) -> None:
     assert list(ipsec.LogFilter().lines([line])) == [shown]
+
+
+@pytest.mark.parametrize("pieces", [
+    ('"/etc/ip', 'sec.d/a.secrets" line 1: PSK data malformed (no prefix): hunter2'),
+    ('"/etc/ipsec.d/a.secrets" line 1: PSK data malformed (no prefix): hun', "ter2"),
+    ("ERROR ", '"/etc/ipsec.d/a.secrets" line 1: index "hunter2" not a numeric IPv4 address'),
+    ('ERROR "/etc/a.secrets" line 1: in', 'dex "hun', 'ter2" not a numeric IPv4 address'),
+    ('"/etc/a.secrets" line 1: WARNING: ignored unrecognized keyword: ', "hunter2"),
+])
+def test_messages_of_addconn_that_pluto_cuts_are_masked(pieces: tuple[str, ...]) -> None:
+    for stamp in ("Nov 26 21:22:03.651867: addconn: ", "Nov 26 21:22:03 gw pluto[7]: addconn: ", "addconn: "):
+        around = [f'{stamp}loading secrets from "/etc/a.secrets"', f'{stamp}"a": added IKEv2 connection']
+        log = [around[0], *(f"{stamp}{piece}" for piece in pieces), *around]
+        shown = ipsec.Redactor().text("\n".join(ipsec.LogFilter().lines(log))).split("\n")
+        assert [shown[0], *shown[2:]] == [around[0], *around]
+        assert shown[1].startswith(stamp) and "[redacted" in shown[1] and not {"hun", "ter2"} & set(re.findall(r"\w+", shown[1]))
+
+
+def test_whole_messages_of_addconn_stay() -> None:
+    texts = ['"a": added IKEv2 connection', "listening for IKE messages", "Kernel supports NIC esp-hw-offload",
+             "adding interface eth0 192.0.2.1:UDP/500", '"a": oriented IKEv2 connection (local: left=192.0.2.1)',
+             'loading secrets from "/etc/ipsec.secrets"', "unterminated string", "expected record boundary in key",
+             '"/etc/a.secrets" line 1: unexpected end of id list', 'no secrets filename matched "/etc/a"',
+             '"a"[1] 192.0.2.2 #1: initiating IKEv2 connection', "some other message", "and another"]
+    lines = [f"Nov 26 21:22:03.651812: addconn: {text}" for text in texts]
+    assert list(ipsec.LogFilter().lines(lines)) == lines
 
 
 def test_lines_of_other_programs_are_counted() -> None:
