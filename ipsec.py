@@ -2425,7 +2425,13 @@ SECRET_PLACES = (
      r"((?:unrecogni[sz]ed (?:keyword|key format):|\bline \d+: index)[ \t]*)[^\n]+"),
     (("lex ",), r"(\blex (?:shift|flushline)[^\n']*')[^\n]*"),
     (("pass",), r"(\buser\([^\n]*\) pass[ \t]+)[^\n]+"),
-    # banners that speak of a secret
+    # arguments of an updown script, in pluto's status and log
+    (("updown=", "updown command", "spi_out="),
+     r"((?:\bmy_updown=|updown command \"|\| (?:cmd\(|executing )[^\n]*?\bSPI_OUT=\S+[ \t]+)"
+     r"(?:(?:\S*/)?ipsec[ \t]+[^\s;\"]+|(?!(?:\S*/)?ipsec[ \t])[^\s;\"]+)[ \t]+)(?!\[red)"
+     r"[^\n]*?(?=;[ \t]*$|\" for verb |:$|$)"),
+    # banners, as pluto's status shows them, and elsewhere if they speak of a secret
+    (("banner:",), r"(\bbanner:)(?! |unset\b)(?:(?!, (?:cat|sec_label):|;[ \t]*$)[^\n])+"),
     (("banner",),
      rf"((?:modecfgbanner[ \t]*=|banner:)[ \t]*)(?=[^\n]{{0,300}}?{_SPEAKS_OF_SECRET})[^\n]+"),
     # keys of the kernel, as ip-xfrm(8) and setkey(8) print them, and hashes of passwords, crypt(5)
@@ -3990,7 +3996,28 @@ def redactor_of(host: Host, show_secrets: bool = False, config: Config | None = 
                     redactor.learn(fields[1])
         except OSError:
             continue  # the file is missing, or this user may not read it
+    learn_updown(redactor, config)
     return redactor
+
+
+def learn_updown(redactor: Redactor, config: Config) -> None:
+    """Learn the arguments of updown scripts that may be secrets, because a script may print them into pluto's log.
+
+    They are those after a word like `--token`, and those that look like random characters.
+    """
+    import re
+    for setting in [setting for section in config.sections for setting in section.settings]:
+        if not setting.key.endswith("updown"):
+            continue
+        before = ""
+        for word in setting.value.split()[1:]:
+            name, _, value = word.rpartition("=")
+            is_random = len(value) >= 8 and value.replace("-", "").replace("_", "").isalnum()
+            if re.search(_SPEAKS_OF_SECRET, name or before, re.IGNORECASE):
+                redactor.learn(value)
+            elif is_random and not is_harmless_word(value):
+                redactor.learn(value)
+            before = word
 
 
 def secrets_report(host: Host, name: str = "") -> Iterator[str]:
@@ -12717,7 +12744,7 @@ def without_log_prefix(line: str) -> str:
     Such a line is `TIME HOST kernel: [SECONDS] PREFIX IN=... OUT=...`, or shorter at its start.
     """
     head, packet, rest = line.partition("IN=")
-    if not packet or "OUT=" not in rest:
+    if not packet or "OUT=" not in rest or head.endswith("_"):  # SPI_IN= is a variable of an updown script
         return line
     start = 0
     for mark in ("kernel: ", "] "):
@@ -12735,31 +12762,39 @@ ADDCONN_START = (r'"/[^"]*" line \d|"[^"]*"(?:\[\d+\])?(?: [\d.:a-f]+)?(?: #\d+)
 
 
 def joined_pieces(lines: Iterable[str]) -> Iterator[str]:
-    """Yield the lines of a log, with the messages of addconn in one piece.
+    """Yield the lines of a log, with the messages that pluto cuts in one piece, because it cuts them anywhere,
+    also within a secret.
 
-    Pluto 5.x logs addconn's output as it arrives and so cuts messages anywhere, also within a secret that
-    a message quotes.  A line is taken as the rest of a message if the line before it has an open quote or
-    is a message about a secrets file, and no message starts like it.
+    Pluto 5.x logs addconn's output as it arrives.  Pluto logs the command of an updown script in rows of 80
+    characters: `| cmd(  80):TEXT:`.
     """
     import re
+    message = re.compile(r"(.*?(?:^|: ))(addconn: |\| cmd\( *(\d+)\):)(.*)")
     starts = re.compile(ADDCONN_START).match
-    whole = ""  # a line of addconn, with the pieces that followed
+    whole = ""  # a line of one of these messages, with the pieces that followed
     for line in lines:
-        head, mark, text = line.partition("addconn: ")
-        is_piece = bool(mark) and head[-2:] in ("", ": ")
-        if whole and is_piece:
-            before = whole.partition("addconn: ")[2]
-            is_open = before.count('"') % 2 or before.removeprefix("ERROR ").startswith('"/')
-            if 'ERROR "/'.startswith(before) or (is_open and not starts(text)):
-                whole += text
+        piece = message.fullmatch(line) if "addconn: " in line or "| cmd(" in line else None
+        before = message.fullmatch(whole) if piece and whole else None
+        if piece and before and piece[2][:4] == before[2][:4]:
+            if piece[3] and piece[3] != "0":
+                whole = whole.removesuffix(":") + piece[4]
+                continue
+            if not piece[3] and is_cut(before[4]) and ('ERROR "/'.startswith(before[4]) or not starts(piece[4])):
+                whole += piece[4]
                 continue
         if whole:
             yield whole
-        whole = line if is_piece else ""
-        if not is_piece:
+        whole = line if piece else ""
+        if not piece:
             yield line
     if whole:
         yield whole
+
+
+def is_cut(text: str) -> bool:
+    """Return whether a message of addconn may lack its end: a quote is open, or it is about a secrets file."""
+    text = text.removeprefix("ERROR ")
+    return text.count('"') % 2 > 0 or text.startswith('"/') or "ERROR ".startswith(text)
 
 
 class LogFilter:

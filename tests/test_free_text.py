@@ -106,7 +106,23 @@ def test_messages_of_addconn_that_pluto_cuts_are_masked(pieces: tuple[str, ...])
         log = [around[0], *(f"{stamp}{piece}" for piece in pieces), *around]
         shown = ipsec.Redactor().text("\n".join(ipsec.LogFilter().lines(log))).split("\n")
         assert [shown[0], *shown[2:]] == [around[0], *around]
-        assert shown[1].startswith(stamp) and "[redacted" in shown[1] and not {"hun", "ter2"} & set(re.findall(r"\w+", shown[1]))
+        assert shown[1].startswith(stamp) and "[redacted" in shown[1]
+        assert not {"hun", "ter2", "hunter2"} & set(re.findall(r"\w+", shown[1]))
+
+
+@pytest.mark.parametrize("width", [80, 79, 7])
+def test_the_command_of_an_updown_script_is_shown_without_its_arguments(width: int) -> None:
+    """Pluto logs it in rows of 80 characters."""
+    shown = "PLUTO_VERB='up-client' PLUTO_ME='192.0.2.1' VTI_SHARED='no' SPI_IN=0x0 SPI_OUT=0x0 /usr/local/bin/up"
+    for arguments in (" --token hunter2", " hunter2;x 'a b'", ""):
+        command = shown + arguments
+        log = [f"Nov 26 21:30:13.565007: | popen cmd is {len(command)} chars long"]
+        log += [f"Nov 26 21:30:13.565007: | cmd({place:4d}):{command[place:place + width]}:"
+                for place in range(0, len(command), width)]
+        log *= 2
+        text = ipsec.Redactor().text("\n".join(ipsec.LogFilter().lines(log)))
+        line = f"Nov 26 21:30:13.565007: | cmd(   0):{shown}{' [redacted]' if arguments else ''}:"
+        assert text.split("\n") == [log[0], line] * 2
 
 
 def test_whole_messages_of_addconn_stay() -> None:

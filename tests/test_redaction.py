@@ -205,6 +205,14 @@ def test_a_short_or_everyday_secret_leaves_a_report() -> None:
     ('\t\tudp dport 500 log prefix "secret {}" accept comment "the psk: {}"',
      "\t\tudp dport 500 log prefix [redacted] accept comment [redacted]"),
     ('\tmodecfgbanner="the password is {}"', "\tmodecfgbanner=[redacted]"),
+    ('"a":   banner:hi {};', '"a":   banner:[redacted];'), ('"a": modecfg info: banner:hi {}, cat:unset;',
+                                                            '"a": modecfg info: banner:[redacted], cat:unset;'),
+    ('"a": oriented; my_updown=/usr/local/bin/up --x {} y;', '"a": oriented; my_updown=/usr/local/bin/up [redacted];'),
+    ('"a": my_updown=ipsec _updown {};', '"a": my_updown=ipsec _updown [redacted];'),
+    ('| kernel: running updown command "/usr/local/bin/up {}" for verb prepare ',
+     '| kernel: running updown command "/usr/local/bin/up [redacted]" for verb prepare '),
+    ("| executing up-client: PLUTO_VERB='up-client' SPI_OUT=0x0 /bin/up {} 2>&1",
+     "| executing up-client: PLUTO_VERB='up-client' SPI_OUT=0x0 /bin/up [redacted]"),
     ("\tauth-trunc hmac(sha1) 0x0123456789abcdef{hex} 96", "\tauth-trunc hmac(sha1) 0x[redacted 20 bytes] 96"),
     ("\taead rfc4106(gcm(aes)) 0x{hex} 128", "\taead rfc4106(gcm(aes)) 0x[redacted 12 bytes] 128"),
     ("\tenc cbc(aes) 0x{hex}", "\tenc cbc(aes) 0x[redacted 12 bytes]"),
@@ -215,6 +223,20 @@ def test_an_unknown_secret_is_known_by_its_place(line: str, shown: str) -> None:
     redactor = ipsec.Redactor()
     assert redactor.text(spelt(line)) == shown
     assert redactor.text(shown) == shown  # a second pass finds nothing
+
+
+@pytest.mark.parametrize("arguments, secret, is_masked", [
+    ("--token hunter2", "hunter2", True), ("--api-key=hunter2", "hunter2", True), ("Zz9Kq7Wm1", "Zz9Kq7Wm1", True),
+    ("password hunter2", "hunter2", True), ("--route yes eth0.100", "eth0.100", False),
+    ("10.1.0.0/16 customer-a", "customer-a", False), ("/etc/ipsec.d/Hook1a2b3c", "Hook1a2b3c", False),
+])
+def test_arguments_of_updown_scripts_are_masked_in_what_the_script_prints(
+        tmp_path: Path, arguments: str, secret: str, is_masked: bool) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/ipsec.conf").write_text(f'conn a\n\tleft=192.0.2.1\n\tleftupdown="/bin/up {arguments}"\n')
+    line = f'"a": up-client output: failed with {secret}'
+    shown = ipsec.redactor_of(ipsec.Host(root=str(tmp_path))).text(line)
+    assert shown == (line.replace(secret, "[redacted]") if is_masked else line)
 
 
 ORDINARY = """config setup
@@ -230,6 +252,9 @@ include /etc/ipsec.d/*.conf
 000 "west-east":   policy: IKEv2+PSK+ENCRYPT+TUNNEL+PFS+IKE_FRAG_ALLOW+ESN_NO+ESN_YES;
 000 "west-east":   our auth:secret, their auth:secret, our autheap:none, their autheap:none;
 000 "west-east":   xauth us:none, xauth them:none,  my_username=[any]; their_username=[any]
+000 "west-east":   modecfg policy:push, dns:unset, domains:unset, banner:unset, cat:unset;
+000 "west-east":     oriented; my_ip=unset; their_ip=unset; my_updown=ipsec _updown;
+| kernel: running updown command "ipsec _updown" for verb prepare
 000 secretsfile=/etc/ipsec.secrets, ipsecdir=/etc/ipsec.d, ppk=no
 pluto[12]: loading secrets from "/etc/ipsec.secrets"
 pluto[12]: NSS DB directory: sql:/var/lib/ipsec/nss, FIPS Mode: OFF
