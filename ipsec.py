@@ -17793,8 +17793,33 @@ def password_troubles(patient: Patient, base: NssDatabase) -> Iterator[Trouble]:
         if failure.code == "SEC_ERROR_BAD_PASSWORD":
             yield ("FAIL", "LOCKED", failure.message,
                    shell_words(["vi", f"{patient.host.confddir}/nsspassword"]))
-        elif failure.code:  # without a code, the database has no keys
+            return
+        if failure.code:  # without a code, the database has no keys
             yield "SKIP", "UNKNOWN", f"certutil can't list the keys: {failure.message}", ""
+            return
+    yield from password_file_troubles(patient, base)
+
+
+def password_file_troubles(patient: Patient, base: NssDatabase) -> Iterator[Trouble]:
+    """Yield a trouble if the database needs the password in nsspassword, but pluto does not find it there.
+
+    Pluto uses the line that begins with the name of the token and ends with a newline (lswnss.c).  NSS's tools
+    and this program are less strict.
+    """
+    host, name = patient.host, f"{patient.host.confddir}/nsspassword"
+    if base.password is None:
+        return
+    is_fips = host.value("/proc/sys/crypto/fips_enabled").strip() == "1"
+    token = NSS_TOKENS[is_fips]
+    text = decode(b"".join(host.chunks(name)))
+    if f"\n{token}:" in "\n" + text.rpartition("\n")[0]:
+        return
+    try:
+        NssDatabase(host, base.directory, "").tool("certutil", "-K")  # without a password, the file is not needed
+    except NssTool as failure:
+        if failure.code == "SEC_ERROR_BAD_PASSWORD":
+            yield ("FAIL", "LOCKED", f"pluto finds no password in {name}: it needs a whole line, with a newline at "
+                   f"its end, that begins with `{token}:`", shell_words(["vi", name]))
 
 
 def file_damage(patient: Patient, base: NssDatabase, name: str) -> str:

@@ -77,6 +77,9 @@ NO_CONNS = dict.fromkeys(("forwarding", "peers", "mtu", "firewall", "forward_rul
                           "host_keys", "overlap", "up"), "SKIP")
 NO_ENDS = dict.fromkeys(("forwarding", "peers", "mtu", "forward_rules", "nat", "host_keys"), "SKIP")
 NO_CONFIG = {**NO_CONNS, "loaded": "SKIP", "obsolete": "SKIP", "virtual_private": "SKIP"}
+# The database gets a password; pluto is gone
+PASSWORD = ("echo >/old; echo Secret99 >/new; certutil -W -d sql:/var/lib/ipsec/nss -f /old -@ /new; kill -KILL "
+            "$(cat /run/pluto/pluto.pid); umask 077; ")
 NO_DATABASE = {"nss": "FAIL", "nss_health": "SKIP", "certificates": "SKIP"}
 NO_PLUTO = {"pluto": "FAIL", "udp500": "SKIP", "udp4500": "SKIP", "loaded": "SKIP", "up": "SKIP",
             "versions": "SKIP", "fips": "SKIP", "peers": "SKIP"}
@@ -231,6 +234,11 @@ BROKEN = {
     "open quotes": ("echo ': PSK \"unterminated' >/etc/ipsec.secrets", {"secrets": "FAIL", "psk": "SKIP"}),
     "no secrets": ("rm /etc/ipsec.secrets", {"secrets": "FAIL", "psk": "SKIP"}),
     "no keys": ("rm /var/lib/ipsec/nss/key4.db", NO_DATABASE),
+    "password of the database without a newline": (
+        f"{PASSWORD}printf 'NSS Certificate DB:Secret99' >/etc/ipsec.d/nsspassword", {**NO_PLUTO, "nss_health": "FAIL"}),
+    "password of the database for FIPS mode only": (
+        f"{PASSWORD}echo 'NSS FIPS 140-2 Certificate DB:Secret99' >/etc/ipsec.d/nsspassword",
+        {**NO_PLUTO, "nss_health": "FAIL"}),
     "a database that is none": ("echo nothing >/var/lib/ipsec/nss/cert9.db", {
         "nss_health": "FAIL", "certificates": "SKIP"}),
     "a database that is cut short": ("truncate -s 8192 /var/lib/ipsec/nss/key4.db", {"nss_health": "FAIL"}),
