@@ -17811,7 +17811,7 @@ def password_file_troubles(patient: Patient, base: NssDatabase) -> Iterator[Trou
         return
     is_fips = host.value("/proc/sys/crypto/fips_enabled").strip() == "1"
     token = NSS_TOKENS[is_fips]
-    text = decode(b"".join(host.chunks(name)))
+    text = decode(b"".join(host.chunks(name, limit=TEXT_LIMIT)))
     if f"\n{token}:" in "\n" + text.rpartition("\n")[0]:
         return
     try:

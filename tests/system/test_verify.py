@@ -77,7 +77,7 @@ NO_CONNS = dict.fromkeys(("forwarding", "peers", "mtu", "firewall", "forward_rul
                           "host_keys", "overlap", "up"), "SKIP")
 NO_ENDS = dict.fromkeys(("forwarding", "peers", "mtu", "forward_rules", "nat", "host_keys"), "SKIP")
 NO_CONFIG = {**NO_CONNS, "loaded": "SKIP", "obsolete": "SKIP", "virtual_private": "SKIP"}
-# The database gets a password; pluto is gone
+#: Gives the database a password and ends pluto
 PASSWORD = ("echo >/old; echo Secret99 >/new; certutil -W -d sql:/var/lib/ipsec/nss -f /old -@ /new; kill -KILL "
             "$(cat /run/pluto/pluto.pid); umask 077; ")
 NO_DATABASE = {"nss": "FAIL", "nss_health": "SKIP", "certificates": "SKIP"}
@@ -235,7 +235,8 @@ BROKEN = {
     "no secrets": ("rm /etc/ipsec.secrets", {"secrets": "FAIL", "psk": "SKIP"}),
     "no keys": ("rm /var/lib/ipsec/nss/key4.db", NO_DATABASE),
     "password of the database without a newline": (
-        f"{PASSWORD}printf 'NSS Certificate DB:Secret99' >/etc/ipsec.d/nsspassword", {**NO_PLUTO, "nss_health": "FAIL"}),
+        f"{PASSWORD}printf 'NSS Certificate DB:Secret99' >/etc/ipsec.d/nsspassword",
+        {**NO_PLUTO, "nss_health": "FAIL"}),
     "password of the database for FIPS mode only": (
         f"{PASSWORD}echo 'NSS FIPS 140-2 Certificate DB:Secret99' >/etc/ipsec.d/nsspassword",
         {**NO_PLUTO, "nss_health": "FAIL"}),
