@@ -16896,18 +16896,20 @@ class Traffic(Record):
 
 
 IKE_TRAFFIC = (
-    Traffic("UDP 500", "-p udp --dport 500", "udp dport 500", "FAIL",
-            {"proto": "udp 17", "sport": "500", "dport": "500"}),
-    Traffic("UDP 4500", "-p udp --dport 4500", "udp dport 4500", "",
-            {"proto": "udp 17", "sport": "4500", "dport": "4500"}),
-    Traffic("ESP", "-p esp", "meta l4proto esp", "", {"proto": "esp 50"}),
-    Traffic("AH", "-p ah", "meta l4proto ah", "", {"proto": "ah 51"}),
-    Traffic("ICMP fragmentation-needed", "-p icmp --icmp-type 3", "icmp type destination-unreachable", "WARN",
-            {"proto": "icmp 1", "icmp": "3/4 3 any destination-unreachable", "state": "related",
-             "family": "ipv4"}),
-    Traffic("ICMPv6 packet-too-big", "-p icmpv6 --icmpv6-type 2", "icmpv6 type packet-too-big", "WARN",
-            {"proto": "icmpv6 ipv6-icmp 58", "icmp": "2/0 2 any packet-too-big", "state": "related",
-             "family": "ipv6"}))
+    Traffic("UDP 500", level="FAIL", iptables="-p udp --dport 500", nft="udp dport 500",
+            packet={"proto": "udp 17", "sport": "500", "dport": "500"}),
+    Traffic("UDP 4500", level="", iptables="-p udp --dport 4500", nft="udp dport 4500",
+            packet={"proto": "udp 17", "sport": "4500", "dport": "4500"}),
+    Traffic("ESP", level="", iptables="-p esp", nft="meta l4proto esp", packet={"proto": "esp 50"}),
+    Traffic("AH", level="", iptables="-p ah", nft="meta l4proto ah", packet={"proto": "ah 51"}),
+    Traffic("ICMP fragmentation-needed", level="WARN",
+            iptables="-p icmp --icmp-type 3", nft="icmp type destination-unreachable",
+            packet={"proto": "icmp 1", "icmp": "3/4 3 any destination-unreachable",
+                    "state": "related", "family": "ipv4"}),
+    Traffic("ICMPv6 packet-too-big", level="WARN",
+            iptables="-p icmpv6 --icmpv6-type 2", nft="icmpv6 type packet-too-big",
+            packet={"proto": "icmpv6 ipv6-icmp 58", "icmp": "2/0 2 any packet-too-big",
+                    "state": "related", "family": "ipv6"}))
 
 
 class Roles(Record):
@@ -16927,15 +16929,20 @@ class Roles(Record):
 def roles_of(conns: Sequence[Conn]) -> Roles:
     """Return what these connections need from a firewall."""
     answers = any("%any" in (conn.get("left"), conn.get("right")) for conn in conns)
-    servers = [conn for conn in conns if not conn.flag("leftmodecfgclient")
-               and not conn.flag("rightmodecfgclient")]
+    servers = [conn for conn in conns
+               if not conn.flag("leftmodecfgclient") and not conn.flag("rightmodecfgclient")]
     waits = answers or any(conn.auto in ("add", "keep", "ignore") for conn in servers)
     begins = any(conn.auto in ("start", "ondemand") for conn in conns)
-    kinds = {conn.get("phase2", "esp") for conn in conns if conn.get("encapsulation") != "yes"}
-    in_udp = any(conn.get("encapsulation") == "yes" for conn in conns)
-    return Roles(answers, waits, begins, {"UDP 4500": "FAIL" if in_udp else "WARN",
-                                          "ESP": "FAIL" if "esp" in kinds else "",
-                                          "AH": "FAIL" if "ah" in kinds else ""})
+
+    levels = {"UDP 4500": "WARN", "ESP": "", "AH": ""}
+    for conn in conns:
+        if conn.get("encapsulation") == "yes":
+            levels["UDP 4500"] = "FAIL"
+        elif conn.get("phase2", "esp") == "esp":
+            levels["ESP"] = "FAIL"
+        elif conn.get("phase2") == "ah":
+            levels["AH"] = "FAIL"
+    return Roles(answers, waits, begins, levels)
 
 
 @verify_check(
@@ -16954,6 +16961,7 @@ def check_firewall(patient: Patient) -> Iterator[Trouble]:
     if not conns or patient.config.setup("ikeport") or patient.config.setup("nat-ikeport"):
         yield "SKIP", "UNKNOWN", others, ""
         return
+
     roles = roles_of(conns)
     paths = peer_paths(patient, conns)
     troubles = 0
@@ -16994,17 +17002,21 @@ class PeerPath(Record):
     address: str
     family: str
 
-    @property
-    def by(self) -> str:
-        """The words of a message that name the interface; empty if it is unknown."""
-        return f" through {self.device}" if self.device else ""
+    def text(self, traffic: Traffic, way: str) -> str:
+        """Return words for packets that take this path: `ESP from 192.0.2.1 through eth0`."""
+        by = f" through {self.device}" if self.device else ""
+        return f"{traffic.name} {way} {self.peer or 'anywhere'}{by}"
 
 
 def peer_paths(patient: Patient, conns: Sequence[Conn]) -> list[PeerPath]:
     """Return the paths to the peers of these connections; a path without addresses if none is known."""
-    fields = {(tunnel.device, tunnel.peer, tunnel.address, tunnel.family): None for tunnel in patient.tunnels
-              if tunnel.conn in conns}
-    return [PeerPath(*values) for values in fields or [("", "", "", "ipv4")]]
+    paths: dict[tuple[str, str, str, str], None] = {}
+    for tunnel in patient.tunnels:
+        if tunnel.conn in conns:
+            paths[tunnel.device, tunnel.peer, tunnel.address, tunnel.family] = None
+    if not paths:
+        return [PeerPath("", "", "", "ipv4")]
+    return [PeerPath(*fields) for fields in paths]
 
 
 def traffic_level(traffic: Traffic, roles: Roles, path: PeerPath) -> str:
@@ -17031,23 +17043,25 @@ class Direction(Record):
 def traffic_directions(traffic: Traffic, roles: Roles, path: PeerPath) -> list[Direction]:
     """Return the directions of a kind of packets, from the peer and to the peer."""
     is_icmp = "icmp" in traffic.packet
-    incoming = {"family": path.family, "in": path.device, "ipsec_in": "missing none", "dst_type": "local",
-                **traffic.packet}
+    incoming = {"in": path.device, "ipsec_in": "missing none", "dst_type": "local"}
+    outgoing = {"out": path.device, "ipsec_out": "missing none", "dst_type": "unicast"}
     if path.device:  # the interface of the route to the peer
         incoming["reverse_path"] = "exists"
-    outgoing = {"family": path.family, "out": path.device, "ipsec_out": "missing none", "dst_type": "unicast",
-                **traffic.packet}
     if path.peer:
         outgoing["dst"] = path.peer
     if path.peer and not is_icmp:  # any router may send ICMP errors
         incoming["src"] = path.peer
     if path.address:
         incoming["dst"] = outgoing["src"] = path.address
+
     # a firewall may let only replies pass: new incoming packets matter only if the peer may send the first
     # one, and new outgoing packets only if this host does
-    directions = [Direction("from", "prerouting input", incoming, roles.waits, "this host")]
+    common = {"family": path.family, **traffic.packet}
+    directions = [Direction("from", hooks="prerouting input", packet={**incoming, **common},
+                            first_counts=roles.waits, beginner="this host")]
     if not is_icmp:
-        directions.append(Direction("to", "output postrouting", outgoing, roles.begins, "the peer"))
+        directions.append(Direction("to", hooks="output postrouting", packet={**outgoing, **common},
+                                    first_counts=roles.begins, beginner="the peer"))
     return directions
 
 
@@ -17056,16 +17070,17 @@ def dropped_traffic(patient: Patient, traffic: Traffic, roles: Roles, path: Peer
     level = traffic_level(traffic, roles, path)
     if not level:
         return
-    peer, by = path.peer or "anywhere", path.by
     for one in traffic_directions(traffic, roles, path):
-        always = patient.blocks(one.hooks, **{"state": "established", **one.packet})
-        head = always
-        if not always and one.first_counts:
-            head = patient.blocks(one.hooks, **{**one.packet, "state": packet_state(traffic)})
+        # packets of ICMP have a state of their own, related
+        head = patient.blocks(one.hooks, **{"state": "established", **one.packet})
+        unless, severe = "", level
+        if not head and one.first_counts:
+            head = patient.blocks(one.hooks, **{"state": "new", **one.packet})
+            unless = f", unless {one.beginner} begins"
+            if one.way == "from" and not roles.answers:
+                severe = "WARN"
         if head:
-            severe = level if always or roles.answers or one.way == "to" else "WARN"
-            unless = "" if always else f", unless {one.beginner} begins"
-            yield (severe, "BLOCKED", f"{traffic.name} {one.way} {peer}{by} is dropped{unless}",
+            yield (severe, "BLOCKED", f"{path.text(traffic, one.way)} is dropped{unless}",
                    accept_traffic(head, traffic))
         if one.way == "from" and "icmp" not in traffic.packet:
             yield from diverted_traffic(patient, traffic, level, one, path)
@@ -17077,8 +17092,8 @@ def diverted_traffic(patient: Patient, traffic: Traffic, level: str, incoming: D
     head = patient.blocks("prerouting", "nat", "dnat", **{"state": "new", **incoming.packet})
     if head:
         yield (level, "SENT ON",
-               f"a NAT rule sends {traffic.name} from {path.peer or 'anywhere'}{path.by} to another address "
-               "or port", accept_traffic(head, traffic))
+               f"a NAT rule sends {path.text(traffic, 'from')} to another address or port",
+               accept_traffic(head, traffic))
 
 
 def undecided_traffic(patient: Patient, traffic: Traffic, roles: Roles, path: PeerPath) -> str:
@@ -17089,21 +17104,18 @@ def undecided_traffic(patient: Patient, traffic: Traffic, roles: Roles, path: Pe
     if not traffic_level(traffic, roles, path):
         return ""
     for one in traffic_directions(traffic, roles, path):
-        # an ICMP error may come from any router, also from the peer
-        packet = {"src": path.peer, **one.packet} if path.peer and one.way == "from" else one.packet
-        chains = [patient.undecided(one.hooks, **{"state": "established", **packet})]
-        if one.first_counts:
-            chains.append(patient.undecided(one.hooks, **{**packet, "state": packet_state(traffic)}))
-        if one.way == "from" and "icmp" not in traffic.packet:
-            chains.append(patient.undecided("prerouting", "nat", **{**packet, "state": "new"}))
-        for chain in filter(None, chains):
-            return f"{traffic.name} {one.way} {path.peer or 'anywhere'}{path.by} (chain {chain})"
+        packet = one.packet
+        if path.peer and one.way == "from":
+            packet = {"src": path.peer, **packet}  # an ICMP error may also come from the peer
+        first = {"state": "new", **packet}
+        chain = patient.undecided(one.hooks, **{"state": "established", **packet})
+        if not chain and one.first_counts:
+            chain = patient.undecided(one.hooks, **first)
+        if not chain and one.way == "from" and "icmp" not in traffic.packet:
+            chain = patient.undecided("prerouting", "nat", **first)
+        if chain:
+            return f"{path.text(traffic, one.way)} (chain {chain})"
     return ""
-
-
-def packet_state(traffic: Traffic) -> str:
-    """Return the conntrack state of the first packet: ICMP errors are related to one that was sent."""
-    return traffic.packet.get("state", "new")
 
 
 def accept_traffic(head: str, traffic: Traffic) -> str:
@@ -17122,14 +17134,16 @@ def accept_command(head: str, source: str, target: str, way: str) -> str:
     `head` is a command that inserts a rule, without the rule.  If one of the networks is everything, the rule
     accepts the packets of all tunnels in the direction `way`, in or out.
     """
-    family = TABLE_FAMILIES[family_of(source)][0]
     is_iptables = head.startswith("ip")
     if source in EVERYTHING or target in EVERYTHING:
         if is_iptables:
             return f"{head} -m policy --dir {way} --pol ipsec -j ACCEPT"
-        return f"{head} {'rt ipsec' if way == 'out' else 'meta secpath'} exists accept"
+        policy = "rt ipsec" if way == "out" else "meta secpath"
+        return f"{head} {policy} exists accept"
+
     if is_iptables:
         return f"{head} -s {source} -d {target} -j ACCEPT"
+    family = TABLE_FAMILIES[family_of(source)][0]
     return f"{head} {family} saddr {source} {family} daddr {target} accept"
 
 
@@ -17145,6 +17159,7 @@ def check_forward_rules(patient: Patient) -> Iterator[Trouble]:
     tunnels = patient.needed_tunnels()
     if not any(tunnel.behind for tunnel in tunnels):
         raise NotChecked("unused", "nothing to check: no connection has a network behind this host")
+
     unchecked = ""
     troubles = 0
     for tunnel in tunnels:
@@ -17153,6 +17168,7 @@ def check_forward_rules(patient: Patient) -> Iterator[Trouble]:
                 unchecked = (f"NAT may give {ours} of conn {tunnel.conn.name} other addresses, so it is not "
                              "known which rules apply to its packets")
                 continue
+
             for trouble in dropped_forwards(patient, tunnel, ours, theirs):
                 troubles += 1
                 yield trouble
@@ -17167,13 +17183,13 @@ def check_forward_rules(patient: Patient) -> Iterator[Trouble]:
 
 def tunnel_packets(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> tuple[Packet, Packet]:
     """Return two forwarded packets in the form that verdict() takes: to the peer's network, and from it."""
-    behind, family = patient.device_to(ours), family_of(ours)
-    common = {"family": family, "dst_type": "unicast"}
+    behind, inner = patient.device_to(ours), tunnel.inner
     reqid = tunnel.conn.get("reqid", "")
-    out = {"in": behind, "out": tunnel.inner, "ipsec_out": "exists ipsec", "reqid_out": reqid, "src": ours,
-           "dst": theirs}
-    back = {"in": tunnel.inner, "out": behind, "ipsec_in": "exists ipsec", "reqid_in": reqid, "src": theirs,
-            "dst": ours}
+    common = {"family": family_of(ours), "dst_type": "unicast"}
+    out = {"src": ours, "dst": theirs, "in": behind, "out": inner,
+           "ipsec_out": "exists ipsec", "reqid_out": reqid}
+    back = {"src": theirs, "dst": ours, "in": inner, "out": behind,
+            "ipsec_in": "exists ipsec", "reqid_in": reqid}
     return {**common, **out}, {**common, **back}
 
 
@@ -17197,17 +17213,19 @@ def undecided_forwards(patient: Patient, tunnel: Tunnel, ours: str, theirs: str)
     For new packets, a known verdict in one direction is enough.
     """
     packets = tunnel_packets(patient, tunnel, ours, theirs)
-    if not any(patient.undecided("forward", **{**packet, "state": state}) for packet in packets
-               for state in ("established", "new")):
+    established = [{**packet, "state": "established"} for packet in packets]
+    new = [{**packet, "state": "new"} for packet in packets]
+    if not any(patient.undecided("forward", **packet) for packet in (*established, *new)):
         return ""  # the verdict does not depend on protocol and ports
+
     for sample in SAMPLES:
-        for packet in packets:
-            chain = patient.undecided("forward", **{**packet, **sample, "state": "established"})
+        for packet in established:
+            chain = patient.undecided("forward", **{**packet, **sample})
             if chain:
                 return chain
-        new = [patient.undecided("forward", **{**packet, **sample, "state": "new"}) for packet in packets]
-        if all(new):
-            return new[0]
+        chains = [patient.undecided("forward", **{**packet, **sample}) for packet in new]
+        if all(chains):
+            return chains[0]
     return ""
 
 
@@ -17215,16 +17233,19 @@ def dropped_forwards(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -
     """Yield the troubles of forwarded packets between two networks."""
     out, back = tunnel_packets(patient, tunnel, ours, theirs)
     # established packets must pass in both directions, and new ones in at least one direction
-    answers = [(packet, way, patient.blocks("forward", **{**packet, "state": "new"}),
-                patient.blocks("forward", **{**packet, "state": "established"}))
-               for packet, way in ((out, "out"), (back, "in"))]
-    none_begins = all(new for _, _, new, _ in answers)
-    for packet, way, new, established in answers:
-        if new and (established or none_begins):
-            what = "are dropped" if established else "pass only as replies, and no new connection can begin"
-            ends = f"from {packet['src']} to {packet['dst']}"
-            yield ("FAIL", "BLOCKED", f"conn {tunnel.conn.name}: packets {ends} {what}",
-                   accept_command(new, packet["src"], packet["dst"], way))
+    heads = [patient.blocks("forward", **{**packet, "state": "new"}) for packet in (out, back)]
+    for packet, way, head in ((out, "out", heads[0]), (back, "in", heads[1])):
+        if not head:
+            continue
+        if patient.blocks("forward", **{**packet, "state": "established"}):
+            what = "are dropped"
+        elif all(heads):
+            what = "pass only as replies, and no new connection can begin"
+        else:
+            continue
+        source, target = packet["src"], packet["dst"]
+        yield ("FAIL", "BLOCKED", f"conn {tunnel.conn.name}: packets from {source} to {target} {what}",
+               accept_command(head, source, target, way))
 
 
 @verify_check(
@@ -17237,21 +17258,16 @@ def dropped_forwards(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -
         "that match -m policy --dir out --pol ipsec.",
     live=True)
 def check_nat(patient: Patient) -> Iterator[Trouble]:
-    own = patient.own_addresses()
     tunnels = patient.needed_tunnels()
     if not any(tunnel.pairs(tunnel.ours) for tunnel in tunnels):
         raise NotChecked("unused", "nothing to check: no connection has known networks at both ends")
+
     troubles, undecided = 0, ""
     for tunnel in tunnels:
         for ours, theirs in tunnel.pairs(tunnel.ours):
             if ours in EVERYTHING:
                 continue  # every source belongs to the connection
-            packet = {"src": ours, "dst": theirs, "out": tunnel.inner, "state": "new", "dst_type": "unicast",
-                      "family": family_of(ours), "ipsec_out": "exists ipsec",
-                      "reqid_out": tunnel.conn.get("reqid", "")}
-            if is_single(ours) and own.get(ours.partition("/")[0], "") == tunnel.device:
-                packet["masquerade"] = ours  # masquerading gives the packet the address that it has
-            head, chain = source_nat(patient, packet)
+            head, chain = source_nat(patient, local_packet(patient, tunnel, ours, theirs))
             if head:
                 troubles += 1
                 yield ("FAIL", "NAT",
@@ -17265,6 +17281,17 @@ def check_nat(patient: Patient) -> Iterator[Trouble]:
         yield "SKIP", "UNKNOWN", undecided, ""
 
 
+def local_packet(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> Packet:
+    """Return the first packet from a network of this end to one of the peer, as verdict() takes it."""
+    packet = {"src": ours, "dst": theirs, "out": tunnel.inner, "family": family_of(ours),
+              "dst_type": "unicast", "state": "new",
+              "ipsec_out": "exists ipsec", "reqid_out": tunnel.conn.get("reqid", "")}
+    device = patient.own_addresses().get(ours.partition("/")[0], "")
+    if is_single(ours) and device == tunnel.device:
+        packet["masquerade"] = ours  # masquerading gives the packet the address that it has
+    return packet
+
+
 def source_nat(patient: Patient, packet: Packet) -> tuple[str, str]:
     """Return two texts about NAT of the source address of a packet; both are empty if NAT leaves it as it is.
 
@@ -17274,6 +17301,7 @@ def source_nat(patient: Patient, packet: Packet) -> tuple[str, str]:
     head = patient.blocks("postrouting", "nat", "snat", **packet)
     if head or not patient.undecided("postrouting", "nat", **packet):
         return head, ""
+
     samples = [{**packet, **sample} for sample in SAMPLES]
     for sample in samples:
         head = head or patient.blocks("postrouting", "nat", "snat", **sample)
