@@ -112,8 +112,7 @@ class Denied(Failure):
 if not TYPE_CHECKING:
 
     class Record:
-        """Base of the value classes.  The type checker sees typing.NamedTuple instead, whose import takes 5
-        ms."""
+        """Base of the value classes.  Type checkers see typing.NamedTuple, whose import takes 5 ms."""
 
         def __init_subclass__(cls) -> None:
             cls._fields = tuple(cls.__annotations__)
@@ -121,7 +120,8 @@ if not TYPE_CHECKING:
         def __init__(self, *values, **named) -> None:
             named.update(zip(self._fields, values))
             for field in self._fields:
-                setattr(self, field, named.pop(field) if field in named else getattr(type(self), field))
+                value = named.pop(field) if field in named else getattr(type(self), field)
+                setattr(self, field, value)
             if named or len(values) > len(self._fields):
                 raise TypeError(f"{type(self).__name__}: unexpected {sorted(named) or values}")
 
@@ -129,7 +129,8 @@ if not TYPE_CHECKING:
             return type(self) is type(other) and self.__dict__ == other.__dict__
 
         def __repr__(self) -> str:
-            return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.__dict__.items())})"
+            values = ", ".join(f"{field}={value!r}" for field, value in self.__dict__.items())
+            return f"{type(self).__name__}({values})"
 
         def _asdict(self) -> dict:
             return {field: getattr(self, field) for field in self._fields}
@@ -182,6 +183,7 @@ TEXT_LINE = 8 << 20  # bytes of a line of text
 GLOB_LIMIT = 1000  # directories that a pattern with wildcards may search
 PATTERN_LIMIT = 1000  # patterns that one pattern with {a,b} may expand to
 FILES_LIMIT = 20_000  # files that a configuration may include
+LINKS_LIMIT = 40  # symbolic links in a path, as in the kernel (MAXSYMLINKS)
 MOUNTS_AGE = 1.0  # seconds after which the table of mounts is read again
 SILENT_AGE = 60.0  # seconds after which a file system that did not answer is tried again
 # File systems that the kernel serves from a local disk or from memory.  All others, such as NFS and FUSE,
@@ -189,8 +191,8 @@ SILENT_AGE = 60.0  # seconds after which a file system that did not answer is tr
 LOCAL_TYPES = frozenset("""
     aufs bcachefs binfmt_misc bpf btrfs cgroup cgroup2 configfs cramfs debugfs devpts devtmpfs efivarfs erofs
     exfat ext2 ext3 ext4 f2fs fusectl hugetlbfs iso9660 jffs2 jfs mqueue msdos nilfs2 nsfs ntfs3 overlay proc
-    pstore ramfs reiserfs rootfs rpc_pipefs securityfs selinuxfs squashfs sysfs tmpfs tracefs ubifs udf vfat xfs
-    zfs""".split())
+    pstore ramfs reiserfs rootfs rpc_pipefs securityfs selinuxfs squashfs sysfs tmpfs tracefs ubifs udf vfat
+    xfs zfs""".split())
 AF_INET, AF_INET6 = 2, 10  # as in Python's socket module, which is not imported for two numbers
 NETLINK_XFRM = 6  # linux/netlink.h
 # struct nlmsghdr (length, type XFRM_MSG_GETSPDINFO, flag NLM_F_REQUEST, sequence, port) and 32 bits of flags
@@ -199,8 +201,7 @@ XFRM_QUESTION = b"".join(value.to_bytes(size, sys.byteorder)
 
 
 class Ran(Record):
-    """The result of a program: its exit status (128+N if signal N ended it), standard output and standard
-    error."""
+    """The result of a program: its exit status (128+N if signal N ended it) and its two outputs."""
 
     status: int
     out: bytes
@@ -225,8 +226,7 @@ def decode(data: bytes) -> str:
 
 
 def encode(text: str) -> bytes:
-    """Convert text to bytes, as the inverse of decode().  A lone surrogate that does not come from decode()
-    becomes `?`."""
+    """Convert text to bytes, as the inverse of decode().  Lone surrogates of another origin become `?`."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -242,8 +242,10 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     if not _ESCAPES:
-        codes = [*range(9), *range(11, 32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A)]
-        _ESCAPES.update({code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in codes})
+        controls = (*range(9), *range(11, 32), *range(127, 160))
+        directions = (*range(0x2028, 0x202F), *range(0x2066, 0x206A))
+        _ESCAPES.update({code: f"\\x{code:02x}" for code in controls})
+        _ESCAPES.update({code: f"\\u{code:04x}" for code in directions})
         _ESCAPES.update({0xDC00 + byte: f"\\x{byte:02x}" for byte in range(128, 256)})
     return text.translate(_ESCAPES)
 
@@ -260,35 +262,41 @@ def is_number(text: str) -> bool:
 
 def count_text(number: int, noun: str) -> str:
     """Return a count with its noun: `1 line`, `7 lines`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    return f"1 {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def quote(word: str) -> str:
-    """Return a word from a user, file or program for a message: in quotes, with control characters
-    escaped."""
-    if not word.isprintable():
-        word = "".join(character if character.isprintable()
-                       else character.encode("unicode_escape", "surrogateescape").decode("latin-1")
-                       for character in word)
-    return f'"{word}"'
+    """Return a word from a user, file or program in quotes, for a message; control characters are escaped."""
+    if word.isprintable():
+        return f'"{word}"'
+    characters = []
+    for character in word:
+        if not character.isprintable():
+            character = character.encode("unicode_escape", "surrogateescape").decode("latin-1")
+        characters.append(character)
+    return f'"{"".join(characters)}"'
 
 
 def error_text(error: Exception) -> str:
     """Return an error as one line of text: `/etc/x: Permission denied`."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error)
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+
+
+def shell_status(returncode: int) -> int:
+    """Return the exit status that a shell would have for a program, of which subprocess has `returncode`."""
+    return returncode if returncode >= 0 else SIGNALLED - returncode
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Return whether the stream is a terminal.  It is None if the process was started with the descriptor
-    closed."""
+    """Return whether the stream is a terminal.  It is None if its descriptor was closed at the start."""
     return stream is not None and stream.isatty()
 
 
-# The lists of installed packages: file, prefix of the line with a package's name, prefix of the one with its
-# version
-PACKAGE_LISTS = (("/var/lib/dpkg/status", "Package: ", "Version: "), ("/lib/apk/db/installed", "P:", "V:"),
+# The lists of installed packages: file, and the beginnings of the lines with a package's name and version
+PACKAGE_LISTS = (("/var/lib/dpkg/status", "Package: ", "Version: "),
+                 ("/lib/apk/db/installed", "P:", "V:"),
                  ("/usr/lib/opkg/status", "Package: ", "Version: "))
 
 
@@ -306,12 +314,11 @@ class Lock:
 
 
 def check_link(path: str, info: os.stat_result) -> None:
-    """Raise PermissionError for a symbolic link that neither root nor the caller made; `info` is its
-    lstat(2).
+    """Raise PermissionError for a symbolic link that neither root nor the caller made.
 
-    With such a link, another user could choose the file that is written to.  The sysctl fs.protected_symlinks
-    prevents that only in directories with the sticky bit, and not for programs that resolve links on their
-    own.
+    `info` is the lstat(2) of the path.  With such a link, another user could choose the file that is written
+    to.  The sysctl fs.protected_symlinks prevents that only in directories with the sticky bit, and not for
+    programs that resolve links on their own.
     """
     import stat
     if stat.S_ISLNK(info.st_mode) and info.st_uid not in (0, os.geteuid()):
@@ -333,31 +340,36 @@ class Place(Record):
     is_descriptor: bool = False
 
 
+def parts_of_path(path: str) -> list[str]:
+    """Return the parts of a path, the last one first, without empty ones and `.`."""
+    return [part for part in reversed(path.split("/")) if part not in ("", ".")]
+
+
 def find_place(name: str, root: str, check: Callable[[str, os.stat_result], None]) -> Place:
-    """Follow the links of a path one by one, with `root` as `/`.  The caller must close the directory of the
-    result.
+    """Follow the links of a path one by one, with `root` as `/`, and return the place of its file.
 
     Each part is opened relative to the open directory before it, so that no other process can replace a part
-    after its check.  `check` gets the path and lstat(2) of each directory and link on the way.  Raises
-    OSError, also from `check`.
+    after its check.  `check` gets the path and lstat(2) of each directory and link on the way.  The caller
+    must close the directory of the result.  Raises OSError, also from `check`.
     """
     import stat
     if not name.startswith("/") and not root:
         name = os.path.join(os.getcwd(), name)
-    opened, names = [open_part(root or "/", None, False)], [""]
-    todo = [part for part in reversed(name.split("/")) if part not in ("", ".")]
+    opened, names = [open_part(root or "/", None)], [""]
+    todo = parts_of_path(name)
     links, is_link = 0, False
     try:
         check("/", os.fstat(opened[0]))
         while todo:
             part = todo.pop()
             if part == "..":
-                for fd in opened[1:][-1:]:
-                    os.close(fd)
-                    del opened[-1], names[-1]
+                if len(opened) > 1:
+                    os.close(opened.pop())
+                    names.pop()
                 continue
+
             try:
-                fd = open_part(part, opened[-1], not todo)
+                fd = open_part(part, opened[-1], is_last=not todo)
             except FileNotFoundError:
                 if todo:
                     raise
@@ -365,22 +377,25 @@ def find_place(name: str, root: str, check: Callable[[str, os.stat_result], None
             opened.append(fd)
             names.append(part)
             info = os.fstat(fd)
+
             if stat.S_ISLNK(info.st_mode):
                 check("/".join(names), info)
                 links += 1
-                if links > 40:  # the limit of the kernel (MAXSYMLINKS)
+                if links > LINKS_LIMIT:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
-                is_link = is_link or not todo
                 target = os.readlink("", dir_fd=fd)
                 os.close(opened.pop())
                 names.pop()
-                if not todo and (real := open_file_behind(part, opened[-1], info)):
-                    return Place(opened.pop(), part, real, is_link, True)
+                if not todo:
+                    is_link = True
+                    behind = open_file_behind(part, opened[-1], info)
+                    if behind:
+                        return Place(opened.pop(), part, behind, is_link, is_descriptor=True)
                 if target.startswith("/"):
-                    for fd in opened[1:]:
-                        os.close(fd)
-                    del opened[1:], names[1:]
-                todo += [piece for piece in reversed(target.split("/")) if piece not in ("", ".")]
+                    while len(opened) > 1:
+                        os.close(opened.pop())
+                        names.pop()
+                todo += parts_of_path(target)
             elif todo:
                 check("/".join(names), info)
             else:
@@ -392,15 +407,14 @@ def find_place(name: str, root: str, check: Callable[[str, os.stat_result], None
             os.close(fd)
 
 
-def open_part(part: str, directory: int | None, is_last: bool) -> int:
-    """Open a part of a path with O_PATH and return the descriptor; a link is opened itself.  Raises
-    OSError."""
+def open_part(part: str, directory: int | None, *, is_last: bool = False) -> int:
+    """Open a part of a path, also a link itself, with O_PATH and return the descriptor.  Raises OSError."""
     flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
     if not is_last:
         try:
-            return os.open(part, flags | os.O_DIRECTORY, dir_fd=directory)  # O_DIRECTORY makes autofs mount it
+            return os.open(part, flags | os.O_DIRECTORY, dir_fd=directory)  # this makes autofs mount it
         except NotADirectoryError:
-            return os.open(part, flags, dir_fd=directory)  # a link
+            pass  # a link
     return os.open(part, flags, dir_fd=directory)
 
 
@@ -414,13 +428,15 @@ def open_file_behind(part: str, directory: int, link: os.stat_result) -> os.stat
     if not os.path.isdir("/proc/self/fd") or link.st_dev != os.stat("/proc/self").st_dev:
         return None
     info = os.stat(part, dir_fd=directory)
-    is_plain = stat.S_ISREG(info.st_mode) and not is_own_descriptor(part, info)
-    return None if is_plain or stat.S_ISDIR(info.st_mode) else info
+    if stat.S_ISDIR(info.st_mode):
+        return None
+    if stat.S_ISREG(info.st_mode) and not is_own_descriptor(part, info):
+        return None
+    return info
 
 
 def is_own_descriptor(part: str, info: os.stat_result) -> bool:
-    """Return whether `part` is the number of a descriptor that this process has open for the file of
-    `info`."""
+    """Return whether `part` is the number of a descriptor of this process, open for the file of `info`."""
     try:
         return os.path.samestat(os.fstat(int(part)), info)
     except (OSError, ValueError):
@@ -443,7 +459,8 @@ class Replacement:
     none).  Each method raises OSError with the name.
     """
 
-    def __init__(self, name: str, root: str = "", mode: int | None = None, of_service: bool = False) -> None:
+    def __init__(self, name: str, root: str = "", *, mode: int | None = None,
+                 of_service: bool = False) -> None:
         self.name = name
         self.mode = mode
         self.of_service = of_service
@@ -456,36 +473,48 @@ class Replacement:
             self._open()
         except OSError as error:
             self.drop()
-            link = error.filename if error.errno == errno.EPERM and str(error.filename).startswith("/") else name
-            nobody = "nobody reads from this pipe" if error.errno == errno.ENXIO else error.strerror
-            raise OSError(error.errno, nobody, link) from None
+            path, reason = name, error.strerror
+            if error.errno == errno.EPERM and str(error.filename).startswith("/"):
+                path = error.filename  # the link that is not followed
+            if error.errno == errno.ENXIO:
+                reason = "nobody reads from this pipe"
+            raise OSError(error.errno, reason, path) from None
 
     def _open(self) -> None:
         """Open the device or pipe, or the new file."""
         import stat
-        info = self.place.info
-        if info is not None and not self.place.is_descriptor:
-            foreign = info.st_uid not in (0, os.geteuid()) and not self.of_service
-            if foreign and (stat.S_ISFIFO(info.st_mode) or (self.place.is_link and stat.S_ISREG(info.st_mode))):
-                raise PermissionError(errno.EPERM, f"it belongs to user {info.st_uid}, so it is not written to",
-                                      self.name)
-        if info is not None and stat.S_ISDIR(info.st_mode):
+        info, is_descriptor = self.place.info, self.place.is_descriptor
+        mode = 0o644 if self.mode is None else self.mode
+        if info is None:
+            self._open_apart(mode)
+            return
+
+        is_regular = stat.S_ISREG(info.st_mode)
+        is_foreign = info.st_uid not in (0, os.geteuid()) and not self.of_service
+        is_risky = stat.S_ISFIFO(info.st_mode) or (self.place.is_link and is_regular)
+        if is_foreign and is_risky and not is_descriptor:
+            problem = f"it belongs to user {info.st_uid}, so it is not written to"
+            raise PermissionError(errno.EPERM, problem, self.name)
+        if stat.S_ISDIR(info.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if info is not None and (self.place.is_descriptor or not stat.S_ISREG(info.st_mode)):
+
+        if is_regular and not is_descriptor:
+            self._open_apart(mode)
+        else:
             self.is_direct = True
             self.fd = self._open_target()
-        else:
-            self._open_apart(0o644 if self.mode is None else self.mode)
 
     def _open_target(self) -> int:
-        """Open the target itself for writing and return the descriptor.  Raises OSError if it was replaced
-        since the check."""
-        info = self.place.info
-        if self.place.is_descriptor and info is not None and is_own_descriptor(self.place.base, info):
-            return os.dup(int(self.place.base))  # shares the offset, so that later output does not overwrite it
-        follow = 0 if self.place.is_descriptor else os.O_NOFOLLOW
-        fd = os.open(self.place.base, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | follow,
-                     dir_fd=self.directory)
+        """Open the target itself for writing and return the descriptor.  Raises OSError if another program
+        has replaced it since the check."""
+        place, info = self.place, self.place.info
+        if place.is_descriptor and info is not None and is_own_descriptor(place.base, info):
+            return os.dup(int(place.base))  # shares the offset, so that later output does not overwrite it
+
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        if not place.is_descriptor:
+            flags |= os.O_NOFOLLOW
+        fd = os.open(place.base, flags, dir_fd=self.directory)
         if info is None or not os.path.samestat(info, os.fstat(fd)):
             os.close(fd)
             raise OSError(errno.EBUSY, "another program replaced it meanwhile")
@@ -510,11 +539,12 @@ class Replacement:
                     return
                 if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT):
                     raise
+
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         while self.fd < 0:
             work = self._free_name()
             try:
-                self.fd = os.open(work, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode,
-                                  dir_fd=self.directory)
+                self.fd = os.open(work, flags, mode, dir_fd=self.directory)
             except FileExistsError:
                 continue
             if lock_at_once(self.fd) and os.fstat(self.fd).st_nlink:
@@ -524,30 +554,32 @@ class Replacement:
                 self.fd = -1
 
     def _free_name(self) -> str:
-        """Return the temporary name of the new file, after removing a file of that name that a killed run
-        left.
+        """Return the temporary name of the new file; remove a file of that name that a killed run left.
 
         A running process holds a lock on its file.  Raises OSError(EBUSY) if one holds it for 10 seconds.
         """
         work = os.fsdecode(b"." + os.fsencode(self.place.base)[:240] + b".ipsec")
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         deadline = time.monotonic() + 10
         waited_for = 0  # the number of the inode
         while True:
             try:
-                fd = os.open(work, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC,
-                             dir_fd=self.directory)
+                fd = os.open(work, flags, dir_fd=self.directory)
             except FileNotFoundError:
                 return work
             except OSError:  # a link, a socket or another user's file: no running process of ipsec writes it
                 os.unlink(work, dir_fd=self.directory)
                 return work
+
             try:
                 info = os.fstat(fd)
                 if info.st_ino != waited_for:
                     waited_for, deadline = info.st_ino, time.monotonic() + 10
                 is_late = time.monotonic() > deadline
-                if lock_at_once(fd) or (is_late and info.st_uid not in (0, os.geteuid())):
-                    if os.path.samestat(info, os.stat(work, dir_fd=self.directory, follow_symlinks=False)):
+                is_foreign = info.st_uid not in (0, os.geteuid())
+                if lock_at_once(fd) or (is_late and is_foreign):
+                    now = os.stat(work, dir_fd=self.directory, follow_symlinks=False)
+                    if os.path.samestat(info, now):
                         os.unlink(work, dir_fd=self.directory)
                         return work
                 elif is_late:
@@ -582,7 +614,9 @@ class Replacement:
             os.fchmod(self.fd, info.st_mode & 0o7777)
         os.fsync(self.fd)
         if self.in_memory:
-            return self._rewrite()
+            self._rewrite()
+            return
+
         if not self.work:
             work = self._free_name()
             if self._link(base):
@@ -591,6 +625,7 @@ class Replacement:
             while not self._link(work):
                 work = self._free_name()
             self.work = work
+
         try:
             os.rename(self.work, base, src_dir_fd=directory, dst_dir_fd=directory)
             self.work = ""
@@ -600,7 +635,7 @@ class Replacement:
             self._rewrite()
 
     def _link(self, name: str) -> bool:
-        """Give the new file, which has no name, this name; return False if there is a file of that name."""
+        """Give a name to the new file, which has none.  Return False if there is a file of that name."""
         try:
             os.link(f"/proc/self/fd/{self.fd}", name, dst_dir_fd=self.directory, follow_symlinks=True)
         except FileExistsError:
@@ -620,8 +655,7 @@ class Replacement:
             os.close(fd)
 
     def drop(self) -> None:
-        """Remove the new file if it is not in place, and close all descriptors.  Does nothing after
-        commit()."""
+        """Remove the new file if it is not in place, and close all descriptors; nothing after commit()."""
         if self.work:
             os.unlink(self.work, dir_fd=self.directory)
         for fd in (self.fd, self.directory):
@@ -652,8 +686,7 @@ def lock_at_once(fd: int) -> bool:
 
 
 def why_untrusted(directory: str) -> str:
-    """Return why root must not run programs from a directory; an empty string if only root can change its
-    contents.
+    """Return why root must not run programs from a directory; empty if only root can change its contents.
 
     This looks at the directory, at all directories above it, and at those that links on the way are in.  The
     sticky bit of /tmp does not help, because others can create files there.
@@ -676,40 +709,40 @@ def why_untrusted(directory: str) -> str:
 
 
 def resolve_links(name: str, root: str, stops: Collection[str]) -> tuple[str, str]:
-    """Resolve all symbolic links of `name`, with `root` as `/`.  Return the resulting path and an empty
-    string.
+    """Resolve all links of `name`, with `root` as `/`.  Return the resulting path and an empty string.
 
     If the path passes one of `stops`, return the path so far and this stop; the file system behind it is not
     accessed.  Raises OSError(ELOOP).
     """
-    todo = [part for part in reversed(name.split("/")) if part]
-    if name[:1] not in ("", "/") and not root:
-        todo += [part for part in reversed(os.getcwd().split("/")) if part]
+    todo = parts_of_path(name)
+    if name and not name.startswith("/") and not root:
+        todo += parts_of_path(os.getcwd())
     done: list[str] = []
     links = 0
     if (root or "/") in stops:
         return root, root or "/"
+
     while todo:
         part = todo.pop()
-        if part == ".":
-            continue
         if part == "..":
-            del done[-1:]
+            if done:
+                done.pop()
             continue
         here = "/".join((root, *done, part))
         if here in stops:
             return here, here
+
         try:
             target = os.readlink(here)
         except (OSError, ValueError):
             done.append(part)
             continue
         links += 1
-        if links > 40:  # the limit of the kernel (MAXSYMLINKS)
+        if links > LINKS_LIMIT:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
         if target.startswith("/"):
             done.clear()
-        todo.extend(piece for piece in reversed(target.split("/")) if piece)
+        todo += parts_of_path(target)
     return "/".join((root, *done)), ""
 
 
@@ -726,8 +759,7 @@ class Mounts:
         self._read = 0.0  # when the table of mounts was last read; 0 if never
 
     def that_may_hang(self) -> frozenset[str]:
-        """Return the mount points of file systems that may not answer; `/` if the table of mounts can't be
-        read."""
+        """Return the mount points of file systems that may not answer; `/` if the mounts are unknown."""
         now = time.monotonic()
         if not self._read or now - self._read > MOUNTS_AGE:
             self._read = now
@@ -747,6 +779,7 @@ def mounts_that_may_hang() -> frozenset[str]:
             table = stream.readall()
     except OSError:
         return frozenset("/")
+
     mounts: dict[str, bool] = {}
     for line in decode(table).splitlines():
         # 36 35 98:0 /subtree /mount/point options optional-fields… - type source options
@@ -756,7 +789,8 @@ def mounts_that_may_hang() -> frozenset[str]:
             for character in " \t\n\\":
                 point = point.replace(f"\\{ord(character):03o}", character)
         # the only automount below /proc/sys is the kernel's own binfmt_misc, which can't hang
-        mounts[point] = rest.partition(" ")[0] not in LOCAL_TYPES and not point.startswith("/proc/sys/")
+        is_local = rest.partition(" ")[0] in LOCAL_TYPES or point.startswith("/proc/sys/")
+        mounts[point] = not is_local
     return frozenset(point for point, may_hang in mounts.items() if may_hang)
 
 
@@ -764,22 +798,22 @@ MOUNTS = Mounts()
 
 
 class Host:
-    """The system that the program reports on or changes: the running one, or one whose disk is mounted at
-    `root`.
+    """The system that the program reports on or changes: the running one, or the one mounted at `root`.
 
-    The default paths are libreswan's; that of the NSS database depends on the installed release.  The environment
-    (IPSEC_CONF, IPSEC_EXECDIR, IPSEC_SBINDIR, IPSEC_CONFDDIR, IPSEC_RUNDIR, IPSEC_NSSDIR) overrides them, and
-    the global options override both.  Methods take, and messages show, paths as they are on that system, without
-    `root`.
+    The default paths are libreswan's; that of the NSS database depends on the installed release.  The
+    environment (IPSEC_CONF, IPSEC_EXECDIR, IPSEC_SBINDIR, IPSEC_CONFDDIR, IPSEC_RUNDIR, IPSEC_NSSDIR)
+    overrides them, and the global options override both.  Methods take, and messages show, paths as they are
+    on that system, without `root`.
     """
 
-    def __init__(self, env: Mapping[str, str] | None = None, *, root: str = "", conf: str = "", rundir: str = "",
-                 ctlsocket: str = "", nssdir: str = "") -> None:
+    def __init__(self, env: Mapping[str, str] | None = None, *, root: str = "", conf: str = "",
+                 rundir: str = "", ctlsocket: str = "", nssdir: str = "") -> None:
         self.env = dict(os.environ if env is None else env)
         self.root = os.path.abspath(root).rstrip("/") if root else ""
         self.patience = 5.0  # how many seconds within() waits for a file system
         if self.root and not self.within(self.root, lambda: os.path.isdir(self.root), ""):
             raise Failure(f"--root {root}: not a directory", USAGE)
+
         get = self.env.get
         # an empty variable counts as unset, as with ${VAR:-default} in libreswan's script
         self.conf = conf or get("IPSEC_CONF") or "/etc/ipsec.conf"
@@ -790,6 +824,7 @@ class Host:
         self.ctlsocket = ctlsocket or f"{self.rundir}/pluto.ctl"
         self.given_nssdir = nssdir or get("IPSEC_NSSDIR") or ""
         self._nssdir = ""
+
         self.version: str | None = ""  # of libreswan; empty until libreswan_version() is called
         self.pluto: Pluto | None = None  # the pluto behind the control socket, set by probe()
         self.children: set[int] = set()  # process ids of running programs; each leads a session
@@ -814,7 +849,10 @@ class Host:
 
     def _first_dir(self, candidates: Sequence[str]) -> str:
         """Return the first of the directories that exists, or the first of all if none does."""
-        return next((path for path in candidates if self._is_surely(path, os.path.isdir)), candidates[0])
+        for directory in candidates:
+            if self._is_surely(directory, os.path.isdir):
+                return directory
+        return candidates[0]
 
     @property
     def nssdir(self) -> str:
@@ -831,18 +869,16 @@ class Host:
         or whack is missing or is a script.  Without libreswan the answer is the directory of 4.0 and later.
         """
         new, old = DEFAULT_NSSDIRS
-        code = [b"", b""]
-        for place, name in enumerate(("whack", "pluto")):
-            try:
-                chunks = self.chunks(os.path.join(self.execdir, name), limit=TEXT_LIMIT)
-                code[place] = next(chunks, b"")
-                if name == "pluto":
-                    code[place] += b"".join(chunks)
-            except OSError:
-                break
-        if all(part.startswith(b"\x7fELF") for part in code):
-            return new if new.encode() in code[1] else old
-        return old if (self.libreswan_version() or "").startswith("3.") else new
+        whack = pluto = b""
+        try:
+            whack = next(self.chunks(f"{self.execdir}/whack", limit=TEXT_LIMIT), b"")
+            pluto = b"".join(self.chunks(f"{self.execdir}/pluto", limit=TEXT_LIMIT))
+        except OSError:
+            pass  # one of them is missing
+        if whack.startswith(b"\x7fELF") and pluto.startswith(b"\x7fELF"):
+            return new if new.encode() in pluto else old
+        version = self.libreswan_version() or ""
+        return old if version.startswith("3.") else new
 
     @property
     def secrets(self) -> str:
@@ -863,8 +899,7 @@ class Host:
 
     def path(self, name: str) -> str:
         """Return the path of `name` on the running system: `name` itself, or with --root the path below root,
-        its symbolic links resolved with root as `/`.  Raises OSError(ELOOP).
-        """
+        its symbolic links resolved with root as `/`.  Raises OSError(ELOOP)."""
         return resolve_links(name, self.root, frozenset())[0] if self.root else name
 
     def within(self, name: str, work: Callable[[], T], root: str | None = None) -> T:
@@ -878,14 +913,25 @@ class Host:
         if "\0" in name:
             raise OSError(errno.EINVAL, "a path can't hold a NUL byte", name)
         mounts = MOUNTS.that_may_hang()
-        mount = ""
-        if mounts:
-            base, mount = resolve_links(self.root if root is None else root, "", mounts)
-            mount = mount or resolve_links(name, base.rstrip("/"), mounts)[1]
+        if not mounts:
+            return work()
+
+        top = self.root if root is None else root
+        base, mount = resolve_links(top, "", mounts)
+        if not mount:
+            mount = resolve_links(name, base.rstrip("/"), mounts)[1]
         if not mount:
             return work()
         if MOUNTS.is_silent(mount):
-            raise OSError(errno.ETIMEDOUT, f"not read, as the file system on {mount} does not answer", name)
+            problem = f"not read, as the file system on {mount} does not answer"
+            raise OSError(errno.ETIMEDOUT, problem, name)
+        return self._in_thread(work, name, mount)
+
+    def _in_thread(self, work: Callable[[], T], name: str, mount: str) -> T:
+        """Call `work` in a thread for within(), and return its result.
+
+        Raises TimeoutError if it takes longer than `patience` seconds; `mount` then counts as silent.
+        """
         done = _thread.allocate_lock()
         done.acquire()
         results: list[T] = []
@@ -901,7 +947,8 @@ class Host:
         try:
             _thread.start_new_thread(attempt, ())
         except RuntimeError:
-            problem = f"not read, as the file system on {mount} may not answer and no thread can be made to ask it"
+            problem = (f"not read, as the file system on {mount} may not answer "
+                       "and no thread can be made to ask it")
             raise OSError(errno.EAGAIN, problem, name) from None
         if not done.acquire(timeout=self.patience):
             MOUNTS.silent[mount] = (time.monotonic(), name, self.patience)
@@ -936,6 +983,7 @@ class Host:
             fd, info = self.within(name, opened)
         except OSError as error:
             raise OSError(error.errno, error.strerror, name) from None
+
         if not stat.S_ISREG(info.st_mode):
             if fd >= 0:
                 os.close(fd)  # another program replaced the file between the two calls
@@ -967,6 +1015,7 @@ class Host:
             if start:
                 os.lseek(fd, start, os.SEEK_SET)
                 size -= start
+
             done = 0
             while True:
                 if limit is not None and max(size, done) > limit:
@@ -983,22 +1032,26 @@ class Host:
             self.close(fd, name)
 
     def read_at(self, fd: int, name: str, start: int, size: int) -> bytes:
-        """Return up to `size` bytes from the offset `start` of a descriptor that open() returned for `name`.
-        Raises OSError."""
+        """Return up to `size` bytes from the offset `start` of `fd`, which open() returned for `name`.
+
+        Raises OSError.
+        """
         return self.within(name, lambda: os.pread(fd, size, start))
 
     def text_chunks(self, name: str) -> Iterator[bytes]:
-        """Yield a text file in chunks.  Raises OSError if it is larger than TEXT_LIMIT.  Files in /proc and
-        /sys have no limit: they are long if the kernel has many routes or sockets."""
-        return self.chunks(name, limit=None if name.startswith(("/proc/", "/sys/")) else TEXT_LIMIT)
+        """Yield a text file in chunks.  Raises OSError if it is larger than TEXT_LIMIT.
+
+        Files in /proc and /sys have no limit: they are long if the kernel has many routes or sockets.
+        """
+        limit = None if name.startswith(("/proc/", "/sys/")) else TEXT_LIMIT
+        return self.chunks(name, limit=limit)
 
     def read(self, name: str) -> str:
         """Return the whole text of a file.  Raises OSError, also if it is larger than TEXT_LIMIT."""
         return decode(b"".join(self.chunks(name, limit=TEXT_LIMIT)))
 
     def value(self, name: str, default: str = "") -> str:
-        """Return the text of a one-line file, such as a sysctl, without the line end; `default` if it can't
-        be read."""
+        """Return the text of a one-line file, such as a sysctl; `default` if it can't be read."""
         try:
             return self.read(name).rstrip("\n")
         except OSError:
@@ -1042,23 +1095,30 @@ class Host:
         """Return whether this process may write to a file, or create files in a directory; False on a
         read-only disk.  Raises TimeoutError."""
         def is_writable(path: str) -> bool:
-            return os.access(path, os.W_OK | os.X_OK if os.path.isdir(path) else os.W_OK)
+            rights = os.W_OK | os.X_OK if os.path.isdir(path) else os.W_OK
+            return os.access(path, rights)
 
         return self._holds(name, is_writable)
 
     def _holds(self, name: str, test: Callable[[str], bool], root: str | None = None) -> bool:
         """Return the result of `test` for the path of `name`, see within(); False if it raises OSError, which
         happens for a path that can't exist.  Raises TimeoutError."""
+        def tested() -> bool:
+            path = self.path(name) if root is None else root + name
+            return test(path)
+
         try:
-            return self.within(name, lambda: test(self.path(name) if root is None else root + name), root)
+            return self.within(name, tested, root)
         except TimeoutError:
             raise
         except OSError:
             return False
 
     def executable(self, name: str) -> bool:
-        """Return whether `name` is a regular file that this process may execute.  False also if its file
-        system does not answer; MOUNTS.silent has it then."""
+        """Return whether `name` is a regular file that this process may execute.
+
+        Return False also if its file system does not answer, which MOUNTS.silent then has.
+        """
         return self._is_surely(name, is_program)
 
     def _is_surely(self, name: str, test: Callable[[str], bool], root: str | None = None) -> bool:
@@ -1082,11 +1142,13 @@ class Host:
         patterns search more than GLOB_LIMIT directories.
         """
         left = [GLOB_LIMIT]
-        return [name for pattern in patterns for name in self._glob(pattern, left)]
+        paths: list[str] = []
+        for pattern in patterns:
+            paths += self._glob(pattern, left)
+        return paths
 
     def _glob(self, pattern: str, left: list[int]) -> list[str]:
-        """Expand one pattern as glob() does.  `left` is the number of directories that may still be
-        searched."""
+        """Expand one pattern as glob() does.  `left` is how many directories may still be searched."""
         head, tail = os.path.split(pattern)
         parents = self._glob(head, left) if has_wildcard(head) else [head]
         paths: list[str] = []
@@ -1094,6 +1156,7 @@ class Host:
             left[0] -= 1
             if left[0] < 0:
                 raise OSError(errno.E2BIG, f"looks into more than {GLOB_LIMIT} directories", pattern)
+
             if not has_wildcard(tail):
                 if self.exists(os.path.join(parent, tail)):
                     paths.append(os.path.join(parent, tail))
@@ -1109,11 +1172,11 @@ class Host:
 
     def write(self, name: str, text: str) -> None:
         """Write a small file in place, such as a sysctl.  Raises OSError, with the name."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW
         try:
             place = self.within(name, lambda: find_place(name, self.root, check_link))
             try:
-                fd = os.open(place.base, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOCTTY
-                             | os.O_NOFOLLOW, 0o644, dir_fd=place.directory)
+                fd = os.open(place.base, flags, 0o644, dir_fd=place.directory)
             finally:
                 os.close(place.directory)
             try:
@@ -1123,11 +1186,11 @@ class Host:
         except OSError as error:
             raise OSError(error.errno, error.strerror, name) from None
 
-    def replace(self, name: str, text: str, of_service: bool = False) -> None:
-        """Write a file so that a reader finds either the old text or the new one, always complete.  Owner and
-        mode stay.
+    def replace(self, name: str, text: str, *, of_service: bool = False) -> None:
+        """Write a file so that a reader finds either the old text or the new one, always complete.
 
-        See Replacement for links, and for files that are written in place.  Raises OSError.
+        Owner and mode stay.  See Replacement for links, `of_service`, and files that are written in place.
+        Raises OSError.
         """
         file = Replacement(name, self.root, of_service=of_service)
         try:
@@ -1148,11 +1211,11 @@ class Host:
                 raise OSError(error.errno, error.strerror, name) from None
 
     def lock(self, directory: str, timeout: float = 120.0) -> Lock:
-        """Lock a directory, which is created if missing, for a `with` block.  /proc/self/ns/net as
-        `directory` locks the network namespace of this process.
+        """Lock a directory, which is created if missing, for a `with` block.
 
-        The kernel releases the lock too when this process ends, for whatever reason, and when exec() replaces
-        it.  Raises TimedOut, OSError.
+        /proc/self/ns/net as `directory` locks the network namespace of this process.  The kernel releases the
+        lock also when this process ends, for whatever reason, and when exec() replaces it.  Raises TimedOut,
+        OSError.
         """
         import fcntl
 
@@ -1190,8 +1253,9 @@ class Host:
                 except BrokenPipeError:
                     continue
                 prefix, _, text = record.partition(";")
-                micros = int(prefix.split(",")[2])
-                yield f"[{micros // 1000000:5}.{micros % 1000000:06}] {text.splitlines()[0] if text else ''}"
+                seconds, micros = divmod(int(prefix.split(",")[2]), 1_000_000)
+                lines = text.splitlines() or [""]
+                yield f"[{seconds:5}.{micros:06}] {lines[0]}"
         finally:
             os.close(fd)
 
@@ -1205,16 +1269,19 @@ class Host:
         """
         for directory in (self.sbindir, *SYSTEM_PATH, *self._safe_path()):
             candidate = os.path.join(directory, program)
-            if self._is_surely(candidate, is_program, ""):
+            if self._is_surely(candidate, is_program, root=""):
                 return candidate
         return None
 
     def _safe_path(self) -> Iterator[str]:
         """Yield the directories of PATH that which() may use after the system directories."""
+        def is_trusted(directory: str) -> bool:
+            return not why_untrusted(directory)
+
         for directory in self.env.get("PATH", "").split(os.pathsep):
             if not directory.startswith("/") or directory in SYSTEM_PATH:
                 continue
-            if not self.superuser or self._is_surely(directory, lambda path: not why_untrusted(path), ""):
+            if not self.superuser or self._is_surely(directory, is_trusted, root=""):
                 yield directory
 
     def child_env(self) -> dict[str, str]:
@@ -1231,14 +1298,16 @@ class Host:
         env = dict(self.env)
         env.update(IPSEC_EXECDIR=self.execdir, IPSEC_CONF=self.conf, IPSEC_RUNDIR=self.rundir,
                    CTLSOCKET=self.ctlsocket, EF_DISABLE_BANNER="1")
-        search = [entry for entry in env.get("PATH", os.pathsep.join(SYSTEM_PATH)).split(os.pathsep)
-                  if entry != self.sbindir]
-        env["PATH"] = os.pathsep.join((self.sbindir, *search))
+        path = env.get("PATH", os.pathsep.join(SYSTEM_PATH))
+        others = [directory for directory in path.split(os.pathsep) if directory != self.sbindir]
+        env["PATH"] = os.pathsep.join((self.sbindir, *others))
         return env
 
     def _program(self, argv: Sequence[str], hint: str = "") -> str:
-        """As resolve(), for argv[0].  Raises Failure also if an argument holds a NUL byte, which execve(2)
-        can't pass."""
+        """Return the path of the program argv[0], see resolve().
+
+        Raises Failure also if an argument holds a NUL byte, which execve(2) can't pass.
+        """
         if any("\0" in word for word in argv):
             raise Failure(f"{argv[0]}: a NUL byte in an argument", NOT_EXECUTABLE)
         return self.resolve(argv[0], hint)
@@ -1246,7 +1315,7 @@ class Host:
     def resolve(self, program: str, hint: str = "") -> str:
         """Return the path of `program`, which is a bare name or a path.  Raises Missing (status 127)."""
         found = program if "/" in program else self.which(program)
-        if found is None or not self._holds(found, os.path.exists, ""):
+        if found is None or not self._holds(found, os.path.exists, root=""):
             raise Missing(f"{program}: no such program on this host", NOT_FOUND, hint)
         return found
 
@@ -1261,16 +1330,13 @@ class Host:
         """
         import subprocess
         path = self._program(argv, hint)
-        data = stdin if isinstance(stdin, bytes) else None
-        descriptor = stdin if isinstance(stdin, int) else subprocess.DEVNULL
-        if data is not None:
-            descriptor = subprocess.PIPE
-        try:
-            child = self._start(lambda: subprocess.Popen(
-                [path, *argv[1:]], stdin=descriptor, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                pass_fds=pass_fds, env=self.child_env() if env is None else dict(env), start_new_session=True))
-        except OSError as error:
-            raise Failure(f"{path}: {error.strerror}", NOT_EXECUTABLE, hint) from None
+        source, data = subprocess.DEVNULL, None
+        if isinstance(stdin, int):
+            source = stdin
+        elif stdin is not None:
+            source, data = subprocess.PIPE, stdin
+        child = self._start_captured(path, argv[1:], source, pass_fds=pass_fds, env=env, hint=hint)
+
         try:
             out, err = child.communicate(data, timeout)
         except subprocess.TimeoutExpired:
@@ -1280,7 +1346,7 @@ class Host:
                 self._end(child.pid)
                 reap(child)
             self.children.discard(child.pid)
-        return Ran(SIGNALLED - child.returncode if child.returncode < 0 else child.returncode, out, err)
+        return Ran(shell_status(child.returncode), out, err)
 
     def run_together(self, commands: Sequence[tuple[Sequence[str], bytes, bytes]],
                      timeout: float) -> list[Ran]:
@@ -1300,9 +1366,10 @@ class Host:
                 reader, writer = filled_pipe(data)
                 writers.append(writer)
                 try:
-                    children.append(self._start_reading(path, argv[1:], reader))
+                    children.append(self._start_captured(path, argv[1:], reader))
                 finally:
                     os.close(reader)
+
             before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
             try:  # now all programs must act, so Ctrl-C waits until they end
                 for writer, (_, _, last) in zip(writers, commands):
@@ -1321,22 +1388,32 @@ class Host:
                     child.communicate()
                 self.children.discard(child.pid)
 
-    def _start_reading(self, path: str, words: Sequence[str], reader: int) -> subprocess.Popen[bytes]:
-        """Start a program in its own session, with the descriptor `reader` as standard input.  Raises
-        Failure."""
+    def _start_captured(self, path: str, words: Sequence[str], stdin: int, *, pass_fds: Sequence[int] = (),
+                        env: Mapping[str, str] | None = None, hint: str = "") -> subprocess.Popen[bytes]:
+        """Start a program in its own session, with its outputs in pipes.  Raises Failure.
+
+        `stdin` is a descriptor or one of subprocess's constants; `env` is child_env() by default.
+        """
         import subprocess
+        environment = self.child_env() if env is None else dict(env)
+
+        def spawn() -> subprocess.Popen[bytes]:
+            return subprocess.Popen([path, *words], stdin=stdin, stdout=subprocess.PIPE,
+                                    stderr=subprocess.PIPE, pass_fds=pass_fds, env=environment,
+                                    start_new_session=True)
+
         try:
-            child: subprocess.Popen[bytes] = self._start(lambda: subprocess.Popen(
-                [path, *words], stdin=reader, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                env=self.child_env(), start_new_session=True))
+            child: subprocess.Popen[bytes] = self._start(spawn)
         except OSError as error:
-            raise Failure(f"{path}: {error.strerror}", NOT_EXECUTABLE) from None
+            raise Failure(f"{path}: {error.strerror}", NOT_EXECUTABLE, hint) from None
         return child
 
     @staticmethod
     def _left(path: str, child: subprocess.Popen[bytes], timeout: float) -> Ran:
-        """Wait until a program ends and return its result.  Raises TimedOut.  A KeyboardInterrupt is raised
-        only after the program has ended."""
+        """Wait until a program ends and return its result.  Raises TimedOut.
+
+        A KeyboardInterrupt is raised only after the program has ended.
+        """
         import subprocess
         interrupt = None
         while True:
@@ -1347,9 +1424,10 @@ class Host:
                 raise TimedOut(f"{os.path.basename(path)} did not end within {timeout:g} s") from None
             except KeyboardInterrupt as signalled:
                 interrupt = signalled
+
         if interrupt:
             raise interrupt
-        return Ran(SIGNALLED - child.returncode if child.returncode < 0 else child.returncode, out, err)
+        return Ran(shell_status(child.returncode), out, err)
 
     def call(self, argv: Sequence[str], *, quiet: bool = False, timeout: float | None = None) -> int:
         """Run a program on the terminal of this process, or without output if `quiet`, and return its status.
@@ -1358,25 +1436,23 @@ class Host:
         Raises Missing, TimedOut, and Failure if it can't be executed.
         """
         import subprocess
-        child = self.spawn(argv, subprocess.DEVNULL if quiet else None, detached=False)
+        output = subprocess.DEVNULL if quiet else None
+        child = self.spawn(argv, output, detached=False)
         try:
             while True:
                 try:
-                    status = child.wait(timeout)
-                    break
+                    return shell_status(child.wait(timeout))
                 except subprocess.TimeoutExpired:
                     if quiet or takes_output(1):
-                        raise TimedOut(f"{os.path.basename(argv[0])} did not end within {timeout:g} s",
-                                       NO_PLUTO) from None
+                        program = os.path.basename(argv[0])
+                        raise TimedOut(f"{program} did not end within {timeout:g} s", NO_PLUTO) from None
         finally:
             if child.poll() is None:  # time is up, or Ctrl-C
                 child.terminate()
                 child.wait()
-        return SIGNALLED - status if status < 0 else status
 
     def relay(self, argv: Sequence[str], wait: Callable[[bytes], float | None]) -> int | None:
-        """Run a program on this terminal, copy its output to standard output as it comes, and return its
-        status.
+        """Run a program on this terminal, copy its output as it comes, and return its status.
 
         `wait` is called with each piece of the output, at first with an empty one.  It returns how many
         seconds the next piece may take, or None for no limit.  If the piece does not come, the program is
@@ -1392,15 +1468,15 @@ class Host:
             raise
         finally:
             os.close(writer)
+
         poll = select.poll()
         poll.register(reader, select.POLLIN)
         seconds = wait(b"")
         try:
-            while poll.poll(None if seconds is None else max(0.0, seconds) * 1000):
+            while poll.poll(milliseconds(seconds)):
                 data = os.read(reader, READ_CHUNK)
                 if not data:
-                    status = child.wait()
-                    return SIGNALLED - status if status < 0 else status
+                    return shell_status(child.wait())
                 seconds = wait(data)
                 write_all(1, data)
             return None
@@ -1416,11 +1492,14 @@ class Host:
 
         These are the paths in its arguments and its environment, and the directory of the control socket.
         """
-        if MOUNTS.that_may_hang():
-            paths = [word.rpartition("=")[2] if word.startswith("-") else word for word in words]
-            for path in (self.conf, self.rundir, os.path.dirname(self.ctlsocket), *paths):
-                if path.startswith("/"):
-                    self._holds(path, os.path.exists, "")
+        if not MOUNTS.that_may_hang():
+            return
+        paths = [self.conf, self.rundir, os.path.dirname(self.ctlsocket)]
+        for word in words:
+            paths.append(word.rpartition("=")[2] if word.startswith("-") else word)
+        for path in paths:
+            if path.startswith("/"):
+                self._holds(path, os.path.exists, root="")
 
     def spawn(self, argv: Sequence[str], output: int | None, *,
               detached: bool = True) -> subprocess.Popen[bytes]:
@@ -1433,10 +1512,10 @@ class Host:
         self.flush()
         path = self._program(argv)
         self._check_answers(argv)
+        source = subprocess.DEVNULL if detached else None
         try:
-            return subprocess.Popen([path, *argv[1:]], stdin=subprocess.DEVNULL if detached else None,
-                                    stdout=output, stderr=output, env=self.exported(), cwd="/",
-                                    start_new_session=detached)
+            return subprocess.Popen([path, *argv[1:]], stdin=source, stdout=output, stderr=output,
+                                    env=self.exported(), cwd="/", start_new_session=detached)
         except OSError as error:
             raise Failure(f"{path}: {error.strerror}", NOT_EXECUTABLE) from None
 
@@ -1461,21 +1540,24 @@ class Host:
 
     def stream(self, argv: Sequence[str], *, timeout: float | None = None,
                hint: str = "") -> Generator[bytes, None, None]:
-        """Start a program and return a generator of the chunks of its output (standard output and standard
-        error).
+        """Start a program and return a generator of the chunks of its output.
 
-        The generator waits `timeout` seconds in total.  Raises Missing, TimedOut, and Failure if the program
-        can't be executed or its status is not 0.  subprocess is not used: its import takes longer than most
-        programs of a report.
+        The output is standard output and standard error.  The generator waits `timeout` seconds in total.
+        Raises Missing, TimedOut, and Failure if the program can't be executed or its status is not 0.
+        subprocess is not used: its import takes longer than most programs of a report.
         """
         path = self._program(argv, hint)
         reader, writer = os.pipe()
-        try:
+
+        def spawn() -> int:
+            files = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
+                     (os.POSIX_SPAWN_DUP2, writer, 1), (os.POSIX_SPAWN_DUP2, writer, 2)]
             # 13 and 25 are SIGPIPE and SIGXFSZ, see exec()
-            child = self._start(lambda: os.posix_spawn(
-                path, [path, *argv[1:]], self.child_env(), setsid=True, setsigdef=(13, 25),
-                file_actions=[(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
-                              *((os.POSIX_SPAWN_DUP2, writer, fd) for fd in (1, 2))]))
+            return os.posix_spawn(path, [path, *argv[1:]], self.child_env(), file_actions=files, setsid=True,
+                                  setsigdef=(13, 25))
+
+        try:
+            child = self._start(spawn)
         except OSError as error:
             os.close(reader)
             raise Failure(f"{path}: {error.strerror}", NOT_EXECUTABLE, hint) from None
@@ -1487,8 +1569,10 @@ class Host:
 
     def _output(self, path: str, child: int, reader: int,
                 timeout: float | None) -> Generator[bytes, None, None]:
-        """Yield an empty chunk, and then the chunks that a program writes into the pipe until it ends.
-        Raises TimedOut, Failure."""
+        """Yield an empty chunk, and then the chunks that a program writes into a pipe until it ends.
+
+        Raises TimedOut, and Failure if the status of the program is not 0.
+        """
         import select
         status = None
         poll = select.poll()
@@ -1498,10 +1582,11 @@ class Host:
             yield b""
             while True:
                 began = time.monotonic()
-                if not poll.poll(None if left is None else max(0.0, left) * 1000):
+                if not poll.poll(milliseconds(left)):
                     raise TimedOut(f"timed out after {timeout:g} s; the output until then is above")
                 data = os.read(reader, READ_CHUNK)
-                left = left and left - (time.monotonic() - began)
+                if left is not None:
+                    left -= time.monotonic() - began
                 if not data:
                     break
                 yield data
@@ -1512,9 +1597,9 @@ class Host:
                 os.waitpid(child, 0)
             self.children.discard(child)
             os.close(reader)
+
         if status:
-            shown = status if status > 0 else SIGNALLED - status
-            raise Failure(f"{os.path.basename(path)} ended with status {shown}")
+            raise Failure(f"{os.path.basename(path)} ended with status {shell_status(status)}")
 
     def _end(self, pid: int) -> None:
         """Kill a program that this process started, and its children (its whole session)."""
@@ -1531,11 +1616,12 @@ class Host:
         Until the process is in `children`, end_all() waits, and signals that end_on_signals() handles are
         deferred.  Raises OSError, and KeyboardInterrupt for a deferred signal.
         """
-        ours = _thread.get_ident() == self._thread
+        in_main_thread = _thread.get_ident() == self._thread
         with self._starting:
             if self._ending:
                 raise OSError(errno.ECANCELED, "not started, as this command ends")
-            self._deferring = ours
+
+            self._deferring = in_main_thread
             pid = 0
             try:
                 child = spawn()
@@ -1545,22 +1631,20 @@ class Host:
                     self._end(pid)
             finally:
                 self._deferring = False
-                if ours and self._deferred:
+                if in_main_thread and self._deferred:
                     if pid:
                         self._end(pid)  # the caller won't get the process, so it can't end it
                     raise KeyboardInterrupt(self._deferred)
         return child
 
     def interrupt(self, name: str) -> None:
-        """Handle a signal: raise KeyboardInterrupt with its name, after the start of a program if one is
-        under way."""
+        """Raise KeyboardInterrupt with the name of a signal; if a program is being started, after that."""
         if not self._deferring:
             raise KeyboardInterrupt(name)
         self._deferred = name
 
     def end_all(self) -> None:
-        """Kill the programs that still run, because threads were abandoned.  These threads can't start
-        programs now."""
+        """Kill the programs of abandoned threads that still run.  These threads can't start others now."""
         waited = self._starting.acquire(timeout=1)  # a start never ends if the program's disk does not answer
         self._ending = True
         for pid in list(self.children):
@@ -1570,17 +1654,19 @@ class Host:
 
     def exec(self, path: str, arguments: Sequence[str], *, env: Mapping[str, str] | None = None) -> NoReturn:
         """Replace this process with the program `path`.  The arguments are passed byte for byte, and the
-        signals that Python ignores get their default action.  Raises Failure: status 127 if `path` does not
-        exist, otherwise 126.
+        signals that Python ignores get their default action.
+
+        Raises Failure: status 127 if `path` does not exist, otherwise 126.
         """
         import signal
         self._check_answers(arguments)
         self.flush()
+        environment = self.exported() if env is None else dict(env)
         # Python ignores these two signals, and execve(2) would keep them ignored
         for name in ("SIGPIPE", "SIGXFSZ"):
             signal.signal(getattr(signal, name), signal.SIG_DFL)
         try:
-            os.execve(path, [path, *arguments], self.exported() if env is None else dict(env))
+            os.execve(path, [path, *arguments], environment)
         except OSError as error:
             signal.signal(signal.SIGPIPE, signal.SIG_IGN)
             status = NOT_FOUND if error.errno == errno.ENOENT else NOT_EXECUTABLE
@@ -1606,8 +1692,7 @@ class Host:
     # --- sockets --------------------------------------------------------------------------------------------
 
     def netlink(self, family: int, timeout: float = 10.0) -> _socket.socket:
-        """Return a bound netlink socket of a family: NETLINK_ROUTE 0, NETLINK_XFRM 6, NETLINK_NETFILTER 12 …
-        (netlink(7)).
+        """Return a bound netlink socket of a family of netlink(7), such as NETLINK_XFRM.
 
         Raises OSError if the kernel lacks the family, or if the caller may not use it.
         """
@@ -1641,8 +1726,7 @@ class Host:
             return False
 
     def bind_udp(self, family: int, port: int) -> None:
-        """Bind a UDP port on all addresses and release it.  Raises OSError, with EADDRINUSE if any socket has
-        it."""
+        """Bind a UDP port on all addresses and release it.  Raises OSError: EADDRINUSE if a socket has it."""
         import _socket as socket
         link = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         try:
@@ -1653,13 +1737,15 @@ class Host:
             link.close()
 
     def connect(self, name: str, kind: int, timeout: float | None) -> _socket.socket:
-        """Return a Unix socket that is connected to `name`; `kind` is SOCK_STREAM or SOCK_SEQPACKET.  Raises
-        OSError."""
+        """Return a Unix socket that is connected to `name`.  Raises OSError.
+
+        `kind` is SOCK_STREAM or SOCK_SEQPACKET.
+        """
         import _socket as socket
         link = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC)
         try:
             link.settimeout(timeout)
-            self.within(name, lambda: link.connect(name), "")
+            self.within(name, lambda: link.connect(name), root="")
         except OSError:
             link.close()
             raise
@@ -1682,13 +1768,15 @@ class Host:
         Raises Failure if there is no terminal or no line comes, and Missing if Python lacks termios.
         """
         termios: Any = need("termios", "asking for a password") if secret else None
+        subject = prompt.rstrip(": ")
         try:
             if os.isatty(0):
                 terminal = os.dup(0)
             else:
                 terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
         except OSError:
-            raise Failure(f"{prompt.rstrip(': ')}: there is no terminal to ask on", NO_PLUTO, hint) from None
+            raise Failure(f"{subject}: there is no terminal to ask on", NO_PLUTO, hint) from None
+
         settings = termios.tcgetattr(terminal) if secret else []
         typed = b""
         try:
@@ -1699,7 +1787,7 @@ class Host:
             while not typed.endswith(b"\n"):
                 piece = os.read(terminal, 1)
                 if not piece:
-                    raise Failure(f"{prompt.rstrip(': ')}: nothing was typed", NO_PLUTO, hint)
+                    raise Failure(f"{subject}: nothing was typed", NO_PLUTO, hint)
                 typed += piece
         finally:
             if secret:
@@ -1727,9 +1815,10 @@ class Host:
 
     @property
     def colour(self) -> bool:
-        """True if standard output is a terminal and colour is not turned off (NO_COLOR,
-        https://no-color.org)."""
-        return not self.env.get("NO_COLOR") and self.env.get("TERM") != "dumb" and is_terminal(sys.stdout)
+        """True if standard output is a terminal and colour is not turned off (https://no-color.org)."""
+        if self.env.get("NO_COLOR") or self.env.get("TERM") == "dumb":
+            return False
+        return is_terminal(sys.stdout)
 
     @property
     def columns(self) -> int:
@@ -1748,18 +1837,22 @@ class Host:
         return size.columns or 80, size.lines or 24
 
     def key(self, seconds: float) -> str:
-        """Wait for so many seconds for a key and return it; an empty string if none is pressed, or without a
-        terminal."""
+        """Wait so many seconds for a key and return it, or return an empty string.
+
+        Without a terminal, only wait.
+        """
         import select
-        if is_terminal(sys.stdin) and select.select([0], [], [], seconds)[0]:
-            return decode(os.read(0, 1))
         if not is_terminal(sys.stdin):
             time.sleep(seconds)
-        return ""
+            return ""
+        ready, _, _ = select.select([0], [], [], seconds)
+        return decode(os.read(0, 1)) if ready else ""
 
     def keyboard(self) -> Callable[[], None]:
-        """Make the terminal deliver each key at once and without echo; do nothing if there is none.  Return a
-        function that restores the settings."""
+        """Make the terminal, if there is one, deliver each key at once and without echo.
+
+        Return a function that restores the settings.
+        """
         if not is_terminal(sys.stdin):
             return lambda: None
         termios: Any = need("termios", "reading keys")
@@ -1782,29 +1875,42 @@ class Host:
         return self.version
 
     def _version(self) -> str | None:
-        if self.live:
-            for name in ("whack", "addconn", "pluto"):
-                program = os.path.join(self.execdir, name)
-                if self.executable(program):
-                    try:
-                        version = version_in(self.run([program, "--version"]).text)
-                    except Failure:
-                        continue
-                    if version:
-                        return version
+        """Return what libreswan_version() returns, without keeping it."""
+        version = self._printed_version() if self.live else None
+        version = version or self._version_of_script() or self._compiled_version()
+        if version or self.live:
+            # a running system without the programs has no libreswan, even if the package manager lists it
+            return version
+        return self._packaged_version()
+
+    def _printed_version(self) -> str | None:
+        """Return the version that one of libreswan's programs prints; None if none does."""
+        for name in ("whack", "addconn", "pluto"):
+            program = os.path.join(self.execdir, name)
+            if not self.executable(program):
+                continue
+            try:
+                version = version_in(self.run([program, "--version"]).text)
+            except Failure:
+                continue
+            if version:
+                return version
+        return None
+
+    def _version_of_script(self) -> str | None:
+        """Return the version in libreswan's `ipsec` script; None if it is missing or replaced by this one."""
         try:
             for line in self.lines(os.path.join(self.sbindir, "ipsec")):
                 name, _, value = line.removeprefix("export ").partition("=")
-                if name == "IPSEC_VERSION" and value.strip('"')[:1].isdigit():
-                    return value.strip('"')
+                version = value.strip('"')
+                if name == "IPSEC_VERSION" and version[:1].isdigit():
+                    return version
         except (OSError, ValueError):
-            pass  # the script is missing, or this program has replaced it
-        # a running system without the programs has no libreswan, even if the package manager lists it
-        return self._compiled_version() or (None if self.live else self._packaged_version())
+            pass
+        return None
 
     def _compiled_version(self) -> str | None:
-        """Return the version in the code of libreswan's programs, which hold `Libreswan 4.10`; None if none
-        does."""
+        """Return the version in the code of libreswan's programs, such as `Libreswan 4.10`, or None."""
         for name in ("whack", "addconn", "pluto"):
             try:
                 data = b"".join(self.chunks(os.path.join(self.execdir, name), limit=TEXT_LIMIT))
@@ -1816,16 +1922,16 @@ class Host:
         return None
 
     def _packaged_version(self) -> str | None:
-        """Return the version of libreswan in the package manager's list, without epoch and revision; None if
-        absent."""
-        for name, is_package, is_version in PACKAGE_LISTS:
+        """Return libreswan's version in the package manager's list, without epoch and revision, or None."""
+        for name, before_package, before_version in PACKAGE_LISTS:
             try:
                 package = ""
                 for line in self.lines(name):
-                    if line.startswith(is_package):
-                        package = line[len(is_package):]
-                    elif package == "libreswan" and line.startswith(is_version):
-                        return line[len(is_version):].rpartition(":")[2].partition("-")[0]
+                    if line.startswith(before_package):
+                        package = line.removeprefix(before_package)
+                    elif package == "libreswan" and line.startswith(before_version):
+                        version = line.removeprefix(before_version)
+                        return version.rpartition(":")[2].partition("-")[0]
             except OSError:
                 continue
         return None
@@ -1846,6 +1952,7 @@ def split_lines(chunks: Iterable[bytes], name: str | None = None) -> Iterator[st
             rest.append(head)
             yield from decode(b"".join(rest)).split("\n")
             rest, size = [], 0
+
         rest.append(tail)
         size += len(tail)
         if size > TEXT_LINE:
@@ -1854,8 +1961,7 @@ def split_lines(chunks: Iterable[bytes], name: str | None = None) -> Iterator[st
         yield decode(b"".join(rest))
 
 
-# What programs print if they lack a right, in the C locale: the texts of EPERM and EACCES, and
-# journalctl(1)'s
+# What programs print in the C locale if they lack a right: the texts of EPERM, EACCES and journalctl(1)
 REFUSALS = ("Operation not permitted", "Permission denied", "insufficient permissions")
 
 
@@ -1893,6 +1999,7 @@ def stamp(line: str) -> float | None:
         else:
             year, month, day = (int(part) for part in line[:10].split("-"))
             clock = [int(part) for part in line[11:19].split(":")]
+
         return time.mktime((year, month, day, *clock[:3], 0, 0, -1))  # type: ignore[arg-type]
     except (ValueError, OverflowError, TypeError):
         return None
@@ -1925,6 +2032,11 @@ def write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view):]
+
+
+def milliseconds(seconds: float | None) -> float | None:
+    """Return a time limit as poll(2) gets it; None is no limit, a negative number counts as 0."""
+    return None if seconds is None else max(0.0, seconds) * 1000
 
 
 def filled_pipe(data: bytes) -> tuple[int, int]:
@@ -1963,8 +2075,7 @@ def takes_output(fd: int) -> bool:
 
 
 def install_command(host: Host, package: str) -> str:
-    """Return the command that installs a package, with the package manager that the host has (default
-    apt-get)."""
+    """Return the command that installs a package, with the package manager of the host, or apt-get."""
     for name, action in PACKAGE_MANAGERS.items():
         if any(host.executable(f"{directory}/{name}") for directory in SYSTEM_PATH):
             return f"{name} {action} {package}"
@@ -1972,8 +2083,7 @@ def install_command(host: Host, package: str) -> str:
 
 
 def libreswan_hint(host: Host, hint: str) -> str:
-    """Return the hint for a message; if libreswan is not installed, return that and the command that installs
-    it."""
+    """Return the hint, or if libreswan is not installed, a hint how to install it."""
     if host.exists(os.path.join(host.execdir, "pluto")):
         return hint
     return f"libreswan is not installed ({install_command(host, 'libreswan')})"
@@ -1986,12 +2096,12 @@ def start_hint(host: Host) -> str:
 
 def start_advice(host: Host) -> str:
     """Return the command that starts pluto, or the command that installs libreswan if it is not installed."""
-    return "ipsec start" if not libreswan_hint(host, "") else install_command(host, "libreswan")
+    is_missing = libreswan_hint(host, "")
+    return install_command(host, "libreswan") if is_missing else "ipsec start"
 
 
 def version_in(text: str) -> str | None:
-    """Return the version number in text such as `Libreswan 4.10` or `Libreswan v5.2-…`; None if there is
-    none."""
+    """Return the version number in text such as `Libreswan 4.10` or `Libreswan v5.2-…`, or None."""
     words = text.replace("(", " ").replace("/", " ").split()
     for before, word in zip(words, words[1:]):
         if before.lower() == "libreswan" and word.lstrip("vU")[:1].isdigit():
@@ -2011,8 +2121,7 @@ def version_key(version: str) -> tuple[int, ...]:
 
 
 def covers(releases: str, version: tuple[int, ...]) -> bool:
-    """Return whether `version` is one of a table's `releases`: `3.25-4.2`, `5.4`, `3.25-3.32,4.2-5.4`, or
-    `*`."""
+    """Return whether `version` is one of a table's `releases`: `*`, `5.4`, or `3.25-3.32,4.2-5.4`."""
     if releases == "*":
         return True
     ranges = (part.partition("-") for part in releases.split(","))
@@ -2020,8 +2129,10 @@ def covers(releases: str, version: tuple[int, ...]) -> bool:
 
 
 def leading_version(text: str) -> tuple[int, ...]:
-    """Return the numbers that a version begins with, (5, 2) for `5.2-17-gabc`; those of the newest release if
-    none."""
+    """Return the numbers that a version begins with, (5, 2) for `5.2-17-gabc`.
+
+    Without numbers, return those of the newest release.
+    """
     numbers = []
     for part in text.split("."):
         digits = part[:len(part) - len(part.lstrip("0123456789"))]
