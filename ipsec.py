@@ -17498,8 +17498,11 @@ def check_pluto(patient: Patient) -> Iterator[Trouble]:
 
 def listen_setting(config: Config) -> Setting | None:
     """Return the setting that keeps pluto from listening on every address: listen=, or listen-udp=no."""
+    setting = config.setup_at("listen")
+    if setting:
+        return setting
     udp = config.setup_at("listen-udp")
-    return config.setup_at("listen") or (udp if udp and not is_yes(udp.value) else None)
+    return udp if udp and not is_yes(udp.value) else None
 
 
 def port_troubles(patient: Patient, port: int) -> Iterator[Trouble]:
@@ -17509,14 +17512,20 @@ def port_troubles(patient: Patient, port: int) -> Iterator[Trouble]:
         yield ("FAIL", "IN USE", f"another program has port {port} on {sockets[0][0]}: pluto can't start",
                f"ss -lunp sport = :{port}")
         return
-    patient.process()
+    patient.process()  # raises NotChecked if pluto does not run
     if any(own for _, own in sockets):
         return
-    others = f"; another program has it on {sockets[0][0]}" if sockets else ""
-    fix = "ipsec whack --listen" if patient.pluto_setting("pluto_version") else "ipsec restart"
-    if limit := listen_setting(patient.config):
-        others, fix = f"; {limit.file}:{limit.line} has {limit.key}={limit.value}", edit_command(limit)
-    yield "FAIL", "FAILED", f"pluto has no socket on port {port}{others}", fix
+
+    reason, fix = "", "ipsec restart"
+    if sockets:
+        reason = f"; another program has it on {sockets[0][0]}"
+    if patient.pluto_setting("pluto_version"):
+        fix = "ipsec whack --listen"
+    limit = listen_setting(patient.config)
+    if limit:
+        reason = f"; {limit.file}:{limit.line} has {limit.key}={limit.value}"
+        fix = edit_command(limit)
+    yield "FAIL", "FAILED", f"pluto has no socket on port {port}{reason}", fix
 
 
 @verify_check(
@@ -17554,42 +17563,57 @@ def check_udp4500(patient: Patient) -> Iterator[Trouble]:
     live=True)
 def check_loaded(patient: Patient) -> Iterator[Trouble]:
     patient.read_configuration()
-    loaded, names, here = patient.loaded(), host_names(patient.host), patient.sides
+    loaded, names, sides = patient.loaded(), host_names(patient.host), patient.sides
     checked = 0
     for conn in patient.config.conns():
-        ends = conn.get("left"), conn.get("right")
         entries = loaded.get(conn.name, [])
-        if (conn.auto == "ignore" and not entries) or not {"%group", "%opportunisticgroup"}.isdisjoint(ends):
+        if conn.auto == "ignore" and not entries:
+            continue
+        ends = conn.get("left"), conn.get("right")
+        if "%group" in ends or "%opportunisticgroup" in ends:
             continue
         checked += 1
-        what, again = f"conn {conn.name}", shell_words(["ipsec", "add", conn.name])
-        if not entries:
-            yield ("FAIL", "NOT LOADED",
-                   f"pluto has not loaded {what} of {conn.file}:{conn.line}: "
-                   f"{not_loaded_reason(patient, conn)}",
-                   edit_command(conn.broken) if conn.broken else again)
-        elif not any(entry["oriented"] for entry in entries):
-            yield orientation_trouble(patient, conn)
-        elif changed := list(changes(conn, here.get(conn.name, ""), entries, names)):
-            yield ("WARN", "CHANGED",
-                   f"{what}: {' and '.join(changed)} of {conn.file}:{conn.line} differ from the "
-                   "connection that pluto has loaded", again)
-        elif conn.auto == "ondemand" and all(entry["routing"].startswith("unrouted") for entry in entries):
-            yield ("WARN", "NOT ROUTED", f"{what} has auto=ondemand and is not routed",
-                   shell_words(["ipsec", "route", conn.name]))
-        elif conn.name not in here and not is_shunt(conn) and patient.has_changed(conn.file):
-            yield ("SKIP", "UNKNOWN",
-                   f"{what} can't be compared with {conn.file}, which has changed since pluto started: "
-                   "neither "
-                   "end is a known address of this host", again)
+        if entries:
+            yield from loaded_troubles(patient, conn, entries, sides.get(conn.name, ""), names)
+            continue
+        reason = not_loaded_reason(patient, conn)
+        yield ("FAIL", "NOT LOADED",
+               f"pluto has not loaded conn {conn.name} of {conn.file}:{conn.line}: {reason}",
+               edit_command(conn.broken) if conn.broken else load_fix(conn))
     if not checked:
         raise NotChecked("connections", "nothing to check: no connection is loaded at start or by pluto")
+
+
+def load_fix(conn: Conn) -> str:
+    """Return the command that loads a connection again."""
+    return shell_words(["ipsec", "add", conn.name])
+
+
+def loaded_troubles(patient: Patient, conn: Conn, entries: Sequence[dict[str, Any]], here: str,
+                    names: Mapping[str, str]) -> Iterator[Trouble]:
+    """Yield the trouble of a connection that pluto has loaded; the parameters are those of changes()."""
+    what = f"conn {conn.name}"
+    if not any(entry["oriented"] for entry in entries):
+        yield orientation_trouble(patient, conn)
+        return
+    changed = list(changes(conn, here, entries, names))
+    if changed:
+        yield ("WARN", "CHANGED",
+               f"{what}: {' and '.join(changed)} of {conn.file}:{conn.line} differ from the "
+               "connection that pluto has loaded", load_fix(conn))
+    elif conn.auto == "ondemand" and all(entry["routing"].startswith("unrouted") for entry in entries):
+        yield ("WARN", "NOT ROUTED", f"{what} has auto=ondemand and is not routed",
+               shell_words(["ipsec", "route", conn.name]))
+    elif not here and not is_shunt(conn) and patient.has_changed(conn.file):
+        yield ("SKIP", "UNKNOWN",
+               f"{what} can't be compared with {conn.file}, which has changed since pluto started: "
+               "neither end is a known address of this host", load_fix(conn))
 
 
 def not_loaded_reason(patient: Patient, conn: Conn) -> str:
     """Return why pluto has not loaded a connection: an error in the file, or what pluto's log says."""
     if conn.broken:
-        return f"{conn.broken}"
+        return str(conn.broken)
     try:
         lines = read_pluto_log(patient.host, patient.config, patient.timeout).lines
         complaint = loading_complaint(lines, conn.name)
@@ -17611,11 +17635,14 @@ def orientation_trouble(patient: Patient, conn: Conn) -> Trouble:
     if "%defaultroute" in ends and not is_known:
         return ("FAIL", "NOT ORIENTED", f"{what} has %defaultroute, and there is no default route",
                 "ip route add default via GATEWAY")
+
+    fix = "ipsec whack --listen"
     if not is_known:
         fix = edit_command(conn.settings.get("left", conn))
-    else:
-        fix = edit_command(limit) if limit else "ipsec whack --listen"
-    return ("WARN" if conn.auto in ("add", "ignore") else "FAIL", "NOT ORIENTED",
+    elif limit:
+        fix = edit_command(limit)
+    level = "WARN" if conn.auto in ("add", "ignore") else "FAIL"
+    return (level, "NOT ORIENTED",
             f"{what}: neither {ends[0]} nor {ends[1]} is an address of this host that pluto listens on", fix)
 
 
@@ -17637,8 +17664,11 @@ def changes(conn: Conn, here: str, loaded: Sequence[dict[str, Any]],
         host = canonical_net(conn.get(side))
         nets = {canonical_net(net) for net in conn_nets(conn, side)}
         host_id = comparable_id(conn.get(f"{side}id") or conn.get(side), names) or None
-        for key, in_file, in_pluto in ((side, {host}, loaded_hosts), (f"{side}subnet", nets, loaded_nets),
-                                       (f"{side}id", {host_id}, loaded_ids)):
+
+        for key, in_file, in_pluto in (
+                (side, {host}, loaded_hosts),
+                (f"{side}subnet", nets, loaded_nets),
+                (f"{side}id", {host_id}, loaded_ids)):
             is_known = in_file and in_pluto and None not in in_file and None not in in_pluto
             if is_known and in_file != in_pluto:
                 yield f"{key}="
@@ -17659,21 +17689,25 @@ ENDED_CAUSES = frozenset((*PENDING_CAUSES, "deleted", "peer-gone"))
 def check_up(patient: Patient) -> Iterator[Trouble]:
     loaded = patient.loaded()
     conns = patient.conns if loaded else patient.needed_conns()
-    starts = {conn.name for conn in conns if conn.auto == "start"}
-    wanted = {name for name, entries in loaded.items()
-              if name in starts or any("UP" in entry["policy"] for entry in entries)}
-    down = {name: {entry["remote"]["host"] for entry in entries if entry["remote"]["host"]}
-            for name, entries in loaded.items() if is_down(entries)}
+    wanted = {conn.name for conn in conns if conn.auto == "start" and conn.name in loaded}
+    down: dict[str, set[str]] = {}  # the addresses of the peers by connection
+    for name, entries in loaded.items():
+        if any("UP" in entry["policy"] for entry in entries):
+            wanted.add(name)
+        if is_down(entries):
+            down[name] = {entry["remote"]["host"] for entry in entries if entry["remote"]["host"]}
+
     lines: Sequence[LogLine] = []
     unknown = "pluto's log has no attempt since it started"
     try:
         if down:
             lines = read_pluto_log(patient.host, patient.config, patient.timeout).lines
     except (OSError, Missing) as error:
-        unknown = f"the cause is unknown: {error_text(error)}"
         if not wanted:
             raise NotChecked("unused", "nothing to check: no connection should be up, and pluto's log can't "
                              "be read") from None
+        unknown = f"the cause is unknown: {error_text(error)}"
+
     numbers = numbers_by_conn(lines)
     for name, peers in down.items():
         about = [lines[number] for number in numbers_about(numbers, name)]
@@ -17721,8 +17755,10 @@ def is_down(entries: Sequence[Mapping[str, Any]]) -> bool:
 def attempt_text(clue: Clue) -> str:
     """Return when the attempt was made and why it failed, for a message."""
     at = clue.line.when
-    when = "" if at is None else time.strftime(" at %Y-%m-%d %H:%M:%S", time.localtime(at))
-    return f"tried{when}: {clue.cause.means}"
+    if at is None:
+        return f"tried: {clue.cause.means}"
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+    return f"tried at {when}: {clue.cause.means}"
 
 
 def down_trouble(name: str, clues: Sequence[Clue], unknown: str) -> Trouble:
@@ -17757,19 +17793,24 @@ def check_virtual_private(patient: Patient) -> Iterator[Trouble]:
     if not setting:
         raise NotChecked("unused", "nothing to check: virtual-private= is not set")
     bad = bad_private_nets(setting.value)
+    is_loaded = not bad
     if patient.pluto_setting("pluto_version") and not patient.has_changed(setting.file):
-        if any(line.lstrip(" -").startswith(("allowed subnet", "excluded subnet"))
-               for line in patient.status()):
-            return
-    elif not bad:
+        leads = ("allowed subnet", "excluded subnet")
+        is_loaded = any(line.lstrip(" -").startswith(leads) for line in patient.status())
+    if is_loaded:
         return
-    used = any(word in conn.get(f"{side}subnet") for conn in patient.config.conns()
-               for side in ("left", "right")
-               for word in ("vhost:", "vnet:", "%priv"))
+
+    level = "FAIL" if any(map(uses_private_nets, patient.config.conns())) else "WARN"
     what = f"{quote(bad[0])} is not a valid entry" if bad else "an entry is wrong"
-    yield ("FAIL" if used else "WARN", "NONE LOADED",
+    yield (level, "NONE LOADED",
            f"{setting.file}:{setting.line}: virtual-private=: {what}, so pluto drops all entries",
            edit_command(setting))
+
+
+def uses_private_nets(conn: Conn) -> bool:
+    """Return whether a connection accepts clients with a network of virtual-private=."""
+    nets = f"{conn.get('leftsubnet')} {conn.get('rightsubnet')}"
+    return any(word in nets for word in ("vhost:", "vnet:", "%priv"))
 
 
 @verify_check(
@@ -17819,14 +17860,17 @@ def check_prelink(patient: Patient) -> Iterator[Trouble]:
     fix="Remove or replace the line that is named.")
 def check_obsolete(patient: Patient) -> Iterator[Trouble]:
     patient.read_configuration()
-    patient.config.conns()
-    old = [problem for problem in patient.config.problems if not problem.fatal
-           and problem.key not in ("include", "virtual-private")]  # other checks report these
-    if old and any(problem.fatal for problem in patient.config.problems):
+    patient.config.conns()  # finds the problems of connections
+    problems = patient.config.problems
+    reported = ("include", "virtual-private")  # by other checks
+    old = [problem for problem in problems if not problem.fatal and problem.key not in reported]
+    if not old:
+        return
+    if any(problem.fatal for problem in problems):
         raise NotChecked("configuration", "the configuration has errors, which must be corrected first")
-    if old:
-        word = "OBSOLETE KEYWORD" if any("obsolete" in problem.text for problem in old) else "DOUBTFUL"
-        yield "WARN", word, "; ".join(map(str, old[:3])), edit_command(old[0])
+    is_obsolete = any("obsolete" in problem.text for problem in old)
+    word = "OBSOLETE KEYWORD" if is_obsolete else "DOUBTFUL"
+    yield "WARN", word, "; ".join(map(str, old[:3])), edit_command(old[0])
 
 
 # Checks of keys and certificates: nss, nss_health, certificates, psk, host_keys, secret_modes
