@@ -13005,6 +13005,8 @@ OUTCOMES = ("ok", "absent", "denied", "failed", "timeout")
 INCOMPLETE = ("denied", "failed", "timeout")
 FAILED = ("failed", "timeout")
 PIPE_SIZE = 1 << 20  # the size to which an unprivileged process may grow a pipe with F_SETPIPE_SZ (pipe(7))
+if TYPE_CHECKING:
+    SectionBody = Callable[["Report"], Iterator[str]]  # yields the text of a section in pieces
 
 # Units of --since, in seconds
 SINCE_UNITS = {
@@ -13054,7 +13056,7 @@ class ReportSection(Record):
 
     name: str
     command: str
-    body: Callable[[Report], Iterator[str]]
+    body: SectionBody
     live: bool = False
     slow: bool = False
     apart: bool = False
@@ -13552,7 +13554,7 @@ def date_line() -> str:
     return time.strftime("%a %b %e %H:%M:%S %Z %Y")
 
 
-def program_output(*argv: str, hint: str = "") -> Callable[[Report], Iterator[str]]:
+def program_output(*argv: str, hint: str = "") -> SectionBody:
     """Return a body that yields the output of a program.
 
     The body raises Failure if the program fails, Denied if it fails for want of a right.
@@ -18769,7 +18771,7 @@ SHORT_LOG = 500  # lines of each log with --short, as in libreswan's barf
 MODULE_NAMES = ("xfrm", "ipsec", "esp")
 
 
-def cat(*names: str) -> Callable[[Report], Iterator[str]]:
+def cat(*names: str) -> SectionBody:
     """Return a body that yields the files in full.
 
     A file that can't be read raises OSError and ends the section.
@@ -18777,6 +18779,7 @@ def cat(*names: str) -> Callable[[Report], Iterator[str]]:
     def body(report: Report) -> Iterator[str]:
         for name in names:
             yield from file_text(report.host, name)
+
     return body
 
 
@@ -18785,8 +18788,10 @@ def file_text(host: Host, name: str) -> Iterator[str]:
     return map(decode, whole_lines(host.text_chunks(name)))
 
 
-def matching_files(pattern: str, separator: str = ": ", below: str = "") -> Callable[[Report], Iterator[str]]:
-    """Return a body that yields `name: value` for each file that matches; `below` is left out of the names.
+def matching_files(pattern: str, *, separator: str = ": ", below: str = "") -> SectionBody:
+    """Return a body that yields `name: value` for each file that matches.
+
+    The directory `below` is left out of the names.
     """
     def body(report: Report) -> Iterator[str]:
         for name in report.host.glob(pattern):
@@ -18795,6 +18800,7 @@ def matching_files(pattern: str, separator: str = ": ", below: str = "") -> Call
             except OSError as error:
                 value = str(error.strerror)
             yield f"{name.removeprefix(below)}{separator}{value}\n"
+
     return body
 
 
@@ -18812,41 +18818,45 @@ def long_listing(host: Host, directory: str) -> Iterator[str]:
     for name in host.listdir(directory):
         path = os.path.join(directory, name)
         info = host.stat(path, follow=False)
-        target = f" -> {host.readlink(path)}" if stat.S_ISLNK(info.st_mode) else ""
+        shown = name
+        if stat.S_ISLNK(info.st_mode):
+            shown = f"{name} -> {host.readlink(path)}"
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(info.st_mtime))
-        yield (f"{stat.filemode(info.st_mode)} {info.st_nlink:>2} {info.st_uid:>4} {info.st_gid:>4} {info.st_size:>9} "
-               f"{when} {name}{target}\n")
+        yield (f"{stat.filemode(info.st_mode)} {info.st_nlink:>2} {info.st_uid:>4} {info.st_gid:>4} "
+               f"{info.st_size:>9} {when} {shown}\n")
 
 
-def listing(*directories: str) -> Callable[[Report], Iterator[str]]:
+def listing(*directories: str) -> SectionBody:
     """Return a body that yields long listings of directories."""
     def body(report: Report) -> Iterator[str]:
         for directory in directories:
             yield from long_listing(report.host, directory)
+
     return body
 
 
 def uptime(report: Report) -> Iterator[str]:
-    """Yield a line as uptime(1) does, without the users: time of day, time since boot, load averages
-    (proc(5)).
-    """
+    """Yield a line as uptime(1) does, without the users: time of day, time since boot, load averages."""
+    # both files: proc(5)
     seconds = int(float(report.host.read("/proc/uptime").split()[0]))
+    load = ", ".join(report.host.read("/proc/loadavg").split()[:3])
     days, rest = divmod(seconds, 86400)
     since = f"{rest // 3600}:{rest % 3600 // 60:02}"
     if days:
         since = f"{count_text(days, 'day')}, {since}"
-    load = ", ".join(report.host.read("/proc/loadavg").split()[:3])
     yield f" {time.strftime('%H:%M:%S')} up {since}, load average: {load}\n"
 
 
 def fqdn(report: Report) -> Iterator[str]:
     """Yield the full name of this host according to the resolver.  Raises Missing."""
-    yield resolved(report.host_name())[0] + "\n"
+    name, _ = resolved(report.host_name())
+    yield f"{name}\n"
 
 
 def addresses_of_host(report: Report) -> Iterator[str]:
     """Yield the addresses of this host's name according to the resolver.  Raises Missing."""
-    yield " ".join(resolved(report.host_name())[1]) + "\n"
+    _, addresses = resolved(report.host_name())
+    yield f"{' '.join(addresses)}\n"
 
 
 def distribution(report: Report) -> Iterator[str]:
@@ -18857,19 +18867,20 @@ def distribution(report: Report) -> Iterator[str]:
     if not names:
         raise Missing("no release file in /etc")
     for name in names:
-        is_known = os.path.basename(name) in RELEASE_FILES or report.redactor.show_secrets
+        show_all = os.path.basename(name) in RELEASE_FILES or report.redactor.show_secrets
         for line in host.lines(name):
-            yield f"{name}: {line if is_known else shown_release_line(line)}\n"
+            if not show_all:
+                line = shown_release_line(line)
+            yield f"{name}: {line}\n"
 
 
-def shown_lines(name: str, show: Callable[[str], str]) -> Callable[[Report], Iterator[str]]:
+def shown_lines(name: str, show: Callable[[str], str]) -> SectionBody:
     """Return a body that yields `show(line)` for the lines of a file.  The body raises OSError."""
     return lambda report: shown_text(report, name, show)
 
 
 def shown_text(report: Report, name: str, show: Callable[[str], str]) -> Iterator[str]:
-    """Yield `show(line)` for the lines of a file; with --show-secrets the lines themselves.  Raises OSError.
-    """
+    """Yield `show(line)` for the lines of a file; with --show-secrets the lines.  Raises OSError."""
     if report.redactor.show_secrets:
         return file_text(report.host, name)
     return shown_file(report.host.lines(name), show)
@@ -18884,8 +18895,7 @@ def configuration(report: Report) -> Iterator[str]:
 
 
 def secrets(report: Report) -> Iterator[str]:
-    """Yield the IDs and kinds of secrets in ipsec.secrets and in the files that it includes, then the
-    problems there.
+    """Yield the IDs and kinds of secrets in ipsec.secrets and its included files, then the problems there.
 
     Raises OSError if ipsec.secrets can't be read.
     """
@@ -18905,7 +18915,7 @@ def secrets(report: Report) -> Iterator[str]:
 def kernel_symbols(report: Report) -> Iterator[str]:
     """Yield the address of the kernel's function netif_rx: it shows whether the kernel has symbols.
 
-    Raises Failure if it has not, OSError.
+    Raises Failure if the kernel has no symbols, and OSError.
     """
     for data in whole_lines(report.host.chunks("/proc/kallsyms")):
         if b"netif_rx" in data:
@@ -18934,29 +18944,31 @@ def last_lines(lines: Iterable[str], most: int) -> Iterable[str]:
 
 
 def pluto_log(report: Report) -> Iterator[str]:
-    """Yield pluto's messages from the file of logfile= and from the journal; without any, from the system's
-    log.
+    """Yield pluto's messages from logfile= and from the journal; if these have none, from the system's log.
 
     Raises Missing if there are none, and the error if the system denies one of the sources.
     """
     denied: Exception | None = None
-    has_messages = False
+    in_file = in_journal = in_syslog = False
     try:
-        has_messages = yield from logfile_messages(report)
+        in_file = yield from logfile_messages(report)
     except PermissionError as error:
         denied = error
     try:
-        if (yield from journal_messages(report)):
-            has_messages = True
+        in_journal = yield from journal_messages(report)
     except Denied as failure:
         denied = failure
-    if not has_messages and (yield from syslog_messages(report)):
+
+    has_messages = in_file or in_journal
+    if not has_messages:
+        in_syslog = yield from syslog_messages(report)
+    if in_syslog:
         return
     if denied:
         raise denied
     if not has_messages:
-        raise Missing("no messages of pluto: no logfile= in the configuration, no journal of ipsec.service, no start "
-                      "in " + ", ".join(SYSLOGS))
+        raise Missing("no messages of pluto: no logfile= in the configuration, no journal of ipsec.service, "
+                      "no start in " + ", ".join(SYSLOGS))
 
 
 def logfile_messages(report: Report) -> Generator[str, None, bool]:
@@ -18986,6 +18998,7 @@ def journal_messages(report: Report) -> Generator[str, None, bool]:
                 reason = "it has no file that lies on this disk"
             yield f"{JOURNAL}: the journal is not shown, because {reason}\n"
         return False
+
     since = int(report.since or time.time() - 86400)
     argv = [*journal, "-u", "ipsec.service", "--no-pager", "-q", "--since", f"@{since}"]
     has_messages = False
@@ -19022,20 +19035,22 @@ def shortened_log(report: Report, lines: Iterable[str]) -> Iterator[str]:
 
 
 def log_text(report: Report, name: str, since: float) -> Iterator[str]:
-    """Yield a log file from the time `since` (seconds since the epoch) or, if that is 0, from pluto's last
-    start.
+    """Yield a log file from the time `since` (seconds since the epoch) or, if that is 0, from pluto's start.
 
     The text has at most LOG_TAIL bytes, from the end of the file.  Raises OSError.
     """
     host = report.host
     size = host.stat(name).st_size
-    start = 0 if since else last_start(host, name) or 0
-    cut = size - start > LOG_TAIL
-    if cut:
+    start = 0
+    if not since:
+        start = last_start(host, name) or 0
+    is_cut = size - start > LOG_TAIL
+    if is_cut:
         yield f"... {size - LOG_TAIL - start} bytes left out\n"
         start = size - LOG_TAIL
+
     lines: Iterator[str] = split_lines(host.chunks(name, start))
-    if cut:
+    if is_cut:
         next(lines, "")  # the second half of a line, perhaps with a half of a secret, which is not masked
     if since:
         lines = newer(lines, since)
@@ -19055,19 +19070,21 @@ def newer(lines: Iterable[str], since: float) -> Iterator[str]:
 
 def processes(report: Report) -> Iterator[str]:
     """Yield a table of the processes with `pluto` or `ipsec` in their command line, without this one."""
-    yield f"{'UID':>5} {'PID':>7} {'PPID':>7} {'NI':>3} {'RSS':>8} S STARTED             {'TIME':>6} COMMAND\n"
+    yield (f"{'UID':>5} {'PID':>7} {'PPID':>7} {'NI':>3} {'RSS':>8} S STARTED             "
+           f"{'TIME':>6} COMMAND\n")
     for process in list_processes(report.host):
         is_own = process.pid in (os.getpid(), os.getppid()) or process.parent == os.getpid()
         lower = process.command.lower()
         if is_own or not ("pluto" in lower or "ipsec" in lower):
             continue
+
         started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(process.started))
         minutes, seconds = divmod(int(process.cpu), 60)
         command_line = process.command
         if not report.redactor.show_secrets:
             command_line = shown_arguments(command_line.split())
-        yield (f"{process.user:>5} {process.pid:>7} {process.parent:>7} {process.nice:>3} {process.memory:>8} "
-               f"{process.state} {started} {minutes:>3}:{seconds:02} {command_line}\n")
+        yield (f"{process.user:>5} {process.pid:>7} {process.parent:>7} {process.nice:>3} "
+               f"{process.memory:>8} {process.state} {started} {minutes:>3}:{seconds:02} {command_line}\n")
 
 
 def pluto_line(host: Host, pid: int | None) -> str:
@@ -19075,7 +19092,9 @@ def pluto_line(host: Host, pid: int | None) -> str:
     if pid:
         return f"pluto: process {pid}"
     signs = signs_of_pluto(host)
-    return f"pluto: no process is visible, but {signs[0]}" if signs else "pluto: not running"
+    if signs:
+        return f"pluto: no process is visible, but {signs[0]}"
+    return "pluto: not running"
 
 
 def listeners(report: Report) -> Iterator[str]:
@@ -19086,12 +19105,14 @@ def listeners(report: Report) -> Iterator[str]:
     host = report.host
     pid = visible_pluto(host)
     yield f"{pluto_line(host, pid)}\n"
+
     owned = set()
     if pid:
         try:
             owned = open_files(host, pid)
         except OSError as error:
             yield f"the sockets of pluto are unknown: {error.strerror}\n"
+
     for entry in list_sockets(host, IKE_PORTS, pid):
         address = f"[{entry.address}]" if ":" in entry.address else entry.address
         owner = " pluto" if f"socket:[{entry.inode}]" in owned else ""
@@ -19099,13 +19120,12 @@ def listeners(report: Report) -> Iterator[str]:
 
 
 def algorithm_lines(report: Report) -> Iterator[str]:
-    """Yield a line for each algorithm of /proc/crypto: name, driver, type, and the self-test if it has not
-    passed.
+    """Yield a line for each algorithm of /proc/crypto: name, driver, type, a self-test that has not passed.
     """
     entry: dict[str, str] = {}
     for line in (*report.host.lines("/proc/crypto"), ""):
-        key, _, value = line.partition(":")
         if line.strip():
+            key, _, value = line.partition(":")
             entry[key.strip()] = value.strip()
         elif entry:
             result = entry.get("selftest", "unknown")
@@ -19121,15 +19141,16 @@ def kernel_options(report: Report) -> Iterator[str]:
             yield f"{line}\n"
 
 
-def l2tp(*words: str) -> Callable[[Report], Iterator[str]]:
+def l2tp(*words: str) -> SectionBody:
     """Return a body that yields the output of `ip l2tp show`; nothing if the kernel module is not loaded."""
     def body(report: Report) -> Iterator[str]:
         if report.host.isdir("/sys/module/l2tp_core"):
             yield from program_output("ip", "l2tp", "show", *words)(report)
+
     return body
 
 
-def nss_program(name: str) -> Callable[[Report], Iterator[str]]:
+def nss_program(name: str) -> SectionBody:
     """Return a body that yields the list that certutil or crlutil prints of the NSS database."""
     def body(report: Report) -> Iterator[str]:
         host = report.host
@@ -19142,12 +19163,13 @@ def nss_program(name: str) -> Callable[[Report], Iterator[str]]:
         if host.exists(keys):
             host.check_readable(keys)  # without the right to read it, certutil reports a bad database
         yield from program_output(name, "-L", "-d", f"sql:{host.path(host.nssdir)}")(report)
+
     return body
 
 
-PACKAGES = ("libreswan", "strongswan", "nss", "libnss3", "unbound", "xl2tpd", "iproute", "iptables", "nftables",
-            "busybox", "kmod", "systemd", "openvswitch-ipsec", "network-manager-libreswan", "crypto-policies",
-            "python3-minimal")
+PACKAGES = ("libreswan", "strongswan", "nss", "libnss3", "unbound", "xl2tpd", "iproute", "iptables",
+            "nftables", "busybox", "kmod", "systemd", "openvswitch-ipsec", "network-manager-libreswan",
+            "crypto-policies", "python3-minimal")
 
 
 def packages(report: Report) -> Iterator[str]:
@@ -19164,16 +19186,19 @@ def packages(report: Report) -> Iterator[str]:
             entry = f"^{package_mark}((?:{'|'.join(PACKAGES)}).*)\n(?:.+\n)*?{version_mark}(.+)"
             for package, version in re.findall(entry, host.read(name), re.M):
                 yield f"{package} {version}\n"
+
     for path in host.glob("/var/lib/pacman/local/*-*"):
         has_manager = True
         directory = os.path.basename(path)
         if directory.startswith(PACKAGES):
             yield f"{directory}\n"
+
     if host.live and host.exists("/var/lib/rpm") and host.which("rpm"):
         has_manager = True
         for line in split_lines(host.stream(["rpm", "-qa"], timeout=report.program_timeout)):
             if line.startswith(PACKAGES):
                 yield f"{line}\n"
+
     if not has_manager:
         raise Missing("no package database of a known format")
 
@@ -19184,11 +19209,13 @@ def surroundings(report: Report) -> Iterator[str]:
     for name in ("/.dockerenv", "/run/.containerenv", "/run/systemd/container"):
         if host.exists(name):
             yield f"{name}: {host.value(name) or 'present'}\n"
-    if host.live:
-        yield f"pid 1: {host.value('/proc/1/comm', 'not readable')}\n"
-        yield f"cgroup: {host.value('/proc/self/cgroup', 'not readable')}\n"
-        wanted = ("Cap", "NoNewPrivs", "Seccomp:")
-        yield from (f"{line}\n" for line in host.lines("/proc/self/status") if line.startswith(wanted))
+    if not host.live:
+        return
+    yield f"pid 1: {host.value('/proc/1/comm', 'not readable')}\n"
+    yield f"cgroup: {host.value('/proc/self/cgroup', 'not readable')}\n"
+    for line in host.lines("/proc/self/status"):
+        if line.startswith(("Cap", "NoNewPrivs", "Seccomp:")):
+            yield f"{line}\n"
 
 
 def security_modules(report: Report) -> Iterator[str]:
@@ -19202,6 +19229,7 @@ def security_modules(report: Report) -> Iterator[str]:
         profiles = "/sys/kernel/security/apparmor/profiles"
         if host.superuser and host.exists(profiles):
             yield from matching(host.lines(profiles), ("ipsec", "pluto"))
+
     for name in ("/etc/selinux/config", "/etc/apparmor.d/usr.lib.ipsec.pluto", "/etc/crypto-policies/config"):
         if host.exists(name):
             for line in host.lines(name):
@@ -19209,19 +19237,22 @@ def security_modules(report: Report) -> Iterator[str]:
                     yield f"{name}: {shown_mode_line(line)}\n"
 
 
-def pluto_answer(word: str) -> Callable[[Report], Iterator[str]]:
-    """Return a body that yields pluto's answer to a request of whack, such as `--status`.
+def pluto_answer(word: str) -> SectionBody:
+    """Return a body that yields pluto's answer to a request of whack, such as `--status`."""
+    def body(report: Report) -> Iterator[str]:
+        # a little less than the time limit of the section, so that a cut answer is shown
+        return text_of_lines(pluto_lines(report.host, word, timeout=report.timeout * 0.9))
 
-    The time limit is shorter than that of the section, so that a cut answer is shown.
-    """
-    return lambda report: text_of_lines(pluto_lines(report.host, word, timeout=report.timeout * 0.9))
+    return body
 
 
 # The files that start the service, and the files with its options
-SERVICE_FILES = ("/etc/systemd/system/ipsec.service", "/etc/systemd/system/ipsec.service.d/*.conf",
-                 "/usr/lib/systemd/system/ipsec.service", "/lib/systemd/system/ipsec.service", "/etc/init.d/ipsec",
-                 "/etc/init/ipsec.conf", "/etc/sv/ipsec/run", "/etc/dinit.d/ipsec", "/etc/sysconfig/pluto",
-                 "/etc/sysconfig/ipsec", "/etc/default/ipsec", "/etc/default/pluto", "/etc/conf.d/ipsec")
+SERVICE_FILES = (
+    "/etc/systemd/system/ipsec.service", "/etc/systemd/system/ipsec.service.d/*.conf",
+    "/usr/lib/systemd/system/ipsec.service", "/lib/systemd/system/ipsec.service",
+    "/etc/init.d/ipsec", "/etc/init/ipsec.conf", "/etc/sv/ipsec/run", "/etc/dinit.d/ipsec",
+    "/etc/sysconfig/pluto", "/etc/sysconfig/ipsec", "/etc/default/ipsec", "/etc/default/pluto",
+    "/etc/conf.d/ipsec")
 
 
 def service_line(name: str) -> Callable[[str], str]:
@@ -19241,23 +19272,24 @@ def service_files(report: Report) -> Iterator[str]:
     host = report.host
     has_files = False
     seen = set()  # device and inode of the files so far
-    for name in (name for pattern in SERVICE_FILES for name in host.glob(pattern)):
-        has_files = True
-        try:
-            info = host.stat(name)
-            if (info.st_dev, info.st_ino) not in seen:
+    for pattern in SERVICE_FILES:
+        for name in host.glob(pattern):
+            has_files = True
+            try:
+                info = host.stat(name)
+                if (info.st_dev, info.st_ino) in seen:
+                    continue
                 seen.add((info.st_dev, info.st_ino))
                 yield f"==> {name} <==\n"
                 yield from shown_text(report, name, service_line(name))
-        except OSError as error:
-            yield f"{error_text(error)}\n"  # for example a masked unit, which is a link to /dev/null
+            except OSError as error:
+                yield f"{error_text(error)}\n"  # for example a masked unit, which is a link to /dev/null
     if not has_files:
         raise Missing("no unit or init script named ipsec")
 
 
 def names_or_pattern(host: Host, pattern: str) -> list[str]:
-    """Return the names that match; if the directory can't be read, the pattern, whose section gives the
-    reason.
+    """Return the names that match; if the directory can't be read, the pattern: its section gives the reason.
     """
     try:
         return host.glob(pattern)
@@ -19275,7 +19307,6 @@ def report_sections(host: Host) -> list[ReportSection]:
     """
     part = ReportSection
     net, conf = "/proc/sys/net", "/proc/sys/net/ipv4/conf/"
-    syslog_configs = ("/etc/syslog.conf", "/etc/syslog-ng/syslog-ng.conf", "/etc/rsyslog.conf")
     save = ("--modprobe=/dev/null",)
 
     def xfrm_states(report: Report) -> Iterator[str]:
@@ -19286,6 +19317,15 @@ def report_sections(host: Host) -> list[ReportSection]:
 
     def disk_file(name: str, show: Callable[[str], str]) -> ReportSection:
         return part(name[1:], f"cat {name}", shown_lines(name, show))
+
+    policies = []
+    for name in names_or_pattern(host, f"{host.confddir}/policies/*"):
+        body = shown_lines(name, shown_policy_line)
+        policies.append(part(f"ipsec/policies/{os.path.basename(name)}", f"cat {name}", body))
+    syslog_configs = []
+    for pattern in ("/etc/syslog.conf", "/etc/syslog-ng/syslog-ng.conf", "/etc/rsyslog.conf"):
+        for name in names_or_pattern(host, pattern):
+            syslog_configs.append(disk_file(name, shown_syslog_line))
 
     return [
         part("summary", "", lambda report: iter(load_part("report_summary")(report)), slow=True),
@@ -19327,9 +19367,7 @@ def report_sections(host: Host) -> list[ReportSection]:
         part("nss/directory", f"ls -l {host.nssdir}", listing(host.nssdir)),
         part("nss/contents", f"certutil -L -d sql:{host.nssdir}", nss_program("certutil"), slow=True),
         part("nss/crls", f"crlutil -L -d sql:{host.nssdir}", nss_program("crlutil"), live=True, slow=True),
-        *(part(f"ipsec/policies/{os.path.basename(name)}", f"cat {name}",
-               shown_lines(name, shown_policy_line))
-          for name in names_or_pattern(host, f"{host.confddir}/policies/*")),
+        *policies,
         part("ipsec/ls-execdir", f"ls -l {host.execdir}", listing(host.execdir)),
         live_file("/proc/net/dev"),
         part("/proc/net/route", "cat /proc/net/route", cat("/proc/net/route"), live=True, slow=True,
@@ -19339,8 +19377,10 @@ def report_sections(host: Host) -> list[ReportSection]:
         part(f"{net}/ipv6/conf/star-forwarding", "", matching_files(f"{net}/ipv6/conf/*/forwarding"),
              live=True),
         live_file(f"{net}/ipv4/tcp_ecn"),
-        part(f"{conf}star-rp_filter", "", matching_files(f"{conf}*/rp_filter", ":", conf), live=True),
-        part(f"{conf}star-star-redirects", "", matching_files(f"{conf}*/*redirects", ":", conf), live=True),
+        part(f"{conf}star-rp_filter", "",
+             matching_files(f"{conf}*/rp_filter", separator=":", below=conf), live=True),
+        part(f"{conf}star-star-redirects", "",
+             matching_files(f"{conf}*/*redirects", separator=":", below=conf), live=True),
         live_file(f"{net}/ipv4/tcp_window_scaling"),
         live_file(f"{net}/ipv4/tcp_adv_win_scale"),
         part("uname-a", "uname -a", lambda report: iter([" ".join(os.uname()) + "\n"]), live=True),
@@ -19353,8 +19393,7 @@ def report_sections(host: Host) -> list[ReportSection]:
         part("/proc/crypto", "cat /proc/crypto", algorithm_lines, live=True, bulk=True),
         live_file("/proc/meminfo"),
         part("usr/src/linux/.config", "zcat /proc/config.gz", kernel_options, bulk=True),
-        *(disk_file(name, shown_syslog_line)
-          for path in syslog_configs for name in names_or_pattern(host, path)),
+        *syslog_configs,
         disk_file("/etc/resolv.conf", shown_resolver_line),
         part("lib/modules-ls", "ls -l /lib/modules", listing("/lib/modules")),
         part("fipscheck", "cat /proc/sys/crypto/fips_enabled", cat("/proc/sys/crypto/fips_enabled"),
@@ -19368,22 +19407,27 @@ def report_sections(host: Host) -> list[ReportSection]:
     ]
 
 
-@command("barf", rescue=True, summary="dump the system's IPsec state for debugging, without secrets", options=(
-    Opt("--short", None, f"show only the last {SHORT_LOG} lines of each log"),
-    Opt("--section", "NAME", "show only this section", many=True),
-    Opt("--list-sections", None, "print the names of the sections"),
-    Opt("--json", None, "print one JSON document: section, command, text, status, duration in seconds"),
-    Opt("--output", "FILE", "write the report to FILE, mode 0600, only if it is complete; compress it if the name "
-        "ends in .gz"),
-    Opt("--since", "TIME", "show log messages from this time on: 2026-11-23, 2026-11-23 06:12, 24 hours ago"),
-    Opt("--timeout", "SECONDS", "how long to wait for one section (default 10)"),
-    Opt("--show-secrets", None, "do not mask secrets; for root only; never mail such a report"),
-    Opt("--strict", None, "exit with status 1 also if the system denies a section"),
-), details="In the report, [redacted] stands for pre-shared keys, passwords, private keys and keys of the kernel. If "
-           "something can't be read, does not answer in time or is not installed, a line of its section says so.\n\n"
-           "Exit status: 0, also if the system denies sections to this user or container; 1 if sections failed or "
-           "timed out, with --strict also if some were denied. Standard error names these sections and says how to "
-           "get the rights.", examples="""\
+@command(
+    "barf", rescue=True, summary="dump the system's IPsec state for debugging, without secrets",
+    options=(
+        Opt("--short", None, f"show only the last {SHORT_LOG} lines of each log"),
+        Opt("--section", "NAME", "show only this section", many=True),
+        Opt("--list-sections", None, "print the names of the sections"),
+        Opt("--json", None, "print one JSON document: section, command, text, status, duration in seconds"),
+        Opt("--output", "FILE", "write the report to FILE, mode 0600, only if it is complete; compress it if "
+                                "the name ends in .gz"),
+        Opt("--since", "TIME", "show log messages from this time on: 2026-11-23, 2026-11-23 06:12, "
+                               "24 hours ago"),
+        Opt("--timeout", "SECONDS", "how long to wait for one section (default 10)"),
+        Opt("--show-secrets", None, "do not mask secrets; for root only; never mail such a report"),
+        Opt("--strict", None, "exit with status 1 also if the system denies a section")),
+    details="In the report, [redacted] stands for pre-shared keys, passwords, private keys and keys of the "
+            "kernel. If something can't be read, does not answer in time or is not installed, a line of its "
+            "section says so.\n\n"
+            "Exit status: 0, also if the system denies sections to this user or container; 1 if sections "
+            "failed or timed out, with --strict also if some were denied. Standard error names these "
+            "sections and says how to get the rights.",
+    examples="""\
 ipsec barf --output report.txt.gz           a report that can be mailed
 ipsec barf --section plog --since 2d        pluto's log of the last two days
 ipsec --root /sysroot barf                  a system that does not boot""")
@@ -19394,14 +19438,17 @@ def barf(host: Host, args: Args) -> int:
     if args.flag("--list-sections"):
         host.print("\n".join(section.name for section in sections))
         return OK
-    sections = chosen_sections(sections, args.values("--section"))
+    if args.values("--section"):
+        sections = chosen_sections(sections, args.values("--section"))
     if args.flag("--show-secrets"):
         if not host.superuser:
             raise Failure("barf: --show-secrets is for root")
         host.warn("this report shows secrets: do not mail it")
+
     output = args.value("--output")
     file = OutputFile(host, output) if output else None
     report = write_report(host, args, sections, file)
+
     status = completeness(host, "barf", report.ended, FAILED)
     denied = report.ended.get("denied", [])
     rights = missing_rights(host, "barf", denied) if denied else ""
@@ -19416,21 +19463,26 @@ def barf(host: Host, args: Args) -> int:
     return status
 
 
-def chosen_sections(sections: list[ReportSection], names: Sequence[str]) -> list[ReportSection]:
-    """Return the sections with these names in the order of the report; without names, all.  Raises Failure.
+def chosen_sections(sections: Sequence[ReportSection], names: Sequence[str]) -> list[ReportSection]:
+    """Return the sections with these names, in the order of the report.  Raises Failure for an unknown name.
     """
     known = {section.name: section for section in sections}
     for name in names:
         if name not in known:
-            raise Failure(f"barf: no section {quote(name)}", USAGE, suggest(name, known) or "see --list-sections")
-    return [section for section in sections if section.name in names] if names else sections
+            hint = suggest(name, known) or "see --list-sections"
+            raise Failure(f"barf: no section {quote(name)}", USAGE, hint)
+    return [section for section in sections if section.name in names]
 
 
-def write_report(host: Host, args: Args, sections: Sequence[ReportSection], file: OutputFile | None) -> Report:
+def write_report(
+        host: Host, args: Args, sections: Sequence[ReportSection], file: OutputFile | None) -> Report:
     """Write the report to the file or, without one, to standard output.  Raises Failure, OSError."""
-    write = file.write if file else lambda text: host.print(text, end="")
+    def print_text(text: str) -> None:
+        host.print(text, end="")
+
     try:
-        sink = (JsonSink if args.flag("--json") else TextSink)(write)
+        write = file.write if file else print_text
+        sink = JsonSink(write) if args.flag("--json") else TextSink(write)
         report = Report(host, args)
         if len(sections) > 1:  # imported and compiled once, before the threads and processes start
             import _socket  # noqa: F401
@@ -19447,7 +19499,9 @@ def write_report(host: Host, args: Args, sections: Sequence[ReportSection], file
 
 def size_text(size: int) -> str:
     """Return a number of bytes as `512 bytes` or `31 kB`."""
-    return f"{size} bytes" if size < 1000 else f"{round(size / 1000)} kB"
+    if size < 1000:
+        return f"{size} bytes"
+    return f"{round(size / 1000)} kB"
 
 
 # --- look and show ------------------------------------------------------------------------------------------
