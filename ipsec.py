@@ -13332,6 +13332,14 @@ class TextSink:
         """Write the end of the report: in text, nothing."""
 
 
+def printer(host: Host) -> Callable[[str], None]:
+    """Return a function that prints text to standard output, without a line end after it."""
+    def print_text(text: str) -> None:
+        host.print(text, end="")
+
+    return print_text
+
+
 class JsonSink(TextSink):
     """Writes a report as one JSON document, piece by piece: no section is whole in memory."""
 
@@ -19044,13 +19052,13 @@ def log_text(report: Report, name: str, since: float) -> Iterator[str]:
     start = 0
     if not since:
         start = last_start(host, name) or 0
-    is_cut = size - start > LOG_TAIL
-    if is_cut:
+    starts_late = size - start > LOG_TAIL
+    if starts_late:
         yield f"... {size - LOG_TAIL - start} bytes left out\n"
         start = size - LOG_TAIL
 
     lines: Iterator[str] = split_lines(host.chunks(name, start))
-    if is_cut:
+    if starts_late:
         next(lines, "")  # the second half of a line, perhaps with a half of a secret, which is not masked
     if since:
         lines = newer(lines, since)
@@ -19477,11 +19485,8 @@ def chosen_sections(sections: Sequence[ReportSection], names: Sequence[str]) -> 
 def write_report(
         host: Host, args: Args, sections: Sequence[ReportSection], file: OutputFile | None) -> Report:
     """Write the report to the file or, without one, to standard output.  Raises Failure, OSError."""
-    def print_text(text: str) -> None:
-        host.print(text, end="")
-
     try:
-        write = file.write if file else print_text
+        write = file.write if file else printer(host)
         sink = JsonSink(write) if args.flag("--json") else TextSink(write)
         report = Report(host, args)
         if len(sections) > 1:  # imported and compiled once, before the threads and processes start
@@ -19528,8 +19533,11 @@ class LookSink(TextSink):
 def sorted_policies(report: Report) -> Iterator[str]:
     """Yield the policies, without those of sockets, in libreswan's order: see policy_order()."""
     text = XfrmText(report.host, stats=False)
-    policies = (trimmed(policy) for policy in message_texts(policy_messages(report.host), text.policy_text))
-    return in_pieces(sorted((policy for policy in policies if "\tsocket " not in policy), key=policy_order))
+    policies = []
+    for policy in message_texts(policy_messages(report.host), text.policy_text):
+        if "\tsocket " not in policy:
+            policies.append(trimmed(policy))
+    return in_pieces(sorted(policies, key=policy_order))
 
 
 def policy_order(policy: str) -> tuple[bool, int, int, str]:
@@ -19571,8 +19579,7 @@ def iptables_lists(report: Report) -> Iterator[str]:
 
 
 def nss_listing(report: Report) -> Iterator[str]:
-    """Yield the certificates as certutil -L prints them, sorted by name.  Raises Missing, Failure, OSError.
-    """
+    """Yield the certificates as certutil -L prints them, by name.  Raises Missing, Failure, OSError."""
     has_database(report.host)
     yield f"\n{'Certificate Nickname':<60} Trust Attributes\n{'':<61}SSL,S/MIME,JAR/XPI\n\n"
     yield from sorted(certificate_lines(report.host), key=encode)
@@ -19581,11 +19588,10 @@ def nss_listing(report: Report) -> Iterator[str]:
 def look_sections(host: Host, words: Sequence[str]) -> list[ReportSection]:
     """Return the sections of look that the words name, in libreswan's order."""
     part = ReportSection
-    last_xfrm_word = "policy" if "policy" in words else "state"
 
     def states(report: Report) -> Iterator[str]:
         yield from XfrmText(host, stats=False).states()
-        if last_xfrm_word == "state":
+        if "policy" not in words:
             yield "XFRM done\n"
 
     def policies(report: Report) -> Iterator[str]:
@@ -19622,14 +19628,17 @@ def nss_data(report: Report) -> Iterator[dict[str, Any]]:
     return certificate_data(NssDatabase(report.host))
 
 
-@command("look", "[state|policy|iptables|nftables|route|nss]...", rescue=True, options=(
-    Opt("--json", None, "print one JSON document; states, policies, routes and certificates are data in it"),
-    Opt("--timeout", "SECONDS", "how long to wait for a program such as iptables (default 10)"),
-    Opt("--version", None, "print the version"),
-), summary="short view of states, policies, firewall, routes and certificates",
-   details="Without words, look shows all parts. The firewall is shown by iptables or, if that is not installed, "
-           "by nft. Keys are never shown.\n\nExit status: 0; 1 if a part could not be shown. Standard error names "
-           "that part.")
+@command(
+    "look", "[state|policy|iptables|nftables|route|nss]...", rescue=True,
+    summary="short view of states, policies, firewall, routes and certificates",
+    options=(
+        Opt("--json", None, "print one JSON document; states, policies, routes and certificates are data in "
+                            "it"),
+        Opt("--timeout", "SECONDS", "how long to wait for a program such as iptables (default 10)"),
+        Opt("--version", None, "print the version")),
+    details="Without words, look shows all parts. The firewall is shown by iptables or, if that is not "
+            "installed, by nft. Keys are never shown.\n\n"
+            "Exit status: 0; 1 if a part could not be shown. Standard error names that part.")
 def look_command(host: Host, args: Args) -> int:
     """Run `ipsec look [WORD...]`; return OK, or ERROR if a part could not be shown.  Raises Failure."""
     if args.flag("--version"):
@@ -19639,13 +19648,22 @@ def look_command(host: Host, args: Args) -> int:
         if word not in LOOK_WORDS:
             raise Failure(f"ipsec look: unknown word {quote(word)}", USAGE,
                           f"choose from: {', '.join(LOOK_WORDS)}")
-    unused_firewall = "iptables" if host.live and not host.which("iptables") else "nftables"
-    words = args.operands or [word for word in LOOK_WORDS if word != unused_firewall]
-    sink = (JsonSink if args.flag("--json") else LookSink)(lambda text: host.print(text, end=""))
+
+    words = args.operands
+    if not words:
+        has_iptables = not host.live or host.which("iptables")
+        unused_firewall = "nftables" if has_iptables else "iptables"
+        words = [word for word in LOOK_WORDS if word != unused_firewall]
+    write = printer(host)
+    sink = JsonSink(write) if args.flag("--json") else LookSink(write)
     report = Report(host, args)
     report.program_timeout = report.timeout
     ended = run_report(report, look_sections(host, words), sink)
-    return completeness(host, "look", ended, OUTCOMES[1:] if host.live else INCOMPLETE)
+
+    incomplete: Sequence[str] = INCOMPLETE
+    if host.live:
+        incomplete = OUTCOMES[1:]  # also `absent`
+    return completeness(host, "look", ended, incomplete)
 
 
 # The texts for what happens to a packet, by the results of XfrmData.fate()
@@ -19662,11 +19680,15 @@ def policy_line(data: XfrmData, policy: Policy) -> str:
     text = f"{selector.source} <=> {selector.destination}"
     if selector.protocol:
         text += f" proto {data.protocols.get(selector.protocol, selector.protocol)}"
-    is_icmp = selector.protocol in (IPPROTO_ICMP, IPPROTO_ICMPV6)
+
+    source_word, destination_word = "sport", "dport"
+    if selector.protocol in (IPPROTO_ICMP, IPPROTO_ICMPV6):
+        source_word, destination_word = "type", "code"
     if selector.source_port is not None:
-        text += f" {'type' if is_icmp else 'sport'} {selector.source_port}"
+        text += f" {source_word} {selector.source_port}"
     if selector.destination_port is not None:
-        text += f" {'code' if is_icmp else 'dport'} {selector.destination_port}"
+        text += f" {destination_word} {selector.destination_port}"
+
     if selector.device:
         text += f" dev {selector.device}"
     if policy.mask:
@@ -19682,11 +19704,11 @@ def policy_line(data: XfrmData, policy: Policy) -> str:
 class PacketQuery(Record):
     """The properties of a packet that the options of show give."""
 
-    source: str  # empty: the address that the kernel chooses
-    protocol: int  # 0: unknown
-    source_port: int  # of ICMP the type; 0: unknown
-    destination_port: int  # of ICMP the code; 0: unknown
-    mark: int
+    source: str = ""  # empty: the address that the kernel chooses
+    protocol: int = 0  # 0: unknown
+    source_port: int = 0  # of ICMP the type; 0: unknown
+    destination_port: int = 0  # of ICMP the code; 0: unknown
+    mark: int = 0
 
 
 class PacketFates:
@@ -19701,12 +19723,13 @@ class PacketFates:
     def fate(self, destination: str, source: str = "") -> dict[str, Any]:
         """Return what happens to packets to an address, in the form of --json.  Raises OSError."""
         source = source or self.query.source
-        result: dict[str, Any] = {"source": source, "destination": destination, "device": "",
-                                  "fate": "unroutable", "why": "there is no route to it", "policy": None,
-                                  "exceptions": []}
+        result: dict[str, Any] = {
+            "source": source, "destination": destination, "device": "", "fate": "unroutable",
+            "why": "there is no route to it", "policy": None, "exceptions": []}
         route = self._route(destination, source)
         if route is None:
             return result
+
         source, device = source or route.source, route.device
         result.update(source=source, device=device, fate="clear", why="no IPsec policy matches")
         if route.local:
@@ -19716,6 +19739,7 @@ class PacketFates:
         if "." in destination and read_sysctl(self.host, disable_xfrm) == "1":
             result["why"] = f"disable_xfrm is set on {device}"
             return result
+
         is_dropped, exceptions, policy = self._policies(source, destination, device)
         if is_dropped:
             result.update(fate="block", why=f"no IPsec policy matches, and {device} drops such packets")
@@ -19723,14 +19747,13 @@ class PacketFates:
             fate = self.data.fate(policy, destination)
             reason = f"{FATES[fate]} (policy {policy_line(self.data, policy)})"
             result.update(fate=fate, policy=policy, why=reason)
-        result["exceptions"] = [{"fate": self.data.fate(other, destination), "policy": other}
-                                for other in exceptions]
+        for other in exceptions:
+            result["exceptions"].append({"fate": self.data.fate(other, destination), "policy": other})
         return result
 
     def _policies(self, source: str, destination: str,
                   device: str) -> tuple[bool, Sequence[Policy | None], Policy | None]:
-        """Return whether the interface drops packets without a policy, the exceptions, and the packets'
-        policy.
+        """Return whether the interface drops packets without a policy, the exceptions, and the policy.
 
         An exception is a policy with a higher priority that matches only some of the packets.
         """
@@ -19740,6 +19763,7 @@ class PacketFates:
         _, fields, kind = self.routing.link(device)
         if kind not in ("xfrm", "vti", "vti6") or data.fate(policy, destination) != "clear":
             return False, exceptions, policy
+
         # an interface of these kinds has its own policies and drops packets that match none of them
         if kind == "xfrm":
             if_id = unsigned(fields.get(IFLA_XFRM_IF_ID))
@@ -19772,6 +19796,7 @@ class PacketFates:
             is_tunnel = policy.direction == "out" and not policy.socket and policy.templates
             if is_tunnel and within(destination, policy.selector.destination):
                 networks.add(policy.selector.source)
+
         for network in sorted(networks):
             inside = [address for address in own_addresses if within(address, network)]
             source = inside[0] if inside else first_address(network)
@@ -19807,9 +19832,11 @@ def addresses_of(name: str, source: str) -> list[str]:
     except RuntimeError:
         raise Failure(f"show: {quote(name)}: can't start a thread to ask the resolver", ERROR,
                       "give an IP address") from None
+
     thread.join(10)
     if not addresses:
         raise Failure(f"show: {quote(name)}: {failures[-1]}", ERROR, "give an IP address")
+
     same_family = [address for address in addresses if not source or (":" in address) == (":" in source)]
     if not same_family:
         raise Failure(f"show: {quote(name)} and {source} are of different IP families")
@@ -19824,35 +19851,42 @@ def packet_query(host: Host, args: Args) -> PacketQuery:
         source = args.value("--source")
         if source:
             source = ip_text(packed_address(source))
-        query = PacketQuery(source, int(numbers.get(protocol, protocol)),
-                            int(args.value("--source-port", "0")), int(args.value("--destination-port", "0")),
-                            int(args.value("--mark") or "0", 0))
+        query = PacketQuery(
+            source=source,
+            protocol=int(numbers.get(protocol, protocol)),
+            source_port=int(args.value("--source-port", "0")),
+            destination_port=int(args.value("--destination-port", "0")),
+            mark=int(args.value("--mark") or "0", 0))
         has_16_bits = all(0 <= port < 1 << 16 for port in (query.source_port, query.destination_port))
         if not has_16_bits or not 0 <= query.mark < 1 << 32:
             raise ValueError
     except (ValueError, OSError):
         raise Failure("ipsec show: --source must be an IP address, --protocol a name in /etc/protocols or a "
                       "number, a port a number of 16 bits, a mark a number of 32 bits", USAGE) from None
+
     if query.source and not args.operands:
         raise Failure("ipsec show: if specifying a source, specifying a destination is required", USAGE)
     return query
 
 
-@command("show", "[DEST...]", rescue=True, options=(
-    Opt("--source -s", "ADDRESS", "the source of the packets (default: the address that the kernel chooses)"),
-    Opt("--protocol -p", "NAME", "the protocol of the packets, by name or number"),
-    Opt("--source-port", "PORT", "the source port of the packets; of ICMP the type"),
-    Opt("--destination-port", "PORT", "the destination port of the packets; of ICMP the code"),
-    Opt("--mark", "MARK", "the firewall mark of the packets"),
-    Opt("--json", None, "print a JSON list, see ipsec_show(8)"),
-    Opt("--debug -d", None, "also print each address and its interface"),
-    Opt("--version -v", None, "print the version"),
-), summary="show whether packets to an address or host would be encrypted, or list the tunnels",
-   details="The answer is what the kernel would do now. It depends on the routes, then on the policies by "
-           "priority, then on the states. Without DEST, the policies of tunnels are listed. If packets of this "
-           "host would not be encrypted, but those of a network behind it would, the answer names that network "
-           "and the command with its --source.\n\nExit status: 0 if all packets would be encrypted, 1 if not, 4 if "
-           "that is unknown.")
+@command(
+    "show", "[DEST...]", rescue=True,
+    summary="show whether packets to an address or host would be encrypted, or list the tunnels",
+    options=(
+        Opt("--source -s", "ADDRESS", "the source of the packets (default: the address that the kernel "
+                                      "chooses)"),
+        Opt("--protocol -p", "NAME", "the protocol of the packets, by name or number"),
+        Opt("--source-port", "PORT", "the source port of the packets; of ICMP the type"),
+        Opt("--destination-port", "PORT", "the destination port of the packets; of ICMP the code"),
+        Opt("--mark", "MARK", "the firewall mark of the packets"),
+        Opt("--json", None, "print a JSON list, see ipsec_show(8)"),
+        Opt("--debug -d", None, "also print each address and its interface"),
+        Opt("--version -v", None, "print the version")),
+    details="The answer is what the kernel would do now. It depends on the routes, then on the policies by "
+            "priority, then on the states. Without DEST, the policies of tunnels are listed. If packets of "
+            "this host would not be encrypted, but those of a network behind it would, the answer names that "
+            "network and the command with its --source.\n\n"
+            "Exit status: 0 if all packets would be encrypted, 1 if not, 4 if that is unknown.")
 def show_command(host: Host, args: Args) -> int:
     """Run `ipsec show [DEST...]`; return OK, or ERROR if some packets would not be encrypted.
 
@@ -19863,6 +19897,7 @@ def show_command(host: Host, args: Args) -> int:
         return OK
     if not host.live:
         raise Failure(f"show works only on the running system, not on the files under {host.root}", USAGE)
+
     fates = PacketFates(host, packet_query(host, args))
     try:
         if args.operands:
@@ -19885,6 +19920,7 @@ def show_tunnels(host: Host, args: Args, data: XfrmData) -> int:
         has_reqid = any(template.reqid for template in policy.templates)
         if policy.direction == "out" and not policy.socket and has_reqid:
             tunnels.append(policy)
+
     if args.flag("--json"):
         print_json(host, tunnels)
         return OK
@@ -19903,12 +19939,14 @@ def show_packets(host: Host, args: Args, fates: PacketFates) -> int:
                 for network, source in fates.protected_sources(address):
                     result["protected_sources"].append({"network": network, "source": source})
             results.append(result)
+
     if args.flag("--json"):
         print_json(host, results)
     else:
         for result in results:
             print_fate(host, args, fates.data, result)
-    return OK if all(result["fate"] == "encrypt" for result in results) else ERROR
+    all_encrypted = all(result["fate"] == "encrypt" for result in results)
+    return OK if all_encrypted else ERROR
 
 
 def print_fate(host: Host, args: Args, data: XfrmData, result: Mapping[str, Any]) -> None:
@@ -19917,6 +19955,7 @@ def print_fate(host: Host, args: Args, data: XfrmData, result: Mapping[str, Any]
     if args.flag("--debug"):
         device = result["device"] or "-"
         host.print(f"checking destination {printable(result['name'])}: {destination} by {device}")
+
     if result["fate"] == "encrypt":
         host.print(policy_line(data, result["policy"]))
     else:
@@ -19925,6 +19964,7 @@ def print_fate(host: Host, args: Args, data: XfrmData, result: Mapping[str, Any]
     for other in result["exceptions"]:
         line = policy_line(data, other["policy"])
         host.print(f"    some packets are {FATES[other['fate']]} (policy {line})")
+
     options = []
     for name in ("--protocol", "--source-port", "--destination-port", "--mark"):
         if args.flag(name):
@@ -20379,7 +20419,7 @@ class Doctor:
         """Return which packets of the connection the kernel would not encrypt, because they have no route or
         no policy is for them, and their fate (PacketFates).  None if it would, or if that is not known."""
         try:
-            fates = PacketFates(self.host, PacketQuery("", 0, 0, 0, 0))
+            fates = PacketFates(self.host, PacketQuery())
             for tunnel in self.patient.tunnels:
                 if tunnel.conn.name != name or any(tunnel.conn.get(keyword) for keyword in SELECTED_BY_MORE):
                     continue
