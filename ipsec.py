@@ -5576,31 +5576,38 @@ def naming_attributes(more: Mapping[int, bytes]) -> bytes:
 
 # --- addresses, routes, rules, links ------------------------------------------------------------------------
 
-ROUTE_TYPES = ("none", "unicast", "local", "broadcast", "anycast", "multicast", "blackhole", "unreachable", "prohibit",
-               "throw", "nat", "xresolve")
-ROUTE_METRICS = {RTAX_MTU: "mtu", RTAX_WINDOW: "window", RTAX_RTT: "rtt", RTAX_RTTVAR: "rttvar",
-                 RTAX_SSTHRESH: "ssthresh", RTAX_CWND: "cwnd", RTAX_ADVMSS: "advmss", RTAX_REORDERING: "reordering",
-                 RTAX_HOPLIMIT: "hoplimit", RTAX_INITCWND: "initcwnd", RTAX_FEATURES: "features",
-                 RTAX_RTO_MIN: "rto_min", RTAX_INITRWND: "initrwnd", RTAX_QUICKACK: "quickack",
-                 RTAX_CC_ALGO: "congctl", RTAX_FASTOPEN_NO_COOKIE: "fastopen_no_cookie"}
+ROUTE_TYPES = ("none", "unicast", "local", "broadcast", "anycast", "multicast", "blackhole", "unreachable",
+               "prohibit", "throw", "nat", "xresolve")
+ROUTE_METRICS = {
+    RTAX_MTU: "mtu", RTAX_WINDOW: "window", RTAX_RTT: "rtt", RTAX_RTTVAR: "rttvar",
+    RTAX_SSTHRESH: "ssthresh", RTAX_CWND: "cwnd", RTAX_ADVMSS: "advmss", RTAX_REORDERING: "reordering",
+    RTAX_HOPLIMIT: "hoplimit", RTAX_INITCWND: "initcwnd", RTAX_FEATURES: "features",
+    RTAX_RTO_MIN: "rto_min", RTAX_INITRWND: "initrwnd", RTAX_QUICKACK: "quickack",
+    RTAX_CC_ALGO: "congctl", RTAX_FASTOPEN_NO_COOKIE: "fastopen_no_cookie"}
 TIME_METRICS = {RTAX_RTT: 8, RTAX_RTTVAR: 4, RTAX_RTO_MIN: 1}  # the unit is 1 ms divided by this number
-ROUTE_FLAGS = ((1, "dead"), (RTNH_F_ONLINK, "onlink"), (2, "pervasive"), (8, "offload"), (64, "trap"),
-               (0x100, "notify"), (16, "linkdown"), (32, "unresolved"), (0x4000, "rt_offload"), (0x8000, "rt_trap"),
-               (0x20000000, "rt_offload_failed"))
+ROUTE_FLAGS = (
+    (1, "dead"), (RTNH_F_ONLINK, "onlink"), (2, "pervasive"), (8, "offload"), (64, "trap"),
+    (0x100, "notify"), (16, "linkdown"), (32, "unresolved"), (0x4000, "rt_offload"), (0x8000, "rt_trap"),
+    (0x20000000, "rt_offload_failed"))
 ROUTE_TABLES = {255: "local", RT_TABLE_MAIN: "main", 253: "default"}
-ROUTE_SCOPES = {RT_SCOPE_UNIVERSE: "global", RT_SCOPE_NOWHERE: "nowhere", RT_SCOPE_HOST: "host",
-                RT_SCOPE_LINK: "link", RT_SCOPE_SITE: "site"}
-ROUTE_PROTOCOLS = {RTPROT_UNSPEC: "unspec", 1: "redirect", RTPROT_KERNEL: "kernel", RTPROT_BOOT: "boot", 4: "static",
-                   8: "gated", 9: "ra", 10: "mrt", 11: "zebra", 12: "bird", 13: "dnrouted", 14: "xorp", 15: "ntk",
-                   16: "dhcp", 18: "keepalived", 42: "babel", 99: "openr", 186: "bgp", 187: "isis", 188: "ospf",
-                   189: "rip", 192: "eigrp"}
+ROUTE_SCOPES = {
+    RT_SCOPE_UNIVERSE: "global", RT_SCOPE_NOWHERE: "nowhere", RT_SCOPE_HOST: "host",
+    RT_SCOPE_LINK: "link", RT_SCOPE_SITE: "site"}
+ROUTE_PROTOCOLS = {
+    RTPROT_UNSPEC: "unspec", 1: "redirect", RTPROT_KERNEL: "kernel", RTPROT_BOOT: "boot", 4: "static",
+    8: "gated", 9: "ra", 10: "mrt", 11: "zebra", 12: "bird", 13: "dnrouted", 14: "xorp", 15: "ntk",
+    16: "dhcp", 18: "keepalived", 42: "babel", 99: "openr", 186: "bgp", 187: "isis", 188: "ospf",
+    189: "rip", 192: "eigrp"}
 # The header of the attribute RTA_DST (struct rtattr), by address family
-ROUTE_DESTINATIONS = {AF_INET: u16(NLATTR_SIZE + 4) + u16(RTA_DST),
-                      AF_INET6: u16(NLATTR_SIZE + 16) + u16(RTA_DST)}
+ROUTE_DESTINATIONS = {
+    AF_INET: u16(NLATTR_SIZE + 4) + u16(RTA_DST),
+    AF_INET6: u16(NLATTR_SIZE + 16) + u16(RTA_DST)}
 PREFERENCES = {0: "medium", 1: "high", 3: "low"}  # RFC 4191, two's complement in two bits
-ENCAPSULATIONS = {LWTUNNEL_ENCAP_MPLS: "mpls", LWTUNNEL_ENCAP_IP: "ip", 3: "ila", LWTUNNEL_ENCAP_IP6: "ip6",
-                  5: "seg6", 6: "bpf", 7: "seg6local", 8: "rpl", 9: "ioam6", LWTUNNEL_ENCAP_XFRM: "xfrm"}
-RULE_ACTIONS = {FR_ACT_BLACKHOLE: "blackhole", FR_ACT_UNREACHABLE: "unreachable", FR_ACT_PROHIBIT: "prohibit"}
+ENCAPSULATIONS = {
+    LWTUNNEL_ENCAP_MPLS: "mpls", LWTUNNEL_ENCAP_IP: "ip", 3: "ila", LWTUNNEL_ENCAP_IP6: "ip6",
+    5: "seg6", 6: "bpf", 7: "seg6local", 8: "rpl", 9: "ioam6", LWTUNNEL_ENCAP_XFRM: "xfrm"}
+RULE_ACTIONS = {
+    FR_ACT_BLACKHOLE: "blackhole", FR_ACT_UNREACHABLE: "unreachable", FR_ACT_PROHIBIT: "prohibit"}
 
 
 def iproute_names(host: Host, name: str, known: Mapping[int, str]) -> dict[int, str]:
@@ -5641,7 +5648,8 @@ class RouteText(KernelReader):
         """Yield the routes of one table (default all) in chunks of text: IPv4, then IPv6.  Raises OSError."""
         messages = dump(self.host, NETLINK_ROUTE, RTM_GETROUTE, bytes(RTMSG_SIZE))
         if table:
-            messages = (message for message in messages if message[0][message[1] + RTMSG_TABLE] == table)
+            messages = ((buffer, start, end) for buffer, start, end in messages
+                        if buffer[start + RTMSG_TABLE] == table)
         return in_pieces(message_texts(messages, self.route_text))
 
     def route_text(self, buffer: bytes, start: int, end: int) -> str:
@@ -5655,6 +5663,7 @@ class RouteText(KernelReader):
         size = address_size(family)
         head = start + RTMSG_SIZE + NLATTR_SIZE + 4  # after struct rtmsg and RTA_TABLE
         address = head + NLATTR_SIZE
+
         if buffer[head:address] == ROUTE_DESTINATIONS.get(family):
             rest = buffer[start:head] + buffer[address + size:end]
             target = self.address[buffer[address:address + size]]
@@ -5664,49 +5673,67 @@ class RouteText(KernelReader):
             rest = buffer[start:end]
             target = "default"
             if data := attributes(buffer, start + RTMSG_SIZE, end).get(RTA_DST):
-                target = self.text_of(family, data)
-                target += "" if bits == len(data) * 8 or family == AF_MPLS else f"/{bits}"
+                target = self._prefix(family, data, bits)
             elif bits:
                 target = f"0/{bits} "
+
         before, after = self.known[rest]
         return f"{before}{target}{after}"
 
     def text_of(self, family: int, data: bytes) -> str:
         """Return an address as text; of MPLS, the labels of 20 bits each."""
         if family == AF_MPLS:
-            return "/".join(str(int.from_bytes(data[at:at + 4], "big") >> 12) for at in range(0, len(data), 4))
+            words = [data[at:at + 4] for at in range(0, len(data), 4)]
+            return "/".join(str(int.from_bytes(word, "big") >> 12) for word in words)
         return str(self.address[data])
 
     def _prefix(self, family: int, data: bytes | None, bits: int) -> str:
         """Return a network as text; if the kernel sends no address (`data`), it is 0."""
         if not data:
             return f"0/{bits}"
-        return self.text_of(family, data) + ("" if bits == len(data) * 8 else f"/{bits}")
+        text = self.text_of(family, data)
+        if bits == len(data) * 8 or family == AF_MPLS:
+            return text
+        return f"{text}/{bits}"
 
     def _service(self, tos: int) -> str:
-        return f"tos {self.services.get(tos, f'0x{tos:02x}')} " if tos else ""
+        if not tos:
+            return ""
+        return f"tos {self.services.get(tos, f'0x{tos:02x}')} "
 
     def _around_destination(self, rest: bytes) -> tuple[str, str]:
         """Return the text before and after the destination of a route."""
         family, _, source_bits, tos, table, origin, scope, kind, flags = unpack_struct(RTMSG_FORM, rest)
         more = attributes(rest, RTMSG_SIZE)
         table = unsigned(more.get(RTA_TABLE)) or table
+
+        before = ""
+        if kind >= len(ROUTE_TYPES):
+            before = f"{kind} "
+        elif kind != RTN_UNICAST:
+            before = f"{ROUTE_TYPES[kind]} "
+
         text = " "
         if RTA_SRC in more or source_bits:
             text += f"from {self._prefix(family, more.get(RTA_SRC), source_bits)} "
-        text += f"nhid {unsigned(more[RTA_NH_ID])} " if RTA_NH_ID in more else ""
-        text += f"as to {self.text_of(family, more[RTA_NEWDST])} " if more.get(RTA_NEWDST) else ""
+        if RTA_NH_ID in more:
+            text += f"nhid {unsigned(more[RTA_NH_ID])} "
+        if more.get(RTA_NEWDST):
+            text += f"as to {self.text_of(family, more[RTA_NEWDST])} "
         text += self._encapsulation(more) + self._service(tos) + self._next_hop(family, more)
-        text += f"dev {self.device(unsigned(more[RTA_OIF]))} " if RTA_OIF in more else ""
-        text += f"table {self.tables.get(table, table)} " if table and table != RT_TABLE_MAIN else ""
-        if not flags & RTM_F_CLONED:
-            text += f"proto {self.origins.get(origin, origin)} " if origin != RTPROT_BOOT else ""
-            text += f"scope {self.scopes.get(scope, scope)} " if scope else ""
-        text += f"src {self.text_of(family, more[RTA_PREFSRC])} " if RTA_PREFSRC in more else ""
-        text += f"metric {unsigned(more[RTA_PRIORITY])} " if RTA_PRIORITY in more else ""
-        text += self._flags(flags) + self._properties(family, more)
-        before = "" if kind == RTN_UNICAST else f"{ROUTE_TYPES[kind] if kind < len(ROUTE_TYPES) else kind} "
-        return before, text + "\n"
+        if RTA_OIF in more:
+            text += f"dev {self.device(unsigned(more[RTA_OIF]))} "
+        if table and table != RT_TABLE_MAIN:
+            text += f"table {self.tables.get(table, table)} "
+        if origin != RTPROT_BOOT and not flags & RTM_F_CLONED:
+            text += f"proto {self.origins.get(origin, origin)} "
+        if scope and not flags & RTM_F_CLONED:
+            text += f"scope {self.scopes.get(scope, scope)} "
+        if RTA_PREFSRC in more:
+            text += f"src {self.text_of(family, more[RTA_PREFSRC])} "
+        if RTA_PRIORITY in more:
+            text += f"metric {unsigned(more[RTA_PRIORITY])} "
+        return before, text + self._flags(flags) + self._properties(family, more) + "\n"
 
     def _properties(self, family: int, more: Mapping[int, bytes]) -> str:
         """Return the words of a route that follow its flags."""
@@ -5714,40 +5741,50 @@ class RouteText(KernelReader):
         if mark := unsigned(more.get(RTA_MARK)):
             text += f"mark 0x{mark:x} " if mark >= 16 else f"mark {mark} "
         text += self._realms(more.get(RTA_FLOW), "realm")
-        text += f"uid {unsigned(more[RTA_UID])} " if RTA_UID in more else ""
+        if RTA_UID in more:
+            text += f"uid {unsigned(more[RTA_UID])} "
         if cache := more.get(RTA_CACHEINFO):
             expires, error = unpack_struct(CACHEINFO_FORM, cache)
-            text += f"expires {int(expires / 100)}sec " if expires else ""
-            text += f"error {error} " if error else ""
+            if expires:
+                text += f"expires {int(expires / 100)}sec "
+            if error:
+                text += f"error {error} "
         text += self._metrics(more.get(RTA_METRICS, b""))
-        text += f"iif {self.device(unsigned(more[RTA_IIF]))} " if RTA_IIF in more else ""
+        if RTA_IIF in more:
+            text += f"iif {self.device(unsigned(more[RTA_IIF]))} "
         if preference := more.get(RTA_PREF):
             text += f"pref {PREFERENCES.get(preference[0], preference[0])}"
         return text + self._next_hops(family, more.get(RTA_MULTIPATH, b""))
 
     def _realms(self, data: bytes | None, word: str) -> str:
-        """Return the realms of source and destination (16 bits each) as text; `word` precedes a single one."""
+        """Return the realms of source and destination (16 bits each); `word` precedes a single one."""
         if not data:
             return ""
         source, destination = unsigned(data) >> 16, unsigned(data) & 0xFFFF
         target = self.realms.get(destination, destination)
-        return f"realms {self.realms.get(source, source)}/{target} " if source else f"{word} {target} "
+        if not source:
+            return f"{word} {target} "
+        return f"realms {self.realms.get(source, source)}/{target} "
 
     def _encapsulation(self, more: Mapping[int, bytes]) -> str:
         """Return the encapsulation of a route as text, with details for MPLS, IP and XFRM only."""
         if RTA_ENCAP_TYPE not in more:
             return ""
-        kind, details = unsigned(more[RTA_ENCAP_TYPE]), attributes(more.get(RTA_ENCAP, b""))
+        kind = unsigned(more[RTA_ENCAP_TYPE])
+        details = attributes(more.get(RTA_ENCAP, b""))
         text = f" encap {ENCAPSULATIONS.get(kind, kind)} "
+
         tunnel = (LWTUNNEL_IP_ID, LWTUNNEL_IP_SRC, LWTUNNEL_IP_DST, LWTUNNEL_IP_TTL, LWTUNNEL_IP_TOS)
         if kind == LWTUNNEL_ENCAP_MPLS and MPLS_IPTUNNEL_DST in details:
             text += f" {self.text_of(AF_MPLS, details[MPLS_IPTUNNEL_DST])} "
-            text += f"ttl {details[MPLS_IPTUNNEL_TTL][0]} " if MPLS_IPTUNNEL_TTL in details else ""
+            if MPLS_IPTUNNEL_TTL in details:
+                text += f"ttl {details[MPLS_IPTUNNEL_TTL][0]} "
         elif kind in (LWTUNNEL_ENCAP_IP, LWTUNNEL_ENCAP_IP6) and details.keys() >= {*tunnel}:
             hops, service = ("ttl", "tos") if kind == LWTUNNEL_ENCAP_IP else ("hoplimit", "tc")
             key, source, destination, limit, tos = (details[field] for field in tunnel)
-            text += (f"id {unsigned(key, 'big')} src {self.address[source]} dst {self.address[destination]} "
-                     f"{hops} {unsigned(limit)} {service} {unsigned(tos)} ")
+            text += f"id {unsigned(key, 'big')} "
+            text += f"src {self.address[source]} dst {self.address[destination]} "
+            text += f"{hops} {unsigned(limit)} {service} {unsigned(tos)} "
         elif kind == LWTUNNEL_ENCAP_XFRM:
             text += f"if_id {unsigned(details.get(LWT_XFRM_IF_ID))} "
             if LWT_XFRM_LINK in details:
@@ -5758,10 +5795,13 @@ class RouteText(KernelReader):
         return "".join(f"{name} " for bit, name in ROUTE_FLAGS if flags & bit)
 
     def _next_hop(self, family: int, more: Mapping[int, bytes]) -> str:
-        text = f"via {self.text_of(family, more[RTA_GATEWAY])} " if RTA_GATEWAY in more else ""
+        text = ""
+        if RTA_GATEWAY in more:
+            text += f"via {self.text_of(family, more[RTA_GATEWAY])} "
         if via := more.get(RTA_VIA):  # struct rtvia: an address family (16 bits), an address
             other = unsigned(via[:2])
-            text += f"via {'inet6' if other == AF_INET6 else 'inet'} {self.text_of(other, via[2:])} "
+            word = "inet6" if other == AF_INET6 else "inet"
+            text += f"via {word} {self.text_of(other, via[2:])} "
         return text
 
     def _next_hops(self, family: int, data: bytes) -> str:
@@ -5770,9 +5810,9 @@ class RouteText(KernelReader):
             length, flags, hops, interface = unpack_struct(RTNEXTHOP_FORM, data, start)
             length = max(RTNEXTHOP_SIZE, length)
             more = attributes(data, start + RTNEXTHOP_SIZE, start + length)
-            text += (f"\n\tnexthop {self._encapsulation(more)}{self._next_hop(family, more)}"
-                     f"{self._realms(more.get(RTA_FLOW), 'realm')}dev {self.device(interface)} "
-                     f"weight {hops + 1} {self._flags(flags)}")
+            text += f"\n\tnexthop {self._encapsulation(more)}{self._next_hop(family, more)}"
+            text += self._realms(more.get(RTA_FLOW), "realm")
+            text += f"dev {self.device(interface)} weight {hops + 1} {self._flags(flags)}"
             start += aligned(length)
         return text
 
@@ -5783,14 +5823,18 @@ class RouteText(KernelReader):
         for kind, name in ROUTE_METRICS.items():
             value = unsigned(values.get(kind))
             is_locked = bool(locked >> kind & 1)
-            if (kind not in values and not is_locked) or (kind == RTAX_HOPLIMIT and value == NO_LIMIT):
+            is_default = kind == RTAX_HOPLIMIT and value == NO_LIMIT
+            if is_default or (kind not in values and not is_locked):
                 continue
+
             text += f"{name} lock " if is_locked else f"{name} "
             if kind == RTAX_CC_ALGO:
                 text += f"{text_name(values.get(kind))} "
             elif kind == RTAX_FEATURES:
-                text += "ecn " if value & RTAX_FEATURE_ECN else ""
-                text += f"{value:#x} " if value & ~RTAX_FEATURE_ECN else ""  # iproute2 repeats the known bits
+                if value & RTAX_FEATURE_ECN:
+                    text += "ecn "
+                if value & ~RTAX_FEATURE_ECN:
+                    text += f"{value:#x} "  # iproute2 repeats the known bits
             elif kind in TIME_METRICS:
                 value //= TIME_METRICS[kind]
                 text += f"{value / 1000:g}s " if value >= 1000 else f"{value}ms "
@@ -5807,10 +5851,13 @@ class RouteText(KernelReader):
 
     def rule_text(self, buffer: bytes, start: int, end: int) -> str:
         """Return the text of one rule: struct fib_rule_hdr and its attributes."""
-        family, target_bits, source_bits, tos, table, _, _, action, flags = unpack_struct(FIB_RULE_FORM, buffer, start)
+        head = unpack_struct(FIB_RULE_FORM, buffer, start)
+        family, target_bits, source_bits, tos, table, _, _, action, flags = head
         more = attributes(buffer, start + FIB_RULE_SIZE, end)
+
         text = f"{unsigned(more.get(FRA_PRIORITY))}:\t"
-        text += "not " if flags & FIB_RULE_INVERT else ""
+        if flags & FIB_RULE_INVERT:
+            text += "not "
         source = "all"
         if FRA_SRC in more or source_bits:
             source = self._prefix(family, more.get(FRA_SRC), source_bits)
@@ -5818,17 +5865,21 @@ class RouteText(KernelReader):
         if FRA_DST in more or target_bits:
             text += f"to {self._prefix(family, more.get(FRA_DST), target_bits)} "
         text += self._service(tos) + self._rule_conditions(more, flags)
+
         text += self._rule_table(more, unsigned(more.get(FRA_TABLE)) or table)
         text += self._realms(more.get(FRA_FLOW), "realms")
         if action == FR_ACT_GOTO:
             text += f"goto {unsigned(more.get(FRA_GOTO)) or 'none'} "
-            text += "[unresolved] " if flags & FIB_RULE_UNRESOLVED else ""
+            if flags & FIB_RULE_UNRESOLVED:
+                text += "[unresolved] "
         elif action == FR_ACT_NOP:
             text += "nop "
         elif action != FR_ACT_TO_TBL:
             text += f"{RULE_ACTIONS.get(action, action)} "
+
         origin = unsigned(more.get(FRA_PROTOCOL))
-        text += f"proto {self.origins.get(origin, origin)} " if origin not in (RTPROT_UNSPEC, RTPROT_KERNEL) else ""
+        if origin not in (RTPROT_UNSPEC, RTPROT_KERNEL):
+            text += f"proto {self.origins.get(origin, origin)} "
         return text.rstrip() + "\n"
 
     def _rule_conditions(self, more: Mapping[int, bytes], flags: int) -> str:
@@ -5842,77 +5893,94 @@ class RouteText(KernelReader):
         if mark or mark_mask:
             text += f"fwmark {hexadecimal(mark)}"
             text += f"/0x{mark_mask:x} " if FRA_FWMASK in more and mark_mask != NO_LIMIT else " "
-        for kind, word, detached in ((FRA_IIFNAME, "iif", FIB_RULE_IIF_DETACHED),
-                                     (FRA_OIFNAME, "oif", FIB_RULE_OIF_DETACHED)):
-            if kind in more:
-                text += f"{word} {text_name(more[kind])} "
-                text += "[detached] " if flags & detached else ""
-        text += "lookup [l3mdev-table] " if unsigned(more.get(FRA_L3MDEV)) else ""
+        text += self._rule_device(more, FRA_IIFNAME, "iif", is_detached=bool(flags & FIB_RULE_IIF_DETACHED))
+        text += self._rule_device(more, FRA_OIFNAME, "oif", is_detached=bool(flags & FIB_RULE_OIF_DETACHED))
+        if unsigned(more.get(FRA_L3MDEV)):
+            text += "lookup [l3mdev-table] "
         if users := more.get(FRA_UID_RANGE):
             text += "uidrange {}-{} ".format(*unpack_struct("=II", users))  # struct fib_rule_uid_range
         if protocol := more.get(FRA_IP_PROTO):
             text += f"ipproto {protocol_names(self.host).get(protocol[0], protocol[0])} "
-        text += self._rule_ports(more)
+        text += self._rule_ports(more, FRA_SPORT_RANGE, FRA_SPORT_MASK, "sport")
+        text += self._rule_ports(more, FRA_DPORT_RANGE, FRA_DPORT_MASK, "dport")
         if tunnel := more.get(FRA_TUN_ID):
             text += f"tun_id {unsigned(tunnel, 'big')} "
-        for kind, mask_kind, word in ((FRA_DSCP, FRA_DSCP_MASK, "dscp"),
-                                      (FRA_FLOWLABEL, FRA_FLOWLABEL_MASK, "flowlabel")):
-            if kind in more:
-                text += f"{word} 0x{unsigned(more[kind], 'big'):x}"
-                text += f"/0x{unsigned(more[mask_kind], 'big'):x} " if mask_kind in more else " "
+        text += self._rule_bits(more, FRA_DSCP, FRA_DSCP_MASK, "dscp")
+        text += self._rule_bits(more, FRA_FLOWLABEL, FRA_FLOWLABEL_MASK, "flowlabel")
         for kind in sorted(more):
             if kind > FRA_DSCP_MASK:
                 text += f"attribute {kind} 0x{more[kind].hex()} "
         return text
 
     @staticmethod
-    def _rule_ports(more: Mapping[int, bytes]) -> str:
-        text = ""
-        for kind, mask_kind, word in ((FRA_SPORT_RANGE, FRA_SPORT_MASK, "sport"),
-                                      (FRA_DPORT_RANGE, FRA_DPORT_MASK, "dport")):
-            if kind in more:
-                low, high = unpack_struct("=HH", more[kind])  # struct fib_rule_port_range
-                mask = unsigned(more.get(mask_kind, b"\xff\xff"))
-                text += f"{word} {low}" if low == high else f"{word} {low}-{high}"
-                text += " " if mask == 0xFFFF else f"/0x{mask:x} "
-        return text
+    def _rule_device(more: Mapping[int, bytes], kind: int, word: str, *, is_detached: bool) -> str:
+        if kind not in more:
+            return ""
+        text = f"{word} {text_name(more[kind])} "
+        return f"{text}[detached] " if is_detached else text
+
+    @staticmethod
+    def _rule_ports(more: Mapping[int, bytes], kind: int, mask_kind: int, word: str) -> str:
+        if kind not in more:
+            return ""
+        low, high = unpack_struct("=HH", more[kind])  # struct fib_rule_port_range
+        mask = unsigned(more.get(mask_kind, b"\xff\xff"))
+        text = f"{word} {low}" if low == high else f"{word} {low}-{high}"
+        return f"{text} " if mask == 0xFFFF else f"{text}/0x{mask:x} "
+
+    @staticmethod
+    def _rule_bits(more: Mapping[int, bytes], kind: int, mask_kind: int, word: str) -> str:
+        if kind not in more:
+            return ""
+        text = f"{word} 0x{unsigned(more[kind], 'big'):x}"
+        if mask_kind in more:
+            text += f"/0x{unsigned(more[mask_kind], 'big'):x}"
+        return f"{text} "
 
     def _rule_table(self, more: Mapping[int, bytes], table: int) -> str:
         if not table:
             return ""
         text = f"lookup {self.tables.get(table, table)} "
-        length, group = (unsigned(more.get(kind, u32(NO_LIMIT))) for kind in (FRA_SUPPRESS_PREFIXLEN,
-                                                                              FRA_SUPPRESS_IFGROUP))
-        text += f"suppress_prefixlength {length} " if length != NO_LIMIT else ""
-        text += f"suppress_ifgroup {self.groups.get(group, group)} " if group != NO_LIMIT else ""
+        length = unsigned(more.get(FRA_SUPPRESS_PREFIXLEN, u32(NO_LIMIT)))
+        if length != NO_LIMIT:
+            text += f"suppress_prefixlength {length} "
+        group = unsigned(more.get(FRA_SUPPRESS_IFGROUP, u32(NO_LIMIT)))
+        if group != NO_LIMIT:
+            text += f"suppress_ifgroup {self.groups.get(group, group)} "
         return text
 
 
-LINK_FLAGS = ((IFF_LOOPBACK, "LOOPBACK"), (2, "BROADCAST"), (IFF_POINTOPOINT, "POINTOPOINT"), (0x1000, "MULTICAST"),
-              (0x80, "NOARP"), (0x200, "ALLMULTI"), (0x100, "PROMISC"), (0x400, "MASTER"), (0x800, "SLAVE"),
-              (4, "DEBUG"), (0x8000, "DYNAMIC"), (0x4000, "AUTOMEDIA"), (0x2000, "PORTSEL"), (0x20, "NOTRAILERS"),
-              (IFF_UP, "UP"), (0x10000, "LOWER_UP"), (0x20000, "DORMANT"), (0x40000, "ECHO"))
+LINK_FLAGS = (
+    (IFF_LOOPBACK, "LOOPBACK"), (2, "BROADCAST"), (IFF_POINTOPOINT, "POINTOPOINT"), (0x1000, "MULTICAST"),
+    (0x80, "NOARP"), (0x200, "ALLMULTI"), (0x100, "PROMISC"), (0x400, "MASTER"), (0x800, "SLAVE"),
+    (4, "DEBUG"), (0x8000, "DYNAMIC"), (0x4000, "AUTOMEDIA"), (0x2000, "PORTSEL"), (0x20, "NOTRAILERS"),
+    (IFF_UP, "UP"), (0x10000, "LOWER_UP"), (0x20000, "DORMANT"), (0x40000, "ECHO"))
 LINK_STATES = ("UNKNOWN", "NOTPRESENT", "DOWN", "LOWERLAYERDOWN", "TESTING", "DORMANT", "UP")  # RFC 2863
-LINK_TYPES = {1: "ether", 24: "ieee1394", 32: "infiniband", 512: "ppp", ARPHRD_TUNNEL: "ipip",
-              ARPHRD_TUNNEL6: "tunnel6", 772: "loopback", ARPHRD_SIT: "sit", ARPHRD_IPGRE: "gre",
-              ARPHRD_IP6GRE: "gre6", 65534: "none"}
+LINK_TYPES = {
+    1: "ether", 24: "ieee1394", 32: "infiniband", 512: "ppp", ARPHRD_TUNNEL: "ipip",
+    ARPHRD_TUNNEL6: "tunnel6", 772: "loopback", ARPHRD_SIT: "sit", ARPHRD_IPGRE: "gre",
+    ARPHRD_IP6GRE: "gre6", 65534: "none"}
 XDP_MODES = {1: "xdp", 2: "xdpgeneric", 3: "xdpoffload", 4: "xdpmulti"}
-ADDRESS_FLAGS = ((IFA_F_TEMPORARY, "secondary"), (2, "nodad"), (4, "optimistic"), (8, "dadfailed"), (0x10, "home"),
-                 (0x20, "deprecated"), (0x40, "tentative"), (IFA_F_PERMANENT, ""), (0x100, "mngtmpaddr"),
-                 (0x200, "noprefixroute"), (0x400, "autojoin"), (0x800, "stable-privacy"))
+ADDRESS_FLAGS = (
+    (IFA_F_TEMPORARY, "secondary"), (2, "nodad"), (4, "optimistic"), (8, "dadfailed"), (0x10, "home"),
+    (0x20, "deprecated"), (0x40, "tentative"), (IFA_F_PERMANENT, ""), (0x100, "mngtmpaddr"),
+    (0x200, "noprefixroute"), (0x400, "autojoin"), (0x800, "stable-privacy"))
 ADDRESS_ORIGINS = {1: "kernel_lo", 2: "kernel_ra", 3: "kernel_ll"}
 VTI_FIELDS = (IFLA_VTI_LOCAL, IFLA_VTI_REMOTE, IFLA_VTI_IKEY, IFLA_VTI_OKEY)
 GRE_FIELDS = (IFLA_GRE_LOCAL, IFLA_GRE_REMOTE, IFLA_GRE_IKEY, IFLA_GRE_OKEY)
 IPTUN_FIELDS = (IFLA_IPTUN_LOCAL, IFLA_IPTUN_REMOTE, 0, 0)
-# The attributes of a tunnel by the kind of link: local end, remote end, key in, key out; 0: there is no
-# such attribute
-TUNNEL_KINDS = {"vti": VTI_FIELDS, "vti6": VTI_FIELDS, "gre": GRE_FIELDS, "gretap": GRE_FIELDS, "ip6gre": GRE_FIELDS,
-                "ipip": IPTUN_FIELDS, "sit": IPTUN_FIELDS, "ip6tnl": IPTUN_FIELDS, "xfrm": (0, 0, IFLA_XFRM_IF_ID, 0)}
-IFLA_TUNNEL_LINK = 1  # IFLA_VTI_LINK, IFLA_GRE_LINK, IFLA_IPTUN_LINK and IFLA_XFRM_LINK: the interface below
+# The attributes of a tunnel by the kind of link: local end, remote end, key in, key out; 0 stands for no
+# attribute
+TUNNEL_KINDS = {
+    "vti": VTI_FIELDS, "vti6": VTI_FIELDS,
+    "gre": GRE_FIELDS, "gretap": GRE_FIELDS, "ip6gre": GRE_FIELDS,
+    "ipip": IPTUN_FIELDS, "sit": IPTUN_FIELDS, "ip6tnl": IPTUN_FIELDS,
+    "xfrm": (0, 0, IFLA_XFRM_IF_ID, 0)}
+IFLA_TUNNEL_LINK = 1  # IFLA_VTI_LINK, IFLA_GRE_LINK, IFLA_IPTUN_LINK, IFLA_XFRM_LINK: the interface below
 
 
 class LinkText(KernelReader):
-    """Interfaces with their addresses in the format of `ip addr list`, and the details of tunnel interfaces."""
+    """Interfaces with their addresses in the format of `ip addr list`, and details of tunnel interfaces."""
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)
@@ -5925,9 +5993,12 @@ class LinkText(KernelReader):
         """Yield the text of each interface with its addresses.  Raises OSError."""
         texts: dict[int, str] = {}
         for message in dump(self.host, NETLINK_ROUTE, RTM_GETADDR, bytes(IFADDRMSG_SIZE)):
-            at = message[1] + IFADDRMSG_INDEX
-            index = unsigned(message[0][at:at + 4])
-            texts[index] = texts.get(index, "") + "".join(message_texts([message], self.address_text))
+            buffer, start, _ = message
+            place = start + IFADDRMSG_INDEX
+            index = unsigned(buffer[place:place + 4])
+            text = "".join(message_texts([message], self.address_text))
+            texts[index] = texts.get(index, "") + text
+
         links = list(self._links())
         self.up = {index for _, index, flags, _ in links if flags & IFF_UP}
         for kind, index, flags, more in links:
@@ -5955,29 +6026,35 @@ class LinkText(KernelReader):
         elsewhere = IFLA_LINK_NETNSID in more
         below = unsigned(more.get(IFLA_LINK))
         if IFLA_LINK in more:
-            text += "@" + self._lower_name(below, elsewhere)
+            text += "@" + self._lower_name(below, elsewhere=elsewhere)
+
         words = [name for bit, name in LINK_FLAGS if flags & bit]
         if flags & IFF_UP and not flags & IFF_RUNNING:
             words.insert(0, "NO-CARRIER")
         if below and not elsewhere and below not in self.up:
             words.append("M-DOWN")
         text += f": <{','.join(words)}> mtu {unsigned(more.get(IFLA_MTU))} " + self._link_properties(more)
+
         text += f"\n    link/{LINK_TYPES.get(kind, f'[{kind}]')} "
-        text += self._hardware(kind, more[IFLA_ADDRESS]) if IFLA_ADDRESS in more else ""
+        if IFLA_ADDRESS in more:
+            text += self._hardware(kind, more[IFLA_ADDRESS])
         if IFLA_BROADCAST in more:
             word = "peer" if flags & IFF_POINTOPOINT else "brd"
             text += f" {word} {self._hardware(kind, more[IFLA_BROADCAST])}"
         permanent = more.get(IFLA_PERM_ADDRESS)
         if permanent and permanent != more.get(IFLA_ADDRESS):
             text += f" permaddr {permanent.hex(':')}"
-        text += self._namespace(unsigned(more[IFLA_LINK_NETNSID])) if elsewhere else ""
-        text += " protodown on " if unsigned(more.get(IFLA_PROTO_DOWN)) else ""
+        if elsewhere:
+            text += self._namespace(unsigned(more[IFLA_LINK_NETNSID]))
+        if unsigned(more.get(IFLA_PROTO_DOWN)):
+            text += " protodown on "
         text += "\n"
+
         for _, name in each_attribute(more.get(IFLA_PROP_LIST, b"")):  # each of them is IFLA_ALT_IFNAME
             text += f"    altname {text_name(name)}\n"
         return text
 
-    def _lower_name(self, below: int, elsewhere: bool) -> str:
+    def _lower_name(self, below: int, *, elsewhere: bool) -> str:
         if not below:
             return "NONE"
         return f"if{below}" if elsewhere else self.device(below)
@@ -5986,20 +6063,25 @@ class LinkText(KernelReader):
         text = ""
         xdp = attributes(more.get(IFLA_XDP, b""))
         if mode := unsigned(xdp.get(IFLA_XDP_ATTACHED)):
-            program = unsigned(xdp.get(IFLA_XDP_PROG_ID))
-            text += XDP_MODES.get(mode, f"xdp[{mode}]") + (f"/id:{program} " if program else " ")
-        text += f"qdisc {text_name(more[IFLA_QDISC])} " if IFLA_QDISC in more else ""
+            text += XDP_MODES.get(mode, f"xdp[{mode}]")
+            if program := unsigned(xdp.get(IFLA_XDP_PROG_ID)):
+                text += f"/id:{program}"
+            text += " "
+        if IFLA_QDISC in more:
+            text += f"qdisc {text_name(more[IFLA_QDISC])} "
         if IFLA_MASTER in more:
             master = unsigned(more[IFLA_MASTER])
             text += f"master {self.links.get(master, master)} "
         if IFLA_OPERSTATE in more:
             state = unsigned(more[IFLA_OPERSTATE])
-            text += f"state {LINK_STATES[state] if state < len(LINK_STATES) else state} "
+            word = LINK_STATES[state] if state < len(LINK_STATES) else state
+            text += f"state {word} "
         if IFLA_GROUP in more:
             group = unsigned(more[IFLA_GROUP])
             text += f"group {self.groups.get(group, group)} "
-        length = unsigned(more.get(IFLA_TXQLEN))
-        return text + (f"qlen {length}" if length else "")
+        if length := unsigned(more.get(IFLA_TXQLEN)):
+            text += f"qlen {length}"
+        return text
 
     def _namespace(self, nsid: int) -> str:
         """Return the words for another network namespace: its name from `ip netns`, otherwise its ID."""
@@ -6007,7 +6089,9 @@ class LinkText(KernelReader):
             self.namespaces = dict(self._named_namespaces())
         if nsid >> 31:
             return " link-netnsid unknown"
-        return f" link-netns {self.namespaces[nsid]}" if nsid in self.namespaces else f" link-netnsid {nsid}"
+        if nsid in self.namespaces:
+            return f" link-netns {self.namespaces[nsid]}"
+        return f" link-netnsid {nsid}"
 
     def _named_namespaces(self) -> Iterator[tuple[int, str]]:
         """Yield ID and name of the network namespaces that `ip netns` made."""
@@ -6031,19 +6115,26 @@ class LinkText(KernelReader):
         flags = unsigned(more.get(IFA_FLAGS)) or flags
         local = more.get(IFA_LOCAL) or more.get(IFA_ADDRESS) or b""
         target = more.get(IFA_ADDRESS) or local
-        text = f"    {'inet' if family == AF_INET else 'inet6'} {self.address[local]}"
-        text += f"/{bits} " if local == target else f" peer {self.address[target]}/{bits} "
-        metric = unsigned(more.get(IFA_RT_PRIORITY))
-        text += f"metric {metric} " if metric else ""
-        text += f"brd {self.address[more[IFA_BROADCAST]]} " if IFA_BROADCAST in more else ""
-        text += f"any {self.address[more[IFA_ANYCAST]]} " if IFA_ANYCAST in more else ""
+
+        word = "inet" if family == AF_INET else "inet6"
+        text = f"    {word} {self.address[local]}"
+        if target != local:
+            text += f" peer {self.address[target]}"
+        text += f"/{bits} "
+        if metric := unsigned(more.get(IFA_RT_PRIORITY)):
+            text += f"metric {metric} "
+        if IFA_BROADCAST in more:
+            text += f"brd {self.address[more[IFA_BROADCAST]]} "
+        if IFA_ANYCAST in more:
+            text += f"any {self.address[more[IFA_ANYCAST]]} "
         text += f"scope {self.scopes.get(scope, scope)} "
         if origin := unsigned(more.get(IFA_PROTO)):
             text += f"proto {ADDRESS_ORIGINS.get(origin, origin)} "
         text += self._address_flags(family, flags) + text_name(more.get(IFA_LABEL))
+
         if IFA_CACHEINFO in more:
-            preferred, valid = ("forever" if value == NO_LIMIT else f"{value}sec"
-                                for value in unpack_struct(IFA_CACHEINFO_FORM, more[IFA_CACHEINFO]))
+            times = unpack_struct(IFA_CACHEINFO_FORM, more[IFA_CACHEINFO])
+            preferred, valid = ("forever" if value == NO_LIMIT else f"{value}sec" for value in times)
             text += f"\n       valid_lft {valid} preferred_lft {preferred}"
         return text + "\n"
 
@@ -6052,9 +6143,11 @@ class LinkText(KernelReader):
         text = ""
         for bit, name in ADDRESS_FLAGS:
             if bit == IFA_F_PERMANENT:
-                text += "" if flags & bit else "dynamic "
+                if not flags & bit:
+                    text += "dynamic "
             elif flags & bit:
-                text += "temporary " if bit == IFA_F_TEMPORARY and family == AF_INET6 else f"{name} "
+                is_temporary = bit == IFA_F_TEMPORARY and family == AF_INET6
+                text += "temporary " if is_temporary else f"{name} "
         return text
 
     def tunnels(self, *kinds: str) -> Iterator[str]:
@@ -6066,22 +6159,26 @@ class LinkText(KernelReader):
             info = attributes(more.get(IFLA_LINKINFO, b""))
             kind = text_name(info.get(IFLA_INFO_KIND))
             if kind in (kinds or TUNNEL_KINDS):
+                name = text_name(more.get(IFLA_IFNAME))
+                data = attributes(info.get(IFLA_INFO_DATA, b""))
                 counters = more.get(IFLA_STATS64) or bytes(STATS64_SIZE)
-                yield self._tunnel(text_name(more.get(IFLA_IFNAME)), kind,
-                                   attributes(info.get(IFLA_INFO_DATA, b"")), counters)
+                yield self._tunnel(name, kind, data, counters)
 
     def _tunnel(self, name: str, kind: str, data: Mapping[int, bytes], counters: bytes) -> str:
         local, remote, key_in, key_out = (data.get(field, b"") for field in TUNNEL_KINDS[kind])
-        below = unsigned(data.get(IFLA_TUNNEL_LINK))
         text = f"{name}: {kind} "
         if kind == "xfrm":
             text += f"if_id 0x{unsigned(key_in):x} "
         else:
             for word, end in (("remote", remote), ("local", local)):
-                text += f"{word} {self.address[end] if any(end) else 'any'} "
+                address = self.address[end] if any(end) else "any"
+                text += f"{word} {address} "
             for word, key in (("ikey", key_in), ("okey", key_out)):
-                text += f"{word} {unsigned(key, 'big')} " if any(key) else ""
-        text += f"dev {self.links.get(below, below)}" if below else ""
+                if any(key):
+                    text += f"{word} {unsigned(key, 'big')} "
+        if below := unsigned(data.get(IFLA_TUNNEL_LINK)):
+            text += f"dev {self.links.get(below, below)}"
+
         received, sent, bytes_in, bytes_out, bad_in, bad_out = unpack_struct(STATS64_FORM, counters)
         return (f"{text.rstrip()}\n    RX: packets {received} bytes {bytes_in} errors {bad_in}\n"
                 f"    TX: packets {sent} bytes {bytes_out} errors {bad_out}\n")
@@ -6091,12 +6188,14 @@ class LinkText(KernelReader):
 
 
 def has_capability(host: Host, name: str) -> bool:
-    """Return whether this process has one of CAPABILITIES (proc_pid_status(5)); True if /proc does not tell."""
+    """Return whether this process has one of CAPABILITIES (proc_pid_status(5)); True if that is unknown."""
     try:
-        sets = dict(line.split(":\t") for line in host.lines("/proc/self/status") if line.startswith("Cap"))
+        for line in host.lines("/proc/self/status"):
+            if line.startswith("CapEff:"):
+                return bool(int(line.partition(":")[2], 16) >> CAPABILITIES[name] & 1)
     except OSError:
-        return True
-    return bool(int(sets.get("CapEff", "-1"), 16) >> CAPABILITIES[name] & 1)
+        pass  # /proc is not mounted
+    return True
 
 
 class Process(Record):
@@ -6118,18 +6217,32 @@ def list_processes(host: Host) -> Iterator[Process]:
 
     A process that ends meanwhile is skipped.
     """
-    tick, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE") // 1024
+    tick = os.sysconf("SC_CLK_TCK")
+    page = os.sysconf("SC_PAGE_SIZE") // 1024
     booted = time.time() - float(host.value("/proc/uptime", "0").split()[0])
     for pid in sorted(int(name) for name in host.listdir("/proc") if name.isdigit()):
         try:
             arguments = host.read(f"/proc/{pid}/cmdline").replace("\0", " ").strip()
-            name, _, rest = host.read(f"/proc/{pid}/stat").partition("(")[2].rpartition(")")
-            fields = rest.split()
-            yield Process(pid, int(fields[1]), host.stat(f"/proc/{pid}").st_uid, fields[0], int(fields[16]),
-                          int(fields[21]) * page, booted + int(fields[19]) / tick,
-                          (int(fields[11]) + int(fields[12])) / tick, arguments or f"[{name}]")
+            name, fields = process_stat(host, pid)
+            yield Process(
+                pid=pid,
+                parent=int(fields[1]),
+                user=host.stat(f"/proc/{pid}").st_uid,
+                state=fields[0],
+                nice=int(fields[16]),
+                memory=int(fields[21]) * page,
+                started=booted + int(fields[19]) / tick,
+                cpu=(int(fields[11]) + int(fields[12])) / tick,
+                command=arguments or f"[{name}]")
         except (OSError, IndexError, ValueError):
             continue
+
+
+def process_stat(host: Host, pid: int) -> tuple[str, list[str]]:
+    """Return the name of a process and the fields after it in /proc/PID/stat.  Raises OSError."""
+    text = host.read(f"/proc/{pid}/stat")
+    name, _, rest = text.partition("(")[2].rpartition(")")
+    return name, rest.split()
 
 
 def is_pluto(host: Host, pid: int) -> bool:
@@ -6138,10 +6251,11 @@ def is_pluto(host: Host, pid: int) -> bool:
     The PID in a stale pid file may by now belong to another program.
     """
     try:
-        name, _, rest = host.read(f"/proc/{pid}/stat").partition("(")[2].rpartition(")")
-        if name != "pluto" or rest.split()[0] in "ZX":  # zombie: ended, but not yet collected
+        name, fields = process_stat(host, pid)
+        if name != "pluto" or fields[0] in "ZX":  # zombie: ended, but not yet collected
             return False
-        return os.path.basename(host.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)")) == "pluto"
+        program = host.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)")
+        return os.path.basename(program) == "pluto"
     except PermissionError:
         return True  # only root may read the link; the name decides
     except (OSError, IndexError):
@@ -6149,24 +6263,26 @@ def is_pluto(host: Host, pid: int) -> bool:
 
 
 def find_pluto(host: Host) -> int | None:
-    """Return the PID in the pid file of this run directory, or None if that process is not a running pluto."""
+    """Return the PID in the pid file of this run directory; None if that process is not a running pluto."""
     text = host.value(f"{host.rundir}/pluto.pid").strip()
-    return int(text) if text.isdigit() and is_pluto(host, int(text)) else None
+    if text.isdigit() and is_pluto(host, int(text)):
+        return int(text)
+    return None
 
 
 def plutos(host: Host) -> list[int]:
     """Return the PIDs of all plutos in the network namespace of this process, whatever their run directory.
 
-    They share the kernel's states and policies.  If the namespace of a pluto is unknown, that pluto is
-    included.
+    They share the kernel's states and policies.  A pluto whose namespace is unknown is included.
     """
-    def here(pid: str) -> bool:
+    def is_here(pid: int) -> bool:
         try:
             return host.stat(f"/proc/{pid}/ns/net").st_ino == host.stat("/proc/self/ns/net").st_ino
         except OSError:
             return True
-    return [int(pid) for pid in host.listdir("/proc")
-            if pid.isdigit() and is_pluto(host, int(pid)) and here(pid)]
+
+    pids = [int(name) for name in host.listdir("/proc") if name.isdigit()]
+    return [pid for pid in pids if is_pluto(host, pid) and is_here(pid)]
 
 
 def read_sysctl(host: Host, name: str) -> str:
@@ -6226,13 +6342,12 @@ class Socket(Record):
 
 def list_sockets(host: Host, ports: Sequence[int], pid: int | None = None,
                  protocols: Sequence[str] = ("udp", "udp6", "tcp", "tcp6")) -> Iterator[Socket]:
-    """Yield the sockets bound to one of `ports` in the network namespace of the process `pid` (default this process).
+    """Yield the sockets bound to one of `ports` in the network namespace of a process (default this one).
 
     The format of the files is in proc_net_tcp.txt: an address consists of 32-bit words in the host's
     byte order, in hexadecimal; state 07 is a bound UDP socket, 0A a listening TCP socket.  Reading tcp
     or tcp6 takes about 4 ms even if there are few sockets.
     """
-    import _socket as socket
     for protocol in protocols:
         try:
             lines = host.lines(f"/proc/{pid or 'self'}/net/{protocol}")
@@ -6241,11 +6356,11 @@ def list_sockets(host: Host, ports: Sequence[int], pid: int | None = None,
                 fields = line.split()
                 address, _, port = fields[1].partition(":")
                 if int(port, 16) in ports and fields[3] in ("07", "0A"):
-                    words = bytes.fromhex(address)
+                    data = bytes.fromhex(address)
                     if sys.byteorder == "little":
-                        words = b"".join(words[at:at + 4][::-1] for at in range(0, len(words), 4))
-                    text = socket.inet_ntop(AF_INET6 if protocol.endswith("6") else AF_INET, words)
-                    yield Socket(protocol, text, int(port, 16), int(fields[9]))
+                        words = [data[at:at + 4] for at in range(0, len(data), 4)]
+                        data = b"".join(word[::-1] for word in words)
+                    yield Socket(protocol, ip_text(data), int(port, 16), int(fields[9]))
         except (FileNotFoundError, IndexError, ValueError):
             continue  # no IPv6 in this kernel
 
@@ -6256,13 +6371,15 @@ def kernel_config(host: Host) -> str:
     With a root directory that is not the running system's, the last file found there is read.  Raises
     Missing if there is none.
     """
-    release = host.kernel_release()
     if host.live and host.exists("/proc/config.gz"):
         zlib: Any = need("zlib", "reading /proc/config.gz")
         return decode(zlib.decompress(b"".join(host.chunks("/proc/config.gz")), 31))  # 31: with a gzip header
-    names = [f"/boot/config-{release}", f"/lib/modules/{release}/config",
-             f"/lib/modules/{release}/build/.config"]
-    if not host.live:
+
+    if host.live:
+        release = host.kernel_release()
+        names = [f"/boot/config-{release}", f"/lib/modules/{release}/config",
+                 f"/lib/modules/{release}/build/.config"]
+    else:
         names = [*host.glob("/boot/config-*"), *host.glob("/lib/modules/*/config")][-1:]
     for name in names:
         if host.exists(name):
