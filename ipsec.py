@@ -16364,6 +16364,11 @@ def edit_command(problem: Problem | Setting | Conn) -> str:
     return shell_words(["vi", f"+{problem.line}", problem.file])
 
 
+def shell_steps(*commands: Sequence[str]) -> str:
+    """Join commands into one command line, in which each command runs only if the one before it succeeds."""
+    return " && ".join(map(shell_words, commands))
+
+
 def interface_sysctls(host: Host, option: str, family: str = "ipv4") -> dict[str, str]:
     """Return the value of a sysctl below net.ipv4.conf (or net.ipv6.conf) for each interface.
 
@@ -18002,6 +18007,8 @@ def check_obsolete(patient: Patient) -> Iterator[Trouble]:
 
 # Checks of keys and certificates: nss, nss_health, certificates, psk, host_keys, secret_modes
 
+ANEW = "a new database; its keys have to be made or imported again"
+
 
 @verify_check(
     "nss", "Checking the NSS database",
@@ -18012,23 +18019,29 @@ def check_obsolete(patient: Patient) -> Iterator[Trouble]:
 def check_nss_files(patient: Patient) -> Iterator[Trouble]:
     import stat
     host, directory = patient.host, patient.nssdir
-    lacking = [name for name in NSS_FILES[1:] if not host.exists(f"{directory}/{name}")]
-    strange = [name for name in NSS_FILES[1:] if name not in lacking and not stat.S_ISREG(
-        host.stat(f"{directory}/{name}").st_mode)]
+    lacking, strange = [], []
+    for name in NSS_FILES[1:]:
+        path = f"{directory}/{name}"
+        if not host.exists(path):
+            lacking.append(name)
+        elif not stat.S_ISREG(host.stat(path).st_mode):
+            strange.append(name)
     if strange:
         yield ("FAIL", "BROKEN",
                f"{directory}/{strange[0]} is not a regular file: restore a backup, or make {ANEW}",
                new_database(patient))
-    if lacking and not host.superuser and host.exists(directory):
+    if not lacking:
+        return
+
+    if not host.superuser and host.exists(directory):
         host.listdir(directory)  # raises PermissionError if only root may see what is in it
-    if lacking:
-        half = f": restore a backup, or make {ANEW}" if len(lacking) == 1 else ""
-        yield ("FAIL", "MISSING", f"{directory} has no {' and no '.join(lacking)}{half}",
-               taken_over_database(patient) if not half and has_old_database(patient)
-               else new_database(patient))
-
-
-ANEW = "a new database; its keys have to be made or imported again"
+    reason = f"{directory} has no {' and no '.join(lacking)}"
+    if len(lacking) == 1:
+        yield ("FAIL", "MISSING", f"{reason}: restore a backup, or make {ANEW}", new_database(patient))
+    elif has_old_database(patient):
+        yield "FAIL", "MISSING", reason, taken_over_database(patient)
+    else:
+        yield "FAIL", "MISSING", reason, new_database(patient)
 
 
 def has_old_database(patient: Patient) -> bool:
@@ -18043,8 +18056,7 @@ def has_old_database(patient: Patient) -> bool:
 def taken_over_database(patient: Patient) -> str:
     """Return a command that moves or migrates an old database."""
     directory = patient.nssdir
-    return " && ".join(map(shell_words, (["mkdir", "-p", "-m", "700", directory],
-                                         ["ipsec", "checknss", "--nssdir", directory])))
+    return shell_steps(["mkdir", "-p", "-m", "700", directory], ["ipsec", "checknss", "--nssdir", directory])
 
 
 def new_database(patient: Patient) -> str:
@@ -18056,9 +18068,11 @@ def new_database(patient: Patient) -> str:
     names = host.listdir(directory) if host.isdir(directory) else []
     # names that only start like a file of the database are those of SQLite's journals
     old = [f"{directory}/{name}" for name in names if name.startswith(NSS_FILES[1:])]
+    initialize = ["ipsec", "initnss", "--nssdir", directory]
+    if not old:
+        return shell_steps(["mkdir", "-p", "-m", "700", directory], initialize)
     aside = f"{directory}/broken-{time.strftime('%Y%m%d-%H%M%S')}"
-    steps = [["mkdir", aside], ["mv", *old, aside]] if old else [["mkdir", "-p", "-m", "700", directory]]
-    return " && ".join(map(shell_words, [*steps, ["ipsec", "initnss", "--nssdir", directory]]))
+    return shell_steps(["mkdir", aside], ["mv", *old, aside], initialize)
 
 
 @verify_check(
@@ -18077,12 +18091,14 @@ def check_nss_health(patient: Patient) -> Iterator[Trouble]:
         if damage:
             yield ("FAIL", "BROKEN", f"{directory}/{name} {damage}: restore a backup, or make {ANEW}",
                    new_database(patient))
-    infos = [host.stat(directory), host.stat(f"{directory}/key4.db")]
-    if infos[0].st_mode & 0o022 or infos[1].st_mode & 0o077 or (host.superuser
-                                                                and any(info.st_uid for info in infos)):
+
+    folder, keys = host.stat(directory), host.stat(f"{directory}/key4.db")
+    is_open = folder.st_mode & 0o022 or keys.st_mode & 0o077
+    is_foreign = host.superuser and (folder.st_uid or keys.st_uid)
+    if is_open or is_foreign:
         yield ("WARN", "OPEN", f"users other than root may read or change files in {directory}",
-               " && ".join(map(shell_words, (
-            ["chown", "-R", "root", directory], ["chmod", "-R", "go=", directory]))))
+               shell_steps(["chown", "-R", "root", directory], ["chmod", "-R", "go=", directory]))
+
     if host.live and not patient.pluto_setting("pluto_version"):
         yield from password_troubles(patient, base)
 
@@ -18113,23 +18129,26 @@ def password_troubles(patient: Patient, base: NssDatabase) -> Iterator[Trouble]:
 def password_file_troubles(patient: Patient, base: NssDatabase) -> Iterator[Trouble]:
     """Yield a trouble if the database needs the password in nsspassword, but pluto does not find it there.
 
-    Pluto uses the line that begins with the name of the token and ends with a newline (lswnss.c).  NSS's tools
-    and this program are less strict.
+    Pluto uses the line that begins with the name of the token and ends with a newline (lswnss.c).  NSS's
+    tools and this program are less strict.
     """
-    host, name = patient.host, f"{patient.host.confddir}/nsspassword"
     if base.password is None:
         return
+    host, name = patient.host, f"{patient.host.confddir}/nsspassword"
     is_fips = host.value("/proc/sys/crypto/fips_enabled").strip() == "1"
     token = NSS_TOKENS[is_fips]
     text = decode(b"".join(host.chunks(name, limit=TEXT_LIMIT)))
-    if f"\n{token}:" in "\n" + text.rpartition("\n")[0]:
+    *ended_lines, _ = text.split("\n")
+    if any(line.startswith(f"{token}:") for line in ended_lines):
         return
+
     try:
-        NssDatabase(host, base.directory, "").tool("certutil", "-K")  # without a password, the file is not needed
+        NssDatabase(host, base.directory, "").tool("certutil", "-K")  # works if the database has no password
     except NssTool as failure:
         if failure.code == "SEC_ERROR_BAD_PASSWORD":
-            yield ("FAIL", "LOCKED", f"pluto finds no password in {name}: it needs a whole line, with a newline at "
-                   f"its end, that begins with `{token}:`", shell_words(["vi", name]))
+            yield ("FAIL", "LOCKED",
+                   f"pluto finds no password in {name}: it needs a whole line, with a newline at its end, "
+                   f"that begins with `{token}:`", shell_words(["vi", name]))
 
 
 def file_damage(patient: Patient, base: NssDatabase, name: str) -> str:
@@ -18172,6 +18191,7 @@ class Held(Record):
             if parsed is None:
                 return False, 0
             return parsed.begins <= now <= parsed.expires, parsed.begins
+
         return max(self.certificates, key=rank)
 
 
@@ -18191,9 +18211,8 @@ def held_certificates(certificates: Iterable[Certificate]) -> dict[str, Held]:
 def bare_nickname(name: str) -> str:
     """Return the nickname that NSS looks up in its database for a value of leftcert=.
 
-    It is empty if the value names another token than the database.
-    The part before a colon is the name of a token (PK11_FindCertFromNickname).  NSS_TOKENS are the tokens of
-    the database.
+    The part before a colon is the name of a token (PK11_FindCertFromNickname).  The nickname is empty if this
+    is not one of NSS_TOKENS, the tokens of the database.
     """
     token, colon, nickname = name.partition(":")
     if not colon:
@@ -18215,8 +18234,8 @@ def check_certificates(patient: Patient) -> Iterator[Trouble]:
     if not patient.needs_database:
         patient.needed_conns()
         raise unused
-    certificates = base.certificates()
-    by_nickname = held_certificates(certificates)
+
+    by_nickname = held_certificates(base.certificates())
     used: dict[str, None] = {}
     troubles = 0
     for conn in patient.conns:
@@ -18226,15 +18245,23 @@ def check_certificates(patient: Patient) -> Iterator[Trouble]:
     if not used and not troubles and not any(entry.has_key for entry in by_nickname.values()):
         patient.needed_conns()
         raise unused
-    issuers: dict[str, list[tuple[Parsed, Certificate]]] = {}
-    for entry in by_nickname.values():
-        for parsed, certificate in entry.certificates:
-            if parsed and parsed.is_ca:
-                issuers.setdefault(parsed.subject, []).append((parsed, certificate))
+
+    issuers = cas_by_subject(by_nickname.values())
     checked_issuers: set[str] = set()
     for entry in by_nickname.values():
-        if entry.nickname in used or entry.has_key:
-            yield from validity_troubles(entry, entry.nickname in used, issuers, checked_issuers)
+        is_used = entry.nickname in used
+        if is_used or entry.has_key:
+            yield from validity_troubles(entry, issuers, checked_issuers, is_used=is_used)
+
+
+def cas_by_subject(entries: Iterable[Held]) -> dict[str, list[tuple[Parsed, Certificate]]]:
+    """Return the certificates of CAs by their subject."""
+    cas: dict[str, list[tuple[Parsed, Certificate]]] = {}
+    for entry in entries:
+        for parsed, certificate in entry.certificates:
+            if parsed and parsed.is_ca:
+                cas.setdefault(parsed.subject, []).append((parsed, certificate))
+    return cas
 
 
 def named_troubles(patient: Patient, conn: Conn, by_nickname: Mapping[str, Held],
@@ -18244,9 +18271,9 @@ def named_troubles(patient: Patient, conn: Conn, by_nickname: Mapping[str, Held]
     own_names = []
     for side in ("left", "right"):
         name = conn.get(f"{side}cert")
-        nickname = bare_nickname(name)
         if not name:
             continue
+        nickname = bare_nickname(name)
         if not nickname and name not in by_nickname:
             yield ("SKIP", "UNKNOWN",
                    f"conn {conn.name}: the certificate {quote(name)} is on another token than the "
@@ -18264,18 +18291,19 @@ def named_troubles(patient: Patient, conn: Conn, by_nickname: Mapping[str, Held]
             used[nickname] = None
             if here in ("", side):
                 own_names.append(nickname)
+
     if own_names and not any(by_nickname[nickname].has_key for nickname in own_names):
         yield ("FAIL", "NO KEY",
                f"conn {conn.name}: no private key for {quote(own_names[0])} in the NSS database",
                "ipsec import FILE.p12")
 
 
-def validity_troubles(entry: Held, is_used: bool, issuers: Mapping[str, list[tuple[Parsed, Certificate]]],
-                      checked_issuers: set[str]) -> Iterator[Trouble]:
+def validity_troubles(entry: Held, issuers: Mapping[str, list[tuple[Parsed, Certificate]]],
+                      checked_issuers: set[str], *, is_used: bool) -> Iterator[Trouble]:
     """Yield the troubles of the certificate that pluto uses for a nickname, and of its chain of CAs.
 
-    `is_used`: a connection names the certificate.  `issuers` are the CAs of the database by subject.  CAs in
-    `checked_issuers` are skipped; the other ones are added to it.
+    `issuers` comes from cas_by_subject().  CAs in `checked_issuers` are skipped; the other ones are added to
+    it.  `is_used`: a connection names the certificate.
     """
     parsed, certificate = entry.chosen()
     what = f"the certificate {quote(entry.nickname)}"
@@ -18286,6 +18314,7 @@ def validity_troubles(entry: Held, is_used: bool, issuers: Mapping[str, list[tup
     yield from validity_trouble(parsed, what, "ipsec import FILE.p12")
     if not is_used or not certificate.has_key:
         return
+
     while parsed.issuer != parsed.subject and parsed.issuer not in checked_issuers:
         checked_issuers.add(parsed.issuer)
         if parsed.issuer not in issuers:
@@ -18304,14 +18333,15 @@ def validity_trouble(parsed: Parsed, what: str, renew: str) -> Iterator[Trouble]
     `what` names the certificate in the message, and `renew` is a command that imports a new one.
     """
     now = time.time()
-    begins, day = (time.strftime("%Y-%m-%d", time.gmtime(at)) for at in (parsed.begins, parsed.expires))
+    first_day = time.strftime("%Y-%m-%d", time.gmtime(parsed.begins))
+    last_day = time.strftime("%Y-%m-%d", time.gmtime(parsed.expires))
     if parsed.expires < now:
-        yield "FAIL", "EXPIRED", f"{what} expired on {day}", renew
+        yield "FAIL", "EXPIRED", f"{what} expired on {last_day}", renew
     elif parsed.begins > now:
-        yield ("FAIL", "NOT YET VALID", f"{what} is valid from {begins}, or the clock is wrong",
+        yield ("FAIL", "NOT YET VALID", f"{what} is valid from {first_day}, or the clock is wrong",
                "timedatectl status")
     elif parsed.expires < now + SOON * 86400:
-        yield "WARN", "EXPIRES SOON", f"{what} expires on {day}", renew
+        yield "WARN", "EXPIRES SOON", f"{what} expires on {last_day}", renew
 
 
 class Psk(Record):
@@ -18370,15 +18400,18 @@ def check_psk(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
     conns = [conn for conn in patient.needed_conns() if "secret" in ways_of(conn)]
     name = secrets_file(host, patient.config)
-    if not host.exists(name) and conns:
+    files: list[str] = []
+    if host.exists(name):
+        files, problems = readable_secrets(patient, name)
+        if problems:
+            raise NotChecked("secrets", f"{name} has a syntax error; entries after it are not read")
+    elif conns:
         raise NotChecked("secrets", f"{name} does not exist")
-    files, problems = readable_secrets(patient, name) if host.exists(name) else ([], [])
-    if problems:
-        raise NotChecked("secrets", f"{name} has a syntax error; entries after it are not read")
     names = host_names(host)
     entries = list(psks(patient, files, names))
     if not conns and not entries:
         raise NotChecked("unused", "nothing to check: no connection uses a pre-shared key")
+
     for entry in entries:
         if entry.dropped:
             yield dropped_id_trouble(entry)
@@ -18387,10 +18420,11 @@ def check_psk(patient: Patient) -> Iterator[Trouble]:
     for entry in entries:
         for key in set(entry.ids) or {""}:
             groups.setdefault(key, []).append(entry.ids)
+
     unknown = []
-    here = patient.sides
+    sides = patient.sides
     for conn in conns:
-        answer = has_psk(conn, here.get(conn.name, ""), groups, names)
+        answer = has_psk(conn, sides.get(conn.name, ""), groups, names)
         ends = [quote(conn.get(f"{side}id") or conn.get(side)) for side in ("left", "right")]
         if answer is False:
             yield ("FAIL", "NO SECRET", f"{name} has no PSK for {ends[0]} and {ends[1]} of conn {conn.name}",
@@ -18400,8 +18434,7 @@ def check_psk(patient: Patient) -> Iterator[Trouble]:
     if unknown:
         yield ("SKIP", "UNKNOWN",
                f"which PSK pluto uses for {', '.join(unknown[:5])} depends on DNS or on the certificate of "
-               "the "
-               "peer", "")
+               "the peer", "")
 
 
 def dropped_id_trouble(entry: Psk) -> Trouble:
@@ -18410,7 +18443,9 @@ def dropped_id_trouble(entry: Psk) -> Trouble:
     The message quotes an ID only if it is a network, because other words may be secrets.
     """
     shown = next((f"the ID {quote(text)}" for text in entry.dropped if canonical_net(text)), "an ID")
-    word, effect = ("ID IGNORED", "") if entry.ids else ("FOR ANYBODY", ", so the PSK is for every peer")
+    word, effect = "ID IGNORED", ""
+    if not entry.ids:
+        word, effect = "FOR ANYBODY", ", so the PSK is for every peer"
     return ("WARN", word,
             f"{entry.file}:{entry.line}: pluto drops {shown}, because it is neither an address nor a "
             f"name{effect}",
@@ -18442,12 +18477,18 @@ def fitting_psks(ours: str | None, theirs: str | None,
     """
     if ours is None or theirs is None:
         return [None] if groups else []
-    candidates = [ids for key in {ours, theirs, "", None} for ids in groups.get(key, ())]
-    if ours == "":  # this end's ID is known only when the connection comes up
-        return [None for _ in candidates]
-    if theirs == "":  # any peer may come: an entry for one peer may be the right one
-        return [True if not ids or ours in ids or "" in ids else None for ids in candidates]
-    return [has_secret(ids, ours, theirs) for ids in candidates]
+    answers: list[bool | None] = []
+    for key in {ours, theirs, "", None}:
+        for ids in groups.get(key, ()):
+            if ours == "":  # this end's ID is known only when the connection comes up
+                answers.append(None)
+            elif theirs != "":
+                answers.append(has_secret(ids, ours, theirs))
+            elif not ids or ours in ids or "" in ids:
+                answers.append(True)
+            else:  # any peer may come: an entry for one peer may be the right one
+                answers.append(None)
+    return answers
 
 
 def ways_of(conn: Conn, sides: Sequence[str] = ("left", "right")) -> set[str]:
@@ -18481,18 +18522,25 @@ def check_host_keys(patient: Patient) -> Iterator[Trouble]:
     keyless = [tunnel for tunnel in tunnels if lacks_key(tunnel)]
     for tunnel in keyless:
         yield keyless_trouble(tunnel)
-    named = [(tunnel.conn.name, f"{tunnel.here}{word}", tunnel.conn.get(f"{tunnel.here}{word}"))
-             for tunnel in tunnels for word in ("eddsakey", *KEY_WORDS)]
-    named = [(conn, word, value) for conn, word, value in named if value and not value.startswith("%")]
+    named: list[tuple[str, str, str]] = []  # connection, keyword, value
+    for tunnel in tunnels:
+        for word in ("eddsakey", *KEY_WORDS):
+            value = tunnel.conn.get(f"{tunnel.here}{word}")
+            if value and not value.startswith("%"):
+                named.append((tunnel.conn.name, f"{tunnel.here}{word}", value))
     if not named and not keyless:
         raise NotChecked("unused", "nothing to check: no connection names a key of this host")
+
     keys = patient.database().keys() if named else []
-    texts = {text for key in map(load_part("key_texts"), keys) for text in (key.base64, key.spki)}
-    for conn, word, value in named:
-        if word.endswith("eddsakey"):
-            yield "SKIP", "UNKNOWN", f"conn {conn}: keys of {word} can't be looked up in the NSS database", ""
-        elif not has_private_key(keys, texts, word, value):
-            yield ("FAIL", "NO KEY", f"conn {conn}: no private key for {word} in the NSS database",
+    texts: set[str] = set()
+    for key in map(load_part("key_texts"), keys):
+        texts.update((key.base64, key.spki))
+    for conn, keyword, value in named:
+        if keyword.endswith("eddsakey"):
+            yield ("SKIP", "UNKNOWN",
+                   f"conn {conn}: keys of {keyword} can't be looked up in the NSS database", "")
+        elif not has_private_key(keys, texts, keyword, value):
+            yield ("FAIL", "NO KEY", f"conn {conn}: no private key for {keyword} in the NSS database",
                    "ipsec showhostkey --list")
 
 
@@ -18506,21 +18554,23 @@ def lacks_key(tunnel: Tunnel) -> bool:
 
 def keyless_trouble(tunnel: Tunnel) -> Trouble:
     """Return the trouble of a connection for which lacks_key() is true."""
-    side, get = tunnel.here, tunnel.conn.get
-    # without authby=, every release authenticates by signature
-    default = "" if get("authby") or get(f"{side}auth") else ", because authby= is not set"
+    conn, side = tunnel.conn, tunnel.here
+    cause = ""
+    if not conn.get("authby") and not conn.get(f"{side}auth"):  # every release then uses signatures
+        cause = ", because authby= is not set"
     return ("FAIL", "NO KEY",
-            f"conn {tunnel.conn.name} authenticates with a signature{default}, but names no key of this end "
-            f"({side}cert=, {side}ckaid= or {side}rsasigkey=)", edit_command(tunnel.conn))
+            f"conn {conn.name} authenticates with a signature{cause}, but names no key of this end "
+            f"({side}cert=, {side}ckaid= or {side}rsasigkey=)", edit_command(conn))
 
 
-def has_private_key(keys: Sequence[HostKey], texts: Collection[str], word: str, value: str) -> bool:
+def has_private_key(keys: Sequence[HostKey], texts: Collection[str], keyword: str, value: str) -> bool:
     """Return whether one of the keys is the one that a keyword names.
 
     `texts` are the public keys of `keys` as bare base64.
     """
-    if word.endswith("ckaid"):
-        return any(key.ckaid.hex().startswith(value.lower().replace(":", "")) for key in keys)
+    if keyword.endswith("ckaid"):
+        start = value.lower().replace(":", "")
+        return any(key.ckaid.hex().startswith(start) for key in keys)
     return public_text(value) in texts
 
 
@@ -18541,14 +18591,15 @@ def check_secret_modes(patient: Patient) -> Iterator[Trouble]:
     names = [name for name in dict.fromkeys(names) if host.exists(name)]
     if not names and not patient.config.files:
         raise NotChecked("configuration", "there is neither a configuration nor a secrets file")
+
     for name in names:
         yield from secret_mode_troubles(host, name)
     for name in dict.fromkeys(patient.config.files):
         info = host.stat(name)
         if info.st_mode & 0o022 or (info.st_uid and host.superuser):
-            commands = [["chown", "root", name], ["chmod", "go-w", name]]
             yield ("WARN", "OPEN", f"{name} is writable by users other than root",
-                   " && ".join(map(shell_words, commands)))
+                   shell_steps(["chown", "root", name], ["chmod", "go-w", name]))
+
     patient.uses_configuration = True  # a file that can't be read may include more files
     if host.exists(main_file):
         readable_secrets(patient, main_file)
