@@ -20180,8 +20180,6 @@ XFRM_COUNTERS = {
     "XfrmOutStateExpired": "the SA for outgoing packets has expired",
     "XfrmOutBundleGenError": "there is no route for outgoing packets",
     "XfrmFwdHdrError": "packets could not be forwarded"}
-
-
 # Keywords of connections whose policies match only packets with a certain port, mark or security label
 SELECTED_BY_MORE = ("leftprotoport", "rightprotoport", "mark", "mark-in", "mark-out", "sec-label",
                     "policy-label", "vti-interface")
@@ -20217,13 +20215,12 @@ class Diagnosis(Record):
 
 
 class ConnTraffic(Record):
-    """The traffic of a connection: the bytes in both directions (0 if unknown), the time in seconds since the
-    epoch when its first SA came up (None if unknown), and the bytes as text."""
+    """The traffic of a connection."""
 
-    bytes_in: int
-    bytes_out: int
-    since: float | None
-    text: str
+    bytes_in: int  # 0: unknown
+    bytes_out: int  # 0: unknown
+    since: float | None  # when its first SA came up, in seconds since the epoch; None: unknown
+    text: str  # the bytes, for people
 
 
 def clock_text(when: float | None) -> str:
@@ -20231,12 +20228,13 @@ def clock_text(when: float | None) -> str:
     if when is None:
         return ""
     day, hour = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when)).split()
-    return hour if day == time.strftime("%Y-%m-%d") else f"{day} {hour}"
+    if day == time.strftime("%Y-%m-%d"):
+        return hour
+    return f"{day} {hour}"
 
 
 class Doctor:
-    """Finds out why connections are down.  It reads the status, the log and the rules once for all
-    connections.
+    """Finds out why connections are down.  It reads status, log and rules once for all connections.
 
     `whack_lines` is pluto's output to whack.  It is used if the log has no attempt, or can't be read.
     """
@@ -20261,13 +20259,13 @@ class Doctor:
         return self._log
 
     def names(self) -> list[str]:
-        """Return the names of the connections that the file lets pluto load, and then of those that only
-        pluto has."""
+        """Return the names of the connections that the file lets pluto load, then of those only in pluto."""
         try:
             loaded = list(self.patient.loaded())
         except (Failure, PermissionError):
             loaded = []
-        return list(dict.fromkeys([*(conn.name for conn in self.patient.conns), *loaded]))
+        in_file = [conn.name for conn in self.patient.conns]
+        return list(dict.fromkeys([*in_file, *loaded]))
 
     def conn(self, name: str) -> Conn | None:
         """Return the connection of that name in the file, None if there is none."""
@@ -20296,8 +20294,10 @@ class Doctor:
             raise
         if name in loaded:
             return loaded[name]
-        return [entry for entries in loaded.values() for entry in entries
-                if name in entry["options"].get("aliases", "").split()]
+        found: Entries = []
+        for entries in loaded.values():
+            found += [entry for entry in entries if name in entry["options"].get("aliases", "").split()]
+        return found
 
     def diagnose(self, name: str) -> Diagnosis:
         """Return the state of a connection, with the most likely cause if it is in trouble."""
@@ -20307,52 +20307,64 @@ class Doctor:
             return Diagnosis(name, "unknown", "SKIP", means=f"only root may ask pluto ({error_text(error)})",
                              command=shell_words(["sudo", "ipsec", "why", name]))
         except NoPluto as failure:
-            signs = self.patient.pluto_signs() if failure.silent else [failure.message]
-            if signs:
-                return Diagnosis(name, "unknown", "SKIP", means=f"pluto can't be asked: {signs[0]}",
-                                 command="ipsec status")
-            means, check = "pluto is not running on this host", "why pluto ended, in its log"
-            if libreswan_hint(self.host, ""):
-                means, check = f"{means}: libreswan is not installed", ""
-            return Diagnosis(name, "down", "FAIL", "pluto-down", "pluto not running", means, check,
-                             start_advice(self.host), "here",
-                             others=[f"the request for its status failed: {failure}"])
+            return self._no_pluto(name, failure)
         except TimedOut as failure:
             return Diagnosis(name, "unknown", "SKIP", means=f"pluto does not answer: {failure.message}",
                              command="ipsec status")
+
         if not entries:
             return self._not_loaded(name)
         state = connection_state(entries)
         if state == "not oriented":
-            return self._from_cause(name, state, CAUSE_BY_NAME["not-oriented"], [], entries)
+            cause = CAUSE_BY_NAME["not-oriented"]
+            return self._from_cause(name, state, cause=cause, clues=[], entries=entries)
         if state == "up":
             return self._up(name, entries)
         return self._down(name, state, entries)
+
+    def _no_pluto(self, name: str, failure: NoPluto) -> Diagnosis:
+        """Return the diagnosis if pluto does not run, or runs and can't be asked."""
+        signs = self.patient.pluto_signs() if failure.silent else [failure.message]
+        if signs:
+            return Diagnosis(name, "unknown", "SKIP", means=f"pluto can't be asked: {signs[0]}",
+                             command="ipsec status")
+        means, check = "pluto is not running on this host", "why pluto ended, in its log"
+        if libreswan_hint(self.host, ""):
+            means, check = f"{means}: libreswan is not installed", ""
+        return Diagnosis(
+            name, "down", "FAIL", cause="pluto-down", short="pluto not running", means=means, check=check,
+            command=start_advice(self.host), side="here",
+            others=[f"the request for its status failed: {failure}"])
 
     # not loaded
 
     def _not_loaded(self, name: str) -> Diagnosis:
         conn = self.conn(name)
         if conn is None:
-            return Diagnosis(name, "not loaded", "FAIL", "not-loaded", "no such connection",
-                             f"no connection named {quote(name)}, neither in pluto nor in "
-                             f"{self.patient.config.name}",
-                             suggest(name, self.names()) or "the name", "ipsec connectionstatus", "here")
+            return Diagnosis(
+                name, "not loaded", "FAIL", cause="not-loaded", short="no such connection",
+                means=f"no connection named {quote(name)}, neither in pluto nor in "
+                      f"{self.patient.config.name}",
+                check=suggest(name, self.names()) or "the name",
+                command="ipsec connectionstatus", side="here")
         complaint = self._complaint(name)
         if complaint:
             return self._refused_to_load(name, complaint)
+
         others: list[str] = []
         if conn.broken:
-            means, check = f"the file has an error in it: {conn.broken}", f"{conn.file}:{conn.line}"
+            means = f"the file has an error in it: {conn.broken}"
+            check = f"{conn.file}:{conn.line}"
         elif conn.auto == "ignore":
-            means, check = ("pluto has not loaded it, because auto= is ignore or not set",
-                            f"auto= at {conn.file}:{conn.line}")
+            means = "pluto has not loaded it, because auto= is ignore or not set"
+            check = f"auto= at {conn.file}:{conn.line}"
         else:
-            means, check = ("it is in the file, but it was deleted from pluto, or never loaded",
-                            "whether ipsec add prints an error")
+            means = "it is in the file, but it was deleted from pluto, or never loaded"
+            check = "whether ipsec add prints an error"
             others = self._texts(self._findings("config certificates", name))
-        return Diagnosis(name, "not loaded", "FAIL", "not-loaded", "not loaded", means, check,
-                         shell_words(["ipsec", "add", name]), "here", others=others)
+        return Diagnosis(
+            name, "not loaded", "FAIL", cause="not-loaded", short="not loaded", means=means, check=check,
+            command=shell_words(["ipsec", "add", name]), side="here", others=others)
 
     def _complaint(self, name: str) -> LogLine | None:
         try:
@@ -20361,17 +20373,19 @@ class Doctor:
             return None
 
     def _refused_to_load(self, name: str, complaint: LogLine) -> Diagnosis:
-        """Return the diagnosis of a connection that pluto refused to load; `complaint` is the line in its log."""
+        """Return the diagnosis of a connection that pluto refused to load, with the line in its log."""
         text = split_log_text(complaint.text)[2]
         reason = text.partition(": ")[2] or text
         cause_name, short, check, local = "not-loaded", "not loaded", "what the message names", "config"
         cause = cause_of(text)
         if cause:
-            cause_name, short, check, local = cause.name, cause.short, cause.check, cause.local or local
-        return Diagnosis(name, "not loaded", "FAIL", cause_name, short,
-                         f"pluto refused to load it: {self.redactor.clean(reason)}", check,
-                         shell_words(["ipsec", "add", name]), "here", complaint.when,
-                         [self._shown(complaint)], self._texts(self._findings(local, name)))
+            cause_name, short, check = cause.name, cause.short, cause.check
+            local = cause.local or local
+        return Diagnosis(
+            name, "not loaded", "FAIL", cause=cause_name, short=short,
+            means=f"pluto refused to load it: {self.redactor.clean(reason)}", check=check,
+            command=shell_words(["ipsec", "add", name]), side="here", when=complaint.when,
+            evidence=[self._shown(complaint)], others=self._texts(self._findings(local, name)))
 
     # down
 
@@ -20385,27 +20399,40 @@ class Doctor:
         attempts = read_attempts(lines, name, peers) or read_attempts(self.whack_lines, name, peers)
         if problem and not attempts:
             return self._without_attempt(name, state, entries, problem)
+
         clues = last_clues(attempts)
         tried = tried_text(attempts)
         client_left = state == "waiting" and bool(clues) and clues[0].cause.name == "deleted"
         if clues and not client_left:
-            return self._from_cause(name, state, clues[0].cause, clues, entries, tried, before_text(attempts))
+            return self._from_cause(name, state, cause=clues[0].cause, clues=clues, entries=entries,
+                                    tried=tried, before=before_text(attempts))
         if state in ("on demand", "waiting"):
             return Diagnosis(name, state, "OK", tried=tried)
-        if attempts and attempts[-1].ended == "taken down":
-            return Diagnosis(name, state, "WARN" if self._is_wanted(name, entries) else "OK", "taken-down",
-                             "taken down here", "it was taken down on this host", "who did that, in the log",
-                             shell_words(["ipsec", "up", name]), "here", attempts[-1].last.when,
-                             [self._shown(attempts[-1].last)], tried=tried)
-        return self._without_attempt(name, state, entries, "", tried)
+        if not attempts or attempts[-1].ended != "taken down":
+            return self._without_attempt(name, state, entries, "", tried=tried)
+
+        last = attempts[-1].last
+        level = "WARN" if self._is_wanted(name, entries) else "OK"
+        return Diagnosis(
+            name, state, level, cause="taken-down", short="taken down here",
+            means="it was taken down on this host", check="who did that, in the log",
+            command=shell_words(["ipsec", "up", name]), side="here", when=last.when,
+            evidence=[self._shown(last)], tried=tried)
 
     def _unknown_peers(self) -> dict[str, LogLine]:
-        """Return the addresses that asked for an IKE SA and are not the peer of a connection, with the last
-        such line for each, the newest first.  Raises as log()."""
-        known = {entry["remote"]["host"] for entries in self.patient.loaded().values() for entry in entries}
+        """Return the addresses that asked for an IKE SA and are not the peer of a connection, newest first.
+
+        Each comes with the last line about it.  Raises as log().
+        """
+        known: set[str] = set()
+        for entries in self.patient.loaded().values():
+            known.update(entry["remote"]["host"] for entry in entries)
+
         unknown: dict[str, LogLine] = {}
         for line in reversed(self.log().lines):
-            cause = cause_of(line.text) if line.text.startswith("packet from ") else None
+            if not line.text.startswith("packet from "):
+                continue
+            cause = cause_of(line.text)
             address = line.text[12:].partition(": ")[0].rpartition(":")[0].strip("[]")
             if cause and cause.name in ("unknown-peer", "version-refused") and address not in known:
                 unknown.setdefault(address, line)
@@ -20413,15 +20440,23 @@ class Doctor:
 
     def _is_wanted(self, name: str, entries: Entries) -> bool:
         """Return whether the connection should be up: it has auto=start, or UP in pluto's policy."""
+        if any("UP" in entry["policy"] for entry in entries):
+            return True
         conn = self.conn(name)
-        return any("UP" in entry["policy"] for entry in entries) or bool(conn and conn.auto == "start")
+        return conn is not None and conn.auto == "start"
 
-    def _without_attempt(self, name: str, state: str, entries: Entries, problem: str,
+    def _without_attempt(self, name: str, state: str, entries: Entries, problem: str, *,
                          tried: str = "") -> Diagnosis:
-        """Return the diagnosis of a connection if the log has no failed attempt, or can't be read
-        (`problem`)."""
+        """Return the diagnosis of a connection without a failed attempt in the log.
+
+        If the log can't be read, `problem` says why; otherwise it is empty.
+        """
+        others: list[str] = []
         if state in ("on demand", "waiting"):
-            return Diagnosis(name, state, "OK", others=[f"pluto's log: {problem}"] if problem else ())
+            if problem:
+                others = [f"pluto's log: {problem}"]
+            return Diagnosis(name, state, "OK", others=others)
+
         reason = "pluto's log has no attempt since it started"
         if tried:
             reason = "pluto's log does not say why the last attempt failed"
@@ -20430,26 +20465,30 @@ class Doctor:
         problems = self._findings(NO_REASON_CHECKS, name)
         for finding in problems:
             if explains(finding, "silent"):
-                others = [other for other in problems if other is not finding]
-                return from_finding(name, state, finding, tried=tried, others=[reason, *self._texts(others)])
+                others = self._texts(other for other in problems if other is not finding)
+                return from_finding(name, state, finding, tried=tried, others=[reason, *others])
+
+        others = self._texts(problems)
         unknown = {} if problem else self._unknown_peers()
         if unknown:
             address, line = next(iter(unknown.items()))
             expected = ", ".join(sorted(self.peers(name, entries)))
-            return Diagnosis(name, state, "WARN", "unknown-peer", "unknown peer asks",
-                             f"no peer at {expected} has tried; a peer at {address} asks for an IKE SA, and "
-                             "no connection here is for that address",
-                             "left= and right= here against the addresses of the peer", "ipsec status",
-                             "here", line.when, [self._shown(line)], self._texts(problems), tried)
+            return Diagnosis(
+                name, state, "WARN", cause="unknown-peer", short="unknown peer asks",
+                means=f"no peer at {expected} has tried; a peer at {address} asks for an IKE SA, and no "
+                      "connection here is for that address",
+                check="left= and right= here against the addresses of the peer", command="ipsec status",
+                side="here", when=line.when, evidence=[self._shown(line)], others=others, tried=tried)
+
         level = "WARN" if self._is_wanted(name, entries) else "OK"
         if problem:
             level = "SKIP"
-        return Diagnosis(name, state, level, "", "not tried", reason,
-                         "which end has to start the connection (auto= of both ends)",
-                         shell_words(["ipsec", "up", name]), "here", others=self._texts(problems),
-                         tried=tried)
+        return Diagnosis(
+            name, state, level, short="not tried", means=reason,
+            check="which end has to start the connection (auto= of both ends)",
+            command=shell_words(["ipsec", "up", name]), side="here", others=others, tried=tried)
 
-    def _from_cause(self, name: str, state: str, cause: Cause, clues: Sequence[Clue], entries: Entries,
+    def _from_cause(self, name: str, state: str, *, cause: Cause, clues: Sequence[Clue], entries: Entries,
                     tried: str = "", before: str = "") -> Diagnosis:
         """Return the diagnosis by the cause in the log or, if the cause is weak, by a finding on this host.
 
@@ -20461,6 +20500,7 @@ class Doctor:
         lines = {clue.line.text: clue.line for clue in failures}
         evidence = [self._shown(line) for line in lines.values()][:4]
         others = [before] if before else []
+
         if cause.weak and cause.local:
             problems = self._findings(cause.local, name)
             reason = next((finding for finding in problems if explains(finding, cause.name)), None)
@@ -20468,10 +20508,12 @@ class Doctor:
             if reason:
                 return from_finding(name, state, reason, tried=tried, check=cause.check, when=when,
                                     evidence=evidence, others=[f"the log: {means}", *others])
+
         level = "WARN" if cause.name in PENDING_CAUSES else "FAIL"
         step = cause.command.format(conn=shell_words([name]), peer=self._peer_name(name, entries))
-        return Diagnosis(name, state, level, cause.name, cause.short, means, cause.check, step, cause.side,
-                         when, evidence, others, tried)
+        return Diagnosis(
+            name, state, level, cause=cause.name, short=cause.short, means=means, check=cause.check,
+            command=step, side=cause.side, when=when, evidence=evidence, others=others, tried=tried)
 
     def _peer_name(self, name: str, entries: Entries) -> str:
         """Return the address or host name of the peer for a command, or PEER if it is not known."""
@@ -20483,13 +20525,16 @@ class Doctor:
 
     def _refined(self, cause: Cause, entries: Entries) -> str:
         """Return the meaning of a cause; the policy of the connection may narrow it down."""
-        policy = {word for entry in entries for word in entry["policy"]}
+        policy: set[str] = set()
+        for entry in entries:
+            policy.update(entry["policy"])
         if cause.name == "auth-refused" and "PSK" in policy:
             return ("the peer refused to authenticate this host (AUTHENTICATION_FAILED): it expects another "
                     "pre-shared key (PSK), another ID (leftid=) or another method (authby=)")
         if cause.name == "auth-refused" and policy & {"RSASIG", "ECDSA", "RSASIG_v1_5"}:
             return ("the peer refused to authenticate this host (AUTHENTICATION_FAILED): it does not accept "
                     "this host's certificate (expired, revoked, unknown CA), RSA key or ID (leftid=)")
+
         versions = ike_versions(policy)
         if cause.name == "unknown-peer" and entries:
             return ("the peer asks for an IKE SA, and no connection here fits its request: this one allows "
@@ -20505,35 +20550,42 @@ class Doctor:
     def _up(self, name: str, entries: Entries) -> Diagnosis:
         """Return the diagnosis of a connection that is up: do packets pass, and if not, why."""
         traffic = self._traffic(entries)
-        tried = f"up since {clock_text(traffic.since)}, {traffic.text}" if traffic.since else traffic.text
+        tried = traffic.text
+        if traffic.since:
+            tried = f"up since {clock_text(traffic.since)}, {traffic.text}"
         refused = self._refused_client(name, entries, tried)
         if refused:
             return refused
         in_clear = self._in_clear(name)
         if in_clear:
             means, fix = in_clear
-            return Diagnosis(name, "up", "FAIL", "nat", "NAT, in clear", means,
-                             "an exception before the rule of NAT, for packets to the peer's networks", fix,
-                             "here", traffic.since, tried=tried)
+            return Diagnosis(
+                name, "up", "FAIL", cause="nat", short="NAT, in clear", means=means,
+                check="an exception before the rule of NAT, for packets to the peer's networks",
+                command=fix, side="here", when=traffic.since, tried=tried)
         unprotected = self._unprotected(name)
         if unprotected:
             packets, fate = unprotected
-            return unprotected_diagnosis(name, packets, fate, traffic.since, tried)
+            return unprotected_diagnosis(name, packets, fate, since=traffic.since, tried=tried)
+
         harmless = ("esp", "firewall") if traffic.bytes_in else ("esp",)
-        problems = [finding for finding in self._findings(UP_CHECKS, name)
-                    if finding.level == "FAIL" and finding.check not in harmless]
+        problems = []
+        for finding in self._findings(UP_CHECKS, name):
+            if finding.level == "FAIL" and finding.check not in harmless:
+                problems.append(finding)
         if problems:
             return from_finding(name, "up", problems[0], tried=tried, when=traffic.since,
                                 others=self._texts(problems[1:]))
+
         if traffic.bytes_out and not traffic.bytes_in:
             return Diagnosis(
-                name, "up", "WARN", "nothing-back", "nothing comes back",
-                f"nothing comes back ({traffic.text}): the peer has lost the SA (it was restarted), a "
-                "firewall on the way drops ESP, or the hosts behind the peer do not answer",
-                "XfrmInNoStates in /proc/net/xfrm_stat of the peer: if it grows, the peer has lost the SA; "
-                "with dpddelay= pluto notices that by itself",
-                f"{shell_words(['ipsec', 'down', name])}; {shell_words(['ipsec', 'up', name])}", "peer",
-                traffic.since, xfrm_counters(self.host), tried=tried)
+                name, "up", "WARN", cause="nothing-back", short="nothing comes back",
+                means=f"nothing comes back ({traffic.text}): the peer has lost the SA (it was restarted), a "
+                      "firewall on the way drops ESP, or the hosts behind the peer do not answer",
+                check="XfrmInNoStates in /proc/net/xfrm_stat of the peer: if it grows, the peer has lost the "
+                      "SA; with dpddelay= pluto notices that by itself",
+                command=up_again_command(name), side="peer", when=traffic.since,
+                evidence=xfrm_counters(self.host), tried=tried)
         return Diagnosis(name, "up", "OK", when=traffic.since, tried=tried)
 
     def _traffic(self, entries: Entries) -> ConnTraffic:
@@ -20543,14 +20595,17 @@ class Doctor:
         counts = [by_serial[serial] for serial in serials if serial in by_serial]
         if not counts:
             return ConnTraffic(0, 0, None, "its traffic is not known")
+
         bytes_in = sum(count["bytes_in"] or 0 for count in counts)
         bytes_out = sum(count["bytes_out"] or 0 for count in counts)
         since = min((count["added"] for count in counts if count["added"]), default=None)
         return ConnTraffic(bytes_in, bytes_out, since, f"{bytes_in} bytes came in and {bytes_out} went out")
 
     def _refused_client(self, name: str, entries: Entries, tried: str) -> Diagnosis | None:
-        """Return why the last client of a template failed although other clients are up; None if it did not
-        fail."""
+        """Return why the last client of a template failed although other clients are up.
+
+        The result is None if it did not fail.
+        """
         if not any(entry["instance"] for entry in entries):
             return None
         try:
@@ -20560,52 +20615,64 @@ class Doctor:
         clues = [clue for clue in clues if clue.cause.name not in PENDING_CAUSES | {"deleted", "peer-gone"}]
         if not clues:
             return None
-        diagnosis = self._from_cause(name, "partly up", clues[0].cause, clues, entries, tried)
+        diagnosis = self._from_cause(name, "partly up", cause=clues[0].cause, clues=clues, entries=entries,
+                                     tried=tried)
         means = f"the last client that tried failed: {diagnosis.means}"
         return Diagnosis(**{**diagnosis._asdict(), "level": "WARN", "means": means})
 
+    def _pairs(self, name: str) -> Iterator[tuple[Tunnel, str, str]]:
+        """Yield a connection's tunnels with each pair of networks, those here and those behind the peer.
+
+        Raises OSError, Failure.
+        """
+        for tunnel in self.patient.tunnels:
+            if tunnel.conn.name == name:
+                for ours, theirs in tunnel.pairs(conn_nets(tunnel.conn, tunnel.here)):
+                    yield tunnel, ours, theirs
+
     def _in_clear(self, name: str) -> tuple[str, str] | None:
-        """Return a sentence that says how NAT changes packets before they are encrypted, and the command that
-        fixes it; None if no rule does that, or if the rules can't be read.
+        """Return a sentence that says how NAT changes packets before they are encrypted, and a command.
+
+        The command prevents that.  The result is None if no rule does that, or if the rules can't be read.
         """
         try:
-            for tunnel in self.patient.tunnels:
-                if tunnel.conn.name != name:
-                    continue
-                for ours, theirs in tunnel.pairs(conn_nets(tunnel.conn, tunnel.here)):
-                    head = self._nat_chain(tunnel, ours, theirs)
-                    if head:
-                        return (f"packets from {ours} to {theirs} leave in clear: a rule of NAT changes "
-                                "their source before they are encrypted, so they no longer belong to the "
-                                "tunnel",
-                                accept_command(head, ours, theirs, "out"))
+            for tunnel, ours, theirs in self._pairs(name):
+                head = self._nat_chain(tunnel, ours, theirs)
+                if head:
+                    means = (f"packets from {ours} to {theirs} leave in clear: a rule of NAT changes their "
+                             "source before they are encrypted, so they no longer belong to the tunnel")
+                    return means, accept_command(head, ours, theirs, "out")
         except (OSError, Failure):
             return None
         return None
 
     def _unprotected(self, name: str) -> tuple[str, dict[str, Any]] | None:
-        """Return which packets of the connection the kernel would not encrypt, because they have no route or
-        no policy is for them, and their fate (PacketFates).  None if it would, or if that is not known."""
+        """Return packets of the connection that the kernel would not encrypt, and their fate (PacketFates).
+
+        They have no route, or no policy matches them.  The result is None if there are no such packets, or
+        if that is unknown.
+        """
         try:
             fates = PacketFates(self.host, PacketQuery())
-            for tunnel in self.patient.tunnels:
-                if tunnel.conn.name != name or any(tunnel.conn.get(keyword) for keyword in SELECTED_BY_MORE):
+            for tunnel, ours, theirs in self._pairs(name):
+                if any(tunnel.conn.get(keyword) for keyword in SELECTED_BY_MORE):
                     continue
-                for ours, theirs in tunnel.pairs(conn_nets(tunnel.conn, tunnel.here)):
-                    if ours in EVERYTHING or theirs in EVERYTHING:
-                        continue
-                    fate = fates.fate(first_address(theirs), first_address(ours))
-                    if is_unprotected(fate):
-                        return f"packets from {ours} to {theirs}", fate
+                if ours in EVERYTHING or theirs in EVERYTHING:
+                    continue
+                fate = fates.fate(first_address(theirs), first_address(ours))
+                if is_unprotected(fate):
+                    return f"packets from {ours} to {theirs}", fate
         except (OSError, Failure):
             return None
         return None
 
     def _nat_chain(self, tunnel: Tunnel, ours: str, theirs: str) -> str:
-        """Return the command that inserts a rule before the one that changes the source of packets of a
-        tunnel; empty if no rule does.  Raises OSError, Failure."""
-        single = ours.removesuffix("/128" if ":" in ours else "/32")
-        if ours in EVERYTHING or single == tunnel.conn.get(tunnel.here):
+        """Return the command that inserts a rule before the one that changes the source of packets.
+
+        The command is empty if no rule changes the source of these packets.  Raises OSError, Failure.
+        """
+        host_bits = "/128" if ":" in ours else "/32"
+        if ours in EVERYTHING or ours.removesuffix(host_bits) == tunnel.conn.get(tunnel.here):
             return ""  # NAT does not change packets that already have this host's address
         return self.patient.blocks("postrouting", "nat", "snat", src=ours, dst=theirs, out=tunnel.inner,
                                    state="new", family=family_of(ours), ipsec_out="exists ipsec")
@@ -20613,8 +20680,10 @@ class Doctor:
     # used by several of the methods above
 
     def _findings(self, names: str, conn: str) -> list[Finding]:
-        """Return the FAIL and WARN findings of checks of verify that are about the connection or about none,
-        FAIL first."""
+        """Return the findings of checks of verify that are about the connection or about none, FAIL first.
+
+        OK and SKIP are left out.
+        """
         problems = []
         for name in dict.fromkeys(names.split()):
             check = CHECKS[name]
@@ -20636,18 +20705,22 @@ class Doctor:
 
 
 def ike_versions(policy: Collection[str]) -> str:
-    """Return which versions of IKE a connection allows, for people; `policy` has the words of pluto's status.
+    """Return which versions of IKE a connection allows, for people.
+
+    `policy` has the words of pluto's status.
     """
     allows_v1 = any(word.upper().startswith("IKEV1") for word in policy)
     allows_v2 = any(word.upper().startswith("IKEV2") for word in policy)
-    if allows_v1:
-        return "IKEv1 and IKEv2" if allows_v2 else "IKEv1 only"
-    return "IKEv2 only"
+    if not allows_v1:
+        return "IKEv2 only"
+    return "IKEv1 and IKEv2" if allows_v2 else "IKEv1 only"
 
 
 def explains(finding: Finding, cause: str) -> bool:
-    """Return whether a finding explains a failure for which pluto's log has no reason; `cause` is a name in
-    CAUSES."""
+    """Return whether a finding explains a failure for which pluto's log has no reason.
+
+    `cause` is a name in CAUSES.
+    """
     if finding.check == "firewall":
         is_ike = finding.why.startswith("UDP")
         return is_ike and (finding.level == "FAIL" or cause in ("silent-auth", "half-open"))
@@ -20660,8 +20733,10 @@ def from_finding(name: str, state: str, finding: Finding, *, tried: str, others:
                  check: str = "the rule or setting in the message above", when: float | None = None,
                  evidence: Sequence[str] = ()) -> Diagnosis:
     """Return the diagnosis of a connection for which a check of verify has found the cause on this host."""
-    return Diagnosis(name, state, "FAIL", finding.check, short_finding(finding), finding_text(finding), check,
-                     finding.mend, "here", when, evidence, others, tried)
+    return Diagnosis(
+        name, state, "FAIL", cause=finding.check, short=short_finding(finding), means=finding_text(finding),
+        check=check, command=finding.mend, side="here", when=when, evidence=evidence, others=others,
+        tried=tried)
 
 
 def is_unprotected(fate: Mapping[str, Any]) -> bool:
@@ -20674,21 +20749,29 @@ def is_unprotected(fate: Mapping[str, Any]) -> bool:
     return fate["fate"] in ("unroutable", "block")
 
 
-def unprotected_diagnosis(name: str, packets: str, fate: Mapping[str, Any], since: float | None,
+def up_again_command(name: str) -> str:
+    """Return the command that takes a connection down and brings it up again."""
+    return f"{shell_words(['ipsec', 'down', name])}; {shell_words(['ipsec', 'up', name])}"
+
+
+def unprotected_diagnosis(name: str, packets: str, fate: Mapping[str, Any], *, since: float | None,
                           tried: str) -> Diagnosis:
     """Return the diagnosis of a connection that is up while its packets have this fate."""
-    next_step = f"{shell_words(['ipsec', 'down', name])}; {shell_words(['ipsec', 'up', name])}"
+    next_step = up_again_command(name)
     check = "ip xfrm policy: whether the tunnel has its policies, and which other policy comes first"
     if fate["fate"] == "unroutable":
-        cause, short, means = "unroutable", "no route", f"{packets} have no route, so they do not enter the tunnel"
+        cause, short = "unroutable", "no route"
+        means = f"{packets} have no route, so they do not enter the tunnel"
         check = "the routes of this host"
         next_step = shell_words(["ip", "route", "get", fate["destination"]])
     elif fate["fate"] == "block":
         cause, short = "blocked", "policy blocks packets"
         means = f"the kernel drops {packets}: {fate['why']}"
     else:
-        cause, short, means = "unprotected", "packets in clear", f"{packets} leave in clear: {fate['why']}"
-    return Diagnosis(name, "up", "FAIL", cause, short, means, check, next_step, "here", since, tried=tried)
+        cause, short = "unprotected", "packets in clear"
+        means = f"{packets} leave in clear: {fate['why']}"
+    return Diagnosis(name, "up", "FAIL", cause=cause, short=short, means=means, check=check,
+                     command=next_step, side="here", when=since, tried=tried)
 
 
 def finding_text(finding: Finding) -> str:
@@ -20708,9 +20791,14 @@ def tried_text(attempts: Sequence[Attempt]) -> str:
     first, last = attempts[0].first.when, attempts[-1].first.when
     end = "the peer" if attempts[-1].from_peer else "this host"
     if len(attempts) == 1:
-        return f"once, by {end}, at {clock_text(last)}" if last else f"once, by {end}"
-    times = f" since {clock_text(first)}, last at {clock_text(last)}" if first and last else ""
-    return f"{len(attempts)} times{times}, last by {end}"
+        text = f"once, by {end}"
+        if last:
+            text += f", at {clock_text(last)}"
+        return text
+    text = f"{len(attempts)} times"
+    if first and last:
+        text += f" since {clock_text(first)}, last at {clock_text(last)}"
+    return f"{text}, last by {end}"
 
 
 def before_text(attempts: Sequence[Attempt]) -> str:
@@ -20742,12 +20830,14 @@ def diagnosis_lines(diagnosis: Diagnosis) -> list[str]:
     first = f'"{diagnosis.connection}" is {diagnosis.state}'
     if diagnosis.means:
         first += f": {diagnosis.means}"
+    lines = [first]
     steps = []
     if diagnosis.check:
         steps.append(f"check {diagnosis.check}")
     if diagnosis.command:
         steps.append(f"run: {diagnosis.command}")
-    lines = [first, f"    {'; '.join(steps)}"] if steps else [first]
+    if steps:
+        lines.append(f"    {'; '.join(steps)}")
     return [printable(line) for line in lines]
 
 
@@ -20755,7 +20845,8 @@ def explained_lines(diagnosis: Diagnosis) -> Iterator[str]:
     """Yield all lines of `ipsec why` for a connection."""
     yield from diagnosis_lines(diagnosis)
     if diagnosis.tried:
-        yield f"    {'' if diagnosis.state == 'up' else 'tried: '}{diagnosis.tried}"
+        label = "" if diagnosis.state == "up" else "tried: "
+        yield f"    {label}{diagnosis.tried}"
     for text in diagnosis.evidence:
         yield f"    seen: {printable(text)}"
     for text in diagnosis.others:
@@ -20775,14 +20866,19 @@ ipsec why                         look at all connections
 ipsec why office                  look at one connection""")
 def why_command(host: Host, args: Args) -> int:
     """Run `ipsec why [CONN...]`; return OK, ERROR if a connection is in trouble, 4 if that can't be known.
-    Raises Failure."""
+
+    Raises Failure.
+    """
     if not host.live:
         raise Failure(f"why: needs a running system, and {host.root} is only its files", USAGE,
                       "ipsec --root DIR barf --section plog shows its log")
     host.ctlsocket = args.value("--ctlsocket") or host.ctlsocket
     doctor = Doctor(host, parse_seconds(args.value("--timeout", "10")))
-    diagnoses = [doctor.diagnose(name) for name in args.operands or doctor.names()]
-    diagnoses.sort(key=lambda diagnosis: ("FAIL", "WARN", "SKIP", "OK").index(diagnosis.level))
+    names = args.operands or doctor.names()
+    diagnoses = [doctor.diagnose(name) for name in names]
+    worst_first = ("FAIL", "WARN", "SKIP", "OK")
+    diagnoses.sort(key=lambda diagnosis: worst_first.index(diagnosis.level))
+
     if args.flag("--json"):
         print_json(host, diagnoses)
     elif not diagnoses:
@@ -20791,6 +20887,7 @@ def why_command(host: Host, args: Args) -> int:
         for diagnosis in diagnoses:
             for line in explained_lines(diagnosis):
                 host.print(line)
+
     levels = {diagnosis.level for diagnosis in diagnoses}
     if levels & {"FAIL", "WARN"}:
         return ERROR

@@ -570,7 +570,7 @@ def test_packets_that_miss_a_tunnel_that_is_up(doctor: Doctor, monkeypatch: pyte
     if not unprotected:
         assert cause == ""
         return
-    diagnosis = ipsec.unprotected_diagnosis("office", *unprotected, 7.0, "up")
+    diagnosis = ipsec.unprotected_diagnosis("office", *unprotected, since=7.0, tried="up")
     assert diagnosis.cause == cause and words in diagnosis.means and diagnosis.when == 7.0
 
 
