@@ -14051,7 +14051,8 @@ class NftReader:
 
     def _rule(self, words: list[str]) -> None:
         """Add the rules of a line to the current chain."""
-        current = self.table[self.unnamed[-1] if self.unnamed else self.chain]
+        name = self.unnamed[-1] if self.unnamed else self.chain
+        current = self.table[name]
         if words[-2:] in (["jump", "{"], ["goto", "{"]):
             name = f"{self.chain} {len(self.table)}"
             self.unnamed.append(name)
@@ -14379,7 +14380,8 @@ def filter_programs(host: Host) -> list[list[str]]:
         names = f"/proc/net/{family}_tables_names"  # only root may read it
         if host.exists(names) and host.read(names):
             legacy = f"{family}tables-legacy-save"
-            programs.append([legacy if host.which(legacy) else f"{family}tables-save"])
+            program = legacy if host.which(legacy) else f"{family}tables-save"
+            programs.append([program])
     return programs
 
 
@@ -17023,7 +17025,8 @@ def check_peers(patient: Patient) -> Iterator[Trouble]:
 
 def has_peer_name(tunnel: Tunnel) -> bool:
     """Return whether the configuration has the peer's host name, instead of an address or `%any`."""
-    peer = tunnel.conn.get("left" if tunnel.here == "right" else "right")
+    there = "left" if tunnel.here == "right" else "right"
+    peer = tunnel.conn.get(there)
     return peer not in ANY_ID and not peer.startswith("%") and canonical_net(peer) is None
 
 
@@ -17709,9 +17712,9 @@ def check_loaded(patient: Patient) -> Iterator[Trouble]:
             yield from loaded_troubles(patient, conn, entries, sides.get(conn.name, ""), names)
             continue
         reason = not_loaded_reason(patient, conn)
+        fix = edit_command(conn.broken) if conn.broken else load_fix(conn)
         yield ("FAIL", "NOT LOADED",
-               f"pluto has not loaded conn {conn.name} of {conn.file}:{conn.line}: {reason}",
-               edit_command(conn.broken) if conn.broken else load_fix(conn))
+               f"pluto has not loaded conn {conn.name} of {conn.file}:{conn.line}: {reason}", fix)
     if not checked:
         raise NotChecked("connections", "nothing to check: no connection is loaded at start or by pluto")
 
@@ -18629,6 +18632,11 @@ def holds_secrets(host: Host, name: str) -> bool:
 # Checks of connections, of versions and of policies: overlap, versions, fips, crypto_policy, selinux
 
 
+# A connection with one of these may have the networks of another one, because its policies differ in more
+SHARING_KEYWORDS = ("mark", "mark-out", "vti-interface", "ipsec-interface", "leftprotoport", "rightprotoport",
+                    "sec-label")
+
+
 @verify_check(
     "overlap", "Checking connections for overlaps",
     checks="Whether two loaded connections have the same name, or the same networks with different "
@@ -18639,17 +18647,19 @@ def holds_secrets(host: Host, name: str) -> bool:
 def check_overlap(patient: Patient) -> Iterator[Trouble]:
     named: dict[str, Conn] = {}
     seen: dict[object, tuple[Conn, str]] = {}  # the first connection for a pair of networks, and its peer
-    here = patient.sides
+    sides = patient.sides
     for conn in patient.needed_conns():
         first = named.setdefault(conn.name, conn)
         if first is not conn:
-            yield ("WARN", "TWICE", f"conn {conn.name} is defined twice, in {first.file}:{first.line} and "
+            yield ("WARN", "TWICE",
+                   f"conn {conn.name} is defined twice, in {first.file}:{first.line} and "
                    f"{conn.file}:{conn.line}", edit_command(conn))
-        if conn.flag("overlapip") or any(map(conn.get, (
-                "mark", "mark-out", "vti-interface", "ipsec-interface", "leftprotoport", "rightprotoport",
-                "sec-label"))):
-            continue  # their policies differ in more than the networks
-        ours, theirs = ("right", "left") if here.get(conn.name) == "right" else ("left", "right")
+        if conn.flag("overlapip") or any(map(conn.get, SHARING_KEYWORDS)):
+            continue
+
+        ours, theirs = "left", "right"
+        if sides.get(conn.name) == "right":
+            ours, theirs = "right", "left"
         peer = canonical_net(conn.get(theirs)) or conn.get(theirs)
         for one in map(canonical_net, conn_nets(conn, ours)):
             for other in map(canonical_net, conn_nets(conn, theirs)):
@@ -18657,8 +18667,7 @@ def check_overlap(patient: Patient) -> Iterator[Trouble]:
                 if first_peer != peer:
                     yield ("WARN", "OVERLAP",
                            f"conn {before.name} and conn {conn.name} have the same networks ({one} and "
-                           f"{other}) and "
-                           "different peers", edit_command(conn))
+                           f"{other}) and different peers", edit_command(conn))
 
 
 @verify_check(
@@ -18675,8 +18684,9 @@ def check_versions(patient: Patient) -> Iterator[Trouble]:
                f"the running pluto is an old one: {program.removesuffix(' (deleted)')} was replaced",
                "ipsec restart")
     elif os.path.dirname(program) != patient.host.realpath(patient.host.execdir):
-        yield ("WARN", "MISMATCH", f"pluto runs from {program}, but libreswan's other programs are in "
-               f"{patient.host.execdir}", "ipsec restart")
+        yield ("WARN", "MISMATCH",
+               f"pluto runs from {program}, but libreswan's other programs are in {patient.host.execdir}",
+               "ipsec restart")
 
 
 @verify_check(
@@ -18693,11 +18703,13 @@ def check_fips(patient: Patient) -> Iterator[Trouble]:
         raise Missing("/proc/sys is not there, so the kernel's FIPS mode is not known")
     # a kernel without FIPS mode has no such file
     kernel = host.value("/proc/sys/crypto/fips_enabled").strip() == "1"
-    state, option = ("on", "enable") if kernel else ("off", "disable")
+    state = "on" if kernel else "off"
     pluto = patient.pluto_setting("fips mode").strip(";")
+
     if policy and policy.startswith("FIPS") != kernel:
+        option = "--enable" if kernel else "--disable"
         yield ("WARN", "MISMATCH", f"the kernel's FIPS mode is {state}, but the crypto-policy is {policy}",
-               f"fips-mode-setup --{option}")
+               f"fips-mode-setup {option}")
     elif not pluto:
         patient.loaded()  # raises the error if pluto's status can't be read
         raise NotChecked("pluto", "pluto's FIPS mode is not known")
@@ -18732,26 +18744,32 @@ def check_crypto_policy(patient: Patient) -> Iterator[Trouble]:
     fix="ausearch -m avc -c pluto shows the messages. restorecon corrects wrong labels.")
 def check_selinux(patient: Patient) -> Iterator[Trouble]:
     host, log = patient.host, "/var/log/audit/audit.log"
-    if host.live and not host.isdir("/sys/fs"):
-        raise Missing("/sys is not there, so it is not known whether SELinux is on")
-    enforce = "/sys/fs/selinux/enforce"
-    if host.live and host.exists(enforce) and host.read(enforce).strip() != "1":
-        return  # SELinux denies nothing
-    if host.live and not host.exists(enforce):
-        return  # SELinux is off
-    if not host.live and not host.exists("/etc/selinux/config"):
+    if host.live:
+        if not host.isdir("/sys/fs"):
+            raise Missing("/sys is not there, so it is not known whether SELinux is on")
+        enforce = "/sys/fs/selinux/enforce"
+        if not host.exists(enforce) or host.read(enforce).strip() != "1":
+            return  # SELinux is off, or denies nothing
+    elif not host.exists("/etc/selinux/config"):
         return  # SELinux is not installed
     if not host.exists(log):
         yield "SKIP", "UNKNOWN", f"{log} can't be found, so it is not known what SELinux has denied", ""
         return
+
     start = max(0, host.stat(log).st_size - (1 << 20))
-    denied = [line for line in split_lines(host.chunks(log, start)) if "type=AVC" in line and "denied" in line
-              and ('comm="pluto"' in line or ":ipsec_t:" in line)]
+    denied = [line for line in split_lines(host.chunks(log, start)) if is_denial(line)]
     if denied:
         last = denied[-1].partition("avc:")[2].strip()[:120]
         yield ("WARN", "DENIED",
                f"SELinux denied access to pluto {len(denied)} times; the last message: {last}",
                "ausearch -m avc -c pluto")
+
+
+def is_denial(line: str) -> bool:
+    """Return whether a line of audit.log says that SELinux denied pluto an access."""
+    if "type=AVC" not in line or "denied" not in line:
+        return False
+    return 'comm="pluto"' in line or ":ipsec_t:" in line
 
 
 # The report, and the command
@@ -18763,8 +18781,9 @@ def findings(host: Host, timeout: float, names: Collection[str] = ()) -> Iterato
     Under --root, checks that only a running system can answer are left out.
     """
     patient = Patient(host, timeout)
-    chosen = [check for check in CHECKS.values()
-              if (not names or check.name in names) and (host.live or not check.live)]
+    chosen = [CHECKS[name] for name in CHECKS if not names or name in names]
+    if not host.live:
+        chosen = [check for check in chosen if not check.live]
     if CHECKS["config"] in chosen:
         patient.ask_addconn()
         # other checks need pluto's status, too; reading it now saves time, because addconn runs meanwhile
@@ -18814,7 +18833,7 @@ def on_its_system(host: Host, fix: str) -> str:
     return f"{shell_words(['chroot', host.root])} {fix}"
 
 
-def finding_lines(finding: Finding, colour: bool = False) -> Iterator[str]:
+def finding_lines(finding: Finding, *, colour: bool = False) -> Iterator[str]:
     """Yield the lines of a finding: the line of libreswan's verify, and a line with the reason and the fix.
 
     The level is in front of the word, unless it is OK.
@@ -18829,7 +18848,7 @@ def finding_lines(finding: Finding, colour: bool = False) -> Iterator[str]:
         yield f"  {lead}{printable(finding.why)}{fix}"
 
 
-def cause_line(cause: str, checks: Sequence[str], shown: Collection[str], is_whole: bool) -> str:
+def cause_line(cause: str, checks: Sequence[str], shown: Collection[str], *, is_whole: bool) -> str:
     """Return the line about the checks that can't run for one cause.
 
     `shown` are the checks that have a line of their own.  `is_whole`: the user asked for all checks.
@@ -18841,7 +18860,9 @@ def cause_line(cause: str, checks: Sequence[str], shown: Collection[str], is_who
     else:
         sentence = f"{len(checks)} {more}checks {verb_for_several} {rest}"
     if cause == "root":
-        command_words = ["sudo", "ipsec", "verify", *([] if is_whole else checks)]
+        command_words = ["sudo", "ipsec", "verify"]
+        if not is_whole:
+            command_words += checks
         sentence += f": {shell_words(command_words)}"
     return f"{sentence} ({', '.join(checks)})"
 
@@ -18854,7 +18875,7 @@ def summary_line(levels: Sequence[str]) -> str:
             f"{levels.count('OK')} ok")
 
 
-def verify_lines(found: Iterable[Finding], left_out: Sequence[str] = (), colour: bool = False,
+def verify_lines(found: Iterable[Finding], left_out: Sequence[str] = (), *, colour: bool = False,
                  is_whole: bool = True) -> Iterator[str]:
     """Yield the lines of the report: the findings as they come, a line for each cause for which checks can't
     run, and the summary.
@@ -18871,13 +18892,14 @@ def verify_lines(found: Iterable[Finding], left_out: Sequence[str] = (), colour:
             skipped.setdefault(finding.cause, []).append(finding.check)
         else:
             shown.append(finding.check)
-            yield from finding_lines(finding, colour)
+            yield from finding_lines(finding, colour=colour)
     if left_out:
         skipped["live"] = list(left_out)
         levels += ["SKIP"] * len(left_out)
+
     yield ""
     for cause, checks in skipped.items():
-        yield cause_line(cause, checks, shown, is_whole)
+        yield cause_line(cause, checks, shown, is_whole=is_whole)
     yield summary_line(levels)
 
 
@@ -18917,22 +18939,25 @@ def verify_command(host: Host, args: Args) -> int:
     if args.flag("--explain"):
         host.print("\n\n".join(explain(CHECKS[name]) for name in names))
         return OK
+
+    timeout = parse_seconds(args.value("--timeout", "10"))
     levels: list[str] = []
-    left_out = [check.name for check in CHECKS.values()
-                if check.live and not host.live and check.name in (names or CHECKS)]
 
     def counted() -> Iterator[Finding]:
         for finding in findings(host, timeout, names):
             levels.append(finding.level)
             yield finding
 
-    timeout = parse_seconds(args.value("--timeout", "10"))
+    left_out: list[str] = []
+    if not host.live:
+        left_out = [name for name in CHECKS if CHECKS[name].live and (not names or name in names)]
     if args.flag("--json"):
         host.print(need("json", "--json").dumps([finding._asdict() for finding in counted()], indent=1))
         if left_out:
-            host.warn(f"verify: {cause_line('live', left_out, (), not names)}")
+            host.warn(f"verify: {cause_line('live', left_out, (), is_whole=not names)}")
     else:
-        for line in verify_lines(counted(), left_out, host.colour and not args.flag("--nocolour"), not names):
+        colour = host.colour and not args.flag("--nocolour")
+        for line in verify_lines(counted(), left_out, colour=colour, is_whole=not names):
             host.print(line)
     return min(levels.count("FAIL"), 255)
 
