@@ -7864,6 +7864,18 @@ def split_instance(text: str) -> tuple[str, str | None, str | None, str | None, 
     return instance, remote, local_client.strip("{}") or None, remote_client.strip("{}") or None, rest
 
 
+def split_part(name: str) -> tuple[str, str]:
+    """Split the name of a part that pluto made for leftsubnets=: `a/1x0` is part `1x0` of the connection `a`.
+
+    The part is empty if the name is that of a whole connection.
+    """
+    base, slash, part = name.rpartition("/")
+    first, _, second = part.partition("x")
+    if slash and first.isdecimal() and second.isdecimal():
+        return base, part
+    return name, ""
+
+
 def parse_details(body: str) -> tuple[dict[str, str], list[tuple[str, str, Any]]] | None:
     """Parse a detail line of a connection: its options, and the object, field and value of STATUS_FIELDS for
     each.
@@ -14720,16 +14732,8 @@ def split_log_text(text: str) -> tuple[str, str, str]:
 
 
 def belongs_to(conn: str, name: str) -> bool:
-    """Return whether `conn`, from the log, is the connection `name` or one of its pairs of subnets.
-
-    Pluto names such a pair `NAME/1x2`.
-    """
-    if conn == name:
-        return True
-    if not conn.startswith(f"{name}/"):
-        return False
-    left, _, right = conn[len(name) + 1:].partition("x")
-    return left.isdigit() and right.isdigit()
+    """Return whether `conn`, from the log, is the connection `name` or one of its pairs of subnets."""
+    return conn == name or (conn.startswith(f"{name}/") and split_part(conn)[0] == name)
 
 
 def names_address(text: str, peers: Collection[str]) -> bool:
@@ -16049,10 +16053,7 @@ class Patient:
 
         conns: dict[str, list[dict[str, Any]]] = {}
         for conn in reader.data["connections"]:
-            name, _, pair = conn["name"].rpartition("/")
-            first, _, second = pair.partition("x")
-            if not first.isdigit() or not second.isdigit():
-                name = conn["name"]
+            name, _ = split_part(conn["name"])
             conns.setdefault(name, []).append(conn)
         return conns
 
@@ -22985,18 +22986,6 @@ def loaded_connections(host: Host, timeout: float) -> dict[str, Loaded]:
             # a line `aliases: NAME` has the name of the copy
             connections.setdefault(base, Loaded()).add(part, text.replace(COPY_PREFIX, ""))
     return connections
-
-
-def split_part(name: str) -> tuple[str, str]:
-    """Split the name of a part that pluto made for leftsubnets=: `a/1x0` is part `1x0` of the connection `a`.
-
-    The part is empty if the name is that of a whole connection.
-    """
-    base, slash, part = name.rpartition("/")
-    first, _, second = part.partition("x")
-    if slash and first.isdecimal() and second.isdecimal():
-        return base, part
-    return name, ""
 
 
 def changed_fields(old: Mapping[str, Sequence[str]], new: Mapping[str, Sequence[str]]) -> str:

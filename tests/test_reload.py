@@ -109,7 +109,8 @@ def test_tunnels_on_an_ike_sa_that_ends_are_named(form: str, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(("name", "parts"), [("a/1x0", ("a", "1x0")), ("a/b/1x2", ("a/b", "1x2")), ("a", ("a", "")),
-                                             ("a/b", ("a/b", "")), ("a/x", ("a/x", "")), ("a/1x", ("a/1x", ""))])
+                                             ("a/b", ("a/b", "")), ("a/x", ("a/x", "")), ("a/1x", ("a/1x", "")),
+                                             ("1x2", ("1x2", ""))])
 def test_the_part_of_a_name(name: str, parts: tuple[str, str]) -> None:
     assert ipsec.split_part(name) == parts
 

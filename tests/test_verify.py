@@ -137,6 +137,8 @@ STATUS = """"rw": 10.1.0.0/24===192.0.2.1...192.0.2.2===0.0.0.0/0; unrouted; ero
 "rw"[1]:   newest IKE SA: #1; newest IPsec SA: #2; conn serial: $2;
 "net/24": 192.0.2.1...192.0.2.2; unrouted; eroute owner: #0
 "net/24":     oriented; my_ip=unset; their_ip=unset; my_updown=ipsec _updown;
+"1x2": 192.0.2.1...192.0.2.2; unrouted; eroute owner: #0
+"1x2":     oriented; my_ip=unset; their_ip=unset; my_updown=ipsec _updown;
 "two/1x1": 10.1.0.0/24===192.0.2.1...192.0.2.2===10.2.0.0/24; unrouted; eroute owner: #0
 "two/1x1":     oriented; my_ip=unset; their_ip=unset; my_updown=ipsec _updown;
 "two/1x2": 10.1.0.0/24===192.0.2.1...192.0.2.2===10.3.0.0/24; unrouted; eroute owner: #0
@@ -144,12 +146,13 @@ STATUS = """"rw": 10.1.0.0/24===192.0.2.1...192.0.2.2===0.0.0.0/0; unrouted; ero
 
 
 def test_what_pluto_has_is_compared_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An instance that is up counts, pairs of subnets are one connection, and `/24` in a name is no such pair."""
+    """An instance that is up counts; pairs of subnets are one connection; `/24` and `1x2` are no pairs."""
     file = tmp_path / "ipsec.conf"
     ends = "\tleft=192.0.2.1\n\tright=192.0.2.2\n"
     file.write_text(
         f"conn rw\n\tauto=start\n\tnarrowing=yes\n\tleftsubnet=10.1.0.0/24\n\trightsubnet=0.0.0.0/0\n{ends}"
         f"conn net/24\n\tauto=add\n{ends}"
+        f"conn 1x2\n\tauto=add\n{ends}"
         f"conn two\n\tauto=add\n\tleftsubnet=10.1.0.0/24\n\trightsubnets={{10.2.0.0/24,10.3.0.0/24}}\n{ends}")
     patient = Patient(Host({}, conf=str(file)), 1.0)
     monkeypatch.setattr(patient, "status", STATUS.splitlines)
