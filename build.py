@@ -85,7 +85,7 @@ FRONT = (1, 2, 10, 12)
 # The blocks without bytecode in the archive.  Compiling one of them takes 2 to 20 ms at each run of its
 # commands.  Only people call these commands, or they take much longer.  Bytecode for six interpreters would
 # take 10 to 60 kB for each block.
-COMPILED_LATE = ("PKCS#12 and PEM", "keys as showhostkey(8) writes them", "init systems", "free text", "causes", "barf",
+COMPILED_LATE = ("PKCS#12 and PEM", "keys as showhostkey(8) writes them", "free text", "reports", "causes", "barf",
                  "look and show", "diagnosis (why)", "tunnels", "metrics", "the summary of barf", "configuration",
                  "reload", "NSS", "manual and completion")
 
