@@ -730,8 +730,9 @@ def own_files(pythons: Mapping[str, Path]) -> Iterator[tuple[str, bytes]]:
     yield "ipsec.py", source
     yield "LICENSE", (TOP / "LICENSE").read_bytes()
     yield from bytecode(source, pythons)
-    for page in sorted((TOP / "man").glob("*.[1-8]")):
-        yield f"man/{page.name}", re.sub(rb'(?m)^\.\\".*\n', b"", page.read_bytes())  # without comments
+    pages = sorted((TOP / "man").glob("*.[1-8]"))
+    without_comments = {page.name: re.sub(rb'(?m)^\.\\".*\n', b"", page.read_bytes()) for page in pages}
+    yield "man.pages", marshal.dumps(without_comments, FORMAT)
 
 
 def make_archive(target: Path, pythons: Mapping[str, Path]) -> None:
