@@ -2531,9 +2531,10 @@ SECRET_PLACES = (
     (("psk", "xauth", "pin", "ppk"),
      rf"(:[ \t]*(?:PSK|XAUTH|PIN|PPKS?(?:[ \t]+\"[^\"\n]*\"(?=[ \t]+\S))?)[ \t]+)"
      rf"(?:{_QUOTED}|0[xst]|\[red)[^\n]*"),
-    (("malformed",), r"(\bmalformed \([^\n]*?\):[ \t]*)[^\n]+"),
-    (("unrecogni", ": index"),
-     r"((?:unrecogni[sz]ed (?:keyword|key format):|\bline \d+: index)[ \t]*)[^\n]+"),
+    # (syslog and the journal drop a blank where pluto cuts a message of addconn)
+    (("malformed",), r"(malformed ?\([^\n]*?\):[ \t]*)[^\n]+"),
+    (("unrecogni", "index"),
+     r"((?:unrecogni[sz]ed ?(?:keyword|key ?format):|\bline ?\d+: ?index)[ \t]*)[^\n]+"),
     (("lex ",), r"(\blex (?:shift|flushline)[^\n']*')[^\n]*"),
     (("pass",), r"(\buser\([^\n]*\) pass[ \t]+)[^\n]+"),
     # arguments of an updown script, in pluto's status and log

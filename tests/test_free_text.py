@@ -125,6 +125,19 @@ def test_the_command_of_an_updown_script_is_shown_without_its_arguments(width: i
         assert text.split("\n") == [log[0], line] * 2
 
 
+@pytest.mark.parametrize("message", [
+    '"/etc/a.secrets" line 1: XAUTH data malformed (input does not begin with format prefix): hunter2',
+    'ERROR "/etc/a.secrets" line 1: index "hunter2" not a numeric IPv4 address',
+    '"/etc/a.secrets" line 1: WARNING: ignored unrecognized keyword: hunter2',
+])
+def test_a_message_of_addconn_may_be_cut_anywhere(message: str) -> None:
+    """The journal drops a blank at the end of a line."""
+    for place in range(1, len(message)):
+        log = [f"Nov 26 21:22:03 gw pluto[7]: addconn: {piece}".rstrip() for piece in (message[:place], message[place:])]
+        text = ipsec.Redactor().text("\n".join(ipsec.LogFilter().lines(log)))
+        assert "[redacted" in text and not re.search("hunter|unter2|hunt|ter2", text), text
+
+
 def test_whole_messages_of_addconn_stay() -> None:
     texts = ['"a": added IKEv2 connection', "listening for IKE messages", "Kernel supports NIC esp-hw-offload",
              "adding interface eth0 192.0.2.1:UDP/500", '"a": oriented IKEv2 connection (local: left=192.0.2.1)',
