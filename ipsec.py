@@ -8402,6 +8402,8 @@ TRUST_COLUMNS = ("ace536358", "ace536359", "ace53635b", "ace53635a")
 TRUST_LETTERS = {0xce534351: "P", 0xce534352: "C", 0xce53435a: "p", 0xce53435b: "c"}
 NSS_EMPTY = b"\xa5\x00\x5a"  # NSS stores an attribute of length 0 as these bytes (sdb.c)
 # Attributes of distinguished names: the DER of the object identifier in hex, and the name
+# The algorithm of a public key (RFC 3279, RFC 4055), in hexadecimal
+KEY_KINDS_OF_DER = {"2a864886f70d010101": "RSA", "2a864886f70d01010a": "RSA", "2a8648ce3d0201": "ECDSA"}
 NAME_PARTS = {"550403": "CN", "55040a": "O", "55040b": "OU", "550406": "C", "550407": "L", "550408": "ST",
               "550405": "serialNumber", "2a864886f70d010901": "E", "0992268993f22c640119": "DC"}
 SOON = 30  # a certificate that expires within this number of days is marked
@@ -8482,22 +8484,36 @@ def parse_certificate(data: bytes) -> Parsed:
     of version 1, is not a CA.  Raises ValueError.
     """
     try:
-        certificate = next(der_items(data))
-        signed_part = next(der_inside(data, certificate))
-        fields = list(der_inside(data, signed_part))
-        if fields[0][0] == 0xa0:  # the version, which is optional
-            del fields[0]
+        fields = certificate_fields(data)
         _, start, end = fields[2]
         issuer = der_name(data, start, end)
         begins, expires = (der_time(data[first:last].decode("ascii"), tag == 0x17)
                            for tag, first, last in der_inside(data, fields[3]))
         _, start, end = fields[4]
         subject = der_name(data, start, end)
-        is_ca = any(is_ca_extension(data, extension) for field in fields[5:] if field[0] == 0xa3
-                    for extension in der_inside(data, next(der_inside(data, field))))
+        is_ca = any(is_ca_extension(data, extension) for extension in extensions_of(data, fields))
         return Parsed(subject, issuer, begins, expires, is_ca)
     except (IndexError, StopIteration, RuntimeError):
         raise ValueError("not a certificate") from None
+
+
+def certificate_fields(data: bytes) -> list[tuple[int, int, int]]:
+    """Return the elements of the signed part of a certificate, without its version.
+
+    Raises ValueError, IndexError, StopIteration.
+    """
+    certificate = next(der_items(data))
+    fields = list(der_inside(data, next(der_inside(data, certificate))))
+    if fields[0][0] == 0xa0:  # the version, which is optional
+        del fields[0]
+    return fields
+
+
+def extensions_of(data: bytes, fields: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Yield the extensions of a certificate.  Raises ValueError, StopIteration."""
+    for field in fields[5:]:
+        if field[0] == 0xa3:
+            yield from der_inside(data, next(der_inside(data, field)))
 
 
 def is_ca_extension(data: bytes, extension: tuple[int, int, int]) -> bool:
@@ -8508,6 +8524,34 @@ def is_ca_extension(data: bytes, extension: tuple[int, int, int]) -> bool:
     constraints = next(der_inside(data, value), (0, 0, 0))
     first = next(der_inside(data, constraints), None)
     return first is not None and first[0] == 1 and data[first[1]] != 0
+
+
+def key_and_names(data: bytes) -> tuple[str, list[str]]:
+    """Return of a DER certificate the kind of its key, RSA, ECDSA or empty, and the names in its
+    subjectAltName (RFC 5280, section 4.2.1.6).
+
+    The names are written as IDs of ipsec.conf: `@gw.example.org`, `user@example.org`, `192.0.2.1`.  Raises
+    ValueError.
+    """
+    import _socket as socket
+    names = []
+    try:
+        fields = certificate_fields(data)
+        _, start, end = next(der_inside(data, next(der_inside(data, fields[5]))))
+        kind = KEY_KINDS_OF_DER.get(data[start:end].hex(), "")
+        for extension in extensions_of(data, fields):
+            oid, *_, value = der_inside(data, extension)
+            if data[oid[1]:oid[2]] != b"\x55\x1d\x11":  # 2.5.29.17
+                continue
+            for tag, start, end in der_inside(data, next(der_inside(data, value))):
+                content = data[start:end]
+                if tag in (0x81, 0x82):
+                    names.append(("@" if tag == 0x82 else "") + decode(content))
+                elif tag == 0x87:
+                    names.append(socket.inet_ntop(AF_INET if len(content) == 4 else AF_INET6, content))
+    except (IndexError, StopIteration, RuntimeError):
+        raise ValueError("not a certificate") from None
+    return kind, names
 
 
 def der_name(data: bytes, start: int, end: int) -> str:
@@ -15119,7 +15163,8 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
     ("key-missing", "no private key", "here",
      "the NSS database here has no private key for this host's certificate or public key, or can't sign "
      "with it",
-     "the private keys in the NSS database (ipsec import FILE.p12 adds a certificate with its private key)",
+     "the private keys in the NSS database (ipsec import FILE.p12 adds a certificate with its private key), and "
+     "whether authby= is for their kind, RSA or ECDSA",
      "ipsec showhostkey --list",
      ("unable to locate my private key", "no * private key for connection", "No * private key found",
       "Failed to find our RSA key", "Failed to find our ECDSA key", "DigSig: failed to find our",
@@ -18229,7 +18274,9 @@ def bare_nickname(name: str) -> str:
     "certificates", "Checking certificates",
     checks="The certificates that connections name, and those that have a private key: whether they are "
            "valid now, whether the private key is there, and whether their CAs are there and valid. If "
-           "several certificates have the same nickname, the one that pluto uses is checked.",
+           "several certificates have the same nickname, the one that pluto uses is checked. For the "
+           "certificates of this end, also whether their kind of key fits authby=, and whether leftid= is in "
+           "them.",
     matters="The peer refuses an expired certificate, and a certificate of an expired CA. A connection "
             "does not come up without the private key and the CA of its certificate.",
     fix="Import a new certificate with ipsec import FILE.p12. ipsec nsslist shows all certificates.")
@@ -18296,11 +18343,37 @@ def named_troubles(patient: Patient, conn: Conn, by_nickname: Mapping[str, Held]
             used[nickname] = None
             if here in ("", side):
                 own_names.append(nickname)
+            if here == side:
+                yield from identity_troubles(conn, side, by_nickname[nickname])
 
     if own_names and not any(by_nickname[nickname].has_key for nickname in own_names):
         yield ("FAIL", "NO KEY",
                f"conn {conn.name}: no private key for {quote(own_names[0])} in the NSS database",
                "ipsec import FILE.p12")
+
+
+def identity_troubles(conn: Conn, side: str, held: Held) -> Iterator[Trouble]:
+    """Yield a trouble if the certificate of this end does not fit authby= or the ID that this end sends.
+
+    Pluto signs by authby=: with rsasig in it, and by default, it can't use an ECDSA key (seen with 4.3, 4.10
+    and 5.2).
+    """
+    ways = ways_of(conn, (side,)) or {"rsasig"}
+    try:
+        kind, names = key_and_names(held.chosen()[1].der)
+    except ValueError:
+        return  # validity_troubles() reports it
+    what = f"the certificate {quote(held.nickname)}"
+    has_rsa, has_ecdsa = (any(way.startswith(name) for way in ways) for name in ("rsa", "ecdsa"))
+    if (kind == "ECDSA" and has_rsa) or (kind == "RSA" and has_ecdsa and not has_rsa):
+        yield ("WARN", "KEY TYPE", f"conn {conn.name}: {what} has an {kind} key, which needs "
+               f"authby={'ecdsa' if kind == 'ECDSA' else 'rsasig'}", edit_command(conn))
+    own = comparable_id(conn.get(f"{side}id"), {})
+    if (has_rsa or has_ecdsa) and own and not own.startswith("key "):
+        fitting = {comparable_id(name, {}) for name in names}
+        if own not in fitting and f"name @*.{own.partition('.')[2]}" not in fitting:
+            yield ("WARN", "ID", f"conn {conn.name}: {side}id={conn.get(side + 'id')} is not in {what}, so a peer with "
+                   "libreswan refuses it", edit_command(conn.settings[f"{side}id"]))
 
 
 def validity_troubles(entry: Held, issuers: Mapping[str, list[tuple[Parsed, Certificate]]],

@@ -133,7 +133,8 @@ def test_the_command_of_an_updown_script_is_shown_without_its_arguments(width: i
 def test_a_message_of_addconn_may_be_cut_anywhere(message: str) -> None:
     """The journal drops a blank at the end of a line."""
     for place in range(1, len(message)):
-        log = [f"Nov 26 21:22:03 gw pluto[7]: addconn: {piece}".rstrip() for piece in (message[:place], message[place:])]
+        pieces = (message[:place], message[place:])
+        log = [f"Nov 26 21:22:03 gw pluto[7]: addconn: {piece}".rstrip() for piece in pieces]
         text = ipsec.Redactor().text("\n".join(ipsec.LogFilter().lines(log)))
         assert "[redacted" in text and not re.search("hunter|unter2|hunt|ter2", text), text
 

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Callable
 
 import pytest
 
@@ -24,13 +25,17 @@ def name(text: bytes) -> bytes:
     return der(0x30, der(0x31, der(0x30, der(6, b"\x55\x04\x03"), der(12, text))))
 
 
-def certificate(subject: bytes, is_ca: bool | None, number: int = 1, until: bytes = b"491231235959Z") -> bytes:
-    """A version 3 certificate; `is_ca` None: without basic constraints."""
+def certificate(subject: bytes, is_ca: bool | None, number: int = 1, until: bytes = b"491231235959Z",
+                key: bytes = b"\x2a\x03", names: bytes = b"") -> bytes:
+    """A version 3 certificate; `is_ca` None: without basic constraints. `key` is the algorithm of its key, `names` the
+    content of subjectAltName."""
     extension = b"" if is_ca is None else der(
         0x30, der(6, b"\x55\x1d\x13"), der(1, b"\xff"), der(4, der(0x30, der(1, b"\xff") if is_ca else b"")))
+    if names:
+        extension += der(0x30, der(6, b"\x55\x1d\x11"), der(4, der(0x30, names)))
     tbs = der(0x30, der(0xa0, der(2, b"\2")), der(2, bytes((number,))), der(0x30, der(6, b"\x2a\x03")), name(subject),
               der(0x30, der(0x17, b"200101000000Z"), der(0x17, until)), name(subject),
-              der(0x30, der(0x30, der(6, b"\x2a\x03")), der(3, b"\0\1")), der(0xa3, der(0x30, extension)))
+              der(0x30, der(0x30, der(6, key)), der(3, b"\0\1")), der(0xa3, der(0x30, extension)))
     return der(0x30, tbs, der(0x30, der(6, b"\x2a\x03")), der(3, b"\0\1"))
 
 
@@ -62,14 +67,29 @@ def test_cut_certificates_are_errors() -> None:
     for length in range(len(whole)):
         with pytest.raises(ValueError):
             parse_certificate(whole[:length])
+        with pytest.raises(ValueError):
+            ipsec.key_and_names(whole[:length])
 
 
-def test_changed_certificates_never_crash() -> None:
-    whole = certificate(b"x", True)
+NAMES = der(0x82, b"gw.example.org") + der(0x81, b"a@example.org") + der(0x87, bytes((192, 0, 2, 1))) + der(
+    0x87, bytes.fromhex("20010db8000000000000000000000001")) + der(0xa4, name(b"x"))
+
+
+def test_the_kind_of_key_and_the_names_of_a_certificate() -> None:
+    for number, kind in (("2a864886f70d010101", "RSA"), ("2a864886f70d01010a", "RSA"), ("2a8648ce3d0201", "ECDSA"),
+                         ("2b6570", "")):
+        assert ipsec.key_and_names(certificate(b"x", True, key=bytes.fromhex(number), names=NAMES)) == (
+            kind, ["@gw.example.org", "a@example.org", "192.0.2.1", "2001:db8::1"])
+        assert ipsec.key_and_names(certificate(b"x", None, key=bytes.fromhex(number))) == (kind, [])
+
+
+@pytest.mark.parametrize("parse", [parse_certificate, ipsec.key_and_names])
+def test_changed_certificates_never_crash(parse: Callable[[bytes], object]) -> None:
+    whole = certificate(b"x", True, names=NAMES)
     for place in range(len(whole)):
         for value in (0, 0x7f, 0x80, 0x84, 0xff):
             try:
-                parse_certificate(whole[:place] + bytes((value,)) + whole[place + 1:])
+                parse(whole[:place] + bytes((value,)) + whole[place + 1:])
             except ValueError:
                 continue
 

@@ -377,6 +377,27 @@ GATE = ("gw", "CN=gw", "CN=ca", -10, 300, False, True)
 AUTHORITY = ("ca", "CN=ca", "CN=ca", -10, 3000, True, False)
 
 
+@pytest.mark.parametrize(("kind", "lines", "found"), [
+    ("RSA", "", []), ("ECDSA", "", ["KEY TYPE"]), ("ECDSA", "authby=rsasig,ecdsa", ["KEY TYPE"]),
+    ("ECDSA", "authby=ecdsa", []), ("RSA", "authby=ecdsa-sha2_256", ["KEY TYPE"]), ("RSA", "authby=rsa-sha2", []),
+    ("ECDSA", "leftauth=ecdsa", []), ("ECDSA", "authby=null", []), ("", "authby=ecdsa", []),
+    ("RSA", "leftid=@gw.example.org", []), ("RSA", "leftid=@GW.example.org.", []), ("RSA", "leftid=@www.lab", []),
+    ("RSA", "leftid=@gw2.example.org", ["ID"]), ("RSA", "leftid=192.0.2.1", []), ("RSA", "leftid=192.0.2.9", ["ID"]),
+    ("RSA", "leftid=2001:db8:0::1", []), ("RSA", "leftid=a@example.org", []), ("RSA", "leftid=b@example.org", ["ID"]),
+    ("RSA", "leftid=%fromcert", []), ('RSA', 'leftid="O=Lab, CN=x"', []), ("RSA", "leftid=@[key]", []),
+    ("RSA", "leftid=host.without.at", []), ("RSA", "leftid=@x\n\tauthby=null", []),
+])
+def test_the_certificate_of_this_end_fits_authby_and_its_id(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, lines: str, found: list[str]) -> None:
+    stub_certificates(monkeypatch, GATE, AUTHORITY)
+    names = ["@gw.example.org", "@*.lab", "192.0.2.1", "2001:db8::1", "a@example.org"]
+    monkeypatch.setattr(ipsec, "key_and_names", lambda der: (kind, names))
+    conf = f"conn x\n\tauto=add\n\tright=192.0.2.2\n\tleft=192.0.2.1\n\tleftcert=gw\n\t{lines}\n"
+    patient = patient_of(tmp_path, monkeypatch, conf)
+    monkeypatch.setattr(Patient, "sides", {"x": "left"})
+    assert words(patient, "certificates") == found
+
+
 @pytest.mark.parametrize(("name", "rows", "found"), [
     ("gw", [GATE, AUTHORITY], []), ("nosuch", [AUTHORITY], ["MISSING"]), ("gw", [GATE], ["NO CA"]),
     ("gw", [("gw", "CN=gw", "CN=ca", -10, -1, False, True), AUTHORITY], ["EXPIRED"]),

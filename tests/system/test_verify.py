@@ -39,6 +39,9 @@ NFT_NAT = ("nft add table ip n; nft add chain ip n masks '{ type nat hook postro
 LEGACY_NAT = "iptables-legacy -t nat -A POSTROUTING "
 CERTIFICATE = ("date | sha512sum >/noise; cd /; certutil -S -x -d sql:/var/lib/ipsec/nss -n gateway -s CN=gateway -t "
                "CTu,, -z /noise -g 2048 -m 7")
+OWN_CERTIFICATE = ("openssl req -x509 -newkey {} -nodes -days 400 -subj /CN=gateway -addext "
+                   "subjectAltName=DNS:gw.example.org -keyout /key -out /pem 2>&1; "
+                   f"python3 {PYZ} import /pem /key; sed -i s/authby=.*/authby=rsasig/ /etc/ipsec.conf; ")
 FIREWALLD = NFT_INPUT + """
 for chain in zones public allow; do nft add chain inet f $chain; done
 nft add rule inet f input ct state { established, related } accept
@@ -276,6 +279,13 @@ BROKEN = {
     "certificate ended": (f"{CERTIFICATE} -w -12 -v 6", {"certificates": "FAIL"}),
     "certificate ends soon": ("openssl req -x509 -newkey rsa:2048 -nodes -days 20 -subj /CN=gateway -keyout /key -out "
                               f"/pem 2>&1; python3 {PYZ} import /pem /key", {"certificates": "WARN"}),
+    "certificate for another ID": (
+        OWN_CERTIFICATE.format("rsa:2048") +
+        f"printf '\tleftcert=gateway\n\tleftid=@gateway\n' >>/etc/ipsec.conf; {AGAIN}", {"certificates": "WARN"}),
+    "certificate with another kind of key": (
+        OWN_CERTIFICATE.format("ec -pkeyopt ec_paramgen_curve:P-256") +
+        f"printf '\tleftcert=gateway\n\tleftid=@gw.example.org\n' >>/etc/ipsec.conf; {AGAIN}",
+        {"certificates": "WARN"}),
     "certificate begins later": (f"{CERTIFICATE} -w 5 -v 12", {"certificates": "FAIL"}),
     "certificate without key": (f"{CERTIFICATE} -v 12; certutil -L -d sql:/var/lib/ipsec/nss -n gateway -a >/pem; "
                                 "rm /var/lib/ipsec/nss/*; certutil -N -d sql:/var/lib/ipsec/nss --empty-password; "
