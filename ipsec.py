@@ -6422,8 +6422,7 @@ class NoPluto(Failure):
 
 
 class Conversation:
-    """A connection to pluto for one request: send a message, then read lines until pluto closes the
-    connection.
+    """A connection to pluto for one request: send a message, then read lines until pluto closes it.
 
     `timeout` limits the seconds spent waiting for pluto in total; None means no limit.  Time that the caller
     spends between two lines, for example in a pager, does not count.  Use it as a context manager.
@@ -6440,6 +6439,7 @@ class Conversation:
         self.left = timeout
         self.size = 0
         self.whole = True  # no reply is outstanding
+
         kind = socket.SOCK_STREAM
         while True:
             try:
@@ -6470,11 +6470,12 @@ class Conversation:
         return NoPluto(f"connect() for {name} failed ({error.errno} {error.strerror})")
 
     def _spent(self, seconds: float) -> None:
-        if self.left is not None and self.timeout is not None:
-            self.left -= seconds
-            if self.left <= 0:
-                raise TimedOut(f"ipsec whack: pluto did not answer on {self.name} within {self.timeout:g} s",
-                               NO_PLUTO, "it may be stopped or very busy")
+        if self.left is None:
+            return
+        self.left -= seconds
+        if self.left <= 0:
+            raise TimedOut(f"ipsec whack: pluto did not answer on {self.name} within {self.timeout:g} s",
+                           NO_PLUTO, "it may be stopped or very busy")
 
     def limit(self, seconds: float | None) -> None:
         """Allow `seconds` from now on for the rest of the reply; None keeps the present limit."""
@@ -6486,11 +6487,16 @@ class Conversation:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        """Close the socket.  If the caller stopped early (GeneratorExit) or could not write (OSError), read
-        the rest of the reply first, because pluto logs an error for each line that it can't send."""
+        """Close the socket, perhaps after reading the rest of the reply.
+
+        That is done if the caller stopped early (GeneratorExit) or could not write (OSError), because pluto
+        logs an error for each line that it can't send.
+        """
+        can_wait = kind is None or issubclass(kind, (GeneratorExit, OSError))
         try:
-            if not self.whole and (kind is None or issubclass(kind, (GeneratorExit, OSError))):
-                self.left = min(DRAIN_TIME, DRAIN_TIME if self.left is None else self.left)
+            if can_wait and not self.whole:
+                if self.left is None or self.left > DRAIN_TIME:
+                    self.limit(DRAIN_TIME)
                 for _ in self.lines():
                     continue
         except Failure:
@@ -6517,8 +6523,10 @@ class Conversation:
             yield from block.split(b"\n")
 
     def blocks(self) -> Iterator[bytes]:
-        """Yield the reply as it arrives, in blocks of complete lines without the last line end.  Raises as
-        lines()."""
+        """Yield the reply as it arrives, in blocks of complete lines; the last line end is cut off.
+
+        Raises as lines().
+        """
         import _socket as socket
         rest = b""
         self.link.settimeout(self.left)
@@ -6536,6 +6544,7 @@ class Conversation:
             # not after each recv(): pluto sends every line on its own, and settimeout() costs time
             if waited > 0.01:
                 self.link.settimeout(self.left)
+
             if not data:
                 self.whole = True
                 break
@@ -6545,14 +6554,14 @@ class Conversation:
                 yield block
             if len(rest) > LINE_LIMIT or self.size > REPLY_LIMIT:
                 raise NoPluto("pluto's reply is too long")
+
         if rest:
             yield rest
             raise NoPluto("last line from pluto unterminated: it ended in the middle of its reply")
 
 
 class Pluto(Record):
-    """The pluto that listens on the control socket: its version, and the build options that change the
-    messages."""
+    """The pluto that listens on the control socket: its version, and build options that change messages."""
 
     version: str  # from the status, with its suffix; empty if the status has none
     packets: bool  # whether the socket is SOCK_SEQPACKET
@@ -6578,7 +6587,9 @@ def status_value(line: str, name: str) -> str:
 def split_code(line: bytes) -> tuple[int, str]:
     """Return the code and the text of a reply line; the code is -1 if the line has none."""
     code, _, text = line.partition(b" ")
-    return (int(code), decode(text)) if code.isdigit() and len(code) <= 4 else (-1, decode(line))
+    if code.isdigit() and len(code) <= 4:
+        return int(code), decode(text)
+    return -1, decode(line)
 
 
 DETAIL_HEAD = 5  # characters that tell the detail lines of a connection apart
@@ -6595,11 +6606,11 @@ def pluto_status(host: Host, timeout: float | None = PLUTO_TIMEOUT,
     with Conversation(host, timeout) as talk:
         talk.say(basic_message(BASIC_STATUS))
         for block in talk.blocks():
-            lines = decode(block).split("\n")
-            if details is not None:
-                lines = [line for line in lines if (place := line.find(":   ") + 4) < 4
-                         or line[place:place + DETAIL_HEAD] in details]
-            for line in lines:
+            for line in decode(block).split("\n"):
+                if details is not None:
+                    place = line.find(":   ")
+                    if place >= 0 and line[place + 4:place + 4 + DETAIL_HEAD] not in details:
+                        continue
                 yield line[4:] if line.startswith("000 ") else split_code(encode(line))[1]
 
 
@@ -6625,27 +6636,28 @@ def await_pluto(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
 
 
 def probe(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> Pluto:
-    """Return the Pluto that listens on the control socket; ask it only once per command.  Raises NoPluto,
-    TimedOut.
+    """Return the Pluto that listens on the control socket.  A command asks it only once.
 
     Only a basic message may be sent before its release is known.  Up to 5.0 pluto obeys the byte
     whack_shutdown of its own layout even in a message with the magic number of another release.
+    Raises NoPluto, TimedOut.
     """
-    if host.pluto is None:
-        version, labelled, seccomp = "", False, False
-        with Conversation(host, timeout) as talk:
-            talk.say(basic_message(BASIC_STATUS))
-            for line in talk.lines():
-                text = split_code(line)[1]
-                if text.startswith("pluto_version="):
-                    version = status_value(text, "pluto_version")
-                elif text.startswith("seccomp="):
-                    seccomp = status_value(text, "seccomp") != "unsupported"
-                elif text.startswith("secctx-attr-type="):
-                    labelled = "<unsupported>" not in text
-                elif text.startswith(("nat-traversal", "algorithm")):
-                    break  # the lines after the settings are not needed
-        host.pluto = Pluto(version, talk.packets, labelled, seccomp)
+    if host.pluto is not None:
+        return host.pluto
+    version, labelled, seccomp = "", False, False
+    with Conversation(host, timeout) as talk:
+        talk.say(basic_message(BASIC_STATUS))
+        for line in talk.lines():
+            text = split_code(line)[1]
+            if text.startswith("pluto_version="):
+                version = status_value(text, "pluto_version")
+            elif text.startswith("seccomp="):
+                seccomp = status_value(text, "seccomp") != "unsupported"
+            elif text.startswith("secctx-attr-type="):
+                labelled = "<unsupported>" not in text
+            elif text.startswith(("nat-traversal", "algorithm")):
+                break  # the lines after the settings are not needed
+    host.pluto = Pluto(version, packets=talk.packets, labelled=labelled, seccomp=seccomp)
     return host.pluto
 
 
@@ -6660,12 +6672,12 @@ def shutdown_message(version: str) -> bytes:
     for since, place in BASIC_SHUTDOWN:
         if since <= leading_version(version):
             return basic_message([place])
-    return basic_message([BASIC_SHUTDOWN[-1][1]])
+    _, oldest = BASIC_SHUTDOWN[-1]
+    return basic_message([oldest])
 
 
 def pluto_shutdown(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
-    """Ask pluto of any release to exit, and wait until it closes the connection.  Raises NoPluto,
-    TimedOut."""
+    """Ask pluto of any release to exit, and wait until it ends the reply.  Raises NoPluto, TimedOut."""
     message = shutdown_message(probe(host, timeout).version)
     with Conversation(host, timeout) as talk:
         talk.say(message)
@@ -6692,8 +6704,9 @@ WHACK_MAGIC = """
 # The members in their order.  A letter is the C type of the names after it: `b` bool or char, `h` 16 bits,
 # `i` int, `w` size_t or pointer, `q` 64 bits, `t` time_t, `a` a bool that opens a struct of ints, `xN` N
 # bytes.  `t=60` is an unnamed member which whack always sends with that value, such as a lifetime, a margin
-# or a port.  `12w` stands for unused members.  They are summed up in types that give the next member the same
-# offset as in C, for time_t and pointers of 4 or 8 bytes and for 64-bit integers aligned to 4 or 8.
+# or a port.  `12w` stands for 12 unused members of type `w`.  Unused members need not have their own types,
+# only types that give the next member the same offset as in C.  That must hold for time_t and pointers of 4
+# or 8 bytes, and for 64-bit integers aligned to 4 or 8.
 WHACK_MESSAGE = """
 3.25-5.2   i magic b status
 5.1-5.2    b shutdown
@@ -6729,7 +6742,8 @@ WHACK_MESSAGE = """
 3.25-3.29  h=500 4w 20i h=2 h=2
 3.30-3.31  2q
 3.32       q=0x4000400000006 q=7
-3.30-3.32  t=3600 1t t=28800 1t t=540 1t w=100 1w w=32 t=60 2t t=500000 i=1 3t 6i b=1 14w 122i h=500 3w 20i h=2 h=2
+3.30-3.32  t=3600 1t t=28800 1t t=540 1t w=100 1w w=32 t=60 2t t=500000 i=1 3t 6i b=1 14w 122i h=500
+           3w 20i h=2 h=2
 4.3-4.15   i=2
 4.0-4.1    q=0x1000200000006 q=7 t=3600
 4.2        q=0x2000200000006 q=7 t=28800
@@ -6770,8 +6784,8 @@ WHACK_MESSAGE = """
 3.25-5.2   b delete deletestate w deletestateno
 5.0-5.2    i sa sa_type
 3.30-4.15  b rekey_ike rekey_ipsec
-3.25-5.2   1w b deleteuser deleteuser_name deleteid deleteid_name purgeocsp listen unlisten w ike_buf_size b
-           ike_sock_err_toggle i ddos
+3.25-5.2   1w b deleteuser deleteuser_name deleteid deleteid_name purgeocsp listen unlisten
+           w ike_buf_size b ike_sock_err_toggle i ddos
 3.30-5.2   b ddns
 3.25-5.2   b crash
 4.2-5.2    a crash_peer.is_set
@@ -6802,14 +6816,15 @@ WHACK_MESSAGE = """
 4.3-4.15   11w
 5.0-5.1    4w 2i
 5.2        3w
-5.3-5.3.2  i magic b status shutdown i command w name q debug.set debug.clr 2w i=1 b async i ike_buf_size b
-           ike_sock_err_toggle i ike_sock_err ddos 19t 51w 63i w username 37w 11i w remote_host deletestateno 1w b
-           crash_peer.is_set crash_peer.version 2b x16 crash_peer.bytes b utc q list 9w 2i i global_redirect w
-           redirect_to 3w 2i
-5.4        i magic b status shutdown i command w name i=1 b async utc i ike_buf_size b ike_sock_err_toggle i
-           ike_sock_err ddos 4w 17i w deletestateno b crash_peer.is_set crash_peer.version 2b x16 crash_peer.bytes b
-           list_pubkeys list_psks list_certs list_cacerts list_crls list_events w remote_host i global_redirect w
-           global_redirect_to redirect_to 2w q debug.set debug.clr 9w
+5.3-5.3.2  i magic b status shutdown i command w name q debug.set debug.clr 2w i=1 b async
+           i ike_buf_size b ike_sock_err_toggle i ike_sock_err ddos 19t 51w 63i w username 37w 11i
+           w remote_host deletestateno 1w b crash_peer.is_set crash_peer.version 2b
+           x16 crash_peer.bytes b utc q list 9w 2i i global_redirect w redirect_to 3w 2i
+5.4        i magic b status shutdown i command w name i=1 b async utc i ike_buf_size
+           b ike_sock_err_toggle i ike_sock_err ddos 4w 17i w deletestateno b crash_peer.is_set
+           crash_peer.version 2b x16 crash_peer.bytes b list_pubkeys list_psks list_certs
+           list_cacerts list_crls list_events w remote_host i global_redirect w global_redirect_to
+           redirect_to 2w q debug.set debug.clr 9w
 """
 
 # The strings, in the order in which they follow the struct.  Up to 4.15 every string is sent, also an empty
@@ -6831,29 +6846,32 @@ STRINGS_ROOM = 4096
 
 # From 5.3 the member `command` holds the number of the command: 1 for the first of these
 WHACK_COMMANDS = """
-5.3-5.4    rereadall fetchcrls rereadsecrets rereadcerts processstatus addresspoolstatus connectionstatus
-           briefconnectionstatus briefstatus fipsstatus globalstatus trafficstatus shuntstatus delete add route unroute
-           initiate
+5.3-5.4    rereadall fetchcrls rereadsecrets rereadcerts processstatus addresspoolstatus
+           connectionstatus briefconnectionstatus briefstatus fipsstatus globalstatus trafficstatus
+           shuntstatus delete add route unroute initiate
 5.3-5.3.2  suspnd
-5.3-5.4    acquire down suspend deleteuser deleteid deletestate crash clearstats ddns purgeocsp showstates rekey_ike
-           rekey_child delete_ike delete_child down_ike down_child ddos list checkpubkeys seccomp_crashtest
-           shutdown_leave_state active_redirect global_redirect listen unlisten
+5.3-5.4    acquire down suspend deleteuser deleteid deletestate crash clearstats ddns purgeocsp
+           showstates rekey_ike rekey_child delete_ike delete_child down_ike down_child ddos list
+           checkpubkeys seccomp_crashtest shutdown_leave_state active_redirect global_redirect
+           listen unlisten
 5.4        impair debug pubkey
 """
 
 # The names of the debugging bits.  Each is the next higher bit unless a value follows the name.
 WHACK_DEBUG = """
-3.25       raw parsing emitting control lifecycle kernel dns oppo controlmore pfkey nattraversal x509 dpd xauth
-           retransmits oppoinfo crypt crypt-low private proposal-parser whackwatch add-prefix all=0xffff
-3.26-3.27  raw parsing emitting control lifecycle kernel dns oppo controlmore nattraversal x509 dpd xauth retransmits
-           oppoinfo crypt crypt-low private proposal-parser whackwatch add-prefix all=0x7fff
+3.25       raw parsing emitting control lifecycle kernel dns oppo controlmore pfkey nattraversal
+           x509 dpd xauth retransmits oppoinfo crypt crypt-low private proposal-parser whackwatch
+           add-prefix all=0xffff
+3.26-3.27  raw parsing emitting control lifecycle kernel dns oppo controlmore nattraversal x509 dpd
+           xauth retransmits oppoinfo crypt crypt-low private proposal-parser whackwatch add-prefix
+           all=0x7fff
 3.28-4.1   base cpu-usage tmi crypt private whackwatch add-prefix all=3
 4.2-4.5    base cpu-usage refcnt tmi crypt private whackwatch add-prefix all=7
 4.6-4.15   base cpu-usage refcnt tmi=0xf crypt private whackwatch add-prefix all=7
 5.0        routing=2 cpu-usage refcnt tmi=0x1f crypt private whackwatch add-prefix base=3 all=0xf
 5.1-5.3.2  routing=2 cpu-usage refcnt tmi=0x1f updown crypt private whackwatch add-prefix base=3 all=0xf
-5.4        routing=1 cpu-usage=4 refcnt tmi=0x1f updown crypt private add-prefix add-state whackwatch base=3 all=0xf
-           none=0xfff
+5.4        routing=1 cpu-usage=4 refcnt tmi=0x1f updown crypt private add-prefix add-state
+           whackwatch base=3 all=0xf none=0xfff
 """
 
 # whack's options, except those that define connections.  The columns are: name and kind of value; whether
@@ -6920,8 +6938,8 @@ rereadsecrets               . 3.25-4.15 reread|1 / 5.0-5.4 rereadsecrets
 rereadcrls                  . 3.25-4.15 reread|2
 fetchcrls                   . 3.25-4.15 reread|4 / 5.0-5.4 fetchcrls
 rereadcerts                 . 4.0-4.15  reread|8 / 5.0-5.4 rereadcerts
-rereadall                   . 3.25-3.32 reread|7 / 4.0-4.15 reread|15 / 5.0-5.2 rereadcerts rereadsecrets fetchcrls /
-                              5.3-5.4 rereadall
+rereadall                   . 3.25-3.32 reread|7 / 4.0-4.15 reread|15 /
+                              5.0-5.2 rereadcerts rereadsecrets fetchcrls / 5.3-5.4 rereadall
 redirect                    ? 3.28-3.32 active_redirect
 gateway=ADDRESS             ? 3.28-3.32 @active_redirect_gw
 peer-ip=ADDRESS             ? 3.28-3.32 @active_redirect_peer
@@ -6939,8 +6957,10 @@ utc                         ? *         utc
 label=TEXT                  ? *
 """
 # The values of members that are enums in whack.h: yn_options, global_redirect, ddos_mode
-WHACK_WORDS = {"ike_sock_err": {"no": 1, "yes": 2}, "global_redirect": {"no": 1, "yes": 2, "auto": 3},
-               "ddos": {"auto": 1, "busy": 2, "unlimited": 3}}
+WHACK_WORDS = {
+    "ike_sock_err": {"no": 1, "yes": 2},
+    "global_redirect": {"no": 1, "yes": 2, "auto": 3},
+    "ddos": {"auto": 1, "busy": 2, "unlimited": 3}}
 # The numbers of IPv4 and IPv6 in ip_version.h; any other number makes pluto abort
 IP_VERSIONS = """
 3.25-5.3.2 4 6
@@ -6948,16 +6968,17 @@ IP_VERSIONS = """
 """
 # Requests that make pluto 5.4 abort if they name no connection
 ENDS_WITHOUT_NAME = ("redirect-to", "ddns")
-# options that 5.x still recognises, only to report them as obsolete
+# Options that 5.x recognises only to report them as obsolete
 OBSOLETE_OPTIONS = frozenset(("rereadcrls",))
 # Options that make no request by themselves; from 5.1 on leave-state does
-WHACK_MODIFIERS = frozenset(("name", "remote-host", "username", "asynchronous", "utc", "label", "leave-state"))
+WHACK_MODIFIERS = frozenset((
+    "name", "remote-host", "username", "asynchronous", "utc", "label", "leave-state"))
 
 
 def table_rows(table: str) -> Iterator[list[str]]:
     """Yield the rows of one of the tables above as lists of words.
 
-    A row with a `/` gives several: what follows the `/` becomes a row of its own, after the first two words.
+    A row with a `/` gives several: the first two words followed by the words after the `/` are a row, too.
     """
     for row in table.strip("\n").replace("\n ", " ").splitlines():
         head, *others = row.split(" / ")
@@ -6977,7 +6998,9 @@ def cksum(data: bytes) -> int:
     for byte in (*data, *length):
         crc ^= byte << 24
         for _ in range(8):
-            crc = (crc << 1) ^ (0x104C11DB7 if crc & 0x80000000 else 0)
+            crc <<= 1
+            if crc >> 32:
+                crc ^= 0x104C11DB7
     return crc ^ 0xFFFFFFFF
 
 
@@ -6993,31 +7016,36 @@ class Abi(Record):
         """Return the size and the alignment of a type of WHACK_MESSAGE."""
         if letter.startswith("x"):
             return int(letter[1:]), 1
-        return {"b": (1, 1), "a": (1, 4), "h": (2, 2), "i": (4, 4), "w": (self.word, self.word),
-                "q": (8, self.wide), "t": (self.time, self.wide if self.time == 8 else 4)}[letter]
+        units = {"b": (1, 1), "a": (1, 4), "h": (2, 2), "i": (4, 4), "w": (self.word, self.word),
+                 "q": (8, self.wide), "t": (4, 4)}
+        if self.time == 8:
+            units["t"] = units["q"]
+        return units[letter]
 
 
 def host_abi() -> Abi:
-    """Return the ABI of this host, assuming that libreswan was built for the same one as the Python
-    interpreter."""
+    """Return the ABI of the Python interpreter; libreswan is assumed to have the same one."""
     import struct
     try:
         time.gmtime(1 << 33)  # after 2038: fails with a time_t of 4 bytes
         clock = 8
     except (OverflowError, OSError):
         clock = 4
-    return Abi(struct.calcsize("@P"), clock, struct.calcsize("@bq") - 8, sys.byteorder)
+    return Abi(word=struct.calcsize("@P"), time=clock, wide=struct.calcsize("@bq") - 8, order=sys.byteorder)
 
 
 class Layout:
-    """The layout of struct whack_message in one release for one ABI: places of the members, and constant
-    values."""
+    """The layout of struct whack_message in one release for one ABI.
+
+    `members` has the offset and the size of each member by name; `always` has the offset, size and value of
+    the unnamed members that whack always sets.
+    """
 
     def __init__(self, version: tuple[int, ...], abi: Abi) -> None:
-        self.members: dict[str, tuple[int, int]] = {}  # offset and size
-        # offset, size and value of the members that whack always sets
+        self.members: dict[str, tuple[int, int]] = {}
         self.always: list[tuple[int, int, int]] = []
         self.size = 0
+        self._abi = abi
         kind = ""
         for releases, *words in table_rows(WHACK_MESSAGE):
             if not covers(releases, version):
@@ -7026,24 +7054,28 @@ class Layout:
                 name, _, value = word.partition("=")
                 if word[0].isdigit():
                     for _ in range(int(word[:-1])):
-                        self._place(abi, word[-1])
+                        self._place(word[-1])
                 elif value:
-                    self.always.append((*self._place(abi, name), int(value, 0)))
+                    self.always.append((*self._place(name), int(value, 0)))
                 elif len(word) == 1 or word[1:].isdigit():
                     kind = word
                 else:
-                    self.members[word] = self._place(abi, kind)
+                    self.members[word] = self._place(kind)
 
-    def _place(self, abi: Abi, kind: str) -> tuple[int, int]:
-        size, alignment = abi.unit(kind)
-        offset = -(-self.size // alignment) * alignment
+    def _place(self, kind: str) -> tuple[int, int]:
+        """Add a member of this type to the struct; return its offset and size."""
+        size, alignment = self._abi.unit(kind)
+        padding = -self.size % alignment
+        offset = self.size + padding
         self.size = offset + size
         return offset, size
 
 
 def buffer_size(text: str) -> int:
-    """Parse the size of a UDP buffer (`8Ki`, `60000`) as whack of 5.3 and later does; return bytes.  Raises
-    ValueError."""
+    """Parse the size of a UDP buffer (`8Ki`, `60000`) as whack of 5.3 does; return bytes.
+
+    Raises ValueError.
+    """
     digits = text.rstrip("KiB")
     unit = text[len(digits):]
     count = int(digits)
@@ -7074,18 +7106,22 @@ class Request:
         self.pluto = pluto
         self.version = version_key(pluto.version)
         self.refusal = refusal_status(self.version)
+        self.strings: dict[str, str] = {}
+        self.given: dict[str, str] = {}
+
         self.abi = abi or host_abi()
         self.layout = Layout(self.version, self.abi)
         self.data = bytearray(self.layout.size)
         for offset, size, value in self.layout.always:
             self._write(offset, size, value)
-        self.strings: dict[str, str] = {}
-        self.given: dict[str, str] = {}
+
         self.command = ""
         self.commands: list[str] = []
         for releases, *names in table_rows(WHACK_COMMANDS):
             if covers(releases, self.version):
-                self.commands += [name for name in names if name != "seccomp_crashtest" or pluto.seccomp]
+                self.commands += names
+        if not pluto.seccomp and "seccomp_crashtest" in self.commands:
+            self.commands.remove("seccomp_crashtest")
 
     def _write(self, offset: int, size: int, value: int) -> None:
         self.data[offset:offset + size] = value.to_bytes(size, self.abi.order)
@@ -7098,13 +7134,15 @@ class Request:
         self._write(*self.layout.members[member], value)
 
     def option(self, name: str, value: str = "") -> None:
-        """Apply the effects of --name=value.  Raises Failure if the release lacks the option, or for a wrong
-        value."""
+        """Apply the effects of --name=value.
+
+        Raises Failure if the release lacks the option, or if the value is wrong.
+        """
         effects = self._effects(name)
         self.given[name] = value
         try:
             if name in ("debug", "no-debug"):
-                self._debug(value, name == "debug")
+                self._debug(value, is_on=name == "debug")
             elif name == "ike-socket-bufsize" and self.version >= (5, 3):
                 value = str(buffer_size(value))
             for effect in effects:
@@ -7126,6 +7164,7 @@ class Request:
         if effect.startswith("@"):
             self._set_address(effect[1:], value)
             return
+
         name, separator, number = effect.replace("|", "=").partition("=")
         if name in self.commands:
             if self.command not in ("", name):
@@ -7136,6 +7175,7 @@ class Request:
             self._set("command", self.commands.index(name) + 1)
             if not separator:
                 return
+
         if name in self.layout.members:
             content = self._number(name, value) if number == "*" else int(number or 1)
             if "|" in effect:
@@ -7156,13 +7196,14 @@ class Request:
         bits.setdefault("none", all_bits)
         return bits
 
-    def _debug(self, name: str, on: bool) -> None:
+    def _debug(self, name: str, *, is_on: bool) -> None:
         bits = self._debug_bits()
         if name not in bits:
             raise Failure(f"ipsec whack: --debug {quote(name)}: unknown flag; pluto {self.pluto.version} "
                           f"knows: {', '.join(sorted(bits))}", self.refusal)
-        sets = on if name != "none" else not on  # --debug none clears all bits
-        target, other = ("debug.set", "debug.clr") if sets else ("debug.clr", "debug.set")
+        if name == "none":
+            is_on = not is_on  # --debug none clears all bits
+        target, other = ("debug.set", "debug.clr") if is_on else ("debug.clr", "debug.set")
         self._set(target, self._get(target) | bits[name])
         self._set(other, self._get(other) & ~bits[name])
         if "options" in self.layout.members:
@@ -7180,32 +7221,41 @@ class Request:
     def _set_address(self, place: str, address: str) -> None:
         import _socket as socket
         members = self.layout.members
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        packed = socket.inet_pton(family, address)
+        is_ipv6 = ":" in address
+        packed = packed_address(address)
+
         if f"{place}.family" in members:  # struct sockaddr_in or sockaddr_in6
-            self._set(f"{place}.family", family)
-            member = f"{place}.inet" if family == socket.AF_INET else f"{place}.inet6"
+            self._set(f"{place}.family", socket.AF_INET6 if is_ipv6 else socket.AF_INET)
+            member = f"{place}.inet6" if is_ipv6 else f"{place}.inet"
             if member not in members:
                 raise ValueError
             offset, size = members[member]
             self.data[offset:offset + size] = packed
             return
+
         offset, size = members[f"{place}.bytes"]
         self.data[offset:offset + size] = packed.ljust(size, b"\0")
-        versions = next(row[1:] for row in table_rows(IP_VERSIONS) if covers(row[0], self.version))
-        number = int(versions[family == socket.AF_INET6])
+        four, six = self._row(IP_VERSIONS)
+        number = int(six if is_ipv6 else four)
         for member, value in ((f"{place}.is_set", 1), (f"{place}.version", number), ("host_afi", number)):
             if member in members:
                 self._set(member, value)
+
+    def _row(self, table: str) -> list[str]:
+        """Return the words of the first row of a table that covers pluto's release, without the releases."""
+        return next(words for releases, *words in table_rows(table) if covers(releases, self.version))
 
     def check(self) -> None:
         """Check that the options form one request, with whack's rules.  Raises Failure."""
         rules = {option.partition("=")[0]: rule for option, rule, releases, *_ in table_rows(WHACK_OPTIONS)
                  if covers(releases, self.version)}
-        modifiers = WHACK_MODIFIERS if self.version < (5, 1) else WHACK_MODIFIERS - {"leave-state"}
+        modifiers = WHACK_MODIFIERS
+        if self.version >= (5, 1):
+            modifiers -= {"leave-state"}
         actions = [name for name in self.given if name not in modifiers]
         if not actions:
             raise Failure("ipsec whack: no action specified", NO_PLUTO, "see ipsec whack --help")
+
         if "name" not in self.given:
             if any(rules[name] == "+" for name in self.given):
                 raise Failure("ipsec whack: missing --name <connection_name>", NO_PLUTO)
@@ -7215,6 +7265,7 @@ class Request:
                               f"{self.pluto.version} would exit", NO_PLUTO)
         elif self.version >= (5,) and all(rules[name] == "." for name in actions):
             raise Failure(f'ipsec whack: {quote(self.given["name"])}: no reason for --name', NO_PLUTO)
+
         if self.version >= (5, 4) and "remote-host" in self.given and self.command != "initiate":
             raise Failure("ipsec whack: --remote-host is for --initiate", NO_PLUTO)
 
@@ -7235,23 +7286,20 @@ class Request:
             return cksum(f"{self.pluto.version}\n".encode())
         if self.given.keys() - {"label"} <= {"status", "shutdown"}:
             return BASIC_MAGIC
-        return next(int(number, 0) for releases, number in table_rows(WHACK_MAGIC)
-                    if covers(releases, self.version))
+        number, = self._row(WHACK_MAGIC)
+        return int(number, 0)
 
     def _packed_strings(self) -> bytes:
-        """Return the strings that follow the struct; from 5.0 on, also write their lengths into the
-        struct."""
-        slots = next(row[1:] for row in table_rows(WHACK_STRINGS) if covers(row[0], self.version))
+        """Return the strings that follow the struct; from 5.0 on, write their lengths into the struct."""
+        slots = self._row(WHACK_STRINGS)
+        if self.version < (5,):
+            return b"".join(self._packed_slot(slot) for slot in slots)
+
         packed = b""
         for slot in slots:
-            text = encode("ipsec _updown" if slot == "updown" else self.strings.get(slot, "")) + b"\0"
-            if self.version >= (5,):
-                if slot in self.strings:
-                    self._set(slot, len(text))
-                    packed += text
-            elif slot.isdigit():
-                packed += bytes(int(slot))
-            elif slot != "label" or self.pluto.labelled:
+            if slot in self.strings:
+                text = encode(self.strings[slot]) + b"\0"
+                self._set(slot, len(text))
                 packed += text
         if self.version >= (5, 4):
             if "username" in self.strings:
@@ -7261,13 +7309,23 @@ class Request:
             packed += bytes(8)
         return packed
 
+    def _packed_slot(self, slot: str) -> bytes:
+        """Return the strings for one word of WHACK_STRINGS, up to 4.15."""
+        if slot.isdigit():
+            return bytes(int(slot))
+        if slot == "updown":
+            return b"ipsec _updown\0"
+        if slot == "label" and not self.pluto.labelled:
+            return b""
+        return encode(self.strings.get(slot, "")) + b"\0"
+
 
 # --- whack's command line and what pluto answers ------------------------------------------------------------
 
-# Options that are not part of the message.  The last three exist only here; libreswan's whack does not have
-# them.
-WHACK_OWN_OPTIONS = ("ctlsocket=FILE", "rundir=DIR", "ctlbase=DIR", "xauthname=NAME", "xauthuser=NAME",
-                     "xauthpass=PASSWORD", "help", "version", "xauthpass-file=FILE", "timeout=SECONDS", "native")
+# Options that are not part of the message; libreswan's whack does not have the last three
+WHACK_OWN_OPTIONS = (
+    "ctlsocket=FILE", "rundir=DIR", "ctlbase=DIR", "xauthname=NAME", "xauthuser=NAME", "xauthpass=PASSWORD",
+    "help", "version", "xauthpass-file=FILE", "timeout=SECONDS", "native")
 XAUTH_ROOM = 128  # XAUTH_MAX_NAME_LENGTH and XAUTH_MAX_PASS_LENGTH of whack.h
 
 
@@ -7286,6 +7344,7 @@ def whack_words(words: Sequence[str], refusal: int = NO_PLUTO) -> list[tuple[str
             raise Failure(f"ipsec whack: unexpected argument {quote(word)}", refusal)
         beginning, equals, value = word[2:].partition("=")
         name = whack_option(beginning, metavars, refusal)
+
         if not metavars[name] and equals:
             raise Failure(f"ipsec whack: --{name} takes no value", refusal)
         if metavars[name] and not equals:
@@ -7293,20 +7352,21 @@ def whack_words(words: Sequence[str], refusal: int = NO_PLUTO) -> list[tuple[str
             if following is None:
                 raise Failure(f"ipsec whack: --{name} needs a value: {metavars[name]}", refusal)
             value = following
-        options.append(("username" if name in ("xauthname", "xauthuser") else name, value))
+
+        if name in ("xauthname", "xauthuser"):
+            name = "username"
+        options.append((name, value))
     return options
 
 
 def whack_metavars() -> dict[str, str]:
-    """Return the names of the built-in whack's options, each with the kind of its value; empty if it takes
-    none."""
+    """Return the built-in whack's options: the kind of the value by name, empty if there is no value."""
     options = [row[0] for row in table_rows(WHACK_OPTIONS)] + list(WHACK_OWN_OPTIONS)
     return {name: metavar for name, _, metavar in (option.partition("=") for option in options)}
 
 
 def whack_option(beginning: str, names: Collection[str], refusal: int) -> str:
-    """Return the only one of `names` that starts with `beginning`.  Raises Failure if there is none, or
-    several."""
+    """Return the only one of `names` that starts with `beginning`.  Raises Failure if none or several do."""
     if beginning in names:
         return beginning
     candidates = [name for name in names if name.startswith(beginning)]
@@ -7344,15 +7404,16 @@ class Replies:
             if self.version < (3, 30) or not line:
                 return text
             raise NoPluto(f"log line missing NNN prefix: {quote(text)}")
-        prompts = (40, 41) if self.version < (5,) else (10, 11)
-        if code in prompts:
-            self.asks = ("password", "user name")[prompts.index(code)]
-        shown = self._new_reply(code, text) if self.version >= (5,) else self._old_reply(code, text, line)
+        if self.version >= (5,):
+            shown = self._new_reply(code, text)
+        else:
+            shown = self._old_reply(code, text, line)
         if self.lenient:
             self.status = OK
         return shown
 
     def _new_reply(self, code: int, text: str) -> str | None:
+        self.asks = {10: "password", 11: "user name"}.get(code, "")
         if 20 <= code < 100 and self.status == OK:
             self.status = code
         if code and not text and self.version >= (5, 4):
@@ -7360,12 +7421,11 @@ class Replies:
         return text
 
     def _old_reply(self, code: int, text: str, line: bytes) -> str:
-        if not self.asks:
-            if 20 <= code < 100:
-                self.status = OK if self.forgiving else code
-            elif code not in (0, 1, 2, 5, 6):
-                # RC_COMMENT, RC_RAW, RC_LOG and informational codes change nothing
-                self.status = OK
+        self.asks = {40: "password", 41: "user name"}.get(code, "")
+        is_comment = code in (0, 1, 2, 5, 6)  # RC_COMMENT, RC_RAW, RC_LOG and informational codes
+        if not self.asks and not is_comment:
+            is_error = 20 <= code < 100 and not self.forgiving
+            self.status = code if is_error else OK
         is_raw = code == 1 and self.version >= (3, 30)
         return text if is_raw else decode(line)
 
@@ -7376,16 +7436,18 @@ def xauth_answer(host: Host, options: Mapping[str, str], what: str) -> bytes:
     It comes from the command line or a file, or is asked for on the terminal.  Raises Failure if it is too
     long, or if there is no terminal.
     """
-    text = options.get("xauthpass" if what == "password" else "username")
-    if text is None and what == "password" and "xauthpass-file" in options:
+    is_secret = what == "password"
+    text = options.get("xauthpass" if is_secret else "username")
+    if text is None and is_secret and "xauthpass-file" in options:
         name = options["xauthpass-file"]
         try:
             text = host.read(name).partition("\n")[0]
         except OSError as error:
             raise Failure(f"ipsec whack: --xauthpass-file {name}: {error.strerror}", NO_PLUTO) from None
     if text is None:
-        text = host.ask(f"Enter {what}: ", secret=what == "password",
-                        hint="give --username and --xauthpass-file FILE")
+        hint = "give --username and --xauthpass-file FILE"
+        text = host.ask(f"Enter {what}: ", secret=is_secret, hint=hint)
+
     answer = encode(text) + b"\0"
     if len(answer) > XAUTH_ROOM:
         raise Failure(f"ipsec whack: the {what} is longer than {XAUTH_ROOM - 1} bytes", NO_PLUTO)
@@ -7393,8 +7455,10 @@ def xauth_answer(host: Host, options: Mapping[str, str], what: str) -> bytes:
 
 
 def loaded_names(host: Host, timeout: float | None) -> list[str]:
-    """Return the names of the connections that pluto has loaded, without instances.  Raises NoPluto,
-    TimedOut."""
+    """Return the names of the connections that pluto has loaded, without instances.
+
+    Raises NoPluto, TimedOut.
+    """
     names = (line[1:].partition('"')[0] for line in pluto_status(host, timeout) if line.startswith('"'))
     return list(dict.fromkeys(names))
 
@@ -7407,15 +7471,15 @@ def is_question(name: str) -> bool:
 
 def native_whack(host: Host, words: Sequence[str], *, timeout: float | None = None,
                  wait: Callable[[bytes], float | None] | None = None) -> int:
-    """Run the whack command line `words` without libreswan's whack; return whack's exit status.  Raises
-    Failure.
+    """Run the whack command line `words` without libreswan's whack; return whack's exit status.
 
     If `timeout` is None, a request that waits for a peer (initiate, route, terminate, rekey) has no time
     limit, and any other request has PLUTO_TIMEOUT.  `wait` is called with each reply line, and returns the
-    seconds allowed for the rest of the reply, or None to keep the present limit.
+    seconds allowed for the rest of the reply, or None to keep the present limit.  Raises Failure.
     """
     installed = host.libreswan_version()
-    pairs = whack_words(words, refusal_status(leading_version(installed)) if installed else NO_PLUTO)
+    refusal = refusal_status(leading_version(installed)) if installed else NO_PLUTO
+    pairs = whack_words(words, refusal)
     options = dict(pairs)
     if "help" in options:
         host.print(whack_help())
@@ -7423,6 +7487,7 @@ def native_whack(host: Host, words: Sequence[str], *, timeout: float | None = No
     if "version" in options:
         host.print(f"ipsec.pyz {VERSION}, for libreswan {RELEASES[0]} to {RELEASES[-1]}")
         return OK
+
     if "timeout" in options:
         timeout = parse_seconds(options["timeout"])
     elif timeout is None and not options.keys() & WAITS_FOR_PEER:
@@ -7430,27 +7495,33 @@ def native_whack(host: Host, words: Sequence[str], *, timeout: float | None = No
     for name, end in (("ctlsocket", ""), ("rundir", "/pluto.ctl"), ("ctlbase", "/pluto.ctl")):
         if name in options:
             host.ctlsocket = options[name] + end
+
     if must_name_each(host, options.keys(), timeout):
         statuses = [native_whack(host, ["--name", name, *words]) for name in loaded_names(host, timeout)]
         return max(statuses, default=OK)
     own = {option.partition("=")[0] for option in WHACK_OWN_OPTIONS}
     pairs = [(name, value) for name, value in pairs if name not in own]
     message, version = whack_message(host, pairs, timeout)
-    names = options.keys() - own
-    is_unknown = bool(version and version < (5,) and names & {"terminate", "delete"}
-                      and has_connection(host, options.get("name", "")) is False)
-    return show_replies(host, message, version, options, timeout, wait=wait,
-                        lenient=any(is_question(name) for name in names), must_speak=is_unknown)
+    must_speak = ends_unknown_connection(host, options, version)
+    return show_replies(host, message, version, options, timeout=timeout, must_speak=must_speak, wait=wait)
+
+
+def ends_unknown_connection(host: Host, options: Mapping[str, str],
+                            version: tuple[int, ...] | None) -> bool:
+    """Return True if pluto up to 4.15 is asked to terminate or delete a connection that it does not have."""
+    if not version or version >= (5,) or not options.keys() & {"terminate", "delete"}:
+        return False
+    return has_connection(host, options.get("name", "")) is False
 
 
 def must_name_each(host: Host, names: Collection[str], timeout: float | None) -> bool:
-    """Return True if a request names no connection, but pluto 5.4 needs one request for each
-    (ENDS_WITHOUT_NAME).
+    """Return True if a request names no connection, but pluto 5.4 needs one request for each.
 
-    Raises NoPluto, TimedOut.
+    ENDS_WITHOUT_NAME has these requests.  Raises NoPluto, TimedOut.
     """
     has_target = any(name in names for name in ("name", "global-redirect", "global-redirect-to"))
-    if has_target or not any(name in names for name in ENDS_WITHOUT_NAME):
+    needs_name = any(name in names for name in ENDS_WITHOUT_NAME)
+    if has_target or not needs_name:
         return False
     return leading_version(probe(host, timeout).version) >= (5, 4)
 
@@ -7466,7 +7537,9 @@ def whack_message(host: Host, options: Sequence[tuple[str, str]], timeout: float
         return basic_message(BASIC_STATUS), None
     if not names:
         raise Failure("ipsec whack: no action specified", NO_PLUTO, "see ipsec whack --help")
-    pluto = pluto or probe(host, PLUTO_TIMEOUT if timeout is None else timeout)
+
+    if pluto is None:
+        pluto = probe(host, PLUTO_TIMEOUT if timeout is None else timeout)
     if names == {"shutdown"}:
         return shutdown_message(pluto.version), leading_version(pluto.version)
     request = Request(pluto)
@@ -7485,14 +7558,16 @@ def pluto_lines(host: Host, *words: str, timeout: float | None = PLUTO_TIMEOUT,
     """
     options = whack_words(words)
     if options not in ([("status", "")], [("shutdown", "")]):
-        pluto = pluto or probe(host, PLUTO_TIMEOUT if timeout is None else timeout)
+        if pluto is None:
+            pluto = probe(host, PLUTO_TIMEOUT if timeout is None else timeout)
         program = os.path.join(host.execdir, "whack")
         if pluto.version not in RELEASES and host.executable(program):
             argv = [program, "--ctlsocket", host.ctlsocket, *words]
             for text in split_lines(host.stream(argv, timeout=timeout)):
-                code = text.partition(" ")[0]
-                yield text[4:] if len(code) == 3 and is_number(code) else text
+                code, _, rest = text.partition(" ")
+                yield rest if len(code) == 3 and is_number(code) else text
             return
+
     message, _ = whack_message(host, options, timeout, pluto)
     with Conversation(host, timeout) as talk:
         talk.say(message)
@@ -7500,6 +7575,7 @@ def pluto_lines(host: Host, *words: str, timeout: float | None = PLUTO_TIMEOUT,
             yield split_code(line)[1]
 
 
+# Requests whose reply may wait for a peer
 WAITS_FOR_PEER = frozenset((
     "initiate", "route", "ondemand", "terminate", "down", "delete", "suspend", "rekey-ike", "rekey-ipsec",
     "rekey-child", "delete-ike", "delete-child", "down-ike", "down-child"))
@@ -7517,49 +7593,57 @@ def parse_seconds(text: str) -> float:
 
 
 def show_replies(host: Host, message: bytes, version: tuple[int, ...] | None, options: Mapping[str, str],
-                 timeout: float | None, *, lenient: bool = False, must_speak: bool = False,
-                 wait: Callable[[bytes], float | None] | None = None) -> int:
-    """Send the message, print pluto's replies and answer its prompts; return whack's exit status.  Raises
-    Failure.
+                 *, timeout: float | None, must_speak: bool,
+                 wait: Callable[[bytes], float | None] | None) -> int:
+    """Send the message, print pluto's replies and answer its prompts; return whack's exit status.
 
-    If `version` is None, lines are buffered until the line with pluto's version arrives.  With `must_speak`,
-    an empty reply means that the connection is unknown: pluto up to 4.15 reports it in no other way.
+    If `version` is None, the line with pluto's version is awaited before anything is printed.  With
+    `must_speak`, an empty reply means that the connection is unknown: pluto up to 4.15 reports it in no other
+    way.  Raises Failure.
     """
     asynchronous = "asynchronous" in options
+    lenient = any(is_question(name) for name in options)
     replies = Replies(version or version_key(RELEASES[-1]), lenient=lenient, asynchronous=asynchronous)
-    buffered: list[bytes] = []
     has_reply = False
     with Conversation(host, timeout) as talk:
-
-        def show(lines: Sequence[bytes]) -> None:
-            for line in lines:
-                shown = replies.take(line)
-                if shown is not None:
-                    host.print(shown if shown.isprintable() else printable(shown))
-                if replies.asks:
-                    host.flush()
-                    talk.say(xauth_answer(host, options, replies.asks))
-
-        if talk.packets:
-            version = replies.version
         talk.say(message)
-        for line in talk.lines():
+        lines = talk.lines()
+        if wait:
+            lines = limited_lines(talk, wait)
+        if version is None and not talk.packets:
+            lines = lines_after_version(lines, replies)
+        for line in lines:
             has_reply = True
-            if wait:
-                talk.limit(wait(line + b"\n"))
-            if version is None:
-                buffered.append(line)
-                text = status_value(split_code(line)[1], "pluto_version")
-                if text or len(buffered) == 10_000:
-                    version = replies.version = leading_version(text)
-                    show(buffered)
-                    buffered = []
-            else:
-                show((line,))
-        show(buffered)
+            shown = replies.take(line)
+            if shown is not None:
+                host.print(shown if shown.isprintable() else printable(shown))
+            if replies.asks:
+                host.flush()
+                talk.say(xauth_answer(host, options, replies.asks))
+
     if must_speak and not has_reply and not asynchronous:
         raise Failure(f'ipsec whack: no connection named {quote(options["name"])}', UNKNOWN_NAME)
     return replies.status
+
+
+def limited_lines(talk: Conversation, wait: Callable[[bytes], float | None]) -> Iterator[bytes]:
+    """Yield the lines of the reply; after each line, wait() says how long the rest may take."""
+    for line in talk.lines():
+        talk.limit(wait(line + b"\n"))
+        yield line
+
+
+def lines_after_version(lines: Iterator[bytes], replies: Replies) -> Iterator[bytes]:
+    """Yield the lines after setting `replies.version`, which one of the first 10,000 lines should hold."""
+    first = []
+    for line in lines:
+        first.append(line)
+        text = status_value(split_code(line)[1], "pluto_version")
+        if text or len(first) == 10_000:
+            replies.version = leading_version(text)
+            break
+    yield from first
+    yield from lines
 
 
 def whack_help() -> str:
