@@ -251,7 +251,7 @@ def printable(text: str) -> str:
 
 
 def error_line(message: str) -> str:
-    """Return a message as a line for standard error.  It begins with `ipsec: `, or with the command's own name."""
+    """Return a message as a line for standard error, after `ipsec: ` unless it begins with `ipsec` itself."""
     return printable(message if message.startswith("ipsec") else f"ipsec: {message}") + "\n"
 
 
@@ -2164,14 +2164,15 @@ BASE64_DIGITS = BASE64_LINE - {"="}
 LONGEST_LINE = 1 << 16  # a report shows at most so many characters of a line
 # Words that are common in reports.  A secret that is one of them is not masked everywhere: that would make
 # the report useless, and would show which word is the secret.
-EVERYDAY = frozenset("secret secrets password ipsec libreswan pluto test default public private tunnel transport "
-                     "systemd kernel linux debian redacted root admin user none auto".split())
+EVERYDAY = frozenset("""
+    secret secrets password ipsec libreswan pluto test default public private tunnel transport systemd kernel
+    linux debian redacted root admin user none auto""".split())
 
 
 class Token:
-    """A word of ipsec.secrets: its text without quotes, its number of line, and its first and last column in
-    it.
+    """A word of ipsec.secrets: its text without quotes, and its place.
 
+    The place is the number of the line, the column of the first character, and the column after the last one.
     `form` tells how the word is written: the quote; 0x, 0s or 0t; `open` for a string without an end; empty
     for a bare word.
     """
@@ -2192,19 +2193,23 @@ class Token:
         separate hex digits, but not be the first of them.
         """
         data = self.decoded()
-        digits = self.text[2:]
-        if data is None or self.form not in ("0x", "0s"):
+        if self.form not in ("0x", "0s"):
             return data
+        if not data:
+            return None
+        digits = self.text[2:]
         if self.form == "0x":
-            return None if not data or digits.startswith("_") else data
+            return None if digits.startswith("_") else data
         import binascii
-        return data if data and binascii.b2a_base64(data, newline=False).decode() == digits else None
+        is_complete = binascii.b2a_base64(data, newline=False).decode() == digits
+        return data if is_complete else None
 
     def decoded(self) -> bytes | None:
-        """Return the bytes that the text encodes, even if pluto refuses it; None if it has other characters
-        than digits."""
+        """Return the bytes that the text encodes, even if pluto refuses it; None if it is not all digits."""
+        if self.form == "0t":
+            return encode(self.text[2:])
         if self.form not in ("0x", "0s"):
-            return encode(self.text[2:] if self.form == "0t" else self.text)
+            return encode(self.text)
         import binascii
         digits = self.text[2:].replace("_", "")
         try:
@@ -2220,10 +2225,14 @@ class Token:
         """Return what a report shows instead of the word: how it is written, and the length of a key."""
         if self.form in ('"', "'", "`"):
             return f"{self.form}{REDACTED}{self.form}"
-        if self.form in ("0x", "0s"):
-            data = self.data()
-            return self.form + ("[redacted, malformed]" if data is None else f"[redacted {len(data)} bytes]")
-        return {"0t": "0t", "open": '"'}.get(self.form, "") + REDACTED
+        if self.form == "open":
+            return f'"{REDACTED}'
+        if self.form not in ("0x", "0s"):
+            return self.form + REDACTED
+        data = self.data()
+        if data is None:
+            return f"{self.form}[redacted, malformed]"
+        return f"{self.form}[redacted {len(data)} bytes]"
 
 
 def secret_tokens(text: str, line: int = 0) -> tuple[list[Token], int]:
@@ -2236,6 +2245,7 @@ def secret_tokens(text: str, line: int = 0) -> tuple[list[Token], int]:
     stop = text.find("\0")  # in C, a string ends there
     if stop < 0:
         stop = len(text)
+
     while place < stop:
         first = text[place]
         if first in " \t":
@@ -2257,11 +2267,13 @@ def next_token(text: str, line: int, start: int, stop: int) -> Token:
         if end < 0:
             return Token(text[start + 1:stop], line, start, stop, "open")
         return Token(text[start + 1:end], line, start, end + 1, first)
+
     form = text[start:start + 2].lower()
     if form not in ("0x", "0s", "0t"):
         form = ""
     if text.startswith("0t", start):
         return Token(text[start:stop], line, start, stop, form)  # such a key may hold blanks
+
     end = start + 1
     while end < stop and text[end] not in " \t":
         end += 1
@@ -2310,16 +2322,17 @@ class SecretRecord:
             self._wrong("the file begins with a byte order mark, which pluto reads as part of the first ID")
         elif tokens[0].start:
             self._wrong("indented, but no record begins before it, so pluto ignores it")
+
         colon = next((i for i, token in enumerate(tokens) if token.text == ":"), -1)
         keyword = next((i for i, token in enumerate(tokens) if is_key_word(token.text)), len(tokens))
         self._parse_ids(tokens[:max(0, min(colon, keyword))])
         if any(token.form == "open" for token in tokens):
             self._wrong("unterminated string")
+
         if colon < 0:
             self._wrong("no `:` as a separate word between the IDs and the key")
-            self.secrets = [token for token in tokens[:keyword]
-                            if token.form or not looks_like_id(token.text)]
-            self.secrets += tokens[keyword + 1:]
+            likely = [token for token in tokens[:keyword] if token.form or not looks_like_id(token.text)]
+            self.secrets = [*likely, *tokens[keyword + 1:]]
         else:
             self.secrets = [token for token in tokens[len(self.ids):colon] if token.form]
             self.shown = [*self.ids, tokens[colon]]
@@ -2385,10 +2398,12 @@ class SecretRecord:
         key = values[0]
         if len(values) > 1:
             self._wrong("more than one key")
-        elif key.form in ('"', "'") or (key.form not in ("", "`") and key.data()):
+            return False
+        is_quoted = key.form in ('"', "'")
+        is_encoded = key.form not in ("", "`")
+        if is_quoted or (is_encoded and key.data()):
             return True
-        else:
-            self._wrong("malformed key: neither quoted nor 0x, 0s or 0t and digits")
+        self._wrong("malformed key: neither quoted nor 0x, 0s or 0t and digits")
         return False
 
     def _wrong(self, problem: str) -> None:
@@ -2396,15 +2411,19 @@ class SecretRecord:
         self.problem = self.problem or problem
 
     def censored(self, number: int, text: str) -> str:
-        """Return what a report shows of line `number` of the record; `text` is that line without its
-        comment."""
+        """Return what a report shows of line `number` of the record; `text` is the line without its comment.
+        """
         parts = []
         place = 0
         for token in self.tokens:
-            if token.line == number:
-                parts.append(text[place:token.start])
-                parts.append(text[token.start:token.end] if token in self.shown else token.censored())
-                place = token.end
+            if token.line != number:
+                continue
+            parts.append(text[place:token.start])
+            if token in self.shown:
+                parts.append(text[token.start:token.end])
+            else:
+                parts.append(token.censored())
+            place = token.end
         return "".join(parts)
 
 
@@ -2414,8 +2433,7 @@ def looks_like_id(text: str) -> bool:
 
 
 def is_key_word(text: str) -> bool:
-    """Return whether a word is the name of a kind of key, also if the blank before it is missing
-    (`@id:PSK`)."""
+    """Return whether a word names a kind of key, also if the blank before it is missing (`@id:PSK`)."""
     return text.rpartition(":")[2].lower() in KEY_KINDS
 
 
@@ -2441,11 +2459,12 @@ def secret_records(lines: Iterable[str]) -> Iterator[tuple[SecretRecord, list[tu
 
 
 def commented_out(text: str) -> SecretRecord | None:
-    """Return the record that is commented out in a comment, given without its `#`; None for any other
-    comment."""
+    """Return the record that a comment holds; None for any other comment.  `text` is the comment without `#`.
+    """
     record = SecretRecord(secret_tokens(text)[0])
-    is_record = record.kind in KEY_KINDS and all(looks_like_id(token.text) for token in record.ids)
-    return record if is_record else None
+    if record.kind in KEY_KINDS and all(looks_like_id(token.text) for token in record.ids):
+        return record
+    return None
 
 
 # In a comment, a quoted word after one of these may be a secret
@@ -2453,8 +2472,7 @@ BEFORE_SECRET = KEY_KINDS | {"is", "was", "secret", "password", "passphrase", "p
 
 
 def secrets_of_remark(tokens: Sequence[Token]) -> list[Token]:
-    """Return the tokens of a comment that may be secrets: keys, and quoted words after a word that announces
-    one.
+    """Return the tokens of a comment that may be secrets: keys, and quoted words after BEFORE_SECRET.
 
     `# the key for "west-east"` holds none: it names a connection.
     """
@@ -2469,15 +2487,19 @@ def secrets_of_remark(tokens: Sequence[Token]) -> list[Token]:
 
 
 def censor_secrets(lines: Iterable[str]) -> Iterator[str]:
-    """Yield the lines of a secrets file as a report shows them: IDs, kinds of keys and includes, the rest
-    `[redacted]`."""
+    """Yield the lines of a secrets file as a report shows them: IDs, kinds of keys, includes; no keys."""
     for record, rows in secret_records(lines):
         for number, text, comment in rows:
             before, remark = text[:comment], text[comment:]
-            if bare := remark.lstrip("# \t"):
+            blanks = before[len(before.rstrip(" \t")):]
+            bare = remark.lstrip("# \t")
+            if bare:
                 old = commented_out(bare)
-                remark = remark[:-len(bare)] + old.censored(0, bare) if old else "#[redacted comment]"
-            yield record.censored(number, before) + before[len(before.rstrip(" \t")):] + remark
+                if old:
+                    remark = remark[:-len(bare)] + old.censored(0, bare)
+                else:
+                    remark = "#[redacted comment]"
+            yield record.censored(number, before) + blanks + remark
 
 
 _SECRET_NAME = (r"[\w-]*(?:passw(?:or)?d|passphrase|xauthpass|userpass|pwd|secret[_-]?key|"
@@ -2506,7 +2528,8 @@ NSS_PASSWORD = (r"(\b(?:pk12|cert|crl|mod)util\b[^\n]*?[ \t]-[WKP][ \t]*)(?![\ue
 SECRET_PLACES = (
     # a word of pluto's log that names a key, and bytes
     (("key", "unwrapped", "sk_", "g^", "psk", "ppk"),
-     rf"(\|[^\n]*?(?<!public )(?<!ckaid )\b(?:\w*key|keymat|unwrapped|sk_\w+|skeyid\w*|skeyseed|psk|ppk|g\^\w+)"
+     r"(\|[^\n]*?(?<!public )(?<!ckaid )"
+     r"\b(?:\w*key|keymat|unwrapped|sk_\w+|skeyid\w*|skeyseed|psk|ppk|g\^\w+)"
      rf"(?![\w(@-])[\w \t]{{0,16}}?[ :=]+)(?!/){_BYTES}[^\n]*"),
     # options of a command line, up to the next option
     ((*_NAME_HINTS, "passin", "passout"),
@@ -2561,8 +2584,7 @@ BYTES_ROW = r"((?<![0-9A-Za-z]))((?:[0-9A-Fa-f]{2}[ :]{1,2}){3,}[0-9A-Fa-f]{2})\
 PAIRS_ROW = r"((?<![0-9A-Za-z])(?:0x)?)((?:[0-9A-Fa-f]{4} {1,2})+[0-9A-Fa-f]{2,4})\b"
 MASK = "\ue000"  # in place of REDACTED until all secrets are masked, so that no pattern matches REDACTED
 ROW_MASK = "\ue001"  # in place of a row of a dump; the rest of the line is masked too
-# With more secrets than this, a value that is part of a longer word is not found: a search for each takes
-# minutes
+# With more secrets than this, a value that is part of a longer word is not found: it would take minutes
 MANY_VALUES = 1000
 WORD_RUN = "(?:0[xXsStT])?([A-Za-z0-9]{4,})"
 HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
@@ -2570,17 +2592,18 @@ _ROW_SHAPE = str.maketrans({**dict.fromkeys(HEX_DIGITS, "x"), ":": " "})
 
 
 def is_harmless_word(word: str) -> bool:
-    """Return whether a word of free text is an ordinary word, a small number, an address, or a name such as
-    eth0."""
+    """Return whether a word of free text is an ordinary word, a small number, an address, or like `eth0`."""
     word = word.strip("\"'()[]{}<>,;!?")
     if word in MIXED_CASE:
         return True
     bare = word.replace("-", "").replace("_", "").replace(":", "").replace(".", "").replace("/", "")
     if not bare or (bare.isdigit() and (len(bare) < 6 or "." in word)):
         return True
+
     letters = bare.rstrip("0123456789")
     digits = len(bare) - len(letters)
-    if letters.isalpha() and digits <= (3 if len(letters) < 12 else 0):
+    most_digits = 3 if len(letters) < 12 else 0
+    if letters.isalpha() and digits <= most_digits:
         return len(letters) <= 24 and (letters.islower() or letters.isupper() or letters.istitle())
     return word.count(":") > 1 and set(word.lower()) <= set("0123456789abcdef.:/")  # an IPv6 or MAC address
 
@@ -2588,9 +2611,10 @@ def is_harmless_word(word: str) -> bool:
 def shown_remark(text: str) -> str:
     """Return a comment, a description or a log prefix if it is known to be harmless, otherwise REDACTED."""
     import re
-    if re.search(_SPEAKS_OF_SECRET, text, re.IGNORECASE) or not all(map(is_harmless_word, text.split())):
+    if re.search(_SPEAKS_OF_SECRET, text, re.IGNORECASE):
         return REDACTED
-    return text
+    is_harmless = all(map(is_harmless_word, text.split()))
+    return text if is_harmless else REDACTED
 
 
 class Redactor:
@@ -2622,6 +2646,7 @@ class Redactor:
         data = encode(text)
         if isinstance(secret, str) and text[:2].lower() in ("0x", "0s", "0t"):
             data = Token(text, 0, 0, len(text), text[:2].lower()).decoded() or data
+
         forms = {text, text.strip(), decode(data)}
         if len(data) >= 4:
             digits = binascii.hexlify(data).decode()
@@ -2631,14 +2656,21 @@ class Redactor:
             forms |= {digits, digits.upper(), *encoded}
         for form in (text, decode(data)):
             forms.update(escaped_forms(form))
+
         for line in "\n".join(forms).split("\n"):
-            if len(line) >= 4 and line.lower() not in EVERYDAY:
-                (self._values if len(line) >= 6 else self._words).add(line)
+            if len(line) < 4 or line.lower() in EVERYDAY:
+                continue
+            if len(line) < 6:
+                self._words.add(line)
+            else:
+                self._values.add(line)
         self._sorted = None
 
     def learn_file(self, lines: Iterable[str]) -> list[str]:
-        """Learn the secrets in the lines of a file like ipsec.secrets, also in its comments.  Return the
-        patterns of the files that it includes."""
+        """Learn the secrets in the lines of a file like ipsec.secrets, also in its comments.
+
+        Return the patterns of the files that it includes.
+        """
         includes = []
         for record, rows in secret_records(lines):
             tokens = list(record.secrets)
@@ -2646,6 +2678,7 @@ class Redactor:
                 bare = text[comment:].lstrip("# \t")
                 old = commented_out(bare)
                 tokens += old.secrets if old else secrets_of_remark(secret_tokens(bare)[0])
+
             for token in tokens:
                 self.learn(token.text)
                 if token.form in ("0x", "0s") and token.data() is None:
@@ -2657,13 +2690,15 @@ class Redactor:
         return includes
 
     def text(self, text: str, *, bulk: bool = False) -> str:
-        """Return the text with all secrets masked.  In `bulk` text, such as routes, they are masked only by
-        value."""
-        return self._masked(text, bulk, False)[0]
+        """Return the text with all secrets masked; in `bulk` text, such as routes, only the learned values.
+        """
+        return self._masked(text, bulk=bulk, in_key=False)[0]
 
-    def _masked(self, text: str, bulk: bool, in_key: bool) -> tuple[str, bool]:
-        """Return the masked text, and whether it ends within a PEM key; `in_key` tells whether it begins in
-        one."""
+    def _masked(self, text: str, *, bulk: bool, in_key: bool) -> tuple[str, bool]:
+        """Return the masked text, and whether it ends within a PEM key.
+
+        `in_key` tells whether the text begins within a key.
+        """
         if self.show_secrets:
             return text, False
         text = self._mask_values(text)
@@ -2679,14 +2714,13 @@ class Redactor:
         return printable(self.text(text, bulk=bulk))
 
     def stream(self, chunks: Iterable[bytes], *, bulk: bool = False) -> Iterator[str]:
-        """Do the same as clean() for text of any size that comes in chunks; a secret may be split between
-        chunks.
+        """Do the same as clean() for text of any size in chunks, which may be cut within a secret.
 
         Yield text of whole lines, usually many.  The end of a line longer than LONGEST_LINE is left out.
         """
         in_key = False
         for data in whole_lines(chunks):
-            text, in_key = self._masked(decode(data), bulk, in_key)
+            text, in_key = self._masked(decode(data), bulk=bulk, in_key=in_key)
             if len(text) > LONGEST_LINE:
                 text = "\n".join(map(shortened, text.split("\n")))
             yield printable(text)
@@ -2706,12 +2740,17 @@ class Redactor:
         """Prepare the search for the values."""
         import re
         self._sorted = sorted(self._values, key=len, reverse=True)
-        self._dumped = "".join(f"{digits}\n" for group in self._digits.values() for digits in group)
+        digits_of_all: list[str] = []
+        for group in self._digits.values():
+            digits_of_all += group
+        self._dumped = "".join(f"{digits}\n" for digits in digits_of_all)
+
         self._runs = {}
         if len(self._sorted) > MANY_VALUES:
             for value in self._sorted:
                 longest = max(re.findall(WORD_RUN, value), key=len, default="")
                 self._runs.setdefault(longest, []).append(value)
+
         if self._words:
             words = "|".join(re.escape(word) for word in sorted(self._words, key=len, reverse=True))
             self._word_pattern = re.compile(f"(?<![A-Za-z0-9])(?:{words})(?![A-Za-z0-9])")
@@ -2723,7 +2762,9 @@ class Redactor:
         import re
         # a look-up of each word of the text, because a search for each value takes too long
         words = set(re.findall(WORD_RUN, text)) & self._runs.keys()
-        values = [value for word in (*words, "") for value in self._runs.get(word, ())]
+        values: list[str] = []
+        for word in (*words, ""):
+            values += self._runs.get(word, ())
         return sorted(values, key=len, reverse=True)
 
     def _mask_wrapped(self, text: str) -> str:
@@ -2746,7 +2787,7 @@ class Redactor:
         for _, place in SECRET_PLACES:
             self._compiled(place)
 
-    def _compiled(self, pattern: str, ignore_case: bool = True) -> re.Pattern[str]:
+    def _compiled(self, pattern: str, *, ignore_case: bool = True) -> re.Pattern[str]:
         """Compile a pattern once."""
         if pattern not in self._patterns:
             import re
@@ -2758,16 +2799,19 @@ class Redactor:
         lines = text.split("\n")
         lowered = text.lower()
         hinted = {hint: lines_with(lowered, hint) for hint in HINTS}
+
         for number in hinted["util"]:
             lines[number] = self._mask_tools(lines[number])
         for hints, place in SECRET_PLACES:
             for number in set().union(*(hinted[hint] for hint in hints)):
                 lines[number] = self._compiled(place).sub(mask_place, lines[number])
         for number in set().union(*(hinted[hint] for hint in REMARK_HINTS)):
-            lines[number] = self._compiled(REMARKS, False).sub(mask_remark, lines[number])
+            lines[number] = self._compiled(REMARKS, ignore_case=False).sub(mask_remark, lines[number])
+
         if self._digits:
             for number, line in enumerate(lines):
-                if rows := rows_in(line):
+                rows = rows_in(line)
+                if rows:
                     lines[number] = self._mask_rows(line, rows)
         return "\n".join(lines)
 
@@ -2780,10 +2824,12 @@ class Redactor:
         return line
 
     def _mask_rows(self, line: str, rows: Iterable[str]) -> str:
-        """Mask a line from the first bytes on that are a secret or a part of one, because a dump repeats the
-        bytes as text at the end of the line.  `rows` are the patterns to look for."""
+        """Mask a line from the first bytes on that are a secret or a part of one.
+
+        A dump repeats the bytes as text at the end of the line.  `rows` are the patterns to look for.
+        """
         for row in rows:
-            line = self._compiled(row, False).sub(self._mask_row, line)
+            line = self._compiled(row, ignore_case=False).sub(self._mask_row, line)
         before, mask, _ = line.partition(ROW_MASK)
         return before + MASK if mask else line
 
@@ -2791,10 +2837,13 @@ class Redactor:
         """Replace a row of bytes with ROW_MASK if it holds a secret or is a part of one."""
         row = match[2].lower().translate({32: None, 58: None})
         part = row if len(row) > 6 else f"{row}\n"  # up to three bytes only as the end of a secret
-        starts = {row[place:place + 8] for place in range(0, len(row) - 7, 2)} & self._digits.keys()
-        is_secret = part in self._dumped or any(
-            digits in row for start in starts for digits in self._digits[start])
-        return f"{match[1]}{ROW_MASK}" if is_secret else match[0]
+        if part in self._dumped:
+            return match[1] + ROW_MASK
+        starts = {row[place:place + 8] for place in range(0, len(row) - 7, 2)}
+        for start in starts & self._digits.keys():
+            if any(digits in row for digits in self._digits[start]):
+                return match[1] + ROW_MASK
+        return match[0]
 
 
 def shortened(line: str) -> str:
@@ -2802,7 +2851,9 @@ def shortened(line: str) -> str:
 
     whole_lines() may cut a long line within a secret.  Then the secret is in the part that is left out.
     """
-    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE // 2]} [rest of the line left out]"
+    if len(line) <= LONGEST_LINE:
+        return line
+    return f"{line[:LONGEST_LINE // 2]} [rest of the line left out]"
 
 
 def escaped_forms(text: str) -> Iterator[str]:
@@ -2812,15 +2863,17 @@ def escaped_forms(text: str) -> Iterator[str]:
     yield printable(text)
     yield quoted  # C, and JSON in UTF-8
     yield quoted.encode("unicode_escape", "surrogateescape").decode("latin-1").replace("\\\\", "\\")  # Python
-    # pluto, jam_sanitized_bytes()
-    yield "".join(c if " " <= c <= "~" and c != "\\" else "".join(map("\\{:03o}".format, encode(c)))
-                  for c in text)
     yield "".join(c if " " <= c <= "~" else f"\\u{ord(c):04x}" for c in quoted)  # JSON in ASCII
-    yield "".join(c if c.isalnum() or c in "_./-" else f"\\{c}" for c in text)  # a shell, without quotes
+
+    # a shell, without quotes
+    yield "".join(c if c.isalnum() or c in "_./-" else f"\\{c}" for c in text)
+    # pluto, jam_sanitized_bytes()
+    yield escape_others(text, "\\{:03o}", " !\"#$%&'()*+,-./:;<=>?@[]^_`{|}~")
     for form in ("%{:02X}", "%{:02x}"):  # a URL
         yield escape_others(text, form, "-_.~")
     for form in ("\\x{:02x}", "\\{:03o}"):  # a shell's $'...', and C
         yield escape_others(text, form, "")
+
     # HTML, and JSON that is safe in HTML
     for marks, form in (("&<>\"'", "&#{};"), ("&<>\"'", "&#x{:x};"), ("&<>'", "\\u{:04x}")):
         yield "".join(form.format(ord(c)) if c in marks else c for c in text)
@@ -2831,10 +2884,14 @@ def escaped_forms(text: str) -> Iterator[str]:
 
 
 def escape_others(text: str, form: str, plain: str) -> str:
-    """Return the text with each byte formatted, except for ASCII letters and digits and the characters
-    `plain`."""
-    return "".join(c if (c.isascii() and c.isalnum()) or c in plain else "".join(map(form.format, encode(c)))
-                   for c in text)
+    """Return the text with each byte formatted, except ASCII letters, digits and the characters `plain`."""
+    pieces = []
+    for character in text:
+        if character in plain or (character.isascii() and character.isalnum()):
+            pieces.append(character)
+        else:
+            pieces += [form.format(byte) for byte in encode(character)]
+    return "".join(pieces)
 
 
 def base64_forms(data: bytes) -> set[str]:
@@ -2843,8 +2900,9 @@ def base64_forms(data: bytes) -> set[str]:
     forms = {binascii.b2a_base64(data, newline=False).decode().rstrip("=")}
     # the first digits, and the last one if it is incomplete, also hold bits of the data around
     for offset, first in ((0, 0), (1, 2), (2, 3)):
-        text = binascii.b2a_base64(bytes(offset) + data, newline=False).decode().rstrip("=")
-        inner = text[first:len(text) - bool((offset + len(data)) % 3)]
+        inner = binascii.b2a_base64(bytes(offset) + data, newline=False).decode().rstrip("=")[first:]
+        if (offset + len(data)) % 3:
+            inner = inner[:-1]
         if len(inner) >= 8:
             forms.add(inner)
     return forms
@@ -2862,8 +2920,10 @@ def lines_with(text: str, word: str) -> set[int]:
 
 
 def rows_in(line: str) -> list[str]:
-    """Return the patterns of rows of a dump that may match in the line.  This test is faster than the
-    patterns."""
+    """Return the patterns of rows of a dump that may match in the line.
+
+    The patterns themselves would take longer.
+    """
     rows = []
     shape = line.translate(_ROW_SHAPE) + " "
     if "  xx " in shape:
@@ -2878,24 +2938,27 @@ def rows_in(line: str) -> list[str]:
 
 def mask_place(match: re.Match[str]) -> str:
     """Return the match of a pattern of SECRET_PLACES with its secret masked, unless it is masked already."""
-    secret = match[0][len(match[1]):]
+    before = match[1]
+    secret = match[0][len(before):]
     if secret.lstrip("\"'\\0xst").startswith("[redacted"):
         return match[0]
-    return match[1] + (f"[redacted {len(secret) // 2} bytes]" if match[1].endswith("0x") else MASK)
+    if before.endswith("0x"):
+        return f"{before}[redacted {len(secret) // 2} bytes]"
+    return before + MASK
 
 
 def mask_remark(match: re.Match[str]) -> str:
     """Return the match of REMARKS, with the remark masked if it is not known to be harmless."""
     before, remark = (match[1], match[2]) if match[1] else (match[3], match[4])
     bare = remark.replace("\\", "")
-    return match[0] if MASK not in remark and shown_remark(bare) == bare else before + MASK
+    is_harmless = MASK not in remark and shown_remark(bare) == bare
+    return match[0] if is_harmless else before + MASK
 
 
 def mask_pem(text: str, in_key: bool) -> tuple[str, bool]:
-    """Return the text without the parts between BEGIN and END of private keys, and whether it ends within a
-    key.
+    """Return the text without the parts between BEGIN and END of private keys, and whether it ends in one.
 
-    `in_key` tells whether it begins within one.
+    `in_key` tells whether the text begins within a key.
     """
     lines = []
     for line in text.split("\n"):
@@ -2903,11 +2966,13 @@ def mask_pem(text: str, in_key: bool) -> tuple[str, bool]:
         while True:
             if in_key:
                 end = line.find("-----END")
-                shown += MASK if line and end else ""
+                if line and end:
+                    shown += MASK
                 if end < 0:
                     break
                 in_key = False
                 line = line[end:]
+
             head, mark, rest = line.partition("PRIVATE KEY-----")
             if not mark:
                 shown += line
@@ -2920,8 +2985,10 @@ def mask_pem(text: str, in_key: bool) -> tuple[str, bool]:
 
 
 def whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the data of the chunks in pieces that end where a line ends.  A line that is longer than two
-    LONGEST_LINE is cut after about so many bytes."""
+    """Yield the data of the chunks in pieces that end where a line ends.
+
+    A line that is longer than two LONGEST_LINE is cut after about so many bytes.
+    """
     rest = b""
     for chunk in chunks:
         head, newline, tail = chunk.rpartition(b"\n")
