@@ -2399,6 +2399,9 @@ class SecretRecord:
         if len(values) > 1:
             self._wrong("more than one key")
             return False
+        if self.kind == "psk" and key.form and not key.text:
+            self._wrong("the key is empty; pluto aborts when it uses it")
+            return False
         is_quoted = key.form in ('"', "'")
         is_encoded = key.form not in ("", "`")
         if is_quoted or (is_encoded and key.data()):
@@ -3218,8 +3221,8 @@ class Conn:
     """A connection, merged with the sections that also= names and with conn %default.
 
     `settings` has the settings by keyword, `alsos` the names of the sections from also=.  `broken` is the problem that
-    keeps libreswan from loading the connection, or None: also= names a missing section, or a keyword has two values
-    (only libreswan up to 4.15 refuses that).
+    keeps libreswan from loading the connection, or None: also= names a missing section, a keyword has two values, or
+    only one end has networks in leftsubnets= or rightsubnets= (only libreswan up to 4.15 refuses the last two).
     """
 
     def __init__(self, section: Section) -> None:
@@ -3475,7 +3478,7 @@ def pick_word(words: Sequence[str], value: str, release: tuple[int, ...] | None)
     """
     given = [value]
     if is_strict(release) and value not in words:
-        given = value.replace(":", " ").replace(",", " ").split()
+        given = [part for part in value.translate({ord(char): " " for char in ":,\t"}).split(" ") if part]
     known = [word for word in given if word in words]
     is_lax = release is not None and FIRST_WORD <= release < LENIENT and known[:1] == given[:1]
     if len(known) == 1 and (is_lax or len(given) == 1):
@@ -3559,6 +3562,7 @@ class Config:
         self.sections: list[Section] = []
         self.unread = False
         self._open: list[str] = []  # files that are being read, each included by the one before
+        self._included = ""  # the first file that the last include line has read
         self._reads = 0  # the number of files read so far; a file that is included twice counts twice
         self._setup: dict[str, Setting] = {}
         self._setups = 0
@@ -3595,19 +3599,56 @@ class Config:
     def _read(self, name: str, lines: Iterable[str], depth: int) -> None:
         """Read the lines of the file `name`, which is included `depth` levels deep."""
         self._section = None
-
-        def tell(number: int, what: str, script: str) -> None:
-            self.problems.append(Problem(name, number, f"{what}, which libreswan reads as part of a word",
-                                         script=script))
-
-        for number, line in enumerate(unix_lines(lines, tell), 1):
+        cr_told = number = 0  # cr_told is 1 after a warning, 2 after an error
+        line = ""
+        for number, line in enumerate(lines, 1):
+            if number == 1 and line.startswith("\ufeff"):
+                self._report_ending(name, 1, "the file begins with a byte order mark", r"1s/^\xef\xbb\xbf//", True)
+                line = line[1:]
             text = line.lstrip(" \t")
             if not text or text[0] == "#":
                 continue
+            known = len(self.problems)
             if text == line:
                 self._heading(name, number, line, depth)
             else:
                 self._statement(name, number, text)
+            if text[-1] == "\r" and cr_told < 2:
+                cr_told = self._report_cr(name, number, text, known, cr_told)
+        if line.startswith("include") and self._included and self._ends_badly(name):
+            text = ("the last line has no newline: libreswan up to 4.15 then misreads the first line of "
+                    f"{self._included}")
+            self.problems.append(Problem(name, number, text, script="$a\\"))
+
+    def _ends_badly(self, name: str) -> bool:
+        """Return whether the installed release misreads the file `name`, which ends in an include line.
+
+        Up to 4.15, the newline of that line must not be missing if the included file begins with a section.
+        """
+        try:
+            first = next(self.host.lines(self._included), "").lstrip(" \t")
+            is_risky = first[:1] not in ("", "#") and not self.host.read(name).endswith("\n")
+        except OSError:
+            return False
+        return is_risky and self.release is not None and self.release < LENIENT
+
+    def _report_cr(self, name: str, number: int, text: str, known: int, told: int) -> int:
+        """Report that a line of the file `name` ends in CR LF.  Libreswan reads CR as it reads a letter.
+
+        `known` is the number of problems before the line.  `told`: 1 if a line of the file is already reported as a
+        warning, otherwise 0.  Return 2 after an error, otherwise 1 if a line is reported, otherwise 0.
+        """
+        errors = [problem for problem in self.problems[known:]
+                  if problem.fatal and (problem.file, problem.line) == (name, number)]
+        if errors:
+            self.problems.remove(errors[0])
+        elif told or " #" in text or "\t#" in text:  # a comment may end in CR
+            return told
+        self._report_ending(name, number, "the line ends in CR LF", r"s/\r$//", bool(errors))
+        return 2 if errors else 1
+
+    def _report_ending(self, name: str, number: int, what: str, script: str, fatal: bool) -> None:
+        self.problems.append(Problem(name, number, f"{what}, which libreswan reads as part of a word", fatal, script))
 
     def _heading(self, name: str, number: int, line: str, depth: int) -> None:
         """Read a line that is not indented: it begins a section or includes files."""
@@ -3615,6 +3656,10 @@ class Config:
         value, after = "", line[len(word):].lstrip(" \t")
         if after and after[0] != "#":
             value, after = split_value(after)
+        if word == "include" and value and self._trailing(after) and "=" not in after and is_strict(self.release):
+            self._problem(name, number, f"include reads only {quote(value)}: libreswan up to 4.15 ignores the rest of "
+                          "the line, libreswan 5 refuses it", False, "include")
+            after = ""
         wrong = self._heading_problem(line, word, value, after, depth)
         self._section = None
         if wrong:
@@ -3640,6 +3685,9 @@ class Config:
         if word not in ("conn", "config", "include", "version"):
             hint = "a setting must be indented" if "=" in line else "use conn, config setup or include"
             return f"{misplaced(word)} does not begin a section; {hint}"
+        if word == "conn" and is_integer(value) and value == line[4:].split()[0] and self.release and (
+                self.release < LENIENT):
+            return f"conn {value}: libreswan up to 4.15 refuses a number as a name"
         if not value or self._trailing(after) or (word == "config" and value != "setup"):
             wanted = {"conn": "one name", "config": "the word setup"}.get(word, "one value")
             return f"{word} must be followed by {wanted} and nothing else"
@@ -3690,6 +3738,7 @@ class Config:
                 return
             else:
                 self._read_file(file, depth + 1, number, name, any(char in pattern for char in "*?["))
+        self._included = "".join(files[:1])
 
     def _statement(self, name: str, number: int, line: str) -> None:
         """Read an indented line, keyword=value, into the section that is being read."""
@@ -3898,11 +3947,21 @@ class Config:
                 merged[key] = setting
             elif keywords(False).get(key) == "list":
                 merged[key] = Setting(key, f"{setting.value} {merged[key].value}", setting.file, setting.line)
+        for side, other in (("left", "right"), ("right", "left")):
+            lone = merged.get(f"{side}subnets")
+            if lone and not (conn.get(f"{other}subnet") or conn.get(f"{other}subnets")) and (
+                    self.release and self.release < LENIENT):
+                self._problem(lone.file, lone.line, f"conn {conn.name}: libreswan up to 4.15 does not load "
+                              f"{side}subnets= without {other}subnet= or {other}subnets=", False)
+                conn.broken = self.problems[-1]
         return conn
 
     def _also(self, conn: Conn, setting: Setting, by_name: Mapping[str, Section]) -> Iterator[Section]:
         """Yield the sections that a setting also= adds to a connection, and add their names to its `alsos`."""
-        for name in setting.value.split():
+        value = setting.value
+        for name in value.split() if is_strict(self.release) else value.replace("\t", " ").split(" "):
+            if not name:
+                continue
             if name not in by_name:
                 self._problem(setting.file, setting.line, f"conn {conn.name}: also= names {quote(name)}, and there is "
                               "no such conn", False)
@@ -3923,25 +3982,6 @@ class Config:
             self._problem(setting.file, setting.line, f"duplicate key {key} in conn {conn.name} (first in "
                           f"{first.file}:{first.line})", False)
             conn.broken = self.problems[-1]
-
-
-def unix_lines(lines: Iterable[str], tell: Callable[[int, str, str], None]) -> Iterator[str]:
-    """Yield the lines without a byte order mark and without CR at their ends: libreswan reads both as parts of words.
-
-    `tell` is called for the byte order mark and for the first CR, with the number of the line, a description, and a
-    script for sed(1) that corrects the file.
-    """
-    is_cr_told = False
-    for number, line in enumerate(lines, 1):
-        if number == 1 and line.startswith("\ufeff"):
-            tell(number, "the file begins with a byte order mark", r"1s/^\xef\xbb\xbf//")
-            line = line[1:]
-        if line.endswith("\r"):
-            if not is_cr_told:
-                tell(number, "the line ends in CR LF", r"s/\r$//")
-            is_cr_told = True
-            line = line[:-1]
-        yield line
 
 
 def braces(pattern: str) -> list[str]:
@@ -4101,8 +4141,9 @@ def has_secret(ids: Sequence[str | None], ours: str, theirs: str) -> bool | None
         return True
     if None in ids:
         return None
-    # the PSK must list two of these three: this end's ID, the other end's ID, any ID
-    return [ours in ids, theirs in ids, "" in ids].count(True) == 2 or set(ids) == {""}
+    # the PSK must list two of these three: this end's ID, the other end's ID, any ID; or only any ID of the three
+    listed = [ours in ids, theirs in ids, "" in ids]
+    return listed.count(True) == 2 or listed == [False, False, True]
 
 
 def nss_passwords(host: Host, directory: str = "") -> dict[str, str]:
@@ -16016,6 +16057,7 @@ class Patient:
         except Failure as failure:
             self._addconn = failure
 
+    @once
     def addconn_answer(self) -> tuple[bool | None, list[str]]:
         """Return whether the installed addconn refuses the configuration, and the lines that it prints.
 
@@ -16767,6 +16809,9 @@ def accepted_troubles(patient: Patient, fatal: Sequence[Problem], lines: Sequenc
     includes = [problem for problem in config.problems if problem.key == "include" and not problem.fatal]
     for problem in includes[:3]:
         yield "WARN", "NOT LOADED", str(problem), edit_command(problem)
+    for problem in config.problems:
+        if problem.script and not problem.fatal:
+            yield "WARN", "DOUBTFUL", str(problem), edit_command(problem)
     if includes:
         lines = [line for line in lines if "include" not in line and "ipsec.conf file" not in line]
     yield from addconn_complaints(patient, lines)
@@ -16812,52 +16857,76 @@ def addconn_complaints(patient: Patient, lines: Sequence[str]) -> Iterator[Troub
     config = patient.config
     reported_places = {(problem.file, problem.line) for problem in config.problems}
     reported_keywords = {problem.key for problem in config.problems if problem.key}
+    count = 0
+    for conn, line in named_complaints(config, lines):
+        words = complaint_words(line)
+        keyword = keyword_in(words)
+        if count < 3 and keyword not in reported_keywords and named_place(config, words) not in reported_places:
+            count += 1
+            yield complaint_trouble(patient, conn, line, keyword)
+
+
+def keyword_in(words: Iterable[str]) -> str:
+    """Return the first keyword of the configuration among the words, in its canonical spelling, or an empty string."""
     known = known_keywords()
-    sentences: set[str] = set()  # the complaints so far
-    troubles = 0
-    for line in lines:
-        sentence, words = addconn_sentence(config, line), complaint_words(line)
-        if sentence in sentences or named_place(config, words) in reported_places:
-            continue
-        sentences.add(sentence)
-        keyword = next((canonical(word) for word in words if canonical(word) in known), "")
-        if keyword in reported_keywords:
-            continue
-
-        yield complaint_trouble(patient, line, sentence, keyword)
-        troubles += 1
-        if troubles == 3:
-            return
+    return next((canonical(word) for word in words if canonical(word) in known), "")
 
 
-def complaint_trouble(patient: Patient, line: str, sentence: str, keyword: str) -> Trouble:
-    """Return the trouble for a line of addconn.
+def named_complaints(config: Config, lines: Sequence[str]) -> list[tuple[Conn | None, str]]:
+    """Return the different complaints among the lines of addconn, each with its connection, None if it is unknown.
 
-    `sentence` is what addconn_sentence() makes of the line, and `keyword` the keyword that the line names.
-    Up to 4.15 addconn names the connection (`while loading 'NAME'`); 5.x often does not.
+    Up to 4.15, `while loading 'NAME': ` begins a block of complaints.  A block repeats the complaints of the block
+    before it and adds those about NAME.  The last block begins with `addconn, in config`; it adds none.
     """
-    file, number = named_place(patient.config, complaint_words(line)) or (patient.config.name, 0)
-    subject = "this"
-    level, verb = "WARN", "complains about"
-    conn = named_conn(patient.config, line)
+    conns = {conn.name: conn for conn in reversed(config.conns())}
+    complaints: dict[tuple[str, str], str] = {}  # by connection and sentence
+    before: list[str] = []  # the sentences of the block before, without those that are already repeated
+    block: list[str] = []
+    name = ""
+    for line in lines:
+        sentence = addconn_sentence(config, line)
+        if line.startswith(("while loading '", "addconn, in config ")):
+            name, before, block = line[15:].partition("': ")[0], block, []
+        block.append(sentence)
+        mentioned = next((other for other in conns if f"conn {other} " in line or f"conn '{other}'" in line), "")
+        if sentence in before:
+            before.remove(sentence)
+        elif (mentioned, sentence) not in complaints:
+            complaints.setdefault((mentioned or name, sentence), line)
+    return [(conns.get(name) or suspect(config, line), line) for (name, _), line in complaints.items()]
+
+
+def suspect(config: Config, line: str) -> Conn | None:
+    """Return the first connection that has a setting about which addconn complains in a line without its name."""
+    words = line.replace("'", " ").replace('"', " ").split()
+    for conn in config.conns():
+        for key, setting in conn.settings.items():
+            if f"{key}={setting.value}" in words or (key == "authby" and "authby=" in words
+                                                     and not is_authby(setting.value)):
+                return conn
+    return None
+
+
+def is_authby(value: str) -> bool:
+    """Return whether libreswan knows all words of a value of authby=."""
+    words = value.lower().replace(",", " ").split()
+    return all(word.partition("-")[0] in ("secret", "rsasig", "rsa", "ecdsa", "eddsa", "null", "never", "eaponly")
+               for word in words)
+
+
+def complaint_trouble(patient: Patient, conn: Conn | None, line: str, keyword: str) -> Trouble:
+    """Return the trouble for a line of addconn about the connection.  `keyword` is the keyword that the line names."""
+    config, sentence = patient.config, addconn_sentence(patient.config, line)
+    file, number = named_place(config, complaint_words(line)) or (config.name, 0)
     if conn:
         place = conn.settings.get(keyword) or conn
         file, number = place.file, place.line
-        if conn.name not in sentence:
-            subject = f"conn {conn.name}"
-        # addconn loads some of the connections that it complains about, but none with a bad subnet
-        if "bad subnet" in line or not patient.has_loaded(conn):
-            level, verb = "FAIL", "refuses"
+    # addconn loads some of the connections that it complains about; without a bad subnet, it loads the others
+    is_refused = conn is not None and ("bad subnet" in line or not patient.has_loaded(conn))
+    level, verb = ("FAIL", "refuses") if is_refused else ("WARN", "complains about")
+    subject = f"conn {conn.name}" if conn and conn.name not in complaint_words(sentence) else "this"
     problem = Problem(file, number, f"the installed addconn {verb} {subject}: {sentence}")
     return level, "REFUSED", f"{problem}; see ipsec addconn --checkconfig", edit_command(problem)
-
-
-def named_conn(config: Config, line: str) -> Conn | None:
-    """Return the first connection that a line of addconn names; None if it names none."""
-    for conn in config.conns():
-        if f"'{conn.name}'" in line or f" {conn.name} " in line:
-            return conn
-    return None
 
 
 def addconn_sentence(config: Config, line: str) -> str:
@@ -17931,9 +18000,13 @@ def loaded_troubles(patient: Patient, conn: Conn, entries: Sequence[dict[str, An
         return
     changed = list(changes(conn, here, entries, names))
     if changed:
-        yield ("WARN", "CHANGED",
-               f"{what}: {' and '.join(changed)} of {conn.file}:{conn.line} differ from the "
-               "connection that pluto has loaded", load_fix(conn))
+        reason = (f"{what}: {' and '.join(changed)} of {conn.file}:{conn.line} differ from the connection "
+                  "that pluto has loaded")
+        if any(patient.has_changed(setting.file) for setting in conn.settings.values()):
+            yield "WARN", "CHANGED", reason, load_fix(conn)
+        else:
+            yield ("WARN", "DIFFERENT", f"{reason}, but the file is older than pluto: libreswan could not "
+                   "use the value, or the connection was loaded from elsewhere", load_fix(conn))
     elif conn.auto == "ondemand" and all(entry["routing"].startswith("unrouted") for entry in entries):
         yield ("WARN", "NOT ROUTED", f"{what} has auto=ondemand and is not routed",
                shell_words(["ipsec", "route", conn.name]))
@@ -17947,9 +18020,16 @@ def not_loaded_reason(patient: Patient, conn: Conn) -> str:
     """Return why pluto has not loaded a connection: an error in the file, or what pluto's log says."""
     if conn.broken:
         return str(conn.broken)
+    if missing := [f"{side}=" for side in ("left", "right") if not conn.get(side)]:
+        return f"it has no {' and no '.join(missing)}"
+    config, complaint = patient.config, None
+    lines = patient.addconn_answer()[1] if patient.host.live else []
+    sentences = [addconn_sentence(config, line) for other, line in named_complaints(config, lines) if other is conn]
+    if sentences:
+        return f"the installed addconn refuses it: {sentences[0]}"
     try:
-        lines = read_pluto_log(patient.host, patient.config, patient.timeout).lines
-        complaint = loading_complaint(lines, conn.name)
+        log = read_pluto_log(patient.host, config, patient.timeout).lines
+        complaint = loading_complaint(log, conn.name)
     except (OSError, Missing):
         complaint = None
     if complaint is None:
@@ -17992,7 +18072,8 @@ def changes(conn: Conn, here: str, loaded: Sequence[dict[str, Any]],
     there = "right" if here == "left" else "left"
     for side, end, whose in ((here, "local", "our"), (there, "remote", "their")):
         loaded_hosts = {canonical_net(entry[end]["host"]) for entry in entries}
-        loaded_nets = {canonical_net(entry[end]["subnet"] or entry[end]["host"]) for entry in entries}
+        loaded_nets = {canonical_net(net or entry[end]["host"]) for entry in entries
+                       for net in loaded_subnets(entry, end)}
         loaded_ids = {comparable_id(entry["options"].get(f"{whose}_id", "%none"), names) for entry in entries}
         host = canonical_net(conn.get(side))
         nets = {canonical_net(net) for net in conn_nets(conn, side)}
@@ -18005,6 +18086,12 @@ def changes(conn: Conn, here: str, loaded: Sequence[dict[str, Any]],
             is_known = in_file and in_pluto and None not in in_file and None not in in_pluto
             if is_known and in_file != in_pluto:
                 yield f"{key}="
+
+
+def loaded_subnets(entry: Mapping[str, Any], end: str) -> list[str | None]:
+    """Return the networks of an end, `local` or `remote`, in pluto's status: several for a list in leftsubnet=."""
+    pairs = entry.get("selectors") or [(entry["local"]["subnet"], entry["remote"]["subnet"])]
+    return [pair[end == "remote"] for pair in pairs]
 
 
 # Causes that are no trouble if the connection need not be up
@@ -18150,7 +18237,7 @@ def uses_private_nets(conn: Conn) -> bool:
     "secrets", " Pluto ipsec.secret syntax",
     checks="The syntax of ipsec.secrets and of the files that it includes: quotes, keys, and the words "
            "before the colon.",
-    matters="Pluto stops reading a file at a syntax error, so the entries after the error are missing.",
+    matters="Pluto does not load an entry with an error.",
     fix="Correct the line that is named, then run ipsec secrets. ipsec.secrets(5) describes the syntax.")
 def check_secrets_syntax(patient: Patient) -> Iterator[Trouble]:
     name = secrets_file(patient.host, patient.config)
@@ -18159,8 +18246,10 @@ def check_secrets_syntax(patient: Patient) -> Iterator[Trouble]:
                f"nothing to check: {name} does not exist, and no connection needs a secret", "")
         return
     problems = readable_secrets(patient, name)[1]
-    if problems:
-        yield "FAIL", "PARSE ERROR", "; ".join(map(str, problems[:3])), edit_command(problems[0])
+    for level, word, found in (("FAIL", "PARSE ERROR", [problem for problem in problems if problem.fatal]),
+                               ("WARN", "NOT FOUND", [problem for problem in problems if not problem.fatal])):
+        if found:
+            yield level, word, "; ".join(map(str, found[:3])), edit_command(found[0])
 
 
 def readable_secrets(patient: Patient, name: str) -> tuple[list[str], list[Problem]]:
@@ -18196,7 +18285,8 @@ def check_obsolete(patient: Patient) -> Iterator[Trouble]:
     patient.config.conns()  # finds the problems of connections
     problems = patient.config.problems
     reported = ("include", "virtual-private")  # by other checks
-    old = [problem for problem in problems if not problem.fatal and problem.key not in reported]
+    old = [problem for problem in problems
+           if not problem.fatal and not problem.script and problem.key not in reported]
     if not old:
         return
     if any(problem.fatal for problem in problems):
@@ -18574,7 +18664,7 @@ def validity_trouble(parsed: Parsed, what: str, renew: str) -> Iterator[Trouble]
 
 
 class Psk(Record):
-    """A PSK entry of a secrets file: its IDs, without the secret, and its place.
+    """A PSK entry of a secrets file: its IDs and its place.
 
     `ids` are those that pluto uses, as comparable_id() returns them.  `dropped` are those that pluto drops,
     because they are neither addresses nor names.
@@ -18584,6 +18674,7 @@ class Psk(Record):
     dropped: list[str]
     file: str
     line: int
+    key: str = ""  # the digest of the secret
 
 
 def is_dropped_id(text: str) -> bool:
@@ -18607,14 +18698,19 @@ def is_dropped_id(text: str) -> bool:
 
 
 def psks(patient: Patient, files: Sequence[str], names: Mapping[str, str]) -> Iterator[Psk]:
-    """Yield the PSK entries of the secrets files.  `names` comes from host_names().  Raises OSError."""
+    """Yield the PSK entries that pluto loads from the secrets files.  `names` comes from host_names().
+
+    Raises OSError.
+    """
+    import hashlib
     for file in files:
         for record, rows in secret_records(patient.host.lines(file)):
-            if record.kind == "psk":
+            if record.kind == "psk" and not record.problem:
                 words = [token.text for token in record.ids]
                 dropped = [word for word in words if is_dropped_id(word)]
                 ids = [comparable_id(word, names) for word in words if word not in dropped]
-                yield Psk(ids, dropped, file, rows[0][0])
+                key = hashlib.sha256(record.secrets[0].data() or b"").hexdigest()
+                yield Psk(ids, dropped, file, rows[0][0], key)
 
 
 @verify_check(
@@ -18629,13 +18725,9 @@ def check_psk(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
     conns = [conn for conn in patient.needed_conns() if "secret" in ways_of(conn)]
     name = secrets_file(host, patient.config)
-    files: list[str] = []
-    if host.exists(name):
-        files, problems = readable_secrets(patient, name)
-        if problems:
-            raise NotChecked("secrets", f"{name} has a syntax error; entries after it are not read")
-    elif conns:
+    if conns and not host.exists(name):
         raise NotChecked("secrets", f"{name} does not exist")
+    files = readable_secrets(patient, name)[0] if host.exists(name) else []
     names = host_names(host)
     entries = list(psks(patient, files, names))
     if not conns and not entries:
@@ -18644,6 +18736,7 @@ def check_psk(patient: Patient) -> Iterator[Trouble]:
     for entry in entries:
         if entry.dropped:
             yield dropped_id_trouble(entry)
+    yield from second_keys(entries)
     # the IDs of the entries, by each of these IDs; the key "" has the entries without IDs
     groups: dict[str | None, list[list[str | None]]] = {}
     for entry in entries:
@@ -18664,6 +18757,18 @@ def check_psk(patient: Patient) -> Iterator[Trouble]:
         yield ("SKIP", "UNKNOWN",
                f"which PSK pluto uses for {', '.join(unknown[:5])} depends on DNS or on the certificate of "
                "the peer", "")
+
+
+def second_keys(entries: Iterable[Psk]) -> Iterator[Trouble]:
+    """Yield the troubles of entries with the IDs of an earlier entry and another secret (lsw_find_secret_by_id())."""
+    first: dict[tuple[str, ...], Psk] = {}
+    for entry in entries:
+        ids = [one for one in entry.ids if one is not None]
+        used = first.setdefault(tuple(sorted(ids)), entry) if len(ids) == len(entry.ids) else entry
+        if used.key != entry.key:
+            yield ("WARN", "NOT USED",
+                   f"{entry.file}:{entry.line}: pluto does not use this PSK, because {used.file}:{used.line} "
+                   "has the same IDs and comes first", shell_words(["vi", f"+{entry.line}", entry.file]))
 
 
 def dropped_id_trouble(entry: Psk) -> Trouble:
@@ -23048,7 +23153,8 @@ def config_lines(config: Config, name: str = "", setup: bool = True) -> Iterator
         yield ""
     for conn in config.conns():
         if name in ("", conn.name):
-            yield f"conn {quoted_value(conn.name)}"
+            # up to 4.15 a number is no name without quotes
+            yield f'conn "{conn.name}"' if is_integer(conn.name) else f"conn {quoted_value(conn.name)}"
             if conn.alsos:
                 yield f"\t#also = {' '.join(conn.alsos)}"
             # the keywords of left, those of right, the others, and last those of other programs
@@ -23058,7 +23164,14 @@ def config_lines(config: Config, name: str = "", setup: bool = True) -> Iterator
                 value = conn.settings[key].value
                 if not key.startswith(("x-", "x_")):
                     value = quoted_value(value)
-                yield f"\t{key}={value}"
+                yield f"\t{known_to_all(key)}={value}"
+
+
+def known_to_all(key: str) -> str:
+    """Return a spelling of a connection's keyword that every release knows; the canonical one if there is none."""
+    words = vocabulary(False)
+    spellings = [key, *reversed([alias for alias in ALIASES if ALIASES[alias] == key])]
+    return next((word for word in spellings if word in words and words[word].releases == "*"), key)
 
 
 def quoted_value(value: str) -> str:
@@ -23376,7 +23489,8 @@ class Reload:
         for name in copies:
             del loaded[name]
         conns = {conn.name: conn for conn in self.config.conns()}
-        steps = [Step("+", name, f"auto={conn.auto}", conn.auto, loads=True) for name, conn in conns.items()
+        steps = [Step("!", name, str(conn.broken)) if conn.broken
+                 else Step("+", name, f"auto={conn.auto}", conn.auto, loads=True) for name, conn in conns.items()
                  if name not in loaded and conn.auto != "ignore"]
         in_both = [conn for name, conn in conns.items() if name in loaded]
         changed = self.compare_all(in_both, loaded)

@@ -202,9 +202,51 @@ def test_what_editors_of_other_systems_add_is_told_of_once(tmp_path: Path) -> No
     host = host_at(tmp_path, {"etc/ipsec.conf": "\ufeffconn a\r\n\tauto=add\r\n\tleft=%any\r\n"})
     config = ipsec.Config(host)
     assert [(problem.line, problem.text.partition(", ")[0], problem.fatal) for problem in config.problems] == [
-        (1, "the file begins with a byte order mark", True), (1, "the line ends in CR LF", True)]
-    (conn,) = config.conns()
-    assert (conn.name, conn.auto, conn.get("left")) == ("a", "add", "%any")
+        (1, "the file begins with a byte order mark", True), (1, "the line ends in CR LF", False),
+        (2, "the line ends in CR LF", True)]
+
+
+def test_a_cr_is_an_error_only_where_libreswan_reads_it_as_part_of_a_word(tmp_path: Path) -> None:
+    """As 4.3, 4.10 and 5.2 read it: in comments it has no effect, in texts it belongs to the text."""
+    host = host_at(tmp_path, {"etc/ipsec.conf": "# a\r\nconn a\n\t# b\r\n\tleft=%any # c\r\n\tright=peer\n"})
+    config = ipsec.Config(host)
+    assert (config.problems, config.conns()[0].get("left")) == ([], "%any")
+    host = host_at(tmp_path, {"etc/ipsec.conf": "include /etc/b.conf # c\r\n", "etc/b.conf": "conn a\n\tbogus=1\n"})
+    assert [(problem.file, problem.line) for problem in ipsec.Config(host).problems] == [("/etc/b.conf", 2)]
+    host = host_at(tmp_path, {"etc/ipsec.conf": "conn a\r\n\tleft=%any\r\nconn b\n\talso=a\r\n"})
+    host.version = "5.2"
+    config = ipsec.Config(host)
+    assert [conn.get("left") for conn in config.conns()] == ["%any\r", "%any\r"]
+    assert [(problem.line, problem.fatal, problem.script) for problem in config.problems] == [(1, False, r"s/\r$//")]
+
+
+@pytest.mark.parametrize("release, end, first, wrong", [
+    ("4.10", "", "conn b\n", True), ("4.10", " # note", "conn b\n", True), ("4.10", "\n", "conn b\n", False),
+    ("4.10", "", "# note\nconn b\n", False), ("4.10", "", "\nconn b\n", False), ("5.2", "", "conn b\n", False)])
+def test_an_include_line_needs_a_newline_up_to_4_15(tmp_path: Path, release: str, end: str, first: str,
+                                                    wrong: bool) -> None:
+    """Seen with 4.3 and 4.10: the section of the included file is a syntax error, unless a comment precedes it."""
+    host = host_at(tmp_path, {"etc/ipsec.conf": f"conn a\n\ninclude /etc/b.conf{end}", "etc/b.conf": first})
+    host.version = release
+    assert [(problem.line, problem.fatal, problem.script) for problem in ipsec.Config(host).problems] == (
+        [(3, True, "$a\\")] if wrong else [])
+
+
+@pytest.mark.parametrize("release, broken", [("4.3", True), ("4.10", True), ("5.2", False)])
+def test_networks_of_one_end_only(release: str, broken: bool) -> None:
+    """Up to 4.15 such a connection is not loaded, and 4.10 says nothing about it."""
+    host = ipsec.Host({})
+    host.version = release
+    (conn,) = ipsec.Config(host, "c", "conn a\n\tleftsubnets=10.1.0.0/16\n\tright=%any\n").conns()
+    assert bool(conn.broken) is broken
+    (conn,) = ipsec.Config(host, "c", "conn a\n\tleftsubnets=10.1.0.0/16\n\trightsubnet=10.2.0.0/16\n").conns()
+    assert not conn.broken
+
+
+def test_what_is_printed_has_spellings_of_every_release() -> None:
+    text = 'conn "12"\n\tkeylife=1h\n\tpolicy-label=x\n\tikelifetime=2h\n'
+    printed = list(ipsec.config_lines(ipsec.Config(ipsec.Host({}), "c", text), setup=False))
+    assert printed == ['conn "12"', "\tsalifetime=1h", "\tpolicy-label=x", "\tikelifetime=2h"]
 
 
 @pytest.mark.parametrize(("kind", "good", "bad"), [
@@ -246,6 +288,17 @@ def test_values_are_of_their_kind(kind: str, good: str, bad: str) -> None:
     ("x-note b=c", "accept accept accept accept accept accept"),
     ("x-note=a b", "accept accept accept accept accept accept"),
     ("x-note b", "accept refuse refuse refuse accept accept"),
+    ("auto=add\r", "refuse refuse refuse refuse ignore ignore"),
+    ("pfs=no\r", "refuse refuse refuse refuse ignore ignore"),
+    ("ikelifetime=8h\r", "ignore ignore ignore ignore ignore ignore"),
+    ("leftid=@a\r", "ignore ignore ignore ignore ignore ignore"),
+    ('leftid="a b"\r', "refuse refuse refuse refuse refuse refuse"),
+    ("\r", "refuse refuse refuse refuse refuse refuse"),
+    ("pfs=yes\nconfig setup\r", "refuse refuse refuse refuse refuse refuse"),
+    ("pfs=yes\nconn 12", "accept refuse refuse refuse accept accept"),
+    ('pfs=yes\nconn "12"', "accept accept accept accept accept accept"),
+    ("pfs=yes\ninclude /etc/no*.ne /etc/b.conf", "ignore ignore ignore ignore refuse refuse"),
+    ("pfs=yes\ninclude /etc/no*.ne left=a", "refuse refuse refuse refuse refuse refuse"),
     ("pfs=yes\nconfig setup\n\tlogtime=no\nconfig setup\n\tauto=add", "ignore ignore ignore ignore ignore refuse"),
 ])
 def test_the_installed_release_decides(line: str, verdicts: str) -> None:

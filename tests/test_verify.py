@@ -109,7 +109,7 @@ def test_what_mends_a_mounted_disk_is_done_on_it(tmp_path: Path) -> None:
     ("192.0.2.1 192.0.2.9", False), ("192.0.2.1 %any", True), ("192.0.2.2 %any", True), ("%any", True),
     ("%any 0.0.0.0", True), ("@west @east", False), ("192.0.2.1 192.0.2.2 192.0.2.9", True),
     ("192.0.2.1 192.0.2.2 %any", False), ("192.0.2.1 peer.example", None), ("peer.example", None),
-    ("west 192.0.2.2", True), ("192.0.2.1 C=CH", None),
+    ("west 192.0.2.2", True), ("192.0.2.1 C=CH", None), ("192.0.2.9 %any", True), ("192.0.2.8 192.0.2.9 %any", True),
 ])
 def test_a_secret_is_taken_as_pluto_takes_it(ids: str, taken: bool | None) -> None:
     """By the IDs of its record; None when DNS, or a reading of names, decides (secrets.c of 4.10)."""
@@ -240,6 +240,77 @@ def test_a_complaint_of_addconn_is_shown_without_what_may_be_a_secret(tmp_path: 
     assert f": {sentence.format(file=file)}; see ipsec addconn --checkconfig" in troubles[0][2]
 
 
+BLOCKS = """while loading 'a': bad subnet leftsubnet=10.1.0.1 [no / in subnet specification]
+while loading 'b': bad subnet leftsubnet=10.1.0.1 [no / in subnet specification]
+connection authby= value is unknown
+while loading 'c': bad subnet leftsubnet=10.1.0.1 [no / in subnet specification]
+connection authby= value is unknown
+connection authby= value is unknown
+duplicate key 'left' in conn d while processing def d
+while loading 'd': bad subnet leftsubnet=10.1.0.1 [no / in subnet specification]
+connection authby= value is unknown
+connection authby= value is unknown
+duplicate key 'left' in conn d while processing def d
+addconn, in config '/etc/ipsec.conf', bad subnet leftsubnet=10.1.0.1 [no / in subnet specification]
+connection authby= value is unknown
+connection authby= value is unknown
+duplicate key 'left' in conn d while processing def d"""
+
+
+@pytest.mark.parametrize(("said", "owners"), [
+    (BLOCKS, ["a", "b", "c", "d"]),
+    ("ipsec addconn: connection authby= value is unknown\n" * 2, ["b"]),
+    ("ERROR: ipsec addconn: bad leftprotoport=foo/1 [first digit invalid]", ["d"]),
+    ("ipsec addconn: something is odd", [""]),
+])
+def test_a_complaint_of_addconn_belongs_to_a_connection(said: str, owners: list[str]) -> None:
+    """In the words of 4.3 and 4.10, which repeat all complaints, and of 5.2, which names no connection."""
+    config = ipsec.Config(Host({}), "/etc/ipsec.conf",
+                          "conn a\n\tleftsubnet=10.1.0.1\n\tauthby=secret,rsa-sha2_512\nconn b\n\tauthby=psk\n"
+                          "conn c\n\tauthby=secret|null\nconn d\n\tleft=%any\n\tleftprotoport=foo/1\n")
+    complaints = ipsec.named_complaints(config, said.splitlines())
+    assert [conn.name if conn else "" for conn, _ in complaints] == owners
+
+
+LISTS = '''"a": 10.1.0.0/16===192.0.2.1...192.0.2.2===10.9.0.0/24; unrouted; my_ip=unset; their_ip=unset;
+"a": 10.2.0.0/16===192.0.2.1...192.0.2.2===10.9.0.0/24; unrouted; my_ip=unset; their_ip=unset;
+"a":   host: oriented; local: 192.0.2.1; remote: 192.0.2.2;
+"a":   conn serial: $2;'''
+
+
+@pytest.mark.parametrize(("networks", "is_old", "found"), [
+    ("10.1.0.0/16,10.2.0.0/16", True, []), ("10.2.0.0/16", True, ["DIFFERENT"]), ("10.2.0.0/16", False, ["CHANGED"])])
+def test_a_list_of_networks_is_compared_with_all_of_its_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                                 networks: str, is_old: bool, found: list[str]) -> None:
+    """In the words of 5.2.  A file that is older than pluto has not changed: pluto reads it otherwise."""
+    conf = (f"conn a\n\tleft=192.0.2.1\n\tleftsubnet={networks}\n\tright=192.0.2.2\n\trightsubnet=10.9.0.0/24\n"
+            "\tauto=add\n")
+    patient = patient_of(tmp_path, monkeypatch, conf, status=LISTS)
+    monkeypatch.setattr(patient, "has_changed", lambda file: not is_old)
+    assert words(patient, "loaded") == found
+
+
+@pytest.mark.parametrize(("settings", "said", "reason"), [
+    ("left=192.0.2.1", "", "it has no right="), ("auto=add", "", "it has no left= and no right="),
+    ("left=192.0.2.1\n\tright=192.0.2.2\n\tauthby=psk", "ipsec addconn: connection authby= value is unknown",
+     "the installed addconn refuses it: connection authby= value is unknown"),
+    ("left=192.0.2.1\n\tright=192.0.2.2", "", "pluto refused it, or nobody asked pluto to load it"),
+])
+def test_why_a_connection_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: str, said: str,
+                                        reason: str) -> None:
+    patient = patient_of(tmp_path, monkeypatch, f"conn a\n\tauto=add\n\t{settings}\n", status='"b": 1...2; unrouted')
+    monkeypatch.setattr(patient, "addconn_answer", lambda: (False, said.splitlines()))
+    (trouble,) = CHECKS["loaded"].function(patient)
+    assert trouble[2].endswith(f": {reason}")
+
+
+def test_errors_and_missing_files_of_the_secrets_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patient = patient_of(tmp_path, monkeypatch, CONN.format(right="192.0.2.2"), 'include none.secrets\n: PSK ""\n')
+    assert [trouble[:3] for trouble in CHECKS["secrets"].function(patient)] == [
+        ("FAIL", "PARSE ERROR", f"{tmp_path}/ipsec.secrets:2: the key is empty; pluto aborts when it uses it"),
+        ("WARN", "NOT FOUND", f'{tmp_path}/ipsec.secrets:1: "none.secrets": no such file')]
+
+
 def test_addconn_decides_whether_a_configuration_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "ipsec.conf"
     file.write_text("conn a\n\tnew-keyword=yes\n")
@@ -291,6 +362,13 @@ CONN = "conn a\n\tleft=192.0.2.1\n\tright={right}\n\tauthby=secret\n\tauto=add\n
     ("%any", '192.0.2.1 %any : PSK "k1k2k3k4"', []), ("%any", '192.0.2.1 @peer : PSK "k1k2k3k4"', []),
     ("%any", ': PSK "k1k2k3k4"', []), ("%any", '192.0.2.9 @peer : PSK "k1k2k3k4"', ["NO SECRET"]),
     ("192.0.2.2", "", ["NO SECRET"]),
+    # pluto loads the entries after one with an error, after a missing include, and of two equal ones uses the first
+    ("192.0.2.2", '@x : PSK bare\n@y : PSK "open\n192.0.2.1 : PSK "k1k2k3k4"', []),
+    ("192.0.2.2", 'include none.secrets\n192.0.2.1 : PSK "k1k2k3k4"', []),
+    ("192.0.2.2", '192.0.2.1 192.0.2.2 : PSK bare', ["NO SECRET"]),
+    ("192.0.2.2", '192.0.2.1 @x : PSK "k1"\n@x 192.0.2.1 : PSK "k2"\n: PSK "k3"', ["NOT USED"]),
+    ("192.0.2.2", '192.0.2.1 : PSK "k1"\n192.0.2.1 : PSK "k1"', []),
+    ("192.0.2.2", '192.0.2.1 : PSK ""', ["NO SECRET"]),
 ])
 def test_psk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: str, secrets: str, found: list[str]) -> None:
     patient = patient_of(tmp_path, monkeypatch, CONN.format(right=right), secrets)

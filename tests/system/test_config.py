@@ -283,6 +283,8 @@ def test_plutos_own_words_stay_as_they_are(gateway: Machine, pluto: Callable[...
 #: Configurations about which the releases differ, and whether each of them loads the file.
 ALL = {"bullseye": True, "bookworm": True, "trixie": True}
 LATELY = {"bullseye": False, "bookworm": False, "trixie": True}
+EARLY = {"bullseye": True, "bookworm": True, "trixie": False}
+NONE = dict.fromkeys(ALL, False)
 DIFFERENT = {
     "a comment keyword alone": ("conn a\n\tx-note\n", LATELY),
     "a comment keyword without a value": ("conn a\n\tX_note=\n", LATELY),
@@ -290,6 +292,17 @@ DIFFERENT = {
     "x- and a keyword": ("conn a\n\tx-note b=c\n", ALL),
     "a second config setup": ("config setup\n\tlogtime=no\nconfig setup\n\tauto=add\n", ALL),
     "a first config setup": ("config setup\n\tauto=add\n", LATELY),
+    "CR LF after comments": ("# a\r\nconn a\n\t# b\r\n\tleft=192.0.2.1 # c\r\n", ALL),
+    "CR LF after texts": ("conn a\r\n\tleft=192.0.2.1\r\n\tikelifetime=8h\r\n", ALL),
+    "CR LF after a known word": ("conn a\n\tauto=add\r\n", LATELY),
+    "CR LF after yes": ("conn a\n\tpfs=yes\r\n", LATELY),
+    "CR LF after quotes with a blank": ('conn a\n\tleftid="a b"\r\n', NONE),
+    "CR LF alone": ("conn a\n\t\r\n", NONE),
+    "CR LF after config setup": ("config setup\r\n", NONE),
+    "a number as a name": ("conn 12\n", LATELY),
+    "a quoted number as a name": ('conn "12"\n', ALL),
+    "two patterns": ("include /etc/no*.ne /etc/b.conf\n", EARLY),
+    "a pattern and a setting": ("include /etc/no*.ne left=a\n", NONE),
 }
 
 
