@@ -14249,7 +14249,7 @@ class NftReader:
             words = rule_words(line)
             self._line(line, words)
             self.depth += words.count("{") - words.count("}")
-            del self.unnamed[max(0, self.depth - 2):]
+            del self.unnamed[max(0, self.depth - 2):]  # the braces of these chains are closed
             if self.depth < 2:
                 self.chain = ""
             if self.depth == 0 and self.table:
@@ -16164,7 +16164,7 @@ class Patient:
         tunnels = []
         for conn in self.conns:
             for here, there in (("left", "right"), ("right", "left")):
-                if conn.get(here) in ("%defaultroute", *own):
+                if conn.get(here) == "%defaultroute" or conn.get(here) in own:
                     tunnels.append(self._tunnel(conn, here, there, own))
                     break
         return tunnels
@@ -16565,7 +16565,9 @@ class Tunnel(Record):
         """Return all pairs of the same IP family: a network of `ours`, and a network of the peer."""
         found = []
         for our in ours:
-            found += [(our, their) for their in self.theirs if family_of(our) == family_of(their)]
+            for their in self.theirs:
+                if family_of(our) == family_of(their):
+                    found.append((our, their))
         return found
 
 
@@ -16838,8 +16840,8 @@ def named_place(config: Config, words: Sequence[str]) -> tuple[str, int] | None:
 def refused_by_addconn(config: Config, line: str) -> tuple[str, str]:
     """Return the reason why addconn refuses the configuration, and a command to correct it.
 
-    `line` is the last line that addconn prints.  The reason has only the place and a keyword of it, because
-    the rest may be a secret that an administrator has put into the wrong file.
+    `line` is the last line that addconn prints.  The reason names only the place and a keyword, because the
+    rest of the line may be a secret that an administrator has put into the wrong file.
     """
     words, known = complaint_words(line), known_keywords()
     keyword = next((word for word in words if canonical(word) in known), "")
@@ -17369,7 +17371,7 @@ def check_mtu(patient: Patient) -> Iterator[Trouble]:
         mtu = tunnel.conn.get("mtu")
         if not mtu.isdigit() or tunnel.device not in mtus:
             continue
-        if int(mtu) > mtus[tunnel.device] - ESP_ROOM // 2:
+        if int(mtu) > mtus[tunnel.device] - ESP_ROOM // 2:  # ESP in tunnel mode adds more than this half
             yield ("WARN", "TOO LARGE",
                    f"conn {tunnel.conn.name}: mtu={mtu} is too large; with ESP such a packet does not fit "
                    f"into the MTU of {tunnel.device}, which is {mtus[tunnel.device]}",
