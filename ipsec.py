@@ -16895,18 +16895,18 @@ def named_complaints(config: Config, lines: Sequence[str]) -> list[tuple[Conn | 
             before.remove(sentence)
         elif (mentioned, sentence) not in complaints:
             complaints.setdefault((mentioned or name, sentence), line)
-    return [(conns.get(name) or suspect(config, line), line) for (name, _), line in complaints.items()]
+    return [(conns.get(name) or next((conn for conn in config.conns() if is_about(conn, line)), None), line)
+            for (name, _), line in complaints.items()]
 
 
-def suspect(config: Config, line: str) -> Conn | None:
-    """Return the first connection that has a setting about which addconn complains in a line without its name."""
+def is_about(conn: Conn, line: str) -> bool:
+    """Return whether the line of addconn, which has no name, is an error in a setting of the connection."""
+    if "warning:" in line:
+        return False
     words = line.replace("'", " ").replace('"', " ").split()
-    for conn in config.conns():
-        for key, setting in conn.settings.items():
-            if f"{key}={setting.value}" in words or (key == "authby" and "authby=" in words
-                                                     and not is_authby(setting.value)):
-                return conn
-    return None
+    if "authby=" in words and not is_authby(conn.get("authby")):
+        return True
+    return any(f"{key}={setting.value}" in words for key, setting in conn.settings.items())
 
 
 def is_authby(value: str) -> bool:
@@ -18019,25 +18019,40 @@ def loaded_troubles(patient: Patient, conn: Conn, entries: Sequence[dict[str, An
 
 
 def not_loaded_reason(patient: Patient, conn: Conn) -> str:
-    """Return why pluto has not loaded a connection: an error in the file, or what pluto's log says."""
+    """Return why pluto has not loaded a connection: an error in the file, what addconn or pluto's log says."""
     if conn.broken:
         return str(conn.broken)
     if missing := [f"{side}=" for side in ("left", "right") if not conn.get(side)]:
         return f"it has no {' and no '.join(missing)}"
-    config, complaint = patient.config, None
-    lines = patient.addconn_answer()[1] if patient.host.live else []
-    sentences = [addconn_sentence(config, line) for other, line in named_complaints(config, lines) if other is conn]
-    if sentences:
-        return f"the installed addconn refuses it: {sentences[0]}"
     try:
-        log = read_pluto_log(patient.host, config, patient.timeout).lines
-        complaint = loading_complaint(log, conn.name)
+        log = read_pluto_log(patient.host, patient.config, patient.timeout).lines
     except (OSError, Missing):
-        complaint = None
+        log = []
+    said = named_complaints(patient.config, patient.addconn_answer()[1]) if patient.host.live else []
+    lines = [line for other, line in said if other is conn or is_about(conn, line)]
+    # 5.x: pluto logs what its addconn says
+    lines += [line.text.partition("addconn: ")[2] for line in reversed(log)
+              if "addconn: " in line.text and is_about(conn, line.text)]
+    if lines:
+        return f"the installed addconn refuses it: {addconn_sentence(patient.config, lines[0])}"
+    complaint = loading_complaint(log, conn.name)
     if complaint is None:
         return "pluto refused it, or nobody asked pluto to load it"
-    cause = cause_of(split_log_text(complaint.text)[2])
-    return cause.means if cause else "pluto refused it, and its log has the reason"
+    text = split_log_text(complaint.text)[2]
+    return f"pluto refused it: {refusal_sentence(conn, text)}"
+
+
+def refusal_sentence(conn: Conn, text: str) -> str:
+    """Return why pluto refused a connection, without the values of most keywords, which may be secrets.
+
+    `text` is the line of pluto's log.  Algorithms, addresses and the names of certificates are shown.
+    """
+    text = text.partition("connection: ")[2] or text
+    harmless = " ".join(conn.get(key) for key in ("ike", "esp", "ah", "leftcert", "rightcert", "left", "right"))
+    words = mask_quoted(text, lambda quoted: bool(quoted) and quoted in harmless).split()
+    values = {word.partition("=")[2] for word in words if "=" in word}
+    return " ".join(f"{word.partition('=')[0]}=" if "=" in word else "…" if word.strip(",") in values else word
+                    for word in words)
 
 
 def orientation_trouble(patient: Patient, conn: Conn) -> Trouble:
@@ -23402,6 +23417,11 @@ class Step(Record):
     loads: bool = False
 
 
+def addconn_refuses(ran: Ran, name: str) -> bool:
+    """Return whether addconn has found an error in a connection.  Its status may be 0 then."""
+    return f"conn {name} did not load properly" in decode(ran.out + ran.err)
+
+
 class Reload:
     """Compares ipsec.conf with pluto's connections and applies the differences.  Raises Failure, OSError."""
 
@@ -23410,6 +23430,7 @@ class Reload:
         self.teller = Teller(host, args)
         self.timeout = parse_seconds(args.value("--timeout", "60"))
         self.prune = args.flag("--prune")
+        self.refused: set[str] = set()  # connections in which addconn finds an error
         self.addconn = next((path for name in ("addconn", "add")
                              if host.executable(path := os.path.join(host.execdir, name))), "")
         if not self.addconn:
@@ -23470,7 +23491,8 @@ class Reload:
         names = [COPY_PREFIX + name for name in originals]
         copy = self.host.memory_file(encode(text))
         try:
-            self.load(f"/proc/self/fd/{copy}", names, copy)
+            ran = self.load(f"/proc/self/fd/{copy}", names, copy)
+            self.refused.update(name for name in originals if addconn_refuses(ran, COPY_PREFIX + name))
             loaded = loaded_connections(self.host, self.timeout)
         finally:
             os.close(copy)
@@ -23522,6 +23544,9 @@ class Reload:
         """
         if copy is None and self.loads_without_pool(conn):
             return Step("~", conn.name, "another address pool", conn.auto, loads=True)
+        if copy is None and conn.name in self.refused:
+            return Step("!", conn.name, "addconn finds an error in the new definition, so the old one stays; "
+                                        "ipsec verify config shows the error")
         if copy is None:
             return Step("!", conn.name, "pluto refuses the new definition, so the old one stays; "
                                         "the reason is in pluto's log")
@@ -23547,6 +23572,8 @@ class Reload:
         ran = Ran(OK, b"", b"")
         if step.loads:
             ran = self.load(self.host.conf, ["--", step.name] if step.name.startswith("-") else [step.name])
+            if addconn_refuses(ran, step.name):
+                ran = Ran(ran.status or ERROR, ran.out, ran.err)
         if not ran.status and step.auto in ("start", "ondemand"):
             words = ["--asynchronous", "--initiate"] if step.auto == "start" else ["--route"]
             ran = self.whack("--name", step.name, *words)

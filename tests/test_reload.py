@@ -119,3 +119,20 @@ def test_only_the_usual_steps_are_always_counted() -> None:
     assert ipsec.step_counts([]) == "0 added, 0 replaced, 0 deleted"
     steps = [ipsec.Step(mark, "a", "") for mark in "+~~!?"]
     assert ipsec.step_counts(steps) == "1 added, 2 replaced, 0 deleted, 1 refused, 1 unknown"
+
+
+def test_a_connection_that_addconn_refuses_with_status_0_is_refused(monkeypatch: pytest.MonkeyPatch,
+                                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    """As 4.3, 4.10 and 5.2 do for a bad subnet or an unknown word in authby=."""
+    ran = ipsec.Ran(0, b"", b"connection authby= value is unknown\n\nconn a did not load properly\n")
+    reload = object.__new__(ipsec.Reload)
+    reload.host = ipsec.Host({})
+    monkeypatch.setattr(reload, "load", lambda *_: ran)
+    assert not reload.apply(ipsec.Step("+", "a", "auto=add", "add", loads=True))
+    assert "authby= value is unknown" in capsys.readouterr().err
+    assert ipsec.addconn_refuses(ran, "a") and not ipsec.addconn_refuses(ran, "b")
+    reload.refused = {"a"}
+    monkeypatch.setattr(reload, "loads_without_pool", lambda _: False)
+    for name, who in (("a", "addconn finds an error"), ("b", "pluto refuses")):
+        step = reload.compare(ipsec.Conn(ipsec.Section(name, "c", 1, [])), loaded(ADDED), None)
+        assert step is not None and step.mark == "!" and step.text.startswith(who)

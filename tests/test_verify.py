@@ -304,6 +304,30 @@ def test_why_a_connection_is_not_loaded(tmp_path: Path, monkeypatch: pytest.Monk
     assert trouble[2].endswith(f": {reason}")
 
 
+@pytest.mark.parametrize(("line", "reason"), [
+    ('"a": failed to add connection: IKE DH algorithm \'modp2048!\' is not recognized',
+     "pluto refused it: IKE DH algorithm 'modp2048!' is not recognized"),
+    ('"a": failed to add connection: leftsubnet=hunter22 invalid, hunter22 invalid, non-decimal digit in number',
+     "pluto refused it: leftsubnet= invalid, … invalid, non-decimal digit in number"),
+    ('"a": failed to add connection: left certificate \'hunter22\' not found in the NSS database',
+     "pluto refused it: left certificate '…' not found in the NSS database"),
+    ("addconn: ERROR: ipsec addconn: bad leftprotoport=foo/1 [first digit invalid]",
+     "the installed addconn refuses it: bad leftprotoport= [first digit invalid]"),
+    ("addconn: ipsec addconn: /etc/ipsec.conf:3: warning: invalid, keyword ignored: leftprotoport=foo/1",
+     "pluto refused it, or nobody asked pluto to load it"),
+    ('"b": failed to add connection: x', "pluto refused it, or nobody asked pluto to load it"),
+])
+def test_the_reason_in_the_log_is_told_without_what_may_be_a_secret(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, reason: str) -> None:
+    patient = patient_of(tmp_path, monkeypatch, f"{CONN.format(right='192.0.2.2')}\tike=aes-sha2-modp2048!\n"
+                         "\tleftprotoport=foo/1\n", status='"b": 1...2; unrouted')
+    log = SimpleNamespace(lines=[ipsec.LogLine(None, line)])
+    monkeypatch.setattr(ipsec, "read_pluto_log", lambda *_: log)
+    monkeypatch.setattr(patient, "addconn_answer", lambda: (False, []))
+    (trouble,) = CHECKS["loaded"].function(patient)
+    assert trouble[2].endswith(f": {reason}")
+
+
 def test_errors_and_missing_files_of_the_secrets_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     patient = patient_of(tmp_path, monkeypatch, CONN.format(right="192.0.2.2"), 'include none.secrets\n: PSK ""\n')
     assert [trouble[:3] for trouble in CHECKS["secrets"].function(patient)] == [
