@@ -7764,33 +7764,38 @@ def whack_help() -> str:
 # --- status text as data ------------------------------------------------------------------------------------
 
 STATUS_SCHEMA = 2
-STATUS_HEADINGS = ("config setup options:", "Kernel algorithms supported:", "IKE algorithms supported:",
-                   "ESP algorithms supported:", "Connection list:", "Bare Shunt list:", "PID  Process",
-                   "- disallowed", "current.states.enumerate", "State list:", "Traffic list:")
+# The beginnings of lines that hold no data
+STATUS_HEADINGS = (
+    "config setup options:", "Kernel algorithms supported:", "IKE algorithms supported:",
+    "ESP algorithms supported:", "Connection list:", "Bare Shunt list:", "PID  Process",
+    "- disallowed", "current.states.enumerate", "State list:", "Traffic list:")
 # The only options of a connection that pluto prints without a value
 STATUS_FLAGS = frozenset(("oriented", "unoriented", "ipcomp"))
-# The field that each option of a connection fills (with the object that has the field, if it is not the
-# connection itself).  Releases differ in the names of the options.
-STATUS_FIELDS = {"our_id": ("local", "id"), "their_id": ("remote", "id"),
-                 "our_auth": ("local", "auth"), "their_auth": ("remote", "auth"),
-                 "newest_ike_sa": ("", "ike_sa"), "newest_isakmp_sa": ("", "ike_sa"),
-                 "established_ike_sa": ("", "ike_sa"), "established_isakmp_sa": ("", "ike_sa"),
-                 "newest_ipsec_sa": ("", "child_sa"), "established_child_sa": ("", "child_sa"),
-                 "established_ipsec_sa": ("", "child_sa"),
-                 "ike_life": ("lifetimes", "ike"), "ipsec_life": ("lifetimes", "ipsec"),
-                 "rekey_margin": ("lifetimes", "rekey_margin"),
-                 "interface": ("", "interface"), "routing": ("", "routing"), "policy": ("", "policy")}
+# For each option of a connection: the object that has the field for it (empty for the connection itself), and
+# the field.  Releases differ in the names of the options.
+STATUS_FIELDS = {
+    "our_id": ("local", "id"), "their_id": ("remote", "id"),
+    "our_auth": ("local", "auth"), "their_auth": ("remote", "auth"),
+    "newest_ike_sa": ("", "ike_sa"), "newest_isakmp_sa": ("", "ike_sa"),
+    "established_ike_sa": ("", "ike_sa"), "established_isakmp_sa": ("", "ike_sa"),
+    "newest_ipsec_sa": ("", "child_sa"), "established_child_sa": ("", "child_sa"),
+    "established_ipsec_sa": ("", "child_sa"),
+    "ike_life": ("lifetimes", "ike"), "ipsec_life": ("lifetimes", "ipsec"),
+    "rekey_margin": ("lifetimes", "rekey_margin"),
+    "interface": ("", "interface"), "routing": ("", "routing"), "policy": ("", "policy")}
 # Settings that are printed as `key: value`
 STATUS_SETTINGS = frozenset((
     "debug", "using kernel interface", "virtual-private (%priv)", "virtual_private (%priv)", "State Information",
     "- allowed subnets", "- excluded subnets", "stats db_ops"))
 SIZE_UNITS = ("B", "KB", "MB", "GB", "TB", "PB", "EB")  # pluto counts in steps of 1,024
 # A state belongs to a Child SA if its name or description has one of these words, and none of IKE_MARKS
-CHILD_MARKS = ("CHILD", "QUICK", "V2_IPSEC", "V2_CREATE", "Child SA", "IPsec SA", "Quick Mode", "QI1", "QI2",
-               "QR1")
+CHILD_MARKS = (
+    "CHILD", "QUICK", "V2_IPSEC", "V2_CREATE", "Child SA", "IPsec SA", "Quick Mode", "QI1", "QI2", "QR1")
 IKE_MARKS = ("REKEY_IKE", "rekey IKE SA", "IKE_SA_INIT")
-# beginnings of the note that names the IKE SA of a Child SA
+# The beginnings of the note that names the IKE SA of a Child SA
 OWNER_MARKS = ("IKE SA #", "ISAKMP SA #", "isakmp#")
+# The beginnings of the text behind the remote address in a line that does not describe the state itself
+BEHIND_ADDRESS = (" esp.", " ah.", " comp.", " ref=", " tun.", " used ", " Traffic:")
 KNOWN_DETAILS = 512  # the number of detail lines that a StatusReader remembers
 KNOWN_KEYS = 5000  # the number of keys that field_key() remembers
 FIELD_KEYS: dict[str, str] = {}  # the cache of field_key()
@@ -7815,8 +7820,7 @@ def key_end(text: str) -> int:
 
 
 def status_fields(text: str) -> dict[str, str] | None:
-    """Parse `a: b; c=d, e:f;`, the details of a connection, into a dictionary; return None for a text of
-    another form.
+    """Parse `a: b; c=d, e:f;`, the details of a connection; return None for a text of another form.
 
     A piece without a key continues the value before it, as in `dns:192.0.2.1, 192.0.2.2`.
     """
@@ -7826,10 +7830,11 @@ def status_fields(text: str) -> dict[str, str] | None:
         return {key.lower(): value.strip().rstrip(";")}
     if text.startswith("our idtype: "):
         return id_fields(text)
-    if text.startswith("policy: ") and text.find(";") in (-1, len(text) - 1):
+    if text.startswith("policy: ") and ";" not in text[:-1]:
         return {"policy": text[8:].rstrip(";")}
     if text.startswith("modecfg info: us:"):
         text = text.replace("modecfg info: us:", "modecfg us:").replace(", them:", ", modecfg them:", 1)
+
     values: dict[str, str] = {}
     for part in text.split(";"):
         end = key_end(part) if ", " not in part else 0
@@ -7842,14 +7847,17 @@ def status_fields(text: str) -> dict[str, str] | None:
 
 def add_pieces(values: dict[str, str], part: str) -> bool:
     """Add the fields of `a:b, c:d` or of a flag to `values`; return False if the text has another form."""
-    pieces = part.split(", ") if key_end(part.partition(", ")[0]) else [part]
+    pieces = part.split(", ")
+    if not key_end(pieces[0]):
+        pieces = [part]
     key = ""
     for piece in pieces:
         piece = piece.strip().rstrip(";")
         end = key_end(piece)
         is_ipv6 = piece.count(":") > 1 and not piece.partition(":")[0].strip("0123456789abcdefABCDEF")
         if key and (not end or is_ipv6):
-            values[key] += f", {piece}" if piece else ""
+            if piece:
+                values[key] += f", {piece}"
         elif end:
             key = field_key(piece[:end])
             values[key] = piece[end + 1:].strip().rstrip(",")
@@ -7870,21 +7878,22 @@ def id_fields(text: str) -> dict[str, str] | None:
     remote_type, remote_mark, remote_id = remote.partition("; their id=")
     if not local_mark or not remote_mark:
         return None
-    return {"our_idtype": local_type, "our_id": local_id, "their_idtype": remote_type,
-            "their_id": remote_id.rstrip(";")}
+    return {"our_idtype": local_type, "our_id": local_id,
+            "their_idtype": remote_type, "their_id": remote_id.rstrip(";")}
 
 
 def count_of(text: str) -> int | None:
-    """Parse a count (`168B!`, `2^63`, `#2`, `540s`, `-1s`); return None if the text is not a number, or is
-    rounded."""
+    """Parse a count (`168B!`, `2^63`, `#2`, `540s`, `-1s`); return None for a rounded count, or no number."""
     digits = text.removeprefix("#").removesuffix("s")
     if is_number(digits):  # nearly always
         return int(digits)
+
     digits = text.lstrip("#").rstrip("!")
     if digits.endswith(("B", "s")):
         digits = digits[:-1]
     if is_number(digits.removeprefix("-")):
         return int(digits)
+
     base, power, exponent = digits.partition("^")
     if power and base == "2" and is_number(exponent) and int(exponent) < 65:
         return 1 << int(exponent)
@@ -7892,8 +7901,7 @@ def count_of(text: str) -> int | None:
 
 
 def rounded_bytes(text: str) -> int | None:
-    """Return the approximate bytes of a rounded count (`4KB`, `2KiB`, `30MB`), or None if the text is not
-    one."""
+    """Return the approximate bytes of a rounded count (`4KB`, `2KiB`, `30MB`); None for another text."""
     text = text.rstrip("!").replace("iB", "B")
     digits = text.rstrip("BKMGTPE")
     unit = text[len(digits):]
@@ -7903,17 +7911,17 @@ def rounded_bytes(text: str) -> int | None:
 
 
 def set_bytes(entry: dict[str, Any], way: str, text: str) -> None:
-    """Set the bytes in an entry (`way`: in, out, max), or the approximate bytes if the count in the text is
-    rounded."""
-    entry[f"bytes_{way}"] = count_of(text)
-    about = rounded_bytes(text)
-    if entry[f"bytes_{way}"] is None and about is not None:
-        entry[f"bytes_{way}_about"] = about
+    """Set the bytes of an entry (`way`: in, out, max), also the approximate bytes of a rounded count."""
+    count = count_of(text)
+    entry[f"bytes_{way}"] = count
+    if count is None:
+        about = rounded_bytes(text)
+        if about is not None:
+            entry[f"bytes_{way}_about"] = about
 
 
 def find_outside(text: str, mark: str, start: int = 0) -> int:
-    """Return the place of the first `mark` outside square brackets, which enclose IDs; -1 if there is
-    none."""
+    """Return the place of the first `mark` outside square brackets, which enclose IDs, or -1."""
     place = text.find(mark, start)
     while place >= 0 and text.count("[", 0, place) > text.count("]", 0, place):
         place = text.find(mark, place + 1)
@@ -7921,20 +7929,20 @@ def find_outside(text: str, mark: str, start: int = 0) -> int:
 
 
 def split_topology(body: str) -> tuple[str, str, str] | None:
-    """Split `LOCAL...REMOTE; REST`, the first line of a connection; return None if the line has another
-    form."""
+    """Split `LOCAL...REMOTE; REST`, the first line of a connection; return None for another form."""
     middle = find_outside(body, "...")
-    end = find_outside(body, ";", middle) if middle >= 0 else -1
+    if middle < 0:
+        return None
+    end = find_outside(body, ";", middle)
     if end < 0:
         return None
     return body[:middle], body[middle + 3:end], body[end + 1:].strip()
 
 
-def plain_end(text: str, is_remote: bool) -> dict[str, Any] | None:
-    """Parse the usual form of an end: `NETWORK===ADDRESS[ID]` with IPv4, or `ADDRESS[ID]===NETWORK` if it is
-    remote.
+def plain_end(text: str, *, is_remote: bool) -> dict[str, Any] | None:
+    """Parse an end of the usual form: `NETWORK===ADDRESS[ID]` or, if remote, `ADDRESS[ID]===NETWORK`.
 
-    Return None for another form, which read_end() then parses: this function is its short cut for speed.
+    It is a short cut of read_end() for IPv4.  Return None for another form.
     """
     first, mark, last = text.partition("===")
     if not mark:
@@ -7950,36 +7958,39 @@ def plain_end(text: str, is_remote: bool) -> dict[str, Any] | None:
     return {"host": host, "subnet": client or None, "id": None, "auth": None}
 
 
-def read_end(text: str, is_remote: bool) -> dict[str, Any]:
+def read_end(text: str, *, is_remote: bool) -> dict[str, Any]:
     """Parse one end of a connection.
 
     `host` and `subnet` are None if pluto names none; `port`, `protoport` and `pool` are absent then.
     """
-    if plain := plain_end(text, is_remote):
+    plain = plain_end(text, is_remote=is_remote)
+    if plain:
         return plain
-    side, client = split_client(text, is_remote)
+
+    side, client = split_client(text, is_remote=is_remote)
     host, port, protoport = split_host(side)
     parts = [split_protoport(part) for part in client.replace("{", "").replace("}", "").split(",")]
-    subnet = ",".join(part[0] for part in parts)
+    subnet = ",".join(network for network, _ in parts)
     pool = ""
-    # an address in braces is leased
-    if client.startswith("{") and subnet and not subnet.endswith(("/32", "/128")):
+    is_leased = subnet.endswith(("/32", "/128"))  # one address in braces; otherwise they enclose a pool
+    if client.startswith("{") and subnet and not is_leased:
         subnet, pool = "", subnet
+
     end: dict[str, Any] = {"host": host or None, "subnet": subnet or None, "id": None, "auth": None}
     optional = {"port": port, "protoport": protoport or parts[0][1], "pool": pool}
     end.update({key: value for key, value in optional.items() if value})
     return end
 
 
-def split_client(text: str, is_remote: bool) -> tuple[str, str]:
-    """Return `HOST[ID]` and the client of `CLIENT===HOST[ID]---NEXTHOP`, or of its mirror image if it is
-    remote."""
+def split_client(text: str, *, is_remote: bool) -> tuple[str, str]:
+    """Return `HOST[ID]` and CLIENT of `CLIENT===HOST[ID]---NEXTHOP`; a remote end is its mirror image."""
     client = ""
     mark = find_outside(text, "===")
     if mark >= 0 and is_remote:
         text, client = text[:mark], text[mark + 3:]
     elif mark >= 0:
         client, text = text[:mark], text[mark + 3:]
+
     hop = find_outside(text, "---")
     if hop >= 0:
         text = text[hop + 3:] if is_remote else text[:hop]
@@ -8002,9 +8013,11 @@ def split_host(side: str) -> tuple[str, int | None, str]:
         rest = side.rpartition("]")[2] if "]" in side else side.partition(">")[2]
         if host.count(":") == 1 or "/" in host.rpartition(":")[2]:
             host, _, rest = host.rpartition(":")
+
     rest = rest.lstrip(":")
     port = count_of(rest)
-    return host, port, rest if port is None and "/" in rest else ""
+    is_protoport = port is None and "/" in rest
+    return host, port, rest if is_protoport else ""
 
 
 def split_protoport(client: str) -> tuple[str, str]:
@@ -8017,15 +8030,16 @@ def split_protoport(client: str) -> tuple[str, str]:
 
 
 def split_instance(text: str) -> tuple[str, str | None, str | None, str | None, str] | None:
-    """Parse the text behind a connection's quoted name: instance, remote address, local client, remote
-    client, rest.
+    """Parse the text behind a connection's quoted name.
 
-    After the instance (`[1]`) come an address and clients in one of these forms, or nothing: `192.0.2.1`,
-    `...192.0.2.1`, `10.0.10.1/32=== ...192.0.2.1`, `...192.0.2.1===10.0.10.1/32`.  The rest begins with `,`,
-    `:` or a blank.  Return None if the text has another form.
+    Return the instance, the remote address, the local client, the remote client, and the rest, which begins
+    with `,`, `:` or a blank.  After the instance (`[1]`) come an address and clients in one of these forms, or
+    nothing: `192.0.2.1`, `...192.0.2.1`, `10.0.10.1/32=== ...192.0.2.1`, `...192.0.2.1===10.0.10.1/32`.
+    Return None if the text has another form.
     """
     if not text.startswith("["):  # nearly always
         return "", None, None, None, text
+
     end = 0
     while text.startswith("[", end):
         close = text.find("]", end)
@@ -8035,6 +8049,7 @@ def split_instance(text: str) -> tuple[str, str | None, str | None, str | None, 
     instance, rest = text[:end], text[end:]
     if not rest.startswith(" "):
         return instance, None, None, None, rest
+
     word, blank, tail = rest[1:].partition(" ")
     local_client = ""
     if word.endswith("==="):
@@ -8042,18 +8057,15 @@ def split_instance(text: str) -> tuple[str, str | None, str | None, str | None, 
         word, blank, tail = tail.partition(" ")
     if "@" in word or word.startswith(("ref=", "Traffic:")):
         return instance, None, None, None, rest  # no address, but the SPIs and the traffic of a state
+
     rest = blank + tail
     if word.endswith(","):
         word, rest = word[:-1], "," + rest
-    remote, mark, remote_client = word.removeprefix("...").partition("===")
-    behind_address = (" esp.", " ah.", " comp.", " ref=", " tun.", " used ", " Traffic:")
-    is_state = rest.startswith(" ") and not rest.startswith(behind_address)
-    if is_state:  # `192.0.2.1:500 STATE_MAIN_I4 …`: the port is the last part of the word
-        address, colon, port = (remote_client or remote).rpartition(":")
-        if colon and mark:
-            remote_client, rest = address, f":{port}{rest}"
-        elif colon:
-            remote, rest = address, f":{port}{rest}"
+    is_state = rest.startswith(" ") and not rest.startswith(BEHIND_ADDRESS)
+    if is_state and ":" in word:  # `192.0.2.1:500 STATE_MAIN_I4 …`: the port is the last part of the word
+        word, _, port = word.rpartition(":")
+        rest = f":{port}{rest}"
+    remote, _, remote_client = word.removeprefix("...").partition("===")
     return instance, remote, local_client.strip("{}") or None, remote_client.strip("{}") or None, rest
 
 
@@ -8070,14 +8082,14 @@ def split_part(name: str) -> tuple[str, str]:
 
 
 def parse_details(body: str) -> tuple[dict[str, str], list[tuple[str, str, Any]]] | None:
-    """Parse a detail line of a connection: its options, and the object, field and value of STATUS_FIELDS for
-    each.
+    """Parse a detail line of a connection; return None if its form is unknown.
 
-    Return None if the line is of an unknown form.
+    Return the options of the line, and the fields that they fill: object and field of STATUS_FIELDS, value.
     """
     options = status_fields(body)
     if options is None:
         return None
+
     updates: list[tuple[str, str, Any]] = []
     if "oriented" in options or options.get("host") == "oriented":
         updates.append(("", "oriented", True))
@@ -8085,13 +8097,15 @@ def parse_details(body: str) -> tuple[dict[str, str], list[tuple[str, str, Any]]
         if key not in STATUS_FIELDS:
             continue
         group, field = STATUS_FIELDS[key]
-        value: Any = None if text in ("(none)", "%none") else text
+        value: Any = text
         if field.endswith("_sa"):
             value = count_of(text) or None  # pluto prints #0 if there is no SA
         elif group == "lifetimes":
             value = count_of(text)
         elif field == "policy":
             value = text.split("+")
+        elif text in ("(none)", "%none"):
+            value = None
         updates.append((group, field, value))
         if field == "child_sa":
             updates.append(("", "up", value is not None))
@@ -8099,13 +8113,13 @@ def parse_details(body: str) -> tuple[dict[str, str], list[tuple[str, str, Any]]
 
 
 def has_ipsec_sa(connection: Mapping[str, Any]) -> bool | None:
-    """Return whether a connection has an IPsec SA, from its serial number or else its routing; None if
-    unknown."""
+    """Return whether a connection has an IPsec SA: by its serial number or its routing; None if unknown."""
     if connection["child_sa"] is not None:
         return True
+    is_up: bool | None = connection["up"]
     routing = connection["routing"] or ""
-    if connection["up"] is not None or not routing:
-        return connection["up"]  # type: ignore[no-any-return]
+    if is_up is not None or not routing:
+        return is_up
     return "tunnel" in routing or routing == "erouted"
 
 
@@ -8128,7 +8142,7 @@ class StatusReader:
             "states": [], "traffic": [], "pending": [], "shunts": [], "totals": {}, "counters": {},
             "lists": {}, "unparsed": []}
         self._list: list[dict[str, Any]] | None = None  # the list that is being read
-        self._states: dict[int, dict[str, Any]] = {}
+        self._states: dict[int, dict[str, Any]] = {}  # by serial number; see _hand_over_states()
         self._family: list[dict[str, Any]] = []  # a connection, followed by its instances
         self._detail_head = "\0"  # the beginning of the detail lines of the last connection
         self._known: dict[str, Any] = {}  # results of parse_details(): connections have many lines in common
@@ -8147,25 +8161,30 @@ class StatusReader:
     def finish(self) -> None:
         """Complete the connection that was read last, and its instances."""
         for connection in self._family:
-            serial = connection["child_sa"]
             connection["up"] = has_ipsec_sa(connection)
-            connection["since"] = self._exact[serial]["added"] if serial in self._exact else None
+            serial = connection["child_sa"]
+            if serial in self._exact:
+                connection["since"] = self._exact[serial]["added"]
+
         templates = [connection for connection in self._family if not connection["instance"]]
         instances = [connection for connection in self._family if connection["instance"]]
         if templates and instances:
             self._describe_instances(templates[0], instances)
+
         for connection in self._family:
             self._keep("connections", connection)
         self._family = []
 
     @staticmethod
     def _describe_instances(template: dict[str, Any], instances: Sequence[Mapping[str, Any]]) -> None:
-        template["instances"] = [{"instance": instance["instance"], "remote": instance["remote"]["host"],
-                                  "up": instance["up"]} for instance in instances]
+        template["instances"] = [
+            {"instance": instance["instance"], "remote": instance["remote"]["host"], "up": instance["up"]}
+            for instance in instances]
         up = [instance for instance in instances if instance["up"]]
         if up:
             template["up"] = True
-            template["since"] = min((instance["since"] for instance in up if instance["since"]), default=None)
+            times = [instance["since"] for instance in up if instance["since"]]
+            template["since"] = min(times, default=None)
 
     def _keep(self, kind: str, entry: dict[str, Any]) -> None:
         if kind in self._takers:
@@ -8177,6 +8196,7 @@ class StatusReader:
         """Parse a line that begins with a quoted name; return False if its form is unknown."""
         if text.startswith(self._detail_head):
             return self._details(self._family[-1], text[len(self._detail_head):])
+
         end = text.find('"', 1)
         instance, _, body = text[end + 1:].partition(": ")
         name = text[1:end]
@@ -8187,8 +8207,11 @@ class StatusReader:
             is_known = self._first_line(name, number, body)
             self._detail_head = f'"{name}"{instance}:   ' if is_known else "\0"
             return is_known
+
         last = self._family[-1] if self._family else {}
-        return last.get("name") == name and last.get("instance") == number and self._details(last, body)
+        if last.get("name") != name or last.get("instance") != number:
+            return False
+        return self._details(last, body)
 
     def _parsed(self, body: str) -> Any:
         """Return parse_details(body), from memory if the same text was there before."""
@@ -8214,30 +8237,38 @@ class StatusReader:
         if topology is None:
             return False
         local, remote, rest = topology
-        routing, _, body = rest.partition(";")
-        details = self._parsed(body)
         ends = f"{local}...{remote}"
+        local_end = read_end(local, is_remote=False)
+        remote_end = read_end(remote, is_remote=True)
+
         last = self._family[-1] if self._family else None
         if last and last["name"] != name:
             self.finish()
         elif last and last["instance"] == instance and last["topology"] != ends:
             # from 5.0 on a connection with several pairs of networks has one line for each pair
-            pair = read_end(local, False)["subnet"], read_end(remote, True)["subnet"]
-            last.setdefault("selectors", [(last["local"]["subnet"], last["remote"]["subnet"])]).append(pair)
+            if "selectors" not in last:
+                last["selectors"] = [(last["local"]["subnet"], last["remote"]["subnet"])]
+            last["selectors"].append((local_end["subnet"], remote_end["subnet"]))
             return True
+
+        routing, _, body = rest.partition(";")
+        details = self._parsed(body)
+        options = dict(details[0]) if details else {}
         self._family.append({
-            "name": name, "instance": instance, "up": None, "since": None, "local": read_end(local, False),
-            "remote": read_end(remote, True), "routing": routing.strip() or None,
+            "name": name, "instance": instance, "up": None, "since": None,
+            "local": local_end, "remote": remote_end, "routing": routing.strip() or None,
             "oriented": False, "interface": None, "policy": [], "ike_sa": None, "child_sa": None,
             "lifetimes": {"ike": None, "ipsec": None, "rekey_margin": None}, "topology": ends,
-            "options": dict(details[0]) if details else {}})
+            "options": options})
         return True
 
     def _line(self, line: str, text: str) -> bool:
+        """Parse a line, also given without blanks around it; return False if its form is unknown."""
         if self._list is None and text[0] == '"':
             return self.connection(text)
         if self._list is None and text[0] == "#":
             return self._state(text) or self._totals(text)
+
         if text.startswith("List of "):
             self._list = self.data["lists"].setdefault(text[8:].rstrip(":"), [])
             return True
@@ -8247,6 +8278,7 @@ class StatusReader:
             else:
                 self._list.append({"text": text, "details": []})
             return True
+
         word, _, rest = text.partition(" ")
         if word == "interface":
             return self._interface(rest.split())
@@ -8254,8 +8286,9 @@ class StatusReader:
             kind, _, fields = rest.partition(": ")
             self.data["algorithms"].append({"kind": kind, **(status_fields(fields) or {})})
             return True
-        if self._totals(text) or self._shunt(text) or self._brief_connection(text) or self._setting(text):
-            return True
+        for parse in (self._totals, self._shunt, self._brief_connection, self._setting):
+            if parse(text):
+                return True
         return text.startswith(STATUS_HEADINGS)
 
     def _totals(self, text: str) -> bool:
@@ -8297,33 +8330,41 @@ class StatusReader:
         local, _, remote = hosts.partition(" to ")
         if parts is None or not remote:
             return False
+
         if local_network != local:
             local = f"{local_network}==={local}"
         if remote_network != remote:
             remote += f"==={remote_network}"
-        if not self._first_line(name[1:end], parts[0], f"{local}...{remote}; ;"):
+        instance, _, _, _, options = parts
+        if not self._first_line(name[1:end], instance, f"{local}...{remote}; ;"):
             return False
         connection = self._family[-1]
         for way, text in zip(("in", "out"), counts.split("/")):
             set_bytes(connection, way, text)
-        connection["options"].update(status_fields(parts[4].removeprefix(", ")) or {})
+        connection["options"].update(status_fields(options.removeprefix(", ")) or {})
         return True
 
     def _setting(self, text: str) -> bool:
-        key, colon, value = text.partition(":")
-        if text.startswith(("current.", "config.", "total.")) and "=" in text:
-            name, _, value = text.partition("=")
+        name, equals, value = text.partition("=")
+        if equals and text.startswith(("current.", "config.", "total.")):
             count = count_of(value)
             self.data["counters"][name] = value if count is None else count
-        elif text.startswith("FIPS mode "):
+            return True
+        if text.startswith("FIPS mode "):
             self.data["settings"]["fips_mode"] = text[10:]
-        elif colon and key in STATUS_SETTINGS:
-            self.data["settings"][field_key(key.removesuffix(" (%priv)").lstrip("- "))] = value.strip()
-        elif "=" in text and " " not in text.partition("=")[0].partition(": ")[2]:
-            return self._setting_list(text.removeprefix("nat-traversal: ").rstrip(";"))
-        else:
+            return True
+
+        title, colon, rest = text.partition(":")
+        if colon and title in STATUS_SETTINGS:
+            key = field_key(title.removesuffix(" (%priv)").lstrip("- "))
+            self.data["settings"][key] = rest.strip()
+            return True
+
+        # a=b, c=d, …, perhaps behind a title
+        _, _, first_key = name.partition(": ")
+        if not equals or " " in first_key:
             return False
-        return True
+        return self._setting_list(text.removeprefix("nat-traversal: ").rstrip(";"))
 
     def _setting_list(self, text: str) -> bool:
         # a=b, c=d, e, f=g: a piece without a key continues the value before it
@@ -8341,17 +8382,20 @@ class StatusReader:
         # lo UDP 127.0.0.1:500 (4.x); lo 127.0.0.1:UDP/500 (NAT) (5.x); lo/lo 127.0.0.1@500 (3.x)
         if len(words) < 2:
             return False
-        place = words[1]
-        transport = "UDP"
-        if words[1] in ("UDP", "TCP") and len(words) > 2:
+        transport, place = "UDP", words[1]
+        if place in ("UDP", "TCP") and len(words) > 2:
             transport, place = words[1], words[2]
+
         mark = "@" if "@" in place else ":"
         has_port = mark == "@" or place.startswith("[") or place.count(":") == 1  # not with KLIPS (3.x)
-        address, _, port = place.rpartition(mark) if has_port else (place, "", "")
+        address, port = place, ""
+        if has_port:
+            address, _, port = place.rpartition(mark)
         if "/" in port:
             transport, _, port = port.partition("/")
-        self.data["interfaces"].append({"name": words[0].partition("/")[0], "address": address.strip("[]"),
-                                        "port": count_of(port), "protocol": transport})
+        self.data["interfaces"].append({
+            "name": words[0].partition("/")[0], "address": address.strip("[]"),
+            "port": count_of(port), "protocol": transport})
         return True
 
     def _state(self, text: str) -> bool:
@@ -8366,6 +8410,7 @@ class StatusReader:
         parts = split_instance(rest[end + 1:])
         if parts is None:
             return False
+
         instance, remote, local_client, remote_client, body = parts
         key = {"serial": int(number), "connection": rest[1:end], "instance": instance, "remote": remote}
         if local_client or remote_client:
@@ -8386,31 +8431,33 @@ class StatusReader:
         parts = split_instance(behind)
         if not mark or parts is None:
             return False
-        self.data["pending"].append({"ike_sa": ike_sa, "kind": kind, "connection": name, "instance": parts[0],
-                                     "remote": parts[1], "replacing": count_of(replaced) or None})
+        instance, remote, *_ = parts
+        self.data["pending"].append({
+            "ike_sa": ike_sa, "kind": kind, "connection": name, "instance": instance, "remote": remote,
+            "replacing": count_of(replaced) or None})
         return True
 
     def _state_of(self, key: dict[str, Any]) -> dict[str, Any]:
-        """Return the entry of the state with that serial number, which is a new one unless it is being
-        read."""
+        """Return the entry of the state with that serial number; make it at the first line of the state."""
         state = self._states.get(key["serial"])
-        if state is None:
-            traffic = self._exact.get(key["serial"], {})
-            state = {
-                **key, "port": None, "transport": None, "type": None, "state": None, "description": None,
-                "established": None, "events": {}, "newest": False, "owner": False, "ike_sa": None,
-                "spis": [], "since": traffic.get("added"), "bytes_in": traffic.get("bytes_in"),
-                "bytes_out": traffic.get("bytes_out"), "bytes_max": traffic.get("bytes_max"),
-                "username": traffic.get("username"), "notes": []}
-            if "states" not in self._takers:
-                self.data["states"].append(state)
-            else:
-                self._hand_over_states()
-            self._states[key["serial"]] = state
+        if state is not None:
+            return state
+        traffic = self._exact.get(key["serial"], {})
+        state = {
+            **key, "port": None, "transport": None, "type": None, "state": None, "description": None,
+            "established": None, "events": {}, "newest": False, "owner": False, "ike_sa": None,
+            "spis": [], "since": traffic.get("added"), "bytes_in": traffic.get("bytes_in"),
+            "bytes_out": traffic.get("bytes_out"), "bytes_max": traffic.get("bytes_max"),
+            "username": traffic.get("username"), "notes": []}
+        if "states" in self._takers:
+            self._hand_over_states()
+        else:
+            self.data["states"].append(state)
+        self._states[key["serial"]] = state
         return state
 
     def _hand_over_states(self) -> None:
-        # the lines of one state follow each other, so that the earlier states are complete
+        """Pass the earlier states on: they are complete, because the lines of one state follow each other."""
         for state in self._states.values():
             self._takers["states"](state)
         self._states.clear()
@@ -8424,11 +8471,12 @@ class StatusReader:
         if bracket and name == name.upper() and " " not in name:
             # NAME (description); the description may hold a semicolon
             end = rest.find(");")
-            description, notes = rest[len(name) + 2:end], rest[end + 2:]
             if end < 0:
                 return False
+            description, notes = rest[len(name) + 2:end], rest[end + 2:]
         else:
             name, description = "", head
+
         state = self._state_of(key)
         transport, _, number = port.rpartition("/")  # TCP/4500, or 4500(tcp)
         if number.endswith("(tcp)"):
@@ -8439,13 +8487,13 @@ class StatusReader:
             note = note.strip()
             if note:
                 self._note(state, note)
+
         text = f"{name} {description}"
         is_child = state["ike_sa"] is not None or any(mark in text for mark in CHILD_MARKS)
         if is_child and any(mark in text for mark in IKE_MARKS):
             is_child = False
         state["type"] = "child" if is_child else "ike"
         return True
-
 
     @staticmethod
     def _note(state: dict[str, Any], note: str) -> None:
@@ -8470,6 +8518,7 @@ class StatusReader:
         counts, _, username = counts.partition("username=")
         if username:
             state["username"] = username
+
         values: dict[str, str] = {}
         for word in counts.split():
             name, equals, value = word.partition("=")
@@ -8500,17 +8549,19 @@ class StatusReader:
     def _traffic(self, key: dict[str, Any], text: str) -> bool:
         # …, id='ID', lease=ADDRESS: the ID is quoted, and may hold any character
         fields, has_id, rest = text.partition(", id='")
-        peer, is_leased, lease = rest.partition("', lease=")
+        peer, _, lease = rest.partition("', lease=")
         if not has_id:
-            fields, is_leased, lease = text.partition(", lease=")
+            fields, _, lease = text.partition(", lease=")
         values = {}
         for part in fields.split(","):
             name, _, value = part.partition("=")
             values[name.strip()] = value
         if "type" not in values or "add_time" not in values:
             return False
-        entry = {**key, "type": values["type"].partition("(")[0], "username": values.get("username"),
-                 "added": count_of(values["add_time"])}  # 5.4: ESP(nic-offload=packet)
+
+        kind = values["type"].partition("(")[0]  # 5.4: ESP(nic-offload=packet)
+        entry = {**key, "type": kind, "username": values.get("username"),
+                 "added": count_of(values["add_time"])}
         for way in ("in", "out", "max"):
             set_bytes(entry, way, values.get(f"{way}Bytes", ""))
         entry["id"] = peer.removesuffix("'") or None
@@ -8520,12 +8571,11 @@ class StatusReader:
 
 
 def exact_traffic(host: Host, timeout: float) -> dict[int, dict[str, Any]]:
-    """Return the entries of trafficstatus by serial number; none if pluto does not answer, which the caller
-    reports."""
+    """Return the entries of trafficstatus by serial number; none if pluto does not answer."""
     try:
         traffic = StatusReader().read(pluto_lines(host, "--trafficstatus", timeout=timeout))["traffic"]
     except (Failure, OSError):
-        return {}
+        return {}  # the caller's own request fails, too, and is reported
     return {entry["serial"]: entry for entry in traffic}
 
 

@@ -129,9 +129,9 @@ def test_values_that_hold_separators() -> None:
     "192.0.2.1[@e]==={10.9.0.1/32}", "192.0.2.1:4500[@a]", "10.1.0.0/24,10.2.0.0/24===192.0.2.1", ""])
 def test_the_short_way_for_usual_ends_gives_the_same(text: str, is_remote: bool,
                                                      monkeypatch: pytest.MonkeyPatch) -> None:
-    short = ipsec.read_end(text, is_remote)
+    short = ipsec.read_end(text, is_remote=is_remote)
     monkeypatch.setattr(ipsec, "plain_end", lambda *_: None)
-    assert ipsec.read_end(text, is_remote) == short
+    assert ipsec.read_end(text, is_remote=is_remote) == short
 
 
 @pytest.mark.parametrize(("line", "wanted"), [
