@@ -130,7 +130,7 @@ def test_values_that_hold_separators() -> None:
 def test_the_short_way_for_usual_ends_gives_the_same(text: str, is_remote: bool,
                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     short = ipsec.read_end(text, is_remote=is_remote)
-    monkeypatch.setattr(ipsec, "plain_end", lambda *_: None)
+    monkeypatch.setattr(ipsec, "plain_end", lambda *_, **__: None)
     assert ipsec.read_end(text, is_remote=is_remote) == short
 
 
