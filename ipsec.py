@@ -11633,6 +11633,7 @@ def pid_file_signs(host: Host) -> Iterator[str]:
     except OSError as error:
         yield f"{error_text(error)}: the process number of pluto is unknown"
         return
+
     if not text.isdecimal():
         return
     pid = int(text)
@@ -11656,14 +11657,17 @@ def port_signs(host: Host) -> Iterator[str]:
     if not host.exists("/proc/self/net/udp"):
         yield "/proc/net/udp can't be read, so the ports of IKE may be in use"
         return
+    unseen = {}
     try:
-        unseen = {f"socket:[{entry.inode}]": entry for entry in list_sockets(host, IKE_PORTS)
-                  if entry.protocol.startswith("udp") or entry.port == 4500}
+        for entry in list_sockets(host, IKE_PORTS):
+            if entry.protocol.startswith("udp") or entry.port == 4500:
+                unseen[f"socket:[{entry.inode}]"] = entry
     except OSError as error:
         yield f"{error_text(error)}: the ports of IKE may be in use"
         return
     if not unseen:
         return
+
     for pid in filter(str.isdecimal, host.listdir("/proc")):
         try:
             for name in open_files(host, int(pid)) & unseen.keys():
@@ -11736,9 +11740,7 @@ def check_not_running(host: Host) -> bool:
 def flush_leftovers(host: Host) -> bool:
     """Remove the kernel states and policies of earlier plutos.
 
-    Return False, with nothing removed, if one may run.
-
-    Raises OSError, TimedOut.
+    Return False, with nothing removed, if a pluto may run.  Raises OSError, TimedOut.
     """
     if signs_of_pluto(host):
         return False
@@ -11753,13 +11755,16 @@ def flush_states_and_policies(host: Host) -> None:
     """
     if not host.has_xfrm():
         return
+
     reqids: set[int] = set()
     try:
         for conn in Config(host).conns():
-            if (setting := conn.settings.get("reqid")) and setting.value.isdecimal():
+            setting = conn.settings.get("reqid")
+            if setting and setting.value.isdecimal():
                 reqids.add(int(setting.value))
     except (Failure, OSError):
         reqids.clear()  # then only the reqids that pluto chooses itself are known
+
     try:
         flush_xfrm(host, reqids)
     except PermissionError as error:
@@ -11768,13 +11773,13 @@ def flush_states_and_policies(host: Host) -> None:
 
 
 # The modules of the stack; some of them exist only in kernels before 5.2.  The kernel loads ciphers on demand
-# (MODULE_ALIAS_CRYPTO), but only if it can call modprobe itself.  The list therefore has the common ciphers,
-# too.
+# (MODULE_ALIAS_CRYPTO), but only if it can call modprobe itself.  The list therefore has the common ciphers.
 STACK_MODULES = (
-    "xfrm_user xfrm_algo esp4 esp6 ah4 ah6 ipcomp ipcomp6 xfrm_ipcomp xfrm4_tunnel xfrm6_tunnel tunnel4 tunnel6 "
-    "xfrm4_mode_transport xfrm4_mode_tunnel xfrm4_mode_beet xfrm6_mode_transport xfrm6_mode_tunnel xfrm6_mode_beet "
-    "xfrm6_mode_ro ip_vti ip6_vti xfrm_interface aesni_intel aes_generic des_generic sha256_generic sha512_generic "
-    "md5 cbc xcbc ecb ccm gcm ctr cts seqiv echainiv authenc deflate camellia_generic cmac chacha20poly1305")
+    "xfrm_user xfrm_algo esp4 esp6 ah4 ah6 ipcomp ipcomp6 xfrm_ipcomp "
+    "xfrm4_tunnel xfrm6_tunnel tunnel4 tunnel6 xfrm4_mode_transport xfrm4_mode_tunnel xfrm4_mode_beet "
+    "xfrm6_mode_transport xfrm6_mode_tunnel xfrm6_mode_beet xfrm6_mode_ro ip_vti ip6_vti xfrm_interface "
+    "aesni_intel aes_generic des_generic sha256_generic sha512_generic md5 cbc xcbc ecb ccm gcm ctr cts "
+    "seqiv echainiv authenc deflate camellia_generic cmac chacha20poly1305")
 SYSCTLS = "/proc/sys/net/core"
 
 
@@ -11793,6 +11798,7 @@ def stack_start(host: Host, config: Config, stack: str = "") -> None:
         return
     if stack not in ("xfrm", "auto", "mast", "klips", "netkey"):  # all but the first are old names for xfrm
         host.warn(f"unknown protostack={quote(stack)}: the kernel's XFRM stack is used")
+
     if flush_leftovers(host):
         give_resolv_conf_back(host)
     if host.exists("/proc/modules"):
@@ -11800,6 +11806,7 @@ def stack_start(host: Host, config: Config, stack: str = "") -> None:
     if not host.has_xfrm():
         raise Failure("FAILURE in loading XFRM IPsec stack", ERROR,
                       "the kernel does not have it, or the modules of `uname -r` are not installed")
+
     set_sysctl(host, "xfrm_acq_expires", f"{config.seconds('xfrmlifetime', 30)}")
     set_sysctl(host, "xfrm_larval_drop", "1")
 
@@ -11810,9 +11817,11 @@ def stack_stop(host: Host) -> list[str]:
     Return the signs of a running pluto; if there is one, nothing has been changed.  Modules stay loaded,
     because unloading them may take very long.
     """
-    if signs := signs_of_pluto(host):
+    signs = signs_of_pluto(host)
+    if signs:
         return signs
     flush_states_and_policies(host)
+
     saved = saved_sysctls(host)
     try:
         for line in host.lines(saved):
@@ -11839,6 +11848,7 @@ def set_sysctl(host: Host, name: str, value: str) -> None:
     old_value = host.value(path)
     if not old_value or old_value == value:
         return
+
     saved = saved_sysctls(host)
     saved_text = host.value(saved)
     try:
@@ -11857,7 +11867,8 @@ def load_modules(host: Host) -> None:
         host.warn("modprobe is not installed, so no kernel module is loaded")
         return
     for flags in ("-qab", "-qa"):  # b: skip modules that the administrator blacklisted; busybox may lack it
-        if b"option" not in host.run(["modprobe", flags, *STACK_MODULES.split()], timeout=CHECK_TIME).err:
+        ran = host.run(["modprobe", flags, *STACK_MODULES.split()], timeout=CHECK_TIME)
+        if b"option" not in ran.err:
             return
 
 
@@ -11870,14 +11881,14 @@ def check_nss(host: Host) -> None:
     Raises Failure.
     """
     base = NssDatabase(host)
-    whole = len(base.has(*NSS_FILES[1:])) == 2
+    is_whole = len(base.has(*NSS_FILES[1:])) == 2
     try:
-        if whole and not host.writable(base.directory):
+        if is_whole and not host.writable(base.directory):
             base.check()
         else:
             check_database(base)
     except Missing as missing:
-        if not whole:
+        if not is_whole:
             raise
         host.warn(f"the NSS database is not checked: {missing}")  # pluto itself needs no certutil
 
@@ -11885,20 +11896,22 @@ def check_nss(host: Host) -> None:
 def check_config(host: Host) -> Config:
     """Return the configuration if pluto accepts it.
 
-    The installed addconn decides; without one, the built-in reader.
-
-    Raises Failure with addconn's status; addconn's complaints go to standard error.
+    The installed addconn decides; without addconn, the built-in reader.  addconn's complaints go to standard
+    error.  Raises Failure with addconn's status.
     """
     addconn = os.path.join(host.execdir, "addconn")
-    if hint := libreswan_hint(host, ""):
+    hint = libreswan_hint(host, "")
+    if hint:
         raise Missing(f"pluto is not in {host.execdir}", LSB_NOT_INSTALLED, hint)
     config = Config(host)
     if not host.executable(addconn):
         return config.check()
+
     ran = host.run([addconn, "--config", host.conf, "--checkconfig"], timeout=CHECK_TIME)
     if ran.status:
         complain(host, ran.out + ran.err)
-        raise Failure(f"{host.conf}: configuration error, addconn refuses it; pluto was left as it is", ran.status)
+        raise Failure(f"{host.conf}: configuration error, addconn refuses it; pluto was left as it is",
+                      ran.status)
     for problem in config.problems:
         if problem.fatal:
             host.warn(f"{problem}; addconn accepts it")
@@ -11917,14 +11930,12 @@ class Direct:
     A lock on the run directory admits one `ipsec` process at a time.  With `dry`, actions are only printed.
     """
 
-    def __init__(self, host: Host, dry: bool) -> None:
+    def __init__(self, host: Host, *, dry: bool) -> None:
         self.host = host
         self.dry = dry
 
     def _announce(self, line: str) -> bool:
-        """Print an action in the form that an init system's action has.
-
-        Return False if it is not to be done.
+        """Print an action in the form that an init system's action has.  Return False with `dry`.
 
         Raises Failure if the user is not root.
         """
@@ -11933,31 +11944,27 @@ class Direct:
             raise Failure("permission denied (must be superuser)", LSB_NO_RIGHT)
         return not self.dry
 
-    def start(self, foreground: bool = False) -> int:
+    def start(self, *, foreground: bool = False) -> int:
         """Start pluto as its systemd unit does.  Return 0 as soon as pluto answers, or if it runs already.
 
         With `foreground`, this process becomes pluto.  Raises Failure; if pluto ends, with pluto's status.
         """
-        host, argv = self.host, self._argv(foreground)
+        host = self.host
+        argv = self._argv(foreground=foreground)
         if not self._announce(f"ipsec pluto {' '.join(argv[1:])} [start manually]"):
             return OK
         with host.lock(host.rundir):
-            if pid := find_pluto(host):
-                if foreground:
-                    raise Failure(f"pluto is running already (pid {pid})")
+            pid = find_pluto(host)
+            if pid and foreground:
+                raise Failure(f"pluto is running already (pid {pid})")
+            if pid:
                 if not wait_until(lambda: pluto_answers(host), ANSWER_TIME):
                     raise Failure(f"pluto (pid {pid}) runs but does not answer", ERROR,
                                   "ipsec setup restart --init none")
                 host.print(f"ipsec: pluto (pid {pid}) is running already")
                 return OK
-            no_signs = check_not_running(host)
-            config = check_config(host)
-            if no_signs:  # otherwise pluto itself replaces both files
-                host.remove(pid_file(host))
-                host.remove(host.ctlsocket)
-            stack_start(host, config)
-            check_nss(host)
-            check_nflog(host, tell=False)
+
+            self._prepare()
             if foreground:
                 # until pluto writes its own number, this one keeps other processes from starting pluto
                 host.write(pid_file(host), f"{os.getpid()}\n")
@@ -11966,7 +11973,19 @@ class Direct:
             self._launch(argv)
         return OK
 
-    def _argv(self, foreground: bool) -> list[str]:
+    def _prepare(self) -> None:
+        """Check and prepare all that pluto needs before its start.  Raises Failure."""
+        host = self.host
+        is_alone = check_not_running(host)
+        config = check_config(host)
+        if is_alone:  # otherwise pluto itself replaces both files
+            host.remove(pid_file(host))
+            host.remove(host.ctlsocket)
+        stack_start(host, config)
+        check_nss(host)
+        check_nflog(host, tell=False)
+
+    def _argv(self, *, foreground: bool) -> list[str]:
         """Return pluto's command line.
 
         Without logfile=, pluto logs to a file, because there may be no syslog; in the foreground it logs to
@@ -12003,21 +12022,25 @@ class Direct:
             in_time = wait_until(lambda: child.poll() is not None or pluto_answers(host), CHECK_TIME)
             if in_time and child.poll() is None:
                 return
+
             status, ending = ERROR, f"did not answer within {CHECK_TIME:g} s and was ended"
             if child.poll() is not None:
-                status = child.returncode if child.returncode >= 0 else SIGNALLED - child.returncode
+                status = shell_status(child.returncode)
                 ending = f"ended with status {status}"
             child.kill()
             child.wait()
             output = os.pread(output_file, READ_CHUNK, 0)
         finally:
             os.close(output_file)
+
         try:
-            output += b"".join(host.chunks(log, size_before) if host.exists(log) else ())
+            if host.exists(log):
+                output += b"".join(host.chunks(log, size_before))
         except OSError as error:
             output += encode(f"{error_text(error)}\n")  # logfile=/dev/null
         complain(host, output)
-        if signs := clean_up(host):
+        signs = clean_up(host)
+        if signs:
             host.warn(f"what pluto left is not removed: {signs[0]}")
         raise Failure(f"pluto {ending}", status or ERROR, f"its log: {log}")
 
@@ -12026,12 +12049,13 @@ class Direct:
 
         Raises Failure if pluto does not end or may still run.  Then the policies in the kernel stay.
         """
-        if self._announce("ipsec whack --shutdown [stop manually]"):
-            with self.host.lock(self.host.rundir):
-                pid = find_pluto(self.host)
-                if pid:
-                    self._end(pid)
-                finish_stop(self.host, bool(pid))
+        if not self._announce("ipsec whack --shutdown [stop manually]"):
+            return OK
+        with self.host.lock(self.host.rundir):
+            pid = find_pluto(self.host)
+            if pid:
+                self._end(pid)
+            finish_stop(self.host, ended=bool(pid))
         return OK
 
     def _end(self, pid: int) -> None:
@@ -12050,6 +12074,7 @@ class Direct:
                     continue
             elif is_pluto(host, pid):
                 host.signal(pid, way, "SIGCONT")  # a stopped process handles SIGTERM only after SIGCONT
+
             if wait_until(lambda: not is_pluto(host, pid), seconds):
                 return
         raise Failure(f"pluto (pid {pid}) does not end; the kernel's policies are left as they are")
@@ -12071,7 +12096,9 @@ class Direct:
             return LSB_UNKNOWN
         except OSError:
             has_pid_file = False
-        if pid := find_pluto(host):
+
+        pid = find_pluto(host)
+        if pid:
             if host.superuser and not pluto_answers(host):
                 host.print(f"ipsec: pluto (pid {pid}) is running, but does not answer")
                 return LSB_UNKNOWN
@@ -12080,7 +12107,9 @@ class Direct:
         if pluto_answers(host):
             host.print("ipsec: pluto is running, in another PID namespace or without its pid file")
             return OK
-        if signs := signs_of_own_pluto(host):
+
+        signs = signs_of_own_pluto(host)
+        if signs:
             host.print(f"ipsec: pluto status unknown: {signs[0]}")
             return LSB_UNKNOWN
         if has_pid_file:
@@ -12091,14 +12120,12 @@ class Direct:
 
 
 def clean_up(host: Host) -> list[str]:
-    """Remove what an ended pluto left: kernel states, policies, sysctls, pid file, socket, NFLOG rules,
-    resolv.conf.
+    """Remove what an ended pluto left: in the kernel states, policies, sysctls and NFLOG rules, and files.
 
-    Raises Failure.
-
-    Return the signs of a running pluto; if there is one, nothing has been removed.
+    Return the signs of a running pluto; if there is one, nothing has been removed.  Raises Failure.
     """
-    if signs := stack_stop(host):
+    signs = stack_stop(host)
+    if signs:
         return signs
     host.remove(pid_file(host))
     host.remove(host.ctlsocket)
@@ -12110,16 +12137,18 @@ def clean_up(host: Host) -> list[str]:
     return []
 
 
-def finish_stop(host: Host, ended: bool) -> None:
+def finish_stop(host: Host, *, ended: bool) -> None:
     """Clean up after a stop; `ended` is true if a pluto ran and has ended.
 
     Raises Failure if `ended` is false and the pluto of this run directory may run.
     """
     signs = clean_up(host)
-    if signs and not ended and (own := signs_of_own_pluto(host)):
+    if not signs:
+        return
+    own = [] if ended else signs_of_own_pluto(host)
+    if own:
         raise may_run(own)
-    if signs:
-        host.warn(f"the kernel's policies, and what else a pluto left, are not removed: {signs[0]}")
+    host.warn(f"the kernel's policies, and what else a pluto left, are not removed: {signs[0]}")
 
 
 # --- init systems -------------------------------------------------------------------------------------------
@@ -12147,15 +12176,18 @@ class Manager(Record):
 MANAGERS = (
     Manager("systemd", "systemd", "/run/systemd/system", "", "systemctl {action} {name}.service"),
     Manager("openrc", "openrc-init", "/run/openrc/softlevel", "/etc/init.d/{}", "rc-service {name} {action}"),
-    Manager("upstart", "", "@/com/ubuntu/upstart", "/etc/init/{}.conf", "{action} {name}", up="start/running"),
-    Manager("runit", "runit runsvdir", "", "/etc/service/{} /var/service/{} /service/{} /run/runit/service/{}",
+    Manager("upstart", "", "@/com/ubuntu/upstart", "/etc/init/{}.conf", "{action} {name}",
+            up="start/running"),
+    Manager("runit", "runit runsvdir", "",
+            "/etc/service/{} /var/service/{} /service/{} /run/runit/service/{}",
             "sv -w 30 {action} {path}", {"status": "sv status {path}", "restart": ""}, "run:"),
     Manager("s6", "s6-svscan", "", "/run/service/{} /service/{} /var/service/{} /etc/service/{}", "",
             {"start": "s6-svc -wu -T 60000 -u {path}", "stop": "s6-svc -wD -T 60000 -d {path}",
              "status": "s6-svstat {path}"}, "up "),
-    Manager("dinit", "dinit", "/run/dinitctl", "/etc/dinit.d/{} /run/dinit.d/{} /usr/local/lib/dinit.d/{} "
-            "/usr/lib/dinit.d/{} /lib/dinit.d/{}", "dinitctl {action} {name}",
-            {"stop": "dinitctl stop --ignore-unstarted {name}", "restart": ""}, "State: STARTED"),
+    Manager("dinit", "dinit", "/run/dinitctl",
+            "/etc/dinit.d/{} /run/dinit.d/{} /usr/local/lib/dinit.d/{} /usr/lib/dinit.d/{} /lib/dinit.d/{}",
+            "dinitctl {action} {name}", {"stop": "dinitctl stop --ignore-unstarted {name}", "restart": ""},
+            "State: STARTED"),
     Manager("procd", "procd", "", "/etc/init.d/{}", "{path} {action}"),
     Manager("rc.d", "", "", "/etc/rc.d/{} /usr/local/etc/rc.d/{}", "{path} one{action}"),
     Manager("sysvinit", "init", "", "/etc/init.d/{} /etc/rc.d/init.d/{}", "{path} {action}"),
@@ -12186,12 +12218,12 @@ class Service(Record):
 
     def argvs(self, host: Host, action: str) -> list[list[str]]:
         """Return the programs to run one after the other for `start`, `stop`, `restart` or `status`."""
-        words = self.manager.special.get(action, self.manager.words)
-        if not words:
+        line = self.manager.special.get(action, self.manager.words)
+        if not line:
             return [*self.argvs(host, "stop"), *self.argvs(host, "start")]
         if self.manager.name == "sysvinit" and host.exists("/etc/redhat-release") and host.which("service"):
-            words = "service {name} {action}"  # as Red Hat's manuals and libreswan's own setup do
-        return [[word.format(action=action, name=self.name, path=self.path) for word in words.split()]]
+            line = "service {name} {action}"  # as Red Hat's manuals and libreswan's own setup do
+        return [[word.format(action=action, name=self.name, path=self.path) for word in line.split()]]
 
 
 def is_ours(text: str) -> bool:
@@ -12264,10 +12296,9 @@ def service_of(host: Host, manager: Manager) -> Service | None:
             path = place.format(name)
             script = f"{path}/run" if host.isdir(path) else path
             text = host.value(script)
-            for word, owner in INTERPRETERS.items():
-                if word in text.partition("\n")[0] and owner != manager.name:
-                    text = ""
-            if text and is_ours(text):
+            is_foreign = any(word in text.partition("\n")[0] and owner != manager.name
+                             for word, owner in INTERPRETERS.items())
+            if text and not is_foreign and is_ours(text):
                 return Service(manager, name, path)
     return None
 
@@ -12280,10 +12311,11 @@ def systemd_service(host: Host, manager: Manager) -> Service | None:
     """
     units = [f"{name}.service" for name in SERVICE_NAMES]
     properties = [f"--property={name}" for name in ("Id", "LoadState", "ExecStart")]
-    ran = host.run(["systemctl", "show", *properties, "--", *units, "libreswan@*.service"], timeout=CHECK_TIME,
-                   hint="systemd runs this host")
+    argv = ["systemctl", "show", *properties, "--", *units, "libreswan@*.service"]
+    ran = host.run(argv, timeout=CHECK_TIME, hint="systemd runs this host")
     if ran.status:
         return Service(manager, SERVICE_NAMES[0])
+
     masked = None
     for block in ran.text.split("\n\n"):
         unit = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
@@ -12318,6 +12350,7 @@ def runs_this(host: Host, service: Service) -> bool:
         return any(group.endswith(f"/{service.name}.service") for group in groups)
     if host.env.get(SCRIPT_MARK) == service.path:
         return True
+
     pid = os.getpid()
     while pid > 1:
         stat = host.value(f"/proc/{pid}/stat").rpartition(")")[2].split()
@@ -12361,16 +12394,19 @@ def detected_service(host: Host, action: str) -> Service | None:
 
     Raises Failure.
     """
-    if where := outside(host):
+    where = outside(host)
+    if where:
         if action != "status":
             host.warn(f"{where}, which the init system does not serve: acting without it")
         return None
+
     managers = running_managers(host)
     services = [service for service in (service_of(host, manager) for manager in managers) if service]
     if services:
         return choose_service(host, services, action)
     sysvinit = next(manager for manager in MANAGERS if manager.name == "sysvinit")
-    if script := service_of(host, sysvinit):
+    script = service_of(host, sysvinit)
+    if script:
         return script  # an init script works without init, too: libreswan 3.29 starts it in containers
     if managers and serves_host(host, managers[0]):
         raise without_service(managers[0], action)
@@ -12378,19 +12414,20 @@ def detected_service(host: Host, action: str) -> Service | None:
 
 
 def serves_host(host: Host, manager: Manager) -> bool:
-    """Return whether the init system is process 1 and serves a whole host, where pluto should have a service.
-    """
-    overlay = manager.name == "s6" and any(map(host.exists, S6_OVERLAY_MARKS))
-    return first_process(host) in manager.programs.split() and not overlay
+    """Return whether the init system is process 1 of a whole host, which should have a service for pluto."""
+    is_overlay = manager.name == "s6" and any(map(host.exists, S6_OVERLAY_MARKS))
+    return first_process(host) in manager.programs.split() and not is_overlay
 
 
 def without_service(manager: Manager, action: str) -> Failure:
     """Return the error for an init system without a service for pluto, with the places of such a service."""
-    places = " ".join(place.format("{" + ",".join(SERVICE_NAMES) + "}") for place in manager.places.split())
-    return Failure(f"{manager.name} runs this host, but has no service for pluto",
-                   LSB_UNKNOWN if action == "status" else LSB_NOT_INSTALLED,
-                   f"looked for {places or 'the units ' + ', '.join(SERVICE_NAMES)}; "
-                   f"ipsec setup {action} --init none does without")
+    any_name = "{" + ",".join(SERVICE_NAMES) + "}"
+    places = " ".join(place.format(any_name) for place in manager.places.split())
+    if not places:
+        places = f"the units {', '.join(SERVICE_NAMES)}"
+    status = LSB_UNKNOWN if action == "status" else LSB_NOT_INSTALLED
+    return Failure(f"{manager.name} runs this host, but has no service for pluto", status,
+                   f"looked for {places}; ipsec setup {action} --init none does without")
 
 
 def choose_service(host: Host, services: Sequence[Service], action: str) -> Service:
@@ -12409,7 +12446,7 @@ def choose_service(host: Host, services: Sequence[Service], action: str) -> Serv
     return rivals[0]
 
 
-def act(host: Host, service: Service, action: str, dry: bool) -> int:
+def act(host: Host, service: Service, action: str, *, dry: bool) -> int:
     """Run the action through the init system; return its exit status.
 
     Raises Failure if it can't be run, if pluto still runs after a stop, or does not answer after a start.
@@ -12420,6 +12457,7 @@ def act(host: Host, service: Service, action: str, dry: bool) -> int:
         check_action(host, service, action)
     if manager.name == "sysvinit":
         host.env[SCRIPT_MARK] = service.path  # see runs_this()
+
     for argv in service.argvs(host, action):
         host.print(f"Redirecting to: {' '.join(argv)}")
         if dry:
@@ -12433,12 +12471,13 @@ def act(host: Host, service: Service, action: str, dry: bool) -> int:
         if status:
             # the init system reports the reason; the policies stay, or traffic would leave in clear
             return status
+
     if dry:
         return OK
     if action != "stop":
         await_start(host)
     elif host.superuser:  # for an ordinary user, the service itself has to clean up
-        clean_up_after(host, manager, was_running)
+        clean_up_after(host, manager, was_running=was_running)
     return OK
 
 
@@ -12475,13 +12514,13 @@ def await_start(host: Host) -> None:
                       "see its log; ipsec barf collects it")
 
 
-def clean_up_after(host: Host, manager: Manager, was_running: bool) -> None:
+def clean_up_after(host: Host, manager: Manager, *, was_running: bool) -> None:
     """Clean up after a stop by the init system.  Raises Failure if pluto still runs."""
     with host.lock(host.rundir):
         if not wait_until(lambda: not find_pluto(host), STOP_TIMES[1][1]):
             raise Failure(f"pluto (pid {find_pluto(host)}) still runs: {manager.name} did not start it", ERROR,
                           "ipsec setup stop --init none ends it")
-        finish_stop(host, was_running)
+        finish_stop(host, ended=was_running)
 
 
 # ============================================================================================================
@@ -23715,13 +23754,17 @@ def reload_command(host: Host, args: Args) -> int:
 # --- setup: the service -------------------------------------------------------------------------------------
 
 SETUP_OPTIONS = (
-    Opt("--init", "NAME", "use this init system instead of the detected one: "
+    Opt("--init", "NAME",
+        "use this init system instead of the detected one: "
         f"{', '.join(manager.name for manager in MANAGERS)}; with none, pluto is started and stopped directly"),
     DRY_RUN_OPTION,
 )
-START_OPTIONS = (*SETUP_OPTIONS, Opt("--foreground", None, "without an init system: prepare everything, then replace "
-                                     "this process with pluto (for the entry point of a container or the run script "
-                                     "of a supervisor)"))
+START_OPTIONS = (
+    *SETUP_OPTIONS,
+    Opt("--foreground", None,
+        "without an init system: prepare everything, then replace this process with pluto "
+        "(for the entry point of a container or the run script of a supervisor)"),
+)
 
 
 def control_service(host: Host, args: Args, action: str) -> int:
@@ -23732,10 +23775,11 @@ def control_service(host: Host, args: Args, action: str) -> int:
         raise Failure(f"ipsec setup {action}: --foreground is for start", USAGE)
     service = None if foreground else find_service(host, args.value("--init"), action)
     if service:
-        return act(host, service, action, dry)
-    direct = Direct(host, dry)
+        return act(host, service, action, dry=dry)
+
+    direct = Direct(host, dry=dry)
     if action == "start":
-        return direct.start(foreground)
+        return direct.start(foreground=foreground)
     if action == "stop":
         return direct.stop()
     if action == "restart":
@@ -23743,34 +23787,41 @@ def control_service(host: Host, args: Args, action: str) -> int:
     return direct.status()
 
 
-SETUP_DETAILS = """\
-The command calls the init system that runs this host and exits with its status; the line "Redirecting to:" shows the
-call. An init system that is only installed is not used. Without an init system, as in a container, an initramfs or a
-chroot, the command starts and stops pluto directly. Then a start checks the configuration, prepares the kernel, the
-NSS database and the NFLOG rules, starts pluto, and exits with 0 only if pluto answers.
+SETUP_ACTIONS = ("start", "stop", "restart", "status")
 
-Exit status of status: 0 if pluto runs, 1 if it is dead and its pid file exists, 3 if it does not run, 4 if that is
-unknown."""
+
+SETUP_DETAILS = """\
+The command calls the init system that runs this host and exits with its status; the line "Redirecting to:"
+shows the call. An init system that is only installed is not used. Without an init system, as in a container,
+an initramfs or a chroot, the command starts and stops pluto directly. Then a start checks the configuration,
+prepares the kernel, the NSS database and the NFLOG rules, starts pluto, and exits with 0 only if pluto
+answers.
+
+Exit status of status: 0 if pluto runs, 1 if it is dead and its pid file exists, 3 if it does not run, 4 if
+that is unknown."""
 
 
 @command("setup", "[start|stop|restart|status]", summary="start, stop, restart or query the IKE daemon",
-         options=(*START_OPTIONS, *(Opt(f"--{action}", None, f"the same as {action}")
-                                    for action in ("start", "stop", "restart", "status"))), details=SETUP_DETAILS)
+         options=(*START_OPTIONS,
+                  *(Opt(f"--{action}", None, f"the same as {action}") for action in SETUP_ACTIONS)),
+         details=SETUP_DETAILS)
 def setup_command(host: Host, args: Args) -> int:
-    """Run `ipsec setup ACTION`; return the exit status of the init system, without one the status of Direct.
-    """
-    words = {"_autostart": "start", "_autostop": "stop"}
-    actions = [words.get(word, word) for word in args.operands]
-    actions += [action for action in ("start", "stop", "restart", "status") if args.flag(f"--{action}")]
-    if len(actions) != 1 or actions[0] not in ("start", "stop", "restart", "status"):
+    """Run `ipsec setup ACTION`; return the exit status of the init system or, without one, of Direct."""
+    aliases = {"_autostart": "start", "_autostop": "stop"}
+    actions = [aliases.get(word, word) for word in args.operands]
+    actions += [action for action in SETUP_ACTIONS if args.flag(f"--{action}")]
+    if len(actions) != 1 or actions[0] not in SETUP_ACTIONS:
         raise Failure("Usage: {--start|--stop|--restart|--status}", USAGE)
     return control_service(host, args, actions[0])
 
 
-@command("start _autostart", "[CONN...]", summary="start the IKE daemon; with CONN, add and bring up connections",
-         options=(*START_OPTIONS, *(option for option in (*CONNECTION_OPTIONS, *UP_OPTIONS)
-                                    if option.key != "--dry-run")),
-         details=SETUP_DETAILS)
+# What `ipsec start CONN` accepts besides START_OPTIONS, which have --dry-run
+BRINGING_UP = tuple(option for option in (*CONNECTION_OPTIONS, *UP_OPTIONS) if option is not DRY_RUN_OPTION)
+
+
+@command("start _autostart", "[CONN...]",
+         summary="start the IKE daemon; with CONN, add and bring up connections",
+         options=(*START_OPTIONS, *BRINGING_UP), details=SETUP_DETAILS)
 def start_command(host: Host, args: Args) -> int:
     """Run `ipsec start` as `ipsec setup start`; return its status.
 
@@ -23794,19 +23845,22 @@ def restart_command(host: Host, args: Args) -> int:
 @command("_stackmanager", "start|stop|restart", summary="prepare the kernel's IPsec stack, or clean it up",
          options=(Opt("--xfrm --netkey", None, "use XFRM, whatever protostack= says"),), hidden=True)
 def stackmanager_command(host: Host, args: Args) -> int:
-    """Run `ipsec _stackmanager ACTION`; return OK.  Raises Failure, with status 4 for a user who is not root.
-    """
+    """Run `ipsec _stackmanager ACTION`; return OK.  Raises Failure: status 4 if the user is not root."""
     action = args.operands[0]
     if action not in ("start", "stop", "restart"):
         raise Failure(f"unknown action {quote(action)}", ERROR, "start, stop or restart")
     if not host.superuser:
         raise Failure("permission denied (must be superuser)", LSB_NO_RIGHT)
+
+    stack = "xfrm" if args.flag("--xfrm") else ""
     with host.lock(host.rundir):
         config = check_config(host) if action != "stop" else None
-        if action != "start" and (signs := stack_stop(host)):
-            raise may_run(signs)
+        if action != "start":
+            signs = stack_stop(host)
+            if signs:
+                raise may_run(signs)
         if config:
-            stack_start(host, config, "xfrm" if args.flag("--xfrm") else "")
+            stack_start(host, config, stack)
     return OK
 
 
@@ -23822,18 +23876,21 @@ PLUTORUN_ENDS = {
          options=None, hidden=True)
 def plutorun_command(host: Host, args: Args) -> int:
     """Run `ipsec _plutorun`; return OK if pluto was ended on request, ERROR if it failed or runs already."""
+    syslog = need("syslog", "_plutorun's log")
+
     def report(text: str) -> None:
         host.warn(text)
         syslog.openlog("ipsec__plutorun", 0, syslog.LOG_AUTHPRIV)
         syslog.syslog(syslog.LOG_ERR, text)
 
-    syslog = need("syslog", "_plutorun's log")
     check_nss(host)
-    if pid := find_pluto(host):
+    pid = find_pluto(host)
+    if pid:
         report(f"pluto appears to be running already (pid {pid}), will not start another")
         return ERROR
     if check_not_running(host):
         host.remove(pid_file(host))
+
     report("Starting Pluto")
     status = host.call([os.path.join(host.execdir, "pluto"), *args.operands], quiet=True)
     if status in PLUTORUN_ENDS:
@@ -23841,23 +23898,29 @@ def plutorun_command(host: Host, args: Args) -> int:
         if status != 10:
             host.remove(pid_file(host))
         return OK
+
     by_signal = f" (signal {status - SIGNALLED})" if status > SIGNALLED else ""
     report(f"!pluto failure!:  exited with error status {status}{by_signal}")
     report("restarting IPsec after pause...")
     host.flush()
     if os.fork() == 0:
-        try:
-            os.setsid()
-            null = os.open(os.devnull, os.O_RDWR)
-            for number in range(3):
-                os.dup2(null, number)
-            time.sleep(PLUTORUN_PAUSE)
-            setup_command(host, COMMANDS["setup"].parse(["start"]))
-        except Failure as failure:
-            report(str(failure))
-        finally:
-            os._exit(ERROR)
+        restart_after_pause(host, report)
     return ERROR
+
+
+def restart_after_pause(host: Host, report: Callable[[str], None]) -> NoReturn:
+    """Start the service again after PLUTORUN_PAUSE, without a terminal, and end this process."""
+    try:
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        for number in range(3):
+            os.dup2(null, number)
+        time.sleep(PLUTORUN_PAUSE)
+        setup_command(host, COMMANDS["setup"].parse(["start"]))
+    except Failure as failure:
+        report(str(failure))
+    finally:
+        os._exit(ERROR)
 
 
 # --- NSS ----------------------------------------------------------------------------------------------------

@@ -242,7 +242,7 @@ def test_a_status_that_only_the_text_tells(name: str, argv: list[str], text: str
                                            served: Callable[[str], tuple[ipsec.Host, ipsec.Service]], fp: FakeProcess,
                                            capsys: pytest.CaptureFixture[str]) -> None:
     fp.register(argv, stdout=text, returncode=status)
-    assert ipsec.act(*served(name), "status", False) == expected
+    assert ipsec.act(*served(name), "status", dry=False) == expected
     assert capsys.readouterr().out == f"Redirecting to: {' '.join(argv)}\n{text}"
 
 
@@ -256,10 +256,10 @@ def test_the_words_are_run_and_a_failure_passed_back(
         fp: FakeProcess, capsys: pytest.CaptureFixture[str]) -> None:
     for argv in argvs:
         fp.register(argv.split())
-    assert ipsec.act(*served(name), action, False) == 0
+    assert ipsec.act(*served(name), action, dry=False) == 0
     assert capsys.readouterr().out == "".join(f"Redirecting to: {argv}\n" for argv in argvs)
     fp.register(argvs[0].split(), returncode=7)
-    assert ipsec.act(*served(name), action, False) == 7
+    assert ipsec.act(*served(name), action, dry=False) == 7
     assert len(fp.calls) == len(argvs) + 1
 
 
@@ -270,7 +270,7 @@ def test_a_stop_that_fails_touches_nothing(served: Callable[[str], tuple[ipsec.H
 
     monkeypatch.setattr(ipsec, "clean_up", clean_up)
     fp.register(["dinitctl", "stop", "--ignore-unstarted", "ipsec"], returncode=1)
-    assert ipsec.act(*served("dinit"), "stop", False) == 1
+    assert ipsec.act(*served("dinit"), "stop", dry=False) == 1
 
 
 def test_a_service_that_starts_without_pluto_is_no_success(
@@ -281,7 +281,7 @@ def test_a_service_that_starts_without_pluto_is_no_success(
     monkeypatch.setattr(ipsec, "CHECK_TIME", 0.2)
     fp.register(["dinitctl", "start", "ipsec"])
     with pytest.raises(ipsec.Failure, match="pluto does not answer"):
-        ipsec.act(host, service, "start", False)
+        ipsec.act(host, service, "start", dry=False)
 
 
 # --- an init script that calls this program ---------------------------------------------------------------------------
