@@ -22977,6 +22977,7 @@ def report_summary(report: Report) -> Iterator[str]:
     host = report.host
     lines = [f"{version_line(host)}; ipsec {VERSION}"]
     explained: list[str] = []
+
     if host.live:
         lines.append(f"{distribution_name(host)}, kernel {host.kernel_release()}")
         doctor: Doctor = load_part("Doctor")(host, report.timeout / 2)
@@ -22993,20 +22994,21 @@ def report_summary(report: Report) -> Iterator[str]:
         lines.append(firewall_summary(host))
     else:
         lines.append(f"{distribution_name(host)}, mounted at {host.root}")
+
     lines += verify_summary(report.verdicts(), explained, max(1, SUMMARY_LINES - len(lines) - 2))
     return text_of_lines(lines)
 
 
 def verify_summary(verdicts: Sequence[Finding], explained: Collection[str], room: int) -> Iterator[str]:
-    """Yield how many checks of verify ended how, and one line for each of the first `room` problems, FAIL
-    first.
+    """Yield how many checks of verify ended how, and one line for each of the first `room` problems.
 
-    A problem that other lines of the summary show is left out: pluto does not run, or a connection is down
-    whose cause is in `explained`.
+    Problems that are FAIL come first.  A problem that other lines of the summary show is left out: pluto does
+    not run, or a connection is down whose cause is in `explained`.
     """
     levels = [finding.level for finding in verdicts]
     yield (f"verify: {levels.count('FAIL')} FAIL, {levels.count('WARN')} WARN, "
            f"{levels.count('SKIP')} not checked, {levels.count('OK')} ok")
+
     shown_above = tuple(f"conn {name} " for name in explained)
     problems = []
     for finding in verdicts:
@@ -23014,6 +23016,7 @@ def verify_summary(verdicts: Sequence[Finding], explained: Collection[str], room
         if finding.level in ("FAIL", "WARN") and not finding.cause and not is_shown:
             problems.append(finding)
     problems.sort(key=lambda finding: finding.level != "FAIL")
+
     for finding in problems[:room]:
         yield f"verify: {finding.level} {finding.check}: {finding.why}"
     if len(problems) > room:
@@ -23037,11 +23040,12 @@ def pluto_summary(report: Report, doctor: Doctor) -> str:
     host = report.host
     pid = visible_pluto(host)
     line = pluto_line(host, pid)
-    for process in list_processes(host) if pid else ():
-        if process.pid == pid:
-            return f"{line}, since {shown_time(process.started)}"
     if pid:
+        for process in list_processes(host):
+            if process.pid == pid:
+                return f"{line}, since {shown_time(process.started)}"
         return line
+
     try:
         last = doctor.log().lines[-1]
     except (OSError, Failure):
@@ -23068,13 +23072,13 @@ def tunnels_summary(rows: list[TunnelRow], config: Config) -> Iterator[str]:
     """Yield one line for each of the first connections; those that are down and should be up come first."""
     if not rows:
         yield f"connections: pluto has none{configured_connections(config)}"
-    order = ("down", "connecting", "partly up")
-    rows.sort(key=lambda row: (not row.fails, row.state not in order))
+    troubled = ("down", "connecting", "partly up")
+    rows.sort(key=lambda row: (not row.fails, row.state not in troubled))
     now = time.time()
     for row in rows[:SUMMARY_TUNNELS]:
         since = "" if row.since is None else f" {short_time(now - row.since)}"
-        yield printable(f"{row.full_name}: {row.state.upper()}{since}, peer {row.remote_host or 'unknown'}"
-                        + tunnel_line_end(row))
+        line = f"{row.full_name}: {row.state.upper()}{since}, peer {row.remote_host or 'unknown'}"
+        yield printable(line + tunnel_line_end(row))
     if len(rows) > SUMMARY_TUNNELS:
         up = sum(row.state == "up" for row in rows[SUMMARY_TUNNELS:])
         yield f"{len(rows) - SUMMARY_TUNNELS} more connections, {up} of them up"
@@ -23082,13 +23086,16 @@ def tunnels_summary(rows: list[TunnelRow], config: Config) -> Iterator[str]:
 
 def tunnel_line_end(row: TunnelRow) -> str:
     """Return the problem, the networks and the traffic of a tunnel, as the end of its line."""
-    details = [row.problem] if row.problem else []
+    text = ""
+    if row.problem:
+        text += f", {row.problem}"
     if row.local_networks and row.remote_networks:
-        more = " and more" if len(row.local_networks) > 1 or len(row.remote_networks) > 1 else ""
-        details.append(f"{row.local_networks[0]} to {row.remote_networks[0]}{more}")
+        text += f", {row.local_networks[0]} to {row.remote_networks[0]}"
+        if len(row.local_networks) > 1 or len(row.remote_networks) > 1:
+            text += " and more"
     if row.bytes_in is not None and row.bytes_out is not None:
-        details.append(f"in {size_text(row.bytes_in)}, out {size_text(row.bytes_out)}")
-    return "".join(f", {detail}" for detail in details)
+        text += f", in {size_text(row.bytes_in)}, out {size_text(row.bytes_out)}"
+    return text
 
 
 def configured_connections(config: Config) -> str:
@@ -23096,8 +23103,10 @@ def configured_connections(config: Config) -> str:
     conns = [f"{conn.name} (auto={conn.auto})" for conn in config.conns()]
     if not conns:
         return ""
-    more = f" and {len(conns) - SUMMARY_TUNNELS} more" if len(conns) > SUMMARY_TUNNELS else ""
-    return f"; {config.name} has {', '.join(conns[:SUMMARY_TUNNELS])}{more}"
+    text = f"; {config.name} has {', '.join(conns[:SUMMARY_TUNNELS])}"
+    if len(conns) > SUMMARY_TUNNELS:
+        text += f" and {len(conns) - SUMMARY_TUNNELS} more"
+    return text
 
 
 def failed_tunnels(doctor: Doctor, rows: Sequence[TunnelRow]) -> list[Diagnosis]:
@@ -23108,6 +23117,7 @@ def failed_tunnels(doctor: Doctor, rows: Sequence[TunnelRow]) -> list[Diagnosis]
     wanted = dict.fromkeys(row.name for row in rows if row.fails)
     idle = dict.fromkeys(row.name for row in rows if row.state == "idle" and row.name not in wanted)
     causes = [doctor.diagnose(name) for name in [*wanted][:SUMMARY_CAUSES]]
+
     for name in [*idle][:SUMMARY_TUNNELS]:
         diagnosis = doctor.diagnose(name)
         if diagnosis.level in ("FAIL", "WARN") and diagnosis.when is not None:
@@ -23117,9 +23127,13 @@ def failed_tunnels(doctor: Doctor, rows: Sequence[TunnelRow]) -> list[Diagnosis]
 
 def why_line(diagnosis: Diagnosis) -> str:
     """Return why a connection is down, with the time of the evidence and the command to run next."""
-    when = "" if diagnosis.when is None else f" ({shown_time(diagnosis.when)})"
-    following = f"; next: {diagnosis.command}" if diagnosis.command else ""
-    return printable(f"why {diagnosis.connection}{when}: {diagnosis.means or 'the cause is unknown'}{following}")
+    text = f"why {diagnosis.connection}"
+    if diagnosis.when is not None:
+        text += f" ({shown_time(diagnosis.when)})"
+    text += f": {diagnosis.means or 'the cause is unknown'}"
+    if diagnosis.command:
+        text += f"; next: {diagnosis.command}"
+    return printable(text)
 
 
 def firewall_summary(host: Host) -> str:
@@ -23134,30 +23148,39 @@ def firewall_summary(host: Host) -> str:
         if ran.status:
             return f"firewall: {ran.complaint}"
         tables += [f"nft {line.removeprefix('table ')}" for line in ran.text.splitlines()]
-    more = f" and {len(tables) - 6} more" if len(tables) > 6 else ""
-    return f"firewall: {', '.join(tables[:6]) or 'no tables seen'}{more}"
+
+    text = ", ".join(tables[:6]) or "no tables seen"
+    if len(tables) > 6:
+        text += f" and {len(tables) - 6} more"
+    return f"firewall: {text}"
 
 
 # --- configuration: what libreswan's own programs say of it, and what a report shows ------------------------
 
-ADDCONN_LISTS = {"--listall": "ignore add ondemand start keep", "--listadd": "add", "--listroute": "ondemand start",
-                 "--liststart": "start", "--listignore": "ignore"}
+# Options that list connections, and the values of auto= of these connections
+ADDCONN_LISTS = {
+    "--listall": ("ignore", "add", "ondemand", "start", "keep"), "--listadd": ("add",),
+    "--listroute": ("ondemand", "start"), "--liststart": ("start",), "--listignore": ("ignore",)}
+LIST_OPTIONS = [Opt(name, None, f"print the names of connections with auto={' or '.join(autos)}")
+                for name, autos in ADDCONN_LISTS.items()]
 
 
-@command("addconn", "[CONN...]", summary="check ipsec.conf, list connections, load them into pluto", fallback=True,
-         rescue=True, options=(Opt("--config", "FILE", "the configuration; - is standard input"),
-                  Opt("--checkconfig", None, "only check whether the configuration can be loaded"),
-                  Opt("--configsetup", None, "print the settings of config setup for a shell"),
-                  Opt("--varprefix", "PREFIX", "the prefix of the variables of --configsetup"),
-                  Opt("--noexport", None, "do not print the word export before the variables"),
-                  Opt("--liststack", None, "print the protocol stack"),
-                  *(Opt(name, None, f"print the names of connections with auto={' or '.join(autos.split())}")
-                    for name, autos in ADDCONN_LISTS.items()),
-                  Opt("--autoall --addall", None, "load all connections as auto= says (needs libreswan's addconn)"),
-                  Opt("--ctlsocket --ctlbase", "FILE", "pluto's control socket"),
-                  Opt("--verbose --debug", None, "print more messages")),
-         details="If libreswan's addconn is installed, this command runs it. Otherwise the built-in reader does "
-                 "everything except loading connections.")
+@command(
+    "addconn", "[CONN...]", fallback=True, rescue=True,
+    summary="check ipsec.conf, list connections, load them into pluto",
+    options=(
+        Opt("--config", "FILE", "the configuration; - is standard input"),
+        Opt("--checkconfig", None, "only check whether the configuration can be loaded"),
+        Opt("--configsetup", None, "print the settings of config setup for a shell"),
+        Opt("--varprefix", "PREFIX", "the prefix of the variables of --configsetup"),
+        Opt("--noexport", None, "do not print the word export before the variables"),
+        Opt("--liststack", None, "print the protocol stack"),
+        *LIST_OPTIONS,
+        Opt("--autoall --addall", None, "load all connections as auto= says (needs libreswan's addconn)"),
+        Opt("--ctlsocket --ctlbase", "FILE", "pluto's control socket"),
+        Opt("--verbose --debug", None, "print more messages")),
+    details="If libreswan's addconn is installed, this command runs it. Otherwise the built-in reader does "
+            "everything except loading connections.")
 def addconn_command(host: Host, args: Args) -> int:
     """Run `ipsec addconn`; return 0, or 3 if the configuration can't be loaded.
 
@@ -23170,6 +23193,7 @@ def addconn_command(host: Host, args: Args) -> int:
     if not lists and not any(args.flag(name) for name in ("--checkconfig", "--configsetup", "--liststack")):
         raise Failure("ipsec addconn: nothing to do", USAGE,
                       "use an option such as --checkconfig; see ipsec addconn --help")
+
     config = own_reader(host, args, "addconn")
     if args.flag("--checkconfig"):
         return OK
@@ -23182,14 +23206,15 @@ def addconn_command(host: Host, args: Args) -> int:
 
 
 def print_lists(host: Host, lists: list[str], config: Config) -> None:
-    """Print the names of connections for some options of ADDCONN_LISTS, as libreswan's addconn prints them."""
+    """Print the names of connections for options of ADDCONN_LISTS, in the form of libreswan's addconn."""
     if "--listall" in lists:
         lists = ["--listall"]
     elif "--listroute" in lists:
         lists = [name for name in lists if name != "--liststart"]  # --listroute includes those of --liststart
     for name in lists:
-        names = [f"{conn.name} " for conn in config.conns() if conn.auto in ADDCONN_LISTS[name].split()]
-        host.print("".join(names), end="\n" if name in ("--listall", "--listignore") else "")
+        names = [f"{conn.name} " for conn in config.conns() if conn.auto in ADDCONN_LISTS[name]]
+        line_end = "\n" if name in ("--listall", "--listignore") else ""
+        host.print("".join(names), end=line_end)
 
 
 def print_setup(host: Host, args: Args, config: Config) -> None:
@@ -23197,56 +23222,65 @@ def print_setup(host: Host, args: Args, config: Config) -> None:
 
     --varprefix is put in front of all names except configfile and ctlsocket.
     """
-    export = "" if args.flag("--noexport") else "export"
     prefix = args.value("--varprefix")
     values = {f"{prefix}confreadstatus": "", "configfile": config.name,
               "ctlsocket": args.value("--ctlsocket", host.ctlsocket)}
     values.update({prefix + key: value for key, value in setup_values(host, config)})
+
+    export = "" if args.flag("--noexport") else "export"
     for key, value in values.items():
         # libreswan's addconn does not escape quotes, so that a shell may run a part of the value as a command
-        host.print(f"{export} {key.replace('-', '_')}='" + value.replace("'", "'\\''") + "'")
+        quoted = value.replace("'", "'\\''")
+        host.print(f"{export} {key.replace('-', '_')}='{quoted}'")
 
 
 def setup_values(host: Host, config: Config) -> Iterator[tuple[str, str]]:
-    """Yield the keywords and values of `config setup`, with the defaults that 4.3 to 5.2 have in common (confread.c).
+    """Yield the keywords and values of `config setup`, with the defaults that 4.3 to 5.2 have in common.
 
     Defaults that libreswan prints as internal numbers (times, ddos-mode, ikev1-policy) are left out.
     """
-    defaults = {"dumpdir": "/run/pluto", "ipsecdir": host.confddir, "nssdir": host.nssdir, "secretsfile": host.secrets,
-                "xfrmlifetime": "30", "nhelpers": "-1", "ddos-ike-threshold": "25000", "max-halfopen-ike": "50000",
-                "ocsp-cache-size": "1000", **dict.fromkeys(
-                    "audit-log dnssec-enable ike-socket-errqueue listen-udp logappend logip logtime uniqueids".split(),
-                    "yes"),
-                **dict.fromkeys("crl-strict drop-oppo-null listen-tcp ocsp-enable ocsp-strict".split(), "no")}
+    # these defaults are in confread.c of libreswan
+    defaults = {
+        "dumpdir": "/run/pluto", "ipsecdir": host.confddir, "nssdir": host.nssdir,
+        "secretsfile": host.secrets, "xfrmlifetime": "30", "nhelpers": "-1", "ocsp-cache-size": "1000",
+        "ddos-ike-threshold": "25000", "max-halfopen-ike": "50000",
+        "audit-log": "yes", "dnssec-enable": "yes", "ike-socket-errqueue": "yes", "listen-udp": "yes",
+        "logappend": "yes", "logip": "yes", "logtime": "yes", "uniqueids": "yes",
+        "crl-strict": "no", "drop-oppo-null": "no", "listen-tcp": "no", "ocsp-enable": "no",
+        "ocsp-strict": "no"}
     for key, kind in keywords(True).items():
         value = config.setup(key, defaults.get(key, ""))
-        if value and kind == "bool":
-            yield key, "yes" if is_yes(value) else "no"
-        elif value and kind != "obsolete":
-            yield key, value
-            if key == "logfile":
-                yield "plutostderrlog", value
+        if not value or kind == "obsolete":
+            continue
+        if kind == "bool":
+            value = "yes" if is_yes(value) else "no"
+        yield key, value
+        if key == "logfile":
+            yield "plutostderrlog", value
 
 
-@command("readwriteconf", summary="print ipsec.conf with also=, %default and includes resolved", fallback=True,
-         rescue=True, options=(Opt("--config", "FILE", "the configuration; - is standard input"),
-                  Opt("--conn", "CONN", "only this connection"),
-                  Opt("--nosetup", None, "do not print config setup"),
-                  Opt("--rootdir", "DIR", "read all files below DIR (as ipsec --root)"),
-                  Opt("--verbose --debug", None, "print more messages")),
-         details="If libreswan's readwriteconf is installed, this command runs it. Otherwise the built-in reader "
-                 "prints the configured values, without defaults.")
+@command(
+    "readwriteconf", fallback=True, rescue=True,
+    summary="print ipsec.conf with also=, %default and includes resolved",
+    options=(
+        Opt("--config", "FILE", "the configuration; - is standard input"),
+        Opt("--conn", "CONN", "only this connection"),
+        Opt("--nosetup", None, "do not print config setup"),
+        Opt("--rootdir", "DIR", "read all files below DIR (as ipsec --root)"),
+        Opt("--verbose --debug", None, "print more messages")),
+    details="If libreswan's readwriteconf is installed, this command runs it. Otherwise the built-in reader "
+            "prints the configured values, without defaults.")
 def readwriteconf_command(host: Host, args: Args) -> int:
     """Run `ipsec readwriteconf`; return 0, or 3 if the configuration can't be loaded."""
     if args.flag("--rootdir"):
         host = Host(host.env, root=args.value("--rootdir"), conf=host.conf)
     config = own_reader(host, args, "readwriteconf")
-    for line in config_lines(config, args.value("--conn"), not args.flag("--nosetup")):
+    for line in config_lines(config, args.value("--conn"), setup=not args.flag("--nosetup")):
         host.print(line)
     return OK
 
 
-def config_lines(config: Config, name: str = "", setup: bool = True) -> Iterator[str]:
+def config_lines(config: Config, name: str = "", *, setup: bool = True) -> Iterator[str]:
     """Yield the lines of an equivalent ipsec.conf without also=, %default and includes.
 
     `name` selects one connection; `setup`: also yield config setup.
@@ -23254,19 +23288,19 @@ def config_lines(config: Config, name: str = "", setup: bool = True) -> Iterator
     if setup:
         yield "config setup"
         for key in keywords(True):
-            if value := config.setup(key):
+            value = config.setup(key)
+            if value:
                 yield f"\t{key}={quoted_value(value)}"
         yield ""
     for conn in config.conns():
         if name in ("", conn.name):
-            # up to 4.15 a number is no name without quotes
-            yield f'conn "{conn.name}"' if is_integer(conn.name) else f"conn {quoted_value(conn.name)}"
+            heading = quoted_value(conn.name)
+            if is_integer(conn.name):
+                heading = f'"{conn.name}"'  # up to 4.15 a number is no name without quotes
+            yield f"conn {heading}"
             if conn.alsos:
                 yield f"\t#also = {' '.join(conn.alsos)}"
-            # the keywords of left, those of right, the others, and last those of other programs
-            keys = sorted(conn.settings, key=lambda key: (not key.startswith("left"), not key.startswith("right"),
-                                                          key.startswith(("x-", "x_"))))
-            for key in keys:
+            for key in sorted(conn.settings, key=keyword_order):
                 value = conn.settings[key].value
                 if not key.startswith(("x-", "x_")):
                     value = quoted_value(value)
@@ -23274,32 +23308,52 @@ def config_lines(config: Config, name: str = "", setup: bool = True) -> Iterator
 
 
 def known_to_all(key: str) -> str:
-    """Return a spelling of a connection's keyword that every release knows; the canonical one if there is none."""
+    """Return a spelling of a connection's keyword that every release knows.
+
+    If there is none, return the canonical spelling.
+    """
     words = vocabulary(False)
-    spellings = [key, *reversed([alias for alias in ALIASES if ALIASES[alias] == key])]
-    return next((word for word in spellings if word in words and words[word].releases == "*"), key)
+    aliases = [alias for alias in ALIASES if ALIASES[alias] == key]
+    for word in (key, *reversed(aliases)):
+        if word in words and words[word].releases == "*":
+            return word
+    return key
+
+
+def keyword_order(key: str) -> int:
+    """Return the sort key of a keyword: those of left, those of right, others, those of other programs."""
+    if key.startswith("left"):
+        return 0
+    if key.startswith("right"):
+        return 1
+    return 3 if key.startswith(("x-", "x_")) else 2
 
 
 def quoted_value(value: str) -> str:
-    """Return a value as it must be written in ipsec.conf: with quotes or braces if libreswan would misread it bare."""
+    """Return a value as it must be written in ipsec.conf: quoted or in braces if libreswan needs that."""
     if value and split_value(value) == (value, ""):
         return value
-    return f"{{{value}}}" if '"' in value else f'"{value}"'
+    if '"' in value:
+        return f"{{{value}}}"
+    return f'"{value}"'
 
 
-@command("_secretcensor secretcensor", "[FILE...]", summary="show ipsec.secrets without the secrets", hidden=True,
-         rescue=True)
+@command("_secretcensor secretcensor", "[FILE...]", hidden=True, rescue=True,
+         summary="show ipsec.secrets without the secrets")
 def secretcensor_command(host: Host, args: Args) -> int:
     """Run `ipsec _secretcensor`: print files (default standard input) as barf prints ipsec.secrets.
 
     Return 1 if a file can't be read.
     """
-    return filtered(host, args.operands, lambda chunks: (
-        f"{printable(line)}\n" for line in censor_secrets(split_lines(chunks))))
+    def censor(chunks: Iterable[bytes]) -> Iterator[str]:
+        for line in censor_secrets(split_lines(chunks)):
+            yield f"{printable(line)}\n"
+
+    return filtered(host, args.operands, censor)
 
 
-@command("_keycensor keycensor", "[FILE...]", summary="show a text without the keys and secrets in it", hidden=True,
-         rescue=True)
+@command("_keycensor keycensor", "[FILE...]", hidden=True, rescue=True,
+         summary="show a text without the keys and secrets in it")
 def keycensor_command(host: Host, args: Args) -> int:
     """Run `ipsec _keycensor`: print files (default standard input) as barf prints logs and ipsec.conf.
 
@@ -23309,16 +23363,18 @@ def keycensor_command(host: Host, args: Args) -> int:
     name = secrets_file(host, config)
     unread = []
     if host.exists(name):
-        unread = [problem for problem in secret_files(host, name)[1] if "can't read" in problem.text]
+        _, problems = secret_files(host, name)
+        unread = [problem for problem in problems if "can't read" in problem.text]
     for problem in unread:
-        host.warn(f"keycensor: {problem}; secrets of that file are masked only after a word such as PSK or password")
+        host.warn(f"keycensor: {problem}; secrets of that file are masked only after a word such as PSK or "
+                  "password")
     status = filtered(host, args.operands, redactor_of(host, config=config).stream)
     return ERROR if unread else status
 
 
 @command("redact", "[FILE...]", rescue=True, summary="mask secrets in any text, as barf does",
-         details="Print files (default standard input) with secrets masked, as barf shows a log. Lines of other "
-                 "programs in a system log, and hex dumps, are left out.")
+         details="Print files (default standard input) with secrets masked, as barf shows a log. Lines of "
+                 "other programs in a system log, and hex dumps, are left out.")
 def redact_command(host: Host, args: Args) -> int:
     """Run `ipsec redact`; return 0, or 1 if a file can't be read."""
     log = LogFilter()
@@ -23334,11 +23390,13 @@ def redact_command(host: Host, args: Args) -> int:
 
 
 def filtered(host: Host, names: Sequence[str], censor: Callable[[Iterable[bytes]], Iterable[str]]) -> int:
-    """Print files (default standard input) through the function `censor`; return 1 if a file can't be read."""
+    """Print files (default standard input) through the function `censor`; return 1 if a file can't be read.
+    """
     status = OK
     for name in names or ["-"]:
         try:
-            for text in censor(host.stdin() if name == "-" else host.chunks(name)):
+            chunks = host.stdin() if name == "-" else host.chunks(name)
+            for text in censor(chunks):
                 host.print(text, end="")
         except BrokenPipeError:
             raise
@@ -23350,34 +23408,37 @@ def filtered(host: Host, names: Sequence[str], censor: Callable[[Iterable[bytes]
 
 # --- reload -------------------------------------------------------------------------------------------------
 #
-# `ipsec reload` applies the changes in ipsec.conf to a running pluto.  To find out whether a connection has changed, it
-# loads the new definition into pluto as a copy under another name, compares pluto's status of both, and deletes the
-# copy.  A copy is only loaded, never routed or initiated.  Pluto's status does not show some keywords.  For these, a
-# file in the run directory keeps digests from one reload to the next, as long as the same pluto runs.
+# `ipsec reload` applies the changes in ipsec.conf to a running pluto.  To find out whether a connection has
+# changed, it loads the new definition into pluto as a copy under another name, compares pluto's status of
+# both, and deletes the copy.  A copy is only loaded, never routed or initiated.  Pluto's status does not show
+# some keywords.  For these, a file in the run directory keeps digests from one reload to the next, as long as
+# the same pluto runs.
 
 COPY_PREFIX = "ipsec.reload."  # the names of copies begin with it
 COPIES_AT_A_TIME = 50
 ADD_TIME = 10  # seconds that addconn may take for each connection; a slow and busy host needed 5
 # The fields of a status line that change while a connection is used
-STATE_FIELDS = ("newest ", "conn serial", "instance serial", "eroute owner", "routing", "owner", "negotiating ",
-                "established ")
+STATE_FIELDS = ("newest ", "conn serial", "instance serial", "eroute owner", "routing", "owner",
+                "negotiating ", "established ")
 CLIENT_FIELDS = ("my_ip", "dns", "domains")  # fields of a client, which the peer may set by mode config
 # Keywords that the status of 4.3, 4.10 or 5.2 does not show (found out by trying each keyword)
 UNSEEN_KEYWORDS = frozenset((
-    *(side + key for side in ("left", "right")
-      for key in "addresspool ckaid ecdsakey eddsakey interface-ip pubkey rsasigkey rsasigkey2 sendcert vti".split()),
-    *("accept-redirect-to cisco-split clientaddrfamily esn hostaddrfamily ignore-peer-dns ikepad modecfgbanner "
-      "nat-ikev1-method negotiationshunt nic-offload nm-configured ppk-ids redirect-to remote-peer-type reqid sendca "
-      "tcp-remoteport xauthby xauthfail".split())))
-ID_FIELDS = ("our idtype", "our id", "their idtype", "their id")  # with %fromcert, the peer's certificate sets them
+    "leftaddresspool leftckaid leftecdsakey lefteddsakey leftinterface-ip leftpubkey leftrsasigkey "
+    "leftrsasigkey2 leftsendcert leftvti rightaddresspool rightckaid rightecdsakey righteddsakey "
+    "rightinterface-ip rightpubkey rightrsasigkey rightrsasigkey2 rightsendcert rightvti "
+    "accept-redirect-to cisco-split clientaddrfamily esn hostaddrfamily ignore-peer-dns ikepad "
+    "modecfgbanner nat-ikev1-method negotiationshunt nic-offload nm-configured ppk-ids redirect-to "
+    "remote-peer-type reqid sendca tcp-remoteport xauthby xauthfail").split())
+# With %fromcert, the peer's certificate sets these fields
+ID_FIELDS = ("our idtype", "our id", "their idtype", "their id")
 
 
 class Loaded:
     """A connection that pluto has loaded, read from pluto's status.
 
-    With leftsubnets= or rightsubnets=, pluto splits a connection in parts such as `1x0`; otherwise it has one part with
-    an empty name.  `parts` has the fields of each part, in the order of the status.  `routed`: a policy or a tunnel
-    exists.  `is_up`: pluto keeps the connection up.
+    With leftsubnets= or rightsubnets=, pluto splits a connection in parts such as `1x0`; otherwise it has one
+    part with an empty name.  `parts` has the fields of each part, in the order of the status.  `routed`: a
+    policy or a tunnel exists.  `is_up`: pluto keeps the connection up.
     """
 
     def __init__(self) -> None:
@@ -23396,23 +23457,26 @@ class Loaded:
             self.is_up |= "UP" in words
             fields = ["policy: " + "+".join(word for word in words if word not in ("UP", "ROUTE"))]
         if " algorithm newest" not in text:
-            self.parts.setdefault(part, []).extend(
-                field for field in fields if not field.startswith(STATE_FIELDS))
+            lasting = [field for field in fields if not field.startswith(STATE_FIELDS)]
+            self.parts.setdefault(part, []).extend(lasting)
 
-    def definition(self, conn: Conn, in_use: bool) -> dict[str, list[str]]:
+    def definition(self, conn: Conn, *, in_use: bool) -> dict[str, list[str]]:
         """Return the fields of each part that come from ipsec.conf alone.
 
-        `in_use`: the connection has a policy or a tunnel, so that the peer may have set some of its other fields.
+        `in_use`: the connection has a policy or a tunnel, so the peer may have set some of its other fields.
         """
         skipped: tuple[str, ...] = ()
-        is_client = in_use and any(conn.flag(key) for key in ("leftmodecfgclient", "rightmodecfgclient"))
-        if is_client:
+        first = 0
+        if in_use and (conn.flag("leftmodecfgclient") or conn.flag("rightmodecfgclient")):
             skipped += CLIENT_FIELDS
-        if any(conn.get(key).lower() == "%fromcert" for key in ("leftid", "rightid")):
+            first = 1  # the first field has the networks; the peer sets those of a client
+        if "%fromcert" in (conn.get("leftid").lower(), conn.get("rightid").lower()):
             skipped += ID_FIELDS
-        first = 1 if is_client else 0  # field 0 has the networks; the peer sets those of a client
-        return {part: [field for field in fields[first:] if not field.startswith(skipped)]
-                for part, fields in self.parts.items()}
+
+        own_fields = {}
+        for part, fields in self.parts.items():
+            own_fields[part] = [field for field in fields[first:] if not field.startswith(skipped)]
+        return own_fields
 
 
 def loaded_connections(host: Host, timeout: float) -> dict[str, Loaded]:
@@ -23436,17 +23500,29 @@ def changed_fields(old: Mapping[str, Sequence[str]], new: Mapping[str, Sequence[
     """Return the differences between two definitions as text; empty if there are none."""
     if old.keys() != new.keys():
         return f"{len(old)} pairs of networks become {len(new)}"
-    pairs = {(before, after) for part in old for before, after in zip(old[part], new[part]) if before != after}
-    texts = sorted(f"{before} becomes {after}" for before, after in pairs)
+    texts = set()
+    for part in old:
+        for before, after in zip(old[part], new[part]):
+            if before != after:
+                texts.add(f"{before} becomes {after}")
     if not texts and any(len(old[part]) != len(new[part]) for part in old):
         return "its settings differ"
-    return "; ".join(texts[:3]) + ("; …" if len(texts) > 3 else "")
+    shown = sorted(texts)[:3]
+    if len(texts) > 3:
+        shown.append("…")
+    return "; ".join(shown)
+
+
+def unseen_keywords(conn: Conn) -> list[str]:
+    """Return the keywords of a connection that pluto's status does not show."""
+    return sorted(UNSEEN_KEYWORDS & conn.settings.keys())
 
 
 class Digests:
-    """Digests of the settings that pluto's status does not show, as they were at the last reload of the same pluto.
+    """Digests of the settings that pluto's status does not show, from the last reload of the same pluto.
 
-    They are read from a file in the run directory: a line `pluto PID START`, then `DIGEST NAME` for each connection.
+    They are read from a file in the run directory: a line `pluto PID START`, then `DIGEST NAME` for each
+    connection.
     """
 
     def __init__(self, host: Host) -> None:
@@ -23456,18 +23532,19 @@ class Digests:
         self.digests: dict[str, str] = {}
         pid = find_pluto(host)
         process = next((process for process in list_processes(host) if process.pid == pid), None)
-        if process:
-            self.owner, self.started = f"pluto {pid} {process.started:.0f}", process.started
-            lines = host.value(self.name).splitlines()
-            if lines[:1] == [self.owner]:
-                for line in lines[1:]:
-                    digest, _, name = line.partition(" ")
-                    self.digests[name] = digest
+        if not process:
+            return
+        self.owner, self.started = f"pluto {pid} {process.started:.0f}", process.started
+        lines = host.value(self.name).splitlines()
+        if lines and lines[0] == self.owner:
+            for line in lines[1:]:
+                digest, _, name = line.partition(" ")
+                self.digests[name] = digest
 
     def digest(self, conn: Conn) -> str:
         """Return the digest of a connection as it is now in ipsec.conf."""
         import hashlib
-        text = "\n".join(f"{key}={conn.get(key)}" for key in sorted(UNSEEN_KEYWORDS & conn.settings.keys()))
+        text = "\n".join(f"{key}={conn.get(key)}" for key in unseen_keywords(conn))
         return hashlib.sha256(encode(text)).hexdigest()
 
     def unknown_keywords(self, conn: Conn) -> list[str]:
@@ -23477,8 +23554,13 @@ class Digests:
         """
         if conn.name in self.digests:
             return []
-        return [key for key in sorted(UNSEEN_KEYWORDS & conn.settings.keys())
-                if not self.owner or self.host.stat(conn.settings[key].file).st_mtime > self.started]
+        if not self.owner:
+            return unseen_keywords(conn)
+        keys = []
+        for key in unseen_keywords(conn):
+            if self.host.stat(conn.settings[key].file).st_mtime > self.started:
+                keys.append(key)
+        return keys
 
     def changed(self, conn: Conn) -> bool:
         """Return whether the settings differ from those at the last reload; False if there is no digest."""
@@ -23494,9 +23576,10 @@ class Digests:
 class Step(Record):
     """One step of a reload.
 
-    `mark` is + (add), ~ (change), - (delete), ! (pluto refuses the definition) or ? (unknown whether it has changed).
-    `text` is the reason or an explanation.  `auto` is what to do with the connection after it is loaded.  `loads`: the
-    step loads the connection from ipsec.conf; a ~ step without it only starts or routes a connection.
+    `mark` is + (add), ~ (change), - (delete), ! (pluto refuses the definition) or ? (unknown whether it has
+    changed).  `text` is the reason or an explanation.  `auto` is what to do with the connection after it is
+    loaded.  `loads`: the step loads the connection from ipsec.conf; a ~ step without it only starts or routes
+    a connection.
     """
 
     mark: str
@@ -23520,8 +23603,8 @@ class Reload:
         self.timeout = parse_seconds(args.value("--timeout", "60"))
         self.prune = args.flag("--prune")
         self.refused: set[str] = set()  # connections in which addconn finds an error
-        self.addconn = next((path for name in ("addconn", "add")
-                             if host.executable(path := os.path.join(host.execdir, name))), "")
+        paths = [os.path.join(host.execdir, name) for name in ("addconn", "add")]
+        self.addconn = next(filter(host.executable, paths), "")
         if not self.addconn:
             raise Missing(f"ipsec reload: libreswan's addconn is not in {host.execdir}", NOT_FOUND,
                           libreswan_hint(host, "set IPSEC_EXECDIR"))
@@ -23531,17 +23614,17 @@ class Reload:
         """Read ipsec.conf.  Raises Failure if ipsec.conf or a file with secrets has an error."""
         check_config(self.host)
         self.config = Config(self.host)
-        problems = [problem for problem in secret_files(self.host, secrets_file(self.host, self.config))[1]
-                    if problem.fatal and self.host.exists(problem.file)]
-        if problems:
-            raise Failure(f"{problems[0]}; nothing was changed", ERROR,
-                          "ipsec rereadsecrets loads the entries that pluto can read")
+        _, problems = secret_files(self.host, secrets_file(self.host, self.config))
+        for problem in problems:
+            if problem.fatal and self.host.exists(problem.file):
+                raise Failure(f"{problem}; nothing was changed", ERROR,
+                              "ipsec rereadsecrets loads the entries that pluto can read")
 
     def whack(self, *words: str) -> Ran:
         """Run libreswan's whack, or the built-in one; return the status and the output."""
         if self.teller.compiled:
-            return self.host.run([self.teller.compiled, "--ctlsocket", self.host.ctlsocket, *words],
-                                 timeout=self.timeout)
+            argv = [self.teller.compiled, "--ctlsocket", self.host.ctlsocket, *words]
+            return self.host.run(argv, timeout=self.timeout)
         try:
             lines = list(pluto_lines(self.host, *words, timeout=self.timeout))
         except Failure as failure:
@@ -23558,33 +23641,38 @@ class Reload:
 
         A copy that pluto refuses is missing.
         """
-        sections = [f"conn {quoted_value(COPY_PREFIX + conn.name)}\n\talso={quoted_value(conn.name)}" for conn in conns]
-        return self.load_copies(f"include {self.host.conf}\n" + "\n".join(sections) + "\n",
-                                [conn.name for conn in conns])
+        lines = [f"include {self.host.conf}"]
+        for conn in conns:
+            lines += [f"conn {quoted_value(COPY_PREFIX + conn.name)}", f"\talso={quoted_value(conn.name)}"]
+        return self.load_copies(lines, [conn.name for conn in conns])
 
     def loads_without_pool(self, conn: Conn) -> bool:
         """Return whether pluto accepts a copy without the address pool of the connection.
 
         Pluto refuses a copy whose pool overlaps with the pool of the original but is not equal to it.
         """
-        settings = [f"\t{key}={quoted_value(setting.value)}" for key, setting in conn.settings.items()
-                    if not key.endswith("addresspool")]
-        lines = [f"conn {quoted_value(COPY_PREFIX + conn.name)}", *settings]
-        return len(settings) < len(conn.settings) and bool(self.load_copies("\n".join(lines) + "\n", [conn.name]))
+        lines = [f"conn {quoted_value(COPY_PREFIX + conn.name)}"]
+        has_pool = False
+        for key, setting in conn.settings.items():
+            if key.endswith("addresspool"):
+                has_pool = True
+            else:
+                lines.append(f"\t{key}={quoted_value(setting.value)}")
+        return has_pool and bool(self.load_copies(lines, [conn.name]))
 
-    def load_copies(self, text: str, originals: Sequence[str]) -> dict[str, Loaded]:
-        """Load the copies of connections from the text of an ipsec.conf, read their status, and delete them.
+    def load_copies(self, lines: Sequence[str], originals: Sequence[str]) -> dict[str, Loaded]:
+        """Load the copies of connections from the lines of an ipsec.conf, read their status, and delete them.
 
         Return them by the names of the originals.
         """
         names = [COPY_PREFIX + name for name in originals]
-        copy = self.host.memory_file(encode(text))
+        fd = self.host.memory_file(encode("\n".join(lines) + "\n"))
         try:
-            ran = self.load(f"/proc/self/fd/{copy}", names, copy)
+            ran = self.load(f"/proc/self/fd/{fd}", names, fd)
             self.refused.update(name for name in originals if addconn_refuses(ran, COPY_PREFIX + name))
             loaded = loaded_connections(self.host, self.timeout)
         finally:
-            os.close(copy)
+            os.close(fd)
             self.delete_copies(names)
         return {name.removeprefix(COPY_PREFIX): loaded[name] for name in names if name in loaded}
 
@@ -23601,13 +23689,20 @@ class Reload:
         self.delete_copies(copies)
         for name in copies:
             del loaded[name]
+
         conns = {conn.name: conn for conn in self.config.conns()}
-        steps = [Step("!", name, str(conn.broken)) if conn.broken
-                 else Step("+", name, f"auto={conn.auto}", conn.auto, loads=True) for name, conn in conns.items()
-                 if name not in loaded and conn.auto != "ignore"]
+        steps = []
+        for name, conn in conns.items():
+            if name in loaded or conn.auto == "ignore":
+                continue
+            if conn.broken:
+                steps.append(Step("!", name, str(conn.broken)))
+            else:
+                steps.append(Step("+", name, f"auto={conn.auto}", conn.auto, loads=True))
         in_both = [conn for name, conn in conns.items() if name in loaded]
         changed = self.compare_all(in_both, loaded)
         steps += changed
+
         others = [name for name in loaded if name not in conns]
         if self.prune:
             steps += [Step("-", name, f"not in {self.host.conf}") for name in others]
@@ -23639,14 +23734,19 @@ class Reload:
         if copy is None:
             return Step("!", conn.name, "pluto refuses the new definition, so the old one stays; "
                                         "the reason is in pluto's log")
-        difference = changed_fields(loaded.definition(conn, loaded.routed), copy.definition(conn, loaded.routed))
+
+        old = loaded.definition(conn, in_use=loaded.routed)
+        new = copy.definition(conn, in_use=loaded.routed)
+        difference = changed_fields(old, new)
         if not difference and self.digests.changed(conn):
             difference = "a setting that pluto's status does not show"
         if difference:
             return Step("~", conn.name, difference, conn.auto, loads=True)
-        if keys := self.digests.unknown_keywords(conn):
-            return Step("?", conn.name, f"pluto's status does not show {', '.join(keys)}; "
-                                        f"after a change there, use: ipsec replace {shell_words([conn.name])}")
+
+        keys = self.digests.unknown_keywords(conn)
+        if keys:
+            return Step("?", conn.name, f"pluto's status does not show {', '.join(keys)}; after a change "
+                                        f"there, use: ipsec replace {shell_words([conn.name])}")
         if conn.auto == "start" and not (loaded.is_up or loaded.routed):
             return Step("~", conn.name, "auto=start, and it is down", "start")
         if conn.auto == "ondemand" and not loaded.routed:
@@ -23655,32 +23755,46 @@ class Reload:
 
     def apply(self, step: Step) -> bool:
         """Do one step; return False, with the reason on stderr, if pluto refuses it."""
-        replaces = step.mark == "~" and step.loads
-        if step.mark == "-" or (replaces and leading_version(probe(self.host, self.timeout).version) < (5,)):
-            self.whack("--name", step.name, "--delete")  # from 5.0 on, addconn replaces a connection
+        must_delete = step.mark == "-"
+        if step.mark == "~" and step.loads:
+            # from 5.0 on, addconn replaces a connection
+            must_delete = leading_version(probe(self.host, self.timeout).version) < (5,)
+        if must_delete:
+            self.whack("--name", step.name, "--delete")
+
         ran = Ran(OK, b"", b"")
         if step.loads:
-            ran = self.load(self.host.conf, ["--", step.name] if step.name.startswith("-") else [step.name])
+            names = [step.name]
+            if step.name.startswith("-"):
+                names.insert(0, "--")
+            ran = self.load(self.host.conf, names)
             if addconn_refuses(ran, step.name):
                 ran = Ran(ran.status or ERROR, ran.out, ran.err)
-        if not ran.status and step.auto in ("start", "ondemand"):
-            words = ["--asynchronous", "--initiate"] if step.auto == "start" else ["--route"]
-            ran = self.whack("--name", step.name, *words)
+        if not ran.status and step.auto == "start":
+            ran = self.initiate(step.name)
+        elif not ran.status and step.auto == "ondemand":
+            ran = self.whack("--name", step.name, "--route")
+
         if ran.status:
             complain(self.host, ran.out + ran.err, 3)
             self.host.warn(f"{step.name}: status {ran.status}")
         return not ran.status
 
-    def interrupted(self, steps: Sequence[Step]) -> dict[str, dict[str, bool]]:
-        """Return the other tunnels that steps interrupt: by the name of the step, then by the name of the connection.
+    def initiate(self, name: str) -> Ran:
+        """Let pluto initiate a connection, without waiting for the result."""
+        return self.whack("--name", name, "--asynchronous", "--initiate")
 
-        The value is True if this host can initiate the connection again: it is not an instance.  In IKEv2, connections
-        to the same peer share an IKE SA.  That belongs to one of them, and ends together with all its tunnels when that
-        connection is replaced or deleted.
+    def interrupted(self, steps: Sequence[Step]) -> dict[str, dict[str, bool]]:
+        """Return the other tunnels that steps interrupt, by the name of the step and that of the connection.
+
+        The value is True if this host can initiate the connection again: it is not an instance.  In IKEv2,
+        connections to the same peer share an IKE SA.  The IKE SA belongs to one of them.  It ends, together
+        with all its tunnels, when that connection is replaced or deleted.
         """
         ending = {step.name for step in steps if step.mark == "-" or (step.mark == "~" and step.loads)}
         if not ending:
             return {}
+
         states = StatusReader().read(pluto_status(self.host, self.timeout))["states"]
         owners = {state["serial"]: split_part(state["connection"])[0] for state in states}
         tunnels: dict[str, dict[str, bool]] = {}
@@ -23691,7 +23805,7 @@ class Reload:
                 tunnels.setdefault(owner, {})[name] = not state["instance"]
         return tunnels
 
-    def run(self, dry: bool) -> int:
+    def run(self, *, dry: bool) -> int:
         """Reread secrets and certificates, and apply the plan while printing it; `dry`: only print the plan.
 
         Return 0, or 1 if pluto refuses a step.
@@ -23701,7 +23815,9 @@ class Reload:
             ran = self.whack("--rereadall")
             if ran.status:
                 complain(self.host, ran.out + ran.err, 3)
-                raise Failure("ipsec reload: pluto can't reread its secrets; nothing else was changed", ran.status)
+                raise Failure("ipsec reload: pluto can't reread its secrets; nothing else was changed",
+                              ran.status)
+
         steps, unchanged, others = self.plan()
         interrupted = self.interrupted(steps)
         refused = set()
@@ -23710,17 +23826,23 @@ class Reload:
             note = f"; interrupts {', '.join(tunnels)} on the same IKE SA" if tunnels else ""
             self.host.print(printable(f"{step.mark} {step.name}: {step.text}{note}"))
             self.host.flush()
-            if step.mark == "!" or (step.mark in "+~-" and not dry and not self.apply(step)):
+            is_refused = step.mark == "!"
+            if step.mark in "+~-" and not dry:
+                is_refused = not self.apply(step)
+            if is_refused:
                 refused.add(step.name)
-            if not dry:
-                for name in (name for name, can_initiate in tunnels.items() if can_initiate):
-                    self.whack("--name", name, "--asynchronous", "--initiate")
+            for name, can_initiate in tunnels.items():
+                if can_initiate and not dry:
+                    self.initiate(name)
         if not dry:
             self.digests.keep(conn for conn in self.config.conns() if conn.name not in refused)
+
         for name in others:
             self.host.print(printable(f"  {name}: not in {self.host.conf}; kept (--prune deletes it)"))
-        self.host.print(f"{step_counts(steps)}, {unchanged} unchanged, {len(others)} kept"
-                        f"{'; nothing was done (--dry-run)' if dry else ''}")
+        counts = f"{step_counts(steps)}, {unchanged} unchanged, {len(others)} kept"
+        if dry:
+            counts += "; nothing was done (--dry-run)"
+        self.host.print(counts)
         return ERROR if refused else OK
 
 
@@ -23735,20 +23857,23 @@ def step_counts(steps: Sequence[Step]) -> str:
     return ", ".join(counts)
 
 
-@command("reload", summary="apply ipsec.conf, secrets and certificates to the running pluto",
-         options=(CTLSOCKET_OPTION, Opt("--config", "FILE", "the configuration"), TIMEOUT_OPTION, NATIVE_OPTION,
-                  DRY_RUN_OPTION, Opt("--prune", None, "also delete connections that the configuration does not have")),
-         details="Add new connections, replace changed ones, and reread secrets and certificates. Unchanged tunnels "
-                 "are not touched. If the configuration or a secrets file has an error, nothing is changed.")
+@command(
+    "reload", summary="apply ipsec.conf, secrets and certificates to the running pluto",
+    options=(
+        CTLSOCKET_OPTION, Opt("--config", "FILE", "the configuration"), TIMEOUT_OPTION, NATIVE_OPTION,
+        DRY_RUN_OPTION, Opt("--prune", None, "also delete connections that the configuration does not have")),
+    details="Add new connections, replace changed ones, and reread secrets and certificates. Unchanged "
+            "tunnels are not touched. If the configuration or a secrets file has an error, nothing is "
+            "changed.")
 def reload_command(host: Host, args: Args) -> int:
-    """Run `ipsec reload`; return 0, 1 if pluto refuses a connection, or addconn's status for an invalid ipsec.conf.
+    """Run `ipsec reload`; return 0, or 1 if pluto refuses a connection.
 
-    Without a running pluto, the status is 33.
+    For an invalid ipsec.conf, the status is addconn's; without a running pluto, it is 33.
     """
     reload = Reload(host, args)
     await_pluto(host, reload.timeout)
     with host.lock(host.rundir):
-        return reload.run(args.flag("--dry-run"))
+        return reload.run(dry=args.flag("--dry-run"))
 
 
 # --- setup: the service -------------------------------------------------------------------------------------

@@ -41,7 +41,8 @@ def conn(**settings: str) -> ipsec.Conn:
 
 def difference(old: str, new: str, in_use: bool = True, **settings: str) -> str:
     section = conn(**settings)
-    return ipsec.changed_fields(loaded(old).definition(section, in_use), loaded(new).definition(section, in_use))
+    before, after = (loaded(text).definition(section, in_use=in_use) for text in (old, new))
+    return ipsec.changed_fields(before, after)
 
 
 def test_use_is_no_change() -> None:
@@ -77,7 +78,7 @@ def test_parts_of_leftsubnets_are_counted() -> None:
     for part in ("1x1", "2x1"):
         old.add(part, ": 10.1.0.0/16...; unrouted")
     new.add("1x1", ": 10.1.0.0/16...; unrouted")
-    text = ipsec.changed_fields(old.definition(section, False), new.definition(section, False))
+    text = ipsec.changed_fields(old.definition(section, in_use=False), new.definition(section, in_use=False))
     assert text == "2 pairs of networks become 1"
 
 
