@@ -13323,42 +13323,59 @@ def without_log_prefix(line: str) -> str:
 
 
 # The start of a message of addconn
-ADDCONN_START = (r'"/[^"]*" line \d|"[^"]*"(?:\[\d+\])?(?: [\d.:a-f]+)?(?: #\d+)?:|ERROR|WARNING|warning|FATAL|'
-                 r"(?:load|listen|forgett|add|open|initiat|terminat)ing |(?:unterminated|expected|no|ipsec|Kernel) ")
+ADDCONN_START = (
+    r'"/[^"]*" line \d|"[^"]*"(?:\[\d+\])?(?: [\d.:a-f]+)?(?: #\d+)?:'
+    r"|ERROR|WARNING|warning|FATAL"
+    r"|(?:load|listen|forgett|add|open|initiat|terminat)ing "
+    r"|(?:unterminated|expected|no|ipsec|Kernel) ")
+# A line with a piece of a message: the text before it, its kind, the offset of a piece of a command, the piece
+MESSAGE_PIECE = r"(.*?(?:^|: ))(addconn: |\| cmd\( *(\d+)\):)(.*)"
 
 
 def joined_pieces(lines: Iterable[str]) -> Iterator[str]:
-    """Yield the lines of a log, with the messages that pluto cuts in one piece, because it cuts them anywhere,
-    also within a secret.
+    """Yield the lines of a log, with the pieces of a message that pluto has cut in one line.
 
-    Pluto 5.x logs addconn's output as it arrives.  Pluto logs the command of an updown script in rows of 80
-    characters: `| cmd(  80):TEXT:`.
+    Pluto cuts a message anywhere, also within a secret.  Pluto 5.x logs addconn's output as it arrives, and
+    the command of an updown script in rows of 80 characters: `| cmd(  80):TEXT:`.
     """
     import re
-    message = re.compile(r"(.*?(?:^|: ))(addconn: |\| cmd\( *(\d+)\):)(.*)")
-    starts = re.compile(ADDCONN_START).match
-    whole = ""  # a line of one of these messages, with the pieces that followed
+    message_piece = re.compile(MESSAGE_PIECE)
+    starts_message = re.compile(ADDCONN_START).match
+    whole = ""  # a line with a piece of a message, and the pieces that followed
     for line in lines:
-        piece = message.fullmatch(line) if "addconn: " in line or "| cmd(" in line else None
-        before = message.fullmatch(whole) if piece and whole else None
-        if piece and before and piece[2][:4] == before[2][:4]:
-            if piece[3] and piece[3] != "0":
-                whole = whole.removesuffix(":") + piece[4]
-                continue
-            if not piece[3] and is_cut(before[4]) and ('ERROR "/'.startswith(before[4]) or not starts(piece[4])):
-                whole += piece[4]
-                continue
-        if whole:
-            yield whole
-        whole = line if piece else ""
+        piece = None
+        if "addconn: " in line or "| cmd(" in line:
+            piece = message_piece.fullmatch(line)
         if not piece:
+            if whole:
+                yield whole
+            whole = ""
             yield line
+            continue
+
+        offset, text = piece[3], piece[4]
+        before = message_piece.fullmatch(whole)
+        is_next = False
+        if before and before[2][:4] == piece[2][:4]:  # both of addconn, or both of a command
+            if offset:
+                is_next = offset != "0"
+            elif is_cut(before[4]):
+                # no message starts within `ERROR "/`
+                is_next = 'ERROR "/'.startswith(before[4]) or not starts_message(text)
+        if not is_next:
+            if whole:
+                yield whole
+            whole = line
+        elif offset:
+            whole = whole.removesuffix(":") + text
+        else:
+            whole += text
     if whole:
         yield whole
 
 
 def is_cut(text: str) -> bool:
-    """Return whether a message of addconn may lack its end: a quote is open, or it is about a secrets file."""
+    """Return whether a message of addconn may lack its end: a quote is open, or it names a secrets file."""
     text = text.removeprefix("ERROR ")
     return text.count('"') % 2 > 0 or text.startswith('"/') or "ERROR ".startswith(text)
 
@@ -13404,7 +13421,7 @@ class LogFilter:
         return program in LOGGED_PROGRAMS
 
     def without_bytes(self, line: str) -> str:
-        """Return the line, with `[redacted N bytes]` in place of the first dumped bytes and the text after them.
+        """Return the line, with `[redacted N bytes]` in place of dumped bytes and the text after them.
 
         A long hexadecimal number in a debug line is masked alone.
         """
@@ -15444,8 +15461,8 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
     ("key-missing", "no private key", "here",
      "the NSS database here has no private key for this host's certificate or public key, or can't sign "
      "with it",
-     "the private keys in the NSS database (ipsec import FILE.p12 adds a certificate with its private key), and "
-     "whether authby= is for their kind, RSA or ECDSA",
+     "the private keys in the NSS database (ipsec import FILE.p12 adds a certificate with its private key), "
+     "and whether authby= is for their kind, RSA or ECDSA",
      "ipsec showhostkey --list",
      ("unable to locate my private key", "no * private key for connection", "No * private key found",
       "Failed to find our RSA key", "Failed to find our ECDSA key", "DigSig: failed to find our",
