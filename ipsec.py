@@ -23674,7 +23674,7 @@ class Reload:
             if key.endswith("addresspool"):
                 has_pool = True
             else:
-                lines.append(f"\t{key}={quoted_value(setting.value)}")
+                lines.append(f"\t{known_to_all(key)}={quoted_value(setting.value)}")
         return has_pool and bool(self.load_copies(lines, [conn.name]))
 
     def load_copies(self, lines: Sequence[str], originals: Sequence[str]) -> dict[str, Loaded]:

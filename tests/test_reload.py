@@ -137,3 +137,18 @@ def test_a_connection_that_addconn_refuses_with_status_0_is_refused(monkeypatch:
     for name, who in (("a", "addconn finds an error"), ("b", "pluto refuses")):
         step = reload.compare(ipsec.Conn(ipsec.Section(name, "c", 1, [])), loaded(ADDED), None)
         assert step is not None and step.mark == "!" and step.text.startswith(who)
+
+
+def test_a_copy_without_its_pool_has_only_keywords_of_every_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libreswan up to 4.7 knows salifetime= and not ipsec-lifetime=, the name of the same setting in later releases."""
+    reload = object.__new__(ipsec.Reload)
+    copies: list[str] = []
+
+    def load_copies(lines: list[str], names: list[str]) -> dict[str, ipsec.Loaded]:
+        copies.extend(lines)
+        return {names[0]: loaded(ADDED)}
+
+    monkeypatch.setattr(reload, "load_copies", load_copies)
+    assert not reload.loads_without_pool(conn(ikev2="yes")) and not copies
+    assert reload.loads_without_pool(conn(**{"leftaddresspool": "10.9.0.0/24", "ipsec-lifetime": "1h", "mark": "1"}))
+    assert copies[1:] == ["\tsalifetime=1h", "\tmark=1"]
