@@ -16965,26 +16965,31 @@ def addconn_complaints(patient: Patient, lines: Sequence[str]) -> Iterator[Troub
     config = patient.config
     reported_places = {(problem.file, problem.line) for problem in config.problems}
     reported_keywords = {problem.key for problem in config.problems if problem.key}
-    count = 0
+    troubles = 0
     for conn, line in named_complaints(config, lines):
         words = complaint_words(line)
         keyword = keyword_in(words)
-        if count < 3 and keyword not in reported_keywords and named_place(config, words) not in reported_places:
-            count += 1
-            yield complaint_trouble(patient, conn, line, keyword)
+        if keyword in reported_keywords or named_place(config, words) in reported_places:
+            continue
+        yield complaint_trouble(patient, conn, line, keyword)
+        troubles += 1
+        if troubles == 3:
+            return
 
 
 def keyword_in(words: Iterable[str]) -> str:
-    """Return the first keyword of the configuration among the words, in its canonical spelling, or an empty string."""
+    """Return the first keyword of the configuration among the words, in its canonical spelling; empty if there
+    is none."""
     known = known_keywords()
     return next((canonical(word) for word in words if canonical(word) in known), "")
 
 
 def named_complaints(config: Config, lines: Sequence[str]) -> list[tuple[Conn | None, str]]:
-    """Return the different complaints among the lines of addconn, each with its connection, None if it is unknown.
+    """Return the different complaints among the lines of addconn, each with its connection, None if that is
+    unknown.
 
-    Up to 4.15, `while loading 'NAME': ` begins a block of complaints.  A block repeats the complaints of the block
-    before it and adds those about NAME.  The last block begins with `addconn, in config`; it adds none.
+    Up to 4.15, `while loading 'NAME': ` begins a block of complaints.  A block repeats the complaints of the
+    block before it and adds those about NAME.  The last block begins with `addconn, in config`; it adds none.
     """
     conns = {conn.name: conn for conn in reversed(config.conns())}
     complaints: dict[tuple[str, str], str] = {}  # by connection and sentence
@@ -16996,13 +17001,21 @@ def named_complaints(config: Config, lines: Sequence[str]) -> list[tuple[Conn | 
         if line.startswith(("while loading '", "addconn, in config ")):
             name, before, block = line[15:].partition("': ")[0], block, []
         block.append(sentence)
-        mentioned = next((other for other in conns if f"conn {other} " in line or f"conn '{other}'" in line), "")
         if sentence in before:
             before.remove(sentence)
-        elif (mentioned, sentence) not in complaints:
+            continue
+        mentions = (other for other in conns if f"conn {other} " in line or f"conn '{other}'" in line)
+        mentioned = next(mentions, "")
+        if (mentioned, sentence) not in complaints:
             complaints.setdefault((mentioned or name, sentence), line)
-    return [(conns.get(name) or next((conn for conn in config.conns() if is_about(conn, line)), None), line)
-            for (name, _), line in complaints.items()]
+
+    found: list[tuple[Conn | None, str]] = []
+    for (name, _), line in complaints.items():
+        conn = conns.get(name)
+        if conn is None:
+            conn = next((one for one in config.conns() if is_about(one, line)), None)
+        found.append((conn, line))
+    return found
 
 
 def is_about(conn: Conn, line: str) -> bool:
@@ -17017,22 +17030,25 @@ def is_about(conn: Conn, line: str) -> bool:
 
 def is_authby(value: str) -> bool:
     """Return whether libreswan knows all words of a value of authby=."""
+    known = ("secret", "rsasig", "rsa", "ecdsa", "eddsa", "null", "never", "eaponly")
     words = value.lower().replace(",", " ").split()
-    return all(word.partition("-")[0] in ("secret", "rsasig", "rsa", "ecdsa", "eddsa", "null", "never", "eaponly")
-               for word in words)
+    return all(word.partition("-")[0] in known for word in words)
 
 
 def complaint_trouble(patient: Patient, conn: Conn | None, line: str, keyword: str) -> Trouble:
-    """Return the trouble for a line of addconn about the connection.  `keyword` is the keyword that the line names."""
-    config, sentence = patient.config, addconn_sentence(patient.config, line)
-    file, number = named_place(config, complaint_words(line)) or (config.name, 0)
+    """Return the trouble for a line of addconn about the connection; `keyword` is the keyword that it names."""
+    sentence = addconn_sentence(patient.config, line)
+    file, number = named_place(patient.config, complaint_words(line)) or (patient.config.name, 0)
+    subject = "this"
+    level, verb = "WARN", "complains about"
     if conn:
         place = conn.settings.get(keyword) or conn
         file, number = place.file, place.line
-    # addconn loads some of the connections that it complains about; without a bad subnet, it loads the others
-    is_refused = conn is not None and ("bad subnet" in line or not patient.has_loaded(conn))
-    level, verb = ("FAIL", "refuses") if is_refused else ("WARN", "complains about")
-    subject = f"conn {conn.name}" if conn and conn.name not in complaint_words(sentence) else "this"
+        if conn.name not in complaint_words(sentence):
+            subject = f"conn {conn.name}"
+        # addconn loads some of the connections that it complains about, but none with a bad subnet
+        if "bad subnet" in line or not patient.has_loaded(conn):
+            level, verb = "FAIL", "refuses"
     problem = Problem(file, number, f"the installed addconn {verb} {subject}: {sentence}")
     return level, "REFUSED", f"{problem}; see ipsec addconn --checkconfig", edit_command(problem)
 
@@ -18125,22 +18141,31 @@ def loaded_troubles(patient: Patient, conn: Conn, entries: Sequence[dict[str, An
 
 
 def not_loaded_reason(patient: Patient, conn: Conn) -> str:
-    """Return why pluto has not loaded a connection: an error in the file, what addconn or pluto's log says."""
+    """Return why pluto has not loaded a connection: an error in the file, or a line of addconn or of pluto's
+    log."""
     if conn.broken:
         return str(conn.broken)
-    if missing := [f"{side}=" for side in ("left", "right") if not conn.get(side)]:
+    missing = [f"{side}=" for side in ("left", "right") if not conn.get(side)]
+    if missing:
         return f"it has no {' and no '.join(missing)}"
+
+    lines: list[str] = []  # the lines of addconn about the connection
+    if patient.host.live:
+        _, answer = patient.addconn_answer()
+        for other, line in named_complaints(patient.config, answer):
+            if other is conn or is_about(conn, line):
+                lines.append(line)
     try:
         log = read_pluto_log(patient.host, patient.config, patient.timeout).lines
     except (OSError, Missing):
         log = []
-    said = named_complaints(patient.config, patient.addconn_answer()[1]) if patient.host.live else []
-    lines = [line for other, line in said if other is conn or is_about(conn, line)]
-    # 5.x: pluto logs what its addconn says
-    lines += [line.text.partition("addconn: ")[2] for line in reversed(log)
-              if "addconn: " in line.text and is_about(conn, line.text)]
+    for entry in reversed(log):  # the pluto of 5.x logs what its addconn prints
+        _, said, line = entry.text.partition("addconn: ")
+        if said and is_about(conn, entry.text):
+            lines.append(line)
     if lines:
         return f"the installed addconn refuses it: {addconn_sentence(patient.config, lines[0])}"
+
     complaint = loading_complaint(log, conn.name)
     if complaint is None:
         return "pluto refused it, or nobody asked pluto to load it"
@@ -18154,11 +18179,18 @@ def refusal_sentence(conn: Conn, text: str) -> str:
     `text` is the line of pluto's log.  Algorithms, addresses and the names of certificates are shown.
     """
     text = text.partition("connection: ")[2] or text
-    harmless = " ".join(conn.get(key) for key in ("ike", "esp", "ah", "leftcert", "rightcert", "left", "right"))
+    keys = ("ike", "esp", "ah", "leftcert", "rightcert", "left", "right")
+    harmless = " ".join(map(conn.get, keys))
     words = mask_quoted(text, lambda quoted: bool(quoted) and quoted in harmless).split()
     values = {word.partition("=")[2] for word in words if "=" in word}
-    return " ".join(f"{word.partition('=')[0]}=" if "=" in word else "…" if word.strip(",") in values else word
-                    for word in words)
+    shown = []
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if not equals and word.strip(",") in values:
+            shown.append("…")
+        else:
+            shown.append(name + equals)
+    return " ".join(shown)
 
 
 def orientation_trouble(patient: Patient, conn: Conn) -> Trouble:
@@ -18195,8 +18227,10 @@ def changes(conn: Conn, here: str, loaded: Sequence[dict[str, Any]],
     there = "right" if here == "left" else "left"
     for side, end, whose in ((here, "local", "our"), (there, "remote", "their")):
         loaded_hosts = {canonical_net(entry[end]["host"]) for entry in entries}
-        loaded_nets = {canonical_net(net or entry[end]["host"]) for entry in entries
-                       for net in loaded_subnets(entry, end)}
+        loaded_nets: set[str | None] = set()
+        for entry in entries:
+            host = entry[end]["host"]
+            loaded_nets.update(canonical_net(net or host) for net in loaded_subnets(entry, end))
         loaded_ids = {comparable_id(entry["options"].get(f"{whose}_id", "%none"), names) for entry in entries}
         host = canonical_net(conn.get(side))
         nets = {canonical_net(net) for net in conn_nets(conn, side)}
@@ -18212,9 +18246,10 @@ def changes(conn: Conn, here: str, loaded: Sequence[dict[str, Any]],
 
 
 def loaded_subnets(entry: Mapping[str, Any], end: str) -> list[str | None]:
-    """Return the networks of an end, `local` or `remote`, in pluto's status: several for a list in leftsubnet=."""
+    """Return the networks of an end, `local` or `remote`, in pluto's status: several for a list in
+    leftsubnet=."""
     pairs = entry.get("selectors") or [(entry["local"]["subnet"], entry["remote"]["subnet"])]
-    return [pair[end == "remote"] for pair in pairs]
+    return [local if end == "local" else remote for local, remote in pairs]
 
 
 # Causes that are no trouble if the connection need not be up
@@ -18728,16 +18763,27 @@ def identity_troubles(conn: Conn, side: str, held: Held) -> Iterator[Trouble]:
     except ValueError:
         return  # validity_troubles() reports it
     what = f"the certificate {quote(held.nickname)}"
-    has_rsa, has_ecdsa = (any(way.startswith(name) for way in ways) for name in ("rsa", "ecdsa"))
-    if (kind == "ECDSA" and has_rsa) or (kind == "RSA" and has_ecdsa and not has_rsa):
-        yield ("WARN", "KEY TYPE", f"conn {conn.name}: {what} has an {kind} key, which needs "
-               f"authby={'ecdsa' if kind == 'ECDSA' else 'rsasig'}", edit_command(conn))
-    own = comparable_id(conn.get(f"{side}id"), {})
-    if (has_rsa or has_ecdsa) and own and not own.startswith("key "):
+    has_rsa = any(way.startswith("rsa") for way in ways)
+    has_ecdsa = any(way.startswith("ecdsa") for way in ways)
+    if not has_rsa and not has_ecdsa:
+        return
+    needed = ""
+    if kind == "ECDSA" and has_rsa:
+        needed = "authby=ecdsa"
+    elif kind == "RSA" and not has_rsa:
+        needed = "authby=rsasig"
+    if needed:
+        yield ("WARN", "KEY TYPE", f"conn {conn.name}: {what} has an {kind} key, which needs {needed}",
+               edit_command(conn))
+
+    text = conn.get(f"{side}id")
+    own = comparable_id(text, {})
+    if own and not own.startswith("key "):
         fitting = {comparable_id(name, {}) for name in names}
         if own not in fitting and f"name @*.{own.partition('.')[2]}" not in fitting:
-            yield ("WARN", "ID", f"conn {conn.name}: {side}id={conn.get(side + 'id')} is not in {what}, so a peer with "
-                   "libreswan refuses it", edit_command(conn.settings[f"{side}id"]))
+            yield ("WARN", "ID",
+                   f"conn {conn.name}: {side}id={text} is not in {what}, so a peer with libreswan refuses it",
+                   edit_command(conn.settings[f"{side}id"]))
 
 
 def validity_troubles(entry: Held, issuers: Mapping[str, list[tuple[Parsed, Certificate]]],
@@ -18883,11 +18929,14 @@ def check_psk(patient: Patient) -> Iterator[Trouble]:
 
 
 def second_keys(entries: Iterable[Psk]) -> Iterator[Trouble]:
-    """Yield the troubles of entries with the IDs of an earlier entry and another secret (lsw_find_secret_by_id())."""
+    """Yield the troubles of entries with the IDs of an earlier entry and another secret
+    (lsw_find_secret_by_id())."""
     first: dict[tuple[str, ...], Psk] = {}
     for entry in entries:
         ids = [one for one in entry.ids if one is not None]
-        used = first.setdefault(tuple(sorted(ids)), entry) if len(ids) == len(entry.ids) else entry
+        if len(ids) < len(entry.ids):
+            continue  # DNS decides what the entry fits
+        used = first.setdefault(tuple(sorted(ids)), entry)
         if used.key != entry.key:
             yield ("WARN", "NOT USED",
                    f"{entry.file}:{entry.line}: pluto does not use this PSK, because {used.file}:{used.line} "
