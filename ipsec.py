@@ -21425,13 +21425,15 @@ def why_command(host: Host, args: Args) -> int:
 # --- pluto: whack, auto, status and the commands of 5.x -----------------------------------------------------
 
 # For each operation on a connection: whether to load it first, and then whack's option
-OPERATIONS = {"up": (False, "--initiate"), "down": (False, "--terminate"), "route": (False, "--route"),
-              "unroute": (False, "--unroute"), "delete": (False, "--delete"), "add": (True, ""),
-              "replace": (True, ""), "start": (True, "--initiate"), "ondemand": (True, "--route")}
+OPERATIONS = {
+    "up": (False, "--initiate"), "down": (False, "--terminate"), "route": (False, "--route"),
+    "unroute": (False, "--unroute"), "delete": (False, "--delete"), "add": (True, ""),
+    "replace": (True, ""), "start": (True, "--initiate"), "ondemand": (True, "--route")}
 # Requests that older releases lack: the first release that has each, and the beginnings of the lines of the
 # full status that answer it in earlier releases
 SINCE: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
-    "--connectionstatus": ((5, 0), ('"',)), "--briefconnectionstatus": ((5, 0), ('"',)),
+    "--connectionstatus": ((5, 0), ('"',)),
+    "--briefconnectionstatus": ((5, 0), ('"',)),
     "--showstates": ((4, 0), ("#",)),
     "--briefstatus": ((3, 28), ("State Information", "IKE SAs", "IPsec SAs"))}
 # Requests for which --json also asks for trafficstatus, because they show rounded bytes
@@ -21439,10 +21441,11 @@ WITH_TRAFFIC = frozenset(("--status", "--showstates", "--connectionstatus"))
 
 
 def connection_names(host: Host) -> list[str]:
-    """Return the names and aliases of the connections in ipsec.conf, then the names of those that pluto has
-    loaded."""
-    conns = Config(host).conns() if host.conf != "-" else []  # `-` is standard input, which addconn reads
-    names = [name for conn in conns for name in (conn.name, *conn.get("connalias").split())]
+    """Return the names and aliases of the connections in ipsec.conf, then the names that pluto has loaded."""
+    names: list[str] = []
+    if host.conf != "-":  # standard input, which addconn reads
+        for conn in Config(host).conns():
+            names += [conn.name, *conn.get("connalias").split()]
     try:
         names += loaded_names(host, ANSWER_TIME)
     except (Failure, OSError):
@@ -21452,8 +21455,14 @@ def connection_names(host: Host) -> list[str]:
 
 def no_connection(host: Host, name: str, where: str = "") -> str:
     """Return the error message for an unknown connection; it suggests a similar name if there is one."""
+    message = f"no connection named {quote(name)}{where}"
     hint = suggest(name, connection_names(host))
-    return f"no connection named {quote(name)}{where}{f' ({hint})' if hint else ''}"
+    return f"{message} ({hint})" if hint else message
+
+
+def is_before_5(host: Host) -> bool:
+    """Return True if libreswan 3.x or 4.x is installed; False also if its release is unknown."""
+    return (host.libreswan_version() or "").startswith(("3.", "4."))
 
 
 # What pluto waits for, by words in its last line about a negotiation; the first match counts
@@ -21471,15 +21480,15 @@ UP_TICK = 1.0  # seconds without output before the progress line appears, and be
 class UpProgress:
     """The progress line of `up` on a terminal: what pluto waits for, and for how long.  A context manager.
 
-    A timer draws the line when pluto has sent nothing for a second.  It is erased before other output and at
-    the end.
+    A timer draws the line when pluto has sent nothing for a second.  The line is erased before other output
+    and at the end.
     """
 
     def __init__(self, host: Host, name: str) -> None:
         self.host = host
         self.name = name
-        self.is_possible = is_terminal(sys.stdout) and is_terminal(sys.stderr) and (
-            host.env.get("TERM", "dumb") != "dumb")
+        can_erase = host.env.get("TERM", "dumb") != "dumb"
+        self.is_possible = can_erase and is_terminal(sys.stdout) and is_terminal(sys.stderr)
         self._step = "pluto"
         self._is_repeated = False  # pluto has sent its request again
         self._is_prompt = False  # the user types a password
@@ -21509,10 +21518,19 @@ class UpProgress:
         self._erase()
         for line in decode(output).splitlines():
             self._is_prompt = "prompt for" in line
-            self._is_repeated = self._is_repeated or "retransmission" in line
-            step = next((step for words, step in UP_STEPS if any(word in line for word in words)), self._step)
+            if "retransmission" in line:
+                self._is_repeated = True
+            step = self._step_after(line)
             if step != self._step:
-                self._step, self._is_repeated = step, False
+                self._step = step
+                self._is_repeated = False
+
+    def _step_after(self, line: str) -> str:
+        """Return what pluto waits for after a line; most lines change nothing."""
+        for words, step in UP_STEPS:
+            if any(word in line for word in words):
+                return step
+        return self._step
 
     @staticmethod
     def _set_timer(seconds: float) -> None:
@@ -21522,9 +21540,10 @@ class UpProgress:
     def _draw(self) -> None:
         if self._is_prompt:
             return
-        repeated = "; the request is repeated" if self._is_repeated else ""
         seconds = int(time.monotonic() - self._since)
-        text = f"{self.name} ({seconds} s): waiting for {self._step}{repeated}"
+        text = f"{self.name} ({seconds} s): waiting for {self._step}"
+        if self._is_repeated:
+            text += "; the request is repeated"
         text = printable(text)[:self.host.columns - 1]
         if self.host.colour:
             text = f"\x1b[2m{text}\x1b[0m"
@@ -21555,15 +21574,18 @@ class Teller:
         self.args = args
         host.ctlsocket = args.value("--ctlsocket") or host.ctlsocket
         host.conf = args.value("--config") or host.conf
+        self.compiled = ""
         whack = os.path.join(host.execdir, "whack")
         is_native = args.flag("--native") or host.env.get("IPSEC_WHACK") == "native"
-        self.compiled = "" if is_native or not host.executable(whack) else whack
+        if host.executable(whack) and not is_native:
+            self.compiled = whack
 
     def _shows(self, program: str, words: Sequence[str]) -> bool:
         """Print the command line and return True if the user asked for --dry-run."""
-        if self.args.flag("--dry-run"):
-            self.host.print(shell_words(["ipsec", program, *words]))
-        return self.args.flag("--dry-run")
+        if not self.args.flag("--dry-run"):
+            return False
+        self.host.print(shell_words(["ipsec", program, *words]))
+        return True
 
     def whack(self, *words: str, timeout: float | None = None) -> int:
         """Run whack with the words; return its exit status.
@@ -21585,27 +21607,38 @@ class Teller:
         """Run libreswan's whack to terminate or delete a connection; return its exit status.
 
         Up to 4.15 whack prints nothing and exits 0 if the connection is unknown, and in some cases also if it
-        is known.  Then pluto is asked for it.  Raises Failure(UNKNOWN_NAME).
+        is known.  Then pluto is asked for it: before a delete, but after a terminate, and only if whack
+        printed nothing.  Raises Failure(UNKNOWN_NAME).
         """
         name = words[words.index("--name") + 1]
-        is_old = (self.host.libreswan_version() or "").startswith(("3.", "4."))
-        known = has_connection(self.host, name) if is_old and "--delete" in words else None
+        is_old = is_before_5(self.host)
+        is_known = None
+        if is_old and "--delete" in words:
+            is_known = has_connection(self.host, name)
         ran = self.host.run([self.compiled, *words], timeout=None)
+        self._pass_on(ran)
+
+        is_silent = not (ran.out or ran.err or ran.status)
+        if is_old and is_silent and "--terminate" in words:
+            is_known = has_connection(self.host, name)
+        if is_old and is_silent and is_known is False:
+            raise Failure(f"ipsec whack: {no_connection(self.host, name)}", UNKNOWN_NAME)
+        return self._with_suggestion(name, ran.status)
+
+    def _pass_on(self, ran: Ran) -> None:
+        """Print the output of a program, and then its errors."""
         self.host.print(ran.text, end="")
         self.host.flush()
         sys.stderr.write(decode(ran.err))
-        if is_old and not (ran.out or ran.err or ran.status):
-            known = has_connection(self.host, name) if "--terminate" in words else known
-            if known is False:
-                raise Failure(f"ipsec whack: {no_connection(self.host, name)}", UNKNOWN_NAME)
-        return self._with_suggestion(name, ran.status)
 
     def _with_suggestion(self, name: str, status: int) -> int:
-        """Return the status; if it means that the connection is unknown, suggest a similar name on standard
-        error."""
-        if status in (UNKNOWN_NAME, NOT_ROUTED):
-            names = connection_names(self.host)
-            if name not in names and (hint := suggest(name, names)):
+        """Return the status; if it stands for an unknown connection, suggest a similar name on stderr."""
+        if status not in (UNKNOWN_NAME, NOT_ROUTED):
+            return status
+        names = connection_names(self.host)
+        if name not in names:
+            hint = suggest(name, names)
+            if hint:
                 self.host.warn(hint)
         return status
 
@@ -21618,10 +21651,13 @@ class Teller:
         words = ("--ctlsocket", self.host.ctlsocket, *words)
         if self._shows("whack", words):
             return OK
-        limit = parse_seconds(self.args.value("--timeout")) if self.args.flag("--timeout") else None
+        limit = None
+        if self.args.flag("--timeout"):
+            limit = parse_seconds(self.args.value("--timeout"))
         wait: UpWait = load_part("UpWait")(limit)
         if self.host.conf == "-":  # addconn has read standard input to its end
             self.host.conf = DEFAULT_CONF
+
         try:
             with UpProgress(self.host, name) as progress:
                 status = self._negotiate(words, limit, wait, progress)
@@ -21631,16 +21667,16 @@ class Teller:
         except KeyboardInterrupt:
             self._take_down(name)
             raise
+
         if status == OK and wait.established and not wait.cause:
             return OK
         return self._explain_failure(name, status, wait)
 
     def _explain_failure(self, name: str, status: int | None, wait: UpWait) -> int:
-        """Print why a connection did not come up, and take it down if the user wants that; return the exit
-        status.
+        """Print why a connection did not come up, and take it down if the user wants that.
 
         Print nothing if it is up after all, or if it is of a kind that has no IPsec SA.  `status` is whack's,
-        None if it did not end in time.
+        None if it did not end in time.  Return the exit status.
         """
         doctor: Doctor = load_part("Doctor")(self.host, 10.0)
         doctor.whack_lines = wait.lines
@@ -21652,20 +21688,24 @@ class Teller:
         has_no_sa = diagnosis.state in ("waiting", "unknown") or (conn and is_shunt(conn))
         if status == OK and not wait.cause and has_no_sa:
             return OK
+
         self.host.flush()
         for line in load_part("diagnosis_lines")(diagnosis):
             sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
+
         gives_up = self.args.flag("--timeout") and not self.args.flag("--keep-trying")
-        if gives_up or self.args.flag("--once"):
-            if diagnosis.cause != "pluto-down" and diagnosis.state != "not loaded":
-                self._take_down(name)
+        is_loaded = diagnosis.cause != "pluto-down" and diagnosis.state != "not loaded"
+        if is_loaded and (gives_up or self.args.flag("--once")):
+            self._take_down(name)
         return status or ERROR
 
     def _negotiate(self, words: Sequence[str], limit: float | None, wait: UpWait,
                    progress: UpProgress) -> int | None:
-        """Run whack until it ends or `wait` stops it; return its exit status, None if it was stopped.  Raises
-        Failure."""
+        """Run whack until it ends or `wait` stops it; return its exit status, or None if it was stopped.
+
+        Raises Failure.
+        """
 
         def take(output: bytes) -> float | None:
             progress.take(output)
@@ -21682,16 +21722,20 @@ class Teller:
             return failure.status
 
     def _waits_to_retry(self, name: str) -> bool:
-        """Return True if a connection is down, after whack ended without output: pluto 4.x waits before its
-        next attempt."""
+        """Return True if a connection is down although whack printed nothing.
+
+        Then pluto 4.x waits before its next attempt.
+        """
         try:
             return self._state(name) == "down"
         except (Failure, OSError):
             return False
 
     def _state(self, name: str) -> str:
-        """Return the state of a connection, a word of Diagnosis.  Raises NoPluto, TimedOut,
-        PermissionError."""
+        """Return the state of a connection, a word of Diagnosis.
+
+        Raises NoPluto, TimedOut, PermissionError.
+        """
         doctor: Doctor = load_part("Doctor")(self.host, 5.0)
         entries = doctor.entries(name)
         return connection_state(entries) if entries else "not loaded"
@@ -21713,15 +21757,17 @@ class Teller:
     def load(self, *words: str) -> int:
         """Load connections with libreswan's addconn (5.4: add); return its exit status.  Raises Missing."""
         host = self.host
-        programs = [name for name in ("addconn", "add") if host.executable(os.path.join(host.execdir, name))]
-        program = programs[0] if programs else ""
-        if host.conf != "/etc/ipsec.conf":
-            words = ("--config", host.conf if host.conf == "-" else os.path.abspath(host.conf), *words)
+        program = self._addconn()
+        if host.conf == "-":
+            words = ("--config", "-", *words)
+        elif host.conf != "/etc/ipsec.conf":
+            words = ("--config", os.path.abspath(host.conf), *words)
         if self.args.flag("--verbose"):
             words = ("--verbose", *words)
         words = ("--ctlsocket", host.ctlsocket, *words)
         if self._shows(program or "addconn", words):
             return OK
+
         if not program and "--checkconfig" in words:
             own_reader(host, Args(), "checkconfig")
             return OK
@@ -21732,26 +21778,36 @@ class Teller:
         if words[-1] in ("--checkconfig", "--autoall"):
             check_answers(host)
             return host.call(argv)
-        ran = host.run(argv, timeout=None, stdin=0 if host.conf == "-" else None)
-        host.print(ran.text, end="")
-        host.flush()
-        sys.stderr.write(decode(ran.err))
+
+        stdin = 0 if host.conf == "-" else None
+        ran = host.run(argv, timeout=None, stdin=stdin)
+        self._pass_on(ran)
         return self._load_status(words[-1], ran)
 
+    def _addconn(self) -> str:
+        """Return the name of the program that loads connections; empty if there is none."""
+        for name in ("addconn", "add"):
+            if self.host.executable(os.path.join(self.host.execdir, name)):
+                return name
+        return ""
+
     def _load_status(self, name: str, ran: Ran) -> int:
-        """Return the exit status for addconn's result, and print the cause of a failure if addconn did not
-        print it.
+        """Return the exit status for addconn's result; print the cause of a failure that addconn omits.
 
         It is addconn's own status, but ERROR if addconn exits 0 for a connection that it can't load, and
         NO_PLUTO if pluto is not running.
         """
-        host, output = self.host, ran.text + decode(ran.err)
+        host = self.host
+        output = ran.text + decode(ran.err)
         if ran.status == UNKNOWN_NAME:
-            host.warn(f"add: {no_connection(host, name, f' in {host.conf}')}")
+            where = f" in {host.conf}"
+            host.warn(f"add: {no_connection(host, name, where)}")
         elif "connect(pluto_ctl) failed" in output or "Pluto is not running" in output:
             signs = signs_of_pluto(host)
-            reason = f"pluto can't be asked: {signs[0]}" if signs else f"pluto is not running ({start_hint(host)})"
-            host.warn(f"add: {reason}")
+            if signs:
+                host.warn(f"add: pluto can't be asked: {signs[0]}")
+            else:
+                host.warn(f"add: pluto is not running ({start_hint(host)})")
             return NO_PLUTO
         elif f"conn {name} did not load properly" in output:
             return ran.status or ERROR
@@ -21763,16 +21819,19 @@ class Teller:
 
     def operate(self, operation: str, name: str) -> int:
         """Do one of OPERATIONS with a connection; return the exit status of the first step that fails.
-        Raises Failure."""
+
+        Raises Failure.
+        """
         loads, action = OPERATIONS[operation]
         if not name:
             raise Failure(f"ipsec {operation}: the name of the connection is empty", USAGE)
         if loads:
-            if operation == "replace" and (self.host.libreswan_version() or "").startswith(("3.", "4.")):
+            if operation == "replace" and is_before_5(self.host):
                 self._forget(name)  # from 5.0 on, loading a connection replaces the loaded one
-            status = self.load(*(("--", name) if name.startswith("-") else (name,)))
+            status = self.load("--", name) if name.startswith("-") else self.load(name)
             if status or not action:
                 return status
+
         words = ["--name", name, action]
         is_asynchronous = self.args.value("--asynchronous", "no") != "no"
         if is_asynchronous:
@@ -21782,6 +21841,7 @@ class Teller:
                 words += ["--remote-host", self.args.value("--remote-host")]
             if not is_asynchronous:
                 return self.bring_up(name, words)
+
         if self.compiled and action in ("--route", "--unroute") and not self.args.flag("--dry-run"):
             status = self.host.call([self.compiled, "--ctlsocket", self.host.ctlsocket, *words])
             return self._with_suggestion(name, status)
@@ -21796,10 +21856,9 @@ class Teller:
                 raise
 
     def ask(self, *words: str) -> int:
-        """Print pluto's reply to a request that needs no peer, as text or, with --json, as data; return the
-        exit status.
+        """Print pluto's reply to a request that needs no peer, as text or, with --json, as data.
 
-        A request that pluto's release lacks is answered from its full status.
+        A request that pluto's release lacks is answered from its full status.  Return the exit status.
         """
         timeout = parse_seconds(self.args.value("--timeout", "60"))
         since, beginnings = SINCE.get(words[-1], ((), ()))
@@ -21808,12 +21867,16 @@ class Teller:
             pluto = probe(self.host, timeout)
             if leading_version(pluto.version) < since:
                 lines = self._status_lines(words, beginnings, timeout)
+
         if self.args.flag("--json"):
-            exact = exact_traffic(self.host, timeout) if words[-1] in WITH_TRAFFIC else {}
+            exact: Mapping[int, dict[str, Any]] = {}
+            if words[-1] in WITH_TRAFFIC:
+                exact = exact_traffic(self.host, timeout)
             if lines is None:
                 lines = pluto_lines(self.host, *words, timeout=timeout)
             self._print_json(lines, exact)
             return OK
+
         if lines is None:
             return self.whack(*words, timeout=timeout)
         for line in lines:
@@ -21841,13 +21904,14 @@ class Teller:
 
     def _status_lines(self, words: Sequence[str], beginnings: tuple[str, ...],
                       timeout: float) -> Iterator[str]:
-        """Yield the lines of the full status that answer the request `words`, perhaps for one connection
-        only."""
+        """Yield the lines of the full status that answer the request `words`."""
         name = words[1] if words[0] == "--name" else ""
+        is_brief = words[-1] == "--briefconnectionstatus"
         for line in pluto_status(self.host, timeout):
-            is_detail = '":   ' in line
-            if not line.startswith(beginnings) or (is_detail and words[-1] == "--briefconnectionstatus"):
+            if not line.startswith(beginnings):
                 continue
+            if is_brief and '":   ' in line:
+                continue  # a detail line
             if not name or line[1:].startswith((f'{name}"', f"{name}/")):
                 yield line
 
@@ -21863,6 +21927,7 @@ def whack_command(host: Host, args: Args) -> int:
     if dry_run:
         words = words[1:]
     compiled = Teller(host, Args()).compiled
+
     metavars = whack_metavars()
     given = set()
     rest = iter(words)
@@ -21871,6 +21936,7 @@ def whack_command(host: Host, args: Args) -> int:
         given.add(name)
         if metavars.get(name[2:]) and not equals:
             next(rest, "")  # the value of the option, even if it looks like an option
+
     if "--ctlsocket" not in given:
         words = ["--ctlsocket", host.ctlsocket, *words]
     if dry_run:
@@ -21962,14 +22028,12 @@ operation_command("ondemand", "load a connection and install its trap policy, as
 
 
 def pluto_start(host: Host, args: Args) -> int:
-    """Run `ipsec start CONN...`: load the connections and bring them up; return the status of the first that
-    fails."""
+    """Run `ipsec start CONN...`: load the connections and bring them up, as operate_all()."""
     return operate_all(Teller(host, args), "start", args.operands)
 
 
 def operate_all(teller: Teller, operation: str, names: Sequence[str]) -> int:
-    """Do an operation with the connections in turn, and stop at the first that fails; return its exit status,
-    or OK."""
+    """Do an operation with connections, up to the first one that fails; return its exit status, or OK."""
     for name in names:
         status = teller.operate(operation, name)
         if status:
@@ -21979,7 +22043,8 @@ def operate_all(teller: Teller, operation: str, names: Sequence[str]) -> int:
 
 @command("add", "[CONN...]", summary="load connections into pluto",
          options=(*CONNECTION_OPTIONS,
-                  Opt("--auto", "KEYWORD", "add, route or start: also act as auto=KEYWORD does when pluto starts"),
+                  Opt("--auto", "KEYWORD",
+                      "add, route or start: also act as auto=KEYWORD does when pluto starts"),
                   Opt("--autoall", None, "load all connections that have auto="),
                   Opt("--checkconfig", None, "only check the configuration")))
 def add_command(host: Host, args: Args) -> int:
@@ -21988,6 +22053,7 @@ def add_command(host: Host, args: Args) -> int:
     for word in ("--checkconfig", "--autoall"):
         if args.flag(word):
             return teller.load(word)
+
     operations = {"": "add", "add": "add", "keep": "add", "route": "ondemand", "ondemand": "ondemand",
                   "start": "start", "up": "start"}
     operation = operations.get(args.value("--auto"))
@@ -22005,8 +22071,8 @@ def checkconfig_command(host: Host, args: Args) -> int:
 
 
 @command("redirect", "[CONN]", summary="redirect the peers of a connection, or all peers, to another gateway",
-         options=(CTLSOCKET_OPTION, Opt("--redirect-to", "ADDRESS,…", "the other gateway"), NATIVE_OPTION,
-                  DRY_RUN_OPTION))
+         options=(CTLSOCKET_OPTION, Opt("--redirect-to", "ADDRESS,…", "the other gateway"),
+                  NATIVE_OPTION, DRY_RUN_OPTION))
 def redirect_command(host: Host, args: Args) -> int:
     """Run `ipsec redirect`; return whack's exit status."""
     if not args.flag("--redirect-to"):
@@ -22015,17 +22081,18 @@ def redirect_command(host: Host, args: Args) -> int:
     return Teller(host, args).whack(*name, "--redirect-to", args.value("--redirect-to"))
 
 
-AUTO_REQUESTS = {name: request for name, request in REQUESTS.items() if name in ("ready", "status")
-                 or name.startswith(("reread", "list", "check", "fetch", "purge"))}
+AUTO_REQUESTS = {
+    name: request for name, request in REQUESTS.items()
+    if name in ("ready", "status") or name.startswith(("reread", "list", "check", "fetch", "purge"))}
+AUTO_OPERATIONS = (*OPERATIONS, *AUTO_REQUESTS)
 AUTO_OPTIONS = (*CONNECTION_OPTIONS, *UP_OPTIONS, UTC_OPTION, Opt("--show", None, "ignored"),
                 Opt("--version", None, "print the version of libreswan"),
                 Opt("--rereadcrls --rereadcacerts --rotatecert", None, "obsolete"),
-                *(Opt(f"--{name}", None, f"same as ipsec {name}") for name in (*OPERATIONS, *AUTO_REQUESTS)))
+                *(Opt(f"--{name}", None, f"same as ipsec {name}") for name in AUTO_OPERATIONS))
 
 
 def check_auto(operations: Sequence[str], names: Sequence[str]) -> None:
-    """Check that `ipsec auto` has one operation, and one connection if the operation needs it.  Raises
-    Failure."""
+    """Raise Failure unless `ipsec auto` has one operation, and the connection that the operation needs."""
     if not operations:
         raise Failure("ipsec auto: no operation is given", USAGE,
                       "usage: ipsec auto [--asynchronous] --up|--down|--add|… CONN, or ipsec auto "
@@ -22033,6 +22100,7 @@ def check_auto(operations: Sequence[str], names: Sequence[str]) -> None:
     if len(operations) > 1:
         raise Failure(f"ipsec auto: give only one of --{', --'.join(operations)}", USAGE,
                       "see ipsec auto --help")
+
     operation = operations[0]
     usage = f"usage: ipsec auto --{operation}"
     if operation not in OPERATIONS:
@@ -22050,21 +22118,22 @@ def auto_command(host: Host, args: Args) -> int:
     if args.flag("--version"):
         host.print(f"ipsec auto {host.libreswan_version() or '(none)'}")
         return OK
-    known = (*OPERATIONS, *AUTO_REQUESTS)
-    given = [name for name in known if args.flag(f"--{name}")]
+
+    given = [name for name in AUTO_OPERATIONS if args.flag(f"--{name}")]
     names = args.operands
     if args.flag("--rereadcrls") or names == ["rereadcrls"]:
         raise Failure("ipsec auto: --rereadcrls has been obsoleted - please see: ipsec crls")
-    if not given and names and names[-1] in known:
+    if not given and names and names[-1] in AUTO_OPERATIONS:
         host.warn("auto: warning: obsolete command syntax used")
         given, names = [names[-1]], names[:-1]
     check_auto(given, names)
+
     operation, = given
     teller = Teller(host, args)
     if operation in OPERATIONS:
         return teller.operate(operation, names[0])
     words = ["--utc"] if args.flag("--utc") else []
-    if operation == "purgeocsp" and (host.libreswan_version() or "").startswith(("3.", "4.")):
+    if operation == "purgeocsp" and is_before_5(host):
         words.append("--listall")  # the auto of 3.x and 4.x lists everything first
     return teller.ask(*words, AUTO_REQUESTS[operation])
 
