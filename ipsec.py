@@ -12382,7 +12382,8 @@ def named_service(host: Host, name: str, action: str) -> Service:
     """Return the service of the init system that the user named.  Raises Failure."""
     known = {manager.name: manager for manager in MANAGERS}
     if name not in known:
-        raise Failure(f"Unknown init system {quote(name)}", NO_INIT_SYSTEM, f"one of {', '.join(known)}, none")
+        raise Failure(f"Unknown init system {quote(name)}", NO_INIT_SYSTEM,
+                      f"one of {', '.join(known)}, none")
     service = service_of(host, known[name])
     if not service:
         raise without_service(known[name], action)
@@ -12490,8 +12491,9 @@ def check_action(host: Host, service: Service, action: str) -> None:
     if service.masked and action in ("start", "restart"):
         raise Failure(f"{service.name}.service is masked", ERROR, f"systemctl unmask {service.name}.service")
     if host.conf != DEFAULT_CONF or host.rundir not in DEFAULT_RUNDIRS:
-        raise Failure(f"{service.manager.name} starts pluto with a configuration and a run directory of its own",
-                      USAGE, f"with other ones: ipsec --config … --rundir … setup {action} --init none")
+        name = service.manager.name
+        raise Failure(f"{name} starts pluto with a configuration and a run directory of its own", USAGE,
+                      f"with other ones: ipsec --config … --rundir … setup {action} --init none")
     if action == "restart" or (service.manager.up and action == "start"):
         check_config(host)  # with an invalid one, a restart would end pluto and not start it again
 
@@ -12518,8 +12520,8 @@ def clean_up_after(host: Host, manager: Manager, *, was_running: bool) -> None:
     """Clean up after a stop by the init system.  Raises Failure if pluto still runs."""
     with host.lock(host.rundir):
         if not wait_until(lambda: not find_pluto(host), STOP_TIMES[1][1]):
-            raise Failure(f"pluto (pid {find_pluto(host)}) still runs: {manager.name} did not start it", ERROR,
-                          "ipsec setup stop --init none ends it")
+            raise Failure(f"pluto (pid {find_pluto(host)}) still runs: {manager.name} did not start it",
+                          ERROR, "ipsec setup stop --init none ends it")
         finish_stop(host, ended=was_running)
 
 
@@ -12578,7 +12580,7 @@ class Command:
     installed.  A `rescue` command only reads, so it may be used on a mounted disk (--root).
     """
 
-    def __init__(self, function: Callable[[Host, Args], int], names: str, operands: str, summary: str,
+    def __init__(self, function: Callable[[Host, Args], int], names: str, *, operands: str, summary: str,
                  options: Sequence[Opt] | None, details: str, examples: str, hidden: bool, fallback: bool,
                  rescue: bool) -> None:
         self.function = function
@@ -12595,8 +12597,12 @@ class Command:
     @property
     def usage(self) -> str:
         """The synopsis, in one line."""
-        shown = " [OPTION...]" if self.options else ""
-        return f"ipsec {self.name}{shown}{' ' + self.operands if self.operands else ''}"
+        words = ["ipsec", self.name]
+        if self.options:
+            words.append("[OPTION...]")
+        if self.operands:
+            words.append(self.operands)
+        return " ".join(words)
 
     def parse(self, words: Sequence[str], others: Sequence[Opt] = ()) -> Args:
         """Parse the words after the command, which may include options from `others`.  Raises Failure(USAGE).
@@ -12608,15 +12614,17 @@ class Command:
         if self.options is None:
             args.operands = list(words)
             return args
-        args.operands = parse_options((*self.options, *others), words, args, f"ipsec {self.name}")
+
+        whose = f"ipsec {self.name}"
+        args.operands = parse_options((*self.options, *others), words, args, whose)
         wanted = self.operands.split()
         least = sum(not word.startswith("[") for word in wanted)
-        if len(args.operands) < least:
-            raise Failure(f"ipsec {self.name}: {wanted[len(args.operands)]} is missing", USAGE,
-                          f"usage: {self.usage}")
-        if len(args.operands) > len(wanted) and "..." not in self.operands:
+        given = len(args.operands)
+        if given < least:
+            raise Failure(f"{whose}: {wanted[given]} is missing", USAGE, f"usage: {self.usage}")
+        if given > len(wanted) and "..." not in self.operands:
             unexpected = quote(args.operands[len(wanted)])
-            raise Failure(f"ipsec {self.name}: unexpected argument {unexpected}", USAGE, f"usage: {self.usage}")
+            raise Failure(f"{whose}: unexpected argument {unexpected}", USAGE, f"usage: {self.usage}")
         return args
 
 
@@ -12632,8 +12640,8 @@ def command(names: str, operands: str = "", *, summary: str, options: Sequence[O
     """
 
     def register(function: Callable[[Host, Args], int]) -> Callable[[Host, Args], int]:
-        entry = Command(function, names, operands, summary, options, details, examples, hidden, fallback,
-                        rescue)
+        entry = Command(function, names, operands=operands, summary=summary, options=options,
+                        details=details, examples=examples, hidden=hidden, fallback=fallback, rescue=rescue)
         for name in names.split():
             COMMANDS[name] = entry
         return function
@@ -12641,16 +12649,24 @@ def command(names: str, operands: str = "", *, summary: str, options: Sequence[O
     return register
 
 
+def options_by_name(options: Iterable[Opt]) -> dict[str, Opt]:
+    """Return the options by each of their spellings."""
+    found: dict[str, Opt] = {}
+    for option in options:
+        found.update(dict.fromkeys(option.names.split(), option))
+    return found
+
+
 def parse_options(options: Sequence[Opt], words: Sequence[str], args: Args, whose: str, *,
                   permute: bool = True) -> list[str]:
-    """Parse words: put the options into `args`, and return the operands.  `whose` is the command, for
-    messages.
+    """Parse words: put the options into `args`, and return the operands.  Raises Failure(USAGE).
 
-    The words are read as getopt_long(3) does, but without abbreviations: `--name value`, `--name=value`, `-d
-    value`; `--` ends the options.  The word after an option that takes a value is the value, also if it
-    begins with a dash.  Without `permute`, the first operand ends the options.  Raises Failure(USAGE).
+    `whose` is the command, for messages.  The words are read as getopt_long(3) does, but without
+    abbreviations: `--name value`, `--name=value`, `-d value`; `--` ends the options.  The word after an
+    option that takes a value is the value, also if it begins with a dash.  Without `permute`, the first
+    operand ends the options.
     """
-    known = {name: option for option in options for name in option.names.split()}
+    known = options_by_name(options)
     operands: list[str] = []
     remaining = iter(words)
     for word in remaining:
@@ -12661,11 +12677,14 @@ def parse_options(options: Sequence[Opt], words: Sequence[str], args: Args, whos
                 return [word, *remaining]
             operands.append(word)
             continue
-        name, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
+
+        name, equals, value = word.partition("=")
+        if not word.startswith("--"):
+            name, equals, value = word, "", ""
         option = known.get(name)
         if option is None:
-            raise Failure(f"{whose}: unknown option {quote(name)}", USAGE,
-                          suggest(name, known) or f"see {whose} --help")
+            hint = suggest(name, known) or f"see {whose} --help"
+            raise Failure(f"{whose}: unknown option {quote(name)}", USAGE, hint)
         if option.metavar is None and equals:
             raise Failure(f"{whose}: {name} takes no value", USAGE)
         if option.metavar is not None and not option.metavar.startswith("[") and not equals:
@@ -12673,6 +12692,7 @@ def parse_options(options: Sequence[Opt], words: Sequence[str], args: Args, whos
             if following is None:
                 raise Failure(f"{whose}: {name} needs a value: {option.metavar}", USAGE)
             value = following
+
         if option.many:
             args.options.setdefault(option.key, []).append(value)
         else:
@@ -12683,13 +12703,16 @@ def parse_options(options: Sequence[Opt], words: Sequence[str], args: Args, whos
 def shell_words(words: Sequence[str]) -> str:
     """Join the words into one command line, quoted for the shell; control characters are shown escaped."""
     safe = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./-_")
-    return " ".join(word if word and safe.issuperset(word) else
-                    "'" + printable(word).replace("'", "'\"'\"'") + "'" for word in words)
+    shown = []
+    for word in words:
+        if not word or not safe.issuperset(word):
+            word = "'" + printable(word).replace("'", "'\"'\"'") + "'"
+        shown.append(word)
+    return " ".join(shown)
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """Return `did you mean X?` with the known word that is closest to a misspelt one; empty if none is
-    close."""
+    """Return `did you mean X?` with the known word that is closest to a misspelt one, or an empty string."""
     try:
         import difflib
     except ImportError:  # python3-minimal
@@ -12735,11 +12758,14 @@ def count_leading(words: Sequence[str]) -> int:
 
     The count is one too high if the value of the last option is missing.
     """
-    known = {name: option for option in (*GLOBAL_OPTIONS, *SHARED_OPTIONS) for name in option.names.split()}
+    known = options_by_name((*GLOBAL_OPTIONS, *SHARED_OPTIONS))
     count = 0
-    while count < len(words) and words[count].partition("=")[0] in known:
-        metavar = known[words[count].partition("=")[0]].metavar
-        is_alone = metavar is None or metavar.startswith("[") or "=" in words[count]
+    while count < len(words):
+        name, equals, _ = words[count].partition("=")
+        if name not in known:
+            break
+        metavar = known[name].metavar
+        is_alone = metavar is None or metavar.startswith("[") or equals
         count += 1 if is_alone else 2
     return count
 
@@ -12756,8 +12782,7 @@ WINDOW = 32768  # bytes of a dictionary that zlib uses
 
 
 def load_rest(name: str = "") -> None:
-    """Register the command `name`; without a name, all commands.  A plain file has all registered from the
-    start.
+    """Register the command `name`; without a name, all commands.  A plain file has them from the start.
 
     The archive starts with sections 1, 2, 10 and 12.  This function runs the blocks that the command needs; a
     block is a section of the file or a part of one.  `:NAME` loads the blocks of a global name (see
@@ -12769,6 +12794,7 @@ def load_rest(name: str = "") -> None:
     global loaded_blocks
     if not BLOCKS:
         return
+
     import gc
     from marshal import loads
     from zlib import decompress, decompressobj
@@ -12778,6 +12804,7 @@ def load_rest(name: str = "") -> None:
     needed = index.get(name, 0) if name else -1
     source = b""
     common: list[list[bytes]] = []
+
     for number, block in enumerate(blocks):
         bit = 1 << number
         if not needed & bit or loaded_blocks & bit:
@@ -12807,42 +12834,40 @@ def load_part(name: str) -> Any:
 
 
 def read_packed(name: str) -> bytes:
-    """Return a file of the archive, or of the checkout if the program runs as a plain file.  Raises
-    OSError."""
+    """Return a file of the archive or, if the program is a plain file, of the checkout.  Raises OSError."""
     loader: Any = globals()["__loader__"]
-    data: bytes = loader.get_data(os.path.join(os.path.dirname(os.path.abspath(__file__)), name))
+    directory = os.path.dirname(os.path.abspath(__file__))
+    data: bytes = loader.get_data(os.path.join(directory, name))
     return data
 
 
 def find_command(name: str) -> Command | None:
-    """Return the built-in command of a name, which may have two leading dashes as in 5.x; None if there is
-    none."""
-    bare = name[2:] if name.startswith("--") else name
+    """Return the built-in command of a name, or None.  The name may have two leading dashes, as in 5.x."""
+    bare = name.removeprefix("--")
     if name not in COMMANDS and bare not in COMMANDS:
         load_rest(bare)
     return COMMANDS.get(name) or COMMANDS.get(bare)
 
 
 def program_of(host: Host, name: str) -> str | None:
-    """Return the path of a program in the exec directory, or None.  A `name` that is a path is refused
-    (ipsec(8))."""
+    """Return the path of a program in the exec directory, or None.  `name` must not be a path (ipsec(8))."""
     if not name or "/" in name or name in (".", ".."):
         return None
     path = os.path.join(host.execdir, name)
     return path if host.executable(path) else None
 
 
-# Self-tests that Debian's package of 4.10 installs in the exec directory; some of them run even if called
-# with --help
-SELF_TESTS = ("algparse", "asn1check", "cavp", "dncheck", "enumcheck", "getpeercon_server", "hunkcheck", "ipcheck",
-              "jambufcheck", "keyidcheck", "timecheck", "vendoridcheck")
+# Self-tests in the exec directory of Debian's 4.10; some of them run even if called with --help
+SELF_TESTS = ("algparse", "asn1check", "cavp", "dncheck", "enumcheck", "getpeercon_server", "hunkcheck",
+              "ipcheck", "jambufcheck", "keyidcheck", "timecheck", "vendoridcheck")
 
 
 def is_mentioned(name: str) -> bool:
     """Return whether libreswan's own `ipsec --help` would list this file of the exec directory: it is not
     `ipsec` itself, nor an internal (`_...`), backup or self-test file."""
-    return not (name == "ipsec" or name.startswith("_") or name.endswith((".old", ".orig", "~"))
-                or name in SELF_TESTS)
+    if name == "ipsec" or name in SELF_TESTS:
+        return False
+    return not name.startswith("_") and not name.endswith((".old", ".orig", "~"))
 
 
 def command_names(host: Host) -> list[str]:
@@ -12850,8 +12875,9 @@ def command_names(host: Host) -> list[str]:
     load_rest()
     names = {entry.name for entry in COMMANDS.values() if not entry.hidden}
     try:
-        names.update(name for name in host.listdir(host.execdir) if is_mentioned(name)
-                     and host.executable(os.path.join(host.execdir, name)))
+        for name in host.listdir(host.execdir):
+            if is_mentioned(name) and host.executable(os.path.join(host.execdir, name)):
+                names.add(name)
     except OSError:
         pass  # libreswan is not installed: only the built-in commands exist
     return sorted(names)
@@ -12866,8 +12892,9 @@ def option_help(option: Opt) -> str:
     elif value:
         value = f" {value}"
     head = "  " + ", ".join(option.names.split()) + value
-    body = textwrap.wrap(option.help + (" (may be repeated)" if option.many else ""), 54)
-    lines = [" " * 26 + line for line in body]
+
+    text = f"{option.help} (may be repeated)" if option.many else option.help
+    lines = [" " * 26 + line for line in textwrap.wrap(text, 54)]
     if len(head) > 24:
         lines.insert(0, head)
     else:
@@ -12878,7 +12905,8 @@ def option_help(option: Opt) -> str:
 def describe(entry: Command) -> str:
     """Return the text of `ipsec help COMMAND`, in 80 columns."""
     import textwrap
-    parts = [f"Usage: {entry.usage}", textwrap.fill(entry.summary[:1].upper() + entry.summary[1:] + ".", 79)]
+    summary = f"{entry.summary[:1].upper()}{entry.summary[1:]}."
+    parts = [f"Usage: {entry.usage}", textwrap.fill(summary, 79)]
     if entry.aliases:
         parts[-1] += f"\nAlso written: {', '.join(entry.aliases)}"
     parts += [textwrap.fill(paragraph, 79) for paragraph in entry.details.split("\n\n") if paragraph]
@@ -12889,28 +12917,30 @@ def describe(entry: Command) -> str:
     return "\n\n".join(parts)
 
 
-# Commands that are programs in some releases of libreswan, 3.29 to 5.4: why this command lacks them, and a
-# hint
+# Commands that are programs in some releases of libreswan, 3.29 to 5.4: why they are not here, and a hint
 NOT_HERE = {
     **dict.fromkeys(("eroute", "klipsdebug", "pf_key", "spi", "spigrp", "tncfg"),
                     ("is a command of KLIPS, a kernel stack that libreswan 4.0 and later does not have",
                      "ipsec look shows the states and policies of Linux's own stack")),
-    "portexcludes": ("is a script that libreswan's packages don't include", "write conns with type=passthrough"),
+    "portexcludes": ("is a script that libreswan's packages don't include",
+                     "write conns with type=passthrough"),
     "pluto": ("is a program of libreswan that is not installed here", "apt-get install libreswan"),
     "unbound": ("is a script of libreswan that is not installed here",
                 "unbound-control set_option ipsecmod-enabled: yes"),
     "letsencrypt": ("is a script of libreswan 4.0 and later that is not installed here", "ipsec import FILE"),
-    "showroute": ("is a program of libreswan 4.10 and later that is not installed here", "ipsec show ADDRESS"),
-    "eddsasigkey": ("is a program of libreswan 5.4 that is not installed here", "ipsec newhostkey makes other keys"),
+    "showroute": ("is a program of libreswan 4.10 and later that is not installed here",
+                  "ipsec show ADDRESS"),
+    "eddsasigkey": ("is a program of libreswan 5.4 that is not installed here",
+                    "ipsec newhostkey makes other keys"),
     "rereadcrls": ("is obsolete: pluto fetches revocation lists into the NSS database", "ipsec fetchcrls"),
-    "rereadcacerts": ("is obsolete: CAs are in the NSS database", "ipsec import FILE, then ipsec rereadcerts"),
+    "rereadcacerts": ("is obsolete: CAs are in the NSS database",
+                      "ipsec import FILE, then ipsec rereadcerts"),
     **dict.fromkeys(SELF_TESTS, ("is a self-test of libreswan that is not installed here", "")),
 }
 SEE_ALSO = "See <https://libreswan.org/> for more general info."
 
 
-# Words that people may try for a command, some from other programs.  The error message names the command; it
-# is not run.
+# Words that people may try for a command, some from other programs.  The error message names the command.
 SYNONYMS = {
     **dict.fromkeys("report dump debug log logs info collect sosreport".split(), "barf"),
     **dict.fromkeys("check doctor test troubleshoot".split(), "verify"),
@@ -12922,8 +12952,9 @@ SYNONYMS = {
     **dict.fromkeys("mask censor sanitize anonymize".split(), "redact"),
 }
 # Commands that change something, see unknown_command()
-CHANGING = frozenset("up down start stop restart add delete replace route unroute ondemand import initnss reload "
-                     "redirect newhostkey initiate terminate unlisten purgeocsp setup checknss stopnflog".split())
+CHANGING = frozenset("""
+    up down start stop restart add delete replace route unroute ondemand import initnss reload redirect
+    newhostkey initiate terminate unlisten purgeocsp setup checknss stopnflog""".split())
 
 
 def unknown_command(host: Host, name: str) -> Failure:
@@ -12938,30 +12969,35 @@ def unknown_command(host: Host, name: str) -> Failure:
                        "a path is never run; see ipsec --help")
     known = command_names(host)
     if name in NOT_HERE:
-        return Failure(f"ipsec {name}: {NOT_HERE[name][0]}", ERROR, NOT_HERE[name][1])
+        reason, hint = NOT_HERE[name]
+        return Failure(f"ipsec {name}: {reason}", ERROR, hint)
+
     if name in SYNONYMS:
-        return Failure(f"ipsec: unknown IPsec command {quote(name)}", ERROR, f"use: ipsec {SYNONYMS[name]}")
-    offered = [word for word in known if word not in CHANGING or is_slip(name, word)]
-    return Failure(f"ipsec: unknown IPsec command {quote(name)}", ERROR,
-                   suggest(name, offered) or '"ipsec --help" for list')
+        hint = f"use: ipsec {SYNONYMS[name]}"
+    else:
+        offered = [word for word in known if word not in CHANGING or is_slip(name, word)]
+        hint = suggest(name, offered) or '"ipsec --help" for list'
+    return Failure(f"ipsec: unknown IPsec command {quote(name)}", ERROR, hint)
 
 
 def is_slip(word: str, meant: str) -> bool:
-    """Return whether two words differ only in one letter (changed, added or left out) or in the order of two
-    letters."""
+    """Return whether two words differ in one letter (changed, added, left out) or in the order of two."""
     if abs(len(word) - len(meant)) > 1:
         return False
     same = len(os.path.commonprefix((word, meant)))
     rest, other = word[same:], meant[same:]
-    return (rest[1:] == other[1:] or rest == other[1:] or rest[1:] == other
-            or (rest[:2] == other[:2][::-1] and rest[2:] == other[2:]))
+    is_changed = rest[1:] == other[1:]
+    is_shorter_or_longer = other[1:] == rest or rest[1:] == other
+    is_swapped = rest[:2] == other[:2][::-1] and rest[2:] == other[2:]
+    return is_changed or is_shorter_or_longer or is_swapped
 
 
 def version_line(host: Host) -> str:
-    """Return the line of `ipsec --version`.  Open vSwitch and NetworkManager parse its start (ipsec(8),
-    --version)."""
+    """Return the line of `ipsec --version`, whose start Open vSwitch and NetworkManager parse (ipsec(8))."""
     version = host.libreswan_version() or "(none)"
-    kernel = f"{host.kernel_release()} netkey" if host.has_xfrm() else "(no kernel code presently loaded)"
+    kernel = "(no kernel code presently loaded)"
+    if host.has_xfrm():
+        kernel = f"{host.kernel_release()} netkey"
     return f"Libreswan {version} (U{version}/K{kernel})"
 
 
@@ -24016,7 +24052,8 @@ def reload_command(host: Host, args: Args) -> int:
 SETUP_OPTIONS = (
     Opt("--init", "NAME",
         "use this init system instead of the detected one: "
-        f"{', '.join(manager.name for manager in MANAGERS)}; with none, pluto is started and stopped directly"),
+        f"{', '.join(manager.name for manager in MANAGERS)}; "
+        "with none, pluto is started and stopped directly"),
     DRY_RUN_OPTION,
 )
 START_OPTIONS = (
@@ -24505,10 +24542,10 @@ def certificate_text(certificate: Mapping[str, Any]) -> str:
 
 
 @command("checknflog nflog", summary="copy IPsec traffic to the NFLOG groups that the configuration asks for",
-         details="Makes the firewall rules for nflog-all= and for nflog= of connections, replaces rules of another "
-         "group, and removes rules that are no longer wanted. It uses iptables and ip6tables, or nf_tables on a "
-         "host without them. If rules can't be made, it prints a complaint on standard error and exits with "
-         "status 0: the service runs this command before pluto, and pluto must start.",
+         details="Makes the firewall rules for nflog-all= and for nflog= of connections, replaces rules of "
+         "another group, and removes rules that are no longer wanted. It uses iptables and ip6tables, or "
+         "nf_tables on a host without them. If rules can't be made, it prints a complaint on standard error "
+         "and exits with status 0: the service runs this command before pluto, and pluto must start.",
          options=(Opt("--strict", None, "exit with status 1 if some rules can't be made"),))
 def checknflog_command(host: Host, args: Args) -> int:
     """Run `ipsec checknflog`; return OK, or with --strict ERROR if some rules are not made."""
@@ -24524,9 +24561,10 @@ def stopnflog_command(host: Host, args: Args) -> int:
     return OK
 
 
-@command("sniff", "[ARG...]", options=None, summary="watch IPsec traffic in clear: tcpdump on the NFLOG groups",
-         details="The arguments are tcpdump's. The groups are those of nflog-all= and nflog=; `ipsec checknflog` "
-         "makes the rules that copy packets to them.")
+@command("sniff", "[ARG...]", options=None,
+         summary="watch IPsec traffic in clear: tcpdump on the NFLOG groups",
+         details="The arguments are tcpdump's. The groups are those of nflog-all= and nflog=; `ipsec "
+         "checknflog` makes the rules that copy packets to them.")
 def sniff_command(host: Host, args: Args) -> int:
     """Run `ipsec sniff [ARG...]`: replace this process by tcpdump.  Raises Failure."""
     if args.operands in (["--help"], ["-h"]):
@@ -24535,6 +24573,7 @@ def sniff_command(host: Host, args: Args) -> int:
     config = Config(host)
     if not config.files:
         config.check()
+
     group_of_all, conns = nflog_groups(config)
     groups = dict.fromkeys([group_of_all, *(group for _, group in conns)])
     wanted = ",".join(str(group) for group in groups if group)
@@ -24546,8 +24585,10 @@ def sniff_command(host: Host, args: Args) -> int:
 
 @command("_updown _updown.xfrm _updown.netkey", "[custom]", hidden=True,
          summary="what pluto runs when a connection comes up or goes down",
-         options=(Opt("--route", "yes|no", "yes: always route to the peer's network; no: only if it is needed"),
-                  Opt("--iproute", "ARGS", "further words for the route, as in ip-route(8): `table 100 onlink`")))
+         options=(Opt("--route", "yes|no",
+                      "yes: always route to the peer's network; no: only if it is needed"),
+                  Opt("--iproute", "ARGS",
+                      "further words for the route, as in ip-route(8): `table 100 onlink`")))
 def updown_command(host: Host, args: Args) -> int:
     """Run `ipsec _updown`; return the status of the last step.
 
@@ -24555,7 +24596,8 @@ def updown_command(host: Host, args: Args) -> int:
     """
     stack = host.env.get("PLUTO_STACK", "")
     if stack.lower() not in ("", "xfrm", "netkey"):
-        raise Failure(f"_updown: no support for the IPsec stack {quote(stack)}", 3, "only Linux's XFRM is supported")
+        raise Failure(f"_updown: no support for the IPsec stack {quote(stack)}", 3,
+                      "only Linux's XFRM is supported")
     updown = Updown(host, Routing(host), args.value("--route"), args.value("--iproute"))
     return updown.run(host.env.get("PLUTO_VERB", ""))
 
@@ -24564,8 +24606,10 @@ def updown_command(host: Host, args: Args) -> int:
 
 # The macros of mdoc(7) within text that the pages use.  The value is a prefix for each argument of the macro,
 # or the characters around its arguments.
-MDOC_INLINE = {"Ar": "", "Cm": "", "Dv": "", "Ev": "", "Fl": "-", "Ic": "", "Li": "", "Nm": "", "No": "", "Pa": "",
-               "Va": "", "Xr": "", "Ql": "\"", "Op": "[]", "Pq": "()", "Ns": "", "Oo": "", "Oc": ""}
+MDOC_INLINE = {
+    "Ar": "", "Cm": "", "Dv": "", "Ev": "", "Fl": "-", "Ic": "", "Li": "", "Nm": "", "No": "", "Pa": "",
+    "Va": "", "Xr": "", "Ql": "\"", "Op": "[]", "Pq": "()", "Ns": "", "Oo": "", "Oc": "",
+}
 MDOC_CLOSING = (".", ",", ":", ";", ")", "]", "?", "!")
 MANUAL_WIDTH = 78
 
@@ -24582,7 +24626,8 @@ class MdocLine:
 
     def __init__(self, line: str, name: str) -> None:
         import re
-        self.words = [unescaped(quoted or bare) for quoted, bare in re.findall(r'"([^"]*)"|([^\s"]+)', line)]
+        words = re.findall(r'"([^"]*)"|([^\s"]+)', line)
+        self.words = [unescaped(quoted or bare) for quoted, bare in words]
         self.name = name
         self.pieces: list[str] = []
         self.is_glued = True  # the next word follows without a blank
@@ -24674,14 +24719,18 @@ class MdocPage:
         self.lists: list[str] = []  # the arguments of each open list
         self.is_term = False  # the paragraph is the term of a list item
         self.is_literal = False
-        self.macros = {"Dt": self._title, "Sh": self._heading, "Ss": self._subheading, "Pp": self._break,
-                       "Nd": self._description, "Bl": self._begin_list, "It": self._item, "El": self._end_list,
-                       "Bd": self._begin_literal, "Ed": self._end_literal, "Dl": self._literal_line}
+        self.macros = {
+            "Dt": self._title, "Sh": self._heading, "Ss": self._subheading, "Nd": self._description,
+            "Pp": self._break, "Bl": self._begin_list, "It": self._item, "El": self._end_list,
+            "Bd": self._begin_literal, "Ed": self._end_literal, "Dl": self._literal_line,
+        }
 
     def text(self, page: str) -> str:
         """Return the text of the page."""
         for line in page.splitlines():
-            macro, _, rest = line[1:].partition(" ") if line.startswith(".") else ("", "", line)
+            macro, rest = "", line
+            if line.startswith("."):
+                macro, _, rest = line[1:].partition(" ")
             if self.is_literal and macro != "Ed":
                 self.lines.append(f"{'':16}{unescaped(line)}".rstrip())
             elif not macro:
@@ -24690,13 +24739,16 @@ class MdocPage:
                 self.macros[macro](rest)
             elif macro in MDOC_INLINE:
                 self._inline(macro, rest)
+
         self._end_paragraph()
         return "\n".join(self.lines).rstrip() + "\n"
 
     def _end_paragraph(self) -> None:
         import textwrap
         if self.words:
-            indent = 8 * len(self.lists) + (0 if self.is_term else 8)
+            indent = 8 * len(self.lists)
+            if not self.is_term:
+                indent += 8
             hang = 8 if self.section == "SYNOPSIS" else 0
             self.lines += textwrap.wrap(
                 " ".join(self.words), MANUAL_WIDTH, initial_indent=" " * indent,
@@ -24788,13 +24840,17 @@ def manual_page(name: str) -> bytes:
 
 
 def page_of(name: str, entry: Command | None) -> bytes:
-    """Return the manual page of a command: its own, or the first one that has the command in its synopsis.
-    Raises OSError."""
+    """Return the manual page of a command.  Raises OSError.
+
+    It is the command's own page, or the first one that has the command in its synopsis.
+    """
     load_rest()  # the search needs all commands
-    names = {name, *([entry.name, *entry.aliases] if entry else [])}
+    names = {name}
     owners = [each.name for each in COMMANDS.values()]
     if entry:
+        names.update((entry.name, *entry.aliases))
         owners.insert(0, entry.name)
+
     for owner in dict.fromkeys(owners):
         try:
             page = manual_page(f"ipsec_{owner}.8")
@@ -24807,31 +24863,41 @@ def page_of(name: str, entry: Command | None) -> bytes:
 
 
 @command("man", "[COMMAND]", rescue=True, summary="show the manual page of ipsec or of one of its commands",
-         details="The pages are part of this program. On a terminal, man or mandoc shows them if one is installed; "
-                 "otherwise they are printed as plain text.")
+         details="The pages are part of this program. On a terminal, man or mandoc shows them if one is "
+         "installed; otherwise they are printed as plain text.")
 def man_command(host: Host, args: Args) -> int:
     """`ipsec man [COMMAND]`: return 0, or 1 if the command does not exist."""
     name = args.operands[0] if args.operands else ""
     entry = find_command(name) if name else None
     if name not in ("", "ipsec") and entry is None and not program_of(host, name):
         raise unknown_command(host, name)
+
     try:
         page = manual_page("ipsec.8") if name in ("", "ipsec") else page_of(name, entry)
     except OSError:
         if entry is None:
-            raise Failure(f"ipsec man: {name} is a program of libreswan, which has its own manual page", ERROR,
-                          f"man ipsec_{name}") from None
+            raise Failure(f"ipsec man: {name} is a program of libreswan, which has its own manual page",
+                          ERROR, f"man ipsec_{name}") from None
         host.print(f"{describe(entry)}\n\nThis command has no manual page of its own; see also ipsec man.")
         return OK
     show_page(host, page)
     return OK
 
 
+def find_viewer(host: Host) -> str:
+    """Return the path of man or mandoc; empty if there is none, or only that of busybox or toybox."""
+    for path in map(host.which, ("man", "mandoc")):
+        if path and os.path.basename(host.realpath(path)) not in ("busybox", "toybox"):
+            return path
+    return ""
+
+
 def show_page(host: Host, page: bytes) -> None:
-    """Show a manual page with man or mandoc, which replaces this process, or print it as text.  Raises
-    Failure."""
-    viewer = next((path for path in map(host.which, ("man", "mandoc"))
-                   if path and os.path.basename(host.realpath(path)) not in ("busybox", "toybox")), None)
+    """Show a manual page with man or mandoc, which replaces this process, or print it as text.
+
+    Raises Failure.
+    """
+    viewer = find_viewer(host)
     if viewer and is_terminal(sys.stdout):
         try:
             os.dup2(host.memory_file(page), 0)
@@ -24839,7 +24905,8 @@ def show_page(host: Host, page: bytes) -> None:
             pass  # print the page as text
         else:
             os.lseek(0, 0, os.SEEK_SET)
-            host.exec(viewer, ["-l", "-"] if viewer.endswith("/man") else ["-a"], env=host.env)
+            words = ["-l", "-"] if viewer.endswith("/man") else ["-a"]
+            host.exec(viewer, words, env=host.env)
     host.print(manual_text(decode(page)), end="")
 
 
@@ -24878,8 +24945,7 @@ complete -c ipsec.pyz -f -a '(__ipsec_words)'
 
 
 def completions(host: Host, words: Sequence[str]) -> list[str]:
-    """Return the words that can stand in place of the last of `words`, which follow `ipsec` on a command
-    line.
+    """Return the words that can stand in place of the last of `words`, which follow `ipsec`.
 
     The result is empty where a file name is expected, and if nothing is known.
     """
@@ -24891,15 +24957,16 @@ def completions(host: Host, words: Sequence[str]) -> list[str]:
         entry = find_command(before[count])
         return words_of_command(host, entry, before[count + 1:], current) if entry else []
     if current.startswith("-"):
-        options = [name for option in (*GLOBAL_OPTIONS, *SHARED_OPTIONS) for name in option.names.split()]
+        options = options_by_name((*GLOBAL_OPTIONS, *SHARED_OPTIONS))
         return completed(current, [*options, "--help", "--version", "--directory"])
     return completed(current, command_names(host))
 
 
 def words_of_command(host: Host, entry: Command, before: Sequence[str], current: str) -> list[str]:
     """Return the words that can stand in place of `current` after a command and the words `before`."""
-    own = {name: option for option in entry.options or () for name in option.names.split()}
+    own = options_by_name(entry.options or ())
     options = {**{option.key: option for option in GLOBAL_OPTIONS}, **own}
+
     previous = before[-1] if before else ""
     if previous in options:
         metavar = options[previous].metavar
@@ -24907,10 +24974,12 @@ def words_of_command(host: Host, entry: Command, before: Sequence[str], current:
             return completed(current, known_values(host, metavar, options[previous].key))
     if entry.name == "whack" and previous == "--name":
         return completed(current, known_values(host, "CONN"))
-    name, equals, value = current.partition("=")
+
+    name, equals, start = current.partition("=")
     if equals and name in options:
         metavar = (options[name].metavar or "").strip("[]")
-        return [f"{name}={word}" for word in completed(value, known_values(host, metavar, options[name].key))]
+        values = known_values(host, metavar, options[name].key)
+        return [f"{name}={value}" for value in completed(start, values)]
     if current.startswith("-") and "--" not in before:
         return completed(current, [*own, "--help"])
     return completed(current, known_values(host, entry.operands.replace("...", "").strip("[]")))
@@ -24922,8 +24991,7 @@ def completed(start: str, words: Iterable[str]) -> list[str]:
 
 
 def known_values(host: Host, metavar: str, option: str = "") -> list[str]:
-    """Return the values that the name of a value or operand in a synopsis stands for; empty if they are not
-    known.
+    """Return the values that the name of a value or operand in a synopsis stands for; empty if unknown.
 
     `option` is the option whose value it is.
     """
@@ -24931,6 +24999,7 @@ def known_values(host: Host, metavar: str, option: str = "") -> list[str]:
         return [section.name for section in load_part("report_sections")(host)]
     if option == "--init":
         return [*(manager.name for manager in load_part("MANAGERS")), "none"]
+
     if metavar.startswith("CONN"):
         return [conn.name for conn in load_part("Config")(host).conns()]
     if metavar == "COMMAND":
@@ -24955,32 +25024,43 @@ def line_completions(host: Host, line: str) -> list[str]:
             continue
     if line[-1:].isspace() and not quoted:
         words.append("")
+
     possible = completions(host, words[1:])
     if quoted:
         return possible
     # bash replaces only the text after the last `=` or `:`, so the part before it is left out
-    done = max(words[-1].rfind(char) for char in "=:") + 1 if words else 0
+    last = words[-1] if words else ""
+    done = max(last.rfind("="), last.rfind(":")) + 1
+    return [escaped_for_bash(word[done:]) for word in possible]
+
+
+def escaped_for_bash(text: str) -> str:
+    """Return a word with backslashes before the characters that may have a meaning in bash."""
     safe = "-_./,+@%:="
-    return ["".join(char if char.isalnum() or char in safe else f"\\{char}" for char in word[done:])
-            for word in possible]
+    return "".join(char if char.isalnum() or char in safe else f"\\{char}" for char in text)
 
 
 @command("completion", "[SHELL] [WORD...]", rescue=True,
-         summary="print the code that completes ipsec's words in bash, zsh or fish", options=(
-    Opt("--line", "LINE", "print the words that can complete a line of bash, one a line"),
-    Opt("--words", None, "print the words that can stand in place of the last WORD, one a line")),
-         details="For bash: eval \"$(ipsec completion bash)\" in ~/.bashrc. For zsh: the same in ~/.zshrc after "
-         "compinit, or the output as a file _ipsec in a directory of $fpath. For fish: ipsec completion fish | source."
-         "\n\n"
-         "It completes commands, options, connections of ipsec.conf, checks of verify, sections of barf, and init "
-         "systems.")
+         summary="print the code that completes ipsec's words in bash, zsh or fish",
+         options=(
+             Opt("--line", "LINE", "print the words that can complete a line of bash, one a line"),
+             Opt("--words", None, "print the words that can stand in place of the last WORD, one a line")),
+         details="For bash: eval \"$(ipsec completion bash)\" in ~/.bashrc. For zsh: the same in ~/.zshrc "
+         "after compinit, or the output as a file _ipsec in a directory of $fpath. For fish: ipsec "
+         "completion fish | source.\n\n"
+         "It completes commands, options, connections of ipsec.conf, checks of verify, sections of barf, "
+         "and init systems.")
 def completion_command(host: Host, args: Args) -> int:
     """`ipsec completion SHELL`: return 0, or 2 for an unknown shell."""
-    if args.flag("--line") or args.flag("--words"):
-        line = args.value("--line")
-        words = line_completions(host, line) if args.flag("--line") else completions(host, args.operands)
+    words = None
+    if args.flag("--line"):
+        words = line_completions(host, args.value("--line"))
+    elif args.flag("--words"):
+        words = completions(host, args.operands)
+    if words is not None:
         host.print("".join(f"{word}\n" for word in words), end="")
         return OK
+
     shell = args.operands[0] if len(args.operands) == 1 else ""
     if shell not in COMPLETIONS:
         shown = quote(shell) if shell else "SHELL"
@@ -24993,9 +25073,9 @@ def completion_command(host: Host, args: Args) -> int:
 # ============================================================================================================
 # 12. Dispatch
 #
-# dispatch() reads the global options and runs a built-in command or a program of the exec directory.  The commands
-# here print help, versions and the exec directory.  run() turns failures, closed pipes and Ctrl-C into an exit status.
-# main() is the entry point.  Used by the archive's __main__.py.
+# dispatch() reads the global options and runs a built-in command or a program of the exec directory.  The
+# commands here print help, versions and the exec directory.  run() turns failures, closed pipes and Ctrl-C
+# into an exit status.  main() is the entry point.  Used by the archive's __main__.py.
 # ============================================================================================================
 
 
@@ -25006,7 +25086,8 @@ def completion_command(host: Host, args: Args) -> int:
 HELP_GROUPS = (
     ("tunnels", "up down tunnels why reload add delete replace ondemand route unroute redirect show"),
     ("diagnose", "verify why barf look status trafficstatus metrics redact"),
-    ("keys and certificates", "import nsslist initnss checknss newhostkey showhostkey rereadsecrets rereadcerts"),
+    ("keys and certificates",
+     "import nsslist initnss checknss newhostkey showhostkey rereadsecrets rereadcerts"),
     ("service", "start stop restart setup"),
     ("capture", "checknflog stopnflog sniff"),
     ("help", "help man completion version"),
@@ -25014,8 +25095,7 @@ HELP_GROUPS = (
 
 
 def command_columns(names: Sequence[str]) -> Iterator[str]:
-    """Yield lines with the names in two columns, as in libreswan's `ipsec --help`, which Open vSwitch and
-    other programs search."""
+    """Yield lines with the names in two columns, as libreswan's `ipsec --help`, which programs search."""
     for place in range(0, len(names), 2):
         left = names[place]
         if place + 1 == len(names):
@@ -25026,8 +25106,8 @@ def command_columns(names: Sequence[str]) -> Iterator[str]:
 
 
 def grouped_commands(names: Sequence[str]) -> Iterator[str]:
-    """Yield lines with the commands for a person: each group with the summaries, and then only the names of
-    the other commands."""
+    """Yield lines for a person: the groups of commands with summaries, and the names of all other commands.
+    """
     import textwrap
     others = dict.fromkeys(names)
     for title, words in HELP_GROUPS:
@@ -25046,15 +25126,9 @@ def grouped_commands(names: Sequence[str]) -> Iterator[str]:
 def help_command(host: Host, args: Args) -> int:
     """`ipsec help [COMMAND]`: return 0, or 1 if the command does not exist."""
     if args.operands:
-        name = args.operands[0]
-        entry = find_command(name)
-        if entry is None:
-            if program_of(host, name):
-                host.print(f"{name} is a program of libreswan: see man ipsec_{name} or ipsec {name} --help")
-                return OK
-            raise unknown_command(host, name)
-        host.print(describe(entry))
+        explain_command(host, args.operands[0])
         return OK
+
     host.print("Usage: ipsec {command} [argument] ...\nwhere {command} is one of:\n")
     names = command_names(host)
     lines = grouped_commands(names) if is_terminal(sys.stdout) else command_columns(names)
@@ -25062,21 +25136,34 @@ def help_command(host: Host, args: Args) -> int:
     host.print("\noptions before the command:")
     for option in GLOBAL_OPTIONS:
         host.print(option_help(option))
-    host.print(f"\nSee also: man ipsec <command> or ipsec <command> --help\n{SEE_ALSO}\n{version_line(host)}\n"
-               f"ipsec.pyz {VERSION}")
+    host.print("\nSee also: man ipsec <command> or ipsec <command> --help")
+    host.print(f"{SEE_ALSO}\n{version_line(host)}\nipsec.pyz {VERSION}")
     return OK
+
+
+def explain_command(host: Host, name: str) -> None:
+    """Print the help about a command.  Raises Failure if it does not exist."""
+    entry = find_command(name)
+    if entry:
+        host.print(describe(entry))
+    elif program_of(host, name):
+        host.print(f"{name} is a program of libreswan: see man ipsec_{name} or ipsec {name} --help")
+    else:
+        raise unknown_command(host, name)
 
 
 def usage_text(host: Host) -> str:
     """Return the text that `ipsec` prints without arguments."""
     return ("Usage: ipsec {command} [argument] ...\n"
             "Use --help for a list of commands, or see the ipsec(8) manual page.\n"
-            f"Most commands have their own manual pages, e.g. ipsec_auto(8).\n{SEE_ALSO}\n{version_line(host)}")
+            "Most commands have their own manual pages, e.g. ipsec_auto(8).\n"
+            f"{SEE_ALSO}\n{version_line(host)}")
 
 
 @command("version versioncode", rescue=True,
          summary="print the versions of libreswan and of the kernel's IPsec stack",
-         options=(Opt("--verbose", None, "print also the versions of this program, its embedded packages and Python"),))
+         options=(Opt("--verbose", None,
+                      "print also the versions of this program, its embedded packages and Python"),))
 def version_command(host: Host, args: Args) -> int:
     """`ipsec version`: always return 0."""
     host.print(version_line(host))
@@ -25098,8 +25185,7 @@ def directory_command(host: Host, args: Args) -> int:
 
 
 def dispatch(words: Sequence[str]) -> int:
-    """Run the command that the words of a command line name, and return its exit status.  Raises Failure,
-    OSError."""
+    """Run the command that the words name, and return its exit status.  Raises Failure, OSError."""
     before, rest = split_leading(words)
     args = Args()
     parse_options((*GLOBAL_OPTIONS, *SHARED_OPTIONS), before, args, "ipsec")
@@ -25119,15 +25205,16 @@ def warn_of_silence(message: str = "") -> int:
     """
     for mount, (_, name, seconds) in list(MOUNTS.silent.items()):
         if name not in message and mount not in message and sys.stderr is not None:
-            line = (f"ipsec: {name}: the file system on {mount} did not answer within {seconds:g} s; "
-                    "its data is left out")
-            sys.stderr.write(printable(line) + "\n")
+            problem = f"the file system on {mount} did not answer within {seconds:g} s; its data is left out"
+            sys.stderr.write(error_line(f"ipsec: {name}: {problem}"))
     return ERROR if MOUNTS.silent else OK
 
 
 def run_command(args: Args, words: Sequence[str]) -> int:
-    """Run the command that the words begin with and return its exit status; `args` are the options before the
-    command.  Raises Failure."""
+    """Run the command that the words begin with and return its exit status.  Raises Failure.
+
+    `args` are the options before the command.
+    """
     host = host_of(args)
     if not words:
         sys.stderr.write(usage_text(host) + "\n")
@@ -25137,9 +25224,11 @@ def run_command(args: Args, words: Sequence[str]) -> int:
     rest = [*shared_words(args, name, entry), *rest]
     if entry is None and name.startswith("-"):
         raise unknown_option(name)
-    program = program_of(host, name) if entry is None or (entry.fallback and host.live) else None
-    if program is not None:
-        run_program(host, program, name, entry, rest)
+
+    if entry is None or (entry.fallback and host.live):
+        program = program_of(host, name)
+        if program is not None:
+            run_program(host, program, name, entry, rest)
     if entry is None:
         raise unknown_command(host, name)
     return run_builtin(entry, args, rest)
@@ -25169,8 +25258,9 @@ def shared_words(args: Args, name: str, entry: Command | None) -> list[str]:
 
     Raises Failure if the command does not have one of these options.
     """
-    options = entry.options if entry else None
-    accepted = (DRY_RUN_OPTION, NATIVE_OPTION) if name == "whack" else options or ()
+    accepted: Sequence[Opt] = (entry.options if entry else None) or ()
+    if name == "whack":
+        accepted = (DRY_RUN_OPTION, NATIVE_OPTION)
     words: list[str] = []
     for option in SHARED_OPTIONS:
         if not args.flag(option.key):
@@ -25185,24 +25275,25 @@ def shared_words(args: Args, name: str, entry: Command | None) -> list[str]:
 def unknown_option(name: str) -> Failure:
     """Return the error for an unknown option that stands where a command is expected."""
     load_rest()
-    options = [word for option in (*GLOBAL_OPTIONS, *SHARED_OPTIONS) for word in option.names.split()]
+    options = options_by_name((*GLOBAL_OPTIONS, *SHARED_OPTIONS))
     hint = suggest(name, [*options, *(f"--{command_name}" for command_name in COMMANDS)])
     return Failure(f"ipsec: unknown option {quote(name)}", USAGE,
                    hint or "perhaps the command name was omitted? see ipsec --help")
 
 
 def run_builtin(entry: Command, before: Args, words: Sequence[str]) -> int:
-    """Run a built-in command with the options before it and the words after it; return its status.  Raises
-    Failure.
+    """Run a built-in command with the options before it and the words after it; return its status.
 
-    Global options may also stand after the command, unless it has an option of the same name.
+    Global options may also stand after the command, unless it has an option of the same name.  Raises
+    Failure.
     """
     wants_help = words[:1] in (["--help"], ["-h"]) or (words == ["help"] and not entry.operands)
     if wants_help and entry.options is not None:
         host_of(before).print(describe(entry))
         return OK
+
     check_root(host_of(before), entry)
-    own = {name for option in entry.options or () for name in option.names.split()}
+    own = options_by_name(entry.options or ())
     others = [option for option in GLOBAL_OPTIONS if option.key not in own]
     args = entry.parse(words, others)
     for option in others:
@@ -25221,42 +25312,48 @@ def check_root(host: Host, entry: Command) -> None:
 
 
 def run_program(host: Host, program: str, name: str, entry: Command | None, words: Sequence[str]) -> NoReturn:
-    """Replace this process with a program of libreswan.  `entry` is the built-in command of the same name, if
-    there is one.
+    """Replace this process with a program of libreswan.  Raises Failure.
 
-    The program gets --config and --nssdir if the built-in command has these options.  Raises Failure.
+    `entry` is the built-in command of the same name, or None.  The program gets --config and --nssdir if the
+    built-in command has these options.
     """
-    options = (entry.options if entry else None) or ()
-    known = {option_name for option in options for option_name in option.names.split()}
+    known = options_by_name((entry.options if entry else None) or ())
     given = {word.partition("=")[0] for word in words}
     if "--config" in known and "--config" not in given and host.conf != "/etc/ipsec.conf":
         words = ["--config", host.conf, *words]  # the programs do not read IPSEC_CONF
     if "--nssdir" in known and not given & {"--nssdir", "-d"}:
         words = ["--nssdir", host.nssdir, *words]
+
     if host.root:
         raise Failure(f"ipsec {name}: {host.root} is not a running system, so its programs are not run",
                       USAGE, f"chroot {host.root} ipsec {name}")
     if MOUNTS.that_may_hang():
-        load_part("check_answers")(host, dict(zip(words, words[1:])).get("--config", ""))
+        config = dict(zip(words, words[1:])).get("--config", "")
+        load_part("check_answers")(host, config)
     host.exec(program, words, env=script_env(host, program))
 
 
 def script_env(host: Host, program: str) -> dict[str, str]:
-    """Return the environment for a program of the exec directory.  libreswan's scripts expect IPSEC_VERSION
-    in it, which its own `ipsec` sets."""
+    """Return the environment for a program of the exec directory.
+
+    libreswan's scripts expect IPSEC_VERSION in it, which libreswan's own `ipsec` sets.
+    """
     env = host.exported()
     try:
         is_script = next(host.chunks(program), b"").startswith(b"#!")
     except OSError:
         is_script = False
-    if is_script and (version := host.libreswan_version()):
+    version = host.libreswan_version() if is_script else None
+    if version:
         env["IPSEC_VERSION"] = version
     return env
 
 
 def die_of(name: str) -> NoReturn:
-    """Kill this process with a signal, so that the shell reports status 128+N.  Process 1, which the kernel
-    protects from its own signals, exits with that status instead."""
+    """Kill this process with a signal, so that the shell reports status 128+N.
+
+    Process 1, which the kernel protects from its own signals, exits with that status instead.
+    """
     import signal
     number = getattr(signal, name)
     signal.signal(number, signal.SIG_DFL)
@@ -25270,6 +25367,7 @@ def run(words: Sequence[str]) -> int:
         if stream is not None:
             # text from files, argv and the kernel is written byte for byte, in every locale
             stream.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+
     try:
         try:
             return dispatch(words)
@@ -25288,6 +25386,7 @@ def run(words: Sequence[str]) -> int:
         message, status = "not enough memory", ERROR
     except (Exception, RecursionError) as error:
         message, status = f"internal error: {type(error).__name__}{place_of(error)}; {REPORT_IT}", ERROR
+
     try:
         sys.stderr.write(error_line(message))
     except (OSError, AttributeError):
@@ -25296,8 +25395,10 @@ def run(words: Sequence[str]) -> int:
 
 
 def place_of(error: BaseException) -> str:
-    """Return the function that raised an unforeseen exception, for a message.  The text of the exception is
-    not shown, because it may hold a secret."""
+    """Return the function that raised an unforeseen exception, for a message.
+
+    The text of the exception is not shown, because it may hold a secret.
+    """
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next
