@@ -13665,27 +13665,16 @@ class Report:
             write("left out: only the running system can tell\n")
             return "absent"
 
-        piece = "\n"
         problems: list[Exception] = []
-
-        def body() -> Iterator[str]:
-            # the redaction holds text back, so an error is raised only after all text has been written
-            try:
-                if item and section.data:
-                    for record in section.data(self):
-                        item(record, self.redactor)
-                else:
-                    yield from section.body(self)
-            except Exception as error:
-                problems.append(error)
-
+        texts = self._texts(section, item, problems)
         clean = self.redactor.clean
         pieces: Iterator[str]
         if section.bulk:
-            pieces = (clean(text, bulk=True) for text in body())
+            pieces = (clean(text, bulk=True) for text in texts)
         else:
-            pieces = self.redactor.stream(map(encode, body()))
+            pieces = self.redactor.stream(map(encode, texts))
 
+        piece = "\n"
         try:
             for piece in pieces:
                 write(piece)
@@ -13698,6 +13687,21 @@ class Report:
         line_end = "" if piece.endswith("\n") else "\n"
         write(clean(f"{line_end}{text}\n"))
         return outcome
+
+    def _texts(self, section: ReportSection, item: Callable[[object, Redactor], None] | None,
+               problems: list[Exception]) -> Iterator[str]:
+        """Yield the text of a section, or hand its data to `item`.
+
+        An error is added to `problems`, because the redaction holds text back that must be written first.
+        """
+        try:
+            if item and section.data:
+                for record in section.data(self):
+                    item(record, self.redactor)
+            else:
+                yield from section.body(self)
+        except Exception as error:
+            problems.append(error)
 
 
 def widen(pipe: int) -> None:
@@ -13721,6 +13725,7 @@ class Worker:
         self.outcome = "failed"
         self.pid = 0
         self.reader, self.writer = os.pipe()
+
         try:
             widen(self.writer)
             if section.apart:
@@ -13995,6 +14000,7 @@ def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink
     show_progress = is_terminal(sys.stderr) and not is_terminal(sys.stdout)
     report.host.flush()
     workers = start_workers(report, sections, sink)
+
     try:
         sink.open(report)
         for number, section in enumerate(sections, 1):
@@ -14817,6 +14823,7 @@ def last_start(host: Host, name: str) -> int | None:
     The search begins at the end.  The result is None if the last LOG_SEARCH bytes have no start.
     """
     fd = host.open(name)
+
     try:
         end = size = host.stat(name).st_size
         overlap = b""
@@ -15106,8 +15113,10 @@ def split_log_text(text: str) -> tuple[str, str, str]:
     if not text.startswith('"') or end < 0:
         return "", "", text
     head, _, rest = text[end + 1:].partition(": ")
-    _, mark, serial = head.rpartition("#")
-    return text[1:end], serial if mark else "", rest
+    serial = ""
+    if "#" in head:
+        serial = head.rpartition("#")[2]
+    return text[1:end], serial, rest
 
 
 def belongs_to(conn: str, name: str) -> bool:
@@ -20217,6 +20226,7 @@ def chosen_sections(sections: Sequence[ReportSection], names: Sequence[str]) -> 
 def write_report(
         host: Host, args: Args, sections: Sequence[ReportSection], file: OutputFile | None) -> Report:
     """Write the report to the file or, without one, to standard output.  Raises Failure, OSError."""
+
     try:
         write = file.write if file else printer(host)
         sink = JsonSink(write) if args.flag("--json") else TextSink(write)
@@ -23419,6 +23429,7 @@ def setup_values(host: Host, config: Config) -> Iterator[tuple[str, str]]:
         "logappend": "yes", "logip": "yes", "logtime": "yes", "uniqueids": "yes",
         "crl-strict": "no", "drop-oppo-null": "no", "listen-tcp": "no", "ocsp-enable": "no",
         "ocsp-strict": "no"}
+
     for key, kind in keywords(True).items():
         value = config.setup(key, defaults.get(key, ""))
         if not value or kind == "obsolete":
@@ -23463,6 +23474,7 @@ def config_lines(config: Config, name: str = "", *, setup: bool = True) -> Itera
             if value:
                 yield f"\t{key}={quoted_value(value)}"
         yield ""
+
     for conn in config.conns():
         if name in ("", conn.name):
             heading = quoted_value(conn.name)
@@ -23671,11 +23683,13 @@ def changed_fields(old: Mapping[str, Sequence[str]], new: Mapping[str, Sequence[
     """Return the differences between two definitions as text; empty if there are none."""
     if old.keys() != new.keys():
         return f"{len(old)} pairs of networks become {len(new)}"
+
     texts = set()
     for part in old:
         for before, after in zip(old[part], new[part]):
             if before != after:
                 texts.add(f"{before} becomes {after}")
+
     if not texts and any(len(old[part]) != len(new[part]) for part in old):
         return "its settings differ"
     shown = sorted(texts)[:3]
