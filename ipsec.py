@@ -3007,19 +3007,23 @@ def whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 # ============================================================================================================
 # 4. Configuration
 #
-# Reads ipsec.conf, ipsec.secrets and the files that they include, through Host only.  Every error names a file and a
-# line.  Used by verify, barf, setup, NSS, NFLOG, add, addconn and readwriteconf.  Facts: ipsec.conf(5); parser.lex,
-# parser.y, keywords.c and confread.c of libreswan 3.25 to 5.4.  The installed release decides which keywords and
-# values are valid.  If the release is unknown, a keyword or value is valid if at least one release accepts it.
+# Reads ipsec.conf, ipsec.secrets and the files that they include, through Host only.  Every error names a
+# file and a line.  The installed release decides which keywords and values are valid.  If the release is
+# unknown, a keyword or value is valid if at least one release accepts it.  Used by verify, barf, setup, NSS,
+# NFLOG, add, addconn and readwriteconf.  Facts: ipsec.conf(5); parser.lex, parser.y, keywords.c and
+# confread.c of libreswan 3.25 to 5.4.
 # ============================================================================================================
 
-INCLUDE_DEPTH = 10  # MAX_INCLUDE_DEPTH
+INCLUDE_DEPTH = 10  # MAX_INCLUDE_DEPTH of libreswan's parser
+
 # --- keywords and their values ------------------------------------------------------------------------------
 #
-# Only the named releases accept a word that is followed by `@` and a range: `auto@5.2-5.4`.
+# A word of a table below that is followed by `@` and a range of releases, such as `auto@5.2-5.4`, is valid
+# only in these releases.
 _NEW_BOOL = "|".join(f"{word}@5.0-5.4" for word in "y true on n false off".split())
-# Each row has a kind of value, then the keywords that take it.  Keywords of a `side` row are written with left or right
-# before them.  `seconds` is a number; from 5.1 on, a duration.
+# Each row of SETUP_KEYWORDS and CONN_KEYWORDS has a kind of value, then the keywords that take such a value.
+# A keyword of a `side` row begins with left or right in the file.  A value of the kind `seconds` is a number
+# of seconds; from libreswan 5.1 on, it may have a unit, as a `duration` does.
 SETUP_KEYWORDS = """
 bool: audit-log crl-strict dnssec-enable drop-oppo-null ike-socket-errqueue ipsec-interface-managed listen-tcp
  listen-udp logappend logip logtime loglimit ocsp-enable ocsp-strict uniqueids fragicmp hidetos perpeerlog
@@ -3090,7 +3094,7 @@ ipv4|ipv6|v4|inet|v6|inet6: clientaddrfamily hostaddrfamily
 yes|no|auto|{_NEW_BOOL}: send-supported-auth-methods
 obsolete: alsoflip connaddrfamily disablearrivalcheck forceencaps modecfgdns2 modecfgwins1 modecfgwins2
 """
-# Other spellings of keywords, from older releases and NetworkManager, and the canonical spelling of each
+# Spellings that older releases and NetworkManager use for keywords, each with the canonical spelling
 ALIASES = {"plutostderrlog": "logfile", "plutostderrlogtime": "logtime", "strictcrlpolicy": "crl-strict",
            "ocsp-trust-name": "ocsp-trustname", "secctx-attr-value": "secctx-attr-type",
            "ikev1-secctx-attr-type": "secctx-attr-type", "expire-lifetime": "xfrmlifetime",
@@ -3099,9 +3103,10 @@ ALIASES = {"plutostderrlog": "logfile", "plutostderrlogtime": "logtime", "strict
            "nflog-group": "nflog", "policy-label": "sec-label", "modecfgdns1": "modecfgdns",
            "modecfgdomain": "modecfgdomains", "send-no-esp-tfc": "send-esp-tfc-padding-not-supported",
            "xauthusername": "username", "xauthname": "username"}
-# Spellings that only some releases know; `-` means that no release does.  Every release knows the spellings that are
-# not listed here, except that a spelling with `_` exists only if it is listed.  `setup`: a keyword of config setup;
-# `side`: a keyword with left or right before it; `conn`: another keyword of a connection.
+# The releases that know a spelling of a keyword; `-` means that no release knows it.  Every release knows
+# the spellings that are not listed here, except that a spelling with `_` exists only if it is listed.
+# `setup` marks keywords of config setup, `side` keywords of a connection that begin with left or right, and
+# `conn` the other keywords of a connection.
 KEYWORD_RELEASES = """
 3.25-3.32  setup crl_strict curl_iface curl_timeout disable_port_floating force-busy force_keepalive forwardcontrol
  fragicmp hidetos ikeport keep_alive klipsdebug nat-ikeport nat_ikeport nat_traversal nocrsend ocsp-trust-name
@@ -3143,12 +3148,12 @@ KEYWORD_RELEASES = """
 5.3-5.4    conn cisco-split nflog-group send-esp-tfc-padding-not-supported share-lease
 5.4        conn clones reject-simultaneous-ike-auth send-supported-auth-methods
 """
-# Keywords that these releases know but ignore
+# Keywords that the named releases accept but ignore
 IGNORED_KEYWORDS = """
 5.0-5.4    dpdaction ikev1-secctx-attr-type secctx-attr-type
 5.3-5.4    clientaddrfamily keyingtries plutostderrlog syslog virtual_private
 """
-# The debug flags that plutodebug= accepts
+# The debug flags that plutodebug= accepts, by the releases that accept them
 DEBUG_FLAGS = """
 3.25-5.4   all crypt none private whackwatch add-prefix
 3.25       pfkey
@@ -3160,12 +3165,14 @@ DEBUG_FLAGS = """
 5.1-5.4    updown
 5.4        add-state
 """
-SEPARATE = (5, 3)  # from this release on, a conn refuses the keywords of config setup, and the other way round
-FIRST_WORD = (4, 7)  # from this release up to 4.15, unknown words after a known one are ignored
+SEPARATE = (5, 3)  # from this release on, a conn can't hold keywords of config setup, or the reverse
+FIRST_WORD = (4, 7)  # from this release up to 4.15, libreswan ignores unknown words after a known word
 IKEPAD_AUTO = (5, 2)  # from this release on, ikepad= accepts auto
-NO_BRACES = (5, 0)  # from this release on, include does not expand {a,b}
-BARE_COMMENTS = (5, 0)  # from this release on, a keyword that begins with x- needs no value
-LENIENT = (5, 0)  # from this release on, invalid values are ignored; earlier ones refuse the file for most of them
+NO_BRACES = (5, 0)  # from this release on, libreswan does not expand {a,b} in an include line
+BARE_COMMENTS = (5, 0)  # from this release on, a keyword that begins with x- is valid without a value
+# From this release on, libreswan ignores invalid values.  For most invalid values, earlier releases refuse
+# the file.
+LENIENT = (5, 0)
 NUMBER_KINDS = ("number", "0-65535", "duration", "seconds", "percent", "size")
 NUMBER_NOUNS = {"duration": "duration", "seconds": "duration", "percent": "percentage", "size": "size"}
 _BOOL = ("y", "yes", "true", "on", "n", "no", "false", "off")
@@ -3174,11 +3181,12 @@ _VOCABULARY: dict[str, dict[str, Keyword]] = {}
 
 
 class ConfigError(Failure):
-    """A configuration that libreswan can't load.  The message is `file:line: reason`."""
+    """Libreswan can't load the configuration.  The message is `file:line: reason`."""
 
 
 class Setting:
-    """A keyword in its canonical spelling, its value, and the file and line in which it stands."""
+    """A keyword=value of a configuration: the keyword in its canonical spelling, the value, the file, the
+    line."""
 
     __slots__ = ("file", "key", "line", "value")
 
@@ -3192,13 +3200,13 @@ class Setting:
 class Problem(Record):
     """An error or a doubtful line in a configuration.
 
-    `fatal`: libreswan refuses the file, or the meaning of the line is unknown.  `script`: a script for sed(1) that
-    corrects the whole file; empty if there is none.  `key`: the keyword of the line in its canonical spelling; empty
-    if the line has none.
+    `fatal` is True if libreswan refuses the file, or the program can't interpret the line.  `script` is a
+    script for sed(1) that corrects the problem in the whole file, or empty.  `key` is the keyword of the line
+    in its canonical spelling, or empty if the line has no keyword.
     """
 
     file: str
-    line: int  # 0: the file as a whole
+    line: int  # 0 if the problem concerns the whole file
     text: str
     fatal: bool = True
     script: str = ""
@@ -3209,7 +3217,11 @@ class Problem(Record):
 
 
 class Section(Record):
-    """A section as it is written: name (empty for config setup), file, line, and the settings in order."""
+    """A section of ipsec.conf before also= and conn %default are merged into it.
+
+    `name` is empty for config setup.  `file` and `line` are those of the heading.  `settings` has the order
+    of the file.
+    """
 
     name: str
     file: str
@@ -3220,9 +3232,10 @@ class Section(Record):
 class Conn:
     """A connection, merged with the sections that also= names and with conn %default.
 
-    `settings` has the settings by keyword, `alsos` the names of the sections from also=.  `broken` is the problem that
-    keeps libreswan from loading the connection, or None: also= names a missing section, a keyword has two values, or
-    only one end has networks in leftsubnets= or rightsubnets= (only libreswan up to 4.15 refuses the last two).
+    `settings` has the settings by keyword, `alsos` the names of the sections from also=.  `broken` is a
+    problem because of which libreswan does not load the connection, or None.  There are three such problems:
+    also= names a missing section; a keyword has two values; or one end has leftsubnets= or rightsubnets= and
+    the other end has no networks.  Only libreswan up to 4.15 refuses the last two.
     """
 
     def __init__(self, section: Section) -> None:
@@ -3234,23 +3247,26 @@ class Conn:
         self.broken: Problem | None = None
 
     def get(self, key: str, default: str = "") -> str:
-        """Return the value of a keyword such as `leftid`, or the default."""
+        """Return the value of a keyword such as `leftid`, or `default` if the connection does not set it."""
         setting = self.settings.get(key)
         return setting.value if setting else default
 
     def flag(self, key: str, default: bool = False) -> bool:
-        """Return the value of a yes/no keyword, or the default."""
+        """Return the value of a yes/no keyword, or `default` if the connection does not set it."""
         return is_yes(self.get(key)) if self.get(key) else default
 
     @property
     def auto(self) -> str:
-        """What pluto does with the connection when it starts: ignore, add, ondemand, start or keep."""
+        """The value of auto=, in lower case: ignore (the default), add, ondemand, start or keep.
+
+        It says what pluto does with the connection when pluto starts.
+        """
         value = self.get("auto", "ignore").lower()
         return {"route": "ondemand", "up": "start"}.get(value, value)
 
 
 def is_shunt(conn: Conn) -> bool:
-    """Return whether a connection has no tunnel: it only lets packets pass in clear, or drops them."""
+    """Return whether a connection never has an IPsec SA: it lets packets pass in clear, or drops them."""
     return conn.get("type") in ("pass", "passthrough", "reject", "drop") or conn.get("authby") == "never"
 
 
@@ -3260,10 +3276,11 @@ def is_yes(value: str) -> bool:
 
 
 class Keyword(Record):
-    """A spelling of a keyword: `key` is the canonical spelling, `kind` the kind of value.
+    """The meaning of one spelling of a keyword: `key` is the canonical spelling, `kind` the kind of its
+    value.
 
-    `releases` are the releases that know the spelling, `ignored` the releases that ignore it; both are for covers().
-    `releases` is `*` if every release knows it, `ignored` is empty if none ignores it.
+    `releases` names the releases that know the spelling, or is `*` if every release knows it.  `ignored`
+    names the releases that ignore the keyword, or is empty.  Both have the form that covers() reads.
     """
 
     key: str
@@ -3273,7 +3290,8 @@ class Keyword(Record):
 
 
 def keywords(setup: bool) -> dict[str, str]:
-    """Return the keywords of `config setup` or of connections, each with its kind of value."""
+    """Return the keywords of `config setup` or, if not `setup`, of connections, each with its kind of
+    value."""
     name = "setup" if setup else "conn"
     if name not in _KEYWORDS:
         table = _KEYWORDS[name] = {} if setup else {"left": "text", "right": "text"}
@@ -3287,7 +3305,7 @@ def keywords(setup: bool) -> dict[str, str]:
 
 
 def vocabulary(setup: bool) -> dict[str, Keyword]:
-    """Return the spellings of the keywords of `config setup` or of connections, in lower case."""
+    """Return the keywords of `config setup` or, if not `setup`, of connections, by spelling in lower case."""
     name = "setup" if setup else "conn"
     if name not in _VOCABULARY:
         kinds, words = keywords(setup), _VOCABULARY.setdefault(name, {})
@@ -3309,7 +3327,8 @@ def vocabulary(setup: bool) -> dict[str, Keyword]:
 
 
 def _spell(words: dict[str, Keyword], kinds: Mapping[str, str], releases: str, spellings: Iterable[str]) -> None:
-    """Add spellings to `words` if their canonical form is in `kinds`.  If `releases` is `-`, remove them instead."""
+    """Add spellings whose canonical form is in `kinds` to `words`.  If `releases` is `-`, remove them from
+    `words`."""
     for spelling in spellings:
         key = canonical(spelling)
         if releases == "-":
@@ -3319,12 +3338,12 @@ def _spell(words: dict[str, Keyword], kinds: Mapping[str, str], releases: str, s
 
 
 def joined_rows(table: str) -> list[str]:
-    """Return the rows of a table; a line that begins with a blank continues the row above."""
+    """Return the rows of a table in text form.  A line that begins with a blank continues the row above."""
     return table.strip("\n").replace("\n ", " ").split("\n")
 
 
 def canonical(key: str) -> str:
-    """Return the canonical spelling of a keyword: lower case, `-` for `_`, the present name for an older one."""
+    """Return the canonical spelling of a keyword: in lower case, with `-` for `_`, and never an alias."""
     key = key.lower().replace("_", "-")
     for side in ("left", "right"):
         if key.startswith(side):
@@ -3334,19 +3353,20 @@ def canonical(key: str) -> str:
 
 
 def misplaced(text: str) -> str:
-    """Return the subject of a message about a misplaced line: its first word if that is a keyword, otherwise `this`.
+    """Return the first word of a misplaced line in quotes if the word is a keyword, otherwise `this`.
 
-    The line is not quoted, because it may be a secret that belongs in ipsec.secrets.
+    The result names the line in a message.  Another word is not quoted, because the line may be a secret that
+    belongs in ipsec.secrets.
     """
     word = text.replace("=", " ").partition(" ")[0]
     return quote(word) if any(canonical(word) in keywords(setup) for setup in (True, False)) else "this"
 
 
 class Reading(Record):
-    """How libreswan reads a value.  `wrong` says why the value is invalid; it is empty for a valid value.
+    """How libreswan reads a value.  `wrong` says why the value is invalid, and is empty for a valid value.
 
-    If a value is invalid, libreswan refuses the file (`fatal`), uses `value` instead, or ignores the keyword (`value`
-    is None).
+    If the value is invalid, libreswan does one of three things.  It refuses the file: `fatal` is True.  It
+    ignores the keyword: `value` is None.  Or it uses `value` in place of the value in the file.
     """
 
     value: str | None
@@ -3366,12 +3386,13 @@ def is_right(kind: str, value: str) -> bool:
 
 
 def read_value(kind: str, value: str, bare: bool, release: Callable[[], tuple[int, ...] | None]) -> Reading:
-    """Return how libreswan reads a value of this kind; `bare`: the value has neither quotes nor braces in the file.
+    """Return how libreswan reads a value of this kind.
 
-    `release()` returns the installed release, or None if it is unknown.  For an unknown release, a value is valid if
-    any release accepts it; an invalid value is read as libreswan before 5.0 reads it.  Facts: parser.lex, parser.y and
-    keywords.c; the tests compare with addconn.  The module re is not used, because its import takes longer than reading
-    a configuration.
+    `bare` is True if the value has neither quotes nor braces in the file.  `release()` returns the installed
+    release, or None if the release is unknown.  For an unknown release, a value is valid if any release
+    accepts it, and an invalid value is read as libreswan before 5.0 reads it.  Facts: parser.lex, parser.y
+    and keywords.c; the tests compare the results with addconn.  This code does not use the module re, whose
+    import takes longer than reading a whole configuration.
     """
     if is_right(kind, value) or kind == "obsolete":
         return Reading(value)
@@ -3380,12 +3401,12 @@ def read_value(kind: str, value: str, bare: bool, release: Callable[[], tuple[in
     if kind in NUMBER_KINDS:
         return read_number(kind, value, bare, release())
     if not value and bare:
-        return Reading(value)  # the line has no effect: before 5.0 it means nothing, in 5.x it is ignored
+        return Reading(value)  # such a line has no effect in any release
     return read_words(kind, value, bare, release())
 
 
 def is_integer(value: str) -> bool:
-    """Return whether the lexer of libreswan before 5.0 reads an unquoted value as a number."""
+    """Return whether the lexer of libreswan before 5.0 reads this unquoted value as a number."""
     return value.isdigit() or value == "%forever"
 
 
@@ -3402,14 +3423,14 @@ def read_number(kind: str, value: str, bare: bool, release: tuple[int, ...] | No
 
 
 def is_strict(release: tuple[int, ...] | None) -> bool:
-    """Return whether the release refuses a file with an invalid value.  An unknown release (None) counts as strict."""
+    """Return whether the release refuses a file with an invalid value.  Return True if `release` is None."""
     return release is None or release < LENIENT
 
 
 def read_bool(kind: str, value: str, release: tuple[int, ...] | None) -> Reading:
-    """Return how libreswan reads an unusual value of a yes/no keyword.
+    """Return how libreswan reads a value of a yes/no keyword that not every release accepts.
 
-    Libreswan before 5.0 accepts lower case only; from 5.0 on it also accepts upper case, 0 and 1.
+    Libreswan before 5.0 accepts only lower case.  From 5.0 on, it also accepts upper case, 0 and 1.
     """
     low = value.lower().replace("%forever", "0")
     if release is None or release >= LENIENT:
@@ -3424,9 +3445,9 @@ def read_bool(kind: str, value: str, release: tuple[int, ...] | None) -> Reading
 
 
 def lexed_bool(value: str) -> str:
-    """Return the yes/no word at the end of a value, or an empty string.
+    """Return the yes/no word with which a value ends, or an empty string if it does not end with one.
 
-    The lexer of libreswan before 5.0 skips the characters before that word.
+    The lexer of libreswan before 5.0 skips the characters of the value before this word.
     """
     for place in range(len(value)):
         words = [word for word in _BOOL if value.startswith(word, place)]
@@ -3438,9 +3459,11 @@ def lexed_bool(value: str) -> str:
 
 
 def read_words(kind: str, value: str, bare: bool, release: tuple[int, ...] | None) -> Reading:
-    """Return how libreswan reads the value of plutodebug=, or of a keyword that takes one of the words in `kind`.
+    """Return how libreswan reads the value of plutodebug=, or of a keyword that takes one of the words in
+    `kind`.
 
-    Libreswan before 5.0 reads an unquoted number as the internal number of a word.
+    Libreswan before 5.0 has a number for each word, and accepts an unquoted number in place of the word.
+    Such a value is reported as invalid.
     """
     if kind == "debug":
         taken, wrong = value, flags_problem(value, release)
@@ -3460,7 +3483,7 @@ def read_words(kind: str, value: str, bare: bool, release: tuple[int, ...] | Non
 
 
 def flags_problem(value: str, release: tuple[int, ...] | None) -> str:
-    """Return why a value of plutodebug= is invalid, or an empty string."""
+    """Return why a value of plutodebug= is invalid, or an empty string if it is valid."""
     flags: set[str] = set()
     for releases, *names in map(str.split, joined_rows(DEBUG_FLAGS)):
         if release is None or covers(releases, release):
@@ -3471,10 +3494,11 @@ def flags_problem(value: str, release: tuple[int, ...] | None) -> str:
 
 
 def pick_word(words: Sequence[str], value: str, release: tuple[int, ...] | None) -> tuple[str, str]:
-    """Return the word that a value stands for, and why the value is invalid; one of the two is empty.
+    """Return a pair: the word of `words` that libreswan reads from a value, and why the value is invalid.
 
-    Libreswan before 5.0 splits the value at blanks, colons and commas.  Exactly one of the parts must be a known word.
-    Up to 4.6 there must be no other part; from 4.7 on, the known word must come first.
+    One of the two is empty.  Libreswan before 5.0 splits the value at blanks, colons and commas.  Exactly one
+    of the parts must be a known word.  Up to 4.6, no other part is allowed.  From 4.7 on, the known word must
+    come first.
     """
     given = [value]
     if is_strict(release) and value not in words:
@@ -3487,7 +3511,7 @@ def pick_word(words: Sequence[str], value: str, release: tuple[int, ...] | None)
 
 
 def number_problem(kind: str, value: str) -> str:
-    """Return why a number, duration, percentage or size is invalid, or an empty string."""
+    """Return why a number, duration, percentage or size is invalid, or an empty string if it is valid."""
     low = value.lower()
     if not value:
         return "has no value" if kind in ("duration", "percent", "size") else ""
@@ -3523,7 +3547,8 @@ def is_size(text: str) -> bool:
 def split_value(text: str) -> tuple[str, str]:
     """Split the text after `=` into the value, without its quotes or braces, and the rest of the line.
 
-    The text may match as a quoted, a braced and a bare value.  The longest match counts, as in parser.lex.
+    parser.lex has a pattern each for a quoted, a braced and a bare value.  If several match, the longest
+    match counts.
     """
     quoted = text.find('"', 1) + 1 if text[:1] == '"' else 0
     before = text.partition('"')[0]
@@ -3544,16 +3569,18 @@ def split_value(text: str) -> tuple[str, str]:
 
 
 class Config:
-    """ipsec.conf with the files that it includes.  Errors in the files are not raised, but collected in `problems`.
+    """ipsec.conf with the files that it includes.  Errors in the files are not raised, but stored in
+    `problems`.
 
-    `files` are the names of all files that were read, in order.  `sections` are the connections and conn %default, as
-    they are written.  `unread` is True if a file could not be read.
+    `files` are the names of all files that were read, in order.  `sections` are the `conn` sections,
+    including conn %default, before they are merged.  `unread` is True if a file could not be read.
     """
 
     def __init__(self, host: Host, name: str = "", text: str | None = None) -> None:
-        """Read the file `name` (default the host's ipsec.conf; `-` is standard input).
+        """Read the file `name`; `-` is standard input, and the default is the host's ipsec.conf.
 
-        If `text` is given, parse it instead; `name` is then only the file name in messages.
+        If `text` is given, parse `text` and read no file `name`; the messages then use `name` as the file
+        name.
         """
         self.host = host
         self.name = name or host.conf
@@ -3561,9 +3588,9 @@ class Config:
         self.problems: list[Problem] = []
         self.sections: list[Section] = []
         self.unread = False
-        self._open: list[str] = []  # files that are being read, each included by the one before
-        self._included = ""  # the first file that the last include line has read
-        self._reads = 0  # the number of files read so far; a file that is included twice counts twice
+        self._open: list[str] = []  # the files that are being read; each file includes the next one
+        self._included = ""  # the first file that the last include line matched, or empty
+        self._reads = 0  # how many files were read so far; a file that is included twice counts twice
         self._setup: dict[str, Setting] = {}
         self._setups = 0
         self._section: Section | None = None
@@ -3582,7 +3609,11 @@ class Config:
         self.problems.append(Problem(file, line, text, fatal, key=key))
 
     def _read_file(self, name: str, depth: int, line: int, parent: str, matched: bool = False) -> None:
-        """Read a file that a line of the file `parent` includes; `matched`: through a pattern."""
+        """Read the file `name`, which line `line` of the file `parent` includes, or report why it can't be
+        read.
+
+        `matched` is True if the include line has a pattern, not a plain file name.
+        """
         self._reads += 1
         self.files.append(name)
         self._open.append(name)
@@ -3599,7 +3630,7 @@ class Config:
     def _read(self, name: str, lines: Iterable[str], depth: int) -> None:
         """Read the lines of the file `name`, which is included `depth` levels deep."""
         self._section = None
-        cr_told = number = 0  # cr_told is 1 after a warning, 2 after an error
+        cr_told = number = 0  # cr_told is 1 after a warning about CR LF, 2 after an error
         line = ""
         for number, line in enumerate(lines, 1):
             if number == 1 and line.startswith("\ufeff"):
@@ -3621,9 +3652,10 @@ class Config:
             self.problems.append(Problem(name, number, text, script="$a\\"))
 
     def _ends_badly(self, name: str) -> bool:
-        """Return whether the installed release misreads the file `name`, which ends in an include line.
+        """Return whether the installed release misreads the file `name`, whose last line is an include line.
 
-        Up to 4.15, the newline of that line must not be missing if the included file begins with a section.
+        Libreswan up to 4.15 misreads it if that line has no newline and the included file begins with a
+        section.
         """
         try:
             first = next(self.host.lines(self._included), "").lstrip(" \t")
@@ -3633,10 +3665,11 @@ class Config:
         return is_risky and self.release is not None and self.release < LENIENT
 
     def _report_cr(self, name: str, number: int, text: str, known: int, told: int) -> int:
-        """Report that a line of the file `name` ends in CR LF.  Libreswan reads CR as it reads a letter.
+        """Report that a line of the file `name` ends in CR LF.  Libreswan reads CR as part of a word.
 
-        `known` is the number of problems before the line.  `told`: 1 if a line of the file is already reported as a
-        warning, otherwise 0.  Return 2 after an error, otherwise 1 if a line is reported, otherwise 0.
+        `known` is the number of problems before this line was read.  `told` is 1 if CR LF is already reported
+        as a warning for this file, otherwise 0.  Return 2 if CR LF is reported as an error, 1 if it is
+        reported as a warning, and 0 if it is not reported.
         """
         errors = [problem for problem in self.problems[known:]
                   if problem.fatal and (problem.file, problem.line) == (name, number)]
@@ -3651,7 +3684,7 @@ class Config:
         self.problems.append(Problem(name, number, f"{what}, which libreswan reads as part of a word", fatal, script))
 
     def _heading(self, name: str, number: int, line: str, depth: int) -> None:
-        """Read a line that is not indented: it begins a section or includes files."""
+        """Read a line that is not indented: conn, config setup, include or version."""
         word = line.replace("\t", " ").partition(" ")[0]
         value, after = "", line[len(word):].lstrip(" \t")
         if after and after[0] != "#":
@@ -3678,9 +3711,10 @@ class Config:
             self._section = None
 
     def _heading_problem(self, line: str, word: str, value: str, after: str, depth: int) -> str:
-        """Return why libreswan refuses a line that is not indented, or an empty string.
+        """Return why libreswan refuses a line that is not indented, or an empty string if it accepts the
+        line.
 
-        `word` is the first word, `value` the second one without quotes, `after` the rest of the line.
+        `word` is the first word, `value` the second word without quotes, `after` the rest of the line.
         """
         if word not in ("conn", "config", "include", "version"):
             hint = "a setting must be indented" if "=" in line else "use conn, config setup or include"
@@ -3697,15 +3731,16 @@ class Config:
 
     @staticmethod
     def _trailing(text: str) -> bool:
-        """Return whether the text after a value is more than a comment.
+        """Return whether the text after a value is more than blanks and a comment.
 
-        A single `#word` is no comment: libreswan's lexer reads it as a keyword.
+        A single `#word` is not a comment, because libreswan's lexer reads it as a keyword.
         """
         text = text.lstrip(" \t")
         return bool(text) and (text[0] != "#" or not any(c in text for c in '"= \t'))
 
     def _include(self, name: str, number: int, pattern: str, depth: int) -> None:
-        """Read the files that an include line in the file `name` matches, or report why they are not read."""
+        """Read the files that match `pattern` of an include line in the file `name`, or report why they are
+        not read."""
         if depth + 1 >= INCLUDE_DEPTH:
             self._problem(name, number, f"include {quote(pattern)} is not read: nested deeper than {INCLUDE_DEPTH}",
                           False)
@@ -3729,7 +3764,7 @@ class Config:
         if not files and "*" not in pattern:
             self._problem(name, number, f"could not open include filename {quote(pattern)}", False, "include")
         for file in files:
-            if file in self._open:  # libreswan reads the file again and again, until the includes are too deep
+            if file in self._open:  # libreswan reads the file again until the limit of depth is reached
                 self._problem(name, number, f"include {quote(pattern)} is a loop: {file} is already being read", False)
             elif self._reads >= FILES_LIMIT:
                 self.unread = True
@@ -3741,11 +3776,11 @@ class Config:
         self._included = "".join(files[:1])
 
     def _statement(self, name: str, number: int, line: str) -> None:
-        """Read an indented line, keyword=value, into the section that is being read."""
+        """Add an indented line, keyword=value, to the current section, or report why the line is invalid."""
         key, equals, rest = line.partition("=")
         key = key.rstrip(" \t")
         if self._section is None:
-            self._problem(name, number, f"{misplaced(key)} is indented, but stands in no section")
+            self._problem(name, number, f"{misplaced(key)} is indented, but is in no section")
             return
         rest = rest.lstrip(" \t")
         if key[:2].lower() in ("x-", "x_"):
@@ -3773,7 +3808,8 @@ class Config:
     def release(self) -> tuple[int, ...] | None:
         """The installed release, such as (4, 10), or None if it is unknown.
 
-        A release that is older or newer than all releases of the tables counts as the oldest or newest of them.
+        If the release is older than 3.25 or newer than 5.4, the result is (3, 25) or (5, 4), because the
+        tables of keywords cover only these releases.
         """
         if not self._release:
             version = self.host.libreswan_version()
@@ -3782,13 +3818,14 @@ class Config:
         return self._release[0]
 
     def _has(self, releases: str) -> bool:
-        """Return whether the installed release is one of these; True if it is unknown."""
+        """Return whether `releases` includes the installed release, or the installed release is unknown."""
         return releases == "*" or self.release is None or covers(releases, self.release)
 
     def _set(self, setting: Setting, written: str, bare: bool = True) -> None:
-        """Add a setting to the section that is being read, or report why it is invalid.
+        """Add a setting to the current section, or report why the setting is invalid.
 
-        `written` is the keyword as it is spelt in the file; `bare`: the value has neither quotes nor braces.
+        `written` is the keyword as it is spelt in the file.  `bare` is True if the value has neither quotes
+        nor braces.
         """
         assert self._section is not None
         setup = not self._section.name
@@ -3804,7 +3841,7 @@ class Config:
             return
         reading = read_value(word.kind, setting.value, bare, lambda: self.release)
         if reading.wrong:
-            # authby= and the like are not shown: a user may have put a secret there
+            # a user may have written a secret as the value of authby=, leftauth= and the like
             shown = "" if "auth" in setting.key else quote(setting.value)
             self._problem(setting.file, setting.line, f"{written}={shown} {reading.wrong}", reading.fatal, word.key)
         if reading.value is None:
@@ -3816,9 +3853,10 @@ class Config:
         self._add(setting, word)
 
     def _keyword(self, setting: Setting, written: str, setup: bool) -> tuple[Keyword | None, bool]:
-        """Return the keyword of a spelling, and whether the keyword belongs in this kind of section.
+        """Return the keyword that `written` spells, and whether it belongs in this kind of section.
 
-        If the installed release does not know the keyword, report a problem and return None.
+        `setup` is True in config setup.  If the installed release does not know the keyword, or refuses it
+        here, report a problem and return None for the keyword.
         """
         words, others, spelling = vocabulary(setup), vocabulary(not setup), written.lower()
         word = words.get(spelling)
@@ -3841,15 +3879,15 @@ class Config:
         """Report a keyword that belongs in the other kind of section."""
         assert self._section is not None
         setup = not self._section.name
-        means_nothing = bare and not setting.value  # releases before 5.0 skip such a line
-        is_skipped = self._setups > 1 and bool(self._setup)  # before 5.0 a second config setup is ignored
+        means_nothing = bare and not setting.value  # before 5.0, a line without a value is ignored
+        is_skipped = self._setups > 1 and bool(self._setup)  # before 5.0, a second config setup is ignored
         refused = (setup and is_strict(self.release) and not means_nothing and not is_skipped) or (
             self.release is not None and self.release >= SEPARATE)
         self._problem(setting.file, setting.line, f"keyword {written} is not valid in "
                       f"{'config setup' if setup else 'a conn'}", refused, word.key)
 
     def _add(self, setting: Setting, word: Keyword) -> None:
-        """Add a setting to the section that is being read."""
+        """Add a setting to the current section, with the canonical keyword of `word`."""
         assert self._section is not None
         setting.key = word.key
         if word.key == "virtual-private" and (bad := bad_private_nets(setting.value)):
@@ -3861,7 +3899,10 @@ class Config:
             self._setup[setting.key] = setting
 
     def _unknown(self, written: str, word: Keyword | None) -> str:
-        """Return the message for a keyword that the installed release lacks; `word` is not None if others have it."""
+        """Return the message for a keyword that the installed release does not know.
+
+        `word` is None if no release knows the keyword.
+        """
         if word is None or not self.release:
             return f"unknown keyword {quote(written)}"
         return (f"libreswan {'.'.join(map(str, self.release))} has no keyword {written}; only "
@@ -3877,33 +3918,41 @@ class Config:
         return self
 
     def setup(self, key: str, default: str = "") -> str:
-        """Return the value of a keyword of `config setup`, or the default."""
+        """Return the value of a keyword of `config setup`, or `default` if the value is missing or empty."""
         setting = self._setup.get(key)
         return setting.value if setting and setting.value else default
 
     def setup_at(self, key: str) -> Setting | None:
-        """Return the setting of `config setup` for a keyword, or None."""
+        """Return the setting of `config setup` for a keyword, or None if the keyword is not set."""
         return self._setup.get(key)
 
     def flag(self, key: str, default: bool = False) -> bool:
-        """Return the value of a yes/no keyword of `config setup`, or the default."""
+        """Return the value of a yes/no keyword of `config setup`, or `default` if it is not set."""
         value = self.setup(key)
         return is_yes(value) if value else default
 
     def number(self, key: str, default: int | None = None) -> int | None:
-        """Return the value of a number of `config setup`, or the default if it is not set."""
+        """Return the value of a number keyword of `config setup`, or `default` if it is not set or not a
+        number."""
         value = self.setup(key)
         return int(value) if value.lstrip("-").isdigit() else default
 
     def seconds(self, key: str, default: int) -> int:
-        """Return a duration of `config setup` in whole seconds: a number, or a number with s, m, h, d or w."""
+        """Return a duration of `config setup` in whole seconds, or `default` if it is not set or has another
+        form.
+
+        The value is a number with or without the unit s, m, h, d or w.
+        """
         value = self.setup(key).lower()
         unit = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}.get(value[-1:])
         number = (value[:-1] if unit else value).strip()
         return int(float(number) * (unit or 1)) if number.replace(".", "", 1).isdigit() else default
 
     def conns(self) -> list[Conn]:
-        """Return the connections in the order of the file, merged with also= and %default: one for each `conn` line."""
+        """Return one connection for each `conn` line except %default, in the order of the file.
+
+        Each is merged with the sections that also= names and with conn %default.
+        """
         if self._conns is None:
             self._conns = []
             by_name: dict[str, Section] = {}
@@ -3923,19 +3972,23 @@ class Config:
         return self._conns
 
     def conn(self, name: str) -> Conn | None:
-        """Return the first connection with this name, otherwise the first with this connalias, or None."""
+        """Return the first connection with this name.
+
+        If there is none, return the first connection that has `name` in connalias=, or None.
+        """
         return next((conn for conn in self.conns() if conn.name == name), None) or next(
             (conn for conn in self.conns() if name in conn.get("connalias").split()), None)
 
     def _merged(self, section: Section, by_name: Mapping[str, Section], default: Mapping[str, Setting]) -> Conn:
-        """Return a connection with its own settings and those of also= and %default.
+        """Return the connection of a section, with the settings of the section, of also= and of %default.
 
-        The sections are read breadth-first, each once (load_conn() of confread.c).  If two sections set a keyword to
-        different values, the first value counts; libreswan 4 refuses the connection.
+        The sections that also= names are merged breadth-first, each once, as load_conn() of confread.c does.
+        If two sections set a keyword to different values, the first value counts, and a problem is reported,
+        because libreswan 4 refuses the connection.
         """
         conn = Conn(section)
         sections = [section]
-        for part in sections:  # also= adds sections at the end of this list
+        for part in sections:  # the loop body appends the sections that also= names
             for setting in part.settings:
                 if setting.key == "also":
                     sections += self._also(conn, setting, by_name)
@@ -3957,7 +4010,10 @@ class Config:
         return conn
 
     def _also(self, conn: Conn, setting: Setting, by_name: Mapping[str, Section]) -> Iterator[Section]:
-        """Yield the sections that a setting also= adds to a connection, and add their names to its `alsos`."""
+        """Yield the sections that an also= setting adds to a connection.
+
+        Append the names of these sections to `conn.alsos`.  Report a name for which there is no section.
+        """
         value = setting.value
         for name in value.split() if is_strict(self.release) else value.replace("\t", " ").split(" "):
             if not name:
@@ -3971,7 +4027,11 @@ class Config:
                 yield by_name[name]
 
     def _merge(self, conn: Conn, setting: Setting) -> None:
-        """Add a setting to a connection.  The first value of a keyword counts; the values of a list are joined."""
+        """Add a setting to a connection.
+
+        If the connection already has the keyword, the values of a list are joined.  For another keyword the
+        first value stays, and a different second value is reported.
+        """
         key, first = setting.key, conn.settings.get(setting.key)
         kind = keywords(False).get(key)
         if first is None:
@@ -3987,14 +4047,14 @@ class Config:
 def braces(pattern: str) -> list[str]:
     """Expand {a,b} in a pattern as glob(3) does with GLOB_BRACE, and return the resulting patterns.
 
-    Raises OSError if there are more than PATTERN_LIMIT.
+    Raises OSError if the result has more than PATTERN_LIMIT patterns.
     """
     head, opened, rest = pattern.partition("{")
     inner, closed, tail = rest.partition("}")
     if not opened or not closed:
         return [pattern]
     too_many = OSError(errno.E2BIG, f"expands to more than {PATTERN_LIMIT} patterns", pattern)
-    if tail.count("{") > PATTERN_LIMIT.bit_length():  # with two words in each of them, the limit is exceeded
+    if tail.count("{") > PATTERN_LIMIT.bit_length():  # two words in each pair exceed the limit
         raise too_many
     words, ends = inner.split(","), braces(tail)
     if len(words) * len(ends) > PATTERN_LIMIT:
@@ -4008,9 +4068,11 @@ def secrets_file(host: Host, config: Config | None = None) -> str:
 
 
 def secret_files(host: Host, name: str) -> tuple[list[str], list[Problem]]:
-    """Return the secrets file `name` and the files that it includes, in the order in which pluto reads them.
+    """Return a pair: the secrets file `name` with the files that it includes, and the problems in these
+    files.
 
-    Return also the problems in them; the text of a problem never quotes a line of the file.
+    The files are in the order in which pluto reads them.  The text of a problem never quotes a line of a
+    file.
     """
     files: list[str] = []
     problems: list[Problem] = []
@@ -4070,10 +4132,12 @@ def host_names(host: Host) -> dict[str, str]:
 
 
 def comparable_id(text: str, names: Mapping[str, str]) -> str | None:
-    """Normalise an ID, so that IDs which pluto treats as the same are equal (atoid() and id_eq() of id.c).
+    """Return an ID in a form in which IDs that pluto treats as the same are equal (atoid() and id_eq() of
+    id.c).
 
-    Return an empty string for `any ID`, and None for an ID that can't be compared: it depends on DNS or a certificate,
-    or is a distinguished name.  `names` comes from host_names().
+    Return an empty string for an ID that matches any ID, such as %any.  Return None for an ID that can't be
+    compared: one that depends on DNS or on a certificate, or a distinguished name.  `names` is the result of
+    host_names().
     """
     if text in ANY_ID:
         return ""
@@ -4089,7 +4153,7 @@ def comparable_id(text: str, names: Mapping[str, str]) -> str | None:
 
 
 def canonical_net(text: str) -> str | None:
-    """Return an address or network as `address/bits` without host bits, or None if the text is neither."""
+    """Return an address or network as `address/bits` without host bits, or None if `text` is neither."""
     import _socket as socket
     address, slash, bits = text.partition("/")
     family = AF_INET6 if ":" in address else AF_INET
@@ -4113,8 +4177,8 @@ def bad_private_nets(value: str) -> list[str]:
 def is_bad_private(entry: str) -> bool:
     """Return whether pluto refuses an entry of virtual-private=.
 
-    A valid entry is a network without host bits.  `%v4:` or `%v6:` may precede it, and `!` may follow that.
-    Libreswan 5.2 also accepts a single address; here that is invalid.
+    A valid entry is a network without host bits, such as `10.0.0.0/8`.  The prefixes `%v4:` or `%v6:`, then
+    `!`, are optional.  A single address is reported as refused, although libreswan 5.2 accepts it.
     """
     net = entry.strip().lower()
     version = {"%v4:": 4, "%v6:": 6}.get(net[:4], 0)
@@ -4123,25 +4187,27 @@ def is_bad_private(entry: str) -> bool:
     if not slash or (version == 4 and ":" in net) or (version == 6 and ":" not in net):
         return True
     if canonical_net(mask) and canonical_net(address):
-        return False  # 10.0.0.0/255.0.0.0
+        return False  # a network with a netmask, such as 10.0.0.0/255.0.0.0
     known = canonical_net(net)
     if known is None:
-        is_short = address.isdigit() or address.count(".") in (1, 2)  # pluto completes 10/8
+        is_short = address.isdigit() or address.count(".") in (1, 2)  # pluto reads 10/8 as 10.0.0.0/8
         return not is_short or not set(net) <= set("0123456789./")
     return canonical_net(address) != canonical_net(known.partition("/")[0])
 
 
 def has_secret(ids: Sequence[str | None], ours: str, theirs: str) -> bool | None:
-    """Return whether pluto uses a PSK with these IDs for a connection with the IDs `ours` and `theirs`.
+    """Return whether pluto can use a PSK that lists `ids` for a connection between the IDs `ours` and
+    `theirs`.
 
-    Return None if that depends on an ID that can't be compared.  All IDs are as comparable_id() returns them.  Facts:
-    lsw_find_secret_by_id() of secrets.c.
+    Return None if the answer depends on an ID that can't be compared.  All IDs have the form of
+    comparable_id().  Facts: lsw_find_secret_by_id() of secrets.c.
     """
     if not ids or (len(ids) == 1 and ids[0] in ("", ours)):
         return True
     if None in ids:
         return None
-    # the PSK must list two of these three: this end's ID, the other end's ID, any ID; or only any ID of the three
+    #  pluto uses the PSK if it lists exactly two of this end's ID, the peer's ID and %any, or of the three
+    # only %any
     listed = [ours in ids, theirs in ids, "" in ids]
     return listed.count(True) == 2 or listed == [False, False, True]
 
@@ -4149,8 +4215,8 @@ def has_secret(ids: Sequence[str | None], ours: str, theirs: str) -> bool | None
 def nss_passwords(host: Host, directory: str = "") -> dict[str, str]:
     """Return the passwords in the file nsspassword of a directory (default ipsec.d), by NSS token.
 
-    The lines are `token:password` (lswnss.c).  A line without a token has the empty key.  If the file can't be read,
-    return no passwords.
+    Each line of the file is `token:password` (lswnss.c).  The password of a line without a token has an empty
+    key.  If the file can't be read, return an empty dictionary.
     """
     passwords: dict[str, str] = {}
     try:
@@ -4160,14 +4226,14 @@ def nss_passwords(host: Host, directory: str = "") -> dict[str, str]:
             if line:
                 passwords.setdefault(token if colon else "", password if colon else line)
     except OSError:
-        return passwords  # the file is missing, or this user may not read it
+        return passwords  # the file is missing, or this user is not permitted to read it
     return passwords
 
 
 def nss_password(host: Host, token: str = "NSS Certificate DB", directory: str = "") -> str | None:
-    """Return the password that pluto uses for an NSS token, or None.
+    """Return the password that pluto uses for an NSS token, or None if the file nsspassword has none for it.
 
-    The token of the database has another name in FIPS mode, so both names are looked up.
+    NSS names the token of its database differently in FIPS mode, so this function looks up both names.
     """
     passwords = nss_passwords(host, directory)
     names = [token]
@@ -4177,18 +4243,19 @@ def nss_password(host: Host, token: str = "NSS Certificate DB", directory: str =
 
 
 def learn_secrets(redactor: Redactor, host: Host, file: str) -> None:
-    """Teach the redactor the secrets of a file, as far as it can be read."""
+    """Add the secrets in a secrets file to the redactor.  If the file can't be read, add nothing."""
     try:
         redactor.learn_file(host.lines(file))
     except OSError:
-        return  # secret_files() has read the file a moment ago, and reports one that it can't read
+        return  # secret_files() reports a file that can't be read
 
 
 def redactor_of(host: Host, show_secrets: bool = False, config: Config | None = None) -> Redactor:
-    """Return a Redactor that has learnt the secrets of the host.
+    """Return a Redactor that knows the secrets of the host, so that it can hide them.
 
-    They come from ipsec.secrets with its includes, from *.secrets and nsspassword in the directories of ipsec.conf, and
-    from the hashes in passwd.  A file that can't be read is skipped; secret_files() reports it.
+    The secrets are read from ipsec.secrets and the files that it includes; from *.secrets, nsspassword and
+    passwd in the directories of the configuration and of NSS; and from the arguments of updown scripts.  A
+    file that can't be read is skipped.
     """
     redactor = Redactor(show_secrets)
     config = config or Config(host)
@@ -4199,7 +4266,7 @@ def redactor_of(host: Host, show_secrets: bool = False, config: Config | None = 
         try:
             names += host.glob(f"{directory}/*.secrets")
         except OSError:
-            continue  # a directory with wildcards in its name
+            continue  # the directory does not answer, or its name has wildcards that match too much
         for password in nss_passwords(host, directory).values():
             redactor.learn(password)
     seen: set[str] = set()
@@ -4215,15 +4282,16 @@ def redactor_of(host: Host, show_secrets: bool = False, config: Config | None = 
                 if len(fields) > 1 and not line.startswith("#"):
                     redactor.learn(fields[1])
         except OSError:
-            continue  # the file is missing, or this user may not read it
+            continue  # the file is missing, or this user is not permitted to read it
     learn_updown(redactor, config)
     return redactor
 
 
 def learn_updown(redactor: Redactor, config: Config) -> None:
-    """Learn the arguments of updown scripts that may be secrets, because a script may print them into pluto's log.
+    """Add arguments of updown scripts that may be secrets to the redactor.
 
-    They are those after a word like `--token`, and those that look like random characters.
+    A script may print its arguments, and pluto then logs them.  An argument may be a secret if it follows a
+    word such as `--token`, or looks like random characters.
     """
     import re
     for setting in [setting for section in config.sections for setting in section.settings]:
@@ -4241,14 +4309,18 @@ def learn_updown(redactor: Redactor, config: Config) -> None:
 
 
 def secrets_report(host: Host, name: str = "") -> Iterator[str]:
-    """Yield the lines of a secrets file (default the host's) without the secrets.  Raises OSError."""
+    """Yield the lines of a secrets file (default the host's ipsec.secrets), with the secrets removed.
+
+    Raises OSError if the file can't be read.
+    """
     return censor_secrets(host.lines(name or host.secrets))
 
 
 def own_reader(host: Host, args: Args, name: str) -> Config:
-    """Return the configuration for the command `name`, which stands in for libreswan's program of that name.
+    """Read the configuration for the command `name`, which replaces libreswan's program of that name.
 
-    Warn that the built-in reader is used, and of problems that are not fatal.  Raises ConfigError (status 3).
+    Print a warning that the built-in reader is used, and one for each problem that is not fatal.  Raises
+    ConfigError with exit status 3 for a fatal problem.
     """
     why = f"libreswan's {name} is not installed" if host.live else "programs of a mounted disk are not run"
     version = host.libreswan_version()
@@ -4265,8 +4337,8 @@ def own_reader(host: Host, args: Args, name: str) -> Config:
 def check_answers(host: Host, name: str = "") -> None:
     """Raise TimeoutError if the NSS database or the configuration is on a file system that does not answer.
 
-    A program of libreswan would wait for it for ever.  The configuration is the file `name` (default the host's own)
-    with the files that it includes.
+    Without this check, a program of libreswan would wait forever for the file system.  The configuration is
+    the file `name` (default the host's ipsec.conf) with the files that it includes.
     """
     if MOUNTS.that_may_hang():
         host.isdir(host.nssdir)
