@@ -4212,6 +4212,12 @@ def has_secret(ids: Sequence[str | None], ours: str, theirs: str) -> bool | None
     return listed.count(True) == 2 or listed == [False, False, True]
 
 
+def pluto_nssdir(host: Host) -> str:
+    """Return the directory of the NSS database that pluto opens: the given one, that of nssdir= in ipsec.conf, or the
+    default of the installed release."""
+    return host.given_nssdir or Config(host).setup("nssdir").removeprefix("sql:") or host.nssdir
+
+
 def nss_passwords(host: Host, directory: str = "") -> dict[str, str]:
     """Return the passwords in the file nsspassword of a directory (default ipsec.d), by NSS token.
 
@@ -8984,7 +8990,7 @@ class NssDatabase:
 
     def __init__(self, host: Host, directory: str = "", password: str | None = None) -> None:
         self.host = host
-        self.directory = os.path.normpath((directory or host.nssdir).removeprefix("sql:"))
+        self.directory = os.path.normpath((directory or pluto_nssdir(host)).removeprefix("sql:"))
         self.passwords = nss_passwords(host)
         if password is None:
             password = nss_password(host, NSS_TOKENS[0])
@@ -11953,6 +11959,8 @@ def check_nss(host: Host) -> None:
     Raises Failure.
     """
     base = NssDatabase(host)
+    if base.directory != host.nssdir and not host.lexists(base.directory):
+        return  # nssdir= names a directory that does not exist; pluto reports that
     is_whole = len(base.has(*NSS_FILES[1:])) == 2
     try:
         if is_whole and not host.writable(base.directory):
@@ -12818,7 +12826,8 @@ GLOBAL_OPTIONS = (
     Opt("--config", "FILE", "the configuration (default /etc/ipsec.conf)"),
     Opt("--rundir", "DIR", "pluto's run directory (default /run/pluto)"),
     Opt("--ctlsocket", "FILE", "pluto's control socket (default RUNDIR/pluto.ctl)"),
-    Opt("--nssdir", "DIR", "the directory of the NSS database (default: that of the installed release)"),
+    Opt("--nssdir", "DIR", "the directory of the NSS database (default: nssdir= of ipsec.conf, or that of the "
+                           "installed release)"),
     Opt("--root", "DIR", "report on the system whose file system is mounted at DIR"),
 )
 # Options that 5.x accepts also before the command
@@ -14177,9 +14186,9 @@ def resolved(name: str) -> tuple[str, list[str]]:
 def has_database(host: Host) -> None:
     """Raise Missing if there is no NSS database, PermissionError if this process may not read it."""
     try:
-        host.check_readable(f"{host.nssdir}/cert9.db")
+        host.check_readable(f"{pluto_nssdir(host)}/cert9.db")
     except (FileNotFoundError, NotADirectoryError):
-        raise Missing(f"{host.nssdir}: no NSS database") from None
+        raise Missing(f"{pluto_nssdir(host)}: no NSS database") from None
 
 
 def certificate_lines(host: Host) -> Iterator[str]:
@@ -19980,10 +19989,11 @@ def nss_program(name: str) -> SectionBody:
             # on a host without certutil, and for a mounted disk, because certutil could change the database
             yield from certificate_lines(host)
             return
-        keys = f"{host.nssdir}/key4.db"
+        directory = pluto_nssdir(host)
+        keys = f"{directory}/key4.db"
         if host.exists(keys):
             host.check_readable(keys)  # without the right to read it, certutil reports a bad database
-        yield from program_output(name, "-L", "-d", f"sql:{host.path(host.nssdir)}")(report)
+        yield from program_output(name, "-L", "-d", f"sql:{host.path(directory)}")(report)
 
     return body
 
@@ -20129,6 +20139,7 @@ def report_sections(host: Host) -> list[ReportSection]:
     part = ReportSection
     net, conf = "/proc/sys/net", "/proc/sys/net/ipv4/conf/"
     save = ("--modprobe=/dev/null",)
+    nssdir = pluto_nssdir(host)
 
     def xfrm_states(report: Report) -> Iterator[str]:
         return XfrmText(host, show_keys=report.redactor.show_secrets).states()
@@ -20185,9 +20196,9 @@ def report_sections(host: Host) -> list[ReportSection]:
         part("ipsec/conf", f"cat {host.conf}", configuration),
         part("ipsec/secrets", f"ipsec _secretcensor {host.secrets}", secrets),
         part("ipsec/listall", "ipsec whack --listall", pluto_answer("--listall"), live=True, slow=True),
-        part("nss/directory", f"ls -l {host.nssdir}", listing(host.nssdir)),
-        part("nss/contents", f"certutil -L -d sql:{host.nssdir}", nss_program("certutil"), slow=True),
-        part("nss/crls", f"crlutil -L -d sql:{host.nssdir}", nss_program("crlutil"), live=True, slow=True),
+        part("nss/directory", f"ls -l {nssdir}", listing(nssdir)),
+        part("nss/contents", f"certutil -L -d sql:{nssdir}", nss_program("certutil"), slow=True),
+        part("nss/crls", f"crlutil -L -d sql:{nssdir}", nss_program("crlutil"), live=True, slow=True),
         *policies,
         part("ipsec/ls-execdir", f"ls -l {host.execdir}", listing(host.execdir)),
         live_file("/proc/net/dev"),
@@ -20424,7 +20435,7 @@ def look_sections(host: Host, words: Sequence[str]) -> list[ReportSection]:
         part("iptables", "iptables -n -t filter -L", iptables_lists, live=True, title="IPSEC mangle TABLES"),
         part("route", "ip route", main_routes, live=True, bulk=True, title="ROUTING TABLES",
              data=routes_data),
-        part("nss", f"certutil -L -d sql:{host.nssdir}", nss_listing, title="NSS_CERTIFICATES",
+        part("nss", f"certutil -L -d sql:{pluto_nssdir(host)}", nss_listing, title="NSS_CERTIFICATES",
              data=nss_data),
     ]
     return [section for section in sections if section.name in words]
@@ -24308,8 +24319,8 @@ def restart_after_pause(host: Host, report: Callable[[str], None]) -> NoReturn:
 
 # --- NSS ----------------------------------------------------------------------------------------------------
 
-NSSDIR_OPTION = Opt("--nssdir -d", "DIR", "the directory of the NSS database (default: that of the installed "
-                                          "release)")
+NSSDIR_OPTION = Opt("--nssdir -d", "DIR", "the directory of the NSS database (default: nssdir= of ipsec.conf, or that "
+                                          "of the installed release)")
 PASSWORD_OPTION = Opt("--password-file", "FILE", "the first line of FILE is the database's password (default: the "
                                                  "file nsspassword)")
 CONFIGDIR_OPTION = Opt("--configdir", "DIR", "same as --nssdir, obsolete")
@@ -25408,7 +25419,7 @@ def run_program(host: Host, program: str, name: str, entry: Command | None, word
     if "--config" in known and "--config" not in given and host.conf != "/etc/ipsec.conf":
         words = ["--config", host.conf, *words]  # the programs do not read IPSEC_CONF
     if "--nssdir" in known and not given & {"--nssdir", "-d"}:
-        words = ["--nssdir", host.nssdir, *words]
+        words = ["--nssdir", load_part("pluto_nssdir")(host), *words]
 
     if host.root:
         raise Failure(f"ipsec {name}: {host.root} is not a running system, so its programs are not run",

@@ -472,6 +472,20 @@ def test_the_release_decides_where_the_database_is(tmp_path: Path, version: str,
     assert Host({**env, "IPSEC_NSSDIR": "/elsewhere"}).nssdir == "/elsewhere"
 
 
+def test_nssdir_of_the_configuration_is_where_the_database_is(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/ipsec.conf").write_text("include /etc/more\n")
+    (tmp_path / "etc/more").write_text("config setup\n\tnssdir=sql:/etc/pluto/nss\n")
+    host = Host({}, root=str(tmp_path))
+    assert NssDatabase(host).directory == "/etc/pluto/nss"
+    assert NssDatabase(host, "/second").directory == "/second"
+    assert NssDatabase(Host({"IPSEC_NSSDIR": "/given"}, root=str(tmp_path))).directory == "/given"
+    assert NssDatabase(Host({}, root=str(tmp_path), nssdir="/given")).directory == "/given"
+    with pytest.raises(Failure, match="/etc/pluto/nss"):  # it may be misspelt
+        NssDatabase(host).make_directory() or NssDatabase(host).lock()
+    assert not (tmp_path / "etc/pluto").exists()
+
+
 @pytest.mark.parametrize(("code", "directory"), [
     (b"... /etc/ipsec.d /var/lib/ipsec/nss ...", "/var/lib/ipsec/nss"), (b"... /etc/ipsec.d ...", "/etc/ipsec.d")])
 def test_a_pluto_that_was_built_for_the_old_directory(tmp_path: Path, code: bytes, directory: str) -> None:

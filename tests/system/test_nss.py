@@ -285,6 +285,22 @@ def test_move(base: Machine) -> None:
     assert list(base.path("/etc/ipsec.d").iterdir()) == []
 
 
+def test_nssdir_of_the_configuration(fresh: Machine) -> None:
+    """The commands make, fill and show the database that pluto opens; the default one stays empty."""
+    fresh.write("/etc/ipsec.conf", "config setup\n\tnssdir=/elsewhere\n")
+    fresh.run(["mkdir", "-m", "700", "/elsewhere"]).check()
+    before = content(fresh)
+    fresh.ipsec("checknss").check()
+    fresh.ipsec("newhostkey").check()
+    listed = fresh.ipsec("showhostkey", "--list").check().stdout
+    assert listed.count("ckaid: ") == 1
+    fresh.ipsec("start").check()
+    assert "/elsewhere" in fresh.ipsec("status").stdout
+    assert "sql:/elsewhere" in fresh.ipsec("barf").stdout
+    fresh.ipsec("stop").check()
+    assert content(fresh) == before
+
+
 def test_berkeley(fresh: Machine) -> None:
     """An old database, with a password: migrated where certutil still reads it, an error with the way out elsewhere."""
     fresh.write("/pki/db", f"{CANARY}\n", 0o600)
