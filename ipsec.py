@@ -4347,7 +4347,7 @@ def check_answers(host: Host, name: str = "") -> None:
     the file `name` (default the host's ipsec.conf) with the files that it includes.
     """
     if MOUNTS.that_may_hang():
-        host.isdir(host.nssdir)
+        host.isdir(pluto_nssdir(host))
         if (name or host.conf) != "-":
             Config(host, name)
         for mount, (_, path, seconds) in MOUNTS.silent.items():
