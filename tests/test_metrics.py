@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,7 +129,10 @@ def test_a_sum_counts_nothing_twice(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("state", [True, False])
-def test_a_rekey_changes_no_series_and_loses_no_bytes(gateway: Gateway, state: bool) -> None:
+def test_a_rekey_changes_no_series_and_loses_no_bytes(gateway: Gateway, state: bool,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)  # ipsec_connection_idle_seconds stays the same
     before = gateway.metrics(state)
     gateway.sas = [(2, 3500, 1000), (5, 10, 20)]  # both SAs live for a moment
     during = gateway.metrics(state)
