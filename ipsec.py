@@ -22279,6 +22279,9 @@ TUNNEL_DETAILS = frozenset(text[:DETAIL_HEAD] for text in (
 TUNNEL_STATES = {"up": "32", "connecting": "33", "down": "1;31", "routed": "36", "ready": "36", "idle": "2",
                  "bypass": "2", "block": "2", "unknown": "35"}
 SHUNTS = {"PASS": "bypass", "DROP": "block", "REJECT": "block"}  # policies of connections without tunnel
+# Words of a policy that are shown, and how
+TUNNEL_MARKS = (
+    ("MOBIKE", "MOBIKE"), ("COMPRESS", "IPCOMP"), ("AUTHENTICATE", "AH"), ("TRANSPORT", "transport"))
 ANY_PEER = ("%any", "%any6", "%group", "%opportunistic", "%opportunisticgroup", "%virtual", "0.0.0.0", "::")
 TRAPS = ("prospective erouted", "routed-ondemand", "routed-prospective")
 BOLD, DIM, CHANGED = "1", "2", "7"
@@ -22331,21 +22334,24 @@ class TunnelRow:
 
 
 def ike_version_of(connection: Mapping[str, Any]) -> int | None:
-    """Return 1 or 2: the version in the policy, or the one in use if the policy allows both (up to 4.2); None
-    if unknown."""
+    """Return the version of IKE in the policy, 1 or 2; None if unknown.
+
+    If the policy allows both versions (up to 4.2), the version in use is returned.
+    """
     policy, options = connection["policy"], connection["options"]
-    versions = [version for version in (1, 2)
-                if f"IKEv{version}" in policy or f"IKEV{version}_ALLOW" in policy]
-    if len(versions) == 1:
-        return versions[0]
+    allows_1 = "IKEv1" in policy or "IKEV1_ALLOW" in policy
+    allows_2 = "IKEv2" in policy or "IKEV2_ALLOW" in policy
+    if allows_1 != allows_2:
+        return 1 if allows_1 else 2
     if "ikev2_algorithm_newest" in options:
         return 2
-    return 1 if "ikev1_algorithm_newest" in options or "ike_algorithm_newest" in options else None
+    if "ikev1_algorithm_newest" in options or "ike_algorithm_newest" in options:
+        return 1
+    return None
 
 
 def newest_algorithm(connection: Mapping[str, Any], kinds: Sequence[str]) -> str | None:
-    """Return the algorithms in use (`AES_GCM_16_256`, `AES_CBC_128-HMAC_SHA1_96`) for the first of `kinds`
-    that has any."""
+    """Return the algorithms in use for the first of `kinds` that has any, such as `AES_GCM_16_256`."""
     for kind in kinds:
         text = connection["options"].get(f"{kind}_algorithm_newest")
         if text:
@@ -22354,13 +22360,14 @@ def newest_algorithm(connection: Mapping[str, Any], kinds: Sequence[str]) -> str
 
 
 def networks_of(connection: Mapping[str, Any], side: str) -> list[str]:
-    """Return the networks of one end (`side`: local or remote): its subnets, otherwise its pool or its
-    host."""
+    """Return the networks of one end (`side`: local or remote): its subnets, its pool, or else its host."""
     end = connection[side]
-    if "selectors" in connection:
-        networks = [remote if side == "remote" else local for local, remote in connection["selectors"]]
-    else:
+    if "selectors" not in connection:
         networks = [end["subnet"] or end.get("pool") or end["host"]]
+    elif side == "remote":
+        networks = [remote for _, remote in connection["selectors"]]
+    else:
+        networks = [local for local, _ in connection["selectors"]]
     port = f"/{end['protoport']}" if end.get("protoport") else ""
     return list(dict.fromkeys(f"{network}{port}" for network in networks if network))
 
@@ -22378,19 +22385,19 @@ def static_problem(connection: Mapping[str, Any]) -> str | None:
 
 
 def state_of_tunnel(connection: Mapping[str, Any]) -> str:
-    """Return the state of a tunnel from its connection; never `connecting`, which only the lines of SAs
-    show."""
+    """Return the state of a tunnel from its connection; `connecting` is known only from lines of SAs."""
     policy, routing = connection["policy"], connection["routing"] or ""
-    shunt = next((word for word in policy if word in SHUNTS), "")
-    if connection["up"] and not connection.get("instances"):
+    instances = connection.get("instances")
+    if connection["up"] and not instances:
         return "up"
-    if shunt:
-        return SHUNTS[shunt]
+    for word in policy:
+        if word in SHUNTS:
+            return SHUNTS[word]
     if "UP" in policy or "fail" in routing:
         return "down"
     if routing in TRAPS:
         return "routed"
-    if connection["remote"]["host"] in ANY_PEER or connection.get("instances"):
+    if instances or connection["remote"]["host"] in ANY_PEER:
         return "ready"
     return "unknown" if connection["up"] is None else "idle"
 
@@ -22398,20 +22405,23 @@ def state_of_tunnel(connection: Mapping[str, Any]) -> str:
 def tunnel_of(connection: Mapping[str, Any]) -> TunnelRow:
     """Return the row of a connection, without the data of its SAs and its traffic, which Tunnels adds."""
     policy = connection["policy"]
+    local, remote = connection["local"], connection["remote"]
     row = TunnelRow(connection["name"], connection["instance"])
     row.state = state_of_tunnel(connection)
-    row.wanted = "UP" in policy if policy else None
-    row.problem = None if row.state == "up" else static_problem(connection)
-    row.local_host, row.local_id = connection["local"]["host"], connection["local"]["id"]
+    if policy:
+        row.wanted = "UP" in policy
+    if row.state != "up":
+        row.problem = static_problem(connection)
+    row.local_host, row.local_id = local["host"], local["id"]
     row.local_networks = networks_of(connection, "local")
-    row.remote_host, row.remote_id = connection["remote"]["host"], connection["remote"]["id"]
+    row.remote_host, row.remote_id = remote["host"], remote["id"]
     row.remote_networks = networks_of(connection, "remote")
-    row.peers = len(connection["instances"]) if "instances" in connection else None
+    if "instances" in connection:
+        row.peers = len(connection["instances"])
     row.ike_version = ike_version_of(connection)
     row.ike_algorithm = newest_algorithm(connection, ("ikev2", "ikev1", "ike"))
     row.ipsec_algorithm = newest_algorithm(connection, ("esp", "ah"))
-    row.marks = [mark for word, mark in (("MOBIKE", "MOBIKE"), ("COMPRESS", "IPCOMP"), ("AUTHENTICATE", "AH"),
-                                         ("TRANSPORT", "transport")) if word in policy]
+    row.marks = [mark for word, mark in TUNNEL_MARKS if word in policy]
     row.ike_sa, row.child_sa = connection["ike_sa"], connection["child_sa"]
     return row
 
@@ -22426,15 +22436,22 @@ def names_only(host: Host, file: str, names: Collection[str]) -> bool:
         lines = list(host.lines(file))
     except (OSError, ValueError):
         return False
-    heads = [line.split() for line in lines if line.startswith(("conn", "include"))]
-    return all(len(words) == 2 and words[0] == "conn" and (words[1] in names or words[1] == "%default")
-               for words in heads)
+    for line in lines:
+        if line.startswith(("conn", "include")):
+            keyword, *rest = line.split()
+            if keyword != "conn" or len(rest) != 1:
+                return False
+            if rest[0] not in names and rest[0] != "%default":
+                return False
+    return True
 
 
 def makes_a_tunnel(line: str) -> bool:
     """Return True if Tunnels needs the line of an SA: not if it holds SPIs, or an established IKE SA."""
-    return not (" Traffic: " in line or "established IKE SA" in line or "IKE SA established" in line
-                or "ISAKMP SA established" in line or "established ISAKMP SA" in line)
+    is_needless = (" Traffic: " in line
+                   or "established IKE SA" in line or "IKE SA established" in line
+                   or "ISAKMP SA established" in line or "established ISAKMP SA" in line)
+    return not is_needless
 
 
 class Tunnels:
@@ -22465,20 +22482,22 @@ class Tunnels:
         self.settings = data["settings"]
         for entry in data["pending"]:
             self._negotiates(entry["connection"], entry["instance"], f"waits for #{entry['ike_sa']}")
-        pluto = Pluto(self.settings.get("pluto_version", ""), False,
-                      "<unsupported>" not in self.settings.get("secctx_attr_type", "<unsupported>"),
-                      self.settings.get("seccomp", "unsupported") != "unsupported")
+
         if self._by_child:
-            lines = pluto_lines(host, "--trafficstatus", timeout=timeout, pluto=pluto)
+            lines = pluto_lines(host, "--trafficstatus", timeout=timeout, pluto=self._pluto())
             StatusReader({"traffic": self._take_traffic}).read(lines)
         self._finish_templates()
         self._add_missing(host)
-        self._add_reasons(host)
-
-    def _add_reasons(self, host: Host) -> None:
         failed = [row for row in self.rows if row.fails and row.state != "unknown"]
         if failed:
             load_part("explain_tunnels")(host, failed)
+
+    def _pluto(self) -> Pluto:
+        """Return the Pluto that the settings in the status describe."""
+        label_type = self.settings.get("secctx_attr_type", "<unsupported>")
+        seccomp = self.settings.get("seccomp", "unsupported")
+        return Pluto(self.settings.get("pluto_version", ""), packets=False,
+                     labelled="<unsupported>" not in label_type, seccomp=seccomp != "unsupported")
 
     def _is_asked_for(self, name: str, instance: str) -> bool:
         if not self._name or self._name in (name, f"{name}{instance}"):
@@ -22532,14 +22551,15 @@ class Tunnels:
                 row.state = "ready"
 
     def _add_missing(self, host: Host) -> None:
-        """Add the connections that pluto has not loaded, although ipsec.conf says that it starts or routes
-        them."""
+        """Add the connections that pluto has not loaded, although it should start or route them."""
         name = self.settings.get("configfile") or host.conf
         if not host.exists(name):
             return
-        loaded = {name for row in self.rows for name in (row.name, row.name.partition("/")[0])}
+        loaded = {row.name for row in self.rows}
+        loaded |= {row.name.partition("/")[0] for row in self.rows}
         if names_only(host, name, loaded):
             return
+
         config: Config = load_part("Config")(host, name)
         for conn in config.conns():
             is_wanted = conn.get("auto", "ignore").lower() in ("start", "up", "route", "ondemand")
@@ -22564,12 +22584,16 @@ def short_time(seconds: float) -> str:
     if count < 86400:
         return f"{count // 3600}h{count % 3600 // 60:02}m"
     days = count // 86400
-    return f"{days}d{count % 86400 // 3600:02}h" if days < 100 else f"{days}d"
+    if days < 100:
+        return f"{days}d{count % 86400 // 3600:02}h"
+    return f"{days}d"
 
 
 def short_bytes(count: float | None) -> str:
-    """Format a number of bytes in at most five characters, in units of 1,024: 0, 512, 1.2K, 30M; `?` if
-    unknown."""
+    """Format a number of bytes in at most five characters: 0, 512, 1.2K, 30M; `?` if unknown.
+
+    A unit is 1,024 times the unit before it.
+    """
     if count is None:
         return "?"
     units = iter("KMGTPE")
@@ -22577,12 +22601,21 @@ def short_bytes(count: float | None) -> str:
     while count >= 1000:
         count /= 1024
         unit = next(units)
-    return f"{count:.1f}{unit}" if unit and count < 9.95 else f"{count:.0f}{unit}"
+    if unit and count < 9.95:
+        return f"{count:.1f}{unit}"
+    return f"{count:.0f}{unit}"
 
 
-def paint(text: str, style: str, colour: bool) -> str:
+def paint(text: str, style: str, *, colour: bool) -> str:
     """Return the text in a style of ECMA-48, or unchanged if `colour` is false."""
-    return f"\x1b[{style}m{text}\x1b[0m" if colour and style and text else text
+    if not colour or not style or not text:
+        return text
+    return f"\x1b[{style}m{text}\x1b[0m"
+
+
+def networks_text(row: TunnelRow) -> str:
+    """Return the networks of both ends."""
+    return f"{','.join(row.local_networks)} === {','.join(row.remote_networks)}"
 
 
 class TunnelTable:
@@ -22603,8 +22636,7 @@ class TunnelTable:
         self.width = max(width, 72)  # the least that short names and numbers need
         self.now = now
         self.colour = colour
-        # for each tunnel by its full name, bytes per second in and out; if None, the table shows the mean since the
-        # SA was made
+        # bytes per second in and out, by full name; if None, the table shows the mean since the SA was made
         self.rates = rates
         self.changed = changed
 
@@ -22613,8 +22645,9 @@ class TunnelTable:
         if not rows:
             return ["pluto has no connections loaded"]
         table = [(row, self._cells(row), self._notes(row)) for row in rows]
-        widths = [max(len(heading), max(len(cells[place]) for _, cells, _ in table))
-                  for place, heading in enumerate(self.HEADINGS)]
+
+        columns = zip(self.HEADINGS, *(cells for _, cells, _ in table))
+        widths = [max(map(len, column)) for column in columns]
         widths[self.NAME] = min(widths[self.NAME], self.NAME_ROOM)
         total = sum(widths) + 2 * (len(widths) - 1)
         longest = max(sum(len(note) + 2 for note in notes) for _, _, notes in table)
@@ -22622,9 +22655,10 @@ class TunnelTable:
         if not is_wide:
             room = self.width - (total - widths[self.NETWORKS])
             widths[self.NETWORKS] = max(room, len(self.HEADINGS[self.NETWORKS]))
-        lines = [paint(self._line(self.HEADINGS, widths), BOLD, self.colour)]
+
+        lines = [paint(self._line(self.HEADINGS, widths), BOLD, colour=self.colour)]
         for row, cells, notes in table:
-            lines += self._tunnel_lines(row, cells, notes, widths, is_wide)
+            lines += self._tunnel_lines(row, cells, notes, widths, is_wide=is_wide)
         return lines + fold_cells(summary_of(rows).split(), self.width, "", " ")
 
     def _cells(self, row: TunnelRow) -> list[str]:
@@ -22633,7 +22667,7 @@ class TunnelTable:
             state += f" {short_time(self.now - row.since)}"
         networks = ""
         if row.local_networks or row.remote_networks:
-            networks = f"{','.join(row.local_networks)} === {','.join(row.remote_networks)}"
+            networks = networks_text(row)
         bytes_in = bytes_out = life = ""
         if row.state == "up":
             bytes_in, bytes_out = short_bytes(row.bytes_in), short_bytes(row.bytes_out)
@@ -22649,7 +22683,7 @@ class TunnelTable:
             peer += f" {row.remote_id}"
         peers = version = ""
         if row.peers is not None:
-            peers = f"{row.peers} peer" if row.peers == 1 else f"{row.peers} peers"
+            peers = count_text(row.peers, "peer")
         if row.ike_version and row.state not in ("bypass", "block"):
             version = f"IKEv{row.ike_version}"
         notes = (row.problem, peer.strip(), peers, row.username, version, row.ipsec_algorithm,
@@ -22657,21 +22691,23 @@ class TunnelTable:
         return [printable(note) for note in notes if note]
 
     def _rate(self, row: TunnelRow) -> str:
-        if self.rates is not None:
-            rate, kind = self.rates.get(row.full_name), ""
-        else:
+        if self.rates is None:
             rate, kind = mean_rate(row, self.now), "mean "
+        else:
+            rate, kind = self.rates.get(row.full_name), ""
         if rate is None or max(rate) < 1:
             return ""
-        return f"{kind}{short_bytes(rate[0])}/s in {short_bytes(rate[1])}/s out"
+        rate_in, rate_out = rate
+        return f"{kind}{short_bytes(rate_in)}/s in {short_bytes(rate_out)}/s out"
 
     def _line(self, cells: Sequence[str], widths: Sequence[int]) -> str:
-        padded = [cell.rjust(width) if place in self.RIGHT else cell.ljust(width)
-                  for place, (cell, width) in enumerate(zip(cells, widths))]
+        padded = []
+        for place, (cell, width) in enumerate(zip(cells, widths)):
+            padded.append(cell.rjust(width) if place in self.RIGHT else cell.ljust(width))
         return "  ".join(padded).rstrip()
 
     def _tunnel_lines(self, row: TunnelRow, cells: list[str], notes: list[str], widths: Sequence[int],
-                      is_wide: bool) -> list[str]:
+                      *, is_wide: bool) -> list[str]:
         lines = []
         if len(cells[self.NAME]) > widths[self.NAME]:
             lines = fold_cells([cells[self.NAME]], self.width, "")
@@ -22679,25 +22715,29 @@ class TunnelTable:
         if len(cells[self.NETWORKS]) > widths[self.NETWORKS]:
             notes = [cells[self.NETWORKS], *notes]
             cells[self.NETWORKS] = ""
+
         line = self._line(cells, widths)
         if is_wide:
             line = line.ljust(sum(widths) + 2 * len(widths)) + "  ".join(notes)
-        if self.colour:
-            style = CHANGED if row.full_name in self.changed else TUNNEL_STATES[row.state]
-            start = widths[self.NAME] + 2
-            end = start + widths[self.STATE]
-            line = line[:start] + paint(line[start:end], style, True) + line[end:]
+        style = CHANGED if row.full_name in self.changed else TUNNEL_STATES[row.state]
+        start = widths[self.NAME] + 2
+        end = start + widths[self.STATE]
+        line = line[:start] + paint(line[start:end], style, colour=self.colour) + line[end:]
         lines.append(line.rstrip())
+
         if not is_wide:
-            lines += [paint(note, DIM, self.colour) for note in fold_cells(notes, self.width, "  ")]
+            lines += [paint(note, DIM, colour=self.colour) for note in fold_cells(notes, self.width, "  ")]
         return lines
 
 
 def mean_rate(row: TunnelRow, now: float) -> tuple[float, float] | None:
     """Return the mean bytes per second in and out since the IPsec SA was made; None if that is unknown."""
-    if row.bytes_in is None or row.bytes_out is None or row.since is None or now - row.since < 1:
+    if row.bytes_in is None or row.bytes_out is None or row.since is None:
         return None
-    return row.bytes_in / (now - row.since), row.bytes_out / (now - row.since)
+    seconds = now - row.since
+    if seconds < 1:
+        return None
+    return row.bytes_in / seconds, row.bytes_out / seconds
 
 
 def fold_cells(cells: Sequence[str], width: int, indent: str, between: str = "  ") -> list[str]:
@@ -22710,6 +22750,7 @@ def fold_cells(cells: Sequence[str], width: int, indent: str, between: str = "  
             lines.append(line)
             line, gap = indent, ""
         line += gap + cell
+
         while len(line) > width:
             end = line.rfind(" ", len(indent) + 1, width + 1)
             if end <= len(indent):
@@ -22729,54 +22770,66 @@ def summary_of(rows: Sequence[TunnelRow]) -> str:
         counts[text] = counts.get(text, 0) + 1
     order = list(TUNNEL_STATES)
     texts = sorted(counts, key=lambda text: order.index(text.partition(" ")[0]))
-    noun = "tunnel" if len(rows) == 1 else "tunnels"
-    return f"{len(rows)} {noun}: " + ", ".join(f"{counts[text]} {text}" for text in texts)
+    return f"{count_text(len(rows), 'tunnel')}: " + ", ".join(f"{counts[text]} {text}" for text in texts)
 
 
 def describe_tunnel(row: TunnelRow, options: Mapping[str, str], states: Sequence[dict[str, Any]],
                     now: float) -> list[str]:
-    """Return all details of one tunnel: `name  value` lines, its SAs, and the connection's options in pluto's
-    status."""
+    """Return all details of one tunnel: `name  value` lines, its SAs, and the connection's options."""
     fields = tunnel_details(row, now)
     lines = [row.full_name]
     lines += [f"  {name:<9} {value}".rstrip() for name, value in fields if value]
     for sa in states:
         if (sa["connection"], sa["instance"]) == (row.name, row.instance):
-            lines.append(f"  {'#' + str(sa['serial']):<9} {sa_details(sa)}")
+            serial = f"#{sa['serial']}"
+            lines.append(f"  {serial:<9} {sa_details(sa)}")
     lines += [f"  {name.replace('_', ' ')}: {value}" for name, value in options.items()]
     return [printable(line) for line in lines]
 
 
 def tunnel_details(row: TunnelRow, now: float) -> list[tuple[str, str | None]]:
-    """Return the names and values that describe a tunnel; a value is empty or None if there is nothing to
-    show."""
+    """Return the names and values that describe a tunnel; a value without content is empty or None."""
     state = [row.state.upper()]
     if row.wanted and row.state != "up":
         state.append("should be up")
     if row.problem:
         state.append(row.problem)
-    since = traffic = ""
+    ike = []
+    if row.ike_version:
+        ike.append(f"IKEv{row.ike_version}")
+    if row.ike_algorithm:
+        ike.append(row.ike_algorithm)
+
+    since = traffic = peers = rekey_in = ends_in = ""
     if row.since is not None:
         clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.since))
         since = f"{clock} ({short_time(now - row.since)} ago)"
     if row.bytes_in is not None:
         traffic = f"{row.bytes_in} bytes in, {row.bytes_out} bytes out"
-    ike = [f"IKEv{row.ike_version}"] if row.ike_version else []
-    if row.ike_algorithm:
-        ike.append(row.ike_algorithm)
-    return [("state", ", ".join(state)), ("since", since),
-            ("networks", f"{','.join(row.local_networks)} === {','.join(row.remote_networks)}"),
+    if row.peers is not None:
+        peers = str(row.peers)
+    if row.rekey_in is not None:
+        rekey_in = short_time(row.rekey_in)
+    if row.ends_in is not None:
+        ends_in = short_time(row.ends_in)
+
+    return [("state", ", ".join(state)),
+            ("since", since),
+            ("networks", networks_text(row)),
             ("local", f"{row.local_host or '?'}  {row.local_id or ''}"),
-            ("remote", f"{row.remote_host or '?'}  {row.remote_id or ''}"), ("user", row.username),
-            ("peers", None if row.peers is None else str(row.peers)), ("IKE", " ".join(ike)),
-            ("IPsec", row.ipsec_algorithm), ("marks", " ".join(row.marks)), ("traffic", traffic),
-            ("rekey in", None if row.rekey_in is None else short_time(row.rekey_in)),
-            ("ends in", None if row.ends_in is None else short_time(row.ends_in))]
+            ("remote", f"{row.remote_host or '?'}  {row.remote_id or ''}"),
+            ("user", row.username),
+            ("peers", peers),
+            ("IKE", " ".join(ike)),
+            ("IPsec", row.ipsec_algorithm),
+            ("marks", " ".join(row.marks)),
+            ("traffic", traffic),
+            ("rekey in", rekey_in),
+            ("ends in", ends_in)]
 
 
 def sa_details(sa: Mapping[str, Any]) -> str:
-    """Return the details of an SA in one line: type, state, description, port, SPIs, times of its next
-    events."""
+    """Return the details of an SA: type, state, description, port, SPIs, times of its next events."""
     port = "" if sa["port"] is None else f"{sa['transport']} port {sa['port']}"
     spis = ", ".join(f"{spi['protocol']} {spi['spi']} {spi['direction']}" for spi in sa["spis"])
     events = ", ".join(f"{event} in {seconds}s" for event, seconds in sa["events"].items())
@@ -22784,7 +22837,7 @@ def sa_details(sa: Mapping[str, Any]) -> str:
 
 
 class TunnelView:
-    """Runs one command line of `ipsec tunnels`: it shows the tunnels once, or again and again (--watch)."""
+    """Runs one command line of `ipsec tunnels`: shows the tunnels once, or again and again (--watch)."""
 
     def __init__(self, host: Host, args: Args) -> None:
         self.host = host
@@ -22808,6 +22861,7 @@ class TunnelView:
             raise Failure(f"ipsec tunnels: pluto has no connection named {quote(self.name)}", UNKNOWN_NAME,
                           "ipsec tunnels shows all")
         self.status = tunnels.status
+
         if self.as_json:
             json = need("json", "--json")
             objects = ",\n  ".join(json.dumps(vars(row)) for row in tunnels.rows)
@@ -22815,11 +22869,16 @@ class TunnelView:
         if self.name:
             lines = []
             for row in tunnels.rows:
-                lines += describe_tunnel(row, tunnels.options.get(row.full_name, {}), tunnels.states, now)
+                options = tunnels.options.get(row.full_name, {})
+                lines += describe_tunnel(row, options, tunnels.states, now)
             return lines
+
         rows = tunnels.rows
-        rates = self._rates(rows, now) if self._before else None
-        changed = self._changed(rows) if self._before else set()
+        rates = None
+        changed: set[str] = set()
+        if self._before:
+            rates = self._rates(rows, now)
+            changed = self._changed(rows)
         self._before = {row.full_name: row for row in rows}
         self._before_at = now
         if self.is_screen:  # a screen may be too short for all
@@ -22827,12 +22886,12 @@ class TunnelView:
         return TunnelTable(width, now, colour=self.host.colour, rates=rates, changed=changed).lines(rows)
 
     def _changed(self, rows: Sequence[TunnelRow]) -> set[str]:
-        return {row.full_name for row in rows
-                if row.full_name not in self._before or self._before[row.full_name].state != row.state}
+        """Return the full names of the tunnels that are new, or have another state than before."""
+        states = {name: row.state for name, row in self._before.items()}
+        return {row.full_name for row in rows if states.get(row.full_name) != row.state}
 
     def _rates(self, rows: Sequence[TunnelRow], now: float) -> dict[str, tuple[float, float]]:
-        """Return the bytes per second in and out since the last display, by full name, where they are
-        known."""
+        """Return the known rates since the last display: bytes per second in and out, by full name."""
         seconds = now - self._before_at
         rates = {}
         for row in rows:
@@ -22841,14 +22900,14 @@ class TunnelView:
                 continue
             if row.bytes_in is None or row.bytes_out is None or seconds <= 0:
                 continue
-            count_in, count_out = row.bytes_in - before.bytes_in, row.bytes_out - before.bytes_out
+            count_in = row.bytes_in - before.bytes_in
+            count_out = row.bytes_out - before.bytes_out
             if count_in >= 0 and count_out >= 0:  # otherwise this is a new SA, which counts from 0
                 rates[row.full_name] = count_in / seconds, count_out / seconds
         return rates
 
     def watch(self, seconds: float) -> int:
-        """Show the tunnels every `seconds` seconds until q or Ctrl-C; return the exit status of the last
-        display."""
+        """Show the tunnels every `seconds` seconds until q or Ctrl-C; return the last exit status."""
         host = self.host
         load_part("end_on_signals")(host)
         undo = host.keyboard() if self.is_screen else None
@@ -22883,8 +22942,11 @@ class TunnelView:
                 size = host.terminal_size()
                 self._append(self._lines_or_failure(host.columns))
             host.flush()
+
             left = max(deadline - time.monotonic(), 0)
-            if host.key(min(RESIZE_SECONDS, left) if self.is_screen else left) in ("q", "Q"):
+            if self.is_screen:
+                left = min(left, RESIZE_SECONDS)
+            if host.key(left) in ("q", "Q"):
                 return False
             if time.monotonic() >= deadline:
                 return True
@@ -22903,14 +22965,16 @@ class TunnelView:
         self.host.print("\n".join(lines))
 
     def _draw_screen(self, lines: Sequence[str], columns: int, rows: int) -> None:
-        """Replace the text on the terminal, which has `rows` lines, in one write, so that it does not
-        flicker."""
+        """Replace the text on the terminal, which has `rows` lines.
+
+        That is one write, so that the text does not flicker.
+        """
         room = rows - 1  # one line is the heading
         if len(lines) > room:
             hidden = len(lines) - (room - 2)
             lines = [*lines[:room - 2], f"… {hidden} more lines", lines[-1]]
         heading = f"ipsec tunnels  {time.strftime('%Y-%m-%d %H:%M:%S')}  q ends"[:columns]
-        heading = paint(heading, DIM, self.host.colour)
+        heading = paint(heading, DIM, colour=self.host.colour)
         self.host.print("\x1b[H" + "\x1b[K\r\n".join([heading, *lines]) + "\x1b[K\x1b[J", end="")
 
 
@@ -22938,7 +23002,7 @@ if TYPE_CHECKING:
 
 
 class MeteredTunnels(Tunnels):
-    """The tunnels and their present SAs.  All dictionaries have the name and the instance of a tunnel as key.
+    """The tunnels and their present SAs, by the name and the instance of the tunnel.
 
     `sas` has the serial number, the bytes in and the bytes out of each IPsec SA.  `counts` has the numbers of
     SAs by type (ike, child) and step (established, negotiating).  `spis` has the SPIs.
@@ -22956,7 +23020,8 @@ class MeteredTunnels(Tunnels):
     def _take_state(self, state: dict[str, Any]) -> None:
         super()._take_state(state)
         name = state["connection"], state["instance"]
-        kind = state["type"], "established" if state["established"] else "negotiating"
+        step = "established" if state["established"] else "negotiating"
+        kind = state["type"], step
         counts = self.counts.setdefault(name, {})
         counts[kind] = counts.get(kind, 0) + 1
         self.spis.setdefault(name, []).extend(int(spi["spi"], 16) for spi in state["spis"])
@@ -22983,14 +23048,19 @@ class Ledger:
         self.totals: dict[tuple[str, str], tuple[int, int, int]] = {}
         self._ended: dict[tuple[str, str], tuple[int, int]] = {}
         self._live: dict[int, tuple[str, str, int, int]] = {}
+        if not name:
+            return
         try:
-            rows = [line.split("\t") for line in host.lines(name)] if name else []
-            if rows[:1] == [["pluto", str(started)]]:
-                for kind, *words in rows[1:]:
-                    self._take(kind, words)
+            self._read()
         except (OSError, ValueError):
             # the file is missing, truncated or not a ledger
             self.totals, self._ended, self._live = {}, {}, {}
+
+    def _read(self) -> None:
+        rows = [line.split("\t") for line in self.host.lines(self.name)]
+        if rows[:1] == [["pluto", str(self.started)]]:
+            for kind, *words in rows[1:]:
+                self._take(kind, words)
 
     def _take(self, kind: str, words: Sequence[str]) -> None:
         if kind == "ended":
@@ -23004,15 +23074,17 @@ class Ledger:
             self._live[int(serial)] = connection, instance, bytes_in, bytes_out
 
     def update(self, tunnels: MeteredTunnels, now: int) -> None:
-        """Update the totals from the present SAs.  An SA that is gone counts with the bytes that were seen
-        last."""
-        live = {serial: (*name, bytes_in, bytes_out) for name, sas in tunnels.sas.items()
-                for serial, bytes_in, bytes_out in sas}
+        """Update the totals from the present SAs.  An SA that has ended keeps the bytes seen last."""
+        live = {}
+        for (connection, instance), sas in tunnels.sas.items():
+            for serial, bytes_in, bytes_out in sas:
+                live[serial] = connection, instance, bytes_in, bytes_out
         for serial, (connection, instance, bytes_in, bytes_out) in self._live.items():
             if serial not in live:
                 ended_in, ended_out = self._ended.get((connection, instance), (0, 0))
                 self._ended[connection, instance] = ended_in + bytes_in, ended_out + bytes_out
         self._live = live
+
         loaded = {(row.name, row.instance) for row in tunnels.rows}
         totals = {}
         for name in loaded & (self._ended.keys() | tunnels.sas.keys()):
@@ -23020,15 +23092,16 @@ class Ledger:
             for _, bytes_in, bytes_out in tunnels.sas.get(name, []):
                 total_in += bytes_in
                 total_out += bytes_out
-            before = self.totals.get(name)
-            if before is None:
-                changed = 0
-            elif before[:2] == (total_in, total_out):
-                changed = before[2]
-            else:
-                changed = now
+            changed = self._change_time(name, (total_in, total_out), now)
             totals[name] = total_in, total_out, changed
         self.totals = totals
+
+    def _change_time(self, name: tuple[str, str], total: tuple[int, int], now: int) -> int:
+        """Return when the bytes of a tunnel changed last; `total` are the present ones."""
+        if name not in self.totals:
+            return 0
+        *before, changed = self.totals[name]
+        return changed if tuple(before) == total else now
 
     def save(self) -> None:
         """Write the file.  Raises OSError."""
@@ -23036,7 +23109,8 @@ class Ledger:
         for name, total in self.totals.items():
             rows.append(("ended", *name, *total, *self._ended.get(name, (0, 0))))
         rows += [("live", serial, *live) for serial, live in self._live.items()]
-        self.host.replace(self.name, "".join("\t".join(map(str, row)) + "\n" for row in rows))
+        lines = ["\t".join(map(str, row)) + "\n" for row in rows]
+        self.host.replace(self.name, "".join(lines))
 
 
 def last_uses(host: Host) -> dict[int, int]:
@@ -23058,10 +23132,10 @@ def last_uses(host: Host) -> dict[int, int]:
 
 
 def certificate_expiry(host: Host) -> list[tuple[dict[str, str], int]]:
-    """Return labels and expiry (seconds since 1970) of the certificates in the NSS database; none if it is
-    unreadable.
+    """Return labels and expiry (seconds since 1970) of the certificates in the NSS database.
 
-    Of several certificates with the same labels, only the one that expires last is listed.
+    Of several certificates with the same labels, only the one that expires last is listed.  A database that
+    can't be read has none.
     """
     ends: dict[tuple[str, str, str], int] = {}
     try:
@@ -23069,7 +23143,8 @@ def certificate_expiry(host: Host) -> list[tuple[dict[str, str], int]]:
         base.check()
         for certificate in base.certificates():
             parsed = parse_certificate(certificate.der)
-            key = certificate.nickname, parsed.subject, "yes" if parsed.is_ca else "no"
+            is_ca = "yes" if parsed.is_ca else "no"
+            key = certificate.nickname, parsed.subject, is_ca
             ends[key] = max(parsed.expires, ends.get(key, parsed.expires))
     except (Failure, OSError, ValueError):
         return []
@@ -23090,9 +23165,14 @@ def tunnel_labels(row: TunnelRow) -> dict[str, str]:
     return {"connection": row.name, "instance": row.instance, "remote": row.remote_host or ""}
 
 
+def property_labels(row: TunnelRow) -> dict[str, str]:
+    """Return the labels that only ipsec_connection_info has; they may change."""
+    return {"remote_id": row.remote_id or "", "username": row.username or "",
+            "ike_version": str(row.ike_version or "")}
+
+
 def has_series(row: TunnelRow) -> bool:
-    """Return True if a row has series of its own: not if it is a shunt, nor a template, whose instances have
-    them."""
+    """Return True if a row has series of its own: no shunt, and no template, whose instances have them."""
     is_template = row.peers is not None or (not row.instance and row.remote_host in ANY_PEER)
     return not is_template and row.state not in ("bypass", "block")
 
@@ -23103,8 +23183,7 @@ def tunnel_families(tunnels: MeteredTunnels, ledger: Ledger, uses: Mapping[int, 
     rows = [row for row in tunnels.rows if has_series(row)]
     yield ("ipsec_connection_info", "gauge",
            "Properties of a connection; join it by connection, instance and remote.",
-           [({**tunnel_labels(row), "remote_id": row.remote_id or "", "username": row.username or "",
-              "ike_version": str(row.ike_version or "")}, 1) for row in rows])
+           [({**tunnel_labels(row), **property_labels(row)}, 1) for row in rows])
     yield ("ipsec_connection_up", "gauge", "Whether the connection has an IPsec SA.",
            [(tunnel_labels(row), int(row.state == "up")) for row in rows if row.state != "unknown"])
     yield ("ipsec_connection_wanted", "gauge", "Whether the connection should be up.",
@@ -23112,12 +23191,14 @@ def tunnel_families(tunnels: MeteredTunnels, ledger: Ledger, uses: Mapping[int, 
     yield from counter_families(rows, tunnels, ledger)
     yield ("ipsec_connection_established_time_seconds", "gauge", "When the newest IPsec SA was made.",
            [(tunnel_labels(row), row.since) for row in rows if row.since is not None])
+
     idle = []
     for row in rows:
         name = row.name, row.instance
         times = [uses[spi] for spi in tunnels.spis.get(name, ()) if spi in uses]
-        if not times and name in ledger.totals and ledger.totals[name][2]:
-            times = [ledger.totals[name][2]]  # the kernel keeps no time, so when the counters last changed
+        if not times:  # the kernel keeps no time: use the last change of the counters
+            _, _, changed = ledger.totals.get(name, (0, 0, 0))
+            times = [changed] if changed else []
         if times:
             idle.append((tunnel_labels(row), max(now - max(times), 0)))
     yield "ipsec_connection_idle_seconds", "gauge", "Seconds since the last packet in an IPsec SA.", idle
@@ -23153,12 +23234,15 @@ def pluto_families(host: Host, timeout: float, state: str) -> Iterator[Family]:
         except OSError as error:
             host.warn(f"metrics: the byte counts can't be saved, so that counters will miss SAs that have "
                       f"ended: {state}: {error.strerror}")
+
     states = dict.fromkeys(TUNNEL_STATES, 0)
     for row in tunnels.rows:
         states[row.state] += 1
-    steps = "established", "negotiating"
-    sums = {(kind, step): sum(counts.get((kind, step), 0) for counts in tunnels.counts.values())
-            for kind in ("ike", "child") for step in steps}
+    sas: dict[tuple[str, str], int] = {}
+    for counts in tunnels.counts.values():
+        for kind_and_step, count in counts.items():
+            sas[kind_and_step] = sas.get(kind_and_step, 0) + count
+
     yield ("ipsec_pluto_info", "gauge", "The version of pluto.",
            [({"version": tunnels.settings.get("pluto_version", "")}, 1)])
     yield ("ipsec_pluto_start_time_seconds", "gauge",
@@ -23167,7 +23251,7 @@ def pluto_families(host: Host, timeout: float, state: str) -> Iterator[Family]:
            [({"state": name}, count) for name, count in states.items()])
     for kind, text in (("ike", "IKE"), ("child", "IPsec")):
         yield (f"ipsec_{kind}_sas", "gauge", f"{text} SAs by state; each is in one state only.",
-               [({"state": step}, sums[kind, step]) for step in steps])
+               [({"state": step}, sas.get((kind, step), 0)) for step in ("established", "negotiating")])
     yield from tunnel_families(tunnels, ledger, last_uses(host), now)
 
 
@@ -23185,11 +23269,12 @@ def metric_families(host: Host, timeout: float, state: str) -> list[Family]:
             raise  # it is unknown whether pluto is up
         host.warn(failure.message)
         is_up = 0
-    return [("ipsec_up", "gauge", "Whether pluto answers.", [({}, is_up)]), *families,
-            ("ipsec_certificate_expiry_time_seconds", "gauge", "When a certificate of the NSS database expires.",
-             certificate_expiry(host)),
-            ("ipsec_xfrm_errors_total", "counter", "Packets that the kernel's IPsec code dropped, by cause.",
-             xfrm_errors(host))]
+    return [("ipsec_up", "gauge", "Whether pluto answers.", [({}, is_up)]),
+            *families,
+            ("ipsec_certificate_expiry_time_seconds", "gauge",
+             "When a certificate of the NSS database expires.", certificate_expiry(host)),
+            ("ipsec_xfrm_errors_total", "counter",
+             "Packets that the kernel's IPsec code dropped, by cause.", xfrm_errors(host))]
 
 
 def metrics_text(families: Sequence[Family]) -> str:
@@ -23200,7 +23285,10 @@ def metrics_text(families: Sequence[Family]) -> str:
             lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
         for labels, value in series:
             pairs = ",".join(f'{key}="{label_text(label)}"' for key, label in labels.items())
-            lines.append(f"{name}{{{pairs}}} {value}" if pairs else f"{name} {value}")
+            if pairs:
+                lines.append(f"{name}{{{pairs}}} {value}")
+            else:
+                lines.append(f"{name} {value}")
     return "\n".join(lines) + "\n"
 
 
