@@ -824,6 +824,7 @@ class Host:
         self.ctlsocket = ctlsocket or f"{self.rundir}/pluto.ctl"
         self.given_nssdir = nssdir or get("IPSEC_NSSDIR") or ""
         self._nssdir = ""
+        self.directories: dict[str, str] = {}  # directories in ipsec.conf, set by configured_directory()
 
         self.version: str | None = ""  # of libreswan; empty until libreswan_version() is called
         self.pluto: Pluto | None = None  # the pluto behind the control socket, set by probe()
@@ -4212,21 +4213,34 @@ def has_secret(ids: Sequence[str | None], ours: str, theirs: str) -> bool | None
     return listed.count(True) == 2 or listed == [False, False, True]
 
 
+def configured_directory(host: Host, key: str) -> str:
+    """Return nssdir= or ipsecdir= of ipsec.conf; empty if it is not set.  The file is read once."""
+    if not host.directories:
+        config = Config(host)
+        host.directories = {name: config.setup(name) for name in ("nssdir", "ipsecdir")}
+    return host.directories[key]
+
+
 def pluto_nssdir(host: Host) -> str:
     """Return the directory of the NSS database that pluto opens: the given one, that of nssdir= in ipsec.conf, or the
     default of the installed release."""
-    return host.given_nssdir or Config(host).setup("nssdir").removeprefix("sql:") or host.nssdir
+    return host.given_nssdir or configured_directory(host, "nssdir").removeprefix("sql:") or host.nssdir
+
+
+def password_file(host: Host) -> str:
+    """Return the path of the file from which pluto reads the passwords of NSS tokens."""
+    return f"{configured_directory(host, 'ipsecdir') or host.confddir}/nsspassword"
 
 
 def nss_passwords(host: Host, directory: str = "") -> dict[str, str]:
-    """Return the passwords in the file nsspassword of a directory (default ipsec.d), by NSS token.
+    """Return the passwords in the file nsspassword of a directory (default pluto's), by NSS token.
 
     Each line of the file is `token:password` (lswnss.c).  The password of a line without a token has an empty
     key.  If the file can't be read, return an empty dictionary.
     """
     passwords: dict[str, str] = {}
     try:
-        for line in host.lines(f"{directory or host.confddir}/nsspassword"):
+        for line in host.lines(f"{directory}/nsspassword" if directory else password_file(host)):
             line = line.rstrip("\r")
             token, colon, password = line.partition(":")
             if line:
@@ -9082,7 +9096,7 @@ class NssDatabase:
         if is_locked or (code == "SEC_ERROR_BAD_PASSWORD" and program != "pk12util"):
             problem = "needs a password" if self.password is None else "has a different password"
             return NssTool(f"{self.directory}: the NSS database {problem}", "SEC_ERROR_BAD_PASSWORD",
-                           f"put the line `{NSS_TOKENS[0]}:PASSWORD` into {self.host.confddir}/nsspassword")
+                           f"put the line `{NSS_TOKENS[0]}:PASSWORD` into {password_file(self.host)}")
         return NssTool(f"{program}: {ran.complaint.removeprefix(program + ': ')}", code)
 
     def broken(self, name: str, why: object) -> Failure:
@@ -18693,7 +18707,7 @@ def password_troubles(patient: Patient, base: NssDatabase) -> Iterator[Trouble]:
     except NssTool as failure:
         if failure.code == "SEC_ERROR_BAD_PASSWORD":
             yield ("FAIL", "LOCKED", failure.message,
-                   shell_words(["vi", f"{patient.host.confddir}/nsspassword"]))
+                   shell_words(["vi", password_file(patient.host)]))
             return
         if failure.code:  # without a code, the database has no keys
             yield "SKIP", "UNKNOWN", f"certutil can't list the keys: {failure.message}", ""
@@ -18709,7 +18723,7 @@ def password_file_troubles(patient: Patient, base: NssDatabase) -> Iterator[Trou
     """
     if base.password is None:
         return
-    host, name = patient.host, f"{patient.host.confddir}/nsspassword"
+    host, name = patient.host, password_file(patient.host)
     is_fips = host.value("/proc/sys/crypto/fips_enabled").strip() == "1"
     token = NSS_TOKENS[is_fips]
     text = decode(b"".join(host.chunks(name, limit=TEXT_LIMIT)))
@@ -19217,7 +19231,7 @@ def has_private_key(keys: Sequence[HostKey], texts: Collection[str], keyword: st
 def check_secret_modes(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
     main_file = secrets_file(host, patient.config)
-    names = [main_file, f"{host.confddir}/nsspassword", f"{patient.nssdir}/nsspassword"]
+    names = [main_file, password_file(host), f"{patient.nssdir}/nsspassword"]
     if host.exists(main_file):
         names += secret_files(host, main_file)[0]
     names = [name for name in dict.fromkeys(names) if host.exists(name)]

@@ -486,6 +486,16 @@ def test_nssdir_of_the_configuration_is_where_the_database_is(tmp_path: Path) ->
     assert not (tmp_path / "etc/pluto").exists()
 
 
+def test_ipsecdir_of_the_configuration_is_where_the_password_is(tmp_path: Path) -> None:
+    for name, password in (("ipsec.d", "wrong"), ("other", "right")):
+        (tmp_path / "etc" / name).mkdir(parents=True)
+        (tmp_path / "etc" / name / "nsspassword").write_text(f"NSS Certificate DB:{password}\n")
+    assert NssDatabase(Host({}, root=str(tmp_path))).password == "wrong"
+    (tmp_path / "etc/ipsec.conf").write_text("config setup\n\tipsecdir=/etc/other\n")
+    host = Host({}, root=str(tmp_path))
+    assert NssDatabase(host).password == "right" and ipsec.password_file(host) == "/etc/other/nsspassword"
+
+
 @pytest.mark.parametrize(("code", "directory"), [
     (b"... /etc/ipsec.d /var/lib/ipsec/nss ...", "/var/lib/ipsec/nss"), (b"... /etc/ipsec.d ...", "/etc/ipsec.d")])
 def test_a_pluto_that_was_built_for_the_old_directory(tmp_path: Path, code: bytes, directory: str) -> None:
