@@ -85,9 +85,10 @@ FRONT = (1, 2, 10, 12)
 # The blocks without bytecode in the archive.  Compiling one of them takes 2 to 20 ms at each run of its
 # commands.  Only people call these commands, or they take much longer.  Bytecode for six interpreters would
 # take 10 to 60 kB for each block.
-COMPILED_LATE = ("PKCS#12 and PEM", "keys as showhostkey(8) writes them", "free text", "reports", "causes", "barf",
-                 "look and show", "diagnosis (why)", "tunnels", "metrics", "the summary of barf", "configuration",
-                 "reload", "NSS", "manual and completion")
+COMPILED_LATE = (
+    "PKCS#12 and PEM", "keys as showhostkey(8) writes them", "free text", "reports", "causes", "barf",
+    "look and show", "diagnosis (why)", "tunnels", "metrics", "the summary of barf", "configuration",
+    "reload", "NSS", "manual and completion")
 
 # The version of marshal's format that all interpreters read
 FORMAT = 2
@@ -139,7 +140,8 @@ else:
     source = loader.get_data(module.__file__)
     for line, start, end in loads(loader.get_data(blocks + ".front")):
         text = b"\\n" * line + source[start:end]
-        exec(compile(text, "ipsec.py", "exec", {__future__.annotations.compiler_flag}, True, 2), module.__dict__)
+        code = compile(text, "ipsec.py", "exec", {__future__.annotations.compiler_flag}, True, 2)
+        exec(code, module.__dict__)
 gc.freeze()
 gc.enable()
 module.FRONT = front
@@ -236,15 +238,20 @@ PIP_OPTIONS = ("-q", "--disable-pip-version-check", "--no-deps", "--require-hash
 def run_pip(*words: str | Path) -> str:
     """Run pip in .venv.  Return an empty string, or the reason from pip's output if pip fails."""
     python = VENV / "bin" / "python"
+    environment = dict(os.environ)
     borrowed = VENV / "pip-from"
-    environment = {**os.environ, **({"PYTHONPATH": borrowed.read_text()} if borrowed.exists() else {})}
-    result = subprocess.run([str(word) for word in (python, "-m", "pip", *words)], cwd=TOP, check=False,
-                            env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if borrowed.exists():
+        environment["PYTHONPATH"] = borrowed.read_text()
+    argv = [str(word) for word in (python, "-m", "pip", *words)]
+    result = subprocess.run(argv, cwd=TOP, check=False, env=environment, stdin=subprocess.DEVNULL,
+                            capture_output=True, text=True)
     if result.returncode == 0:
         return ""
+
     # without a network, pip's error says only that no version matches; its warnings have the reason
     for pattern in (r"\[Errno -?\d+\] ([^'\")]+)", r"^ERROR: (.*)"):
-        if reasons := re.findall(pattern, result.stderr, re.M):
+        reasons = re.findall(pattern, result.stderr, re.M)
+        if reasons:
             return str(reasons[-1])
     return f"status {result.returncode}"
 
@@ -276,7 +283,8 @@ def install(lock: str) -> None:
                  "--find-links", WHEELS)
         if run_pip(*words):
             fetch([lock], f"the packages of vendor/{lock}")
-            if error := run_pip(*words):
+            error = run_pip(*words)
+            if error:
                 raise stop(f"can't install the packages of vendor/{lock}: {error}")
         stamp.write_text(state)
 
@@ -290,9 +298,11 @@ def make_venv() -> None:
         return
     python, path = find_pip()
     shutil.rmtree(VENV, ignore_errors=True)
-    call([python, "-m", "venv", *(["--without-pip"] if path else []), VENV])
     if path:
+        call([python, "-m", "venv", "--without-pip", VENV])
         (VENV / "pip-from").write_text(path)
+    else:
+        call([python, "-m", "venv", VENV])
 
 
 # Prints an empty line if a venv can have pip, otherwise the directory from which pip can be imported.  Exits
@@ -327,8 +337,12 @@ def find_pip() -> tuple[str, str]:
         if attempt == 0 and os.geteuid() == 0 and shutil.which("apt-get"):
             reason = "to fetch the packages of vendor/*.txt; no Python here has venv or pip"
             apt_install("python3-venv", reason)
-    command = next((words for program, words in PIP_PACKAGES.items() if shutil.which(program)),
-                   "python3 -m ensurepip")
+
+    command = "python3 -m ensurepip"
+    for program, words in PIP_PACKAGES.items():
+        if shutil.which(program):
+            command = words
+            break
     sudo = "" if os.geteuid() == 0 else "sudo "
     raise stop(f"no Python 3.9 or later here has venv or pip; type: {sudo}{command}")
 
@@ -356,21 +370,33 @@ def interpreters() -> dict[str, Path]:
     places = [*os.environ.get("PATH", "").split(os.pathsep), "/usr/bin", "/usr/local/bin",
               *glob.glob("/opt/python*/bin"),
               *sorted(glob.glob(os.path.expanduser("~/.pyenv/versions/3.*/bin")))]
-    ask = ("import sys; v = sys.version_info; "
-           "print('%d.%d' % v[:2], v[2], sys.implementation.cache_tag, v[3]) if v >= (3, 9) else None")
+    names = ("python3", *(f"python{version}" for version in TARGETS))
     newest: dict[str, tuple[int, Path]] = {}
     for place in dict.fromkeys(filter(os.path.isabs, places)):
-        for name in ("python3", *(f"python{version}" for version in TARGETS)):
-            path = Path(place, name)
+        for path in (Path(place, name) for name in names):
             if not path.exists() or "shims" in path.parts:
                 continue
-            asked = subprocess.run([str(path), "-ISc", ask], capture_output=True, text=True, check=False)
-            answer = asked.stdout.split()
-            if len(answer) != 4 or answer[0] not in TARGETS or answer[2:] != [tag_of(answer[0]), "final"]:
-                continue
-            if answer[0] not in newest or int(answer[1]) > newest[answer[0]][0]:
-                newest[answer[0]] = int(answer[1]), path
+            version, micro = release_of(path)
+            if version in TARGETS and (version not in newest or micro > newest[version][0]):
+                newest[version] = micro, path
     return {version: newest[version][1] for version in TARGETS if version in newest}
+
+
+def release_of(python: Path) -> tuple[str, int]:
+    """Return the version of a CPython and its last number: `3.11` and 7.
+
+    The version is empty if it is another program, another implementation, or no final release.
+    """
+    ask = ("import sys; v = sys.version_info; "
+           "print('%d.%d' % v[:2], v[2], sys.implementation.cache_tag, v[3]) if v >= (3, 9) else None")
+    asked = subprocess.run([str(python), "-ISc", ask], capture_output=True, text=True, check=False)
+    answer = asked.stdout.split()
+    if len(answer) != 4:
+        return "", 0
+    version, micro, tag, level = answer
+    if (tag, level) != (tag_of(version), "final"):
+        return "", 0
+    return version, int(micro)
 
 
 def chosen_interpreters(versions: str) -> dict[str, Path]:
@@ -456,8 +482,11 @@ def without_prose(source: bytes) -> bytes:
     lines = without_annotations(source).decode().splitlines(keepends=True)
     tokens = list(tokenize.tokenize(io.BytesIO("".join(lines).encode()).readline))
     begins = (tokenize.NEWLINE, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT)
-    bodies = [node.body for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
-    needed = {body[0].lineno for body in bodies if len(body) == 1}  # a body can't be empty
+    needed = set()  # the lines of docstrings that are a whole body, because a body can't be empty
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and len(node.body) == 1:
+            needed.add(node.body[0].lineno)
+
     for before, token, after in reversed(list(zip(tokens, tokens[1:], tokens[2:]))):
         (first, left), (last, right) = token.start, token.end
         if token.type == tokenize.STRING and before.type in begins and after.type == tokenize.NEWLINE:
@@ -473,6 +502,7 @@ def without_annotations(source: bytes) -> bytes:
     begins = [0]
     for line in source.splitlines(keepends=True):
         begins.append(begins[-1] + len(line))
+
     kept, at = [], 0
     for node in annotation_nodes(source):
         start = begins[node.lineno - 1] + node.col_offset
@@ -489,12 +519,18 @@ def annotation_nodes(source: bytes) -> list[ast.expr]:
     Those in the body of a class stay, because they make the fields of a record.
     """
     tree = ast.parse(source)
-    fields = [field for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for field in node.body]
+    fields: list[ast.stmt] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            fields += node.body
+
     nodes: list[ast.expr | None] = []
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             nodes.append(node.returns)
-        elif isinstance(node, ast.arg) or (isinstance(node, ast.AnnAssign) and node.value and node not in fields):
+        elif isinstance(node, ast.arg):
+            nodes.append(node.annotation)
+        elif isinstance(node, ast.AnnAssign) and node.value and node not in fields:
             nodes.append(node.annotation)
     return sorted((node for node in nodes if node), key=lambda node: (node.lineno, node.col_offset))
 
@@ -524,7 +560,8 @@ def parts_of(text: bytes, piece: Piece) -> list[Piece]:
     parts: list[Piece] = []
     begin = 0
     for statement in ast.parse(text[start:end]).body:
-        first = min(node.lineno for node in [statement, *getattr(statement, "decorator_list", ())]) - 1
+        nodes = [statement, *getattr(statement, "decorator_list", ())]
+        first = min(node.lineno for node in nodes) - 1
         length = len(b"".join(lines[begin:first]))
         if length >= PART:
             parts.append((line + begin, start, start + length))
@@ -590,9 +627,12 @@ def needs(text: bytes) -> dict[str, int]:
     """
     front, blocks = parted(text)
     codes = [compiled(text, [piece]) for piece in blocks]
-    binders = {name: number for number, code in enumerate(codes) for name in bound_names(code)}
+    binders: dict[str, int] = {}
+    for number, code in enumerate(codes):
+        binders.update(dict.fromkeys(bound_names(code), number))
     for name in set(used_names(compiled(text, front))).intersection(binders):
         raise stop(f"sections {FRONT} of ipsec.py use {name}, which is loaded later")
+
     needed: list[int] = []
     index: dict[str, int] = {}
     for number, code in enumerate(codes):
@@ -600,10 +640,12 @@ def needs(text: bytes) -> dict[str, int]:
         for name in set(used_names(code)).intersection(binders):
             if binders[name] > number:
                 raise stop(f"ipsec.py uses {name} in a section before that of {name}")
-            bits |= needed[binders[name]] if binders[name] < number else 0
+            if binders[name] < number:
+                bits |= needed[binders[name]]
         needed.append(bits)
         _, start, end = blocks[number]
-        index.update((name, bits) for name in commands_in(text[start:end]))
+        index.update(dict.fromkeys(commands_in(text[start:end]), bits))
+
     parts = re.findall(rb'\bload_part\("(\w+)"\)', text)
     index.update((f":{name}", needed[binders[name]]) for name in map(bytes.decode, parts))
     return index
@@ -615,11 +657,17 @@ def bytecode(text: bytes, pythons: Mapping[str, Path]) -> Iterator[tuple[str, by
     index = needs(text)
     yield "bytecode/source.front", marshal.dumps(front, FORMAT)
     yield "bytecode/source.blocks", marshal.dumps([index, *blocks], FORMAT)
+
     # for one or two interpreters, common constants would take more bytes than they save
     several = len(pythons) > 2
-    parts = {piece: parts_of(text, piece) if several else [piece]
-             for piece in blocks if title_of(text, piece) not in COMPILED_LATE}
-    texts = [text_of(text, front), *(text_of(text, [part]) for piece in parts for part in parts[piece])]
+    parts: dict[Piece, list[Piece]] = {}
+    for piece in blocks:
+        if title_of(text, piece) not in COMPILED_LATE:
+            parts[piece] = parts_of(text, piece) if several else [piece]
+    texts = [text_of(text, front)]
+    for pieces in parts.values():
+        texts += [text_of(text, [part]) for part in pieces]
+
     common: list[bytes] = []
     for version, python in pythons.items():
         result = subprocess.run([str(python), "-s", "-S", "-c", COMPILE], env={"PYTHONHASHSEED": "0"},
@@ -639,7 +687,13 @@ def gathered(blocks: Sequence[Piece], parts: Mapping[Piece, Sequence[Piece]],
              packed: Sequence[bytes]) -> list[object]:
     """Return for each block the list of its packed parts, or the block itself if it is compiled late."""
     rest = iter(packed)
-    return [[next(rest) for _ in parts[block]] if block in parts else block for block in blocks]
+    result: list[object] = []
+    for block in blocks:
+        if block in parts:
+            result.append([next(rest) for _ in parts[block]])
+        else:
+            result.append(block)
+    return result
 
 
 def compressed(data: bytes, dictionary: bytes = b"") -> bytes:
@@ -655,8 +709,8 @@ def compressed(data: bytes, dictionary: bytes = b"") -> bytes:
 
 def say_interpreters(taken: Collection[str]) -> None:
     """Print for which interpreters the archive has bytecode, and for which it does not."""
-    missing = [version for version in TARGETS if version not in taken]
-    slower = f"; slower on {', '.join(missing)}: install them here to include them" if missing else ""
+    missing = ", ".join(version for version in TARGETS if version not in taken)
+    slower = f"; slower on {missing}: install them here to include them" if missing else ""
     say(f"starts fast on Python {', '.join(taken)}{slower}")
 
 
@@ -678,7 +732,9 @@ package = sys.modules["pyroute2"] = types.ModuleType("pyroute2")
 package.__path__ = [library + "/pyroute2"]
 for name in names:
     importlib.import_module(name)
-print(*(module.__file__ for module in list(sys.modules.values()) if getattr(module, "__file__", None)), sep="\\n")
+for module in list(sys.modules.values()):
+    if getattr(module, "__file__", None):
+        print(module.__file__)
 """
 
 
@@ -708,8 +764,9 @@ def git(*words: str) -> str:
 
 def commit_line() -> str:
     """Return the line with the commit of the archive and its date."""
-    commit = git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty= with changes")
-    return f"commit {commit or 'unknown'}, {git('log', '-1', '--format=%cs') or 'unknown date'}"
+    commit = git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty= with changes") or "unknown"
+    date = git("log", "-1", "--format=%cs") or "unknown date"
+    return f"commit {commit}, {date}"
 
 
 def about(library: Path) -> str:
@@ -757,6 +814,7 @@ def shiv_entries(packages: Path, tools: Path, own: Mapping[str, bytes]) -> dict[
     from shiv import builder  # type: ignore[import-untyped,import-not-found,unused-ignore]
     from shiv.bootstrap import environment  # type: ignore[import-untyped,import-not-found,unused-ignore]
     del sys.path[0]
+
     build_id = hashlib.sha256()
     files = [path for path in packages.rglob("*") if path.is_file()]
     contents = {str(path.relative_to(packages)): path.read_bytes() for path in files}
@@ -767,6 +825,7 @@ def shiv_entries(packages: Path, tools: Path, own: Mapping[str, bytes]) -> dict[
         built_at=date, build_id=build_id.hexdigest(), shiv_version=version_of("shiv"),
         entry_point="ipsec:main", compile_pyc=False, no_modify=True, reproducible=True,
         hashes={wheel.name: digest(wheel) for wheel in wheels("embedded.txt")})
+
     packed = tools / "packed.zip"
     builder.create_archive([packages], packed, INTERPRETER, "ipsec:main", settings, compressed=False)
     with zipfile.ZipFile(packed) as archive:
@@ -782,8 +841,9 @@ def write_zip(target: Path, entries: Mapping[str, bytes]) -> None:
                 entry = zipfile.ZipInfo(name, time.gmtime(EPOCH)[:6])
                 entry.create_system = 3  # Unix, so that the modes are used
                 entry.external_attr = 0o100644 << 16
-                stored = name == "__main__.py" or name.endswith(".blocks")  # their parts are compressed
-                entry.compress_type = zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED
+                entry.compress_type = zipfile.ZIP_DEFLATED
+                if name == "__main__.py" or name.endswith(".blocks"):  # the parts of blocks are compressed
+                    entry.compress_type = zipfile.ZIP_STORED
                 archive.writestr(entry, entries[name], compresslevel=9)
     target.chmod(0o755)
 
@@ -806,9 +866,8 @@ def build(arguments: Sequence[str] = ()) -> None:
         raise stop("usage: build.py [--for VERSION[,VERSION...]]")
     pythons = chosen_interpreters(arguments[1] if arguments else "")
     with alone():
-        missing = [lock for lock in ("builder.txt", "embedded.txt") if len(wheels(lock)) < len(pinned(lock))]
-        if missing:
-            fetch(missing, " and ".join(name.replace("==", " ") for lock in missing for name in pinned(lock)))
+        fetch_missing("builder.txt", "embedded.txt")
+
     aside = ARCHIVE.with_name(f".{ARCHIVE.name}.{os.getpid()}")
     try:
         make_archive(aside, pythons)
@@ -817,9 +876,21 @@ def build(arguments: Sequence[str] = ()) -> None:
         os.replace(aside, ARCHIVE)
     finally:
         aside.unlink(missing_ok=True)
+
     say_interpreters(pythons)
     limit = SIZE_LIMIT if len(pythons) > 1 else SIZE_LIMIT_OF_ONE
-    say(f"ipsec.pyz: {size} bytes" + (f", more than the limit of {limit}" if size > limit else ""))
+    excess = f", more than the limit of {limit}" if size > limit else ""
+    say(f"ipsec.pyz: {size} bytes{excess}")
+
+
+def fetch_missing(*locks: str) -> None:
+    """Fetch the wheels of those lock files of which some are not in vendor/wheels.  Raises SystemExit."""
+    missing = [lock for lock in locks if len(wheels(lock)) < len(pinned(lock))]
+    names: list[str] = []
+    for lock in missing:
+        names += pinned(lock)
+    if missing:
+        fetch(missing, " and ".join(name.replace("==", " ") for name in names))
 
 
 def release(arguments: Sequence[str]) -> None:
@@ -841,6 +912,7 @@ def release(arguments: Sequence[str]) -> None:
     if not re.search(rf"^## {re.escape(version)}\b", (TOP / "CHANGELOG.md").read_text(), re.M):
         raise stop("release: CHANGELOG.md has no heading for this version: "
                    f"write ## {version} above its changes")
+
     build()
     shutil.rmtree(DIST, ignore_errors=True)
     DIST.mkdir()
@@ -865,14 +937,18 @@ def build_info(version: str) -> Iterator[str]:
     yield f"SOURCE_DATE_EPOCH={EPOCH}"
 
 
+COMPLETION_FILES = {"bash": "bash-completion/completions/ipsec", "zsh": "zsh/site-functions/_ipsec",
+                    "fish": "fish/vendor_completions.d/ipsec.fish"}
+
+
 def write_tar(target: Path) -> None:
     """Write a tar of the manual pages and completions, with their paths below /usr/local."""
     pages = (TOP / "man").glob("*.[1-8]")
     files = {f"share/man/man{page.suffix[1:]}/{page.name}": page.read_bytes() for page in pages}
-    for shell, name in (("bash", "bash-completion/completions/ipsec"), ("zsh", "zsh/site-functions/_ipsec"),
-                        ("fish", "fish/vendor_completions.d/ipsec.fish")):
+    for shell, name in COMPLETION_FILES.items():
         words = [sys.executable, str(ARCHIVE), "completion", shell]
         files[f"share/{name}"] = subprocess.run(words, capture_output=True, check=True).stdout
+
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for name in sorted(files):
@@ -952,7 +1028,10 @@ def main() -> None:
     parser.add_argument("verb", nargs="?", default="build", choices=VERBS, metavar="VERB")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARG")
     argv = sys.argv[1:]
-    words = parser.parse_args(["build", *argv] if argv[:1] == ["--for"] else argv)
+    if argv[:1] == ["--for"]:
+        argv.insert(0, "build")
+    words = parser.parse_args(argv)
+
     try:
         VERBS[words.verb](words.arguments)
     except OSError as error:
