@@ -2570,6 +2570,7 @@ SECRET_PLACES = (
      r"(?:(?:\S*/)?ipsec[ \t]+[^\s;\"]+|(?!(?:\S*/)?ipsec[ \t])[^\s;\"]+)[ \t]+)(?!\[red)"
      r"[^\n]*?(?=;[ \t]*$|\" for verb |:$|$)"),
     # banners, as pluto's status shows them, and elsewhere if they speak of a secret
+    (("as banner",), r"(\bwe are sending ')[^\n]+(?=' as banner)"),
     (("banner:",), r"(\bbanner:)(?! |unset\b)(?:(?!, (?:cat|sec_label):|;[ \t]*$)[^\n])+"),
     (("banner",),
      rf"((?:modecfgbanner[ \t]*=|banner:)[ \t]*)(?=[^\n]{{0,300}}?{_SPEAKS_OF_SECRET})[^\n]+"),

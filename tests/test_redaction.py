@@ -205,6 +205,7 @@ def test_a_short_or_everyday_secret_leaves_a_report() -> None:
     ('\t\tudp dport 500 log prefix "secret {}" accept comment "the psk: {}"',
      "\t\tudp dport 500 log prefix [redacted] accept comment [redacted]"),
     ('\tmodecfgbanner="the password is {}"', "\tmodecfgbanner=[redacted]"),
+    ("| We are sending 'hi {}' as banner", "| We are sending '[redacted]' as banner"),
     ('"a":   banner:hi {};', '"a":   banner:[redacted];'), ('"a": modecfg info: banner:hi {}, cat:unset;',
                                                             '"a": modecfg info: banner:[redacted], cat:unset;'),
     ('"a": oriented; my_updown=/usr/local/bin/up --x {} y;', '"a": oriented; my_updown=/usr/local/bin/up [redacted];'),
