@@ -8697,30 +8697,32 @@ def connection_state(entries: Sequence[Mapping[str, Any]]) -> str:
 # ============================================================================================================
 # 7. NSS
 #
-# The NSS database with pluto's certificates and keys: cert9.db, key4.db and pkcs11.txt in one directory.
-# NSS's own tools change it.  A change of several files (create, move, migrate, import) is atomic: the new files
-# are built in a subdirectory, the complete subdirectory is renamed to `.nss-commit`, and its files are then moved
-# into place.  If the command is killed after the rename, the next command moves the rest.  Directories with these
-# names that belong to another user are neither read nor emptied.
+# Reads and changes the NSS database with pluto's certificates and keys: cert9.db, key4.db and pkcs11.txt in
+# one directory.  Changes are made with NSS's own tools.  A change of several files (create, move, migrate,
+# import) is atomic: the new files are built in a subdirectory, the complete subdirectory is renamed to
+# `.nss-commit`, and its files are then moved into place.  If the command is killed after the rename, the next
+# command moves the remaining files.  If a subdirectory with one of these names belongs to another user, it is
+# neither read nor emptied.
 # Reading needs no tools: a database is a SQLite file with a row for each object and a column for each PKCS#11
-# attribute.  A column's name is `a` and the number of the attribute in hex.  Used by the NSS commands, setup,
-# verify, barf and look.
+# attribute.  The name of a column is `a` followed by the number of the attribute in hex.  Used by the NSS
+# commands, setup, verify, barf and look.
 # Facts: certutil(1), pk12util(1); pkcs11t.h and pkcs11n.h of NSS 3.61 to 3.110; RFC 5280 for certificates.
 # ============================================================================================================
 
-NSS_FILES = ("pkcs11.txt", "key4.db", "cert9.db")  # moved into place in this order: keys before certificates
+# The files are moved into place in this order, so that keys arrive before their certificates
+NSS_FILES = ("pkcs11.txt", "key4.db", "cert9.db")
 DBM_FILES = ("cert8.db", "key3.db", "secmod.db")
 NSS_COMMIT = ".nss-commit"
 NSS_BUILD = ".nss-build."
-# A `.nss-commit` that another user or program made is renamed to this and a random number
+# A `.nss-commit` that another user or program made is renamed to this prefix with a random number
 NSS_STRAY = ".nss-stray."
-# How the names of all files that NSS creates begin, such as pkcs11.txu and cert9.db-journal
+# Prefixes of the names of all files that NSS creates; two such names are pkcs11.txu and cert9.db-journal
 NSS_PARTS = ("cert9.db", "key4.db", "pkcs11.tx")
 OPEN_FILES = "/proc/self/fd/"
 NSS_ROOM = 256 << 10  # bytes of disk space that a new database and its journal need
-NSS_READ_TIME = 10.0  # seconds that a query of a database file may take
-NSS_ROWS, NSS_MEMORY = 100_000, 256 << 20  # limits for the result of a query: rows, bytes
-NSS_TIME = 60.0  # seconds that one of NSS's tools may take
+NSS_READ_TIME = 10.0  # seconds after which a query of a database file is ended
+NSS_ROWS, NSS_MEMORY = 100_000, 256 << 20  # the most rows and bytes that a query may return
+NSS_TIME = 60.0  # seconds after which a tool of NSS is ended
 # The name of the database's PKCS#11 token, normally and in FIPS mode
 NSS_TOKENS = ("NSS Certificate DB", "NSS FIPS 140-2 Certificate DB")
 # The package that contains NSS's tools, by distribution (ID and ID_LIKE of os-release(5))
@@ -8728,25 +8730,27 @@ NSS_PACKAGES = {"debian": "libnss3-tools", "ubuntu": "libnss3-tools", "fedora": 
                 "rhel": "nss-tools", "centos": "nss-tools", "suse": "mozilla-nss-tools",
                 "opensuse": "mozilla-nss-tools", "alpine": "nss-tools", "arch": "nss", "openwrt": "nss-utils",
                 "gentoo": "dev-libs/nss[utils]"}
-# Values of PKCS#11 (pkcs11t.h) and of NSS (pkcs11n.h), as the database stores them
+# Constants of PKCS#11 (pkcs11t.h) and NSS (pkcs11n.h) in the form in which the database stores them
 CKO_CERTIFICATE, CKO_PRIVATE_KEY, CKO_NSS_TRUST = (n.to_bytes(4, "big") for n in (1, 3, 0xce534353))
 CKK_RSA, CKK_EC = (n.to_bytes(4, "big") for n in (0, 3))
 # CKA_TRUST_SERVER_AUTH, CKA_TRUST_CLIENT_AUTH, CKA_TRUST_EMAIL_PROTECTION, CKA_TRUST_CODE_SIGNING
 TRUST_COLUMNS = ("ace536358", "ace536359", "ace53635b", "ace53635a")
-# Values of these columns (CKT_NSS_...), and the letter that certutil -t uses for each
+# The values of TRUST_COLUMNS (CKT_NSS_...), each with the letter that certutil -t uses for it
 TRUST_LETTERS = {0xce534351: "P", 0xce534352: "C", 0xce53435a: "p", 0xce53435b: "c"}
 NSS_EMPTY = b"\xa5\x00\x5a"  # NSS stores an attribute of length 0 as these bytes (sdb.c)
-# Attributes of distinguished names: the DER of the object identifier in hex, and the name
-# The algorithm of a public key (RFC 3279, RFC 4055), in hexadecimal
+# The algorithms of public keys (RFC 3279, RFC 4055): the DER of the object identifier in hex, and the kind
+# of key
 KEY_KINDS_OF_DER = {"2a864886f70d010101": "RSA", "2a864886f70d01010a": "RSA", "2a8648ce3d0201": "ECDSA"}
+# Attributes of distinguished names: the DER of the object identifier in hex, and the short name of the
+# attribute
 NAME_PARTS = {"550403": "CN", "55040a": "O", "55040b": "OU", "550406": "C", "550407": "L", "550408": "ST",
               "550405": "serialNumber", "2a864886f70d010901": "E", "0992268993f22c640119": "DC"}
-SOON = 30  # a certificate that expires within this number of days is marked
-CERTIFICATE_DER = b"\x30\x82"  # the first bytes of a certificate of 256 bytes to 64 kB
+SOON = 30  # nsslist marks a certificate that expires within this number of days
+CERTIFICATE_DER = b"\x30\x82"  # the first two bytes of every certificate between 256 bytes and 64 kB
 
 
 class Certificate(Record):
-    """A certificate of the database.  `trust` has the form of certutil -t, without the letter `u`."""
+    """A certificate of the NSS database.  `trust` has the form of certutil -t, without the letter `u`."""
 
     nickname: str
     der: bytes
@@ -8771,9 +8775,9 @@ class HostKey(Record):
 
 
 def der_items(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int, int]]:
-    """Yield (tag, start, end) for each DER element of data[start:end]; the offsets are those of its content.
+    """Yield (tag, start, end) for each DER element of data[start:end].
 
-    Raises ValueError.
+    The yielded offsets are those of the content of the element.  Raises ValueError if an element is cut off.
     """
     end = len(data) if end is None else end
     while start < end:
@@ -8790,14 +8794,15 @@ def der_items(data: bytes, start: int = 0, end: int | None = None) -> Iterator[t
 
 
 def der(tag: int, *contents: bytes) -> bytes:
-    """Encode a DER element with this tag whose content is `contents`."""
+    """Return a DER element: the tag, the length, and the joined `contents`."""
     content = b"".join(contents)
     size = b"" if len(content) < 0x80 else len(content).to_bytes((len(content).bit_length() + 7) // 8, "big")
     return bytes((tag, 0x80 | len(size) if size else len(content))) + size + content
 
 
 class Parsed(Record):
-    """The fields of a certificate that the program uses.  The times are in seconds since 1970."""
+    """The fields of a certificate that this program uses.  `begins` and `expires` are in seconds since
+    1970."""
 
     subject: str
     issuer: str
@@ -8807,7 +8812,7 @@ class Parsed(Record):
 
 
 def der_inside(data: bytes, element: tuple[int, int, int]) -> Iterator[tuple[int, int, int]]:
-    """Yield the elements inside an element, in the form of der_items().  Raises ValueError."""
+    """Yield the DER elements in the content of `element` as der_items() does.  Raises ValueError."""
     _, start, end = element
     return der_items(data, start, end)
 
@@ -8815,8 +8820,9 @@ def der_inside(data: bytes, element: tuple[int, int, int]) -> Iterator[tuple[int
 def parse_certificate(data: bytes) -> Parsed:
     """Parse a DER certificate (RFC 5280, section 4.1).
 
-    `is_ca` comes from the basic constraints alone (section 4.2.1.9).  A certificate without them, such as one
-    of version 1, is not a CA.  Raises ValueError.
+    `is_ca` is True only if the extension `basic constraints` says so (section 4.2.1.9).  A certificate
+    without this extension, such as one of version 1, is not a CA.  Raises ValueError if `data` is not a
+    certificate.
     """
     try:
         fields = certificate_fields(data)
@@ -8833,9 +8839,9 @@ def parse_certificate(data: bytes) -> Parsed:
 
 
 def certificate_fields(data: bytes) -> list[tuple[int, int, int]]:
-    """Return the elements of the signed part of a certificate, without its version.
+    """Return the DER elements of the signed part of a certificate (tbsCertificate), without the version.
 
-    Raises ValueError, IndexError, StopIteration.
+    Raises ValueError, IndexError or StopIteration if `data` is not a certificate.
     """
     certificate = next(der_items(data))
     fields = list(der_inside(data, next(der_inside(data, certificate))))
@@ -8845,14 +8851,20 @@ def certificate_fields(data: bytes) -> list[tuple[int, int, int]]:
 
 
 def extensions_of(data: bytes, fields: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
-    """Yield the extensions of a certificate.  Raises ValueError, StopIteration."""
+    """Yield the DER element of each extension of a certificate; `fields` comes from certificate_fields().
+
+    Raises ValueError or RuntimeError if the DER is damaged.
+    """
     for field in fields[5:]:
         if field[0] == 0xa3:
             yield from der_inside(data, next(der_inside(data, field)))
 
 
 def is_ca_extension(data: bytes, extension: tuple[int, int, int]) -> bool:
-    """Return whether an extension is the basic constraints with cA TRUE.  Raises ValueError, IndexError."""
+    """Return whether an extension is `basic constraints` and marks a CA (cA TRUE).
+
+    Raises ValueError or IndexError if the DER is damaged.
+    """
     oid, *_, value = der_inside(data, extension)
     if data[oid[1]:oid[2]] != b"\x55\x1d\x13":  # 2.5.29.19
         return False
@@ -8862,11 +8874,11 @@ def is_ca_extension(data: bytes, extension: tuple[int, int, int]) -> bool:
 
 
 def key_and_names(data: bytes) -> tuple[str, list[str]]:
-    """Return of a DER certificate the kind of its key, RSA, ECDSA or empty, and the names in its
-    subjectAltName (RFC 5280, section 4.2.1.6).
+    """Return a pair from a DER certificate: the kind of the key, and the list of alternative names.
 
-    The names are written as IDs of ipsec.conf: `@gw.example.org`, `user@example.org`, `192.0.2.1`.  Raises
-    ValueError.
+    The kind is RSA or ECDSA, or empty for another algorithm.  The names are those of the extension
+    subjectAltName (RFC 5280, section 4.2.1.6), written as IDs of ipsec.conf: `@gw.example.org`,
+    `user@example.org`, `192.0.2.1`.  Raises ValueError if `data` is not a certificate.
     """
     import _socket as socket
     names = []
@@ -8890,9 +8902,9 @@ def key_and_names(data: bytes) -> tuple[str, list[str]]:
 
 
 def der_name(data: bytes, start: int, end: int) -> str:
-    """Return a distinguished name as text, in the order of the certificate: `C=CH, CN=gateway`.
+    """Return a distinguished name as text such as `C=CH, CN=gateway`, in the order of the certificate.
 
-    Raises ValueError.
+    `data[start:end]` is the content of the name's DER element.  Raises ValueError if it is damaged.
     """
     words = []
     for group in der_items(data, start, end):
@@ -8908,15 +8920,16 @@ def der_time(text: str, short: bool) -> int:
     """Return a time of a certificate in seconds since 1970.
 
     If `short`, the text is a UTCTime, whose year has two digits (RFC 5280, section 4.1.2.5.1); otherwise it
-    is a GeneralizedTime.  Raises ValueError.  The module calendar is not used, because its import takes
-    longer than reading a database.
+    is a GeneralizedTime.  Raises ValueError if the text is not a time.  This code does not use the module
+    calendar, whose import takes longer than reading a database.
     """
     if short:
         text = ("19" if text[:2] >= "50" else "20") + text
     year, month, day, hour, minute, second = (int(text[:4]), *(int(text[i:i + 2]) for i in range(4, 14, 2)))
     if not 1 <= month <= 12:
         raise ValueError(f"month {month}")
-    # Count years from March: a leap day is then the last day of its year, and any five months have 153 days.
+    # Let the year begin in March: a leap day is then the last day of a year, and from March on, the lengths
+    # of the months repeat after five months, which have 153 days together.
     year, month = (year, month - 3) if month > 2 else (year - 1, month + 9)
     days = 365 * year + year // 4 - year // 100 + year // 400 + (153 * month + 2) // 5 + day - 719469
     return ((days * 24 + hour) * 60 + minute) * 60 + second
@@ -8926,7 +8939,7 @@ def der_time(text: str, short: bool) -> int:
 
 
 class NssTool(Failure):
-    """The failure of one of NSS's tools.  `code` is NSS's name of the error (SEC_ERROR_BAD_PASSWORD)."""
+    """A tool of NSS failed.  `code` is NSS's name of the error, such as SEC_ERROR_BAD_PASSWORD, or empty."""
 
     def __init__(self, message: str, code: str, hint: str = "") -> None:
         super().__init__(message, NSS_FAILURE, hint)
@@ -8938,7 +8951,7 @@ class BrokenDatabase(Failure):
 
 
 def nss_package(host: Host) -> str:
-    """Return the name of the package with NSS's tools on this distribution (os-release(5)), as a hint."""
+    """Return a hint that names the package with NSS's tools on this distribution (os-release(5))."""
     known: dict[str, str] = {}
     for line in host.value("/etc/os-release", host.value("/usr/lib/os-release")).splitlines():
         key, _, value = line.partition("=")
@@ -8951,7 +8964,7 @@ def nss_package(host: Host) -> str:
 
 
 def first_line(host: Host, name: str) -> str:
-    """Return the first line of a password file.  Raises Failure."""
+    """Return the first line of a password file, or an empty string.  Raises Failure if it can't be read."""
     try:
         return next(iter(host.read(name).splitlines()), "")
     except OSError as error:
@@ -8960,7 +8973,8 @@ def first_line(host: Host, name: str) -> str:
 
 
 def make_directories(names: Sequence[str]) -> None:
-    """Create directories, mode 0700, that do not exist yet.  Raises OSError."""
+    """Create the directories with mode 0700; skip one that exists.  Raises OSError if one can't be
+    created."""
     for name in names:
         try:
             os.mkdir(name, 0o700)
@@ -8969,11 +8983,11 @@ def make_directories(names: Sequence[str]) -> None:
 
 
 class NssLock(Lock):
-    """The lock on the directory of a database, for changes.
+    """The lock on the directory of an NSS database, which a command holds while it changes the database.
 
-    If every user may write to the directory, others lose this right until the lock is released, so that
-    nobody can replace a file during a change.  A directory with the sticky bit, where others can't replace
-    files, and a directory of another owner keep their modes.
+    If every user can write to the directory, the lock removes this permission until it is released, so that
+    nobody else can replace a file during the change.  The mode stays if the directory has the sticky bit,
+    because others then can't replace files, or if it belongs to another user.
     """
 
     def __init__(self, fd: int, host: Host, directory: str) -> None:
@@ -8991,16 +9005,16 @@ class NssLock(Lock):
             if self.is_tightened:
                 self.host.within(self.directory, lambda: os.fchmod(self.fd, self.mode))
         except OSError as error:
-            self.host.warn(f"{self.directory}: {error.strerror}; its mode could not be set back to {self.mode:04o}")
+            self.host.warn(f"{self.directory}: {error.strerror}; can't restore the mode {self.mode:04o}")
         super().__exit__()
 
 
 class NssDatabase:
     """The NSS database in a directory.
 
-    The methods up to `certificates` only read.  The others change the database: completely or not at all, and
-    one command at a time.  `password` opens the database; if it is None, it is read from pluto's file
-    nsspassword.
+    The methods before the comment `changes` only read the database.  The other methods are for changes.  A
+    change is made completely or not at all, and by one command at a time.  `password` opens the database; if
+    it is None, the password is read from pluto's file nsspassword.
     """
 
     def __init__(self, host: Host, directory: str = "", password: str | None = None) -> None:
@@ -9010,11 +9024,12 @@ class NssDatabase:
         if password is None:
             password = nss_password(host, NSS_TOKENS[0])
         self.password = password
-        self.opened = -1  # a descriptor of the directory, while lock() is held
-        self.is_decided = False  # True while a decided change is not yet in place, see build()
+        self.opened = -1  # a descriptor of the directory while it is locked
+        # True after build() has decided a change, until the files of the change are in place
+        self.is_decided = False
 
     def file(self, name: str) -> str:
-        """Return the path of one of the database's files."""
+        """Return the path of the database file `name`, below --root if that is given."""
         return os.path.join(self.host.path(self.directory), name)
 
     def has(self, *names: str) -> list[str]:
@@ -9024,8 +9039,8 @@ class NssDatabase:
     def secret(self) -> bytes:
         """Return the content of a password file for NSS's tools.
 
-        A tool uses the line that begins with the name of its token and `:`, or else the last line
-        (SECU_FilePasswd).
+        Its lines are `token:password`, and the last line is the password alone.  A tool uses the line with
+        the name of its token, or the last line if there is none (SECU_FilePasswd).
         """
         lines = [f"{token}:{text}" for token, text in self.passwords.items() if token
                  and token not in NSS_TOKENS]
@@ -9035,12 +9050,12 @@ class NssDatabase:
 
     def tool(self, program: str, *words: str, directory: str = "", secret: str = "-f",
              files: Sequence[bytes] = (), twice: bool = False) -> Ran:
-        """Run one of NSS's tools on the database, or on the database in `directory`.
+        """Run a tool of NSS on the database in `directory` (default this database).
 
-        A word `{0}` or `{1}` is replaced by the path of an in-memory file with that item of `files`.  The
-        password is passed in such a file, too, as the argument of the option `secret` (and of -@ if `twice`):
-        it is in no command line and in no file on disk.  Raises NssTool, or OSError (ENOSPC) if the disk is
-        full.
+        The words `{0}` and `{1}` are replaced by the paths of in-memory files that hold files[0] and
+        files[1].  The password is passed in such a file too, as the argument of the option `secret`, and if
+        `twice` also of the option -@.  It is therefore neither on the command line nor in a file on disk.
+        Raises NssTool if the tool fails, or OSError (ENOSPC) if the tool fails and the disk is full.
         """
         directory = directory or self.host.path(self.directory)
         self.check_modules()
@@ -9056,7 +9071,7 @@ class NssDatabase:
                 password_words += ["-@", password_words[1]] if twice else []
             paths = []
             for data in files:
-                if words[0] == "-B":  # each line of a batch needs the option again
+                if words[0] == "-B":  # certutil needs the password option in each line of a batch
                     data = data.replace(b"\n", f" {' '.join(password_words)}\n".encode())
                 opened.append(self.host.memory_file(data))
                 paths.append(f"/proc/self/fd/{opened[-1]}")
@@ -9075,25 +9090,27 @@ class NssDatabase:
         return ran
 
     def check_answers(self, path: str) -> None:
-        """Raise OSError if the file system of a path does not answer; a tool would wait for it forever."""
+        """Raise OSError if the file system of a path does not answer, because a tool would wait for it
+        forever."""
         try:
             self.host.within(path, lambda: os.stat(path), "")
         except OSError as error:
             raise OSError(error.errno, error.strerror, self.directory) from None
 
     def is_full(self, directory: str) -> bool:
-        """Return whether the disk lacks room for a new database.  NSS's tools don't report this cause."""
+        """Return whether the disk has too little space for a new database, which NSS's tools don't report."""
         info = self.host.within(directory, lambda: os.statvfs(directory), "")
         return info.f_bfree * info.f_frsize < NSS_ROOM
 
     def _tool_failure(self, program: str, ran: Ran) -> NssTool:
-        """Return the error for a tool that failed.  A wrong password of the database has its own message."""
+        """Return the error for a tool that failed.  The message says so if the database's password is
+        wrong."""
         text = decode(ran.err)
         code = next((word.strip(":,.()") for word in text.split()
                      if word.startswith(("SEC_ERROR_", "PR_", "SSL_ERROR_"))), "")
         is_locked = any(part in text for part in ("Incorrect password/PIN", "could not auth",
                                                   "ailed to authenticate", "TOKEN_NOT_LOGGED_IN"))
-        # pk12util also reports this code for a wrong password of the imported file
+        # pk12util reports this code also if the password of the imported file is wrong
         if is_locked or (code == "SEC_ERROR_BAD_PASSWORD" and program != "pk12util"):
             problem = "needs a password" if self.password is None else "has a different password"
             return NssTool(f"{self.directory}: the NSS database {problem}", "SEC_ERROR_BAD_PASSWORD",
@@ -9101,8 +9118,10 @@ class NssDatabase:
         return NssTool(f"{program}: {ran.complaint.removeprefix(program + ': ')}", code)
 
     def broken(self, name: str, why: object) -> Failure:
-        """Return the error for an unusable database file.  `why` is an OSError or a text that describes
-        the damage."""
+        """Return the error for a database file that can't be used.
+
+        `why` is an OSError, or else its text describes the damage.
+        """
         if not isinstance(why, OSError):
             return BrokenDatabase(f"{self.directory}/{name}: {why}", NSS_FAILURE,
                                   f"restore it from a backup, or wipe the database: rm {self.directory}/*.db")
@@ -9130,13 +9149,13 @@ class NssDatabase:
         except Missing:
             if self.host.live and self.host.which("certutil"):
                 self.tool("certutil", "-L")
-            # without sqlite3 and certutil, only the first bytes of the files are checked
+            # without sqlite3 and certutil, the check above of the first bytes is the only one
 
     def damage(self, name: str) -> str:
-        """Return the damage that SQLite finds in a database file, or an empty text if it is sound or sqlite3
-        is missing.
+        """Return a text about the damage that SQLite finds in a database file.
 
-        Raises Failure if SQLite can't check the file, for example while another program writes to it.
+        The text is empty if the file is sound, or if Python lacks sqlite3.  Raises Failure if SQLite can't
+        check the file, for example because another program is writing to it.
         """
         try:
             self.rows(name, "nssPublic" if name == "cert9.db" else "nssPrivate", ("a0",))
@@ -9148,9 +9167,10 @@ class NssDatabase:
         return "" if result == "ok" else "is damaged: " + str(result).partition("\n")[2].partition("\n")[0]
 
     def rows(self, name: str, table: str, columns: Sequence[str]) -> list[tuple[Any, ...]]:
-        """Return these columns of all objects of a database file.  A column that the database lacks is None.
+        """Return a row for each object of a database file, with the values of `columns`.
 
-        Raises Missing without sqlite3, Failure if the file is broken.
+        A value is bytes, or None if the object or the database lacks the column.  Raises Missing if Python
+        lacks sqlite3, and Failure if the file can't be read or is damaged.
         """
         existing = {row[1] for row in self._ask(name, f"PRAGMA table_info({table})")}
         if "a0" not in existing:
@@ -9162,9 +9182,9 @@ class NssDatabase:
         return rows
 
     def _ask(self, name: str, query: str) -> list[tuple[Any, ...]]:
-        """Run a query on a database file and return the rows.
+        """Run an SQL query on a database file and return the rows.
 
-        Raises Missing without sqlite3, Failure if the file can't be read.
+        Raises Missing if Python lacks sqlite3, and Failure if the file can't be read or is damaged.
         """
         sqlite: Any = need("_sqlite3", "reading an NSS database")
         try:
@@ -9179,7 +9199,7 @@ class NssDatabase:
             raise self.broken(name, "damaged: a name in it is not UTF-8") from None
         except OSError as error:
             raise self.broken(name, error) from None
-        except sqlite.OperationalError as error:  # the file may be sound: locked, or changed at this moment
+        except sqlite.OperationalError as error:  # the file may be undamaged, but locked by another program
             if str(error) == "interrupted":
                 raise self.broken(name, f"not read within {NSS_READ_TIME:g} s") from None
             raise Failure(f"{self.directory}/{name}: {error}", NSS_FAILURE,
@@ -9189,9 +9209,10 @@ class NssDatabase:
             raise self.broken(name, error) from None
 
     def _query(self, sqlite: Any, name: str, query: str) -> list[tuple[Any, ...]]:
-        """Run a query and return the rows.  Raises Failure, MemoryError, sqlite.Error.
+        """Run an SQL query and return the rows.
 
-        A hostile file may hold an endless view in place of the table, so time, rows and memory are limited.
+        Time, rows and memory are limited, because a hostile file may hold an endless view in place of the
+        table.  Raises Failure, MemoryError or sqlite.Error if a limit is exceeded or the file can't be read.
         """
         path = self.host.path(f"{self.directory}/{name}")
         for special in "%?#":
@@ -9213,12 +9234,13 @@ class NssDatabase:
             base.close()
 
     def keys(self) -> list[HostKey]:
-        """Return the public parts of the private keys, in the order of showhostkey(8).
+        """Return the public part of each private key in the database, in the order of showhostkey(8).
 
-        Raises as rows() does.
+        Raises Missing if Python lacks sqlite3, and Failure if the file can't be read or is damaged.
         """
         keys = []
-        # CKA_CLASS, CKA_KEY_TYPE, CKA_ID, CKA_MODULUS, CKA_PUBLIC_EXPONENT, CKA_EC_PARAMS, CKA_NSS_DB: the point
+        # CKA_CLASS, CKA_KEY_TYPE, CKA_ID, CKA_MODULUS, CKA_PUBLIC_EXPONENT, CKA_EC_PARAMS, CKA_NSS_DB;
+        # the last one is the public point of an ECDSA key
         columns = ("a0", "a100", "a102", "a120", "a122", "a180", "ad5a0db00")
         for row in self.rows("key4.db", "nssPrivate", columns):
             object_class, kind, ckaid, modulus, exponent, curve, point = (value or b"" for value in row)
@@ -9233,13 +9255,13 @@ class NssDatabase:
         return keys
 
     def has_certificates(self) -> bool:
-        """Return whether the database holds a certificate.  Raises OSError.
+        """Return whether cert9.db may hold a certificate.  Raises OSError if the file can't be read.
 
-        The result is also True if the file is not a database; other methods report that.  This searches the
-        bytes of the file for the start of a certificate, because importing sqlite3 takes longer than many
-        commands.
+        This searches the bytes of the file for the start of a certificate, because importing sqlite3 takes
+        longer than many commands do.  The result is True also if the file is not a database, so that the
+        caller reads it and reports the error.
         """
-        before = b""  # the last byte of the previous chunk: the mark may be split between two chunks
+        before = b""  # the last byte of the previous chunk, because CERTIFICATE_DER may span two chunks
         for data in self.host.chunks(f"{self.directory}/cert9.db", limit=NSS_MEMORY):
             if (not before and not data.startswith(b"SQLite format 3\0")) or CERTIFICATE_DER in before + data:
                 return True
@@ -9247,7 +9269,7 @@ class NssDatabase:
         return not before
 
     def certificates(self) -> list[Certificate]:
-        """Return all certificates.  Raises Failure."""
+        """Return all certificates of the database.  Raises Failure if it can't be read."""
         try:
             if not self.has_certificates():
                 return []
@@ -9260,18 +9282,18 @@ class NssDatabase:
             return self._certutil_certificates()
         owned = {row[1] for row in self.rows("key4.db", "nssPrivate", ("a0", "a102"))
                  if row[0] == CKO_PRIVATE_KEY}
-        # A trust object and its certificate have the same CKA_ISSUER and CKA_SERIAL_NUMBER
+        # a trust object has the same CKA_ISSUER and CKA_SERIAL_NUMBER as its certificate
         trusts = {row[3:5]: trust_text(row[6:]) for row in objects if row[0] == CKO_NSS_TRUST}
         return [Certificate("" if row[1] in (None, NSS_EMPTY) else decode(row[1]), row[2],
                             trusts.get(row[3:5], ",,"), row[5] in owned)
                 for row in objects if row[0] == CKO_CERTIFICATE and row[2]]
 
     def _certutil_certificates(self) -> list[Certificate]:
-        """Return the certificates as certutil lists them, for a Python without sqlite3.
+        """Return the certificates that certutil lists, for a Python without sqlite3.
 
-        This runs certutil once for each certificate.  If several have the same nickname, the result has only
-        the one that certutil selects.  Raises Missing for a database below --root: NSS's tools would follow
-        symbolic links out of it and load the libraries that its pkcs11.txt names.
+        This runs certutil once for each certificate.  If several certificates have the same nickname, the
+        result has only the one that certutil selects.  Raises Missing for a database below --root, because
+        NSS's tools would follow symbolic links out of the root and load the libraries that pkcs11.txt names.
         """
         if not self.host.live:
             raise Missing("reading an NSS database below --root needs Python's module _sqlite3, which is "
@@ -9280,7 +9302,7 @@ class NssDatabase:
         for line in self.tool("certutil", "-L").text.split("\n")[4:]:
             if not line.strip():
                 continue
-            # the nickname, padded with blanks; the trust
+            # a line is the nickname, blanks and the trust
             nickname, _, trust = line.rstrip().rpartition(" ")
             nickname = nickname.rstrip()
             data = self.tool("certutil", "-L", "-n", nickname, "-r").out
@@ -9292,19 +9314,20 @@ class NssDatabase:
     def within(self, work: Callable[[], T]) -> T:
         """Call `work`, which accesses the directory, and return its result.
 
-        Raises OSError if the file system does not answer, and the errors of `work`.
+        Raises OSError if the file system of the directory does not answer, and any exception that `work`
+        raises.
         """
         return self.host.within(self.directory, work)
 
     def writable(self) -> bool:
-        """Return whether this process may change files in the directory; False for a read-only file
-        system."""
+        """Return whether the directory exists and this process can change files in it."""
         return self.host.isdir(self.directory) and self.host.writable(self.directory)
 
     def make_directory(self) -> None:
-        """Create the installed release's own directory, mode 0700, and its missing parents.  Raises Failure.
+        """Create the default directory of the installed release, and its missing parents, with mode 0700.
 
         A directory that an option or the environment names is not created, because the name may be misspelt.
+        Raises Failure if the default directory can't be created.
         """
         path = self.host.path(self.directory)
         if self.host.given_nssdir or self.directory != self.host.nssdir or self.host.lexists(
@@ -9322,7 +9345,8 @@ class NssDatabase:
     def lock(self) -> Lock:
         """Lock the directory for changes, and finish the change of a command that was killed.
 
-        Raises Failure.
+        Raises Failure if this process can't write to the directory, can't lock it, or can't finish that
+        change.
         """
         if not self.writable():
             raise Failure(f'ERROR: destination directory "{self.directory}" is missing or permission denied',
@@ -9346,9 +9370,10 @@ class NssDatabase:
         return lock
 
     def _recover(self) -> None:
-        """Remove files that a killed command built, and finish its change if that is decided.
+        """Clean up after a command that was killed during a change.
 
-        Raises OSError, Failure.
+        If that change was decided, finish it.  Otherwise remove the files that were built for it.  Raises
+        OSError or Failure if a file can't be moved, removed or read.
         """
         for name in os.listdir(self.opened):
             if name.startswith(NSS_BUILD):
@@ -9363,9 +9388,9 @@ class NssDatabase:
                 os.close(fd)
 
     def check_modules(self) -> None:
-        """Raise Failure if the caller is root and another user can change pkcs11.txt.
+        """Raise Failure if this process runs as root and another user can change pkcs11.txt.
 
-        NSS loads the libraries that pkcs11.txt names, so this user could run code as root.
+        NSS loads the libraries that pkcs11.txt names, so the other user could run code as root.
         """
         name = f"{self.directory}/pkcs11.txt"
         if not self.host.superuser or not self.host.live:
@@ -9387,23 +9412,25 @@ class NssDatabase:
                           "load as root", NSS_FAILURE, f"check its contents, then: chmod o-w {name}")
 
     def _is_unmapped(self, uid: int) -> bool:
-        """Return whether the user id stands for all users that the user namespace does not map."""
+        """Return whether `uid` is the ID that the kernel shows for every user without an ID in this user
+        namespace."""
         is_initial = self.host.value("/proc/self/uid_map").split() == ["0", "0", "4294967295"]
         return not is_initial and str(uid) == self.host.value("/proc/sys/kernel/overflowuid")
 
     def _lstat(self, name: str) -> os.stat_result | None:
-        """Return lstat(2) of a name in the locked directory, or None if it does not exist."""
+        """Return the result of lstat(2) for a name in the locked directory, or None if the name does not
+        exist."""
         try:
             return os.stat(name, dir_fd=self.opened, follow_symlinks=False)
         except FileNotFoundError:
             return None
 
     def _open_own(self, name: str) -> int | None:
-        """Return a descriptor of a subdirectory of the locked directory, or None if it is not the caller's
-        own.
+        """Open a subdirectory of the locked directory if it is safe to use, and return its descriptor.
 
-        It is the caller's own if it is a directory and no link, the caller owns it, and nobody else may write
-        to it.  Raises Failure for a directory of root that the caller may not read.
+        The subdirectory is safe if it is no symbolic link, this user owns it, and nobody else can write to
+        it.  Return None if it is not safe or does not exist.  Raises Failure if it belongs to root and this
+        user is not permitted to read it.
         """
         try:
             fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.opened)
@@ -9422,7 +9449,8 @@ class NssDatabase:
         return None
 
     def _set_aside(self) -> None:
-        """Rename a `.nss-commit` that is not the caller's own, because it would block every later change."""
+        """Rename an existing `.nss-commit`, which this command did not make and which would block every
+        change."""
         if self._lstat(NSS_COMMIT) is not None:
             stray = f"{NSS_STRAY}{os.urandom(4).hex()}"
             os.rename(NSS_COMMIT, stray, src_dir_fd=self.opened, dst_dir_fd=self.opened)
@@ -9430,26 +9458,29 @@ class NssDatabase:
                            f"it is renamed to {stray}")
 
     def _path(self, directory: int, place: str, name: str = "") -> str:
-        """Return a path of an open directory, or of a file in it, for programs that take only paths.
+        """Return a path of the open directory with the descriptor `directory`, or of the file `name` in it.
 
-        The path leads through the descriptor, so that nobody can exchange the directory.  Where /proc is not
-        mounted, the path is built from `place`, the open directory's path relative to the database, and
-        `name`.
+        A program that accepts only paths uses it.  The path is /proc/self/fd/N, so that nobody can replace
+        the directory meanwhile.  If /proc is not mounted, the path is built from `place` instead, the path of
+        the open directory relative to the database.
         """
         if os.path.isdir(OPEN_FILES):
             return f"{OPEN_FILES}{directory}/{name}".rstrip("/")
         return os.path.normpath(self.file(f"{place}/{name}"))
 
     def failed(self, error: OSError) -> Failure:
-        """Return the Failure that reports an OSError of a change."""
+        """Return the Failure that reports an OSError during a change, with a hint about the state of the
+        database."""
         hint = "the database is unchanged"
         if self.is_decided:
             hint = "the next command for this database finishes the change"
         return Failure(f"{self.directory}: {error.strerror}", NSS_FAILURE, hint)
 
     def _sweep(self, name: str) -> None:
-        """Remove a subdirectory of database files if it is the caller's own.  Files that NSS does not
-        create stay."""
+        """Remove the database files in a subdirectory, and the subdirectory if it is then empty.
+
+        A subdirectory that _open_own() refuses stays unchanged.  Raises OSError if a file can't be removed.
+        """
         fd = self._open_own(name)
         if fd is None:
             return
@@ -9466,10 +9497,12 @@ class NssDatabase:
                 raise
 
     def build(self, work: Callable[[str], None]) -> None:
-        """Let `work` create database files in a new subdirectory, then move all of them into place, or none.
+        """Let `work` create database files in a new subdirectory, then move either all of them into place or
+        none.
 
-        The caller holds the lock.  When the subdirectory is renamed, the change is decided: if this process
-        is killed, lock() of the next command finishes it.  Raises Failure.
+        `work` is called with the path of the subdirectory.  The caller holds the lock.  Once the subdirectory
+        is renamed to `.nss-commit`, the change is decided: if this process is killed after that, lock() of
+        the next command finishes the change.  Raises Failure if the change fails.
         """
         name = f"{NSS_BUILD}{os.getpid()}.{os.urandom(4).hex()}"
         fd = -1
@@ -9494,7 +9527,10 @@ class NssDatabase:
             self.host.run([restorecon, "-R", self.directory])
 
     def _make_build(self, name: str) -> int:
-        """Create a subdirectory and return a descriptor of it.  Raises OSError, Failure."""
+        """Create a subdirectory and return a descriptor of it.
+
+        Raises OSError if it can't be created, and Failure if another user replaces it at the same time.
+        """
         os.mkdir(name, 0o700, dir_fd=self.opened)
         fd = self._open_own(name)
         if fd is None:
@@ -9502,9 +9538,10 @@ class NssDatabase:
         return fd
 
     def _complete(self, name: str, fd: int, before: object) -> None:
-        """Write the built files to the disk, and decide the change.  `before` is state() before the work.
+        """Write the built files to the disk, then decide the change by renaming their subdirectory.
 
-        Raises OSError, Failure.
+        `before` is the result of state() before the files were built.  Raises Failure if another program has
+        changed the database since then, and OSError if a file can't be written.
         """
         self._sync_build(fd, self._path(fd, name))
         if self.state() != before:
@@ -9514,30 +9551,33 @@ class NssDatabase:
         os.fsync(self.opened)
 
     def _sweep_after_failure(self, name: str) -> None:
-        """Remove a subdirectory; if that fails, the next command does it."""
+        """Remove a subdirectory after a failed change.  If this fails, the next command removes it."""
         try:
             self.within(lambda: self._sweep(name))
         except OSError:
             return
 
     def _sync_build(self, fd: int, path: str) -> None:
-        """Write the files of an open subdirectory, whose path is `path`, to the disk.  Raises OSError."""
+        """Write the files of an open subdirectory, whose path is `path`, to the disk.
+
+        Raises OSError if this fails, or if a database file that the change would overwrite is immutable.
+        """
         for name in os.listdir(fd):
             if name not in NSS_FILES:
-                os.unlink(name, dir_fd=fd)  # an empty journal of SQLite
+                os.unlink(name, dir_fd=fd)  # the file is an empty journal of SQLite
                 continue
-            if name == "pkcs11.txt":  # its text holds the path of its directory
+            if name == "pkcs11.txt":  # the text contains the path of the subdirectory
                 text = self.host.read(f"{path}/{name}").replace(path, self.directory)
                 self._write(fd, name, encode(text))
             self._sync(fd, name)
             if self._is_own_file(name):
-                # fail now if a file is immutable, before any file is moved into place
+                # this raises OSError for an immutable file, before any file is moved into place
                 os.close(os.open(name, os.O_RDWR | os.O_CLOEXEC, dir_fd=self.opened))
 
     def _commit(self, name: str, fd: int) -> None:
         """Rename the complete subdirectory to `.nss-commit`, which decides the change.
 
-        Raises Failure, OSError.
+        Raises OSError if the rename fails, and Failure if another user has replaced the subdirectory.
         """
         self._set_aside()
         os.rename(name, NSS_COMMIT, src_dir_fd=self.opened, dst_dir_fd=self.opened)
@@ -9553,7 +9593,8 @@ class NssDatabase:
                        f"let nobody else write to the directory: chmod go-w {self.directory}")
 
     def state(self) -> list[tuple[str, int, int, int]]:
-        """Return the name, inode, size and modification time of each file, to notice changes by others."""
+        """Return (name, inode, size, modification time) for each database file, to detect changes by
+        others."""
         infos = ((name, os.stat(self.file(name))) for name in NSS_FILES if os.path.exists(self.file(name)))
         return [(name, info.st_ino, info.st_size, info.st_mtime_ns) for name, info in infos]
 
@@ -9574,18 +9615,21 @@ class NssDatabase:
             os.close(fd)
 
     def _is_own_file(self, name: str) -> bool:
-        """Return whether a file of the database exists, and both the file and a link that leads to it
-        belong to root or the caller."""
+        """Return whether the database file `name` exists and belongs to root or to this user.
+
+        If `name` is a symbolic link, both the link and its target must belong to root or to this user.
+        """
         info = self._lstat(name)
         if info is None or info.st_uid not in (0, os.geteuid()) or not os.path.exists(self.file(name)):
             return False
         return os.stat(name, dir_fd=self.opened).st_uid in (0, os.geteuid())
 
     def _finish(self, fd: int) -> None:
-        """Move the files of `.nss-commit`, an open directory, into place.  Raises OSError.
+        """Move the files of `.nss-commit`, whose descriptor is `fd`, into place.  Raises OSError if this
+        fails.
 
-        An existing database file is overwritten in one transaction of SQLite, so that a pluto which has it
-        open sees the change.  Where this is not possible, the file is replaced.
+        An existing database file is overwritten in one SQLite transaction, so that a running pluto, which has
+        the file open, sees the change.  If the transaction is not possible, the file is replaced.
         """
         for name in NSS_FILES:
             try:
@@ -9601,11 +9645,11 @@ class NssDatabase:
         os.fsync(self.opened)
 
     def wrong_trusts(self, only: Collection[bytes] | None = None) -> list[tuple[Certificate, str]]:
-        """Return the CAs that are not trusted for IPsec, each with the trust that it needs: `CT` for SSL, the
-        rest unchanged.
+        """Return pairs: a CA certificate that is not trusted for IPsec, and the trust that it needs.
 
-        `only` limits the result to certificates with these DER encodings.  A CA that somebody distrusted
-        (`p`) is left out.  Raises Failure.
+        That trust is `CT` for SSL, and unchanged for the other uses.  If `only` is given, the result has only
+        certificates with these DER encodings.  A CA that is marked as distrusted (`p`) is left out.  Raises
+        Failure if the database can't be read.
         """
         wrong: list[tuple[Certificate, str]] = []
         for certificate in self.certificates():
@@ -9622,9 +9666,10 @@ class NssDatabase:
         return wrong
 
     def set_trusts(self, directory: str = "", only: Collection[bytes] | None = None) -> list[str]:
-        """Trust the CAs of wrong_trusts() for IPsec and return their nicknames.  Raises Failure.
+        """Make the CAs that wrong_trusts() returns trusted for IPsec, and return their nicknames.
 
-        If `directory` is given, the copy of the database in it is changed, and this database is not.
+        If `directory` is given, change the copy of the database in that directory instead of this database.
+        Raises Failure if the trust of a CA can't be changed.
         """
         base = NssDatabase(self.host, directory, self.password) if directory else self
         wrong = base.wrong_trusts(only)
@@ -9634,7 +9679,7 @@ class NssDatabase:
         in_batch = [certificate for certificate, _ in wrong
                     if nicknames.count(certificate.nickname) == 1 and can_be_in_batch(certificate.nickname)]
         if len(in_batch) == 1:
-            in_batch = []  # a batch saves time only for several
+            in_batch = []  # a batch with one certificate saves no time
         batch = [f'-M -n "{certificate.nickname}" -t "{trust}"\n' for certificate, trust in wrong
                  if certificate in in_batch]
         if batch:
@@ -9651,16 +9696,16 @@ class NssDatabase:
 
 
 def can_be_in_batch(nickname: str) -> bool:
-    """Return whether certutil's batch syntax (-B) can hold a nickname."""
+    """Return whether a nickname can be written in a batch file of certutil (-B), which has no escapes."""
     return bool(nickname) and nickname.isprintable() and not set(nickname) & {'"', "\\", ":"}
 
 
 def trust_text(values: Sequence[bytes | None]) -> str:
-    """Return the values of TRUST_COLUMNS in the form of certutil -t."""
+    """Convert the values of TRUST_COLUMNS to the form of certutil -t, such as `CT,C,`."""
     server, client, mail, code = (TRUST_LETTERS.get(int.from_bytes(value or b"", "big"), "")
                                   for value in values)
     if client == "C":
-        client = "T"  # a CA for clients
+        client = "T"  # certutil's letter for a CA that is trusted for client certificates
     elif client == server:
         client = ""
     ssl = server + client
@@ -9668,7 +9713,10 @@ def trust_text(values: Sequence[bytes | None]) -> str:
 
 
 def snapshot(source: str, target: str) -> bool:
-    """Overwrite the SQLite file `target` with `source` in one transaction.  Return False if that fails."""
+    """Overwrite the SQLite file `target` with the data of `source` in one transaction, and return True.
+
+    Return False if the transaction fails or Python lacks sqlite3.
+    """
     try:
         import sqlite3
     except ImportError:
@@ -9686,8 +9734,10 @@ def snapshot(source: str, target: str) -> bool:
 
 
 def same_content(host: Host, one: str, other: str) -> bool:
-    """Return whether two SQLite files hold the same data.  The bytes of a snapshot() differ from the
-    original in a counter."""
+    """Return whether two SQLite files hold the same data.
+
+    A copy that snapshot() makes has the same data, but a counter in the file differs.
+    """
     if host.read(one) == host.read(other):
         return True
     try:
@@ -9705,7 +9755,10 @@ def same_content(host: Host, one: str, other: str) -> bool:
 
 
 def copy_database(host: Host, source: str, target: str) -> None:
-    """Copy the files of a database from one directory to another.  Raises OSError, Failure."""
+    """Copy the database files that exist in the directory `source` to the directory `target`.
+
+    Raises OSError if a file can't be copied, and Failure if another program is changing it.
+    """
     for name in NSS_FILES:
         old, new = os.path.join(source, name), os.path.join(target, name)
         if not os.path.exists(old):
@@ -9726,7 +9779,10 @@ def copy_database(host: Host, source: str, target: str) -> None:
 
 
 def create_database(base: NssDatabase, password: str = "") -> None:
-    """Create the database; an existing pkcs11.txt stays.  The caller holds the lock.  Raises Failure (4)."""
+    """Create the database, and keep an existing pkcs11.txt.  The caller holds the lock.
+
+    Raises Failure with status 4 if the database can't be created.
+    """
     has_modules = bool(base.has("pkcs11.txt"))
     base.password = password or None
 
@@ -9743,7 +9799,7 @@ def create_database(base: NssDatabase, password: str = "") -> None:
 def migrate_dbm(base: NssDatabase) -> None:
     """Convert a Berkeley DB database to a SQLite database in the same directory.  The caller holds the lock.
 
-    Raises Failure (4).
+    Raises Failure with status 4 if the conversion fails.
     """
     source = base.host.path(base.directory)
 
@@ -9763,10 +9819,10 @@ def migrate_dbm(base: NssDatabase) -> None:
 
 
 def move_database(base: NssDatabase, old: str) -> None:
-    """Move the database from `old`, the directory of 3.x, to the directory of `base`.  The caller holds the
-    lock of `base`.
+    """Move the database from `old`, the directory that libreswan 3.x uses, to the directory of `base`.
 
-    Raises Failure (4).
+    Do nothing if `old` has no database.  The caller holds the lock of `base`.  Raises Failure with status 4
+    if the move fails.
     """
     source = NssDatabase(base.host, old)
     if not source.has(*NSS_FILES[1:], NSS_COMMIT):
@@ -9778,22 +9834,26 @@ def move_database(base: NssDatabase, old: str) -> None:
                 lambda: copy_database(base.host, base.host.path(source.directory), path)))
             remove_database(source)
             base.host.print(f"Moved the NSS database from {source.directory} to {base.directory}")
-        # both exist with the same data: an earlier move was killed before it had removed the old database
+        # if both have the same data, an earlier move was killed before it removed the old database
         elif source.within(lambda: base.within(lambda: is_moved(source, base))):
             remove_database(source)
 
 
 def is_moved(source: NssDatabase, base: NssDatabase) -> bool:
-    """Return whether `base` has each file of `source`, with the same data.  Raises OSError."""
+    """Return whether `base` has each database file of `source` with the same data.
+
+    Raises OSError if a file can't be read.
+    """
     names = [name for name in NSS_FILES[1:] if os.path.exists(source.file(name))]
     return all(os.path.exists(base.file(name)) and same_content(base.host, source.file(name), base.file(name))
                for name in names)
 
 
 def remove_database(base: NssDatabase) -> None:
-    """Remove the files of a database.  Raises Failure (4).
+    """Remove the files of a database.  Raises Failure with status 4 if a file can't be removed.
 
-    Keys and certificates go last, because move_database() looks for them.
+    Keys and certificates are removed last, because move_database() finishes an interrupted move only if one
+    of them exists.
     """
     def work() -> None:
         for name in NSS_FILES:
@@ -9806,10 +9866,11 @@ def remove_database(base: NssDatabase) -> None:
 
 
 def check_database(base: NssDatabase) -> None:
-    """Create, move or migrate the database, or check that it is sound: the work of `ipsec checknss`.
+    """Create, move or migrate the database, or check an existing one, as `ipsec checknss` does.
 
-    Only the default directory takes over a database of 3.x; the directory of a second instance does not.  A
-    sound database on a read-only file system needs no change.  Raises Failure.
+    A database of libreswan 3.x is moved only to the default directory, not to that of a second instance.  If
+    the directory can't be written, an existing database is only checked.  Raises Failure if the database is
+    not usable.
     """
     base.make_directory()
     if len(base.has(*NSS_FILES[1:])) == 2 and not base.writable():
@@ -9835,7 +9896,8 @@ def check_database(base: NssDatabase) -> None:
 
 
 def certificate_state(parsed: Parsed, days: int) -> str:
-    """Return `expired`, `expiring` (within `days` days) or `valid`."""
+    """Return the state of a certificate: `expired`, `expiring` if it expires within `days` days, or
+    `valid`."""
     left = parsed.expires - time.time()
     if left < 0:
         return "expired"
@@ -9843,9 +9905,10 @@ def certificate_state(parsed: Parsed, days: int) -> str:
 
 
 def certificate_data(base: NssDatabase, days: int = SOON) -> Iterator[dict[str, Any]]:
-    """Yield the certificates of a database as data; `state` is that of certificate_state(), or `unreadable`.
+    """Yield each certificate of a database as a dictionary for JSON (ipsec_nsslist(8)).
 
-    Raises Failure.
+    `state` is the result of certificate_state(), or `unreadable` if the certificate can't be parsed.  Raises
+    Failure if the database can't be read.
     """
     base.check()
     for certificate in base.certificates():
@@ -9863,10 +9926,10 @@ def certificate_data(base: NssDatabase, days: int = SOON) -> Iterator[dict[str, 
 
 
 def pluto_nickname(nickname: str) -> str:
-    """Return the nickname as leftcert= needs it.
+    """Return a nickname in the form that leftcert= needs.
 
-    NSS interprets the part before a nickname's first colon as the name of a token.  A nickname with a colon
-    therefore needs the name of the database's token in front (PK11_FindCertFromNickname).
+    If a nickname has a colon, NSS reads the part before the first colon as the name of a token
+    (PK11_FindCertFromNickname).  The result then begins with the name of the database's token and a colon.
     """
     return f"{NSS_TOKENS[0]}:{nickname}" if ":" in nickname else nickname
 
@@ -9876,11 +9939,11 @@ def pluto_nickname(nickname: str) -> str:
 
 def import_file(base: NssDatabase, names: Sequence[str], password: Callable[[], str],
                 nickname: str) -> list[str]:
-    """Import a PKCS#12 file or PEM files, trust the CAs in it, and return the nicknames of the new
-    certificates.
+    """Import a PKCS#12 file or PEM files, and return the nicknames of the new certificates.
 
-    `password` returns the password of the PKCS#12 file.  `nickname`, if not empty, is the new name of the
-    certificate that has the private key.  Raises Failure; the database is then unchanged.
+    Imported CAs become trusted for IPsec.  `password` returns the password of the PKCS#12 file.  If
+    `nickname` is not empty, the certificate that has the private key gets this nickname.  Raises Failure if
+    the import fails; the database is then unchanged.
     """
     host = base.host
     pkcs12, pkcs12_password = read_pkcs12(host, names, password, nickname)
@@ -9906,9 +9969,9 @@ def import_file(base: NssDatabase, names: Sequence[str], password: Callable[[], 
                               IMPORT_DUPLICATE)
             owner = next((certificate for certificate in new if certificate.has_key), new[0])
             if not owner.nickname:
-                raise Failure(f"{names[0]}: a certificate with no private key, and not a CA", IMPORT_CORRUPT,
-                              "name the file of its key too; for a peer's certificate: ipsec certutil -A "
-                              "-n NICKNAME -t ,, -i FILE")
+                raise Failure(f"{names[0]}: the certificate has no private key and is not a CA",
+                              IMPORT_CORRUPT, "also name the file of its key; for a peer's certificate: "
+                              "ipsec certutil -A -n NICKNAME -t ,, -i FILE")
             if nickname and owner.nickname != nickname:
                 base.tool("certutil", "--rename", "-n", owner.nickname, "--new-n", nickname, directory=path)
             base.set_trusts(path, {certificate.der for certificate in new})
@@ -9922,9 +9985,10 @@ def import_file(base: NssDatabase, names: Sequence[str], password: Callable[[], 
 
 def read_pkcs12(host: Host, names: Sequence[str], password: Callable[[], str],
                 nickname: str) -> tuple[bytes, bytes]:
-    """Return the PKCS#12 data that a file holds or that PEM files are converted to, and its password.
+    """Return a pair: PKCS#12 data, and the password of this data.
 
-    Raises Failure.
+    The data is the content of a PKCS#12 file, or the result of converting PEM files.  Raises Failure if a
+    file can't be read or has another format.
     """
     contents = [read_import(host, name) for name in names]
     if any(b"-----BEGIN " in content[:READ_CHUNK] for content in contents):
@@ -9946,7 +10010,7 @@ def read_pkcs12(host: Host, names: Sequence[str], password: Callable[[], str],
 
 
 def read_import(host: Host, name: str) -> bytes:
-    """Return the content of a file, a FIFO or /dev/fd/N, up to 64 MiB.  Raises Failure."""
+    """Return the first 64 MiB of a file, a FIFO or /dev/fd/N.  Raises Failure if it can't be read."""
     try:
         with host.within(name, lambda: open(name, "rb")) as stream:
             return host.within(name, lambda: stream.read(64 << 20))
@@ -9954,7 +10018,8 @@ def read_import(host: Host, name: str) -> bytes:
         raise Failure(f"{name}: {error.strerror}", IMPORT_UNREADABLE) from None
 
 
-# NSS's errors for a damaged PKCS#12 file, and for one that this release of NSS can't read (secerr.h)
+# NSS's error codes (secerr.h) for a damaged PKCS#12 file, and prefixes of those for a file with algorithms
+# that this release of NSS does not support
 CORRUPT_PKCS12 = ("SEC_ERROR_BAD_DER", "SEC_ERROR_INPUT_LEN", "SEC_ERROR_PKCS12_DECODING_PFX",
                   "SEC_ERROR_PKCS12_INVALID_MAC", "SEC_ERROR_PKCS12_CORRUPT_PFX_STRUCTURE")
 UNREADABLE_PKCS12 = ("SEC_ERROR_PKCS12_UNSUPPORTED_", "SEC_ERROR_UNSUPPORTED_", "SEC_ERROR_INVALID_ALGORITHM",
@@ -9962,8 +10027,11 @@ UNREADABLE_PKCS12 = ("SEC_ERROR_PKCS12_UNSUPPORTED_", "SEC_ERROR_UNSUPPORTED_", 
 
 
 def import_failure(name: str, failure: NssTool) -> Failure:
-    """Return the Failure of an import whose pk12util failed: about the file if NSS's code blames the file."""
-    if failure.hint:  # it is about the database's password
+    """Convert the failure of pk12util to the Failure of the import, whose status depends on NSS's error code.
+
+    `name` is the imported file.
+    """
+    if failure.hint:  # the failure concerns the password of the database, not the file
         return failure
     if failure.code == "SEC_ERROR_BAD_PASSWORD":
         return Failure(f"{name}: wrong password", IMPORT_PASSWORD, "give --password-file FILE")
@@ -9979,7 +10047,10 @@ def import_failure(name: str, failure: NssTool) -> Failure:
 
 
 def pem_to_pkcs12(host: Host, pem: bytes, nickname: str) -> bytes:
-    """Convert PEM certificates, and the key of one of them, to PKCS#12 with openssl.  Raises Failure."""
+    """Convert PEM certificates, and the private key of one of them, to PKCS#12 with openssl.
+
+    Raises Failure if openssl can't convert them.
+    """
     source, password = host.memory_file(pem), host.memory_file(b"pem\n")
     try:
         argv = ["openssl", "pkcs12", "-export", "-in", f"/proc/self/fd/{source}", "-passout",
@@ -10006,10 +10077,10 @@ def pem_to_pkcs12(host: Host, pem: bytes, nickname: str) -> bytes:
 class KeyTexts(Record):
     """A public key in the forms that libreswan writes.
 
-    `base64` is the form of leftrsasigkey= and of IPSECKEY records: RFC 3110 for an RSA key; for an ECDSA key,
-    the point without its first byte.  `spki` is the DER SubjectPublicKeyInfo in base64.  `keyid` has 9
-    characters: of `base64` for an RSA key, of the CKAID in base64 for an ECDSA key.  `algorithm` is the
-    number that IPSECKEY records use.
+    `base64` is the form that leftrsasigkey= and IPSECKEY records use: for an RSA key the format of RFC 3110,
+    for an ECDSA key the point without its first byte.  `spki` is the DER SubjectPublicKeyInfo in base64.
+    `keyid` is the first 9 characters of `base64` for an RSA key, and of the CKAID in base64 for an ECDSA key.
+    `algorithm` is the number of the key's algorithm in IPSECKEY records.
     """
 
     keyid: str
@@ -10019,7 +10090,7 @@ class KeyTexts(Record):
 
 
 def key_texts(key: HostKey) -> KeyTexts:
-    """Return the texts of a public key."""
+    """Convert a public key to the forms that libreswan writes."""
     from binascii import b2a_base64
     if key.kind == "RSA":
         exponent, modulus = key.second.lstrip(b"\0"), key.first.lstrip(b"\0")
@@ -10039,10 +10110,11 @@ def key_texts(key: HostKey) -> KeyTexts:
 
 
 def generate_key(base: NssDatabase, kind: str, size: str, seed: bytes) -> str:
-    """Create a key pair in the database and return its CKAID in hex.  Raises Failure.
+    """Create a key pair in the database and return its CKAID in hex.  Raises Failure if certutil creates
+    none.
 
-    `size` is the bits of an RSA key or the curve of an ECDSA key.  This runs certutil and not rsasigkey,
-    which takes a password only on the command line.
+    `size` is the number of bits of an RSA key, or the curve of an ECDSA key.  This runs certutil, because
+    libreswan's rsasigkey accepts a password only on the command line.
     """
     with base.lock():
         base.check()
@@ -10058,9 +10130,9 @@ def generate_key(base: NssDatabase, kind: str, size: str, seed: bytes) -> str:
 # ============================================================================================================
 # 8. Firewall
 #
-# The NFLOG rules of checknflog, stopnflog and sniff, and the changes that _updown makes for a connection: routes,
-# addresses, rules, VTI interfaces, proxy ARP, address translation, resolv.conf.  Used by the service commands and
-# _updown; verify, show and look use the class Routing.
+# Makes the NFLOG rules of checknflog and stopnflog, and the changes of _updown for a connection: to routes,
+# addresses, routing rules, VTI interfaces, proxy ARP, address translation and resolv.conf.  Used by the
+# service commands, sniff and _updown; verify, show and look use the class Routing.
 # Facts: the ipsec script and _updown.netkey or _updown.xfrm of libreswan 3.25 to 5.4; ipsec.conf(5) for nflog=
 # and nflog-all=; rtnetlink(7) and the headers of section 5; ip-route(8) for the words of a route.
 # ============================================================================================================
@@ -10068,20 +10140,21 @@ def generate_key(base: NssDatabase, kind: str, size: str, seed: bytes) -> str:
 
 # --- routing ------------------------------------------------------------------------------------------------
 
-# Words of `ip route` with a number as value, and the attribute of the route, or of its RTA_METRICS, for each.
-# RTA_TABLE is for tables from 256 on: struct rtmsg has only 8 bits for a table.
+# Words of `ip route` that have a number as value, each with its netlink attribute.  The attributes of
+# METRIC_NUMBERS are nested in RTA_METRICS.  RTA_TABLE is used for tables from 256 on, because struct rtmsg
+# has only 8 bits for the table.
 ROUTE_NUMBERS = {"metric": RTA_PRIORITY, "preference": RTA_PRIORITY, "priority": RTA_PRIORITY,
                  "table": RTA_TABLE}
 METRIC_NUMBERS = {"mtu": RTAX_MTU, "window": RTAX_WINDOW, "ssthresh": RTAX_SSTHRESH, "cwnd": RTAX_CWND,
                   "advmss": RTAX_ADVMSS, "hoplimit": RTAX_HOPLIMIT, "initcwnd": RTAX_INITCWND,
                   "quickack": RTAX_QUICKACK, "initrwnd": RTAX_INITRWND}
-# The actions of `ip route`, and the flags of the netlink request for each
+# The actions of `ip route`, each with the flags of its netlink request
 ROUTE_ACTIONS = {"add": NLM_F_CREATE | NLM_F_EXCL, "replace": NLM_F_CREATE | NLM_F_REPLACE, "change": NLM_F_REPLACE,
                  "del": 0}
 
 
 class Route(Record):
-    """A route of the kernel's tables, or the route that the kernel selects for an address."""
+    """A route in a table of the kernel, or the route that the kernel selects for an address."""
 
     local: bool  # True if the destination is an address of this host
     destination: str  # ADDRESS/BITS
@@ -10090,7 +10163,8 @@ class Route(Record):
     source: str
 
 
-# For each network of all addresses, two routes that together cover it and precede the default route
+# For 0.0.0.0/0 and ::/0, the two halves of the network.  _updown adds routes to the halves, which the kernel
+# prefers to the default route.
 HALVES = {"0.0.0.0/0": ("0.0.0.0/1", "128.0.0.0/1"), "::/0": ("::/1", "8000::/1")}
 
 
@@ -10100,9 +10174,9 @@ def address_family(address: str) -> int:
 
 
 def split_net(net: str) -> tuple[bytes, int]:
-    """Split ADDRESS[/BITS] into the packed address and the number of bits; without /BITS, all bits count.
+    """Split ADDRESS[/BITS] into the packed address and the number of bits.
 
-    Raises OSError, ValueError.
+    Without /BITS, the number is the size of the address.  Raises OSError or ValueError for invalid text.
     """
     address, _, bits = net.partition("/")
     data = packed_address(address)
@@ -10110,10 +10184,11 @@ def split_net(net: str) -> tuple[bytes, int]:
 
 
 class RouteWords:
-    """The words of a route in the syntax of ip-route(8), converted to the fields of a netlink message."""
+    """The fields of a netlink message for a route that is described in the words of ip-route(8)."""
 
     def __init__(self, words: Sequence[str]) -> None:
-        """Read the words.  Raises OSError (EINVAL) for an unknown word or a missing value."""
+        """Convert the words to fields.  Raises OSError for an unknown word, a missing value or a bad
+        value."""
         self.attributes = b""
         self.metrics = b""
         self.table = RT_TABLE_MAIN
@@ -10133,7 +10208,10 @@ class RouteWords:
                 self.attributes += self._attribute(word, value)
 
     def _field(self, word: str, value: str) -> bool:
-        """Set the field of struct rtmsg, or the metric, for a word.  Return False for other words."""
+        """Set the field of struct rtmsg or the metric that belongs to a word, and return True.
+
+        Return False if the word has neither.
+        """
         scopes = {name: scope for scope, name in ROUTE_SCOPES.items()}
         if word == "scope" and value in scopes:
             self.scope = scopes[value]
@@ -10152,7 +10230,10 @@ class RouteWords:
         return True
 
     def _attribute(self, word: str, value: str) -> bytes:
-        """Return the attribute for a word and its value.  Raises OSError for an unknown word or bad value."""
+        """Return the encoded attribute for a word and its value.
+
+        Raises OSError for an unknown word or a bad value.
+        """
         if word == "via":
             self.has_gateway = True
             return attribute(RTA_GATEWAY, packed_address(value))
@@ -10162,7 +10243,7 @@ class RouteWords:
             return attribute(RTA_PREFSRC, packed_address(value))
         if word in ROUTE_NUMBERS and value.isdigit():
             if word == "table":
-                self.table = 0  # RTA_TABLE decides
+                self.table = 0  # the kernel then uses RTA_TABLE
             return attribute(ROUTE_NUMBERS[word], int(value))
         raise OSError(errno.EINVAL, f"{quote(f'{word} {value}')} is not understood in a route")
 
@@ -10170,22 +10251,26 @@ class RouteWords:
 class Routing:
     """Reads and changes the kernel's routes, addresses, rules, neighbours and links (rtnetlink(7)).
 
-    The requests are those of iproute2, so that `ip` shows the same result. pyroute2 is not used: its import
-    takes 0.3 s, and pluto waits for _updown at every SA.  All methods raise OSError with the kernel's errno,
-    or TimedOut.
+    The netlink requests are the same as those of iproute2, so that `ip` shows the same result.  This class
+    does not use pyroute2, because importing it takes 0.3 s, and pluto waits for _updown at every SA.  All
+    methods raise OSError with the kernel's errno, or TimedOut if the kernel does not answer.
     """
 
     def __init__(self, host: Host) -> None:
         self.host = host
 
     def _ask(self, kind: int, flags: int, body: bytes) -> list[bytes]:
-        """Send a request and return the bodies of the kernel's answers."""
+        """Send a netlink request of type `kind`, and return the body of each message in the kernel's
+        answer."""
         return [buffer[start:end] for buffer, start, end in
                 exchange(self.host, NETLINK_ROUTE, [(kind, NLM_F_ACK | flags, body)])]
 
     def _change(self, add: bool, kind: int, body: bytes) -> None:
-        """Create an object, or delete it if not `add`.  `kind` is the RTM_NEW... request; an existing
-        object is EEXIST."""
+        """Create an object, or delete the object if not `add`.
+
+        `kind` is the type of the request that creates it (RTM_NEW...).  Raises OSError with errno EEXIST if
+        the object to create exists.
+        """
         if add:
             self._ask(kind, NLM_F_CREATE | NLM_F_EXCL, body)
         else:
@@ -10193,8 +10278,10 @@ class Routing:
 
     @staticmethod
     def index(device: str, default: int | None = None) -> int:
-        """Return the index of an interface.  If there is none, return `default`, or raise OSError (ENODEV)
-        without one."""
+        """Return the index of an interface.
+
+        If the interface does not exist, return `default`; raises OSError (ENODEV) if `default` is None.
+        """
         import _socket as socket
         try:
             return socket.if_nametoindex(device)
@@ -10213,12 +10300,15 @@ class Routing:
         try:
             device = socket.if_indextoname(unsigned(more.get(RTA_OIF)))
         except OSError:
-            device = ""  # the route has several next hops, or the interface has just been removed
+            device = ""  # the route has several next hops, or the interface no longer exists
         target = target or ("0.0.0.0" if family == AF_INET else "::")
         return Route(kind == RTN_LOCAL, f"{target}/{bits}", gateway, device, source)
 
     def lookup(self, address: str, source: str = "", mark: int = 0) -> Route:
-        """Return the route that the kernel selects: `ip route get ADDRESS [from SOURCE] [mark MARK]`."""
+        """Return the route that the kernel selects for an address.
+
+        The request is that of `ip route get ADDRESS [from SOURCE] [mark MARK]`.
+        """
         target, origin = packed_address(address), packed_address(source) if source else b""
         body = pack_struct(RTMSG_FORM, address_family(address), 8 * len(target), 8 * len(origin), *bytes(5), 0)
         body += attribute(RTA_DST, target)
@@ -10227,7 +10317,7 @@ class Routing:
         return self._route(self._ask(RTM_GETROUTE, 0, body)[0])
 
     def routes(self, family: int) -> Iterator[Route]:
-        """Yield the routes of the main table; `family` is 4 or 6: `ip route list`."""
+        """Yield the routes of the main table, as `ip route list` shows them.  `family` is 4 or 6."""
         request = pack_struct(RTMSG_FORM, AF_INET if family == 4 else AF_INET6, *bytes(7), 0)
         for buffer, start, end in dump(self.host, NETLINK_ROUTE, RTM_GETROUTE, request):
             *_, flags = unpack_struct(RTMSG_FORM, buffer, start)
@@ -10235,7 +10325,7 @@ class Routing:
                 yield self._route(buffer[start:end])
 
     def addresses(self) -> list[tuple[str, int, int, int]]:
-        """Return (address, bits, scope, index of the interface) for each address of this host."""
+        """Return (address, prefix length, scope, index of the interface) for each address of this host."""
         addresses = []
         for buffer, start, end in dump(self.host, NETLINK_ROUTE, RTM_GETADDR, bytes(IFADDRMSG_SIZE)):
             _, bits, _, scope, index = unpack_struct(IFADDRMSG_FORM, buffer, start)
@@ -10245,8 +10335,11 @@ class Routing:
         return addresses
 
     def link(self, device: str) -> tuple[int, dict[int, bytes], str]:
-        """Return the flags of an interface, the attributes that its kind has (IFLA_INFO_DATA), and its
-        kind."""
+        """Return (flags, attributes, kind) of an interface.
+
+        The attributes are those that only this kind of interface has (IFLA_INFO_DATA).  The kind is empty for
+        a physical interface.
+        """
         request = pack_struct(IFINFOMSG_FORM, 0, 0, self.index(device), 0, 0)
         reply = self._ask(RTM_GETLINK, 0, request)[0]
         _, _, _, flags, _ = unpack_struct(IFINFOMSG_FORM, reply)
@@ -10262,7 +10355,7 @@ class Routing:
         if scope is None:
             scope = self._default_scope(action, family, route.has_gateway)
         remove = action == "del"
-        # As iproute2 does, delete a route of any type, and of any origin unless the words name one
+        # as iproute2 does, delete a route of any type and, if the words have no `proto`, of any protocol
         origin = RTPROT_UNSPEC if remove and route.origin == RTPROT_BOOT else route.origin
         kind = 0 if remove else RTN_UNICAST
         body = pack_struct(RTMSG_FORM, family, bits, 0, 0, route.table, origin, scope, kind, route.flags)
@@ -10272,7 +10365,7 @@ class Routing:
 
     @staticmethod
     def _default_scope(action: str, family: int, has_gateway: bool) -> int:
-        """Return the scope that iproute2 uses for a route whose words name none."""
+        """Return the scope that iproute2 uses if the words of a route contain no `scope`."""
         if family == AF_INET6:
             return RT_SCOPE_UNIVERSE
         if action == "del":
@@ -10315,25 +10408,25 @@ class Routing:
 
 # --- nf_tables ----------------------------------------------------------------------------------------------
 
-# Errors that a kernel without nf_tables returns
+# The errno values of requests to a kernel without nf_tables
 NO_NFTABLES = (errno.EPROTONOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL, errno.EAFNOSUPPORT)
 
 
 def nft_expression(name: str, *data: bytes) -> bytes:
-    """Encode an expression of a rule from its name and its attributes."""
+    """Encode an expression of an nf_tables rule from the expression's name and its encoded attributes."""
     return attribute(NFTA_LIST_ELEM | NLA_F_NESTED, attribute(NFTA_EXPR_NAME, name),
                      attribute(NFTA_EXPR_DATA | NLA_F_NESTED, *data))
 
 
 def nft_value(kind: int, value: bytes) -> bytes:
-    """Encode an attribute that holds a constant."""
+    """Encode an attribute of type `kind` that holds the constant `value`."""
     return attribute(kind | NLA_F_NESTED, attribute(NFTA_DATA_VALUE, value))
 
 
 def nft_equal(load: bytes, value: bytes) -> bytes:
-    """Return expressions that compare register 1 with a value.  If they differ, the rule does not match.
+    """Return expressions with which a rule matches only if a value of the packet equals the constant `value`.
 
-    `load` is the expression that puts a value into register 1.
+    `load` has the expressions that load the value of the packet into register 1.
     """
     return load + nft_expression("cmp", attribute(NFTA_CMP_SREG, be32(NFT_REG_1)),
                                  attribute(NFTA_CMP_OP, be32(NFT_CMP_EQ)), nft_value(NFTA_CMP_DATA, value))
@@ -10345,8 +10438,11 @@ def nft_meta(key: int) -> bytes:
 
 
 def nft_ipsec(way: str) -> bytes:
-    """Return expressions that match packets which came through a tunnel (`in`) or will go through one
-    (`out`)."""
+    """Return expressions that match packets of IPsec tunnels.
+
+    If `way` is `in`, they match packets that were received through a tunnel, otherwise packets that will be
+    sent through a tunnel.
+    """
     if way == "in":
         return nft_equal(nft_meta(NFT_META_SECPATH), b"\1")
     route = nft_expression("rt", attribute(NFTA_RT_DREG, be32(NFT_REG_1)), attribute(NFTA_RT_KEY, be32(NFT_RT_XFRM)))
@@ -10354,7 +10450,8 @@ def nft_ipsec(way: str) -> bytes:
 
 
 def nft_net(field: str, net: str) -> bytes:
-    """Return expressions that match packets whose `field`, source or destination, is in a network."""
+    """Return expressions that match packets whose `field`, `source` or `destination`, is in the network
+    `net`."""
     value, bits = split_net(net)
     size = len(value)
     offset = IPV4_SOURCE if size == 4 else IPV6_SOURCE
@@ -10372,8 +10469,10 @@ def nft_net(field: str, net: str) -> bytes:
 
 
 def nft_nat(kind: int, address: str) -> bytes:
-    """Return expressions that translate the source (NFT_NAT_SNAT) or destination (NFT_NAT_DNAT) to an
-    address."""
+    """Return expressions that replace an address of the packet with `address`.
+
+    They replace the source if `kind` is NFT_NAT_SNAT, and the destination if it is NFT_NAT_DNAT.
+    """
     data = packed_address(address)
     protocol = NFPROTO_IPV4 if len(data) == 4 else NFPROTO_IPV6
     return (nft_expression("immediate", attribute(NFTA_IMMEDIATE_DREG, be32(NFT_REG_1)),
@@ -10391,7 +10490,7 @@ class NftRule(Record):
     handle: int = 0  # the kernel's number for the rule; 0 for a new rule
 
     def each_expression(self) -> Iterator[tuple[str, dict[int, bytes]]]:
-        """Yield the name and the attributes of each expression."""
+        """Yield the name and the attributes of each expression of the rule."""
         for _, data in each_attribute(self.expressions):
             parts = attributes(data)
             yield text_name(parts[NFTA_EXPR_NAME]), attributes(parts.get(NFTA_EXPR_DATA, b""))
@@ -10406,15 +10505,18 @@ class NftChain(Record):
 
 
 class NftTable:
-    """A table of this program in nf_tables.
+    """A table in nf_tables whose rules this program makes.
 
-    The requests go to the kernel directly (nfnetlink), so that nft need not be installed. pyroute2 is not
-    used: up to 0.9.7 it encodes the group of a log statement in 32 bits, where the kernel reads 16, and every
-    group becomes 0.
+    The requests are sent directly to the kernel (nfnetlink), so that nft need not be installed.  This class
+    does not use pyroute2: up to 0.9.7, pyroute2 encodes the group of a log statement in 32 bits.  The kernel
+    reads only 16 of them, so that every group becomes 0.
     """
 
     def __init__(self, host: Host, name: str, protocol: int, chains: Mapping[str, NftChain]) -> None:
-        """`protocol` is one of NFPROTO_...; `chains` maps names to the chains that the table may have."""
+        """Prepare requests for a table, but send none.  `protocol` is one of NFPROTO_...
+
+        `chains` has by name the chains in which rules can be made.  A chain is created with its first rule.
+        """
         self.host = host
         self.name = name
         self.protocol = protocol
@@ -10425,7 +10527,10 @@ class NftTable:
         return bytes((self.protocol, 0, 0, 0))
 
     def rules(self) -> list[NftRule]:
-        """Return the rules of the table, or an empty list if there is no table.  Raises OSError."""
+        """Return the rules of the table, or an empty list if the table does not exist.
+
+        Raises OSError if the kernel refuses the request.
+        """
         rules = []
         for buffer, start, end in dump(self.host, NETLINK_NETFILTER, NFT_MSG_GETRULE, self._head()):
             rule = attributes(buffer, start + NFGENMSG_SIZE, end)
@@ -10436,9 +10541,9 @@ class NftTable:
         return rules
 
     def change(self, gone: Sequence[NftRule], new: Sequence[NftRule]) -> None:
-        """Remove the rules `gone` and append the rules `new` in one transaction.  Raises OSError.
+        """Remove the rules `gone` and append the rules `new` in one transaction.
 
-        If no rule would be left, the table is removed.
+        If no rule remains, remove the table too.  Raises OSError if the kernel refuses the transaction.
         """
         batch = self._removals(gone) + self._additions(new)
         if gone and not new and len(gone) == len(self.rules()):
@@ -10449,13 +10554,13 @@ class NftTable:
                         [(NFNL_MSG_BATCH_BEGIN, 0, edge), *batch, (NFNL_MSG_BATCH_END, 0, edge)])
 
     def _removals(self, gone: Sequence[NftRule]) -> list[tuple[int, int, bytes]]:
-        """Return the requests that delete rules: type, flags, body."""
+        """Return a request (type, flags, body) for each rule to delete."""
         head = self._head() + attribute(NFTA_RULE_TABLE, self.name)
         return [(NFT_MSG_DELRULE, NLM_F_ACK, head + attribute(NFTA_RULE_CHAIN, rule.chain)
                  + attribute(NFTA_RULE_HANDLE, rule.handle.to_bytes(8, "big"))) for rule in gone]
 
     def _additions(self, new: Sequence[NftRule]) -> list[tuple[int, int, bytes]]:
-        """Return the requests that create the table, the chains and the rules: type, flags, body."""
+        """Return the requests (type, flags, body) that create the table, the chains and the rules."""
         if not new:
             return []
         create = NLM_F_CREATE | NLM_F_ACK
@@ -10477,32 +10582,36 @@ class NftTable:
 
 
 def comment_userdata(comment: str) -> bytes:
-    """Encode a comment as nft stores it in a rule's user data: type, length, text (udata.h of libnftnl)."""
+    """Encode a comment as nft does in the user data of a rule: type, length, text (udata.h of libnftnl)."""
     data = encode(comment) + b"\0"
     return bytes((UDATA_RULE_COMMENT, len(data))) + data
 
 
 def comment_of_userdata(userdata: bytes) -> str:
-    """Return the comment in a rule's user data, or an empty text."""
+    """Return the comment in the user data of a rule, or an empty text if there is none."""
     return text_name(userdata[2:]) if userdata[:1] == bytes((UDATA_RULE_COMMENT,)) else ""
 
 
 # --- NFLOG --------------------------------------------------------------------------------------------------
 
 NFLOG_ALL = "all-ipsec"  # the prefix of the rules for nflog-all= (ipsec.conf(5))
-# What 5.x appends to this prefix in rules of nf_tables, for packets out of a tunnel and for packets into one
+# Libreswan 5.x appends these endings to NFLOG_ALL in rules of nf_tables: `in` for packets that were received
+# through a tunnel, `out` for packets that will be sent through a tunnel
 NFLOG_ENDINGS = {"in": "-input", "out": "-output"}
-NFLOG_CONN = "ipsec-conn:"  # with the connection's name appended, the prefix of checknflog's rules for nflog=
-NFLOG_TABLE = "ipsec-log"  # the table in nf_tables, as in 5.x
-# A packet of a tunnel is for this host, from this host, or forwarded out of the tunnel or into it
+# The prefix of the rules that checknflog makes for nflog= is this text followed by the name of the connection
+NFLOG_CONN = "ipsec-conn:"
+NFLOG_TABLE = "ipsec-log"  # the table in nf_tables, which libreswan 5.x also uses
+# The chain and direction of the rules for each kind of packet: a packet for this host, a packet forwarded
+# from a tunnel, a packet from this host, and a packet forwarded into a tunnel
 NFLOG_PLACES = (("INPUT", "in"), ("FORWARD", "in"), ("OUTPUT", "out"), ("FORWARD", "out"))
-# The priority is before that of the filters, so that packets which the filters drop are copied, too
+# The priority -1 is evaluated before the filter rules (0), so that packets which they drop are copied too
 NFLOG_CHAINS = {"INPUT": NftChain(NF_INET_LOCAL_IN, -1), "FORWARD": NftChain(NF_INET_FORWARD, -1),
                 "OUTPUT": NftChain(NF_INET_LOCAL_OUT, -1)}
 NFLOG_KEYWORDS = ("nflog", "nflog-all")
-SCRIPT_SIZE = 1 << 20  # bytes that are read of a connection's updown script
-# Seconds to wait while another program changes the tables.  systemd gives a service 90 seconds to start
-# (systemd-system.conf(5), DefaultTimeoutStartSec=), and checknflog is a part of the start.
+SCRIPT_SIZE = 1 << 20  # how many bytes of an updown script are read at most
+# How many seconds to wait while another program changes the tables.  The time must be far below the 90
+# seconds that systemd gives a service to start (DefaultTimeoutStartSec=), because the start includes
+# checknflog.
 FILTER_WAIT = 15
 
 
@@ -10510,60 +10619,64 @@ class Capture(Record):
     """A rule that copies the packets of IPsec tunnels to an NFLOG group."""
 
     chain: str
-    way: str  # `in` for packets out of a tunnel, `out` for packets into one
+    way: str  # `in`: packets received through a tunnel; `out`: packets to be sent through a tunnel
     group: int
     prefix: str
-    family: int = 0  # 4, 6; 0 is both
+    family: int = 0  # 4 or 6; 0 means both
     source: str = ""
     destination: str = ""
 
     @property
     def ends(self) -> str:
-        """The source and destination in one text, which distinguishes the rules of one connection."""
+        """The source and the destination in one text, which differs between the rules of one connection."""
         return f"{self.source} {self.destination}".strip()
 
 
 class FoundRule(Record):
-    """An NFLOG rule in the kernel.  `body` is the rule in the syntax of its backend."""
+    """An NFLOG rule that exists in the kernel.
+
+    `body` is the rule in the syntax of the backend: arguments of iptables, or expressions of nf_tables.
+    """
 
     chain: str
     group: int
     prefix: str
     family: int
-    ends: str  # as Capture.ends
+    ends: str  # has the form of Capture.ends
     body: bytes
     handle: int = 0
 
 
 def is_capture(prefix: str) -> bool:
-    """Return whether a rule with this prefix was made by checknflog, this program's or libreswan's."""
+    """Return whether checknflog makes rules with this prefix, either in this program or in libreswan."""
     if prefix.startswith(NFLOG_CONN):
         return True
     return prefix.startswith(NFLOG_ALL) and prefix[len(NFLOG_ALL):] in ("", *NFLOG_ENDINGS.values())
 
 
 def rule_place(rule: Capture | FoundRule) -> tuple[str, str]:
-    """Return the chain of a rule and its ends in the form of iptables-save, to compare rules."""
+    """Return the chain of a rule, and the normalised source and destination, so that rules can be
+    compared."""
     nets = [canonical_net(net) or net for net in rule.ends.split()]
     return rule.chain, " ".join(net for net in nets if net not in HALVES)
 
 
 def rule_words(line: str) -> list[str]:
-    """Split a line of iptables-save into words, without the quotes."""
+    """Split a line of iptables-save into words, and remove the quotes and escapes."""
     import re
     return [re.sub(r"\\(.)", r"\1", word[1:-1]) if word.startswith('"') else word
             for word in re.findall(r'"(?:[^"\\]|\\.)*"|\S+', line)]
 
 
 def word_after(words: Sequence[str], name: str, default: str = "") -> str:
-    """Return the word that follows `name`, or the default if there is none."""
+    """Return the word that follows the word `name`, or `default` if no word follows or `name` is missing."""
     return words[words.index(name) + 1] if name in words[:-1] else default
 
 
 class Iptables:
-    """NFLOG rules through iptables and ip6tables.
+    """The backend that makes NFLOG rules with iptables and ip6tables.
 
-    `flavour` is the suffix of the programs' names: `-legacy`, `-nft`, or empty for the host's default.
+    `flavour` is the suffix in the names of the programs: `-legacy`, `-nft`, or empty for the host's default.
     """
 
     def __init__(self, host: Host, flavour: str = "") -> None:
@@ -10576,16 +10689,20 @@ class Iptables:
         return f"{name}{self.flavour}{suffix}"
 
     def usable(self) -> bool:
-        """Return whether the programs are installed for each address family that the kernel has."""
+        """Return whether the -save and -restore programs for each address family of this kernel are
+        installed."""
         return all(self.host.which(self._program(family, end)) for family in self.families
                    for end in ("-save", "-restore"))
 
     def legacy(self) -> bool:
-        """Return whether this is the legacy flavour, whose rules nft does not show."""
+        """Return whether these programs are the legacy flavour, which does not use nf_tables."""
         return "nf_tables" not in self.host.run([self._program(4), "-V"]).text
 
     def found(self, wanted: Callable[[str], bool]) -> list[FoundRule]:
-        """Return the NFLOG rules for whose prefix `wanted` returns True.  Raises Failure."""
+        """Return the NFLOG rules for whose prefix `wanted` returns True.
+
+        Raises Failure if the rules can't be read.
+        """
         rules = []
         for family in self.families:
             for line in self._saved(family):
@@ -10598,10 +10715,13 @@ class Iptables:
         return rules
 
     def _saved(self, family: int) -> list[str]:
-        """Return the lines of iptables-save for the table `filter`.  Raises Failure."""
+        """Return the lines that iptables-save prints for the table `filter`.
+
+        The list is empty if the table does not exist.  Raises Failure if the program fails.
+        """
         names = f"/proc/net/{'ip' if family == 4 else 'ip6'}_tables_names"
         if self.flavour == "-legacy" and "filter" not in self.host.value(names).split():
-            return []  # there is no such table, and iptables-save would create it
+            return []  # the table does not exist, and iptables-save would create it
         ran = self.host.run([self._program(family, "-save"), "-t", "filter"], timeout=FILTER_WAIT)
         if ran.status:
             hint = "is netfilter in this kernel?" if self.host.superuser else "run it as root"
@@ -10609,10 +10729,11 @@ class Iptables:
         return ran.text.splitlines()
 
     def change(self, gone: Sequence[FoundRule], new: Sequence[Capture | FoundRule]) -> None:
-        """Remove the rules `gone` and insert the rules `new`.  Raises Failure; no rule is changed then.
+        """Remove the rules `gone` and insert the rules `new`.
 
-        Each address family is one transaction.  Both start at one moment, so that kill -9 leaves no half of
-        the change.  If one fails, the other is undone.
+        The change of each address family is one transaction.  Both transactions start at the same moment, so
+        that neither is missing if this process is killed.  If one fails, the other is undone.  Raises Failure
+        if one fails; no rule is changed then.
         """
         lines: dict[int, list[str]] = {}
         undo: dict[int, list[str]] = {}
@@ -10629,12 +10750,15 @@ class Iptables:
 
     @staticmethod
     def _replacement(removed: Sequence[str], inserted: Sequence[str]) -> list[str]:
-        """Return lines of iptables-restore.  -I inserts at the top of a chain, so the last rule comes first."""
+        """Return the lines for iptables-restore that replace rules.
+
+        The rules to insert are in reverse order, because -I inserts each rule at the top of its chain.
+        """
         return [*(f"-D {rule}" for rule in removed), *(f"-I {rule}" for rule in reversed(inserted))]
 
     @staticmethod
     def rule(capture: Capture | FoundRule) -> str:
-        """Return a rule as arguments of iptables, beginning with the chain."""
+        """Return a rule as a line of arguments for iptables, which begins with the chain."""
         if isinstance(capture, FoundRule):
             return decode(capture.body)
         ends = f" -s {capture.source}" if capture.source else ""
@@ -10644,9 +10768,9 @@ class Iptables:
                 f"--nflog-group {capture.group} --nflog-prefix {quoted}")
 
     def _restore(self, lines: Mapping[int, Sequence[str]]) -> dict[int, Failure]:
-        """Run iptables-restore with these lines for each family; return the failures by family.
+        """Run iptables-restore with the lines of each address family, and return the failures by family.
 
-        Raises Failure if no program was started.
+        Raises Failure if the programs can't be started.
         """
         if not lines:
             return {}
@@ -10664,21 +10788,26 @@ class Iptables:
 
 
 class NfTables:
-    """NFLOG rules in a table of nf_tables, one for both address families.  The program nft is not needed."""
+    """The backend that makes NFLOG rules in nf_tables, without the program nft.
+
+    One table holds the rules for both address families.
+    """
 
     def __init__(self, host: Host) -> None:
         self.table = NftTable(host, NFLOG_TABLE, NFPROTO_INET, NFLOG_CHAINS)
 
     @staticmethod
     def usable() -> bool:
-        """Return True, because no program is needed.  The first request shows whether the kernel has
-        nf_tables."""
+        """Return True, because no program is needed.
+
+        Whether the kernel has nf_tables is known only after the first request.
+        """
         return True
 
     def found(self, wanted: Callable[[str], bool]) -> list[FoundRule]:
-        """Return the NFLOG rules for whose prefix `wanted` returns True; none if the kernel has no nf_tables.
+        """Return the NFLOG rules for whose prefix `wanted` returns True.
 
-        Raises Failure.
+        The list is empty if the kernel has no nf_tables.  Raises Failure if the rules can't be read.
         """
         try:
             rules = self.table.rules()
@@ -10697,7 +10826,10 @@ class NfTables:
         return captures
 
     def change(self, gone: Sequence[FoundRule], new: Sequence[Capture | FoundRule]) -> None:
-        """Remove the rules `gone` and append the rules `new` in one transaction.  Raises Failure."""
+        """Remove the rules `gone` and append the rules `new` in one transaction.
+
+        Raises Failure if the kernel refuses the transaction.
+        """
         try:
             self.table.change([NftRule(rule.chain, rule.body, rule.ends, rule.handle) for rule in gone],
                               [NftRule(rule.chain, self.rule(rule), rule.ends) for rule in new])
@@ -10706,7 +10838,7 @@ class NfTables:
 
     @staticmethod
     def rule(capture: Capture | FoundRule) -> bytes:
-        """Return the expressions of a rule."""
+        """Return the encoded nf_tables expressions of a rule."""
         if isinstance(capture, FoundRule):
             return capture.body
         steps = b""
@@ -10720,7 +10852,7 @@ class NfTables:
         return steps + nft_expression("log", group, attribute(NFTA_LOG_PREFIX, capture.prefix))
 
     def _failed(self, error: OSError) -> Failure:
-        """Return the Failure for an error of the kernel."""
+        """Convert an error of the kernel to a Failure with a hint."""
         hint = ""
         if error.errno in (errno.EPERM, errno.EACCES):
             hint = "run it as root"
@@ -10730,8 +10862,11 @@ class NfTables:
 
 
 def nflog_backends(host: Host) -> list[Iptables | NfTables]:
-    """Return the backend that makes rules on this host, and then the others, which may have made rules
-    before."""
+    """Return the backends for NFLOG rules.
+
+    The first one makes the rules on this host.  The others are searched for rules from before, when this host
+    used another backend.
+    """
     backend = Iptables(host)
     if not backend.usable():
         return [NfTables(host)]
@@ -10740,14 +10875,18 @@ def nflog_backends(host: Host) -> list[Iptables | NfTables]:
 
 
 def nflog_lock(host: Host) -> Lock:
-    """Lock the NFLOG rules of this network namespace for a `with` block.  Raises TimedOut, OSError."""
+    """Return a lock on the NFLOG rules of this network namespace, for a `with` statement.
+
+    Raises TimedOut if another process holds the lock for FILTER_WAIT seconds, and OSError if it can't be
+    taken.
+    """
     network = "/proc/self/ns/net"
     return host.lock(network if host.exists(network) else "/", FILTER_WAIT)
 
 
 def libreswan_updown(host: Host) -> str:
-    """Return the text of the script through which libreswan's _updown works, or an empty text."""
-    for name in ("_updown.xfrm", "_updown.netkey"):  # the second one up to 3.32
+    """Return the text of the script that libreswan's _updown runs, or an empty text if it can't be read."""
+    for name in ("_updown.xfrm", "_updown.netkey"):  # libreswan up to 3.32 has the second name
         try:
             return host.read(os.path.join(host.execdir, name))
         except OSError:
@@ -10756,15 +10895,17 @@ def libreswan_updown(host: Host) -> str:
 
 
 def has_switch(script: str, name: str) -> bool:
-    """Return whether a libreswan script was built with a feature: it has a line such as USE_NFTABLES=true."""
+    """Return whether the text of a libreswan script has the line `NAME=true`, which marks a built-in
+    feature."""
     return any(line.strip() == f"{name}=true" for line in script.splitlines())
 
 
 def makes_nflog_rules(host: Host, script: str) -> bool:
-    """Return whether libreswan's _updown, whose text this is, makes the rules for nflog= on this host.
+    """Return whether libreswan's _updown makes rules for nflog= on this host.
 
-    The rules are for IPv4 in the chains INPUT and OUTPUT.  Up to 4.8 the script always uses iptables, from 4.9 to
-    4.15 only if it was built for iptables.  From 5.0 on it was built for iptables, for nft or for neither.
+    `script` is the text of _updown.  Its rules are for IPv4, in the chains INPUT and OUTPUT.  Up to 4.8, the
+    script always uses iptables.  From 4.9 to 4.15, it uses iptables only if it was built for iptables.  From
+    5.0 on, it was built for iptables, for nft or for neither of them.
     """
     if "addnflog" not in script:
         return False
@@ -10776,9 +10917,10 @@ def makes_nflog_rules(host: Host, script: str) -> bool:
 
 
 def nflog_all_captures(host: Host, group: int) -> list[Capture]:
-    """Return the rules for nflog-all=, with the prefixes of the installed release.
+    """Return the rules for nflog-all=, with the prefixes that the installed release of libreswan uses.
 
-    5.0 and later have two prefixes if they were built for nf_tables (USE_NFTABLES); all others have one.
+    Libreswan has one prefix for packets in each direction if it was built for nf_tables (USE_NFTABLES, from
+    5.0 on), otherwise one prefix for both directions.
     """
     endings = NFLOG_ENDINGS if has_switch(libreswan_updown(host), "USE_NFTABLES") else {"in": "", "out": ""}
     return [Capture(chain, way, group, NFLOG_ALL + endings[way]) for chain, way in NFLOG_PLACES]
@@ -10786,9 +10928,10 @@ def nflog_all_captures(host: Host, group: int) -> list[Capture]:
 
 def nflog_replace(host: Host, wanted: Sequence[Capture],
                   mine: Callable[[FoundRule], bool]) -> list[FoundRule]:
-    """Replace all rules for which `mine` returns True with the wanted rules, and return the replaced rules.
+    """Replace all rules for which `mine` returns True with the rules `wanted`, and return the replaced rules.
 
-    Only one process at a time does this in a network namespace.  Raises Failure; no rule is changed then.
+    Two processes never do this at the same time in one network namespace, because of a lock.  Raises Failure
+    if a change fails; no rule is changed then.
     """
     def matching(backend: Iptables | NfTables) -> list[FoundRule]:
         return [rule for rule in backend.found(lambda prefix: True) if mine(rule)]
@@ -10801,7 +10944,7 @@ def nflog_replace(host: Host, wanted: Sequence[Capture],
             try:
                 elsewhere.append((backend, matching(backend)))
             except Failure:
-                continue  # the kernel lacks this backend, so it has no rules of it
+                continue  # the kernel lacks this backend, so the backend has no rules
         primary.change(before, wanted)
         replaced = list(before)
         for backend, rules in elsewhere:
@@ -10816,10 +10959,10 @@ def nflog_replace(host: Host, wanted: Sequence[Capture],
 
 
 def conn_nets(conn: Conn, side: str, behind: bool = True) -> list[str]:
-    """Return the networks behind an end of a connection, or the address of the end itself if it has none.
+    """Return the networks of one end of a connection; `side` is left or right.
 
-    If not `behind`, this is always the address of the end.  The list is empty if the networks are not known
-    before the connection is up.
+    If the end has no networks, or not `behind`, the list has the address of the end.  The list is empty if
+    the networks or the address are not known before the connection is up.
     """
     nets = f"{conn.get(f'{side}subnet')} {conn.get(f'{side}subnets')}".strip() if behind else ""
     words = (nets or conn.get(side)).translate({ord(c): " " for c in ",{}"}).split()
@@ -10827,20 +10970,24 @@ def conn_nets(conn: Conn, side: str, behind: bool = True) -> list[str]:
 
 
 def conn_prefix(conn: Conn) -> str:
-    """Return the prefix of checknflog's rules for a connection, at most 63 characters (xt_NFLOG.h)."""
+    """Return the prefix of the rules that checknflog makes for a connection.
+
+    The kernel limits a prefix to 63 characters (xt_NFLOG.h).
+    """
     return f"{NFLOG_CONN}{conn.name}"[:63]
 
 
 def local_side(conn: Conn, local: Sequence[str]) -> str:
-    """Return `left` or `right`, the end of a connection that is a local address; empty if neither is."""
+    """Return the end of a connection whose address is in `local`: `left`, `right`, or empty if neither is."""
     return next((side for side in ("left", "right") if conn.get(side) in local), "")
 
 
 def conn_captures(conn: Conn, group: int, local: Sequence[str],
                   places: Sequence[tuple[str, str]] = NFLOG_PLACES) -> list[Capture]:
-    """Return the rules for a connection's nflog=; none if its ends are not known before the connection is up.
+    """Return the rules for nflog= of a connection.
 
-    `local` has the addresses of this host; `places` are the places for IPv4.
+    The list is empty if an end is not known before the connection is up.  `local` has the addresses of this
+    host.  `places` has the chain and direction of each rule for IPv4; for IPv6, they are NFLOG_PLACES.
     """
     here = local_side(conn, local)
     there = "right" if here == "left" else "left"
@@ -10859,10 +11006,11 @@ def conn_captures(conn: Conn, group: int, local: Sequence[str],
 
 
 def nflog_places(host: Host, updown: str) -> Sequence[tuple[str, str]]:
-    """Return the places where checknflog makes the IPv4 rules of a connection; `updown` is leftupdown=.
+    """Return the chain and direction of each IPv4 rule that checknflog makes for a connection.
 
-    If the updown script is libreswan's, it makes the rules for packets from and to this host when the connection
-    is routed.  Only the rules for forwarded packets are left then; others would copy each packet twice.
+    `updown` is the value of leftupdown=.  If the connection runs libreswan's _updown, this script makes the
+    rules for packets from and to this host.  checknflog then makes only the rules for forwarded packets,
+    because more rules would copy each packet twice.
     """
     if runs_libreswan_updown(host, updown):
         return [(chain, way) for chain, way in NFLOG_PLACES if chain == "FORWARD"]
@@ -10870,11 +11018,11 @@ def nflog_places(host: Host, updown: str) -> Sequence[tuple[str, str]]:
 
 
 def runs_libreswan_updown(host: Host, updown: str) -> bool:
-    """Return whether leftupdown= leads to libreswan's _updown, and that script makes rules for nflog=.
+    """Return whether leftupdown= runs libreswan's _updown, and this script makes rules for nflog=.
 
-    Without a value, pluto runs `ipsec _updown`.  This is libreswan's if the program `ipsec` of this host is a
-    shell script.  A script of the administrator counts if it is a copy of libreswan's, or runs `ipsec
-    _updown`.
+    `updown` is the value of leftupdown=.  If it is empty, pluto runs `ipsec _updown`, which is libreswan's
+    script if the program `ipsec` of this host is a shell script.  The result is True also for a script of the
+    administrator that is a copy of libreswan's, or runs `ipsec _updown`.
     """
     words = updown.strip("\"'").split() or ["ipsec", "_updown"]
     if words[0] in ("%disabled", "none"):
@@ -10896,25 +11044,29 @@ def runs_libreswan_updown(host: Host, updown: str) -> bool:
 
 
 def nflog_groups(config: Config) -> tuple[int, list[tuple[Conn, int]]]:
-    """Return the group of nflog-all= (0 for none), and each connection that has nflog= with the group."""
+    """Return the group of nflog-all= (0 if it is not set), and pairs of a connection and its group of nflog=.
+
+    A connection without nflog= is left out.
+    """
     conns = [(conn, int(conn.get("nflog"))) for conn in config.conns() if conn.get("nflog").strip("0")]
     return config.number("nflog-all", 0) or 0, conns
 
 
 def check_nflog(host: Host, tell: bool = True) -> bool:
-    """Make the NFLOG rules for nflog= and nflog-all=, and print them.  Return False if some are not made.
+    """Make the NFLOG rules for nflog= and nflog-all=, and print a line for each change if `tell`.
 
-    This raises nothing, because pluto must start even without the rules: each complaint is a line on standard
-    error.  A keyword with an invalid value gets no rule; the other rules are made.  If a change fails, no
-    rule is changed.
+    Return False if some rules could not be made.  This raises no exception, because pluto must start even
+    without the rules; each problem is a line on standard error.  A keyword with an invalid value gets no
+    rule, but the other rules are made.  If a change fails, no rule is changed.
     """
     config = Config(host)
-    complaints = [f"{problem}; it gets no rule" for problem in config.problems if problem.key in NFLOG_KEYWORDS]
+    complaints = [f"{problem}; this setting gets no rule" for problem in config.problems
+                  if problem.key in NFLOG_KEYWORDS]
     lines: list[str] = []
     try:
         if not config.files:
             config.check()
-        complaints += [f"{problem}; the rules of connections in it stay" for problem in config.problems
+        complaints += [f"{problem}; the rules of connections in that file stay" for problem in config.problems
                        if problem.key == "include" and problem.fatal]
         lines = make_nflog(host, config)
     except (Failure, OSError) as error:
@@ -10928,17 +11080,18 @@ def check_nflog(host: Host, tell: bool = True) -> bool:
 
 
 def make_nflog(host: Host, config: Config) -> list[str]:
-    """Replace checknflog's rules with those of a configuration, and return a line for each change.
+    """Replace the rules of checknflog with those that a configuration needs, and return lines to print.
 
-    If a file can't be read, the rules of connections that were not read stay.  Raises Failure, OSError; no rule
-    is changed then.
+    If a file of the configuration can't be read, the rules of connections that were not read stay.  Raises
+    Failure or OSError if the change fails; no rule is changed then.
     """
     group, conns = nflog_groups(config)
     wanted = nflog_all_captures(host, group) if group else []
     lines = [f"nflog ipsec capture enabled on nflog:{group}" if group else "nflog ipsec capture disabled"]
     local = [address for address, _, _, _ in Routing(host).addresses()] if conns else []
-    places: dict[str, Sequence[tuple[str, str]]] = {}  # by the value of leftupdown=
-    by_updown: set[tuple[str, tuple[str, str]]] = set()  # prefix and place of _updown's rules to replace
+    places: dict[str, Sequence[tuple[str, str]]] = {}  # the key is the value of leftupdown=
+    # the prefix and rule_place() of the rules of _updown that are to be replaced
+    by_updown: set[tuple[str, tuple[str, str]]] = set()
     for conn, conn_group in conns:
         updown = conn.get(f"{local_side(conn, local)}updown")
         if updown not in places:
@@ -10963,7 +11116,11 @@ def make_nflog(host: Host, config: Config) -> list[str]:
 
 
 def deleted_nflog_lines(replaced: Sequence[FoundRule], wanted: Sequence[Capture]) -> list[str]:
-    """Return a line for each owner and group of replaced rules that has no wanted rule, in libreswan's words."""
+    """Return a line to print for each removed group: a group for which `replaced` has a rule and `wanted` has
+    none.
+
+    The groups of nflog-all= and of each connection count separately.  The words of the lines are libreswan's.
+    """
     kept = {(nflog_owner(rule.prefix), rule.group) for rule in wanted}
     gone = {(nflog_owner(rule.prefix), rule.group): None for rule in replaced if is_capture(rule.prefix)}
     return [f"deleting rules{owner} with old nflog group {group}" for owner, group in gone
@@ -10971,20 +11128,21 @@ def deleted_nflog_lines(replaced: Sequence[FoundRule], wanted: Sequence[Capture]
 
 
 def nflog_owner(prefix: str) -> str:
-    """Return ` of connection "NAME"` for the prefix of a connection's rules, an empty text for others."""
+    """Return ` of connection "NAME"` if the prefix is that of a connection, otherwise an empty text."""
     return f" of connection {quote(prefix[len(NFLOG_CONN):])}" if prefix.startswith(NFLOG_CONN) else ""
 
 
 def stop_nflog(host: Host) -> None:
-    """Remove all rules of checknflog, whatever the configuration says now.  Raises Failure."""
+    """Remove all rules of checknflog, even if the configuration asks for them.  Raises Failure if this
+    fails."""
     nflog_replace(host, (), lambda rule: is_capture(rule.prefix))
 
 
 def nflog_conn(host: Host, add: bool, name: str, group: int, ours: str, theirs: str) -> None:
-    """Add or remove the rules of a connection for _updown.  Raises Failure.
+    """Add or remove the NFLOG rules that _updown makes for a connection.
 
-    `ours` and `theirs` are the networks of the two ends.  A rule is not added where checknflog has made one for
-    the same packets.
+    `ours` is the network of this host's end, `theirs` that of the peer's end.  No rule is added if checknflog
+    has made a rule for the same packets.  Raises Failure if the change fails.
     """
     source, destination = ("" if net in HALVES else net for net in (ours, theirs))
     family = 6 if ":" in ours else 4
@@ -11007,8 +11165,9 @@ def nflog_conn(host: Host, add: bool, name: str, group: int, ours: str, theirs: 
 
 # --- _updown ------------------------------------------------------------------------------------------------
 
-# For each verb, its steps as in libreswan's script: names of methods of Updown, called to do (+) or to undo (-)
-# something.  The status is that of the last step.  A verb without -host or -client has the same steps for both.
+# The steps of each verb (PLUTO_VERB), in the order of libreswan's script.  A step is the name of a method of
+# Updown after `+`, which makes a change, or `-`, which reverts it.  A verb without -host or -client stands
+# for both.
 UPDOWN_STEPS = {
     "prepare": "+interface", "route": "+vti +route +nflog", "unroute": "-route -source", "up-host": "",
     "up-client": "+interface +resolver +cat +source +notify +vti", "down-host": "-cisco -nflog -cat -vti",
@@ -11019,24 +11178,29 @@ UPDOWN_STEPS = {
 }
 RESOLV_CONF = "/etc/resolv.conf"
 NM_HELPER = "/usr/libexec/nm-libreswan-service-helper"
-# The routing table, and the priority of the rule, for a peer whose address is in the network behind its tunnel
+# The routing table, and the priority of the routing rule, for the ESP packets to a peer whose own address is
+# in the network that its tunnel leads to
 ESP_TABLE, ESP_RULE_PRIORITY = 50, 100
-OLD_HALVES = {**HALVES, "::/0": ("2000::/3",)}  # before 5.2
-# Client address translation (CAT): the table and its chains
+OLD_HALVES = {**HALVES, "::/0": ("2000::/3",)}  # the routes of libreswan before 5.2
+# The nf_tables table for client address translation (CAT), and its chains
 CAT_TABLE = "ipsec-cat"
 CAT_CHAINS = {"POSTROUTING": NftChain(NF_INET_POST_ROUTING, 100, "nat"),
               "PREROUTING": NftChain(NF_INET_PRE_ROUTING, -100, "nat")}
-TENTATIVE_TIME = 1.0  # seconds that the kernel may need before a new IPv6 address can be a route's source
+# How many seconds to wait until the kernel accepts a new IPv6 address as the source of a route
+TENTATIVE_TIME = 1.0
 
 
 class Updown:
-    """The changes to the network when a connection comes up or goes down.
+    """The changes that _updown makes to the network when a connection comes up or goes down.
 
-    Pluto describes the connection in the environment; the variables are those of libreswan's _updown.xfrm.
+    Pluto describes the connection in environment variables, which are those of libreswan's _updown.xfrm.
     """
 
     def __init__(self, host: Host, routing: Routing, route: str = "", route_words: str = "") -> None:
-        """`route` and `route_words` are the values of --route and --iproute.  Raises Failure."""
+        """Read the variables.  `route` and `route_words` are the values of --route and --iproute.
+
+        Raises Failure for an unknown address family.
+        """
         self.host = host
         self.routing = routing
         self.env = {**host.env, **updown_defaults(host)}
@@ -11050,17 +11214,17 @@ class Updown:
         if self.get("PLUTO_CLIENT_FAMILY"):
             self.family = self._address_family("PLUTO_CLIENT_FAMILY")
         self.bits = 32 if self.family == 4 else 128
-        self.scope = 50 if self.family == 4 else 0  # the scope of the addresses that source() adds
+        self.scope = 50 if self.family == 4 else 0  # source() adds addresses with this scope
 
     def _address_family(self, name: str) -> int:
-        """Return 4 or 6, from a variable.  Raises Failure for another value."""
+        """Return 4 or 6 for the value `ipv4` or `ipv6` of a variable.  Raises Failure for another value."""
         family = {"ipv4": 4, "ipv6": 6}.get(self.get(name))
         if family is None:
             raise Failure(f"_updown: unknown address family {quote(self.get(name))} in {name}")
         return family
 
     def get(self, name: str) -> str:
-        """Return a variable, or an empty text if it is not set."""
+        """Return the value of a variable, or an empty text if the variable is not set."""
         return self.env.get(name, "")
 
     def yes(self, name: str) -> bool:
@@ -11068,11 +11232,11 @@ class Updown:
         return self.get(name).lstrip("0") not in ("", "no")
 
     def is_since(self, major: int, minor: int) -> bool:
-        """Return whether the pluto that called is of this release or a later one.
+        """Return whether the pluto that runs this command is of the release `major`.`minor` or a later one.
 
-        Its variables tell where they can: PLUTO_CLIENT_FAMILY exists since 5.0, PLUTO_DNS_RESOLVER since 5.4.
-        For the releases between these, the answer is that of the installed release, or of 5.3 if none is
-        installed.
+        The variables show this for two releases: PLUTO_CLIENT_FAMILY exists since 5.0, PLUTO_DNS_RESOLVER
+        since 5.4.  For a release between them, the installed release is compared, or 5.3 if its version is
+        unknown.
         """
         if self.get("PLUTO_DNS_RESOLVER"):
             return (major, minor) <= (5, 4)
@@ -11083,8 +11247,8 @@ class Updown:
         return (major, minor) <= (5, 0)
 
     def steps(self, verb: str) -> list[str]:
-        """Return the steps of a verb.  Raises Failure for an unknown verb."""
-        # 5.4 with updown-config=async joins verbs without -host or -client: prepare-route-up
+        """Return the steps of a verb, such as `+route`.  Raises Failure for an unknown verb."""
+        # with updown-config=async, libreswan 5.4 joins verbs without -host or -client: prepare-route-up
         if set(verb.split("-")) <= {"prepare", "route", "up"}:
             kind = "host" if self.get("PLUTO_MY_CLIENT_NET") == self.get("PLUTO_ME") else "client"
             suffix = f"-{kind}-v6" if self.family == 6 else f"-{kind}"
@@ -11096,9 +11260,10 @@ class Updown:
         return steps.split()
 
     def run(self, verb: str) -> int:
-        """Do the steps of a verb and return the status of the last one.
+        """Run the steps of a verb and return the exit status of the last step.
 
-        Raises Failure for an unknown verb.
+        A step that fails is reported on standard error, and the next step runs.  Raises Failure for an
+        unknown verb.
         """
         status = OK
         for step in self.steps(verb):
@@ -11110,11 +11275,11 @@ class Updown:
         return status
 
     def change(self, shown: str, fine: Sequence[int], change: Callable[..., None], *arguments: object) -> int:
-        """Make a change and return OK.  If it fails, report that on standard error and return the status of
-        ip(8).
+        """Call `change` with `arguments`, and return OK.
 
-        `shown` is the command of ip(8) for the message.  `fine` are errors which mean that there is nothing
-        to change.
+        If the change fails, print a message and return the exit status that ip(8) has for this error.
+        `shown` is the corresponding command of ip(8), for the message.  An errno in `fine` is no failure,
+        because it means that nothing needs to be changed.
         """
         try:
             change(*arguments)
@@ -11125,7 +11290,10 @@ class Updown:
         return OK
 
     def ip_route(self, action: str, net: str, words: Sequence[str], *fine: int) -> int:
-        """Do `ip route ACTION NET WORDS...`; return as change() does.  `fine` are errors to ignore."""
+        """Change a route as `ip route ACTION NET WORDS...` does, and return the status as change() does.
+
+        An errno in `fine` is no failure.
+        """
         has_source = "src" in words and self.family == 6
         deadline = time.monotonic() + (TENTATIVE_TIME if has_source else 0)
 
@@ -11134,7 +11302,8 @@ class Updown:
                 try:
                     return self.routing.route(action, net, words)
                 except OSError as error:
-                    # EINVAL: the source is new, and the kernel still checks that no other host has it
+                    # EINVAL: the source address is new, and the kernel still checks that no other host uses
+                    # it
                     if error.errno != errno.EINVAL or time.monotonic() > deadline:
                         raise
                     time.sleep(0.02)
@@ -11142,14 +11311,15 @@ class Updown:
         return self.change(f"route {action} {net} {' '.join(words)}", fine, change)
 
     def way(self, address: str, source: str = "") -> Route | OSError:
-        """Return the route to an address, or the error if the kernel has none."""
+        """Return the route that the kernel selects for an address, or the kernel's error if it has no
+        route."""
         try:
             return self.routing.lookup(address, source)
         except OSError as error:
             return error
 
     def device_to(self, address: str, source: str = "") -> str:
-        """Return the interface on the route to an address, or an empty text if there is no route."""
+        """Return the interface of the route to an address, or an empty text if there is no route."""
         way = self.way(address, source) if address else None
         return way.device if isinstance(way, Route) else ""
 
@@ -11163,8 +11333,7 @@ class Updown:
     # --- routes and addresses -------------------------------------------------------------------------------
 
     def route(self, up: bool) -> int:
-        """Add or remove the route to the peer's client.  A single address of a local network also gets
-        proxy ARP."""
+        """Add or remove the route to the peer's client network, and the proxy ARP entry of _proxy()."""
         if up:
             self._proxy(True)
             return self._route("replace")
@@ -11173,20 +11342,22 @@ class Updown:
         return status
 
     def cisco(self, _: bool) -> int:
-        """Remove the route to a Cisco peer's client, because the source address may be a different one
-        next time."""
+        """Remove the route to the client network of a Cisco peer.
+
+        The peer may assign another source address when the connection comes up again.
+        """
         return self._route("del") if self.get("PLUTO_MY_SOURCEIP") and self.yes("PLUTO_IS_PEER_CISCO") else OK
 
     def _source_device(self) -> str:
-        """Return the interface that gets the connection's source address."""
+        """Return the name of the interface to which source() adds the source address."""
         if self.get("VTI_IFACE") and self.get("VTI_ROUTING") == "yes":
             return self.get("VTI_IFACE")
         return self.get("PLUTO_VIRT_INTERFACE") if self.get("PLUTO_XFRMI_ROUTE") else "lo"
 
     def source(self, up: bool) -> int:
-        """Add the connection's source address if this host does not have it.
+        """If `up`, add the source address of the connection, unless this host already has the address.
 
-        If not `up`, remove the address, if source() added it and no route uses it.
+        If not `up`, remove the address, unless another program added it or a route uses it as source.
         """
         source = self.get("PLUTO_MY_SOURCEIP")
         if not source or (self.is_since(5, 0) and self.get("PLUTO_XFRMI_ROUTE") == "yes"):
@@ -11207,8 +11378,10 @@ class Updown:
                            self.routing.address, False, address, device)
 
     def _proxy(self, add: bool) -> None:
-        """Add or remove proxy ARP (or NDP) for the peer's client, if it is a single address in a network
-        of this host."""
+        """Add or remove the proxy ARP (or NDP) entry for the peer's client network.
+
+        Only a network of one address needs it, and only if a network of this host includes the address.
+        """
         net, peer = self.get("PLUTO_PEER_CLIENT_NET"), self.get("PLUTO_PEER_CLIENT")
         if (peer.rpartition("/")[2] != str(self.bits) or net in ("0.0.0.0", "::", self.get("PLUTO_PEER"))
                 or self.get("PLUTO_MY_CLIENT_NET") == self.get("PLUTO_ME")):
@@ -11217,13 +11390,17 @@ class Updown:
         if isinstance(way, OSError) or way.local or way.gateway:
             return
         if not self.host.value(f"/sys/class/net/{way.device}/address"):
-            return  # an interface without a hardware address has no ARP
+            return  # an interface without a hardware address does not use ARP
         self.change(f"neigh {'add' if add else 'del'} proxy {net} dev {way.device}", [errno.ENOENT],
                     self.routing.proxy, add, net, way.device)
         self.proxied = self.proxied or add  # the kernel answers only for addresses to which it has a route
 
     def _next_hop(self) -> list[str]:
-        """Return the words `via NEXT_HOP`, or none for a directly connected peer or a point-to-point link."""
+        """Return the words `via NEXT_HOP` for a route.
+
+        The list is empty if the peer is directly connected, the interface is a point-to-point link, or the
+        client network has another address family than the peer.
+        """
         hop = self.get("PLUTO_NEXT_HOP")
         if not hop or hop == self.get("PLUTO_PEER") or self.family != self.host_family:
             return []
@@ -11232,19 +11409,22 @@ class Updown:
         return ["via", hop]
 
     def _halves(self) -> Sequence[str]:
-        """Return the routes to add in place of a default route; empty if the peer's client is no default."""
+        """Return the networks that get routes in place of the peer's client network 0.0.0.0/0 or ::/0.
+
+        The result is empty for another client network.
+        """
         peer = self.get("PLUTO_PEER_CLIENT")
         if peer != "::/0":
             return HALVES.get(peer, ())
         return (HALVES if self.is_since(5, 2) else OLD_HALVES)[peer]
 
     def _route(self, action: str) -> int:
-        """Replace or delete the route to the peer's client, if one is wanted, and the route for ESP to the
-        peer.
+        """Replace or delete (`action`) the routes of the connection.
 
-        Return the status of the first change that fails, or OK.
+        They are the route to the peer's client network, if it needs one, and the route for ESP packets to the
+        peer.  Return the status of the first change that fails, or OK.
         """
-        # look up all routes first: the changes below would change the answers
+        # look up all routes first, because the changes below affect the results
         esp = self._esp_route_words()
         wanted = self._is_route_wanted(action)
         device = self._route_device(action)
@@ -11268,7 +11448,8 @@ class Updown:
                            ESP_TABLE, ESP_RULE_PRIORITY)
 
     def _is_route_wanted(self, action: str) -> bool:
-        """Return whether the route to the peer's client is to be added or removed."""
+        """Return whether the connection needs a route to the peer's client network, to be added or
+        removed."""
         through_xfrmi = self.get("PLUTO_XFRMI_ROUTE")
         same = self.get("PLUTO_PEER_CLIENT") == self.get("PLUTO_MY_CLIENT")
         if through_xfrmi == "yes" and same:
@@ -11284,11 +11465,11 @@ class Updown:
         if action == "del" or through_xfrmi:
             return False
         way = self.way(self.get("PLUTO_PEER_CLIENT_NET"))
-        # without any route, the kernel drops a packet before IPsec sees it
+        # if a packet has no route, the kernel drops it before IPsec handles it
         return isinstance(way, OSError) and way.errno == errno.EHOSTUNREACH
 
     def _route_device(self, action: str) -> str:
-        """Return the interface of the route to the peer's client."""
+        """Return the name of the interface for the route to the peer's client network."""
         interface = self.get("PLUTO_INTERFACE")
         if self.get("VTI_IFACE"):
             return self.get("VTI_IFACE")
@@ -11303,11 +11484,12 @@ class Updown:
         return devices[0] if devices else interface
 
     def _device_of_next_hop(self) -> str:
-        """Return the interface on the route to the next hop; empty if PLUTO_INTERFACE, pluto's own choice, is
-        right.
+        """Return the interface of the route to the next hop, or an empty text if PLUTO_INTERFACE is to be
+        used.
 
-        The script of 5.4 always uses PLUTO_INTERFACE.  That is wrong if left= is an address of a loopback
-        interface: a packet that is routed there never reaches IPsec (net.ipv4.conf.lo.disable_xfrm).
+        The script of 5.4 always uses PLUTO_INTERFACE.  This fails if left= is an address of a loopback
+        interface, because the kernel never applies IPsec to a packet that is routed there
+        (net.ipv4.conf.lo.disable_xfrm).
         """
         hop = self.get("PLUTO_NEXT_HOP")
         if self.link_flags(self.get("PLUTO_INTERFACE")) & IFF_LOOPBACK:
@@ -11315,8 +11497,10 @@ class Updown:
         return "" if self.is_since(5, 4) else self.device_to(hop)
 
     def _route_words(self, action: str, device: str) -> list[str]:
-        """Return the words of the route to the peer's client.  If they name a source address, add this
-        address first."""
+        """Return the words of the route to the peer's client network.
+
+        If the words contain a source address, first add this address to the host.
+        """
         hop = [] if self.get("PLUTO_XFRMI_ROUTE") else self._next_hop()
         words = hop or self.words.split()
         for word, name in (("mtu", "PLUTO_MTU"), ("metric", "PLUTO_METRIC")):
@@ -11330,7 +11514,10 @@ class Updown:
         return words
 
     def _esp_route_words(self) -> list[str]:
-        """Return the words of the route for ESP to the peer in table 50; none without PLUTO_XFRMI_FWMARK."""
+        """Return the words of the route in table 50 for ESP packets to the peer.
+
+        The list is empty if PLUTO_XFRMI_FWMARK is not set, because the peer then needs no such route.
+        """
         if not self.get("PLUTO_XFRMI_FWMARK"):
             return []
         words = []
@@ -11342,8 +11529,10 @@ class Updown:
     # --- VTI ------------------------------------------------------------------------------------------------
 
     def _vti_keys(self) -> list[int]:
-        """Return the two keys of the VTI interface, in and out; none without such an interface or without
-        marks."""
+        """Return the keys of the VTI interface for received and for sent packets.
+
+        The list is empty if the connection has no VTI interface or no marks.
+        """
         if not self.get("VTI_IFACE"):
             return []
         marks = [self.get(name).partition("/")[0] for name in ("CONNMARK_IN", "CONNMARK_OUT")]
@@ -11376,7 +11565,7 @@ class Updown:
         return OK
 
     def _compare_vti(self, name: str, shared: bool, wanted: Mapping[int, bytes]) -> None:
-        """Print whether the interface that exists has the wanted attributes, in the words of libreswan's
+        """Print whether the existing VTI interface has the attributes `wanted`, in the words of libreswan's
         script."""
         existing = self.routing.link(name)[1]
         if shared and all(existing.get(field) == value for field, value in wanted.items()):
@@ -11387,9 +11576,9 @@ class Updown:
         self.host.print(f'vti interface "{name}" already exists with conflicting setting{hint}')
 
     def vti(self, up: bool) -> int:
-        """Add or remove the route to the peer's client through the VTI interface.
+        """Add or remove the route to the peer's client network through the VTI interface.
 
-        The interface itself stays, because other connections may use it.
+        The interface is never removed, because other connections may use it.
         """
         name, peer = self.get("VTI_IFACE"), self.get("PLUTO_PEER_CLIENT")
         if (up and not self._vti_keys()) or not name or self.get("VTI_ROUTING") != "yes":
@@ -11403,14 +11592,14 @@ class Updown:
         exists = any(route.destination == peer for route in routes)
         gateways = [route for route in routes if route.destination == "0.0.0.0/0" and route.gateway]
         if exists and gateways:
-            # the changed route may cover the gateway, so the gateway gets a route of its own
+            # the gateway gets its own route, because the changed route may include the address of the gateway
             self.ip_route("add", gateways[0].gateway, ["dev", gateways[0].device], errno.EEXIST)
         self.ip_route("change" if exists else "add", peer, words, errno.EEXIST)
         self.host.print("done ip route")
         return OK
 
     def _vti_route_words(self, name: str) -> list[str]:
-        """Return the words of the route through the VTI interface."""
+        """Return the words of the route to the peer's client network through the VTI interface `name`."""
         words = ["dev", name]
         if self.get("PLUTO_MY_SOURCEIP"):
             words += ["src", self.get("PLUTO_MY_SOURCEIP")]
@@ -11421,14 +11610,17 @@ class Updown:
     # --- firewall -------------------------------------------------------------------------------------------
 
     def nflog(self, up: bool) -> None:
-        """Add or remove the rules that copy the connection's packets to its NFLOG group."""
+        """Add or remove the rules that copy packets of the connection to the NFLOG group of nflog=."""
         if group := self.get("NFLOG"):
             nflog_conn(self.host, up, self.get("PLUTO_CONNECTION"), int(group), self.get("PLUTO_MY_CLIENT"),
                        self.get("PLUTO_PEER_CLIENT"))
 
     def cat(self, up: bool) -> int:
-        """Add or remove the translation of this host's address to the one that the peer assigned (client
-        address translation)."""
+        """Add or remove client address translation.
+
+        It replaces the address of this host with the address that the peer assigned, in packets to the peer's
+        client network, and the reverse in packets from that network.
+        """
         peer, given = self.get("PLUTO_PEER_CLIENT"), self.get("PLUTO_MY_CLIENT_NET")
         if not self.get("CAT") or (up and given == "0.0.0.0"):
             return OK
@@ -11439,7 +11631,10 @@ class Updown:
         return OK
 
     def _cat_by_iptables(self, up: bool, peer: str, given: str) -> int:
-        """Add or remove the rules with iptables; return the status of iptables if it fails, else OK."""
+        """Add or remove the rules of cat() with iptables.
+
+        Return OK, or the exit status of iptables if it fails.
+        """
         to_peer = ["-d", peer, "-j", "SNAT", "--to-source", given]
         from_peer = ["-d", given, "-s", peer, "-j", "DNAT", "--to-destination", self.get("PLUTO_ME")]
         status = OK
@@ -11455,14 +11650,14 @@ class Updown:
         return status
 
     def _iptables(self, action: str, rule: Sequence[str]) -> Ran:
-        """Run iptables on a rule of the table `nat`."""
+        """Run iptables with an action, such as -I, for a rule of the table `nat`."""
         return self.host.run(["iptables", "-w", str(FILTER_WAIT), "-t", "nat", action, *rule],
                              timeout=2 * FILTER_WAIT)
 
     def _cat_by_nftables(self, up: bool, peer: str, given: str) -> None:
-        """Add or remove the same rules in nf_tables, in a table of this program.  Raises Failure.
+        """Add or remove the rules of cat() in nf_tables, in the table CAT_TABLE.
 
-        The comment of a rule identifies the connection.
+        The comment of a rule identifies the connection.  Raises Failure if the kernel refuses the change.
         """
         comment = f"{given} {peer}"
         wanted = [NftRule("POSTROUTING", nft_ipsec("out") + nft_net("destination", peer)
@@ -11482,7 +11677,8 @@ class Updown:
     # --- names ----------------------------------------------------------------------------------------------
 
     def notify(self, up: bool) -> None:
-        """Report to NetworkManager's service that the connection is up or down."""
+        """Report to NetworkManager that the connection is up or down, if NetworkManager manages the
+        connection."""
         if self.yes("PLUTO_NM_CONFIGURED"):
             reason = "connect" if up else "disconnect"
             self.host.print(f"sending {reason} signal to NetworkManager")
@@ -11490,14 +11686,14 @@ class Updown:
                 self.host.run([NM_HELPER], env={**self.host.exported(), "libreswan_reason": reason}, timeout=30)
 
     def resolver(self, up: bool) -> int:
-        """Use the name servers and domains that the peer sent (mode config).  If not `up`, restore the
-        earlier ones.
+        """If `up`, use the name servers and domains that the peer sent (mode config), otherwise restore the
+        old ones.
 
-        Raises Failure for an unknown PLUTO_DNS_RESOLVER, OSError.
+        Raises Failure for an unknown PLUTO_DNS_RESOLVER, and OSError if a file can't be written.
         """
         import re
         kind = self.get("PLUTO_DNS_RESOLVER") or "file"
-        # the peer chose these words: drop those that are not an address or not a domain name
+        # the peer sends these words, so drop words that are not an address or a domain name
         servers = [word for word in self.get("PLUTO_PEER_DNS_INFO").split() if re.fullmatch(r"[0-9a-fA-F:.]+", word)]
         domains = [word for word in self.get("PLUTO_PEER_DOMAIN_INFO").split() if re.fullmatch(r"\w[\w.-]*", word)]
         if kind == "systemd":
@@ -11509,7 +11705,10 @@ class Updown:
         return OK
 
     def _resolver_by_file(self, up: bool, servers: Sequence[str], domains: Sequence[str]) -> None:
-        """Use a running unbound, else resolv.conf, unless NetworkManager takes care of it."""
+        """Apply or restore name servers with unbound if it runs, otherwise in resolv.conf.
+
+        If NetworkManager manages the connection, leave resolv.conf to NetworkManager.
+        """
         if servers and domains and self._unbound_runs():
             self._unbound(up, servers, domains)
         elif self.yes("PLUTO_NM_CONFIGURED"):
@@ -11525,8 +11724,10 @@ class Updown:
                    if pid.isdigit())
 
     def _unbound(self, up: bool, servers: Sequence[str], domains: Sequence[str]) -> None:
-        """Make unbound forward queries for the peer's domains to the peer's servers; if not `up`, end
-        that."""
+        """If `up`, make unbound forward queries for the peer's domains to the peer's servers.
+
+        If not `up`, remove these forwards from unbound.
+        """
         for domain in domains:
             if up:
                 self.host.print(f"updating local nameserver for {domain} with {' '.join(servers)}")
@@ -11538,7 +11739,7 @@ class Updown:
             self.host.run(["unbound-control", "flush_requestlist"])
 
     def _resolv_conf(self, servers: Sequence[str], domains: Sequence[str]) -> None:
-        """Write a resolv.conf that begins with the peer's servers, and keep a copy of the earlier one."""
+        """Save the present resolv.conf, then write one that begins with the peer's name servers."""
         host = self.host
         host.print("updating resolvconf")
         if not host.exists(RESOLV_CONF):
@@ -11555,7 +11756,7 @@ class Updown:
             try:
                 host.replace(lasting, text)
             except OSError as error:
-                host.warn(f"_updown: {error_text(error)}: a reboot now loses the present resolv.conf")
+                host.warn(f"_updown: {error_text(error)}: a reboot loses the present resolv.conf")
         elif host.exists(volatile) and not self.is_since(5, 0):
             host.print("Current resolv.conf is generated by Libreswan, and backup resolv.conf already exists, "
                        "so doing nothing")
@@ -11563,8 +11764,11 @@ class Updown:
         host.replace(RESOLV_CONF, self._generated(text, servers, domains), of_service=True)
 
     def _generated(self, text: str, servers: Sequence[str], domains: Sequence[str]) -> str:
-        """Return a resolv.conf with the peer's servers and domains, and then the first server and the
-        search list of `text`."""
+        """Return the text of a new resolv.conf from the old one, `text`.
+
+        It has the peer's servers, then the first server of `text`, and a search list from the peer's domains
+        and the search list of `text`.
+        """
         first: dict[str, list[str]] = {}
         for line in text.splitlines():
             words = line.partition("#")[0].split()
@@ -11580,8 +11784,11 @@ class Updown:
         return "\n".join(lines) + "\n"
 
     def _systemd(self, up: bool, peer: Mapping[str, Sequence[str]]) -> None:
-        """Set the servers and domains of systemd-resolved for the connection's interface; if not `up`,
-        restore the earlier ones."""
+        """If `up`, give systemd-resolved the peer's servers and domains for PLUTO_INTERFACE.
+
+        The old values are saved in files.  If not `up`, restore the old values.  `peer` has the servers and
+        domains by the name of the resolvectl command.
+        """
         interface = self.get("PLUTO_INTERFACE")
         for setting, values in peer.items():
             backup = f"{self.host.rundir}/libreswan-prev-{setting}-{interface}"
@@ -11601,15 +11808,15 @@ class Updown:
 
 
 def is_generated(resolv_conf: str) -> bool:
-    """Return whether this text of resolv.conf was written by _updown, this program's or libreswan's."""
+    """Return whether _updown, of this program or of libreswan, wrote this text of resolv.conf."""
     return "Libreswan" in resolv_conf
 
 
 def resolv_conf_backups(host: Host) -> tuple[str, str]:
-    """Return the two files that keep the earlier resolv.conf while a peer's name servers are in use.
+    """Return the names of the two files that save resolv.conf while the name servers of a peer are in use.
 
-    The first is that of libreswan's script, which a reboot removes.  The second is in the directory of the
-    real resolv.conf, where a symbolic link to it leads.
+    The first is the file that libreswan's script uses; a reboot removes it.  The second is in the directory
+    of resolv.conf, or of its target if resolv.conf is a symbolic link; it survives a reboot.
     """
     real = host.realpath(RESOLV_CONF)
     base = host.realpath("/").rstrip("/")
@@ -11617,9 +11824,11 @@ def resolv_conf_backups(host: Host) -> tuple[str, str]:
 
 
 def restore_resolv_conf(host: Host) -> None:
-    """Restore the resolv.conf from before a peer's name servers, and remove the copies.  Raises OSError.
+    """Restore the resolv.conf that was saved when a peer's name servers were written, and remove the saved
+    copies.
 
-    If another program has written resolv.conf since, it stays.
+    If another program has written resolv.conf since then, that text stays.  Raises OSError if a file can't be
+    read or written.
     """
     backups = resolv_conf_backups(host)
     if host.exists(RESOLV_CONF) and is_generated(host.read(RESOLV_CONF)):
@@ -11635,7 +11844,8 @@ def restore_resolv_conf(host: Host) -> None:
 def updown_defaults(host: Host) -> dict[str, str]:
     """Return the variables in /etc/sysconfig/pluto_updown or /etc/default/pluto_updown.
 
-    Only lines NAME=value count.  Others cause a warning: libreswan's script would run them as shell commands.
+    Only lines of the form NAME=value are read.  libreswan's script would run other lines as shell commands;
+    here they cause a warning.
     """
     names = ("/etc/sysconfig/pluto_updown", "/etc/default/pluto_updown")
     name = next((name for name in names if host.exists(name)), "")
@@ -24422,16 +24632,21 @@ def restart_after_pause(host: Host, report: Callable[[str], None]) -> NoReturn:
 
 # --- NSS ----------------------------------------------------------------------------------------------------
 
-NSSDIR_OPTION = Opt("--nssdir -d", "DIR", "the directory of the NSS database (default: nssdir= of ipsec.conf, or that "
-                                          "of the installed release)")
-PASSWORD_OPTION = Opt("--password-file", "FILE", "the first line of FILE is the database's password (default: the "
-                                                 "file nsspassword)")
+NSSDIR_OPTION = Opt(
+    "--nssdir -d", "DIR",
+    "the directory of the NSS database (default: nssdir= of ipsec.conf, or that of the installed release)")
+PASSWORD_OPTION = Opt(
+    "--password-file", "FILE",
+    "a file whose first line is the database's password (default: the password in pluto's file nsspassword)")
 CONFIGDIR_OPTION = Opt("--configdir", "DIR", "same as --nssdir, obsolete")
 NSS_OPTIONS = (NSSDIR_OPTION, CONFIGDIR_OPTION, PASSWORD_OPTION)
 
 
 def nss_database(host: Host, args: Args, name: str, password_option: str = "--password-file") -> NssDatabase:
-    """Return the database that the options of the command `name` select.  Raises Failure."""
+    """Return the database that the options of the command `name` select.
+
+    Raises Failure for an option without a value, or if the password file can't be read.
+    """
     if args.flag("--configdir"):
         host.warn(f"{name} warning: --configdir is obsoleted, use --nssdir")
     file = args.value(password_option)
@@ -24447,8 +24662,8 @@ def nss_database(host: Host, args: Args, name: str, password_option: str = "--pa
 def initnss_command(host: Host, args: Args) -> int:
     """Run `ipsec initnss`; return OK.
 
-    Raises Failure with status 1 if the directory can't be used, 4 if the database can't be created, 42 if a
-    database exists.
+    Raises Failure with status 1 if the directory can't be used, 4 if the database can't be created, and 42 if
+    a database already exists.
     """
     base = nss_database(host, args, "initnss")
     base.make_directory()
@@ -24461,13 +24676,15 @@ def initnss_command(host: Host, args: Args) -> int:
     return OK
 
 
-@command("checknss", summary="create the NSS database if there is none, move or migrate an old one", options=(
+@command("checknss", summary="create the NSS database if it is missing, move or migrate an old one", options=(
     *NSS_OPTIONS,
-    Opt("--settrusts", None, "trust the CAs in the database for IPsec (CT,,), except those that are distrusted")))
+    Opt("--settrusts", None,
+        "trust all CAs in the database for IPsec (CT,,), except CAs that are marked as distrusted")))
 def checknss_command(host: Host, args: Args) -> int:
     """Run `ipsec checknss`; return OK.
 
-    Raises Failure with status 1 if the directory can't be used, 4 if the database is not sound.
+    Raises Failure with status 1 if the directory can't be used, and 4 if the database is damaged or can't be
+    changed.
     """
     base = nss_database(host, args, "checknss")
     check_database(base)
@@ -24480,17 +24697,20 @@ def checknss_command(host: Host, args: Args) -> int:
 
 @command("import", "FILE...", summary="import a PKCS#12 file, or PEM files of a certificate and its key", options=(
     NSSDIR_OPTION, CONFIGDIR_OPTION,
-    Opt("--password-file", "FILE", "the first line of FILE is the password of the PKCS#12 file"),
-    Opt("--nss-password-file", "FILE", "the first line of FILE is the database's password (default: the file "
-                                       "nsspassword)"),
-    Opt("--name", "NICKNAME", "the nickname for the certificate with the key")),
-    details="The CAs in the file are trusted for IPsec. If anything fails, the database is unchanged.",
+    Opt("--password-file", "FILE", "a file whose first line is the password of the PKCS#12 file"),
+    Opt("--nss-password-file", "FILE", "a file whose first line is the database's password (default: the "
+                                       "password in pluto's file nsspassword)"),
+    Opt("--name", "NICKNAME", "the nickname for the certificate that has the private key")),
+    details="The CAs in the file become trusted for IPsec. If the import fails, the database is unchanged.",
     examples="""\
 ipsec import gateway.p12          ask for the password of the file
 ipsec import --password-file /root/p12.password --name gateway gateway.p12
 ipsec import --name gateway fullchain.pem privkey.pem""")
 def import_command(host: Host, args: Args) -> int:
-    """Run `ipsec import FILE...`; return OK.  Raises Failure with the statuses of ipsec_import(8)."""
+    """Run `ipsec import FILE...`; return OK.
+
+    Raises Failure, with an exit status of ipsec_import(8), if the import fails.
+    """
     base = nss_database(host, args, "import", "--nss-password-file")
     file = args.value("--password-file")
 
@@ -24512,10 +24732,11 @@ def import_command(host: Host, args: Args) -> int:
 
 
 def nss_tool_command(name: str, directory: str, secret: str) -> None:
-    """Register a command that runs one of NSS's tools on the database.
+    """Register a command that runs a tool of NSS on the database.
 
-    `directory` is the tool's option for the database.  `secret` is its option for a password file, empty if
-    it has none; the command uses it if the file nsspassword holds a password.
+    `directory` is the option with which the tool gets the directory of the database.  `secret` is the option
+    with which the tool gets a password file, or empty if the tool has none.  The command adds this option if
+    the file nsspassword has a password.
     """
 
     @command(name, "ARG...", options=None, summary=f"run NSS's {name} on the database",
@@ -24553,15 +24774,15 @@ nss_tool_command("vfychain", "-d", "-f")
     Opt("--right", None, "show the key as a rightrsasigkey= (or rightecdsakey=) line"),
     Opt("--ipseckey", None, "show the key as an IPSECKEY record for the DNS"),
     Opt("--pem", None, "show the key as PEM"),
-    Opt("--pubkey", None, "with --left, --right or --ipseckey: use the DER public key"),
-    Opt("--gateway", "ADDRESS", "the gateway of the record"),
-    Opt("--precedence", "NUMBER", "the precedence of the record (default 10)"),
-    Opt("--ckaid", "HEX", "the key whose CKAID starts with HEX"),
-    Opt("--rsaid", "ID", "the RSA key with this keyid")))
+    Opt("--pubkey", None, "write the DER public key (with --left, --right or --ipseckey)"),
+    Opt("--gateway", "ADDRESS", "the gateway in the IPSECKEY record (default: no gateway)"),
+    Opt("--precedence", "NUMBER", "the precedence in the IPSECKEY record (default 10)"),
+    Opt("--ckaid", "HEX", "show the key whose CKAID starts with HEX"),
+    Opt("--rsaid", "ID", "show the RSA key that has the keyid ID")))
 def showhostkey_command(host: Host, args: Args) -> int:
-    """Run `ipsec showhostkey` where libreswan's own is not installed; return OK.
+    """Run `ipsec showhostkey` if libreswan's own showhostkey is not installed; return OK.
 
-    Raises Failure with status 20 if there is no such key.
+    Raises Failure with status 20 if the database does not have the requested key.
     """
     keys = nss_database(host, args, "showhostkey").keys()
     if args.flag("--list"):
@@ -24587,7 +24808,7 @@ def showhostkey_command(host: Host, args: Args) -> int:
 def chosen_key(keys: Sequence[HostKey], ckaid: str, rsaid: str) -> HostKey:
     """Return the first key whose CKAID starts with `ckaid`, or the RSA key whose keyid is `rsaid`.
 
-    Raises Failure.
+    Raises Failure if both are empty or no key matches.
     """
     if not ckaid and not rsaid:
         raise Failure("ipsec showhostkey: --ckaid or --rsaid is needed", USAGE, "ipsec showhostkey --list")
@@ -24601,8 +24822,10 @@ def chosen_key(keys: Sequence[HostKey], ckaid: str, rsaid: str) -> HostKey:
 
 
 def ipseckey_record(key: HostKey, gateway: str, precedence: str, as_spki: bool) -> str:
-    """Return a key as an IPSECKEY record of the DNS (RFC 4025).  If `as_spki`, it holds the DER public
-    key."""
+    """Return the text of an IPSECKEY record for the DNS (RFC 4025) with a public key.
+
+    If `as_spki`, the key is written as DER SubjectPublicKeyInfo.
+    """
     texts = key_texts(key)
     algorithm, public_key = (4, texts.spki) if as_spki else (texts.algorithm, texts.base64)
     gateway_type = 0  # no gateway
@@ -24613,8 +24836,10 @@ def ipseckey_record(key: HostKey, gateway: str, precedence: str, as_spki: bool) 
 
 
 def conf_lines(key: HostKey, side: str, as_spki: bool) -> str:
-    """Return the lines of ipsec.conf for a key; `side` is left or right.  If `as_spki`, they hold the DER
-    public key."""
+    """Return the lines for ipsec.conf with a public key; `side` is left or right.
+
+    If `as_spki`, the key is written as DER SubjectPublicKeyInfo.
+    """
     texts = key_texts(key)
     if as_spki:
         return f"\t{side}pubkey={texts.spki}"
@@ -24624,16 +24849,18 @@ def conf_lines(key: HostKey, side: str, as_spki: bool) -> str:
 
 CURVES = ("secp256r1", "secp384r1", "secp521r1")
 KEY_OPTIONS = (*NSS_OPTIONS,
-               Opt("--password", "PASSWORD", "the database's password; every user of this host can see it"),
+               Opt("--password", "PASSWORD",
+                   "the database's password; every user of this host can see it, so use --password-file"),
                Opt("--seeddev", "FILE", "add random bytes from FILE to the seed"),
                Opt("--seedbits", "NUMBER", "accepted and ignored"),
                Opt("--verbose", None, "accepted and ignored"),
-               Opt("--quiet", None, "don't print the CKAID"),
+               Opt("--quiet", None, "don't print the CKAID of the new key"),
                Opt("--hostname", "NAME", "accepted and ignored"))
 
 
 def check_key_size(name: str, kind: str, size: str) -> None:
-    """Raise Failure if `size` is not a valid RSA key size or ECDSA curve; `name` is the command."""
+    """Raise Failure if `size` is not a valid RSA key size or ECDSA curve.  `name` is the command in the
+    message."""
     if kind == "ECDSA":
         if size not in CURVES:
             raise Failure(f"ipsec {name}: unknown curve {quote(size)}", USAGE, ", ".join(CURVES))
@@ -24649,7 +24876,7 @@ def check_key_size(name: str, kind: str, size: str) -> None:
 def make_key(host: Host, args: Args, name: str, kind: str, size: str) -> int:
     """Create a key pair in the database, print its CKAID as rsasigkey(8) does, and return OK.
 
-    Raises Failure.
+    Raises Failure if the key can't be created.
     """
     base = nss_database(host, args, name)
     if args.flag("--password"):
@@ -24678,8 +24905,8 @@ def make_key(host: Host, args: Args, name: str, kind: str, size: str) -> int:
 def newhostkey_command(host: Host, args: Args) -> int:
     """Run `ipsec newhostkey`; return OK.
 
-    Raises Failure with status 1 if the size is not a multiple of 16, 2 for a usage error, 4 if certutil
-    fails.
+    Raises Failure with status 1 if the size of an RSA key is not a multiple of 16, 2 for another usage error,
+    and 4 if certutil fails.
     """
     kind = args.value("--keytype", "rsa")
     if kind not in ("rsa", "ecdsa"):
@@ -24694,14 +24921,20 @@ def newhostkey_command(host: Host, args: Args) -> int:
 @command("rsasigkey", "[BITS]", summary="create an RSA key pair in the NSS database", options=KEY_OPTIONS,
          fallback=True)
 def rsasigkey_command(host: Host, args: Args) -> int:
-    """Run `ipsec rsasigkey [BITS]` where libreswan's own is not installed; return OK.  Raises Failure."""
+    """Run `ipsec rsasigkey [BITS]` if libreswan's own rsasigkey is not installed; return OK.
+
+    Raises Failure if the key can't be created.
+    """
     return make_key(host, args, "rsasigkey", "RSA", args.operands[0] if args.operands else "3072")
 
 
 @command("ecdsasigkey", "[CURVE]", summary="create an ECDSA key pair in the NSS database",
          options=KEY_OPTIONS, fallback=True)
 def ecdsasigkey_command(host: Host, args: Args) -> int:
-    """Run `ipsec ecdsasigkey [CURVE]` where libreswan's own is not installed; return OK.  Raises Failure."""
+    """Run `ipsec ecdsasigkey [CURVE]` if libreswan's own ecdsasigkey is not installed; return OK.
+
+    Raises Failure if the key can't be created.
+    """
     return make_key(host, args, "ecdsasigkey", "ECDSA", args.operands[0] if args.operands else CURVES[0])
 
 
@@ -24726,7 +24959,7 @@ def nsslist_command(host: Host, args: Args) -> int:
 
 
 def certificate_text(certificate: Mapping[str, Any]) -> str:
-    """Return the lines about a certificate, an item of certificate_data(), for `ipsec nsslist`."""
+    """Return the lines that `ipsec nsslist` prints about one certificate from certificate_data()."""
     marks = ["key"] if certificate["has_key"] else []
     marks += ["CA"] if certificate["is_ca"] else []
     marks_text = f" ({', '.join(marks)})" if marks else ""
@@ -24741,32 +24974,37 @@ def certificate_text(certificate: Mapping[str, Any]) -> str:
 # --- capture, _updown ---------------------------------------------------------------------------------------
 
 
-@command("checknflog nflog", summary="copy IPsec traffic to the NFLOG groups that the configuration asks for",
-         details="Makes the firewall rules for nflog-all= and for nflog= of connections, replaces rules of "
-         "another group, and removes rules that are no longer wanted. It uses iptables and ip6tables, or "
-         "nf_tables on a host without them. If rules can't be made, it prints a complaint on standard error "
-         "and exits with status 0: the service runs this command before pluto, and pluto must start.",
+@command("checknflog nflog", summary="copy IPsec traffic to the NFLOG groups of the configuration",
+         details="The command makes firewall rules for nflog-all= and for nflog= of connections. It replaces "
+         "rules whose group has changed, and removes rules that the configuration no longer needs. It uses "
+         "iptables and ip6tables, or nf_tables on a host without these programs. If rules can't be made, the "
+         "command prints a message on standard error, but exits with status 0. The service runs it before "
+         "pluto, and pluto must start even without the rules.",
          options=(Opt("--strict", None, "exit with status 1 if some rules can't be made"),))
 def checknflog_command(host: Host, args: Args) -> int:
-    """Run `ipsec checknflog`; return OK, or with --strict ERROR if some rules are not made."""
+    """Run `ipsec checknflog`; return OK.  With --strict, return ERROR if some rules can't be made."""
     made = check_nflog(host)
     return OK if made or not args.flag("--strict") else ERROR
 
 
 @command("stopnflog", summary="stop copying IPsec traffic: remove the rules that checknflog made",
-         details="It removes all of them, whatever the configuration says now.")
+         details="The command removes all of these rules, even if the configuration still asks for them.")
 def stopnflog_command(host: Host, args: Args) -> int:
-    """Run `ipsec stopnflog`; return OK.  Raises Failure; no rule is changed then."""
+    """Run `ipsec stopnflog`; return OK.  Raises Failure if the rules can't be removed."""
     stop_nflog(host)
     return OK
 
 
 @command("sniff", "[ARG...]", options=None,
          summary="watch IPsec traffic in clear: tcpdump on the NFLOG groups",
-         details="The arguments are tcpdump's. The groups are those of nflog-all= and nflog=; `ipsec "
-         "checknflog` makes the rules that copy packets to them.")
+         details="The arguments are those of tcpdump. The groups are the values of nflog-all= and nflog=. "
+         "`ipsec checknflog` makes the rules that copy packets to these groups.")
 def sniff_command(host: Host, args: Args) -> int:
-    """Run `ipsec sniff [ARG...]`: replace this process by tcpdump.  Raises Failure."""
+    """Run `ipsec sniff [ARG...]`: replace this process with tcpdump.  With --help, print the help and return
+    OK.
+
+    Raises Failure if no group is configured or tcpdump can't be run.
+    """
     if args.operands in (["--help"], ["-h"]):
         host.print(describe(COMMANDS["sniff"]))
         return OK
@@ -24784,15 +25022,16 @@ def sniff_command(host: Host, args: Args) -> int:
 
 
 @command("_updown _updown.xfrm _updown.netkey", "[custom]", hidden=True,
-         summary="what pluto runs when a connection comes up or goes down",
+         summary="the command that pluto runs when a connection comes up or goes down",
          options=(Opt("--route", "yes|no",
-                      "yes: always route to the peer's network; no: only if it is needed"),
+                      "yes: always add a route to the peer's network; no: only if the connection needs it"),
                   Opt("--iproute", "ARGS",
-                      "further words for the route, as in ip-route(8): `table 100 onlink`")))
+                      "more words for the route in the syntax of ip-route(8), such as `table 100 onlink`")))
 def updown_command(host: Host, args: Args) -> int:
-    """Run `ipsec _updown`; return the status of the last step.
+    """Run `ipsec _updown`; return the exit status of the last step.
 
-    Raises Failure: 1 for an unknown verb or address family, 3 for another IPsec stack.
+    Raises Failure with status 1 for an unknown verb or address family, and 3 for another IPsec stack than
+    XFRM.
     """
     stack = host.env.get("PLUTO_STACK", "")
     if stack.lower() not in ("", "xfrm", "netkey"):

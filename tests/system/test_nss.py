@@ -204,7 +204,7 @@ def test_import_pem(base: Machine) -> None:
     base.run(["sh", "-ec", "cd /pki; openssl req -newkey rsa:2048 -nodes -keyout e.key -out e.csr -subj /CN=e; openssl "
               f"x509 -req -in e.csr -CA {pem} -CAkey h.key -CAcreateserial -out e.pem"]).check()
     lone = base.ipsec("import", "/pki/e.pem")  # NSS would keep it without a nickname, and nothing could name it
-    assert lone.status == 12 and "with no private key" in lone.stderr
+    assert lone.status == 12 and "has no private key" in lone.stderr
     assert json.loads(base.ipsec("nsslist", "--json").check().stdout) == []
     assert base.ipsec("import", "--name", "pem host", pem, "/pki/h.key").check().stdout == 'imported "pem host"\n'
     assert json.loads(base.ipsec("nsslist", "--json").check().stdout)[0]["has_key"]
