@@ -3638,16 +3638,18 @@ class Config:
             if number == 1 and line.startswith("\ufeff"):
                 self._report_ending(name, 1, "the file begins with a byte order mark", r"1s/^\xef\xbb\xbf//", True)
                 line = line[1:]
+            if cr_told == 2 and line.endswith("\r"):
+                line = line[:-1]
             text = line.lstrip(" \t")
             if not text or text[0] == "#":
                 continue
             known = len(self.problems)
-            if text == line:
-                self._heading(name, number, line, depth)
-            else:
-                self._statement(name, number, text)
+            self._content(name, number, line, text, depth)
             if text[-1] == "\r" and cr_told < 2:
                 cr_told = self._report_cr(name, number, text, known, cr_told)
+                if cr_told == 2:  # the rest is read as the administrator means it
+                    self._remove_crs(name)
+                    self._content(name, number, line[:-1], text[:-1], depth)
         if line.startswith("include") and self._included and self._ends_badly(name):
             text = ("the last line has no newline: libreswan up to 4.15 then misreads the first line of "
                     f"{self._included}")
@@ -3665,6 +3667,25 @@ class Config:
         except OSError:
             return False
         return is_risky and self.release is not None and self.release < LENIENT
+
+    def _content(self, name: str, number: int, line: str, text: str, depth: int) -> None:
+        """Read a line that is no comment; `text` is the line without blanks before it."""
+        if text == line != "":
+            self._heading(name, number, line, depth)
+        elif text:
+            self._statement(name, number, text)
+
+    def _remove_crs(self, name: str) -> None:
+        """Remove the CR from the names and values that are already read from the file `name`."""
+        for place, section in enumerate(self.sections):
+            if section.file == name:
+                renamed = Section(section.name.rstrip("\r"), name, section.line, section.settings)
+                self.sections[place] = renamed
+                if section is self._section:
+                    self._section = renamed
+        for setting in (*self._setup.values(), *(one for section in self.sections for one in section.settings)):
+            if setting.file == name:
+                setting.value = setting.value.rstrip("\r")
 
     def _report_cr(self, name: str, number: int, text: str, known: int, told: int) -> int:
         """Report that a line of the file `name` ends in CR LF.  Libreswan reads CR as part of a word.
@@ -4069,6 +4090,15 @@ def secrets_file(host: Host, config: Config | None = None) -> str:
     return (config.setup("secretsfile") if config else "") or host.secrets
 
 
+def is_ignored_entry(record: SecretRecord) -> bool:
+    """Return whether libreswan ignores a record of ipsec.secrets because of its kind of key (seen with 4.3 to 5.2).
+
+    Up to 4.3 at least, raw RSA keys in braces are read.
+    """
+    is_raw = any(token.text.startswith("{") for token in record.tokens)
+    return record.kind not in ("", "include", "psk", "xauth", "ppks") and not is_raw
+
+
 def secret_files(host: Host, name: str) -> tuple[list[str], list[Problem]]:
     """Return a pair: the secrets file `name` with the files that it includes, and the problems in these
     files.
@@ -4099,6 +4129,9 @@ def secret_files(host: Host, name: str) -> tuple[list[str], list[Problem]]:
         for record, _ in records:
             if record.problem:
                 problems.append(Problem(file, record.line, record.problem))
+            elif is_ignored_entry(record):
+                text = f"libreswan ignores entries with {record.kind.upper()}; keys belong in the NSS database"
+                problems.append(Problem(file, record.line, text, False))
             if record.include:
                 visit_included(record.include, depth, file, record.line)
 
@@ -18756,7 +18789,7 @@ def check_secrets_syntax(patient: Patient) -> Iterator[Trouble]:
         return
     problems = readable_secrets(patient, name)[1]
     for level, word, found in (("FAIL", "PARSE ERROR", [problem for problem in problems if problem.fatal]),
-                               ("WARN", "NOT FOUND", [problem for problem in problems if not problem.fatal])):
+                               ("WARN", "NOT LOADED", [problem for problem in problems if not problem.fatal])):
         if found:
             yield level, word, "; ".join(map(str, found[:3])), edit_command(found[0])
 

@@ -204,6 +204,8 @@ def test_what_editors_of_other_systems_add_is_told_of_once(tmp_path: Path) -> No
     assert [(problem.line, problem.text.partition(", ")[0], problem.fatal) for problem in config.problems] == [
         (1, "the file begins with a byte order mark", True), (1, "the line ends in CR LF", False),
         (2, "the line ends in CR LF", True)]
+    (conn,) = config.conns()
+    assert (conn.name, conn.auto, conn.get("left")) == ("a", "add", "%any")
 
 
 def test_a_cr_is_an_error_only_where_libreswan_reads_it_as_part_of_a_word(tmp_path: Path) -> None:

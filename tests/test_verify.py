@@ -332,7 +332,18 @@ def test_errors_and_missing_files_of_the_secrets_differ(tmp_path: Path, monkeypa
     patient = patient_of(tmp_path, monkeypatch, CONN.format(right="192.0.2.2"), 'include none.secrets\n: PSK ""\n')
     assert [trouble[:3] for trouble in CHECKS["secrets"].function(patient)] == [
         ("FAIL", "PARSE ERROR", f"{tmp_path}/ipsec.secrets:2: the key is empty; pluto aborts when it uses it"),
-        ("WARN", "NOT FOUND", f'{tmp_path}/ipsec.secrets:1: "none.secrets": no such file')]
+        ("WARN", "NOT LOADED", f'{tmp_path}/ipsec.secrets:1: "none.secrets": no such file')]
+
+
+@pytest.mark.parametrize(("entry", "is_ignored"), [
+    (": RSA key.pem", True), (': RSA key.pem "x"', True), (': P12 a.p12 "x"', True), ('u@x : EAP "x"', True),
+    (': ECDSA key.pem', True), (': PIN tok "x"', True), (': RSA {\n\tModulus: 0x01\n\t}', False),
+    ('@a : XAUTH "x"', False), (': PPKS "id" "x"', False), (': PSK "x"', False), ("# note", False)])
+def test_entries_that_libreswan_ignores(tmp_path: Path, entry: str, is_ignored: bool) -> None:
+    """As old guides and strongSwan write them; seen with 4.3, 4.10 and 5.2."""
+    (tmp_path / "ipsec.secrets").write_text(f"{entry}\n")
+    problems = ipsec.secret_files(Host({}), str(tmp_path / "ipsec.secrets"))[1]
+    assert [problem.fatal for problem in problems] == ([False] if is_ignored else [])
 
 
 def test_addconn_decides_whether_a_configuration_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
