@@ -13703,7 +13703,7 @@ ADDCONN_START = (
     r"|ERROR|WARNING|warning|FATAL"
     r"|(?:load|listen|forgett|add|open|initiat|terminat)ing "
     r"|(?:unterminated|expected|no|ipsec|Kernel) ")
-# A line with a piece of a message: the text before it, its kind, the offset of a piece of a command, the piece
+# A line with a piece of a message: the text before it, its kind, its offset in a command, the piece
 MESSAGE_PIECE = r"(.*?(?:^|: ))(addconn: |\| cmd\( *(\d+)\):)(.*)"
 
 

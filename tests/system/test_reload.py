@@ -34,6 +34,7 @@ conn several
 conn rw
 	right=%any
 	rightaddresspool=10.77.0.1-10.77.0.9
+	salifetime=7h
 	leftsubnet=0.0.0.0/0
 	auto=add
 
