@@ -25162,6 +25162,9 @@ class MdocLine:
             self._put(flag if flag in (*MDOC_CLOSING, "|") else f"-{flag}")
 
     def _put_arguments(self, macro: str) -> None:
+        if macro == "Nm" and self.words and self.words[0] in MDOC_CLOSING:
+            self._put(self.name)  # text() puts the mark behind it
+            return
         arguments = self._arguments()
         if macro == "Xr":
             arguments = [f"{arguments[0]}({arguments[1]})"]

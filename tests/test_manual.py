@@ -69,6 +69,13 @@ def test_a_page_as_text_fits_80_columns_and_leaves_no_marks(page: Path) -> None:
     assert text.startswith(page.stem.upper() + "(8)\n\nNAME\n")
 
 
+def test_a_macro_of_the_name_keeps_the_name_before_a_mark() -> None:
+    """As mandoc does; the name was lost."""
+    assert ipsec.mdoc_text("Nm .", "ipsec") == "ipsec."
+    assert ipsec.mdoc_text("Nm , or", "ipsec") == "ipsec, or"
+    assert ipsec.mdoc_text("Nm ipsec up .", "ipsec") == "ipsec up."
+
+
 def test_man_shows_the_page_on_which_a_command_stands() -> None:
     for name, title in (("verify", "VERIFY"), ("initnss", "CHECKNSS"), ("up", "AUTO"), ("initiate", "AUTO"),
                         ("sniff", "CHECKNFLOG"),
