@@ -19269,7 +19269,8 @@ def psks(patient: Patient, files: Sequence[str], names: Mapping[str, str]) -> It
 @verify_check(
     "psk", "Checking that connections have a pre-shared key",
     checks="Whether ipsec.secrets has a fitting entry for each connection with authby=secret. An entry "
-           "fits if it has the IDs of both ends, the ID of one end and %any, or only the ID of this end. "
+           "fits if it has the IDs of both ends, %any, or only the ID of this end. Entries that pluto does "
+           "not load don't count. "
            "Also whether pluto drops IDs of the entries.",
     matters="Without a fitting entry, pluto has no key for the peer, and IKE fails. If pluto drops all "
             "IDs of an entry, the entry fits every peer.",
