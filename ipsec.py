@@ -3020,8 +3020,8 @@ INCLUDE_DEPTH = 10  # MAX_INCLUDE_DEPTH of libreswan's parser
 
 # --- keywords and their values ------------------------------------------------------------------------------
 #
-# A word of a table below that is followed by `@` and a range of releases, such as `auto@5.2-5.4`, is valid
-# only in these releases.
+# If a word of a table below is followed by `@` and a range of releases, such as `auto@5.2-5.4`, only these
+# releases accept the word.
 _NEW_BOOL = "|".join(f"{word}@5.0-5.4" for word in "y true on n false off".split())
 # Each row of SETUP_KEYWORDS and CONN_KEYWORDS has a kind of value, then the keywords that take such a value.
 # A keyword of a `side` row begins with left or right in the file.  A value of the kind `seconds` is a number
@@ -3167,13 +3167,15 @@ DEBUG_FLAGS = """
 5.1-5.4    updown
 5.4        add-state
 """
-SEPARATE = (5, 3)  # from this release on, a conn can't hold keywords of config setup, or the reverse
-FIRST_WORD = (4, 7)  # from this release up to 4.15, libreswan ignores unknown words after a known word
-IKEPAD_AUTO = (5, 2)  # from this release on, ikepad= accepts auto
-NO_BRACES = (5, 0)  # from this release on, libreswan does not expand {a,b} in an include line
-BARE_COMMENTS = (5, 0)  # from this release on, a keyword that begins with x- is valid without a value
-# From this release on, libreswan ignores invalid values.  For most invalid values, earlier releases refuse
-# the file.
+
+# The first releases with these features:
+SEPARATE = (5, 3)  # A conn can't hold keywords of config setup, and config setup can't hold those of a conn.
+FIRST_WORD = (4, 7)  # Up to 4.15, libreswan ignores unknown words after a known word of a value.
+IKEPAD_AUTO = (5, 2)  # The value of ikepad= may be auto.
+NO_BRACES = (5, 0)  # Libreswan does not expand {a,b} in an include line.
+BARE_COMMENTS = (5, 0)  # A keyword that begins with x- is valid without a value.
+# Libreswan ignores a keyword with an invalid value.  Earlier releases refuse the file for most invalid
+# values.
 LENIENT = (5, 0)
 NUMBER_KINDS = ("number", "0-65535", "duration", "seconds", "percent", "size")
 NUMBER_NOUNS = {"duration": "duration", "seconds": "duration", "percent": "percentage", "size": "size"}
@@ -3590,9 +3592,12 @@ class Config:
         self.problems: list[Problem] = []
         self.sections: list[Section] = []
         self.unread = False
-        self._open: list[str] = []  # the files that are being read; each file includes the next one
-        self._included = ""  # the first file that the last include line matched, or empty
-        self._reads = 0  # how many files were read so far; a file that is included twice counts twice
+        # The files that are being read.  Each file includes the next one of the list.
+        self._open: list[str] = []
+        # The first file that the last include line matched, or empty.
+        self._included = ""
+        # The number of files that were read so far.  A file that is included twice counts twice.
+        self._reads = 0
         self._setup: dict[str, Setting] = {}
         self._setups = 0
         self._section: Section | None = None
@@ -3902,8 +3907,9 @@ class Config:
         """Report a keyword that belongs in the other kind of section."""
         assert self._section is not None
         setup = not self._section.name
-        means_nothing = bare and not setting.value  # before 5.0, a line without a value is ignored
-        is_skipped = self._setups > 1 and bool(self._setup)  # before 5.0, a second config setup is ignored
+        # Libreswan before 5.0 ignores a line without a value, and a second config setup.
+        means_nothing = bare and not setting.value
+        is_skipped = self._setups > 1 and bool(self._setup)
         refused = (setup and is_strict(self.release) and not means_nothing and not is_skipped) or (
             self.release is not None and self.release >= SEPARATE)
         self._problem(setting.file, setting.line, f"keyword {written} is not valid in "
@@ -4042,8 +4048,8 @@ class Config:
             if not name:
                 continue
             if name not in by_name:
-                self._problem(setting.file, setting.line, f"conn {conn.name}: also= names {quote(name)}, and there is "
-                              "no such conn", False)
+                self._problem(setting.file, setting.line, f"conn {conn.name}: also= names {quote(name)}, but "
+                              "there is no conn with this name", False)
                 conn.broken = self.problems[-1]
             elif name != conn.name and name not in conn.alsos:
                 conn.alsos.append(name)
@@ -4112,7 +4118,8 @@ def secret_files(host: Host, name: str) -> tuple[list[str], list[Problem]]:
 
     def visit(file: str, depth: int, parent: str, line: int) -> None:
         if depth > INCLUDE_DEPTH:
-            problems.append(Problem(parent, line, f"includes nested deeper than {INCLUDE_DEPTH} (a loop?)"))
+            problems.append(Problem(parent, line, f"the includes are nested deeper than {INCLUDE_DEPTH}: is "
+                                    "there a loop?"))
             return
         if len(files) >= FILES_LIMIT:
             if not stopped:
@@ -4241,8 +4248,7 @@ def has_secret(ids: Sequence[str | None], ours: str, theirs: str) -> bool | None
         return True
     if None in ids:
         return None
-    #  pluto uses the PSK if it lists exactly two of this end's ID, the peer's ID and %any, or of the three
-    # only %any
+    # the PSK must list exactly two of these three IDs, or only the last one: this end's, the peer's, %any
     listed = [ours in ids, theirs in ids, "" in ids]
     return listed.count(True) == 2 or listed == [False, False, True]
 
@@ -8749,14 +8755,15 @@ NSS_COMMIT = ".nss-commit"
 NSS_BUILD = ".nss-build."
 # A `.nss-commit` that another user or program made is renamed to this prefix with a random number
 NSS_STRAY = ".nss-stray."
-# Prefixes of the names of all files that NSS creates; two such names are pkcs11.txu and cert9.db-journal
+# The name of each file that NSS creates begins with one of these words: pkcs11.txu, cert9.db-journal
 NSS_PARTS = ("cert9.db", "key4.db", "pkcs11.tx")
 OPEN_FILES = "/proc/self/fd/"
-NSS_ROOM = 256 << 10  # bytes of disk space that a new database and its journal need
-NSS_READ_TIME = 10.0  # seconds after which a query of a database file is ended
-NSS_ROWS, NSS_MEMORY = 100_000, 256 << 20  # the most rows and bytes that a query may return
-NSS_TIME = 60.0  # seconds after which a tool of NSS is ended
-# The name of the database's PKCS#11 token, normally and in FIPS mode
+NSS_ROOM = 256 << 10  # A new database and its journal need this number of bytes on the disk.
+NSS_READ_TIME = 10.0  # A query of a database file is stopped after this number of seconds.
+NSS_ROWS, NSS_MEMORY = 100_000, 256 << 20  # A query fails if its result has more rows or bytes.
+NSS_TIME = 60.0  # A tool of NSS is stopped after this number of seconds.
+
+# The name of the database's PKCS#11 token: the first one is the usual name, the second one that in FIPS mode
 NSS_TOKENS = ("NSS Certificate DB", "NSS FIPS 140-2 Certificate DB")
 # The package that contains NSS's tools, by distribution (ID and ID_LIKE of os-release(5))
 NSS_PACKAGES = {"debian": "libnss3-tools", "ubuntu": "libnss3-tools", "fedora": "nss-tools",
@@ -8766,20 +8773,21 @@ NSS_PACKAGES = {"debian": "libnss3-tools", "ubuntu": "libnss3-tools", "fedora": 
 # Constants of PKCS#11 (pkcs11t.h) and NSS (pkcs11n.h) in the form in which the database stores them
 CKO_CERTIFICATE, CKO_PRIVATE_KEY, CKO_NSS_TRUST = (n.to_bytes(4, "big") for n in (1, 3, 0xce534353))
 CKK_RSA, CKK_EC = (n.to_bytes(4, "big") for n in (0, 3))
-# CKA_TRUST_SERVER_AUTH, CKA_TRUST_CLIENT_AUTH, CKA_TRUST_EMAIL_PROTECTION, CKA_TRUST_CODE_SIGNING
+# The columns of the attributes CKA_TRUST_SERVER_AUTH, CKA_TRUST_CLIENT_AUTH, CKA_TRUST_EMAIL_PROTECTION and
+# CKA_TRUST_CODE_SIGNING
 TRUST_COLUMNS = ("ace536358", "ace536359", "ace53635b", "ace53635a")
 # The values of TRUST_COLUMNS (CKT_NSS_...), each with the letter that certutil -t uses for it
 TRUST_LETTERS = {0xce534351: "P", 0xce534352: "C", 0xce53435a: "p", 0xce53435b: "c"}
 NSS_EMPTY = b"\xa5\x00\x5a"  # NSS stores an attribute of length 0 as these bytes (sdb.c)
-# The algorithms of public keys (RFC 3279, RFC 4055): the DER of the object identifier in hex, and the kind
-# of key
+
+# The kinds of public keys, by the DER of the algorithm's object identifier in hex (RFC 3279, RFC 4055)
 KEY_KINDS_OF_DER = {"2a864886f70d010101": "RSA", "2a864886f70d01010a": "RSA", "2a8648ce3d0201": "ECDSA"}
-# Attributes of distinguished names: the DER of the object identifier in hex, and the short name of the
-# attribute
+
+# The short names of attributes in distinguished names, by the DER of the object identifier in hex
 NAME_PARTS = {"550403": "CN", "55040a": "O", "55040b": "OU", "550406": "C", "550407": "L", "550408": "ST",
               "550405": "serialNumber", "2a864886f70d010901": "E", "0992268993f22c640119": "DC"}
-SOON = 30  # nsslist marks a certificate that expires within this number of days
-CERTIFICATE_DER = b"\x30\x82"  # the first two bytes of every certificate between 256 bytes and 64 kB
+SOON = 30  # nsslist marks a certificate that expires within this number of days.
+CERTIFICATE_DER = b"\x30\x82"  # Every certificate of 256 bytes to 64 kB begins with these bytes.
 
 
 class Certificate(Record):
@@ -9002,7 +9010,7 @@ def first_line(host: Host, name: str) -> str:
         return next(iter(host.read(name).splitlines()), "")
     except OSError as error:
         raise Failure(f"{name}: {error.strerror}",
-                      hint="its first line must be the password") from None
+                      hint="the first line of this file must be the password") from None
 
 
 def make_directories(names: Sequence[str]) -> None:
@@ -9057,8 +9065,8 @@ class NssDatabase:
         if password is None:
             password = nss_password(host, NSS_TOKENS[0])
         self.password = password
-        self.opened = -1  # a descriptor of the directory while it is locked
-        # True after build() has decided a change, until the files of the change are in place
+        self.opened = -1  # While the directory is locked, this is a descriptor of it.
+        # True after build() has decided a change, until all files of the change are in place.
         self.is_decided = False
 
     def file(self, name: str) -> str:
@@ -9383,8 +9391,8 @@ class NssDatabase:
         """
         if not self.writable():
             raise Failure(f'ERROR: destination directory "{self.directory}" is missing or permission denied',
-                          ERROR, "it must be a directory that can be written" if self.host.lexists(self.directory)
-                          else f"mkdir -m 700 {self.directory}")
+                          ERROR, "this must be a directory in which this user can create files"
+                          if self.host.lexists(self.directory) else f"mkdir -m 700 {self.directory}")
         opened = self.host.lock(self.directory)
         try:
             lock = self.within(lambda: NssLock(opened.fd, self.host, self.directory))
@@ -9438,11 +9446,13 @@ class NssDatabase:
         for info in (link, file):
             if info.st_uid and not self._is_unmapped(info.st_uid):
                 option = "-h " if info is link else ""
-                raise Failure(f"{name}: it belongs to user {info.st_uid}, and names libraries that NSS would "
-                              "load as root", NSS_FAILURE, f"check its contents, then: chown {option}root {name}")
+                raise Failure(f"{name}: it belongs to user {info.st_uid}, and lists libraries that NSS would "
+                              "load as root", NSS_FAILURE,
+                              f"check the contents of the file, then run: chown {option}root {name}")
         if file.st_mode & 0o002:
-            raise Failure(f"{name}: every user can change it, and it names libraries that NSS would "
-                          "load as root", NSS_FAILURE, f"check its contents, then: chmod o-w {name}")
+            raise Failure(f"{name}: every user can change the file, which lists libraries that NSS would "
+                          "load as root", NSS_FAILURE,
+                          f"check the contents of the file, then run: chmod o-w {name}")
 
     def _is_unmapped(self, uid: int) -> bool:
         """Return whether `uid` is the ID that the kernel shows for every user without an ID in this user
@@ -9578,8 +9588,8 @@ class NssDatabase:
         """
         self._sync_build(fd, self._path(fd, name))
         if self.state() != before:
-            raise Failure(f"{self.directory}: another program changed the database meanwhile", NSS_FAILURE,
-                          "its change is kept; try again")
+            raise Failure(f"{self.directory}: another program changed the database at the same time",
+                          NSS_FAILURE, "the change of the other program is kept; try again")
         self._commit(name, fd)
         os.fsync(self.opened)
 
@@ -9623,7 +9633,7 @@ class NssDatabase:
     def _exchanged(self, name: str) -> Failure:
         """Return the Failure for a subdirectory that another user replaced."""
         return Failure(f"{self.directory}: another user replaced {name}", NSS_FAILURE,
-                       f"let nobody else write to the directory: chmod go-w {self.directory}")
+                       f"remove the write permission of other users: chmod go-w {self.directory}")
 
     def state(self) -> list[tuple[str, int, int, int]]:
         """Return (name, inode, size, modification time) for each database file, to detect changes by
@@ -9843,9 +9853,9 @@ def migrate_dbm(base: NssDatabase) -> None:
 
     probe_argv = ["certutil", "-L", "-d", f"dbm:{source}"]
     if base.host.run(probe_argv, timeout=NSS_TIME, hint=nss_package(base.host)).status:
-        raise Failure(f"{base.directory}: NSS database in Berkeley DB format, which this release of NSS "
-                      "can't read", NSS_FAILURE, "convert it on a host whose certutil can read it: certutil "
-                      "--upgrade-merge --source-dir DIR -d sql:NEW --upgrade-id pluto")
+        raise Failure(f"{base.directory}: the NSS database is in Berkeley DB format, which this release "
+                      "of NSS can't read", NSS_FAILURE, "convert it on a host whose certutil can read it: "
+                      "certutil --upgrade-merge --source-dir DIR -d sql:NEW --upgrade-id pluto")
     base.host.print(f"Migrating NSS db to sql:{base.directory}")
     base.build(work)
     base.host.print("NSS upgrade complete")
@@ -9998,7 +10008,7 @@ def import_file(base: NssDatabase, names: Sequence[str], password: Callable[[], 
             new = [certificate for certificate in NssDatabase(host, path, base.password).certificates()
                    if (certificate.der, certificate.has_key) not in before]
             if not new:
-                raise Failure(f"{names[0]}: all its certificates are in the database already",
+                raise Failure(f"{names[0]}: all certificates of this file are already in the database",
                               IMPORT_DUPLICATE)
             owner = next((certificate for certificate in new if certificate.has_key), new[0])
             if not owner.nickname:
@@ -10027,7 +10037,7 @@ def read_pkcs12(host: Host, names: Sequence[str], password: Callable[[], str],
     if any(b"-----BEGIN " in content[:READ_CHUNK] for content in contents):
         return pem_to_pkcs12(host, b"\n".join(contents), nickname), b"pem"
     if len(contents) > 1:
-        raise Failure("several files are imported only if they are PEM", USAGE,
+        raise Failure("several files can be imported together only if they are PEM files", USAGE,
                       "import one PKCS#12 file at a time")
     data = contents[0]
     is_sequence = data[:1] == b"\x30"
@@ -10069,7 +10079,8 @@ def import_failure(name: str, failure: NssTool) -> Failure:
     if failure.code == "SEC_ERROR_BAD_PASSWORD":
         return Failure(f"{name}: wrong password", IMPORT_PASSWORD, "give --password-file FILE")
     if any(word in failure.message for word in ("DUPLICATE", "COLLISION", "same")):
-        return Failure(f"{name}: its nickname or certificate is in the database already", IMPORT_DUPLICATE)
+        return Failure(f"{name}: the database already has this certificate or this nickname",
+                       IMPORT_DUPLICATE)
     if failure.code in CORRUPT_PKCS12:
         return Failure(f"{name}: corrupt: {failure.message}", IMPORT_CORRUPT, "copy it again")
     if failure.code.startswith(UNREADABLE_PKCS12):
@@ -10098,8 +10109,8 @@ def pem_to_pkcs12(host: Host, pem: bytes, nickname: str) -> bytes:
         os.close(source)
         os.close(password)
     if ran.status:
-        raise Failure("these PEM files don't contain a certificate and its key, or the key has a password",
-                      IMPORT_CORRUPT,
+        raise Failure("these PEM files don't contain a certificate and its private key, or the key is "
+                      "encrypted", IMPORT_CORRUPT,
                       "openssl pkcs12 -export -in CERT -inkey KEY -out FILE.p12, then import that")
     return ran.out
 
@@ -10278,7 +10289,7 @@ class RouteWords:
             if word == "table":
                 self.table = 0  # the kernel then uses RTA_TABLE
             return attribute(ROUTE_NUMBERS[word], int(value))
-        raise OSError(errno.EINVAL, f"{quote(f'{word} {value}')} is not understood in a route")
+        raise OSError(errno.EINVAL, f"{quote(f'{word} {value}')} is not supported in a route")
 
 
 class Routing:
@@ -10627,24 +10638,24 @@ def comment_of_userdata(userdata: bytes) -> str:
 
 # --- NFLOG --------------------------------------------------------------------------------------------------
 
-NFLOG_ALL = "all-ipsec"  # the prefix of the rules for nflog-all= (ipsec.conf(5))
-# Libreswan 5.x appends these endings to NFLOG_ALL in rules of nf_tables: `in` for packets that were received
-# through a tunnel, `out` for packets that will be sent through a tunnel
+NFLOG_ALL = "all-ipsec"  # This is the prefix of the rules for nflog-all= (ipsec.conf(5)).
+# In rules of nf_tables, libreswan 5.x appends an ending to NFLOG_ALL, which depends on the direction: `in`
+# for packets that were received through a tunnel, `out` for packets that will be sent through a tunnel.
 NFLOG_ENDINGS = {"in": "-input", "out": "-output"}
 # The prefix of the rules that checknflog makes for nflog= is this text followed by the name of the connection
 NFLOG_CONN = "ipsec-conn:"
-NFLOG_TABLE = "ipsec-log"  # the table in nf_tables, which libreswan 5.x also uses
+NFLOG_TABLE = "ipsec-log"  # This is the name of the table in nf_tables; libreswan 5.x uses the same table.
+
 # The chain and direction of the rules for each kind of packet: a packet for this host, a packet forwarded
 # from a tunnel, a packet from this host, and a packet forwarded into a tunnel
 NFLOG_PLACES = (("INPUT", "in"), ("FORWARD", "in"), ("OUTPUT", "out"), ("FORWARD", "out"))
-# The priority -1 is evaluated before the filter rules (0), so that packets which they drop are copied too
+# Chains with priority -1 run before the filter chains (0), so that dropped packets are copied too.
 NFLOG_CHAINS = {"INPUT": NftChain(NF_INET_LOCAL_IN, -1), "FORWARD": NftChain(NF_INET_FORWARD, -1),
                 "OUTPUT": NftChain(NF_INET_LOCAL_OUT, -1)}
 NFLOG_KEYWORDS = ("nflog", "nflog-all")
-SCRIPT_SIZE = 1 << 20  # how many bytes of an updown script are read at most
-# How many seconds to wait while another program changes the tables.  The time must be far below the 90
-# seconds that systemd gives a service to start (DefaultTimeoutStartSec=), because the start includes
-# checknflog.
+SCRIPT_SIZE = 1 << 20  # At most this number of bytes of an updown script are read.
+# The time to wait while another program changes the tables, in seconds.  The start of the service includes
+# checknflog, and systemd ends the start after 90 seconds (DefaultTimeoutStartSec=).
 FILTER_WAIT = 15
 
 
@@ -10675,7 +10686,7 @@ class FoundRule(Record):
     group: int
     prefix: str
     family: int
-    ends: str  # has the form of Capture.ends
+    ends: str  # in the form of Capture.ends
     body: bytes
     handle: int = 0
 
@@ -11122,8 +11133,8 @@ def make_nflog(host: Host, config: Config) -> list[str]:
     wanted = nflog_all_captures(host, group) if group else []
     lines = [f"nflog ipsec capture enabled on nflog:{group}" if group else "nflog ipsec capture disabled"]
     local = [address for address, _, _, _ in Routing(host).addresses()] if conns else []
-    places: dict[str, Sequence[tuple[str, str]]] = {}  # the key is the value of leftupdown=
-    # the prefix and rule_place() of the rules of _updown that are to be replaced
+    places: dict[str, Sequence[tuple[str, str]]] = {}  # The key is the value of leftupdown=.
+    # The prefix and the rule_place() of each rule of _updown that is to be replaced.
     by_updown: set[tuple[str, tuple[str, str]]] = set()
     for conn, conn_group in conns:
         updown = conn.get(f"{local_side(conn, local)}updown")
@@ -11199,8 +11210,8 @@ def nflog_conn(host: Host, add: bool, name: str, group: int, ours: str, theirs: 
 # --- _updown ------------------------------------------------------------------------------------------------
 
 # The steps of each verb (PLUTO_VERB), in the order of libreswan's script.  A step is the name of a method of
-# Updown after `+`, which makes a change, or `-`, which reverts it.  A verb without -host or -client stands
-# for both.
+# Updown after `+`, which makes a change, or `-`, which reverts the change.  If a verb has neither -host nor
+# -client, its steps apply to both.
 UPDOWN_STEPS = {
     "prepare": "+interface", "route": "+vti +route +nflog", "unroute": "-route -source", "up-host": "",
     "up-client": "+interface +resolver +cat +source +notify +vti", "down-host": "-cisco -nflog -cat -vti",
@@ -11214,12 +11225,12 @@ NM_HELPER = "/usr/libexec/nm-libreswan-service-helper"
 # The routing table, and the priority of the routing rule, for the ESP packets to a peer whose own address is
 # in the network that its tunnel leads to
 ESP_TABLE, ESP_RULE_PRIORITY = 50, 100
-OLD_HALVES = {**HALVES, "::/0": ("2000::/3",)}  # the routes of libreswan before 5.2
+OLD_HALVES = {**HALVES, "::/0": ("2000::/3",)}  # Libreswan before 5.2 uses this route in place of ::/0.
 # The nf_tables table for client address translation (CAT), and its chains
 CAT_TABLE = "ipsec-cat"
 CAT_CHAINS = {"POSTROUTING": NftChain(NF_INET_POST_ROUTING, 100, "nat"),
               "PREROUTING": NftChain(NF_INET_PRE_ROUTING, -100, "nat")}
-# How many seconds to wait until the kernel accepts a new IPv6 address as the source of a route
+# The time to wait until the kernel accepts a new IPv6 address as the source of a route, in seconds
 TENTATIVE_TIME = 1.0
 
 
@@ -11335,8 +11346,7 @@ class Updown:
                 try:
                     return self.routing.route(action, net, words)
                 except OSError as error:
-                    # EINVAL: the source address is new, and the kernel still checks that no other host uses
-                    # it
+                    # EINVAL: the kernel still checks that no other host uses the new source address
                     if error.errno != errno.EINVAL or time.monotonic() > deadline:
                         raise
                     time.sleep(0.02)
@@ -11890,7 +11900,7 @@ def updown_defaults(host: Host) -> dict[str, str]:
             is_quoted = value[:1] in ("'", '"') and value[-1:] == value[:1]
             values[key] = value[1:-1] if is_quoted else value
         elif line.strip() and not line.lstrip().startswith("#"):
-            host.warn(f"{name}: only NAME=value lines have an effect: {quote(line.strip())}")
+            host.warn(f"{name}: only NAME=value lines have an effect, not this line: {quote(line.strip())}")
     return values
 
 
@@ -24760,8 +24770,8 @@ def import_command(host: Host, args: Args) -> int:
     for nickname in import_file(base, args.operands, password, args.value("--name")):
         host.print(f"imported {quote(nickname)}")
         if pluto_nickname(nickname) != nickname:
-            host.warn(f"import: in ipsec.conf write leftcert={quote(pluto_nickname(nickname))}: NSS reads the "
-                      "part of a nickname before a colon as the name of a token")
+            host.warn(f"import: in ipsec.conf, write leftcert={quote(pluto_nickname(nickname))}, because NSS "
+                      "reads the part of a nickname before a colon as the name of a token")
     return OK
 
 
@@ -25051,7 +25061,7 @@ def sniff_command(host: Host, args: Args) -> int:
     wanted = ",".join(str(group) for group in groups if group)
     if not wanted:
         raise Failure("ipsec sniff: no NFLOG group is configured", ERROR,
-                      f"put nflog-all=50 into config setup of {host.conf}, then: ipsec checknflog")
+                      f"put nflog-all=50 into config setup of {host.conf}, then run: ipsec checknflog")
     host.exec(host.resolve("tcpdump", "install tcpdump"), ["-n", "-i", f"nflog:{wanted}", *args.operands])
 
 

@@ -78,7 +78,7 @@ def test_a_config_error_has_its_place_and_is_an_error(text: str, problem: str) -
     ("conn a\n\tuniqueids=yes\n", "c:2: keyword uniqueids is not valid in a conn"),
     ("conn a\n\tforceencaps=yes\n", "c:2: obsolete keyword forceencaps"),
     ("config setup\n\tinterfaces=%defaultroute\n", "c:2: obsolete keyword interfaces"),
-    ("conn a\n\talso=b\n", 'c:2: conn a: also= names "b", and there is no such conn'),
+    ("conn a\n\talso=b\n", 'c:2: conn a: also= names "b", but there is no conn with this name'),
     ("conn a\n\tleftid=@a\n\tleftid=@b\n", "c:3: duplicate key leftid in conn a (first in c:2)"),
     ("conn %default\n\talso=b\nconn b\n", "c:2: also= is not valid in conn %default"),
     ("conn a\n\tsubnet=10.0.0.0/8\n", "c:2: subnet needs left or right"),
