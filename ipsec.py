@@ -17372,8 +17372,7 @@ def addconn_complaints(patient: Patient, lines: Sequence[str]) -> Iterator[Troub
 
 
 def keyword_in(words: Iterable[str]) -> str:
-    """Return the first keyword of the configuration among the words, in its canonical spelling; empty if there
-    is none."""
+    """Return the first keyword among the words, in its canonical spelling; empty if there is none."""
     known = known_keywords()
     return next((canonical(word) for word in words if canonical(word) in known), "")
 
@@ -17430,7 +17429,7 @@ def is_authby(value: str) -> bool:
 
 
 def complaint_trouble(patient: Patient, conn: Conn | None, line: str, keyword: str) -> Trouble:
-    """Return the trouble for a line of addconn about the connection; `keyword` is the keyword that it names."""
+    """Return the trouble for a line of addconn about the connection; the line names `keyword`."""
     sentence = addconn_sentence(patient.config, line)
     file, number = named_place(patient.config, complaint_words(line)) or (patient.config.name, 0)
     subject = "this"
@@ -18798,8 +18797,9 @@ def check_secrets_syntax(patient: Patient) -> Iterator[Trouble]:
                f"nothing to check: {name} does not exist, and no connection needs a secret", "")
         return
     problems = readable_secrets(patient, name)[1]
-    for level, word, found in (("FAIL", "PARSE ERROR", [problem for problem in problems if problem.fatal]),
-                               ("WARN", "NOT LOADED", [problem for problem in problems if not problem.fatal])):
+    fatal = [problem for problem in problems if problem.fatal]
+    others = [problem for problem in problems if not problem.fatal]
+    for level, word, found in (("FAIL", "PARSE ERROR", fatal), ("WARN", "NOT LOADED", others)):
         if found:
             yield level, word, "; ".join(map(str, found[:3])), edit_command(found[0])
 
