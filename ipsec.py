@@ -14550,20 +14550,21 @@ def nft_text(value: object) -> str:
 
 # --- what the rules do with a packet ------------------------------------------------------------------------
 #
-# Reads the rules of iptables and nftables as iptables-save(8) and nft(8) print them, and finds out what they
-# do with a packet.  If the answer depends on a part of a rule or of the packet that is not known, it is
-# "unknown".  Used by verify and why.  The parser reads nft's text and not its JSON, because OpenWrt's nft
-# can't print JSON and python3-minimal lacks the module json.
+# This part parses the rules that iptables-save(8) and nft(8) print, and computes what the rules do with a
+# packet.  The result is "unknown" if it depends on a condition that can't be evaluated, or on an unknown
+# field of the packet.  verify and why use this part.  The parser reads nft's text and not nft's JSON, because
+# OpenWrt's nft can't print JSON, and python3-minimal lacks the module json.
 
-Condition = tuple[str, str, bool]  # field, values separated by commas, is it negated
+Condition = tuple[str, str, bool]  # a field, its values separated by commas, whether the condition is negated
 Rule = tuple[list[Condition], str]  # conditions, target
-Packet = dict[str, str]  # by field, all spellings of its value, separated by blanks: {"proto": "udp 17"}
-Table = tuple[str, "dict[str, Chain]"]  # the family (ip, ip6, or inet for both), the chains by name
+# The fields of a packet.  A value has all spellings of the field's value, separated by blanks: "udp 17"
+Packet = dict[str, str]
+Table = tuple[str, "dict[str, Chain]"]  # the family (ip, ip6, or inet for both), and the chains by name
 UNKNOWN_CONDITION: Condition = ("?", "", False)
 EVERYTHING = ("0.0.0.0/0", "::/0")
 
-# By the words of a condition, the field of the packet that it tests.  `ipsec-out` is the policy by which the
-# packet will be encrypted, `ipsec-in` the one by which it was decrypted.
+# These tables map the words that begin a condition to the field of the packet that the condition tests.
+# `ipsec-out` says whether an IPsec policy will encrypt the packet, `ipsec-in` whether it was decrypted.
 IPTABLES_FIELDS = {
     "-s": "src", "-d": "dst", "-i": "in", "-o": "out", "-p": "proto",
     "--dport": "dport", "--dports": "dport", "--sport": "sport", "--sports": "sport",
@@ -14580,39 +14581,41 @@ NFT_FIELDS = {
     "rt ipsec": "ipsec-out", "meta ipsec": "ipsec-in", "meta secpath": "ipsec-in",
     "reverse-path": "reverse-path",  # see with_reverse_path()
 }
-# Words that imply a condition on the protocol or the family
+# These words imply a condition on the protocol or on the IP family.
 NFT_IMPLIED = {
     "tcp": ("proto", "tcp", False), "udp": ("proto", "udp", False), "icmp": ("proto", "icmp", False),
     "icmpv6": ("proto", "icmpv6", False), "esp": ("proto", "esp", False), "ah": ("proto", "ah", False),
     "ip": ("family", "ipv4", False), "ip6": ("family", "ipv6", False),
 }
-# Statements that decide nothing about the packet, and the words inside them that a value follows
+# Statements that have no effect on the packet.  Each key is the first word of a statement; its value has the
+# words of the statement that are followed by a value.
 NFT_SILENT = {
     "log": ("prefix", "level", "flags", "group", "snaplen", "queue-threshold"),
     "counter": ("packets", "bytes", "name"),
     "comment": (),
 }
-# The condition of a reverse path filter: the route back to the source leaves by the interface on which the
-# packet arrived
+# The words of a reverse path filter.  The filter tests whether the route to the packet's source leaves
+# through the interface on which the packet arrived.
 REVERSE_PATHS = ("fib saddr . mark . iif oif".split(), "fib saddr . iif oif".split())
-# What a target does with a packet; `?`: unknown, empty: nothing
+# The effect of each target on a packet.  `?` means that the effect is unknown.  An empty value means that the
+# target has no effect.
 RULE_TARGETS = {
     "accept": "accept", "drop": "drop", "reject": "drop", "return": "return", "notrack": "",
     "masquerade": "snat", "snat": "snat", "dnat": "dnat", "redirect": "dnat",
     "netmap": "?", "queue": "?", "nfqueue": "?", "?": "?",
 }
 IPTABLES_TABLES = ("filter", "nat", "mangle", "raw", "security")
-# The families of tables that a packet passes, by the packet's IP family
+# The families of the tables that apply to a packet, by the IP family of the packet
 TABLE_FAMILIES = {"ipv4": ("ip", "inet"), "ipv6": ("ip6", "inet")}
 
 
 class Chain(Record):
-    """A chain of rules.
+    """A chain of firewall rules.
 
-    `hook` is the place where the kernel runs the chain: input, output, forward, postrouting, ...  `kind` is
-    `nat` or `route`, or empty for a filter.  `policy` is accept or drop.  All three are empty for a chain
-    that runs only if another chain jumps to it.  `insert` is the command that inserts a rule at the chain's
-    head.
+    `hook` is the netfilter hook that runs the chain: input, output, forward, postrouting, ...  `kind` is
+    `nat` or `route`, or empty for a filter chain.  `policy` is accept or drop.  `hook`, `kind` and `policy`
+    are empty for a chain that runs only if another chain jumps to it.  `insert` is the command that inserts a
+    rule before the first rule of the chain; the caller appends the rule.
     """
 
     hook: str
@@ -14623,7 +14626,7 @@ class Chain(Record):
 
 
 class RuleWords:
-    """The words of a rule, read from left to right."""
+    """Reads the words of a rule from left to right."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self.words = words
@@ -14634,30 +14637,32 @@ class RuleWords:
 
     @property
     def next(self) -> str:
-        """The word that take() returns next; empty at the end."""
+        """The next word, which stays in place.  It is empty if no word is left."""
         return self.words[self.place] if self else ""
 
     def take(self) -> str:
-        """Return the next word and move past it; empty at the end."""
+        """Return the next word and move past it.  Return an empty string if no word is left."""
         word = self.next
         self.place += 1
         return word
 
     def skip(self, *words: str) -> bool:
-        """Move past the next word if it is one of `words`; return whether it was."""
+        """Move past the next word if `words` has it.  Return whether the reader moved."""
         if not self or self.next not in words:
             return False
         self.place += 1
         return True
 
     def rest(self) -> Sequence[str]:
-        """Return the words that are left."""
+        """Return the words that are not read yet, without reading them."""
         return self.words[self.place:]
 
 
 def iptables_tables(text: str, program: str) -> Iterator[Table]:
-    """Yield the tables in the output of `program`-save; `program` is iptables or ip6tables, also with -legacy
-    or -nft at its end."""
+    """Yield the tables in `text`, which is the output of `program`-save.
+
+    `program` is iptables or ip6tables, and may end with -legacy or -nft.
+    """
     family = program.partition("tables")[0]
     name = ""
     table: dict[str, Chain] = {}
@@ -14674,7 +14679,10 @@ def iptables_tables(text: str, program: str) -> Iterator[Table]:
 
 
 def iptables_chain(words: Sequence[str], table_name: str, program: str) -> Chain:
-    """Return a chain without rules for a line of iptables-save, as `:INPUT DROP [0:0]` or `:mine - [0:0]`."""
+    """Return the chain that a line of iptables-save declares, still without rules.
+
+    `words` are the words of the line, for example of `:INPUT DROP [0:0]` or `:mine - [0:0]`.
+    """
     name = words[0][1:]
     policy = words[1].lower().strip("-")
     hook = name.lower() if policy else ""
@@ -14683,7 +14691,7 @@ def iptables_chain(words: Sequence[str], table_name: str, program: str) -> Chain
 
 
 def iptables_rule(text: Sequence[str]) -> Rule:
-    """Parse a rule of iptables-save; `text` has its words after `-A CHAIN`."""
+    """Parse a rule of iptables-save.  `text` has the words that follow `-A CHAIN`."""
     conditions: list[Condition] = []
     negated, direction = False, ""
     words = RuleWords(text)
@@ -14712,8 +14720,10 @@ def iptables_rule(text: Sequence[str]) -> Rule:
 
 
 def iptables_target(words: RuleWords) -> str:
-    """Take the target of a rule from the words after `-j` or `-g`, and return it; SNAT is followed by the new
-    source."""
+    """Return the target of a rule, and move `words`, which follow `-j` or `-g`, past its name.
+
+    For SNAT the result is `SNAT ADDRESS`, with the new source address.
+    """
     target = words.take()
     if target == "SNAT":
         return f"SNAT {word_after(words.rest(), '--to-source')}"
@@ -14723,25 +14733,25 @@ def iptables_target(words: RuleWords) -> str:
 
 
 class NftReader:
-    """Reads the output of `nft list ruleset`.
+    """Parses the output of `nft list ruleset`.
 
-    `wrapped` has, by family, the name of the iptables program that stores its rules in nf_tables.  A rule for
-    a chain of iptables must be added with that program.  iptables can't read a rule that nft adds there, so
-    iptables-save would lose it.
+    `wrapped` maps an IP family to the iptables program that stores its rules in nf_tables.  A rule in a chain
+    of iptables must be added with this program: iptables can't read a rule that nft adds to such a chain, so
+    iptables-save would lose the rule.
     """
 
     def __init__(self, wrapped: Mapping[str, str]) -> None:
         self.wrapped = wrapped
-        self.depth = 0  # of braces
+        self.depth = 0  # the number of open braces
         self.family = self.name = self.chain = ""
         self.dormant = False  # the kernel skips the chains of a dormant table
         self.table: dict[str, Chain] = {}
-        self.sets: dict[str, list[str]] = {}  # the words of the elements of the table's sets and maps
-        self.set = ""  # the set or map that is being read
-        self.unnamed: list[str] = []  # names made up for the anonymous chains (`jump {`) that are still open
+        self.sets: dict[str, list[str]] = {}  # the elements of each set or map of the table, as words
+        self.set = ""  # the name of the set or map that is being read
+        self.unnamed: list[str] = []  # this reader's names for the anonymous chains (`jump {`) that are open
 
     def tables(self, text: str) -> Iterator[Table]:
-        """Yield the tables of the IP families, except dormant ones."""
+        """Yield the tables of the families ip, ip6 and inet, except dormant tables."""
         for line in text.splitlines():
             words = rule_words(line)
             self._line(line, words)
@@ -14755,7 +14765,7 @@ class NftReader:
                 self.table = {}
 
     def _line(self, line: str, words: list[str]) -> None:
-        """Read one line; `depth` is the depth of braces at its start."""
+        """Parse one line.  `self.depth` is still the number of braces that are open before the line."""
         first = words[0] if words else ""
         if self.depth == 0:
             if first == "table":
@@ -14781,7 +14791,10 @@ class NftReader:
             self._elements(words)
 
     def _elements(self, words: list[str]) -> None:
-        """Read one line of a set or a map.  The contents of one that changes by itself are unknown."""
+        """Parse one line of a set or a map.
+
+        Forget a set whose elements expire or are added by rules, because its contents are unknown.
+        """
         if not {"timeout", "dynamic", "expires", "counter", "timeout,", "dynamic,"}.isdisjoint(words):
             del self.sets[self.set]
         elif words[:2] == ["elements", "="]:
@@ -14790,7 +14803,10 @@ class NftReader:
             self.sets[self.set] += [word for word in words if word != "}"]
 
     def _insert(self) -> str:
-        """Return the command that inserts a rule at the head of the current chain."""
+        """Return the command that inserts a rule before the first rule of the current chain.
+
+        The caller appends the rule.
+        """
         if self.chain.isupper() and self.family in self.wrapped:
             return f"{self.wrapped[self.family]} -t {self.name} -I {self.chain}"
         return f"nft insert rule {self.family} {self.name} {self.chain}"
@@ -14807,7 +14823,10 @@ class NftReader:
         current.rules.extend(nft_rules(self._with_elements(words)))
 
     def _with_elements(self, words: Sequence[str]) -> list[str]:
-        """Return the words with the elements of a set, as far as they are known, in place of `@SET`."""
+        """Return the words of a rule, with each `@SET` replaced by the elements of the set in braces.
+
+        `@SET` stays if the elements are unknown.
+        """
         shown: list[str] = []
         for word in words:
             if word.startswith("@") and self.sets.get(word[1:]):
@@ -14818,7 +14837,10 @@ class NftReader:
 
 
 def nft_rules(text: Sequence[str]) -> Iterator[Rule]:
-    """Yield the rule that the words of a line of nft make, or one rule for each entry of a verdict map."""
+    """Parse the words of one line of nft, and yield its rule.
+
+    If the line has a verdict map, yield one rule for each entry of the map.
+    """
     conditions: list[Condition] = []
     text = with_reverse_path(text)
     is_joined = not {".", "&", "|"}.isdisjoint(text)  # a condition compares several fields at once
@@ -14853,7 +14875,7 @@ def nft_rules(text: Sequence[str]) -> Iterator[Rule]:
 
 
 def with_reverse_path(text: Sequence[str]) -> Sequence[str]:
-    """Return the words of a rule with the one word `reverse-path` in place of those of REVERSE_PATHS."""
+    """Return the words of a rule, with the word `reverse-path` in place of the words of REVERSE_PATHS."""
     for path in REVERSE_PATHS:
         for start in range(len(text) - len(path)):
             end = start + len(path)
@@ -14863,9 +14885,10 @@ def with_reverse_path(text: Sequence[str]) -> Sequence[str]:
 
 
 def nft_field(word: str, words: RuleWords) -> str:
-    """Return the field that a condition tests, empty for a field that is not in NFT_FIELDS.
+    """Return the field that a condition tests.  Return an empty string if the field is unknown.
 
-    `word` begins the condition and `words` follow it.  Further words of the field's name are taken.
+    `word` is the first word of the condition, and `words` follow it.  The function moves `words` past the
+    rest of the field's name.
     """
     if word == "fib" and list(words.rest()[:2]) == ["daddr", "type"]:
         words.take()
@@ -14882,9 +14905,9 @@ def nft_field(word: str, words: RuleWords) -> str:
 
 
 def nft_target(word: str, words: RuleWords) -> str:
-    """Return the target of a rule if `word` begins one, otherwise an empty string.
+    """Return the target of a rule if `word` begins a target.  Otherwise return an empty string.
 
-    `words` follow the word.  The chain of a jump is taken from them.
+    `words` follow `word`.  For a jump or a goto, the function moves `words` past the name of the chain.
     """
     if word == "jump":
         return words.take()
@@ -14896,7 +14919,7 @@ def nft_target(word: str, words: RuleWords) -> str:
 
 
 def skip_silent(word: str, words: RuleWords) -> None:
-    """Move past the rest of a statement of NFT_SILENT; `word` is its first word."""
+    """Move `words` past the rest of a statement without effect.  `word` is its key in NFT_SILENT."""
     if word == "comment":
         words.take()
     while words.skip(*NFT_SILENT[word]):
@@ -14904,7 +14927,7 @@ def skip_silent(word: str, words: RuleWords) -> None:
 
 
 def nft_values(words: RuleWords) -> str:
-    """Take a value or a set in braces, and return the values, separated by commas."""
+    """Return the next value, or all values of a set in braces, separated by commas, and move past them."""
     if not words.skip("{"):
         return words.take()
     values = ""
@@ -14915,7 +14938,11 @@ def nft_values(words: RuleWords) -> str:
 
 
 def map_rules(conditions: list[Condition], field: str, entries: str) -> Iterator[Rule]:
-    """Yield a rule for each entry `value:verdict` of a verdict map."""
+    """Yield a rule for each entry of a verdict map.
+
+    `entries` has the entries as `VALUE:VERDICT`, separated by commas.  Each rule has `conditions`, and the
+    condition that `field` has the value of the entry.
+    """
     for entry in entries.split(","):
         value, _, target = entry.partition(":")
         target = target.replace("goto", "goto ").removeprefix("jump")
@@ -14930,7 +14957,7 @@ def family_of(address: str) -> str:
 def net_fits(mine: str, wanted: str) -> bool | None:
     """Return whether the network `mine` lies in the network `wanted`.
 
-    None if only a part of it does, or if one of them is neither an address nor a network.
+    Return None if only a part of `mine` lies in `wanted`, or if one of the two is not an address or network.
     """
     if family_of(mine) != family_of(wanted):
         return False
@@ -14949,21 +14976,21 @@ def net_fits(mine: str, wanted: str) -> bool | None:
 
 
 def device_fits(mine: str, wanted: str) -> bool | None:
-    """Return whether an interface matches that of a rule (`eth0`, `eth+`, `eth*`).
+    """Return whether the interface `mine` matches the interface of a rule (`eth0`, `eth+`, `eth*`).
 
-    None if `mine` is empty, which means unknown.
+    An empty `mine` means that the interface is unknown.  The result is then None, but False for `lo`.
     """
     if not mine:
-        return False if wanted == "lo" else None  # no packet of IKE or of a tunnel passes lo
+        return False if wanted == "lo" else None  # packets of IKE and of tunnels never use lo
     if wanted[-1:] in ("+", "*"):
         return mine.startswith(wanted[:-1])
     return mine == wanted
 
 
 def value_fits(field: str, mine: str, wanted: str) -> bool | None:
-    """Return whether a field of a packet has the value that a rule wants, None if that is unknown.
+    """Return whether a field of a packet has the value that a rule requires.  Return None if this is unknown.
 
-    `mine` has all spellings of the packet's value, separated by blanks.
+    `mine` has all spellings of the packet's value, separated by blanks.  `wanted` is the value of the rule.
     """
     if wanted.startswith("@"):  # a named set
         return None
@@ -14981,10 +15008,10 @@ def value_fits(field: str, mine: str, wanted: str) -> bool | None:
 
 
 def reqid_fits(mine: str, wanted: str) -> bool | None:
-    """Return whether a reqid is in a range (`16385-20000`, `7`), None if that is unknown.
+    """Return whether the reqid `mine` is in the range `wanted` (`16385-20000` or `7`).
 
-    `mine` is empty if pluto chooses the reqid.  The first reqid that pluto chooses for ESP is
-    MANUAL_REQID_MAX + 2, so a range with this reqid is meant for all connections.
+    Return None if this is unknown.  `mine` is empty if pluto chooses the reqid.  The first reqid that pluto
+    chooses for ESP is MANUAL_REQID_MAX + 2, so a range that contains this reqid matches all connections.
     """
     first, dash, last = wanted.partition("-")
     last = last or first
@@ -15002,7 +15029,7 @@ def reqid_fits(mine: str, wanted: str) -> bool | None:
 
 
 def condition_fits(condition: Condition, packet: Mapping[str, str]) -> bool | None:
-    """Return whether the packet meets the condition, None if that is unknown."""
+    """Return whether the packet meets the condition.  Return None if this is unknown."""
     field, values, negated = condition
     if field not in packet:
         return None
@@ -15013,7 +15040,7 @@ def condition_fits(condition: Condition, packet: Mapping[str, str]) -> bool | No
 
 
 def rule_fits(conditions: Sequence[Condition], packet: Mapping[str, str]) -> bool | None:
-    """Return whether the packet meets all conditions of a rule, None if that is unknown."""
+    """Return whether the packet meets all conditions of a rule.  Return None if this is unknown."""
     answers = [condition_fits(condition, packet) for condition in conditions]
     if False in answers:
         return False
@@ -15021,12 +15048,12 @@ def rule_fits(conditions: Sequence[Condition], packet: Mapping[str, str]) -> boo
 
 
 def verdict(table: Mapping[str, Chain], chain: Chain, packet: Mapping[str, str]) -> str:
-    """Return what a chain does with a packet: accept, drop, snat or dnat.
+    """Return what a chain of `table` does with a packet: accept, drop, snat or dnat.
 
-    An empty string: the packet passes the whole chain, and goes back to the calling chain.  `?`: unknown,
-    because the result depends on a condition that can't be evaluated.
+    Return an empty string if no rule decides, so that the packet returns to the calling chain.  Return `?` if
+    the result depends on a condition that can't be evaluated.
     """
-    possible: set[str] = set()  # the results of rules that may match
+    possible: set[str] = set()  # the results of the rules that match or don't match, which is unknown
     for conditions, target in chain.rules:
         fits = rule_fits(conditions, packet)
         if fits is False:
@@ -15049,23 +15076,25 @@ def verdict(table: Mapping[str, Chain], chain: Chain, packet: Mapping[str, str])
 
 
 def target_result(target: str, packet: Mapping[str, str]) -> str:
-    """Return what a target other than a chain does with a packet: a value of RULE_TARGETS, empty for nothing.
+    """Return what a target that is not a chain does with a packet.
 
-    `packet` may have the address that masquerading gives to the packet, as `masquerade`.
+    The result is a value of RULE_TARGETS, or empty if the target has no effect.  If the field `masquerade` of
+    the packet is set, it is the source address that masquerading gives to the packet.
     """
     kind, _, source = target.lower().partition(" ")
     result = RULE_TARGETS.get(kind, "")
     if kind == "masquerade":
         source = packet.get("masquerade", "")
     if result == "snat" and source and net_fits(source, packet["src"]):
-        return "accept"  # the new source is in the network of the old one
+        return "accept"  # the new source address is in the network of the old source address
     return result
 
 
 def filter_tables(host: Host, timeout: float = 10.0) -> list[Table]:
-    """Return the tables of this network namespace: those of nf_tables and those of iptables-legacy.
+    """Return the firewall tables of this network namespace, both of nf_tables and of iptables-legacy.
 
-    Raises OSError or Failure if this process may not read them, or if the program that reads them is missing.
+    Raises OSError or Failure if this process is not permitted to read the tables, if the program that prints
+    the tables is not installed, or if the program fails.
     """
     tables: list[Table] = []
     for argv in filter_programs(host):
@@ -15082,12 +15111,13 @@ def filter_tables(host: Host, timeout: float = 10.0) -> list[Table]:
 
 
 def nft_tables(host: Host, text: str, wrapped: Mapping[str, str], timeout: float) -> Iterator[Table]:
-    """Yield the tables in the output of `nft list ruleset`; `wrapped` is that of NftReader.
+    """Yield the tables in `text`, which is the output of `nft list ruleset`.
 
-    nft prints some conditions of iptables only by name (`xt match policy`).  If there is one, the tables of
-    iptables are read with iptables-nft-save instead.  Raises Failure if that fails.
+    nft prints some conditions of iptables only by name (`xt match policy`).  If `text` has such a condition,
+    the tables of iptables come from iptables-nft-save instead.  Raises Failure if iptables-nft-save fails.
+    NftReader explains `wrapped`.
     """
-    programs: dict[str, str] = {}  # the programs that read the tables of iptables, by family
+    programs: dict[str, str] = {}  # the programs that print the tables of iptables, by family
     if "xt match" in text:
         for family, program in wrapped.items():
             if host.which(f"{program}-save"):
@@ -15105,10 +15135,11 @@ def nft_tables(host: Host, text: str, wrapped: Mapping[str, str], timeout: float
 
 
 def filter_programs(host: Host) -> list[list[str]]:
-    """Return the commands that print the tables of this network namespace.
+    """Return the commands that print the firewall tables of this network namespace.
 
-    nft does not print the tables of iptables-legacy.  Raises OSError, or Missing if no installed program can
-    print a table of nf_tables.
+    nft does not print the tables of iptables-legacy, so these tables need a command of their own.  Raises
+    Missing if no installed program can print a table of nf_tables, or if /proc is not mounted.  Raises
+    OSError if the kernel refuses to list the tables.
     """
     programs = []
     known = nf_tables_names(host)
@@ -15117,13 +15148,13 @@ def filter_programs(host: Host) -> list[list[str]]:
     elif known:
         others = [name for family, name in known if family == NFPROTO_INET or name not in IPTABLES_TABLES]
         if others:
-            raise Missing(f"nft is not installed, and is needed to read table {quote(others[0])}")
+            raise Missing(f"nft is needed to read the table {quote(others[0])}, but nft is not installed")
         programs += [["iptables-save"], ["ip6tables-save"]]
 
     if not host.isdir("/proc/self"):
-        raise Missing("/proc is not there, and is needed to find the rules of iptables-legacy")
+        raise Missing("/proc is needed to find the rules of iptables-legacy, but /proc is not mounted")
     for family in ("ip", "ip6"):
-        names = f"/proc/net/{family}_tables_names"  # only root may read it
+        names = f"/proc/net/{family}_tables_names"  # only root is permitted to read this file
         if host.exists(names) and host.read(names):
             legacy = f"{family}tables-legacy-save"
             program = legacy if host.which(legacy) else f"{family}tables-save"
@@ -15132,10 +15163,10 @@ def filter_programs(host: Host) -> list[list[str]]:
 
 
 def nf_tables_names(host: Host) -> set[tuple[int, str]]:
-    """Return the family (NFPROTO_*) and the name of each table of nf_tables, except this program's own table
-    for NFLOG; nothing if the kernel lacks nf_tables.
+    """Return the family (NFPROTO_*) and the name of each table of nf_tables.
 
-    Asks the kernel, so nft is not needed.  Raises OSError.
+    The table that this program makes for NFLOG is left out.  Return an empty set if the kernel lacks
+    nf_tables.  The names come from the kernel, so nft is not needed.  Raises OSError if the request fails.
     """
     known = set()
     try:
