@@ -3189,8 +3189,7 @@ class ConfigError(Failure):
 
 
 class Setting:
-    """A keyword=value of a configuration: the keyword in its canonical spelling, the value, the file, the
-    line."""
+    """A line keyword=value of a configuration file; `key` is the keyword in its canonical spelling."""
 
     __slots__ = ("file", "key", "line", "value")
 
@@ -3263,7 +3262,7 @@ class Conn:
     def auto(self) -> str:
         """The value of auto=, in lower case: ignore (the default), add, ondemand, start or keep.
 
-        It says what pluto does with the connection when pluto starts.
+        The value says what pluto does with the connection when pluto starts.
         """
         value = self.get("auto", "ignore").lower()
         return {"route": "ondemand", "up": "start"}.get(value, value)
@@ -3551,8 +3550,8 @@ def is_size(text: str) -> bool:
 def split_value(text: str) -> tuple[str, str]:
     """Split the text after `=` into the value, without its quotes or braces, and the rest of the line.
 
-    parser.lex has a pattern each for a quoted, a braced and a bare value.  If several match, the longest
-    match counts.
+    parser.lex has one pattern for quoted values, one for braced values and one for bare values.  If several
+    patterns match, the longest match counts.
     """
     quoted = text.find('"', 1) + 1 if text[:1] == '"' else 0
     before = text.partition('"')[0]
@@ -3674,14 +3673,14 @@ class Config:
         return is_risky and self.release is not None and self.release < LENIENT
 
     def _content(self, name: str, number: int, line: str, text: str, depth: int) -> None:
-        """Read a line that is no comment; `text` is the line without blanks before it."""
+        """Read a line that is not a comment.  `text` is the line without leading blanks."""
         if text == line != "":
             self._heading(name, number, line, depth)
         elif text:
             self._statement(name, number, text)
 
     def _remove_crs(self, name: str) -> None:
-        """Remove the CR from the names and values that are already read from the file `name`."""
+        """Remove CR from the end of the section names and values that were read from the file `name`."""
         for place, section in enumerate(self.sections):
             if section.file == name:
                 renamed = Section(section.name.rstrip("\r"), name, section.line, section.settings)
@@ -3883,8 +3882,8 @@ class Config:
     def _keyword(self, setting: Setting, written: str, setup: bool) -> tuple[Keyword | None, bool]:
         """Return the keyword that `written` spells, and whether it belongs in this kind of section.
 
-        `setup` is True in config setup.  If the installed release does not know the keyword, or refuses it
-        here, report a problem and return None for the keyword.
+        `setup` is True in config setup.  If the installed release does not accept the keyword, report a
+        problem and return None for the keyword.
         """
         words, others, spelling = vocabulary(setup), vocabulary(not setup), written.lower()
         word = words.get(spelling)
@@ -4092,14 +4091,15 @@ def braces(pattern: str) -> list[str]:
 
 
 def secrets_file(host: Host, config: Config | None = None) -> str:
-    """Return the name of the secrets file: secretsfile= of the configuration, otherwise the host's ipsec.secrets."""
+    """Return the name of the secrets file: the value of secretsfile=, or ipsec.secrets if it is not set."""
     return (config.setup("secretsfile") if config else "") or host.secrets
 
 
 def is_ignored_entry(record: SecretRecord) -> bool:
-    """Return whether libreswan ignores a record of ipsec.secrets because of its kind of key (seen with 4.3 to 5.2).
+    """Return whether libreswan ignores a record of ipsec.secrets because of its kind of key.
 
-    Up to 4.3 at least, raw RSA keys in braces are read.
+    Tests with 4.3 to 5.2 show which kinds are ignored.  Libreswan 4.3 still reads raw RSA keys, which have
+    braces.
     """
     is_raw = any(token.text.startswith("{") for token in record.tokens)
     return record.kind not in ("", "include", "psk", "xauth", "ppks") and not is_raw
@@ -4254,7 +4254,10 @@ def has_secret(ids: Sequence[str | None], ours: str, theirs: str) -> bool | None
 
 
 def configured_directory(host: Host, key: str) -> str:
-    """Return nssdir= or ipsecdir= of ipsec.conf; empty if it is not set.  The file is read once."""
+    """Return the value of nssdir= or ipsecdir= (`key`) in ipsec.conf, or an empty text if it is not set.
+
+    Only the first call reads ipsec.conf.
+    """
     if not host.directories:
         config = Config(host)
         host.directories = {name: config.setup(name) for name in ("nssdir", "ipsecdir")}
@@ -4262,8 +4265,11 @@ def configured_directory(host: Host, key: str) -> str:
 
 
 def pluto_nssdir(host: Host) -> str:
-    """Return the directory of the NSS database that pluto opens: the given one, that of nssdir= in ipsec.conf, or the
-    default of the installed release."""
+    """Return the directory of the NSS database that pluto opens.
+
+    An option or the environment decides first, then nssdir= in ipsec.conf, then the default of the installed
+    release.
+    """
     return host.given_nssdir or configured_directory(host, "nssdir").removeprefix("sql:") or host.nssdir
 
 
@@ -4377,7 +4383,7 @@ def secrets_report(host: Host, name: str = "") -> Iterator[str]:
 
 
 def own_reader(host: Host, args: Args, name: str) -> Config:
-    """Read the configuration for the command `name`, which replaces libreswan's program of that name.
+    """Read the configuration for the command `name`, which replaces libreswan's program of the same name.
 
     Print a warning that the built-in reader is used, and one for each problem that is not fatal.  Raises
     ConfigError with exit status 3 for a fatal problem.
@@ -8861,7 +8867,7 @@ def der_inside(data: bytes, element: tuple[int, int, int]) -> Iterator[tuple[int
 def parse_certificate(data: bytes) -> Parsed:
     """Parse a DER certificate (RFC 5280, section 4.1).
 
-    `is_ca` is True only if the extension `basic constraints` says so (section 4.2.1.9).  A certificate
+    `is_ca` is True only if the extension `basic constraints` marks a CA (section 4.2.1.9).  A certificate
     without this extension, such as one of version 1, is not a CA.  Raises ValueError if `data` is not a
     certificate.
     """
@@ -9066,7 +9072,7 @@ class NssDatabase:
             password = nss_password(host, NSS_TOKENS[0])
         self.password = password
         self.opened = -1  # While the directory is locked, this is a descriptor of it.
-        # True after build() has decided a change, until all files of the change are in place.
+        # True from the moment when build() can't undo a change until all files of the change are in place.
         self.is_decided = False
 
     def file(self, name: str) -> str:
@@ -9144,8 +9150,10 @@ class NssDatabase:
         return info.f_bfree * info.f_frsize < NSS_ROOM
 
     def _tool_failure(self, program: str, ran: Ran) -> NssTool:
-        """Return the error for a tool that failed.  The message says so if the database's password is
-        wrong."""
+        """Return the error for a tool that failed.
+
+        If the password of the database is missing or wrong, the message names this cause.
+        """
         text = decode(ran.err)
         code = next((word.strip(":,.()") for word in text.split()
                      if word.startswith(("SEC_ERROR_", "PR_", "SSL_ERROR_"))), "")
@@ -9413,8 +9421,8 @@ class NssDatabase:
     def _recover(self) -> None:
         """Clean up after a command that was killed during a change.
 
-        If that change was decided, finish it.  Otherwise remove the files that were built for it.  Raises
-        OSError or Failure if a file can't be moved, removed or read.
+        Remove files that the command had built.  If `.nss-commit` exists, the files in it are complete: move
+        them into place.  Raises OSError or Failure if a file can't be moved, removed or read.
         """
         for name in os.listdir(self.opened):
             if name.startswith(NSS_BUILD):
@@ -9492,8 +9500,8 @@ class NssDatabase:
         return None
 
     def _set_aside(self) -> None:
-        """Rename an existing `.nss-commit`, which this command did not make and which would block every
-        change."""
+        """Rename `.nss-commit` if it exists, because this command did not make it, and it would block
+        changes."""
         if self._lstat(NSS_COMMIT) is not None:
             stray = f"{NSS_STRAY}{os.urandom(4).hex()}"
             os.rename(NSS_COMMIT, stray, src_dir_fd=self.opened, dst_dir_fd=self.opened)
@@ -9779,7 +9787,7 @@ def snapshot(source: str, target: str) -> bool:
 def same_content(host: Host, one: str, other: str) -> bool:
     """Return whether two SQLite files hold the same data.
 
-    A copy that snapshot() makes has the same data, but a counter in the file differs.
+    Comparing the bytes is not enough, because a counter in the file differs in a copy that snapshot() made.
     """
     if host.read(one) == host.read(other):
         return True
@@ -10908,7 +10916,7 @@ class NfTables:
 def nflog_backends(host: Host) -> list[Iptables | NfTables]:
     """Return the backends for NFLOG rules.
 
-    The first one makes the rules on this host.  The others are searched for rules from before, when this host
+    The first one makes the rules on this host.  The others may still have rules from a time when this host
     used another backend.
     """
     backend = Iptables(host)
@@ -11272,7 +11280,7 @@ class Updown:
         return self.env.get(name, "")
 
     def yes(self, name: str) -> bool:
-        """Return whether a variable is neither empty, `no` nor 0."""
+        """Return whether a variable is set, and its value is neither empty, `no` nor 0."""
         return self.get(name).lstrip("0") not in ("", "no")
 
     def is_since(self, major: int, minor: int) -> bool:
@@ -11423,7 +11431,7 @@ class Updown:
     def _proxy(self, add: bool) -> None:
         """Add or remove the proxy ARP (or NDP) entry for the peer's client network.
 
-        Only a network of one address needs it, and only if a network of this host includes the address.
+        The entry is needed only if the client network is a single address in a directly connected network.
         """
         net, peer = self.get("PLUTO_PEER_CLIENT_NET"), self.get("PLUTO_PEER_CLIENT")
         if (peer.rpartition("/")[2] != str(self.bits) or net in ("0.0.0.0", "::", self.get("PLUTO_PEER"))
@@ -11661,8 +11669,9 @@ class Updown:
     def cat(self, up: bool) -> int:
         """Add or remove client address translation.
 
-        It replaces the address of this host with the address that the peer assigned, in packets to the peer's
-        client network, and the reverse in packets from that network.
+        In packets to the peer's client network, it replaces the address of this host with the address that
+        the peer assigned.  In packets from that network, it replaces the assigned address with that of this
+        host.
         """
         peer, given = self.get("PLUTO_PEER_CLIENT"), self.get("PLUTO_MY_CLIENT_NET")
         if not self.get("CAT") or (up and given == "0.0.0.0"):
@@ -11782,7 +11791,10 @@ class Updown:
             self.host.run(["unbound-control", "flush_requestlist"])
 
     def _resolv_conf(self, servers: Sequence[str], domains: Sequence[str]) -> None:
-        """Save the present resolv.conf, then write one that begins with the peer's name servers."""
+        """Save the present resolv.conf, then write one that begins with the peer's name servers.
+
+        If the host has no resolv.conf, do nothing.
+        """
         host = self.host
         host.print("updating resolvconf")
         if not host.exists(RESOLV_CONF):
@@ -11809,8 +11821,8 @@ class Updown:
     def _generated(self, text: str, servers: Sequence[str], domains: Sequence[str]) -> str:
         """Return the text of a new resolv.conf from the old one, `text`.
 
-        It has the peer's servers, then the first server of `text`, and a search list from the peer's domains
-        and the search list of `text`.
+        The new text has the peer's servers, then the first server of `text`, and a search list of the peer's
+        domains and the domains of `text`.
         """
         first: dict[str, list[str]] = {}
         for line in text.splitlines():

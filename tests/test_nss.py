@@ -252,7 +252,7 @@ MODULES = {
     "a link": ("as_other", "rm -f pkcs11.txt; ln -s ../precious/pkcs11.txt pkcs11.txt", "it belongs to user 61234"),
     "a file": ("as_other", "rm -f pkcs11.txt; echo evil >pkcs11.txt", "it belongs to user 61234"),
     "a file of root behind root's link": ("as_root", "mv pkcs11.txt x; ln -s x pkcs11.txt", ""),
-    "a file that all can write": ("as_root", "chmod 666 pkcs11.txt", "every user can change it"),
+    "a file that all can write": ("as_root", "chmod 666 pkcs11.txt", "every user can change the file"),
     "no file": ("as_root", "rm pkcs11.txt", ""),
 }
 
@@ -354,7 +354,7 @@ def test_other_program_wrote_meanwhile(tmp_path: Path) -> None:
         database(Path(path), "new")
         (tmp_path / "db/pkcs11.txt").write_text("foreign")
 
-    with base.lock(), pytest.raises(Failure, match="meanwhile"):
+    with base.lock(), pytest.raises(Failure, match="another program changed the database at the same time"):
         base.build(work)
     assert marks(tmp_path / "db") == {"old", "foreign"}
 
