@@ -252,7 +252,9 @@ def printable(text: str) -> str:
 
 def error_line(message: str) -> str:
     """Return a message as a line for standard error, after `ipsec: ` unless it begins with `ipsec` itself."""
-    return printable(message if message.startswith("ipsec") else f"ipsec: {message}") + "\n"
+    if not message.startswith("ipsec"):
+        message = f"ipsec: {message}"
+    return printable(message) + "\n"
 
 
 def is_number(text: str) -> bool:
@@ -1253,6 +1255,7 @@ class Host:
                     return
                 except BrokenPipeError:
                     continue
+
                 prefix, _, text = record.partition(";")
                 seconds, micros = divmod(int(prefix.split(",")[2]), 1_000_000)
                 lines = text.splitlines() or [""]
@@ -2682,7 +2685,10 @@ class Redactor:
             for _, text, comment in rows:
                 bare = text[comment:].lstrip("# \t")
                 old = commented_out(bare)
-                tokens += old.secrets if old else secrets_of_remark(secret_tokens(bare)[0])
+                if old:
+                    tokens += old.secrets
+                else:
+                    tokens += secrets_of_remark(secret_tokens(bare)[0])
 
             for token in tokens:
                 self.learn(token.text)
@@ -2796,7 +2802,8 @@ class Redactor:
         """Compile a pattern once."""
         if pattern not in self._patterns:
             import re
-            self._patterns[pattern] = re.compile(pattern, re.IGNORECASE if ignore_case else 0)
+            flags = re.IGNORECASE if ignore_case else 0
+            self._patterns[pattern] = re.compile(pattern, flags)
         return self._patterns[pattern]
 
     def _mask_places(self, text: str) -> str:
@@ -12731,7 +12738,10 @@ def find_service(host: Host, wanted: str, action: str) -> Service | None:
     """
     if wanted == "none":
         return None
-    service = named_service(host, wanted, action) if wanted else detected_service(host, action)
+    if wanted:
+        service: Service | None = named_service(host, wanted, action)
+    else:
+        service = detected_service(host, action)
     if service and runs_this(host, service):
         host.env.pop(SCRIPT_MARK, None)
         return None
@@ -13106,8 +13116,8 @@ GLOBAL_OPTIONS = (
     Opt("--config", "FILE", "the configuration (default /etc/ipsec.conf)"),
     Opt("--rundir", "DIR", "pluto's run directory (default /run/pluto)"),
     Opt("--ctlsocket", "FILE", "pluto's control socket (default RUNDIR/pluto.ctl)"),
-    Opt("--nssdir", "DIR", "the directory of the NSS database (default: nssdir= of ipsec.conf, or that of the "
-                           "installed release)"),
+    Opt("--nssdir", "DIR",
+        "the directory of the NSS database (default: nssdir= of ipsec.conf, or that of the installed release)"),
     Opt("--root", "DIR", "report on the system whose file system is mounted at DIR"),
 )
 # Options that 5.x accepts also before the command
@@ -24621,7 +24631,9 @@ def start_command(host: Host, args: Args) -> int:
 
     With CONN, return the status of the first connection that fails.
     """
-    return pluto_start(host, args) if args.operands else control_service(host, args, "start")
+    if args.operands:
+        return pluto_start(host, args)
+    return control_service(host, args, "start")
 
 
 @command("stop _autostop", summary="stop the IKE daemon", options=SETUP_OPTIONS, details=SETUP_DETAILS)
@@ -25484,7 +25496,9 @@ def completions(host: Host, words: Sequence[str]) -> list[str]:
         return []  # the value of an option before the command
     if count < len(before):
         entry = find_command(before[count])
-        return words_of_command(host, entry, before[count + 1:], current) if entry else []
+        if entry is None:
+            return []
+        return words_of_command(host, entry, before[count + 1:], current)
     if current.startswith("-"):
         options = options_by_name((*GLOBAL_OPTIONS, *SHARED_OPTIONS))
         return completed(current, [*options, "--help", "--version", "--directory"])
@@ -25660,8 +25674,8 @@ def help_command(host: Host, args: Args) -> int:
 
     host.print("Usage: ipsec {command} [argument] ...\nwhere {command} is one of:\n")
     names = command_names(host)
-    lines = grouped_commands(names) if is_terminal(sys.stdout) else command_columns(names)
-    host.print("\n".join(lines))
+    list_commands = grouped_commands if is_terminal(sys.stdout) else command_columns
+    host.print("\n".join(list_commands(names)))
     host.print("\noptions before the command:")
     for option in GLOBAL_OPTIONS:
         host.print(option_help(option))
