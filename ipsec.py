@@ -19865,15 +19865,16 @@ def explain(check: Check) -> str:
 
 @command("verify", "[CHECK...]", summary="check the installation, the kernel, the configuration and pluto",
          rescue=True, options=(
-    Opt("--explain", "[CHECK]", "explain a check: what it checks, why a failure matters, and how to fix it; "
-                                "without CHECK (or with list) print the names of all checks"),
-    Opt("--json", None, "print the findings as a JSON list: check, text, level, word, why, mend, cause"),
-    Opt("--timeout", "SECONDS", "how long to wait for pluto (default 10)"),
-    Opt("--nocolour --nocolor", None, "no colours (default if the output is not a terminal)"),
-), details="Runs all checks, or the named ones.  Each finding is OK, WARN, FAIL, or SKIP (not checked).  The "
-           "line below it has the reason and a command that fixes the problem.  The last line counts the "
-           "findings.\n\nExit status: the number of findings that are FAIL, at most 255; 2 if a named "
-           "check does not exist.", examples="""\
+    Opt("--explain", "[CHECK]", "explain a check: its purpose, why a failure matters, and how to fix the "
+                                "problem; without CHECK, or with list, print the names of all checks"),
+    Opt("--json", None, "print the results as a JSON list of objects with check, text, level, word, why, "
+                        "mend, cause"),
+    Opt("--timeout", "SECONDS", "seconds to wait for pluto (default 10)"),
+    Opt("--nocolour --nocolor", None, "print no colours (the default if the output is not a terminal)"),
+), details="Runs all checks, or only the named ones. Each result has the level OK, WARN, FAIL, or SKIP (not "
+           "checked). If a check finds a problem, the next line has the reason and a command that fixes the "
+           "problem. The last line counts the results of each level.\n\nExit status: the number of results "
+           "with the level FAIL, at most 255; 2 if a named check does not exist.", examples="""\
 ipsec verify                      make all checks
 ipsec verify firewall rp_filter   make only these two
 ipsec verify --explain=rp_filter  say what this check is about""")
@@ -20568,19 +20569,20 @@ def report_sections(host: Host) -> list[ReportSection]:
         Opt("--section", "NAME", "show only this section", many=True),
         Opt("--list-sections", None, "print the names of the sections"),
         Opt("--json", None, "print one JSON document: section, command, text, status, duration in seconds"),
-        Opt("--output", "FILE", "write the report to FILE, mode 0600, only if it is complete; compress it if "
-                                "the name ends in .gz"),
-        Opt("--since", "TIME", "show log messages from this time on: 2026-11-23, 2026-11-23 06:12, "
-                               "24 hours ago"),
-        Opt("--timeout", "SECONDS", "how long to wait for one section (default 10)"),
-        Opt("--show-secrets", None, "do not mask secrets; for root only; never mail such a report"),
-        Opt("--strict", None, "exit with status 1 also if the system denies a section")),
-    details="In the report, [redacted] stands for pre-shared keys, passwords, private keys and keys of the "
-            "kernel. If something can't be read, does not answer in time or is not installed, a line of its "
-            "section says so.\n\n"
-            "Exit status: 0, also if the system denies sections to this user or container; 1 if sections "
-            "failed or timed out, with --strict also if some were denied. Standard error names these "
-            "sections and says how to get the rights.",
+        Opt("--output", "FILE", "write the complete report to FILE, which only its owner can read; compress "
+                                "the report if the name ends in .gz"),
+        Opt("--since", "TIME", "show the log messages since this time, for example 2026-11-23, 2026-11-23 "
+                               "06:12 or 24 hours ago"),
+        Opt("--timeout", "SECONDS", "seconds to wait for each section (default 10)"),
+        Opt("--show-secrets", None, "do not mask secrets; only root can use this option; never mail such a "
+                                    "report"),
+        Opt("--strict", None, "exit with status 1, not 0, if the system denies the data of a section")),
+    details="In the report, [redacted] replaces pre-shared keys, passwords, private keys and keys of the "
+            "kernel. If the data of a section can't be read, does not arrive in time, or needs a program "
+            "that is not installed, a line of the section says so.\n\nExit status: 0, also if the system "
+            "denies sections to this user or container; 1 if sections failed or timed out. With --strict, "
+            "the status is also 1 if sections were denied. Standard error names these sections and says how "
+            "to get the rights.",
     examples="""\
 ipsec barf --output report.txt.gz           a report that can be mailed
 ipsec barf --section plog --since 2d        pluto's log of the last two days
@@ -20777,15 +20779,15 @@ def nss_data(report: Report) -> Iterator[dict[str, Any]]:
 
 @command(
     "look", "[state|policy|iptables|nftables|route|nss]...", rescue=True,
-    summary="short view of states, policies, firewall, routes and certificates",
+    summary="show states, policies, firewall, routes and certificates in short form",
     options=(
-        Opt("--json", None, "print one JSON document; states, policies, routes and certificates are data in "
-                            "it"),
-        Opt("--timeout", "SECONDS", "how long to wait for a program such as iptables (default 10)"),
+        Opt("--json", None, "print one JSON document, in which states, policies, routes and certificates are "
+                            "lists of objects"),
+        Opt("--timeout", "SECONDS", "seconds to wait for a program such as iptables (default 10)"),
         Opt("--version", None, "print the version")),
-    details="Without words, look shows all parts. The firewall is shown by iptables or, if that is not "
-            "installed, by nft. Keys are never shown.\n\n"
-            "Exit status: 0; 1 if a part could not be shown. Standard error names that part.")
+    details="Without WORD, look shows all parts. In this case, the firewall is shown by iptables or, if "
+            "iptables is not installed, by nft. Keys are never shown.\n\nExit status: 0, or 1 if a part "
+            "could not be shown. Standard error names that part.")
 def look_command(host: Host, args: Args) -> int:
     """Run `ipsec look [WORD...]`; return OK, or ERROR if a part could not be shown.  Raises Failure."""
     if args.flag("--version"):
@@ -21023,17 +21025,17 @@ def packet_query(host: Host, args: Args) -> PacketQuery:
         Opt("--source -s", "ADDRESS", "the source of the packets (default: the address that the kernel "
                                       "chooses)"),
         Opt("--protocol -p", "NAME", "the protocol of the packets, by name or number"),
-        Opt("--source-port", "PORT", "the source port of the packets; of ICMP the type"),
-        Opt("--destination-port", "PORT", "the destination port of the packets; of ICMP the code"),
+        Opt("--source-port", "PORT", "the source port of the packets; for ICMP, the type"),
+        Opt("--destination-port", "PORT", "the destination port of the packets; for ICMP, the code"),
         Opt("--mark", "MARK", "the firewall mark of the packets"),
         Opt("--json", None, "print a JSON list, see ipsec_show(8)"),
         Opt("--debug -d", None, "also print each address and its interface"),
         Opt("--version -v", None, "print the version")),
-    details="The answer is what the kernel would do now. It depends on the routes, then on the policies by "
-            "priority, then on the states. Without DEST, the policies of tunnels are listed. If packets of "
-            "this host would not be encrypted, but those of a network behind it would, the answer names that "
-            "network and the command with its --source.\n\n"
-            "Exit status: 0 if all packets would be encrypted, 1 if not, 4 if that is unknown.")
+    details="The answer says how the kernel would treat a packet now. This depends on the route, then on the "
+            "policies by priority, then on the states. Without DEST, the policies of tunnels are listed. If "
+            "packets of this host would not be encrypted, but packets of a network behind this host would "
+            "be, the answer names that network, and a command with --source that asks about it.\n\nExit "
+            "status: 0 if all packets would be encrypted, 1 if not, 4 if the answer is unknown.")
 def show_command(host: Host, args: Args) -> int:
     """Run `ipsec show [DEST...]`; return OK, or ERROR if some packets would not be encrypted.
 
@@ -21832,15 +21834,15 @@ def explained_lines(diagnosis: Diagnosis) -> Iterator[str]:
         yield f"    also: {printable(text)}"
 
 
-@command("why", "[CONN...]", summary="tell why a connection is down, or up and passes nothing",
+@command("why", "[CONN...]", summary="say why a connection is down, or why it is up but no packets pass",
          options=(CTLSOCKET_OPTION,
-                  Opt("--timeout", "SECONDS", "how long pluto may take to answer (default 10)"),
+                  Opt("--timeout", "SECONDS", "seconds to wait for pluto's answer (default 10)"),
                   Opt("--json", None, "print a JSON list, see ipsec_why(8)")),
-         details="Reads pluto's status and the last attempt in pluto's log.  If the log has no reason, it "
-                 "looks at the NSS database, the firewall, the routes and the kernel.  Without CONN it looks "
-                 "at all connections.\n\n"
-                 "Exit status: 0 if nothing is wrong, 1 if a connection has failed, passes nothing, or "
-                 "should be up and is not, 4 if that can't be known.", examples="""\
+         details="Reads pluto's status and the last attempt in pluto's log. If the log does not show the "
+                 "cause, the command checks the NSS database, the firewall, the routes and the kernel. "
+                 "Without CONN, it checks all connections.\n\nExit status: 0 if no problem was found; 1 if a "
+                 "connection has failed, should be up but is down, or is up but no packets pass; 4 if the "
+                 "command can't find out.", examples="""\
 ipsec why                         look at all connections
 ipsec why office                  look at one connection""")
 def why_command(host: Host, args: Args) -> int:
@@ -22368,8 +22370,8 @@ class Teller:
 
 
 @command("whack", "OPTION...", options=None, summary="send pluto a request, with whack's own options",
-         details="Runs libreswan's whack if it is installed.  The built-in whack runs otherwise, or if --native "
-                 "is the first word, or with IPSEC_WHACK=native in the environment.")
+         details="Runs libreswan's whack if it is installed, otherwise the built-in whack. The first word "
+                 "--native, or IPSEC_WHACK=native in the environment, selects the built-in whack.")
 def whack_command(host: Host, args: Args) -> int:
     """Run `ipsec whack`; return whack's own exit status, 33 if pluto is not running."""
     words = args.operands
@@ -22442,8 +22444,8 @@ request_command("listevents", "", "--listevents", "list pluto's pending timer ev
 request_command("checkpubkeys", "", "--checkpubkeys",
                 "list the public keys that have expired or will expire soon")
 request_command("listen ready rereadgroups", "", "--listen",
-                "make pluto rescan interfaces and reload secrets and groups")
-request_command("unlisten", "", "--unlisten", "make pluto close its interfaces")
+                "make pluto rescan the interfaces, and reload secrets and policy groups")
+request_command("unlisten", "", "--unlisten", "make pluto stop listening on its interfaces")
 request_command("rereadsecrets secrets", "", "--rereadsecrets", "make pluto reload the secrets")
 request_command("rereadcerts", "", "--rereadcerts", "make pluto reload the certificates")
 request_command("rereadall", "", "--rereadall", "make pluto reload secrets, certificates and CRLs")
@@ -22462,18 +22464,18 @@ def operation_command(names: str, summary: str, options: Sequence[Opt] = CONNECT
 
 
 operation_command("up initiate", "negotiate a connection", (*CONNECTION_OPTIONS, *UP_OPTIONS),
-                  "Waits until the connection is up or has failed.  If it has failed, two lines on standard "
-                  "error give the cause and the next step; ipsec why CONN shows more.  Ctrl-C takes the "
-                  "connection down again.  On a terminal, a line shows what pluto is waiting for.\n\n"
-                  "Exit status: 0 if the connection is up, otherwise whack's own status, or 1.  With "
+                  "Waits until the connection is up or the negotiation has failed. If it has failed, two "
+                  "lines on standard error give the cause and the next step; ipsec why CONN shows more. "
+                  "Ctrl-C takes the connection down again. On a terminal, a line shows what pluto is waiting "
+                  "for.\n\nExit status: 0 if the connection is up, otherwise whack's own status, or 1. With "
                   "--asynchronous: 0 if pluto accepted the request.", """\
 ipsec up office                   wait until the tunnel is up or has failed
 ipsec up --timeout 30 office      take it down if it is not up in 30 seconds
 ipsec up --once office            make one attempt only""")
 operation_command("down terminate", "end the SAs of a connection")
-operation_command("route", "install a trap policy: the first packet brings the connection up")
+operation_command("route", "install a trap policy, so that the first packet brings the connection up")
 operation_command("unroute", "remove the trap policy of a connection")
-operation_command("delete", "make pluto forget a connection")
+operation_command("delete", "delete a connection from pluto")
 operation_command("replace", "reload a connection from ipsec.conf")
 operation_command("ondemand", "load a connection and install its trap policy, as add and route do")
 
@@ -22495,7 +22497,8 @@ def operate_all(teller: Teller, operation: str, names: Sequence[str]) -> int:
 @command("add", "[CONN...]", summary="load connections into pluto",
          options=(*CONNECTION_OPTIONS,
                   Opt("--auto", "KEYWORD",
-                      "add, route or start: also act as auto=KEYWORD does when pluto starts"),
+                      "treat the connections as pluto treats connections with auto=KEYWORD when it starts; "
+                      "KEYWORD is add, route or start"),
                   Opt("--autoall", None, "load all connections that have auto="),
                   Opt("--checkconfig", None, "only check the configuration")))
 def add_command(host: Host, args: Args) -> int:
@@ -23301,11 +23304,12 @@ class TunnelView:
 
 
 @command("tunnels sa", "[CONN]", summary="show the tunnels: state, networks, peer, traffic",
-         options=(CTLSOCKET_OPTION, Opt("--json", None, "as JSON, see ipsec_tunnels(8)"),
-                  Opt("--watch -w", "[SECONDS]", "repeat every SECONDS (default 2) until q or Ctrl-C"),
+         options=(CTLSOCKET_OPTION, Opt("--json", None, "print JSON, see ipsec_tunnels(8)"),
+                  Opt("--watch -w", "[SECONDS]", "print the table every SECONDS (default 2), until you type "
+                                                 "q or Ctrl-C"),
                   TIMEOUT_OPTION),
-         details="Exit status: 0 if all tunnels that should be up are up, 1 if one is not, 21 if there is no "
-                 "connection CONN, 33 if pluto does not answer.")
+         details="Exit status: 0 if all tunnels that should be up are up, 1 if one of them is not up, 21 if "
+                 "the connection CONN does not exist, 33 if pluto does not answer.")
 def tunnels_command(host: Host, args: Args) -> int:
     """Run `ipsec tunnels`; return the exit status.  Raises NoPluto, TimedOut, Failure (UNKNOWN_NAME)."""
     host.ctlsocket = args.value("--ctlsocket") or host.ctlsocket
@@ -23622,8 +23626,9 @@ def label_text(label: str) -> str:
 @command("metrics", summary="show pluto's state in the text format of Prometheus",
          options=(CTLSOCKET_OPTION, TIMEOUT_OPTION,
                   Opt("--output", "FILE", "write to FILE, for node_exporter's textfile collector"),
-                  Opt("--state", "FILE", "the file that keeps the byte counts of SAs that have ended (default: "
-                      "metrics.state next to pluto's control socket; empty: keep none)")))
+                  Opt("--state", "FILE", "save the byte counts of SAs that have ended in FILE (default: "
+                      "metrics.state in the directory of pluto's control socket; an empty FILE saves "
+                      "nothing)")))
 def metrics_command(host: Host, args: Args) -> int:
     """Run `ipsec metrics`; return 0, also if pluto does not answer (then ipsec_up is 0).
 
@@ -23843,9 +23848,9 @@ LIST_OPTIONS = [Opt(name, None, f"print the names of connections with auto={' or
     "addconn", "[CONN...]", fallback=True, rescue=True,
     summary="check ipsec.conf, list connections, load them into pluto",
     options=(
-        Opt("--config", "FILE", "the configuration; - is standard input"),
+        Opt("--config", "FILE", "the configuration file; - is standard input"),
         Opt("--checkconfig", None, "only check whether the configuration can be loaded"),
-        Opt("--configsetup", None, "print the settings of config setup for a shell"),
+        Opt("--configsetup", None, "print the settings of config setup as assignments for a shell"),
         Opt("--varprefix", "PREFIX", "the prefix of the variables of --configsetup"),
         Opt("--noexport", None, "do not print the word export before the variables"),
         Opt("--liststack", None, "print the protocol stack"),
@@ -23853,8 +23858,8 @@ LIST_OPTIONS = [Opt(name, None, f"print the names of connections with auto={' or
         Opt("--autoall --addall", None, "load all connections as auto= says (needs libreswan's addconn)"),
         Opt("--ctlsocket --ctlbase", "FILE", "pluto's control socket"),
         Opt("--verbose --debug", None, "print more messages")),
-    details="If libreswan's addconn is installed, this command runs it. Otherwise the built-in reader does "
-            "everything except loading connections.")
+    details="If libreswan's addconn is installed, this command runs it. Otherwise, a built-in reader does "
+            "all of this except loading connections.")
 def addconn_command(host: Host, args: Args) -> int:
     """Run `ipsec addconn`; return 0, or 3 if the configuration can't be loaded.
 
@@ -23938,13 +23943,13 @@ def setup_values(host: Host, config: Config) -> Iterator[tuple[str, str]]:
     "readwriteconf", fallback=True, rescue=True,
     summary="print ipsec.conf with also=, %default and includes resolved",
     options=(
-        Opt("--config", "FILE", "the configuration; - is standard input"),
-        Opt("--conn", "CONN", "only this connection"),
-        Opt("--nosetup", None, "do not print config setup"),
-        Opt("--rootdir", "DIR", "read all files below DIR (as ipsec --root)"),
+        Opt("--config", "FILE", "the configuration file; - is standard input"),
+        Opt("--conn", "CONN", "print only this connection"),
+        Opt("--nosetup", None, "do not print the section config setup"),
+        Opt("--rootdir", "DIR", "read all files below DIR, as ipsec --root does"),
         Opt("--verbose --debug", None, "print more messages")),
-    details="If libreswan's readwriteconf is installed, this command runs it. Otherwise the built-in reader "
-            "prints the configured values, without defaults.")
+    details="If libreswan's readwriteconf is installed, this command runs it. Otherwise, a built-in reader "
+            "prints the configured values, without default values.")
 def readwriteconf_command(host: Host, args: Args) -> int:
     """Run `ipsec readwriteconf`; return 0, or 3 if the configuration can't be loaded."""
     if args.flag("--rootdir"):
@@ -24015,7 +24020,7 @@ def quoted_value(value: str) -> str:
 
 
 @command("_secretcensor secretcensor", "[FILE...]", hidden=True, rescue=True,
-         summary="show ipsec.secrets without the secrets")
+         summary="print ipsec.secrets with its secrets masked")
 def secretcensor_command(host: Host, args: Args) -> int:
     """Run `ipsec _secretcensor`: print files (default standard input) as barf prints ipsec.secrets.
 
@@ -24029,7 +24034,7 @@ def secretcensor_command(host: Host, args: Args) -> int:
 
 
 @command("_keycensor keycensor", "[FILE...]", hidden=True, rescue=True,
-         summary="show a text without the keys and secrets in it")
+         summary="print a text with its keys and secrets masked")
 def keycensor_command(host: Host, args: Args) -> int:
     """Run `ipsec _keycensor`: print files (default standard input) as barf prints logs and ipsec.conf.
 
@@ -24049,8 +24054,8 @@ def keycensor_command(host: Host, args: Args) -> int:
 
 
 @command("redact", "[FILE...]", rescue=True, summary="mask secrets in any text, as barf does",
-         details="Print files (default standard input) with secrets masked, as barf shows a log. Lines of "
-                 "other programs in a system log, and hex dumps, are left out.")
+         details="Prints files, or standard input, with secrets masked, in the same way as barf prints a "
+                 "log. Lines that other programs wrote to a system log, and hex dumps, are left out.")
 def redact_command(host: Host, args: Args) -> int:
     """Run `ipsec redact`; return 0, or 1 if a file can't be read."""
     log = LogFilter()
@@ -24539,10 +24544,11 @@ def step_counts(steps: Sequence[Step]) -> str:
     "reload", summary="apply ipsec.conf, secrets and certificates to the running pluto",
     options=(
         CTLSOCKET_OPTION, Opt("--config", "FILE", "the configuration"), TIMEOUT_OPTION, NATIVE_OPTION,
-        DRY_RUN_OPTION, Opt("--prune", None, "also delete connections that the configuration does not have")),
-    details="Add new connections, replace changed ones, and reread secrets and certificates. Unchanged "
-            "tunnels are not touched. If the configuration or a secrets file has an error, nothing is "
-            "changed.")
+        DRY_RUN_OPTION, Opt("--prune", None, "also delete connections that are in pluto, but not in the "
+                                             "configuration")),
+    details="Adds new connections, replaces changed ones, and makes pluto reread secrets and certificates. "
+            "Unchanged tunnels are not touched. If the configuration or a file with secrets has an error, "
+            "nothing is changed.")
 def reload_command(host: Host, args: Args) -> int:
     """Run `ipsec reload`; return 0, or 1 if pluto refuses a connection.
 
@@ -24566,8 +24572,8 @@ SETUP_OPTIONS = (
 START_OPTIONS = (
     *SETUP_OPTIONS,
     Opt("--foreground", None,
-        "without an init system: prepare everything, then replace this process with pluto "
-        "(for the entry point of a container or the run script of a supervisor)"),
+        "ignore the init system: prepare everything, then replace this process with pluto (for the entry "
+        "point of a container or the run script of a supervisor)"),
 )
 
 
@@ -24649,7 +24655,8 @@ def restart_command(host: Host, args: Args) -> int:
 
 
 @command("_stackmanager", "start|stop|restart", summary="prepare the kernel's IPsec stack, or clean it up",
-         options=(Opt("--xfrm --netkey", None, "use XFRM, whatever protostack= says"),), hidden=True)
+         options=(Opt("--xfrm --netkey", None, "use XFRM, even if protostack= names another "
+                                               "stack"),), hidden=True)
 def stackmanager_command(host: Host, args: Args) -> int:
     """Run `ipsec _stackmanager ACTION`; return OK.  Raises Failure: status 4 if the user is not root."""
     action = args.operands[0]
@@ -24737,7 +24744,7 @@ NSSDIR_OPTION = Opt(
 PASSWORD_OPTION = Opt(
     "--password-file", "FILE",
     "a file whose first line is the database's password (default: the password in pluto's file nsspassword)")
-CONFIGDIR_OPTION = Opt("--configdir", "DIR", "same as --nssdir, obsolete")
+CONFIGDIR_OPTION = Opt("--configdir", "DIR", "obsolete name of --nssdir")
 NSS_OPTIONS = (NSSDIR_OPTION, CONFIGDIR_OPTION, PASSWORD_OPTION)
 
 
@@ -24775,7 +24782,7 @@ def initnss_command(host: Host, args: Args) -> int:
     return OK
 
 
-@command("checknss", summary="create the NSS database if it is missing, move or migrate an old one", options=(
+@command("checknss", summary="create the NSS database if it is missing; move or convert an old one", options=(
     *NSS_OPTIONS,
     Opt("--settrusts", None,
         "trust all CAs in the database for IPsec (CT,,), except CAs that are marked as distrusted")))
