@@ -25102,7 +25102,7 @@ def stopnflog_command(host: Host, args: Args) -> int:
 
 
 @command("sniff", "[ARG...]", options=None,
-         summary="watch IPsec traffic in clear: tcpdump on the NFLOG groups",
+         summary="watch decrypted IPsec traffic with tcpdump, on the NFLOG groups",
          details="The arguments are those of tcpdump. The groups are the values of nflog-all= and nflog=. "
          "`ipsec checknflog` makes the rules that copy packets to these groups.")
 def sniff_command(host: Host, args: Args) -> int:

@@ -157,7 +157,7 @@ def test_in_place_of_the_distribution_s_command_and_back(pid1: Callable[..., Boo
 def test_beside_the_distribution_s_command(gateway: Machine) -> None:
     machine = gateway
     machine.run(["cp", PYZ, "/root/ipsec.pyz"]).check()
-    machine.run(["sh", "-ec", "\n".join(recipe("**Beside the distribution")[0])], cwd="/root").check()
+    machine.run(["sh", "-ec", "\n".join(recipe("**In addition to the distribution")[0])], cwd="/root").check()
     assert machine.run(["sh", "-c", "command -v ipsec"]).check().stdout == "/usr/local/sbin/ipsec\n"
     assert "ipsec.pyz" in machine.run(["ipsec", "--help"]).check().stdout
 
