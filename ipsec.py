@@ -3023,7 +3023,7 @@ def whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 # confread.c of libreswan 3.25 to 5.4.
 # ============================================================================================================
 
-INCLUDE_DEPTH = 10  # MAX_INCLUDE_DEPTH of libreswan's parser
+INCLUDE_DEPTH = 10  # libreswan's parser has the same limit (MAX_INCLUDE_DEPTH)
 
 # --- keywords and their values ------------------------------------------------------------------------------
 #
@@ -3103,7 +3103,7 @@ ipv4|ipv6|v4|inet|v6|inet6: clientaddrfamily hostaddrfamily
 yes|no|auto|{_NEW_BOOL}: send-supported-auth-methods
 obsolete: alsoflip connaddrfamily disablearrivalcheck forceencaps modecfgdns2 modecfgwins1 modecfgwins2
 """
-# Spellings that older releases and NetworkManager use for keywords, each with the canonical spelling
+# Older releases and NetworkManager use these spellings.  The canonical spelling of each is its value here.
 ALIASES = {"plutostderrlog": "logfile", "plutostderrlogtime": "logtime", "strictcrlpolicy": "crl-strict",
            "ocsp-trust-name": "ocsp-trustname", "secctx-attr-value": "secctx-attr-type",
            "ikev1-secctx-attr-type": "secctx-attr-type", "expire-lifetime": "xfrmlifetime",
@@ -3112,10 +3112,10 @@ ALIASES = {"plutostderrlog": "logfile", "plutostderrlogtime": "logtime", "strict
            "nflog-group": "nflog", "policy-label": "sec-label", "modecfgdns1": "modecfgdns",
            "modecfgdomain": "modecfgdomains", "send-no-esp-tfc": "send-esp-tfc-padding-not-supported",
            "xauthusername": "username", "xauthname": "username"}
-# The releases that know a spelling of a keyword; `-` means that no release knows it.  Every release knows
-# the spellings that are not listed here, except that a spelling with `_` exists only if it is listed.
-# `setup` marks keywords of config setup, `side` keywords of a connection that begin with left or right, and
-# `conn` the other keywords of a connection.
+# Each row names releases, and the spellings of keywords that only these releases know; `-` stands for no
+# release.  Every release knows the spellings that are not listed.  A spelling with `_` exists only if it is
+# listed.  `setup` marks keywords of config setup, `side` keywords of a connection that begin with left or
+# right, and `conn` the other keywords of a connection.
 KEYWORD_RELEASES = """
 3.25-3.32  setup crl_strict curl_iface curl_timeout disable_port_floating force-busy force_keepalive forwardcontrol
  fragicmp hidetos ikeport keep_alive klipsdebug nat-ikeport nat_ikeport nat_traversal nocrsend ocsp-trust-name
@@ -3157,12 +3157,12 @@ KEYWORD_RELEASES = """
 5.3-5.4    conn cisco-split nflog-group send-esp-tfc-padding-not-supported share-lease
 5.4        conn clones reject-simultaneous-ike-auth send-supported-auth-methods
 """
-# Keywords that the named releases accept but ignore
+# The named releases accept these keywords, but ignore them.
 IGNORED_KEYWORDS = """
 5.0-5.4    dpdaction ikev1-secctx-attr-type secctx-attr-type
 5.3-5.4    clientaddrfamily keyingtries plutostderrlog syslog virtual_private
 """
-# The debug flags that plutodebug= accepts, by the releases that accept them
+# plutodebug= accepts these flags in the named releases.
 DEBUG_FLAGS = """
 3.25-5.4   all crypt none private whackwatch add-prefix
 3.25       pfkey
@@ -3175,7 +3175,7 @@ DEBUG_FLAGS = """
 5.4        add-state
 """
 
-# The first releases with these features:
+# Each constant is the first release that behaves as its comment says:
 SEPARATE = (5, 3)  # A conn can't hold keywords of config setup, and config setup can't hold those of a conn.
 FIRST_WORD = (4, 7)  # Up to 4.15, libreswan ignores unknown words after a known word of a value.
 IKEPAD_AUTO = (5, 2)  # The value of ikepad= may be auto.
@@ -3216,7 +3216,7 @@ class Problem(Record):
     """
 
     file: str
-    line: int  # 0 if the problem concerns the whole file
+    line: int  # is 0 if the problem concerns the whole file
     text: str
     fatal: bool = True
     script: str = ""
@@ -3608,7 +3608,7 @@ class Config:
         self._setups = 0
         self._section: Section | None = None
         self._conns: list[Conn] | None = None
-        self._release: list[tuple[int, ...] | None] = []  # empty until the release is first needed
+        self._release: list[tuple[int, ...] | None] = []  # is empty until the release is first needed
         if text is None and self.name == "-":
             text = decode(b"".join(host.stdin(TEXT_LIMIT)))
         if text is not None:
@@ -3658,7 +3658,7 @@ class Config:
             self._content(name, number, line, text, depth)
             if text[-1] == "\r" and cr_told < 2:
                 cr_told = self._report_cr(name, number, text, known, cr_told)
-                if cr_told == 2:  # the rest is read as the administrator means it
+                if cr_told == 2:  # read this line and the rest of the file without CR
                     self._remove_crs(name)
                     self._content(name, number, line[:-1], text[:-1], depth)
         if line.startswith("include") and self._included and self._ends_badly(name):
@@ -4121,7 +4121,7 @@ def secret_files(host: Host, name: str) -> tuple[list[str], list[Problem]]:
     """
     files: list[str] = []
     problems: list[Problem] = []
-    stopped: list[str] = []  # the first file beyond FILES_LIMIT
+    stopped: list[str] = []  # holds the first file that is not read because of FILES_LIMIT
 
     def visit(file: str, depth: int, parent: str, line: int) -> None:
         if depth > INCLUDE_DEPTH:
@@ -4226,8 +4226,8 @@ def bad_private_nets(value: str) -> list[str]:
 def is_bad_private(entry: str) -> bool:
     """Return whether pluto refuses an entry of virtual-private=.
 
-    A valid entry is a network without host bits, such as `10.0.0.0/8`.  The prefixes `%v4:` or `%v6:`, then
-    `!`, are optional.  A single address is reported as refused, although libreswan 5.2 accepts it.
+    A valid entry is a network without host bits, such as `10.0.0.0/8`.  The prefix `%v4:` or `%v6:`, and a
+    `!` after it, are optional.  A single address is reported as refused, although libreswan 5.2 accepts it.
     """
     net = entry.strip().lower()
     version = {"%v4:": 4, "%v6:": 6}.get(net[:4], 0)
@@ -4236,7 +4236,7 @@ def is_bad_private(entry: str) -> bool:
     if not slash or (version == 4 and ":" in net) or (version == 6 and ":" not in net):
         return True
     if canonical_net(mask) and canonical_net(address):
-        return False  # a network with a netmask, such as 10.0.0.0/255.0.0.0
+        return False  # pluto accepts a netmask, as in 10.0.0.0/255.0.0.0
     known = canonical_net(net)
     if known is None:
         is_short = address.isdigit() or address.count(".") in (1, 2)  # pluto reads 10/8 as 10.0.0.0/8
@@ -8768,7 +8768,7 @@ NSS_COMMIT = ".nss-commit"
 NSS_BUILD = ".nss-build."
 # A `.nss-commit` that another user or program made is renamed to this prefix with a random number
 NSS_STRAY = ".nss-stray."
-# The name of each file that NSS creates begins with one of these words: pkcs11.txu, cert9.db-journal
+# The name of each file that NSS creates begins with one of these words, for example cert9.db-journal.
 NSS_PARTS = ("cert9.db", "key4.db", "pkcs11.tx")
 OPEN_FILES = "/proc/self/fd/"
 NSS_ROOM = 256 << 10  # A new database and its journal need this number of bytes on the disk.
@@ -8899,7 +8899,7 @@ def certificate_fields(data: bytes) -> list[tuple[int, int, int]]:
     """
     certificate = next(der_items(data))
     fields = list(der_inside(data, next(der_inside(data, certificate))))
-    if fields[0][0] == 0xa0:  # the version, which is optional
+    if fields[0][0] == 0xa0:  # this element is the version, which is optional
         del fields[0]
     return fields
 
@@ -9251,7 +9251,7 @@ class NssDatabase:
             return self.host.within(f"{self.directory}/{name}", lambda: self._query(sqlite, name, query))
         except MemoryError:
             raise self.broken(name, "a value is too large") from None
-        except UnicodeDecodeError:  # in the name of a column or in SQLite's error message
+        except UnicodeDecodeError:  # a column's name or SQLite's error message is not UTF-8
             raise self.broken(name, "damaged: a name in it is not UTF-8") from None
         except OSError as error:
             raise self.broken(name, error) from None
@@ -9352,8 +9352,8 @@ class NssDatabase:
         NSS's tools would follow symbolic links out of the root and load the libraries that pkcs11.txt names.
         """
         if not self.host.live:
-            raise Missing("reading an NSS database below --root needs Python's module _sqlite3, which is "
-                          "missing", hint="use a complete python3")
+            raise Missing("reading an NSS database below --root needs Python's module _sqlite3, which this "
+                          "interpreter lacks", hint="use a full python3")
         certificates: dict[str, Certificate] = {}
         for line in self.tool("certutil", "-L").text.split("\n")[4:]:
             if not line.strip():
@@ -9496,10 +9496,10 @@ class NssDatabase:
             info = self._lstat(name)
             if info is None or info.st_uid:
                 return None
-            raise Failure(f"{self.directory}/{name}: left behind by a command of root that was killed",
+            raise Failure(f"{self.directory}/{name}: a killed command of root left this directory",
                           NSS_FAILURE, "run this command as root") from None
         except OSError:
-            return None  # not a directory, or a link
+            return None  # `name` is not a directory, or is a symbolic link
         info = os.fstat(fd)
         if info.st_uid == os.geteuid() and not info.st_mode & 0o022:
             return fd
@@ -9749,7 +9749,8 @@ class NssDatabase:
         trust_after = {certificate.der: certificate.trust for certificate in base.certificates()}
         for certificate, trust in wrong:
             if trust_after.get(certificate.der) != trust:
-                raise Failure(f"{quote(certificate.nickname)}: its trust could not be corrected", NSS_FAILURE)
+                raise Failure(f"{quote(certificate.nickname)}: the trust of this certificate could not be "
+                              "corrected", NSS_FAILURE)
         return [certificate.nickname for certificate, _ in wrong]
 
 
@@ -10060,10 +10061,12 @@ def read_pkcs12(host: Host, names: Sequence[str], password: Callable[[], str],
         _, start, _ = next(der_items(data), (0, 0, 0))
     except ValueError:
         if is_sequence:
-            raise Failure(f"{names[0]}: corrupt or cut off", IMPORT_CORRUPT, "copy it again") from None
+            raise Failure(f"{names[0]}: the file is corrupt or incomplete", IMPORT_CORRUPT,
+                          "copy the file again") from None
         start = 0
     if not is_sequence or data[start:start + 3] != b"\x02\x01\x03":  # version 3 (RFC 7292)
-        raise Failure(f"{names[0]}: not a PKCS#12 file", IMPORT_FORMAT, "openssl pkcs12 -export creates one")
+        raise Failure(f"{names[0]}: this is not a PKCS#12 file", IMPORT_FORMAT,
+                      "create one with: openssl pkcs12 -export")
     return data, encode(password())
 
 
@@ -10097,11 +10100,13 @@ def import_failure(name: str, failure: NssTool) -> Failure:
         return Failure(f"{name}: the database already has this certificate or this nickname",
                        IMPORT_DUPLICATE)
     if failure.code in CORRUPT_PKCS12:
-        return Failure(f"{name}: corrupt: {failure.message}", IMPORT_CORRUPT, "copy it again")
+        return Failure(f"{name}: the file is corrupt: {failure.message}", IMPORT_CORRUPT,
+                       "copy the file again")
     if failure.code.startswith(UNREADABLE_PKCS12):
-        return Failure(f"{name}: this release of NSS does not support it: {failure.message}", IMPORT_FORMAT,
-                       "openssl pkcs12 -export creates a file with other algorithms (-keypbe, -certpbe, "
-                       "-macalg)")
+        return Failure(f"{name}: this release of NSS does not support the file: {failure.message}",
+                       IMPORT_FORMAT,
+                       "create the file with other algorithms: openssl pkcs12 -export -keypbe ... "
+                       "-certpbe ... -macalg ...")
     return Failure(f"{name}: {failure.message}", NSS_FAILURE, "the database is unchanged")
 
 
@@ -10156,11 +10161,11 @@ def key_texts(key: HostKey) -> KeyTexts:
         size = bytes((len(exponent),)) if len(exponent) < 256 else b"\0" + len(exponent).to_bytes(2, "big")
         data, algorithm = size + exponent + modulus, 2
         numbers = (der(2, b"\0" * (part[0] >> 7) + part) for part in (modulus, exponent))
-        identifier = der(6, b"\x2a\x86\x48\x86\xf7\r\1\1\1") + der(5)  # rsaEncryption, no parameters
+        identifier = der(6, b"\x2a\x86\x48\x86\xf7\r\1\1\1") + der(5)  # rsaEncryption has no parameters
         bits = der(0x30, *numbers)
     else:
         data, algorithm = key.second[1:], 3
-        identifier = der(6, b"\x2a\x86\x48\xce\x3d\2\1") + key.first  # id-ecPublicKey, the curve
+        identifier = der(6, b"\x2a\x86\x48\xce\x3d\2\1") + key.first  # the parameter of id-ecPublicKey
         bits = key.second
     text = b2a_base64(data, newline=False).decode()
     keyid = text if key.kind == "RSA" else b2a_base64(key.ckaid, newline=False).decode()
@@ -10608,7 +10613,8 @@ class NftTable:
         if gone and not new and len(gone) == len(self.rules()):
             batch = [(NFT_MSG_DELTABLE, NLM_F_ACK, self._head() + attribute(NFTA_TABLE_NAME, self.name))]
         if batch:
-            edge = b"\0\0" + NFNL_SUBSYS_NFTABLES.to_bytes(2, "big")  # struct nfgenmsg: res_id in network order
+            # res_id of struct nfgenmsg is in network byte order
+            edge = b"\0\0" + NFNL_SUBSYS_NFTABLES.to_bytes(2, "big")
             acknowledge(self.host, NETLINK_NETFILTER,
                         [(NFNL_MSG_BATCH_BEGIN, 0, edge), *batch, (NFNL_MSG_BATCH_END, 0, edge)])
 
@@ -11162,7 +11168,7 @@ def make_nflog(host: Host, config: Config) -> list[str]:
         if rules:
             lines.append(f"{label} enabled on nflog:{conn_group}")
         elif conn.auto != "ignore":
-            lines.append(f"{label} on nflog:{conn_group} begins when it is routed")
+            lines.append(f"{label} on nflog:{conn_group} begins when the connection is routed")
     prefixes_read = {conn_prefix(conn) for conn in config.conns()}
 
     def mine(rule: FoundRule) -> bool:
@@ -11683,7 +11689,7 @@ class Updown:
         peer, given = self.get("PLUTO_PEER_CLIENT"), self.get("PLUTO_MY_CLIENT_NET")
         if not self.get("CAT") or (up and given == "0.0.0.0"):
             return OK
-        with self.host.lock("/proc/self/ns/net"):  # one process at a time in this network namespace
+        with self.host.lock("/proc/self/ns/net"):  # two processes must not change the rules at the same time
             if self.host.which("iptables"):
                 return self._cat_by_iptables(up, peer, given)
             self._cat_by_nftables(up, peer, given)

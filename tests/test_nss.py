@@ -323,7 +323,7 @@ def test_another_user_than_root_leaves_the_commit_of_root(shared: Path) -> None:
     (shared / "db/.nss-commit").chmod(0o700)
     os.seteuid(61234)
     try:
-        with pytest.raises(Failure, match="left behind by a command of root that was killed .run this command as root"):
+        with pytest.raises(Failure, match="a killed command of root left this directory .run this command as root"):
             NssDatabase(Host({}), str(shared / "db")).lock()
     finally:
         os.seteuid(0)
@@ -521,7 +521,7 @@ def test_a_missing_default_directory_is_made_for_root_alone(tmp_path: Path, monk
 
 @pytest.mark.parametrize(("message", "code", "status", "hint"), [
     ("pk12util: PKCS12 decode not verified: SEC_ERROR_BAD_PASSWORD", "SEC_ERROR_BAD_PASSWORD", 13, "--password-file"),
-    ("pk12util: PKCS12 decoding failed: SEC_ERROR_BAD_DER", "SEC_ERROR_BAD_DER", 12, "copy it again"),
+    ("pk12util: PKCS12 decoding failed: SEC_ERROR_BAD_DER", "SEC_ERROR_BAD_DER", 12, "copy the file again"),
     ("pk12util: failed: SEC_ERROR_PKCS12_UNSUPPORTED_MAC_ALGORITHM", "SEC_ERROR_PKCS12_UNSUPPORTED_MAC_ALGORITHM", 11,
      "-macalg"),
     ("pk12util: failed: SEC_ERROR_PKCS12_DUPLICATE_DATA", "SEC_ERROR_PKCS12_DUPLICATE_DATA", 14, ""),

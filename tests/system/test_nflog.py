@@ -319,7 +319,7 @@ def test_groups_of_connections(firewalled: Firewalled) -> None:
         assert machine.ipsec("checknflog").check().stdout == (
             DISABLED + 'nflog capture of connection "fixed" enabled on nflog:7\n'
             'nflog capture of connection "six" enabled on nflog:8\n'
-            'nflog capture of connection "later" on nflog:9 begins when it is routed\n')
+            'nflog capture of connection "later" on nflog:9 begins when the connection is routed\n')
         rules = firewalled.rules()
         groups = [int(line.partition("group ")[2].split()[0]) for line in rules]
         assert sorted(groups) == [7] * 8 + [8] * 4
