@@ -15732,19 +15732,21 @@ def explain_tunnels(host: Host, failed: Sequence[TunnelRow]) -> None:
 
 # --- causes: why a connection may be down -------------------------------------------------------------------
 #
-# The table of causes, and the search for the cause of a line of pluto's log.  The part before this one loads
-# it (load_part) when it reads the first line about a connection.
+# The table of causes, and the functions that find the cause of a line of pluto's log.  The part "diagnosis:
+# what pluto's log says" loads this part with load_part() when it reads the first line about a connection.
 
 
 class Cause(Record):
     """A reason why a connection may be down.
 
-    `short` has at most three words.  `side` is the end to look at first: here, peer, or both.  `means` is a
-    sentence that continues `"NAME" is down: `.  `check` says what to look at, and `command` is one command to
-    run; {peer} and {conn} in it stand for the peer's address and the connection.  `signs` are pluto's words
-    for the cause; upper and lower case don't matter, and `*` stands for any text.  A sign that begins with
-    `[1]` counts only before the IKE SA is up, one with `[2]` only after.  `weak`: the words tell what
-    happened and not why, so checks of verify look for the reason on this host.  `local` names these checks.
+    `short` is a title of at most three words.  `side` is the end to look at first: here, peer, or both.
+    `means` is a sentence that continues `"NAME" is down: `.  `check` is printed after the word `check` and
+    names what to look at.  `command` is one shell command to run; {peer} and {conn} in the command stand for
+    the peer's address and the connection.  `signs` are patterns of pluto's messages about the cause.  Upper
+    and lower case don't matter, and `*` stands for any text.  A pattern that begins with `[1]` counts only
+    before the IKE SA is up, and a pattern that begins with `[2]` only after that.  `weak` is true if the
+    messages say what happened and not why.  Then the checks of verify that are named in `local` look for the
+    reason on this host.
     """
 
     name: str
@@ -15758,18 +15760,19 @@ class Cause(Record):
     local: str
 
 
-# A row is (name, short, side, means, check, command, signs, weak, local); the archive holds constants in less
-# space than calls.  If the last attempt has signs of several causes, the first of these causes in this table
-# is the answer.  So a cause stands before the errors that follow from it.
+# A row is (name, short, side, means, check, command, signs, weak, local).  The rows are tuples, because
+# constants take less space in the archive than calls of Cause().  If the log of the last attempt matches
+# several causes, the first of these causes in the table is reported.  So a cause comes before the errors that
+# it leads to.
 CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str], ...] = (
     ("offload", "no hardware offload", "here",
-     "the network card or the kernel can't offload IPsec as nic-offload= asks for",
-     "nic-offload= of the connection; nic-offload=no works with every card", "ip xfrm state",
+     "the network card or the kernel can't do the IPsec offload that nic-offload= requests",
+     "the value of nic-offload= in the connection (nic-offload=no works with every card)", "ip xfrm state",
      ("support for nic-offload", "not support NIC esp-hw-offload", "esp-hw-offload not supported",
       "can't offload to", "use nic-offload=packet", "nic-offload=packet does not support",
       "offload hardware only supports"), False, ""),
     ("kernel", "kernel refused SA", "here",
-     "the kernel refused the IPsec SA: it lacks ESP, a kernel module, or an algorithm of esp=",
+     "the kernel refused the IPsec SA: the kernel lacks ESP, a kernel module, or an algorithm of esp=",
      "whether the kernel has ESP and the algorithms of esp=; reboot if the kernel was updated",
      "ipsec verify xfrm esp algorithms",
      ("netlink response for Add SA", "netlink response for Upd SA", "netlink response for New SA",
@@ -15800,30 +15803,32 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "conflict * already exist*xfrm-interface", "found an unexpected interface",
       "creating netlink message failed"), False, "xfrm"),
     ("updown", "updown script failed", "here",
-     "the updown script failed: routes or addresses of the tunnel were not set",
-     "leftupdown=, and the output of the script in pluto's log", "ipsec barf --section plog",
+     "the updown script failed, so routes or addresses of the tunnel were not set",
+     "the value of leftupdown=, and the output of the script in pluto's log", "ipsec barf --section plog",
      ("updown* command exited with", "up-client* command exited", "up-host* command exited",
       "prepare-* command exited", "route-* command exited", "-client command exited with",
       "-host command exited with", "command exited with unknown status", "command exited with signal",
       "command too long!", "unable to popen", "command '* failed:"), False, ""),
     ("overlap", "route in use", "here",
-     "its networks overlap with those of another connection, which already has the route or the policy",
-     "leftsubnet= and rightsubnet= of the connections that pluto has loaded", "ipsec verify overlap",
+     "the networks of this connection overlap with the networks of another connection, which already uses "
+     "the route or the policy",
+     "leftsubnet= and rightsubnet= of all connections that pluto has loaded", "ipsec verify overlap",
      ("cannot route -- route already in use", "cannot install eroute -- it is in use",
       "cannot install route: peer is within its client", "cannot install kernel policy",
       "cannot route template", "conflicts with existing", "overlap is forbidden",
       "overlapping * is forbidden", "overlapping * fobidden", "overlapping * not supported",
       "policy forbids peer Virtual IP", "kernel policy * already in use", "overlaps with"), False, "overlap"),
     ("nat-t", "NAT not possible", "both",
-     "NAT traversal does not work: one end sees NAT between the two, and this host or the peer does not "
+     "NAT traversal does not work: there is NAT between the two ends, but this host or the peer does not "
      "support or allow NAT traversal",
-     "encapsulation=, nic-offload=, listen-udp= and nat-ikev1-method= of both ends, and udp port 4500",
+     "encapsulation=, nic-offload=, listen-udp= and nat-ikev1-method= of both ends, and whether udp port "
+     "4500 is open",
      "ipsec verify udp4500 xfrm",
      ("NAT: cannot", "Aborting NAT-Traversal", "NAT-Traversal: ESPINUDP", "NAT-Traversal is turned OFF",
       "UNEXPECTED_NAT_DETECTED", "does not support NAT-T"), False, ""),
     ("not-oriented", "no end here", "here",
      "neither left= nor right= is an address of this host",
-     "left= and right= against the addresses of this host (ipsec listen makes pluto read them again)",
+     "whether left= or right= is an address of this host (after a change of addresses, run ipsec listen)",
      "ip address",
      ("cannot identify ourselves with either end", "is not oriented", "connection is unoriented",
       "unoriented connection", "no longer oriented", "orient() * failed",
@@ -15831,14 +15836,14 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "which is shutting down", "send*Cannot assign requested address", "send*errno 99",
       "send*No such device"), False, "loaded"),
     ("not-listening", "pluto not listening", "here",
-     "pluto does not listen for IKE: no interface is usable, or another program has its port",
-     "listen=, interfaces= and listen-udp= in config setup, and other IKE daemons on this host",
+     "pluto does not listen for IKE: no interface is usable, or another program uses pluto's port",
+     "listen=, interfaces= and listen-udp= in config setup, and whether another IKE daemon runs on this host",
      "ipsec verify udp500 udp4500",
      ("need --listen", "no public interfaces found", "requires listen-udp=yes", "requires listen-tcp=yes",
       "bind * endpoint * failed", "bind() failed", "bind(*Address already in use"), False, "udp500 udp4500"),
     ("peer-address", "peer address unknown", "here",
      "the address of the peer is unknown: the host name in right= does not resolve (DNS), or right= is %any",
-     "right=, and whether its name resolves", "getent ahosts {peer}",
+     "the value of right=, and whether the host name in it resolves", "getent ahosts {peer}",
      ("without knowing peer IP address", "without resolved dynamic peer", "failed to resolve '",
       "failed to convert '", "still no address for", "unable to resolve", "name resolution failed",
       "resolution of \"*failed", "resolved to the unspecified address", "DNS lookup * failed",
@@ -15848,61 +15853,66 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "cannot resolve"), False, ""),
     ("dns-key", "no DNS key", "both",
      "the peer's public key must come from DNS (IPSECKEY record), but DNS returned no valid one",
-     "the IPSECKEY record of the peer's ID, DNSSEC, and dnssec-enable= here", "dig +dnssec {peer} IPSECKEY",
+     "whether DNS has a valid IPSECKEY record for the peer's ID, and dnssec-enable= on this host",
+     "dig +dnssec {peer} IPSECKEY",
      ("IPSECKEY not found", "IPSECKEY rr parse error", "IPsec key using DNS failed",
       "forward address validation failed", "unbound returned", "unbound resolve call failed",
       "DNS response contains no answer", "could not parse DNS", "ldns could not parse", "publickey failed",
       "dns query name"), False, ""),
     ("send-refused", "firewall blocks sending", "here",
-     "this host may not send to the peer: a firewall rule here drops outgoing IKE packets (Operation not "
-     "permitted)",
-     "rules of the chain OUTPUT for udp ports 500 and 4500", "ipsec verify firewall",
+     "this host can't send to the peer (Operation not permitted): a firewall rule on this host drops "
+     "outgoing IKE packets",
+     "the rules of the firewall chain OUTPUT for udp ports 500 and 4500", "ipsec verify firewall",
      ("send*Operation not permitted", "send*errno 1:", "sendto*not permitted", "using UDP failed*errno 1)"),
       False, "firewall"),
     ("send-denied", "sending denied", "here",
-     "this host may not send to the peer (Permission denied): its route is of type prohibit, or SELinux "
-     "forbids it",
-     "the route to the peer and its rules (ip rule), and denials of SELinux (ausearch -m avc -c pluto)",
+     "this host can't send to the peer (Permission denied): the route to the peer is of type prohibit, or "
+     "SELinux forbids pluto to send",
+     "the route to the peer, the routing rules (ip rule), and the denials of SELinux (ausearch -m avc -c "
+     "pluto)",
      "ip route get {peer}",
      ("send*Permission denied", "send*errno 13"), False, ""),
     ("resources", "out of resources", "here",
-     "the system has not enough memory, buffers or open files for pluto",
-     "free memory, and the limits of pluto (ulimit -a, LimitNOFILE= in its unit)", "free -m",
+     "pluto has run out of memory, network buffers or open files",
+     "the free memory, and the limits of the pluto process (/proc/PID/limits, LimitNOFILE= in its systemd "
+     "unit)",
+     "free -m",
      ("No buffer space available", "Too many open files", "Cannot allocate memory",
       "unable to allocate * bytes", "unable to reallocate * bytes", "fork failed"), False, ""),
     ("too-big", "packet too big", "both",
-     "an IKE packet is too big for the way to the peer (MTU), and was not sent",
+     "an IKE packet is larger than the MTU of the path to the peer, and was not sent",
      "fragmentation= of both ends, and the MTU of the interface towards the peer", "tracepath -n {peer}",
      ("send*Message too long", "send*errno 90", "complainant*Message too long", "ICMP type 3 code 4",
       "leads to too many frags", "really too big"), False, ""),
     ("rejected-way", "firewall rejects packets", "peer",
-     "a firewall on the way or at the peer rejects IKE packets (ICMP: administratively prohibited)",
-     "the firewall of the host after \"complainant\" in the log, for udp ports 500 and 4500",
+     "a firewall at the peer or between the two ends rejects IKE packets (ICMP: administratively prohibited)",
+     "the rules for udp ports 500 and 4500 in the firewall of the host that pluto's log names after "
+     "\"complainant\"",
      "tracepath -n {peer}",
      ("ICMP type 3 code 9 (", "ICMP type 3 code 10 (", "ICMP type 3 code 13 (", "ICMP6 type 1 code 1 (",
       "ICMP6 type 1 code 5 ("), False, ""),
     ("route", "no route", "here",
      "there is no route to the peer: the network or the host is unreachable",
-     "the routes of this host, and right=", "ip route get {peer}",
+     "the routes of this host, and the address in right=", "ip route get {peer}",
      ("send*Network is unreachable", "send*No route to host", "send*Errno 101", "send*Errno 113",
       "send*Host is unreachable", "send*Network is down", "send*Invalid argument", "send*errno 22",
       "complainant*No route to host", "complainant*unreachable", "recvfrom*unreachable",
       "no local source address to reach", "unresolved gateway"), False, "firewall"),
     ("port-closed", "peer port closed", "peer",
-     "the peer answers with \"Connection refused\": no IKE daemon listens on the port there, or a firewall "
+     "the peer answers with \"Connection refused\": no IKE daemon listens on the peer's port, or a firewall "
      "rejects the packets",
-     "whether pluto runs on the peer, and whether right= is the right host", "nc -vzu {peer} 500",
+     "whether pluto runs on the peer, and whether right= is the address of the peer", "nc -vzu {peer} 500",
      ("complainant*Connection refused", "send*Connection refused", "ECONNREFUSED", "send*errno 111",
       "recvfrom*Connection refused"), False, ""),
     ("tcp", "TCP refused", "both",
-     "IKE over TCP does not work between the ends: the TCP port is closed, or a kernel can't do ESP in TCP",
+     "IKE over TCP does not work: the TCP port of one end is closed, or one kernel can't do ESP in TCP",
      "enable-tcp=, tcp-remoteport= and listen-tcp= of both ends", "ipsec verify xfrm",
      ("TCP: connect(", "TCP: socket * connecting", "TCP: socket * setting socket option",
       "TCP: socket * timed out", "espintcp", "IKE-in-TCP*failed", "did not receive the IKE-in-TCP", "IKETCP",
       "timeout out before first message", "indicates EOF", "TCP_ULP) failed", "TCP:*failed"), False, ""),
     ("psk-missing", "no PSK here", "here",
      "this host has no pre-shared key (PSK) for the IDs of this connection",
-     "the line in ipsec.secrets for leftid= and rightid= (ipsec secrets rereads the file)",
+     "whether ipsec.secrets has a PSK line for leftid= and rightid= (after a change, run ipsec secrets)",
      "ipsec verify psk",
      ("no PSK found", "No matching PSK found", "Failed to find our PreShared Key", "no preshared key found",
       "cannot find PSK", "PreShared Key not found"), False, "psk"),
@@ -15912,10 +15922,10 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
      ("PSK length of * bytes is too short*FIPS: authentication", "FIPS: authentication failed: *PSK length",
       "FIPS Error: connection*PSK length", "FIPS: connection * PSK length"), False, "psk"),
     ("key-missing", "no private key", "here",
-     "the NSS database here has no private key for this host's certificate or public key, or can't sign "
-     "with it",
-     "the private keys in the NSS database (ipsec import FILE.p12 adds a certificate with its private key), "
-     "and whether authby= is for their kind, RSA or ECDSA",
+     "the NSS database of this host has no private key for this host's certificate or public key, or the "
+     "private key can't be used to sign",
+     "whether the NSS database has the private key (ipsec import FILE.p12 adds a certificate with its key), "
+     "and whether authby= allows the type of this key, RSA or ECDSA",
      "ipsec showhostkey --list",
      ("unable to locate my private key", "no * private key for connection", "No * private key found",
       "Failed to find our RSA key", "Failed to find our ECDSA key", "DigSig: failed to find our",
@@ -15932,8 +15942,8 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
      ("NULL Authentication failed", "attempted NULL authentication", "NULL auth ID for different",
       "additional NULL_AUTH", "connection with authnull"), False, ""),
     ("eap", "EAP refused", "both",
-     "EAP authentication failed, or only one end is set to use it (leftautheap=, rightautheap=): "
-     "authentication method",
+     "EAP authentication failed, or only one end is configured for the authentication method EAP "
+     "(leftautheap=, rightautheap=)",
      "leftautheap= and rightautheap= of both ends, and the certificates", "ipsec status",
      ("EAP authentication, but", "EAP AUTH failed", "EAP Failure", "EAP * unexpected",
       "Bad Server Certificate", "Keying material export failed", "Failed to create TLS",
@@ -15957,8 +15967,8 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
      ("is expired or not yet valid", "certificate '*' is not yet valid",
       "SEC_ERROR_EXPIRED_CERTIFICATE*not yet"), False, "clock certificates"),
     ("crl", "CRL missing", "here",
-     "crl-strict=yes is set, and the list of revoked certificates (CRL) is missing or has expired",
-     "the CRLs that pluto has (ipsec crls fetches them)", "ipsec listcrls",
+     "crl-strict=yes is set, but the list of revoked certificates (CRL) is missing or has expired",
+     "which CRLs pluto has, and their dates (ipsec crls fetches new ones)", "ipsec listcrls",
      ("crl-strict=yes and Certificate Revocation List", "missing or expired CRL", "SEC_ERROR_CRL_",
       "CRL has expired", "revocation list * expired", "SEC_ERROR_UNKNOWN_CERT", "SEC_ERROR_REVOCATION"),
       False, ""),
@@ -15970,31 +15980,34 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
      ("SEC_ERROR_OCSP_", "OCSP server", "OCSP response"), False, ""),
     ("cert-revoked", "certificate revoked", "both",
      "the peer's certificate is revoked, according to the CRL on this host",
-     "the CRLs that pluto has; a revoked certificate has to be replaced", "ipsec listcrls",
+     "which certificates are in the CRLs that pluto has; replace a revoked certificate", "ipsec listcrls",
      ("SEC_ERROR_REVOKED_CERTIFICATE", "Certificate has been revoked", "certificate revoked",
       "SEC_ERROR_REVOKED_KEY"), False, ""),
     ("ca-expired", "CA expired", "both",
      "the CA certificate that issued the peer's certificate has expired",
-     "the dates of the CAs here, and of the chain that the peer sends", "ipsec verify certificates clock",
+     "the dates of the CA certificates on this host, and of the certificates that the peer sends",
+     "ipsec verify certificates clock",
      ("SEC_ERROR_EXPIRED_ISSUER_CERTIFICATE", "issuer*certificate has expired", "Issuer has expired"), False,
       "clock certificates"),
     ("cert-expired", "certificate expired", "peer",
-     "the peer's certificate has expired, or is not valid yet by the clock here",
-     "the dates of the peer's certificate; the clock of this host", "date; ipsec listcerts",
+     "the peer's certificate has expired, or is not valid yet by the clock of this host",
+     "the dates of the peer's certificate, and the clock of this host", "date; ipsec listcerts",
      ("SEC_ERROR_EXPIRED_CERTIFICATE", "Certificate has expired", "certificate '*' has expired",
       "public key * has expired", "SEC_ERROR_INVALID_TIME"), False, "clock"),
     ("cert-issuer", "CA unknown", "both",
-     "no valid and trusted CA here issued the peer's certificate: the CA is missing, not trusted, or expired",
-     "whether the peer's CA is in the NSS database, trusted (CT,,) and still valid",
+     "the CA that issued the peer's certificate is not in the NSS database of this host, is not trusted, or "
+     "has expired",
+     "whether the peer's CA is in the NSS database, is trusted (CT,,) and is still valid",
      "ipsec verify certificates",
      ("SEC_ERROR_UNKNOWN_ISSUER", "issuer is not recognized", "SEC_ERROR_UNTRUSTED_ISSUER",
       "SEC_ERROR_UNTRUSTED_CERT", "not trusted", "SEC_ERROR_CA_CERT_INVALID", "SEC_ERROR_PATH_LEN",
       "No Certificate Authority in NSS", "Issuer certificate is invalid", "X509: no EE-cert",
       "certificate*SEC_ERROR_BAD_SIGNATURE", "certificate*signature is invalid"), False, "certificates"),
     ("cert-usage", "certificate unsuitable", "both",
-     "the peer's certificate may not be used for IPsec: its key usage is wrong, or its key or signature is "
+     "the peer's certificate can't be used for IPsec: its key usage is wrong, or its key or signature is "
      "too weak",
-     "keyUsage and extendedKeyUsage of the certificate, its key length and signature", "ipsec listcerts",
+     "keyUsage, extendedKeyUsage, key length and signature algorithm of the peer's certificate",
+     "ipsec listcerts",
      ("SEC_ERROR_INADEQUATE_", "key usage inadequate", "Certificate type not approved",
       "SEC_ERROR_CERT_SIGNATURE_ALGORITHM_DISABLED", "rejecting * cert* with key size",
       "cannot use CA certificate", "cannot use peer CA certificate", "SEC_ERROR_EXTENSION",
@@ -16002,18 +16015,19 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "signature algorithm that is disabled", "cert key is not rsa type", "ERROR_CERT_USAGES"), False, ""),
     ("own-cert-name", "ID not certified", "here",
      "this host's certificate does not contain the ID that this host claims (leftid=, subjectAltName)",
-     "leftid= against the names in the certificate", "ipsec nsslist",
+     "whether leftid= is one of the names in this host's certificate", "ipsec nsslist",
      ("our certificate subjectAltName", "our certificate contains no subjectAltName"), False, ""),
     ("cert-name", "certificate lacks ID", "both",
      "the peer's certificate does not contain the ID that the peer claims (subjectAltName)",
-     "the peer's leftid= (rightid= here) against the names in its certificate", "ipsec listcerts",
+     "whether the peer's ID (rightid= on this host) is one of the names in the peer's certificate",
+     "ipsec listcerts",
      ("subjectAltName extension", "SubjectAltName does not match", "unmatched IKE ID in certificate",
       "specified on the certificate SubjectAltName", "No matching subjectAltName",
       "certificate does not contain", "CERT payload does not match", "is not a certificate type",
       "cannot match peer's certificate"), False, ""),
     ("id-expected", "peer ID differs", "both",
-     "the peer has another ID than rightid= here expects",
-     "rightid= here against leftid= of the peer", "ipsec status",
+     "the peer sent an ID that differs from rightid= on this host",
+     "whether rightid= on this host equals leftid= on the peer", "ipsec status",
      ("we require IKEv* peer to have ID", "Peer ID * mismatched on first found",
       "Peer mismatch on first found", "ID_DER_ASN1_DN * does not match expected", "peer ID_* does not match",
       "no suitable connection for peer", "peer ID payload", "IDr payload extraction failed",
@@ -16024,7 +16038,7 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "IDr payload * not"), False, ""),
     ("xauth", "login refused", "both",
      "XAUTH refused the user name or the password",
-     "the user name and password of the client, and on the server xauthby= and its password file",
+     "the user name and password of the client; xauthby= and the password file on the server",
      "ipsec status",
      ("Authentication Failed: Incorrect Username", "Authentication Failed (", "XAUTH status: FAIL",
       "no file descriptor available for prompt", "unable to open password file",
@@ -16034,9 +16048,10 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "XAUTH client is not yet authenticated", "until XAUTH done", "missing password hash",
       "aborting entire IKE Exchange", "PAM*fail", "FAILED during * with '", "authorize*denied"), False, ""),
     ("signature", "public key wrong", "both",
-     "the peer's signature does not match the public key that is here for the peer's ID (RSA, "
-     "rightrsasigkey= or certificate)",
-     "rightrsasigkey= here against the output of ipsec showhostkey --left on the peer", "ipsec listpubkeys",
+     "the peer's signature does not match the public key that this host has for the peer's ID (RSA key in "
+     "rightrsasigkey=, or certificate)",
+     "whether rightrsasigkey= on this host is the key that ipsec showhostkey --left prints on the peer",
+     "ipsec listpubkeys",
      ("public key known for", "Signature check", "Sig check failed", "RSA authentication of * failed",
       "RSA authentication failed", "RSA Signature NOT verified", "Digital Signature authentication",
       "ECDSA signature using DSAU_DecodeDerSigToLen() failed", "verifying AUTH hash using",
@@ -16046,7 +16061,7 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "authentication failed: no key", "pubkey could not be loaded"), False, ""),
     ("cert-rejected", "certificate rejected", "both",
      "this host rejected the peer's certificate",
-     "the lines before the quoted one in pluto's log; the CAs in the NSS database",
+     "the lines before the quoted line in pluto's log, and the CAs in the NSS database",
      "ipsec verify certificates",
      ("certificate payload rejected", "Certificate rejected for this connection", "CERT payload bogus",
       "end certificate invalid", "no certificate matched", "failed verification", "failed * verification",
@@ -16055,13 +16070,14 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "certificate payload did not contain", "X509: authentication failed", "decoding certificate payload"),
       False, "certificates"),
     ("corrupt", "packets damaged", "both",
-     "messages of the peer can't be decrypted: they are damaged on the way, or belong to an older IKE SA",
-     "whether a device on the way changes packets", "ipsec down {conn}; ipsec up {conn}",
+     "messages of the peer can't be decrypted: they were damaged in the network, or belong to an older IKE "
+     "SA",
+     "whether a device between the two ends changes packets", "ipsec down {conn}; ipsec up {conn}",
      ("failed to match authenticator", "seems to be corrupt", "discarding invalid packet",
       "multiple of encryption blocksize"), False, ""),
     ("psk-differs", "PSKs differ", "both",
      "the pre-shared keys (PSK) of the two ends differ",
-     "the PSK lines in ipsec.secrets of both ends (ipsec secrets rereads the file)", "ipsec verify psk",
+     "the PSK lines in ipsec.secrets of both ends (after a change, run ipsec secrets)", "ipsec verify psk",
      ("AUTH mismatch", "computed hash does not match", "hash received from peer*does not match",
       "hash length in * does not equal", "mismatch of preshared secrets",
       "received Hash Payload does not match", "PSK Authentication failed",
@@ -16071,10 +16087,10 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "[1] notification payload: INVALID_HASH", "authentication failed*hash*PRF",
       "hash length*does not match"), False, ""),
     ("auth-refused", "peer refuses authentication", "peer",
-     "the peer refused to authenticate this host (AUTHENTICATION_FAILED); the reason is only in the peer's "
-     "log: a wrong PSK, ID (leftid=), method (authby=), certificate or RSA key",
-     "leftid=, authby= and the key or certificate of this host against the settings of the peer; ask for "
-     "the peer's log",
+     "the peer refused to authenticate this host (AUTHENTICATION_FAILED): the PSK, the ID (leftid=), the "
+     "method (authby=), the certificate or the RSA key is wrong; only the peer's log says which",
+     "whether the settings of the peer fit leftid=, authby= and the key or certificate of this host; ask "
+     "for the peer's log",
      "ipsec verify psk certificates",
      ("error notification AUTHENTICATION_FAILED", "rejected*AUTHENTICATION_FAILED", "AUTHORIZATION_FAILED",
       "informational payload AUTHENTICATION_FAILED", "informational payload INVALID_CERT",
@@ -16085,9 +16101,10 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "informational payload INVALID_SIGNATURE", "informational payload INVALID_KEY_INFORMATION"), True,
       "certificates clock psk host_keys"),
     ("id-refused", "ID refused", "peer",
-     "the peer refused the ID or the certificate of this host (INVALID_ID_INFORMATION): it expects another "
-     "leftid=, or it does not accept the certificate (unknown CA, expired, revoked)",
-     "leftid= here against rightid= of the peer; the dates and the CA of this host's certificate",
+     "the peer refused the ID or the certificate of this host (INVALID_ID_INFORMATION): the peer expects "
+     "another leftid=, or does not accept the certificate (unknown CA, expired, revoked)",
+     "whether leftid= on this host equals rightid= on the peer; the dates and the CA of this host's "
+     "certificate",
      "ipsec verify certificates",
      ("[1] payload INVALID_ID_INFORMATION", "[1] payload: INVALID_ID_INFORMATION",
       "rejected by peer: INVALID_ID_INFORMATION"), True, "certificates clock"),
@@ -16098,13 +16115,13 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "no matching (PPK_ID, PPK)", "PPK confirmation", "PPK_ID type", "PPK ID length", "PPK ID data",
       "rejected*PPK"), False, ""),
     ("key-exchange", "key exchange failed", "both",
-     "the additional key exchange failed (IKE_INTERMEDIATE or IKE_FOLLOWUP_KE, as for ML-KEM or a PPK)",
-     "addke1= and so on in ike= and esp=, intermediate= and ppk= of both ends", "ipsec status",
+     "the additional key exchange failed (IKE_INTERMEDIATE or IKE_FOLLOWUP_KE, used for ML-KEM or a PPK)",
+     "the addke options in ike= and esp=, and intermediate= and ppk= of both ends", "ipsec status",
      ("IKE_INTERMEDIATE * failed", "IKE_FOLLOWUP_KE * failed", "too many IKE_INTERMEDIATE exchanges",
       "IKE_FOLLOWUP_KE link does not match", "missing ADDITIONAL_KEY_EXCHANGE"), False, ""),
     ("pool", "no address left", "peer",
      "the address pool has no free address",
-     "leftaddresspool= or rightaddresspool= of the gateway, and which clients have the leases",
+     "leftaddresspool= or rightaddresspool= of the gateway, and which clients hold the addresses",
      "ipsec addresspoolstatus",
      ("lease_an_address failure", "leasing * address failed", "no free address", "address pool exhausted",
       "addresspool * is empty", "address pool is empty", "INTERNAL_ADDRESS_FAILURE",
@@ -16113,8 +16130,8 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "XAUTH IP address * is not valid", "starts at address zero", "start at address zero",
       "addresspool * is invalid", "overlaps existing address pool", "invalid addresspool"), False, ""),
     ("mode-config", "address not agreed", "both",
-     "the ends disagree on mode config: one requires an internal address (CP payload, leftmodecfgclient=), "
-     "and the other does not request or give one",
+     "the ends disagree on mode config: one end requires an internal address (CP payload, "
+     "leftmodecfgclient=), but the other end does not request or assign an address",
      "leftmodecfgclient= of the client; rightaddresspool= and leftmodecfgserver= of the gateway",
      "ipsec status",
      ("FAILED_CP_REQUIRED", "CP payload required", "missing v2CP reply", "no valid internal address",
@@ -16123,13 +16140,13 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "expecting MODE_CFG", "until MODECFG done", "INTERNAL_IP*_ADDRESS * is invalid",
       "connection has no addresspool", "mode cfg*unsupported", "MODECFG*fail"), False, ""),
     ("compression", "compression differs", "both",
-     "one end wants compression (IPCOMP, compress=yes), and the other end does not allow it",
+     "one end wants compression (IPCOMP, compress=yes), but the other end does not allow compression",
      "compress= of both ends", "ipsec status",
      ("compression proposed by * forbids", "Unexpected IPCOMP request", "Illegal IPCOMP",
       "illegal proposal: *IPCOMP", "unsupported IPCOMP", "unsupported IPsec IPcomp",
       "two simultaneous IPCOMP"), False, ""),
     ("mode", "mode differs", "both",
-     "one end wants tunnel mode, the other transport mode (type=, ENCAPSULATION_MODE)",
+     "one end wants tunnel mode, and the other end wants transport mode (type=, ENCAPSULATION_MODE)",
      "type= of both ends", "ipsec status",
      ("requires Transport Mode but", "requires Tunnel Mode but", "policy dictates * but peer requested",
       "Local policy is transport mode, but", "must specify ENCAPSULATION_MODE", "USE_TRANSPORT_MODE*reject",
@@ -16145,48 +16162,50 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "labeled IKEv2 connection", "selinux denied", "selinux within_range"), False, ""),
     ("virtual", "private network refused", "here",
      "virtual-private= does not contain the client's network, so pluto refuses the client's subnet",
-     "virtual-private= and rightsubnet=vhost:… here", "ipsec verify config",
+     "virtual-private= and rightsubnet=vhost:… on this host", "ipsec verify config",
      ("private network virtual IP was required", "bad entries in virtual-private",
       "virtual selection is disabled", "rejected in a virtual connection policy"), False, ""),
     ("aggressive", "exchange mode differs", "both",
-     "one end uses IKEv1 aggressive mode, the other main mode or IKEv2 only (aggressive=, ikev2=); or no "
-     "connection here with aggressive mode is for the peer's ID (rightid=)",
+     "one end uses IKEv1 aggressive mode, but the other end uses main mode or only IKEv2 (aggressive=, "
+     "ikev2=); or no connection of this host has both aggressive mode and the peer's ID (rightid=)",
      "aggressive= and keyexchange= of both ends", "ipsec status",
      ("initial Aggressive Mode *no", "Aggressive Mode * no (wildcard)", "Cannot initiate aggressive mode",
       "Aggressive Mode*not allow", "aggressive mode*refused", "part of an unknown exchange",
       "UNSUPPORTED_EXCHANGE_TYPE", "INVALID_EXCHANGE_TYPE"), False, ""),
     ("version-refused", "IKE version refused", "both",
-     "one end drops this IKE version: the peer speaks IKEv1 and ikev1-policy= here accepts only IKEv2, or "
-     "IKEv2 is not accepted",
+     "one end does not accept the IKE version of the other end: the peer uses IKEv1, but ikev1-policy= on "
+     "this host does not accept IKEv1; or one end uses IKEv2, but the other end does not accept IKEv2",
      "keyexchange= (ikev2=) of both ends; ikev1-policy= in config setup", "ipsec verify config",
      ("IKEv1 packet*polic", "IKEv1 packet dropped", "ikev1-policy", "INVALID_MAJOR_VERSION",
       "unsupported IKE major version", "Unexpected IKE major", "ignoring packet with IKE major",
       "unsupported IKE version", "ISAKMP_N_INVALID_MAJOR", "no * IKEv1 * supported", "Bid-down to IKEv1",
       "wrong IKE version"), False, ""),
     ("busy-here", "too many attempts", "here",
-     "this host accepts no new IKE SAs now, because too many are half open (max-halfopen-ike=)",
+     "this host accepts no new IKE SAs now, because too many IKE SAs are half open (max-halfopen-ike=)",
      "which addresses in pluto's log start many IKE SAs and do not finish them", "ipsec globalstatus",
      ("too many half open IKE SAs", "overloaded with half-open", "dropping new Opportunistic exchange"),
       False, ""),
     ("cookie", "cookie refused", "both",
-     "a COOKIE notification (protection against floods) was refused: it is wrong, or its packet was damaged "
-     "on the way",
-     "ddos-mode= in config setup of both ends, and whether a device on the way changes packets",
+     "a COOKIE notification (protection against floods) was refused: the cookie is wrong, or its packet was "
+     "damaged in the network",
+     "ddos-mode= in config setup of both ends, and whether a device between the two ends changes packets",
      "ipsec globalstatus",
      ("DOS cookies do not match", "DDOS cookie requires", "DOS cookie failed",
       "DOS cookie notification corrupt", "COOKIE notify payload too", "COOKIE*packet dropped"), False, ""),
     ("unknown-peer", "no connection fits", "here",
-     "the peer asks for an IKE SA, and no connection that is loaded here fits: its address, the version "
-     "(IKEv1 or IKEv2 only) or authby= differs, or the connection is not loaded",
-     "what pluto has loaded for this peer (left=, right=, keyexchange=, authby=); ipsec add NAME loads more",
+     "the peer asks for an IKE SA, but no connection that is loaded on this host fits: the peer's address, "
+     "the IKE version (IKEv1 or IKEv2) or authby= differs, or the connection is not loaded",
+     "which connections pluto has loaded for this peer (left=, right=, keyexchange=, authby=); ipsec add "
+     "NAME loads a missing one",
      "ipsec verify loaded",
      ("no suitable connection found", "no connection has been authorized", "no matching connection has been",
       "no connection has been configured", "but no connection", "but * forbids connection",
       "dropped IKE request for Opportunistic", "no connection is known for this peer",
       "no suitable connection for"), True, "loaded certificates"),
     ("ts-here", "networks differ", "both",
-     "the networks (subnets, traffic selectors) that the peer asks for are not those of a connection here",
-     "leftsubnet= and rightsubnet= of both ends, which must mirror each other, or narrowing=yes",
+     "the peer asks for networks (subnets, traffic selectors) that no connection on this host has",
+     "whether leftsubnet= and rightsubnet= of this host are rightsubnet= and leftsubnet= of the peer, or "
+     "narrowing=yes is set",
      "ipsec status",
      ("compatible Traffic Selectors", "responding with TS_UNACCEPTABLE",
       "encrypted notification TS_UNACCEPTABLE", "SA processing returned*TS_UNACCEPTABLE",
@@ -16199,16 +16218,18 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "has no remote client selector", "TSi/TSr*reject", "Traffic Selector*unacceptable",
       "does not match any * connection; responding", "Quick I1*unacceptable"), False, ""),
     ("child-rejected", "IPsec SA refused", "here",
-     "this host refused the IPsec SA in the peer's answer: the kernel here refused it, or esp= or the "
-     "subnets do not fit",
-     "the lines before the quoted one in pluto's log; whether this kernel has ESP and the algorithms of "
+     "this host refused the IPsec SA in the peer's answer: the kernel of this host refused it, or esp= or "
+     "the subnets of the ends differ",
+     "the lines before the quoted line in pluto's log; whether this kernel has ESP and the algorithms of "
      "esp=; esp= and the subnets of both ends",
      "ipsec verify xfrm esp algorithms",
      ("response for Child SA * was rejected",), True, "xfrm esp algorithms"),
     ("kernel-peer", "peer sends nothing", "peer",
-     "the peer sent no IPsec SA in its answer: the kernel there refused it (no ESP, or an algorithm of esp= "
-     "is missing), or no esp= or subnet there fits",
-     "the peer's log for \"netlink response\"; the kernel modules of the peer", "ipsec verify esp algorithms",
+     "the peer sent no IPsec SA in its answer: the peer's kernel refused the SA (ESP or an algorithm of esp= "
+     "is missing), or esp= or the subnets of the peer differ",
+     "whether the peer's log has \"netlink response\", and whether the peer's kernel has all modules of "
+     "IPsec",
+     "ipsec verify esp algorithms",
      ("missing v2SA, v2TSi or v2TSr", "missing at least one of the Child SA payloads",
       "initiator rejected Child SA response", "No CHILD SA proposals received"), True, "xfrm esp algorithms"),
     ("sa-limit", "peer limits SAs", "peer",
@@ -16216,28 +16237,29 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
      "whether the peer allows several pairs of subnets in one IKE SA", "ipsec status",
      ("NO_ADDITIONAL_SAS",), False, ""),
     ("ts-peer", "networks refused", "peer",
-     "the peer refused the networks (subnets, TS_UNACCEPTABLE); a peer with libreswan 4.x says the same "
-     "when its kernel refuses the SA",
-     "leftsubnet= and rightsubnet= of both ends, which must mirror each other, or narrowing=yes; a client "
-     "that asks for an address (leftmodecfgclient=) needs an address pool there",
+     "the peer refused the networks (subnets, TS_UNACCEPTABLE); a peer with libreswan 4.x sends the same "
+     "error when its kernel refuses the SA",
+     "whether leftsubnet= and rightsubnet= of this host are rightsubnet= and leftsubnet= of the peer, or "
+     "narrowing=yes is set; if this host asks for an address (leftmodecfgclient=), whether the peer has an "
+     "address pool",
      "ipsec status",
      ("TS_UNACCEPTABLE", "[2] payload INVALID_ID_INFORMATION", "[2] payload: INVALID_ID_INFORMATION",
       "INVALID_SELECTORS", "SINGLE_PAIR_REQUIRED"), False, ""),
     ("pfs", "PFS differs", "both",
-     "the ends disagree on perfect forward secrecy (pfs=, the DH group in esp=)",
-     "pfs= and the group in esp= of both ends", "ipsec status",
+     "the ends disagree on perfect forward secrecy (pfs=, or the DH group in esp=)",
+     "pfs= and the DH group in esp= of both ends", "ipsec status",
      ("we require PFS", "GROUP_DESCRIPTION", "not supported for PFS", "missing KE payload in",
       "but no KE was sent", "KE missing from", "message missing KE payload",
       "INVALID_KE_PAYLOAD response but", "peer * not * PFS", "PFS required"), False, ""),
     ("dh", "DH groups differ", "both",
      "the ends have no DH group in common (ike=, esp=)",
-     "the group (modp…, dh…) in ike= and esp= of both ends", "ipsec status",
+     "the DH group (modp…, dh…) in ike= and esp= of both ends", "ipsec status",
      ("INVALID_KE_PAYLOAD*not acceptable", "suggesting * instead of", "error notification INVALID_KE_PAYLOAD",
       "with INVALID_KE_PAYLOAD", "suggested DH * is not acceptable", "suggested KEM * is not",
       "do not contain a valid DH", "byte DH public value; * required", "KE payload is * required",
       "OAKLEY_GROUP * not supported"), False, ""),
     ("esp-here", "ESP proposals differ", "both",
-     "esp= (phase2alg=) here allows none of the peer's ESP proposals",
+     "esp= (phase2alg=) of this host allows none of the peer's ESP proposals",
      "esp= of both ends", "ipsec status",
      ("no local proposal matches*:ESP:", "no local proposal matches*:AH:",
       "matching remote ESP/AH proposals failed", "SA processing returned*NO_PROPOSAL",
@@ -16251,9 +16273,9 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "invalid accepted proposal", "more than one accepted proposal",
       "accepted IKEv2 proposal contains unexpected", "accepted an unsupported algorithm"), False, ""),
     ("esp-peer", "ESP proposals refused", "peer",
-     "the peer accepts none of the ESP proposals of this host (NO_PROPOSAL_CHOSEN): esp= (phase2alg=) "
-     "differs",
-     "esp= of both ends, and pfs=", "ipsec status",
+     "the peer accepts none of the ESP proposals of this host (NO_PROPOSAL_CHOSEN): esp= (phase2alg=) of "
+     "the ends differs",
+     "esp= and pfs= of both ends", "ipsec status",
      ("AUTH response contained*NO_PROPOSAL_CHOSEN", "failed with error notification NO_PROPOSAL_CHOSEN",
       "[2] payload NO_PROPOSAL_CHOSEN", "[2] payload: NO_PROPOSAL_CHOSEN",
       "[2] payload ATTRIBUTES_NOT_SUPPORTED", "[2] payload: ATTRIBUTES_NOT_SUPPORTED",
@@ -16262,7 +16284,7 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "[2] payload INVALID_PROTOCOL_ID", "[2] payload: INVALID_PROTOCOL_ID", "Child SA*NO_PROPOSAL_CHOSEN"),
       False, ""),
     ("ike-here", "IKE proposals differ", "both",
-     "ike= here allows none of the peer's IKE proposals (algorithms and DH group)",
+     "ike= of this host allows none of the peer's IKE proposals (algorithms and DH group)",
      "ike= of both ends", "ipsec status",
      ("no local proposal matches", "Oakley Transform", "OAKLEY proposal refused", "in Oakley Proposal",
       "in Oakley SA", "insecure and was rejected", "no acceptable Oakley",
@@ -16271,49 +16293,50 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "proposals * failed"), False, ""),
     ("ike-peer", "IKE proposals refused", "peer",
      "the peer refused the first message (NO_PROPOSAL_CHOSEN): the ends have no IKE proposal (ike=, with "
-     "its DH group) in common, or the peer has no connection for this host and this IKE version (not "
-     "loaded, deleted, or its certificate has expired)",
+     "its DH group) in common, or the peer has not loaded a connection for this host and this IKE version "
+     "(as when it was deleted, or its certificate has expired)",
      "ike= and keyexchange= of both ends, and whether the peer has loaded its connection; the peer's log "
-     "tells which it is",
+     "names the reason",
      "ipsec status",
      ("NO_PROPOSAL_CHOSEN", "[1] payload ATTRIBUTES_NOT_SUPPORTED", "[1] payload: ATTRIBUTES_NOT_SUPPORTED",
       "[1] payload BAD_PROPOSAL_SYNTAX", "[1] payload: BAD_PROPOSAL_SYNTAX",
       "[1] payload INVALID_TRANSFORM_ID", "[1] payload: INVALID_TRANSFORM_ID",
       "[1] payload DOI_NOT_SUPPORTED", "[1] payload SITUATION_NOT_SUPPORTED"), False, ""),
     ("redirect", "peer redirects", "peer",
-     "the peer redirects this host to another gateway (REDIRECT); that gateway does not answer, or "
-     "accept-redirect= here does not allow it",
-     "which gateway the peer names, and accept-redirect= and accept-redirect-to= here", "ipsec status",
+     "the peer redirects this host to another gateway (REDIRECT), but that gateway does not answer, or "
+     "accept-redirect= of this host does not allow the redirect",
+     "which gateway the peer names, and accept-redirect= and accept-redirect-to= of this host",
+     "ipsec status",
      ("redirect exceeds limit", "redirects to new gateway", "redirect*failed", "redirect loop",
       "redirect not successful", "malformed REDIRECT payload", "don't accept being redirected",
       "accept-redirect-to", "redirect-to is not specified", "received nonce does not match our",
       "received nonce is not the same as Ni", "GW Ident"), False, ""),
     ("peer-lost-sa", "peer lost SA", "peer",
-     "the peer no longer has this SA (INVALID_SPI, CHILD_SA_NOT_FOUND): it was restarted, or it deleted the "
-     "SA",
+     "the peer no longer has this SA (INVALID_SPI, CHILD_SA_NOT_FOUND): the peer was restarted, or deleted "
+     "the SA",
      "whether the peer was restarted", "ipsec down {conn}; ipsec up {conn}",
      ("CHILD_SA_NOT_FOUND", "INVALID_IKE_SPI", "payload INVALID_SPI", "payload: INVALID_SPI",
       "payload INVALID_COOKIE", "payload: INVALID_COOKIE", "no such IPsec SA to rekey"), False, ""),
     ("peer-busy", "peer is busy", "peer",
-     "the peer could not answer the request at that moment (TEMPORARY_FAILURE), as when both ends rekey at "
-     "once",
+     "the peer could not answer the request at that moment (TEMPORARY_FAILURE), for example because both "
+     "ends rekeyed at the same time",
      "whether a later attempt succeeds, and the log of the peer at that time", "ipsec up {conn}",
      ("TEMPORARY_FAILURE",), False, ""),
     ("mobike", "address change refused", "both",
-     "an end changed its address, and the other end did not follow it (MOBIKE)",
+     "one end changed its address, but the other end did not accept the new address (MOBIKE)",
      "mobike= of both ends, and whether the old or the new address is behind NAT", "ipsec status",
      ("UNACCEPTABLE_ADDRESSES", "MOBIKE: AF change", "Ignoring MOBIKE UPDATE_SA", "MOBIKE disabled, ignoring",
       "does not allow MOBIKE, ignoring UPDATE", "does not support MOBIKE", "mobike SA migration only support",
       "MOBIKE missing kernel support", "MOBIKE kernel support missing", "MOBIKE support is not enabled",
       "MOBIKE is not supported", "MOBIKE not supported"), False, ""),
     ("fragments", "fragments refused", "both",
-     "the peer splits its IKE messages into fragments, and this host drops them",
+     "the peer splits its IKE messages into fragments, but this host drops the fragments",
      "fragmentation= of both ends", "ipsec status",
      ("ignoring fragment", "dropping fragment", "fragment * invalid", "fragment as not allowed"), False, ""),
     ("malformed", "invalid IKE message", "peer",
      "one end can't read the IKE messages of the other end: they are malformed, or another protocol uses "
      "the port",
-     "the kind and version of the peer's IKE daemon, and its log",
+     "which IKE daemon and version the peer runs, and the log of that daemon",
      "tcpdump -n -v udp port 500 and host {peer}",
      ("INVALID_SYNTAX", "UNSUPPORTED_CRITICAL_PAYLOAD", "unknown critical payload", "PAYLOAD_MALFORMED",
       "INVALID_PAYLOAD_TYPE", "malformed Phase 1 message", "malformed Quick Mode message",
@@ -16323,23 +16346,23 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "Initiator Cookie must not be zero", "message payloads do not match", "secured payloads do not match"),
       False, ""),
     ("child-failed", "IPsec SA failed", "here",
-     "this host could not set up the IPsec SA: the kernel here refused it, or esp= or the subnets of the "
-     "ends do not fit",
-     "the lines before the quoted one in pluto's log; whether this kernel has ESP and the algorithms of "
+     "this host could not set up the IPsec SA: the kernel of this host refused it, or esp= or the subnets "
+     "of the ends differ",
+     "the lines before the quoted line in pluto's log; whether this kernel has ESP and the algorithms of "
      "esp=; esp= and the subnets of both ends",
      "ipsec verify xfrm esp algorithms",
      ("CHILD SA failed:", "CHILD SA encountered fatal error", "SA processing returned"), True,
       "xfrm esp algorithms"),
     ("peer-refused", "peer refused", "peer",
      "the peer refused the connection",
-     "the quoted line, which names the reason; the log of the peer has the details", "ipsec status",
+     "the reason in the quoted line; the peer's log has the details", "ipsec status",
      ("rejected by peer", "authentication request rejected", "rejected Child SA",
       "contained an unknown error", "contains the status notification", "unrecognized IKE_AUTH response",
       "message containing * notification", "received unauthenticated * ignored", "received ERROR NOTIFY",
       "was rejected with", "error notification"), True, "certificates host_keys psk nss_health"),
     ("expired", "SA expired", "both",
      "the SA reached its lifetime and was not replaced: rekey=no is set, or rekeying failed",
-     "rekey=, salifetime= and ikelifetime= of both ends; earlier lines of pluto's log about rekeying",
+     "rekey=, salifetime= and ikelifetime= of both ends, and earlier lines of pluto's log about rekeying",
      "ipsec up {conn}",
      ("SA expired (",), False, ""),
     ("peer-gone", "peer gone", "peer",
@@ -16349,8 +16372,8 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "to our IKEv2 message", "declared dead", "peer is dead", "MAIN_I4: * timeout", "MAIN_R3: * timeout",
       "via DPD", "liveness*timeout"), True, "firewall"),
     ("silent-quick", "no ESP answer", "peer",
-     "the IKE SA is up, but the peer did not answer the request for the IPsec SA (Quick Mode): the kernel "
-     "there refused the SA, or no esp= or subnet there fits",
+     "the IKE SA is up, but the peer did not answer the request for the IPsec SA (Quick Mode): the peer's "
+     "kernel refused the SA, or esp= or the subnets of the peer differ",
      "the peer's log at that time; esp=, leftsubnet= and rightsubnet= of both ends",
      "ipsec verify esp algorithms",
      ("first Quick Mode message", "QUICK_I1: * timeout", "QUICK_R0: * timeout", "QUICK_R1: * timeout"), True,
@@ -16358,68 +16381,72 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
     ("unconfirmed", "peer refuses answer", "peer",
      "the peer refused the first encrypted message of this host: with IKEv1 this usually means that the "
      "pre-shared keys (PSK) differ, or that the peer expects another ID",
-     "the PSK lines in ipsec.secrets of both ends, leftid= and rightid=; the peer's log", "ipsec verify psk",
+     "the PSK lines in ipsec.secrets, leftid= and rightid= of both ends; the peer's log", "ipsec verify psk",
      ("Informational Exchange message must be encrypted", "[1] payload INVALID_HASH",
       "haven't yet negotiated keying material"), True, "psk"),
     ("silent-main", "no encrypted answer", "peer",
      "the peer did not answer the first encrypted message: with IKEv1 this usually means that the "
-     "pre-shared keys (PSK) differ, or that the peer expects another ID or method (authby=); or udp port "
-     "4500 is blocked on the way",
-     "the PSK lines in ipsec.secrets of both ends, leftid= and authby=; ask for the peer's log",
+     "pre-shared keys (PSK) differ, that the peer expects another ID or method (authby=), or that a "
+     "firewall blocks udp port 4500",
+     "the PSK lines in ipsec.secrets, leftid= and authby= of both ends; ask for the peer's log",
      "ipsec verify psk certificates",
      ("MAIN_I3: * timeout", "AGGR_I2: * timeout"), True, "psk certificates host_keys firewall"),
     ("silent-auth", "no second answer", "peer",
-     "the peer answered the first message, but not the encrypted one after it: udp port 4500 or large "
-     "packets (fragments) are lost on the way, or the kernel of the peer refused the SA (4.x)",
-     "whether a firewall between the two drops udp port 4500; MTU and fragmentation=; the peer's log at that "
-     "time",
+     "the peer answered the first message, but not the encrypted message after it: packets to udp port 4500 "
+     "or large packets (fragments) are lost in the network, or the peer runs libreswan 4.x and its kernel "
+     "refused the SA",
+     "whether a firewall between the two ends drops packets to udp port 4500; the MTU and fragmentation=; "
+     "the peer's log at that time",
      "tcpdump -n udp port 4500 and host {peer}",
      ("first encrypted message", "PARENT_I2: * timeout", "IKE_AUTH_I: * timeout", "MAIN_I2: * timeout",
       "IKE_AUTH*timeout exceeded", "IKE_INTERMEDIATE*timeout", "MAIN_R2: * timeout", "AGGR_R1: * timeout",
       "XAUTH*timeout exceeded", "MODE_CFG*timeout"), True, "firewall psk mtu"),
     ("silent", "no answer", "peer",
-     "the peer did not answer the first message: a firewall here, on the way or there drops udp port 500, "
-     "the address is wrong, or no IKE daemon runs there; with IKEv1, a peer that has no connection for this "
-     "host or its ID (leftid=) does not answer either",
-     "right=, the firewalls for udp ports 500 and 4500, and whether packets arrive at the peer",
+     "the peer did not answer the first message: a firewall drops packets to udp port 500, the address in "
+     "right= is wrong, or no IKE daemon runs on the peer; with IKEv1, the peer also does not answer if it "
+     "has no connection for the address or the ID (leftid=) of this host",
+     "right=, the firewall rules of both ends for udp ports 500 and 4500, and whether packets arrive at the "
+     "peer",
      "tcpdump -n udp port 500 and host {peer}",
      ("to our first IKEv", "PARENT_I1: * timeout", "IKE_SA_INIT_I: * timeout", "MAIN_I1: * timeout",
       "timeout exceeded after * retransmits", "max number of retransmissions", "AGGR_I1: * timeout",
       "negotiation * timed out", "giving up"), True, "firewall udp500 udp4500"),
     ("refused-here", "peer ID unknown", "both",
-     "this host refused to authenticate the peer (AUTHENTICATION_FAILED), and its log has no reason: with "
-     "libreswan 5 this means that no connection here is for the peer's ID or the names in its certificate "
-     "(rightid=)",
-     "rightid= here against leftid= of the peer and the names in its certificate", "ipsec status",
+     "this host refused to authenticate the peer (AUTHENTICATION_FAILED), and pluto logged no reason: with "
+     "libreswan 5 this means that rightid= of no connection on this host is the peer's ID or a name in the "
+     "peer's certificate",
+     "whether rightid= on this host equals leftid= on the peer, or is a name in the peer's certificate",
+     "ipsec status",
      (), False, ""),
     ("fatal", "no key found", "here",
-     "pluto gave up before it authenticated: usually the private key or the PSK of this host is missing",
-     "the keys and certificates of this host in the NSS database and in ipsec.secrets",
+     "pluto gave up before authentication: usually the private key or the PSK of this host is missing",
+     "whether the NSS database and ipsec.secrets have the keys and certificates of this host",
      "ipsec verify certificates host_keys psk",
      ("[1] encountered fatal error in state", "[1] internal error"), True,
       "certificates host_keys psk nss_health"),
     ("deleted", "peer deleted it", "peer",
      "the peer ended the tunnel: it deleted the SA",
-     "whether the connection was taken down, deleted or reloaded at the peer: its log says so",
+     "in the peer's log whether the connection was taken down, deleted or reloaded at the peer",
      "ipsec up {conn}",
      ("received Delete SA payload", "received Delete SA(", "received delete request for", "peer deleted",
       "deleted by peer", "received INFORMATIONAL request to delete"), True, ""),
     ("stale", "outdated SA used", "peer",
-     "the peer still uses an old SA that this host no longer has, as after a restart of pluto here",
-     "whether the peer has dead peer detection (dpddelay=), which ends its old SA", "ipsec up {conn}",
+     "the peer still uses an old SA that this host no longer has, for example because pluto was restarted on "
+     "this host",
+     "whether the peer uses dead peer detection (dpddelay=), which deletes the old SA", "ipsec up {conn}",
      ("for an unknown ISAKMP SA", "non-existent (expired or deleted?)", "request has no corresponding IKE SA",
       "informational, no matching ISAKMP"), True, ""),
     ("internal", "internal error", "here",
-     "pluto could not go on after the IKE SA was up (internal error): the kernel refused the IPsec SA, or "
-     "the SA to rekey was gone",
-     "the lines before the quoted one in pluto's log, and whether this kernel has ESP and the algorithms "
+     "pluto had an internal error after the IKE SA was up: the kernel refused the IPsec SA, or the SA that "
+     "pluto tried to rekey no longer existed",
+     "the lines before the quoted line in pluto's log, and whether this kernel has ESP and the algorithms "
      "of esp=",
      "ipsec verify xfrm esp algorithms",
      ("[2] encountered fatal error in state", "[2] internal error"), True, "xfrm esp algorithms"),
     ("half-open", "peer stops halfway", "peer",
-     "the peer begins, but does not go on after the first answer: a firewall drops that answer or udp port "
-     "4500, or the peer has no key",
-     "firewalls on the way for udp ports 500 and 4500; the peer's log",
+     "the peer starts an IKE SA, but sends nothing after the first answer of this host: a firewall drops "
+     "that answer or packets to udp port 4500, or the peer has no key",
+     "the firewall rules between the two ends for udp ports 500 and 4500, and the peer's log",
      "tcpdump -n udp port 4500 and host {peer}",
      ("sent IKE_SA_INIT reply", "sent IKE_SA_INIT response", "PARENT_R1: * timeout",
       "IKE_SA_INIT_R: * timeout", "retransmitting in response to duplicate packet",
@@ -16427,14 +16454,15 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "deleting incomplete state after", "processor timeout after", "sent Main Mode R1", "half-open"), True,
       "firewall"),
     ("waiting", "waiting for peer", "peer",
-     "the peer has not answered so far; pluto still tries",
-     "right=, and the firewalls for udp ports 500 and 4500", "tcpdump -n udp port 500 and host {peer}",
+     "the peer has not answered yet; pluto still tries",
+     "right=, and the firewall rules for udp ports 500 and 4500", "tcpdump -n udp port 500 and host {peer}",
      ("retransmission; will wait",), True, "firewall udp500 udp4500"),
 )
 CAUSES = tuple(Cause(*row) for row in CAUSE_ROWS)
 CAUSE_BY_NAME = {cause.name: cause for cause in CAUSES}
 
-# Words of the line in which this host refuses the peer, and the cause if no other line has a more exact one
+# Each row is a pattern of the line in which this host refuses the peer, and the name of the cause.  The cause
+# is used if no other line has a more exact cause.
 REFUSAL_CAUSES = (
     ("no suitable connection", "unknown-peer"), ("TS_UNACCEPTABLE", "ts-here"),
     ("AUTHENTICATION_FAILED", "refused-here"),
@@ -16444,7 +16472,10 @@ REFUSAL_CAUSES = (
 
 
 def split_sign(sign: str) -> tuple[str, list[str]]:
-    """Return the phase of a sign of a cause (`1`, `2`, or empty for both), and its parts in lower case."""
+    """Split a pattern of Cause.signs into its phase and its parts between `*`, in lower case.
+
+    The phase is `1` before the IKE SA is up, `2` after that, and empty for both.
+    """
     phase = ""
     if sign.startswith(("[1] ", "[2] ")):
         phase, sign = sign[1], sign[4:]
@@ -16455,9 +16486,9 @@ SIGNS = [(cause, *split_sign(sign)) for cause in CAUSES for sign in cause.signs]
 
 
 def find_cause(text: str, *, other_phase: str) -> Cause | None:
-    """Return the first cause with a sign in the text, which is in lower case.
+    """Return the first cause in the table with a pattern that matches the text, or None.
 
-    Signs of the other phase, `1` or `2`, don't count.
+    The text must be in lower case.  Patterns of `other_phase` (`1` or `2`) are ignored.
     """
     for cause, phase, parts in SIGNS:
         if parts[0] in text and phase != other_phase and has_words(parts, text):
@@ -16466,7 +16497,7 @@ def find_cause(text: str, *, other_phase: str) -> Cause | None:
 
 
 def refusal_of(text: str) -> Cause | None:
-    """Return the cause in REFUSAL_CAUSES of a line in which this host refuses the peer, or None."""
+    """Find a line in which this host refuses the peer in REFUSAL_CAUSES.  Return the cause or None."""
     for words, name in REFUSAL_CAUSES:
         if has_any((words,), text):
             return CAUSE_BY_NAME[name]

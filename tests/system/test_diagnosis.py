@@ -76,7 +76,7 @@ def test_another_key(pair: Pair, whack: str) -> None:
 
 
 @pytest.mark.parametrize(("west", "words"), [
-    ({"rightid": "@other"}, "has another ID than rightid="),
+    ({"rightid": "@other"}, "sent an ID that differs from rightid="),
     ({"ike": "aes256-sha2_512;modp3072"}, "NO_PROPOSAL_CHOSEN"),
     ({"esp": "aes256-sha2_512"}, "NO_PROPOSAL_CHOSEN"), ({"rightsubnet": "10.9.0.0/24"}, "TS_UNACCEPTABLE"),
     ({"right": "198.51.100.9"}, "no route to the peer"),
