@@ -16506,33 +16506,36 @@ def refusal_of(text: str) -> Cause | None:
 
 # --- verify -------------------------------------------------------------------------------------------------
 #
-# The checks of libreswan's verify (as of 4.10; removed in 5.0), in the same order and with the same lines,
-# and more checks for the causes of broken tunnels.  A check is a generator function that is registered with
-# verify_check().  It yields one Trouble for each problem, and nothing if all is well.  It raises NotChecked,
-# OSError or Failure if it can't run; its result is then SKIP, never OK.  Checks change nothing.  They ask
-# pluto for its status.  Libreswan's verify also makes pluto reload its secrets; this one does not.
+# This part makes the checks of libreswan's verify (as of 4.10; removed in 5.0), in the same order and with
+# the same lines, and further checks for the causes of broken tunnels.  A check is a generator function that
+# is registered with verify_check().  A check yields one Trouble for each problem, and nothing if all is well.
+# A check that can't run raises NotChecked, OSError or Failure; its result is then SKIP, never OK.  Checks ask
+# pluto for its status, but change nothing.  Libreswan's verify also makes pluto reload its secrets; this
+# verify does not.
 #
-# The order: findings and the registration of checks; Patient, which has the facts that several checks need;
-# the checks, in the order of the report; the report, and the command.  A comment `Checks of ...` heads each
-# group of checks and has their names.
+# The code is in this order: the findings and the registration of checks; the class Patient, which collects
+# the facts that several checks need; the checks, in the order of the report; the report and the command.
+# Before each group of checks is a comment `Checks of ...` with the names of the checks.
 
-# The level (WARN, FAIL, or SKIP if something can't be checked), the word in brackets, the reason, and a
-# command that fixes the problem
+# A problem that a check has found: the level (WARN, FAIL, or SKIP if something can't be checked), the word
+# that the report prints in brackets, the reason, and a command that fixes the problem or an empty string
 Trouble = tuple[str, str, str, str]
 
 
 class NotChecked(Failure):
-    """Raised by a check that can't run.  `cause` is a key of SKIP_CAUSES; the report has one line for all
-    checks with the same cause."""
+    """Raised by a check that can't run.
+
+    `cause` is a key of SKIP_CAUSES.  The report prints one line for all checks with the same cause.
+    """
 
     def __init__(self, cause: str, message: str, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.cause = cause
 
 
-# The report's sentence about checks that can't run, by cause: the verb after "1 check", the verb after
-# "2 checks", the rest of the sentence, and the name of a check.  If that check has a line of its own in the
-# report, the sentence begins with "2 more checks".
+# The parts of the report's sentence about checks that can't run, by cause: the verb after "1 check", the verb
+# after "2 checks", the rest of the sentence, and the name of the check that tests the cause.  If the report
+# has a line for the named check, the sentence begins with "2 more checks".
 SKIP_CAUSES = {
     "root": ("needs", "need", "root", ""),
     "rights": ("needs", "need", "the capability NET_ADMIN: start the container with --cap-add NET_ADMIN", ""),
@@ -16551,9 +16554,9 @@ SKIP_CAUSES = {
 class Finding(Record):
     """One result of a check.
 
-    `check` and `text` are the name and the text of the check.  `level` is OK, WARN, FAIL or SKIP, and `word`
-    stands in brackets.  `why` is the reason in one sentence, and `mend` a command that fixes the problem.
-    `cause` is a key of SKIP_CAUSES if the check can't run for that cause, otherwise it is empty.
+    `check` and `text` are the name and the text of the check.  `level` is OK, WARN, FAIL or SKIP.  `word` is
+    the word that the report prints in brackets.  `why` is the reason in one sentence, and `mend` is a command
+    that fixes the problem.  `cause` is a key of SKIP_CAUSES, which says why the check can't run, or empty.
     """
 
     check: str
@@ -16568,8 +16571,8 @@ class Finding(Record):
 class Check(Record):
     """A registered check.
 
-    `text` is the start of its line in the report.  `live` is True if the check needs the running system.
-    `checks`, `matters` and `fix` are the texts that --explain prints.
+    `text` begins the line that the report prints for the check.  `live` is True if the check needs the
+    running system.  `checks`, `matters` and `fix` are the texts that --explain prints.
     """
 
     name: str
@@ -16596,9 +16599,9 @@ def verify_check(name: str, text: str, *, checks: str, matters: str, fix: str,
 
 
 def once(method: Callable[[Any], Kind]) -> Callable[[Any], Kind]:
-    """Decorate a method without arguments, so that it runs once for each object.
+    """Decorate a method without arguments, so that the method runs only once for each object.
 
-    Later calls return the same value, or raise the same OSError or Failure.
+    Later calls return the value of the first call, or raise the same OSError or Failure again.
     """
     key = f"_once_{method.__name__}"
 
@@ -16625,7 +16628,7 @@ class Patient:
         self.config = Config(host)
         self.pid = visible_pluto(host) if host.live else None
         self._addconn: Generator[bytes, None, None] | Failure | None = None
-        # whether the current check has asked for the configuration, and for the tunnels
+        # whether the current check has used the configuration, and the tunnels; see require_all_sources()
         self.uses_configuration = self.uses_tunnels = False
 
     # --- the answer of the installed addconn ----------------------------------------------------------------
@@ -16633,8 +16636,8 @@ class Patient:
     def ask_addconn(self) -> None:
         """Start the installed `addconn --checkconfig`, which reads the configuration while other checks run.
 
-        Don't start it if this process can't read a file of the configuration: addconn would fail or hang at
-        the same file.
+        Don't start addconn if this process can't read a file of the configuration, because addconn would fail
+        or hang at the same file.
         """
         config = self.config
         program = os.path.join(self.host.execdir, "addconn")
@@ -16649,10 +16652,10 @@ class Patient:
 
     @once
     def addconn_answer(self) -> tuple[bool | None, list[str]]:
-        """Return whether the installed addconn refuses the configuration, and the lines that it prints.
+        """Return whether the installed addconn refuses the configuration, and the lines that addconn prints.
 
-        The first value is None if addconn was not started.  Raises Failure if addconn can't be executed,
-        TimedOut if it does not end.
+        The first value is None if addconn was not started.  Raises Failure if addconn can't be executed, and
+        TimedOut if addconn does not end within the timeout.
         """
         if self._addconn is None:
             return None, []
@@ -16672,14 +16675,14 @@ class Patient:
         return refuses, [line for line in decode(output).splitlines() if line.strip("] \r")]
 
     def close(self) -> None:
-        """Kill addconn if it still runs."""
+        """Kill addconn if addconn still runs."""
         if self._addconn and not isinstance(self._addconn, Failure):
             self._addconn.close()
 
     # --- the configuration ----------------------------------------------------------------------------------
 
     def read_configuration(self) -> None:
-        """Raise NotChecked if there is no configuration, OSError if it can't be read."""
+        """Raise NotChecked if ipsec.conf does not exist, and OSError if ipsec.conf can't be read."""
         self.uses_configuration = True
         if not self.config.files:
             try:
@@ -16689,7 +16692,7 @@ class Patient:
 
     @property
     def conns(self) -> list[Conn]:
-        """The connections to check: those that pluto loads when it starts, and others that it has loaded.
+        """The connections to check: the connections that pluto loads when pluto starts, and all loaded ones.
 
         Connections without IPsec (type=passthrough, type=drop) are left out.  Raises the same errors as
         read_configuration().
@@ -16705,9 +16708,9 @@ class Patient:
         return is_denied and not self.host.superuser
 
     def require_all_sources(self) -> None:
-        """Raise an error if the current check could not see the whole configuration or all connections.
+        """Raise NotChecked if the current check could not see the whole configuration or all connections.
 
-        Raises NotChecked, and PermissionError if only root may read a file of the configuration.
+        Raises PermissionError instead if root could read the files that this process can't read.
         """
         is_partial = self.config.unread and (self.config.files or self.forbids_files())
         if self.uses_configuration and is_partial:
@@ -16724,9 +16727,9 @@ class Patient:
                 raise NotChecked("ends", f"conn {names}: neither end is a known address of this host")
 
     def known_conns(self) -> list[Conn]:
-        """Return `conns`, or an empty list without a configuration.
+        """Return `conns`.  Return an empty list if ipsec.conf does not exist.
 
-        For checks that make sense without connections, too.
+        This method is for checks that also make sense without connections.
         """
         try:
             return self.conns
@@ -16734,7 +16737,7 @@ class Patient:
             return []
 
     def needed_conns(self) -> list[Conn]:
-        """Return `conns`.  Raises NotChecked if there is no connection."""
+        """Return `conns`.  Raises NotChecked if `conns` is empty or ipsec.conf does not exist."""
         conns = self.conns
         if not conns:
             raise NotChecked("connections", "nothing to check: no connection is loaded at start or by pluto")
@@ -16742,9 +16745,9 @@ class Patient:
 
     @property
     def tunnels(self) -> list[Tunnel]:
-        """The connections of which one end is an address of this host or %defaultroute.
+        """The connections with one end that is an address of this host or %defaultroute.
 
-        Raises OSError, NotChecked.
+        Raises NotChecked if ipsec.conf does not exist, and OSError if the kernel does not list the addresses.
         """
         return self._tunnels()
 
@@ -16760,9 +16763,10 @@ class Patient:
         return tunnels
 
     def _tunnel(self, conn: Conn, here: str, there: str, own: Mapping[str, int]) -> Tunnel:
-        """Return the Tunnel for a connection whose side `here` is this host.
+        """Return the Tunnel for a connection.
 
-        `own` maps each address of this host to the index of its interface.
+        `here` is the side (left or right) that is this host, and `there` is the other side.  `own` maps each
+        address of this host to the index of the address's interface.
         """
         address = conn.get(here) if conn.get(here) in own else ""
         peer = conn.get(there)
@@ -16786,7 +16790,7 @@ class Patient:
                       device=device, peer=peer, address=address)
 
     def needed_tunnels(self) -> list[Tunnel]:
-        """Return `tunnels`.  Raises NotChecked if there is none."""
+        """Return `tunnels`.  Raises NotChecked if `tunnels` is empty."""
         self.needed_conns()
         self.uses_tunnels = True
         tunnels = self.tunnels
@@ -16796,9 +16800,10 @@ class Patient:
 
     @property
     def sides(self) -> dict[str, str]:
-        """The side of this host, `left` or `right`, by connection name.
+        """The side that is this host, `left` or `right`, by the name of the connection.
 
-        Connections whose side is unknown are left out.  Raises OSError.
+        A connection is left out if neither side is known to be this host.  The dict is empty under --root.
+        Raises the same errors as `tunnels`.
         """
         if not self.host.live:
             return {}
@@ -16806,12 +16811,18 @@ class Patient:
 
     @once
     def own_addresses(self) -> dict[str, str]:
-        """Return the addresses of this host, each with the name of its interface.  Raises OSError."""
+        """Return a dict of the addresses of this host.  The values are the names of the interfaces.
+
+        Raises OSError if the kernel does not list the addresses.
+        """
         names = link_names(self.host)
         return {address: names.get(index, "") for address, _, _, index in Routing(self.host).addresses()}
 
     def device_to(self, net: str) -> str:
-        """Return the interface that leads to a network behind this host; empty if it is unknown."""
+        """Return the interface through which this host reaches a network.
+
+        Return an empty string if there is no route, or if `net` is 0.0.0.0/0 or ::/0.
+        """
         if net in EVERYTHING:
             return ""
         try:
@@ -16825,12 +16836,12 @@ class Patient:
     def sockets(self) -> list[tuple[Socket, bool]]:
         """Return the UDP sockets on ports 500 and 4500 in pluto's network namespace.
 
-        Each comes with True if it belongs to pluto.  Raises OSError, and Missing if nothing lists the
-        sockets.
+        The bool next to a socket is True if the socket belongs to pluto.  Raises Missing if /proc has no list
+        of sockets, and OSError if the list can't be read.
         """
         file = f"/proc/{self.pid or 'self'}/net/udp"
         if not self.host.exists(file):
-            raise Missing(f"{file} is not there, so it is not known which ports are in use")
+            raise Missing(f"it is unknown which ports are in use, because {file} does not exist")
         own = open_files(self.host, self.pid) if self.pid else set()
         entries = list_sockets(self.host, (500, 4500), self.pid, ("udp", "udp6"))
         return [(entry, f"socket:[{entry.inode}]" in own) for entry in entries]
@@ -16847,14 +16858,15 @@ class Patient:
     def status(self) -> list[str]:
         """Return the lines of pluto's status.
 
-        Raises NoPluto, TimedOut, and PermissionError if only root may ask pluto.
+        Raises NoPluto if pluto does not answer, TimedOut if the answer takes too long, and PermissionError if
+        only root is permitted to ask pluto.
         """
         return self._status()
 
     def pluto_setting(self, name: str) -> str:
         """Return the value of a setting in pluto's status.
 
-        It is empty under --root, or if pluto does not answer.
+        The value is empty under --root, if pluto does not answer, or if the status lacks the setting.
         """
         if not self.host.live:
             return ""
@@ -16866,10 +16878,11 @@ class Patient:
 
     @once
     def loaded(self) -> dict[str, list[dict[str, Any]]]:
-        """Return pluto's connections by name.
+        """Return the connections of pluto's status by name.
 
-        The list for a name has the connection, its instances, and the connections `NAME/1x2` that pluto makes
-        of pairs of subnets.  Raises NotChecked, and PermissionError if only root may ask pluto.
+        The list for a name has the connection, the instances of the connection, and the connections
+        `NAME/1x2` that pluto makes for pairs of subnets.  Raises NotChecked if pluto does not answer, and
+        PermissionError if only root is permitted to ask pluto.
         """
         reader = StatusReader()
         try:
@@ -16887,9 +16900,9 @@ class Patient:
         return conns
 
     def loaded_names(self) -> Collection[str]:
-        """Return the names of pluto's connections.
+        """Return the names of the connections that pluto has loaded.
 
-        There are none under --root, or if pluto does not answer.
+        The result is empty under --root, or if pluto does not answer.
         """
         try:
             return self.loaded() if self.host.live else ()
@@ -16897,40 +16910,43 @@ class Patient:
             return ()  # the check "pluto" reports the error
 
     def has_changed(self, file: str) -> bool:
-        """Return whether a file has changed since pluto started; True also if that is unknown."""
+        """Return whether a file has changed since pluto started.  Also return True if this is unknown."""
         try:
             return self.host.stat(file).st_mtime >= self.host.stat(pid_file(self.host)).st_mtime
         except OSError:
             return True
 
     def has_loaded(self, conn: Conn) -> bool:
-        """Return whether pluto has loaded the connection and its file has not changed since pluto started.
+        """Return whether pluto has loaded the connection, and the file has not changed since pluto started.
 
-        False also if pluto does not answer.
+        The file is the configuration file with the connection.  Also return False if pluto does not answer.
         """
         return conn.name in self.loaded_names() and not self.has_changed(conn.file)
 
     def process(self) -> int:
         """Return the PID of pluto.
 
-        Raises NotChecked if pluto does not run, or if its process is not visible.
+        Raises NotChecked if pluto does not run, or if this process can't see the process of pluto.
         """
         if self.pid:
             return self.pid
         if self.pluto_setting("pluto_version"):
-            raise NotChecked("process", "pluto answers, but its process is not visible here")
+            raise NotChecked("process", "pluto answers, but its process is not visible")
         self.check_unseen_pluto()
         raise NotChecked("pluto", "pluto is not running")
 
     @once
     def pluto_signs(self) -> list[str]:
-        """Return the signs of a running pluto, even of a pluto whose process is not visible here."""
+        """Return the reasons to believe that pluto runs, one sentence each.
+
+        There are reasons that show even a pluto whose process is not visible to this process.
+        """
         return signs_of_pluto(self.host)
 
     def check_unseen_pluto(self) -> None:
-        """Raise NotChecked if a pluto may run whose process is not visible here.
+        """Raise NotChecked if pluto possibly runs, but this process can't see the process of pluto.
 
-        Raises PermissionError instead if this process is not root, because root sees more.
+        Raises PermissionError instead if this process is not root, because root sees more processes.
         """
         if self.pid or not self.pluto_signs():
             return
@@ -16945,8 +16961,8 @@ class Patient:
     def nssdir(self) -> str:
         """The directory of the NSS database.
 
-        The first of these that is set counts: --nssdir or IPSEC_NSSDIR, the directory of the running pluto,
-        nssdir= of the configuration, the default of the installed release.
+        The directory comes from the first of these sources that is set: --nssdir or IPSEC_NSSDIR, the status
+        of the running pluto, nssdir= of the configuration, the default of the installed release.
         """
         return self._nssdir()
 
@@ -16959,22 +16975,25 @@ class Patient:
 
     @property
     def has_database(self) -> bool:
-        """Whether both files of the NSS database exist.  Raises OSError."""
+        """Whether both files of the NSS database exist.  Raises OSError if the directory is not readable."""
         return all(self.host.exists(f"{self.nssdir}/{name}") for name in NSS_FILES[1:])
 
     def database(self) -> NssDatabase:
-        """Return the NSS database.  Raises OSError, and NotChecked if a file of the database is missing."""
+        """Return the NSS database.
+
+        Raises NotChecked if a file of the database is missing, and OSError if the directory can't be read.
+        """
         if not self.has_database:
             if not self.host.superuser and self.host.exists(self.nssdir):
-                self.host.listdir(self.nssdir)  # raises PermissionError if only root may read the directory
+                self.host.listdir(self.nssdir)  # raises PermissionError if only root can read the directory
             raise NotChecked("database", f"{self.nssdir} has no NSS database")
         return NssDatabase(self.host, self.nssdir)
 
     @property
     def needs_database(self) -> bool:
-        """Whether a connection names a certificate or a key, or the NSS database holds a certificate.
+        """Whether a connection names a certificate or a key, or the NSS database has a certificate.
 
-        Raises OSError.
+        Raises OSError if the configuration or the database can't be read.
         """
         return self._needs_database()
 
@@ -16990,9 +17009,9 @@ class Patient:
 
     @once
     def _kernel_files(self) -> tuple[str, str]:
-        """Return the text of modules.dep and modules.builtin of the running kernel, and its configuration.
+        """Return two texts about the running kernel: modules.dep with modules.builtin, and its configuration.
 
-        A file that can't be read is an empty text.
+        A file that can't be read counts as empty.
         """
         host = self.host
         names = [f"/lib/modules/{host.kernel_release()}/modules.{name}" for name in ("dep", "builtin")]
@@ -17003,7 +17022,10 @@ class Patient:
         return "".join(map(host.value, names)), f"\n{options}"
 
     def kernel_has(self, option: str, module: str) -> bool | None:
-        """Return whether the running kernel has CONFIG_`option`, or can load the module; None if unknown."""
+        """Return whether the running kernel has CONFIG_`option` built in, or has or can load the module.
+
+        Return None if this is unknown.
+        """
         if has_module(self.host, module):
             return True
         files, options = self._kernel_files()
@@ -17013,13 +17035,14 @@ class Patient:
             return True
 
         if f"\nCONFIG_{option}=m" in options and not files:
-            # the module is not installed if /lib/modules is there, but a container has no such directory
+            # without /lib/modules this is a container, and the module may be installed on the container's
+            # host
             return False if self.host.isdir("/lib/modules") else None
         is_known = files or options.strip()
         return False if is_known else None
 
     def module_fix(self, modules: Sequence[str]) -> str:
-        """Return a command that loads the modules, or advice if this kernel has none to load."""
+        """Return a command that loads the modules, or advice if this system can't load modules."""
         host, names = self.host, " ".join(modules)
         marks = ("/.dockerenv", "/run/.containerenv", "/run/systemd/container")
         is_contained = any(map(host.exists, marks))
@@ -17032,13 +17055,13 @@ class Patient:
         return f"boot a kernel that has {names}"
 
     def unknown_modules(self, modules: Sequence[str]) -> Trouble:
-        """Return the SKIP for modules for which kernel_has() returns None."""
-        return ("SKIP", "UNKNOWN", f"it is not known whether the kernel can load {', '.join(modules)}",
+        """Return a Trouble of the level SKIP for modules about which kernel_has() returns None."""
+        return ("SKIP", "UNKNOWN", f"it is unknown whether the kernel can load {', '.join(modules)}",
                 self.module_fix(modules))
 
     @once
     def crypto(self) -> dict[str, str]:
-        """Return crypto_algorithms().  Raises OSError."""
+        """Return crypto_algorithms() of this host.  Raises OSError if /proc/crypto can't be read."""
         return crypto_algorithms(self.host)
 
     # --- the firewall ---------------------------------------------------------------------------------------
@@ -17049,12 +17072,12 @@ class Patient:
 
     @property
     def tables(self) -> list[Table]:
-        """The rules of the firewall.  Raises OSError, Failure."""
+        """The tables of the firewall.  Raises the same errors as filter_tables()."""
         return self._tables()
 
     @property
     def targets(self) -> set[str]:
-        """The targets of the firewall's rules, in lower case.  Raises the same errors as `tables`."""
+        """The targets of all rules of the firewall, in lower case.  Raises the same errors as `tables`."""
         return self._targets()
 
     @once
@@ -17066,9 +17089,9 @@ class Patient:
         return found
 
     def gives_source(self, net: str) -> bool:
-        """Return whether a SNAT rule gives packets a source address in this network.
+        """Return whether a SNAT rule changes the source address of packets to an address in this network.
 
-        Before NAT these packets have another source address.  Raises the same errors as `tables`.
+        Raises the same errors as `tables`.
         """
         for target in self.targets:
             kind, _, source = target.partition(" ")
@@ -17077,14 +17100,14 @@ class Patient:
         return False
 
     def _verdicts(self, hooks: str, kind: str, packet: Packet) -> Iterator[tuple[str, Chain, str]]:
-        """Yield, for each chain at the hooks, its name, the chain, and its verdict on the packet.
+        """Yield the name, the Chain and the verdict on the packet, for each chain at the hooks.
 
-        The parameters are those of blocks().  Raises OSError, Failure.
+        blocks() explains the parameters.  Raises the same errors as `tables`.
         """
         fields = {"family": "ipv4", "status": ""}
         fields.update((name.replace("_", "-"), value) for name, value in packet.items())
         if "notrack" in self.targets:
-            fields.pop("state", "")  # other rules decide which packets are tracked
+            fields.pop("state", "")  # the state is unknown, because rules decide which packets are tracked
 
         for family, table in self.tables:
             if family not in TABLE_FAMILIES[fields["family"]]:
@@ -17094,12 +17117,13 @@ class Patient:
                     yield name, chain, verdict(table, chain, fields)
 
     def blocks(self, hooks: str, kind: str = "", what: str = "drop", **packet: str) -> str:
-        """Return a command if the firewall certainly drops a packet at one of the hooks, otherwise "".
+        """Return a command if the firewall certainly drops a packet.  Otherwise return an empty string.
 
-        The command inserts a rule at the head of the chain that drops the packet; the caller appends the
-        rule.  `hooks` are names of hooks of the kernel, separated by blanks.  `kind` is `nat`, or empty for
-        filters.  `what` is another verdict to look for.  `packet` has the fields of the packet as verdict()
-        takes them, with `_` for `-`; the default family is IPv4.  Raises OSError, Failure.
+        The command inserts a rule before the first rule of the chain that drops the packet; the caller
+        appends the rule.  `hooks` are the names of netfilter hooks, separated by blanks; only chains at these
+        hooks are evaluated.  `kind` is `nat`, or empty for filter chains.  `what` is the verdict to look for.
+        `packet` has the fields of a Packet, with `_` in place of `-` in their names; the default family is
+        IPv4.  Raises the same errors as `tables`.
         """
         for _, chain, answer in self._verdicts(hooks, kind, packet):
             if answer == what:
@@ -17107,10 +17131,11 @@ class Patient:
         return ""
 
     def undecided(self, hooks: str, kind: str = "", **packet: str) -> str:
-        """Return the name of a chain whose verdict on a packet is unknown; empty if all verdicts are known.
+        """Return the name of a chain whose verdict on a packet is unknown.
 
-        A verdict is unknown if it depends on a condition that condition_fits() can't evaluate.  The
-        parameters are those of blocks().  Raises OSError, Failure.
+        Return an empty string if all verdicts are known.  A verdict is unknown if it depends on a condition
+        that condition_fits() can't evaluate.  blocks() explains the parameters.  Raises the same errors as
+        `tables`.
         """
         for name, _, answer in self._verdicts(hooks, kind, packet):
             if answer == "?":
@@ -17121,10 +17146,10 @@ class Patient:
 class Tunnel(Record):
     """A connection with one end on this host.
 
-    `here` is this host's side, left or right.  `ours` are the networks of this end; there are none if the
-    peer decides them.  `behind` are the networks of `ours` for which this host must forward packets.
-    `theirs` are the networks of the peer.  `peer` is the peer's address, `device` the interface that leads to
-    it, and `address` the address of this end; each is empty if unknown.
+    `here` is the side that is this host, left or right.  `ours` are the networks of this end; the list is
+    empty if the peer assigns the addresses of this end.  `behind` are the networks of `ours` for which this
+    host must forward packets.  `theirs` are the networks of the peer.  `peer` is the peer's address, `device`
+    the interface of the route to the peer, and `address` the address of this end; each is empty if unknown.
     """
 
     conn: Conn
@@ -17138,7 +17163,7 @@ class Tunnel(Record):
 
     @property
     def inner(self) -> str:
-        """The interface that packets pass before they are encrypted and after they are decrypted."""
+        """The interface on which firewall rules see the packets before encryption and after decryption."""
         number = self.conn.get("ipsec-interface", "no").lower()
         if number.isdigit():
             return f"ipsec{number}"
@@ -17152,7 +17177,7 @@ class Tunnel(Record):
         return family_of(self.conn.get("left") + self.conn.get("right"))
 
     def pairs(self, ours: Sequence[str]) -> list[tuple[str, str]]:
-        """Return all pairs of the same IP family: a network of `ours`, and a network of the peer."""
+        """Return all pairs of a network of `ours` and a network of the peer that have the same IP family."""
         found = []
         for our in ours:
             for their in self.theirs:
@@ -17164,8 +17189,9 @@ class Tunnel(Record):
 def is_behind(net: str, own: Mapping[str, int]) -> bool:
     """Return whether this host must forward packets for a network.
 
-    It need not for one of its own addresses, nor for a network in which an address of the loopback interface
-    lies.  `own` maps each address of this host to the index of its interface; 1 is the loopback interface.
+    Return False if the network is an address of this host.  Return False, too, if the network contains an
+    address of the loopback interface other than 127.0.0.1 and ::1.  `own` maps each address of this host to
+    the index of the address's interface; 1 is the loopback interface.
     """
     if net in EVERYTHING:
         return True
@@ -17182,15 +17208,16 @@ def is_single(net: str) -> bool:
 
 
 def both_here(patient: Patient, conn: Conn) -> bool:
-    """Return whether both ends of a connection are addresses of this host.
-
-    Such a connection never comes up.
-    """
+    """Return whether both ends of a connection are addresses of this host, so that it can never come up."""
     return all(conn.get(side) in patient.own_addresses() for side in ("left", "right"))
 
 
 def edit_command(problem: Problem | Setting | Conn) -> str:
-    """Return a command that opens the file at the line with the problem, or that corrects the whole file."""
+    """Return a command that fixes a problem in a file.
+
+    The command opens the file in an editor at the line of the problem.  If the problem has a sed script, the
+    command runs the script instead.
+    """
     if isinstance(problem, Problem) and problem.script:
         return shell_words(["sed", "-i", problem.script, problem.file])
     if not problem.line:
@@ -17199,14 +17226,15 @@ def edit_command(problem: Problem | Setting | Conn) -> str:
 
 
 def shell_steps(*commands: Sequence[str]) -> str:
-    """Join commands into one command line, in which each command runs only if the one before it succeeds."""
+    """Join commands with `&&`, so that each command runs only if the previous command succeeds."""
     return " && ".join(map(shell_words, commands))
 
 
 def interface_sysctls(host: Host, option: str, family: str = "ipv4") -> dict[str, str]:
-    """Return the value of a sysctl below net.ipv4.conf (or net.ipv6.conf) for each interface.
+    """Return the value of the sysctl net.`family`.conf.INTERFACE.`option`, by the name of the interface.
 
-    `all`, `default` and `lo` are left out.  There is none if the directory does not exist.
+    `all`, `default` and `lo` are left out.  A value that can't be read is empty.  The dict is empty if the
+    kernel has no such directory in /proc/sys.
     """
     directory = f"/proc/sys/net/{family}/conf"
     if not host.isdir(directory):
@@ -17216,13 +17244,16 @@ def interface_sysctls(host: Host, option: str, family: str = "ipv4") -> dict[str
 
 
 def sysctl_command(option: str, interfaces: Sequence[str], value: int) -> str:
-    """Return a command that sets a sysctl below net.ipv4.conf for these interfaces."""
+    """Return a command that sets net.ipv4.conf.INTERFACE.`option` to `value` for each of the interfaces."""
     names = (name.replace(".", "/") for name in interfaces)
     return shell_words(["sysctl", "-w", *(f"net.ipv4.conf.{name}.{option}={value}" for name in names)])
 
 
 def pluto_fix(patient: Patient, *, is_hung: bool) -> str:
-    """Return a command that starts pluto; if `is_hung`, one that restarts it."""
+    """Return a command that starts pluto, or that restarts pluto if `is_hung` is true.
+
+    If pluto is not installed, the command installs libreswan.
+    """
     if not patient.host.exists(os.path.join(patient.host.execdir, "pluto")):
         return install_command(patient.host, "libreswan")
     return "ipsec restart" if is_hung else "ipsec start"
@@ -17233,13 +17264,13 @@ def pluto_fix(patient: Patient, *, is_hung: bool) -> str:
 
 @verify_check(
     "installed", "Version check and ipsec on-path",
-    checks="Whether pluto is in the directory of libreswan's programs and can be executed.",
-    matters="Pluto negotiates keys with the peer; without it there are no tunnels.",
+    checks="Whether libreswan's directory of programs has pluto, and whether pluto can be executed.",
+    matters="Pluto negotiates the keys with the peer. Without pluto there are no tunnels.",
     fix="Install the package libreswan. If pluto is in another directory, set IPSEC_EXECDIR.")
 def check_installed(patient: Patient) -> Iterator[Trouble]:
     program = os.path.join(patient.host.execdir, "pluto")
     if not patient.host.exists(program):
-        yield ("FAIL", "FAILED", f"libreswan is not installed: no pluto in {patient.host.execdir}",
+        yield ("FAIL", "FAILED", f"libreswan is not installed: {patient.host.execdir} has no pluto",
                install_command(patient.host, "libreswan"))
     elif not patient.host.executable(program):
         yield "FAIL", "FAILED", f"{program} can't be executed", shell_words(["chmod", "755", program])
@@ -17247,11 +17278,11 @@ def check_installed(patient: Patient) -> Iterator[Trouble]:
 
 @verify_check(
     "xfrm", "Checking for IPsec support in kernel",
-    checks="Whether the kernel's XFRM stack answers on a NETLINK_XFRM socket, whether root may change "
-           "it, and whether disable_xfrm is off on the interfaces towards the peers.",
-    matters="XFRM encrypts and decrypts packets. Pluto does not start without it.",
-    fix="modprobe xfrm_user. If that module is missing, use a kernel with CONFIG_XFRM_USER. In a "
-        "container: start it with --cap-add NET_ADMIN.",
+    checks="Whether the kernel's XFRM stack answers on a NETLINK_XFRM socket, whether root is permitted to "
+           "change XFRM, and whether disable_xfrm is off on the interfaces towards the peers.",
+    matters="XFRM encrypts and decrypts packets. Pluto does not start without XFRM.",
+    fix="Run modprobe xfrm_user. If the module xfrm_user is missing, boot a kernel with CONFIG_XFRM_USER. "
+        "Start a container with --cap-add NET_ADMIN.",
     live=True)
 def check_xfrm(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
@@ -17264,11 +17295,11 @@ def check_xfrm(patient: Patient) -> Iterator[Trouble]:
         for _ in policy_messages(host):
             break
     except PermissionError as error:
-        # the XFRM stack answers, but this process may not use it; a running pluto may
+        # the kernel has XFRM, but this process is not permitted to use it; a running pluto has the permission
         if host.superuser and not patient.pid:
-            patient.check_unseen_pluto()  # a pluto in another container may have the right
+            patient.check_unseen_pluto()  # a pluto in another container possibly has the permission
             yield ("FAIL", "NO RIGHT",
-                   "root has no capability NET_ADMIN here, so pluto can't set up IPsec in the kernel",
+                   "root lacks the capability NET_ADMIN, so pluto can't set up IPsec in the kernel",
                    "start the container with --cap-add NET_ADMIN")
         else:
             refusal = error
@@ -17283,25 +17314,25 @@ def check_xfrm(patient: Patient) -> Iterator[Trouble]:
 
 
 def disabled_xfrm(patient: Patient) -> Iterator[Trouble]:
-    """Yield a trouble for each interface towards a peer whose sysctl disable_xfrm is on, or unknown."""
+    """Yield a Trouble for each interface towards a peer on which the sysctl disable_xfrm is on or unknown."""
     for device in dict.fromkeys(tunnel.device for tunnel in patient.tunnels):
         if device in ("", "lo"):
             continue
         value = read_sysctl(patient.host, f"net.ipv4.conf.{device.replace('.', '/')}.disable_xfrm")
         if value == "1":
             yield ("FAIL", "DISABLED",
-                   f"disable_xfrm is set on {device}: packets leave it without encryption",
+                   f"disable_xfrm is set on {device}, so packets leave {device} without encryption",
                    sysctl_command("disable_xfrm", [device], 0))
         elif not value:
             yield "SKIP", "UNKNOWN", f"net.ipv4.conf.{device}.disable_xfrm can't be read", ""
 
 
 def redirect_troubles(patient: Patient, option: str) -> Iterator[Trouble]:
-    """Yield a trouble if a gateway sends or accepts ICMP redirects, which bypass the tunnel.
+    """Yield a Trouble if this host forwards packets and sends or accepts ICMP redirects.
 
-    `option` is `send_redirects` or `accept_redirects`.  On a gateway an interface sends redirects if its own
-    value or that of `all` is 1, and accepts them if both are 1 (ip-sysctl.rst).  A host that does not forward
-    packets sends none.
+    `option` is the sysctl `send_redirects` or `accept_redirects`.  On a host that forwards packets, an
+    interface sends redirects if its own value or the value of `all` is 1.  The interface accepts redirects if
+    both values are 1 (ip-sysctl.rst).
     """
     host = patient.host
     forwards = read_sysctl(host, "net.ipv4.ip_forward")
@@ -17326,10 +17357,10 @@ def redirect_troubles(patient: Patient, option: str) -> Iterator[Trouble]:
 
 @verify_check(
     "send_redirects", "         ICMP send_redirects",
-    checks="send_redirects of each interface, on a host that forwards packets.",
-    matters="If a packet for a tunnel leaves by the interface on which it arrived, the gateway sends a "
-            "redirect with a shorter route. That route bypasses the tunnel.",
-    fix="Set net.ipv4.conf.*.send_redirects to 0, and keep the setting in /etc/sysctl.d.",
+    checks="Whether the sysctl send_redirects is off for each interface, if this host forwards packets.",
+    matters="If a packet for a tunnel arrives and leaves through the same interface, this host sends a "
+            "redirect to the sender. The sender then uses a route that bypasses the tunnel.",
+    fix="Set net.ipv4.conf.*.send_redirects to 0, and save the setting in /etc/sysctl.d.",
     live=True)
 def check_send_redirects(patient: Patient) -> Iterator[Trouble]:
     yield from redirect_troubles(patient, "send_redirects")
@@ -17337,9 +17368,9 @@ def check_send_redirects(patient: Patient) -> Iterator[Trouble]:
 
 @verify_check(
     "accept_redirects", "         ICMP accept_redirects",
-    checks="accept_redirects of each interface, on a host that forwards packets.",
-    matters="A redirect that the gateway accepts creates a route that bypasses the tunnel.",
-    fix="Set net.ipv4.conf.*.accept_redirects to 0, and keep the setting in /etc/sysctl.d.",
+    checks="Whether the sysctl accept_redirects is off for each interface, if this host forwards packets.",
+    matters="If this host accepts a redirect, it adds a route that bypasses the tunnel.",
+    fix="Set net.ipv4.conf.*.accept_redirects to 0, and save the setting in /etc/sysctl.d.",
     live=True)
 def check_accept_redirects(patient: Patient) -> Iterator[Trouble]:
     yield from redirect_troubles(patient, "accept_redirects")
@@ -17347,14 +17378,14 @@ def check_accept_redirects(patient: Patient) -> Iterator[Trouble]:
 
 @verify_check(
     "larval_drop", "         XFRM larval drop",
-    checks="Whether net.core.xfrm_larval_drop is 1.",
-    matters="If it is 0, programs block while a tunnel is being negotiated.",
-    fix="sysctl -w net.core.xfrm_larval_drop=1, which is the kernel's default.",
+    checks="Whether the sysctl net.core.xfrm_larval_drop is 1.",
+    matters="If the sysctl is 0, programs that send packets block while the tunnel is being negotiated.",
+    fix="Run sysctl -w net.core.xfrm_larval_drop=1. 1 is the kernel's default.",
     live=True)
 def check_larval_drop(patient: Patient) -> Iterator[Trouble]:
     value = read_sysctl(patient.host, "net.core.xfrm_larval_drop")
     if value == "0":
-        yield ("FAIL", "NOT ENABLED", "programs block while a tunnel is being negotiated",
+        yield ("FAIL", "NOT ENABLED", "programs that send packets block while a tunnel is being negotiated",
                "sysctl -w net.core.xfrm_larval_drop=1")
     elif not value:
         yield "SKIP", "UNKNOWN", "net.core.xfrm_larval_drop can't be read", ""
@@ -17365,15 +17396,15 @@ def check_larval_drop(patient: Patient) -> Iterator[Trouble]:
 
 @verify_check(
     "config", "Pluto ipsec.conf syntax",
-    checks="The syntax of ipsec.conf and of all files that it includes. The installed addconn "
-           "--checkconfig decides whether it is valid; without addconn, the built-in parser decides. The "
-           "built-in parser names file and line.",
-    matters="Libreswan does not load a connection with an error. After some errors it loads no "
+    checks="Whether ipsec.conf and the files that it includes have valid syntax. The installed addconn "
+           "--checkconfig decides. If addconn is not installed, the built-in parser decides. The built-in "
+           "parser also finds the file and the line of an error.",
+    matters="Libreswan does not load a connection that has an error. After some errors libreswan loads no "
             "connection at all.",
-    fix="Correct the line that is named. ipsec.conf(5) describes the syntax.")
+    fix="Correct the line that the finding names. ipsec.conf(5) describes the syntax.")
 def check_config_syntax(patient: Patient) -> Iterator[Trouble]:
     if patient.forbids_files():
-        raise PermissionError("only root may read all files of the configuration")
+        raise PermissionError("only root can read all files of the configuration")
     config = patient.config
     fatal = [problem for problem in config.problems if problem.fatal]
     refuses, lines = patient.addconn_answer()
@@ -17390,10 +17421,9 @@ def check_config_syntax(patient: Patient) -> Iterator[Trouble]:
 
 
 def accepted_troubles(patient: Patient, fatal: Sequence[Problem], lines: Sequence[str]) -> Iterator[Trouble]:
-    """Yield the troubles of a configuration in which neither addconn nor the built-in parser finds an error,
-    or which addconn accepts.
+    """Yield a Trouble for each doubtful line of a configuration that addconn does not refuse.
 
-    `fatal` are the errors that only the built-in parser finds.  `lines` are the output of addconn.
+    `fatal` are the errors that only the built-in parser finds.  `lines` are the lines that addconn prints.
     """
     config = patient.config
     for problem in fatal[:3]:
@@ -17410,17 +17440,20 @@ def accepted_troubles(patient: Patient, fatal: Sequence[Problem], lines: Sequenc
 
 
 def complaint_words(line: str) -> list[str]:
-    """Return the words of a line that addconn prints, without punctuation."""
+    """Return the words of a line that addconn prints, without quotes and punctuation."""
     return line.translate({ord(char): " " for char in ":,[]'\"=\r"}).split()
 
 
 def known_keywords() -> set[str]:
-    """Return the keywords of `config setup` and of connections."""
+    """Return all keywords of ipsec.conf, both of `config setup` and of connections."""
     return {*keywords(True), *keywords(False)}
 
 
 def named_place(config: Config, words: Sequence[str]) -> tuple[str, int] | None:
-    """Return the file and line that the words of a complaint name; None if they name none."""
+    """Return the file name and the line number in a complaint of addconn.
+
+    `words` are the words of the complaint.  Return None if they have no file name with a line number.
+    """
     for before, word in zip(words, words[1:]):
         if before in config.files and word.isdigit():
             return before, int(word)
@@ -17428,10 +17461,10 @@ def named_place(config: Config, words: Sequence[str]) -> tuple[str, int] | None:
 
 
 def refused_by_addconn(config: Config, line: str) -> tuple[str, str]:
-    """Return the reason why addconn refuses the configuration, and a command to correct it.
+    """Return the reason why addconn refuses the configuration, and a command that opens the wrong file.
 
-    `line` is the last line that addconn prints.  The reason names only the place and a keyword, because the
-    rest of the line may be a secret that an administrator has put into the wrong file.
+    `line` is the last line that addconn prints.  The reason has only the file, the line number and a keyword,
+    because the rest of `line` may be a secret that was written into the wrong file.
     """
     words, known = complaint_words(line), known_keywords()
     keyword = next((word for word in words if canonical(word) in known), "")
@@ -17442,7 +17475,7 @@ def refused_by_addconn(config: Config, line: str) -> tuple[str, str]:
 
 
 def addconn_complaints(patient: Patient, lines: Sequence[str]) -> Iterator[Trouble]:
-    """Yield troubles for the first three complaints of addconn about a configuration that it accepts.
+    """Yield a Trouble for each of the first three complaints of addconn about a configuration it accepts.
 
     Complaints about a line or a keyword that the built-in parser reports are left out.
     """
@@ -17462,21 +17495,21 @@ def addconn_complaints(patient: Patient, lines: Sequence[str]) -> Iterator[Troub
 
 
 def keyword_in(words: Iterable[str]) -> str:
-    """Return the first keyword among the words, in its canonical spelling; empty if there is none."""
+    """Return the canonical spelling of the first keyword among the words, or an empty string."""
     known = known_keywords()
     return next((canonical(word) for word in words if canonical(word) in known), "")
 
 
 def named_complaints(config: Config, lines: Sequence[str]) -> list[tuple[Conn | None, str]]:
-    """Return the different complaints among the lines of addconn, each with its connection, None if that is
-    unknown.
+    """Return the connection and the text of each different complaint among the lines of addconn.
 
-    Up to 4.15, `while loading 'NAME': ` begins a block of complaints.  A block repeats the complaints of the
-    block before it and adds those about NAME.  The last block begins with `addconn, in config`; it adds none.
+    The connection is None if it is unknown.  The addconn of libreswan up to 4.15 prints blocks of complaints.
+    A block begins with `while loading 'NAME': `, repeats the complaints of the previous block, and adds the
+    complaints about NAME.  The last block begins with `addconn, in config` and adds no complaint.
     """
     conns = {conn.name: conn for conn in reversed(config.conns())}
-    complaints: dict[tuple[str, str], str] = {}  # by connection and sentence
-    before: list[str] = []  # the sentences of the block before, without those that are already repeated
+    complaints: dict[tuple[str, str], str] = {}  # the lines, by connection and sentence
+    before: list[str] = []  # the sentences of the previous block that the current block has not yet repeated
     block: list[str] = []
     name = ""
     for line in lines:
@@ -17502,7 +17535,7 @@ def named_complaints(config: Config, lines: Sequence[str]) -> list[tuple[Conn | 
 
 
 def is_about(conn: Conn, line: str) -> bool:
-    """Return whether the line of addconn, which has no name, is an error in a setting of the connection."""
+    """Return whether a line of addconn, which names no connection, is an error in a setting of `conn`."""
     if "warning:" in line:
         return False
     words = line.replace("'", " ").replace('"', " ").split()
@@ -17512,14 +17545,18 @@ def is_about(conn: Conn, line: str) -> bool:
 
 
 def is_authby(value: str) -> bool:
-    """Return whether libreswan knows all words of a value of authby=."""
+    """Return whether libreswan knows all methods in a value of authby=."""
     known = ("secret", "rsasig", "rsa", "ecdsa", "eddsa", "null", "never", "eaponly")
     words = value.lower().replace(",", " ").split()
     return all(word.partition("-")[0] in known for word in words)
 
 
 def complaint_trouble(patient: Patient, conn: Conn | None, line: str, keyword: str) -> Trouble:
-    """Return the trouble for a line of addconn about the connection; the line names `keyword`."""
+    """Return the Trouble for a complaint of addconn.
+
+    `conn` is the connection that the complaint is about, or None if unknown.  `line` is the complaint, and
+    `keyword` is the keyword in the complaint, or empty.
+    """
     sentence = addconn_sentence(patient.config, line)
     file, number = named_place(patient.config, complaint_words(line)) or (patient.config.name, 0)
     subject = "this"
@@ -17529,7 +17566,7 @@ def complaint_trouble(patient: Patient, conn: Conn | None, line: str, keyword: s
         file, number = place.file, place.line
         if conn.name not in complaint_words(sentence):
             subject = f"conn {conn.name}"
-        # addconn loads some of the connections that it complains about, but none with a bad subnet
+        # addconn may load a connection although it complains about it, but never one with a bad subnet
         if "bad subnet" in line or not patient.has_loaded(conn):
             level, verb = "FAIL", "refuses"
     problem = Problem(file, number, f"the installed addconn {verb} {subject}: {sentence}")
@@ -17537,9 +17574,9 @@ def complaint_trouble(patient: Patient, conn: Conn | None, line: str, keyword: s
 
 
 def addconn_sentence(config: Config, line: str) -> str:
-    """Return a line of addconn without the values that it quotes from the configuration; they may be secrets.
+    """Return a line of addconn without the values from the configuration, because a value may be a secret.
 
-    Names of connections, keywords, files that were read, patterns of includes, and numbers stay.
+    Names of connections, keywords, names of configuration files, patterns of includes, and numbers stay.
     """
     for lead in ("ERROR: ", "ipsec addconn: ", "addconn, in config "):
         line = line.removeprefix(lead)
@@ -17570,9 +17607,9 @@ def addconn_sentence(config: Config, line: str) -> str:
 
 
 def mask_quoted(line: str, is_harmless: Callable[[str], bool]) -> str:
-    """Replace each text in quotes by `…`, unless it is harmless.
+    """Return the line with `…` in place of each text in quotes, unless is_harmless(text) is true.
 
-    A text without a closing quote is replaced, too.
+    A text without a closing quote is always replaced.
     """
     pieces: list[str] = []
     while line:
@@ -17596,12 +17633,12 @@ def mask_quoted(line: str, is_harmless: Callable[[str], bool]) -> str:
 
 @verify_check(
     "rp_filter", "Checking rp_filter",
-    checks="The reverse path filter of each interface. The kernel uses the higher of the interface's own "
-           "value and that of `all`: 2 (loose) overrides 1 (strict).",
-    matters="A strict filter drops packets that arrive on an interface other than the one used for the "
-            "reply, for example on a gateway with two uplinks. Packets that come out of a tunnel are not "
-            "filtered.",
-    fix="Set net.ipv4.conf.*.rp_filter to 2, and keep the setting in /etc/sysctl.d.",
+    checks="Whether an interface has a strict reverse path filter (rp_filter). The kernel uses the higher of "
+           "the interface's own value and the value of `all`: 2 (loose) overrides 1 (strict).",
+    matters="A strict filter drops a packet if the route to the packet's source leads to another interface, "
+            "for example on a gateway with two uplinks. The filter ignores packets that come out of a "
+            "tunnel.",
+    fix="Set net.ipv4.conf.*.rp_filter to 2, and save the setting in /etc/sysctl.d.",
     live=True)
 def check_rp_filter(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
@@ -17618,22 +17655,23 @@ def check_rp_filter(patient: Patient) -> Iterator[Trouble]:
     for tunnel, device, back in dropped_peers(patient, strict):
         troubles += 1
         yield ("FAIL", "ENABLED",
-               f"conn {tunnel.conn.name}: packets from {tunnel.peer} arrive on {device}, but the route to it "
-               f"leads to {back}, so the strict filter of {device} drops them",
+               f"conn {tunnel.conn.name}: packets from {tunnel.peer} arrive on {device}, but the route to "
+               f"{tunnel.peer} leads to {back}, so the strict filter of {device} drops the packets",
                sysctl_command("rp_filter", [device], 2))
     if not troubles:
         yield ("WARN", "ENABLED",
-               f"strict on {', '.join(strict[:5])}: packets arriving on an interface other than "
-               "the one used for the reply are dropped (e.g. two uplinks)",
+               f"strict on {', '.join(strict[:5])}: a packet is dropped if the route to its source leads to "
+               "another interface (e.g. on a host with two uplinks)",
                sysctl_command("rp_filter", strict, 2))
 
 
 def dropped_peers(patient: Patient, strict: Sequence[str]) -> Iterator[tuple[Tunnel, str, str]]:
-    """Yield each tunnel whose peer is dropped by a strict filter, with two interfaces: the one in the peer's
-    network, and the one to which the route to the peer leads.
+    """Yield each tunnel for which a strict filter drops the packets of the peer, and two interfaces.
 
-    Only peers in a network of this host are checked, because the incoming interface of others is unknown.
-    Raises OSError.
+    The first interface is in the peer's network, so packets of the peer arrive on it.  The second interface
+    is the one to which the route to the peer leads.  `strict` has the interfaces with a strict filter.  Peers
+    outside the networks of this host are left out, because it is unknown on which interface their packets
+    arrive.  Raises OSError if the kernel does not list the addresses.
     """
     routing, links = Routing(patient.host), link_names(patient.host)
     own_nets = {address: (links.get(index, ""), bits) for address, bits, _, index in routing.addresses()}
@@ -17649,9 +17687,10 @@ def dropped_peers(patient: Patient, strict: Sequence[str]) -> Iterator[tuple[Tun
                 yield tunnel, device, back
 
 
-# What a connection needs from the kernel.  Columns: a keyword, the value of it, the kernel's option, the
-# module.  An empty value stands for every value but `no`.  `any` stands for the addresses of the ends, and
-# `:` for IPv6.
+# The kernel modules that connections need.  Columns: a keyword of the connection, the value of the keyword,
+# the option of the kernel's configuration, the module.  An empty value means every value except `no`.  The
+# keyword `any` means that an address of an end contains the value: empty matches all addresses, `:` matches
+# IPv6.
 KERNEL_PARTS = (
     ("any", "", "INET_ESP", "esp4"),
     ("any", ":", "INET6_ESP", "esp6"),
@@ -17659,8 +17698,8 @@ KERNEL_PARTS = (
     ("compress", "yes", "INET_IPCOMP", "ipcomp"),
     ("vti-interface", "", "NET_IPVTI", "ip_vti"),
     ("ipsec-interface", "", "XFRM_INTERFACE", "xfrm_interface"))
-# Columns: a word of esp= (a word that contains another one comes first), the algorithm in /proc/crypto, the
-# kernel's option, the module
+# The algorithms of ESP.  Columns: a word of esp=, the name in /proc/crypto, the option of the kernel's
+# configuration, the module.  If a word contains another word, the longer word comes first.
 KERNEL_ALGORITHMS = (
     ("chacha20_poly1305", "rfc7539esp(chacha20,poly1305)", "CRYPTO_CHACHA20POLY1305", "chacha20poly1305"),
     ("aes_gmac", "rfc4543(gcm(aes))", "CRYPTO_GCM", "gcm"),
@@ -17678,12 +17717,12 @@ KERNEL_ALGORITHMS = (
     ("sha2", "hmac(sha256)", "CRYPTO_SHA256", "sha256"),
     ("sha1", "hmac(sha1)", "CRYPTO_SHA1", "sha1"),
     ("md5", "hmac(md5)", "CRYPTO_MD5", "md5"))
-# Without esp=, all releases propose these, and every peer accepts one of them
+# Without esp=, every release of libreswan proposes these algorithms, and every peer accepts one of them
 DEFAULT_ESP = "aes_gcm,aes-sha2_512,aes-sha2_256"
 
 
 def needs_part(conn: Conn, key: str, value: str) -> bool:
-    """Return whether a connection needs a row of KERNEL_PARTS."""
+    """Return whether a connection needs the module of the row of KERNEL_PARTS with this key and value."""
     if key == "any":
         return value in conn.get("left") + conn.get("right")
     if value:
@@ -17693,12 +17732,14 @@ def needs_part(conn: Conn, key: str, value: str) -> bool:
 
 @verify_check(
     "esp", "Checking for ESP and AH in the kernel",
-    checks="Whether the kernel has ESP for IPv4, and what else connections need: IPv6, AH, IPComp, VTI "
-           "and XFRM interfaces. The check looks at the loaded modules, at /lib/modules, and at the "
-           "kernel's configuration.",
-    matters="IKE succeeds, but the kernel refuses the keys of the tunnel; or pluto does not start.",
-    fix="modprobe the module that is named. If it is missing, install the modules for `uname -r`, or "
-        "boot a kernel that has them. In a container, load them on its host.",
+    checks="Whether the kernel has ESP for IPv4. Whether the kernel also has ESP for IPv6, AH, IPComp, VTI "
+           "and XFRM interfaces, if a connection needs them. The check reads the list of loaded modules, "
+           "/lib/modules, and the kernel's configuration.",
+    matters="Without ESP, IKE succeeds, but the kernel refuses the keys of the tunnel, or pluto does not "
+            "start.",
+    fix="Load the module that the finding names with modprobe. If the module is missing, install the "
+        "modules for the kernel that `uname -r` prints, or boot a kernel that has the module. For a "
+        "container, load the module on the container's host.",
     live=True)
 def check_esp(patient: Patient) -> Iterator[Trouble]:
     missing: list[str] = []
@@ -17717,7 +17758,7 @@ def check_esp(patient: Patient) -> Iterator[Trouble]:
     if missing:
         what = "ESP" if missing[0].startswith("esp") else "that protocol"
         yield ("FAIL", "MISSING",
-               f"this kernel has no {', '.join(missing)}, so it can't do {what}; install the "
+               f"this kernel lacks {', '.join(missing)}, so it can't do {what}; install the "
                f"modules for {patient.host.kernel_release()}, or boot a kernel that has them",
                patient.module_fix(missing))
     elif unknown:
@@ -17726,14 +17767,15 @@ def check_esp(patient: Patient) -> Iterator[Trouble]:
 
 @verify_check(
     "algorithms", "Checking the kernel's algorithms for ESP",
-    checks="Whether the kernel has the algorithms in esp= and phase2alg= of all connections; without "
-           "these keywords, AES-GCM, and AES-CBC with SHA-2.",
-    matters="Pluto agrees on an algorithm with the peer, and then the kernel refuses the keys.",
-    fix="modprobe the module that is named, or propose another algorithm in esp=.",
+    checks="Whether the kernel has the algorithms in esp= and phase2alg= of all connections. For a "
+           "connection without these keywords, whether the kernel has AES-GCM, and AES-CBC with SHA-2.",
+    matters="Pluto and the peer agree on an algorithm, but the kernel refuses the keys if it lacks the "
+            "algorithm.",
+    fix="Load the module that the finding names with modprobe, or propose another algorithm in esp=.",
     live=True)
 def check_algorithms(patient: Patient) -> Iterator[Trouble]:
     known: dict[str, bool | None] = {}  # the results of kernel_has() by module
-    strange: dict[str, None] = {}  # words of proposals that stand for no known algorithm
+    strange: dict[str, None] = {}  # words of proposals that are not in KERNEL_ALGORITHMS
     users = {conn.get("esp") or DEFAULT_ESP: f"conn {conn.name}" for conn in patient.known_conns()}
     if not users:
         users[DEFAULT_ESP] = "any connection"
@@ -17752,13 +17794,14 @@ def check_algorithms(patient: Patient) -> Iterator[Trouble]:
         yield patient.unknown_modules(unknown)
     elif strange:
         yield ("SKIP", "UNKNOWN",
-               f"it is not known what the kernel needs for {', '.join(map(quote, strange))} of esp=", "")
+               f"it is unknown what the kernel needs for {', '.join(map(quote, strange))} in esp=", "")
 
 
 def lacking_trouble(patient: Patient, user: str, proposals: str, missing: Sequence[Sequence[str]]) -> Trouble:
-    """Return the trouble for a value of esp= whose proposals need modules that the kernel lacks.
+    """Return the Trouble for an esp= value with proposals that need modules that the kernel lacks.
 
-    `missing` has the list of modules that are missing for each proposal.
+    `user` names the connection, and `proposals` is the esp= value.  `missing` has, for each proposal, the
+    list of modules that the kernel lacks.
     """
     modules: dict[str, None] = {}
     for of_proposal in missing:
@@ -17772,9 +17815,10 @@ def lacking_trouble(patient: Patient, user: str, proposals: str, missing: Sequen
 
 
 def algorithm_rows(words: Iterable[str], strange: dict[str, None]) -> list[tuple[str, str, str, str]]:
-    """Return the rows of KERNEL_ALGORITHMS for the words of a proposal; add words without a row to `strange`.
+    """Return the rows of KERNEL_ALGORITHMS for the words of a proposal.
 
-    DH groups need nothing from the kernel, and are left out.
+    Words without a row are added to `strange`.  DH groups are left out, because they need no algorithm of the
+    kernel.
     """
     rows = []
     for word in words:
@@ -17791,7 +17835,7 @@ def algorithm_rows(words: Iterable[str], strange: dict[str, None]) -> list[tuple
 def proposal_words(proposals: str) -> Iterator[tuple[str, ...]]:
     """Yield the words of each proposal in a value of esp=.
 
-    A proposal with alternatives (`aes-sha2+sha1`) counts as several proposals.
+    A proposal with alternatives counts as several proposals: `aes-sha2+sha1` is aes-sha2 and aes-sha1.
     """
     import itertools
     for proposal in proposals.lower().replace(" ", "").split(","):
@@ -17801,12 +17845,12 @@ def proposal_words(proposals: str) -> Iterator[tuple[str, ...]]:
 
 
 def is_group(word: str) -> bool:
-    """Return whether a word of a proposal is a DH group, or stands for no algorithm (`none`)."""
+    """Return whether a word of a proposal is a DH group, `none`, or empty."""
     return word in ("", "none") or word.startswith(("modp", "dh", "ecp", "curve25519"))
 
 
 def algorithm_row(word: str) -> tuple[str, str, str, str] | None:
-    """Return the row of KERNEL_ALGORITHMS for a word of a proposal; None if there is none."""
+    """Return the row of KERNEL_ALGORITHMS for a word of a proposal.  Return None if no row matches."""
     if word == "sha":
         word = "sha1"
     return next((row for row in KERNEL_ALGORITHMS if row[0] in word), None)
@@ -17814,10 +17858,10 @@ def algorithm_row(word: str) -> tuple[str, str, str, str] | None:
 
 def lacking_modules(patient: Patient, rows: Sequence[tuple[str, str, str, str]],
                     known: dict[str, bool | None]) -> list[str]:
-    """Return the modules for these rows of KERNEL_ALGORITHMS that the kernel lacks.
+    """Return the modules of these rows of KERNEL_ALGORITHMS that the kernel lacks.
 
-    `known` has the results of kernel_has() by module; new results are added.  Raises OSError if /proc/crypto
-    can't be read.
+    `known` has the results of kernel_has() by module; the function adds new results to `known`.  Raises
+    OSError if /proc/crypto can't be read.
     """
     modules = []
     for _, algorithm, option, module in rows:
