@@ -6644,29 +6644,32 @@ def kernel_config(host: Host) -> str:
 # ============================================================================================================
 # 6. Whack
 #
-# Talks to a running pluto over its control socket, as libreswan's whack does, for every release from 3.25 to
-# 5.4, and parses pluto's replies into data.  Touches nothing but that socket.  Used by whack, auto, status
-# and the commands of 5.x, tunnels, metrics, verify, barf and setup.  Facts: whack.h, whack.c, rcv_whack.c and
-# log.c of those releases, and messages recorded from their whacks (tests/data/whack).
+# This section talks to a running pluto over pluto's control socket, as libreswan's whack does.  It supports
+# every release from 3.25 to 5.4, and parses pluto's replies into data.  It touches nothing but that socket.
+# Used by whack, auto, status and the commands of 5.x, tunnels, metrics, verify, barf and setup.  Facts:
+# whack.h, whack.c, rcv_whack.c and log.c of those releases, and messages recorded from their whacks
+# (tests/data/whack).
 # ============================================================================================================
 
 BASIC_MAGIC = 0x77686B19  # whack.h, WHACK_BASIC_MAGIC: every release accepts a basic message
 BASIC_STATUS = (4,)  # offset of whack_status in a basic message
-# Offsets of whack_shutdown in a basic message, each with the first release that has it.  In other releases
-# the byte has another meaning: byte 16 is whack_leave_state from 4.2 to 4.15, which keeps the tunnels.
+# Pairs: a release, and the offset of whack_shutdown in the basic messages of this and later releases.  The
+# offset must fit the release: from 4.2 to 4.15, for example, byte 16 is whack_leave_state, which makes pluto
+# keep the tunnels.
 BASIC_SHUTDOWN = (((5, 1), 5), ((5, 0), 16), ((4, 0), 14), ((3, 28), 12), ((3, 25), 11))
 BASIC_LENGTH = 64  # some releases ignore messages of less than 17 bytes
 PLUTO_TIMEOUT = 60.0
 DRAIN_TIME = 5.0  # seconds for reading the rest of a reply that the caller no longer needs
-LINE_LIMIT = 1 << 20  # far more than any line that pluto sends
-REPLY_LIMIT = 1 << 30  # far more than any reply: the status of 100,000 connections has 300 MB
-NOT_ALLOWED = "run as root"  # the hint if the permissions of pluto's socket exclude the user
+LINE_LIMIT = 1 << 20  # bytes; pluto's lines are much shorter
+REPLY_LIMIT = 1 << 30  # bytes; the status of 100,000 connections has 300 MB
+NOT_ALLOWED = "run as root"  # the hint if the user is not permitted to connect to pluto's socket
 
 
 class NoPluto(Failure):
-    """Pluto does not run, does not let the user connect, or sent a truncated reply.  Status 33, as whack's.
+    """Pluto does not run, does not let the user connect, or sent an incomplete or malformed reply.
 
-    `silent` is true only if nothing listens on the socket: it does not exist, or it refuses connections.
+    The exit status is 33, as in whack.  `silent` is True only if no process listens on the control socket:
+    the socket does not exist, or the kernel refuses the connection.
     """
 
     def __init__(self, message: str, hint: str = "", *, silent: bool = False) -> None:
@@ -6675,14 +6678,14 @@ class NoPluto(Failure):
 
 
 class Conversation:
-    """A connection to pluto for one request: send a message, then read lines until pluto closes it.
+    """A socket connection to pluto for one request: send a message, then read lines until pluto closes it.
 
-    `timeout` limits the seconds spent waiting for pluto in total; None means no limit.  Time that the caller
-    spends between two lines, for example in a pager, does not count.  Use it as a context manager.
+    `timeout` is the total number of seconds to wait for pluto; None means no limit.  Time that the caller
+    spends between two lines, for example in a pager, does not count.  Use the class as a context manager.
     """
 
     def __init__(self, host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
-        """Raises NoPluto, TimedOut."""
+        """Connect to pluto's control socket.  Raises NoPluto if that fails, TimedOut."""
         import _socket as socket
         if not host.live:
             raise NoPluto(f"the system under {host.root} is not running: its pluto can't be asked")
@@ -6691,7 +6694,7 @@ class Conversation:
         self.timeout = timeout
         self.left = timeout
         self.size = 0
-        self.whole = True  # no reply is outstanding
+        self.whole = True  # False while a reply has not been read to its end
 
         kind = socket.SOCK_STREAM
         while True:
@@ -6731,7 +6734,7 @@ class Conversation:
                            NO_PLUTO, "it may be stopped or very busy")
 
     def limit(self, seconds: float | None) -> None:
-        """Allow `seconds` from now on for the rest of the reply; None keeps the present limit."""
+        """Let the time limit end `seconds` from now.  If `seconds` is None, keep the present limit."""
         if seconds is not None:
             self.timeout = self.left = max(0.001, seconds)
             self.link.settimeout(self.left)
@@ -6740,10 +6743,10 @@ class Conversation:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        """Close the socket, perhaps after reading the rest of the reply.
+        """Close the socket.
 
-        That is done if the caller stopped early (GeneratorExit) or could not write (OSError), because pluto
-        logs an error for each line that it can't send.
+        If the caller stopped early (GeneratorExit) or could not write (OSError), first read the rest of the
+        reply: pluto logs an error for each line that it can't send.
         """
         can_wait = kind is None or issubclass(kind, (GeneratorExit, OSError))
         try:
@@ -6770,15 +6773,15 @@ class Conversation:
     def lines(self) -> Iterator[bytes]:
         """Yield the lines of the reply, each with its code, without line ends.
 
-        Raises NoPluto if the reply is truncated or too long, TimedOut.
+        Raises NoPluto if the reply is truncated or too long, or if reading it fails.  Raises TimedOut.
         """
         for block in self.blocks():
             yield from block.split(b"\n")
 
     def blocks(self) -> Iterator[bytes]:
-        """Yield the reply as it arrives, in blocks of complete lines; the last line end is cut off.
+        """Yield the reply as it arrives, in blocks of complete lines.  A block has no line end at its end.
 
-        Raises as lines().
+        Raises the same exceptions as lines().
         """
         import _socket as socket
         rest = b""
@@ -6794,7 +6797,7 @@ class Conversation:
                 raise NoPluto(f"read() failed ({error.errno} {error.strerror})") from None
             waited = time.monotonic() - began
             self._spent(waited)
-            # not after each recv(): pluto sends every line on its own, and settimeout() costs time
+            # A reply needs one recv() for each line, and settimeout() takes time: after a short wait, skip it
             if waited > 0.01:
                 self.link.settimeout(self.left)
 
@@ -6814,16 +6817,16 @@ class Conversation:
 
 
 class Pluto(Record):
-    """The pluto that listens on the control socket: its version, and build options that change messages."""
+    """The version of the running pluto, and its build options that change the format of messages."""
 
-    version: str  # from the status, with its suffix; empty if the status has none
+    version: str  # as pluto's status shows it, with a suffix if any; empty if the status shows no version
     packets: bool  # whether the socket is SOCK_SEQPACKET
     labelled: bool = False  # USE_LABELED_IPSEC
     seccomp: bool = False  # USE_SECCOMP
 
 
 def basic_message(places: Iterable[int]) -> bytes:
-    """Return a basic message, which every release understands, with the bytes at `places` set to 1."""
+    """Return a message that every release understands, with the bytes at the offsets `places` set to 1."""
     message = bytearray(BASIC_LENGTH)
     message[:4] = BASIC_MAGIC.to_bytes(4, sys.byteorder)
     for place in places:
@@ -6832,7 +6835,7 @@ def basic_message(places: Iterable[int]) -> bytes:
 
 
 def status_value(line: str, name: str) -> str:
-    """Return the value of `name` in a line `…, name=value, …` of the status, or an empty string."""
+    """Return the value of `name` in a status line `…, name=value, …`, or an empty string if it is missing."""
     rest = f" {line}".partition(f" {name}=")[2]
     return rest.partition(",")[0].strip()
 
@@ -6845,16 +6848,16 @@ def split_code(line: bytes) -> tuple[int, str]:
     return -1, decode(line)
 
 
-DETAIL_HEAD = 5  # characters that tell the detail lines of a connection apart
+DETAIL_HEAD = 5  # the first 5 characters of a connection's detail line identify the kind of line
 
 
 def pluto_status(host: Host, timeout: float | None = PLUTO_TIMEOUT,
                  details: Collection[str] | None = None) -> Iterator[str]:
     """Yield the lines of pluto's full status as they arrive, without codes.  Works with every release.
 
-    With `details`, skip a detail line of a connection (`"conn":   TEXT…`) unless the first DETAIL_HEAD
-    characters of TEXT are in it, because parsing all lines takes five times as long.  The first next() or a
-    later one raises NoPluto (not running, no permission, truncated reply) or TimedOut.
+    With `details`, skip each detail line of a connection (`"conn":   TEXT…`) unless `details` contains the
+    first DETAIL_HEAD characters of TEXT.  Parsing all lines would take five times as long.  Each next() can
+    raise NoPluto (not running, no permission, truncated reply) or TimedOut.
     """
     with Conversation(host, timeout) as talk:
         talk.say(basic_message(BASIC_STATUS))
@@ -6868,7 +6871,7 @@ def pluto_status(host: Host, timeout: float | None = PLUTO_TIMEOUT,
 
 
 def has_connection(host: Host, name: str) -> bool | None:
-    """Return whether pluto has loaded a connection of that name, or None if pluto can't be asked."""
+    """Return whether pluto has loaded a connection named `name`, or None if pluto does not answer."""
     heads = (f'"{name}":', f'"{name}"[', f'"{name}/')
     try:
         return any(line.startswith(heads) for line in list(pluto_status(host, 10.0)))
@@ -6879,8 +6882,8 @@ def has_connection(host: Host, name: str) -> bool | None:
 def await_pluto(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
     """Wait until pluto has handled an empty request.  Raises NoPluto, TimedOut.
 
-    Every release accepts a basic message without a request and closes the connection without a reply.  A
-    request for the status would do too, but its reply may have megabytes.
+    If a basic message contains no request, pluto of every release closes the connection without a reply.  A
+    status request is not used, because its reply can have megabytes.
     """
     with Conversation(host, timeout) as talk:
         talk.say(basic_message(()))
@@ -6889,11 +6892,11 @@ def await_pluto(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
 
 
 def probe(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> Pluto:
-    """Return the Pluto that listens on the control socket.  A command asks it only once.
+    """Ask pluto for its status, and return pluto's version and build options.  A command asks only once.
 
-    Only a basic message may be sent before its release is known.  Up to 5.0 pluto obeys the byte
-    whack_shutdown of its own layout even in a message with the magic number of another release.
-    Raises NoPluto, TimedOut.
+    The request is a basic message.  No other message is safe before pluto's release is known: up to 5.0,
+    pluto shuts down if the byte at the offset of its own whack_shutdown is set, even in a message with the
+    magic number of another release.  Raises NoPluto, TimedOut.
     """
     if host.pluto is not None:
         return host.pluto
@@ -6909,16 +6912,17 @@ def probe(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> Pluto:
             elif text.startswith("secctx-attr-type="):
                 labelled = "<unsupported>" not in text
             elif text.startswith(("nat-traversal", "algorithm")):
-                break  # the lines after the settings are not needed
+                break  # the version and build options come before this line
     host.pluto = Pluto(version, packets=talk.packets, labelled=labelled, seccomp=seccomp)
     return host.pluto
 
 
 def shutdown_message(version: str) -> bytes:
-    """Return the basic message that ends a pluto of that version, and does nothing else.
+    """Return the basic message that makes pluto of that version exit.  It requests nothing else.
 
-    If the version is empty (unknown), the message sets the bytes of all releases except 5.0.  In 4.2 to 4.4
-    the byte of 5.0 would keep the tunnels, and their peers would not be informed.
+    If the version is empty (unknown), the message sets the shutdown bytes of all releases except 5.0.  A
+    pluto from 4.2 to 4.4 would read the byte of 5.0 as leave_state, and keep its tunnels without a message
+    to the peers.
     """
     if not version:
         return basic_message(place for since, place in BASIC_SHUTDOWN if since != (5, 0))
@@ -6940,10 +6944,11 @@ def pluto_shutdown(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
 
 # --- messages: what a release's whack sends -----------------------------------------------------------------
 #
-# A message is whack.h's struct whack_message in the host's own representation, followed by its strings.  The
-# tables below describe it for all releases.  Each line begins with the releases that it describes; a line
-# that begins with blanks continues the line before it.  To support a new release, add it to RELEASES, extend
-# the ranges of the lines that still apply, and add lines for the differences.
+# A message is the C struct whack_message of whack.h, with the host's byte order and alignment, followed by
+# the message's strings.  The tables below describe messages for all releases.  Each line begins with the
+# releases that the line describes; a line that begins with blanks continues the line before it.  To support a
+# new release, add it to RELEASES, extend the ranges of the lines that still apply, and add lines for the
+# differences.
 
 # The magic numbers of the releases up to 5.0.  From 5.1 on, the magic number is the cksum(1) of the version.
 WHACK_MAGIC = """
@@ -6954,12 +6959,12 @@ WHACK_MAGIC = """
 4.3-5.0    0x6f686b31
 """
 
-# The members in their order.  A letter is the C type of the names after it: `b` bool or char, `h` 16 bits,
-# `i` int, `w` size_t or pointer, `q` 64 bits, `t` time_t, `a` a bool that opens a struct of ints, `xN` N
-# bytes.  `t=60` is an unnamed member which whack always sends with that value, such as a lifetime, a margin
-# or a port.  `12w` stands for 12 unused members of type `w`.  Unused members need not have their own types,
-# only types that give the next member the same offset as in C.  That must hold for time_t and pointers of 4
-# or 8 bytes, and for 64-bit integers aligned to 4 or 8.
+# The members of the struct, in order.  A letter gives the C type of the names after it: `b` bool or char,
+# `h` 16 bits, `i` int, `w` size_t or pointer, `q` 64 bits, `t` time_t, `a` a bool that begins a struct of
+# ints, `xN` N bytes.  `t=60` is an unnamed member for which whack always sends the value 60.  Such members
+# are lifetimes, margins and ports.  `12w` stands for 12 unused members of type `w`.  An unused member can
+# have another type than in C if the next named member has the same offset as in C: with time_t and pointers
+# of 4 and of 8 bytes, and with 64-bit integers aligned to 4 and to 8 bytes.
 WHACK_MESSAGE = """
 3.25-5.2   i magic b status
 5.1-5.2    b shutdown
@@ -7080,10 +7085,10 @@ WHACK_MESSAGE = """
            redirect_to 2w q debug.set debug.clr 9w
 """
 
-# The strings, in the order in which they follow the struct.  Up to 4.15 every string is sent, also an empty
-# one: a number stands for that many unused, empty strings.  `label` is sent only to a pluto built with
-# labelled IPsec.  From 5.0 only strings that are set are sent, and the member of the same name holds their
-# length.
+# The strings that follow the struct, in order.  Up to 4.15 whack sends all strings, including empty ones; a
+# number N in this table stands for N unused, empty strings.  `label` is sent only to a pluto built with
+# labelled IPsec.  From 5.0 on whack sends only the strings that are set, and the struct member with the
+# string's name holds the string's length.
 WHACK_STRINGS = """
 3.25-3.27  name 4 updown 5 updown 5 username 7 label 7 remote_host
 3.28-3.32  name 4 updown 5 updown 5 username 7 label 7 remote_host 2
@@ -7097,7 +7102,7 @@ WHACK_STRINGS = """
 """
 STRINGS_ROOM = 4096
 
-# From 5.3 the member `command` holds the number of the command: 1 for the first of these
+# From 5.3 on, the member `command` holds the number of the command.  The first command in this table is 1.
 WHACK_COMMANDS = """
 5.3-5.4    rereadall fetchcrls rereadsecrets rereadcerts processstatus addresspoolstatus
            connectionstatus briefconnectionstatus briefstatus fipsstatus globalstatus trafficstatus
@@ -7110,7 +7115,8 @@ WHACK_COMMANDS = """
 5.4        impair debug pubkey
 """
 
-# The names of the debugging bits.  Each is the next higher bit unless a value follows the name.
+# The names of the debugging bits, from bit 0 upwards.  A name with a value has that value instead of the
+# next bit.
 WHACK_DEBUG = """
 3.25       raw parsing emitting control lifecycle kernel dns oppo controlmore pfkey nattraversal
            x509 dpd xauth retransmits oppoinfo crypt crypt-low private proposal-parser whackwatch
@@ -7127,11 +7133,15 @@ WHACK_DEBUG = """
            whackwatch base=3 all=0xf none=0xfff
 """
 
-# whack's options, except those that define connections.  The columns are: name and kind of value; whether
-# --name is required (+), allowed (?) or useless (.); the releases (* all); the effects.  After a `/` follow
-# other releases and their effects.  Effects: `word` is a command, or a member to set to 1; `word=N` sets a
-# member, `word|N` sets bits of it, and both also select the command of that name, if any; `*` stands for the
-# option's value; `$word` is a string; `@word` is the group of members that holds an address.
+# whack's options, except those that define connections.  The columns are: the name and the kind of value;
+# whether --name is required (+), allowed (?) or useless (.); the releases (* means all); the effects.  A `/`
+# is followed by other releases and the effects in those releases.  An effect is one of these:
+#   word    select this command, or set this member to 1
+#   word=N  set this member to N, and select the command of the same name if there is one
+#   word|N  set the bits N of this member, and select the command of the same name if there is one
+#   $word   set this string to the option's value
+#   @word   write the address in the option's value to the members whose names begin with word
+# A `*` in place of N stands for the option's value.
 WHACK_OPTIONS = """
 status                      . *         status
 shutdown                    . *         shutdown
@@ -7209,7 +7219,7 @@ asynchronous                ? *         async
 utc                         ? *         utc
 label=TEXT                  ? *
 """
-# The values of members that are enums in whack.h: yn_options, global_redirect, ddos_mode
+# The numbers of the words that these options accept, from the enums yn_options, global_redirect and ddos_mode
 WHACK_WORDS = {
     "ike_sock_err": {"no": 1, "yes": 2},
     "global_redirect": {"no": 1, "yes": 2, "auto": 3},
@@ -7219,11 +7229,11 @@ IP_VERSIONS = """
 3.25-5.3.2 4 6
 5.4        1 2
 """
-# Requests that make pluto 5.4 abort if they name no connection
+# Requests that make pluto 5.4 abort if the request has no --name
 ENDS_WITHOUT_NAME = ("redirect-to", "ddns")
 # Options that 5.x recognises only to report them as obsolete
 OBSOLETE_OPTIONS = frozenset(("rereadcrls",))
-# Options that make no request by themselves; from 5.1 on leave-state does
+# Options that change a request but are no request of their own; leave-state is a request from 5.1 on
 WHACK_MODIFIERS = frozenset((
     "name", "remote-host", "username", "asynchronous", "utc", "label", "leave-state"))
 
@@ -7231,7 +7241,8 @@ WHACK_MODIFIERS = frozenset((
 def table_rows(table: str) -> Iterator[list[str]]:
     """Yield the rows of one of the tables above as lists of words.
 
-    A row with a `/` gives several: the first two words followed by the words after the `/` are a row, too.
+    A row with a `/` is yielded as several rows.  Each begins with the first two words of the row, followed by
+    the words between two `/`.
     """
     for row in table.strip("\n").replace("\n ", " ").splitlines():
         head, *others = row.split(" / ")
@@ -7241,7 +7252,7 @@ def table_rows(table: str) -> Iterator[list[str]]:
 
 
 def cksum(data: bytes) -> int:
-    """Return the checksum of POSIX cksum(1): a CRC of the bytes, followed by their count."""
+    """Return the checksum of POSIX cksum(1): a CRC of the bytes followed by the number of bytes."""
     crc = 0
     count = len(data)
     length = []
@@ -7258,7 +7269,7 @@ def cksum(data: bytes) -> int:
 
 
 class Abi(Record):
-    """The properties of a C compiler's target that decide the layout of a struct; sizes are in bytes."""
+    """The sizes and alignments, in bytes, that decide the layout of a C struct on one machine."""
 
     word: int  # size of a pointer and of size_t
     time: int  # size of time_t
@@ -7266,7 +7277,7 @@ class Abi(Record):
     order: Literal["little", "big"]
 
     def unit(self, letter: str) -> tuple[int, int]:
-        """Return the size and the alignment of a type of WHACK_MESSAGE."""
+        """Return the size and the alignment, in bytes, of a type letter of WHACK_MESSAGE."""
         if letter.startswith("x"):
             return int(letter[1:]), 1
         units = {"b": (1, 1), "a": (1, 4), "h": (2, 2), "i": (4, 4), "w": (self.word, self.word),
@@ -7280,7 +7291,7 @@ def host_abi() -> Abi:
     """Return the ABI of the Python interpreter; libreswan is assumed to have the same one."""
     import struct
     try:
-        time.gmtime(1 << 33)  # after 2038: fails with a time_t of 4 bytes
+        time.gmtime(1 << 33)  # a time after 2038 raises OverflowError if time_t has 4 bytes
         clock = 8
     except (OverflowError, OSError):
         clock = 4
@@ -7290,8 +7301,8 @@ def host_abi() -> Abi:
 class Layout:
     """The layout of struct whack_message in one release for one ABI.
 
-    `members` has the offset and the size of each member by name; `always` has the offset, size and value of
-    the unnamed members that whack always sets.
+    `members` maps the name of each member to its offset and size in bytes.  `always` lists offset, size and
+    value of the unnamed members that whack always sets.
     """
 
     def __init__(self, version: tuple[int, ...], abi: Abi) -> None:
@@ -7316,7 +7327,7 @@ class Layout:
                     self.members[word] = self._place(kind)
 
     def _place(self, kind: str) -> tuple[int, int]:
-        """Add a member of this type to the struct; return its offset and size."""
+        """Add a member of type `kind` to the struct; return the member's offset and size in bytes."""
         size, alignment = self._abi.unit(kind)
         padding = -self.size % alignment
         offset = self.size + padding
@@ -7325,9 +7336,9 @@ class Layout:
 
 
 def buffer_size(text: str) -> int:
-    """Parse the size of a UDP buffer (`8Ki`, `60000`) as whack of 5.3 does; return bytes.
+    """Parse the size of a UDP buffer (`8Ki`, `60000`) as whack of 5.3 does; return the number of bytes.
 
-    Raises ValueError.
+    Raises ValueError if the text is no such size.
     """
     digits = text.rstrip("KiB")
     unit = text[len(digits):]
@@ -7342,7 +7353,7 @@ def buffer_size(text: str) -> int:
 
 
 def refusal_status(version: tuple[int, ...]) -> int:
-    """Return the exit status of a release's whack for a usage error."""
+    """Return the exit status with which whack of this release reports a usage error."""
     return ERROR if version >= (5, 3) else NO_PLUTO
 
 
@@ -7350,7 +7361,7 @@ class Request:
     """A whack message in the format of the running pluto's release, built option by option."""
 
     def __init__(self, pluto: Pluto, abi: Abi | None = None) -> None:
-        """Raises Failure if the format of that release is not known."""
+        """Start an empty message.  Raises Failure if the message format of pluto's release is not known."""
         if pluto.version not in RELEASES:
             raise Failure(f"ipsec whack: pluto has {pluto.version or 'an unknown version'}; its message format "
                           f"is not known, only those of {RELEASES[0]} to {RELEASES[-1]}", NO_PLUTO,
@@ -7387,9 +7398,9 @@ class Request:
         self._write(*self.layout.members[member], value)
 
     def option(self, name: str, value: str = "") -> None:
-        """Apply the effects of --name=value.
+        """Write the option --name=value into the message.
 
-        Raises Failure if the release lacks the option, or if the value is wrong.
+        Raises Failure if pluto's release does not have the option, or if the value is invalid.
         """
         effects = self._effects(name)
         self.given[name] = value
@@ -7436,7 +7447,7 @@ class Request:
             self._set(name, content)
 
     def _debug_bits(self) -> dict[str, int]:
-        """Return the bits of each name of WHACK_DEBUG in this release; `none` stands for all of them."""
+        """Return the bits of each name of WHACK_DEBUG in this release; the bits of `none` are all bits."""
         bits: dict[str, int] = {}
         all_bits = 0
         for releases, *words in table_rows(WHACK_DEBUG):
@@ -7495,11 +7506,11 @@ class Request:
                 self._set(member, value)
 
     def _row(self, table: str) -> list[str]:
-        """Return the words of the first row of a table that covers pluto's release, without the releases."""
+        """Return the first row of `table` for pluto's release, as words, without the column of releases."""
         return next(words for releases, *words in table_rows(table) if covers(releases, self.version))
 
     def check(self) -> None:
-        """Check that the options form one request, with whack's rules.  Raises Failure."""
+        """Raise Failure if whack would not accept this combination of options as one request."""
         rules = {option.partition("=")[0]: rule for option, rule, releases, *_ in table_rows(WHACK_OPTIONS)
                  if covers(releases, self.version)}
         modifiers = WHACK_MODIFIERS
@@ -7525,7 +7536,7 @@ class Request:
     def pack(self) -> bytes:
         """Return the message.  Raises Failure if its strings are too long."""
         if "leave-state" in self.given and self.version >= (5, 1):
-            self._set("shutdown", 0)  # pluto would obey it first, and delete the SAs
+            self._set("shutdown", 0)  # if this byte is set, pluto exits at once and deletes the SAs
         self._set("magic", self._magic())
         strings = self._packed_strings()
         if len(strings) > STRINGS_ROOM or any("\0" in text for text in self.strings.values()):
@@ -7543,7 +7554,7 @@ class Request:
         return int(number, 0)
 
     def _packed_strings(self) -> bytes:
-        """Return the strings that follow the struct; from 5.0 on, write their lengths into the struct."""
+        """Return the strings after the struct.  From 5.0 on, also write their lengths into the struct."""
         slots = self._row(WHACK_STRINGS)
         if self.version < (5,):
             return b"".join(self._packed_slot(slot) for slot in slots)
@@ -7556,7 +7567,7 @@ class Request:
                 packed += text
         if self.version >= (5, 4):
             if "username" in self.strings:
-                # sent as a keyword of a connection: end 0 (left), number 22 (KWS_USERNAME)
+                # 5.4 sends the user name as a connection's keyword: end 0 (left), number 22 (KWS_USERNAME)
                 packed += bytes(4) + (22).to_bytes(4, self.abi.order)
                 packed += encode(self.strings["username"]) + b"\0"
             packed += bytes(8)
@@ -7575,7 +7586,7 @@ class Request:
 
 # --- whack's command line and what pluto answers ------------------------------------------------------------
 
-# Options that are not part of the message; libreswan's whack does not have the last three
+# Options that whack handles without pluto; libreswan's whack does not have the last three
 WHACK_OWN_OPTIONS = (
     "ctlsocket=FILE", "rundir=DIR", "ctlbase=DIR", "xauthname=NAME", "xauthuser=NAME", "xauthpass=PASSWORD",
     "help", "version", "xauthpass-file=FILE", "timeout=SECONDS", "native")
@@ -7585,9 +7596,9 @@ XAUTH_ROOM = 128  # XAUTH_MAX_NAME_LENGTH and XAUTH_MAX_PASS_LENGTH of whack.h
 def whack_words(words: Sequence[str], refusal: int = NO_PLUTO) -> list[tuple[str, str]]:
     """Parse a whack command line; return the options in order, each with its value.
 
-    As with getopt_long(3), an unambiguous beginning of an option is enough, and the word after an option that
-    takes a value is always its value, even if it looks like an option.  Raises Failure with the status
-    `refusal`.
+    As with getopt_long(3), an option can be shortened to an unambiguous beginning.  The word after an option
+    that takes a value is always the value, even if the word looks like an option.  Raises Failure with the
+    exit status `refusal` if the command line is wrong.
     """
     metavars = whack_metavars()
     options = []
@@ -7613,13 +7624,16 @@ def whack_words(words: Sequence[str], refusal: int = NO_PLUTO) -> list[tuple[str
 
 
 def whack_metavars() -> dict[str, str]:
-    """Return the built-in whack's options: the kind of the value by name, empty if there is no value."""
+    """Return the built-in whack's options: for each name the kind of value, or "" if there is no value."""
     options = [row[0] for row in table_rows(WHACK_OPTIONS)] + list(WHACK_OWN_OPTIONS)
     return {name: metavar for name, _, metavar in (option.partition("=") for option in options)}
 
 
 def whack_option(beginning: str, names: Collection[str], refusal: int) -> str:
-    """Return the only one of `names` that starts with `beginning`.  Raises Failure if none or several do."""
+    """Return the option in `names` that is `beginning`, or the only one that starts with `beginning`.
+
+    Raises Failure if no option or more than one matches.
+    """
     if beginning in names:
         return beginning
     candidates = [name for name in names if name.startswith(beginning)]
@@ -7635,22 +7649,25 @@ def whack_option(beginning: str, names: Collection[str], refusal: int) -> str:
 class Replies:
     """Handles pluto's reply lines as the whack of one release does: text to print, prompts, exit status.
 
-    Up to 4.15 the last error gives the exit status, unless a line with a success follows; from 5.0 the first
-    error gives it.
+    Up to 4.15 the code of the last error is the exit status, but a success line after the error resets the
+    status to 0.  From 5.0 on the code of the first error is the exit status.
     """
 
     def __init__(self, version: tuple[int, ...], *, lenient: bool = False,
                  asynchronous: bool = False) -> None:
         self.version = version
-        self.lenient = lenient  # in the replies to status and list requests, codes are not errors
+        self.lenient = lenient  # True for status and list requests: the codes in the reply are not errors
         self.forgiving = asynchronous and version < (5,)
         self.status = OK
-        self.asks = ""  # if the last line was a prompt: password or user name
+        self.asks = ""  # what the last line prompts for: password, user name, or empty if it is no prompt
 
     def take(self, line: bytes) -> str | None:
-        """Return the text to print for a line, or None.  Raises NoPluto if the line is not a reply line."""
+        """Return the text to print for a reply line.  Return None if whack would print nothing.
+
+        Raises NoPluto if the line has no code.
+        """
         self.asks = ""
-        if line.startswith(b"000 "):  # a short cut for nearly all lines
+        if line.startswith(b"000 "):  # nearly all lines of a status begin so, and need no further checks
             return decode(line[4:] if self.version >= (5,) else line)
         code, text = split_code(line)
         if code < 0:
@@ -7684,10 +7701,10 @@ class Replies:
 
 
 def xauth_answer(host: Host, options: Mapping[str, str], what: str) -> bytes:
-    """Return the XAUTH user name or password (`what`), with a NUL at its end, as pluto expects it.
+    """Return the XAUTH user name or password, as `what` says, terminated by a NUL as pluto expects.
 
-    It comes from the command line or a file, or is asked for on the terminal.  Raises Failure if it is too
-    long, or if there is no terminal.
+    The text comes from the command line or a file.  If neither gives it, a prompt on the terminal asks the
+    user.  Raises Failure if the file can't be read, the text is too long, or there is no terminal.
     """
     is_secret = what == "password"
     text = options.get("xauthpass" if is_secret else "username")
@@ -7717,7 +7734,7 @@ def loaded_names(host: Host, timeout: float | None) -> list[str]:
 
 
 def is_question(name: str) -> bool:
-    """Return True if an option asks for a status or a list; whack ignores the codes of such a reply."""
+    """Return True if the option requests a status or a list.  Whack ignores the codes in such replies."""
     is_list = name.startswith(("list", "show")) and name != "listen"
     return is_list or "status" in name or name == "checkpubkeys"
 
@@ -7727,8 +7744,9 @@ def native_whack(host: Host, words: Sequence[str], *, timeout: float | None = No
     """Run the whack command line `words` without libreswan's whack; return whack's exit status.
 
     If `timeout` is None, a request that waits for a peer (initiate, route, terminate, rekey) has no time
-    limit, and any other request has PLUTO_TIMEOUT.  `wait` is called with each reply line, and returns the
-    seconds allowed for the rest of the reply, or None to keep the present limit.  Raises Failure.
+    limit, and the limit of any other request is PLUTO_TIMEOUT.  `wait` is called with each reply line.  It
+    returns the number of seconds allowed for the rest of the reply, or None to keep the present limit.
+    Raises Failure if the command line is wrong or pluto does not answer.
     """
     installed = host.libreswan_version()
     refusal = refusal_status(leading_version(installed)) if installed else NO_PLUTO
@@ -7761,16 +7779,20 @@ def native_whack(host: Host, words: Sequence[str], *, timeout: float | None = No
 
 def ends_unknown_connection(host: Host, options: Mapping[str, str],
                             version: tuple[int, ...] | None) -> bool:
-    """Return True if pluto up to 4.15 is asked to terminate or delete a connection that it does not have."""
+    """Return True if pluto is 4.15 or older, and the request ends a connection that pluto has not loaded.
+
+    Such requests are --terminate and --delete.
+    """
     if not version or version >= (5,) or not options.keys() & {"terminate", "delete"}:
         return False
     return has_connection(host, options.get("name", "")) is False
 
 
 def must_name_each(host: Host, names: Collection[str], timeout: float | None) -> bool:
-    """Return True if a request names no connection, but pluto 5.4 needs one request for each.
+    """Return True if the request has no --name and would make the running pluto (5.4) abort.
 
-    ENDS_WITHOUT_NAME has these requests.  Raises NoPluto, TimedOut.
+    The caller then sends one request for each connection.  ENDS_WITHOUT_NAME lists these requests.  Raises
+    NoPluto, TimedOut.
     """
     has_target = any(name in names for name in ("name", "global-redirect", "global-redirect-to"))
     needs_name = any(name in names for name in ENDS_WITHOUT_NAME)
@@ -7781,9 +7803,10 @@ def must_name_each(host: Host, names: Collection[str], timeout: float | None) ->
 
 def whack_message(host: Host, options: Sequence[tuple[str, str]], timeout: float | None = PLUTO_TIMEOUT,
                   pluto: Pluto | None = None) -> tuple[bytes, tuple[int, ...] | None]:
-    """Return the message for the running pluto, and pluto's version, which is None if it was not needed.
+    """Return the message for the running pluto, and pluto's version.
 
-    Raises NoPluto, TimedOut, and Failure with whack's status if the options don't form a request.
+    The version is None if the message is a basic message, for which pluto's version is not needed.  Raises
+    NoPluto, TimedOut.  Raises Failure with whack's exit status if the options don't form a request.
     """
     names = {name for name, _ in options}
     if names == {"status"}:
@@ -7806,8 +7829,9 @@ def pluto_lines(host: Host, *words: str, timeout: float | None = PLUTO_TIMEOUT,
                 pluto: Pluto | None = None) -> Iterator[str]:
     """Yield the lines of pluto's reply to a whack command line as they arrive, without codes.
 
-    If `pluto` is None, pluto is asked for its version first.  If its release is unknown, the installed whack
-    makes the request.  The first next() or a later one raises NoPluto, TimedOut or Failure.
+    If `pluto` is None, the function first asks pluto for its version.  If the message format of pluto's
+    release is unknown, the installed whack makes the request.  Each next() can raise NoPluto, TimedOut or
+    Failure.
     """
     options = whack_words(words)
     if options not in ([("status", "")], [("shutdown", "")]):
@@ -7828,14 +7852,14 @@ def pluto_lines(host: Host, *words: str, timeout: float | None = PLUTO_TIMEOUT,
             yield split_code(line)[1]
 
 
-# Requests whose reply may wait for a peer
+# Requests whose reply can depend on the peer, so that it can take any time
 WAITS_FOR_PEER = frozenset((
     "initiate", "route", "ondemand", "terminate", "down", "delete", "suspend", "rekey-ike", "rekey-ipsec",
     "rekey-child", "delete-ike", "delete-child", "down-ike", "down-child"))
 
 
 def parse_seconds(text: str) -> float:
-    """Parse the value of --timeout.  Raises Failure(USAGE)."""
+    """Return the value of --timeout in seconds.  Raises Failure(USAGE) if it is no number greater than 0."""
     try:
         value = float(text)
     except ValueError:
@@ -7850,9 +7874,9 @@ def show_replies(host: Host, message: bytes, version: tuple[int, ...] | None, op
                  wait: Callable[[bytes], float | None] | None) -> int:
     """Send the message, print pluto's replies and answer its prompts; return whack's exit status.
 
-    If `version` is None, the line with pluto's version is awaited before anything is printed.  With
-    `must_speak`, an empty reply means that the connection is unknown: pluto up to 4.15 reports it in no other
-    way.  Raises Failure.
+    If `version` is None, the reply is printed from the start only after the line with pluto's version has
+    arrived.  If `must_speak` is set, an empty reply means that the connection is unknown, because pluto up to
+    4.15 reports that in no other way.  Raises NoPluto, TimedOut or another Failure.
     """
     asynchronous = "asynchronous" in options
     lenient = any(is_question(name) for name in options)
@@ -7880,14 +7904,17 @@ def show_replies(host: Host, message: bytes, version: tuple[int, ...] | None, op
 
 
 def limited_lines(talk: Conversation, wait: Callable[[bytes], float | None]) -> Iterator[bytes]:
-    """Yield the lines of the reply; after each line, wait() says how long the rest may take."""
+    """Yield the lines of the reply.  After each line, set the time limit for the rest to wait(line)."""
     for line in talk.lines():
         talk.limit(wait(line + b"\n"))
         yield line
 
 
 def lines_after_version(lines: Iterator[bytes], replies: Replies) -> Iterator[bytes]:
-    """Yield the lines after setting `replies.version`, which one of the first 10,000 lines should hold."""
+    """Yield all lines, after the first line with pluto's version has set `replies.version`.
+
+    The version is searched for in the first 10,000 lines only.
+    """
     first = []
     for line in lines:
         first.append(line)
@@ -7900,7 +7927,7 @@ def lines_after_version(lines: Iterator[bytes], replies: Replies) -> Iterator[by
 
 
 def whack_help() -> str:
-    """Return the help text of the built-in whack: its options."""
+    """Return the help text of the built-in whack, which lists its options."""
     names = dict.fromkeys(row[0] for row in table_rows(WHACK_OPTIONS))
     lines = [f"  --{name.replace('=', ' ')}" for name in (*names, *WHACK_OWN_OPTIONS)]
     return "\n".join(["Usage: ipsec whack OPTION...", *lines])
@@ -7909,15 +7936,15 @@ def whack_help() -> str:
 # --- status text as data ------------------------------------------------------------------------------------
 
 STATUS_SCHEMA = 2
-# The beginnings of lines that hold no data
+# Lines of the status that begin with one of these texts hold no data
 STATUS_HEADINGS = (
     "config setup options:", "Kernel algorithms supported:", "IKE algorithms supported:",
     "ESP algorithms supported:", "Connection list:", "Bare Shunt list:", "PID  Process",
     "- disallowed", "current.states.enumerate", "State list:", "Traffic list:")
-# The only options of a connection that pluto prints without a value
+# The options of a connection that pluto prints as a word without a value
 STATUS_FLAGS = frozenset(("oriented", "unoriented", "ipcomp"))
-# For each option of a connection: the object that has the field for it (empty for the connection itself), and
-# the field.  Releases differ in the names of the options.
+# An option of a connection, as pluto's status names it -> the object and the field in the JSON document that
+# hold the option's value; the object is empty for the connection itself.  Releases use different names.
 STATUS_FIELDS = {
     "our_id": ("local", "id"), "their_id": ("remote", "id"),
     "our_auth": ("local", "auth"), "their_auth": ("remote", "auth"),
@@ -7933,21 +7960,24 @@ STATUS_SETTINGS = frozenset((
     "debug", "using kernel interface", "virtual-private (%priv)", "virtual_private (%priv)", "State Information",
     "- allowed subnets", "- excluded subnets", "stats db_ops"))
 SIZE_UNITS = ("B", "KB", "MB", "GB", "TB", "PB", "EB")  # pluto counts in steps of 1,024
-# A state belongs to a Child SA if its name or description has one of these words, and none of IKE_MARKS
+# A state belongs to a Child SA if its name or description contains one of these texts and none of IKE_MARKS
 CHILD_MARKS = (
     "CHILD", "QUICK", "V2_IPSEC", "V2_CREATE", "Child SA", "IPsec SA", "Quick Mode", "QI1", "QI2", "QR1")
 IKE_MARKS = ("REKEY_IKE", "rekey IKE SA", "IKE_SA_INIT")
-# The beginnings of the note that names the IKE SA of a Child SA
+# How the note begins that names the IKE SA of a Child SA
 OWNER_MARKS = ("IKE SA #", "ISAKMP SA #", "isakmp#")
-# The beginnings of the text behind the remote address in a line that does not describe the state itself
+# A line of a state starts with one of these texts after the remote address if it shows SPIs or counters
 BEHIND_ADDRESS = (" esp.", " ah.", " comp.", " ref=", " tun.", " used ", " Traffic:")
-KNOWN_DETAILS = 512  # the number of detail lines that a StatusReader remembers
-KNOWN_KEYS = 5000  # the number of keys that field_key() remembers
+KNOWN_DETAILS = 512  # the greatest number of parsed detail lines in the cache of a StatusReader
+KNOWN_KEYS = 5000  # the greatest number of keys in the cache of field_key()
 FIELD_KEYS: dict[str, str] = {}  # the cache of field_key()
 
 
 def field_key(text: str) -> str:
-    """Return the key in lower case with underscores; equal keys are the same string, which saves memory."""
+    """Return the key in lower case, with underscores for blanks and dashes.
+
+    Equal keys are returned as the same string object, which saves memory.
+    """
     key = FIELD_KEYS.get(text)
     if key is None:
         key = sys.intern(text.lower().replace(" ", "_").replace("-", "_"))
@@ -7957,7 +7987,7 @@ def field_key(text: str) -> str:
 
 
 def key_end(text: str) -> int:
-    """Return the place of the first `:` or `=` that follows a key, or 0 if there is none."""
+    """Return the index of the first `:` or `=` in the text, which ends a key, or 0 if the text has no key."""
     colon, equals = text.find(":"), text.find("=")
     if colon <= 0:
         return max(equals, 0)
@@ -7965,12 +7995,12 @@ def key_end(text: str) -> int:
 
 
 def status_fields(text: str) -> dict[str, str] | None:
-    """Parse `a: b; c=d, e:f;`, the details of a connection; return None for a text of another form.
+    """Parse the details of a connection, `a: b; c=d, e:f;`.  Return None if the text has another form.
 
-    A piece without a key continues the value before it, as in `dns:192.0.2.1, 192.0.2.2`.
+    A piece without a key continues the value before the piece, as in `dns:192.0.2.1, 192.0.2.2`.
     """
     text = text.strip()
-    if text.startswith(("CAs: ", "banner:")):  # names and texts may hold any separator
+    if text.startswith(("CAs: ", "banner:")):  # the names of CAs and banners can contain any separator
         key, _, value = text.partition(":")
         return {key.lower(): value.strip().rstrip(";")}
     if text.startswith("our idtype: "):
@@ -7983,7 +8013,7 @@ def status_fields(text: str) -> dict[str, str] | None:
     values: dict[str, str] = {}
     for part in text.split(";"):
         end = key_end(part) if ", " not in part else 0
-        if end and not part[:end].isspace():  # nearly all parts
+        if end and not part[:end].isspace():  # nearly all parts have this form
             values[field_key(part[:end].strip())] = part[end + 1:].strip().rstrip(",")
         elif not add_pieces(values, part):
             return None
@@ -8017,7 +8047,10 @@ def add_pieces(values: dict[str, str], part: str) -> bool:
 
 
 def id_fields(text: str) -> dict[str, str] | None:
-    """Parse `our idtype: T; our id=ID; their idtype: T; their id=ID`, where an ID may hold any character."""
+    """Parse `our idtype: T; our id=ID; their idtype: T; their id=ID`, where ID can contain any character.
+
+    Return None if the text has another form.
+    """
     local, _, remote = text.partition("; their idtype: ")
     local_type, local_mark, local_id = local.removeprefix("our idtype: ").partition("; our id=")
     remote_type, remote_mark, remote_id = remote.partition("; their id=")
@@ -8028,9 +8061,12 @@ def id_fields(text: str) -> dict[str, str] | None:
 
 
 def count_of(text: str) -> int | None:
-    """Parse a count (`168B!`, `2^63`, `#2`, `540s`, `-1s`); return None for a rounded count, or no number."""
+    """Parse a count such as `168B!`, `2^63`, `#2`, `540s` or `-1s`.
+
+    Return None if the count is rounded (`4KB`), or if the text is no number.
+    """
     digits = text.removeprefix("#").removesuffix("s")
-    if is_number(digits):  # nearly always
+    if is_number(digits):  # nearly all counts are plain digits
         return int(digits)
 
     digits = text.lstrip("#").rstrip("!")
@@ -8046,7 +8082,10 @@ def count_of(text: str) -> int | None:
 
 
 def rounded_bytes(text: str) -> int | None:
-    """Return the approximate bytes of a rounded count (`4KB`, `2KiB`, `30MB`); None for another text."""
+    """Return the approximate number of bytes of a rounded count (`4KB`, `2KiB`, `30MB`).
+
+    Return None if the text is no rounded count.
+    """
     text = text.rstrip("!").replace("iB", "B")
     digits = text.rstrip("BKMGTPE")
     unit = text[len(digits):]
@@ -8056,7 +8095,10 @@ def rounded_bytes(text: str) -> int | None:
 
 
 def set_bytes(entry: dict[str, Any], way: str, text: str) -> None:
-    """Set the bytes of an entry (`way`: in, out, max), also the approximate bytes of a rounded count."""
+    """Store a count of bytes in an entry, under the key `bytes_in`, `bytes_out` or `bytes_max`.
+
+    `way` is in, out or max.  If the count is rounded, also store the approximate number of bytes.
+    """
     count = count_of(text)
     entry[f"bytes_{way}"] = count
     if count is None:
@@ -8066,7 +8108,7 @@ def set_bytes(entry: dict[str, Any], way: str, text: str) -> None:
 
 
 def find_outside(text: str, mark: str, start: int = 0) -> int:
-    """Return the place of the first `mark` outside square brackets, which enclose IDs, or -1."""
+    """Return the index of the first `mark` outside square brackets, which enclose IDs, or -1 without one."""
     place = text.find(mark, start)
     while place >= 0 and text.count("[", 0, place) > text.count("]", 0, place):
         place = text.find(mark, place + 1)
@@ -8074,7 +8116,10 @@ def find_outside(text: str, mark: str, start: int = 0) -> int:
 
 
 def split_topology(body: str) -> tuple[str, str, str] | None:
-    """Split `LOCAL...REMOTE; REST`, the first line of a connection; return None for another form."""
+    """Split the first line of a connection, `LOCAL...REMOTE; REST`, into its three parts.
+
+    Return None if the text has another form.
+    """
     middle = find_outside(body, "...")
     if middle < 0:
         return None
@@ -8087,7 +8132,7 @@ def split_topology(body: str) -> tuple[str, str, str] | None:
 def plain_end(text: str, *, is_remote: bool) -> dict[str, Any] | None:
     """Parse an end of the usual form: `NETWORK===ADDRESS[ID]` or, if remote, `ADDRESS[ID]===NETWORK`.
 
-    It is a short cut of read_end() for IPv4.  Return None for another form.
+    The result is that of read_end(), in less time, for IPv4 only.  Return None if the text has another form.
     """
     first, mark, last = text.partition("===")
     if not mark:
@@ -8104,9 +8149,10 @@ def plain_end(text: str, *, is_remote: bool) -> dict[str, Any] | None:
 
 
 def read_end(text: str, *, is_remote: bool) -> dict[str, Any]:
-    """Parse one end of a connection.
+    """Parse the text of one end of a connection into a dict for the JSON document.
 
-    `host` and `subnet` are None if pluto names none; `port`, `protoport` and `pool` are absent then.
+    If the text has no host or no subnet, the value of `host` or `subnet` is None.  If it has no port,
+    protoport or address pool, the key `port`, `protoport` or `pool` is missing.
     """
     plain = plain_end(text, is_remote=is_remote)
     if plain:
@@ -8117,7 +8163,7 @@ def read_end(text: str, *, is_remote: bool) -> dict[str, Any]:
     parts = [split_protoport(part) for part in client.replace("{", "").replace("}", "").split(",")]
     subnet = ",".join(network for network, _ in parts)
     pool = ""
-    is_leased = subnet.endswith(("/32", "/128"))  # one address in braces; otherwise they enclose a pool
+    is_leased = subnet.endswith(("/32", "/128"))  # braces enclose a leased address or, if False, a pool
     if client.startswith("{") and subnet and not is_leased:
         subnet, pool = "", subnet
 
@@ -8128,7 +8174,7 @@ def read_end(text: str, *, is_remote: bool) -> dict[str, Any]:
 
 
 def split_client(text: str, *, is_remote: bool) -> tuple[str, str]:
-    """Return `HOST[ID]` and CLIENT of `CLIENT===HOST[ID]---NEXTHOP`; a remote end is its mirror image."""
+    """Split `CLIENT===HOST[ID]---NEXTHOP` into `HOST[ID]` and CLIENT; a remote end has the reverse order."""
     client = ""
     mark = find_outside(text, "===")
     if mark >= 0 and is_remote:
@@ -8143,9 +8189,9 @@ def split_client(text: str, *, is_remote: bool) -> tuple[str, str]:
 
 
 def split_host(side: str) -> tuple[str, int | None, str]:
-    """Return host, port and protoport of `HOST:PORT[ID]:PROTOCOL/PORT`; all but the host may be missing.
+    """Split `HOST:PORT[ID]:PROTOCOL/PORT` into host, port (None if missing) and protoport (empty if missing).
 
-    The host may be `[IPv6]`, and a name may be followed by `<ADDRESS>`.
+    An IPv6 address is written `[IPv6]`.  A host name can be followed by `<ADDRESS>`.
     """
     in_brackets = side.startswith("[") and "]" in side and ":" in side.partition("]")[0]
     if in_brackets:
@@ -8166,7 +8212,10 @@ def split_host(side: str) -> tuple[str, int | None, str]:
 
 
 def split_protoport(client: str) -> tuple[str, str]:
-    """Return subnet and protoport of `10.0.0.0/8:UDP/53` (up to 4.x) or `10.0.0.0/8/UDP/53` (5.x)."""
+    """Split `10.0.0.0/8:UDP/53` (up to 4.x) or `10.0.0.0/8/UDP/53` (5.x) into subnet and protoport.
+
+    The protoport is empty if the text has none.
+    """
     network, slash, rest = client.partition("/")
     for place, letter in enumerate(rest):
         if not is_number(letter):
@@ -8175,14 +8224,14 @@ def split_protoport(client: str) -> tuple[str, str]:
 
 
 def split_instance(text: str) -> tuple[str, str | None, str | None, str | None, str] | None:
-    """Parse the text behind a connection's quoted name.
+    """Parse the text after a connection's quoted name.
 
     Return the instance, the remote address, the local client, the remote client, and the rest, which begins
-    with `,`, `:` or a blank.  After the instance (`[1]`) come an address and clients in one of these forms, or
-    nothing: `192.0.2.1`, `...192.0.2.1`, `10.0.10.1/32=== ...192.0.2.1`, `...192.0.2.1===10.0.10.1/32`.
+    with `,`, `:` or a blank.  The text after the instance (`[1]`) may have an address and clients in one of
+    these forms: `192.0.2.1`, `...192.0.2.1`, `10.0.10.1/32=== ...192.0.2.1`, `...192.0.2.1===10.0.10.1/32`.
     Return None if the text has another form.
     """
-    if not text.startswith("["):  # nearly always
+    if not text.startswith("["):  # most texts have no instance
         return "", None, None, None, text
 
     end = 0
@@ -8201,13 +8250,13 @@ def split_instance(text: str) -> tuple[str, str | None, str | None, str | None, 
         local_client = word[:-3]
         word, blank, tail = tail.partition(" ")
     if "@" in word or word.startswith(("ref=", "Traffic:")):
-        return instance, None, None, None, rest  # no address, but the SPIs and the traffic of a state
+        return instance, None, None, None, rest  # the SPIs and counters of a state follow, no address
 
     rest = blank + tail
     if word.endswith(","):
         word, rest = word[:-1], "," + rest
     is_state = rest.startswith(" ") and not rest.startswith(BEHIND_ADDRESS)
-    if is_state and ":" in word:  # `192.0.2.1:500 STATE_MAIN_I4 …`: the port is the last part of the word
+    if is_state and ":" in word:  # in `192.0.2.1:500 STATE_MAIN_I4 …`, the port follows the word's last colon
         word, _, port = word.rpartition(":")
         rest = f":{port}{rest}"
     remote, _, remote_client = word.removeprefix("...").partition("===")
@@ -8215,9 +8264,10 @@ def split_instance(text: str) -> tuple[str, str | None, str | None, str | None, 
 
 
 def split_part(name: str) -> tuple[str, str]:
-    """Split the name of a part that pluto made for leftsubnets=: `a/1x0` is part `1x0` of the connection `a`.
+    """Split the name of a connection that pluto made from leftsubnets= or rightsubnets=.
 
-    The part is empty if the name is that of a whole connection.
+    `a/1x0` gives `a`, the name in ipsec.conf, and `1x0`, the numbers of the two subnets.  For any other name,
+    the second text is empty.
     """
     base, slash, part = name.rpartition("/")
     first, _, second = part.partition("x")
@@ -8227,9 +8277,10 @@ def split_part(name: str) -> tuple[str, str]:
 
 
 def parse_details(body: str) -> tuple[dict[str, str], list[tuple[str, str, Any]]] | None:
-    """Parse a detail line of a connection; return None if its form is unknown.
+    """Parse a detail line of a connection.  Return None if the form of the line is unknown.
 
-    Return the options of the line, and the fields that they fill: object and field of STATUS_FIELDS, value.
+    Return the options of the line, and a list of the fields to set: object and field as in STATUS_FIELDS, and
+    the value.
     """
     options = status_fields(body)
     if options is None:
@@ -8244,7 +8295,7 @@ def parse_details(body: str) -> tuple[dict[str, str], list[tuple[str, str, Any]]
         group, field = STATUS_FIELDS[key]
         value: Any = text
         if field.endswith("_sa"):
-            value = count_of(text) or None  # pluto prints #0 if there is no SA
+            value = count_of(text) or None  # #0 means that there is no SA
         elif group == "lifetimes":
             value = count_of(text)
         elif field == "policy":
@@ -8258,7 +8309,10 @@ def parse_details(body: str) -> tuple[dict[str, str], list[tuple[str, str, Any]]
 
 
 def has_ipsec_sa(connection: Mapping[str, Any]) -> bool | None:
-    """Return whether a connection has an IPsec SA: by its serial number or its routing; None if unknown."""
+    """Return whether a connection of the status has an IPsec SA.  Return None if that is unknown.
+
+    The serial number of the IPsec SA decides.  Without it, `up` of the entry or the connection's routing does.
+    """
     if connection["child_sa"] is not None:
         return True
     is_up: bool | None = connection["up"]
@@ -8271,11 +8325,11 @@ def has_ipsec_sa(connection: Mapping[str, Any]) -> bool | None:
 class StatusReader:
     """Parses the replies to status and list requests into data (ipsec_status(8), JSON).
 
-    The text is parsed by its form, not by the release.  A line of an unknown form goes to `unparsed`.
-    `takers` maps kinds of entries (`connections`, `states`, `traffic`) to functions.  Entries of these kinds
-    are not stored, since there may be many; each is passed to the function when it is complete.  `exact` has
-    the entries of trafficstatus by serial number, with exact bytes and times.  Facts: show_status() and the
-    functions that it calls, 3.25 to 5.4.
+    The form of a line decides how the line is parsed; pluto's release is not used.  Lines of an unknown form
+    are listed in `unparsed`.  `takers` maps kinds of entries (`connections`, `states`, `traffic`) to
+    functions.  Entries of these kinds are not stored, because there can be very many; each complete entry is
+    passed to the function.  `exact` maps serial numbers to the entries of trafficstatus, which have exact
+    bytes and times.  Facts: show_status() of libreswan 3.25 to 5.4, and the functions that it calls.
     """
 
     def __init__(self, takers: Mapping[str, Callable[[dict[str, Any]], None]] | None = None,
@@ -8286,11 +8340,11 @@ class StatusReader:
             "schema": STATUS_SCHEMA, "settings": {}, "interfaces": [], "algorithms": [], "connections": [],
             "states": [], "traffic": [], "pending": [], "shunts": [], "totals": {}, "counters": {},
             "lists": {}, "unparsed": []}
-        self._list: list[dict[str, Any]] | None = None  # the list that is being read
+        self._list: list[dict[str, Any]] | None = None  # the list to which the lines after a title are added
         self._states: dict[int, dict[str, Any]] = {}  # by serial number; see _hand_over_states()
         self._family: list[dict[str, Any]] = []  # a connection, followed by its instances
         self._detail_head = "\0"  # the beginning of the detail lines of the last connection
-        self._known: dict[str, Any] = {}  # results of parse_details(): connections have many lines in common
+        self._known: dict[str, Any] = {}  # a cache of parse_details(): many connections have equal lines
 
     def read(self, lines: Iterable[str]) -> dict[str, Any]:
         """Parse all lines and return the data."""
@@ -8304,7 +8358,7 @@ class StatusReader:
         return self.data
 
     def finish(self) -> None:
-        """Complete the connection that was read last, and its instances."""
+        """Complete the last connection and its instances, and store them or pass them to their function."""
         for connection in self._family:
             connection["up"] = has_ipsec_sa(connection)
             serial = connection["child_sa"]
@@ -8338,7 +8392,7 @@ class StatusReader:
             self.data[kind].append(entry)
 
     def connection(self, text: str) -> bool:
-        """Parse a line that begins with a quoted name; return False if its form is unknown."""
+        """Parse a line that begins with a connection's quoted name.  Return False if its form is unknown."""
         if text.startswith(self._detail_head):
             return self._details(self._family[-1], text[len(self._detail_head):])
 
@@ -8359,7 +8413,7 @@ class StatusReader:
         return self._details(last, body)
 
     def _parsed(self, body: str) -> Any:
-        """Return parse_details(body), from memory if the same text was there before."""
+        """Return parse_details(body), from the cache if the same text has been parsed before."""
         if body not in self._known:
             if len(self._known) >= KNOWN_DETAILS:
                 self._known.clear()
@@ -8390,7 +8444,7 @@ class StatusReader:
         if last and last["name"] != name:
             self.finish()
         elif last and last["instance"] == instance and last["topology"] != ends:
-            # from 5.0 on a connection with several pairs of networks has one line for each pair
+            # from 5.0 on, pluto prints one line for each pair of networks of a connection
             if "selectors" not in last:
                 last["selectors"] = [(last["local"]["subnet"], last["remote"]["subnet"])]
             last["selectors"].append((local_end["subnet"], remote_end["subnet"]))
@@ -8408,7 +8462,7 @@ class StatusReader:
         return True
 
     def _line(self, line: str, text: str) -> bool:
-        """Parse a line, also given without blanks around it; return False if its form is unknown."""
+        """Parse a line; `text` is the line without outer blanks.  Return False if its form is unknown."""
         if self._list is None and text[0] == '"':
             return self.connection(text)
         if self._list is None and text[0] == "#":
@@ -8505,14 +8559,14 @@ class StatusReader:
             self.data["settings"][key] = rest.strip()
             return True
 
-        # a=b, c=d, …, perhaps behind a title
+        # `a=b, c=d, …` or `TITLE: a=b, c=d, …`
         _, _, first_key = name.partition(": ")
         if not equals or " " in first_key:
             return False
         return self._setting_list(text.removeprefix("nat-traversal: ").rstrip(";"))
 
     def _setting_list(self, text: str) -> bool:
-        # a=b, c=d, e, f=g: a piece without a key continues the value before it
+        # in `a=b, c=d, e, f=g`, the piece `e` has no key and continues the value `d`
         name = ""
         for piece in text.split(", "):
             key, equals, value = piece.partition("=")
@@ -8532,7 +8586,7 @@ class StatusReader:
             transport, place = words[1], words[2]
 
         mark = "@" if "@" in place else ":"
-        has_port = mark == "@" or place.startswith("[") or place.count(":") == 1  # not with KLIPS (3.x)
+        has_port = mark == "@" or place.startswith("[") or place.count(":") == 1  # False with KLIPS (3.x)
         address, port = place, ""
         if has_port:
             address, _, port = place.rpartition(mark)
@@ -8583,7 +8637,7 @@ class StatusReader:
         return True
 
     def _state_of(self, key: dict[str, Any]) -> dict[str, Any]:
-        """Return the entry of the state with that serial number; make it at the first line of the state."""
+        """Return the entry of the state with the serial number in `key`.  Create the entry if it is new."""
         state = self._states.get(key["serial"])
         if state is not None:
             return state
@@ -8602,7 +8656,10 @@ class StatusReader:
         return state
 
     def _hand_over_states(self) -> None:
-        """Pass the earlier states on: they are complete, because the lines of one state follow each other."""
+        """Pass the states read so far to the function for states in `takers`.
+
+        These states are complete, because pluto prints all lines of one state together.
+        """
         for state in self._states.values():
             self._takers["states"](state)
         self._states.clear()
@@ -8614,7 +8671,7 @@ class StatusReader:
         if not semicolon or not port:
             return False
         if bracket and name == name.upper() and " " not in name:
-            # NAME (description); the description may hold a semicolon
+            # `NAME (DESCRIPTION); …`, where DESCRIPTION can contain a semicolon
             end = rest.find(");")
             if end < 0:
                 return False
@@ -8623,7 +8680,7 @@ class StatusReader:
             name, description = "", head
 
         state = self._state_of(key)
-        transport, _, number = port.rpartition("/")  # TCP/4500, or 4500(tcp)
+        transport, _, number = port.rpartition("/")  # `TCP/4500` or `4500(tcp)`
         if number.endswith("(tcp)"):
             transport, number = "TCP", number.removesuffix("(tcp)")
         state.update(port=count_of(number), transport=transport or "UDP", state=name or None,
@@ -8647,7 +8704,7 @@ class StatusReader:
             event = event.removeprefix("EVENT_").removeprefix("v1_").removeprefix("v2_").removeprefix("SA_")
             state["events"][event.lower()] = count_of(when.strip())
         elif note.startswith(OWNER_MARKS):
-            # pluto prints #0 if there is no IKE SA
+            # #0 means that there is no IKE SA
             state["ike_sa"] = count_of(note.rpartition("#")[2]) or None
         elif note.startswith("newest"):
             state["newest"] = True
@@ -8670,7 +8727,7 @@ class StatusReader:
             if equals:
                 values[name] = value
         for way in ("in", "out", "max"):
-            # only one protocol: AH and IPCOMP count the same packets as ESP
+            # use one protocol only: if an SA has several, all of them count the same packets
             protocol = next((name for name in ("ESP", "AH", "IPCOMP") if f"{name}{way}" in values), "")
             if not protocol or state[f"bytes_{way}"] is not None:
                 continue
@@ -8681,8 +8738,8 @@ class StatusReader:
 
     @staticmethod
     def _spis(spis: list[dict[str, str]], text: str) -> None:
-        # esp.1234abcd@192.0.2.2 esp.2234abcd@192.0.2.1: for each protocol the outbound SPI first, then the
-        # inbound one
+        # `esp.1234abcd@192.0.2.2 esp.2234abcd@192.0.2.1`: for each protocol, the first SPI is the outbound
+        # one, and the second SPI is the inbound one
         for word in text.split():
             protocol, dot, place = word.partition(".")
             spi, at, address = place.partition("@")
@@ -8692,7 +8749,7 @@ class StatusReader:
                              "spi": f"0x{spi}", "address": address})
 
     def _traffic(self, key: dict[str, Any], text: str) -> bool:
-        # …, id='ID', lease=ADDRESS: the ID is quoted, and may hold any character
+        # `…, id='ID', lease=ADDRESS`, where the quoted ID can contain any character
         fields, has_id, rest = text.partition(", id='")
         peer, _, lease = rest.partition("', lease=")
         if not has_id:
@@ -8704,7 +8761,7 @@ class StatusReader:
         if "type" not in values or "add_time" not in values:
             return False
 
-        kind = values["type"].partition("(")[0]  # 5.4: ESP(nic-offload=packet)
+        kind = values["type"].partition("(")[0]  # 5.4 prints, for example, `ESP(nic-offload=packet)`
         entry = {**key, "type": kind, "username": values.get("username"),
                  "added": count_of(values["add_time"])}
         for way in ("in", "out", "max"):
@@ -8716,18 +8773,19 @@ class StatusReader:
 
 
 def exact_traffic(host: Host, timeout: float) -> dict[int, dict[str, Any]]:
-    """Return the entries of trafficstatus by serial number; none if pluto does not answer."""
+    """Return the entries of trafficstatus by serial number, or an empty dict if pluto does not answer."""
     try:
         traffic = StatusReader().read(pluto_lines(host, "--trafficstatus", timeout=timeout))["traffic"]
     except (Failure, OSError):
-        return {}  # the caller's own request fails, too, and is reported
+        return {}  # the caller then makes a request of its own, which fails in the same way and is reported
     return {entry["serial"]: entry for entry in traffic}
 
 
 def connection_state(entries: Sequence[Mapping[str, Any]]) -> str:
-    """Return the state of a connection as a word of Diagnosis.
+    """Return the state of a connection as one of the words that Diagnosis.state can have.
 
-    `entries` are those of pluto's status: of the connection, its instances and its pairs of subnets.
+    `entries` are the entries in pluto's status of the connection, of its instances, and of the connections
+    that pluto made from its pairs of subnets.
     """
     if not any(entry["oriented"] for entry in entries):
         return "not oriented"
