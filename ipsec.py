@@ -3776,8 +3776,8 @@ class Config:
         """Read the files that match `pattern` of an include line in the file `name`, or report why they are
         not read."""
         if depth + 1 >= INCLUDE_DEPTH:
-            self._problem(name, number, f"include {quote(pattern)} is not read: nested deeper than {INCLUDE_DEPTH}",
-                          False)
+            self._problem(name, number, f"include {quote(pattern)} is not read: the includes are nested deeper "
+                          f"than {INCLUDE_DEPTH}", False)
             return
         if not pattern.startswith("/"):
             self._problem(name, number, f"include {quote(pattern)} is not read: libreswan does not look in the "
@@ -8924,7 +8924,10 @@ class Parsed(Record):
 
 
 def der_inside(data: bytes, element: tuple[int, int, int]) -> Iterator[tuple[int, int, int]]:
-    """Yield the DER elements in the content of `element` as der_items() does.  Raises ValueError."""
+    """Yield the DER elements in the content of `element` as der_items() does.
+
+    Raises ValueError if an element is cut off.
+    """
     _, start, end = element
     return der_items(data, start, end)
 

@@ -106,9 +106,10 @@ def test_the_kernels_refusal_has_its_errno() -> None:
 
 
 @pytest.mark.parametrize("words, complaint", [
-    (["via"], '"via" needs a value'), (["onlink", "dev"], '"dev" needs a value'), (["nexthop", "x"], "not understood"),
-    (["mtu", "lock"], "not understood"), (["scope", "village"], "not understood"),
-    (["table", "main"], "not understood"),
+    (["via"], '"via" needs a value'), (["onlink", "dev"], '"dev" needs a value'),
+    (["nexthop", "x"], "not supported in a route"),
+    (["mtu", "lock"], "not supported in a route"), (["scope", "village"], "not supported in a route"),
+    (["table", "main"], "not supported in a route"),
 ])
 def test_words_that_are_none_of_a_route(words: list[str], complaint: str) -> None:
     host = Recorder()
