@@ -11993,24 +11993,24 @@ def updown_defaults(host: Host) -> dict[str, str]:
 # ============================================================================================================
 # 9. Service managers
 #
-# Starts and stops pluto: through the init system of the host (one table of init systems, their services and
-# their command lines), or directly if there is none.  Touches the init system's programs, pluto's process and
-# run directory, the kernel's states, policies, modules and sysctls.  Used by setup, start, stop, restart,
-# _stackmanager, _plutorun.  Facts: sd_booted(3), systemctl(1), rc-service(8), sv(8), s6-svc and s6-svstat,
-# dinitctl(8), initctl(8) of upstart, rc.subr(8), the init scripts of LSB 5.0 and their statuses, setup,
-# _plutorun and _stackmanager of libreswan 3.29, 4.10 and 5.4.
+# Starts and stops pluto through the init system of the host, or directly if the host has none.  The table
+# MANAGERS lists the init systems, their services and their command lines.  Touches the init system's
+# programs, pluto's process and run directory, the kernel's states, policies, modules and sysctls.  Used by
+# setup, start, stop, restart, _stackmanager, _plutorun.  Facts: sd_booted(3), systemctl(1), rc-service(8),
+# sv(8), s6-svc and s6-svstat, dinitctl(8), initctl(8) of upstart, rc.subr(8), the init scripts of LSB 5.0 and
+# their statuses, setup, _plutorun and _stackmanager of libreswan 3.29, 4.10 and 5.4.
 # ============================================================================================================
 
 DEFAULT_CONF, DEFAULT_RUNDIRS = "/etc/ipsec.conf", ("/run/pluto", "/var/run/pluto")
 SERVICE_NAMES = ("ipsec", "libreswan", "pluto")
 NOT_OURS = ("strongswan", "charon", "racoon", "setkey")  # other programs whose service may be called `ipsec`
-CHECK_TIME = 60.0  # seconds that a check of the configuration, modprobe or the start of pluto may take
-ANSWER_TIME = 5.0  # seconds in which a healthy pluto answers
-STOP_TIMES = (("shutdown", 20.0), ("SIGTERM", 10.0), ("SIGKILL", 10.0))  # ways to end pluto, seconds for each
+CHECK_TIME = 60.0  # time limit in seconds: for modprobe, for addconn, and until a new pluto answers
+ANSWER_TIME = 5.0  # seconds within which a healthy pluto answers
+STOP_TIMES = (("shutdown", 20.0), ("SIGTERM", 10.0), ("SIGKILL", 10.0))  # how to end pluto; seconds to wait
 
 
 def wait_until(done: Callable[[], object], seconds: float) -> bool:
-    """Call `done` until its result is true.  Return False if that takes longer than `seconds`."""
+    """Call `done` until it returns a true value, and return True.  Return False after `seconds`."""
     deadline = time.monotonic() + seconds
     while not done():
         if time.monotonic() > deadline:
@@ -12021,16 +12021,17 @@ def wait_until(done: Callable[[], object], seconds: float) -> bool:
 
 # --- is pluto running? --------------------------------------------------------------------------------------
 #
-# A pluto in another PID namespace of the same network (a container with the host's network) shares the
-# kernel's states and policies with this process, but /proc does not show it.  The functions below therefore
-# look for several signs of a pluto, and a sign that can't be read counts as present.  A NETLINK_XFRM listener
-# is no sign: `ip xfrm monitor` and strongSwan have one, too.
+# A pluto in a container with the host's network uses the same kernel states and policies as this process, but
+# /proc does not show it if its PID namespace is another one.  The functions below therefore look for several
+# signs of a pluto: an answer on the control socket, the pid file, a process, the IKE ports.  Each sign is a
+# line for a message.  If one of them can't be read, the line says so, and a pluto may run.  A NETLINK_XFRM
+# listener is no sign of a pluto, because `ip xfrm monitor` and strongSwan have one, too.
 
-IKE_PORTS = (500, 4500)  # RFC 7296: IKE, and IKE and ESP in UDP; RFC 8229: 4500 for TCP
+IKE_PORTS = (500, 4500)  # RFC 7296: UDP 500 for IKE, UDP 4500 for IKE and ESP; RFC 8229: TCP 4500
 
 
 def pid_file(host: Host) -> str:
-    """Return the file in which pluto writes its process number."""
+    """Return the path of the file in which pluto writes its process id."""
     return f"{host.rundir}/pluto.pid"
 
 
@@ -12056,7 +12057,10 @@ def socket_signs(host: Host) -> Iterator[str]:
 
 
 def pid_file_signs(host: Host) -> Iterator[str]:
-    """Yield the sign of a pluto in the pid file; none if the process has ended or is another program."""
+    """Yield a line if the process in the pid file is pluto, or may be pluto.
+
+    It may be pluto if the file can't be read, or if it is alive and /proc is not mounted.
+    """
     name = pid_file(host)
     try:
         text = host.read(name).strip()
@@ -12076,7 +12080,10 @@ def pid_file_signs(host: Host) -> Iterator[str]:
 
 
 def process_signs(host: Host) -> Iterator[str]:
-    """Yield a sign for each pluto in the network namespace of this process, of any run directory."""
+    """Yield a line for each pluto in the network namespace of this process, whatever its run directory.
+
+    Yield one line if /proc can't be read.
+    """
     if not host.exists("/proc/self/stat"):
         yield "/proc can't be read, so processes can't be listed"
         return
@@ -12085,7 +12092,10 @@ def process_signs(host: Host) -> Iterator[str]:
 
 
 def port_signs(host: Host) -> Iterator[str]:
-    """Yield a sign for each IKE port that a process uses which /proc does not show."""
+    """Yield a line for each IKE port in use whose process can't be found in /proc.
+
+    Yield one line if the ports in use can't be read.
+    """
     if not host.exists("/proc/self/net/udp"):
         yield "/proc/net/udp can't be read, so the ports of IKE may be in use"
         return
@@ -12105,58 +12115,62 @@ def port_signs(host: Host) -> Iterator[str]:
             for name in open_files(host, int(pid)) & unseen.keys():
                 del unseen[name]
         except OSError:
-            continue  # the process has ended, or belongs to another user: its sockets stay in `unseen`
+            continue  # the process has ended, or its files can't be read: its sockets stay in `unseen`
     for port in sorted({f"{entry.protocol[:3].upper()} port {entry.port}" for entry in unseen.values()}):
         yield f"{port} is in use by a process that this one can't see"
 
 
 def bind_signs(host: Host) -> Iterator[str]:
-    """Yield a sign for each UDP port of IKE that can't be bound."""
+    """Yield a line for each UDP port of IKE that can't be bound."""
     for port in IKE_PORTS:
         for family in (AF_INET, AF_INET6):
             try:
                 host.bind_udp(family, port)
             except OSError as error:
-                if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):  # no IPv6 here
+                if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):  # without IPv6
                     yield f"UDP port {port} can't be bound: {error.strerror}"
                     break
 
 
 def signs_of_own_pluto(host: Host) -> list[str]:
-    """Return the signs of the pluto of this run directory, and of a pluto that /proc does not show."""
+    """Return the lines of socket_signs(), pid_file_signs() and port_signs().
+
+    They are for this run directory's pluto, and for a pluto that /proc does not show.
+    """
     return [*socket_signs(host), *pid_file_signs(host), *port_signs(host)]
 
 
 def signs_of_pluto(host: Host) -> list[str]:
-    """Return the signs of any pluto in the network namespace of this process.
+    """Return the lines that say where a pluto runs, or may run, in the network namespace of this process.
 
-    The list is empty only if all signs could be read and none was found.  Otherwise the kernel's states and
-    policies, the control socket and the pid file must not be removed.
+    The list is empty only if everything could be read and no pluto was found.  If the list is not empty, the
+    kernel's states and policies, the control socket and the pid file must not be removed.
     """
     return [*signs_of_own_pluto(host), *process_signs(host)]
 
 
 def visible_pluto(host: Host) -> int | None:
-    """Return the process id of this run directory's pluto, or of another pluto in this network namespace.
+    """Return the process id of this run directory's pluto, else of another pluto in this network namespace.
 
-    Return None if /proc shows no pluto.  A pluto may run all the same; see signs_of_pluto().
+    Return None if /proc shows no pluto.  A pluto that /proc does not show may still run; see
+    signs_of_pluto().
     """
     return find_pluto(host) or next(iter(plutos(host)), None)
 
 
 def may_run(signs: Sequence[str]) -> Failure:
-    """Return the error for an action that these signs of a pluto forbid."""
+    """Return the error for an action that is refused because a pluto may run; `signs` says why."""
     return Failure(f"a pluto runs here or may run here, so nothing was done: {signs[0]}", ERROR,
                    "stop it where it was started, for example on the host of this container; "
-                   "ipsec whack --shutdown ends the one that answers on the control socket")
+                   "ipsec whack --shutdown ends the pluto that answers on the control socket")
 
 
 def check_not_running(host: Host) -> bool:
-    """Return True if there is no sign of a pluto, so that the leftovers of the last pluto may be removed.
+    """Raise Failure if pluto can't be started, because a pluto runs already or may run.
 
-    Return False if there are signs, but pluto can be started all the same, as on a host without /proc:
-    nothing answers on the control socket, the process of the pid file does not run, and the ports of IKE can
-    be bound.  Raises Failure otherwise: a pluto may run.
+    Return True if signs_of_pluto() is empty.  Then the files of an earlier pluto may be removed.  Return
+    False if it is not empty, as on a host without /proc, but pluto can still be started: nothing answers on
+    the control socket, the process of the pid file does not run, and the IKE ports can be bound.
     """
     if not signs_of_pluto(host):
         return True
@@ -12170,9 +12184,9 @@ def check_not_running(host: Host) -> bool:
 
 
 def flush_leftovers(host: Host) -> bool:
-    """Remove the kernel states and policies of earlier plutos.
+    """Remove the kernel states and policies of earlier plutos, and return True.
 
-    Return False, with nothing removed, if a pluto may run.  Raises OSError, TimedOut.
+    If a pluto may run, remove nothing and return False.  Raises what flush_states_and_policies() raises.
     """
     if signs_of_pluto(host):
         return False
@@ -12181,9 +12195,10 @@ def flush_leftovers(host: Host) -> bool:
 
 
 def flush_states_and_policies(host: Host) -> None:
-    """Remove the kernel states and policies that pluto made.  Call it only while no pluto runs.
+    """Remove the kernel states and policies that pluto made.  Must be called only while no pluto runs.
 
-    Raises OSError, TimedOut, and Failure if root lacks the right, as in a container.
+    Raises OSError and TimedOut if the kernel refuses or does not answer, and Failure if root is not permitted
+    to remove them, as in a container.
     """
     if not host.has_xfrm():
         return
@@ -12195,7 +12210,7 @@ def flush_states_and_policies(host: Host) -> None:
             if setting and setting.value.isdecimal():
                 reqids.add(int(setting.value))
     except (Failure, OSError):
-        reqids.clear()  # then only the reqids that pluto chooses itself are known
+        reqids.clear()  # flush_xfrm() still knows the reqids that pluto chooses itself
 
     try:
         flush_xfrm(host, reqids)
@@ -12204,8 +12219,9 @@ def flush_states_and_policies(host: Host) -> None:
                       "start the container with --cap-add NET_ADMIN") from None
 
 
-# The modules of the stack; some of them exist only in kernels before 5.2.  The kernel loads ciphers on demand
-# (MODULE_ALIAS_CRYPTO), but only if it can call modprobe itself.  The list therefore has the common ciphers.
+# The kernel modules of the stack.  Some of them exist only in kernels before 5.2.  The kernel loads the
+# modules of ciphers on demand (MODULE_ALIAS_CRYPTO), but only if it can call modprobe itself.  The list
+# therefore has the modules of the common ciphers, too.
 STACK_MODULES = (
     "xfrm_user xfrm_algo esp4 esp6 ah4 ah6 ipcomp ipcomp6 xfrm_ipcomp "
     "xfrm4_tunnel xfrm6_tunnel tunnel4 tunnel6 xfrm4_mode_transport xfrm4_mode_tunnel xfrm4_mode_beet "
@@ -12216,7 +12232,7 @@ SYSCTLS = "/proc/sys/net/core"
 
 
 def give_resolv_conf_back(host: Host) -> None:
-    """Restore the resolv.conf that a pluto left behind when it crashed; report a failure on stderr."""
+    """Restore the resolv.conf that a pluto replaced before it crashed.  Print an error on stderr."""
     try:
         restore_resolv_conf(host)
     except OSError as error:
@@ -12224,7 +12240,11 @@ def give_resolv_conf_back(host: Host) -> None:
 
 
 def stack_start(host: Host, config: Config, stack: str = "") -> None:
-    """Load the kernel's IPsec stack and set its sysctls; `stack` overrides protostack=.  Raises Failure."""
+    """Remove what an earlier pluto left in the kernel, load the IPsec stack, and set its sysctls.
+
+    `stack` overrides protostack=; if the value is `none`, do nothing.  Raises Failure if the kernel has no
+    IPsec stack, and what flush_leftovers() raises.
+    """
     stack = stack or config.setup("protostack", "xfrm")
     if stack == "none":
         return
@@ -12244,10 +12264,10 @@ def stack_start(host: Host, config: Config, stack: str = "") -> None:
 
 
 def stack_stop(host: Host) -> list[str]:
-    """Remove pluto's states and policies from the kernel and restore the sysctls.  Raises Failure.
+    """Remove pluto's states and policies from the kernel, restore the sysctls, and return an empty list.
 
-    Return the signs of a running pluto; if there is one, nothing has been changed.  Modules stay loaded,
-    because unloading them may take very long.
+    If a pluto may run, change nothing and return the lines of signs_of_pluto().  Modules stay loaded, because
+    unloading them may take very long.  Raises what flush_states_and_policies() raises.
     """
     signs = signs_of_pluto(host)
     if signs:
@@ -12264,18 +12284,21 @@ def stack_stop(host: Host) -> list[str]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        host.warn(f"WARNING: cannot restore a sysctl: {error_text(error)}")  # read-only in containers
+        host.warn(f"WARNING: cannot restore a sysctl: {error_text(error)}")  # as in a container
     host.remove(saved)
     return []
 
 
 def saved_sysctls(host: Host) -> str:
-    """Return the path of the file that keeps the values of sysctls from before stack_start()."""
+    """Return the path of the file in which set_sysctl() saves the old values."""
     return f"{host.rundir}/ipsec.sysctl"
 
 
 def set_sysctl(host: Host, name: str, value: str) -> None:
-    """Set a sysctl of net.core.  Its old value is saved in a file, so that stack_stop() can restore it."""
+    """Set a sysctl of net.core and print the change.  If that fails, print a warning.
+
+    The old value is saved in a file, so that stack_stop() can restore it.
+    """
     path = f"{SYSCTLS}/{name}"
     old_value = host.value(path)
     if not old_value or old_value == value:
@@ -12288,17 +12311,20 @@ def set_sysctl(host: Host, name: str, value: str) -> None:
             host.write(saved, f"{saved_text}\n{name} {old_value}\n".lstrip())
         host.write(path, value)
     except OSError:
-        host.warn(f"WARNING: cannot change {path} from {old_value} to {value}")  # read-only in containers
+        host.warn(f"WARNING: cannot change {path} from {old_value} to {value}")  # as in a container
         return
     host.print(f"changing {path} from {old_value} to {value}")
 
 
 def load_modules(host: Host) -> None:
-    """Load the modules of the stack.  No kernel has all of them; the caller has to check that XFRM works."""
+    """Load the modules of the stack.  A missing one is no error, because no kernel has all of them.
+
+    The caller must check that XFRM works.
+    """
     if not host.which("modprobe"):
         host.warn("modprobe is not installed, so no kernel module is loaded")
         return
-    for flags in ("-qab", "-qa"):  # b: skip modules that the administrator blacklisted; busybox may lack it
+    for flags in ("-qab", "-qa"):  # -b skips blacklisted modules; busybox may lack the option
         ran = host.run(["modprobe", flags, *STACK_MODULES.split()], timeout=CHECK_TIME)
         if b"option" not in ran.err:
             return
@@ -12308,13 +12334,14 @@ def load_modules(host: Host) -> None:
 
 
 def check_nss(host: Host) -> None:
-    """Prepare the NSS database for pluto as checknss does; on a read-only disk, only check it.
+    """Create, convert or check the NSS database as `ipsec checknss` does.
 
-    Raises Failure.
+    A complete database in a directory that can't be written to is only checked.  Raises Failure if pluto
+    could not use the database.
     """
     base = NssDatabase(host)
     if base.directory != host.nssdir and not host.lexists(base.directory):
-        return  # nssdir= names a directory that does not exist; pluto reports that
+        return  # nssdir= names a directory that does not exist; pluto reports the error
     is_whole = len(base.has(*NSS_FILES[1:])) == 2
     try:
         if is_whole and not host.writable(base.directory):
@@ -12328,10 +12355,11 @@ def check_nss(host: Host) -> None:
 
 
 def check_config(host: Host) -> Config:
-    """Return the configuration if pluto accepts it.
+    """Check the configuration before pluto gets it, and return it.
 
-    The installed addconn decides; without addconn, the built-in reader.  addconn's complaints go to standard
-    error.  Raises Failure with addconn's status.
+    libreswan's addconn checks it, or the built-in reader if addconn is not installed.  Raises Missing if
+    pluto is not installed, and Failure if the configuration has errors: with addconn's exit status, after
+    addconn's messages on standard error.
     """
     addconn = os.path.join(host.execdir, "addconn")
     hint = libreswan_hint(host, "")
@@ -12353,7 +12381,7 @@ def check_config(host: Host) -> Config:
 
 
 def complain(host: Host, output: bytes, limit: int = 10) -> None:
-    """Print the last `limit` lines of a program's output on standard error, without secrets."""
+    """Print the last `limit` lines of a program's output on standard error, with secrets masked."""
     for line in redactor_of(host).clean(decode(output)).strip().splitlines()[-limit:]:
         host.warn(line)
 
@@ -12361,7 +12389,8 @@ def complain(host: Host, output: bytes, limit: int = 10) -> None:
 class Direct:
     """Starts and stops pluto without an init system.
 
-    A lock on the run directory admits one `ipsec` process at a time.  With `dry`, actions are only printed.
+    A lock on the run directory lets only one `ipsec` process at a time start or stop pluto.  With `dry`, the
+    actions are printed, but not done.
     """
 
     def __init__(self, host: Host, *, dry: bool) -> None:
@@ -12369,9 +12398,9 @@ class Direct:
         self.dry = dry
 
     def _announce(self, line: str) -> bool:
-        """Print an action in the form that an init system's action has.  Return False with `dry`.
+        """Print the action after `Redirecting to:`, as act() does.  Return False with `dry`, otherwise True.
 
-        Raises Failure if the user is not root.
+        Raises Failure if the user is not root, except with `dry`.
         """
         self.host.print(f"Redirecting to: {line}")
         if not self.dry and not self.host.superuser:
@@ -12379,9 +12408,10 @@ class Direct:
         return not self.dry
 
     def start(self, *, foreground: bool = False) -> int:
-        """Start pluto as its systemd unit does.  Return 0 as soon as pluto answers, or if it runs already.
+        """Start pluto as libreswan's systemd unit does, and return 0 when pluto answers.
 
-        With `foreground`, this process becomes pluto.  Raises Failure; if pluto ends, with pluto's status.
+        Return 0 if pluto runs already.  With `foreground`, pluto replaces this process.  Raises Failure if
+        pluto can't be started or does not answer.  If pluto ends, the Failure has pluto's exit status.
         """
         host = self.host
         argv = self._argv(foreground=foreground)
@@ -12400,7 +12430,7 @@ class Direct:
 
             self._prepare()
             if foreground:
-                # until pluto writes its own number, this one keeps other processes from starting pluto
+                # exec() releases the lock.  Until pluto writes its pid file, this one prevents a second start
                 host.write(pid_file(host), f"{os.getpid()}\n")
                 os.chdir("/")
                 host.exec(argv[0], argv[1:])
@@ -12408,11 +12438,14 @@ class Direct:
         return OK
 
     def _prepare(self) -> None:
-        """Check and prepare all that pluto needs before its start.  Raises Failure."""
+        """Check the configuration, and prepare the kernel, the NSS database and the NFLOG rules for pluto.
+
+        Raises Failure if one of them can't be used, or if a pluto runs already or may run.
+        """
         host = self.host
         is_alone = check_not_running(host)
         config = check_config(host)
-        if is_alone:  # otherwise pluto itself replaces both files
+        if is_alone:  # if not, the files stay; the new pluto replaces them
             host.remove(pid_file(host))
             host.remove(host.ctlsocket)
         stack_start(host, config)
@@ -12422,8 +12455,9 @@ class Direct:
     def _argv(self, *, foreground: bool) -> list[str]:
         """Return pluto's command line.
 
-        Without logfile=, pluto logs to a file, because there may be no syslog; in the foreground it logs to
-        syslog if /dev/log exists, otherwise to standard error.
+        It selects a log only if the configuration has no logfile=.  In the background, pluto then logs to the
+        file of _log(), because the host may have no syslog.  In the foreground, it logs to syslog if /dev/log
+        exists, otherwise to standard error.
         """
         host = self.host
         argv = [os.path.join(host.execdir, "pluto"), "--config", host.conf, "--nofork"]
@@ -12439,14 +12473,15 @@ class Direct:
         return argv
 
     def _log(self) -> str:
-        """Return the path of pluto's log."""
+        """Return the path of pluto's log: logfile=, or pluto.log in /var/log or the run directory."""
         own = "/var/log" if self.host.writable("/var/log") else self.host.rundir
         return Config(self.host).setup("logfile", f"{own}/pluto.log")
 
     def _launch(self, argv: list[str]) -> None:
         """Start pluto and wait until it answers.
 
-        Raises Failure if it does not answer.  Then pluto has been ended, and its last lines are on stderr.
+        Raises Failure if pluto ends, or does not answer within CHECK_TIME.  Before that, pluto is killed, its
+        last lines are printed on standard error, and what it left is removed.
         """
         host, log = self.host, self._log()
         size_before = host.stat(log).st_size if host.exists(log) else 0
@@ -12471,17 +12506,17 @@ class Direct:
             if host.exists(log):
                 output += b"".join(host.chunks(log, size_before))
         except OSError as error:
-            output += encode(f"{error_text(error)}\n")  # logfile=/dev/null
+            output += encode(f"{error_text(error)}\n")  # as for logfile=/dev/null
         complain(host, output)
         signs = clean_up(host)
         if signs:
-            host.warn(f"what pluto left is not removed: {signs[0]}")
+            host.warn(f"the kernel states, policies and files that pluto left are not removed: {signs[0]}")
         raise Failure(f"pluto {ending}", status or ERROR, f"its log: {log}")
 
     def stop(self) -> int:
-        """End pluto and clean up; return 0, also if no pluto ran.
+        """End pluto, remove what it left, and return 0.  It is no error if no pluto runs.
 
-        Raises Failure if pluto does not end or may still run.  Then the policies in the kernel stay.
+        Raises Failure if pluto does not end or may still run.  The policies then stay in the kernel.
         """
         if not self._announce("ipsec whack --shutdown [stop manually]"):
             return OK
@@ -12493,15 +12528,15 @@ class Direct:
         return OK
 
     def _end(self, pid: int) -> None:
-        """Ask pluto to shut down; if it does not end in time, send it signals.
+        """Ask pluto to shut down.  If pluto does not end in time, send it SIGTERM, then SIGKILL.
 
-        Raises Failure if it still runs.
+        Raises Failure if pluto still runs after the times of STOP_TIMES.
         """
         host = self.host
         for way, seconds in STOP_TIMES:
             if way == "shutdown":
                 try:
-                    await_pluto(host, ANSWER_TIME)  # so a pluto that hangs does not get the longer time below
+                    await_pluto(host, ANSWER_TIME)  # a pluto that hangs must not get the longer time below
                     pluto_shutdown(host, seconds)
                 except (NoPluto, TimedOut) as failure:
                     host.warn(f"{failure.message}: ending pluto (pid {pid}) by signal")
@@ -12514,14 +12549,21 @@ class Direct:
         raise Failure(f"pluto (pid {pid}) does not end; the kernel's policies are left as they are")
 
     def restart(self) -> int:
-        """Stop and start pluto.  Raises Failure; if the configuration has errors, pluto is not stopped."""
+        """Stop and start pluto, and return 0.
+
+        Raises Failure if the configuration has errors (pluto is then not stopped), and as stop() and start()
+        do.
+        """
         if not self._announce("[stop start manually]"):
             return OK
         check_config(self.host)
         return self.stop() or self.start()
 
     def status(self) -> int:
-        """Print the status; return LSB's number: 0 running, 1 dead with a pid file, 3 stopped, 4 unknown."""
+        """Print whether pluto runs, and return the exit status that the LSB defines for it.
+
+        0: pluto runs; 1: it is dead, but its pid file exists; 3: it is stopped; 4: the state is unknown.
+        """
         host = self.host
         try:
             has_pid_file = bool(host.read(pid_file(host)))
@@ -12554,9 +12596,10 @@ class Direct:
 
 
 def clean_up(host: Host) -> list[str]:
-    """Remove what an ended pluto left: in the kernel states, policies, sysctls and NFLOG rules, and files.
+    """Remove the kernel states, policies, NFLOG rules and files that an ended pluto left.
 
-    Return the signs of a running pluto; if there is one, nothing has been removed.  Raises Failure.
+    Restore its sysctls and resolv.conf, and return an empty list.  If a pluto may run, change nothing and
+    return the lines of signs_of_pluto().  Raises Failure and OSError if the kernel or a file system refuses.
     """
     signs = stack_stop(host)
     if signs:
@@ -12572,9 +12615,10 @@ def clean_up(host: Host) -> list[str]:
 
 
 def finish_stop(host: Host, *, ended: bool) -> None:
-    """Clean up after a stop; `ended` is true if a pluto ran and has ended.
+    """Call clean_up() after a stop.  If a pluto may still run, print a warning that nothing is removed.
 
-    Raises Failure if `ended` is false and the pluto of this run directory may run.
+    `ended` is true if the stop has ended a pluto.  Raises Failure if `ended` is false and this run
+    directory's pluto may run.
     """
     signs = clean_up(host)
     if not signs:
@@ -12582,20 +12626,20 @@ def finish_stop(host: Host, *, ended: bool) -> None:
     own = [] if ended else signs_of_own_pluto(host)
     if own:
         raise may_run(own)
-    host.warn(f"the kernel's policies, and what else a pluto left, are not removed: {signs[0]}")
+    host.warn(f"the kernel states, policies and files that pluto left are not removed: {signs[0]}")
 
 
 # --- init systems -------------------------------------------------------------------------------------------
 
 
 class Manager(Record):
-    """An init system.
+    """An init system: how to see that it runs, where its services are, and how to call it.
 
     `programs` are the names of its processes.  `traces` are files and @abstract sockets that exist only while
-    it runs.  `places` are the paths of a service called {}.  `words` is the command line for an action;
-    `special` has other command lines for single actions.  An empty command line means a stop and a start.
-    `up` is the text that its status command prints while the service runs.  It is set for an init system
-    whose exit statuses show neither whether the service runs nor whether a start succeeded.
+    it runs.  `places` are the paths at which a service may be, with {} for the name of the service.  `words`
+    is the command line for an action; `special` maps single actions to other command lines.  An empty command
+    line stands for a stop and a start.  `up` is the text that the status command prints while the service
+    runs.  It is empty if the exit statuses of the commands show that, and whether a start succeeded.
     """
 
     name: str
@@ -12626,20 +12670,20 @@ MANAGERS = (
     Manager("rc.d", "", "", "/etc/rc.d/{} /usr/local/etc/rc.d/{}", "{path} one{action}"),
     Manager("sysvinit", "init", "", "/etc/init.d/{} /etc/rc.d/init.d/{}", "{path} {action}"),
 )
-# The interpreters of scripts that only one init system can run
+# Interpreters of init scripts.  Only the named init system can run a script with this interpreter
 INTERPRETERS = {"openrc-run": "openrc", "runscript": "openrc", "rc.common": "procd"}
 # A process called `init` is not always sysvinit: WSL, LinuxKit and many images have one that runs no
-# services.  One of these files must therefore exist.  sysvinit and busybox's init read inittab; the other
-# files belong to sysvinit alone (init(8), initctl(5), telinit(8))
+# services.  It counts as sysvinit only if one of these files exists.  sysvinit and busybox's init read
+# inittab; only sysvinit has the other files (init(8), initctl(5), telinit(8)).
 SYSVINIT_MARKS = ("/etc/inittab", "/run/initctl", "/dev/initctl", "/sbin/telinit", "/usr/sbin/telinit")
-# s6-overlay supervises a container; it starts pluto only if the image has a service for pluto
+# Files of s6-overlay, which is process 1 of containers.  Few of their images have a service for pluto
 S6_OVERLAY_MARKS = ("/package/admin/s6-overlay", "/etc/s6-overlay", "/etc/s6/init")
-# The environment variable with the path of the init script that this program runs
+# The environment variable in which act() passes the path of the init script that it runs, see runs_this()
 SCRIPT_MARK = "IPSEC_INIT_SCRIPT"
 
 
 class Service(Record):
-    """The service of an init system that runs pluto.
+    """The service with which an init system runs pluto.
 
     `name` is the name of the service, `path` is the path of its script or directory (empty for systemd).
     systemd refuses to start a `masked` service.
@@ -12651,7 +12695,7 @@ class Service(Record):
     masked: bool = False
 
     def argvs(self, host: Host, action: str) -> list[list[str]]:
-        """Return the programs to run one after the other for `start`, `stop`, `restart` or `status`."""
+        """Return the command lines, to run in order, for `start`, `stop`, `restart` or `status`."""
         line = self.manager.special.get(action, self.manager.words)
         if not line:
             return [*self.argvs(host, "stop"), *self.argvs(host, "start")]
@@ -12661,19 +12705,19 @@ class Service(Record):
 
 
 def is_ours(text: str) -> bool:
-    """Return whether the text of a unit or script is about libreswan.
+    """Return whether a service belongs to libreswan, by the text of its unit or script.
 
-    A service called `ipsec` may be strongSwan's.
+    A service called `ipsec` may be strongSwan's.  A text that names neither program counts as libreswan's.
     """
     text = text.lower()
     return "pluto" in text or "libreswan" in text or not any(word in text for word in NOT_OURS)
 
 
 def first_process(host: Host) -> str:
-    """Return the name of the program that is process 1.
+    """Return the file name of the program of process 1.
 
-    The name of its file comes first, because busybox and shells may call themselves init.  If the file can't
-    be read, it is the name of the process.
+    If the link /proc/1/exe can't be read, return the name of the process, which is less reliable: busybox and
+    shells may have the process name `init`.
     """
     try:
         return os.path.basename(host.readlink("/proc/1/exe").removesuffix(" (deleted)"))
@@ -12682,9 +12726,9 @@ def first_process(host: Host) -> str:
 
 
 def daemons(host: Host) -> set[str]:
-    """Return the names of the processes of process 1's user.
+    """Return the names of the processes that run as the same user as process 1, normally root.
 
-    Those of other users must not pass as an init system.
+    Another user's process may have the name of an init system, but is none.
     """
     names: set[str] = set()
     if not host.exists("/proc/1"):
@@ -12695,12 +12739,12 @@ def daemons(host: Host) -> set[str]:
             if host.stat(f"/proc/{pid}").st_uid == owner:
                 names.add(host.value(f"/proc/{pid}/comm"))
         except OSError:
-            continue  # it has ended meanwhile
+            continue  # the process has ended meanwhile
     return names
 
 
 def running_managers(host: Host) -> list[Manager]:
-    """Return the init systems that run here, the one that is process 1 first."""
+    """Return the init systems that run on this host.  The one that is process 1 comes first."""
     first, names = first_process(host), daemons(host)
     sockets = host.value("/proc/net/unix")
 
@@ -12719,7 +12763,7 @@ def running_managers(host: Host) -> list[Manager]:
 
 
 def service_of(host: Host, manager: Manager) -> Service | None:
-    """Return the service of an init system that runs pluto, or None.
+    """Return the service with which the init system runs pluto, or None if it has no such service.
 
     Raises Failure if systemctl can't be run.
     """
@@ -12740,8 +12784,9 @@ def service_of(host: Host, manager: Manager) -> Service | None:
 def systemd_service(host: Host, manager: Manager) -> Service | None:
     """Return systemd's unit for pluto: the first loaded one, else a masked one, else None.
 
-    A unit of that name may belong to strongSwan (an alias in Debian), so the programs that it starts are
-    compared.  If systemctl fails, return the usual name: the action's own systemctl then reports the reason.
+    A unit `ipsec` may belong to strongSwan (an alias in Debian), so is_ours() checks the programs that a unit
+    starts.  If systemctl fails, return the unit `ipsec`; when systemctl runs again for the action, it prints
+    the reason.  Raises Failure if systemctl can't be run.
     """
     units = [f"{name}.service" for name in SERVICE_NAMES]
     properties = [f"--property={name}" for name in ("Id", "LoadState", "ExecStart")]
@@ -12762,13 +12807,16 @@ def systemd_service(host: Host, manager: Manager) -> Service | None:
 
 
 def outside(host: Host) -> str:
-    """Return why the init system does not serve this process, such as `in a chroot`; empty if it does."""
+    """Return why the init system does not serve this process, such as `in a chroot`.
+
+    Return an empty string if it serves this process, or if that is unknown.
+    """
     for path, own, where in (("/proc/1/root/.", "/", "in a chroot"),
                              ("/proc/1/ns/net", "/proc/self/ns/net", "in a network namespace of its own")):
         try:
             first, this = host.stat(path), host.stat(own)
         except OSError:
-            continue  # an ordinary user may not look
+            continue  # an ordinary user is not permitted to read it
         if (first.st_dev, first.st_ino) != (this.st_dev, this.st_ino):
             return where
     return ""
@@ -12777,7 +12825,8 @@ def outside(host: Host) -> str:
 def runs_this(host: Host, service: Service) -> bool:
     """Return whether the service itself has started this program.
 
-    An init script or a unit may call `ipsec setup start`.  If that called the service, it would never end.
+    An init script or a unit may call `ipsec setup start`.  If this program then called the service again, the
+    two would call each other for ever.
     """
     if service.manager.name == "systemd":
         groups = host.value("/proc/self/cgroup").splitlines()  # cgroups(7)
@@ -12789,7 +12838,7 @@ def runs_this(host: Host, service: Service) -> bool:
     while pid > 1:
         stat = host.value(f"/proc/{pid}/stat").rpartition(")")[2].split()
         words = host.value(f"/proc/{pid}/cmdline").rstrip("\0").split("\0")
-        # the parent may be `sh /etc/init.d/ipsec start` or `sh /sbin/service ipsec start`
+        # a parent process may be `sh /etc/init.d/ipsec start` or `sh /sbin/service ipsec start`
         for word, next_word in zip(words, words[1:]):
             if word == service.path or (os.path.basename(word), next_word) == ("service", service.name):
                 return True
@@ -12798,10 +12847,10 @@ def runs_this(host: Host, service: Service) -> bool:
 
 
 def find_service(host: Host, wanted: str, action: str) -> Service | None:
-    """Return the service that performs an action; None if this program itself has to start or stop pluto.
+    """Return the service that does the action, or None if this program must start or stop pluto directly.
 
-    `wanted` is the init system that the user chose, `none`, or empty.  Raises Failure if the init system is
-    unknown, has no service for pluto, or if there are two candidates.
+    `wanted` is the value of --init: an init system, `none`, or empty without the option.  Raises Failure if
+    that init system is unknown, if it has no service for pluto, or if several init systems have one.
     """
     if wanted == "none":
         return None
@@ -12816,11 +12865,14 @@ def find_service(host: Host, wanted: str, action: str) -> Service | None:
 
 
 def named_service(host: Host, name: str, action: str) -> Service:
-    """Return the service of the init system that the user named.  Raises Failure."""
+    """Return the service with which the init system `name` runs pluto.
+
+    Raises Failure if there is no init system of this name, or if it has no service for pluto.
+    """
     known = {manager.name: manager for manager in MANAGERS}
     if name not in known:
         raise Failure(f"Unknown init system {quote(name)}", NO_INIT_SYSTEM,
-                      f"one of {', '.join(known)}, none")
+                      f"choose one of {', '.join(known)}, none")
     service = service_of(host, known[name])
     if not service:
         raise without_service(known[name], action)
@@ -12828,14 +12880,15 @@ def named_service(host: Host, name: str, action: str) -> Service:
 
 
 def detected_service(host: Host, action: str) -> Service | None:
-    """Return the service of the init system that runs here, or None if there is no init system.
+    """Return the service with which an init system of this host runs pluto.
 
-    Raises Failure.
+    Return None if no init system serves this process.  Raises Failure if process 1 is an init system without
+    a service for pluto, or if choose_service() can't decide between several services.
     """
     where = outside(host)
     if where:
         if action != "status":
-            host.warn(f"{where}, which the init system does not serve: acting without it")
+            host.warn(f"this process is {where}, so `{action}` is done without the init system")
         return None
 
     managers = running_managers(host)
@@ -12852,26 +12905,30 @@ def detected_service(host: Host, action: str) -> Service | None:
 
 
 def serves_host(host: Host, manager: Manager) -> bool:
-    """Return whether the init system is process 1 of a whole host, which should have a service for pluto."""
+    """Return whether the init system is process 1, and so should have a service for pluto.
+
+    Return False for s6-overlay, which is process 1 of containers that need no such service.
+    """
     is_overlay = manager.name == "s6" and any(map(host.exists, S6_OVERLAY_MARKS))
     return first_process(host) in manager.programs.split() and not is_overlay
 
 
 def without_service(manager: Manager, action: str) -> Failure:
-    """Return the error for an init system without a service for pluto, with the places of such a service."""
+    """Return the error for an init system that has no service for pluto.  It lists the paths searched."""
     any_name = "{" + ",".join(SERVICE_NAMES) + "}"
     places = " ".join(place.format(any_name) for place in manager.places.split())
     if not places:
         places = f"the units {', '.join(SERVICE_NAMES)}"
     status = LSB_UNKNOWN if action == "status" else LSB_NOT_INSTALLED
     return Failure(f"{manager.name} runs this host, but has no service for pluto", status,
-                   f"looked for {places}; ipsec setup {action} --init none does without")
+                   f"looked for {places}; ipsec setup {action} --init none needs no service")
 
 
 def choose_service(host: Host, services: Sequence[Service], action: str) -> Service:
-    """Return the service of process 1, or the only one.  Raises Failure if neither decides.
+    """Return the only service, or the one of the init system that is process 1, with a warning.
 
-    An init script of sysvinit counts only if there is no other service.
+    A script of sysvinit counts only if there is no other service.  Raises Failure if several services are
+    left and none belongs to process 1.
     """
     rivals = [service for service in services if service.manager.name != "sysvinit"] or services
     if len(rivals) > 1:
@@ -12885,9 +12942,10 @@ def choose_service(host: Host, services: Sequence[Service], action: str) -> Serv
 
 
 def act(host: Host, service: Service, action: str, *, dry: bool) -> int:
-    """Run the action through the init system; return its exit status.
+    """Run the action through the init system and return its exit status; with `dry`, only print the commands.
 
-    Raises Failure if it can't be run, if pluto still runs after a stop, or does not answer after a start.
+    Raises Failure if the action can't be run, if pluto still runs after a stop, or if pluto does not answer
+    after a start.
     """
     manager = service.manager
     was_running = not dry and action == "stop" and find_pluto(host) is not None
@@ -12907,7 +12965,7 @@ def act(host: Host, service: Service, action: str, *, dry: bool) -> int:
             host.exec(path, argv[1:])
         status = host.call([path, *argv[1:]])
         if status:
-            # the init system reports the reason; the policies stay, or traffic would leave in clear
+            # the init system has printed the reason; the policies stay, to keep traffic from leaving in clear
             return status
 
     if dry:
@@ -12922,31 +12980,31 @@ def act(host: Host, service: Service, action: str, *, dry: bool) -> int:
 def check_action(host: Host, service: Service, action: str) -> None:
     """Raise Failure if the init system can't do the action.
 
-    The service may be masked, the service may have another configuration or run directory, or the
-    configuration may have errors.
+    The service may be masked.  The user may have named another ipsec.conf or run directory than the service
+    uses.  The configuration may have errors.
     """
     if service.masked and action in ("start", "restart"):
         raise Failure(f"{service.name}.service is masked", ERROR, f"systemctl unmask {service.name}.service")
     if host.conf != DEFAULT_CONF or host.rundir not in DEFAULT_RUNDIRS:
         name = service.manager.name
         raise Failure(f"{name} starts pluto with a configuration and a run directory of its own", USAGE,
-                      f"with other ones: ipsec --config … --rundir … setup {action} --init none")
+                      f"to use others: ipsec --config … --rundir … setup {action} --init none")
     if action == "restart" or (service.manager.up and action == "start"):
-        check_config(host)  # with an invalid one, a restart would end pluto and not start it again
+        check_config(host)  # with errors, a restart would end pluto and not start it again
 
 
 def ask_status(host: Host, manager: Manager, argv: Sequence[str]) -> int:
-    """Print what the init system's status command prints; return the status of LSB."""
+    """Run the init system's status command, print its output, and return the exit status of the LSB."""
     ran = host.run(argv, timeout=CHECK_TIME)
     host.print(ran.text + decode(ran.err), end="")
-    own_status = ran.text.partition("; ")[0]  # runit prints the status of the log's service behind it
+    own_status = ran.text.partition("; ")[0]  # after `; `, runit prints the status of the log service
     if manager.up in own_status:
         return OK
     return LSB_UNKNOWN if ran.status else LSB_STOPPED
 
 
 def await_start(host: Host) -> None:
-    """Wait until pluto answers.  Raises Failure if it does not answer in time."""
+    """Wait until pluto answers.  Raises Failure if it does not answer within half of CHECK_TIME."""
     seconds = CHECK_TIME / 2
     if not wait_until(lambda: pluto_answers(host), seconds):
         raise Failure(f"pluto does not answer on {host.ctlsocket} after {seconds:g} s", ERROR,
@@ -12954,7 +13012,10 @@ def await_start(host: Host) -> None:
 
 
 def clean_up_after(host: Host, manager: Manager, *, was_running: bool) -> None:
-    """Clean up after a stop by the init system.  Raises Failure if pluto still runs."""
+    """Remove what pluto left after the init system has stopped it.  Raises Failure if pluto still runs.
+
+    `was_running` tells whether pluto ran before the stop.
+    """
     with host.lock(host.rundir):
         if not wait_until(lambda: not find_pluto(host), STOP_TIMES[1][1]):
             raise Failure(f"pluto (pid {find_pluto(host)}) still runs: {manager.name} did not start it",
