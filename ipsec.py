@@ -17998,10 +17998,11 @@ def lacking_modules(patient: Patient, rows: Sequence[tuple[str, str, str, str]],
 
 @verify_check(
     "forwarding", "Checking IP forwarding",
-    checks="net.ipv4.ip_forward and net.ipv6.conf.*.forwarding, if a connection has a subnet behind this "
-           "host.",
-    matters="The tunnel is up and this host answers, but nothing behind it can be reached.",
-    fix="sysctl -w net.ipv4.ip_forward=1, and keep the setting in /etc/sysctl.d.",
+    checks="Whether this host forwards packets (net.ipv4.ip_forward and net.ipv6.conf.*.forwarding), if a "
+           "connection has a subnet behind this host.",
+    matters="Without forwarding, the tunnel is up and this host answers, but the peer can't reach the "
+            "hosts behind this host.",
+    fix="Run sysctl -w net.ipv4.ip_forward=1, and save the setting in /etc/sysctl.d.",
     live=True)
 def check_forwarding(patient: Patient) -> Iterator[Trouble]:
     tunnels = patient.needed_tunnels()
@@ -18013,8 +18014,11 @@ def check_forwarding(patient: Patient) -> Iterator[Trouble]:
 
 def forwarding_troubles(patient: Patient, tunnels: Sequence[Tunnel], family: str,
                         option: str) -> Iterator[Trouble]:
-    """Yield the troubles with IP forwarding for an IP family; `option` is the sysctl for all interfaces."""
-    needs: dict[str, str] = {}  # by interface, a sentence about a connection that needs forwarding
+    """Yield a Trouble for each interface that does not forward packets of an IP family, but must.
+
+    `option` is the sysctl that turns forwarding on for all interfaces.
+    """
+    needs: dict[str, str] = {}  # by interface: a sentence that names a connection that needs forwarding
     for tunnel in tunnels:
         for net in tunnel.behind:
             if family_of(net) == family:
@@ -18029,24 +18033,26 @@ def forwarding_troubles(patient: Patient, tunnels: Sequence[Tunnel], family: str
         yield "SKIP", "UNKNOWN", f"net.{family}.conf.*.forwarding can't be read", ""
         return
     if "1" not in forwards.values():
-        yield "FAIL", "DISABLED", f"{next(iter(needs.values()))}; it is off", f"sysctl -w {option}=1"
+        yield ("FAIL", "DISABLED", f"{next(iter(needs.values()))}, but forwarding is off",
+               f"sysctl -w {option}=1")
         return
 
     for device, sentence in needs.items():
         if forwards.get(device) == "0":
             name = device.replace(".", "/")
-            yield ("FAIL", "DISABLED", f"{sentence}; it is off for packets that arrive on {device}",
+            yield ("FAIL", "DISABLED",
+                   f"{sentence}, but forwarding is off for packets that arrive on {device}",
                    shell_words(["sysctl", "-w", f"net.{family}.conf.{name}.forwarding=1"]))
 
 
 @verify_check(
     "peers", "Checking routes to peers and their networks",
-    checks="Whether this host has a route to the peer of each connection. While the connection is routed "
-           "or up, also whether it has a route to the networks behind the peer. And whether only one "
-           "end is an address of this host.",
+    checks="Whether this host has a route to the peer of each connection. For a connection that is routed "
+           "or up, whether this host has a route to the networks behind the peer. Whether only one end of "
+           "each connection is an address of this host.",
     matters="Without a route to the peer, IKE packets can't leave this host. Without a route to the "
             "networks behind the peer, the kernel drops packets before it encrypts them.",
-    fix="Add the route that is named. ipsec route CONN adds the routes of a connection again.",
+    fix="Add the route that the finding names. ipsec route CONN adds the routes of a connection again.",
     live=True)
 def check_peers(patient: Patient) -> Iterator[Trouble]:
     troubles = list(route_troubles(patient))
@@ -18054,24 +18060,24 @@ def check_peers(patient: Patient) -> Iterator[Trouble]:
     if troubles:
         return
 
-    patient.loaded()  # raises NotChecked if pluto does not answer: what is routed is then unknown
+    patient.loaded()  # raises NotChecked if pluto does not answer, because the routed connections are unknown
     if not any(tunnel.peer for tunnel in patient.tunnels):
         raise NotChecked("unused", "nothing to check: no connection has a known address of a peer")
     names = [tunnel.conn.name for tunnel in patient.tunnels if not tunnel.peer and has_peer_name(tunnel)]
     if names:
         yield ("SKIP", "UNKNOWN",
-               f"the address of the peer is not known for conn {', conn '.join(names[:5])}", "")
+               f"the address of the peer is unknown for conn {', conn '.join(names[:5])}", "")
 
 
 def has_peer_name(tunnel: Tunnel) -> bool:
-    """Return whether the configuration has the peer's host name, instead of an address or `%any`."""
+    """Return whether the configuration names the peer by a host name, and not by an address or `%any`."""
     there = "left" if tunnel.here == "right" else "right"
     peer = tunnel.conn.get(there)
     return peer not in ANY_ID and not peer.startswith("%") and canonical_net(peer) is None
 
 
 def route_troubles(patient: Patient) -> Iterator[Trouble]:
-    """Yield the troubles of connections with two ends on this host, or without a route."""
+    """Yield a Trouble for each connection with both ends on this host, and for each missing route."""
     for conn in patient.needed_conns():
         if both_here(patient, conn) and conn.name not in patient.loaded_names():
             yield ("FAIL", "BOTH ENDS",
@@ -18096,12 +18102,12 @@ def route_troubles(patient: Patient) -> Iterator[Trouble]:
             except OSError as error:
                 yield ("FAIL", "NO ROUTE",
                        f"conn {name} has policies in the kernel, but no route leads from {source} to {net} "
-                       f"({error.strerror}): the kernel drops packets before it encrypts them",
+                       f"({error.strerror}), so the kernel drops packets before it encrypts them",
                        shell_words(["ip", "route", "replace", net, "dev", tunnel.device or "DEVICE"]))
 
 
 def is_routed(patient: Patient, conn: Conn) -> bool:
-    """Return whether pluto has routed the connection, or has it up; False if pluto does not answer."""
+    """Return whether the connection is routed or up.  Return False if pluto does not answer."""
     if conn.name not in patient.loaded_names():
         return False
     entries = patient.loaded()[conn.name]
@@ -18115,10 +18121,11 @@ IPV6_LEAST_MTU = 1280
 
 @verify_check(
     "mtu", "Checking MTU and path MTU discovery",
-    checks="The MTU of the interfaces, mtu= of connections, and net.ipv4.ip_no_pmtu_disc.",
-    matters="ESP makes packets up to 88 bytes longer. If path MTU discovery is blocked, packets that no "
-            "longer fit are dropped silently: small packets pass, but a download stalls.",
-    fix="Raise the interface's MTU, keep path MTU discovery on, or lower mtu= of the connection.",
+    checks="Whether the MTU of the interfaces is large enough for IPv6 with ESP. Whether mtu= of the "
+           "connections leaves room for ESP. Whether path MTU discovery is on (net.ipv4.ip_no_pmtu_disc).",
+    matters="ESP makes a packet up to 88 bytes longer. Without path MTU discovery, packets that are too "
+            "long are dropped silently: small packets pass, but a download stalls.",
+    fix="Raise the interface's MTU, turn path MTU discovery on, or lower mtu= of the connection.",
     live=True)
 def check_mtu(patient: Patient) -> Iterator[Trouble]:
     no_discovery = read_sysctl(patient.host, "net.ipv4.ip_no_pmtu_disc")
@@ -18135,22 +18142,25 @@ def check_mtu(patient: Patient) -> Iterator[Trouble]:
     for device in dict.fromkeys(tunnel.device for tunnel in tunnels):
         if device in mtus and mtus[device] < IPV6_LEAST_MTU + ESP_ROOM:
             yield ("WARN", "SMALL",
-                   f"the MTU of {device} is {mtus[device]}: IPv6 needs packets of {IPV6_LEAST_MTU} bytes, "
-                   "and with ESP they do not fit",
+                   f"the MTU of {device} is {mtus[device]}: with ESP, an IPv6 packet of {IPV6_LEAST_MTU} "
+                   "bytes does not fit",
                    shell_words(["ip", "link", "set", device, "mtu", "1500"]))
     for tunnel in tunnels:
         mtu = tunnel.conn.get("mtu")
         if not mtu.isdigit() or tunnel.device not in mtus:
             continue
-        if int(mtu) > mtus[tunnel.device] - ESP_ROOM // 2:  # ESP in tunnel mode adds more than this half
+        if int(mtu) > mtus[tunnel.device] - ESP_ROOM // 2:  # ESP in tunnel mode adds more than ESP_ROOM // 2
             yield ("WARN", "TOO LARGE",
-                   f"conn {tunnel.conn.name}: mtu={mtu} is too large; with ESP such a packet does not fit "
-                   f"into the MTU of {tunnel.device}, which is {mtus[tunnel.device]}",
+                   f"conn {tunnel.conn.name}: mtu={mtu} is too large: with ESP, a packet of {mtu} bytes is "
+                   f"longer than the MTU of {tunnel.device}, which is {mtus[tunnel.device]}",
                    edit_command(tunnel.conn.settings["mtu"]))
 
 
 def interface_mtus(host: Host) -> dict[str, int]:
-    """Return the MTU of each interface by name.  Raises OSError."""
+    """Return the MTU in bytes of each interface, by the interface's name.
+
+    Raises OSError if the kernel does not list the interfaces.
+    """
     mtus = {}
     for buffer, start, end in dump(host, NETLINK_ROUTE, RTM_GETLINK, bytes(16)):
         more = attributes(buffer, start + IFINFOMSG_SIZE, end)
@@ -18160,8 +18170,8 @@ def interface_mtus(host: Host) -> dict[str, int]:
 
 # Checks of the firewall: firewall, forward_rules, nat
 
-# Packets between two hosts, without a special protocol or port.  If the verdict on one of them is unknown, a
-# rule has a condition that can't be evaluated.
+# Two ordinary packets, to replace a packet without protocol and ports.  If the verdict on one of the two is
+# unknown, too, the reason is a condition that can't be evaluated, and not the missing protocol or port.
 SAMPLES = ({"proto": "tcp 6", "sport": "49152", "dport": "49153"},
            {"proto": "udp 17", "sport": "49152", "dport": "49153"})
 
@@ -18169,9 +18179,9 @@ SAMPLES = ({"proto": "tcp 6", "sport": "49152", "dport": "49153"},
 class Traffic(Record):
     """A kind of packets that the peers exchange.
 
-    `iptables` and `nft` are the words that match it in rules of these programs.  `level` is the level of the
-    trouble if a firewall drops it; if it is empty, Roles.levels has the level.  `packet` has its fields in
-    the form that verdict() takes.
+    `iptables` and `nft` are the conditions that match the packets in rules of iptables and nft.  `level` is
+    the level of the finding if a firewall drops the packets.  If `level` is empty, Roles.levels has the
+    level.  `packet` has the fields of the packets.
     """
 
     name: str
@@ -18199,11 +18209,12 @@ IKE_TRAFFIC = (
 
 
 class Roles(Record):
-    """What connections need from a firewall.
+    """What the connections of this host need from a firewall.
 
-    `answers`: a peer with an unknown address may send the first packet.  `waits`: a peer may send the first
-    packet.  `begins`: this host sends the first packet.  `levels` has, by name of IKE_TRAFFIC, the level of
-    the trouble if the firewall drops it; an empty level means that no connection needs it.
+    `answers` is True if a peer with an unknown address can send the first packet, `waits` if any peer can
+    send the first packet, and `begins` if this host sends the first packet of a connection.  `levels` maps
+    the name of a kind of packets to the level of the finding if a firewall drops them.  The level is empty if
+    no connection needs the packets.
     """
 
     answers: bool
@@ -18213,7 +18224,7 @@ class Roles(Record):
 
 
 def roles_of(conns: Sequence[Conn]) -> Roles:
-    """Return what these connections need from a firewall."""
+    """Return the Roles of these connections."""
     answers = any("%any" in (conn.get("left"), conn.get("right")) for conn in conns)
     servers = [conn for conn in conns
                if not conn.flag("leftmodecfgclient") and not conn.flag("rightmodecfgclient")]
@@ -18233,13 +18244,13 @@ def roles_of(conns: Sequence[Conn]) -> Roles:
 
 @verify_check(
     "firewall", "Checking the firewall for IKE and ESP",
-    checks="Whether the rules of nftables and iptables drop UDP 500, UDP 4500 and ESP (or AH), incoming "
-           "and outgoing, or incoming ICMP fragmentation-needed. FAIL and WARN are certain. If a rule "
-           "has a condition that this check can't evaluate, the result is SKIP.",
-    matters="If these packets are dropped, IKE gets no answer, a tunnel carries no packets, or large "
+    checks="Whether the rules of nftables and iptables drop incoming or outgoing packets of UDP 500, UDP "
+           "4500 and ESP (or AH), or incoming ICMP fragmentation-needed. FAIL and WARN are certain. The "
+           "result is SKIP if it depends on a condition that this check can't evaluate.",
+    matters="If the firewall drops these packets, IKE gets no answer, a tunnel carries no packets, or large "
             "packets disappear.",
-    fix="Accept udp 500, udp 4500, esp and ICMP errors (state related) in the named chain, before the "
-        "rule that drops them.",
+    fix="Accept udp 500, udp 4500, esp and ICMP errors (state related) in the chain that the finding "
+        "names, before the rule that drops the packets.",
     live=True)
 def check_firewall(patient: Patient) -> Iterator[Trouble]:
     conns = [conn for conn in patient.needed_conns() if uses_usual_ports(conn)]
@@ -18264,14 +18275,14 @@ def check_firewall(patient: Patient) -> Iterator[Trouble]:
                 undecided.append(packets)
     if undecided and not troubles:
         yield ("SKIP", "UNKNOWN",
-               f"it is not known whether the firewall drops {'; '.join(undecided[:3])}: the rules have "
+               f"it is unknown whether the firewall drops {'; '.join(undecided[:3])}, because the rules have "
                "conditions that this check can't evaluate", "")
     elif len(conns) < len(patient.conns) and not troubles:
         yield "SKIP", "UNKNOWN", others, ""
 
 
 def uses_usual_ports(conn: Conn) -> bool:
-    """Return whether a connection uses only UDP, on the ports 500 and 4500."""
+    """Return whether IKE of a connection uses only UDP, with the default ports 500 and 4500."""
     return (conn.get("enable-tcp", "no") == "no" and not conn.get("leftikeport")
             and not conn.get("rightikeport"))
 
@@ -18279,8 +18290,8 @@ def uses_usual_ports(conn: Conn) -> bool:
 class PeerPath(Record):
     """The path of packets between this host and a peer.
 
-    `device` is the interface towards the peer, `peer` the address of the peer, and `address` that of this
-    host; each is empty if unknown.
+    `device` is the interface towards the peer, `peer` is the address of the peer, and `address` is the
+    address of this host; each is empty if unknown.  `family` is `ipv4` or `ipv6`.
     """
 
     device: str
@@ -18289,13 +18300,19 @@ class PeerPath(Record):
     family: str
 
     def text(self, traffic: Traffic, way: str) -> str:
-        """Return words for packets that take this path: `ESP from 192.0.2.1 through eth0`."""
+        """Return words that describe packets on this path, for example `ESP from 192.0.2.1 through eth0`.
+
+        `way` is `from` or `to`.
+        """
         by = f" through {self.device}" if self.device else ""
         return f"{traffic.name} {way} {self.peer or 'anywhere'}{by}"
 
 
 def peer_paths(patient: Patient, conns: Sequence[Conn]) -> list[PeerPath]:
-    """Return the paths to the peers of these connections; a path without addresses if none is known."""
+    """Return the different paths to the peers of these connections.
+
+    If no path is known, return one path with unknown addresses.
+    """
     paths: dict[tuple[str, str, str, str], None] = {}
     for tunnel in patient.tunnels:
         if tunnel.conn in conns:
@@ -18306,7 +18323,10 @@ def peer_paths(patient: Patient, conns: Sequence[Conn]) -> list[PeerPath]:
 
 
 def traffic_level(traffic: Traffic, roles: Roles, path: PeerPath) -> str:
-    """Return the level of the trouble if a firewall drops these packets; empty if nothing needs them."""
+    """Return the level of the finding if a firewall drops packets of this kind on the path.
+
+    Return an empty string if no connection needs the packets.
+    """
     if traffic.packet.get("family", path.family) != path.family:
         return ""
     return traffic.level or roles.levels[traffic.name]
@@ -18315,8 +18335,9 @@ def traffic_level(traffic: Traffic, roles: Roles, path: PeerPath) -> str:
 class Direction(Record):
     """Packets of one kind in one direction.
 
-    `hooks` are the hooks that they pass.  `first_counts` is True if the first packet of IKE may go in this
-    direction.  `beginner` is the end that sends the first packet if it goes in the other direction.
+    `way` is `from` or `to` the peer.  `hooks` are the netfilter hooks that the packets pass.  `first_counts`
+    is True if the first packet of IKE can go in this direction.  `beginner` names the end, `this host` or
+    `the peer`, that sends the first packet in the other direction.
     """
 
     way: str  # from, to
@@ -18327,7 +18348,10 @@ class Direction(Record):
 
 
 def traffic_directions(traffic: Traffic, roles: Roles, path: PeerPath) -> list[Direction]:
-    """Return the directions of a kind of packets, from the peer and to the peer."""
+    """Return two Directions for a kind of packets: from the peer, and to the peer.
+
+    For ICMP, return only the direction from the peer.
+    """
     is_icmp = "icmp" in traffic.packet
     incoming = {"in": path.device, "ipsec_in": "missing none", "dst_type": "local"}
     outgoing = {"out": path.device, "ipsec_out": "missing none", "dst_type": "unicast"}
@@ -18340,8 +18364,8 @@ def traffic_directions(traffic: Traffic, roles: Roles, path: PeerPath) -> list[D
     if path.address:
         incoming["dst"] = outgoing["src"] = path.address
 
-    # a firewall may let only replies pass: new incoming packets matter only if the peer may send the first
-    # one, and new outgoing packets only if this host does
+    # Some firewalls accept only replies.  So a new incoming packet must pass only if the peer can send the
+    # first packet, and a new outgoing packet must pass only if this host sends the first packet.
     common = {"family": path.family, **traffic.packet}
     directions = [Direction("from", hooks="prerouting input", packet={**incoming, **common},
                             first_counts=roles.waits, beginner="this host")]
@@ -18352,12 +18376,15 @@ def traffic_directions(traffic: Traffic, roles: Roles, path: PeerPath) -> list[D
 
 
 def dropped_traffic(patient: Patient, traffic: Traffic, roles: Roles, path: PeerPath) -> Iterator[Trouble]:
-    """Yield the troubles of one kind of packets, to and from a peer."""
+    """Yield a Trouble for each direction in which the firewall drops this kind of packets on the path.
+
+    Also yield a Trouble if NAT sends the incoming packets to another address or port.
+    """
     level = traffic_level(traffic, roles, path)
     if not level:
         return
     for one in traffic_directions(traffic, roles, path):
-        # packets of ICMP have a state of their own, related
+        # the packets of ICMP in IKE_TRAFFIC have the state `related`, which replaces `established`
         head = patient.blocks(one.hooks, **{"state": "established", **one.packet})
         unless, severe = "", level
         if not head and one.first_counts:
@@ -18374,7 +18401,7 @@ def dropped_traffic(patient: Patient, traffic: Traffic, roles: Roles, path: Peer
 
 def diverted_traffic(patient: Patient, traffic: Traffic, level: str, incoming: Direction,
                      path: PeerPath) -> Iterator[Trouble]:
-    """Yield a trouble if NAT sends incoming packets to another address or port."""
+    """Yield a Trouble if a NAT rule sends the incoming packets of a path to another address or port."""
     head = patient.blocks("prerouting", "nat", "dnat", **{"state": "new", **incoming.packet})
     if head:
         yield (level, "SENT ON",
@@ -18383,16 +18410,17 @@ def diverted_traffic(patient: Patient, traffic: Traffic, level: str, incoming: D
 
 
 def undecided_traffic(patient: Patient, traffic: Traffic, roles: Roles, path: PeerPath) -> str:
-    """Return a text that names packets on which the verdict of the firewall is unknown.
+    """Return words for the packets if it is unknown whether the firewall drops them.  The words name a chain.
 
-    It is empty if the verdicts on these packets are known in both directions, or if no connection needs them.
+    Return an empty string if the verdicts are known in both directions, or if no connection needs the
+    packets.
     """
     if not traffic_level(traffic, roles, path):
         return ""
     for one in traffic_directions(traffic, roles, path):
         packet = one.packet
         if path.peer and one.way == "from":
-            packet = {"src": path.peer, **packet}  # an ICMP error may also come from the peer
+            packet = {"src": path.peer, **packet}  # the ICMP error comes from the peer, not from a router
         first = {"state": "new", **packet}
         chain = patient.undecided(one.hooks, **{"state": "established", **packet})
         if not chain and one.first_counts:
@@ -18405,9 +18433,9 @@ def undecided_traffic(patient: Patient, traffic: Traffic, roles: Roles, path: Pe
 
 
 def accept_traffic(head: str, traffic: Traffic) -> str:
-    """Return a command that accepts the packets.
+    """Return a command that inserts a rule that accepts a kind of packets.
 
-    `head` is a command that inserts a rule, without the rule.
+    `head` is the start of the command, without the rule (Chain.insert).
     """
     if head.startswith("ip"):
         return f"{head} {traffic.iptables} -j ACCEPT"
@@ -18415,10 +18443,10 @@ def accept_traffic(head: str, traffic: Traffic) -> str:
 
 
 def accept_command(head: str, source: str, target: str, way: str) -> str:
-    """Return a command that accepts packets of a tunnel from the network `source` to `target`.
+    """Return a command that inserts a rule that accepts packets from the network `source` to `target`.
 
-    `head` is a command that inserts a rule, without the rule.  If one of the networks is everything, the rule
-    accepts the packets of all tunnels in the direction `way`, in or out.
+    `head` is the start of the command, without the rule (Chain.insert).  If one of the networks is 0.0.0.0/0
+    or ::/0, the rule accepts the packets of all tunnels in the direction `way`, which is in or out.
     """
     is_iptables = head.startswith("ip")
     if source in EVERYTHING or target in EVERYTHING:
@@ -18437,9 +18465,10 @@ def accept_command(head: str, source: str, target: str, way: str) -> str:
     "forward_rules", "Checking the firewall for packets of tunnels",
     checks="Whether the forward rules of the firewall drop packets between the subnets of a connection, "
            "in either direction.",
-    matters="The tunnel is up, but packets are dropped before they enter it or after they leave it.",
-    fix="Accept the packets of tunnels: with iptables, -m policy --pol ipsec; with nft, rt ipsec exists "
-        "before encryption and meta secpath exists after decryption.",
+    matters="The tunnel is up, but the firewall drops packets before encryption or after decryption.",
+    fix="Add rules that accept the packets of tunnels. In iptables, the condition is -m policy --pol "
+        "ipsec. In nft, the condition is rt ipsec exists before encryption, and meta secpath exists after "
+        "decryption.",
     live=True)
 def check_forward_rules(patient: Patient) -> Iterator[Trouble]:
     tunnels = patient.needed_tunnels()
@@ -18451,8 +18480,8 @@ def check_forward_rules(patient: Patient) -> Iterator[Trouble]:
     for tunnel in tunnels:
         for ours, theirs in tunnel.pairs(tunnel.behind):
             if "netmap" in patient.targets or has_other_addresses(patient, tunnel, ours, theirs):
-                unchecked = (f"NAT may give {ours} of conn {tunnel.conn.name} other addresses, so it is not "
-                             "known which rules apply to its packets")
+                unchecked = (f"NAT may change the addresses of {ours} of conn {tunnel.conn.name}, so it is "
+                             "unknown which rules match the packets")
                 continue
 
             for trouble in dropped_forwards(patient, tunnel, ours, theirs):
@@ -18460,15 +18489,18 @@ def check_forward_rules(patient: Patient) -> Iterator[Trouble]:
                 yield trouble
             chain = undecided_forwards(patient, tunnel, ours, theirs)
             if chain:
-                unchecked = (f"it is not known whether the firewall drops packets of conn {tunnel.conn.name} "
-                             f"between {ours} and {theirs}: chain {chain} has conditions that this check "
-                             "can't evaluate")
+                unchecked = (f"it is unknown whether the firewall drops packets of conn {tunnel.conn.name} "
+                             f"between {ours} and {theirs}, because chain {chain} has conditions that this "
+                             "check can't evaluate")
     if unchecked and not troubles:
         yield "SKIP", "UNKNOWN", unchecked, ""
 
 
 def tunnel_packets(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> tuple[Packet, Packet]:
-    """Return two forwarded packets in the form that verdict() takes: to the peer's network, and from it."""
+    """Return the fields of two forwarded packets: one to the peer's network, and one from the peer's network.
+
+    `ours` is the network of this end, and `theirs` is the peer's network.
+    """
     behind, inner = patient.device_to(ours), tunnel.inner
     reqid = tunnel.conn.get("reqid", "")
     common = {"family": family_of(ours), "dst_type": "unicast"}
@@ -18480,9 +18512,9 @@ def tunnel_packets(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> 
 
 
 def has_other_addresses(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> bool:
-    """Return whether NAT changes, or may change, addresses of the network behind this host.
+    """Return whether NAT possibly changes the addresses of packets of the network behind this host.
 
-    The rules of the firewall then see other addresses.
+    If NAT changes them, the forward rules of the firewall see other addresses.
     """
     _, back = tunnel_packets(patient, tunnel, ours, theirs)
     packet = {**back, "state": "new"}
@@ -18494,15 +18526,16 @@ def has_other_addresses(patient: Patient, tunnel: Tunnel, ours: str, theirs: str
 
 
 def undecided_forwards(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> str:
-    """Return the name of a chain whose verdict on forwarded packets is unknown; empty if there is none.
+    """Return the name of a chain whose verdict on forwarded packets between two networks is unknown.
 
-    For new packets, a known verdict in one direction is enough.
+    Return an empty string if there is no such chain.  For new packets, a known verdict in one direction is
+    enough, because a connection needs to begin in one direction only.
     """
     packets = tunnel_packets(patient, tunnel, ours, theirs)
     established = [{**packet, "state": "established"} for packet in packets]
     new = [{**packet, "state": "new"} for packet in packets]
     if not any(patient.undecided("forward", **packet) for packet in (*established, *new)):
-        return ""  # the verdict does not depend on protocol and ports
+        return ""  # the verdicts are known, and do not depend on protocol and ports
 
     for sample in SAMPLES:
         for packet in established:
@@ -18516,7 +18549,7 @@ def undecided_forwards(patient: Patient, tunnel: Tunnel, ours: str, theirs: str)
 
 
 def dropped_forwards(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> Iterator[Trouble]:
-    """Yield the troubles of forwarded packets between two networks."""
+    """Yield a Trouble for each direction in which the firewall drops packets between two networks."""
     out, back = tunnel_packets(patient, tunnel, ours, theirs)
     # established packets must pass in both directions, and new ones in at least one direction
     heads = [patient.blocks("forward", **{**packet, "state": "new"}) for packet in (out, back)]
@@ -18526,7 +18559,7 @@ def dropped_forwards(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -
         if patient.blocks("forward", **{**packet, "state": "established"}):
             what = "are dropped"
         elif all(heads):
-            what = "pass only as replies, and no new connection can begin"
+            what = "pass only as replies, so no new connection can begin"
         else:
             continue
         source, target = packet["src"], packet["dst"]
@@ -18536,12 +18569,12 @@ def dropped_forwards(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -
 
 @verify_check(
     "nat", "Checking NAT for packets of tunnels",
-    checks="Whether the NAT rules of the hook postrouting change the source address of packets from the "
-           "networks of this end to those of the peer.",
-    matters="A packet with another source address no longer belongs to the connection: it leaves in "
-            "clear, or not at all.",
-    fix="Put a rule in front of the NAT rule that accepts packets to the peer's networks, or packets "
-        "that match -m policy --dir out --pol ipsec.",
+    checks="Whether the NAT rules at the hook postrouting change the source address of packets from the "
+           "networks of this end to the peer's networks.",
+    matters="A packet with another source address no longer belongs to the connection, so the packet leaves "
+            "this host without encryption, or not at all.",
+    fix="Before the NAT rule, insert a rule that accepts packets to the peer's networks, or that accepts "
+        "packets with -m policy --dir out --pol ipsec.",
     live=True)
 def check_nat(patient: Patient) -> Iterator[Trouble]:
     tunnels = patient.needed_tunnels()
@@ -18560,29 +18593,29 @@ def check_nat(patient: Patient) -> Iterator[Trouble]:
                        f"conn {tunnel.conn.name}: NAT rewrites the source address of packets from {ours} to "
                        f"{theirs} before encryption", accept_command(head, ours, theirs, "out"))
             if chain:
-                undecided = ("it is not known whether NAT rewrites the source address of packets from "
-                             f"{ours} to {theirs}: chain {chain} has conditions that this check can't "
-                             "evaluate")
+                undecided = ("it is unknown whether NAT rewrites the source address of packets from "
+                             f"{ours} to {theirs}, because chain {chain} has conditions that this check "
+                             "can't evaluate")
     if undecided and not troubles:
         yield "SKIP", "UNKNOWN", undecided, ""
 
 
 def local_packet(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> Packet:
-    """Return the first packet from a network of this end to one of the peer, as verdict() takes it."""
+    """Return the fields of the first packet from `ours`, a network of this end, to `theirs`, the peer's."""
     packet = {"src": ours, "dst": theirs, "out": tunnel.inner, "family": family_of(ours),
               "dst_type": "unicast", "state": "new",
               "ipsec_out": "exists ipsec", "reqid_out": tunnel.conn.get("reqid", "")}
     device = patient.own_addresses().get(ours.partition("/")[0], "")
     if is_single(ours) and device == tunnel.device:
-        packet["masquerade"] = ours  # masquerading gives the packet the address that it has
+        packet["masquerade"] = ours  # masquerading does not change the address
     return packet
 
 
 def source_nat(patient: Patient, packet: Packet) -> tuple[str, str]:
-    """Return two texts about NAT of the source address of a packet; both are empty if NAT leaves it as it is.
+    """Return two texts about the source NAT of a packet.  Both are empty if NAT does not change the address.
 
-    The first is a command that inserts a rule before the NAT rule that certainly changes the address.  The
-    second is the name of a chain whose verdict is unknown.
+    The first text is the start of a command that inserts a rule before the NAT rule, if the NAT rule
+    certainly changes the source address.  The second text is the name of a chain whose verdict is unknown.
     """
     head = patient.blocks("postrouting", "nat", "snat", **packet)
     if head or not patient.undecided("postrouting", "nat", **packet):
