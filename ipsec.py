@@ -13026,16 +13026,18 @@ def clean_up_after(host: Host, manager: Manager, *, was_running: bool) -> None:
 # ============================================================================================================
 # 10. Registry
 #
-# A command is a function with a decorator.  The decorator registers it, with its options, its summary and its
-# help.  Help, completion and the test of the manual pages read the registry, so that they agree with it.
+# A command is a function with the decorator @command(...), which registers the function with its options, its
+# summary and its help.  Help, completion and the test of the manual pages read this registry, so that they
+# always agree with the commands.
 # load_rest() loads the blocks of the archive that a command needs.  Used by sections 11 and 12.
 # ============================================================================================================
 
 
 class Opt(Record):
-    """An option of a command: its spellings, the name of its value, and its help.
+    """An option of a command: `names` are its spellings, `metavar` is the name of its value in the help.
 
-    `metavar` is None for an option without a value, and [X] if the value is optional and follows a `=`.
+    `metavar` is None if the option has no value, and [X] if the value is optional and follows a `=`.  An
+    option with `many` may be repeated.
     """
 
     names: str
@@ -13045,7 +13047,7 @@ class Opt(Record):
 
     @property
     def key(self) -> str:
-        """The first spelling, under which Args has the option."""
+        """The first spelling; Args stores the option under this name."""
         return self.names.split()[0]
 
 
@@ -13061,21 +13063,22 @@ class Args:
         return name in self.options
 
     def value(self, name: str, default: str = "") -> str:
-        """Return the value of an option; the last one if it was given several times."""
+        """Return the last value of an option, or `default` if the option was not given."""
         return self.options.get(name, [default])[-1]
 
     def values(self, name: str) -> list[str]:
-        """Return all values of an option that may be repeated."""
+        """Return all values of an option that may be repeated, or an empty list."""
         return self.options.get(name, [])
 
 
 class Command:
-    """A built-in command: its function, and its texts for help, completion and the manual.
+    """A built-in command: its function, and its texts for help and completion.
 
-    `operands` is written as in a synopsis: `FILE`, `[CONN]`, `[ARG...]`; their number is checked.  `options`
-    is None if the function reads its words itself, because they are those of another program.  `examples` are
-    command lines, each with a comment.  A `fallback` runs only if libreswan's own program of that name is not
-    installed.  A `rescue` command only reads, so it may be used on a mounted disk (--root).
+    `operands` names the arguments as in a synopsis: `FILE`, `[CONN]`, `[ARG...]`; parse() checks their
+    number.  `options` is None if the function parses its arguments itself, because it passes them to another
+    program.  `examples` are lines with a command and a comment.  A `hidden` command is not in the help.  A
+    `fallback` command runs only if libreswan's program of the same name is not installed.  A `rescue` command
+    changes nothing, so it is permitted with --root.
     """
 
     def __init__(self, function: Callable[[Host, Args], int], names: str, *, operands: str, summary: str,
@@ -13094,7 +13097,7 @@ class Command:
 
     @property
     def usage(self) -> str:
-        """The synopsis, in one line."""
+        """The synopsis of the command, in one line."""
         words = ["ipsec", self.name]
         if self.options:
             words.append("[OPTION...]")
@@ -13103,10 +13106,12 @@ class Command:
         return " ".join(words)
 
     def parse(self, words: Sequence[str], others: Sequence[Opt] = ()) -> Args:
-        """Parse the words after the command, which may include options from `others`.  Raises Failure(USAGE).
+        """Parse the words after the command, which may include options from `others`.
 
-        argparse is not used: it reads a value that begins with a dash (a nickname, a connection) as an
-        option, and its import takes as long as the rest of the start.
+        Raises Failure(USAGE) if an option is unknown, or if the number of arguments is wrong.
+
+        argparse is not used, for two reasons: it takes a value that begins with a dash (a nickname, a
+        connection) for an option, and importing it takes as long as the rest of the start.
         """
         args = Args()
         if self.options is None:
@@ -13132,8 +13137,9 @@ COMMANDS: dict[str, Command] = {}  # by name and by alias
 def command(names: str, operands: str = "", *, summary: str, options: Sequence[Opt] | None = (),
             details: str = "", examples: str = "", hidden: bool = False, fallback: bool = False,
             rescue: bool = False) -> Callable[[Callable[[Host, Args], int]], Callable[[Host, Args], int]]:
-    """Return a decorator that registers a function as the command `names`: the name, followed by aliases.
+    """Return a decorator that registers a function as a command.
 
+    `names` is the name of the command, followed by its aliases.  The other parameters are those of Command.
     Users may write each name with two leading dashes, as in 5.x (`ipsec --checknss`).
     """
 
@@ -13148,7 +13154,7 @@ def command(names: str, operands: str = "", *, summary: str, options: Sequence[O
 
 
 def options_by_name(options: Iterable[Opt]) -> dict[str, Opt]:
-    """Return the options by each of their spellings."""
+    """Return a dictionary from each spelling of the options to its option."""
     found: dict[str, Opt] = {}
     for option in options:
         found.update(dict.fromkeys(option.names.split(), option))
@@ -13157,12 +13163,12 @@ def options_by_name(options: Iterable[Opt]) -> dict[str, Opt]:
 
 def parse_options(options: Sequence[Opt], words: Sequence[str], args: Args, whose: str, *,
                   permute: bool = True) -> list[str]:
-    """Parse words: put the options into `args`, and return the operands.  Raises Failure(USAGE).
+    """Parse words: put the options into `args`, and return the operands.
 
-    `whose` is the command, for messages.  The words are read as getopt_long(3) does, but without
-    abbreviations: `--name value`, `--name=value`, `-d value`; `--` ends the options.  The word after an
-    option that takes a value is the value, also if it begins with a dash.  Without `permute`, the first
-    operand ends the options.
+    The syntax is that of getopt_long(3) without abbreviations: `--name value`, `--name=value`, `-d value`;
+    `--` ends the options.  If an option takes a value, the next word is this value, even if it begins with a
+    dash.  If not `permute`, the first operand ends the options.  `whose` names the command in messages.
+    Raises Failure(USAGE).
     """
     known = options_by_name(options)
     operands: list[str] = []
@@ -13210,7 +13216,10 @@ def shell_words(words: Sequence[str]) -> str:
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """Return `did you mean X?` with the known word that is closest to a misspelt one, or an empty string."""
+    """Return `did you mean X?`, where X is the known word that is most similar to `word`.
+
+    Return an empty string if no known word is similar, or if Python has no module difflib.
+    """
     try:
         import difflib
     except ImportError:  # python3-minimal
@@ -13225,7 +13234,7 @@ CTLSOCKET_OPTION = Opt("--ctlsocket", "FILE", "pluto's control socket")
 NATIVE_OPTION = Opt("--native", None,
                     "talk to pluto directly, without libreswan's whack (same as IPSEC_WHACK=native)")
 TIMEOUT_OPTION = Opt("--timeout", "SECONDS", "seconds to wait for pluto's answer (default 60)")
-DRY_RUN_OPTION = Opt("--dry-run -n --showonly", None, "show the commands, but don't run them")
+DRY_RUN_OPTION = Opt("--dry-run -n --showonly", None, "print the commands, but don't run them")
 ASYNC_OPTION = Opt("--asynchronous --async --bg", "[yes|no]", "don't wait for the result")
 UTC_OPTION = Opt("--utc", None, "print times in UTC")
 JSON_OPTION = Opt("--json", None, "print JSON, see ipsec_status(8)")
@@ -13236,9 +13245,10 @@ PLUTO_OPTIONS = (CTLSOCKET_OPTION, Opt("--config", "FILE", "the configuration (-
 CONNECTION_OPTIONS = (*PLUTO_OPTIONS, ASYNC_OPTION, REMOTE_HOST_OPTION)
 UP_OPTIONS = (
     Opt("--timeout", "SECONDS",
-        "how long the connection may take to come up; if it takes longer, it is taken down"),
+        "seconds to wait for the connection to come up; if it is not up in that time, it is taken down"),
     Opt("--keep-trying", None, "with --timeout: don't take the connection down, so that pluto keeps trying"),
-    Opt("--once", None, "take the connection down if it does not come up, so that pluto does not try again"))
+    Opt("--once", None,
+        "take the connection down if the first attempt fails, so that pluto does not try again"))
 
 GLOBAL_OPTIONS = (
     Opt("--config", "FILE", "the configuration (default /etc/ipsec.conf)"),
@@ -13248,14 +13258,14 @@ GLOBAL_OPTIONS = (
         "the directory of the NSS database (default: nssdir= of ipsec.conf, or that of the installed release)"),
     Opt("--root", "DIR", "report on the system whose file system is mounted at DIR"),
 )
-# Options that 5.x accepts also before the command
+# Options of commands that 5.x accepts both before and after the command
 SHARED_OPTIONS = (ASYNC_OPTION, REMOTE_HOST_OPTION, UTC_OPTION, VERBOSE_OPTION, DRY_RUN_OPTION, NATIVE_OPTION)
 
 
 def count_leading(words: Sequence[str]) -> int:
-    """Return how many words at the start are options before the command, and their values.
+    """Return the number of words before the command: options and their values.
 
-    The count is one too high if the value of the last option is missing.
+    If the value of the last option is missing, the number is one higher than that of the words.
     """
     known = options_by_name((*GLOBAL_OPTIONS, *SHARED_OPTIONS))
     count = 0
@@ -13272,23 +13282,26 @@ def count_leading(words: Sequence[str]) -> int:
 # --- finding and describing commands ------------------------------------------------------------------------
 
 
-# The archive's __main__.py (see build.py) sets these two: the member of the archive that has the blocks, and
-# the bytecode of the front, which is the dictionary of their compression.
+# The archive's __main__.py (see build.py) sets BLOCKS and FRONT.  BLOCKS is the path of the archive's member
+# with the blocks.  FRONT is the bytecode of sections 1, 2, 10 and 12; it is the dictionary with which the
+# blocks are compressed.
 BLOCKS = ""
 FRONT = b""
-loaded_blocks = 0  # a bit for each block that is loaded
-WINDOW = 32768  # bytes of a dictionary that zlib uses
+loaded_blocks = 0  # bit N is set if block N is loaded
+WINDOW = 32768  # zlib uses only this number of bytes at the end of a dictionary
 
 
 def load_rest(name: str = "") -> None:
-    """Register the command `name`; without a name, all commands.  A plain file has them from the start.
+    """Load the blocks of the archive that the command `name` needs, or all blocks if `name` is empty.
 
-    The archive starts with sections 1, 2, 10 and 12.  This function runs the blocks that the command needs; a
-    block is a section of the file or a part of one.  `:NAME` loads the blocks of a global name (see
-    load_part).  A block is a list of pieces of compressed bytecode.  The dictionary of a piece is the end of
-    the front, and the constants of the piece, which all interpreters have in common.  If the archive has no
-    bytecode for a block, the block is a place in ipsec.py: the number of lines before it, and the offsets of
-    its start and end in bytes.
+    Loading a block registers its commands.  If `name` is `:NAME`, the blocks that define the global NAME are
+    loaded (see load_part).  If ipsec.py runs as a plain file, all code is loaded, and nothing is done.
+
+    The archive starts with the front, sections 1, 2, 10 and 12.  Each other section or subsection is a block.
+    A block is a list of pieces of compressed bytecode.  The zlib dictionary of a piece is the end of the
+    front, followed by the constants of the piece, which are the same for all interpreters.  If the archive
+    has no bytecode for a block, the block is (the number of lines before it in ipsec.py, its start, its end),
+    both as offsets in bytes.
     """
     global loaded_blocks
     if not BLOCKS:
@@ -13298,7 +13311,7 @@ def load_rest(name: str = "") -> None:
     from marshal import loads
     from zlib import decompress, decompressobj
     get_data: Callable[[str], bytes] = globals()["__loader__"].get_data
-    gc.disable()  # collections would only cost time: all that is loaded here stays in use
+    gc.disable()  # all objects that are loaded stay in use, so a garbage collection would find nothing
     index, *blocks = loads(get_data(BLOCKS))
     needed = index.get(name, 0) if name else -1
     source = b""
@@ -13323,17 +13336,21 @@ def load_rest(name: str = "") -> None:
 
 
 def load_part(name: str) -> Any:
-    """Return the global `name` of this file, after loading its blocks.
+    """Load the blocks that define the global `name` of this file, and return the global.
 
-    This is for code that a command rarely needs: code that a command refers to by a plain name is loaded
-    whenever the command is.  The name must be a string literal, because build.py looks for it.
+    A command uses this function for code that it rarely needs.  Code that a command refers to by its plain
+    name is always loaded together with the command.  `name` must be a string literal in the source, because
+    build.py searches for these calls.
     """
     load_rest(f":{name}")
     return globals()[name]
 
 
 def read_packed(name: str) -> bytes:
-    """Return a file of the archive or, if the program is a plain file, of the checkout.  Raises OSError."""
+    """Return the content of a file in the archive or, if ipsec.py runs as a plain file, in its directory.
+
+    Raises OSError if there is no such file.
+    """
     loader: Any = globals()["__loader__"]
     directory = os.path.dirname(os.path.abspath(__file__))
     data: bytes = loader.get_data(os.path.join(directory, name))
@@ -13341,7 +13358,10 @@ def read_packed(name: str) -> bytes:
 
 
 def find_command(name: str) -> Command | None:
-    """Return the built-in command of a name, or None.  The name may have two leading dashes, as in 5.x."""
+    """Return the built-in command with this name or alias, or None if there is none.
+
+    The name may have two leading dashes, as in 5.x.
+    """
     bare = name.removeprefix("--")
     if name not in COMMANDS and bare not in COMMANDS:
         load_rest(bare)
@@ -13349,14 +13369,17 @@ def find_command(name: str) -> Command | None:
 
 
 def program_of(host: Host, name: str) -> str | None:
-    """Return the path of a program in the exec directory, or None.  `name` must not be a path (ipsec(8))."""
+    """Return the path of the program `name` in the exec directory.
+
+    Return None if there is no such program, or if `name` is a path (ipsec(8)).
+    """
     if not name or "/" in name or name in (".", ".."):
         return None
     path = os.path.join(host.execdir, name)
     return path if host.executable(path) else None
 
 
-# Self-tests in the exec directory of Debian's 4.10; some of them run even if called with --help
+# Self-tests in the exec directory of Debian's libreswan 4.10.  Some of them run their tests even with --help.
 SELF_TESTS = ("algparse", "asn1check", "cavp", "dncheck", "enumcheck", "getpeercon_server", "hunkcheck",
               "ipcheck", "jambufcheck", "keyidcheck", "timecheck", "vendoridcheck")
 
@@ -13370,7 +13393,8 @@ def is_mentioned(name: str) -> bool:
 
 
 def command_names(host: Host) -> list[str]:
-    """Return the commands that --help lists, sorted: the built-in ones and those in the exec directory."""
+    """Return the sorted names of the commands that --help lists: built-in commands and programs of the exec
+    directory."""
     load_rest()
     names = {entry.name for entry in COMMANDS.values() if not entry.hidden}
     try:
@@ -13383,7 +13407,7 @@ def command_names(host: Host) -> list[str]:
 
 
 def option_help(option: Opt) -> str:
-    """Return the lines of help about an option, in 80 columns."""
+    """Return the help about one option, as lines of at most 80 columns."""
     import textwrap
     value = option.metavar or ""
     if value.startswith("["):
@@ -13402,7 +13426,7 @@ def option_help(option: Opt) -> str:
 
 
 def describe(entry: Command) -> str:
-    """Return the text of `ipsec help COMMAND`, in 80 columns."""
+    """Return the text that `ipsec help COMMAND` prints, as lines of at most 80 columns."""
     import textwrap
     summary = f"{entry.summary[:1].upper()}{entry.summary[1:]}."
     parts = [f"Usage: {entry.usage}", textwrap.fill(summary, 79)]
@@ -13416,7 +13440,8 @@ def describe(entry: Command) -> str:
     return "\n\n".join(parts)
 
 
-# Commands that are programs in some releases of libreswan, 3.29 to 5.4: why they are not here, and a hint
+# Commands that some releases of libreswan (3.29 to 5.4) have as programs.  The value says why the command
+# can't run, and gives a hint.
 NOT_HERE = {
     **dict.fromkeys(("eroute", "klipsdebug", "pf_key", "spi", "spigrp", "tncfg"),
                     ("is a command of KLIPS, a kernel stack that libreswan 4.0 and later does not have",
@@ -13439,7 +13464,8 @@ NOT_HERE = {
 SEE_ALSO = "See <https://libreswan.org/> for more general info."
 
 
-# Words that people may try for a command, some from other programs.  The error message names the command.
+# Words that users may type instead of a command; some are commands of other programs.  The error message for
+# such a word names the command.
 SYNONYMS = {
     **dict.fromkeys("report dump debug log logs info collect sosreport".split(), "barf"),
     **dict.fromkeys("check doctor test troubleshoot".split(), "verify"),
@@ -13450,7 +13476,7 @@ SYNONYMS = {
     **dict.fromkeys("disconnect hangup".split(), "down"),
     **dict.fromkeys("mask censor sanitize anonymize".split(), "redact"),
 }
-# Commands that change something, see unknown_command()
+# Commands that change something.  unknown_command() suggests them only for obvious typing errors.
 CHANGING = frozenset("""
     up down start stop restart add delete replace route unroute ondemand import initnss reload redirect
     newhostkey initiate terminate unlisten purgeocsp setup checknss stopnflog""".split())
@@ -13459,9 +13485,9 @@ CHANGING = frozenset("""
 def unknown_command(host: Host, name: str) -> Failure:
     """Return the error for a command that is neither built in nor in the exec directory.
 
-    It suggests the command that a synonym stands for, or one with a similar name.  A command that changes
-    something is suggested only if the name differs from it in one letter or in the order of two: the user may
-    mean a command that only reads.
+    If `name` is a known synonym, the error names its command.  Otherwise the error suggests a command with a
+    similar name.  It suggests a command that changes something only if the two names differ in one letter, or
+    in the order of two letters, because the user may mean a command that only reads.
     """
     if "/" in name or name in (".", "..", ""):
         return Failure(f"ipsec: {quote(name)} is not a command name", ERROR,
@@ -13480,7 +13506,8 @@ def unknown_command(host: Host, name: str) -> Failure:
 
 
 def is_slip(word: str, meant: str) -> bool:
-    """Return whether two words differ in one letter (changed, added, left out) or in the order of two."""
+    """Return whether two words differ only in one letter (changed, added or left out) or in the order of two
+    adjacent letters."""
     if abs(len(word) - len(meant)) > 1:
         return False
     same = len(os.path.commonprefix((word, meant)))
@@ -13492,7 +13519,10 @@ def is_slip(word: str, meant: str) -> bool:
 
 
 def version_line(host: Host) -> str:
-    """Return the line of `ipsec --version`, whose start Open vSwitch and NetworkManager parse (ipsec(8))."""
+    """Return the line that `ipsec --version` prints.
+
+    Open vSwitch and NetworkManager parse the start of this line (ipsec(8)).
+    """
     version = host.libreswan_version() or "(none)"
     kernel = "(no kernel code presently loaded)"
     if host.has_xfrm():
@@ -25385,7 +25415,7 @@ def updown_command(host: Host, args: Args) -> int:
 
 # --- manual and completion ----------------------------------------------------------------------------------
 
-# The macros of mdoc(7) within text that the pages use.  The value is a prefix for each argument of the macro,
+# The macros of mdoc(7) that the pages use within text.  The value is a prefix for each argument of the macro,
 # or the characters around its arguments.
 MDOC_INLINE = {
     "Ar": "", "Cm": "", "Dv": "", "Ev": "", "Fl": "-", "Ic": "", "Li": "", "Nm": "", "No": "", "Pa": "",
@@ -25396,14 +25426,14 @@ MANUAL_WIDTH = 78
 
 
 def unescaped(text: str) -> str:
-    """Return text of a manual page with the escapes that the pages use replaced."""
+    """Return a text of a manual page in which the escapes of mdoc(7), such as `\\&`, are replaced."""
     import re
     characters = {"-": "-", "e": "\\", "(dq": '"'}
     return re.sub(r"\\(&|f[A-Z]|-|e|\(dq)", lambda match: characters.get(match[1], ""), text)
 
 
 class MdocLine:
-    """Converts a line of mdoc(7) to text; `name` is the name that .Nm without arguments prints."""
+    """Converts a line of mdoc(7) to text.  `name` is the name that the macro Nm without arguments prints."""
 
     def __init__(self, line: str, name: str) -> None:
         import re
@@ -25411,7 +25441,7 @@ class MdocLine:
         self.words = [unescaped(quoted or bare) for quoted, bare in words]
         self.name = name
         self.pieces: list[str] = []
-        self.is_glued = True  # the next word follows without a blank
+        self.is_glued = True  # no blank comes before the next word
 
     def text(self) -> str:
         """Return the text of the line."""
@@ -25437,7 +25467,7 @@ class MdocLine:
         self.is_glued = word in ("(", "[")
 
     def _join(self, macro: str) -> None:
-        """Ns joins the words on both sides; Oo and Oc are brackets."""
+        """Put Ns, which joins the words before and after it, or Oo or Oc, which are brackets."""
         if macro == "Oo":
             self._put("[")
             return
@@ -25446,7 +25476,7 @@ class MdocLine:
             self._put("]")
 
     def _arguments(self) -> list[str]:
-        """Take the words up to the next macro or closing mark."""
+        """Remove the words before the next macro or closing mark, and return them."""
         taken: list[str] = []
         while self.words and self.words[0] not in MDOC_INLINE:
             if taken and self.words[0] in MDOC_CLOSING:
@@ -25455,7 +25485,7 @@ class MdocLine:
         return taken
 
     def _enclose(self, brackets: str) -> None:
-        """Put the rest of the line in brackets, without the marks at its end."""
+        """Put the rest of the line in brackets, except the closing marks at its end."""
         inner, self.words = self.words, []
         while inner and inner[-1] in MDOC_CLOSING:
             self.words.insert(0, inner.pop())
@@ -25486,14 +25516,14 @@ class MdocLine:
 
 
 def mdoc_text(line: str, name: str) -> str:
-    """Return the text of a line of mdoc(7); `name` is the name that .Nm without arguments prints."""
+    """Return a line of mdoc(7) as text.  `name` is the name that the macro Nm without arguments prints."""
     return MdocLine(line, name).text()
 
 
 class MdocPage:
     """Converts a page of mdoc(7) to text of MANUAL_WIDTH columns.
 
-    Each macro that begins a line has a method, which gets the rest of the line.
+    `macros` has a method for each macro that changes the layout; the method gets the rest of the line.
     """
 
     def __init__(self) -> None:
@@ -25566,7 +25596,7 @@ class MdocPage:
         self.lists.append(rest)
 
     def _space(self, arguments: str) -> None:
-        """End the paragraph before a list or an item; with a blank line, unless the list is compact."""
+        """End the paragraph before a list or an item.  Add a blank line unless the list is compact."""
         if "-compact" in arguments:
             self._end_paragraph()
         else:
@@ -25595,7 +25625,7 @@ class MdocPage:
         self.lines.append(" " * (16 + 8 * len(self.lists)) + mdoc_text(rest, self.name))
 
     def _inline(self, macro: str, rest: str) -> None:
-        """Add the text of a line that begins with a macro within text."""
+        """Add a line that begins with a macro of MDOC_INLINE to the paragraph."""
         if macro == "Nm":
             self.name = self.name or rest.partition(" ")[0]
             if self.section == "SYNOPSIS":
@@ -25609,9 +25639,10 @@ def manual_text(page: str) -> str:
 
 
 def manual_page(name: str) -> bytes:
-    """Return the source of a manual page, such as `ipsec_barf.8`.  Raises OSError.
+    """Return the source of a manual page; `name` is a file name such as `ipsec_barf.8`.
 
-    In the archive, build.py has packed all pages as one file, which takes a third less.
+    In the archive, all pages are in one file, which is a third smaller than separate files.  Raises OSError if
+    there is no such page.
     """
     try:
         return read_packed(f"man/{name}")
@@ -25624,9 +25655,10 @@ def manual_page(name: str) -> bytes:
 
 
 def page_of(name: str, entry: Command | None) -> bytes:
-    """Return the manual page of a command.  Raises OSError.
+    """Return the source of the manual page that describes a command.
 
-    It is the command's own page, or the first one that has the command in its synopsis.
+    It is the page with the name of the command or, without such a page, the first page whose synopsis has the
+    command.  Raises OSError if there is none.
     """
     load_rest()  # the search needs all commands
     names = {name}
@@ -25647,8 +25679,8 @@ def page_of(name: str, entry: Command | None) -> bytes:
 
 
 @command("man", "[COMMAND]", rescue=True, summary="show the manual page of ipsec or of one of its commands",
-         details="The pages are part of this program. On a terminal, man or mandoc shows them if one is "
-         "installed; otherwise they are printed as plain text.")
+         details="The pages are part of this program. If the output is a terminal, and man or mandoc is "
+         "installed, that program shows the page. Otherwise the page is printed as plain text.")
 def man_command(host: Host, args: Args) -> int:
     """`ipsec man [COMMAND]`: return 0, or 1 if the command does not exist."""
     name = args.operands[0] if args.operands else ""
@@ -25669,7 +25701,10 @@ def man_command(host: Host, args: Args) -> int:
 
 
 def find_viewer(host: Host) -> str:
-    """Return the path of man or mandoc; empty if there is none, or only that of busybox or toybox."""
+    """Return the path of man or mandoc.
+
+    Return an empty string if neither is installed.  The ones of busybox and toybox don't count.
+    """
     for path in map(host.which, ("man", "mandoc")):
         if path and os.path.basename(host.realpath(path)) not in ("busybox", "toybox"):
             return path
@@ -25694,8 +25729,8 @@ def show_page(host: Host, page: bytes) -> None:
     host.print(manual_text(decode(page)), end="")
 
 
-# For each shell, the code that completes a command line: it gets the possible words from `ipsec completion`,
-# and offers file names if there are none
+# The code for each shell that completes a command line.  The code gets the possible words from `ipsec
+# completion`, and offers file names if `ipsec completion` prints no words.
 COMPLETIONS = {
     "bash": """\
 _ipsec() {
@@ -25729,9 +25764,10 @@ complete -c ipsec.pyz -f -a '(__ipsec_words)'
 
 
 def completions(host: Host, words: Sequence[str]) -> list[str]:
-    """Return the words that can stand in place of the last of `words`, which follow `ipsec`.
+    """Return the words that can replace the last of `words`; `words` is a command line without `ipsec`.
 
-    The result is empty where a file name is expected, and if nothing is known.
+    The last word is the one that the user is typing.  Return an empty list if a file name is expected, or if
+    the possible words are unknown.
     """
     *before, current = words or [""]
     count = count_leading(before)
@@ -25749,7 +25785,10 @@ def completions(host: Host, words: Sequence[str]) -> list[str]:
 
 
 def words_of_command(host: Host, entry: Command, before: Sequence[str], current: str) -> list[str]:
-    """Return the words that can stand in place of `current` after a command and the words `before`."""
+    """Return the words that can replace `current`, the word that the user is typing.
+
+    `before` are the words between the name of the command and `current`.
+    """
     own = options_by_name(entry.options or ())
     options = {**{option.key: option for option in GLOBAL_OPTIONS}, **own}
 
@@ -25777,9 +25816,10 @@ def completed(start: str, words: Iterable[str]) -> list[str]:
 
 
 def known_values(host: Host, metavar: str, option: str = "") -> list[str]:
-    """Return the values that the name of a value or operand in a synopsis stands for; empty if unknown.
+    """Return the possible values for `metavar`, the name of a value or operand in a synopsis.
 
-    `option` is the option whose value it is.
+    `option` is the option that takes the value, or an empty string for an operand.  Return an empty list if
+    the possible values are unknown.
     """
     if option == "--section":
         return [section.name for section in load_part("report_sections")(host)]
@@ -25798,7 +25838,10 @@ def known_values(host: Host, metavar: str, option: str = "") -> list[str]:
 
 
 def line_completions(host: Host, line: str) -> list[str]:
-    """Return completions() for a command line up to the cursor, quoted as bash must insert them."""
+    """Return the words that can complete a command line, escaped for bash.
+
+    `line` is the part of the command line before the cursor.
+    """
     shlex = need("shlex", "completion")
     words: list[str] = []
     quoted = ""
@@ -25829,13 +25872,14 @@ def escaped_for_bash(text: str) -> str:
 @command("completion", "[SHELL] [WORD...]", rescue=True,
          summary="print the code that completes ipsec's words in bash, zsh or fish",
          options=(
-             Opt("--line", "LINE", "print the words that can complete a line of bash, one a line"),
-             Opt("--words", None, "print the words that can stand in place of the last WORD, one a line")),
-         details="For bash: eval \"$(ipsec completion bash)\" in ~/.bashrc. For zsh: the same in ~/.zshrc "
-         "after compinit, or the output as a file _ipsec in a directory of $fpath. For fish: ipsec "
-         "completion fish | source.\n\n"
-         "It completes commands, options, connections of ipsec.conf, checks of verify, sections of barf, "
-         "and init systems.")
+             Opt("--line", "LINE", "print the words that can complete the command line LINE, one per line"),
+             Opt("--words", None, "print the words that can replace the last WORD, one per line")),
+         details="For bash, write eval \"$(ipsec completion bash)\" into ~/.bashrc. For zsh, write eval "
+         "\"$(ipsec completion zsh)\" into ~/.zshrc after compinit, or save the output as a file _ipsec in a "
+         "directory of $fpath. For fish, write ipsec completion fish | source into "
+         "~/.config/fish/config.fish.\n\n"
+         "The code completes commands, options, connections of ipsec.conf, checks of verify, sections of "
+         "barf, and init systems.")
 def completion_command(host: Host, args: Args) -> int:
     """`ipsec completion SHELL`: return 0, or 2 for an unknown shell."""
     words = None
@@ -25860,15 +25904,17 @@ def completion_command(host: Host, args: Args) -> int:
 # 12. Dispatch
 #
 # dispatch() reads the global options and runs a built-in command or a program of the exec directory.  The
-# commands here print help, versions and the exec directory.  run() turns failures, closed pipes and Ctrl-C
-# into an exit status.  main() is the entry point.  Used by the archive's __main__.py.
+# commands of this section print help, versions and the name of the exec directory.  run() turns failures,
+# closed pipes and Ctrl-C into an exit status or a signal.  main() is the entry point.  Used by the archive's
+# __main__.py.
 # ============================================================================================================
 
 
 # --- ipsec itself: help, version, directory -----------------------------------------------------------------
 
 
-# The groups of `ipsec --help` on a terminal; the group of all other commands is "for programs and old habits"
+# The groups of commands that `ipsec --help` shows on a terminal.  All other commands are in the group "for
+# programs and old habits".
 HELP_GROUPS = (
     ("tunnels", "up down tunnels why reload add delete replace ondemand route unroute redirect show"),
     ("diagnose", "verify why barf look status trafficstatus metrics redact"),
@@ -25881,7 +25927,10 @@ HELP_GROUPS = (
 
 
 def command_columns(names: Sequence[str]) -> Iterator[str]:
-    """Yield lines with the names in two columns, as libreswan's `ipsec --help`, which programs search."""
+    """Yield lines with the names in two columns.
+
+    The columns are those of libreswan's `ipsec --help`, because other programs search its output.
+    """
     for place in range(0, len(names), 2):
         left = names[place]
         if place + 1 == len(names):
@@ -25892,8 +25941,8 @@ def command_columns(names: Sequence[str]) -> Iterator[str]:
 
 
 def grouped_commands(names: Sequence[str]) -> Iterator[str]:
-    """Yield lines for a person: the groups of commands with summaries, and the names of all other commands.
-    """
+    """Yield the lines of --help on a terminal: groups of commands with summaries, then the names of all
+    other commands."""
     import textwrap
     others = dict.fromkeys(names)
     for title, words in HELP_GROUPS:
@@ -25928,7 +25977,7 @@ def help_command(host: Host, args: Args) -> int:
 
 
 def explain_command(host: Host, name: str) -> None:
-    """Print the help about a command.  Raises Failure if it does not exist."""
+    """Print the help about a command.  Raises Failure if there is no such command."""
     entry = find_command(name)
     if entry:
         host.print(describe(entry))
@@ -25949,7 +25998,7 @@ def usage_text(host: Host) -> str:
 @command("version versioncode", rescue=True,
          summary="print the versions of libreswan and of the kernel's IPsec stack",
          options=(Opt("--verbose", None,
-                      "print also the versions of this program, its embedded packages and Python"),))
+                      "also print the versions of this program, its embedded packages and Python"),))
 def version_command(host: Host, args: Args) -> int:
     """`ipsec version`: always return 0."""
     host.print(version_line(host))
@@ -25971,7 +26020,10 @@ def directory_command(host: Host, args: Args) -> int:
 
 
 def dispatch(words: Sequence[str]) -> int:
-    """Run the command that the words name, and return its exit status.  Raises Failure, OSError."""
+    """Run the command that the words of the command line name, and return its exit status.
+
+    Return ERROR instead of 0 if a file system did not answer.  Raises Failure or OSError if the command fails.
+    """
     before, rest = split_leading(words)
     args = Args()
     parse_options((*GLOBAL_OPTIONS, *SHARED_OPTIONS), before, args, "ipsec")
@@ -25985,9 +26037,10 @@ def dispatch(words: Sequence[str]) -> int:
 
 
 def warn_of_silence(message: str = "") -> int:
-    """Warn about each file system that did not answer, unless `message`, which is printed anyway, names it.
+    """Print a warning for each file system that did not answer.
 
-    Return ERROR if there is one, because its data is missing from the output; otherwise OK.
+    `message` is an error message that the caller prints; a file system that it names needs no warning.
+    Return ERROR if a file system did not answer, because its data is missing from the output; otherwise OK.
     """
     for mount, (_, name, seconds) in list(MOUNTS.silent.items()):
         if name not in message and mount not in message and sys.stderr is not None:
@@ -25997,9 +26050,9 @@ def warn_of_silence(message: str = "") -> int:
 
 
 def run_command(args: Args, words: Sequence[str]) -> int:
-    """Run the command that the words begin with and return its exit status.  Raises Failure.
+    """Run a command and return its exit status.  Raises Failure.
 
-    `args` are the options before the command.
+    `words` are the name of the command and its arguments; `args` has the options before the command.
     """
     host = host_of(args)
     if not words:
@@ -26021,7 +26074,11 @@ def run_command(args: Args, words: Sequence[str]) -> int:
 
 
 def split_leading(words: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
-    """Return the options before the command, with their values, and the words from the command on."""
+    """Split the words of the command line into two lists, and return both.
+
+    The first list has the options before the command and their values.  The second list has the name of the
+    command and all words after it.
+    """
     count = count_leading(words)
     rest = words[count:]
     if rest and rest[0] == "--":
@@ -26040,9 +26097,10 @@ def host_of(args: Args) -> Host:
 
 
 def shared_words(args: Args, name: str, entry: Command | None) -> list[str]:
-    """Return the shared options that stand before a command as words to insert after it.
+    """Return the options of SHARED_OPTIONS that the user gave before the command, as words.
 
-    Raises Failure if the command does not have one of these options.
+    The caller inserts these words after the command.  Raises Failure if the command does not have such an
+    option.
     """
     accepted: Sequence[Opt] = (entry.options if entry else None) or ()
     if name == "whack":
@@ -26059,7 +26117,7 @@ def shared_words(args: Args, name: str, entry: Command | None) -> list[str]:
 
 
 def unknown_option(name: str) -> Failure:
-    """Return the error for an unknown option that stands where a command is expected."""
+    """Return the error for an unknown option before the command."""
     load_rest()
     options = options_by_name((*GLOBAL_OPTIONS, *SHARED_OPTIONS))
     hint = suggest(name, [*options, *(f"--{command_name}" for command_name in COMMANDS)])
@@ -26068,10 +26126,10 @@ def unknown_option(name: str) -> Failure:
 
 
 def run_builtin(entry: Command, before: Args, words: Sequence[str]) -> int:
-    """Run a built-in command with the options before it and the words after it; return its status.
+    """Run a built-in command and return its exit status.  Raises Failure.
 
-    Global options may also stand after the command, unless it has an option of the same name.  Raises
-    Failure.
+    `before` has the options before the command, and `words` are the words after it.  `words` may include
+    global options, except those whose name the command uses for an option of its own.
     """
     wants_help = words[:1] in (["--help"], ["-h"]) or (words == ["help"] and not entry.operands)
     if wants_help and entry.options is not None:
@@ -26098,10 +26156,11 @@ def check_root(host: Host, entry: Command) -> None:
 
 
 def run_program(host: Host, program: str, name: str, entry: Command | None, words: Sequence[str]) -> NoReturn:
-    """Replace this process with a program of libreswan.  Raises Failure.
+    """Replace this process with a program of libreswan.
 
-    `entry` is the built-in command of the same name, or None.  The program gets --config and --nssdir if the
-    built-in command has these options.
+    `entry` is the built-in command of the same name, or None.  If the built-in command has the options
+    --config and --nssdir, the program gets the values of these global options.  Raises Failure if --root is
+    used, or if the program can't be executed.
     """
     known = options_by_name((entry.options if entry else None) or ())
     given = {word.partition("=")[0] for word in words}
@@ -26120,9 +26179,9 @@ def run_program(host: Host, program: str, name: str, entry: Command | None, word
 
 
 def script_env(host: Host, program: str) -> dict[str, str]:
-    """Return the environment for a program of the exec directory.
+    """Return the environment variables for a program of the exec directory.
 
-    libreswan's scripts expect IPSEC_VERSION in it, which libreswan's own `ipsec` sets.
+    If the program is a script, they include IPSEC_VERSION, which libreswan's own `ipsec` sets for its scripts.
     """
     env = host.exported()
     try:
@@ -26136,9 +26195,9 @@ def script_env(host: Host, program: str) -> dict[str, str]:
 
 
 def die_of(name: str) -> NoReturn:
-    """Kill this process with a signal, so that the shell reports status 128+N.
+    """End this process by the signal `name`, so that the shell reports status 128+N.
 
-    Process 1, which the kernel protects from its own signals, exits with that status instead.
+    If this is process 1, the kernel ignores the signal.  In this case, the process exits with status 128+N.
     """
     import signal
     number = getattr(signal, name)
@@ -26151,7 +26210,7 @@ def run(words: Sequence[str]) -> int:
     """Run `ipsec` with the words of its command line and return the exit status.  Never raises."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
-            # text from files, argv and the kernel is written byte for byte, in every locale
+            # so that text from files, argv and the kernel is written byte for byte in every locale
             stream.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
 
     try:
@@ -26181,9 +26240,9 @@ def run(words: Sequence[str]) -> int:
 
 
 def place_of(error: BaseException) -> str:
-    """Return the function that raised an unforeseen exception, for a message.
+    """Return the function in which an unexpected exception was raised, as text for the error message.
 
-    The text of the exception is not shown, because it may hold a secret.
+    The message has no text of the exception, because this text may contain a secret.
     """
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
@@ -26195,8 +26254,11 @@ def place_of(error: BaseException) -> str:
 
 
 def main() -> NoReturn:
-    """Run the program.  All output is flushed then, so the interpreter's shutdown is skipped: it takes 1 ms,
-    and would try again to write output that could not be written."""
+    """Run the program, and exit without the shutdown of the interpreter.
+
+    run() has flushed all output.  The shutdown would take 1 ms, and would try again to write output that
+    could not be written.
+    """
     os._exit(run(sys.argv[1:]))
 
 
