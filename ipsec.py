@@ -15362,25 +15362,26 @@ def nf_tables_names(host: Host) -> set[tuple[int, str]]:
 
 # --- diagnosis: what pluto's log says of a connection -------------------------------------------------------
 #
-# Finds pluto's log, and in it the last attempt to bring a connection up.  A table has the causes of failures,
-# each with the words that pluto logs for it.  Only reads logs.  Sources: the messages in the source of
-# libreswan 3.25, 3.32, 4.3, 4.10, 5.2, 5.4 and main, and the logs of real plutos whose tunnels failed for
-# known causes.
+# Finds pluto's log, and the last attempt in the log to bring a connection up.  The next part has the table of
+# causes, with the words that pluto logs for each cause.  This part only reads logs.  Sources: the messages in
+# the source of libreswan 3.25, 3.32, 4.3, 4.10, 5.2, 5.4 and main, and logs of real plutos whose tunnels
+# failed for known causes.
 
-LOG_TAIL = 4 << 20  # how many bytes at the end of a log file are read at most
-LOG_SEARCH = 1 << 30  # how many bytes at the end of a log file are searched for pluto's last start
-LOG_LINES = 20_000  # how many lines of the journal are read at most
-CONN_LINES = 600  # how many lines about one connection are read at most
-LOG_START = (b"Starting Pluto", b"Starting Libreswan")  # what pluto logs when it starts, 3.x to 5.x
+LOG_TAIL = 4 << 20  # at most this many bytes at the end of a log file are read
+LOG_SEARCH = 1 << 30  # at most this many bytes at the end of a log file are searched for pluto's last start
+LOG_LINES = 20_000  # at most this many lines of the journal are read
+CONN_LINES = 600  # at most this many lines about one connection are read
+LOG_START = (b"Starting Pluto", b"Starting Libreswan")  # pluto 3.x to 5.x logs one of these when it starts
 JOURNAL = "/var/log/journal"
 SYSLOGS = ("/var/log/secure", "/var/log/auth.log", "/var/log/daemon.log", "/var/log/debug",
            "/var/log/syslog", "/var/log/messages", "/var/log/pluto.log")
 
 
 def last_start(host: Host, name: str) -> int | None:
-    """Return the offset of the line with pluto's last start in a log file.  Raises OSError.
+    """Return the offset in bytes of the line in which pluto last logged its start.
 
-    The search begins at the end.  The result is None if the last LOG_SEARCH bytes have no start.
+    Return None if the last LOG_SEARCH bytes of the file have no such line.  Raises OSError if the file can't
+    be read.
     """
     fd = host.open(name)
 
@@ -15400,7 +15401,7 @@ def last_start(host: Host, name: str) -> int | None:
 
 
 class LogLine(Record):
-    """A line of pluto's log: the time in seconds since the epoch, or None if the line has no time, and the
+    """A line of pluto's log: its time in seconds since the epoch (None if the line has no time), and its
     message."""
 
     when: float | None
@@ -15408,7 +15409,7 @@ class LogLine(Record):
 
 
 class PlutoLog(Record):
-    """The end of pluto's log: its source (a file or a command), and the lines since pluto's last start."""
+    """The lines of pluto's log since pluto's last start, and their source: a file or a command."""
 
     source: str
     lines: list[LogLine]
@@ -15428,18 +15429,20 @@ def read_log_line(line: str) -> LogLine:
 
 
 def tail_of_file(host: Host, name: str) -> list[str]:
-    """Return the lines in the last LOG_TAIL bytes of a file.  Raises OSError."""
+    """Return the whole lines in the last LOG_TAIL bytes of a file.  Raises OSError if it can't be read."""
     size = host.stat(name).st_size
     lines = list(split_lines(host.chunks(name, max(0, size - LOG_TAIL))))
     if size > LOG_TAIL:
-        del lines[:1]  # its start is missing
+        del lines[:1]  # the first line lacks its start
     return lines
 
 
 def read_pluto_log(host: Host, config: Config, timeout: float = 10.0) -> PlutoLog:
-    """Return the end of pluto's log: from logfile=, the journal, or the first syslog with a start of pluto.
+    """Return pluto's log since pluto's last start.
 
-    Raises PermissionError if the log may not be read, Missing if there is none.
+    The log is read from logfile=, the journal, or the first file of SYSLOGS in which pluto logged a start.
+
+    Raises PermissionError if this process is not permitted to read the log, Missing if no log is found.
     """
     denied: Exception | None = None
     for source, read_lines in log_sources(host, config, timeout):
@@ -15455,19 +15458,19 @@ def read_pluto_log(host: Host, config: Config, timeout: float = 10.0) -> PlutoLo
             continue
 
         entries = [read_log_line(line) for line in since_last_start(lines)]
-        # `| ` begins a line of debugging
+        # Debug messages begin with `| `; they don't name causes
         entries = [entry for entry in entries if entry.text and not entry.text.startswith("|")]
         if entries:
             return PlutoLog(source, entries)
 
     if denied:
         raise denied
-    raise Missing("pluto's log was not found: logfile= is not set, the journal has no line of pluto, and no "
-                  f"start of pluto is in {', '.join(SYSLOGS)}")
+    raise Missing("pluto's log was not found: logfile= is not set or names no log, the journal has no line "
+                  f"of pluto, and pluto logged no start in {', '.join(SYSLOGS)}")
 
 
 def since_last_start(lines: Sequence[str]) -> Sequence[str]:
-    """Return the lines from pluto's last start on; all lines if they have no start."""
+    """Return the lines from pluto's last start to the end.  Return all lines if none of them is a start."""
     for number in range(len(lines) - 1, -1, -1):
         if "Starting Pluto" in lines[number] or "Starting Libreswan" in lines[number]:
             return lines[number:]
@@ -15475,11 +15478,11 @@ def since_last_start(lines: Sequence[str]) -> Sequence[str]:
 
 
 def journal_command(host: Host) -> list[str]:
-    """Return the first words of a journalctl command; none without journalctl, or if --root has no journal.
+    """Return the first words of a journalctl command that reads the journal of this host or of --root.
 
-    With --root, the command names every file of the journal (`--file`), with symbolic links resolved below
-    the root.  If journalctl read the directory (`--directory`), links in it could lead out of the mounted
-    disk.
+    The list is empty if journalctl is missing, or if --root has no journal.  With --root, the command names
+    every file of the journal (`--file`), with symbolic links resolved below the root.  With `--directory`,
+    journalctl could follow links in the directory to files outside of the root.
     """
     if not host.which("journalctl"):
         return []
@@ -15497,13 +15500,13 @@ def journal_command(host: Host) -> list[str]:
                 continue
     if not files:
         return []
-    # --file takes a pattern (glob(7))
+    # --file takes a pattern (glob(7)), so special characters in a name are quoted
     quoted = str.maketrans({special: f"\\{special}" for special in "\\*?[]{}"})
     return ["journalctl", *(f"--file={name.translate(quoted)}" for name in files)]
 
 
 def journal_title(argv: Sequence[str]) -> str:
-    """Return a journalctl command for a heading, with the number of files in place of their names."""
+    """Return a journalctl command as a heading, with the number of `--file` options in place of the names."""
     words = [word for word in argv if not word.startswith("--file=")]
     count = len(argv) - len(words)
     if count:
@@ -15512,12 +15515,15 @@ def journal_title(argv: Sequence[str]) -> str:
 
 
 def journal_lines(host: Host, argv: Sequence[str], timeout: float) -> list[str]:
-    """Return the output of a journalctl command.  Raises Failure; Denied if a right is missing."""
+    """Return the lines that a journalctl command prints.
+
+    Raises Denied if this process is not permitted to read the journal, Failure if the command fails.
+    """
     return list(split_lines(denied_if_refused(host.stream(argv, timeout=timeout))))
 
 
 def log_sources(host: Host, config: Config, timeout: float) -> Iterator[tuple[str, Callable[[], list[str]]]]:
-    """Yield the places where pluto's log may be, each with a function that returns the lines at its end."""
+    """Yield each file or command that may have pluto's log, with a function that returns its last lines."""
     logfile = config.setup("logfile")
     if logfile:
         yield logfile, lambda: tail_of_file(host, logfile)
@@ -15531,17 +15537,17 @@ def log_sources(host: Host, config: Config, timeout: float) -> Iterator[tuple[st
 
 
 def syslog_lines(host: Host, name: str) -> list[str]:
-    """Return pluto's lines at the end of a syslog file; none if no start of pluto is in the file."""
+    """Return pluto's lines at the end of a syslog file.  The list is empty if pluto logged no start in it."""
     if last_start(host, name) is None:
         return []
     return [line for line in tail_of_file(host, name) if "pluto[" in line or "Starting Pluto" in line]
 
 
-# With these causes the attempt still runs, so an earlier attempt that has ended tells more
+# An attempt that has only these causes still runs, so the cause of an earlier attempt is reported instead
 PENDING_CAUSES = frozenset(("half-open", "waiting"))
 
 REFUSES = ("responding to*with*notification", "sending*notification")
-# A line with one of these causes that names no connection begins a new attempt
+# A line with one of these causes begins a new attempt if the line names no connection
 UNASSIGNED_CAUSES = ("unknown-peer", "version-refused", "aggressive", "auth-method")
 STARTS = ("initiating*IKEv", "initiating*Main Mode", "initiating*Aggressive Mode", "initiating v2 parent",
           "responding to Main Mode", "responding to Aggressive Mode")
@@ -15557,7 +15563,7 @@ TAKEN_DOWN = ("terminating SAs using this connection", "initiating delete of con
 
 
 def has_words(parts: Sequence[str], text: str) -> bool:
-    """Return whether the text has all the parts, in their order."""
+    """Return whether the text contains all the parts in this order, without overlap."""
     place = 0
     for part in parts:
         place = text.find(part, place)
@@ -15571,7 +15577,10 @@ PATTERN_PARTS: dict[str, list[str]] = {}  # a cache: the parts of the patterns t
 
 
 def has_any(patterns: Iterable[str], text: str) -> bool:
-    """Return whether the text has one of the patterns.  Case does not matter; `*` stands for any text."""
+    """Return whether the text contains one of the patterns.
+
+    Upper and lower case don't matter.  `*` in a pattern stands for any text.
+    """
     text = text.lower()
     for pattern in patterns:
         parts = PATTERN_PARTS.get(pattern)
@@ -15586,9 +15595,9 @@ CAUSE_OF_TEXT: dict[tuple[str, bool], Cause | None] = {}  # a cache of cause_of(
 
 
 def cause_of(text: str, *, ike_up: bool = False) -> Cause | None:
-    """Return the first cause in the table with a sign in a line of pluto's log.
+    """Return the first cause in the table with a pattern that matches a line of pluto's log, or None.
 
-    `ike_up`: the line was logged after the IKE SA was up.
+    `ike_up` is true if pluto logged the line after the IKE SA was up.
     """
     key = text, ike_up
     if key not in CAUSE_OF_TEXT:
@@ -15605,12 +15614,12 @@ class Clue(Record):
 
 
 class Attempt:
-    """One attempt to bring a connection up: the lines from one start of IKE to the next.
+    """One attempt to bring a connection up: the lines of the log from one start of IKE to the next.
 
-    `first` and `last` are lines of the log.  `from_peer`: the peer started it.  `ike_up`: the IKE SA is up.
-    `rounds` has a list of clues for each attempt to set up a Child SA.  `ended` is `up` if a Child SA was
-    established, `taken down` if somebody on this host took the connection down, otherwise empty.  `was_up`
-    stays true after a Child SA was established.
+    `first` and `last` are the first and the last of these lines.  `from_peer`: the peer started the attempt.
+    `ike_up`: the IKE SA was established.  `rounds` has a list of clues for each attempt to set up a Child SA.
+    `ended` is `up` if a Child SA was established, `taken down` if somebody on this host took the connection
+    down, otherwise empty.  `was_up` becomes true when a Child SA is established, and stays true.
     """
 
     def __init__(self, first: LogLine, *, from_peer: bool = False) -> None:
@@ -15622,7 +15631,7 @@ class Attempt:
         self.rounds: list[list[Clue]] = [[]]
 
     def take(self, line: LogLine, text: str) -> None:
-        """Add a line of the log; `text` is its message without the connection and the number of the state."""
+        """Add a line of the log.  `text` is the message without the names of the connection and the state."""
         self.last = line
         if has_any(CLEANS_UP, text):
             return
@@ -15636,7 +15645,7 @@ class Attempt:
         if has_any(TAKEN_DOWN, text):
             if self.ended == "up":
                 self.rounds = [[]]
-            self.ended = "taken down"  # if the attempt had failed before, its clues still count
+            self.ended = "taken down"  # clues of a failure before this line are kept
             return
 
         if has_any(CHILD_STARTS, text) and self.rounds[-1]:
@@ -15651,7 +15660,10 @@ class Attempt:
 
     @property
     def clues(self) -> list[Clue]:
-        """The clues of the last two attempts to set up a Child SA, in the order of the table of causes."""
+        """The clues of the last two attempts to set up a Child SA that have clues.
+
+        They are in the order of the table of causes.
+        """
         rounds = [clues for clues in self.rounds if clues]
         clues: list[Clue] = sum(rounds[-2:], [])
         return sorted(clues, key=lambda clue: load_part("CAUSES").index(clue.cause))
@@ -15660,9 +15672,9 @@ class Attempt:
 def split_log_text(text: str) -> tuple[str, str, str]:
     """Split a message of pluto into the connection, the number of the state, and the text.
 
-    The connection and the number are empty if the message has none.  Forms: `"c" #1: text`, `"c": text`,
-    `"c"[2] 192.0.2.1 #3: text`, and the same after `ERROR: ` and other words of that kind, which stay in the
-    text.
+    Messages have the forms `"c" #1: text`, `"c": text` and `"c"[2] 192.0.2.1 #3: text`.  A word like
+    `ERROR: ` at the start of the message is kept at the start of the text.  The connection or the number is
+    empty if the message does not have it.
     """
     for lead in ("ERROR: ", "FATAL ERROR: ", "FATAL: ", "WARNING: ", "EXPECTATION FAILED: ", "ABORT: "):
         if text.startswith(lead):
@@ -15680,14 +15692,14 @@ def split_log_text(text: str) -> tuple[str, str, str]:
 
 
 def belongs_to(conn: str, name: str) -> bool:
-    """Return whether `conn`, from the log, is the connection `name` or one of its pairs of subnets."""
+    """Return whether a name in the log is the connection `name`, or `name/1x2` for a pair of its subnets."""
     return conn == name or (conn.startswith(f"{name}/") and split_part(conn)[0] == name)
 
 
 def names_address(text: str, peers: Collection[str]) -> bool:
-    """Return whether a line without a connection is about one of the addresses.
+    """Return whether a line that names no connection is about one of the addresses in `peers`.
 
-    `%any` stands for every address.
+    `%any` in `peers` stands for every address.
     """
     if text.startswith("packet from "):
         starts = [f"packet from {peer}:" for peer in peers] + [f"packet from [{peer}]:" for peer in peers]
@@ -15700,9 +15712,10 @@ def names_address(text: str, peers: Collection[str]) -> bool:
 
 
 def read_attempts(lines: Iterable[LogLine], name: str, peers: Collection[str]) -> list[Attempt]:
-    """Return the attempts to bring a connection up, the oldest first.
+    """Return the attempts to bring the connection `name` up, the oldest first.
 
-    `peers` are the addresses of its peer: pluto logs some messages with the peer's address and no connection.
+    `peers` are the addresses of the connection's peer.  Some messages of pluto name the peer's address and no
+    connection.
     """
     rows: list[tuple[LogLine, str, str, str]] = []
     for line in lines:
@@ -15736,19 +15749,19 @@ def read_attempts(lines: Iterable[LogLine], name: str, peers: Collection[str]) -
 
 
 def starts_ike(text: str) -> bool:
-    """Return whether a line is the start of an IKE SA, and not of a rekey or a Child SA."""
+    """Return whether a line reports the start of a new IKE SA.  A rekey or a Child SA does not count."""
     return has_any(STARTS, text) and not has_any(("rekey", "Quick Mode", "Child SA"), text)
 
 
 def answers_ike(text: str) -> bool:
-    """Return whether a line is about the first message of a peer that starts an IKE SA."""
+    """Return whether a line reports the first message of a peer that starts an IKE SA."""
     return has_any(PEER_STARTS, text) and "sent ike_sa_init request" not in text.lower()
 
 
 def take_without_state(attempts: list[Attempt], line: LogLine, text: str) -> None:
     """Add a line that names the connection but no state to the last attempt.
 
-    If there is no attempt, a line with a cause begins one.
+    If there is no attempt, a line with a cause begins the first attempt, and another line is ignored.
     """
     if not attempts:
         if not cause_of(text):
@@ -15758,7 +15771,10 @@ def take_without_state(attempts: list[Attempt], line: LogLine, text: str) -> Non
 
 
 def take_unassigned(attempts: list[Attempt], line: LogLine, text: str) -> None:
-    """Add a line with the peer's address and no connection to the last attempt, or begin one with it."""
+    """Add a line that names the peer's address but no connection to the last attempt or to a new attempt.
+
+    A line without a cause is ignored.
+    """
     cause = cause_of(text)
     if not cause or (has_any(REFUSES, text) and cause.name != "unknown-peer"):
         return
@@ -15776,10 +15792,11 @@ def take_unassigned(attempts: list[Attempt], line: LogLine, text: str) -> None:
 
 
 def last_clues(attempts: Sequence[Attempt]) -> list[Clue]:
-    """Return the clues of the last attempt that tells why it failed, in the order of the table of causes.
+    """Return the clues of the last failed attempt, in the order of the table of causes.
 
-    The list is empty if a Child SA was established later.  An attempt without clues is passed over: pluto may
-    begin one between a failure and the end of `ipsec up --once`, which takes it down.
+    If no attempt has failed, return the clues of one that still runs, or an empty list.  Attempts before the
+    last established Child SA are ignored.  Attempts without clues are skipped, because pluto can begin such
+    an attempt between a failure and the end of `ipsec up --once`.
     """
     pending: list[Clue] = []
     for attempt in reversed(attempts):
@@ -15793,9 +15810,9 @@ def last_clues(attempts: Sequence[Attempt]) -> list[Clue]:
 
 
 def loading_complaint(lines: Sequence[LogLine], name: str) -> LogLine | None:
-    """Return the line in which pluto says why it last refused to load the connection.
+    """Return the last line in which pluto says why it refused to load the connection.
 
-    The result is None if pluto did not refuse.
+    Return None if there is no such line, or if pluto loaded the connection later.
     """
     failures = ("failed to add connection", "failed to load connection")
     for line in reversed(lines):
@@ -15811,18 +15828,19 @@ def loading_complaint(lines: Sequence[LogLine], name: str) -> LogLine | None:
 
 
 def last_clue(log: PlutoLog, name: str, peers: Collection[str]) -> Clue | None:
-    """Return the line of the log with the most likely cause why a connection is down.
+    """Return the line of the log with the most likely cause why a connection is down, and the cause.
 
-    The result is None if no line has a cause.
+    Return None if no line of the last attempts has a cause.
     """
     clues = last_clues(read_attempts(log.lines, name, peers))
     return clues[0] if clues else None
 
 
-# For how many seconds `ipsec up` still waits for output after pluto has logged a cause.  Some releases then
-# never let whack end.
+# After pluto has sent a cause, `ipsec up` waits this many more seconds for output.  There is a limit because
+# some releases then never end whack's connection.
 LET_GO_TIME = 6.0
-# After these causes pluto sends again, or waits for another packet, and lets whack end by itself
+# After these causes, pluto sends the packet again or waits for another packet, and later ends whack's
+# connection by itself
 SENDS_AGAIN = frozenset((
     "route", "port-closed", "send-refused", "send-denied", "rejected-way", "too-big", "resources", "tcp",
     "ike-peer", "dh", "cookie", "fragments", "corrupt", "malformed", "redirect", "peer-busy", "mobike",
@@ -15830,10 +15848,10 @@ SENDS_AGAIN = frozenset((
 
 
 class UpWait:
-    """Decides from pluto's output how long `ipsec up` waits for it.
+    """Decides from whack's output how much longer `ipsec up` waits for output.
 
-    `established`: a Child SA is up.  `cause`: the reason of a failure, or None.  `lines` has the output of
-    whack.
+    `established`: a Child SA is up.  `cause`: why the connection failed, or None if no cause is known.
+    `lines`: the output of whack so far.
     """
 
     def __init__(self, limit: float | None) -> None:
@@ -15844,7 +15862,7 @@ class UpWait:
         self._rest = b""
 
     def take(self, data: bytes) -> float | None:
-        """Add output of whack, and return for how many more seconds to wait for output, None for no limit."""
+        """Add output of whack.  Return how many more seconds to wait for output, or None for no limit."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             text = split_code(line)[1]
@@ -15868,11 +15886,11 @@ class UpWait:
 
 
 def explain_tunnels(host: Host, failed: Sequence[TunnelRow]) -> None:
-    """Set `problem` and `since` of tunnels that should be up and are not, if pluto's log tells the cause."""
+    """Set `problem` and `since` of tunnels that should be up but are down, if pluto's log has the cause."""
     try:
         log = read_pluto_log(host, Config(host))
     except (Failure, OSError):
-        return  # ipsec why says that the log can't be read
+        return  # nothing is printed: `ipsec why` reports that the log can't be read
     for row in failed:
         peers = [row.remote_host] if row.remote_host else []
         clue = last_clue(log, row.name, peers)
@@ -21391,15 +21409,16 @@ def print_fate(host: Host, args: Args, data: XfrmData, result: Mapping[str, Any]
 
 # --- diagnosis (why) ----------------------------------------------------------------------------------------
 #
-# Finds out why a connection is down, or is up and passes nothing: from pluto's status and the last attempt in
-# its log, and with checks of verify if the log has no reason.  Changes nothing.
+# Finds out why a connection is down, or why a connection that is up passes no packets.  The cause comes from
+# pluto's status and from the last attempt in pluto's log.  If the log has no reason, checks of verify look
+# for the cause.  This part changes nothing on the host.
 
-# The checks of verify for a connection that is up, and those for one whose log has no attempt
+# The checks of verify for a connection that is up, and for a connection without an attempt in pluto's log
 UP_CHECKS = "nat forwarding forward_rules rp_filter firewall mtu esp"
 NO_REASON_CHECKS = "firewall udp500 udp4500 certificates host_keys psk nss_health config"
-# By check, the words before its finding if that explains the failure
+# For each check of verify, the words that are printed before a finding of the check
 FINDING_WORDS = {
-    "firewall": "a firewall rule of this host is in the way", "udp500": "pluto does not listen for IKE",
+    "firewall": "a firewall rule of this host blocks IKE or ESP", "udp500": "pluto does not listen for IKE",
     "udp4500": "pluto does not listen for IKE/NAT-T",
     "certificates": "a certificate or its private key is not usable",
     "host_keys": "the private key is missing", "psk": "the pre-shared key (PSK) is missing",
@@ -21407,7 +21426,7 @@ FINDING_WORDS = {
     "clock": "the clock is not right", "esp": "the kernel lacks ESP or AH",
     "algorithms": "the kernel lacks an algorithm",
     "xfrm": "the kernel has no IPsec", "overlap": "the networks overlap with another connection",
-    "loaded": "pluto has not loaded it as it is in the file",
+    "loaded": "pluto has not loaded the connection as it is in the file",
     "nat": "NAT changes the source of packets, which then leave in clear",
     "rp_filter": "rp_filter drops packets", "forwarding": "this host does not forward packets",
     "forward_rules": "the firewall does not forward packets",
@@ -21419,31 +21438,33 @@ XFRM_COUNTERS = {
     "XfrmInStateProtoError": "packets could not be decrypted: the keys or algorithms of the ends differ",
     "XfrmInStateSeqError": "packets arrived twice, or too late for the replay window",
     "XfrmInStateExpired": "packets arrived for an SA that has expired",
-    "XfrmInTmplMismatch": "packets arrived outside of their tunnel: in clear, or through another tunnel",
-    "XfrmInNoPols": "packets arrived through a tunnel that is not for their addresses",
+    "XfrmInTmplMismatch": "packets of a tunnel arrived in clear, or through another tunnel",
+    "XfrmInNoPols": "packets arrived through a tunnel whose policies do not allow their addresses",
     "XfrmInPolBlock": "a policy blocks incoming packets",
     "XfrmOutNoStates": "there was no SA for outgoing packets",
     "XfrmOutPolBlock": "a policy blocks outgoing packets",
     "XfrmOutStateExpired": "the SA for outgoing packets has expired",
     "XfrmOutBundleGenError": "there is no route for outgoing packets",
     "XfrmFwdHdrError": "packets could not be forwarded"}
-# Keywords of connections whose policies match only packets with a certain port, mark or security label
+# With one of these keywords, the policies of a connection match only packets with a certain port, mark or
+# security label
 SELECTED_BY_MORE = ("leftprotoport", "rightprotoport", "mark", "mark-in", "mark-out", "sec-label",
                     "policy-label", "vti-interface")
-# The entries of one connection in pluto's status: the connection and its instances
+# The entries that pluto's status has for one connection: the connection and its instances
 Entries = list["dict[str, Any]"]
 
 
 class Diagnosis(Record):
-    """The state of a connection and, if it is in trouble, the cause.
+    """The state of a connection and, if the connection does not work, the cause.
 
     `state`: up, partly up, down, on demand (waits for a packet), waiting (for a client), not loaded, not
     oriented, or unknown.  `level`: OK, WARN, FAIL, or SKIP if the cause can't be known.  `cause`: the name of
-    a row of CAUSES or of a check of verify, or empty.  `short` has at most three words; `means` is a sentence
-    that continues `"NAME" is STATE: `. `check` says what to look at, and `command` is one command to run.
-    `side`: the end to look at first, here, peer or both.  `when`: the time of the evidence in seconds since
-    the epoch, None if unknown.  `evidence`: lines of pluto's log or counters, with secrets masked.  `others`:
-    further findings.  `tried`: how often the connection was tried, or the traffic of one that is up.
+    a row of CAUSES or of a check of verify, or empty.  `short` is a title of at most three words.  `means` is
+    a sentence that continues `"NAME" is STATE: `.  `check` is printed after the word `check` and names what
+    to look at.  `command` is one shell command to run.  `side`: the end to look at first, here, peer or both.
+    `when`: the time of the evidence in seconds since the epoch, or None if the time is unknown.  `evidence`:
+    lines of pluto's log or counters, with secrets masked.  `others`: further findings.  `tried`: how often
+    the connection was tried or, if the connection is up, how much traffic it had.
     """
 
     connection: str
@@ -21462,16 +21483,16 @@ class Diagnosis(Record):
 
 
 class ConnTraffic(Record):
-    """The traffic of a connection."""
+    """The traffic of all Child SAs of a connection.  The numbers of bytes are 0 if they are unknown."""
 
-    bytes_in: int  # 0: unknown
-    bytes_out: int  # 0: unknown
-    since: float | None  # when its first SA came up, in seconds since the epoch; None: unknown
-    text: str  # the bytes, for people
+    bytes_in: int
+    bytes_out: int
+    since: float | None  # when the first SA came up, in seconds since the epoch; None if that is unknown
+    text: str  # the numbers of bytes as a sentence
 
 
 def clock_text(when: float | None) -> str:
-    """Return a time for people, without the date if it is of today; empty for None."""
+    """Return `when` as local time: `HH:MM:SS` today, else `YYYY-MM-DD HH:MM:SS`.  Return "" for None."""
     if when is None:
         return ""
     day, hour = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when)).split()
@@ -21481,9 +21502,10 @@ def clock_text(when: float | None) -> str:
 
 
 class Doctor:
-    """Finds out why connections are down.  It reads status, log and rules once for all connections.
+    """Finds out why connections are down.  Pluto's status, pluto's log and the rules are read only once.
 
-    `whack_lines` is pluto's output to whack.  It is used if the log has no attempt, or can't be read.
+    `whack_lines` has the lines that pluto sent to whack.  They are used if the log has no attempt of the
+    connection or can't be read.
     """
 
     def __init__(self, host: Host, timeout: float, patient: Patient | None = None) -> None:
@@ -21495,7 +21517,10 @@ class Doctor:
         self._log: PlutoLog | Exception | None = None
 
     def log(self) -> PlutoLog:
-        """Return the end of pluto's log.  Raises PermissionError, Missing."""
+        """Return pluto's log since pluto started.
+
+        Raises PermissionError if the log can't be read, Missing if no log was found.
+        """
         if self._log is None:
             try:
                 self._log = read_pluto_log(self.host, self.patient.config, self.timeout)
@@ -21506,7 +21531,10 @@ class Doctor:
         return self._log
 
     def names(self) -> list[str]:
-        """Return the names of the connections that the file lets pluto load, then of those only in pluto."""
+        """Return the names of the connections in the file, then the names that only pluto has.
+
+        If pluto can't be asked, only the names in the file are returned.
+        """
         try:
             loaded = list(self.patient.loaded())
         except (Failure, PermissionError):
@@ -21515,13 +21543,14 @@ class Doctor:
         return list(dict.fromkeys([*in_file, *loaded]))
 
     def conn(self, name: str) -> Conn | None:
-        """Return the connection of that name in the file, None if there is none."""
+        """Return the connection `name` in the file.  Return None if the file does not have the name."""
         return next((conn for conn in self.patient.config.conns() if conn.name == name), None)
 
     def peers(self, name: str, entries: Entries) -> set[str]:
-        """Return the addresses of the peer, `%any` for a peer with any address.
+        """Return the addresses of the peer; `%any` stands for any address.
 
-        They come from pluto's status.  If that has no entry, both ends in the file are returned.
+        The addresses come from `entries` of pluto's status.  Without entries, left= and right= of the file
+        are returned.
         """
         hosts = {entry["remote"]["host"] for entry in entries}
         conn = self.conn(name)
@@ -21532,12 +21561,12 @@ class Doctor:
     def entries(self, name: str) -> Entries:
         """Return the entries of a connection in pluto's status; `name` may also be an alias (connalias=).
 
-        Raises NoPluto, TimedOut, PermissionError.
+        Raises NoPluto, TimedOut or PermissionError if pluto can't be asked.
         """
         try:
             loaded = self.patient.loaded()
         except NotChecked:
-            self.patient.status()  # raises the error behind NotChecked
+            self.patient.status()  # raises the error that caused NotChecked
             raise
         if name in loaded:
             return loaded[name]
@@ -21547,11 +21576,11 @@ class Doctor:
         return found
 
     def diagnose(self, name: str) -> Diagnosis:
-        """Return the state of a connection, with the most likely cause if it is in trouble."""
+        """Return the state of a connection and, if the connection does not work, the most likely cause."""
         try:
             entries = self.entries(name)
         except PermissionError as error:
-            return Diagnosis(name, "unknown", "SKIP", means=f"only root may ask pluto ({error_text(error)})",
+            return Diagnosis(name, "unknown", "SKIP", means=f"only root can ask pluto ({error_text(error)})",
                              command=shell_words(["sudo", "ipsec", "why", name]))
         except NoPluto as failure:
             return self._no_pluto(name, failure)
@@ -21570,18 +21599,18 @@ class Doctor:
         return self._down(name, state, entries)
 
     def _no_pluto(self, name: str, failure: NoPluto) -> Diagnosis:
-        """Return the diagnosis if pluto does not run, or runs and can't be asked."""
+        """Return the diagnosis if pluto does not run, or if pluto runs but can't be asked."""
         signs = self.patient.pluto_signs() if failure.silent else [failure.message]
         if signs:
             return Diagnosis(name, "unknown", "SKIP", means=f"pluto can't be asked: {signs[0]}",
                              command="ipsec status")
-        means, check = "pluto is not running on this host", "why pluto ended, in its log"
+        means, check = "pluto is not running on this host", "in pluto's log why pluto ended"
         if libreswan_hint(self.host, ""):
             means, check = f"{means}: libreswan is not installed", ""
         return Diagnosis(
             name, "down", "FAIL", cause="pluto-down", short="pluto not running", means=means, check=check,
             command=start_advice(self.host), side="here",
-            others=[f"the request for its status failed: {failure}"])
+            others=[f"the request for pluto's status failed: {failure}"])
 
     # not loaded
 
@@ -21592,7 +21621,7 @@ class Doctor:
                 name, "not loaded", "FAIL", cause="not-loaded", short="no such connection",
                 means=f"no connection named {quote(name)}, neither in pluto nor in "
                       f"{self.patient.config.name}",
-                check=suggest(name, self.names()) or "the name",
+                check=suggest(name, self.names()) or "the spelling of the name",
                 command="ipsec connectionstatus", side="here")
         complaint = self._complaint(name)
         if complaint:
@@ -21600,13 +21629,13 @@ class Doctor:
 
         others: list[str] = []
         if conn.broken:
-            means = f"the file has an error in it: {conn.broken}"
+            means = f"the connection has an error in the file: {conn.broken}"
             check = f"{conn.file}:{conn.line}"
         elif conn.auto == "ignore":
-            means = "pluto has not loaded it, because auto= is ignore or not set"
+            means = "pluto has not loaded the connection, because auto= is ignore or not set"
             check = f"auto= at {conn.file}:{conn.line}"
         else:
-            means = "it is in the file, but it was deleted from pluto, or never loaded"
+            means = "the connection is in the file, but it was deleted from pluto or never loaded"
             check = "whether ipsec add prints an error"
             others = self._texts(self._findings("config certificates", name))
         return Diagnosis(
@@ -21620,17 +21649,20 @@ class Doctor:
             return None
 
     def _refused_to_load(self, name: str, complaint: LogLine) -> Diagnosis:
-        """Return the diagnosis of a connection that pluto refused to load, with the line in its log."""
+        """Return the diagnosis of a connection that pluto refused to load.
+
+        `complaint` is the line of pluto's log with the reason.
+        """
         text = split_log_text(complaint.text)[2]
         reason = text.partition(": ")[2] or text
-        cause_name, short, check, local = "not-loaded", "not loaded", "what the message names", "config"
+        cause_name, short, check, local = "not-loaded", "not loaded", "the setting that the message names", "config"
         cause = cause_of(text)
         if cause:
             cause_name, short, check = cause.name, cause.short, cause.check
             local = cause.local or local
         return Diagnosis(
             name, "not loaded", "FAIL", cause=cause_name, short=short,
-            means=f"pluto refused to load it: {self.redactor.clean(reason)}", check=check,
+            means=f"pluto refused to load the connection: {self.redactor.clean(reason)}", check=check,
             command=shell_words(["ipsec", "add", name]), side="here", when=complaint.when,
             evidence=[self._shown(complaint)], others=self._texts(self._findings(local, name)))
 
@@ -21662,14 +21694,15 @@ class Doctor:
         level = "WARN" if self._is_wanted(name, entries) else "OK"
         return Diagnosis(
             name, state, level, cause="taken-down", short="taken down here",
-            means="it was taken down on this host", check="who did that, in the log",
+            means="the connection was taken down on this host", check="pluto's log at that time",
             command=shell_words(["ipsec", "up", name]), side="here", when=last.when,
             evidence=[self._shown(last)], tried=tried)
 
     def _unknown_peers(self) -> dict[str, LogLine]:
-        """Return the addresses that asked for an IKE SA and are not the peer of a connection, newest first.
+        """Return the addresses that asked for an IKE SA and are no peer of a loaded connection.
 
-        Each comes with the last line about it.  Raises as log().
+        The address that asked last is the first key.  The value is the last line of the log about the
+        address.  Raises the errors of log().
         """
         known: set[str] = set()
         for entries in self.patient.loaded().values():
@@ -21686,7 +21719,7 @@ class Doctor:
         return unknown
 
     def _is_wanted(self, name: str, entries: Entries) -> bool:
-        """Return whether the connection should be up: it has auto=start, or UP in pluto's policy."""
+        """Return True if the connection should be up: auto=start is set, or its policy in pluto has UP."""
         if any("UP" in entry["policy"] for entry in entries):
             return True
         conn = self.conn(name)
@@ -21696,7 +21729,7 @@ class Doctor:
                          tried: str = "") -> Diagnosis:
         """Return the diagnosis of a connection without a failed attempt in the log.
 
-        If the log can't be read, `problem` says why; otherwise it is empty.
+        `problem` says why the log can't be read.  It is empty if the log was read.
         """
         others: list[str] = []
         if state in ("on demand", "waiting"):
@@ -21704,7 +21737,7 @@ class Doctor:
                 others = [f"pluto's log: {problem}"]
             return Diagnosis(name, state, "OK", others=others)
 
-        reason = "pluto's log has no attempt since it started"
+        reason = "pluto's log has no attempt since pluto started"
         if tried:
             reason = "pluto's log does not say why the last attempt failed"
         if problem:
@@ -21722,9 +21755,10 @@ class Doctor:
             expected = ", ".join(sorted(self.peers(name, entries)))
             return Diagnosis(
                 name, state, "WARN", cause="unknown-peer", short="unknown peer asks",
-                means=f"no peer at {expected} has tried; a peer at {address} asks for an IKE SA, and no "
-                      "connection here is for that address",
-                check="left= and right= here against the addresses of the peer", command="ipsec status",
+                means=f"the peer at {expected} has not asked for an IKE SA, but a peer at {address} has, and "
+                      "no connection on this host is for that address",
+                check="whether left= or right= on this host is the address of the peer",
+                command="ipsec status",
                 side="here", when=line.when, evidence=[self._shown(line)], others=others, tried=tried)
 
         level = "WARN" if self._is_wanted(name, entries) else "OK"
@@ -21737,9 +21771,10 @@ class Doctor:
 
     def _from_cause(self, name: str, state: str, *, cause: Cause, clues: Sequence[Clue], entries: Entries,
                     tried: str = "", before: str = "") -> Diagnosis:
-        """Return the diagnosis by the cause in the log or, if the cause is weak, by a finding on this host.
+        """Return the diagnosis from a cause in the log, or from a finding of verify that explains the cause.
 
-        `before` tells how the tunnel ended that was up before; it may be empty.
+        Findings are looked for only if the cause is weak.  `before` says how the tunnel that was up before
+        ended.  It is empty if no tunnel was up.
         """
         means = self._refined(cause, entries)
         when = clues[0].line.when if clues else None
@@ -21763,7 +21798,7 @@ class Doctor:
             command=step, side=cause.side, when=when, evidence=evidence, others=others, tried=tried)
 
     def _peer_name(self, name: str, entries: Entries) -> str:
-        """Return the address or host name of the peer for a command, or PEER if it is not known."""
+        """Return the address or host name of the peer for a command.  Return PEER if neither is known."""
         hosts = sorted(self.peers(name, entries))
         conn = self.conn(name)
         if conn:
@@ -21771,21 +21806,22 @@ class Doctor:
         return next((host for host in hosts if host and not host.startswith("%")), "PEER")
 
     def _refined(self, cause: Cause, entries: Entries) -> str:
-        """Return the meaning of a cause; the policy of the connection may narrow it down."""
+        """Return `means` of a cause, or a more exact text if the connection's policy allows one."""
         policy: set[str] = set()
         for entry in entries:
             policy.update(entry["policy"])
         if cause.name == "auth-refused" and "PSK" in policy:
-            return ("the peer refused to authenticate this host (AUTHENTICATION_FAILED): it expects another "
-                    "pre-shared key (PSK), another ID (leftid=) or another method (authby=)")
+            return ("the peer refused to authenticate this host (AUTHENTICATION_FAILED): the peer expects "
+                    "another pre-shared key (PSK), another ID (leftid=) or another method (authby=)")
         if cause.name == "auth-refused" and policy & {"RSASIG", "ECDSA", "RSASIG_v1_5"}:
-            return ("the peer refused to authenticate this host (AUTHENTICATION_FAILED): it does not accept "
-                    "this host's certificate (expired, revoked, unknown CA), RSA key or ID (leftid=)")
+            return ("the peer refused to authenticate this host (AUTHENTICATION_FAILED): the peer does not "
+                    "accept this host's certificate (expired, revoked, unknown CA), RSA key or ID (leftid=)")
 
         versions = ike_versions(policy)
         if cause.name == "unknown-peer" and entries:
-            return ("the peer asks for an IKE SA, and no connection here fits its request: this one allows "
-                    f"{versions}; the peer may use another address, another IKE version or another authby=")
+            return ("the peer asks for an IKE SA, but no connection on this host fits the request: this "
+                    f"connection allows {versions}; perhaps the peer uses another address, another IKE "
+                    "version or another authby=")
         if cause.name == "ike-peer" and versions == "IKEv1 only":
             return ("the peer refused the first message (NO_PROPOSAL_CHOSEN): the ends have no IKE proposal "
                     "(ike=, with its DH group) or no authentication method (authby=) in common, or the peer "
@@ -21795,7 +21831,7 @@ class Doctor:
     # up
 
     def _up(self, name: str, entries: Entries) -> Diagnosis:
-        """Return the diagnosis of a connection that is up: do packets pass, and if not, why."""
+        """Return the diagnosis of a connection that is up: whether packets pass, and if not, the cause."""
         traffic = self._traffic(entries)
         tried = traffic.text
         if traffic.since:
@@ -21808,7 +21844,7 @@ class Doctor:
             means, fix = in_clear
             return Diagnosis(
                 name, "up", "FAIL", cause="nat", short="NAT, in clear", means=means,
-                check="an exception before the rule of NAT, for packets to the peer's networks",
+                check="whether the firewall accepts packets to the peer's networks before the NAT rule",
                 command=fix, side="here", when=traffic.since, tried=tried)
         unprotected = self._unprotected(name)
         if unprotected:
@@ -21827,21 +21863,21 @@ class Doctor:
         if traffic.bytes_out and not traffic.bytes_in:
             return Diagnosis(
                 name, "up", "WARN", cause="nothing-back", short="nothing comes back",
-                means=f"nothing comes back ({traffic.text}): the peer has lost the SA (it was restarted), a "
-                      "firewall on the way drops ESP, or the hosts behind the peer do not answer",
-                check="XfrmInNoStates in /proc/net/xfrm_stat of the peer: if it grows, the peer has lost the "
-                      "SA; with dpddelay= pluto notices that by itself",
+                means=f"nothing comes back ({traffic.text}): the peer was restarted and lost the SA, a "
+                      "firewall between the two ends drops ESP, or the hosts behind the peer do not answer",
+                check="XfrmInNoStates in /proc/net/xfrm_stat of the peer: if this counter grows, the peer "
+                      "has lost the SA (with dpddelay= set, pluto notices the loss by itself)",
                 command=up_again_command(name), side="peer", when=traffic.since,
                 evidence=xfrm_counters(self.host), tried=tried)
         return Diagnosis(name, "up", "OK", when=traffic.since, tried=tried)
 
     def _traffic(self, entries: Entries) -> ConnTraffic:
-        """Return the traffic of the Child SAs in these entries of the status."""
+        """Return the traffic of the Child SAs in these entries of pluto's status, in bytes."""
         serials = {entry["child_sa"] for entry in entries if entry["child_sa"]}
         by_serial = exact_traffic(self.host, self.timeout)
         counts = [by_serial[serial] for serial in serials if serial in by_serial]
         if not counts:
-            return ConnTraffic(0, 0, None, "its traffic is not known")
+            return ConnTraffic(0, 0, None, "the traffic is not known")
 
         bytes_in = sum(count["bytes_in"] or 0 for count in counts)
         bytes_out = sum(count["bytes_out"] or 0 for count in counts)
@@ -21849,9 +21885,10 @@ class Doctor:
         return ConnTraffic(bytes_in, bytes_out, since, f"{bytes_in} bytes came in and {bytes_out} went out")
 
     def _refused_client(self, name: str, entries: Entries, tried: str) -> Diagnosis | None:
-        """Return why the last client of a template failed although other clients are up.
+        """Return why the last client of a template connection failed, while other clients are up.
 
-        The result is None if it did not fail.
+        Return None if the last client did not fail, if the connection has no client, or if the log can't be
+        read.
         """
         if not any(entry["instance"] for entry in entries):
             return None
@@ -21868,9 +21905,9 @@ class Doctor:
         return Diagnosis(**{**diagnosis._asdict(), "level": "WARN", "means": means})
 
     def _pairs(self, name: str) -> Iterator[tuple[Tunnel, str, str]]:
-        """Yield a connection's tunnels with each pair of networks, those here and those behind the peer.
+        """Yield (tunnel, network on this side, network of the peer) for each tunnel of the connection.
 
-        Raises OSError, Failure.
+        Raises OSError or Failure if the networks can't be determined.
         """
         for tunnel in self.patient.tunnels:
             if tunnel.conn.name == name:
@@ -21878,26 +21915,26 @@ class Doctor:
                     yield tunnel, ours, theirs
 
     def _in_clear(self, name: str) -> tuple[str, str] | None:
-        """Return a sentence that says how NAT changes packets before they are encrypted, and a command.
+        """Return a sentence about packets that leave in clear because of NAT, and a command that prevents it.
 
-        The command prevents that.  The result is None if no rule does that, or if the rules can't be read.
+        Return None if NAT changes no packets of the connection, or if the rules can't be read.
         """
         try:
             for tunnel, ours, theirs in self._pairs(name):
                 head = self._nat_chain(tunnel, ours, theirs)
                 if head:
-                    means = (f"packets from {ours} to {theirs} leave in clear: a rule of NAT changes their "
-                             "source before they are encrypted, so they no longer belong to the tunnel")
+                    means = (f"packets from {ours} to {theirs} leave in clear: a NAT rule changes their "
+                             "source address, so they no longer match the policy of the tunnel")
                     return means, accept_command(head, ours, theirs, "out")
         except (OSError, Failure):
             return None
         return None
 
     def _unprotected(self, name: str) -> tuple[str, dict[str, Any]] | None:
-        """Return packets of the connection that the kernel would not encrypt, and their fate (PacketFates).
+        """Find packets of the connection that the kernel would not encrypt.
 
-        They have no route, or no policy matches them.  The result is None if there are no such packets, or
-        if that is unknown.
+        Return a text about the packets, and what the kernel does with them (PacketFates.fate()).  Return None
+        if the kernel encrypts all packets, or if the rules can't be read.
         """
         try:
             fates = PacketFates(self.host, PacketQuery())
@@ -21914,9 +21951,10 @@ class Doctor:
         return None
 
     def _nat_chain(self, tunnel: Tunnel, ours: str, theirs: str) -> str:
-        """Return the command that inserts a rule before the one that changes the source of packets.
+        """Return the command that inserts a rule before the NAT rule that changes the source of packets.
 
-        The command is empty if no rule changes the source of these packets.  Raises OSError, Failure.
+        Return an empty string if no rule changes the source of packets from `ours` to `theirs`.  Raises
+        OSError or Failure if the rules can't be read.
         """
         host_bits = "/128" if ":" in ours else "/32"
         if ours in EVERYTHING or ours.removesuffix(host_bits) == tunnel.conn.get(tunnel.here):
@@ -21927,9 +21965,9 @@ class Doctor:
     # used by several of the methods above
 
     def _findings(self, names: str, conn: str) -> list[Finding]:
-        """Return the findings of checks of verify that are about the connection or about none, FAIL first.
+        """Run checks of verify and return their FAIL findings, then their WARN findings.
 
-        OK and SKIP are left out.
+        Findings about other connections are left out.  `names` are the checks, separated by spaces.
         """
         problems = []
         for name in dict.fromkeys(names.split()):
@@ -21952,9 +21990,9 @@ class Doctor:
 
 
 def ike_versions(policy: Collection[str]) -> str:
-    """Return which versions of IKE a connection allows, for people.
+    """Return `IKEv1 only`, `IKEv2 only` or `IKEv1 and IKEv2`, as the policy of a connection allows.
 
-    `policy` has the words of pluto's status.
+    `policy` has the words of the policy in pluto's status.
     """
     allows_v1 = any(word.upper().startswith("IKEV1") for word in policy)
     allows_v2 = any(word.upper().startswith("IKEV2") for word in policy)
@@ -21964,9 +22002,9 @@ def ike_versions(policy: Collection[str]) -> str:
 
 
 def explains(finding: Finding, cause: str) -> bool:
-    """Return whether a finding explains a failure for which pluto's log has no reason.
+    """Return whether a finding of verify explains a failure for which pluto's log has no reason.
 
-    `cause` is a name in CAUSES.
+    `cause` is the name of the cause (Cause.name) that the log has instead.
     """
     if finding.check == "firewall":
         is_ike = finding.why.startswith("UDP")
@@ -21987,9 +22025,10 @@ def from_finding(name: str, state: str, finding: Finding, *, tried: str, others:
 
 
 def is_unprotected(fate: Mapping[str, Any]) -> bool:
-    """Return whether packets with this fate (PacketFates) should enter a tunnel and do not.
+    """Return whether packets that should enter a tunnel do not enter it.
 
-    False if a policy allows them in clear, or if they are for this host.
+    `fate` is the result of PacketFates.fate().  Return False if a policy allows the packets in clear, or if
+    they are for this host.
     """
     if fate["fate"] == "clear":
         return fate["policy"] is None and fate["device"] != "lo" and not fate["exceptions"]
@@ -22003,9 +22042,12 @@ def up_again_command(name: str) -> str:
 
 def unprotected_diagnosis(name: str, packets: str, fate: Mapping[str, Any], *, since: float | None,
                           tried: str) -> Diagnosis:
-    """Return the diagnosis of a connection that is up while its packets have this fate."""
+    """Return the diagnosis of a connection that is up, but whose packets do not enter the tunnel.
+
+    `packets` is a text about the packets.  `fate` is the result of PacketFates.fate() for them.
+    """
     next_step = up_again_command(name)
-    check = "ip xfrm policy: whether the tunnel has its policies, and which other policy comes first"
+    check = "in ip xfrm policy whether the tunnel has its policies, and which other policy comes first"
     if fate["fate"] == "unroutable":
         cause, short = "unroutable", "no route"
         means = f"{packets} have no route, so they do not enter the tunnel"
@@ -22022,17 +22064,20 @@ def unprotected_diagnosis(name: str, packets: str, fate: Mapping[str, Any], *, s
 
 
 def finding_text(finding: Finding) -> str:
-    """Return a finding as a sentence that begins with its subject."""
+    """Return a finding as `CAUSE: REASON`, with CAUSE from FINDING_WORDS if the table has the check."""
     return f"{FINDING_WORDS.get(finding.check, finding.text)}: {finding.why}"
 
 
 def short_finding(finding: Finding) -> str:
-    """Return a short text for a finding: its check, and the word of its result."""
+    """Return a short text for a finding: the name of the check and the finding's word in lower case."""
     return f"{finding.check.replace('_', ' ')} {finding.word.lower()}"
 
 
 def tried_text(attempts: Sequence[Attempt]) -> str:
-    """Return how often the connection was tried, since when and by which end, for people; empty if never."""
+    """Return a text that says how often, since when and by which end the connection was tried.
+
+    Return an empty string if there was no attempt.
+    """
     if not attempts:
         return ""
     first, last = attempts[0].first.when, attempts[-1].first.when
@@ -22049,7 +22094,7 @@ def tried_text(attempts: Sequence[Attempt]) -> str:
 
 
 def before_text(attempts: Sequence[Attempt]) -> str:
-    """Return how the tunnel ended that was up before the last attempts; empty if none was up."""
+    """Return a text that says how the last tunnel ended that was up.  Return "" if no attempt succeeded."""
     for attempt in reversed(attempts):
         if attempt.ended != "up":
             continue
@@ -22058,12 +22103,12 @@ def before_text(attempts: Sequence[Attempt]) -> str:
             return "the tunnel was up before, and the peer stopped answering"
         if "deleted" in causes:
             return "the tunnel was up before, and the peer deleted it"
-        return "the tunnel was up before, and ended"
+        return "the tunnel was up before and ended for an unknown reason"
     return ""
 
 
 def xfrm_counters(host: Host) -> list[str]:
-    """Return the kernel's counters of lost packets that are not 0, each with the usual reason."""
+    """Return `COUNTER is N: REASON` for each counter of lost packets in the kernel that is not 0."""
     shown = []
     for line in host.value("/proc/net/xfrm_stat").splitlines():
         words = line.split()
@@ -22073,7 +22118,7 @@ def xfrm_counters(host: Host) -> list[str]:
 
 
 def diagnosis_lines(diagnosis: Diagnosis) -> list[str]:
-    """Return one line with the state and the cause, and a second one with the next step if there is one."""
+    """Return a line with the state and the cause, and a line with the next step if there is a next step."""
     first = f'"{diagnosis.connection}" is {diagnosis.state}'
     if diagnosis.means:
         first += f": {diagnosis.means}"
@@ -22112,13 +22157,13 @@ def explained_lines(diagnosis: Diagnosis) -> Iterator[str]:
 ipsec why                         look at all connections
 ipsec why office                  look at one connection""")
 def why_command(host: Host, args: Args) -> int:
-    """Run `ipsec why [CONN...]`; return OK, ERROR if a connection is in trouble, 4 if that can't be known.
+    """Run `ipsec why [CONN...]` and return the exit status that the help text explains.
 
-    Raises Failure.
+    Raises Failure with --root or a wrong option.
     """
     if not host.live:
-        raise Failure(f"why: needs a running system, and {host.root} is only its files", USAGE,
-                      "ipsec --root DIR barf --section plog shows its log")
+        raise Failure(f"why: needs a running system, but {host.root} has only the files of a system", USAGE,
+                      "ipsec --root DIR barf --section plog shows pluto's log of that system")
     host.ctlsocket = args.value("--ctlsocket") or host.ctlsocket
     doctor = Doctor(host, parse_seconds(args.value("--timeout", "10")))
     names = args.operands or doctor.names()

@@ -476,7 +476,7 @@ def test_the_policy_narrows_a_cause_down(doctor: Doctor, monkeypatch: pytest.Mon
     monkeypatch.setattr(doctor.patient, "loaded", lambda: {"office": [entry(policy=["IKEv2", "PSK"])]})
     assert "pre-shared" not in doctor.diagnose("office").means
     set_log(doctor, "packet from 203.0.113.9:500: no suitable connection found with IKEv2 policy")
-    assert "this one allows IKEv2 only" in doctor.diagnose("office").means
+    assert "this connection allows IKEv2 only" in doctor.diagnose("office").means
 
 
 def test_honest_where_nothing_is_known(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
