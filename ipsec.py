@@ -5637,16 +5637,18 @@ class XfrmData(XfrmReader):
         """Return one policy.  Raises struct.error if the message is truncated."""
         raw = self.read_policy(buffer, start, end)
         mark, mask = self._mark(raw.more)
-        kind = unsigned(raw.more.get(XFRMA_POLICY_TYPE, b"")[:1])
+        action = "block" if raw.action == XFRM_POLICY_BLOCK else "allow"
+        number = unsigned(raw.more.get(XFRMA_POLICY_TYPE, b"")[:1])
+        kind = "sub" if number == XFRM_POLICY_TYPE_SUB else "main"
         templates = self.read_templates(raw.more.get(XFRMA_TMPL, b""))
         return Policy(
             selector=self._selector(raw.selector),
             direction=POLICY_DIRS[raw.direction % XFRM_POLICY_MAX],
             socket=raw.of_socket,
-            action="block" if raw.action == XFRM_POLICY_BLOCK else "allow",
+            action=action,
             policy_index=raw.index,
             priority=raw.priority,
-            kind="sub" if kind == XFRM_POLICY_TYPE_SUB else "main",
+            kind=kind,
             mark=mark,
             mask=mask,
             if_id=unsigned(raw.more.get(XFRMA_IF_ID)),
@@ -6147,8 +6149,8 @@ class RouteText(KernelReader):
         if mark or mark_mask:
             text += f"fwmark {hexadecimal(mark)}"
             text += f"/0x{mark_mask:x} " if FRA_FWMASK in more and mark_mask != NO_LIMIT else " "
-        text += self._rule_device(more, FRA_IIFNAME, "iif", is_detached=bool(flags & FIB_RULE_IIF_DETACHED))
-        text += self._rule_device(more, FRA_OIFNAME, "oif", is_detached=bool(flags & FIB_RULE_OIF_DETACHED))
+        text += self._rule_device(more, FRA_IIFNAME, "iif", flags & FIB_RULE_IIF_DETACHED)
+        text += self._rule_device(more, FRA_OIFNAME, "oif", flags & FIB_RULE_OIF_DETACHED)
         if unsigned(more.get(FRA_L3MDEV)):
             text += "lookup [l3mdev-table] "
         if users := more.get(FRA_UID_RANGE):
@@ -6167,11 +6169,11 @@ class RouteText(KernelReader):
         return text
 
     @staticmethod
-    def _rule_device(more: Mapping[int, bytes], kind: int, word: str, *, is_detached: bool) -> str:
+    def _rule_device(more: Mapping[int, bytes], kind: int, word: str, detached_flag: int) -> str:
         if kind not in more:
             return ""
         text = f"{word} {text_name(more[kind])} "
-        return f"{text}[detached] " if is_detached else text
+        return f"{text}[detached] " if detached_flag else text
 
     @staticmethod
     def _rule_ports(more: Mapping[int, bytes], kind: int, mask_kind: int, word: str) -> str:
@@ -7189,7 +7191,8 @@ ddns                        . 3.30-5.3.2 ddns
 ddns                        ? 5.4       ddns
 purgeocsp                   . *         purgeocsp
 checkpubkeys                . 3.25-4.4  checkpubkeys list|1 / 4.5-5.4 checkpubkeys
-listpubkeys                 . 3.25-4.4  list|1 / 4.5-5.2 listpubkeys / 5.3-5.3.2 list|1 / 5.4 list list_pubkeys
+listpubkeys                 . 3.25-4.4  list|1 / 4.5-5.2 listpubkeys / 5.3-5.3.2 list|1 /
+                              5.4 list list_pubkeys
 listcerts                   . 3.25-5.3.2 list|2 / 5.4 list list_certs
 listcacerts                 . 3.25-5.3.2 list|4 / 5.4 list list_cacerts
 listcrls                    . 3.25-5.3.2 list|8 / 5.4 list list_crls
@@ -7363,8 +7366,9 @@ class Request:
     def __init__(self, pluto: Pluto, abi: Abi | None = None) -> None:
         """Start an empty message.  Raises Failure if the message format of pluto's release is not known."""
         if pluto.version not in RELEASES:
-            raise Failure(f"ipsec whack: pluto has {pluto.version or 'an unknown version'}; its message format "
-                          f"is not known, only those of {RELEASES[0]} to {RELEASES[-1]}", NO_PLUTO,
+            version = pluto.version or "an unknown version"
+            raise Failure(f"ipsec whack: pluto has {version}; its message format is not known, only those "
+                          f"of {RELEASES[0]} to {RELEASES[-1]}", NO_PLUTO,
                           "--status and --shutdown work with every version; for other requests install "
                           "pluto's own whack in the exec directory")
         self.pluto = pluto
@@ -7774,7 +7778,8 @@ def native_whack(host: Host, words: Sequence[str], *, timeout: float | None = No
     pairs = [(name, value) for name, value in pairs if name not in own]
     message, version = whack_message(host, pairs, timeout)
     must_speak = ends_unknown_connection(host, options, version)
-    return show_replies(host, message, version, options, timeout=timeout, must_speak=must_speak, wait=wait)
+    return show_replies(host, message, version=version, options=options, timeout=timeout,
+                        must_speak=must_speak, wait=wait)
 
 
 def ends_unknown_connection(host: Host, options: Mapping[str, str],
@@ -7869,8 +7874,8 @@ def parse_seconds(text: str) -> float:
     return value
 
 
-def show_replies(host: Host, message: bytes, version: tuple[int, ...] | None, options: Mapping[str, str],
-                 *, timeout: float | None, must_speak: bool,
+def show_replies(host: Host, message: bytes, *, version: tuple[int, ...] | None, options: Mapping[str, str],
+                 timeout: float | None, must_speak: bool,
                  wait: Callable[[bytes], float | None] | None) -> int:
     """Send the message, print pluto's replies and answer its prompts; return whack's exit status.
 
