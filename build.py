@@ -2,30 +2,31 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Build, test, check, measure and release ipsec.pyz.
 
-    python3 build.py                   build ./ipsec.pyz for all Pythons that are found here
-    python3 build.py --for 3.11,3.13   build a smaller one, which starts fast on the named Pythons only
-    python3 build.py test [ARG...]     build, then run the tests; the arguments are pytest's
-    python3 build.py check             lint: ruff, mypy --strict, the manual pages, the workflows
-    python3 build.py bench [ROW...]    measure times, also those of libreswan's own command
+    python3 build.py                   build ./ipsec.pyz for all Pythons that this host has
+    python3 build.py --for 3.11,3.13   build a smaller file, which starts fast only on these Pythons
+    python3 build.py test [ARG...]     build, then run pytest with these arguments
+    python3 build.py check             run ruff and mypy --strict, and lint the manual pages and the workflows
+    python3 build.py bench [ROW...]    measure the times of this program and of libreswan's own command
     python3 build.py release           write dist/: the archive, manual pages, completions, checksums
     python3 build.py clean             remove the results of the other verbs, but not the fetched wheels
 
-build.py uses the standard library only.  Everything else is pinned by version and hash in vendor/*.txt, and
-fetched once into vendor/wheels.  The build unpacks its wheels in a temporary directory.  The tools of test,
-check and bench are in .venv.
+build.py itself needs only the standard library.  The files vendor/*.txt pin all other packages by version and
+hash.  build.py downloads them once into vendor/wheels.  The build unpacks its packages in a temporary
+directory.  The tools of test, check and bench are installed in .venv.
 
-How a start of the archive goes:
+These are the steps when the archive starts:
 
 1. Python runs __main__.py (MAIN below).  If Python is too old, too_old.py (TOO_OLD) exits with status 1.
 2. MAIN removes everything from sys.path except the standard library and the archive.
 3. MAIN runs the front, which is sections 1, 2, 10 and 12 of ipsec.py, as bytecode (bytecode/TAG.front).
 4. ipsec.main() reads the command line and calls load_rest(COMMAND) of ipsec.py.
 5. load_rest() reads bytecode/TAG.blocks: an index, and one block for each other (sub)section of ipsec.py.  A
-   block is compressed bytecode or, if it is in COMPILED_LATE, a place in ipsec.py that is compiled now.  The
-   constants that all interpreters have in common are in bytecode/common.blocks, as dictionaries for zlib.
-6. The index says which blocks each command needs.  load_rest() runs these in the order of ipsec.py.  If a
-   command needs a block only sometimes, it calls load_part(NAME) at that time.
-7. needs() makes the index: a block needs all blocks that bind a global name which its code uses.
+   block is compressed bytecode or, if its title is in COMPILED_LATE, the offsets of its text in ipsec.py,
+   which load_rest() compiles.  The constants that are the same for all interpreters are in
+   bytecode/common.blocks; they are dictionaries for zlib.
+6. The index says which blocks each command needs.  load_rest() runs them in the order of ipsec.py.  If a
+   command rarely needs a block, its code calls load_part(NAME) to load the block.
+7. needs() makes the index: a block needs all blocks that define a global name which its code uses.
 8. An interpreter without bytecode in the archive compiles the front and the needed blocks from ipsec.py.
 """
 from __future__ import annotations
@@ -68,23 +69,24 @@ SOURCE = TOP / "ipsec.py"
 # The largest size of the archive in bytes: with several interpreters, and with one
 SIZE_LIMIT, SIZE_LIMIT_OF_ONE = 1_800_000, 650_000
 
-# The kernel passes everything after the interpreter as one argument.  Root may run the archive by its name.
-# Therefore the path is absolute, and -I and -S keep PYTHON* variables, the user's modules and site-packages
-# out.
+# The first line of the archive.  The kernel passes all text after the interpreter as one argument.  Root
+# can run the archive by its name; for security, the path is absolute, and -I and -S exclude PYTHON*
+# variables, the user's modules and site-packages.
 INTERPRETER = "/usr/bin/python3 -IS"
 
-# The archive holds bytecode for those of these interpreters that are found
+# The archive has bytecode for each of these interpreters that is found on this host
 TARGETS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
 
-# The date of all entries of the archive; the zip format can't have a date before 1980
+# The date of all entries of the archive.  The default is in 1980, because the zip format has no earlier
+# dates.
 EPOCH = int(os.environ.get("SOURCE_DATE_EPOCH", "315532800"))
 
-# The sections of ipsec.py that every start runs.  Each (sub)section of the others is a block.
+# The sections of ipsec.py that every start runs.  Each (sub)section of the other sections is a block.
 FRONT = (1, 2, 10, 12)
 
-# The blocks without bytecode in the archive.  Compiling one of them takes 2 to 20 ms at each run of its
-# commands.  Only people call these commands, or they take much longer.  Bytecode for six interpreters would
-# take 10 to 60 kB for each block.
+# The titles of the blocks that have no bytecode in the archive.  Each run of a command that needs such a
+# block compiles it, which takes 2 to 20 ms.  This is acceptable, because only people call these commands, or
+# the commands take much longer.  Bytecode for six interpreters would take 10 to 60 kB for each block.
 COMPILED_LATE = (
     "PKCS#12 and PEM", "keys as showhostkey(8) writes them", "free text", "reports", "causes", "barf",
     "look and show", "diagnosis (why)", "tunnels", "metrics", "the summary of barf", "configuration",
@@ -93,16 +95,17 @@ COMPILED_LATE = (
 # The version of marshal's format that all interpreters read
 FORMAT = 2
 
-# The bytes of a dictionary that zlib uses; ipsec.py has the same number
+# zlib uses only this number of bytes at the end of a dictionary; ipsec.py has the same constant
 WINDOW = 32768
 
-# The bytes of source after which a block is cut.  Its parts are compressed one by one, because zlib finds
-# nothing in a dictionary once it is more than 32 KiB behind.
+# A block is cut into parts of about this number of bytes of source.  Each part is compressed separately with
+# a dictionary, because zlib finds no text that is more than 32 KiB before the current position.
 PART = 12000
 
 # The archive's __main__.py.  Every start compiles it, so it is short.  Python 2.7 must be able to parse it.
-# It is stored without compression: zlib may be a file, which must not come from a hostile directory in
-# sys.path.  (Python itself imports modules before that; -I in the shebang protects those.)
+# It is stored without compression, because Python would import zlib to unpack it.  At that time, sys.path may
+# still have a hostile directory, from which zlib could come.  (Python itself imports modules before that; -I
+# in the shebang protects these imports.)
 MAIN = f'''\
 import sys
 if sys.version_info < (3, 9):
@@ -201,7 +204,7 @@ def call(argv: Sequence[str | Path], **options: object) -> None:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Hold a lock, so that only one process at a time changes vendor/wheels and .venv."""
+    """Hold a lock in the context, so that only one process at a time changes vendor/wheels and .venv."""
     descriptor = os.open(VENDOR, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -211,7 +214,7 @@ def alone() -> Iterator[None]:
 
 
 def pinned(lock: str) -> dict[str, set[str]]:
-    """Return the SHA-256 hashes that a lock file allows, by requirement (`name==version`)."""
+    """Return a dictionary from each requirement of a lock file (`name==version`) to its SHA-256 hashes."""
     hashes: dict[str, set[str]] = {}
     name = ""
     for line in (VENDOR / lock).read_text().splitlines():
@@ -227,7 +230,7 @@ def digest(path: Path) -> str:
 
 
 def wheels(lock: str) -> list[Path]:
-    """Return the wheels in vendor/wheels that the lock file allows, sorted."""
+    """Return the sorted paths of the wheels in vendor/wheels whose hashes are in the lock file."""
     allowed = set().union(*pinned(lock).values())
     return sorted(path for path in WHEELS.glob("*.whl") if digest(path) in allowed)
 
@@ -236,7 +239,7 @@ PIP_OPTIONS = ("-q", "--disable-pip-version-check", "--no-deps", "--require-hash
 
 
 def run_pip(*words: str | Path) -> str:
-    """Run pip in .venv.  Return an empty string, or the reason from pip's output if pip fails."""
+    """Run pip in .venv.  Return an empty string if pip succeeds, otherwise the reason from pip's output."""
     python = VENV / "bin" / "python"
     environment = dict(os.environ)
     borrowed = VENV / "pip-from"
@@ -248,7 +251,8 @@ def run_pip(*words: str | Path) -> str:
     if result.returncode == 0:
         return ""
 
-    # without a network, pip's error says only that no version matches; its warnings have the reason
+    # Without a network, pip's error says only that no version matches.  The warnings before it have the
+    # cause.
     for pattern in (r"\[Errno -?\d+\] ([^'\")]+)", r"^ERROR: (.*)"):
         reasons = re.findall(pattern, result.stderr, re.M)
         if reasons:
@@ -257,9 +261,9 @@ def run_pip(*words: str | Path) -> str:
 
 
 def fetch(locks: Sequence[str], what: str) -> None:
-    """Download the wheels that lock files pin into vendor/wheels.
+    """Download the wheels that the lock files pin into vendor/wheels.
 
-    `what` names them in messages.  Raises SystemExit if the download fails.
+    `what` names the wheels in messages.  Raises SystemExit if the download fails.
     """
     make_venv()
     say(f"fetching {what}")
@@ -272,7 +276,7 @@ def fetch(locks: Sequence[str], what: str) -> None:
 
 
 def install(lock: str) -> None:
-    """Install into .venv the packages that a lock file pins.  Raises SystemExit."""
+    """Install the packages that a lock file pins into .venv.  Raises SystemExit if that fails."""
     stamp = VENV / f"{lock}.stamp"
     state = digest(VENDOR / lock)
     with alone():
@@ -290,9 +294,9 @@ def install(lock: str) -> None:
 
 
 def make_venv() -> None:
-    """Create .venv if it is missing or can't run pip.  Raises SystemExit if no pip is found.
+    """Create .venv if it does not exist or can't run pip.  Raises SystemExit if this host has no pip.
 
-    If ensurepip is missing (Debian without python3-venv), .venv uses the pip of an interpreter here.
+    If ensurepip is missing (Debian without python3-venv), .venv uses the pip of an interpreter of this host.
     """
     if (VENV / "bin/python").exists() and not run_pip("--version"):
         return
@@ -305,8 +309,8 @@ def make_venv() -> None:
         call([python, "-m", "venv", VENV])
 
 
-# Prints an empty line if a venv can have pip, otherwise the directory from which pip can be imported.  Exits
-# with status 1 if there is no pip.
+# A program for an interpreter.  It prints an empty line if a venv of the interpreter will have pip, otherwise
+# the directory from which pip can be imported.  It exits with status 1 if the interpreter has no pip.
 PROBE = """
 import os, sys, venv
 try:
@@ -317,17 +321,18 @@ except ImportError:
     print(os.path.dirname(os.path.dirname(pip.__file__)))
 """
 
-# The commands that install pip, by the name of the package manager
+# For each package manager, the command that installs pip
 PIP_PACKAGES = {"apt-get": "apt-get install python3-venv", "dnf": "dnf install python3-pip",
                 "apk": "apk add py3-pip", "zypper": "zypper install python3-pip",
                 "pacman": "pacman -S python-pip"}
 
 
 def find_pip() -> tuple[str, str]:
-    """Return an interpreter that can create a venv, and the directory of its pip.
+    """Return the path of an interpreter that can create a venv, and the directory of its pip.
 
-    The directory is empty if the venv will have a pip of its own.  If no interpreter can do it, root on
-    Debian installs python3-venv.  Otherwise raises SystemExit with the command to type.
+    The directory is an empty string if the venv will have a pip of its own.  If no interpreter can create a
+    venv, and root runs build.py on Debian, the function installs python3-venv.  In all other cases it raises
+    SystemExit, with the command that the user should type.
     """
     for attempt in range(2):
         for python in (sys.executable, *map(str, interpreters().values())):
@@ -348,7 +353,7 @@ def find_pip() -> tuple[str, str]:
 
 
 def apt_install(package: str, reason: str) -> None:
-    """Print why, then install a Debian package without questions.  Raises SystemExit on failure."""
+    """Print the reason, then install a Debian package without questions.  Raises SystemExit if that fails."""
     say(f"installing the package {package} with apt-get, {reason}")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for words in (["update"], ["-y", "--no-install-recommends", "install", package]):
@@ -362,10 +367,10 @@ def apt_install(package: str, reason: str) -> None:
 # --- bytecode -----------------------------------------------------------------------------------------------
 
 def interpreters() -> dict[str, Path]:
-    """Return the paths of the CPythons of TARGETS that are in PATH, /usr, /opt or pyenv, by version.
+    """Return a dictionary from versions of TARGETS to paths of CPythons, found in PATH, /usr, /opt and pyenv.
 
-    Of several with the same version, it takes the newest, because their bytecode may differ.  The order of
-    PATH does not matter.
+    If several CPythons have the same version, such as 3.11, the newest patch release is taken, because their
+    bytecode may differ.  The order of PATH does not matter.
     """
     places = [*os.environ.get("PATH", "").split(os.pathsep), "/usr/bin", "/usr/local/bin",
               *glob.glob("/opt/python*/bin"),
@@ -400,9 +405,9 @@ def release_of(python: Path) -> tuple[str, int]:
 
 
 def chosen_interpreters(versions: str) -> dict[str, Path]:
-    """Return the interpreters of a list such as `3.11,3.13`, or all if it is empty.
+    """Return interpreters() for a list of versions such as `3.11,3.13`, or for all versions if it is empty.
 
-    Raises SystemExit if one is not found.
+    Raises SystemExit if an interpreter of the list is not found.
     """
     present = interpreters()
     if not versions:
@@ -414,16 +419,16 @@ def chosen_interpreters(versions: str) -> dict[str, Path]:
 
 
 def tag_of(version: str) -> str:
-    """Return sys.implementation.cache_tag of a CPython."""
+    """Return the value that sys.implementation.cache_tag has in a CPython of this version."""
     return f"cpython-{version.replace('.', '')}"
 
 
-# A program for each interpreter: it compiles the front and the parts of blocks, whose texts it reads from
-# standard input.  It leaves out docstrings, assertions, annotations of functions, names of local variables
-# and line tables, because every start would pay for them.  (An internal error prints the function and the
-# line in which it begins.)  It writes two lists: the bytecode of each text, and the constants and names of
-# each part.  The order of a set in the code depends on hashes, so the caller sets PYTHONHASHSEED; -I would
-# ignore it.
+# A program for each interpreter.  It reads the texts of the front and of the parts of blocks from standard
+# input, and compiles them.  It leaves out docstrings, assertions, annotations of functions, names of local
+# variables and line tables, because they would make every start slower.  (Therefore, an internal error shows
+# only the first line of its function.)  It writes two lists: the bytecode of each text, and the constants and
+# names of each part.  The order of a set in the bytecode depends on hashes, so the caller sets
+# PYTHONHASHSEED, and does not use -I, which would ignore this variable.
 COMPILE = """
 import __future__, ast, importlib.util, inspect, marshal, sys
 
@@ -477,7 +482,7 @@ BANNER = re.compile(r"# (\d+\. |--- )")
 def without_prose(source: bytes) -> bytes:
     """Return a Python source without docstrings, comments and annotations.
 
-    Banners and the first lines of the file stay.  Each line keeps its number.
+    Banners and the first three lines of the file are kept.  The numbers of the lines do not change.
     """
     lines = without_annotations(source).decode().splitlines(keepends=True)
     tokens = list(tokenize.tokenize(io.BytesIO("".join(lines).encode()).readline))
@@ -498,7 +503,7 @@ def without_prose(source: bytes) -> bytes:
 
 
 def without_annotations(source: bytes) -> bytes:
-    """Return a Python source without annotations, except those of fields."""
+    """Return a Python source without annotations, except those of the fields of classes."""
     begins = [0]
     for line in source.splitlines(keepends=True):
         begins.append(begins[-1] + len(line))
@@ -514,9 +519,10 @@ def without_annotations(source: bytes) -> bytes:
 
 
 def annotation_nodes(source: bytes) -> list[ast.expr]:
-    """Return the annotations of functions, and of variables that have a value, in the order of the source.
+    """Return the annotations that can be removed, in the order of the source.
 
-    Those in the body of a class stay, because they make the fields of a record.
+    These are the annotations of functions, and of variables that have a value.  Annotations in the body of a
+    class are not returned, because they define the fields of a record.
     """
     tree = ast.parse(source)
     fields: list[ast.stmt] = []
@@ -540,7 +546,7 @@ Piece = tuple[int, int, int]
 
 
 def parted(text: bytes) -> tuple[list[Piece], list[Piece]]:
-    """Return the (sub)sections of ipsec.py in two lists: those of the front, and the blocks."""
+    """Return two lists of (sub)sections of ipsec.py: those of the front, and the blocks."""
     pieces: tuple[list[Piece], list[Piece]] = [], []
     section, line, start, end = FRONT[0], 0, 0, 0
     for number, content in enumerate(text.splitlines(keepends=True)):
@@ -554,7 +560,7 @@ def parted(text: bytes) -> tuple[list[Piece], list[Piece]]:
 
 
 def parts_of(text: bytes, piece: Piece) -> list[Piece]:
-    """Return a (sub)section as parts of about PART bytes, which are cut between its statements."""
+    """Cut a (sub)section between statements into parts of about PART bytes, and return the parts."""
     line, start, end = piece
     lines = text[start:end].splitlines(keepends=True)
     parts: list[Piece] = []
@@ -570,13 +576,16 @@ def parts_of(text: bytes, piece: Piece) -> list[Piece]:
 
 
 def title_of(text: bytes, piece: Piece) -> str:
-    """Return the title of a (sub)section: the text of its banner up to a colon."""
+    """Return the title of a (sub)section, which is the text of its banner before a colon."""
     banner = text[piece[1]:piece[2]].decode().partition("\n")[0]
     return re.sub(r"^# (--- )?|:.*| -+$", "", banner)
 
 
 def text_of(text: bytes, pieces: Sequence[Piece]) -> bytes:
-    """Return the text of pieces of ipsec.py.  Other lines are empty, so that each line keeps its number."""
+    """Return the text of pieces of ipsec.py.
+
+    All other lines before the end of the last piece are empty, so that each line keeps its number.
+    """
     result = b""
     for line, start, end in pieces:
         result += b"\n" * (line - result.count(b"\n")) + text[start:end]
@@ -584,7 +593,7 @@ def text_of(text: bytes, pieces: Sequence[Piece]) -> bytes:
 
 
 def compiled(text: bytes, pieces: Sequence[Piece]) -> CodeType:
-    """Compile some pieces of ipsec.py with this interpreter."""
+    """Compile pieces of ipsec.py with the interpreter that runs build.py."""
     flags = __future__.annotations.compiler_flag
     code: CodeType = compile(text_of(text, pieces), "ipsec.py", "exec", flags, dont_inherit=True)
     return code
@@ -606,10 +615,10 @@ def bound_names(code: CodeType) -> Iterator[str]:
 
 
 def commands_in(text: bytes) -> Iterator[str]:
-    """Yield the names of the commands that a block registers, with their aliases.
+    """Yield the names and aliases of the commands that a block registers.
 
-    They are the words of the first argument of @command("NAME ALIAS...", ...), and of calls at the top level
-    to functions that register a command, such as request_command("NAME ALIAS...", ...).
+    A block registers commands with the decorator @command("NAME ALIAS...", ...), and with top-level calls of
+    functions such as request_command("NAME ALIAS...", ...).  The names are the words of the first argument.
     """
     for statement in ast.parse(text).body:
         calls = [*getattr(statement, "decorator_list", ()), getattr(statement, "value", None)]
@@ -619,11 +628,13 @@ def commands_in(text: bytes) -> Iterator[str]:
 
 
 def needs(text: bytes) -> dict[str, int]:
-    """Return the index: for each name of a command, the blocks that it needs, as bits of a number.
+    """Return the index: a dictionary from the name of a command to a number, in which bit N is set if the
+    command needs block N.
 
-    A command needs its own block.  A block needs the blocks that bind the global names which its code uses.
-    For a NAME in load_part(NAME) the index has `:NAME`, with the block that binds it.  Raises SystemExit if
-    the front or a block uses a name of a later block, because that block may not be loaded.
+    A command needs its own block.  A block needs all blocks that define global names which its code uses.
+    For each call load_part("NAME"), the index has the key `:NAME`, with the blocks that NAME needs.  Raises
+    SystemExit if the front or a block uses a name of a later block, because that block is possibly not
+    loaded.
     """
     front, blocks = parted(text)
     codes = [compiled(text, [piece]) for piece in blocks]
@@ -658,7 +669,7 @@ def bytecode(text: bytes, pythons: Mapping[str, Path]) -> Iterator[tuple[str, by
     yield "bytecode/source.front", marshal.dumps(front, FORMAT)
     yield "bytecode/source.blocks", marshal.dumps([index, *blocks], FORMAT)
 
-    # for one or two interpreters, common constants would take more bytes than they save
+    # with only one or two interpreters, separate constants would make the archive larger
     several = len(pythons) > 2
     parts: dict[Piece, list[Piece]] = {}
     for piece in blocks:
@@ -685,7 +696,8 @@ def bytecode(text: bytes, pythons: Mapping[str, Path]) -> Iterator[tuple[str, by
 
 def gathered(blocks: Sequence[Piece], parts: Mapping[Piece, Sequence[Piece]],
              packed: Sequence[bytes]) -> list[object]:
-    """Return for each block the list of its packed parts, or the block itself if it is compiled late."""
+    """Return a list that has an item for each block: the list of its compressed parts or, if the block has no
+    bytecode, the block itself."""
     rest = iter(packed)
     result: list[object] = []
     for block in blocks:
@@ -697,12 +709,13 @@ def gathered(blocks: Sequence[Piece], parts: Mapping[Piece, Sequence[Piece]],
 
 
 def compressed(data: bytes, dictionary: bytes = b"") -> bytes:
-    """Compress data with zlib.
+    """Compress data with zlib, and return the result.
 
-    The dictionary of a part is the front, with which it has many names in common, and the constants and names
-    of the part, which are alike in all interpreters.  zlib uses the last 32 KiB of a dictionary.
+    The dictionary of a part is the front, followed by the constants and names of the part.  The front and the
+    part have many names in common.  zlib uses the last 32 KiB of a dictionary.
     """
-    # without zlib's header and checksum, which a start would compute for the dictionary, too
+    # Negative wbits leave out zlib's header.  With a header, each start would compute a checksum of the
+    # dictionary.
     deflate = zlib.compressobj(9, wbits=-15, memLevel=9, zdict=dictionary[-WINDOW:])
     return deflate.compress(data) + deflate.flush()
 
@@ -717,14 +730,14 @@ def say_interpreters(taken: Collection[str]) -> None:
 # --- the archive --------------------------------------------------------------------------------------------
 
 def embedded_modules(source: Path) -> list[str]:
-    """Return the names of the modules of pyroute2 that occur as texts in ipsec.py, sorted."""
+    """Return the sorted names of the modules of pyroute2 that are string constants in ipsec.py."""
     nodes = ast.walk(ast.parse(source.read_text()))
     texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     return sorted(text for text in texts if re.fullmatch(r"pyroute2(\.\w+)+", text))
 
 
-# A program for each interpreter: it imports the named modules as ipsec.pyroute2_module() does, and prints the
-# files that this loads
+# A program for each interpreter.  It imports the named modules in the same way as ipsec.pyroute2_module(),
+# and prints the files of all loaded modules.
 TRACE = """
 import importlib, sys, types
 library, *names = sys.argv[1:]
@@ -739,7 +752,11 @@ for module in list(sys.modules.values()):
 
 
 def embed(library: Path, names: Sequence[str], target: Path) -> None:
-    """Copy the licences of the unpacked wheel, and the files that an import of the modules loads here."""
+    """Copy files of the unpacked wheel in `library` to `target`.
+
+    They are the licences, and the files that are loaded when an interpreter of this host imports the modules
+    `names`.
+    """
     files = set(library.glob("*.dist-info/licenses/*"))
     for python in interpreters().values():
         words = [str(python), "-ISBc", TRACE, str(library), *names]
@@ -755,22 +772,22 @@ def git(*words: str) -> str:
     """Run git in the checkout and return its output, or an empty string if git fails."""
     if not (TOP / ".git").exists() or not shutil.which("git"):
         return ""
-    # git refuses the checkout of another user, for example if root builds; who runs build.py trusts the
-    # checkout
+    # Git refuses a checkout that belongs to another user, for example if root builds.  safe.directory permits
+    # it; a user who runs build.py trusts the checkout.
     argv = ["git", "-c", f"safe.directory={TOP}", "-C", str(TOP)]
     result = subprocess.run([*argv, *words], capture_output=True, text=True, check=False)
     return result.stdout.strip() if result.returncode == 0 else ""
 
 
 def commit_line() -> str:
-    """Return the line with the commit of the archive and its date."""
+    """Return a line with the commit of the checkout and the date of this commit."""
     commit = git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty= with changes") or "unknown"
     date = git("log", "-1", "--format=%cs") or "unknown date"
     return f"commit {commit}, {date}"
 
 
 def about(library: Path) -> str:
-    """Return the lines for `ipsec version --verbose`: the commit, and the embedded packages."""
+    """Return the lines that `ipsec version --verbose` prints about the commit and the embedded packages."""
     lines = [commit_line()]
     for metadata in sorted(library.glob("*.dist-info/METADATA")):
         fields = dict(re.findall(r"^(Name|Version|License-Expression): (.*)$", metadata.read_text(), re.M))
@@ -793,7 +810,7 @@ def own_files(pythons: Mapping[str, Path]) -> Iterator[tuple[str, bytes]]:
 
 
 def make_archive(target: Path, pythons: Mapping[str, Path]) -> None:
-    """Write the archive with bytecode for these interpreters."""
+    """Write the archive to `target`, with bytecode for these interpreters."""
     with tempfile.TemporaryDirectory() as scratch:
         packages, library, tools = (Path(scratch, name) for name in ("packages", "library", "tools"))
         packages.mkdir()
@@ -806,9 +823,10 @@ def make_archive(target: Path, pythons: Mapping[str, Path]) -> None:
 
 
 def shiv_entries(packages: Path, tools: Path, own: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Return the names and contents of the files that shiv packs: the packages, and its environment.json.
+    """Return a dictionary from names to contents of the files that shiv packs.
 
-    shiv is unpacked in `tools`.  Its bootstrap is left out, because it only extracts the archive.
+    They are the files of the packages, and shiv's environment.json.  shiv itself is unpacked in `tools`.  Its
+    bootstrap is left out, because it only extracts archives, and this archive is never extracted.
     """
     sys.path.insert(0, str(tools))
     from shiv import builder  # type: ignore[import-untyped,import-not-found,unused-ignore]
@@ -833,7 +851,10 @@ def shiv_entries(packages: Path, tools: Path, own: Mapping[str, bytes]) -> dict[
 
 
 def write_zip(target: Path, entries: Mapping[str, bytes]) -> None:
-    """Write the archive.  Its bytes depend only on the names and contents of the entries, and on zlib."""
+    """Write the entries as a zip file.
+
+    The bytes of the file depend only on the names and contents of the entries, and on the version of zlib.
+    """
     with open(target, "wb") as file:
         file.write(f"#!{INTERPRETER}\n".encode())
         with zipfile.ZipFile(file, "w") as archive:
@@ -849,7 +870,10 @@ def write_zip(target: Path, entries: Mapping[str, bytes]) -> None:
 
 
 def smoke(archive: Path) -> None:
-    """Run the archive with every interpreter.  Raises SystemExit if the front or a block can't be loaded."""
+    """Run two commands of the archive with every interpreter.
+
+    Raises SystemExit if an interpreter can't load the front or a block.
+    """
     for python in interpreters().values():
         for words in (["--directory"], ["help"]):
             call([python, archive, *words], stdout=subprocess.DEVNULL)
@@ -861,7 +885,10 @@ def version_of(package: str) -> str:
 
 
 def build(arguments: Sequence[str] = ()) -> None:
-    """Write ./ipsec.pyz in one step.  `--for VERSION,...` limits the interpreters with bytecode."""
+    """Build ./ipsec.pyz, and replace the old file in one step.
+
+    With `--for VERSION,...`, the archive has bytecode for these interpreters only.
+    """
     if arguments and (len(arguments) != 2 or arguments[0] != "--for"):
         raise stop("usage: build.py [--for VERSION[,VERSION...]]")
     pythons = chosen_interpreters(arguments[1] if arguments else "")
@@ -925,7 +952,8 @@ def release(arguments: Sequence[str]) -> None:
 
 
 def build_info(version: str) -> Iterator[str]:
-    """Yield the lines of BUILD-INFO: everything that the bytes of a release depend on, except the sources."""
+    """Yield the lines of BUILD-INFO, which names the commit and all programs on which the bytes of a release
+    depend."""
     yield f"ipsec {version}, commit {git('log', '-1', '--format=%H, %cs')}"
     yield f"zlib {zlib.ZLIB_RUNTIME_VERSION} of Python {sys.version}"
     for python in interpreters().values():
@@ -942,7 +970,7 @@ COMPLETION_FILES = {"bash": "bash-completion/completions/ipsec", "zsh": "zsh/sit
 
 
 def write_tar(target: Path) -> None:
-    """Write a tar of the manual pages and completions, with their paths below /usr/local."""
+    """Write a compressed tar of the manual pages and completions; their paths are relative to /usr/local."""
     pages = (TOP / "man").glob("*.[1-8]")
     files = {f"share/man/man{page.suffix[1:]}/{page.name}": page.read_bytes() for page in pages}
     for shell, name in COMPLETION_FILES.items():
@@ -961,7 +989,10 @@ def write_tar(target: Path) -> None:
 # --- the developer's verbs ----------------------------------------------------------------------------------
 
 def test(arguments: Sequence[str]) -> None:
-    """Build, then run pytest with the arguments.  Without arguments, run all tests in parallel."""
+    """Build, then run pytest with the arguments and exit with its status.
+
+    Without arguments, run all tests in parallel.
+    """
     build()
     install("developer.txt")
     environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
@@ -983,7 +1014,10 @@ def check(arguments: Sequence[str]) -> None:
 
 
 def check_manual() -> None:
-    """Lint the manual pages with mandoc or groff.  Raises SystemExit if there is neither."""
+    """Lint the manual pages with mandoc or groff.
+
+    Raises SystemExit if a page has an error, or if neither program is installed.
+    """
     pages = sorted(map(str, (TOP / "man").glob("*.[1-8]")))
     if not shutil.which("mandoc") and os.geteuid() == 0 and shutil.which("apt-get"):
         apt_install("mandoc", "to check the manual pages")
@@ -1019,9 +1053,9 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def main() -> None:
-    """Run the verb of the command line, by default `build`.
+    """Run the verb of the command line; the default is `build`.
 
-    Raises SystemExit, also if a file can't be read or written, and for Ctrl-C.
+    Raises SystemExit if the verb fails, if a file can't be read or written, or if the user types Ctrl-C.
     """
     verbatim = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=verbatim)
