@@ -8261,7 +8261,7 @@ def split_instance(text: str) -> tuple[str, str | None, str | None, str | None, 
     if word.endswith(","):
         word, rest = word[:-1], "," + rest
     is_state = rest.startswith(" ") and not rest.startswith(BEHIND_ADDRESS)
-    if is_state and ":" in word:  # in `192.0.2.1:500 STATE_MAIN_I4 …`, the port follows the word's last colon
+    if is_state and ":" in word:  # `192.0.2.1:500 STATE_MAIN_I4 …`: the port follows the word's last colon
         word, _, port = word.rpartition(":")
         rest = f":{port}{rest}"
     remote, _, remote_client = word.removeprefix("...").partition("===")
@@ -8316,7 +8316,7 @@ def parse_details(body: str) -> tuple[dict[str, str], list[tuple[str, str, Any]]
 def has_ipsec_sa(connection: Mapping[str, Any]) -> bool | None:
     """Return whether a connection of the status has an IPsec SA.  Return None if that is unknown.
 
-    The serial number of the IPsec SA decides.  Without it, `up` of the entry or the connection's routing does.
+    The serial number of the IPsec SA decides.  Without one, `up` of the entry or the routing decides.
     """
     if connection["child_sa"] is not None:
         return True
@@ -22193,13 +22193,13 @@ def why_command(host: Host, args: Args) -> int:
 
 # --- pluto: whack, auto, status and the commands of 5.x -----------------------------------------------------
 
-# For each operation on a connection: whether to load it first, and then whack's option
+# For each operation on a connection: whether the connection must be loaded first, and whack's option
 OPERATIONS = {
     "up": (False, "--initiate"), "down": (False, "--terminate"), "route": (False, "--route"),
     "unroute": (False, "--unroute"), "delete": (False, "--delete"), "add": (True, ""),
     "replace": (True, ""), "start": (True, "--initiate"), "ondemand": (True, "--route")}
-# Requests that older releases lack: the first release that has each, and the beginnings of the lines of the
-# full status that answer it in earlier releases
+# Requests that older releases do not have.  For each, the first release that has it, and how the lines of the
+# full status begin that answer the request in earlier releases
 SINCE: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
     "--connectionstatus": ((5, 0), ('"',)),
     "--briefconnectionstatus": ((5, 0), ('"',)),
@@ -22234,7 +22234,7 @@ def is_before_5(host: Host) -> bool:
     return (host.libreswan_version() or "").startswith(("3.", "4."))
 
 
-# What pluto waits for, by words in its last line about a negotiation; the first match counts
+# What pluto waits for during a negotiation.  The first row counts of which pluto's last line contains a text.
 UP_STEPS = (
     (("initiating IKE_AUTH", "sent IKE_AUTH", "sent v2I2", "sent Main Mode I3", "sent MI3"),
      "the peer to authenticate"),
@@ -22247,10 +22247,10 @@ UP_TICK = 1.0  # seconds without output before the progress line appears, and be
 
 
 class UpProgress:
-    """The progress line of `up` on a terminal: what pluto waits for, and for how long.  A context manager.
+    """The progress line of `up` on a terminal: what pluto waits for, and for how long.
 
-    A timer draws the line when pluto has sent nothing for a second.  The line is erased before other output
-    and at the end.
+    Use the class as a context manager.  When there has been no output for a second, a timer draws the line.
+    The line is erased before other output and at the end.
     """
 
     def __init__(self, host: Host, name: str) -> None:
@@ -22259,8 +22259,8 @@ class UpProgress:
         can_erase = host.env.get("TERM", "dumb") != "dumb"
         self.is_possible = can_erase and is_terminal(sys.stdout) and is_terminal(sys.stderr)
         self._step = "pluto"
-        self._is_repeated = False  # pluto has sent its request again
-        self._is_prompt = False  # the user types a password
+        self._is_repeated = False  # True if pluto has sent its request again
+        self._is_prompt = False  # True while the user types a password or user name
         self._is_drawn = False
         self._since = time.monotonic()
         self._undo: Callable[[], object] | None = None
@@ -22280,7 +22280,7 @@ class UpProgress:
             self._erase()
 
     def take(self, output: bytes) -> None:
-        """Make room for output, which the caller prints next, and learn from it what pluto waits for."""
+        """Erase the progress line, because the caller prints `output` next, and read from it the new step."""
         if not self._undo or not output:
             return
         self._set_timer(UP_TICK)
@@ -22295,7 +22295,7 @@ class UpProgress:
                 self._is_repeated = False
 
     def _step_after(self, line: str) -> str:
-        """Return what pluto waits for after a line; most lines change nothing."""
+        """Return what pluto waits for after this line.  Most lines leave the step unchanged."""
         for words, step in UP_STEPS:
             if any(word in line for word in words):
                 return step
@@ -22316,7 +22316,7 @@ class UpProgress:
         text = printable(text)[:self.host.columns - 1]
         if self.host.colour:
             text = f"\x1b[2m{text}\x1b[0m"
-        self._is_drawn = True  # before the line is written, because Ctrl-C may come right after that
+        self._is_drawn = True  # set before the line is written, since Ctrl-C can interrupt right afterwards
         self._write(f"\r{text}\x1b[K")
 
     def _erase(self) -> None:
@@ -22329,7 +22329,7 @@ class UpProgress:
         try:
             write_all(2, encode(text))
         except OSError:
-            pass  # the terminal is gone; the output that follows reports that
+            pass  # the terminal is gone; the next regular output fails as well, and that error is reported
 
 
 class Teller:
@@ -22357,9 +22357,10 @@ class Teller:
         return True
 
     def whack(self, *words: str, timeout: float | None = None) -> int:
-        """Run whack with the words; return its exit status.
+        """Run whack with these arguments; return whack's exit status.
 
-        Without a timeout, libreswan's whack replaces this process if it can (exec).
+        If `timeout` is None and libreswan's whack is used, whack replaces this process (exec), except for
+        --terminate and --delete.
         """
         words = ("--ctlsocket", self.host.ctlsocket, *words)
         if self._shows("whack", words):
@@ -22375,9 +22376,10 @@ class Teller:
     def _end_connection(self, words: Sequence[str]) -> int:
         """Run libreswan's whack to terminate or delete a connection; return its exit status.
 
-        Up to 4.15 whack prints nothing and exits 0 if the connection is unknown, and in some cases also if it
-        is known.  Then pluto is asked for it: before a delete, but after a terminate, and only if whack
-        printed nothing.  Raises Failure(UNKNOWN_NAME).
+        Up to 4.15, whack prints nothing and exits with 0 if the connection is unknown, and in some cases also
+        if the connection is known.  Therefore pluto's status decides whether the connection is known.  The
+        status is read before a delete, or after a terminate for which whack printed nothing.  Raises
+        Failure(UNKNOWN_NAME) if the connection is unknown.
         """
         name = words[words.index("--name") + 1]
         is_old = is_before_5(self.host)
@@ -22395,13 +22397,13 @@ class Teller:
         return self._with_suggestion(name, ran.status)
 
     def _pass_on(self, ran: Ran) -> None:
-        """Print the output of a program, and then its errors."""
+        """Print the standard output of a program that has ended, and then its standard error."""
         self.host.print(ran.text, end="")
         self.host.flush()
         sys.stderr.write(decode(ran.err))
 
     def _with_suggestion(self, name: str, status: int) -> int:
-        """Return the status; if it stands for an unknown connection, suggest a similar name on stderr."""
+        """Return `status`.  If it means an unknown connection, print a similar name on standard error."""
         if status not in (UNKNOWN_NAME, NOT_ROUTED):
             return status
         names = connection_names(self.host)
@@ -22414,8 +22416,8 @@ class Teller:
     def bring_up(self, name: str, words: Sequence[str]) -> int:
         """Make pluto negotiate a connection, and wait for the outcome.
 
-        Return OK if the connection is up, or if it is of a kind that has no IPsec SA.  Otherwise print the
-        cause to standard error, and return whack's exit status, or ERROR if whack's status is 0.
+        Return OK if the connection is up, or if its kind (such as a template) has no IPsec SA.  Otherwise
+        print the cause to standard error, and return whack's exit status, or ERROR if whack's status is 0.
         """
         words = ("--ctlsocket", self.host.ctlsocket, *words)
         if self._shows("whack", words):
@@ -22424,7 +22426,7 @@ class Teller:
         if self.args.flag("--timeout"):
             limit = parse_seconds(self.args.value("--timeout"))
         wait: UpWait = load_part("UpWait")(limit)
-        if self.host.conf == "-":  # addconn has read standard input to its end
+        if self.host.conf == "-":  # addconn has read all of standard input: it can't be read again
             self.host.conf = DEFAULT_CONF
 
         try:
@@ -22442,10 +22444,10 @@ class Teller:
         return self._explain_failure(name, status, wait)
 
     def _explain_failure(self, name: str, status: int | None, wait: UpWait) -> int:
-        """Print why a connection did not come up, and take it down if the user wants that.
+        """Print why a connection did not come up.  With --once or --timeout, also take the connection down.
 
-        Print nothing if it is up after all, or if it is of a kind that has no IPsec SA.  `status` is whack's,
-        None if it did not end in time.  Return the exit status.
+        Do neither if the connection is up by now, or if its kind has no IPsec SA.  `status` is whack's exit
+        status, or None if whack did not end in time.  Return the exit status of the command.
         """
         doctor: Doctor = load_part("Doctor")(self.host, 10.0)
         doctor.whack_lines = wait.lines
@@ -22453,7 +22455,7 @@ class Teller:
         if diagnosis.state == "up":
             return status or OK
         conn = doctor.conn(name)
-        # template, group, shunt
+        # templates, groups and shunts have no IPsec SA of their own
         has_no_sa = diagnosis.state in ("waiting", "unknown") or (conn and is_shunt(conn))
         if status == OK and not wait.cause and has_no_sa:
             return OK
@@ -22471,9 +22473,10 @@ class Teller:
 
     def _negotiate(self, words: Sequence[str], limit: float | None, wait: UpWait,
                    progress: UpProgress) -> int | None:
-        """Run whack until it ends or `wait` stops it; return its exit status, or None if it was stopped.
+        """Run whack until it ends or `wait` stops it.
 
-        Raises Failure.
+        Return whack's exit status, or None if whack was stopped.  Raises Failure if whack can't be run or the
+        request is wrong.
         """
 
         def take(output: bytes) -> float | None:
@@ -22491,9 +22494,9 @@ class Teller:
             return failure.status
 
     def _waits_to_retry(self, name: str) -> bool:
-        """Return True if a connection is down although whack printed nothing.
+        """Return True if pluto says that the connection is down.  Return False if pluto does not answer.
 
-        Then pluto 4.x waits before its next attempt.
+        If whack has printed nothing and the connection is down, pluto 4.x is waiting for its next attempt.
         """
         try:
             return self._state(name) == "down"
@@ -22501,16 +22504,16 @@ class Teller:
             return False
 
     def _state(self, name: str) -> str:
-        """Return the state of a connection, a word of Diagnosis.
+        """Return the state of a connection, as one of the words that Diagnosis.state can have.
 
-        Raises NoPluto, TimedOut, PermissionError.
+        Raises NoPluto or TimedOut if pluto does not answer, PermissionError.
         """
         doctor: Doctor = load_part("Doctor")(self.host, 5.0)
         entries = doctor.entries(name)
         return connection_state(entries) if entries else "not loaded"
 
     def _take_down(self, name: str) -> None:
-        """Make pluto give up a connection unless it is up.  Print a warning if that fails."""
+        """Make pluto terminate a connection that is not up.  Print a warning if that fails."""
         try:
             if self._state(name) == "up":
                 return
@@ -22524,7 +22527,10 @@ class Teller:
             self.host.warn(f"up: {quote(name)} was not taken down: {error_text(error)}")
 
     def load(self, *words: str) -> int:
-        """Load connections with libreswan's addconn (5.4: add); return its exit status.  Raises Missing."""
+        """Load connections with libreswan's addconn, which is named add in 5.4; return the exit status.
+
+        Raises Missing if libreswan has neither program.
+        """
         host = self.host
         program = self._addconn()
         if host.conf == "-":
@@ -22554,17 +22560,17 @@ class Teller:
         return self._load_status(words[-1], ran)
 
     def _addconn(self) -> str:
-        """Return the name of the program that loads connections; empty if there is none."""
+        """Return the name of the installed program that loads connections, or "" if there is none."""
         for name in ("addconn", "add"):
             if self.host.executable(os.path.join(self.host.execdir, name)):
                 return name
         return ""
 
     def _load_status(self, name: str, ran: Ran) -> int:
-        """Return the exit status for addconn's result; print the cause of a failure that addconn omits.
+        """Return the exit status for the result of addconn; print the cause of a failure if addconn did not.
 
-        It is addconn's own status, but ERROR if addconn exits 0 for a connection that it can't load, and
-        NO_PLUTO if pluto is not running.
+        Return NO_PLUTO if pluto is not running, ERROR if addconn exits with 0 without loading the connection,
+        and otherwise the exit status of addconn.
         """
         host = self.host
         output = ran.text + decode(ran.err)
@@ -22582,14 +22588,14 @@ class Teller:
             return ran.status or ERROR
         elif ran.status in range(20, 100) and "failed to add connection" not in output:
             # addconn up to 4.15 does not print pluto's reason
-            host.warn(f"add: pluto refuses connection {quote(name)}; the reason is in its log: "
+            host.warn(f"add: pluto refuses connection {quote(name)}; pluto's log gives the reason: "
                       "ipsec barf --section plog")
         return ran.status
 
     def operate(self, operation: str, name: str) -> int:
         """Do one of OPERATIONS with a connection; return the exit status of the first step that fails.
 
-        Raises Failure.
+        Return OK if no step fails.  Raises Failure if the name is empty or a step can't be made.
         """
         loads, action = OPERATIONS[operation]
         if not name:
@@ -22617,7 +22623,7 @@ class Teller:
         return self.whack(*words)
 
     def _forget(self, name: str) -> None:
-        """Make pluto delete a connection if it has loaded it.  Raises Failure."""
+        """Make pluto delete a connection that it has loaded.  Raises Failure if pluto does not answer."""
         try:
             self.whack("--name", name, "--delete")
         except Failure as failure:
@@ -22627,7 +22633,8 @@ class Teller:
     def ask(self, *words: str) -> int:
         """Print pluto's reply to a request that needs no peer, as text or, with --json, as data.
 
-        A request that pluto's release lacks is answered from its full status.  Return the exit status.
+        If pluto's release does not have the request, the lines come from pluto's full status.  Return the
+        exit status.
         """
         timeout = parse_seconds(self.args.value("--timeout", "60"))
         since, beginnings = SINCE.get(words[-1], ((), ()))
@@ -22655,7 +22662,7 @@ class Teller:
     def _print_json(self, lines: Iterator[str], exact: Mapping[int, dict[str, Any]]) -> None:
         """Print the JSON document of ipsec_status(8): each connection as soon as it is read, then the rest.
 
-        Nothing is printed before the first connection, so that there is no output if pluto does not answer.
+        Printing begins with the first connection, so that nothing is printed if pluto does not answer.
         """
         json = need("json", "--json")
         opening = '{"connections": ['
@@ -22680,7 +22687,7 @@ class Teller:
             if not line.startswith(beginnings):
                 continue
             if is_brief and '":   ' in line:
-                continue  # a detail line
+                continue  # this is a detail line of a connection
             if not name or line[1:].startswith((f'{name}"', f"{name}/")):
                 yield line
 
@@ -22691,7 +22698,7 @@ class Teller:
 def whack_command(host: Host, args: Args) -> int:
     """Run `ipsec whack`; return whack's own exit status, 33 if pluto is not running."""
     words = args.operands
-    # from `ipsec --dry-run whack …`; whack itself has no such option
+    # `ipsec --dry-run whack …` puts this word first; whack itself has no such option
     dry_run = words[:1] == [DRY_RUN_OPTION.key]
     if dry_run:
         words = words[1:]
@@ -22704,7 +22711,7 @@ def whack_command(host: Host, args: Args) -> int:
         name, equals, _ = word.partition("=")
         given.add(name)
         if metavars.get(name[2:]) and not equals:
-            next(rest, "")  # the value of the option, even if it looks like an option
+            next(rest, "")  # skip the option's value, even if the value looks like an option
 
     if "--ctlsocket" not in given:
         words = ["--ctlsocket", host.ctlsocket, *words]
@@ -22716,12 +22723,12 @@ def whack_command(host: Host, args: Args) -> int:
     host.exec(compiled, words)
 
 
-# whack's option for each command that is one request to pluto, by the command's name
+# The names of the commands that send one request to pluto, each with the whack option for the request
 REQUESTS: dict[str, str] = {}
 
 
 def request_command(names: str, operand: str, request: str, summary: str) -> None:
-    """Register a command that is one request to pluto; `request` is whack's option for it."""
+    """Register a command that sends one request to pluto; `request` is whack's option for that request."""
     REQUESTS.update(dict.fromkeys(names.split(), request))
     formats: tuple[Opt, ...] = ()
     if is_question(request.removeprefix("--")):
@@ -22771,7 +22778,7 @@ request_command("purgeocsp", "", "--purgeocsp", "empty pluto's cache of OCSP res
 
 def operation_command(names: str, summary: str, options: Sequence[Opt] = CONNECTION_OPTIONS,
                       details: str = "", examples: str = "") -> None:
-    """Register a command that does one of OPERATIONS; the first of its names is the operation's."""
+    """Register a command that does one of OPERATIONS; the first word of `names` is the operation."""
     operation = names.split()[0]
 
     @command(names, "CONN", summary=summary, options=options, details=details, examples=examples)
@@ -22797,12 +22804,15 @@ operation_command("ondemand", "load a connection and install its trap policy, as
 
 
 def pluto_start(host: Host, args: Args) -> int:
-    """Run `ipsec start CONN...`: load the connections and bring them up, as operate_all()."""
+    """Run `ipsec start CONN...`: load the connections and bring them up; return as operate_all() does."""
     return operate_all(Teller(host, args), "start", args.operands)
 
 
 def operate_all(teller: Teller, operation: str, names: Sequence[str]) -> int:
-    """Do an operation with connections, up to the first one that fails; return its exit status, or OK."""
+    """Do an operation with each connection, and stop at the first failure.
+
+    Return the exit status of the connection that failed, or OK.
+    """
     for name in names:
         status = teller.operate(operation, name)
         if status:
@@ -22818,7 +22828,7 @@ def operate_all(teller: Teller, operation: str, names: Sequence[str]) -> int:
                   Opt("--autoall", None, "load all connections that have auto="),
                   Opt("--checkconfig", None, "only check the configuration")))
 def add_command(host: Host, args: Args) -> int:
-    """Run `ipsec add`; return addconn's exit status for the first connection that fails."""
+    """Run `ipsec add`; return the exit status of the first step that fails, or OK."""
     teller = Teller(host, args)
     for word in ("--checkconfig", "--autoall"):
         if args.flag(word):
@@ -22862,7 +22872,7 @@ AUTO_OPTIONS = (*CONNECTION_OPTIONS, *UP_OPTIONS, UTC_OPTION, Opt("--show", None
 
 
 def check_auto(operations: Sequence[str], names: Sequence[str]) -> None:
-    """Raise Failure unless `ipsec auto` has one operation, and the connection that the operation needs."""
+    """Raise Failure unless `ipsec auto` has exactly one operation and the operands that it needs."""
     if not operations:
         raise Failure("ipsec auto: no operation is given", USAGE,
                       "usage: ipsec auto [--asynchronous] --up|--down|--add|… CONN, or ipsec auto "
@@ -22904,7 +22914,7 @@ def auto_command(host: Host, args: Args) -> int:
         return teller.operate(operation, names[0])
     words = ["--utc"] if args.flag("--utc") else []
     if operation == "purgeocsp" and is_before_5(host):
-        words.append("--listall")  # the auto of 3.x and 4.x lists everything first
+        words.append("--listall")  # libreswan's `ipsec auto` of 3.x and 4.x adds --listall to this request
     return teller.ask(*words, AUTO_REQUESTS[operation])
 
 
@@ -22916,11 +22926,12 @@ TUNNEL_DETAILS = frozenset(text[:DETAIL_HEAD] for text in (
     "host:", "  oriented", "  unoriented", "established", "newest", "routing:", "policy:", "our idtype",
     "IKE algorithm newest", "IKEv1 algorithm newest", "IKEv2 algorithm newest", "ESP algorithm newest",
     "AH algorithm newest"))
-# The states of a tunnel, and the style in which a terminal shows each (ECMA-48, SGR)
+# The states of a tunnel, each with its style on a terminal (parameters of SGR in ECMA-48)
 TUNNEL_STATES = {"up": "32", "connecting": "33", "down": "1;31", "routed": "36", "ready": "36", "idle": "2",
                  "bypass": "2", "block": "2", "unknown": "35"}
-SHUNTS = {"PASS": "bypass", "DROP": "block", "REJECT": "block"}  # policies of connections without tunnel
-# Words of a policy that are shown, and how
+# Words in the policy of a connection that makes no tunnel, and the state that the table shows for it
+SHUNTS = {"PASS": "bypass", "DROP": "block", "REJECT": "block"}
+# Words in the policy of a connection, each with the note that the table shows for it
 TUNNEL_MARKS = (
     ("MOBIKE", "MOBIKE"), ("COMPRESS", "IPCOMP"), ("AUTHENTICATE", "AH"), ("TRANSPORT", "transport"))
 ANY_PEER = ("%any", "%any6", "%group", "%opportunistic", "%opportunisticgroup", "%virtual", "0.0.0.0", "::")
@@ -22932,7 +22943,7 @@ RESIZE_SECONDS = 0.25  # how soon --watch notices that the terminal has a new si
 class TunnelRow:
     """One connection or instance as `ipsec tunnels` shows it (ipsec_tunnels(8), JSON).
 
-    None means unknown.  `state` is a key of TUNNEL_STATES.  `wanted` is true if pluto shall keep the tunnel
+    None means unknown.  `state` is a key of TUNNEL_STATES.  `wanted` is True if pluto should keep the tunnel
     up.  `since` is in seconds since 1970; `rekey_in` and `ends_in` are in seconds from now.  `problem` says
     in a few words why the tunnel is not up.  `peers` is the number of instances of a template.
     """
@@ -22975,9 +22986,9 @@ class TunnelRow:
 
 
 def ike_version_of(connection: Mapping[str, Any]) -> int | None:
-    """Return the version of IKE in the policy, 1 or 2; None if unknown.
+    """Return the IKE version of a connection, 1 or 2, or None if it is unknown.
 
-    If the policy allows both versions (up to 4.2), the version in use is returned.
+    Up to 4.2, a policy can allow both versions.  Then the result is the version in use.
     """
     policy, options = connection["policy"], connection["options"]
     allows_1 = "IKEv1" in policy or "IKEV1_ALLOW" in policy
@@ -22992,7 +23003,10 @@ def ike_version_of(connection: Mapping[str, Any]) -> int | None:
 
 
 def newest_algorithm(connection: Mapping[str, Any], kinds: Sequence[str]) -> str | None:
-    """Return the algorithms in use for the first of `kinds` that has any, such as `AES_GCM_16_256`."""
+    """Return the algorithms that a connection uses, such as `AES_GCM_16_256`, or None if it uses none.
+
+    `kinds` are SA types such as ikev2 or esp.  The first kind for which the status shows algorithms counts.
+    """
     for kind in kinds:
         text = connection["options"].get(f"{kind}_algorithm_newest")
         if text:
@@ -23001,7 +23015,10 @@ def newest_algorithm(connection: Mapping[str, Any], kinds: Sequence[str]) -> str
 
 
 def networks_of(connection: Mapping[str, Any], side: str) -> list[str]:
-    """Return the networks of one end (`side`: local or remote): its subnets, its pool, or else its host."""
+    """Return the networks of one end of a connection; `side` is local or remote.
+
+    These are the end's subnets.  An end without a subnet has its address pool or, without a pool, its host.
+    """
     end = connection[side]
     if "selectors" not in connection:
         networks = [end["subnet"] or end.get("pool") or end["host"]]
@@ -23014,7 +23031,7 @@ def networks_of(connection: Mapping[str, Any], side: str) -> list[str]:
 
 
 def static_problem(connection: Mapping[str, Any]) -> str | None:
-    """Return why a connection is not up, as far as its own status lines show it; None if they don't."""
+    """Return why a connection is not up.  Return None if the connection's status lines do not show why."""
     is_unoriented = "unoriented" in connection["options"] or connection["routing"] == "unoriented"
     if not connection["oriented"] and (is_unoriented or "host" in connection["options"]):
         return "no local address"
@@ -23026,7 +23043,10 @@ def static_problem(connection: Mapping[str, Any]) -> str | None:
 
 
 def state_of_tunnel(connection: Mapping[str, Any]) -> str:
-    """Return the state of a tunnel from its connection; `connecting` is known only from lines of SAs."""
+    """Return the state of a tunnel, from pluto's status of its connection.
+
+    The state `connecting` is never returned, because only the status lines of SAs show it.
+    """
     policy, routing = connection["policy"], connection["routing"] or ""
     instances = connection.get("instances")
     if connection["up"] and not instances:
@@ -23044,7 +23064,7 @@ def state_of_tunnel(connection: Mapping[str, Any]) -> str:
 
 
 def tunnel_of(connection: Mapping[str, Any]) -> TunnelRow:
-    """Return the row of a connection, without the data of its SAs and its traffic, which Tunnels adds."""
+    """Return the row of a connection.  Tunnels adds the data of the connection's SAs and traffic later."""
     policy = connection["policy"]
     local, remote = connection["local"], connection["remote"]
     row = TunnelRow(connection["name"], connection["instance"])
@@ -23068,9 +23088,9 @@ def tunnel_of(connection: Mapping[str, Any]) -> TunnelRow:
 
 
 def names_only(host: Host, file: str, names: Collection[str]) -> bool:
-    """Return True if a configuration has no includes, and no connections except those in `names`.
+    """Return True if `file` has no includes, and no connections except those in `names`.
 
-    False can also mean that the file is too complicated for this check.  The caller then reads it with
+    False can also mean that the file is too complicated for this check.  The caller then reads the file with
     Config, which takes ten times as long.
     """
     try:
@@ -23088,7 +23108,10 @@ def names_only(host: Host, file: str, names: Collection[str]) -> bool:
 
 
 def makes_a_tunnel(line: str) -> bool:
-    """Return True if Tunnels needs the line of an SA: not if it holds SPIs, or an established IKE SA."""
+    """Return True if Tunnels needs this status line of an SA.
+
+    Return False for a line that shows the traffic of an SA, or an established IKE SA.
+    """
     is_needless = (" Traffic: " in line
                    or "established IKE SA" in line or "IKE SA established" in line
                    or "ISAKMP SA established" in line or "established ISAKMP SA" in line)
@@ -23098,15 +23121,15 @@ def makes_a_tunnel(line: str) -> bool:
 class Tunnels:
     """The tunnels of a running pluto.
 
-    `rows` are in pluto's order; connections that pluto should have loaded, but has not, follow.
+    `rows` are in pluto's order.  The last rows are connections that pluto should have loaded but has not.
     """
 
-    WITH_SAS = False  # whether the SPIs and the established IKE SAs are read, too
+    WITH_SAS = False  # True if SPIs and established IKE SAs are also read
 
     def __init__(self, host: Host, timeout: float, name: str = "") -> None:
-        """Ask pluto.  With a `name`, keep only that connection, its instances and its pairs of subnets.
+        """Read pluto's status.  With a `name`, keep only that connection, its instances and pairs of subnets.
 
-        Raises NoPluto, TimedOut.
+        Raises NoPluto or TimedOut if pluto does not answer.
         """
         self.rows: list[TunnelRow] = []
         self.settings: dict[str, str] = {}
@@ -23134,7 +23157,7 @@ class Tunnels:
             load_part("explain_tunnels")(host, failed)
 
     def _pluto(self) -> Pluto:
-        """Return the Pluto that the settings in the status describe."""
+        """Return the version and build options of pluto, from the settings in pluto's status."""
         label_type = self.settings.get("secctx_attr_type", "<unsupported>")
         seccomp = self.settings.get("seccomp", "unsupported")
         return Pluto(self.settings.get("pluto_version", ""), packets=False,
@@ -23192,7 +23215,7 @@ class Tunnels:
                 row.state = "ready"
 
     def _add_missing(self, host: Host) -> None:
-        """Add the connections that pluto has not loaded, although it should start or route them."""
+        """Add rows for connections that pluto should start or route (auto=), but has not loaded."""
         name = self.settings.get("configfile") or host.conf
         if not host.exists(name):
             return
@@ -23211,7 +23234,7 @@ class Tunnels:
 
     @property
     def status(self) -> int:
-        """The exit status: 1 if a tunnel that should be up is not, otherwise 0."""
+        """The exit status: 1 if a tunnel that should be up is not up, otherwise 0."""
         return ERROR if any(row.fails for row in self.rows) else OK
 
 
@@ -23231,9 +23254,9 @@ def short_time(seconds: float) -> str:
 
 
 def short_bytes(count: float | None) -> str:
-    """Format a number of bytes in at most five characters: 0, 512, 1.2K, 30M; `?` if unknown.
+    """Format a number of bytes in at most five characters: 0, 512, 1.2K, 30M; `?` if it is unknown (None).
 
-    A unit is 1,024 times the unit before it.
+    K is 1,024 bytes, M is 1,024 K, and so on.
     """
     if count is None:
         return "?"
@@ -23248,41 +23271,41 @@ def short_bytes(count: float | None) -> str:
 
 
 def paint(text: str, style: str, *, colour: bool) -> str:
-    """Return the text in a style of ECMA-48, or unchanged if `colour` is false."""
+    """Return the text with the escape sequences of an SGR style, or unchanged if `colour` is False."""
     if not colour or not style or not text:
         return text
     return f"\x1b[{style}m{text}\x1b[0m"
 
 
 def networks_text(row: TunnelRow) -> str:
-    """Return the networks of both ends."""
+    """Return the networks of both ends as `LOCAL,… === REMOTE,…`."""
     return f"{','.join(row.local_networks)} === {','.join(row.remote_networks)}"
 
 
 class TunnelTable:
     """Formats tunnels as a table of a given width.
 
-    If the terminal is wide enough, each tunnel takes one line.  Otherwise its notes (peer, algorithms and so
-    on) follow in more lines.
+    If the width is sufficient, each tunnel has one line.  Otherwise the notes about a tunnel (peer,
+    algorithms and so on) are in further lines.
     """
 
     HEADINGS = ("NAME", "STATE", "NETWORKS", "IN", "OUT", "REKEY")
-    NAME, STATE, NETWORKS = 0, 1, 2  # columns
+    NAME, STATE, NETWORKS = 0, 1, 2  # the indexes of these columns
     RIGHT = frozenset((3, 4, 5))  # the columns that are aligned to the right
-    NAME_ROOM = 24  # the width of the column NAME; a longer name takes a line of its own
+    NAME_ROOM = 24  # the greatest width of the column NAME; a longer name has a line of its own
 
     def __init__(self, width: int, now: float, *, colour: bool = False,
                  rates: Mapping[str, tuple[float, float]] | None = None,
                  changed: Collection[str] = ()) -> None:
-        self.width = max(width, 72)  # the least that short names and numbers need
+        self.width = max(width, 72)  # a table with short names and numbers needs 72 columns
         self.now = now
         self.colour = colour
-        # bytes per second in and out, by full name; if None, the table shows the mean since the SA was made
+        # bytes per second in and out, by full name; None makes the table show the mean rates of the SAs
         self.rates = rates
         self.changed = changed
 
     def lines(self, rows: Sequence[TunnelRow]) -> list[str]:
-        """Return the headings, the tunnels and a summary; or one line if there are no tunnels."""
+        """Return the headings, the tunnels and a summary.  Without tunnels, return one line that says so."""
         if not rows:
             return ["pluto has no connections loaded"]
         table = [(row, self._cells(row), self._notes(row)) for row in rows]
@@ -23372,7 +23395,7 @@ class TunnelTable:
 
 
 def mean_rate(row: TunnelRow, now: float) -> tuple[float, float] | None:
-    """Return the mean bytes per second in and out since the IPsec SA was made; None if that is unknown."""
+    """Return the mean bytes per second in and out since the IPsec SA was set up, or None if unknown."""
     if row.bytes_in is None or row.bytes_out is None or row.since is None:
         return None
     seconds = now - row.since
@@ -23382,7 +23405,7 @@ def mean_rate(row: TunnelRow, now: float) -> tuple[float, float] | None:
 
 
 def fold_cells(cells: Sequence[str], width: int, indent: str, between: str = "  ") -> list[str]:
-    """Fill lines of at most `width` characters with the cells; a longer cell continues in the next line."""
+    """Join the cells into lines of at most `width` characters.  A cell longer than a line is split."""
     lines: list[str] = []
     line = indent
     for cell in cells:
@@ -23416,7 +23439,7 @@ def summary_of(rows: Sequence[TunnelRow]) -> str:
 
 def describe_tunnel(row: TunnelRow, options: Mapping[str, str], states: Sequence[dict[str, Any]],
                     now: float) -> list[str]:
-    """Return all details of one tunnel: `name  value` lines, its SAs, and the connection's options."""
+    """Return lines with all details of one tunnel: its values, its SAs, and the connection's options."""
     fields = tunnel_details(row, now)
     lines = [row.full_name]
     lines += [f"  {name:<9} {value}".rstrip() for name, value in fields if value]
@@ -23429,7 +23452,7 @@ def describe_tunnel(row: TunnelRow, options: Mapping[str, str], states: Sequence
 
 
 def tunnel_details(row: TunnelRow, now: float) -> list[tuple[str, str | None]]:
-    """Return the names and values that describe a tunnel; a value without content is empty or None."""
+    """Return pairs of name and value that describe a tunnel.  A value is empty or None if there is none."""
     state = [row.state.upper()]
     if row.wanted and row.state != "up":
         state.append("should be up")
@@ -23470,7 +23493,7 @@ def tunnel_details(row: TunnelRow, now: float) -> list[tuple[str, str | None]]:
 
 
 def sa_details(sa: Mapping[str, Any]) -> str:
-    """Return the details of an SA: type, state, description, port, SPIs, times of its next events."""
+    """Return the details of an SA as one line: type, state, description, port, SPIs, times of next events."""
     port = "" if sa["port"] is None else f"{sa['transport']} port {sa['port']}"
     spis = ", ".join(f"{spi['protocol']} {spi['spi']} {spi['direction']}" for spi in sa["spis"])
     events = ", ".join(f"{event} in {seconds}s" for event, seconds in sa["events"].items())
@@ -23478,7 +23501,7 @@ def sa_details(sa: Mapping[str, Any]) -> str:
 
 
 class TunnelView:
-    """Runs one command line of `ipsec tunnels`: shows the tunnels once, or again and again (--watch)."""
+    """Shows the tunnels for one command line of `ipsec tunnels`: once, or repeatedly (--watch)."""
 
     def __init__(self, host: Host, args: Args) -> None:
         self.host = host
@@ -23491,10 +23514,11 @@ class TunnelView:
         self._before_at = 0.0  # the time of the last display
 
     def lines(self, width: int) -> list[str]:
-        """Ask pluto, set `status`, and return the lines to show.
+        """Read pluto's status, set `status`, and return the lines to show.
 
-        After the first time, the rates are those since the last time, and changed states are highlighted.
-        Raises NoPluto, TimedOut, Failure (UNKNOWN_NAME).
+        From the second call on, the rates are those since the call before, and changed states are
+        highlighted.  Raises NoPluto or TimedOut if pluto does not answer, and Failure (UNKNOWN_NAME) for an
+        unknown connection.
         """
         now = time.time()
         tunnels = Tunnels(self.host, self.timeout, self.name)
@@ -23522,17 +23546,20 @@ class TunnelView:
             changed = self._changed(rows)
         self._before = {row.full_name: row for row in rows}
         self._before_at = now
-        if self.is_screen:  # a screen may be too short for all
+        if self.is_screen:  # put failed tunnels first, because the last lines may not fit on the screen
             rows = sorted(rows, key=lambda row: not row.fails)
         return TunnelTable(width, now, colour=self.host.colour, rates=rates, changed=changed).lines(rows)
 
     def _changed(self, rows: Sequence[TunnelRow]) -> set[str]:
-        """Return the full names of the tunnels that are new, or have another state than before."""
+        """Return the full names of tunnels that are new, or have a new state, since the last display."""
         states = {name: row.state for name, row in self._before.items()}
         return {row.full_name for row in rows if states.get(row.full_name) != row.state}
 
     def _rates(self, rows: Sequence[TunnelRow], now: float) -> dict[str, tuple[float, float]]:
-        """Return the known rates since the last display: bytes per second in and out, by full name."""
+        """Return the bytes per second in and out since the last display, by full name.
+
+        Tunnels whose rates are unknown are missing.
+        """
         seconds = now - self._before_at
         rates = {}
         for row in rows:
@@ -23543,7 +23570,7 @@ class TunnelView:
                 continue
             count_in = row.bytes_in - before.bytes_in
             count_out = row.bytes_out - before.bytes_out
-            if count_in >= 0 and count_out >= 0:  # otherwise this is a new SA, which counts from 0
+            if count_in >= 0 and count_out >= 0:  # the counts of a new SA begin at 0: no rate is known then
                 rates[row.full_name] = count_in / seconds, count_out / seconds
         return rates
 
@@ -23606,11 +23633,11 @@ class TunnelView:
         self.host.print("\n".join(lines))
 
     def _draw_screen(self, lines: Sequence[str], columns: int, rows: int) -> None:
-        """Replace the text on the terminal, which has `rows` lines.
+        """Replace the text on the terminal, which has `rows` lines of `columns` characters.
 
-        That is one write, so that the text does not flicker.
+        All text is written at once, so that the screen does not flicker.
         """
-        room = rows - 1  # one line is the heading
+        room = rows - 1  # the heading takes one line
         if len(lines) > room:
             hidden = len(lines) - (room - 2)
             lines = [*lines[:room - 2], f"… {hidden} more lines", lines[-1]]
@@ -23639,21 +23666,22 @@ def tunnels_command(host: Host, args: Args) -> int:
 # --- metrics ------------------------------------------------------------------------------------------------
 
 if TYPE_CHECKING:
-    # a metric family: name, type, help, and the labels and value of each of its series
+    # a metric family: name, type, help text, and a list of the labels and the value of each series
     Family = tuple[str, str, str, list[tuple[dict[str, str], int]]]
 
 
 class MeteredTunnels(Tunnels):
-    """The tunnels and their present SAs, by the name and the instance of the tunnel.
+    """The tunnels of a running pluto and the SAs that they have now.
 
-    `sas` has the serial number, the bytes in and the bytes out of each IPsec SA.  `counts` has the numbers of
-    SAs by type (ike, child) and step (established, negotiating).  `spis` has the SPIs.
+    The keys of the three dicts are name and instance of a tunnel.  `sas` has serial number, bytes in and
+    bytes out of each IPsec SA.  `counts` has the numbers of SAs by type (ike, child) and step (established,
+    negotiating).  `spis` has the SPIs.
     """
 
     WITH_SAS = True
 
     def __init__(self, host: Host, timeout: float) -> None:
-        """Raises NoPluto, TimedOut."""
+        """Read pluto's status.  Raises NoPluto or TimedOut if pluto does not answer."""
         self.sas: dict[tuple[str, str], list[tuple[int, int, int]]] = {}
         self.counts: dict[tuple[str, str], dict[tuple[str, str], int]] = {}
         self.spis: dict[tuple[str, str], list[int]] = {}
@@ -23676,11 +23704,11 @@ class MeteredTunnels(Tunnels):
 
 
 class Ledger:
-    """Counts the bytes of all SAs of each tunnel since pluto started, also of SAs that have ended.
+    """Counts the bytes of all SAs of each tunnel since pluto started, including SAs that have ended.
 
-    A file keeps the counts from one `ipsec metrics` to the next.  A file about an earlier run of pluto is
-    ignored.  `totals` has for each tunnel the bytes in, the bytes out, and the time of their last change
-    (seconds since 1970, 0 if no change was seen).
+    A file saves the counts from one run of `ipsec metrics` to the next.  The file is ignored if pluto has
+    been restarted since then.  `totals` has for each tunnel the bytes in, the bytes out, and the time of
+    their last change (seconds since 1970, 0 if no change was seen).
     """
 
     def __init__(self, host: Host, name: str, started: int) -> None:
@@ -23695,7 +23723,7 @@ class Ledger:
         try:
             self._read()
         except (OSError, ValueError):
-            # the file is missing, truncated or not a ledger
+            # the file is missing, truncated or in another format: start without saved counts
             self.totals, self._ended, self._live = {}, {}, {}
 
     def _read(self) -> None:
@@ -23716,7 +23744,10 @@ class Ledger:
             self._live[int(serial)] = connection, instance, bytes_in, bytes_out
 
     def update(self, tunnels: MeteredTunnels, now: int) -> None:
-        """Update the totals from the present SAs.  An SA that has ended keeps the bytes seen last."""
+        """Update the totals from the SAs that exist now.
+
+        For an SA that has ended, the bytes at the last update are counted.
+        """
         live = {}
         for (connection, instance), sas in tunnels.sas.items():
             for serial, bytes_in, bytes_out in sas:
@@ -23739,14 +23770,17 @@ class Ledger:
         self.totals = totals
 
     def _change_time(self, name: tuple[str, str], total: tuple[int, int], now: int) -> int:
-        """Return when the bytes of a tunnel changed last; `total` are the present ones."""
+        """Return when the bytes of a tunnel last changed (seconds since 1970), or 0 if the tunnel is new.
+
+        `total` has the present bytes in and out.
+        """
         if name not in self.totals:
             return 0
         *before, changed = self.totals[name]
         return changed if tuple(before) == total else now
 
     def save(self) -> None:
-        """Write the file.  Raises OSError."""
+        """Write the counts to the file.  Raises OSError if the file can't be written."""
         rows: list[tuple[object, ...]] = [("pluto", self.started)]
         for name, total in self.totals.items():
             rows.append(("ended", *name, *total, *self._ended.get(name, (0, 0))))
@@ -23756,9 +23790,9 @@ class Ledger:
 
 
 def last_uses(host: Host) -> dict[int, int]:
-    """Return when each SA in the kernel last carried a packet (seconds since 1970), by SPI.
+    """Return the time of the last packet of each SA in the kernel (seconds since 1970), by SPI.
 
-    SAs for which the kernel keeps no time are missing.  The result is empty if the kernel can't be asked.
+    SAs for which the kernel has no such time are missing.  The result is empty if the SAs can't be read.
     """
     reader = XfrmReader(host)
     uses = {}
@@ -23776,8 +23810,8 @@ def last_uses(host: Host) -> dict[int, int]:
 def certificate_expiry(host: Host) -> list[tuple[dict[str, str], int]]:
     """Return labels and expiry (seconds since 1970) of the certificates in the NSS database.
 
-    Of several certificates with the same labels, only the one that expires last is listed.  A database that
-    can't be read has none.
+    If several certificates have the same labels, only the certificate that expires last is listed.  The list
+    is empty if the database can't be read.
     """
     ends: dict[tuple[str, str, str], int] = {}
     try:
@@ -23794,7 +23828,10 @@ def certificate_expiry(host: Host) -> list[tuple[dict[str, str], int]]:
 
 
 def xfrm_errors(host: Host) -> list[tuple[dict[str, str], int]]:
-    """Return the counters of /proc/net/xfrm_stat; none if the kernel lacks the file."""
+    """Return labels and value of each counter in /proc/net/xfrm_stat.
+
+    The list is empty if the kernel does not have that file.
+    """
     try:
         rows = [line.split() for line in host.lines("/proc/net/xfrm_stat")]
     except OSError:
@@ -23803,25 +23840,28 @@ def xfrm_errors(host: Host) -> list[tuple[dict[str, str], int]]:
 
 
 def tunnel_labels(row: TunnelRow) -> dict[str, str]:
-    """Return the labels of a tunnel's series.  None of them changes when an SA is rekeyed."""
+    """Return the labels of a tunnel's series.  A rekey does not change these labels."""
     return {"connection": row.name, "instance": row.instance, "remote": row.remote_host or ""}
 
 
 def property_labels(row: TunnelRow) -> dict[str, str]:
-    """Return the labels that only ipsec_connection_info has; they may change."""
+    """Return the additional labels of ipsec_connection_info, whose values can change."""
     return {"remote_id": row.remote_id or "", "username": row.username or "",
             "ike_version": str(row.ike_version or "")}
 
 
 def has_series(row: TunnelRow) -> bool:
-    """Return True if a row has series of its own: no shunt, and no template, whose instances have them."""
+    """Return True if the metrics have series for this row.
+
+    Return False for a shunt, and for a template, because the instances of the template have the series.
+    """
     is_template = row.peers is not None or (not row.instance and row.remote_host in ANY_PEER)
     return not is_template and row.state not in ("bypass", "block")
 
 
 def tunnel_families(tunnels: MeteredTunnels, ledger: Ledger, uses: Mapping[int, int],
                     now: int) -> Iterator[Family]:
-    """Yield the families that have one series for each tunnel.  `uses` is the result of last_uses()."""
+    """Yield the families with one series for each tunnel.  `uses` is the result of last_uses()."""
     rows = [row for row in tunnels.rows if has_series(row)]
     yield ("ipsec_connection_info", "gauge",
            "Properties of a connection; join it by connection, instance and remote.",
@@ -23831,14 +23871,14 @@ def tunnel_families(tunnels: MeteredTunnels, ledger: Ledger, uses: Mapping[int, 
     yield ("ipsec_connection_wanted", "gauge", "Whether the connection should be up.",
            [(tunnel_labels(row), int(row.wanted)) for row in rows if row.wanted is not None])
     yield from counter_families(rows, tunnels, ledger)
-    yield ("ipsec_connection_established_time_seconds", "gauge", "When the newest IPsec SA was made.",
+    yield ("ipsec_connection_established_time_seconds", "gauge", "When the newest IPsec SA was set up.",
            [(tunnel_labels(row), row.since) for row in rows if row.since is not None])
 
     idle = []
     for row in rows:
         name = row.name, row.instance
         times = [uses[spi] for spi in tunnels.spis.get(name, ()) if spi in uses]
-        if not times:  # the kernel keeps no time: use the last change of the counters
+        if not times:  # the kernel has no time of the last packet: use the last change of the byte counts
             _, _, changed = ledger.totals.get(name, (0, 0, 0))
             times = [changed] if changed else []
         if times:
@@ -23847,7 +23887,7 @@ def tunnel_families(tunnels: MeteredTunnels, ledger: Ledger, uses: Mapping[int, 
 
 
 def counter_families(rows: Sequence[TunnelRow], tunnels: MeteredTunnels, ledger: Ledger) -> Iterator[Family]:
-    """Yield the families that count the SAs and the bytes of each tunnel."""
+    """Yield the metric families that count the SAs and the bytes of each tunnel."""
     names = [(row.name, row.instance) for row in rows]
     for kind, text in (("ike", "IKE"), ("child", "IPsec")):
         counts = [tunnels.counts.get(name, {}).get((kind, "established"), 0) for name in names]
@@ -23861,21 +23901,22 @@ def counter_families(rows: Sequence[TunnelRow], tunnels: MeteredTunnels, ledger:
 
 
 def pluto_families(host: Host, timeout: float, state: str) -> Iterator[Family]:
-    """Yield the families that come from pluto's status.  `state` is the file of the Ledger, empty for none.
+    """Yield the metric families that come from pluto's status.
 
-    Raises NoPluto, TimedOut.
+    `state` is the name of the Ledger's file; with an empty name, no file is used.  Raises NoPluto or TimedOut
+    if pluto does not answer.
     """
     now = int(time.time())
     tunnels = MeteredTunnels(host, timeout)
-    started = int(host.stat(host.ctlsocket).st_mtime)  # pluto makes the socket when it starts
+    started = int(host.stat(host.ctlsocket).st_mtime)  # pluto creates its control socket when it starts
     ledger = Ledger(host, state, started)
     ledger.update(tunnels, now)
     if state:
         try:
             ledger.save()
         except OSError as error:
-            host.warn(f"metrics: the byte counts can't be saved, so that counters will miss SAs that have "
-                      f"ended: {state}: {error.strerror}")
+            host.warn(f"metrics: the byte counts can't be saved, so the counters will not include SAs that "
+                      f"have ended: {state}: {error.strerror}")
 
     states = dict.fromkeys(TUNNEL_STATES, 0)
     for row in tunnels.rows:
@@ -23898,9 +23939,10 @@ def pluto_families(host: Host, timeout: float, state: str) -> Iterator[Family]:
 
 
 def metric_families(host: Host, timeout: float, state: str) -> list[Family]:
-    """Return all families; without those of pluto, and with ipsec_up 0, if pluto does not answer.
+    """Return all metric families.
 
-    Raises NoPluto if the user may not ask pluto.
+    If pluto does not answer, ipsec_up is 0 and the families that come from pluto are missing.  Raises NoPluto
+    if the user is not permitted to connect to pluto.
     """
     families: list[Family] = []
     try:
@@ -23908,7 +23950,7 @@ def metric_families(host: Host, timeout: float, state: str) -> list[Family]:
         is_up = 1
     except (NoPluto, TimedOut) as failure:
         if failure.hint == NOT_ALLOWED:
-            raise  # it is unknown whether pluto is up
+            raise  # without the permission to connect, it is unknown whether pluto is up
         host.warn(failure.message)
         is_up = 0
     return [("ipsec_up", "gauge", "Whether pluto answers.", [({}, is_up)]),
@@ -23920,7 +23962,7 @@ def metric_families(host: Host, timeout: float, state: str) -> list[Family]:
 
 
 def metrics_text(families: Sequence[Family]) -> str:
-    """Format the families in Prometheus' text format; leave out families without a series."""
+    """Format the families in the text format of Prometheus.  Families without a series are omitted."""
     lines = []
     for name, kind, text, series in families:
         if series:
@@ -23935,7 +23977,7 @@ def metrics_text(families: Sequence[Family]) -> str:
 
 
 def label_text(label: str) -> str:
-    """Escape the value of a label as Prometheus' text format requires."""
+    """Return the value of a label, escaped for the text format of Prometheus."""
     return printable(label).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
@@ -23946,9 +23988,9 @@ def label_text(label: str) -> str:
                       "metrics.state in the directory of pluto's control socket; an empty FILE saves "
                       "nothing)")))
 def metrics_command(host: Host, args: Args) -> int:
-    """Run `ipsec metrics`; return 0, also if pluto does not answer (then ipsec_up is 0).
+    """Run `ipsec metrics`; return 0.  If pluto does not answer, return 0 and print ipsec_up as 0.
 
-    Raises Failure if the user may not ask pluto, or if the output can't be written.
+    Raises Failure if the user is not permitted to connect to pluto, or if the output can't be written.
     """
     host.ctlsocket = args.value("--ctlsocket") or host.ctlsocket
     state = args.value("--state", os.path.join(os.path.dirname(host.ctlsocket), "metrics.state"))
