@@ -388,9 +388,10 @@ def interpreters() -> dict[str, Path]:
 
 
 def release_of(python: Path) -> tuple[str, int]:
-    """Return the version of a CPython and its last number: `3.11` and 7.
+    """Return the version of a CPython in two parts, for example `3.11` and 7 for CPython 3.11.7.
 
-    The version is empty if it is another program, another implementation, or no final release.
+    The first part is an empty string if `python` is another program, another implementation of Python, or not
+    a final release.
     """
     ask = ("import sys; v = sys.version_info; "
            "print('%d.%d' % v[:2], v[2], sys.implementation.cache_tag, v[3]) if v >= (3, 9) else None")
@@ -487,7 +488,8 @@ def without_prose(source: bytes) -> bytes:
     lines = without_annotations(source).decode().splitlines(keepends=True)
     tokens = list(tokenize.tokenize(io.BytesIO("".join(lines).encode()).readline))
     begins = (tokenize.NEWLINE, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT)
-    needed = set()  # the lines of docstrings that are a whole body, because a body can't be empty
+    # the lines of docstrings after which the body would be empty: "" replaces them
+    needed = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and len(node.body) == 1:
             needed.add(node.body[0].lineno)
@@ -911,7 +913,10 @@ def build(arguments: Sequence[str] = ()) -> None:
 
 
 def fetch_missing(*locks: str) -> None:
-    """Fetch the wheels of those lock files of which some are not in vendor/wheels.  Raises SystemExit."""
+    """Download the wheels of each lock file if vendor/wheels does not have all of them.
+
+    Raises SystemExit if a download fails.
+    """
     missing = [lock for lock in locks if len(wheels(lock)) < len(pinned(lock))]
     names: list[str] = []
     for lock in missing:

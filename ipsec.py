@@ -13268,9 +13268,9 @@ SHARED_OPTIONS = (ASYNC_OPTION, REMOTE_HOST_OPTION, UTC_OPTION, VERBOSE_OPTION, 
 
 
 def count_leading(words: Sequence[str]) -> int:
-    """Return the number of words before the command: options and their values.
+    """Return the number of words before the name of the command, which are options and their values.
 
-    If the value of the last option is missing, the number is one higher than that of the words.
+    If the last word is an option whose value is missing, the result is len(words) + 1.
     """
     known = options_by_name((*GLOBAL_OPTIONS, *SHARED_OPTIONS))
     count = 0
@@ -13305,8 +13305,8 @@ def load_rest(name: str = "") -> None:
     The archive starts with the front, sections 1, 2, 10 and 12.  Each other section or subsection is a block.
     A block is a list of pieces of compressed bytecode.  The zlib dictionary of a piece is the end of the
     front, followed by the constants of the piece, which are the same for all interpreters.  If the archive
-    has no bytecode for a block, the block is (the number of lines before it in ipsec.py, its start, its end),
-    both as offsets in bytes.
+    has no bytecode for a block, the block is three numbers: the number of lines before it in ipsec.py, and
+    the offsets of its start and end in bytes.
     """
     global loaded_blocks
     if not BLOCKS:
@@ -25774,7 +25774,10 @@ def page_of(name: str, entry: Command | None) -> bytes:
          details="The pages are part of this program. If the output is a terminal, and man or mandoc is "
          "installed, that program shows the page. Otherwise the page is printed as plain text.")
 def man_command(host: Host, args: Args) -> int:
-    """`ipsec man [COMMAND]`: return 0, or 1 if the command does not exist."""
+    """Run `ipsec man [COMMAND]`; return OK.
+
+    Raises Failure if there is no such command, or if it is a program of libreswan without a page here.
+    """
     name = args.operands[0] if args.operands else ""
     entry = find_command(name) if name else None
     if name not in ("", "ipsec") and entry is None and not program_of(host, name):
@@ -25795,7 +25798,7 @@ def man_command(host: Host, args: Args) -> int:
 def find_viewer(host: Host) -> str:
     """Return the path of man or mandoc.
 
-    Return an empty string if neither is installed.  The ones of busybox and toybox don't count.
+    Return an empty string if neither is installed.  Links to busybox and toybox are ignored.
     """
     for path in map(host.which, ("man", "mandoc")):
         if path and os.path.basename(host.realpath(path)) not in ("busybox", "toybox"):
@@ -25804,9 +25807,10 @@ def find_viewer(host: Host) -> str:
 
 
 def show_page(host: Host, page: bytes) -> None:
-    """Show a manual page with man or mandoc, which replaces this process, or print it as text.
+    """Show a manual page.
 
-    Raises Failure.
+    On a terminal, man or mandoc replaces this process if one of them is installed.  Otherwise the page is
+    printed as text.  Raises Failure if man or mandoc can't be executed.
     """
     viewer = find_viewer(host)
     if viewer and is_terminal(sys.stdout):
@@ -25973,7 +25977,7 @@ def escaped_for_bash(text: str) -> str:
          "The code completes commands, options, connections of ipsec.conf, checks of verify, sections of "
          "barf, and init systems.")
 def completion_command(host: Host, args: Args) -> int:
-    """`ipsec completion SHELL`: return 0, or 2 for an unknown shell."""
+    """Run `ipsec completion`; return OK.  Raises Failure(USAGE) if the shell is unknown."""
     words = None
     if args.flag("--line"):
         words = line_completions(host, args.value("--line"))
@@ -26051,7 +26055,7 @@ def grouped_commands(names: Sequence[str]) -> Iterator[str]:
 
 @command("help -h", "[COMMAND]", rescue=True, summary="list the commands, or explain one")
 def help_command(host: Host, args: Args) -> int:
-    """`ipsec help [COMMAND]`: return 0, or 1 if the command does not exist."""
+    """Run `ipsec help [COMMAND]`; return OK.  Raises Failure if there is no such command."""
     if args.operands:
         explain_command(host, args.operands[0])
         return OK
@@ -26092,7 +26096,7 @@ def usage_text(host: Host) -> str:
          options=(Opt("--verbose", None,
                       "also print the versions of this program, its embedded packages and Python"),))
 def version_command(host: Host, args: Args) -> int:
-    """`ipsec version`: always return 0."""
+    """Run `ipsec version`; return OK."""
     host.print(version_line(host))
     if args.flag("--verbose"):
         try:
@@ -26106,7 +26110,7 @@ def version_command(host: Host, args: Args) -> int:
 
 @command("directory", rescue=True, summary="print where the IPsec commands are stored")
 def directory_command(host: Host, args: Args) -> int:
-    """`ipsec directory`: always return 0."""
+    """Run `ipsec directory`; return OK."""
     host.print(host.execdir)
     return OK
 
@@ -26189,7 +26193,7 @@ def host_of(args: Args) -> Host:
 
 
 def shared_words(args: Args, name: str, entry: Command | None) -> list[str]:
-    """Return the options of SHARED_OPTIONS that the user gave before the command, as words.
+    """Return as words the options of SHARED_OPTIONS that the user gave before the command.
 
     The caller inserts these words after the command.  Raises Failure if the command does not have such an
     option.
@@ -26220,8 +26224,8 @@ def unknown_option(name: str) -> Failure:
 def run_builtin(entry: Command, before: Args, words: Sequence[str]) -> int:
     """Run a built-in command and return its exit status.  Raises Failure.
 
-    `before` has the options before the command, and `words` are the words after it.  `words` may include
-    global options, except those whose name the command uses for an option of its own.
+    `before` has the options before the command, and `words` are the words after it.  Global options are also
+    accepted in `words`, unless the command has an option of the same name.
     """
     wants_help = words[:1] in (["--help"], ["-h"]) or (words == ["help"] and not entry.operands)
     if wants_help and entry.options is not None:
@@ -26241,7 +26245,7 @@ def run_builtin(entry: Command, before: Args, words: Sequence[str]) -> int:
 
 
 def check_root(host: Host, entry: Command) -> None:
-    """Raise Failure if the command does more than read, but --root names a system that is not running."""
+    """Raise Failure if --root is used with a command that changes something or needs a running system."""
     if host.root and not entry.rescue:
         raise Failure(f"ipsec {entry.name}: {host.root} is not a running system, so it is only read", USAGE,
                       f"chroot {host.root} ipsec {entry.name}")
@@ -26299,7 +26303,11 @@ def die_of(name: str) -> NoReturn:
 
 
 def run(words: Sequence[str]) -> int:
-    """Run `ipsec` with the words of its command line and return the exit status.  Never raises."""
+    """Run `ipsec` with the words of its command line, and return the exit status.
+
+    Every exception becomes a status and a line on standard error.  A closed pipe or Ctrl-C ends the process by
+    a signal.
+    """
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             # so that text from files, argv and the kernel is written byte for byte in every locale
