@@ -18686,16 +18686,16 @@ def source_nat(patient: Patient, packet: Packet) -> tuple[str, str]:
 
 # Checks of the clock and of random numbers: clock, entropy
 
-BUILT = 1767225600  # 2026-01-01, before this program was made; a clock that shows an earlier time is wrong
+BUILT = 1767225600  # 2026-01-01, a date before this program was written; an earlier clock is certainly wrong
 
 
 @verify_check(
     "clock", "Checking the clock",
-    checks="Whether the clock shows a time before this program was made. For connections with "
+    checks="Whether the clock shows a time after this program was written. If connections have "
            "certificates, also whether the clock is synchronised (adjtimex).",
-    matters="With a wrong clock, a valid certificate counts as expired or not yet valid. And logs can't "
-            "be compared with those of the peer.",
-    fix="timedatectl set-ntp true, or date -s.",
+    matters="With a wrong clock, a valid certificate counts as expired or not yet valid. The times in "
+            "pluto's log also differ from the times in the peer's log.",
+    fix="Run timedatectl set-ntp true, or set the clock with date -s.",
     live=True)
 def check_clock(patient: Patient) -> Iterator[Trouble]:
     if time.time() < BUILT:
@@ -18707,19 +18707,19 @@ def check_clock(patient: Patient) -> Iterator[Trouble]:
         state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512))
         if state == 5:
             yield ("WARN", "NOT SYNCHRONISED",
-                   "the clock isn't synchronised (no NTP), and certificates depend on it",
+                   "the clock is not synchronised (no NTP), but certificates are valid only for a time",
                    "timedatectl set-ntp true")
         elif state < 0:
             yield ("SKIP", "UNKNOWN",
-                   "the kernel does not say whether the clock is synchronised (adjtimex)", "")
+                   "it is unknown whether the clock is synchronised, because adjtimex failed", "")
 
 
 @verify_check(
     "entropy", "Checking entropy",
-    checks="Whether kernel.random.entropy_avail is at least 128. Since Linux 5.18 it is 256 once the "
-           "kernel's random number generator is ready.",
-    matters="While the kernel has no random numbers, pluto waits for them: for seconds, or for ever.",
-    fix="Run rngd or haveged, or give a virtual machine virtio-rng.",
+    checks="Whether the sysctl kernel.random.entropy_avail is at least 128. Since Linux 5.18 the sysctl is "
+           "256 when the kernel's random number generator is ready.",
+    matters="Pluto waits until the kernel has random numbers, possibly for ever.",
+    fix="Run rngd or haveged. For a virtual machine, add the device virtio-rng.",
     live=True)
 def check_entropy(patient: Patient) -> Iterator[Trouble]:
     available = patient.host.read("/proc/sys/kernel/random/entropy_avail").strip()
@@ -18734,16 +18734,16 @@ def check_entropy(patient: Patient) -> Iterator[Trouble]:
 
 @verify_check(
     "pluto", "Checking that pluto is running",
-    checks="Whether pluto answers on its control socket within the time of --timeout, and whether its "
-           "pid file names its process.",
-    matters="Without pluto no tunnel is set up or renewed. A running process named pluto is not enough: "
-            "it may hang.",
-    fix="ipsec start. If pluto runs and does not answer: ipsec restart.",
+    checks="Whether pluto answers on its control socket within the time of --timeout, and whether the pid "
+           "file names pluto's process.",
+    matters="Without pluto no tunnel is set up or renewed. A running process named pluto is not enough, "
+            "because the process may hang.",
+    fix="Run ipsec start. If pluto runs and does not answer, run ipsec restart.",
     live=True)
 def check_pluto(patient: Patient) -> Iterator[Trouble]:
     try:
         patient.status()
-        patient.process()  # raises NotChecked if it is not visible: its pid is then unknown
+        patient.process()  # raises NotChecked if the process is not visible, because its pid is then unknown
     except NotChecked:
         raise
     except Failure as failure:
@@ -18753,12 +18753,15 @@ def check_pluto(patient: Patient) -> Iterator[Trouble]:
         yield "FAIL", "FAILED", failure.message, pluto_fix(patient, is_hung=is_hung)
     if patient.pid and find_pluto(patient.host) != patient.pid:
         yield ("WARN", "NO PID FILE",
-               f"pluto runs as process {patient.pid}, but {pid_file(patient.host)} does not "
-               "name it: programs that stop or start pluto may not find it", "ipsec restart")
+               f"pluto runs as process {patient.pid}, but {pid_file(patient.host)} does not name this "
+               "process, so programs that stop or start pluto may not find pluto", "ipsec restart")
 
 
 def listen_setting(config: Config) -> Setting | None:
-    """Return the setting that keeps pluto from listening on every address: listen=, or listen-udp=no."""
+    """Return the setting listen= or listen-udp=no, which keeps pluto from listening on every address.
+
+    Return None if neither is set.
+    """
     setting = config.setup_at("listen")
     if setting:
         return setting
@@ -18767,10 +18770,10 @@ def listen_setting(config: Config) -> Setting | None:
 
 
 def port_troubles(patient: Patient, port: int) -> Iterator[Trouble]:
-    """Yield a trouble if pluto has no socket on a UDP port in its network namespace."""
+    """Yield a Trouble if pluto has no socket on a UDP port in pluto's network namespace."""
     sockets = [(entry.address, own) for entry, own in patient.sockets() if entry.port == port]
     if not patient.pid and sockets and not patient.pluto_signs():
-        yield ("FAIL", "IN USE", f"another program has port {port} on {sockets[0][0]}: pluto can't start",
+        yield ("FAIL", "IN USE", f"another program uses port {port} of {sockets[0][0]}, so pluto can't start",
                f"ss -lunp sport = :{port}")
         return
     patient.process()  # raises NotChecked if pluto does not run
@@ -18779,7 +18782,7 @@ def port_troubles(patient: Patient, port: int) -> Iterator[Trouble]:
 
     reason, fix = "", "ipsec restart"
     if sockets:
-        reason = f"; another program has it on {sockets[0][0]}"
+        reason = f"; another program uses the port of {sockets[0][0]}"
     if patient.pluto_setting("pluto_version"):
         fix = "ipsec whack --listen"
     limit = listen_setting(patient.config)
@@ -18791,11 +18794,11 @@ def port_troubles(patient: Patient, port: int) -> Iterator[Trouble]:
 
 @verify_check(
     "udp500", " Pluto listening for IKE on udp 500",
-    checks="Whether the running pluto has a socket on UDP port 500 in its network namespace "
+    checks="Whether the running pluto has a socket on UDP port 500 in pluto's network namespace "
            "(/proc/PID/net/udp and /proc/PID/fd).",
-    matters="Peers send the first message of IKE to this port.",
-    fix="ipsec whack --listen. If that does not help, find out which program has the port, and read "
-        "about interfaces= and listen= in ipsec.conf(5).",
+    matters="Peers send the first message of IKE to UDP port 500.",
+    fix="Run ipsec whack --listen. If pluto still has no socket, find out which program uses the port, and "
+        "read about interfaces= and listen= in ipsec.conf(5).",
     live=True)
 def check_udp500(patient: Patient) -> Iterator[Trouble]:
     yield from port_troubles(patient, 500)
@@ -18803,9 +18806,9 @@ def check_udp500(patient: Patient) -> Iterator[Trouble]:
 
 @verify_check(
     "udp4500", " Pluto listening for IKE/NAT-T on udp 4500",
-    checks="Whether the running pluto has a socket on UDP port 4500 in its network namespace.",
-    matters="If there is NAT between the peers, IKE and ESP use this port.",
-    fix="ipsec whack --listen.",
+    checks="Whether the running pluto has a socket on UDP port 4500 in pluto's network namespace.",
+    matters="If there is NAT between the peers, IKE and ESP use UDP port 4500.",
+    fix="Run ipsec whack --listen.",
     live=True)
 def check_udp4500(patient: Patient) -> Iterator[Trouble]:
     yield from port_troubles(patient, 4500)
@@ -18813,14 +18816,14 @@ def check_udp4500(patient: Patient) -> Iterator[Trouble]:
 
 @verify_check(
     "loaded", " Pluto's connections are those of ipsec.conf",
-    checks="Whether pluto has loaded the connections with auto=add, ondemand, start or keep. Whether "
-           "their ends, networks and IDs are those of the file. Whether one of their ends is an address "
-           "of this host. Whether those with auto=ondemand are routed. A connection without auto= is "
-           "checked if pluto has loaded it.",
+    checks="Whether pluto has loaded the connections with auto=add, ondemand, start or keep. Whether the "
+           "ends, networks and IDs of loaded connections are the same as in the file. Whether one end of "
+           "each loaded connection is an address of this host. Whether connections with auto=ondemand are "
+           "routed. A connection without auto= is checked only if pluto has loaded it.",
     matters="Pluto does not load a connection with an error, and does not notice that the file changes. "
             "A connection without an end on this host never comes up.",
-    fix="ipsec add CONN loads the connection again. If that fails, its message or pluto's log names the "
-        "reason.",
+    fix="Run ipsec add CONN, which loads the connection again. If ipsec add fails, its message or pluto's "
+        "log has the reason.",
     live=True)
 def check_loaded(patient: Patient) -> Iterator[Trouble]:
     patient.read_configuration()
@@ -18846,13 +18849,17 @@ def check_loaded(patient: Patient) -> Iterator[Trouble]:
 
 
 def load_fix(conn: Conn) -> str:
-    """Return the command that loads a connection again."""
+    """Return the command `ipsec add NAME`, which loads a connection again."""
     return shell_words(["ipsec", "add", conn.name])
 
 
 def loaded_troubles(patient: Patient, conn: Conn, entries: Sequence[dict[str, Any]], here: str,
                     names: Mapping[str, str]) -> Iterator[Trouble]:
-    """Yield the trouble of a connection that pluto has loaded; the parameters are those of changes()."""
+    """Yield a Trouble for a loaded connection that has no end on this host or differs from the file.
+
+    Also yield a Trouble for a connection with auto=ondemand that is not routed.  changes() explains the
+    parameters, and calls `entries` `loaded`.
+    """
     what = f"conn {conn.name}"
     if not any(entry["oriented"] for entry in entries):
         yield orientation_trouble(patient, conn)
@@ -18864,25 +18871,28 @@ def loaded_troubles(patient: Patient, conn: Conn, entries: Sequence[dict[str, An
         if any(patient.has_changed(setting.file) for setting in conn.settings.values()):
             yield "WARN", "CHANGED", reason, load_fix(conn)
         else:
-            yield ("WARN", "DIFFERENT", f"{reason}, but the file is older than pluto: libreswan could not "
-                   "use the value, or the connection was loaded from elsewhere", load_fix(conn))
+            yield ("WARN", "DIFFERENT", f"{reason}, but the file has not changed since pluto started; either "
+                   "libreswan could not use the value, or the connection was loaded from another file",
+                   load_fix(conn))
     elif conn.auto == "ondemand" and all(entry["routing"].startswith("unrouted") for entry in entries):
-        yield ("WARN", "NOT ROUTED", f"{what} has auto=ondemand and is not routed",
+        yield ("WARN", "NOT ROUTED", f"{what} has auto=ondemand, but is not routed",
                shell_words(["ipsec", "route", conn.name]))
     elif not here and not is_shunt(conn) and patient.has_changed(conn.file):
         yield ("SKIP", "UNKNOWN",
-               f"{what} can't be compared with {conn.file}, which has changed since pluto started: "
-               "neither end is a known address of this host", load_fix(conn))
+               f"{what} can't be compared with {conn.file}, which has changed since pluto started, "
+               "because neither end is a known address of this host", load_fix(conn))
 
 
 def not_loaded_reason(patient: Patient, conn: Conn) -> str:
-    """Return why pluto has not loaded a connection: an error in the file, or a line of addconn or of pluto's
-    log."""
+    """Return the reason why pluto has not loaded a connection.
+
+    The reason is an error in the file, or comes from a line that addconn or pluto prints.
+    """
     if conn.broken:
         return str(conn.broken)
     missing = [f"{side}=" for side in ("left", "right") if not conn.get(side)]
     if missing:
-        return f"it has no {' and no '.join(missing)}"
+        return f"the connection has no {' and no '.join(missing)}"
 
     lines: list[str] = []  # the lines of addconn about the connection
     if patient.host.live:
@@ -18894,24 +18904,25 @@ def not_loaded_reason(patient: Patient, conn: Conn) -> str:
         log = read_pluto_log(patient.host, patient.config, patient.timeout).lines
     except (OSError, Missing):
         log = []
-    for entry in reversed(log):  # the pluto of 5.x logs what its addconn prints
+    for entry in reversed(log):  # pluto of libreswan 5.x logs the lines that addconn prints
         _, said, line = entry.text.partition("addconn: ")
         if said and is_about(conn, entry.text):
             lines.append(line)
     if lines:
-        return f"the installed addconn refuses it: {addconn_sentence(patient.config, lines[0])}"
+        return f"the installed addconn refuses the connection: {addconn_sentence(patient.config, lines[0])}"
 
     complaint = loading_complaint(log, conn.name)
     if complaint is None:
-        return "pluto refused it, or nobody asked pluto to load it"
+        return "pluto refused the connection, or nobody asked pluto to load it"
     text = split_log_text(complaint.text)[2]
-    return f"pluto refused it: {refusal_sentence(conn, text)}"
+    return f"pluto refused the connection: {refusal_sentence(conn, text)}"
 
 
 def refusal_sentence(conn: Conn, text: str) -> str:
-    """Return why pluto refused a connection, without the values of most keywords, which may be secrets.
+    """Return the reason why pluto refused a connection, without values that may be secrets.
 
-    `text` is the line of pluto's log.  Algorithms, addresses and the names of certificates are shown.
+    `text` is the text of the line in pluto's log.  Algorithms, addresses and nicknames of certificates stay.
+    Other values are left out, or replaced by `…`.
     """
     text = text.partition("connection: ")[2] or text
     keys = ("ike", "esp", "ah", "leftcert", "rightcert", "left", "right")
@@ -18929,14 +18940,14 @@ def refusal_sentence(conn: Conn, text: str) -> str:
 
 
 def orientation_trouble(patient: Patient, conn: Conn) -> Trouble:
-    """Return the trouble of a connection for which pluto does not know which end is on this host."""
+    """Return the Trouble for a connection for which pluto does not know which end is this host."""
     ends, what = (conn.get("left"), conn.get("right")), f"conn {conn.name}"
     limit, is_known = listen_setting(patient.config), conn.name in patient.sides
     if both_here(patient, conn):
         return ("FAIL", "BOTH ENDS", f"{what}: both {ends[0]} and {ends[1]} are addresses of this host",
                 edit_command(conn))
     if "%defaultroute" in ends and not is_known:
-        return ("FAIL", "NOT ORIENTED", f"{what} has %defaultroute, and there is no default route",
+        return ("FAIL", "NOT ORIENTED", f"{what} has %defaultroute, but this host has no default route",
                 "ip route add default via GATEWAY")
 
     fix = "ipsec whack --listen"
@@ -18946,15 +18957,16 @@ def orientation_trouble(patient: Patient, conn: Conn) -> Trouble:
         fix = edit_command(limit)
     level = "WARN" if conn.auto in ("add", "ignore") else "FAIL"
     return (level, "NOT ORIENTED",
-            f"{what}: neither {ends[0]} nor {ends[1]} is an address of this host that pluto listens on", fix)
+            f"{what}: neither {ends[0]} nor {ends[1]} is an address of this host on which pluto listens", fix)
 
 
 def changes(conn: Conn, here: str, loaded: Sequence[dict[str, Any]],
             names: Mapping[str, str]) -> Iterator[str]:
-    """Yield the keywords whose values in pluto's status differ from the file.
+    """Yield the keywords, as `left=`, whose values in pluto's status differ from the values in the file.
 
-    A value that is unknown on either side is skipped.  `here` is this host's side; if it is empty, nothing is
-    compared.  `loaded` are the entries of the connection in pluto's status.  `names` comes from host_names().
+    A keyword is skipped if its value is unknown in the file or in the status.  `here` is the side (left or
+    right) that is this host; if `here` is empty, nothing is compared.  `loaded` are the entries of the
+    connection in pluto's status.  `names` comes from host_names().
     """
     if not here:
         return
@@ -18981,29 +18993,32 @@ def changes(conn: Conn, here: str, loaded: Sequence[dict[str, Any]],
 
 
 def loaded_subnets(entry: Mapping[str, Any], end: str) -> list[str | None]:
-    """Return the networks of an end, `local` or `remote`, in pluto's status: several for a list in
-    leftsubnet=."""
+    """Return the networks of one end of a connection, from an entry of pluto's status.
+
+    `end` is `local` or `remote`.  A network is None if the status has none for the end.
+    """
     pairs = entry.get("selectors") or [(entry["local"]["subnet"], entry["remote"]["subnet"])]
     return [local if end == "local" else remote for local, remote in pairs]
 
 
-# Causes that are no trouble if the connection need not be up
+# If a connection need not be up, these causes why it is down are no problem
 ENDED_CAUSES = frozenset((*PENDING_CAUSES, "deleted", "peer-gone"))
 
 
 @verify_check(
     "up", " Connections that should be up are up",
-    checks="Whether the connections with auto=start, and those that pluto keeps up, have an IPsec SA. "
-           "Whether the last attempt of any other connection failed. The cause comes from the last "
-           "attempt in pluto's log.",
-    matters="Packets for the networks behind the peer are dropped, or leave in clear.",
-    fix="ipsec why CONN explains more. Often only the log of the peer has the reason.",
+    checks="Whether an IPsec SA exists for each connection with auto=start, and for each connection that "
+           "pluto keeps up. For any other connection, whether the last attempt failed. The cause comes from "
+           "the last attempt in pluto's log.",
+    matters="Without an IPsec SA, packets for the networks behind the peer are dropped, or leave this host "
+            "without encryption.",
+    fix="Run ipsec why CONN, which explains more. Often only the log of the peer has the reason.",
     live=True)
 def check_up(patient: Patient) -> Iterator[Trouble]:
     loaded = patient.loaded()
     conns = patient.conns if loaded else patient.needed_conns()
     wanted = {conn.name for conn in conns if conn.auto == "start" and conn.name in loaded}
-    down: dict[str, set[str]] = {}  # the addresses of the peers by connection
+    down: dict[str, set[str]] = {}  # the connections that are down, with the addresses of their peers
     for name, entries in loaded.items():
         if any("UP" in entry["policy"] for entry in entries):
             wanted.add(name)
@@ -19011,13 +19026,13 @@ def check_up(patient: Patient) -> Iterator[Trouble]:
             down[name] = {entry["remote"]["host"] for entry in entries if entry["remote"]["host"]}
 
     lines: Sequence[LogLine] = []
-    unknown = "pluto's log has no attempt since it started"
+    unknown = "pluto's log has no attempt since pluto started"
     try:
         if down:
             lines = read_pluto_log(patient.host, patient.config, patient.timeout).lines
     except (OSError, Missing) as error:
         if not wanted:
-            raise NotChecked("unused", "nothing to check: no connection should be up, and pluto's log can't "
+            raise NotChecked("unused", "nothing to check: no connection must be up, and pluto's log can't "
                              "be read") from None
         unknown = f"the cause is unknown: {error_text(error)}"
 
@@ -19032,10 +19047,10 @@ def check_up(patient: Patient) -> Iterator[Trouble]:
 
 
 def numbers_by_conn(lines: Sequence[LogLine]) -> dict[str, list[int]]:
-    """Return, by connection, the numbers of the lines of pluto's log that name it.
+    """Return a dict from the name of a connection to the indexes of the lines that name the connection.
 
-    Lines that name no connection are under the empty name.  The numbers save time: a search through all lines
-    for each of hundreds of connections would take a minute.
+    Lines that name no connection are under the empty name.  The dict saves time: a search through all lines
+    of pluto's log for each of hundreds of connections would take a minute.
     """
     numbers: dict[str, list[int]] = {}
     for number, line in enumerate(lines):
@@ -19044,7 +19059,7 @@ def numbers_by_conn(lines: Sequence[LogLine]) -> dict[str, list[int]]:
 
 
 def numbers_about(numbers: Mapping[str, Sequence[int]], name: str) -> list[int]:
-    """Return, in order, the numbers of the lines that name this connection or no connection.
+    """Return the sorted indexes of the lines that name the connection `name`, or that name no connection.
 
     `numbers` comes from numbers_by_conn().
     """
@@ -19056,9 +19071,10 @@ def numbers_about(numbers: Mapping[str, Sequence[int]], name: str) -> list[int]:
 
 
 def is_down(entries: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether a connection of pluto's status is down, partly up or on demand.
+    """Return whether a connection is down, partly up or on demand.
 
-    A template is never down: its peer may have any address, and only its instances come up.
+    `entries` are the entries of the connection in pluto's status.  Return False for a template: the peer of a
+    template can have any address, and only the instances of the template come up.
     """
     if any(entry["remote"]["host"] in ANY_ID for entry in entries):
         return False
@@ -19066,7 +19082,7 @@ def is_down(entries: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def attempt_text(clue: Clue) -> str:
-    """Return when the attempt was made and why it failed, for a message."""
+    """Return words for a message: the time of the attempt, if it is known, and the cause why it failed."""
     at = clue.line.when
     if at is None:
         return f"tried: {clue.cause.means}"
@@ -19075,17 +19091,21 @@ def attempt_text(clue: Clue) -> str:
 
 
 def down_trouble(name: str, clues: Sequence[Clue], unknown: str) -> Trouble:
-    """Return the trouble for a connection that is down.  Without clues, `unknown` is the cause."""
+    """Return the Trouble for a connection that is down but should be up.
+
+    `clues` are the findings in pluto's log about the last attempt.  If there are none, the message has
+    `unknown` in place of the cause.
+    """
     level, cause = "WARN", unknown
     if clues:
         cause = attempt_text(clues[0])
         level = "WARN" if clues[0].cause.name in PENDING_CAUSES else "FAIL"
-    return (level, "DOWN", f"conn {name} should be up and has no IPsec SA; {cause}",
+    return (level, "DOWN", f"conn {name} should be up, but has no IPsec SA; {cause}",
             shell_words(["ipsec", "why", name]))
 
 
 def failed_trouble(name: str, clue: Clue) -> Trouble:
-    """Return the trouble of a connection that need not be up, but whose last attempt failed."""
+    """Return the Trouble for a connection that need not be up, but whose last attempt failed."""
     return ("WARN", "FAILED", f"the last attempt of conn {name} failed; {attempt_text(clue)}",
             shell_words(["ipsec", "why", name]))
 

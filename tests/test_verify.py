@@ -291,10 +291,10 @@ def test_a_list_of_networks_is_compared_with_all_of_its_networks(tmp_path: Path,
 
 
 @pytest.mark.parametrize(("settings", "said", "reason"), [
-    ("left=192.0.2.1", "", "it has no right="), ("auto=add", "", "it has no left= and no right="),
+    ("left=192.0.2.1", "", "the connection has no right="), ("auto=add", "", "the connection has no left= and no right="),
     ("left=192.0.2.1\n\tright=192.0.2.2\n\tauthby=psk", "ipsec addconn: connection authby= value is unknown",
-     "the installed addconn refuses it: connection authby= value is unknown"),
-    ("left=192.0.2.1\n\tright=192.0.2.2", "", "pluto refused it, or nobody asked pluto to load it"),
+     "the installed addconn refuses the connection: connection authby= value is unknown"),
+    ("left=192.0.2.1\n\tright=192.0.2.2", "", "pluto refused the connection, or nobody asked pluto to load it"),
 ])
 def test_why_a_connection_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: str, said: str,
                                         reason: str) -> None:
@@ -306,16 +306,16 @@ def test_why_a_connection_is_not_loaded(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(("line", "reason"), [
     ('"a": failed to add connection: IKE DH algorithm \'modp2048!\' is not recognized',
-     "pluto refused it: IKE DH algorithm 'modp2048!' is not recognized"),
+     "pluto refused the connection: IKE DH algorithm 'modp2048!' is not recognized"),
     ('"a": failed to add connection: leftsubnet=hunter22 invalid, hunter22 invalid, non-decimal digit in number',
-     "pluto refused it: leftsubnet= invalid, … invalid, non-decimal digit in number"),
+     "pluto refused the connection: leftsubnet= invalid, … invalid, non-decimal digit in number"),
     ('"a": failed to add connection: left certificate \'hunter22\' not found in the NSS database',
-     "pluto refused it: left certificate '…' not found in the NSS database"),
+     "pluto refused the connection: left certificate '…' not found in the NSS database"),
     ("addconn: ERROR: ipsec addconn: bad leftprotoport=foo/1 [first digit invalid]",
-     "the installed addconn refuses it: bad leftprotoport= [first digit invalid]"),
+     "the installed addconn refuses the connection: bad leftprotoport= [first digit invalid]"),
     ("addconn: ipsec addconn: /etc/ipsec.conf:3: warning: invalid, keyword ignored: leftprotoport=foo/1",
-     "pluto refused it, or nobody asked pluto to load it"),
-    ('"b": failed to add connection: x', "pluto refused it, or nobody asked pluto to load it"),
+     "pluto refused the connection, or nobody asked pluto to load it"),
+    ('"b": failed to add connection: x', "pluto refused the connection, or nobody asked pluto to load it"),
 ])
 def test_the_reason_in_the_log_is_told_without_what_may_be_a_secret(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, reason: str) -> None:
