@@ -19116,9 +19116,9 @@ def failed_trouble(name: str, clue: Clue) -> Trouble:
 @verify_check(
     "virtual_private", "Checking virtual-private=",
     checks="Whether every entry of virtual-private= is a network that pluto accepts.",
-    matters="If one entry is wrong, pluto drops all of them. Connections with vhost: or vnet: then "
-            "refuse every client.",
-    fix="Correct the entry that is named. Examples: %v4:10.0.0.0/8, and %v4:!10.1.0.0/16 for an "
+    matters="If one entry is wrong, pluto drops all entries. Connections with vhost: or vnet: then refuse "
+            "every client.",
+    fix="Correct the entry that the finding names. Examples: %v4:10.0.0.0/8, and %v4:!10.1.0.0/16 for an "
         "exception.")
 def check_virtual_private(patient: Patient) -> Iterator[Trouble]:
     patient.read_configuration()
@@ -19141,17 +19141,18 @@ def check_virtual_private(patient: Patient) -> Iterator[Trouble]:
 
 
 def uses_private_nets(conn: Conn) -> bool:
-    """Return whether a connection accepts clients with a network of virtual-private=."""
+    """Return whether a connection accepts clients whose network is in virtual-private=."""
     nets = f"{conn.get('leftsubnet')} {conn.get('rightsubnet')}"
     return any(word in nets for word in ("vhost:", "vnet:", "%priv"))
 
 
 @verify_check(
     "secrets", " Pluto ipsec.secret syntax",
-    checks="The syntax of ipsec.secrets and of the files that it includes: quotes, keys, and the words "
-           "before the colon.",
+    checks="Whether ipsec.secrets and the files that it includes have valid syntax: quotes, keys, and the "
+           "words before the colon.",
     matters="Pluto does not load an entry with an error.",
-    fix="Correct the line that is named, then run ipsec secrets. ipsec.secrets(5) describes the syntax.")
+    fix="Correct the line that the finding names, then run ipsec secrets. ipsec.secrets(5) describes the "
+        "syntax.")
 def check_secrets_syntax(patient: Patient) -> Iterator[Trouble]:
     name = secrets_file(patient.host, patient.config)
     if not patient.host.exists(name) and not any("secret" in ways_of(conn) for conn in patient.conns):
@@ -19167,22 +19168,22 @@ def check_secrets_syntax(patient: Patient) -> Iterator[Trouble]:
 
 
 def readable_secrets(patient: Patient, name: str) -> tuple[list[str], list[Problem]]:
-    """Return secret_files() of the secrets file `name`.
+    """Return the result of secret_files() for the secrets file `name`: the files, and the problems in them.
 
-    Raises PermissionError if one of the files can't be read and this process is not root.
+    Raises PermissionError if root could read the files, but this process can't read one of them.
     """
     files, problems = secret_files(patient.host, name)
     denied = os.strerror(errno.EACCES)
     if not patient.host.superuser and any(problem.text.endswith(denied) for problem in problems):
-        raise PermissionError(f"only root may read {name} and the files that it includes")
+        raise PermissionError(f"only root can read {name} and the files that it includes")
     return files, problems
 
 
 @verify_check(
     "prelink", "Checking 'prelink' command does not interfere with FIPS",
-    checks="Whether prelink is not installed.",
-    matters="Prelinked libraries break the FIPS self-test, and then pluto does not start.",
-    fix="Remove the package prelink.")
+    checks="Whether the program prelink is installed, which it must not be.",
+    matters="Prelinked libraries break the FIPS self-test, so pluto does not start.",
+    fix="Run prelink --undo --all, then remove the package prelink.")
 def check_prelink(patient: Patient) -> Iterator[Trouble]:
     if patient.host.exists("/usr/sbin/prelink"):
         yield "WARN", "PRESENT", "prelinked libraries break the FIPS self-test", "prelink --undo --all"
@@ -19190,21 +19191,21 @@ def check_prelink(patient: Patient) -> Iterator[Trouble]:
 
 @verify_check(
     "obsolete", "Checking for obsolete ipsec.conf options",
-    checks="Keywords and values that libreswan ignores or misreads, or because of which it does not load "
-           "a connection.",
-    matters="The setting has no effect, and the next release may refuse it.",
-    fix="Remove or replace the line that is named.")
+    checks="Whether the configuration has keywords or values that libreswan ignores or misreads, or because "
+           "of which libreswan does not load a connection.",
+    matters="The setting has no effect or a wrong effect, and the next release may refuse the setting.",
+    fix="Remove or replace the line that the finding names.")
 def check_obsolete(patient: Patient) -> Iterator[Trouble]:
     patient.read_configuration()
     patient.config.conns()  # finds the problems of connections
     problems = patient.config.problems
-    reported = ("include", "virtual-private")  # by other checks
+    reported = ("include", "virtual-private")  # other checks report the problems of these keywords
     old = [problem for problem in problems
            if not problem.fatal and not problem.script and problem.key not in reported]
     if not old:
         return
     if any(problem.fatal for problem in problems):
-        raise NotChecked("configuration", "the configuration has errors, which must be corrected first")
+        raise NotChecked("configuration", "the configuration has errors that must be corrected first")
     is_obsolete = any("obsolete" in problem.text for problem in old)
     word = "OBSOLETE KEYWORD" if is_obsolete else "DOUBTFUL"
     yield "WARN", word, "; ".join(map(str, old[:3])), edit_command(old[0])
@@ -19212,15 +19213,16 @@ def check_obsolete(patient: Patient) -> Iterator[Trouble]:
 
 # Checks of keys and certificates: nss, nss_health, certificates, psk, host_keys, secret_modes
 
-ANEW = "a new database; its keys have to be made or imported again"
+# The end of messages that advise to make a new NSS database
+ANEW = "a new database; its keys must be generated or imported again"
 
 
 @verify_check(
     "nss", "Checking the NSS database",
-    checks="Whether the files of the database are where pluto looks for them.",
-    matters="Pluto does not start without its database.",
-    fix="ipsec initnss makes a new database. If there is an old one, ipsec checknss moves or migrates "
-        "it.")
+    checks="Whether the files of the NSS database exist in the directory that pluto uses.",
+    matters="Pluto does not start without its NSS database.",
+    fix="Run ipsec initnss, which makes a new database. If there is an old database, run ipsec checknss, "
+        "which moves or migrates the old database.")
 def check_nss_files(patient: Patient) -> Iterator[Trouble]:
     import stat
     host, directory = patient.host, patient.nssdir
@@ -19239,7 +19241,7 @@ def check_nss_files(patient: Patient) -> Iterator[Trouble]:
         return
 
     if not host.superuser and host.exists(directory):
-        host.listdir(directory)  # raises PermissionError if only root may see what is in it
+        host.listdir(directory)  # raises PermissionError if only root can read the directory
     reason = f"{directory} has no {' and no '.join(lacking)}"
     if len(lacking) == 1:
         yield ("FAIL", "MISSING", f"{reason}: restore a backup, or make {ANEW}", new_database(patient))
@@ -19250,7 +19252,7 @@ def check_nss_files(patient: Patient) -> Iterator[Trouble]:
 
 
 def has_old_database(patient: Patient) -> bool:
-    """Return whether there is an old database that checknss would move or migrate."""
+    """Return whether there is an old NSS database that `ipsec checknss` would move or migrate."""
     host, directory = patient.host, patient.nssdir
     old = [f"{directory}/{name}" for name in DBM_FILES]
     if directory == DEFAULT_NSSDIRS[0]:
@@ -19259,7 +19261,7 @@ def has_old_database(patient: Patient) -> bool:
 
 
 def taken_over_database(patient: Patient) -> str:
-    """Return a command that moves or migrates an old database."""
+    """Return a command that moves or migrates an old NSS database to the directory that pluto uses."""
     directory = patient.nssdir
     return shell_steps(["mkdir", "-p", "-m", "700", directory], ["ipsec", "checknss", "--nssdir", directory])
 
@@ -19267,11 +19269,11 @@ def taken_over_database(patient: Patient) -> str:
 def new_database(patient: Patient) -> str:
     """Return a command that makes a new NSS database.
 
-    It first moves the files of an old one to a directory.
+    If there are files of an old database, the command first moves them to a new subdirectory.
     """
     host, directory = patient.host, patient.nssdir
     names = host.listdir(directory) if host.isdir(directory) else []
-    # names that only start like a file of the database are those of SQLite's journals
+    # startswith() also finds SQLite's journals, such as cert9.db-journal
     old = [f"{directory}/{name}" for name in names if name.startswith(NSS_FILES[1:])]
     initialize = ["ipsec", "initnss", "--nssdir", directory]
     if not old:
@@ -19282,12 +19284,12 @@ def new_database(patient: Patient) -> str:
 
 @verify_check(
     "nss_health", "Checking that the NSS database can be read",
-    checks="Whether the files of the database have the right format and size, and who may read or change "
-           "them. If connections need certificates or keys, also whether the files are intact. While "
-           "pluto is down, also whether the password of the database is known.",
-    matters="Pluto does not start if it can't open the database. Users who can write to it decide whom "
-            "this host trusts.",
-    fix="ipsec checknss reports more. chmod 700 makes a directory private.")
+    checks="Whether the files of the NSS database have the right format and size, and whether only root can "
+           "read or change the files. If connections need certificates or keys, also whether the files are "
+           "intact. If pluto is down, also whether the password of the database is known.",
+    matters="Pluto does not start if pluto can't open the database. A user who can change the database "
+            "decides which peers this host trusts.",
+    fix="Run ipsec checknss, which reports more. Make the directory private with chmod 700.")
 def check_nss_health(patient: Patient) -> Iterator[Trouble]:
     host, directory = patient.host, patient.nssdir
     base = patient.database()
@@ -19301,7 +19303,7 @@ def check_nss_health(patient: Patient) -> Iterator[Trouble]:
     is_open = folder.st_mode & 0o022 or keys.st_mode & 0o077
     is_foreign = host.superuser and (folder.st_uid or keys.st_uid)
     if is_open or is_foreign:
-        yield ("WARN", "OPEN", f"users other than root may read or change files in {directory}",
+        yield ("WARN", "OPEN", f"users other than root can read or change files in {directory}",
                shell_steps(["chown", "-R", "root", directory], ["chmod", "-R", "go=", directory]))
 
     if host.live and not patient.pluto_setting("pluto_version"):
@@ -19309,17 +19311,17 @@ def check_nss_health(patient: Patient) -> Iterator[Trouble]:
 
 
 def password_troubles(patient: Patient, base: NssDatabase) -> Iterator[Trouble]:
-    """Yield a trouble if the password of the database is not known.
+    """Yield a Trouble if the password of the NSS database is unknown, or if certutil can't list the keys.
 
     Raises Missing if certutil is not installed, and PermissionError if this process is not root.
     """
     if not patient.host.superuser:
-        raise PermissionError("only root may open the NSS database")
+        raise PermissionError("only root can open the NSS database")
     if not patient.host.which("certutil"):
         raise Missing("certutil is not installed, so the password of the database can't be tested",
                       hint=nss_package(patient.host))
     try:
-        base.tool("certutil", "-K")  # opens the keys, as pluto does when it starts
+        base.tool("certutil", "-K")  # opens the private keys, as pluto does when pluto starts
     except NssTool as failure:
         if failure.code == "SEC_ERROR_BAD_PASSWORD":
             yield ("FAIL", "LOCKED", failure.message,
@@ -19332,10 +19334,10 @@ def password_troubles(patient: Patient, base: NssDatabase) -> Iterator[Trouble]:
 
 
 def password_file_troubles(patient: Patient, base: NssDatabase) -> Iterator[Trouble]:
-    """Yield a trouble if the database needs the password in nsspassword, but pluto does not find it there.
+    """Yield a Trouble if the NSS database needs a password, but pluto can't find the password in nsspassword.
 
     Pluto uses the line that begins with the name of the token and ends with a newline (lswnss.c).  NSS's
-    tools and this program are less strict.
+    tools and this program accept other lines, too, so the database may open for them and not for pluto.
     """
     if base.password is None:
         return
@@ -19352,16 +19354,17 @@ def password_file_troubles(patient: Patient, base: NssDatabase) -> Iterator[Trou
     except NssTool as failure:
         if failure.code == "SEC_ERROR_BAD_PASSWORD":
             yield ("FAIL", "LOCKED",
-                   f"pluto finds no password in {name}: it needs a whole line, with a newline at its end, "
-                   f"that begins with `{token}:`", shell_words(["vi", name]))
+                   f"pluto finds no password in {name}: the file needs a line that begins with `{token}:` "
+                   "and ends with a newline", shell_words(["vi", name]))
 
 
 def file_damage(patient: Patient, base: NssDatabase, name: str) -> str:
-    """Return what is wrong with a file of the database; empty if nothing is.  Raises OSError, Failure.
+    """Return the damage of a file of the NSS database as the rest of a sentence, such as `is cut short`.
 
-    Format and size are read from the file's header (fileformat2.html, 1.3), because the import of sqlite3
-    takes longer than all other checks.  sqlite3 checks the pages only if connections need certificates or
-    keys.
+    Return an empty string if the file is intact.  Format and size come from the file's header
+    (fileformat2.html, 1.3), because the import of sqlite3 takes longer than all other checks.  sqlite3 checks
+    the pages of the file only if connections need certificates or keys.  Raises OSError if the file can't be
+    read, and Failure if sqlite3 can't check the file.
     """
     path = f"{base.directory}/{name}"
     head = next(patient.host.chunks(path), b"")[:100]
@@ -19374,20 +19377,21 @@ def file_damage(patient: Patient, base: NssDatabase, name: str) -> str:
 
 
 class Held(Record):
-    """All certificates with the same nickname.  Pluto uses one of them."""
+    """All certificates with the same nickname.  Pluto uses only one of them; see chosen()."""
 
     nickname: str
-    certificates: list[tuple[Parsed | None, Certificate]]  # None: it can't be parsed
+    certificates: list[tuple[Parsed | None, Certificate]]  # Parsed is None if the certificate can't be parsed
 
     @property
     def has_key(self) -> bool:
-        """Whether the database has the private key of one of them."""
+        """Whether the NSS database has the private key of one of the certificates."""
         return any(certificate.has_key for _, certificate in self.certificates)
 
     def chosen(self) -> tuple[Parsed | None, Certificate]:
         """Return the certificate that pluto uses.
 
-        NSS prefers one that is valid now; of several, it takes the one whose validity begins last.
+        NSS prefers certificates that are valid now.  If there are several, NSS takes the certificate whose
+        validity begins last.
         """
         now = time.time()
 
@@ -19401,7 +19405,7 @@ class Held(Record):
 
 
 def held_certificates(certificates: Iterable[Certificate]) -> dict[str, Held]:
-    """Return the certificates of a database by nickname."""
+    """Group the certificates by nickname, and return a Held for each nickname."""
     by_nickname: dict[str, Held] = {}
     for certificate in certificates:
         try:
@@ -19414,10 +19418,10 @@ def held_certificates(certificates: Iterable[Certificate]) -> dict[str, Held]:
 
 
 def bare_nickname(name: str) -> str:
-    """Return the nickname that NSS looks up in its database for a value of leftcert=.
+    """Return the nickname that NSS looks up in the NSS database for a value of leftcert=.
 
-    The part before a colon is the name of a token (PK11_FindCertFromNickname).  The nickname is empty if this
-    is not one of NSS_TOKENS, the tokens of the database.
+    NSS reads the part before a colon as the name of a token (PK11_FindCertFromNickname).  Return an empty
+    string if the token is not one of NSS_TOKENS, because NSS then looks outside its database.
     """
     token, colon, nickname = name.partition(":")
     if not colon:
@@ -19427,11 +19431,11 @@ def bare_nickname(name: str) -> str:
 
 @verify_check(
     "certificates", "Checking certificates",
-    checks="The certificates that connections name, and those that have a private key: whether they are "
-           "valid now, whether the private key is there, and whether their CAs are there and valid. If "
-           "several certificates have the same nickname, the one that pluto uses is checked. For the "
-           "certificates of this end, also whether their kind of key fits authby=, and whether leftid= is in "
-           "them.",
+    checks="Whether certificates are valid now, if a connection names them or if they have a private key. "
+           "Whether the NSS database has their private keys and their CAs, and whether the CAs are valid. If "
+           "several certificates have the same nickname, only the certificate that pluto uses is checked. "
+           "For the certificates of this end, also whether their type of key fits authby=, and whether they "
+           "contain leftid=.",
     matters="The peer refuses an expired certificate, and a certificate of an expired CA. A connection "
             "does not come up without the private key and the CA of its certificate.",
     fix="Import a new certificate with ipsec import FILE.p12. ipsec nsslist shows all certificates.")
@@ -19462,7 +19466,7 @@ def check_certificates(patient: Patient) -> Iterator[Trouble]:
 
 
 def cas_by_subject(entries: Iterable[Held]) -> dict[str, list[tuple[Parsed, Certificate]]]:
-    """Return the certificates of CAs by their subject."""
+    """Return a dict from a subject to the CA certificates with this subject."""
     cas: dict[str, list[tuple[Parsed, Certificate]]] = {}
     for entry in entries:
         for parsed, certificate in entry.certificates:
@@ -19473,7 +19477,11 @@ def cas_by_subject(entries: Iterable[Held]) -> dict[str, list[tuple[Parsed, Cert
 
 def named_troubles(patient: Patient, conn: Conn, by_nickname: Mapping[str, Held],
                    used: dict[str, None]) -> Iterator[Trouble]:
-    """Yield the troubles with leftcert= and rightcert= of a connection; add the nicknames to `used`."""
+    """Yield a Trouble for each problem with leftcert= and rightcert= of a connection.
+
+    `by_nickname` comes from held_certificates().  The nicknames of certificates that the database has are
+    added to `used`.
+    """
     here = patient.sides.get(conn.name, "")
     own_names = []
     for side in ("left", "right"):
@@ -19483,8 +19491,8 @@ def named_troubles(patient: Patient, conn: Conn, by_nickname: Mapping[str, Held]
         nickname = bare_nickname(name)
         if not nickname and name not in by_nickname:
             yield ("SKIP", "UNKNOWN",
-                   f"conn {conn.name}: the certificate {quote(name)} is on another token than the "
-                   "NSS database", "")
+                   f"conn {conn.name}: the certificate {quote(name)} is on a token outside the NSS database",
+                   "")
         elif not nickname:
             yield ("FAIL", "MISSING",
                    f"conn {conn.name}: NSS reads the part of {quote(name)} before the colon as the name of "
@@ -19492,7 +19500,7 @@ def named_troubles(patient: Patient, conn: Conn, by_nickname: Mapping[str, Held]
                    edit_command(conn.settings[f"{side}cert"]))
         elif nickname not in by_nickname:
             yield ("FAIL", "MISSING",
-                   f"conn {conn.name}: no certificate {quote(nickname)} in the NSS database",
+                   f"conn {conn.name}: the NSS database has no certificate {quote(nickname)}",
                    "ipsec import FILE.p12")
         else:
             used[nickname] = None
@@ -19503,21 +19511,21 @@ def named_troubles(patient: Patient, conn: Conn, by_nickname: Mapping[str, Held]
 
     if own_names and not any(by_nickname[nickname].has_key for nickname in own_names):
         yield ("FAIL", "NO KEY",
-               f"conn {conn.name}: no private key for {quote(own_names[0])} in the NSS database",
+               f"conn {conn.name}: the NSS database has no private key for {quote(own_names[0])}",
                "ipsec import FILE.p12")
 
 
 def identity_troubles(conn: Conn, side: str, held: Held) -> Iterator[Trouble]:
-    """Yield a trouble if the certificate of this end does not fit authby= or the ID that this end sends.
+    """Yield a Trouble if the certificate of this end does not fit authby= or the ID that this end sends.
 
-    Pluto signs by authby=: with rsasig in it, and by default, it can't use an ECDSA key (seen with 4.3, 4.10
-    and 5.2).
+    `side` is the side that is this host.  Pluto can't sign with an ECDSA key if authby= contains rsasig, or
+    if authby= is not set (seen with 4.3, 4.10 and 5.2).
     """
     ways = ways_of(conn, (side,)) or {"rsasig"}
     try:
         kind, names = key_and_names(held.chosen()[1].der)
     except ValueError:
-        return  # validity_troubles() reports it
+        return  # validity_troubles() reports the certificate that can't be parsed
     what = f"the certificate {quote(held.nickname)}"
     has_rsa = any(way.startswith("rsa") for way in ways)
     has_ecdsa = any(way.startswith("ecdsa") for way in ways)
@@ -19544,10 +19552,10 @@ def identity_troubles(conn: Conn, side: str, held: Held) -> Iterator[Trouble]:
 
 def validity_troubles(entry: Held, issuers: Mapping[str, list[tuple[Parsed, Certificate]]],
                       checked_issuers: set[str], *, is_used: bool) -> Iterator[Trouble]:
-    """Yield the troubles of the certificate that pluto uses for a nickname, and of its chain of CAs.
+    """Yield a Trouble if the certificate that pluto uses for a nickname, or a CA of its chain, is not valid.
 
-    `issuers` comes from cas_by_subject().  CAs in `checked_issuers` are skipped; the other ones are added to
-    it.  `is_used`: a connection names the certificate.
+    Also yield a Trouble if a CA is missing.  `issuers` comes from cas_by_subject().  CAs in `checked_issuers`
+    are skipped; checked CAs are added.  `is_used` is True if a connection names the certificate.
     """
     parsed, certificate = entry.chosen()
     what = f"the certificate {quote(entry.nickname)}"
@@ -19562,7 +19570,7 @@ def validity_troubles(entry: Held, issuers: Mapping[str, list[tuple[Parsed, Cert
     while parsed.issuer != parsed.subject and parsed.issuer not in checked_issuers:
         checked_issuers.add(parsed.issuer)
         if parsed.issuer not in issuers:
-            yield ("WARN", "NO CA", f"the database has no CA {quote(parsed.issuer)}, which issued {what}",
+            yield ("WARN", "NO CA", f"the NSS database has no CA {quote(parsed.issuer)}, which issued {what}",
                    "ipsec import FILE.p12 CA.pem")
             return
         # a renewed CA has the same subject as the old one
@@ -19572,7 +19580,7 @@ def validity_troubles(entry: Held, issuers: Mapping[str, list[tuple[Parsed, Cert
 
 
 def validity_trouble(parsed: Parsed, what: str, renew: str) -> Iterator[Trouble]:
-    """Yield a trouble if a certificate is not valid now, or expires soon.
+    """Yield a Trouble if a certificate is not valid now, or expires soon.
 
     `what` names the certificate in the message, and `renew` is a command that imports a new one.
     """
@@ -19589,10 +19597,11 @@ def validity_trouble(parsed: Parsed, what: str, renew: str) -> Iterator[Trouble]
 
 
 class Psk(Record):
-    """A PSK entry of a secrets file: its IDs and its place.
+    """A PSK entry of a secrets file.
 
-    `ids` are those that pluto uses, as comparable_id() returns them.  `dropped` are those that pluto drops,
-    because they are neither addresses nor names.
+    `ids` are the IDs that pluto uses, in the form that comparable_id() returns.  `dropped` are the IDs that
+    pluto drops, because they are neither addresses nor names.  `file` and `line` are the file and the line
+    number of the entry.
     """
 
     ids: list[str | None]
@@ -19603,10 +19612,10 @@ class Psk(Record):
 
 
 def is_dropped_id(text: str) -> bool:
-    """Return whether pluto certainly drops an ID of ipsec.secrets (atoid() of id.c).
+    """Return whether pluto certainly drops an ID of ipsec.secrets (atoid() in id.c).
 
-    Pluto drops an ID that is neither an address nor a name that DNS resolves.  It uses the entry without that
-    ID.
+    Pluto drops an ID that is neither an address nor a name that DNS resolves.  Pluto uses the rest of the
+    entry.
     """
     if text.startswith("@#"):
         digits = text[2:].removeprefix("0x").lower()
@@ -19623,9 +19632,9 @@ def is_dropped_id(text: str) -> bool:
 
 
 def psks(patient: Patient, files: Sequence[str], names: Mapping[str, str]) -> Iterator[Psk]:
-    """Yield the PSK entries that pluto loads from the secrets files.  `names` comes from host_names().
+    """Yield the PSK entries that pluto loads from the secrets files `files`.
 
-    Raises OSError.
+    `names` comes from host_names().  Raises OSError if a file can't be read.
     """
     import hashlib
     for file in files:
@@ -19640,13 +19649,12 @@ def psks(patient: Patient, files: Sequence[str], names: Mapping[str, str]) -> It
 
 @verify_check(
     "psk", "Checking that connections have a pre-shared key",
-    checks="Whether ipsec.secrets has a fitting entry for each connection with authby=secret. An entry "
-           "fits if it has the IDs of both ends, %any, or only the ID of this end. Entries that pluto does "
-           "not load don't count. "
-           "Also whether pluto drops IDs of the entries.",
-    matters="Without a fitting entry, pluto has no key for the peer, and IKE fails. If pluto drops all "
-            "IDs of an entry, the entry fits every peer.",
-    fix='Add the line: LEFTID RIGHTID : PSK "..." and run ipsec secrets.')
+    checks="Whether ipsec.secrets has a matching entry for each connection with authby=secret. An entry "
+           "matches if it has the IDs of both ends, %any, or only the ID of this end. Entries that pluto "
+           "does not load are ignored. Also whether pluto drops IDs of entries.",
+    matters="Without a matching entry, pluto has no key for the peer, and IKE fails. If pluto drops all IDs "
+            "of an entry, the entry matches every peer.",
+    fix='Add the line LEFTID RIGHTID : PSK "..." to ipsec.secrets, and run ipsec secrets.')
 def check_psk(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
     conns = [conn for conn in patient.needed_conns() if "secret" in ways_of(conn)]
@@ -19663,7 +19671,8 @@ def check_psk(patient: Patient) -> Iterator[Trouble]:
         if entry.dropped:
             yield dropped_id_trouble(entry)
     yield from second_keys(entries)
-    # the IDs of the entries, by each of these IDs; the key "" has the entries without IDs
+    # Each key is an ID.  Its value has the IDs of each entry with this ID.  The key "" is for entries without
+    # IDs.
     groups: dict[str | None, list[list[str | None]]] = {}
     for entry in entries:
         for key in set(entry.ids) or {""}:
@@ -19686,13 +19695,15 @@ def check_psk(patient: Patient) -> Iterator[Trouble]:
 
 
 def second_keys(entries: Iterable[Psk]) -> Iterator[Trouble]:
-    """Yield the troubles of entries with the IDs of an earlier entry and another secret
-    (lsw_find_secret_by_id())."""
+    """Yield a Trouble for each entry that has the same IDs as an earlier entry, but another secret.
+
+    Pluto uses the first of these entries (lsw_find_secret_by_id()).
+    """
     first: dict[tuple[str, ...], Psk] = {}
     for entry in entries:
         ids = [one for one in entry.ids if one is not None]
         if len(ids) < len(entry.ids):
-            continue  # DNS decides what the entry fits
+            continue  # the peers that the entry matches depend on DNS
         used = first.setdefault(tuple(sorted(ids)), entry)
         if used.key != entry.key:
             yield ("WARN", "NOT USED",
@@ -19701,14 +19712,14 @@ def second_keys(entries: Iterable[Psk]) -> Iterator[Trouble]:
 
 
 def dropped_id_trouble(entry: Psk) -> Trouble:
-    """Return the trouble of an entry with IDs that pluto drops.
+    """Return the Trouble for an entry with IDs that pluto drops.
 
-    The message quotes an ID only if it is a network, because other words may be secrets.
+    The message quotes an ID only if the ID is a network, because any other ID may be a misplaced secret.
     """
     shown = next((f"the ID {quote(text)}" for text in entry.dropped if canonical_net(text)), "an ID")
     word, effect = "ID IGNORED", ""
     if not entry.ids:
-        word, effect = "FOR ANYBODY", ", so the PSK is for every peer"
+        word, effect = "FOR ANYBODY", ", so the PSK matches every peer"
     return ("WARN", word,
             f"{entry.file}:{entry.line}: pluto drops {shown}, because it is neither an address nor a "
             f"name{effect}",
@@ -19717,10 +19728,10 @@ def dropped_id_trouble(entry: Psk) -> Trouble:
 
 def has_psk(conn: Conn, here: str, groups: Mapping[str | None, Sequence[Sequence[str | None]]],
             names: Mapping[str, str]) -> bool | None:
-    """Return whether pluto has a PSK for a connection; None if that depends on DNS or on a certificate.
+    """Return whether pluto has a PSK for a connection.  Return None if this depends on DNS or a certificate.
 
-    `here` is this host's side, or empty if unknown.  `groups` are the IDs of the entries, by each of these
-    IDs.
+    `here` is the side that is this host, or empty if unknown.  `groups` maps an ID to the IDs of each PSK
+    entry with this ID; the key "" is for entries without IDs.  `names` comes from host_names().
     """
     ids = {side: comparable_id(conn.get(f"{side}id") or conn.get(side), names) for side in ("left", "right")}
     answers: list[bool | None] = []
@@ -19734,9 +19745,10 @@ def has_psk(conn: Conn, here: str, groups: Mapping[str | None, Sequence[Sequence
 
 def fitting_psks(ours: str | None, theirs: str | None,
                  groups: Mapping[str | None, Sequence[Sequence[str | None]]]) -> list[bool | None]:
-    """Return, for each PSK that may fit the IDs of two ends, whether pluto uses it; None if that is unknown.
+    """Return one item for each PSK that may match the IDs of two ends: whether pluto uses the PSK.
 
-    `ours` and `theirs` are IDs as comparable_id() returns them.  `groups` is the same as in has_psk().
+    An item is None if it is unknown whether pluto uses the PSK.  `ours` and `theirs` are IDs in the form that
+    comparable_id() returns.  `groups` is the same as in has_psk().
     """
     if ours is None or theirs is None:
         return [None] if groups else []
@@ -19749,19 +19761,22 @@ def fitting_psks(ours: str | None, theirs: str | None,
                 answers.append(has_secret(ids, ours, theirs))
             elif not ids or ours in ids or "" in ids:
                 answers.append(True)
-            else:  # any peer may come: an entry for one peer may be the right one
+            else:  # the peer can have any ID, so an entry for one peer may be the right entry
                 answers.append(None)
     return answers
 
 
 def ways_of(conn: Conn, sides: Sequence[str] = ("left", "right")) -> set[str]:
-    """Return the methods of authby=, leftauth= and rightauth= of a connection, in lower case."""
+    """Return the authentication methods of a connection, in lower case, as `secret` or `rsasig`.
+
+    The methods come from authby=, and from leftauth= and rightauth= for the sides in `sides`.
+    """
     words = " ".join([conn.get("authby"), *(conn.get(f"{side}auth") for side in sides)]).lower()
     return set(words.replace(",", " ").replace("|", " ").replace("+", " ").split())
 
 
 def public_text(value: str) -> str:
-    """Convert a public key from ipsec.conf (0s..., 0x... or bare base64) to bare base64."""
+    """Convert a public key in the form of ipsec.conf (0s..., 0x... or plain base64) to plain base64."""
     import binascii
     if value[:2].lower() == "0x":
         data = Token(value, 0, 0, len(value), "0x").data() or b""
@@ -19777,7 +19792,7 @@ KEY_WORDS = ("ckaid", "rsasigkey", "ecdsakey", "pubkey")  # keywords that name a
     checks="Whether the NSS database has the private keys that the connections name for this end with "
            "ckaid=, rsasigkey=, ecdsakey= or pubkey=.",
     matters="Without its private key, this end can't authenticate, and IKE fails.",
-    fix="Make a key with ipsec newhostkey, and write the output of ipsec showhostkey --left into the "
+    fix="Make a key with ipsec newhostkey, and add the output of ipsec showhostkey --left to the "
         "configuration of both ends.",
     live=True)
 def check_host_keys(patient: Patient) -> Iterator[Trouble]:
@@ -19801,14 +19816,14 @@ def check_host_keys(patient: Patient) -> Iterator[Trouble]:
     for conn, keyword, value in named:
         if keyword.endswith("eddsakey"):
             yield ("SKIP", "UNKNOWN",
-                   f"conn {conn}: keys of {keyword} can't be looked up in the NSS database", "")
+                   f"conn {conn}: this check can't look up the key of {keyword} in the NSS database", "")
         elif not has_private_key(keys, texts, keyword, value):
-            yield ("FAIL", "NO KEY", f"conn {conn}: no private key for {keyword} in the NSS database",
+            yield ("FAIL", "NO KEY", f"conn {conn}: the NSS database has no private key for {keyword}",
                    "ipsec showhostkey --list")
 
 
 def lacks_key(tunnel: Tunnel) -> bool:
-    """Return whether this end authenticates with a signature only, but names no key and no certificate."""
+    """Return whether this end can authenticate only with a signature, but names no key and no certificate."""
     methods = ways_of(tunnel.conn, (tunnel.here,))
     if not all(method.startswith(("rsa", "ecdsa", "eddsa")) for method in methods):
         return False
@@ -19816,7 +19831,7 @@ def lacks_key(tunnel: Tunnel) -> bool:
 
 
 def keyless_trouble(tunnel: Tunnel) -> Trouble:
-    """Return the trouble of a connection for which lacks_key() is true."""
+    """Return the Trouble for a connection for which lacks_key() is true."""
     conn, side = tunnel.conn, tunnel.here
     cause = ""
     if not conn.get("authby") and not conn.get(f"{side}auth"):  # every release then uses signatures
@@ -19827,9 +19842,10 @@ def keyless_trouble(tunnel: Tunnel) -> Trouble:
 
 
 def has_private_key(keys: Sequence[HostKey], texts: Collection[str], keyword: str, value: str) -> bool:
-    """Return whether one of the keys is the one that a keyword names.
+    """Return whether one of the keys is the key that a keyword of a connection names.
 
-    `texts` are the public keys of `keys` as bare base64.
+    `keyword` is for example `leftckaid`, and `value` is its value.  `texts` are the public keys of `keys` in
+    plain base64.
     """
     if keyword.endswith("ckaid"):
         start = value.lower().replace(":", "")
@@ -19839,12 +19855,12 @@ def has_private_key(keys: Sequence[HostKey], texts: Collection[str], keyword: st
 
 @verify_check(
     "secret_modes", "Checking who can read the secrets",
-    checks="Owner and permissions of ipsec.secrets, of the files that it includes, and of the password "
-           "file of the NSS database. A file without secrets may be readable for all. Also, who may "
-           "change ipsec.conf and the files that it includes.",
-    matters="Anyone with the keys can impersonate this host or read its traffic. Users who can change "
-            "ipsec.conf can make pluto run programs.",
-    fix="chmod 600 FILE; chown root FILE.")
+    checks="Whether ipsec.secrets, the files that it includes, and the password file of the NSS database "
+           "belong to root, and are neither readable nor writable by others. A file without secrets may be "
+           "readable. Also whether only root can change ipsec.conf and the files that it includes.",
+    matters="A user who can read the keys can impersonate this host or read its traffic. A user who can "
+            "change ipsec.conf can make pluto run programs.",
+    fix="Run chmod 600 FILE and chown root FILE.")
 def check_secret_modes(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
     main_file = secrets_file(host, patient.config)
@@ -19869,7 +19885,10 @@ def check_secret_modes(patient: Patient) -> Iterator[Trouble]:
 
 
 def secret_mode_troubles(host: Host, name: str) -> Iterator[Trouble]:
-    """Yield a trouble if users other than root may read or change a file with secrets.  Raises OSError."""
+    """Yield a Trouble if others can read or change a file that has secrets, or if root does not own the file.
+
+    Raises OSError if the file does not exist or can't be read.
+    """
     info = host.stat(name)
     if info.st_mode & 0o002:
         yield "WARN", "OPEN", f"{name} is writable by others", shell_words(["chmod", "600", name])
@@ -19880,9 +19899,9 @@ def secret_mode_troubles(host: Host, name: str) -> Iterator[Trouble]:
 
 
 def holds_secrets(host: Host, name: str) -> bool:
-    """Return whether a secrets file or password file holds more than comments and includes.
+    """Return whether a secrets file or password file has more than comments and includes.
 
-    Raises OSError.
+    Raises OSError if the file can't be read.
     """
     if os.path.basename(name) == "nsspassword":
         return bool(host.read(name).strip())

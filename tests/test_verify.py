@@ -291,7 +291,8 @@ def test_a_list_of_networks_is_compared_with_all_of_its_networks(tmp_path: Path,
 
 
 @pytest.mark.parametrize(("settings", "said", "reason"), [
-    ("left=192.0.2.1", "", "the connection has no right="), ("auto=add", "", "the connection has no left= and no right="),
+    ("left=192.0.2.1", "", "the connection has no right="),
+    ("auto=add", "", "the connection has no left= and no right="),
     ("left=192.0.2.1\n\tright=192.0.2.2\n\tauthby=psk", "ipsec addconn: connection authby= value is unknown",
      "the installed addconn refuses the connection: connection authby= value is unknown"),
     ("left=192.0.2.1\n\tright=192.0.2.2", "", "pluto refused the connection, or nobody asked pluto to load it"),
