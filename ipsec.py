@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """ipsec - libreswan's ipsec(8) command in one file that runs anywhere.
 
-Read from top to bottom; a later section uses earlier ones, never the other way round:
+Read this file from top to bottom.  A section uses earlier sections, and never a later one:
 
    1. Constants and errors     7. NSS
    2. Host                     8. Firewall
@@ -11,14 +11,13 @@ Read from top to bottom; a later section uses earlier ones, never the other way 
    5. Kernel                  11. Commands
    6. Whack                   12. Dispatch
 
-Sections 1, 2, 10 and 12 start without the others: the archive loads these four first, and then the parts of
-the others that the command uses.  build.py finds the parts by the names in the code, so don't look up a name
-by a string.
+The archive ipsec.pyz loads sections 1, 2, 10 and 12 first, and then the parts of the other sections that the
+command uses.  build.py finds these parts by the names in the code, so don't look up a function by a string.
 
-Imports are rationed: they slow down every `ipsec` on a gateway, and the smallest hosts (python3-minimal) lack
-half of the standard library.  The top of this file imports only modules that the interpreter has loaded
-anyway; a function imports any other module when it needs it.  Where the C half of socket or sqlite3 (_socket,
-_sqlite3) is enough, only that half is imported, which takes a tenth of the time.
+Avoid imports: each one slows down every run of `ipsec` on a gateway, and the smallest hosts (python3-minimal)
+lack half of the standard library.  The top of this file imports only modules that the interpreter has loaded
+anyway.  A function imports any other module when it needs it.  If the C half of socket or sqlite3 (_socket,
+_sqlite3) is enough, only this half is imported, which takes a tenth of the time.
 """
 from __future__ import annotations
 
@@ -54,8 +53,8 @@ VERSION = "0.1.0"
 # The end of the message of an internal error.  SECURITY.md says how to report that a secret was shown.
 REPORT_IT = "please report it to the issue tracker of ipsec.pyz, with the output of `ipsec version --verbose`"
 
-# Exit statuses (ipsec(8), EXIT STATUS).  The status of a program that runs on behalf of a command is the
-# command's own.
+# Exit statuses (ipsec(8), EXIT STATUS).  A command that passes its work to another program exits with the
+# status of that program.
 OK = 0
 ERROR = 1  # the command failed, or there is no such command
 USAGE = 2  # the command line is wrong
@@ -64,27 +63,27 @@ NSS_FAILURE = 4  # initnss, checknss: the database could not be created, moved o
 NO_KEY = 20  # showhostkey: there is no such key
 NO_PLUTO = 33  # whack: pluto is not running (RC_WHACK_PROBLEM of libreswan's whack.h, 3.25 to 5.4)
 NSS_EXISTS = 42  # initnss: a database exists already
-NOT_EXECUTABLE = 126  # this one and the next two are those of the shell
+NOT_EXECUTABLE = 126  # 126, 127 and 128+N mean the same as in a shell
 NOT_FOUND = 127
 SIGNALLED = 128  # 128+N: signal N ended the program
 
 # Exit statuses that only `ipsec import` has (ipsec_import(8) lists all of its statuses)
 IMPORT_UNREADABLE, IMPORT_FORMAT, IMPORT_CORRUPT, IMPORT_PASSWORD, IMPORT_DUPLICATE = range(10, 15)
 
-# Exit statuses of init scripts (Linux Standard Base): of `status`, and of the other actions
-LSB_DEAD, LSB_STOPPED, LSB_UNKNOWN = 1, 3, 4  # dead, but its pid file exists; not running; unknown
-LSB_NO_RIGHT, LSB_NOT_INSTALLED = 4, 5
+# Exit statuses that the Linux Standard Base defines for init scripts
+LSB_DEAD, LSB_STOPPED, LSB_UNKNOWN = 1, 3, 4  # of `status`; a dead service has left its pid file
+LSB_NO_RIGHT, LSB_NOT_INSTALLED = 4, 5  # of the other actions
 
 # Statuses in pluto's answers (whack.h)
 UNKNOWN_NAME = 21  # RC_UNKNOWN_NAME
-NOT_ROUTED = 25  # RC_ROUTE: pluto up to 4.15 can't route a connection, or does not have it
+NOT_ROUTED = 25  # RC_ROUTE: pluto, up to 4.15, can't route the connection or does not know it
 
 
 class Failure(Exception):
-    """A fault that the user can understand, in one line: `message`, the exit `status`, and `hint`, which says
-    how to solve it.
+    """An error that is explained to the user in one line.
 
-    The text is shown and logged unchanged, so it must never hold a secret.
+    `message` says what failed, `hint` says how to solve it, and `status` is the exit status of the command.
+    Both texts are shown and logged unchanged, so they must never hold a secret.
     """
 
     def __init__(self, message: str, status: int = ERROR, hint: str = "") -> None:
@@ -98,7 +97,7 @@ class Failure(Exception):
 
 
 class Missing(Failure):
-    """A program, Python module or file that the host does not have."""
+    """The host lacks a program, Python module or file."""
 
 
 class TimedOut(Failure):
@@ -137,10 +136,13 @@ if not TYPE_CHECKING:
 
 
 def need(module: str, feature: str) -> ModuleType:
-    """Import a module and return it.  Raises Missing if Python lacks it, as python3-minimal may; the message
-    names `feature`, which needs the module."""
+    """Import a module and return it.
+
+    Raises Missing if this Python lacks the module, as python3-minimal may.  The message says that `feature`
+    needs it.
+    """
     try:
-        __import__(module)  # a fast start has not loaded importlib
+        __import__(module)  # importlib.import_module() would have to import importlib first
     except ImportError:
         raise Missing(f"{feature} needs Python's module {module}, which this interpreter lacks",
                       hint="use a full python3 for it") from None
@@ -148,10 +150,10 @@ def need(module: str, feature: str) -> ModuleType:
 
 
 def pyroute2_module(name: str, feature: str) -> Any:
-    """Import a module of the embedded pyroute2 and return it.  Raises Missing.
+    """Import a module of the embedded pyroute2 and return it.  Raises Missing as need() does.
 
-    The package's own __init__ does not run: it would import all of pyroute2, ten times as much as is used
-    here.
+    The __init__ of pyroute2 does not run.  It would import all of pyroute2, ten times as much code as this
+    program uses.
     """
     import types
     if "pyroute2" not in sys.modules:
@@ -164,8 +166,8 @@ def pyroute2_module(name: str, feature: str) -> Any:
 # ============================================================================================================
 # 2. Host
 #
-# The only access to the outside: paths, files, programs, sockets, output.  No other section opens files, runs
-# programs or connects sockets on its own, so tests can pass a Host that does something else.  Used by all
+# All access to the system: paths, files, programs, sockets, output.  No other section opens files, runs
+# programs or connects sockets on its own, so a test can pass a Host that replaces this access.  Used by all
 # later sections.  Facts: ipsec(8) and the scripts of libreswan 3.29, 4.10 and 5.4 for the environment;
 # hier(7).
 # ============================================================================================================
@@ -173,12 +175,12 @@ def pyroute2_module(name: str, feature: str) -> Any:
 SYSTEM_PATH = ("/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin", "/usr/local/bin")
 EXEC_DIRS = ("/usr/libexec/ipsec", "/usr/lib/ipsec", "/usr/local/libexec/ipsec", "/usr/local/lib/ipsec",
              "/usr/lib64/ipsec")
-DEFAULT_NSSDIRS = ("/var/lib/ipsec/nss", "/etc/ipsec.d")  # of 4.0 and later, of 3.x
+DEFAULT_NSSDIRS = ("/var/lib/ipsec/nss", "/etc/ipsec.d")  # of libreswan 4.0 and later, and of 3.x
 PACKAGE_MANAGERS = {"apt-get": "install", "dnf": "install", "yum": "install", "zypper": "install",
                     "apk": "add", "pacman": "-S", "opkg": "install", "emerge": "-a"}
 READ_CHUNK = 1 << 16
-# Limits of what is read.  Larger data is streamed (Host.chunks()), so that it is never in memory as a whole.
-TEXT_LIMIT = 32 << 20  # bytes of a file that is read as text: room for 50,000 connections
+# Limits of data that is read into memory as a whole.  Larger data is read in chunks (Host.chunks()).
+TEXT_LIMIT = 32 << 20  # bytes of a text file; a configuration of this size has 50,000 connections
 TEXT_LINE = 8 << 20  # bytes of a line of text
 GLOB_LIMIT = 1000  # directories that a pattern with wildcards may search
 PATTERN_LIMIT = 1000  # patterns that one pattern with {a,b} may expand to
@@ -195,13 +197,17 @@ LOCAL_TYPES = frozenset("""
     xfs zfs""".split())
 AF_INET, AF_INET6 = 2, 10  # as in Python's socket module, which is not imported for two numbers
 NETLINK_XFRM = 6  # linux/netlink.h
-# struct nlmsghdr (length, type XFRM_MSG_GETSPDINFO, flag NLM_F_REQUEST, sequence, port) and 32 bits of flags
+# A netlink request: struct nlmsghdr (length, type XFRM_MSG_GETSPDINFO, flag NLM_F_REQUEST, sequence, port)
+# and 32 bits of flags
 XFRM_QUESTION = b"".join(value.to_bytes(size, sys.byteorder)
                          for value, size in ((20, 4), (37, 2), (1, 2), (0, 4), (0, 4), (0, 4)))
 
 
 class Ran(Record):
-    """The result of a program: its exit status (128+N if signal N ended it) and its two outputs."""
+    """The result of a program that has ended: its exit status, standard output and standard error.
+
+    The exit status is 128+N if signal N ended the program.
+    """
 
     status: int
     out: bytes
@@ -214,19 +220,21 @@ class Ran(Record):
 
     @property
     def complaint(self) -> str:
-        """The last line of standard error, for an error message; `status N` if there is none."""
+        """The last line of standard error, for an error message, or `status N` if it is empty."""
         lines = decode(self.err).strip().splitlines()
         return lines[-1] if lines else f"status {self.status}"
 
 
 def decode(data: bytes) -> str:
-    """Convert bytes from a file, a program or the kernel to text.  encode() converts the text to the same
-    bytes again, also where they are not UTF-8."""
+    """Convert bytes from a file, a program or the kernel to text.
+
+    Bytes that are not UTF-8 become lone surrogates, which encode() converts back to the same bytes.
+    """
     return data.decode("utf-8", "surrogateescape")
 
 
 def encode(text: str) -> bytes:
-    """Convert text to bytes, as the inverse of decode().  Lone surrogates of another origin become `?`."""
+    """Convert text to bytes, as the inverse of decode().  Surrogates that decode() can't make become `?`."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -237,8 +245,11 @@ _ESCAPES: dict[int, str] = {}
 
 
 def printable(text: str) -> str:
-    """Return the text with control characters, undecodable bytes and characters that change the writing
-    direction escaped (\\x1b), so that it can't control a terminal.  Line ends and tabs stay."""
+    """Return the text in a form that can't control a terminal.
+
+    Control characters, undecodable bytes and characters that change the writing direction are escaped, for
+    example as \\x1b.  Line ends and tabs stay.
+    """
     if text.isprintable():
         return text
     if not _ESCAPES:
@@ -251,7 +262,7 @@ def printable(text: str) -> str:
 
 
 def error_line(message: str) -> str:
-    """Return a message as a line for standard error, after `ipsec: ` unless it begins with `ipsec` itself."""
+    """Return a line for standard error: `ipsec: ` and the message, or the message if it has `ipsec` first."""
     if not message.startswith("ipsec"):
         message = f"ipsec: {message}"
     return printable(message) + "\n"
@@ -268,7 +279,7 @@ def count_text(number: int, noun: str) -> str:
 
 
 def quote(word: str) -> str:
-    """Return a word from a user, file or program in quotes, for a message; control characters are escaped."""
+    """Return a word in double quotes, for a message.  Characters that can't be printed are escaped."""
     if word.isprintable():
         return f'"{word}"'
     characters = []
@@ -280,30 +291,31 @@ def quote(word: str) -> str:
 
 
 def error_text(error: Exception) -> str:
-    """Return an error as one line of text: `/etc/x: Permission denied`."""
+    """Return an error as one line of text, such as `/etc/x: Permission denied`."""
     if not isinstance(error, OSError) or not error.strerror:
         return str(error)
     return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
 def shell_status(returncode: int) -> int:
-    """Return the exit status that a shell would have for a program, of which subprocess has `returncode`."""
+    """Convert a returncode of subprocess to a shell's exit status: -N, for signal N, becomes 128+N."""
     return returncode if returncode >= 0 else SIGNALLED - returncode
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Return whether the stream is a terminal.  It is None if its descriptor was closed at the start."""
+    """Return whether the stream is a terminal.  `stream` is None if Python started without it."""
     return stream is not None and stream.isatty()
 
 
-# The lists of installed packages: file, and the beginnings of the lines with a package's name and version
+# The files that list the installed packages.  A row is the path, the text before a package's name, and the
+# text before its version
 PACKAGE_LISTS = (("/var/lib/dpkg/status", "Package: ", "Version: "),
                  ("/lib/apk/db/installed", "P:", "V:"),
                  ("/usr/lib/opkg/status", "Package: ", "Version: "))
 
 
 class Lock:
-    """A lock that an open descriptor holds.  The end of a `with` block releases it."""
+    """A lock that lasts while the descriptor `fd` is open.  The end of a `with` block closes `fd`."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -316,11 +328,11 @@ class Lock:
 
 
 def check_link(path: str, info: os.stat_result) -> None:
-    """Raise PermissionError for a symbolic link that neither root nor the caller made.
+    """Raise PermissionError if the path is a symbolic link that neither root nor the caller made.
 
-    `info` is the lstat(2) of the path.  With such a link, another user could choose the file that is written
-    to.  The sysctl fs.protected_symlinks prevents that only in directories with the sticky bit, and not for
-    programs that resolve links on their own.
+    `info` is the lstat(2) of the path.  With such a link, another user could choose the file that this
+    program writes.  The sysctl fs.protected_symlinks prevents that only in directories with the sticky bit,
+    and not for programs that resolve links on their own, as this one does.
     """
     import stat
     if stat.S_ISLNK(info.st_mode) and info.st_uid not in (0, os.geteuid()):
@@ -328,11 +340,12 @@ def check_link(path: str, info: os.stat_result) -> None:
 
 
 class Place(Record):
-    """The file that a path leads to, with all links resolved: an open directory, and a name in it.
+    """The file that a path leads to when all links are resolved.
 
-    `info` is the lstat(2) of the file, None if it does not exist.  `is_link` is true if the last part of the
-    path was a link.  `is_descriptor` is true for a name like /proc/self/fd/1, to which /dev/stdout leads;
-    `info` is then the stat(2) of the open file.
+    `directory` is the descriptor of its directory, and `base` its name there.  `info` is its lstat(2), or
+    None if it does not exist.  `is_link` is true if the last part of the path was a link.  `is_descriptor` is
+    true for a name like /proc/self/fd/1, to which /dev/stdout leads.  `info` is then the stat(2) of the open
+    file.
     """
 
     directory: int
@@ -343,16 +356,17 @@ class Place(Record):
 
 
 def parts_of_path(path: str) -> list[str]:
-    """Return the parts of a path, the last one first, without empty ones and `.`."""
+    """Return the parts of a path in reverse order, without empty parts and `.`."""
     return [part for part in reversed(path.split("/")) if part not in ("", ".")]
 
 
 def find_place(name: str, root: str, check: Callable[[str, os.stat_result], None]) -> Place:
-    """Follow the links of a path one by one, with `root` as `/`, and return the place of its file.
+    """Follow the links of a path one by one, with `root` as `/`, and return the Place of its file.
 
     Each part is opened relative to the open directory before it, so that no other process can replace a part
-    after its check.  `check` gets the path and lstat(2) of each directory and link on the way.  The caller
-    must close the directory of the result.  Raises OSError, also from `check`.
+    after its check.  `check` is called with the path and the lstat(2) of each directory and link that the
+    path goes through, and may raise OSError.  Raises OSError if the path can't be followed.  The caller must
+    close the directory of the result.
     """
     import stat
     if not name.startswith("/") and not root:
@@ -410,21 +424,25 @@ def find_place(name: str, root: str, check: Callable[[str, os.stat_result], None
 
 
 def open_part(part: str, directory: int | None, *, is_last: bool = False) -> int:
-    """Open a part of a path, also a link itself, with O_PATH and return the descriptor.  Raises OSError."""
+    """Open a part of a path with O_PATH and return the descriptor.  Raises OSError.
+
+    If the part is a link, the link itself is opened.
+    """
     flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
     if not is_last:
         try:
-            return os.open(part, flags | os.O_DIRECTORY, dir_fd=directory)  # this makes autofs mount it
+            return os.open(part, flags | os.O_DIRECTORY, dir_fd=directory)  # makes autofs mount the directory
         except NotADirectoryError:
             pass  # a link
     return os.open(part, flags, dir_fd=directory)
 
 
 def open_file_behind(part: str, directory: int, link: os.stat_result) -> os.stat_result | None:
-    """Return the stat(2) of the open file behind a link in /proc/PID/fd (proc(5)); None for any other link.
+    """Return the stat(2) of the open file to which a link in /proc/PID/fd leads (proc(5)).
 
-    The text of the link is not a path if the file is a pipe, for example.  Return None also for a directory,
-    and for a regular file of another process, because the text of these links is a path.
+    The kernel itself follows such a link.  Its text may be no path, for example if the file is a pipe.
+    Return None if the caller can follow the text as a path: for any other link, for a directory, and for a
+    regular file that this process does not have open under that number.
     """
     import stat
     if not os.path.isdir("/proc/self/fd") or link.st_dev != os.stat("/proc/self").st_dev:
@@ -438,7 +456,7 @@ def open_file_behind(part: str, directory: int, link: os.stat_result) -> os.stat
 
 
 def is_own_descriptor(part: str, info: os.stat_result) -> bool:
-    """Return whether `part` is the number of a descriptor of this process, open for the file of `info`."""
+    """Return whether `part` is the number of a descriptor of this process, and `info` is of its file."""
     try:
         return os.path.samestat(os.fstat(int(part)), info)
     except (OSError, ValueError):
@@ -446,19 +464,22 @@ def is_own_descriptor(part: str, info: os.stat_result) -> bool:
 
 
 class Replacement:
-    """A new version of the file `name`, written separately.  commit() puts it in place, so that a reader
-    finds either the old content or the new one, always complete.
+    """A new version of the file `name`.
 
-    Links are followed if root or the caller made them (check_link).  The file that a link leads to must
-    belong to root or the caller too, except with `of_service`: systemd-resolved owns the file behind
-    /etc/resolv.conf.  The new file has no name until commit() (O_TMPFILE of open(2)).  To replace an earlier
-    file it needs a name for a moment; the name is fixed, so that the next run can remove what a killed run
-    left.  On a file system without O_TMPFILE, the new file has this name from the start.
-    A device or a pipe is written to directly.  If rename(2) can't replace the file, because a container has
-    it mounted, commit() overwrites its content.
+    It is written to a new file, which replaces the earlier one at commit().  So a reader finds either the old
+    content or the new one, always complete.  A device or a pipe is written to directly.  If rename(2) can't
+    replace the file, because a container has mounted it, commit() overwrites its content.
 
-    The file gets the `mode`; without one, it keeps the owner and mode of the earlier file (0644 if there is
-    none).  Each method raises OSError with the name.
+    Links are followed if root or the caller made them (check_link).  The file that a link leads to must also
+    belong to root or the caller, except with `of_service`: /etc/resolv.conf may lead to a file that belongs
+    to systemd-resolved.
+
+    The new file has no name until commit() (O_TMPFILE of open(2)).  It then needs a temporary name before it
+    can replace an earlier file.  This name is always the same, so that the next run can remove the file that
+    a killed run left.  On a file system without O_TMPFILE, the new file has this name from the start.
+
+    The new file gets `mode`.  If `mode` is None, it gets the owner and mode of the earlier file, or 0644 if
+    there is none.  The methods raise OSError with `name` as the file.
     """
 
     def __init__(self, name: str, root: str = "", *, mode: int | None = None,
@@ -483,7 +504,7 @@ class Replacement:
             raise OSError(error.errno, reason, path) from None
 
     def _open(self) -> None:
-        """Open the device or pipe, or the new file."""
+        """Open the device or pipe itself, or else a new file."""
         import stat
         info, is_descriptor = self.place.info, self.place.is_descriptor
         mode = 0o644 if self.mode is None else self.mode
@@ -507,11 +528,13 @@ class Replacement:
             self.fd = self._open_target()
 
     def _open_target(self) -> int:
-        """Open the target itself for writing and return the descriptor.  Raises OSError if another program
-        has replaced it since the check."""
+        """Open the file itself for writing and return the descriptor.
+
+        Raises OSError if another program has replaced the file since the check.
+        """
         place, info = self.place, self.place.info
         if place.is_descriptor and info is not None and is_own_descriptor(place.base, info):
-            return os.dup(int(place.base))  # shares the offset, so that later output does not overwrite it
+            return os.dup(int(place.base))  # a shared offset: later output does not overwrite this
 
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         if not place.is_descriptor:
@@ -526,8 +549,8 @@ class Replacement:
     def _open_apart(self, mode: int) -> None:
         """Open the new file, without a name if the file system supports that.
 
-        The directory may be read-only but the file writable, if a container has mounted the file from
-        elsewhere.  The new content is then kept in memory until commit().
+        A container may have a writable file mounted in a read-only directory.  The new content is then kept
+        in memory until commit().
         """
         if os.path.isdir("/proc/self/fd"):
             try:
@@ -551,19 +574,20 @@ class Replacement:
                 continue
             if lock_at_once(self.fd) and os.fstat(self.fd).st_nlink:
                 self.work = work
-            else:  # before the lock, another run removed it as left by a killed run
+            else:  # another run removed the file before it was locked
                 os.close(self.fd)
                 self.fd = -1
 
     def _free_name(self) -> str:
-        """Return the temporary name of the new file; remove a file of that name that a killed run left.
+        """Return the temporary name for the new file, and remove a file of that name that a killed run left.
 
-        A running process holds a lock on its file.  Raises OSError(EBUSY) if one holds it for 10 seconds.
+        A running process of ipsec locks its temporary file.  Raises OSError(EBUSY) if a process holds the
+        lock for 10 seconds.
         """
         work = os.fsdecode(b"." + os.fsencode(self.place.base)[:240] + b".ipsec")
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         deadline = time.monotonic() + 10
-        waited_for = 0  # the number of the inode
+        waited_for = 0  # the inode number of the locked file
         while True:
             try:
                 fd = os.open(work, flags, dir_fd=self.directory)
@@ -593,7 +617,7 @@ class Replacement:
             time.sleep(0.01)
 
     def write(self, data: bytes) -> None:
-        """Append data."""
+        """Append data to the new file."""
         try:
             write_all(self.fd, data)
         except OSError as error:
@@ -637,7 +661,7 @@ class Replacement:
             self._rewrite()
 
     def _link(self, name: str) -> bool:
-        """Give a name to the new file, which has none.  Return False if there is a file of that name."""
+        """Give the name to the new file, which has none.  Return False if another file has the name."""
         try:
             os.link(f"/proc/self/fd/{self.fd}", name, dst_dir_fd=self.directory, follow_symlinks=True)
         except FileExistsError:
@@ -657,7 +681,7 @@ class Replacement:
             os.close(fd)
 
     def drop(self) -> None:
-        """Remove the new file if it is not in place, and close all descriptors; nothing after commit()."""
+        """Remove the new file, unless commit() has used it, and close all descriptors."""
         if self.work:
             os.unlink(self.work, dir_fd=self.directory)
         for fd in (self.fd, self.directory):
@@ -668,7 +692,7 @@ class Replacement:
 
 
 def reap(child: subprocess.Popen[bytes]) -> None:
-    """Wait for a killed program, at most 2 seconds: it stays while a file system does not answer it."""
+    """Wait at most 2 seconds until a killed program has ended; a file system may keep it from ending."""
     import subprocess
     try:
         child.communicate(timeout=2.0)
@@ -677,8 +701,10 @@ def reap(child: subprocess.Popen[bytes]) -> None:
 
 
 def lock_at_once(fd: int) -> bool:
-    """Lock a file with flock(2) without waiting.  Return False if another process holds the lock; True also
-    if the file system has no locks."""
+    """Lock a file with flock(2) without waiting.  Return False if another process holds the lock.
+
+    Return True if the file is locked, or if its file system has no locks.
+    """
     import fcntl
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -688,10 +714,11 @@ def lock_at_once(fd: int) -> bool:
 
 
 def why_untrusted(directory: str) -> str:
-    """Return why root must not run programs from a directory; empty if only root can change its contents.
+    """Return why root must not run programs from a directory.
 
-    This looks at the directory, at all directories above it, and at those that links on the way are in.  The
-    sticky bit of /tmp does not help, because others can create files there.
+    Return an empty string if only root can change the directory, all directories above it, and the
+    directories of links in its path.  The sticky bit, as of /tmp, is no protection, because others can create
+    files there.
     """
     import stat
 
@@ -704,7 +731,7 @@ def why_untrusted(directory: str) -> str:
     try:
         os.close(find_place(f"{directory}/x", "", check).directory)
     except (FileNotFoundError, NotADirectoryError):
-        return ""  # only root can create it
+        return ""  # it does not exist, and only root can create it
     except OSError as error:
         return f"{error.strerror} {error.filename}"
     return ""
@@ -713,8 +740,8 @@ def why_untrusted(directory: str) -> str:
 def resolve_links(name: str, root: str, stops: Collection[str]) -> tuple[str, str]:
     """Resolve all links of `name`, with `root` as `/`.  Return the resulting path and an empty string.
 
-    If the path passes one of `stops`, return the path so far and this stop; the file system behind it is not
-    accessed.  Raises OSError(ELOOP).
+    `stops` are mount points.  If the path reaches one, return the path so far and this mount point, without
+    an access to its file system.  Raises OSError(ELOOP) if the path has more than LINKS_LIMIT links.
     """
     todo = parts_of_path(name)
     if name and not name.startswith("/") and not root:
@@ -749,10 +776,10 @@ def resolve_links(name: str, root: str, stops: Collection[str]) -> tuple[str, st
 
 
 class Mounts:
-    """The mounts of this process whose file systems may not answer.
+    """The mount points of this process whose file systems depend on a server, which may not answer.
 
-    `silent` maps the mount points that did not answer to the time of the request (time.monotonic()), the path
-    that was requested, and how many seconds were waited.
+    `silent` maps each mount point that did not answer to three values: the time.monotonic() at which that was
+    known, the path that was accessed, and for how many seconds this process waited.
     """
 
     def __init__(self) -> None:
@@ -761,7 +788,7 @@ class Mounts:
         self._read = 0.0  # when the table of mounts was last read; 0 if never
 
     def that_may_hang(self) -> frozenset[str]:
-        """Return the mount points of file systems that may not answer; `/` if the mounts are unknown."""
+        """Return the mount points of file systems that may not answer, or only `/` if the mounts are unknown."""
         now = time.monotonic()
         if not self._read or now - self._read > MOUNTS_AGE:
             self._read = now
@@ -769,13 +796,15 @@ class Mounts:
         return self._points
 
     def is_silent(self, mount: str) -> bool:
-        """Return whether the file system did not answer in the last SILENT_AGE seconds."""
+        """Return whether the file system failed to answer at most SILENT_AGE seconds ago."""
         return mount in self.silent and time.monotonic() - self.silent[mount][0] < SILENT_AGE
 
 
 def mounts_that_may_hang() -> frozenset[str]:
-    """Return the mount points whose file system is not one of LOCAL_TYPES, from /proc/self/mountinfo
-    (proc(5)); `/` if that file can't be read."""
+    """Return the mount points in /proc/self/mountinfo (proc(5)) whose file system is not of LOCAL_TYPES.
+
+    Return only `/` if /proc/self/mountinfo can't be read.
+    """
     try:
         with open("/proc/self/mountinfo", "rb", buffering=0) as stream:
             table = stream.readall()
@@ -790,7 +819,7 @@ def mounts_that_may_hang() -> frozenset[str]:
         if "\\" in point:  # the kernel writes a blank as \040
             for character in " \t\n\\":
                 point = point.replace(f"\\{ord(character):03o}", character)
-        # the only automount below /proc/sys is the kernel's own binfmt_misc, which can't hang
+        # binfmt_misc is the only automount below /proc/sys; it can't hang, so autofs counts as local there
         is_local = rest.partition(" ")[0] in LOCAL_TYPES or point.startswith("/proc/sys/")
         mounts[point] = not is_local
     return frozenset(point for point, may_hang in mounts.items() if may_hang)
@@ -802,10 +831,10 @@ MOUNTS = Mounts()
 class Host:
     """The system that the program reports on or changes: the running one, or the one mounted at `root`.
 
-    The default paths are libreswan's; that of the NSS database depends on the installed release.  The
-    environment (IPSEC_CONF, IPSEC_EXECDIR, IPSEC_SBINDIR, IPSEC_CONFDDIR, IPSEC_RUNDIR, IPSEC_NSSDIR)
-    overrides them, and the global options override both.  Methods take, and messages show, paths as they are
-    on that system, without `root`.
+    The default paths are those of libreswan.  The path of the NSS database depends on the installed release.
+    Environment variables (IPSEC_CONF, IPSEC_EXECDIR, IPSEC_SBINDIR, IPSEC_CONFDDIR, IPSEC_RUNDIR,
+    IPSEC_NSSDIR) override the defaults, and the global options override both.  Paths in arguments and
+    messages are those of the reported system, without `root`.
     """
 
     def __init__(self, env: Mapping[str, str] | None = None, *, root: str = "", conf: str = "",
@@ -828,20 +857,20 @@ class Host:
         self._nssdir = ""
         self.directories: dict[str, str] = {}  # directories in ipsec.conf, set by configured_directory()
 
-        self.version: str | None = ""  # of libreswan; empty until libreswan_version() is called
-        self.pluto: Pluto | None = None  # the pluto behind the control socket, set by probe()
-        self.children: set[int] = set()  # process ids of running programs; each leads a session
+        self.version: str | None = ""  # of libreswan; empty if it is not determined yet
+        self.pluto: Pluto | None = None  # the pluto that answers on the control socket, set by probe()
+        self.children: set[int] = set()  # process ids of running child processes; each leads a session
         self._thread = _thread.get_ident()  # the thread in which Python's signal handlers run
         self._starting = _thread.allocate_lock()  # held while a program is being started
-        self._ending = False  # after end_all(): no more programs are started
-        self._deferring = False  # a program is being started, and a signal waits until that is done
-        self._deferred = ""  # the name of the signal that waits
+        self._ending = False  # true after end_all(), when no more programs are started
+        self._deferring = False  # true while a program is being started, when signals must wait
+        self._deferred = ""  # the name of the signal that waits, or empty
 
     def _program_dir(self, variable: str) -> str:
-        """Return the directory of programs that an environment variable names; empty if it is not set.
+        """Return the directory in an environment variable, or an empty string if the variable is not set.
 
-        Raises Failure if the caller is root and other users could put programs there.  The default
-        directories are not checked.
+        Programs are run from this directory.  Raises Failure if the caller is root and other users could put
+        programs there.  The default directories are not checked.
         """
         directory = self.env.get(variable, "")
         if directory and self.superuser and directory not in (*SYSTEM_PATH, *EXEC_DIRS):
