@@ -4453,11 +4453,11 @@ def check_answers(host: Host, name: str = "") -> None:
 # ============================================================================================================
 # 5. Kernel
 #
-# Reads the state of the running kernel from netlink sockets and /proc: XFRM states and policies,
-# addresses, routes, rules and links.  They are available as text in the format of iproute2 5.10 to
-# 6.15; states and policies also as records.  Also removes the states and policies that a stopped pluto
-# left behind.  Used by reports, verify, look, show, _updown and the service commands.  Facts: the
-# headers named below, rtnetlink(7), proc(5); kernel_xfrm.c and spd_priority() of libreswan 3.29 to 5.2.
+# This section reads the state of the running kernel from netlink sockets and /proc: XFRM states and policies,
+# addresses, routes, rules and links.  It formats them as text like iproute2 5.10 to 6.15, and also returns
+# states and policies as records.  It removes the states and policies that remain after pluto has stopped.
+# Used by reports, verify, look, show, _updown and the service commands.  Facts: the headers named below,
+# rtnetlink(7), proc(5); kernel_xfrm.c and spd_priority() of libreswan 3.29 to 5.2.
 # ============================================================================================================
 
 
@@ -4484,7 +4484,7 @@ NLMSGHDR_SIZE = 16
 NLATTR_SIZE = 4  # struct nlattr, struct rtattr: 16 bits of length, 16 bits of type
 ERRNO_SIZE = 4  # struct nlmsgerr and the body of NLMSG_DONE begin with a negative errno
 
-# linux/capability.h, without CAP_
+# linux/capability.h: names without the prefix CAP_
 CAPABILITIES = {"NET_ADMIN": 12, "SYS_MODULE": 16, "SYSLOG": 34}
 
 # linux/xfrm.h
@@ -4530,8 +4530,8 @@ STATE_ID_FORM = "=16sIHBx"  # struct xfrm_usersa_id: destination, SPI, family, p
 SELECTOR_SIZE = 56
 SELECTOR_FIELDS = 12  # the number of fields that SELECTOR_FORM unpacks to
 LIFETIMES_FIELDS = 12
-ALGORITHM_NAME_SIZE = 64  # struct xfrm_algo and its kind: the name, 32 bits of key length, …, the key
-SEC_CTX_SIZE = 8  # struct xfrm_user_sec_ctx; the label follows it
+ALGORITHM_NAME_SIZE = 64  # struct xfrm_algo and similar ones: the name, 32 bits of key length, …, the key
+SEC_CTX_SIZE = 8  # struct xfrm_user_sec_ctx; the label follows the struct
 MARK_FORM = "=II"  # struct xfrm_mark: value, mask
 ENCAP_FORM = "=H2s2s2x16s"  # struct xfrm_encap_tmpl: type, source and destination port, original address
 REPLAY_FORM = "=III"  # struct xfrm_replay_state: outgoing and incoming sequence number, bitmap
@@ -4612,7 +4612,7 @@ RTAX_QUICKACK = 15
 RTAX_CC_ALGO = 16
 RTAX_FASTOPEN_NO_COOKIE = 17
 RTAX_FEATURE_ECN = 1
-NO_LIMIT = 0xFFFFFFFF  # -1 in 32 bits: no value is set
+NO_LIMIT = 0xFFFFFFFF  # -1 as 32 bits means that no value is set
 AF_MPLS = 28  # linux/socket.h
 
 # linux/lwtunnel.h, linux/mpls_iptunnel.h
@@ -4703,7 +4703,7 @@ IFA_CACHEINFO = 6
 IFA_FLAGS = 8
 IFA_RT_PRIORITY = 9
 IFA_PROTO = 11
-IFA_F_TEMPORARY = 1  # of an IPv6 address; the same bit is IFA_F_SECONDARY of an IPv4 address
+IFA_F_TEMPORARY = 1  # for IPv6 addresses; for IPv4 addresses, the same bit is IFA_F_SECONDARY
 IFA_F_PERMANENT = 0x80
 IFA_CACHEINFO_FORM = "=II"  # struct ifa_cacheinfo: preferred and valid lifetime in seconds, …
 
@@ -4757,28 +4757,29 @@ NFT_PAYLOAD_NETWORK_HEADER = 1
 NFT_NAT_SNAT, NFT_NAT_DNAT = 0, 1
 UDATA_RULE_COMMENT = 0  # libnftnl's udata.h: NFTNL_UDATA_RULE_COMMENT
 
-# linux/ip.h, linux/ipv6.h: the offset of the source address; the destination follows it
+# linux/ip.h, linux/ipv6.h: offsets of the source address; the destination address follows the source address
 IPV4_SOURCE, IPV6_SOURCE = 12, 8
 
 
 # --- netlink ------------------------------------------------------------------------------------------------
 
-NETLINK_BUFFER = 1 << 16  # the kernel sends at most 32 KiB at a time
+NETLINK_BUFFER = 1 << 16  # bytes; the kernel sends at most 32 KiB at a time
 NETLINK_TABLES = {
     NETLINK_ROUTE: "the kernel's network configuration",
     NETLINK_XFRM: "the kernel's IPsec (XFRM)",
     NETLINK_GENERIC: "the kernel's generic netlink"}
-TEXT_PIECE = 1 << 16  # in_pieces() yields a piece when it has more characters than this
-REMEMBERED = 5000  # the number of values that a Remembered cache holds
+TEXT_PIECE = 1 << 16  # in_pieces() yields a piece as soon as the piece has more characters than this
+REMEMBERED = 5000  # a Remembered cache holds at most this number of values
 if TYPE_CHECKING:
     Message = tuple[bytes, int, int]  # a buffer, and where the message's body begins and ends in it
     NetlinkRequest = tuple[int, int, bytes]  # message type, flags, body
 
 
 def unsigned(data: bytes | None, order: Literal["little", "big"] = sys.byteorder) -> int:
-    """Return the unsigned integer in the first 8 bytes of an attribute; 0 for no data.
+    """Return the unsigned integer in the first 8 bytes of an attribute, or 0 if there is no data.
 
-    No number of netlink is longer.  Python refuses to print an integer of more than 4,300 digits.
+    Netlink has no longer numbers.  The limit of 8 bytes also keeps the number printable: Python refuses to
+    print an integer of more than 4,300 digits.
     """
     return int.from_bytes(data[:8], order) if data else 0
 
@@ -4804,19 +4805,19 @@ def flipped(value: int) -> int:
 
 
 def unpack_struct(form: str, data: bytes, start: int = 0) -> tuple[Any, ...]:
-    """Return the fields of a C structure at an offset.  Raises struct.error if the data is too short."""
+    """Return the fields of the C structure at an offset.  Raises struct.error if the data is too short."""
     import struct  # not at the top of the file: few commands need it, and the import takes time
     return struct.unpack_from(form, data, start)
 
 
 def pack_struct(form: str, *values: bytes | int) -> bytes:
-    """Return a C structure with these fields."""
+    """Return the bytes of a C structure of the format `form` with these fields."""
     import struct
     return struct.pack(form, *values)
 
 
 def aligned(size: int) -> int:
-    """Return the size rounded up to a multiple of 4, as netlink pads messages and attributes."""
+    """Return the size rounded up to a multiple of 4; netlink pads messages and attributes to that size."""
     return (size + 3) & ~3
 
 
@@ -4824,7 +4825,7 @@ def attribute(kind: int, *values: bytes | str | int) -> bytes:
     """Return a netlink attribute (struct nlattr) with padding.
 
     An int becomes 32 bits in the host's byte order, a str is terminated by NUL, and bytes are copied.
-    Several values are concatenated; that is how attributes are nested.
+    Several values are concatenated.  To nest attributes, pass the results of attribute() as values.
     """
     data = b""
     for value in values:
@@ -4839,7 +4840,7 @@ def attribute(kind: int, *values: bytes | str | int) -> bytes:
 
 
 def each_attribute(buffer: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[int, bytes]]:
-    """Yield type and data of each attribute between two offsets, in order."""
+    """Yield type and data of each netlink attribute in buffer[start:end], in order."""
     if end is None:
         end = len(buffer)
     while start + NLATTR_SIZE <= end:
@@ -4852,12 +4853,12 @@ def each_attribute(buffer: bytes, start: int = 0, end: int | None = None) -> Ite
 
 
 def attributes(buffer: bytes, start: int = 0, end: int | None = None) -> dict[int, bytes]:
-    """Return the attributes between two offsets: data by type."""
+    """Return the netlink attributes in buffer[start:end]: a dict of data by type."""
     return dict(each_attribute(buffer, start, end))
 
 
 def dump(host: Host, family: int, kind: int, body: bytes) -> Iterator[Message]:
-    """Request a dump and yield its messages as they arrive.  Raises OSError, TimedOut, as exchange()."""
+    """Request all entries of a kernel table; yield the messages as they arrive.  Raises as exchange()."""
     return exchange(host, family, [(kind, NLM_F_DUMP, body)])
 
 
@@ -4865,10 +4866,10 @@ def exchange(host: Host, family: int, *packets: Sequence[NetlinkRequest],
              ignored: Sequence[int] = ()) -> Iterator[Message]:
     """Send packets of requests one after the other, and yield the messages that answer them.
 
-    A packet may hold several requests.  The next packet is sent after the kernel has answered the last
-    request of this packet that has NLM_F_ACK or NLM_F_DUMP; only the messages that answer that request
-    are yielded.  Raises OSError with the kernel's errno (unless it is in `ignored`) and the name of the
-    kernel's table in place of a file name; raises TimedOut if the kernel does not answer.
+    A packet can hold several requests.  The next packet is sent after the kernel has answered the last
+    request of this packet that has NLM_F_ACK or NLM_F_DUMP.  Only the messages that answer that request are
+    yielded.  If the kernel reports an errno that is not in `ignored`, raises OSError with this errno and,
+    instead of a file name, the name of the kernel's table.  Raises TimedOut if the kernel does not answer.
     """
     import _socket as socket
     name = NETLINK_TABLES.get(family, f"netlink family {family}")
@@ -4888,7 +4889,10 @@ def exchange(host: Host, family: int, *packets: Sequence[NetlinkRequest],
 
 def _answers(link: _socket.socket, packets: Iterable[Sequence[NetlinkRequest]],
              ignored: Sequence[int]) -> Generator[Message, None, bool]:
-    """Send packets and yield the answers, as exchange() does; return False if messages may be missing."""
+    """Send packets and yield the answers, as exchange() does.
+
+    The return value of the generator is False if messages may be missing.
+    """
     is_complete = True
     sequence = 0
     awaited = 0  # the sequence number of the request whose answer is yielded
@@ -4909,7 +4913,7 @@ def _answers(link: _socket.socket, packets: Iterable[Sequence[NetlinkRequest]],
             try:
                 buffer = link.recv(NETLINK_BUFFER)
             except OSError as error:
-                if error.errno != errno.ENOBUFS:  # some messages were lost; the next ones are whole
+                if error.errno != errno.ENOBUFS:  # ENOBUFS: messages were lost, but reading can continue
                     raise
                 is_complete = False
                 continue
@@ -4919,7 +4923,7 @@ def _answers(link: _socket.socket, packets: Iterable[Sequence[NetlinkRequest]],
                     is_complete = False
                 if kind in (NLMSG_DONE, NLMSG_ERROR):
                     code = -int.from_bytes(buffer[begin:begin + ERRNO_SIZE], sys.byteorder, signed=True)
-                    if code and code not in ignored:  # 0 is an acknowledgement
+                    if code and code not in ignored:  # code 0 is an acknowledgement
                         raise OSError(code, os.strerror(code))
                     is_answered |= answered == awaited
                 elif answered == awaited:
@@ -4928,7 +4932,7 @@ def _answers(link: _socket.socket, packets: Iterable[Sequence[NetlinkRequest]],
 
 
 def each_message(buffer: bytes) -> Iterator[tuple[int, int, int, int, int]]:
-    """Yield type, flags, sequence number, and begin and end of the body of each netlink message in a buffer.
+    """Yield type, flags, sequence number, and start and end of the body of each netlink message in a buffer.
 
     Raises OSError (EBADMSG) for a truncated message.
     """
@@ -4945,16 +4949,13 @@ def each_message(buffer: bytes) -> Iterator[tuple[int, int, int, int, int]]:
 
 def acknowledge(host: Host, family: int, *packets: Sequence[NetlinkRequest],
                 ignored: Sequence[int] = ()) -> None:
-    """Send requests that the kernel only acknowledges.  Raises OSError, TimedOut, as exchange()."""
+    """Send requests that the kernel answers without data.  Raises OSError and TimedOut, as exchange()."""
     for _ in exchange(host, family, *packets, ignored=ignored):
         continue
 
 
 def message_texts(messages: Iterable[Message], tell: Callable[[bytes, int, int], str]) -> Iterator[str]:
-    """Yield the text that tell() makes of each message.
-
-    A message that tell() can't decode becomes a line with its size.
-    """
+    """Yield tell(message) for each message.  If tell() can't decode a message, yield a line with its size."""
     import struct
     for buffer, start, end in messages:
         try:
@@ -4966,7 +4967,7 @@ def message_texts(messages: Iterable[Message], tell: Callable[[bytes, int, int],
 def in_pieces(texts: Iterable[str]) -> Iterator[str]:
     """Join short texts into longer ones, which take less time to write.
 
-    If `texts` raises an exception, the texts so far are yielded before it is raised.
+    If `texts` raises an exception, the texts received so far are yielded before the exception is raised.
     """
     pieces: list[str] = []
     size = 0
@@ -4990,7 +4991,7 @@ def in_pieces(texts: Iterable[str]) -> Iterator[str]:
 
 
 class Remembered(dict):  # type: ignore[type-arg]
-    """A cache of make(key).  When it holds more than REMEMBERED values, it drops all of them."""
+    """A dict that sets a missing key to make(key).  A full dict (REMEMBERED) is emptied before that."""
 
     def __init__(self, make: Callable[[Any], Any]) -> None:
         super().__init__()
@@ -5021,17 +5022,17 @@ def packed_address(address: str) -> bytes:
 
 
 def text_name(data: bytes | None) -> str:
-    """Return a NUL-terminated string from the kernel as printable text."""
+    """Return a NUL-terminated string from the kernel as printable text, or an empty string for None."""
     return printable(decode((data or b"").partition(b"\0")[0]))
 
 
 def hexadecimal(value: int) -> str:
-    """Format a number as C's %#x does: zero has no prefix."""
+    """Format a number as %#x does in C: as `0x1f`, but zero as `0`."""
     return f"0x{value:x}" if value else "0"
 
 
 def link_names(host: Host) -> dict[int, str]:
-    """Return the names of the network interfaces by index; none if they can't be read."""
+    """Return the names of the network interfaces by index, or an empty dict if they can't be read."""
     import _socket as socket
     try:
         return {index: printable(name) for index, name in socket.if_nameindex()}
@@ -5040,7 +5041,7 @@ def link_names(host: Host) -> dict[int, str]:
 
 
 class KernelReader:
-    """The base of all readers of the kernel's tables: formats addresses, looks up names of interfaces."""
+    """The base class for reading the kernel's tables.  It formats addresses and looks up interface names."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -5048,7 +5049,7 @@ class KernelReader:
         self.links = link_names(host)
 
     def device(self, index: int) -> str:
-        """Return the name of the interface with this index; `if7` if interface 7 is unknown."""
+        """Return the name of the interface with this index, or, for an unknown index 7, `if7`."""
         return self.links.get(index, f"if{index}")
 
 
@@ -5069,7 +5070,8 @@ SA_DIRECTIONS = {0: "other (0)", XFRM_SA_DIR_IN: "in", XFRM_SA_DIR_OUT: "out"}
 STATE_FLAGS = ("noecn", "decap-dscp", "nopmtudisc", "wildrecv", "icmp", "af-unspec", "align4", "esn")
 STATE_EXTRA_FLAGS = ("dont-encap-dscp", "oseq-may-wrap")
 POLICY_FLAGS = ("localok", "icmp")
-# The algorithms of a state: attribute, iproute2's word, number of bytes between the key's length and key
+# The algorithms of a state: the attribute, iproute2's word for the algorithm, and the number of bytes between
+# the length of the key and the key
 ALGORITHMS = (
     (XFRMA_ALG_AUTH_TRUNC, "auth-trunc", 4),
     (XFRMA_ALG_AUTH, "auth", 0),
@@ -5079,18 +5081,18 @@ ALGORITHMS = (
 
 
 def policy_messages(host: Host) -> Iterator[Message]:
-    """Yield the kernel's policies as messages.  Raises OSError."""
+    """Yield the netlink messages with the kernel's policies.  Raises OSError if they can't be read."""
     return dump(host, NETLINK_XFRM, XFRM_MSG_GETPOLICY, bytes(64))  # struct xfrm_userpolicy_id
 
 
 def state_messages(host: Host) -> Iterator[Message]:
-    """Yield the kernel's states as messages.  Raises OSError."""
-    # the body must be empty: the kernel would parse it as attributes and log a complaint
+    """Yield the netlink messages with the kernel's states.  Raises OSError if they can't be read."""
+    # the body is empty, because the kernel would parse a body as attributes and log an error
     return dump(host, NETLINK_XFRM, XFRM_MSG_GETSA, b"")
 
 
 def flag_words(flags: int, names: Sequence[str]) -> str:
-    """Return the names of the bits that are set; bits without a name follow in hexadecimal."""
+    """Return the names of the bits that are set, followed by the bits without a name in hexadecimal."""
     words = [name for bit, name in enumerate(names) if flags >> bit & 1]
     unknown = flags >> len(names) << len(names)
     if unknown:
@@ -5109,7 +5111,7 @@ def time_text(seconds: int) -> str:
 
 
 def protocol_names(host: Host) -> dict[int, str]:
-    """Return the names in /etc/protocols by number; without that file, those of common protocols."""
+    """Return the names of protocols by number, from /etc/protocols or, without that file, a built-in list."""
     names: dict[int, str] = {}
     try:
         for line in host.lines("/etc/protocols"):
@@ -5125,8 +5127,8 @@ def protocol_names(host: Host) -> dict[int, str]:
 def algorithms(more: Mapping[int, bytes]) -> Iterator[tuple[str, bytes, int]]:
     """Yield the algorithms of a state: word, data, number of bytes between the key's length and the key.
 
-    The kernel sends the authentication algorithm twice, in the old attribute (XFRMA_ALG_AUTH) and in
-    the new one (XFRMA_ALG_AUTH_TRUNC); the old one is then skipped.
+    If the kernel sends the authentication algorithm twice, in the old attribute (XFRMA_ALG_AUTH) and in the
+    new one (XFRMA_ALG_AUTH_TRUNC), the old attribute is skipped.
     """
     for kind, word, gap in ALGORITHMS:
         is_old = kind == XFRMA_ALG_AUTH and XFRMA_ALG_AUTH_TRUNC in more
@@ -5135,10 +5137,10 @@ def algorithms(more: Mapping[int, bytes]) -> Iterator[tuple[str, bytes, int]]:
 
 
 class RawSelector:
-    """A selector as the kernel sends it (struct xfrm_selector); addresses have 4 or 16 bytes."""
+    """A selector in the kernel's format (struct xfrm_selector); its addresses have 4 or 16 bytes."""
 
     def __init__(self, fields: tuple[Any, ...], other_family: int = 0) -> None:
-        """`fields` are those of SELECTOR_FORM; `other_family` is used if the selector has no family."""
+        """`fields` come from SELECTOR_FORM.  If they have no address family, `other_family` is used."""
         (destination, source,
          self.destination_port, self.destination_mask, self.source_port, self.source_mask,
          self.family, self.destination_bits, self.source_bits,
@@ -5158,7 +5160,7 @@ class RawSelector:
 
 
 class RawTemplate:
-    """A template of a policy as the kernel sends it (struct xfrm_user_tmpl)."""
+    """A template of a policy, in the kernel's format (struct xfrm_user_tmpl)."""
 
     def __init__(self, fields: tuple[Any, ...], other_family: int = 0) -> None:
         (destination, self.spi, self.protocol, family, source,
@@ -5169,20 +5171,20 @@ class RawTemplate:
 
 
 class RawPolicy:
-    """A policy as the kernel sends it (struct xfrm_userpolicy_info); `more` has the attributes, by type."""
+    """A policy in the kernel's format (struct xfrm_userpolicy_info); `more` has its attributes by type."""
 
     def __init__(self, fields: tuple[Any, ...], more: dict[int, bytes]) -> None:
         self.selector = RawSelector(fields[:SELECTOR_FIELDS])
         rest = SELECTOR_FIELDS + LIFETIMES_FIELDS
         self.lifetimes = fields[SELECTOR_FIELDS:rest]
         self.priority, self.index, direction, self.action, self.flags, self.share = fields[rest:]
-        self.of_socket = direction >= XFRM_POLICY_MAX  # a socket's policies have directions 3 to 5
+        self.of_socket = direction >= XFRM_POLICY_MAX  # the directions 3 to 5 are for policies of sockets
         self.direction = direction - XFRM_POLICY_MAX if self.of_socket else direction
         self.more = more
 
 
 class RawState:
-    """A state as the kernel sends it (struct xfrm_usersa_info); `more` are the attributes."""
+    """A state in the kernel's format (struct xfrm_usersa_info); `more` has its attributes by type."""
 
     def __init__(self, fields: tuple[Any, ...], more: dict[int, bytes], *, has_selector: bool) -> None:
         lifetimes = SELECTOR_FIELDS + 4
@@ -5227,7 +5229,7 @@ class XfrmReader(KernelReader):
         return RawState(form.unpack_from(buffer, start), more, has_selector=has_selector)
 
     def read_templates(self, data: bytes, family: int = 0) -> Iterator[RawTemplate]:
-        """Yield the templates of a policy (XFRMA_TMPL); a truncated one at the end is skipped."""
+        """Yield the templates of a policy (XFRMA_TMPL); a truncated template at the end is skipped."""
         form = self.template_struct
         whole = len(data) // form.size * form.size
         for fields in form.iter_unpack(data[:whole]):
@@ -5235,9 +5237,9 @@ class XfrmReader(KernelReader):
 
 
 class XfrmText(XfrmReader):
-    """States and policies in the format of `ip xfrm`, with or without statistics (`ip -s xfrm`).
+    """Formats states and policies as `ip xfrm` or, with statistics, `ip -s xfrm` does.
 
-    Of a key, only the length is shown unless show_keys is set.
+    The text shows only the length of a key.  If `show_keys` is set, it shows the key.
     """
 
     def __init__(self, host: Host, *, stats: bool = True, show_keys: bool = False) -> None:
@@ -5248,11 +5250,11 @@ class XfrmText(XfrmReader):
         self.times = Remembered(time_text)
 
     def policies(self) -> Iterator[str]:
-        """Yield all policies in chunks of text.  Raises OSError."""
+        """Yield the text of all policies in chunks.  Raises OSError if the policies can't be read."""
         return in_pieces(message_texts(policy_messages(self.host), self.policy_text))
 
     def states(self) -> Iterator[str]:
-        """Yield all states in chunks of text.  Raises OSError."""
+        """Yield the text of all states in chunks.  Raises OSError if the states can't be read."""
         return in_pieces(message_texts(state_messages(self.host), self.state_text))
 
     def policy_text(self, buffer: bytes, start: int, end: int) -> str:
@@ -5271,7 +5273,7 @@ class XfrmText(XfrmReader):
         if self.stats:
             text += f"index {policy.index} "
         text += f"priority {policy.priority} "
-        if kind := policy.more.get(XFRMA_POLICY_TYPE):  # from kernels with CONFIG_XFRM_SUB_POLICY
+        if kind := policy.more.get(XFRMA_POLICY_TYPE):  # kernels with CONFIG_XFRM_SUB_POLICY send this
             text += f"ptype {POLICY_TYPES.get(kind[0], kind[0])} "
 
         words = flag_words(policy.flags, POLICY_FLAGS)
@@ -5324,11 +5326,11 @@ class XfrmText(XfrmReader):
         return text + "\n"
 
     def _ports(self, selector: RawSelector) -> str:
-        """Return the ports of a selector; for some protocols, the port fields hold other values."""
+        """Return the text of a selector's ports, or of what some protocols have in place of ports."""
         source, destination = selector.ports
         if source is None and destination is None:
             return ""
-        if selector.protocol == IPPROTO_GRE:  # the key fills both fields; the masks do not matter
+        if selector.protocol == IPPROTO_GRE:  # the two port fields hold the key; the masks don't matter
             ports = selector.source_port + selector.destination_port
             return f"key {int.from_bytes(ports, 'big')} "
 
@@ -5368,7 +5370,10 @@ class XfrmText(XfrmReader):
         return f"src {self.address[owner.source]} dst {self.address[owner.destination]}\n"
 
     def _id(self, owner: RawState | RawTemplate, *, with_spi: bool = False) -> str:
-        """Return SPI, reqid and mode; without statistics, an SPI of 0 is shown only if `with_spi` is set."""
+        """Return the text of SPI, reqid and mode.
+
+        Without statistics, an SPI of 0 is omitted unless `with_spi` is set.
+        """
         spi = flipped(owner.spi)
         text = ""
         if self.stats:
@@ -5396,7 +5401,7 @@ class XfrmText(XfrmReader):
         return text
 
     def _algorithm(self, word: str, data: bytes, gap: int) -> str:
-        """Return the line of an algorithm; of the key, it shows only the length unless show_keys is set."""
+        """Return the line of an algorithm.  The line shows the key if show_keys is set, else its length."""
         bits, = unpack_struct("=I", data, ALGORITHM_NAME_SIZE)
         after_bits = ALGORITHM_NAME_SIZE + 4
         text = f"\t{word} {text_name(data[:ALGORITHM_NAME_SIZE])} "
@@ -5405,7 +5410,7 @@ class XfrmText(XfrmReader):
             text += f"0x{key.hex()}" if self.show_keys else f"0x[redacted {bits // 8} bytes]"
             if self.stats:
                 text += f" ({bits} bits)"
-        if gap:  # the length of the truncated authenticator or of the ICV
+        if gap:  # the bytes between hold the length of the truncated authenticator or of the ICV
             text += f" {unsigned(data[after_bits:after_bits + gap])}"
         return text + "\n"
 
@@ -5481,18 +5486,18 @@ class XfrmText(XfrmReader):
 
 # --- states and policies as data, and their removal ---------------------------------------------------------
 
-MANUAL_REQID_MAX = 0x3FFF  # reqid= may be up to this; pluto's own reqids are higher (reqid.h)
+MANUAL_REQID_MAX = 0x3FFF  # the highest value of reqid=; the reqids that pluto chooses are higher (reqid.h)
 NO_ADDRESS = ("0.0.0.0", "::")
 
 
 class Flow(Record):
-    """Packets of one kind, which are compared with selectors; a protocol or port of 0 is unknown."""
+    """A kind of packets, to compare with selectors.  A protocol or port of 0 is unknown."""
 
     source: str
     destination: str
     protocol: int = 0
-    source_port: int = 0  # of ICMP the type
-    destination_port: int = 0  # of ICMP the code
+    source_port: int = 0  # with ICMP, the type
+    destination_port: int = 0  # with ICMP, the code
     device: str = ""
 
 
@@ -5502,8 +5507,8 @@ class Selector(Record):
     source: str  # address/bits
     destination: str
     protocol: int  # 0: any
-    source_port: int | None  # of ICMP the type
-    destination_port: int | None  # of ICMP the code
+    source_port: int | None  # None: any; with ICMP, the type
+    destination_port: int | None  # None: any; with ICMP, the code
     device: str
     user: int
 
@@ -5515,8 +5520,8 @@ class Selector(Record):
     def takes(self, flow: Flow, *, perhaps: bool = False) -> bool:
         """Return whether the selector matches the packets.
 
-        An unknown protocol or port matches a selector for any protocol or port, and with `perhaps` every
-        selector.
+        An unknown protocol or port of the packets matches only a selector for any protocol or port.  If
+        `perhaps` is set, the unknown value matches every value of the selector.
         """
         def fits(wanted: int | None, actual: int) -> bool:
             return wanted in (None, actual) or (perhaps and not actual)
@@ -5546,10 +5551,10 @@ class Policy(Record):
 
     selector: Selector
     direction: str  # in, out, fwd
-    socket: bool  # it applies to one socket only
+    socket: bool  # whether the policy applies to one socket only
     action: str  # allow, block
     policy_index: int
-    priority: int  # the lowest one is used
+    priority: int  # of all policies that match a packet, the policy with the lowest number applies
     kind: str  # main, sub
     mark: int
     mask: int
@@ -5578,8 +5583,8 @@ class State(Record):
     packets: int
     added: int  # seconds since the epoch
     used: int  # seconds since the epoch, 0: never
-    direction: str  # in, out; empty on kernels that do not report it
-    device: str  # the interface that the state is offloaded to
+    direction: str  # in, out; empty if the kernel does not report a direction
+    device: str  # the interface to which the state is offloaded
 
 
 def within(address: str, prefix: str) -> bool:
@@ -5597,11 +5602,17 @@ class XfrmData(XfrmReader):
     """Reads states and policies as records."""
 
     def policies_data(self) -> Iterator[Policy]:
-        """Yield all policies in the kernel's order; truncated messages are skipped.  Raises OSError."""
+        """Yield all policies in the kernel's order.  Truncated messages are skipped.
+
+        Raises OSError if the policies can't be read.
+        """
         return self._records(policy_messages(self.host), self.policy_data)
 
     def states_data(self) -> Iterator[State]:
-        """Yield all states in the kernel's order; truncated messages are skipped.  Raises OSError."""
+        """Yield all states in the kernel's order.  Truncated messages are skipped.
+
+        Raises OSError if the states can't be read.
+        """
         return self._records(state_messages(self.host), self.state_data)
 
     @staticmethod
@@ -5615,11 +5626,12 @@ class XfrmData(XfrmReader):
 
     def policies_for(self, flow: Flow, *, direction: str = "out", mark: int = 0,
                      if_id: int = 0) -> list[Policy | None]:
-        """Return the policies that may apply to packets, in the order in which the kernel tries them.
+        """Return the policies that can apply to packets, in the order in which the kernel tries the policies.
 
-        The last one certainly matches; it is None if no policy does.  Whether the earlier ones match
-        depends on values that are unknown.  Among policies of one priority the kernel uses the oldest
-        (xfrm_policy_lookup_bytype), but lists the newest first.
+        The last entry is a policy that certainly matches, or None if there is no such policy.  Whether the
+        policies before the last entry match depends on values of the packets that are unknown.  If policies
+        have the same priority, the kernel uses the oldest one (xfrm_policy_lookup_bytype), although the
+        kernel lists the newest one first.
         """
         possible = [policy for policy in self.policies_data()
                     if policy.direction == direction and not policy.socket and policy.kind == "main"
@@ -5634,10 +5646,11 @@ class XfrmData(XfrmReader):
         return [*possible, None]
 
     def fate(self, policy: Policy | None, destination: str) -> str:
-        """Return what happens to a packet for `destination` to which the policy applies.
+        """Return what the kernel does with a packet for `destination` to which `policy` applies.
 
-        That is `encrypt`, `authenticate` (AH), `hold` (until pluto has made the missing state), `block`
-        or `clear`; without a policy (None), `clear`.  Raises OSError.
+        The word is `encrypt`, `authenticate` (AH), `hold` (the packet waits until pluto has made the missing
+        state), `block` or `clear`.  If `policy` is None, it is `clear`.  Raises OSError if the states can't
+        be read.
         """
         if policy is None:
             return "clear"
@@ -5647,7 +5660,7 @@ class XfrmData(XfrmReader):
         if not required:
             return "clear"
 
-        # a state without an SPI stands for a request to pluto; it protects nothing
+        # a state without an SPI represents the kernel's request to pluto for an SA, and protects no packets
         ready = {(state.protocol, state.reqid, state.mode, state.destination)
                  for state in self.states_data() if state.spi}
         protocols = []
@@ -5663,7 +5676,7 @@ class XfrmData(XfrmReader):
         return "authenticate" if protocols else "clear"
 
     def policy_data(self, buffer: bytes, start: int, end: int) -> Policy:
-        """Return one policy.  Raises struct.error if the message is truncated."""
+        """Return the policy in a message as a record.  Raises struct.error if the message is truncated."""
         raw = self.read_policy(buffer, start, end)
         mark, mask = self._mark(raw.more)
         action = "block" if raw.action == XFRM_POLICY_BLOCK else "allow"
@@ -5694,7 +5707,7 @@ class XfrmData(XfrmReader):
             optional=bool(raw.optional))
 
     def state_data(self, buffer: bytes, start: int, end: int) -> State:
-        """Return one state.  Raises struct.error if the message is truncated."""
+        """Return the state in a message as a record.  Raises struct.error if the message is truncated."""
         raw = self.read_state(buffer, start, end)
         more = raw.more
         mark, mask = self._mark(more)
@@ -5735,13 +5748,13 @@ class XfrmData(XfrmReader):
 
     @staticmethod
     def _algorithm(word: str, data: bytes) -> tuple[str, str, int]:
-        """Return the kind of an algorithm, its name and the bits of its key."""
+        """Return the kind of an algorithm (such as enc), its name, and the length of its key in bits."""
         name, bits = data[:ALGORITHM_NAME_SIZE], data[ALGORITHM_NAME_SIZE:ALGORITHM_NAME_SIZE + 4]
         return word.removesuffix("-trunc"), text_name(name), unsigned(bits)
 
     @staticmethod
     def _mark(more: Mapping[int, bytes]) -> tuple[int, int]:
-        """Return the mark of a state or policy and its mask; both are 0 if there is none."""
+        """Return the mark of a state or policy and the mask of the mark; both are 0 if there is no mark."""
         if XFRMA_MARK not in more:
             return 0, 0
         mark, mask = unpack_struct(MARK_FORM, more[XFRMA_MARK])
@@ -5760,17 +5773,17 @@ class XfrmData(XfrmReader):
 
 
 def pluto_priorities(selector: Selector) -> set[int]:
-    """Return the priorities that pluto may give to a policy with this selector, without priority=.
+    """Return all priorities that pluto can choose for a policy with this selector.
 
-    From 4.6 on, a priority has these bits, highest first: a base from 1 to 3 (2 bits), the number of
-    ports that are not set (2), whether the protocol is not set (1), 128 minus each prefix length (8
-    each), and whether the policy has a template (1).  Opportunistic connections have 0 in place of the
-    second prefix length.
+    A connection with priority= is not considered.  From 4.6 on, a priority consists of these bits, highest
+    first: a base from 1 to 3 (2 bits), the number of ports that are not set (2), whether the protocol is not
+    set (1), 128 minus the prefix length of each end (8 each), and whether the policy has a template (1).
+    For an opportunistic connection, the second prefix length is replaced by 0.
 
-    Before 4.6, a priority is a maximum, which depends on the base, minus this number: ports (2 bits),
-    protocol (1) and both prefix lengths (8 each); opportunistic connections have the length of a host's
-    prefix as the second one.  From 3.32 on, the maximum and that number are doubled, and a template
-    subtracts 1 more.
+    Before 4.6, a priority is a maximum, which depends on the base, minus a number with these bits: ports (2),
+    protocol (1) and both prefix lengths (8 each).  For an opportunistic connection, the second prefix length
+    is replaced by the prefix length of a host.  From 3.32 on, the maximum and the number are doubled, and a
+    template subtracts 1 more.
     """
     priorities = set()
     protocol = bool(selector.protocol)
@@ -5790,15 +5803,15 @@ def pluto_priorities(selector: Selector) -> set[int]:
 
 
 def is_plutos_policy(policy: Policy, reqids: Collection[int] = ()) -> bool:
-    """Return whether pluto made the policy; `reqids` are those that connections set with reqid=.
+    """Return whether pluto made the policy.  `reqids` are the values of reqid= of all connections.
 
-    The kernel does not record who made a policy, so its fields decide.  A tunnel's policy has one of
-    pluto's reqids.  A shunt (trap, pass, drop) has no template or a trap's template, and one of pluto's
-    priorities.  The exceptions for neighbour discovery have priority 1.
+    The kernel does not record who made a policy, so the policy's fields decide.  The policy of a tunnel has
+    a reqid that pluto uses.  The policy of a shunt (trap, pass, drop) has a priority that pluto uses, and
+    either no template or the template of a trap.  Policies that let neighbour discovery pass have priority 1.
     """
     templates, selector = policy.templates, policy.selector
     if policy.socket:
-        return False  # the kernel removes it together with the socket
+        return False  # the policy belongs to a socket, and the kernel removes both together
     if any(is_plutos_reqid(template.reqid, reqids) for template in templates):
         return True
     if not templates and policy.priority == 1 and policy.action == "allow":
@@ -5806,31 +5819,31 @@ def is_plutos_policy(policy: Policy, reqids: Collection[int] = ()) -> bool:
                 and selector.prefixes == (0, 0))
     is_trap = len(templates) == 1 and is_trap_template(templates[0])
     if is_trap and policy.action == "block" and not policy.priority:
-        return True  # a bare shunt; no other program gives a template to a policy that blocks
+        return True  # a bare shunt: no other program makes a blocking policy that has a template
     return (is_trap or not templates) and policy.priority in pluto_priorities(selector)
 
 
 def is_trap_template(template: Template) -> bool:
-    """Return whether a template is of a trap policy of pluto's: ESP transport, no addresses, no reqid."""
+    """Return whether the template is that of pluto's trap policies: ESP transport, no addresses, no reqid."""
     return ((template.protocol, template.mode, template.reqid) == ("esp", "transport", 0)
             and template.source in NO_ADDRESS and template.destination in NO_ADDRESS)
 
 
 def is_plutos_reqid(reqid: int, reqids: Collection[int]) -> bool:
-    """Return whether a reqid is pluto's own or one of `reqids`, which connections set; 0 is no reqid."""
+    """Return whether pluto chose the reqid, or a connection sets it (`reqids`).  0 means no reqid."""
     return reqid > MANUAL_REQID_MAX or (reqid != 0 and reqid in reqids)
 
 
 def is_plutos_state(state: State, reqids: Collection[int] = ()) -> bool:
-    """Return whether pluto made the state; `reqids` are those that connections set with reqid=."""
+    """Return whether pluto made the state.  `reqids` are the values of reqid= of all connections."""
     return is_plutos_reqid(state.reqid, reqids)
 
 
 def flush_xfrm(host: Host, reqids: Collection[int] = ()) -> tuple[int, int]:
-    """Remove the states and policies that pluto made, and return the number of states and of policies.
+    """Remove the states and policies that pluto made.  Return the number of states and that of policies.
 
-    Call this only while no pluto runs: traffic that was protected is sent in clear afterwards.
-    Raises OSError.
+    Call this only while no pluto runs: packets that the policies protected are sent in clear afterwards.
+    Raises OSError if the kernel refuses.
     """
     data = XfrmData(host)
 
@@ -5854,7 +5867,7 @@ def flush_xfrm(host: Host, reqids: Collection[int] = ()) -> tuple[int, int]:
 
 
 def naming_attributes(more: Mapping[int, bytes]) -> bytes:
-    """Return the attributes of a state or policy that are part of its identity."""
+    """Return the packed attributes (mark, if_id, policy type) that identify a state or policy."""
     kinds = (XFRMA_MARK, XFRMA_IF_ID, XFRMA_POLICY_TYPE)
     return b"".join(attribute(kind, more[kind]) for kind in kinds if kind in more)
 
@@ -5869,7 +5882,7 @@ ROUTE_METRICS = {
     RTAX_HOPLIMIT: "hoplimit", RTAX_INITCWND: "initcwnd", RTAX_FEATURES: "features",
     RTAX_RTO_MIN: "rto_min", RTAX_INITRWND: "initrwnd", RTAX_QUICKACK: "quickack",
     RTAX_CC_ALGO: "congctl", RTAX_FASTOPEN_NO_COOKIE: "fastopen_no_cookie"}
-TIME_METRICS = {RTAX_RTT: 8, RTAX_RTTVAR: 4, RTAX_RTO_MIN: 1}  # the unit is 1 ms divided by this number
+TIME_METRICS = {RTAX_RTT: 8, RTAX_RTTVAR: 4, RTAX_RTO_MIN: 1}  # how many units of each metric are 1 ms
 ROUTE_FLAGS = (
     (1, "dead"), (RTNH_F_ONLINK, "onlink"), (2, "pervasive"), (8, "offload"), (64, "trap"),
     (0x100, "notify"), (16, "linkdown"), (32, "unresolved"), (0x4000, "rt_offload"), (0x8000, "rt_trap"),
@@ -5898,7 +5911,7 @@ RULE_ACTIONS = {
 def iproute_names(host: Host, name: str, known: Mapping[int, str]) -> dict[int, str]:
     """Return the names that iproute2 shows in place of numbers, by number.
 
-    They are those in `known` and the entries of iproute2's file `name`, such as rt_tables or rt_protos.
+    The names come from `known` and from iproute2's configuration file `name`, such as rt_tables.
     """
     names = dict(known)
     for directory in ("/usr/share/iproute2", "/usr/lib/iproute2", "/etc/iproute2"):
@@ -5912,12 +5925,12 @@ def iproute_names(host: Host, name: str, known: Mapping[int, str]) -> dict[int, 
                 try:
                     names[int(words[0], 0)] = words[1]
                 except (IndexError, ValueError):
-                    continue  # not a line `number name`
+                    continue  # the line does not have the form `number name`
     return names
 
 
 class RouteText(KernelReader):
-    """Routes and rules in the format of `ip route list table all` and `ip rule list`."""
+    """Formats routes and rules as `ip route list table all` and `ip rule list` do."""
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)
@@ -5930,7 +5943,10 @@ class RouteText(KernelReader):
         self.known = Remembered(self._around_destination)
 
     def routes(self, table: int = 0) -> Iterator[str]:
-        """Yield the routes of one table (default all) in chunks of text: IPv4, then IPv6.  Raises OSError."""
+        """Yield the text of the routes in chunks, first IPv4, then IPv6.  Raises OSError if reading fails.
+
+        If `table` is 0, the routes of all tables are included.
+        """
         messages = dump(self.host, NETLINK_ROUTE, RTM_GETROUTE, bytes(RTMSG_SIZE))
         if table:
             messages = ((buffer, start, end) for buffer, start, end in messages
@@ -5940,9 +5956,9 @@ class RouteText(KernelReader):
     def route_text(self, buffer: bytes, start: int, end: int) -> str:
         """Return the text of one route (struct rtmsg and attributes).
 
-        A host may have hundreds of thousands of routes that differ only in the destination.  Therefore
-        the text before and after the destination is cached.  Usually the first attributes are RTA_TABLE
-        and RTA_DST; then the destination can be cut out of the message without parsing it.
+        A host can have hundreds of thousands of routes that differ only in the destination.  Therefore the
+        text before and after the destination is cached.  Usually RTA_TABLE and RTA_DST are the first
+        attributes.  Then the destination can be cut out of the message without parsing the attributes.
         """
         family, bits = buffer[start], buffer[start + 1]
         size = address_size(family)
@@ -5966,14 +5982,14 @@ class RouteText(KernelReader):
         return f"{before}{target}{after}"
 
     def text_of(self, family: int, data: bytes) -> str:
-        """Return an address as text; of MPLS, the labels of 20 bits each."""
+        """Return an address as text.  An MPLS address is shown as its labels of 20 bits each."""
         if family == AF_MPLS:
             words = [data[at:at + 4] for at in range(0, len(data), 4)]
             return "/".join(str(int.from_bytes(word, "big") >> 12) for word in words)
         return str(self.address[data])
 
     def _prefix(self, family: int, data: bytes | None, bits: int) -> str:
-        """Return a network as text; if the kernel sends no address (`data`), it is 0."""
+        """Return a network as text.  `data` is the network's address, or None, which stands for 0."""
         if not data:
             return f"0/{bits}"
         text = self.text_of(family, data)
@@ -5987,7 +6003,7 @@ class RouteText(KernelReader):
         return f"tos {self.services.get(tos, f'0x{tos:02x}')} "
 
     def _around_destination(self, rest: bytes) -> tuple[str, str]:
-        """Return the text before and after the destination of a route."""
+        """Return the text of a route before the destination, and the text after the destination."""
         family, _, source_bits, tos, table, origin, scope, kind, flags = unpack_struct(RTMSG_FORM, rest)
         more = attributes(rest, RTMSG_SIZE)
         table = unsigned(more.get(RTA_TABLE)) or table
@@ -6042,7 +6058,7 @@ class RouteText(KernelReader):
         return text + self._next_hops(family, more.get(RTA_MULTIPATH, b""))
 
     def _realms(self, data: bytes | None, word: str) -> str:
-        """Return the realms of source and destination (16 bits each); `word` precedes a single one."""
+        """Return the text of source and destination realm (16 bits each); `word` names a single realm."""
         if not data:
             return ""
         source, destination = unsigned(data) >> 16, unsigned(data) & 0xFFFF
@@ -6052,7 +6068,7 @@ class RouteText(KernelReader):
         return f"realms {self.realms.get(source, source)}/{target} "
 
     def _encapsulation(self, more: Mapping[int, bytes]) -> str:
-        """Return the encapsulation of a route as text, with details for MPLS, IP and XFRM only."""
+        """Return the encapsulation of a route as text.  The text has details for MPLS, IP and XFRM only."""
         if RTA_ENCAP_TYPE not in more:
             return ""
         kind = unsigned(more[RTA_ENCAP_TYPE])
@@ -6128,7 +6144,7 @@ class RouteText(KernelReader):
         return text
 
     def rules(self) -> Iterator[str]:
-        """Yield the routing rules as text: IPv4, then IPv6 under its own title.  Raises OSError."""
+        """Yield the text of the routing rules: IPv4, then a title and IPv6.  Raises OSError."""
         for family, title in ((AF_INET, ""), (AF_INET6, "IPv6:\n")):
             request = pack_struct(FIB_RULE_FORM, family, *bytes(7), 0)
             messages = dump(self.host, NETLINK_ROUTE, RTM_GETRULE, request)
@@ -6254,18 +6270,18 @@ ADDRESS_ORIGINS = {1: "kernel_lo", 2: "kernel_ra", 3: "kernel_ll"}
 VTI_FIELDS = (IFLA_VTI_LOCAL, IFLA_VTI_REMOTE, IFLA_VTI_IKEY, IFLA_VTI_OKEY)
 GRE_FIELDS = (IFLA_GRE_LOCAL, IFLA_GRE_REMOTE, IFLA_GRE_IKEY, IFLA_GRE_OKEY)
 IPTUN_FIELDS = (IFLA_IPTUN_LOCAL, IFLA_IPTUN_REMOTE, 0, 0)
-# The attributes of a tunnel by the kind of link: local end, remote end, key in, key out; 0 stands for no
-# attribute
+# For each kind of link, the attributes for the tunnel's local end, remote end, input key and output key;
+# 0 means that the kind of link has no such attribute
 TUNNEL_KINDS = {
     "vti": VTI_FIELDS, "vti6": VTI_FIELDS,
     "gre": GRE_FIELDS, "gretap": GRE_FIELDS, "ip6gre": GRE_FIELDS,
     "ipip": IPTUN_FIELDS, "sit": IPTUN_FIELDS, "ip6tnl": IPTUN_FIELDS,
     "xfrm": (0, 0, IFLA_XFRM_IF_ID, 0)}
-IFLA_TUNNEL_LINK = 1  # IFLA_VTI_LINK, IFLA_GRE_LINK, IFLA_IPTUN_LINK, IFLA_XFRM_LINK: the interface below
+IFLA_TUNNEL_LINK = 1  # the lower interface: IFLA_VTI_LINK, IFLA_GRE_LINK, IFLA_IPTUN_LINK, IFLA_XFRM_LINK
 
 
 class LinkText(KernelReader):
-    """Interfaces with their addresses in the format of `ip addr list`, and details of tunnel interfaces."""
+    """Formats interfaces and their addresses as `ip addr list` does, and details of tunnel interfaces."""
 
     def __init__(self, host: Host) -> None:
         super().__init__(host)
@@ -6275,7 +6291,7 @@ class LinkText(KernelReader):
         self.namespaces: dict[int, str] | None = None
 
     def addresses(self) -> Iterator[str]:
-        """Yield the text of each interface with its addresses.  Raises OSError."""
+        """Yield the text of each interface with its addresses.  Raises OSError if reading fails."""
         texts: dict[int, str] = {}
         for message in dump(self.host, NETLINK_ROUTE, RTM_GETADDR, bytes(IFADDRMSG_SIZE)):
             buffer, start, _ = message
@@ -6290,7 +6306,7 @@ class LinkText(KernelReader):
             yield self._link(kind, index, flags, more) + texts.get(index, "")
 
     def _links(self) -> Iterator[tuple[int, int, int, dict[int, bytes]]]:
-        """Yield type, index, flags and attributes of each interface (struct ifinfomsg).  Raises OSError."""
+        """Yield type, index, flags (struct ifinfomsg) and attributes of each interface.  Raises OSError."""
         for buffer, start, end in dump(self.host, NETLINK_ROUTE, RTM_GETLINK, bytes(IFINFOMSG_SIZE)):
             if start + IFINFOMSG_SIZE > end:
                 continue  # the message is truncated
@@ -6298,7 +6314,7 @@ class LinkText(KernelReader):
             yield kind, index, flags, attributes(buffer, start + IFINFOMSG_SIZE, end)
 
     def _hardware(self, kind: int, data: bytes) -> str:
-        """Return the hardware address of an interface as text; that of an IP tunnel is an IP address."""
+        """Return the hardware address of an interface as text.  For an IP tunnel, it is an IP address."""
         tunnels = (ARPHRD_TUNNEL, ARPHRD_TUNNEL6, ARPHRD_SIT, ARPHRD_IPGRE, ARPHRD_IP6GRE)
         if kind in tunnels and len(data) in (4, 16):
             return str(self.address[data])
@@ -6307,7 +6323,7 @@ class LinkText(KernelReader):
     def _link(self, kind: int, index: int, flags: int, more: dict[int, bytes]) -> str:
         """Return the text of one interface without its addresses."""
         text = f"{index}: {text_name(more.get(IFLA_IFNAME))}"
-        # the lower interface, or the other end of a veth pair, is in another network namespace
+        # if set, the lower interface, or the other end of a veth pair, is in another network namespace
         elsewhere = IFLA_LINK_NETNSID in more
         below = unsigned(more.get(IFLA_LINK))
         if IFLA_LINK in more:
@@ -6335,7 +6351,7 @@ class LinkText(KernelReader):
             text += " protodown on "
         text += "\n"
 
-        for _, name in each_attribute(more.get(IFLA_PROP_LIST, b"")):  # each of them is IFLA_ALT_IFNAME
+        for _, name in each_attribute(more.get(IFLA_PROP_LIST, b"")):  # all attributes are IFLA_ALT_IFNAME
             text += f"    altname {text_name(name)}\n"
         return text
 
@@ -6369,7 +6385,7 @@ class LinkText(KernelReader):
         return text
 
     def _namespace(self, nsid: int) -> str:
-        """Return the words for another network namespace: its name from `ip netns`, otherwise its ID."""
+        """Return the words for another network namespace: its name in `ip netns` or, without one, its ID."""
         if self.namespaces is None:
             self.namespaces = dict(self._named_namespaces())
         if nsid >> 31:
@@ -6379,7 +6395,7 @@ class LinkText(KernelReader):
         return f" link-netnsid {nsid}"
 
     def _named_namespaces(self) -> Iterator[tuple[int, str]]:
-        """Yield ID and name of the network namespaces that `ip netns` made."""
+        """Yield ID and name of each network namespace that `ip netns` made."""
         for file in reversed(self.host.glob("/run/netns/*")):
             try:
                 fd = self.host.open(file)
@@ -6391,7 +6407,7 @@ class LinkText(KernelReader):
                 finally:
                     os.close(fd)
             except (OSError, Failure):
-                continue  # the file is not a namespace, or this user may not open it
+                continue  # the file is not a namespace, or this user is not permitted to open the file
 
     def address_text(self, buffer: bytes, start: int, end: int) -> str:
         """Return the text of one address: struct ifaddrmsg and its attributes."""
@@ -6436,9 +6452,10 @@ class LinkText(KernelReader):
         return text
 
     def tunnels(self, *kinds: str) -> Iterator[str]:
-        """Yield the text of each tunnel interface of these kinds (default all).
+        """Yield the text of each tunnel interface of these kinds, or of all kinds if none is given.
 
-        It shows the two ends, the keys, the lower interface and the counters.  Raises OSError.
+        The text shows the two ends, the keys, the lower interface and the counters.  Raises OSError if the
+        interfaces can't be read.
         """
         for _, _, _, more in self._links():
             info = attributes(more.get(IFLA_LINKINFO, b""))
@@ -6473,7 +6490,10 @@ class LinkText(KernelReader):
 
 
 def has_capability(host: Host, name: str) -> bool:
-    """Return whether this process has one of CAPABILITIES (proc_pid_status(5)); True if that is unknown."""
+    """Return whether this process has the capability `name` of CAPABILITIES; True if that is unknown.
+
+    Source: proc_pid_status(5).
+    """
     try:
         for line in host.lines("/proc/self/status"):
             if line.startswith("CapEff:"):
@@ -6494,13 +6514,13 @@ class Process(Record):
     memory: int  # resident, KiB
     started: float  # seconds since the epoch
     cpu: float  # CPU time used, in seconds
-    command: str  # the arguments joined by blanks, or the name in brackets if there are none
+    command: str  # the arguments joined by blanks; for a process without arguments, its name in brackets
 
 
 def list_processes(host: Host) -> Iterator[Process]:
     """Yield the processes that this user can see, in the order of their PIDs (proc(5)).
 
-    A process that ends meanwhile is skipped.
+    A process that ends before it is read is skipped.
     """
     tick = os.sysconf("SC_CLK_TCK")
     page = os.sysconf("SC_PAGE_SIZE") // 1024
@@ -6531,24 +6551,24 @@ def process_stat(host: Host, pid: int) -> tuple[str, list[str]]:
 
 
 def is_pluto(host: Host, pid: int) -> bool:
-    """Return whether the process is alive and is pluto.
+    """Return whether the process with this PID is a running pluto.
 
-    The PID in a stale pid file may by now belong to another program.
+    If a pid file is old, its PID can belong to another program.
     """
     try:
         name, fields = process_stat(host, pid)
-        if name != "pluto" or fields[0] in "ZX":  # zombie: ended, but not yet collected
+        if name != "pluto" or fields[0] in "ZX":  # Z and X: the process has ended
             return False
         program = host.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)")
         return os.path.basename(program) == "pluto"
     except PermissionError:
-        return True  # only root may read the link; the name decides
+        return True  # only root is permitted to read the link: rely on the name of the process
     except (OSError, IndexError):
         return False
 
 
 def find_pluto(host: Host) -> int | None:
-    """Return the PID in the pid file of this run directory; None if that process is not a running pluto."""
+    """Return the PID in pluto's pid file.  Return None if no running pluto has that PID."""
     text = host.value(f"{host.rundir}/pluto.pid").strip()
     if text.isdigit() and is_pluto(host, int(text)):
         return int(text)
@@ -6558,7 +6578,7 @@ def find_pluto(host: Host) -> int | None:
 def plutos(host: Host) -> list[int]:
     """Return the PIDs of all plutos in the network namespace of this process, whatever their run directory.
 
-    They share the kernel's states and policies.  A pluto whose namespace is unknown is included.
+    These plutos share the kernel's states and policies.  A pluto whose namespace is unknown is included.
     """
     def is_here(pid: int) -> bool:
         try:
@@ -6571,25 +6591,25 @@ def plutos(host: Host) -> list[int]:
 
 
 def read_sysctl(host: Host, name: str) -> str:
-    """Return the value of a sysctl such as `net.ipv4.ip_forward`; empty if it does not exist.
+    """Return the value of a sysctl such as `net.ipv4.ip_forward`, or an empty string if it does not exist.
 
-    In the name of an interface, write `/` for a dot.
+    If the name of an interface in `name` contains a dot, replace this dot by `/`.
     """
     return host.value("/proc/sys/" + name.translate({46: "/", 47: "."}))
 
 
 def has_module(host: Host, *names: str) -> bool:
-    """Return whether the running kernel has one of these modules.
+    """Return whether one of these modules is loaded or built into the running kernel.
 
-    A built-in module is seen only if it has parameters or a version.
+    A built-in module without parameters and without a version can't be detected.
     """
     return any(host.isdir(f"/sys/module/{name.replace('-', '_')}") for name in names)
 
 
 def crypto_algorithms(host: Host) -> dict[str, str]:
-    """Return the algorithms that the kernel has loaded, such as `rfc4106(gcm(aes))`, each with its type.
+    """Return the algorithms in /proc/crypto, such as `rfc4106(gcm(aes))`, each with its type.
 
-    They come from /proc/crypto; the kernel may load others on demand.  Raises OSError.
+    The kernel can load more algorithms on demand.  Raises OSError if the file can't be read.
     """
     types: dict[str, str] = {}
     name = ""
@@ -6603,7 +6623,7 @@ def crypto_algorithms(host: Host) -> dict[str, str]:
 
 
 def open_files(host: Host, pid: int) -> set[str]:
-    """Return the files that a process has open, sockets as `socket:[INODE]` (proc_pid_fd(5)).
+    """Return the files that a process has open.  A socket is named `socket:[INODE]` (proc_pid_fd(5)).
 
     Raises OSError if the process is gone or belongs to another user.
     """
@@ -6612,7 +6632,7 @@ def open_files(host: Host, pid: int) -> set[str]:
         try:
             files.add(host.readlink(f"/proc/{pid}/fd/{name}"))
         except FileNotFoundError:
-            continue  # closed meanwhile
+            continue  # the process has closed the file since the directory was read
     return files
 
 
@@ -6627,11 +6647,11 @@ class Socket(Record):
 
 def list_sockets(host: Host, ports: Sequence[int], pid: int | None = None,
                  protocols: Sequence[str] = ("udp", "udp6", "tcp", "tcp6")) -> Iterator[Socket]:
-    """Yield the sockets bound to one of `ports` in the network namespace of a process (default this one).
+    """Yield the sockets bound to one of `ports` in the network namespace of a process (default: this one).
 
-    The format of the files is in proc_net_tcp.txt: an address consists of 32-bit words in the host's
-    byte order, in hexadecimal; state 07 is a bound UDP socket, 0A a listening TCP socket.  Reading tcp
-    or tcp6 takes about 4 ms even if there are few sockets.
+    The files are described in the kernel's proc_net_tcp.txt.  An address consists of 32-bit words in the
+    host's byte order, in hexadecimal.  State 07 is a bound UDP socket, and 0A is a listening TCP socket.
+    Reading tcp or tcp6 takes about 4 ms even if there are few sockets.
     """
     for protocol in protocols:
         try:
@@ -6647,14 +6667,14 @@ def list_sockets(host: Host, ports: Sequence[int], pid: int | None = None,
                         data = b"".join(word[::-1] for word in words)
                     yield Socket(protocol, ip_text(data), int(port, 16), int(fields[9]))
         except (FileNotFoundError, IndexError, ValueError):
-            continue  # no IPv6 in this kernel
+            continue  # the kernel has no IPv6
 
 
 def kernel_config(host: Host) -> str:
     """Return the kernel's configuration, from /proc/config.gz or a file of the distribution.
 
-    With a root directory that is not the running system's, the last file found there is read.  Raises
-    Missing if there is none.
+    If the root directory is that of another system (--root), the result is the last configuration file in
+    that directory.  Raises Missing if no configuration is found.
     """
     if host.live and host.exists("/proc/config.gz"):
         zlib: Any = need("zlib", "reading /proc/config.gz")
