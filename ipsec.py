@@ -19960,18 +19960,19 @@ def holds_secrets(host: Host, name: str) -> bool:
 # Checks of connections, of versions and of policies: overlap, versions, fips, crypto_policy, selinux
 
 
-# A connection with one of these may have the networks of another one, because its policies differ in more
+# A connection with one of these keywords may have the same networks as another connection, because the
+# policies of the two connections differ in more than their networks.
 SHARING_KEYWORDS = ("mark", "mark-out", "vti-interface", "ipsec-interface", "leftprotoport", "rightprotoport",
                     "sec-label")
 
 
 @verify_check(
     "overlap", "Checking connections for overlaps",
-    checks="Whether two loaded connections have the same name, or the same networks with different "
+    checks="Whether two loaded connections have the same name, or have the same networks and different "
            "peers.",
-    matters="The kernel has one policy for a pair of networks, so the connection that comes up last gets "
-            "the packets of the other one.",
-    fix="Remove one of the connections, narrow its subnets, or set auto=ignore in it.")
+    matters="The kernel has only one policy for a pair of networks, so the connection that comes up last "
+            "gets the packets of both connections.",
+    fix="Remove one of the connections, or change its subnets, or set auto=ignore for it.")
 def check_overlap(patient: Patient) -> Iterator[Trouble]:
     named: dict[str, Conn] = {}
     seen: dict[object, tuple[Conn, str]] = {}  # the first connection for a pair of networks, and its peer
@@ -19980,7 +19981,7 @@ def check_overlap(patient: Patient) -> Iterator[Trouble]:
         first = named.setdefault(conn.name, conn)
         if first is not conn:
             yield ("WARN", "TWICE",
-                   f"conn {conn.name} is defined twice, in {first.file}:{first.line} and "
+                   f"conn {conn.name} is defined twice, at {first.file}:{first.line} and "
                    f"{conn.file}:{conn.line}", edit_command(conn))
         if conn.flag("overlapip") or any(map(conn.get, SHARING_KEYWORDS)):
             continue
@@ -20000,16 +20001,16 @@ def check_overlap(patient: Patient) -> Iterator[Trouble]:
 
 @verify_check(
     "versions", "Checking that pluto is what is installed",
-    checks="Whether the running pluto is the program in libreswan's directory. After an update, an old "
-           "pluto may still run.",
-    matters="The whack of one release and the pluto of another don't understand each other.",
-    fix="ipsec restart.",
+    checks="Whether the running pluto is the pluto that is installed in libreswan's directory. After an "
+           "update, the old pluto may still run.",
+    matters="The whack of one release can't talk to the pluto of another release.",
+    fix="Run ipsec restart.",
     live=True)
 def check_versions(patient: Patient) -> Iterator[Trouble]:
     program = patient.host.readlink(f"/proc/{patient.process()}/exe")
     if program.endswith(" (deleted)"):
         yield ("WARN", "REPLACED",
-               f"the running pluto is an old one: {program.removesuffix(' (deleted)')} was replaced",
+               f"the running pluto is outdated: {program.removesuffix(' (deleted)')} was replaced",
                "ipsec restart")
     elif os.path.dirname(program) != patient.host.realpath(patient.host.execdir):
         yield ("WARN", "MISMATCH",
@@ -20019,17 +20020,18 @@ def check_versions(patient: Patient) -> Iterator[Trouble]:
 
 @verify_check(
     "fips", "Checking FIPS mode",
-    checks="Whether the kernel, the system's crypto-policy and the running pluto agree on FIPS mode.",
-    matters="When pluto starts, it takes its FIPS mode from the kernel. NSS takes its mode from the "
+    checks="Whether FIPS mode is on for all of these, or off for all: the kernel, the system's "
+           "crypto-policy, and the running pluto.",
+    matters="Pluto reads the FIPS mode of the kernel when pluto starts. NSS takes its mode from the "
             "crypto-policy. If the modes differ, NSS may refuse algorithms that pluto offers.",
-    fix="fips-mode-setup --check reports more.",
+    fix="Run fips-mode-setup --check, which reports more.",
     live=True)
 def check_fips(patient: Patient) -> Iterator[Trouble]:
     host = patient.host
     policy = host.value("/etc/crypto-policies/config").strip()
     if not host.isdir("/proc/sys/kernel"):
-        raise Missing("/proc/sys is not there, so the kernel's FIPS mode is not known")
-    # a kernel without FIPS mode has no such file
+        raise Missing("the kernel's FIPS mode is unknown, because /proc/sys does not exist")
+    # value() returns an empty string if the file does not exist: the kernel then has no FIPS mode
     kernel = host.value("/proc/sys/crypto/fips_enabled").strip() == "1"
     state = "on" if kernel else "off"
     pluto = patient.pluto_setting("fips mode").strip(";")
@@ -20040,7 +20042,7 @@ def check_fips(patient: Patient) -> Iterator[Trouble]:
                f"fips-mode-setup {option}")
     elif not pluto:
         patient.loaded()  # raises the error if pluto's status can't be read
-        raise NotChecked("pluto", "pluto's FIPS mode is not known")
+        raise NotChecked("pluto", "pluto's FIPS mode is unknown")
     if pluto and (pluto == "enabled") != kernel:
         yield ("WARN", "MISMATCH", f"the kernel's FIPS mode is {state}, but pluto's is {pluto}",
                "ipsec restart")
@@ -20048,11 +20050,10 @@ def check_fips(patient: Patient) -> Iterator[Trouble]:
 
 @verify_check(
     "crypto_policy", "Checking the system's crypto-policy",
-    checks="Whether ipsec.conf includes libreswan's part of the crypto-policy, on a system that has "
-           "crypto-policies.",
-    matters="Without that part, pluto offers its own defaults, which the administrator's policy may "
-            "forbid.",
-    fix="Write the named include line at the top of ipsec.conf.")
+    checks="Whether ipsec.conf includes the file of the system's crypto-policy for libreswan, if the system "
+           "has crypto-policies.",
+    matters="Without this file, pluto offers its own default algorithms, which the crypto-policy may forbid.",
+    fix="Add the include line that the finding names at the top of ipsec.conf.")
 def check_crypto_policy(patient: Patient) -> Iterator[Trouble]:
     backend = "/etc/crypto-policies/back-ends/libreswan.config"
     if not patient.host.exists(backend):
@@ -20065,23 +20066,23 @@ def check_crypto_policy(patient: Patient) -> Iterator[Trouble]:
 
 @verify_check(
     "selinux", "Checking for denials of SELinux",
-    checks="Whether the last MiB of /var/log/audit/audit.log has messages that SELinux denied access to "
-           "pluto.",
-    matters="Pluto could not read a file or make a socket that it needs. Its own log names only the "
-            "effect.",
-    fix="ausearch -m avc -c pluto shows the messages. restorecon corrects wrong labels.")
+    checks="Whether the last MiB of /var/log/audit/audit.log has a message that SELinux denied pluto an "
+           "access.",
+    matters="If SELinux denies an access, pluto can't read a file or make a socket that pluto needs. Pluto's "
+            "log has only the effect, and not the reason.",
+    fix="Run ausearch -m avc -c pluto, which shows the messages. Correct wrong labels with restorecon.")
 def check_selinux(patient: Patient) -> Iterator[Trouble]:
     host, log = patient.host, "/var/log/audit/audit.log"
     if host.live:
         if not host.isdir("/sys/fs"):
-            raise Missing("/sys is not there, so it is not known whether SELinux is on")
+            raise Missing("it is unknown whether SELinux is on, because /sys is not mounted")
         enforce = "/sys/fs/selinux/enforce"
         if not host.exists(enforce) or host.read(enforce).strip() != "1":
-            return  # SELinux is off, or denies nothing
+            return  # SELinux is off or permissive, so it denies nothing
     elif not host.exists("/etc/selinux/config"):
         return  # SELinux is not installed
     if not host.exists(log):
-        yield "SKIP", "UNKNOWN", f"{log} can't be found, so it is not known what SELinux has denied", ""
+        yield "SKIP", "UNKNOWN", f"it is unknown what SELinux has denied, because {log} does not exist", ""
         return
 
     start = max(0, host.stat(log).st_size - (1 << 20))
@@ -20089,12 +20090,12 @@ def check_selinux(patient: Patient) -> Iterator[Trouble]:
     if denied:
         last = denied[-1].partition("avc:")[2].strip()[:120]
         yield ("WARN", "DENIED",
-               f"SELinux denied access to pluto {len(denied)} times; the last message: {last}",
+               f"SELinux denied pluto an access {len(denied)} times; the last message is: {last}",
                "ausearch -m avc -c pluto")
 
 
 def is_denial(line: str) -> bool:
-    """Return whether a line of audit.log says that SELinux denied pluto an access."""
+    """Return whether a line of audit.log reports that SELinux denied pluto an access."""
     if "type=AVC" not in line or "denied" not in line:
         return False
     return 'comm="pluto"' in line or ":ipsec_t:" in line
@@ -20104,9 +20105,10 @@ def is_denial(line: str) -> bool:
 
 
 def findings(host: Host, timeout: float, names: Collection[str] = ()) -> Iterator[Finding]:
-    """Yield the findings of the checks with these names, or of all checks.
+    """Run the checks with these names, or all checks if `names` is empty, and yield their findings.
 
-    Under --root, checks that only a running system can answer are left out.
+    `timeout` is how many seconds to wait for pluto or a program.  Under --root, checks that need the running
+    system are left out.
     """
     patient = Patient(host, timeout)
     chosen = [CHECKS[name] for name in CHECKS if not names or name in names]
@@ -20114,7 +20116,7 @@ def findings(host: Host, timeout: float, names: Collection[str] = ()) -> Iterato
         chosen = [check for check in chosen if not check.live]
     if CHECKS["config"] in chosen:
         patient.ask_addconn()
-        # other checks need pluto's status, too; reading it now saves time, because addconn runs meanwhile
+        # read pluto's status now, while addconn runs: this saves time, because other checks need the status
         patient.pluto_setting("pluto_version")
     try:
         for check in chosen:
@@ -20124,7 +20126,10 @@ def findings(host: Host, timeout: float, names: Collection[str] = ()) -> Iterato
 
 
 def check_findings(patient: Patient, check: Check) -> Iterator[Finding]:
-    """Yield the findings of one check: its troubles, or one that is OK or SKIP."""
+    """Run one check, and yield a finding for each Trouble of the check.
+
+    Yield one finding OK if the check has no Trouble, or SKIP if the check can't run.
+    """
     is_fine = True
     patient.uses_configuration = patient.uses_tunnels = False
     try:
@@ -20139,7 +20144,7 @@ def check_findings(patient: Patient, check: Check) -> Iterator[Finding]:
 
 
 def not_checked(host: Host, check: Check, error: OSError | Failure) -> Finding:
-    """Return the finding for a check that raised an error."""
+    """Return the finding SKIP for a check that raised an error."""
     cause, fix = "", ""
     if isinstance(error, NotChecked):
         cause, fix = error.cause, error.hint
@@ -20153,7 +20158,7 @@ def not_checked(host: Host, check: Check, error: OSError | Failure) -> Finding:
 
 
 def on_its_system(host: Host, fix: str) -> str:
-    """Return the command for the system that is checked: with --root, it runs through chroot."""
+    """Return the command `fix` for the checked system: under --root, add a chroot to that system."""
     if not host.root or not fix:
         return fix
     if " && " in fix:
@@ -20162,9 +20167,10 @@ def on_its_system(host: Host, fix: str) -> str:
 
 
 def finding_lines(finding: Finding, *, colour: bool = False) -> Iterator[str]:
-    """Yield the lines of a finding: the line of libreswan's verify, and a line with the reason and the fix.
+    """Yield the line of libreswan's verify for a finding, and a line with the reason and the fix, if any.
 
-    The level is in front of the word, unless it is OK.
+    Unlike libreswan's verify, the first line has the level before the word, unless the level is OK.  If
+    `colour` is true, escape sequences colour the word.
     """
     tint = {"OK": 92, "FAIL": 91}.get(finding.level, 93)
     word = f"\x1b[{tint}m{finding.word}\x1b[0m" if colour else finding.word
@@ -20179,7 +20185,8 @@ def finding_lines(finding: Finding, *, colour: bool = False) -> Iterator[str]:
 def cause_line(cause: str, checks: Sequence[str], shown: Collection[str], *, is_whole: bool) -> str:
     """Return the line about the checks that can't run for one cause.
 
-    `shown` are the checks that have a line of their own.  `is_whole`: the user asked for all checks.
+    `cause` is a key of SKIP_CAUSES, and `checks` has the names of these checks.  `shown` has the names of the
+    checks that have a line of their own.  `is_whole` is True if the user asked for all checks.
     """
     verb_for_one, verb_for_several, rest, before = SKIP_CAUSES[cause]
     more = "more " if before in shown else ""
@@ -20196,7 +20203,7 @@ def cause_line(cause: str, checks: Sequence[str], shown: Collection[str], *, is_
 
 
 def summary_line(levels: Sequence[str]) -> str:
-    """Return the last line: how many findings there are of each level."""
+    """Return the last line of the report, which has the number of findings of each level."""
     warned = levels.count("WARN")
     warnings = "1 warning" if warned == 1 else f"{warned} warnings"
     return (f"{levels.count('FAIL')} failed, {warnings}, {levels.count('SKIP')} not checked, "
@@ -20205,10 +20212,10 @@ def summary_line(levels: Sequence[str]) -> str:
 
 def verify_lines(found: Iterable[Finding], left_out: Sequence[str] = (), *, colour: bool = False,
                  is_whole: bool = True) -> Iterator[str]:
-    """Yield the lines of the report: the findings as they come, a line for each cause for which checks can't
-    run, and the summary.
+    """Yield the lines of the report: the findings, a line for each cause in SKIP_CAUSES, and the summary.
 
-    `left_out` are the checks that --root excludes.  `is_whole`: the user asked for all checks.
+    The lines of a finding are yielded before the next check runs.  `left_out` has the names of the checks
+    that --root excludes.  `is_whole` is True if the user asked for all checks.
     """
     levels: list[str] = []
     shown: list[str] = []
@@ -20232,7 +20239,7 @@ def verify_lines(found: Iterable[Finding], left_out: Sequence[str] = (), *, colo
 
 
 def explain(check: Check) -> str:
-    """Return the text of --explain for a check, in 80 columns."""
+    """Return the text that --explain prints for a check, in lines of at most 79 columns."""
     import textwrap
     paragraphs = [f"{check.name}: {check.text.strip()}"]
     for title, text in (("Checks", check.checks), ("Why it matters", check.matters), ("Fix", check.fix)):
@@ -20252,11 +20259,14 @@ def explain(check: Check) -> str:
            "checked). If a check finds a problem, the next line has the reason and a command that fixes the "
            "problem. The last line counts the results of each level.\n\nExit status: the number of results "
            "with the level FAIL, at most 255; 2 if a named check does not exist.", examples="""\
-ipsec verify                      make all checks
-ipsec verify firewall rp_filter   make only these two
-ipsec verify --explain=rp_filter  say what this check is about""")
+ipsec verify                      run all checks
+ipsec verify firewall rp_filter   run only the checks firewall and rp_filter
+ipsec verify --explain=rp_filter  explain the check rp_filter""")
 def verify_command(host: Host, args: Args) -> int:
-    """`ipsec verify`: return the number of failures, at most 255.  Raises Failure."""
+    """Run `ipsec verify`, and return the exit status: the number of findings FAIL, at most 255.
+
+    Raises Failure if a check of this name does not exist, or an option is wrong.
+    """
     names = [*args.operands, *filter(None, args.values("--explain"))]
     if args.flag("--explain") and names in ([], ["list"]):
         host.print("\n".join(f"{check.name:<18}{check.text.strip()}" for check in CHECKS.values()))
