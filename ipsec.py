@@ -788,7 +788,7 @@ class Mounts:
         self._read = 0.0  # when the table of mounts was last read; 0 if never
 
     def that_may_hang(self) -> frozenset[str]:
-        """Return the mount points of file systems that may not answer, or only `/` if the mounts are unknown."""
+        """Return the mount points of file systems that may not answer; only `/` if the mounts are unknown."""
         now = time.monotonic()
         if not self._read or now - self._read > MOUNTS_AGE:
             self._read = now
@@ -880,7 +880,7 @@ class Host:
         return directory
 
     def _first_dir(self, candidates: Sequence[str]) -> str:
-        """Return the first of the directories that exists, or the first of all if none does."""
+        """Return the first candidate that is an existing directory.  If there is none, return the first."""
         for directory in candidates:
             if self._is_surely(directory, os.path.isdir):
                 return directory
@@ -888,7 +888,7 @@ class Host:
 
     @property
     def nssdir(self) -> str:
-        """The directory of the NSS database: the given one, or the default of the installed release."""
+        """The directory of the NSS database: the user's choice, or the default of the installed release."""
         if not self._nssdir:
             self._nssdir = self.given_nssdir or self._default_nssdir()
         return self._nssdir
@@ -897,8 +897,9 @@ class Host:
         """Return where the installed release keeps its NSS database by default.
 
         The code of pluto 4.0 or later holds the path /var/lib/ipsec/nss, unless it was built for the old
-        directory (RHEL 8).  Reading pluto takes 1 ms; `whack --version` takes 15 ms, and runs only if pluto
-        or whack is missing or is a script.  Without libreswan the answer is the directory of 4.0 and later.
+        directory (RHEL 8).  Reading pluto takes 1 ms, but `whack --version` takes 15 ms.  So whack runs only
+        if pluto or whack is missing or is a script.  Without libreswan, return the directory of 4.0 and
+        later.
         """
         new, old = DEFAULT_NSSDIRS
         whack = pluto = b""
@@ -930,17 +931,21 @@ class Host:
     # --- files ----------------------------------------------------------------------------------------------
 
     def path(self, name: str) -> str:
-        """Return the path of `name` on the running system: `name` itself, or with --root the path below root,
-        its symbolic links resolved with root as `/`.  Raises OSError(ELOOP)."""
+        """Return the path at which this process finds the file `name`.
+
+        That is `name` itself.  With --root, it is the path below root, with its symbolic links resolved as if
+        root was `/`.  Raises OSError(ELOOP) if there are more than LINKS_LIMIT links.
+        """
         return resolve_links(name, self.root, frozenset())[0] if self.root else name
 
     def within(self, name: str, work: Callable[[], T], root: str | None = None) -> T:
         """Call `work`, which accesses the file `name`, and return its result.
 
-        All reads of this class use this method.  If the file system of `name` may not answer, `work` runs in
-        a thread, which is abandoned after `patience` seconds; the file system is then not accessed again for
-        SILENT_AGE seconds.  `name` is a path below `root`; without `root`, one of the reported system.
-        Raises TimeoutError, OSError for a path with a NUL byte, and the errors of `work`.
+        The methods that read files use this method.  If the file system of `name` may not answer, `work` runs
+        in a thread.  After `patience` seconds the thread is abandoned, and the file system is not accessed
+        again for SILENT_AGE seconds.  `name` is a path below `root`, which is the root of the reported system
+        by default.  Raises TimeoutError if the file system does not answer, OSError if `name` holds a NUL
+        byte, and the errors of `work`.
         """
         if "\0" in name:
             raise OSError(errno.EINVAL, "a path can't hold a NUL byte", name)
@@ -962,7 +967,7 @@ class Host:
     def _in_thread(self, work: Callable[[], T], name: str, mount: str) -> T:
         """Call `work` in a thread for within(), and return its result.
 
-        Raises TimeoutError if it takes longer than `patience` seconds; `mount` then counts as silent.
+        Raises TimeoutError if `work` takes longer than `patience` seconds, and notes that `mount` is silent.
         """
         done = _thread.allocate_lock()
         done.acquire()
@@ -994,12 +999,12 @@ class Host:
         """Open the regular file `name` for reading and return the descriptor.
 
         A device is not opened, because that alone can have an effect: a watchdog starts, a tape rewinds.
-        Raises OSError, with the name as the user knows it.
+        Raises OSError with `name` as the file, without the path of root.
         """
         return self._open(name)[0]
 
     def _open(self, name: str) -> tuple[int, int]:
-        """Like open(), but also return the size of the file; it is 0 for most files of /proc and /sys."""
+        """Like open(), but also return the file's size in bytes, which is 0 for most files of /proc."""
         import stat
 
         def opened() -> tuple[int, os.stat_result]:
@@ -1025,22 +1030,25 @@ class Host:
         return fd, info.st_size
 
     def close(self, fd: int, name: str) -> None:
-        """Close a descriptor that open() returned for `name`.  It stays open if its file system does not
-        answer, because FUSE and NFS ask their server when a file is closed."""
+        """Close a descriptor that open() returned for `name`.
+
+        FUSE and NFS contact their server when a file is closed.  If it does not answer, this method returns
+        after `patience` seconds.
+        """
         try:
             self.within(name, lambda: os.close(fd))
         except TimeoutError:
             return
 
     def check_readable(self, name: str) -> None:
-        """Raise OSError if `name` is not a regular file that this process may read."""
+        """Raise OSError if `name` is not a regular file, or if this process is not permitted to read it."""
         self.close(self.open(name), name)
 
     def chunks(self, name: str, start: int = 0, limit: int | None = None) -> Iterator[bytes]:
-        """Yield the content of a file in chunks, from the offset `start` on.
+        """Yield the content of a file in chunks, beginning at the offset `start`.
 
-        Raises OSError, also if the file has more than `limit` bytes: before the first chunk, or once `limit`
-        is exceeded if the size is not known before, as in /proc.
+        Raises OSError if the file can't be read, or if it has more than `limit` bytes.  A file of known size
+        is checked before the first chunk.  Other files, as in /proc, are read until `limit` is exceeded.
         """
         fd, size = self._open(name)
         try:
@@ -1071,31 +1079,35 @@ class Host:
         return self.within(name, lambda: os.pread(fd, size, start))
 
     def text_chunks(self, name: str) -> Iterator[bytes]:
-        """Yield a text file in chunks.  Raises OSError if it is larger than TEXT_LIMIT.
+        """Yield a text file in chunks.  Raises OSError if it can't be read or is larger than TEXT_LIMIT.
 
-        Files in /proc and /sys have no limit: they are long if the kernel has many routes or sockets.
+        Files in /proc and /sys have no limit, because they are large if the kernel has many routes or
+        sockets.
         """
         limit = None if name.startswith(("/proc/", "/sys/")) else TEXT_LIMIT
         return self.chunks(name, limit=limit)
 
     def read(self, name: str) -> str:
-        """Return the whole text of a file.  Raises OSError, also if it is larger than TEXT_LIMIT."""
+        """Return the whole text of a file.  Raises OSError, for example if it is larger than TEXT_LIMIT."""
         return decode(b"".join(self.chunks(name, limit=TEXT_LIMIT)))
 
     def value(self, name: str, default: str = "") -> str:
-        """Return the text of a one-line file, such as a sysctl; `default` if it can't be read."""
+        """Return the text of a one-line file, such as a sysctl, or `default` if the file can't be read."""
         try:
             return self.read(name).rstrip("\n")
         except OSError:
             return default
 
     def lines(self, name: str) -> Iterator[str]:
-        """Yield the lines of a text file, without their ends.  Raises OSError, also if the file exceeds
-        TEXT_LIMIT or a line TEXT_LINE."""
+        """Yield the lines of a text file without line ends.
+
+        Raises OSError if the file can't be read, if it is larger than TEXT_LIMIT, or if a line is longer than
+        TEXT_LINE.
+        """
         return split_lines(self.text_chunks(name), name)
 
     def stat(self, name: str, *, follow: bool = True) -> os.stat_result:
-        """Return os.stat() of the file; with `follow` false, of a link itself.  Raises OSError."""
+        """Return os.stat() of a file.  If `follow` is false, a link is not followed.  Raises OSError."""
         if follow or not self.root:
             return self.within(name, lambda: os.stat(self.path(name), follow_symlinks=follow))
         head, tail = os.path.split(name)
@@ -1124,8 +1136,10 @@ class Host:
         return self._holds(head, lambda path: os.path.lexists(os.path.join(path, tail)))
 
     def writable(self, name: str) -> bool:
-        """Return whether this process may write to a file, or create files in a directory; False on a
-        read-only disk.  Raises TimeoutError."""
+        """Return whether this process is permitted to write to a file, or to create files in a directory.
+
+        Return False on a read-only disk.  Raises TimeoutError.
+        """
         def is_writable(path: str) -> bool:
             rights = os.W_OK | os.X_OK if os.path.isdir(path) else os.W_OK
             return os.access(path, rights)
@@ -1133,8 +1147,10 @@ class Host:
         return self._holds(name, is_writable)
 
     def _holds(self, name: str, test: Callable[[str], bool], root: str | None = None) -> bool:
-        """Return the result of `test` for the path of `name`, see within(); False if it raises OSError, which
-        happens for a path that can't exist.  Raises TimeoutError."""
+        """Call `test` with the path of `name` and return its result; `root` has the meaning as in within().
+
+        Return False if `test` raises OSError, as for a path that can't exist.  Raises TimeoutError.
+        """
         def tested() -> bool:
             path = self.path(name) if root is None else root + name
             return test(path)
@@ -1147,14 +1163,14 @@ class Host:
             return False
 
     def executable(self, name: str) -> bool:
-        """Return whether `name` is a regular file that this process may execute.
+        """Return whether `name` is a regular file that this process is permitted to execute.
 
-        Return False also if its file system does not answer, which MOUNTS.silent then has.
+        Return False if its file system does not answer.  MOUNTS.silent then has its mount point.
         """
         return self._is_surely(name, is_program)
 
     def _is_surely(self, name: str, test: Callable[[str], bool], root: str | None = None) -> bool:
-        """As _holds(), but return False if the file system does not answer."""
+        """Do the same as _holds(), but return False if the file system does not answer."""
         try:
             return self._holds(name, test, root)
         except TimeoutError:
@@ -1168,10 +1184,10 @@ class Host:
             raise OSError(error.errno, error.strerror, name) from None
 
     def glob(self, *patterns: str) -> list[str]:
-        """Return the existing paths that match one of the patterns, sorted for each pattern.
+        """Return the existing paths that match the patterns: those of the first pattern, then the next.
 
-        As in glob(3), `*` does not match `/` or a leading dot.  Raises TimeoutError, and OSError if the
-        patterns search more than GLOB_LIMIT directories.
+        The paths of each pattern are sorted.  As in glob(3), `*` does not match `/` or a leading dot.  Raises
+        TimeoutError, and OSError if more than GLOB_LIMIT directories would be searched.
         """
         left = [GLOB_LIMIT]
         paths: list[str] = []
@@ -1180,7 +1196,7 @@ class Host:
         return paths
 
     def _glob(self, pattern: str, left: list[int]) -> list[str]:
-        """Expand one pattern as glob() does.  `left` is how many directories may still be searched."""
+        """Expand one pattern as glob() does.  left[0] counts down the directories that may be searched."""
         head, tail = os.path.split(pattern)
         parents = self._glob(head, left) if has_wildcard(head) else [head]
         paths: list[str] = []
@@ -1203,7 +1219,7 @@ class Host:
         return paths
 
     def write(self, name: str, text: str) -> None:
-        """Write a small file in place, such as a sysctl.  Raises OSError, with the name."""
+        """Overwrite a small file, such as a sysctl, or create it.  Raises OSError with `name` as the file."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOCTTY | os.O_NOFOLLOW
         try:
             place = self.within(name, lambda: find_place(name, self.root, check_link))
@@ -1221,8 +1237,8 @@ class Host:
     def replace(self, name: str, text: str, *, of_service: bool = False) -> None:
         """Write a file so that a reader finds either the old text or the new one, always complete.
 
-        Owner and mode stay.  See Replacement for links, `of_service`, and files that are written in place.
-        Raises OSError.
+        Owner and mode stay.  See the class Replacement for `of_service`, for links, and for the files that
+        are overwritten instead.  Raises OSError.
         """
         file = Replacement(name, self.root, of_service=of_service)
         try:
@@ -1243,11 +1259,12 @@ class Host:
                 raise OSError(error.errno, error.strerror, name) from None
 
     def lock(self, directory: str, timeout: float = 120.0) -> Lock:
-        """Lock a directory, which is created if missing, for a `with` block.
+        """Lock a directory and return the lock for a `with` block.  Create the directory if it is missing.
 
-        /proc/self/ns/net as `directory` locks the network namespace of this process.  The kernel releases the
-        lock also when this process ends, for whatever reason, and when exec() replaces it.  Raises TimedOut,
-        OSError.
+        /proc/self/ns/net as `directory` locks the network namespace of this process.  The kernel also
+        releases the lock when this process ends, for whatever reason, and when exec() replaces it.  Raises
+        TimedOut if another process holds the lock for `timeout` seconds, and OSError if the directory can't
+        be opened.
         """
         import fcntl
 
@@ -1273,7 +1290,7 @@ class Host:
         """Yield the kernel's log as dmesg(1) prints it: `[seconds since boot] text`.  Raises OSError.
 
         A read of /dev/kmsg returns one record: `priority,number,microseconds,flags;text` and continuation
-        lines (Documentation/ABI/testing/dev-kmsg).  EPIPE means that the kernel overwrote records meanwhile.
+        lines (Documentation/ABI/testing/dev-kmsg).  EPIPE means that the kernel has overwritten records.
         """
         fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -1295,10 +1312,10 @@ class Host:
     # --- programs -------------------------------------------------------------------------------------------
 
     def which(self, program: str) -> str | None:
-        """Return the path of a program of the running system, or None.
+        """Return the path of a program of the running system, or None if it is not found.
 
-        The system directories come first, then PATH, without its relative entries and, for root, without
-        directories that others can change (why_untrusted()).
+        The system directories are searched first, then those of PATH.  Relative entries of PATH are skipped.
+        If the caller is root, directories that other users can change are skipped, too (why_untrusted()).
         """
         for directory in (self.sbindir, *SYSTEM_PATH, *self._safe_path()):
             candidate = os.path.join(directory, program)
@@ -1318,16 +1335,20 @@ class Host:
                 yield directory
 
     def child_env(self) -> dict[str, str]:
-        """Return the environment for programs whose output this program reads: exported(), with a safe PATH
-        and the C locale."""
+        """Return the environment for programs whose output this program reads.
+
+        It is exported() with the C locale, and with only the system directories in PATH.
+        """
         env = self.exported()
         env["LC_ALL"] = "C"
         env["PATH"] = os.pathsep.join(dict.fromkeys((self.sbindir, *SYSTEM_PATH)))
         return env
 
     def exported(self) -> dict[str, str]:
-        """Return the environment for programs that work directly for the user: the caller's environment and
-        the variables that libreswan's ipsec script exports."""
+        """Return the environment for programs whose output goes to the user.
+
+        It is the caller's environment and the variables that libreswan's `ipsec` script exports.
+        """
         env = dict(self.env)
         env.update(IPSEC_EXECDIR=self.execdir, IPSEC_CONF=self.conf, IPSEC_RUNDIR=self.rundir,
                    CTLSOCKET=self.ctlsocket, EF_DISABLE_BANNER="1")
@@ -1337,16 +1358,19 @@ class Host:
         return env
 
     def _program(self, argv: Sequence[str], hint: str = "") -> str:
-        """Return the path of the program argv[0], see resolve().
+        """Return the path of the program argv[0].  Raises Missing as resolve() does.
 
-        Raises Failure also if an argument holds a NUL byte, which execve(2) can't pass.
+        Raises Failure if an argument holds a NUL byte, which execve(2) can't pass.
         """
         if any("\0" in word for word in argv):
             raise Failure(f"{argv[0]}: a NUL byte in an argument", NOT_EXECUTABLE)
         return self.resolve(argv[0], hint)
 
     def resolve(self, program: str, hint: str = "") -> str:
-        """Return the path of `program`, which is a bare name or a path.  Raises Missing (status 127)."""
+        """Return the path of `program`, which is a bare name or a path.
+
+        Raises Missing with status 127 if there is no such program.
+        """
         found = program if "/" in program else self.which(program)
         if found is None or not self._holds(found, os.path.exists, root=""):
             raise Missing(f"{program}: no such program on this host", NOT_FOUND, hint)
@@ -1356,10 +1380,10 @@ class Host:
             pass_fds: Sequence[int] = (), env: Mapping[str, str] | None = None, hint: str = "") -> Ran:
         """Run a program until it ends and return its result.
 
-        argv[0] is a bare name (looked up with which()) or a path; no shell is used.  `stdin` is bytes or a
-        descriptor; without it, standard input is /dev/null.  The program and its children are killed after
-        `timeout` seconds.  Raises Missing if the program does not exist, TimedOut, and Failure if it can't be
-        executed.
+        argv[0] is a bare name, which which() looks up, or a path; no shell is used.  `stdin` is bytes or a
+        descriptor.  If `stdin` is None, standard input is /dev/null.  After `timeout` seconds, the program
+        and its children are killed.  Raises Missing if the program does not exist, Failure if it can't be
+        executed, and TimedOut if it is killed.
         """
         import subprocess
         path = self._program(argv, hint)
@@ -1385,10 +1409,10 @@ class Host:
                      timeout: float) -> list[Ran]:
         """Run several programs at the same time and return the result of each.
 
-        A command is its argv, its standard input, and the end of the input, which makes the program act (such
-        as COMMIT).  The end is sent only when all programs have the rest of their input.  So if this process
-        is killed, either all of them act or none does, except between two consecutive writes to pipes.
-        Raises as run() does.
+        A command has three items: its argv, the first part of its standard input, and the last part, such as
+        COMMIT, which makes the program act.  The last parts are written after all programs have been started
+        with the first parts.  So if this process is killed, all programs act or none acts, unless it is
+        killed between the writes of two last parts.  Raises what run() raises.
         """
         import signal
         paths = [self.resolve(argv[0]) for argv, _, _ in commands]
@@ -1404,7 +1428,7 @@ class Host:
                     os.close(reader)
 
             before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-            try:  # now all programs must act, so Ctrl-C waits until they end
+            try:  # all programs must act from here on, so Ctrl-C waits until they end
                 for writer, (_, _, last) in zip(writers, commands):
                     write_to_reader(writer, last)
                 while writers:
@@ -1423,9 +1447,10 @@ class Host:
 
     def _start_captured(self, path: str, words: Sequence[str], stdin: int, *, pass_fds: Sequence[int] = (),
                         env: Mapping[str, str] | None = None, hint: str = "") -> subprocess.Popen[bytes]:
-        """Start a program in its own session, with its outputs in pipes.  Raises Failure.
+        """Start a program in its own session, with pipes for standard output and standard error.
 
-        `stdin` is a descriptor or one of subprocess's constants; `env` is child_env() by default.
+        `stdin` is a descriptor or one of subprocess's constants.  `env` is child_env() by default.  Raises
+        Failure if the program can't be executed.
         """
         import subprocess
         environment = self.child_env() if env is None else dict(env)
@@ -1443,9 +1468,9 @@ class Host:
 
     @staticmethod
     def _left(path: str, child: subprocess.Popen[bytes], timeout: float) -> Ran:
-        """Wait until a program ends and return its result.  Raises TimedOut.
+        """Wait until a program ends and return its result.  Raises TimedOut after `timeout` seconds.
 
-        A KeyboardInterrupt is raised only after the program has ended.
+        A KeyboardInterrupt that comes meanwhile is raised when the program has ended.
         """
         import subprocess
         interrupt = None
@@ -1465,8 +1490,8 @@ class Host:
     def call(self, argv: Sequence[str], *, quiet: bool = False, timeout: float | None = None) -> int:
         """Run a program on the terminal of this process, or without output if `quiet`, and return its status.
 
-        It may take `timeout` seconds, or longer while it waits for the reader of its output, such as a pager.
-        Raises Missing, TimedOut, and Failure if it can't be executed.
+        The program may take `timeout` seconds, or longer while it waits for a pager that reads its output.
+        Raises Missing, TimedOut, and Failure if the program can't be executed.
         """
         import subprocess
         output = subprocess.DEVNULL if quiet else None
@@ -1487,10 +1512,10 @@ class Host:
     def relay(self, argv: Sequence[str], wait: Callable[[bytes], float | None]) -> int | None:
         """Run a program on this terminal, copy its output as it comes, and return its status.
 
-        `wait` is called with each piece of the output, at first with an empty one.  It returns how many
-        seconds the next piece may take, or None for no limit.  If the piece does not come, the program is
-        ended and the result is None.  Raises Missing, Failure if the program can't be executed, OSError if
-        the output can't be written.
+        `wait` is called before the first piece of output, with b"", and then with each piece.  It returns how
+        many seconds the next piece may take, or None for no limit.  If no piece comes in this time, end the
+        program and return None.  Raises Missing, Failure if the program can't be executed, and OSError if the
+        output can't be written.
         """
         import select
         reader, writer = os.pipe()
@@ -1520,10 +1545,10 @@ class Host:
                 child.wait()
 
     def _check_answers(self, words: Sequence[str]) -> None:
-        """Raise TimeoutError if a path that a program will use is on a file system that does not answer,
-        because the program would wait for ever.
+        """Raise TimeoutError if a file system that a program needs does not answer.
 
-        These are the paths in its arguments and its environment, and the directory of the control socket.
+        Otherwise the program would wait for ever.  The paths in its arguments `words` are checked,
+        ipsec.conf, the run directory, and the directory of the control socket.
         """
         if not MOUNTS.that_may_hang():
             return
@@ -1536,10 +1561,11 @@ class Host:
 
     def spawn(self, argv: Sequence[str], output: int | None, *,
               detached: bool = True) -> subprocess.Popen[bytes]:
-        """Start a program and return it while it runs.  Both its outputs go to the descriptor `output`.
+        """Start a program and return its process, without waiting for its end.
 
-        If `detached`, the program runs in its own session.  Raises Missing, and Failure if it can't be
-        executed.
+        Its standard output and standard error go to the descriptor `output`, or to those of this process if
+        `output` is None.  If `detached`, the program runs in its own session, without standard input.  Raises
+        Missing, and Failure if the program can't be executed.
         """
         import subprocess
         self.flush()
@@ -1553,7 +1579,7 @@ class Host:
             raise Failure(f"{path}: {error.strerror}", NOT_EXECUTABLE) from None
 
     def signal(self, pid: int, *names: str) -> None:
-        """Send signals to a process.  A process that has ended is no error.  Raises OSError."""
+        """Send signals to a process.  It is no error if the process has ended.  Raises OSError."""
         import signal
         for name in names:
             try:
@@ -1562,7 +1588,7 @@ class Host:
                 return
 
     def is_alive(self, pid: int) -> bool:
-        """Return whether a process with this id exists, also if it belongs to another user (kill(2))."""
+        """Return whether a process with this id exists, even if it belongs to another user (kill(2))."""
         try:
             os.kill(pid, 0)
         except PermissionError:
@@ -1573,11 +1599,11 @@ class Host:
 
     def stream(self, argv: Sequence[str], *, timeout: float | None = None,
                hint: str = "") -> Generator[bytes, None, None]:
-        """Start a program and return a generator of the chunks of its output.
+        """Start a program; return a generator that yields its standard output and standard error in chunks.
 
-        The output is standard output and standard error.  The generator waits `timeout` seconds in total.
-        Raises Missing, TimedOut, and Failure if the program can't be executed or its status is not 0.
-        subprocess is not used: its import takes longer than most programs of a report.
+        The generator waits at most `timeout` seconds in total.  Raises Missing, and Failure if the program
+        can't be executed.  The generator raises TimedOut, and Failure if the program's status is not 0.  The
+        module subprocess is not used, because its import takes longer than most programs of a report run.
         """
         path = self._program(argv, hint)
         reader, writer = os.pipe()
@@ -1602,9 +1628,9 @@ class Host:
 
     def _output(self, path: str, child: int, reader: int,
                 timeout: float | None) -> Generator[bytes, None, None]:
-        """Yield an empty chunk, and then the chunks that a program writes into a pipe until it ends.
+        """Yield an empty chunk, and then the chunks that the program `child` writes to a pipe until it ends.
 
-        Raises TimedOut, and Failure if the status of the program is not 0.
+        Raises TimedOut after `timeout` seconds, and Failure if the exit status of the program is not 0.
         """
         import select
         status = None
@@ -1635,7 +1661,7 @@ class Host:
             raise Failure(f"{os.path.basename(path)} ended with status {shell_status(status)}")
 
     def _end(self, pid: int) -> None:
-        """Kill a program that this process started, and its children (its whole session)."""
+        """Kill a program that this process started, and the children in its process group."""
         import signal
         try:
             os.killpg(pid, signal.SIGKILL)
@@ -1643,11 +1669,11 @@ class Host:
             return  # it has ended meanwhile
 
     def _start(self, spawn: Callable[[], Any]) -> Any:
-        """Call `spawn`, which starts a program; add the process to `children` and return the result of
-        `spawn`, a process or its id.
+        """Call `spawn`, which starts a program, and return its result: the process, or the process id.
 
-        Until the process is in `children`, end_all() waits, and signals that end_on_signals() handles are
-        deferred.  Raises OSError, and KeyboardInterrupt for a deferred signal.
+        The process id is added to `children`.  Until then, end_all() waits, and the signals that
+        end_on_signals() handles are deferred.  Raises OSError if the program can't be started, and
+        KeyboardInterrupt for a deferred signal.
         """
         in_main_thread = _thread.get_ident() == self._thread
         with self._starting:
@@ -1666,19 +1692,22 @@ class Host:
                 self._deferring = False
                 if in_main_thread and self._deferred:
                     if pid:
-                        self._end(pid)  # the caller won't get the process, so it can't end it
+                        self._end(pid)  # the caller does not get the process, so it can't end it
                     raise KeyboardInterrupt(self._deferred)
         return child
 
     def interrupt(self, name: str) -> None:
-        """Raise KeyboardInterrupt with the name of a signal; if a program is being started, after that."""
+        """Raise KeyboardInterrupt with the name of a signal.
+
+        If a program is being started, _start() raises it later.
+        """
         if not self._deferring:
             raise KeyboardInterrupt(name)
         self._deferred = name
 
     def end_all(self) -> None:
-        """Kill the programs of abandoned threads that still run.  These threads can't start others now."""
-        waited = self._starting.acquire(timeout=1)  # a start never ends if the program's disk does not answer
+        """Kill all programs that this process has started.  Abandoned threads can't start others now."""
+        waited = self._starting.acquire(timeout=1)  # the start hangs if the program's disk does not answer
         self._ending = True
         for pid in list(self.children):
             self._end(pid)
@@ -1708,8 +1737,8 @@ class Host:
     def memory_file(self, data: bytes) -> int:
         """Return a descriptor of an in-memory file (memfd_create(2)) that holds the data.
 
-        A program can open it as /proc/self/fd/N any number of times; the data never reaches a disk.  Raises
-        Missing.
+        A program can open it as /proc/self/fd/N any number of times.  The data never reaches a disk.  Raises
+        Missing if /proc is not mounted, or if the system has no memfd_create(2).
         """
         if not os.path.isdir("/proc/self/fd"):
             raise Missing("/proc is not mounted, so secrets can't be passed to a program safely",
@@ -1727,7 +1756,7 @@ class Host:
     def netlink(self, family: int, timeout: float = 10.0) -> _socket.socket:
         """Return a bound netlink socket of a family of netlink(7), such as NETLINK_XFRM.
 
-        Raises OSError if the kernel lacks the family, or if the caller may not use it.
+        Raises OSError if the kernel lacks the family, or if the caller is not permitted to use it.
         """
         import _socket as socket
         link = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
@@ -1759,7 +1788,10 @@ class Host:
             return False
 
     def bind_udp(self, family: int, port: int) -> None:
-        """Bind a UDP port on all addresses and release it.  Raises OSError: EADDRINUSE if a socket has it."""
+        """Bind a UDP port on all addresses and release the port.
+
+        Raises OSError if the port can't be bound, with EADDRINUSE if another socket uses it.
+        """
         import _socket as socket
         link = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         try:
@@ -1787,7 +1819,7 @@ class Host:
     # --- standard input and output --------------------------------------------------------------------------
 
     def stdin(self, limit: int | None = None) -> Iterator[bytes]:
-        """Yield standard input in chunks.  Raises OSError, also if it has more than `limit` bytes."""
+        """Yield standard input in chunks.  Raises OSError, for example if it has more than `limit` bytes."""
         done = 0
         while data := os.read(0, READ_CHUNK):
             done += len(data)
@@ -1796,9 +1828,9 @@ class Host:
             yield data
 
     def ask(self, prompt: str, *, secret: bool, hint: str) -> str:
-        """Print the prompt on the terminal and return the line that the user types, without echo if `secret`.
+        """Print a prompt on the terminal and return the line that the user types, not echoed if `secret`.
 
-        Raises Failure if there is no terminal or no line comes, and Missing if Python lacks termios.
+        Raises Failure if there is no terminal or the input ends, and Missing if Python lacks termios.
         """
         termios: Any = need("termios", "asking for a password") if secret else None
         subject = prompt.rstrip(": ")
@@ -1855,7 +1887,7 @@ class Host:
 
     @property
     def columns(self) -> int:
-        """How many characters a line of standard output may have: $COLUMNS, the terminal's width, or 80."""
+        """The number of characters for a line of standard output: $COLUMNS, the terminal's width, or 80."""
         given = self.env.get("COLUMNS", "")
         if given.isascii() and given.isdigit() and int(given):
             return int(given)
@@ -1870,9 +1902,9 @@ class Host:
         return size.columns or 80, size.lines or 24
 
     def key(self, seconds: float) -> str:
-        """Wait so many seconds for a key and return it, or return an empty string.
+        """Return the key that the user presses within `seconds`, or an empty string after this time.
 
-        Without a terminal, only wait.
+        If standard input is no terminal, wait and return an empty string.
         """
         import select
         if not is_terminal(sys.stdin):
@@ -1882,7 +1914,7 @@ class Host:
         return decode(os.read(0, 1)) if ready else ""
 
     def keyboard(self) -> Callable[[], None]:
-        """Make the terminal, if there is one, deliver each key at once and without echo.
+        """Set the terminal to deliver each key at once and without echo.  Do nothing without a terminal.
 
         Return a function that restores the settings.
         """
@@ -1897,18 +1929,19 @@ class Host:
     # --- what is installed ----------------------------------------------------------------------------------
 
     def libreswan_version(self) -> str | None:
-        """Return the version of the installed libreswan, such as `4.10`; None if it is not installed.
+        """Return the version of the installed libreswan, such as `4.10`, or None if it is not installed.
 
-        Its programs print it (`whack --version` prints `Libreswan 4.10` from 3.25 to 5.4).  With --root,
-        which runs no program, and if no program prints it, it is read from the `ipsec` script, from the code
-        of the programs or, with --root, from the package manager's list.  The first answer is kept.
+        libreswan's programs print the version: `whack --version` prints `Libreswan 4.10`, and so in all
+        releases from 3.25 to 5.4.  If none prints it, or with --root, which runs no program, the version is
+        read from the `ipsec` script, else from the code of the programs.  With --root, it is read from the
+        package manager's list if neither has it.  The result is kept for later calls.
         """
         if self.version == "":
             self.version = self._version()
         return self.version
 
     def _version(self) -> str | None:
-        """Return what libreswan_version() returns, without keeping it."""
+        """Find the version that libreswan_version() returns and keeps."""
         version = self._printed_version() if self.live else None
         version = version or self._version_of_script() or self._compiled_version()
         if version or self.live:
@@ -1917,7 +1950,7 @@ class Host:
         return self._packaged_version()
 
     def _printed_version(self) -> str | None:
-        """Return the version that one of libreswan's programs prints; None if none does."""
+        """Return the version that one of libreswan's programs prints, or None if no program prints it."""
         for name in ("whack", "addconn", "pluto"):
             program = os.path.join(self.execdir, name)
             if not self.executable(program):
@@ -1931,7 +1964,7 @@ class Host:
         return None
 
     def _version_of_script(self) -> str | None:
-        """Return the version in libreswan's `ipsec` script; None if it is missing or replaced by this one."""
+        """Return the version in libreswan's `ipsec` script, or None if the script is missing or has none."""
         try:
             for line in self.lines(os.path.join(self.sbindir, "ipsec")):
                 name, _, value = line.removeprefix("export ").partition("=")
@@ -1970,13 +2003,15 @@ class Host:
         return None
 
     def kernel_release(self) -> str:
-        """The release of the running kernel, as `uname -r`."""
+        """Return the release of the running kernel, as `uname -r` prints it."""
         return os.uname().release
 
 
 def split_lines(chunks: Iterable[bytes], name: str | None = None) -> Iterator[str]:
-    """Yield the lines, without their ends, of data that comes in chunks.  Raises OSError for a line longer
-    than TEXT_LINE, with `name` as the file."""
+    """Yield the lines of data that comes in chunks, without line ends.
+
+    Raises OSError, with `name` as the file, if a line is longer than TEXT_LINE.
+    """
     rest: list[bytes] = []  # the pieces of a line whose end has not come yet
     size = 0
     for chunk in chunks:
@@ -1994,12 +2029,16 @@ def split_lines(chunks: Iterable[bytes], name: str | None = None) -> Iterator[st
         yield decode(b"".join(rest))
 
 
-# What programs print in the C locale if they lack a right: the texts of EPERM, EACCES and journalctl(1)
+# What programs print in the C locale if they lack a permission: texts for EPERM and EACCES, and
+# journalctl(1)'s
 REFUSALS = ("Operation not permitted", "Permission denied", "insufficient permissions")
 
 
 def denied_if_refused(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the output of a program.  Raises Denied if it fails and the end of its output has a REFUSAL."""
+    """Yield the output chunks of a program, as Host.stream() does.
+
+    Raises Denied if the program fails and the end of its output has one of the REFUSALS.
+    """
     end = b""
     try:
         for data in chunks:
@@ -2017,7 +2056,7 @@ MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 
 
 def stamp(line: str) -> float | None:
-    """Return the time at the start of a log line, in seconds since the epoch; None if there is none.
+    """Return the time at the start of a log line, in seconds since the epoch, or None without a time.
 
     The forms are `Nov 23 06:12:08` (RFC 3164, and the file of logfile=) and `2026-11-23T06:12:08`.
     """
@@ -2028,7 +2067,7 @@ def stamp(line: str) -> float | None:
             month, day = MONTHS.index(line[:3]) + 1, int(line[4:6])
             year = now.tm_year  # the line has no year
             if (month, day) > (now.tm_mon, now.tm_mday):
-                year -= 1  # this year, the date is in the future
+                year -= 1  # in this year, the date would be in the future
         else:
             year, month, day = (int(part) for part in line[:10].split("-"))
             clock = [int(part) for part in line[11:19].split(":")]
@@ -2039,7 +2078,7 @@ def stamp(line: str) -> float | None:
 
 
 def has_wildcard(pattern: str) -> bool:
-    """Return whether a pattern of glob(3) has a wildcard."""
+    """Return whether a pattern of glob(3) has one of the wildcards `*`, `?` and `[`."""
     return any(character in pattern for character in "*?[")
 
 
@@ -2056,7 +2095,7 @@ def matches_wildcard(name: str, pattern: str) -> bool:
 
 
 def is_program(path: str) -> bool:
-    """Return whether the path leads to a regular file that this process may execute."""
+    """Return whether the path leads to a regular file that this process is permitted to execute."""
     return os.path.isfile(path) and os.access(path, os.X_OK)
 
 
@@ -2068,14 +2107,14 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def milliseconds(seconds: float | None) -> float | None:
-    """Return a time limit as poll(2) gets it; None is no limit, a negative number counts as 0."""
+    """Convert a time limit for poll(2).  None means no limit; a negative number becomes 0."""
     return None if seconds is None else max(0.0, seconds) * 1000
 
 
 def filled_pipe(data: bytes) -> tuple[int, int]:
     """Return the two ends (reader, writer) of a pipe that holds the data and has room for 4096 bytes more.
 
-    Raises OSError, with EPERM if a pipe can't hold so much (pipe(7), /proc/sys/fs/pipe-max-size).
+    Raises OSError, with EPERM if the data is too large for a pipe (pipe(7), /proc/sys/fs/pipe-max-size).
     """
     import fcntl
     reader, writer = os.pipe()
@@ -2091,7 +2130,7 @@ def filled_pipe(data: bytes) -> tuple[int, int]:
 
 
 def write_to_reader(fd: int, data: bytes) -> None:
-    """Write to a pipe.  It is no error if the reader has ended, because its exit status shows why."""
+    """Write data to a program's pipe.  It is no error if the program has ended: its exit status is read."""
     try:
         write_all(fd, data)
     except BrokenPipeError:
@@ -2099,7 +2138,7 @@ def write_to_reader(fd: int, data: bytes) -> None:
 
 
 def takes_output(fd: int) -> bool:
-    """Return whether a write to the descriptor would not block; False for a full pipe to a pager."""
+    """Return False if a write to the descriptor would block, as for a full pipe to a pager."""
     import select
     try:
         return bool(select.select([], [fd], [], 0)[1])
@@ -2108,7 +2147,7 @@ def takes_output(fd: int) -> bool:
 
 
 def install_command(host: Host, package: str) -> str:
-    """Return the command that installs a package, with the package manager of the host, or apt-get."""
+    """Return the command that installs a package with the host's package manager, or with apt-get."""
     for name, action in PACKAGE_MANAGERS.items():
         if any(host.executable(f"{directory}/{name}") for directory in SYSTEM_PATH):
             return f"{name} {action} {package}"
@@ -2116,14 +2155,14 @@ def install_command(host: Host, package: str) -> str:
 
 
 def libreswan_hint(host: Host, hint: str) -> str:
-    """Return the hint, or if libreswan is not installed, a hint how to install it."""
+    """Return `hint`.  If libreswan is not installed, return how to install it instead."""
     if host.exists(os.path.join(host.execdir, "pluto")):
         return hint
     return f"libreswan is not installed ({install_command(host, 'libreswan')})"
 
 
 def start_hint(host: Host) -> str:
-    """Return the hint for a message that pluto is not running: how to start it, or to install libreswan."""
+    """Return the hint for users whose pluto does not run: how to start it, or how to install libreswan."""
     return libreswan_hint(host, "start it with: ipsec start")
 
 
@@ -2149,12 +2188,12 @@ RELEASES = (*(f"3.{n}" for n in range(25, 33)), *(f"4.{n}" for n in range(16)),
 
 
 def version_key(version: str) -> tuple[int, ...]:
-    """Return a version number as a tuple of integers, for comparisons."""
+    """Return a version number as a tuple of integers, for comparisons: (4, 10) for `4.10`."""
     return tuple(int(part) for part in version.split("."))
 
 
 def covers(releases: str, version: tuple[int, ...]) -> bool:
-    """Return whether `version` is one of a table's `releases`: `*`, `5.4`, or `3.25-3.32,4.2-5.4`."""
+    """Return whether `version` is one of the `releases`, such as `5.4` or `3.25-3.32,4.2-5.4`; `*` is all."""
     if releases == "*":
         return True
     ranges = (part.partition("-") for part in releases.split(","))
@@ -2162,9 +2201,9 @@ def covers(releases: str, version: tuple[int, ...]) -> bool:
 
 
 def leading_version(text: str) -> tuple[int, ...]:
-    """Return the numbers that a version begins with, (5, 2) for `5.2-17-gabc`.
+    """Return the numbers at the start of a version: (5, 2) for `5.2-17-gabc`.
 
-    Without numbers, return those of the newest release.
+    If it starts with no number, return the numbers of the newest release.
     """
     numbers = []
     for part in text.split("."):
