@@ -26442,8 +26442,8 @@ def die_of(name: str) -> NoReturn:
 def run(words: Sequence[str]) -> int:
     """Run `ipsec` with the words of its command line, and return the exit status.
 
-    Every exception becomes a status and a line on standard error.  A closed pipe or Ctrl-C ends the process by
-    a signal.
+    Every exception becomes a status and a line on standard error.  A closed pipe or Ctrl-C ends the process
+    by a signal.
     """
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
