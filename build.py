@@ -271,8 +271,8 @@ def fetch(locks: Sequence[str], what: str) -> None:
     pins = [f"--requirement={VENDOR / lock}" for lock in locks]
     error = run_pip("download", *PIP_OPTIONS, "--retries", "2", *pins, "-d", WHEELS)
     if error:
-        raise stop(f"can't fetch {what}: {error} (the network is needed once; or copy vendor/wheels from a "
-                   "checkout that was built)")
+        raise stop(f"can't fetch {what}: {error} (build.py needs the network once; without it, "
+                   "copy vendor/wheels from a checkout that was built)")
 
 
 def install(lock: str) -> None:
@@ -340,7 +340,7 @@ def find_pip() -> tuple[str, str]:
             if result.returncode == 0:
                 return python, result.stdout.strip()
         if attempt == 0 and os.geteuid() == 0 and shutil.which("apt-get"):
-            reason = "to fetch the packages of vendor/*.txt; no Python here has venv or pip"
+            reason = "to fetch the packages of vendor/*.txt; no Python on this host has venv or pip"
             apt_install("python3-venv", reason)
 
     command = "python3 -m ensurepip"
@@ -349,7 +349,7 @@ def find_pip() -> tuple[str, str]:
             command = words
             break
     sudo = "" if os.geteuid() == 0 else "sudo "
-    raise stop(f"no Python 3.9 or later here has venv or pip; type: {sudo}{command}")
+    raise stop(f"no Python 3.9 or later on this host has venv or pip; type: {sudo}{command}")
 
 
 def apt_install(package: str, reason: str) -> None:
@@ -415,7 +415,8 @@ def chosen_interpreters(versions: str) -> dict[str, Path]:
         return present
     for version in versions.split(","):
         if version not in present:
-            raise stop(f"--for {version}: this CPython is not here (found: {', '.join(present) or 'none'})")
+            raise stop(f"--for {version}: this host does not have this CPython "
+                       f"(found: {', '.join(present) or 'none'})")
     return {version: path for version, path in present.items() if version in versions.split(",")}
 
 
@@ -644,7 +645,7 @@ def needs(text: bytes) -> dict[str, int]:
     for number, code in enumerate(codes):
         binders.update(dict.fromkeys(bound_names(code), number))
     for name in set(used_names(compiled(text, front))).intersection(binders):
-        raise stop(f"sections {FRONT} of ipsec.py use {name}, which is loaded later")
+        raise stop(f"sections {FRONT} of ipsec.py use {name}, but its section is loaded later")
 
     needed: list[int] = []
     index: dict[str, int] = {}
@@ -652,7 +653,7 @@ def needs(text: bytes) -> dict[str, int]:
         bits = 1 << number
         for name in set(used_names(code)).intersection(binders):
             if binders[name] > number:
-                raise stop(f"ipsec.py uses {name} in a section before that of {name}")
+                raise stop(f"ipsec.py uses {name} in a section before the one that defines it")
             if binders[name] < number:
                 bits |= needed[binders[name]]
         needed.append(bits)
@@ -725,7 +726,7 @@ def compressed(data: bytes, dictionary: bytes = b"") -> bytes:
 def say_interpreters(taken: Collection[str]) -> None:
     """Print for which interpreters the archive has bytecode, and for which it does not."""
     missing = ", ".join(version for version in TARGETS if version not in taken)
-    slower = f"; slower on {missing}: install them here to include them" if missing else ""
+    slower = f"; slower on {missing}: install these on this host to include them" if missing else ""
     say(f"starts fast on Python {', '.join(taken)}{slower}")
 
 
@@ -937,10 +938,10 @@ def release(arguments: Sequence[str]) -> None:
         raise stop("release: this is not a git checkout")
     changes = [line.split(None, 1)[1] for line in git("status", "--porcelain").splitlines()]
     if changes:
-        raise stop(f"release: the checkout has changes: {', '.join(changes)}")
+        raise stop(f"release: the checkout has uncommitted changes: {', '.join(changes)}")
     tags = git("tag", "--points-at", "HEAD").split()
     if tags and f"v{version}" not in tags:
-        raise stop(f"release: the commit has the tag {tags[0]}, but ipsec.py has the version {version}")
+        raise stop(f"release: the commit has the tag {tags[0]}, but the version in ipsec.py is {version}")
     if not re.search(rf"^## {re.escape(version)}\b", (TOP / "CHANGELOG.md").read_text(), re.M):
         raise stop("release: CHANGELOG.md has no heading for this version: "
                    f"write ## {version} above its changes")
@@ -1035,7 +1036,7 @@ def check_manual() -> None:
             if lint.stderr:
                 raise stop(lint.stderr)
     else:
-        raise stop("check: the manual pages need mandoc or groff: install one of them")
+        raise stop("check: the check of the manual pages needs mandoc or groff; install one of them")
 
 
 def bench(arguments: Sequence[str]) -> None:

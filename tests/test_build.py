@@ -491,8 +491,8 @@ def test_both_ends_use_the_same_window() -> None:
 def test_a_name_that_is_loaded_later_stops_the_build() -> None:
     text = build.SOURCE.read_text()
     later = text.replace("# 6. Whack\n", "# 6. Whack\n\nLATER = 1\n")
-    for banner, message in (("# 2. Host\n", "use LATER, which is loaded later"),
-                            ("# 4. Configuration\n", "uses LATER in a section before that of LATER")):
+    for banner, message in (("# 2. Host\n", "use LATER, but its section is loaded later"),
+                            ("# 4. Configuration\n", "uses LATER in a section before the one that defines it")):
         with pytest.raises(SystemExit, match=message):
             build.needs(later.replace(banner, f"{banner}\n\nEARLY = LATER\n").encode())
 
@@ -545,13 +545,13 @@ def test_a_release(checkout: Path, repository: Callable[..., str]) -> None:
 
     changes = checkout / "CHANGELOG.md"
     changes.write_text(changes.read_text().replace(f"## {VERSION}", "## Earlier").replace("## Unreleased", "## 9.9"))
-    assert refusal() == "build.py: release: the checkout has changes: CHANGELOG.md\n"
+    assert refusal() == "build.py: release: the checkout has uncommitted changes: CHANGELOG.md\n"
     repository("commit", "-q", "-a", "-m", "another version")
     assert f"CHANGELOG.md has no heading for this version: write ## {VERSION}" in refusal()
     changes.write_text(changes.read_text().replace("## 9.9", f"## {VERSION}"))
     repository("commit", "-q", "-a", "-m", "this version")
     repository("tag", "v9.9")
-    assert f"the commit has the tag v9.9, but ipsec.py has the version {VERSION}" in refusal()
+    assert f"the commit has the tag v9.9, but the version in ipsec.py is {VERSION}" in refusal()
     repository("tag", f"v{VERSION}")
     released = []
     for _ in range(2):
@@ -630,7 +630,7 @@ def test_without_venv_and_pip_one_line_says_what_to_type(bare: Path, monkeypatch
     monkeypatch.setattr(os, "geteuid", lambda: user)
     with pytest.raises(SystemExit) as ending:
         build.find_pip()
-    assert str(ending.value) == f"build.py: no Python 3.9 or later here has venv or pip; type: {words}"
+    assert str(ending.value) == f"build.py: no Python 3.9 or later on this host has venv or pip; type: {words}"
 
 
 def test_root_is_told_before_a_package_is_installed(bare: Path, monkeypatch: pytest.MonkeyPatch,
