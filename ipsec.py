@@ -14836,8 +14836,9 @@ Table = tuple[str, "dict[str, Chain]"]  # the family (ip, ip6, or inet for both)
 UNKNOWN_CONDITION: Condition = ("?", "", False)
 EVERYTHING = ("0.0.0.0/0", "::/0")
 
-# These tables map the words that begin a condition to the field of the packet that the condition tests.
-# `ipsec-out` says whether an IPsec policy will encrypt the packet, `ipsec-in` whether it was decrypted.
+# These tables map the words that begin a condition to the field of the packet that the condition tests.  The
+# field `ipsec-out` says whether IPsec will encrypt the packet.  The field `ipsec-in` says whether IPsec has
+# decrypted the packet.
 IPTABLES_FIELDS = {
     "-s": "src", "-d": "dst", "-i": "in", "-o": "out", "-p": "proto",
     "--dport": "dport", "--dports": "dport", "--sport": "sport", "--sports": "sport",
@@ -14860,15 +14861,15 @@ NFT_IMPLIED = {
     "icmpv6": ("proto", "icmpv6", False), "esp": ("proto", "esp", False), "ah": ("proto", "ah", False),
     "ip": ("family", "ipv4", False), "ip6": ("family", "ipv6", False),
 }
-# Statements that have no effect on the packet.  Each key is the first word of a statement; its value has the
-# words of the statement that are followed by a value.
+# These statements have no effect on the packet.  A key is the first word of a statement.  The value of the
+# key has the words of the statement that are followed by a value, such as `prefix`.
 NFT_SILENT = {
     "log": ("prefix", "level", "flags", "group", "snaplen", "queue-threshold"),
     "counter": ("packets", "bytes", "name"),
     "comment": (),
 }
-# The words of a reverse path filter.  The filter tests whether the route to the packet's source leaves
-# through the interface on which the packet arrived.
+# These words begin a reverse path filter of nft.  The filter tests whether the route to the packet's source
+# leaves through the interface on which the packet arrived.
 REVERSE_PATHS = ("fib saddr . mark . iif oif".split(), "fib saddr . iif oif".split())
 # The effect of each target on a packet.  `?` means that the effect is unknown.  An empty value means that the
 # target has no effect.
@@ -14878,7 +14879,7 @@ RULE_TARGETS = {
     "netmap": "?", "queue": "?", "nfqueue": "?", "?": "?",
 }
 IPTABLES_TABLES = ("filter", "nat", "mangle", "raw", "security")
-# The families of the tables that apply to a packet, by the IP family of the packet
+# These families of tables apply to a packet of each IP family.
 TABLE_FAMILIES = {"ipv4": ("ip", "inet"), "ipv6": ("ip6", "inet")}
 
 
@@ -15326,7 +15327,7 @@ def verdict(table: Mapping[str, Chain], chain: Chain, packet: Mapping[str, str])
     Return an empty string if no rule decides, so that the packet returns to the calling chain.  Return `?` if
     the result depends on a condition that can't be evaluated.
     """
-    possible: set[str] = set()  # the results of the rules that match or don't match, which is unknown
+    possible: set[str] = set()  # the results of the rules for which it is unknown whether they match
     for conditions, target in chain.rules:
         fits = rule_fits(conditions, packet)
         if fits is False:
@@ -16819,7 +16820,8 @@ class Finding(Record):
 
     `check` and `text` are the name and the text of the check.  `level` is OK, WARN, FAIL or SKIP.  `word` is
     the word that the report prints in brackets.  `why` is the reason in one sentence, and `mend` is a command
-    that fixes the problem.  `cause` is a key of SKIP_CAUSES, which says why the check can't run, or empty.
+    that fixes the problem.  If the check can't run for a cause in SKIP_CAUSES, `cause` is the key of this
+    cause.  Otherwise `cause` is empty.
     """
 
     check: str
@@ -16883,7 +16885,7 @@ def once(method: Callable[[Any], Kind]) -> Callable[[Any], Kind]:
 
 
 class Patient:
-    """The system that verify checks, and the facts about it that several checks need."""
+    """The system that verify checks.  The methods collect the facts that several checks need."""
 
     def __init__(self, host: Host, timeout: float) -> None:
         self.host = host
@@ -16955,10 +16957,11 @@ class Patient:
 
     @property
     def conns(self) -> list[Conn]:
-        """The connections to check: the connections that pluto loads when pluto starts, and all loaded ones.
+        """The connections to check.
 
-        Connections without IPsec (type=passthrough, type=drop) are left out.  Raises the same errors as
-        read_configuration().
+        These are the connections that pluto loads when pluto starts, and all other connections that pluto has
+        loaded.  Connections without IPsec (type=passthrough, type=drop) are left out.  Raises the same errors
+        as read_configuration().
         """
         self.read_configuration()
         usable = [conn for conn in self.config.conns() if not conn.broken and not is_shunt(conn)]
@@ -17063,7 +17066,7 @@ class Patient:
 
     @property
     def sides(self) -> dict[str, str]:
-        """The side that is this host, `left` or `right`, by the name of the connection.
+        """A dict from the name of a connection to the side that is this host, `left` or `right`.
 
         A connection is left out if neither side is known to be this host.  The dict is empty under --root.
         Raises the same errors as `tunnels`.
@@ -17097,9 +17100,9 @@ class Patient:
 
     @once
     def sockets(self) -> list[tuple[Socket, bool]]:
-        """Return the UDP sockets on ports 500 and 4500 in pluto's network namespace.
+        """Return pairs of a UDP socket on port 500 or 4500, and whether the socket belongs to pluto.
 
-        The bool next to a socket is True if the socket belongs to pluto.  Raises Missing if /proc has no list
+        The sockets are those in pluto's network namespace.  Raises Missing if /proc has no list
         of sockets, and OSError if the list can't be read.
         """
         file = f"/proc/{self.pid or 'self'}/net/udp"
@@ -17180,9 +17183,9 @@ class Patient:
             return True
 
     def has_loaded(self, conn: Conn) -> bool:
-        """Return whether pluto has loaded the connection, and the file has not changed since pluto started.
+        """Return whether pluto has loaded the connection in its current form.
 
-        The file is the configuration file with the connection.  Also return False if pluto does not answer.
+        Return False if the connection's file has changed since pluto started, or if pluto does not answer.
         """
         return conn.name in self.loaded_names() and not self.has_changed(conn.file)
 
@@ -17202,7 +17205,7 @@ class Patient:
     def pluto_signs(self) -> list[str]:
         """Return the reasons to believe that pluto runs, one sentence each.
 
-        There are reasons that show even a pluto whose process is not visible to this process.
+        This method also finds a pluto whose process is not visible to this process.
         """
         return signs_of_pluto(self.host)
 
@@ -17285,7 +17288,7 @@ class Patient:
         return "".join(map(host.value, names)), f"\n{options}"
 
     def kernel_has(self, option: str, module: str) -> bool | None:
-        """Return whether the running kernel has CONFIG_`option` built in, or has or can load the module.
+        """Return whether the running kernel has CONFIG_`option` built in, or has loaded or can load `module`.
 
         Return None if this is unknown.
         """
@@ -17471,7 +17474,10 @@ def is_single(net: str) -> bool:
 
 
 def both_here(patient: Patient, conn: Conn) -> bool:
-    """Return whether both ends of a connection are addresses of this host, so that it can never come up."""
+    """Return whether both ends of a connection are addresses of this host.
+
+    A connection with two ends on this host never comes up.
+    """
     return all(conn.get(side) in patient.own_addresses() for side in ("left", "right"))
 
 
@@ -17715,7 +17721,7 @@ def known_keywords() -> set[str]:
 def named_place(config: Config, words: Sequence[str]) -> tuple[str, int] | None:
     """Return the file name and the line number in a complaint of addconn.
 
-    `words` are the words of the complaint.  Return None if they have no file name with a line number.
+    `words` are the words of the complaint.  Return None if the complaint has no file name with a line number.
     """
     for before, word in zip(words, words[1:]):
         if before in config.files and word.isdigit():
@@ -17724,7 +17730,7 @@ def named_place(config: Config, words: Sequence[str]) -> tuple[str, int] | None:
 
 
 def refused_by_addconn(config: Config, line: str) -> tuple[str, str]:
-    """Return the reason why addconn refuses the configuration, and a command that opens the wrong file.
+    """Return why addconn refuses the configuration, and a command that opens the file at the error.
 
     `line` is the last line that addconn prints.  The reason has only the file, the line number and a keyword,
     because the rest of `line` may be a secret that was written into the wrong file.
@@ -17798,7 +17804,10 @@ def named_complaints(config: Config, lines: Sequence[str]) -> list[tuple[Conn | 
 
 
 def is_about(conn: Conn, line: str) -> bool:
-    """Return whether a line of addconn, which names no connection, is an error in a setting of `conn`."""
+    """Return whether a line that addconn prints reports an error in a setting of `conn`.
+
+    The line names no connection, so the function compares the line with the settings.
+    """
     if "warning:" in line:
         return False
     words = line.replace("'", " ").replace('"', " ").split()
@@ -17985,7 +17994,10 @@ DEFAULT_ESP = "aes_gcm,aes-sha2_512,aes-sha2_256"
 
 
 def needs_part(conn: Conn, key: str, value: str) -> bool:
-    """Return whether a connection needs the module of the row of KERNEL_PARTS with this key and value."""
+    """Return whether a connection needs the kernel module in a row of KERNEL_PARTS.
+
+    `key` and `value` are the first two columns of the row.
+    """
     if key == "any":
         return value in conn.get("left") + conn.get("right")
     if value:
@@ -18155,7 +18167,7 @@ def check_forwarding(patient: Patient) -> Iterator[Trouble]:
 
 def forwarding_troubles(patient: Patient, tunnels: Sequence[Tunnel], family: str,
                         option: str) -> Iterator[Trouble]:
-    """Yield a Trouble for each interface that does not forward packets of an IP family, but must.
+    """Yield a Trouble for each interface that must forward packets of an IP family, but does not.
 
     `option` is the sysctl that turns forwarding on for all interfaces.
     """
@@ -18311,8 +18323,9 @@ def interface_mtus(host: Host) -> dict[str, int]:
 
 # Checks of the firewall: firewall, forward_rules, nat
 
-# Two ordinary packets, to replace a packet without protocol and ports.  If the verdict on one of the two is
-# unknown, too, the reason is a condition that can't be evaluated, and not the missing protocol or port.
+# The fields of two ordinary packets.  If the verdict on a packet without protocol and ports is unknown, a
+# check adds these fields and evaluates the rules again.  If the verdict is still unknown, a rule has a
+# condition that can't be evaluated.
 SAMPLES = ({"proto": "tcp 6", "sport": "49152", "dport": "49153"},
            {"proto": "udp 17", "sport": "49152", "dport": "49153"})
 
@@ -18354,8 +18367,8 @@ class Roles(Record):
 
     `answers` is True if a peer with an unknown address can send the first packet, `waits` if any peer can
     send the first packet, and `begins` if this host sends the first packet of a connection.  `levels` maps
-    the name of a kind of packets to the level of the finding if a firewall drops them.  The level is empty if
-    no connection needs the packets.
+    the name of a kind of packets to the level of the finding if a firewall drops these packets.  The level is
+    empty if no connection needs the packets.
     """
 
     answers: bool
@@ -18551,7 +18564,7 @@ def diverted_traffic(patient: Patient, traffic: Traffic, level: str, incoming: D
 
 
 def undecided_traffic(patient: Patient, traffic: Traffic, roles: Roles, path: PeerPath) -> str:
-    """Return words for the packets if it is unknown whether the firewall drops them.  The words name a chain.
+    """Return words that name the packets and a chain, if the verdict of the chain on the packets is unknown.
 
     Return an empty string if the verdicts are known in both directions, or if no connection needs the
     packets.
@@ -18655,7 +18668,7 @@ def tunnel_packets(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> 
 def has_other_addresses(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> bool:
     """Return whether NAT possibly changes the addresses of packets of the network behind this host.
 
-    If NAT changes them, the forward rules of the firewall see other addresses.
+    The forward rules of the firewall then see other addresses than the addresses of the connection.
     """
     _, back = tunnel_packets(patient, tunnel, ours, theirs)
     packet = {**back, "state": "new"}
@@ -18946,7 +18959,7 @@ def loaded_troubles(patient: Patient, conn: Conn, entries: Sequence[dict[str, An
     """Yield a Trouble for a loaded connection that has no end on this host or differs from the file.
 
     Also yield a Trouble for a connection with auto=ondemand that is not routed.  changes() explains the
-    parameters, and calls `entries` `loaded`.
+    parameters; `entries` is its parameter `loaded`.
     """
     what = f"conn {conn.name}"
     if not any(entry["oriented"] for entry in entries):
@@ -19050,7 +19063,7 @@ def orientation_trouble(patient: Patient, conn: Conn) -> Trouble:
 
 def changes(conn: Conn, here: str, loaded: Sequence[dict[str, Any]],
             names: Mapping[str, str]) -> Iterator[str]:
-    """Yield the keywords, as `left=`, whose values in pluto's status differ from the values in the file.
+    """Yield the keywords (`left=`) whose values in pluto's status differ from the values in the file.
 
     A keyword is skipped if its value is unknown in the file or in the status.  `here` is the side (left or
     right) that is this host; if `here` is empty, nothing is compared.  `loaded` are the entries of the
@@ -19089,7 +19102,7 @@ def loaded_subnets(entry: Mapping[str, Any], end: str) -> list[str | None]:
     return [local if end == "local" else remote for local, remote in pairs]
 
 
-# If a connection need not be up, these causes why it is down are no problem
+# If a connection that need not be up is down for one of these causes, there is no problem.
 ENDED_CAUSES = frozenset((*PENDING_CAUSES, "deleted", "peer-gone"))
 
 
@@ -19285,7 +19298,7 @@ def check_prelink(patient: Patient) -> Iterator[Trouble]:
     fix="Remove or replace the line that the finding names.")
 def check_obsolete(patient: Patient) -> Iterator[Trouble]:
     patient.read_configuration()
-    patient.config.conns()  # finds the problems of connections
+    patient.config.conns()  # this call adds the problems of connections to config.problems
     problems = patient.config.problems
     reported = ("include", "virtual-private")  # other checks report the problems of these keywords
     old = [problem for problem in problems
@@ -19415,7 +19428,7 @@ def password_troubles(patient: Patient, base: NssDatabase) -> Iterator[Trouble]:
             yield ("FAIL", "LOCKED", failure.message,
                    shell_words(["vi", password_file(patient.host)]))
             return
-        if failure.code:  # without a code, the database has no keys
+        if failure.code:  # certutil prints no error code if the database has no keys
             yield "SKIP", "UNKNOWN", f"certutil can't list the keys: {failure.message}", ""
             return
     yield from password_file_troubles(patient, base)
@@ -19425,7 +19438,7 @@ def password_file_troubles(patient: Patient, base: NssDatabase) -> Iterator[Trou
     """Yield a Trouble if the NSS database needs a password, but pluto can't find the password in nsspassword.
 
     Pluto uses the line that begins with the name of the token and ends with a newline (lswnss.c).  NSS's
-    tools and this program accept other lines, too, so the database may open for them and not for pluto.
+    tools and this program accept other lines, too, so they may open a database that pluto can't open.
     """
     if base.password is None:
         return
@@ -19833,7 +19846,7 @@ def has_psk(conn: Conn, here: str, groups: Mapping[str | None, Sequence[Sequence
 
 def fitting_psks(ours: str | None, theirs: str | None,
                  groups: Mapping[str | None, Sequence[Sequence[str | None]]]) -> list[bool | None]:
-    """Return one item for each PSK that may match the IDs of two ends: whether pluto uses the PSK.
+    """Return a list that says, for each PSK that may match the IDs of two ends, whether pluto uses the PSK.
 
     An item is None if it is unknown whether pluto uses the PSK.  `ours` and `theirs` are IDs in the form that
     comparable_id() returns.  `groups` is the same as in has_psk().
@@ -19855,7 +19868,7 @@ def fitting_psks(ours: str | None, theirs: str | None,
 
 
 def ways_of(conn: Conn, sides: Sequence[str] = ("left", "right")) -> set[str]:
-    """Return the authentication methods of a connection, in lower case, as `secret` or `rsasig`.
+    """Return the authentication methods of a connection, for example `secret` or `rsasig`, in lower case.
 
     The methods come from authby=, and from leftauth= and rightauth= for the sides in `sides`.
     """
@@ -19932,8 +19945,8 @@ def keyless_trouble(tunnel: Tunnel) -> Trouble:
 def has_private_key(keys: Sequence[HostKey], texts: Collection[str], keyword: str, value: str) -> bool:
     """Return whether one of the keys is the key that a keyword of a connection names.
 
-    `keyword` is for example `leftckaid`, and `value` is its value.  `texts` are the public keys of `keys` in
-    plain base64.
+    `keyword` is for example `leftckaid`, and `value` is the value of the keyword.  `texts` are the public
+    keys of `keys` in plain base64.
     """
     if keyword.endswith("ckaid"):
         start = value.lower().replace(":", "")
@@ -20146,8 +20159,8 @@ def is_denial(line: str) -> bool:
 def findings(host: Host, timeout: float, names: Collection[str] = ()) -> Iterator[Finding]:
     """Run the checks with these names, or all checks if `names` is empty, and yield their findings.
 
-    `timeout` is how many seconds to wait for pluto or a program.  Under --root, checks that need the running
-    system are left out.
+    `timeout` is the number of seconds to wait for pluto or another program.  Under --root, checks that need
+    the running system are left out.
     """
     patient = Patient(host, timeout)
     chosen = [CHECKS[name] for name in CHECKS if not names or name in names]
@@ -20165,9 +20178,10 @@ def findings(host: Host, timeout: float, names: Collection[str] = ()) -> Iterato
 
 
 def check_findings(patient: Patient, check: Check) -> Iterator[Finding]:
-    """Run one check, and yield a finding for each Trouble of the check.
+    """Run one check, and yield a finding for each Trouble that the check yields.
 
-    Yield one finding OK if the check has no Trouble, or SKIP if the check can't run.
+    If the check yields no Trouble, yield one finding with the level OK.  If the check can't run, yield a
+    finding with the level SKIP.
     """
     is_fine = True
     patient.uses_configuration = patient.uses_tunnels = False
@@ -20183,7 +20197,7 @@ def check_findings(patient: Patient, check: Check) -> Iterator[Finding]:
 
 
 def not_checked(host: Host, check: Check, error: OSError | Failure) -> Finding:
-    """Return the finding SKIP for a check that raised an error."""
+    """Return a finding with the level SKIP for a check that raised `error`."""
     cause, fix = "", ""
     if isinstance(error, NotChecked):
         cause, fix = error.cause, error.hint
@@ -20197,7 +20211,7 @@ def not_checked(host: Host, check: Check, error: OSError | Failure) -> Finding:
 
 
 def on_its_system(host: Host, fix: str) -> str:
-    """Return the command `fix` for the checked system: under --root, add a chroot to that system."""
+    """Return the command `fix`.  Under --root, put a chroot to the checked system before the command."""
     if not host.root or not fix:
         return fix
     if " && " in fix:
@@ -20206,10 +20220,11 @@ def on_its_system(host: Host, fix: str) -> str:
 
 
 def finding_lines(finding: Finding, *, colour: bool = False) -> Iterator[str]:
-    """Yield the line of libreswan's verify for a finding, and a line with the reason and the fix, if any.
+    """Yield one or two lines of the report for a finding.
 
-    Unlike libreswan's verify, the first line has the level before the word, unless the level is OK.  If
-    `colour` is true, escape sequences colour the word.
+    The first line has the form of libreswan's verify, but has the level before the word if the level is not
+    OK.  The second line has the reason and the command that fixes the problem, and is left out if there is no
+    reason.  If `colour` is true, escape sequences colour the word.
     """
     tint = {"OK": 92, "FAIL": 91}.get(finding.level, 93)
     word = f"\x1b[{tint}m{finding.word}\x1b[0m" if colour else finding.word
