@@ -13633,14 +13633,14 @@ def version_line(host: Host) -> str:
 
 # --- free text: what a report shows of it -------------------------------------------------------------------
 #
-# Administrators write secrets into every kind of text.  A report shows text that is known to be harmless, and
-# of the rest only its shape: the name of a setting, the number of arguments or of lines.  Afterwards, the
-# redaction of section 3 masks secrets in the text that is shown.  Used by barf, look and `ipsec redact`.
+# Administrators write secrets into every kind of text.  So a report shows only text that is known to be
+# harmless.  In place of other text it shows, for example, the name of a setting or the number of arguments.
+# Then the redaction of section 3 masks secrets in the shown text.  Used by barf, look and `ipsec redact`.
 # Facts: ipsec.conf(5), systemd.exec(5), rsyslog.conf(5), syslog-ng.conf(5), resolv.conf(5), os-release(5),
 # pluto(8).
 
 LEFT_OUT = "[redacted]"
-# Programs whose known arguments are shown; of all others only the number of arguments is shown
+# Reports show the known arguments of these programs, and only the number of arguments of other programs
 IPSEC_PROGRAMS = frozenset((
     "pluto whack addconn ipsec ipsec.pyz ipsec.py _plutorun _stackmanager _updown _updown.xfrm "
     "_updown.netkey readwriteconf charon charon-systemd starter xl2tpd").split())
@@ -13650,7 +13650,7 @@ SHOWN_VALUES = frozenset((
     "coredir nhelpers interface listen uniqueids keep-alive keepalive perpeerlogdir name host to "
     "client ikeport virtual-private virtual_private root section init timeout output since up down "
     "add delete replace route unroute ondemand start").split())
-# Options of these programs whose values are not shown; whack's options are added
+# Options of these programs that are shown without their values; shown_arguments() adds whack's options
 PLUTO_OPTION_NAMES = frozenset((
     "nofork fork stderrlog logappend log-no-append log-no-time log-no-ip log-no-audit use-xfrm "
     "use-netkey use-nostack strictcrlpolicy crl-strict crlcheckinterval ocsp-enable ocsp-strict "
@@ -13676,13 +13676,14 @@ UNIT_DIRECTIVES = frozenset((
     "RuntimeDirectory StateDirectory SystemCallFilter RestrictAddressFamilies ProtectKernelModules "
     "ProtectKernelTunables StandardOutput StandardError WantedBy RequiredBy Alias Also "
     "EnvironmentFile StartLimitBurst StartLimitInterval StartLimitIntervalSec Slice OOMScoreAdjust").split())
-# Settings in /etc/default and /etc/sysconfig: those with a harmless value, those that hold pluto's options
+# Settings in /etc/default and /etc/sysconfig: first those with harmless values, then those with pluto's
+# options as values
 HARMLESS_VARIABLES = frozenset((
     "IPSEC_CONF IPSEC_CONFS IPSEC_CONFDDIR IPSEC_EXECDIR IPSEC_SBINDIR IPSEC_RUNDIR IPSEC_NSSDIR "
     "IPSEC_VERSION CTLSOCKET ENABLED START RESTART DEBUG").split())
 OPTION_VARIABLES = frozenset(
     "PLUTO_OPTIONS IPSEC_OPTIONS OPTIONS PLUTO_ARGS DAEMON_ARGS COMMAND_ARGS".split())
-# The names of os-release(5), and the files of one line that distributions have besides it
+# The names of settings in os-release(5), and the names of other release files, which have one line
 RELEASE_KEYS = frozenset((
     "NAME VERSION ID ID_LIKE VERSION_ID VERSION_CODENAME PRETTY_NAME BUILD_ID VARIANT VARIANT_ID CPE_NAME "
     "PLATFORM_ID DISTRIB_ID DISTRIB_RELEASE DISTRIB_CODENAME DISTRIB_DESCRIPTION UBUNTU_CODENAME "
@@ -13691,16 +13692,17 @@ RELEASE_FILES = frozenset((
     "alpine-release arch-release centos-release debian_version fedora-release gentoo-release mageia-release "
     "openEuler-release oracle-release redhat-release rocky-release almalinux-release slackware-version "
     "SuSE-release system-release").split())
-# The values in the configuration files of SELinux and of the crypto-policies
+# Harmless values in the configuration files of SELinux and of the crypto-policies
 POLICY_MODES = ("enforcing", "permissive", "disabled", "targeted", "mls", "minimum",
                 "DEFAULT", "FIPS", "FUTURE", "LEGACY")
-# Programs that run a script, without the digits at the end of their names
+# Names of programs that run a script; digits at the end of a name (python3.11) are left out
 SCRIPT_RUNNERS = ("python", "sh", "bash", "dash", "ash", "busybox", "env")
 
 UPPER, LOWER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz"
 CONF_HEADINGS = ("conn", "config", "ca", "include", "version")  # lines of ipsec.conf that are not settings
-SELECTOR_CHARACTERS = frozenset(LOWER + "0123456789*.,;=!")  # of rsyslog.conf(5): authpriv.*;*.=info
-# Options of resolv.conf(5): those that take no value, and those that take a number
+# Characters of a selector in rsyslog.conf(5), such as authpriv.*;*.=info
+SELECTOR_CHARACTERS = frozenset(LOWER + "0123456789*.,;=!")
+# Options of resolv.conf(5): first the options without a value, then the options that take a number
 RESOLVER_OPTIONS = frozenset("debug rotate no-check-names inet6 edns0 single-request single-request-reopen "
                              "no-tld-query use-vc no-reload trust-ad no-aaaa".split())
 RESOLVER_NUMBERS = ("ndots", "timeout", "attempts")
@@ -13712,25 +13714,25 @@ def indent_of(line: str) -> str:
 
 
 def shown_name(name: str, characters: str) -> str:
-    """Return the name of a setting; LEFT_OUT if it is long or has other characters, as a secret may."""
+    """Return `name`, or LEFT_OUT if `name` may be a secret: it is long, or not all in `characters`."""
     is_harmless = 0 < len(name) <= 40 and set(name) <= set(characters)
     return name if is_harmless else LEFT_OUT
 
 
 def is_ipsec_program(path: str) -> bool:
-    """Return whether the path names a program whose known arguments are shown."""
+    """Return whether the last part of the path is in IPSEC_PROGRAMS."""
     return os.path.basename(path) in IPSEC_PROGRAMS
 
 
 def is_interpreter(path: str) -> bool:
-    """Return whether the program runs a script that its first argument names."""
+    """Return whether the path names a program in SCRIPT_RUNNERS, such as /usr/bin/python3.11."""
     return os.path.basename(path).rstrip("0123456789.") in SCRIPT_RUNNERS
 
 
 def program_place(words: Sequence[str]) -> int:
-    """Return the index of the program of IPsec in a command line; -1 if it runs another program.
+    """Return the index of the IPsec program in a command line, or -1 if the command runs another program.
 
-    Interpreters and their options may come before it.
+    Interpreters and their options before the IPsec program are skipped.
     """
     place = 0
     while place < len(words) and not is_ipsec_program(words[place]):
@@ -13743,7 +13745,11 @@ def program_place(words: Sequence[str]) -> int:
 
 
 def shown_arguments(words: Sequence[str]) -> str:
-    """Return a command line: the known arguments of a program of IPsec, of any other program their number."""
+    """Return a command line without secrets.
+
+    For an IPsec program, its known arguments are shown.  For another program, only the number of arguments is
+    shown.
+    """
     if not words:
         return ""
     place = program_place(words)
@@ -13768,7 +13774,8 @@ def shown_arguments(words: Sequence[str]) -> str:
 
 
 def shown_option(word: str, *, is_known: bool, value_is_shown: bool) -> str:
-    """Return an option, `--name` or `--name=value`; unknown names and hidden values are redacted."""
+    """Return `word`, an option `--name` or `--name=value`, with LEFT_OUT for an unknown name or hidden value.
+    """
     name, equals, value = word.partition("=")
     if not is_known:
         name = f"-{LEFT_OUT}"
@@ -13778,9 +13785,10 @@ def shown_option(word: str, *, is_known: bool, value_is_shown: bool) -> str:
 
 
 def shown_file(lines: Iterable[str], show: Callable[[str], str]) -> Iterator[str]:
-    """Yield `show(line)` for each line of a file.
+    """Yield `show(line)` and a line end for each line of a file.
 
-    Empty lines stay, and `# [comment]` stands for a comment, so that line numbers are those of the file.
+    An empty line is yielded as it is, and a comment as `# [comment]`.  So the line numbers stay those of the
+    file.
     """
     for line in lines:
         bare = line.strip()
@@ -13797,7 +13805,7 @@ def shown_file(lines: Iterable[str], show: Callable[[str], str]) -> Iterator[str
 
 
 def shown_conf_line(line: str) -> str:
-    """Show of ipsec.conf: headings, includes, and settings with a known keyword."""
+    """For a line of ipsec.conf, show a heading, an include, or a setting with a known keyword."""
     indent = indent_of(line)
     words = line.split()
     if words[0] in CONF_HEADINGS and len(words) > 1:
@@ -13825,7 +13833,7 @@ def shown_conf_line(line: str) -> str:
 
 
 def shown_setting(line: str) -> str:
-    """Show of an assignment in /etc/default or /etc/sysconfig: the name, and a value known to be harmless."""
+    """For an assignment in /etc/default or /etc/sysconfig, show the name, and the value if it is harmless."""
     name, equals, value = line.strip().partition("=")
     name = name.removeprefix("export ").strip()
     if not equals or name.startswith("#"):
@@ -13841,7 +13849,10 @@ def shown_setting(line: str) -> str:
 
 
 def shown_unit_line(line: str) -> str:
-    """Show of a systemd unit: headings, known directives, names of variables, programs as above."""
+    """For a line of a systemd unit, show a heading, a known directive, the names of variables, or a command.
+
+    Commands are shown as by shown_arguments().
+    """
     bare = line.strip()
     if bare.startswith("[") and bare.endswith("]"):
         return bare if bare[1:-1] in ("Unit", "Service", "Install") else LEFT_OUT
@@ -13863,7 +13874,7 @@ def shown_unit_line(line: str) -> str:
 
 
 def shown_script_line(line: str) -> str:
-    """Show of a shell script: its interpreter, and programs of IPsec with their known arguments."""
+    """For a line of a shell script, show the interpreter, or an IPsec program with its known arguments."""
     if line.startswith("#!"):
         return line
     words = line.replace(";", " ").replace("&&", " ").split()
@@ -13874,7 +13885,8 @@ def shown_script_line(line: str) -> str:
 
 
 def shown_syslog_line(line: str) -> str:
-    """Show of rsyslog's or syslog-ng's configuration: selectors and their targets, modules, includes."""
+    """For a line of rsyslog's or syslog-ng's configuration, show a selector with its target, a module, or an
+    include.  For other lines, show the first word if it is harmless."""
     words = line.split()
     first = words[0]
     is_selector = "." in first and len(words) == 2 and set(first) <= SELECTOR_CHARACTERS
@@ -13887,7 +13899,7 @@ def shown_syslog_line(line: str) -> str:
 
 
 def shown_resolver_line(line: str) -> str:
-    """Show of resolv.conf: name servers, domains, known options."""
+    """For a line of resolv.conf, show name servers, domains and known options."""
     words = line.split()
     if words[0] in ("nameserver", "search", "domain", "sortlist"):
         return line.rstrip()
@@ -13903,7 +13915,7 @@ def shown_resolver_line(line: str) -> str:
 
 
 def shown_policy_line(line: str) -> str:
-    """Show of a policy group (ipsec_auto(8)): networks, protocols and ports."""
+    """For a line of a policy group (ipsec_auto(8)), show the network, the protocol and the ports."""
     words = line.partition("#")[0].split()
     network = words[0] if words else ""
     is_network = set(network) <= set("0123456789abcdefABCDEF.:/") and ("." in network or ":" in network)
@@ -13917,7 +13929,7 @@ def shown_policy_line(line: str) -> str:
 
 
 def shown_release_line(line: str) -> str:
-    """Show of os-release(5): lines with a known name."""
+    """For a line of os-release(5), show the line if its name is in RELEASE_KEYS, else only the name."""
     name, equals, _ = line.partition("=")
     if not equals:
         return LEFT_OUT
@@ -13927,7 +13939,7 @@ def shown_release_line(line: str) -> str:
 
 
 def shown_mode_line(line: str) -> str:
-    """Show of SELinux's configuration (`SELINUX=enforcing`) or a crypto-policy (`DEFAULT:SHA1`): the mode."""
+    """For a line `SELINUX=enforcing` of SELinux or `DEFAULT:SHA1` of a crypto-policy, show a known mode."""
     name, equals, value = line.strip().rpartition("=")
     modes = value.split(":")
     is_known = not equals or name in ("SELINUX", "SELINUXTYPE")
@@ -13937,16 +13949,16 @@ def shown_mode_line(line: str) -> str:
 
 # --- logs: the lines that a report shows --------------------------------------------------------------------
 #
-# Of a log that other programs write to, a report shows the lines of IPsec programs and the kernel's about
-# them.  Bytes that pluto dumps may be keys, so they are masked.  Used by barf, look and `ipsec redact`.
-# Facts: pluto(8), RFC 3164.
+# Many programs write to the system's log.  A report shows only the lines of IPsec programs, and lines of the
+# kernel and of systemd about IPsec.  Bytes that pluto dumps may be keys, so they are masked.  Used by barf,
+# look and `ipsec redact`.  Facts: pluto(8), RFC 3164.
 
-# Programs whose lines are shown from a log that other programs write to, too
+# Programs whose lines are shown from the system's log
 LOGGED_PROGRAMS = frozenset((
     "pluto ipsec ipsec__plutorun _plutorun ipsec_setup ipsec_starter ipsec-starter whack addconn _updown "
     "charon charon-systemd charon-nm starter swanctl xl2tpd libreswan").split())
-# Dumped bytes: more than %d pairs of hexadecimal digits, and the rest of the line, where a dump repeats the
-# bytes as text
+# Dumped bytes: more than %d pairs of hexadecimal digits, and the rest of the line.  The rest is masked too,
+# because a dump repeats the bytes there as text
 DUMP_RUN = r"(?<![\w.:/-])[0-9A-Fa-f]{2}(?:  ?[0-9A-Fa-f]{2}(?![\w:])){%d,}.*"
 LONG_HEX = r"(?<![0-9A-Za-z])(?:0x)?[0-9A-Fa-f]{17,}(?![0-9A-Za-z])"  # longer than an IKE SPI
 # Messages of the kernel about pluto and IPsec: crashes, denials by security modules, XFRM, dropped IKE and
@@ -13963,9 +13975,10 @@ LOG_TAG = (
 
 
 def without_log_prefix(line: str) -> str:
-    """Return a line of the kernel's log; the log prefix of a firewall rule stays only if it is harmless.
+    """Return a line of the kernel's log, with the log prefix of a firewall rule only if it is harmless.
 
-    Such a line is `TIME HOST kernel: [SECONDS] PREFIX IN=... OUT=...`, or shorter at its start.
+    A firewall rule logs the line `TIME HOST kernel: [SECONDS] PREFIX IN=... OUT=...`.  Words before PREFIX
+    may be missing.
     """
     head, packet, rest = line.partition("IN=")
     if not packet or "OUT=" not in rest or head.endswith("_"):  # SPI_IN= is a variable of an updown script
@@ -13986,20 +13999,22 @@ ADDCONN_START = (
     r"|ERROR|WARNING|warning|FATAL"
     r"|(?:load|listen|forgett|add|open|initiat|terminat)ing "
     r"|(?:unterminated|expected|no|ipsec|Kernel) ")
-# A line with a piece of a message: the text before it, its kind, its offset in a command, the piece
+# A line with a piece of a message.  The groups: the text before the piece, the kind of the piece, its offset
+# in a command, and the piece
 MESSAGE_PIECE = r"(.*?(?:^|: ))(addconn: |\| cmd\( *(\d+)\):)(.*)"
 
 
 def joined_pieces(lines: Iterable[str]) -> Iterator[str]:
-    """Yield the lines of a log, with the pieces of a message that pluto has cut in one line.
+    """Yield the lines of a log, with the pieces of one message joined in one line.
 
-    Pluto cuts a message anywhere, also within a secret.  Pluto 5.x logs addconn's output as it arrives, and
-    the command of an updown script in rows of 80 characters: `| cmd(  80):TEXT:`.
+    Pluto can cut a message within a secret, and redaction finds only whole secrets.  Pluto 5.x logs addconn's
+    output in the pieces in which it arrives.  It logs the command of an updown script in pieces of 80
+    characters: `| cmd(  80):TEXT:`.
     """
     import re
     message_piece = re.compile(MESSAGE_PIECE)
     starts_message = re.compile(ADDCONN_START).match
-    whole = ""  # a line with a piece of a message, and the pieces that followed
+    whole = ""  # a line with the first piece of a message, and the later pieces joined to it
     for line in lines:
         piece = None
         if "addconn: " in line or "| cmd(" in line:
@@ -14018,7 +14033,7 @@ def joined_pieces(lines: Iterable[str]) -> Iterator[str]:
             if offset:
                 is_next = offset != "0"
             elif is_cut(before[4]):
-                # no message starts within `ERROR "/`
+                # a cut within `ERROR "/` is always followed by the rest of the message
                 is_next = 'ERROR "/'.startswith(before[4]) or not starts_message(text)
         if not is_next:
             if whole:
@@ -14033,15 +14048,15 @@ def joined_pieces(lines: Iterable[str]) -> Iterator[str]:
 
 
 def is_cut(text: str) -> bool:
-    """Return whether a message of addconn may lack its end: a quote is open, or it names a secrets file."""
+    """Return whether the end of an addconn message may be missing: a quote is open, or it names a file."""
     text = text.removeprefix("ERROR ")
     return text.count('"') % 2 > 0 or text.startswith('"/') or "ERROR ".startswith(text)
 
 
 class LogFilter:
-    """Shows the lines of a log that pluto or another IPsec program wrote, without dumped bytes.
+    """Selects the lines of a log that are about IPsec, and masks dumped bytes in these lines.
 
-    `left_out` counts the lines of other programs, which are not shown; `rows` counts the masked dumps.
+    `left_out` counts the lines that are not selected.  `rows` counts the lines with masked bytes.
     """
 
     def __init__(self) -> None:
@@ -14055,7 +14070,7 @@ class LogFilter:
         self.tag = re.compile(LOG_TAG)
 
     def lines(self, lines: Iterable[str]) -> Iterator[str]:
-        """Yield the lines that may be shown."""
+        """Yield the selected lines, with dumped bytes masked."""
         for line in joined_pieces(lines):
             if self.is_shown(line):
                 yield self.without_bytes(line)
@@ -14063,9 +14078,10 @@ class LogFilter:
                 self.left_out += 1
 
     def is_shown(self, line: str) -> bool:
-        """Return whether an IPsec program wrote the line, or the kernel or systemd about one.
+        """Return whether an IPsec program wrote the line, or the kernel or systemd wrote it about IPsec.
 
-        A line without the name of a program counts as pluto's: the file of logfile= has only such lines.
+        A line without the name of a program counts as a line of pluto, because all lines in the file of
+        logfile= have this form.
         """
         tag = self.tag.match(line)
         if not tag:
@@ -14079,9 +14095,9 @@ class LogFilter:
         return program in LOGGED_PROGRAMS
 
     def without_bytes(self, line: str) -> str:
-        """Return the line, with `[redacted N bytes]` in place of dumped bytes and the text after them.
+        """Return the line with `[redacted N bytes]` in place of dumped bytes and the rest of the line.
 
-        A long hexadecimal number in a debug line is masked alone.
+        If a debug line has a long hexadecimal number, only the number is masked.
         """
         line = without_log_prefix(line)
         head, bar, text = line.partition("| ")
@@ -14103,7 +14119,7 @@ class LogFilter:
         return head + bar + self.long_hex.sub(self._mask_hex, text)
 
     def _mask_hex(self, match: re.Match[str]) -> str:
-        """Return a mask for a long hexadecimal number.  A CKAID stays, because it names a public key."""
+        """Return the mask for a long hexadecimal number.  A CKAID is not masked: it only identifies a key."""
         before = match.string[max(0, match.start() - 12):match.start()]
         if "ckaid" in before.lower():
             return match[0]
@@ -14113,7 +14129,7 @@ class LogFilter:
 
 
 def dumped(text: str) -> str:
-    """Return the mask for a run of dumped bytes: `[redacted 16 bytes]`."""
+    """Return the mask for a run of dumped bytes, such as `[redacted 16 bytes]`."""
     number = 0
     for word in text.split():
         if len(word) != 2 or not HEX_DIGITS.issuperset(word):
@@ -14124,17 +14140,17 @@ def dumped(text: str) -> str:
 
 # --- reports ------------------------------------------------------------------------------------------------
 #
-# How a report is made: sections, the threads and processes that produce them, sinks for the output, and the
+# Produces reports: sections, the threads and processes that produce sections, sinks for the output, and the
 # bodies that barf and look share.  A section that can't block is produced when its turn comes.  A section
-# that runs programs or asks pluto is produced in a thread from the start of the report, one that may have
-# very much text in a process.  All text is streamed: section -> redaction -> pipe -> sink.  A pipe that stays
-# empty is given up after a time limit.
+# that runs programs or asks pluto is produced in a thread that starts with the report.  A section that may
+# have very much text is produced in a process.  All text is streamed: section -> redaction -> pipe -> sink.
+# If no text arrives in the pipe within a time limit, the section times out.
 
-# The ways in which a section can end; `absent`: this host does not have what the section shows
+# How a section can end.  `absent`: this host does not have the data that the section shows
 OUTCOMES = ("ok", "absent", "denied", "failed", "timeout")
 INCOMPLETE = ("denied", "failed", "timeout")
 FAILED = ("failed", "timeout")
-PIPE_SIZE = 1 << 20  # the size to which an unprivileged process may grow a pipe with F_SETPIPE_SZ (pipe(7))
+PIPE_SIZE = 1 << 20  # the largest pipe that an unprivileged process may ask for (F_SETPIPE_SZ, pipe(7))
 if TYPE_CHECKING:
     SectionBody = Callable[["Report"], Iterator[str]]  # yields the text of a section in pieces
 
@@ -14147,9 +14163,10 @@ SINCE_UNITS = {
 
 
 def parse_since(text: str) -> float:
-    """Return the time that --since names, in seconds since the epoch.  Raises Failure(USAGE).
+    """Return the time that the value of --since stands for, in seconds since the epoch.
 
     Forms: `2026-11-23`, `2026-11-23 06:12`, `2026-11-23 06:12:08`, `90 minutes ago`, `24 hours ago`, `2d`.
+    Raises Failure(USAGE) if the text has no such form, or if the date does not exist.
     """
     words = text.lower().removesuffix("ago").strip()
     number = words.rstrip("abcdefghijklmnopqrstuvwxyz ")
@@ -14165,7 +14182,7 @@ def parse_since(text: str) -> float:
         full_text += ":00"
 
     when = stamp(full_text)
-    # mktime(3) accepts dates that do not exist: it reads the 31st of February as the 3rd of March
+    # mktime(3), called by stamp(), accepts dates that do not exist: 31 February becomes 3 March
     if when is None or time.strftime("%Y-%m-%d", time.localtime(when)) != text[:10] or text[11:13] > "23":
         raise Failure(f"--since {quote(text)}: not a time", USAGE, "such as 2026-11-23 06:12 or 24 hours ago")
     return when
@@ -14174,14 +14191,16 @@ def parse_since(text: str) -> float:
 class ReportSection(Record):
     """A section of a report.
 
-    `command` is the command that shows people the same text.  `body` returns the text in pieces.  `data`
-    returns the items that JSON has instead of the text.  `title` is the heading in look.  The flags:
+    `command` is the shell command that prints the same text.  `body` returns the text in pieces.  `data`
+    returns the items that the JSON output has instead of the text.  `title` is the heading in look.  The
+    flags:
 
-    - `live`: only a running system has the data, not a mounted disk.
+    - `live`: a running system has the data, and a mounted disk does not have them.
     - `slow`: the body may block or take long, so it runs in a thread.
     - `apart`: the text may be very long, so the body runs in a process, on another processor.
-    - `bulk`: the text is the kernel's; secrets are masked by value and not by pattern.
-    - `blocks`: the body calls the resolver, which can't be interrupted; without a thread it is left out.
+    - `bulk`: the kernel wrote the text, so secrets are masked by value and not by pattern.
+    - `blocks`: the body calls the resolver, which can't be interrupted.  The section is left out if no thread
+      can be made.
     """
 
     name: str
@@ -14197,7 +14216,7 @@ class ReportSection(Record):
 
 
 def outcome_of(error: Exception) -> tuple[str, str]:
-    """Return how a section ends that raises this error, one of OUTCOMES, and the line for its text."""
+    """Return the outcome (one of OUTCOMES) of a section that raises this error, and a line for its text."""
     text = error_text(error)
     if isinstance(error, (PermissionError, Denied)):
         return "denied", f"denied: {text}"
@@ -14209,7 +14228,7 @@ def outcome_of(error: Exception) -> tuple[str, str]:
     if isinstance(error, NoPluto) and error.silent:
         return "absent", text
     if isinstance(error, OSError) and error.errno in (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT):
-        return "absent", text  # the kernel lacks this kind of socket: NETLINK_XFRM without its modules
+        return "absent", text  # the kernel lacks this kind of socket, such as NETLINK_XFRM without its module
 
     if isinstance(error, (TimedOut, TimeoutError)):
         return "timeout", text
@@ -14223,34 +14242,34 @@ def outcome_of(error: Exception) -> tuple[str, str]:
 
 
 class Report:
-    """The data that the sections share: the host, its configuration, the redaction, the options."""
+    """The data that the sections of a report share: host, configuration, redaction, options, outcomes."""
 
     def __init__(self, host: Host, args: Args) -> None:
         self.host = host
         self.timeout = parse_seconds(args.value("--timeout", "10"))
-        # a path that does not answer is given up before its section is, so that the section can name it
+        # access to a path times out earlier than the section, so that the section can name the path
         host.patience = min(host.patience, self.timeout / 2)
         self.config = Config(host)
         self.redactor = redactor_of(host, args.flag("--show-secrets"), self.config)
-        self.program_timeout: float | None = None  # seconds; set if no Worker limits the time of programs
+        self.program_timeout: float | None = None  # seconds; only set if a section has no Worker with a limit
         self.log_filter = LogFilter()
-        self.ended: dict[str, list[str]] = {}  # by outcome, the names of the sections that have ended
+        self.ended: dict[str, list[str]] = {}  # for each outcome, the names of the sections with this outcome
         self._verdicts: list[Finding] | None = None
         self._verifying = _thread.allocate_lock()
         self.short = args.flag("--short")
-        self.since = 0.0  # seconds since the epoch; lines of logs before it are not shown
+        self.since = 0.0  # seconds since the epoch; earlier lines of logs are not shown
         if args.flag("--since"):
             self.since = parse_since(args.value("--since"))
 
     def verdicts(self) -> list[Finding]:
-        """Return the findings of verify.  The summary and a section need them, but verify runs only once."""
+        """Return the findings of verify.  Verify runs in the first call; later calls return the same list."""
         with self._verifying:
             if self._verdicts is None:
                 self._verdicts = list(load_part("findings")(self.host, self.timeout / 2))
             return self._verdicts
 
     def ending(self) -> str:
-        """Return the last lines of a report: incomplete sections, and how much is not shown."""
+        """Return the last lines of a report: the incomplete sections, and how much was masked or left out."""
         lines = []
         for outcome in INCOMPLETE:
             if outcome in self.ended:
@@ -14261,13 +14280,16 @@ class Report:
         return "".join(f"{line}\n" for line in lines)
 
     def log_lines(self, lines: Iterable[str]) -> Iterable[str]:
-        """Return the lines that IPsec programs wrote to a log, without dumped bytes."""
+        """Return the lines of a log that are about IPsec, with dumped bytes masked (LogFilter).
+
+        With --show-secrets, return all lines unchanged.
+        """
         if self.redactor.show_secrets:
             return lines
         return self.log_filter.lines(lines)
 
     def host_name(self) -> str:
-        """Return the name of the reported host; if it is unknown, a text in brackets."""
+        """Return the name of the reported host, or `(no hostname...)` if the name can't be read."""
         if self.host.live:
             return os.uname().nodename
         try:
@@ -14279,12 +14301,12 @@ class Report:
 
     def produce(self, section: ReportSection, write: Callable[[str], None],
                 item: Callable[[object, Redactor], None] | None = None) -> str:
-        """Write the redacted text of a section, or hand its data to `item`; return one of OUTCOMES.
+        """Write the redacted text of a section, or pass each item of its data to `item`.
 
-        An error in the section becomes a line of its text.
+        Return the outcome, one of OUTCOMES.  An error in the section is written as the last line of its text.
         """
         if section.live and self.host.root:
-            write("left out: only the running system can tell\n")
+            write("left out: only the running system has these data\n")
             return "absent"
 
         problems: list[Exception] = []
@@ -14312,9 +14334,10 @@ class Report:
 
     def _texts(self, section: ReportSection, item: Callable[[object, Redactor], None] | None,
                problems: list[Exception]) -> Iterator[str]:
-        """Yield the text of a section, or hand its data to `item`.
+        """Yield the text of a section, or pass each item of its data to `item`.
 
-        An error is added to `problems`, because the redaction holds text back that must be written first.
+        An error is added to `problems` and not raised, because the redaction still holds text back, which
+        must be written before the error.
         """
         try:
             if item and section.data:
@@ -14327,7 +14350,7 @@ class Report:
 
 
 def widen(pipe: int) -> None:
-    """Make a pipe hold PIPE_SIZE bytes.  If the user may not (pipe(7)), the pipe stays small, and slower."""
+    """Make a pipe hold PIPE_SIZE bytes.  If the kernel forbids that size (pipe(7)), the pipe stays small."""
     import fcntl
     try:
         fcntl.fcntl(pipe, getattr(fcntl, "F_SETPIPE_SZ", 1031), PIPE_SIZE)
@@ -14336,7 +14359,7 @@ def widen(pipe: int) -> None:
 
 
 class Worker:
-    """A section that is produced in a thread or process; its text comes through a pipe."""
+    """Produces a section in a thread or process, which writes the text into a pipe."""
 
     def __init__(self, report: Report, section: ReportSection) -> None:
         """Start the section.
@@ -14360,7 +14383,10 @@ class Worker:
             raise
 
     def _fork(self, report: Report, section: ReportSection) -> None:
-        """Produce the section in a new process, whose status is the outcome's index.  Raises OSError."""
+        """Produce the section in a new process, whose exit status is the index of the outcome in OUTCOMES.
+
+        Raises OSError if no process can be made.
+        """
         self.pid = os.fork()
         if self.pid:
             os.close(self.writer)
@@ -14372,7 +14398,7 @@ class Worker:
             os._exit(OUTCOMES.index(self.outcome))
 
     def _run(self, report: Report, section: ReportSection) -> None:
-        """Write the text of the section into the pipe, and keep how it ended."""
+        """Write the text of the section into the pipe, and store its outcome in `self.outcome`."""
         def write(text: str) -> None:
             rest = memoryview(encode(text))
             while rest:
@@ -14381,15 +14407,15 @@ class Worker:
         try:
             self.outcome = report.produce(section, write)
         except BrokenPipeError:
-            return  # the reader has given the section up, or the program ends
+            return  # nobody reads the pipe: give_up() closed it, or this program ends
         finally:
             os.close(self.writer)
 
     def deliver(self, timeout: float, write: Callable[[str], None]) -> str:
-        """Write the text of the section as it comes; return how it ended.
+        """Write the text of the section as it arrives, and return the outcome.
 
-        `timeout` is how many seconds this method waits for text, altogether.  The time in which a section
-        with text waits for its turn does not count.
+        All waits for text together last at most `timeout` seconds.  If no text has arrived when this method
+        is called, the time since the start of the section counts too.
         """
         import codecs
         import select
@@ -14420,9 +14446,10 @@ class Worker:
         return OUTCOMES[code] if 0 <= code < len(OUTCOMES) else "failed"
 
     def give_up(self) -> None:
-        """Stop reading.  A process is killed; a thread ends when it writes, or with the program.
+        """Stop reading.  A process is killed.  A thread ends when it next writes, or when this program ends.
 
-        Neither is waited for: in uninterruptible sleep (a dead NFS server) it may not end for a long time.
+        This method does not wait for the end, because a process or thread in uninterruptible sleep (a dead
+        NFS server) may not end for a long time.
         """
         import signal
         os.close(self.reader)
@@ -14434,7 +14461,7 @@ class Worker:
 class TextSink:
     """Writes a report as text, in the form of libreswan's barf."""
 
-    # writes an item of data; None in a sink that shows text only
+    # a method that writes an item of data; None in a sink that writes only text
     item: Callable[[object, Redactor], None] | None = None
 
     def __init__(self, write: Callable[[str], None]) -> None:
@@ -14446,29 +14473,29 @@ class TextSink:
         self.write(f"{report.host_name()}\n{date_line()}\n")
 
     def begin(self, section: ReportSection) -> None:
-        """Write the heading that people search for, and the command that shows the same text."""
+        """Write the heading in the form of libreswan's barf, and the command that prints the same text."""
         self.write(f"+ _________________________ {section.name}\n")
         if section.command:
             self.write(f"+ {section.command}\n")
 
     def text(self, piece: str) -> None:
-        """Write a piece of the section."""
+        """Write a piece of the section's text."""
         if piece:
             self.write(piece)
             self.at_line_start = piece.endswith("\n")
 
     def end(self, section: ReportSection, outcome: str, seconds: float) -> None:
-        """End the last line of a section, if the text has not."""
+        """Write a line end if the text of the section does not end with one."""
         if not self.at_line_start:
             self.write("\n")
             self.at_line_start = True
 
     def close(self) -> None:
-        """Write the end of the report: in text, nothing."""
+        """End the report.  The text form has no end, so nothing is written."""
 
 
 def printer(host: Host) -> Callable[[str], None]:
-    """Return a function that prints text to standard output, without a line end after it."""
+    """Return a function that prints text to standard output and adds no line end."""
     def print_text(text: str) -> None:
         host.print(text, end="")
 
@@ -14476,13 +14503,13 @@ def printer(host: Host) -> Callable[[str], None]:
 
 
 class JsonSink(TextSink):
-    """Writes a report as one JSON document, piece by piece: no section is whole in memory."""
+    """Writes a report as one JSON document, in pieces, so that no whole section is in memory."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         super().__init__(write)
         self.dumps = need("json", "--json").dumps
         self.separator = self.between = "\n"
-        self.last = ""  # the character that ends the member `text` or `data` of the section
+        self.last = ""  # the character that closes the member of the section: `"` for text, `]` for data
         self.item = self._item
 
     def open(self, report: Report) -> None:
@@ -14509,31 +14536,33 @@ class JsonSink(TextSink):
         self.between = ",\n"
 
     def text(self, piece: str) -> None:
-        """Write a piece of the text, escaped.  In a section with data, the text is an error."""
+        """Write a piece of the text, escaped for JSON.  In a section with data, the text is an error message.
+        """
         if self.last == "]" and piece:
             self.write('], "text": "')
             self.last = '"'
         self.write(self.dumps(piece)[1:-1])
 
     def end(self, section: ReportSection, outcome: str, seconds: float) -> None:
-        """Close the section with its outcome and its duration in seconds."""
+        """Write the section's outcome and duration in seconds, and close its JSON object."""
         self.write(f'{self.last}, "status": "{outcome}", "duration": {seconds:.3f}}}')
 
     def close(self) -> None:
-        """Close the document."""
+        """Write the end of the JSON document."""
         self.write("\n]}\n")
 
 
 class OutputFile:
-    """The file of --output: mode 0600, compressed if its name ends in .gz.
+    """The file of --output.  Its mode is 0600, and it is compressed if its name ends in .gz.
 
-    The file appears only when it is complete.  Each method raises OSError.
+    The file appears under its name only when it is complete.  Each method raises OSError if the file can't be
+    written.
     """
 
     def __init__(self, host: Host, name: str) -> None:
         self.host = host
         self.path = os.path.abspath(name)
-        self.size = 0  # of the file so far, in bytes
+        self.size = 0  # the bytes written to the file so far
         self.squeeze: Any = None
         if name.endswith(".gz"):
             zlib = need("zlib", "--output FILE.gz")
@@ -14541,11 +14570,11 @@ class OutputFile:
         self.file = self._within(lambda: Replacement(name, mode=0o600))
 
     def _within(self, work: Callable[[], T]) -> T:
-        """Call `work`, which accesses the file; a file system that does not answer is given up."""
+        """Call `work`, which accesses the file.  Raises TimeoutError if the file system does not answer."""
         return self.host.within(self.path, work, root="")
 
     def write(self, text: str) -> None:
-        """Append text."""
+        """Append text to the file."""
         data = encode(text)
         if self.squeeze:
             data = self.squeeze.compress(data)
@@ -14557,23 +14586,24 @@ class OutputFile:
         self.size += len(data)
 
     def commit(self) -> None:
-        """Put the whole file in place."""
+        """Write the rest of the data, and give the finished file its name."""
         if self.squeeze:
             self._append(self.squeeze.flush())
         self._within(self.file.commit)
 
     def drop(self) -> None:
-        """Remove the unfinished file; after commit() this does nothing."""
+        """Remove the unfinished file.  After commit(), do nothing."""
         try:
             self._within(self.file.drop)
         except TimeoutError:
-            return  # an earlier error has the reason
+            return  # an earlier call has already raised this error
 
 
 def start_workers(report: Report, sections: Sequence[ReportSection], sink: TextSink) -> dict[str, Worker]:
-    """Start the slow sections before their turn: first the processes, because threads don't survive a fork.
+    """Start the slow sections before their turn, and return their workers by section name.
 
-    A section for which no thread or process can be made is not in the result.
+    Processes are started first, because a fork copies only the thread that calls it.  A section is not in the
+    result if no thread or process can be made for it.
     """
     workers: dict[str, Worker] = {}
     for section in sorted(sections, key=lambda part: not part.apart):
@@ -14585,22 +14615,25 @@ def start_workers(report: Report, sections: Sequence[ReportSection], sink: TextS
         try:
             workers[section.name] = Worker(report, section)
         except (OSError, RuntimeError, MemoryError):
-            report.program_timeout = report.timeout  # nothing else limits the time of this section's programs
+            report.program_timeout = report.timeout  # no Worker limits how long this section's programs run
     return workers
 
 
 def produce_here(report: Report, section: ReportSection, sink: TextSink) -> str:
-    """Produce a section in this thread; return how it ended.  One that may block for ever is left out."""
+    """Produce a section in this thread and return the outcome.
+
+    A section that may block for ever (`blocks`) is left out, and its outcome is `failed`.
+    """
     if section.blocks and not report.host.root:
-        sink.text("left out: it may block for ever, and no thread can be made for it\n")
+        sink.text("left out: this section may block for ever, and no thread can be made for it\n")
         return "failed"
     return report.produce(section, sink.text, sink.item)
 
 
 def write_section(report: Report, section: ReportSection, sink: TextSink, worker: Worker | None) -> str:
-    """Write a section with its heading; return how it ended.
+    """Write a section with its heading and return the outcome.
 
-    `worker` produces the section.  Without a worker, this thread does.
+    `worker` produces the section.  If `worker` is None, this thread produces the section.
     """
     begun = worker.started if worker else time.monotonic()
     sink.begin(section)
@@ -14617,7 +14650,7 @@ def write_section(report: Report, section: ReportSection, sink: TextSink, worker
 
 
 def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink) -> dict[str, list[str]]:
-    """Write all sections in their order; return the names of the sections by outcome."""
+    """Write all sections in this order.  Return a dict from each outcome to the names of its sections."""
     ended = report.ended
     show_progress = is_terminal(sys.stderr) and not is_terminal(sys.stdout)
     report.host.flush()
@@ -14634,7 +14667,7 @@ def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink
             ended.setdefault(outcome, []).append(section.name)
         sink.close()
     finally:
-        for worker in workers.values():  # some are left after Ctrl-C, on a full disk, for a closed pipe
+        for worker in workers.values():  # after Ctrl-C, a full disk or a closed pipe, some still run
             worker.give_up()
         report.host.end_all()
         if show_progress:
@@ -14643,9 +14676,10 @@ def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink
 
 
 def end_on_signals(host: Host) -> None:
-    """Make SIGTERM and SIGHUP end this process as Ctrl-C does, so that it leaves no program and no file.
+    """Make SIGTERM and SIGHUP end this process as Ctrl-C does.
 
-    A signal that is ignored (nohup(1)) stays ignored.
+    Then the process stops its programs and removes its unfinished files before it ends.  A signal that is
+    ignored (nohup(1)) stays ignored.
     """
     import signal
 
@@ -14659,7 +14693,10 @@ def end_on_signals(host: Host) -> None:
 
 
 def completeness(host: Host, name: str, ended: Mapping[str, Sequence[str]], outcomes: Sequence[str]) -> int:
-    """Return OK, or ERROR if sections ended with one of these outcomes; then name them on standard error."""
+    """Return OK if no section ended with one of these outcomes.
+
+    Otherwise print the names of the sections to standard error, and return ERROR.
+    """
     incomplete = [f"{outcome}: {', '.join(ended[outcome])}" for outcome in outcomes if outcome in ended]
     if not incomplete:
         return OK
@@ -14668,7 +14705,7 @@ def completeness(host: Host, name: str, ended: Mapping[str, Sequence[str]], outc
 
 
 def missing_rights(host: Host, name: str, sections: Sequence[str]) -> str:
-    """Return one line about sections that the system denied to a report: how many, and how to get them."""
+    """Return a line with the number of sections that the system denied, and the way to get the rights."""
     count = count_text(len(sections), "section")
     verb = "needs" if len(sections) == 1 else "need"
     if not host.superuser:
@@ -14689,7 +14726,7 @@ def missing_rights(host: Host, name: str, sections: Sequence[str]) -> str:
 
 
 def text_of_lines(lines: Iterable[str]) -> Iterator[str]:
-    """Yield lines as text, in pieces of several lines."""
+    """Yield the text of the lines, with line ends, in pieces of several lines."""
     return in_pieces(f"{line}\n" for line in lines)
 
 
@@ -14701,7 +14738,8 @@ def date_line() -> str:
 def program_output(*argv: str, hint: str = "") -> SectionBody:
     """Return a body that yields the output of a program.
 
-    The body raises Failure if the program fails, Denied if it fails for want of a right.
+    The body raises Denied if the program fails because a right is missing, and Failure if it fails for
+    another reason.
     """
     def body(report: Report) -> Iterator[str]:
         output = report.host.stream(argv, timeout=report.program_timeout, hint=hint)
@@ -14711,13 +14749,13 @@ def program_output(*argv: str, hint: str = "") -> SectionBody:
 
 
 def resolved(name: str) -> tuple[str, list[str]]:
-    """Ask the resolver for a name, as hostname(1) does; return the full name and the addresses.
+    """Ask the resolver for a host name, as hostname(1) does, and return the full name and the addresses.
 
-    Raises Missing.
+    Raises Missing if the resolver does not know the name.
     """
     import _socket as socket
     try:
-        # in bytes, because for a str Python imports its codec for international names
+        # the name is passed as bytes, because for a str Python imports its codec for international names
         answers = socket.getaddrinfo(encode(name), None, type=socket.SOCK_STREAM, flags=socket.AI_CANONNAME)
     except (OSError, ValueError) as error:  # OSError: gaierror, or glibc lacks its resolver libraries
         raise Missing(f"{printable(name)}: {getattr(error, 'strerror', 'not a name')}") from None
@@ -14725,7 +14763,7 @@ def resolved(name: str) -> tuple[str, list[str]]:
 
 
 def has_database(host: Host) -> None:
-    """Raise Missing if there is no NSS database, PermissionError if this process may not read it."""
+    """Raise Missing if there is no NSS database, or PermissionError if this process can't read it."""
     try:
         host.check_readable(f"{pluto_nssdir(host)}/cert9.db")
     except (FileNotFoundError, NotADirectoryError):
@@ -14733,9 +14771,10 @@ def has_database(host: Host) -> None:
 
 
 def certificate_lines(host: Host) -> Iterator[str]:
-    """Yield the certificates and their trust in the form of certutil -L, read without certutil.
+    """Yield a line for each certificate in the NSS database: nickname and trust, as in `certutil -L`.
 
-    Raises Failure.
+    This function reads the database itself and does not need certutil.  Raises Failure if the database can't
+    be read.
     """
     for certificate in NssDatabase(host).certificates():
         trust = certificate.trust
@@ -14749,9 +14788,10 @@ NFT_FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6
 
 
 def nft_ruleset(report: Report) -> Iterator[str]:
-    """Yield the ruleset of nftables as nft prints it or, on a host without nft, in the kernel's own form.
+    """Yield the ruleset of nftables as nft prints it.  On a host without nft, yield the kernel's own form.
 
-    Raises Failure, and OSError (such as PermissionError) if the kernel refuses.
+    Raises Failure if nft fails, pyroute2 is missing or the rules change meanwhile.  Raises OSError (such as
+    PermissionError) if the kernel refuses the request.
     """
     if report.host.which("nft"):
         yield from program_output("nft", "list", "ruleset")(report)
@@ -14761,7 +14801,7 @@ def nft_ruleset(report: Report) -> Iterator[str]:
     nftables = pyroute2_module("pyroute2.nftables.main", feature)
     errors = pyroute2_module("pyroute2.netlink.exceptions", feature)
 
-    yield "nft is not installed; this is the kernel's own form\n"
+    yield "nft is not installed, so the rules are shown in the kernel's own form\n"
     try:
         yield from nft_objects(nftables)
     except errors.NetlinkDumpInterrupted:
@@ -14773,9 +14813,9 @@ def nft_ruleset(report: Report) -> Iterator[str]:
 
 
 def nft_objects(nftables: Any) -> Iterator[str]:
-    """Yield tables, chains and rules.  The form of a rule is similar to that of `nft --debug=netlink`.
+    """Yield a text for each table, chain and rule, similar to the output of `nft --debug=netlink`.
 
-    Raises OSError and the exceptions of pyroute2.
+    Raises OSError, or an exception of pyroute2, if the kernel refuses the request.
     """
     with nftables.NFTables(nfgen_family=0) as link:
         objects = {"table": link.get_tables, "chain": link.get_chains, "rule": link.get_rules}
@@ -14794,7 +14834,8 @@ def nft_objects(nftables: Any) -> Iterator[str]:
 def nft_words(expression: Any) -> str:
     """Return the attributes of an nf_tables object, decoded by pyroute2, as ` NAME VALUE NAME VALUE...`.
 
-    NAME is the last part of an attribute's name.  It is left out where the value says enough.
+    NAME is the part of an attribute's name after the last `_`.  NAME is left out if the value is clear
+    without it.
     """
     text = ""
     for full_name, value in expression["attrs"]:
@@ -14812,7 +14853,7 @@ def nft_words(expression: Any) -> str:
 
 
 def nft_text(value: object) -> str:
-    """Return the text of a value: bytes as a hexadecimal number, a constant without its prefix."""
+    """Return bytes as a hexadecimal number, and another value as text, without a prefix such as `NFT_`."""
     if isinstance(value, bytes):
         return f"0x{value.hex()}"
     text = str(value)

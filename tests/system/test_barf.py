@@ -279,7 +279,7 @@ def test_without_libreswan_and_tools_it_is_still_a_report(root: Callable[..., Ma
     result = machine.ipsec("barf", env={"PATH": None, "HOME": None}, timeout=300)
     assert (result.status, result.stderr) == (0, "")
     assert "Libreswan (none)" in section(result.stdout, "version")
-    assert "nft is not installed; this is the kernel's own form" in section(result.stdout, "nftables")
+    assert "nft is not installed, so the rules are shown in the kernel's own form" in section(result.stdout, "nftables")
     assert "lo: <LOOPBACK" in section(result.stdout, "ip-addr-list")
 
 
@@ -311,7 +311,7 @@ def test_a_rescue_system_reads_only_below_root(root: Callable[..., Machine], tmp
     assert "of-the-rescuer" not in result.stdout and "RESCUERSHADOW" not in result.stdout
     assert leaks(result.stdout) == []
     for name in ("ip-xfrm-state", "ipsec/status", "ps", "klog", "/proc/modules"):
-        assert section(result.stdout, name).endswith("left out: only the running system can tell"), name
+        assert section(result.stdout, name).endswith("left out: only the running system has these data"), name
     assert machine.run(["find", sick, "-printf", "%p %T@ %s\\n"]).stdout == before
 
 
