@@ -4597,7 +4597,7 @@ RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH = 28
 RTM_NEWRULE, RTM_GETRULE = 32, 34
 RTM_GETNSID = 90
-RTM_NEW_TO_DEL = 1  # RTM_DELLINK = RTM_NEWLINK + 1, and so on
+RTM_NEW_TO_DEL = 1  # each RTM_DEL… message is this number above its RTM_NEW… message
 # struct rtmsg: family, bits of destination and source, TOS, table, protocol, scope, type, flags
 RTMSG_FORM = "=8BI"
 RTMSG_SIZE = 12
@@ -4810,7 +4810,7 @@ NETLINK_TABLES = {
 TEXT_PIECE = 1 << 16  # in_pieces() yields a piece as soon as the piece has more characters than this
 REMEMBERED = 5000  # a Remembered cache holds at most this number of values
 if TYPE_CHECKING:
-    Message = tuple[bytes, int, int]  # a buffer, and where the message's body begins and ends in it
+    Message = tuple[bytes, int, int]  # a buffer, and the offsets at which the message's body begins and ends
     NetlinkRequest = tuple[int, int, bytes]  # message type, flags, body
 
 
@@ -4903,7 +4903,7 @@ def dump(host: Host, family: int, kind: int, body: bytes) -> Iterator[Message]:
 
 def exchange(host: Host, family: int, *packets: Sequence[NetlinkRequest],
              ignored: Sequence[int] = ()) -> Iterator[Message]:
-    """Send packets of requests one after the other, and yield the messages that answer them.
+    """Send packets of netlink requests one after the other, and yield the messages that answer the requests.
 
     A packet can hold several requests.  The next packet is sent after the kernel has answered the last
     request of this packet that has NLM_F_ACK or NLM_F_DUMP.  Only the messages that answer that request are
@@ -5054,7 +5054,7 @@ def ip_text(data: bytes) -> str:
 
 
 def packed_address(address: str) -> bytes:
-    """Return an IP address in network byte order.  Raises OSError if the text is no IP address."""
+    """Return the 4 or 16 bytes of an IP address.  Raises OSError if the text is no IP address."""
     import _socket as socket
     family = AF_INET6 if ":" in address else AF_INET
     return socket.inet_pton(family, address)
@@ -5939,7 +5939,7 @@ ROUTE_PROTOCOLS = {
 ROUTE_DESTINATIONS = {
     AF_INET: u16(NLATTR_SIZE + 4) + u16(RTA_DST),
     AF_INET6: u16(NLATTR_SIZE + 16) + u16(RTA_DST)}
-PREFERENCES = {0: "medium", 1: "high", 3: "low"}  # RFC 4191, two's complement in two bits
+PREFERENCES = {0: "medium", 1: "high", 3: "low"}  # router preferences of RFC 4191; 3 is -1 in two bits
 ENCAPSULATIONS = {
     LWTUNNEL_ENCAP_MPLS: "mpls", LWTUNNEL_ENCAP_IP: "ip", 3: "ila", LWTUNNEL_ENCAP_IP6: "ip6",
     5: "seg6", 6: "bpf", 7: "seg6local", 8: "rpl", 9: "ioam6", LWTUNNEL_ENCAP_XFRM: "xfrm"}
@@ -6295,7 +6295,7 @@ LINK_FLAGS = (
     (0x80, "NOARP"), (0x200, "ALLMULTI"), (0x100, "PROMISC"), (0x400, "MASTER"), (0x800, "SLAVE"),
     (4, "DEBUG"), (0x8000, "DYNAMIC"), (0x4000, "AUTOMEDIA"), (0x2000, "PORTSEL"), (0x20, "NOTRAILERS"),
     (IFF_UP, "UP"), (0x10000, "LOWER_UP"), (0x20000, "DORMANT"), (0x40000, "ECHO"))
-LINK_STATES = ("UNKNOWN", "NOTPRESENT", "DOWN", "LOWERLAYERDOWN", "TESTING", "DORMANT", "UP")  # RFC 2863
+LINK_STATES = ("UNKNOWN", "NOTPRESENT", "DOWN", "LOWERLAYERDOWN", "TESTING", "DORMANT", "UP")  # see RFC 2863
 LINK_TYPES = {
     1: "ether", 24: "ieee1394", 32: "infiniband", 512: "ppp", ARPHRD_TUNNEL: "ipip",
     ARPHRD_TUNNEL6: "tunnel6", 772: "loopback", ARPHRD_SIT: "sit", ARPHRD_IPGRE: "gre",
@@ -6538,7 +6538,7 @@ def has_capability(host: Host, name: str) -> bool:
             if line.startswith("CapEff:"):
                 return bool(int(line.partition(":")[2], 16) >> CAPABILITIES[name] & 1)
     except OSError:
-        pass  # /proc is not mounted
+        pass  # /proc is not mounted: assume that the process has the capability
     return True
 
 
@@ -6793,8 +6793,8 @@ class Conversation:
                 break
             except OSError as error:
                 if error.errno == errno.EPROTOTYPE and kind == socket.SOCK_STREAM:
-                    kind = socket.SOCK_SEQPACKET  # 5.4 and later
-                elif error.errno == errno.EAGAIN:  # pluto's listen queue is full
+                    kind = socket.SOCK_SEQPACKET  # pluto 5.4 and later use this kind of socket
+                elif error.errno == errno.EAGAIN:  # the queue of pluto's socket is full: try again
                     time.sleep(0.1)
                     self._spent(0.1)
                 else:
@@ -6810,7 +6810,7 @@ class Conversation:
         if error.errno == errno.ECONNREFUSED:
             return NoPluto(f"is Pluto running?  connect() for {name} failed (111 Connection refused)",
                            start_hint(self.host), silent=True)
-        # until Python 3.9 socket.timeout has no errno
+        # up to Python 3.9, the errno of socket.timeout is None
         if isinstance(error, TimeoutError) or error.errno is None:
             return NoPluto(f"connect() for {name} failed ({error})")
         return NoPluto(f"connect() for {name} failed ({error.errno} {error.strerror})")
@@ -7455,10 +7455,10 @@ class Request:
         """Start an empty message.  Raises Failure if the message format of pluto's release is not known."""
         if pluto.version not in RELEASES:
             version = pluto.version or "an unknown version"
-            raise Failure(f"ipsec whack: pluto has {version}; its message format is not known, only those "
-                          f"of {RELEASES[0]} to {RELEASES[-1]}", NO_PLUTO,
-                          "--status and --shutdown work with every version; for other requests install "
-                          "pluto's own whack in the exec directory")
+            raise Failure(f"ipsec whack: pluto has {version}, whose message format is not known; the known "
+                          f"formats are those of {RELEASES[0]} to {RELEASES[-1]}", NO_PLUTO,
+                          "--status and --shutdown work with every version; for other requests, install "
+                          "the whack of pluto's own release in the exec directory")
         self.pluto = pluto
         self.version = version_key(pluto.version)
         self.refusal = refusal_status(self.version)
@@ -7682,7 +7682,7 @@ class Request:
 WHACK_OWN_OPTIONS = (
     "ctlsocket=FILE", "rundir=DIR", "ctlbase=DIR", "xauthname=NAME", "xauthuser=NAME", "xauthpass=PASSWORD",
     "help", "version", "xauthpass-file=FILE", "timeout=SECONDS", "native")
-XAUTH_ROOM = 128  # XAUTH_MAX_NAME_LENGTH and XAUTH_MAX_PASS_LENGTH of whack.h
+XAUTH_ROOM = 128  # bytes with the NUL: XAUTH_MAX_NAME_LENGTH and XAUTH_MAX_PASS_LENGTH of whack.h
 
 
 def whack_words(words: Sequence[str], refusal: int = NO_PLUTO) -> list[tuple[str, str]]:
@@ -8048,11 +8048,11 @@ STATUS_FIELDS = {
     "ike_life": ("lifetimes", "ike"), "ipsec_life": ("lifetimes", "ipsec"),
     "rekey_margin": ("lifetimes", "rekey_margin"),
     "interface": ("", "interface"), "routing": ("", "routing"), "policy": ("", "policy")}
-# Settings that are printed as `key: value`
+# Settings of pluto that the status shows as `key: value`
 STATUS_SETTINGS = frozenset((
     "debug", "using kernel interface", "virtual-private (%priv)", "virtual_private (%priv)", "State Information",
     "- allowed subnets", "- excluded subnets", "stats db_ops"))
-SIZE_UNITS = ("B", "KB", "MB", "GB", "TB", "PB", "EB")  # pluto counts in steps of 1,024
+SIZE_UNITS = ("B", "KB", "MB", "GB", "TB", "PB", "EB")  # pluto's KB is 1,024 bytes, its MB 1,024 KB, …
 # A state belongs to a Child SA if its name or description contains one of these texts and none of IKE_MARKS
 CHILD_MARKS = (
     "CHILD", "QUICK", "V2_IPSEC", "V2_CREATE", "Child SA", "IPsec SA", "Quick Mode", "QI1", "QI2", "QR1")
@@ -8114,7 +8114,7 @@ def status_fields(text: str) -> dict[str, str] | None:
 
 
 def add_pieces(values: dict[str, str], part: str) -> bool:
-    """Add the fields of `a:b, c:d` or of a flag to `values`; return False if the text has another form."""
+    """Parse `a:b, c:d` or a flag, and add the fields to `values`; return False for a text of another form."""
     pieces = part.split(", ")
     if not key_end(pieces[0]):
         pieces = [part]
@@ -8440,7 +8440,7 @@ class StatusReader:
         self._known: dict[str, Any] = {}  # a cache of parse_details(): many connections have equal lines
 
     def read(self, lines: Iterable[str]) -> dict[str, Any]:
-        """Parse all lines and return the data."""
+        """Parse all lines of a reply, and return the data as a dict for the JSON document."""
         for line in lines:
             text = line.strip()
             if text and not self._line(line, text):
@@ -8586,12 +8586,12 @@ class StatusReader:
     def _totals(self, text: str) -> bool:
         title, _, rest = text.removeprefix("# ").partition(": ")
         counts = {}
-        if title in ("IKE SAs", "IPsec SAs"):  # IPsec SAs: total(2), authenticated(2), anonymous(0)
+        if title in ("IKE SAs", "IPsec SAs"):  # `IPsec SAs: total(2), authenticated(2), anonymous(0)`
             for part in rest.split(","):
                 name, _, number = part.partition("(")
                 counts[name.strip().replace("-", "_")] = count_of(number.rstrip(")"))
             self.data["totals"][title.partition(" ")[0].lower() + "_sas"] = counts
-        elif title == "Total IPsec connections":  # Total IPsec connections: loaded 2, active 1
+        elif title == "Total IPsec connections":  # `Total IPsec connections: loaded 2, active 1`
             for part in rest.split(","):
                 name, _, number = part.strip().partition(" ")
                 counts[name] = count_of(number)
@@ -8601,7 +8601,7 @@ class StatusReader:
     def _shunt(self, text: str) -> bool:
         ends, arrow, action = text.partition(" => ")
         source, _, rest = ends.partition(" -")
-        protocol, mark, destination = rest.partition("-> ")  # 10.1.0.1/32:8 -1-> 10.2.0.1/32:0 => %hold …
+        protocol, mark, destination = rest.partition("-> ")  # `10.1.0.1/32:8 -1-> 10.2.0.1/32:0 => %hold …`
         if not arrow or not mark:
             return False
         self.data["shunts"].append({"source": source, "protocol": protocol, "destination": destination,
@@ -8609,8 +8609,8 @@ class StatusReader:
         return True
 
     def _brief_connection(self, text: str) -> bool:
-        # 10.1.0.0/24 <==> 10.2.0.0/24\tfrom 192.0.2.1 to 192.0.2.2 (84B/1KiB)\t"hq"[1], reqid=16389 (5.0 and
-        # later); an end without network shows its host twice
+        # `10.1.0.0/24 <==> 10.2.0.0/24\tfrom 192.0.2.1 to 192.0.2.2 (84B/1KiB)\t"hq"[1], reqid=16389` (5.0 and
+        # later); for an end without a network, pluto prints the host twice
         networks, mark, rest = text.partition("\tfrom ")
         local_network, arrow, remote_network = networks.partition(" <==> ")
         hosts, _, rest = rest.partition(" (")
@@ -8671,7 +8671,7 @@ class StatusReader:
         return bool(name)
 
     def _interface(self, words: list[str]) -> bool:
-        # lo UDP 127.0.0.1:500 (4.x); lo 127.0.0.1:UDP/500 (NAT) (5.x); lo/lo 127.0.0.1@500 (3.x)
+        # `lo/lo 127.0.0.1@500` (3.x), `lo UDP 127.0.0.1:500` (4.x), `lo 127.0.0.1:UDP/500 (NAT)` (5.x)
         if len(words) < 2:
             return False
         transport, place = "UDP", words[1]
@@ -8716,7 +8716,7 @@ class StatusReader:
         return False
 
     def _pending(self, ike_sa: int, text: str) -> bool:
-        # Child SA for "rw"[1] 192.0.2.7 replacing #4
+        # `text` is, for example, `Child SA for "rw"[1] 192.0.2.7 replacing #4`
         kind, mark, rest = text.partition(" for ")
         rest, _, replaced = rest.partition(" replacing ")
         name, _, behind = rest.strip().removeprefix('"').partition('"')
@@ -22398,36 +22398,37 @@ SINCE: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
     "--briefconnectionstatus": ((5, 0), ('"',)),
     "--showstates": ((4, 0), ("#",)),
     "--briefstatus": ((3, 28), ("State Information", "IKE SAs", "IPsec SAs"))}
-# Requests for which --json also asks for trafficstatus, because they show rounded bytes
+# Replies to these requests have rounded byte counts, so --json also requests trafficstatus
 WITH_TRAFFIC = frozenset(("--status", "--showstates", "--connectionstatus"))
 
 
 def connection_names(host: Host) -> list[str]:
-    """Return the names and aliases of the connections in ipsec.conf, then the names that pluto has loaded."""
+    """Return the names and aliases of connections in ipsec.conf, and then the names in the running pluto."""
     names: list[str] = []
-    if host.conf != "-":  # standard input, which addconn reads
+    if host.conf != "-":  # `-` means standard input, which only addconn reads
         for conn in Config(host).conns():
             names += [conn.name, *conn.get("connalias").split()]
     try:
         names += loaded_names(host, ANSWER_TIME)
     except (Failure, OSError):
-        return names  # pluto does not answer; the caller reports that
+        return names  # pluto does not answer: the caller's own request fails and reports the error
     return list(dict.fromkeys(names))
 
 
 def no_connection(host: Host, name: str, where: str = "") -> str:
-    """Return the error message for an unknown connection; it suggests a similar name if there is one."""
+    """Return the error message for an unknown connection, which suggests a similar name if there is one."""
     message = f"no connection named {quote(name)}{where}"
     hint = suggest(name, connection_names(host))
     return f"{message} ({hint})" if hint else message
 
 
 def is_before_5(host: Host) -> bool:
-    """Return True if libreswan 3.x or 4.x is installed; False also if its release is unknown."""
+    """Return True if libreswan 3.x or 4.x is installed, and False for other releases or an unknown one."""
     return (host.libreswan_version() or "").startswith(("3.", "4."))
 
 
-# What pluto waits for during a negotiation.  The first row counts of which pluto's last line contains a text.
+# What pluto waits for during a negotiation.  Each row has texts in pluto's last line and the words to show
+# for them.  The first row with a matching text is used.
 UP_STEPS = (
     (("initiating IKE_AUTH", "sent IKE_AUTH", "sent v2I2", "sent Main Mode I3", "sent MI3"),
      "the peer to authenticate"),
@@ -22795,7 +22796,7 @@ class Teller:
             raise Failure(f"ipsec {operation}: the name of the connection is empty", USAGE)
         if loads:
             if operation == "replace" and is_before_5(self.host):
-                self._forget(name)  # from 5.0 on, loading a connection replaces the loaded one
+                self._forget(name)  # not needed from 5.0 on, where a load replaces the loaded connection
             status = self.load("--", name) if name.startswith("-") else self.load(name)
             if status or not action:
                 return status
@@ -22889,7 +22890,7 @@ class Teller:
          details="Runs libreswan's whack if it is installed, otherwise the built-in whack. The first word "
                  "--native, or IPSEC_WHACK=native in the environment, selects the built-in whack.")
 def whack_command(host: Host, args: Args) -> int:
-    """Run `ipsec whack`; return whack's own exit status, 33 if pluto is not running."""
+    """Run `ipsec whack`; return whack's exit status, which is 33 if pluto is not running."""
     words = args.operands
     # `ipsec --dry-run whack …` puts this word first; whack itself has no such option
     dry_run = words[:1] == [DRY_RUN_OPTION.key]
@@ -23114,7 +23115,7 @@ def auto_command(host: Host, args: Args) -> int:
 # --- tunnels: pluto's connections as a table ----------------------------------------------------------------
 
 TUNNEL_SCHEMA = 1
-# The detail lines of a connection that a TunnelRow needs; see pluto_status()
+# How the detail lines of a connection begin that a TunnelRow needs; see `details` of pluto_status()
 TUNNEL_DETAILS = frozenset(text[:DETAIL_HEAD] for text in (
     "host:", "  oriented", "  unoriented", "established", "newest", "routing:", "policy:", "our idtype",
     "IKE algorithm newest", "IKEv1 algorithm newest", "IKEv2 algorithm newest", "ESP algorithm newest",
@@ -23130,7 +23131,7 @@ TUNNEL_MARKS = (
 ANY_PEER = ("%any", "%any6", "%group", "%opportunistic", "%opportunisticgroup", "%virtual", "0.0.0.0", "::")
 TRAPS = ("prospective erouted", "routed-ondemand", "routed-prospective")
 BOLD, DIM, CHANGED = "1", "2", "7"
-RESIZE_SECONDS = 0.25  # how soon --watch notices that the terminal has a new size
+RESIZE_SECONDS = 0.25  # --watch checks in this interval whether the terminal has a new size
 
 
 class TunnelRow:
@@ -23174,7 +23175,7 @@ class TunnelRow:
 
     @property
     def fails(self) -> bool:
-        """True if the tunnel should be up and is not."""
+        """True if the tunnel should be up but is not up."""
         return bool(self.wanted) and self.state not in ("up", "routed")
 
 
@@ -23717,7 +23718,7 @@ class TunnelView:
         tunnels = Tunnels(self.host, self.timeout, self.name)
         if self.name and not tunnels.rows:
             raise Failure(f"ipsec tunnels: pluto has no connection named {quote(self.name)}", UNKNOWN_NAME,
-                          "ipsec tunnels shows all")
+                          "ipsec tunnels shows all connections")
         self.status = tunnels.status
 
         if self.as_json:
