@@ -16852,7 +16852,7 @@ SKIP_CAUSES = {
     "unused": ("has", "have", "nothing to check in this configuration", ""),
     "secrets": ("needs", "need", "the secrets file", "secrets"),
     "database": ("needs", "need", "the NSS database", "nss"),
-    "live": ("needs", "need", "the running system and can't be made under --root", ""),
+    "live": ("needs", "need", "the running system, and can't run under --root", ""),
 }
 
 
@@ -18053,7 +18053,7 @@ def needs_part(conn: Conn, key: str, value: str) -> bool:
            "/lib/modules, and the kernel's configuration.",
     matters="Without ESP, IKE succeeds, but the kernel refuses the keys of the tunnel, or pluto does not "
             "start.",
-    fix="Load the module that the finding names with modprobe. If the module is missing, install the "
+    fix="Run modprobe for the module that the finding names. If the module is missing, install the "
         "modules for the kernel that `uname -r` prints, or boot a kernel that has the module. For a "
         "container, load the module on the container's host.",
     live=True)
@@ -18087,7 +18087,7 @@ def check_esp(patient: Patient) -> Iterator[Trouble]:
            "connection without these keywords, whether the kernel has AES-GCM, and AES-CBC with SHA-2.",
     matters="Pluto and the peer agree on an algorithm, but the kernel refuses the keys if it lacks the "
             "algorithm.",
-    fix="Load the module that the finding names with modprobe, or propose another algorithm in esp=.",
+    fix="Run modprobe for the module that the finding names, or propose another algorithm in esp=.",
     live=True)
 def check_algorithms(patient: Patient) -> Iterator[Trouble]:
     known: dict[str, bool | None] = {}  # the results of kernel_has() by module
@@ -18282,7 +18282,7 @@ def route_troubles(patient: Patient) -> Iterator[Trouble]:
     for tunnel in patient.needed_tunnels():
         name, source = tunnel.conn.name, tunnel.conn.get(tunnel.here)
         if tunnel.peer and not tunnel.device:
-            yield ("FAIL", "NO ROUTE", f"conn {name}: no route to the peer {tunnel.peer}",
+            yield ("FAIL", "NO ROUTE", f"conn {name}: this host has no route to the peer {tunnel.peer}",
                    f"ip route add {tunnel.peer} via GATEWAY")
             continue
         if not is_routed(patient, tunnel.conn) or "vti-interface" in tunnel.conn.settings:
@@ -18440,8 +18440,8 @@ def roles_of(conns: Sequence[Conn]) -> Roles:
 @verify_check(
     "firewall", "Checking the firewall for IKE and ESP",
     checks="Whether the rules of nftables and iptables drop incoming or outgoing packets of UDP 500, UDP "
-           "4500 and ESP (or AH), or incoming ICMP fragmentation-needed. FAIL and WARN are certain. The "
-           "result is SKIP if it depends on a condition that this check can't evaluate.",
+           "4500 and ESP (or AH), or incoming ICMP fragmentation-needed. A result FAIL or WARN is certain. "
+           "The result is SKIP if it depends on a condition that this check can't evaluate.",
     matters="If the firewall drops these packets, IKE gets no answer, a tunnel carries no packets, or large "
             "packets disappear.",
     fix="Accept udp 500, udp 4500, esp and ICMP errors (state related) in the chain that the finding "
@@ -18584,7 +18584,7 @@ def dropped_traffic(patient: Patient, traffic: Traffic, roles: Roles, path: Peer
         unless, severe = "", level
         if not head and one.first_counts:
             head = patient.blocks(one.hooks, **{"state": "new", **one.packet})
-            unless = f", unless {one.beginner} begins"
+            unless = f", unless {one.beginner} sends the first packet"
             if one.way == "from" and not roles.answers:
                 severe = "WARN"
         if head:
@@ -18849,7 +18849,7 @@ def check_clock(patient: Patient) -> Iterator[Trouble]:
         state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512))
         if state == 5:
             yield ("WARN", "NOT SYNCHRONISED",
-                   "the clock is not synchronised (no NTP), but certificates are valid only for a time",
+                   "the clock is not synchronised (no NTP), so a valid certificate may count as expired",
                    "timedatectl set-ntp true")
         elif state < 0:
             yield ("SKIP", "UNKNOWN",
@@ -19323,7 +19323,7 @@ def readable_secrets(patient: Patient, name: str) -> tuple[list[str], list[Probl
 
 @verify_check(
     "prelink", "Checking 'prelink' command does not interfere with FIPS",
-    checks="Whether the program prelink is installed, which it must not be.",
+    checks="Whether the program prelink is absent.",
     matters="Prelinked libraries break the FIPS self-test, so pluto does not start.",
     fix="Run prelink --undo --all, then remove the package prelink.")
 def check_prelink(patient: Patient) -> Iterator[Trouble]:

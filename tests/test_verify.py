@@ -625,7 +625,7 @@ def test_one_cause_is_one_line() -> None:
         "1 failed, 1 warning, 4 not checked, 1 ok"]
     assert list(verify_lines(found[4:5], is_whole=False))[-2] == "1 check needs root: sudo ipsec verify psk (psk)"
     assert list(verify_lines([], ["xfrm", "esp"]))[-2:] == [
-        "2 checks need the running system and can't be made under --root (xfrm, esp)",
+        "2 checks need the running system, and can't run under --root (xfrm, esp)",
         "0 failed, 0 warnings, 2 not checked, 0 ok"]
 
 

@@ -645,7 +645,7 @@ def test_a_mounted_disk(healthy: Pluto, root: Callable[..., Machine], tmp_path: 
     result = rescue.ipsec("--root", "/sysroot", "verify", "--json")
     assert levels(result) == {}
     assert {"installed", "config", "secrets", "nss"} <= {finding["check"] for finding in json.loads(result.stdout)}
-    assert "checks need the running system and can't be made under --root (" in result.stderr
+    assert "checks need the running system, and can't run under --root (" in result.stderr
     lines = rescue.ipsec("--root", "/sysroot", "verify").stdout.splitlines()
     assert "under --root" in lines[-2] and "rp_filter" in lines[-2] and lines[-1].startswith("0 failed, 0 warnings, ")
     rescue.write("/sysroot/etc/ipsec.conf", CONFIG + "\tbanana=yes\n")
