@@ -2219,11 +2219,11 @@ def leading_version(text: str) -> tuple[int, ...]:
 # ============================================================================================================
 # 3. Redaction
 #
-# All text of a report passes here, so that no secret leaves the program.  A secret is known by its place (the
-# syntax of ipsec.secrets, options, assignments, key dumps) and by its value: once seen, it is masked
-# everywhere.  Touches nothing: redactor_of() of the next section reads the host's files.  Used by barf, look,
-# show, start, _secretcensor and _keycensor.  Facts: lib/libswan/lex.c, secrets.c and ttodata.c of libreswan
-# 3.25 to 5.4, ipsec.secrets(5), ip-xfrm(8).
+# This section masks the secrets in all text of a report.  It recognises a secret by the text around it (the
+# syntax of ipsec.secrets, options, assignments, key dumps), and by its value: a secret that was found in a
+# file is masked everywhere.  Touches nothing: redactor_of() of the next section reads the host's files.  Used
+# by barf, look, show, start, _secretcensor and _keycensor.  Facts: lib/libswan/lex.c, secrets.c and ttodata.c
+# of libreswan 3.25 to 5.4, ipsec.secrets(5), ip-xfrm(8).
 # ============================================================================================================
 
 REDACTED = "[redacted]"
@@ -2233,20 +2233,20 @@ RSA_FIELDS = frozenset("modulus publicexponent privateexponent prime1 prime2 exp
 PUBLIC_FIELDS = ("modulus", "publicexponent", "ckaidnss", "ckaid", "publickey")
 BASE64_LINE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=")
 BASE64_DIGITS = BASE64_LINE - {"="}
-LONGEST_LINE = 1 << 16  # a report shows at most so many characters of a line
-# Words that are common in reports.  A secret that is one of them is not masked everywhere: that would make
-# the report useless, and would show which word is the secret.
+LONGEST_LINE = 1 << 16  # a report shows at most this number of characters of a line
+# Words that are common in reports.  If a secret is one of them, it is masked only where SECRET_PLACES match.
+# A report in which it is masked everywhere would be useless, and would show which word is the secret.
 EVERYDAY = frozenset("""
     secret secrets password ipsec libreswan pluto test default public private tunnel transport systemd kernel
     linux debian redacted root admin user none auto""".split())
 
 
 class Token:
-    """A word of ipsec.secrets: its text without quotes, and its place.
+    """A word of ipsec.secrets.
 
-    The place is the number of the line, the column of the first character, and the column after the last one.
-    `form` tells how the word is written: the quote; 0x, 0s or 0t; `open` for a string without an end; empty
-    for a bare word.
+    `text` is the word without quotes, `line` the number of its line, `start` the column of its first
+    character, and `end` the column after its last one.  `form` tells how the word is written: it is the
+    quote, or 0x, 0s or 0t, or `open` for a string without a closing quote, or empty for a bare word.
     """
 
     __slots__ = ("end", "form", "line", "start", "text")
@@ -2262,7 +2262,7 @@ class Token:
         """Return the bytes of the key, or None if pluto refuses to load it (ttodata() of libreswan).
 
         Pluto requires the padding of base64, and zeros in the unused bits at its end.  An underscore may
-        separate hex digits, but not be the first of them.
+        separate hex digits, but must not be the first character.
         """
         data = self.decoded()
         if self.form not in ("0x", "0s"):
@@ -2277,7 +2277,7 @@ class Token:
         return data if is_complete else None
 
     def decoded(self) -> bytes | None:
-        """Return the bytes that the text encodes, even if pluto refuses it; None if it is not all digits."""
+        """Return the bytes that the text encodes, even if pluto refuses it; None if it can't be decoded."""
         if self.form == "0t":
             return encode(self.text[2:])
         if self.form not in ("0x", "0s"):
@@ -2294,7 +2294,7 @@ class Token:
         return None
 
     def censored(self) -> str:
-        """Return what a report shows instead of the word: how it is written, and the length of a key."""
+        """Return the text that a report shows in place of the word: its form, and the length of a key."""
         if self.form in ('"', "'", "`"):
             return f"{self.form}{REDACTED}{self.form}"
         if self.form == "open":
@@ -2308,13 +2308,13 @@ class Token:
 
 
 def secret_tokens(text: str, line: int = 0) -> tuple[list[Token], int]:
-    """Split a line of ipsec.secrets as pluto's lexer does; `line` is its number.  Never fails.
+    """Split a line of ipsec.secrets as pluto's lexer does.  No text is an error.  `line` is its number.
 
-    Return the tokens and the column at which the comment starts; the length of the line if it has no comment.
+    Return the tokens, and the column at which the comment starts, or the line ends if it has no comment.
     """
     tokens: list[Token] = []
     place = 0
-    stop = text.find("\0")  # in C, a string ends there
+    stop = text.find("\0")  # in C, a string ends at a NUL
     if stop < 0:
         stop = len(text)
 
@@ -2344,7 +2344,7 @@ def next_token(text: str, line: int, start: int, stop: int) -> Token:
     if form not in ("0x", "0s", "0t"):
         form = ""
     if text.startswith("0t", start):
-        return Token(text[start:stop], line, start, stop, form)  # such a key may hold blanks
+        return Token(text[start:stop], line, start, stop, form)  # a key after 0t may hold blanks
 
     end = start + 1
     while end < stop and text[end] not in " \t":
@@ -2357,8 +2357,8 @@ def next_token(text: str, line: int, start: int, stop: int) -> Token:
 class SecretRecord:
     """A record of ipsec.secrets: `include` and a pattern, or IDs, a colon and a key.
 
-    `shown` are the tokens that a report may show; `secrets` are those whose text is masked everywhere;
-    `problem` tells why pluto would not load the record.
+    `shown` are the tokens that a report may show.  `secrets` are the tokens whose text is masked everywhere.
+    `problem` tells why pluto would not load the record, or is empty.
     """
 
     def __init__(self, tokens: Sequence[Token]) -> None:
@@ -2393,7 +2393,7 @@ class SecretRecord:
         if tokens[0].text.startswith("\ufeff"):
             self._wrong("the file begins with a byte order mark, which pluto reads as part of the first ID")
         elif tokens[0].start:
-            self._wrong("indented, but no record begins before it, so pluto ignores it")
+            self._wrong("the line is indented, but no record begins before it, so pluto ignores the line")
 
         colon = next((i for i, token in enumerate(tokens) if token.text == ":"), -1)
         keyword = next((i for i, token in enumerate(tokens) if is_key_word(token.text)), len(tokens))
@@ -2419,9 +2419,9 @@ class SecretRecord:
                 self._wrong("a comma in an ID; IDs are separated by blanks")
 
     def _parse_values(self, values: Sequence[Token]) -> None:
-        """Parse what follows the colon: the kind of key and the key."""
+        """Parse the tokens after the colon: the kind of key and the key."""
         if not values:
-            self._wrong("nothing after the `:`, on which pluto crashes (5.2 too)")
+            self._wrong("nothing follows the `:`; pluto crashes on such a record (5.2 too)")
         elif values[0].text.lower() in KEY_KINDS and values[0].form in ("", '"', "'"):
             self.kind = values[0].text.lower()
             self.shown.append(values[0])
@@ -2432,7 +2432,7 @@ class SecretRecord:
 
     def _parse_key(self, values: Sequence[Token]) -> None:
         if not values:
-            self._wrong("no key after the kind of key")
+            self._wrong("no key follows the kind of key")
         elif self.kind in ("psk", "xauth"):
             self.secrets += values
             self._check_key(values)
@@ -2444,17 +2444,17 @@ class SecretRecord:
             self._parse_private_key(values)
 
     def _parse_ppk(self, values: Sequence[Token]) -> None:
-        """Parse a postquantum key: its ID and the key."""
+        """Parse a postquantum preshared key (PPK): its ID and the key."""
         self.secrets += values[1:] or values
         if len(values) == 1:
-            self._wrong("no key after its ID")
+            self._wrong("no key follows the ID of the PPK")
         elif len(values) == 2 and values[0].form not in ('"', "'"):
             self._wrong("the ID of a PPK is not quoted")
         elif self._check_key(values[1:]):
             self.shown.append(values[0])
 
     def _parse_private_key(self, values: Sequence[Token]) -> None:
-        """Parse the fields of a raw private key, or the file and the passphrase of another."""
+        """Parse the fields of a raw private key, or the name and passphrase of a file with a private key."""
         field = ""
         for token in values:
             word = token.text.rstrip(":").lower()
@@ -2466,27 +2466,29 @@ class SecretRecord:
                 self.secrets.append(token)
 
     def _check_key(self, values: Sequence[Token]) -> bool:
-        """Return whether the values are one key that pluto loads; note the problem if not."""
+        """Return True if the values are one key that pluto loads.  If not, note the problem; return False."""
         key = values[0]
         if len(values) > 1:
             self._wrong("more than one key")
             return False
         if self.kind == "psk" and key.form and not key.text:
-            self._wrong("the key is empty; pluto aborts when it uses it")
+            self._wrong("the key is empty; pluto aborts when it uses the key")
             return False
         is_quoted = key.form in ('"', "'")
         is_encoded = key.form not in ("", "`")
         if is_quoted or (is_encoded and key.data()):
             return True
-        self._wrong("malformed key: neither quoted nor 0x, 0s or 0t and digits")
+        self._wrong("malformed key: it is neither quoted nor written as 0x, 0s or 0t and digits")
         return False
 
     def _wrong(self, problem: str) -> None:
-        """Note the first problem of the record."""
+        """Note a problem of the record, unless it has one already."""
         self.problem = self.problem or problem
 
     def censored(self, number: int, text: str) -> str:
-        """Return what a report shows of line `number` of the record; `text` is the line without its comment.
+        """Return line `number` of the record with all tokens replaced that a report must not show.
+
+        `text` is the line without its comment.
         """
         parts = []
         place = 0
@@ -2516,8 +2518,8 @@ def secret_records(lines: Iterable[str]) -> Iterator[tuple[SecretRecord, list[tu
     """Yield the records of a secrets file, each with its lines: number, text, and column of the comment.
 
     A record begins in the first column and continues in indented lines (lex.c).  Comment and blank lines
-    belong to the record before them; at the start of the file, to a record without tokens.  Never fails,
-    whatever the file holds.
+    belong to the record before them, or at the start of the file, to a record without tokens.  No content of
+    the file is an error.
     """
     tokens: list[Token] = []
     rows: list[tuple[int, str, int]] = []
@@ -2534,7 +2536,9 @@ def secret_records(lines: Iterable[str]) -> Iterator[tuple[SecretRecord, list[tu
 
 
 def commented_out(text: str) -> SecretRecord | None:
-    """Return the record that a comment holds; None for any other comment.  `text` is the comment without `#`.
+    """Return the record that is commented out, or None if the comment is not a record.
+
+    `text` is the comment without `#`.
     """
     record = SecretRecord(secret_tokens(text)[0])
     if record.kind in KEY_KINDS and all(looks_like_id(token.text) for token in record.ids):
@@ -2542,14 +2546,14 @@ def commented_out(text: str) -> SecretRecord | None:
     return None
 
 
-# In a comment, a quoted word after one of these may be a secret
+# In a comment, a quoted word may be a secret if it follows one of these words
 BEFORE_SECRET = KEY_KINDS | {"is", "was", "secret", "password", "passphrase", "pass", "pw", "old", "new"}
 
 
 def secrets_of_remark(tokens: Sequence[Token]) -> list[Token]:
     """Return the tokens of a comment that may be secrets: keys, and quoted words after BEFORE_SECRET.
 
-    `# the key for "west-east"` holds none: it names a connection.
+    The comment `# the key for "west-east"` holds no secret: it names a connection.
     """
     likely = []
     before = ""
@@ -2562,7 +2566,7 @@ def secrets_of_remark(tokens: Sequence[Token]) -> list[Token]:
 
 
 def censor_secrets(lines: Iterable[str]) -> Iterator[str]:
-    """Yield the lines of a secrets file as a report shows them: IDs, kinds of keys, includes; no keys."""
+    """Yield the lines of a secrets file as a report shows them: with IDs and includes, without keys."""
     for record, rows in secret_records(lines):
         for number, text, comment in rows:
             before, remark = text[:comment], text[comment:]
@@ -2585,28 +2589,28 @@ _QUOTED = r"""\\?"(?:[^"\\\n]|\\.)*(?:"|$)|\\?'[^'\n]*(?:'|$)"""
 _NOT_SECRET = r"[ \t]*(?:files|compat|sss|systemd|db|nis|winbind)\b"  # sources of nsswitch.conf(5)
 _SPEAKS_OF_SECRET = (r"(?:passw|passphrase|\bpass\b|secret|psk|pwd|\bkeys?\b(?! exchange)|\bpin\b|token|"
                      r"credential|login)")
-# Ordinary words in mixed case
+# Ordinary words that have capital letters inside
 MIXED_CASE = frozenset(
     "IPsec IKEv1 IKEv2 OpenVPN WireGuard strongSwan StrongSwan NetworkManager macOS iOS".split())
 # Comments and log prefixes of firewall rules, as iptables, nft and pyroute2 write them
 REMARKS = (r"((?:--comment|--(?:nf)?log-prefix|(?<![\w-])(?:comment|(?:nflog-)?prefix)(?=[ \t=]+[^-\s]))"
            rf"(?:[ \t]+|=))({_QUOTED}|[^\s\"\']+)|(/\* )([^\n]*?)(?= \*/)")
 REMARK_HINTS = ("comment", "prefix", "/* ")
-# Bytes as digits, hexadecimal or base64, but not an address, a name or a lower-case word
+# A pattern for bytes in hexadecimal or base64.  It matches no address, name or word in lower case
 _BYTES = r"(?:0x)?(?:[0-9a-f]{12,}|(?=[A-Za-z0-9+/]*[0-9A-Z])[A-Za-z0-9+/]{12,}={0,2})(?![\w.:@-])"
-# An option of the NSS tools with a password.  A command may have several.
+# A pattern for an option of the NSS tools that has a password.  A command may have several such options.
 NSS_PASSWORD = (r"(\b(?:pk12|cert|crl|mod)util\b[^\n]*?[ \t]-[WKP][ \t]*)(?![\ue000 \t]|\[redacted)"
                 r"(?:(?![ \t]-)[^\n])+")
-# The places of secrets in text.  A row is hints and a pattern, which is matched without regard to case.  The
-# first group of the pattern is the text before the secret, which is kept.  A line in which the pattern
-# matches holds one of the hints (in lower case); the search for them is faster than the pattern.
+# The places of secrets in text.  A row has hints and a pattern.  The pattern ignores case; its first group is
+# the text before the secret, which is kept.  Each line that the pattern can match holds one of the hints (in
+# lower case).  The pattern is used only for lines with a hint, because the search for hints is faster.
 SECRET_PLACES = (
-    # a word of pluto's log that names a key, and bytes
+    # in pluto's log: a word that names a key, and the bytes after it
     (("key", "unwrapped", "sk_", "g^", "psk", "ppk"),
      r"(\|[^\n]*?(?<!public )(?<!ckaid )"
      r"\b(?:\w*key|keymat|unwrapped|sk_\w+|skeyid\w*|skeyseed|psk|ppk|g\^\w+)"
      rf"(?![\w(@-])[\w \t]{{0,16}}?[ :=]+)(?!/){_BYTES}[^\n]*"),
-    # options of a command line, up to the next option
+    # options of a command line: the value ends at the next option
     ((*_NAME_HINTS, "passin", "passout"),
      rf"((?<![\w-])--?(?:{_SECRET_NAME}|passin|passout)(?:=|[ \t]+))(?:{_QUOTED}|(?:(?![ \t]-)[^\n])+)"),
     (("sshpass",), r"(\bsshpass[ \t]+-p[ \t]*)\S+"),
@@ -2629,7 +2633,7 @@ SECRET_PLACES = (
     (("psk", "xauth", "pin", "ppk"),
      rf"(:[ \t]*(?:PSK|XAUTH|PIN|PPKS?(?:[ \t]+\"[^\"\n]*\"(?=[ \t]+\S))?)[ \t]+)"
      rf"(?:{_QUOTED}|0[xst]|\[red)[^\n]*"),
-    # (syslog and the journal drop a blank where pluto cuts a message of addconn)
+    # some blanks are optional: pluto cuts a message of addconn, and syslog then drops a blank at the cut
     (("malformed",), r"(malformed ?\([^\n]*?\):[ \t]*)[^\n]+"),
     (("unrecogni", "index"),
      r"((?:unrecogni[sz]ed ?(?:keyword|key ?format):|\bline ?\d+: ?index)[ \t]*)[^\n]+"),
@@ -2640,7 +2644,7 @@ SECRET_PLACES = (
      r"((?:\bmy_updown=|updown command \"|\| (?:cmd\(|executing )[^\n]*?\bSPI_OUT=\S+[ \t]+)"
      r"(?:(?:\S*/)?ipsec[ \t]+[^\s;\"]+|(?!(?:\S*/)?ipsec[ \t])[^\s;\"]+)[ \t]+)(?!\[red)"
      r"[^\n]*?(?=;[ \t]*$|\" for verb |:$|$)"),
-    # banners, as pluto's status shows them, and elsewhere if they speak of a secret
+    # banners in pluto's status, and banners in other text if they mention a secret
     (("as banner",), r"(\bwe are sending ')[^\n]+(?=' as banner)"),
     (("banner:",), r"(\bbanner:)(?! |unset\b)(?:(?!, (?:cat|sec_label):|;[ \t]*$)[^\n])+"),
     (("banner",),
@@ -2652,15 +2656,16 @@ SECRET_PLACES = (
     (("$",), r"(\$(?:1|2[abxy]?|5|6|7|y|gy|apr1|sha1|md5)\$)[\w./=,$+-]{8,}"),
 )
 HINTS = frozenset(("util", *REMARK_HINTS)).union(*(hints for hints, _ in SECRET_PLACES))
-# Rows of dumps in hexadecimal.  The first group is the text before the bytes, which is kept.
+# Patterns for rows of dumps in hexadecimal.  The first group is the text before the bytes, which is kept.
 # Up to three bytes, as the last row of a dump: after the bar of pluto's log, or at the start of the line
 SHORT_ROW = r"^(.*?\|  +|  +)((?:[0-9a-f]{2} {1,2}){0,2}[0-9a-f]{2})(?:$|   .*)"
 # Bytes, or pairs of bytes, anywhere in the line
 BYTES_ROW = r"((?<![0-9A-Za-z]))((?:[0-9A-Fa-f]{2}[ :]{1,2}){3,}[0-9A-Fa-f]{2})\b"
 PAIRS_ROW = r"((?<![0-9A-Za-z])(?:0x)?)((?:[0-9A-Fa-f]{4} {1,2})+[0-9A-Fa-f]{2,4})\b"
-MASK = "\ue000"  # in place of REDACTED until all secrets are masked, so that no pattern matches REDACTED
-ROW_MASK = "\ue001"  # in place of a row of a dump; the rest of the line is masked too
-# With more secrets than this, a value that is part of a longer word is not found: it would take minutes
+MASK = "\ue000"  # replaces a secret; becomes REDACTED at the end, so that no pattern matches REDACTED
+ROW_MASK = "\ue001"  # replaces a row of a dump; the rest of the line is masked, too
+# If there are more secrets than this, a secret within a longer word is not masked.  That search takes
+# minutes.
 MANY_VALUES = 1000
 WORD_RUN = "(?:0[xXsStT])?([A-Za-z0-9]{4,})"
 HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
@@ -2668,7 +2673,7 @@ _ROW_SHAPE = str.maketrans({**dict.fromkeys(HEX_DIGITS, "x"), ":": " "})
 
 
 def is_harmless_word(word: str) -> bool:
-    """Return whether a word of free text is an ordinary word, a small number, an address, or like `eth0`."""
+    """Return whether a word is an ordinary word, a small number, an address, or a name like `eth0`."""
     word = word.strip("\"'()[]{}<>,;!?")
     if word in MIXED_CASE:
         return True
@@ -2685,7 +2690,7 @@ def is_harmless_word(word: str) -> bool:
 
 
 def shown_remark(text: str) -> str:
-    """Return a comment, a description or a log prefix if it is known to be harmless, otherwise REDACTED."""
+    """Return a comment, a description or a log prefix, or REDACTED if it may hold a secret."""
     import re
     if re.search(_SPEAKS_OF_SECRET, text, re.IGNORECASE):
         return REDACTED
@@ -2694,28 +2699,29 @@ def shown_remark(text: str) -> str:
 
 
 class Redactor:
-    """Masks secrets in text: those in known places, and the values of secrets that it has learned.
+    """Masks secrets in text: those that SECRET_PLACES find, and those that learn() has got.
 
-    With `show_secrets`, it only escapes control characters.
+    With `show_secrets`, secrets are not masked; only control characters are escaped.
     """
 
     def __init__(self, show_secrets: bool = False) -> None:
         self.show_secrets = show_secrets
-        self.masked = 0  # how many secrets it has masked
+        self.masked = 0  # the number of secrets masked so far
         self._values: set[str] = set()  # masked also within words
         self._words: set[str] = set()  # masked only as whole words
         self._base64: set[str] = set()
         self._digits: dict[str, list[str]] = {}  # secrets in hexadecimal, by their first eight digits
-        self._dumped = "\n"  # the same as lines of one text
+        self._dumped = "\n"  # the secrets in hexadecimal, as lines of one text
         self._sorted: list[str] | None = None  # the values, longest first; None if they must be sorted again
-        self._runs: dict[str, list[str]] = {}  # if there are many: the values by their longest word
+        self._runs: dict[str, list[str]] = {}  # with more than MANY_VALUES: the values by their longest word
         self._word_pattern: re.Pattern[str] | None = None
         self._patterns: dict[str, re.Pattern[str]] = {}
 
     def learn(self, secret: str | bytes) -> None:
-        """Mask this secret from now on, in every form: as it is, decoded, in hexadecimal and base64, escaped.
+        """Mask this secret from now on: as it is, decoded, in hexadecimal, in base64, and escaped.
 
-        A secret of fewer than four characters, and an everyday word, is masked only in the places of secrets.
+        If the secret is an EVERYDAY word or has fewer than four characters, it is masked only where
+        SECRET_PLACES match.
         """
         import binascii
         text = decode(secret) if isinstance(secret, bytes) else secret
@@ -2743,9 +2749,9 @@ class Redactor:
         self._sorted = None
 
     def learn_file(self, lines: Iterable[str]) -> list[str]:
-        """Learn the secrets in the lines of a file like ipsec.secrets, also in its comments.
+        """Learn the secrets in the records and comments of a file like ipsec.secrets.
 
-        Return the patterns of the files that it includes.
+        Return the file name patterns of its include lines.
         """
         includes = []
         for record, rows in secret_records(lines):
@@ -2762,21 +2768,23 @@ class Redactor:
                 self.learn(token.text)
                 if token.form in ("0x", "0s") and token.data() is None:
                     self.learn(token.text[2:])
-                elif not token.form and '"' in token.text:  # PSK"...", where a blank is missing
+                elif not token.form and '"' in token.text:  # as in PSK"...", without a blank
                     self.learn(token.text.split('"')[1])
             if record.include:
                 includes.append(record.include)
         return includes
 
     def text(self, text: str, *, bulk: bool = False) -> str:
-        """Return the text with all secrets masked; in `bulk` text, such as routes, only the learned values.
+        """Return the text with all secrets masked.
+
+        In `bulk` text, such as routes, only learned secrets and PEM keys are masked.
         """
         return self._masked(text, bulk=bulk, in_key=False)[0]
 
     def _masked(self, text: str, *, bulk: bool, in_key: bool) -> tuple[str, bool]:
-        """Return the masked text, and whether it ends within a PEM key.
+        """Return the masked text, and whether the text ends within a PEM key.
 
-        `in_key` tells whether the text begins within a key.
+        `in_key` tells whether the text begins within a PEM key.
         """
         if self.show_secrets:
             return text, False
@@ -2793,9 +2801,10 @@ class Redactor:
         return printable(self.text(text, bulk=bulk))
 
     def stream(self, chunks: Iterable[bytes], *, bulk: bool = False) -> Iterator[str]:
-        """Do the same as clean() for text of any size in chunks, which may be cut within a secret.
+        """Do the same as clean() for text that comes in chunks.  A chunk may end within a secret.
 
-        Yield text of whole lines, usually many.  The end of a line longer than LONGEST_LINE is left out.
+        Yield pieces of the text; each has one or more whole lines.  Lines longer than LONGEST_LINE are
+        shortened.
         """
         in_key = False
         for data in whole_lines(chunks):
@@ -2805,7 +2814,7 @@ class Redactor:
             yield printable(text)
 
     def _mask_values(self, text: str) -> str:
-        """Replace the secrets that learn() was given by the mask."""
+        """Replace each secret that learn() has got by MASK."""
         if self._sorted is None:
             self._sort_values()
         for value in self._values_in(text):
@@ -2816,7 +2825,7 @@ class Redactor:
         return self._mask_wrapped(text) if self._base64 else text
 
     def _sort_values(self) -> None:
-        """Prepare the search for the values."""
+        """Sort the values that learn() has got, and make the tables for the search."""
         import re
         self._sorted = sorted(self._values, key=len, reverse=True)
         digits_of_all: list[str] = []
@@ -2835,11 +2844,11 @@ class Redactor:
             self._word_pattern = re.compile(f"(?<![A-Za-z0-9])(?:{words})(?![A-Za-z0-9])")
 
     def _values_in(self, text: str) -> list[str]:
-        """Return the values that may be in the text, longest first."""
+        """Return the values that may be in the text, the longest first."""
         if not self._runs:
             return self._sorted or []
         import re
-        # a look-up of each word of the text, because a search for each value takes too long
+        # look up each word of the text, because a search for each value would take too long
         words = set(re.findall(WORD_RUN, text)) & self._runs.keys()
         values: list[str] = []
         for word in (*words, ""):
@@ -2847,7 +2856,7 @@ class Redactor:
         return sorted(values, key=len, reverse=True)
 
     def _mask_wrapped(self, text: str) -> str:
-        """Mask base64 over several lines that holds a secret."""
+        """Mask all lines of a base64 text of several lines if it holds a secret."""
         lines = text.split("\n")
         start = 0
         while start < len(lines):
@@ -2862,12 +2871,12 @@ class Redactor:
         return "\n".join(lines)
 
     def compile(self) -> None:
-        """Compile the patterns of SECRET_PLACES.  Otherwise each is compiled when it is first used."""
+        """Compile all patterns of SECRET_PLACES.  Without this call, each is compiled at its first use."""
         for _, place in SECRET_PLACES:
             self._compiled(place)
 
     def _compiled(self, pattern: str, *, ignore_case: bool = True) -> re.Pattern[str]:
-        """Compile a pattern once."""
+        """Return the compiled pattern, which is kept for later calls."""
         if pattern not in self._patterns:
             import re
             flags = re.IGNORECASE if ignore_case else 0
@@ -2904,9 +2913,9 @@ class Redactor:
         return line
 
     def _mask_rows(self, line: str, rows: Iterable[str]) -> str:
-        """Mask a line from the first bytes on that are a secret or a part of one.
+        """Find bytes that are a secret or a part of one; mask the line from these bytes to its end.
 
-        A dump repeats the bytes as text at the end of the line.  `rows` are the patterns to look for.
+        The end is masked because a dump repeats the bytes as text there.  `rows` are the patterns to use.
         """
         for row in rows:
             line = self._compiled(row, ignore_case=False).sub(self._mask_row, line)
@@ -2916,7 +2925,7 @@ class Redactor:
     def _mask_row(self, match: re.Match[str]) -> str:
         """Replace a row of bytes with ROW_MASK if it holds a secret or is a part of one."""
         row = match[2].lower().translate({32: None, 58: None})
-        part = row if len(row) > 6 else f"{row}\n"  # up to three bytes only as the end of a secret
+        part = row if len(row) > 6 else f"{row}\n"  # three bytes or fewer must be the end of a secret
         if part in self._dumped:
             return match[1] + ROW_MASK
         starts = {row[place:place + 8] for place in range(0, len(row) - 7, 2)}
@@ -2927,7 +2936,7 @@ class Redactor:
 
 
 def shortened(line: str) -> str:
-    """Return a line; if it is longer than LONGEST_LINE, only its first half of that length.
+    """Return the line.  If it is longer than LONGEST_LINE, return half of that length and a note.
 
     whole_lines() may cut a long line within a secret.  Then the secret is in the part that is left out.
     """
@@ -2937,7 +2946,7 @@ def shortened(line: str) -> str:
 
 
 def escaped_forms(text: str) -> Iterator[str]:
-    """Yield the forms in which programs, shells and data formats write a text that has special characters."""
+    """Yield the forms of a text in which programs, shells and data formats escape special characters."""
     quoted = text.replace("\\", "\\\\").replace('"', '\\"')
     yield text.replace("'", "'\\''")  # a shell, in single quotes
     yield printable(text)
@@ -2964,7 +2973,7 @@ def escaped_forms(text: str) -> Iterator[str]:
 
 
 def escape_others(text: str, form: str, plain: str) -> str:
-    """Return the text with each byte formatted, except ASCII letters, digits and the characters `plain`."""
+    """Format each byte of the text with `form`, except ASCII letters, digits and the characters `plain`."""
     pieces = []
     for character in text:
         if character in plain or (character.isascii() and character.isalnum()):
@@ -2975,10 +2984,13 @@ def escape_others(text: str, form: str, plain: str) -> str:
 
 
 def base64_forms(data: bytes) -> set[str]:
-    """Return the base64 of the data: alone, and as part of longer data, at each of the three offsets."""
+    """Return the data in base64: alone, and as a part of longer data.
+
+    As a part, it has one of three forms, according to its offset modulo 3.
+    """
     import binascii
     forms = {binascii.b2a_base64(data, newline=False).decode().rstrip("=")}
-    # the first digits, and the last one if it is incomplete, also hold bits of the data around
+    # leave out the first digits and an incomplete last one, which also hold bits of the data around
     for offset, first in ((0, 0), (1, 2), (2, 3)):
         inner = binascii.b2a_base64(bytes(offset) + data, newline=False).decode().rstrip("=")[first:]
         if (offset + len(data)) % 3:
@@ -3000,9 +3012,9 @@ def lines_with(text: str, word: str) -> set[int]:
 
 
 def rows_in(line: str) -> list[str]:
-    """Return the patterns of rows of a dump that may match in the line.
+    """Return which of the patterns SHORT_ROW, BYTES_ROW and PAIRS_ROW may match in the line.
 
-    The patterns themselves would take longer.
+    This test is faster than the patterns.
     """
     rows = []
     shape = line.translate(_ROW_SHAPE) + " "
@@ -3017,7 +3029,7 @@ def rows_in(line: str) -> list[str]:
 
 
 def mask_place(match: re.Match[str]) -> str:
-    """Return the match of a pattern of SECRET_PLACES with its secret masked, unless it is masked already."""
+    """Return the text of a match of SECRET_PLACES with its secret masked, if it is not masked already."""
     before = match[1]
     secret = match[0][len(before):]
     if secret.lstrip("\"'\\0xst").startswith("[redacted"):
@@ -3028,7 +3040,7 @@ def mask_place(match: re.Match[str]) -> str:
 
 
 def mask_remark(match: re.Match[str]) -> str:
-    """Return the match of REMARKS, with the remark masked if it is not known to be harmless."""
+    """Return the text of a match of REMARKS, with the remark masked if it may hold a secret."""
     before, remark = (match[1], match[2]) if match[1] else (match[3], match[4])
     bare = remark.replace("\\", "")
     is_harmless = MASK not in remark and shown_remark(bare) == bare
@@ -3036,9 +3048,9 @@ def mask_remark(match: re.Match[str]) -> str:
 
 
 def mask_pem(text: str, in_key: bool) -> tuple[str, bool]:
-    """Return the text without the parts between BEGIN and END of private keys, and whether it ends in one.
+    """Mask the lines between BEGIN and END of private keys in PEM form.
 
-    `in_key` tells whether the text begins within a key.
+    Return the text, and whether it ends within a key.  `in_key` tells whether it begins within a key.
     """
     lines = []
     for line in text.split("\n"):
@@ -3065,9 +3077,9 @@ def mask_pem(text: str, in_key: bool) -> tuple[str, bool]:
 
 
 def whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the data of the chunks in pieces that end where a line ends.
+    """Yield the data of the chunks in pieces of whole lines.
 
-    A line that is longer than two LONGEST_LINE is cut after about so many bytes.
+    If a line is longer than 2 * LONGEST_LINE bytes, chunks from its middle are left out.
     """
     rest = b""
     for chunk in chunks:

@@ -332,7 +332,7 @@ def test_the_reason_in_the_log_is_told_without_what_may_be_a_secret(
 def test_errors_and_missing_files_of_the_secrets_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     patient = patient_of(tmp_path, monkeypatch, CONN.format(right="192.0.2.2"), 'include none.secrets\n: PSK ""\n')
     assert [trouble[:3] for trouble in CHECKS["secrets"].function(patient)] == [
-        ("FAIL", "PARSE ERROR", f"{tmp_path}/ipsec.secrets:2: the key is empty; pluto aborts when it uses it"),
+        ("FAIL", "PARSE ERROR", f"{tmp_path}/ipsec.secrets:2: the key is empty; pluto aborts when it uses the key"),
         ("WARN", "NOT LOADED", f'{tmp_path}/ipsec.secrets:1: "none.secrets": no such file')]
 
 
