@@ -234,7 +234,7 @@ def decode(data: bytes) -> str:
 
 
 def encode(text: str) -> bytes:
-    """Convert text to bytes, as the inverse of decode().  Surrogates that decode() can't make become `?`."""
+    """Convert text to bytes, as the inverse of decode().  Other lone surrogates become `?`."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -262,7 +262,10 @@ def printable(text: str) -> str:
 
 
 def error_line(message: str) -> str:
-    """Return a line for standard error: `ipsec: ` and the message, or the message if it has `ipsec` first."""
+    """Return a message as a line for standard error.
+
+    The line begins with `ipsec: `, unless the message itself begins with `ipsec`.
+    """
     if not message.startswith("ipsec"):
         message = f"ipsec: {message}"
     return printable(message) + "\n"
@@ -431,9 +434,9 @@ def open_part(part: str, directory: int | None, *, is_last: bool = False) -> int
     flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
     if not is_last:
         try:
-            return os.open(part, flags | os.O_DIRECTORY, dir_fd=directory)  # makes autofs mount the directory
+            return os.open(part, flags | os.O_DIRECTORY, dir_fd=directory)  # O_DIRECTORY triggers automounts
         except NotADirectoryError:
-            pass  # a link
+            pass  # the part is a link
     return os.open(part, flags, dir_fd=directory)
 
 
@@ -456,7 +459,7 @@ def open_file_behind(part: str, directory: int, link: os.stat_result) -> os.stat
 
 
 def is_own_descriptor(part: str, info: os.stat_result) -> bool:
-    """Return whether `part` is the number of a descriptor of this process, and `info` is of its file."""
+    """Return whether this process has the descriptor with the number `part`, for the file of `info`."""
     try:
         return os.path.samestat(os.fstat(int(part)), info)
     except (OSError, ValueError):
@@ -534,7 +537,7 @@ class Replacement:
         """
         place, info = self.place, self.place.info
         if place.is_descriptor and info is not None and is_own_descriptor(place.base, info):
-            return os.dup(int(place.base))  # a shared offset: later output does not overwrite this
+            return os.dup(int(place.base))  # both share an offset: later output comes after this
 
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         if not place.is_descriptor:
@@ -624,7 +627,7 @@ class Replacement:
             raise OSError(error.errno, error.strerror, self.name) from None
 
     def commit(self) -> None:
-        """Put the whole file in place."""
+        """Replace the earlier file with the new one."""
         try:
             if not self.is_direct:
                 self._put_in_place()
@@ -857,7 +860,7 @@ class Host:
         self._nssdir = ""
         self.directories: dict[str, str] = {}  # directories in ipsec.conf, set by configured_directory()
 
-        self.version: str | None = ""  # of libreswan; empty if it is not determined yet
+        self.version: str | None = ""  # of libreswan; empty until it is known; see libreswan_version()
         self.pluto: Pluto | None = None  # the pluto that answers on the control socket, set by probe()
         self.children: set[int] = set()  # process ids of running child processes; each leads a session
         self._thread = _thread.get_ident()  # the thread in which Python's signal handlers run
@@ -12337,7 +12340,7 @@ SYSCTLS = "/proc/sys/net/core"
 
 
 def give_resolv_conf_back(host: Host) -> None:
-    """Restore the resolv.conf that a pluto replaced before it crashed.  Print an error on stderr."""
+    """Restore the resolv.conf that a pluto replaced before it crashed.  A failure is a warning."""
     try:
         restore_resolv_conf(host)
     except OSError as error:
@@ -12389,7 +12392,7 @@ def stack_stop(host: Host) -> list[str]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        host.warn(f"WARNING: cannot restore a sysctl: {error_text(error)}")  # as in a container
+        host.warn(f"WARNING: cannot restore a sysctl: {error_text(error)}")  # read-only in a container
     host.remove(saved)
     return []
 
@@ -12416,7 +12419,7 @@ def set_sysctl(host: Host, name: str, value: str) -> None:
             host.write(saved, f"{saved_text}\n{name} {old_value}\n".lstrip())
         host.write(path, value)
     except OSError:
-        host.warn(f"WARNING: cannot change {path} from {old_value} to {value}")  # as in a container
+        host.warn(f"WARNING: cannot change {path} from {old_value} to {value}")  # it is read-only in a container
         return
     host.print(f"changing {path} from {old_value} to {value}")
 
@@ -12456,7 +12459,7 @@ def check_nss(host: Host) -> None:
     except Missing as missing:
         if not is_whole:
             raise
-        host.warn(f"the NSS database is not checked: {missing}")  # pluto itself needs no certutil
+        host.warn(f"the NSS database is not checked: {missing}")  # certutil is missing; pluto does not need it
 
 
 def check_config(host: Host) -> Config:
@@ -12550,7 +12553,7 @@ class Direct:
         host = self.host
         is_alone = check_not_running(host)
         config = check_config(host)
-        if is_alone:  # if not, the files stay; the new pluto replaces them
+        if is_alone:  # if a pluto may run, both files stay; the new pluto replaces them
             host.remove(pid_file(host))
             host.remove(host.ctlsocket)
         stack_start(host, config)
@@ -12611,7 +12614,7 @@ class Direct:
             if host.exists(log):
                 output += b"".join(host.chunks(log, size_before))
         except OSError as error:
-            output += encode(f"{error_text(error)}\n")  # as for logfile=/dev/null
+            output += encode(f"{error_text(error)}\n")  # /dev/null as logfile= can't be read
         complain(host, output)
         signs = clean_up(host)
         if signs:
@@ -12775,13 +12778,13 @@ MANAGERS = (
     Manager("rc.d", "", "", "/etc/rc.d/{} /usr/local/etc/rc.d/{}", "{path} one{action}"),
     Manager("sysvinit", "init", "", "/etc/init.d/{} /etc/rc.d/init.d/{}", "{path} {action}"),
 )
-# Interpreters of init scripts.  Only the named init system can run a script with this interpreter
+# Interpreters of init scripts, and for each the only init system that can run scripts for it
 INTERPRETERS = {"openrc-run": "openrc", "runscript": "openrc", "rc.common": "procd"}
 # A process called `init` is not always sysvinit: WSL, LinuxKit and many images have one that runs no
 # services.  It counts as sysvinit only if one of these files exists.  sysvinit and busybox's init read
 # inittab; only sysvinit has the other files (init(8), initctl(5), telinit(8)).
 SYSVINIT_MARKS = ("/etc/inittab", "/run/initctl", "/dev/initctl", "/sbin/telinit", "/usr/sbin/telinit")
-# Files of s6-overlay, which is process 1 of containers.  Few of their images have a service for pluto
+# Files of s6-overlay.  It is process 1 of containers, most of which are not expected to run pluto
 S6_OVERLAY_MARKS = ("/package/admin/s6-overlay", "/etc/s6-overlay", "/etc/s6/init")
 # The environment variable in which act() passes the path of the init script that it runs, see runs_this()
 SCRIPT_MARK = "IPSEC_INIT_SCRIPT"
