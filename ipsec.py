@@ -20413,18 +20413,18 @@ def verify_command(host: Host, args: Args) -> int:
 
 # --- barf ---------------------------------------------------------------------------------------------------
 #
-# A table of sections in the order of the report, and their bodies.  A body takes the Report and yields the
-# text of a section in pieces.  Facts: barf(8) and programs/barf of libreswan 3.29 and 4.10 for headings and
-# order.
+# The table of the sections in the order of the report, and the bodies of the sections.  A body is a function
+# that takes the Report and yields the text of its section in pieces.  The headings and their order are those
+# of barf(8) and programs/barf of libreswan 3.29 and 4.10.
 
-SHORT_LOG = 500  # lines of each log with --short, as in libreswan's barf
+SHORT_LOG = 500  # with --short, barf shows this many lines of each log, as libreswan's barf does
 MODULE_NAMES = ("xfrm", "ipsec", "esp")
 
 
 def cat(*names: str) -> SectionBody:
-    """Return a body that yields the files in full.
+    """Return a body that yields the whole text of the files, one after the other.
 
-    A file that can't be read raises OSError and ends the section.
+    The body raises OSError if a file can't be read.  Then the later files are not shown.
     """
     def body(report: Report) -> Iterator[str]:
         for name in names:
@@ -20434,14 +20434,15 @@ def cat(*names: str) -> SectionBody:
 
 
 def file_text(host: Host, name: str) -> Iterator[str]:
-    """Yield the text of a file in pieces of whole lines.  Raises OSError."""
+    """Yield the text of a file in pieces of whole lines.  Raises OSError if the file can't be read."""
     return map(decode, whole_lines(host.text_chunks(name)))
 
 
 def matching_files(pattern: str, *, separator: str = ": ", below: str = "") -> SectionBody:
-    """Return a body that yields `name: value` for each file that matches.
+    """Return a body that yields `NAME: VALUE` for each file that matches the glob pattern.
 
-    The directory `below` is left out of the names.
+    NAME is the path without the prefix `below`.  VALUE is the text of the file, or the error if the file
+    can't be read.
     """
     def body(report: Report) -> Iterator[str]:
         for name in report.host.glob(pattern):
@@ -20455,7 +20456,7 @@ def matching_files(pattern: str, *, separator: str = ": ", below: str = "") -> S
 
 
 def matching(lines: Iterable[str], words: Sequence[str]) -> Iterator[str]:
-    """Yield the lines that contain one of the words, in upper or lower case."""
+    """Yield the lines that contain one of the words, whatever their case.  `words` are in lower case."""
     for line in lines:
         lower = line.lower()
         if any(word in lower for word in words):
@@ -20463,7 +20464,7 @@ def matching(lines: Iterable[str], words: Sequence[str]) -> Iterator[str]:
 
 
 def long_listing(host: Host, directory: str) -> Iterator[str]:
-    """Yield a directory as `ls -ln` shows it.  Raises OSError."""
+    """Yield a line for each file in a directory, similar to `ls -ln`.  Raises OSError if it can't be read."""
     import stat
     for name in host.listdir(directory):
         path = os.path.join(directory, name)
@@ -20486,8 +20487,8 @@ def listing(*directories: str) -> SectionBody:
 
 
 def uptime(report: Report) -> Iterator[str]:
-    """Yield a line as uptime(1) does, without the users: time of day, time since boot, load averages."""
-    # both files: proc(5)
+    """Yield the line of uptime(1) without the number of users: time, time since boot, load averages."""
+    # proc(5) describes both files
     seconds = int(float(report.host.read("/proc/uptime").split()[0]))
     load = ", ".join(report.host.read("/proc/loadavg").split()[:3])
     days, rest = divmod(seconds, 86400)
@@ -20498,19 +20499,25 @@ def uptime(report: Report) -> Iterator[str]:
 
 
 def fqdn(report: Report) -> Iterator[str]:
-    """Yield the full name of this host according to the resolver.  Raises Missing."""
+    """Yield the full name of this host from the resolver.  Raises Missing if it does not know the name."""
     name, _ = resolved(report.host_name())
     yield f"{name}\n"
 
 
 def addresses_of_host(report: Report) -> Iterator[str]:
-    """Yield the addresses of this host's name according to the resolver.  Raises Missing."""
+    """Yield a line with the addresses that the resolver has for this host's name.
+
+    Raises Missing if the resolver does not know the name.
+    """
     _, addresses = resolved(report.host_name())
     yield f"{' '.join(addresses)}\n"
 
 
 def distribution(report: Report) -> Iterator[str]:
-    """Yield os-release and the other release files of the distribution.  Raises Missing, OSError."""
+    """Yield the lines of os-release and the distribution's other release files, each after its file name.
+
+    Raises Missing if there is no such file, OSError if a file can't be read.
+    """
     host = report.host
     candidates = dict.fromkeys(("/etc/os-release", *host.glob("/etc/*-release"), "/etc/debian_version"))
     names = [name for name in candidates if host.exists(name)]
@@ -20525,19 +20532,22 @@ def distribution(report: Report) -> Iterator[str]:
 
 
 def shown_lines(name: str, show: Callable[[str], str]) -> SectionBody:
-    """Return a body that yields `show(line)` for the lines of a file.  The body raises OSError."""
+    """Return a body that yields shown_text() of a file."""
     return lambda report: shown_text(report, name, show)
 
 
 def shown_text(report: Report, name: str, show: Callable[[str], str]) -> Iterator[str]:
-    """Yield `show(line)` for the lines of a file; with --show-secrets the lines.  Raises OSError."""
+    """Yield `show(line)` for each line of a file.  With --show-secrets, yield the lines unchanged.
+
+    Raises OSError if the file can't be read.
+    """
     if report.redactor.show_secrets:
         return file_text(report.host, name)
     return shown_file(report.host.lines(name), show)
 
 
 def configuration(report: Report) -> Iterator[str]:
-    """Yield ipsec.conf and the files that it includes, in the order of reading, then the problems in them."""
+    """Yield ipsec.conf and its included files in the order in which they are read, then their problems."""
     for name in report.config.files:
         yield f"==> {name} <==\n"
         yield from shown_text(report, name, shown_conf_line)
@@ -20545,9 +20555,10 @@ def configuration(report: Report) -> Iterator[str]:
 
 
 def secrets(report: Report) -> Iterator[str]:
-    """Yield the IDs and kinds of secrets in ipsec.secrets and its included files, then the problems there.
+    """Yield the IDs and kinds of the secrets in all files with secrets, then the problems in these files.
 
-    Raises OSError if ipsec.secrets can't be read.
+    The files are ipsec.secrets, its included files, and *.secrets in the configuration directory.  With
+    --show-secrets, the files are yielded unchanged.  Raises OSError if ipsec.secrets can't be read.
     """
     host = report.host
     name = secrets_file(host, report.config)
@@ -20563,9 +20574,9 @@ def secrets(report: Report) -> Iterator[str]:
 
 
 def kernel_symbols(report: Report) -> Iterator[str]:
-    """Yield the address of the kernel's function netif_rx: it shows whether the kernel has symbols.
+    """Yield the first lines of /proc/kallsyms with netif_rx, which show that the kernel has symbols.
 
-    Raises Failure if the kernel has no symbols, and OSError.
+    Raises Failure if no line has netif_rx, OSError if the file can't be read.
     """
     for data in whole_lines(report.host.chunks("/proc/kallsyms")):
         if b"netif_rx" in data:
@@ -20575,7 +20586,7 @@ def kernel_symbols(report: Report) -> Iterator[str]:
 
 
 def kernel_log(report: Report) -> Iterator[str]:
-    """Yield the messages of the kernel about IPsec, as dmesg(1) prints them."""
+    """Yield the kernel's messages about IPsec in the form of dmesg(1)."""
     messages: Iterable[str] = report.host.kernel_messages()
     if not report.redactor.show_secrets:
         messages = map(without_log_prefix, messages)
@@ -20583,20 +20594,22 @@ def kernel_log(report: Report) -> Iterator[str]:
 
 
 def kernel_debug_log(report: Report) -> Iterator[str]:
-    """Yield the lines about IPsec among the last 100 of kern.debug, as barf of libreswan 4.10."""
+    """Yield the lines about IPsec among the last 100 lines of kern.debug, as in barf of libreswan 4.10."""
     return text_of_lines(report.log_lines(tail_of_file(report.host, "/var/log/kern.debug")[-100:]))
 
 
 def last_lines(lines: Iterable[str], most: int) -> Iterable[str]:
-    """Return the last lines, at most `most` of them."""
+    """Return the last `most` lines, or all lines if there are fewer."""
     import collections
     return collections.deque(lines, most)
 
 
 def pluto_log(report: Report) -> Iterator[str]:
-    """Yield pluto's messages from logfile= and from the journal; if these have none, from the system's log.
+    """Yield pluto's messages from the file of logfile= and from the journal.
 
-    Raises Missing if there are none, and the error if the system denies one of the sources.
+    If neither has messages, yield those from the first of SYSLOGS with a start of pluto.  Raises Missing if
+    no log has messages of pluto.  Raises PermissionError or Denied, after the other logs, if this process is
+    not permitted to read a log.
     """
     denied: Exception | None = None
     in_file = in_journal = in_syslog = False
@@ -20617,12 +20630,15 @@ def pluto_log(report: Report) -> Iterator[str]:
     if denied:
         raise denied
     if not has_messages:
-        raise Missing("no messages of pluto: no logfile= in the configuration, no journal of ipsec.service, "
-                      "no start in " + ", ".join(SYSLOGS))
+        raise Missing("no messages of pluto were found: there is no readable file of logfile=, no message of "
+                      "ipsec.service in the journal, and no start of pluto in " + ", ".join(SYSLOGS))
 
 
 def logfile_messages(report: Report) -> Generator[str, None, bool]:
-    """Yield the text of the file of logfile=; return whether it could be read.  Raises PermissionError."""
+    """Yield the text of the file of logfile=, and return whether the file could be read.
+
+    Raises PermissionError if this process is not permitted to read the file.
+    """
     logfile = report.config.setup("logfile")
     if not logfile:
         return False
@@ -20638,14 +20654,17 @@ def logfile_messages(report: Report) -> Generator[str, None, bool]:
 
 
 def journal_messages(report: Report) -> Generator[str, None, bool]:
-    """Yield the messages of ipsec.service in the journal; return whether there are any.  Raises Denied."""
+    """Yield the messages of ipsec.service in the journal, and return whether there are any.
+
+    Raises Denied if this process is not permitted to read the journal.
+    """
     host = report.host
     journal = journal_command(host)
     if not journal:
         if host.root and host.isdir(JOURNAL):
             reason = "this rescue system has no journalctl"
             if host.which("journalctl"):
-                reason = "it has no file that lies on this disk"
+                reason = "none of its files is on this disk"
             yield f"{JOURNAL}: the journal is not shown, because {reason}\n"
         return False
 
@@ -20667,7 +20686,10 @@ def journal_messages(report: Report) -> Generator[str, None, bool]:
 
 
 def syslog_messages(report: Report) -> Generator[str, None, bool]:
-    """Yield pluto's messages from the first of SYSLOGS with a start of pluto; return whether there is one."""
+    """Yield pluto's messages from the first of SYSLOGS with a start of pluto.
+
+    Return whether such a file exists.
+    """
     for name in SYSLOGS:
         if report.host.exists(name) and last_start(report.host, name) is not None:
             yield f"==> {name} <==\n"
@@ -20677,7 +20699,7 @@ def syslog_messages(report: Report) -> Generator[str, None, bool]:
 
 
 def shortened_log(report: Report, lines: Iterable[str]) -> Iterator[str]:
-    """Yield the lines of a log that IPsec programs wrote; with --short only the last 500."""
+    """Yield the lines of a log that are about IPsec.  With --short, yield only the last SHORT_LOG lines."""
     lines = report.log_lines(lines)
     if report.short:
         lines = last_lines(lines, SHORT_LOG)
@@ -20685,9 +20707,10 @@ def shortened_log(report: Report, lines: Iterable[str]) -> Iterator[str]:
 
 
 def log_text(report: Report, name: str, since: float) -> Iterator[str]:
-    """Yield a log file from the time `since` (seconds since the epoch) or, if that is 0, from pluto's start.
+    """Yield the lines of a log file from the time `since`, in seconds since the epoch, to the end.
 
-    The text has at most LOG_TAIL bytes, from the end of the file.  Raises OSError.
+    If `since` is 0, the lines begin with pluto's last start.  At most the last LOG_TAIL bytes of the file are
+    read.  Raises OSError if the file can't be read.
     """
     host = report.host
     size = host.stat(name).st_size
@@ -20701,14 +20724,14 @@ def log_text(report: Report, name: str, since: float) -> Iterator[str]:
 
     lines: Iterator[str] = split_lines(host.chunks(name, start))
     if starts_late:
-        next(lines, "")  # the second half of a line, perhaps with a half of a secret, which is not masked
+        next(lines, "")  # skip the rest of a cut line: half of a secret in it would not be masked
     if since:
         lines = newer(lines, since)
     yield from shortened_log(report, lines)
 
 
 def newer(lines: Iterable[str], since: float) -> Iterator[str]:
-    """Yield the lines from the first one with a time of `since` (seconds since the epoch) or later."""
+    """Yield all lines from the first line whose time is `since` (seconds since the epoch) or later."""
     lines = iter(lines)
     for line in lines:
         when = stamp(line)
@@ -20719,7 +20742,10 @@ def newer(lines: Iterable[str], since: float) -> Iterator[str]:
 
 
 def processes(report: Report) -> Iterator[str]:
-    """Yield a table of the processes with `pluto` or `ipsec` in their command line, without this one."""
+    """Yield a table of the processes with `pluto` or `ipsec` in their command line.
+
+    This process, its parent and its children are left out.
+    """
     yield (f"{'UID':>5} {'PID':>7} {'PPID':>7} {'NI':>3} {'RSS':>8} S STARTED             "
            f"{'TIME':>6} COMMAND\n")
     for process in list_processes(report.host):
@@ -20738,7 +20764,10 @@ def processes(report: Report) -> Iterator[str]:
 
 
 def pluto_line(host: Host, pid: int | None) -> str:
-    """Return one line about pluto: its process, or the first sign of one that this process can't see."""
+    """Return a line that says whether pluto runs.
+
+    `pid` is pluto's process.  If it is None, the line gives other evidence that pluto runs, if there is any.
+    """
     if pid:
         return f"pluto: process {pid}"
     signs = signs_of_pluto(host)
@@ -20748,9 +20777,10 @@ def pluto_line(host: Host, pid: int | None) -> str:
 
 
 def listeners(report: Report) -> Iterator[str]:
-    """Yield the sockets on the ports of IKE; those of pluto are marked.
+    """Yield a line about pluto, then a line for each socket on an IKE port.  Pluto's sockets are marked.
 
-    They are the sockets in pluto's network namespace, or in that of this process if no pluto is visible.
+    The sockets are those of pluto's network namespace.  If no pluto is visible, they are those of this
+    process's network namespace.
     """
     host = report.host
     pid = visible_pluto(host)
@@ -20770,7 +20800,9 @@ def listeners(report: Report) -> Iterator[str]:
 
 
 def algorithm_lines(report: Report) -> Iterator[str]:
-    """Yield a line for each algorithm of /proc/crypto: name, driver, type, a self-test that has not passed.
+    """Yield a line for each algorithm in /proc/crypto: its name, driver and type.
+
+    The result of the self-test is added if it is not `passed`.
     """
     entry: dict[str, str] = {}
     for line in (*report.host.lines("/proc/crypto"), ""):
@@ -20785,14 +20817,20 @@ def algorithm_lines(report: Report) -> Iterator[str]:
 
 
 def kernel_options(report: Report) -> Iterator[str]:
-    """Yield the options of the kernel's configuration that matter to IPsec.  Raises Missing, OSError."""
+    """Yield the lines of the kernel's configuration with one of KERNEL_OPTIONS.
+
+    Raises Missing if the configuration is not found, OSError if it can't be read.
+    """
     for line in kernel_config(report.host).splitlines():
         if any(name in line for name in KERNEL_OPTIONS):
             yield f"{line}\n"
 
 
 def l2tp(*words: str) -> SectionBody:
-    """Return a body that yields the output of `ip l2tp show`; nothing if the kernel module is not loaded."""
+    """Return a body that yields the output of `ip l2tp show`.
+
+    The body yields nothing if the kernel module l2tp_core is not loaded.
+    """
     def body(report: Report) -> Iterator[str]:
         if report.host.isdir("/sys/module/l2tp_core"):
             yield from program_output("ip", "l2tp", "show", *words)(report)
@@ -20801,18 +20839,18 @@ def l2tp(*words: str) -> SectionBody:
 
 
 def nss_program(name: str) -> SectionBody:
-    """Return a body that yields the list that certutil or crlutil prints of the NSS database."""
+    """Return a body that yields the output of `certutil -L` or `crlutil -L` for the NSS database."""
     def body(report: Report) -> Iterator[str]:
         host = report.host
         has_database(host)
         if name == "certutil" and not (host.live and host.which(name)):
-            # on a host without certutil, and for a mounted disk, because certutil could change the database
+            # on a mounted disk, certutil could change the database
             yield from certificate_lines(host)
             return
         directory = pluto_nssdir(host)
         keys = f"{directory}/key4.db"
         if host.exists(keys):
-            host.check_readable(keys)  # without the right to read it, certutil reports a bad database
+            host.check_readable(keys)  # certutil reports a bad database if it has no right to read this file
         yield from program_output(name, "-L", "-d", f"sql:{host.path(directory)}")(report)
 
     return body
@@ -20824,9 +20862,10 @@ PACKAGES = ("libreswan", "strongswan", "nss", "libnss3", "unbound", "xl2tpd", "i
 
 
 def packages(report: Report) -> Iterator[str]:
-    """Yield the installed packages among PACKAGES, from the files of package managers or from rpm.
+    """Yield the names and versions of installed packages whose names begin with one of PACKAGES.
 
-    Raises Missing if there is no known package manager.
+    They are read from the files of the package manager or from rpm.  Raises Missing if no known package
+    manager is found.
     """
     import re
     host = report.host
@@ -20855,7 +20894,7 @@ def packages(report: Report) -> Iterator[str]:
 
 
 def surroundings(report: Report) -> Iterator[str]:
-    """Yield the limits of this process: container, cgroup, capabilities, seccomp."""
+    """Yield what restricts this process: container, cgroup, capabilities, seccomp."""
     host = report.host
     for name in ("/.dockerenv", "/run/.containerenv", "/run/systemd/container"):
         if host.exists(name):
@@ -20870,7 +20909,7 @@ def surroundings(report: Report) -> Iterator[str]:
 
 
 def security_modules(report: Report) -> Iterator[str]:
-    """Yield the modes of SELinux and AppArmor, and the files that configure them and the crypto-policies."""
+    """Yield the modes of SELinux and AppArmor, and the configuration of both and of the crypto-policies."""
     host = report.host
     if host.live:
         modes = {"0": "permissive", "1": "enforcing"}
@@ -20891,7 +20930,7 @@ def security_modules(report: Report) -> Iterator[str]:
 def pluto_answer(word: str) -> SectionBody:
     """Return a body that yields pluto's answer to a request of whack, such as `--status`."""
     def body(report: Report) -> Iterator[str]:
-        # a little less than the time limit of the section, so that a cut answer is shown
+        # the limit is shorter than that of the section, so that a part of a slow answer is still shown
         return text_of_lines(pluto_lines(report.host, word, timeout=report.timeout * 0.9))
 
     return body
@@ -20907,7 +20946,7 @@ SERVICE_FILES = (
 
 
 def service_line(name: str) -> Callable[[str], str]:
-    """Return the function that shows a line of this file: of a unit, of settings, or of a script."""
+    """Return the function that shows a line of the file `name`: a systemd unit, settings, or a script."""
     if "/systemd/" in name:
         return shown_unit_line
     if name.startswith(("/etc/sysconfig/", "/etc/default/", "/etc/conf.d/")):
@@ -20916,9 +20955,9 @@ def service_line(name: str) -> Callable[[str], str]:
 
 
 def service_files(report: Report) -> Iterator[str]:
-    """Yield the unit or init script, its drop-ins and settings; a file with several names only once.
+    """Yield the text of the systemd unit or init script, of its drop-ins, and of the files with its options.
 
-    Raises Missing if there is none.
+    A file with several names is yielded once.  Raises Missing if none of these files exists.
     """
     host = report.host
     has_files = False
@@ -20940,7 +20979,10 @@ def service_files(report: Report) -> Iterator[str]:
 
 
 def names_or_pattern(host: Host, pattern: str) -> list[str]:
-    """Return the names that match; if the directory can't be read, the pattern: its section gives the reason.
+    """Return the names of the files that match the pattern.
+
+    If the directory can't be read, return the pattern itself.  Then a section with this name reports the
+    error.
     """
     try:
         return host.glob(pattern)
@@ -20952,9 +20994,10 @@ KERNEL_OPTIONS = ("IPSEC", "ESP", "CONFIG_NET_KEY", "CONFIG_INET", "CONFIG_IP", 
 
 
 def report_sections(host: Host) -> list[ReportSection]:
-    """Return the sections in their order.
+    """Return the sections of barf in their order.
 
-    Names and order are those of libreswan 3.29 and 4.10; a new section comes after a similar one.
+    Names and order are those of libreswan 3.29 and 4.10.  A section that libreswan does not have comes after
+    a similar section.
     """
     part = ReportSection
     net, conf = "/proc/sys/net", "/proc/sys/net/ipv4/conf/"
@@ -21085,7 +21128,10 @@ ipsec barf --output report.txt.gz           a report that can be mailed
 ipsec barf --section plog --since 2d        pluto's log of the last two days
 ipsec --root /sysroot barf                  a system that does not boot""")
 def barf(host: Host, args: Args) -> int:
-    """Run `ipsec barf`; return OK, or ERROR if a section is incomplete.  Raises Failure."""
+    """Run `ipsec barf` and return the exit status that the help text explains.
+
+    Raises Failure for wrong options, or if a user who is not root asks for secrets.
+    """
     end_on_signals(host)  # before any program is run
     sections = report_sections(host)
     if args.flag("--list-sections"):
@@ -21095,7 +21141,7 @@ def barf(host: Host, args: Args) -> int:
         sections = chosen_sections(sections, args.values("--section"))
     if args.flag("--show-secrets"):
         if not host.superuser:
-            raise Failure("barf: --show-secrets is for root")
+            raise Failure("barf: only root can use --show-secrets")
         host.warn("this report shows secrets: do not mail it")
 
     output = args.value("--output")
@@ -21117,7 +21163,9 @@ def barf(host: Host, args: Args) -> int:
 
 
 def chosen_sections(sections: Sequence[ReportSection], names: Sequence[str]) -> list[ReportSection]:
-    """Return the sections with these names, in the order of the report.  Raises Failure for an unknown name.
+    """Return the sections with these names, in the order of the report.
+
+    Raises Failure(USAGE) for an unknown name.
     """
     known = {section.name: section for section in sections}
     for name in names:
@@ -21129,13 +21177,15 @@ def chosen_sections(sections: Sequence[ReportSection], names: Sequence[str]) -> 
 
 def write_report(
         host: Host, args: Args, sections: Sequence[ReportSection], file: OutputFile | None) -> Report:
-    """Write the report to the file or, without one, to standard output.  Raises Failure, OSError."""
+    """Write the report to `file`, or to standard output if `file` is None, and return the report.
 
+    Raises Failure for a wrong option, OSError if the report can't be written.
+    """
     try:
         write = file.write if file else printer(host)
         sink = JsonSink(write) if args.flag("--json") else TextSink(write)
         report = Report(host, args)
-        if len(sections) > 1:  # imported and compiled once, before the threads and processes start
+        if len(sections) > 1:  # import and compile once, before the threads and processes start
             import _socket  # noqa: F401
             import subprocess  # noqa: F401
             report.redactor.compile()
@@ -21149,7 +21199,7 @@ def write_report(
 
 
 def size_text(size: int) -> str:
-    """Return a number of bytes as `512 bytes` or `31 kB`."""
+    """Return a number of bytes as text, such as `512 bytes` or `31 kB`."""
     if size < 1000:
         return f"{size} bytes"
     return f"{round(size / 1000)} kB"
@@ -21157,15 +21207,16 @@ def size_text(size: int) -> str:
 
 # --- look and show ------------------------------------------------------------------------------------------
 #
-# look shows the IPsec state of the kernel in short; show predicts what the kernel does with a packet.  Facts:
-# programs/look and programs/show of libreswan 3.29 and 4.10 for headings, order and lines (5.0 removed both);
-# net/xfrm/xfrm_policy.c, xfrm_interface_core.c and net/ipv4/ip_vti.c of Linux for what happens to a packet.
+# look shows a summary of the kernel's IPsec state.  show predicts what the kernel does with a packet.  The
+# headings, order and lines are those of programs/look and programs/show of libreswan 3.29 and 4.10; libreswan
+# 5.0 removed both.  Facts about packets: net/xfrm/xfrm_policy.c, xfrm_interface_core.c and net/ipv4/ip_vti.c
+# of Linux.
 
 LOOK_WORDS = ("state", "policy", "nftables", "iptables", "route", "nss")
 
 
 class LookSink(TextSink):
-    """Writes a report in the form of libreswan's look: sections have titles, and no commands."""
+    """Writes a report in the form of libreswan's look: each section has a title but no command."""
 
     def open(self, report: Report) -> None:
         """Write the host and the date in one line."""
@@ -21177,7 +21228,10 @@ class LookSink(TextSink):
 
 
 def sorted_policies(report: Report) -> Iterator[str]:
-    """Yield the policies, without those of sockets, in libreswan's order: see policy_order()."""
+    """Yield the text of the policies in libreswan's order (policy_order()).
+
+    Policies of sockets are left out.
+    """
     text = XfrmText(report.host, stats=False)
     policies = []
     for policy in message_texts(policy_messages(report.host), text.policy_text):
@@ -21187,7 +21241,7 @@ def sorted_policies(report: Report) -> Iterator[str]:
 
 
 def policy_order(policy: str) -> tuple[bool, int, int, str]:
-    """Return the sort key of a policy's text: IP family, ICMPv6 type, priority, text."""
+    """Return the sort key of a policy: IP family, ICMPv6 type, priority, text.  `policy` is its text."""
     words = policy.split()
     is_ipv6 = ":" in policy
     icmp_type = "0"
@@ -21208,9 +21262,10 @@ def main_routes(report: Report) -> Iterator[str]:
 
 
 def iptables_lists(report: Report) -> Iterator[str]:
-    """Yield the chain IPSEC of the tables `mangle`, then the table `filter`.  Raises Failure.
+    """Yield the chain IPSEC of the `mangle` tables of iptables and ip6tables, then iptables' table `filter`.
 
-    A table that does not exist is not listed, because the kernel would load a module and make the table.
+    A table that does not exist is not listed, because iptables would load a module and create the table.
+    Raises Failure if iptables fails.
     """
     host = report.host
     is_legacy = host.realpath(host.which("iptables") or "").endswith("legacy-multi")
@@ -21225,14 +21280,17 @@ def iptables_lists(report: Report) -> Iterator[str]:
 
 
 def nss_listing(report: Report) -> Iterator[str]:
-    """Yield the certificates as certutil -L prints them, by name.  Raises Missing, Failure, OSError."""
+    """Yield the certificates of the NSS database in the form of `certutil -L`, sorted by nickname.
+
+    Raises Missing if there is no database, Failure or OSError if the database can't be read.
+    """
     has_database(report.host)
     yield f"\n{'Certificate Nickname':<60} Trust Attributes\n{'':<61}SSL,S/MIME,JAR/XPI\n\n"
     yield from sorted(certificate_lines(report.host), key=encode)
 
 
 def look_sections(host: Host, words: Sequence[str]) -> list[ReportSection]:
-    """Return the sections of look that the words name, in libreswan's order."""
+    """Return the sections of look whose names are in `words`, in libreswan's order."""
     part = ReportSection
 
     def states(report: Report) -> Iterator[str]:
@@ -21263,13 +21321,19 @@ def look_sections(host: Host, words: Sequence[str]) -> list[ReportSection]:
 
 
 def routes_data(report: Report) -> Iterator[Route]:
-    """Yield the routes of the main table as data, first IPv4, then IPv6.  Raises OSError."""
+    """Yield the routes of the main table as data: first IPv4, then IPv6.
+
+    Raises OSError if the kernel refuses the request.
+    """
     for family in (4, 6):
         yield from Routing(report.host).routes(family)
 
 
 def nss_data(report: Report) -> Iterator[dict[str, Any]]:
-    """Yield the certificates as data.  Raises Missing, Failure, OSError."""
+    """Yield the certificates of the NSS database as data.
+
+    Raises Missing if there is no database, Failure or OSError if the database can't be read.
+    """
     has_database(report.host)
     return certificate_data(NssDatabase(report.host))
 
@@ -21286,7 +21350,10 @@ def nss_data(report: Report) -> Iterator[dict[str, Any]]:
             "iptables is not installed, by nft. Keys are never shown.\n\nExit status: 0, or 1 if a part "
             "could not be shown. Standard error names that part.")
 def look_command(host: Host, args: Args) -> int:
-    """Run `ipsec look [WORD...]`; return OK, or ERROR if a part could not be shown.  Raises Failure."""
+    """Run `ipsec look [WORD...]`.  Return OK, or ERROR if a part could not be shown.
+
+    Raises Failure(USAGE) for an unknown word.
+    """
     if args.flag("--version"):
         host.print(f"ipsec look {host.libreswan_version() or VERSION}")
         return OK
@@ -21308,19 +21375,19 @@ def look_command(host: Host, args: Args) -> int:
 
     incomplete: Sequence[str] = INCOMPLETE
     if host.live:
-        incomplete = OUTCOMES[1:]  # also `absent`
+        incomplete = OUTCOMES[1:]  # on a running system, a part that is absent counts as incomplete too
     return completeness(host, "look", ended, incomplete)
 
 
-# The texts for what happens to a packet, by the results of XfrmData.fate()
+# For each result of XfrmData.fate(), words that say what happens to the packet
 FATES = {"encrypt": "encrypted", "authenticate": "authenticated, not encrypted", "block": "dropped",
          "clear": "sent in clear", "hold": "held until pluto has set up the tunnel"}
 
 
 def policy_line(data: XfrmData, policy: Policy) -> str:
-    """Return a policy in the form of libreswan's show, with its conditions.
+    """Return a policy as text in the form of libreswan's show, with the conditions of the policy.
 
-    For example `10.1.0.0/24 <=> 10.2.0.0/24 proto tcp dport 22 using reqid 1`.
+    For example: `10.1.0.0/24 <=> 10.2.0.0/24 proto tcp dport 22 using reqid 1`.
     """
     selector = policy.selector
     text = f"{selector.source} <=> {selector.destination}"
@@ -21348,17 +21415,17 @@ def policy_line(data: XfrmData, policy: Policy) -> str:
 
 
 class PacketQuery(Record):
-    """The properties of a packet that the options of show give."""
+    """The properties of a packet, from the options of show.  A number is 0 if the property is unknown."""
 
-    source: str = ""  # empty: the address that the kernel chooses
-    protocol: int = 0  # 0: unknown
-    source_port: int = 0  # of ICMP the type; 0: unknown
-    destination_port: int = 0  # of ICMP the code; 0: unknown
+    source: str = ""  # empty if the kernel chooses the address
+    protocol: int = 0
+    source_port: int = 0  # for ICMP, the type
+    destination_port: int = 0  # for ICMP, the code
     mark: int = 0
 
 
 class PacketFates:
-    """Predicts what the kernel does with a packet, from routes, policies and states, in this order."""
+    """Predicts what the kernel does with a packet, from the routes, then the policies, then the states."""
 
     def __init__(self, host: Host, query: PacketQuery) -> None:
         self.host = host
@@ -21367,7 +21434,11 @@ class PacketFates:
         self.routing = Routing(host)
 
     def fate(self, destination: str, source: str = "") -> dict[str, Any]:
-        """Return what happens to packets to an address, in the form of --json.  Raises OSError."""
+        """Return what happens to packets from `source` to `destination`, in the form of show --json.
+
+        If `source` is empty, the source of the query is used.  Raises OSError if the kernel refuses to list
+        routes or policies.
+        """
         source = source or self.query.source
         result: dict[str, Any] = {
             "source": source, "destination": destination, "device": "", "fate": "unroutable",
@@ -21399,9 +21470,11 @@ class PacketFates:
 
     def _policies(self, source: str, destination: str,
                   device: str) -> tuple[bool, Sequence[Policy | None], Policy | None]:
-        """Return whether the interface drops packets without a policy, the exceptions, and the policy.
+        """Return the policies for packets that leave by `device`, as (is_dropped, exceptions, policy).
 
-        An exception is a policy with a higher priority that matches only some of the packets.
+        `is_dropped`: the interface drops packets that match no policy.  `exceptions` are policies with a
+        higher priority that match only some of the packets.  `policy` is the policy of the other packets, or
+        None.
         """
         query, data = self.query, self.data
         flow = Flow(source, destination, query.protocol, query.source_port, query.destination_port)
@@ -21420,9 +21493,10 @@ class PacketFates:
         return True, exceptions, policy
 
     def _route(self, destination: str, source: str) -> Route | None:
-        """Return the route of packets from a source; None if there is none.
+        """Return the route of packets from `source` to `destination`.  Return None if there is no route.
 
-        If the source is an address of a host behind this one, the route is looked up without it.
+        If the kernel finds no route with this source, as for a host behind this host, the route is looked up
+        without the source.
         """
         for sender in dict.fromkeys((source, "")):
             try:
@@ -21434,7 +21508,8 @@ class PacketFates:
     def protected_sources(self, destination: str) -> Iterator[tuple[str, str]]:
         """Yield each network whose packets to the destination would be encrypted, and an address in it.
 
-        The address is one of this host or, if the network has none, the first one.  Raises OSError.
+        The address is an address of this host.  If the network contains no address of this host, it is the
+        first address of the network.  Raises OSError if the kernel refuses to list policies or addresses.
         """
         own_addresses = [address for address, _, _, _ in self.routing.addresses()]
         networks = set()
@@ -21451,16 +21526,20 @@ class PacketFates:
 
 
 def first_address(network: str) -> str:
-    """Return the first address of a network that a host can have; for a single address, that address."""
+    """Return the first address in the network that a host can use.
+
+    For a network of a single address, return this address.
+    """
     data, bits = split_net(network)
     offset = 0 if bits == 8 * len(data) else 1
     return ip_text((int.from_bytes(data, "big") + offset).to_bytes(len(data), "big"))
 
 
 def addresses_of(name: str, source: str) -> list[str]:
-    """Return the addresses of a host name or an address; with a `source`, only those of its IP family.
+    """Return the addresses of `name`, a host name or an IP address.
 
-    Raises Failure, also if the resolver does not answer in time.
+    If `source` is not empty, return only addresses of the IP family of `source`.  Raises Failure if there is
+    no such address, or if the resolver does not answer within 10 seconds.
     """
     import threading
     addresses: list[str] = []
@@ -21490,7 +21569,7 @@ def addresses_of(name: str, source: str) -> list[str]:
 
 
 def packet_query(host: Host, args: Args) -> PacketQuery:
-    """Return the packet that show's options describe.  Raises Failure."""
+    """Return the packet that show's options describe.  Raises Failure(USAGE) for an invalid value."""
     numbers = {name: str(number) for number, name in protocol_names(host).items()}
     protocol = args.value("--protocol", "0")
     try:
@@ -21534,9 +21613,9 @@ def packet_query(host: Host, args: Args) -> PacketQuery:
             "be, the answer names that network, and a command with --source that asks about it.\n\nExit "
             "status: 0 if all packets would be encrypted, 1 if not, 4 if the answer is unknown.")
 def show_command(host: Host, args: Args) -> int:
-    """Run `ipsec show [DEST...]`; return OK, or ERROR if some packets would not be encrypted.
+    """Run `ipsec show [DEST...]`.  Return OK, or ERROR if some packets would not be encrypted.
 
-    Raises Failure, with status 4 for a user who is not root.
+    Raises Failure for a wrong option, or with status 4 if the user is not permitted to read the policies.
     """
     if args.flag("--version"):
         host.print(f"version: {VERSION}")
@@ -21550,17 +21629,17 @@ def show_command(host: Host, args: Args) -> int:
             return show_packets(host, args, fates)
         return show_tunnels(host, args, fates.data)
     except PermissionError:
-        raise Failure("show: only root may read the kernel's policies, so the answer is unknown", LSB_UNKNOWN,
+        raise Failure("show: only root can read the kernel's policies, so the answer is unknown", LSB_UNKNOWN,
                       "run as root") from None
 
 
 def print_json(host: Host, records: Sequence[Any]) -> None:
-    """Print a list of records as JSON.  Raises Missing if this Python has no json."""
+    """Print a list of records as JSON.  Raises Missing if this Python has no module json."""
     host.print(need("json", "--json").dumps(records, default=lambda record: record._asdict(), indent=1))
 
 
 def show_tunnels(host: Host, args: Args, data: XfrmData) -> int:
-    """Print the outgoing policies of tunnels; return OK.  Raises OSError."""
+    """Print the outgoing policies of tunnels and return OK.  Raises OSError if they can't be listed."""
     tunnels = []
     for policy in data.policies_data():
         has_reqid = any(template.reqid for template in policy.templates)
@@ -21576,7 +21655,10 @@ def show_tunnels(host: Host, args: Args, data: XfrmData) -> int:
 
 
 def show_packets(host: Host, args: Args, fates: PacketFates) -> int:
-    """Print what happens to packets to each destination; return OK if all would be encrypted, else ERROR."""
+    """Print what happens to packets to each destination.
+
+    Return OK if all packets would be encrypted, else ERROR.
+    """
     results = []
     for name in args.operands:
         for address in addresses_of(name, fates.query.source):
@@ -21596,7 +21678,7 @@ def show_packets(host: Host, args: Args, fates: PacketFates) -> int:
 
 
 def print_fate(host: Host, args: Args, data: XfrmData, result: Mapping[str, Any]) -> None:
-    """Print what happens to packets to one destination; `result` has the form of --json."""
+    """Print what happens to packets to one destination.  `result` is an item of the list of show --json."""
     destination = result["destination"]
     if args.flag("--debug"):
         device = result["device"] or "-"
@@ -24213,13 +24295,13 @@ def metrics_command(host: Host, args: Args) -> int:
 
 # --- the summary of barf ------------------------------------------------------------------------------------
 #
-# The first section of a report: the answers to an expert's first questions, in at most SUMMARY_LINES lines.
+# The first section of a report answers an expert's first questions in at most SUMMARY_LINES lines.
 
 SUMMARY_LINES, SUMMARY_TUNNELS, SUMMARY_CAUSES = 25, 10, 3
 
 
 def report_summary(report: Report) -> Iterator[str]:
-    """Yield the lines of the summary.  If a part can't be made, a line gives the reason."""
+    """Yield the lines of the summary.  If pluto or the firewall can't be asked, a line says why."""
     host = report.host
     lines = [f"{version_line(host)}; ipsec {VERSION}"]
     explained: list[str] = []
@@ -24246,10 +24328,10 @@ def report_summary(report: Report) -> Iterator[str]:
 
 
 def verify_summary(verdicts: Sequence[Finding], explained: Collection[str], room: int) -> Iterator[str]:
-    """Yield how many checks of verify ended how, and one line for each of the first `room` problems.
+    """Yield a line with the number of results of each level of verify, and a line for each problem.
 
-    Problems that are FAIL come first.  A problem that other lines of the summary show is left out: pluto does
-    not run, or a connection is down whose cause is in `explained`.
+    FAIL comes before WARN.  At most `room` problems are shown.  Two problems are left out, because other
+    lines of the summary show them: pluto does not run, and a connection in `explained` is down.
     """
     levels = [finding.level for finding in verdicts]
     yield (f"verify: {levels.count('FAIL')} FAIL, {levels.count('WARN')} WARN, "
@@ -24270,7 +24352,7 @@ def verify_summary(verdicts: Sequence[Finding], explained: Collection[str], room
 
 
 def distribution_name(host: Host) -> str:
-    """Return the name of the distribution (os-release(5)), or `unknown distribution`."""
+    """Return PRETTY_NAME of os-release(5), or `unknown distribution` if it can't be read."""
     for name in ("/etc/os-release", "/usr/lib/os-release"):
         try:
             for line in host.lines(name):
@@ -24282,7 +24364,7 @@ def distribution_name(host: Host) -> str:
 
 
 def pluto_summary(report: Report, doctor: Doctor) -> str:
-    """Return one line about pluto: its process and start, or that it does not run and its last message."""
+    """Return a line about pluto: the process and its start or, if pluto does not run, its last message."""
     host = report.host
     pid = visible_pluto(host)
     line = pluto_line(host, pid)
@@ -24298,7 +24380,7 @@ def pluto_summary(report: Report, doctor: Doctor) -> str:
         return line
     message = next(iter(report.log_lines([last.text])), LEFT_OUT)
     when = "" if last.when is None else f" of {shown_time(last.when)}"
-    return printable(f"{line}; the last line of its log{when}: {message}")
+    return printable(f"{line}; the last line of pluto's log{when}: {message}")
 
 
 def shown_time(seconds: float) -> str:
@@ -24307,7 +24389,7 @@ def shown_time(seconds: float) -> str:
 
 
 def no_tunnels_line(report: Report, error: Failure | OSError) -> str:
-    """Return the line about connections if pluto can't be asked for them."""
+    """Return the line that says why pluto's connections are unknown, with the connections of ipsec.conf."""
     reason = error_text(error)
     if isinstance(error, NoPluto) and error.silent:
         reason = f"no pluto answers on {report.host.ctlsocket}"
@@ -24315,7 +24397,10 @@ def no_tunnels_line(report: Report, error: Failure | OSError) -> str:
 
 
 def tunnels_summary(rows: list[TunnelRow], config: Config) -> Iterator[str]:
-    """Yield one line for each of the first connections; those that are down and should be up come first."""
+    """Yield a line for each of the first SUMMARY_TUNNELS connections, then the number of other connections.
+
+    Connections that should be up but are down come first.
+    """
     if not rows:
         yield f"connections: pluto has none{configured_connections(config)}"
     troubled = ("down", "connecting", "partly up")
@@ -24331,7 +24416,7 @@ def tunnels_summary(rows: list[TunnelRow], config: Config) -> Iterator[str]:
 
 
 def tunnel_line_end(row: TunnelRow) -> str:
-    """Return the problem, the networks and the traffic of a tunnel, as the end of its line."""
+    """Return the end of a tunnel's line: its problem, networks and traffic, each after a comma."""
     text = ""
     if row.problem:
         text += f", {row.problem}"
@@ -24345,7 +24430,7 @@ def tunnel_line_end(row: TunnelRow) -> str:
 
 
 def configured_connections(config: Config) -> str:
-    """Return the connections of the configuration, as the end of a line; empty if there are none."""
+    """Return the end of a line, with the connections of ipsec.conf.  Return "" if it has no connections."""
     conns = [f"{conn.name} (auto={conn.auto})" for conn in config.conns()]
     if not conns:
         return ""
@@ -24356,9 +24441,10 @@ def configured_connections(config: Config) -> str:
 
 
 def failed_tunnels(doctor: Doctor, rows: Sequence[TunnelRow]) -> list[Diagnosis]:
-    """Return the causes for the first connections that are down and should be up.
+    """Return the diagnoses of at most SUMMARY_CAUSES failed connections.
 
-    Then come connections that need not be up, but whose last attempt has failed: the peer may have begun it.
+    First come connections that should be up but are down.  Then come idle connections whose last attempt has
+    failed; the peer may have started that attempt.
     """
     wanted = dict.fromkeys(row.name for row in rows if row.fails)
     idle = dict.fromkeys(row.name for row in rows if row.state == "idle" and row.name not in wanted)
@@ -24372,7 +24458,7 @@ def failed_tunnels(doctor: Doctor, rows: Sequence[TunnelRow]) -> list[Diagnosis]
 
 
 def why_line(diagnosis: Diagnosis) -> str:
-    """Return why a connection is down, with the time of the evidence and the command to run next."""
+    """Return a line that says why a connection is down, when that was seen, and which command to run next."""
     text = f"why {diagnosis.connection}"
     if diagnosis.when is not None:
         text += f" ({shown_time(diagnosis.when)})"
@@ -24383,7 +24469,7 @@ def why_line(diagnosis: Diagnosis) -> str:
 
 
 def firewall_summary(host: Host) -> str:
-    """Return one line with the tables of iptables, ip6tables and nft."""
+    """Return a line with the names of the tables of iptables, ip6tables and nft, or with nft's error."""
     tables = [f"iptables {name}" for name in host.value("/proc/net/ip_tables_names").split()]
     tables += [f"ip6tables {name}" for name in host.value("/proc/net/ip6_tables_names").split()]
     if host.which("nft"):
@@ -24395,7 +24481,7 @@ def firewall_summary(host: Host) -> str:
             return f"firewall: {ran.complaint}"
         tables += [f"nft {line.removeprefix('table ')}" for line in ran.text.splitlines()]
 
-    text = ", ".join(tables[:6]) or "no tables seen"
+    text = ", ".join(tables[:6]) or "no tables found"
     if len(tables) > 6:
         text += f" and {len(tables) - 6} more"
     return f"firewall: {text}"
@@ -24403,7 +24489,7 @@ def firewall_summary(host: Host) -> str:
 
 # --- configuration: what libreswan's own programs say of it, and what a report shows ------------------------
 
-# Options that list connections, and the values of auto= of these connections
+# Options that list connections.  An option lists the connections whose auto= has one of the values
 ADDCONN_LISTS = {
     "--listall": ("ignore", "add", "ondemand", "start", "keep"), "--listadd": ("add",),
     "--listroute": ("ondemand", "start"), "--liststart": ("start",), "--listignore": ("ignore",)}
@@ -24428,9 +24514,10 @@ LIST_OPTIONS = [Opt(name, None, f"print the names of connections with auto={' or
     details="If libreswan's addconn is installed, this command runs it. Otherwise, a built-in reader does "
             "all of this except loading connections.")
 def addconn_command(host: Host, args: Args) -> int:
-    """Run `ipsec addconn`; return 0, or 3 if the configuration can't be loaded.
+    """Run `ipsec addconn`.  Return 0, or 3 if the configuration can't be loaded.
 
-    Raises Missing (status 127) for connections to load: only libreswan's addconn can do that.
+    Raises Missing (status 127) if the arguments ask to load connections, because only libreswan's addconn can
+    load them.
     """
     if args.operands or args.flag("--autoall"):
         raise Missing(f"ipsec addconn: loading connections needs libreswan's own program in {host.execdir}",
@@ -24452,11 +24539,12 @@ def addconn_command(host: Host, args: Args) -> int:
 
 
 def print_lists(host: Host, lists: list[str], config: Config) -> None:
-    """Print the names of connections for options of ADDCONN_LISTS, in the form of libreswan's addconn."""
+    """Print the connections that options of ADDCONN_LISTS select, in the form of libreswan's addconn."""
     if "--listall" in lists:
         lists = ["--listall"]
     elif "--listroute" in lists:
-        lists = [name for name in lists if name != "--liststart"]  # --listroute includes those of --liststart
+        # --listroute already includes the connections of --liststart
+        lists = [name for name in lists if name != "--liststart"]
     for name in lists:
         names = [f"{conn.name} " for conn in config.conns() if conn.auto in ADDCONN_LISTS[name]]
         line_end = "\n" if name in ("--listall", "--listignore") else ""
@@ -24464,9 +24552,9 @@ def print_lists(host: Host, lists: list[str], config: Config) -> None:
 
 
 def print_setup(host: Host, args: Args, config: Config) -> None:
-    """Print `config setup` as assignments for a shell.
+    """Print the settings of `config setup` as assignments for a shell.
 
-    --varprefix is put in front of all names except configfile and ctlsocket.
+    All names except configfile and ctlsocket begin with the value of --varprefix.
     """
     prefix = args.value("--varprefix")
     values = {f"{prefix}confreadstatus": "", "configfile": config.name,
@@ -24475,17 +24563,18 @@ def print_setup(host: Host, args: Args, config: Config) -> None:
 
     export = "" if args.flag("--noexport") else "export"
     for key, value in values.items():
-        # libreswan's addconn does not escape quotes, so that a shell may run a part of the value as a command
+        # a quote is escaped, so that a shell never runs a part of the value (libreswan's addconn does not)
         quoted = value.replace("'", "'\\''")
         host.print(f"{export} {key.replace('-', '_')}='{quoted}'")
 
 
 def setup_values(host: Host, config: Config) -> Iterator[tuple[str, str]]:
-    """Yield the keywords and values of `config setup`, with the defaults that 4.3 to 5.2 have in common.
+    """Yield the keywords and values of `config setup`, with the defaults that libreswan 4.3 to 5.2 share.
 
-    Defaults that libreswan prints as internal numbers (times, ddos-mode, ikev1-policy) are left out.
+    Some defaults are left out, because libreswan prints them as internal numbers: times, ddos-mode and
+    ikev1-policy.
     """
-    # these defaults are in confread.c of libreswan
+    # source of the defaults: confread.c of libreswan
     defaults = {
         "dumpdir": "/run/pluto", "ipsecdir": host.confddir, "nssdir": host.nssdir,
         "secretsfile": host.secrets, "xfrmlifetime": "30", "nhelpers": "-1", "ocsp-cache-size": "1000",
@@ -24518,7 +24607,7 @@ def setup_values(host: Host, config: Config) -> Iterator[tuple[str, str]]:
     details="If libreswan's readwriteconf is installed, this command runs it. Otherwise, a built-in reader "
             "prints the configured values, without default values.")
 def readwriteconf_command(host: Host, args: Args) -> int:
-    """Run `ipsec readwriteconf`; return 0, or 3 if the configuration can't be loaded."""
+    """Run `ipsec readwriteconf`.  Return 0, or 3 if the configuration can't be loaded."""
     if args.flag("--rootdir"):
         host = Host(host.env, root=args.value("--rootdir"), conf=host.conf)
     config = own_reader(host, args, "readwriteconf")
@@ -24528,9 +24617,10 @@ def readwriteconf_command(host: Host, args: Args) -> int:
 
 
 def config_lines(config: Config, name: str = "", *, setup: bool = True) -> Iterator[str]:
-    """Yield the lines of an equivalent ipsec.conf without also=, %default and includes.
+    """Yield the lines of an ipsec.conf with the same settings, but without also=, %default and includes.
 
-    `name` selects one connection; `setup`: also yield config setup.
+    If `name` is not empty, only the connection `name` is included.  If `setup` is true, the section config
+    setup is included.
     """
     if setup:
         yield "config setup"
@@ -24544,7 +24634,7 @@ def config_lines(config: Config, name: str = "", *, setup: bool = True) -> Itera
         if name in ("", conn.name):
             heading = quoted_value(conn.name)
             if is_integer(conn.name):
-                heading = f'"{conn.name}"'  # up to 4.15 a number is no name without quotes
+                heading = f'"{conn.name}"'  # up to libreswan 4.15, a number is a valid name only in quotes
             yield f"conn {heading}"
             if conn.alsos:
                 yield f"\t#also = {' '.join(conn.alsos)}"
@@ -24556,9 +24646,9 @@ def config_lines(config: Config, name: str = "", *, setup: bool = True) -> Itera
 
 
 def known_to_all(key: str) -> str:
-    """Return a spelling of a connection's keyword that every release knows.
+    """Return the keyword or an alias of the keyword that every release knows.
 
-    If there is none, return the canonical spelling.
+    Return `key` itself if there is no such spelling.
     """
     words = vocabulary(False)
     aliases = [alias for alias in ALIASES if ALIASES[alias] == key]
@@ -24569,7 +24659,7 @@ def known_to_all(key: str) -> str:
 
 
 def keyword_order(key: str) -> int:
-    """Return the sort key of a keyword: those of left, those of right, others, those of other programs."""
+    """Return the sort key of a keyword: 0 for left*, 1 for right*, 3 for x-* and x_*, 2 for others."""
     if key.startswith("left"):
         return 0
     if key.startswith("right"):
@@ -24578,7 +24668,10 @@ def keyword_order(key: str) -> int:
 
 
 def quoted_value(value: str) -> str:
-    """Return a value as it must be written in ipsec.conf: quoted or in braces if libreswan needs that."""
+    """Return a value as it must be written in ipsec.conf.
+
+    If libreswan would read the bare value differently, the value is quoted, or in braces if it has a quote.
+    """
     if value and split_value(value) == (value, ""):
         return value
     if '"' in value:
@@ -24589,9 +24682,9 @@ def quoted_value(value: str) -> str:
 @command("_secretcensor secretcensor", "[FILE...]", hidden=True, rescue=True,
          summary="print ipsec.secrets with its secrets masked")
 def secretcensor_command(host: Host, args: Args) -> int:
-    """Run `ipsec _secretcensor`: print files (default standard input) as barf prints ipsec.secrets.
+    """Run `ipsec _secretcensor`: print files, or standard input, as barf prints ipsec.secrets.
 
-    Return 1 if a file can't be read.
+    Return 0, or 1 if a file can't be read.
     """
     def censor(chunks: Iterable[bytes]) -> Iterator[str]:
         for line in censor_secrets(split_lines(chunks)):
@@ -24603,9 +24696,9 @@ def secretcensor_command(host: Host, args: Args) -> int:
 @command("_keycensor keycensor", "[FILE...]", hidden=True, rescue=True,
          summary="print a text with its keys and secrets masked")
 def keycensor_command(host: Host, args: Args) -> int:
-    """Run `ipsec _keycensor`: print files (default standard input) as barf prints logs and ipsec.conf.
+    """Run `ipsec _keycensor`: print files, or standard input, with keys and secrets masked.
 
-    Return 1 if one of them, or a file with secrets, can't be read.
+    Return 0, or 1 if one of these files or a file with secrets can't be read.
     """
     config = Config(host)
     name = secrets_file(host, config)
@@ -24614,8 +24707,8 @@ def keycensor_command(host: Host, args: Args) -> int:
         _, problems = secret_files(host, name)
         unread = [problem for problem in problems if "can't read" in problem.text]
     for problem in unread:
-        host.warn(f"keycensor: {problem}; secrets of that file are masked only after a word such as PSK or "
-                  "password")
+        host.warn(f"keycensor: {problem}; a secret in that file is masked only if it follows a word such as "
+                  "PSK or password")
     status = filtered(host, args.operands, redactor_of(host, config=config).stream)
     return ERROR if unread else status
 
@@ -24624,7 +24717,7 @@ def keycensor_command(host: Host, args: Args) -> int:
          details="Prints files, or standard input, with secrets masked, in the same way as barf prints a "
                  "log. Lines that other programs wrote to a system log, and hex dumps, are left out.")
 def redact_command(host: Host, args: Args) -> int:
-    """Run `ipsec redact`; return 0, or 1 if a file can't be read."""
+    """Run `ipsec redact`.  Return 0, or 1 if a file can't be read."""
     log = LogFilter()
     redactor = redactor_of(host)
 
@@ -24638,7 +24731,9 @@ def redact_command(host: Host, args: Args) -> int:
 
 
 def filtered(host: Host, names: Sequence[str], censor: Callable[[Iterable[bytes]], Iterable[str]]) -> int:
-    """Print files (default standard input) through the function `censor`; return 1 if a file can't be read.
+    """Print the text that `censor` yields for each file.  Without names, standard input is read.
+
+    Return OK, or ERROR if a file can't be read.
     """
     status = OK
     for name in names or ["-"]:
@@ -24657,19 +24752,19 @@ def filtered(host: Host, names: Sequence[str], censor: Callable[[Iterable[bytes]
 # --- reload -------------------------------------------------------------------------------------------------
 #
 # `ipsec reload` applies the changes in ipsec.conf to a running pluto.  To find out whether a connection has
-# changed, it loads the new definition into pluto as a copy under another name, compares pluto's status of
-# both, and deletes the copy.  A copy is only loaded, never routed or initiated.  Pluto's status does not show
-# some keywords.  For these, a file in the run directory keeps digests from one reload to the next, as long as
-# the same pluto runs.
+# changed, it loads the definition in ipsec.conf into pluto as a copy under another name.  Then it compares
+# pluto's status of the connection and of the copy, and deletes the copy.  A copy is never routed or
+# initiated.  Pluto's status does not show some keywords.  For these keywords, a file in the run directory has
+# digests of the values at the last reload.  The digests are valid while the same pluto runs.
 
-COPY_PREFIX = "ipsec.reload."  # the names of copies begin with it
+COPY_PREFIX = "ipsec.reload."  # the start of the name of a copy
 COPIES_AT_A_TIME = 50
-ADD_TIME = 10  # seconds that addconn may take for each connection; a slow and busy host needed 5
+ADD_TIME = 10  # the time limit of addconn for each connection, in seconds; a slow and busy host needed 5
 # The fields of a status line that change while a connection is used
 STATE_FIELDS = ("newest ", "conn serial", "instance serial", "eroute owner", "routing", "owner",
                 "negotiating ", "established ")
-CLIENT_FIELDS = ("my_ip", "dns", "domains")  # fields of a client, which the peer may set by mode config
-# Keywords that the status of 4.3, 4.10 or 5.2 does not show (found out by trying each keyword)
+CLIENT_FIELDS = ("my_ip", "dns", "domains")  # fields of a client that the peer can set by mode config
+# Keywords that the status of libreswan 4.3, 4.10 or 5.2 does not show; found by a test of each keyword
 UNSEEN_KEYWORDS = frozenset((
     "leftaddresspool leftckaid leftecdsakey lefteddsakey leftinterface-ip leftpubkey leftrsasigkey "
     "leftrsasigkey2 leftsendcert leftvti rightaddresspool rightckaid rightecdsakey righteddsakey "
@@ -24677,16 +24772,16 @@ UNSEEN_KEYWORDS = frozenset((
     "accept-redirect-to cisco-split clientaddrfamily esn hostaddrfamily ignore-peer-dns ikepad "
     "modecfgbanner nat-ikev1-method negotiationshunt nic-offload nm-configured ppk-ids redirect-to "
     "remote-peer-type reqid sendca tcp-remoteport xauthby xauthfail").split())
-# With %fromcert, the peer's certificate sets these fields
+# Fields whose values come from a certificate if leftid= or rightid= is %fromcert
 ID_FIELDS = ("our idtype", "our id", "their idtype", "their id")
 
 
 class Loaded:
     """A connection that pluto has loaded, read from pluto's status.
 
-    With leftsubnets= or rightsubnets=, pluto splits a connection in parts such as `1x0`; otherwise it has one
-    part with an empty name.  `parts` has the fields of each part, in the order of the status.  `routed`: a
-    policy or a tunnel exists.  `is_up`: pluto keeps the connection up.
+    With leftsubnets= or rightsubnets=, pluto splits a connection into parts with names such as `1x0`.  Other
+    connections have one part with an empty name.  `parts` has the fields of each part, in the order of the
+    status.  `routed`: a policy or a tunnel exists.  `is_up`: pluto keeps the connection up.
     """
 
     def __init__(self) -> None:
@@ -24694,10 +24789,10 @@ class Loaded:
         self.routed = self.is_up = False
 
     def add(self, part: str, text: str) -> None:
-        """Add one line of the status; `text` follows the name of the connection."""
+        """Add one line of the status.  `text` is the line without the name of the connection before it."""
         text = text.lstrip(":").strip().rstrip(";")
         fields = text.split("; ")
-        if part not in self.parts:  # the first line: the networks, then the routing
+        if part not in self.parts:  # the first line has the networks, then the routing
             self.routed |= len(fields) > 1 and not fields[1].startswith("unrouted")
             fields = [fields[0], *(field for field in fields[2:] if "=" in field)]
         elif text.startswith("policy: "):
@@ -24709,15 +24804,15 @@ class Loaded:
             self.parts.setdefault(part, []).extend(lasting)
 
     def definition(self, conn: Conn, *, in_use: bool) -> dict[str, list[str]]:
-        """Return the fields of each part that come from ipsec.conf alone.
+        """Return the fields of each part that come only from ipsec.conf.
 
-        `in_use`: the connection has a policy or a tunnel, so the peer may have set some of its other fields.
+        `in_use`: the connection has a policy or a tunnel.  Then fields that the peer can set are left out.
         """
         skipped: tuple[str, ...] = ()
         first = 0
         if in_use and (conn.flag("leftmodecfgclient") or conn.flag("rightmodecfgclient")):
             skipped += CLIENT_FIELDS
-            first = 1  # the first field has the networks; the peer sets those of a client
+            first = 1  # the first field has the networks, which the peer sets for a client
         if "%fromcert" in (conn.get("leftid").lower(), conn.get("rightid").lower()):
             skipped += ID_FIELDS
 
@@ -24728,9 +24823,9 @@ class Loaded:
 
 
 def loaded_connections(host: Host, timeout: float) -> dict[str, Loaded]:
-    """Return pluto's connections by name, without instances; all parts of a connection are in one Loaded.
+    """Return pluto's connections by name.  Instances are left out.
 
-    Raises NoPluto, TimedOut.
+    The parts of a connection are in one Loaded.  Raises NoPluto or TimedOut if pluto does not answer.
     """
     connections: dict[str, Loaded] = {}
     for line in pluto_status(host, timeout):
@@ -24739,13 +24834,13 @@ def loaded_connections(host: Host, timeout: float) -> dict[str, Loaded]:
         name, _, text = line[1:].partition('"')
         base, part = split_part(name)
         if not text.startswith("["):  # [1] follows the name of an instance
-            # a line `aliases: NAME` has the name of the copy
+            # a line `aliases: NAME` of a copy has the name with COPY_PREFIX
             connections.setdefault(base, Loaded()).add(part, text.replace(COPY_PREFIX, ""))
     return connections
 
 
 def changed_fields(old: Mapping[str, Sequence[str]], new: Mapping[str, Sequence[str]]) -> str:
-    """Return the differences between two definitions as text; empty if there are none."""
+    """Return at most three differences between two definitions as text.  Return "" if they are equal."""
     if old.keys() != new.keys():
         return f"{len(old)} pairs of networks become {len(new)}"
 
@@ -24756,7 +24851,7 @@ def changed_fields(old: Mapping[str, Sequence[str]], new: Mapping[str, Sequence[
                 texts.add(f"{before} becomes {after}")
 
     if not texts and any(len(old[part]) != len(new[part]) for part in old):
-        return "its settings differ"
+        return "the numbers of settings differ"
     shown = sorted(texts)[:3]
     if len(texts) > 3:
         shown.append("…")
@@ -24771,8 +24866,8 @@ def unseen_keywords(conn: Conn) -> list[str]:
 class Digests:
     """Digests of the settings that pluto's status does not show, from the last reload of the same pluto.
 
-    They are read from a file in the run directory: a line `pluto PID START`, then `DIGEST NAME` for each
-    connection.
+    They are stored in a file in the run directory.  The first line is `pluto PID START`.  Then a line
+    `DIGEST NAME` follows for each connection.
     """
 
     def __init__(self, host: Host) -> None:
@@ -24798,9 +24893,11 @@ class Digests:
         return hashlib.sha256(encode(text)).hexdigest()
 
     def unknown_keywords(self, conn: Conn) -> list[str]:
-        """Return the keywords of a connection that may have changed since pluto started.
+        """Return the keywords for which it is unknown whether they have changed since pluto started.
 
-        They are those in a file that is newer than pluto, if there is no digest to compare with.
+        If there is a digest of the connection, the list is empty.  Otherwise it has the keywords of
+        unseen_keywords() from files that were changed after pluto started, or all of them if no process of
+        pluto was found.
         """
         if conn.name in self.digests:
             return []
@@ -24813,11 +24910,14 @@ class Digests:
         return keys
 
     def changed(self, conn: Conn) -> bool:
-        """Return whether the settings differ from those at the last reload; False if there is no digest."""
+        """Return whether the settings differ from the settings at the last reload.
+
+        Return False if there is no digest of the connection.
+        """
         return self.digests.get(conn.name, self.digest(conn)) != self.digest(conn)
 
     def keep(self, conns: Iterable[Conn]) -> None:
-        """Write the digests of these connections.  Raises OSError."""
+        """Write the digests of these connections to the file.  Raises OSError if it can't be written."""
         if self.owner:
             lines = [self.owner, *(f"{self.digest(conn)} {conn.name}" for conn in conns)]
             self.host.replace(self.name, "\n".join(lines) + "\n")
@@ -24826,10 +24926,10 @@ class Digests:
 class Step(Record):
     """One step of a reload.
 
-    `mark` is + (add), ~ (change), - (delete), ! (pluto refuses the definition) or ? (unknown whether it has
-    changed).  `text` is the reason or an explanation.  `auto` is what to do with the connection after it is
-    loaded.  `loads`: the step loads the connection from ipsec.conf; a ~ step without it only starts or routes
-    a connection.
+    `mark` is + (add), ~ (change), - (delete), ! (pluto refuses the definition) or ? (unknown whether the
+    connection has changed).  `text` is the reason or an explanation.  `auto` is `start` or `ondemand` if the
+    connection must be started or routed at the end of the step.  `loads`: the step loads the connection from
+    ipsec.conf.  If `loads` is false, a ~ step only starts or routes the connection.
     """
 
     mark: str
@@ -24840,12 +24940,15 @@ class Step(Record):
 
 
 def addconn_refuses(ran: Ran, name: str) -> bool:
-    """Return whether addconn has found an error in a connection.  Its status may be 0 then."""
+    """Return whether addconn printed that a connection has an error.  Its exit status can be 0 then."""
     return f"conn {name} did not load properly" in decode(ran.out + ran.err)
 
 
 class Reload:
-    """Compares ipsec.conf with pluto's connections and applies the differences.  Raises Failure, OSError."""
+    """Compares ipsec.conf with pluto's connections and applies the differences.
+
+    The methods raise Failure or OSError if pluto or a program can't be used.
+    """
 
     def __init__(self, host: Host, args: Args) -> None:
         self.host = host
@@ -24861,7 +24964,7 @@ class Reload:
         host.conf = os.path.abspath(host.conf)
 
     def check(self) -> None:
-        """Read ipsec.conf.  Raises Failure if ipsec.conf or a file with secrets has an error."""
+        """Read ipsec.conf and the files with secrets.  Raises Failure if one of them has an error."""
         check_config(self.host)
         self.config = Config(self.host)
         _, problems = secret_files(self.host, secrets_file(self.host, self.config))
@@ -24871,7 +24974,7 @@ class Reload:
                               "ipsec rereadsecrets loads the entries that pluto can read")
 
     def whack(self, *words: str) -> Ran:
-        """Run libreswan's whack, or the built-in one; return the status and the output."""
+        """Run libreswan's whack or the built-in whack, and return the exit status and the output."""
         if self.teller.compiled:
             argv = [self.teller.compiled, "--ctlsocket", self.host.ctlsocket, *words]
             return self.host.run(argv, timeout=self.timeout)
@@ -24882,14 +24985,17 @@ class Reload:
         return Ran(OK, encode("\n".join(lines)), b"")
 
     def load(self, config: str, names: Sequence[str], *descriptors: int) -> Ran:
-        """Load connections from a configuration file into pluto; return addconn's status and output."""
+        """Load connections from a configuration file into pluto with libreswan's addconn.
+
+        Return addconn's exit status and output.  addconn inherits the `descriptors`.
+        """
         argv = [self.addconn, "--ctlsocket", self.host.ctlsocket, "--config", config, *names]
         return self.host.run(argv, timeout=CHECK_TIME + ADD_TIME * len(names), pass_fds=descriptors)
 
     def copies(self, conns: Sequence[Conn]) -> dict[str, Loaded]:
-        """Load copies of connections into pluto and return them by the names of the originals.
+        """Load copies of connections into pluto, and return the copies by the names of the connections.
 
-        A copy that pluto refuses is missing.
+        A copy that pluto refuses is not in the result.
         """
         lines = [f"include {self.host.conf}"]
         for conn in conns:
@@ -24897,9 +25003,9 @@ class Reload:
         return self.load_copies(lines, [conn.name for conn in conns])
 
     def loads_without_pool(self, conn: Conn) -> bool:
-        """Return whether pluto accepts a copy without the address pool of the connection.
+        """Return whether pluto accepts a copy of the connection that has no address pool.
 
-        Pluto refuses a copy whose pool overlaps with the pool of the original but is not equal to it.
+        Pluto refuses a copy whose pool overlaps with the connection's pool but is not equal to that pool.
         """
         lines = [f"conn {quoted_value(COPY_PREFIX + conn.name)}"]
         has_pool = False
@@ -24911,9 +25017,10 @@ class Reload:
         return has_pool and bool(self.load_copies(lines, [conn.name]))
 
     def load_copies(self, lines: Sequence[str], originals: Sequence[str]) -> dict[str, Loaded]:
-        """Load the copies of connections from the lines of an ipsec.conf, read their status, and delete them.
+        """Load copies of connections, read the status of the copies, and delete the copies.
 
-        Return them by the names of the originals.
+        `lines` are the lines of an ipsec.conf with the copies.  `originals` are the names of the connections.
+        Return the copies by these names.
         """
         names = [COPY_PREFIX + name for name in originals]
         fd = self.host.memory_file(encode("\n".join(lines) + "\n"))
@@ -24932,10 +25039,10 @@ class Reload:
             self.whack("--name", name, "--delete")
 
     def plan(self) -> tuple[list[Step], int, list[str]]:
-        """Return the steps, the number of unchanged connections, and the connections that only pluto has."""
+        """Return (steps, number of unchanged connections, names that only pluto has and that are kept)."""
         self.digests = Digests(self.host)
         loaded = loaded_connections(self.host, self.timeout)
-        copies = [name for name in loaded if name.startswith(COPY_PREFIX)]  # a killed reload left them
+        copies = [name for name in loaded if name.startswith(COPY_PREFIX)]  # from a reload that was killed
         self.delete_copies(copies)
         for name in copies:
             del loaded[name]
@@ -24960,7 +25067,10 @@ class Reload:
         return steps, len(in_both) - len(changed), others
 
     def compare_all(self, conns: Sequence[Conn], loaded: Mapping[str, Loaded]) -> list[Step]:
-        """Return the steps for connections of ipsec.conf that are loaded, too; none for an unchanged one."""
+        """Return the steps for connections that are in ipsec.conf and loaded.
+
+        An unchanged connection has no step.
+        """
         steps = []
         for start in range(0, len(conns), COPIES_AT_A_TIME):
             group = conns[start:start + COPIES_AT_A_TIME]
@@ -24972,17 +25082,17 @@ class Reload:
         return steps
 
     def compare(self, conn: Conn, loaded: Loaded, copy: Loaded | None) -> Step | None:
-        """Return the step for a connection of ipsec.conf that is loaded, too, or None if it has not changed.
+        """Return the step for a connection that is in ipsec.conf and loaded, or None if it has not changed.
 
-        `copy` has the new definition; None if pluto refuses it.
+        `copy` has the definition in ipsec.conf.  It is None if pluto or addconn refuses that definition.
         """
         if copy is None and self.loads_without_pool(conn):
             return Step("~", conn.name, "another address pool", conn.auto, loads=True)
         if copy is None and conn.name in self.refused:
-            return Step("!", conn.name, "addconn finds an error in the new definition, so the old one stays; "
-                                        "ipsec verify config shows the error")
+            return Step("!", conn.name, "addconn finds an error in the new definition, so pluto keeps the "
+                                        "old definition; ipsec verify config shows the error")
         if copy is None:
-            return Step("!", conn.name, "pluto refuses the new definition, so the old one stays; "
+            return Step("!", conn.name, "pluto refuses the new definition and keeps the old one; "
                                         "the reason is in pluto's log")
 
         old = loaded.definition(conn, in_use=loaded.routed)
@@ -24995,19 +25105,19 @@ class Reload:
 
         keys = self.digests.unknown_keywords(conn)
         if keys:
-            return Step("?", conn.name, f"pluto's status does not show {', '.join(keys)}; after a change "
-                                        f"there, use: ipsec replace {shell_words([conn.name])}")
+            return Step("?", conn.name, f"pluto's status does not show {', '.join(keys)}; if you changed a "
+                                        f"value there, run: ipsec replace {shell_words([conn.name])}")
         if conn.auto == "start" and not (loaded.is_up or loaded.routed):
-            return Step("~", conn.name, "auto=start, and it is down", "start")
+            return Step("~", conn.name, "auto=start is set, but the connection is down", "start")
         if conn.auto == "ondemand" and not loaded.routed:
-            return Step("~", conn.name, "auto=ondemand, and it is not routed", "ondemand")
+            return Step("~", conn.name, "auto=ondemand is set, but the connection is not routed", "ondemand")
         return None
 
     def apply(self, step: Step) -> bool:
-        """Do one step; return False, with the reason on stderr, if pluto refuses it."""
+        """Do one step and return True.  If pluto refuses it, print the reason to stderr and return False."""
         must_delete = step.mark == "-"
         if step.mark == "~" and step.loads:
-            # from 5.0 on, addconn replaces a connection
+            # addconn of libreswan 5.0 and later replaces a connection by itself
             must_delete = leading_version(probe(self.host, self.timeout).version) < (5,)
         if must_delete:
             self.whack("--name", step.name, "--delete")
@@ -25031,15 +25141,16 @@ class Reload:
         return not ran.status
 
     def initiate(self, name: str) -> Ran:
-        """Let pluto initiate a connection, without waiting for the result."""
+        """Make pluto initiate a connection.  This method does not wait until the connection is up."""
         return self.whack("--name", name, "--asynchronous", "--initiate")
 
     def interrupted(self, steps: Sequence[Step]) -> dict[str, dict[str, bool]]:
-        """Return the other tunnels that steps interrupt, by the name of the step and that of the connection.
+        """Return the other connections that each step interrupts.
 
-        The value is True if this host can initiate the connection again: it is not an instance.  In IKEv2,
-        connections to the same peer share an IKE SA.  The IKE SA belongs to one of them.  It ends, together
-        with all its tunnels, when that connection is replaced or deleted.
+        In IKEv2, connections to the same peer share an IKE SA, which belongs to one of these connections.
+        When that connection is replaced or deleted, the IKE SA ends with all its tunnels.  The result has a
+        dict for the name of each step.  The keys of this dict are the interrupted connections.  A value is
+        True if this host can initiate the connection again, which is not possible for an instance.
         """
         ending = {step.name for step in steps if step.mark == "-" or (step.mark == "~" and step.loads)}
         if not ending:
@@ -25050,22 +25161,22 @@ class Reload:
         tunnels: dict[str, dict[str, bool]] = {}
         for state in states:
             name, owner = owners[state["serial"]], owners.get(state["ike_sa"])
-            is_ikev1 = "QUICK" in (state["state"] or "")  # it outlives its ISAKMP SA
+            is_ikev1 = "QUICK" in (state["state"] or "")  # an IPsec SA of IKEv1 outlives its ISAKMP SA
             if owner in ending and name not in ending and not is_ikev1:
                 tunnels.setdefault(owner, {})[name] = not state["instance"]
         return tunnels
 
     def run(self, *, dry: bool) -> int:
-        """Reread secrets and certificates, and apply the plan while printing it; `dry`: only print the plan.
+        """Make pluto reread secrets and certificates, then print and apply each step of the plan.
 
-        Return 0, or 1 if pluto refuses a step.
+        If `dry` is true, only print the plan.  Return OK, or ERROR if pluto refuses a step.
         """
         self.check()
         if not dry:
             ran = self.whack("--rereadall")
             if ran.status:
                 complain(self.host, ran.out + ran.err, 3)
-                raise Failure("ipsec reload: pluto can't reread its secrets; nothing else was changed",
+                raise Failure("ipsec reload: pluto can't reread its secrets; no connection was changed",
                               ran.status)
 
         steps, unchanged, others = self.plan()
@@ -25097,7 +25208,10 @@ class Reload:
 
 
 def step_counts(steps: Sequence[Step]) -> str:
-    """Return the number of steps of each kind as text; refused and unknown ones only if there are any."""
+    """Return the number of steps of each kind, such as `1 added, 0 replaced, 0 deleted`.
+
+    Refused and unknown steps are left out if there are none.
+    """
     words = {"+": "added", "~": "replaced", "-": "deleted", "!": "refused", "?": "unknown"}
     counts = []
     for mark, word in words.items():
@@ -25117,9 +25231,10 @@ def step_counts(steps: Sequence[Step]) -> str:
             "Unchanged tunnels are not touched. If the configuration or a file with secrets has an error, "
             "nothing is changed.")
 def reload_command(host: Host, args: Args) -> int:
-    """Run `ipsec reload`; return 0, or 1 if pluto refuses a connection.
+    """Run `ipsec reload`.  Return 0, or 1 if pluto refuses a connection.
 
-    For an invalid ipsec.conf, the status is addconn's; without a running pluto, it is 33.
+    Raises Failure with addconn's exit status if ipsec.conf is invalid, or with status 33 if pluto does not
+    run.
     """
     reload = Reload(host, args)
     await_pluto(host, reload.timeout)
@@ -25149,7 +25264,7 @@ def control_service(host: Host, args: Args, action: str) -> int:
     host.conf = args.value("--config") or host.conf
     dry, foreground = args.flag("--dry-run"), args.flag("--foreground")
     if foreground and action != "start":
-        raise Failure(f"ipsec setup {action}: --foreground is for start", USAGE)
+        raise Failure(f"ipsec setup {action}: only start has the option --foreground", USAGE)
     service = None if foreground else find_service(host, args.value("--init"), action)
     if service:
         return act(host, service, action, dry=dry)
@@ -25183,7 +25298,10 @@ that is unknown."""
                   *(Opt(f"--{action}", None, f"the same as {action}") for action in SETUP_ACTIONS)),
          details=SETUP_DETAILS)
 def setup_command(host: Host, args: Args) -> int:
-    """Run `ipsec setup ACTION`; return the exit status of the init system or, without one, of Direct."""
+    """Run `ipsec setup ACTION` and return the exit status of the init system.
+
+    Without an init system, pluto is controlled directly (class Direct), and the status of that is returned.
+    """
     aliases = {"_autostart": "start", "_autostop": "stop"}
     actions = [aliases.get(word, word) for word in args.operands]
     actions += [action for action in SETUP_ACTIONS if args.flag(f"--{action}")]
@@ -25192,7 +25310,7 @@ def setup_command(host: Host, args: Args) -> int:
     return control_service(host, args, actions[0])
 
 
-# What `ipsec start CONN` accepts besides START_OPTIONS, which have --dry-run
+# The options of `ipsec start CONN` besides START_OPTIONS.  START_OPTIONS already has --dry-run
 BRINGING_UP = tuple(option for option in (*CONNECTION_OPTIONS, *UP_OPTIONS) if option is not DRY_RUN_OPTION)
 
 
@@ -25200,9 +25318,10 @@ BRINGING_UP = tuple(option for option in (*CONNECTION_OPTIONS, *UP_OPTIONS) if o
          summary="start the IKE daemon; with CONN, add and bring up connections",
          options=(*START_OPTIONS, *BRINGING_UP), details=SETUP_DETAILS)
 def start_command(host: Host, args: Args) -> int:
-    """Run `ipsec start` as `ipsec setup start`; return its status.
+    """Run `ipsec start` like `ipsec setup start` and return the exit status.
 
-    With CONN, return the status of the first connection that fails.
+    With CONN, also load the connections and bring them up.  Then the status is 0, or the status of the first
+    connection that fails.
     """
     if args.operands:
         return pluto_start(host, args)
@@ -25211,13 +25330,13 @@ def start_command(host: Host, args: Args) -> int:
 
 @command("stop _autostop", summary="stop the IKE daemon", options=SETUP_OPTIONS, details=SETUP_DETAILS)
 def stop_command(host: Host, args: Args) -> int:
-    """Run `ipsec stop` as `ipsec setup stop`; return its status."""
+    """Run `ipsec stop` like `ipsec setup stop` and return the exit status."""
     return control_service(host, args, "stop")
 
 
 @command("restart", summary="restart the IKE daemon", options=SETUP_OPTIONS, details=SETUP_DETAILS)
 def restart_command(host: Host, args: Args) -> int:
-    """Run `ipsec restart` as `ipsec setup restart`; return its status."""
+    """Run `ipsec restart` like `ipsec setup restart` and return the exit status."""
     return control_service(host, args, "restart")
 
 
@@ -25225,10 +25344,14 @@ def restart_command(host: Host, args: Args) -> int:
          options=(Opt("--xfrm --netkey", None, "use XFRM, even if protostack= names another "
                                                "stack"),), hidden=True)
 def stackmanager_command(host: Host, args: Args) -> int:
-    """Run `ipsec _stackmanager ACTION`; return OK.  Raises Failure: status 4 if the user is not root."""
+    """Run `ipsec _stackmanager ACTION` and return OK.
+
+    Raises Failure for an unknown action, with status 4 if the user is not root, or if a stop finds that pluto
+    may still run.
+    """
     action = args.operands[0]
     if action not in ("start", "stop", "restart"):
-        raise Failure(f"unknown action {quote(action)}", ERROR, "start, stop or restart")
+        raise Failure(f"unknown action {quote(action)}", ERROR, "the action must be start, stop or restart")
     if not host.superuser:
         raise Failure("permission denied (must be superuser)", LSB_NO_RIGHT)
 
@@ -25244,7 +25367,8 @@ def stackmanager_command(host: Host, args: Args) -> int:
     return OK
 
 
-PLUTORUN_PAUSE = 10.0  # seconds before a pluto that failed is started again
+PLUTORUN_PAUSE = 10.0  # seconds between a failure of pluto and its next start
+# For each exit status of pluto after which pluto is not started again, the message to log
 PLUTORUN_ENDS = {
     0: "pluto killed by SIGTERM, terminating without restart",
     10: "pluto apparently already running (?!?), giving up",
@@ -25255,7 +25379,10 @@ PLUTORUN_ENDS = {
 @command("_plutorun", "[OPTION...]", summary="run pluto with these options, and start it again when it fails",
          options=None, hidden=True)
 def plutorun_command(host: Host, args: Args) -> int:
-    """Run `ipsec _plutorun`; return OK if pluto was ended on request, ERROR if it failed or runs already."""
+    """Run `ipsec _plutorun`: start pluto, wait until it ends, and start it again if it failed.
+
+    Return OK if pluto ended with a status in PLUTORUN_ENDS, or ERROR if it failed or was already running.
+    """
     syslog = need("syslog", "_plutorun's log")
 
     def report(text: str) -> None:
@@ -25289,7 +25416,7 @@ def plutorun_command(host: Host, args: Args) -> int:
 
 
 def restart_after_pause(host: Host, report: Callable[[str], None]) -> NoReturn:
-    """Start the service again after PLUTORUN_PAUSE, without a terminal, and end this process."""
+    """Wait for PLUTORUN_PAUSE, start the service again without a terminal, and end this process."""
     try:
         os.setsid()
         null = os.open(os.devnull, os.O_RDWR)

@@ -455,7 +455,7 @@ def test_the_summary_has_the_last_message_of_a_pluto_that_has_ended(monkeypatch:
     lines = [ipsec.LogLine(0.0, "Starting Pluto"), ipsec.LogLine(None, "FATAL: no NSS database")]
     monkeypatch.setattr(doctor, "log", lambda: ipsec.PlutoLog("x", lines))
     assert ipsec.pluto_summary(report(), doctor) == (
-        "pluto: not running; the last line of its log: FATAL: no NSS database")
+        "pluto: not running; the last line of pluto's log: FATAL: no NSS database")
 
 
 def test_the_summary_of_verify_counts_and_does_not_repeat() -> None:

@@ -56,7 +56,7 @@ def test_use_is_no_change() -> None:
     ("+PFS", "", "policy: IKEv2+PSK+ENCRYPT+TUNNEL+PFS becomes policy: IKEv2+PSK+ENCRYPT+TUNNEL"),
     ("their id=192.0.2.2", "their id=@b", "their id=192.0.2.2 becomes their id=@b"),
     ("my_ip=unset", "my_ip=10.9.9.9", "my_ip=unset becomes my_ip=10.9.9.9"),
-    (":   conn serial", ":   nat-traversal: encaps:yes;\n:   conn serial", "its settings differ"),
+    (":   conn serial", ":   nat-traversal: encaps:yes;\n:   conn serial", "the numbers of settings differ"),
 ])
 def test_a_new_definition_is_a_change(before: str, after: str, text: str) -> None:
     assert text in difference(USED, ADDED.replace(before, after))
@@ -103,7 +103,7 @@ def test_tunnels_on_an_ike_sa_that_ends_are_named(form: str, monkeypatch: pytest
     reload.host, reload.timeout = ipsec.Host({}), 1.0
     changed = ipsec.Step("~", "changed", "another address pool", loads=True)
     replaced, deleted = ipsec.Step("~", "owner", "x", loads=True), ipsec.Step("-", "owner", "x")
-    only_started = ipsec.Step("~", "owner", "auto=start, and it is down", "start")
+    only_started = ipsec.Step("~", "owner", "auto=start is set, but the connection is down", "start")
     others = {} if form == "IKEv1" else {"owner": {"tunnel": True, "several": True, "rw": False}}
     assert reload.interrupted([replaced, changed]) == reload.interrupted([deleted, changed]) == others
     assert reload.interrupted([changed]) == reload.interrupted([only_started]) == {}
