@@ -137,7 +137,8 @@ def test_the_plan_for_each_edit_and_its_application(running: Machine) -> None:
 def test_a_change_that_the_status_does_not_show_is_unknown_at_first(running: Machine) -> None:
     running.write("/etc/ipsec.conf", CONFIG.replace("right=192.0.2.4", "right=192.0.2.4\n\treqid=77"))
     result = running.ipsec("reload").check()
-    assert "? started: pluto's status does not show reqid; if you changed a value there, run: ipsec replace" in result.stdout
+    assert ("? started: pluto's status does not show reqid; "
+            "if you changed a value there, run: ipsec replace") in result.stdout
     assert steps(running.ipsec("reload").check().stdout) == []
 
 
