@@ -4832,8 +4832,8 @@ if TYPE_CHECKING:
 def unsigned(data: bytes | None, order: Literal["little", "big"] = sys.byteorder) -> int:
     """Return the unsigned integer in the first 8 bytes of an attribute, or 0 if there is no data.
 
-    Netlink has no longer numbers.  The limit of 8 bytes also keeps the number printable: Python refuses to
-    print an integer of more than 4,300 digits.
+    Numbers in netlink have at most 8 bytes.  The limit also protects against wrong data, because Python
+    refuses to print an integer of more than 4,300 digits.
     """
     return int.from_bytes(data[:8], order) if data else 0
 
@@ -4871,7 +4871,7 @@ def pack_struct(form: str, *values: bytes | int) -> bytes:
 
 
 def aligned(size: int) -> int:
-    """Return the size rounded up to a multiple of 4; netlink pads messages and attributes to that size."""
+    """Return the size rounded up to a multiple of 4, because netlink pads messages and attributes so."""
     return (size + 3) & ~3
 
 
@@ -5045,7 +5045,7 @@ def in_pieces(texts: Iterable[str]) -> Iterator[str]:
 
 
 class Remembered(dict):  # type: ignore[type-arg]
-    """A dict that sets a missing key to make(key).  A full dict (REMEMBERED) is emptied before that."""
+    """A dict that sets a missing key to make(key).  If it has more than REMEMBERED keys, it is emptied."""
 
     def __init__(self, make: Callable[[Any], Any]) -> None:
         super().__init__()
@@ -5103,7 +5103,7 @@ class KernelReader:
         self.links = link_names(host)
 
     def device(self, index: int) -> str:
-        """Return the name of the interface with this index, or, for an unknown index 7, `if7`."""
+        """Return the name of the interface with this index.  An unknown index 7 gives the name `if7`."""
         return self.links.get(index, f"if{index}")
 
 
@@ -5194,7 +5194,7 @@ class RawSelector:
     """A selector in the kernel's format (struct xfrm_selector); its addresses have 4 or 16 bytes."""
 
     def __init__(self, fields: tuple[Any, ...], other_family: int = 0) -> None:
-        """`fields` come from SELECTOR_FORM.  If they have no address family, `other_family` is used."""
+        """`fields` are unpacked with SELECTOR_FORM; `other_family` replaces an unset address family."""
         (destination, source,
          self.destination_port, self.destination_mask, self.source_port, self.source_mask,
          self.family, self.destination_bits, self.source_bits,
@@ -5312,7 +5312,7 @@ class XfrmText(XfrmReader):
         return in_pieces(message_texts(state_messages(self.host), self.state_text))
 
     def policy_text(self, buffer: bytes, start: int, end: int) -> str:
-        """Return the text of one policy."""
+        """Return the text of the policy in a message."""
         policy = self.read_policy(buffer, start, end)
         text = self._selector(policy.selector)
         text += self._label(policy.more)
@@ -5342,7 +5342,7 @@ class XfrmText(XfrmReader):
         return text + self._attributes(policy.more, policy.selector.family, of_state=False)
 
     def state_text(self, buffer: bytes, start: int, end: int) -> str:
-        """Return the text of one state."""
+        """Return the text of the state in a message."""
         state = self.read_state(buffer, start, end)
         protocol = XFRM_PROTOCOLS.get(state.protocol, state.protocol)
         has_spi = state.protocol in (IPPROTO_ESP, IPPROTO_AH, IPPROTO_COMP)
@@ -5455,7 +5455,7 @@ class XfrmText(XfrmReader):
         return text
 
     def _algorithm(self, word: str, data: bytes, gap: int) -> str:
-        """Return the line of an algorithm.  The line shows the key if show_keys is set, else its length."""
+        """Return the line of an algorithm.  It shows the key if show_keys is set, or the key's length."""
         bits, = unpack_struct("=I", data, ALGORITHM_NAME_SIZE)
         after_bits = ALGORITHM_NAME_SIZE + 4
         text = f"\t{word} {text_name(data[:ALGORITHM_NAME_SIZE])} "
@@ -5703,8 +5703,8 @@ class XfrmData(XfrmReader):
         """Return what the kernel does with a packet for `destination` to which `policy` applies.
 
         The word is `encrypt`, `authenticate` (AH), `hold` (the packet waits until pluto has made the missing
-        state), `block` or `clear`.  If `policy` is None, it is `clear`.  Raises OSError if the states can't
-        be read.
+        state), `block` or `clear`.  If `policy` is None, the word is `clear`.  Raises OSError if the states
+        can't be read.
         """
         if policy is None:
             return "clear"
@@ -5884,7 +5884,7 @@ def is_trap_template(template: Template) -> bool:
 
 
 def is_plutos_reqid(reqid: int, reqids: Collection[int]) -> bool:
-    """Return whether pluto chose the reqid, or a connection sets it (`reqids`).  0 means no reqid."""
+    """Return whether pluto chose the reqid, or `reqids` (values of reqid=) has the reqid.  0 is no reqid."""
     return reqid > MANUAL_REQID_MAX or (reqid != 0 and reqid in reqids)
 
 
@@ -5894,7 +5894,7 @@ def is_plutos_state(state: State, reqids: Collection[int] = ()) -> bool:
 
 
 def flush_xfrm(host: Host, reqids: Collection[int] = ()) -> tuple[int, int]:
-    """Remove the states and policies that pluto made.  Return the number of states and that of policies.
+    """Remove the states and policies that pluto made.  Return the two numbers of removed states and policies.
 
     Call this only while no pluto runs: packets that the policies protected are sent in clear afterwards.
     Raises OSError if the kernel refuses.
@@ -6091,7 +6091,7 @@ class RouteText(KernelReader):
         return before, text + self._flags(flags) + self._properties(family, more) + "\n"
 
     def _properties(self, family: int, more: Mapping[int, bytes]) -> str:
-        """Return the words of a route that follow its flags."""
+        """Return the part of a route's text that follows the flags of the route."""
         text = ""
         if mark := unsigned(more.get(RTA_MARK)):
             text += f"mark 0x{mark:x} " if mark >= 16 else f"mark {mark} "
@@ -6205,7 +6205,7 @@ class RouteText(KernelReader):
             yield title + "".join(message_texts(messages, self.rule_text))
 
     def rule_text(self, buffer: bytes, start: int, end: int) -> str:
-        """Return the text of one rule: struct fib_rule_hdr and its attributes."""
+        """Return the text of the rule in a message (struct fib_rule_hdr and attributes)."""
         head = unpack_struct(FIB_RULE_FORM, buffer, start)
         family, target_bits, source_bits, tos, table, _, _, action, flags = head
         more = attributes(buffer, start + FIB_RULE_SIZE, end)
@@ -6240,8 +6240,8 @@ class RouteText(KernelReader):
     def _rule_conditions(self, more: Mapping[int, bytes], flags: int) -> str:
         """Return the conditions of a rule, except addresses and TOS, as text.
 
-        An unknown condition is shown as `attribute NUMBER`.  If it were left out, the rule would seem
-        to match more packets than it does.
+        An unknown condition is shown as `attribute NUMBER`.  Without this text, the rule would seem to match
+        more packets than it does.
         """
         text = ""
         mark, mark_mask = unsigned(more.get(FRA_FWMARK)), unsigned(more.get(FRA_FWMASK))
@@ -6464,7 +6464,7 @@ class LinkText(KernelReader):
                 continue  # the file is not a namespace, or this user is not permitted to open the file
 
     def address_text(self, buffer: bytes, start: int, end: int) -> str:
-        """Return the text of one address: struct ifaddrmsg and its attributes."""
+        """Return the text of the address in a message (struct ifaddrmsg and attributes)."""
         family, bits, flags, scope, _ = unpack_struct(IFADDRMSG_FORM, buffer, start)
         more = attributes(buffer, start + IFADDRMSG_SIZE, end)
         flags = unsigned(more.get(IFA_FLAGS)) or flags
@@ -6574,7 +6574,7 @@ class Process(Record):
 def list_processes(host: Host) -> Iterator[Process]:
     """Yield the processes that this user can see, in the order of their PIDs (proc(5)).
 
-    A process that ends before it is read is skipped.
+    A process that ends before its data is read is skipped.
     """
     tick = os.sysconf("SC_CLK_TCK")
     page = os.sysconf("SC_PAGE_SIZE") // 1024
@@ -6630,7 +6630,7 @@ def find_pluto(host: Host) -> int | None:
 
 
 def plutos(host: Host) -> list[int]:
-    """Return the PIDs of all plutos in the network namespace of this process, whatever their run directory.
+    """Return the PIDs of all plutos in the network namespace of this process, with any run directory.
 
     These plutos share the kernel's states and policies.  A pluto whose namespace is unknown is included.
     """
@@ -6839,7 +6839,7 @@ class Conversation:
                            NO_PLUTO, "it may be stopped or very busy")
 
     def limit(self, seconds: float | None) -> None:
-        """Let the time limit end `seconds` from now.  If `seconds` is None, keep the present limit."""
+        """Limit the wait for the rest of the reply to `seconds`.  With None, keep the present limit."""
         if seconds is not None:
             self.timeout = self.left = max(0.001, seconds)
             self.link.settimeout(self.left)
@@ -7023,7 +7023,7 @@ def probe(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> Pluto:
 
 
 def shutdown_message(version: str) -> bytes:
-    """Return the basic message that makes pluto of that version exit.  It requests nothing else.
+    """Return the basic message that makes a pluto of this version exit.  The message requests nothing else.
 
     If the version is empty (unknown), the message sets the shutdown bytes of all releases except 5.0.  A
     pluto from 4.2 to 4.4 would read the byte of 5.0 as leave_state, and keep its tunnels without a message
@@ -7347,8 +7347,8 @@ WHACK_MODIFIERS = frozenset((
 def table_rows(table: str) -> Iterator[list[str]]:
     """Yield the rows of one of the tables above as lists of words.
 
-    A row with a `/` is yielded as several rows.  Each begins with the first two words of the row, followed by
-    the words between two `/`.
+    A row with a `/` is yielded as several rows: the words before the first `/`, and, for the words after each
+    `/`, the first two words of the row followed by those words.
     """
     for row in table.strip("\n").replace("\n ", " ").splitlines():
         head, *others = row.split(" / ")
@@ -7394,7 +7394,7 @@ class Abi(Record):
 
 
 def host_abi() -> Abi:
-    """Return the ABI of the Python interpreter; libreswan is assumed to have the same one."""
+    """Return the ABI of the Python interpreter, on the assumption that libreswan has the same ABI."""
     import struct
     try:
         time.gmtime(1 << 33)  # a time after 2038 raises OverflowError if time_t has 4 bytes
@@ -7444,7 +7444,7 @@ class Layout:
 def buffer_size(text: str) -> int:
     """Parse the size of a UDP buffer (`8Ki`, `60000`) as whack of 5.3 does; return the number of bytes.
 
-    Raises ValueError if the text is no such size.
+    Raises ValueError if the text is not a valid size.
     """
     digits = text.rstrip("KiB")
     unit = text[len(digits):]
@@ -7641,7 +7641,7 @@ class Request:
             raise Failure("ipsec whack: --remote-host is for --initiate", NO_PLUTO)
 
     def pack(self) -> bytes:
-        """Return the message.  Raises Failure if its strings are too long."""
+        """Return the message as bytes.  Raises Failure if a string is too long or contains a NUL."""
         if "leave-state" in self.given and self.version >= (5, 1):
             self._set("shutdown", 0)  # if this byte is set, pluto exits at once and deletes the SAs
         self._set("magic", self._magic())
@@ -7681,7 +7681,7 @@ class Request:
         return packed
 
     def _packed_slot(self, slot: str) -> bytes:
-        """Return the strings for one word of WHACK_STRINGS, up to 4.15."""
+        """Return the packed strings for one word of WHACK_STRINGS.  For releases up to 4.15."""
         if slot.isdigit():
             return bytes(int(slot))
         if slot == "updown":
@@ -7737,9 +7737,9 @@ def whack_metavars() -> dict[str, str]:
 
 
 def whack_option(beginning: str, names: Collection[str], refusal: int) -> str:
-    """Return the option in `names` that is `beginning`, or the only one that starts with `beginning`.
+    """Return the option that the user means by `beginning`, a complete or shortened name from `names`.
 
-    Raises Failure if no option or more than one matches.
+    Raises Failure if no name, or more than one name, starts with `beginning`.
     """
     if beginning in names:
         return beginning
@@ -7808,7 +7808,7 @@ class Replies:
 
 
 def xauth_answer(host: Host, options: Mapping[str, str], what: str) -> bytes:
-    """Return the XAUTH user name or password, as `what` says, terminated by a NUL as pluto expects.
+    """Return the XAUTH user name or password, depending on `what`, terminated by a NUL as pluto expects.
 
     The text comes from the command line or a file.  If neither gives it, a prompt on the terminal asks the
     user.  Raises Failure if the file can't be read, the text is too long, or there is no terminal.
@@ -7967,7 +7967,7 @@ WAITS_FOR_PEER = frozenset((
 
 
 def parse_seconds(text: str) -> float:
-    """Return the value of --timeout in seconds.  Raises Failure(USAGE) if it is no number greater than 0."""
+    """Return the value of --timeout in seconds.  Raises Failure(USAGE) unless it is a number above 0."""
     try:
         value = float(text)
     except ValueError:
@@ -7982,9 +7982,9 @@ def show_replies(host: Host, message: bytes, *, version: tuple[int, ...] | None,
                  wait: Callable[[bytes], float | None] | None) -> int:
     """Send the message, print pluto's replies and answer its prompts; return whack's exit status.
 
-    If `version` is None, the reply is printed from the start only after the line with pluto's version has
-    arrived.  If `must_speak` is set, an empty reply means that the connection is unknown, because pluto up to
-    4.15 reports that in no other way.  Raises NoPluto, TimedOut or another Failure.
+    If `version` is None, printing begins when the line with pluto's version has arrived, because the handling
+    of the reply depends on the version.  If `must_speak` is set, an empty reply means that the connection is
+    unknown: pluto up to 4.15 does not report that in another way.  Raises NoPluto, TimedOut, other Failures.
     """
     asynchronous = "asynchronous" in options
     lenient = any(is_question(name) for name in options)
@@ -8466,7 +8466,7 @@ class StatusReader:
         return self.data
 
     def finish(self) -> None:
-        """Complete the last connection and its instances, and store them or pass them to their function."""
+        """Complete the entries of the last connection and its instances; store them or hand them over."""
         for connection in self._family:
             connection["up"] = has_ipsec_sa(connection)
             serial = connection["child_sa"]
@@ -22571,7 +22571,7 @@ class UpProgress:
             self._erase()
 
     def take(self, output: bytes) -> None:
-        """Erase the progress line, because the caller prints `output` next, and read from it the new step."""
+        """Erase the progress line, since the caller prints `output` next.  Find the new step in `output`."""
         if not self._undo or not output:
             return
         self._set_timer(UP_TICK)
@@ -22694,7 +22694,7 @@ class Teller:
         sys.stderr.write(decode(ran.err))
 
     def _with_suggestion(self, name: str, status: int) -> int:
-        """Return `status`.  If it means an unknown connection, print a similar name on standard error."""
+        """Return `status`.  If it means that `name` is unknown, suggest a similar name on standard error."""
         if status not in (UNKNOWN_NAME, NOT_ROUTED):
             return status
         names = connection_names(self.host)
@@ -22735,10 +22735,11 @@ class Teller:
         return self._explain_failure(name, status, wait)
 
     def _explain_failure(self, name: str, status: int | None, wait: UpWait) -> int:
-        """Print why a connection did not come up.  With --once or --timeout, also take the connection down.
+        """Print why a connection did not come up; return the exit status of the command.
 
-        Do neither if the connection is up by now, or if its kind has no IPsec SA.  `status` is whack's exit
-        status, or None if whack did not end in time.  Return the exit status of the command.
+        With --once, or with --timeout but without --keep-trying, also take the connection down.  Do neither
+        if the connection is up by now, or if its kind has no IPsec SA.  `status` is whack's exit status, or
+        None if whack did not end in time.
         """
         doctor: Doctor = load_part("Doctor")(self.host, 10.0)
         doctor.whack_lines = wait.lines
@@ -22858,7 +22859,7 @@ class Teller:
         return ""
 
     def _load_status(self, name: str, ran: Ran) -> int:
-        """Return the exit status for the result of addconn; print the cause of a failure if addconn did not.
+        """Return the exit status for the result of addconn.  Print causes of failures that addconn omits.
 
         Return NO_PLUTO if pluto is not running, ERROR if addconn exits with 0 without loading the connection,
         and otherwise the exit status of addconn.
@@ -22953,7 +22954,8 @@ class Teller:
     def _print_json(self, lines: Iterator[str], exact: Mapping[int, dict[str, Any]]) -> None:
         """Print the JSON document of ipsec_status(8): each connection as soon as it is read, then the rest.
 
-        Printing begins with the first connection, so that nothing is printed if pluto does not answer.
+        Printing begins when the first connection has been read, so that nothing is printed if pluto does not
+        answer.
         """
         json = need("json", "--json")
         opening = '{"connections": ['
@@ -23277,9 +23279,9 @@ class TunnelRow:
 
 
 def ike_version_of(connection: Mapping[str, Any]) -> int | None:
-    """Return the IKE version of a connection, 1 or 2, or None if it is unknown.
+    """Return the IKE version of a connection, 1 or 2, or None if the version is unknown.
 
-    Up to 4.2, a policy can allow both versions.  Then the result is the version in use.
+    Up to 4.2, a policy can allow both versions.  For such a policy, the result is the version in use.
     """
     policy, options = connection["policy"], connection["options"]
     allows_1 = "IKEv1" in policy or "IKEV1_ALLOW" in policy
@@ -23294,7 +23296,7 @@ def ike_version_of(connection: Mapping[str, Any]) -> int | None:
 
 
 def newest_algorithm(connection: Mapping[str, Any], kinds: Sequence[str]) -> str | None:
-    """Return the algorithms that a connection uses, such as `AES_GCM_16_256`, or None if it uses none.
+    """Return the algorithms that a connection uses, such as `AES_GCM_16_256`, or None if there are none.
 
     `kinds` are SA types such as ikev2 or esp.  The first kind for which the status shows algorithms counts.
     """
@@ -23545,7 +23547,7 @@ def short_time(seconds: float) -> str:
 
 
 def short_bytes(count: float | None) -> str:
-    """Format a number of bytes in at most five characters: 0, 512, 1.2K, 30M; `?` if it is unknown (None).
+    """Format a number of bytes in at most five characters: 0, 512, 1.2K, 30M.  None becomes `?`.
 
     K is 1,024 bytes, M is 1,024 K, and so on.
     """
@@ -23807,7 +23809,7 @@ class TunnelView:
     def lines(self, width: int) -> list[str]:
         """Read pluto's status, set `status`, and return the lines to show.
 
-        From the second call on, the rates are those since the call before, and changed states are
+        From the second call on, the rates are measured since the previous call, and changed states are
         highlighted.  Raises NoPluto or TimedOut if pluto does not answer, and Failure (UNKNOWN_NAME) for an
         unknown connection.
         """
