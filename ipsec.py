@@ -4823,7 +4823,7 @@ NETLINK_TABLES = {
     NETLINK_XFRM: "the kernel's IPsec (XFRM)",
     NETLINK_GENERIC: "the kernel's generic netlink"}
 TEXT_PIECE = 1 << 16  # in_pieces() yields a piece as soon as the piece has more characters than this
-REMEMBERED = 5000  # a Remembered cache holds at most this number of values
+REMEMBERED = 5000  # a Remembered cache with more values than this is emptied
 if TYPE_CHECKING:
     Message = tuple[bytes, int, int]  # a buffer, and the offsets at which the message's body begins and ends
     NetlinkRequest = tuple[int, int, bytes]  # message type, flags, body
@@ -4860,7 +4860,7 @@ def flipped(value: int) -> int:
 
 def unpack_struct(form: str, data: bytes, start: int = 0) -> tuple[Any, ...]:
     """Return the fields of the C structure at an offset.  Raises struct.error if the data is too short."""
-    import struct  # not at the top of the file: few commands need it, and the import takes time
+    import struct  # imported only when needed, because the import takes time
     return struct.unpack_from(form, data, start)
 
 
@@ -6902,7 +6902,7 @@ class Conversation:
                 raise NoPluto(f"read() failed ({error.errno} {error.strerror})") from None
             waited = time.monotonic() - began
             self._spent(waited)
-            # A reply needs one recv() for each line, and settimeout() takes time: after a short wait, skip it
+            # recv() is called for each line, and settimeout() takes time: skip settimeout() after a short wait
             if waited > 0.01:
                 self.link.settimeout(self.left)
 
@@ -7207,7 +7207,7 @@ WHACK_STRINGS = """
 """
 STRINGS_ROOM = 4096
 
-# From 5.3 on, the member `command` holds the number of the command.  The first command in this table is 1.
+# From 5.3 on, the member `command` holds the number of the command: 1 for the first command in this table
 WHACK_COMMANDS = """
 5.3-5.4    rereadall fetchcrls rereadsecrets rereadcerts processstatus addresspoolstatus
            connectionstatus briefconnectionstatus briefstatus fipsstatus globalstatus trafficstatus
@@ -7960,7 +7960,7 @@ def pluto_lines(host: Host, *words: str, timeout: float | None = PLUTO_TIMEOUT,
             yield split_code(line)[1]
 
 
-# Requests whose reply can depend on the peer, so that it can take any time
+# Requests whose reply depends on the peer, so that the time until the reply is not limited
 WAITS_FOR_PEER = frozenset((
     "initiate", "route", "ondemand", "terminate", "down", "delete", "suspend", "rekey-ike", "rekey-ipsec",
     "rekey-child", "delete-ike", "delete-child", "down-ike", "down-child"))
@@ -8072,9 +8072,9 @@ SIZE_UNITS = ("B", "KB", "MB", "GB", "TB", "PB", "EB")  # pluto's KB is 1,024 by
 CHILD_MARKS = (
     "CHILD", "QUICK", "V2_IPSEC", "V2_CREATE", "Child SA", "IPsec SA", "Quick Mode", "QI1", "QI2", "QR1")
 IKE_MARKS = ("REKEY_IKE", "rekey IKE SA", "IKE_SA_INIT")
-# How the note begins that names the IKE SA of a Child SA
+# Pluto's note with the IKE SA of a Child SA begins with one of these texts
 OWNER_MARKS = ("IKE SA #", "ISAKMP SA #", "isakmp#")
-# A line of a state starts with one of these texts after the remote address if it shows SPIs or counters
+# In status lines of SAs that show SPIs or counters, one of these texts follows the remote address
 BEHIND_ADDRESS = (" esp.", " ah.", " comp.", " ref=", " tun.", " used ", " Traffic:")
 KNOWN_DETAILS = 512  # the greatest number of parsed detail lines in the cache of a StatusReader
 KNOWN_KEYS = 5000  # the greatest number of keys in the cache of field_key()
@@ -8216,7 +8216,7 @@ def set_bytes(entry: dict[str, Any], way: str, text: str) -> None:
 
 
 def find_outside(text: str, mark: str, start: int = 0) -> int:
-    """Return the index of the first `mark` outside square brackets, which enclose IDs, or -1 without one."""
+    """Return the index of the first `mark` outside square brackets, or -1.  Square brackets enclose IDs."""
     place = text.find(mark, start)
     while place >= 0 and text.count("[", 0, place) > text.count("]", 0, place):
         place = text.find(mark, place + 1)
@@ -8240,7 +8240,7 @@ def split_topology(body: str) -> tuple[str, str, str] | None:
 def plain_end(text: str, *, is_remote: bool) -> dict[str, Any] | None:
     """Parse an end of the usual form: `NETWORK===ADDRESS[ID]` or, if remote, `ADDRESS[ID]===NETWORK`.
 
-    The result is that of read_end(), in less time, for IPv4 only.  Return None if the text has another form.
+    For IPv4, this function is faster than read_end().  Return None if the text has another form.
     """
     first, mark, last = text.partition("===")
     if not mark:
@@ -8419,7 +8419,8 @@ def parse_details(body: str) -> tuple[dict[str, str], list[tuple[str, str, Any]]
 def has_ipsec_sa(connection: Mapping[str, Any]) -> bool | None:
     """Return whether a connection of the status has an IPsec SA.  Return None if that is unknown.
 
-    The serial number of the IPsec SA decides.  Without one, `up` of the entry or the routing decides.
+    A connection with the serial number of an IPsec SA has one.  For another connection, the entry's `up`
+    decides or, if `up` is None, the routing.
     """
     if connection["child_sa"] is not None:
         return True
@@ -8885,7 +8886,7 @@ def exact_traffic(host: Host, timeout: float) -> dict[int, dict[str, Any]]:
     try:
         traffic = StatusReader().read(pluto_lines(host, "--trafficstatus", timeout=timeout))["traffic"]
     except (Failure, OSError):
-        return {}  # the caller then makes a request of its own, which fails in the same way and is reported
+        return {}  # the caller's own request fails as well, and the caller reports that error
     return {entry["serial"]: entry for entry in traffic}
 
 
@@ -22488,8 +22489,8 @@ OPERATIONS = {
     "up": (False, "--initiate"), "down": (False, "--terminate"), "route": (False, "--route"),
     "unroute": (False, "--unroute"), "delete": (False, "--delete"), "add": (True, ""),
     "replace": (True, ""), "start": (True, "--initiate"), "ondemand": (True, "--route")}
-# Requests that older releases do not have.  For each, the first release that has it, and how the lines of the
-# full status begin that answer the request in earlier releases
+# Requests that older releases do not have.  For each request: the first release that has it, and texts.  In
+# older releases, the lines of the full status that begin with these texts answer the request.
 SINCE: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
     "--connectionstatus": ((5, 0), ('"',)),
     "--briefconnectionstatus": ((5, 0), ('"',)),
@@ -23214,7 +23215,7 @@ def auto_command(host: Host, args: Args) -> int:
 # --- tunnels: pluto's connections as a table ----------------------------------------------------------------
 
 TUNNEL_SCHEMA = 1
-# How the detail lines of a connection begin that a TunnelRow needs; see `details` of pluto_status()
+# A TunnelRow needs the detail lines of a connection that begin with these texts; see pluto_status()
 TUNNEL_DETAILS = frozenset(text[:DETAIL_HEAD] for text in (
     "host:", "  oriented", "  unoriented", "established", "newest", "routing:", "policy:", "our idtype",
     "IKE algorithm newest", "IKEv1 algorithm newest", "IKEv2 algorithm newest", "ESP algorithm newest",
@@ -23222,7 +23223,7 @@ TUNNEL_DETAILS = frozenset(text[:DETAIL_HEAD] for text in (
 # The states of a tunnel, each with its style on a terminal (parameters of SGR in ECMA-48)
 TUNNEL_STATES = {"up": "32", "connecting": "33", "down": "1;31", "routed": "36", "ready": "36", "idle": "2",
                  "bypass": "2", "block": "2", "unknown": "35"}
-# Words in the policy of a connection that makes no tunnel, and the state that the table shows for it
+# Policies of connections that make no tunnel: the policy's word, and the state that the table shows
 SHUNTS = {"PASS": "bypass", "DROP": "block", "REJECT": "block"}
 # Words in the policy of a connection, each with the note that the table shows for it
 TUNNEL_MARKS = (
@@ -23863,7 +23864,7 @@ class TunnelView:
                 continue
             count_in = row.bytes_in - before.bytes_in
             count_out = row.bytes_out - before.bytes_out
-            if count_in >= 0 and count_out >= 0:  # the counts of a new SA begin at 0: no rate is known then
+            if count_in >= 0 and count_out >= 0:  # a lower count means that there is a new SA, whose rate is unknown
                 rates[row.full_name] = count_in / seconds, count_out / seconds
         return rates
 
