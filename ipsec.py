@@ -6902,7 +6902,7 @@ class Conversation:
                 raise NoPluto(f"read() failed ({error.errno} {error.strerror})") from None
             waited = time.monotonic() - began
             self._spent(waited)
-            # recv() is called for each line, and settimeout() takes time: skip settimeout() after a short wait
+            # recv() is called for each line, and settimeout() takes time: call it only after a longer wait
             if waited > 0.01:
                 self.link.settimeout(self.left)
 
@@ -23864,7 +23864,7 @@ class TunnelView:
                 continue
             count_in = row.bytes_in - before.bytes_in
             count_out = row.bytes_out - before.bytes_out
-            if count_in >= 0 and count_out >= 0:  # a lower count means that there is a new SA, whose rate is unknown
+            if count_in >= 0 and count_out >= 0:  # a lower count is that of a new SA
                 rates[row.full_name] = count_in / seconds, count_out / seconds
         return rates
 
