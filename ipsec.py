@@ -937,7 +937,7 @@ class Host:
         """Return the path at which this process finds the file `name`.
 
         That is `name` itself.  With --root, it is the path below root, with its symbolic links resolved as if
-        root was `/`.  Raises OSError(ELOOP) if there are more than LINKS_LIMIT links.
+        `root` was `/`.  Raises OSError(ELOOP) if there are more than LINKS_LIMIT links.
         """
         return resolve_links(name, self.root, frozenset())[0] if self.root else name
 
@@ -1168,7 +1168,7 @@ class Host:
     def executable(self, name: str) -> bool:
         """Return whether `name` is a regular file that this process is permitted to execute.
 
-        Return False if its file system does not answer.  MOUNTS.silent then has its mount point.
+        Return False if the file system does not answer.  Its mount point is then in MOUNTS.silent.
         """
         return self._is_surely(name, is_program)
 
@@ -1412,10 +1412,10 @@ class Host:
                      timeout: float) -> list[Ran]:
         """Run several programs at the same time and return the result of each.
 
-        A command has three items: its argv, the first part of its standard input, and the last part, such as
-        COMMIT, which makes the program act.  The last parts are written after all programs have been started
-        with the first parts.  So if this process is killed, all programs act or none acts, unless it is
-        killed between the writes of two last parts.  Raises what run() raises.
+        Each command has three items: its argv, the first part of its standard input, and the last part, such
+        as COMMIT, which makes the program act.  The last parts are written after all programs have been
+        started with the first parts.  So if this process is killed, all programs act or none acts, unless it
+        is killed between the writes of two last parts.  Raises what run() raises.
         """
         import signal
         paths = [self.resolve(argv[0]) for argv, _, _ in commands]
@@ -1550,7 +1550,7 @@ class Host:
     def _check_answers(self, words: Sequence[str]) -> None:
         """Raise TimeoutError if a file system that a program needs does not answer.
 
-        Otherwise the program would wait for ever.  The paths in its arguments `words` are checked,
+        The program would wait for ever.  This method checks the paths in the program's arguments `words`,
         ipsec.conf, the run directory, and the directory of the control socket.
         """
         if not MOUNTS.that_may_hang():
@@ -1669,7 +1669,7 @@ class Host:
         try:
             os.killpg(pid, signal.SIGKILL)
         except ProcessLookupError:
-            return  # it has ended meanwhile
+            return  # the program has ended meanwhile
 
     def _start(self, spawn: Callable[[], Any]) -> Any:
         """Call `spawn`, which starts a program, and return its result: the process, or the process id.
@@ -1709,7 +1709,7 @@ class Host:
         self._deferred = name
 
     def end_all(self) -> None:
-        """Kill all programs that this process has started.  Abandoned threads can't start others now."""
+        """Kill the programs in `children`, and keep abandoned threads from starting others."""
         waited = self._starting.acquire(timeout=1)  # the start hangs if the program's disk does not answer
         self._ending = True
         for pid in list(self.children):
@@ -1967,7 +1967,7 @@ class Host:
         return None
 
     def _version_of_script(self) -> str | None:
-        """Return the version in libreswan's `ipsec` script, or None if the script is missing or has none."""
+        """Return the version in libreswan's `ipsec` script, or None if there is no such script or version."""
         try:
             for line in self.lines(os.path.join(self.sbindir, "ipsec")):
                 name, _, value = line.removeprefix("export ").partition("=")
@@ -2032,8 +2032,7 @@ def split_lines(chunks: Iterable[bytes], name: str | None = None) -> Iterator[st
         yield decode(b"".join(rest))
 
 
-# What programs print in the C locale if they lack a permission: texts for EPERM and EACCES, and
-# journalctl(1)'s
+# What programs print in the C locale if they lack a permission: EPERM, EACCES, and the text of journalctl(1)
 REFUSALS = ("Operation not permitted", "Permission denied", "insufficient permissions")
 
 
@@ -2133,7 +2132,7 @@ def filled_pipe(data: bytes) -> tuple[int, int]:
 
 
 def write_to_reader(fd: int, data: bytes) -> None:
-    """Write data to a program's pipe.  It is no error if the program has ended: its exit status is read."""
+    """Write data to a program's pipe.  It is no error if the program has ended; its exit status says why."""
     try:
         write_all(fd, data)
     except BrokenPipeError:
@@ -2158,7 +2157,7 @@ def install_command(host: Host, package: str) -> str:
 
 
 def libreswan_hint(host: Host, hint: str) -> str:
-    """Return `hint`.  If libreswan is not installed, return how to install it instead."""
+    """Return `hint`, or if libreswan is not installed, a hint that says so and how to install it."""
     if host.exists(os.path.join(host.execdir, "pluto")):
         return hint
     return f"libreswan is not installed ({install_command(host, 'libreswan')})"
@@ -2313,7 +2312,7 @@ class Token:
 def secret_tokens(text: str, line: int = 0) -> tuple[list[Token], int]:
     """Split a line of ipsec.secrets as pluto's lexer does.  No text is an error.  `line` is its number.
 
-    Return the tokens, and the column at which the comment starts, or the line ends if it has no comment.
+    Return the tokens, and the column at which the comment starts, or the length of a line without comment.
     """
     tokens: list[Token] = []
     place = 0
@@ -2489,7 +2488,7 @@ class SecretRecord:
         self.problem = self.problem or problem
 
     def censored(self, number: int, text: str) -> str:
-        """Return line `number` of the record with all tokens replaced that a report must not show.
+        """Return line `number` of the record, with the tokens replaced that a report must not show.
 
         `text` is the line without its comment.
         """
@@ -2592,7 +2591,7 @@ _QUOTED = r"""\\?"(?:[^"\\\n]|\\.)*(?:"|$)|\\?'[^'\n]*(?:'|$)"""
 _NOT_SECRET = r"[ \t]*(?:files|compat|sss|systemd|db|nis|winbind)\b"  # sources of nsswitch.conf(5)
 _SPEAKS_OF_SECRET = (r"(?:passw|passphrase|\bpass\b|secret|psk|pwd|\bkeys?\b(?! exchange)|\bpin\b|token|"
                      r"credential|login)")
-# Ordinary words that have capital letters inside
+# Ordinary words with capital letters inside, which is_harmless_word() accepts
 MIXED_CASE = frozenset(
     "IPsec IKEv1 IKEv2 OpenVPN WireGuard strongSwan StrongSwan NetworkManager macOS iOS".split())
 # Comments and log prefixes of firewall rules, as iptables, nft and pyroute2 write them
@@ -2667,8 +2666,7 @@ BYTES_ROW = r"((?<![0-9A-Za-z]))((?:[0-9A-Fa-f]{2}[ :]{1,2}){3,}[0-9A-Fa-f]{2})\
 PAIRS_ROW = r"((?<![0-9A-Za-z])(?:0x)?)((?:[0-9A-Fa-f]{4} {1,2})+[0-9A-Fa-f]{2,4})\b"
 MASK = "\ue000"  # replaces a secret; becomes REDACTED at the end, so that no pattern matches REDACTED
 ROW_MASK = "\ue001"  # replaces a row of a dump; the rest of the line is masked, too
-# If there are more secrets than this, a secret within a longer word is not masked.  That search takes
-# minutes.
+# If there are more secrets than this, a secret within a longer word is not masked: the search takes minutes
 MANY_VALUES = 1000
 WORD_RUN = "(?:0[xXsStT])?([A-Za-z0-9]{4,})"
 HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
@@ -2702,7 +2700,7 @@ def shown_remark(text: str) -> str:
 
 
 class Redactor:
-    """Masks secrets in text: those that SECRET_PLACES find, and those that learn() has got.
+    """Masks secrets in text: those that match SECRET_PLACES, and those passed to learn().
 
     With `show_secrets`, secrets are not masked; only control characters are escaped.
     """
@@ -2771,7 +2769,7 @@ class Redactor:
                 self.learn(token.text)
                 if token.form in ("0x", "0s") and token.data() is None:
                     self.learn(token.text[2:])
-                elif not token.form and '"' in token.text:  # as in PSK"...", without a blank
+                elif not token.form and '"' in token.text:  # as in PSK"...": the blank is missing
                     self.learn(token.text.split('"')[1])
             if record.include:
                 includes.append(record.include)
@@ -2817,7 +2815,7 @@ class Redactor:
             yield printable(text)
 
     def _mask_values(self, text: str) -> str:
-        """Replace each secret that learn() has got by MASK."""
+        """Replace each secret that was passed to learn() by MASK."""
         if self._sorted is None:
             self._sort_values()
         for value in self._values_in(text):
@@ -2828,7 +2826,7 @@ class Redactor:
         return self._mask_wrapped(text) if self._base64 else text
 
     def _sort_values(self) -> None:
-        """Sort the values that learn() has got, and make the tables for the search."""
+        """Sort the secrets that were passed to learn(), and make the tables for the search."""
         import re
         self._sorted = sorted(self._values, key=len, reverse=True)
         digits_of_all: list[str] = []
@@ -2859,7 +2857,7 @@ class Redactor:
         return sorted(values, key=len, reverse=True)
 
     def _mask_wrapped(self, text: str) -> str:
-        """Mask all lines of a base64 text of several lines if it holds a secret."""
+        """Mask consecutive lines of base64 if, when joined, they hold a secret."""
         lines = text.split("\n")
         start = 0
         while start < len(lines):
@@ -2939,7 +2937,7 @@ class Redactor:
 
 
 def shortened(line: str) -> str:
-    """Return the line.  If it is longer than LONGEST_LINE, return half of that length and a note.
+    """Return the line, or the first half of LONGEST_LINE and a note if the line is longer than that.
 
     whole_lines() may cut a long line within a secret.  Then the secret is in the part that is left out.
     """
@@ -3004,7 +3002,7 @@ def base64_forms(data: bytes) -> set[str]:
 
 
 def lines_with(text: str, word: str) -> set[int]:
-    """Return the numbers, from 0 on, of the lines that hold the word."""
+    """Return the numbers of the lines that hold the word.  The first line is number 0."""
     numbers = set()
     number = start = 0
     while (place := text.find(word, start)) >= 0:
@@ -12420,7 +12418,7 @@ def set_sysctl(host: Host, name: str, value: str) -> None:
             host.write(saved, f"{saved_text}\n{name} {old_value}\n".lstrip())
         host.write(path, value)
     except OSError:
-        host.warn(f"WARNING: cannot change {path} from {old_value} to {value}")  # it is read-only in a container
+        host.warn(f"WARNING: cannot change {path} from {old_value} to {value}")  # read-only in a container
         return
     host.print(f"changing {path} from {old_value} to {value}")
 
@@ -12460,7 +12458,7 @@ def check_nss(host: Host) -> None:
     except Missing as missing:
         if not is_whole:
             raise
-        host.warn(f"the NSS database is not checked: {missing}")  # certutil is missing; pluto does not need it
+        host.warn(f"the NSS database is not checked: {missing}")  # pluto needs no certutil
 
 
 def check_config(host: Host) -> Config:
