@@ -13728,7 +13728,7 @@ def indent_of(line: str) -> str:
 
 
 def shown_name(name: str, characters: str) -> str:
-    """Return `name`, or LEFT_OUT if `name` may be a secret: it is long, or not all in `characters`."""
+    """Return `name`, or LEFT_OUT if `name` has more than 40 characters or characters not in `characters`."""
     is_harmless = 0 < len(name) <= 40 and set(name) <= set(characters)
     return name if is_harmless else LEFT_OUT
 
@@ -13899,8 +13899,10 @@ def shown_script_line(line: str) -> str:
 
 
 def shown_syslog_line(line: str) -> str:
-    """For a line of rsyslog's or syslog-ng's configuration, show a selector with its target, a module, or an
-    include.  For other lines, show the first word if it is harmless."""
+    """For a line of rsyslog's or syslog-ng's configuration, show a selector and its target, or an include.
+
+    Modules are shown too.  For other lines, only the first word is shown, if this word is harmless.
+    """
     words = line.split()
     first = words[0]
     is_selector = "." in first and len(words) == 2 and set(first) <= SELECTOR_CHARACTERS
@@ -14062,7 +14064,10 @@ def joined_pieces(lines: Iterable[str]) -> Iterator[str]:
 
 
 def is_cut(text: str) -> bool:
-    """Return whether the end of an addconn message may be missing: a quote is open, or it names a file."""
+    """Return whether the end of an addconn message may be missing.
+
+    That is so if a quote is open, or if the message begins with the name of a file.
+    """
     text = text.removeprefix("ERROR ")
     return text.count('"') % 2 > 0 or text.startswith('"/') or "ERROR ".startswith(text)
 
@@ -14616,8 +14621,8 @@ class OutputFile:
 def start_workers(report: Report, sections: Sequence[ReportSection], sink: TextSink) -> dict[str, Worker]:
     """Start the slow sections before their turn, and return their workers by section name.
 
-    Processes are started first, because a fork copies only the thread that calls it.  A section is not in the
-    result if no thread or process can be made for it.
+    Processes are started before threads, because a fork copies only the thread that calls fork().  A section
+    is not in the result if no thread or process can be made for this section.
     """
     workers: dict[str, Worker] = {}
     for section in sorted(sections, key=lambda part: not part.apart):
@@ -15756,7 +15761,7 @@ def cause_of(text: str, *, ike_up: bool = False) -> Cause | None:
 
 
 class Clue(Record):
-    """A line of the log, and the cause that it indicates."""
+    """A line of pluto's log, and the cause of a failure that this line indicates."""
 
     cause: Cause
     line: LogLine
@@ -15934,7 +15939,7 @@ def take_unassigned(attempts: list[Attempt], line: LogLine, text: str) -> None:
 
     clues = attempts[-1].rounds[-1] if attempts else []
     if clues and clues[-1].cause is cause:
-        attempts[-1].take(line, text)  # the peer repeats its attempt
+        attempts[-1].take(line, text)  # the same cause again: the peer repeats its request
     elif cause.name != "ike-peer":
         attempts.append(Attempt(line, from_peer=True))
         attempts[-1].take(line, text)
@@ -16613,7 +16618,7 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
     ("ike-peer", "IKE proposals refused", "peer",
      "the peer refused the first message (NO_PROPOSAL_CHOSEN): the ends have no IKE proposal (ike=, with "
      "its DH group) in common, or the peer has not loaded a connection for this host and this IKE version "
-     "(as when it was deleted, or its certificate has expired)",
+     "(for example because the connection was deleted, or its certificate has expired)",
      "ike= and keyexchange= of both ends, and whether the peer has loaded its connection; the peer's log "
      "names the reason",
      "ipsec status",
@@ -16653,8 +16658,8 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
      "fragmentation= of both ends", "ipsec status",
      ("ignoring fragment", "dropping fragment", "fragment * invalid", "fragment as not allowed"), False, ""),
     ("malformed", "invalid IKE message", "peer",
-     "one end can't read the IKE messages of the other end: they are malformed, or another protocol uses "
-     "the port",
+     "one end can't read the IKE messages of the other end: the messages are malformed, or another protocol "
+     "uses the port",
      "which IKE daemon and version the peer runs, and the log of that daemon",
      "tcpdump -n -v udp port 500 and host {peer}",
      ("INVALID_SYNTAX", "UNSUPPORTED_CRITICAL_PAYLOAD", "unknown critical payload", "PAYLOAD_MALFORMED",
@@ -16680,12 +16685,12 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "message containing * notification", "received unauthenticated * ignored", "received ERROR NOTIFY",
       "was rejected with", "error notification"), True, "certificates host_keys psk nss_health"),
     ("expired", "SA expired", "both",
-     "the SA reached its lifetime and was not replaced: rekey=no is set, or rekeying failed",
+     "the SA reached the end of its lifetime and was not replaced: rekey=no is set, or rekeying failed",
      "rekey=, salifetime= and ikelifetime= of both ends, and earlier lines of pluto's log about rekeying",
      "ipsec up {conn}",
      ("SA expired (",), False, ""),
     ("peer-gone", "peer gone", "peer",
-     "the peer stopped answering: it did not answer the liveness probes (dead peer detection, DPD)",
+     "the peer stopped answering: no liveness probe was answered (dead peer detection, DPD)",
      "whether the peer is up and reachable, and whether pluto runs there", "ping -c 3 {peer}",
      ("liveness action", "DPD action", "ESTABLISHED_IKE_SA: * timeout", "V2_ESTABLISHED*timeout exceeded",
       "to our IKEv2 message", "declared dead", "peer is dead", "MAIN_I4: * timeout", "MAIN_R3: * timeout",
@@ -16744,7 +16749,7 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
      ("[1] encountered fatal error in state", "[1] internal error"), True,
       "certificates host_keys psk nss_health"),
     ("deleted", "peer deleted it", "peer",
-     "the peer ended the tunnel: it deleted the SA",
+     "the peer deleted the SA, so the tunnel ended",
      "in the peer's log whether the connection was taken down, deleted or reloaded at the peer",
      "ipsec up {conn}",
      ("received Delete SA payload", "received Delete SA(", "received delete request for", "peer deleted",
@@ -21494,8 +21499,8 @@ class PacketFates:
     def _route(self, destination: str, source: str) -> Route | None:
         """Return the route of packets from `source` to `destination`.  Return None if there is no route.
 
-        If the kernel finds no route with this source, as for a host behind this host, the route is looked up
-        without the source.
+        The kernel refuses a source that is not an address of this host.  Then the route is looked up without
+        the source.
         """
         for sender in dict.fromkeys((source, "")):
             try:
