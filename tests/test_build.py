@@ -645,5 +645,5 @@ echo "$*" >>{bare}/log
         build.find_pip()
     assert str(ending.value) == "build.py: can't install python3-venv: apt-get: E: none"
     assert capsys.readouterr().out == ("installing the package python3-venv with apt-get, to fetch the packages of "
-                                       "vendor/*.txt; no Python here has venv or pip\n")
+                                       "vendor/*.txt; no Python on this host has venv or pip\n")
     assert (bare / "log").read_text() == "-q update\n-q -y --no-install-recommends install python3-venv\n"
