@@ -16837,7 +16837,7 @@ def refusal_of(text: str) -> Cause | None:
 # pluto for its status, but change nothing.  Libreswan's verify also makes pluto reload its secrets; this
 # verify does not.
 #
-# The code is in this order: the findings and the registration of checks; the class Patient, which collects
+# The code is in this order: the findings and the registration of checks; the class Facts, which collects
 # the facts that several checks need; the checks, in the order of the report; the report and the command.
 # Before each group of checks is a comment `Checks of ...` with the names of the checks.
 
@@ -16902,7 +16902,7 @@ class Check(Record):
 
     name: str
     text: str
-    function: Callable[[Patient], Iterator[Trouble]]
+    function: Callable[[Facts], Iterator[Trouble]]
     live: bool
     checks: str
     matters: str
@@ -16913,12 +16913,12 @@ CHECKS: dict[str, Check] = {}  # by name, in the order of the report
 
 
 def verify_check(name: str, text: str, *, checks: str, matters: str, fix: str,
-                 live: bool = False) -> Callable[[Callable[[Patient], Iterator[Trouble]]], None]:
+                 live: bool = False) -> Callable[[Callable[[Facts], Iterator[Trouble]]], None]:
     """Return a decorator that registers a function as the check `name`.
 
     The other parameters are the fields of Check.
     """
-    def register(function: Callable[[Patient], Iterator[Trouble]]) -> None:
+    def register(function: Callable[[Facts], Iterator[Trouble]]) -> None:
         CHECKS[name] = Check(name, text, function, live, checks, matters, fix)
     return register
 
@@ -16944,8 +16944,8 @@ def once(method: Callable[[Any], Kind]) -> Callable[[Any], Kind]:
     return remembered
 
 
-class Patient:
-    """The system that verify checks.  The methods collect the facts that several checks need."""
+class Facts:
+    """The facts about the checked system that several checks need.  Each fact is found only once."""
 
     def __init__(self, host: Host, timeout: float) -> None:
         self.host = host
@@ -17533,12 +17533,12 @@ def is_single(net: str) -> bool:
     return net.partition("/")[2] in ("", all_bits)
 
 
-def both_here(patient: Patient, conn: Conn) -> bool:
+def both_here(facts: Facts, conn: Conn) -> bool:
     """Return whether both ends of a connection are addresses of this host.
 
     A connection with two ends on this host never comes up.
     """
-    return all(conn.get(side) in patient.own_addresses() for side in ("left", "right"))
+    return all(conn.get(side) in facts.own_addresses() for side in ("left", "right"))
 
 
 def edit_command(problem: Problem | Setting | Conn) -> str:
@@ -17578,13 +17578,13 @@ def sysctl_command(option: str, interfaces: Sequence[str], value: int) -> str:
     return shell_words(["sysctl", "-w", *(f"net.ipv4.conf.{name}.{option}={value}" for name in names)])
 
 
-def pluto_fix(patient: Patient, *, is_hung: bool) -> str:
+def pluto_fix(facts: Facts, *, is_hung: bool) -> str:
     """Return a command that starts pluto, or that restarts pluto if `is_hung` is true.
 
     If pluto is not installed, the command installs libreswan.
     """
-    if not patient.host.exists(os.path.join(patient.host.execdir, "pluto")):
-        return install_command(patient.host, "libreswan")
+    if not facts.host.exists(os.path.join(facts.host.execdir, "pluto")):
+        return install_command(facts.host, "libreswan")
     return "ipsec restart" if is_hung else "ipsec start"
 
 
@@ -17596,12 +17596,12 @@ def pluto_fix(patient: Patient, *, is_hung: bool) -> str:
     checks="Whether libreswan's directory of programs has pluto, and whether pluto can be executed.",
     matters="Pluto negotiates the keys with the peer. Without pluto there are no tunnels.",
     fix="Install the package libreswan. If pluto is in another directory, set IPSEC_EXECDIR.")
-def check_installed(patient: Patient) -> Iterator[Trouble]:
-    program = os.path.join(patient.host.execdir, "pluto")
-    if not patient.host.exists(program):
-        yield ("FAIL", "FAILED", f"libreswan is not installed: {patient.host.execdir} has no pluto",
-               install_command(patient.host, "libreswan"))
-    elif not patient.host.executable(program):
+def check_installed(facts: Facts) -> Iterator[Trouble]:
+    program = os.path.join(facts.host.execdir, "pluto")
+    if not facts.host.exists(program):
+        yield ("FAIL", "FAILED", f"libreswan is not installed: {facts.host.execdir} has no pluto",
+               install_command(facts.host, "libreswan"))
+    elif not facts.host.executable(program):
         yield "FAIL", "FAILED", f"{program} can't be executed", shell_words(["chmod", "755", program])
 
 
@@ -17613,10 +17613,10 @@ def check_installed(patient: Patient) -> Iterator[Trouble]:
     fix="Run modprobe xfrm_user. If the module xfrm_user is missing, boot a kernel with CONFIG_XFRM_USER. "
         "Start a container with --cap-add NET_ADMIN.",
     live=True)
-def check_xfrm(patient: Patient) -> Iterator[Trouble]:
-    host = patient.host
+def check_xfrm(facts: Facts) -> Iterator[Trouble]:
+    host = facts.host
     if not host.has_xfrm():
-        yield "FAIL", "FAILED", "the kernel has no XFRM stack", patient.module_fix(["xfrm_user"])
+        yield "FAIL", "FAILED", "the kernel has no XFRM stack", facts.module_fix(["xfrm_user"])
         return
 
     refusal: PermissionError | None = None
@@ -17625,8 +17625,8 @@ def check_xfrm(patient: Patient) -> Iterator[Trouble]:
             break
     except PermissionError as error:
         # the kernel has XFRM, but this process is not permitted to use it; a running pluto has the permission
-        if host.superuser and not patient.pid:
-            patient.check_unseen_pluto()  # a pluto in another container possibly has the permission
+        if host.superuser and not facts.pid:
+            facts.check_unseen_pluto()  # a pluto in another container possibly has the permission
             yield ("FAIL", "NO RIGHT",
                    "root lacks the capability NET_ADMIN, so pluto can't set up IPsec in the kernel",
                    "start the container with --cap-add NET_ADMIN")
@@ -17636,18 +17636,18 @@ def check_xfrm(patient: Patient) -> Iterator[Trouble]:
         yield ("FAIL", "NO NETLINK", f"{error_text(error)}: pluto can't talk to the kernel",
                "modprobe xfrm_user")
 
-    if patient.known_conns():
-        yield from disabled_xfrm(patient)
+    if facts.known_conns():
+        yield from disabled_xfrm(facts)
     if refusal:
         raise refusal
 
 
-def disabled_xfrm(patient: Patient) -> Iterator[Trouble]:
+def disabled_xfrm(facts: Facts) -> Iterator[Trouble]:
     """Yield a Trouble for each interface towards a peer on which the sysctl disable_xfrm is on or unknown."""
-    for device in dict.fromkeys(tunnel.device for tunnel in patient.tunnels):
+    for device in dict.fromkeys(tunnel.device for tunnel in facts.tunnels):
         if device in ("", "lo"):
             continue
-        value = read_sysctl(patient.host, f"net.ipv4.conf.{device.replace('.', '/')}.disable_xfrm")
+        value = read_sysctl(facts.host, f"net.ipv4.conf.{device.replace('.', '/')}.disable_xfrm")
         if value == "1":
             yield ("FAIL", "DISABLED",
                    f"disable_xfrm is set on {device}, so packets leave {device} without encryption",
@@ -17656,14 +17656,14 @@ def disabled_xfrm(patient: Patient) -> Iterator[Trouble]:
             yield "SKIP", "UNKNOWN", f"net.ipv4.conf.{device}.disable_xfrm can't be read", ""
 
 
-def redirect_troubles(patient: Patient, option: str) -> Iterator[Trouble]:
+def redirect_troubles(facts: Facts, option: str) -> Iterator[Trouble]:
     """Yield a Trouble if this host forwards packets and sends or accepts ICMP redirects.
 
     `option` is the sysctl `send_redirects` or `accept_redirects`.  On a host that forwards packets, an
     interface sends redirects if its own value or the value of `all` is 1.  The interface accepts redirects if
     both values are 1 (ip-sysctl.rst).
     """
-    host = patient.host
+    host = facts.host
     forwards = read_sysctl(host, "net.ipv4.ip_forward")
     if forwards == "0":
         return
@@ -17691,8 +17691,8 @@ def redirect_troubles(patient: Patient, option: str) -> Iterator[Trouble]:
             "redirect to the sender. The sender then uses a route that bypasses the tunnel.",
     fix="Set net.ipv4.conf.*.send_redirects to 0, and save the setting in /etc/sysctl.d.",
     live=True)
-def check_send_redirects(patient: Patient) -> Iterator[Trouble]:
-    yield from redirect_troubles(patient, "send_redirects")
+def check_send_redirects(facts: Facts) -> Iterator[Trouble]:
+    yield from redirect_troubles(facts, "send_redirects")
 
 
 @verify_check(
@@ -17701,8 +17701,8 @@ def check_send_redirects(patient: Patient) -> Iterator[Trouble]:
     matters="If this host accepts a redirect, it adds a route that bypasses the tunnel.",
     fix="Set net.ipv4.conf.*.accept_redirects to 0, and save the setting in /etc/sysctl.d.",
     live=True)
-def check_accept_redirects(patient: Patient) -> Iterator[Trouble]:
-    yield from redirect_troubles(patient, "accept_redirects")
+def check_accept_redirects(facts: Facts) -> Iterator[Trouble]:
+    yield from redirect_troubles(facts, "accept_redirects")
 
 
 @verify_check(
@@ -17711,8 +17711,8 @@ def check_accept_redirects(patient: Patient) -> Iterator[Trouble]:
     matters="If the sysctl is 0, programs that send packets block while the tunnel is being negotiated.",
     fix="Run sysctl -w net.core.xfrm_larval_drop=1. 1 is the kernel's default.",
     live=True)
-def check_larval_drop(patient: Patient) -> Iterator[Trouble]:
-    value = read_sysctl(patient.host, "net.core.xfrm_larval_drop")
+def check_larval_drop(facts: Facts) -> Iterator[Trouble]:
+    value = read_sysctl(facts.host, "net.core.xfrm_larval_drop")
     if value == "0":
         yield ("FAIL", "NOT ENABLED", "programs that send packets block while a tunnel is being negotiated",
                "sysctl -w net.core.xfrm_larval_drop=1")
@@ -17731,30 +17731,30 @@ def check_larval_drop(patient: Patient) -> Iterator[Trouble]:
     matters="Libreswan does not load a connection that has an error. After some errors libreswan loads no "
             "connection at all.",
     fix="Correct the line that the finding names. ipsec.conf(5) describes the syntax.")
-def check_config_syntax(patient: Patient) -> Iterator[Trouble]:
-    if patient.forbids_files():
+def check_config_syntax(facts: Facts) -> Iterator[Trouble]:
+    if facts.forbids_files():
         raise PermissionError("only root can read all files of the configuration")
-    config = patient.config
+    config = facts.config
     fatal = [problem for problem in config.problems if problem.fatal]
-    refuses, lines = patient.addconn_answer()
+    refuses, lines = facts.addconn_answer()
     if fatal and refuses is not False:
         reason = "; ".join(map(str, fatal[:3]))
-        version = patient.host.libreswan_version()
+        version = facts.host.libreswan_version()
         if refuses is None and version and config.files:
             reason += f", by the rules of libreswan {version}"
         yield "FAIL", "PARSE ERROR", reason, edit_command(fatal[0])
     elif refuses:
         yield "FAIL", "REFUSED", *refused_by_addconn(config, lines[-1])
     else:
-        yield from accepted_troubles(patient, fatal, lines)
+        yield from accepted_troubles(facts, fatal, lines)
 
 
-def accepted_troubles(patient: Patient, fatal: Sequence[Problem], lines: Sequence[str]) -> Iterator[Trouble]:
+def accepted_troubles(facts: Facts, fatal: Sequence[Problem], lines: Sequence[str]) -> Iterator[Trouble]:
     """Yield a Trouble for each doubtful line of a configuration that addconn does not refuse.
 
     `fatal` are the errors that only the built-in parser finds.  `lines` are the lines that addconn prints.
     """
-    config = patient.config
+    config = facts.config
     for problem in fatal[:3]:
         yield "WARN", "DOUBTFUL", f"{problem}; the installed addconn accepts it", edit_command(problem)
     includes = [problem for problem in config.problems if problem.key == "include" and not problem.fatal]
@@ -17765,7 +17765,7 @@ def accepted_troubles(patient: Patient, fatal: Sequence[Problem], lines: Sequenc
             yield "WARN", "DOUBTFUL", str(problem), edit_command(problem)
     if includes:
         lines = [line for line in lines if "include" not in line and "ipsec.conf file" not in line]
-    yield from addconn_complaints(patient, lines)
+    yield from addconn_complaints(facts, lines)
 
 
 def complaint_words(line: str) -> list[str]:
@@ -17803,12 +17803,12 @@ def refused_by_addconn(config: Config, line: str) -> tuple[str, str]:
     return f"{problem}, see ipsec addconn --checkconfig", edit_command(problem)
 
 
-def addconn_complaints(patient: Patient, lines: Sequence[str]) -> Iterator[Trouble]:
+def addconn_complaints(facts: Facts, lines: Sequence[str]) -> Iterator[Trouble]:
     """Yield a Trouble for each of the first three complaints of addconn about a configuration it accepts.
 
     Complaints about a line or a keyword that the built-in parser reports are left out.
     """
-    config = patient.config
+    config = facts.config
     reported_places = {(problem.file, problem.line) for problem in config.problems}
     reported_keywords = {problem.key for problem in config.problems if problem.key}
     troubles = 0
@@ -17817,7 +17817,7 @@ def addconn_complaints(patient: Patient, lines: Sequence[str]) -> Iterator[Troub
         keyword = keyword_in(words)
         if keyword in reported_keywords or named_place(config, words) in reported_places:
             continue
-        yield complaint_trouble(patient, conn, line, keyword)
+        yield complaint_trouble(facts, conn, line, keyword)
         troubles += 1
         if troubles == 3:
             return
@@ -17883,14 +17883,14 @@ def is_authby(value: str) -> bool:
     return all(word.partition("-")[0] in known for word in words)
 
 
-def complaint_trouble(patient: Patient, conn: Conn | None, line: str, keyword: str) -> Trouble:
+def complaint_trouble(facts: Facts, conn: Conn | None, line: str, keyword: str) -> Trouble:
     """Return the Trouble for a complaint of addconn.
 
     `conn` is the connection that the complaint is about, or None if unknown.  `line` is the complaint, and
     `keyword` is the keyword in the complaint, or empty.
     """
-    sentence = addconn_sentence(patient.config, line)
-    file, number = named_place(patient.config, complaint_words(line)) or (patient.config.name, 0)
+    sentence = addconn_sentence(facts.config, line)
+    file, number = named_place(facts.config, complaint_words(line)) or (facts.config.name, 0)
     subject = "this"
     level, verb = "WARN", "complains about"
     if conn:
@@ -17899,7 +17899,7 @@ def complaint_trouble(patient: Patient, conn: Conn | None, line: str, keyword: s
         if conn.name not in complaint_words(sentence):
             subject = f"conn {conn.name}"
         # addconn may load a connection although it complains about it, but never one with a bad subnet
-        if "bad subnet" in line or not patient.has_loaded(conn):
+        if "bad subnet" in line or not facts.has_loaded(conn):
             level, verb = "FAIL", "refuses"
     problem = Problem(file, number, f"the installed addconn {verb} {subject}: {sentence}")
     return level, "REFUSED", f"{problem}; see ipsec addconn --checkconfig", edit_command(problem)
@@ -17972,8 +17972,8 @@ def mask_quoted(line: str, is_harmless: Callable[[str], bool]) -> str:
             "tunnel.",
     fix="Set net.ipv4.conf.*.rp_filter to 2, and save the setting in /etc/sysctl.d.",
     live=True)
-def check_rp_filter(patient: Patient) -> Iterator[Trouble]:
-    host = patient.host
+def check_rp_filter(facts: Facts) -> Iterator[Trouble]:
+    host = facts.host
     everywhere = read_sysctl(host, "net.ipv4.conf.all.rp_filter")  # ip-sysctl.rst
     values = interface_sysctls(host, "rp_filter")
     if not everywhere or "" in values.values():
@@ -17984,7 +17984,7 @@ def check_rp_filter(patient: Patient) -> Iterator[Trouble]:
         return
 
     troubles = 0
-    for tunnel, device, back in dropped_peers(patient, strict):
+    for tunnel, device, back in dropped_peers(facts, strict):
         troubles += 1
         yield ("FAIL", "ENABLED",
                f"conn {tunnel.conn.name}: packets from {tunnel.peer} arrive on {device}, but the route to "
@@ -17997,7 +17997,7 @@ def check_rp_filter(patient: Patient) -> Iterator[Trouble]:
                sysctl_command("rp_filter", strict, 2))
 
 
-def dropped_peers(patient: Patient, strict: Sequence[str]) -> Iterator[tuple[Tunnel, str, str]]:
+def dropped_peers(facts: Facts, strict: Sequence[str]) -> Iterator[tuple[Tunnel, str, str]]:
     """Yield each tunnel for which a strict filter drops the packets of the peer, and two interfaces.
 
     The first interface is in the peer's network, so packets of the peer arrive on it.  The second interface
@@ -18005,9 +18005,9 @@ def dropped_peers(patient: Patient, strict: Sequence[str]) -> Iterator[tuple[Tun
     outside the networks of this host are left out, because it is unknown on which interface their packets
     arrive.  Raises OSError if the kernel does not list the addresses.
     """
-    routing, links = Routing(patient.host), link_names(patient.host)
+    routing, links = Routing(facts.host), link_names(facts.host)
     own_nets = {address: (links.get(index, ""), bits) for address, bits, _, index in routing.addresses()}
-    for tunnel in patient.tunnels:
+    for tunnel in facts.tunnels:
         own = tunnel.conn.get(tunnel.here)
         device, bits = own_nets.get(own, ("", 0))
         if device in strict and tunnel.peer and within(tunnel.peer, f"{own}/{bits}"):
@@ -18076,15 +18076,15 @@ def needs_part(conn: Conn, key: str, value: str) -> bool:
         "modules for the kernel that `uname -r` prints, or boot a kernel that has the module. For a "
         "container, load the module on the container's host.",
     live=True)
-def check_esp(patient: Patient) -> Iterator[Trouble]:
+def check_esp(facts: Facts) -> Iterator[Trouble]:
     missing: list[str] = []
     unknown: list[str] = []
-    conns = patient.known_conns()
+    conns = facts.known_conns()
     for key, value, option, module in KERNEL_PARTS:
         is_needed = module == "esp4" or any(needs_part(conn, key, value) for conn in conns)
         if not is_needed:
             continue
-        has = patient.kernel_has(option, module)
+        has = facts.kernel_has(option, module)
         if has is False:
             missing.append(module)
         elif has is None:
@@ -18094,10 +18094,10 @@ def check_esp(patient: Patient) -> Iterator[Trouble]:
         what = "ESP" if missing[0].startswith("esp") else "that protocol"
         yield ("FAIL", "MISSING",
                f"this kernel lacks {', '.join(missing)}, so it can't do {what}; install the "
-               f"modules for {patient.host.kernel_release()}, or boot a kernel that has them",
-               patient.module_fix(missing))
+               f"modules for {facts.host.kernel_release()}, or boot a kernel that has them",
+               facts.module_fix(missing))
     elif unknown:
-        yield patient.unknown_modules(unknown)
+        yield facts.unknown_modules(unknown)
 
 
 @verify_check(
@@ -18108,31 +18108,31 @@ def check_esp(patient: Patient) -> Iterator[Trouble]:
             "algorithm.",
     fix="Run modprobe for the module that the finding names, or propose another algorithm in esp=.",
     live=True)
-def check_algorithms(patient: Patient) -> Iterator[Trouble]:
+def check_algorithms(facts: Facts) -> Iterator[Trouble]:
     known: dict[str, bool | None] = {}  # the results of kernel_has() by module
     strange: dict[str, None] = {}  # words of proposals that are not in KERNEL_ALGORITHMS
-    users = {conn.get("esp") or DEFAULT_ESP: f"conn {conn.name}" for conn in patient.known_conns()}
+    users = {conn.get("esp") or DEFAULT_ESP: f"conn {conn.name}" for conn in facts.known_conns()}
     if not users:
         users[DEFAULT_ESP] = "any connection"
     troubles = 0
     for proposals, user in users.items():
         rows_of_proposals = [algorithm_rows(words, strange) for words in proposal_words(proposals)]
-        missing = [lacking_modules(patient, rows, known) for rows in rows_of_proposals]
+        missing = [lacking_modules(facts, rows, known) for rows in rows_of_proposals]
         if any(missing):
             troubles += 1
-            yield lacking_trouble(patient, user, proposals, missing)
+            yield lacking_trouble(facts, user, proposals, missing)
     if troubles:
         return
 
     unknown = [module for module, has in known.items() if has is None]
     if unknown:
-        yield patient.unknown_modules(unknown)
+        yield facts.unknown_modules(unknown)
     elif strange:
         yield ("SKIP", "UNKNOWN",
                f"it is unknown what the kernel needs for {', '.join(map(quote, strange))} in esp=", "")
 
 
-def lacking_trouble(patient: Patient, user: str, proposals: str, missing: Sequence[Sequence[str]]) -> Trouble:
+def lacking_trouble(facts: Facts, user: str, proposals: str, missing: Sequence[Sequence[str]]) -> Trouble:
     """Return the Trouble for an esp= value with proposals that need modules that the kernel lacks.
 
     `user` names the connection, and `proposals` is the esp= value.  `missing` has, for each proposal, the
@@ -18146,7 +18146,7 @@ def lacking_trouble(patient: Patient, user: str, proposals: str, missing: Sequen
         level, others = "WARN", "; the other proposals still work"
     return (level, "MISSING",
             f"{user}: {proposals} needs {' and '.join(modules)}, which this kernel lacks{others}",
-            patient.module_fix([*modules]))
+            facts.module_fix([*modules]))
 
 
 def algorithm_rows(words: Iterable[str], strange: dict[str, None]) -> list[tuple[str, str, str, str]]:
@@ -18191,7 +18191,7 @@ def algorithm_row(word: str) -> tuple[str, str, str, str] | None:
     return next((row for row in KERNEL_ALGORITHMS if row[0] in word), None)
 
 
-def lacking_modules(patient: Patient, rows: Sequence[tuple[str, str, str, str]],
+def lacking_modules(facts: Facts, rows: Sequence[tuple[str, str, str, str]],
                     known: dict[str, bool | None]) -> list[str]:
     """Return the modules of these rows of KERNEL_ALGORITHMS that the kernel lacks.
 
@@ -18200,10 +18200,10 @@ def lacking_modules(patient: Patient, rows: Sequence[tuple[str, str, str, str]],
     """
     modules = []
     for _, algorithm, option, module in rows:
-        if algorithm in patient.crypto():
+        if algorithm in facts.crypto():
             continue
         if module not in known:
-            known[module] = patient.kernel_has(option, module)
+            known[module] = facts.kernel_has(option, module)
         if known[module] is False:
             modules.append(module)
     return modules
@@ -18217,15 +18217,15 @@ def lacking_modules(patient: Patient, rows: Sequence[tuple[str, str, str, str]],
             "hosts behind this host.",
     fix="Run sysctl -w net.ipv4.ip_forward=1, and save the setting in /etc/sysctl.d.",
     live=True)
-def check_forwarding(patient: Patient) -> Iterator[Trouble]:
-    tunnels = patient.needed_tunnels()
+def check_forwarding(facts: Facts) -> Iterator[Trouble]:
+    tunnels = facts.needed_tunnels()
     if not any(tunnel.behind for tunnel in tunnels):
         raise NotChecked("unused", "nothing to check: no connection has a network behind this host")
-    yield from forwarding_troubles(patient, tunnels, "ipv4", "net.ipv4.ip_forward")
-    yield from forwarding_troubles(patient, tunnels, "ipv6", "net.ipv6.conf.all.forwarding")
+    yield from forwarding_troubles(facts, tunnels, "ipv4", "net.ipv4.ip_forward")
+    yield from forwarding_troubles(facts, tunnels, "ipv6", "net.ipv6.conf.all.forwarding")
 
 
-def forwarding_troubles(patient: Patient, tunnels: Sequence[Tunnel], family: str,
+def forwarding_troubles(facts: Facts, tunnels: Sequence[Tunnel], family: str,
                         option: str) -> Iterator[Trouble]:
     """Yield a Trouble for each interface that must forward packets of an IP family, but does not.
 
@@ -18236,12 +18236,12 @@ def forwarding_troubles(patient: Patient, tunnels: Sequence[Tunnel], family: str
         for net in tunnel.behind:
             if family_of(net) == family:
                 sentence = f"conn {tunnel.conn.name} needs IP forwarding for {net}"
-                needs.setdefault(patient.device_to(net), sentence)
+                needs.setdefault(facts.device_to(net), sentence)
                 needs.setdefault(tunnel.inner, sentence)
     if not needs:
         return
 
-    forwards = interface_sysctls(patient.host, "forwarding", family)
+    forwards = interface_sysctls(facts.host, "forwarding", family)
     if not forwards or "" in forwards.values():
         yield "SKIP", "UNKNOWN", f"net.{family}.conf.*.forwarding can't be read", ""
         return
@@ -18267,16 +18267,16 @@ def forwarding_troubles(patient: Patient, tunnels: Sequence[Tunnel], family: str
             "networks behind the peer, the kernel drops packets before it encrypts them.",
     fix="Add the route that the finding names. ipsec route CONN adds the routes of a connection again.",
     live=True)
-def check_peers(patient: Patient) -> Iterator[Trouble]:
-    troubles = list(route_troubles(patient))
+def check_peers(facts: Facts) -> Iterator[Trouble]:
+    troubles = list(route_troubles(facts))
     yield from troubles
     if troubles:
         return
 
-    patient.loaded()  # raises NotChecked if pluto does not answer, because the routed connections are unknown
-    if not any(tunnel.peer for tunnel in patient.tunnels):
+    facts.loaded()  # raises NotChecked if pluto does not answer, because the routed connections are unknown
+    if not any(tunnel.peer for tunnel in facts.tunnels):
         raise NotChecked("unused", "nothing to check: no connection has a known address of a peer")
-    names = [tunnel.conn.name for tunnel in patient.tunnels if not tunnel.peer and has_peer_name(tunnel)]
+    names = [tunnel.conn.name for tunnel in facts.tunnels if not tunnel.peer and has_peer_name(tunnel)]
     if names:
         yield ("SKIP", "UNKNOWN",
                f"the address of the peer is unknown for conn {', conn '.join(names[:5])}", "")
@@ -18289,22 +18289,22 @@ def has_peer_name(tunnel: Tunnel) -> bool:
     return peer not in ANY_ID and not peer.startswith("%") and canonical_net(peer) is None
 
 
-def route_troubles(patient: Patient) -> Iterator[Trouble]:
+def route_troubles(facts: Facts) -> Iterator[Trouble]:
     """Yield a Trouble for each connection with both ends on this host, and for each missing route."""
-    for conn in patient.needed_conns():
-        if both_here(patient, conn) and conn.name not in patient.loaded_names():
+    for conn in facts.needed_conns():
+        if both_here(facts, conn) and conn.name not in facts.loaded_names():
             yield ("FAIL", "BOTH ENDS",
                    f"conn {conn.name}: both {conn.get('left')} and {conn.get('right')} are "
                    "addresses of this host", edit_command(conn))
 
-    routing = Routing(patient.host)
-    for tunnel in patient.needed_tunnels():
+    routing = Routing(facts.host)
+    for tunnel in facts.needed_tunnels():
         name, source = tunnel.conn.name, tunnel.conn.get(tunnel.here)
         if tunnel.peer and not tunnel.device:
             yield ("FAIL", "NO ROUTE", f"conn {name}: this host has no route to the peer {tunnel.peer}",
                    f"ip route add {tunnel.peer} via GATEWAY")
             continue
-        if not is_routed(patient, tunnel.conn) or "vti-interface" in tunnel.conn.settings:
+        if not is_routed(facts, tunnel.conn) or "vti-interface" in tunnel.conn.settings:
             continue
 
         for net in tunnel.theirs:
@@ -18319,11 +18319,11 @@ def route_troubles(patient: Patient) -> Iterator[Trouble]:
                        shell_words(["ip", "route", "replace", net, "dev", tunnel.device or "DEVICE"]))
 
 
-def is_routed(patient: Patient, conn: Conn) -> bool:
+def is_routed(facts: Facts, conn: Conn) -> bool:
     """Return whether the connection is routed or up.  Return False if pluto does not answer."""
-    if conn.name not in patient.loaded_names():
+    if conn.name not in facts.loaded_names():
         return False
-    entries = patient.loaded()[conn.name]
+    entries = facts.loaded()[conn.name]
     return any(entry["child_sa"] or not entry["routing"].startswith("unrouted") for entry in entries)
 
 
@@ -18340,18 +18340,18 @@ IPV6_LEAST_MTU = 1280
             "long are dropped silently: small packets pass, but a download stalls.",
     fix="Raise the interface's MTU, turn path MTU discovery on, or lower mtu= of the connection.",
     live=True)
-def check_mtu(patient: Patient) -> Iterator[Trouble]:
-    no_discovery = read_sysctl(patient.host, "net.ipv4.ip_no_pmtu_disc")
+def check_mtu(facts: Facts) -> Iterator[Trouble]:
+    no_discovery = read_sysctl(facts.host, "net.ipv4.ip_no_pmtu_disc")
     if no_discovery not in ("", "0"):
         yield ("WARN", "NO PMTU", "path MTU discovery is off (ip_no_pmtu_disc)",
                "sysctl -w net.ipv4.ip_no_pmtu_disc=0")
-    tunnels = patient.needed_tunnels()
+    tunnels = facts.needed_tunnels()
     if not no_discovery:
         yield "SKIP", "UNKNOWN", "net.ipv4.ip_no_pmtu_disc can't be read", ""
     if not any(tunnel.device for tunnel in tunnels):
         raise NotChecked("unused", "nothing to check: no connection has a known interface towards its peer")
 
-    mtus = interface_mtus(patient.host)
+    mtus = interface_mtus(facts.host)
     for device in dict.fromkeys(tunnel.device for tunnel in tunnels):
         if device in mtus and mtus[device] < IPV6_LEAST_MTU + ESP_ROOM:
             yield ("WARN", "SMALL",
@@ -18466,32 +18466,32 @@ def roles_of(conns: Sequence[Conn]) -> Roles:
     fix="Accept udp 500, udp 4500, esp and ICMP errors (state related) in the chain that the finding "
         "names, before the rule that drops the packets.",
     live=True)
-def check_firewall(patient: Patient) -> Iterator[Trouble]:
-    conns = [conn for conn in patient.needed_conns() if uses_usual_ports(conn)]
+def check_firewall(facts: Facts) -> Iterator[Trouble]:
+    conns = [conn for conn in facts.needed_conns() if uses_usual_ports(conn)]
     others = "connections over TCP or with other ports are not checked"
-    if not conns or patient.config.setup("ikeport") or patient.config.setup("nat-ikeport"):
+    if not conns or facts.config.setup("ikeport") or facts.config.setup("nat-ikeport"):
         yield "SKIP", "UNKNOWN", others, ""
         return
 
     roles = roles_of(conns)
-    paths = peer_paths(patient, conns)
+    paths = peer_paths(facts, conns)
     troubles = 0
     undecided: list[str] = []
     for traffic in IKE_TRAFFIC:
         for path in paths:
-            dropped = list(dropped_traffic(patient, traffic, roles, path))
+            dropped = list(dropped_traffic(facts, traffic, roles, path))
             yield from dropped
             if dropped:
                 troubles += 1
                 break  # most such rules affect all peers, so one message is enough
-            packets = undecided_traffic(patient, traffic, roles, path)
+            packets = undecided_traffic(facts, traffic, roles, path)
             if packets:
                 undecided.append(packets)
     if undecided and not troubles:
         yield ("SKIP", "UNKNOWN",
                f"it is unknown whether the firewall drops {'; '.join(undecided[:3])}, because the rules have "
                "conditions that this check can't evaluate", "")
-    elif len(conns) < len(patient.conns) and not troubles:
+    elif len(conns) < len(facts.conns) and not troubles:
         yield "SKIP", "UNKNOWN", others, ""
 
 
@@ -18522,13 +18522,13 @@ class PeerPath(Record):
         return f"{traffic.name} {way} {self.peer or 'anywhere'}{by}"
 
 
-def peer_paths(patient: Patient, conns: Sequence[Conn]) -> list[PeerPath]:
+def peer_paths(facts: Facts, conns: Sequence[Conn]) -> list[PeerPath]:
     """Return the different paths to the peers of these connections.
 
     If no path is known, return one path with unknown addresses.
     """
     paths: dict[tuple[str, str, str, str], None] = {}
-    for tunnel in patient.tunnels:
+    for tunnel in facts.tunnels:
         if tunnel.conn in conns:
             paths[tunnel.device, tunnel.peer, tunnel.address, tunnel.family] = None
     if not paths:
@@ -18589,7 +18589,7 @@ def traffic_directions(traffic: Traffic, roles: Roles, path: PeerPath) -> list[D
     return directions
 
 
-def dropped_traffic(patient: Patient, traffic: Traffic, roles: Roles, path: PeerPath) -> Iterator[Trouble]:
+def dropped_traffic(facts: Facts, traffic: Traffic, roles: Roles, path: PeerPath) -> Iterator[Trouble]:
     """Yield a Trouble for each direction in which the firewall drops this kind of packets on the path.
 
     Also yield a Trouble if NAT sends the incoming packets to another address or port.
@@ -18599,10 +18599,10 @@ def dropped_traffic(patient: Patient, traffic: Traffic, roles: Roles, path: Peer
         return
     for one in traffic_directions(traffic, roles, path):
         # the packets of ICMP in IKE_TRAFFIC have the state `related`, which replaces `established`
-        head = patient.blocks(one.hooks, **{"state": "established", **one.packet})
+        head = facts.blocks(one.hooks, **{"state": "established", **one.packet})
         unless, severe = "", level
         if not head and one.first_counts:
-            head = patient.blocks(one.hooks, **{"state": "new", **one.packet})
+            head = facts.blocks(one.hooks, **{"state": "new", **one.packet})
             unless = f", unless {one.beginner} sends the first packet"
             if one.way == "from" and not roles.answers:
                 severe = "WARN"
@@ -18610,20 +18610,20 @@ def dropped_traffic(patient: Patient, traffic: Traffic, roles: Roles, path: Peer
             yield (severe, "BLOCKED", f"{path.text(traffic, one.way)} is dropped{unless}",
                    accept_traffic(head, traffic))
         if one.way == "from" and "icmp" not in traffic.packet:
-            yield from diverted_traffic(patient, traffic, level, one, path)
+            yield from diverted_traffic(facts, traffic, level, one, path)
 
 
-def diverted_traffic(patient: Patient, traffic: Traffic, level: str, incoming: Direction,
+def diverted_traffic(facts: Facts, traffic: Traffic, level: str, incoming: Direction,
                      path: PeerPath) -> Iterator[Trouble]:
     """Yield a Trouble if a NAT rule sends the incoming packets of a path to another address or port."""
-    head = patient.blocks("prerouting", "nat", "dnat", **{"state": "new", **incoming.packet})
+    head = facts.blocks("prerouting", "nat", "dnat", **{"state": "new", **incoming.packet})
     if head:
         yield (level, "SENT ON",
                f"a NAT rule sends {path.text(traffic, 'from')} to another address or port",
                accept_traffic(head, traffic))
 
 
-def undecided_traffic(patient: Patient, traffic: Traffic, roles: Roles, path: PeerPath) -> str:
+def undecided_traffic(facts: Facts, traffic: Traffic, roles: Roles, path: PeerPath) -> str:
     """Return words that name the packets and a chain, if the verdict of the chain on the packets is unknown.
 
     Return an empty string if the verdicts are known in both directions, or if no connection needs the
@@ -18636,11 +18636,11 @@ def undecided_traffic(patient: Patient, traffic: Traffic, roles: Roles, path: Pe
         if path.peer and one.way == "from":
             packet = {"src": path.peer, **packet}  # the ICMP error comes from the peer, not from a router
         first = {"state": "new", **packet}
-        chain = patient.undecided(one.hooks, **{"state": "established", **packet})
+        chain = facts.undecided(one.hooks, **{"state": "established", **packet})
         if not chain and one.first_counts:
-            chain = patient.undecided(one.hooks, **first)
+            chain = facts.undecided(one.hooks, **first)
         if not chain and one.way == "from" and "icmp" not in traffic.packet:
-            chain = patient.undecided("prerouting", "nat", **first)
+            chain = facts.undecided("prerouting", "nat", **first)
         if chain:
             return f"{path.text(traffic, one.way)} (chain {chain})"
     return ""
@@ -18684,8 +18684,8 @@ def accept_command(head: str, source: str, target: str, way: str) -> str:
         "ipsec. In nft, the condition is rt ipsec exists before encryption, and meta secpath exists after "
         "decryption.",
     live=True)
-def check_forward_rules(patient: Patient) -> Iterator[Trouble]:
-    tunnels = patient.needed_tunnels()
+def check_forward_rules(facts: Facts) -> Iterator[Trouble]:
+    tunnels = facts.needed_tunnels()
     if not any(tunnel.behind for tunnel in tunnels):
         raise NotChecked("unused", "nothing to check: no connection has a network behind this host")
 
@@ -18693,15 +18693,15 @@ def check_forward_rules(patient: Patient) -> Iterator[Trouble]:
     troubles = 0
     for tunnel in tunnels:
         for ours, theirs in tunnel.pairs(tunnel.behind):
-            if "netmap" in patient.targets or has_other_addresses(patient, tunnel, ours, theirs):
+            if "netmap" in facts.targets or has_other_addresses(facts, tunnel, ours, theirs):
                 unchecked = (f"NAT may change the addresses of {ours} of conn {tunnel.conn.name}, so it is "
                              "unknown which rules match the packets")
                 continue
 
-            for trouble in dropped_forwards(patient, tunnel, ours, theirs):
+            for trouble in dropped_forwards(facts, tunnel, ours, theirs):
                 troubles += 1
                 yield trouble
-            chain = undecided_forwards(patient, tunnel, ours, theirs)
+            chain = undecided_forwards(facts, tunnel, ours, theirs)
             if chain:
                 unchecked = (f"it is unknown whether the firewall drops packets of conn {tunnel.conn.name} "
                              f"between {ours} and {theirs}, because chain {chain} has conditions that this "
@@ -18710,12 +18710,12 @@ def check_forward_rules(patient: Patient) -> Iterator[Trouble]:
         yield "SKIP", "UNKNOWN", unchecked, ""
 
 
-def tunnel_packets(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> tuple[Packet, Packet]:
+def tunnel_packets(facts: Facts, tunnel: Tunnel, ours: str, theirs: str) -> tuple[Packet, Packet]:
     """Return the fields of two forwarded packets: one to the peer's network, and one from the peer's network.
 
     `ours` is the network of this end, and `theirs` is the peer's network.
     """
-    behind, inner = patient.device_to(ours), tunnel.inner
+    behind, inner = facts.device_to(ours), tunnel.inner
     reqid = tunnel.conn.get("reqid", "")
     common = {"family": family_of(ours), "dst_type": "unicast"}
     out = {"src": ours, "dst": theirs, "in": behind, "out": inner,
@@ -18725,52 +18725,52 @@ def tunnel_packets(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> 
     return {**common, **out}, {**common, **back}
 
 
-def has_other_addresses(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> bool:
+def has_other_addresses(facts: Facts, tunnel: Tunnel, ours: str, theirs: str) -> bool:
     """Return whether NAT possibly changes the addresses of packets of the network behind this host.
 
     The forward rules of the firewall then see other addresses than the addresses of the connection.
     """
-    _, back = tunnel_packets(patient, tunnel, ours, theirs)
+    _, back = tunnel_packets(facts, tunnel, ours, theirs)
     packet = {**back, "state": "new"}
-    if patient.gives_source(ours) or patient.blocks("prerouting", "nat", "dnat", **packet):
+    if facts.gives_source(ours) or facts.blocks("prerouting", "nat", "dnat", **packet):
         return True
-    if not patient.undecided("prerouting", "nat", **packet):
+    if not facts.undecided("prerouting", "nat", **packet):
         return False
-    return any(patient.undecided("prerouting", "nat", **{**packet, **sample}) for sample in SAMPLES)
+    return any(facts.undecided("prerouting", "nat", **{**packet, **sample}) for sample in SAMPLES)
 
 
-def undecided_forwards(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> str:
+def undecided_forwards(facts: Facts, tunnel: Tunnel, ours: str, theirs: str) -> str:
     """Return the name of a chain whose verdict on forwarded packets between two networks is unknown.
 
     Return an empty string if there is no such chain.  For new packets, a known verdict in one direction is
     enough, because a connection needs to begin in one direction only.
     """
-    packets = tunnel_packets(patient, tunnel, ours, theirs)
+    packets = tunnel_packets(facts, tunnel, ours, theirs)
     established = [{**packet, "state": "established"} for packet in packets]
     new = [{**packet, "state": "new"} for packet in packets]
-    if not any(patient.undecided("forward", **packet) for packet in (*established, *new)):
+    if not any(facts.undecided("forward", **packet) for packet in (*established, *new)):
         return ""  # the verdicts are known, and do not depend on protocol and ports
 
     for sample in SAMPLES:
         for packet in established:
-            chain = patient.undecided("forward", **{**packet, **sample})
+            chain = facts.undecided("forward", **{**packet, **sample})
             if chain:
                 return chain
-        chains = [patient.undecided("forward", **{**packet, **sample}) for packet in new]
+        chains = [facts.undecided("forward", **{**packet, **sample}) for packet in new]
         if all(chains):
             return chains[0]
     return ""
 
 
-def dropped_forwards(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> Iterator[Trouble]:
+def dropped_forwards(facts: Facts, tunnel: Tunnel, ours: str, theirs: str) -> Iterator[Trouble]:
     """Yield a Trouble for each direction in which the firewall drops packets between two networks."""
-    out, back = tunnel_packets(patient, tunnel, ours, theirs)
+    out, back = tunnel_packets(facts, tunnel, ours, theirs)
     # established packets must pass in both directions, and new ones in at least one direction
-    heads = [patient.blocks("forward", **{**packet, "state": "new"}) for packet in (out, back)]
+    heads = [facts.blocks("forward", **{**packet, "state": "new"}) for packet in (out, back)]
     for packet, way, head in ((out, "out", heads[0]), (back, "in", heads[1])):
         if not head:
             continue
-        if patient.blocks("forward", **{**packet, "state": "established"}):
+        if facts.blocks("forward", **{**packet, "state": "established"}):
             what = "are dropped"
         elif all(heads):
             what = "pass only as replies, so no new connection can begin"
@@ -18790,8 +18790,8 @@ def dropped_forwards(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -
     fix="Before the NAT rule, insert a rule that accepts packets to the peer's networks, or that accepts "
         "packets with -m policy --dir out --pol ipsec.",
     live=True)
-def check_nat(patient: Patient) -> Iterator[Trouble]:
-    tunnels = patient.needed_tunnels()
+def check_nat(facts: Facts) -> Iterator[Trouble]:
+    tunnels = facts.needed_tunnels()
     if not any(tunnel.pairs(tunnel.ours) for tunnel in tunnels):
         raise NotChecked("unused", "nothing to check: no connection has known networks at both ends")
 
@@ -18800,7 +18800,7 @@ def check_nat(patient: Patient) -> Iterator[Trouble]:
         for ours, theirs in tunnel.pairs(tunnel.ours):
             if ours in EVERYTHING:
                 continue  # every source belongs to the connection
-            head, chain = source_nat(patient, local_packet(patient, tunnel, ours, theirs))
+            head, chain = source_nat(facts, local_packet(facts, tunnel, ours, theirs))
             if head:
                 troubles += 1
                 yield ("FAIL", "NAT",
@@ -18814,32 +18814,32 @@ def check_nat(patient: Patient) -> Iterator[Trouble]:
         yield "SKIP", "UNKNOWN", undecided, ""
 
 
-def local_packet(patient: Patient, tunnel: Tunnel, ours: str, theirs: str) -> Packet:
+def local_packet(facts: Facts, tunnel: Tunnel, ours: str, theirs: str) -> Packet:
     """Return the fields of the first packet from `ours`, a network of this end, to `theirs`, the peer's."""
     packet = {"src": ours, "dst": theirs, "out": tunnel.inner, "family": family_of(ours),
               "dst_type": "unicast", "state": "new",
               "ipsec_out": "exists ipsec", "reqid_out": tunnel.conn.get("reqid", "")}
-    device = patient.own_addresses().get(ours.partition("/")[0], "")
+    device = facts.own_addresses().get(ours.partition("/")[0], "")
     if is_single(ours) and device == tunnel.device:
         packet["masquerade"] = ours  # masquerading does not change the address
     return packet
 
 
-def source_nat(patient: Patient, packet: Packet) -> tuple[str, str]:
+def source_nat(facts: Facts, packet: Packet) -> tuple[str, str]:
     """Return two texts about the source NAT of a packet.  Both are empty if NAT does not change the address.
 
     The first text is the start of a command that inserts a rule before the NAT rule, if the NAT rule
     certainly changes the source address.  The second text is the name of a chain whose verdict is unknown.
     """
-    head = patient.blocks("postrouting", "nat", "snat", **packet)
-    if head or not patient.undecided("postrouting", "nat", **packet):
+    head = facts.blocks("postrouting", "nat", "snat", **packet)
+    if head or not facts.undecided("postrouting", "nat", **packet):
         return head, ""
 
     samples = [{**packet, **sample} for sample in SAMPLES]
     for sample in samples:
-        head = head or patient.blocks("postrouting", "nat", "snat", **sample)
+        head = head or facts.blocks("postrouting", "nat", "snat", **sample)
     for sample in samples:
-        chain = patient.undecided("postrouting", "nat", **sample)
+        chain = facts.undecided("postrouting", "nat", **sample)
         if chain:
             return head, chain
     return head, ""
@@ -18858,11 +18858,11 @@ BUILT = 1767225600  # 2026-01-01, a date before this program was written; an ear
             "pluto's log also differ from the times in the peer's log.",
     fix="Run timedatectl set-ntp true, or set the clock with date -s.",
     live=True)
-def check_clock(patient: Patient) -> Iterator[Trouble]:
+def check_clock(facts: Facts) -> Iterator[Trouble]:
     if time.time() < BUILT:
         yield ("FAIL", "WRONG", f"the clock shows {time.strftime('%Y-%m-%d', time.gmtime())}",
                "timedatectl set-ntp true")
-    elif any(conn.get("leftcert") or conn.get("rightcert") for conn in patient.known_conns()):
+    elif any(conn.get("leftcert") or conn.get("rightcert") for conn in facts.known_conns()):
         ctypes = need("ctypes", "asking whether the clock is synchronised")
         # adjtimex(2): a struct timex of zeros sets nothing; TIME_ERROR is 5
         state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512))
@@ -18882,8 +18882,8 @@ def check_clock(patient: Patient) -> Iterator[Trouble]:
     matters="Pluto waits until the kernel has random numbers, possibly for ever.",
     fix="Run rngd or haveged. For a virtual machine, add the device virtio-rng.",
     live=True)
-def check_entropy(patient: Patient) -> Iterator[Trouble]:
-    available = patient.host.read("/proc/sys/kernel/random/entropy_avail").strip()
+def check_entropy(facts: Facts) -> Iterator[Trouble]:
+    available = facts.host.read("/proc/sys/kernel/random/entropy_avail").strip()
     if not available.isdigit():
         yield "SKIP", "UNKNOWN", "kernel.random.entropy_avail has no number", ""
     elif int(available) < 128:
@@ -18901,20 +18901,20 @@ def check_entropy(patient: Patient) -> Iterator[Trouble]:
             "because the process may hang.",
     fix="Run ipsec start. If pluto runs and does not answer, run ipsec restart.",
     live=True)
-def check_pluto(patient: Patient) -> Iterator[Trouble]:
+def check_pluto(facts: Facts) -> Iterator[Trouble]:
     try:
-        patient.status()
-        patient.process()  # raises NotChecked if the process is not visible, because its pid is then unknown
+        facts.status()
+        facts.process()  # raises NotChecked if the process is not visible, because its pid is then unknown
     except NotChecked:
         raise
     except Failure as failure:
         if isinstance(failure, NoPluto) and failure.silent:
-            patient.check_unseen_pluto()
-        is_hung = bool(patient.pid) or isinstance(failure, TimedOut)
-        yield "FAIL", "FAILED", failure.message, pluto_fix(patient, is_hung=is_hung)
-    if patient.pid and find_pluto(patient.host) != patient.pid:
+            facts.check_unseen_pluto()
+        is_hung = bool(facts.pid) or isinstance(failure, TimedOut)
+        yield "FAIL", "FAILED", failure.message, pluto_fix(facts, is_hung=is_hung)
+    if facts.pid and find_pluto(facts.host) != facts.pid:
         yield ("WARN", "NO PID FILE",
-               f"pluto runs as process {patient.pid}, but {pid_file(patient.host)} does not name this "
+               f"pluto runs as process {facts.pid}, but {pid_file(facts.host)} does not name this "
                "process, so programs that stop or start pluto may not find pluto", "ipsec restart")
 
 
@@ -18930,23 +18930,23 @@ def listen_setting(config: Config) -> Setting | None:
     return udp if udp and not is_yes(udp.value) else None
 
 
-def port_troubles(patient: Patient, port: int) -> Iterator[Trouble]:
+def port_troubles(facts: Facts, port: int) -> Iterator[Trouble]:
     """Yield a Trouble if pluto has no socket on a UDP port in pluto's network namespace."""
-    sockets = [(entry.address, own) for entry, own in patient.sockets() if entry.port == port]
-    if not patient.pid and sockets and not patient.pluto_signs():
+    sockets = [(entry.address, own) for entry, own in facts.sockets() if entry.port == port]
+    if not facts.pid and sockets and not facts.pluto_signs():
         yield ("FAIL", "IN USE", f"another program uses port {port} of {sockets[0][0]}, so pluto can't start",
                f"ss -lunp sport = :{port}")
         return
-    patient.process()  # raises NotChecked if pluto does not run
+    facts.process()  # raises NotChecked if pluto does not run
     if any(own for _, own in sockets):
         return
 
     reason, fix = "", "ipsec restart"
     if sockets:
         reason = f"; another program uses the port of {sockets[0][0]}"
-    if patient.pluto_setting("pluto_version"):
+    if facts.pluto_setting("pluto_version"):
         fix = "ipsec whack --listen"
-    limit = listen_setting(patient.config)
+    limit = listen_setting(facts.config)
     if limit:
         reason = f"; {limit.file}:{limit.line} has {limit.key}={limit.value}"
         fix = edit_command(limit)
@@ -18961,8 +18961,8 @@ def port_troubles(patient: Patient, port: int) -> Iterator[Trouble]:
     fix="Run ipsec whack --listen. If pluto still has no socket, find out which program uses the port, and "
         "read about interfaces= and listen= in ipsec.conf(5).",
     live=True)
-def check_udp500(patient: Patient) -> Iterator[Trouble]:
-    yield from port_troubles(patient, 500)
+def check_udp500(facts: Facts) -> Iterator[Trouble]:
+    yield from port_troubles(facts, 500)
 
 
 @verify_check(
@@ -18971,8 +18971,8 @@ def check_udp500(patient: Patient) -> Iterator[Trouble]:
     matters="If there is NAT between the peers, IKE and ESP use UDP port 4500.",
     fix="Run ipsec whack --listen.",
     live=True)
-def check_udp4500(patient: Patient) -> Iterator[Trouble]:
-    yield from port_troubles(patient, 4500)
+def check_udp4500(facts: Facts) -> Iterator[Trouble]:
+    yield from port_troubles(facts, 4500)
 
 
 @verify_check(
@@ -18986,11 +18986,11 @@ def check_udp4500(patient: Patient) -> Iterator[Trouble]:
     fix="Run ipsec add CONN, which loads the connection again. If ipsec add fails, its message or pluto's "
         "log has the reason.",
     live=True)
-def check_loaded(patient: Patient) -> Iterator[Trouble]:
-    patient.read_configuration()
-    loaded, names, sides = patient.loaded(), host_names(patient.host), patient.sides
+def check_loaded(facts: Facts) -> Iterator[Trouble]:
+    facts.read_configuration()
+    loaded, names, sides = facts.loaded(), host_names(facts.host), facts.sides
     checked = 0
-    for conn in patient.config.conns():
+    for conn in facts.config.conns():
         entries = loaded.get(conn.name, [])
         if conn.auto == "ignore" and not entries:
             continue
@@ -18999,9 +18999,9 @@ def check_loaded(patient: Patient) -> Iterator[Trouble]:
             continue
         checked += 1
         if entries:
-            yield from loaded_troubles(patient, conn, entries, sides.get(conn.name, ""), names)
+            yield from loaded_troubles(facts, conn, entries, sides.get(conn.name, ""), names)
             continue
-        reason = not_loaded_reason(patient, conn)
+        reason = not_loaded_reason(facts, conn)
         fix = edit_command(conn.broken) if conn.broken else load_fix(conn)
         yield ("FAIL", "NOT LOADED",
                f"pluto has not loaded conn {conn.name} of {conn.file}:{conn.line}: {reason}", fix)
@@ -19014,7 +19014,7 @@ def load_fix(conn: Conn) -> str:
     return shell_words(["ipsec", "add", conn.name])
 
 
-def loaded_troubles(patient: Patient, conn: Conn, entries: Sequence[dict[str, Any]], here: str,
+def loaded_troubles(facts: Facts, conn: Conn, entries: Sequence[dict[str, Any]], here: str,
                     names: Mapping[str, str]) -> Iterator[Trouble]:
     """Yield a Trouble for a loaded connection that has no end on this host or differs from the file.
 
@@ -19023,13 +19023,13 @@ def loaded_troubles(patient: Patient, conn: Conn, entries: Sequence[dict[str, An
     """
     what = f"conn {conn.name}"
     if not any(entry["oriented"] for entry in entries):
-        yield orientation_trouble(patient, conn)
+        yield orientation_trouble(facts, conn)
         return
     changed = list(changes(conn, here, entries, names))
     if changed:
         reason = (f"{what}: {' and '.join(changed)} of {conn.file}:{conn.line} differ from the connection "
                   "that pluto has loaded")
-        if any(patient.has_changed(setting.file) for setting in conn.settings.values()):
+        if any(facts.has_changed(setting.file) for setting in conn.settings.values()):
             yield "WARN", "CHANGED", reason, load_fix(conn)
         else:
             yield ("WARN", "DIFFERENT", f"{reason}, but the file has not changed since pluto started; either "
@@ -19038,13 +19038,13 @@ def loaded_troubles(patient: Patient, conn: Conn, entries: Sequence[dict[str, An
     elif conn.auto == "ondemand" and all(entry["routing"].startswith("unrouted") for entry in entries):
         yield ("WARN", "NOT ROUTED", f"{what} has auto=ondemand, but is not routed",
                shell_words(["ipsec", "route", conn.name]))
-    elif not here and not is_shunt(conn) and patient.has_changed(conn.file):
+    elif not here and not is_shunt(conn) and facts.has_changed(conn.file):
         yield ("SKIP", "UNKNOWN",
                f"{what} can't be compared with {conn.file}, which has changed since pluto started, "
                "because neither end is a known address of this host", load_fix(conn))
 
 
-def not_loaded_reason(patient: Patient, conn: Conn) -> str:
+def not_loaded_reason(facts: Facts, conn: Conn) -> str:
     """Return the reason why pluto has not loaded a connection.
 
     The reason is an error in the file, or comes from a line that addconn or pluto prints.
@@ -19056,13 +19056,13 @@ def not_loaded_reason(patient: Patient, conn: Conn) -> str:
         return f"the connection has no {' and no '.join(missing)}"
 
     lines: list[str] = []  # the lines of addconn about the connection
-    if patient.host.live:
-        _, answer = patient.addconn_answer()
-        for other, line in named_complaints(patient.config, answer):
+    if facts.host.live:
+        _, answer = facts.addconn_answer()
+        for other, line in named_complaints(facts.config, answer):
             if other is conn or is_about(conn, line):
                 lines.append(line)
     try:
-        log = read_pluto_log(patient.host, patient.config, patient.timeout).lines
+        log = read_pluto_log(facts.host, facts.config, facts.timeout).lines
     except (OSError, Missing):
         log = []
     for entry in reversed(log):  # pluto of libreswan 5.x logs the lines that addconn prints
@@ -19070,7 +19070,7 @@ def not_loaded_reason(patient: Patient, conn: Conn) -> str:
         if said and is_about(conn, entry.text):
             lines.append(line)
     if lines:
-        return f"the installed addconn refuses the connection: {addconn_sentence(patient.config, lines[0])}"
+        return f"the installed addconn refuses the connection: {addconn_sentence(facts.config, lines[0])}"
 
     complaint = loading_complaint(log, conn.name)
     if complaint is None:
@@ -19100,11 +19100,11 @@ def refusal_sentence(conn: Conn, text: str) -> str:
     return " ".join(shown)
 
 
-def orientation_trouble(patient: Patient, conn: Conn) -> Trouble:
+def orientation_trouble(facts: Facts, conn: Conn) -> Trouble:
     """Return the Trouble for a connection for which pluto does not know which end is this host."""
     ends, what = (conn.get("left"), conn.get("right")), f"conn {conn.name}"
-    limit, is_known = listen_setting(patient.config), conn.name in patient.sides
-    if both_here(patient, conn):
+    limit, is_known = listen_setting(facts.config), conn.name in facts.sides
+    if both_here(facts, conn):
         return ("FAIL", "BOTH ENDS", f"{what}: both {ends[0]} and {ends[1]} are addresses of this host",
                 edit_command(conn))
     if "%defaultroute" in ends and not is_known:
@@ -19175,9 +19175,9 @@ ENDED_CAUSES = frozenset((*PENDING_CAUSES, "deleted", "peer-gone"))
             "without encryption.",
     fix="Run ipsec why CONN, which explains more. Often only the log of the peer has the reason.",
     live=True)
-def check_up(patient: Patient) -> Iterator[Trouble]:
-    loaded = patient.loaded()
-    conns = patient.conns if loaded else patient.needed_conns()
+def check_up(facts: Facts) -> Iterator[Trouble]:
+    loaded = facts.loaded()
+    conns = facts.conns if loaded else facts.needed_conns()
     wanted = {conn.name for conn in conns if conn.auto == "start" and conn.name in loaded}
     down: dict[str, set[str]] = {}  # the connections that are down, with the addresses of their peers
     for name, entries in loaded.items():
@@ -19190,7 +19190,7 @@ def check_up(patient: Patient) -> Iterator[Trouble]:
     unknown = "pluto's log has no attempt since pluto started"
     try:
         if down:
-            lines = read_pluto_log(patient.host, patient.config, patient.timeout).lines
+            lines = read_pluto_log(facts.host, facts.config, facts.timeout).lines
     except (OSError, Missing) as error:
         if not wanted:
             raise NotChecked("unused", "nothing to check: no connection must be up, and pluto's log can't "
@@ -19281,20 +19281,20 @@ def failed_trouble(name: str, clue: Clue) -> Trouble:
             "every client.",
     fix="Correct the entry that the finding names. Examples: %v4:10.0.0.0/8, and %v4:!10.1.0.0/16 for an "
         "exception.")
-def check_virtual_private(patient: Patient) -> Iterator[Trouble]:
-    patient.read_configuration()
-    setting = patient.config.setup_at("virtual-private")
+def check_virtual_private(facts: Facts) -> Iterator[Trouble]:
+    facts.read_configuration()
+    setting = facts.config.setup_at("virtual-private")
     if not setting:
         raise NotChecked("unused", "nothing to check: virtual-private= is not set")
     bad = bad_private_nets(setting.value)
     is_loaded = not bad
-    if patient.pluto_setting("pluto_version") and not patient.has_changed(setting.file):
+    if facts.pluto_setting("pluto_version") and not facts.has_changed(setting.file):
         leads = ("allowed subnet", "excluded subnet")
-        is_loaded = any(line.lstrip(" -").startswith(leads) for line in patient.status())
+        is_loaded = any(line.lstrip(" -").startswith(leads) for line in facts.status())
     if is_loaded:
         return
 
-    level = "FAIL" if any(map(uses_private_nets, patient.config.conns())) else "WARN"
+    level = "FAIL" if any(map(uses_private_nets, facts.config.conns())) else "WARN"
     what = f"{quote(bad[0])} is not a valid entry" if bad else "an entry is wrong"
     yield (level, "NONE LOADED",
            f"{setting.file}:{setting.line}: virtual-private=: {what}, so pluto drops all entries",
@@ -19314,13 +19314,13 @@ def uses_private_nets(conn: Conn) -> bool:
     matters="Pluto does not load an entry with an error.",
     fix="Correct the line that the finding names, then run ipsec secrets. ipsec.secrets(5) describes the "
         "syntax.")
-def check_secrets_syntax(patient: Patient) -> Iterator[Trouble]:
-    name = secrets_file(patient.host, patient.config)
-    if not patient.host.exists(name) and not any("secret" in ways_of(conn) for conn in patient.conns):
+def check_secrets_syntax(facts: Facts) -> Iterator[Trouble]:
+    name = secrets_file(facts.host, facts.config)
+    if not facts.host.exists(name) and not any("secret" in ways_of(conn) for conn in facts.conns):
         yield ("SKIP", "UNKNOWN",
                f"nothing to check: {name} does not exist, and no connection needs a secret", "")
         return
-    problems = readable_secrets(patient, name)[1]
+    problems = readable_secrets(facts, name)[1]
     fatal = [problem for problem in problems if problem.fatal]
     others = [problem for problem in problems if not problem.fatal]
     for level, word, found in (("FAIL", "PARSE ERROR", fatal), ("WARN", "NOT LOADED", others)):
@@ -19328,14 +19328,14 @@ def check_secrets_syntax(patient: Patient) -> Iterator[Trouble]:
             yield level, word, "; ".join(map(str, found[:3])), edit_command(found[0])
 
 
-def readable_secrets(patient: Patient, name: str) -> tuple[list[str], list[Problem]]:
+def readable_secrets(facts: Facts, name: str) -> tuple[list[str], list[Problem]]:
     """Return the result of secret_files() for the secrets file `name`: the files, and the problems in them.
 
     Raises PermissionError if root could read the files, but this process can't read one of them.
     """
-    files, problems = secret_files(patient.host, name)
+    files, problems = secret_files(facts.host, name)
     denied = os.strerror(errno.EACCES)
-    if not patient.host.superuser and any(problem.text.endswith(denied) for problem in problems):
+    if not facts.host.superuser and any(problem.text.endswith(denied) for problem in problems):
         raise PermissionError(f"only root can read {name} and the files that it includes")
     return files, problems
 
@@ -19345,8 +19345,8 @@ def readable_secrets(patient: Patient, name: str) -> tuple[list[str], list[Probl
     checks="Whether the program prelink is absent.",
     matters="Prelinked libraries break the FIPS self-test, so pluto does not start.",
     fix="Run prelink --undo --all, then remove the package prelink.")
-def check_prelink(patient: Patient) -> Iterator[Trouble]:
-    if patient.host.exists("/usr/sbin/prelink"):
+def check_prelink(facts: Facts) -> Iterator[Trouble]:
+    if facts.host.exists("/usr/sbin/prelink"):
         yield "WARN", "PRESENT", "prelinked libraries break the FIPS self-test", "prelink --undo --all"
 
 
@@ -19356,10 +19356,10 @@ def check_prelink(patient: Patient) -> Iterator[Trouble]:
            "of which libreswan does not load a connection.",
     matters="The setting has no effect or a wrong effect, and the next release may refuse the setting.",
     fix="Remove or replace the line that the finding names.")
-def check_obsolete(patient: Patient) -> Iterator[Trouble]:
-    patient.read_configuration()
-    patient.config.conns()  # this call adds the problems of connections to config.problems
-    problems = patient.config.problems
+def check_obsolete(facts: Facts) -> Iterator[Trouble]:
+    facts.read_configuration()
+    facts.config.conns()  # this call adds the problems of connections to config.problems
+    problems = facts.config.problems
     reported = ("include", "virtual-private")  # other checks report the problems of these keywords
     old = [problem for problem in problems
            if not problem.fatal and not problem.script and problem.key not in reported]
@@ -19384,9 +19384,9 @@ ANEW = "a new database; its keys must be generated or imported again"
     matters="Pluto does not start without its NSS database.",
     fix="Run ipsec initnss, which makes a new database. If there is an old database, run ipsec checknss, "
         "which moves or migrates the old database.")
-def check_nss_files(patient: Patient) -> Iterator[Trouble]:
+def check_nss_files(facts: Facts) -> Iterator[Trouble]:
     import stat
-    host, directory = patient.host, patient.nssdir
+    host, directory = facts.host, facts.nssdir
     lacking, strange = [], []
     for name in NSS_FILES[1:]:
         path = f"{directory}/{name}"
@@ -19397,7 +19397,7 @@ def check_nss_files(patient: Patient) -> Iterator[Trouble]:
     if strange:
         yield ("FAIL", "BROKEN",
                f"{directory}/{strange[0]} is not a regular file: restore a backup, or make {ANEW}",
-               new_database(patient))
+               new_database(facts))
     if not lacking:
         return
 
@@ -19405,34 +19405,34 @@ def check_nss_files(patient: Patient) -> Iterator[Trouble]:
         host.listdir(directory)  # raises PermissionError if only root can read the directory
     reason = f"{directory} has no {' and no '.join(lacking)}"
     if len(lacking) == 1:
-        yield ("FAIL", "MISSING", f"{reason}: restore a backup, or make {ANEW}", new_database(patient))
-    elif has_old_database(patient):
-        yield "FAIL", "MISSING", reason, taken_over_database(patient)
+        yield ("FAIL", "MISSING", f"{reason}: restore a backup, or make {ANEW}", new_database(facts))
+    elif has_old_database(facts):
+        yield "FAIL", "MISSING", reason, taken_over_database(facts)
     else:
-        yield "FAIL", "MISSING", reason, new_database(patient)
+        yield "FAIL", "MISSING", reason, new_database(facts)
 
 
-def has_old_database(patient: Patient) -> bool:
+def has_old_database(facts: Facts) -> bool:
     """Return whether there is an old NSS database that `ipsec checknss` would move or migrate."""
-    host, directory = patient.host, patient.nssdir
+    host, directory = facts.host, facts.nssdir
     old = [f"{directory}/{name}" for name in DBM_FILES]
     if directory == DEFAULT_NSSDIRS[0]:
         old += [f"{host.confddir}/{name}" for name in (*NSS_FILES[1:], *DBM_FILES)]
     return any(map(host.exists, old))
 
 
-def taken_over_database(patient: Patient) -> str:
+def taken_over_database(facts: Facts) -> str:
     """Return a command that moves or migrates an old NSS database to the directory that pluto uses."""
-    directory = patient.nssdir
+    directory = facts.nssdir
     return shell_steps(["mkdir", "-p", "-m", "700", directory], ["ipsec", "checknss", "--nssdir", directory])
 
 
-def new_database(patient: Patient) -> str:
+def new_database(facts: Facts) -> str:
     """Return a command that makes a new NSS database.
 
     If there are files of an old database, the command first moves them to a new subdirectory.
     """
-    host, directory = patient.host, patient.nssdir
+    host, directory = facts.host, facts.nssdir
     names = host.listdir(directory) if host.isdir(directory) else []
     # startswith() also finds SQLite's journals, such as cert9.db-journal
     old = [f"{directory}/{name}" for name in names if name.startswith(NSS_FILES[1:])]
@@ -19451,14 +19451,14 @@ def new_database(patient: Patient) -> str:
     matters="Pluto does not start if pluto can't open the database. A user who can change the database "
             "decides which peers this host trusts.",
     fix="Run ipsec checknss, which reports more. Make the directory private with chmod 700.")
-def check_nss_health(patient: Patient) -> Iterator[Trouble]:
-    host, directory = patient.host, patient.nssdir
-    base = patient.database()
+def check_nss_health(facts: Facts) -> Iterator[Trouble]:
+    host, directory = facts.host, facts.nssdir
+    base = facts.database()
     for name in NSS_FILES[1:]:
-        damage = file_damage(patient, base, name)
+        damage = file_damage(facts, base, name)
         if damage:
             yield ("FAIL", "BROKEN", f"{directory}/{name} {damage}: restore a backup, or make {ANEW}",
-                   new_database(patient))
+                   new_database(facts))
 
     folder, keys = host.stat(directory), host.stat(f"{directory}/key4.db")
     is_open = folder.st_mode & 0o022 or keys.st_mode & 0o077
@@ -19467,34 +19467,34 @@ def check_nss_health(patient: Patient) -> Iterator[Trouble]:
         yield ("WARN", "OPEN", f"users other than root can read or change files in {directory}",
                shell_steps(["chown", "-R", "root", directory], ["chmod", "-R", "go=", directory]))
 
-    if host.live and not patient.pluto_setting("pluto_version"):
-        yield from password_troubles(patient, base)
+    if host.live and not facts.pluto_setting("pluto_version"):
+        yield from password_troubles(facts, base)
 
 
-def password_troubles(patient: Patient, base: NssDatabase) -> Iterator[Trouble]:
+def password_troubles(facts: Facts, base: NssDatabase) -> Iterator[Trouble]:
     """Yield a Trouble if the password of the NSS database is unknown, or if certutil can't list the keys.
 
     Raises Missing if certutil is not installed, and PermissionError if this process is not root.
     """
-    if not patient.host.superuser:
+    if not facts.host.superuser:
         raise PermissionError("only root can open the NSS database")
-    if not patient.host.which("certutil"):
+    if not facts.host.which("certutil"):
         raise Missing("certutil is not installed, so the password of the database can't be tested",
-                      hint=nss_package(patient.host))
+                      hint=nss_package(facts.host))
     try:
         base.tool("certutil", "-K")  # opens the private keys, as pluto does when pluto starts
     except NssTool as failure:
         if failure.code == "SEC_ERROR_BAD_PASSWORD":
             yield ("FAIL", "LOCKED", failure.message,
-                   shell_words(["vi", password_file(patient.host)]))
+                   shell_words(["vi", password_file(facts.host)]))
             return
         if failure.code:  # certutil prints no error code if the database has no keys
             yield "SKIP", "UNKNOWN", f"certutil can't list the keys: {failure.message}", ""
             return
-    yield from password_file_troubles(patient, base)
+    yield from password_file_troubles(facts, base)
 
 
-def password_file_troubles(patient: Patient, base: NssDatabase) -> Iterator[Trouble]:
+def password_file_troubles(facts: Facts, base: NssDatabase) -> Iterator[Trouble]:
     """Yield a Trouble if the NSS database needs a password, but pluto can't find the password in nsspassword.
 
     Pluto uses the line that begins with the name of the token and ends with a newline (lswnss.c).  NSS's
@@ -19502,7 +19502,7 @@ def password_file_troubles(patient: Patient, base: NssDatabase) -> Iterator[Trou
     """
     if base.password is None:
         return
-    host, name = patient.host, password_file(patient.host)
+    host, name = facts.host, password_file(facts.host)
     is_fips = host.value("/proc/sys/crypto/fips_enabled").strip() == "1"
     token = NSS_TOKENS[is_fips]
     text = decode(b"".join(host.chunks(name, limit=TEXT_LIMIT)))
@@ -19519,7 +19519,7 @@ def password_file_troubles(patient: Patient, base: NssDatabase) -> Iterator[Trou
                    "and ends with a newline", shell_words(["vi", name]))
 
 
-def file_damage(patient: Patient, base: NssDatabase, name: str) -> str:
+def file_damage(facts: Facts, base: NssDatabase, name: str) -> str:
     """Return the damage of a file of the NSS database as the rest of a sentence, such as `is cut short`.
 
     Return an empty string if the file is intact.  Format and size come from the file's header
@@ -19528,13 +19528,13 @@ def file_damage(patient: Patient, base: NssDatabase, name: str) -> str:
     read, and Failure if sqlite3 can't check the file.
     """
     path = f"{base.directory}/{name}"
-    head = next(patient.host.chunks(path), b"")[:100]
+    head = next(facts.host.chunks(path), b"")[:100]
     if head[:16] != b"SQLite format 3\0":
         return "is not an NSS database"
     size = int.from_bytes(head[28:32], "big") * (int.from_bytes(head[16:18], "big") or 1)
-    if head[24:28] == head[92:96] and size > patient.host.stat(path).st_size:
+    if head[24:28] == head[92:96] and size > facts.host.stat(path).st_size:
         return "is cut short"
-    return base.damage(name) if patient.needs_database else ""
+    return base.damage(name) if facts.needs_database else ""
 
 
 class Held(Record):
@@ -19600,22 +19600,22 @@ def bare_nickname(name: str) -> str:
     matters="The peer refuses an expired certificate, and a certificate of an expired CA. A connection "
             "does not come up without the private key and the CA of its certificate.",
     fix="Import a new certificate with ipsec import FILE.p12. ipsec nsslist shows all certificates.")
-def check_certificates(patient: Patient) -> Iterator[Trouble]:
-    base = patient.database()
+def check_certificates(facts: Facts) -> Iterator[Trouble]:
+    base = facts.database()
     unused = NotChecked("unused", "nothing to check: no connection uses a certificate")
-    if not patient.needs_database:
-        patient.needed_conns()
+    if not facts.needs_database:
+        facts.needed_conns()
         raise unused
 
     by_nickname = held_certificates(base.certificates())
     used: dict[str, None] = {}
     troubles = 0
-    for conn in patient.conns:
-        for trouble in named_troubles(patient, conn, by_nickname, used):
+    for conn in facts.conns:
+        for trouble in named_troubles(facts, conn, by_nickname, used):
             troubles += 1
             yield trouble
     if not used and not troubles and not any(entry.has_key for entry in by_nickname.values()):
-        patient.needed_conns()
+        facts.needed_conns()
         raise unused
 
     issuers = cas_by_subject(by_nickname.values())
@@ -19636,14 +19636,14 @@ def cas_by_subject(entries: Iterable[Held]) -> dict[str, list[tuple[Parsed, Cert
     return cas
 
 
-def named_troubles(patient: Patient, conn: Conn, by_nickname: Mapping[str, Held],
+def named_troubles(facts: Facts, conn: Conn, by_nickname: Mapping[str, Held],
                    used: dict[str, None]) -> Iterator[Trouble]:
     """Yield a Trouble for each problem with leftcert= and rightcert= of a connection.
 
     `by_nickname` comes from held_certificates().  The nicknames of certificates that the database has are
     added to `used`.
     """
-    here = patient.sides.get(conn.name, "")
+    here = facts.sides.get(conn.name, "")
     own_names = []
     for side in ("left", "right"):
         name = conn.get(f"{side}cert")
@@ -19792,14 +19792,14 @@ def is_dropped_id(text: str) -> bool:
     return any(not char.isalnum() and char not in ".-_" for char in text)
 
 
-def psks(patient: Patient, files: Sequence[str], names: Mapping[str, str]) -> Iterator[Psk]:
+def psks(facts: Facts, files: Sequence[str], names: Mapping[str, str]) -> Iterator[Psk]:
     """Yield the PSK entries that pluto loads from the secrets files `files`.
 
     `names` comes from host_names().  Raises OSError if a file can't be read.
     """
     import hashlib
     for file in files:
-        for record, rows in secret_records(patient.host.lines(file)):
+        for record, rows in secret_records(facts.host.lines(file)):
             if record.kind == "psk" and not record.problem:
                 words = [token.text for token in record.ids]
                 dropped = [word for word in words if is_dropped_id(word)]
@@ -19816,15 +19816,15 @@ def psks(patient: Patient, files: Sequence[str], names: Mapping[str, str]) -> It
     matters="Without a matching entry, pluto has no key for the peer, and IKE fails. If pluto drops all IDs "
             "of an entry, the entry matches every peer.",
     fix='Add the line LEFTID RIGHTID : PSK "..." to ipsec.secrets, and run ipsec secrets.')
-def check_psk(patient: Patient) -> Iterator[Trouble]:
-    host = patient.host
-    conns = [conn for conn in patient.needed_conns() if "secret" in ways_of(conn)]
-    name = secrets_file(host, patient.config)
+def check_psk(facts: Facts) -> Iterator[Trouble]:
+    host = facts.host
+    conns = [conn for conn in facts.needed_conns() if "secret" in ways_of(conn)]
+    name = secrets_file(host, facts.config)
     if conns and not host.exists(name):
         raise NotChecked("secrets", f"{name} does not exist")
-    files = readable_secrets(patient, name)[0] if host.exists(name) else []
+    files = readable_secrets(facts, name)[0] if host.exists(name) else []
     names = host_names(host)
-    entries = list(psks(patient, files, names))
+    entries = list(psks(facts, files, names))
     if not conns and not entries:
         raise NotChecked("unused", "nothing to check: no connection uses a pre-shared key")
 
@@ -19840,7 +19840,7 @@ def check_psk(patient: Patient) -> Iterator[Trouble]:
             groups.setdefault(key, []).append(entry.ids)
 
     unknown = []
-    sides = patient.sides
+    sides = facts.sides
     for conn in conns:
         answer = has_psk(conn, sides.get(conn.name, ""), groups, names)
         ends = [quote(conn.get(f"{side}id") or conn.get(side)) for side in ("left", "right")]
@@ -19956,8 +19956,8 @@ KEY_WORDS = ("ckaid", "rsasigkey", "ecdsakey", "pubkey")  # keywords that name a
     fix="Make a key with ipsec newhostkey, and add the output of ipsec showhostkey --left to the "
         "configuration of both ends.",
     live=True)
-def check_host_keys(patient: Patient) -> Iterator[Trouble]:
-    tunnels = patient.needed_tunnels()
+def check_host_keys(facts: Facts) -> Iterator[Trouble]:
+    tunnels = facts.needed_tunnels()
     keyless = [tunnel for tunnel in tunnels if lacks_key(tunnel)]
     for tunnel in keyless:
         yield keyless_trouble(tunnel)
@@ -19970,7 +19970,7 @@ def check_host_keys(patient: Patient) -> Iterator[Trouble]:
     if not named and not keyless:
         raise NotChecked("unused", "nothing to check: no connection names a key of this host")
 
-    keys = patient.database().keys() if named else []
+    keys = facts.database().keys() if named else []
     texts: set[str] = set()
     for key in map(load_part("key_texts"), keys):
         texts.update((key.base64, key.spki))
@@ -20022,27 +20022,27 @@ def has_private_key(keys: Sequence[HostKey], texts: Collection[str], keyword: st
     matters="A user who can read the keys can impersonate this host or read its traffic. A user who can "
             "change ipsec.conf can make pluto run programs.",
     fix="Run chmod 600 FILE and chown root FILE.")
-def check_secret_modes(patient: Patient) -> Iterator[Trouble]:
-    host = patient.host
-    main_file = secrets_file(host, patient.config)
-    names = [main_file, password_file(host), f"{patient.nssdir}/nsspassword"]
+def check_secret_modes(facts: Facts) -> Iterator[Trouble]:
+    host = facts.host
+    main_file = secrets_file(host, facts.config)
+    names = [main_file, password_file(host), f"{facts.nssdir}/nsspassword"]
     if host.exists(main_file):
         names += secret_files(host, main_file)[0]
     names = [name for name in dict.fromkeys(names) if host.exists(name)]
-    if not names and not patient.config.files:
+    if not names and not facts.config.files:
         raise NotChecked("configuration", "there is neither a configuration nor a secrets file")
 
     for name in names:
         yield from secret_mode_troubles(host, name)
-    for name in dict.fromkeys(patient.config.files):
+    for name in dict.fromkeys(facts.config.files):
         info = host.stat(name)
         if info.st_mode & 0o022 or (info.st_uid and host.superuser):
             yield ("WARN", "OPEN", f"{name} is writable by users other than root",
                    shell_steps(["chown", "root", name], ["chmod", "go-w", name]))
 
-    patient.uses_configuration = True  # a file that can't be read may include more files
+    facts.uses_configuration = True  # a file that can't be read may include more files
     if host.exists(main_file):
-        readable_secrets(patient, main_file)
+        readable_secrets(facts, main_file)
 
 
 def secret_mode_troubles(host: Host, name: str) -> Iterator[Trouble]:
@@ -20085,11 +20085,11 @@ SHARING_KEYWORDS = ("mark", "mark-out", "vti-interface", "ipsec-interface", "lef
     matters="The kernel has only one policy for a pair of networks, so the connection that comes up last "
             "gets the packets of both connections.",
     fix="Remove one of the connections, or change its subnets, or set auto=ignore for it.")
-def check_overlap(patient: Patient) -> Iterator[Trouble]:
+def check_overlap(facts: Facts) -> Iterator[Trouble]:
     named: dict[str, Conn] = {}
     seen: dict[object, tuple[Conn, str]] = {}  # the first connection for a pair of networks, and its peer
-    sides = patient.sides
-    for conn in patient.needed_conns():
+    sides = facts.sides
+    for conn in facts.needed_conns():
         first = named.setdefault(conn.name, conn)
         if first is not conn:
             yield ("WARN", "TWICE",
@@ -20118,15 +20118,15 @@ def check_overlap(patient: Patient) -> Iterator[Trouble]:
     matters="The whack of one release can't talk to the pluto of another release.",
     fix="Run ipsec restart.",
     live=True)
-def check_versions(patient: Patient) -> Iterator[Trouble]:
-    program = patient.host.readlink(f"/proc/{patient.process()}/exe")
+def check_versions(facts: Facts) -> Iterator[Trouble]:
+    program = facts.host.readlink(f"/proc/{facts.process()}/exe")
     if program.endswith(" (deleted)"):
         yield ("WARN", "REPLACED",
                f"the running pluto is outdated: {program.removesuffix(' (deleted)')} was replaced",
                "ipsec restart")
-    elif os.path.dirname(program) != patient.host.realpath(patient.host.execdir):
+    elif os.path.dirname(program) != facts.host.realpath(facts.host.execdir):
         yield ("WARN", "MISMATCH",
-               f"pluto runs from {program}, but libreswan's other programs are in {patient.host.execdir}",
+               f"pluto runs from {program}, but libreswan's other programs are in {facts.host.execdir}",
                "ipsec restart")
 
 
@@ -20138,22 +20138,22 @@ def check_versions(patient: Patient) -> Iterator[Trouble]:
             "crypto-policy. If the modes differ, NSS may refuse algorithms that pluto offers.",
     fix="Run fips-mode-setup --check, which reports more.",
     live=True)
-def check_fips(patient: Patient) -> Iterator[Trouble]:
-    host = patient.host
+def check_fips(facts: Facts) -> Iterator[Trouble]:
+    host = facts.host
     policy = host.value("/etc/crypto-policies/config").strip()
     if not host.isdir("/proc/sys/kernel"):
         raise Missing("the kernel's FIPS mode is unknown, because /proc/sys does not exist")
     # value() returns an empty string if the file does not exist: the kernel then has no FIPS mode
     kernel = host.value("/proc/sys/crypto/fips_enabled").strip() == "1"
     state = "on" if kernel else "off"
-    pluto = patient.pluto_setting("fips mode").strip(";")
+    pluto = facts.pluto_setting("fips mode").strip(";")
 
     if policy and policy.startswith("FIPS") != kernel:
         option = "--enable" if kernel else "--disable"
         yield ("WARN", "MISMATCH", f"the kernel's FIPS mode is {state}, but the crypto-policy is {policy}",
                f"fips-mode-setup {option}")
     elif not pluto:
-        patient.loaded()  # raises the error if pluto's status can't be read
+        facts.loaded()  # raises the error if pluto's status can't be read
         raise NotChecked("pluto", "pluto's FIPS mode is unknown")
     if pluto and (pluto == "enabled") != kernel:
         yield ("WARN", "MISMATCH", f"the kernel's FIPS mode is {state}, but pluto's is {pluto}",
@@ -20166,14 +20166,14 @@ def check_fips(patient: Patient) -> Iterator[Trouble]:
            "has crypto-policies.",
     matters="Without this file, pluto offers its own default algorithms, which the crypto-policy may forbid.",
     fix="Add the include line that the finding names at the top of ipsec.conf.")
-def check_crypto_policy(patient: Patient) -> Iterator[Trouble]:
+def check_crypto_policy(facts: Facts) -> Iterator[Trouble]:
     backend = "/etc/crypto-policies/back-ends/libreswan.config"
-    if not patient.host.exists(backend):
+    if not facts.host.exists(backend):
         raise NotChecked("unused", "nothing to check: this system has no crypto-policy for libreswan")
-    patient.read_configuration()
-    if backend not in patient.config.files:
-        yield ("WARN", "NOT INCLUDED", f"{patient.config.name} does not include {backend}",
-               shell_words(["sed", "-i", f"1i include {backend}", patient.config.name]))
+    facts.read_configuration()
+    if backend not in facts.config.files:
+        yield ("WARN", "NOT INCLUDED", f"{facts.config.name} does not include {backend}",
+               shell_words(["sed", "-i", f"1i include {backend}", facts.config.name]))
 
 
 @verify_check(
@@ -20183,8 +20183,8 @@ def check_crypto_policy(patient: Patient) -> Iterator[Trouble]:
     matters="If SELinux denies an access, pluto can't read a file or make a socket that pluto needs. Pluto's "
             "log has only the effect, and not the reason.",
     fix="Run ausearch -m avc -c pluto, which shows the messages. Correct wrong labels with restorecon.")
-def check_selinux(patient: Patient) -> Iterator[Trouble]:
-    host, log = patient.host, "/var/log/audit/audit.log"
+def check_selinux(facts: Facts) -> Iterator[Trouble]:
+    host, log = facts.host, "/var/log/audit/audit.log"
     if host.live:
         if not host.isdir("/sys/fs"):
             raise Missing("it is unknown whether SELinux is on, because /sys is not mounted")
@@ -20222,38 +20222,38 @@ def findings(host: Host, timeout: float, names: Collection[str] = ()) -> Iterato
     `timeout` is the number of seconds to wait for pluto or another program.  Under --root, checks that need
     the running system are left out.
     """
-    patient = Patient(host, timeout)
+    facts = Facts(host, timeout)
     chosen = [CHECKS[name] for name in CHECKS if not names or name in names]
     if not host.live:
         chosen = [check for check in chosen if not check.live]
     if CHECKS["config"] in chosen:
-        patient.ask_addconn()
+        facts.ask_addconn()
         # read pluto's status now, while addconn runs: this saves time, because other checks need the status
-        patient.pluto_setting("pluto_version")
+        facts.pluto_setting("pluto_version")
     try:
         for check in chosen:
-            yield from check_findings(patient, check)
+            yield from check_findings(facts, check)
     finally:
-        patient.close()
+        facts.close()
 
 
-def check_findings(patient: Patient, check: Check) -> Iterator[Finding]:
+def check_findings(facts: Facts, check: Check) -> Iterator[Finding]:
     """Run one check, and yield a finding for each Trouble that the check yields.
 
     If the check yields no Trouble, yield one finding with the level OK.  If the check can't run, yield a
     finding with the level SKIP.
     """
     is_fine = True
-    patient.uses_configuration = patient.uses_tunnels = False
+    facts.uses_configuration = facts.uses_tunnels = False
     try:
-        for level, word, why, fix in check.function(patient):
+        for level, word, why, fix in check.function(facts):
             is_fine = False
-            yield Finding(check.name, check.text, level, word, why, on_its_system(patient.host, fix))
+            yield Finding(check.name, check.text, level, word, why, on_its_system(facts.host, fix))
         if is_fine:
-            patient.require_all_sources()
+            facts.require_all_sources()
             yield Finding(check.name, check.text)
     except (OSError, Failure) as error:
-        yield not_checked(patient.host, check, error)
+        yield not_checked(facts.host, check, error)
 
 
 def not_checked(host: Host, check: Check, error: OSError | Failure) -> Finding:
@@ -21800,18 +21800,18 @@ def clock_text(when: float | None) -> str:
     return f"{day} {hour}"
 
 
-class Doctor:
+class Diagnoser:
     """Finds out why connections are down.  Pluto's status, pluto's log and the rules are read only once.
 
     `whack_lines` has the lines that pluto sent to whack.  They are used if the log has no attempt of the
     connection or can't be read.
     """
 
-    def __init__(self, host: Host, timeout: float, patient: Patient | None = None) -> None:
+    def __init__(self, host: Host, timeout: float, facts: Facts | None = None) -> None:
         self.host = host
-        self.patient = patient or Patient(host, timeout)
+        self.facts = facts or Facts(host, timeout)
         self.timeout = timeout
-        self.redactor = redactor_of(host, config=self.patient.config)
+        self.redactor = redactor_of(host, config=self.facts.config)
         self.whack_lines: list[LogLine] = []
         self._log: PlutoLog | Exception | None = None
 
@@ -21822,7 +21822,7 @@ class Doctor:
         """
         if self._log is None:
             try:
-                self._log = read_pluto_log(self.host, self.patient.config, self.timeout)
+                self._log = read_pluto_log(self.host, self.facts.config, self.timeout)
             except (OSError, Missing) as error:
                 self._log = error
         if isinstance(self._log, Exception):
@@ -21835,15 +21835,15 @@ class Doctor:
         If pluto can't be asked, only the names in the file are returned.
         """
         try:
-            loaded = list(self.patient.loaded())
+            loaded = list(self.facts.loaded())
         except (Failure, PermissionError):
             loaded = []
-        in_file = [conn.name for conn in self.patient.conns]
+        in_file = [conn.name for conn in self.facts.conns]
         return list(dict.fromkeys([*in_file, *loaded]))
 
     def conn(self, name: str) -> Conn | None:
         """Return the connection `name` in the file.  Return None if the file does not have the name."""
-        return next((conn for conn in self.patient.config.conns() if conn.name == name), None)
+        return next((conn for conn in self.facts.config.conns() if conn.name == name), None)
 
     def peers(self, name: str, entries: Entries) -> set[str]:
         """Return the addresses of the peer; `%any` stands for any address.
@@ -21863,9 +21863,9 @@ class Doctor:
         Raises NoPluto, TimedOut or PermissionError if pluto can't be asked.
         """
         try:
-            loaded = self.patient.loaded()
+            loaded = self.facts.loaded()
         except NotChecked:
-            self.patient.status()  # raises the error that caused NotChecked
+            self.facts.status()  # raises the error that caused NotChecked
             raise
         if name in loaded:
             return loaded[name]
@@ -21899,7 +21899,7 @@ class Doctor:
 
     def _no_pluto(self, name: str, failure: NoPluto) -> Diagnosis:
         """Return the diagnosis if pluto does not run, or if pluto runs but can't be asked."""
-        signs = self.patient.pluto_signs() if failure.silent else [failure.message]
+        signs = self.facts.pluto_signs() if failure.silent else [failure.message]
         if signs:
             return Diagnosis(name, "unknown", "SKIP", means=f"pluto can't be asked: {signs[0]}",
                              command="ipsec status")
@@ -21919,7 +21919,7 @@ class Doctor:
             return Diagnosis(
                 name, "not loaded", "FAIL", cause="not-loaded", short="no such connection",
                 means=f"no connection named {quote(name)}, neither in pluto nor in "
-                      f"{self.patient.config.name}",
+                      f"{self.facts.config.name}",
                 check=suggest(name, self.names()) or "the spelling of the name",
                 command="ipsec connectionstatus", side="here")
         complaint = self._complaint(name)
@@ -22004,7 +22004,7 @@ class Doctor:
         address.  Raises the errors of log().
         """
         known: set[str] = set()
-        for entries in self.patient.loaded().values():
+        for entries in self.facts.loaded().values():
             known.update(entry["remote"]["host"] for entry in entries)
 
         unknown: dict[str, LogLine] = {}
@@ -22208,7 +22208,7 @@ class Doctor:
 
         Raises OSError or Failure if the networks can't be determined.
         """
-        for tunnel in self.patient.tunnels:
+        for tunnel in self.facts.tunnels:
             if tunnel.conn.name == name:
                 for ours, theirs in tunnel.pairs(conn_nets(tunnel.conn, tunnel.here)):
                     yield tunnel, ours, theirs
@@ -22258,7 +22258,7 @@ class Doctor:
         host_bits = "/128" if ":" in ours else "/32"
         if ours in EVERYTHING or ours.removesuffix(host_bits) == tunnel.conn.get(tunnel.here):
             return ""  # NAT does not change packets that already have this host's address
-        return self.patient.blocks("postrouting", "nat", "snat", src=ours, dst=theirs, out=tunnel.inner,
+        return self.facts.blocks("postrouting", "nat", "snat", src=ours, dst=theirs, out=tunnel.inner,
                                    state="new", family=family_of(ours), ipsec_out="exists ipsec")
 
     # used by several of the methods above
@@ -22272,7 +22272,7 @@ class Doctor:
         for name in dict.fromkeys(names.split()):
             check = CHECKS[name]
             try:
-                for level, word, why, fix in check.function(self.patient):
+                for level, word, why, fix in check.function(self.facts):
                     if level in ("FAIL", "WARN") and ("conn " not in why or f"conn {conn}" in why):
                         problems.append(Finding(name, check.text.strip(), level, word, why, fix))
             except (OSError, Failure):
@@ -22464,16 +22464,16 @@ def why_command(host: Host, args: Args) -> int:
         raise Failure(f"why: needs a running system, but {host.root} has only the files of a system", USAGE,
                       "ipsec --root DIR barf --section plog shows pluto's log of that system")
     host.ctlsocket = args.value("--ctlsocket") or host.ctlsocket
-    doctor = Doctor(host, parse_seconds(args.value("--timeout", "10")))
-    names = args.operands or doctor.names()
-    diagnoses = [doctor.diagnose(name) for name in names]
+    diagnoser = Diagnoser(host, parse_seconds(args.value("--timeout", "10")))
+    names = args.operands or diagnoser.names()
+    diagnoses = [diagnoser.diagnose(name) for name in names]
     worst_first = ("FAIL", "WARN", "SKIP", "OK")
     diagnoses.sort(key=lambda diagnosis: worst_first.index(diagnosis.level))
 
     if args.flag("--json"):
         print_json(host, diagnoses)
     elif not diagnoses:
-        host.print(f"no connections, neither in pluto nor in {doctor.patient.config.name}")
+        host.print(f"no connections, neither in pluto nor in {diagnoser.facts.config.name}")
     else:
         for diagnosis in diagnoses:
             for line in explained_lines(diagnosis):
@@ -22627,7 +22627,7 @@ class UpProgress:
             pass  # the terminal is gone; the next regular output fails as well, and that error is reported
 
 
-class Teller:
+class WhackRunner:
     """Runs whack and addconn for one command line, or only shows them (--dry-run).
 
     `compiled` is the path of libreswan's whack, or empty if the built-in whack is used.
@@ -22745,12 +22745,12 @@ class Teller:
         if the connection is up by now, or if its kind has no IPsec SA.  `status` is whack's exit status, or
         None if whack did not end in time.
         """
-        doctor: Doctor = load_part("Doctor")(self.host, 10.0)
-        doctor.whack_lines = wait.lines
-        diagnosis = doctor.diagnose(name)
+        diagnoser: Diagnoser = load_part("Diagnoser")(self.host, 10.0)
+        diagnoser.whack_lines = wait.lines
+        diagnosis = diagnoser.diagnose(name)
         if diagnosis.state == "up":
             return status or OK
-        conn = doctor.conn(name)
+        conn = diagnoser.conn(name)
         # templates, groups and shunts have no IPsec SA of their own
         has_no_sa = diagnosis.state in ("waiting", "unknown") or (conn and is_shunt(conn))
         if status == OK and not wait.cause and has_no_sa:
@@ -22804,8 +22804,8 @@ class Teller:
 
         Raises NoPluto or TimedOut if pluto does not answer, PermissionError.
         """
-        doctor: Doctor = load_part("Doctor")(self.host, 5.0)
-        entries = doctor.entries(name)
+        diagnoser: Diagnoser = load_part("Diagnoser")(self.host, 5.0)
+        entries = diagnoser.entries(name)
         return connection_state(entries) if entries else "not loaded"
 
     def _take_down(self, name: str) -> None:
@@ -22999,7 +22999,7 @@ def whack_command(host: Host, args: Args) -> int:
     dry_run = words[:1] == [DRY_RUN_OPTION.key]
     if dry_run:
         words = words[1:]
-    compiled = Teller(host, Args()).compiled
+    compiled = WhackRunner(host, Args()).compiled
 
     metavars = whack_metavars()
     given = set()
@@ -23039,7 +23039,7 @@ def request_command(names: str, operand: str, request: str, summary: str) -> Non
             words += ["--name", args.operands[0]]
         if args.flag("--utc"):
             words.append("--utc")
-        return Teller(host, args).ask(*words, request)
+        return WhackRunner(host, args).ask(*words, request)
 
 
 request_command("status", "", "--status", "show pluto's full status")
@@ -23080,7 +23080,7 @@ def operation_command(names: str, summary: str, options: Sequence[Opt] = CONNECT
 
     @command(names, "CONN", summary=summary, options=options, details=details, examples=examples)
     def run_operation(host: Host, args: Args) -> int:
-        return Teller(host, args).operate(operation, args.operands[0])
+        return WhackRunner(host, args).operate(operation, args.operands[0])
 
 
 operation_command("up initiate", "negotiate a connection", (*CONNECTION_OPTIONS, *UP_OPTIONS),
@@ -23102,16 +23102,16 @@ operation_command("ondemand", "load a connection and install its trap policy, as
 
 def pluto_start(host: Host, args: Args) -> int:
     """Run `ipsec start CONN...`: load the connections and bring them up; return as operate_all() does."""
-    return operate_all(Teller(host, args), "start", args.operands)
+    return operate_all(WhackRunner(host, args), "start", args.operands)
 
 
-def operate_all(teller: Teller, operation: str, names: Sequence[str]) -> int:
+def operate_all(runner: WhackRunner, operation: str, names: Sequence[str]) -> int:
     """Do an operation with each connection, and stop at the first failure.
 
     Return the exit status of the connection that failed, or OK.
     """
     for name in names:
-        status = teller.operate(operation, name)
+        status = runner.operate(operation, name)
         if status:
             return status
     return OK
@@ -23126,10 +23126,10 @@ def operate_all(teller: Teller, operation: str, names: Sequence[str]) -> int:
                   Opt("--checkconfig", None, "only check the configuration")))
 def add_command(host: Host, args: Args) -> int:
     """Run `ipsec add`; return the exit status of the first step that fails, or OK."""
-    teller = Teller(host, args)
+    runner = WhackRunner(host, args)
     for word in ("--checkconfig", "--autoall"):
         if args.flag(word):
-            return teller.load(word)
+            return runner.load(word)
 
     operations = {"": "add", "add": "add", "keep": "add", "route": "ondemand", "ondemand": "ondemand",
                   "start": "start", "up": "start"}
@@ -23138,13 +23138,13 @@ def add_command(host: Host, args: Args) -> int:
         raise Failure("ipsec add: CONN is missing", USAGE)
     if operation is None:
         raise Failure("ipsec add: --auto must be add, route or start", USAGE)
-    return operate_all(teller, operation, args.operands)
+    return operate_all(runner, operation, args.operands)
 
 
 @command("checkconfig", rescue=True, summary="check the configuration", options=PLUTO_OPTIONS)
 def checkconfig_command(host: Host, args: Args) -> int:
     """Run `ipsec checkconfig`; return addconn's exit status."""
-    return Teller(host, args).load("--checkconfig")
+    return WhackRunner(host, args).load("--checkconfig")
 
 
 @command("redirect", "[CONN]", summary="redirect the peers of a connection, or all peers, to another gateway",
@@ -23155,7 +23155,7 @@ def redirect_command(host: Host, args: Args) -> int:
     if not args.flag("--redirect-to"):
         raise Failure("ipsec redirect: --redirect-to is missing", USAGE)
     name = ["--name", args.operands[0]] if args.operands else []
-    return Teller(host, args).whack(*name, "--redirect-to", args.value("--redirect-to"))
+    return WhackRunner(host, args).whack(*name, "--redirect-to", args.value("--redirect-to"))
 
 
 AUTO_REQUESTS = {
@@ -23206,13 +23206,13 @@ def auto_command(host: Host, args: Args) -> int:
     check_auto(given, names)
 
     operation, = given
-    teller = Teller(host, args)
+    runner = WhackRunner(host, args)
     if operation in OPERATIONS:
-        return teller.operate(operation, names[0])
+        return runner.operate(operation, names[0])
     words = ["--utc"] if args.flag("--utc") else []
     if operation == "purgeocsp" and is_before_5(host):
         words.append("--listall")  # libreswan's `ipsec auto` of 3.x and 4.x adds --listall to this request
-    return teller.ask(*words, AUTO_REQUESTS[operation])
+    return runner.ask(*words, AUTO_REQUESTS[operation])
 
 
 # --- tunnels: pluto's connections as a table ----------------------------------------------------------------
@@ -24314,15 +24314,15 @@ def report_summary(report: Report) -> Iterator[str]:
 
     if host.live:
         lines.append(f"{distribution_name(host)}, kernel {host.kernel_release()}")
-        doctor: Doctor = load_part("Doctor")(host, report.timeout / 2)
-        lines.append(pluto_summary(report, doctor))
+        diagnoser: Diagnoser = load_part("Diagnoser")(host, report.timeout / 2)
+        lines.append(pluto_summary(report, diagnoser))
         try:
             rows = Tunnels(host, report.timeout / 2).rows
             lines += tunnels_summary(rows, report.config)
         except (Failure, OSError) as error:
             rows = []
             lines.append(no_tunnels_line(report, error))
-        for diagnosis in failed_tunnels(doctor, rows):
+        for diagnosis in failed_tunnels(diagnoser, rows):
             explained.append(diagnosis.connection)
             lines.append(why_line(diagnosis))
         lines.append(firewall_summary(host))
@@ -24369,7 +24369,7 @@ def distribution_name(host: Host) -> str:
     return "unknown distribution"
 
 
-def pluto_summary(report: Report, doctor: Doctor) -> str:
+def pluto_summary(report: Report, diagnoser: Diagnoser) -> str:
     """Return a line about pluto: the process and its start or, if pluto does not run, its last message."""
     host = report.host
     pid = visible_pluto(host)
@@ -24381,7 +24381,7 @@ def pluto_summary(report: Report, doctor: Doctor) -> str:
         return line
 
     try:
-        last = doctor.log().lines[-1]
+        last = diagnoser.log().lines[-1]
     except (OSError, Failure):
         return line
     message = next(iter(report.log_lines([last.text])), LEFT_OUT)
@@ -24446,7 +24446,7 @@ def configured_connections(config: Config) -> str:
     return text
 
 
-def failed_tunnels(doctor: Doctor, rows: Sequence[TunnelRow]) -> list[Diagnosis]:
+def failed_tunnels(diagnoser: Diagnoser, rows: Sequence[TunnelRow]) -> list[Diagnosis]:
     """Return the diagnoses of at most SUMMARY_CAUSES failed connections.
 
     First come connections that should be up but are down.  Then come idle connections whose last attempt has
@@ -24454,10 +24454,10 @@ def failed_tunnels(doctor: Doctor, rows: Sequence[TunnelRow]) -> list[Diagnosis]
     """
     wanted = dict.fromkeys(row.name for row in rows if row.fails)
     idle = dict.fromkeys(row.name for row in rows if row.state == "idle" and row.name not in wanted)
-    causes = [doctor.diagnose(name) for name in [*wanted][:SUMMARY_CAUSES]]
+    causes = [diagnoser.diagnose(name) for name in [*wanted][:SUMMARY_CAUSES]]
 
     for name in [*idle][:SUMMARY_TUNNELS]:
-        diagnosis = doctor.diagnose(name)
+        diagnosis = diagnoser.diagnose(name)
         if diagnosis.level in ("FAIL", "WARN") and diagnosis.when is not None:
             causes.append(diagnosis)
     return causes[:SUMMARY_CAUSES]
@@ -24958,7 +24958,7 @@ class Reload:
 
     def __init__(self, host: Host, args: Args) -> None:
         self.host = host
-        self.teller = Teller(host, args)
+        self.runner = WhackRunner(host, args)
         self.timeout = parse_seconds(args.value("--timeout", "60"))
         self.prune = args.flag("--prune")
         self.refused: set[str] = set()  # connections in which addconn finds an error
@@ -24981,8 +24981,8 @@ class Reload:
 
     def whack(self, *words: str) -> Ran:
         """Run libreswan's whack or the built-in whack, and return the exit status and the output."""
-        if self.teller.compiled:
-            argv = [self.teller.compiled, "--ctlsocket", self.host.ctlsocket, *words]
+        if self.runner.compiled:
+            argv = [self.runner.compiled, "--ctlsocket", self.host.ctlsocket, *words]
             return self.host.run(argv, timeout=self.timeout)
         try:
             lines = list(pluto_lines(self.host, *words, timeout=self.timeout))

@@ -424,7 +424,7 @@ def test_a_bad_byte_in_a_path_costs_one_section(pyz: Path, tmp_path: Path) -> No
     assert "\n+ date\n" in ran.stdout
 
 
-class NoLog(ipsec.Doctor):
+class NoLog(ipsec.Diagnoser):
     """Finds no log of pluto."""
 
     def log(self) -> ipsec.PlutoLog:
@@ -438,8 +438,8 @@ def test_the_lines_about_pluto_know_of_plutos_out_of_sight(monkeypatch: pytest.M
     monkeypatch.setattr(ipsec, "signs_of_pluto", lambda host: signs)
 
     def lines() -> set[str]:
-        doctor = NoLog(ipsec.Host(), 1.0)
-        return {next(ipsec.listeners(report())).rstrip("\n"), ipsec.pluto_summary(report(), doctor)}
+        diagnoser = NoLog(ipsec.Host(), 1.0)
+        return {next(ipsec.listeners(report())).rstrip("\n"), ipsec.pluto_summary(report(), diagnoser)}
 
     assert lines() == {"pluto: not running"}
     signs.append("UDP port 500 is in use by a process that this one can't see")
@@ -451,10 +451,10 @@ def test_the_lines_about_pluto_know_of_plutos_out_of_sight(monkeypatch: pytest.M
 def test_the_summary_has_the_last_message_of_a_pluto_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ipsec, "visible_pluto", lambda host: None)
     monkeypatch.setattr(ipsec, "signs_of_pluto", lambda host: [])
-    doctor = ipsec.Doctor(ipsec.Host(), 1.0)
+    diagnoser = ipsec.Diagnoser(ipsec.Host(), 1.0)
     lines = [ipsec.LogLine(0.0, "Starting Pluto"), ipsec.LogLine(None, "FATAL: no NSS database")]
-    monkeypatch.setattr(doctor, "log", lambda: ipsec.PlutoLog("x", lines))
-    assert ipsec.pluto_summary(report(), doctor) == (
+    monkeypatch.setattr(diagnoser, "log", lambda: ipsec.PlutoLog("x", lines))
+    assert ipsec.pluto_summary(report(), diagnoser) == (
         "pluto: not running; the last line of pluto's log: FATAL: no NSS database")
 
 

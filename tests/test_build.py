@@ -381,7 +381,7 @@ def test_what_programs_call_often_loads_little(pyz: Path, tmp_path: Path, name: 
     causes = {"verify_command", "why_command", "look_command"}
     for archive in (pyz, slow):
         assert not causes & set(loaded_for(PYTHON, archive, name))
-        assert {"Doctor", "why_command"} <= set(loaded_for(PYTHON, archive, name, "Doctor"))
+        assert {"Diagnoser", "why_command"} <= set(loaded_for(PYTHON, archive, name, "Diagnoser"))
 
 
 def test_the_index_has_every_command_and_its_blocks_bind_what_they_use() -> None:

@@ -16,11 +16,11 @@ from ipsec import (
     CAUSES,
     Attempt,
     Config,
-    Doctor,
+    Diagnoser,
+    Facts,
     Finding,
     Host,
     LogLine,
-    Patient,
     PlutoLog,
     UpWait,
     before_text,
@@ -417,7 +417,7 @@ def test_state_of_a_connection(told: list[dict[str, Any]], state: str) -> None:
 
 
 @pytest.fixture
-def doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Doctor:
+def diagnoser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Diagnoser:
     """A host with the connection office and a secret, and a pluto that has loaded it and could not bring it up."""
     conf, secrets = tmp_path / "ipsec.conf", tmp_path / "ipsec.secrets"
     conf.write_text(f"config setup\n\tsecretsfile={secrets}\n"
@@ -425,23 +425,24 @@ def doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Doctor:
                     "conn spare\n\tleft=192.0.2.1\n\tright=203.0.113.8\n")
     secrets.write_text(': PSK "SwordfishForTheOffice"\n')
     host = Host({}, conf=str(conf))
-    patient = Patient(host, 1.0)
-    monkeypatch.setattr(patient, "loaded", lambda: {"office": [entry()]})
-    doctor = Doctor(host, 1.0, patient)
-    monkeypatch.setattr(doctor, "_findings", lambda names, conn: [])
-    monkeypatch.setattr(doctor, "_unprotected", lambda name: None)
-    return doctor
+    facts = Facts(host, 1.0)
+    monkeypatch.setattr(facts, "loaded", lambda: {"office": [entry()]})
+    diagnoser = Diagnoser(host, 1.0, facts)
+    monkeypatch.setattr(diagnoser, "_findings", lambda names, conn: [])
+    monkeypatch.setattr(diagnoser, "_unprotected", lambda name: None)
+    return diagnoser
 
 
-def set_log(doctor: Doctor, *texts: str) -> None:
-    """Give the doctor these lines as pluto's log."""
-    doctor._log = PlutoLog("log", [LogLine(None, text) for text in texts])
+def set_log(diagnoser: Diagnoser, *texts: str) -> None:
+    """Give the diagnoser these lines as pluto's log."""
+    diagnoser._log = PlutoLog("log", [LogLine(None, text) for text in texts])
 
 
-def test_a_diagnosis_has_cause_evidence_and_no_secret(doctor: Doctor) -> None:
-    set_log(doctor, '"office" #1: initiating IKEv2 connection', '"office" #1: IKE SA authentication request rejected '
-            "by peer: AUTHENTICATION_FAILED for SwordfishForTheOffice\x1b[0m")
-    found = doctor.diagnose("office")
+def test_a_diagnosis_has_cause_evidence_and_no_secret(diagnoser: Diagnoser) -> None:
+    set_log(diagnoser, '"office" #1: initiating IKEv2 connection',
+            '"office" #1: IKE SA authentication request rejected by peer: AUTHENTICATION_FAILED for '
+            "SwordfishForTheOffice\x1b[0m")
+    found = diagnoser.diagnose("office")
     assert (found.state, found.level, found.cause, found.short) == (
         "down", "FAIL", "auth-refused", "peer refuses authentication")
     assert "another pre-shared key (PSK)" in found.means  # narrowed down by authby=
@@ -451,100 +452,100 @@ def test_a_diagnosis_has_cause_evidence_and_no_secret(doctor: Doctor) -> None:
     assert len(diagnosis_lines(found)) == 2
 
 
-def test_what_this_host_shows_stands_in_where_the_log_has_no_reason(doctor: Doctor,
+def test_what_this_host_shows_stands_in_where_the_log_has_no_reason(diagnoser: Diagnoser,
                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
-    set_log(doctor, '"office" #1: initiating IKEv2 connection', '"office" #1: encountered fatal error in state I1')
+    set_log(diagnoser, '"office" #1: initiating IKEv2 connection', '"office" #1: encountered fatal error in state I1')
     missing = Finding("certificates", "x", "FAIL", "NO KEY", 'the database has no private key for "gw"', "ipsec import")
-    monkeypatch.setattr(doctor, "_findings", lambda names, conn: [missing] if "certificates" in names else [])
-    found = doctor.diagnose("office")
+    monkeypatch.setattr(diagnoser, "_findings", lambda names, conn: [missing] if "certificates" in names else [])
+    found = diagnoser.diagnose("office")
     assert found.cause == "certificates" and "no private key" in found.means and found.command == "ipsec import"
-    set_log(doctor)
-    monkeypatch.setattr(doctor, "_findings", lambda names, conn: [
+    set_log(diagnoser)
+    monkeypatch.setattr(diagnoser, "_findings", lambda names, conn: [
         Finding("firewall", "x", "FAIL", "BLOCKED", "UDP 500 from anywhere is dropped", "nft ...")])
-    assert "firewall" in doctor.diagnose("office").means
+    assert "firewall" in diagnoser.diagnose("office").means
     assert explains(Finding("firewall", "x", "WARN", "BLOCKED", "UDP 4500 from anywhere"), "half-open")
     assert not explains(Finding("firewall", "x", "WARN", "BLOCKED", "ICMP from anywhere"), "silent-auth")
 
 
-def test_the_policy_narrows_a_cause_down(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_policy_narrows_a_cause_down(diagnoser: Diagnoser, monkeypatch: pytest.MonkeyPatch) -> None:
     for words, versions in ((["PSK", "IKEV1_ALLOW"], "IKEv1 only"), (["IKEv1", "PSK"], "IKEv1 only"),
                             (["IKEV1_ALLOW", "IKEV2_ALLOW"], "IKEv1 and IKEv2"), (["IKEv2"], "IKEv2 only")):
         assert ipsec.ike_versions(words) == versions
-    monkeypatch.setattr(doctor.patient, "loaded", lambda: {"office": [entry(policy=["IKEv1", "PSK"])]})
-    set_log(doctor, f'"office" #1: {MAIN}', '"office" #1: ignoring informational payload NO_PROPOSAL_CHOSEN')
-    assert "no pre-shared key (PSK)" in doctor.diagnose("office").means
-    monkeypatch.setattr(doctor.patient, "loaded", lambda: {"office": [entry(policy=["IKEv2", "PSK"])]})
-    assert "pre-shared" not in doctor.diagnose("office").means
-    set_log(doctor, "packet from 203.0.113.9:500: no suitable connection found with IKEv2 policy")
-    assert "this connection allows IKEv2 only" in doctor.diagnose("office").means
+    monkeypatch.setattr(diagnoser.facts, "loaded", lambda: {"office": [entry(policy=["IKEv1", "PSK"])]})
+    set_log(diagnoser, f'"office" #1: {MAIN}', '"office" #1: ignoring informational payload NO_PROPOSAL_CHOSEN')
+    assert "no pre-shared key (PSK)" in diagnoser.diagnose("office").means
+    monkeypatch.setattr(diagnoser.facts, "loaded", lambda: {"office": [entry(policy=["IKEv2", "PSK"])]})
+    assert "pre-shared" not in diagnoser.diagnose("office").means
+    set_log(diagnoser, "packet from 203.0.113.9:500: no suitable connection found with IKEv2 policy")
+    assert "this connection allows IKEv2 only" in diagnoser.diagnose("office").means
 
 
-def test_honest_where_nothing_is_known(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
-    doctor._log = PermissionError(13, "Permission denied")
-    found = doctor.diagnose("office")
+def test_honest_where_nothing_is_known(diagnoser: Diagnoser, monkeypatch: pytest.MonkeyPatch) -> None:
+    diagnoser._log = PermissionError(13, "Permission denied")
+    found = diagnoser.diagnose("office")
     assert found.level == "SKIP" and "can't be read" in found.means
-    monkeypatch.setattr(doctor.patient, "loaded", lambda: (_ for _ in ()).throw(PermissionError(13, "no")))
-    assert doctor.diagnose("office").state == "unknown"
+    monkeypatch.setattr(diagnoser.facts, "loaded", lambda: (_ for _ in ()).throw(PermissionError(13, "no")))
+    assert diagnoser.diagnose("office").state == "unknown"
 
     def refuse(silent: bool) -> None:
-        monkeypatch.setattr(doctor.patient, "loaded",
+        monkeypatch.setattr(diagnoser.facts, "loaded",
                             lambda: (_ for _ in ()).throw(ipsec.NoPluto("no answer", silent=silent)))
 
     refuse(silent=True)
-    monkeypatch.setattr(doctor.patient, "pluto_signs", list)
-    found = doctor.diagnose("office")
+    monkeypatch.setattr(diagnoser.facts, "pluto_signs", list)
+    found = diagnoser.diagnose("office")
     assert found.cause == "pluto-down" and found.command in ("ipsec start", "apt-get install libreswan")
-    monkeypatch.setattr(doctor.patient, "pluto_signs", lambda: ["UDP port 500 is in use"])
-    found = doctor.diagnose("office")
+    monkeypatch.setattr(diagnoser.facts, "pluto_signs", lambda: ["UDP port 500 is in use"])
+    found = diagnoser.diagnose("office")
     assert (found.level, found.state) == ("SKIP", "unknown") and "UDP port 500 is in use" in found.means
     refuse(silent=False)
-    found = doctor.diagnose("office")
+    found = diagnoser.diagnose("office")
     assert (found.level, found.state) == ("SKIP", "unknown") and "no answer" in found.means
 
 
-def test_a_connection_that_is_not_loaded(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
-    set_log(doctor)
-    assert "auto= is ignore" in doctor.diagnose("spare").means
-    found = doctor.diagnose("ofice")
+def test_a_connection_that_is_not_loaded(diagnoser: Diagnoser, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_log(diagnoser)
+    assert "auto= is ignore" in diagnoser.diagnose("spare").means
+    found = diagnoser.diagnose("ofice")
     assert found.check == "did you mean office?" and "neither in pluto nor in" in found.means
-    monkeypatch.setattr(doctor.patient, "loaded", dict)
-    set_log(doctor, "\"office\": failed to add connection: left certificate 'gw' is expired or not yet valid")
-    found = doctor.diagnose("office")
+    monkeypatch.setattr(diagnoser.facts, "loaded", dict)
+    set_log(diagnoser, "\"office\": failed to add connection: left certificate 'gw' is expired or not yet valid")
+    found = diagnoser.diagnose("office")
     assert found.state == "not loaded" and "expired" in found.means and found.command == "ipsec add office"
 
 
-def test_a_peer_that_asks_from_another_address(doctor: Doctor) -> None:
-    set_log(doctor, "packet from 203.0.113.77:500: ISAKMP_v2_IKE_SA_INIT message received on 192.0.2.1:500 but no "
+def test_a_peer_that_asks_from_another_address(diagnoser: Diagnoser) -> None:
+    set_log(diagnoser, "packet from 203.0.113.77:500: ISAKMP_v2_IKE_SA_INIT message received on 192.0.2.1:500 but no "
             "suitable connection found with IKEv2 policy")
-    found = doctor.diagnose("office")
+    found = diagnoser.diagnose("office")
     assert found.cause == "unknown-peer" and "203.0.113.77" in found.means and PEER in found.means
 
 
-def test_waiting_for_a_client_or_a_packet_is_fine(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
-    set_log(doctor, '"office"[1] 203.0.113.9 #1: IPsec SA established', '"office"[1] 203.0.113.9 #1: received Delete '
-            "SA payload: delete CHILD SA #2 now")
-    monkeypatch.setattr(doctor.patient, "loaded", lambda: {"office": [entry(remote={"host": "%any"})]})
-    assert (doctor.diagnose("office").state, doctor.diagnose("office").level) == ("waiting", "OK")
-    set_log(doctor)
-    monkeypatch.setattr(doctor.patient, "loaded", lambda: {"office": [entry(routing="routed-ondemand")]})
-    assert (doctor.diagnose("office").state, doctor.diagnose("office").level) == ("on demand", "OK")
+def test_waiting_for_a_client_or_a_packet_is_fine(diagnoser: Diagnoser, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_log(diagnoser, '"office"[1] 203.0.113.9 #1: IPsec SA established',
+            '"office"[1] 203.0.113.9 #1: received Delete SA payload: delete CHILD SA #2 now')
+    monkeypatch.setattr(diagnoser.facts, "loaded", lambda: {"office": [entry(remote={"host": "%any"})]})
+    assert (diagnoser.diagnose("office").state, diagnoser.diagnose("office").level) == ("waiting", "OK")
+    set_log(diagnoser)
+    monkeypatch.setattr(diagnoser.facts, "loaded", lambda: {"office": [entry(routing="routed-ondemand")]})
+    assert (diagnoser.diagnose("office").state, diagnoser.diagnose("office").level) == ("on demand", "OK")
 
 
 @pytest.mark.parametrize(("came", "went", "level"), [(0, 0, "OK"), (252, 252, "OK"), (0, 252, "WARN"), (252, 0, "OK")])
-def test_traffic_of_a_tunnel_that_is_up(doctor: Doctor, monkeypatch: pytest.MonkeyPatch, came: int, went: int,
+def test_traffic_of_a_tunnel_that_is_up(diagnoser: Diagnoser, monkeypatch: pytest.MonkeyPatch, came: int, went: int,
                                         level: str) -> None:
-    monkeypatch.setattr(doctor.patient, "loaded", lambda: {"office": [entry(up=True, child_sa=2)]})
+    monkeypatch.setattr(diagnoser.facts, "loaded", lambda: {"office": [entry(up=True, child_sa=2)]})
     monkeypatch.setattr(ipsec, "exact_traffic", lambda host, timeout: {
         2: {"bytes_in": came, "bytes_out": went, "added": 1700000000}})
-    found = doctor.diagnose("office")
+    found = diagnoser.diagnose("office")
     assert found.state == "up" and found.level == level
 
 
-def test_nat_before_the_tunnel_is_said_to_be_in_clear(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.patient, "loaded", lambda: {"office": [entry(up=True, child_sa=2)]})
+def test_nat_before_the_tunnel_is_said_to_be_in_clear(diagnoser: Diagnoser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnoser.facts, "loaded", lambda: {"office": [entry(up=True, child_sa=2)]})
     monkeypatch.setattr(ipsec, "exact_traffic", lambda host, timeout: {})
-    monkeypatch.setattr(doctor, "_in_clear", lambda name: ("packets leave in clear", "iptables ..."))
-    found = doctor.diagnose("office")
+    monkeypatch.setattr(diagnoser, "_in_clear", lambda name: ("packets leave in clear", "iptables ..."))
+    found = diagnoser.diagnose("office")
     assert found.level == "FAIL" and "in clear" in found.means
 
 
@@ -556,17 +557,17 @@ def test_nat_before_the_tunnel_is_said_to_be_in_clear(doctor: Doctor, monkeypatc
     ({"policy": {"index": 1}}, "", ""), ({"device": "lo"}, "", ""), ({"exceptions": [{}]}, "", ""),
     ({"fate": "block", "why": "ipsec1 drops packets that no policy is for"}, "blocked", "the kernel drops packets"),
 ])
-def test_packets_that_miss_a_tunnel_that_is_up(doctor: Doctor, monkeypatch: pytest.MonkeyPatch,
+def test_packets_that_miss_a_tunnel_that_is_up(diagnoser: Diagnoser, monkeypatch: pytest.MonkeyPatch,
                                                fate: dict[str, Any], cause: str, words: str) -> None:
     whole = {"fate": "clear", "device": "eth0", "policy": None, "exceptions": [], "why": "", "destination": PEER,
              **fate}
-    tunnel = ipsec.Tunnel(doctor.patient.conns[0], "left", ["192.0.2.1"], [], [PEER], "eth0", PEER,
+    tunnel = ipsec.Tunnel(diagnoser.facts.conns[0], "left", ["192.0.2.1"], [], [PEER], "eth0", PEER,
                           "192.0.2.1")
     monkeypatch.undo()
-    monkeypatch.setattr(Patient, "tunnels", property(lambda self: [tunnel]))
+    monkeypatch.setattr(Facts, "tunnels", property(lambda self: [tunnel]))
     monkeypatch.setattr(ipsec.PacketFates, "__init__", lambda self, host, query: None)
     monkeypatch.setattr(ipsec.PacketFates, "fate", lambda self, destination, source: whole)
-    unprotected = doctor._unprotected("office")
+    unprotected = diagnoser._unprotected("office")
     if not unprotected:
         assert cause == ""
         return

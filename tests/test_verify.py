@@ -15,10 +15,10 @@ from ipsec import (
     CHECKS,
     Certificate,
     Conn,
+    Facts,
     Finding,
     Host,
     Parsed,
-    Patient,
     Section,
     Trouble,
     bare_nickname,
@@ -47,26 +47,26 @@ def test_fips_mode_of_kernel_policy_and_pluto(tmp_path: Path, monkeypatch: pytes
     host = Host(conf=str(tmp_path / "ipsec.conf"))
     values = {"/proc/sys/crypto/fips_enabled": kernel, "/etc/crypto-policies/config": policy}
     monkeypatch.setattr(host, "value", lambda name, default="": values.get(name, default))
-    patient = Patient(host, 1.0)
-    patient.pid = 1
-    monkeypatch.setattr(patient, "status", lambda: [f"{name}={value}" for name, value in pluto.items()])
-    troubles: list[Trouble] = list(CHECKS["fips"].function(patient))
+    facts = Facts(host, 1.0)
+    facts.pid = 1
+    monkeypatch.setattr(facts, "status", lambda: [f"{name}={value}" for name, value in pluto.items()])
+    troubles: list[Trouble] = list(CHECKS["fips"].function(facts))
     assert [word for _, word, _, _ in troubles] == found
 
 
 def test_the_firewall_is_checked_for_every_tunnel(monkeypatch: pytest.MonkeyPatch) -> None:
-    patient = Patient(Host(), 1.0)
+    facts = Facts(Host(), 1.0)
     conn = Conn(Section("fine", "ipsec.conf", 1, []))
     tunnels = [SimpleNamespace(device=device, peer=peer, family=family, conn=conn, address="")
                for device, peer, family in (
                    ("eth0", "192.0.2.1", "ipv4"), ("eth1", "2001:db8::1", "ipv6"), ("eth2", "192.0.2.2", "ipv4"))]
-    monkeypatch.setattr(Patient, "conns", [conn])
-    monkeypatch.setattr(Patient, "tunnels", tunnels)
+    monkeypatch.setattr(Facts, "conns", [conn])
+    monkeypatch.setattr(Facts, "tunnels", tunnels)
     asked: list[tuple[str, str, str, str]] = []
-    monkeypatch.setattr(patient, "undecided", lambda *_, **__: "")
-    monkeypatch.setattr(patient, "blocks", lambda hooks, *_, **packet: asked.append(
+    monkeypatch.setattr(facts, "undecided", lambda *_, **__: "")
+    monkeypatch.setattr(facts, "blocks", lambda hooks, *_, **packet: asked.append(
         (hooks, packet.get("in") or packet["out"], packet["family"], packet["proto"].split()[0])) or "")
-    assert list(CHECKS["firewall"].function(patient)) == []
+    assert list(CHECKS["firewall"].function(facts)) == []
     for tunnel in tunnels:
         for hooks in ("prerouting input", "output postrouting"):
             for protocol in ("udp", "esp"):
@@ -83,10 +83,10 @@ def test_a_program_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytes
     file.write_text("config setup\n")
     host = Host({"IPSEC_EXECDIR": str(tmp_path)}, conf=str(file))
     monkeypatch.setattr(Host, "superuser", True)
-    patient = Patient(host, 60.0)
-    patient.ask_addconn()
+    facts = Facts(host, 60.0)
+    facts.ask_addconn()
     wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip(), "addconn")
-    patient.close()
+    facts.close()
     assert not alive(int((tmp_path / "pid").read_text())) and not host.children
     (found,) = findings(host, 0.1, ("config",))
     assert (found.level, found.why) == ("SKIP", "the installed addconn --checkconfig did not end within 0.1 s")
@@ -154,15 +154,15 @@ def test_what_pluto_has_is_compared_with_the_file(tmp_path: Path, monkeypatch: p
         f"conn net/24\n\tauto=add\n{ends}"
         f"conn 1x2\n\tauto=add\n{ends}"
         f"conn two\n\tauto=add\n\tleftsubnet=10.1.0.0/24\n\trightsubnets={{10.2.0.0/24,10.3.0.0/24}}\n{ends}")
-    patient = Patient(Host({}, conf=str(file)), 1.0)
-    monkeypatch.setattr(patient, "status", STATUS.splitlines)
-    tunnels = [SimpleNamespace(conn=conn, here="left") for conn in patient.config.conns()]
-    monkeypatch.setattr(Patient, "tunnels", tunnels)
-    assert list(CHECKS["loaded"].function(patient)) == []
+    facts = Facts(Host({}, conf=str(file)), 1.0)
+    monkeypatch.setattr(facts, "status", STATUS.splitlines)
+    tunnels = [SimpleNamespace(conn=conn, here="left") for conn in facts.config.conns()]
+    monkeypatch.setattr(Facts, "tunnels", tunnels)
+    assert list(CHECKS["loaded"].function(facts)) == []
     other = STATUS.replace("SA: #2", "SA: #0").replace("10.3.0.0", "10.4.0.0")
-    patient = Patient(Host({}, conf=str(file)), 1.0)
-    monkeypatch.setattr(patient, "status", other.splitlines)
-    assert [trouble[1] for trouble in CHECKS["loaded"].function(patient)] == ["CHANGED"]
+    facts = Facts(Host({}, conf=str(file)), 1.0)
+    monkeypatch.setattr(facts, "status", other.splitlines)
+    assert [trouble[1] for trouble in CHECKS["loaded"].function(facts)] == ["CHANGED"]
 
 
 def test_a_connection_that_should_be_up_and_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,9 +173,9 @@ def test_a_connection_that_should_be_up_and_is_not(tmp_path: Path, monkeypatch: 
                    'Nov 23 06:12:09.000000: "rw" #1: authentication failed: no PSK found for \'@rw\'\n')
 
     def check_up(status: str) -> list[Trouble]:
-        patient = Patient(Host({}, conf=str(file)), 1.0)
-        monkeypatch.setattr(patient, "status", status.splitlines)
-        return list(CHECKS["up"].function(patient))
+        facts = Facts(Host({}, conf=str(file)), 1.0)
+        monkeypatch.setattr(facts, "status", status.splitlines)
+        return list(CHECKS["up"].function(facts))
 
     assert check_up(STATUS) == []
     down = STATUS.replace("SA: #2", "SA: #0").replace("; erouted", "; unrouted")
@@ -206,13 +206,13 @@ def test_of_what_addconn_refuses_place_and_keyword_are_told(tmp_path: Path, monk
     """In the words of 4.3, 5.2 and 4.10; nothing else, as the rest may be a secret."""
     file = tmp_path / "ipsec.conf"
     file.write_text("config setup\n")
-    patient = Patient(Host({}, conf=str(file)), 1.0)
-    monkeypatch.setattr(patient, "addconn_answer", lambda: (True, ["a warning", said.format(file, file)]))
-    (trouble,) = CHECKS["config"].function(patient)
+    facts = Facts(Host({}, conf=str(file)), 1.0)
+    monkeypatch.setattr(facts, "addconn_answer", lambda: (True, ["a warning", said.format(file, file)]))
+    (trouble,) = CHECKS["config"].function(facts)
     assert trouble[2] == f"{file}:2: the installed addconn refuses nat_traversal, see ipsec addconn --checkconfig"
     assert trouble[3] == f"vi +2 {file}"
-    monkeypatch.setattr(patient, "addconn_answer", lambda: (True, [f"{file}:7: syntax error [hunter22]"]))
-    (trouble,) = CHECKS["config"].function(patient)
+    monkeypatch.setattr(facts, "addconn_answer", lambda: (True, [f"{file}:7: syntax error [hunter22]"]))
+    (trouble,) = CHECKS["config"].function(facts)
     assert "hunter22" not in trouble[2] and trouble[2].startswith(f"{file}:7: ")
 
 
@@ -233,9 +233,9 @@ def test_a_complaint_of_addconn_is_shown_without_what_may_be_a_secret(tmp_path: 
                                                                       sentence: str) -> None:
     file = tmp_path / "ipsec.conf"
     file.write_text("conn a\n\tleft=192.0.2.1\n")
-    patient = Patient(Host({}, conf=str(file)), 1.0)
-    patient.has_loaded = lambda conn: True  # type: ignore[method-assign]
-    troubles = list(ipsec.addconn_complaints(patient, [line.format(file=file)] * 2))
+    facts = Facts(Host({}, conf=str(file)), 1.0)
+    facts.has_loaded = lambda conn: True  # type: ignore[method-assign]
+    troubles = list(ipsec.addconn_complaints(facts, [line.format(file=file)] * 2))
     assert [trouble[0] for trouble in troubles] == ["FAIL" if "bad subnet" in line else "WARN"]
     assert f": {sentence.format(file=file)}; see ipsec addconn --checkconfig" in troubles[0][2]
 
@@ -285,9 +285,9 @@ def test_a_list_of_networks_is_compared_with_all_of_its_networks(tmp_path: Path,
     """In the words of 5.2.  A file that is older than pluto has not changed: pluto reads it otherwise."""
     conf = (f"conn a\n\tleft=192.0.2.1\n\tleftsubnet={networks}\n\tright=192.0.2.2\n\trightsubnet=10.9.0.0/24\n"
             "\tauto=add\n")
-    patient = patient_of(tmp_path, monkeypatch, conf, status=LISTS)
-    monkeypatch.setattr(patient, "has_changed", lambda file: not is_old)
-    assert words(patient, "loaded") == found
+    facts = facts_of(tmp_path, monkeypatch, conf, status=LISTS)
+    monkeypatch.setattr(facts, "has_changed", lambda file: not is_old)
+    assert words(facts, "loaded") == found
 
 
 @pytest.mark.parametrize(("settings", "said", "reason"), [
@@ -299,9 +299,9 @@ def test_a_list_of_networks_is_compared_with_all_of_its_networks(tmp_path: Path,
 ])
 def test_why_a_connection_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: str, said: str,
                                         reason: str) -> None:
-    patient = patient_of(tmp_path, monkeypatch, f"conn a\n\tauto=add\n\t{settings}\n", status='"b": 1...2; unrouted')
-    monkeypatch.setattr(patient, "addconn_answer", lambda: (False, said.splitlines()))
-    (trouble,) = CHECKS["loaded"].function(patient)
+    facts = facts_of(tmp_path, monkeypatch, f"conn a\n\tauto=add\n\t{settings}\n", status='"b": 1...2; unrouted')
+    monkeypatch.setattr(facts, "addconn_answer", lambda: (False, said.splitlines()))
+    (trouble,) = CHECKS["loaded"].function(facts)
     assert trouble[2].endswith(f": {reason}")
 
 
@@ -320,18 +320,18 @@ def test_why_a_connection_is_not_loaded(tmp_path: Path, monkeypatch: pytest.Monk
 ])
 def test_the_reason_in_the_log_is_told_without_what_may_be_a_secret(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, reason: str) -> None:
-    patient = patient_of(tmp_path, monkeypatch, f"{CONN.format(right='192.0.2.2')}\tike=aes-sha2-modp2048!\n"
+    facts = facts_of(tmp_path, monkeypatch, f"{CONN.format(right='192.0.2.2')}\tike=aes-sha2-modp2048!\n"
                          "\tleftprotoport=foo/1\n", status='"b": 1...2; unrouted')
     log = SimpleNamespace(lines=[ipsec.LogLine(None, line)])
     monkeypatch.setattr(ipsec, "read_pluto_log", lambda *_: log)
-    monkeypatch.setattr(patient, "addconn_answer", lambda: (False, []))
-    (trouble,) = CHECKS["loaded"].function(patient)
+    monkeypatch.setattr(facts, "addconn_answer", lambda: (False, []))
+    (trouble,) = CHECKS["loaded"].function(facts)
     assert trouble[2].endswith(f": {reason}")
 
 
 def test_errors_and_missing_files_of_the_secrets_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    patient = patient_of(tmp_path, monkeypatch, CONN.format(right="192.0.2.2"), 'include none.secrets\n: PSK ""\n')
-    assert [trouble[:3] for trouble in CHECKS["secrets"].function(patient)] == [
+    facts = facts_of(tmp_path, monkeypatch, CONN.format(right="192.0.2.2"), 'include none.secrets\n: PSK ""\n')
+    assert [trouble[:3] for trouble in CHECKS["secrets"].function(facts)] == [
         ("FAIL", "PARSE ERROR", f"{tmp_path}/ipsec.secrets:2: the key is empty; pluto aborts when it uses the key"),
         ("WARN", "NOT LOADED", f'{tmp_path}/ipsec.secrets:1: "none.secrets": no such file')]
 
@@ -350,38 +350,38 @@ def test_entries_that_libreswan_ignores(tmp_path: Path, entry: str, is_ignored: 
 def test_addconn_decides_whether_a_configuration_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "ipsec.conf"
     file.write_text("conn a\n\tnew-keyword=yes\n")
-    patient = Patient(Host({}, conf=str(file)), 1.0)
+    facts = Facts(Host({}, conf=str(file)), 1.0)
     for answer, level in (((None, []), "FAIL"), ((True, ["x"]), "FAIL"), ((False, []), "WARN")):
-        monkeypatch.setattr(patient, "addconn_answer", lambda answer=answer: answer)
-        (trouble,) = CHECKS["config"].function(patient)
+        monkeypatch.setattr(facts, "addconn_answer", lambda answer=answer: answer)
+        (trouble,) = CHECKS["config"].function(facts)
         assert trouble[0] == level and f"{file}:2: unknown keyword" in trouble[2]
 
 
-def patient_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conf: str, secrets: str = "", status: str = "",
-               here: str = "left") -> Patient:
-    """A patient with this configuration, whose pluto answers with the status, or not at all without one; each
+def facts_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conf: str, secrets: str = "", status: str = "",
+             here: str = "left") -> Facts:
+    """Facts of a host with this configuration, whose pluto answers with the status, or not at all without one; each
     connection has this host at the side `here`."""
     (tmp_path / "ipsec.conf").write_text(conf)
     (tmp_path / "ipsec.secrets").write_text(secrets)
     (tmp_path / "ipsec.secrets").chmod(0o600)
     env = {"IPSEC_CONFDDIR": str(tmp_path), "IPSEC_RUNDIR": str(tmp_path), "IPSEC_EXECDIR": str(tmp_path),
            "IPSEC_NSSDIR": str(tmp_path / "nss")}
-    patient = Patient(Host(env, conf=str(tmp_path / "ipsec.conf")), 1.0)
+    facts = Facts(Host(env, conf=str(tmp_path / "ipsec.conf")), 1.0)
 
     def answer() -> list[str]:
         if not status:
             raise ipsec.NoPluto("no pluto")
         return status.splitlines()
 
-    monkeypatch.setattr(patient, "status", answer)
-    monkeypatch.setattr(patient, "pid", None)
-    tunnels = [SimpleNamespace(conn=conn, here=here) for conn in patient.config.conns()]
-    monkeypatch.setattr(Patient, "tunnels", tunnels)
-    return patient
+    monkeypatch.setattr(facts, "status", answer)
+    monkeypatch.setattr(facts, "pid", None)
+    tunnels = [SimpleNamespace(conn=conn, here=here) for conn in facts.config.conns()]
+    monkeypatch.setattr(Facts, "tunnels", tunnels)
+    return facts
 
 
-def words(patient: Patient, check: str) -> list[str]:
-    return [word for _, word, _, _ in CHECKS[check].function(patient)]
+def words(facts: Facts, check: str) -> list[str]:
+    return [word for _, word, _, _ in CHECKS[check].function(facts)]
 
 
 CONN = "conn a\n\tleft=192.0.2.1\n\tright={right}\n\tauthby=secret\n\tauto=add\n"
@@ -407,14 +407,14 @@ CONN = "conn a\n\tleft=192.0.2.1\n\tright={right}\n\tauthby=secret\n\tauto=add\n
     ("192.0.2.2", '192.0.2.1 : PSK ""', ["NO SECRET"]),
 ])
 def test_psk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: str, secrets: str, found: list[str]) -> None:
-    patient = patient_of(tmp_path, monkeypatch, CONN.format(right=right), secrets)
-    assert words(patient, "psk") == found
+    facts = facts_of(tmp_path, monkeypatch, CONN.format(right=right), secrets)
+    assert words(facts, "psk") == found
 
 
 def test_an_id_that_may_be_a_secret_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     secrets = '192.0.2.0/24 : PSK "k1k2k3k4"\nhunter22! : PSK "k1k2k3k4"\n'
-    patient = patient_of(tmp_path, monkeypatch, CONN.format(right="192.0.2.2"), secrets)
-    network, other = list(CHECKS["psk"].function(patient))
+    facts = facts_of(tmp_path, monkeypatch, CONN.format(right="192.0.2.2"), secrets)
+    network, other = list(CHECKS["psk"].function(facts))
     assert network[2].startswith(f"{tmp_path}/ipsec.secrets:1: ") and '"192.0.2.0/24"' in network[2]
     assert other[2].startswith(f"{tmp_path}/ipsec.secrets:2: ") and "hunter22" not in other[2]
 
@@ -443,8 +443,8 @@ def test_entries_of_virtual_private(entry: str, bad: bool) -> None:
 def test_one_bad_entry_of_virtual_private_drops_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subnet: str,
                                                     level: str) -> None:
     conf = "config setup\n\tvirtual-private=%v4:10.0.0.0/8,%v4:172.16.0.0/33\n" + CONN.format(right="%any")
-    patient = patient_of(tmp_path, monkeypatch, f"{conf}\trightsubnet={subnet}\n")
-    (trouble,) = CHECKS["virtual_private"].function(patient)
+    facts = facts_of(tmp_path, monkeypatch, f"{conf}\trightsubnet={subnet}\n")
+    (trouble,) = CHECKS["virtual_private"].function(facts)
     assert trouble[0] == level and '"%v4:172.16.0.0/33"' in trouble[2] and ":2: " in trouble[2]
 
 
@@ -452,10 +452,10 @@ def test_pluto_decides_on_virtual_private(tmp_path: Path, monkeypatch: pytest.Mo
     conf = "config setup\n\tvirtual-private=%v4:10/8\n" + CONN.format(right="%any")
     for status, found in (("pluto_version=5.2, x=y\n- allowed subnet: 10.0.0.0/8", []),
                           ("pluto_version=5.2, x=y\nvirtual-private (%priv):", ["NONE LOADED"])):
-        patient = patient_of(tmp_path, monkeypatch, conf, status=status)
+        facts = facts_of(tmp_path, monkeypatch, conf, status=status)
         (tmp_path / "pluto.pid").write_text("1")
         os.utime(tmp_path / "ipsec.conf", (0, 0))  # older than pluto's start
-        assert words(patient, "virtual_private") == found
+        assert words(facts, "virtual_private") == found
 
 
 @pytest.mark.parametrize(("second", "found"), [
@@ -472,7 +472,7 @@ def test_overlaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: str, 
             f"conn a\n\talso=x\n\tright=192.0.2.2\n\tauto=add\n{second}")
     if "auto=" not in second:
         conf += "\tauto=add\n"
-    assert words(patient_of(tmp_path, monkeypatch, conf), "overlap") == found
+    assert words(facts_of(tmp_path, monkeypatch, conf), "overlap") == found
 
 
 def stub_certificates(monkeypatch: pytest.MonkeyPatch, *rows: tuple[str, str, str, int, int, bool, bool]) -> None:
@@ -482,8 +482,8 @@ def stub_certificates(monkeypatch: pytest.MonkeyPatch, *rows: tuple[str, str, st
               for place, (_, subject, issuer, begin, end, is_ca, _) in enumerate(rows)}
     certificates = [Certificate(row[0], str(place).encode(), ",,", row[6]) for place, row in enumerate(rows)]
     base = SimpleNamespace(certificates=lambda: certificates, keys=list)
-    monkeypatch.setattr(Patient, "database", lambda self: base)
-    monkeypatch.setattr(Patient, "needs_database", True)
+    monkeypatch.setattr(Facts, "database", lambda self: base)
+    monkeypatch.setattr(Facts, "needs_database", True)
     monkeypatch.setattr(ipsec, "parse_certificate", lambda der: parsed[der])
 
 
@@ -507,9 +507,9 @@ def test_the_certificate_of_this_end_fits_authby_and_its_id(
     names = ["@gw.example.org", "@*.lab", "192.0.2.1", "2001:db8::1", "a@example.org"]
     monkeypatch.setattr(ipsec, "key_and_names", lambda der: (kind, names))
     conf = f"conn x\n\tauto=add\n\tright=192.0.2.2\n\tleft=192.0.2.1\n\tleftcert=gw\n\t{lines}\n"
-    patient = patient_of(tmp_path, monkeypatch, conf)
-    monkeypatch.setattr(Patient, "sides", {"x": "left"})
-    assert words(patient, "certificates") == found
+    facts = facts_of(tmp_path, monkeypatch, conf)
+    monkeypatch.setattr(Facts, "sides", {"x": "left"})
+    assert words(facts, "certificates") == found
 
 
 @pytest.mark.parametrize(("name", "rows", "found"), [
@@ -534,15 +534,15 @@ def test_the_certificate_of_this_end_fits_authby_and_its_id(
 def test_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str,
                       rows: list[tuple[str, str, str, int, int, bool, bool]], found: list[str]) -> None:
     conf = CONN.format(right="192.0.2.2") + f'\tleftcert="{name}"\n'
-    patient = patient_of(tmp_path, monkeypatch, conf)
+    facts = facts_of(tmp_path, monkeypatch, conf)
     stub_certificates(monkeypatch, *rows)
-    assert words(patient, "certificates") == found
+    assert words(facts, "certificates") == found
 
 
 def test_the_name_for_a_nickname_with_a_colon_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    patient = patient_of(tmp_path, monkeypatch, CONN.format(right="192.0.2.2") + '\tleftcert="vpn: a"\n')
+    facts = facts_of(tmp_path, monkeypatch, CONN.format(right="192.0.2.2") + '\tleftcert="vpn: a"\n')
     stub_certificates(monkeypatch, ("vpn: a", "CN=gw", "CN=ca", -10, 300, False, True), AUTHORITY)
-    (trouble,) = CHECKS["certificates"].function(patient)
+    (trouble,) = CHECKS["certificates"].function(facts)
     assert '"NSS Certificate DB:vpn: a"' in trouble[2]
     assert bare_nickname("NSS FIPS 140-2 Certificate DB:a:b") == "a:b" and bare_nickname("card:a") == ""
 
@@ -557,37 +557,37 @@ def test_a_certificate_that_can_t_be_parsed_is_the_last_choice() -> None:
 def test_without_connections_there_is_nothing_to_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                        check: str) -> None:
     """A connection that is not loaded is none; one that pluto has loaded is."""
-    patient = patient_of(tmp_path, monkeypatch, "conn a\n\tleft=192.0.2.1\n\tright=192.0.2.2\n", status="nothing")
-    monkeypatch.setattr(Patient, "database", lambda self: SimpleNamespace(certificates=list, keys=list))
-    monkeypatch.setattr(Patient, "needs_database", False)
+    facts = facts_of(tmp_path, monkeypatch, "conn a\n\tleft=192.0.2.1\n\tright=192.0.2.2\n", status="nothing")
+    monkeypatch.setattr(Facts, "database", lambda self: SimpleNamespace(certificates=list, keys=list))
+    monkeypatch.setattr(Facts, "needs_database", False)
     with pytest.raises(ipsec.NotChecked) as caught:
-        list(CHECKS[check].function(patient))
+        list(CHECKS[check].function(facts))
     assert caught.value.cause == "connections"
 
 
 def test_a_connection_without_auto_that_pluto_has_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     conf = "conn net/24\n\tleft=192.0.2.1\n\tright=192.0.2.3\n\tauthby=secret\n"
-    patient = patient_of(tmp_path, monkeypatch, conf, '@x : PSK "k1k2k3k4"', STATUS)
-    assert [conn.name for conn in patient.conns] == ["net/24"]
-    assert words(patient, "psk") == ["NO SECRET"] and words(patient, "loaded") == ["CHANGED"]
+    facts = facts_of(tmp_path, monkeypatch, conf, '@x : PSK "k1k2k3k4"', STATUS)
+    assert [conn.name for conn in facts.conns] == ["net/24"]
+    assert words(facts, "psk") == ["NO SECRET"] and words(facts, "loaded") == ["CHANGED"]
 
 
 @pytest.mark.parametrize(("check", "cause"), [("nss_health", "database"), ("certificates", "database"),
                                               ("loaded", "pluto"), ("up", "pluto"), ("versions", "pluto")])
 def test_what_is_missing_is_the_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: str, cause: str) -> None:
-    patient = patient_of(tmp_path, monkeypatch, CONN.format(right="192.0.2.2"))
+    facts = facts_of(tmp_path, monkeypatch, CONN.format(right="192.0.2.2"))
     with pytest.raises(ipsec.NotChecked) as caught:
-        list(CHECKS[check].function(patient))
+        list(CHECKS[check].function(facts))
     assert caught.value.cause == cause
 
 
 def test_without_a_configuration_nothing_is_ok(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    patient = patient_of(tmp_path, monkeypatch, "")
+    facts = facts_of(tmp_path, monkeypatch, "")
     (tmp_path / "ipsec.conf").unlink()
-    patient.config = ipsec.Config(patient.host)
+    facts.config = ipsec.Config(facts.host)
     for check in ("obsolete", "virtual_private", "psk", "overlap", "forwarding", "firewall"):
         with pytest.raises(ipsec.NotChecked) as caught:
-            list(CHECKS[check].function(patient))
+            list(CHECKS[check].function(facts))
         assert caught.value.cause == "configuration", check
 
 
@@ -597,11 +597,11 @@ def test_without_a_configuration_nothing_is_ok(tmp_path: Path, monkeypatch: pyte
 ])
 def test_who_can_read_the_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, mode: int,
                                   found: list[str]) -> None:
-    patient = patient_of(tmp_path, monkeypatch, "config setup\n", text)
+    facts = facts_of(tmp_path, monkeypatch, "config setup\n", text)
     monkeypatch.setattr(Host, "superuser", False)
     (tmp_path / "ipsec.secrets").chmod(mode)
     (tmp_path / "ipsec.conf").chmod(0o644)
-    assert words(patient, "secret_modes") == found
+    assert words(facts, "secret_modes") == found
 
 
 @pytest.mark.parametrize(("net", "behind"), [
@@ -662,7 +662,7 @@ def test_a_pluto_whose_process_is_not_visible_is_unknown(tmp_path: Path, monkeyp
                                                          check: str) -> None:
     """Without any sign of a pluto, it is down; with a sign, whether it runs is not known."""
     monkeypatch.setattr(ipsec, "plutos", lambda host: [])
-    monkeypatch.setattr(Patient, "sockets", lambda patient: [
+    monkeypatch.setattr(Facts, "sockets", lambda facts: [
         (ipsec.Socket("udp", "0.0.0.0", port, 1), False) for port in (500, 4500)])
     host = Host({"IPSEC_RUNDIR": str(tmp_path)}, conf=str(tmp_path / "ipsec.conf"))
     monkeypatch.setattr(Host, "superuser", True)

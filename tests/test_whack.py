@@ -279,7 +279,7 @@ def test_an_unknown_release_is_asked_by_its_own_whack(listening: Callable[..., F
     for word, kind in (("trafficstatus", "traffic"), ("showstates", "states"), ("listall", "lists")):
         args = ipsec.Args()
         args.options["--json"] = [""]
-        assert ipsec.Teller(pluto.host, args).ask(f"--{word}") == 0
+        assert ipsec.WhackRunner(pluto.host, args).ask(f"--{word}") == 0
         data = json.loads(capsys.readouterr().out)
         assert data[kind] and not data["unparsed"]
     assert len(data["states"]) == 0
