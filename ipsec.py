@@ -3800,6 +3800,7 @@ class Config:
 
     def _heading(self, name: str, number: int, line: str, depth: int) -> None:
         """Read a line that is not indented: conn, config setup, include or version."""
+        self._included = ""
         word = line.replace("\t", " ").partition(" ")[0]
         value, after = "", line[len(word):].lstrip(" \t")
         if after and after[0] != "#":
@@ -3885,7 +3886,7 @@ class Config:
                 self.unread = True
                 self._problem(name, number, f"include {quote(pattern)}: more than {FILES_LIMIT} files are included; "
                               "the rest is not read", True, "include")
-                return
+                break
             else:
                 self._read_file(file, depth + 1, number, name, any(char in pattern for char in "*?["))
         self._included = "".join(files[:1])
@@ -4344,10 +4345,11 @@ def has_secret(ids: Sequence[str | None], ours: str, theirs: str) -> bool | None
 def configured_directory(host: Host, key: str) -> str:
     """Return the value of nssdir= or ipsecdir= (`key`) in ipsec.conf, or an empty text if it is not set.
 
-    Only the first call reads ipsec.conf.
+    Only the first call reads ipsec.conf.  A configuration on standard input is not read, because it can be
+    read only once, by the program that it is for.
     """
     if not host.directories:
-        config = Config(host)
+        config = Config(host, text="" if host.conf == "-" else None)
         host.directories = {name: config.setup(name) for name in ("nssdir", "ipsecdir")}
     return host.directories[key]
 
@@ -4492,12 +4494,15 @@ def check_answers(host: Host, name: str = "") -> None:
     """Raise TimeoutError if the NSS database or the configuration is on a file system that does not answer.
 
     Without this check, a program of libreswan would wait forever for the file system.  The configuration is
-    the file `name` (default the host's ipsec.conf) with the files that it includes.
+    the file `name` (default the host's ipsec.conf) with the files that it includes.  If it is on standard
+    input, it is not read.
     """
     if MOUNTS.that_may_hang():
-        host.isdir(pluto_nssdir(host))
+        directory = host.given_nssdir
         if (name or host.conf) != "-":
-            Config(host, name)
+            configured = Config(host, name).setup("nssdir").removeprefix("sql:")
+            directory = directory or configured
+        host.isdir(directory or host.nssdir)
         for mount, (_, path, seconds) in MOUNTS.silent.items():
             raise OSError(errno.ETIMEDOUT, f"no answer within {seconds:g} s from the file system on {mount}", path)
 
@@ -8361,11 +8366,16 @@ def split_instance(text: str) -> tuple[str, str | None, str | None, str | None, 
     rest = blank + tail
     if word.endswith(","):
         word, rest = word[:-1], "," + rest
-    is_state = rest.startswith(" ") and not rest.startswith(BEHIND_ADDRESS)
-    if is_state and ":" in word:  # `192.0.2.1:500 STATE_MAIN_I4 …`: the port follows the word's last colon
-        word, _, port = word.rpartition(":")
-        rest = f":{port}{rest}"
     remote, _, remote_client = word.removeprefix("...").partition("===")
+    is_state = rest.startswith(" ") and not rest.startswith(BEHIND_ADDRESS)
+    if is_state:  # `192.0.2.1:500 STATE_MAIN_I4 …`: the port follows the last colon
+        address, colon, port = (remote_client or remote).rpartition(":")
+        if colon:
+            rest = f":{port}{rest}"
+            if remote_client:
+                remote_client = address
+            else:
+                remote = address
     return instance, remote, local_client.strip("{}") or None, remote_client.strip("{}") or None, rest
 
 
@@ -9550,7 +9560,8 @@ class NssDatabase:
     def make_directory(self) -> None:
         """Create the default directory of the installed release, and its missing parents, with mode 0700.
 
-        A directory that an option or the environment names is not created, because the name may be misspelt.
+        A directory that an option, the environment or nssdir= in ipsec.conf names is not created, because the
+        name may be misspelt.
         Raises Failure if the default directory can't be created.
         """
         path = self.host.path(self.directory)
@@ -12447,7 +12458,8 @@ def check_nss(host: Host) -> None:
     could not use the database.
     """
     base = NssDatabase(host)
-    if base.directory != host.nssdir and not host.lexists(base.directory):
+    is_configured = not host.given_nssdir and base.directory != host.nssdir
+    if is_configured and not host.lexists(base.directory):
         return  # nssdir= names a directory that does not exist; pluto reports the error
     is_whole = len(base.has(*NSS_FILES[1:])) == 2
     try:

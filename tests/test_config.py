@@ -234,6 +234,12 @@ def test_an_include_line_needs_a_newline_up_to_4_15(tmp_path: Path, release: str
         [(3, True, "$a\\")] if wrong else [])
 
 
+def test_an_include_line_that_includes_nothing_needs_no_newline(tmp_path: Path) -> None:
+    host = host_at(tmp_path, {"etc/ipsec.conf": "include /d/a.conf\ninclude local.conf", "d/a.conf": "conn b\n"})
+    host.version = "4.10"
+    assert [problem.fatal for problem in ipsec.Config(host).problems] == [False]
+
+
 @pytest.mark.parametrize("release, broken", [("4.3", True), ("4.10", True), ("5.2", False)])
 def test_networks_of_one_end_only(release: str, broken: bool) -> None:
     """Up to 4.15 such a connection is not loaded, and 4.10 says nothing about it."""

@@ -486,6 +486,29 @@ def test_nssdir_of_the_configuration_is_where_the_database_is(tmp_path: Path) ->
     assert not (tmp_path / "etc/pluto").exists()
 
 
+def test_a_configuration_on_standard_input_is_left_for_the_program_that_reads_it(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host({}, root=str(tmp_path))
+    host.conf = "-"
+    monkeypatch.setattr(host, "stdin", lambda limit: pytest.fail("standard input was read"))
+    monkeypatch.setattr(ipsec.MOUNTS, "that_may_hang", lambda: frozenset({str(tmp_path)}))
+    ipsec.check_answers(host)
+    assert NssDatabase(host).directory == host.nssdir
+
+
+@pytest.mark.parametrize("name", ["{}/none", "{}/none/", "sql:{}/none"])
+def test_a_directory_that_an_option_names_must_exist(tmp_path: Path, name: str) -> None:
+    (tmp_path / "ipsec.conf").write_text("")
+    host = Host({}, nssdir=name.format(tmp_path))
+    host.conf = str(tmp_path / "ipsec.conf")
+    with pytest.raises(Failure, match=f'destination directory "{tmp_path}/none" is missing'):
+        ipsec.check_nss(host)
+    host = Host({})
+    host.conf = str(tmp_path / "ipsec.conf")
+    (tmp_path / "ipsec.conf").write_text(f"config setup\n\tnssdir={tmp_path}/none\n")
+    ipsec.check_nss(host)  # pluto reports it
+
+
 def test_ipsecdir_of_the_configuration_is_where_the_password_is(tmp_path: Path) -> None:
     for name, password in (("ipsec.d", "wrong"), ("other", "right")):
         (tmp_path / "etc" / name).mkdir(parents=True)
