@@ -4944,6 +4944,13 @@ def exchange(host: Host, family: int, *packets: Sequence[NetlinkRequest],
         host.warn(f"{name} changed while it was read: entries may be missing or listed twice")
 
 
+def request_message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
+    """Return a netlink request with its header and padding."""
+    size = NLMSGHDR_SIZE + len(body)
+    header = pack_struct(NLMSGHDR_FORM, size, kind, flags | NLM_F_REQUEST, sequence, 0)
+    return header + body + bytes(aligned(size) - size)
+
+
 def _answers(link: _socket.socket, packets: Iterable[Sequence[NetlinkRequest]],
              ignored: Sequence[int]) -> Generator[Message, None, bool]:
     """Send packets and yield the answers, as exchange() does.
@@ -4960,9 +4967,7 @@ def _answers(link: _socket.socket, packets: Iterable[Sequence[NetlinkRequest]],
             sequence += 1
             if flags & (NLM_F_ACK | NLM_F_DUMP):
                 awaited = sequence
-            size = NLMSGHDR_SIZE + len(body)
-            data += pack_struct(NLMSGHDR_FORM, size, kind, flags | NLM_F_REQUEST, sequence, 0) + body
-            data += bytes(aligned(size) - size)
+            data += request_message(kind, flags, sequence, body)
         link.send(data)
 
         is_answered = False
@@ -6943,7 +6948,7 @@ def basic_message(places: Iterable[int]) -> bytes:
 
 
 def status_value(line: str, name: str) -> str:
-    """Return the value of `name` in a status line `…, name=value, …`, or an empty string if it is missing."""
+    """Return the value of `name` in a status line `…, name=value, …`; empty if the line lacks it."""
     rest = f" {line}".partition(f" {name}=")[2]
     return rest.partition(",")[0].strip()
 
@@ -6972,8 +6977,8 @@ def pluto_status(host: Host, timeout: float | None = PLUTO_TIMEOUT,
         for block in talk.blocks():
             for line in decode(block).split("\n"):
                 if details is not None:
-                    place = line.find(":   ")
-                    if place >= 0 and line[place + 4:place + 4 + DETAIL_HEAD] not in details:
+                    place = line.find(":   ") + 4
+                    if place >= 4 and line[place:place + DETAIL_HEAD] not in details:
                         continue
                 yield line[4:] if line.startswith("000 ") else split_code(encode(line))[1]
 
@@ -8068,8 +8073,8 @@ STATUS_FIELDS = {
     "interface": ("", "interface"), "routing": ("", "routing"), "policy": ("", "policy")}
 # Settings of pluto that the status shows as `key: value`
 STATUS_SETTINGS = frozenset((
-    "debug", "using kernel interface", "virtual-private (%priv)", "virtual_private (%priv)", "State Information",
-    "- allowed subnets", "- excluded subnets", "stats db_ops"))
+    "debug", "using kernel interface", "virtual-private (%priv)", "virtual_private (%priv)",
+    "State Information", "- allowed subnets", "- excluded subnets", "stats db_ops"))
 SIZE_UNITS = ("B", "KB", "MB", "GB", "TB", "PB", "EB")  # pluto's KB is 1,024 bytes, its MB 1,024 KB, …
 # A state belongs to a Child SA if its name or description contains one of these texts and none of IKE_MARKS
 CHILD_MARKS = (
@@ -8633,8 +8638,8 @@ class StatusReader:
         return True
 
     def _brief_connection(self, text: str) -> bool:
-        # `10.1.0.0/24 <==> 10.2.0.0/24\tfrom 192.0.2.1 to 192.0.2.2 (84B/1KiB)\t"hq"[1], reqid=16389` (5.0 and
-        # later); for an end without a network, pluto prints the host twice
+        # 5.0 and later; for an end without a network, pluto prints the host twice:
+        # `10.1.0.0/24 <==> 10.2.0.0/24\tfrom 192.0.2.1 to 192.0.2.2 (84B/1KiB)\t"hq"[1], reqid=16389`
         networks, mark, rest = text.partition("\tfrom ")
         local_network, arrow, remote_network = networks.partition(" <==> ")
         hosts, _, rest = rest.partition(" (")
