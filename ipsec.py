@@ -3293,7 +3293,8 @@ class Problem(Record):
 
     `fatal` is True if libreswan refuses the file, or the program can't interpret the line.  `script` is a
     script for sed(1) that corrects the problem in the whole file, or empty.  `key` is the keyword of the line
-    in its canonical spelling, or empty if the line has no keyword.
+    in its canonical spelling, or empty if the line has no keyword.  `is_unread` is True if a secrets file was
+    not read, so its contents are unknown.
     """
 
     file: str
@@ -3302,6 +3303,7 @@ class Problem(Record):
     fatal: bool = True
     script: str = ""
     key: str = ""
+    is_unread: bool = False
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.text}" if self.line else f"{self.file}: {self.text}"
@@ -4208,18 +4210,18 @@ def secret_files(host: Host, name: str) -> tuple[list[str], list[Problem]]:
     def visit(file: str, depth: int, parent: str, line: int) -> None:
         if depth > INCLUDE_DEPTH:
             problems.append(Problem(parent, line, f"the includes are nested deeper than {INCLUDE_DEPTH}: is "
-                                    "there a loop?"))
+                                    "there a loop?", is_unread=True))
             return
         if len(files) >= FILES_LIMIT:
             if not stopped:
                 stopped.append(file)
                 problems.append(Problem(parent, line, f"more than {FILES_LIMIT} files are included; the rest is not "
-                                        "read"))
+                                        "read", is_unread=True))
             return
         try:
             records = list(secret_records(host.lines(file)))
         except OSError as error:
-            problems.append(Problem(parent, line, f"can't read {quote(file)}: {error.strerror}"))
+            problems.append(Problem(parent, line, f"can't read {quote(file)}: {error.strerror}", is_unread=True))
             return
         files.append(file)
         for record, _ in records:
@@ -4235,7 +4237,8 @@ def secret_files(host: Host, name: str) -> tuple[list[str], list[Problem]]:
         try:
             matches = host.glob(os.path.join(os.path.dirname(parent), pattern))
         except OSError as error:
-            problems.append(Problem(parent, line, f"include {quote(pattern[:200])}: {error.strerror}"))
+            problems.append(Problem(parent, line, f"include {quote(pattern[:200])}: {error.strerror}",
+                                    is_unread=True))
             return
         if not matches and not any(c in pattern for c in "*?["):
             problems.append(Problem(parent, line, f"{quote(pattern)}: no such file", False))
@@ -19046,7 +19049,8 @@ def loaded_troubles(facts: Facts, conn: Conn, entries: Sequence[dict[str, Any]],
     if changed:
         reason = (f"{what}: {' and '.join(changed)} of {conn.file}:{conn.line} differ from the connection "
                   "that pluto has loaded")
-        if any(facts.has_changed(setting.file) for setting in conn.settings.values()):
+        files = {conn.file, *(setting.file for setting in conn.settings.values())}
+        if any(map(facts.has_changed, files)):
             yield "WARN", "CHANGED", reason, load_fix(conn)
         else:
             yield ("WARN", "DIFFERENT", f"{reason}, but the file has not changed since pluto started; either "
@@ -19074,9 +19078,12 @@ def not_loaded_reason(facts: Facts, conn: Conn) -> str:
 
     lines: list[str] = []  # the lines of addconn about the connection
     if facts.host.live:
-        _, answer = facts.addconn_answer()
+        try:
+            _, answer = facts.addconn_answer()
+        except Failure:
+            answer = []  # addconn can't be started or does not end; pluto's log may have the reason
         for other, line in named_complaints(facts.config, answer):
-            if other is conn or is_about(conn, line):
+            if "warning:" not in line and (other is conn or is_about(conn, line)):
                 lines.append(line)
     try:
         log = read_pluto_log(facts.host, facts.config, facts.timeout).lines
@@ -19839,10 +19846,13 @@ def check_psk(facts: Facts) -> Iterator[Trouble]:
     name = secrets_file(host, facts.config)
     if conns and not host.exists(name):
         raise NotChecked("secrets", f"{name} does not exist")
-    files = readable_secrets(facts, name)[0] if host.exists(name) else []
+    files, problems = readable_secrets(facts, name) if host.exists(name) else ([], [])
+    unread = [str(problem) for problem in problems if problem.is_unread]
     names = host_names(host)
     entries = list(psks(facts, files, names))
     if not conns and not entries:
+        if unread:
+            raise NotChecked("secrets", unread[0])
         raise NotChecked("unused", "nothing to check: no connection uses a pre-shared key")
 
     for entry in entries:
@@ -19861,6 +19871,8 @@ def check_psk(facts: Facts) -> Iterator[Trouble]:
     for conn in conns:
         answer = has_psk(conn, sides.get(conn.name, ""), groups, names)
         ends = [quote(conn.get(f"{side}id") or conn.get(side)) for side in ("left", "right")]
+        if answer is False and unread:
+            raise NotChecked("secrets", unread[0])
         if answer is False:
             yield ("FAIL", "NO SECRET", f"{name} has no PSK for {ends[0]} and {ends[1]} of conn {conn.name}",
                    shell_words(["vi", name]))
@@ -20210,11 +20222,13 @@ def check_selinux(facts: Facts) -> Iterator[Trouble]:
             return  # SELinux is off or permissive, so it denies nothing
     elif not host.exists("/etc/selinux/config"):
         return  # SELinux is not installed
-    if not host.exists(log):
+    try:
+        size = host.stat(log).st_size
+    except FileNotFoundError:
         yield "SKIP", "UNKNOWN", f"it is unknown what SELinux has denied, because {log} does not exist", ""
         return
 
-    start = max(0, host.stat(log).st_size - (1 << 20))
+    start = max(0, size - (1 << 20))
     denied = [line for line in split_lines(host.chunks(log, start)) if is_denial(line)]
     if denied:
         last = denied[-1].partition("avc:")[2].strip()[:120]

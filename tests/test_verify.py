@@ -384,6 +384,24 @@ def words(facts: Facts, check: str) -> list[str]:
     return [word for _, word, _, _ in CHECKS[check].function(facts)]
 
 
+def test_no_secret_is_missed_in_a_file_that_could_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conf = "conn c\n\tleft=192.0.2.1\n\tright=192.0.2.2\n\tauthby=secret\n\tauto=start\n"
+    facts = facts_of(tmp_path, monkeypatch, conf, f"include {tmp_path}/more\n")
+    (tmp_path / "more").mkdir()
+    with pytest.raises(ipsec.NotChecked, match=f"can't read \"{tmp_path}/more\": Is a directory"):
+        words(facts, "psk")
+
+
+def test_an_addconn_that_hangs_hides_no_connection_that_is_not_loaded(tmp_path: Path,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang() -> None:
+        raise ipsec.TimedOut("addconn did not end")
+
+    facts = facts_of(tmp_path, monkeypatch, "conn c\n\tleft=192.0.2.1\n\tright=192.0.2.2\n\tauto=add\n")
+    monkeypatch.setattr(facts, "addconn_answer", hang)
+    assert ipsec.not_loaded_reason(facts, facts.config.conns()[0]).startswith("pluto refused the connection, or nobody")
+
+
 CONN = "conn a\n\tleft=192.0.2.1\n\tright={right}\n\tauthby=secret\n\tauto=add\n"
 
 
