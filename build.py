@@ -482,7 +482,7 @@ BANNER = re.compile(r"# (\d+\. |--- )")
 
 
 def without_prose(source: bytes) -> bytes:
-    """Return a Python source without docstrings, comments and annotations.
+    """Return a Python source without docstrings, comments and annotations, and with short indents.
 
     Banners and the first three lines of the file are kept.  The numbers of the lines do not change.
     """
@@ -500,8 +500,37 @@ def without_prose(source: bytes) -> bytes:
         if token.type == tokenize.STRING and before.type in begins and after.type == tokenize.NEWLINE:
             rest = lines[first - 1][:left] + '""\n' if first in needed else "\n"
             lines[first - 1:last] = [rest, *["\n"] * (last - first)]
-        elif token.type == tokenize.COMMENT and not BANNER.match(token.string) and first > 3:
+        elif token.type == tokenize.COMMENT and not (left == 0 and BANNER.match(token.string)) and first > 3:
             lines[first - 1] = lines[first - 1][:left].rstrip() + lines[last - 1][right:]
+    return without_indents("".join(lines).encode())
+
+
+def without_indents(source: bytes) -> bytes:
+    """Return a Python source with one blank for each level of indentation.
+
+    Continuation lines begin at the left edge.  The inner lines of long strings stay.  Each line keeps its
+    number.
+    """
+    lines = source.decode().splitlines(keepends=True)
+    level, is_start = 0, True
+    indents: dict[int, int] = {}  # for each line that begins a statement, its level
+    kept: set[int] = set()  # the lines that begin within a string
+    for token in tokenize.tokenize(io.BytesIO(source).readline):
+        (first, _), (last, _) = token.start, token.end
+        kept.update(range(first + 1, last + 1))
+        if token.type == tokenize.INDENT:
+            level += 1
+        elif token.type == tokenize.DEDENT:
+            level -= 1
+        elif token.type == tokenize.NEWLINE:
+            is_start = True
+        elif is_start and token.type not in (tokenize.NL, tokenize.COMMENT, tokenize.ENCODING):
+            indents[first] = level
+            is_start = False
+
+    for number, line in enumerate(lines, 1):
+        if number not in kept:
+            lines[number - 1] = " " * indents.get(number, 0) + line.lstrip(" ")
     return "".join(lines).encode()
 
 
