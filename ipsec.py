@@ -12855,7 +12855,7 @@ def first_process(host: Host) -> str:
 def daemons(host: Host) -> set[str]:
     """Return the names of the processes that run as the same user as process 1, normally root.
 
-    Another user's process may have the name of an init system, but is none.
+    A process of another user may have the name of an init system, but it is not an init system.
     """
     names: set[str] = set()
     if not host.exists("/proc/1"):
@@ -19859,6 +19859,17 @@ def check_psk(facts: Facts) -> Iterator[Trouble]:
         if entry.dropped:
             yield dropped_id_trouble(entry)
     yield from second_keys(entries)
+    yield from missing_psks(facts, conns, entries, names, unread)
+
+
+def missing_psks(facts: Facts, conns: Iterable[Conn], entries: Iterable[Psk], names: Mapping[str, str],
+                 unread: Sequence[str]) -> Iterator[Trouble]:
+    """Yield a Trouble for each connection that no entry matches, and one for those that depend on DNS.
+
+    Raises NotChecked if no entry matches a connection, but a secrets file was not read; `unread` has the
+    reasons.
+    """
+    name = secrets_file(facts.host, facts.config)
     # Each key is an ID.  Its value has the IDs of each entry with this ID.  The key "" is for entries without
     # IDs.
     groups: dict[str | None, list[list[str | None]]] = {}
