@@ -8936,12 +8936,13 @@ def connection_state(entries: Sequence[Mapping[str, Any]]) -> str:
 # one directory.  Changes are made with NSS's own tools.  A change of several files (create, move, migrate,
 # import) is atomic: the new files are built in a subdirectory, the complete subdirectory is renamed to
 # `.nss-commit`, and its files are then moved into place.  If the command is killed after the rename, the next
-# command moves the remaining files.  If a subdirectory with one of these names belongs to another user, it is
-# neither read nor emptied.
-# Reading needs no tools: a database is a SQLite file with a row for each object and a column for each PKCS#11
-# attribute.  The name of a column is `a` followed by the number of the attribute in hex.  Used by the NSS
-# commands, setup, verify, barf and look.
-# Facts: certutil(1), pk12util(1); pkcs11t.h and pkcs11n.h of NSS 3.61 to 3.110; RFC 5280 for certificates.
+# command moves the remaining files.  A subdirectory that another user owns or can write to is neither read nor
+# emptied.
+# Reading needs no tools if Python has sqlite3: cert9.db and key4.db are SQLite files with a row for each object
+# and a column for each PKCS#11 attribute.  The name of a column is `a` followed by the number of the attribute
+# in hex.  Used by the NSS commands, setup, status, verify, barf, show and look.
+# Facts: certutil(1), pk12util(1); pkcs11t.h, pkcs11n.h, secerr.h and sdb.c of NSS 3.61 to 3.110; RFC 5280 for
+# certificates.
 # ============================================================================================================
 
 # The files are moved into place in this order, so that keys arrive before their certificates
@@ -8956,7 +8957,8 @@ NSS_PARTS = ("cert9.db", "key4.db", "pkcs11.tx")
 OPEN_FILES = "/proc/self/fd/"
 NSS_ROOM = 256 << 10  # A new database and its journal need this number of bytes on the disk.
 NSS_READ_TIME = 10.0  # A query of a database file is stopped after this number of seconds.
-NSS_ROWS, NSS_MEMORY = 100_000, 256 << 20  # A query fails if its result has more rows or bytes.
+# A query fails if its result has more rows or bytes.  A file with more bytes is not searched for certificates.
+NSS_ROWS, NSS_MEMORY = 100_000, 256 << 20
 NSS_TIME = 60.0  # A tool of NSS is stopped after this number of seconds.
 
 # The name of the database's PKCS#11 token: the first one is the usual name, the second one that in FIPS mode
@@ -8976,14 +8978,15 @@ TRUST_COLUMNS = ("ace536358", "ace536359", "ace53635b", "ace53635a")
 TRUST_LETTERS = {0xce534351: "P", 0xce534352: "C", 0xce53435a: "p", 0xce53435b: "c"}
 NSS_EMPTY = b"\xa5\x00\x5a"  # NSS stores an attribute of length 0 as these bytes (sdb.c)
 
-# The kinds of public keys, by the DER of the algorithm's object identifier in hex (RFC 3279, RFC 4055)
+# The kinds of public keys.  A key is the content of the DER object identifier of the algorithm, in hex (RFC
+# 3279, RFC 4055).
 KEY_KINDS_OF_DER = {"2a864886f70d010101": "RSA", "2a864886f70d01010a": "RSA", "2a8648ce3d0201": "ECDSA"}
 
-# The short names of attributes in distinguished names, by the DER of the object identifier in hex
+# The short names of attributes in distinguished names.  A key is the content of the DER object identifier.
 NAME_PARTS = {"550403": "CN", "55040a": "O", "55040b": "OU", "550406": "C", "550407": "L", "550408": "ST",
               "550405": "serialNumber", "2a864886f70d010901": "E", "0992268993f22c640119": "DC"}
-SOON = 30  # nsslist marks a certificate that expires within this number of days.
-CERTIFICATE_DER = b"\x30\x82"  # Every certificate of 256 bytes to 64 kB begins with these bytes.
+SOON = 30  # nsslist and verify mark a certificate that expires within this number of days.
+CERTIFICATE_DER = b"\x30\x82"  # Every certificate of 260 bytes to 64 KiB begins with these bytes.
 
 
 class Certificate(Record):
@@ -9038,8 +9041,7 @@ def der(tag: int, *contents: bytes) -> bytes:
 
 
 class Parsed(Record):
-    """The fields of a certificate that this program uses.  `begins` and `expires` are in seconds since
-    1970."""
+    """The result of parse_certificate().  `begins` and `expires` are in seconds since 1970."""
 
     subject: str
     issuer: str
@@ -9116,9 +9118,10 @@ def is_ca_extension(data: bytes, extension: tuple[int, int, int]) -> bool:
 def key_and_names(data: bytes) -> tuple[str, list[str]]:
     """Return a pair from a DER certificate: the kind of the key, and the list of alternative names.
 
-    The kind is RSA or ECDSA, or empty for another algorithm.  The names are those of the extension
-    subjectAltName (RFC 5280, section 4.2.1.6), written as IDs of ipsec.conf: `@gw.example.org`,
-    `user@example.org`, `192.0.2.1`.  Raises ValueError if `data` is not a certificate.
+    The kind is RSA or ECDSA, or empty for another algorithm.  The names are the DNS names, email addresses
+    and IP addresses of the extension subjectAltName (RFC 5280, section 4.2.1.6).  They are written as IDs of
+    ipsec.conf: `@gw.example.org`, `user@example.org`, `192.0.2.1`.  Raises ValueError if `data` is not a
+    certificate.
     """
     import _socket as socket
     names = []
@@ -9144,7 +9147,8 @@ def key_and_names(data: bytes) -> tuple[str, list[str]]:
 def der_name(data: bytes, start: int, end: int) -> str:
     """Return a distinguished name as text such as `C=CH, CN=gateway`, in the order of the certificate.
 
-    `data[start:end]` is the content of the name's DER element.  Raises ValueError if it is damaged.
+    An attribute that is not in NAME_PARTS appears with its object identifier in hex.  `data[start:end]` is
+    the content of the name's DER element.  Raises ValueError if the element is damaged.
     """
     words = []
     for group in der_items(data, start, end):
@@ -9160,8 +9164,9 @@ def der_time(text: str, short: bool) -> int:
     """Return a time of a certificate in seconds since 1970.
 
     If `short`, the text is a UTCTime, whose year has two digits (RFC 5280, section 4.1.2.5.1); otherwise it
-    is a GeneralizedTime.  Raises ValueError if the text is not a time.  This code does not use the module
-    calendar, whose import takes longer than reading a database.
+    is a GeneralizedTime.  Raises ValueError if a part of the time is not a number or there is no such month;
+    the ranges of the other parts are not checked.  This code does not use the module calendar, whose import
+    takes longer than reading a database.
     """
     if short:
         text = ("19" if text[:2] >= "50" else "20") + text
@@ -9187,11 +9192,14 @@ class NssTool(Failure):
 
 
 class BrokenDatabase(Failure):
-    """A file of the database is damaged, or not an NSS database at all."""
+    """A file of the database can't be used: it is damaged, exceeds a limit, or is not an NSS database."""
 
 
 def nss_package(host: Host) -> str:
-    """Return a hint that names the package with NSS's tools on this distribution (os-release(5))."""
+    """Return a hint that names the package with NSS's tools on this distribution (os-release(5)).
+
+    If the distribution is unknown, the hint names the packages of several distributions.
+    """
     known: dict[str, str] = {}
     for line in host.value("/etc/os-release", host.value("/usr/lib/os-release")).splitlines():
         key, _, value = line.partition("=")
@@ -9204,7 +9212,10 @@ def nss_package(host: Host) -> str:
 
 
 def first_line(host: Host, name: str) -> str:
-    """Return the first line of a password file, or an empty string.  Raises Failure if it can't be read."""
+    """Return the first line of a password file, or an empty string if the file is empty.
+
+    Raises Failure if the file can't be read.
+    """
     try:
         return next(iter(host.read(name).splitlines()), "")
     except OSError as error:
@@ -9225,9 +9236,10 @@ def make_directories(names: Sequence[str]) -> None:
 class NssLock(Lock):
     """The lock on the directory of an NSS database, which a command holds while it changes the database.
 
-    If every user can write to the directory, the lock removes this permission until it is released, so that
-    nobody else can replace a file during the change.  The mode stays if the directory has the sticky bit,
-    because others then can't replace files, or if it belongs to another user.
+    If every user can write to the directory, the lock removes the write permission of the group and of others
+    until it is released, so that nobody else can replace a file during the change.  The mode stays in two
+    cases: the directory belongs to another user, or it has the sticky bit, so that others can't replace
+    files.
     """
 
     def __init__(self, fd: int, host: Host, directory: str) -> None:
@@ -9252,9 +9264,9 @@ class NssLock(Lock):
 class NssDatabase:
     """The NSS database in a directory.
 
-    The methods before the comment `changes` only read the database.  The other methods are for changes.  A
-    change is made completely or not at all, and by one command at a time.  `password` opens the database; if
-    it is None, the password is read from pluto's file nsspassword.
+    The methods before the comment `changes` only read the database, except tool().  The other methods are for
+    changes.  build() makes a change completely or not at all.  `password` opens the database.  If it is None,
+    the password is read from pluto's file nsspassword; it stays None if that file has no password.
     """
 
     def __init__(self, host: Host, directory: str = "", password: str | None = None) -> None:
@@ -9265,11 +9277,11 @@ class NssDatabase:
             password = nss_password(host, NSS_TOKENS[0])
         self.password = password
         self.opened = -1  # While the directory is locked, this is a descriptor of it.
-        # True from the moment when build() can't undo a change until all files of the change are in place.
+        # True from the moment when a change can't be undone until all files of the change are in place.
         self.is_decided = False
 
     def file(self, name: str) -> str:
-        """Return the path of the database file `name`, below --root if that is given."""
+        """Return the path at which this process finds the database file `name` (see Host.path())."""
         return os.path.join(self.host.path(self.directory), name)
 
     def has(self, *names: str) -> list[str]:
@@ -9279,8 +9291,8 @@ class NssDatabase:
     def secret(self) -> bytes:
         """Return the content of a password file for NSS's tools.
 
-        Its lines are `token:password`, and the last line is the password alone.  A tool uses the line with
-        the name of its token, or the last line if there is none (SECU_FilePasswd).
+        Its lines are `token:password`, and the last line is the password of the database alone.  A tool uses
+        the line with the name of its token, or the last line if no line has this name (SECU_FilePasswd).
         """
         lines = [f"{token}:{text}" for token, text in self.passwords.items() if token
                  and token not in NSS_TOKENS]
@@ -9290,12 +9302,15 @@ class NssDatabase:
 
     def tool(self, program: str, *words: str, directory: str = "", secret: str = "-f",
              files: Sequence[bytes] = (), twice: bool = False) -> Ran:
-        """Run a tool of NSS on the database in `directory` (default this database).
+        """Run a tool of NSS on the database in `directory` (default this database), and return its result.
 
         The words `{0}` and `{1}` are replaced by the paths of in-memory files that hold files[0] and
-        files[1].  The password is passed in such a file too, as the argument of the option `secret`, and if
-        `twice` also of the option -@.  It is therefore neither on the command line nor in a file on disk.
-        Raises NssTool if the tool fails, or OSError (ENOSPC) if the tool fails and the disk is full.
+        files[1].  If the password is known, another in-memory file holds it.  The path of that file is the
+        argument of the option that `secret` names (-f or -k), and with `twice` also of -@.  So the password
+        is neither on the command line nor in a file on disk.
+
+        Raises NssTool if the tool fails, or OSError (ENOSPC) if it fails and the disk is full.  Raises
+        Missing or TimedOut as Host.run() does, and the errors of check_modules() and check_answers().
         """
         directory = directory or self.host.path(self.directory)
         self.check_modules()
@@ -9323,24 +9338,29 @@ class NssDatabase:
         finally:
             for fd in opened:
                 os.close(fd)
-        if ran.status and directory and self.is_full(directory):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.directory)
         if ran.status:
+            if self.is_full(directory):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.directory)
             raise self._tool_failure(program, ran)
         return ran
 
     def check_answers(self, path: str) -> None:
-        """Raise OSError if the file system of a path does not answer, because a tool would wait for it
-        forever."""
+        """Raise OSError if a path does not exist or its file system does not answer.
+
+        A tool would wait forever for a file system that does not answer.
+        """
         try:
             self.host.within(path, lambda: os.stat(path), "")
         except OSError as error:
             raise OSError(error.errno, error.strerror, self.directory) from None
 
     def is_full(self, directory: str) -> bool:
-        """Return whether the disk has too little space for a new database, which NSS's tools don't report."""
+        """Return whether a disk that can be written to has too little space for a new database.
+
+        NSS's tools don't report a full disk.
+        """
         info = self.host.within(directory, lambda: os.statvfs(directory), "")
-        return info.f_bfree * info.f_frsize < NSS_ROOM
+        return not info.f_flag & os.ST_RDONLY and info.f_bfree * info.f_frsize < NSS_ROOM
 
     def _tool_failure(self, program: str, ran: Ran) -> NssTool:
         """Return the error for a tool that failed.
@@ -9362,7 +9382,7 @@ class NssDatabase:
     def broken(self, name: str, why: object) -> Failure:
         """Return the error for a database file that can't be used.
 
-        `why` is an OSError, or else its text describes the damage.
+        `why` is an OSError, or its text says what is wrong with the content.
         """
         if not isinstance(why, OSError):
             return BrokenDatabase(f"{self.directory}/{name}: {why}", NSS_FAILURE,
@@ -9377,7 +9397,11 @@ class NssDatabase:
         return Failure(f"{self.directory}/{name}: {why.strerror}", NSS_FAILURE, hint)
 
     def check(self) -> None:
-        """Raise Failure if cert9.db or key4.db is missing, empty or not an NSS database."""
+        """Raise Failure if cert9.db or key4.db can't be read, or is not an NSS database.
+
+        If Python lacks sqlite3, certutil checks the database instead.  Without certutil, and below --root,
+        this method then checks only the first bytes of the files.
+        """
         for name in NSS_FILES[1:]:
             try:
                 head = next(self.host.chunks(f"{self.directory}/{name}"), b"")[:16]
@@ -9391,10 +9415,9 @@ class NssDatabase:
         except Missing:
             if self.host.live and self.host.which("certutil"):
                 self.tool("certutil", "-L")
-            # without sqlite3 and certutil, the check above of the first bytes is the only one
 
     def damage(self, name: str) -> str:
-        """Return a text about the damage that SQLite finds in a database file.
+        """Return the damage of a database file as the rest of a sentence: `is damaged: ` and what is wrong.
 
         The text is empty if the file is sound, or if Python lacks sqlite3.  Raises Failure if SQLite can't
         check the file, for example because another program is writing to it.
@@ -9406,7 +9429,8 @@ class NssDatabase:
             return ""
         except BrokenDatabase as failure:
             return f"is damaged: {failure.message.rpartition(': ')[2]}"
-        return "" if result == "ok" else "is damaged: " + str(result).partition("\n")[2].partition("\n")[0]
+        found = str(result).removeprefix("*** in database main ***\n")  # SQLite prints this line above some texts
+        return "" if result == "ok" else "is damaged: " + found.partition("\n")[0]
 
     def rows(self, name: str, table: str, columns: Sequence[str]) -> list[tuple[Any, ...]]:
         """Return a row for each object of a database file, with the values of `columns`.
@@ -9445,8 +9469,8 @@ class NssDatabase:
             if str(error) == "interrupted":
                 raise self.broken(name, f"not read within {NSS_READ_TIME:g} s") from None
             raise Failure(f"{self.directory}/{name}: {error}", NSS_FAILURE,
-                          "another program is changing the database, or was killed during a change: "
-                          f"try again, or run certutil -L -d sql:{self.directory}") from None
+                          "if another program is changing the database, try again; if one was killed during a "
+                          f"change, run certutil -L -d sql:{self.directory}") from None
         except sqlite.Error as error:
             raise self.broken(name, error) from None
 
@@ -9454,7 +9478,8 @@ class NssDatabase:
         """Run an SQL query and return the rows.
 
         Time, rows and memory are limited, because a hostile file may hold an endless view in place of the
-        table.  Raises Failure, MemoryError or sqlite.Error if a limit is exceeded or the file can't be read.
+        table.  If a limit is exceeded or the file can't be read, this method raises Failure, or an exception
+        that _ask() converts to a Failure: MemoryError, sqlite.Error, UnicodeDecodeError or OSError.
         """
         path = self.host.path(f"{self.directory}/{name}")
         for special in "%?#":
@@ -9476,9 +9501,10 @@ class NssDatabase:
             base.close()
 
     def keys(self) -> list[HostKey]:
-        """Return the public part of each private key in the database, in the order of showhostkey(8).
+        """Return the public part of each RSA and ECDSA private key in the database.
 
-        Raises Missing if Python lacks sqlite3, and Failure if the file can't be read or is damaged.
+        The order is that of showhostkey(8).  Raises Missing if Python lacks sqlite3, and Failure if the file
+        can't be read or is damaged.
         """
         keys = []
         # CKA_CLASS, CKA_KEY_TYPE, CKA_ID, CKA_MODULUS, CKA_PUBLIC_EXPONENT, CKA_EC_PARAMS, CKA_NSS_DB;
@@ -9511,7 +9537,11 @@ class NssDatabase:
         return not before
 
     def certificates(self) -> list[Certificate]:
-        """Return all certificates of the database.  Raises Failure if it can't be read."""
+        """Return all certificates of the database.
+
+        If Python lacks sqlite3, certutil lists them; see _certutil_certificates().  Raises Failure, or
+        OSError from tool(), if the database can't be read.
+        """
         try:
             if not self.has_certificates():
                 return []
@@ -9562,15 +9592,14 @@ class NssDatabase:
         return self.host.within(self.directory, work)
 
     def writable(self) -> bool:
-        """Return whether the directory exists and this process can change files in it."""
+        """Return whether the directory exists and this process can create files in it."""
         return self.host.isdir(self.directory) and self.host.writable(self.directory)
 
     def make_directory(self) -> None:
         """Create the default directory of the installed release, and its missing parents, with mode 0700.
 
-        A directory that an option, the environment or nssdir= in ipsec.conf names is not created, because the
-        name may be misspelt.
-        Raises Failure if the default directory can't be created.
+        Any other directory is not created: an option, the environment or nssdir= in ipsec.conf names it, and
+        the name may be misspelt.  Raises Failure if the default directory can't be created.
         """
         path = self.host.path(self.directory)
         if self.host.given_nssdir or self.directory != self.host.nssdir or self.host.lexists(
@@ -9588,8 +9617,8 @@ class NssDatabase:
     def lock(self) -> Lock:
         """Lock the directory for changes, and finish the change of a command that was killed.
 
-        Raises Failure if this process can't write to the directory, can't lock it, or can't finish that
-        change.
+        Raises Failure or OSError if this process can't write to the directory, can't lock it, or can't finish
+        that change.  Raises Failure as check_modules() does.
         """
         if not self.writable():
             raise Failure(f'ERROR: destination directory "{self.directory}" is missing or permission denied',
@@ -9615,8 +9644,9 @@ class NssDatabase:
     def _recover(self) -> None:
         """Clean up after a command that was killed during a change.
 
-        Remove files that the command had built.  If `.nss-commit` exists, the files in it are complete: move
-        them into place.  Raises OSError or Failure if a file can't be moved, removed or read.
+        Remove files that the command had built.  If `.nss-commit` exists, and is safe according to
+        _open_own(), the files in it are complete: move them into place.  Raises OSError or Failure if a file
+        can't be moved, removed or read.
         """
         for name in os.listdir(self.opened):
             if name.startswith(NSS_BUILD):
@@ -9631,9 +9661,10 @@ class NssDatabase:
                 os.close(fd)
 
     def check_modules(self) -> None:
-        """Raise Failure if this process runs as root and another user can change pkcs11.txt.
+        """Raise Failure if pkcs11.txt belongs to another user than root, or if every user can write to it.
 
-        NSS loads the libraries that pkcs11.txt names, so the other user could run code as root.
+        NSS loads the libraries that pkcs11.txt names, so another user could run code as root.  This method
+        checks nothing if this process does not run as root, or below --root, where no tool of NSS runs.
         """
         name = f"{self.directory}/pkcs11.txt"
         if not self.host.superuser or not self.host.live:
@@ -9686,7 +9717,7 @@ class NssDatabase:
             raise Failure(f"{self.directory}/{name}: a killed command of root left this directory",
                           NSS_FAILURE, "run this command as root") from None
         except OSError:
-            return None  # `name` is not a directory, or is a symbolic link
+            return None  # `name` does not exist, is not a directory, or is a symbolic link
         info = os.fstat(fd)
         if info.st_uid == os.geteuid() and not info.st_mode & 0o022:
             return fd
@@ -9705,9 +9736,9 @@ class NssDatabase:
     def _path(self, directory: int, place: str, name: str = "") -> str:
         """Return a path of the open directory with the descriptor `directory`, or of the file `name` in it.
 
-        A program that accepts only paths uses it.  The path is /proc/self/fd/N, so that nobody can replace
-        the directory meanwhile.  If /proc is not mounted, the path is built from `place` instead, the path of
-        the open directory relative to the database.
+        The path is for NSS's tools and SQLite, which accept no descriptors.  It begins with /proc/self/fd/N,
+        so that nobody can replace the directory meanwhile.  If /proc is not mounted, it is built from `place`
+        instead, the path of the open directory relative to the database.
         """
         if os.path.isdir(OPEN_FILES):
             return f"{OPEN_FILES}{directory}/{name}".rstrip("/")
@@ -9724,7 +9755,8 @@ class NssDatabase:
     def _sweep(self, name: str) -> None:
         """Remove the database files in a subdirectory, and the subdirectory if it is then empty.
 
-        A subdirectory that _open_own() refuses stays unchanged.  Raises OSError if a file can't be removed.
+        A subdirectory that is not safe according to _open_own() stays unchanged.  Raises OSError if a file
+        can't be removed, and Failure as _open_own() does.
         """
         fd = self._open_own(name)
         if fd is None:
@@ -9747,7 +9779,8 @@ class NssDatabase:
 
         `work` is called with the path of the subdirectory.  The caller holds the lock.  Once the subdirectory
         is renamed to `.nss-commit`, the change is decided: if this process is killed after that, lock() of
-        the next command finishes the change.  Raises Failure if the change fails.
+        the next command finishes the change.  After the change, restorecon(8) corrects the SELinux labels if
+        it is installed.  Raises Failure if the change fails.
         """
         name = f"{NSS_BUILD}{os.getpid()}.{os.urandom(4).hex()}"
         fd = -1
@@ -9838,8 +9871,10 @@ class NssDatabase:
                        f"remove the write permission of other users: chmod go-w {self.directory}")
 
     def state(self) -> list[tuple[str, int, int, int]]:
-        """Return (name, inode, size, modification time) for each database file, to detect changes by
-        others."""
+        """Return (name, inode, size, modification time) for each existing database file.
+
+        _complete() compares two results to detect changes by other programs.
+        """
         infos = ((name, os.stat(self.file(name))) for name in NSS_FILES if os.path.exists(self.file(name)))
         return [(name, info.st_ino, info.st_size, info.st_mtime_ns) for name, info in infos]
 
@@ -9873,8 +9908,9 @@ class NssDatabase:
         """Move the files of `.nss-commit`, whose descriptor is `fd`, into place.  Raises OSError if this
         fails.
 
-        An existing database file is overwritten in one SQLite transaction, so that a running pluto, which has
-        the file open, sees the change.  If the transaction is not possible, the file is replaced.
+        An existing cert9.db or key4.db is overwritten in one SQLite transaction, so that a running pluto,
+        which has the file open, sees the change.  If the transaction is not possible, or the file belongs to
+        another user, the file is replaced.  pkcs11.txt is always replaced.
         """
         for name in NSS_FILES:
             try:
@@ -9893,8 +9929,8 @@ class NssDatabase:
         """Return pairs: a CA certificate that is not trusted for IPsec, and the trust that it needs.
 
         That trust is `CT` for SSL, and unchanged for the other uses.  If `only` is given, the result has only
-        certificates with these DER encodings.  A CA that is marked as distrusted (`p`) is left out.  Raises
-        Failure if the database can't be read.
+        certificates with these DER encodings.  A CA that is distrusted for SSL (`p`) is left out.  So is a
+        certificate that can't be parsed, which causes a warning.  Raises what certificates() raises.
         """
         wrong: list[tuple[Certificate, str]] = []
         for certificate in self.certificates():
@@ -9914,7 +9950,7 @@ class NssDatabase:
         """Make the CAs that wrong_trusts() returns trusted for IPsec, and return their nicknames.
 
         If `directory` is given, change the copy of the database in that directory instead of this database.
-        Raises Failure if the trust of a CA can't be changed.
+        Raises Failure, or OSError from tool(), if the trust of a CA can't be changed.
         """
         base = NssDatabase(self.host, directory, self.password) if directory else self
         wrong = base.wrong_trusts(only)
@@ -9983,6 +10019,8 @@ def same_content(host: Host, one: str, other: str) -> bool:
     """Return whether two SQLite files hold the same data.
 
     Comparing the bytes is not enough, because a counter in the file differs in a copy that snapshot() made.
+    Return False if the bytes differ and the data can't be compared, because Python lacks sqlite3 or a file is
+    not a SQLite file.  Raises OSError if a file can't be read.
     """
     if host.read(one) == host.read(other):
         return True
@@ -10027,7 +10065,7 @@ def copy_database(host: Host, source: str, target: str) -> None:
 def create_database(base: NssDatabase, password: str = "") -> None:
     """Create the database, and keep an existing pkcs11.txt.  The caller holds the lock.
 
-    Raises Failure with status 4 if the database can't be created.
+    The database has no password if `password` is empty.  Raises Failure if the database can't be created.
     """
     has_modules = bool(base.has("pkcs11.txt"))
     base.password = password or None
@@ -10045,7 +10083,7 @@ def create_database(base: NssDatabase, password: str = "") -> None:
 def migrate_dbm(base: NssDatabase) -> None:
     """Convert a Berkeley DB database to a SQLite database in the same directory.  The caller holds the lock.
 
-    Raises Failure with status 4 if the conversion fails.
+    The old files stay.  Raises Failure if the conversion fails.
     """
     source = base.host.path(base.directory)
 
@@ -10067,8 +10105,8 @@ def migrate_dbm(base: NssDatabase) -> None:
 def move_database(base: NssDatabase, old: str) -> None:
     """Move the database from `old`, the directory that libreswan 3.x uses, to the directory of `base`.
 
-    Do nothing if `old` has no database.  The caller holds the lock of `base`.  Raises Failure with status 4
-    if the move fails.
+    Do nothing if `old` has no database.  If both directories have a database, remove the old one only if both
+    hold the same data.  The caller holds the lock of `base`.  Raises Failure or OSError if the move fails.
     """
     source = NssDatabase(base.host, old)
     if not source.has(*NSS_FILES[1:], NSS_COMMIT):
@@ -10080,15 +10118,15 @@ def move_database(base: NssDatabase, old: str) -> None:
                 lambda: copy_database(base.host, base.host.path(source.directory), path)))
             remove_database(source)
             base.host.print(f"Moved the NSS database from {source.directory} to {base.directory}")
-        # if both have the same data, an earlier move was killed before it removed the old database
+        # both hold the same data if an earlier move was killed before it removed the old database
         elif source.within(lambda: base.within(lambda: is_moved(source, base))):
             remove_database(source)
 
 
 def is_moved(source: NssDatabase, base: NssDatabase) -> bool:
-    """Return whether `base` has each database file of `source` with the same data.
+    """Return whether `base` has the same data in cert9.db and key4.db as `source`.
 
-    Raises OSError if a file can't be read.
+    A file that `source` lacks is not compared.  Raises OSError if a file can't be read.
     """
     names = [name for name in NSS_FILES[1:] if os.path.exists(source.file(name))]
     return all(os.path.exists(base.file(name)) and same_content(base.host, source.file(name), base.file(name))
@@ -10096,10 +10134,10 @@ def is_moved(source: NssDatabase, base: NssDatabase) -> bool:
 
 
 def remove_database(base: NssDatabase) -> None:
-    """Remove the files of a database.  Raises Failure with status 4 if a file can't be removed.
+    """Remove the files of a database that was moved.  Raises Failure if a file can't be removed.
 
     Keys and certificates are removed last, because move_database() finishes an interrupted move only if one
-    of them exists.
+    of these files exists.
     """
     def work() -> None:
         for name in NSS_FILES:
@@ -10108,15 +10146,16 @@ def remove_database(base: NssDatabase) -> None:
     try:
         base.within(work)
     except OSError as error:
-        raise base.failed(error) from None
+        raise Failure(f"{base.directory}: {error.strerror}", NSS_FAILURE,
+                      "the database was moved, but some of its old files are left") from None
 
 
 def check_database(base: NssDatabase) -> None:
     """Create, move or migrate the database, or check an existing one, as `ipsec checknss` does.
 
-    A database of libreswan 3.x is moved only to the default directory, not to that of a second instance.  If
-    the directory can't be written, an existing database is only checked.  Raises Failure if the database is
-    not usable.
+    A database of libreswan 3.x is moved only to the default directory of libreswan 4.0 and later, and so not
+    to that of a second instance.  If the directory can't be written to, a database with cert9.db and key4.db
+    is only checked.  Raises Failure or OSError if the database is not usable.
     """
     base.make_directory()
     if len(base.has(*NSS_FILES[1:])) == 2 and not base.writable():
@@ -10154,7 +10193,7 @@ def certificate_data(base: NssDatabase, days: int = SOON) -> Iterator[dict[str, 
     """Yield each certificate of a database as a dictionary for JSON (ipsec_nsslist(8)).
 
     `state` is the result of certificate_state(), or `unreadable` if the certificate can't be parsed.  Raises
-    Failure if the database can't be read.
+    what check() and certificates() raise.
     """
     base.check()
     for certificate in base.certificates():
@@ -10172,7 +10211,7 @@ def certificate_data(base: NssDatabase, days: int = SOON) -> Iterator[dict[str, 
 
 
 def pluto_nickname(nickname: str) -> str:
-    """Return a nickname in the form that leftcert= needs.
+    """Return the nickname of a certificate in the database in the form that leftcert= needs.
 
     If a nickname has a colon, NSS reads the part before the first colon as the name of a token
     (PK11_FindCertFromNickname).  The result then begins with the name of the database's token and a colon.
@@ -10188,8 +10227,9 @@ def import_file(base: NssDatabase, names: Sequence[str], password: Callable[[], 
     """Import a PKCS#12 file or PEM files, and return the nicknames of the new certificates.
 
     Imported CAs become trusted for IPsec.  `password` returns the password of the PKCS#12 file.  If
-    `nickname` is not empty, the certificate that has the private key gets this nickname.  Raises Failure if
-    the import fails; the database is then unchanged.
+    `nickname` is not empty, the certificate that has the private key gets this nickname, or the first new
+    certificate if the files have no key.  The change is made with build(), completely or not at all.  Raises
+    Failure or OSError if the import fails.
     """
     host = base.host
     pkcs12, pkcs12_password = read_pkcs12(host, names, password, nickname)
@@ -10234,7 +10274,7 @@ def read_pkcs12(host: Host, names: Sequence[str], password: Callable[[], str],
     """Return a pair: PKCS#12 data, and the password of this data.
 
     The data is the content of a PKCS#12 file, or the result of converting PEM files.  Raises Failure if a
-    file can't be read or has another format.
+    file can't be read, has another format or can't be converted.
     """
     contents = [read_import(host, name) for name in names]
     if any(b"-----BEGIN " in content[:READ_CHUNK] for content in contents):
@@ -10298,9 +10338,10 @@ def import_failure(name: str, failure: NssTool) -> Failure:
 
 
 def pem_to_pkcs12(host: Host, pem: bytes, nickname: str) -> bytes:
-    """Convert PEM certificates, and the private key of one of them, to PKCS#12 with openssl.
+    """Convert PEM certificates, and the private key of one of them if `pem` has a key, to PKCS#12.
 
-    Raises Failure if openssl can't convert them.
+    The program openssl does it.  `nickname`, unless it is empty, is the nickname of the certificate with the
+    key.  Raises Failure if openssl can't convert the data, and Missing if openssl is not installed.
     """
     source, password = host.memory_file(pem), host.memory_file(b"pem\n")
     try:
@@ -10348,7 +10389,7 @@ def key_texts(key: HostKey) -> KeyTexts:
         size = bytes((len(exponent),)) if len(exponent) < 256 else b"\0" + len(exponent).to_bytes(2, "big")
         data, algorithm = size + exponent + modulus, 2
         numbers = (der(2, b"\0" * (part[0] >> 7) + part) for part in (modulus, exponent))
-        identifier = der(6, b"\x2a\x86\x48\x86\xf7\r\1\1\1") + der(5)  # rsaEncryption has no parameters
+        identifier = der(6, b"\x2a\x86\x48\x86\xf7\r\1\1\1") + der(5)  # the parameter of rsaEncryption is NULL
         bits = der(0x30, *numbers)
     else:
         data, algorithm = key.second[1:], 3
@@ -10361,11 +10402,12 @@ def key_texts(key: HostKey) -> KeyTexts:
 
 
 def generate_key(base: NssDatabase, kind: str, size: str, seed: bytes) -> str:
-    """Create a key pair in the database and return its CKAID in hex.  Raises Failure if certutil creates
-    none.
+    """Create a key pair in the database and return its CKAID in hex.
 
-    `size` is the number of bits of an RSA key, or the curve of an ECDSA key.  This runs certutil, because
-    libreswan's rsasigkey accepts a password only on the command line.
+    `kind` is RSA or ECDSA.  `size` is the number of bits of an RSA key, or the curve of an ECDSA key.
+    certutil adds `seed` to its random data.  This runs certutil, because libreswan's rsasigkey accepts a
+    password only on the command line.  Raises Missing if Python lacks sqlite3, and Failure or OSError if no
+    key is created.
     """
     with base.lock():
         base.check()

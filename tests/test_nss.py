@@ -407,6 +407,43 @@ def test_move_is_finished_when_killed_before_removal(tmp_path: Path, monkeypatch
     assert marks(tmp_path / "new") == {"one"}
 
 
+def test_an_old_file_that_stays_after_a_move_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ipsec, "DEFAULT_NSSDIRS", (str(tmp_path / "new"), str(tmp_path / "old")))
+    database(tmp_path / "old", "one")
+    (tmp_path / "new").mkdir()
+
+    def remove(host: Host, name: str) -> None:
+        raise OSError(1, "Operation not permitted", name)
+
+    monkeypatch.setattr(Host, "remove", remove)
+    with pytest.raises(Failure, match="old: Operation not permitted") as caught:
+        ipsec.check_database(NssDatabase(Host({"IPSEC_CONFDDIR": str(tmp_path / "old")}), str(tmp_path / "new")))
+    assert "was moved" in caught.value.hint and caught.value.status == ipsec.NSS_FAILURE
+    assert marks(tmp_path / "new") == {"one"}
+
+
+def test_the_damage_that_sqlite_finds_is_said(tmp_path: Path) -> None:
+    """Also damage that SQLite describes in one line, without a line that names the database."""
+    base = sqlite3.connect(tmp_path / "cert9.db")
+    base.executescript("CREATE TABLE nssPublic (id, a0, a3); INSERT INTO nssPublic VALUES (1, x'01', NULL)")
+    nss = NssDatabase(Host({}), str(tmp_path))
+    assert nss.damage("cert9.db") == ""
+    base.executescript("PRAGMA writable_schema=1; UPDATE sqlite_master SET sql = "
+                       "'CREATE TABLE nssPublic (id, a0, a3 NOT NULL)'; PRAGMA writable_schema=0")
+    base.close()
+    assert nss.damage("cert9.db") == "is damaged: NULL value in nssPublic.a3"
+
+
+@pytest.mark.parametrize("flags, is_full", [(0, True), (os.ST_RDONLY, False)])
+def test_a_disk_that_is_only_read_is_not_called_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: int,
+                                                     is_full: bool) -> None:
+    """A read-only image, such as squashfs, has no free blocks."""
+    values = os.statvfs(tmp_path)
+    without_room = os.statvfs_result((*values[:3], 0, 0, *values[5:8], flags, *values[9:]))
+    monkeypatch.setattr(os, "statvfs", lambda path: without_room)
+    assert NssDatabase(Host({}), str(tmp_path)).is_full(str(tmp_path)) == is_full
+
+
 @pytest.mark.parametrize("words,told", [
     (["newhostkey", "--keytype", "rsa", "--curve", "x"], "mutually exclusive"),
     (["newhostkey", "--keytype", "ecdsa", "--bits", "3"], "mutually exclusive"),
@@ -445,8 +482,11 @@ def test_the_password_goes_to_the_tool_that_was_given_none(tmp_path: Path, monke
 def test_smallest_host_takes_a_database_by_its_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither sqlite3 nor certutil: pluto must start all the same."""
     database(tmp_path / "db", "old")
-    monkeypatch.setitem(sys.modules, "sqlite3", None)
+    for module in ("sqlite3", "_sqlite3"):
+        monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr(Host, "which", lambda self, program: None)
+    with pytest.raises(ipsec.Missing):
+        NssDatabase(Host({}), str(tmp_path / "db")).keys()
     ipsec.check_database(NssDatabase(Host({}), str(tmp_path / "db")))
     (tmp_path / "db/key4.db").write_text("none")
     with pytest.raises(Failure, match="not an NSS database"):
