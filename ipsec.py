@@ -1243,12 +1243,15 @@ class Host:
         Owner and mode stay.  See the class Replacement for `of_service`, for links, and for the files that
         are overwritten instead.  Raises OSError.
         """
-        file = Replacement(name, self.root, of_service=of_service)
-        try:
-            file.write(encode(text))
-            file.commit()
-        finally:
-            file.drop()
+        def write() -> None:
+            file = Replacement(name, self.root, of_service=of_service)
+            try:
+                file.write(encode(text))
+                file.commit()
+            finally:
+                file.drop()
+
+        self.within(name, write)
 
     def remove(self, name: str) -> None:
         """Remove a file if it exists.  Raises OSError."""

@@ -133,10 +133,11 @@ def test_a_mounted_disk(gateway: Machine) -> None:
     assert ran.status == 1 and len(ran.stderr.splitlines()) == 1 and DEAD in ran.stderr
 
 
-@pytest.mark.parametrize("name", ["report.txt", "report.txt.gz"])
+@pytest.mark.parametrize("name", ["report.txt", "report.txt.gz", "ipsec.prom"])
 def test_the_file_of_a_report(gateway: Machine, name: str) -> None:
     """One line names the path; no report is made in vain."""
-    ran = behind(gateway, DEAD, "barf", "--output", f"{DEAD}/{name}")
+    command = "metrics" if name.endswith(".prom") else "barf"
+    ran = behind(gateway, DEAD, command, "--output", f"{DEAD}/{name}")
     assert ran.status == 1 and not ran.stdout, ran
     (line,) = ran.stderr.splitlines()
     assert f"{DEAD}/{name}" in line and "no answer" in line
