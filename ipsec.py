@@ -4516,11 +4516,12 @@ def check_answers(host: Host, name: str = "") -> None:
 # ============================================================================================================
 # 5. Kernel
 #
-# This section reads the state of the running kernel from netlink sockets and /proc: XFRM states and policies,
-# addresses, routes, rules and links.  It formats them as text like iproute2 5.10 to 6.15, and also returns
-# states and policies as records.  It removes the states and policies that remain after pluto has stopped.
-# Used by reports, verify, look, show, _updown and the service commands.  Facts: the headers named below,
-# rtnetlink(7), proc(5); kernel_xfrm.c and spd_priority() of libreswan 3.29 to 5.2.
+# This section reads XFRM states and policies, addresses, routes, rules and links of the running kernel from
+# netlink sockets.  It formats them as text like iproute2 5.10 to 6.15, and also returns states and policies
+# as records.  It removes the states and policies that remain after pluto has stopped.  From /proc and /sys,
+# it reads processes, sockets, sysctls, modules and the kernel's configuration.  Used by reports, verify,
+# look, show, metrics, _updown and the service commands.  Facts: the headers named below, rtnetlink(7),
+# proc(5); kernel_xfrm.c, calculate_sa_prio() and spd_priority() of libreswan 3.25 to 5.4.
 # ============================================================================================================
 
 
@@ -4545,7 +4546,7 @@ NLA_TYPE_MASK = 0x3FFF
 NLMSGHDR_FORM = "=IHHII"  # struct nlmsghdr: length, type, flags, sequence, port
 NLMSGHDR_SIZE = 16
 NLATTR_SIZE = 4  # struct nlattr, struct rtattr: 16 bits of length, 16 bits of type
-ERRNO_SIZE = 4  # struct nlmsgerr and the body of NLMSG_DONE begin with a negative errno
+ERRNO_SIZE = 4  # struct nlmsgerr and the body of NLMSG_DONE begin with a negative errno, or 0 for success
 
 # linux/capability.h: names without the prefix CAP_
 CAPABILITIES = {"NET_ADMIN": 12, "SYS_MODULE": 16, "SYSLOG": 34}
@@ -4832,17 +4833,17 @@ NETLINK_TABLES = {
     NETLINK_XFRM: "the kernel's IPsec (XFRM)",
     NETLINK_GENERIC: "the kernel's generic netlink"}
 TEXT_PIECE = 1 << 16  # in_pieces() yields a piece as soon as the piece has more characters than this
-REMEMBERED = 5000  # a Remembered cache with more values than this is emptied
+REMEMBERED = 5000  # if a Remembered cache has more values than this, it is emptied before the next is added
 if TYPE_CHECKING:
     Message = tuple[bytes, int, int]  # a buffer, and the offsets at which the message's body begins and ends
     NetlinkRequest = tuple[int, int, bytes]  # message type, flags, body
 
 
 def unsigned(data: bytes | None, order: Literal["little", "big"] = sys.byteorder) -> int:
-    """Return the unsigned integer in the first 8 bytes of an attribute, or 0 if there is no data.
+    """Return the data of an attribute as an unsigned integer, or 0 if there is no data.
 
-    Numbers in netlink have at most 8 bytes.  The limit also protects against wrong data, because Python
-    refuses to print an integer of more than 4,300 digits.
+    Only the first 8 bytes are used, because numbers in netlink have at most 8 bytes.  The limit also protects
+    against wrong data: Python refuses to print an integer of more than 4,300 digits.
     """
     return int.from_bytes(data[:8], order) if data else 0
 
@@ -4863,7 +4864,7 @@ def be32(value: int) -> bytes:
 
 
 def flipped(value: int) -> int:
-    """Swap the bytes of a 32-bit number that was read in the wrong byte order (network or host)."""
+    """Convert a 32-bit number from network byte order to the host's byte order, or back, as ntohl() does."""
     return int.from_bytes(u32(value), "big")
 
 
@@ -4903,7 +4904,10 @@ def attribute(kind: int, *values: bytes | str | int) -> bytes:
 
 
 def each_attribute(buffer: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[int, bytes]]:
-    """Yield type and data of each netlink attribute in buffer[start:end], in order."""
+    """Yield type (without the flag bits) and data of each netlink attribute in buffer[start:end], in order.
+
+    If an attribute has an invalid length, it and all attributes after it are skipped.
+    """
     if end is None:
         end = len(buffer)
     while start + NLATTR_SIZE <= end:
@@ -4916,12 +4920,15 @@ def each_attribute(buffer: bytes, start: int = 0, end: int | None = None) -> Ite
 
 
 def attributes(buffer: bytes, start: int = 0, end: int | None = None) -> dict[int, bytes]:
-    """Return the netlink attributes in buffer[start:end]: a dict of data by type."""
+    """Return the netlink attributes in buffer[start:end] as a dict of data by type."""
     return dict(each_attribute(buffer, start, end))
 
 
 def dump(host: Host, family: int, kind: int, body: bytes) -> Iterator[Message]:
-    """Request all entries of a kernel table; yield the messages as they arrive.  Raises as exchange()."""
+    """Request all entries of a kernel table; yield the messages as they arrive.
+
+    Raises the same exceptions as exchange().
+    """
     return exchange(host, family, [(kind, NLM_F_DUMP, body)])
 
 
@@ -4931,8 +4938,10 @@ def exchange(host: Host, family: int, *packets: Sequence[NetlinkRequest],
 
     A packet can hold several requests.  The next packet is sent after the kernel has answered the last
     request of this packet that has NLM_F_ACK or NLM_F_DUMP.  Only the messages that answer that request are
-    yielded.  If the kernel reports an errno that is not in `ignored`, raises OSError with this errno and,
-    instead of a file name, the name of the kernel's table.  Raises TimedOut if the kernel does not answer.
+    yielded.  If messages may be missing or repeated, a warning is printed at the end.
+
+    If the kernel reports an errno that is not in `ignored`, raises OSError with this errno and, instead of a
+    file name, the name of the kernel's table.  Raises TimedOut if the kernel does not answer.
     """
     import _socket as socket
     name = NETLINK_TABLES.get(family, f"netlink family {family}")
@@ -4961,7 +4970,7 @@ def _answers(link: _socket.socket, packets: Iterable[Sequence[NetlinkRequest]],
              ignored: Sequence[int]) -> Generator[Message, None, bool]:
     """Send packets and yield the answers, as exchange() does.
 
-    The return value of the generator is False if messages may be missing.
+    The return value of the generator is False if messages may be missing or repeated.
     """
     is_complete = True
     sequence = 0
@@ -5002,7 +5011,7 @@ def _answers(link: _socket.socket, packets: Iterable[Sequence[NetlinkRequest]],
 def each_message(buffer: bytes) -> Iterator[tuple[int, int, int, int, int]]:
     """Yield type, flags, sequence number, and start and end of the body of each netlink message in a buffer.
 
-    Raises OSError (EBADMSG) for a truncated message.
+    Raises OSError (EBADMSG) if the length in a message's header is too small or exceeds the buffer.
     """
     import struct
     header = struct.Struct(NLMSGHDR_FORM)
@@ -5017,7 +5026,7 @@ def each_message(buffer: bytes) -> Iterator[tuple[int, int, int, int, int]]:
 
 def acknowledge(host: Host, family: int, *packets: Sequence[NetlinkRequest],
                 ignored: Sequence[int] = ()) -> None:
-    """Send requests that the kernel answers without data.  Raises OSError and TimedOut, as exchange()."""
+    """Send requests that the kernel answers without data.  Raises the same exceptions as exchange()."""
     for _ in exchange(host, family, *packets, ignored=ignored):
         continue
 
@@ -5059,7 +5068,7 @@ def in_pieces(texts: Iterable[str]) -> Iterator[str]:
 
 
 class Remembered(dict):  # type: ignore[type-arg]
-    """A dict that sets a missing key to make(key).  If it has more than REMEMBERED keys, it is emptied."""
+    """A dict that adds a missing key with the value make(key).  See REMEMBERED for the limit of its size."""
 
     def __init__(self, make: Callable[[Any], Any]) -> None:
         super().__init__()
@@ -5179,7 +5188,10 @@ def time_text(seconds: int) -> str:
 
 
 def protocol_names(host: Host) -> dict[int, str]:
-    """Return the names of protocols by number, from /etc/protocols or, without that file, a built-in list."""
+    """Return the names of protocols by number, from /etc/protocols.
+
+    If that file can't be read, the names are those of a short built-in list.
+    """
     names: dict[int, str] = {}
     try:
         for line in host.lines("/etc/protocols"):
@@ -5208,7 +5220,10 @@ class RawSelector:
     """A selector in the kernel's format (struct xfrm_selector); its addresses have 4 or 16 bytes."""
 
     def __init__(self, fields: tuple[Any, ...], other_family: int = 0) -> None:
-        """`fields` are unpacked with SELECTOR_FORM; `other_family` replaces an unset address family."""
+        """Take the fields of the struct, unpacked with SELECTOR_FORM.
+
+        If the struct has no address family, `other_family` decides the size of the addresses.
+        """
         (destination, source,
          self.destination_port, self.destination_mask, self.source_port, self.source_mask,
          self.family, self.destination_bits, self.source_bits,
@@ -5307,7 +5322,7 @@ class XfrmReader(KernelReader):
 class XfrmText(XfrmReader):
     """Formats states and policies as `ip xfrm` or, with statistics, `ip -s xfrm` does.
 
-    The text shows only the length of a key.  If `show_keys` is set, it shows the key.
+    If `show_keys` is set, the text shows the keys, otherwise only their lengths.
     """
 
     def __init__(self, host: Host, *, stats: bool = True, show_keys: bool = False) -> None:
@@ -5394,11 +5409,11 @@ class XfrmText(XfrmReader):
         return text + "\n"
 
     def _ports(self, selector: RawSelector) -> str:
-        """Return the text of a selector's ports, or of what some protocols have in place of ports."""
+        """Return the text of a selector's ports, or of what takes their place: ICMP type and code, GRE key."""
         source, destination = selector.ports
         if source is None and destination is None:
             return ""
-        if selector.protocol == IPPROTO_GRE:  # the two port fields hold the key; the masks don't matter
+        if selector.protocol == IPPROTO_GRE:  # both port fields hold the key, even if only one mask is set
             ports = selector.source_port + selector.destination_port
             return f"key {int.from_bytes(ports, 'big')} "
 
@@ -5469,7 +5484,10 @@ class XfrmText(XfrmReader):
         return text
 
     def _algorithm(self, word: str, data: bytes, gap: int) -> str:
-        """Return the line of an algorithm.  It shows the key if show_keys is set, or the key's length."""
+        """Return the line of an algorithm.
+
+        If the algorithm has a key, the line shows the key if show_keys is set, otherwise only its length.
+        """
         bits, = unpack_struct("=I", data, ALGORITHM_NAME_SIZE)
         after_bits = ALGORITHM_NAME_SIZE + 4
         text = f"\t{word} {text_name(data[:ALGORITHM_NAME_SIZE])} "
@@ -5478,7 +5496,7 @@ class XfrmText(XfrmReader):
             text += f"0x{key.hex()}" if self.show_keys else f"0x[redacted {bits // 8} bytes]"
             if self.stats:
                 text += f" ({bits} bits)"
-        if gap:  # the bytes between hold the length of the truncated authenticator or of the ICV
+        if gap:  # before the key is the length of the truncated authenticator or of the ICV
             text += f" {unsigned(data[after_bits:after_bits + gap])}"
         return text + "\n"
 
@@ -5559,14 +5577,14 @@ NO_ADDRESS = ("0.0.0.0", "::")
 
 
 class Flow(Record):
-    """A kind of packets, to compare with selectors.  A protocol or port of 0 is unknown."""
+    """A kind of packets, to compare with selectors."""
 
     source: str
     destination: str
-    protocol: int = 0
-    source_port: int = 0  # with ICMP, the type
-    destination_port: int = 0  # with ICMP, the code
-    device: str = ""
+    protocol: int = 0  # 0: unknown
+    source_port: int | None = None  # None: unknown; with ICMP, the type
+    destination_port: int | None = None  # None: unknown; with ICMP, the code
+    device: str = ""  # empty: unknown
 
 
 class Selector(Record):
@@ -5577,8 +5595,8 @@ class Selector(Record):
     protocol: int  # 0: any
     source_port: int | None  # None: any; with ICMP, the type
     destination_port: int | None  # None: any; with ICMP, the code
-    device: str
-    user: int
+    device: str  # empty: any
+    user: int  # the kernel does not compare this user ID with packets
 
     @property
     def prefixes(self) -> tuple[int, int]:
@@ -5589,21 +5607,22 @@ class Selector(Record):
         """Return whether the selector matches the packets.
 
         An unknown protocol or port of the packets matches only a selector for any protocol or port.  If
-        `perhaps` is set, the unknown value matches every value of the selector.
+        `perhaps` is set, the unknown value matches every value of the selector.  An unknown interface matches
+        only a selector for any interface.
         """
-        def fits(wanted: int | None, actual: int) -> bool:
-            return wanted in (None, actual) or (perhaps and not actual)
+        def fits(wanted: int | None, actual: int | None) -> bool:
+            return wanted in (None, actual) or (perhaps and actual is None)
 
         return (within(flow.source, self.source)
                 and within(flow.destination, self.destination)
-                and fits(self.protocol or None, flow.protocol)
+                and fits(self.protocol or None, flow.protocol or None)
                 and fits(self.source_port, flow.source_port)
                 and fits(self.destination_port, flow.destination_port)
                 and self.device in ("", flow.device))
 
 
 class Template(Record):
-    """A transformation, such as ESP in tunnel mode, that a policy requires (see ip-xfrm(8))."""
+    """A transformation, such as ESP in tunnel mode, that a policy requires or permits (see ip-xfrm(8))."""
 
     source: str
     destination: str
@@ -5611,7 +5630,7 @@ class Template(Record):
     spi: int
     reqid: int
     mode: str
-    optional: bool
+    optional: bool  # whether packets pass without the transformation if there is no state for it
 
 
 class Policy(Record):
@@ -5645,14 +5664,14 @@ class State(Record):
     selector: Selector
     flags: tuple[str, ...]
     algorithms: tuple[tuple[str, str, int], ...]  # auth, enc, aead or comp; the name; bits of the key
-    encapsulation: str  # espinudp, espintcp or empty
+    encapsulation: str  # such as espinudp or espintcp; empty without encapsulation
     replay_window: int
     bytes: int
     packets: int
     added: int  # seconds since the epoch
     used: int  # seconds since the epoch, 0: never
     direction: str  # in, out; empty if the kernel does not report a direction
-    device: str  # the interface to which the state is offloaded
+    device: str  # the interface to which the state is offloaded, or empty
 
 
 def within(address: str, prefix: str) -> bool:
@@ -5716,9 +5735,9 @@ class XfrmData(XfrmReader):
     def fate(self, policy: Policy | None, destination: str) -> str:
         """Return what the kernel does with a packet for `destination` to which `policy` applies.
 
-        The word is `encrypt`, `authenticate` (AH), `hold` (the packet waits until pluto has made the missing
-        state), `block` or `clear`.  If `policy` is None, the word is `clear`.  Raises OSError if the states
-        can't be read.
+        The word is `encrypt`, `authenticate` (AH), `hold`, `block` or `clear`.  `hold` means that the kernel
+        asks pluto for a missing state, and meanwhile drops the packet or, if net.core.xfrm_larval_drop is 0,
+        lets it wait.  If `policy` is None, the word is `clear`.  Raises OSError if the states can't be read.
         """
         if policy is None:
             return "clear"
@@ -5843,15 +5862,17 @@ class XfrmData(XfrmReader):
 def pluto_priorities(selector: Selector) -> set[int]:
     """Return all priorities that pluto can choose for a policy with this selector.
 
-    A connection with priority= is not considered.  From 4.6 on, a priority consists of these bits, highest
+    Connections with priority= are not considered.  From 4.6 on, a priority consists of these bits, highest
     first: a base from 1 to 3 (2 bits), the number of ports that are not set (2), whether the protocol is not
-    set (1), 128 minus the prefix length of each end (8 each), and whether the policy has a template (1).
-    For an opportunistic connection, the second prefix length is replaced by 0.
+    set (1), 128 minus the prefix length for each end (8 each), and whether the connection is a template or
+    permanent, not an instance (1).  Up to 4.15, the value for the second end is 0 in a shunt of an
+    opportunistic connection.
 
-    Before 4.6, a priority is a maximum, which depends on the base, minus a number with these bits: ports (2),
-    protocol (1) and both prefix lengths (8 each).  For an opportunistic connection, the second prefix length
-    is replaced by the prefix length of a host.  From 3.32 on, the maximum and the number are doubled, and a
-    template subtracts 1 more.
+    Before 4.6, a priority is a maximum, which depends on the base, minus a number with these bits, highest
+    first: the number of ports that are set (2), whether the protocol is set (1), and both prefix lengths (8
+    each).  In a shunt of an opportunistic connection, the second prefix length is that of a host.  From 3.30
+    on, the maximum and the number have one more bit, the lowest.  In the maximum, it is always set.  In the
+    number, it is set unless the connection is an instance.
     """
     priorities = set()
     protocol = bool(selector.protocol)
@@ -5875,11 +5896,13 @@ def is_plutos_policy(policy: Policy, reqids: Collection[int] = ()) -> bool:
 
     The kernel does not record who made a policy, so the policy's fields decide.  The policy of a tunnel has
     a reqid that pluto uses.  The policy of a shunt (trap, pass, drop) has a priority that pluto uses, and
-    either no template or the template of a trap.  Policies that let neighbour discovery pass have priority 1.
+    either no template or the template of a trap.  A bare shunt (one without a connection) that blocks packets
+    has the template of a trap and priority 0.  Policies that let neighbour discovery pass have priority 1.
+    For a policy of a socket, the result is always False.
     """
     templates, selector = policy.templates, policy.selector
     if policy.socket:
-        return False  # the policy belongs to a socket, and the kernel removes both together
+        return False  # even if pluto made it: when the socket is closed, the kernel removes the policy
     if any(is_plutos_reqid(template.reqid, reqids) for template in templates):
         return True
     if not templates and policy.priority == 1 and policy.action == "allow":
@@ -5887,7 +5910,7 @@ def is_plutos_policy(policy: Policy, reqids: Collection[int] = ()) -> bool:
                 and selector.prefixes == (0, 0))
     is_trap = len(templates) == 1 and is_trap_template(templates[0])
     if is_trap and policy.action == "block" and not policy.priority:
-        return True  # a bare shunt: no other program makes a blocking policy that has a template
+        return True  # only pluto makes a blocking policy that has a template
     return (is_trap or not templates) and policy.priority in pluto_priorities(selector)
 
 
@@ -5908,10 +5931,11 @@ def is_plutos_state(state: State, reqids: Collection[int] = ()) -> bool:
 
 
 def flush_xfrm(host: Host, reqids: Collection[int] = ()) -> tuple[int, int]:
-    """Remove the states and policies that pluto made.  Return the two numbers of removed states and policies.
+    """Remove the states and policies that pluto made, and return the number of states and of policies.
 
     Call this only while no pluto runs: packets that the policies protected are sent in clear afterwards.
-    Raises OSError if the kernel refuses.
+    `reqids` are the values of reqid= of all connections.  Raises the same exceptions as exchange().  A state
+    or policy that has vanished in the meantime is no error.
     """
     data = XfrmData(host)
 
@@ -21506,12 +21530,12 @@ def policy_line(data: XfrmData, policy: Policy) -> str:
 
 
 class PacketQuery(Record):
-    """The properties of a packet, from the options of show.  A number is 0 if the property is unknown."""
+    """The properties of a packet, from the options of show."""
 
     source: str = ""  # empty if the kernel chooses the address
-    protocol: int = 0
-    source_port: int = 0  # for ICMP, the type
-    destination_port: int = 0  # for ICMP, the code
+    protocol: int = 0  # 0: unknown
+    source_port: int | None = None  # None: unknown; for ICMP, the type
+    destination_port: int | None = None  # None: unknown; for ICMP, the code
     mark: int = 0
 
 
@@ -21659,6 +21683,11 @@ def addresses_of(name: str, source: str) -> list[str]:
     return same_family
 
 
+def packet_port(args: Args, option: str) -> int | None:
+    """Return the port that an option of show gives, or None without the option.  Raises ValueError."""
+    return int(args.value(option)) if args.flag(option) else None
+
+
 def packet_query(host: Host, args: Args) -> PacketQuery:
     """Return the packet that show's options describe.  Raises Failure(USAGE) for an invalid value."""
     numbers = {name: str(number) for number, name in protocol_names(host).items()}
@@ -21670,10 +21699,11 @@ def packet_query(host: Host, args: Args) -> PacketQuery:
         query = PacketQuery(
             source=source,
             protocol=int(numbers.get(protocol, protocol)),
-            source_port=int(args.value("--source-port", "0")),
-            destination_port=int(args.value("--destination-port", "0")),
+            source_port=packet_port(args, "--source-port"),
+            destination_port=packet_port(args, "--destination-port"),
             mark=int(args.value("--mark") or "0", 0))
-        has_16_bits = all(0 <= port < 1 << 16 for port in (query.source_port, query.destination_port))
+        ports = (query.source_port, query.destination_port)
+        has_16_bits = all(port is None or 0 <= port < 1 << 16 for port in ports)
         if not has_16_bits or not 0 <= query.mark < 1 << 32:
             raise ValueError
     except (ValueError, OSError):

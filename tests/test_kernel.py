@@ -361,6 +361,15 @@ def test_of_one_priority_the_oldest_policy_counts_and_what_is_not_known_of_a_pac
     assert Records(policy(socket=True), policy(direction="in"), policy(kind="sub")).policies_for(packet) == [None]
 
 
+def test_icmp_type_0_is_a_type_and_not_an_unknown_one() -> None:
+    reply, any_other = policy(protocol=1, port=0, action="block"), policy(priority=1)
+    unknown = ipsec.Flow("10.1.0.5", "10.2.3.4", 1)
+    echo_reply, echo = (ipsec.Flow("10.1.0.5", "10.2.3.4", 1, kind) for kind in (0, 8))
+    assert Records(any_other, reply).policies_for(unknown) == [reply, any_other]
+    assert Records(any_other, reply).policies_for(echo_reply) == [reply]
+    assert Records(any_other, reply).policies_for(echo) == [any_other]
+
+
 def state(reqid: int, spi: int = 1, protocol: str = "esp", destination: str = "192.0.2.2") -> ipsec.State:
     none = ipsec.Selector("0.0.0.0/0", "0.0.0.0/0", 0, None, None, "", 0)
     return ipsec.State("192.0.2.1", destination, protocol, spi, reqid, "tunnel", 0, 0, 0, none, (), (), "", 0, 0, 0, 0,

@@ -19,7 +19,8 @@ class Answers(ipsec.PacketFates):
 
     def __init__(self, *policies: ipsec.Policy, states: Sequence[ipsec.State] = (), kind: str = "",
                  **query: Any) -> None:
-        fields = {"source": "", "protocol": 0, "source_port": 0, "destination_port": 0, "mark": 0, **query}
+        fields = {"source": "", "protocol": 0, "source_port": None, "destination_port": None,
+                  "mark": 0, **query}
         super().__init__(Kernel(), ipsec.PacketQuery(**fields))
         self.data.policies_data = lambda: iter(policies)  # type: ignore[method-assign]
         self.data.states_data = lambda: iter(states)  # type: ignore[method-assign]
