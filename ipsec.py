@@ -5409,7 +5409,7 @@ class XfrmText(XfrmReader):
         return text + "\n"
 
     def _ports(self, selector: RawSelector) -> str:
-        """Return the text of a selector's ports, or of what takes their place: ICMP type and code, GRE key."""
+        """Return the text of a selector's ports, or of their substitutes, such as ICMP type and code."""
         source, destination = selector.ports
         if source is None and destination is None:
             return ""
@@ -6003,7 +6003,8 @@ RULE_ACTIONS = {
 def iproute_names(host: Host, name: str, known: Mapping[int, str]) -> dict[int, str]:
     """Return the names that iproute2 shows in place of numbers, by number.
 
-    The names come from `known` and from iproute2's configuration file `name`, such as rt_tables.
+    The names come from `known`, then from iproute2's configuration files `name` (such as rt_tables) and from
+    the directories `name`.d.  A later name replaces an earlier one; /etc/iproute2 is read last.
     """
     names = dict(known)
     for directory in ("/usr/share/iproute2", "/usr/lib/iproute2", "/etc/iproute2"):
@@ -6037,7 +6038,7 @@ class RouteText(KernelReader):
     def routes(self, table: int = 0) -> Iterator[str]:
         """Yield the text of the routes in chunks, first IPv4, then IPv6.  Raises OSError if reading fails.
 
-        If `table` is 0, the routes of all tables are included.
+        `table` is the number of a table up to 255.  If it is 0, the routes of all tables are included.
         """
         messages = dump(self.host, NETLINK_ROUTE, RTM_GETROUTE, bytes(RTMSG_SIZE))
         if table:
@@ -6150,7 +6151,10 @@ class RouteText(KernelReader):
         return text + self._next_hops(family, more.get(RTA_MULTIPATH, b""))
 
     def _realms(self, data: bytes | None, word: str) -> str:
-        """Return the text of source and destination realm (16 bits each); `word` names a single realm."""
+        """Return the text of source and destination realm (16 bits each).
+
+        If the source realm is 0, the text has only the destination realm, after `word`.
+        """
         if not data:
             return ""
         source, destination = unsigned(data) >> 16, unsigned(data) & 0xFFFF
@@ -6236,7 +6240,10 @@ class RouteText(KernelReader):
         return text
 
     def rules(self) -> Iterator[str]:
-        """Yield the text of the routing rules: IPv4, then a title and IPv6.  Raises OSError."""
+        """Yield the text of the IPv4 routing rules, then a title and the text of the IPv6 rules.
+
+        Raises OSError if reading fails.
+        """
         for family, title in ((AF_INET, ""), (AF_INET6, "IPv6:\n")):
             request = pack_struct(FIB_RULE_FORM, family, *bytes(7), 0)
             messages = dump(self.host, NETLINK_ROUTE, RTM_GETRULE, request)
@@ -6278,8 +6285,8 @@ class RouteText(KernelReader):
     def _rule_conditions(self, more: Mapping[int, bytes], flags: int) -> str:
         """Return the conditions of a rule, except addresses and TOS, as text.
 
-        An unknown condition is shown as `attribute NUMBER`.  Without this text, the rule would seem to match
-        more packets than it does.
+        An unknown condition is shown as `attribute NUMBER VALUE`.  Without this text, the rule would seem to
+        match more packets than it does.
         """
         text = ""
         mark, mark_mask = unsigned(more.get(FRA_FWMARK)), unsigned(more.get(FRA_FWMASK))
@@ -6362,8 +6369,8 @@ ADDRESS_ORIGINS = {1: "kernel_lo", 2: "kernel_ra", 3: "kernel_ll"}
 VTI_FIELDS = (IFLA_VTI_LOCAL, IFLA_VTI_REMOTE, IFLA_VTI_IKEY, IFLA_VTI_OKEY)
 GRE_FIELDS = (IFLA_GRE_LOCAL, IFLA_GRE_REMOTE, IFLA_GRE_IKEY, IFLA_GRE_OKEY)
 IPTUN_FIELDS = (IFLA_IPTUN_LOCAL, IFLA_IPTUN_REMOTE, 0, 0)
-# For each kind of link, the attributes for the tunnel's local end, remote end, input key and output key;
-# 0 means that the kind of link has no such attribute
+# For each kind of link, the attributes for the tunnel's local end, remote end, input key and output key.  In
+# place of the input key, xfrm has the if_id.  0 means that the kind of link has no such attribute.
 TUNNEL_KINDS = {
     "vti": VTI_FIELDS, "vti6": VTI_FIELDS,
     "gre": GRE_FIELDS, "gretap": GRE_FIELDS, "ip6gre": GRE_FIELDS,
@@ -6544,10 +6551,10 @@ class LinkText(KernelReader):
         return text
 
     def tunnels(self, *kinds: str) -> Iterator[str]:
-        """Yield the text of each tunnel interface of these kinds, or of all kinds if none is given.
+        """Yield the text of each tunnel interface of these kinds, or of all TUNNEL_KINDS if none is given.
 
-        The text shows the two ends, the keys, the lower interface and the counters.  Raises OSError if the
-        interfaces can't be read.
+        The text shows the two ends and the keys (xfrm: the if_id), the lower interface and the counters.
+        Raises OSError if the interfaces can't be read.
         """
         for _, _, _, more in self._links():
             info = attributes(more.get(IFLA_LINKINFO, b""))
@@ -6643,9 +6650,9 @@ def process_stat(host: Host, pid: int) -> tuple[str, list[str]]:
 
 
 def is_pluto(host: Host, pid: int) -> bool:
-    """Return whether the process with this PID is a running pluto.
+    """Return whether the process with this PID, which may come from an old pid file, is a running pluto.
 
-    If a pid file is old, its PID can belong to another program.
+    Return True also if this user is not permitted to find that out.
     """
     try:
         name, fields = process_stat(host, pid)
@@ -6654,7 +6661,7 @@ def is_pluto(host: Host, pid: int) -> bool:
         program = host.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)")
         return os.path.basename(program) == "pluto"
     except PermissionError:
-        return True  # only root is permitted to read the link: rely on the name of the process
+        return True  # only root is permitted to read the link or, if /proc has hidepid=1, even the name
     except (OSError, IndexError):
         return False
 
@@ -6670,8 +6677,15 @@ def find_pluto(host: Host) -> int | None:
 def plutos(host: Host) -> list[int]:
     """Return the PIDs of all plutos in the network namespace of this process, with any run directory.
 
-    These plutos share the kernel's states and policies.  A pluto whose namespace is unknown is included.
+    These plutos share the kernel's states and policies.  A pluto whose namespace is unknown is included, but
+    not a process whose name this user is not permitted to read.
     """
+    def has_name(pid: int) -> bool:
+        try:
+            return process_stat(host, pid)[0] == "pluto"
+        except OSError:
+            return False
+
     def is_here(pid: int) -> bool:
         try:
             return host.stat(f"/proc/{pid}/ns/net").st_ino == host.stat("/proc/self/ns/net").st_ino
@@ -6679,13 +6693,13 @@ def plutos(host: Host) -> list[int]:
             return True
 
     pids = [int(name) for name in host.listdir("/proc") if name.isdigit()]
-    return [pid for pid in pids if is_pluto(host, pid) and is_here(pid)]
+    return [pid for pid in pids if has_name(pid) and is_pluto(host, pid) and is_here(pid)]
 
 
 def read_sysctl(host: Host, name: str) -> str:
-    """Return the value of a sysctl such as `net.ipv4.ip_forward`, or an empty string if it does not exist.
+    """Return the value of a sysctl such as `net.ipv4.ip_forward`, or an empty string if it can't be read.
 
-    If the name of an interface in `name` contains a dot, replace this dot by `/`.
+    As with sysctl(8), a dot in the name of an interface is written as `/` in `name`.
     """
     return host.value("/proc/sys/" + name.translate({46: "/", 47: "."}))
 
@@ -6717,7 +6731,7 @@ def crypto_algorithms(host: Host) -> dict[str, str]:
 def open_files(host: Host, pid: int) -> set[str]:
     """Return the files that a process has open.  A socket is named `socket:[INODE]` (proc_pid_fd(5)).
 
-    Raises OSError if the process is gone or belongs to another user.
+    Raises OSError if the process has ended, or if this user is not permitted to read its descriptors.
     """
     files = set()
     for name in host.listdir(f"/proc/{pid}/fd"):
@@ -6741,9 +6755,10 @@ def list_sockets(host: Host, ports: Sequence[int], pid: int | None = None,
                  protocols: Sequence[str] = ("udp", "udp6", "tcp", "tcp6")) -> Iterator[Socket]:
     """Yield the sockets bound to one of `ports` in the network namespace of a process (default: this one).
 
-    The files are described in the kernel's proc_net_tcp.txt.  An address consists of 32-bit words in the
-    host's byte order, in hexadecimal.  State 07 is a bound UDP socket, and 0A is a listening TCP socket.
-    Reading tcp or tcp6 takes about 4 ms even if there are few sockets.
+    The sockets are read from /proc/PID/net, whose files are described in the kernel's proc_net_tcp.txt.  An
+    address consists of 32-bit words in the host's byte order, in hexadecimal.  State 07 is a bound UDP
+    socket, and 0A is a listening TCP socket.  Reading tcp or tcp6 takes about 4 ms even if there are few
+    sockets.  A protocol whose file does not exist is skipped.
     """
     for protocol in protocols:
         try:
@@ -6759,14 +6774,15 @@ def list_sockets(host: Host, ports: Sequence[int], pid: int | None = None,
                         data = b"".join(word[::-1] for word in words)
                     yield Socket(protocol, ip_text(data), int(port, 16), int(fields[9]))
         except (FileNotFoundError, IndexError, ValueError):
-            continue  # the kernel has no IPv6
+            continue  # the kernel has no IPv6, or a line has an unknown form
 
 
 def kernel_config(host: Host) -> str:
     """Return the kernel's configuration, from /proc/config.gz or a file of the distribution.
 
-    If the root directory is that of another system (--root), the result is the last configuration file in
-    that directory.  Raises Missing if no configuration is found.
+    With --root, it is unknown which kernel the system runs, so the result is the last one of the files
+    /boot/config-* and /lib/modules/*/config.  Raises Missing if no configuration is found, or if this Python
+    can't decompress /proc/config.gz.
     """
     if host.live and host.exists("/proc/config.gz"):
         zlib: Any = need("zlib", "reading /proc/config.gz")
@@ -6789,8 +6805,8 @@ def kernel_config(host: Host) -> str:
 #
 # This section talks to a running pluto over pluto's control socket, as libreswan's whack does.  It supports
 # every release from 3.25 to 5.4, and parses pluto's replies into data.  It touches nothing but that socket.
-# Used by whack, auto, status and the commands of 5.x, tunnels, metrics, verify, barf and setup.  Facts:
-# whack.h, whack.c, rcv_whack.c and log.c of those releases, and messages recorded from their whacks
+# Used by whack, auto, status and the commands of 5.x, tunnels, why, reload, metrics, verify, barf and setup.
+# Facts: whack.h, whack.c, rcv_whack.c and log.c of those releases, and messages recorded from their whacks
 # (tests/data/whack).
 # ============================================================================================================
 
@@ -6809,7 +6825,7 @@ NOT_ALLOWED = "run as root"  # the hint if the user is not permitted to connect 
 
 
 class NoPluto(Failure):
-    """Pluto does not run, does not let the user connect, or sent an incomplete or malformed reply.
+    """Pluto does not run, does not let the user connect, or does not answer with a complete, valid reply.
 
     The exit status is 33, as in whack.  `silent` is True only if no process listens on the control socket:
     the socket does not exist, or the kernel refuses the connection.
@@ -6828,7 +6844,10 @@ class Conversation:
     """
 
     def __init__(self, host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
-        """Connect to pluto's control socket.  Raises NoPluto if that fails, TimedOut."""
+        """Connect to pluto's control socket.
+
+        Raises TimedOut if the queue of the socket stays full, and NoPluto if connecting fails otherwise.
+        """
         import _socket as socket
         if not host.live:
             raise NoPluto(f"the system under {host.root} is not running: its pluto can't be asked")
@@ -6886,10 +6905,11 @@ class Conversation:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        """Close the socket.
+        """Close the socket, after reading the rest of the reply for at most DRAIN_TIME seconds.
 
-        If the caller stopped early (GeneratorExit) or could not write (OSError), first read the rest of the
-        reply: pluto logs an error for each line that it can't send.
+        Without that, pluto would log an error for each line that it can't send.  After an exception other
+        than GeneratorExit (the caller needs no more lines) and OSError (the caller could not print them), the
+        rest is not read.
         """
         can_wait = kind is None or issubclass(kind, (GeneratorExit, OSError))
         try:
@@ -6904,7 +6924,10 @@ class Conversation:
             self.link.close()
 
     def say(self, data: bytes) -> None:
-        """Send a message with one write, because pluto reads it with one read(2).  Raises NoPluto."""
+        """Send a message with one write, because pluto reads it with one read(2).
+
+        Raises NoPluto if pluto does not accept the whole message.
+        """
         try:
             sent = self.link.send(data)
         except OSError as error:
@@ -6916,7 +6939,8 @@ class Conversation:
     def lines(self) -> Iterator[bytes]:
         """Yield the lines of the reply, each with its code, without line ends.
 
-        Raises NoPluto if the reply is truncated or too long, or if reading it fails.  Raises TimedOut.
+        Raises NoPluto if the reply is truncated or too long, or if reading it fails.  Raises TimedOut if the
+        reply is not complete within the time limit.
         """
         for block in self.blocks():
             yield from block.split(b"\n")
@@ -6924,7 +6948,7 @@ class Conversation:
     def blocks(self) -> Iterator[bytes]:
         """Yield the reply as it arrives, in blocks of complete lines.  A block has no line end at its end.
 
-        Raises the same exceptions as lines().
+        An incomplete last line is yielded before NoPluto is raised.  Raises the same exceptions as lines().
         """
         import _socket as socket
         rest = b""
@@ -6940,7 +6964,7 @@ class Conversation:
                 raise NoPluto(f"read() failed ({error.errno} {error.strerror})") from None
             waited = time.monotonic() - began
             self._spent(waited)
-            # recv() is called for each line, and settimeout() takes time: call it only after a longer wait
+            # settimeout() takes time, and this loop can run for each line: call it after a longer wait only
             if waited > 0.01:
                 self.link.settimeout(self.left)
 
@@ -6978,13 +7002,13 @@ def basic_message(places: Iterable[int]) -> bytes:
 
 
 def status_value(line: str, name: str) -> str:
-    """Return the value of `name` in a status line `…, name=value, …`; empty if the line lacks it."""
+    """Return the value of `name` in a status line `…, name=value, …`, or "" if the line has none."""
     rest = f" {line}".partition(f" {name}=")[2]
     return rest.partition(",")[0].strip()
 
 
 def split_code(line: bytes) -> tuple[int, str]:
-    """Return the code and the text of a reply line; the code is -1 if the line has none."""
+    """Return the code and the text of a reply line.  If the line has no code, the code is -1."""
     code, _, text = line.partition(b" ")
     if code.isdigit() and len(code) <= 4:
         return int(code), decode(text)
@@ -7014,7 +7038,10 @@ def pluto_status(host: Host, timeout: float | None = PLUTO_TIMEOUT,
 
 
 def has_connection(host: Host, name: str) -> bool | None:
-    """Return whether pluto has loaded a connection named `name`, or None if pluto does not answer."""
+    """Return whether pluto has loaded a connection named `name`, an instance or a part of it.
+
+    A part (`name/1x0`) is made from leftsubnets= or rightsubnets=.  Return None if pluto does not answer.
+    """
     heads = (f'"{name}":', f'"{name}"[', f'"{name}/')
     try:
         return any(line.startswith(heads) for line in list(pluto_status(host, 10.0)))
@@ -7037,9 +7064,9 @@ def await_pluto(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
 def probe(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> Pluto:
     """Ask pluto for its status, and return pluto's version and build options.  A command asks only once.
 
-    The request is a basic message.  No other message is safe before pluto's release is known: up to 5.0,
-    pluto shuts down if the byte at the offset of its own whack_shutdown is set, even in a message with the
-    magic number of another release.  Raises NoPluto, TimedOut.
+    The request is a basic message.  A message in the format of a release is not safe before pluto's release
+    is known: up to 5.0, pluto shuts down if the byte at the offset of its own whack_shutdown is set, even in
+    a message with the magic number of another release.  Raises NoPluto, TimedOut.
     """
     if host.pluto is not None:
         return host.pluto
@@ -7077,7 +7104,10 @@ def shutdown_message(version: str) -> bytes:
 
 
 def pluto_shutdown(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
-    """Ask pluto of any release to exit, and wait until it ends the reply.  Raises NoPluto, TimedOut."""
+    """Ask pluto of any release to exit, and wait until pluto closes the connection.
+
+    Raises NoPluto, TimedOut.
+    """
     message = shutdown_message(probe(host, timeout).version)
     with Conversation(host, timeout) as talk:
         talk.say(message)
@@ -7089,11 +7119,12 @@ def pluto_shutdown(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
 #
 # A message is the C struct whack_message of whack.h, with the host's byte order and alignment, followed by
 # the message's strings.  The tables below describe messages for all releases.  Each line begins with the
-# releases that the line describes; a line that begins with blanks continues the line before it.  To support a
-# new release, add it to RELEASES, extend the ranges of the lines that still apply, and add lines for the
-# differences.
+# releases that the line describes (in WHACK_OPTIONS, they are the third column); a line that begins with
+# blanks continues the line before it.  To support a new release, add it to RELEASES, extend the ranges of the
+# lines that still apply, and add lines for the differences.
 
-# The magic numbers of the releases up to 5.0.  From 5.1 on, the magic number is the cksum(1) of the version.
+# The magic numbers of the releases up to 5.0.  From 5.1 on, the magic number is the cksum(1) of a line that
+# consists of the version.
 WHACK_MAGIC = """
 3.25       0x6f686b2d
 3.26-3.29  0x6f686b2e
@@ -7104,10 +7135,10 @@ WHACK_MAGIC = """
 
 # The members of the struct, in order.  A letter gives the C type of the names after it: `b` bool or char,
 # `h` 16 bits, `i` int, `w` size_t or pointer, `q` 64 bits, `t` time_t, `a` a bool that begins a struct of
-# ints, `xN` N bytes.  `t=60` is an unnamed member for which whack always sends the value 60.  Such members
-# are lifetimes, margins and ports.  `12w` stands for 12 unused members of type `w`.  An unused member can
-# have another type than in C if the next named member has the same offset as in C: with time_t and pointers
-# of 4 and of 8 bytes, and with 64-bit integers aligned to 4 and to 8 bytes.
+# ints, `xN` N bytes.  `t=60` is an unnamed member of type `t` for which whack always sends the value 60.
+# Most of these members are defaults for connections, such as lifetimes.  `12w` stands for 12 unused members
+# of type `w`.  An unused member can have another type than in C if the next named member has the same offset
+# as in C: with time_t and pointers of 4 and of 8 bytes, and with 64-bit integers aligned to 4 and to 8 bytes.
 WHACK_MESSAGE = """
 3.25-5.2   i magic b status
 5.1-5.2    b shutdown
@@ -7228,10 +7259,11 @@ WHACK_MESSAGE = """
            redirect_to 2w q debug.set debug.clr 9w
 """
 
-# The strings that follow the struct, in order.  Up to 4.15 whack sends all strings, including empty ones; a
-# number N in this table stands for N unused, empty strings.  `label` is sent only to a pluto built with
-# labelled IPsec.  From 5.0 on whack sends only the strings that are set, and the struct member with the
-# string's name holds the string's length.
+# The strings that follow the struct, in order, each terminated by a NUL.  Up to 4.15 whack sends all strings,
+# including empty ones; a number N in this table stands for N unused, empty strings.  `updown` stands for the
+# text `ipsec _updown`.  `label` is sent only to a pluto built with labelled IPsec.  From 5.0 on whack sends
+# only the strings that are set, and the struct member with the string's name holds the string's length,
+# including the NUL.
 WHACK_STRINGS = """
 3.25-3.27  name 4 updown 5 updown 5 username 7 label 7 remote_host
 3.28-3.32  name 4 updown 5 updown 5 username 7 label 7 remote_host 2
@@ -7243,9 +7275,10 @@ WHACK_STRINGS = """
 5.0-5.3.2  name username remote_host global_redirect_to redirect_to
 5.4        name remote_host global_redirect_to redirect_to
 """
-STRINGS_ROOM = 4096
+STRINGS_ROOM = 4096  # the size of whack's buffer for the strings, in bytes
 
-# From 5.3 on, the member `command` holds the number of the command: 1 for the first command in this table
+# From 5.3 on, the member `command` holds the number of the command: 1 for the first command of the release in
+# this table.  A pluto built without USE_SECCOMP does not count seccomp_crashtest.
 WHACK_COMMANDS = """
 5.3-5.4    rereadall fetchcrls rereadsecrets rereadcerts processstatus addresspoolstatus
            connectionstatus briefconnectionstatus briefstatus fipsstatus globalstatus trafficstatus
@@ -7258,8 +7291,8 @@ WHACK_COMMANDS = """
 5.4        impair debug pubkey
 """
 
-# The names of the debugging bits, from bit 0 upwards.  A name with a value has that value instead of the
-# next bit.
+# The names of the debugging bits.  `name=N` has the value N.  A name without a value has the bit above the
+# highest bit of all names before it; the first name has bit 0.
 WHACK_DEBUG = """
 3.25       raw parsing emitting control lifecycle kernel dns oppo controlmore pfkey nattraversal
            x509 dpd xauth retransmits oppoinfo crypt crypt-low private proposal-parser whackwatch
@@ -7279,12 +7312,13 @@ WHACK_DEBUG = """
 # whack's options, except those that define connections.  The columns are: the name and the kind of value;
 # whether --name is required (+), allowed (?) or useless (.); the releases (* means all); the effects.  A `/`
 # is followed by other releases and the effects in those releases.  An effect is one of these:
-#   word    select this command, or set this member to 1
+#   word    select this command or, if the release has no such command, set this member to 1
 #   word=N  set this member to N, and select the command of the same name if there is one
 #   word|N  set the bits N of this member, and select the command of the same name if there is one
 #   $word   set this string to the option's value
 #   @word   write the address in the option's value to the members whose names begin with word
-# A `*` in place of N stands for the option's value.
+# A `*` in place of N stands for the option's value.  A word that the release has neither as a command nor as
+# a member has no effect.
 WHACK_OPTIONS = """
 status                      . *         status
 shutdown                    . *         shutdown
@@ -7363,7 +7397,8 @@ asynchronous                ? *         async
 utc                         ? *         utc
 label=TEXT                  ? *
 """
-# The numbers of the words that these options accept, from the enums yn_options, global_redirect and ddos_mode
+# The numbers of the words that the options for these members accept, from the enums yn_options,
+# global_redirect and ddos_mode
 WHACK_WORDS = {
     "ike_sock_err": {"no": 1, "yes": 2},
     "global_redirect": {"no": 1, "yes": 2, "auto": 3},
@@ -7375,7 +7410,7 @@ IP_VERSIONS = """
 """
 # Requests that make pluto 5.4 abort if the request has no --name
 ENDS_WITHOUT_NAME = ("redirect-to", "ddns")
-# Options that 5.x recognises only to report them as obsolete
+# Options that 5.0 to 5.3.2 recognise only to report them as obsolete
 OBSOLETE_OPTIONS = frozenset(("rereadcrls",))
 # Options that change a request but are no request of their own; leave-state is a request from 5.1 on
 WHACK_MODIFIERS = frozenset((
@@ -7396,7 +7431,7 @@ def table_rows(table: str) -> Iterator[list[str]]:
 
 
 def cksum(data: bytes) -> int:
-    """Return the checksum of POSIX cksum(1): a CRC of the bytes followed by the number of bytes."""
+    """Return the checksum of POSIX cksum(1): a CRC of the bytes, followed by the number of bytes."""
     crc = 0
     count = len(data)
     length = []
@@ -7413,12 +7448,12 @@ def cksum(data: bytes) -> int:
 
 
 class Abi(Record):
-    """The sizes and alignments, in bytes, that decide the layout of a C struct on one machine."""
+    """The sizes and alignments (in bytes) and the byte order that decide the layout of a C struct."""
 
     word: int  # size of a pointer and of size_t
     time: int  # size of time_t
     wide: int  # alignment of a 64-bit integer
-    order: Literal["little", "big"]
+    order: Literal["little", "big"]  # byte order
 
     def unit(self, letter: str) -> tuple[int, int]:
         """Return the size and the alignment, in bytes, of a type letter of WHACK_MESSAGE."""
@@ -7480,7 +7515,7 @@ class Layout:
 
 
 def buffer_size(text: str) -> int:
-    """Parse the size of a UDP buffer (`8Ki`, `60000`) as whack of 5.3 does; return the number of bytes.
+    """Parse the size of a UDP buffer (`8Ki`, `60000`) as whack does from 5.3 on; return the number of bytes.
 
     Raises ValueError if the text is not a valid size.
     """
@@ -7545,7 +7580,8 @@ class Request:
     def option(self, name: str, value: str = "") -> None:
         """Write the option --name=value into the message.
 
-        Raises Failure if pluto's release does not have the option, or if the value is invalid.
+        Raises Failure if pluto's release does not have the option, if the value is invalid, or if the option
+        and an earlier one exclude each other.
         """
         effects = self._effects(name)
         self.given[name] = value
@@ -7563,7 +7599,8 @@ class Request:
         for option, _, releases, *effects in table_rows(WHACK_OPTIONS):
             if option.partition("=")[0] == name and covers(releases, self.version):
                 return effects
-        status = NO_PLUTO if name in OBSOLETE_OPTIONS else self.refusal
+        is_obsolete = name in OBSOLETE_OPTIONS and self.version < (5, 4)
+        status = NO_PLUTO if is_obsolete else self.refusal
         raise Failure(f"ipsec whack: pluto {self.pluto.version} does not know --{name}", status)
 
     def _apply(self, effect: str, value: str) -> None:
@@ -7592,7 +7629,7 @@ class Request:
             self._set(name, content)
 
     def _debug_bits(self) -> dict[str, int]:
-        """Return the bits of each name of WHACK_DEBUG in this release; the bits of `none` are all bits."""
+        """Return the bits of each name of WHACK_DEBUG in this release.  The name `none` has all bits."""
         bits: dict[str, int] = {}
         all_bits = 0
         for releases, *words in table_rows(WHACK_DEBUG):
@@ -7608,10 +7645,11 @@ class Request:
     def _debug(self, name: str, *, is_on: bool) -> None:
         bits = self._debug_bits()
         if name not in bits:
-            raise Failure(f"ipsec whack: --debug {quote(name)}: unknown flag; pluto {self.pluto.version} "
+            option = "debug" if is_on else "no-debug"
+            raise Failure(f"ipsec whack: --{option} {quote(name)}: unknown flag; pluto {self.pluto.version} "
                           f"knows: {', '.join(sorted(bits))}", self.refusal)
         if name == "none":
-            is_on = not is_on  # --debug none clears all bits
+            is_on = not is_on  # --debug none clears all bits, and --no-debug none sets them
         target, other = ("debug.set", "debug.clr") if is_on else ("debug.clr", "debug.set")
         self._set(target, self._get(target) | bits[name])
         self._set(other, self._get(other) & ~bits[name])
@@ -7655,7 +7693,7 @@ class Request:
         return next(words for releases, *words in table_rows(table) if covers(releases, self.version))
 
     def check(self) -> None:
-        """Raise Failure if whack would not accept this combination of options as one request."""
+        """Raise Failure if whack would not accept these options as one request, or if pluto would exit."""
         rules = {option.partition("=")[0]: rule for option, rule, releases, *_ in table_rows(WHACK_OPTIONS)
                  if covers(releases, self.version)}
         modifiers = WHACK_MODIFIERS
@@ -7679,7 +7717,7 @@ class Request:
             raise Failure("ipsec whack: --remote-host is for --initiate", NO_PLUTO)
 
     def pack(self) -> bytes:
-        """Return the message as bytes.  Raises Failure if a string is too long or contains a NUL."""
+        """Return the message as bytes.  Raises Failure if the strings are too long or contain a NUL."""
         if "leave-state" in self.given and self.version >= (5, 1):
             self._set("shutdown", 0)  # if this byte is set, pluto exits at once and deletes the SAs
         self._set("magic", self._magic())
@@ -7715,7 +7753,7 @@ class Request:
                 # 5.4 sends the user name as a connection's keyword: end 0 (left), number 22 (KWS_USERNAME)
                 packed += bytes(4) + (22).to_bytes(4, self.abi.order)
                 packed += encode(self.strings["username"]) + b"\0"
-            packed += bytes(8)
+            packed += bytes(8)  # end 0 and number 0 end the keywords
         return packed
 
     def _packed_slot(self, slot: str) -> bytes:
@@ -7731,19 +7769,22 @@ class Request:
 
 # --- whack's command line and what pluto answers ------------------------------------------------------------
 
-# Options that whack handles without pluto; libreswan's whack does not have the last three
+# Options that are not in WHACK_OPTIONS.  xauthname and xauthuser are old names of username.  whack handles
+# the others without pluto, or answers pluto's prompts with them.  libreswan's whack does not have the last
+# three.
 WHACK_OWN_OPTIONS = (
     "ctlsocket=FILE", "rundir=DIR", "ctlbase=DIR", "xauthname=NAME", "xauthuser=NAME", "xauthpass=PASSWORD",
     "help", "version", "xauthpass-file=FILE", "timeout=SECONDS", "native")
-XAUTH_ROOM = 128  # bytes with the NUL: XAUTH_MAX_NAME_LENGTH and XAUTH_MAX_PASS_LENGTH of whack.h
+# bytes with the NUL: MAX_XAUTH_USERNAME_LEN and XAUTH_MAX_PASS_LENGTH of pluto_constants.h
+XAUTH_ROOM = 128
 
 
 def whack_words(words: Sequence[str], refusal: int = NO_PLUTO) -> list[tuple[str, str]]:
-    """Parse a whack command line; return the options in order, each with its value.
+    """Parse a whack command line; return the options in order, each with its full name and its value.
 
-    As with getopt_long(3), an option can be shortened to an unambiguous beginning.  The word after an option
-    that takes a value is always the value, even if the word looks like an option.  Raises Failure with the
-    exit status `refusal` if the command line is wrong.
+    As with getopt_long(3), an option can be shortened to an unambiguous beginning.  If an option takes a
+    value and has none after a `=`, the next word is the value, even if this word looks like an option.
+    Raises Failure with the exit status `refusal` if the command line is wrong.
     """
     metavars = whack_metavars()
     options = []
@@ -7794,22 +7835,23 @@ def whack_option(beginning: str, names: Collection[str], refusal: int) -> str:
 class Replies:
     """Handles pluto's reply lines as the whack of one release does: text to print, prompts, exit status.
 
-    Up to 4.15 the code of the last error is the exit status, but a success line after the error resets the
-    status to 0.  From 5.0 on the code of the first error is the exit status.
+    The codes 20 to 99 are errors.  From 5.0 on, the code of the first error is the exit status.  Up to 4.15,
+    it is the code of the last error, and a line after it that is no error resets the status to 0 unless the
+    line is a comment or a prompt.
     """
 
     def __init__(self, version: tuple[int, ...], *, lenient: bool = False,
                  asynchronous: bool = False) -> None:
         self.version = version
         self.lenient = lenient  # True for status and list requests: the codes in the reply are not errors
-        self.forgiving = asynchronous and version < (5,)
+        self.forgiving = asynchronous and version < (5,)  # True if the exit status is always 0
         self.status = OK
-        self.asks = ""  # what the last line prompts for: password, user name, or empty if it is no prompt
+        self.asks = ""  # `password` or `user name` if the last line is a prompt for it, otherwise empty
 
     def take(self, line: bytes) -> str | None:
         """Return the text to print for a reply line.  Return None if whack would print nothing.
 
-        Raises NoPluto if the line has no code.
+        Raises NoPluto if the line has no code.  An empty line, and any line up to 3.29, may be without code.
         """
         self.asks = ""
         if line.startswith(b"000 "):  # nearly all lines of a status begin so, and need no further checks
@@ -7870,7 +7912,7 @@ def xauth_answer(host: Host, options: Mapping[str, str], what: str) -> bytes:
 
 
 def loaded_names(host: Host, timeout: float | None) -> list[str]:
-    """Return the names of the connections that pluto has loaded, without instances.
+    """Return the names of the connections that pluto has loaded, each name once.
 
     Raises NoPluto, TimedOut.
     """
@@ -7879,7 +7921,7 @@ def loaded_names(host: Host, timeout: float | None) -> list[str]:
 
 
 def is_question(name: str) -> bool:
-    """Return True if the option requests a status or a list.  Whack ignores the codes in such replies."""
+    """Return True if the option requests a status or a list.  whack ignores the codes in such replies."""
     is_list = name.startswith(("list", "show")) and name != "listen"
     return is_list or "status" in name or name == "checkpubkeys"
 
@@ -7888,10 +7930,10 @@ def native_whack(host: Host, words: Sequence[str], *, timeout: float | None = No
                  wait: Callable[[bytes], float | None] | None = None) -> int:
     """Run the whack command line `words` without libreswan's whack; return whack's exit status.
 
-    If `timeout` is None, a request that waits for a peer (initiate, route, terminate, rekey) has no time
-    limit, and the limit of any other request is PLUTO_TIMEOUT.  `wait` is called with each reply line.  It
-    returns the number of seconds allowed for the rest of the reply, or None to keep the present limit.
-    Raises Failure if the command line is wrong or pluto does not answer.
+    The option --timeout in `words` sets the time limit, otherwise the parameter `timeout`.  If both are
+    missing, one of the requests WAITS_FOR_PEER has no limit, and any other request has PLUTO_TIMEOUT.  `wait`
+    is called with each reply line.  It returns the number of seconds allowed for the rest of the reply, or
+    None to keep the present limit.  Raises Failure if the command line is wrong or pluto does not answer.
     """
     installed = host.libreswan_version()
     refusal = refusal_status(leading_version(installed)) if installed else NO_PLUTO
@@ -7925,9 +7967,9 @@ def native_whack(host: Host, words: Sequence[str], *, timeout: float | None = No
 
 def ends_unknown_connection(host: Host, options: Mapping[str, str],
                             version: tuple[int, ...] | None) -> bool:
-    """Return True if pluto is 4.15 or older, and the request ends a connection that pluto has not loaded.
+    """Return True if a pluto up to 4.15 is asked to --terminate or --delete an unknown connection.
 
-    Such requests are --terminate and --delete.
+    `version` is pluto's version, or None if it was not needed for the request.
     """
     if not version or version >= (5,) or not options.keys() & {"terminate", "delete"}:
         return False
@@ -7935,10 +7977,10 @@ def ends_unknown_connection(host: Host, options: Mapping[str, str],
 
 
 def must_name_each(host: Host, names: Collection[str], timeout: float | None) -> bool:
-    """Return True if the request has no --name and would make the running pluto (5.4) abort.
+    """Return True if the request is in ENDS_WITHOUT_NAME, has no --name, and pluto is 5.4 or later.
 
-    The caller then sends one request for each connection.  ENDS_WITHOUT_NAME lists these requests.  Raises
-    NoPluto, TimedOut.
+    The caller then sends one request for each connection.  A redirection of all peers (--global-redirect)
+    needs no name.  Raises NoPluto, TimedOut.
     """
     has_target = any(name in names for name in ("name", "global-redirect", "global-redirect-to"))
     needs_name = any(name in names for name in ENDS_WITHOUT_NAME)
@@ -7951,8 +7993,8 @@ def whack_message(host: Host, options: Sequence[tuple[str, str]], timeout: float
                   pluto: Pluto | None = None) -> tuple[bytes, tuple[int, ...] | None]:
     """Return the message for the running pluto, and pluto's version.
 
-    The version is None if the message is a basic message, for which pluto's version is not needed.  Raises
-    NoPluto, TimedOut.  Raises Failure with whack's exit status if the options don't form a request.
+    The version is None for a --status without other options: its message is the same for all versions.
+    Raises NoPluto, TimedOut.  Raises Failure with whack's exit status if the options don't form a request.
     """
     names = {name for name, _ in options}
     if names == {"status"}:
@@ -7975,9 +8017,9 @@ def pluto_lines(host: Host, *words: str, timeout: float | None = PLUTO_TIMEOUT,
                 pluto: Pluto | None = None) -> Iterator[str]:
     """Yield the lines of pluto's reply to a whack command line as they arrive, without codes.
 
-    If `pluto` is None, the function first asks pluto for its version.  If the message format of pluto's
-    release is unknown, the installed whack makes the request.  Each next() can raise NoPluto, TimedOut or
-    Failure.
+    If `pluto` is None, pluto is first asked for its version.  If the message format of pluto's release is
+    unknown, the installed whack makes the request.  --status and --shutdown need neither.  Each next() can
+    raise NoPluto, TimedOut or another Failure.
     """
     options = whack_words(words)
     if options not in ([("status", "")], [("shutdown", "")]):
@@ -8005,7 +8047,10 @@ WAITS_FOR_PEER = frozenset((
 
 
 def parse_seconds(text: str) -> float:
-    """Return the value of --timeout in seconds.  Raises Failure(USAGE) unless it is a number above 0."""
+    """Return the value of --timeout in seconds.
+
+    Raises Failure(USAGE) unless the text is a number greater than 0 and less than 1e9.
+    """
     try:
         value = float(text)
     except ValueError:
@@ -8020,9 +8065,11 @@ def show_replies(host: Host, message: bytes, *, version: tuple[int, ...] | None,
                  wait: Callable[[bytes], float | None] | None) -> int:
     """Send the message, print pluto's replies and answer its prompts; return whack's exit status.
 
-    If `version` is None, printing begins when the line with pluto's version has arrived, because the handling
-    of the reply depends on the version.  If `must_speak` is set, an empty reply means that the connection is
-    unknown: pluto up to 4.15 does not report that in another way.  Raises NoPluto, TimedOut, other Failures.
+    The handling of the reply depends on pluto's version.  If `version` is None, the version comes from the
+    reply, and printing begins when the line with the version has arrived.  (If the kind of the socket shows
+    that pluto is 5.4 or later, the line is not needed.)  If `must_speak` is set, an empty reply means that
+    the connection is unknown: pluto up to 4.15 does not report that in another way.  Raises NoPluto, TimedOut
+    or another Failure.
     """
     asynchronous = "asynchronous" in options
     lenient = any(is_question(name) for name in options)
@@ -8057,9 +8104,9 @@ def limited_lines(talk: Conversation, wait: Callable[[bytes], float | None]) -> 
 
 
 def lines_after_version(lines: Iterator[bytes], replies: Replies) -> Iterator[bytes]:
-    """Yield all lines, after the first line with pluto's version has set `replies.version`.
+    """Yield all lines, but not before the first line with pluto's version has set `replies.version`.
 
-    The version is searched for in the first 10,000 lines only.
+    The version is searched for in the first 10,000 lines only.  Without it, the version is the newest one.
     """
     first = []
     for line in lines:

@@ -438,3 +438,34 @@ def test_what_proc_says(tmp_path: Path) -> None:
     assert ipsec.read_sysctl(host, "net.ipv4.nothing") == ""
     assert ipsec.has_module(host, "nothing", "xfrm-user") and not ipsec.has_module(host, "nothing")
     assert ipsec.crypto_algorithms(host) == {"sha1": "shash", "rfc4106(gcm(aes))": "aead"}
+
+
+class Processes(Kernel):
+    """/proc as an ordinary user sees it: names of processes by PID; None is the name that hidepid=1 hides."""
+
+    def __init__(self, names: dict[int, str | None]) -> None:
+        super().__init__()
+        self.names = names
+
+    def listdir(self, name: str) -> list[str]:
+        return ["uptime", *map(str, self.names)]
+
+    def read(self, name: str) -> str:
+        pid = int(name.split("/")[2])
+        if pid not in self.names:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", name)
+        if self.names[pid] is None:
+            raise PermissionError(errno.EPERM, "Operation not permitted", name)
+        return f"{pid} ({self.names[pid]}) S 1 1 1 0\n"
+
+    def readlink(self, name: str) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", name)
+
+    def stat(self, name: str, *, follow: bool = True) -> os.stat_result:
+        raise PermissionError(errno.EACCES, "Permission denied", name)
+
+
+def test_a_process_that_proc_hides_is_no_pluto_in_the_list_but_may_be_the_one_of_the_pid_file() -> None:
+    host = Processes({1: None, 7: "pluto", 8: "charon", 9: None})
+    assert ipsec.plutos(host) == [7]
+    assert [ipsec.is_pluto(host, pid) for pid in (7, 8, 9, 10)] == [True, False, True, False]

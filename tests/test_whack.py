@@ -194,6 +194,18 @@ def test_what_makes_no_request_is_one_clear_line(version: str, words: list[str])
     assert "\n" not in str(failure.value)
 
 
+def test_an_option_that_5_4_has_removed_is_a_usage_error() -> None:
+    with pytest.raises(ipsec.Failure, match="does not know --rereadcrls") as failure:
+        message("5.4", "--rereadcrls")
+    assert failure.value.status == 1  # as in optarg_fatal(); 5.0 to 5.3.2 only warn, and then have no request
+
+
+@pytest.mark.parametrize("option", ["--debug", "--no-debug"])
+def test_an_unknown_flag_is_named_with_its_option(option: str) -> None:
+    with pytest.raises(ipsec.Failure, match=f"whack: {option} \"nonsense\": unknown flag"):
+        message("5.2", option, "nonsense")
+
+
 def test_a_message_that_ends_pluto_is_refused() -> None:
     for words in (["--ddns"], ["--redirect-to", "192.0.2.1"]):
         with pytest.raises(ipsec.Failure):
