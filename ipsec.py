@@ -21369,10 +21369,10 @@ def size_text(size: int) -> str:
 
 # --- look and show ------------------------------------------------------------------------------------------
 #
-# look shows a summary of the kernel's IPsec state.  show predicts what the kernel does with a packet.  The
-# headings, order and lines are those of programs/look and programs/show of libreswan 3.29 and 4.10; libreswan
-# 5.0 removed both.  Facts about packets: net/xfrm/xfrm_policy.c, xfrm_interface_core.c and net/ipv4/ip_vti.c
-# of Linux.
+# look shows the kernel's states and policies, the firewall, the routes and the certificates.  show predicts
+# what the kernel does with a packet.  The headings, order and lines are those of the commands look and show
+# of libreswan 3.29 and 4.10; libreswan 5.0 removed both.  Facts about packets: net/xfrm/xfrm_policy.c,
+# net/xfrm/xfrm_interface_core.c and net/ipv4/ip_vti.c of Linux.
 
 LOOK_WORDS = ("state", "policy", "nftables", "iptables", "route", "nss")
 
@@ -21426,8 +21426,9 @@ def main_routes(report: Report) -> Iterator[str]:
 def iptables_lists(report: Report) -> Iterator[str]:
     """Yield the chain IPSEC of the `mangle` tables of iptables and ip6tables, then iptables' table `filter`.
 
-    A table that does not exist is not listed, because iptables would load a module and create the table.
-    Raises Failure if iptables fails.
+    A chain IPSEC that does not exist is left out.  A table of iptables-legacy that does not exist is not
+    listed, because iptables would load a module and create the table.  Raises Failure if iptables can't be
+    run or can't list the table `filter`.
     """
     host = report.host
     is_legacy = host.realpath(host.which("iptables") or "").endswith("legacy-multi")
@@ -21508,8 +21509,8 @@ def nss_data(report: Report) -> Iterator[dict[str, Any]]:
                             "lists of objects"),
         Opt("--timeout", "SECONDS", "seconds to wait for a program such as iptables (default 10)"),
         Opt("--version", None, "print the version")),
-    details="Without WORD, look shows all parts. In this case, the firewall is shown by iptables or, if "
-            "iptables is not installed, by nft. Keys are never shown.\n\nExit status: 0, or 1 if a part "
+    details="Without an argument, look shows all parts. In this case, the firewall is shown by iptables or, "
+            "if iptables is not installed, by nft. Keys are never shown.\n\nExit status: 0, or 1 if a part "
             "could not be shown. Standard error names that part.")
 def look_command(host: Host, args: Args) -> int:
     """Run `ipsec look [WORD...]`.  Return OK, or ERROR if a part could not be shown.
@@ -21596,10 +21597,11 @@ class PacketFates:
         self.routing = Routing(host)
 
     def fate(self, destination: str, source: str = "") -> dict[str, Any]:
-        """Return what happens to packets from `source` to `destination`, in the form of show --json.
+        """Return what happens to packets from `source` to `destination`.
 
-        If `source` is empty, the source of the query is used.  Raises OSError if the kernel refuses to list
-        routes or policies.
+        The result has the members of an object of show --json from `source` to `exceptions`.  If `source` is
+        empty, the source of the query is used.  Raises OSError if the kernel refuses to list policies or
+        states.
         """
         source = source or self.query.source
         result: dict[str, Any] = {
@@ -21634,9 +21636,9 @@ class PacketFates:
                   device: str) -> tuple[bool, Sequence[Policy | None], Policy | None]:
         """Return the policies for packets that leave by `device`, as (is_dropped, exceptions, policy).
 
-        `is_dropped`: the interface drops packets that match no policy.  `exceptions` are policies with a
-        higher priority that match only some of the packets.  `policy` is the policy of the other packets, or
-        None.
+        `exceptions` are policies that the kernel tries before `policy`, and that match only some of the
+        packets.  `policy` is the policy of the other packets, or None.  `is_dropped` is True if the kernel
+        drops the other packets when `policy` is None.
         """
         query, data = self.query, self.data
         flow = Flow(source, destination, query.protocol, query.source_port, query.destination_port)
@@ -21657,8 +21659,8 @@ class PacketFates:
     def _route(self, destination: str, source: str) -> Route | None:
         """Return the route of packets from `source` to `destination`.  Return None if there is no route.
 
-        The kernel refuses a source that is not an address of this host.  Then the route is looked up without
-        the source.
+        The kernel refuses a source that is not an address of this host.  So if the lookup with the source
+        fails, the route is looked up without the source.
         """
         for sender in dict.fromkeys((source, "")):
             try:
@@ -21668,10 +21670,11 @@ class PacketFates:
         return None
 
     def protected_sources(self, destination: str) -> Iterator[tuple[str, str]]:
-        """Yield each network whose packets to the destination would be encrypted, and an address in it.
+        """Yield each network whose packets to the destination would enter a tunnel, and an address in it.
 
-        The address is an address of this host.  If the network contains no address of this host, it is the
-        first address of the network.  Raises OSError if the kernel refuses to list policies or addresses.
+        The address is an address of this host or, if the network contains no address of this host,
+        first_address() of the network.  Raises OSError if the kernel refuses to list policies, states or
+        addresses.
         """
         own_addresses = [address for address, _, _, _ in self.routing.addresses()]
         networks = set()
@@ -21688,10 +21691,7 @@ class PacketFates:
 
 
 def first_address(network: str) -> str:
-    """Return the first address in the network that a host can use.
-
-    For a network of a single address, return this address.
-    """
+    """Return the address after the lowest address of the network.  Return a single address unchanged."""
     data, bits = split_net(network)
     offset = 0 if bits == 8 * len(data) else 1
     return ip_text((int.from_bytes(data, "big") + offset).to_bytes(len(data), "big"))
@@ -21700,8 +21700,8 @@ def first_address(network: str) -> str:
 def addresses_of(name: str, source: str) -> list[str]:
     """Return the addresses of `name`, a host name or an IP address.
 
-    If `source` is not empty, return only addresses of the IP family of `source`.  Raises Failure if there is
-    no such address, or if the resolver does not answer within 10 seconds.
+    If `source` is not empty, return only addresses of the IP family of `source`.  Raises Failure if no such
+    address is found within 10 seconds.
     """
     import threading
     addresses: list[str] = []
@@ -21736,7 +21736,10 @@ def packet_port(args: Args, option: str) -> int | None:
 
 
 def packet_query(host: Host, args: Args) -> PacketQuery:
-    """Return the packet that show's options describe.  Raises Failure(USAGE) for an invalid value."""
+    """Return the packet that show's options describe.
+
+    Raises Failure(USAGE) for an invalid value, or for --source without a destination.
+    """
     numbers = {name: str(number) for number, name in protocol_names(host).items()}
     protocol = args.value("--protocol", "0")
     try:
@@ -21779,11 +21782,13 @@ def packet_query(host: Host, args: Args) -> PacketQuery:
             "policies by priority, then on the states. Without DEST, the policies of tunnels are listed. If "
             "packets of this host would not be encrypted, but packets of a network behind this host would "
             "be, the answer names that network, and a command with --source that asks about it.\n\nExit "
-            "status: 0 if all packets would be encrypted, 1 if not, 4 if the answer is unknown.")
+            "status: 0 if the packets to each DEST would be encrypted, 1 if not, 4 if the answer is unknown. "
+            "Exceptions (\"some packets are ...\") do not change the status.")
 def show_command(host: Host, args: Args) -> int:
-    """Run `ipsec show [DEST...]`.  Return OK, or ERROR if some packets would not be encrypted.
+    """Run `ipsec show [DEST...]`.  Without DEST, return OK.  Otherwise return the status of show_packets().
 
-    Raises Failure for a wrong option, or with status 4 if the user is not permitted to read the policies.
+    Raises Failure if the command line is wrong, if DEST has no address, or with status 4 if the user is not
+    permitted to read the policies.
     """
     if args.flag("--version"):
         host.print(f"version: {VERSION}")
@@ -21802,7 +21807,7 @@ def show_command(host: Host, args: Args) -> int:
 
 
 def print_json(host: Host, records: Sequence[Any]) -> None:
-    """Print a list of records as JSON.  Raises Missing if this Python has no module json."""
+    """Print a list of records or dicts as JSON.  Raises Missing if this Python has no module json."""
     host.print(need("json", "--json").dumps(records, default=lambda record: record._asdict(), indent=1))
 
 
@@ -21825,7 +21830,8 @@ def show_tunnels(host: Host, args: Args, data: XfrmData) -> int:
 def show_packets(host: Host, args: Args, fates: PacketFates) -> int:
     """Print what happens to packets to each destination.
 
-    Return OK if all packets would be encrypted, else ERROR.
+    Return OK if the packets to all addresses would be encrypted, else ERROR.  Policies that match only some
+    of the packets (`exceptions`) do not change the status.
     """
     results = []
     for name in args.operands:
@@ -21846,7 +21852,7 @@ def show_packets(host: Host, args: Args, fates: PacketFates) -> int:
 
 
 def print_fate(host: Host, args: Args, data: XfrmData, result: Mapping[str, Any]) -> None:
-    """Print what happens to packets to one destination.  `result` is an item of the list of show --json."""
+    """Print what happens to packets to one destination.  `result` is an object of the list of show --json."""
     destination = result["destination"]
     if args.flag("--debug"):
         device = result["device"] or "-"
@@ -21873,13 +21879,13 @@ def print_fate(host: Host, args: Args, data: XfrmData, result: Mapping[str, Any]
 # --- diagnosis (why) ----------------------------------------------------------------------------------------
 #
 # Finds out why a connection is down, or why a connection that is up passes no packets.  The cause comes from
-# pluto's status and from the last attempt in pluto's log.  If the log has no reason, checks of verify look
-# for the cause.  This part changes nothing on the host.
+# pluto's status and from the last failed attempt in pluto's log.  If the log does not say why the attempt
+# failed, checks of verify look for the cause.  This part changes nothing on the host.
 
-# The checks of verify for a connection that is up, and for a connection without an attempt in pluto's log
+# The checks of verify for a connection that is up, and for one whose failure pluto's log does not explain
 UP_CHECKS = "nat forwarding forward_rules rp_filter firewall mtu esp"
 NO_REASON_CHECKS = "firewall udp500 udp4500 certificates host_keys psk nss_health config"
-# For each check of verify, the words that are printed before a finding of the check
+# For each check of verify that this part runs, the words that are printed before a finding of the check
 FINDING_WORDS = {
     "firewall": "a firewall rule of this host blocks IKE or ESP", "udp500": "pluto does not listen for IKE",
     "udp4500": "pluto does not listen for IKE/NAT-T",
@@ -21909,8 +21915,8 @@ XFRM_COUNTERS = {
     "XfrmOutStateExpired": "the SA for outgoing packets has expired",
     "XfrmOutBundleGenError": "there is no route for outgoing packets",
     "XfrmFwdHdrError": "packets could not be forwarded"}
-# With one of these keywords, the policies of a connection match only packets with a certain port, mark or
-# security label
+# With one of these keywords, the policies of a connection match only packets with a certain protocol, port,
+# mark or security label
 SELECTED_BY_MORE = ("leftprotoport", "rightprotoport", "mark", "mark-in", "mark-out", "sec-label",
                     "policy-label", "vti-interface")
 # The entries that pluto's status has for one connection: the connection and its instances
@@ -21922,12 +21928,13 @@ class Diagnosis(Record):
 
     `state`: up, partly up, down, on demand (waits for a packet), waiting (for a client), not loaded, not
     oriented, or unknown.  `level`: OK, WARN, FAIL, or SKIP if the cause can't be known.  `cause`: the name of
-    a row of CAUSES or of a check of verify, or empty.  `short` is a title of at most three words.  `means` is
-    a sentence that continues `"NAME" is STATE: `.  `check` is printed after the word `check` and names what
-    to look at.  `command` is one shell command to run.  `side`: the end to look at first, here, peer or both.
-    `when`: the time of the evidence in seconds since the epoch, or None if the time is unknown.  `evidence`:
-    lines of pluto's log or counters, with secrets masked.  `others`: further findings.  `tried`: how often
-    the connection was tried or, if the connection is up, how much traffic it had.
+    a row of CAUSES, the name of a check of verify, or another word that only this part uses.  `short` is a
+    title of a few words.  `means` is a sentence that continues `"NAME" is STATE: `.  `check` is printed after
+    the word `check` and names what to look at.  `command` is a command line for a shell.  `side`: the end to
+    look at first, here, peer or both.  `when`: the time of the evidence in seconds since the epoch, or None
+    if the time is unknown.  `evidence`: lines of pluto's log or counters, with secrets masked.  `others`:
+    further findings.  `tried`: how often the connection was tried or, if the connection is up, how much
+    traffic it had.  A text is empty if there is nothing to say.
     """
 
     connection: str
@@ -21950,7 +21957,7 @@ class ConnTraffic(Record):
 
     bytes_in: int
     bytes_out: int
-    since: float | None  # when the first SA came up, in seconds since the epoch; None if that is unknown
+    since: float | None  # when the oldest of the SAs came up, in seconds since the epoch; None if unknown
     text: str  # the numbers of bytes as a sentence
 
 
@@ -21965,7 +21972,7 @@ def clock_text(when: float | None) -> str:
 
 
 class Diagnoser:
-    """Finds out why connections are down.  Pluto's status, pluto's log and the rules are read only once.
+    """Finds out why connections are down.  Pluto's status, pluto's log and the firewall are read only once.
 
     `whack_lines` has the lines that pluto sent to whack.  They are used if the log has no attempt of the
     connection or can't be read.
@@ -21996,13 +22003,20 @@ class Diagnoser:
     def names(self) -> list[str]:
         """Return the names of the connections in the file, then the names that only pluto has.
 
-        If pluto can't be asked, only the names in the file are returned.
+        Connections that pluto has not loaded and should not load are left out.  If pluto can't be asked, only
+        the names in the file are returned.  Raises Failure (LSB_UNKNOWN) if the file has no connections and a
+        running pluto can't be asked, OSError if the file can't be read.
         """
+        problem: Exception | None = None
+        loaded: Iterable[str] = ()
         try:
-            loaded = list(self.facts.loaded())
-        except (Failure, PermissionError):
-            loaded = []
-        in_file = [conn.name for conn in self.facts.conns]
+            loaded = self.facts.loaded()
+        except (Failure, PermissionError) as error:
+            problem = error
+        broken = [conn for conn in self.facts.config.conns() if conn.broken and conn.auto != "ignore"]
+        in_file = [conn.name for conn in [*self.facts.known_conns(), *broken]]
+        if problem and not in_file and self.facts.pluto_signs():
+            raise Failure(f"why: pluto's connections are unknown: {error_text(problem)}", LSB_UNKNOWN)
         return list(dict.fromkeys([*in_file, *loaded]))
 
     def conn(self, name: str) -> Conn | None:
@@ -22012,8 +22026,8 @@ class Diagnoser:
     def peers(self, name: str, entries: Entries) -> set[str]:
         """Return the addresses of the peer; `%any` stands for any address.
 
-        The addresses come from `entries` of pluto's status.  Without entries, left= and right= of the file
-        are returned.
+        The addresses come from `entries` of pluto's status.  Without entries, it is unknown which end is the
+        peer, so both left= and right= of the file are returned.
         """
         hosts = {entry["remote"]["host"] for entry in entries}
         conn = self.conn(name)
@@ -22080,11 +22094,12 @@ class Diagnoser:
     def _not_loaded(self, name: str) -> Diagnosis:
         conn = self.conn(name)
         if conn is None:
+            hint = suggest(name, self.names())
             return Diagnosis(
                 name, "not loaded", "FAIL", cause="not-loaded", short="no such connection",
                 means=f"no connection named {quote(name)}, neither in pluto nor in "
                       f"{self.facts.config.name}",
-                check=suggest(name, self.names()) or "the spelling of the name",
+                check=f"the spelling of the name ({hint})" if hint else "the spelling of the name",
                 command="ipsec connectionstatus", side="here")
         complaint = self._complaint(name)
         if complaint:
@@ -22099,7 +22114,7 @@ class Diagnoser:
             check = f"auto= at {conn.file}:{conn.line}"
         else:
             means = "the connection is in the file, but it was deleted from pluto or never loaded"
-            check = "whether ipsec add prints an error"
+            check = "whether `ipsec add` prints an error"
             others = self._texts(self._findings("config certificates", name))
         return Diagnosis(
             name, "not loaded", "FAIL", cause="not-loaded", short="not loaded", means=means, check=check,
@@ -22164,8 +22179,8 @@ class Diagnoser:
     def _unknown_peers(self) -> dict[str, LogLine]:
         """Return the addresses that asked for an IKE SA and are no peer of a loaded connection.
 
-        The address that asked last is the first key.  The value is the last line of the log about the
-        address.  Raises the errors of log().
+        The address that asked last is the first key.  The value is the last line of the log that says that
+        pluto refused a request from the address.  Raises the errors of log().
         """
         known: set[str] = set()
         for entries in self.facts.loaded().values():
@@ -22190,7 +22205,7 @@ class Diagnoser:
 
     def _without_attempt(self, name: str, state: str, entries: Entries, problem: str, *,
                          tried: str = "") -> Diagnosis:
-        """Return the diagnosis of a connection without a failed attempt in the log.
+        """Return the diagnosis of a connection that is down, if the log does not say why.
 
         `problem` says why the log can't be read.  It is empty if the log was read.
         """
@@ -22234,10 +22249,10 @@ class Diagnoser:
 
     def _from_cause(self, name: str, state: str, *, cause: Cause, clues: Sequence[Clue], entries: Entries,
                     tried: str = "", before: str = "") -> Diagnosis:
-        """Return the diagnosis from a cause in the log, or from a finding of verify that explains the cause.
+        """Return the diagnosis from `cause`.
 
-        Findings are looked for only if the cause is weak.  `before` says how the tunnel that was up before
-        ended.  It is empty if no tunnel was up.
+        If the cause is weak, look for a finding of verify that explains the failure, and use that finding
+        instead.  `before` says how the previous tunnel ended, and is empty if there was none.
         """
         means = self._refined(cause, entries)
         when = clues[0].line.when if clues else None
@@ -22266,10 +22281,11 @@ class Diagnoser:
         conn = self.conn(name)
         if conn:
             hosts += [conn.get("right"), conn.get("left")]
-        return next((host for host in hosts if host and not host.startswith("%")), "PEER")
+        own = {entry["local"]["host"] for entry in entries}
+        return next((host for host in hosts if host and not host.startswith("%") and host not in own), "PEER")
 
     def _refined(self, cause: Cause, entries: Entries) -> str:
-        """Return `means` of a cause, or a more exact text if the connection's policy allows one."""
+        """Return `means` of the cause, or a more exact text if the connection's policy permits that."""
         policy: set[str] = set()
         for entry in entries:
             policy.update(entry["policy"])
@@ -22348,10 +22364,9 @@ class Diagnoser:
         return ConnTraffic(bytes_in, bytes_out, since, f"{bytes_in} bytes came in and {bytes_out} went out")
 
     def _refused_client(self, name: str, entries: Entries, tried: str) -> Diagnosis | None:
-        """Return why the last client of a template connection failed, while other clients are up.
+        """Return the diagnosis if the last client of a template connection failed while other clients are up.
 
-        Return None if the last client did not fail, if the connection has no client, or if the log can't be
-        read.
+        Return None if no such failure is known.  That a client left or stopped answering is no failure.
         """
         if not any(entry["instance"] for entry in entries):
             return None
@@ -22378,9 +22393,9 @@ class Diagnoser:
                     yield tunnel, ours, theirs
 
     def _in_clear(self, name: str) -> tuple[str, str] | None:
-        """Return a sentence about packets that leave in clear because of NAT, and a command that prevents it.
+        """Return a sentence about packets that leave in clear because of NAT, and a command that fixes this.
 
-        Return None if NAT changes no packets of the connection, or if the rules can't be read.
+        Return None if no such packets are known.
         """
         try:
             for tunnel, ours, theirs in self._pairs(name):
@@ -22394,10 +22409,11 @@ class Diagnoser:
         return None
 
     def _unprotected(self, name: str) -> tuple[str, dict[str, Any]] | None:
-        """Find packets of the connection that the kernel would not encrypt.
+        """Find packets of the connection that do not enter the tunnel.
 
         Return a text about the packets, and what the kernel does with them (PacketFates.fate()).  Return None
-        if the kernel encrypts all packets, or if the rules can't be read.
+        if no such packets are found, or if the routes or policies can't be read.  Only packets between the
+        first addresses of each pair of networks are tried.
         """
         try:
             fates = PacketFates(self.host, PacketQuery())
@@ -22414,14 +22430,14 @@ class Diagnoser:
         return None
 
     def _nat_chain(self, tunnel: Tunnel, ours: str, theirs: str) -> str:
-        """Return the command that inserts a rule before the NAT rule that changes the source of packets.
+        """Return the beginning of a command that inserts a rule before the NAT rule that changes the source.
 
-        Return an empty string if no rule changes the source of packets from `ours` to `theirs`.  Raises
-        OSError or Failure if the rules can't be read.
+        The caller appends the rule (accept_command()).  Return an empty string if no rule certainly changes
+        the source of packets from `ours` to `theirs`.  Raises OSError or Failure if the rules can't be read.
         """
         host_bits = "/128" if ":" in ours else "/32"
         if ours in EVERYTHING or ours.removesuffix(host_bits) == tunnel.conn.get(tunnel.here):
-            return ""  # NAT does not change packets that already have this host's address
+            return ""  # the source is unknown, or it is this host's address, which NAT does not change
         return self.facts.blocks("postrouting", "nat", "snat", src=ours, dst=theirs, out=tunnel.inner,
                                    state="new", family=family_of(ours), ipsec_out="exists ipsec")
 
@@ -22430,14 +22446,16 @@ class Diagnoser:
     def _findings(self, names: str, conn: str) -> list[Finding]:
         """Run checks of verify and return their FAIL findings, then their WARN findings.
 
-        Findings about other connections are left out.  `names` are the checks, separated by spaces.
+        Findings about other connections are left out, and so are checks that can't run.  `names` are the
+        names of the checks, separated by spaces.
         """
         problems = []
         for name in dict.fromkeys(names.split()):
             check = CHECKS[name]
             try:
                 for level, word, why, fix in check.function(self.facts):
-                    if level in ("FAIL", "WARN") and ("conn " not in why or f"conn {conn}" in why):
+                    is_about = "conn " not in why or any(f"conn {conn}{mark}" in f"{why} " for mark in " :,")
+                    if level in ("FAIL", "WARN") and is_about:
                         problems.append(Finding(name, check.text.strip(), level, word, why, fix))
             except (OSError, Failure):
                 continue
@@ -22465,9 +22483,9 @@ def ike_versions(policy: Collection[str]) -> str:
 
 
 def explains(finding: Finding, cause: str) -> bool:
-    """Return whether a finding of verify explains a failure for which pluto's log has no reason.
+    """Return whether a finding of verify explains a failure that pluto's log does not explain.
 
-    `cause` is the name of the cause (Cause.name) that the log has instead.
+    `cause` is the name of the weak cause in the log, or `silent` if the log has no cause at all.
     """
     if finding.check == "firewall":
         is_ike = finding.why.startswith("UDP")
@@ -22490,8 +22508,8 @@ def from_finding(name: str, state: str, finding: Finding, *, tried: str, others:
 def is_unprotected(fate: Mapping[str, Any]) -> bool:
     """Return whether packets that should enter a tunnel do not enter it.
 
-    `fate` is the result of PacketFates.fate().  Return False if a policy allows the packets in clear, or if
-    they are for this host.
+    `fate` is the result of PacketFates.fate().  Packets in clear don't count if a policy matches some of
+    them, or if they are for this host.
     """
     if fate["fate"] == "clear":
         return fate["policy"] is None and fate["device"] != "lo" and not fate["exceptions"]
@@ -22510,7 +22528,7 @@ def unprotected_diagnosis(name: str, packets: str, fate: Mapping[str, Any], *, s
     `packets` is a text about the packets.  `fate` is the result of PacketFates.fate() for them.
     """
     next_step = up_again_command(name)
-    check = "in ip xfrm policy whether the tunnel has its policies, and which other policy comes first"
+    check = "in `ip xfrm policy` whether the tunnel has its policies, and which other policy comes first"
     if fate["fate"] == "unroutable":
         cause, short = "unroutable", "no route"
         means = f"{packets} have no route, so they do not enter the tunnel"
@@ -22557,7 +22575,10 @@ def tried_text(attempts: Sequence[Attempt]) -> str:
 
 
 def before_text(attempts: Sequence[Attempt]) -> str:
-    """Return a text that says how the last tunnel ended that was up.  Return "" if no attempt succeeded."""
+    """Return a text that says how the most recent tunnel ended.
+
+    Return "" if there was no tunnel.  A tunnel that was taken down on this host is skipped.
+    """
     for attempt in reversed(attempts):
         if attempt.ended != "up":
             continue
@@ -22571,7 +22592,7 @@ def before_text(attempts: Sequence[Attempt]) -> str:
 
 
 def xfrm_counters(host: Host) -> list[str]:
-    """Return `COUNTER is N: REASON` for each counter of lost packets in the kernel that is not 0."""
+    """Return `COUNTER is N: REASON` for each counter of XFRM_COUNTERS that is not 0 in the kernel."""
     shown = []
     for line in host.value("/proc/net/xfrm_stat").splitlines():
         words = line.split()
@@ -22597,7 +22618,7 @@ def diagnosis_lines(diagnosis: Diagnosis) -> list[str]:
 
 
 def explained_lines(diagnosis: Diagnosis) -> Iterator[str]:
-    """Yield all lines of `ipsec why` for a connection."""
+    """Yield all lines that `ipsec why` prints about a connection."""
     yield from diagnosis_lines(diagnosis)
     if diagnosis.tried:
         label = "" if diagnosis.state == "up" else "tried: "
@@ -22612,17 +22633,17 @@ def explained_lines(diagnosis: Diagnosis) -> Iterator[str]:
          options=(CTLSOCKET_OPTION,
                   Opt("--timeout", "SECONDS", "seconds to wait for pluto's answer (default 10)"),
                   Opt("--json", None, "print a JSON list, see ipsec_why(8)")),
-         details="Reads pluto's status and the last attempt in pluto's log. If the log does not show the "
-                 "cause, the command checks the NSS database, the firewall, the routes and the kernel. "
-                 "Without CONN, it checks all connections.\n\nExit status: 0 if no problem was found; 1 if a "
-                 "connection has failed, should be up but is down, or is up but no packets pass; 4 if the "
+         details="Reads pluto's status and the last failed attempt in pluto's log. If the log does not show "
+                 "the cause, the command checks the configuration, the NSS database, the firewall and the "
+                 "kernel. Without CONN, it checks all connections.\n\nExit status: 0 if no problem was "
+                 "found; 1 if a connection has a problem, for example is down but should be up; 4 if the "
                  "command can't find out.", examples="""\
 ipsec why                         look at all connections
 ipsec why office                  look at one connection""")
 def why_command(host: Host, args: Args) -> int:
     """Run `ipsec why [CONN...]` and return the exit status that the help text explains.
 
-    Raises Failure with --root or a wrong option.
+    Raises Failure with --root or a wrong option, and the errors of Diagnoser.names() without CONN.
     """
     if not host.live:
         raise Failure(f"why: needs a running system, but {host.root} has only the files of a system", USAGE,

@@ -507,11 +507,56 @@ def test_a_connection_that_is_not_loaded(diagnoser: Diagnoser, monkeypatch: pyte
     set_log(diagnoser)
     assert "auto= is ignore" in diagnoser.diagnose("spare").means
     found = diagnoser.diagnose("ofice")
-    assert found.check == "did you mean office?" and "neither in pluto nor in" in found.means
+    assert found.check == "the spelling of the name (did you mean office?)" and "neither in pluto nor in" in found.means
     monkeypatch.setattr(diagnoser.facts, "loaded", dict)
     set_log(diagnoser, "\"office\": failed to add connection: left certificate 'gw' is expired or not yet valid")
     found = diagnoser.diagnose("office")
     assert found.state == "not loaded" and "expired" in found.means and found.command == "ipsec add office"
+
+
+def test_names_are_those_that_pluto_has_or_should_have(diagnoser: Diagnoser, tmp_path: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnoser.facts, "loaded", lambda: {"office": [entry()], "nm": [entry(name="nm")]})
+    conf = tmp_path / "ipsec.conf"
+    text = conf.read_text() + "conn twice\n\tleft=192.0.2.1\n\tleft=192.0.2.2\n\tright=203.0.113.7\n\tauto=add\n"
+    conf.write_text(text)
+    diagnoser.facts.config = Config(diagnoser.host)
+    assert diagnoser.names() == ["office", "twice", "nm"]
+    monkeypatch.setattr(diagnoser.facts, "loaded", dict)
+    set_log(diagnoser)
+    assert "duplicate key left" in diagnoser.diagnose("twice").means
+
+
+def test_without_a_configuration_the_names_are_those_of_pluto(diagnoser: Diagnoser, tmp_path: Path,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ipsec.conf").unlink()
+    diagnoser.facts.config = Config(diagnoser.host)
+    assert diagnoser.names() == ["office"]
+    assert "neither in pluto nor in" in diagnoser.diagnose("ofice").means
+    monkeypatch.setattr(diagnoser.facts, "loaded", lambda: (_ for _ in ()).throw(PermissionError(13, "no")))
+    monkeypatch.setattr(diagnoser.facts, "pluto_signs", lambda: ["the control socket exists"])
+    with pytest.raises(ipsec.Failure, match="unknown") as caught:
+        diagnoser.names()
+    assert caught.value.status == ipsec.LSB_UNKNOWN
+    monkeypatch.setattr(diagnoser.facts, "pluto_signs", list)
+    assert diagnoser.names() == []
+
+
+def test_findings_about_other_connections_are_left_out(diagnoser: Diagnoser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    reasons = ["conn office: no key", "conn office2: no key", "no PSK for a and b of conn office", "UDP 500 is dropped",
+               "conn office.old has no end here"]
+    check = ipsec.Check("psk", "x", lambda facts: iter([("FAIL", "BAD", why, "") for why in reasons]),
+                         live=False, checks="", matters="", fix="")
+    monkeypatch.setitem(ipsec.CHECKS, "psk", check)
+    assert [finding.why for finding in diagnoser._findings("psk", "office")] == [reasons[0], reasons[2], reasons[3]]
+
+
+def test_the_address_of_this_host_is_not_taken_for_the_peer(diagnoser: Diagnoser) -> None:
+    any_peer = entry(remote={"host": "%any"})
+    assert diagnoser._peer_name("office", [any_peer]) == PEER
+    assert diagnoser._peer_name("spare", [entry(remote={"host": "%any"}, local={"host": "203.0.113.8"})]) == "192.0.2.1"
+    assert diagnoser._peer_name("other", [any_peer]) == "PEER"
 
 
 def test_a_peer_that_asks_from_another_address(diagnoser: Diagnoser) -> None:
