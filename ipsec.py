@@ -22454,8 +22454,7 @@ class Diagnoser:
             check = CHECKS[name]
             try:
                 for level, word, why, fix in check.function(self.facts):
-                    is_about = "conn " not in why or any(f"conn {conn}{mark}" in f"{why} " for mark in " :,")
-                    if level in ("FAIL", "WARN") and is_about:
+                    if level in ("FAIL", "WARN") and concerns(why, conn):
                         problems.append(Finding(name, check.text.strip(), level, word, why, fix))
             except (OSError, Failure):
                 continue
@@ -22468,6 +22467,11 @@ class Diagnoser:
     def _shown(self, line: LogLine) -> str:
         text = self.redactor.clean(line.text)
         return f"{clock_text(line.when)} {text}".strip()[:400]
+
+
+def concerns(why: str, conn: str) -> bool:
+    """Return whether the reason of a finding of verify names the connection `conn`, or no connection."""
+    return "conn " not in why or any(f"conn {conn}{end}" in f"{why} " for end in " :,")
 
 
 def ike_versions(policy: Collection[str]) -> str:
@@ -22727,7 +22731,7 @@ UP_TICK = 1.0  # seconds without output before the progress line appears, and be
 
 
 class UpProgress:
-    """The progress line of `up` on a terminal: what pluto waits for, and for how long.
+    """The progress line of `up` on a terminal: what pluto waits for, and the time since the command began.
 
     Use the class as a context manager.  When there has been no output for a second, a timer draws the line.
     The line is erased before other output and at the end.
@@ -22830,14 +22834,14 @@ class WhackRunner:
             self.compiled = whack
 
     def _shows(self, program: str, words: Sequence[str]) -> bool:
-        """Print the command line and return True if the user asked for --dry-run."""
+        """With --dry-run, print the command line and return True.  Without it, return False."""
         if not self.args.flag("--dry-run"):
             return False
         self.host.print(shell_words(["ipsec", program, *words]))
         return True
 
     def whack(self, *words: str, timeout: float | None = None) -> int:
-        """Run whack with these arguments; return whack's exit status.
+        """Run whack with these arguments; return whack's exit status.  With --dry-run, only print the line.
 
         If `timeout` is None and libreswan's whack is used, whack replaces this process (exec), except for
         --terminate and --delete.
@@ -22859,7 +22863,7 @@ class WhackRunner:
         Up to 4.15, whack prints nothing and exits with 0 if the connection is unknown, and in some cases also
         if the connection is known.  Therefore pluto's status decides whether the connection is known.  The
         status is read before a delete, or after a terminate for which whack printed nothing.  Raises
-        Failure(UNKNOWN_NAME) if the connection is unknown.
+        Failure(UNKNOWN_NAME) if whack of these releases is silent and the connection is unknown.
         """
         name = words[words.index("--name") + 1]
         is_old = is_before_5(self.host)
@@ -22896,8 +22900,9 @@ class WhackRunner:
     def bring_up(self, name: str, words: Sequence[str]) -> int:
         """Make pluto negotiate a connection, and wait for the outcome.
 
-        Return OK if the connection is up, or if its kind (such as a template) has no IPsec SA.  Otherwise
-        print the cause to standard error, and return whack's exit status, or ERROR if whack's status is 0.
+        Return OK if the connection came up, or if its kind (such as a template) has no IPsec SA.  Otherwise
+        return whack's exit status, or ERROR if whack's status is 0; if the connection is not up, also print
+        the cause to standard error.  After Ctrl-C, take the connection down.
         """
         words = ("--ctlsocket", self.host.ctlsocket, *words)
         if self._shows("whack", words):
@@ -22926,9 +22931,9 @@ class WhackRunner:
     def _explain_failure(self, name: str, status: int | None, wait: UpWait) -> int:
         """Print why a connection did not come up; return the exit status of the command.
 
-        With --once, or with --timeout but without --keep-trying, also take the connection down.  Do neither
-        if the connection is up by now, or if its kind has no IPsec SA.  `status` is whack's exit status, or
-        None if whack did not end in time.
+        Print nothing if the connection is up by now, or if whack succeeded and the kind of the connection has
+        no IPsec SA.  Otherwise, with --once, or with --timeout but without --keep-trying, also take the
+        connection down.  `status` is whack's exit status, or None if whack did not end in time.
         """
         diagnoser: Diagnoser = load_part("Diagnoser")(self.host, 10.0)
         diagnoser.whack_lines = wait.lines
@@ -22956,8 +22961,8 @@ class WhackRunner:
                    progress: UpProgress) -> int | None:
         """Run whack until it ends or `wait` stops it.
 
-        Return whack's exit status, or None if whack was stopped.  Raises Failure if whack can't be run or the
-        request is wrong.
+        Return whack's exit status, or None if whack was stopped.  Raises Failure if libreswan's whack can't
+        be run, or if the built-in whack can't send the request.
         """
 
         def take(output: bytes) -> float | None:
@@ -22987,14 +22992,14 @@ class WhackRunner:
     def _state(self, name: str) -> str:
         """Return the state of a connection, as one of the words that Diagnosis.state can have.
 
-        Raises NoPluto or TimedOut if pluto does not answer, PermissionError.
+        Raises NoPluto or TimedOut if pluto does not answer, and PermissionError if only root can ask pluto.
         """
         diagnoser: Diagnoser = load_part("Diagnoser")(self.host, 5.0)
         entries = diagnoser.entries(name)
         return connection_state(entries) if entries else "not loaded"
 
     def _take_down(self, name: str) -> None:
-        """Make pluto terminate a connection that is not up.  Print a warning if that fails."""
+        """Make pluto terminate a connection, unless it is up.  Print a warning if pluto can't be asked."""
         try:
             if self._state(name) == "up":
                 return
@@ -23008,9 +23013,11 @@ class WhackRunner:
             self.host.warn(f"up: {quote(name)} was not taken down: {error_text(error)}")
 
     def load(self, *words: str) -> int:
-        """Load connections with libreswan's addconn, which is named add in 5.4; return the exit status.
+        """Run libreswan's addconn, which is named add in 5.4; return the exit status.
 
-        Raises Missing if libreswan has neither program.
+        `words` are the name of a connection to load, or --autoall or --checkconfig.  If libreswan has neither
+        program, the built-in reader checks the configuration for --checkconfig; a request to load connections
+        raises Missing.
         """
         host = self.host
         program = self._addconn()
@@ -23050,8 +23057,8 @@ class WhackRunner:
     def _load_status(self, name: str, ran: Ran) -> int:
         """Return the exit status for the result of addconn.  Print causes of failures that addconn omits.
 
-        Return NO_PLUTO if pluto is not running, ERROR if addconn exits with 0 without loading the connection,
-        and otherwise the exit status of addconn.
+        Return NO_PLUTO if pluto is not running or can't be asked, ERROR if addconn exits with 0 without
+        loading the connection, and otherwise the exit status of addconn.
         """
         host = self.host
         output = ran.text + decode(ran.err)
@@ -23104,7 +23111,7 @@ class WhackRunner:
         return self.whack(*words)
 
     def _forget(self, name: str) -> None:
-        """Make pluto delete a connection that it has loaded.  Raises Failure if pluto does not answer."""
+        """Make pluto delete a connection, if pluto has loaded it.  Raises Failure as whack() does."""
         try:
             self.whack("--name", name, "--delete")
         except Failure as failure:
@@ -23175,7 +23182,7 @@ class WhackRunner:
 
 
 @command("whack", "OPTION...", options=None, summary="send pluto a request, with whack's own options",
-         details="Runs libreswan's whack if it is installed, otherwise the built-in whack. The first word "
+         details="Runs libreswan's whack if it is installed, otherwise the built-in whack. The option "
                  "--native, or IPSEC_WHACK=native in the environment, selects the built-in whack.")
 def whack_command(host: Host, args: Args) -> int:
     """Run `ipsec whack`; return whack's exit status, which is 33 if pluto is not running."""
@@ -23270,10 +23277,11 @@ def operation_command(names: str, summary: str, options: Sequence[Opt] = CONNECT
 
 operation_command("up initiate", "negotiate a connection", (*CONNECTION_OPTIONS, *UP_OPTIONS),
                   "Waits until the connection is up or the negotiation has failed. If it has failed, two "
-                  "lines on standard error give the cause and the next step; ipsec why CONN shows more. "
+                  "lines on standard error give the cause and the next step; `ipsec why CONN` shows more. "
                   "Ctrl-C takes the connection down again. On a terminal, a line shows what pluto is waiting "
-                  "for.\n\nExit status: 0 if the connection is up, otherwise whack's own status, or 1. With "
-                  "--asynchronous: 0 if pluto accepted the request.", """\
+                  "for.\n\nExit status: 0 if the connection is up or, like a template, never has an IPsec "
+                  "SA; otherwise whack's own status, or 1. With --asynchronous: 0 if pluto accepted the "
+                  "request.", """\
 ipsec up office                   wait until the tunnel is up or has failed
 ipsec up --timeout 30 office      take it down if it is not up in 30 seconds
 ipsec up --once office            make one attempt only""")
@@ -23286,7 +23294,7 @@ operation_command("ondemand", "load a connection and install its trap policy, as
 
 
 def pluto_start(host: Host, args: Args) -> int:
-    """Run `ipsec start CONN...`: load the connections and bring them up; return as operate_all() does."""
+    """Run `ipsec start CONN...`: load the connections and bring them up.  Return as operate_all() does."""
     return operate_all(WhackRunner(host, args), "start", args.operands)
 
 
@@ -23305,9 +23313,9 @@ def operate_all(runner: WhackRunner, operation: str, names: Sequence[str]) -> in
 @command("add", "[CONN...]", summary="load connections into pluto",
          options=(*CONNECTION_OPTIONS,
                   Opt("--auto", "KEYWORD",
-                      "treat the connections as pluto treats connections with auto=KEYWORD when it starts; "
-                      "KEYWORD is add, route or start"),
-                  Opt("--autoall", None, "load all connections that have auto="),
+                      "load, route or start the connections as if they had auto=KEYWORD (add, keep, route, "
+                      "ondemand, start or up)"),
+                  Opt("--autoall", None, "load, route or start all connections, as their auto= says"),
                   Opt("--checkconfig", None, "only check the configuration")))
 def add_command(host: Host, args: Args) -> int:
     """Run `ipsec add`; return the exit status of the first step that fails, or OK."""
@@ -23322,13 +23330,17 @@ def add_command(host: Host, args: Args) -> int:
     if not args.operands:
         raise Failure("ipsec add: CONN is missing", USAGE)
     if operation is None:
-        raise Failure("ipsec add: --auto must be add, route or start", USAGE)
+        raise Failure("ipsec add: --auto must be add, keep, route, ondemand, start or up", USAGE)
     return operate_all(runner, operation, args.operands)
 
 
 @command("checkconfig", rescue=True, summary="check the configuration", options=PLUTO_OPTIONS)
 def checkconfig_command(host: Host, args: Args) -> int:
-    """Run `ipsec checkconfig`; return addconn's exit status."""
+    """Run `ipsec checkconfig`; return addconn's exit status.
+
+    If addconn is not installed, the built-in reader checks the configuration, and own_reader() raises
+    ConfigError for an error.
+    """
     return WhackRunner(host, args).load("--checkconfig")
 
 
@@ -23336,7 +23348,7 @@ def checkconfig_command(host: Host, args: Args) -> int:
          options=(CTLSOCKET_OPTION, Opt("--redirect-to", "ADDRESS,…", "the other gateway"),
                   NATIVE_OPTION, DRY_RUN_OPTION))
 def redirect_command(host: Host, args: Args) -> int:
-    """Run `ipsec redirect`; return whack's exit status."""
+    """Run `ipsec redirect`; return whack's exit status.  Raises Failure(USAGE) without --redirect-to."""
     if not args.flag("--redirect-to"):
         raise Failure("ipsec redirect: --redirect-to is missing", USAGE)
     name = ["--name", args.operands[0]] if args.operands else []
@@ -23376,7 +23388,7 @@ def check_auto(operations: Sequence[str], names: Sequence[str]) -> None:
 @command("auto", "[CONN] [WORD]", options=AUTO_OPTIONS,
          summary="manage connections, with the syntax of libreswan 3.x and 4.x")
 def auto_command(host: Host, args: Args) -> int:
-    """Run `ipsec auto`; return the exit status of the first step that fails."""
+    """Run `ipsec auto`; return the exit status of the first step that fails, or OK."""
     if args.flag("--version"):
         host.print(f"ipsec auto {host.libreswan_version() or '(none)'}")
         return OK
@@ -23419,15 +23431,16 @@ TUNNEL_MARKS = (
 ANY_PEER = ("%any", "%any6", "%group", "%opportunistic", "%opportunisticgroup", "%virtual", "0.0.0.0", "::")
 TRAPS = ("prospective erouted", "routed-ondemand", "routed-prospective")
 BOLD, DIM, CHANGED = "1", "2", "7"
-RESIZE_SECONDS = 0.25  # --watch checks in this interval whether the terminal has a new size
+RESIZE_SECONDS = 0.25  # --watch checks at this interval whether the terminal has a new size
 
 
 class TunnelRow:
     """One connection or instance as `ipsec tunnels` shows it (ipsec_tunnels(8), JSON).
 
-    None means unknown.  `state` is a key of TUNNEL_STATES.  `wanted` is True if pluto should keep the tunnel
-    up.  `since` is in seconds since 1970; `rekey_in` and `ends_in` are in seconds from now.  `problem` says
-    in a few words why the tunnel is not up.  `peers` is the number of instances of a template.
+    None means unknown, or that the tunnel does not have the property.  `state` is a key of TUNNEL_STATES.
+    `wanted` is True if the tunnel should be up.  `since` is when the SA was set up or, for a tunnel that is
+    down, when it failed (seconds since 1970); `rekey_in` and `ends_in` are in seconds from now.  `problem`
+    says in a few words why the tunnel is not up.  `peers` is the number of instances of a template.
     """
 
     def __init__(self, name: str, instance: str = "") -> None:
@@ -23463,14 +23476,15 @@ class TunnelRow:
 
     @property
     def fails(self) -> bool:
-        """True if the tunnel should be up but is not up."""
+        """True if the tunnel should be up but is neither up nor routed."""
         return bool(self.wanted) and self.state not in ("up", "routed")
 
 
 def ike_version_of(connection: Mapping[str, Any]) -> int | None:
     """Return the IKE version of a connection, 1 or 2, or None if the version is unknown.
 
-    Up to 4.2, a policy can allow both versions.  For such a policy, the result is the version in use.
+    Up to 4.2, a policy can allow both versions.  For such a policy, the result is the version in use, or None
+    if no IKE SA exists.
     """
     policy, options = connection["policy"], connection["options"]
     allows_1 = "IKEv1" in policy or "IKEV1_ALLOW" in policy
@@ -23500,6 +23514,7 @@ def networks_of(connection: Mapping[str, Any], side: str) -> list[str]:
     """Return the networks of one end of a connection; `side` is local or remote.
 
     These are the end's subnets.  An end without a subnet has its address pool or, without a pool, its host.
+    If the end has a protocol and port (leftprotoport=), they follow each network after a slash.
     """
     end = connection[side]
     if "selectors" not in connection:
@@ -23570,7 +23585,7 @@ def tunnel_of(connection: Mapping[str, Any]) -> TunnelRow:
 
 
 def names_only(host: Host, file: str, names: Collection[str]) -> bool:
-    """Return True if `file` has no includes, and no connections except those in `names`.
+    """Return True if `file` has no includes, and no `conn` sections except %default and those in `names`.
 
     False can also mean that the file is too complicated for this check.  The caller then reads the file with
     Config, which takes ten times as long.
@@ -23589,7 +23604,7 @@ def names_only(host: Host, file: str, names: Collection[str]) -> bool:
     return True
 
 
-def makes_a_tunnel(line: str) -> bool:
+def is_needed_line(line: str) -> bool:
     """Return True if Tunnels needs this status line of an SA.
 
     Return False for a line that shows the traffic of an SA, or an established IKE SA.
@@ -23623,7 +23638,7 @@ class Tunnels:
         takers = {"connections": self._take_connection, "states": self._take_state}
         lines = pluto_status(host, timeout, None if name else TUNNEL_DETAILS)
         if not name and not self.WITH_SAS:
-            lines = (line for line in lines if not line.startswith("#") or makes_a_tunnel(line))
+            lines = (line for line in lines if not line.startswith("#") or is_needed_line(line))
         data = StatusReader(takers).read(lines)
         self.settings = data["settings"]
         for entry in data["pending"]:
@@ -23716,7 +23731,7 @@ class Tunnels:
 
     @property
     def status(self) -> int:
-        """The exit status: 1 if a tunnel that should be up is not up, otherwise 0."""
+        """The exit status: 1 if a tunnel that should be up is neither up nor routed, otherwise 0."""
         return ERROR if any(row.fails for row in self.rows) else OK
 
 
@@ -23753,7 +23768,7 @@ def short_bytes(count: float | None) -> str:
 
 
 def paint(text: str, style: str, *, colour: bool) -> str:
-    """Return the text with the escape sequences of an SGR style, or unchanged if `colour` is False."""
+    """Return the text with the escape sequences of an SGR style, or unchanged without colour or style."""
     if not colour or not style or not text:
         return text
     return f"\x1b[{style}m{text}\x1b[0m"
@@ -24078,7 +24093,7 @@ class TunnelView:
         return self.status
 
     def _show_until(self, deadline: float) -> bool:
-        """Show the tunnels and wait until the deadline; return False if the user pressed q.
+        """Show the tunnels and wait until the deadline; return True, or at once False if the user presses q.
 
         Show them again at once if the terminal gets a new size.
         """
@@ -24133,8 +24148,8 @@ class TunnelView:
                   Opt("--watch -w", "[SECONDS]", "print the table every SECONDS (default 2), until you type "
                                                  "q or Ctrl-C"),
                   TIMEOUT_OPTION),
-         details="Exit status: 0 if all tunnels that should be up are up, 1 if one of them is not up, 21 if "
-                 "the connection CONN does not exist, 33 if pluto does not answer.")
+         details="Exit status: 0 if all tunnels that should be up are up or routed, 1 if one of them is not, "
+                 "21 if the connection CONN does not exist, 33 if pluto does not answer.")
 def tunnels_command(host: Host, args: Args) -> int:
     """Run `ipsec tunnels`; return the exit status.  Raises NoPluto, TimedOut, Failure (UNKNOWN_NAME)."""
     host.ctlsocket = args.value("--ctlsocket") or host.ctlsocket
@@ -24186,11 +24201,11 @@ class MeteredTunnels(Tunnels):
 
 
 class Ledger:
-    """Counts the bytes of all SAs of each tunnel since pluto started, including SAs that have ended.
+    """Counts the bytes of each tunnel since pluto started: of its SAs, and of ended SAs that it saw.
 
     A file saves the counts from one run of `ipsec metrics` to the next.  The file is ignored if pluto has
     been restarted since then.  `totals` has for each tunnel the bytes in, the bytes out, and the time of
-    their last change (seconds since 1970, 0 if no change was seen).
+    the last change of these numbers (seconds since 1970, 0 if no change was seen).
     """
 
     def __init__(self, host: Host, name: str, started: int) -> None:
@@ -24252,7 +24267,7 @@ class Ledger:
         self.totals = totals
 
     def _change_time(self, name: tuple[str, str], total: tuple[int, int], now: int) -> int:
-        """Return when the bytes of a tunnel last changed (seconds since 1970), or 0 if the tunnel is new.
+        """Return when the bytes of a tunnel last changed (seconds since 1970), or 0 if no change was seen.
 
         `total` has the present bytes in and out.
         """
@@ -24343,7 +24358,7 @@ def has_series(row: TunnelRow) -> bool:
 
 def tunnel_families(tunnels: MeteredTunnels, ledger: Ledger, uses: Mapping[int, int],
                     now: int) -> Iterator[Family]:
-    """Yield the families with one series for each tunnel.  `uses` is the result of last_uses()."""
+    """Yield the families with at most one series for each tunnel.  `uses` is the result of last_uses()."""
     rows = [row for row in tunnels.rows if has_series(row)]
     yield ("ipsec_connection_info", "gauge",
            "Properties of a connection; join it by connection, instance and remote.",
@@ -24365,7 +24380,8 @@ def tunnel_families(tunnels: MeteredTunnels, ledger: Ledger, uses: Mapping[int, 
             times = [changed] if changed else []
         if times:
             idle.append((tunnel_labels(row), max(now - max(times), 0)))
-    yield "ipsec_connection_idle_seconds", "gauge", "Seconds since the last packet in an IPsec SA.", idle
+    yield ("ipsec_connection_idle_seconds", "gauge",
+           "Seconds since the last packet in the IPsec SAs of the connection.", idle)
 
 
 def counter_families(rows: Sequence[TunnelRow], tunnels: MeteredTunnels, ledger: Ledger) -> Iterator[Family]:
@@ -24466,13 +24482,13 @@ def label_text(label: str) -> str:
 @command("metrics", summary="show pluto's state in the text format of Prometheus",
          options=(CTLSOCKET_OPTION, TIMEOUT_OPTION,
                   Opt("--output", "FILE", "write to FILE, for node_exporter's textfile collector"),
-                  Opt("--state", "FILE", "save the byte counts of SAs that have ended in FILE (default: "
-                      "metrics.state in the directory of pluto's control socket; an empty FILE saves "
+                  Opt("--state", "FILE", "the file that keeps the byte counts of ended SAs (default: "
+                      "metrics.state in the directory of pluto's control socket; an empty FILE keeps "
                       "nothing)")))
 def metrics_command(host: Host, args: Args) -> int:
-    """Run `ipsec metrics`; return 0.  If pluto does not answer, return 0 and print ipsec_up as 0.
+    """Run `ipsec metrics`; return 0, even if pluto does not answer.
 
-    Raises Failure if the user is not permitted to connect to pluto, or if the output can't be written.
+    Raises Failure if the user is not permitted to connect to pluto, OSError if the output can't be written.
     """
     host.ctlsocket = args.value("--ctlsocket") or host.ctlsocket
     state = args.value("--state", os.path.join(os.path.dirname(host.ctlsocket), "metrics.state"))
