@@ -375,6 +375,7 @@ def facts_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conf: str, secrets
 
     monkeypatch.setattr(facts, "status", answer)
     monkeypatch.setattr(facts, "pid", None)
+    monkeypatch.setattr(facts, "pluto_signs", list)  # not those of a pluto on the machine that runs the tests
     tunnels = [SimpleNamespace(conn=conn, here=here) for conn in facts.config.conns()]
     monkeypatch.setattr(Facts, "tunnels", tunnels)
     return facts
