@@ -15196,10 +15196,17 @@ def iptables_target(words: RuleWords) -> str:
     """
     target = words.take()
     if target == "SNAT":
-        return f"SNAT {word_after(words.rest(), '--to-source')}"
+        return f"SNAT {without_port(word_after(words.rest(), '--to-source'))}"
     if target == "CT" and "--notrack" in words.rest():
         return "NOTRACK"
     return target
+
+
+def without_port(address: str) -> str:
+    """Return the address in `ADDRESS`, `ADDRESS:PORT` or `[ADDRESS]:PORT`, which may be an IPv6 address."""
+    if address.startswith("["):
+        return address[1:].partition("]")[0]
+    return address.partition(":")[0] if address.count(":") == 1 else address
 
 
 class NftReader:
@@ -15384,7 +15391,7 @@ def nft_target(word: str, words: RuleWords) -> str:
     if word == "goto":
         return f"goto {words.take()}"
     if word == "snat":
-        return f"snat {word_after(words.rest(), 'to').partition(':')[0]}"
+        return f"snat {without_port(word_after(words.rest(), 'to'))}"
     return word if word.lower() in RULE_TARGETS else ""
 
 
@@ -15472,8 +15479,8 @@ def value_fits(field: str, mine: str, wanted: str) -> bool | None:
         return reqid_fits(mine, wanted)
 
     low, dash, high = wanted.replace(":", "-").partition("-")
-    if dash and low.isdigit() and high.isdigit():
-        return int(low) <= int(mine) <= int(high)
+    if dash and low.isdigit() and high.isdigit():  # nft prints the numbers also for a range of protocols
+        return any(int(low) <= int(word) <= int(high) for word in mine.split() if word.isdigit())
     return wanted.lower() in mine.split()
 
 
@@ -15493,7 +15500,7 @@ def reqid_fits(mine: str, wanted: str) -> bool | None:
         return low <= int(mine) <= high
     if high <= MANUAL_REQID_MAX:
         return False
-    if dash and low <= MANUAL_REQID_MAX + 2:
+    if dash and low <= MANUAL_REQID_MAX + 2 <= high:
         return True
     return None
 

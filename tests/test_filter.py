@@ -207,14 +207,26 @@ def test_joined_fields_are_unknown() -> None:
     ("fib daddr type local counter packets 0 bytes 0 accept", [([("dst-type", "local", False)], "accept")]),
     ("fib daddr type != { local , broadcast } drop", [([("dst-type", "local,broadcast", True)], "drop")]),
     ("jump ike", [([], "ike")]), ("goto ike", [([], "goto ike")]), ("snat ip to 192.0.2.1", [([], "snat 192.0.2.1")]),
+    ("snat ip6 to 2001:db8::1", [([], "snat 2001:db8::1")]),
+    ("snat ip6 to [2001:db8::1]:80", [([], "snat 2001:db8::1")]),
 ])
 def test_rules_of_nft(text: str, rules: list[tuple[list[tuple[str, str, bool]], str]]) -> None:
     assert list(nft_rules(text.split())) == rules
 
 
+@pytest.mark.parametrize(("rule", "fits"), [
+    ("meta l4proto 50-51", True), ("meta l4proto 1-17", False), ("icmp type 3-5", True), ("icmp type 20-29", False),
+    ("udp dport 400-600", True)])
+def test_ranges_of_numbers(rule: str, fits: bool) -> None:
+    """nft prints a range in numbers; a packet has the names and the numbers of its protocol and ICMP type."""
+    (conditions, _), = nft_rules(f"{rule} accept".split())
+    packet = {"proto": "esp 50", "icmp": "3/4 3 any destination-unreachable", "dport": "500"}
+    assert ipsec.value_fits(conditions[-1][0], packet[conditions[-1][0]], conditions[-1][1]) is fits
+
+
 @pytest.mark.parametrize(("mine", "wanted", "fits"), [
     ("", "16385-20000", True), ("", "16384-4294967295", True), ("", "20000-30000", None), ("", "16389", None),
-    ("", "1-100", False), ("7", "1-100", True), ("7", "8", False), ("", "$r", None)])
+    ("", "16000-16384", None), ("", "1-100", False), ("7", "1-100", True), ("7", "8", False), ("", "$r", None)])
 def test_reqids(mine: str, wanted: str, fits: bool | None) -> None:
     (conditions, _), = ipsec.nft_rules(f"ipsec in reqid {wanted} accept".split())
     assert ipsec.rule_fits(conditions, {"reqid-in": mine}) is fits
@@ -278,7 +290,8 @@ def test_conditions_that_nft_can_t_print_are_read_with_iptables(monkeypatch: pyt
 
 
 @pytest.mark.parametrize(("target", "wanted"), [
-    ("MASQUERADE", "accept"), ("SNAT --to-source 192.0.2.1", "accept"), ("SNAT --to-source 198.51.100.1", "snat")])
+    ("MASQUERADE", "accept"), ("SNAT --to-source 192.0.2.1", "accept"), ("SNAT --to-source 198.51.100.1", "snat"),
+    ("SNAT --to-source 192.0.2.1:1024-2048", "accept")])
 def test_masquerading_of_the_address_of_the_interface(target: str, wanted: str) -> None:
     chain = Chain("postrouting", "nat", "accept", "", [iptables_rule(["-j", *target.split()])])
     assert verdict({}, chain, {"src": "192.0.2.1", "out": "eth0", "masquerade": "192.0.2.1"}) == wanted
