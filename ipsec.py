@@ -13796,7 +13796,7 @@ IPSEC_PROGRAMS = frozenset((
     "_updown.netkey readwriteconf charon charon-systemd starter xl2tpd").split())
 # Options of these programs whose values are harmless
 SHOWN_VALUES = frozenset((
-    "config conf nofork logfile nssdir rundir ctlsocket ctlbase ipsecdir secretsfile dumpdir "
+    "config conf logfile nssdir rundir ctlsocket ctlbase ipsecdir secretsfile dumpdir "
     "coredir nhelpers interface listen uniqueids keep-alive keepalive perpeerlogdir name host to "
     "client ikeport virtual-private virtual_private root section init timeout output since up down "
     "add delete replace route unroute ondemand start").split())
@@ -13908,13 +13908,14 @@ def shown_arguments(words: Sequence[str]) -> str:
 
     options = PLUTO_OPTION_NAMES.union(row[0].partition("=")[0] for row in table_rows(WHACK_OPTIONS))
     shown = [*words[:place + 1]]
-    value_is_shown = False  # whether the option before this word has a harmless value
+    value_is_shown = False  # whether this word can only be the harmless value of the option before it
     for word in words[place + 1:]:
         if word.startswith("-"):
-            key = word.partition("=")[0].lstrip("-")
-            value_is_shown = key in SHOWN_VALUES
-            is_known = value_is_shown or key in options
-            shown.append(shown_option(word, is_known=is_known, value_is_shown=value_is_shown))
+            key, equals, _ = word.lstrip("-").partition("=")
+            is_harmless = key in SHOWN_VALUES
+            is_known = is_harmless or key in options
+            shown.append(shown_option(word, is_known=is_known, value_is_shown=is_harmless))
+            value_is_shown = is_harmless and not equals
         elif value_is_shown or word in COMMAND_WORDS:
             shown.append(word)
             value_is_shown = False
@@ -13986,10 +13987,14 @@ def shown_setting(line: str) -> str:
     """For an assignment in /etc/default or /etc/sysconfig, show the name, and the value if it is harmless."""
     name, equals, value = line.strip().partition("=")
     name = name.removeprefix("export ").strip()
-    if not equals or name.startswith("#"):
+    if not equals:
         return LEFT_OUT
 
-    value = value.strip().strip("\"'")
+    value = value.strip()
+    if value.startswith(("'", '"')):
+        value = value[1:].partition(value[0])[0]
+    else:
+        value = value.partition("#")[0].strip()
     if name in OPTION_VARIABLES:
         options = shown_arguments(["pluto", *value.split()]).removeprefix("pluto").strip()
         return f'{name}="{options}"'
@@ -14013,9 +14018,12 @@ def shown_unit_line(line: str) -> str:
     if key.startswith("Exec"):
         value = value.lstrip("@-:+!")
         return f"{key}={shown_arguments(value.split())}"
-    if key in ("Environment", "PassEnvironment", "UnsetEnvironment"):
+    if key == "Environment":
         names = [word.strip("\"'").partition("=")[0] for word in value.split() if "=" in word]
         return f"{key}=" + " ".join(f"{shown_name(name, UPPER + '_')}={LEFT_OUT}" for name in names)
+    if key in ("PassEnvironment", "UnsetEnvironment"):
+        names = [word.partition("=")[0] for word in value.split()]
+        return f"{key}=" + " ".join(shown_name(name, UPPER + "_") for name in names)
     if key == "Description":
         return f"{key}={shown_remark(value)}"
     if key in UNIT_DIRECTIVES:
@@ -14024,9 +14032,7 @@ def shown_unit_line(line: str) -> str:
 
 
 def shown_script_line(line: str) -> str:
-    """For a line of a shell script, show the interpreter, or an IPsec program with its known arguments."""
-    if line.startswith("#!"):
-        return line
+    """For a line of a shell script, show an IPsec program with its known arguments."""
     words = line.replace(";", " ").replace("&&", " ").split()
     for place, word in enumerate(words):
         if is_ipsec_program(word):
@@ -14051,10 +14057,13 @@ def shown_syslog_line(line: str) -> str:
 
 
 def shown_resolver_line(line: str) -> str:
-    """For a line of resolv.conf, show name servers, domains and known options."""
-    words = line.split()
+    """For a line of resolv.conf, show addresses, domains and known options.
+
+    A comment at the end of the line is dropped, because the resolver ignores such text.
+    """
+    words = line.partition("#")[0].partition(";")[0].split()
     if words[0] in ("nameserver", "search", "domain", "sortlist"):
-        return line.rstrip()
+        return " ".join(words)
     if words[0] != "options":
         return LEFT_OUT
 

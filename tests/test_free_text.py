@@ -31,6 +31,8 @@ def test_no_canary_leaves(pyz: Path, tmp_path: Path, own_log: bool) -> None:
     ("python3 -I /usr/sbin/ipsec.pyz barf", None), ("sh /usr/sbin/ipsec setup start", None),
     ("/usr/bin/curl -u a:b ipsec", "/usr/bin/curl (3 arguments)"), ("vi", "vi (0 arguments)"),
     ("sh -c ipsec", "sh (2 arguments)"), ("grep ipsec", "grep (1 argument)"),
+    ("whack --name=a x --name b x", "whack --name=a [redacted] --name b [redacted]"),
+    ("pluto --nofork x", "pluto --nofork [redacted]"),
 ])
 def test_arguments_of_programs(words: str, shown: str | None) -> None:
     assert ipsec.shown_arguments(words.split()) == (words if shown is None else shown)
@@ -56,9 +58,30 @@ def test_lines_of_ipsec_conf(line: str, shown: str | None) -> None:
     ("ExecStartPre=-/usr/bin/notify a b", "ExecStartPre=/usr/bin/notify (2 arguments)"),
     ('Environment="A=b" C=d', "Environment=A=[redacted] C=[redacted]"), ("X-Y=z", "X-Y=[redacted]"),
     ("EnvironmentFile=-/etc/sysconfig/pluto", None), ("rest of a value", "[redacted]"),
+    ("PassEnvironment=A B_C d1", "PassEnvironment=A B_C [redacted]"),
+    ("UnsetEnvironment=A B=c", "UnsetEnvironment=A B"),
 ])
 def test_lines_of_a_unit(line: str, shown: str | None) -> None:
     assert ipsec.shown_unit_line(line) == (line if shown is None else shown)
+
+
+@pytest.mark.parametrize("line, shown", [
+    ("IPSEC_CONF=/etc/ipsec.conf # x y", "IPSEC_CONF=/etc/ipsec.conf"), ("ENABLED='yes' # it's x", "ENABLED=yes"),
+    ('export DEBUG="a b"', "DEBUG=a b"),
+    ('OPTIONS="--nofork --x y" # --x', 'OPTIONS="--nofork -[redacted] [redacted]"'),
+    ("PSK=x", "PSK=[redacted]"), ("garbage", "[redacted]"),
+])
+def test_lines_of_settings(line: str, shown: str) -> None:
+    assert ipsec.shown_setting(line) == shown
+
+
+@pytest.mark.parametrize("line, shown", [
+    ("nameserver 192.0.2.53 # x y", "nameserver 192.0.2.53"),
+    ("search a.example b.example;x", "search a.example b.example"),
+    ("options ndots:2 rotate x", "options ndots:2 rotate [redacted]"), ("garbage", "[redacted]"),
+])
+def test_lines_of_resolv_conf(line: str, shown: str) -> None:
+    assert ipsec.shown_resolver_line(line) == shown
 
 
 @pytest.mark.parametrize("line, shown", [
