@@ -14330,16 +14330,16 @@ def parse_since(text: str) -> float:
     """Return the time that the value of --since stands for, in seconds since the epoch.
 
     Forms: `2026-11-23`, `2026-11-23 06:12`, `2026-11-23 06:12:08`, `90 minutes ago`, `24 hours ago`, `2d`.
-    Raises Failure(USAGE) if the text has no such form, or if the date does not exist.
+    Raises Failure(USAGE) if the text has no such form, or if the date or time does not exist.
     """
     words = text.lower().removesuffix("ago").strip()
     number = words.rstrip("abcdefghijklmnopqrstuvwxyz ")
     unit = words[len(number):].strip()
     seconds = SINCE_UNITS.get(unit.removesuffix("s") or unit)
-    if number.isdigit() and seconds:
+    if number.isdecimal() and len(number) < 10 and seconds:
         return time.time() - int(number) * seconds
 
-    full_text = text
+    full_text = text.replace("T", " ")
     if len(text) == len("2026-11-23"):
         full_text += " 00:00:00"
     elif len(text) == len("2026-11-23 06:12"):
@@ -14347,7 +14347,7 @@ def parse_since(text: str) -> float:
 
     when = stamp(full_text)
     # mktime(3), called by stamp(), accepts dates that do not exist: 31 February becomes 3 March
-    if when is None or time.strftime("%Y-%m-%d", time.localtime(when)) != text[:10] or text[11:13] > "23":
+    if when is None or time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when)) != full_text[:19]:
         raise Failure(f"--since {quote(text)}: not a time", USAGE, "such as 2026-11-23 06:12 or 24 hours ago")
     return when
 

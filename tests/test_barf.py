@@ -383,7 +383,7 @@ def test_since_counts_back(text: str, seconds: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["2026-13-01", "2026-02-30", "2026-11-25 25:99", "2026-11-25 24:00", "yesterday",
-                                  "5 lightyears"])
+                                  "5 lightyears", "\u00b2d", "9" * 5000 + "d", "2026-11-25 06:72", "2026-11-25x06:12"])
 def test_since_takes_no_other_words(text: str) -> None:
     with pytest.raises(ipsec.Failure, match="not a time"):
         ipsec.parse_since(text)
