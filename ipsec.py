@@ -3360,6 +3360,11 @@ class Conn:
         value = self.get("auto", "ignore").lower()
         return {"route": "ondemand", "up": "start"}.get(value, value)
 
+    @property
+    def files(self) -> set[str]:
+        """The names of the files that have the connection's section or one of its settings."""
+        return {self.file, *(setting.file for setting in self.settings.values())}
+
 
 def is_shunt(conn: Conn) -> bool:
     """Return whether a connection never has an IPsec SA: it lets packets pass in clear, or drops them."""
@@ -17399,7 +17404,7 @@ class Facts:
 
         Return False if the connection's file has changed since pluto started, or if pluto does not answer.
         """
-        return conn.name in self.loaded_names() and not self.has_changed(conn.file)
+        return conn.name in self.loaded_names() and not any(map(self.has_changed, conn.files))
 
     def process(self) -> int:
         """Return the PID of pluto.
@@ -19181,8 +19186,7 @@ def loaded_troubles(facts: Facts, conn: Conn, entries: Sequence[dict[str, Any]],
     if changed:
         reason = (f"{what}: {' and '.join(changed)} of {conn.file}:{conn.line} differ from the connection "
                   "that pluto has loaded")
-        files = {conn.file, *(setting.file for setting in conn.settings.values())}
-        if any(map(facts.has_changed, files)):
+        if any(map(facts.has_changed, conn.files)):
             yield "WARN", "CHANGED", reason, load_fix(conn)
         else:
             yield ("WARN", "DIFFERENT", f"{reason}, but the file has not changed since pluto started; either "

@@ -584,6 +584,21 @@ def test_without_connections_there_is_nothing_to_check(tmp_path: Path, monkeypat
     assert caught.value.cause == "connections"
 
 
+def test_a_connection_has_changed_if_a_file_of_its_settings_has(tmp_path: Path,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    more = tmp_path / "more.conf"
+    more.write_text("conn more\n\tikelifetime=1h\n")
+    conf = f"include {more}\nconn net/24\n\tleft=192.0.2.1\n\tright=192.0.2.3\n\talso=more\n"
+    facts = facts_of(tmp_path, monkeypatch, conf, status=STATUS)
+    (tmp_path / "pluto.pid").write_text("1\n")
+    os.utime(tmp_path / "ipsec.conf", (1, 1))
+    (conn,) = [conn for conn in facts.config.conns() if conn.name == "net/24"]
+    os.utime(more, (1, 1))
+    assert facts.has_loaded(conn)
+    os.utime(more, (1 << 33, 1 << 33))
+    assert not facts.has_loaded(conn)
+
+
 def test_a_connection_without_auto_that_pluto_has_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     conf = "conn net/24\n\tleft=192.0.2.1\n\tright=192.0.2.3\n\tauthby=secret\n"
     facts = facts_of(tmp_path, monkeypatch, conf, '@x : PSK "k1k2k3k4"', STATUS)
