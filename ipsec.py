@@ -14931,8 +14931,8 @@ def resolved(name: str) -> tuple[str, list[str]]:
     return answers[0][3] or name, list(dict.fromkeys(str(answer[4][0]) for answer in answers))
 
 
-def has_database(host: Host) -> None:
-    """Raise Missing if there is no NSS database, or PermissionError if this process can't read it."""
+def require_database(host: Host) -> None:
+    """Raise Missing if there is no NSS database, or OSError (PermissionError ...) if it can't be read."""
     try:
         host.check_readable(f"{pluto_nssdir(host)}/cert9.db")
     except (FileNotFoundError, NotADirectoryError):
@@ -21024,7 +21024,7 @@ def nss_program(name: str) -> SectionBody:
     """Return a body that yields the output of `certutil -L` or `crlutil -L` for the NSS database."""
     def body(report: Report) -> Iterator[str]:
         host = report.host
-        has_database(host)
+        require_database(host)
         if name == "certutil" and not (host.live and host.which(name)):
             # on a mounted disk, certutil could change the database
             yield from certificate_lines(host)
@@ -21467,7 +21467,7 @@ def nss_listing(report: Report) -> Iterator[str]:
 
     Raises Missing if there is no database, Failure or OSError if the database can't be read.
     """
-    has_database(report.host)
+    require_database(report.host)
     yield f"\n{'Certificate Nickname':<60} Trust Attributes\n{'':<61}SSL,S/MIME,JAR/XPI\n\n"
     yield from sorted(certificate_lines(report.host), key=encode)
 
@@ -21517,7 +21517,7 @@ def nss_data(report: Report) -> Iterator[dict[str, Any]]:
 
     Raises Missing if there is no database, Failure or OSError if the database can't be read.
     """
-    has_database(report.host)
+    require_database(report.host)
     return certificate_data(NssDatabase(report.host))
 
 
