@@ -13781,16 +13781,16 @@ def version_line(host: Host) -> str:
 # ============================================================================================================
 # 11. Commands
 #
-# Each command is a function or a small class, registered with its options and its help.  A part has the code of its
-# own commands; later parts also use `reports` and the rules of the packet filter.  Used by dispatch(), through the
-# registry.
+# Each command is a function, registered with its options and its help.  A part has the code of one or several
+# commands, or code that several other parts use (reports, verify, diagnosis ...).  Used by dispatch(),
+# through the registry.
 # ============================================================================================================
 
 # --- free text: what a report shows of it -------------------------------------------------------------------
 #
 # Administrators write secrets into every kind of text.  So a report shows only text that is known to be
 # harmless.  In place of other text it shows, for example, the name of a setting or the number of arguments.
-# Then the redaction of section 3 masks secrets in the shown text.  Used by barf, look and `ipsec redact`.
+# Then the redaction of section 3 masks secrets in the shown text.  Used by barf.
 # Facts: ipsec.conf(5), systemd.exec(5), rsyslog.conf(5), syslog-ng.conf(5), resolv.conf(5), os-release(5),
 # pluto(8).
 
@@ -13838,7 +13838,7 @@ HARMLESS_VARIABLES = frozenset((
     "IPSEC_VERSION CTLSOCKET ENABLED START RESTART DEBUG").split())
 OPTION_VARIABLES = frozenset(
     "PLUTO_OPTIONS IPSEC_OPTIONS OPTIONS PLUTO_ARGS DAEMON_ARGS COMMAND_ARGS".split())
-# The names of settings in os-release(5), and the names of other release files, which have one line
+# The names of settings in os-release(5) and lsb-release, and the names of release files of one line
 RELEASE_KEYS = frozenset((
     "NAME VERSION ID ID_LIKE VERSION_ID VERSION_CODENAME PRETTY_NAME BUILD_ID VARIANT VARIANT_ID CPE_NAME "
     "PLATFORM_ID DISTRIB_ID DISTRIB_RELEASE DISTRIB_CODENAME DISTRIB_DESCRIPTION UBUNTU_CODENAME "
@@ -13850,11 +13850,13 @@ RELEASE_FILES = frozenset((
 # Harmless values in the configuration files of SELinux and of the crypto-policies
 POLICY_MODES = ("enforcing", "permissive", "disabled", "targeted", "mls", "minimum",
                 "DEFAULT", "FIPS", "FUTURE", "LEGACY")
-# Names of programs that run a script; digits at the end of a name (python3.11) are left out
+# Programs that run the script or program in their arguments; a version at the end of the name (python3.11) is
+# left out
 SCRIPT_RUNNERS = ("python", "sh", "bash", "dash", "ash", "busybox", "env")
 
 UPPER, LOWER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz"
-CONF_HEADINGS = ("conn", "config", "ca", "include", "version")  # lines of ipsec.conf that are not settings
+# The first words of the lines of ipsec.conf that are not settings
+CONF_HEADINGS = ("conn", "config", "ca", "include", "version")
 # Characters of a selector in rsyslog.conf(5), such as authpriv.*;*.=info
 SELECTOR_CHARACTERS = frozenset(LOWER + "0123456789*.,;=!")
 # Options of resolv.conf(5): first the options without a value, then the options that take a number
@@ -13864,12 +13866,12 @@ RESOLVER_NUMBERS = ("ndots", "timeout", "attempts")
 
 
 def indent_of(line: str) -> str:
-    """Return the white space at the start of a line."""
+    """Return the leading whitespace of a line."""
     return line[:len(line) - len(line.lstrip())]
 
 
 def shown_name(name: str, characters: str) -> str:
-    """Return `name`, or LEFT_OUT if `name` has more than 40 characters or characters not in `characters`."""
+    """Return `name` if it has 1 to 40 characters, all of them in `characters`.  Otherwise return LEFT_OUT."""
     is_harmless = 0 < len(name) <= 40 and set(name) <= set(characters)
     return name if is_harmless else LEFT_OUT
 
@@ -13885,9 +13887,9 @@ def is_interpreter(path: str) -> bool:
 
 
 def program_place(words: Sequence[str]) -> int:
-    """Return the index of the IPsec program in a command line, or -1 if the command runs another program.
+    """Return the index of the IPsec program in a command line, or -1 if the command line runs none.
 
-    Interpreters and their options before the IPsec program are skipped.
+    Interpreters before the IPsec program are skipped, with those of their options that take no value.
     """
     place = 0
     while place < len(words) and not is_ipsec_program(words[place]):
@@ -13902,8 +13904,8 @@ def program_place(words: Sequence[str]) -> int:
 def shown_arguments(words: Sequence[str]) -> str:
     """Return a command line without secrets.
 
-    For an IPsec program, its known arguments are shown.  For another program, only the number of arguments is
-    shown.
+    For an IPsec program, LEFT_OUT replaces the unknown arguments.  For another program, only its name and the
+    number of its arguments are shown.
     """
     if not words:
         return ""
@@ -13930,7 +13932,9 @@ def shown_arguments(words: Sequence[str]) -> str:
 
 
 def shown_option(word: str, *, is_known: bool, value_is_shown: bool) -> str:
-    """Return `word`, an option `--name` or `--name=value`, with LEFT_OUT for an unknown name or hidden value.
+    """Return `word`, an option `--name` or `--name=value`, with LEFT_OUT for an unknown name.
+
+    LEFT_OUT also replaces the value, unless `value_is_shown`.
     """
     name, equals, value = word.partition("=")
     if not is_known:
@@ -13943,8 +13947,8 @@ def shown_option(word: str, *, is_known: bool, value_is_shown: bool) -> str:
 def shown_file(lines: Iterable[str], show: Callable[[str], str]) -> Iterator[str]:
     """Yield `show(line)` and a line end for each line of a file.
 
-    An empty line is yielded as it is, and a comment as `# [comment]`.  So the line numbers stay those of the
-    file.
+    A blank line becomes an empty line, and a line that is a comment becomes `# [comment]`.  So each line has
+    the same number as in the file.
     """
     for line in lines:
         bare = line.strip()
@@ -13956,12 +13960,16 @@ def shown_file(lines: Iterable[str], show: Callable[[str], str]) -> Iterator[str
             yield f"{show(line)}\n"
 
 
-# Each of the next functions takes a line that is neither empty nor a comment, and returns the text that a
-# report shows of the line
+# Each of the next functions takes a line that is neither blank nor a comment, and returns the text that a
+# report shows in place of the line.  LEFT_OUT replaces all text that is not known to be harmless.
 
 
 def shown_conf_line(line: str) -> str:
-    """For a line of ipsec.conf, show a heading, an include, or a setting with a known keyword."""
+    """For a line of ipsec.conf, show a heading, an include, or a setting.
+
+    Only the name is shown of a setting with an unknown keyword, and of a banner.  Commands are shown as by
+    shown_arguments().  A comment at the end of the line is dropped.
+    """
     indent = indent_of(line)
     words = line.split()
     if words[0] in CONF_HEADINGS and len(words) > 1:
@@ -13989,7 +13997,11 @@ def shown_conf_line(line: str) -> str:
 
 
 def shown_setting(line: str) -> str:
-    """For an assignment in /etc/default or /etc/sysconfig, show the name, and the value if it is harmless."""
+    """For an assignment in /etc/default or /etc/sysconfig, show the name, and the value if it is harmless.
+
+    Of a value with pluto's options, the known options are shown.  A comment at the end of the line is
+    dropped.
+    """
     name, equals, value = line.strip().partition("=")
     name = name.removeprefix("export ").strip()
     if not equals:
@@ -14011,14 +14023,15 @@ def shown_setting(line: str) -> str:
 def shown_unit_line(line: str) -> str:
     """For a line of a systemd unit, show a heading, a known directive, the names of variables, or a command.
 
-    Commands are shown as by shown_arguments().
+    Commands are shown as by shown_arguments(), and a description as by shown_remark().  Only the name of any
+    other directive is shown.
     """
     bare = line.strip()
     if bare.startswith("[") and bare.endswith("]"):
         return bare if bare[1:-1] in ("Unit", "Service", "Install") else LEFT_OUT
     key, equals, value = bare.partition("=")
     if not equals:
-        return LEFT_OUT  # the second line of a value
+        return LEFT_OUT  # this line continues the value of an earlier line
 
     if key.startswith("Exec"):
         value = value.lstrip("@-:+!")
@@ -14048,7 +14061,8 @@ def shown_script_line(line: str) -> str:
 def shown_syslog_line(line: str) -> str:
     """For a line of rsyslog's or syslog-ng's configuration, show a selector and its target, or an include.
 
-    Modules are shown too.  For other lines, only the first word is shown, if this word is harmless.
+    The argument of some other directives is shown too.  Of any other line, only the first word is shown, up
+    to its first bracket, if this word is harmless.
     """
     words = line.split()
     first = words[0]
@@ -14081,7 +14095,8 @@ def shown_resolver_line(line: str) -> str:
 
 
 def shown_policy_line(line: str) -> str:
-    """For a line of a policy group (ipsec_auto(8)), show the network, the protocol and the ports."""
+    """For a line of a policy group file (ipsec.conf(5), POLICY GROUP FILES, and pluto's foodgroups.c), show
+    the network, the protocol and the ports."""
     words = line.partition("#")[0].split()
     network = words[0] if words else ""
     is_network = set(network) <= set("0123456789abcdefABCDEF.:/") and ("." in network or ":" in network)
@@ -14095,7 +14110,8 @@ def shown_policy_line(line: str) -> str:
 
 
 def shown_release_line(line: str) -> str:
-    """For a line of os-release(5), show the line if its name is in RELEASE_KEYS, else only the name."""
+    """For a setting of os-release(5), show the line if the name is in RELEASE_KEYS.  Otherwise show only the
+    name."""
     name, equals, _ = line.partition("=")
     if not equals:
         return LEFT_OUT
@@ -14105,7 +14121,8 @@ def shown_release_line(line: str) -> str:
 
 
 def shown_mode_line(line: str) -> str:
-    """For a line `SELINUX=enforcing` of SELinux or `DEFAULT:SHA1` of a crypto-policy, show a known mode."""
+    """For a line such as `SELINUX=enforcing` of SELinux or `DEFAULT:SHA1` of a crypto-policy, show the line
+    if its mode is in POLICY_MODES."""
     name, equals, value = line.strip().rpartition("=")
     modes = value.split(":")
     is_known = not equals or name in ("SELINUX", "SELINUXTYPE")
@@ -14115,9 +14132,9 @@ def shown_mode_line(line: str) -> str:
 
 # --- logs: the lines that a report shows --------------------------------------------------------------------
 #
-# Many programs write to the system's log.  A report shows only the lines of IPsec programs, and lines of the
-# kernel and of systemd about IPsec.  Bytes that pluto dumps may be keys, so they are masked.  Used by barf,
-# look and `ipsec redact`.  Facts: pluto(8), RFC 3164.
+# Many programs write to the system's log.  A report shows only the lines of IPsec programs, lines of the
+# kernel and of systemd about IPsec, and lines that name no program.  Bytes that pluto dumps may be keys, so
+# they are masked.  Used by barf and `ipsec redact`.  Facts: pluto(8), RFC 3164.
 
 # Programs whose lines are shown from the system's log
 LOGGED_PROGRAMS = frozenset((
@@ -14127,8 +14144,8 @@ LOGGED_PROGRAMS = frozenset((
 # because a dump repeats the bytes there as text
 DUMP_RUN = r"(?<![\w.:/-])[0-9A-Fa-f]{2}(?:  ?[0-9A-Fa-f]{2}(?![\w:])){%d,}.*"
 LONG_HEX = r"(?<![0-9A-Za-z])(?:0x)?[0-9A-Fa-f]{17,}(?![0-9A-Za-z])"  # longer than an IKE SPI
-# Messages of the kernel about pluto and IPsec: crashes, denials by security modules, XFRM, dropped IKE and
-# ESP packets
+# Messages of the kernel about pluto and IPsec: crashes, denials by security modules, XFRM, and packets of
+# IKE, ESP and AH that firewall rules log
 KERNEL_WORDS = (
     r"pluto\[\d+\]: segfault|traps: pluto|Killed process \d+ \(pluto\)"
     r"|(?:apparmor=|avc: +denied).*(?:pluto|ipsec)"
@@ -14141,7 +14158,8 @@ LOG_TAG = (
 
 
 def without_log_prefix(line: str) -> str:
-    """Return a line of the kernel's log, with the log prefix of a firewall rule only if it is harmless.
+    """Return a line of a log.  If the line has the log prefix of a firewall rule, the prefix is shown as by
+    shown_remark().
 
     A firewall rule logs the line `TIME HOST kernel: [SECONDS] PREFIX IN=... OUT=...`.  Words before PREFIX
     may be missing.
@@ -14174,8 +14192,8 @@ def joined_pieces(lines: Iterable[str]) -> Iterator[str]:
     """Yield the lines of a log, with the pieces of one message joined in one line.
 
     Pluto can cut a message within a secret, and redaction finds only whole secrets.  Pluto 5.x logs addconn's
-    output in the pieces in which it arrives.  It logs the command of an updown script in pieces of 80
-    characters: `| cmd(  80):TEXT:`.
+    output in the pieces in which the output arrives.  Pluto up to 5.3 logs the command of an updown script
+    in pieces of 80 characters: `| cmd(  80):TEXT:`.
     """
     import re
     message_piece = re.compile(MESSAGE_PIECE)
@@ -14216,7 +14234,8 @@ def joined_pieces(lines: Iterable[str]) -> Iterator[str]:
 def is_cut(text: str) -> bool:
     """Return whether the end of an addconn message may be missing.
 
-    That is so if a quote is open, or if the message begins with the name of a file.
+    That is so if a quote is open, if the message begins with the name of a file, or if it ends within the
+    word `ERROR` and the blank after it.
     """
     text = text.removeprefix("ERROR ")
     return text.count('"') % 2 > 0 or text.startswith('"/') or "ERROR ".startswith(text)
@@ -14225,7 +14244,7 @@ def is_cut(text: str) -> bool:
 class LogFilter:
     """Selects the lines of a log that are about IPsec, and masks dumped bytes in these lines.
 
-    `left_out` counts the lines that are not selected.  `rows` counts the lines with masked bytes.
+    `left_out` counts the lines that are not selected.  `rows` counts the masked runs of bytes.
     """
 
     def __init__(self) -> None:
@@ -14266,7 +14285,8 @@ class LogFilter:
     def without_bytes(self, line: str) -> str:
         """Return the line with `[redacted N bytes]` in place of dumped bytes and the rest of the line.
 
-        If a debug line has a long hexadecimal number, only the number is masked.
+        In a debug line without dumped bytes, only long hexadecimal numbers are masked.  The log prefix of a
+        firewall rule is masked as by without_log_prefix().
         """
         line = without_log_prefix(line)
         head, bar, text = line.partition("| ")
@@ -14312,14 +14332,14 @@ def dumped(text: str) -> str:
 # Produces reports: sections, the threads and processes that produce sections, sinks for the output, and the
 # bodies that barf and look share.  A section that can't block is produced when its turn comes.  A section
 # that runs programs or asks pluto is produced in a thread that starts with the report.  A section that may
-# have very much text is produced in a process.  All text is streamed: section -> redaction -> pipe -> sink.
-# If no text arrives in the pipe within a time limit, the section times out.
+# have very much text is produced in a process.  A thread or process streams its text: section -> redaction ->
+# pipe -> sink.  If no text arrives in the pipe within a time limit, the section times out.
 
 # How a section can end.  `absent`: this host does not have the data that the section shows
 OUTCOMES = ("ok", "absent", "denied", "failed", "timeout")
 INCOMPLETE = ("denied", "failed", "timeout")
 FAILED = ("failed", "timeout")
-PIPE_SIZE = 1 << 20  # the largest pipe that an unprivileged process may ask for (F_SETPIPE_SZ, pipe(7))
+PIPE_SIZE = 1 << 20  # the largest pipe that, by default, a process without rights can make (pipe(7))
 if TYPE_CHECKING:
     SectionBody = Callable[["Report"], Iterator[str]]  # yields the text of a section in pieces
 
@@ -14416,7 +14436,7 @@ class Report:
     def __init__(self, host: Host, args: Args) -> None:
         self.host = host
         self.timeout = parse_seconds(args.value("--timeout", "10"))
-        # access to a path times out earlier than the section, so that the section can name the path
+        # access to a file times out before the section does, so that the section can name the file
         host.patience = min(host.patience, self.timeout / 2)
         self.config = Config(host)
         self.redactor = redactor_of(host, args.flag("--show-secrets"), self.config)
@@ -14473,6 +14493,7 @@ class Report:
         """Write the redacted text of a section, or pass each item of its data to `item`.
 
         Return the outcome, one of OUTCOMES.  An error in the section is written as the last line of its text.
+        A `live` section of a mounted disk is not produced, and its text is one line that says so.
         """
         if section.live and self.host.root:
             write("left out: only the running system has these data\n")
@@ -14505,7 +14526,7 @@ class Report:
                problems: list[Exception]) -> Iterator[str]:
         """Yield the text of a section, or pass each item of its data to `item`.
 
-        An error is added to `problems` and not raised, because the redaction still holds text back, which
+        An error is added to `problems` and not raised, because the redaction may still hold back text, which
         must be written before the error.
         """
         try:
@@ -14617,8 +14638,8 @@ class Worker:
     def give_up(self) -> None:
         """Stop reading.  A process is killed.  A thread ends when it next writes, or when this program ends.
 
-        This method does not wait for the end, because a process or thread in uninterruptible sleep (a dead
-        NFS server) may not end for a long time.
+        This method does not wait for the end.  A process or thread in uninterruptible sleep, for example
+        because an NFS server does not answer, might not end for a long time.
         """
         import signal
         os.close(self.reader)
@@ -14642,7 +14663,7 @@ class TextSink:
         self.write(f"{report.host_name()}\n{date_line()}\n")
 
     def begin(self, section: ReportSection) -> None:
-        """Write the heading in the form of libreswan's barf, and the command that prints the same text."""
+        """Write the heading in the form of libreswan's barf, and the section's command if it has one."""
         self.write(f"+ _________________________ {section.name}\n")
         if section.command:
             self.write(f"+ {section.command}\n")
@@ -14724,11 +14745,12 @@ class JsonSink(TextSink):
 class OutputFile:
     """The file of --output.  Its mode is 0600, and it is compressed if its name ends in .gz.
 
-    The file appears under its name only when it is complete.  Each method raises OSError if the file can't be
-    written.
+    The file appears under its name only when it is complete (Replacement).  The methods raise OSError if the
+    file can't be written.
     """
 
     def __init__(self, host: Host, name: str) -> None:
+        """Open the file.  Also raises Missing if the name ends in .gz and this Python has no zlib."""
         self.host = host
         self.path = os.path.abspath(name)
         self.size = 0  # the bytes written to the file so far
@@ -14769,10 +14791,11 @@ class OutputFile:
 
 
 def start_workers(report: Report, sections: Sequence[ReportSection], sink: TextSink) -> dict[str, Worker]:
-    """Start the slow sections before their turn, and return their workers by section name.
+    """Start the sections that are `slow` or `apart` before their turn, and return their workers by name.
 
-    Processes are started before threads, because a fork copies only the thread that calls fork().  A section
-    is not in the result if no thread or process can be made for this section.
+    Processes are started before threads, because a fork copies only the thread that calls fork().  The result
+    lacks sections that are left out, sections that pass data to the sink, and sections for which no thread or
+    process can be made.
     """
     workers: dict[str, Worker] = {}
     for section in sorted(sections, key=lambda part: not part.apart):
@@ -14791,7 +14814,8 @@ def start_workers(report: Report, sections: Sequence[ReportSection], sink: TextS
 def produce_here(report: Report, section: ReportSection, sink: TextSink) -> str:
     """Produce a section in this thread and return the outcome.
 
-    A section that may block for ever (`blocks`) is left out, and its outcome is `failed`.
+    On the running system, a section that may block for ever (`blocks`) is left out, and its outcome is
+    `failed`.
     """
     if section.blocks and not report.host.root:
         sink.text("left out: this section may block for ever, and no thread can be made for it\n")
@@ -14845,7 +14869,7 @@ def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink
 
 
 def end_on_signals(host: Host) -> None:
-    """Make SIGTERM and SIGHUP end this process as Ctrl-C does.
+    """Make SIGINT (Ctrl-C), SIGTERM and SIGHUP call Host.interrupt().
 
     Then the process stops its programs and removes its unfinished files before it ends.  A signal that is
     ignored (nohup(1)) stays ignored.
@@ -14874,7 +14898,11 @@ def completeness(host: Host, name: str, ended: Mapping[str, Sequence[str]], outc
 
 
 def missing_rights(host: Host, name: str, sections: Sequence[str]) -> str:
-    """Return a line with the number of sections that the system denied, and the way to get the rights."""
+    """Return a line with the number of sections that the system denied, and the way to get the rights.
+
+    `name` is the command that the line begins with, and `sections` has the names of the sections.  If no
+    missing right is known, the line has these names instead of the way.
+    """
     count = count_text(len(sections), "section")
     verb = "needs" if len(sections) == 1 else "need"
     if not host.superuser:
@@ -14907,8 +14935,8 @@ def date_line() -> str:
 def program_output(*argv: str, hint: str = "") -> SectionBody:
     """Return a body that yields the output of a program.
 
-    The body raises Denied if the program fails because a right is missing, and Failure if it fails for
-    another reason.
+    The body raises Denied if the program fails because a right is missing, and another Failure if the program
+    is missing, does not end in time, or fails for another reason.
     """
     def body(report: Report) -> Iterator[str]:
         output = report.host.stream(argv, timeout=report.program_timeout, hint=hint)
@@ -14959,8 +14987,8 @@ NFT_FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6
 def nft_ruleset(report: Report) -> Iterator[str]:
     """Yield the ruleset of nftables as nft prints it.  On a host without nft, yield the kernel's own form.
 
-    Raises Failure if nft fails, pyroute2 is missing or the rules change meanwhile.  Raises OSError (such as
-    PermissionError) if the kernel refuses the request.
+    Raises Failure if nft fails, pyroute2 is missing, or the rules change while the kernel lists them.  Raises
+    OSError (such as PermissionError) if the kernel refuses the request.
     """
     if report.host.which("nft"):
         yield from program_output("nft", "list", "ruleset")(report)
@@ -15003,8 +15031,8 @@ def nft_objects(nftables: Any) -> Iterator[str]:
 def nft_words(expression: Any) -> str:
     """Return the attributes of an nf_tables object, decoded by pyroute2, as ` NAME VALUE NAME VALUE...`.
 
-    NAME is the part of an attribute's name after the last `_`.  NAME is left out if the value is clear
-    without it.
+    NAME is the part of an attribute's name after the last `_`, in lower case.  NAME is left out if the value
+    is clear without it.
     """
     text = ""
     for full_name, value in expression["attrs"]:
@@ -15082,7 +15110,7 @@ NFT_SILENT = {
 # leaves through the interface on which the packet arrived.
 REVERSE_PATHS = ("fib saddr . mark . iif oif".split(), "fib saddr . iif oif".split())
 # The effect of each target on a packet.  `?` means that the effect is unknown.  An empty value means that the
-# target has no effect.
+# target has no effect.  Targets that are not in the table (LOG, MARK ...) have no effect either.
 RULE_TARGETS = {
     "accept": "accept", "drop": "drop", "reject": "drop", "return": "return", "notrack": "",
     "masquerade": "snat", "snat": "snat", "dnat": "dnat", "redirect": "dnat",
@@ -15097,9 +15125,9 @@ class Chain(Record):
     """A chain of firewall rules.
 
     `hook` is the netfilter hook that runs the chain: input, output, forward, postrouting, ...  `kind` is
-    `nat` or `route`, or empty for a filter chain.  `policy` is accept or drop.  `hook`, `kind` and `policy`
-    are empty for a chain that runs only if another chain jumps to it.  `insert` is the command that inserts a
-    rule before the first rule of the chain; the caller appends the rule.
+    `nat` or `route`, or empty for a filter chain.  `policy` is accept or drop.  `hook` and `policy` are empty
+    for a chain that runs only if another chain jumps to it.  `insert` is the command that inserts a rule
+    before the first rule of the chain; the caller appends the rule.  An anonymous chain has no such command.
     """
 
     hook: str
@@ -15204,9 +15232,10 @@ def iptables_rule(text: Sequence[str]) -> Rule:
 
 
 def iptables_target(words: RuleWords) -> str:
-    """Return the target of a rule, and move `words`, which follow `-j` or `-g`, past its name.
+    """Return the target of a rule, and move `words` past the name of the target.
 
-    For SNAT the result is `SNAT ADDRESS`, with the new source address.
+    `words` follow `-j` or `-g`.  For SNAT, the result is `SNAT ADDRESS`, with the new source address.  For
+    `CT --notrack`, the result is NOTRACK.
     """
     target = words.take()
     if target == "SNAT":
@@ -15226,9 +15255,9 @@ def without_port(address: str) -> str:
 class NftReader:
     """Parses the output of `nft list ruleset`.
 
-    `wrapped` maps an IP family to the iptables program that stores its rules in nf_tables.  A rule in a chain
-    of iptables must be added with this program: iptables can't read a rule that nft adds to such a chain, so
-    iptables-save would lose the rule.
+    `wrapped` maps an IP family to the iptables program that stores the rules of this family in nf_tables.  A
+    rule in a chain of iptables must be added with this program: iptables can't read a rule that nft adds to
+    such a chain, so iptables-save would lose the rule.
     """
 
     def __init__(self, wrapped: Mapping[str, str]) -> None:
@@ -15239,7 +15268,8 @@ class NftReader:
         self.table: dict[str, Chain] = {}
         self.sets: dict[str, list[str]] = {}  # the elements of each set or map of the table, as words
         self.set = ""  # the name of the set or map that is being read
-        self.unnamed: list[str] = []  # this reader's names for the anonymous chains (`jump {`) that are open
+        # the names given to the anonymous chains (`jump {`) whose braces are still open
+        self.unnamed: list[str] = []
 
     def tables(self, text: str) -> Iterator[Table]:
         """Yield the tables of the families ip, ip6 and inet, except dormant tables."""
@@ -15284,7 +15314,8 @@ class NftReader:
     def _elements(self, words: list[str]) -> None:
         """Parse one line of a set or a map.
 
-        Forget a set whose elements expire or are added by rules, because its contents are unknown.
+        Forget a set whose elements expire or are added by rules, because its contents are unknown.  Also
+        forget a set with counters, which stand between the elements.
         """
         if not {"timeout", "dynamic", "expires", "counter", "timeout,", "dynamic,"}.isdisjoint(words):
             del self.sets[self.set]
@@ -15314,9 +15345,9 @@ class NftReader:
         current.rules.extend(nft_rules(self._with_elements(words)))
 
     def _with_elements(self, words: Sequence[str]) -> list[str]:
-        """Return the words of a rule, with each `@SET` replaced by the elements of the set in braces.
+        """Return the words of a rule, with each `@SET` replaced by the set's elements, in braces.
 
-        `@SET` stays if the elements are unknown.
+        `@SET` stays if the set is empty, or if its elements are unknown.
         """
         shown: list[str] = []
         for word in words:
@@ -15328,9 +15359,10 @@ class NftReader:
 
 
 def nft_rules(text: Sequence[str]) -> Iterator[Rule]:
-    """Parse the words of one line of nft, and yield its rule.
+    """Parse the words of one line of nft, and yield its rule.  A rule without a target is not yielded.
 
-    If the line has a verdict map, yield one rule for each entry of the map.
+    If the line has a verdict map, yield one rule for each entry of the map.  If the field of the map is
+    unknown, yield one rule with an unknown condition and the target `?`.
     """
     conditions: list[Condition] = []
     text = with_reverse_path(text)
@@ -15398,7 +15430,8 @@ def nft_field(word: str, words: RuleWords) -> str:
 def nft_target(word: str, words: RuleWords) -> str:
     """Return the target of a rule if `word` begins a target.  Otherwise return an empty string.
 
-    `words` follow `word`.  For a jump or a goto, the function moves `words` past the name of the chain.
+    `words` follow `word`.  For a jump or a goto, the function moves `words` past the name of the chain.  For
+    snat, the result is `snat ADDRESS`, with the new source address.
     """
     if word == "jump":
         return words.take()
@@ -15448,7 +15481,7 @@ def family_of(address: str) -> str:
 def net_fits(mine: str, wanted: str) -> bool | None:
     """Return whether the network `mine` lies in the network `wanted`.
 
-    Return None if only a part of `mine` lies in `wanted`, or if one of the two is not an address or network.
+    Return None if only a part of `mine` lies in `wanted`, or if one of the two can't be parsed.
     """
     if family_of(mine) != family_of(wanted):
         return False
@@ -15502,7 +15535,8 @@ def reqid_fits(mine: str, wanted: str) -> bool | None:
     """Return whether the reqid `mine` is in the range `wanted` (`16385-20000` or `7`).
 
     Return None if this is unknown.  `mine` is empty if pluto chooses the reqid.  The first reqid that pluto
-    chooses for ESP is MANUAL_REQID_MAX + 2, so a range that contains this reqid matches all connections.
+    chooses for ESP is MANUAL_REQID_MAX + 2, so a range that contains this reqid counts as one for all
+    connections.
     """
     first, dash, last = wanted.partition("-")
     last = last or first
@@ -15542,7 +15576,7 @@ def verdict(table: Mapping[str, Chain], chain: Chain, packet: Mapping[str, str])
     """Return what a chain of `table` does with a packet: accept, drop, snat or dnat.
 
     Return an empty string if no rule decides, so that the packet returns to the calling chain.  Return `?` if
-    the result depends on a condition that can't be evaluated.
+    the result depends on a condition that can't be evaluated, or on a target whose effect is unknown.
     """
     possible: set[str] = set()  # the results of the rules for which it is unknown whether they match
     for conditions, target in chain.rules:
@@ -15569,8 +15603,9 @@ def verdict(table: Mapping[str, Chain], chain: Chain, packet: Mapping[str, str])
 def target_result(target: str, packet: Mapping[str, str]) -> str:
     """Return what a target that is not a chain does with a packet.
 
-    The result is a value of RULE_TARGETS, or empty if the target has no effect.  If the field `masquerade` of
-    the packet is set, it is the source address that masquerading gives to the packet.
+    The result is a value of RULE_TARGETS, or empty if the target has no effect.  SNAT to an address in the
+    packet's source network counts as accept.  If the field `masquerade` of the packet is set, it is the
+    source address that masquerading gives to the packet.
     """
     kind, _, source = target.lower().partition(" ")
     result = RULE_TARGETS.get(kind, "")
@@ -15584,8 +15619,8 @@ def target_result(target: str, packet: Mapping[str, str]) -> str:
 def filter_tables(host: Host, timeout: float = 10.0) -> list[Table]:
     """Return the firewall tables of this network namespace, both of nf_tables and of iptables-legacy.
 
-    Raises OSError or Failure if this process is not permitted to read the tables, if the program that prints
-    the tables is not installed, or if the program fails.
+    Raises OSError or Failure if the tables can't be read, for example because this process lacks the
+    permission, or because the program that prints the tables is not installed.
     """
     tables: list[Table] = []
     for argv in filter_programs(host):
@@ -15605,8 +15640,8 @@ def nft_tables(host: Host, text: str, wrapped: Mapping[str, str], timeout: float
     """Yield the tables in `text`, which is the output of `nft list ruleset`.
 
     nft prints some conditions of iptables only by name (`xt match policy`).  If `text` has such a condition,
-    the tables of iptables come from iptables-nft-save instead.  Raises Failure if iptables-nft-save fails.
-    NftReader explains `wrapped`.
+    the tables of iptables come from iptables-nft-save and ip6tables-nft-save instead, as far as these
+    programs are installed.  Raises Failure if such a program fails.  NftReader explains `wrapped`.
     """
     programs: dict[str, str] = {}  # the programs that print the tables of iptables, by family
     if "xt match" in text:
@@ -15630,7 +15665,8 @@ def filter_programs(host: Host) -> list[list[str]]:
 
     nft does not print the tables of iptables-legacy, so these tables need a command of their own.  Raises
     Missing if no installed program can print a table of nf_tables, or if /proc is not mounted.  Raises
-    OSError if the kernel refuses to list the tables.
+    OSError if the kernel refuses to list the tables, or if this process is not root and the kernel has
+    iptables-legacy.
     """
     programs = []
     known = nf_tables_names(host)
@@ -15720,7 +15756,7 @@ class LogLine(Record):
 
 
 class PlutoLog(Record):
-    """The lines of pluto's log since pluto's last start, and their source: a file or a command."""
+    """Lines of pluto's log without debug messages, and their source: a file or a command."""
 
     source: str
     lines: list[LogLine]
@@ -15749,11 +15785,11 @@ def tail_of_file(host: Host, name: str) -> list[str]:
 
 
 def read_pluto_log(host: Host, config: Config, timeout: float = 10.0) -> PlutoLog:
-    """Return pluto's log since pluto's last start.
+    """Return pluto's log since pluto's last start, or all lines that were read if they have no start.
 
-    The log is read from logfile=, the journal, or the first file of SYSLOGS in which pluto logged a start.
-
-    Raises PermissionError if this process is not permitted to read the log, Missing if no log is found.
+    The sources are logfile=, the journal, and the files of SYSLOGS in which pluto logged a start.  The first
+    source that has messages is used.  If there is none, raises PermissionError if this process is not
+    permitted to read a source, otherwise Missing.
     """
     denied: Exception | None = None
     for source, read_lines in log_sources(host, config, timeout):
@@ -15769,7 +15805,7 @@ def read_pluto_log(host: Host, config: Config, timeout: float = 10.0) -> PlutoLo
             continue
 
         entries = [read_log_line(line) for line in since_last_start(lines)]
-        # Debug messages begin with `| `; they don't name causes
+        # debug messages begin with `| `; they don't name causes
         entries = [entry for entry in entries if entry.text and not entry.text.startswith("|")]
         if entries:
             return PlutoLog(source, entries)
@@ -15834,7 +15870,8 @@ def journal_lines(host: Host, argv: Sequence[str], timeout: float) -> list[str]:
 
 
 def log_sources(host: Host, config: Config, timeout: float) -> Iterator[tuple[str, Callable[[], list[str]]]]:
-    """Yield each file or command that may have pluto's log, with a function that returns its last lines."""
+    """Yield the name of each file or command that may have pluto's log, with a function that returns the last
+    lines from there."""
     logfile = config.setup("logfile")
     if logfile:
         yield logfile, lambda: tail_of_file(host, logfile)
@@ -15848,7 +15885,10 @@ def log_sources(host: Host, config: Config, timeout: float) -> Iterator[tuple[st
 
 
 def syslog_lines(host: Host, name: str) -> list[str]:
-    """Return pluto's lines at the end of a syslog file.  The list is empty if pluto logged no start in it."""
+    """Return pluto's lines in the last LOG_TAIL bytes of a syslog file.
+
+    The list is empty if last_start() finds no start of pluto in the file.
+    """
     if last_start(host, name) is None:
         return []
     return [line for line in tail_of_file(host, name) if "pluto[" in line or "Starting Pluto" in line]
@@ -15888,9 +15928,9 @@ PATTERN_PARTS: dict[str, list[str]] = {}  # a cache: the parts of the patterns t
 
 
 def has_any(patterns: Iterable[str], text: str) -> bool:
-    """Return whether the text contains one of the patterns.
+    """Return whether the text contains a match of one of the patterns.
 
-    Upper and lower case don't matter.  `*` in a pattern stands for any text.
+    The case of letters is ignored.  `*` in a pattern stands for any text.
     """
     text = text.lower()
     for pattern in patterns:
@@ -15908,7 +15948,8 @@ CAUSE_OF_TEXT: dict[tuple[str, bool], Cause | None] = {}  # a cache of cause_of(
 def cause_of(text: str, *, ike_up: bool = False) -> Cause | None:
     """Return the first cause in the table with a pattern that matches a line of pluto's log, or None.
 
-    `ike_up` is true if pluto logged the line after the IKE SA was up.
+    `ike_up` is true if pluto logged the line after the IKE SA was up.  Then patterns that begin with `[1]`
+    are ignored, otherwise those that begin with `[2]`.
     """
     key = text, ike_up
     if key not in CAUSE_OF_TEXT:
@@ -15918,7 +15959,7 @@ def cause_of(text: str, *, ike_up: bool = False) -> Cause | None:
 
 
 class Clue(Record):
-    """A line of pluto's log, and the cause of a failure that this line indicates."""
+    """A line of pluto's log, and the cause of failure that the line indicates."""
 
     cause: Cause
     line: LogLine
@@ -15928,9 +15969,10 @@ class Attempt:
     """One attempt to bring a connection up: the lines of the log from one start of IKE to the next.
 
     `first` and `last` are the first and the last of these lines.  `from_peer`: the peer started the attempt.
-    `ike_up`: the IKE SA was established.  `rounds` has a list of clues for each attempt to set up a Child SA.
-    `ended` is `up` if a Child SA was established, `taken down` if somebody on this host took the connection
-    down, otherwise empty.  `was_up` becomes true when a Child SA is established, and stays true.
+    `ike_up`: the IKE SA was established.  `rounds` has a list of clues for each attempt to set up a Child SA
+    since a Child SA was last established.  `ended` is `up` after a Child SA was established, `taken down`
+    after this host took the connection down, and empty before both.  `was_up` becomes true when a Child SA is
+    established, and stays true.
     """
 
     def __init__(self, first: LogLine, *, from_peer: bool = False) -> None:
@@ -16008,9 +16050,10 @@ def belongs_to(conn: str, name: str) -> bool:
 
 
 def names_address(text: str, peers: Collection[str]) -> bool:
-    """Return whether a line that names no connection is about one of the addresses in `peers`.
+    """Return whether a line that names no connection is about a packet from or to one of the addresses in
+    `peers`.
 
-    `%any` in `peers` stands for every address.
+    If `peers` has `%any`, every line about a received packet (`packet from`) counts.
     """
     if text.startswith("packet from "):
         starts = [f"packet from {peer}:" for peer in peers] + [f"packet from [{peer}]:" for peer in peers]
@@ -16025,8 +16068,8 @@ def names_address(text: str, peers: Collection[str]) -> bool:
 def read_attempts(lines: Iterable[LogLine], name: str, peers: Collection[str]) -> list[Attempt]:
     """Return the attempts to bring the connection `name` up, the oldest first.
 
-    `peers` are the addresses of the connection's peer.  Some messages of pluto name the peer's address and no
-    connection.
+    Only the last CONN_LINES lines about the connection are read.  `peers` are the addresses of the
+    connection's peer.  Some messages of pluto name the peer's address and no connection.
     """
     rows: list[tuple[LogLine, str, str, str]] = []
     for line in lines:
@@ -16065,14 +16108,14 @@ def starts_ike(text: str) -> bool:
 
 
 def answers_ike(text: str) -> bool:
-    """Return whether a line reports the first message of a peer that starts an IKE SA."""
+    """Return whether a line is one of the first that pluto logs about an IKE SA that the peer starts."""
     return has_any(PEER_STARTS, text) and "sent ike_sa_init request" not in text.lower()
 
 
 def take_without_state(attempts: list[Attempt], line: LogLine, text: str) -> None:
     """Add a line that names the connection but no state to the last attempt.
 
-    If there is no attempt, a line with a cause begins the first attempt, and another line is ignored.
+    If there is no attempt, a line with a cause begins the first attempt, and any other line is ignored.
     """
     if not attempts:
         if not cause_of(text):
@@ -16084,7 +16127,7 @@ def take_without_state(attempts: list[Attempt], line: LogLine, text: str) -> Non
 def take_unassigned(attempts: list[Attempt], line: LogLine, text: str) -> None:
     """Add a line that names the peer's address but no connection to the last attempt or to a new attempt.
 
-    A line without a cause is ignored.
+    Lines that may be about another connection with this peer are ignored, and so are lines without a cause.
     """
     cause = cause_of(text)
     if not cause or (has_any(REFUSES, text) and cause.name != "unknown-peer"):
@@ -16147,8 +16190,8 @@ def last_clue(log: PlutoLog, name: str, peers: Collection[str]) -> Clue | None:
     return clues[0] if clues else None
 
 
-# After pluto has sent a cause, `ipsec up` waits this many more seconds for output.  There is a limit because
-# some releases then never end whack's connection.
+# After pluto has sent a cause that is not in SENDS_AGAIN, `ipsec up` waits at most this many seconds for more
+# output.  There is a limit because some releases then never end whack's connection.
 LET_GO_TIME = 6.0
 # After these causes, pluto sends the packet again or waits for another packet, and later ends whack's
 # connection by itself
@@ -16197,7 +16240,11 @@ class UpWait:
 
 
 def explain_tunnels(host: Host, failed: Sequence[TunnelRow]) -> None:
-    """Set `problem` and `since` of tunnels that should be up but are down, if pluto's log has the cause."""
+    """Set `problem` and `since` of tunnels that should be up but are not, if pluto's log has the cause.
+
+    A problem that is known already is replaced only if the tunnel is connecting.  `since` is set only if the
+    tunnel is down.
+    """
     try:
         log = read_pluto_log(host, Config(host))
     except (Failure, OSError):
@@ -16222,12 +16269,12 @@ class Cause(Record):
 
     `short` is a title of at most three words.  `side` is the end to look at first: here, peer, or both.
     `means` is a sentence that continues `"NAME" is down: `.  `check` is printed after the word `check` and
-    names what to look at.  `command` is one shell command to run; {peer} and {conn} in the command stand for
-    the peer's address and the connection.  `signs` are patterns of pluto's messages about the cause.  Upper
-    and lower case don't matter, and `*` stands for any text.  A pattern that begins with `[1]` counts only
-    before the IKE SA is up, and a pattern that begins with `[2]` only after that.  `weak` is true if the
-    messages say what happened and not why.  Then the checks of verify that are named in `local` look for the
-    reason on this host.
+    names what to look at.  `command` is a command line for the shell; {peer} and {conn} in it stand for the
+    peer's address and the connection.  `signs` are patterns of pluto's messages about the cause.  The case of
+    letters is ignored, and `*` stands for any text.  A pattern that begins with `[1]` counts only before the
+    IKE SA is up, and a pattern that begins with `[2]` only after that.  `weak` is true if the messages say
+    what happened and not why.  `local` names the checks of verify that can find the reason on this host.
+    They are used if `weak` is true, or if pluto refused to load the connection.
     """
 
     name: str
@@ -16942,8 +16989,8 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
 CAUSES = tuple(Cause(*row) for row in CAUSE_ROWS)
 CAUSE_BY_NAME = {cause.name: cause for cause in CAUSES}
 
-# Each row is a pattern of the line in which this host refuses the peer, and the name of the cause.  The cause
-# is used if no other line has a more exact cause.
+# Each row is a pattern of a line in which this host refuses the peer, and the name of the cause.  The first
+# row that matches counts.  Such a line is not compared with the patterns in CAUSE_ROWS.
 REFUSAL_CAUSES = (
     ("no suitable connection", "unknown-peer"), ("TS_UNACCEPTABLE", "ts-here"),
     ("AUTHENTICATION_FAILED", "refused-here"),
@@ -16978,7 +17025,7 @@ def find_cause(text: str, *, other_phase: str) -> Cause | None:
 
 
 def refusal_of(text: str) -> Cause | None:
-    """Find a line in which this host refuses the peer in REFUSAL_CAUSES.  Return the cause or None."""
+    """Return the cause in REFUSAL_CAUSES of a line in which this host refuses the peer, or None."""
     for words, name in REFUSAL_CAUSES:
         if has_any((words,), text):
             return CAUSE_BY_NAME[name]
@@ -17102,7 +17149,7 @@ def once(method: Callable[[Any], Kind]) -> Callable[[Any], Kind]:
 
 
 class Facts:
-    """The facts about the checked system that several checks need.  Each fact is found only once."""
+    """The facts about the checked system that several checks need.  Facts that take long are found once."""
 
     def __init__(self, host: Host, timeout: float) -> None:
         self.host = host
@@ -17118,8 +17165,8 @@ class Facts:
     def ask_addconn(self) -> None:
         """Start the installed `addconn --checkconfig`, which reads the configuration while other checks run.
 
-        Don't start addconn if this process can't read a file of the configuration, because addconn would fail
-        or hang at the same file.
+        addconn is not started under --root, or if it is not installed.  It is also not started if this
+        process can't read a file of the configuration, because addconn would fail or hang at the same file.
         """
         config = self.config
         program = os.path.join(self.host.execdir, "addconn")
@@ -17164,7 +17211,10 @@ class Facts:
     # --- the configuration ----------------------------------------------------------------------------------
 
     def read_configuration(self) -> None:
-        """Raise NotChecked if ipsec.conf does not exist, and OSError if ipsec.conf can't be read."""
+        """Record that the current check uses the configuration (`uses_configuration`).
+
+        Raises NotChecked if ipsec.conf does not exist, and OSError if ipsec.conf can't be read.
+        """
         self.uses_configuration = True
         if not self.config.files:
             try:
@@ -17177,15 +17227,15 @@ class Facts:
         """The connections to check.
 
         These are the connections that pluto loads when pluto starts, and all other connections that pluto has
-        loaded.  Connections without IPsec (type=passthrough, type=drop) are left out.  Raises the same errors
-        as read_configuration().
+        loaded.  Connections that never have an IPsec SA (is_shunt) and broken ones are left out.  Raises the
+        same errors as read_configuration().
         """
         self.read_configuration()
         usable = [conn for conn in self.config.conns() if not conn.broken and not is_shunt(conn)]
         return [conn for conn in usable if conn.auto != "ignore" or conn.name in self.loaded_names()]
 
     def forbids_files(self) -> bool:
-        """Return whether this process lacks the permission to read a file of the configuration."""
+        """Return whether a file of the configuration can't be read because this process is not root."""
         denied = os.strerror(errno.EACCES)
         is_denied = any(problem.text.endswith(denied) for problem in self.config.problems)
         return is_denied and not self.host.superuser
@@ -17228,9 +17278,9 @@ class Facts:
 
     @property
     def tunnels(self) -> list[Tunnel]:
-        """The connections with one end that is an address of this host or %defaultroute.
+        """The connections of which one end is an address of this host or %defaultroute.
 
-        Raises NotChecked if ipsec.conf does not exist, and OSError if the kernel does not list the addresses.
+        Raises the same errors as read_configuration(), and OSError if the kernel does not list the addresses.
         """
         return self._tunnels()
 
@@ -17265,7 +17315,7 @@ class Facts:
 
         ours = conn_nets(conn, here)
         if conn.flag("narrowing") or conn.flag(f"{here}modecfgclient"):
-            ours = []  # the peer decides the networks of a client
+            ours = []  # the peer decides which networks a client has
         pool = conn.get(f"{there}addresspool").split("-")[0]
         theirs = [pool] if pool else conn_nets(conn, there)
         behind = [net for net in ours if is_behind(net, own)]
@@ -17273,7 +17323,10 @@ class Facts:
                       device=device, peer=peer, address=address)
 
     def needed_tunnels(self) -> list[Tunnel]:
-        """Return `tunnels`.  Raises NotChecked if `tunnels` is empty."""
+        """Return `tunnels`, and record that the current check uses them (`uses_tunnels`).
+
+        Raises NotChecked if `tunnels` is empty, and the same errors as `tunnels`.
+        """
         self.needed_conns()
         self.uses_tunnels = True
         tunnels = self.tunnels
@@ -17302,7 +17355,7 @@ class Facts:
         return {address: names.get(index, "") for address, _, _, index in Routing(self.host).addresses()}
 
     def device_to(self, net: str) -> str:
-        """Return the interface through which this host reaches a network.
+        """Return the interface through which this host reaches a network, as far as its first address shows.
 
         Return an empty string if there is no route, or if `net` is 0.0.0.0/0 or ::/0.
         """
@@ -17319,8 +17372,9 @@ class Facts:
     def sockets(self) -> list[tuple[Socket, bool]]:
         """Return pairs of a UDP socket on port 500 or 4500, and whether the socket belongs to pluto.
 
-        The sockets are those in pluto's network namespace.  Raises Missing if /proc has no list
-        of sockets, and OSError if the list can't be read.
+        The sockets are those in pluto's network namespace, or in that of this process if no pluto is visible.
+        Raises Missing if /proc has no list of sockets, and OSError if the list or pluto's open files can't be
+        read.
         """
         file = f"/proc/{self.pid or 'self'}/net/udp"
         if not self.host.exists(file):
@@ -17400,16 +17454,18 @@ class Facts:
             return True
 
     def has_loaded(self, conn: Conn) -> bool:
-        """Return whether pluto has loaded the connection in its current form.
+        """Return whether pluto has certainly loaded the connection as it is in the configuration now.
 
-        Return False if the connection's file has changed since pluto started, or if pluto does not answer.
+        Return False if a file with a setting of the connection has changed since pluto started, or if pluto
+        does not answer.
         """
         return conn.name in self.loaded_names() and not any(map(self.has_changed, conn.files))
 
     def process(self) -> int:
         """Return the PID of pluto.
 
-        Raises NotChecked if pluto does not run, or if this process can't see the process of pluto.
+        Raises NotChecked if pluto does not run, or if this process can't see the process of pluto.  Raises
+        PermissionError if only root can find out which of these is true.
         """
         if self.pid:
             return self.pid
@@ -17420,14 +17476,14 @@ class Facts:
 
     @once
     def pluto_signs(self) -> list[str]:
-        """Return the reasons to believe that pluto runs, one sentence each.
+        """Return the reasons to believe that pluto runs, one sentence each (signs_of_pluto).
 
-        This method also finds a pluto whose process is not visible to this process.
+        These also show a pluto whose process is not visible to this process.
         """
         return signs_of_pluto(self.host)
 
     def check_unseen_pluto(self) -> None:
-        """Raise NotChecked if pluto possibly runs, but this process can't see the process of pluto.
+        """Raise NotChecked if there are signs that pluto runs, but this process can't see pluto's process.
 
         Raises PermissionError instead if this process is not root, because root sees more processes.
         """
@@ -17458,13 +17514,13 @@ class Facts:
 
     @property
     def has_database(self) -> bool:
-        """Whether both files of the NSS database exist.  Raises OSError if the directory is not readable."""
+        """Whether this process sees cert9.db and key4.db of the NSS database.  Raises TimeoutError."""
         return all(self.host.exists(f"{self.nssdir}/{name}") for name in NSS_FILES[1:])
 
     def database(self) -> NssDatabase:
         """Return the NSS database.
 
-        Raises NotChecked if a file of the database is missing, and OSError if the directory can't be read.
+        Raises NotChecked if a file of the database is missing, and PermissionError if only root can see that.
         """
         if not self.has_database:
             if not self.host.superuser and self.host.exists(self.nssdir):
@@ -17492,9 +17548,9 @@ class Facts:
 
     @once
     def _kernel_files(self) -> tuple[str, str]:
-        """Return two texts about the running kernel: modules.dep with modules.builtin, and its configuration.
+        """Return two texts about the running kernel: modules.dep with modules.builtin, and the configuration.
 
-        A file that can't be read counts as empty.
+        The second text begins with a line end.  A file that can't be read counts as empty.
         """
         host = self.host
         names = [f"/lib/modules/{host.kernel_release()}/modules.{name}" for name in ("dep", "builtin")]
@@ -17572,7 +17628,7 @@ class Facts:
         return found
 
     def gives_source(self, net: str) -> bool:
-        """Return whether a SNAT rule changes the source address of packets to an address in this network.
+        """Return whether a SNAT rule gives packets a source address in this network.
 
         Raises the same errors as `tables`.
         """
@@ -17583,7 +17639,7 @@ class Facts:
         return False
 
     def _verdicts(self, hooks: str, kind: str, packet: Packet) -> Iterator[tuple[str, Chain, str]]:
-        """Yield the name, the Chain and the verdict on the packet, for each chain at the hooks.
+        """Yield the name, the Chain and the verdict on the packet, for each chain of the kind at the hooks.
 
         blocks() explains the parameters.  Raises the same errors as `tables`.
         """
@@ -17600,13 +17656,13 @@ class Facts:
                     yield name, chain, verdict(table, chain, fields)
 
     def blocks(self, hooks: str, kind: str = "", what: str = "drop", **packet: str) -> str:
-        """Return a command if the firewall certainly drops a packet.  Otherwise return an empty string.
+        """Return a command if the verdict of the firewall on a packet is certainly `what`, by default drop.
 
-        The command inserts a rule before the first rule of the chain that drops the packet; the caller
-        appends the rule.  `hooks` are the names of netfilter hooks, separated by blanks; only chains at these
-        hooks are evaluated.  `kind` is `nat`, or empty for filter chains.  `what` is the verdict to look for.
-        `packet` has the fields of a Packet, with `_` in place of `-` in their names; the default family is
-        IPv4.  Raises the same errors as `tables`.
+        Otherwise return an empty string.  The command inserts a rule before the first rule of the chain with
+        this verdict; the caller appends the rule.  `hooks` are the names of netfilter hooks, separated by
+        blanks; only chains at these hooks are evaluated.  `kind` is a value of Chain.kind.  `packet` has the
+        fields of a Packet, with `_` in place of `-` in their names; the default family is IPv4.  Raises the
+        same errors as `tables`.
         """
         for _, chain, answer in self._verdicts(hooks, kind, packet):
             if answer == what:
@@ -17616,9 +17672,8 @@ class Facts:
     def undecided(self, hooks: str, kind: str = "", **packet: str) -> str:
         """Return the name of a chain whose verdict on a packet is unknown.
 
-        Return an empty string if all verdicts are known.  A verdict is unknown if it depends on a condition
-        that condition_fits() can't evaluate.  blocks() explains the parameters.  Raises the same errors as
-        `tables`.
+        Return an empty string if all verdicts are known (verdict).  blocks() explains the parameters.  Raises
+        the same errors as `tables`.
         """
         for name, _, answer in self._verdicts(hooks, kind, packet):
             if answer == "?":
