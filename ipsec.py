@@ -1286,7 +1286,10 @@ class Host:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return Lock(fd)
             except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EINTR) or time.monotonic() > deadline:
+                if error.errno != errno.EAGAIN:
+                    os.close(fd)
+                    raise OSError(error.errno, f"can't be locked: {error.strerror}", directory) from None
+                if time.monotonic() > deadline:
                     os.close(fd)
                     problem = f"{directory} is in use by another ipsec command for {timeout:g} s"
                     raise TimedOut(problem) from None
@@ -3957,7 +3960,7 @@ class Config:
         setup = not self._section.name
         word = vocabulary(setup).get(written.lower())
         if word is not None and word.releases == "*" and not word.ignored and is_right(word.kind, setting.value):
-            self._add(setting, word)
+            self._add(setting, word, bare)
             return
         word, belongs = self._keyword(setting, written, setup)
         if word is None:
@@ -3976,7 +3979,7 @@ class Config:
             self._report_misplaced(setting, written, word, bare)
             return
         setting.value = reading.value
-        self._add(setting, word)
+        self._add(setting, word, bare)
 
     def _keyword(self, setting: Setting, written: str, setup: bool) -> tuple[Keyword | None, bool]:
         """Return the keyword that `written` spells, and whether it belongs in this kind of section.
@@ -4013,10 +4016,18 @@ class Config:
         self._problem(setting.file, setting.line, f"keyword {written} is not valid in "
                       f"{'config setup' if setup else 'a conn'}", refused, word.key)
 
-    def _add(self, setting: Setting, word: Keyword) -> None:
-        """Add a setting to the current section, with the canonical keyword of `word`."""
+    def _add(self, setting: Setting, word: Keyword, bare: bool) -> None:
+        """Add a setting to the current section, with the canonical keyword of `word`.
+
+        Do nothing if libreswan ignores the line, because it has no value and no quotes (`bare`).  Libreswan 5
+        reads such a line as an empty text if the keyword takes a text.
+        """
         assert self._section is not None
+        if bare and not setting.value and (word.kind not in ("text", "list") or is_strict(self.release)):
+            return
         setting.key = word.key
+        if "|" in word.kind:
+            setting.value = setting.value.lower()
         if word.key == "virtual-private" and (bad := bad_private_nets(setting.value)):
             self._problem(setting.file, setting.line, f"virtual-private: {quote(bad[0])} is not a network such as "
                           "%v4:10.0.0.0/8 or %v6:!fd00::/8; libreswan 4 then ignores all networks of the list", False,
@@ -4120,7 +4131,7 @@ class Config:
                 if setting.key == "also":
                     sections += self._also(conn, setting, by_name)
                 else:
-                    self._merge(conn, setting)
+                    self._merge(conn, setting, part)
         merged = conn.settings
         for key, setting in default.items():
             if key not in merged:
@@ -4153,8 +4164,8 @@ class Config:
                 conn.alsos.append(name)
                 yield by_name[name]
 
-    def _merge(self, conn: Conn, setting: Setting) -> None:
-        """Add a setting to a connection.
+    def _merge(self, conn: Conn, setting: Setting, section: Section) -> None:
+        """Add a setting of a section to a connection.
 
         If the connection already has the keyword, the values of a list are joined.  For another keyword the
         first value stays, and a different second value is reported.
@@ -4168,7 +4179,8 @@ class Config:
         elif kind and first.value != setting.value:
             self._problem(setting.file, setting.line, f"duplicate key {key} in conn {conn.name} (first in "
                           f"{first.file}:{first.line})", False)
-            conn.broken = self.problems[-1]
+            if is_strict(self.release) or first not in section.settings:
+                conn.broken = self.problems[-1]
 
 
 def braces(pattern: str) -> list[str]:

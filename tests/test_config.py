@@ -251,6 +251,35 @@ def test_networks_of_one_end_only(release: str, broken: bool) -> None:
     assert not conn.broken
 
 
+@pytest.mark.parametrize("release, broken", [("4.10", [True, True]), ("5.2", [False, True]), ("", [True, True])])
+def test_two_values_of_a_keyword(release: str, broken: list[bool]) -> None:
+    """Libreswan 5 uses the first of two values in one section, but refuses a second value from also=."""
+    host = ipsec.Host({})
+    host.version = release or None
+    text = "conn a\n\tmtu=1400\n\tmtu=1300\nconn b\n\tmtu=1400\n\talso=c\nconn c\n\tmtu=1300\n"
+    config = ipsec.Config(host, "c", text)
+    assert [bool(conn.broken) for conn in config.conns()[:2]] == broken
+    assert [problem.line for problem in config.problems] == [3, 8]
+    assert [conn.get("mtu") for conn in config.conns()] == ["1400", "1400", "1300"]
+
+
+@pytest.mark.parametrize("release, leftid", [("4.10", "@d"), ("5.2", "")])
+def test_a_line_without_a_value_has_no_effect(release: str, leftid: str) -> None:
+    """Libreswan 5 reads only a text without a value as an empty text."""
+    host = ipsec.Host({})
+    host.version = release
+    text = "conn a\n\tauto=\n\tmtu=\n\tleftid=\nconn b\n\tauto=add\n\tauto=\nconn %default\n\tauto=start\n\tleftid=@d\n"
+    config = ipsec.Config(host, "c", text)
+    assert [(conn.auto, conn.broken) for conn in config.conns()] == [("start", None), ("add", None)]
+    assert (config.conns()[0].get("mtu", "none"), config.conns()[0].get("leftid")) == ("none", leftid)
+    assert config.problems == []
+
+
+def test_known_words_are_in_lower_case() -> None:
+    conn = parse("conn a\n\ttype=PassThrough\n").conns()[0]
+    assert conn.get("type") == "passthrough" and ipsec.is_shunt(conn)
+
+
 def test_what_is_printed_has_spellings_of_every_release() -> None:
     text = 'conn "12"\n\tkeylife=1h\n\tpolicy-label=x\n\tikelifetime=2h\n'
     printed = list(ipsec.config_lines(ipsec.Config(ipsec.Host({}), "c", text), setup=False))

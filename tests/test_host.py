@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -306,6 +307,17 @@ def test_one_at_a_time_in_a_directory(below: ipsec.Host) -> None:
         below.lock("/run/x", timeout=0.2)
     with below.lock("/run/x", timeout=0.2):
         assert below.isdir("/run/x")
+
+
+def test_a_lock_that_the_file_system_lacks_is_an_error_that_names_it(below: ipsec.Host,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(fd: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(OSError, match="can't be locked: No locks available") as error:
+        below.lock("/run/x")
+    assert error.value.filename == "/run/x"
 
 
 def test_a_called_program_shares_our_output(capfd: pytest.CaptureFixture[str]) -> None:
