@@ -16,8 +16,9 @@ command uses.  build.py finds these parts by the names in the code, so don't loo
 
 Avoid imports: each one slows down every run of `ipsec` on a gateway, and the smallest hosts (python3-minimal)
 lack half of the standard library.  The top of this file imports only modules that the interpreter has loaded
-anyway.  A function imports any other module when it needs it.  If the C half of socket or sqlite3 (_socket,
-_sqlite3) is enough, only this half is imported, which takes a tenth of the time.
+already or that are built into it.  A function imports any other module when it needs it.  If the C half of
+socket or sqlite3 (_socket, _sqlite3) is enough, only this half is imported, which takes a fraction of the
+time.
 """
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ import os
 import sys
 import time
 
-TYPE_CHECKING = False  # typing costs 3 ms and is not needed at run time
+TYPE_CHECKING = False  # the import of typing takes 5 ms, and typing is not needed at run time
 if TYPE_CHECKING:
     import _socket
     import re
@@ -57,11 +58,11 @@ REPORT_IT = "please report it to the issue tracker of ipsec.pyz, with the output
 # status of that program.
 OK = 0
 ERROR = 1  # the command failed, or there is no such command
-USAGE = 2  # the command line is wrong
+USAGE = 2  # the command line is wrong, or the command can't be used with --root
 NO_INIT_SYSTEM = 3  # setup: --init names an unknown init system, or several have a service for pluto
-NSS_FAILURE = 4  # initnss, checknss: the database could not be created, moved or converted
+NSS_FAILURE = 4  # the NSS database could not be read, created, moved, converted or changed
 NO_KEY = 20  # showhostkey: there is no such key
-NO_PLUTO = 33  # whack: pluto is not running (RC_WHACK_PROBLEM of libreswan's whack.h, 3.25 to 5.4)
+NO_PLUTO = 33  # whack: pluto is not running, or whack failed (RC_WHACK_PROBLEM of libreswan's lswlog.h)
 NSS_EXISTS = 42  # initnss: a database exists already
 NOT_EXECUTABLE = 126  # 126, 127 and 128+N mean the same as in a shell
 NOT_FOUND = 127
@@ -74,16 +75,16 @@ IMPORT_UNREADABLE, IMPORT_FORMAT, IMPORT_CORRUPT, IMPORT_PASSWORD, IMPORT_DUPLIC
 LSB_DEAD, LSB_STOPPED, LSB_UNKNOWN = 1, 3, 4  # of `status`; a dead service has left its pid file
 LSB_NO_RIGHT, LSB_NOT_INSTALLED = 4, 5  # of the other actions
 
-# Statuses in pluto's answers (whack.h)
+# Statuses in pluto's answers (lswlog.h)
 UNKNOWN_NAME = 21  # RC_UNKNOWN_NAME
-NOT_ROUTED = 25  # RC_ROUTE: pluto, up to 4.15, can't route the connection or does not know it
+NOT_ROUTED = 25  # RC_ROUTE: pluto can't route the connection or, up to 4.15, does not know the connection
 
 
 class Failure(Exception):
     """An error that is explained to the user in one line.
 
     `message` says what failed, `hint` says how to solve it, and `status` is the exit status of the command.
-    Both texts are shown and logged unchanged, so they must never hold a secret.
+    Both texts are shown and logged without redaction, so they must never hold a secret.
     """
 
     def __init__(self, message: str, status: int = ERROR, hint: str = "") -> None:
@@ -97,11 +98,14 @@ class Failure(Exception):
 
 
 class Missing(Failure):
-    """The host lacks a program, Python module or file."""
+    """The host lacks something that the command needs, such as a program, a Python module or a file."""
 
 
 class TimedOut(Failure):
-    """A program, server or file system did not answer within its time limit."""
+    """A program, pluto, the kernel or the holder of a lock did not finish or answer within a time limit.
+
+    If a file system does not answer, this is a TimeoutError instead.
+    """
 
 
 class Denied(Failure):
@@ -166,10 +170,10 @@ def pyroute2_module(name: str, feature: str) -> Any:
 # ============================================================================================================
 # 2. Host
 #
-# All access to the system: paths, files, programs, sockets, output.  No other section opens files, runs
-# programs or connects sockets on its own, so a test can pass a Host that replaces this access.  Used by all
-# later sections.  Facts: ipsec(8) and the scripts of libreswan 3.29, 4.10 and 5.4 for the environment;
-# hier(7).
+# All access to the system: paths, files, programs, sockets, output.  The other sections access the system
+# through a Host, which a test can replace.  Only the files of the NSS database (section 7), imported files
+# and a few devices are opened without it.  Used by all later sections.  Facts: ipsec(8) and the scripts of
+# libreswan 3.29, 4.10 and 5.4 for the environment; hier(7).
 # ============================================================================================================
 
 SYSTEM_PATH = ("/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin", "/usr/local/bin")
@@ -179,17 +183,17 @@ DEFAULT_NSSDIRS = ("/var/lib/ipsec/nss", "/etc/ipsec.d")  # of libreswan 4.0 and
 PACKAGE_MANAGERS = {"apt-get": "install", "dnf": "install", "yum": "install", "zypper": "install",
                     "apk": "add", "pacman": "-S", "opkg": "install", "emerge": "-a"}
 READ_CHUNK = 1 << 16
-# Limits of data that is read into memory as a whole.  Larger data is read in chunks (Host.chunks()).
-TEXT_LIMIT = 32 << 20  # bytes of a text file; a configuration of this size has 50,000 connections
+# Limits, which keep a damaged or hostile system from filling the memory or stopping the program
+TEXT_LIMIT = 32 << 20  # bytes of a text file; a configuration of this size has about 50,000 connections
 TEXT_LINE = 8 << 20  # bytes of a line of text
-GLOB_LIMIT = 1000  # directories that a pattern with wildcards may search
+GLOB_LIMIT = 1000  # directories that one call of Host.glob() may search
 PATTERN_LIMIT = 1000  # patterns that one pattern with {a,b} may expand to
-FILES_LIMIT = 20_000  # files that a configuration may include
+FILES_LIMIT = 20_000  # files that a configuration or a secrets file may include
 LINKS_LIMIT = 40  # symbolic links in a path, as in the kernel (MAXSYMLINKS)
 MOUNTS_AGE = 1.0  # seconds after which the table of mounts is read again
 SILENT_AGE = 60.0  # seconds after which a file system that did not answer is tried again
-# File systems that the kernel serves from a local disk or from memory.  All others, such as NFS and FUSE,
-# depend on a server or a program, which may stop answering.
+# File systems that the kernel serves from a local disk or from memory.  Any other file system counts as one
+# that can hang, because a server or a program may serve it, as with NFS and FUSE.
 LOCAL_TYPES = frozenset("""
     aufs bcachefs binfmt_misc bpf btrfs cgroup cgroup2 configfs cramfs debugfs devpts devtmpfs efivarfs erofs
     exfat ext2 ext3 ext4 f2fs fusectl hugetlbfs iso9660 jffs2 jfs mqueue msdos nilfs2 nsfs ntfs3 overlay proc
@@ -220,7 +224,7 @@ class Ran(Record):
 
     @property
     def complaint(self) -> str:
-        """The last line of standard error, for an error message, or `status N` if it is empty."""
+        """The last line of standard error, for an error message; `status N` if standard error is empty."""
         lines = decode(self.err).strip().splitlines()
         return lines[-1] if lines else f"status {self.status}"
 
@@ -234,7 +238,10 @@ def decode(data: bytes) -> str:
 
 
 def encode(text: str) -> bytes:
-    """Convert text to bytes, as the inverse of decode().  Other lone surrogates become `?`."""
+    """Convert text to bytes, as the inverse of decode().
+
+    If the text has a lone surrogate that decode() does not make, each of its lone surrogates becomes `?`.
+    """
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -247,8 +254,8 @@ _ESCAPES: dict[int, str] = {}
 def printable(text: str) -> str:
     """Return the text in a form that can't control a terminal.
 
-    Control characters, undecodable bytes and characters that change the writing direction are escaped, for
-    example as \\x1b.  Line ends and tabs stay.
+    Control characters, bytes that are not UTF-8, and the characters U+2028 to U+202E and U+2066 to U+2069
+    (line breaks, writing direction) are escaped, for example as \\x1b.  Newlines and tabs stay.
     """
     if text.isprintable():
         return text
@@ -310,8 +317,8 @@ def is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 
 
-# The files that list the installed packages.  A row is the path, the text before a package's name, and the
-# text before its version
+# The text files in which package managers list the installed packages.  A row has the path, the text before
+# the name of a package, and the text before its version
 PACKAGE_LISTS = (("/var/lib/dpkg/status", "Package: ", "Version: "),
                  ("/lib/apk/db/installed", "P:", "V:"),
                  ("/usr/lib/opkg/status", "Package: ", "Version: "))
@@ -331,7 +338,7 @@ class Lock:
 
 
 def check_link(path: str, info: os.stat_result) -> None:
-    """Raise PermissionError if the path is a symbolic link that neither root nor the caller made.
+    """Raise PermissionError if the path is a symbolic link that belongs to neither root nor the caller.
 
     `info` is the lstat(2) of the path.  With such a link, another user could choose the file that this
     program writes.  The sysctl fs.protected_symlinks prevents that only in directories with the sticky bit,
@@ -436,7 +443,7 @@ def open_part(part: str, directory: int | None, *, is_last: bool = False) -> int
         try:
             return os.open(part, flags | os.O_DIRECTORY, dir_fd=directory)  # O_DIRECTORY triggers automounts
         except NotADirectoryError:
-            pass  # the part is a link
+            pass  # the part is a link, or a file that is no directory
     return os.open(part, flags, dir_fd=directory)
 
 
@@ -444,7 +451,7 @@ def open_file_behind(part: str, directory: int, link: os.stat_result) -> os.stat
     """Return the stat(2) of the open file to which a link in /proc/PID/fd leads (proc(5)).
 
     The kernel itself follows such a link.  Its text may be no path, for example if the file is a pipe.
-    Return None if the caller can follow the text as a path: for any other link, for a directory, and for a
+    Return None if the caller must follow the text as a path: for any other link, for a directory, and for a
     regular file that this process does not have open under that number.
     """
     import stat
@@ -470,19 +477,22 @@ class Replacement:
     """A new version of the file `name`.
 
     It is written to a new file, which replaces the earlier one at commit().  So a reader finds either the old
-    content or the new one, always complete.  A device or a pipe is written to directly.  If rename(2) can't
-    replace the file, because a container has mounted it, commit() overwrites its content.
+    content or the new one, always complete.  A device, a pipe or an open descriptor (/dev/stdout) is written
+    to directly.  If rename(2) can't replace the file, because a container has mounted it, commit() overwrites
+    its content.
 
-    Links are followed if root or the caller made them (check_link).  The file that a link leads to must also
-    belong to root or the caller, except with `of_service`: /etc/resolv.conf may lead to a file that belongs
-    to systemd-resolved.
+    Links are followed if they belong to root or the caller (check_link).  A pipe, and a regular file to which
+    a link leads, must also belong to root or the caller, except with `of_service`: /etc/resolv.conf may lead
+    to a file that belongs to systemd-resolved.
 
     The new file has no name until commit() (O_TMPFILE of open(2)).  It then needs a temporary name before it
-    can replace an earlier file.  This name is always the same, so that the next run can remove the file that
-    a killed run left.  On a file system without O_TMPFILE, the new file has this name from the start.
+    can replace an earlier file.  For a given `name`, the temporary name is always the same, so that the next
+    run can remove the file that a killed run left.  Without O_TMPFILE or /proc, the new file has this name
+    from the start.
 
     The new file gets `mode`.  If `mode` is None, it gets the owner and mode of the earlier file, or 0644 if
-    there is none.  The methods raise OSError with `name` as the file.
+    there is none.  The umask clears bits of `mode` and of 0644.  A file that is overwritten keeps its owner
+    and mode.  The methods raise OSError, whose file is `name` or the link that is not followed.
     """
 
     def __init__(self, name: str, root: str = "", *, mode: int | None = None,
@@ -507,7 +517,7 @@ class Replacement:
             raise OSError(error.errno, reason, path) from None
 
     def _open(self) -> None:
-        """Open the device or pipe itself, or else a new file."""
+        """Open a device, a pipe or a descriptor itself, or else a new file."""
         import stat
         info, is_descriptor = self.place.info, self.place.is_descriptor
         mode = 0o644 if self.mode is None else self.mode
@@ -533,7 +543,7 @@ class Replacement:
     def _open_target(self) -> int:
         """Open the file itself for writing and return the descriptor.
 
-        Raises OSError if another program has replaced the file since the check.
+        Raises OSError, for example if another program has replaced the file since the check.
         """
         place, info = self.place, self.place.info
         if place.is_descriptor and info is not None and is_own_descriptor(place.base, info):
@@ -550,10 +560,10 @@ class Replacement:
         return fd
 
     def _open_apart(self, mode: int) -> None:
-        """Open the new file, without a name if the file system supports that.
+        """Open the new file, without a name if O_TMPFILE works here and /proc is mounted.
 
-        A container may have a writable file mounted in a read-only directory.  The new content is then kept
-        in memory until commit().
+        A container may have a writable file mounted in a read-only directory.  If /proc is mounted, the new
+        content is then kept in memory until commit().
         """
         if os.path.isdir("/proc/self/fd"):
             try:
@@ -577,15 +587,15 @@ class Replacement:
                 continue
             if lock_at_once(self.fd) and os.fstat(self.fd).st_nlink:
                 self.work = work
-            else:  # another run removed the file before it was locked
+            else:  # another run locked or removed the file first
                 os.close(self.fd)
                 self.fd = -1
 
     def _free_name(self) -> str:
         """Return the temporary name for the new file, and remove a file of that name that a killed run left.
 
-        A running process of ipsec locks its temporary file.  Raises OSError(EBUSY) if a process holds the
-        lock for 10 seconds.
+        A running process of ipsec locks its temporary file.  If the lock is still held after 10 seconds,
+        raise OSError(EBUSY), or remove the file if it belongs to neither root nor the caller.
         """
         work = os.fsdecode(b"." + os.fsencode(self.place.base)[:240] + b".ipsec")
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -627,7 +637,7 @@ class Replacement:
             raise OSError(error.errno, error.strerror, self.name) from None
 
     def commit(self) -> None:
-        """Replace the earlier file with the new one."""
+        """Replace the earlier file with the new one, and close all descriptors."""
         try:
             if not self.is_direct:
                 self._put_in_place()
@@ -706,7 +716,7 @@ def reap(child: subprocess.Popen[bytes]) -> None:
 def lock_at_once(fd: int) -> bool:
     """Lock a file with flock(2) without waiting.  Return False if another process holds the lock.
 
-    Return True if the file is locked, or if its file system has no locks.
+    Return True if this process now holds the lock, or if the file system has no locks.
     """
     import fcntl
     try:
@@ -720,8 +730,8 @@ def why_untrusted(directory: str) -> str:
     """Return why root must not run programs from a directory.
 
     Return an empty string if only root can change the directory, all directories above it, and the
-    directories of links in its path.  The sticky bit, as of /tmp, is no protection, because others can create
-    files there.
+    directories of links in its path, or if only root could create the directory.  The sticky bit, as of /tmp,
+    is no protection, because other users can create files in such a directory.
     """
     import stat
 
@@ -734,7 +744,7 @@ def why_untrusted(directory: str) -> str:
     try:
         os.close(find_place(f"{directory}/x", "", check).directory)
     except (FileNotFoundError, NotADirectoryError):
-        return ""  # it does not exist, and only root can create it
+        return ""  # there is no such directory, and only root can create it
     except OSError as error:
         return f"{error.strerror} {error.filename}"
     return ""
@@ -779,7 +789,7 @@ def resolve_links(name: str, root: str, stops: Collection[str]) -> tuple[str, st
 
 
 class Mounts:
-    """The mount points of this process whose file systems depend on a server, which may not answer.
+    """The mount points of this process whose file systems can hang, because they depend on a server.
 
     `silent` maps each mount point that did not answer to three values: the time.monotonic() at which that was
     known, the path that was accessed, and for how many seconds this process waited.
@@ -791,7 +801,10 @@ class Mounts:
         self._read = 0.0  # when the table of mounts was last read; 0 if never
 
     def that_may_hang(self) -> frozenset[str]:
-        """Return the mount points of file systems that may not answer; only `/` if the mounts are unknown."""
+        """Return the mount points of file systems that can hang.
+
+        If the mounts are unknown, return only `/`, so that every path counts.
+        """
         now = time.monotonic()
         if not self._read or now - self._read > MOUNTS_AGE:
             self._read = now
@@ -804,9 +817,10 @@ class Mounts:
 
 
 def mounts_that_may_hang() -> frozenset[str]:
-    """Return the mount points in /proc/self/mountinfo (proc(5)) whose file system is not of LOCAL_TYPES.
+    """Return the mount points in /proc/self/mountinfo (proc(5)) whose file systems can hang.
 
-    Return only `/` if /proc/self/mountinfo can't be read.
+    These are the file systems of other types than LOCAL_TYPES, except an automount below /proc/sys.  Return
+    only `/` if /proc/self/mountinfo can't be read.
     """
     try:
         with open("/proc/self/mountinfo", "rb", buffering=0) as stream:
@@ -860,20 +874,20 @@ class Host:
         self._nssdir = ""
         self.directories: dict[str, str] = {}  # directories in ipsec.conf, set by configured_directory()
 
-        self.version: str | None = ""  # of libreswan; empty until it is known; see libreswan_version()
+        self.version: str | None = ""  # the result of libreswan_version(); empty before its first call
         self.pluto: Pluto | None = None  # the pluto that answers on the control socket, set by probe()
-        self.children: set[int] = set()  # process ids of running child processes; each leads a session
+        self.children: set[int] = set()  # PIDs of running programs that end_all() kills; each leads a session
         self._thread = _thread.get_ident()  # the thread in which Python's signal handlers run
-        self._starting = _thread.allocate_lock()  # held while a program is being started
+        self._starting = _thread.allocate_lock()  # held while any thread starts a program
         self._ending = False  # true after end_all(), when no more programs are started
-        self._deferring = False  # true while a program is being started, when signals must wait
-        self._deferred = ""  # the name of the signal that waits, or empty
+        self._deferring = False  # true while the main thread starts a program, and so defers signals
+        self._deferred = ""  # the name of the deferred signal, or empty
 
     def _program_dir(self, variable: str) -> str:
         """Return the directory in an environment variable, or an empty string if the variable is not set.
 
-        Programs are run from this directory.  Raises Failure if the caller is root and other users could put
-        programs there.  The default directories are not checked.
+        Programs are run from this directory.  Raises Failure if the caller is root and the directory is one
+        from which root must not run programs (why_untrusted()).  SYSTEM_PATH and EXEC_DIRS are not checked.
         """
         directory = self.env.get(variable, "")
         if directory and self.superuser and directory not in (*SYSTEM_PATH, *EXEC_DIRS):
@@ -900,9 +914,9 @@ class Host:
         """Return where the installed release keeps its NSS database by default.
 
         The code of pluto 4.0 or later holds the path /var/lib/ipsec/nss, unless it was built for the old
-        directory (RHEL 8).  Reading pluto takes 1 ms, but `whack --version` takes 15 ms.  So whack runs only
-        if pluto or whack is missing or is a script.  Without libreswan, return the directory of 4.0 and
-        later.
+        directory (RHEL 8).  Reading pluto takes 1 ms, but `whack --version` takes 15 ms.  So the version
+        decides only if pluto or whack can't be read or is a script.  If the version is unknown, return the
+        directory of 4.0 and later.
         """
         new, old = DEFAULT_NSSDIRS
         whack = pluto = b""
@@ -910,7 +924,7 @@ class Host:
             whack = next(self.chunks(f"{self.execdir}/whack", limit=TEXT_LIMIT), b"")
             pluto = b"".join(self.chunks(f"{self.execdir}/pluto", limit=TEXT_LIMIT))
         except OSError:
-            pass  # one of them is missing
+            pass  # one of them is missing or can't be read
         if whack.startswith(b"\x7fELF") and pluto.startswith(b"\x7fELF"):
             return new if new.encode() in pluto else old
         version = self.libreswan_version() or ""
@@ -944,11 +958,11 @@ class Host:
     def within(self, name: str, work: Callable[[], T], root: str | None = None) -> T:
         """Call `work`, which accesses the file `name`, and return its result.
 
-        The methods that read files use this method.  If the file system of `name` may not answer, `work` runs
-        in a thread.  After `patience` seconds the thread is abandoned, and the file system is not accessed
-        again for SILENT_AGE seconds.  `name` is a path below `root`, which is the root of the reported system
-        by default.  Raises TimeoutError if the file system does not answer, OSError if `name` holds a NUL
-        byte, and the errors of `work`.
+        The methods that read files use this method.  If the file system of `name` can hang, `work` runs in a
+        thread.  After `patience` seconds the thread is abandoned, and the file system is not accessed again
+        for SILENT_AGE seconds.  `name` is a path below `root`, which is the root of the reported system by
+        default.  Raises TimeoutError if the file system does not answer, another OSError if `work` can't be
+        called (for example because `name` holds a NUL byte), and the errors of `work`.
         """
         if "\0" in name:
             raise OSError(errno.EINVAL, "a path can't hold a NUL byte", name)
@@ -970,7 +984,8 @@ class Host:
     def _in_thread(self, work: Callable[[], T], name: str, mount: str) -> T:
         """Call `work` in a thread for within(), and return its result.
 
-        Raises TimeoutError if `work` takes longer than `patience` seconds, and notes that `mount` is silent.
+        If `work` takes longer than `patience` seconds, note that `mount` is silent, and raise TimeoutError.
+        Raises OSError if no thread can be made, and the errors of `work`.
         """
         done = _thread.allocate_lock()
         done.acquire()
@@ -987,7 +1002,7 @@ class Host:
         try:
             _thread.start_new_thread(attempt, ())
         except RuntimeError:
-            problem = (f"not read, as the file system on {mount} may not answer "
+            problem = (f"not read, as the file system on {mount} might not answer "
                        "and no thread can be made to ask it")
             raise OSError(errno.EAGAIN, problem, name) from None
         if not done.acquire(timeout=self.patience):
@@ -1002,7 +1017,7 @@ class Host:
         """Open the regular file `name` for reading and return the descriptor.
 
         A device is not opened, because that alone can have an effect: a watchdog starts, a tape rewinds.
-        Raises OSError with `name` as the file, without the path of root.
+        Raises OSError with `name` as the file, without the path of root, also if it is not a regular file.
         """
         return self._open(name)[0]
 
@@ -1035,8 +1050,8 @@ class Host:
     def close(self, fd: int, name: str) -> None:
         """Close a descriptor that open() returned for `name`.
 
-        FUSE and NFS contact their server when a file is closed.  If it does not answer, this method returns
-        after `patience` seconds.
+        FUSE and NFS contact their server when a file is closed.  If the server does not answer, this method
+        returns after at most `patience` seconds.
         """
         try:
             self.within(name, lambda: os.close(fd))
@@ -1044,14 +1059,15 @@ class Host:
             return
 
     def check_readable(self, name: str) -> None:
-        """Raise OSError if `name` is not a regular file, or if this process is not permitted to read it."""
+        """Raise OSError unless `name` is a regular file that this process can open for reading."""
         self.close(self.open(name), name)
 
     def chunks(self, name: str, start: int = 0, limit: int | None = None) -> Iterator[bytes]:
         """Yield the content of a file in chunks, beginning at the offset `start`.
 
-        Raises OSError if the file can't be read, or if it has more than `limit` bytes.  A file of known size
-        is checked before the first chunk.  Other files, as in /proc, are read until `limit` is exceeded.
+        Raises OSError if the file can't be read, or if it has more than `limit` bytes after `start`.  A file
+        of known size is checked before the first chunk.  Other files, as in /proc, are read until `limit` is
+        exceeded.
         """
         fd, size = self._open(name)
         try:
@@ -1095,17 +1111,19 @@ class Host:
         return decode(b"".join(self.chunks(name, limit=TEXT_LIMIT)))
 
     def value(self, name: str, default: str = "") -> str:
-        """Return the text of a one-line file, such as a sysctl, or `default` if the file can't be read."""
+        """Return the text of a file such as a sysctl, without newlines at its end.
+
+        Return `default` if the file can't be read.
+        """
         try:
             return self.read(name).rstrip("\n")
         except OSError:
             return default
 
     def lines(self, name: str) -> Iterator[str]:
-        """Yield the lines of a text file without line ends.
+        """Yield the lines of a text file without newlines.
 
-        Raises OSError if the file can't be read, if it is larger than TEXT_LIMIT, or if a line is longer than
-        TEXT_LINE.
+        Raises OSError as text_chunks() does, and also if a line is longer than TEXT_LINE.
         """
         return split_lines(self.text_chunks(name), name)
 
@@ -1190,7 +1208,7 @@ class Host:
         """Return the existing paths that match the patterns: those of the first pattern, then the next.
 
         The paths of each pattern are sorted.  As in glob(3), `*` does not match `/` or a leading dot.  Raises
-        TimeoutError, and OSError if more than GLOB_LIMIT directories would be searched.
+        TimeoutError, and OSError if all patterns together would search more than GLOB_LIMIT directories.
         """
         left = [GLOB_LIMIT]
         paths: list[str] = []
@@ -1270,7 +1288,7 @@ class Host:
         /proc/self/ns/net as `directory` locks the network namespace of this process.  The kernel also
         releases the lock when this process ends, for whatever reason, and when exec() replaces it.  Raises
         TimedOut if another process holds the lock for `timeout` seconds, and OSError if the directory can't
-        be opened.
+        be created, opened or locked.
         """
         import fcntl
 
@@ -1389,10 +1407,10 @@ class Host:
             pass_fds: Sequence[int] = (), env: Mapping[str, str] | None = None, hint: str = "") -> Ran:
         """Run a program until it ends and return its result.
 
-        argv[0] is a bare name, which which() looks up, or a path; no shell is used.  `stdin` is bytes or a
-        descriptor.  If `stdin` is None, standard input is /dev/null.  After `timeout` seconds, the program
-        and its children are killed.  Raises Missing if the program does not exist, Failure if it can't be
-        executed, and TimedOut if it is killed.
+        argv[0] is a path, or a bare name, whose path resolve() finds.  No shell is used.  `stdin` is bytes or
+        a descriptor.  If `stdin` is None, standard input is /dev/null.  `env` is child_env() by default.
+        After `timeout` seconds, the program and its children are killed.  Raises Missing if the program does
+        not exist, Failure if it can't be executed, and TimedOut if it is killed.
         """
         import subprocess
         path = self._program(argv, hint)
@@ -1500,7 +1518,7 @@ class Host:
         """Run a program on the terminal of this process, or without output if `quiet`, and return its status.
 
         The program may take `timeout` seconds, or longer while it waits for a pager that reads its output.
-        Raises Missing, TimedOut, and Failure if the program can't be executed.
+        Raises TimedOut after this time, and what spawn() raises.
         """
         import subprocess
         output = subprocess.DEVNULL if quiet else None
@@ -1523,8 +1541,7 @@ class Host:
 
         `wait` is called before the first piece of output, with b"", and then with each piece.  It returns how
         many seconds the next piece may take, or None for no limit.  If no piece comes in this time, end the
-        program and return None.  Raises Missing, Failure if the program can't be executed, and OSError if the
-        output can't be written.
+        program and return None.  Raises what spawn() raises, and OSError if the output can't be written.
         """
         import select
         reader, writer = os.pipe()
@@ -1556,8 +1573,8 @@ class Host:
     def _check_answers(self, words: Sequence[str]) -> None:
         """Raise TimeoutError if a file system that a program needs does not answer.
 
-        The program would wait for ever.  This method checks the paths in the program's arguments `words`,
-        ipsec.conf, the run directory, and the directory of the control socket.
+        The program would wait for ever.  This method checks the absolute paths in the program's arguments
+        `words`, ipsec.conf, the run directory, and the directory of the control socket.
         """
         if not MOUNTS.that_may_hang():
             return
@@ -1570,11 +1587,11 @@ class Host:
 
     def spawn(self, argv: Sequence[str], output: int | None, *,
               detached: bool = True) -> subprocess.Popen[bytes]:
-        """Start a program and return its process, without waiting for its end.
+        """Start a program in the directory `/` and return its process, without waiting for its end.
 
         Its standard output and standard error go to the descriptor `output`, or to those of this process if
         `output` is None.  If `detached`, the program runs in its own session, without standard input.  Raises
-        Missing, and Failure if the program can't be executed.
+        Missing, Failure if the program can't be executed, and TimeoutError as _check_answers() does.
         """
         import subprocess
         self.flush()
@@ -1680,9 +1697,9 @@ class Host:
     def _start(self, spawn: Callable[[], Any]) -> Any:
         """Call `spawn`, which starts a program, and return its result: the process, or the process id.
 
-        The process id is added to `children`.  Until then, end_all() waits, and the signals that
-        end_on_signals() handles are deferred.  Raises OSError if the program can't be started, and
-        KeyboardInterrupt for a deferred signal.
+        The process id is added to `children`.  Until then, end_all() waits for up to a second.  In the main
+        thread, the signals that end_on_signals() handles are also deferred until then.  Raises OSError if the
+        program can't be started, and KeyboardInterrupt for a deferred signal.
         """
         in_main_thread = _thread.get_ident() == self._thread
         with self._starting:
@@ -1708,7 +1725,7 @@ class Host:
     def interrupt(self, name: str) -> None:
         """Raise KeyboardInterrupt with the name of a signal.
 
-        If a program is being started, _start() raises it later.
+        If the main thread is starting a program, _start() raises it later.
         """
         if not self._deferring:
             raise KeyboardInterrupt(name)
@@ -1727,7 +1744,8 @@ class Host:
         """Replace this process with the program `path`.  The arguments are passed byte for byte, and the
         signals that Python ignores get their default action.
 
-        Raises Failure: status 127 if `path` does not exist, otherwise 126.
+        `env` is exported() by default.  Raises Failure: status 127 if `path` does not exist, otherwise 126.
+        Raises TimeoutError as _check_answers() does.
         """
         import signal
         self._check_answers(arguments)
@@ -1778,11 +1796,11 @@ class Host:
         return link
 
     def has_xfrm(self) -> bool:
-        """Return whether the running kernel has the XFRM stack.
+        """Return whether the running kernel has the XFRM stack.  With --root, return False.
 
-        A kernel that has it answers a request on a NETLINK_XFRM socket; EPERM is an answer too.  The sysctls
-        net.core.xfrm_* are no evidence: they exist only in the initial user namespace
-        (net/xfrm/xfrm_sysctl.c), but pluto works in others too.
+        A kernel with the stack answers a request on a NETLINK_XFRM socket; an answer with EPERM counts, too.
+        The sysctls net.core.xfrm_* are no evidence: they exist only in the initial user namespace
+        (net/xfrm/xfrm_sysctl.c), but pluto works in other user namespaces, too.
         """
         if not self.live:
             return False
@@ -1839,7 +1857,8 @@ class Host:
     def ask(self, prompt: str, *, secret: bool, hint: str) -> str:
         """Print a prompt on the terminal and return the line that the user types, not echoed if `secret`.
 
-        Raises Failure if there is no terminal or the input ends, and Missing if Python lacks termios.
+        Raises Failure if there is no terminal or the input ends.  If `secret`, raises Missing if Python lacks
+        termios.
         """
         termios: Any = need("termios", "asking for a password") if secret else None
         subject = prompt.rstrip(": ")
@@ -1938,12 +1957,12 @@ class Host:
     # --- what is installed ----------------------------------------------------------------------------------
 
     def libreswan_version(self) -> str | None:
-        """Return the version of the installed libreswan, such as `4.10`, or None if it is not installed.
+        """Return the version of the installed libreswan, such as `4.10`, or None if no version is found.
 
-        libreswan's programs print the version: `whack --version` prints `Libreswan 4.10`, and so in all
-        releases from 3.25 to 5.4.  If none prints it, or with --root, which runs no program, the version is
-        read from the `ipsec` script, else from the code of the programs.  With --root, it is read from the
-        package manager's list if neither has it.  The result is kept for later calls.
+        libreswan's programs print the version: in releases 3.25 to 5.4, the output of `whack --version` is
+        like `Libreswan 4.10`.  If no program prints the version, or with --root, which runs no program, the
+        version is read from the `ipsec` script, or else from the code of the programs.  With --root, it is
+        read from the package manager's list if neither has it.  The result is kept for later calls.
         """
         if self.version == "":
             self.version = self._version()
@@ -1997,7 +2016,7 @@ class Host:
         return None
 
     def _packaged_version(self) -> str | None:
-        """Return libreswan's version in the package manager's list, without epoch and revision, or None."""
+        """Return libreswan's version in a list of PACKAGE_LISTS, without epoch and revision, or None."""
         for name, before_package, before_version in PACKAGE_LISTS:
             try:
                 package = ""
@@ -2017,7 +2036,7 @@ class Host:
 
 
 def split_lines(chunks: Iterable[bytes], name: str | None = None) -> Iterator[str]:
-    """Yield the lines of data that comes in chunks, without line ends.
+    """Yield the lines of data that comes in chunks, without newlines.
 
     Raises OSError, with `name` as the file, if a line is longer than TEXT_LINE.
     """
@@ -2066,7 +2085,8 @@ MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 def stamp(line: str) -> float | None:
     """Return the time at the start of a log line, in seconds since the epoch, or None without a time.
 
-    The forms are `Nov 23 06:12:08` (RFC 3164, and the file of logfile=) and `2026-11-23T06:12:08`.
+    The forms are `Nov 23 06:12:08` (RFC 3164, and the file of logfile=) and `2026-11-23T06:12:08`.  Both are
+    read as local time; text after the seconds, such as a time zone, is ignored.
     """
     now = time.localtime()
     try:
@@ -2115,7 +2135,7 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def milliseconds(seconds: float | None) -> float | None:
-    """Convert a time limit for poll(2).  None means no limit; a negative number becomes 0."""
+    """Convert a time limit to milliseconds for poll(2).  None means no limit; a negative number becomes 0."""
     return None if seconds is None else max(0.0, seconds) * 1000
 
 
@@ -2181,7 +2201,7 @@ def start_advice(host: Host) -> str:
 
 
 def version_in(text: str) -> str | None:
-    """Return the version number in text such as `Libreswan 4.10` or `Libreswan v5.2-…`, or None."""
+    """Return the version in text such as `Libreswan 4.10` or `Libreswan v5.2-…`, without `v`, or None."""
     words = text.replace("(", " ").replace("/", " ").split()
     for before, word in zip(words, words[1:]):
         if before.lower() == "libreswan" and word.lstrip("vU")[:1].isdigit():
@@ -2230,12 +2250,14 @@ def leading_version(text: str) -> tuple[int, ...]:
 # This section masks the secrets in all text of a report.  It recognises a secret by the text around it (the
 # syntax of ipsec.secrets, options, assignments, key dumps), and by its value: a secret that was found in a
 # file is masked everywhere.  Touches nothing: redactor_of() of the next section reads the host's files.  Used
-# by barf, look, show, start, _secretcensor and _keycensor.  Facts: lib/libswan/lex.c, secrets.c and ttodata.c
+# by barf, look, why, start, _secretcensor and _keycensor.  Facts: lib/libswan/lex.c, secrets.c and ttodata.c
 # of libreswan 3.25 to 5.4, ipsec.secrets(5), ip-xfrm(8).
 # ============================================================================================================
 
 REDACTED = "[redacted]"
-KEY_KINDS = frozenset("psk xauth rsa ecdsa eddsa pkcs8 p12 pin ppk ppks ntlm eap".split())  # of all releases
+# The kinds of keys in ipsec.secrets of libreswan and strongSwan
+KEY_KINDS = frozenset("psk xauth rsa ecdsa eddsa pkcs8 p12 pin ppk ppks ntlm eap".split())
+# The fields of a raw private key in ipsec.secrets, and those of them that are not secret
 RSA_FIELDS = frozenset("modulus publicexponent privateexponent prime1 prime2 exponent1 exponent2 coefficient "
                        "ckaidnss ckaid privatekey publickey".split())
 PUBLIC_FIELDS = ("modulus", "publicexponent", "ckaidnss", "ckaid", "publickey")
@@ -2302,7 +2324,10 @@ class Token:
         return None
 
     def censored(self) -> str:
-        """Return the text that a report shows in place of the word: its form, and the length of a key."""
+        """Return the text that a report shows in place of the word.
+
+        It has the form of the word and, for a key in hexadecimal or base64, the number of bytes.
+        """
         if self.form in ('"', "'", "`"):
             return f"{self.form}{REDACTED}{self.form}"
         if self.form == "open":
@@ -2318,7 +2343,8 @@ class Token:
 def secret_tokens(text: str, line: int = 0) -> tuple[list[Token], int]:
     """Split a line of ipsec.secrets as pluto's lexer does.  No text is an error.  `line` is its number.
 
-    Return the tokens, and the column at which the comment starts, or the length of a line without comment.
+    Return the tokens, and the column at which the comment starts.  In a line without a comment, this is the
+    column of the first NUL or, without a NUL, the length of the line.
     """
     tokens: list[Token] = []
     place = 0
@@ -2366,7 +2392,7 @@ class SecretRecord:
     """A record of ipsec.secrets: `include` and a pattern, or IDs, a colon and a key.
 
     `shown` are the tokens that a report may show.  `secrets` are the tokens whose text is masked everywhere.
-    `problem` tells why pluto would not load the record, or is empty.
+    `problem` says what is wrong with the record, or is empty.
     """
 
     def __init__(self, tokens: Sequence[Token]) -> None:
@@ -2474,7 +2500,8 @@ class SecretRecord:
                 self.secrets.append(token)
 
     def _check_key(self, values: Sequence[Token]) -> bool:
-        """Return True if the values are one key that pluto loads.  If not, note the problem; return False."""
+        """Return True if the values are one key that pluto can use.  If not, note the problem and return
+        False."""
         key = values[0]
         if len(values) > 1:
             self._wrong("more than one key")
@@ -2494,7 +2521,7 @@ class SecretRecord:
         self.problem = self.problem or problem
 
     def censored(self, number: int, text: str) -> str:
-        """Return line `number` of the record, with the tokens replaced that a report must not show.
+        """Return line `number` of the record, with each token replaced that a report must not show.
 
         `text` is the line without its comment.
         """
@@ -2544,9 +2571,10 @@ def secret_records(lines: Iterable[str]) -> Iterator[tuple[SecretRecord, list[tu
 
 
 def commented_out(text: str) -> SecretRecord | None:
-    """Return the record that is commented out, or None if the comment is not a record.
+    """Return the record that is commented out, or None if the comment does not look like a record.
 
-    `text` is the comment without `#`.
+    `text` is the comment without `#`.  In a record, a kind of key follows the colon, and each ID looks like
+    an ID.
     """
     record = SecretRecord(secret_tokens(text)[0])
     if record.kind in KEY_KINDS and all(looks_like_id(token.text) for token in record.ids):
@@ -2554,14 +2582,16 @@ def commented_out(text: str) -> SecretRecord | None:
     return None
 
 
-# In a comment, a quoted word may be a secret if it follows one of these words
+# In a comment, a quoted word may be a secret if it follows one of these words (see secrets_of_remark())
 BEFORE_SECRET = KEY_KINDS | {"is", "was", "secret", "password", "passphrase", "pass", "pw", "old", "new"}
 
 
 def secrets_of_remark(tokens: Sequence[Token]) -> list[Token]:
-    """Return the tokens of a comment that may be secrets: keys, and quoted words after BEFORE_SECRET.
+    """Return the tokens of a comment that may be secrets.
 
-    The comment `# the key for "west-east"` holds no secret: it names a connection.
+    These are words that begin with 0x, 0s or 0t, and quoted words after a word of BEFORE_SECRET or a word
+    that ends with `:` or `=`.  The comment `# the key for "west-east"` holds no secret: it names a
+    connection.
     """
     likely = []
     before = ""
@@ -2574,7 +2604,10 @@ def secrets_of_remark(tokens: Sequence[Token]) -> list[Token]:
 
 
 def censor_secrets(lines: Iterable[str]) -> Iterator[str]:
-    """Yield the lines of a secrets file as a report shows them: with IDs and includes, without keys."""
+    """Yield the lines of a secrets file as a report shows them: with IDs and includes, without keys.
+
+    A comment is replaced, unless it is a record that is commented out.
+    """
     for record, rows in secret_records(lines):
         for number, text, comment in rows:
             before, remark = text[:comment], text[comment:]
@@ -2604,9 +2637,10 @@ MIXED_CASE = frozenset(
 REMARKS = (r"((?:--comment|--(?:nf)?log-prefix|(?<![\w-])(?:comment|(?:nflog-)?prefix)(?=[ \t=]+[^-\s]))"
            rf"(?:[ \t]+|=))({_QUOTED}|[^\s\"\']+)|(/\* )([^\n]*?)(?= \*/)")
 REMARK_HINTS = ("comment", "prefix", "/* ")
-# A pattern for bytes in hexadecimal or base64.  It matches no address, name or word in lower case
+# A pattern for bytes in hexadecimal or base64.  As SECRET_PLACES ignore case, it also matches a word of 12
+# or more letters.  It matches no address, and no name that has one of the characters . : @ - or _
 _BYTES = r"(?:0x)?(?:[0-9a-f]{12,}|(?=[A-Za-z0-9+/]*[0-9A-Z])[A-Za-z0-9+/]{12,}={0,2})(?![\w.:@-])"
-# A pattern for an option of the NSS tools that has a password.  A command may have several such options.
+# A pattern for an option of the NSS tools that may have a password.  A command may have several such options.
 NSS_PASSWORD = (r"(\b(?:pk12|cert|crl|mod)util\b[^\n]*?[ \t]-[WKP][ \t]*)(?![\ue000 \t]|\[redacted)"
                 r"(?:(?![ \t]-)[^\n])+")
 # The places of secrets in text.  A row has hints and a pattern.  The pattern ignores case; its first group is
@@ -2621,6 +2655,7 @@ SECRET_PLACES = (
     # options of a command line: the value ends at the next option
     ((*_NAME_HINTS, "passin", "passout"),
      rf"((?<![\w-])--?(?:{_SECRET_NAME}|passin|passout)(?:=|[ \t]+))(?:{_QUOTED}|(?:(?![ \t]-)[^\n])+)"),
+    # passwords of sshpass, curl and HTTP, and lines of nsspassword
     (("sshpass",), r"(\bsshpass[ \t]+-p[ \t]*)\S+"),
     (("curl",), r"(\bcurl\b[^\n]*?[ \t](?:-u|--user)[ \t=]*[^\s:]+:)\S+"),
     (("authorization:",), r"(\bAuthorization:[ \t]*\w+[ \t]+)\S+"),
@@ -2630,6 +2665,7 @@ SECRET_PLACES = (
     (_NAME_HINTS,
      rf"((?<![\w/.-])(?<!loaded PSK )(?!complete_dh_)[\"\']?(?:{_SECRET_NAME})[\"\']?[ \t]*[=:][ \t]*)"
      rf"(?!{_NOT_SECRET})(?:{_QUOTED}|[^\s,;&)\]}}]+)"),
+    # answers to a prompt, and URLs with a password
     (("password for ",), r"(\bpassword for [^\n:]*:[ \t]*)[^\n]+"),
     (("://",), r"(\w://[^\s/:@]*:)[^\s/@]+(?=@)"),
     # entries of ipsec.secrets, and pluto's messages about malformed ones (secrets.c, lex.c)
@@ -2657,7 +2693,8 @@ SECRET_PLACES = (
     (("banner:",), r"(\bbanner:)(?! |unset\b)(?:(?!, (?:cat|sec_label):|;[ \t]*$)[^\n])+"),
     (("banner",),
      rf"((?:modecfgbanner[ \t]*=|banner:)[ \t]*)(?=[^\n]{{0,300}}?{_SPEAKS_OF_SECRET})[^\n]+"),
-    # keys of the kernel, as ip-xfrm(8) and setkey(8) print them, and hashes of passwords, crypt(5)
+    # keys of the kernel, as ip-xfrm(8) and setkey(8) print them; keys in pluto's log; hashes of passwords,
+    # crypt(5)
     ((" 0x", "\t0x"), r"(\b(?:auth|auth-trunc|enc|aead|comp)[ \t]+(?!spi\b)\S+[ \t]+0x)[0-9a-f]+"),
     (("\te: ", "\ta: "), r"^(\t[EA]: [\w()-]+[ \t]+)[0-9a-f]{8}[0-9a-f \t]*$"),
     (("| sk_",), r"(\| sk_\w+:[ \t]*)[0-9a-f]{2}[0-9a-f \t]*$"),
@@ -2665,14 +2702,16 @@ SECRET_PLACES = (
 )
 HINTS = frozenset(("util", *REMARK_HINTS)).union(*(hints for hints, _ in SECRET_PLACES))
 # Patterns for rows of dumps in hexadecimal.  The first group is the text before the bytes, which is kept.
-# Up to three bytes, as the last row of a dump: after the bar of pluto's log, or at the start of the line
+# This pattern is for up to three bytes, as in the last row of a dump.  They stand at the start of the line,
+# or after the bar of pluto's log.
 SHORT_ROW = r"^(.*?\|  +|  +)((?:[0-9a-f]{2} {1,2}){0,2}[0-9a-f]{2})(?:$|   .*)"
-# Bytes, or pairs of bytes, anywhere in the line
+# Four or more bytes, and two or more pairs of bytes, anywhere in the line
 BYTES_ROW = r"((?<![0-9A-Za-z]))((?:[0-9A-Fa-f]{2}[ :]{1,2}){3,}[0-9A-Fa-f]{2})\b"
 PAIRS_ROW = r"((?<![0-9A-Za-z])(?:0x)?)((?:[0-9A-Fa-f]{4} {1,2})+[0-9A-Fa-f]{2,4})\b"
 MASK = "\ue000"  # replaces a secret; becomes REDACTED at the end, so that no pattern matches REDACTED
 ROW_MASK = "\ue001"  # replaces a row of a dump; the rest of the line is masked, too
-# If there are more secrets than this, a secret within a longer word is not masked: the search takes minutes
+# If learn() has stored more values than this, a secret within a longer word is not masked, because the search
+# would take minutes.  For each secret, learn() stores many values: the forms in which the secret may appear.
 MANY_VALUES = 1000
 WORD_RUN = "(?:0[xXsStT])?([A-Za-z0-9]{4,})"
 HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
@@ -2706,17 +2745,17 @@ def shown_remark(text: str) -> str:
 
 
 class Redactor:
-    """Masks secrets in text: those that match SECRET_PLACES, and those passed to learn().
+    """Masks secrets in text: PEM keys, secrets that match SECRET_PLACES, and secrets passed to learn().
 
-    With `show_secrets`, secrets are not masked; only control characters are escaped.
+    With `show_secrets`, nothing is masked.
     """
 
     def __init__(self, show_secrets: bool = False) -> None:
         self.show_secrets = show_secrets
-        self.masked = 0  # the number of secrets masked so far
+        self.masked = 0  # how often a secret was replaced by REDACTED so far
         self._values: set[str] = set()  # masked also within words
         self._words: set[str] = set()  # masked only as whole words
-        self._base64: set[str] = set()
+        self._base64: set[str] = set()  # secrets in base64, which may be wrapped over several lines
         self._digits: dict[str, list[str]] = {}  # secrets in hexadecimal, by their first eight digits
         self._dumped = "\n"  # the secrets in hexadecimal, as lines of one text
         self._sorted: list[str] | None = None  # the values, longest first; None if they must be sorted again
@@ -2728,7 +2767,7 @@ class Redactor:
         """Mask this secret from now on: as it is, decoded, in hexadecimal, in base64, and escaped.
 
         If the secret is an EVERYDAY word or has fewer than four characters, it is masked only where
-        SECRET_PLACES match.
+        SECRET_PLACES match.  A secret of four or five characters is masked only as a whole word.
         """
         import binascii
         text = decode(secret) if isinstance(secret, bytes) else secret
@@ -2782,7 +2821,7 @@ class Redactor:
         return includes
 
     def text(self, text: str, *, bulk: bool = False) -> str:
-        """Return the text with all secrets masked.
+        """Return the text with its secrets masked.
 
         In `bulk` text, such as routes, only learned secrets and PEM keys are masked.
         """
@@ -2851,7 +2890,7 @@ class Redactor:
             self._word_pattern = re.compile(f"(?<![A-Za-z0-9])(?:{words})(?![A-Za-z0-9])")
 
     def _values_in(self, text: str) -> list[str]:
-        """Return the values that may be in the text, the longest first."""
+        """Return the learned values that may be in the text, the longest first."""
         if not self._runs:
             return self._sorted or []
         import re
@@ -2891,7 +2930,8 @@ class Redactor:
         return self._patterns[pattern]
 
     def _mask_places(self, text: str) -> str:
-        """Mask the secrets in SECRET_PLACES, in remarks of firewall rules, and in dumps."""
+        """Mask the secrets in SECRET_PLACES, in commands of the NSS tools, in remarks of firewall rules, and
+        in dumps."""
         lines = text.split("\n")
         lowered = text.lower()
         hinted = {hint: lines_with(lowered, hint) for hint in HINTS}
@@ -2943,7 +2983,7 @@ class Redactor:
 
 
 def shortened(line: str) -> str:
-    """Return the line, or the first half of LONGEST_LINE and a note if the line is longer than that.
+    """Return the line, or LONGEST_LINE // 2 characters and a note if it is longer than LONGEST_LINE.
 
     whole_lines() may cut a long line within a secret.  Then the secret is in the part that is left out.
     """
@@ -3036,7 +3076,10 @@ def rows_in(line: str) -> list[str]:
 
 
 def mask_place(match: re.Match[str]) -> str:
-    """Return the text of a match of SECRET_PLACES with its secret masked, if it is not masked already."""
+    """Return the text of a match of SECRET_PLACES or NSS_PASSWORD with its secret masked.
+
+    A secret that is masked already stays as it is.
+    """
     before = match[1]
     secret = match[0][len(before):]
     if secret.lstrip("\"'\\0xst").startswith("[redacted"):
@@ -3086,7 +3129,8 @@ def mask_pem(text: str, in_key: bool) -> tuple[str, bool]:
 def whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Yield the data of the chunks in pieces of whole lines.
 
-    If a line is longer than 2 * LONGEST_LINE bytes, chunks from its middle are left out.
+    If a line is longer than 2 * LONGEST_LINE bytes, chunks after these bytes are left out, except the chunk
+    with the end of the line.
     """
     rest = b""
     for chunk in chunks:
@@ -3104,10 +3148,10 @@ def whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 # 4. Configuration
 #
 # Reads ipsec.conf, ipsec.secrets and the files that they include, through Host only.  Every error names a
-# file and a line.  The installed release decides which keywords and values are valid.  If the release is
-# unknown, a keyword or value is valid if at least one release accepts it.  Used by verify, barf, setup, NSS,
-# NFLOG, add, addconn and readwriteconf.  Facts: ipsec.conf(5); parser.lex, parser.y, keywords.c and
-# confread.c of libreswan 3.25 to 5.4.
+# file and, unless it concerns the whole file, a line.  The installed release decides which keywords and
+# values are valid.  If the release is unknown, a keyword or value is valid if at least one release accepts
+# it.  Used by most commands, such as verify, barf, start, reload, add and addconn.  Facts: ipsec.conf(5);
+# parser.lex, parser.y, keywords.c and confread.c of libreswan 3.25 to 5.4.
 # ============================================================================================================
 
 INCLUDE_DEPTH = 10  # libreswan's parser has the same limit (MAX_INCLUDE_DEPTH)
@@ -3118,8 +3162,10 @@ INCLUDE_DEPTH = 10  # libreswan's parser has the same limit (MAX_INCLUDE_DEPTH)
 # releases accept the word.
 _NEW_BOOL = "|".join(f"{word}@5.0-5.4" for word in "y true on n false off".split())
 # Each row of SETUP_KEYWORDS and CONN_KEYWORDS has a kind of value, then the keywords that take such a value.
-# A keyword of a `side` row begins with left or right in the file.  A value of the kind `seconds` is a number
-# of seconds; from libreswan 5.1 on, it may have a unit, as a `duration` does.
+# A row continues in lines that begin with a blank.  A keyword of a `side` row begins with left or right in
+# the file.  Values of the kinds `duration` and `seconds` are times with or without a unit; `seconds` marks
+# the keywords for which only newer releases know units.  The comma in `dns-match-id,` is an error of
+# libreswan's own table.
 SETUP_KEYWORDS = """
 bool: audit-log crl-strict dnssec-enable drop-oppo-null ike-socket-errqueue ipsec-interface-managed listen-tcp
  listen-udp logappend logip logtime loglimit ocsp-enable ocsp-strict uniqueids fragicmp hidetos perpeerlog
@@ -3190,7 +3236,8 @@ ipv4|ipv6|v4|inet|v6|inet6: clientaddrfamily hostaddrfamily
 yes|no|auto|{_NEW_BOOL}: send-supported-auth-methods
 obsolete: alsoflip connaddrfamily disablearrivalcheck forceencaps modecfgdns2 modecfgwins1 modecfgwins2
 """
-# Older releases and NetworkManager use these spellings.  The canonical spelling of each is its value here.
+# Other spellings of keywords, each with its canonical spelling.  KEYWORD_RELEASES says which releases know
+# them.
 ALIASES = {"plutostderrlog": "logfile", "plutostderrlogtime": "logtime", "strictcrlpolicy": "crl-strict",
            "ocsp-trust-name": "ocsp-trustname", "secctx-attr-value": "secctx-attr-type",
            "ikev1-secctx-attr-type": "secctx-attr-type", "expire-lifetime": "xfrmlifetime",
@@ -3200,9 +3247,10 @@ ALIASES = {"plutostderrlog": "logfile", "plutostderrlogtime": "logtime", "strict
            "modecfgdomain": "modecfgdomains", "send-no-esp-tfc": "send-esp-tfc-padding-not-supported",
            "xauthusername": "username", "xauthname": "username"}
 # Each row names releases, and the spellings of keywords that only these releases know; `-` stands for no
-# release.  Every release knows the spellings that are not listed.  A spelling with `_` exists only if it is
-# listed.  `setup` marks keywords of config setup, `side` keywords of a connection that begin with left or
-# right, and `conn` the other keywords of a connection.
+# release.  A row continues in lines that begin with a blank.  Every release knows the other spellings of the
+# tables above.  A spelling with `_` exists only if it is listed here.  `setup` marks keywords of config
+# setup, `side` keywords of a connection that begin with left or right, and `conn` the other keywords of a
+# connection.
 KEYWORD_RELEASES = """
 3.25-3.32  setup crl_strict curl_iface curl_timeout disable_port_floating force-busy force_keepalive forwardcontrol
  fragicmp hidetos ikeport keep_alive klipsdebug nat-ikeport nat_ikeport nat_traversal nocrsend ocsp-trust-name
@@ -3249,7 +3297,7 @@ IGNORED_KEYWORDS = """
 5.0-5.4    dpdaction ikev1-secctx-attr-type secctx-attr-type
 5.3-5.4    clientaddrfamily keyingtries plutostderrlog syslog virtual_private
 """
-# plutodebug= accepts these flags in the named releases.
+# plutodebug= accepts these flags in the named releases, with or without `no-` or `debug-` before them.
 DEBUG_FLAGS = """
 3.25-5.4   all crypt none private whackwatch add-prefix
 3.25       pfkey
@@ -3262,9 +3310,9 @@ DEBUG_FLAGS = """
 5.4        add-state
 """
 
-# Each constant is the first release that behaves as its comment says:
-SEPARATE = (5, 3)  # A conn can't hold keywords of config setup, and config setup can't hold those of a conn.
-FIRST_WORD = (4, 7)  # Up to 4.15, libreswan ignores unknown words after a known word of a value.
+# Each constant is the first release in which the statement of its comment is true:
+SEPARATE = (5, 3)  # Libreswan refuses a keyword of config setup in a conn, and one of a conn in config setup.
+FIRST_WORD = (4, 7)  # Libreswan, until 4.15, ignores unknown words after a known word of a value.
 IKEPAD_AUTO = (5, 2)  # The value of ikepad= may be auto.
 NO_BRACES = (5, 0)  # Libreswan does not expand {a,b} in an include line.
 BARE_COMMENTS = (5, 0)  # A keyword that begins with x- is valid without a value.
@@ -3279,11 +3327,14 @@ _VOCABULARY: dict[str, dict[str, Keyword]] = {}
 
 
 class ConfigError(Failure):
-    """Libreswan can't load the configuration.  The message is `file:line: reason`."""
+    """Libreswan can't load the configuration.  The message holds the text of a Problem."""
 
 
 class Setting:
-    """A line keyword=value of a configuration file; `key` is the keyword in its canonical spelling."""
+    """A line keyword=value of a configuration file.
+
+    `key` is the keyword in its canonical spelling.  A keyword that begins with x- is kept as it is written.
+    """
 
     __slots__ = ("file", "key", "line", "value")
 
@@ -3297,10 +3348,10 @@ class Setting:
 class Problem(Record):
     """An error or a doubtful line in a configuration.
 
-    `fatal` is True if libreswan refuses the file, or the program can't interpret the line.  `script` is a
-    script for sed(1) that corrects the problem in the whole file, or empty.  `key` is the keyword of the line
-    in its canonical spelling, or empty if the line has no keyword.  `is_unread` is True if a secrets file was
-    not read, so its contents are unknown.
+    `fatal` is True if libreswan refuses the file or the secret, or if this program could not read something.
+    `script` is a script for sed(1) that corrects the problem in the whole file, or empty.  `key` is the
+    keyword that the problem is about, in its canonical spelling, `include` for an include line, or empty.
+    `is_unread` is True if a secrets file was not read, so its contents are unknown.
     """
 
     file: str
@@ -3334,7 +3385,8 @@ class Conn:
     `settings` has the settings by keyword, `alsos` the names of the sections from also=.  `broken` is a
     problem because of which libreswan does not load the connection, or None.  There are three such problems:
     also= names a missing section; a keyword has two values; or one end has leftsubnets= or rightsubnets= and
-    the other end has no networks.  Only libreswan up to 4.15 refuses the last two.
+    the other end has no networks.  Libreswan 5 loads a connection with the last problem.  It also loads one
+    whose two values are in the same section, and uses the first value.
     """
 
     def __init__(self, section: Section) -> None:
@@ -3351,14 +3403,15 @@ class Conn:
         return setting.value if setting else default
 
     def flag(self, key: str, default: bool = False) -> bool:
-        """Return the value of a yes/no keyword, or `default` if the connection does not set it."""
+        """Return the value of a yes/no keyword, or `default` if the value is missing or empty."""
         return is_yes(self.get(key)) if self.get(key) else default
 
     @property
     def auto(self) -> str:
         """The value of auto=, in lower case: ignore (the default), add, ondemand, start or keep.
 
-        The value says what pluto does with the connection when pluto starts.
+        The value says what happens with the connection when pluto starts.  For `route` and `up`, return the
+        synonyms `ondemand` and `start`.
         """
         value = self.get("auto", "ignore").lower()
         return {"route": "ondemand", "up": "start"}.get(value, value)
@@ -3447,7 +3500,10 @@ def joined_rows(table: str) -> list[str]:
 
 
 def canonical(key: str) -> str:
-    """Return the canonical spelling of a keyword: in lower case, with `-` for `_`, and never an alias."""
+    """Return the canonical spelling of a keyword: in lower case, with `-` for `_`, and never an alias.
+
+    A `-` or `_` after left or right is removed.
+    """
     key = key.lower().replace("_", "-")
     for side in ("left", "right"):
         if key.startswith(side):
@@ -3469,8 +3525,9 @@ def misplaced(text: str) -> str:
 class Reading(Record):
     """How libreswan reads a value.  `wrong` says why the value is invalid, and is empty for a valid value.
 
-    If the value is invalid, libreswan does one of three things.  It refuses the file: `fatal` is True.  It
-    ignores the keyword: `value` is None.  Or it uses `value` in place of the value in the file.
+    `value` is the value that libreswan uses.  If the value in the file is invalid, `value` may be another
+    one.  It is None if libreswan uses no value, or one that this program does not know.  `fatal` is True if
+    libreswan refuses the file.
     """
 
     value: str | None
@@ -3479,7 +3536,10 @@ class Reading(Record):
 
 
 def is_right(kind: str, value: str) -> bool:
-    """Return whether every release accepts this value for a keyword of this kind."""
+    """Return whether a value is valid for a keyword of this kind, whichever release is installed.
+
+    Units and fractions, which only newer releases accept in some durations, are treated as valid.
+    """
     if kind in ("text", "list"):
         return True
     if kind in NUMBER_KINDS:
@@ -3505,7 +3565,7 @@ def read_value(kind: str, value: str, bare: bool, release: Callable[[], tuple[in
     if kind in NUMBER_KINDS:
         return read_number(kind, value, bare, release())
     if not value and bare:
-        return Reading(value)  # such a line has no effect in any release
+        return Reading(value)  # no release refuses such a line
     return read_words(kind, value, bare, release())
 
 
@@ -3527,14 +3587,18 @@ def read_number(kind: str, value: str, bare: bool, release: tuple[int, ...] | No
 
 
 def is_strict(release: tuple[int, ...] | None) -> bool:
-    """Return whether the release refuses a file with an invalid value.  Return True if `release` is None."""
+    """Return whether the release is older than 5.0, or unknown (None).
+
+    A release before 5.0 refuses a file with most invalid values.
+    """
     return release is None or release < LENIENT
 
 
 def read_bool(kind: str, value: str, release: tuple[int, ...] | None) -> Reading:
-    """Return how libreswan reads a value of a yes/no keyword that not every release accepts.
+    """Return how libreswan reads a yes/no value that not every release accepts.
 
-    Libreswan before 5.0 accepts only lower case.  From 5.0 on, it also accepts upper case, 0 and 1.
+    Libreswan before 5.0 accepts only lower case.  From 5.0 on, it also accepts upper case, 0 and 1.  Some
+    keywords also take `auto`.
     """
     low = value.lower().replace("%forever", "0")
     if release is None or release >= LENIENT:
@@ -3549,9 +3613,9 @@ def read_bool(kind: str, value: str, release: tuple[int, ...] | None) -> Reading
 
 
 def lexed_bool(value: str) -> str:
-    """Return the yes/no word with which a value ends, or an empty string if it does not end with one.
+    """Return the first yes/no word in a value, or an empty string if none is found or text follows the word.
 
-    The lexer of libreswan before 5.0 skips the characters of the value before this word.
+    Blanks and `"` may follow the word.  The lexer of libreswan before 5.0 skips the characters before it.
     """
     for place in range(len(value)):
         words = [word for word in _BOOL if value.startswith(word, place)]
@@ -3601,8 +3665,8 @@ def pick_word(words: Sequence[str], value: str, release: tuple[int, ...] | None)
     """Return a pair: the word of `words` that libreswan reads from a value, and why the value is invalid.
 
     One of the two is empty.  Libreswan before 5.0 splits the value at blanks, colons and commas.  Exactly one
-    of the parts must be a known word.  Up to 4.6, no other part is allowed.  From 4.7 on, the known word must
-    come first.
+    of the parts must be a known word.  Other parts are not allowed, but libreswan 4.7 to 4.15 ignores them
+    after the known word.
     """
     given = [value]
     if is_strict(release) and value not in words:
@@ -3631,19 +3695,25 @@ def number_problem(kind: str, value: str) -> str:
 
 
 def is_duration(text: str) -> bool:
-    """Return whether the text is a number or decimal fraction, with or without a unit of time (ttodeltatime.c)."""
+    """Return whether the text is a time: a whole number or a decimal fraction, with or without a unit.
+
+    The units are us, ms, s, m, h, d and w, in lower case (ttodeltatime.c).
+    """
     unit = next(unit for unit in ("us", "ms", *"smhdw", "") if text.endswith(unit))
     count = text.removesuffix(unit).removesuffix(" ") if unit else text
     return is_number(count.replace(".", "", 1)) and not count.endswith(".")
 
 
 def is_percent(text: str) -> bool:
-    """Return whether the text is a number followed by `%`."""
+    """Return whether the text is a whole number followed by `%`."""
     return text.endswith("%") and is_number(text[:-1])
 
 
 def is_size(text: str) -> bool:
-    """Return whether the text is a number with or without a binary prefix: 10, 10Mi, 10MiB (ttobinary.c)."""
+    """Return whether the text is a whole number with or without a binary prefix and `b`.
+
+    Examples are 10, 10b, 10mi and 10mib.  The text must be in lower case (ttobinary-iec-60027-2.c).
+    """
     count = text.removesuffix("b")
     return is_number(count[:-2] if count.endswith("i") and count[-2:-1] in (*"kmgtpe",) else count)
 
@@ -3677,14 +3747,15 @@ class Config:
     `problems`.
 
     `files` are the names of all files that were read, in order.  `sections` are the `conn` sections,
-    including conn %default, before they are merged.  `unread` is True if a file could not be read.
+    including conn %default, before they are merged.  `unread` is True if a file that libreswan would read was
+    not read.
     """
 
     def __init__(self, host: Host, name: str = "", text: str | None = None) -> None:
         """Read the file `name`; `-` is standard input, and the default is the host's ipsec.conf.
 
         If `text` is given, parse `text` and read no file `name`; the messages then use `name` as the file
-        name.
+        name.  Raises OSError if standard input can't be read or is larger than TEXT_LIMIT.
         """
         self.host = host
         self.name = name or host.conf
@@ -3692,7 +3763,7 @@ class Config:
         self.problems: list[Problem] = []
         self.sections: list[Section] = []
         self.unread = False
-        # The files that are being read.  Each file includes the next one of the list.
+        # The files that are being read now.  Each of them includes the next one of the list.
         self._open: list[str] = []
         # The first file that the last include line matched, or empty.
         self._included = ""
@@ -3763,8 +3834,8 @@ class Config:
     def _ends_badly(self, name: str) -> bool:
         """Return whether the installed release misreads the file `name`, whose last line is an include line.
 
-        Libreswan up to 4.15 misreads it if that line has no newline and the included file begins with a
-        section.
+        Libreswan up to 4.15 misreads it if that line has no newline, and the first line of the included file
+        is neither blank nor a comment.
         """
         try:
             first = next(self.host.lines(self._included), "").lstrip(" \t")
@@ -4065,13 +4136,13 @@ class Config:
         return self._setup.get(key)
 
     def flag(self, key: str, default: bool = False) -> bool:
-        """Return the value of a yes/no keyword of `config setup`, or `default` if it is not set."""
+        """Return the value of a yes/no keyword of `config setup`, or `default` if it is missing or empty."""
         value = self.setup(key)
         return is_yes(value) if value else default
 
     def number(self, key: str, default: int | None = None) -> int | None:
         """Return the value of a number keyword of `config setup`, or `default` if it is not set or not a
-        number."""
+        whole number."""
         value = self.setup(key)
         return int(value) if value.lstrip("-").isdigit() else default
 
@@ -4120,9 +4191,8 @@ class Config:
     def _merged(self, section: Section, by_name: Mapping[str, Section], default: Mapping[str, Setting]) -> Conn:
         """Return the connection of a section, with the settings of the section, of also= and of %default.
 
-        The sections that also= names are merged breadth-first, each once, as load_conn() of confread.c does.
-        If two sections set a keyword to different values, the first value counts, and a problem is reported,
-        because libreswan 4 refuses the connection.
+        The sections that also= names are merged breadth-first, each once, as load_conn() of libreswan 4 does.
+        (Libreswan 5 merges them depth-first, which only changes the order of the values of a list.)
         """
         conn = Conn(section)
         sections = [section]
@@ -4186,14 +4256,15 @@ class Config:
 def braces(pattern: str) -> list[str]:
     """Expand {a,b} in a pattern as glob(3) does with GLOB_BRACE, and return the resulting patterns.
 
-    Raises OSError if the result has more than PATTERN_LIMIT patterns.
+    Braces within braces are not supported.  Raises OSError if the result has more than PATTERN_LIMIT
+    patterns.
     """
     head, opened, rest = pattern.partition("{")
     inner, closed, tail = rest.partition("}")
     if not opened or not closed:
         return [pattern]
     too_many = OSError(errno.E2BIG, f"expands to more than {PATTERN_LIMIT} patterns", pattern)
-    if tail.count("{") > PATTERN_LIMIT.bit_length():  # two words in each pair exceed the limit
+    if tail.count("{") > PATTERN_LIMIT.bit_length():  # two words in each pair of braces exceed the limit
         raise too_many
     words, ends = inner.split(","), braces(tail)
     if len(words) * len(ends) > PATTERN_LIMIT:
@@ -4220,8 +4291,8 @@ def secret_files(host: Host, name: str) -> tuple[list[str], list[Problem]]:
     """Return a pair: the secrets file `name` with the files that it includes, and the problems in these
     files.
 
-    The files are in the order in which pluto reads them.  The text of a problem never quotes a line of a
-    file.
+    The files are in the order in which pluto reads them.  The text of a problem never quotes a secret: from a
+    line, it holds only the name of a file or the kind of a key.
     """
     files: list[str] = []
     problems: list[Problem] = []
@@ -4324,15 +4395,16 @@ def canonical_net(text: str) -> str | None:
 
 
 def bad_private_nets(value: str) -> list[str]:
-    """Return the entries of virtual-private= that pluto refuses (read_subnet() of virtual_ip.c)."""
+    """Return the entries of virtual-private= that pluto refuses, according to is_bad_private()."""
     return [entry for entry in value.split(",") if is_bad_private(entry)] if value else []
 
 
 def is_bad_private(entry: str) -> bool:
     """Return whether pluto refuses an entry of virtual-private=.
 
-    A valid entry is a network without host bits, such as `10.0.0.0/8`.  The prefix `%v4:` or `%v6:`, and a
-    `!` after it, are optional.  A single address is reported as refused, although libreswan 5.2 accepts it.
+    A valid entry is a network without host bits, such as `10.0.0.0/8` (read_subnet() of virtual_ip.c).  The
+    prefix `%v4:` or `%v6:`, and a `!` before the network, are optional.  An address without `/` is reported
+    as refused, although libreswan 5.2 accepts it.
     """
     net = entry.strip().lower()
     version = {"%v4:": 4, "%v6:": 6}.get(net[:4], 0)
@@ -4354,7 +4426,8 @@ def has_secret(ids: Sequence[str | None], ours: str, theirs: str) -> bool | None
     `theirs`.
 
     Return None if the answer depends on an ID that can't be compared.  All IDs have the form of
-    comparable_id().  Facts: lsw_find_secret_by_id() of secrets.c.
+    comparable_id().  `ours` and `theirs` must not be empty, which stands for any ID.  Facts:
+    lsw_find_secret_by_id() of secrets.c.
     """
     if not ids or (len(ids) == 1 and ids[0] in ("", ours)):
         return True
@@ -4366,7 +4439,7 @@ def has_secret(ids: Sequence[str | None], ours: str, theirs: str) -> bool | None
 
 
 def configured_directory(host: Host, key: str) -> str:
-    """Return the value of nssdir= or ipsecdir= (`key`) in ipsec.conf, or an empty text if it is not set.
+    """Return the value of nssdir= or ipsecdir= (`key`) in ipsec.conf, or an empty string if it is not set.
 
     Only the first call reads ipsec.conf.  A configuration on standard input is not read, because it can be
     read only once, by the program that it is for.
@@ -4432,9 +4505,9 @@ def learn_secrets(redactor: Redactor, host: Host, file: str) -> None:
 def redactor_of(host: Host, show_secrets: bool = False, config: Config | None = None) -> Redactor:
     """Return a Redactor that knows the secrets of the host, so that it can hide them.
 
-    The secrets are read from ipsec.secrets and the files that it includes; from *.secrets, nsspassword and
-    passwd in the directories of the configuration and of NSS; and from the arguments of updown scripts.  A
-    file that can't be read is skipped.
+    The secrets are read from ipsec.secrets, the file of secretsfile=, and the files that they include; from
+    *.secrets, nsspassword and passwd in the directories of the configuration and of NSS; and from the
+    arguments of updown scripts.  A file that can't be read is skipped.
     """
     redactor = Redactor(show_secrets)
     config = config or Config(host)
@@ -4470,7 +4543,7 @@ def learn_updown(redactor: Redactor, config: Config) -> None:
     """Add arguments of updown scripts that may be secrets to the redactor.
 
     A script may print its arguments, and pluto then logs them.  An argument may be a secret if it follows a
-    word such as `--token`, or looks like random characters.
+    word such as `--token`, with a blank or `=` between them, or if it looks like random characters.
     """
     import re
     for setting in [setting for section in config.sections for setting in section.settings]:
@@ -4514,11 +4587,12 @@ def own_reader(host: Host, args: Args, name: str) -> Config:
 
 
 def check_answers(host: Host, name: str = "") -> None:
-    """Raise TimeoutError if the NSS database or the configuration is on a file system that does not answer.
+    """Raise TimeoutError if a file system that a program of libreswan needs does not answer.
 
-    Without this check, a program of libreswan would wait forever for the file system.  The configuration is
-    the file `name` (default the host's ipsec.conf) with the files that it includes.  If it is on standard
-    input, it is not read.
+    Without this check, the program would wait for ever.  This function accesses the NSS database and the
+    configuration, which is the file `name` (default the host's ipsec.conf) with the files that it includes.
+    If the configuration is on standard input, it is not read.  A file system that failed to answer earlier
+    in this process counts, too.
     """
     if MOUNTS.that_may_hang():
         directory = host.given_nssdir
