@@ -28,6 +28,8 @@ CONFIGS = {
              "\tright=192.0.2.2\nconn c\n\tpfs=no\n", True),
     "autos": ("".join(f"conn {auto}\n\tleft=192.0.2.1\n\tright=192.0.2.99\n\tauto={auto}\n"
                       for auto in ("ignore", "add", "route", "ondemand", "start", "up", "keep")), True),
+    "autos without a value": ("conn %default\n\tauto=start\nconn a\n\tauto=\n\tleft=192.0.2.1\n\tright=192.0.2.99\n"
+                              "conn b\n\tauto=add\n\tauto=\n\tleft=192.0.2.1\n\tright=192.0.2.99\n", True),
     "setup": ('config setup\n\tnflog-all=50\n\tlogfile=/var/log/p.log\n\tmyvendorid="a b"\n\tuniqueids=no\n'
               "\tvirtual-private=%v4:10.0.0.0/8\n\tlogappend=no\n\tprotostack=xfrm\n", True),
     "quote in the middle": ('conn a\n\tleftid=a"b\n', True),
