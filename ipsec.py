@@ -17770,10 +17770,11 @@ class Facts:
 class Tunnel(Record):
     """A connection with one end on this host.
 
-    `here` is the side that is this host, left or right.  `ours` are the networks of this end; the list is
-    empty if the peer assigns the addresses of this end.  `behind` are the networks of `ours` for which this
-    host must forward packets.  `theirs` are the networks of the peer.  `peer` is the peer's address, `device`
-    the interface of the route to the peer, and `address` the address of this end; each is empty if unknown.
+    `here` is the side that is this host, left or right.  `ours` are the networks of this end, and `behind`
+    are those for which this host must forward packets.  `theirs` are the networks of the peer or, if this
+    host assigns an address to the peer, the first address of the pool.  `peer` is the peer's address,
+    `device` the interface of the route to the peer, and `address` the address of this end.  Each of these
+    fields is empty if it is unknown, for example if the peer assigns the address of this end.
     """
 
     conn: Conn
@@ -17788,16 +17789,16 @@ class Tunnel(Record):
     @property
     def inner(self) -> str:
         """The interface on which firewall rules see the packets before encryption and after decryption."""
-        number = self.conn.get("ipsec-interface", "no").lower()
-        if number.isdigit():
-            return f"ipsec{number}"
-        if is_yes(number):
+        value = self.conn.get("ipsec-interface", "no").lower()
+        if value.isdigit():
+            return f"ipsec{value}"
+        if is_yes(value):
             return "ipsec1"
         return self.conn.get("vti-interface") or self.device
 
     @property
     def family(self) -> str:
-        """The IP family of the encrypted packets, `ipv4` or `ipv6`."""
+        """The IP family of the encrypted packets: `ipv6` if an end has an IPv6 address, otherwise `ipv4`."""
         return family_of(self.conn.get("left") + self.conn.get("right"))
 
     def pairs(self, ours: Sequence[str]) -> list[tuple[str, str]]:
@@ -17813,9 +17814,10 @@ class Tunnel(Record):
 def is_behind(net: str, own: Mapping[str, int]) -> bool:
     """Return whether this host must forward packets for a network.
 
-    Return False if the network is an address of this host.  Return False, too, if the network contains an
-    address of the loopback interface other than 127.0.0.1 and ::1.  `own` maps each address of this host to
-    the index of the address's interface; 1 is the loopback interface.
+    This is always true for 0.0.0.0/0 and ::/0.  It is true for any other network unless the network is a
+    single address of this host, or contains an address of the loopback interface other than 127.0.0.1 and
+    ::1.  `own` maps each address of this host to the index of the address's interface; 1 is the loopback
+    interface.
     """
     if net in EVERYTHING:
         return True
@@ -17840,10 +17842,9 @@ def both_here(facts: Facts, conn: Conn) -> bool:
 
 
 def edit_command(problem: Problem | Setting | Conn) -> str:
-    """Return a command that fixes a problem in a file.
+    """Return a command that opens the file of `problem` in an editor, at its line if the line is known.
 
-    The command opens the file in an editor at the line of the problem.  If the problem has a sed script, the
-    command runs the script instead.
+    If `problem` is a Problem with a sed script, return a command that runs the script instead.
     """
     if isinstance(problem, Problem) and problem.script:
         return shell_words(["sed", "-i", problem.script, problem.file])
@@ -17858,10 +17859,10 @@ def shell_steps(*commands: Sequence[str]) -> str:
 
 
 def interface_sysctls(host: Host, option: str, family: str = "ipv4") -> dict[str, str]:
-    """Return the value of the sysctl net.`family`.conf.INTERFACE.`option`, by the name of the interface.
+    """Return a dict from the name of each interface to the value of net.`family`.conf.INTERFACE.`option`.
 
-    `all`, `default` and `lo` are left out.  A value that can't be read is empty.  The dict is empty if the
-    kernel has no such directory in /proc/sys.
+    `all`, `default` and `lo` are left out.  The value of a sysctl that can't be read is empty.  The dict is
+    empty if /proc/sys has no sysctls of the interfaces.
     """
     directory = f"/proc/sys/net/{family}/conf"
     if not host.isdir(directory):
@@ -17906,8 +17907,9 @@ def check_installed(facts: Facts) -> Iterator[Trouble]:
 @verify_check(
     "xfrm", "Checking for IPsec support in kernel",
     checks="Whether the kernel's XFRM stack answers on a NETLINK_XFRM socket, whether root is permitted to "
-           "change XFRM, and whether disable_xfrm is off on the interfaces towards the peers.",
-    matters="XFRM encrypts and decrypts packets. Pluto does not start without XFRM.",
+           "use it, and whether disable_xfrm is off for all interfaces and for those towards the peers.",
+    matters="XFRM encrypts and decrypts packets. Pluto does not start without XFRM. If disable_xfrm is on, "
+            "packets leave without encryption.",
     fix="Run modprobe xfrm_user. If the module xfrm_user is missing, boot a kernel with CONFIG_XFRM_USER. "
         "Start a container with --cap-add NET_ADMIN.",
     live=True)
@@ -17941,14 +17943,17 @@ def check_xfrm(facts: Facts) -> Iterator[Trouble]:
 
 
 def disabled_xfrm(facts: Facts) -> Iterator[Trouble]:
-    """Yield a Trouble for each interface towards a peer on which the sysctl disable_xfrm is on or unknown."""
-    for device in dict.fromkeys(tunnel.device for tunnel in facts.tunnels):
+    """Yield a Trouble if the sysctl disable_xfrm is on, or can't be read.
+
+    The sysctls are that of `all`, which counts since Linux 5.11, and those of the interfaces towards peers.
+    """
+    for device in dict.fromkeys(("all", *(tunnel.device for tunnel in facts.tunnels))):
         if device in ("", "lo"):
             continue
         value = read_sysctl(facts.host, f"net.ipv4.conf.{device.replace('.', '/')}.disable_xfrm")
         if value == "1":
             yield ("FAIL", "DISABLED",
-                   f"disable_xfrm is set on {device}, so packets leave {device} without encryption",
+                   f"net.ipv4.conf.{device}.disable_xfrm is 1, so packets leave without encryption",
                    sysctl_command("disable_xfrm", [device], 0))
         elif not value:
             yield "SKIP", "UNKNOWN", f"net.ipv4.conf.{device}.disable_xfrm can't be read", ""
@@ -17957,9 +17962,10 @@ def disabled_xfrm(facts: Facts) -> Iterator[Trouble]:
 def redirect_troubles(facts: Facts, option: str) -> Iterator[Trouble]:
     """Yield a Trouble if this host forwards packets and sends or accepts ICMP redirects.
 
-    `option` is the sysctl `send_redirects` or `accept_redirects`.  On a host that forwards packets, an
-    interface sends redirects if its own value or the value of `all` is 1.  The interface accepts redirects if
-    both values are 1 (ip-sysctl.rst).
+    Also yield a Trouble if a sysctl can't be read, unless this host certainly forwards no packets.  `option`
+    is the sysctl `send_redirects` or `accept_redirects`.  On a host that forwards packets, an interface sends
+    redirects if its own value or the value of `all` is 1.  The interface accepts redirects if both values are
+    1 (ip-sysctl.rst of Linux).
     """
     host = facts.host
     forwards = read_sysctl(host, "net.ipv4.ip_forward")
@@ -17996,7 +18002,7 @@ def check_send_redirects(facts: Facts) -> Iterator[Trouble]:
 @verify_check(
     "accept_redirects", "         ICMP accept_redirects",
     checks="Whether the sysctl accept_redirects is off for each interface, if this host forwards packets.",
-    matters="If this host accepts a redirect, it adds a route that bypasses the tunnel.",
+    matters="A redirect changes the route to an address, so packets to this address may bypass the tunnel.",
     fix="Set net.ipv4.conf.*.accept_redirects to 0, and save the setting in /etc/sysctl.d.",
     live=True)
 def check_accept_redirects(facts: Facts) -> Iterator[Trouble]:
@@ -18006,13 +18012,14 @@ def check_accept_redirects(facts: Facts) -> Iterator[Trouble]:
 @verify_check(
     "larval_drop", "         XFRM larval drop",
     checks="Whether the sysctl net.core.xfrm_larval_drop is 1.",
-    matters="If the sysctl is 0, programs that send packets block while the tunnel is being negotiated.",
+    matters="If the sysctl is 0, packets wait in the kernel while a tunnel is being negotiated. Before Linux "
+            "3.13, the programs that send them wait, too.",
     fix="Run sysctl -w net.core.xfrm_larval_drop=1. 1 is the kernel's default.",
     live=True)
 def check_larval_drop(facts: Facts) -> Iterator[Trouble]:
     value = read_sysctl(facts.host, "net.core.xfrm_larval_drop")
     if value == "0":
-        yield ("FAIL", "NOT ENABLED", "programs that send packets block while a tunnel is being negotiated",
+        yield ("FAIL", "NOT ENABLED", "packets wait in the kernel while a tunnel is being negotiated",
                "sysctl -w net.core.xfrm_larval_drop=1")
     elif not value:
         yield "SKIP", "UNKNOWN", "net.core.xfrm_larval_drop can't be read", ""
@@ -18024,8 +18031,8 @@ def check_larval_drop(facts: Facts) -> Iterator[Trouble]:
 @verify_check(
     "config", "Pluto ipsec.conf syntax",
     checks="Whether ipsec.conf and the files that it includes have valid syntax. The installed addconn "
-           "--checkconfig decides. If addconn is not installed, the built-in parser decides. The built-in "
-           "parser also finds the file and the line of an error.",
+           "--checkconfig decides. Without addconn, and under --root, the built-in parser decides. The "
+           "built-in parser also finds the file and the line of an error.",
     matters="Libreswan does not load a connection that has an error. After some errors libreswan loads no "
             "connection at all.",
     fix="Correct the line that the finding names. ipsec.conf(5) describes the syntax.")
@@ -18048,9 +18055,10 @@ def check_config_syntax(facts: Facts) -> Iterator[Trouble]:
 
 
 def accepted_troubles(facts: Facts, fatal: Sequence[Problem], lines: Sequence[str]) -> Iterator[Trouble]:
-    """Yield a Trouble for each doubtful line of a configuration that addconn does not refuse.
+    """Yield Troubles for the doubtful lines of a configuration that addconn does not refuse.
 
     `fatal` are the errors that only the built-in parser finds.  `lines` are the lines that addconn prints.
+    At most three Troubles are yielded for each of these: `fatal`, includes, and complaints of addconn.
     """
     config = facts.config
     for problem in fatal[:3]:
@@ -18067,19 +18075,19 @@ def accepted_troubles(facts: Facts, fatal: Sequence[Problem], lines: Sequence[st
 
 
 def complaint_words(line: str) -> list[str]:
-    """Return the words of a line that addconn prints, without quotes and punctuation."""
+    """Split a line that addconn prints at blanks, quotes, colons, commas, square brackets and `=`."""
     return line.translate({ord(char): " " for char in ":,[]'\"=\r"}).split()
 
 
 def known_keywords() -> set[str]:
-    """Return all keywords of ipsec.conf, both of `config setup` and of connections."""
+    """Return the canonical spelling of all keywords of `config setup` and of connections."""
     return {*keywords(True), *keywords(False)}
 
 
 def named_place(config: Config, words: Sequence[str]) -> tuple[str, int] | None:
-    """Return the file name and the line number in a complaint of addconn.
+    """Return the place that a complaint of addconn names: a file of the configuration and a line number.
 
-    `words` are the words of the complaint.  Return None if the complaint has no file name with a line number.
+    `words` are the words of the complaint.  Return None if the complaint names no such place.
     """
     for before, word in zip(words, words[1:]):
         if before in config.files and word.isdigit():
@@ -18095,8 +18103,8 @@ def refused_by_addconn(config: Config, line: str) -> tuple[str, str]:
     """
     words, known = complaint_words(line), known_keywords()
     keyword = next((word for word in words if canonical(word) in known), "")
-    file = next((word for word in words if word in config.files), config.name)
-    _, number = named_place(config, words) or (file, 0)
+    named_file = next((word for word in words if word in config.files), config.name)
+    file, number = named_place(config, words) or (named_file, 0)
     problem = Problem(file, number, f"the installed addconn refuses {keyword or 'this'}")
     return f"{problem}, see ipsec addconn --checkconfig", edit_command(problem)
 
@@ -18104,7 +18112,7 @@ def refused_by_addconn(config: Config, line: str) -> tuple[str, str]:
 def addconn_complaints(facts: Facts, lines: Sequence[str]) -> Iterator[Trouble]:
     """Yield a Trouble for each of the first three complaints of addconn about a configuration it accepts.
 
-    Complaints about a line or a keyword that the built-in parser reports are left out.
+    A complaint is left out if the built-in parser reports a problem of the same line or the same keyword.
     """
     config = facts.config
     reported_places = {(problem.file, problem.line) for problem in config.problems}
@@ -18164,7 +18172,7 @@ def named_complaints(config: Config, lines: Sequence[str]) -> list[tuple[Conn | 
 def is_about(conn: Conn, line: str) -> bool:
     """Return whether a line that addconn prints reports an error in a setting of `conn`.
 
-    The line names no connection, so the function compares the line with the settings.
+    Many such lines name no connection, so the function compares the line with the settings.
     """
     if "warning:" in line:
         return False
@@ -18196,7 +18204,7 @@ def complaint_trouble(facts: Facts, conn: Conn | None, line: str, keyword: str) 
         file, number = place.file, place.line
         if conn.name not in complaint_words(sentence):
             subject = f"conn {conn.name}"
-        # addconn may load a connection although it complains about it, but never one with a bad subnet
+        # addconn may load a connection about which it complains, but never one with a bad subnet
         if "bad subnet" in line or not facts.has_loaded(conn):
             level, verb = "FAIL", "refuses"
     problem = Problem(file, number, f"the installed addconn {verb} {subject}: {sentence}")
@@ -18206,7 +18214,9 @@ def complaint_trouble(facts: Facts, conn: Conn | None, line: str, keyword: str) 
 def addconn_sentence(config: Config, line: str) -> str:
     """Return a line of addconn without the values from the configuration, because a value may be a secret.
 
-    Names of connections, keywords, names of configuration files, patterns of includes, and numbers stay.
+    The values are in quotes, or follow `=` or certain words.  In quotes, these stay: names of connections,
+    keywords, numbers, configuration files, and other paths in the directories of configuration files.  The
+    words with which addconn begins its lines are left out.
     """
     for lead in ("ERROR: ", "ipsec addconn: ", "addconn, in config "):
         line = line.removeprefix(lead)
@@ -18239,7 +18249,7 @@ def addconn_sentence(config: Config, line: str) -> str:
 def mask_quoted(line: str, is_harmless: Callable[[str], bool]) -> str:
     """Return the line with `…` in place of each text in quotes, unless is_harmless(text) is true.
 
-    A text without a closing quote is always replaced.
+    If a quote is not closed, the quote and the rest of the line are always replaced.
     """
     pieces: list[str] = []
     while line:
@@ -18272,7 +18282,7 @@ def mask_quoted(line: str, is_harmless: Callable[[str], bool]) -> str:
     live=True)
 def check_rp_filter(facts: Facts) -> Iterator[Trouble]:
     host = facts.host
-    everywhere = read_sysctl(host, "net.ipv4.conf.all.rp_filter")  # ip-sysctl.rst
+    everywhere = read_sysctl(host, "net.ipv4.conf.all.rp_filter")
     values = interface_sysctls(host, "rp_filter")
     if not everywhere or "" in values.values():
         yield "SKIP", "UNKNOWN", "net.ipv4.conf.*.rp_filter can't be read", ""
@@ -18298,10 +18308,11 @@ def check_rp_filter(facts: Facts) -> Iterator[Trouble]:
 def dropped_peers(facts: Facts, strict: Sequence[str]) -> Iterator[tuple[Tunnel, str, str]]:
     """Yield each tunnel for which a strict filter drops the packets of the peer, and two interfaces.
 
-    The first interface is in the peer's network, so packets of the peer arrive on it.  The second interface
-    is the one to which the route to the peer leads.  `strict` has the interfaces with a strict filter.  Peers
-    outside the networks of this host are left out, because it is unknown on which interface their packets
-    arrive.  Raises OSError if the kernel does not list the addresses.
+    The first interface has the address of this end, and the peer is in the network of this address, so
+    packets of the peer arrive on this interface.  The second is the interface to which the route to the peer
+    leads, or the words `no interface`.  `strict` has the interfaces with a strict filter.  A peer outside the
+    network of this end's address is left out, because it is unknown on which interface its packets arrive.
+    Raises OSError if the kernel does not list the addresses.
     """
     routing, links = Routing(facts.host), link_names(facts.host)
     own_nets = {address: (links.get(index, ""), bits) for address, bits, _, index in routing.addresses()}
@@ -18328,8 +18339,9 @@ KERNEL_PARTS = (
     ("compress", "yes", "INET_IPCOMP", "ipcomp"),
     ("vti-interface", "", "NET_IPVTI", "ip_vti"),
     ("ipsec-interface", "", "XFRM_INTERFACE", "xfrm_interface"))
-# The algorithms of ESP.  Columns: a word of esp=, the name in /proc/crypto, the option of the kernel's
-# configuration, the module.  If a word contains another word, the longer word comes first.
+# The algorithms of ESP.  Columns: a part of a word of esp=, the name in /proc/crypto, the option of the
+# kernel's configuration, the module.  The first row whose part the word contains counts, so a row comes
+# before the rows with a part of its part.
 KERNEL_ALGORITHMS = (
     ("chacha20_poly1305", "rfc7539esp(chacha20,poly1305)", "CRYPTO_CHACHA20POLY1305", "chacha20poly1305"),
     ("aes_gmac", "rfc4543(gcm(aes))", "CRYPTO_GCM", "gcm"),
@@ -18347,7 +18359,8 @@ KERNEL_ALGORITHMS = (
     ("sha2", "hmac(sha256)", "CRYPTO_SHA256", "sha256"),
     ("sha1", "hmac(sha1)", "CRYPTO_SHA1", "sha1"),
     ("md5", "hmac(md5)", "CRYPTO_MD5", "md5"))
-# Without esp=, every release of libreswan proposes these algorithms, and every peer accepts one of them
+# Without esp=, libreswan proposes these algorithms in IKEv2.  The proposals in IKEv1 differ (those of 4.10
+# have only AES-CBC with SHA1), and are not checked.
 DEFAULT_ESP = "aes_gcm,aes-sha2_512,aes-sha2_256"
 
 
@@ -18389,10 +18402,9 @@ def check_esp(facts: Facts) -> Iterator[Trouble]:
             unknown.append(module)
 
     if missing:
-        what = "ESP" if missing[0].startswith("esp") else "that protocol"
         yield ("FAIL", "MISSING",
-               f"this kernel lacks {', '.join(missing)}, so it can't do {what}; install the "
-               f"modules for {facts.host.kernel_release()}, or boot a kernel that has them",
+               f"this kernel lacks {', '.join(missing)}; install the modules for "
+               f"{facts.host.kernel_release()}, or boot a kernel that has them",
                facts.module_fix(missing))
     elif unknown:
         yield facts.unknown_modules(unknown)
@@ -18434,7 +18446,7 @@ def lacking_trouble(facts: Facts, user: str, proposals: str, missing: Sequence[S
     """Return the Trouble for an esp= value with proposals that need modules that the kernel lacks.
 
     `user` names the connection, and `proposals` is the esp= value.  `missing` has, for each proposal, the
-    list of modules that the kernel lacks.
+    list of the modules that it needs and that the kernel lacks.
     """
     modules: dict[str, None] = {}
     for of_proposal in missing:
@@ -18466,9 +18478,10 @@ def algorithm_rows(words: Iterable[str], strange: dict[str, None]) -> list[tuple
 
 
 def proposal_words(proposals: str) -> Iterator[tuple[str, ...]]:
-    """Yield the words of each proposal in a value of esp=.
+    """Yield the words of each proposal in a value of esp=, in the spelling of KERNEL_ALGORITHMS.
 
-    A proposal with alternatives counts as several proposals: `aes-sha2+sha1` is aes-sha2 and aes-sha1.
+    A proposal with alternatives counts as several proposals: `aes-sha2+sha1` is aes-sha2 and aes-sha1.  A DH
+    group after a semicolon is left out.
     """
     import itertools
     for proposal in proposals.lower().replace(" ", "").split(","):
@@ -18509,11 +18522,12 @@ def lacking_modules(facts: Facts, rows: Sequence[tuple[str, str, str, str]],
 
 @verify_check(
     "forwarding", "Checking IP forwarding",
-    checks="Whether this host forwards packets (net.ipv4.ip_forward and net.ipv6.conf.*.forwarding), if a "
-           "connection has a subnet behind this host.",
+    checks="Whether this host forwards packets (net.ipv4.conf.*.forwarding, net.ipv6.conf.all.forwarding), "
+           "if a connection has a subnet behind this host.",
     matters="Without forwarding, the tunnel is up and this host answers, but the peer can't reach the "
             "hosts behind this host.",
-    fix="Run sysctl -w net.ipv4.ip_forward=1, and save the setting in /etc/sysctl.d.",
+    fix="Run sysctl -w net.ipv4.ip_forward=1 (for IPv6: net.ipv6.conf.all.forwarding=1), and save the "
+        "setting in /etc/sysctl.d.",
     live=True)
 def check_forwarding(facts: Facts) -> Iterator[Trouble]:
     tunnels = facts.needed_tunnels()
@@ -18527,7 +18541,12 @@ def forwarding_troubles(facts: Facts, tunnels: Sequence[Tunnel], family: str,
                         option: str) -> Iterator[Trouble]:
     """Yield a Trouble for each interface that must forward packets of an IP family, but does not.
 
-    `option` is the sysctl that turns forwarding on for all interfaces.
+    If no interface forwards, or if the sysctls can't be read, yield only one Trouble.  `option` is the sysctl
+    that turns forwarding on for all interfaces.
+
+    For IPv4, the kernel uses the sysctl `forwarding` of the interface on which a packet arrives.  For IPv6,
+    it uses the one of `all`; if that is 0, an interface with force_forwarding (since Linux 6.17) still
+    forwards.
     """
     needs: dict[str, str] = {}  # by interface: a sentence that names a connection that needs forwarding
     for tunnel in tunnels:
@@ -18539,21 +18558,28 @@ def forwarding_troubles(facts: Facts, tunnels: Sequence[Tunnel], family: str,
     if not needs:
         return
 
-    forwards = interface_sysctls(facts.host, "forwarding", family)
+    fix = f"sysctl -w {option}=1"
+    if family == "ipv4":
+        forwards = interface_sysctls(facts.host, "forwarding")
+    else:
+        everywhere = read_sysctl(facts.host, option)
+        if everywhere == "1":
+            return
+        forced = interface_sysctls(facts.host, "force_forwarding", family)
+        forwards = {device: value or everywhere for device, value in forced.items()}
     if not forwards or "" in forwards.values():
         yield "SKIP", "UNKNOWN", f"net.{family}.conf.*.forwarding can't be read", ""
         return
     if "1" not in forwards.values():
-        yield ("FAIL", "DISABLED", f"{next(iter(needs.values()))}, but forwarding is off",
-               f"sysctl -w {option}=1")
+        yield "FAIL", "DISABLED", f"{next(iter(needs.values()))}, but forwarding is off", fix
         return
 
     for device, sentence in needs.items():
         if forwards.get(device) == "0":
-            name = device.replace(".", "/")
+            if family == "ipv4":
+                fix = sysctl_command("forwarding", [device], 1)
             yield ("FAIL", "DISABLED",
-                   f"{sentence}, but forwarding is off for packets that arrive on {device}",
-                   shell_words(["sysctl", "-w", f"net.{family}.conf.{name}.forwarding=1"]))
+                   f"{sentence}, but forwarding is off for packets that arrive on {device}", fix)
 
 
 @verify_check(
@@ -18563,7 +18589,8 @@ def forwarding_troubles(facts: Facts, tunnels: Sequence[Tunnel], family: str,
            "each connection is an address of this host.",
     matters="Without a route to the peer, IKE packets can't leave this host. Without a route to the "
             "networks behind the peer, the kernel drops packets before it encrypts them.",
-    fix="Add the route that the finding names. ipsec route CONN adds the routes of a connection again.",
+    fix="Add the route that the finding names. For a network behind the peer, run ip route replace NETWORK "
+        "dev DEVICE.",
     live=True)
 def check_peers(facts: Facts) -> Iterator[Trouble]:
     troubles = list(route_troubles(facts))
@@ -18588,7 +18615,11 @@ def has_peer_name(tunnel: Tunnel) -> bool:
 
 
 def route_troubles(facts: Facts) -> Iterator[Trouble]:
-    """Yield a Trouble for each connection with both ends on this host, and for each missing route."""
+    """Yield a Trouble for each connection with both ends on this host, and for each missing route.
+
+    A connection with both ends on this host is left out if pluto has loaded it, because the check `loaded`
+    reports it.
+    """
     for conn in facts.needed_conns():
         if both_here(facts, conn) and conn.name not in facts.loaded_names():
             yield ("FAIL", "BOTH ENDS",
@@ -18625,17 +18656,20 @@ def is_routed(facts: Facts, conn: Conn) -> bool:
     return any(entry["child_sa"] or not entry["routing"].startswith("unrouted") for entry in entries)
 
 
-# The most bytes that ESP in UDP adds to an IPv4 packet: 20 IP, 8 UDP, 8 ESP, 16 IV, 2 + 15 padding, 16-32 ICV
+# Enough room for most algorithms: ESP in UDP adds at most 85 bytes to a packet of IPv4 if the ICV has 16
+# bytes (20 IP, 8 UDP, 8 ESP, 16 IV, 2 + 15 padding, 16 ICV).  The ICV of SHA2-512 has 32 bytes.
 ESP_ROOM = 88
 IPV6_LEAST_MTU = 1280
 
 
 @verify_check(
     "mtu", "Checking MTU and path MTU discovery",
-    checks="Whether the MTU of the interfaces is large enough for IPv6 with ESP. Whether mtu= of the "
-           "connections leaves room for ESP. Whether path MTU discovery is on (net.ipv4.ip_no_pmtu_disc).",
-    matters="ESP makes a packet up to 88 bytes longer. Without path MTU discovery, packets that are too "
-            "long are dropped silently: small packets pass, but a download stalls.",
+    checks="Whether the MTU of the interfaces towards the peers is large enough for IPv6 with ESP. Whether "
+           "mtu= of the connections leaves room for ESP. Whether path MTU discovery is on "
+           "(net.ipv4.ip_no_pmtu_disc).",
+    matters="ESP makes a packet about 50 to 100 bytes longer. Without path MTU discovery, packets that are "
+            "too long leave as fragments, which many firewalls drop: small packets pass, but a download "
+            "stalls.",
     fix="Raise the interface's MTU, turn path MTU discovery on, or lower mtu= of the connection.",
     live=True)
 def check_mtu(facts: Facts) -> Iterator[Trouble]:
@@ -18654,13 +18688,13 @@ def check_mtu(facts: Facts) -> Iterator[Trouble]:
         if device in mtus and mtus[device] < IPV6_LEAST_MTU + ESP_ROOM:
             yield ("WARN", "SMALL",
                    f"the MTU of {device} is {mtus[device]}: with ESP, an IPv6 packet of {IPV6_LEAST_MTU} "
-                   "bytes does not fit",
+                   "bytes might not fit",
                    shell_words(["ip", "link", "set", device, "mtu", "1500"]))
     for tunnel in tunnels:
         mtu = tunnel.conn.get("mtu")
         if not mtu.isdigit() or tunnel.device not in mtus:
             continue
-        if int(mtu) > mtus[tunnel.device] - ESP_ROOM // 2:  # ESP in tunnel mode adds more than ESP_ROOM // 2
+        if int(mtu) > mtus[tunnel.device] - ESP_ROOM // 2:  # even AES-GCM adds 46 bytes in tunnel mode
             yield ("WARN", "TOO LARGE",
                    f"conn {tunnel.conn.name}: mtu={mtu} is too large: with ESP, a packet of {mtu} bytes is "
                    f"longer than the MTU of {tunnel.device}, which is {mtus[tunnel.device]}",
@@ -18692,7 +18726,7 @@ class Traffic(Record):
     """A kind of packets that the peers exchange.
 
     `iptables` and `nft` are the conditions that match the packets in rules of iptables and nft.  `level` is
-    the level of the finding if a firewall drops the packets.  If `level` is empty, Roles.levels has the
+    the usual level of the finding if a firewall drops the packets.  If `level` is empty, Roles.levels has the
     level.  `packet` has the fields of the packets.
     """
 
@@ -18723,10 +18757,10 @@ IKE_TRAFFIC = (
 class Roles(Record):
     """What the connections of this host need from a firewall.
 
-    `answers` is True if a peer with an unknown address can send the first packet, `waits` if any peer can
-    send the first packet, and `begins` if this host sends the first packet of a connection.  `levels` maps
-    the name of a kind of packets to the level of the finding if a firewall drops these packets.  The level is
-    empty if no connection needs the packets.
+    `answers` is True if a peer with an unknown address can send the first packet, `waits` if a connection
+    leaves the first packet to the peer, and `begins` if this host sends the first packet of a connection.
+    `levels` has the levels for the kinds of packets in IKE_TRAFFIC that have no level.  It maps the name of
+    the kind to the level, or to an empty string if no connection needs the packets.
     """
 
     answers: bool
@@ -18757,12 +18791,13 @@ def roles_of(conns: Sequence[Conn]) -> Roles:
 @verify_check(
     "firewall", "Checking the firewall for IKE and ESP",
     checks="Whether the rules of nftables and iptables drop incoming or outgoing packets of UDP 500, UDP "
-           "4500 and ESP (or AH), or incoming ICMP fragmentation-needed. A result FAIL or WARN is certain. "
-           "The result is SKIP if it depends on a condition that this check can't evaluate.",
+           "4500 and ESP (or AH), redirect such incoming packets by NAT, or drop incoming ICMP errors about "
+           "packets that are too long. A result FAIL or WARN is certain. The result is SKIP if it depends on "
+           "a condition that this check can't evaluate, or if IKE uses TCP or other ports.",
     matters="If the firewall drops these packets, IKE gets no answer, a tunnel carries no packets, or large "
             "packets disappear.",
-    fix="Accept udp 500, udp 4500, esp and ICMP errors (state related) in the chain that the finding "
-        "names, before the rule that drops the packets.",
+    fix="Run the command of the finding, which accepts the packets before the rule that drops them, and "
+        "add the same rule to the saved rules of the firewall.",
     live=True)
 def check_firewall(facts: Facts) -> Iterator[Trouble]:
     conns = [conn for conn in facts.needed_conns() if uses_usual_ports(conn)]
@@ -18835,9 +18870,9 @@ def peer_paths(facts: Facts, conns: Sequence[Conn]) -> list[PeerPath]:
 
 
 def traffic_level(traffic: Traffic, roles: Roles, path: PeerPath) -> str:
-    """Return the level of the finding if a firewall drops packets of this kind on the path.
+    """Return the usual level of the finding if a firewall drops packets of this kind on the path.
 
-    Return an empty string if no connection needs the packets.
+    Return an empty string if no connection needs the packets, or if the path has another IP family.
     """
     if traffic.packet.get("family", path.family) != path.family:
         return ""
@@ -18867,8 +18902,8 @@ def traffic_directions(traffic: Traffic, roles: Roles, path: PeerPath) -> list[D
     is_icmp = "icmp" in traffic.packet
     incoming = {"in": path.device, "ipsec_in": "missing none", "dst_type": "local"}
     outgoing = {"out": path.device, "ipsec_out": "missing none", "dst_type": "unicast"}
-    if path.device:  # the interface of the route to the peer
-        incoming["reverse_path"] = "exists"
+    if path.device:
+        incoming["reverse_path"] = "exists"  # the route to the peer leads through the same interface
     if path.peer:
         outgoing["dst"] = path.peer
     if path.peer and not is_icmp:  # any router may send ICMP errors
@@ -18890,7 +18925,8 @@ def traffic_directions(traffic: Traffic, roles: Roles, path: PeerPath) -> list[D
 def dropped_traffic(facts: Facts, traffic: Traffic, roles: Roles, path: PeerPath) -> Iterator[Trouble]:
     """Yield a Trouble for each direction in which the firewall drops this kind of packets on the path.
 
-    Also yield a Trouble if NAT sends the incoming packets to another address or port.
+    The level is WARN if only the first packet of a peer is dropped, and no peer has an unknown address.  Also
+    yield a Trouble if NAT sends the incoming packets to another address or port.
     """
     level = traffic_level(traffic, roles, path)
     if not level:
@@ -18924,8 +18960,7 @@ def diverted_traffic(facts: Facts, traffic: Traffic, level: str, incoming: Direc
 def undecided_traffic(facts: Facts, traffic: Traffic, roles: Roles, path: PeerPath) -> str:
     """Return words that name the packets and a chain, if the verdict of the chain on the packets is unknown.
 
-    Return an empty string if the verdicts are known in both directions, or if no connection needs the
-    packets.
+    Return an empty string if all verdicts are known, or if traffic_level() returns an empty string.
     """
     if not traffic_level(traffic, roles, path):
         return ""
@@ -18978,9 +19013,9 @@ def accept_command(head: str, source: str, target: str, way: str) -> str:
     checks="Whether the forward rules of the firewall drop packets between the subnets of a connection, "
            "in either direction.",
     matters="The tunnel is up, but the firewall drops packets before encryption or after decryption.",
-    fix="Add rules that accept the packets of tunnels. In iptables, the condition is -m policy --pol "
-        "ipsec. In nft, the condition is rt ipsec exists before encryption, and meta secpath exists after "
-        "decryption.",
+    fix="Add rules that accept the packets of tunnels. Before encryption, the condition is `-m policy --dir "
+        "out --pol ipsec` in iptables and `rt ipsec exists` in nft. After decryption, it is `-m policy --dir "
+        "in --pol ipsec` or `meta secpath exists`.",
     live=True)
 def check_forward_rules(facts: Facts) -> Iterator[Trouble]:
     tunnels = facts.needed_tunnels()
@@ -19024,9 +19059,9 @@ def tunnel_packets(facts: Facts, tunnel: Tunnel, ours: str, theirs: str) -> tupl
 
 
 def has_other_addresses(facts: Facts, tunnel: Tunnel, ours: str, theirs: str) -> bool:
-    """Return whether NAT possibly changes the addresses of packets of the network behind this host.
+    """Return whether NAT may change the addresses of packets to or from the network behind this host.
 
-    The forward rules of the firewall then see other addresses than the addresses of the connection.
+    The forward rules of the firewall might then see addresses other than those of the connection.
     """
     _, back = tunnel_packets(facts, tunnel, ours, theirs)
     packet = {**back, "state": "new"}
@@ -19061,7 +19096,10 @@ def undecided_forwards(facts: Facts, tunnel: Tunnel, ours: str, theirs: str) -> 
 
 
 def dropped_forwards(facts: Facts, tunnel: Tunnel, ours: str, theirs: str) -> Iterator[Trouble]:
-    """Yield a Trouble for each direction in which the firewall drops packets between two networks."""
+    """Yield a Trouble for each direction in which the firewall drops packets between two networks.
+
+    If the firewall drops only the new packets of one direction, nothing is yielded.
+    """
     out, back = tunnel_packets(facts, tunnel, ours, theirs)
     # established packets must pass in both directions, and new ones in at least one direction
     heads = [facts.blocks("forward", **{**packet, "state": "new"}) for packet in (out, back)]
@@ -19085,8 +19123,8 @@ def dropped_forwards(facts: Facts, tunnel: Tunnel, ours: str, theirs: str) -> It
            "networks of this end to the peer's networks.",
     matters="A packet with another source address no longer belongs to the connection, so the packet leaves "
             "this host without encryption, or not at all.",
-    fix="Before the NAT rule, insert a rule that accepts packets to the peer's networks, or that accepts "
-        "packets with -m policy --dir out --pol ipsec.",
+    fix="Before the NAT rule, insert a rule that accepts packets to the peer's networks, or packets that "
+        "match `-m policy --dir out --pol ipsec` (iptables) or `rt ipsec exists` (nft).",
     live=True)
 def check_nat(facts: Facts) -> Iterator[Trouble]:
     tunnels = facts.needed_tunnels()
@@ -19150,8 +19188,8 @@ BUILT = 1767225600  # 2026-01-01, a date before this program was written; an ear
 
 @verify_check(
     "clock", "Checking the clock",
-    checks="Whether the clock shows a time after this program was written. If connections have "
-           "certificates, also whether the clock is synchronised (adjtimex).",
+    checks="Whether the clock shows the year 2026 or later. If connections have certificates, also whether "
+           "the clock is synchronised (adjtimex).",
     matters="With a wrong clock, a valid certificate counts as expired or not yet valid. The times in "
             "pluto's log also differ from the times in the peer's log.",
     fix="Run timedatectl set-ntp true, or set the clock with date -s.",
@@ -19177,7 +19215,7 @@ def check_clock(facts: Facts) -> Iterator[Trouble]:
     "entropy", "Checking entropy",
     checks="Whether the sysctl kernel.random.entropy_avail is at least 128. Since Linux 5.18 the sysctl is "
            "256 when the kernel's random number generator is ready.",
-    matters="Pluto waits until the kernel has random numbers, possibly for ever.",
+    matters="Pluto waits until the kernel has random numbers, possibly forever.",
     fix="Run rngd or haveged. For a virtual machine, add the device virtio-rng.",
     live=True)
 def check_entropy(facts: Facts) -> Iterator[Trouble]:
@@ -19194,7 +19232,7 @@ def check_entropy(facts: Facts) -> Iterator[Trouble]:
 @verify_check(
     "pluto", "Checking that pluto is running",
     checks="Whether pluto answers on its control socket within the time of --timeout, and whether the pid "
-           "file names pluto's process.",
+           "file contains pluto's PID.",
     matters="Without pluto no tunnel is set up or renewed. A running process named pluto is not enough, "
             "because the process may hang.",
     fix="Run ipsec start. If pluto runs and does not answer, run ipsec restart.",
@@ -19202,7 +19240,7 @@ def check_entropy(facts: Facts) -> Iterator[Trouble]:
 def check_pluto(facts: Facts) -> Iterator[Trouble]:
     try:
         facts.status()
-        facts.process()  # raises NotChecked if the process is not visible, because its pid is then unknown
+        facts.process()  # raises NotChecked if the process is not visible, because its PID is then unknown
     except NotChecked:
         raise
     except Failure as failure:
@@ -19212,12 +19250,12 @@ def check_pluto(facts: Facts) -> Iterator[Trouble]:
         yield "FAIL", "FAILED", failure.message, pluto_fix(facts, is_hung=is_hung)
     if facts.pid and find_pluto(facts.host) != facts.pid:
         yield ("WARN", "NO PID FILE",
-               f"pluto runs as process {facts.pid}, but {pid_file(facts.host)} does not name this "
-               "process, so programs that stop or start pluto may not find pluto", "ipsec restart")
+               f"pluto runs as process {facts.pid}, but {pid_file(facts.host)} does not contain this "
+               "PID, so programs that stop or start pluto might not find pluto", "ipsec restart")
 
 
 def listen_setting(config: Config) -> Setting | None:
-    """Return the setting listen= or listen-udp=no, which keeps pluto from listening on every address.
+    """Return the setting that keeps pluto from listening on every address: listen= or listen-udp=no.
 
     Return None if neither is set.
     """
@@ -19229,7 +19267,10 @@ def listen_setting(config: Config) -> Setting | None:
 
 
 def port_troubles(facts: Facts, port: int) -> Iterator[Trouble]:
-    """Yield a Trouble if pluto has no socket on a UDP port in pluto's network namespace."""
+    """Yield a Trouble if pluto has no socket on a UDP port in pluto's network namespace.
+
+    If pluto does not run, yield a Trouble if another program uses the port.  Otherwise raises NotChecked.
+    """
     sockets = [(entry.address, own) for entry, own in facts.sockets() if entry.port == port]
     if not facts.pid and sockets and not facts.pluto_signs():
         yield ("FAIL", "IN USE", f"another program uses port {port} of {sockets[0][0]}, so pluto can't start",
@@ -19278,7 +19319,7 @@ def check_udp4500(facts: Facts) -> Iterator[Trouble]:
     checks="Whether pluto has loaded the connections with auto=add, ondemand, start or keep. Whether the "
            "ends, networks and IDs of loaded connections are the same as in the file. Whether one end of "
            "each loaded connection is an address of this host. Whether connections with auto=ondemand are "
-           "routed. A connection without auto= is checked only if pluto has loaded it.",
+           "routed. A connection with auto=ignore (the default) is checked only if pluto has loaded it.",
     matters="Pluto does not load a connection with an error, and does not notice that the file changes. "
             "A connection without an end on this host never comes up.",
     fix="Run ipsec add CONN, which loads the connection again. If ipsec add fails, its message or pluto's "
@@ -19314,7 +19355,7 @@ def load_fix(conn: Conn) -> str:
 
 def loaded_troubles(facts: Facts, conn: Conn, entries: Sequence[dict[str, Any]], here: str,
                     names: Mapping[str, str]) -> Iterator[Trouble]:
-    """Yield a Trouble for a loaded connection that has no end on this host or differs from the file.
+    """Yield a Trouble if a loaded connection is not oriented, differs from the file, or can't be compared.
 
     Also yield a Trouble for a connection with auto=ondemand that is not routed.  changes() explains the
     parameters; `entries` is its parameter `loaded`.
@@ -19345,7 +19386,8 @@ def loaded_troubles(facts: Facts, conn: Conn, entries: Sequence[dict[str, Any]],
 def not_loaded_reason(facts: Facts, conn: Conn) -> str:
     """Return the reason why pluto has not loaded a connection.
 
-    The reason is an error in the file, or comes from a line that addconn or pluto prints.
+    The reason is an error in the file, or comes from a line of addconn or of pluto's log.  If there is
+    neither, the reason says that it is unknown.
     """
     if conn.broken:
         return str(conn.broken)
@@ -19358,7 +19400,7 @@ def not_loaded_reason(facts: Facts, conn: Conn) -> str:
         try:
             _, answer = facts.addconn_answer()
         except Failure:
-            answer = []  # addconn can't be started or does not end; pluto's log may have the reason
+            answer = []  # addconn can't be started, or does not end in time; pluto's log may have the reason
         for other, line in named_complaints(facts.config, answer):
             if "warning:" not in line and (other is conn or is_about(conn, line)):
                 lines.append(line)
@@ -19408,16 +19450,20 @@ def orientation_trouble(facts: Facts, conn: Conn) -> Trouble:
     if both_here(facts, conn):
         return ("FAIL", "BOTH ENDS", f"{what}: both {ends[0]} and {ends[1]} are addresses of this host",
                 edit_command(conn))
-    if "%defaultroute" in ends and not is_known:
-        return ("FAIL", "NOT ORIENTED", f"{what} has %defaultroute, but this host has no default route",
-                "ip route add default via GATEWAY")
+    level = "WARN" if conn.auto in ("add", "ignore") else "FAIL"
+    if "%defaultroute" in ends:  # addconn looks up the default route, and pluto does not look again
+        family = 6 if ":" in "".join(ends) else 4
+        if not any(route.destination in EVERYTHING for route in Routing(facts.host).routes(family)):
+            return (level, "NOT ORIENTED", f"{what} has %defaultroute, but this host has no default route",
+                    f"ip route add default via GATEWAY && {load_fix(conn)}")
 
     fix = "ipsec whack --listen"
-    if not is_known:
+    if "%defaultroute" in ends and not limit:
+        fix = load_fix(conn)
+    elif not is_known:
         fix = edit_command(conn.settings.get("left", conn))
     elif limit:
         fix = edit_command(limit)
-    level = "WARN" if conn.auto in ("add", "ignore") else "FAIL"
     return (level, "NOT ORIENTED",
             f"{what}: neither {ends[0]} nor {ends[1]} is an address of this host on which pluto listens", fix)
 
@@ -19426,9 +19472,10 @@ def changes(conn: Conn, here: str, loaded: Sequence[dict[str, Any]],
             names: Mapping[str, str]) -> Iterator[str]:
     """Yield the keywords (`left=`) whose values in pluto's status differ from the values in the file.
 
-    A keyword is skipped if its value is unknown in the file or in the status.  `here` is the side (left or
-    right) that is this host; if `here` is empty, nothing is compared.  `loaded` are the entries of the
-    connection in pluto's status.  `names` comes from host_names().
+    The ends, networks and IDs are compared.  A keyword is skipped if its value is unknown in the file or in
+    the status.  `here` is the side (left or right) that is this host; if `here` is empty, nothing is
+    compared.  `loaded` are the entries of the connection in pluto's status; its instances are skipped.
+    `names` comes from host_names().
     """
     if not here:
         return
@@ -19578,8 +19625,8 @@ def failed_trouble(name: str, clue: Clue) -> Trouble:
 @verify_check(
     "virtual_private", "Checking virtual-private=",
     checks="Whether every entry of virtual-private= is a network that pluto accepts.",
-    matters="If one entry is wrong, pluto drops all entries. Connections with vhost: or vnet: then refuse "
-            "every client.",
+    matters="If one entry is wrong, pluto drops all entries. Connections with vhost:%priv or vnet:%priv then "
+            "refuse clients that have a private network.",
     fix="Correct the entry that the finding names. Examples: %v4:10.0.0.0/8, and %v4:!10.1.0.0/16 for an "
         "exception.")
 def check_virtual_private(facts: Facts) -> Iterator[Trouble]:
@@ -19644,7 +19691,7 @@ def readable_secrets(facts: Facts, name: str) -> tuple[list[str], list[Problem]]
 @verify_check(
     "prelink", "Checking 'prelink' command does not interfere with FIPS",
     checks="Whether the program prelink is absent.",
-    matters="Prelinked libraries break the FIPS self-test, so pluto does not start.",
+    matters="Prelinked libraries break the FIPS self-test, so pluto does not start in FIPS mode.",
     fix="Run prelink --undo --all, then remove the package prelink.")
 def check_prelink(facts: Facts) -> Iterator[Trouble]:
     if facts.host.exists("/usr/sbin/prelink"):
@@ -19681,7 +19728,7 @@ ANEW = "a new database; its keys must be generated or imported again"
 
 @verify_check(
     "nss", "Checking the NSS database",
-    checks="Whether the files of the NSS database exist in the directory that pluto uses.",
+    checks="Whether the files of the NSS database exist in the directory that pluto uses, as regular files.",
     matters="Pluto does not start without its NSS database.",
     fix="Run ipsec initnss, which makes a new database. If there is an old database, run ipsec checknss, "
         "which moves or migrates the old database.")
@@ -19747,8 +19794,9 @@ def new_database(facts: Facts) -> str:
 @verify_check(
     "nss_health", "Checking that the NSS database can be read",
     checks="Whether the files of the NSS database have the right format and size, and whether only root can "
-           "read or change the files. If connections need certificates or keys, also whether the files are "
-           "intact. If pluto is down, also whether the password of the database is known.",
+           "read key4.db and change the directory. If connections name certificates or keys, or the database "
+           "has certificates, also whether the files are intact. If pluto does not answer, also whether the "
+           "password of the database is known.",
     matters="Pluto does not start if pluto can't open the database. A user who can change the database "
             "decides which peers this host trusts.",
     fix="Run ipsec checknss, which reports more. Make the directory private with chmod 700.")
@@ -19823,10 +19871,10 @@ def password_file_troubles(facts: Facts, base: NssDatabase) -> Iterator[Trouble]
 def file_damage(facts: Facts, base: NssDatabase, name: str) -> str:
     """Return the damage of a file of the NSS database as the rest of a sentence, such as `is cut short`.
 
-    Return an empty string if the file is intact.  Format and size come from the file's header
-    (fileformat2.html, 1.3), because the import of sqlite3 takes longer than all other checks.  sqlite3 checks
-    the pages of the file only if connections need certificates or keys.  Raises OSError if the file can't be
-    read, and Failure if sqlite3 can't check the file.
+    Return an empty string if no damage is found.  Format and size come from the file's header
+    (fileformat2.html of SQLite, 1.3), because the import of sqlite3 takes longer than all other checks.
+    sqlite3 checks the pages of the file only if a connection names a certificate or a key, or if the database
+    has a certificate.  Raises OSError if the file can't be read, and Failure if sqlite3 can't check the file.
     """
     path = f"{base.directory}/{name}"
     head = next(facts.host.chunks(path), b"")[:100]
@@ -19852,8 +19900,8 @@ class Held(Record):
     def chosen(self) -> tuple[Parsed | None, Certificate]:
         """Return the certificate that pluto uses.
 
-        NSS prefers certificates that are valid now.  If there are several, NSS takes the certificate whose
-        validity begins last.
+        NSS prefers certificates that are valid now.  Of these, or of all if none is valid, NSS takes the
+        certificate whose validity begins last.
         """
         now = time.time()
 
@@ -19893,13 +19941,14 @@ def bare_nickname(name: str) -> str:
 
 @verify_check(
     "certificates", "Checking certificates",
-    checks="Whether certificates are valid now, if a connection names them or if they have a private key. "
-           "Whether the NSS database has their private keys and their CAs, and whether the CAs are valid. If "
-           "several certificates have the same nickname, only the certificate that pluto uses is checked. "
-           "For the certificates of this end, also whether their type of key fits authby=, and whether they "
-           "contain leftid=.",
-    matters="The peer refuses an expired certificate, and a certificate of an expired CA. A connection "
-            "does not come up without the private key and the CA of its certificate.",
+    checks="Whether certificates are valid now and do not expire soon, if a connection names them or if they "
+           "have a private key. If several certificates have the same nickname, only the certificate that "
+           "pluto uses is checked. For the certificates of this end, also whether the NSS database has their "
+           "private keys and their CAs, whether the CAs are valid, whether their type of key fits authby=, "
+           "and whether they contain leftid=.",
+    matters="The peer refuses an expired certificate, and a certificate of an expired CA. Without the "
+            "private key of its certificate, a connection does not come up. Without the CA, it might not "
+            "come up.",
     fix="Import a new certificate with ipsec import FILE.p12. ipsec nsslist shows all certificates.")
 def check_certificates(facts: Facts) -> Iterator[Trouble]:
     base = facts.database()
@@ -19980,8 +20029,8 @@ def named_troubles(facts: Facts, conn: Conn, by_nickname: Mapping[str, Held],
 def identity_troubles(conn: Conn, side: str, held: Held) -> Iterator[Trouble]:
     """Yield a Trouble if the certificate of this end does not fit authby= or the ID that this end sends.
 
-    `side` is the side that is this host.  Pluto can't sign with an ECDSA key if authby= contains rsasig, or
-    if authby= is not set (seen with 4.3, 4.10 and 5.2).
+    `side` is the side that is this host.  Pluto can't sign with an ECDSA key if authby= contains a method for
+    RSA, or if authby= is not set (seen with 4.3, 4.10 and 5.2).
     """
     ways = ways_of(conn, (side,)) or {"rsasig"}
     try:
@@ -20014,10 +20063,11 @@ def identity_troubles(conn: Conn, side: str, held: Held) -> Iterator[Trouble]:
 
 def validity_troubles(entry: Held, issuers: Mapping[str, list[tuple[Parsed, Certificate]]],
                       checked_issuers: set[str], *, is_used: bool) -> Iterator[Trouble]:
-    """Yield a Trouble if the certificate that pluto uses for a nickname, or a CA of its chain, is not valid.
+    """Yield a Trouble if the certificate that pluto uses for a nickname is not valid, or expires soon.
 
-    Also yield a Trouble if a CA is missing.  `issuers` comes from cas_by_subject().  CAs in `checked_issuers`
-    are skipped; checked CAs are added.  `is_used` is True if a connection names the certificate.
+    If the certificate has a private key and `is_used` is true, also yield a Trouble if a CA of its chain is
+    missing, is not valid, or expires soon.  `is_used` is True if a connection names the certificate.
+    `issuers` comes from cas_by_subject().  CAs in `checked_issuers` are skipped; checked CAs are added.
     """
     parsed, certificate = entry.chosen()
     what = f"the certificate {quote(entry.nickname)}"
@@ -20074,10 +20124,11 @@ class Psk(Record):
 
 
 def is_dropped_id(text: str) -> bool:
-    """Return whether pluto certainly drops an ID of ipsec.secrets (atoid() in id.c).
+    """Return whether pluto certainly drops an ID of ipsec.secrets, and uses the rest of the entry.
 
-    Pluto drops an ID that is neither an address nor a name that DNS resolves.  Pluto uses the rest of the
-    entry.
+    Pluto drops `@#` with digits that are not hexadecimal.  Pluto drops an ID without `@` and `=` that is
+    neither an address nor a name that DNS resolves (atoid() in id.c); this function does not ask DNS, and
+    returns False for an ID that has the form of a name.
     """
     if text.startswith("@#"):
         digits = text[2:].removeprefix("0x").lower()
@@ -20112,8 +20163,10 @@ def psks(facts: Facts, files: Sequence[str], names: Mapping[str, str]) -> Iterat
 @verify_check(
     "psk", "Checking that connections have a pre-shared key",
     checks="Whether ipsec.secrets has a matching entry for each connection with authby=secret. An entry "
-           "matches if it has the IDs of both ends, %any, or only the ID of this end. Entries that pluto "
-           "does not load are ignored. Also whether pluto drops IDs of entries.",
+           "matches if it has no ID, if its only ID is the ID of this end, or if, of these three, it has "
+           "exactly two or only %any: the ID of this end, the ID of the peer, %any. Entries that pluto does "
+           "not load are ignored. Also whether pluto drops IDs of entries, and whether entries with the same "
+           "IDs have different keys.",
     matters="Without a matching entry, pluto has no key for the peer, and IKE fails. If pluto drops all IDs "
             "of an entry, the entry matches every peer.",
     fix='Add the line LEFTID RIGHTID : PSK "..." to ipsec.secrets, and run ipsec secrets.')
@@ -20141,7 +20194,7 @@ def check_psk(facts: Facts) -> Iterator[Trouble]:
 
 def missing_psks(facts: Facts, conns: Iterable[Conn], entries: Iterable[Psk], names: Mapping[str, str],
                  unread: Sequence[str]) -> Iterator[Trouble]:
-    """Yield a Trouble for each connection that no entry matches, and one for those that depend on DNS.
+    """Yield a Trouble for each connection that no entry matches, and one for those with an unknown result.
 
     Raises NotChecked if no entry matches a connection, but a secrets file was not read; `unread` has the
     reasons.
@@ -20175,7 +20228,7 @@ def missing_psks(facts: Facts, conns: Iterable[Conn], entries: Iterable[Psk], na
 def second_keys(entries: Iterable[Psk]) -> Iterator[Trouble]:
     """Yield a Trouble for each entry that has the same IDs as an earlier entry, but another secret.
 
-    Pluto uses the first of these entries (lsw_find_secret_by_id()).
+    Pluto uses the first of these entries (lsw_find_secret_by_id() of secrets.c).
     """
     first: dict[tuple[str, ...], Psk] = {}
     for entry in entries:
@@ -20206,7 +20259,7 @@ def dropped_id_trouble(entry: Psk) -> Trouble:
 
 def has_psk(conn: Conn, here: str, groups: Mapping[str | None, Sequence[Sequence[str | None]]],
             names: Mapping[str, str]) -> bool | None:
-    """Return whether pluto has a PSK for a connection.  Return None if this depends on DNS or a certificate.
+    """Return whether pluto has a PSK for a connection.  Return None if this depends on an unknown ID.
 
     `here` is the side that is this host, or empty if unknown.  `groups` maps an ID to the IDs of each PSK
     entry with this ID; the key "" is for entries without IDs.  `names` comes from host_names().
@@ -20268,10 +20321,11 @@ KEY_WORDS = ("ckaid", "rsasigkey", "ecdsakey", "pubkey")  # keywords that name a
 @verify_check(
     "host_keys", "Checking that connections have their private keys",
     checks="Whether the NSS database has the private keys that the connections name for this end with "
-           "ckaid=, rsasigkey=, ecdsakey= or pubkey=.",
+           "leftckaid=, leftrsasigkey=, leftecdsakey= or leftpubkey=. Whether each connection that "
+           "authenticates only with signatures names a key or a certificate of this end.",
     matters="Without its private key, this end can't authenticate, and IKE fails.",
-    fix="Make a key with ipsec newhostkey, and add the output of ipsec showhostkey --left to the "
-        "configuration of both ends.",
+    fix="Make a key with ipsec newhostkey, and add the output of ipsec showhostkey --left --ckaid CKAID to "
+        "the configuration of both ends.",
     live=True)
 def check_host_keys(facts: Facts) -> Iterator[Trouble]:
     tunnels = facts.needed_tunnels()
@@ -20322,8 +20376,8 @@ def keyless_trouble(tunnel: Tunnel) -> Trouble:
 def has_private_key(keys: Sequence[HostKey], texts: Collection[str], keyword: str, value: str) -> bool:
     """Return whether one of the keys is the key that a keyword of a connection names.
 
-    `keyword` is for example `leftckaid`, and `value` is the value of the keyword.  `texts` are the public
-    keys of `keys` in plain base64.
+    `keyword` is for example `leftckaid`, and `value` is the value of the keyword.  For leftckaid=, the
+    beginning of a key's CKAID is enough.  `texts` are the public keys of `keys` in plain base64.
     """
     if keyword.endswith("ckaid"):
         start = value.lower().replace(":", "")
@@ -20363,9 +20417,10 @@ def check_secret_modes(facts: Facts) -> Iterator[Trouble]:
 
 
 def secret_mode_troubles(host: Host, name: str) -> Iterator[Trouble]:
-    """Yield a Trouble if others can read or change a file that has secrets, or if root does not own the file.
+    """Yield a Trouble if others can change a secrets file or password file, or can read one with secrets.
 
-    Raises OSError if the file does not exist or can't be read.
+    If this process is root, also yield a Trouble if the file does not belong to root.  Raises OSError if the
+    file does not exist or can't be read.
     """
     info = host.stat(name)
     if info.st_mode & 0o002:
@@ -20397,8 +20452,8 @@ SHARING_KEYWORDS = ("mark", "mark-out", "vti-interface", "ipsec-interface", "lef
 
 @verify_check(
     "overlap", "Checking connections for overlaps",
-    checks="Whether two loaded connections have the same name, or have the same networks and different "
-           "peers.",
+    checks="Whether two connections have the same name. Whether two connections have the same networks and "
+           "different peers, and nothing else that distinguishes their policies, such as a mark.",
     matters="The kernel has only one policy for a pair of networks, so the connection that comes up last "
             "gets the packets of both connections.",
     fix="Remove one of the connections, or change its subnets, or set auto=ignore for it.")
@@ -20496,7 +20551,7 @@ def check_crypto_policy(facts: Facts) -> Iterator[Trouble]:
 @verify_check(
     "selinux", "Checking for denials of SELinux",
     checks="Whether the last MiB of /var/log/audit/audit.log has a message that SELinux denied pluto an "
-           "access.",
+           "access. On a running system, the result is OK if SELinux is off or permissive.",
     matters="If SELinux denies an access, pluto can't read a file or make a socket that pluto needs. Pluto's "
             "log has only the effect, and not the reason.",
     fix="Run ausearch -m avc -c pluto, which shows the messages. Correct wrong labels with restorecon.")
@@ -20559,8 +20614,8 @@ def findings(host: Host, timeout: float, names: Collection[str] = ()) -> Iterato
 def check_findings(facts: Facts, check: Check) -> Iterator[Finding]:
     """Run one check, and yield a finding for each Trouble that the check yields.
 
-    If the check yields no Trouble, yield one finding with the level OK.  If the check can't run, yield a
-    finding with the level SKIP.
+    If the check yields no Trouble, yield one finding with the level OK.  If the check can't run, or can't
+    see everything that it must check, yield a finding with the level SKIP.
     """
     is_fine = True
     facts.uses_configuration = facts.uses_tunnels = False
@@ -20602,8 +20657,8 @@ def finding_lines(finding: Finding, *, colour: bool = False) -> Iterator[str]:
     """Yield one or two lines of the report for a finding.
 
     The first line has the form of libreswan's verify, but has the level before the word if the level is not
-    OK.  The second line has the reason and the command that fixes the problem, and is left out if there is no
-    reason.  If `colour` is true, escape sequences colour the word.
+    OK.  The second line has the reason and the command that fixes the problem, if there is one.  It is left
+    out if there is no reason.  If `colour` is true, escape sequences colour the word.
     """
     tint = {"OK": 92, "FAIL": 91}.get(finding.level, 93)
     word = f"\x1b[{tint}m{finding.word}\x1b[0m" if colour else finding.word
@@ -20686,12 +20741,13 @@ def explain(check: Check) -> str:
                                 "problem; without CHECK, or with list, print the names of all checks"),
     Opt("--json", None, "print the results as a JSON list of objects with check, text, level, word, why, "
                         "mend, cause"),
-    Opt("--timeout", "SECONDS", "seconds to wait for pluto (default 10)"),
+    Opt("--timeout", "SECONDS", "seconds to wait for pluto or another program (default 10)"),
     Opt("--nocolour --nocolor", None, "print no colours (the default if the output is not a terminal)"),
 ), details="Runs all checks, or only the named ones. Each result has the level OK, WARN, FAIL, or SKIP (not "
            "checked). If a check finds a problem, the next line has the reason and a command that fixes the "
            "problem. The last line counts the results of each level.\n\nExit status: the number of results "
-           "with the level FAIL, at most 255; 2 if a named check does not exist.", examples="""\
+           "with the level FAIL, at most 255; 2 if a named check does not exist or an option is wrong.",
+           examples="""\
 ipsec verify                      run all checks
 ipsec verify firewall rp_filter   run only the checks firewall and rp_filter
 ipsec verify --explain=rp_filter  explain the check rp_filter""")
@@ -20762,7 +20818,7 @@ def file_text(host: Host, name: str) -> Iterator[str]:
 
 
 def matching_files(pattern: str, *, separator: str = ": ", below: str = "") -> SectionBody:
-    """Return a body that yields `NAME: VALUE` for each file that matches the glob pattern.
+    """Return a body that yields NAME, `separator` and VALUE for each file that matches the glob pattern.
 
     NAME is the path without the prefix `below`.  VALUE is the text of the file, or the error if the file
     can't be read.
@@ -20787,7 +20843,10 @@ def matching(lines: Iterable[str], words: Sequence[str]) -> Iterator[str]:
 
 
 def long_listing(host: Host, directory: str) -> Iterator[str]:
-    """Yield a line for each file in a directory, similar to `ls -ln`.  Raises OSError if it can't be read."""
+    """Yield a line for each file in a directory, similar to `ls -ln`.
+
+    Raises OSError if the directory can't be read.
+    """
     import stat
     for name in host.listdir(directory):
         path = os.path.join(directory, name)
@@ -20810,8 +20869,10 @@ def listing(*directories: str) -> SectionBody:
 
 
 def uptime(report: Report) -> Iterator[str]:
-    """Yield the line of uptime(1) without the number of users: time, time since boot, load averages."""
-    # proc(5) describes both files
+    """Yield the line of uptime(1) without the number of users: time, time since boot, load averages.
+
+    proc(5) describes the files.
+    """
     seconds = int(float(report.host.read("/proc/uptime").split()[0]))
     load = ", ".join(report.host.read("/proc/loadavg").split()[:3])
     days, rest = divmod(seconds, 86400)
@@ -20822,7 +20883,10 @@ def uptime(report: Report) -> Iterator[str]:
 
 
 def fqdn(report: Report) -> Iterator[str]:
-    """Yield the full name of this host from the resolver.  Raises Missing if it does not know the name."""
+    """Yield the full name of this host from the resolver.
+
+    Raises Missing if the resolver does not know this host's name.
+    """
     name, _ = resolved(report.host_name())
     yield f"{name}\n"
 
@@ -20837,7 +20901,7 @@ def addresses_of_host(report: Report) -> Iterator[str]:
 
 
 def distribution(report: Report) -> Iterator[str]:
-    """Yield the lines of os-release and the distribution's other release files, each after its file name.
+    """Yield the lines of the distribution's release files, such as /etc/os-release, each after its file name.
 
     Raises Missing if there is no such file, OSError if a file can't be read.
     """
@@ -20860,9 +20924,9 @@ def shown_lines(name: str, show: Callable[[str], str]) -> SectionBody:
 
 
 def shown_text(report: Report, name: str, show: Callable[[str], str]) -> Iterator[str]:
-    """Yield `show(line)` for each line of a file.  With --show-secrets, yield the lines unchanged.
+    """Yield the lines of a file in the form that shown_file() gives them.
 
-    Raises OSError if the file can't be read.
+    With --show-secrets, yield the lines unchanged.  Raises OSError if the file can't be read.
     """
     if report.redactor.show_secrets:
         return file_text(report.host, name)
@@ -20909,7 +20973,7 @@ def kernel_symbols(report: Report) -> Iterator[str]:
 
 
 def kernel_log(report: Report) -> Iterator[str]:
-    """Yield the kernel's messages about IPsec in the form of dmesg(1)."""
+    """Yield the kernel's messages with one of MODULE_NAMES, in the form of dmesg(1)."""
     messages: Iterable[str] = report.host.kernel_messages()
     if not report.redactor.show_secrets:
         messages = map(without_log_prefix, messages)
@@ -20917,7 +20981,10 @@ def kernel_log(report: Report) -> Iterator[str]:
 
 
 def kernel_debug_log(report: Report) -> Iterator[str]:
-    """Yield the lines about IPsec among the last 100 lines of kern.debug, as in barf of libreswan 4.10."""
+    """Yield the lines about IPsec among the last 100 lines of /var/log/kern.debug.
+
+    With --show-secrets, yield all these lines, as barf of libreswan 4.10 does.
+    """
     return text_of_lines(report.log_lines(tail_of_file(report.host, "/var/log/kern.debug")[-100:]))
 
 
@@ -20930,9 +20997,10 @@ def last_lines(lines: Iterable[str], most: int) -> Iterable[str]:
 def pluto_log(report: Report) -> Iterator[str]:
     """Yield pluto's messages from the file of logfile= and from the journal.
 
-    If neither has messages, yield those from the first of SYSLOGS with a start of pluto.  Raises Missing if
-    no log has messages of pluto.  Raises PermissionError or Denied, after the other logs, if this process is
-    not permitted to read a log.
+    If the file can't be read, and the journal has no messages, yield those from the first of SYSLOGS with a
+    start of pluto.  Raises Missing if there is no such log either.  If this process is not permitted to read
+    the file or the journal, raises PermissionError or Denied after the other logs, unless the messages come
+    from one of SYSLOGS.
     """
     denied: Exception | None = None
     in_file = in_journal = in_syslog = False
@@ -20958,9 +21026,10 @@ def pluto_log(report: Report) -> Iterator[str]:
 
 
 def logfile_messages(report: Report) -> Generator[str, None, bool]:
-    """Yield the text of the file of logfile=, and return whether the file could be read.
+    """Yield log_text() of the file of logfile=, and return whether the file could be read.
 
-    Raises PermissionError if this process is not permitted to read the file.
+    Return False if logfile= is not set.  Raises PermissionError if this process is not permitted to read the
+    file.
     """
     logfile = report.config.setup("logfile")
     if not logfile:
@@ -20979,7 +21048,8 @@ def logfile_messages(report: Report) -> Generator[str, None, bool]:
 def journal_messages(report: Report) -> Generator[str, None, bool]:
     """Yield the messages of ipsec.service in the journal, and return whether there are any.
 
-    Raises Denied if this process is not permitted to read the journal.
+    Without --since, these are the messages of the last 24 hours.  Raises Denied if this process is not
+    permitted to read the journal.
     """
     host = report.host
     journal = journal_command(host)
@@ -21022,7 +21092,7 @@ def syslog_messages(report: Report) -> Generator[str, None, bool]:
 
 
 def shortened_log(report: Report, lines: Iterable[str]) -> Iterator[str]:
-    """Yield the lines of a log that are about IPsec.  With --short, yield only the last SHORT_LOG lines."""
+    """Yield the lines that Report.log_lines() selects.  With --short, yield only the last SHORT_LOG of them."""
     lines = report.log_lines(lines)
     if report.short:
         lines = last_lines(lines, SHORT_LOG)
@@ -21030,10 +21100,10 @@ def shortened_log(report: Report, lines: Iterable[str]) -> Iterator[str]:
 
 
 def log_text(report: Report, name: str, since: float) -> Iterator[str]:
-    """Yield the lines of a log file from the time `since`, in seconds since the epoch, to the end.
+    """Yield shortened_log() of a log file from the time `since`, in seconds since the epoch, to the end.
 
-    If `since` is 0, the lines begin with pluto's last start.  At most the last LOG_TAIL bytes of the file are
-    read.  Raises OSError if the file can't be read.
+    If `since` is 0, the lines begin with pluto's last start or, if the log has none, with the first line.  At
+    most the last LOG_TAIL bytes of the file are read.  Raises OSError if the file can't be read.
     """
     host = report.host
     size = host.stat(name).st_size
@@ -21089,7 +21159,7 @@ def processes(report: Report) -> Iterator[str]:
 def pluto_line(host: Host, pid: int | None) -> str:
     """Return a line that says whether pluto runs.
 
-    `pid` is pluto's process.  If it is None, the line gives other evidence that pluto runs, if there is any.
+    `pid` is pluto's PID.  If `pid` is None, the line gives other evidence that pluto runs, if there is any.
     """
     if pid:
         return f"pluto: process {pid}"
@@ -21150,7 +21220,7 @@ def kernel_options(report: Report) -> Iterator[str]:
 
 
 def l2tp(*words: str) -> SectionBody:
-    """Return a body that yields the output of `ip l2tp show`.
+    """Return a body that yields the output of `ip l2tp show WORD...`.
 
     The body yields nothing if the kernel module l2tp_core is not loaded.
     """
@@ -21162,12 +21232,15 @@ def l2tp(*words: str) -> SectionBody:
 
 
 def nss_program(name: str) -> SectionBody:
-    """Return a body that yields the output of `certutil -L` or `crlutil -L` for the NSS database."""
+    """Return a body that yields the output of `NAME -L` for the NSS database, NAME being certutil or crlutil.
+
+    If certutil is not installed, or under --root, the body reads the certificates without certutil.
+    """
     def body(report: Report) -> Iterator[str]:
         host = report.host
         require_database(host)
         if name == "certutil" and not (host.live and host.which(name)):
-            # on a mounted disk, certutil could change the database
+            # certutil is not used on a mounted disk, because it could change the database
             yield from certificate_lines(host)
             return
         directory = pluto_nssdir(host)
@@ -21187,8 +21260,8 @@ PACKAGES = ("libreswan", "strongswan", "nss", "libnss3", "unbound", "xl2tpd", "i
 def packages(report: Report) -> Iterator[str]:
     """Yield the names and versions of installed packages whose names begin with one of PACKAGES.
 
-    They are read from the files of the package manager or from rpm.  Raises Missing if no known package
-    manager is found.
+    They come from the files of the package manager or from the program rpm.  Raises Missing if no known
+    package manager is found.
     """
     import re
     host = report.host
@@ -21196,7 +21269,9 @@ def packages(report: Report) -> Iterator[str]:
     for name, package_mark, version_mark in PACKAGE_LISTS:
         if host.exists(name):
             has_manager = True
-            entry = f"^{package_mark}((?:{'|'.join(PACKAGES)}).*)\n(?:.+\n)*?{version_mark}(.+)"
+            # dpkg also lists removed packages whose configuration files remain
+            between = "(?:(?!Status: .* config-files).+\n)*?"
+            entry = f"^{package_mark}((?:{'|'.join(PACKAGES)}).*)\n{between}{version_mark}(.+)"
             for package, version in re.findall(entry, host.read(name), re.M):
                 yield f"{package} {version}\n"
 

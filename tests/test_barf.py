@@ -330,6 +330,18 @@ def test_a_masked_unit_hides_no_other_file(tmp_path: Path) -> None:
     assert "/etc/systemd/system/ipsec.service" in text and 'PLUTO_OPTIONS="--nofork"' in text
 
 
+def test_a_package_that_was_removed_is_not_shown(tmp_path: Path) -> None:
+    status = tmp_path / "var/lib/dpkg/status"
+    status.parent.mkdir(parents=True)
+    status.write_text("".join(f"Package: {name}\nStatus: {state}\nPriority: optional\nVersion: {version}\n\n"
+                              for name, state, version in (
+                                  ("libreswan", "deinstall ok config-files", "4.3-1"),
+                                  ("iptables", "install ok installed", "1.8.9-2"),
+                                  ("nftables", "hold ok installed", "1.0.6-2"))))
+    report_ = ipsec.Report(ipsec.Host({}, root=str(tmp_path)), ipsec.COMMANDS["barf"].parse([]))
+    assert list(ipsec.packages(report_)) == ["iptables 1.8.9-2\n", "nftables 1.0.6-2\n"]
+
+
 def test_log_begins_at_the_last_start(tmp_path: Path) -> None:
     log = tmp_path / "var/log/auth.log"
     log.parent.mkdir(parents=True)

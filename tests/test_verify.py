@@ -216,6 +216,17 @@ def test_of_what_addconn_refuses_place_and_keyword_are_told(tmp_path: Path, monk
     assert "hunter22" not in trouble[2] and trouble[2].startswith(f"{file}:7: ")
 
 
+def test_the_line_number_belongs_to_the_included_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, included = tmp_path / "ipsec.conf", tmp_path / "tunnels.conf"
+    file.write_text(f"include {included}\n")
+    included.write_text("conn a\n\tleft=192.0.2.1\n")
+    facts = Facts(Host({}, conf=str(file)), 1.0)
+    monkeypatch.setattr(facts, "addconn_answer", lambda: (
+        True, [f"cannot load config '{file}': {included}:2: syntax error [left]"]))
+    (trouble,) = CHECKS["config"].function(facts)
+    assert trouble[2].startswith(f"{included}:2: ") and trouble[3] == f"vi +2 {included}"
+
+
 @pytest.mark.parametrize("line, sentence", [
     ("ipsec addconn: connection authby= value is unknown", "connection authby= value is unknown"),
     ("problem with include filename 'ipsec.d': No such file or directory",
@@ -709,6 +720,36 @@ def test_a_pluto_whose_process_is_not_visible_is_unknown(tmp_path: Path, monkeyp
     monkeypatch.setattr(Host, "superuser", False)
     (finding,) = findings(host, 1.0, [check])
     assert (finding.level, finding.cause) == ("SKIP", "root")
+
+
+@pytest.mark.parametrize(("sysctls", "found"), [
+    ({"all/forwarding": "1", "eth0/forwarding": "0", "eth1/forwarding": "0"}, []),
+    ({"all/forwarding": "0", "eth0/forwarding": "1", "eth1/forwarding": "1"}, ["FAIL forwarding is off"]),
+    ({"all/forwarding": "0", "eth0/force_forwarding": "1", "eth1/force_forwarding": "1"}, []),
+    ({"all/forwarding": "0", "eth0/force_forwarding": "1", "eth1/force_forwarding": "0"},
+     ["FAIL forwarding is off for packets that arrive on eth1"]),
+    ({"eth0/forwarding": "1", "eth1/forwarding": "1"}, ["SKIP"]),
+])
+def test_ipv6_is_forwarded_as_the_sysctl_of_all_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                     sysctls: dict[str, str], found: list[str]) -> None:
+    """Seen with Linux 6.18: the values of the interfaces do not count, except force_forwarding."""
+    for name, value in sysctls.items():
+        file = tmp_path / "proc/sys/net/ipv6/conf" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{value}\n")
+    facts = Facts(Host({}, root=str(tmp_path)), 1.0)
+    monkeypatch.setattr(facts, "device_to", lambda net: "eth1")
+    tunnel = SimpleNamespace(conn=Conn(Section("six", "ipsec.conf", 1, [])), behind=["fd00:1::/64"], inner="eth0")
+    troubles: list[Trouble] = list(ipsec.forwarding_troubles(
+        facts, [tunnel], "ipv6", "net.ipv6.conf.all.forwarding"))  # type: ignore[list-item]
+    texts = [f"{level} {why.partition(', but ')[2]}".strip() for level, _, why, _ in troubles]
+    assert texts == found
+    assert {fix for level, _, _, fix in troubles if level == "FAIL"} <= {"sysctl -w net.ipv6.conf.all.forwarding=1"}
+
+
+def test_disable_xfrm_counts_for_all_interfaces(system: System) -> None:
+    system.files["proc/sys/net/ipv4/conf/all/disable_xfrm"] = "1\n"
+    assert system.levels()["xfrm"] == {"FAIL"}
 
 
 # --- a system in a directory: all checks are OK, and then one source after another is taken away ---

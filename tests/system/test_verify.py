@@ -106,6 +106,7 @@ BROKEN = {
     "no forwarding": (f"echo 0 >{SYSCTL}/ip_forward", {"forwarding": "FAIL"}),
     "no forwarding from the network behind": (f"echo 0 >{SYSCTL}/conf/eth1/forwarding", {"forwarding": "FAIL"}),
     "not encrypted where it goes out": (f"echo 1 >{SYSCTL}/conf/eth0/disable_xfrm", {"xfrm": "FAIL"}),
+    "encrypted nowhere": (f"echo 1 >{SYSCTL}/conf/all/disable_xfrm", {"xfrm": "FAIL"}),
     "no path MTU discovery": (f"echo 1 >{SYSCTL}/ip_no_pmtu_disc", {"mtu": "WARN"}),
     "small MTU": ("ip link set eth0 mtu 1300", {"mtu": "WARN"}),
     "large mtu=": ("echo '\tmtu=1500' >>/etc/ipsec.conf", {"mtu": "WARN"}),
@@ -160,6 +161,8 @@ BROKEN = {
     "IPv6: nft drops ICMP": (f"{SIX}{NFT_INPUT}{NFT_RULE}ip protocol != tcp accept; {NFT_RULE}ip6 saddr fd00:9::2 udp "
                              f"dport {{ 500, 4500 }} accept; {NFT_RULE}ip6 nexthdr esp accept; {NFT_RULE}icmpv6 type "
                              "{ nd-neighbor-solicit, echo-request } accept", {"firewall": "WARN"}),
+    "IPv6: no forwarding": (f"{SIX}cd /proc/sys/net/ipv6/conf; echo 0 >all/forwarding; echo 1 >eth0/forwarding; "
+                            "echo 1 >eth1/forwarding", {"forwarding": "FAIL"}),
     "IPv6: no forwarded packets": (f"{SIX}ip6tables -P FORWARD DROP", {"forward_rules": "FAIL FAIL"}),
     "IPv6: masquerade": (f"{SIX}ip6tables -t nat -A POSTROUTING -o eth0 -j MASQUERADE", {"nat": "FAIL"}),
     "a rate that decides": (
@@ -230,6 +233,11 @@ BROKEN = {
     "network that is none": ("sed -i s,leftsubnet=.*,leftsubnet=10.1.0.0/33, /etc/ipsec.conf", {"config": "FAIL"}),
     "no way to authenticate": (f"sed -i /authby/d /etc/ipsec.conf; {AGAIN}", {"host_keys": "FAIL"}),
     "not routed": (f"sed -i s/auto=add/auto=ondemand/ /etc/ipsec.conf; {AGAIN}", {"loaded": "WARN"}),
+    "no default route": (f"sed -i s/192.0.2.1/%defaultroute/ /etc/ipsec.conf; ip route del default; {AGAIN}", {
+        "loaded": "WARN", "psk": "SKIP"}),
+    "default route came later": (f"sed -i s/192.0.2.1/%defaultroute/ /etc/ipsec.conf; ip route del default; {AGAIN}"
+                                 "ip route add default via 192.0.2.9; ipsec whack --listen", {
+                                     "loaded": "WARN", "psk": "SKIP"}),
     "listens elsewhere": (f"sed -i 's/config setup/&\\n\\tlisten=10.1.0.1/' /etc/ipsec.conf; {RESTART}", {
         "loaded": "WARN"}),
     "listens nowhere": (f"sed -i 's/config setup/&\\n\\tlisten-udp=no/' /etc/ipsec.conf; {RESTART}", {
@@ -376,6 +384,7 @@ FINE = {
     "IPv6 closed": "ip6tables -P INPUT DROP; ip6tables -P FORWARD DROP; ip6tables -t nat -A POSTROUTING -j MASQUERADE",
     "IPv6: nft with all that it takes": f"{SIX}{NFT_INPUT}{NFT_RULE}udp dport {{ 500, 4500 }} accept; {NFT_RULE}meta "
     f"l4proto esp accept; {NFT_RULE}meta l4proto ipv6-icmp accept",
+    "IPv6: an interface that is no router": f"{SIX}echo 0 >/proc/sys/net/ipv6/conf/eth1/forwarding",
     "keys of its own": f"python3 {PYZ} newhostkey; id=$(python3 {PYZ} showhostkey --list | sed 's/.*ckaid: //'); "
     f"python3 {PYZ} showhostkey --left --ckaid $id | grep = >>/etc/ipsec.conf; echo '\tleftckaid='$id "
     ">>/etc/ipsec.conf; echo '\trightrsasigkey=0sAwEAAc0ffee' >>/etc/ipsec.conf; "
