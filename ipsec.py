@@ -7400,9 +7400,10 @@ WHACK_DEBUG = """
            whackwatch base=3 all=0xf none=0xfff
 """
 
-# whack's options, except those that define connections.  The columns are: the name and the kind of value;
-# whether --name is required (+), allowed (?) or useless (.); the releases (* means all); the effects.  A `/`
-# is followed by other releases and the effects in those releases.  An effect is one of these:
+# whack's options, except those that define connections or public keys, initiate for a given packet, or test
+# pluto.  The columns are: the name and the kind of value; whether --name is required (+), allowed (?) or
+# useless (.); the releases (* means all); the effects.  A `/` is followed by other releases and the effects
+# in those releases.  An effect is one of these:
 #   word    select this command or, if the release has no such command, set this member to 1
 #   word=N  set this member to N, and select the command of the same name if there is one
 #   word|N  set the bits N of this member, and select the command of the same name if there is one
@@ -8224,7 +8225,7 @@ STATUS_SCHEMA = 2
 STATUS_HEADINGS = (
     "config setup options:", "Kernel algorithms supported:", "IKE algorithms supported:",
     "ESP algorithms supported:", "Connection list:", "Bare Shunt list:", "PID  Process",
-    "- disallowed", "current.states.enumerate", "State list:", "Traffic list:")
+    "current.states.enumerate", "State list:")
 # The options of a connection that pluto prints as a word without a value
 STATUS_FLAGS = frozenset(("oriented", "unoriented", "ipcomp"))
 # An option of a connection, as pluto's status names it -> the object and the field in the JSON document that
@@ -8241,10 +8242,11 @@ STATUS_FIELDS = {
     "interface": ("", "interface"), "routing": ("", "routing"), "policy": ("", "policy")}
 # Settings of pluto that the status shows as `key: value`
 STATUS_SETTINGS = frozenset((
-    "debug", "using kernel interface", "virtual-private (%priv)", "virtual_private (%priv)",
-    "State Information", "- allowed subnets", "- excluded subnets", "stats db_ops"))
+    "debug", "using kernel interface", "virtual-private (%priv)", "State Information",
+    "- allowed subnets", "- excluded subnets", "stats db_ops"))
 SIZE_UNITS = ("B", "KB", "MB", "GB", "TB", "PB", "EB")  # pluto's KB is 1,024 bytes, its MB 1,024 KB, …
-# A state belongs to a Child SA if its name or description contains one of these texts and none of IKE_MARKS
+# A state belongs to a Child SA if its IKE SA is known, or if its name or description contains one of these
+# texts.  It belongs to an IKE SA if its name or description contains one of IKE_MARKS.
 CHILD_MARKS = (
     "CHILD", "QUICK", "V2_IPSEC", "V2_CREATE", "Child SA", "IPsec SA", "Quick Mode", "QI1", "QI2", "QR1")
 IKE_MARKS = ("REKEY_IKE", "rekey IKE SA", "IKE_SA_INIT")
@@ -8258,7 +8260,7 @@ FIELD_KEYS: dict[str, str] = {}  # the cache of field_key()
 
 
 def field_key(text: str) -> str:
-    """Return the key in lower case, with underscores for blanks and dashes.
+    """Return the text in lower case, with underscores in place of blanks and dashes, as a key.
 
     Equal keys are returned as the same string object, which saves memory.
     """
@@ -8271,7 +8273,7 @@ def field_key(text: str) -> str:
 
 
 def key_end(text: str) -> int:
-    """Return the index of the first `:` or `=` in the text, which ends a key, or 0 if the text has no key."""
+    """Return the index of the first `:` or `=`, which ends a key, or 0 if the text has no key before it."""
     colon, equals = text.find(":"), text.find("=")
     if colon <= 0:
         return max(equals, 0)
@@ -8305,7 +8307,7 @@ def status_fields(text: str) -> dict[str, str] | None:
 
 
 def add_pieces(values: dict[str, str], part: str) -> bool:
-    """Parse `a:b, c:d` or a flag, and add the fields to `values`; return False for a text of another form."""
+    """Parse `a:b, c:d` or a flag, and add the fields to `values`.  Return False if it has another form."""
     pieces = part.split(", ")
     if not key_end(pieces[0]):
         pieces = [part]
@@ -8368,7 +8370,7 @@ def count_of(text: str) -> int | None:
 def rounded_bytes(text: str) -> int | None:
     """Return the approximate number of bytes of a rounded count (`4KB`, `2KiB`, `30MB`).
 
-    Return None if the text is no rounded count.
+    Return None if the text is not a number with a unit.
     """
     text = text.rstrip("!").replace("iB", "B")
     digits = text.rstrip("BKMGTPE")
@@ -8381,7 +8383,8 @@ def rounded_bytes(text: str) -> int | None:
 def set_bytes(entry: dict[str, Any], way: str, text: str) -> None:
     """Store a count of bytes in an entry, under the key `bytes_in`, `bytes_out` or `bytes_max`.
 
-    `way` is in, out or max.  If the count is rounded, also store the approximate number of bytes.
+    `way` is in, out or max.  If the count is rounded, store None, and the approximate number under a second
+    key, such as `bytes_in_about`.
     """
     count = count_of(text)
     entry[f"bytes_{way}"] = count
@@ -8416,7 +8419,8 @@ def split_topology(body: str) -> tuple[str, str, str] | None:
 def plain_end(text: str, *, is_remote: bool) -> dict[str, Any] | None:
     """Parse an end of the usual form: `NETWORK===ADDRESS[ID]` or, if remote, `ADDRESS[ID]===NETWORK`.
 
-    For IPv4, this function is faster than read_end().  Return None if the text has another form.
+    NETWORK and ID may be missing.  This function is faster than read_end(), but parses only IPv4 addresses.
+    Return None if the text has another form.
     """
     first, mark, last = text.partition("===")
     if not mark:
@@ -8447,7 +8451,7 @@ def read_end(text: str, *, is_remote: bool) -> dict[str, Any]:
     parts = [split_protoport(part) for part in client.replace("{", "").replace("}", "").split(",")]
     subnet = ",".join(network for network, _ in parts)
     pool = ""
-    is_leased = subnet.endswith(("/32", "/128"))  # braces enclose a leased address or, if False, a pool
+    is_leased = subnet.endswith(("/32", "/128"))  # braces enclose a leased address or an address pool
     if client.startswith("{") and subnet and not is_leased:
         subnet, pool = "", subnet
 
@@ -8475,24 +8479,25 @@ def split_client(text: str, *, is_remote: bool) -> tuple[str, str]:
 def split_host(side: str) -> tuple[str, int | None, str]:
     """Split `HOST:PORT[ID]:PROTOCOL/PORT` into host, port (None if missing) and protoport (empty if missing).
 
-    An IPv6 address is written `[IPv6]`.  A host name can be followed by `<ADDRESS>`.
+    An IPv6 address before a port is written `[IPv6]`.  A `<NAME>` before or after the port is ignored.
     """
-    in_brackets = side.startswith("[") and "]" in side and ":" in side.partition("]")[0]
-    if in_brackets:
-        host, _, behind = side[1:].partition("]")
-        rest = behind.partition("[")[0]
-        if not rest:
-            rest = side.rpartition("]")[2]
-    else:
-        host = side.partition("[")[0].partition("<")[0]
-        rest = side.rpartition("]")[2] if "]" in side else side.partition(">")[2]
-        if host.count(":") == 1 or "/" in host.rpartition(":")[2]:
-            host, _, rest = host.rpartition(":")
+    host, rest = "", side
+    if side.startswith("[") and ":" in side.partition("]")[0]:
+        host, _, rest = side[1:].partition("]")
+    rest, has_id, behind = rest.partition("[")
+    if has_id:
+        rest += behind.rpartition("]")[2]
+    rest, has_name, behind = rest.partition("<")
+    if has_name:
+        rest += behind.rpartition(">")[2]
 
-    rest = rest.lstrip(":")
-    port = count_of(rest)
-    is_protoport = port is None and "/" in rest
-    return host, port, rest if is_protoport else ""
+    protoport = ""
+    if "/" in rest.rpartition(":")[2]:
+        rest, _, protoport = rest.rpartition(":")
+    port = ""
+    if rest.count(":") == 1:
+        rest, _, port = rest.partition(":")
+    return host or rest, count_of(port), protoport
 
 
 def split_protoport(client: str) -> tuple[str, str]:
@@ -8508,12 +8513,13 @@ def split_protoport(client: str) -> tuple[str, str]:
 
 
 def split_instance(text: str) -> tuple[str, str | None, str | None, str | None, str] | None:
-    """Parse the text after a connection's quoted name.
+    """Parse the text after a connection's quoted name in a line about an SA or about traffic.
 
-    Return the instance, the remote address, the local client, the remote client, and the rest, which begins
-    with `,`, `:` or a blank.  The text after the instance (`[1]`) may have an address and clients in one of
-    these forms: `192.0.2.1`, `...192.0.2.1`, `10.0.10.1/32=== ...192.0.2.1`, `...192.0.2.1===10.0.10.1/32`.
-    Return None if the text has another form.
+    Return the instance (empty if missing), the remote address, the local client, the remote client (None if
+    missing), and the rest, such as `, type=ESP` or `:500 STATE_MAIN_I4`.  After an instance (`[1]`), an
+    address and clients can follow in one of these forms: `192.0.2.1`, `...192.0.2.1`,
+    `10.0.10.1/32=== ...192.0.2.1`, `...192.0.2.1===10.0.10.1/32`.  Return None if the text begins with square
+    brackets that do not enclose a number.
     """
     if not text.startswith("["):  # most texts have no instance
         return "", None, None, None, text
@@ -8534,7 +8540,7 @@ def split_instance(text: str) -> tuple[str, str | None, str | None, str | None, 
         local_client = word[:-3]
         word, blank, tail = tail.partition(" ")
     if "@" in word or word.startswith(("ref=", "Traffic:")):
-        return instance, None, None, None, rest  # the SPIs and counters of a state follow, no address
+        return instance, None, None, None, rest  # the word is no address, but begins the SPIs and counters
 
     rest = blank + tail
     if word.endswith(","):
@@ -8568,8 +8574,8 @@ def split_part(name: str) -> tuple[str, str]:
 def parse_details(body: str) -> tuple[dict[str, str], list[tuple[str, str, Any]]] | None:
     """Parse a detail line of a connection.  Return None if the form of the line is unknown.
 
-    Return the options of the line, and a list of the fields to set: object and field as in STATUS_FIELDS, and
-    the value.
+    Return the options of the line, and a list of the fields to set in the entry of the connection: object and
+    field as in STATUS_FIELDS, and the value.
     """
     options = status_fields(body)
     if options is None:
@@ -8598,7 +8604,7 @@ def parse_details(body: str) -> tuple[dict[str, str], list[tuple[str, str, Any]]
 
 
 def has_ipsec_sa(connection: Mapping[str, Any]) -> bool | None:
-    """Return whether a connection of the status has an IPsec SA.  Return None if that is unknown.
+    """Return whether a connection has an IPsec SA, from its entry.  Return None if that is unknown.
 
     A connection with the serial number of an IPsec SA has one.  For another connection, the entry's `up`
     decides or, if `up` is None, the routing.
@@ -8616,10 +8622,11 @@ class StatusReader:
     """Parses the replies to status and list requests into data (ipsec_status(8), JSON).
 
     The form of a line decides how the line is parsed; pluto's release is not used.  Lines of an unknown form
-    are listed in `unparsed`.  `takers` maps kinds of entries (`connections`, `states`, `traffic`) to
-    functions.  Entries of these kinds are not stored, because there can be very many; each complete entry is
-    passed to the function.  `exact` maps serial numbers to the entries of trafficstatus, which have exact
-    bytes and times.  Facts: show_status() of libreswan 3.25 to 5.4, and the functions that it calls.
+    are listed in `unparsed`.  `takers` can map the kinds `connections`, `states` and `traffic` to functions.
+    Each complete entry of such a kind is passed to the function and not stored, because there can be very
+    many entries.  `exact` maps serial numbers to the entries of trafficstatus, which have exact bytes and
+    times.  Facts: show_status() of libreswan 3.25 to 4.15, whack_status() of 5.0 to 5.4, and the functions of
+    pluto that answer the other requests for a status or a list.
     """
 
     def __init__(self, takers: Mapping[str, Callable[[dict[str, Any]], None]] | None = None,
@@ -8632,7 +8639,7 @@ class StatusReader:
             "lists": {}, "unparsed": []}
         self._list: list[dict[str, Any]] | None = None  # the list to which the lines after a title are added
         self._states: dict[int, dict[str, Any]] = {}  # by serial number; see _hand_over_states()
-        self._family: list[dict[str, Any]] = []  # a connection, followed by its instances
+        self._family: list[dict[str, Any]] = []  # the entries of a connection and of its instances
         self._detail_head = "\0"  # the beginning of the detail lines of the last connection
         self._known: dict[str, Any] = {}  # a cache of parse_details(): many connections have equal lines
 
@@ -8648,7 +8655,7 @@ class StatusReader:
         return self.data
 
     def finish(self) -> None:
-        """Complete the entries of the last connection and its instances; store them or hand them over."""
+        """Complete the entries of the last connection and its instances, and store them or pass them on."""
         for connection in self._family:
             connection["up"] = has_ipsec_sa(connection)
             serial = connection["child_sa"]
@@ -8682,7 +8689,7 @@ class StatusReader:
             self.data[kind].append(entry)
 
     def connection(self, text: str) -> bool:
-        """Parse a line that begins with a connection's quoted name.  Return False if its form is unknown."""
+        """Parse a line that begins with a connection's quoted name.  Return False for an unknown form."""
         if text.startswith(self._detail_head):
             return self._details(self._family[-1], text[len(self._detail_head):])
 
@@ -8752,7 +8759,10 @@ class StatusReader:
         return True
 
     def _line(self, line: str, text: str) -> bool:
-        """Parse a line; `text` is the line without outer blanks.  Return False if its form is unknown."""
+        """Parse a line; `text` is the line without leading and trailing whitespace.
+
+        Return False if the line has an unknown form.
+        """
         if self._list is None and text[0] == '"':
             return self.connection(text)
         if self._list is None and text[0] == "#":
@@ -8806,7 +8816,7 @@ class StatusReader:
         return True
 
     def _brief_connection(self, text: str) -> bool:
-        # 5.0 and later; for an end without a network, pluto prints the host twice:
+        # 5.0 and later print, for example (for an end without a network, the host replaces the network):
         # `10.1.0.0/24 <==> 10.2.0.0/24\tfrom 192.0.2.1 to 192.0.2.2 (84B/1KiB)\t"hq"[1], reqid=16389`
         networks, mark, rest = text.partition("\tfrom ")
         local_network, arrow, remote_network = networks.partition(" <==> ")
@@ -8844,6 +8854,8 @@ class StatusReader:
             return True
 
         title, colon, rest = text.partition(":")
+        if title.endswith(" subnet"):
+            title += "s"  # pluto prints the singular if there is only one
         if colon and title in STATUS_SETTINGS:
             key = field_key(title.removesuffix(" (%priv)").lstrip("- "))
             self.data["settings"][key] = rest.strip()
@@ -8927,7 +8939,7 @@ class StatusReader:
         return True
 
     def _state_of(self, key: dict[str, Any]) -> dict[str, Any]:
-        """Return the entry of the state with the serial number in `key`.  Create the entry if it is new."""
+        """Return the entry of the state with the serial number in `key`.  If there is none, create it."""
         state = self._states.get(key["serial"])
         if state is not None:
             return state
@@ -8946,7 +8958,7 @@ class StatusReader:
         return state
 
     def _hand_over_states(self) -> None:
-        """Pass the states read so far to the function for states in `takers`.
+        """Pass the states that have not been passed yet to the function for states in `takers`.
 
         These states are complete, because pluto prints all lines of one state together.
         """
@@ -9017,7 +9029,7 @@ class StatusReader:
             if equals:
                 values[name] = value
         for way in ("in", "out", "max"):
-            # use one protocol only: if an SA has several, all of them count the same packets
+            # use only one protocol: if an SA has several, all of them count the same packets
             protocol = next((name for name in ("ESP", "AH", "IPCOMP") if f"{name}{way}" in values), "")
             if not protocol or state[f"bytes_{way}"] is not None:
                 continue
@@ -9063,16 +9075,16 @@ class StatusReader:
 
 
 def exact_traffic(host: Host, timeout: float) -> dict[int, dict[str, Any]]:
-    """Return the entries of trafficstatus by serial number, or an empty dict if pluto does not answer."""
+    """Return the entries of trafficstatus by serial number, or an empty dict if the request fails."""
     try:
         traffic = StatusReader().read(pluto_lines(host, "--trafficstatus", timeout=timeout))["traffic"]
     except (Failure, OSError):
-        return {}  # the caller's own request fails as well, and the caller reports that error
+        return {}  # these entries only add details to pluto's status, so the error is not reported
     return {entry["serial"]: entry for entry in traffic}
 
 
 def connection_state(entries: Sequence[Mapping[str, Any]]) -> str:
-    """Return the state of a connection as one of the words that Diagnosis.state can have.
+    """Return the state of a loaded connection as one of the words that Diagnosis.state can have.
 
     `entries` are the entries in pluto's status of the connection, of its instances, and of the connections
     that pluto made from its pairs of subnets.

@@ -122,6 +122,27 @@ def test_values_that_hold_separators() -> None:
     assert connection["remote"]["id"] == "%fromcert"
 
 
+@pytest.mark.parametrize(("side", "wanted"), [
+    ("192.0.2.1:4500[@a]:17/1701", ("192.0.2.1", 4500, "17/1701")),  # 3.x with leftikeport= and leftprotoport=
+    ("192.0.2.1:4500:17/1701", ("192.0.2.1", 4500, "17/1701")),
+    ("192.0.2.1<a.example>:4500[C=x]y, +XS]:17/%any", ("192.0.2.1", 4500, "17/%any")),
+    ("192.0.2.1:4500<a.example>[@a]", ("192.0.2.1", 4500, "")), ("%dns<a.example>", ("%dns", None, "")),
+    ("[2001:db8::1]:4500<a.example>[@a:b]", ("2001:db8::1", 4500, "")),  # 4.x and 5.x
+    ("2001:db8::1<a.example>[@a]", ("2001:db8::1", None, "")), ("2001:db8::1:17/0", ("2001:db8::1", None, "17/0")),
+    ("2001:db8::1", ("2001:db8::1", None, "")), ("<address>[@a]", ("", None, "")), ("", ("", None, ""))])
+def test_hosts_with_port_name_and_protocol(side: str, wanted: tuple[str, int | None, str]) -> None:
+    assert ipsec.split_host(side) == wanted
+
+
+@pytest.mark.parametrize(("line", "name", "value"), [
+    ("- allowed subnets: 10.0.0.0/8, 172.16.0.0/12", "allowed_subnets", "10.0.0.0/8, 172.16.0.0/12"),
+    ("- allowed subnet: 10.0.0.0/8", "allowed_subnets", "10.0.0.0/8"),
+    ("- excluded subnet: 10.1.0.0/16", "excluded_subnets", "10.1.0.0/16")])
+def test_networks_of_virtual_private(line: str, name: str, value: str) -> None:
+    data = ipsec.StatusReader().read([line])
+    assert (data["settings"], data["unparsed"]) == ({name: value}, [])
+
+
 @pytest.mark.parametrize("is_remote", [False, True])
 @pytest.mark.parametrize("text", [
     "10.1.0.0/24===192.0.2.1[@west]", "192.0.2.1", "192.0.2.1[C=a===b]", "192.0.2.1[@a]:17/1701", "192.0.2.1[a]b]",
