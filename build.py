@@ -26,8 +26,9 @@ These are the steps when the archive starts:
    bytecode/common.blocks; they are dictionaries for zlib.
 6. The index says which blocks each command needs.  load_rest() runs them in the order of ipsec.py.  If a
    command rarely needs a block, its code calls load_part(NAME) to load the block.
-7. needs() makes the index: a block needs all blocks that define a global name which its code uses.
-8. An interpreter without bytecode in the archive compiles the front and the needed blocks from ipsec.py.
+7. An interpreter without bytecode in the archive compiles the front and the needed blocks from ipsec.py.
+
+needs() makes the index at build time: a block needs all blocks that define a global name which its code uses.
 """
 from __future__ import annotations
 import __future__
@@ -66,7 +67,7 @@ DIST = TOP / "dist"
 ARCHIVE = TOP / "ipsec.pyz"
 SOURCE = TOP / "ipsec.py"
 
-# The largest size of the archive in bytes: with several interpreters, and with one
+# The largest size of the archive in bytes: for several interpreters, and for one.  build() prints an excess.
 SIZE_LIMIT, SIZE_LIMIT_OF_ONE = 1_800_000, 650_000
 
 # The first line of the archive.  The kernel passes all text after the interpreter as one argument.  Root
@@ -98,8 +99,9 @@ FORMAT = 2
 # zlib uses only this number of bytes at the end of a dictionary; ipsec.py has the same constant
 WINDOW = 32768
 
-# A block is cut into parts of about this number of bytes of source.  Each part is compressed separately with
-# a dictionary, because zlib finds no text that is more than 32 KiB before the current position.
+# In an archive for more than two interpreters, a block is divided into parts of about this number of bytes of
+# source.  Each part is compressed separately with a dictionary, because zlib finds no text that is more than
+# 32 KiB before the current position.
 PART = 12000
 
 # The archive's __main__.py.  Every start compiles it, so it is short.  Python 2.7 must be able to parse it.
@@ -161,7 +163,7 @@ import sys
 
 
 def newest():
-    """Return the path of the newest Python 3.9 or later in the system's directories, or nothing."""
+    """Return the path of the newest Python 3.9 or later in the system's directories, or an empty string."""
     paths = {}
     for pattern in ("/usr/bin/python3*", "/usr/local/bin/python3*", "/usr/libexec/platform-python*",
                     "/opt/*/bin/python3*", "/opt/rh/*/root/usr/bin/python3*"):
@@ -239,7 +241,7 @@ PIP_OPTIONS = ("-q", "--disable-pip-version-check", "--no-deps", "--require-hash
 
 
 def run_pip(*words: str | Path) -> str:
-    """Run pip in .venv.  Return an empty string if pip succeeds, otherwise the reason from pip's output."""
+    """Run pip in .venv.  Return an empty string if pip succeeds, otherwise the reason of the failure."""
     python = VENV / "bin" / "python"
     environment = dict(os.environ)
     borrowed = VENV / "pip-from"
@@ -263,7 +265,7 @@ def run_pip(*words: str | Path) -> str:
 def fetch(locks: Sequence[str], what: str) -> None:
     """Download the wheels that the lock files pin into vendor/wheels.
 
-    `what` names the wheels in messages.  Raises SystemExit if the download fails.
+    `what` names the wheels in messages.  Raises SystemExit if the download fails, or if this host has no pip.
     """
     make_venv()
     say(f"fetching {what}")
@@ -310,7 +312,7 @@ def make_venv() -> None:
 
 
 # A program for an interpreter.  It prints an empty line if a venv of the interpreter will have pip, otherwise
-# the directory from which pip can be imported.  It exits with status 1 if the interpreter has no pip.
+# the directory from which pip can be imported.  It exits with status 1 if the interpreter lacks venv or pip.
 PROBE = """
 import os, sys, venv
 try:
@@ -331,8 +333,8 @@ def find_pip() -> tuple[str, str]:
     """Return the path of an interpreter that can create a venv, and the directory of its pip.
 
     The directory is an empty string if the venv will have a pip of its own.  If no interpreter can create a
-    venv, and root runs build.py on Debian, the function installs python3-venv.  In all other cases it raises
-    SystemExit, with the command that the user should type.
+    venv, and root runs build.py on a host with apt-get, the function installs python3-venv and tries again.
+    If there is still none, it raises SystemExit, with the command that the user should type.
     """
     for attempt in range(2):
         for python in (sys.executable, *map(str, interpreters().values())):
@@ -369,8 +371,8 @@ def apt_install(package: str, reason: str) -> None:
 def interpreters() -> dict[str, Path]:
     """Return a dictionary from versions of TARGETS to paths of CPythons, found in PATH, /usr, /opt and pyenv.
 
-    If several CPythons have the same version, such as 3.11, the newest patch release is taken, because their
-    bytecode may differ.  The order of PATH does not matter.
+    If several CPythons have the same version, such as 3.11, the newest patch release is taken, because patch
+    releases can differ in their bytecode.  So the bytecode does not depend on the order of PATH.
     """
     places = [*os.environ.get("PATH", "").split(os.pathsep), "/usr/bin", "/usr/local/bin",
               *glob.glob("/opt/python*/bin"),
@@ -390,8 +392,8 @@ def interpreters() -> dict[str, Path]:
 def release_of(python: Path) -> tuple[str, int]:
     """Return the version of a CPython in two parts, for example `3.11` and 7 for CPython 3.11.7.
 
-    The first part is an empty string if `python` is another program, another implementation of Python, or not
-    a final release.
+    The first part is an empty string if `python` is another program, another implementation of Python, older
+    than 3.9, or not a final release.
     """
     ask = ("import sys; v = sys.version_info; "
            "print('%d.%d' % v[:2], v[2], sys.implementation.cache_tag, v[3]) if v >= (3, 9) else None")
@@ -453,7 +455,7 @@ def compiled(text):
         elif isinstance(node, ast.FunctionDef):
             node.returns = None
         elif isinstance(node, ast.Slice) and sys.version_info >= (3, 14):
-            # x[1:] would have a constant slice, which format 2 can't hold; x[+1:] has not, and takes as long
+            # x[1:] would have a constant slice, which format 2 can't hold; x[+1:] has none, and takes as long
             bounds = [(name, getattr(node, name)) for name in ("lower", "upper", "step")]
             if all(bound is None or isinstance(bound, ast.Constant) for _, bound in bounds):
                 name, bound = next((pair for pair in bounds if pair[1]), ("lower", ast.Constant(0)))
@@ -482,14 +484,15 @@ BANNER = re.compile(r"# (\d+\. |--- )")
 
 
 def without_prose(source: bytes) -> bytes:
-    """Return a Python source without docstrings, comments and annotations, and with short indents.
+    """Return a Python source without docstrings, comments and most annotations, and with short indents.
 
-    Banners and the first three lines of the file are kept.  The numbers of the lines do not change.
+    Banners and the comments in the first three lines are kept, and the annotations that annotation_nodes()
+    does not return.  The numbers of the lines do not change.
     """
     lines = without_annotations(source).decode().splitlines(keepends=True)
     tokens = list(tokenize.tokenize(io.BytesIO("".join(lines).encode()).readline))
     begins = (tokenize.NEWLINE, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT)
-    # the lines of docstrings after which the body would be empty: "" replaces them
+    # the first lines of docstrings that are the whole body of a class or function; "" replaces them
     needed = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and len(node.body) == 1:
@@ -508,8 +511,8 @@ def without_prose(source: bytes) -> bytes:
 def without_indents(source: bytes) -> bytes:
     """Return a Python source with one blank for each level of indentation.
 
-    Continuation lines begin at the left edge.  The inner lines of long strings stay.  Each line keeps its
-    number.
+    Continuation lines begin at the left edge.  Lines that begin within a string are not changed.  Each line
+    keeps its number.
     """
     lines = source.decode().splitlines(keepends=True)
     level, is_start = 0, True
@@ -535,7 +538,7 @@ def without_indents(source: bytes) -> bytes:
 
 
 def without_annotations(source: bytes) -> bytes:
-    """Return a Python source without annotations, except those of the fields of classes."""
+    """Return a Python source without the annotations that annotation_nodes() returns."""
     begins = [0]
     for line in source.splitlines(keepends=True):
         begins.append(begins[-1] + len(line))
@@ -553,8 +556,9 @@ def without_annotations(source: bytes) -> bytes:
 def annotation_nodes(source: bytes) -> list[ast.expr]:
     """Return the annotations that can be removed, in the order of the source.
 
-    These are the annotations of functions, and of variables that have a value.  Annotations in the body of a
-    class are not returned, because they define the fields of a record.
+    These are the annotations of parameters and results of functions, and of variables that get a value.
+    Annotations of variables in the body of a class are not returned, because they define the fields of a
+    record.
     """
     tree = ast.parse(source)
     fields: list[ast.stmt] = []
@@ -592,7 +596,7 @@ def parted(text: bytes) -> tuple[list[Piece], list[Piece]]:
 
 
 def parts_of(text: bytes, piece: Piece) -> list[Piece]:
-    """Cut a (sub)section between statements into parts of about PART bytes, and return the parts."""
+    """Divide a (sub)section into parts of about PART bytes, and return them.  No statement is divided."""
     line, start, end = piece
     lines = text[start:end].splitlines(keepends=True)
     parts: list[Piece] = []
@@ -665,8 +669,8 @@ def needs(text: bytes) -> dict[str, int]:
 
     A command needs its own block.  A block needs all blocks that define global names which its code uses.
     For each call load_part("NAME"), the index has the key `:NAME`, with the blocks that NAME needs.  Raises
-    SystemExit if the front or a block uses a name of a later block, because that block is possibly not
-    loaded.
+    SystemExit if the front uses a name of a block, or if a block uses a name of a later block, because the
+    used block might not be loaded.
     """
     front, blocks = parted(text)
     codes = [compiled(text, [piece]) for piece in blocks]
@@ -885,7 +889,8 @@ def shiv_entries(packages: Path, tools: Path, own: Mapping[str, bytes]) -> dict[
 def write_zip(target: Path, entries: Mapping[str, bytes]) -> None:
     """Write the entries as a zip file.
 
-    The bytes of the file depend only on the names and contents of the entries, and on the version of zlib.
+    The bytes of the file depend only on the names and contents of the entries, on EPOCH, and on the version
+    of zlib.
     """
     with open(target, "wb") as file:
         file.write(f"#!{INTERPRETER}\n".encode())
@@ -904,7 +909,7 @@ def write_zip(target: Path, entries: Mapping[str, bytes]) -> None:
 def smoke(archive: Path) -> None:
     """Run two commands of the archive with every interpreter.
 
-    Raises SystemExit if an interpreter can't load the front or a block.
+    Raises SystemExit if a command fails, for example because the interpreter can't load a block of `help`.
     """
     for python in interpreters().values():
         for words in (["--directory"], ["help"]):
@@ -987,8 +992,8 @@ def release(arguments: Sequence[str]) -> None:
 
 
 def build_info(version: str) -> Iterator[str]:
-    """Yield the lines of BUILD-INFO, which names the commit and all programs on which the bytes of a release
-    depend."""
+    """Yield the lines of BUILD-INFO, which names the commit and all else on which the bytes of a release
+    depend: interpreters, zlib, wheels, and the date of the entries."""
     yield f"ipsec {version}, commit {git('log', '-1', '--format=%H, %cs')}"
     yield f"zlib {zlib.ZLIB_RUNTIME_VERSION} of Python {sys.version}"
     for python in interpreters().values():
@@ -1051,7 +1056,8 @@ def check(arguments: Sequence[str]) -> None:
 def check_manual() -> None:
     """Lint the manual pages with mandoc or groff.
 
-    Raises SystemExit if a page has an error, or if neither program is installed.
+    If root runs build.py on a host with apt-get, a missing mandoc is installed first.  Raises SystemExit if a
+    page has an error or a warning, or if neither program is installed.
     """
     pages = sorted(map(str, (TOP / "man").glob("*.[1-8]")))
     if not shutil.which("mandoc") and os.geteuid() == 0 and shutil.which("apt-get"):
