@@ -9113,11 +9113,11 @@ def connection_state(entries: Sequence[Mapping[str, Any]]) -> str:
 # one directory.  Changes are made with NSS's own tools.  A change of several files (create, move, migrate,
 # import) is atomic: the new files are built in a subdirectory, the complete subdirectory is renamed to
 # `.nss-commit`, and its files are then moved into place.  If the command is killed after the rename, the next
-# command moves the remaining files.  A subdirectory that another user owns or can write to is neither read nor
-# emptied.
-# Reading needs no tools if Python has sqlite3: cert9.db and key4.db are SQLite files with a row for each object
-# and a column for each PKCS#11 attribute.  The name of a column is `a` followed by the number of the attribute
-# in hex.  Used by the NSS commands, setup, status, verify, barf, show and look.
+# command moves the remaining files.  A subdirectory that another user owns or can write to is neither read
+# nor emptied.
+# Reading needs no tools if Python has sqlite3: cert9.db and key4.db are SQLite files with a row for each
+# object and a column for each PKCS#11 attribute.  The name of a column is `a` followed by the number of the
+# attribute in hex.  Used by the NSS commands, setup, status, verify, barf, show and look.
 # Facts: certutil(1), pk12util(1); pkcs11t.h, pkcs11n.h, secerr.h and sdb.c of NSS 3.61 to 3.110; RFC 5280 for
 # certificates.
 # ============================================================================================================
@@ -9134,7 +9134,7 @@ NSS_PARTS = ("cert9.db", "key4.db", "pkcs11.tx")
 OPEN_FILES = "/proc/self/fd/"
 NSS_ROOM = 256 << 10  # A new database and its journal need this number of bytes on the disk.
 NSS_READ_TIME = 10.0  # A query of a database file is stopped after this number of seconds.
-# A query fails if its result has more rows or bytes.  A file with more bytes is not searched for certificates.
+# A query fails if its result has more rows or bytes.  A larger file is not searched for certificates.
 NSS_ROWS, NSS_MEMORY = 100_000, 256 << 20
 NSS_TIME = 60.0  # A tool of NSS is stopped after this number of seconds.
 
@@ -9606,7 +9606,7 @@ class NssDatabase:
             return ""
         except BrokenDatabase as failure:
             return f"is damaged: {failure.message.rpartition(': ')[2]}"
-        found = str(result).removeprefix("*** in database main ***\n")  # SQLite prints this line above some texts
+        found = str(result).removeprefix("*** in database main ***\n")  # some texts begin with this line
         return "" if result == "ok" else "is damaged: " + found.partition("\n")[0]
 
     def rows(self, name: str, table: str, columns: Sequence[str]) -> list[tuple[Any, ...]]:
@@ -10601,8 +10601,8 @@ def generate_key(base: NssDatabase, kind: str, size: str, seed: bytes) -> str:
 # 8. Firewall
 #
 # Makes the NFLOG rules of checknflog and stopnflog, and the changes of _updown for a connection: to routes,
-# addresses, routing rules, VTI interfaces, proxy ARP, address translation and resolv.conf.  Used by the
-# service commands, sniff and _updown; verify, show and look use the class Routing.
+# addresses, routing rules, VTI interfaces, proxy ARP, address translation and name servers.  Used by the
+# service commands, checknflog, stopnflog, sniff and _updown; verify, show and look use the class Routing.
 # Facts: the ipsec script and _updown.netkey or _updown.xfrm of libreswan 3.25 to 5.4; ipsec.conf(5) for nflog=
 # and nflog-all=; rtnetlink(7) and the headers of section 5; ip-route(8) for the words of a route.
 # ============================================================================================================
@@ -10618,7 +10618,7 @@ ROUTE_NUMBERS = {"metric": RTA_PRIORITY, "preference": RTA_PRIORITY, "priority":
 METRIC_NUMBERS = {"mtu": RTAX_MTU, "window": RTAX_WINDOW, "ssthresh": RTAX_SSTHRESH, "cwnd": RTAX_CWND,
                   "advmss": RTAX_ADVMSS, "hoplimit": RTAX_HOPLIMIT, "initcwnd": RTAX_INITCWND,
                   "quickack": RTAX_QUICKACK, "initrwnd": RTAX_INITRWND}
-# The actions of `ip route`, each with the flags of its netlink request
+# Actions of `ip route`, each with the flags of its netlink request
 ROUTE_ACTIONS = {"add": NLM_F_CREATE | NLM_F_EXCL, "replace": NLM_F_CREATE | NLM_F_REPLACE, "change": NLM_F_REPLACE,
                  "del": 0}
 
@@ -10680,21 +10680,21 @@ class RouteWords:
     def _field(self, word: str, value: str) -> bool:
         """Set the field of struct rtmsg or the metric that belongs to a word, and return True.
 
-        Return False if the word has neither.
+        Return False if the word has neither, or if the value does not fit into it.
         """
         scopes = {name: scope for scope, name in ROUTE_SCOPES.items()}
+        number = int(value) if is_number(value) else -1
+        is_byte = 0 <= number < 256
         if word == "scope" and value in scopes:
             self.scope = scopes[value]
-        elif not value.isdigit():
-            return False
-        elif word == "scope":
-            self.scope = int(value)
-        elif word in ("proto", "protocol"):
-            self.origin = int(value)
-        elif word == "table" and int(value) < 256:
-            self.table = int(value)
-        elif word in METRIC_NUMBERS:
-            self.metrics += attribute(METRIC_NUMBERS[word], int(value))
+        elif word == "scope" and is_byte:
+            self.scope = number
+        elif word in ("proto", "protocol") and is_byte:
+            self.origin = number
+        elif word == "table" and is_byte:
+            self.table = number
+        elif word in METRIC_NUMBERS and 0 <= number < 1 << 32:
+            self.metrics += attribute(METRIC_NUMBERS[word], number)
         else:
             return False
         return True
@@ -10711,7 +10711,7 @@ class RouteWords:
             return attribute(RTA_OIF, Routing.index(value))
         if word == "src":
             return attribute(RTA_PREFSRC, packed_address(value))
-        if word in ROUTE_NUMBERS and value.isdigit():
+        if word in ROUTE_NUMBERS and is_number(value) and int(value) < 1 << 32:
             if word == "table":
                 self.table = 0  # the kernel then uses RTA_TABLE
             return attribute(ROUTE_NUMBERS[word], int(value))
@@ -10770,7 +10770,7 @@ class Routing:
         try:
             device = socket.if_indextoname(unsigned(more.get(RTA_OIF)))
         except OSError:
-            device = ""  # the route has several next hops, or the interface no longer exists
+            device = ""  # the route has no interface or several ones, or the interface no longer exists
         target = target or ("0.0.0.0" if family == AF_INET else "::")
         return Route(kind == RTN_LOCAL, f"{target}/{bits}", gateway, device, source)
 
@@ -11126,8 +11126,10 @@ def is_capture(prefix: str) -> bool:
 
 
 def rule_place(rule: Capture | FoundRule) -> tuple[str, str]:
-    """Return the chain of a rule, and the normalised source and destination, so that rules can be
-    compared."""
+    """Return the chain of a rule, and the source and destination, in a form in which rules can be compared.
+
+    The networks are normalised, and the networks of all addresses (0.0.0.0/0, ::/0) are left out.
+    """
     nets = [canonical_net(net) or net for net in rule.ends.split()]
     return rule.chain, " ".join(net for net in nets if net not in HALVES)
 
@@ -11188,23 +11190,25 @@ class Iptables:
     def _saved(self, family: int) -> list[str]:
         """Return the lines that iptables-save prints for the table `filter`.
 
-        The list is empty if the table does not exist.  Raises Failure if the program fails.
+        With the flavour -legacy, the list is empty if the table does not exist.  Raises Failure if the
+        program fails.
         """
         names = f"/proc/net/{'ip' if family == 4 else 'ip6'}_tables_names"
         if self.flavour == "-legacy" and "filter" not in self.host.value(names).split():
             return []  # the table does not exist, and iptables-save would create it
         ran = self.host.run([self._program(family, "-save"), "-t", "filter"], timeout=FILTER_WAIT)
         if ran.status:
-            hint = "is netfilter in this kernel?" if self.host.superuser else "run it as root"
+            hint = "this kernel may lack netfilter" if self.host.superuser else "run it as root"
             raise Failure(f"{self._program(family)}: {ran.complaint}", hint=hint)
         return ran.text.splitlines()
 
     def change(self, gone: Sequence[FoundRule], new: Sequence[Capture | FoundRule]) -> None:
         """Remove the rules `gone` and insert the rules `new`.
 
-        The change of each address family is one transaction.  Both transactions start at the same moment, so
-        that neither is missing if this process is killed.  If one fails, the other is undone.  Raises Failure
-        if one fails; no rule is changed then.
+        The change of each address family is one transaction.  Both transactions start at nearly the same
+        moment (Host.run_together()), so that both are made or none if this process is killed.  If one fails,
+        undo the other and raise Failure.  Raises TimedOut if a program hangs; its change may then be made or
+        not.
         """
         lines: dict[int, list[str]] = {}
         undo: dict[int, list[str]] = {}
@@ -11390,8 +11394,8 @@ def makes_nflog_rules(host: Host, script: str) -> bool:
 def nflog_all_captures(host: Host, group: int) -> list[Capture]:
     """Return the rules for nflog-all=, with the prefixes that the installed release of libreswan uses.
 
-    Libreswan has one prefix for packets in each direction if it was built for nf_tables (USE_NFTABLES, from
-    5.0 on), otherwise one prefix for both directions.
+    If libreswan was built for nf_tables (USE_NFTABLES, from 5.0 on), the prefixes of the two directions
+    differ.  Otherwise they are the same.
     """
     endings = NFLOG_ENDINGS if has_switch(libreswan_updown(host), "USE_NFTABLES") else {"in": "", "out": ""}
     return [Capture(chain, way, group, NFLOG_ALL + endings[way]) for chain, way in NFLOG_PLACES]
@@ -11401,8 +11405,9 @@ def nflog_replace(host: Host, wanted: Sequence[Capture],
                   mine: Callable[[FoundRule], bool]) -> list[FoundRule]:
     """Replace all rules for which `mine` returns True with the rules `wanted`, and return the replaced rules.
 
-    Two processes never do this at the same time in one network namespace, because of a lock.  Raises Failure
-    if a change fails; no rule is changed then.
+    Two processes never do this at the same time in one network namespace, because of a lock.  If the rules
+    can't be read or made, or the rules of another backend can't be removed, undo the changes of the first
+    backend and raise Failure.  Raises TimedOut and OSError as nflog_lock() does.
     """
     def matching(backend: Iptables | NfTables) -> list[FoundRule]:
         return [rule for rule in backend.found(lambda prefix: True) if mine(rule)]
@@ -11457,8 +11462,9 @@ def conn_captures(conn: Conn, group: int, local: Sequence[str],
                   places: Sequence[tuple[str, str]] = NFLOG_PLACES) -> list[Capture]:
     """Return the rules for nflog= of a connection.
 
-    The list is empty if an end is not known before the connection is up.  `local` has the addresses of this
-    host.  `places` has the chain and direction of each rule for IPv4; for IPv6, they are NFLOG_PLACES.
+    The list is empty if an end is not known before the connection is up, or if neither end is this host.
+    `local` has the addresses of this host.  `places` has the chain and direction of each rule for IPv4; for
+    IPv6, they are NFLOG_PLACES.
     """
     here = local_side(conn, local)
     there = "right" if here == "left" else "left"
@@ -11524,11 +11530,11 @@ def nflog_groups(config: Config) -> tuple[int, list[tuple[Conn, int]]]:
 
 
 def check_nflog(host: Host, tell: bool = True) -> bool:
-    """Make the NFLOG rules for nflog= and nflog-all=, and print a line for each change if `tell`.
+    """Make the NFLOG rules for nflog= and nflog-all=.  If `tell`, print which rules are made and removed.
 
-    Return False if some rules could not be made.  This raises no exception, because pluto must start even
-    without the rules; each problem is a line on standard error.  A keyword with an invalid value gets no
-    rule, but the other rules are made.  If a change fails, no rule is changed.
+    Return False if some rules could not be made.  A failure raises no exception, because pluto must start
+    even without the rules; each problem is a line on standard error.  A keyword with an invalid value gets no
+    rule, but the other rules are made.
     """
     config = Config(host)
     complaints = [f"{problem}; this setting gets no rule" for problem in config.problems
@@ -11553,8 +11559,8 @@ def check_nflog(host: Host, tell: bool = True) -> bool:
 def make_nflog(host: Host, config: Config) -> list[str]:
     """Replace the rules of checknflog with those that a configuration needs, and return lines to print.
 
-    If a file of the configuration can't be read, the rules of connections that were not read stay.  Raises
-    Failure or OSError if the change fails; no rule is changed then.
+    Rules of _updown for the same packets are replaced too.  If a file of the configuration can't be read, the
+    rules of connections that were not read stay.  Raises what nflog_replace() raises.
     """
     group, conns = nflog_groups(config)
     wanted = nflog_all_captures(host, group) if group else []
@@ -11604,8 +11610,10 @@ def nflog_owner(prefix: str) -> str:
 
 
 def stop_nflog(host: Host) -> None:
-    """Remove all rules of checknflog, even if the configuration asks for them.  Raises Failure if this
-    fails."""
+    """Remove all rules of checknflog, even if the configuration asks for them.
+
+    Raises what nflog_replace() raises.
+    """
     nflog_replace(host, (), lambda rule: is_capture(rule.prefix))
 
 
@@ -11613,7 +11621,8 @@ def nflog_conn(host: Host, add: bool, name: str, group: int, ours: str, theirs: 
     """Add or remove the NFLOG rules that _updown makes for a connection.
 
     `ours` is the network of this host's end, `theirs` that of the peer's end.  No rule is added if checknflog
-    has made a rule for the same packets.  Raises Failure if the change fails.
+    has made a rule for the same packets and the same group.  Raises Failure if the change fails, and what
+    nflog_lock() raises.
     """
     source, destination = ("" if net in HALVES else net for net in (ours, theirs))
     family = 6 if ":" in ours else 4
@@ -11636,9 +11645,9 @@ def nflog_conn(host: Host, add: bool, name: str, group: int, ours: str, theirs: 
 
 # --- _updown ------------------------------------------------------------------------------------------------
 
-# The steps of each verb (PLUTO_VERB), in the order of libreswan's script.  A step is the name of a method of
-# Updown after `+`, which makes a change, or `-`, which reverts the change.  If a verb has neither -host nor
-# -client, its steps apply to both.
+# The steps of each verb (PLUTO_VERB), in the order of libreswan's script.  A step is a sign and the name of
+# a method of Updown: `+route` makes the change, `-route` reverts it.  A key without -host and -client stands
+# for both verbs.  The script makes no NFLOG rules for IPv6.
 UPDOWN_STEPS = {
     "prepare": "+interface", "route": "+vti +route +nflog", "unroute": "-route -source", "up-host": "",
     "up-client": "+interface +resolver +cat +source +notify +vti", "down-host": "-cisco -nflog -cat -vti",
@@ -11668,9 +11677,10 @@ class Updown:
     """
 
     def __init__(self, host: Host, routing: Routing, route: str = "", route_words: str = "") -> None:
-        """Read the variables.  `route` and `route_words` are the values of --route and --iproute.
+        """Read the variables.  `route` and `route_words` are the values of --route and --iproute, or empty.
 
-        Raises Failure for an unknown address family.
+        Raises Failure for an unknown address family, and OSError if the file of updown_defaults() can't be
+        read.
         """
         self.host = host
         self.routing = routing
@@ -11685,7 +11695,7 @@ class Updown:
         if self.get("PLUTO_CLIENT_FAMILY"):
             self.family = self._address_family("PLUTO_CLIENT_FAMILY")
         self.bits = 32 if self.family == 4 else 128
-        self.scope = 50 if self.family == 4 else 0  # source() adds addresses with this scope
+        self.scope = 50 if self.family == 4 else 0  # source() adds addresses with this scope; 0 is `global`
 
     def _address_family(self, name: str) -> int:
         """Return 4 or 6 for the value `ipv4` or `ipv6` of a variable.  Raises Failure for another value."""
@@ -11789,7 +11799,7 @@ class Updown:
             return error
 
     def device_to(self, address: str, source: str = "") -> str:
-        """Return the interface of the route to an address, or an empty text if there is no route."""
+        """Return the interface of the route to an address, or an empty text without a route or address."""
         way = self.way(address, source) if address else None
         return way.device if isinstance(way, Route) else ""
 
@@ -11803,7 +11813,7 @@ class Updown:
     # --- routes and addresses -------------------------------------------------------------------------------
 
     def route(self, up: bool) -> int:
-        """Add or remove the route to the peer's client network, and the proxy ARP entry of _proxy()."""
+        """Add or remove the routes of _route() and the proxy ARP entry of _proxy()."""
         if up:
             self._proxy(True)
             return self._route("replace")
@@ -11812,7 +11822,7 @@ class Updown:
         return status
 
     def cisco(self, _: bool) -> int:
-        """Remove the route to the client network of a Cisco peer.
+        """Remove the routes of a connection with a Cisco peer, if the connection has a source address.
 
         The peer may assign another source address when the connection comes up again.
         """
@@ -11827,11 +11837,14 @@ class Updown:
     def source(self, up: bool) -> int:
         """If `up`, add the source address of the connection, unless this host already has the address.
 
-        If not `up`, remove the address, unless another program added it or a route uses it as source.
+        If not `up`, remove the address if it has the prefix length, scope and interface with which this
+        method adds it, and no route uses it as source.  For IPv4, scope 50 marks an address that _updown
+        added; IPv6 has no such mark.  During a MOBIKE event, the address stays.  Since 5.0, pluto itself
+        manages the address of an IPsec interface.
         """
         source = self.get("PLUTO_MY_SOURCEIP")
         if not source or (self.is_since(5, 0) and self.get("PLUTO_XFRMI_ROUTE") == "yes"):
-            return OK  # since 5.0, pluto manages the addresses of its XFRM interfaces
+            return OK
         device, address = self._source_device(), f"{source}/{self.bits}"
         if up:
             way = self.way(source)
@@ -11851,6 +11864,7 @@ class Updown:
         """Add or remove the proxy ARP (or NDP) entry for the peer's client network.
 
         The entry is needed only if the client network is a single address in a directly connected network.
+        There is none if this address is the peer's own, or if the client of this end is this host itself.
         """
         net, peer = self.get("PLUTO_PEER_CLIENT_NET"), self.get("PLUTO_PEER_CLIENT")
         if (peer.rpartition("/")[2] != str(self.bits) or net in ("0.0.0.0", "::", self.get("PLUTO_PEER"))
@@ -11891,8 +11905,9 @@ class Updown:
     def _route(self, action: str) -> int:
         """Replace or delete (`action`) the routes of the connection.
 
-        They are the route to the peer's client network, if it needs one, and the route for ESP packets to the
-        peer.  Return the status of the first change that fails, or OK.
+        They are the route to the peer's client network, if it needs one, and with PLUTO_XFRMI_FWMARK the
+        route for ESP packets to the peer and the routing rule that selects it.  Return the status of the
+        first change that fails, or OK.
         """
         # look up all routes first, because the changes below affect the results
         esp = self._esp_route_words()
@@ -11935,7 +11950,7 @@ class Updown:
         if action == "del" or through_xfrmi:
             return False
         way = self.way(self.get("PLUTO_PEER_CLIENT_NET"))
-        # if a packet has no route, the kernel drops it before IPsec handles it
+        # if the network has an unreachable route, the kernel drops a packet before IPsec handles it
         return isinstance(way, OSError) and way.errno == errno.EHOSTUNREACH
 
     def _route_device(self, action: str) -> str:
@@ -12001,7 +12016,8 @@ class Updown:
     def _vti_keys(self) -> list[int]:
         """Return the keys of the VTI interface for received and for sent packets.
 
-        The list is empty if the connection has no VTI interface or no marks.
+        The list is empty if the connection has no VTI interface or lacks a mark.  A missing mark is reported
+        on standard output.
         """
         if not self.get("VTI_IFACE"):
             return []
@@ -12012,7 +12028,7 @@ class Updown:
         return [int(mark, 0) for mark in marks]
 
     def interface(self, _: bool) -> int:
-        """Create the VTI interface if it does not exist."""
+        """Create and configure the VTI interface.  If it exists, only compare it with the connection."""
         keys, name = self._vti_keys(), self.get("VTI_IFACE")
         if not keys:
             return OK
@@ -12035,8 +12051,11 @@ class Updown:
         return OK
 
     def _compare_vti(self, name: str, shared: bool, wanted: Mapping[int, bytes]) -> None:
-        """Print whether the existing VTI interface has the attributes `wanted`, in the words of libreswan's
-        script."""
+        """Print, in the words of libreswan's script, whether the connection can use the existing VTI interface.
+
+        It can do so if the interface has the attributes `wanted` and the connection has vti-shared=yes
+        (`shared`).
+        """
         existing = self.routing.link(name)[1]
         if shared and all(existing.get(field) == value for field, value in wanted.items()):
             self.host.print("vti interface already exists with identical parameters, OK")
@@ -12046,7 +12065,7 @@ class Updown:
         self.host.print(f'vti interface "{name}" already exists with conflicting setting{hint}')
 
     def vti(self, up: bool) -> int:
-        """Add or remove the route to the peer's client network through the VTI interface.
+        """Add or remove the route to the peer's client network through the VTI interface, if VTI_ROUTING=yes.
 
         The interface is never removed, because other connections may use it.
         """
@@ -12086,7 +12105,7 @@ class Updown:
                        self.get("PLUTO_PEER_CLIENT"))
 
     def cat(self, up: bool) -> int:
-        """Add or remove client address translation.
+        """Add or remove client address translation, if the connection uses it (CAT).
 
         In packets to the peer's client network, it replaces the address of this host with the address that
         the peer assigned.  In packets from that network, it replaces the assigned address with that of this
@@ -12160,7 +12179,8 @@ class Updown:
         """If `up`, use the name servers and domains that the peer sent (mode config), otherwise restore the
         old ones.
 
-        Raises Failure for an unknown PLUTO_DNS_RESOLVER, and OSError if a file can't be written.
+        Without PLUTO_CFG_CLIENT, do this only with systemd-resolved.  Raises Failure for an unknown
+        PLUTO_DNS_RESOLVER, and OSError if a file can't be written.
         """
         import re
         kind = self.get("PLUTO_DNS_RESOLVER") or "file"
@@ -12176,7 +12196,7 @@ class Updown:
         return OK
 
     def _resolver_by_file(self, up: bool, servers: Sequence[str], domains: Sequence[str]) -> None:
-        """Apply or restore name servers with unbound if it runs, otherwise in resolv.conf.
+        """Apply or restore name servers with unbound if it runs and the peer sent domains, or in resolv.conf.
 
         If NetworkManager manages the connection, leave resolv.conf to NetworkManager.
         """
@@ -12210,9 +12230,10 @@ class Updown:
             self.host.run(["unbound-control", "flush_requestlist"])
 
     def _resolv_conf(self, servers: Sequence[str], domains: Sequence[str]) -> None:
-        """Save the present resolv.conf, then write one that begins with the peer's name servers.
+        """Write a resolv.conf that names the peer's name servers before the others.
 
-        If the host has no resolv.conf, do nothing.
+        First save the present resolv.conf, unless _updown wrote it.  If the host has no resolv.conf, do
+        nothing.  Before 5.0, do nothing also if _updown wrote the present one and the saved one exists.
         """
         host = self.host
         host.print("updating resolvconf")
@@ -12241,7 +12262,7 @@ class Updown:
         """Return the text of a new resolv.conf from the old one, `text`.
 
         The new text has the peer's servers, then the first server of `text`, and a search list of the peer's
-        domains and the domains of `text`.
+        domains and then the domains of `text`.  Before 5.0, the domains are in the opposite order.
         """
         first: dict[str, list[str]] = {}
         for line in text.splitlines():
@@ -12290,7 +12311,8 @@ def resolv_conf_backups(host: Host) -> tuple[str, str]:
     """Return the names of the two files that save resolv.conf while the name servers of a peer are in use.
 
     The first is the file that libreswan's script uses; a reboot removes it.  The second is in the directory
-    of resolv.conf, or of its target if resolv.conf is a symbolic link; it survives a reboot.
+    of resolv.conf, or of its target if resolv.conf is a symbolic link.  A reboot removes it only if
+    resolv.conf goes too.
     """
     real = host.realpath(RESOLV_CONF)
     base = host.realpath("/").rstrip("/")
@@ -12316,10 +12338,11 @@ def restore_resolv_conf(host: Host) -> None:
 
 
 def updown_defaults(host: Host) -> dict[str, str]:
-    """Return the variables in /etc/sysconfig/pluto_updown or /etc/default/pluto_updown.
+    """Return the variables in /etc/sysconfig/pluto_updown or, without this file, /etc/default/pluto_updown.
 
-    Only lines of the form NAME=value are read.  libreswan's script would run other lines as shell commands;
-    here they cause a warning.
+    Only lines of the form NAME=value or `export NAME=value` set variables.  libreswan's script would run
+    other lines as shell commands; here they cause a warning, except comments.  Raises OSError if the file
+    can't be read.
     """
     names = ("/etc/sysconfig/pluto_updown", "/etc/default/pluto_updown")
     name = next((name for name in names if host.exists(name)), "")

@@ -110,6 +110,9 @@ def test_the_kernels_refusal_has_its_errno() -> None:
     (["nexthop", "x"], "not supported in a route"),
     (["mtu", "lock"], "not supported in a route"), (["scope", "village"], "not supported in a route"),
     (["table", "main"], "not supported in a route"),
+    (["proto", "256"], "not supported in a route"), (["scope", "256"], "not supported in a route"),
+    (["mtu", "4294967296"], "not supported in a route"), (["metric", "4294967296"], "not supported in a route"),
+    (["table", "²"], "not supported in a route"),
 ])
 def test_words_that_are_none_of_a_route(words: list[str], complaint: str) -> None:
     host = Recorder()
