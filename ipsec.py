@@ -12363,16 +12363,20 @@ def updown_defaults(host: Host) -> dict[str, str]:
 #
 # Starts and stops pluto through the init system of the host, or directly if the host has none.  The table
 # MANAGERS lists the init systems, their services and their command lines.  Touches the init system's
-# programs, pluto's process and run directory, the kernel's states, policies, modules and sysctls.  Used by
-# setup, start, stop, restart, _stackmanager, _plutorun.  Facts: sd_booted(3), systemctl(1), rc-service(8),
-# sv(8), s6-svc and s6-svstat, dinitctl(8), initctl(8) of upstart, rc.subr(8), the init scripts of LSB 5.0 and
-# their statuses, setup, _plutorun and _stackmanager of libreswan 3.29, 4.10 and 5.4.
+# programs, pluto's process and run directory, the kernel's states, policies, modules and sysctls, and
+# resolv.conf.  Used by setup, start, stop, restart, _stackmanager and _plutorun.  Other commands use its
+# functions that check whether a pluto runs, and whether the configuration has errors.
+# Facts: sd_booted(3), systemctl(1), rc-service(8), sv(8), s6-svc and s6-svstat, dinitctl(8), initctl(8) of
+# upstart, rc.subr(8), the init scripts of LSB 5.0 and their statuses; setup, _plutorun and _stackmanager of
+# libreswan 3.29, 4.10 and 5.4.
 # ============================================================================================================
 
 DEFAULT_CONF, DEFAULT_RUNDIRS = "/etc/ipsec.conf", ("/run/pluto", "/var/run/pluto")
 SERVICE_NAMES = ("ipsec", "libreswan", "pluto")
 NOT_OURS = ("strongswan", "charon", "racoon", "setkey")  # other programs whose service may be called `ipsec`
-CHECK_TIME = 60.0  # time limit in seconds: for modprobe, for addconn, and until a new pluto answers
+# The time limit for modprobe, addconn and the status commands of init systems, and until a new pluto answers,
+# in seconds
+CHECK_TIME = 60.0
 ANSWER_TIME = 5.0  # seconds within which a healthy pluto answers
 STOP_TIMES = (("shutdown", 20.0), ("SIGTERM", 10.0), ("SIGKILL", 10.0))  # how to end pluto; seconds to wait
 
@@ -12389,11 +12393,11 @@ def wait_until(done: Callable[[], object], seconds: float) -> bool:
 
 # --- is pluto running? --------------------------------------------------------------------------------------
 #
-# A pluto in a container with the host's network uses the same kernel states and policies as this process, but
-# /proc does not show it if its PID namespace is another one.  The functions below therefore look for several
-# signs of a pluto: an answer on the control socket, the pid file, a process, the IKE ports.  Each sign is a
-# line for a message.  If one of them can't be read, the line says so, and a pluto may run.  A NETLINK_XFRM
-# listener is no sign of a pluto, because `ip xfrm monitor` and strongSwan have one, too.
+# A pluto outside this container, or in another one, may use the same network namespace, and so the same
+# kernel states and policies, but this container's /proc does not show it.  The functions below therefore look
+# for several signs of a pluto: an answer on the control socket, the pid file, a process, the IKE ports.  Each
+# sign is a line for a message.  If one of them can't be read, the line says so, and a pluto may run.  A
+# NETLINK_XFRM listener is no sign of a pluto, because `ip xfrm monitor` and strongSwan have one, too.
 
 IKE_PORTS = (500, 4500)  # RFC 7296: UDP 500 for IKE, UDP 4500 for IKE and ESP; RFC 8229: TCP 4500
 
@@ -12427,7 +12431,7 @@ def socket_signs(host: Host) -> Iterator[str]:
 def pid_file_signs(host: Host) -> Iterator[str]:
     """Yield a line if the process in the pid file is pluto, or may be pluto.
 
-    It may be pluto if the file can't be read, or if it is alive and /proc is not mounted.
+    It may be pluto if the file can't be read, or if the process is alive and /proc is not mounted.
     """
     name = pid_file(host)
     try:
@@ -12435,7 +12439,7 @@ def pid_file_signs(host: Host) -> Iterator[str]:
     except FileNotFoundError:
         return
     except OSError as error:
-        yield f"{error_text(error)}: the process number of pluto is unknown"
+        yield f"{error_text(error)}: pluto's PID is unknown"
         return
 
     if not text.isdecimal():
@@ -12460,7 +12464,7 @@ def process_signs(host: Host) -> Iterator[str]:
 
 
 def port_signs(host: Host) -> Iterator[str]:
-    """Yield a line for each IKE port in use whose process can't be found in /proc.
+    """Yield a line for each IKE port that is in use by a process that can't be found in /proc.
 
     Yield one line if the ports in use can't be read.
     """
@@ -12600,7 +12604,7 @@ SYSCTLS = "/proc/sys/net/core"
 
 
 def give_resolv_conf_back(host: Host) -> None:
-    """Restore the resolv.conf that a pluto replaced before it crashed.  A failure is a warning."""
+    """Restore the resolv.conf that was replaced for a pluto that has crashed.  A failure causes a warning."""
     try:
         restore_resolv_conf(host)
     except OSError as error:
@@ -12608,10 +12612,11 @@ def give_resolv_conf_back(host: Host) -> None:
 
 
 def stack_start(host: Host, config: Config, stack: str = "") -> None:
-    """Remove what an earlier pluto left in the kernel, load the IPsec stack, and set its sysctls.
+    """Remove what an earlier pluto left, load the IPsec stack of the kernel, and set its sysctls.
 
-    `stack` overrides protostack=; if the value is `none`, do nothing.  Raises Failure if the kernel has no
-    IPsec stack, and what flush_leftovers() raises.
+    An earlier pluto may have left kernel states and policies, and a changed resolv.conf.  If a pluto may run,
+    they stay.  `stack` overrides protostack=; if the value is `none`, do nothing.  Raises Failure if the
+    kernel has no IPsec stack, and what flush_leftovers() raises.
     """
     stack = stack or config.setup("protostack", "xfrm")
     if stack == "none":
@@ -12635,7 +12640,8 @@ def stack_stop(host: Host) -> list[str]:
     """Remove pluto's states and policies from the kernel, restore the sysctls, and return an empty list.
 
     If a pluto may run, change nothing and return the lines of signs_of_pluto().  Modules stay loaded, because
-    unloading them may take very long.  Raises what flush_states_and_policies() raises.
+    unloading them may take very long.  A sysctl that can't be restored causes a warning.  Raises what
+    flush_states_and_policies() raises, and OSError if the file of saved_sysctls() can't be removed.
     """
     signs = signs_of_pluto(host)
     if signs:
@@ -12665,7 +12671,8 @@ def saved_sysctls(host: Host) -> str:
 def set_sysctl(host: Host, name: str, value: str) -> None:
     """Set a sysctl of net.core and print the change.  If that fails, print a warning.
 
-    The old value is saved in a file, so that stack_stop() can restore it.
+    The old value is saved in a file, so that stack_stop() can restore it.  Do nothing if the kernel lacks the
+    sysctl, or if it has the value already.
     """
     path = f"{SYSCTLS}/{name}"
     old_value = host.value(path)
@@ -12687,7 +12694,7 @@ def set_sysctl(host: Host, name: str, value: str) -> None:
 def load_modules(host: Host) -> None:
     """Load the modules of the stack.  A missing one is no error, because no kernel has all of them.
 
-    The caller must check that XFRM works.
+    Without modprobe, print a warning.  The caller must check that XFRM works.
     """
     if not host.which("modprobe"):
         host.warn("modprobe is not installed, so no kernel module is loaded")
@@ -12704,19 +12711,17 @@ def load_modules(host: Host) -> None:
 def check_nss(host: Host) -> None:
     """Create, convert or check the NSS database as `ipsec checknss` does.
 
-    A complete database in a directory that can't be written to is only checked.  Raises Failure if pluto
-    could not use the database.
+    Do nothing if nssdir= names a directory that does not exist, because pluto reports that.  If a program
+    that the check needs is missing, a complete database is not checked, and this causes a warning.  Raises
+    Failure if pluto could not use the database.
     """
     base = NssDatabase(host)
     is_configured = not host.given_nssdir and base.directory != host.nssdir
     if is_configured and not host.lexists(base.directory):
-        return  # nssdir= names a directory that does not exist; pluto reports the error
+        return
     is_whole = len(base.has(*NSS_FILES[1:])) == 2
     try:
-        if is_whole and not host.writable(base.directory):
-            base.check()
-        else:
-            check_database(base)
+        check_database(base)
     except Missing as missing:
         if not is_whole:
             raise
@@ -12726,9 +12731,10 @@ def check_nss(host: Host) -> None:
 def check_config(host: Host) -> Config:
     """Check the configuration before pluto gets it, and return it.
 
-    libreswan's addconn checks it, or the built-in reader if addconn is not installed.  Raises Missing if
-    pluto is not installed, and Failure if the configuration has errors: with addconn's exit status, after
-    addconn's messages on standard error.
+    libreswan's addconn checks it, or the built-in reader if addconn is not installed.  A problem that only
+    the reader finds, and addconn does not, causes a warning.  Raises Missing if pluto is not installed, and
+    Failure if the configuration has errors: with addconn's exit status, after addconn's messages on standard
+    error.
     """
     addconn = os.path.join(host.execdir, "addconn")
     hint = libreswan_hint(host, "")
@@ -12741,8 +12747,7 @@ def check_config(host: Host) -> Config:
     ran = host.run([addconn, "--config", host.conf, "--checkconfig"], timeout=CHECK_TIME)
     if ran.status:
         complain(host, ran.out + ran.err)
-        raise Failure(f"{host.conf}: configuration error, addconn refuses it; pluto was left as it is",
-                      ran.status)
+        raise Failure(f"{host.conf}: addconn refuses the configuration; pluto was left as it is", ran.status)
     for problem in config.problems:
         if problem.fatal:
             host.warn(f"{problem}; addconn accepts it")
@@ -12779,8 +12784,9 @@ class Direct:
     def start(self, *, foreground: bool = False) -> int:
         """Start pluto as libreswan's systemd unit does, and return 0 when pluto answers.
 
-        Return 0 if pluto runs already.  With `foreground`, pluto replaces this process.  Raises Failure if
-        pluto can't be started or does not answer.  If pluto ends, the Failure has pluto's exit status.
+        Return 0 also if pluto runs already and answers.  With `foreground`, pluto replaces this process; a
+        pluto that runs already is then an error.  Raises Failure if pluto can't be started or does not
+        answer.  If pluto ends with a status other than 0, the Failure has this status.
         """
         host = self.host
         argv = self._argv(foreground=foreground)
@@ -12809,7 +12815,8 @@ class Direct:
     def _prepare(self) -> None:
         """Check the configuration, and prepare the kernel, the NSS database and the NFLOG rules for pluto.
 
-        Raises Failure if one of them can't be used, or if a pluto runs already or may run.
+        Raises Failure or OSError if one of them can't be used, or if a pluto runs already or may run.  NFLOG
+        rules that can't be made are only reported.
         """
         host = self.host
         is_alone = check_not_running(host)
@@ -12842,7 +12849,10 @@ class Direct:
         return argv
 
     def _log(self) -> str:
-        """Return the path of pluto's log: logfile=, or pluto.log in /var/log or the run directory."""
+        """Return the path of pluto's log: logfile=, or pluto.log in /var/log.
+
+        If this process can't write to /var/log, pluto.log is in the run directory.
+        """
         own = "/var/log" if self.host.writable("/var/log") else self.host.rundir
         return Config(self.host).setup("logfile", f"{own}/pluto.log")
 
@@ -12850,7 +12860,7 @@ class Direct:
         """Start pluto and wait until it answers.
 
         Raises Failure if pluto ends, or does not answer within CHECK_TIME.  Before that, pluto is killed, its
-        last lines are printed on standard error, and what it left is removed.
+        last lines are printed on standard error, and clean_up() is called.
         """
         host, log = self.host, self._log()
         size_before = host.stat(log).st_size if host.exists(log) else 0
@@ -12875,7 +12885,7 @@ class Direct:
             if host.exists(log):
                 output += b"".join(host.chunks(log, size_before))
         except OSError as error:
-            output += encode(f"{error_text(error)}\n")  # /dev/null as logfile= can't be read
+            output += encode(f"{error_text(error)}\n")  # for example logfile=/dev/null, which is not opened
         complain(host, output)
         signs = clean_up(host)
         if signs:
@@ -12883,9 +12893,10 @@ class Direct:
         raise Failure(f"pluto {ending}", status or ERROR, f"its log: {log}")
 
     def stop(self) -> int:
-        """End pluto, remove what it left, and return 0.  It is no error if no pluto runs.
+        """End pluto, remove what it left (finish_stop()), and return 0.  It is no error if no pluto runs.
 
-        Raises Failure if pluto does not end or may still run.  The policies then stay in the kernel.
+        Raises Failure if pluto does not end, or if finish_stop() can't tell that it does not run.  The
+        policies then stay in the kernel.
         """
         if not self._announce("ipsec whack --shutdown [stop manually]"):
             return OK
@@ -12968,7 +12979,8 @@ def clean_up(host: Host) -> list[str]:
     """Remove the kernel states, policies, NFLOG rules and files that an ended pluto left.
 
     Restore its sysctls and resolv.conf, and return an empty list.  If a pluto may run, change nothing and
-    return the lines of signs_of_pluto().  Raises Failure and OSError if the kernel or a file system refuses.
+    return the lines of signs_of_pluto().  NFLOG rules that can't be removed cause a warning.  Raises Failure
+    or OSError if another change fails.
     """
     signs = stack_stop(host)
     if signs:
@@ -13043,9 +13055,9 @@ MANAGERS = (
 INTERPRETERS = {"openrc-run": "openrc", "runscript": "openrc", "rc.common": "procd"}
 # A process called `init` is not always sysvinit: WSL, LinuxKit and many images have one that runs no
 # services.  It counts as sysvinit only if one of these files exists.  sysvinit and busybox's init read
-# inittab; only sysvinit has the other files (init(8), initctl(5), telinit(8)).
+# inittab; of these two, only sysvinit has the other files (init(8), initctl(5), telinit(8)).
 SYSVINIT_MARKS = ("/etc/inittab", "/run/initctl", "/dev/initctl", "/sbin/telinit", "/usr/sbin/telinit")
-# Files of s6-overlay.  It is process 1 of containers, most of which are not expected to run pluto
+# Files of s6-overlay.  It is process 1 of containers, most of which are not expected to run pluto.
 S6_OVERLAY_MARKS = ("/package/admin/s6-overlay", "/etc/s6-overlay", "/etc/s6/init")
 # The environment variable in which act() passes the path of the init script that it runs, see runs_this()
 SCRIPT_MARK = "IPSEC_INIT_SCRIPT"
@@ -13076,7 +13088,8 @@ class Service(Record):
 def is_ours(text: str) -> bool:
     """Return whether a service belongs to libreswan, by the text of its unit or script.
 
-    A service called `ipsec` may be strongSwan's.  A text that names neither program counts as libreswan's.
+    A service called `ipsec` may be strongSwan's.  A text that names no program of NOT_OURS counts as
+    libreswan's.
     """
     text = text.lower()
     return "pluto" in text or "libreswan" in text or not any(word in text for word in NOT_OURS)
@@ -13251,8 +13264,9 @@ def named_service(host: Host, name: str, action: str) -> Service:
 def detected_service(host: Host, action: str) -> Service | None:
     """Return the service with which an init system of this host runs pluto.
 
-    Return None if no init system serves this process.  Raises Failure if process 1 is an init system without
-    a service for pluto, or if choose_service() can't decide between several services.
+    An init script of sysvinit is used also if sysvinit does not run.  Return None if no init system serves
+    this process, or if there is no service.  Raises Failure if process 1 is an init system that should have a
+    service (serves_host()) and there is none, or if choose_service() can't decide between several services.
     """
     where = outside(host)
     if where:
@@ -13283,14 +13297,13 @@ def serves_host(host: Host, manager: Manager) -> bool:
 
 
 def without_service(manager: Manager, action: str) -> Failure:
-    """Return the error for an init system that has no service for pluto.  It lists the paths searched."""
+    """Return the error for an init system that has no service for pluto.  It lists the names or paths of
+    services that were checked."""
     any_name = "{" + ",".join(SERVICE_NAMES) + "}"
-    places = " ".join(place.format(any_name) for place in manager.places.split())
-    if not places:
-        places = f"the units {', '.join(SERVICE_NAMES)}"
+    places = " ".join(place.format(any_name) for place in (manager.places or "{}.service").split())
     status = LSB_UNKNOWN if action == "status" else LSB_NOT_INSTALLED
-    return Failure(f"{manager.name} runs this host, but has no service for pluto", status,
-                   f"looked for {places}; ipsec setup {action} --init none needs no service")
+    hint = f"none of these belongs to pluto: {places}; ipsec setup {action} --init none needs no service"
+    return Failure(f"{manager.name} runs this host, but has no service for pluto", status, hint)
 
 
 def choose_service(host: Host, services: Sequence[Service], action: str) -> Service:
@@ -13313,8 +13326,9 @@ def choose_service(host: Host, services: Sequence[Service], action: str) -> Serv
 def act(host: Host, service: Service, action: str, *, dry: bool) -> int:
     """Run the action through the init system and return its exit status; with `dry`, only print the commands.
 
-    Raises Failure if the action can't be run, if pluto still runs after a stop, or if pluto does not answer
-    after a start.
+    If the exit statuses of the init system's commands are sufficient (`up` is empty), the command for a
+    start, restart or status replaces this process.  Raises Failure if the action can't be run, if pluto still
+    runs after a stop, or if pluto does not answer after a start.
     """
     manager = service.manager
     was_running = not dry and action == "stop" and find_pluto(host) is not None
@@ -13347,10 +13361,11 @@ def act(host: Host, service: Service, action: str, *, dry: bool) -> int:
 
 
 def check_action(host: Host, service: Service, action: str) -> None:
-    """Raise Failure if the init system can't do the action.
+    """Raise Failure if the action must not be passed to the init system.
 
-    The service may be masked.  The user may have named another ipsec.conf or run directory than the service
-    uses.  The configuration may have errors.
+    That is so if the service is masked, or if the user named another ipsec.conf or run directory than the
+    service uses.  It is also so if the configuration has errors that the init system would not report in
+    time.
     """
     if service.masked and action in ("start", "restart"):
         raise Failure(f"{service.name}.service is masked", ERROR, f"systemctl unmask {service.name}.service")
@@ -13359,7 +13374,9 @@ def check_action(host: Host, service: Service, action: str) -> None:
         raise Failure(f"{name} starts pluto with a configuration and a run directory of its own", USAGE,
                       f"to use others: ipsec --config … --rundir … setup {action} --init none")
     if action == "restart" or (service.manager.up and action == "start"):
-        check_config(host)  # with errors, a restart would end pluto and not start it again
+        # With errors, a restart would end pluto and not start it again.  If `up` is not empty, the init
+        # system's command for a start does not report them.
+        check_config(host)
 
 
 def ask_status(host: Host, manager: Manager, argv: Sequence[str]) -> int:
@@ -13383,7 +13400,7 @@ def await_start(host: Host) -> None:
 def clean_up_after(host: Host, manager: Manager, *, was_running: bool) -> None:
     """Remove what pluto left after the init system has stopped it.  Raises Failure if pluto still runs.
 
-    `was_running` tells whether pluto ran before the stop.
+    `was_running` is true if pluto ran before the stop.
     """
     with host.lock(host.rundir):
         if not wait_until(lambda: not find_pluto(host), STOP_TIMES[1][1]):
@@ -13405,8 +13422,8 @@ def clean_up_after(host: Host, manager: Manager, *, was_running: bool) -> None:
 class Opt(Record):
     """An option of a command: `names` are its spellings, `metavar` is the name of its value in the help.
 
-    `metavar` is None if the option has no value, and [X] if the value is optional and follows a `=`.  An
-    option with `many` may be repeated.
+    `metavar` is None if the option has no value, and [X] if the value is optional and follows a `=`.  If an
+    option is repeated, its last value counts, or with `many` all values.
     """
 
     names: str
@@ -13432,7 +13449,10 @@ class Args:
         return name in self.options
 
     def value(self, name: str, default: str = "") -> str:
-        """Return the last value of an option, or `default` if the option was not given."""
+        """Return the last value of an option, or `default` if the option was not given.
+
+        The value is empty if the option was given without one.
+        """
         return self.options.get(name, [default])[-1]
 
     def values(self, name: str) -> list[str]:
@@ -13477,7 +13497,8 @@ class Command:
     def parse(self, words: Sequence[str], others: Sequence[Opt] = ()) -> Args:
         """Parse the words after the command, which may include options from `others`.
 
-        Raises Failure(USAGE) if an option is unknown, or if the number of arguments is wrong.
+        If `options` is None, all words become operands.  Raises Failure(USAGE) as parse_options() does, or if
+        the number of arguments is wrong.
 
         argparse is not used, for two reasons: it takes a value that begins with a dash (a nickname, a
         connection) for an option, and importing it takes as long as the rest of the start.
@@ -13534,10 +13555,11 @@ def parse_options(options: Sequence[Opt], words: Sequence[str], args: Args, whos
                   permute: bool = True) -> list[str]:
     """Parse words: put the options into `args`, and return the operands.
 
-    The syntax is that of getopt_long(3) without abbreviations: `--name value`, `--name=value`, `-d value`;
-    `--` ends the options.  If an option takes a value, the next word is this value, even if it begins with a
-    dash.  If not `permute`, the first operand ends the options.  `whose` names the command in messages.
-    Raises Failure(USAGE).
+    The syntax is a part of that of getopt_long(3): `--name value`, `--name=value`, `-d value`; `--` ends the
+    options.  Abbreviated names, `-dVALUE` and joined options (`-ab`) are not supported.  If an option needs a
+    value, the next word is this value, even if it begins with a dash.  If not `permute`, the first operand
+    ends the options.  `whose` names the command in messages.  Raises Failure(USAGE) if an option is unknown,
+    lacks its value, or has a value that it does not take.
     """
     known = options_by_name(options)
     operands: list[str] = []
@@ -13664,7 +13686,7 @@ def load_rest(name: str = "") -> None:
     """Load the blocks of the archive that the command `name` needs, or all blocks if `name` is empty.
 
     Loading a block registers its commands.  If `name` is `:NAME`, the blocks that define the global NAME are
-    loaded (see load_part).  If ipsec.py runs as a plain file, all code is loaded, and nothing is done.
+    loaded (see load_part).  If ipsec.py runs as a plain file, do nothing, because all code is loaded already.
 
     The archive starts with the front, sections 1, 2, 10 and 12.  Each other section or subsection is a block.
     A block is a list of pieces of compressed bytecode.  The zlib dictionary of a piece is the end of the
@@ -13740,7 +13762,7 @@ def find_command(name: str) -> Command | None:
 def program_of(host: Host, name: str) -> str | None:
     """Return the path of the program `name` in the exec directory.
 
-    Return None if there is no such program, or if `name` is a path (ipsec(8)).
+    Return None if there is no such program, or if `name` is empty or a path (ipsec(8)).
     """
     if not name or "/" in name or name in (".", ".."):
         return None
@@ -13754,8 +13776,11 @@ SELF_TESTS = ("algparse", "asn1check", "cavp", "dncheck", "enumcheck", "getpeerc
 
 
 def is_mentioned(name: str) -> bool:
-    """Return whether libreswan's own `ipsec --help` would list this file of the exec directory: it is not
-    `ipsec` itself, nor an internal (`_...`), backup or self-test file."""
+    """Return whether --help lists this file of the exec directory.
+
+    As in libreswan, it does not list `ipsec` itself, internal files (`_...`) and backups.  It does not list
+    the SELF_TESTS either, which libreswan's own help lists.
+    """
     if name == "ipsec" or name in SELF_TESTS:
         return False
     return not name.startswith("_") and not name.endswith((".old", ".orig", "~"))
@@ -13809,19 +13834,19 @@ def describe(entry: Command) -> str:
     return "\n\n".join(parts)
 
 
-# Commands that some releases of libreswan (3.29 to 5.4) have as programs.  The value says why the command
-# can't run, and gives a hint.
+# Commands of some releases of libreswan (3.29 to 5.4) that are not built in.  Each value is the end of a
+# message, which says why the command can't run, and a hint.
 NOT_HERE = {
     **dict.fromkeys(("eroute", "klipsdebug", "pf_key", "spi", "spigrp", "tncfg"),
                     ("is a command of KLIPS, a kernel stack that libreswan 4.0 and later does not have",
                      "ipsec look shows the states and policies of Linux's own stack")),
     "portexcludes": ("is a script that libreswan's packages don't include",
                      "write conns with type=passthrough"),
-    "pluto": ("is a program of libreswan that is not installed here", "apt-get install libreswan"),
-    "unbound": ("is a script of libreswan that is not installed here",
+    "pluto": ("is a program of libreswan that is not installed here", ""),
+    "unbound": ("is a command of libreswan's own ipsec script, and is not built in here",
                 "unbound-control set_option ipsecmod-enabled: yes"),
-    "letsencrypt": ("is a script of libreswan 4.0 and later that is not installed here", "ipsec import FILE"),
-    "showroute": ("is a program of libreswan 4.10 and later that is not installed here",
+    "letsencrypt": ("is a script of libreswan 3.30 and later that is not installed here", "ipsec import FILE"),
+    "showroute": ("is a program of libreswan 4.8 and later that is not installed here",
                   "ipsec show ADDRESS"),
     "eddsasigkey": ("is a program of libreswan 5.4 that is not installed here",
                     "ipsec newhostkey makes other keys"),
@@ -13854,9 +13879,10 @@ CHANGING = frozenset("""
 def unknown_command(host: Host, name: str) -> Failure:
     """Return the error for a command that is neither built in nor in the exec directory.
 
-    If `name` is a known synonym, the error names its command.  Otherwise the error suggests a command with a
-    similar name.  It suggests a command that changes something only if the two names differ in one letter, or
-    in the order of two letters, because the user may mean a command that only reads.
+    For a name of NOT_HERE, the error says why the command can't run.  For one of SYNONYMS, it names the
+    command.  Otherwise it suggests a command with a similar name.  It suggests a command that changes
+    something only if the two names differ in one letter, or in the order of two letters, because the user may
+    mean a command that only reads.
     """
     if "/" in name or name in (".", "..", ""):
         return Failure(f"ipsec: {quote(name)} is not a command name", ERROR,
@@ -13864,6 +13890,8 @@ def unknown_command(host: Host, name: str) -> Failure:
     known = command_names(host)
     if name in NOT_HERE:
         reason, hint = NOT_HERE[name]
+        if name == "pluto":
+            hint = install_command(host, "libreswan")
         return Failure(f"ipsec {name}: {reason}", ERROR, hint)
 
     if name in SYNONYMS:

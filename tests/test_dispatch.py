@@ -301,6 +301,11 @@ def test_a_synonym_names_the_command_and_runs_nothing(word: str, meant: str) -> 
     assert failure.status == 1 and failure.hint == f"use: ipsec {meant}"
 
 
+def test_the_hint_for_pluto_names_this_hosts_package_manager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ipsec.Host, "executable", lambda self, name: name.endswith("/dnf"))
+    assert ipsec.unknown_command(ipsec.Host({}), "pluto").hint == "dnf install libreswan"
+
+
 @pytest.mark.parametrize("word, meant", [
     ("satrt", "did you mean start?"), ("stattus", "did you mean status?"), ("verfy", "did you mean verify?"),
     ("stopp", "did you mean stop?"), ("reloda", "did you mean reload?"),
