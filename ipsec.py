@@ -25620,15 +25620,15 @@ class Reload:
         return None
 
     def apply(self, step: Step) -> bool:
-        """Do one step and return True.  If pluto refuses it, print the reason to stderr and return False."""
+        """Do one step and return True.  If the step fails, print the reason to stderr and return False."""
         must_delete = step.mark == "-"
         if step.mark == "~" and step.loads:
             # addconn of libreswan 5.0 and later replaces a connection by itself
             must_delete = leading_version(probe(self.host, self.timeout).version) < (5,)
-        if must_delete:
-            self.whack("--name", step.name, "--delete")
-
         ran = Ran(OK, b"", b"")
+        if must_delete:
+            ran = self.whack("--name", step.name, "--delete")
+
         if step.loads:
             names = [step.name]
             if step.name.startswith("-"):

@@ -139,6 +139,16 @@ def test_a_connection_that_addconn_refuses_with_status_0_is_refused(monkeypatch:
         assert step is not None and step.mark == "!" and step.text.startswith(who)
 
 
+def test_a_connection_that_pluto_does_not_delete_is_told(monkeypatch: pytest.MonkeyPatch,
+                                                         capsys: pytest.CaptureFixture[str]) -> None:
+    reload = object.__new__(ipsec.Reload)
+    reload.host = ipsec.Host({})
+    for status in (0, 33):
+        monkeypatch.setattr(reload, "whack", lambda *_, status=status: ipsec.Ran(status, b"", b"pluto is gone\n"))
+        assert reload.apply(ipsec.Step("-", "a", "not in ipsec.conf")) is (status == 0)
+    assert "pluto is gone" in capsys.readouterr().err
+
+
 def test_a_copy_without_its_pool_has_only_keywords_of_every_release(monkeypatch: pytest.MonkeyPatch) -> None:
     """Libreswan up to 4.7 knows salifetime= and not ipsec-lifetime=, the name of the same setting in later releases."""
     reload = object.__new__(ipsec.Reload)
