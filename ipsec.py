@@ -24836,8 +24836,9 @@ def report_summary(report: Report) -> Iterator[str]:
 def verify_summary(verdicts: Sequence[Finding], explained: Collection[str], room: int) -> Iterator[str]:
     """Yield a line with the number of results of each level of verify, and a line for each problem.
 
-    FAIL comes before WARN.  At most `room` problems are shown.  Two problems are left out, because other
-    lines of the summary show them: pluto does not run, and a connection in `explained` is down.
+    FAIL comes before WARN.  At most `room` problems are shown, and a last line has the number of the others.
+    Two problems are left out, because other lines of the summary show them: pluto does not run, and a
+    connection in `explained` is down.
     """
     levels = [finding.level for finding in verdicts]
     yield (f"verify: {levels.count('FAIL')} FAIL, {levels.count('WARN')} WARN, "
@@ -24858,7 +24859,7 @@ def verify_summary(verdicts: Sequence[Finding], explained: Collection[str], room
 
 
 def distribution_name(host: Host) -> str:
-    """Return PRETTY_NAME of os-release(5), or `unknown distribution` if it can't be read."""
+    """Return PRETTY_NAME of os-release(5), or `unknown distribution` if it is not set or can't be read."""
     for name in ("/etc/os-release", "/usr/lib/os-release"):
         try:
             for line in host.lines(name):
@@ -24870,7 +24871,7 @@ def distribution_name(host: Host) -> str:
 
 
 def pluto_summary(report: Report, diagnoser: Diagnoser) -> str:
-    """Return a line about pluto: the process and its start or, if pluto does not run, its last message."""
+    """Return a line about pluto: process and start time or, without a process, the last line of its log."""
     host = report.host
     pid = visible_pluto(host)
     line = pluto_line(host, pid)
@@ -24905,12 +24906,12 @@ def no_tunnels_line(report: Report, error: Failure | OSError) -> str:
 def tunnels_summary(rows: list[TunnelRow], config: Config) -> Iterator[str]:
     """Yield a line for each of the first SUMMARY_TUNNELS connections, then the number of other connections.
 
-    Connections that should be up but are down come first.
+    Connections that should be up but are down come first, then other connections that are not up.  If there
+    are no `rows`, yield a line that says so.  This function sorts `rows`.
     """
     if not rows:
         yield f"connections: pluto has none{configured_connections(config)}"
-    troubled = ("down", "connecting", "partly up")
-    rows.sort(key=lambda row: (not row.fails, row.state not in troubled))
+    rows.sort(key=lambda row: (not row.fails, row.state not in ("down", "connecting")))
     now = time.time()
     for row in rows[:SUMMARY_TUNNELS]:
         since = "" if row.since is None else f" {short_time(now - row.since)}"
@@ -24922,7 +24923,7 @@ def tunnels_summary(rows: list[TunnelRow], config: Config) -> Iterator[str]:
 
 
 def tunnel_line_end(row: TunnelRow) -> str:
-    """Return the end of a tunnel's line: its problem, networks and traffic, each after a comma."""
+    """Return the end of the line about a tunnel: problem, networks and traffic, each after a comma."""
     text = ""
     if row.problem:
         text += f", {row.problem}"
@@ -24936,7 +24937,7 @@ def tunnel_line_end(row: TunnelRow) -> str:
 
 
 def configured_connections(config: Config) -> str:
-    """Return the end of a line, with the connections of ipsec.conf.  Return "" if it has no connections."""
+    """Return the end of a line, with the connections of ipsec.conf.  Return "" if there are none."""
     conns = [f"{conn.name} (auto={conn.auto})" for conn in config.conns()]
     if not conns:
         return ""
@@ -24993,9 +24994,9 @@ def firewall_summary(host: Host) -> str:
     return f"firewall: {text}"
 
 
-# --- configuration: what libreswan's own programs say of it, and what a report shows ------------------------
+# --- configuration: addconn, readwriteconf, and the commands that mask secrets ------------------------------
 
-# Options that list connections.  An option lists the connections whose auto= has one of the values
+# Options that list connections, each with values of auto=.  The option lists connections with these values
 ADDCONN_LISTS = {
     "--listall": ("ignore", "add", "ondemand", "start", "keep"), "--listadd": ("add",),
     "--listroute": ("ondemand", "start"), "--liststart": ("start",), "--listignore": ("ignore",)}
@@ -25012,18 +25013,20 @@ LIST_OPTIONS = [Opt(name, None, f"print the names of connections with auto={' or
         Opt("--configsetup", None, "print the settings of config setup as assignments for a shell"),
         Opt("--varprefix", "PREFIX", "the prefix of the variables of --configsetup"),
         Opt("--noexport", None, "do not print the word export before the variables"),
-        Opt("--liststack", None, "print the protocol stack"),
+        Opt("--liststack", None, "print the IPsec stack (protostack=)"),
         *LIST_OPTIONS,
-        Opt("--autoall --addall", None, "load all connections as auto= says (needs libreswan's addconn)"),
+        Opt("--autoall --addall", None,
+            "load, route or start all connections, as auto= says (needs libreswan's addconn)"),
         Opt("--ctlsocket --ctlbase", "FILE", "pluto's control socket"),
-        Opt("--verbose --debug", None, "print more messages")),
+        Opt("--verbose --debug", None, "print more messages (libreswan's addconn only)")),
     details="If libreswan's addconn is installed, this command runs it. Otherwise, a built-in reader does "
             "all of this except loading connections.")
 def addconn_command(host: Host, args: Args) -> int:
-    """Run `ipsec addconn`.  Return 0, or 3 if the configuration can't be loaded.
+    """Run `ipsec addconn` without libreswan's addconn; return OK.
 
     Raises Missing (status 127) if the arguments ask to load connections, because only libreswan's addconn can
-    load them.
+    load them.  Raises Failure with status 2 if the arguments ask for nothing, and with status 3 if the
+    configuration can't be loaded.
     """
     if args.operands or args.flag("--autoall"):
         raise Missing(f"ipsec addconn: loading connections needs libreswan's own program in {host.execdir}",
@@ -25069,7 +25072,7 @@ def print_setup(host: Host, args: Args, config: Config) -> None:
 
     export = "" if args.flag("--noexport") else "export"
     for key, value in values.items():
-        # a quote is escaped, so that a shell never runs a part of the value (libreswan's addconn does not)
+        # a quote is escaped, so that a shell never runs a part of the value; libreswan's addconn lacks this
         quoted = value.replace("'", "'\\''")
         host.print(f"{export} {key.replace('-', '_')}='{quoted}'")
 
@@ -25106,14 +25109,17 @@ def setup_values(host: Host, config: Config) -> Iterator[tuple[str, str]]:
     summary="print ipsec.conf with also=, %default and includes resolved",
     options=(
         Opt("--config", "FILE", "the configuration file; - is standard input"),
-        Opt("--conn", "CONN", "print only this connection"),
+        Opt("--conn", "CONN", "of all connections, print only this one"),
         Opt("--nosetup", None, "do not print the section config setup"),
         Opt("--rootdir", "DIR", "read all files below DIR, as ipsec --root does"),
-        Opt("--verbose --debug", None, "print more messages")),
+        Opt("--verbose --debug", None, "print more messages (libreswan's readwriteconf only)")),
     details="If libreswan's readwriteconf is installed, this command runs it. Otherwise, a built-in reader "
             "prints the configured values, without default values.")
 def readwriteconf_command(host: Host, args: Args) -> int:
-    """Run `ipsec readwriteconf`.  Return 0, or 3 if the configuration can't be loaded."""
+    """Run `ipsec readwriteconf` without libreswan's readwriteconf; return OK.
+
+    Raises Failure with status 3 if the configuration can't be loaded.
+    """
     if args.flag("--rootdir"):
         host = Host(host.env, root=args.value("--rootdir"), conf=host.conf)
     config = own_reader(host, args, "readwriteconf")
@@ -25125,8 +25131,8 @@ def readwriteconf_command(host: Host, args: Args) -> int:
 def config_lines(config: Config, name: str = "", *, setup: bool = True) -> Iterator[str]:
     """Yield the lines of an ipsec.conf with the same settings, but without also=, %default and includes.
 
-    If `name` is not empty, only the connection `name` is included.  If `setup` is true, the section config
-    setup is included.
+    If `name` is not empty, no other connection is included.  If `setup` is true, the section `config setup`
+    is included.
     """
     if setup:
         yield "config setup"
@@ -25152,9 +25158,9 @@ def config_lines(config: Config, name: str = "", *, setup: bool = True) -> Itera
 
 
 def known_to_all(key: str) -> str:
-    """Return the keyword or an alias of the keyword that every release knows.
+    """Return the keyword if every release knows it.  Otherwise return an alias that every release knows.
 
-    Return `key` itself if there is no such spelling.
+    Return `key` itself if there is no such alias.
     """
     words = vocabulary(False)
     aliases = [alias for alias in ALIASES if ALIASES[alias] == key]
@@ -25176,7 +25182,8 @@ def keyword_order(key: str) -> int:
 def quoted_value(value: str) -> str:
     """Return a value as it must be written in ipsec.conf.
 
-    If libreswan would read the bare value differently, the value is quoted, or in braces if it has a quote.
+    If libreswan would read the bare value differently, the value is put in quotes or, if it contains a quote,
+    in braces.
     """
     if value and split_value(value) == (value, ""):
         return value
@@ -25221,7 +25228,8 @@ def keycensor_command(host: Host, args: Args) -> int:
 
 @command("redact", "[FILE...]", rescue=True, summary="mask secrets in any text, as barf does",
          details="Prints files, or standard input, with secrets masked, in the same way as barf prints a "
-                 "log. Lines that other programs wrote to a system log, and hex dumps, are left out.")
+                 "log. Dumped bytes are masked, too. Lines that other programs wrote to a system log are "
+                 "left out.")
 def redact_command(host: Host, args: Args) -> int:
     """Run `ipsec redact`.  Return 0, or 1 if a file can't be read."""
     log = LogFilter()
@@ -25266,7 +25274,7 @@ def filtered(host: Host, names: Sequence[str], censor: Callable[[Iterable[bytes]
 COPY_PREFIX = "ipsec.reload."  # the start of the name of a copy
 COPIES_AT_A_TIME = 50
 ADD_TIME = 10  # the time limit of addconn for each connection, in seconds; a slow and busy host needed 5
-# The fields of a status line that change while a connection is used
+# The beginnings of the fields of a status line that change while a connection is used
 STATE_FIELDS = ("newest ", "conn serial", "instance serial", "eroute owner", "routing", "owner",
                 "negotiating ", "established ")
 CLIENT_FIELDS = ("my_ip", "dns", "domains")  # fields of a client that the peer can set by mode config
@@ -25295,7 +25303,7 @@ class Loaded:
         self.routed = self.is_up = False
 
     def add(self, part: str, text: str) -> None:
-        """Add one line of the status.  `text` is the line without the name of the connection before it."""
+        """Add one line of the status.  `text` is the line without the connection's name at its start."""
         text = text.lstrip(":").strip().rstrip(";")
         fields = text.split("; ")
         if part not in self.parts:  # the first line has the networks, then the routing
@@ -25312,7 +25320,8 @@ class Loaded:
     def definition(self, conn: Conn, *, in_use: bool) -> dict[str, list[str]]:
         """Return the fields of each part that come only from ipsec.conf.
 
-        `in_use`: the connection has a policy or a tunnel.  Then fields that the peer can set are left out.
+        `in_use`: the connection has a policy or a tunnel.  Then, if this host is a client (mode config),
+        fields that the peer can set are left out.
         """
         skipped: tuple[str, ...] = ()
         first = 0
@@ -25365,15 +25374,15 @@ def changed_fields(old: Mapping[str, Sequence[str]], new: Mapping[str, Sequence[
 
 
 def unseen_keywords(conn: Conn) -> list[str]:
-    """Return the keywords of a connection that pluto's status does not show."""
+    """Return the keywords that are set for a connection and that pluto's status does not show."""
     return sorted(UNSEEN_KEYWORDS & conn.settings.keys())
 
 
 class Digests:
     """Digests of the settings that pluto's status does not show, from the last reload of the same pluto.
 
-    They are stored in a file in the run directory.  The first line is `pluto PID START`.  Then a line
-    `DIGEST NAME` follows for each connection.
+    They are stored in a file in the run directory.  The first line of the file is `pluto PID START`.  Then a
+    line `DIGEST NAME` follows for each connection.
     """
 
     def __init__(self, host: Host) -> None:
@@ -25416,14 +25425,17 @@ class Digests:
         return keys
 
     def changed(self, conn: Conn) -> bool:
-        """Return whether the settings differ from the settings at the last reload.
+        """Return whether the settings of unseen_keywords() have changed since the last reload.
 
         Return False if there is no digest of the connection.
         """
         return self.digests.get(conn.name, self.digest(conn)) != self.digest(conn)
 
     def keep(self, conns: Iterable[Conn]) -> None:
-        """Write the digests of these connections to the file.  Raises OSError if it can't be written."""
+        """Write the digests of these connections to the file, unless pluto's process was not found.
+
+        Raises OSError if the file can't be written.
+        """
         if self.owner:
             lines = [self.owner, *(f"{self.digest(conn)} {conn.name}" for conn in conns)]
             self.host.replace(self.name, "\n".join(lines) + "\n")
@@ -25432,10 +25444,10 @@ class Digests:
 class Step(Record):
     """One step of a reload.
 
-    `mark` is + (add), ~ (change), - (delete), ! (pluto refuses the definition) or ? (unknown whether the
-    connection has changed).  `text` is the reason or an explanation.  `auto` is `start` or `ondemand` if the
-    connection must be started or routed at the end of the step.  `loads`: the step loads the connection from
-    ipsec.conf.  If `loads` is false, a ~ step only starts or routes the connection.
+    `mark` is + (add), ~ (replace, start or route), - (delete), ! (the definition has an error, or pluto
+    refuses it) or ? (unknown whether the connection has changed).  `text` is the reason or an explanation.
+    `loads`: the step loads the connection from ipsec.conf.  If `auto` is `start` or `ondemand`, the
+    connection is started or routed at the end of the step; other values have no effect.
     """
 
     mark: str
@@ -25446,7 +25458,7 @@ class Step(Record):
 
 
 def addconn_refuses(ran: Ran, name: str) -> bool:
-    """Return whether addconn printed that a connection has an error.  Its exit status can be 0 then."""
+    """Return whether addconn printed that a connection has an error.  addconn's exit status can be 0 then."""
     return f"conn {name} did not load properly" in decode(ran.out + ran.err)
 
 
@@ -25470,7 +25482,10 @@ class Reload:
         host.conf = os.path.abspath(host.conf)
 
     def check(self) -> None:
-        """Read ipsec.conf and the files with secrets.  Raises Failure if one of them has an error."""
+        """Read ipsec.conf and the files with secrets.
+
+        Raises Failure if one of them has an error.  A missing secrets file is no error.
+        """
         check_config(self.host)
         self.config = Config(self.host)
         _, problems = secret_files(self.host, secrets_file(self.host, self.config))
@@ -25480,7 +25495,10 @@ class Reload:
                               "ipsec rereadsecrets loads the entries that pluto can read")
 
     def whack(self, *words: str) -> Ran:
-        """Run libreswan's whack or the built-in whack, and return the exit status and the output."""
+        """Run libreswan's whack or the built-in whack, and return the exit status and the output.
+
+        If the built-in whack fails, its error is returned as output.
+        """
         if self.runner.compiled:
             argv = [self.runner.compiled, "--ctlsocket", self.host.ctlsocket, *words]
             return self.host.run(argv, timeout=self.timeout)
@@ -25509,7 +25527,7 @@ class Reload:
         return self.load_copies(lines, [conn.name for conn in conns])
 
     def loads_without_pool(self, conn: Conn) -> bool:
-        """Return whether pluto accepts a copy of the connection that has no address pool.
+        """Return whether the connection has an address pool and pluto accepts a copy without this pool.
 
         Pluto refuses a copy whose pool overlaps with the connection's pool but is not equal to that pool.
         """
@@ -25545,7 +25563,10 @@ class Reload:
             self.whack("--name", name, "--delete")
 
     def plan(self) -> tuple[list[Step], int, list[str]]:
-        """Return (steps, number of unchanged connections, names that only pluto has and that are kept)."""
+        """Return (steps, number of unchanged connections, names that only pluto has and that are kept).
+
+        To find the steps, copies are loaded into pluto and deleted again, even with --dry-run.
+        """
         self.digests = Digests(self.host)
         loaded = loaded_connections(self.host, self.timeout)
         copies = [name for name in loaded if name.startswith(COPY_PREFIX)]  # from a reload that was killed
@@ -25575,7 +25596,7 @@ class Reload:
     def compare_all(self, conns: Sequence[Conn], loaded: Mapping[str, Loaded]) -> list[Step]:
         """Return the steps for connections that are in ipsec.conf and loaded.
 
-        An unchanged connection has no step.
+        Connections that need no step (compare()) are left out.
         """
         steps = []
         for start in range(0, len(conns), COPIES_AT_A_TIME):
@@ -25588,9 +25609,10 @@ class Reload:
         return steps
 
     def compare(self, conn: Conn, loaded: Loaded, copy: Loaded | None) -> Step | None:
-        """Return the step for a connection that is in ipsec.conf and loaded, or None if it has not changed.
+        """Return the step that a connection in ipsec.conf and in pluto needs, or None if it needs none.
 
-        `copy` has the definition in ipsec.conf.  It is None if pluto or addconn refuses that definition.
+        A connection whose definition has not changed can still need a step.  `copy` has the definition in
+        ipsec.conf.  It is None if pluto or addconn refuses that definition.
         """
         if copy is None and self.loads_without_pool(conn):
             return Step("~", conn.name, "another address pool", conn.auto, loads=True)
@@ -25655,8 +25677,9 @@ class Reload:
 
         In IKEv2, connections to the same peer share an IKE SA, which belongs to one of these connections.
         When that connection is replaced or deleted, the IKE SA ends with all its tunnels.  The result has a
-        dict for the name of each step.  The keys of this dict are the interrupted connections.  A value is
-        True if this host can initiate the connection again, which is not possible for an instance.
+        dict for the name of each step that interrupts connections.  The keys of this dict are these
+        connections.  A value is True if this host can initiate the connection again, which is not possible
+        for an instance.
         """
         ending = {step.name for step in steps if step.mark == "-" or (step.mark == "~" and step.loads)}
         if not ending:
@@ -25675,7 +25698,8 @@ class Reload:
     def run(self, *, dry: bool) -> int:
         """Make pluto reread secrets and certificates, then print and apply each step of the plan.
 
-        If `dry` is true, only print the plan.  Return OK, or ERROR if pluto refuses a step.
+        If `dry` is true, only print the plan.  Return OK, or ERROR if a step fails or is refused.  Raises
+        Failure, before any connection is changed, if the configuration, the secrets or pluto has a problem.
         """
         self.check()
         if not dry:
@@ -25734,13 +25758,13 @@ def step_counts(steps: Sequence[Step]) -> str:
         DRY_RUN_OPTION, Opt("--prune", None, "also delete connections that are in pluto, but not in the "
                                              "configuration")),
     details="Adds new connections, replaces changed ones, and makes pluto reread secrets and certificates. "
-            "Unchanged tunnels are not touched. If the configuration or a file with secrets has an error, "
-            "nothing is changed.")
+            "Unchanged tunnels are not touched, unless they share the IKE SA of a replaced or deleted "
+            "connection. If the configuration or a file with secrets has an error, nothing is changed.")
 def reload_command(host: Host, args: Args) -> int:
-    """Run `ipsec reload`.  Return 0, or 1 if pluto refuses a connection.
+    """Run `ipsec reload`.  Return 0, or 1 if a connection is refused.
 
-    Raises Failure with addconn's exit status if ipsec.conf is invalid, or with status 33 if pluto does not
-    run.
+    Raises Failure with addconn's exit status if ipsec.conf is invalid, 1 if a file with secrets has an error,
+    33 if pluto does not answer, and 127 without libreswan's addconn.
     """
     reload = Reload(host, args)
     await_pluto(host, reload.timeout)
