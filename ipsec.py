@@ -25790,7 +25790,10 @@ START_OPTIONS = (
 
 
 def control_service(host: Host, args: Args, action: str) -> int:
-    """Start, stop, restart or query pluto, through the init system or directly; return the exit status."""
+    """Start, stop, restart or query pluto, through the init system or directly; return the exit status.
+
+    Raises the same errors as find_service() and act() or, without an init system, those of class Direct.
+    """
     host.conf = args.value("--config") or host.conf
     dry, foreground = args.flag("--dry-run"), args.flag("--foreground")
     if foreground and action != "start":
@@ -25813,11 +25816,11 @@ SETUP_ACTIONS = ("start", "stop", "restart", "status")
 
 
 SETUP_DETAILS = """\
-The command calls the init system that runs this host and exits with its status; the line "Redirecting to:"
-shows the call. An init system that is only installed is not used. Without an init system, as in a container,
-an initramfs or a chroot, the command starts and stops pluto directly. Then a start checks the configuration,
-prepares the kernel, the NSS database and the NFLOG rules, starts pluto, and exits with 0 only if pluto
-answers.
+The command calls the init system that runs this host; the line "Redirecting to:" shows the call. The exit
+status is that of the init system, or 1 if pluto does not answer after a start or still runs after a stop. An
+init system that is only installed is not used. Without an init system, as in a container, an initramfs or a
+chroot, the command starts and stops pluto directly. Then a start checks the configuration, prepares the
+kernel, the NSS database and the NFLOG rules, starts pluto, and exits with 0 only if pluto answers.
 
 Exit status of status: 0 if pluto runs, 1 if it is dead and its pid file exists, 3 if it does not run, 4 if
 that is unknown."""
@@ -25828,9 +25831,9 @@ that is unknown."""
                   *(Opt(f"--{action}", None, f"the same as {action}") for action in SETUP_ACTIONS)),
          details=SETUP_DETAILS)
 def setup_command(host: Host, args: Args) -> int:
-    """Run `ipsec setup ACTION` and return the exit status of the init system.
+    """Run `ipsec setup ACTION` and return the exit status, see control_service().
 
-    Without an init system, pluto is controlled directly (class Direct), and the status of that is returned.
+    Raises Failure(USAGE) unless the arguments are exactly one action.
     """
     aliases = {"_autostart": "start", "_autostop": "stop"}
     actions = [aliases.get(word, word) for word in args.operands]
@@ -25876,8 +25879,8 @@ def restart_command(host: Host, args: Args) -> int:
 def stackmanager_command(host: Host, args: Args) -> int:
     """Run `ipsec _stackmanager ACTION` and return OK.
 
-    Raises Failure for an unknown action, with status 4 if the user is not root, or if a stop finds that pluto
-    may still run.
+    Raises Failure if the action is unknown, if the user is not root (status 4), if the configuration has
+    errors, or if a stop finds that pluto may still run.
     """
     action = args.operands[0]
     if action not in ("start", "stop", "restart"):
@@ -25897,7 +25900,7 @@ def stackmanager_command(host: Host, args: Args) -> int:
     return OK
 
 
-PLUTORUN_PAUSE = 10.0  # seconds between a failure of pluto and its next start
+PLUTORUN_PAUSE = 10.0  # seconds between a failure of pluto and the next start of the service
 # For each exit status of pluto after which pluto is not started again, the message to log
 PLUTORUN_ENDS = {
     0: "pluto killed by SIGTERM, terminating without restart",
@@ -25906,12 +25909,14 @@ PLUTORUN_ENDS = {
 }
 
 
-@command("_plutorun", "[OPTION...]", summary="run pluto with these options, and start it again when it fails",
-         options=None, hidden=True)
+@command("_plutorun", "[OPTION...]", options=None, hidden=True,
+         summary="run pluto with these options, and start the service again if pluto fails")
 def plutorun_command(host: Host, args: Args) -> int:
-    """Run `ipsec _plutorun`: start pluto, wait until it ends, and start it again if it failed.
+    """Run `ipsec _plutorun`: start pluto with the given options, and wait until pluto ends.
 
-    Return OK if pluto ended with a status in PLUTORUN_ENDS, or ERROR if it failed or was already running.
+    Return OK if pluto ended with a status in PLUTORUN_ENDS, or ERROR if pluto failed or was already running.
+    If pluto failed, a child process starts the service again.  Raises Failure if the NSS database can't be
+    used, or if a pluto may run.
     """
     syslog = need("syslog", "_plutorun's log")
 
@@ -25975,7 +25980,7 @@ NSS_OPTIONS = (NSSDIR_OPTION, CONFIGDIR_OPTION, PASSWORD_OPTION)
 def nss_database(host: Host, args: Args, name: str, password_option: str = "--password-file") -> NssDatabase:
     """Return the database that the options of the command `name` select.
 
-    Raises Failure for an option without a value, or if the password file can't be read.
+    Raises Failure if --nssdir has no value, or if the password file can't be read.
     """
     if args.flag("--configdir"):
         host.warn(f"{name} warning: --configdir is obsoleted, use --nssdir")
@@ -26065,8 +26070,9 @@ def nss_tool_command(name: str, directory: str, secret: str) -> None:
     """Register a command that runs a tool of NSS on the database.
 
     `directory` is the option with which the tool gets the directory of the database.  `secret` is the option
-    with which the tool gets a password file, or empty if the tool has none.  The command adds this option if
-    the file nsspassword has a password.
+    with which the tool gets a password file, or empty if the tool has no such option.  If the file
+    nsspassword has a password, the command adds this option, unless the arguments already say which password
+    to use.
     """
 
     @command(name, "ARG...", options=None, summary=f"run NSS's {name} on the database",
@@ -26110,9 +26116,10 @@ nss_tool_command("vfychain", "-d", "-f")
     Opt("--ckaid", "HEX", "show the key whose CKAID starts with HEX"),
     Opt("--rsaid", "ID", "show the RSA key that has the keyid ID")))
 def showhostkey_command(host: Host, args: Args) -> int:
-    """Run `ipsec showhostkey` if libreswan's own showhostkey is not installed; return OK.
+    """Run `ipsec showhostkey` without libreswan's showhostkey; return OK.
 
-    Raises Failure with status 20 if the database does not have the requested key.
+    Raises Failure with status 20 if the database does not have the requested key, and with status 2 if the
+    options are wrong.
     """
     keys = nss_database(host, args, "showhostkey").keys()
     if args.flag("--list"):
@@ -26136,7 +26143,7 @@ def showhostkey_command(host: Host, args: Args) -> int:
 
 
 def chosen_key(keys: Sequence[HostKey], ckaid: str, rsaid: str) -> HostKey:
-    """Return the first key whose CKAID starts with `ckaid`, or the RSA key whose keyid is `rsaid`.
+    """Return the first key whose CKAID starts with `ckaid`, or which is an RSA key with the keyid `rsaid`.
 
     Raises Failure if both are empty or no key matches.
     """
@@ -26154,13 +26161,20 @@ def chosen_key(keys: Sequence[HostKey], ckaid: str, rsaid: str) -> HostKey:
 def ipseckey_record(key: HostKey, gateway: str, precedence: str, as_spki: bool) -> str:
     """Return the text of an IPSECKEY record for the DNS (RFC 4025) with a public key.
 
-    If `as_spki`, the key is written as DER SubjectPublicKeyInfo.
+    `gateway` is an IP address, or empty for none.  If `as_spki`, the key is written as DER
+    SubjectPublicKeyInfo.  Raises Failure(USAGE) if the gateway or the precedence is invalid.
     """
     texts = key_texts(key)
     algorithm, public_key = (4, texts.spki) if as_spki else (texts.algorithm, texts.base64)
     gateway_type = 0  # no gateway
-    if gateway:
-        gateway_type = 2 if ":" in gateway else 1  # IPv6, IPv4
+    try:
+        if gateway:
+            gateway_type = 1 if len(packed_address(gateway)) == 4 else 2  # IPv4, IPv6
+        if not is_number(precedence) or int(precedence) > 255:
+            raise ValueError
+    except (ValueError, OSError):
+        raise Failure("ipsec showhostkey: --gateway must be an IP address, --precedence a number up to 255",
+                      USAGE) from None
     return (f"{os.uname().nodename}.    IN    IPSECKEY  {precedence} {gateway_type} {algorithm} "
             f"{gateway or '.'} {public_key}")
 
@@ -26204,9 +26218,9 @@ def check_key_size(name: str, kind: str, size: str) -> None:
 
 
 def make_key(host: Host, args: Args, name: str, kind: str, size: str) -> int:
-    """Create a key pair in the database, print its CKAID as rsasigkey(8) does, and return OK.
+    """Create a key pair in the database, print its CKAID to standard error unless --quiet, and return OK.
 
-    Raises Failure if the key can't be created.
+    Raises Failure if `size` is invalid, or if the key can't be created.
     """
     base = nss_database(host, args, name)
     if args.flag("--password"):
@@ -26235,8 +26249,8 @@ def make_key(host: Host, args: Args, name: str, kind: str, size: str) -> int:
 def newhostkey_command(host: Host, args: Args) -> int:
     """Run `ipsec newhostkey`; return OK.
 
-    Raises Failure with status 1 if the size of an RSA key is not a multiple of 16, 2 for another usage error,
-    and 4 if certutil fails.
+    Raises Failure with status 1 if the size of an RSA key is not a multiple of 16 or a file can't be read, 2
+    for another usage error, and 4 if certutil fails.
     """
     kind = args.value("--keytype", "rsa")
     if kind not in ("rsa", "ecdsa"):
@@ -26251,9 +26265,9 @@ def newhostkey_command(host: Host, args: Args) -> int:
 @command("rsasigkey", "[BITS]", summary="create an RSA key pair in the NSS database", options=KEY_OPTIONS,
          fallback=True)
 def rsasigkey_command(host: Host, args: Args) -> int:
-    """Run `ipsec rsasigkey [BITS]` if libreswan's own rsasigkey is not installed; return OK.
+    """Run `ipsec rsasigkey [BITS]` without libreswan's rsasigkey; return OK.
 
-    Raises Failure if the key can't be created.
+    Raises Failure as make_key().
     """
     return make_key(host, args, "rsasigkey", "RSA", args.operands[0] if args.operands else "3072")
 
@@ -26261,9 +26275,9 @@ def rsasigkey_command(host: Host, args: Args) -> int:
 @command("ecdsasigkey", "[CURVE]", summary="create an ECDSA key pair in the NSS database",
          options=KEY_OPTIONS, fallback=True)
 def ecdsasigkey_command(host: Host, args: Args) -> int:
-    """Run `ipsec ecdsasigkey [CURVE]` if libreswan's own ecdsasigkey is not installed; return OK.
+    """Run `ipsec ecdsasigkey [CURVE]` without libreswan's ecdsasigkey; return OK.
 
-    Raises Failure if the key can't be created.
+    Raises Failure as make_key().
     """
     return make_key(host, args, "ecdsasigkey", "ECDSA", args.operands[0] if args.operands else CURVES[0])
 
@@ -26373,12 +26387,9 @@ def updown_command(host: Host, args: Args) -> int:
 
 # --- manual and completion ----------------------------------------------------------------------------------
 
-# The macros of mdoc(7) that the pages use within text.  The value is a prefix for each argument of the macro,
-# or the characters around its arguments.
-MDOC_INLINE = {
-    "Ar": "", "Cm": "", "Dv": "", "Ev": "", "Fl": "-", "Ic": "", "Li": "", "Nm": "", "No": "", "Pa": "",
-    "Va": "", "Xr": "", "Ql": "\"", "Op": "[]", "Pq": "()", "Ns": "", "Oo": "", "Oc": "",
-}
+# The macros of mdoc(7) that the pages use within text
+MDOC_INLINE = frozenset("Ar Cm Dv Ev Fl Ic Li Nm No Pa Va Xr Ql Op Pq Ns Oo Oc".split())
+MDOC_BRACKETS = {"Op": "[]", "Pq": "()"}  # the brackets around the rest of the line
 MDOC_CLOSING = (".", ",", ":", ";", ")", "]", "?", "!")
 MANUAL_WIDTH = 78
 
@@ -26407,8 +26418,8 @@ class MdocLine:
             macro = self.words.pop(0)
             if macro not in MDOC_INLINE:
                 self._put(macro)
-            elif macro in ("Op", "Pq"):
-                self._enclose(MDOC_INLINE[macro])
+            elif macro in MDOC_BRACKETS:
+                self._enclose(MDOC_BRACKETS[macro])
             elif macro == "Fl":
                 self._put_flags()
             elif macro in ("Ns", "Oo", "Oc"):
@@ -26425,7 +26436,7 @@ class MdocLine:
         self.is_glued = word in ("(", "[")
 
     def _join(self, macro: str) -> None:
-        """Put Ns, which joins the words before and after it, or Oo or Oc, which are brackets."""
+        """Process Ns, which joins the words before and after it, or Oo or Oc, which are brackets."""
         if macro == "Oo":
             self._put("[")
             return
@@ -26434,7 +26445,10 @@ class MdocLine:
             self._put("]")
 
     def _arguments(self) -> list[str]:
-        """Remove the words before the next macro or closing mark, and return them."""
+        """Remove and return the words before the next macro or closing mark.
+
+        If the first word is a closing mark, it is included.
+        """
         taken: list[str] = []
         while self.words and self.words[0] not in MDOC_INLINE:
             if taken and self.words[0] in MDOC_CLOSING:
@@ -26451,7 +26465,7 @@ class MdocLine:
         self._put(brackets[0] + mdoc_text(line, self.name) + brackets[1])
 
     def _put_flags(self) -> None:
-        """Put a dash before each of the options."""
+        """Put the options that follow the macro Fl, each with a dash before it."""
         flags = self._arguments()
         while self.words and self.words[0] not in MDOC_INLINE and self.words != ["."]:
             flags.append(self.words.pop(0))
@@ -26460,7 +26474,7 @@ class MdocLine:
 
     def _put_arguments(self, macro: str) -> None:
         if macro == "Nm" and self.words and self.words[0] in MDOC_CLOSING:
-            self._put(self.name)  # text() puts the mark behind it
+            self._put(self.name)  # text() appends the mark
             return
         arguments = self._arguments()
         if macro == "Xr":
@@ -26486,10 +26500,10 @@ class MdocPage:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self.words: list[str] = []  # of the current paragraph
+        self.words: list[str] = []  # the words of the current paragraph
         self.name = self.section = ""
         self.lists: list[str] = []  # the arguments of each open list
-        self.is_term = False  # the paragraph is the term of a list item
+        self.is_term = False  # True if the current paragraph is the term of a list item
         self.is_literal = False
         self.macros = {
             "Dt": self._title, "Sh": self._heading, "Ss": self._subheading, "Nd": self._description,
@@ -26529,7 +26543,7 @@ class MdocPage:
         self.is_term = False
 
     def _break(self, rest: str = "") -> None:
-        """End the paragraph and add a blank line."""
+        """End the paragraph and add a blank line, unless the text already ends with one."""
         self._end_paragraph()
         if self.lines and self.lines[-1]:
             self.lines.append("")
@@ -26675,8 +26689,8 @@ def find_viewer(host: Host) -> str:
 def show_page(host: Host, page: bytes) -> None:
     """Show a manual page.
 
-    On a terminal, man or mandoc replaces this process if one of them is installed.  Otherwise the page is
-    printed as text.  Raises Failure if man or mandoc can't be executed.
+    On a terminal, man or mandoc replaces this process if one of them is installed and can get the page from
+    memory.  Otherwise the page is printed as text.  Raises Failure if man or mandoc can't be executed.
     """
     viewer = find_viewer(host)
     if viewer and is_terminal(sys.stdout):
@@ -26729,12 +26743,12 @@ def completions(host: Host, words: Sequence[str]) -> list[str]:
     """Return the words that can replace the last of `words`; `words` is a command line without `ipsec`.
 
     The last word is the one that the user is typing.  Return an empty list if a file name is expected, or if
-    the possible words are unknown.
+    the possible words are not known.
     """
     *before, current = words or [""]
     count = count_leading(before)
     if count > len(before):
-        return []  # the value of an option before the command
+        return []  # the user is typing the value of a global option; its values are not completed
     if count < len(before):
         entry = find_command(before[count])
         if entry is None:
@@ -26800,9 +26814,10 @@ def known_values(host: Host, metavar: str, option: str = "") -> list[str]:
 
 
 def line_completions(host: Host, line: str) -> list[str]:
-    """Return the words that can complete a command line, escaped for bash.
+    """Return the words that can complete a command line, in the form in which bash inserts them.
 
-    `line` is the part of the command line before the cursor.
+    `line` is the part of the command line before the cursor.  The words are escaped, unless the cursor is
+    inside quotes.
     """
     shlex = need("shlex", "completion")
     words: list[str] = []
@@ -26836,9 +26851,9 @@ def escaped_for_bash(text: str) -> str:
          options=(
              Opt("--line", "LINE", "print the words that can complete the command line LINE, one per line"),
              Opt("--words", None, "print the words that can replace the last WORD, one per line")),
-         details="For bash, write eval \"$(ipsec completion bash)\" into ~/.bashrc. For zsh, write eval "
-         "\"$(ipsec completion zsh)\" into ~/.zshrc after compinit, or save the output as a file _ipsec in a "
-         "directory of $fpath. For fish, write ipsec completion fish | source into "
+         details="For bash, write `eval \"$(ipsec completion bash)\"` into ~/.bashrc. For zsh, write `eval "
+         "\"$(ipsec completion zsh)\"` into ~/.zshrc after compinit, or save the output as a file _ipsec in "
+         "a directory of $fpath. For fish, write `ipsec completion fish | source` into "
          "~/.config/fish/config.fish.\n\n"
          "The code completes commands, options, connections of ipsec.conf, checks of verify, sections of "
          "barf, and init systems.")
@@ -26891,7 +26906,7 @@ HELP_GROUPS = (
 def command_columns(names: Sequence[str]) -> Iterator[str]:
     """Yield lines with the names in two columns.
 
-    The columns are those of libreswan's `ipsec --help`, because other programs search its output.
+    The columns are those of libreswan's `ipsec --help`, because other programs search this output.
     """
     for place in range(0, len(names), 2):
         left = names[place]
@@ -27014,7 +27029,8 @@ def warn_of_silence(message: str = "") -> int:
 def run_command(args: Args, words: Sequence[str]) -> int:
     """Run a command and return its exit status.  Raises Failure.
 
-    `words` are the name of the command and its arguments; `args` has the options before the command.
+    `words` are the name of the command and its arguments; `args` has the options before the command.  If
+    `words` is empty, print the usage and return USAGE.
     """
     host = host_of(args)
     if not words:
@@ -27039,7 +27055,7 @@ def split_leading(words: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     """Split the words of the command line into two lists, and return both.
 
     The first list has the options before the command and their values.  The second list has the name of the
-    command and all words after it.
+    command and all words after it.  A `--` before the name is dropped.
     """
     count = count_leading(words)
     rest = words[count:]
@@ -27061,8 +27077,8 @@ def host_of(args: Args) -> Host:
 def shared_words(args: Args, name: str, entry: Command | None) -> list[str]:
     """Return as words the options of SHARED_OPTIONS that the user gave before the command.
 
-    The caller inserts these words after the command.  Raises Failure if the command does not have such an
-    option.
+    The caller inserts these words after the command.  Raises Failure if the command does not have one of
+    these options.
     """
     accepted: Sequence[Opt] = (entry.options if entry else None) or ()
     if name == "whack":
@@ -27120,9 +27136,9 @@ def check_root(host: Host, entry: Command) -> None:
 def run_program(host: Host, program: str, name: str, entry: Command | None, words: Sequence[str]) -> NoReturn:
     """Replace this process with a program of libreswan.
 
-    `entry` is the built-in command of the same name, or None.  If the built-in command has the options
-    --config and --nssdir, the program gets the values of these global options.  Raises Failure if --root is
-    used, or if the program can't be executed.
+    `entry` is the built-in command of the same name, or None.  Of the global options, the program gets
+    --config and --nssdir, each only if the built-in command has it and `words` does not.  Raises Failure if
+    --root is used, or if the program can't be executed.
     """
     known = options_by_name((entry.options if entry else None) or ())
     given = {word.partition("=")[0] for word in words}
@@ -27143,7 +27159,7 @@ def run_program(host: Host, program: str, name: str, entry: Command | None, word
 def script_env(host: Host, program: str) -> dict[str, str]:
     """Return the environment variables for a program of the exec directory.
 
-    If the program is a script, they include IPSEC_VERSION, which libreswan's own `ipsec` sets for its scripts.
+    For a script, the variables include IPSEC_VERSION, which libreswan's own `ipsec` sets for its scripts.
     """
     env = host.exported()
     try:
@@ -27171,8 +27187,8 @@ def die_of(name: str) -> NoReturn:
 def run(words: Sequence[str]) -> int:
     """Run `ipsec` with the words of its command line, and return the exit status.
 
-    Every exception becomes a status and a line on standard error.  A closed pipe or Ctrl-C ends the process
-    by a signal.
+    After a closed pipe, Ctrl-C or a signal to end, the process ends by a signal.  Any other exception becomes
+    a status and a line on standard error.
     """
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
@@ -27208,7 +27224,7 @@ def run(words: Sequence[str]) -> int:
 def place_of(error: BaseException) -> str:
     """Return the function in which an unexpected exception was raised, as text for the error message.
 
-    The message has no text of the exception, because this text may contain a secret.
+    The message does not have the text of the exception, because that text may contain a secret.
     """
     place = error.__traceback__
     while place is not None and place.tb_next is not None:

@@ -660,3 +660,19 @@ def test_an_rsa_key_without_its_numbers_is_a_broken_database(tmp_path: Path, mod
     base.close()
     with pytest.raises(ipsec.BrokenDatabase, match="without a modulus or an exponent"):
         NssDatabase(Host({}), str(tmp_path)).keys()
+
+
+@pytest.mark.parametrize(("gateway", "precedence", "numbers"), [
+    ("", "10", "10 0 2 ."), ("192.0.2.1", "0", "0 1 2 192.0.2.1"), ("2001:db8::1", "255", "255 2 2 2001:db8::1")])
+def test_the_type_of_the_gateway_in_an_ipseckey_record(gateway: str, precedence: str, numbers: str) -> None:
+    key = ipsec.HostKey("RSA", b"\1\2", b"\xc0" * 256, b"\1\0\1")
+    assert f" IPSECKEY  {numbers} " in ipsec.ipseckey_record(key, gateway, precedence, False)
+
+
+@pytest.mark.parametrize(("gateway", "precedence"), [
+    ("gw.example.com", "10"), ("192.0.2", "10"), ("", "256"), ("", "-1"), ("", "high")])
+def test_an_ipseckey_record_that_dns_would_refuse(gateway: str, precedence: str) -> None:
+    key = ipsec.HostKey("RSA", b"\1\2", b"\xc0" * 256, b"\1\0\1")
+    with pytest.raises(ipsec.Failure) as caught:
+        ipsec.ipseckey_record(key, gateway, precedence, False)
+    assert caught.value.status == ipsec.USAGE
