@@ -1628,8 +1628,9 @@ class Host:
         """Start a program; return a generator that yields its standard output and standard error in chunks.
 
         The generator waits at most `timeout` seconds in total.  Raises Missing, and Failure if the program
-        can't be executed.  The generator raises TimedOut, and Failure if the program's status is not 0.  The
-        module subprocess is not used, because its import takes longer than most programs of a report run.
+        can't be executed.  The generator raises TimedOut, and Failure if the program's status is not 0.
+        Closing the generator kills the program.  The module subprocess is not used, because its import takes
+        longer than most programs of a report run.
         """
         path = self._program(argv, hint)
         reader, writer = os.pipe()
@@ -2057,7 +2058,7 @@ def split_lines(chunks: Iterable[bytes], name: str | None = None) -> Iterator[st
         yield decode(b"".join(rest))
 
 
-# What programs print in the C locale if they lack a permission: EPERM, EACCES, and the text of journalctl(1)
+# The texts for a lacking permission in the C locale: those of EPERM and EACCES, and one of journalctl(1)
 REFUSALS = ("Operation not permitted", "Permission denied", "insufficient permissions")
 
 
@@ -2289,10 +2290,10 @@ class Token:
         self.form = form
 
     def data(self) -> bytes | None:
-        """Return the bytes of the key, or None if pluto refuses to load it (ttodata() of libreswan).
+        """Return the bytes of the key, or None if pluto refuses its digits (ttodata() of libreswan).
 
-        Pluto requires the padding of base64, and zeros in the unused bits at its end.  An underscore may
-        separate hex digits, but must not be the first character.
+        Pluto requires the padding of base64, and zeros in the unused bits at its end.  In hexadecimal, one
+        underscore may stand between two bytes.
         """
         data = self.decoded()
         if self.form not in ("0x", "0s"):
@@ -2301,7 +2302,7 @@ class Token:
             return None
         digits = self.text[2:]
         if self.form == "0x":
-            return None if digits.startswith("_") else data
+            return data if all(group and len(group) % 2 == 0 for group in digits.split("_")) else None
         import binascii
         is_complete = binascii.b2a_base64(data, newline=False).decode() == digits
         return data if is_complete else None
@@ -2341,7 +2342,7 @@ class Token:
 
 
 def secret_tokens(text: str, line: int = 0) -> tuple[list[Token], int]:
-    """Split a line of ipsec.secrets as pluto's lexer does.  No text is an error.  `line` is its number.
+    """Split a line of ipsec.secrets as pluto's lexer does.  Any text is accepted.  `line` is its number.
 
     Return the tokens, and the column at which the comment starts.  In a line without a comment, this is the
     column of the first NUL or, without a NUL, the length of the line.
@@ -2553,8 +2554,8 @@ def secret_records(lines: Iterable[str]) -> Iterator[tuple[SecretRecord, list[tu
     """Yield the records of a secrets file, each with its lines: number, text, and column of the comment.
 
     A record begins in the first column and continues in indented lines (lex.c).  Comment and blank lines
-    belong to the record before them, or at the start of the file, to a record without tokens.  No content of
-    the file is an error.
+    belong to the record before them, or at the start of the file, to a record without tokens.  Any text is
+    accepted.
     """
     tokens: list[Token] = []
     rows: list[tuple[int, str, int]] = []
@@ -3269,7 +3270,7 @@ KEYWORD_RELEASES = """
 -          setup disable-port-floating force-keepalive nat-traversal ocsp-trust-name rp-filter
 3.25-3.32  side rsasigkey2 xauthname
 3.25-3.32,4.2-5.4  side xauthusername
-3.32-4.3,5.0-5.4   side interface-ip
+3.30-4.3,5.0-5.4   side interface-ip
 4.0-5.4    side ikeport
 4.6-5.4    side autheap
 4.8-5.4    side ecdsakey pubkey
@@ -3294,6 +3295,8 @@ KEYWORD_RELEASES = """
 """
 # The named releases accept these keywords, but ignore them.
 IGNORED_KEYWORDS = """
+3.30-3.31  leftinterface-ip rightinterface-ip
+3.30-3.32  labeled-ipsec labeled_ipsec
 5.0-5.4    dpdaction ikev1-secctx-attr-type secctx-attr-type
 5.3-5.4    clientaddrfamily keyingtries plutostderrlog syslog virtual_private
 """
@@ -4114,8 +4117,8 @@ class Config:
         """
         if word is None or not self.release:
             return f"unknown keyword {quote(written)}"
-        return (f"libreswan {'.'.join(map(str, self.release))} has no keyword {written}; only "
-                f"{word.releases.replace('-', ' to ').replace(',', ' and ')} have it")
+        return (f"libreswan {'.'.join(map(str, self.release))} has no keyword {written}; it exists only in "
+                f"{word.releases.replace('-', ' to ').replace(',', ' and ')}")
 
     # --- the contents ---------------------------------------------------------------------------------------
 

@@ -350,12 +350,22 @@ def test_the_installed_release_decides(line: str, verdicts: str) -> None:
     assert " ".join(found) == verdicts
 
 
+@pytest.mark.parametrize("line", ["leftinterface-ip=192.0.2.9/24", "labeled-ipsec=banana"])
+def test_a_keyword_that_some_releases_ignore(line: str) -> None:
+    """kt_obsolete in keywords.c of 3.30 and 3.31."""
+    host = ipsec.Host({})
+    host.version = "3.31"
+    keyword = line.partition("=")[0]
+    assert [str(problem) for problem in ipsec.Config(host, "c", f"conn a\n\t{line}\n").problems] == [
+        f"c:2: obsolete keyword {keyword} is ignored"]
+
+
 def test_a_keyword_of_other_releases_is_named() -> None:
     host = ipsec.Host({})
     host.version = "4.10-2+deb12u1"
     problems = ipsec.Config(host, "c", "config setup\n\tnat_traversal=yes\n\toe=off\n").problems
     assert [str(problem) for problem in problems] == [
-        f"c:{line}: libreswan 4.10 has no keyword {word}; only 3.25 to 3.32 have it" for line, word in
+        f"c:{line}: libreswan 4.10 has no keyword {word}; it exists only in 3.25 to 3.32" for line, word in
         ((2, "nat_traversal"), (3, "oe"))]
 
 

@@ -456,7 +456,8 @@ def test_base64_that_pluto_refuses_has_no_length(entry: str, shown: str) -> None
     ("0sYWJjZGVmZ2hp", 9), ("0sYWJjZGVmZ2hpa", None), ("0sYWJjZGVmZ2hpaR==", None), ("0s=YWJj", None),
     ("0sYWJj=ZGVm", None), ("0sYWJjZGVm====", None), ("0sYWJj_ZGVm", None), ("0s", None), ("0x", None),
     ("0x616263646", None),
-    ("0x6162_6364", 4), ("0x_61626364", None)])
+    ("0x6162_6364", 4), ("0x61_62_63", 3), ("0x_61626364", None), ("0x61626364_", None), ("0x6162__6364", None),
+    ("0x616_26364", None)])
 def test_a_key_is_one_if_pluto_loads_it(key: str, length: int | None) -> None:
     """As 4.3, 4.10 and 5.2 do; a key that pluto refuses is masked all the same."""
     token = ipsec.secret_tokens(key)[0][0]

@@ -237,14 +237,15 @@ LOADED = [
     '@a : PSK "{}"', "@a : PSK '{}'", "@a : PSK 0x{hex}", "@a: PSK 0t{}", "@a : PSK 0tblanks and {}",
     "@a : PSK\n\t0x{hex}", "@a : psk 0s{base64}", '@a : XAUTH "{}"', '%any : PSK "{}" # note', ': PPKS "id" "{}"',
     '192.0.2.1 2001:db8::1 : PSK "{}"', '"C=US, O=Example" : PSK "{}"', '@a\n :\n PSK\n "{}"', "@a : PSK 0X{hex}",
-    "@a : PSK 0S{base64}", '@a : PSK "0s{base64}"', ': PSK "{}"', '@a %any:\tPSK\t"{}"', ': PPKS "id" 0x{hex}',
+    "@a : PSK 0S{base64}", "@a : PSK 0x61_{hex}",
+    '@a : PSK "0s{base64}"', ': PSK "{}"', '@a %any:\tPSK\t"{}"', ': PPKS "id" 0x{hex}',
 ]
 LOADED_LATELY = ['@a : "PSK" "{}"', '@a ":" PSK "{}"', "@a : PSK 0T{}"]
 REFUSED = [
     "@a : PSK 0sczNjcmV0QUFBQWJiYmI", "@a : PSK 0sczNjcmV0QUFBQWJiYmJ=", "@a : PSK 0sczNj_cmV0", "@a : PSK 0x616",
     "@a : PSK {}", "@a : PSK `{}`", "@a : PSK", "@a : {}", "@a", '@a @b PSK "{}"', "@a : PSK 0xzz", ': PPKS "{}"',
     ': PPKS bare "{}"', '@a : PSK "{}', '@a : PSK "{}" "{}"', "@a : PSK 0x{hex} {}", '@a:PSK "{}"', '@a :PSK "{}"',
-    '@a : PSK"{}"', "@a : PSK 0x", "include a {}", "include",
+    '@a : PSK"{}"', "@a : PSK 0x", "include a {}", "include", "@a : PSK 0x61_", "@a : PSK 0x6_162", "@a : PSK 0x61__62",
 ]
 
 
