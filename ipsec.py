@@ -25217,16 +25217,22 @@ def keycensor_command(host: Host, args: Args) -> int:
     Return 0, or 1 if one of these files or a file with secrets can't be read.
     """
     config = Config(host)
+    is_partial = warn_of_unread_secrets(host, config, "keycensor")
+    status = filtered(host, args.operands, redactor_of(host, config=config).stream)
+    return ERROR if is_partial else status
+
+
+def warn_of_unread_secrets(host: Host, config: Config, command_name: str) -> bool:
+    """Print a warning for each file with secrets that can't be read.  Return whether there is one."""
     name = secrets_file(host, config)
     unread = []
     if host.exists(name):
         _, problems = secret_files(host, name)
-        unread = [problem for problem in problems if "can't read" in problem.text]
+        unread = [problem for problem in problems if problem.is_unread]
     for problem in unread:
-        host.warn(f"keycensor: {problem}; a secret in that file is masked only if it follows a word such as "
-                  "PSK or password")
-    status = filtered(host, args.operands, redactor_of(host, config=config).stream)
-    return ERROR if unread else status
+        host.warn(f"{command_name}: {problem}; a secret in that file is masked only if it follows a word "
+                  "such as PSK or password")
+    return bool(unread)
 
 
 @command("redact", "[FILE...]", rescue=True, summary="mask secrets in any text, as barf does",
@@ -25234,9 +25240,11 @@ def keycensor_command(host: Host, args: Args) -> int:
                  "log. Dumped bytes are masked, too. Lines that other programs wrote to a system log are "
                  "left out.")
 def redact_command(host: Host, args: Args) -> int:
-    """Run `ipsec redact`.  Return 0, or 1 if a file can't be read."""
+    """Run `ipsec redact`.  Return 0, or 1 if one of the files in `args` can't be read."""
     log = LogFilter()
-    redactor = redactor_of(host)
+    config = Config(host)
+    warn_of_unread_secrets(host, config, "redact")
+    redactor = redactor_of(host, config=config)
 
     def censor(chunks: Iterable[bytes]) -> Iterator[str]:
         return redactor.stream(map(encode, text_of_lines(log.lines(split_lines(chunks)))))
@@ -25248,9 +25256,9 @@ def redact_command(host: Host, args: Args) -> int:
 
 
 def filtered(host: Host, names: Sequence[str], censor: Callable[[Iterable[bytes]], Iterable[str]]) -> int:
-    """Print the text that `censor` yields for each file.  Without names, standard input is read.
+    """Print the text that `censor` yields for each file.  Return OK, or ERROR if a file can't be read.
 
-    Return OK, or ERROR if a file can't be read.
+    The name `-`, or an empty list of names, stands for standard input.
     """
     status = OK
     for name in names or ["-"]:

@@ -502,3 +502,19 @@ def test_a_quoted_word_of_a_remark_is_no_secret() -> None:
     redactor = ipsec.Redactor()
     redactor.learn_file(['# the key for "west-east"', '# the old password was "hunter22"', '# psk "another-one"'])
     assert redactor.text('conn "west-east" hunter22 another-one') == 'conn "west-east" [redacted] [redacted]'
+
+
+@pytest.mark.parametrize(("name", "status"), [("_keycensor", 1), ("redact", 0)])
+def test_a_file_with_secrets_that_is_not_read_is_named(name: str, status: int, tmp_path: Path,
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "secrets").write_text(f'include {tmp_path}/more\n: PSK "SwordfishForTheOffice"\n')
+    (tmp_path / "conf").write_text(f"config setup\n\tsecretsfile={tmp_path}/secrets\n")
+    (tmp_path / "text").write_text("hello SwordfishForTheOffice\n")
+    host = ipsec.Host({}, conf=str(tmp_path / "conf"))
+    entry = ipsec.find_command(name)
+    assert entry is not None
+    assert entry.function(host, entry.parse([str(tmp_path / "text")])) == status
+    printed = capsys.readouterr()
+    assert printed.out == "hello [redacted]\n"
+    assert f'can\'t read "{tmp_path}/more"' in printed.err and printed.err.count("\n") == 1
