@@ -9113,8 +9113,8 @@ def connection_state(entries: Sequence[Mapping[str, Any]]) -> str:
 # 7. NSS
 #
 # Reads and changes the NSS database with pluto's certificates and keys: cert9.db, key4.db and pkcs11.txt in
-# one directory.  Changes are made with NSS's own tools.  A change of several files (create, move, migrate,
-# import) is atomic: the new files are built in a subdirectory, the complete subdirectory is renamed to
+# one directory.  NSS's own tools make the changes of its content.  A change of several files (create, move,
+# migrate, import) is atomic: the new files are built in a subdirectory, the complete subdirectory is renamed to
 # `.nss-commit`, and its files are then moved into place.  If the command is killed after the rename, the next
 # command moves the remaining files.  A subdirectory that another user owns or can write to is neither read
 # nor emptied.
@@ -9158,11 +9158,11 @@ TRUST_COLUMNS = ("ace536358", "ace536359", "ace53635b", "ace53635a")
 TRUST_LETTERS = {0xce534351: "P", 0xce534352: "C", 0xce53435a: "p", 0xce53435b: "c"}
 NSS_EMPTY = b"\xa5\x00\x5a"  # NSS stores an attribute of length 0 as these bytes (sdb.c)
 
-# The kinds of public keys.  A key is the content of the DER object identifier of the algorithm, in hex (RFC
-# 3279, RFC 4055).
+# The kinds of public keys, by the content of the DER object identifier of the algorithm, in hex (RFC 3279, RFC
+# 4055)
 KEY_KINDS_OF_DER = {"2a864886f70d010101": "RSA", "2a864886f70d01010a": "RSA", "2a8648ce3d0201": "ECDSA"}
 
-# The short names of attributes in distinguished names.  A key is the content of the DER object identifier.
+# The short names of attributes in distinguished names, by the content of the DER object identifier, in hex
 NAME_PARTS = {"550403": "CN", "55040a": "O", "55040b": "OU", "550406": "C", "550407": "L", "550408": "ST",
               "550405": "serialNumber", "2a864886f70d010901": "E", "0992268993f22c640119": "DC"}
 SOON = 30  # nsslist and verify mark a certificate that expires within this number of days.
@@ -10923,8 +10923,10 @@ def nft_ipsec(way: str) -> bytes:
 
 
 def nft_net(field: str, net: str) -> bytes:
-    """Return expressions that match packets whose `field`, `source` or `destination`, is in the network
-    `net`."""
+    """Return expressions that match packets whose source or destination address is in the network `net`.
+
+    `field` is `source` or `destination`.
+    """
     value, bits = split_net(net)
     size = len(value)
     offset = IPV4_SOURCE if size == 4 else IPV6_SOURCE
@@ -11072,7 +11074,8 @@ NFLOG_ALL = "all-ipsec"  # This is the prefix of the rules for nflog-all= (ipsec
 # In rules of nf_tables, libreswan 5.x appends an ending to NFLOG_ALL, which depends on the direction: `in`
 # for packets that were received through a tunnel, `out` for packets that will be sent through a tunnel.
 NFLOG_ENDINGS = {"in": "-input", "out": "-output"}
-# The prefix of the rules that checknflog makes for nflog= is this text followed by the name of the connection
+# The prefix of the rules that checknflog makes for nflog= is this text and the name of the connection; see
+# conn_prefix()
 NFLOG_CONN = "ipsec-conn:"
 NFLOG_TABLE = "ipsec-log"  # This is the name of the table in nf_tables; libreswan 5.x uses the same table.
 
@@ -11209,9 +11212,9 @@ class Iptables:
         """Remove the rules `gone` and insert the rules `new`.
 
         The change of each address family is one transaction.  Both transactions start at nearly the same
-        moment (Host.run_together()), so that both are made or none if this process is killed.  If one fails,
-        undo the other and raise Failure.  Raises TimedOut if a program hangs; its change may then be made or
-        not.
+        moment (Host.run_together()), so that it is very rare that only one is made because this process is
+        killed.  If one fails, undo the other and raise Failure.  Raises TimedOut if a program hangs; it is
+        then unknown whether its change is made.
         """
         lines: dict[int, list[str]] = {}
         undo: dict[int, list[str]] = {}
@@ -11408,9 +11411,9 @@ def nflog_replace(host: Host, wanted: Sequence[Capture],
                   mine: Callable[[FoundRule], bool]) -> list[FoundRule]:
     """Replace all rules for which `mine` returns True with the rules `wanted`, and return the replaced rules.
 
-    Two processes never do this at the same time in one network namespace, because of a lock.  If the rules
-    can't be read or made, or the rules of another backend can't be removed, undo the changes of the first
-    backend and raise Failure.  Raises TimedOut and OSError as nflog_lock() does.
+    Two processes never do this at the same time in one network namespace, because of a lock.  A backend is
+    skipped if its rules can't be read, unless it is the first one.  Raises Failure if a change fails; the
+    change of the first backend is then undone.  Raises TimedOut and OSError as nflog_lock() does.
     """
     def matching(backend: Iptables | NfTables) -> list[FoundRule]:
         return [rule for rule in backend.found(lambda prefix: True) if mine(rule)]
@@ -13268,8 +13271,9 @@ def detected_service(host: Host, action: str) -> Service | None:
     """Return the service with which an init system of this host runs pluto.
 
     An init script of sysvinit is used also if sysvinit does not run.  Return None if no init system serves
-    this process, or if there is no service.  Raises Failure if process 1 is an init system that should have a
-    service (serves_host()) and there is none, or if choose_service() can't decide between several services.
+    this process.  Without a service, raise Failure if process 1 is an init system that should have one
+    (serves_host()), and otherwise return None.  Raises Failure if choose_service() can't decide between
+    several services.
     """
     where = outside(host)
     if where:
@@ -13467,10 +13471,10 @@ class Command:
     """A built-in command: its function, and its texts for help and completion.
 
     `operands` names the arguments as in a synopsis: `FILE`, `[CONN]`, `[ARG...]`; parse() checks their
-    number.  `options` is None if the function parses its arguments itself, because it passes them to another
-    program.  `examples` are lines with a command and a comment.  A `hidden` command is not in the help.  A
-    `fallback` command runs only if libreswan's program of the same name is not installed.  A `rescue` command
-    changes nothing, so it is permitted with --root.
+    number.  `options` is None if the function parses its arguments itself: it passes them to another program,
+    or the command is whack.  `examples` are lines with a command and, in most cases, a comment.  A `hidden`
+    command is not in the help.  A `fallback` command runs only if libreswan's program of the same name is not
+    installed.  A `rescue` command changes nothing, so it is permitted with --root.
     """
 
     def __init__(self, function: Callable[[Host, Args], int], names: str, *, operands: str, summary: str,
