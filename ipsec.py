@@ -9114,10 +9114,10 @@ def connection_state(entries: Sequence[Mapping[str, Any]]) -> str:
 #
 # Reads and changes the NSS database with pluto's certificates and keys: cert9.db, key4.db and pkcs11.txt in
 # one directory.  NSS's own tools make the changes of its content.  A change of several files (create, move,
-# migrate, import) is atomic: the new files are built in a subdirectory, the complete subdirectory is renamed to
-# `.nss-commit`, and its files are then moved into place.  If the command is killed after the rename, the next
-# command moves the remaining files.  A subdirectory that another user owns or can write to is neither read
-# nor emptied.
+# migrate, import) is atomic: the new files are built in a subdirectory, the complete subdirectory is renamed
+# to `.nss-commit`, and its files are then moved into place.  If the command is killed after the rename, the
+# next command moves the remaining files.  A subdirectory that another user owns or can write to is neither
+# read nor emptied.
 # Reading needs no tools if Python has sqlite3: cert9.db and key4.db are SQLite files with a row for each
 # object and a column for each PKCS#11 attribute.  The name of a column is `a` followed by the number of the
 # attribute in hex.  Used by the NSS commands, setup, status, verify, barf, show and look.
@@ -9158,8 +9158,8 @@ TRUST_COLUMNS = ("ace536358", "ace536359", "ace53635b", "ace53635a")
 TRUST_LETTERS = {0xce534351: "P", 0xce534352: "C", 0xce53435a: "p", 0xce53435b: "c"}
 NSS_EMPTY = b"\xa5\x00\x5a"  # NSS stores an attribute of length 0 as these bytes (sdb.c)
 
-# The kinds of public keys, by the content of the DER object identifier of the algorithm, in hex (RFC 3279, RFC
-# 4055)
+# The kinds of public keys, by the content of the DER object identifier of the algorithm, in hex (RFC 3279 and
+# RFC 4055)
 KEY_KINDS_OF_DER = {"2a864886f70d010101": "RSA", "2a864886f70d01010a": "RSA", "2a8648ce3d0201": "ECDSA"}
 
 # The short names of attributes in distinguished names, by the content of the DER object identifier, in hex
@@ -13170,7 +13170,7 @@ def service_of(host: Host, manager: Manager) -> Service | None:
 
 
 def systemd_service(host: Host, manager: Manager) -> Service | None:
-    """Return systemd's unit for pluto: the first loaded one, else a masked one, else None.
+    """Return systemd's unit for pluto: the first that exists and is not masked, else a masked one, else None.
 
     A unit `ipsec` may belong to strongSwan (an alias in Debian), so is_ours() checks the programs that a unit
     starts.  If systemctl fails, return the unit `ipsec`; when systemctl runs again for the action, it prints
