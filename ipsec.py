@@ -8243,6 +8243,7 @@ STATUS_FIELDS = {
     "ike_life": ("lifetimes", "ike"), "ipsec_life": ("lifetimes", "ipsec"),
     "rekey_margin": ("lifetimes", "rekey_margin"),
     "interface": ("", "interface"), "routing": ("", "routing"), "policy": ("", "policy")}
+NO_VALUE = ("(none)", "%none")  # the options of a connection that have these values are not set
 # Settings of pluto that the status shows as `key: value`
 STATUS_SETTINGS = frozenset((
     "debug", "using kernel interface", "virtual-private (%priv)", "State Information",
@@ -8400,6 +8401,8 @@ def set_bytes(entry: dict[str, Any], way: str, text: str) -> None:
 def find_outside(text: str, mark: str, start: int = 0) -> int:
     """Return the index of the first `mark` outside square brackets, or -1.  Square brackets enclose IDs."""
     place = text.find(mark, start)
+    if "[" not in text:
+        return place
     while place >= 0 and text.count("[", 0, place) > text.count("]", 0, place):
         place = text.find(mark, place + 1)
     return place
@@ -8598,7 +8601,7 @@ def parse_details(body: str) -> tuple[dict[str, str], list[tuple[str, str, Any]]
             value = count_of(text)
         elif field == "policy":
             value = text.split("+")
-        elif text in ("(none)", "%none"):
+        elif text in NO_VALUE:
             value = None
         updates.append((group, field, value))
         if field == "child_sa":
@@ -8665,10 +8668,11 @@ class StatusReader:
             if serial in self._exact:
                 connection["since"] = self._exact[serial]["added"]
 
-        templates = [connection for connection in self._family if not connection["instance"]]
-        instances = [connection for connection in self._family if connection["instance"]]
-        if templates and instances:
-            self._describe_instances(templates[0], instances)
+        if len(self._family) > 1:
+            templates = [connection for connection in self._family if not connection["instance"]]
+            instances = [connection for connection in self._family if connection["instance"]]
+            if templates and instances:
+                self._describe_instances(templates[0], instances)
 
         for connection in self._family:
             self._keep("connections", connection)
@@ -8721,14 +8725,37 @@ class StatusReader:
         return self._known[body]
 
     def _details(self, connection: dict[str, Any], body: str) -> bool:
+        if body[:12] == "our idtype: ":
+            return self._ids(connection, body)
+        number = ""
+        if body[:7] == "newest ":
+            # without the number of the connection, many connections have the same line
+            rest, _, serial = body.partition("; conn serial: $")
+            if is_number(serial[:-1]) and serial[-1] == ";":
+                body, number = rest, serial[:-1]
+
         details = self._parsed(body)
         if details is None:
             return False
         options, updates = details
         connection["options"].update(options)
+        if number:
+            connection["options"]["conn_serial"] = f"${number}"
         for group, field, value in updates:
             target = connection[group] if group else connection
             target[field] = value
+        return True
+
+    @staticmethod
+    def _ids(connection: dict[str, Any], body: str) -> bool:
+        """Parse the line with the IDs of both ends, which is different for each connection."""
+        options = id_fields(body)
+        if options is None:
+            return False
+        connection["options"].update(options)
+        for end, option in (("local", "our_id"), ("remote", "their_id")):
+            text = options[option]
+            connection[end]["id"] = None if text in NO_VALUE else text
         return True
 
     def _first_line(self, name: str, instance: str, body: str) -> bool:
@@ -23734,6 +23761,9 @@ SHUNTS = {"PASS": "bypass", "DROP": "block", "REJECT": "block"}
 # Words in the policy of a connection, each with the note that the table shows for it
 TUNNEL_MARKS = (
     ("MOBIKE", "MOBIKE"), ("COMPRESS", "IPCOMP"), ("AUTHENTICATE", "AH"), ("TRANSPORT", "transport"))
+# Options of a connection that name the algorithms of its newest SAs
+IKE_ALGORITHMS = ("ikev2_algorithm_newest", "ikev1_algorithm_newest", "ike_algorithm_newest")
+IPSEC_ALGORITHMS = ("esp_algorithm_newest", "ah_algorithm_newest")
 ANY_PEER = ("%any", "%any6", "%group", "%opportunistic", "%opportunisticgroup", "%virtual", "0.0.0.0", "::")
 TRAPS = ("prospective erouted", "routed-ondemand", "routed-prospective")
 BOLD, DIM, CHANGED = "1", "2", "7"
@@ -23804,15 +23834,15 @@ def ike_version_of(connection: Mapping[str, Any]) -> int | None:
     return None
 
 
-def newest_algorithm(connection: Mapping[str, Any], kinds: Sequence[str]) -> str | None:
+def newest_algorithm(options: Mapping[str, str], names: Sequence[str]) -> str | None:
     """Return the algorithms that a connection uses, such as `AES_GCM_16_256`, or None if there are none.
 
-    `kinds` are SA types such as ikev2 or esp.  The first kind for which the status shows algorithms counts.
+    `options` are the connection's options.  The first name in `names` that is one of these options counts.
     """
-    for kind in kinds:
-        text = connection["options"].get(f"{kind}_algorithm_newest")
+    for name in names:
+        text = options.get(name)
         if text:
-            return str(text).partition(";")[0].removesuffix("-NONE")
+            return text.partition(";")[0].removesuffix("-NONE")
     return None
 
 
@@ -23823,13 +23853,12 @@ def networks_of(connection: Mapping[str, Any], side: str) -> list[str]:
     If the end has a protocol and port (leftprotoport=), they follow each network after a slash.
     """
     end = connection[side]
+    port = f"/{end['protoport']}" if "protoport" in end else ""
     if "selectors" not in connection:
-        networks = [end["subnet"] or end.get("pool") or end["host"]]
-    elif side == "remote":
-        networks = [remote for _, remote in connection["selectors"]]
-    else:
-        networks = [local for local, _ in connection["selectors"]]
-    port = f"/{end['protoport']}" if end.get("protoport") else ""
+        network = end["subnet"] or end.get("pool") or end["host"]
+        return [f"{network}{port}"] if network else []
+    place = 1 if side == "remote" else 0
+    networks = [pair[place] for pair in connection["selectors"]]
     return list(dict.fromkeys(f"{network}{port}" for network in networks if network))
 
 
@@ -23883,8 +23912,8 @@ def tunnel_of(connection: Mapping[str, Any]) -> TunnelRow:
     if "instances" in connection:
         row.peers = len(connection["instances"])
     row.ike_version = ike_version_of(connection)
-    row.ike_algorithm = newest_algorithm(connection, ("ikev2", "ikev1", "ike"))
-    row.ipsec_algorithm = newest_algorithm(connection, ("esp", "ah"))
+    row.ike_algorithm = newest_algorithm(connection["options"], IKE_ALGORITHMS)
+    row.ipsec_algorithm = newest_algorithm(connection["options"], IPSEC_ALGORITHMS)
     row.marks = [mark for word, mark in TUNNEL_MARKS if word in policy]
     row.ike_sa, row.child_sa = connection["ike_sa"], connection["child_sa"]
     return row
@@ -24117,15 +24146,17 @@ class TunnelTable:
         widths = [max(map(len, column)) for column in columns]
         widths[self.NAME] = min(widths[self.NAME], self.NAME_ROOM)
         total = sum(widths) + 2 * (len(widths) - 1)
-        longest = max(sum(len(note) + 2 for note in notes) for _, _, notes in table)
+        longest = max(len("  ".join(["", *notes])) for _, _, notes in table)
         is_wide = total + longest <= self.width
         if not is_wide:
             room = self.width - (total - widths[self.NETWORKS])
             widths[self.NETWORKS] = max(room, len(self.HEADINGS[self.NETWORKS]))
 
-        lines = [paint(self._line(self.HEADINGS, widths), BOLD, colour=self.colour)]
+        layout = self._layout(widths)
+        headings = layout.format(*self.HEADINGS)
+        lines = [paint(headings.rstrip(), BOLD, colour=self.colour)]
         for row, cells, notes in table:
-            lines += self._tunnel_lines(row, cells, notes, widths, is_wide=is_wide)
+            lines += self._tunnel_lines(row, cells, notes, widths, layout, is_wide=is_wide)
         return lines + fold_cells(summary_of(rows).split(), self.width, "", " ")
 
     def _cells(self, row: TunnelRow) -> list[str]:
@@ -24167,14 +24198,16 @@ class TunnelTable:
         rate_in, rate_out = rate
         return f"{kind}{short_bytes(rate_in)}/s in {short_bytes(rate_out)}/s out"
 
-    def _line(self, cells: Sequence[str], widths: Sequence[int]) -> str:
-        padded = []
-        for place, (cell, width) in enumerate(zip(cells, widths)):
-            padded.append(cell.rjust(width) if place in self.RIGHT else cell.ljust(width))
-        return "  ".join(padded).rstrip()
+    def _layout(self, widths: Sequence[int]) -> str:
+        """Return the format of a line whose cells have these widths: the text for str.format()."""
+        columns = []
+        for place, width in enumerate(widths):
+            align = ">" if place in self.RIGHT else "<"
+            columns.append(f"{{:{align}{width}}}")
+        return "  ".join(columns)
 
     def _tunnel_lines(self, row: TunnelRow, cells: list[str], notes: list[str], widths: Sequence[int],
-                      *, is_wide: bool) -> list[str]:
+                      layout: str, *, is_wide: bool) -> list[str]:
         lines = []
         if len(cells[self.NAME]) > widths[self.NAME]:
             lines = fold_cells([cells[self.NAME]], self.width, "")
@@ -24183,14 +24216,16 @@ class TunnelTable:
             notes = [cells[self.NETWORKS], *notes]
             cells[self.NETWORKS] = ""
 
-        line = self._line(cells, widths)
+        line = layout.format(*cells)
         if is_wide:
-            line = line.ljust(sum(widths) + 2 * len(widths)) + "  ".join(notes)
-        style = CHANGED if row.full_name in self.changed else TUNNEL_STATES[row.state]
-        start = widths[self.NAME] + 2
-        end = start + widths[self.STATE]
-        line = line[:start] + paint(line[start:end], style, colour=self.colour) + line[end:]
-        lines.append(line.rstrip())
+            line = "  ".join([line, *notes])
+        line = line.rstrip()
+        if self.colour:
+            style = CHANGED if row.full_name in self.changed else TUNNEL_STATES[row.state]
+            start = widths[self.NAME] + 2
+            end = start + widths[self.STATE]
+            line = line[:start] + paint(line[start:end], style, colour=True) + line[end:]
+        lines.append(line)
 
         if not is_wide:
             lines += [paint(note, DIM, colour=self.colour) for note in fold_cells(notes, self.width, "  ")]
