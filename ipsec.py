@@ -15036,7 +15036,7 @@ def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink
         sink.open(report)
         for number, section in enumerate(sections, 1):
             if show_progress:
-                sys.stderr.write(f"\rbarf: {number}/{len(sections)} {section.name:<50.50}")
+                sys.stderr.write(f"\rsection {number} of {len(sections)}: {section.name:<50.50}")
                 sys.stderr.flush()
             worker = workers.pop(section.name, None)
             outcome = write_section(report, section, sink, worker)

@@ -55,6 +55,15 @@ def run(sections: list[ReportSection], *words: str, **env: str) -> tuple[str, di
     return "".join(text).split("\n", 2)[2], ended
 
 
+def test_progress_names_the_section_and_no_command(monkeypatch: pytest.MonkeyPatch,
+                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    """barf and look share this line.  It is removed at the end."""
+    monkeypatch.setattr(ipsec, "is_terminal", lambda stream: stream is sys.stderr)
+    run([ReportSection("a", "", lambda report: iter([])), ReportSection("b", "", lambda report: iter([]))])
+    lines = [line.rstrip() for line in capsys.readouterr().err.split("\r")]
+    assert lines == ["", "section 1 of 2: a", "section 2 of 2: b", "", ""]
+
+
 def test_order_is_that_of_the_table_whoever_is_first() -> None:
     ended_first = threading.Event()
 
