@@ -14150,7 +14150,7 @@ def shown_file(lines: Iterable[str], show: Callable[[str], str]) -> Iterator[str
 def shown_conf_line(line: str) -> str:
     """For a line of ipsec.conf, show a heading, an include, or a setting.
 
-    Only the name is shown of a setting with an unknown keyword, and of a banner.  Commands are shown as by
+    Of a setting with an unknown keyword and of a banner, only the name is shown.  Commands are shown as by
     shown_arguments().  A comment at the end of the line is dropped.
     """
     indent = indent_of(line)
@@ -14206,8 +14206,8 @@ def shown_setting(line: str) -> str:
 def shown_unit_line(line: str) -> str:
     """For a line of a systemd unit, show a heading, a known directive, the names of variables, or a command.
 
-    Commands are shown as by shown_arguments(), and a description as by shown_remark().  Only the name of any
-    other directive is shown.
+    Commands are shown as by shown_arguments(), and a description as by shown_remark().  Of any other
+    directive, only the name is shown.
     """
     bare = line.strip()
     if bare.startswith("[") and bare.endswith("]"):
@@ -14563,9 +14563,9 @@ def parse_since(text: str) -> float:
 class ReportSection(Record):
     """A section of a report.
 
-    `command` is the shell command that prints the same text.  `body` returns the text in pieces.  `data`
-    returns the items that the JSON output has instead of the text.  `title` is the heading in look.  The
-    flags:
+    `command` is a shell command that prints the same data, or empty.  `body` returns the text in pieces.
+    `data` returns the items that the JSON output has instead of the text, or is None.  `title` is the heading
+    in look.  The flags:
 
     - `live`: a running system has the data, and a mounted disk does not have them.
     - `slow`: the body may block or take long, so it runs in a thread.
@@ -15245,7 +15245,7 @@ def nft_text(value: object) -> str:
 # --- what the rules do with a packet ------------------------------------------------------------------------
 #
 # This part parses the rules that iptables-save(8) and nft(8) print, and computes what the rules do with a
-# packet.  The result is "unknown" if it depends on a condition that can't be evaluated, or on an unknown
+# packet.  The result is `?` (unknown) if it depends on a condition that can't be evaluated, or on an unknown
 # field of the packet.  verify and why use this part.  The parser reads nft's text and not nft's JSON, because
 # OpenWrt's nft can't print JSON, and python3-minimal lacks the module json.
 
@@ -17538,7 +17538,7 @@ class Facts:
         return {address: names.get(index, "") for address, _, _, index in Routing(self.host).addresses()}
 
     def device_to(self, net: str) -> str:
-        """Return the interface through which this host reaches a network, as far as its first address shows.
+        """Return the interface through which this host reaches the first address of a network.
 
         Return an empty string if there is no route, or if `net` is 0.0.0.0/0 or ::/0.
         """
