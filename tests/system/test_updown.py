@@ -155,37 +155,53 @@ rm -f /run/pluto/*
 touch {RESOLV} /tmp/resolv
 umount {RESOLV} 2>/dev/null
 printf 'nameserver 192.0.2.53\\n' >{RESOLV}
-for number in 0 1; do
-    ip link add eth$number address 02:00:00:00:00:0$number type veth \\
-        peer name far$number address 02:00:00:00:01:0$number
-    echo 0 >/proc/sys/net/ipv6/conf/eth$number/accept_dad
+ip -batch - <<'END'
+link add eth0 address 02:00:00:00:00:00 type veth peer name far0 address 02:00:00:00:01:00
+link add eth1 address 02:00:00:00:00:01 type veth peer name far1 address 02:00:00:00:01:01
+link add ipsec1 address 02:00:00:00:00:0a type veth peer name far2 address 02:00:00:00:01:02
+tuntap add ppp0 mode tun
+END
+for device in eth0 eth1; do
+    echo 0 >/proc/sys/net/ipv6/conf/$device/accept_dad
 done
-ip link add ipsec1 address 02:00:00:00:00:0a type veth peer name far2 address 02:00:00:00:01:02
-ip tuntap add ppp0 mode tun
-ip address add 192.0.2.1/24 dev eth0
-ip address add 2001:db8::1/64 dev eth0 nodad
-ip address add 10.1.0.1/24 dev eth1
-ip address add 2001:db8:1::1/64 dev eth1 nodad
-ip address add 192.0.2.33 peer 192.0.2.34 dev ppp0
 for device in lo eth0 far0 eth1 far1 ipsec1 far2 ppp0; do
     echo 1 >/proc/sys/net/ipv6/conf/$device/addr_gen_mode
-    ip link set $device up
 done
-ip route add default via 192.0.2.254
-ip route add default via 2001:db8::fe
+ip -batch - <<'END'
+address add 192.0.2.1/24 dev eth0
+address add 2001:db8::1/64 dev eth0 nodad
+address add 10.1.0.1/24 dev eth1
+address add 2001:db8:1::1/64 dev eth1 nodad
+address add 192.0.2.33 peer 192.0.2.34 dev ppp0
+link set lo up
+link set eth0 up
+link set far0 up
+link set eth1 up
+link set far1 up
+link set ipsec1 up
+link set far2 up
+link set ppp0 up
+route add default via 192.0.2.254
+route add default via 2001:db8::fe
+END
 """
 STATE = f"""
-ip -o address | sed 's/valid_lft.*//'
-ip route show table all
-ip -6 route show table all
-ip rule
-ip -6 rule
-ip -o link | sed 's/state .*mode/mode/; s/,LOWER_UP//; s/,NO-CARRIER//; s/<NO-CARRIER,/</'
-ip neigh show proxy
-ip -6 neigh show proxy
+{{ ip -oneline -force -batch - <<'END'
+address
+route show table all
+rule
+link
+neigh show proxy
+END
+ip -6 -oneline -force -batch - <<'END'
+route show table all
+rule
+neigh show proxy
+END
+}} | sed 's/valid_lft.*//; s/state .*mode/mode/; s/,LOWER_UP//; s/,NO-CARRIER//; s/<NO-CARRIER,/</'
 cat {RESOLV}
 """
-FIREWALL = "iptables-save | grep -v '^[#:]'; ip6tables-save | grep -v '^[#:]'\n"
+FIREWALL = "{ iptables-save; ip6tables-save; } | grep -v '^[#:]'\n"
 
 
 def script(cases: Sequence[Case], updown: Sequence[str], state: str) -> str:
