@@ -5252,12 +5252,12 @@ ALGORITHMS = (
 
 
 def policy_messages(host: Host) -> Iterator[Message]:
-    """Yield the netlink messages with the kernel's policies.  Raises OSError if they can't be read."""
+    """Yield the netlink messages with the kernel's policies.  Raises the same exceptions as exchange()."""
     return dump(host, NETLINK_XFRM, XFRM_MSG_GETPOLICY, bytes(64))  # struct xfrm_userpolicy_id
 
 
 def state_messages(host: Host) -> Iterator[Message]:
-    """Yield the netlink messages with the kernel's states.  Raises OSError if they can't be read."""
+    """Yield the netlink messages with the kernel's states.  Raises the same exceptions as exchange()."""
     # the body is empty, because the kernel would parse a body as attributes and log an error
     return dump(host, NETLINK_XFRM, XFRM_MSG_GETSA, b"")
 
@@ -5427,11 +5427,11 @@ class XfrmText(XfrmReader):
         self.times = Remembered(time_text)
 
     def policies(self) -> Iterator[str]:
-        """Yield the text of all policies in chunks.  Raises OSError if the policies can't be read."""
+        """Yield the text of all policies in chunks.  Raises OSError or TimedOut if they can't be read."""
         return in_pieces(message_texts(policy_messages(self.host), self.policy_text))
 
     def states(self) -> Iterator[str]:
-        """Yield the text of all states in chunks.  Raises OSError if the states can't be read."""
+        """Yield the text of all states in chunks.  Raises OSError or TimedOut if they can't be read."""
         return in_pieces(message_texts(state_messages(self.host), self.state_text))
 
     def policy_text(self, buffer: bytes, start: int, end: int) -> str:
@@ -5769,7 +5769,7 @@ class State(Record):
 
 
 def within(address: str, prefix: str) -> bool:
-    """Return whether the address lies in `network/bits`; False if their families differ."""
+    """Return whether the address lies in `network/bits`.  Return False if their families differ."""
     network, _, bits = prefix.partition("/")
     first, second = packed_address(address), packed_address(network)
     if len(first) != len(second):
@@ -5785,14 +5785,14 @@ class XfrmData(XfrmReader):
     def policies_data(self) -> Iterator[Policy]:
         """Yield all policies in the kernel's order.  Truncated messages are skipped.
 
-        Raises OSError if the policies can't be read.
+        Raises OSError or TimedOut if the policies can't be read.
         """
         return self._records(policy_messages(self.host), self.policy_data)
 
     def states_data(self) -> Iterator[State]:
         """Yield all states in the kernel's order.  Truncated messages are skipped.
 
-        Raises OSError if the states can't be read.
+        Raises OSError or TimedOut if the states can't be read.
         """
         return self._records(state_messages(self.host), self.state_data)
 
@@ -5812,7 +5812,7 @@ class XfrmData(XfrmReader):
         The last entry is a policy that certainly matches, or None if there is no such policy.  Whether the
         policies before the last entry match depends on values of the packets that are unknown.  If policies
         have the same priority, the kernel uses the oldest one (xfrm_policy_lookup_bytype), although the
-        kernel lists the newest one first.
+        kernel lists the newest one first.  Raises OSError or TimedOut if the policies can't be read.
         """
         possible = [policy for policy in self.policies_data()
                     if policy.direction == direction and not policy.socket and policy.kind == "main"
@@ -5831,7 +5831,8 @@ class XfrmData(XfrmReader):
 
         The word is `encrypt`, `authenticate` (AH), `hold`, `block` or `clear`.  `hold` means that the kernel
         asks pluto for a missing state, and meanwhile drops the packet or, if net.core.xfrm_larval_drop is 0,
-        lets it wait.  If `policy` is None, the word is `clear`.  Raises OSError if the states can't be read.
+        lets it wait.  If `policy` is None, the word is `clear`.  Raises OSError or TimedOut if the states
+        can't be read.
         """
         if policy is None:
             return "clear"
@@ -6130,9 +6131,10 @@ class RouteText(KernelReader):
         self.known = Remembered(self._around_destination)
 
     def routes(self, table: int = 0) -> Iterator[str]:
-        """Yield the text of the routes in chunks, first IPv4, then IPv6.  Raises OSError if reading fails.
+        """Yield the text of the routes in chunks, first IPv4, then IPv6.
 
         `table` is the number of a table up to 255.  If it is 0, the routes of all tables are included.
+        Raises OSError or TimedOut if reading fails.
         """
         messages = dump(self.host, NETLINK_ROUTE, RTM_GETROUTE, bytes(RTMSG_SIZE))
         if table:
@@ -6336,7 +6338,7 @@ class RouteText(KernelReader):
     def rules(self) -> Iterator[str]:
         """Yield the text of the IPv4 routing rules, then a title and the text of the IPv6 rules.
 
-        Raises OSError if reading fails.
+        Raises OSError or TimedOut if reading fails.
         """
         for family, title in ((AF_INET, ""), (AF_INET6, "IPv6:\n")):
             request = pack_struct(FIB_RULE_FORM, family, *bytes(7), 0)
@@ -6484,7 +6486,10 @@ class LinkText(KernelReader):
         self.namespaces: dict[int, str] | None = None
 
     def addresses(self) -> Iterator[str]:
-        """Yield the text of each interface with its addresses.  Raises OSError if reading fails."""
+        """Yield the text of each interface with its addresses.
+
+        Raises OSError or TimedOut if reading fails.
+        """
         texts: dict[int, str] = {}
         for message in dump(self.host, NETLINK_ROUTE, RTM_GETADDR, bytes(IFADDRMSG_SIZE)):
             buffer, start, _ = message
@@ -6499,7 +6504,10 @@ class LinkText(KernelReader):
             yield self._link(kind, index, flags, more) + texts.get(index, "")
 
     def _links(self) -> Iterator[tuple[int, int, int, dict[int, bytes]]]:
-        """Yield type, index, flags (struct ifinfomsg) and attributes of each interface.  Raises OSError."""
+        """Yield type, index, flags (struct ifinfomsg) and attributes of each interface.
+
+        Raises the same exceptions as exchange().
+        """
         for buffer, start, end in dump(self.host, NETLINK_ROUTE, RTM_GETLINK, bytes(IFINFOMSG_SIZE)):
             if start + IFINFOMSG_SIZE > end:
                 continue  # the message is truncated
@@ -6648,7 +6656,7 @@ class LinkText(KernelReader):
         """Yield the text of each tunnel interface of these kinds, or of all TUNNEL_KINDS if none is given.
 
         The text shows the two ends and the keys (xfrm: the if_id), the lower interface and the counters.
-        Raises OSError if the interfaces can't be read.
+        Raises OSError or TimedOut if the interfaces can't be read.
         """
         for _, _, _, more in self._links():
             info = attributes(more.get(IFLA_LINKINFO, b""))
@@ -6683,9 +6691,9 @@ class LinkText(KernelReader):
 
 
 def has_capability(host: Host, name: str) -> bool:
-    """Return whether this process has the capability `name` of CAPABILITIES; True if that is unknown.
+    """Return whether this process has the capability `name` of CAPABILITIES.
 
-    Source: proc_pid_status(5).
+    Return True if that is unknown.  Source: proc_pid_status(5).
     """
     try:
         for line in host.lines("/proc/self/status"):
@@ -8112,9 +8120,9 @@ def pluto_lines(host: Host, *words: str, timeout: float | None = PLUTO_TIMEOUT,
                 pluto: Pluto | None = None) -> Iterator[str]:
     """Yield the lines of pluto's reply to a whack command line as they arrive, without codes.
 
-    If `pluto` is None, pluto is first asked for its version.  If the message format of pluto's release is
-    unknown, the installed whack makes the request.  --status and --shutdown need neither.  Each next() can
-    raise NoPluto, TimedOut or another Failure.
+    Unless the only word is --status, pluto is first asked for its version, or `pluto` has the version.  If
+    the message format of pluto's release is unknown, the installed whack makes all requests except a lone
+    --status or --shutdown.  Each next() can raise NoPluto, TimedOut or another Failure.
     """
     options = whack_words(words)
     if options not in ([("status", "")], [("shutdown", "")]):
@@ -8249,8 +8257,8 @@ STATUS_SETTINGS = frozenset((
     "debug", "using kernel interface", "virtual-private (%priv)", "State Information",
     "- allowed subnets", "- excluded subnets", "stats db_ops"))
 SIZE_UNITS = ("B", "KB", "MB", "GB", "TB", "PB", "EB")  # pluto's KB is 1,024 bytes, its MB 1,024 KB, …
-# A state belongs to a Child SA if its IKE SA is known, or if its name or description contains one of these
-# texts.  It belongs to an IKE SA if its name or description contains one of IKE_MARKS.
+# A state belongs to a Child SA if its line names the IKE SA, or if its name or description contains one of
+# these texts, but not if its name or description contains one of IKE_MARKS.  Other states belong to IKE SAs.
 CHILD_MARKS = (
     "CHILD", "QUICK", "V2_IPSEC", "V2_CREATE", "Child SA", "IPsec SA", "Quick Mode", "QI1", "QI2", "QR1")
 IKE_MARKS = ("REKEY_IKE", "rekey IKE SA", "IKE_SA_INIT")
@@ -8519,7 +8527,7 @@ def split_protoport(client: str) -> tuple[str, str]:
 
 
 def split_instance(text: str) -> tuple[str, str | None, str | None, str | None, str] | None:
-    """Parse the text after a connection's quoted name in a line about an SA or about traffic.
+    """Parse the text after a connection's quoted name.
 
     Return the instance (empty if missing), the remote address, the local client, the remote client (None if
     missing), and the rest, such as `, type=ESP` or `:500 STATE_MAIN_I4`.  After an instance (`[1]`), an
