@@ -22098,8 +22098,9 @@ def packet_query(host: Host, args: Args) -> PacketQuery:
         if not has_16_bits or not 0 <= query.mark < 1 << 32:
             raise ValueError
     except (ValueError, OSError):
-        raise Failure("ipsec show: --source must be an IP address, --protocol a name in /etc/protocols or a "
-                      "number, a port a number of 16 bits, a mark a number of 32 bits", USAGE) from None
+        raise Failure("ipsec show: --source must be an IP address, --protocol must be a name in "
+                      "/etc/protocols or a number, each port must be a number of 16 bits, and --mark a "
+                      "number of 32 bits", USAGE) from None
 
     if query.source and not args.operands:
         raise Failure("ipsec show: if specifying a source, specifying a destination is required", USAGE)
@@ -22639,7 +22640,7 @@ class Diagnoser:
 
         versions = ike_versions(policy)
         if cause.name == "unknown-peer" and entries:
-            return ("the peer asks for an IKE SA, but no connection on this host fits the request: this "
+            return ("the peer asks for an IKE SA, but no connection on this host matches the request: this "
                     f"connection allows {versions}; perhaps the peer uses another address, another IKE "
                     "version or another authby=")
         if cause.name == "ike-peer" and versions == "IKEv1 only":
@@ -23361,7 +23362,7 @@ class WhackRunner:
         raises Missing.
         """
         host = self.host
-        program = self._addconn()
+        addconn = self.addconn()
         if host.conf == "-":
             words = ("--config", "-", *words)
         elif host.conf != "/etc/ipsec.conf":
@@ -23369,16 +23370,16 @@ class WhackRunner:
         if self.args.flag("--verbose"):
             words = ("--verbose", *words)
         words = ("--ctlsocket", host.ctlsocket, *words)
-        if self._shows(program or "addconn", words):
+        if self._shows(os.path.basename(addconn) or "addconn", words):
             return OK
 
-        if not program and "--checkconfig" in words:
+        if not addconn and "--checkconfig" in words:
             own_reader(host, Args(), "checkconfig")
             return OK
-        if not program:
+        if not addconn:
             raise Missing(f"ipsec: loading a connection needs libreswan's addconn, which is not in "
                           f"{host.execdir}", NOT_FOUND, libreswan_hint(host, "set IPSEC_EXECDIR"))
-        argv = [os.path.join(host.execdir, program), *words]
+        argv = [addconn, *words]
         if words[-1] in ("--checkconfig", "--autoall"):
             check_answers(host)
             return host.call(argv)
@@ -23388,12 +23389,10 @@ class WhackRunner:
         self._pass_on(ran)
         return self._load_status(words[-1], ran)
 
-    def _addconn(self) -> str:
-        """Return the name of the installed program that loads connections, or "" if there is none."""
-        for name in ("addconn", "add"):
-            if self.host.executable(os.path.join(self.host.execdir, name)):
-                return name
-        return ""
+    def addconn(self) -> str:
+        """Return the path of libreswan's program that loads connections, or "" if it is not installed."""
+        paths = [os.path.join(self.host.execdir, name) for name in ("addconn", "add")]
+        return next(filter(self.host.executable, paths), "")
 
     def _load_status(self, name: str, ran: Ran) -> int:
         """Return the exit status for the result of addconn.  Print causes of failures that addconn omits.
@@ -23424,7 +23423,7 @@ class WhackRunner:
     def operate(self, operation: str, name: str) -> int:
         """Do one of OPERATIONS with a connection; return the exit status of the first step that fails.
 
-        Return OK if no step fails.  Raises Failure if the name is empty or a step can't be made.
+        Return OK if no step fails.  Raises Failure if the name is empty or a step can't be done.
         """
         loads, action = OPERATIONS[operation]
         if not name:
@@ -24887,8 +24886,8 @@ def verify_summary(verdicts: Sequence[Finding], explained: Collection[str], room
     """Yield a line with the number of results of each level of verify, and a line for each problem.
 
     FAIL comes before WARN.  At most `room` problems are shown, and a last line has the number of the others.
-    Two problems are left out, because other lines of the summary show them: pluto does not run, and a
-    connection in `explained` is down.
+    Problems of the check `pluto`, and connections in `explained` that are down, are left out, because other
+    lines of the summary show them.
     """
     levels = [finding.level for finding in verdicts]
     yield (f"verify: {levels.count('FAIL')} FAIL, {levels.count('WARN')} WARN, "
@@ -24898,7 +24897,7 @@ def verify_summary(verdicts: Sequence[Finding], explained: Collection[str], room
     problems = []
     for finding in verdicts:
         is_shown = finding.check == "pluto" or (finding.check == "up" and finding.why.startswith(shown_above))
-        if finding.level in ("FAIL", "WARN") and not finding.cause and not is_shown:
+        if finding.level in ("FAIL", "WARN") and not is_shown:
             problems.append(finding)
     problems.sort(key=lambda finding: finding.level != "FAIL")
 
@@ -24956,7 +24955,7 @@ def no_tunnels_line(report: Report, error: Failure | OSError) -> str:
 def tunnels_summary(rows: list[TunnelRow], config: Config) -> Iterator[str]:
     """Yield a line for each of the first SUMMARY_TUNNELS connections, then the number of other connections.
 
-    Connections that should be up but are down come first, then other connections that are not up.  If there
+    Connections that should be up but are down come first, then others that are down or connecting.  If there
     are no `rows`, yield a line that says so.  This function sorts `rows`.
     """
     if not rows:
@@ -25460,7 +25459,7 @@ class Digests:
                 self.digests[name] = digest
 
     def digest(self, conn: Conn) -> str:
-        """Return the digest of a connection as it is now in ipsec.conf."""
+        """Return the digest of the settings of unseen_keywords(), as they are now in ipsec.conf."""
         import hashlib
         text = "\n".join(f"{key}={conn.get(key)}" for key in unseen_keywords(conn))
         return hashlib.sha256(encode(text)).hexdigest()
@@ -25532,8 +25531,7 @@ class Reload:
         self.timeout = parse_seconds(args.value("--timeout", "60"))
         self.prune = args.flag("--prune")
         self.refused: set[str] = set()  # connections in which addconn finds an error
-        paths = [os.path.join(host.execdir, name) for name in ("addconn", "add")]
-        self.addconn = next(filter(host.executable, paths), "")
+        self.addconn = self.runner.addconn()
         if not self.addconn:
             raise Missing(f"ipsec reload: libreswan's addconn is not in {host.execdir}", NOT_FOUND,
                           libreswan_hint(host, "set IPSEC_EXECDIR"))
@@ -26845,7 +26843,7 @@ def words_of_command(host: Host, entry: Command, before: Sequence[str], current:
 
 
 def completed(start: str, words: Iterable[str]) -> list[str]:
-    """Return the words that begin with `start`, sorted.  A word with a line end can't be completed."""
+    """Return the words that begin with `start`, sorted.  Words that contain a line end are left out."""
     return sorted({word for word in words if word.startswith(start) and "\n" not in word})
 
 
@@ -27123,7 +27121,7 @@ def split_leading(words: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
 
 
 def host_of(args: Args) -> Host:
-    """Return the host that the global options describe.  Raises Failure if one of them is empty."""
+    """Return the host that the global options describe.  Raises Failure if the value of one is empty."""
     for option in GLOBAL_OPTIONS:
         if args.flag(option.key) and not args.value(option.key):
             raise Failure(f"{option.key} is empty", USAGE,
