@@ -18095,7 +18095,7 @@ def redirect_troubles(facts: Facts, option: str) -> Iterator[Trouble]:
 
 @verify_check(
     "send_redirects", "         ICMP send_redirects",
-    checks="Whether the sysctl send_redirects is off for each interface, if this host forwards packets.",
+    checks="Whether no interface sends ICMP redirects (sysctl send_redirects), if this host forwards packets.",
     matters="If a packet for a tunnel arrives and leaves through the same interface, this host sends a "
             "redirect to the sender. The sender then uses a route that bypasses the tunnel.",
     fix="Set net.ipv4.conf.*.send_redirects to 0, and save the setting in /etc/sysctl.d.",
@@ -18106,7 +18106,8 @@ def check_send_redirects(facts: Facts) -> Iterator[Trouble]:
 
 @verify_check(
     "accept_redirects", "         ICMP accept_redirects",
-    checks="Whether the sysctl accept_redirects is off for each interface, if this host forwards packets.",
+    checks="Whether no interface accepts ICMP redirects (sysctl accept_redirects), if this host forwards "
+           "packets.",
     matters="A redirect changes the route to an address, so packets to this address may bypass the tunnel.",
     fix="Set net.ipv4.conf.*.accept_redirects to 0, and save the setting in /etc/sysctl.d.",
     live=True)
@@ -18445,8 +18446,8 @@ KERNEL_PARTS = (
     ("vti-interface", "", "NET_IPVTI", "ip_vti"),
     ("ipsec-interface", "", "XFRM_INTERFACE", "xfrm_interface"))
 # The algorithms of ESP.  Columns: a part of a word of esp=, the name in /proc/crypto, the option of the
-# kernel's configuration, the module.  The first row whose part the word contains counts, so a row comes
-# before the rows with a part of its part.
+# kernel's configuration, the module.  Only the first row whose part is in the word counts, so `aes_gcm`
+# comes before `aes`.
 KERNEL_ALGORITHMS = (
     ("chacha20_poly1305", "rfc7539esp(chacha20,poly1305)", "CRYPTO_CHACHA20POLY1305", "chacha20poly1305"),
     ("aes_gmac", "rfc4543(gcm(aes))", "CRYPTO_GCM", "gcm"),
@@ -18799,7 +18800,7 @@ def check_mtu(facts: Facts) -> Iterator[Trouble]:
         mtu = tunnel.conn.get("mtu")
         if not mtu.isdigit() or tunnel.device not in mtus:
             continue
-        if int(mtu) > mtus[tunnel.device] - ESP_ROOM // 2:  # even AES-GCM adds 46 bytes in tunnel mode
+        if int(mtu) > mtus[tunnel.device] - ESP_ROOM // 2:  # in tunnel mode, AES-GCM adds at least 46 bytes
             yield ("WARN", "TOO LARGE",
                    f"conn {tunnel.conn.name}: mtu={mtu} is too large: with ESP, a packet of {mtu} bytes is "
                    f"longer than the MTU of {tunnel.device}, which is {mtus[tunnel.device]}",
@@ -19371,30 +19372,39 @@ def listen_setting(config: Config) -> Setting | None:
     return udp if udp and not is_yes(udp.value) else None
 
 
+def is_loopback(address: str) -> bool:
+    """Return whether an address is one of the loopback interface: ::1, or one that begins with 127."""
+    return address == "::1" or address.startswith("127.")
+
+
 def port_troubles(facts: Facts, port: int) -> Iterator[Trouble]:
     """Yield a Trouble if pluto has no socket on a UDP port in pluto's network namespace.
 
-    If pluto does not run, yield a Trouble if another program uses the port.  Otherwise raises NotChecked.
+    Sockets of the loopback interface don't count if another program uses the port, too.  If there is no sign
+    that pluto runs, yield a Trouble if another program uses the port.  Otherwise raises the same errors as
+    Facts.process() if pluto's process is not visible.
     """
     sockets = [(entry.address, own) for entry, own in facts.sockets() if entry.port == port]
-    if not facts.pid and sockets and not facts.pluto_signs():
-        yield ("FAIL", "IN USE", f"another program uses port {port} of {sockets[0][0]}, so pluto can't start",
-               f"ss -lunp sport = :{port}")
+    others = [address for address, own in sockets if not own]
+    find_other = f"ss -lunp sport = :{port}"
+    if not facts.pid and others and not facts.pluto_signs():
+        yield ("FAIL", "IN USE", f"another program uses port {port} of {others[0]}, which pluto needs",
+               find_other)
         return
     facts.process()  # raises NotChecked if pluto does not run
-    if any(own for _, own in sockets):
+    if any(own and not (others and is_loopback(address)) for address, own in sockets):
         return
 
     reason, fix = "", "ipsec restart"
-    if sockets:
-        reason = f"; another program uses the port of {sockets[0][0]}"
     if facts.pluto_setting("pluto_version"):
         fix = "ipsec whack --listen"
+    if others:
+        reason, fix = f"; another program uses the port of {others[0]}", find_other
     limit = listen_setting(facts.config)
     if limit:
         reason = f"; {limit.file}:{limit.line} has {limit.key}={limit.value}"
         fix = edit_command(limit)
-    yield "FAIL", "FAILED", f"pluto has no socket on port {port}{reason}", fix
+    yield "FAIL", "FAILED", f"pluto has no socket for peers on port {port}{reason}", fix
 
 
 @verify_check(
@@ -19833,7 +19843,7 @@ ANEW = "a new database; its keys must be generated or imported again"
 
 @verify_check(
     "nss", "Checking the NSS database",
-    checks="Whether the files of the NSS database exist in the directory that pluto uses, as regular files.",
+    checks="Whether the directory that pluto uses has the files of the NSS database, as regular files.",
     matters="Pluto does not start without its NSS database.",
     fix="Run ipsec initnss, which makes a new database. If there is an old database, run ipsec checknss, "
         "which moves or migrates the old database.")
@@ -20326,8 +20336,8 @@ def missing_psks(facts: Facts, conns: Iterable[Conn], entries: Iterable[Psk], na
             unknown.append(f"conn {conn.name}")
     if unknown:
         yield ("SKIP", "UNKNOWN",
-               f"which PSK pluto uses for {', '.join(unknown[:5])} depends on DNS or on the certificate of "
-               "the peer", "")
+               f"it is unknown which PSK pluto uses for {', '.join(unknown[:5])}, because IDs of the "
+               "ends or of the entries can't be compared", "")
 
 
 def second_keys(entries: Iterable[Psk]) -> Iterator[Trouble]:
@@ -20339,7 +20349,7 @@ def second_keys(entries: Iterable[Psk]) -> Iterator[Trouble]:
     for entry in entries:
         ids = [one for one in entry.ids if one is not None]
         if len(ids) < len(entry.ids):
-            continue  # the peers that the entry matches depend on DNS
+            continue  # the entry has an ID that can't be compared
         used = first.setdefault(tuple(sorted(ids)), entry)
         if used.key != entry.key:
             yield ("WARN", "NOT USED",
@@ -20762,8 +20772,8 @@ def finding_lines(finding: Finding, *, colour: bool = False) -> Iterator[str]:
     """Yield one or two lines of the report for a finding.
 
     The first line has the form of libreswan's verify, but has the level before the word if the level is not
-    OK.  The second line has the reason and the command that fixes the problem, if there is one.  It is left
-    out if there is no reason.  If `colour` is true, escape sequences colour the word.
+    OK.  If there is a reason, the second line has the reason and, if there is one, the command that fixes the
+    problem.  If `colour` is true, escape sequences colour the word.
     """
     tint = {"OK": 92, "FAIL": 91}.get(finding.level, 93)
     word = f"\x1b[{tint}m{finding.word}\x1b[0m" if colour else finding.word

@@ -752,6 +752,25 @@ def test_disable_xfrm_counts_for_all_interfaces(system: System) -> None:
     assert system.levels()["xfrm"] == {"FAIL"}
 
 
+@pytest.mark.parametrize(("sockets", "found"), [
+    ([("192.0.2.1", True), ("127.0.0.1", True)], []),
+    ([("::1", True)], []),
+    ([("192.0.2.1", True), ("192.0.2.2", False)], []),
+    ([("::1", True), ("0.0.0.0", False)], ["pluto has no socket for peers on port 4500; another program uses the port "
+                                           "of 0.0.0.0"]),
+    ([], ["pluto has no socket for peers on port 4500"]),
+])
+def test_pluto_listens_for_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sockets: list[tuple[str, bool]],
+                                 found: list[str]) -> None:
+    """If another program has bound port 4500 of 0.0.0.0, pluto 4.10 and 5.2 still bind ::1."""
+    facts = Facts(Host({}, conf=str(tmp_path / "ipsec.conf")), 1.0)
+    facts.pid = 1
+    monkeypatch.setattr(facts, "sockets", lambda: [(ipsec.Socket("udp", address, 4500, 1), own)
+                                                   for address, own in sockets])
+    monkeypatch.setattr(facts, "pluto_setting", lambda name: "5.2")
+    assert [why for _, _, why, _ in ipsec.port_troubles(facts, 4500)] == found
+
+
 # --- a system in a directory: all checks are OK, and then one source after another is taken away ---
 
 SYSTEM_CONF = """config setup

@@ -240,6 +240,11 @@ BROKEN = {
                                      "loaded": "WARN", "psk": "SKIP"}),
     "listens elsewhere": (f"sed -i 's/config setup/&\\n\\tlisten=10.1.0.1/' /etc/ipsec.conf; {RESTART}", {
         "loaded": "WARN"}),
+    "another program has the port": (
+        "echo 'import socket, time\ns = socket.socket(type=socket.SOCK_DGRAM)\ns.bind((\"\", 4500))\ntime.sleep(1000)'"
+        " >/listen; kill -KILL $(cat /run/pluto/pluto.pid); while pidof pluto; do sleep 0.1; done; rm /run/pluto/*; "
+        "python3 /listen >/dev/null 2>&1 & until ss -lun | grep -q :4500; do sleep 0.1; done; "
+        f"{RESTART.partition('done; ')[2]}", {"udp4500": "FAIL"}),
     "listens nowhere": (f"sed -i 's/config setup/&\\n\\tlisten-udp=no/' /etc/ipsec.conf; {RESTART}", {
         "udp500": "FAIL", "udp4500": "FAIL", "loaded": "WARN"}),
     "open quotes": ("echo ': PSK \"unterminated' >/etc/ipsec.secrets", {"secrets": "FAIL", "psk": "FAIL"}),
@@ -456,7 +461,7 @@ def kernel_lacks() -> dict[str, str]:
 
 
 #: How a fix begins that needs a person, a file or another kernel
-FOR_PEOPLE = ("vi ", "ipsec import ", "ipsec up ", "ipsec restart", "ipsec showhostkey", "boot ", "timedatectl",
+FOR_PEOPLE = ("vi ", "ss ", "ipsec import ", "ipsec up ", "ipsec restart", "ipsec showhostkey", "boot ", "timedatectl",
               "ipsec why ", "apt-get install ",
               "systemctl", "fips-mode-setup", "ausearch", "prelink")
 
