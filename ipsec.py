@@ -20491,12 +20491,11 @@ def keyless_trouble(tunnel: Tunnel) -> Trouble:
 def has_private_key(keys: Sequence[HostKey], texts: Collection[str], keyword: str, value: str) -> bool:
     """Return whether one of the keys is the key that a keyword of a connection names.
 
-    `keyword` is for example `leftckaid`, and `value` is the value of the keyword.  For leftckaid=, the
-    beginning of a key's CKAID is enough.  `texts` are the public keys of `keys` in plain base64.
+    `keyword` is for example `leftckaid`, and `value` is the value of the keyword.  Pluto needs a whole CKAID
+    without colons (ckaid_eq_nss() of ckaid.c).  `texts` are the public keys of `keys` in plain base64.
     """
     if keyword.endswith("ckaid"):
-        start = value.lower().replace(":", "")
-        return any(key.ckaid.hex().startswith(start) for key in keys)
+        return any(key.ckaid.hex() == value.lower().replace("_", "") for key in keys)
     return public_text(value) in texts
 
 

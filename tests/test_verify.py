@@ -752,6 +752,14 @@ def test_disable_xfrm_counts_for_all_interfaces(system: System) -> None:
     assert system.levels()["xfrm"] == {"FAIL"}
 
 
+@pytest.mark.parametrize(("value", "known"), [
+    ("c0ffee", True), ("C0FF_EE", True), ("c0ff", False), ("c0:ff:ee", False), ("c0ffee00", False),
+])
+def test_a_ckaid_is_compared_as_pluto_compares_it(value: str, known: bool) -> None:
+    key = ipsec.HostKey("RSA", bytes.fromhex("c0ffee"), b"\x01", b"\x03")
+    assert ipsec.has_private_key([key], [], "leftckaid", value) is known
+
+
 @pytest.mark.parametrize(("sockets", "found"), [
     ([("192.0.2.1", True), ("127.0.0.1", True)], []),
     ([("::1", True)], []),
