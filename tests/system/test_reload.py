@@ -271,7 +271,7 @@ def test_an_unchanged_tunnel_loses_no_packet(gateways: Gateways) -> None:
     SA belongs: the plan says that this interrupts the tunnel, and the tunnel comes up again."""
     for name in NAMES:
         gateways.write(name, "ipsec.secrets", '@west @east : PSK "k1k2k3k4k5k6k7k8"\n', 0o600)
-        gateways.ipsec(f"{name}-initnss", name, "initnss")
+    gateways.make_databases()
     gateways.write("east", "ipsec.conf", TUNNELS)
     gateways.write("west", "ipsec.conf", TUNNELS + others("8h"))
     gateways.write("west", "ipsec.changed", TUNNELS + others("7h"))
