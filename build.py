@@ -93,6 +93,10 @@ COMPILED_LATE = (
     "look and show", "diagnosis (why)", "tunnels", "metrics", "the summary of barf", "configuration",
     "reload", "NSS", "manual and completion")
 
+# An archive for one or two interpreters has no bytecode for these blocks either.  Only `verify` and commands
+# that diagnose tunnels need them, and compiling them takes 4 ms.
+COMPILED_LATE_IF_SMALL = ("what the rules do with a packet",)
+
 # The version of marshal's format that all interpreters read
 FORMAT = 2
 
@@ -698,6 +702,11 @@ def needs(text: bytes) -> dict[str, int]:
     return index
 
 
+def late_titles(pythons: Collection[str]) -> tuple[str, ...]:
+    """Return the titles of the blocks without bytecode in an archive for these interpreters."""
+    return COMPILED_LATE if len(pythons) > 2 else COMPILED_LATE + COMPILED_LATE_IF_SMALL
+
+
 def bytecode(text: bytes, pythons: Mapping[str, Path]) -> Iterator[tuple[str, bytes]]:
     """Yield the names and contents of the archive's members below bytecode/."""
     front, blocks = parted(text)
@@ -707,9 +716,10 @@ def bytecode(text: bytes, pythons: Mapping[str, Path]) -> Iterator[tuple[str, by
 
     # with only one or two interpreters, separate constants would make the archive larger
     several = len(pythons) > 2
+    late = late_titles(pythons)
     parts: dict[Piece, list[Piece]] = {}
     for piece in blocks:
-        if title_of(text, piece) not in COMPILED_LATE:
+        if title_of(text, piece) not in late:
             parts[piece] = parts_of(text, piece) if several else [piece]
     texts = [text_of(text, front)]
     for pieces in parts.values():
