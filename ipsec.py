@@ -737,7 +737,7 @@ def why_untrusted(directory: str) -> str:
 
     def check(path: str, info: os.stat_result) -> None:
         if not stat.S_ISLNK(info.st_mode) and (info.st_uid != 0 or info.st_mode & 0o022):
-            raise PermissionError(errno.EPERM, "others than root can write", path)
+            raise PermissionError(errno.EPERM, "users other than root can write to", path)
 
     if not directory.startswith("/"):
         return "it is not an absolute path"
@@ -1374,7 +1374,8 @@ class Host:
     def exported(self) -> dict[str, str]:
         """Return the environment for programs whose output goes to the user.
 
-        It is the caller's environment and the variables that libreswan's `ipsec` script exports.
+        It is the caller's environment and the variables that libreswan's `ipsec` script exports, except
+        IPSEC_VERSION.
         """
         env = dict(self.env)
         env.update(IPSEC_EXECDIR=self.execdir, IPSEC_CONF=self.conf, IPSEC_RUNDIR=self.rundir,
@@ -2514,7 +2515,7 @@ class SecretRecord:
         is_encoded = key.form not in ("", "`")
         if is_quoted or (is_encoded and key.data()):
             return True
-        self._wrong("malformed key: it is neither quoted nor written as 0x, 0s or 0t and digits")
+        self._wrong("malformed key: it is neither in quotes nor valid after 0x, 0s or 0t")
         return False
 
     def _wrong(self, problem: str) -> None:
@@ -3000,7 +3001,7 @@ def escaped_forms(text: str) -> Iterator[str]:
     yield printable(text)
     yield quoted  # C, and JSON in UTF-8
     yield quoted.encode("unicode_escape", "surrogateescape").decode("latin-1").replace("\\\\", "\\")  # Python
-    yield "".join(c if " " <= c <= "~" else f"\\u{ord(c):04x}" for c in quoted)  # JSON in ASCII
+    yield "".join(c if " " <= c <= "~" else json_escape(c) for c in quoted)  # JSON in ASCII
 
     # a shell, without quotes
     yield "".join(c if c.isalnum() or c in "_./-" else f"\\{c}" for c in text)
@@ -3018,6 +3019,12 @@ def escaped_forms(text: str) -> Iterator[str]:
     yield named
     yield named.replace('"', "&quot;")
     yield named.replace('"', "&quot;").replace("'", "&#39;")
+
+
+def json_escape(character: str) -> str:
+    """Return a character as JSON in ASCII escapes it: one or two UTF-16 units, such as \\u00fc."""
+    units = character.encode("utf-16-be", "surrogatepass").hex("-", 2)
+    return "\\u" + units.replace("-", "\\u")
 
 
 def escape_others(text: str, form: str, plain: str) -> str:
@@ -4322,7 +4329,9 @@ def secret_files(host: Host, name: str) -> tuple[list[str], list[Problem]]:
             if record.problem:
                 problems.append(Problem(file, record.line, record.problem))
             elif is_ignored_entry(record):
-                text = f"libreswan ignores entries with {record.kind.upper()}; keys belong in the NSS database"
+                text = f"libreswan ignores entries with {record.kind.upper()}"
+                if record.kind in ("rsa", "ecdsa", "eddsa", "pkcs8", "p12"):
+                    text += "; private keys belong in the NSS database"
                 problems.append(Problem(file, record.line, text, False))
             if record.include:
                 visit_included(record.include, depth, file, record.line)

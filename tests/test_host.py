@@ -153,7 +153,7 @@ def test_root_runs_nothing_from_where_others_can_write(roots_own: Path, change: 
     change(roots_own)
     assert ipsec.Host({"PATH": path}).which("only-here-7f3") is None
     for variable in ("IPSEC_EXECDIR", "IPSEC_SBINDIR"):
-        with pytest.raises(ipsec.Failure, match=f"^{variable}=.*others than root can write {roots_own}/{place},"):
+        with pytest.raises(ipsec.Failure, match=f"^{variable}=.*other than root can write to {roots_own}/{place},"):
             ipsec.Host({variable: path})
 
 
@@ -180,7 +180,8 @@ def test_the_attack_of_another_user_through_tmp(pyz: Path) -> None:
                 result = subprocess.run([sys.executable, pyz, *words], env={variable: f"{directory}/lib"}, timeout=60,
                                         capture_output=True, text=True, check=False)
                 assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
-                assert result.stderr.startswith(f'ipsec: {variable}="{directory}/lib": others than root can write /tmp')
+                reason = "users other than root can write to /tmp"
+                assert result.stderr.startswith(f'ipsec: {variable}="{directory}/lib": {reason}')
         assert os.listdir(directory) == ["lib"]
 
 

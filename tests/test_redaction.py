@@ -139,7 +139,7 @@ def test_a_secret_is_masked_in_other_spellings(written: str) -> None:
 
 
 @pytest.mark.parametrize("secret", ['qu"ote\\d s3cret', "it's a s3cret", "tab\ts3cret!", "\x01ctl s3cret",
-                                    "ünïcode-s3cret"])
+                                    "ünïcode-s3cret", "\U0001f511-s3cret"])
 def test_a_secret_is_masked_as_programs_escape_it(secret: str) -> None:
     redactor = ipsec.Redactor()
     redactor.learn(secret)
@@ -418,6 +418,14 @@ def test_a_problem_of_a_secrets_file_has_its_place_and_no_secret(tmp_path: Path)
         *(f"/etc/ipsec.secrets:{line}" for line in (2, 3, 4, 5, 6)), "/etc/loop:1",
         *(f"/etc/ipsec.secrets:{line}" for line in (8, 9, 10))]
     assert "unterminated string" in shown[0] and "loop" in shown[5] and "no such file" in shown[6]
+
+
+def test_an_entry_of_an_ignored_kind_has_advice_only_if_it_is_a_private_key(tmp_path: Path) -> None:
+    host = host_at(tmp_path, {"etc/ipsec.secrets": ': RSA host.key\n@a : EAP "x"\n'})
+    _, problems = ipsec.secret_files(host, "/etc/ipsec.secrets")
+    assert [(problem.text, problem.fatal) for problem in problems] == [
+        ("libreswan ignores entries with RSA; private keys belong in the NSS database", False),
+        ("libreswan ignores entries with EAP", False)]
 
 
 def test_a_secrets_file_that_is_no_file_is_a_problem_at_once(tmp_path: Path) -> None:
