@@ -20917,7 +20917,7 @@ def verify_command(host: Host, args: Args) -> int:
 #
 # The table of the sections in the order of the report, and the bodies of the sections.  A body is a function
 # that takes the Report and yields the text of its section in pieces.  The headings and their order are those
-# of barf(8) and programs/barf of libreswan 3.29 and 4.10.
+# of barf(8) and programs/barf of libreswan 3.29 and 4.10, but /proc/crypto comes later, because it is long.
 
 SHORT_LOG = 500  # with --short, barf shows this many lines of each log, as libreswan's barf does
 MODULE_NAMES = ("xfrm", "ipsec", "esp")
@@ -21517,8 +21517,8 @@ KERNEL_OPTIONS = ("IPSEC", "ESP", "CONFIG_NET_KEY", "CONFIG_INET", "CONFIG_IP", 
 def report_sections(host: Host) -> list[ReportSection]:
     """Return the sections of barf in their order.
 
-    Names and order are those of libreswan 3.29 and 4.10.  A section that libreswan does not have comes after
-    a similar section.
+    Names and order are those of libreswan 3.29 and 4.10, but /proc/crypto comes later.  A section that
+    libreswan does not have is put near a similar section; `summary` is the first.
     """
     part = ReportSection
     net, conf = "/proc/sys/net", "/proc/sys/net/ipv4/conf/"
