@@ -18022,8 +18022,7 @@ def check_installed(facts: Facts) -> Iterator[Trouble]:
     "xfrm", "Checking for IPsec support in kernel",
     checks="Whether the kernel's XFRM stack answers on a NETLINK_XFRM socket, whether root is permitted to "
            "use it, and whether disable_xfrm is off for all interfaces and for those towards the peers.",
-    matters="XFRM encrypts and decrypts packets. Pluto does not start without XFRM. If disable_xfrm is on, "
-            "packets leave without encryption.",
+    matters="XFRM encrypts and decrypts packets. Pluto does not start without XFRM.",
     fix="Run modprobe xfrm_user. If the module xfrm_user is missing, boot a kernel with CONFIG_XFRM_USER. "
         "Start a container with --cap-add NET_ADMIN.",
     live=True)
@@ -18127,8 +18126,7 @@ def check_accept_redirects(facts: Facts) -> Iterator[Trouble]:
 @verify_check(
     "larval_drop", "         XFRM larval drop",
     checks="Whether the sysctl net.core.xfrm_larval_drop is 1.",
-    matters="If the sysctl is 0, packets wait in the kernel while a tunnel is being negotiated. Before Linux "
-            "3.13, the programs that send them wait, too.",
+    matters="If the sysctl is 0, packets wait in the kernel while a tunnel is being negotiated.",
     fix="Run sysctl -w net.core.xfrm_larval_drop=1. 1 is the kernel's default.",
     live=True)
 def check_larval_drop(facts: Facts) -> Iterator[Trouble]:
@@ -18704,8 +18702,7 @@ def forwarding_troubles(facts: Facts, tunnels: Sequence[Tunnel], family: str,
            "each connection is an address of this host.",
     matters="Without a route to the peer, IKE packets can't leave this host. Without a route to the "
             "networks behind the peer, the kernel drops packets before it encrypts them.",
-    fix="Add the route that the finding names. For a network behind the peer, run ip route replace NETWORK "
-        "dev DEVICE.",
+    fix="Add the route with the command of the finding.",
     live=True)
 def check_peers(facts: Facts) -> Iterator[Trouble]:
     troubles = list(route_troubles(facts))
@@ -18911,8 +18908,7 @@ def roles_of(conns: Sequence[Conn]) -> Roles:
            "a condition that this check can't evaluate, or if IKE uses TCP or other ports.",
     matters="If the firewall drops these packets, IKE gets no answer, a tunnel carries no packets, or large "
             "packets disappear.",
-    fix="Run the command of the finding, which accepts the packets before the rule that drops them, and "
-        "add the same rule to the saved rules of the firewall.",
+    fix="Run the command of the finding, and add its rule to the saved rules of the firewall.",
     live=True)
 def check_firewall(facts: Facts) -> Iterator[Trouble]:
     conns = [conn for conn in facts.needed_conns() if uses_usual_ports(conn)]
@@ -20287,10 +20283,10 @@ def psks(facts: Facts, files: Sequence[str], names: Mapping[str, str]) -> Iterat
 @verify_check(
     "psk", "Checking that connections have a pre-shared key",
     checks="Whether ipsec.secrets has a matching entry for each connection with authby=secret. An entry "
-           "matches if it has no ID, if its only ID is the ID of this end, or if, of these three, it has "
-           "exactly two or only %any: the ID of this end, the ID of the peer, %any. Entries that pluto does "
-           "not load are ignored. Also whether pluto drops IDs of entries, and whether entries with the same "
-           "IDs have different keys.",
+           "matches if it has no ID, only the ID of this end, or exactly two of these: the ID of this end, "
+           "the ID of the peer, %any. %any without the other two is enough. Entries that pluto does not load "
+           "are ignored. Also whether pluto drops IDs of entries, and whether entries with the same IDs have "
+           "different keys.",
     matters="Without a matching entry, pluto has no key for the peer, and IKE fails. If pluto drops all IDs "
             "of an entry, the entry matches every peer.",
     fix='Add the line LEFTID RIGHTID : PSK "..." to ipsec.secrets, and run ipsec secrets.')
@@ -20345,8 +20341,8 @@ def missing_psks(facts: Facts, conns: Iterable[Conn], entries: Iterable[Psk], na
             unknown.append(f"conn {conn.name}")
     if unknown:
         yield ("SKIP", "UNKNOWN",
-               f"it is unknown which PSK pluto uses for {', '.join(unknown[:5])}, because IDs of the "
-               "ends or of the entries can't be compared", "")
+               f"it is unknown which PSK pluto uses for {', '.join(unknown[:5])}, because some IDs can't be "
+               "compared", "")
 
 
 def second_keys(entries: Iterable[Psk]) -> Iterator[Trouble]:
