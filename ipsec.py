@@ -23287,9 +23287,9 @@ class WhackRunner:
     def _explain_failure(self, name: str, status: int | None, wait: UpWait) -> int:
         """Print why a connection did not come up; return the exit status of the command.
 
-        Print nothing if the connection is up by now, or if whack succeeded and the kind of the connection has
-        no IPsec SA.  Otherwise, with --once, or with --timeout but without --keep-trying, also take the
-        connection down.  `status` is whack's exit status, or None if whack did not end in time.
+        Print nothing if the connection is up by now, or if whack reports no failure and the kind of the
+        connection has no IPsec SA.  Otherwise, with --once, or with --timeout but without --keep-trying, also
+        take the connection down.  `status` is whack's exit status, or None if whack did not end in time.
         """
         diagnoser: Diagnoser = load_part("Diagnoser")(self.host, 10.0)
         diagnoser.whack_lines = wait.lines
@@ -26818,7 +26818,7 @@ def completions(host: Host, words: Sequence[str]) -> list[str]:
     *before, current = words or [""]
     count = count_leading(before)
     if count > len(before):
-        return []  # the user is typing the value of a global option; its values are not completed
+        return []  # the values of options before the command are not completed
     if count < len(before):
         entry = find_command(before[count])
         if entry is None:
