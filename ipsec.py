@@ -21899,7 +21899,7 @@ def look_command(host: Host, args: Args) -> int:
 
 # For each result of XfrmData.fate(), words that say what happens to the packet
 FATES = {"encrypt": "encrypted", "authenticate": "authenticated, not encrypted", "block": "dropped",
-         "clear": "sent in clear", "hold": "held until pluto has set up the tunnel"}
+         "clear": "sent in clear", "hold": "not sent until pluto has set up the tunnel"}
 
 
 def policy_line(data: XfrmData, policy: Policy) -> str:

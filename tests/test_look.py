@@ -54,7 +54,7 @@ UP = [state(7)]
     (Answers(asked("esp"), states=UP, source="10.1.0.1"), "10.2.0.1", "encrypt",
      "encrypted (policy 10.1.0.0/24 <=> 10.2.0.0/16 using reqid 7)"),
     (Answers(asked("esp"), source="10.1.0.1"), "10.2.0.1", "hold",
-     "held until pluto has set up the tunnel (policy 10.1.0.0/24 <=> 10.2.0.0/16 using reqid 7)"),
+     "not sent until pluto has set up the tunnel (policy 10.1.0.0/24 <=> 10.2.0.0/16 using reqid 7)"),
     (Answers(policy(action="block"), source="10.1.0.1"), "10.2.0.1", "block",
      "dropped (policy 10.1.0.0/24 <=> 10.2.0.0/16)"),
     (Answers(kind="xfrm"), "10.2.0.1", "block", "no IPsec policy matches, and eth0 drops such packets"),
