@@ -6815,6 +6815,16 @@ def read_sysctl(host: Host, name: str) -> str:
     return host.value("/proc/sys/" + name.translate({46: "/", 47: "."}))
 
 
+def reads_disable_xfrm_of_all(host: Host) -> bool:
+    """Return whether the kernel reads net.ipv4.conf.all.disable_xfrm.
+
+    Linux reads this sysctl since 5.11.  Earlier kernels read only the sysctls of the interfaces.
+    """
+    import re
+    release = re.match(r"(\d+)\.(\d+)", host.kernel_release())
+    return release is None or (int(release[1]), int(release[2])) >= (5, 11)
+
+
 def has_module(host: Host, *names: str) -> bool:
     """Return whether one of these modules is loaded or built into the running kernel.
 
@@ -18058,16 +18068,19 @@ def check_xfrm(facts: Facts) -> Iterator[Trouble]:
 def disabled_xfrm(facts: Facts) -> Iterator[Trouble]:
     """Yield a Trouble if the sysctl disable_xfrm is on, or can't be read.
 
-    The sysctls are that of `all`, which counts since Linux 5.11, and those of the interfaces towards peers.
+    The sysctls are that of `all` and those of the interfaces towards peers.
     """
     for device in dict.fromkeys(("all", *(tunnel.device for tunnel in facts.tunnels))):
         if device in ("", "lo"):
             continue
         value = read_sysctl(facts.host, f"net.ipv4.conf.{device.replace('.', '/')}.disable_xfrm")
-        if value == "1":
+        fix = sysctl_command("disable_xfrm", [device], 0)
+        if value == "1" and device == "all" and not reads_disable_xfrm_of_all(facts.host):
+            yield ("WARN", "DISABLED", "net.ipv4.conf.all.disable_xfrm is 1; this kernel does not read it, but "
+                   "with Linux 5.11 or later, packets would leave without encryption", fix)
+        elif value == "1":
             yield ("FAIL", "DISABLED",
-                   f"net.ipv4.conf.{device}.disable_xfrm is 1, so packets leave without encryption",
-                   sysctl_command("disable_xfrm", [device], 0))
+                   f"net.ipv4.conf.{device}.disable_xfrm is 1, so packets leave without encryption", fix)
         elif not value:
             yield "SKIP", "UNKNOWN", f"net.ipv4.conf.{device}.disable_xfrm can't be read", ""
 
@@ -21971,10 +21984,12 @@ class PacketFates:
         if route.local:
             result["why"] = "it is an address of this host"
             return result
-        disable_xfrm = f"net.ipv4.conf.{device.replace('.', '/')}.disable_xfrm"
-        if "." in destination and read_sysctl(self.host, disable_xfrm) == "1":
-            result["why"] = f"disable_xfrm is set on {device}"
-            return result
+        if "." in destination:
+            names = [device, "all"] if reads_disable_xfrm_of_all(self.host) else [device]
+            for name in names:
+                if read_sysctl(self.host, f"net.ipv4.conf.{name.replace('.', '/')}.disable_xfrm") == "1":
+                    result["why"] = f"disable_xfrm is set on {'all interfaces' if name == 'all' else name}"
+                    return result
 
         is_dropped, exceptions, policy = self._policies(source, destination, device)
         if is_dropped:

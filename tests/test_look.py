@@ -77,6 +77,14 @@ def test_disable_xfrm_is_named(no_sysctl: dict[str, str]) -> None:
     assert Answers(asked("esp"), states=UP).fate("10.2.0.1")["why"] == "disable_xfrm is set on eth0"
 
 
+@pytest.mark.parametrize(("release", "fate"), [("5.10.0-28-amd64", "encrypt"), ("5.11.0", "clear"), ("6.1.0", "clear")])
+def test_disable_xfrm_of_all_counts_since_5_11(no_sysctl: dict[str, str], monkeypatch: pytest.MonkeyPatch, release: str,
+                                               fate: str) -> None:
+    monkeypatch.setattr(ipsec.Host, "kernel_release", lambda host: release)
+    no_sysctl["net.ipv4.conf.all.disable_xfrm"] = "1"
+    assert Answers(asked("esp"), states=UP, source="10.1.0.1").fate("10.2.0.1")["fate"] == fate
+
+
 def test_policies_that_take_only_some_of_the_packets_are_exceptions() -> None:
     fates = Answers(policy(priority=9), policy(protocol=6, action="block"), source="10.1.0.1")
     assert [(other["fate"], other["policy"].selector.protocol) for other in fates.fate("10.2.0.1")["exceptions"]] == [
