@@ -9429,6 +9429,10 @@ class BrokenDatabase(Failure):
     """A file of the database can't be used: it is damaged, exceeds a limit, or is not an NSS database."""
 
 
+class SlowDatabase(BrokenDatabase):
+    """A query did not end in time.  Either the file is damaged, or this host or its disk is slow."""
+
+
 def nss_package(host: Host) -> str:
     """Return a hint that names the package with NSS's tools on this distribution (os-release(5)).
 
@@ -9654,13 +9658,15 @@ class NssDatabase:
         """Return the damage of a database file as the rest of a sentence: `is damaged: ` and what is wrong.
 
         The text is empty if the file is sound, or if Python lacks sqlite3.  Raises Failure if SQLite can't
-        check the file, for example because another program is writing to it.
+        check the file, for example because another program is writing to it or the disk is slow.
         """
         try:
             self.rows(name, "nssPublic" if name == "cert9.db" else "nssPrivate", ("a0",))
             (result,), *_ = self._ask(name, "PRAGMA quick_check")
         except Missing:
             return ""
+        except SlowDatabase:
+            raise
         except BrokenDatabase as failure:
             return f"is damaged: {failure.message.rpartition(': ')[2]}"
         found = str(result).removeprefix("*** in database main ***\n")  # some texts begin with this line
@@ -9701,7 +9707,9 @@ class NssDatabase:
             raise self.broken(name, error) from None
         except sqlite.OperationalError as error:  # the file may be undamaged, but locked by another program
             if str(error) == "interrupted":
-                raise self.broken(name, f"not read within {NSS_READ_TIME:g} s") from None
+                raise SlowDatabase(f"{self.directory}/{name}: not read within {NSS_READ_TIME:g} s", NSS_FAILURE,
+                                   "if this host is busy, try again; if not, restore the file from a "
+                                   "backup") from None
             raise Failure(f"{self.directory}/{name}: {error}", NSS_FAILURE,
                           "if another program is changing the database, try again; if one was killed during a "
                           f"change, run certutil -L -d sql:{self.directory}") from None

@@ -644,6 +644,16 @@ def test_what_is_no_table_of_nss_is_a_broken_database(tmp_path: Path, monkeypatc
     assert told in caught.value.message and "\n" not in caught.value.message
 
 
+def test_a_database_that_is_read_slowly_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = sqlite3.connect(tmp_path / "cert9.db")
+    base.executescript(f"CREATE VIEW nssPublic AS {ENDLESS} SELECT n AS id, x'00' AS a0 FROM more WHERE n < 0")
+    base.close()
+    monkeypatch.setattr(ipsec, "NSS_READ_TIME", 0.2)
+    with pytest.raises(ipsec.SlowDatabase) as caught:
+        NssDatabase(Host({}), str(tmp_path)).damage("cert9.db")
+    assert "rm " not in (caught.value.hint or "")
+
+
 def test_a_database_of_8_gib_is_not_read(tmp_path: Path) -> None:
     database(tmp_path, "x")
     with open(tmp_path / "cert9.db", "r+b") as stream:
