@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 # ============================================================================================================
 # 1. Constants and errors
 #
-# The version, the exit statuses, the exceptions that all sections raise, and the base of the value classes.
-# Used by all sections.  Touches nothing.
+# This section defines the version, the exit statuses, the exceptions that all sections raise, and the base of
+# the value classes.  All sections use it.  It does not access the system.
 # ============================================================================================================
 
 VERSION = "0.1.0"
@@ -2251,9 +2251,9 @@ def leading_version(text: str) -> tuple[int, ...]:
 #
 # This section masks the secrets in all text of a report.  It recognises a secret by the text around it (the
 # syntax of ipsec.secrets, options, assignments, key dumps), and by its value: a secret that was found in a
-# file is masked everywhere.  Touches nothing: redactor_of() of the next section reads the host's files.  Used
-# by barf, look, why, start, _secretcensor and _keycensor.  Facts: lib/libswan/lex.c, secrets.c and ttodata.c
-# of libreswan 3.25 to 5.4, ipsec.secrets(5), ip-xfrm(8).
+# file is masked everywhere.  This section reads no files: redactor_of() of the next section reads them.  The
+# commands barf, look, why, start, _secretcensor and _keycensor use this section.  Facts: lib/libswan/lex.c,
+# secrets.c and ttodata.c of libreswan 3.25 to 5.4, ipsec.secrets(5), ip-xfrm(8).
 # ============================================================================================================
 
 REDACTED = "[redacted]"
@@ -3162,7 +3162,7 @@ def whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 # parser.lex, parser.y, keywords.c and confread.c of libreswan 3.25 to 5.4.
 # ============================================================================================================
 
-INCLUDE_DEPTH = 10  # libreswan's parser has the same limit (MAX_INCLUDE_DEPTH)
+INCLUDE_DEPTH = 10  # libreswan's limit of nested files, with ipsec.conf counted (MAX_INCLUDE_DEPTH)
 
 # --- keywords and their values ------------------------------------------------------------------------------
 #
@@ -3952,8 +3952,8 @@ class Config:
         """Read the files that match `pattern` of an include line in the file `name`, or report why they are
         not read."""
         if depth + 1 >= INCLUDE_DEPTH:
-            self._problem(name, number, f"include {quote(pattern)} is not read: the includes are nested deeper "
-                          f"than {INCLUDE_DEPTH}", False)
+            self._problem(name, number, f"include {quote(pattern)} is not read: at most "
+                          f"{INCLUDE_DEPTH - 1} includes may be nested", False)
             return
         if not pattern.startswith("/"):
             self._problem(name, number, f"include {quote(pattern)} is not read: libreswan does not look in the "
@@ -12429,11 +12429,11 @@ def updown_defaults(host: Host) -> dict[str, str]:
 # ============================================================================================================
 # 9. Service managers
 #
-# Starts and stops pluto through the init system of the host, or directly if the host has none.  The table
-# MANAGERS lists the init systems, their services and their command lines.  Touches the init system's
-# programs, pluto's process and run directory, the kernel's states, policies, modules and sysctls, and
-# resolv.conf.  Used by setup, start, stop, restart, _stackmanager and _plutorun.  Other commands use its
-# functions that check whether a pluto runs, and whether the configuration has errors.
+# This section starts and stops pluto through the init system of the host, or directly if the host has none.
+# The table MANAGERS lists the init systems, their services and their command lines.  The section uses the
+# init system's programs, pluto's process and run directory, the kernel's states, policies, modules and
+# sysctls, and resolv.conf.  The commands setup, start, stop, restart, _stackmanager and _plutorun use it.
+# Other commands use its functions that check whether a pluto runs, and whether the configuration has errors.
 # Facts: sd_booted(3), systemctl(1), rc-service(8), sv(8), s6-svc and s6-svstat, dinitctl(8), initctl(8) of
 # upstart, rc.subr(8), the init scripts of LSB 5.0 and their statuses; setup, _plutorun and _stackmanager of
 # libreswan 3.29, 4.10 and 5.4.
@@ -15281,8 +15281,8 @@ def nft_text(value: object) -> str:
 #
 # This part parses the rules that iptables-save(8) and nft(8) print, and computes what the rules do with a
 # packet.  The result is `?` (unknown) if it depends on a condition that can't be evaluated, or on an unknown
-# field of the packet.  verify and why use this part.  The parser reads nft's text and not nft's JSON, because
-# OpenWrt's nft can't print JSON, and python3-minimal lacks the module json.
+# field of the packet.  The commands verify and why use this part.  The parser reads nft's text and not its
+# JSON, because OpenWrt's nft can't print JSON, and python3-minimal lacks the module json.
 
 Condition = tuple[str, str, bool]  # a field, its values separated by commas, whether the condition is negated
 Rule = tuple[list[Condition], str]  # conditions, target
@@ -15584,7 +15584,7 @@ def nft_rules(text: Sequence[str]) -> Iterator[Rule]:
     """
     conditions: list[Condition] = []
     text = with_reverse_path(text)
-    is_joined = not {".", "&", "|"}.isdisjoint(text)  # a condition compares several fields at once
+    is_joined = not {".", "&", "|"}.isdisjoint(text)  # a condition joins fields (`.`) or masks bits (`&`, `|`)
     words = RuleWords(text)
     while words:
         word = words.take()
@@ -17159,8 +17159,8 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "negotiation * timed out", "giving up"), True, "firewall udp500 udp4500"),
     ("refused-here", "peer ID unknown", "both",
      "this host refused to authenticate the peer (AUTHENTICATION_FAILED), and pluto logged no reason: with "
-     "libreswan 5 this means that rightid= of no connection on this host is the peer's ID or a name in the "
-     "peer's certificate",
+     "libreswan 5 this means that no connection on this host has a rightid= that is the peer's ID or a name "
+     "in the peer's certificate",
      "whether rightid= on this host equals leftid= on the peer, or is a name in the peer's certificate",
      "ipsec status",
      (), False, ""),
@@ -20362,8 +20362,8 @@ def missing_psks(facts: Facts, conns: Iterable[Conn], entries: Iterable[Psk], na
             unknown.append(f"conn {conn.name}")
     if unknown:
         yield ("SKIP", "UNKNOWN",
-               f"it is unknown which PSK pluto uses for {', '.join(unknown[:5])}, because some IDs can't be "
-               "compared", "")
+               f"it is unknown whether pluto has a PSK for {', '.join(unknown[:5])}, because some IDs are "
+               "unknown or can't be compared", "")
 
 
 def second_keys(entries: Iterable[Psk]) -> Iterator[Trouble]:
@@ -20933,8 +20933,9 @@ def verify_command(host: Host, args: Args) -> int:
 # --- barf ---------------------------------------------------------------------------------------------------
 #
 # The table of the sections in the order of the report, and the bodies of the sections.  A body is a function
-# that takes the Report and yields the text of its section in pieces.  The headings and their order are those
-# of barf(8) and programs/barf of libreswan 3.29 and 4.10, but /proc/crypto comes later, because it is long.
+# that takes the Report and yields the text of its section in pieces.  Sections that libreswan's barf also has
+# keep the heading and the order of 3.29 and 4.10 (barf(8), programs/barf), but /proc/crypto comes later,
+# because it is long.  Other sections stand near similar ones, and the sections for KLIPS are left out.
 
 SHORT_LOG = 500  # with --short, barf shows this many lines of each log, as libreswan's barf does
 MODULE_NAMES = ("xfrm", "ipsec", "esp")
@@ -23074,7 +23075,7 @@ WITH_TRAFFIC = frozenset(("--status", "--showstates", "--connectionstatus"))
 def connection_names(host: Host) -> list[str]:
     """Return the names and aliases of connections in ipsec.conf, and then the names in the running pluto."""
     names: list[str] = []
-    if host.conf != "-":  # `-` means standard input, which only addconn reads
+    if host.conf != "-":  # standard input can be read only once, and addconn needs it
         for conn in Config(host).conns():
             names += [conn.name, *conn.get("connalias").split()]
     try:
@@ -25473,10 +25474,11 @@ def unseen_keywords(conn: Conn) -> list[str]:
 
 
 class Digests:
-    """Digests of the settings that pluto's status does not show, from the last reload of the same pluto.
+    """Digests of the settings that pluto's status does not show, as the last `ipsec reload` stored them.
 
-    They are stored in a file in the run directory.  The first line of the file is `pluto PID START`.  Then a
-    line `DIGEST NAME` follows for each connection.
+    They are used only if the pluto of that reload still runs.  The first line of their file in the run
+    directory is `pluto PID START`.  Then a line `DIGEST NAME` follows for each connection that was not
+    refused.
     """
 
     def __init__(self, host: Host) -> None:
