@@ -115,7 +115,7 @@ def test_what_could_not_be_shown_is_told(bookworm: Machine) -> None:
     (["nosuch.invalid"], 1, "give an IP address"),
     (["--source", "10.1.0.1", "::1"], 1, "of different IP families"),
     (["--source", "10.1.0.1"], 2, "specifying a destination is required"),
-    (["--protocol", "tpc", "192.0.2.9"], 2, "--protocol a name in /etc/protocols"),
+    (["--protocol", "tpc", "192.0.2.9"], 2, "--protocol must be a name in /etc/protocols"),
     (["--mark", "red", "192.0.2.9"], 2, "number of 32 bits"),
     (["--mark", "0x100000000", "192.0.2.9"], 2, "number of 32 bits"),
     (["--source-port", "99999", "192.0.2.9"], 2, "number of 16 bits"),
