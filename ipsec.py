@@ -807,8 +807,8 @@ class Mounts:
         """
         now = time.monotonic()
         if not self._read or now - self._read > MOUNTS_AGE:
-            self._read = now
             self._points = mounts_that_may_hang()
+            self._read = now  # set last: until then, other threads read the table themselves
         return self._points
 
     def is_silent(self, mount: str) -> bool:

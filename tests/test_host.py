@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Callable
 
@@ -403,6 +404,25 @@ def mounts(monkeypatch: pytest.MonkeyPatch) -> ipsec.Mounts:
     table = ipsec.Mounts()
     monkeypatch.setattr(ipsec, "MOUNTS", table)
     return table
+
+
+def test_no_thread_takes_mounts_that_are_being_read_for_none(mounts: ipsec.Mounts,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    is_reading, gate = threading.Event(), threading.Event()
+
+    def read_table() -> frozenset[str]:
+        if threading.current_thread() is other:
+            is_reading.set()
+            gate.wait(60)
+        return frozenset({"/silent"})
+
+    monkeypatch.setattr(ipsec, "mounts_that_may_hang", read_table)
+    other = threading.Thread(target=mounts.that_may_hang)
+    other.start()
+    assert is_reading.wait(60)
+    assert mounts.that_may_hang() == {"/silent"}
+    gate.set()
+    other.join()
 
 
 def test_a_silent_file_system_is_asked_once(tmp_path: Path, mounts: ipsec.Mounts,
