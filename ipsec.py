@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 # 1. Constants and errors
 #
 # This section defines the version, the exit statuses, the exceptions that all sections raise, and the base of
-# the value classes.  All sections use it.  It does not access the system.
+# the value classes.  It does not access the system.  Used by all sections.
 # ============================================================================================================
 
 VERSION = "0.1.0"
@@ -2251,9 +2251,9 @@ def leading_version(text: str) -> tuple[int, ...]:
 #
 # This section masks the secrets in all text of a report.  It recognises a secret by the text around it (the
 # syntax of ipsec.secrets, options, assignments, key dumps), and by its value: a secret that was found in a
-# file is masked everywhere.  This section reads no files: redactor_of() of the next section reads them.  The
-# commands barf, look, why, start, _secretcensor and _keycensor use this section.  Facts: lib/libswan/lex.c,
-# secrets.c and ttodata.c of libreswan 3.25 to 5.4, ipsec.secrets(5), ip-xfrm(8).
+# file is masked everywhere.  This section reads no files: redactor_of() of the next section reads them.  Used
+# by barf, look, why, start, _secretcensor and _keycensor.  Facts: lib/libswan/lex.c, secrets.c and ttodata.c
+# of libreswan 3.25 to 5.4, ipsec.secrets(5), ip-xfrm(8).
 # ============================================================================================================
 
 REDACTED = "[redacted]"
@@ -12432,8 +12432,8 @@ def updown_defaults(host: Host) -> dict[str, str]:
 # This section starts and stops pluto through the init system of the host, or directly if the host has none.
 # The table MANAGERS lists the init systems, their services and their command lines.  The section uses the
 # init system's programs, pluto's process and run directory, the kernel's states, policies, modules and
-# sysctls, and resolv.conf.  The commands setup, start, stop, restart, _stackmanager and _plutorun use it.
-# Other commands use its functions that check whether a pluto runs, and whether the configuration has errors.
+# sysctls, and resolv.conf.  Used by setup, start, stop, restart, _stackmanager and _plutorun.  Other commands
+# use its functions that check whether a pluto runs, and whether the configuration has errors.
 # Facts: sd_booted(3), systemctl(1), rc-service(8), sv(8), s6-svc and s6-svstat, dinitctl(8), initctl(8) of
 # upstart, rc.subr(8), the init scripts of LSB 5.0 and their statuses; setup, _plutorun and _stackmanager of
 # libreswan 3.29, 4.10 and 5.4.
