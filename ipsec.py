@@ -6785,26 +6785,33 @@ def find_pluto(host: Host) -> int | None:
     return None
 
 
+def process_names(host: Host) -> dict[int, str | None]:
+    """Return the names of all processes by PID.  None is a name that this user is not permitted to read."""
+    names: dict[int, str | None] = {}
+    for pid in map(int, filter(str.isdecimal, host.listdir("/proc"))):
+        try:
+            names[pid] = process_stat(host, pid)[0]
+        except PermissionError:
+            names[pid] = None
+        except OSError:
+            continue  # the process has ended
+    return names
+
+
 def plutos(host: Host) -> list[int]:
     """Return the PIDs of all plutos in the network namespace of this process, with any run directory.
 
     These plutos share the kernel's states and policies.  A pluto whose namespace is unknown is included, but
     not a process whose name this user is not permitted to read.
     """
-    def has_name(pid: int) -> bool:
-        try:
-            return process_stat(host, pid)[0] == "pluto"
-        except OSError:
-            return False
-
     def is_here(pid: int) -> bool:
         try:
             return host.stat(f"/proc/{pid}/ns/net").st_ino == host.stat("/proc/self/ns/net").st_ino
         except OSError:
             return True
 
-    pids = [int(name) for name in host.listdir("/proc") if name.isdigit()]
-    return [pid for pid in pids if has_name(pid) and is_pluto(host, pid) and is_here(pid)]
+    pids = [pid for pid, name in process_names(host).items() if name == "pluto"]
+    return [pid for pid in pids if is_pluto(host, pid) and is_here(pid)]
 
 
 def read_sysctl(host: Host, name: str) -> str:
@@ -12522,11 +12529,13 @@ def pid_file_signs(host: Host) -> Iterator[str]:
 def process_signs(host: Host) -> Iterator[str]:
     """Yield a line for each pluto in the network namespace of this process, whatever its run directory.
 
-    Yield one line if /proc can't be read.
+    Yield one line if /proc can't be read, or hides the names of processes (hidepid=1 of proc(5)).
     """
     if not host.exists("/proc/self/stat"):
         yield "/proc can't be read, so processes can't be listed"
         return
+    if None in process_names(host).values():
+        yield "/proc hides the names of some processes, one of which may be pluto"
     for pid in plutos(host):
         yield f"pluto runs in this network as process {pid}"
 

@@ -469,3 +469,11 @@ def test_a_process_that_proc_hides_is_no_pluto_in_the_list_but_may_be_the_one_of
     host = Processes({1: None, 7: "pluto", 8: "charon", 9: None})
     assert ipsec.plutos(host) == [7]
     assert [ipsec.is_pluto(host, pid) for pid in (7, 8, 9, 10)] == [True, False, True, False]
+
+
+def test_a_process_that_proc_hides_may_be_a_pluto(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is flushed or removed then: the list of signs is not empty."""
+    monkeypatch.setattr(Processes, "exists", lambda host, name: True)
+    hidden = "/proc hides the names of some processes, one of which may be pluto"
+    assert list(ipsec.process_signs(Processes({1: "init", 9: None}))) == [hidden]
+    assert list(ipsec.process_signs(Processes({1: "init", 8: "charon"}))) == []
