@@ -21810,14 +21810,17 @@ def main_routes(report: Report) -> Iterator[str]:
 
 
 def iptables_lists(report: Report) -> Iterator[str]:
-    """Yield the chain IPSEC of the `mangle` tables of iptables and ip6tables, then iptables' table `filter`.
+    """Yield the chain IPSEC of the `mangle` tables of the kernel's ip_tables and ip6_tables, then the table
+    `filter` that iptables shows.
 
-    A chain IPSEC that does not exist is left out.  A table of iptables-legacy that does not exist is not
-    listed, because iptables would load a module and create the table.  Raises Failure if iptables can't be
-    run or can't list the table `filter`.
+    A chain IPSEC that does not exist is left out.  Only iptables-legacy makes tables of ip_tables, so the
+    `mangle` tables of iptables-nft are never listed.  A table of ip_tables that does not exist is not listed,
+    because iptables-legacy would load a module and create the table.  Raises Failure if iptables can't be run
+    or can't list the table `filter`.
     """
     host = report.host
-    is_legacy = host.realpath(host.which("iptables") or "").endswith("legacy-multi")
+    backend: Iptables = load_part("Iptables")(host)
+    is_legacy = backend.legacy()
     for program, family in (("iptables", "ip"), ("ip6tables", "ip6")):
         if "mangle" in host.value(f"/proc/net/{family}_tables_names"):
             ran = host.run([program, "-n", "-t", "mangle", "-L", "IPSEC"])

@@ -147,3 +147,32 @@ def test_look_sorts_policies_as_libreswan_did() -> None:
     texts = [text.split(" dst")[0] for text in "".join(ipsec.sorted_policies(report)).split("src ") if " dst" in text]
     families = [":" in text for text in texts if not text.startswith(("192.0.2", "2001:db8::1 ", "2001:db8::2 "))]
     assert families == sorted(families) and len(families) > 8
+
+
+@pytest.mark.parametrize(("version", "names", "listed"), [
+    ("iptables v1.8.9 (nf_tables)", "", ["iptables filter"]),
+    ("iptables v1.8.9 (legacy)", "", []),
+    ("iptables v1.4.21", "", []),
+    ("iptables v1.4.21", "mangle\nfilter\n", ["iptables mangle", "ip6tables mangle", "iptables filter"]),
+])
+def test_look_makes_no_table_of_iptables_legacy(version: str, names: str, listed: list[str]) -> None:
+    """iptables before 1.8 names no kind; it is the legacy one."""
+    asked_for = []
+
+    class Filtered(Kernel):
+        def run(self, argv: Sequence[str], *_: Any, **__: Any) -> ipsec.Ran:
+            if "-V" in argv:
+                return ipsec.Ran(0, f"{version}\n".encode(), b"")
+            asked_for.append(f"{argv[0]} {argv[3]}")
+            return ipsec.Ran(0, b"", b"")
+
+        def stream(self, argv: Sequence[str], *_: Any, **__: Any) -> Any:
+            asked_for.append(f"{argv[0]} {argv[3]}")
+            return iter(())
+
+        def value(self, name: str) -> str:
+            return names
+
+    host = Filtered()
+    assert "".join(ipsec.iptables_lists(ipsec.Report(host, ipsec.Args()))) == "iptables filter TABLE\n"
+    assert asked_for == listed
