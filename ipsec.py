@@ -1720,7 +1720,7 @@ class Host:
                 self._deferring = False
                 if in_main_thread and self._deferred:
                     if pid:
-                        self._end(pid)  # the caller does not get the process, so it can't end it
+                        self._end(pid)  # the caller does not get `child`, so it can't end the process
                     raise KeyboardInterrupt(self._deferred)
         return child
 
@@ -4032,10 +4032,10 @@ class Config:
         return releases == "*" or self.release is None or covers(releases, self.release)
 
     def _set(self, setting: Setting, written: str, bare: bool = True) -> None:
-        """Add a setting to the current section, or report why the setting is invalid.
+        """Add a setting to the current section.  Report a problem if the setting is invalid or ignored.
 
-        `written` is the keyword as it is spelt in the file.  `bare` is True if the value has neither quotes
-        nor braces.
+        An invalid setting is added too if read_value() knows which value libreswan uses.  `written` is the
+        keyword as it is spelt in the file.  `bare` is True if the value has neither quotes nor braces.
         """
         assert self._section is not None
         setup = not self._section.name
@@ -5103,7 +5103,7 @@ def _answers(link: _socket.socket, packets: Iterable[Sequence[NetlinkRequest]],
                     is_complete = False
                 if kind in (NLMSG_DONE, NLMSG_ERROR):
                     code = -int.from_bytes(buffer[begin:begin + ERRNO_SIZE], sys.byteorder, signed=True)
-                    if code and code not in ignored:  # code 0 is an acknowledgement
+                    if code and code not in ignored:  # 0: an acknowledgement, or the end of a dump
                         raise OSError(code, os.strerror(code))
                     is_answered |= answered == awaited
                 elif answered == awaited:
@@ -12717,8 +12717,9 @@ def stack_stop(host: Host) -> list[str]:
     """Remove pluto's states and policies from the kernel, restore the sysctls, and return an empty list.
 
     If a pluto may run, change nothing and return the lines of signs_of_pluto().  Modules stay loaded, because
-    unloading them may take very long.  A sysctl that can't be restored causes a warning.  Raises what
-    flush_states_and_policies() raises, and OSError if the file of saved_sysctls() can't be removed.
+    unloading them may take very long.  If a sysctl can't be restored, print a warning, and leave the next
+    sysctls as they are.  Raises what flush_states_and_policies() raises, and OSError if the file of
+    saved_sysctls() can't be removed.
     """
     signs = signs_of_pluto(host)
     if signs:
@@ -12882,7 +12883,8 @@ class Direct:
 
             self._prepare()
             if foreground:
-                # exec() releases the lock.  Until pluto writes its pid file, this one prevents a second start
+                # exec() releases the lock.  Until pluto writes the pid file, the PID written here prevents a
+                # second start.
                 host.write(pid_file(host), f"{os.getpid()}\n")
                 os.chdir("/")
                 host.exec(argv[0], argv[1:])
@@ -12936,8 +12938,9 @@ class Direct:
     def _launch(self, argv: list[str]) -> None:
         """Start pluto and wait until it answers.
 
-        Raises Failure if pluto ends, or does not answer within CHECK_TIME.  Before that, pluto is killed, its
-        last lines are printed on standard error, and clean_up() is called.
+        If pluto ends, or does not answer within CHECK_TIME, kill pluto, print its last lines on standard
+        error, call clean_up(), and raise Failure.  The status of Failure is pluto's exit status, or ERROR if
+        that is 0 or if pluto did not answer.
         """
         host, log = self.host, self._log()
         size_before = host.stat(log).st_size if host.exists(log) else 0
@@ -16114,7 +16117,8 @@ def log_sources(host: Host, config: Config, timeout: float) -> Iterator[tuple[st
 def syslog_lines(host: Host, name: str) -> list[str]:
     """Return pluto's lines in the last LOG_TAIL bytes of a syslog file.
 
-    The list is empty if last_start() finds no start of pluto in the file.
+    The list is empty if last_start() finds no start of pluto in the file.  Raises OSError if the file
+    can't be read.
     """
     if last_start(host, name) is None:
         return []
@@ -20429,7 +20433,8 @@ def fitting_psks(ours: str | None, theirs: str | None,
     """Return a list that says, for each PSK that may match the IDs of two ends, whether pluto uses the PSK.
 
     An item is None if it is unknown whether pluto uses the PSK.  `ours` and `theirs` are IDs in the form that
-    comparable_id() returns.  `groups` is the same as in has_psk().
+    comparable_id() returns.  If one of them can't be compared, all PSKs together have one item, None.  A PSK
+    that lists both IDs has two items.  `groups` is the same as in has_psk().
     """
     if ours is None or theirs is None:
         return [None] if groups else []
@@ -21076,7 +21081,8 @@ def shown_lines(name: str, show: Callable[[str], str]) -> SectionBody:
 def shown_text(report: Report, name: str, show: Callable[[str], str]) -> Iterator[str]:
     """Yield the lines of a file in the form that shown_file() gives them.
 
-    With --show-secrets, yield the lines unchanged.  Raises OSError if the file can't be read.
+    With --show-secrets, yield the unchanged text in pieces of whole lines.  Raises OSError if the file can't
+    be read.
     """
     if report.redactor.show_secrets:
         return file_text(report.host, name)
@@ -22122,7 +22128,10 @@ def addresses_of(name: str, source: str) -> list[str]:
 
 
 def packet_port(args: Args, option: str) -> int | None:
-    """Return the port that an option of show gives, or None without the option.  Raises ValueError."""
+    """Return the port that an option of show gives, or None without the option.
+
+    Raises ValueError if the value is not a number; the caller checks the range.
+    """
     return int(args.value(option)) if args.flag(option) else None
 
 
@@ -25036,7 +25045,11 @@ def tunnel_line_end(row: TunnelRow) -> str:
 
 
 def configured_connections(config: Config) -> str:
-    """Return the end of a line, with the connections of ipsec.conf.  Return "" if there are none."""
+    """Return text that names the first SUMMARY_TUNNELS connections of ipsec.conf and counts the others.
+
+    The text begins with `; `, because it ends the line that says why no tunnels are shown.  Return "" if
+    ipsec.conf has no connections.
+    """
     conns = [f"{conn.name} (auto={conn.auto})" for conn in config.conns()]
     if not conns:
         return ""
