@@ -16225,6 +16225,9 @@ class Attempt:
             return
         if has_any(IKE_UP, text) and "rejected" not in text:
             self.ike_up = True
+            # the peer did not stop halfway
+            self.rounds = [[clue for clue in clues if clue.cause.name not in PENDING_CAUSES]
+                           for clues in self.rounds]
             return
         if has_any(TAKEN_DOWN, text):
             if self.ended == "up":
@@ -16586,8 +16589,9 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
      ("NAT: cannot", "Aborting NAT-Traversal", "NAT-Traversal: ESPINUDP", "NAT-Traversal is turned OFF",
       "UNEXPECTED_NAT_DETECTED", "does not support NAT-T"), False, ""),
     ("not-oriented", "no end here", "here",
-     "neither left= nor right= is an address of this host",
-     "whether left= or right= is an address of this host (after a change of addresses, run ipsec listen)",
+     "neither left= nor right= is an address of this host that pluto listens on",
+     "whether left= or right= is an address of this host (after a change of addresses, run ipsec listen), "
+     "and listen= in config setup",
      "ip address",
      ("cannot identify ourselves with either end", "is not oriented", "connection is unoriented",
       "unoriented connection", "no longer oriented", "orient() * failed",
@@ -16680,6 +16684,10 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
      "whether the key in ipsec.secrets of both ends is long enough", "ipsec verify fips psk",
      ("PSK length of * bytes is too short*FIPS: authentication", "FIPS: authentication failed: *PSK length",
       "FIPS Error: connection*PSK length", "FIPS: connection * PSK length"), False, "psk"),
+    ("key-weak", "RSA key short", "here",
+     "this host could not sign: its RSA key is too short for the signature",
+     "the length of this host's RSA key", "ipsec showhostkey --list",
+     ("sign function failed*output length error",), False, ""),
     ("key-missing", "no private key", "here",
      "the NSS database of this host has no private key for this host's certificate or public key, or the "
      "private key can't be used to sign",
@@ -16707,6 +16715,11 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
      ("EAP authentication, but", "EAP AUTH failed", "EAP Failure", "EAP * unexpected",
       "Bad Server Certificate", "Keying material export failed", "Failed to create TLS",
       "Failed to start configure TLS", "Handshake failed", "TLS Handshake"), False, ""),
+    ("xauth-ends", "XAUTH differs", "both",
+     "only one of the ends uses XAUTH (a user name and a password in addition to the key)",
+     "leftxauthclient= and rightxauthserver= of both ends", "ipsec status",
+     ("Extended Authentication (XAUTH)", "unexpected request for xauth", "XAUTH client mode not enabled",
+      "XAUTH*timeout exceeded"), False, ""),
     ("auth-method", "authentication method differs", "both",
      "the ends use different authentication methods (authby=: PSK, or certificates and RSA keys)",
      "authby= (leftauth=, rightauth=) of both ends", "ipsec status",
@@ -16796,16 +16809,20 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "initiator ID '*' does not match", "responder ID '*' does not match", "peer is not * ID",
       "IDr payload * not"), False, ""),
     ("xauth", "login refused", "both",
-     "XAUTH refused the user name or the password",
+     "XAUTH failed: the user name or the password is wrong, or the client has no password",
      "the user name and password of the client; xauthby= and the password file on the server",
      "ipsec status",
      ("Authentication Failed: Incorrect Username", "Authentication Failed (", "XAUTH status: FAIL",
       "no file descriptor available for prompt", "unable to open password file",
-      "unexpected request for xauth", "username cannot be >=", "xauth password cannot be >=",
+      "username cannot be >=", "xauth password cannot be >=",
       "XAUTH*Rejected", "XAUTH* failed", "XAUTH: No username or password request", "XAUTH: Unsupported type",
-      "XAUTH: unknown authentication method", "invalid XAUTH_STATUS", "XAUTH client mode not enabled",
+      "XAUTH: unknown authentication method", "invalid XAUTH_STATUS",
       "XAUTH client is not yet authenticated", "until XAUTH done", "missing password hash",
       "aborting entire IKE Exchange", "PAM*fail", "FAILED during * with '", "authorize*denied"), False, ""),
+    ("unsigned", "no peer signature", "peer",
+     "the peer sent no signature: its private key is missing, or can't sign (for example, a short RSA key)",
+     "the peer's log and private key", "ipsec status",
+     ("zero-length signature", "zero-length RSA signature"), False, ""),
     ("signature", "public key wrong", "both",
      "the peer's signature does not match the public key that this host has for the peer's ID (RSA key in "
      "rightrsasigkey=, or certificate)",
@@ -16815,8 +16832,8 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "RSA authentication failed", "RSA Signature NOT verified", "Digital Signature authentication",
       "ECDSA signature using DSAU_DecodeDerSigToLen() failed", "verifying AUTH hash using",
       "authentication failed: using * with * for", "authentication aborted: problem with",
-      "zero-length signature", "sig length * does not match", "SIG length does not match",
-      "zero-length RSA signature", "no public key known", "raw public key", "raw RSA public",
+      "sig length * does not match", "SIG length does not match", "no public key known", "raw public key",
+      "raw RSA public",
       "authentication failed: no key", "pubkey could not be loaded"), False, ""),
     ("cert-rejected", "certificate rejected", "both",
      "this host rejected the peer's certificate",
@@ -16848,8 +16865,8 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
     ("auth-refused", "peer refuses authentication", "peer",
      "the peer refused to authenticate this host (AUTHENTICATION_FAILED): the PSK, the ID (leftid=), the "
      "method (authby=), the certificate or the RSA key is wrong; only the peer's log says which",
-     "whether the settings of the peer fit leftid=, authby= and the key or certificate of this host; ask "
-     "for the peer's log",
+     "whether the settings of the peer fit leftid=, authby=, ppk= and the key or certificate of this host; "
+     "ask for the peer's log",
      "ipsec verify psk certificates",
      ("error notification AUTHENTICATION_FAILED", "rejected*AUTHENTICATION_FAILED", "AUTHORIZATION_FAILED",
       "informational payload AUTHENTICATION_FAILED", "informational payload INVALID_CERT",
@@ -16897,7 +16914,8 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "expected IKEv2_CP_CFG", "malformed INTERNAL_IP", "malformed CP attribute",
       "INTERNAL_IP*_ADDRESS malformed", "MODE_CFG_REPLY is missing", "expecting ISAKMP_CFG",
       "expecting MODE_CFG", "until MODECFG done", "INTERNAL_IP*_ADDRESS * is invalid",
-      "connection has no addresspool", "mode cfg*unsupported", "MODECFG*fail"), False, ""),
+      "connection has no addresspool", "mode cfg*unsupported", "MODECFG*fail", "MODE_CFG*timeout"),
+      False, ""),
     ("compression", "compression differs", "both",
      "one end wants compression (IPCOMP, compress=yes), but the other end does not allow compression",
      "compress= of both ends", "ipsec status",
@@ -17054,8 +17072,8 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
      "the peer refused the first message (NO_PROPOSAL_CHOSEN): the ends have no IKE proposal (ike=, with "
      "its DH group) in common, or the peer has not loaded a connection for this host and this IKE version "
      "(for example because the connection was deleted, or its certificate has expired)",
-     "ike= and keyexchange= of both ends, and whether the peer has loaded its connection; the peer's log "
-     "names the reason",
+     "ike=, ppk= and keyexchange= of both ends, and whether the peer has loaded its connection; the peer's "
+     "log names the reason",
      "ipsec status",
      ("NO_PROPOSAL_CHOSEN", "[1] payload ATTRIBUTES_NOT_SUPPORTED", "[1] payload: ATTRIBUTES_NOT_SUPPORTED",
       "[1] payload BAD_PROPOSAL_SYNTAX", "[1] payload: BAD_PROPOSAL_SYNTAX",
@@ -17158,8 +17176,8 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
      "the peer's log at that time",
      "tcpdump -n udp port 4500 and host {peer}",
      ("first encrypted message", "PARENT_I2: * timeout", "IKE_AUTH_I: * timeout", "MAIN_I2: * timeout",
-      "IKE_AUTH*timeout exceeded", "IKE_INTERMEDIATE*timeout", "MAIN_R2: * timeout", "AGGR_R1: * timeout",
-      "XAUTH*timeout exceeded", "MODE_CFG*timeout"), True, "firewall psk mtu"),
+      "IKE_AUTH*timeout exceeded", "IKE_INTERMEDIATE*timeout", "MAIN_R2: * timeout", "AGGR_R1: * timeout"),
+      True, "firewall psk mtu"),
     ("silent", "no answer", "peer",
      "the peer did not answer the first message: a firewall drops packets to udp port 500, the address in "
      "right= is wrong, or no IKE daemon runs on the peer; with IKEv1, the peer also does not answer if it "
@@ -22567,7 +22585,8 @@ class Diagnoser:
         if state in ("on demand", "waiting"):
             return Diagnosis(name, state, "OK", tried=tried)
         if not attempts or attempts[-1].ended != "taken down":
-            return self._without_attempt(name, state, entries, "", tried=tried)
+            ike_up = bool(attempts) and attempts[-1].ike_up
+            return self._without_attempt(name, state, entries, "", tried=tried, ike_up=ike_up)
 
         last = attempts[-1].last
         level = "WARN" if self._is_wanted(name, entries) else "OK"
@@ -22605,10 +22624,11 @@ class Diagnoser:
         return conn is not None and conn.auto == "start"
 
     def _without_attempt(self, name: str, state: str, entries: Entries, problem: str, *,
-                         tried: str = "") -> Diagnosis:
+                         tried: str = "", ike_up: bool = False) -> Diagnosis:
         """Return the diagnosis of a connection that is down, if the log does not say why.
 
-        `problem` says why the log can't be read.  It is empty if the log was read.
+        `problem` says why the log can't be read.  It is empty if the log was read.  `ike_up`: the last
+        attempt set up an IKE SA.
         """
         others: list[str] = []
         if state in ("on demand", "waiting"):
@@ -22619,6 +22639,9 @@ class Diagnoser:
         reason = "pluto's log has no attempt since pluto started"
         if tried:
             reason = "pluto's log does not say why the last attempt failed"
+        if ike_up:
+            reason = ("an IKE SA was set up, but pluto's log has no request for an IPsec SA after that (one "
+                      "end may wait for mode config, leftmodecfgclient=, or XAUTH)")
         if problem:
             reason = f"the cause is unknown, because pluto's log can't be read ({problem})"
         problems = self._findings(NO_REASON_CHECKS, name)
@@ -22661,6 +22684,9 @@ class Diagnoser:
         lines = {clue.line.text: clue.line for clue in failures}
         evidence = [self._shown(line) for line in lines.values()][:4]
         others = [before] if before else []
+        if cause.name == "deleted" and not before:
+            means = ("the peer deleted the IKE SA, and pluto's log has no IPsec SA before that: XAUTH, mode "
+                     "config (leftmodecfgclient=) or the IPsec SA failed at the peer")
 
         if cause.weak and cause.local:
             problems = self._findings(cause.local, name)
@@ -22701,7 +22727,7 @@ class Diagnoser:
         if cause.name == "unknown-peer" and entries:
             return ("the peer asks for an IKE SA, but no connection on this host matches the request: this "
                     f"connection allows {versions}; perhaps the peer uses another address, another IKE "
-                    "version or another authby=")
+                    "version, another authby= or another XAUTH setting")
         if cause.name == "ike-peer" and versions == "IKEv1 only":
             return ("the peer refused the first message (NO_PROPOSAL_CHOSEN): the ends have no IKE proposal "
                     "(ike=, with its DH group) or no authentication method (authby=) in common, or the peer "
@@ -27026,15 +27052,16 @@ HELP_GROUPS = (
 def command_columns(names: Sequence[str]) -> Iterator[str]:
     """Yield lines with the names in two columns.
 
-    The columns are those of libreswan's `ipsec --help`, because other programs search this output.
+    The columns are those of libreswan's `ipsec --help`, because other programs search this output: for
+    example, NetworkManager-l2tp looks for `auto` between two tabs.  So a tab is on both sides of each name.
     """
     for place in range(0, len(names), 2):
         left = names[place]
         if place + 1 == len(names):
-            yield f"\t{left}"
+            yield f"\t{left}\t"
         else:
             tabs = "\t" * max(1, 3 - len(left) // 8)
-            yield f"\t{left}{tabs}{names[place + 1]}"
+            yield f"\t{left}{tabs}{names[place + 1]}\t"
 
 
 def grouped_commands(names: Sequence[str]) -> Iterator[str]:

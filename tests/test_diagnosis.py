@@ -238,6 +238,20 @@ def cause(*lines: str, peers: Sequence[str] = (PEER,)) -> str:
       'implemented (errno 38)'], "kernel"),
     (['XAUTH: connection addresspool 10.9.0.0/24 for the user "eve" cannot start at address zero'], "pool"),
     (["expecting ISAKMP_CFG_REQUEST, got ISAKMP_CFG_ACK instead; message ignored"], "mode-config"),
+    # one end uses XAUTH; a key that is too short to sign
+    (["responding to Main Mode", "policy mandates Extended Authentication (XAUTH) with PSK of initiator (we are "
+      "responder).  Attribute OAKLEY_AUTHENTICATION_METHOD", "no acceptable Oakley Transform"], "xauth-ends"),
+    ([MAIN, "IKE SA established {auth=PRESHARED_KEY}", "STATE_MODE_CFG_I1: 60 second timeout exceeded after 7 "
+      "retransmits.  No response (or no acceptable response) to our IKEv1 message"], "mode-config"),
+    ([MAIN, "STATE_XAUTH_I0: 60 second timeout exceeded after 7 retransmits.  No response"], "xauth-ends"),
+    (["responding to Main Mode", "sent Main Mode R1", "ISAKMP SA established {auth=PRESHARED_KEY}"], ""),
+    (["responding to Main Mode", "policy does not allow Extended Authentication (XAUTH) of initiator (we are "
+      "responder).  Attribute OAKLEY_AUTHENTICATION_METHOD", "no acceptable Oakley Transform"], "xauth-ends"),
+    ([INITIATES["5.2"], "NSS: RSA DSS sign function failed: SEC_ERROR_OUTPUT_LEN: security library: output length "
+      "error.", "IKE SA authentication request rejected by peer: AUTHENTICATION_FAILED"], "key-weak"),
+    (["rejecting received zero-length RSA signature", "Digital Signature authentication using rsasig failed in I2 "
+      "Auth Payload"], "unsigned"),
+    (["authentication failed: rejecting received zero-length signature"], "unsigned"),
     # the exchange itself
     (["packet from 203.0.113.9:500: DOS cookies do not match - dropping message"], "cookie"),
     (["packet from 203.0.113.9:500: dropping new IKE_SA_INIT exchange: too many half open IKE SAs"],
@@ -501,6 +515,20 @@ def test_honest_where_nothing_is_known(diagnoser: Diagnoser, monkeypatch: pytest
     refuse(silent=False)
     found = diagnoser.diagnose("office")
     assert (found.level, found.state) == ("SKIP", "unknown") and "no answer" in found.means
+
+
+def test_an_ike_sa_without_an_ipsec_sa(diagnoser: Diagnoser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peer did not stop halfway, and no tunnel ended: one end waits for something."""
+    monkeypatch.setattr(diagnoser, "_findings", lambda *_: [])
+    up = ['"office" #1: responding to Main Mode', '"office" #1: sent Main Mode R1',
+          '"office" #1: IKE SA established {auth=PRESHARED_KEY}']
+    set_log(diagnoser, *up)
+    assert "no request for an IPsec SA after that" in diagnoser.diagnose("office").means
+    set_log(diagnoser, *up, '"office" #1: received Delete SA payload: self-deleting ISAKMP State #1')
+    assert "failed at the peer" in diagnoser.diagnose("office").means
+    set_log(diagnoser, *up, '"office" #2: IPsec SA established tunnel mode',
+            '"office" #1: received Delete SA payload: self-deleting ISAKMP State #1')
+    assert "the tunnel ended" in diagnoser.diagnose("office").means
 
 
 def test_a_connection_that_is_not_loaded(diagnoser: Diagnoser, monkeypatch: pytest.MonkeyPatch) -> None:

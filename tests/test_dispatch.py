@@ -334,4 +334,6 @@ def test_help_for_a_person_has_groups_and_every_command() -> None:
 
 def test_help_for_programs_keeps_its_two_columns() -> None:
     names = ["auto", "barf", "connectionstatus"]
-    assert list(ipsec.command_columns(names)) == ["\tauto\t\t\tbarf", "\tconnectionstatus"]
+    assert list(ipsec.command_columns(names)) == ["\tauto\t\t\tbarf\t", "\tconnectionstatus\t"]
+    text = "\n".join(ipsec.command_columns(["addresspoolstatus", *names]))
+    assert all(f"\t{name}\t" in text for name in names)  # in each column
