@@ -8262,7 +8262,9 @@ STATUS_SCHEMA = 2
 STATUS_HEADINGS = (
     "config setup options:", "Kernel algorithms supported:", "IKE algorithms supported:",
     "ESP algorithms supported:", "Connection list:", "Bare Shunt list:", "PID  Process",
-    "current.states.enumerate", "State list:")
+    "current.states.enumerate", "State list:", "it is now: ", "It is now: ")
+# The beginnings of the lines of listevents
+EVENT_HEADS = ("event ", "global periodic timer ", "global one-shot timer ", "signal event handler ")
 # The options of a connection that pluto prints as a word without a value
 STATUS_FLAGS = frozenset(("oriented", "unoriented", "ipcomp"))
 # An option of a connection, as pluto's status names it -> the object and the field in the JSON document that
@@ -8280,7 +8282,7 @@ STATUS_FIELDS = {
 NO_VALUE = ("(none)", "%none")  # the options of a connection that have these values are not set
 # Settings of pluto that the status shows as `key: value`
 STATUS_SETTINGS = frozenset((
-    "debug", "using kernel interface", "virtual-private (%priv)", "State Information",
+    "debug", "using kernel interface", "virtual-private (%priv)", "virtual_private (%priv)", "State Information",
     "- allowed subnets", "- excluded subnets", "stats db_ops"))
 SIZE_UNITS = ("B", "KB", "MB", "GB", "TB", "PB", "EB")  # pluto's KB is 1,024 bytes, its MB 1,024 KB, …
 # A state belongs to a Child SA if its line names the IKE SA, or if its name or description contains one of
@@ -8426,10 +8428,23 @@ def set_bytes(entry: dict[str, Any], way: str, text: str) -> None:
     """
     count = count_of(text)
     entry[f"bytes_{way}"] = count
+    if way == "max" and count == 0:
+        entry["bytes_max"] = None  # pluto prints 0 if there is no limit
     if count is None:
         about = rounded_bytes(text)
         if about is not None:
             entry[f"bytes_{way}_about"] = about
+
+
+def whole_count(count: int | None, about: int | None) -> int | None:
+    """Return the exact bytes of an SA from the number in trafficstatus and the rounded number in the status.
+
+    Up to libreswan 4.15, trafficstatus has only the lowest 32 bits of the bytes.  Return `count` unchanged if
+    one of the numbers is None.
+    """
+    if count is None or about is None or about <= count:
+        return count
+    return count + ((about - count + (1 << 31)) >> 32 << 32)
 
 
 def find_outside(text: str, mark: str, start: int = 0) -> int:
@@ -8658,6 +8673,27 @@ def has_ipsec_sa(connection: Mapping[str, Any]) -> bool | None:
     return "tunnel" in routing or routing == "erouted"
 
 
+def event_of(text: str) -> dict[str, Any]:
+    """Parse a line of listevents into a dict for the JSON document.
+
+    An event without a time has no `in`; an event that belongs to no SA has no `connection` and no `serial`.
+    """
+    # `event NAME is schd: 90 (in 70s) "hq"[1] 192.0.2.1  #3` (3.x, 4.x), `event NAMEschd: 90 (in 70s) "hq"  #3`
+    # (5.0), `event NAME schd: 90s (in 70s) "hq" #3: ` (later), `event NAME is not timer based`,
+    # `global one-shot timer NAME is scheduled for 90 (in 70.5 seconds)`
+    head, _, rest = text.partition(" (in ")
+    name = head.partition(" is ")[0].partition("schd: ")[0].rstrip().rpartition(" ")[2]
+    when, _, owner = rest.partition(")")
+    event: dict[str, Any] = {"text": text, "details": [], "event": name}
+    if when:
+        event["in"] = count_of(when.partition(" ")[0].partition(".")[0])
+    if owner:
+        quoted, _, serial = owner.rpartition("#")
+        event["connection"] = quoted.partition('"')[2].rpartition('"')[0] or None
+        event["serial"] = count_of(serial.rstrip(": "))
+    return event
+
+
 class StatusReader:
     """Parses the replies to status and list requests into data (ipsec_status(8), JSON).
 
@@ -8834,6 +8870,9 @@ class StatusReader:
 
         if text.startswith("List of "):
             self._list = self.data["lists"].setdefault(text[8:].rstrip(":"), [])
+            return True
+        if text.startswith(EVENT_HEADS):
+            self.data["lists"].setdefault("events", []).append(event_of(text))
             return True
         if self._list is not None:
             if line.startswith("   ") and self._list:
@@ -9095,11 +9134,13 @@ class StatusReader:
         for way in ("in", "out", "max"):
             # use only one protocol: if an SA has several, all of them count the same packets
             protocol = next((name for name in ("ESP", "AH", "IPCOMP") if f"{name}{way}" in values), "")
-            if not protocol or state[f"bytes_{way}"] is not None:
+            if not protocol:
                 continue
-            set_bytes(state, way, values[f"{protocol}{way}"])
-            if way == "max" and state["bytes_max"] == 0:
-                state["bytes_max"] = None  # pluto prints 0 if there is no limit
+            text, exact = values[f"{protocol}{way}"], state[f"bytes_{way}"]
+            if exact is None:
+                set_bytes(state, way, text)
+            else:
+                state[f"bytes_{way}"] = whole_count(exact, rounded_bytes(text))
         return True
 
     @staticmethod
@@ -9115,11 +9156,20 @@ class StatusReader:
                              "spi": f"0x{spi}", "address": address})
 
     def _traffic(self, key: dict[str, Any], text: str) -> bool:
-        # `…, id='ID', lease=ADDRESS`, where the quoted ID can contain any character
+        # `username=NAME, type=…` or `type=…, id='ID'`, and possibly `, lease=ADDRESS,…`; NAME and ID can contain
+        # any character
+        username, _, fields = text.rpartition(", type=")
+        if username.startswith("username="):
+            text = f"type={fields}"
+        else:
+            username = ""
         fields, has_id, rest = text.partition(", id='")
-        peer, _, lease = rest.partition("', lease=")
-        if not has_id:
-            fields, _, lease = text.partition(", lease=")
+        fields, _, lease = fields.partition(", lease=")
+        peer, quote_mark, tail = rest.rpartition("'")
+        if has_id:
+            lease = tail.removeprefix(", lease=")
+        if bool(has_id) != bool(quote_mark):
+            return False
         values = {}
         for part in fields.split(","):
             name, _, value = part.partition("=")
@@ -9128,11 +9178,12 @@ class StatusReader:
             return False
 
         kind = values["type"].partition("(")[0]  # 5.4 prints, for example, `ESP(nic-offload=packet)`
-        entry = {**key, "type": kind, "username": values.get("username"),
-                 "added": count_of(values["add_time"])}
+        # the time is 0 for an SA without ESP
+        entry = {**key, "type": kind, "username": username.removeprefix("username=") or None,
+                 "added": count_of(values["add_time"]) or None}
         for way in ("in", "out", "max"):
             set_bytes(entry, way, values.get(f"{way}Bytes", ""))
-        entry["id"] = peer.removesuffix("'") or None
+        entry["id"] = peer or None
         entry["lease"] = lease or None
         self._keep("traffic", entry)
         return True
@@ -22782,11 +22833,11 @@ class Diagnoser:
         serials = {entry["child_sa"] for entry in entries if entry["child_sa"]}
         by_serial = exact_traffic(self.host, self.timeout)
         counts = [by_serial[serial] for serial in serials if serial in by_serial]
-        if not counts:
+        if not counts or any(count[key] is None for count in counts for key in ("bytes_in", "bytes_out")):
             return ConnTraffic(0, 0, None, "the traffic is not known")
 
-        bytes_in = sum(count["bytes_in"] or 0 for count in counts)
-        bytes_out = sum(count["bytes_out"] or 0 for count in counts)
+        bytes_in = sum(count["bytes_in"] for count in counts)
+        bytes_out = sum(count["bytes_out"] for count in counts)
         since = min((count["added"] for count in counts if count["added"]), default=None)
         return ConnTraffic(bytes_in, bytes_out, since, f"{bytes_in} bytes came in and {bytes_out} went out")
 
@@ -24034,9 +24085,9 @@ def names_only(host: Host, file: str, names: Collection[str]) -> bool:
 def is_needed_line(line: str) -> bool:
     """Return True if Tunnels needs this status line of an SA.
 
-    Return False for a line that shows the traffic of an SA, or an established IKE SA.
+    Return False for a line that shows an established IKE SA, or the traffic of an SA if that is less than 1 MB.
     """
-    is_needless = (" Traffic: " in line
+    is_needless = ((" Traffic: " in line and "MB" not in line)
                    or "established IKE SA" in line or "IKE SA established" in line
                    or "ISAKMP SA established" in line or "established ISAKMP SA" in line)
     return not is_needless
@@ -24062,6 +24113,7 @@ class Tunnels:
         self._name = name
         self._by_name: dict[tuple[str, str], TunnelRow] = {}
         self._by_child: dict[int, TunnelRow] = {}
+        self._about: dict[tuple[int, str], int] = {}  # the rounded bytes of SAs, by serial number and key
         takers = {"connections": self._take_connection, "states": self._take_state}
         lines = pluto_status(host, timeout, None if name else TUNNEL_DETAILS)
         if not name and not self.WITH_SAS:
@@ -24113,6 +24165,9 @@ class Tunnels:
         row = self._by_name.get((state["connection"], state["instance"]))
         if row is None:
             return
+        for key in ("bytes_in", "bytes_out"):
+            if f"{key}_about" in state:
+                self._about[state["serial"], key] = state[f"{key}_about"]
         if self._name:
             self.states.append(state)
         if not state["established"]:
@@ -24128,6 +24183,8 @@ class Tunnels:
             row.marks.append("NAT-T")
 
     def _take_traffic(self, entry: dict[str, Any]) -> None:
+        for key in ("bytes_in", "bytes_out"):
+            entry[key] = whole_count(entry[key], self._about.get((entry["serial"], key)))
         row = self._by_child.get(entry["serial"])
         if row is not None:
             row.since, row.username = entry["added"], entry["username"]
@@ -24398,7 +24455,7 @@ def tunnel_details(row: TunnelRow, now: float) -> list[tuple[str, str | None]]:
     if row.since is not None:
         clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.since))
         since = f"{clock} ({short_time(now - row.since)} ago)"
-    if row.bytes_in is not None:
+    if row.bytes_in is not None and row.bytes_out is not None:
         traffic = f"{row.bytes_in} bytes in, {row.bytes_out} bytes out"
     if row.peers is not None:
         peers = str(row.peers)

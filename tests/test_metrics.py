@@ -40,6 +40,7 @@ class Gateway:
 
     def __init__(self, directory: Path) -> None:
         self.sas = [(2, 3000, 1000)]
+        self.details = ""  # more status lines of these SAs
         self.host = ipsec.Host({}, ctlsocket=str(directory / "pluto.ctl"), nssdir=str(directory),
                                conf="/nonexistent")
         self._listener = socket.socket(socket.AF_UNIX)
@@ -58,6 +59,7 @@ class Gateway:
                 text = RW + "".join(TRAFFIC.format(*sa) for sa in self.sas)
                 if link.recv(16384) == ipsec.basic_message(ipsec.BASIC_STATUS):
                     text = CONNECTIONS.format(serial=self.sas[-1][0]) + "".join(STATE.format(*sa) for sa in self.sas)
+                    text += self.details
                 link.sendall(text.encode())
 
     def close(self) -> None:
@@ -145,6 +147,17 @@ def test_a_rekey_changes_no_series_and_loses_no_bytes(gateway: Gateway, state: b
     labels = [{key for key in series(text) if "bytes" in key[0] or "up" in key[0]} for text in (before, during, after)]
     assert labels[0] == labels[1] == labels[2]
     assert gateway.metrics(state) == gateway.metrics(state)  # and is not counted again
+
+
+def test_counters_do_not_begin_again_at_4_gib(gateway: Gateway) -> None:
+    """Up to 4.15, trafficstatus has the bytes modulo 2^32; `ipsec tunnels` shows the same number as the metrics."""
+    gateway.sas = [(2, 7, 6 << 20)]
+    gateway.details = ('000 #2: "hq" esp.1234abcd@192.0.2.2 esp.2234abcd@192.0.2.1 Traffic: ESPin=8192MB ESPout=6MB! '
+                       'ESPmax=0B \n')
+    assert value(gateway.metrics(), "ipsec_connection_in_bytes_total", connection="hq") == (2 << 32) + 7
+    assert value(gateway.metrics(), "ipsec_connection_out_bytes_total", connection="hq") == 6 << 20
+    row, = (row for row in ipsec.Tunnels(gateway.host, 30).rows if row.name == "hq")
+    assert (row.bytes_in, row.bytes_out) == ((2 << 32) + 7, 6 << 20)
 
 
 def test_another_pluto_and_a_spoilt_file_start_from_zero(gateway: Gateway) -> None:

@@ -68,7 +68,59 @@ def test_rounded_bytes_are_about_and_trafficstatus_has_them_exactly() -> None:
     assert (state["bytes_in"], state["since"]) == (4200, 1700000000) and "bytes_in_about" not in state
 
 
-@pytest.mark.parametrize("line", ['#2: "c", [...]', '#2: "c" --- cut ---', "#²: x", '#2: "c", type=ESP,'])
+def test_bytes_above_4_gib_are_complete() -> None:
+    """Up to 4.15, trafficstatus has the bytes modulo 2^32."""
+    line = '#2: "c" esp.1234abcd@192.0.2.2 esp.2234abcd@192.0.2.1 Traffic: ESPin={} ESPout=0B ESPmax=0B'
+    for count in (0, 700, 1 << 20, (1 << 32) - 1, 1 << 32, (1 << 32) + 5, (7 << 32) - 1, (3 << 32) + (1 << 31) + 7):
+        text = f"{count}B" if count < 1024 else f"{count >> 10}KB" if count < 1 << 20 else f"{count >> 20}MB"
+        for low in (count, count & 0xffffffff):  # 5.x, earlier
+            exact = {2: {"bytes_in": low, "bytes_out": 0, "bytes_max": None, "added": 1700000000}}
+            state, = ipsec.StatusReader(exact=exact).read([line.format(text)])["states"]
+            assert (state["bytes_in"], state["bytes_out"], state["bytes_max"]) == (count, 0, None)
+    assert ipsec.whole_count(5000, 4096) == 5000 and ipsec.whole_count(None, 4096) is None
+    assert ipsec.whole_count(1 << 33, 1 << 20) == 1 << 33  # the SA carried bytes after the status was read
+
+
+@pytest.mark.parametrize(("ending", "username", "peer", "lease"), [
+    (", id='O=a', lease=b'", None, "O=a', lease=b", None),
+    (", id='O=a', lease=b', lease=10.9.0.1/32", None, "O=a', lease=b", "10.9.0.1/32"),
+    (", id='a, type=b'", None, "a, type=b", None), (", lease=10.9.0.1/32,2001:db8::1/128", "ann", None,
+                                                    "10.9.0.1/32,2001:db8::1/128"),
+    ("", "smith, ann", None, None), (", lease=10.9.0.1/32", "x', type=AH, id='y", None, "10.9.0.1/32")])
+def test_names_that_a_peer_can_choose(ending: str, username: str | None, peer: str | None, lease: str | None) -> None:
+    user = f", username={username}" if username else ""
+    entry = only(f'#2: "c"{user}, type=ESP, add_time=5, inBytes=7, outBytes=8, maxBytes=0B{ending}', "traffic")
+    assert (entry["username"], entry["id"], entry["lease"], entry["type"]) == (username, peer, lease, "ESP")
+    assert (entry["bytes_in"], entry["bytes_out"], entry["bytes_max"], entry["added"]) == (7, 8, None, 5)
+
+
+def test_an_sa_without_esp_has_no_time() -> None:
+    """Pluto prints the time of ESP, which is 0 for AH and IPCOMP."""
+    traffic = only("#2: \"c\", type=AH, add_time=0, inBytes=84, outBytes=84, id='@e'", "traffic")
+    assert traffic["added"] is None
+    lines = ['"c": 192.0.2.1...192.0.2.2; routed-tunnel;', '"c":   established Child SA: #2;']
+    connection, = ipsec.StatusReader(exact={2: traffic}).read(lines)["connections"]
+    assert (connection["up"], connection["since"]) == (True, None)
+
+
+@pytest.mark.parametrize(("line", "wanted"), [
+    ("global periodic timer EVENT_CHECK_CRLS is scheduled for 3600 (in 3500.123 seconds)", ("EVENT_CHECK_CRLS", 3500)),
+    ("signal event handler PLUTO_SIGCHLD", ("PLUTO_SIGCHLD",)),
+    ("event PLUTO_CTL is not timer based", ("PLUTO_CTL",)),
+    ("event EVENT_REINIT_SECRET is schd: 3600 (in 3500s)", ("EVENT_REINIT_SECRET", 3500)),
+    ('event EVENT_SA_REPLACE is schd: 90 (in 70s) "hq"[1] 192.0.2.7  #3', ("EVENT_SA_REPLACE", 70, "hq", 3)),
+    ('event REKEYschd: 90 (in -2s) "a is b"  #3', ("REKEY", -2, "a is b", 3)),
+    ('event REKEY schd: 90s (in 70s) "private#10.0.0.0/8"[1] ...192.0.2.7 #12: ', ("REKEY", 70, "private#10.0.0.0/8",
+                                                                                 12))])
+def test_events(line: str, wanted: tuple[object, ...]) -> None:
+    data = ipsec.StatusReader().read(["it is now: 1234 seconds since monotonic epoch", line])
+    entry, = data["lists"]["events"]
+    assert entry["text"] == line.strip() and data["unparsed"] == []
+    assert tuple(entry[key] for key in ("event", "in", "connection", "serial") if key in entry) == wanted
+
+
+@pytest.mark.parametrize("line", [
+    '#2: "c", [...]', "#2: \"c\", type=ESP, add_time=5, id='cut", '#2: "c" --- cut ---', "#²: x", '#2: "c", type=ESP,'])
 def test_a_cut_line_makes_no_entry(line: str) -> None:
     data = ipsec.StatusReader().read([line])
     assert data["unparsed"] == [line] and not data["states"] and not data["traffic"]
@@ -135,6 +187,7 @@ def test_hosts_with_port_name_and_protocol(side: str, wanted: tuple[str, int | N
 
 
 @pytest.mark.parametrize(("line", "name", "value"), [
+    ("virtual_private (%priv):", "virtual_private", ""),  # early 3.x
     ("- allowed subnets: 10.0.0.0/8, 172.16.0.0/12", "allowed_subnets", "10.0.0.0/8, 172.16.0.0/12"),
     ("- allowed subnet: 10.0.0.0/8", "allowed_subnets", "10.0.0.0/8"),
     ("- excluded subnet: 10.1.0.0/16", "excluded_subnets", "10.1.0.0/16")])
