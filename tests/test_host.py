@@ -406,8 +406,8 @@ def mounts(monkeypatch: pytest.MonkeyPatch) -> ipsec.Mounts:
     return table
 
 
-def test_no_thread_takes_mounts_that_are_being_read_for_none(mounts: ipsec.Mounts,
-                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_thread_takes_mounts_that_are_being_read_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    mounts = ipsec.Mounts()  # not MOUNTS, which a thread of an earlier test can still read
     is_reading, gate = threading.Event(), threading.Event()
 
     def read_table() -> frozenset[str]:
