@@ -10210,7 +10210,8 @@ class NssDatabase:
 
         An existing cert9.db or key4.db is overwritten in one SQLite transaction, so that a running pluto,
         which has the file open, sees the change.  If the transaction is not possible, or the file belongs to
-        another user, the file is replaced.  pkcs11.txt is always replaced.
+        another user, the file is replaced.  A file that another program has locked is not replaced, because
+        SQLite would apply the journal of that program to the new file.  pkcs11.txt is always replaced.
         """
         for name in NSS_FILES:
             try:
@@ -10294,19 +10295,28 @@ def trust_text(values: Sequence[bytes | None]) -> str:
     return f"{ssl},{mail},{code}"
 
 
+SNAPSHOT_TIME = 10.0  # seconds that snapshot() waits for a locked file
+
+
 def snapshot(source: str, target: str) -> bool:
     """Overwrite the SQLite file `target` with the data of `source` in one transaction, and return True.
 
-    Return False if the transaction fails or Python lacks sqlite3.
+    Return False if the transaction fails or Python lacks sqlite3.  Raises OSError if another program keeps
+    one of the files locked for SNAPSHOT_TIME seconds.
     """
     try:
         import sqlite3
     except ImportError:
         return False
+
+    def check(code: int, *_: int) -> None:
+        if code in (5, 6):  # SQLITE_BUSY, SQLITE_LOCKED: without an exception, backup() tries again for ever
+            raise OSError(errno.EBUSY, "another program has locked the database")
+
     try:
-        left, right = sqlite3.connect(source, timeout=10), sqlite3.connect(target, timeout=10)
+        left, right = (sqlite3.connect(name, timeout=SNAPSHOT_TIME) for name in (source, target))
         try:
-            left.backup(right)
+            left.backup(right, progress=check)
         finally:
             left.close()
             right.close()
@@ -10341,7 +10351,7 @@ def same_content(host: Host, one: str, other: str) -> bool:
 def copy_database(host: Host, source: str, target: str) -> None:
     """Copy the database files that exist in the directory `source` to the directory `target`.
 
-    Raises OSError if a file can't be copied, and Failure if another program is changing it.
+    Raises OSError if a file is locked or can't be copied, and Failure if another program is changing it.
     """
     for name in NSS_FILES:
         old, new = os.path.join(source, name), os.path.join(target, name)

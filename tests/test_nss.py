@@ -180,6 +180,24 @@ def test_open_database_sees_the_change(tmp_path: Path) -> None:
     reader.close()
 
 
+def test_locked_database_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program keeps a transaction open: the change fails in limited time, and the next command finishes it."""
+    monkeypatch.setattr(ipsec, "SNAPSHOT_TIME", 0.01)
+    database(tmp_path / "db", "old")
+    other = sqlite3.connect(tmp_path / "db/cert9.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    base = NssDatabase(Host({}), str(tmp_path / "db"))
+    with base.lock(), pytest.raises(Failure, match="another program has locked the database") as caught:
+        base.build(lambda path: database(Path(path), "new"))
+    assert caught.value.hint == "the next command for this database finishes the change"
+    with pytest.raises(OSError):
+        ipsec.snapshot(str(tmp_path / "db/cert9.db"), str(tmp_path / "copy"))
+    assert list(other.execute("SELECT a3 FROM nssPublic")) == [("old",)]
+    other.close()
+    with base.lock():
+        assert marks(tmp_path / "db") == {"new"}
+
+
 def test_killed_build_is_removed(tmp_path: Path) -> None:
     database(tmp_path / "db", "old")
     database(tmp_path / "db/.nss-build.12.ab", "half")
