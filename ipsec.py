@@ -4424,8 +4424,11 @@ def is_bad_private(entry: str) -> bool:
     address, slash, mask = net.partition("/")
     if not slash or (version == 4 and ":" in net) or (version == 6 and ":" not in net):
         return True
-    if canonical_net(mask) and canonical_net(address):
-        return False  # pluto accepts a netmask, as in 10.0.0.0/255.0.0.0
+    if ":" not in net and canonical_net(mask):  # pluto accepts a netmask, as in 10.0.0.0/255.0.0.0
+        host_bits = 0xffffffff - int.from_bytes(bytes(map(int, mask.split("."))), "big")
+        if host_bits & host_bits + 1:
+            return True
+        net = f"{address}/{32 - host_bits.bit_length()}"
     known = canonical_net(net)
     if known is None:
         is_short = address.isdigit() or address.count(".") in (1, 2)  # pluto reads 10/8 as 10.0.0.0/8

@@ -464,7 +464,9 @@ def test_ids_that_pluto_drops(text: str, dropped: bool) -> None:
     ("%v4:10.0.0.0/8", False), ("%v4:!10.1.0.0/16", False), ("%v6:fd00::/8", False), ("10.0.0.0/8", False),
     ("%v4:172.16.0.0/33", True), ("%v4:10.0.0.1/8", True), ("%v4:fd00::/8", True), ("", True), ("%v4:example/8", True),
     ("%v4:10/8", False), ("%v6:fd00::1/8", True),
-    ("%v4:10.0.0.1", True), ("%v4:10.0.0.0/255.0.0.0", False)])
+    ("%v4:10.0.0.1", True), ("%v4:10.0.0.0/255.0.0.0", False), ("10.0.0.1/255.0.0.0", True),
+    ("10.0.0.0/255.0.255.0", True), ("0.0.0.0/0.0.0.0", False), ("10.0.0.1/255.255.255.255", False),
+    ("fd00::/255.0.0.0", True), ("%v4:10/255.0.0.0", False)])
 def test_entries_of_virtual_private(entry: str, bad: bool) -> None:
     assert is_bad_private(entry) is bad
 
