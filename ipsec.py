@@ -1518,8 +1518,9 @@ class Host:
     def call(self, argv: Sequence[str], *, quiet: bool = False, timeout: float | None = None) -> int:
         """Run a program on the terminal of this process, or without output if `quiet`, and return its status.
 
-        The program may take `timeout` seconds, or longer while it waits for a pager that reads its output.
-        Raises TimedOut after this time, and what spawn() raises.
+        Raises TimedOut if the program runs for more than `timeout` seconds.  The program gets the same time
+        again if it then waits for the reader of its output, for example a pager.  Raises the same errors as
+        spawn().
         """
         import subprocess
         output = subprocess.DEVNULL if quiet else None
@@ -1628,10 +1629,10 @@ class Host:
                hint: str = "") -> Generator[bytes, None, None]:
         """Start a program; return a generator that yields its standard output and standard error in chunks.
 
-        The generator waits at most `timeout` seconds in total.  Raises Missing, and Failure if the program
-        can't be executed.  The generator raises TimedOut, and Failure if the program's status is not 0.
-        Closing the generator kills the program.  The module subprocess is not used, because its import takes
-        longer than most programs of a report run.
+        Raises Missing if there is no such program, and Failure if the program can't be executed.  The
+        generator raises TimedOut after it has waited for `timeout` seconds in total, and Failure if the
+        program's status is not 0.  Closing the generator kills the program.  The module subprocess is not
+        used, because its import takes longer than most programs of a report run.
         """
         path = self._program(argv, hint)
         reader, writer = os.pipe()
@@ -3707,7 +3708,8 @@ def number_problem(kind: str, value: str) -> str:
 def is_duration(text: str) -> bool:
     """Return whether the text is a time: a whole number or a decimal fraction, with or without a unit.
 
-    The units are us, ms, s, m, h, d and w, in lower case (ttodeltatime.c).
+    The units are us, ms, s, m, h, d and w, in lower case (ttodeltatime.c).  A blank before the unit is
+    permitted.
     """
     unit = next(unit for unit in ("us", "ms", *"smhdw", "") if text.endswith(unit))
     count = text.removesuffix(unit).removesuffix(" ") if unit else text
@@ -8821,7 +8823,10 @@ class StatusReader:
 
     @staticmethod
     def _ids(connection: dict[str, Any], body: str) -> bool:
-        """Parse the line with the IDs of both ends, which is different for each connection."""
+        """Parse the line with the IDs of both ends.  Return False if the line has an unknown form.
+
+        The cache of _parsed() would not help here, because this line is different for each connection.
+        """
         options = id_fields(body)
         if options is None:
             return False
@@ -9966,8 +9971,9 @@ class NssDatabase:
     def check_modules(self) -> None:
         """Raise Failure if pkcs11.txt belongs to another user than root, or if every user can write to it.
 
-        NSS loads the libraries that pkcs11.txt names, so another user could run code as root.  This method
-        checks nothing if this process does not run as root, or below --root, where no tool of NSS runs.
+        NSS loads the libraries that pkcs11.txt names, so such a user could run code as root.  A file whose
+        owner has no ID in this user namespace is accepted, because root of the host may be this owner.  Do
+        nothing if this process is not root, or if --root is used, because no tool of NSS runs then.
         """
         name = f"{self.directory}/pkcs11.txt"
         if not self.host.superuser or not self.host.live:
@@ -13086,7 +13092,8 @@ class Direct:
     def status(self) -> int:
         """Print whether pluto runs, and return the exit status that the LSB defines for it.
 
-        0: pluto runs; 1: it is dead, but its pid file exists; 3: it is stopped; 4: the state is unknown.
+        0: pluto runs.  1: pluto is dead, but its pid file exists.  3: pluto is stopped.  4: the state is
+        unknown, or pluto runs but does not answer.
         """
         host = self.host
         try:
@@ -13122,7 +13129,7 @@ class Direct:
 def clean_up(host: Host) -> list[str]:
     """Remove the kernel states, policies, NFLOG rules and files that an ended pluto left.
 
-    Restore its sysctls and resolv.conf, and return an empty list.  If a pluto may run, change nothing and
+    Also restore the sysctls and resolv.conf, and return an empty list.  If a pluto may run, change nothing and
     return the lines of signs_of_pluto().  NFLOG rules that can't be removed cause a warning.  Raises Failure
     or OSError if another change fails.
     """
@@ -13979,8 +13986,8 @@ def describe(entry: Command) -> str:
     return "\n\n".join(parts)
 
 
-# Commands of some releases of libreswan (3.29 to 5.4) that are not built in.  Each value is the end of a
-# message, which says why the command can't run, and a hint.
+# Commands of some releases of libreswan (3.29 to 5.4) that are not built in.  Each value is a pair: the end of
+# the message that says why the command can't run, and a hint.
 NOT_HERE = {
     **dict.fromkeys(("eroute", "klipsdebug", "pf_key", "spi", "spigrp", "tncfg"),
                     ("is a command of KLIPS, a kernel stack that libreswan 4.0 and later does not have",
@@ -17207,7 +17214,8 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
      "ipsec up {conn}",
      ("SA expired (",), False, ""),
     ("peer-gone", "peer gone", "peer",
-     "the peer stopped answering: no liveness probe was answered (dead peer detection, DPD)",
+     "the peer stopped answering: it did not answer a request, such as a liveness probe (dead peer "
+     "detection, DPD)",
      "whether the peer is up and reachable, and whether pluto runs there", "ping -c 3 {peer}",
      ("liveness action", "DPD action", "ESTABLISHED_IKE_SA: * timeout", "V2_ESTABLISHED*timeout exceeded",
       "to our IKEv2 message", "declared dead", "peer is dead", "MAIN_I4: * timeout", "MAIN_R3: * timeout",
@@ -18987,8 +18995,8 @@ class Roles(Record):
 
     `answers` is True if a peer with an unknown address can send the first packet, `waits` if a connection
     leaves the first packet to the peer, and `begins` if this host sends the first packet of a connection.
-    `levels` has the levels for the kinds of packets in IKE_TRAFFIC that have no level.  It maps the name of
-    the kind to the level, or to an empty string if no connection needs the packets.
+    `levels` is for the kinds of packets in IKE_TRAFFIC whose own level is empty.  It maps the name of such a
+    kind to the level of a finding, or to an empty string if no connection needs the packets.
     """
 
     answers: bool
@@ -19028,7 +19036,7 @@ def roles_of(conns: Sequence[Conn]) -> Roles:
     live=True)
 def check_firewall(facts: Facts) -> Iterator[Trouble]:
     conns = [conn for conn in facts.needed_conns() if uses_usual_ports(conn)]
-    others = "connections over TCP or with other ports are not checked"
+    others = "connections that use TCP, or a port other than 500 and 4500, are not checked"
     if not conns or facts.config.setup("ikeport") or facts.config.setup("nat-ikeport"):
         yield "SKIP", "UNKNOWN", others, ""
         return
@@ -20720,7 +20728,7 @@ def check_overlap(facts: Facts) -> Iterator[Trouble]:
 
 
 @verify_check(
-    "versions", "Checking that pluto is what is installed",
+    "versions", "Checking that the installed pluto runs",
     checks="Whether the running pluto is the pluto that is installed in libreswan's directory. After an "
            "update, the old pluto may still run.",
     matters="The whack of one release can't talk to the pluto of another release.",
@@ -21397,7 +21405,8 @@ def processes(report: Report) -> Iterator[str]:
 def pluto_line(host: Host, pid: int | None) -> str:
     """Return a line that says whether pluto runs.
 
-    `pid` is pluto's PID.  If `pid` is None, the line gives other evidence that pluto runs, if there is any.
+    `pid` is pluto's PID.  If `pid` is None, the line has the first of signs_of_pluto(), if there is one: even
+    a pluto whose process is not visible may run.
     """
     if pid:
         return f"pluto: process {pid}"
@@ -24121,8 +24130,9 @@ class Tunnels:
         """
         self.rows: list[TunnelRow] = []
         self.settings: dict[str, str] = {}
-        self.options: dict[str, dict[str, str]] = {}  # the options of the connection `name`, by full name
-        self.states: list[dict[str, Any]] = []  # the SAs of the connection `name`
+        # only with a `name`: the options of each row, by TunnelRow.full_name, and the SAs of all rows
+        self.options: dict[str, dict[str, str]] = {}
+        self.states: list[dict[str, Any]] = []
         self._name = name
         self._by_name: dict[tuple[str, str], TunnelRow] = {}
         self._by_child: dict[int, TunnelRow] = {}
@@ -27353,9 +27363,10 @@ def check_root(host: Host, entry: Command) -> None:
 def run_program(host: Host, program: str, name: str, entry: Command | None, words: Sequence[str]) -> NoReturn:
     """Replace this process with a program of libreswan.
 
-    `entry` is the built-in command of the same name, or None.  Of the global options, the program gets
-    --config and --nssdir, each only if the built-in command has it and `words` does not.  Raises Failure if
-    --root is used, or if the program can't be executed.
+    `entry` is the built-in command of the same name, or None.  The program gets --config if ipsec.conf is not
+    /etc/ipsec.conf, and --nssdir with the directory that pluto uses.  Each option is added only if the
+    built-in command has it and `words` does not.  Raises Failure if --root is used, or if the program can't be
+    executed.  Raises OSError if a file system that the program needs does not answer.
     """
     known = options_by_name((entry.options if entry else None) or ())
     given = {word.partition("=")[0] for word in words}
