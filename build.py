@@ -37,6 +37,7 @@ import argparse
 import ast
 import dis
 import fcntl
+import functools
 import glob
 import gzip
 import hashlib
@@ -53,11 +54,14 @@ import time
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import CodeType
-from typing import Callable
+from typing import Callable, TypeVar
+
+Result = TypeVar("Result")
 
 TOP = Path(__file__).resolve().parent
 VENDOR = TOP / "vendor"
@@ -204,6 +208,15 @@ def call(argv: Sequence[str | Path], **options: object) -> None:
                             **options).returncode  # type: ignore[call-overload]
     if status:
         raise stop(f"{Path(words[0]).name} {' '.join(words[1:4])} ... ended with status {status}")
+
+
+def at_once(function: Callable[[Path], Result], pythons: Iterable[Path]) -> list[Result]:
+    """Call a function that runs an interpreter, for several interpreters at the same time.
+
+    Returns the results in the order of the interpreters.  Raises the exception of the first call that fails.
+    """
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(function, pythons))
 
 
 # --- pinned packages: wheels and .venv ----------------------------------------------------------------------
@@ -387,12 +400,13 @@ def interpreters() -> dict[str, Path]:
         for path in (Path(place, name) for name in names):
             if not path.exists() or "shims" in path.parts:
                 continue
-            version, micro = release_of(path)
+            version, micro = release_of(path.resolve())
             if version in TARGETS and (version not in newest or micro > newest[version][0]):
                 newest[version] = micro, path
     return {version: newest[version][1] for version in TARGETS if version in newest}
 
 
+@functools.lru_cache(maxsize=None)
 def release_of(python: Path) -> tuple[str, int]:
     """Return the version of a CPython in two parts, for example `3.11` and 7 for CPython 3.11.7.
 
@@ -564,18 +578,15 @@ def annotation_nodes(source: bytes) -> list[ast.expr]:
     Annotations of variables in the body of a class are not returned, because they define the fields of a
     record.
     """
-    tree = ast.parse(source)
-    fields: list[ast.stmt] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef):
-            fields += node.body
-
+    fields: set[ast.stmt] = set()
     nodes: list[ast.expr | None] = []
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(source)):  # a class comes before the statements of its body
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             nodes.append(node.returns)
         elif isinstance(node, ast.arg):
             nodes.append(node.annotation)
+        elif isinstance(node, ast.ClassDef):
+            fields.update(node.body)
         elif isinstance(node, ast.AnnAssign) and node.value and node not in fields:
             nodes.append(node.annotation)
     return sorted((node for node in nodes if node), key=lambda node: (node.lineno, node.col_offset))
@@ -725,11 +736,14 @@ def bytecode(text: bytes, pythons: Mapping[str, Path]) -> Iterator[tuple[str, by
     for pieces in parts.values():
         texts += [text_of(text, [part]) for part in pieces]
 
-    common: list[bytes] = []
-    for version, python in pythons.items():
+    def compiled_by(python: Path) -> bytes:
         result = subprocess.run([str(python), "-s", "-S", "-c", COMPILE], env={"PYTHONHASHSEED": "0"},
                                 input=marshal.dumps(texts, FORMAT), stdout=subprocess.PIPE, check=True)
-        (first, *codes), constants = marshal.loads(result.stdout)
+        return result.stdout
+
+    common: list[bytes] = []
+    for version, output in zip(pythons, at_once(compiled_by, pythons.values())):
+        (first, *codes), constants = marshal.loads(output)
         if not common:
             common = constants if several else [b"" for _ in constants]
             content = gathered(blocks, parts, [compressed(part) for part in common])
@@ -803,11 +817,14 @@ def embed(library: Path, names: Sequence[str], target: Path) -> None:
     They are the licences, and the files that are loaded when an interpreter of this host imports the modules
     `names`.
     """
-    files = set(library.glob("*.dist-info/licenses/*"))
-    for python in interpreters().values():
+    def files_loaded_by(python: Path) -> list[Path]:
         words = [str(python), "-ISBc", TRACE, str(library), *names]
         result = subprocess.run(words, capture_output=True, text=True, check=True)
-        files.update(path for path in map(Path, result.stdout.splitlines()) if library in path.parents)
+        return [Path(line) for line in result.stdout.splitlines()]
+
+    files = set(library.glob("*.dist-info/licenses/*"))
+    for paths in at_once(files_loaded_by, interpreters().values()):
+        files.update(path for path in paths if library in path.parents)
     for path in files:
         place = target / path.relative_to(library)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -921,9 +938,11 @@ def smoke(archive: Path) -> None:
 
     Raises SystemExit if a command fails, for example because the interpreter can't load a block of `help`.
     """
-    for python in interpreters().values():
+    def run(python: Path) -> None:
         for words in (["--directory"], ["help"]):
             call([python, archive, *words], stdout=subprocess.DEVNULL)
+
+    at_once(run, interpreters().values())
 
 
 def version_of(package: str) -> str:
