@@ -850,8 +850,9 @@ class Host:
 
     The default paths are those of libreswan.  The path of the NSS database depends on the installed release.
     Environment variables (IPSEC_CONF, IPSEC_EXECDIR, IPSEC_SBINDIR, IPSEC_CONFDDIR, IPSEC_RUNDIR,
-    IPSEC_NSSDIR) override the defaults, and the global options override both.  Paths in arguments and
-    messages are those of the reported system, without `root`.
+    IPSEC_NSSDIR) override the defaults.  The global options --config, --rundir, --ctlsocket and --nssdir
+    override both; the other directories have no option.  Paths in arguments and messages are those of the
+    reported system, without `root`.
     """
 
     def __init__(self, env: Mapping[str, str] | None = None, *, root: str = "", conf: str = "",
@@ -884,7 +885,7 @@ class Host:
         self._deferred = ""  # the name of the deferred signal, or empty
 
     def _program_dir(self, variable: str) -> str:
-        """Return the directory in an environment variable, or an empty string if the variable is not set.
+        """Return the directory that an environment variable names, or "" if the variable is not set.
 
         Programs are run from this directory.  Raises Failure if the caller is root and the directory is one
         from which root must not run programs (why_untrusted()).  SYSTEM_PATH and EXEC_DIRS are not checked.
@@ -1003,7 +1004,7 @@ class Host:
             _thread.start_new_thread(attempt, ())
         except RuntimeError:
             problem = (f"not read, as the file system on {mount} might not answer "
-                       "and no thread can be made to ask it")
+                       "and no thread can be made to wait for it")
             raise OSError(errno.EAGAIN, problem, name) from None
         if not done.acquire(timeout=self.patience):
             MOUNTS.silent[mount] = (time.monotonic(), name, self.patience)
@@ -1022,7 +1023,7 @@ class Host:
         return self._open(name)[0]
 
     def _open(self, name: str) -> tuple[int, int]:
-        """Like open(), but also return the file's size in bytes, which is 0 for most files of /proc."""
+        """Do the same as open(), and also return the file's size in bytes (0 for most files of /proc)."""
         import stat
 
         def opened() -> tuple[int, os.stat_result]:
@@ -1905,7 +1906,7 @@ class Host:
             sys.stderr.write(error_line(text))
 
     def flush(self) -> None:
-        """Flush standard output.  Raises OSError."""
+        """Flush standard output.  Raises OSError if the text can't be written."""
         if sys.stdout is not None:
             sys.stdout.flush()
 
@@ -12008,8 +12009,10 @@ class Updown:
     def _proxy(self, add: bool) -> None:
         """Add or remove the proxy ARP (or NDP) entry for the peer's client network.
 
-        The entry is needed only if the client network is a single address in a directly connected network.
-        There is none if this address is the peer's own, or if the client of this end is this host itself.
+        Do nothing unless the client network is a single address in a directly connected network, and the
+        interface of that network has a hardware address.  Also do nothing if the address is one of the peer
+        or of this host, or if the client of this end is this host itself.  After adding an entry, set
+        `proxied`, so that a route is added too.
         """
         net, peer = self.get("PLUTO_PEER_CLIENT_NET"), self.get("PLUTO_PEER_CLIENT")
         if (peer.rpartition("/")[2] != str(self.bits) or net in ("0.0.0.0", "::", self.get("PLUTO_PEER"))
@@ -14559,7 +14562,7 @@ class LogFilter:
         self.tag = re.compile(LOG_TAG)
 
     def lines(self, lines: Iterable[str]) -> Iterator[str]:
-        """Yield the selected lines, with dumped bytes masked."""
+        """Yield the lines that is_shown() selects, with dumped bytes masked.  `left_out` counts the others."""
         for line in joined_pieces(lines):
             if self.is_shown(line):
                 yield self.without_bytes(line)
@@ -14686,7 +14689,7 @@ class ReportSection(Record):
     in look.  The flags:
 
     - `live`: a running system has the data, and a mounted disk does not have them.
-    - `slow`: the body may block or take long, so it runs in a thread.
+    - `slow`: the body may block or take a long time, so it runs in a thread.
     - `apart`: the text may be very long, so the body runs in a process, on another processor.
     - `bulk`: the kernel wrote the text, so secrets are masked by value and not by pattern.
     - `blocks`: the body calls the resolver, which can't be interrupted.  The section is left out if no thread
@@ -15288,8 +15291,9 @@ NFT_FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6
 def nft_ruleset(report: Report) -> Iterator[str]:
     """Yield the ruleset of nftables as nft prints it.  On a host without nft, yield the kernel's own form.
 
-    Raises Failure if nft fails, pyroute2 is missing, or the rules change while the kernel lists them.  Raises
-    OSError (such as PermissionError) if the kernel refuses the request.
+    Raises Failure if nft fails.  Without nft, raises Failure if pyroute2 is missing or can't decode the
+    answer, or if the rules change while the kernel lists them, and OSError (such as PermissionError) if the
+    kernel refuses the request.
     """
     if report.host.which("nft"):
         yield from program_output("nft", "list", "ruleset")(report)
@@ -15731,8 +15735,9 @@ def nft_field(word: str, words: RuleWords) -> str:
 def nft_target(word: str, words: RuleWords) -> str:
     """Return the target of a rule if `word` begins a target.  Otherwise return an empty string.
 
-    `words` follow `word`.  For a jump or a goto, the function moves `words` past the name of the chain.  For
-    snat, the result is `snat ADDRESS`, with the new source address.
+    `words` follow `word`.  For a jump, the target is the name of the chain; for a goto, it is `goto CHAIN`.
+    For both, the function moves `words` past the name.  For snat, the target is `snat ADDRESS`, with the new
+    source address.  Any other target is `word`.
     """
     if word == "jump":
         return words.take()
@@ -17470,7 +17475,10 @@ def once(method: Callable[[Any], Kind]) -> Callable[[Any], Kind]:
 
 
 class Facts:
-    """The facts about the checked system that several checks need.  Facts that take long are found once."""
+    """The facts about the checked system that several checks need.
+
+    A fact that takes a long time to find is found only once.
+    """
 
     def __init__(self, host: Host, timeout: float) -> None:
         self.host = host
@@ -21554,7 +21562,11 @@ def surroundings(report: Report) -> Iterator[str]:
 
 
 def security_modules(report: Report) -> Iterator[str]:
-    """Yield the modes of SELinux and AppArmor, and the configuration of both and of the crypto-policies."""
+    """Yield the mode of SELinux, whether AppArmor is enabled, and the AppArmor profiles about IPsec.
+
+    Then yield the configuration of both and of the crypto-policies.  Under --root, yield only the
+    configuration.  Only root sees the profiles.
+    """
     host = report.host
     if host.live:
         modes = {"0": "permissive", "1": "enforcing"}
