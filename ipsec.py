@@ -12013,6 +12013,10 @@ class Updown:
         interface of that network has a hardware address.  Also do nothing if the address is one of the peer
         or of this host, or if the client of this end is this host itself.  After adding an entry, set
         `proxied`, so that a route is added too.
+
+        As in libreswan's script, a later process does not know that the route was added for this reason, and
+        does not remove the route.  As long as the route exists, the address seems to be in another network, so
+        the entry is not found either.
         """
         net, peer = self.get("PLUTO_PEER_CLIENT_NET"), self.get("PLUTO_PEER_CLIENT")
         if (peer.rpartition("/")[2] != str(self.bits) or net in ("0.0.0.0", "::", self.get("PLUTO_PEER"))
