@@ -547,7 +547,7 @@ class Replacement:
         """
         place, info = self.place, self.place.info
         if place.is_descriptor and info is not None and is_own_descriptor(place.base, info):
-            return os.dup(int(place.base))  # both share an offset: later output comes after this
+            return os.dup(int(place.base))  # the copy shares the offset, so later output is written after it
 
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         if not place.is_descriptor:
@@ -674,7 +674,7 @@ class Replacement:
             self._rewrite()
 
     def _link(self, name: str) -> bool:
-        """Give the name to the new file, which has none.  Return False if another file has the name."""
+        """Give the new file, which has no name yet, a name.  Return False if another file has this name."""
         try:
             os.link(f"/proc/self/fd/{self.fd}", name, dst_dir_fd=self.directory, follow_symlinks=True)
         except FileExistsError:
@@ -2370,7 +2370,7 @@ def secret_tokens(text: str, line: int = 0) -> tuple[list[Token], int]:
 
 
 def next_token(text: str, line: int, start: int, stop: int) -> Token:
-    """Return the token that begins at the column `start` of a line, which ends at `stop`."""
+    """Return the token at the column `start` of a line.  The line ends before the column `stop`."""
     first = text[start]
     if first in "\"'`":
         end = text.find(first, start + 1, stop)
@@ -3041,13 +3041,14 @@ def escape_others(text: str, form: str, plain: str) -> str:
 
 
 def base64_forms(data: bytes) -> set[str]:
-    """Return the data in base64: alone, and as a part of longer data.
+    """Return the data in base64: one text for the data alone, and up to three for a part of longer data.
 
-    As a part, it has one of three forms, according to its offset modulo 3.
+    The base64 text of a part depends on the offset of the part modulo 3.  A text of a part with fewer than 8
+    digits is left out, because other data could have the same digits.
     """
     import binascii
     forms = {binascii.b2a_base64(data, newline=False).decode().rstrip("=")}
-    # leave out the first digits and an incomplete last one, which also hold bits of the data around
+    # leave out the first digits and the last one if they also hold bits of the bytes before or after the part
     for offset, first in ((0, 0), (1, 2), (2, 3)):
         inner = binascii.b2a_base64(bytes(offset) + data, newline=False).decode().rstrip("=")[first:]
         if (offset + len(data)) % 3:
@@ -11379,7 +11380,7 @@ class Iptables:
 
     @staticmethod
     def rule(capture: Capture | FoundRule) -> str:
-        """Return a rule as a line of arguments for iptables, which begins with the chain."""
+        """Return a rule as a line of arguments for iptables: the chain, the conditions and the target."""
         if isinstance(capture, FoundRule):
             return decode(capture.body)
         ends = f" -s {capture.source}" if capture.source else ""
@@ -14521,7 +14522,7 @@ def joined_pieces(lines: Iterable[str]) -> Iterator[str]:
         offset, text = piece[3], piece[4]
         before = message_piece.fullmatch(whole)
         is_next = False
-        if before and before[2][:4] == piece[2][:4]:  # both of addconn, or both of a command
+        if before and before[2][:4] == piece[2][:4]:  # two pieces of addconn, or of a command
             if offset:
                 is_next = offset != "0"
             elif is_cut(before[4]):
