@@ -16487,7 +16487,7 @@ def loading_complaint(lines: Sequence[LogLine], name: str) -> LogLine | None:
     for line in reversed(lines):
         conn, _, text = split_log_text(line.text)
         if belongs_to(conn, name):
-            if has_any(("failed to add connection", "failed to load"), text):
+            if has_any(("failed to add*connection", "failed to load"), text):
                 return line
             if has_any(("added *connection", "loaded*connection"), text):
                 return None
@@ -16511,8 +16511,8 @@ LET_GO_TIME = 6.0
 # After these causes, pluto sends the packet again or waits for another packet, and later ends whack's
 # connection by itself
 SENDS_AGAIN = frozenset((
-    "route", "port-closed", "send-refused", "send-denied", "rejected-way", "too-big", "resources", "tcp",
-    "ike-peer", "dh", "cookie", "fragments", "corrupt", "malformed", "redirect", "peer-busy", "mobike",
+    "route", "port-closed", "send-refused", "send-denied", "rejected-way", "too-big", "link", "resources",
+    "tcp", "ike-peer", "dh", "cookie", "fragments", "corrupt", "malformed", "redirect", "peer-busy", "mobike",
     "nat-t"))
 
 
@@ -16716,6 +16716,11 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
      "pluto)",
      "ip route get {peer}",
      ("send*Permission denied", "send*errno 13"), False, ""),
+    ("link", "link down", "here",
+     "this host can't send to the peer (No buffer space available): the link of the interface is down, or "
+     "its queue is full",
+     "the interface on the route to the peer", "ip -s link",
+     ("send*No buffer space available", "send*errno 105"), False, ""),
     ("resources", "out of resources", "here",
      "pluto has run out of memory, network buffers or open files",
      "the free memory, and the limits of the pluto process (/proc/PID/limits, LimitNOFILE= in its systemd "
@@ -17118,7 +17123,7 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "OAKLEY_GROUP * not supported"), False, ""),
     ("esp-here", "ESP proposals differ", "both",
      "esp= (phase2alg=) of this host allows none of the peer's ESP proposals",
-     "esp= of both ends", "ipsec status",
+     "esp= and pfs= of both ends", "ipsec status",
      ("no local proposal matches*:ESP:", "no local proposal matches*:AH:",
       "matching remote ESP/AH proposals failed", "SA processing returned*NO_PROPOSAL",
       "ESP IPsec Transform refused", "AH IPsec Transform refused", "no acceptable Proposal in IPsec SA",
@@ -17131,15 +17136,16 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "invalid accepted proposal", "more than one accepted proposal",
       "accepted IKEv2 proposal contains unexpected", "accepted an unsupported algorithm"), False, ""),
     ("esp-peer", "ESP proposals refused", "peer",
-     "the peer accepts none of the ESP proposals of this host (NO_PROPOSAL_CHOSEN): esp= (phase2alg=) of "
-     "the ends differs",
+     "the peer accepts none of the ESP proposals of this host (NO_PROPOSAL_CHOSEN): esp= (phase2alg=) or "
+     "pfs= of the ends differs",
      "esp= and pfs= of both ends", "ipsec status",
      ("AUTH response contained*NO_PROPOSAL_CHOSEN", "failed with error notification NO_PROPOSAL_CHOSEN",
       "[2] payload NO_PROPOSAL_CHOSEN", "[2] payload: NO_PROPOSAL_CHOSEN",
       "[2] payload ATTRIBUTES_NOT_SUPPORTED", "[2] payload: ATTRIBUTES_NOT_SUPPORTED",
       "[2] payload BAD_PROPOSAL_SYNTAX", "[2] payload: BAD_PROPOSAL_SYNTAX",
       "[2] payload INVALID_TRANSFORM_ID", "[2] payload: INVALID_TRANSFORM_ID",
-      "[2] payload INVALID_PROTOCOL_ID", "[2] payload: INVALID_PROTOCOL_ID", "Child SA*NO_PROPOSAL_CHOSEN"),
+      "[2] payload INVALID_PROTOCOL_ID", "[2] payload: INVALID_PROTOCOL_ID", "Child SA*NO_PROPOSAL_CHOSEN",
+      "CREATE_CHILD_SA*NO_PROPOSAL_CHOSEN"),
       False, ""),
     ("ike-here", "IKE proposals differ", "both",
      "ike= of this host allows none of the peer's IKE proposals (algorithms and DH group)",
@@ -22774,6 +22780,8 @@ class Diagnoser:
         lines = {clue.line.text: clue.line for clue in failures}
         evidence = [self._shown(line) for line in lines.values()][:4]
         others = [before] if before else []
+        if before and cause.name in ("esp-here", "esp-peer"):
+            means += "; a tunnel was up before, so perhaps only the DH group for PFS differs (pfs=, esp=)"
         if cause.name == "deleted" and not before:
             means = ("the peer deleted the IKE SA, and pluto's log has no IPsec SA before that: XAUTH, mode "
                      "config (leftmodecfgclient=) or the IPsec SA failed at the peer")
@@ -23437,13 +23445,12 @@ class WhackRunner:
                 if status == OK and not wait.lines and self._waits_to_retry(name):
                     self._take_down(name)
                     status = self._negotiate(words, limit, wait, progress)
+            if status == OK and wait.established and not wait.cause:
+                return OK
+            return self._explain_failure(name, status, wait)
         except KeyboardInterrupt:
             self._take_down(name)
             raise
-
-        if status == OK and wait.established and not wait.cause:
-            return OK
-        return self._explain_failure(name, status, wait)
 
     def _explain_failure(self, name: str, status: int | None, wait: UpWait) -> int:
         """Print why a connection did not come up; return the exit status of the command.
@@ -25908,7 +25915,8 @@ class Reload:
 
         if ran.status:
             complain(self.host, ran.out + ran.err, 3)
-            self.host.warn(f"{step.name}: status {ran.status}")
+            self.host.warn(f"{step.name}: status {ran.status}; for the reason, run: "
+                           f"ipsec why {shell_words([step.name])}")
         return not ran.status
 
     def initiate(self, name: str) -> Ran:

@@ -158,7 +158,7 @@ def cause(*lines: str, peers: Sequence[str] = (PEER,)) -> str:
     ([INITIATES["5.2"], 'ERROR: "office" #1: send on eth0 from 192.0.2.1:500 to 203.0.113.9:500 using UDP '
       'failed in EVENT_RETRANSMIT: Message too long (errno 90)'], "too-big"),
     ([INITIATES["5.2"], 'ERROR: "office" #1: send on eth0 from 192.0.2.1:500 to 203.0.113.9:500 using UDP '
-      'failed in EVENT_RETRANSMIT: No buffer space available (errno 105)'], "resources"),
+      'failed in EVENT_RETRANSMIT: No buffer space available (errno 105)'], "link"),
     ([INITIATES["5.2"], "ERROR: asynchronous network error report on eth0 (192.0.2.1:500) for message to "
       "203.0.113.9 port 500, complainant 198.51.100.7: No route to host [errno 113, origin ICMP type 3 code "
       "13 (not authenticated)]"], "rejected-way"),
@@ -238,6 +238,10 @@ def cause(*lines: str, peers: Sequence[str] = (PEER,)) -> str:
       'implemented (errno 38)'], "kernel"),
     (['XAUTH: connection addresspool 10.9.0.0/24 for the user "eve" cannot start at address zero'], "pool"),
     (["expecting ISAKMP_CFG_REQUEST, got ISAKMP_CFG_ACK instead; message ignored"], "mode-config"),
+    # a rekey with PFS
+    ([INITIATES["4.3"], "IPsec SA established tunnel mode", "sent CREATE_CHILD_SA request to rekey IPsec SA",
+      "dropping unexpected CREATE_CHILD_SA message containing NO_PROPOSAL_CHOSEN notification; message payloads: SK; "
+      "encrypted payloads: N; missing payloads: SA,Ni,TSi,TSr"], "esp-peer"),
     # one end uses XAUTH; a key that is too short to sign
     (["responding to Main Mode", "policy mandates Extended Authentication (XAUTH) with PSK of initiator (we are "
       "responder).  Attribute OAKLEY_AUTHENTICATION_METHOD", "no acceptable Oakley Transform"], "xauth-ends"),
@@ -411,6 +415,9 @@ def test_why_pluto_refused_to_load_it() -> None:
     assert found is not None and "expired" in found.text and loading_complaint(lines, "other") is None
     assert loading_complaint([*lines, LogLine(None, '"office": added IKEv2 connection')], "office") is None
     assert loading_complaint([LogLine(None, 'Failed to add connection "office": ike string error: x')], "office")
+    refusal = '"office": failed to add IKEv1 connection: global ikev1-policy does not allow IKEv1 connections'
+    assert loading_complaint([LogLine(None, refusal)], "office")
+    assert cause(refusal) == "version-refused"
 
 
 def entry(**fields: Any) -> dict[str, Any]:
@@ -526,6 +533,9 @@ def test_an_ike_sa_without_an_ipsec_sa(diagnoser: Diagnoser, monkeypatch: pytest
     assert "no request for an IPsec SA after that" in diagnoser.diagnose("office").means
     set_log(diagnoser, *up, '"office" #1: received Delete SA payload: self-deleting ISAKMP State #1')
     assert "failed at the peer" in diagnoser.diagnose("office").means
+    set_log(diagnoser, *up, '"office" #2: IPsec SA established tunnel mode',
+            '"office" #3: CREATE_CHILD_SA failed with error notification NO_PROPOSAL_CHOSEN')
+    assert "perhaps only the DH group for PFS differs" in diagnoser.diagnose("office").means
     set_log(diagnoser, *up, '"office" #2: IPsec SA established tunnel mode',
             '"office" #1: received Delete SA payload: self-deleting ISAKMP State #1')
     assert "the tunnel ended" in diagnoser.diagnose("office").means
@@ -659,6 +669,22 @@ def test_up_waits_as_long_as_something_may_come() -> None:
     assert wait.take(b"ld SA using #1\n") is None and wait.established and wait.cause is None
     left = UpWait(5.0).take(b"")
     assert left is not None and 4 < left <= 5
+
+
+def test_ctrl_c_while_up_looks_for_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pluto tries again after whack's end, so the connection is taken down also then."""
+    taken_down: list[str] = []
+
+    def interrupt(*_: object) -> int:
+        raise KeyboardInterrupt("SIGINT")
+
+    runner = ipsec.WhackRunner(Host(dict(os.environ)), ipsec.Args())
+    monkeypatch.setattr(runner, "_negotiate", lambda *_: 1)
+    monkeypatch.setattr(runner, "_explain_failure", interrupt)
+    monkeypatch.setattr(runner, "_take_down", taken_down.append)
+    with pytest.raises(KeyboardInterrupt):
+        runner.bring_up("office", ["--name", "office", "--initiate"])
+    assert taken_down == ["office"]
 
 
 def test_relay_copies_output_and_gives_up(capfd: pytest.CaptureFixture[str]) -> None:
