@@ -93,6 +93,20 @@ def test_glob_is_that_of_the_shell(below: ipsec.Host) -> None:
     assert below.glob("/etc/none") == below.glob("/none/*") == []
 
 
+@pytest.mark.parametrize("pattern, names", [
+    (r"a\*", ["a*"]), (r"a\[1\]", ["a[1]"]), (r"\a\1", ["a1"]), (r"a\\b", [r"a\b"]), (r"\*", []),
+    ("a[!1]", ["a*", "a^"]),
+    ("a[^1]", ["a*", "a^"]), ("a[1^]", ["a1", "a^"]), ("a[[:digit:]]", ["a1"]), ("a[^[:alnum:]]", ["a*", "a^"]),
+    ("a[[:punct:]]", ["a*", "a^"]), ("a[[]1]", ["a[1]"]), ("[]a]1", ["a1"]), ("a[0-9]", ["a1"]), ("a[z-a]", []),
+    ("a[", []), (r"a[\*]", ["a*"]), (r"\.h", [".h"]), (r"[.]h", []), ("?h", []),
+])
+def test_glob_knows_the_patterns_of_glob(below: ipsec.Host, pattern: str, names: list[str]) -> None:
+    Path(f"{below.root}/p").mkdir()
+    for name in ("a*", "a1", "a[1]", r"a\b", "a^", ".h"):
+        Path(f"{below.root}/p/{name}").touch()
+    assert below.glob(f"/p/{pattern}") == below.glob(rf"/\p/{pattern}") == [f"/p/{name}" for name in names]
+
+
 def program(directory: Path, name: str, text: str = "#!/bin/sh\n") -> Path:
     path = directory / name
     path.write_text(text)

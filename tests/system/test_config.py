@@ -114,6 +114,7 @@ def pairs() -> list[tuple[bool, str, str]]:
         (setup, key, "yes") for setup in known for key in known[not setup] if key != "left"]
 
 
+@pytest.mark.timeout(300 if os.environ.get("CONFIG_SAMPLE") != "0" else 7200)
 def test_what_addconn_takes_is_no_error(gateway: Machine, release: str) -> None:
     """A sample of all keywords with all values: what addconn takes is never fatal for the built-in reader; the other
     way round only KNOWN is.  CONFIG_SEED chooses another sample, CONFIG_SAMPLE=0 tries all pairs."""
@@ -184,6 +185,20 @@ def test_the_real_program_runs_where_it_is(gateway: Machine) -> None:
     through = gateway.ipsec("--config", "/etc/t.conf", "addconn", "--checkconfig")
     assert (through.status, through.stderr) == (real.status, real.stderr)
     assert "auto" in through.stderr and "built-in" not in through.stderr
+
+
+def test_patterns_of_includes_are_those_of_addconn(gateway: Machine) -> None:
+    """addconn expands them with glob(3): a backslash makes a wildcard an ordinary character."""
+    for name in ("ab", "a*", "a1", "a[1]", r"a\b", "x"):
+        gateway.write(f"/etc/p/{name}.conf", f'conn "{name}"\n\tleft=192.0.2.1\n\tauto=add\n')
+    wrong = []
+    for pattern in (r"a\*", r"a\b", r"a\[1\]", "a[1]", r"a\\b", r"\x", r"[\*ax]*", r"no\*", "a[!1]*", "a[^1]*",
+                    "[[:alpha:]]", "a[[:punct:]]", "[]x]", "[", "?"):
+        gateway.write("/etc/t.conf", f"include /etc/p/{pattern}.conf\nconn z\n\tauto=add\n")
+        real = gateway.run([ADDCONN, "--config", "/etc/t.conf", "--listall"]).stdout
+        if ours(gateway, "addconn", "--config", "/etc/t.conf", "--listall")[1] != real:
+            wrong.append((pattern, real))
+    assert not wrong
 
 
 LOADED_OR_NOT = """config setup
@@ -303,6 +318,12 @@ DIFFERENT = {
     "CR LF alone": ("conn a\n\t\r\n", NONE),
     "CR LF after config setup": ("config setup\r\n", NONE),
     "a number as a name": ("conn 12\n", LATELY),
+    "%forever as a name": ("conn %forever\n", LATELY),
+    "a name that begins with #": ("conn #x\n", ALL),
+    "# as a name": ("conn #\nconn #x=\n", ALL),
+    "# as a file": ("include #x\n", ALL),
+    "a name that begins with #, and a word": ("conn #x y\n", NONE),
+    "# after a name": ("conn a #x\n", NONE),
     "a quoted number as a name": ('conn "12"\n', ALL),
     "two patterns": ("include /etc/no*.ne /etc/b.conf\n", EARLY),
     "a pattern and a setting": ("include /etc/no*.ne left=a\n", NONE),
@@ -312,6 +333,9 @@ DIFFERENT = {
 def test_what_the_releases_read_differently(gateway: Machine, release: str) -> None:
     host = ipsec.Host({})
     host.version = {"bullseye": "4.3", "bookworm": "4.10", "trixie": "5.2"}[release]
+    if release == "trixie":
+        assert [conn.name for conn in ipsec.Config(host, "c", "conn %forever\nconn \"%forever\"\n").conns()] == [
+            "0", "%forever"]
     for name, (text, loads) in DIFFERENT.items():
         gateway.write("/etc/t.conf", text)
         real = gateway.run([ADDCONN, "--config", "/etc/t.conf", "--checkconfig"])
