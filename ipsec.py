@@ -11385,8 +11385,8 @@ class Iptables:
 
         The change of each address family is one transaction.  Both transactions start at nearly the same
         moment (Host.run_together()), so that it is very rare that only one is made because this process is
-        killed.  If one fails, undo the other and raise Failure.  Raises TimedOut if a program hangs; it is
-        then unknown whether its change is made.
+        killed.  If one fails, undo the other and raise Failure, or UnknownRules if undoing fails.  Raises
+        TimedOut if a program hangs; it is then unknown whether its change is made.
         """
         lines: dict[int, list[str]] = {}
         undo: dict[int, list[str]] = {}
@@ -11398,7 +11398,9 @@ class Iptables:
                 undo[family] = self._replacement(inserted, removed)
         failures = self._restore(lines)
         if failures:
-            self._restore({family: undo[family] for family in lines if family not in failures})
+            undone = self._restore({family: undo[family] for family in lines if family not in failures})
+            for failure in undone.values():
+                raise UnknownRules(f"{next(iter(failures.values()))}; undoing the change failed, too: {failure}")
             raise next(iter(failures.values()))
 
     @staticmethod
@@ -11514,6 +11516,10 @@ class NfTables:
         return Failure(f"nf_tables: {error.strerror or error}", hint=hint)
 
 
+class UnknownRules(Failure):
+    """A change of NFLOG rules may be made in part: a program or the kernel did not answer, or undoing failed."""
+
+
 def nflog_backends(host: Host) -> list[Iptables | NfTables]:
     """Return the backends for NFLOG rules.
 
@@ -11585,7 +11591,8 @@ def nflog_replace(host: Host, wanted: Sequence[Capture],
 
     Two processes never do this at the same time in one network namespace, because of a lock.  A backend is
     skipped if its rules can't be read, unless it is the first one.  Raises Failure if a change fails; the
-    change of the first backend is then undone.  Raises TimedOut and OSError as nflog_lock() does.
+    change of the first backend is then undone.  Raises UnknownRules if it is unknown which rules there are
+    then.  Raises TimedOut and OSError as nflog_lock() does.
     """
     def matching(backend: Iptables | NfTables) -> list[FoundRule]:
         return [rule for rule in backend.found(lambda prefix: True) if mine(rule)]
@@ -11599,16 +11606,19 @@ def nflog_replace(host: Host, wanted: Sequence[Capture],
                 elsewhere.append((backend, matching(backend)))
             except Failure:
                 continue  # the kernel lacks this backend, so the backend has no rules
-        primary.change(before, wanted)
-        replaced = list(before)
-        for backend, rules in elsewhere:
-            try:
-                if rules:
-                    backend.change(rules, ())
-            except Failure:
-                primary.change(matching(primary), before)
-                raise
-            replaced += rules
+        try:
+            primary.change(before, wanted)
+            replaced = list(before)
+            for backend, rules in elsewhere:
+                try:
+                    if rules:
+                        backend.change(rules, ())
+                except Failure:
+                    primary.change(matching(primary), before)
+                    raise
+                replaced += rules
+        except TimedOut as failure:
+            raise UnknownRules(failure.message) from None
         return replaced
 
 
@@ -11724,6 +11734,8 @@ def check_nflog(host: Host, tell: bool = True) -> bool:
         complaints += [f"{problem}; the rules of connections in that file stay" for problem in config.problems
                        if problem.key == "include" and problem.fatal]
         lines = make_nflog(host, config)
+    except UnknownRules as error:
+        complaints.append(f"some rules may be changed, others not: {error}")
     except (Failure, OSError) as error:
         complaints.append(f"no rule is changed: {error}")
     if tell:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -88,6 +89,36 @@ def test_a_family_that_fails_undoes_the_other() -> None:
     assert host.restored[2][1] == [
         "*filter", '-D INPUT -m policy --dir in --pol ipsec -j NFLOG --nflog-group 51 --nflog-prefix "all-ipsec"',
         '-I INPUT -m policy --dir in --pol ipsec -j NFLOG --nflog-prefix  "all-ipsec" --nflog-group 50', "COMMIT"]
+
+
+class HalfRestoring(Restoring):
+    """The change of one family fails, and so does undoing the other, or a program hangs."""
+
+    def __init__(self, hangs: bool) -> None:
+        super().__init__("ip6tables-restore")
+        self.hangs = hangs
+
+    def run_together(self, commands: Sequence[tuple[Sequence[str], bytes, bytes]], timeout: float) -> list[ipsec.Ran]:
+        if self.hangs:
+            raise ipsec.TimedOut("iptables-restore did not end within 15 s")
+        if self.restored:
+            self.fails = "iptables-restore"
+        return super().run_together(commands, timeout)
+
+
+@pytest.mark.parametrize("hangs, cause", [(True, "did not end"), (False, "undoing the change failed")])
+def test_what_is_not_known_of_the_rules_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                    capsys: pytest.CaptureFixture[str], hangs: bool,
+                                                    cause: str) -> None:
+    host = HalfRestoring(hangs)
+    host.conf = str(tmp_path / "ipsec.conf")
+    Path(host.conf).write_text("config setup\n\tnflog-all=51\n")
+    monkeypatch.setattr(ipsec, "nflog_backends", lambda host: [ipsec.Iptables(host)])
+    monkeypatch.setattr(ipsec, "nflog_lock", lambda host: contextlib.nullcontext())
+    assert not ipsec.check_nflog(host)
+    told = capsys.readouterr().err
+    assert "some rules may be changed, others not: iptables-restore" in told.replace("ip6tables", "iptables")
+    assert cause in told and "no rule is changed" not in told
 
 
 def conn(text: str) -> ipsec.Conn:
