@@ -9289,6 +9289,10 @@ NSS_STRAY = ".nss-stray."
 NSS_PARTS = ("cert9.db", "key4.db", "pkcs11.tx")
 OPEN_FILES = "/proc/self/fd/"
 NSS_ROOM = 256 << 10  # A new database and its journal need this number of bytes on the disk.
+# The codes with which NSS's tools end when they can't write because the disk is full.  They also have
+# other causes.
+FULL_DISK_CODES = tuple(f"SEC_ERROR_{code}" for code in (
+    "PKCS11_GENERAL_ERROR", "PKCS11_DEVICE_ERROR", "PKCS12_UNABLE_TO_IMPORT_KEY", "ADDING_CERT", "IO"))
 NSS_READ_TIME = 10.0  # A query of a database file is stopped after this number of seconds.
 # A query fails if its result has more rows or bytes.  A larger file is not searched for certificates.
 NSS_ROWS, NSS_MEMORY = 100_000, 256 << 20
@@ -9676,9 +9680,10 @@ class NssDatabase:
             for fd in opened:
                 os.close(fd)
         if ran.status:
-            if self.is_full(directory):
+            failure = self._tool_failure(program, ran)
+            if (failure.code in FULL_DISK_CODES or words[0] == "-N") and self.is_full(directory):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.directory)
-            raise self._tool_failure(program, ran)
+            raise failure
         return ran
 
     def check_answers(self, path: str) -> None:
@@ -9694,7 +9699,8 @@ class NssDatabase:
     def is_full(self, directory: str) -> bool:
         """Return whether a disk that can be written to has too little space for a new database.
 
-        NSS's tools don't report a full disk.
+        NSS's tools don't report a full disk: they end with one of FULL_DISK_CODES, or with any code if they
+        make a new database.
         """
         info = self.host.within(directory, lambda: os.statvfs(directory), "")
         return not info.f_flag & os.ST_RDONLY and info.f_bfree * info.f_frsize < NSS_ROOM

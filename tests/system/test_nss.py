@@ -383,6 +383,10 @@ def test_full_disk_at_import(base: Machine) -> None:
     full = base.ipsec("import", "--nssdir", "/small", "--password-file", "/pki/password", p12)
     assert full.status != 0 and len(full.stderr.splitlines()) == 1, full
     assert {path.name: path.read_bytes() for path in base.path("/small").iterdir()} == before
+    assert "No space" in full.stderr
+    # only what can fail for lack of space is put down to it
+    other = base.ipsec("import", "--nssdir", "/small", "--password-file", "/etc/hostname", p12)
+    assert other.status != 0 and "No space" not in other.stderr and "password" in other.stderr, other
 
 
 def test_many_at_once(fresh: Machine) -> None:
