@@ -17534,6 +17534,12 @@ def once(method: Callable[[Any], Kind]) -> Callable[[Any], Kind]:
     return remembered
 
 
+def few(names: Sequence[str], noun: str = "") -> str:
+    """Return at most five names as a list for a message, each after `noun`, and the number of the others."""
+    shown = ", ".join(noun + name for name in names[:5])
+    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
+
+
 class Facts:
     """The facts about the checked system that several checks need.
 
@@ -17645,8 +17651,7 @@ class Facts:
             known = {tunnel.conn.name for tunnel in self.tunnels}
             unknown = [conn.name for conn in self.conns if conn.name not in known]
             if unknown:
-                names = ", conn ".join(unknown[:5])
-                raise NotChecked("ends", f"conn {names}: neither end is a known address of this host")
+                raise NotChecked("ends", f"{few(unknown, 'conn ')}: neither end is a known address of this host")
 
     def known_conns(self) -> list[Conn]:
         """Return `conns`.  Return an empty list if ipsec.conf does not exist.
@@ -18289,7 +18294,7 @@ def redirect_troubles(facts: Facts, option: str) -> Iterator[Trouble]:
         verb = "accepts"
         on = [name for name, value in values.items() if value == everywhere == "1"]
     if on:
-        yield ("WARN", "NOT DISABLED", f"this gateway {verb} ICMP redirects on {', '.join(on[:5])}",
+        yield ("WARN", "NOT DISABLED", f"this gateway {verb} ICMP redirects on {few(on)}",
                sysctl_command(option, ("all", *on), 0))
 
 
@@ -18605,7 +18610,7 @@ def check_rp_filter(facts: Facts) -> Iterator[Trouble]:
                sysctl_command("rp_filter", [device], 2))
     if not troubles:
         yield ("WARN", "ENABLED",
-               f"strict on {', '.join(strict[:5])}: a packet is dropped if the route to its source leads to "
+               f"strict on {few(strict)}: a packet is dropped if the route to its source leads to "
                "another interface (e.g. on a host with two uplinks)",
                sysctl_command("rp_filter", strict, 2))
 
@@ -18664,21 +18669,39 @@ KERNEL_ALGORITHMS = (
     ("sha2", "hmac(sha256)", "CRYPTO_SHA256", "sha256"),
     ("sha1", "hmac(sha1)", "CRYPTO_SHA1", "sha1"),
     ("md5", "hmac(md5)", "CRYPTO_MD5", "md5"))
-# Without esp=, libreswan proposes these algorithms in IKEv2.  The proposals in IKEv1 differ (those of 4.10
-# have only AES-CBC with SHA1), and are not checked.
-DEFAULT_ESP = "aes_gcm,aes-sha2_512,aes-sha2_256"
+# Without esp=, libreswan proposes at least these algorithms in IKEv2 (`algparse -v2 esp`), and with phase2=ah
+# those in the second item.
+DEFAULT_ESP = "aes_gcm,aes-sha2_512,aes-sha2_256", "sha2_512,sha2_256"
+# Up to 4.15, IKEv1 has only the first one of these proposals without esp= (`algparse -v1 esp`).
+DEFAULT_IKEV1 = "aes-sha1,aes-sha2_512,aes-sha2_256,aes_gcm", "sha1,sha2_512,sha2_256"
 
 
-def needs_part(conn: Conn, key: str, value: str) -> bool:
+def default_proposals(conn: Conn, release: tuple[int, ...] | None) -> str:
+    """Return the proposals for a connection without esp=, in the form of esp=.
+
+    `release` is the installed release, or None if it is unknown.  In libreswan 3, connections use IKEv1
+    unless ikev2= says otherwise.
+    """
+    version, ikev2 = conn.get("keyexchange"), conn.get("ikev2")
+    is_ikev1 = version == "ikev1" or (version != "ikev2" and ikev2 in ("never", "no", "n", "false", "off"))
+    if release is not None and release < (4,):
+        is_ikev1 = ikev2 in ("", "permit", "never", "no")
+    proposals = (DEFAULT_IKEV1 if is_ikev1 else DEFAULT_ESP)[conn.get("phase2") == "ah"]
+    is_old = release is not None and release < LENIENT
+    return proposals.partition(",")[0] if is_ikev1 and is_old else proposals
+
+
+def needs_part(conn: Conn, key: str, value: str, release: tuple[int, ...] | None) -> bool:
     """Return whether a connection needs the kernel module in a row of KERNEL_PARTS.
 
-    `key` and `value` are the first two columns of the row.
+    `key` and `value` are the first two columns of the row.  `release` is the installed release, or None if it
+    is unknown: libreswan up to 4.15 knows no other word than `no` for no interface.
     """
     if key == "any":
         return value in conn.get("left") + conn.get("right")
     if value:
-        return conn.get(key) == value
-    return conn.get(key) not in ("", "no")
+        return conn.flag(key) if value == "yes" else conn.get(key) == value
+    return conn.get(key) not in (("", "no") if is_strict(release) else ("", "n", "no", "false", "off"))
 
 
 @verify_check(
@@ -18697,7 +18720,7 @@ def check_esp(facts: Facts) -> Iterator[Trouble]:
     unknown: list[str] = []
     conns = facts.known_conns()
     for key, value, option, module in KERNEL_PARTS:
-        is_needed = module == "esp4" or any(needs_part(conn, key, value) for conn in conns)
+        is_needed = module == "esp4" or any(needs_part(conn, key, value, facts.config.release) for conn in conns)
         if not is_needed:
             continue
         has = facts.kernel_has(option, module)
@@ -18718,7 +18741,8 @@ def check_esp(facts: Facts) -> Iterator[Trouble]:
 @verify_check(
     "algorithms", "Checking the kernel's algorithms for ESP",
     checks="Whether the kernel has the algorithms in esp= and phase2alg= of all connections. For a "
-           "connection without these keywords, whether the kernel has AES-GCM, and AES-CBC with SHA-2.",
+           "connection without these keywords, whether the kernel has the algorithms that libreswan "
+           "proposes then, such as AES-GCM, and AES-CBC with SHA-2.",
     matters="Pluto and the peer agree on an algorithm, but the kernel refuses the keys if it lacks the "
             "algorithm.",
     fix="Run modprobe for the module that the finding names, or propose another algorithm in esp=.",
@@ -18726,9 +18750,10 @@ def check_esp(facts: Facts) -> Iterator[Trouble]:
 def check_algorithms(facts: Facts) -> Iterator[Trouble]:
     known: dict[str, bool | None] = {}  # the results of kernel_has() by module
     strange: dict[str, None] = {}  # words of proposals that are not in KERNEL_ALGORITHMS
-    users = {conn.get("esp") or DEFAULT_ESP: f"conn {conn.name}" for conn in facts.known_conns()}
+    users = {conn.get("esp") or default_proposals(conn, facts.config.release): f"conn {conn.name}"
+             for conn in facts.known_conns()}
     if not users:
-        users[DEFAULT_ESP] = "any connection"
+        users[DEFAULT_ESP[0]] = "any connection"
     troubles = 0
     for proposals, user in users.items():
         rows_of_proposals = [algorithm_rows(words, strange) for words in proposal_words(proposals)]
@@ -18908,7 +18933,7 @@ def check_peers(facts: Facts) -> Iterator[Trouble]:
     names = [tunnel.conn.name for tunnel in facts.tunnels if not tunnel.peer and has_peer_name(tunnel)]
     if names:
         yield ("SKIP", "UNKNOWN",
-               f"the address of the peer is unknown for conn {', conn '.join(names[:5])}", "")
+               f"the address of the peer is unknown for {few(names, 'conn ')}", "")
 
 
 def has_peer_name(tunnel: Tunnel) -> bool:
@@ -20533,7 +20558,7 @@ def missing_psks(facts: Facts, conns: Iterable[Conn], entries: Iterable[Psk], na
             unknown.append(f"conn {conn.name}")
     if unknown:
         yield ("SKIP", "UNKNOWN",
-               f"it is unknown whether pluto has a PSK for {', '.join(unknown[:5])}, because some IDs are "
+               f"it is unknown whether pluto has a PSK for {few(unknown)}, because some IDs are "
                "unknown or can't be compared", "")
 
 

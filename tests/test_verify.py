@@ -54,6 +54,49 @@ def test_fips_mode_of_kernel_policy_and_pluto(tmp_path: Path, monkeypatch: pytes
     assert [word for _, word, _, _ in troubles] == found
 
 
+@pytest.mark.parametrize("version, text, lacks, found", [
+    ("4.10", "ikev2=no", "hmac(sha1)", "FAIL"), ("5.2", "ikev2=off", "hmac(sha1)", "WARN"),
+    ("4.10", "ikev2=no", "rfc4106(gcm(aes))", None), ("5.2", "keyexchange=ikev2", "hmac(sha1)", None),
+    ("5.2", "keyexchange=ikev1", "hmac(sha1)", "WARN"), ("4.10", "pfs=yes", "rfc4106(gcm(aes))", "WARN"),
+    ("3.32", "ikev2=permit", "hmac(sha1)", "FAIL"), ("3.32", "ikev2=insist", "hmac(sha1)", None),
+    ("4.10", "phase2=ah", "cbc(aes)", None), ("4.10", "phase2=ah", "hmac(sha512)", "WARN"),
+    ("4.10", "phase2=ah\n\tikev2=never", "hmac(sha1)", "FAIL"),
+])
+def test_the_algorithms_are_those_that_libreswan_proposes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                          version: str, text: str, lacks: str,
+                                                          found: str | None) -> None:
+    """IKEv1 and AH have proposals of their own."""
+    host = Host({}, conf=str(tmp_path / "ipsec.conf"))
+    host.version = version
+    Path(host.conf).write_text(f"conn a\n\tauto=add\n\t{text}\n")
+    facts = Facts(host, 1.0)
+    monkeypatch.setattr(facts, "crypto", lambda: {name for _, name, _, _ in ipsec.KERNEL_ALGORITHMS if name != lacks})
+    monkeypatch.setattr(facts, "kernel_has", lambda option, module: False)
+    levels = [level for level, _, _, _ in CHECKS["algorithms"].function(facts)]
+    assert levels == ([found] if found else [])
+
+
+@pytest.mark.parametrize("version, text, needed", [
+    ("4.10", "compress=y", True), ("5.2", "compress=1", True), ("5.2", "compress=ON", True),
+    ("4.3", "compress=no", False), ("5.2", "compress=0", False), ("5.2", "ipsec-interface=off", False),
+    ("4.10", "ipsec-interface=off", True),
+    ("5.2", "ipsec-interface=no", False), ("5.2", "ipsec-interface=y", True), ("4.10", "phase2=ah", True),
+])
+def test_words_for_yes_and_no_are_those_of_the_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str,
+                                                       text: str, needed: bool) -> None:
+    host = Host({}, conf=str(tmp_path / "ipsec.conf"))
+    host.version = version
+    Path(host.conf).write_text(f"conn a\n\tauto=add\n\t{text}\n")
+    facts = Facts(host, 1.0)
+    monkeypatch.setattr(facts, "kernel_has", lambda option, module: module in ("esp4", "esp6"))
+    assert [level for level, _, _, _ in CHECKS["esp"].function(facts)] == ["FAIL"] * needed
+
+
+def test_names_that_are_not_listed_are_counted() -> None:
+    assert ipsec.few(["a", "b"], "conn ") == "conn a, conn b"
+    assert ipsec.few([*"abcdefg"]) == "a, b, c, d, e and 2 more"
+
+
 def test_the_firewall_is_checked_for_every_tunnel(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = Facts(Host(), 1.0)
     conn = Conn(Section("fine", "ipsec.conf", 1, []))
