@@ -186,6 +186,7 @@ READ_CHUNK = 1 << 16
 # Limits, which keep a damaged or hostile system from filling the memory or stopping the program
 TEXT_LIMIT = 32 << 20  # bytes of a text file; a configuration of this size has about 50,000 connections
 TEXT_LINE = 8 << 20  # bytes of a line of text
+NO_REGULAR_FILE = "not a regular file"  # the text of an OSError
 GLOB_LIMIT = 1000  # directories that one call of Host.glob() may search
 PATTERN_LIMIT = 1000  # patterns that one pattern with {a,b} may expand to
 FILES_LIMIT = 20_000  # files that a configuration or a secrets file may include
@@ -888,11 +889,12 @@ class Host:
         """Return the directory that an environment variable names, or "" if the variable is not set.
 
         Programs are run from this directory.  Raises Failure if the caller is root and the directory is one
-        from which root must not run programs (why_untrusted()).  SYSTEM_PATH and EXEC_DIRS are not checked.
+        from which root must not run programs (why_untrusted()), and TimeoutError if its file system does not
+        answer.  SYSTEM_PATH and EXEC_DIRS are not checked.
         """
         directory = self.env.get(variable, "")
         if directory and self.superuser and directory not in (*SYSTEM_PATH, *EXEC_DIRS):
-            if reason := why_untrusted(directory):
+            if reason := self.within(directory, lambda: why_untrusted(directory), ""):
                 raise Failure(f"{variable}={quote(directory)}: {reason}, so root runs nothing from it",
                               hint=f"unset {variable}, or name a directory that only root can change")
         return directory
@@ -1045,7 +1047,7 @@ class Host:
                 os.close(fd)  # another program replaced the file between the two calls
             if stat.S_ISDIR(info.st_mode):
                 raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), name)
-            raise OSError(errno.EINVAL, "not a regular file", name)
+            raise OSError(errno.EINVAL, NO_REGULAR_FILE, name)
         return fd, info.st_size
 
     def close(self, fd: int, name: str) -> None:
@@ -1315,7 +1317,9 @@ class Host:
             time.sleep(0.05)
 
     def kernel_messages(self) -> Iterator[str]:
-        """Yield the kernel's log as dmesg(1) prints it: `[seconds since boot] text`.  Raises OSError.
+        """Yield the kernel's messages as `dmesg -k` prints them: `[seconds since boot] text`.  Raises OSError.
+
+        Messages that programs write to /dev/kmsg have another facility (syslog(2)), and are left out.
 
         A read of /dev/kmsg returns one record: `priority,number,microseconds,flags;text` and continuation
         lines (Documentation/ABI/testing/dev-kmsg).  EPIPE means that the kernel has overwritten records.
@@ -1331,6 +1335,8 @@ class Host:
                     continue
 
                 prefix, _, text = record.partition(";")
+                if int(prefix.split(",")[0]) >> 3:
+                    continue
                 seconds, micros = divmod(int(prefix.split(",")[2]), 1_000_000)
                 lines = text.splitlines() or [""]
                 yield f"[{seconds:5}.{micros:06}] {lines[0]}"
@@ -2296,6 +2302,7 @@ PUBLIC_FIELDS = ("modulus", "publicexponent", "ckaidnss", "ckaid", "publickey")
 BASE64_LINE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=")
 BASE64_DIGITS = BASE64_LINE - {"="}
 LONGEST_LINE = 1 << 16  # a report shows at most this number of characters of a line
+LONGEST_PIECE = 2 * LONGEST_LINE  # whole_lines() may cut a line after this number of bytes
 # Words that are common in reports.  If a secret is one of them, it is masked only where SECRET_PLACES match.
 # A report in which it is masked everywhere would be useless, and would show which word is the secret.
 EVERYDAY = frozenset("""
@@ -2660,15 +2667,16 @@ _SECRET_NAME = (r"[\w-]*(?:passw(?:or)?d|passphrase|xauthpass|userpass|pwd|secre
 _NAME_HINTS = ("pass", "pwd", "secret", "shared", "api", "access", "token", "psk", "pin")
 _QUOTED = r"""\\?"(?:[^"\\\n]|\\.)*(?:"|$)|\\?'[^'\n]*(?:'|$)"""
 _NOT_SECRET = r"[ \t]*(?:files|compat|sss|systemd|db|nis|winbind)\b"  # sources of nsswitch.conf(5)
-_SPEAKS_OF_SECRET = (r"(?:passw|passphrase|\bpass\b|secret|psk|pwd|\bkeys?\b(?! exchange)|\bpin\b|token|"
+_SPEAKS_OF_SECRET = (r"(?:passw|passphrase|\bpass\b|secret|psk|pwd|\bkeys?\b(?! exchange| name)|\bpin\b|token|"
                      r"credential|login)")
 # Ordinary words with capital letters inside, which is_harmless_word() accepts
 MIXED_CASE = frozenset(
     "IPsec IKEv1 IKEv2 OpenVPN WireGuard strongSwan StrongSwan NetworkManager macOS iOS".split())
-# Comments and log prefixes of firewall rules, as iptables, nft and pyroute2 write them
-REMARKS = (r"((?:--comment|--(?:nf)?log-prefix|(?<![\w-])(?:comment|(?:nflog-)?prefix)(?=[ \t=]+[^-\s]))"
+# Comments, log prefixes and searched strings of firewall rules, as iptables, nft and pyroute2 write them
+REMARKS = (r"((?:--comment|--(?:nf)?log-prefix|--(?:hex-)?string|STRING match|"
+           r"(?<![\w-])(?:comment|(?:nflog-)?prefix)(?=[ \t=]+[^-\s]))"
            rf"(?:[ \t]+|=))({_QUOTED}|[^\s\"\']+)|(/\* )([^\n]*?)(?= \*/)")
-REMARK_HINTS = ("comment", "prefix", "/* ")
+REMARK_HINTS = ("comment", "prefix", "/* ", "string")
 # A pattern for bytes in hexadecimal or base64.  As SECRET_PLACES ignore case, it also matches a word of 12
 # or more letters.  It matches no address, and no name that has one of the characters . : @ - or _
 _BYTES = r"(?:0x)?(?:[0-9a-f]{12,}|(?=[A-Za-z0-9+/]*[0-9A-Z])[A-Za-z0-9+/]{12,}={0,2})(?![\w.:@-])"
@@ -2729,6 +2737,7 @@ SECRET_PLACES = (
     # crypt(5)
     ((" 0x", "\t0x"), r"(\b(?:auth|auth-trunc|enc|aead|comp)[ \t]+(?!spi\b)\S+[ \t]+0x)[0-9a-f]+"),
     (("\te: ", "\ta: "), r"^(\t[EA]: [\w()-]+[ \t]+)[0-9a-f]{8}[0-9a-f \t]*$"),
+    (("cookie ",), r"(^[ \t]+(?:peer )?cookie )[0-9a-f]{8,16}$"),  # of ip-l2tp(8)
     (("| sk_",), r"(\| sk_\w+:[ \t]*)[0-9a-f]{2}[0-9a-f \t]*$"),
     (("$",), r"(\$(?:1|2[abxy]?|5|6|7|y|gy|apr1|sha1|md5)\$)[\w./=,$+-]{8,}"),
 )
@@ -2764,7 +2773,30 @@ def is_harmless_word(word: str) -> bool:
     most_digits = 3 if len(letters) < 12 else 0
     if letters.isalpha() and digits <= most_digits:
         return len(letters) <= 24 and (letters.islower() or letters.isupper() or letters.istitle())
-    return word.count(":") > 1 and set(word.lower()) <= set("0123456789abcdef.:/")  # an IPv6 or MAC address
+    # an IPv6 or MAC address
+    return 1 < word.count(":") < 8 and set(word.lower()) <= set("0123456789abcdef.:/") and len(word) < 44
+
+
+def shown_words(text: str) -> str:
+    """Return a message of a script or of systemd, with REDACTED for each word that may hold a secret.
+
+    The whole message is replaced if it speaks of a secret.
+    """
+    import re
+    if re.search(_SPEAKS_OF_SECRET, text, re.IGNORECASE):
+        return REDACTED
+    return re.sub(r"\S+", lambda match: match[0] if is_harmless_part(match[0]) else REDACTED, text)
+
+
+def is_harmless_part(word: str) -> bool:
+    """Return whether a word of a message is harmless: is_harmless_word(), a path of such words, a measured
+    value such as `1.5s`, the name of a directive, or a result of systemd such as `status=203/EXEC`."""
+    word = word.strip("\"'`()[]{}<>,;!?.:")
+    if word.partition("=")[0] in ("code", "status", "signal", "result"):
+        word = word.partition("=")[2]
+    if word[:1].isdigit() and word.rstrip("smhkMGB").replace(".", "", 1).isdigit():
+        return True
+    return is_harmless_word(word) or all(map(is_harmless_word, word.rstrip("=").replace(":", "/").split("/")))
 
 
 def shown_remark(text: str) -> str:
@@ -2887,7 +2919,9 @@ class Redactor:
         in_key = False
         for data in whole_lines(chunks):
             text, in_key = self._masked(decode(data), bulk=bulk, in_key=in_key)
-            if len(text) > LONGEST_LINE:
+            if len(data) >= LONGEST_PIECE and data.count(b"\n") < 2:
+                text = without_end(text)
+            elif len(text) > LONGEST_LINE:
                 text = "\n".join(map(shortened, text.split("\n")))
             yield printable(text)
 
@@ -3015,13 +3049,20 @@ class Redactor:
 
 
 def shortened(line: str) -> str:
-    """Return the line, or LONGEST_LINE // 2 characters and a note if it is longer than LONGEST_LINE.
-
-    whole_lines() may cut a long line within a secret.  Then the secret is in the part that is left out.
-    """
+    """Return the line, or LONGEST_LINE // 2 characters and a note if it is longer than LONGEST_LINE."""
     if len(line) <= LONGEST_LINE:
         return line
     return f"{line[:LONGEST_LINE // 2]} [rest of the line left out]"
+
+
+def without_end(line: str) -> str:
+    """Return the start of a masked line that whole_lines() may have cut, and a note.
+
+    The cut may be within a secret, whose part was not masked then.  So the last LONGEST_LINE // 2 characters
+    are always left out: no secret is as long as that.
+    """
+    half = LONGEST_LINE // 2
+    return f"{line[:min(half, max(0, len(line) - half))]} [rest of the line left out]\n"
 
 
 def escaped_forms(text: str) -> Iterator[str]:
@@ -3168,16 +3209,22 @@ def mask_pem(text: str, in_key: bool) -> tuple[str, bool]:
 def whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Yield the data of the chunks in pieces of whole lines.
 
-    If a line is longer than 2 * LONGEST_LINE bytes, chunks after these bytes are left out, except the chunk
-    with the end of the line.
+    If a line is longer than LONGEST_PIECE bytes, the chunks after these bytes are left out up to the end of
+    the line, and the piece has only this line.
     """
     rest = b""
     for chunk in chunks:
+        if len(rest) >= LONGEST_PIECE:
+            _, newline, chunk = chunk.partition(b"\n")
+            if not newline:
+                continue
+            yield rest + newline
+            rest = b""
         head, newline, tail = chunk.rpartition(b"\n")
         if newline:
             yield rest + head + newline
             rest = tail
-        elif len(rest) < 2 * LONGEST_LINE:
+        else:
             rest += chunk
     if rest:
         yield rest
@@ -4634,6 +4681,16 @@ def own_reader(host: Host, args: Args, name: str) -> Config:
             raise ConfigError(f"ipsec {name}: cannot load config {quote(config.name)}: {problem}", 3)
         host.warn(f"{name}: {problem}")
     return config
+
+
+def check_includes(config: Config) -> None:
+    """Raise Failure with status 3 if a file of the configuration is a device or FIFO, or is far too large.
+
+    Libreswan's addconn would read such a file for ever.
+    """
+    for problem in config.problems:
+        if problem.text.endswith((NO_REGULAR_FILE, "MiB, not read")):
+            raise Failure(str(problem), 3)
 
 
 def check_answers(host: Host, name: str = "") -> None:
@@ -12949,6 +13006,7 @@ def check_config(host: Host) -> Config:
     if not host.executable(addconn):
         return config.check()
 
+    check_includes(config)
     ran = host.run([addconn, "--config", host.conf, "--checkconfig"], timeout=CHECK_TIME)
     if ran.status:
         complain(host, ran.out + ran.err)
@@ -14160,12 +14218,12 @@ IPSEC_PROGRAMS = frozenset((
 # Options of these programs whose values are harmless
 SHOWN_VALUES = frozenset((
     "config conf logfile nssdir rundir ctlsocket ctlbase ipsecdir secretsfile dumpdir "
-    "coredir nhelpers interface listen uniqueids keep-alive keepalive perpeerlogdir name host to "
+    "coredir nhelpers interface listen keep-alive keepalive perpeerlogdir name host to "
     "client ikeport virtual-private virtual_private root section init timeout output since up down "
     "add delete replace route unroute ondemand start").split())
 # Options of these programs that are shown without their values; shown_arguments() adds whack's options
 PLUTO_OPTION_NAMES = frozenset((
-    "nofork fork stderrlog logappend log-no-append log-no-time log-no-ip log-no-audit use-xfrm "
+    "nofork fork uniqueids stderrlog logappend log-no-append log-no-time log-no-ip log-no-audit use-xfrm "
     "use-netkey use-nostack strictcrlpolicy crl-strict crlcheckinterval ocsp-enable ocsp-strict "
     "ocsp-timeout listen-tcp no-listen-udp natikeport seccomp-enabled seccomp-tolerant "
     "leak-detective efence-protect curl-timeout ikev1-policy ddos-mode drop-oppo-null "
@@ -14180,7 +14238,7 @@ COMMAND_WORDS = IPSEC_PROGRAMS.union(
 # Directives of a systemd unit whose values are harmless
 UNIT_DIRECTIVES = frozenset((
     "Documentation After Before Wants Requires Requisite BindsTo PartOf Conflicts OnFailure "
-    "ConditionPathExists ConditionKernelCommandLine DefaultDependencies Type PIDFile Restart "
+    "ConditionPathExists DefaultDependencies Type PIDFile Restart "
     "RestartSec TimeoutSec TimeoutStartSec TimeoutStopSec WatchdogSec NotifyAccess KillMode "
     "KillSignal RemainAfterExit SuccessExitStatus RestartPreventExitStatus User Group Nice "
     "LimitNOFILE LimitCORE LimitNPROC LimitMEMLOCK LimitAS TasksMax MemoryMax "
@@ -14269,7 +14327,9 @@ def shown_arguments(words: Sequence[str]) -> str:
         return ""
     place = program_place(words)
     if place < 0:
-        return f"{words[0]} ({count_text(len(words) - 1, 'argument')})"
+        name, equals, _ = words[0].partition("=")  # NAME=VALUE before a command is a variable of a shell
+        shown_word = f"{name}={LEFT_OUT}" if equals else name
+        return f"{shown_word} ({count_text(len(words) - 1, 'argument')})"
 
     options = PLUTO_OPTION_NAMES.union(row[0].partition("=")[0] for row in table_rows(WHACK_OPTIONS))
     shown = [*words[:place + 1]]
@@ -14374,7 +14434,8 @@ def shown_setting(line: str) -> str:
         options = shown_arguments(["pluto", *value.split()]).removeprefix("pluto").strip()
         return f'{name}="{options}"'
     if name in HARMLESS_VARIABLES:
-        return f"{name}={value}"
+        is_harmless = value.startswith("/") or shown_remark(value) == value
+        return f"{name}={value if is_harmless else LEFT_OUT}"
     return f"{shown_name(name, UPPER + '_')}={LEFT_OUT}"
 
 
@@ -14462,18 +14523,19 @@ def shown_policy_line(line: str) -> str:
         return LEFT_OUT
     shown = [network]
     for word in words[1:]:
-        is_known = word.isdecimal() or word in ("tcp", "udp", "icmp", "sctp")
+        is_known = (word.isdecimal() and len(word) < 6) or word in ("tcp", "udp", "icmp", "sctp")
         shown.append(word if is_known else LEFT_OUT)
     return " ".join(shown)
 
 
 def shown_release_line(line: str) -> str:
-    """For a setting of os-release(5), show the line if the name is in RELEASE_KEYS.  Otherwise show only the
-    name."""
-    name, equals, _ = line.partition("=")
+    """For a setting of os-release(5), show the line if the name is in RELEASE_KEYS, or if the value is the
+    address of a web page.  Otherwise show only the name."""
+    name, equals, value = line.partition("=")
     if not equals:
         return LEFT_OUT
-    if name in RELEASE_KEYS:
+    is_harmless_url = name.endswith("_URL") and is_harmless_part(value)
+    if name in RELEASE_KEYS or is_harmless_url:
         return line.rstrip()
     return f"{shown_name(name, UPPER + '_')}={LEFT_OUT}"
 
@@ -14494,14 +14556,24 @@ def shown_mode_line(line: str) -> str:
 # kernel and of systemd about IPsec, and lines that name no program.  Bytes that pluto dumps may be keys, so
 # they are masked.  Used by barf and `ipsec redact`.  Facts: pluto(8), RFC 3164.
 
-# Programs whose lines are shown from the system's log
-LOGGED_PROGRAMS = frozenset((
-    "pluto ipsec ipsec__plutorun _plutorun ipsec_setup ipsec_starter ipsec-starter whack addconn _updown "
-    "charon charon-systemd charon-nm starter swanctl xl2tpd libreswan").split())
+# Programs whose lines are shown from the system's log: daemons and addconn, and then scripts and commands.
+# The text of scripts may come from anybody (`logger -t ipsec`), so it is shown as by shown_words()
+LOGGED_DAEMONS = frozenset(
+    "pluto addconn charon charon-systemd charon-nm starter ipsec_starter ipsec-starter xl2tpd".split())
+LOGGED_SCRIPTS = frozenset(
+    "ipsec ipsec__plutorun _plutorun ipsec_setup whack _updown swanctl libreswan systemd".split())
 # Dumped bytes: more than %d pairs of hexadecimal digits, and the rest of the line.  The rest is masked too,
 # because a dump repeats the bytes there as text
 DUMP_RUN = r"(?<![\w.:/-])[0-9A-Fa-f]{2}(?:  ?[0-9A-Fa-f]{2}(?![\w:])){%d,}.*"
 LONG_HEX = r"(?<![0-9A-Za-z])(?:0x)?[0-9A-Fa-f]{17,}(?![0-9A-Za-z])"  # longer than an IKE SPI
+# In a message about a secret: a word of letters and digits that is no name, address, number or algorithm
+OPAQUE_WORD = (r"(?<![\w@.:/=(<-])(?!0x[0-9a-f]{1,16}\b)(?=[a-z+/]*\d)(?=[\d+/]*[a-z])[a-z0-9+/]{8,}=*"
+               r"(?![\w@.:)>-])")
+# In a debug message: bytes in base64
+BASE64_WORD = r"(?<![\w@.:/=(<-])(?=\S*\d)(?=\S*[a-z])(?=\S*[A-Z])[A-Za-z0-9+/]{16,}={0,2}(?![\w@.:)>-])"
+PUBLIC_WORDS = r"ckaid|public|keyid|serial"
+# A line that an updown script printed
+SCRIPT_OUTPUT = r"(.*?\b[a-z]+-(?:host|client)(?:-v6)? output: )(.*)"
 # Messages of the kernel about pluto and IPsec: crashes, denials by security modules, XFRM, and packets of
 # IKE, ESP and AH that firewall rules log
 KERNEL_WORDS = (
@@ -14509,10 +14581,14 @@ KERNEL_WORDS = (
     r"|(?:apparmor=|avc: +denied).*(?:pluto|ipsec)"
     r"|\bxfrm|\bXFRM"
     r"|IN=.* OUT=.*(?:PROTO=(?:ESP|AH)\b|DPT=4?500\b)")
-# The start of a line of a log: time, host, program, PID
-LOG_TAG = (
-    r"(?:[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d(?:\.\d+)?|\d{4}-\d\d-\d\d[T ][\d:.,]+\S*) "
-    r"\S+ ([^\s:\[]+)(?:\[\d+\])?:? ")
+# The start of a line of a log: a priority (RFC 3164, RFC 5424), and a time in one of many forms
+LOG_TIME = (
+    r"(?:<\d+>\d* ?)?(?:(?:[A-Z][a-z]{2},? )?(?:\d{4} )?(?:[A-Za-z]{3} [ \d]?\d|\d\d? [A-Z][a-z]{2})(?: \d{4})? "
+    r"\d\d:\d\d:\d\d(?:\.\d+)?(?: \d{4}(?= ))?(?: [A-Z]{3,4}(?= ))?|\d{4}[-/]\d\d[-/]\d\d[T ]\d\d:\d\d\S*"
+    r"|\[?\d{9,}(?:\.\d+)?\]?)")
+# After the time: host, facility (of busybox), program and PID.  In RFC 5424: host, program, PID, message ID
+LOG_TAG = (r"(?: (?:[^\s\[]*[^\s\[:] )?(?:\w+\.\w+ )?([^\s:\[]+)(?:\[\d+\])?:(?: |$)"
+           r"| \S+ ([^\s:\[]+) (?:\d+|-) \S+ (?:- )?)")
 
 
 def without_log_prefix(line: str) -> str:
@@ -14613,32 +14689,67 @@ class LogFilter:
         self.whole_row = re.compile(r"\s*[0-9A-Fa-f]{2}(?:  ?[0-9A-Fa-f]{2})*(?:  .*)?")
         self.long_hex = re.compile(LONG_HEX)
         self.kernel_words = re.compile(KERNEL_WORDS)
+        self.time = re.compile(LOG_TIME)
         self.tag = re.compile(LOG_TAG)
+        self.bare_tag = re.compile(r"([\w./-]+)\[\d+\]: ")
+        self.speaks = re.compile(_SPEAKS_OF_SECRET, re.IGNORECASE)
+        self.opaque_word = re.compile(OPAQUE_WORD, re.IGNORECASE)
+        self.base64_word = re.compile(BASE64_WORD)
+        self.public_words = re.compile(PUBLIC_WORDS, re.IGNORECASE)
+        self.script_output = re.compile(SCRIPT_OUTPUT)
 
-    def lines(self, lines: Iterable[str]) -> Iterator[str]:
-        """Yield the lines that is_shown() selects, with dumped bytes masked.  `left_out` counts the others."""
-        for line in joined_pieces(lines):
-            if self.is_shown(line):
-                yield self.without_bytes(line)
-            else:
-                self.left_out += 1
+    def lines(self, lines: Iterable[str], *, shared: bool = False) -> Iterator[str]:
+        """Yield the selected lines as a report shows them.
 
-    def is_shown(self, line: str) -> bool:
-        """Return whether an IPsec program wrote the line, or the kernel or systemd wrote it about IPsec.
-
-        A line without the name of a program counts as a line of pluto, because all lines in the file of
-        logfile= have this form.
+        With `shared`, other programs write to the log too, so lines without the name of a program are left out.
+        Without it, such lines count as lines of pluto, because all lines in the file of logfile= have this form.
         """
-        tag = self.tag.match(line)
-        if not tag:
-            return True
-        program = os.path.basename(tag[1])
+        for line in joined_pieces(lines):
+            program, start = self.program_of(line)
+            shown = None
+            if program or not shared:
+                shown = self.shown(line, program or "pluto", start)
+            if shown is None:
+                self.left_out += 1
+            else:
+                yield shown
+
+    def program_of(self, line: str) -> tuple[str, int]:
+        """Return the name of the program that wrote the line, and the column at which its message starts.
+
+        The name is empty if the line has neither a time nor a program with its PID, and `?` if it has a time but
+        the name is not found.
+        """
+        time_match = self.time.match(line)
+        if not time_match:
+            tag = self.bare_tag.match(line)
+            return (os.path.basename(tag[1]), tag.end()) if tag else ("", 0)
+        end = time_match.end()
+        if line.startswith(":", end):  # the form of the file of logfile=
+            return "pluto", end + 1
+        tag = self.tag.match(line, end)
+        return (os.path.basename(tag[1] or tag[2]), tag.end()) if tag else ("?", end)
+
+    def shown(self, line: str, program: str, start: int) -> str | None:
+        """Return a line as a report shows it, or None if the line is left out.
+
+        `program` wrote the line, and its message begins in the column `start`.
+        """
+        message = line[start:]
         if program == "kernel":
-            return bool(self.kernel_words.search(line, tag.end()))
+            # the kernel's command line may have passwords
+            is_about_ipsec = "ommand line" not in message and self.kernel_words.search(message)
+            return self.without_bytes(line) if is_about_ipsec else None
         if program == "systemd":
-            message = line[tag.end():].lower()
-            return any(word in message for word in ("ipsec", "pluto", "libreswan"))
-        return program in LOGGED_PROGRAMS
+            if not any(word in message.lower() for word in ("ipsec", "pluto", "libreswan")):
+                return None
+            for mark in ("ignoring: ", "absolute: ", "Environment="):  # the text of a directive follows
+                head, found, _ = message.partition(mark)
+                if found:
+                    message = head + mark + REDACTED
+        if program in LOGGED_SCRIPTS:
+            return line[:start] + shown_words(message)
+        return self.without_bytes(line) if program in LOGGED_DAEMONS else None
 
     def without_bytes(self, line: str) -> str:
         """Return the line with `[redacted N bytes]` in place of dumped bytes and the rest of the line.
@@ -14650,11 +14761,14 @@ class LogFilter:
         head, bar, text = line.partition("| ")
         is_debug_line = bar and (not head or head.endswith(": "))
         if not is_debug_line:
+            output = self.script_output.match(line)
+            if output:
+                return output[1] + shown_output(output[2])
             bytes_run = self.any_run.search(line)
             if not bytes_run:
-                return line
+                return self._without_opaque(line)
             self.rows += 1
-            return line[:bytes_run.start()] + dumped(bytes_run[0])
+            return self._without_opaque(line[:bytes_run.start()]) + dumped(bytes_run[0])
 
         if self.whole_row.fullmatch(text):
             self.rows += 1
@@ -14663,7 +14777,21 @@ class LogFilter:
         if bytes_run:
             self.rows += 1
             return f"{head}{bar}{text[:bytes_run.start()]}{dumped(bytes_run[0])}"
-        return head + bar + self.long_hex.sub(self._mask_hex, text)
+        text = self.base64_word.sub(self._mask_word, self.long_hex.sub(self._mask_hex, text))
+        return head + bar + self._without_opaque(text)
+
+    def _without_opaque(self, text: str) -> str:
+        """Return a text that speaks of a secret with its opaque words masked.  Other text is returned as it is."""
+        return self.opaque_word.sub(self._mask_word, text) if self.speaks.search(text) else text
+
+    def _mask_word(self, match: re.Match[str]) -> str:
+        """Return the mask for a word, or the word if its parts are ordinary words, as in IKEv2+PSK, or if the
+        text before the word says that it is public."""
+        is_public = self.public_words.search(match.string, max(0, match.start() - 40), match.start())
+        if is_public or all(map(is_harmless_word, match[0].replace("+", "/").split("/"))):
+            return match[0]
+        self.rows += 1
+        return REDACTED
 
     def _mask_hex(self, match: re.Match[str]) -> str:
         """Return the mask for a long hexadecimal number.  A CKAID is not masked: it only identifies a key."""
@@ -14673,6 +14801,15 @@ class LogFilter:
         self.rows += 1
         digits = match[0].removeprefix("0x")
         return f"[redacted {len(digits) // 2} bytes]"
+
+
+def shown_output(text: str) -> str:
+    """Return a line that an updown script printed as a report shows it: a command of `sh -x` as by
+    shown_arguments(), other text as by shown_words()."""
+    traced = text.lstrip("+")
+    if traced != text and traced.startswith(" "):
+        return f"+ {shown_arguments(traced.split())}"
+    return shown_words(text)
 
 
 def dumped(text: str) -> str:
@@ -14826,14 +14963,14 @@ class Report:
         lines.append(f"{masked} masked, {left_out} of other programs left out")
         return "".join(f"{line}\n" for line in lines)
 
-    def log_lines(self, lines: Iterable[str]) -> Iterable[str]:
-        """Return the lines of a log that are about IPsec, with dumped bytes masked (LogFilter).
+    def log_lines(self, lines: Iterable[str], *, shared: bool = False) -> Iterable[str]:
+        """Return the lines of a log that are about IPsec, with dumped bytes masked (LogFilter.lines()).
 
         With --show-secrets, return all lines unchanged.
         """
         if self.redactor.show_secrets:
             return lines
-        return self.log_filter.lines(lines)
+        return self.log_filter.lines(lines, shared=shared)
 
     def host_name(self) -> str:
         """Return the name of the reported host, or `(no hostname...)` if the name can't be read."""
@@ -14914,6 +15051,7 @@ class Worker:
 
         Raises OSError, RuntimeError or MemoryError if no thread or process can be made.
         """
+        self.report = report
         self.started = time.monotonic()
         self.outcome = "failed"
         self.pid = 0
@@ -14941,6 +15079,7 @@ class Worker:
             return
         try:
             os.close(self.reader)
+            report.redactor.masked = 0
             self._run(report, section)
         finally:  # the new process must never continue in the code of its parent
             os._exit(OUTCOMES.index(self.outcome))
@@ -14954,6 +15093,9 @@ class Worker:
 
         try:
             self.outcome = report.produce(section, write)
+            if section.apart:
+                # a report has no NUL (printable()), so the number of masked values is clear after one
+                write(f"\0{report.redactor.masked}")
         except BrokenPipeError:
             return  # nobody reads the pipe: give_up() closed it, or this program ends
         finally:
@@ -14971,6 +15113,7 @@ class Worker:
         poll = select.poll()
         poll.register(self.reader, select.POLLIN)
         patience = timeout
+        ending = b""  # the NUL and the number that a process writes after the text
         if not poll.poll(0):
             patience -= time.monotonic() - self.started
 
@@ -14984,11 +15127,16 @@ class Worker:
             patience -= time.monotonic() - before
             if not data:
                 break
-            write(decoder.decode(data))
+            if ending:
+                ending, data = ending + data, b""
+            text, mark, digits = data.partition(b"\0")
+            ending += mark + digits
+            write(decoder.decode(text))
 
         os.close(self.reader)
         if not self.pid:
             return self.outcome
+        self.report.redactor.masked += int(ending[1:] or b"0")
         _, status = os.waitpid(self.pid, 0)
         code = os.waitstatus_to_exitcode(status)
         return OUTCOMES[code] if 0 <= code < len(OUTCOMES) else "failed"
@@ -21315,7 +21463,8 @@ def kernel_log(report: Report) -> Iterator[str]:
     """Yield the kernel's messages with one of MODULE_NAMES, in the form of dmesg(1)."""
     messages: Iterable[str] = report.host.kernel_messages()
     if not report.redactor.show_secrets:
-        messages = map(without_log_prefix, messages)
+        # the kernel's command line may have passwords
+        messages = (without_log_prefix(line) for line in messages if "ommand line" not in line)
     return matching(messages, MODULE_NAMES)
 
 
@@ -21324,7 +21473,7 @@ def kernel_debug_log(report: Report) -> Iterator[str]:
 
     With --show-secrets, yield all these lines, as barf of libreswan 4.10 does.
     """
-    return text_of_lines(report.log_lines(tail_of_file(report.host, "/var/log/kern.debug")[-100:]))
+    return text_of_lines(report.log_lines(tail_of_file(report.host, "/var/log/kern.debug")[-100:], shared=True))
 
 
 def last_lines(lines: Iterable[str], most: int) -> Iterable[str]:
@@ -21405,7 +21554,7 @@ def journal_messages(report: Report) -> Generator[str, None, bool]:
     has_messages = False
     try:
         output = host.stream(argv, timeout=report.program_timeout)
-        for text in shortened_log(report, split_lines(denied_if_refused(output))):
+        for text in shortened_log(report, split_lines(denied_if_refused(output)), shared=True):
             if not has_messages:
                 yield f"==> {journal_title(argv)} <==\n"
                 has_messages = True
@@ -21425,20 +21574,20 @@ def syslog_messages(report: Report) -> Generator[str, None, bool]:
     for name in SYSLOGS:
         if report.host.exists(name) and last_start(report.host, name) is not None:
             yield f"==> {name} <==\n"
-            yield from log_text(report, name, report.since)
+            yield from log_text(report, name, report.since, shared=True)
             return True
     return False
 
 
-def shortened_log(report: Report, lines: Iterable[str]) -> Iterator[str]:
+def shortened_log(report: Report, lines: Iterable[str], *, shared: bool = False) -> Iterator[str]:
     """Yield the lines that Report.log_lines() selects.  With --short, yield only the last SHORT_LOG of them."""
-    lines = report.log_lines(lines)
+    lines = report.log_lines(lines, shared=shared)
     if report.short:
         lines = last_lines(lines, SHORT_LOG)
     return text_of_lines(lines)
 
 
-def log_text(report: Report, name: str, since: float) -> Iterator[str]:
+def log_text(report: Report, name: str, since: float, *, shared: bool = False) -> Iterator[str]:
     """Yield shortened_log() of a log file from the time `since`, in seconds since the epoch, to the end.
 
     If `since` is 0, the lines begin with pluto's last start or, if the log has none, with the first line.  At
@@ -21459,7 +21608,7 @@ def log_text(report: Report, name: str, since: float) -> Iterator[str]:
         next(lines, "")  # skip the rest of a cut line: half of a secret in it would not be masked
     if since:
         lines = newer(lines, since)
-    yield from shortened_log(report, lines)
+    yield from shortened_log(report, lines, shared=shared)
 
 
 def newer(lines: Iterable[str], since: float) -> Iterator[str]:
@@ -21636,7 +21785,8 @@ def surroundings(report: Report) -> Iterator[str]:
     host = report.host
     for name in ("/.dockerenv", "/run/.containerenv", "/run/systemd/container"):
         if host.exists(name):
-            yield f"{name}: {host.value(name) or 'present'}\n"
+            # the files of docker and podman may have settings of the container
+            yield f"{name}: {shown_remark(host.value(name)) if name.startswith('/run/systemd/') else 'present'}\n"
     if not host.live:
         return
     yield f"pid 1: {host.value('/proc/1/comm', 'not readable')}\n"
@@ -23638,7 +23788,9 @@ class WhackRunner:
         argv = [addconn, *words]
         if words[-1] in ("--checkconfig", "--autoall"):
             check_answers(host)
-            return host.call(argv)
+            if host.conf != "-":
+                check_includes(Config(host))
+            return host.call(argv, timeout=CHECK_TIME if words[-1] == "--checkconfig" else None)
 
         stdin = 0 if host.conf == "-" else None
         ran = host.run(argv, timeout=None, stdin=stdin)

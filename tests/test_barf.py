@@ -239,6 +239,14 @@ def test_text_is_made_safe_in_both_ways() -> None:
         assert "\x1b" not in text and "\x00" not in text and "hunter2" not in text
 
 
+def test_masked_values_are_counted_in_every_section() -> None:
+    shared = report()
+    sections = [ReportSection(str(how), "", says("--xauthpass hunter2hunter2\n"), **how)
+                for how in ({}, {"slow": True}, {"apart": True}, {"apart": True, "slow": True})]
+    ipsec.run_report(shared, sections, ipsec.TextSink(lambda text: None))
+    assert shared.redactor.masked == len(sections) == 4
+
+
 def test_json_is_one_document() -> None:
     text: list[str] = []
     sections = [ReportSection("a", "cmd", says('quote " and\n', "ünïcode\n")), ReportSection("b", "", hangs, slow=True)]

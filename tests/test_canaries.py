@@ -55,7 +55,8 @@ def test_a_remark_that_may_hold_a_secret_is_not_shown(remark: str) -> None:
 @pytest.mark.parametrize("line", [
     "-A INPUT -p esp -m comment --comment {0} -j ACCEPT", "ip protocol esp accept comment {0}",
     "LOG  all  --  0.0.0.0/0  0.0.0.0/0  /* psk is X */ LOG flags 0 level 4 prefix {0}",
-    "-j NFLOG --nflog-prefix {0} -m x",
+    "-j NFLOG --nflog-prefix {0} -m x", "-A INPUT -m string --string {0} --algo bm -j DROP",
+    "-m string --hex-string {0} --algo bm", "DROP  6  --  0.0.0.0/0  0.0.0.0/0  STRING match  {0} ALGO name bm",
 ])
 def test_a_remark_of_a_rule_takes_nothing_else_of_it(line: str) -> None:
     masked = ipsec.Redactor().text(line.format('"psk is hunter2"'))

@@ -69,7 +69,8 @@ def test_lines_of_a_unit(line: str, shown: str | None) -> None:
     ("IPSEC_CONF=/etc/ipsec.conf # x y", "IPSEC_CONF=/etc/ipsec.conf"), ("ENABLED='yes' # it's x", "ENABLED=yes"),
     ('export DEBUG="a b"', "DEBUG=a b"),
     ('OPTIONS="--nofork --x y" # --x', 'OPTIONS="--nofork -[redacted] [redacted]"'),
-    ("PSK=x", "PSK=[redacted]"), ("garbage", "[redacted]"),
+    ("PSK=x", "PSK=[redacted]"), ("garbage", "[redacted]"), ("DEBUG=hunter2x9y", "DEBUG=[redacted]"),
+    ("OPTIONS='--uniqueids x'", 'OPTIONS="--uniqueids [redacted]"'),
 ])
 def test_lines_of_settings(line: str, shown: str) -> None:
     assert ipsec.shown_setting(line) == shown
@@ -82,6 +83,14 @@ def test_lines_of_settings(line: str, shown: str) -> None:
 ])
 def test_lines_of_resolv_conf(line: str, shown: str) -> None:
     assert ipsec.shown_resolver_line(line) == shown
+
+
+@pytest.mark.parametrize("line, shown", [
+    ('HOME_URL="https://www.debian.org/"', None), ("PRETTY_NAME=Debian 12", None),
+    ("HOME_URL=https://u:Tr0ub4dor@x.example/", "HOME_URL=[redacted]"), ("X_URL=https://x/?t=1", "X_URL=[redacted]"),
+])
+def test_lines_of_os_release(line: str, shown: str | None) -> None:
+    assert ipsec.shown_release_line(line) == (line if shown is None else shown)
 
 
 @pytest.mark.parametrize("line, shown", [
@@ -172,6 +181,62 @@ def test_whole_messages_of_addconn_stay() -> None:
     assert list(ipsec.LogFilter().lines(lines)) == lines
 
 
+STAMPED = ("<86>Nov 25 23:59:02 gw {0}[7]: ", "<13>1 2026-11-25T23:59:02.1Z gw {0} 7 - - ", "Nov 25 23:59:02 {0}[7]: ",
+           "2026 Nov 25 23:59:02 gw {0}[7]: ", "Nov 25 2026 23:59:02 gw {0}[7]: ", "Nov 25 23:59:02.123 gw {0}[7]: ",
+           "[1732575542] gw {0}[7]: ", "1732575542.1 gw {0}[7]: ", "Nov 25 23:59:02 UTC gw {0}[7]: ",
+           "Wed Nov 25 23:59:02 2026 auth.info {0}[7]: ", "Nov 25 23:59:02 gw auth.info {0}[7]: ",
+           "25 Nov 23:59:02 gw {0}[7]: ", "2026/11/25 23:59:02 gw {0}[7]: ", "2026-11-25T23:59:02+01:00 gw {0}[7]: ",
+           "Nov  5 23:59:02 2001:db8::1 /usr/sbin/{0}[7]: ", "{0}[7]: ", "nov 25 23:59:02 gw {0}: ")
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("stamp", STAMPED)
+def test_the_program_is_found_in_every_form_of_a_log(stamp: str, shared: bool) -> None:
+    message = '"west" #1: initiating IKEv2 connection'
+    pluto, sudo = f"{stamp.format('pluto')}{message}", f"{stamp.format('sudo')}COMMAND=/usr/sbin/ipsec pluto: hunter2"
+    assert list(ipsec.LogFilter().lines([pluto, sudo], shared=shared)) == [pluto]
+
+
+@pytest.mark.parametrize("line", ["    continued pluto[7]: x", "-- Boot of pluto --", "garbage", "gw sudo: pluto x",
+                                  "message repeated 2 times: [ pluto x]"])
+def test_in_a_shared_log_a_line_of_unknown_origin_is_left_out(line: str) -> None:
+    log = ipsec.LogFilter()
+    assert list(log.lines([line], shared=True)) == [] and log.left_out == 1
+    assert list(log.lines([line])) == [line]
+
+
+@pytest.mark.parametrize("message, shown", [
+    ("systemd[1]: Started ipsec.service - Internet Key Exchange (IKE) Protocol Daemon for IPsec.", None),
+    ("systemd[1]: ipsec.service: Main process exited, code=exited, status=203/EXEC", None),
+    ("systemd[1]: ipsec.service: Failed with result 'exit-code'.", None),
+    ("systemd[1]: ipsec.service: Consumed 1.234s CPU time.", None),
+    ("systemd[1]: ipsec.service: Scheduled restart job, restart counter is at 5.", None),
+    ("systemd[1]: ipsec.service: Failed at step EXEC spawning /usr/libexec/ipsec/pluto: No such file", None),
+    ("systemd[1]: Started ipsec Tr0ub4dor.", "systemd[1]: Started ipsec [redacted]"),
+    ("systemd[1]: Started the psk is hunter, ipsec.", "systemd[1]: [redacted]"),
+    ("systemd[1]: /etc/systemd/system/ipsec.service:3: Failed to parse Restart=, ignoring: hunter",
+     "systemd[1]: /etc/systemd/system/ipsec.service:3: Failed to parse Restart=, ignoring: [redacted]"),
+    ("ipsec[7]: started by hand", None), ("ipsec[7]: started with Tr0ub4dor", "ipsec[7]: started with [redacted]"),
+    ("ipsec: the new PSK is hunter", "ipsec: [redacted]"), ("_updown[7]: X=hunter", "_updown[7]: [redacted]"),
+    ('pluto[7]: "a" #1: up-client output: RTNETLINK answers: File exists', None),
+    ('pluto[7]: "a" #1: up-client output: + X=hunter',
+     'pluto[7]: "a" #1: up-client output: + X=[redacted] (0 arguments)'),
+    ('pluto[7]: "a" #1: up-client output: + curl -u a:hunter',
+     'pluto[7]: "a" #1: up-client output: + curl (2 arguments)'),
+    ('pluto[7]: "a" #1: up-client output: export X=hunter', 'pluto[7]: "a" #1: up-client output: export [redacted]'),
+    ("pluto[7]: | psk is Tr0ub4dor", "pluto[7]: | psk is [redacted]"),
+    ("pluto[7]: | x QUJDREVGR0hJSktMTU5P", "pluto[7]: | x [redacted]"),
+    ("pluto[7]: loaded private key with keyid AwEAAbzL0", None),
+    ("kernel: [ 1.1] Command line: x=hunter xfrm", ""),
+    ("pluto[7]: | key submitted (process() +84 /programs/pluto/ikev2_parent.c)", None),
+    ('pluto[7]: | "a": policy of PSK: IKEv2+PSK+ENCRYPT+TUNNEL+IKE_FRAG_ALLOW;', None),
+])
+def test_free_text_in_a_log(message: str, shown: str | None) -> None:
+    stamp = "Nov 25 23:59:02 gw "
+    expected = [] if shown == "" else [stamp + (shown or message)]
+    assert list(ipsec.LogFilter().lines([stamp + message], shared=True)) == expected
+
+
 def test_lines_of_other_programs_are_counted() -> None:
     log = ipsec.LogFilter()
     lines = ["Nov 25 23:00:01 gw sudo: COMMAND=/usr/sbin/ipsec", "Nov 25 23:00:01 gw pluto[1]: x",
@@ -182,7 +247,7 @@ def test_lines_of_other_programs_are_counted() -> None:
 def test_no_name_in_a_table_is_cut_at_a_hyphen() -> None:
     """Tables of names are wrapped text: a name cut at a line end would not be known any more."""
     tables = (ipsec.SHOWN_VALUES, ipsec.PLUTO_OPTION_NAMES, ipsec.COMMAND_WORDS, ipsec.RELEASE_FILES,
-              ipsec.LOGGED_PROGRAMS, ipsec.UNIT_DIRECTIVES)
+              ipsec.LOGGED_DAEMONS, ipsec.LOGGED_SCRIPTS, ipsec.UNIT_DIRECTIVES)
     assert not [name for table in tables for name in table if name.startswith("-") or name.endswith("-")]
 
 

@@ -526,3 +526,22 @@ def test_a_file_with_secrets_that_is_not_read_is_named(name: str, status: int, t
     printed = capsys.readouterr()
     assert printed.out == "hello [redacted]\n"
     assert f'can\'t read "{tmp_path}/more"' in printed.err and printed.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("size", [100_000, 131_072, 140_000, 400_000])
+@pytest.mark.parametrize("chunk", [1 << 12, 1 << 16, 1 << 20])
+def test_no_part_of_a_secret_shows_at_the_cut_of_a_long_line(size: int, chunk: int) -> None:
+    """Even if masking removes most of the line."""
+    redactor = ipsec.Redactor()
+    secret = "Tr0ub4dorAndTheThree"
+    redactor.learn(secret * 50)
+    for shift in range(0, 1000, 90):
+        data = (b"x" * shift + secret.encode() * 50 + b" ") * (size // 1000) + b"\nnext line\n"
+        chunks = [data[place:place + chunk] for place in range(0, len(data), chunk)]
+        text = "".join(redactor.stream(chunks))
+        assert "ub4dor" not in text and text.endswith("\nnext line\n")
+
+
+def test_cookies_of_l2tp_sessions_are_masked() -> None:
+    text = "Session 1 in tunnel 2\n  cookie 0123456789abcdef\n  peer cookie fedcba98\n"
+    assert ipsec.Redactor().text(text) == "Session 1 in tunnel 2\n  cookie [redacted]\n  peer cookie [redacted]\n"

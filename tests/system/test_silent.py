@@ -60,6 +60,31 @@ def test_commands_behind_an_include(gateway: Machine, words: list[str]) -> None:
         assert f"{DEAD}/x.conf" in ran.stdout + ran.stderr
 
 
+@pytest.mark.parametrize("variable", ["IPSEC_EXECDIR", "IPSEC_SBINDIR"])
+def test_the_directory_of_programs(gateway: Machine, variable: str) -> None:
+    gateway.write("/with.py", f"import os, sys\nos.environ[{variable!r}] = {DEAD!r}\n"
+                              "os.execv(sys.argv[1], sys.argv[1:])\n")
+    gateway.write("/deadfs.py", Path(deadfs.__file__).read_text())
+    for words in (["barf", "--timeout", "4"], ["status"], ["look"]):
+        ran = gateway.run(["unshare", "-m", "python3", "/deadfs.py", DEAD, "--", "timeout", "-s", "KILL", str(BOUND),
+                           "python3", "/with.py", "/usr/bin/python3", PYZ, *words], timeout=BOUND + 30)
+        assert ran.status not in (0, 137) and DEAD in ran.stderr and "no answer" in ran.stderr, ran
+
+
+@pytest.mark.parametrize("name", ["/fifo", "/dev/zero", "/huge"])
+@pytest.mark.parametrize("place", ["include", "ipsec.conf"])
+def test_addconn_is_not_given_a_file_without_an_end(gateway: Machine, name: str, place: str) -> None:
+    gateway.run(["sh", "-c", "mkfifo /fifo; truncate -s 8G /huge"]).check()
+    if place == "include":
+        gateway.write("/etc/ipsec.conf", f"include {name}\n")
+    else:
+        gateway.run(["ln", "-sf", name, "/etc/ipsec.conf"]).check()
+        name = "/etc/ipsec.conf"
+    for words in (["checkconfig"], ["start"]):
+        ran = gateway.run(["timeout", "-s", "KILL", str(BOUND), "python3", PYZ, *words], timeout=BOUND + 30)
+        assert ran.status == 3 and name in ran.stderr and len(ran.stderr.splitlines()) == 1, ran
+
+
 @pytest.mark.parametrize("words", [["initnss"], ["checknss"], ["nsslist"], ["showhostkey", "--list"], ["look"],
                                    ["verify"]], ids=" ".join)
 def test_commands_behind_the_nss_database(gateway: Machine, words: list[str]) -> None:
