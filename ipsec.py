@@ -16405,6 +16405,11 @@ def syslog_lines(host: Host, name: str) -> list[str]:
 
 # An attempt that has only these causes still runs, so the cause of an earlier attempt is reported instead
 PENDING_CAUSES = frozenset(("half-open", "waiting"))
+# Attempt.clues leaves out the causes of the first of these sets with which any clue is left.  After a
+# failure, the peer can answer the next requests for a Child SA with TEMPORARY_FAILURE
+LITTLE_KNOWN = (PENDING_CAUSES | {"peer-busy"}, PENDING_CAUSES, frozenset[str]())
+# An address is requested only once for each IKE SA, so these causes count for all later requests
+LASTING_CAUSES = ("pool", "mode-config")
 
 REFUSES = ("responding to*with*notification", "sending*notification")
 # A line with one of these causes begins a new attempt if the line names no connection
@@ -16449,6 +16454,11 @@ def has_any(patterns: Iterable[str], text: str) -> bool:
         if has_words(parts, text):
             return True
     return False
+
+
+def child_came_up(text: str) -> bool:
+    """Return whether a line reports that a Child SA came up, and not what happened to an established one."""
+    return has_any(CHILD_UP, text) and not has_any(("delete established", "in use by"), text)
 
 
 CAUSE_OF_TEXT: dict[tuple[str, bool], Cause | None] = {}  # a cache of cause_of(): pluto repeats its messages
@@ -16497,7 +16507,7 @@ class Attempt:
         self.last = line
         if has_any(CLEANS_UP, text):
             return
-        if has_any(CHILD_UP, text):
+        if child_came_up(text):
             self.ended, self.rounds = "up", [[]]
             self.ike_up = self.was_up = True
             return
@@ -16525,12 +16535,20 @@ class Attempt:
 
     @property
     def clues(self) -> list[Clue]:
-        """The clues of the last two attempts to set up a Child SA that have clues.
+        """The clues of the last two attempts to set up a Child SA that have clues, and earlier clues of
+        LASTING_CAUSES.
 
-        They are in the order of the table of causes.
+        They are in the order of the table of causes.  Clues that say little (LITTLE_KNOWN) are left out if
+        there are others.
         """
-        rounds = [clues for clues in self.rounds if clues]
-        clues: list[Clue] = sum(rounds[-2:], [])
+        rounds: list[list[Clue]] = []
+        for ignored in LITTLE_KNOWN:
+            rounds = [[clue for clue in clues if clue.cause.name not in ignored] for clues in self.rounds]
+            rounds = [clues for clues in rounds if clues]
+            if rounds:
+                break
+        lasting = [clue for clues in rounds[:-2] for clue in clues if clue.cause.name in LASTING_CAUSES]
+        clues: list[Clue] = sum(rounds[-2:], lasting)
         return sorted(clues, key=lambda clue: load_part("CAUSES").index(clue.cause))
 
 
@@ -16743,7 +16761,7 @@ class UpWait:
         return min(limits, default=None)
 
     def _line(self, text: str) -> None:
-        if has_any(CHILD_UP, text):
+        if child_came_up(text):
             self.established, self.cause = True, None
             return
         cause = cause_of(text)
@@ -16849,6 +16867,16 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "prepare-* command exited", "route-* command exited", "-client command exited with",
       "-host command exited with", "command exited with unknown status", "command exited with signal",
       "command too long!", "unable to popen", "command '* failed:"), False, ""),
+    ("pool", "no address left", "peer",
+     "the address pool has no free address",
+     "leftaddresspool= or rightaddresspool= of the gateway, and which clients hold the addresses",
+     "ipsec addresspoolstatus",
+     ("lease_an_address failure", "leasing * address failed", "no free address", "address pool exhausted",
+      "addresspool * is empty", "address pool is empty", "INTERNAL_ADDRESS_FAILURE",
+      "lease of * but it is unavailable", "lease is in use by", "lease is reserved by",
+      "confused, no address pool", "confused, no lease", "pool * exhausted", "addresspool*is not valid",
+      "XAUTH IP address * is not valid", "starts at address zero", "start at address zero",
+      "addresspool * is invalid", "overlaps existing address pool", "invalid addresspool"), False, ""),
     ("overlap", "route in use", "here",
      "the networks of this connection overlap with the networks of another connection, which already uses "
      "the route or the policy",
@@ -17178,16 +17206,6 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
      "the addke options in ike= and esp=, and intermediate= and ppk= of both ends", "ipsec status",
      ("IKE_INTERMEDIATE * failed", "IKE_FOLLOWUP_KE * failed", "too many IKE_INTERMEDIATE exchanges",
       "IKE_FOLLOWUP_KE link does not match", "missing ADDITIONAL_KEY_EXCHANGE"), False, ""),
-    ("pool", "no address left", "peer",
-     "the address pool has no free address",
-     "leftaddresspool= or rightaddresspool= of the gateway, and which clients hold the addresses",
-     "ipsec addresspoolstatus",
-     ("lease_an_address failure", "leasing * address failed", "no free address", "address pool exhausted",
-      "addresspool * is empty", "address pool is empty", "INTERNAL_ADDRESS_FAILURE",
-      "lease of * but it is unavailable", "lease is in use by", "lease is reserved by",
-      "confused, no address pool", "confused, no lease", "pool * exhausted", "addresspool*is not valid",
-      "XAUTH IP address * is not valid", "starts at address zero", "start at address zero",
-      "addresspool * is invalid", "overlaps existing address pool", "invalid addresspool"), False, ""),
     ("mode-config", "address not agreed", "both",
      "the ends disagree on mode config: one end requires an internal address (CP payload, "
      "leftmodecfgclient=), but the other end does not request or assign an address",
@@ -22905,7 +22923,7 @@ class Diagnoser:
         if state in ("on demand", "waiting"):
             return Diagnosis(name, state, "OK", tried=tried)
         if not attempts or attempts[-1].ended != "taken down":
-            ike_up = bool(attempts) and attempts[-1].ike_up
+            ike_up = bool(attempts) and attempts[-1].ike_up and not attempts[-1].was_up
             return self._without_attempt(name, state, entries, "", tried=tried, ike_up=ike_up)
 
         last = attempts[-1].last
@@ -22948,7 +22966,7 @@ class Diagnoser:
         """Return the diagnosis of a connection that is down, if the log does not say why.
 
         `problem` says why the log can't be read.  It is empty if the log was read.  `ike_up`: the last
-        attempt set up an IKE SA.
+        attempt set up an IKE SA, but no IPsec SA.
         """
         others: list[str] = []
         if state in ("on demand", "waiting"):

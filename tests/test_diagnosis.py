@@ -242,6 +242,20 @@ def cause(*lines: str, peers: Sequence[str] = (PEER,)) -> str:
     ([INITIATES["4.3"], "IPsec SA established tunnel mode", "sent CREATE_CHILD_SA request to rekey IPsec SA",
       "dropping unexpected CREATE_CHILD_SA message containing NO_PROPOSAL_CHOSEN notification; message payloads: SK; "
       "encrypted payloads: N; missing payloads: SA,Ni,TSi,TSr"], "esp-peer"),
+    # later requests for a Child SA in the same IKE SA say less than the first one
+    ([INITIATES["5.2"], "initiator established IKE SA; authenticated peer", "prepare-client command exited with "
+      "status 7", "initiating Child SA using IKE SA #1", "ESTABLISHED_IKE_SA: retransmission; will wait 1 seconds for "
+      "response", "sent CREATE_CHILD_SA request to create Child SA using IKE SA #1", "ESTABLISHED_IKE_SA: "
+      "retransmission; will wait 4 seconds for response"], "updown"),
+    ([INITIATES["5.2"], "IKE_AUTH response rejected Child SA with INTERNAL_ADDRESS_FAILURE", "sent CREATE_CHILD_SA "
+      "request", "CREATE_CHILD_SA failed with error notification TEMPORARY_FAILURE", "sent CREATE_CHILD_SA request",
+      "CREATE_CHILD_SA failed with error notification TEMPORARY_FAILURE"], "pool"),
+    (["leasing IPv4 address failed: address pool exhausted", "cannot install kernel policy 0.0.0.0/0===10.9.0.1/32; in "
+      'use by established Child SA "office"[2] 203.0.113.9 #4 with routing routed-tunnel', "sent CREATE_CHILD_SA "
+      "request", "TEMPORARY_FAILURE", "sent CREATE_CHILD_SA request", "TS_UNACCEPTABLE", "sent CREATE_CHILD_SA request",
+      "TS_UNACCEPTABLE"], "pool"),
+    ([INITIATES["5.2"], "initiator established Child SA using #1", "CREATE_CHILD_SA failed with error notification "
+      "NO_PROPOSAL_CHOSEN", "sent INFORMATIONAL request to delete established Child SA using IKE SA #1"], "esp-peer"),
     # one end uses XAUTH; a key that is too short to sign
     (["responding to Main Mode", "policy mandates Extended Authentication (XAUTH) with PSK of initiator (we are "
       "responder).  Attribute OAKLEY_AUTHENTICATION_METHOD", "no acceptable Oakley Transform"], "xauth-ends"),
@@ -536,6 +550,8 @@ def test_an_ike_sa_without_an_ipsec_sa(diagnoser: Diagnoser, monkeypatch: pytest
     set_log(diagnoser, *up, '"office" #2: IPsec SA established tunnel mode',
             '"office" #3: CREATE_CHILD_SA failed with error notification NO_PROPOSAL_CHOSEN')
     assert "perhaps only the DH group for PFS differs" in diagnoser.diagnose("office").means
+    set_log(diagnoser, *up, '"office" #2: IPsec SA established tunnel mode', '"office" #1: deleting IKE SA')
+    assert "an IKE SA was set up" not in diagnoser.diagnose("office").means
     set_log(diagnoser, *up, '"office" #2: IPsec SA established tunnel mode',
             '"office" #1: received Delete SA payload: self-deleting ISAKMP State #1')
     assert "the tunnel ended" in diagnoser.diagnose("office").means
