@@ -7811,13 +7811,17 @@ class Request:
         self.given[name] = value
         try:
             if name in ("debug", "no-debug"):
-                self._debug(value, is_on=name == "debug")
+                for flag in value.replace("+", " ").replace(",", " ").split():
+                    bare = flag.removeprefix("no-")
+                    self._debug(bare, is_on=name == "debug" and flag == bare)
             elif name == "ike-socket-bufsize" and self.version >= (5, 3):
                 value = str(buffer_size(value))
             for effect in effects:
                 self._apply(effect, value)
         except (ValueError, OverflowError, OSError):
-            raise Failure(f"ipsec whack: --{name} {quote(value)}: invalid value", self.refusal) from None
+            is_error = self.version >= (5, 2) and name != "global-redirect"
+            status = ERROR if is_error else self.refusal
+            raise Failure(f"ipsec whack: --{name} {quote(value)}: invalid value", status) from None
 
     def _effects(self, name: str) -> list[str]:
         for option, _, releases, *effects in table_rows(WHACK_OPTIONS):
