@@ -8785,7 +8785,9 @@ def event_of(text: str) -> dict[str, Any]:
     when, _, owner = rest.partition(")")
     event: dict[str, Any] = {"text": text, "details": [], "event": name}
     if when:
-        event["in"] = count_of(when.partition(" ")[0].partition(".")[0])
+        seconds = count_of(when.partition(" ")[0].partition(".")[0])
+        # for global timers, pluto subtracts the time since the boot from the time since 1970
+        event["in"] = None if seconds is None or seconds > 1 << 30 else seconds
     if owner:
         quoted, _, serial = owner.rpartition("#")
         event["connection"] = quoted.partition('"')[2].rpartition('"')[0] or None
@@ -9165,8 +9167,10 @@ class StatusReader:
     def _hand_over_states(self) -> None:
         """Pass the states that have not been passed yet to the function for states in `takers`.
 
-        These states are complete, because pluto prints all lines of one state together.
+        These states are complete, because pluto prints all lines of one state together.  The connections are
+        complete, too, and passed first.
         """
+        self.finish()
         for state in self._states.values():
             self._takers["states"](state)
         self._states.clear()
@@ -24561,14 +24565,15 @@ def networks_text(row: TunnelRow) -> str:
 class TunnelTable:
     """Formats tunnels as a table of a given width.
 
-    If the width is sufficient, each tunnel has one line.  Otherwise the notes about a tunnel (peer,
-    algorithms and so on) are in further lines.
+    If the width is sufficient, the notes about a tunnel (peer, algorithms and so on) are the last column.
+    Otherwise they are in further lines.
     """
 
     HEADINGS = ("NAME", "STATE", "NETWORKS", "IN", "OUT", "REKEY")
     NAME, STATE, NETWORKS = 0, 1, 2  # the indexes of these columns
     RIGHT = frozenset((3, 4, 5))  # the columns that are aligned to the right
     NAME_ROOM = 24  # the greatest width of the column NAME; a longer name has a line of its own
+    NOTES_ROOM = 60  # the smallest width of the column of notes
 
     def __init__(self, width: int, now: float, *, colour: bool = False,
                  rates: Mapping[str, tuple[float, float]] | None = None,
@@ -24589,18 +24594,15 @@ class TunnelTable:
         columns = zip(self.HEADINGS, *(cells for _, cells, _ in table))
         widths = [max(map(len, column)) for column in columns]
         widths[self.NAME] = min(widths[self.NAME], self.NAME_ROOM)
-        total = sum(widths) + 2 * (len(widths) - 1)
-        longest = max(len("  ".join(["", *notes])) for _, _, notes in table)
-        is_wide = total + longest <= self.width
-        if not is_wide:
-            room = self.width - (total - widths[self.NETWORKS])
-            widths[self.NETWORKS] = max(room, len(self.HEADINGS[self.NETWORKS]))
+        excess = sum(widths) + 2 * (len(widths) - 1) - self.width
+        if excess > 0:
+            widths[self.NETWORKS] = max(widths[self.NETWORKS] - excess, len(self.HEADINGS[self.NETWORKS]))
 
         layout = self._layout(widths)
         headings = layout.format(*self.HEADINGS)
         lines = [paint(headings.rstrip(), BOLD, colour=self.colour)]
         for row, cells, notes in table:
-            lines += self._tunnel_lines(row, cells, notes, widths, layout, is_wide=is_wide)
+            lines += self._tunnel_lines(row, cells, notes, widths, layout)
         return lines + fold_cells(summary_of(rows).split(), self.width, "", " ")
 
     def _cells(self, row: TunnelRow) -> list[str]:
@@ -24651,7 +24653,7 @@ class TunnelTable:
         return "  ".join(columns)
 
     def _tunnel_lines(self, row: TunnelRow, cells: list[str], notes: list[str], widths: Sequence[int],
-                      layout: str, *, is_wide: bool) -> list[str]:
+                      layout: str) -> list[str]:
         lines = []
         if len(cells[self.NAME]) > widths[self.NAME]:
             lines = fold_cells([cells[self.NAME]], self.width, "")
@@ -24661,8 +24663,11 @@ class TunnelTable:
             cells[self.NETWORKS] = ""
 
         line = layout.format(*cells)
-        if is_wide:
-            line = "  ".join([line, *notes])
+        indent = " " * (len(line) + 2)
+        is_wide = len(indent) + self.NOTES_ROOM <= self.width
+        more = fold_cells(notes, self.width, indent if is_wide else "  ")
+        if is_wide and more:
+            line += more.pop(0)[len(line):]
         line = line.rstrip()
         if self.colour:
             style = CHANGED if row.full_name in self.changed else TUNNEL_STATES[row.state]
@@ -24671,9 +24676,8 @@ class TunnelTable:
             line = line[:start] + paint(line[start:end], style, colour=True) + line[end:]
         lines.append(line)
 
-        if not is_wide:
-            lines += [paint(note, DIM, colour=self.colour) for note in fold_cells(notes, self.width, "  ")]
-        return lines
+        style = "" if row.fails else DIM
+        return lines + [paint(note, style, colour=self.colour) for note in more]
 
 
 def mean_rate(row: TunnelRow, now: float) -> tuple[float, float] | None:
@@ -25154,7 +25158,7 @@ def tunnel_families(tunnels: MeteredTunnels, ledger: Ledger, uses: Mapping[int, 
            [(tunnel_labels(row), int(row.wanted)) for row in rows if row.wanted is not None])
     yield from counter_families(rows, tunnels, ledger)
     yield ("ipsec_connection_established_time_seconds", "gauge", "When the newest IPsec SA was set up.",
-           [(tunnel_labels(row), row.since) for row in rows if row.since is not None])
+           [(tunnel_labels(row), row.since) for row in rows if row.state == "up" and row.since is not None])
 
     idle = []
     for row in rows:

@@ -149,6 +149,17 @@ def test_a_rekey_changes_no_series_and_loses_no_bytes(gateway: Gateway, state: b
     assert gateway.metrics(state) == gateway.metrics(state)  # and is not counted again
 
 
+def test_only_a_tunnel_that_is_up_has_the_time_when_it_was_set_up(gateway: Gateway) -> None:
+    """The row of a tunnel that is down can have the time of its failure."""
+    tunnels = ipsec.MeteredTunnels(gateway.host, 30)
+    for row in tunnels.rows:
+        row.since = 1700000000
+    families = {name: rows for name, _, _, rows in
+                ipsec.tunnel_families(tunnels, ipsec.Ledger(gateway.host, "", 0), {}, 1700000100)}
+    times = families["ipsec_connection_established_time_seconds"]
+    assert [labels["connection"] for labels, _ in times] == ["hq", "rw"]
+
+
 def test_counters_do_not_begin_again_at_4_gib(gateway: Gateway) -> None:
     """Up to 4.15, trafficstatus has the bytes modulo 2^32; `ipsec tunnels` shows the same number as the metrics."""
     gateway.sas = [(2, 7, 6 << 20)]

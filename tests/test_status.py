@@ -105,6 +105,8 @@ def test_an_sa_without_esp_has_no_time() -> None:
 
 @pytest.mark.parametrize(("line", "wanted"), [
     ("global periodic timer EVENT_CHECK_CRLS is scheduled for 3600 (in 3500.123 seconds)", ("EVENT_CHECK_CRLS", 3500)),
+    ("global periodic timer EVENT_SD_WATCHDOG is scheduled for 1795765260 (in 1795765096.863496 seconds)",
+     ("EVENT_SD_WATCHDOG", None)),
     ("signal event handler PLUTO_SIGCHLD", ("PLUTO_SIGCHLD",)),
     ("event PLUTO_CTL is not timer based", ("PLUTO_CTL",)),
     ("event EVENT_REINIT_SECRET is schd: 3600 (in 3500s)", ("EVENT_REINIT_SECRET", 3500)),
@@ -229,6 +231,17 @@ def test_pending_negotiations(text: str, wanted: tuple[str, str, str | None, int
     entry = only(f"#1: pending {text}", "pending")
     assert (entry["connection"], entry["instance"], entry["remote"], entry["replacing"]) == wanted
     assert (entry["ike_sa"], entry["kind"]) == (1, text.partition(" for ")[0])
+
+
+def test_connections_are_passed_on_before_their_states() -> None:
+    """Otherwise the SAs of the last connection in the status, with all its instances, have no row in `tunnels`."""
+    lines = ['"rw": 192.0.2.1...%any; unrouted;', '"rw"[1]: 192.0.2.1...198.51.100.7; routed-tunnel;',
+             '#1: "rw"[1] 198.51.100.7:4500 established IKE SA; newest; idle;',
+             '#2: "rw"[1] 198.51.100.7:4500 established Child SA; newest; IKE SA #1; idle;']
+    seen: list[object] = []
+    ipsec.StatusReader({"connections": lambda entry: seen.append(entry["instance"]),
+                        "states": lambda entry: seen.append(entry["serial"])}).read(lines)
+    assert seen == ["", "[1]", 1, 2]
 
 
 def test_connections_in_short() -> None:

@@ -105,6 +105,26 @@ def test_the_table_fits_any_width(pluto: str, columns: int) -> None:
     assert {"2.9K", "30M", "2h01m", "end 1m"} <= set(re.split("  +|\n", result.stdout))
 
 
+def test_a_wide_table_is_as_wide_as_its_text() -> None:
+    """The numbers stay beside the networks; the notes are the last column, and continue below it."""
+    rows = [ipsec.TunnelRow("hq"), ipsec.TunnelRow("away")]
+    for row in rows:
+        row.local_networks, row.remote_networks, row.remote_id = ["10.1.0.0/24"], ["10.2.0.0/24"], "CN=gateway"
+    rows[0].marks = ["mark"] * 30
+    heading, hq, more, *_, away, _ = ipsec.TunnelTable(200, 0).lines(rows)
+    assert heading.index("IN") < 60
+    assert hq.index("CN=gateway") == away.index("CN=gateway") == more.index("mark") < 80
+    assert max(map(len, (hq, more))) <= 200
+
+
+def test_notes_about_what_fails_are_not_dimmed() -> None:
+    row = ipsec.TunnelRow("hq")
+    row.state, row.wanted, row.problem = "down", True, "no local address"
+    assert "  no local address" in ipsec.TunnelTable(80, 0, colour=True).lines([row])
+    row.wanted = False
+    assert "\x1b[2m  no local address\x1b[0m" in ipsec.TunnelTable(80, 0, colour=True).lines([row])
+
+
 def test_one_connection_or_instance(pluto: str) -> None:
     result = run(pluto, "rw[1]")
     assert result.returncode == 0 and result.stdout.startswith("rw[1]\n") and "ann" in result.stdout
