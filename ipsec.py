@@ -13697,8 +13697,9 @@ def clean_up_after(host: Host, manager: Manager, *, was_running: bool) -> None:
 class Opt(Record):
     """An option of a command: `names` are its spellings, `metavar` is the name of its value in the help.
 
-    `metavar` is None if the option has no value, and [X] if the value is optional and follows a `=`.  If an
-    option is repeated, its last value counts, or with `many` all values.
+    `metavar` is None if the option has no value, and [X] if the value is optional and follows a `=`.  The
+    value of [SECONDS] can also be the next word.  If an option is repeated, its last value counts, or with
+    `many` all values.
     """
 
     names: str
@@ -13838,8 +13839,9 @@ def parse_options(options: Sequence[Opt], words: Sequence[str], args: Args, whos
     """
     known = options_by_name(options)
     operands: list[str] = []
-    remaining = iter(words)
-    for word in remaining:
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
         if word == "--":
             return [*operands, *remaining]
         if not word.startswith("-") or word == "-":
@@ -13858,10 +13860,11 @@ def parse_options(options: Sequence[Opt], words: Sequence[str], args: Args, whos
         if option.metavar is None and equals:
             raise Failure(f"{whose}: {name} takes no value", USAGE)
         if option.metavar is not None and not option.metavar.startswith("[") and not equals:
-            following = next(remaining, None)
-            if following is None:
+            if not remaining:
                 raise Failure(f"{whose}: {name} needs a value: {option.metavar}", USAGE)
-            value = following
+            value = remaining.pop(0)
+        elif option.metavar == "[SECONDS]" and remaining and is_number(remaining[0].replace(".", "", 1)):
+            value = value or remaining.pop(0)
 
         if option.many:
             args.options.setdefault(option.key, []).append(value)
@@ -24593,7 +24596,8 @@ class TunnelTable:
 
         columns = zip(self.HEADINGS, *(cells for _, cells, _ in table))
         widths = [max(map(len, column)) for column in columns]
-        widths[self.NAME] = min(widths[self.NAME], self.NAME_ROOM)
+        names = [len(cells[self.NAME]) for _, cells, _ in table]
+        widths[self.NAME] = max([len(self.HEADINGS[self.NAME]), *(n for n in names if n <= self.NAME_ROOM)])
         excess = sum(widths) + 2 * (len(widths) - 1) - self.width
         if excess > 0:
             widths[self.NETWORKS] = max(widths[self.NETWORKS] - excess, len(self.HEADINGS[self.NETWORKS]))

@@ -117,6 +117,12 @@ def test_a_wide_table_is_as_wide_as_its_text() -> None:
     assert max(map(len, (hq, more))) <= 200
 
 
+def test_a_long_name_takes_no_room_from_the_networks() -> None:
+    rows = [ipsec.TunnelRow("hq"), ipsec.TunnelRow("branch-office-with-a-long-name")]
+    heading, _, name, *_ = ipsec.TunnelTable(80, 0).lines(rows)
+    assert heading.startswith("NAME  STATE") and name == "branch-office-with-a-long-name"
+
+
 def test_notes_about_what_fails_are_not_dimmed() -> None:
     row = ipsec.TunnelRow("hq")
     row.state, row.wanted, row.problem = "down", True, "no local address"
@@ -151,7 +157,7 @@ class Terminal:
         self.pid, self.fd = pty.fork()
         if not self.pid:
             os.execve(sys.executable, [sys.executable, ipsec.__file__, "--config", "/nonexistent", "tunnels",
-                                       "--watch=0.1", "--ctlsocket", pluto],
+                                       "--watch", "0.1", "--ctlsocket", pluto],
                       {"TERM": "xterm", "COVERAGE_PROCESS_START": "", **env})
         self.output = ""
 
