@@ -22934,8 +22934,8 @@ class Diagnoser:
         if state in ("on demand", "waiting"):
             return Diagnosis(name, state, "OK", tried=tried)
         if not attempts or attempts[-1].ended != "taken down":
-            ike_up = bool(attempts) and attempts[-1].ike_up and not attempts[-1].was_up
-            return self._without_attempt(name, state, entries, "", tried=tried, ike_up=ike_up)
+            latest = attempts[-1] if attempts else None
+            return self._without_attempt(name, state, entries, "", tried=tried, last=latest)
 
         last = attempts[-1].last
         level = "WARN" if self._is_wanted(name, entries) else "OK"
@@ -22973,11 +22973,11 @@ class Diagnoser:
         return conn is not None and conn.auto == "start"
 
     def _without_attempt(self, name: str, state: str, entries: Entries, problem: str, *,
-                         tried: str = "", ike_up: bool = False) -> Diagnosis:
+                         tried: str = "", last: Attempt | None = None) -> Diagnosis:
         """Return the diagnosis of a connection that is down, if the log does not say why.
 
-        `problem` says why the log can't be read.  It is empty if the log was read.  `ike_up`: the last
-        attempt set up an IKE SA, but no IPsec SA.
+        `problem` says why the log can't be read.  It is empty if the log was read.  `last` is the last
+        attempt, or None if there was no attempt.
         """
         others: list[str] = []
         if state in ("on demand", "waiting"):
@@ -22988,7 +22988,9 @@ class Diagnoser:
         reason = "pluto's log has no attempt since pluto started"
         if tried:
             reason = "pluto's log does not say why the last attempt failed"
-        if ike_up:
+        if last and last.was_up:  # libreswan 5 does not log that the peer deletes an SA
+            reason = "the tunnel was up, and ended without a reason in pluto's log; probably the peer deleted it"
+        elif last and last.ike_up:
             reason = ("an IKE SA was set up, but pluto's log has no request for an IPsec SA after that (one "
                       "end may wait for mode config, leftmodecfgclient=, or XAUTH)")
         if problem:
