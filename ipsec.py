@@ -189,7 +189,7 @@ TEXT_LINE = 8 << 20  # bytes of a line of text
 NO_REGULAR_FILE = "not a regular file"  # the text of an OSError
 GLOB_LIMIT = 1000  # directories that one call of Host.glob() may search
 PATTERN_LIMIT = 1000  # patterns that one pattern with {a,b} may expand to
-FILES_LIMIT = 20_000  # files that a configuration or a secrets file may include
+FILES_LIMIT = 20_000  # files that a configuration or a secrets file may include, and directories to search for them
 LINKS_LIMIT = 40  # symbolic links in a path, as in the kernel (MAXSYMLINKS)
 MOUNTS_AGE = 1.0  # seconds after which the table of mounts is read again
 SILENT_AGE = 60.0  # seconds after which a file system that did not answer is tried again
@@ -1207,16 +1207,23 @@ class Host:
         except OSError as error:
             raise OSError(error.errno, error.strerror, name) from None
 
-    def glob(self, *patterns: str) -> list[str]:
+    def glob(self, *patterns: str, budget: list[int] | None = None) -> list[str]:
         """Return the existing paths that match the patterns: those of the first pattern, then the next.
 
-        The paths of each pattern are sorted.  As in glob(3), `*` does not match `/` or a leading dot.  Raises
-        TimeoutError, and OSError if all patterns together would search more than GLOB_LIMIT directories.
+        The paths of each pattern are sorted.  As in glob(3), `*` does not match `/` or a leading dot.
+        budget[0] counts down the directories that several calls together may search.  Raises TimeoutError,
+        and OSError if the budget is used up, or if this call would search more than GLOB_LIMIT directories.
         """
+        if budget and budget[0] <= 0:
+            raise OSError(errno.E2BIG, f"the includes look into more than {FILES_LIMIT} directories", *patterns[:1])
         left = [GLOB_LIMIT]
         paths: list[str] = []
-        for pattern in patterns:
-            paths += self._glob(pattern, left)
+        try:
+            for pattern in patterns:
+                paths += self._glob(pattern, left)
+        finally:
+            if budget:
+                budget[0] -= GLOB_LIMIT - left[0]
         return paths
 
     def _glob(self, pattern: str, left: list[int]) -> list[str]:
@@ -3858,6 +3865,7 @@ class Config:
         self._included = ""
         # The number of files that were read so far.  A file that is included twice counts twice.
         self._reads = 0
+        self._budget = [FILES_LIMIT]
         self._setup: dict[str, Setting] = {}
         self._setups = 0
         self._section: Section | None = None
@@ -4044,7 +4052,8 @@ class Config:
         has_braces = "{" in pattern
         expands = has_braces and (self.release is None or self.release < NO_BRACES)
         try:
-            files = self.host.glob(*braces(pattern)) if expands else self.host.glob(pattern)
+            patterns = braces(pattern) if expands else [pattern]
+            files = self.host.glob(*patterns, budget=self._budget)
         except OSError as error:
             self.unread = True
             self._problem(name, number, f"include {quote(pattern[:200])}: {error.strerror}", True, "include")
@@ -4389,6 +4398,7 @@ def secret_files(host: Host, name: str) -> tuple[list[str], list[Problem]]:
     files: list[str] = []
     problems: list[Problem] = []
     stopped: list[str] = []  # holds the first file that is not read because of FILES_LIMIT
+    budget = [FILES_LIMIT]
 
     def visit(file: str, depth: int, parent: str, line: int) -> None:
         if depth > INCLUDE_DEPTH:
@@ -4420,7 +4430,7 @@ def secret_files(host: Host, name: str) -> tuple[list[str], list[Problem]]:
 
     def visit_included(pattern: str, depth: int, parent: str, line: int) -> None:
         try:
-            matches = host.glob(os.path.join(os.path.dirname(parent), pattern))
+            matches = host.glob(os.path.join(os.path.dirname(parent), pattern), budget=budget)
         except OSError as error:
             problems.append(Problem(parent, line, f"include {quote(pattern[:200])}: {error.strerror}",
                                     is_unread=True))

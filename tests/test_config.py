@@ -522,3 +522,25 @@ def test_a_huge_configuration_is_one_problem(tmp_path: Path) -> None:
 
 def test_no_value_at_all() -> None:
     assert ipsec.split_value("") == ("", "")
+
+
+def test_the_patterns_of_all_includes_together_search_a_bounded_number_of_directories(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that include each other would search the same directories again and again."""
+    monkeypatch.setattr(ipsec, "FILES_LIMIT", 300)
+    (tmp_path / "etc").mkdir()
+    lines = "include /*/*/*/*.conf\ninclude /etc/ipsec.secrets\n" * 5
+    for name in ("ipsec.secrets", "ipsec.conf"):
+        (tmp_path / "etc" / name).write_text(lines)
+    for number in range(40):
+        (tmp_path / str(number) / "a").mkdir(parents=True)
+    host = ipsec.Host({}, root=str(tmp_path))
+    searched = []
+    listdir = host.listdir
+    monkeypatch.setattr(host, "listdir", lambda name: searched.append(name) or listdir(name))
+    _, problems = ipsec.secret_files(host, "/etc/ipsec.secrets")
+    assert any("more than 300 directories" in str(problem) for problem in problems) and len(searched) < 450
+    searched.clear()
+    config = ipsec.Config(host)
+    assert config.unread and any("300 directories" in str(problem) for problem in config.problems)
+    assert len(searched) < 450
