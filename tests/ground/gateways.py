@@ -17,6 +17,8 @@ from .machine import PYZ, Machine
 NAMES = ("west", "east")
 #: The beginning of an ipsec.conf
 SETUP = "config setup\n\tlogfile=/var/log/pluto.log\n"
+#: Lines of a conn section that needs no routes: libreswan's updown script takes seconds in that kernel.
+NO_UPDOWN = ("leftupdown=/bin/true", "rightupdown=/bin/true")
 
 
 def conn(name: str, *lines: str, west: str = "@west", east: str = "@east",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 
-from ..ground.gateways import NAMES, SETUP, Gateways, conn, road_warrior
+from ..ground.gateways import NAMES, NO_UPDOWN, SETUP, Gateways, conn, road_warrior
 from ..ground.machine import PYZ
 from ..test_metrics import series, value
 
 LAPTOP = road_warrior("@east2", "10.2.2.0/24")
-CONNS = conn("hq", "auto=add") + conn("old", "ikev2=no", "auto=add", west="@west1", east="@east1",
-                                      networks=("10.1.1.0/24", "10.2.1.0/24"))
+CONNS = (conn("hq", "auto=add", *NO_UPDOWN)
+         + conn("old", "ikev2=no", "auto=add", *NO_UPDOWN, west="@west1", east="@east1",
+                networks=("10.1.1.0/24", "10.2.1.0/24")))
 #: Source and destination of the packets of each tunnel
 ENDS = {"hq": ("10.1.0.1", "10.2.0.1"), "old": ("10.1.1.1", "10.2.1.1"), "rw": ("10.9.0.1", "10.2.2.1")}
 #: The number of pings of 60,000 bytes through each tunnel: 30 MB, and 3 MB

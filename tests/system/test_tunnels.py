@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..ground.gateways import NAMES, SETUP, Gateways, conn, road_warrior
+from ..ground.gateways import NAMES, NO_UPDOWN, SETUP, Gateways, conn, road_warrior
 
 NETWORKS = ("10.1.1.0/24", "10.2.1.0/24")
 LAPTOP = road_warrior("@east", "10.2.0.0/24")
+HQ = conn("hq", "auto=add", *NO_UPDOWN)
 CONFIGS = {
     # without auto=start: `up` would begin a second negotiation, whose first SAs the peer would keep at the end
-    "west": SETUP + conn("hq", "auto=add") + conn("old", "ikev2=no", "auto=start", networks=NETWORKS) + """
+    "west": SETUP + HQ + conn("old", "ikev2=no", "auto=start", *NO_UPDOWN, networks=NETWORKS) + """
 conn nobody
 \tauthby=secret
 \tleft=192.0.2.1
@@ -34,7 +35,7 @@ conn elsewhere
 \tright=198.51.100.2
 \tauto=add
 """ + LAPTOP["west"],
-    "east": SETUP + conn("hq", "auto=add") + conn("old", "ikev2=no", "auto=add", networks=NETWORKS) + LAPTOP["east"]}
+    "east": SETUP + HQ + conn("old", "ikev2=no", "auto=add", *NO_UPDOWN, networks=NETWORKS) + LAPTOP["east"]}
 
 
 def test_tunnels_of_every_kind(gateways: Gateways) -> None:
