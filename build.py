@@ -93,13 +93,13 @@ FRONT = (1, 2, 10, 12)
 # block compiles it, which takes 2 to 20 ms.  This is acceptable, because only people call these commands, or
 # the commands take much longer.  Bytecode for six interpreters would take 10 to 60 kB for each block.
 COMPILED_LATE = (
-    "PKCS#12 and PEM", "keys as showhostkey(8) writes them", "free text", "reports", "causes", "barf",
+    "PKCS#12 and PEM", "keys as showhostkey(8) writes them", "free text", "logs", "reports", "causes", "barf",
     "look and show", "diagnosis (why)", "tunnels", "metrics", "the summary of barf", "configuration",
     "reload", "NSS", "manual and completion")
 
 # An archive for one or two interpreters has no bytecode for these blocks either.  Only `verify` and commands
-# that diagnose tunnels need them, and compiling them takes 4 ms.
-COMPILED_LATE_IF_SMALL = ("what the rules do with a packet",)
+# that diagnose tunnels need them, and compiling them takes 8 ms.
+COMPILED_LATE_IF_SMALL = ("what the rules do with a packet", "diagnosis")
 
 # The version of marshal's format that all interpreters read
 FORMAT = 2
