@@ -3738,7 +3738,7 @@ def read_words(kind: str, value: str, bare: bool, release: tuple[int, ...] | Non
         return Reading(taken)
     if not is_strict(release):
         return Reading(None, f"{wrong}, and is ignored")
-    if not value:
+    if not value.strip(" \t:,"):  # libreswan splits the value at these characters, and finds no word
         return Reading(None, wrong)
     if bare and is_integer(value):
         return Reading(None, f"{wrong}; libreswan 3 and 4 read it as the internal number of a word")
@@ -23496,9 +23496,16 @@ def connection_names(host: Host) -> list[str]:
 
 
 def no_connection(host: Host, name: str, where: str = "") -> str:
-    """Return the error message for an unknown connection, which suggests a similar name if there is one."""
+    """Return the error message for a connection that is not found, with a hint if there is one.
+
+    `where` is the text that names the configuration file, or empty if pluto has not loaded the connection.
+    The hint is a similar name.  If ipsec.conf has the connection, the hint is the command that loads it.
+    """
     message = f"no connection named {quote(name)}{where}"
-    hint = suggest(name, connection_names(host))
+    names = connection_names(host)
+    hint = suggest(name, names) if name not in names else ""
+    if name in names and not where:
+        hint = f"it is not loaded; load it with: {shell_words(['ipsec', 'add', name])}"
     return f"{message} ({hint})" if hint else message
 
 

@@ -92,7 +92,7 @@ VALUES = ("yes no y n true false on off 0 1 2 -1 10 100 65535 65536 70000 429496
           "reject drop secret rsasig ecdsa null eaponly tls sendifasked alwayssend crypto packet either both "
           "rfc cisco file pam hard soft issuer all esp ah default busy unlimited enabled get post fallback "
           "accept banana 10Mi 1KiB 10M all,crypt no-crypt").split() + [
-              "", '""', '"a b"', '"yes "', '"1"', "{add}"]
+              "", '""', '" "', ",", '"a b"', '"yes "', '"1"', "{add}"]
 #: The pairs that addconn refuses and the built-in reader takes, and why.
 KNOWN = {
     "seccomp": "depends on how libreswan was built",
@@ -243,6 +243,11 @@ def test_a_connection_that_is_not_loaded_has_its_cause(gateway: Machine, pluto: 
     told = "banana" in by_pluto.stdout
     assert told == (release == "trixie") and ("ipsec barf --section plog" in by_pluto.stderr) != told
     assert "did you mean" not in gateway.ipsec("route", "fine").stderr
+    gateway.ipsec("delete", "fine").check()
+    for words in (["down", "fine"], ["delete", "fine"]):
+        again = gateway.ipsec(*words)
+        assert again.status == 21 and "did you mean" not in again.stderr
+        assert ("load it with: ipsec add fine" in again.stderr) == (release != "trixie")
 
 
 CANARY = "cAnArY-7f3d9"
