@@ -18387,16 +18387,24 @@ def pluto_fix(facts: Facts, *, is_hung: bool) -> str:
 
 @verify_check(
     "installed", "Version check and ipsec on-path",
-    checks="Whether libreswan's directory of programs has pluto, and whether pluto can be executed.",
-    matters="Pluto negotiates the keys with the peer. Without pluto there are no tunnels.",
+    checks="Whether libreswan's directory of programs has pluto and addconn, and whether they can be "
+           "executed.",
+    matters="Pluto negotiates the keys with the peer, and addconn loads the connections when pluto starts. "
+            "Without them there are no tunnels.",
     fix="Install the package libreswan. If pluto is in another directory, set IPSEC_EXECDIR.")
 def check_installed(facts: Facts) -> Iterator[Trouble]:
     program = os.path.join(facts.host.execdir, "pluto")
     if not facts.host.exists(program):
         yield ("FAIL", "FAILED", f"libreswan is not installed: {facts.host.execdir} has no pluto",
                install_command(facts.host, "libreswan"))
-    elif not facts.host.executable(program):
-        yield "FAIL", "FAILED", f"{program} can't be executed", shell_words(["chmod", "755", program])
+        return
+    for name in ("pluto", "addconn"):
+        program = os.path.join(facts.host.execdir, name)
+        if not facts.host.exists(program):
+            yield ("FAIL", "FAILED", f"{program} does not exist, so pluto loads no connections when it starts",
+                   install_command(facts.host, "libreswan"))
+        elif not facts.host.executable(program):
+            yield "FAIL", "FAILED", f"{program} can't be executed", shell_words(["chmod", "755", program])
 
 
 @verify_check(
@@ -19102,14 +19110,16 @@ def forwarding_troubles(facts: Facts, tunnels: Sequence[Tunnel], family: str,
 @verify_check(
     "peers", "Checking routes to peers and their networks",
     checks="Whether this host has a route to the peer of each connection. For a connection that is routed "
-           "or up, whether this host has a route to the networks behind the peer. Whether only one end of "
+           "or up, whether this host has a route to the networks behind the peer. Whether the interfaces "
+           "to the peers and to the networks of this end are up and have a carrier. Whether only one end of "
            "each connection is an address of this host.",
     matters="Without a route to the peer, IKE packets can't leave this host. Without a route to the "
             "networks behind the peer, the kernel drops packets before it encrypts them.",
-    fix="Add the route with the command of the finding.",
+    fix="Add the route or set the interface up with the command of the finding. Without a carrier, check "
+        "the cable, the switch port, or the other end of a virtual interface.",
     live=True)
 def check_peers(facts: Facts) -> Iterator[Trouble]:
-    troubles = list(route_troubles(facts))
+    troubles = [*route_troubles(facts), *link_troubles(facts)]
     yield from troubles
     if troubles:
         return
@@ -19162,6 +19172,31 @@ def route_troubles(facts: Facts) -> Iterator[Trouble]:
                        f"conn {name} has policies in the kernel, but no route leads from {source} to {net} "
                        f"({error.strerror}), so the kernel drops packets before it encrypts them",
                        shell_words(["ip", "route", "replace", net, "dev", tunnel.device or "DEVICE"]))
+
+
+def link_troubles(facts: Facts) -> Iterator[Trouble]:
+    """Yield a Trouble for each interface that is down or has no carrier, if a connection needs the interface.
+
+    These are the interfaces on the routes to the peers, and those with an address in a network behind this
+    host.
+    """
+    routing, link_name = Routing(facts.host), link_names(facts.host)
+    own = [(address, link_name[index]) for address, _, _, index in routing.addresses() if index in link_name]
+    users: dict[str, str] = {}  # by interface: the connection, and for what it needs the interface
+    for tunnel in facts.needed_tunnels():
+        if tunnel.device:
+            users.setdefault(tunnel.device, f"conn {tunnel.conn.name}: packets for the peer leave through")
+        for net in filter(canonical_net, tunnel.behind):
+            for address, device in own:
+                if net not in EVERYTHING and "/" in net and within(address, net):
+                    users.setdefault(device, f"conn {tunnel.conn.name}: the network {net} is behind")
+    for device, user in users.items():
+        flags = routing.link(device)[0]
+        if not flags & IFF_UP:
+            yield "FAIL", "DOWN", f"{user} {device}, which is down", shell_words(["ip", "link", "set", device, "up"])
+        elif not flags & IFF_RUNNING:
+            yield ("FAIL", "NO CARRIER", f"{user} {device}, which has no carrier (cable, switch port or other end)",
+                   shell_words(["ip", "-s", "link", "show", device]))
 
 
 def is_routed(facts: Facts, conn: Conn) -> bool:
@@ -19309,7 +19344,8 @@ def roles_of(conns: Sequence[Conn]) -> Roles:
     checks="Whether the rules of nftables and iptables drop incoming or outgoing packets of UDP 500, UDP "
            "4500 and ESP (or AH), redirect such incoming packets by NAT, or drop incoming ICMP errors about "
            "packets that are too long. A result FAIL or WARN is certain. The result is SKIP if it depends on "
-           "a condition that this check can't evaluate, or if IKE uses TCP or other ports.",
+           "a condition that this check can't evaluate, or if IKE uses TCP or other ports. Rules of the "
+           "families netdev and bridge, and filters of tc(8) and BPF, are not read.",
     matters="If the firewall drops these packets, IKE gets no answer, a tunnel carries no packets, or large "
             "packets disappear.",
     fix="Run the command of the finding, and add its rule to the saved rules of the firewall.",
@@ -19789,6 +19825,7 @@ def is_loopback(address: str) -> bool:
 def port_troubles(facts: Facts, port: int) -> Iterator[Trouble]:
     """Yield a Trouble if pluto has no socket on a UDP port in pluto's network namespace.
 
+    Also yield a Trouble if another program has the socket on an address that is an end of a connection.
     Sockets of the loopback interface don't count if another program uses the port, too.  If there is no sign
     that pluto runs, yield a Trouble if another program uses the port.  Otherwise raises the same errors as
     Facts.process() if pluto's process is not visible.
@@ -19802,6 +19839,12 @@ def port_troubles(facts: Facts, port: int) -> Iterator[Trouble]:
         return
     facts.process()  # raises NotChecked if pluto does not run
     if any(own and not (others and is_loopback(address)) for address, own in sockets):
+        ends = {conn.get(side) for conn in facts.known_conns() for side in ("left", "right")}
+        bound = {address for address, own in sockets if own}
+        for address in others:
+            if address in ends - bound:
+                yield ("FAIL", "IN USE", f"another program uses port {port} of {address}, so pluto has no socket "
+                       "there", find_other)
         return
 
     reason, fix = "", "ipsec restart"
@@ -19830,7 +19873,8 @@ def check_udp500(facts: Facts) -> Iterator[Trouble]:
 
 @verify_check(
     "udp4500", " Pluto listening for IKE/NAT-T on udp 4500",
-    checks="Whether the running pluto has a socket on UDP port 4500 in pluto's network namespace.",
+    checks="Whether the running pluto has a socket on UDP port 4500 in pluto's network namespace, and no other "
+           "program has this port of an address that is an end of a connection.",
     matters="If there is NAT between the peers, IKE and ESP use UDP port 4500.",
     fix="Run ipsec whack --listen.",
     live=True)
@@ -19842,7 +19886,8 @@ def check_udp4500(facts: Facts) -> Iterator[Trouble]:
     "loaded", " Pluto's connections are those of ipsec.conf",
     checks="Whether pluto has loaded the connections with auto=add, ondemand, start or keep. Whether the "
            "ends, networks and IDs of loaded connections are the same as in the file. Whether one end of "
-           "each loaded connection is an address of this host. Whether connections with auto=ondemand are "
+           "each loaded connection is an address of this host. Whether the program of leftupdown= can be "
+           "executed, if this end has one with an absolute path. Whether connections with auto=ondemand are "
            "routed. A connection with auto=ignore (the default) is checked only if pluto has loaded it.",
     matters="Pluto does not load a connection with an error, and does not notice that the file changes. "
             "A connection without an end on this host never comes up.",
@@ -19861,6 +19906,11 @@ def check_loaded(facts: Facts) -> Iterator[Trouble]:
         if "%group" in ends or "%opportunisticgroup" in ends:
             continue
         checked += 1
+        script = f"{sides.get(conn.name, '')}updown"
+        program = conn.get(script).split(" ")[0]
+        if program.startswith("/") and not facts.host.executable(program):
+            yield ("FAIL", "NO SCRIPT", f"conn {conn.name}: {script}={program} is not a program that can be executed, "
+                   "so the tunnel does not come up", edit_command(conn.settings[script]))
         if entries:
             yield from loaded_troubles(facts, conn, entries, sides.get(conn.name, ""), names)
             continue

@@ -883,6 +883,7 @@ class System:
         self.files = {
             "etc/ipsec.conf": SYSTEM_CONF, "etc/ipsec.d/tunnels.conf": SYSTEM_CONN, "etc/hosts": "",
             "etc/ipsec.secrets": '192.0.2.1 192.0.2.2 : PSK "k1k2k3k4k5"\n', f"{execdir}/pluto": "#!/bin/sh\n",
+            f"{execdir}/addconn": "#!/bin/sh\n",
             f"{nssdir}/cert9.db": "SQLite format 3\0" + "\0" * 84, f"{nssdir}/key4.db": "SQLite format 3\0" + "\0" * 84,
             "etc/crypto-policies/config": "DEFAULT\n", "etc/crypto-policies/back-ends/libreswan.config": "",
             "run/pluto/pluto.pid": f"{PLUTO_PID}\n", "sys/fs/selinux/enforce": "0\n", "sys/module/esp4/version": "",
@@ -904,7 +905,7 @@ class System:
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
             (self.root / name).write_text(text)
             (self.root / name).chmod(0o600)
-        for name in ("usr/libexec/ipsec/pluto", "var/lib/ipsec/nss"):
+        for name in ("usr/libexec/ipsec/pluto", "usr/libexec/ipsec/addconn", "var/lib/ipsec/nss"):
             if (self.root / name).exists():
                 (self.root / name).chmod(0o700)
         if self.pid:
@@ -966,6 +967,8 @@ class System:
             False, address, "", "eth1" if address.startswith("10.1.") else "eth0", "192.0.2.1"))())
         patch("dump", asks_kernel([(ipsec.attribute(ipsec.IFLA_IFNAME, b"eth0\0") + ipsec.attribute(
             ipsec.IFLA_MTU, (1500).to_bytes(4, "little")), -ipsec.IFINFOMSG_SIZE, 20)]))
+        patch("Facts.ask_addconn", lambda facts: None)
+        patch("Routing.link", asks_kernel((ipsec.IFF_UP | ipsec.IFF_RUNNING, {}, "")))
         patch("filter_tables", tables)
         patch("parse_certificate", lambda der: parsed[int(der)])
         patch("NssDatabase.has_certificates", lambda base: True)
