@@ -2823,7 +2823,6 @@ class Redactor:
 
     def __init__(self, show_secrets: bool = False) -> None:
         self.show_secrets = show_secrets
-        self.masked = 0  # how often a secret was replaced by REDACTED so far
         self._values: set[str] = set()  # masked also within words
         self._words: set[str] = set()  # masked only as whole words
         self._base64: set[str] = set()  # secrets in base64, which may be wrapped over several lines
@@ -2910,7 +2909,6 @@ class Redactor:
             text, in_key = mask_pem(text, in_key)
         if not bulk:
             text = self._mask_places(text)
-        self.masked += text.count(MASK)
         return text.replace(MASK, REDACTED), in_key
 
     def clean(self, text: str, *, bulk: bool = False) -> str:
@@ -14699,12 +14697,12 @@ def is_cut(text: str) -> bool:
 class LogFilter:
     """Selects the lines of a log that are about IPsec, and masks dumped bytes in these lines.
 
-    `left_out` counts the lines that are not selected.  `rows` counts the masked runs of bytes.
+    `left_out` counts the lines that are not selected.
     """
 
     def __init__(self) -> None:
         import re
-        self.left_out = self.rows = 0
+        self.left_out = 0
         self.debug_run = re.compile(DUMP_RUN % 1)
         self.any_run = re.compile(DUMP_RUN % 3)
         self.whole_row = re.compile(r"\s*[0-9A-Fa-f]{2}(?:  ?[0-9A-Fa-f]{2})*(?:  .*)?")
@@ -14788,15 +14786,12 @@ class LogFilter:
             bytes_run = self.any_run.search(line)
             if not bytes_run:
                 return self._without_opaque(line)
-            self.rows += 1
             return self._without_opaque(line[:bytes_run.start()]) + dumped(bytes_run[0])
 
         if self.whole_row.fullmatch(text):
-            self.rows += 1
             return f"{head}{bar}{dumped(text)}"
         bytes_run = self.debug_run.search(text)
         if bytes_run:
-            self.rows += 1
             return f"{head}{bar}{text[:bytes_run.start()]}{dumped(bytes_run[0])}"
         text = self.base64_word.sub(self._mask_word, self.long_hex.sub(self._mask_hex, text))
         return head + bar + self._without_opaque(text)
@@ -14811,7 +14806,6 @@ class LogFilter:
         is_public = self.public_words.search(match.string, max(0, match.start() - 40), match.start())
         if is_public or all(map(is_harmless_word, match[0].replace("+", "/").split("/"))):
             return match[0]
-        self.rows += 1
         return REDACTED
 
     def _mask_hex(self, match: re.Match[str]) -> str:
@@ -14819,7 +14813,6 @@ class LogFilter:
         before = match.string[max(0, match.start() - 12):match.start()]
         if "ckaid" in before.lower():
             return match[0]
-        self.rows += 1
         digits = match[0].removeprefix("0x")
         return f"[redacted {len(digits) // 2} bytes]"
 
@@ -14958,6 +14951,7 @@ class Report:
         self.redactor = redactor_of(host, args.flag("--show-secrets"), self.config)
         self.program_timeout: float | None = None  # seconds; only set if a section has no Worker with a limit
         self.log_filter = LogFilter()
+        self.masked = 0  # how often the text that counting() has written so far has a mask
         self.ended: dict[str, list[str]] = {}  # for each outcome, the names of the sections with this outcome
         self._verdicts: list[Finding] | None = None
         self._verifying = _thread.allocate_lock()
@@ -14973,13 +14967,21 @@ class Report:
                 self._verdicts = list(load_part("findings")(self.host, self.timeout / 2))
             return self._verdicts
 
+    def counting(self, write: Callable[[str], None]) -> Callable[[str], None]:
+        """Return a function that writes a text with `write` and counts the masks in it."""
+        def count_and_write(text: str) -> None:
+            self.masked += text.count(REDACTED[:-1])  # [redacted] or [redacted 16 bytes]
+            write(text)
+
+        return count_and_write
+
     def ending(self) -> str:
         """Return the last lines of a report: the incomplete sections, and how much was masked or left out."""
         lines = []
         for outcome in INCOMPLETE:
             if outcome in self.ended:
                 lines.append(f"{outcome}: {', '.join(self.ended[outcome])}")
-        masked = count_text(self.redactor.masked + self.log_filter.rows, "value")
+        masked = count_text(self.masked, "value")
         left_out = count_text(self.log_filter.left_out, "line")
         lines.append(f"{masked} masked, {left_out} of other programs left out")
         return "".join(f"{line}\n" for line in lines)
@@ -15072,7 +15074,6 @@ class Worker:
 
         Raises OSError, RuntimeError or MemoryError if no thread or process can be made.
         """
-        self.report = report
         self.started = time.monotonic()
         self.outcome = "failed"
         self.pid = 0
@@ -15100,7 +15101,6 @@ class Worker:
             return
         try:
             os.close(self.reader)
-            report.redactor.masked = 0
             self._run(report, section)
         finally:  # the new process must never continue in the code of its parent
             os._exit(OUTCOMES.index(self.outcome))
@@ -15114,9 +15114,6 @@ class Worker:
 
         try:
             self.outcome = report.produce(section, write)
-            if section.apart:
-                # a report has no NUL (printable()), so the number of masked values is clear after one
-                write(f"\0{report.redactor.masked}")
         except BrokenPipeError:
             return  # nobody reads the pipe: give_up() closed it, or this program ends
         finally:
@@ -15134,7 +15131,6 @@ class Worker:
         poll = select.poll()
         poll.register(self.reader, select.POLLIN)
         patience = timeout
-        ending = b""  # the NUL and the number that a process writes after the text
         if not poll.poll(0):
             patience -= time.monotonic() - self.started
 
@@ -15148,16 +15144,11 @@ class Worker:
             patience -= time.monotonic() - before
             if not data:
                 break
-            if ending:
-                ending, data = ending + data, b""
-            text, mark, digits = data.partition(b"\0")
-            ending += mark + digits
-            write(decoder.decode(text))
+            write(decoder.decode(data))
 
         os.close(self.reader)
         if not self.pid:
             return self.outcome
-        self.report.redactor.masked += int(ending[1:] or b"0")
         _, status = os.waitpid(self.pid, 0)
         code = os.waitstatus_to_exitcode(status)
         return OUTCOMES[code] if 0 <= code < len(OUTCOMES) else "failed"
@@ -22163,9 +22154,9 @@ def write_report(
     Raises Failure for a wrong option, OSError if the report can't be written.
     """
     try:
-        write = file.write if file else printer(host)
-        sink = JsonSink(write) if args.flag("--json") else TextSink(write)
         report = Report(host, args)
+        write = report.counting(file.write if file else printer(host))
+        sink = JsonSink(write) if args.flag("--json") else TextSink(write)
         if len(sections) > 1:  # import and compile once, before the threads and processes start
             import _socket  # noqa: F401
             import subprocess  # noqa: F401
