@@ -8789,7 +8789,9 @@ def event_of(text: str) -> dict[str, Any]:
     # (5.0), `event NAME schd: 90s (in 70s) "hq" #3: ` (later), `event NAME is not timer based`,
     # `global one-shot timer NAME is scheduled for 90 (in 70.5 seconds)`
     head, _, rest = text.partition(" (in ")
-    name = head.partition(" is ")[0].partition("schd: ")[0].rstrip().rpartition(" ")[2]
+    name = head.partition(" is ")[0].partition("schd: ")[0].rstrip()
+    for start in EVENT_HEADS:
+        name = name.removeprefix(start)
     when, _, owner = rest.partition(")")
     event: dict[str, Any] = {"text": text, "details": [], "event": name}
     if when:

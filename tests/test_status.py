@@ -109,6 +109,7 @@ def test_an_sa_without_esp_has_no_time() -> None:
      ("EVENT_SD_WATCHDOG", None)),
     ("signal event handler PLUTO_SIGCHLD", ("PLUTO_SIGCHLD",)),
     ("event PLUTO_CTL is not timer based", ("PLUTO_CTL",)),
+    ("event netlink messages is not timer based", ("netlink messages",)),
     ("event EVENT_REINIT_SECRET is schd: 3600 (in 3500s)", ("EVENT_REINIT_SECRET", 3500)),
     ('event EVENT_SA_REPLACE is schd: 90 (in 70s) "hq"[1] 192.0.2.7  #3', ("EVENT_SA_REPLACE", 70, "hq", 3)),
     ('event REKEYschd: 90 (in -2s) "a is b"  #3', ("REKEY", -2, "a is b", 3)),
