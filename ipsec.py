@@ -3736,7 +3736,8 @@ def read_words(kind: str, value: str, bare: bool, release: tuple[int, ...] | Non
         return Reading(taken)
     if not is_strict(release):
         return Reading(None, f"{wrong}, and is ignored")
-    if not value.strip(" \t:,"):  # libreswan splits the value at these characters, and finds no word
+    # libreswan splits the value at these characters, and finds no word
+    if not value.strip(" \t," if kind == "debug" else " \t:,"):
         return Reading(None, wrong)
     if bare and is_integer(value):
         return Reading(None, f"{wrong}; libreswan 3 and 4 read it as the internal number of a word")
