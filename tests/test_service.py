@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -391,3 +394,301 @@ def test_a_kernel_without_netfilter_has_no_rules_to_remove(monkeypatch: pytest.M
     assert rules.found(lambda prefix: True) == []
     with pytest.raises(ipsec.Failure, match="install iptables"):
         rules.change([], [ipsec.Capture("INPUT", "in", 50, "x")])
+
+
+# --- the direct start and stop, with programs in the place of libreswan's ---------------------------------------------
+
+def program(directory: Path, name: str, text: str) -> None:
+    """Write a shell script that stands in for a program of libreswan."""
+    directory.mkdir(exist_ok=True)
+    path = directory / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ipsec.Host:
+    """A host whose files are below tmp_path, where the user counts as root and no pluto runs or may run."""
+    monkeypatch.setattr(ipsec.Host, "superuser", property(lambda self: True))
+    programs = tmp_path / "libexec"
+    for name in ("pluto", "addconn"):
+        program(programs, name, "exit 0")
+    (tmp_path / "ipsec.conf").write_text(f"config setup\n\tlogfile={tmp_path}/pluto.log\n\nconn a\n\treqid=77\n")
+    host = ipsec.Host({"PATH": os.environ["PATH"]}, conf=f"{tmp_path}/ipsec.conf", rundir=f"{tmp_path}/run",
+                      nssdir=f"{tmp_path}/nss")
+    host.execdir, host.confddir = str(programs), f"{tmp_path}/ipsec.d"
+    (tmp_path / "sys").mkdir()
+    monkeypatch.setattr(ipsec, "SYSCTLS", f"{tmp_path}/sys")
+    monkeypatch.setattr(host, "has_xfrm", lambda: True)
+    for name, value in (("find_pluto", None), ("pluto_answers", False), ("signs_of_pluto", []),
+                        ("signs_of_own_pluto", []), ("flush_xfrm", (0, 0)), ("stop_nflog", None),
+                        ("restore_resolv_conf", None), ("load_modules", None)):
+        monkeypatch.setattr(ipsec, name, lambda *_, value=value: value)
+    return host
+
+
+def error_of(function: Callable[..., object], *words: object, **options: object) -> ipsec.Failure:
+    """Return the Failure that a call raises."""
+    with pytest.raises(ipsec.Failure) as caught:
+        function(*words, **options)
+    return caught.value
+
+
+def test_a_pluto_that_ends_at_once_is_a_failure_with_its_status_and_words(
+        gateway: ipsec.Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "ipsec.secrets").write_text(': PSK "SwordfishForTheTunnel"\n')
+    log = tmp_path / "pluto.log"
+    log.write_text("of an earlier start\n")
+    program(tmp_path / "libexec", "pluto", f"echo no database >&2; echo SwordfishForTheTunnel >>{log}; exit 7")
+    monkeypatch.setattr(ipsec.Direct, "_prepare", lambda self: None)
+    failure = error_of(ipsec.Direct(gateway, dry=False).start)
+    assert (failure.status, failure.message, failure.hint) == (7, "pluto ended with status 7", f"its log: {log}")
+    shown = capsys.readouterr().err
+    assert "no database" in shown and "[redacted]" in shown
+    assert "Swordfish" not in shown and "earlier" not in shown
+
+    monkeypatch.setattr(ipsec, "signs_of_pluto", lambda host: ["UDP port 500 is in use"])
+    error_of(ipsec.Direct(gateway, dry=False).start)
+    assert "pluto left are not removed: UDP port 500 is in use" in capsys.readouterr().err
+
+
+def test_a_pluto_that_does_not_answer_is_killed(gateway: ipsec.Host, tmp_path: Path,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    number = tmp_path / "number"
+    program(tmp_path / "libexec", "pluto", f"echo $$ >{number}.new; mv {number}.new {number}; exec sleep 600")
+
+    def wait(done: Callable[[], object], seconds: float) -> bool:
+        while not number.exists():
+            time.sleep(0.01)
+        return bool(done())
+
+    monkeypatch.setattr(ipsec, "wait_until", wait)
+    monkeypatch.setattr(ipsec.Direct, "_prepare", lambda self: None)
+    failure = error_of(ipsec.Direct(gateway, dry=False).start)
+    assert (failure.status, failure.message) == (1, "pluto did not answer within 60 s and was ended")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(number.read_text()), 0)
+
+
+def test_a_pluto_that_runs_is_not_started_again(gateway: ipsec.Host, monkeypatch: pytest.MonkeyPatch,
+                                                capsys: pytest.CaptureFixture[str]) -> None:
+    direct = ipsec.Direct(gateway, dry=False)
+    monkeypatch.setattr(ipsec, "find_pluto", lambda host: 42)
+    monkeypatch.setattr(ipsec, "wait_until", lambda done, seconds: done())
+    assert error_of(direct.start).message == "pluto (pid 42) runs but does not answer"
+    monkeypatch.setattr(ipsec, "pluto_answers", lambda host: True)
+    assert direct.start() == ipsec.OK
+    assert capsys.readouterr().out.endswith("ipsec: pluto (pid 42) is running already\n")
+    assert error_of(direct.start, foreground=True).message == "pluto is running already (pid 42)"
+
+
+def test_in_the_foreground_pluto_replaces_this_process(gateway: ipsec.Host, tmp_path: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pid file has this process until pluto writes its own; without /dev/log, pluto logs to standard error."""
+    (tmp_path / "ipsec.conf").write_text("config setup\n")
+    run: list[object] = []
+    monkeypatch.setattr(gateway, "exec", lambda path, words: run.extend([path, *words]))
+    monkeypatch.setattr(gateway, "exists", lambda name: name != "/dev/log" and os.path.exists(name))
+    monkeypatch.setattr(os, "chdir", run.append)
+    monkeypatch.setattr(ipsec.Direct, "_prepare", lambda self: None)
+    monkeypatch.setattr(ipsec.Direct, "_launch", lambda self, argv: None)
+    assert ipsec.Direct(gateway, dry=False).start(foreground=True) == ipsec.OK
+    assert run == ["/", f"{tmp_path}/libexec/pluto", "--config", f"{tmp_path}/ipsec.conf", "--nofork",
+                   "--rundir", f"{tmp_path}/run", "--nssdir", f"{tmp_path}/nss", "--stderrlog"]
+    assert (tmp_path / "run/pluto.pid").read_text() == f"{os.getpid()}\n"
+
+
+def test_only_root_starts_and_stops(gateway: ipsec.Host, monkeypatch: pytest.MonkeyPatch,
+                                    capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(ipsec.Host, "superuser", property(lambda self: False))
+    for act in (ipsec.Direct.start, ipsec.Direct.stop, ipsec.Direct.restart):
+        assert error_of(act, ipsec.Direct(gateway, dry=False)).status == ipsec.LSB_NO_RIGHT
+        capsys.readouterr()
+        assert act(ipsec.Direct(gateway, dry=True)) == ipsec.OK
+        assert capsys.readouterr().out.startswith("Redirecting to: ")
+
+
+def test_if_a_pluto_may_run_a_start_leaves_its_files(gateway: ipsec.Host, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only if no pluto runs for sure are the pid file and the control socket of an earlier one removed."""
+    for name in ("stack_start", "check_nss", "check_nflog"):
+        monkeypatch.setattr(ipsec, name, lambda *_, **__: None)
+    (tmp_path / "run").mkdir()
+    files = [tmp_path / "run/pluto.pid", tmp_path / "run/pluto.ctl"]
+    for is_alone in (False, True):
+        for file in files:
+            file.write_text("")
+        monkeypatch.setattr(ipsec, "check_not_running", lambda host, is_alone=is_alone: is_alone)
+        ipsec.Direct(gateway, dry=False)._prepare()
+        assert [file.exists() for file in files] == [not is_alone] * 2
+
+
+def test_a_restart_with_a_broken_configuration_stops_nothing(gateway: ipsec.Host, tmp_path: Path,
+                                                             monkeypatch: pytest.MonkeyPatch,
+                                                             capsys: pytest.CaptureFixture[str]) -> None:
+    program(tmp_path / "libexec", "addconn", "echo 'ipsec.conf:3: nonsense' >&2; exit 3")
+    monkeypatch.setattr(ipsec.Direct, "stop", lambda self: pytest.fail("stopped"))
+    failure = error_of(ipsec.Direct(gateway, dry=False).restart)
+    assert failure.status == 3 and "addconn refuses the configuration; pluto was left as it is" in failure.message
+    assert "ipsec.conf:3: nonsense" in capsys.readouterr().err
+
+
+def test_addconn_decides_and_the_reader_only_warns(gateway: ipsec.Host, tmp_path: Path,
+                                                   capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "ipsec.conf").write_text("config setup\nconn a\n\tfrobnicate=1\n")
+    assert ipsec.check_config(gateway).conns()
+    assert "frobnicate" in (warning := capsys.readouterr().err) and "addconn accepts it" in warning
+    (tmp_path / "libexec/addconn").unlink()
+    assert "frobnicate" in error_of(ipsec.check_config, gateway).message
+    (tmp_path / "libexec/pluto").unlink()
+    failure = error_of(ipsec.check_config, gateway)
+    assert failure.status == ipsec.LSB_NOT_INSTALLED and "libreswan is not installed" in failure.hint
+
+
+def test_what_does_not_end_by_a_request_ends_by_signals(gateway: ipsec.Host, monkeypatch: pytest.MonkeyPatch,
+                                                        capsys: pytest.CaptureFixture[str]) -> None:
+    """A process that ignores SIGTERM gets SIGKILL."""
+    ignoring = 'trap "" TERM; echo ready; while :; do sleep 1; done'
+    child = subprocess.Popen(["sh", "-c", ignoring], stdout=subprocess.PIPE)
+    assert child.stdout and child.stdout.readline() == b"ready\n"
+    sent: list[tuple[str, ...]] = []
+
+    def signal_it(pid: int, *names: str) -> None:
+        sent.append(names)
+        for name in names:
+            child.send_signal(signal.Signals[name])
+
+    monkeypatch.setattr(gateway, "signal", signal_it)
+    monkeypatch.setattr(ipsec, "is_pluto", lambda host, pid: child.poll() is None)
+    monkeypatch.setattr(ipsec, "STOP_TIMES", (("shutdown", 0.1), ("SIGTERM", 0.1), ("SIGKILL", 60.0)))
+    try:
+        ipsec.Direct(gateway, dry=False)._end(child.pid)
+    finally:
+        child.kill()
+        child.stdout.close()
+    assert child.wait() == -signal.SIGKILL
+    assert sent == [("SIGTERM", "SIGCONT"), ("SIGKILL", "SIGCONT")]
+    assert f"ending pluto (pid {child.pid}) by signal" in capsys.readouterr().err
+
+
+def test_a_pluto_that_never_ends_keeps_its_policies(gateway: ipsec.Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ipsec, "find_pluto", lambda host: 42)
+    monkeypatch.setattr(ipsec, "is_pluto", lambda host, pid: True)
+    monkeypatch.setattr(ipsec, "STOP_TIMES", (("shutdown", 0.0), ("SIGKILL", 0.0)))
+    monkeypatch.setattr(gateway, "signal", lambda *_: None)
+    monkeypatch.setattr(ipsec, "clean_up", lambda host: pytest.fail("cleaned up"))
+    failure = error_of(ipsec.Direct(gateway, dry=False).stop)
+    assert failure.message == "pluto (pid 42) does not end; the kernel's policies are left as they are"
+
+
+@pytest.mark.parametrize("pid, answers, signs, has_file, text, status", [
+    (42, True, [], True, "pluto (pid 42) is running...", 0),
+    (42, False, [], True, "pluto (pid 42) is running, but does not answer", 4),
+    (None, True, [], False, "pluto is running, in another PID namespace or without its pid file", 0),
+    (None, False, ["the pid file can't be read"], False, "pluto status unknown: the pid file can't be read", 4),
+    (None, False, [], True, "pluto dead but pid file exists", 1),
+    (None, False, [], False, "pluto is stopped", 3),
+])
+def test_the_status_of_pluto(pid: int | None, answers: bool, signs: list[str], has_file: bool, text: str, status: int,
+                             gateway: ipsec.Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                             capsys: pytest.CaptureFixture[str]) -> None:
+    if has_file:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run/pluto.pid").write_text("42\n")
+    monkeypatch.setattr(ipsec, "find_pluto", lambda host: pid)
+    monkeypatch.setattr(ipsec, "pluto_answers", lambda host: answers)
+    monkeypatch.setattr(ipsec, "signs_of_own_pluto", lambda host: signs)
+    assert ipsec.Direct(gateway, dry=False).status() == status
+    assert capsys.readouterr().out == f"ipsec: {text}\n"
+
+
+def test_the_sysctls_are_set_at_a_start_and_restored_at_a_stop(gateway: ipsec.Host, tmp_path: Path,
+                                                               monkeypatch: pytest.MonkeyPatch,
+                                                               capsys: pytest.CaptureFixture[str]) -> None:
+    expires, drop = tmp_path / "sys/xfrm_acq_expires", tmp_path / "sys/xfrm_larval_drop"
+    expires.write_text("165\n")
+    drop.write_text("1\n")
+    (tmp_path / "run").mkdir()
+    config = ipsec.Config(gateway)
+    ipsec.stack_start(gateway, config, "none")
+    assert expires.read_text() == "165\n"
+    for _ in range(2):  # the second start must not save the changed value
+        ipsec.stack_start(gateway, config, "frob")
+    captured = capsys.readouterr()
+    assert captured.out == f"changing {expires} from 165 to 30\n"
+    assert 'unknown protostack="frob"' in captured.err
+    assert ipsec.stack_stop(gateway) == []
+    assert (expires.read_text(), drop.read_text()) == ("165", "1\n")
+    assert not (tmp_path / "run/ipsec.sysctl").exists()
+
+    def refuse(name: str, text: str) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), name)
+
+    monkeypatch.setattr(gateway, "write", refuse)
+    ipsec.stack_start(gateway, config)
+    assert f"WARNING: cannot change {expires} from 165 to 30" in capsys.readouterr().err
+    monkeypatch.setattr(gateway, "has_xfrm", lambda: False)
+    assert error_of(ipsec.stack_start, gateway, config).message == "FAILURE in loading XFRM IPsec stack"
+
+
+def test_the_flush_knows_the_reqids_of_the_configuration(gateway: ipsec.Host, tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[set[int]] = []
+    monkeypatch.setattr(ipsec, "flush_xfrm", lambda host, reqids: asked.append(set(reqids)))
+    ipsec.flush_states_and_policies(gateway)
+    (tmp_path / "ipsec.conf").unlink()
+    ipsec.flush_states_and_policies(gateway)
+    monkeypatch.setattr(gateway, "has_xfrm", lambda: False)
+    ipsec.flush_states_and_policies(gateway)
+    assert asked == [{77}, set()]
+
+    def refuse(host: ipsec.Host, reqids: set[int]) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(gateway, "has_xfrm", lambda: True)
+    monkeypatch.setattr(ipsec, "flush_xfrm", refuse)
+    assert error_of(ipsec.flush_states_and_policies, gateway).hint == "start the container with --cap-add NET_ADMIN"
+
+
+def test_a_stop_leaves_everything_if_a_pluto_may_run(gateway: ipsec.Host, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch,
+                                                     capsys: pytest.CaptureFixture[str]) -> None:
+    """Its files, states and policies stay.  After a pluto was ended, this is a warning only."""
+    (tmp_path / "run").mkdir()
+    pid = tmp_path / "run/pluto.pid"
+    pid.write_text("42\n")
+    sign = "UDP port 500 is in use"
+    with monkeypatch.context() as patch:
+        patch.setattr(ipsec, "signs_of_pluto", lambda host: [sign])
+        patch.setattr(ipsec, "flush_xfrm", lambda *_: pytest.fail("flushed"))
+        ipsec.finish_stop(gateway, ended=True)
+        patch.setattr(ipsec, "signs_of_own_pluto", lambda host: [sign])
+        assert sign in error_of(ipsec.finish_stop, gateway, ended=False).message
+        assert pid.exists() and sign in capsys.readouterr().err
+
+    def refuse(host: ipsec.Host) -> None:
+        raise ipsec.Failure("iptables: no answer")
+
+    monkeypatch.setattr(ipsec, "stop_nflog", refuse)
+    assert ipsec.Direct(gateway, dry=False).stop() == ipsec.OK
+    assert not pid.exists()
+    assert "nflog: rules that copy packets are left: iptables: no answer" in capsys.readouterr().err
+
+
+def test_modprobe_of_busybox_lacks_an_option(tree: Tree, monkeypatch: pytest.MonkeyPatch,
+                                             capsys: pytest.CaptureFixture[str]) -> None:
+    host = tree({})
+    calls: list[str] = []
+
+    def run(argv: list[str], timeout: float) -> ipsec.Ran:
+        calls.append(argv[1])
+        return ipsec.Ran(1, b"", b"modprobe: invalid option -- b" if "b" in argv[1] else b"")
+
+    monkeypatch.setattr(host, "run", run)
+    monkeypatch.setattr(host, "which", lambda program: f"/sbin/{program}")
+    ipsec.load_modules(host)
+    assert calls == ["-qab", "-qa"]
+    monkeypatch.setattr(host, "which", lambda program: None)
+    ipsec.load_modules(host)
+    assert "modprobe is not installed" in capsys.readouterr().err
