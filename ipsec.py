@@ -2931,7 +2931,10 @@ class Redactor:
             yield printable(text)
 
     def _mask_values(self, text: str) -> str:
-        """Replace each secret that was passed to learn() by MASK."""
+        """Return the text with MASK in place of each secret that was passed to learn().
+
+        The forms that learn() names are masked too, and base64 also if it is wrapped over several lines.
+        """
         if self._sorted is None:
             self._sort_values()
         for value in self._values_in(text):
@@ -2973,7 +2976,8 @@ class Redactor:
         return sorted(values, key=len, reverse=True)
 
     def _mask_wrapped(self, text: str) -> str:
-        """Mask consecutive lines of base64 if, when joined, they hold a secret."""
+        """Return the text with MASK in place of each of several consecutive lines of base64 if, when joined,
+        they hold a secret."""
         lines = text.split("\n")
         start = 0
         while start < len(lines):
@@ -3001,8 +3005,8 @@ class Redactor:
         return self._patterns[pattern]
 
     def _mask_places(self, text: str) -> str:
-        """Mask the secrets in SECRET_PLACES, in commands of the NSS tools, in remarks of firewall rules, and
-        in dumps."""
+        """Return the text without the secrets in SECRET_PLACES, in commands of the NSS tools, in remarks of
+        firewall rules, and in dumps."""
         lines = text.split("\n")
         lowered = text.lower()
         hinted = {hint: lines_with(lowered, hint) for hint in HINTS}
@@ -3023,7 +3027,7 @@ class Redactor:
         return "\n".join(lines)
 
     def _mask_tools(self, line: str) -> str:
-        """Mask the passwords in a command of the NSS tools."""
+        """Return the line with the passwords in a command of the NSS tools masked."""
         before = ""
         while line != before:
             before = line
@@ -3031,9 +3035,10 @@ class Redactor:
         return line
 
     def _mask_rows(self, line: str, rows: Iterable[str]) -> str:
-        """Find bytes that are a secret or a part of one; mask the line from these bytes to its end.
+        """Return the line, masked from the first bytes that are a secret or a part of one to the line's end.
 
-        The end is masked because a dump repeats the bytes as text there.  `rows` are the patterns to use.
+        The end is masked because a dump repeats the bytes as text there.  `rows` are the patterns that find
+        the bytes.
         """
         for row in rows:
             line = self._compiled(row, ignore_case=False).sub(self._mask_row, line)
@@ -6890,7 +6895,7 @@ def find_pluto(host: Host) -> int | None:
 
 
 def process_names(host: Host) -> dict[int, str | None]:
-    """Return the names of all processes by PID.  None is a name that this user is not permitted to read."""
+    """Return the names of all processes by PID.  A name that this user is not permitted to read is None."""
     names: dict[int, str | None] = {}
     for pid in map(int, filter(str.isdecimal, host.listdir("/proc"))):
         try:
@@ -8603,7 +8608,8 @@ def read_end(text: str, *, is_remote: bool) -> dict[str, Any]:
     """Parse the text of one end of a connection into a dict for the JSON document.
 
     If the text has no host or no subnet, the value of `host` or `subnet` is None.  If it has no port,
-    protoport or address pool, the key `port`, `protoport` or `pool` is missing.
+    protoport or address pool, the key `port`, `protoport` or `pool` is missing.  `id` and `auth` are None,
+    because they come from later lines of the status.
     """
     plain = plain_end(text, is_remote=is_remote)
     if plain:
@@ -10774,8 +10780,9 @@ def import_failure(name: str, failure: NssTool) -> Failure:
 def pem_to_pkcs12(host: Host, pem: bytes, nickname: str) -> bytes:
     """Convert PEM certificates, and the private key of one of them if `pem` has a key, to PKCS#12.
 
-    The program openssl does it.  `nickname`, unless it is empty, is the nickname of the certificate with the
-    key.  Raises Failure if openssl can't convert the data, and Missing if openssl is not installed.
+    The program openssl converts the data.  The password of the result is `pem`.  `nickname`, unless it is
+    empty, is the nickname of the certificate with the key.  Raises Failure if openssl can't convert the data,
+    TimedOut if openssl does not end, and Missing if openssl or memory_file() is missing.
     """
     source, password = host.memory_file(pem), host.memory_file(b"pem\n")
     try:
@@ -10857,9 +10864,10 @@ def generate_key(base: NssDatabase, kind: str, size: str, seed: bytes) -> str:
 # ============================================================================================================
 # 8. Firewall
 #
-# Makes the NFLOG rules of checknflog and stopnflog, and the changes of _updown for a connection: to routes,
-# addresses, routing rules, VTI interfaces, proxy ARP, address translation and name servers.  Used by the
-# service commands, checknflog, stopnflog, sniff and _updown; verify, show and look use the class Routing.
+# Adds and removes NFLOG rules (checknflog, stopnflog).  For _updown, also changes routes, addresses, routing
+# rules, VTI interfaces, proxy ARP, address translation and name servers when a connection comes up or goes
+# down.  Used by the service commands, checknflog, stopnflog, sniff and _updown.  Verify, why, show and look
+# use the class Routing.
 # Facts: the ipsec script and _updown.netkey or _updown.xfrm of libreswan 3.25 to 5.4; ipsec.conf(5) for nflog=
 # and nflog-all=; rtnetlink(7) and the headers of section 5; ip-route(8) for the words of a route.
 # ============================================================================================================
@@ -12510,8 +12518,10 @@ class Updown:
     def _resolv_conf(self, servers: Sequence[str], domains: Sequence[str]) -> None:
         """Write a resolv.conf that names the peer's name servers before the others.
 
-        First save the present resolv.conf, unless _updown wrote it.  If the host has no resolv.conf, do
-        nothing.  Before 5.0, do nothing also if _updown wrote the present one and the saved one exists.
+        First save resolv.conf in the two files of resolv_conf_backups(), unless _updown wrote resolv.conf.
+        If _updown wrote it, and only the second of these files exists, use the second file in place of
+        resolv.conf.  If the host has no resolv.conf, do nothing.  With libreswan before 5.0, also do nothing
+        if _updown wrote resolv.conf and the first file exists.
         """
         host = self.host
         host.print("updating resolvconf")
@@ -15756,8 +15766,8 @@ def iptables_rule(text: Sequence[str]) -> Rule:
 def iptables_target(words: RuleWords) -> str:
     """Return the target of a rule, and move `words` past the name of the target.
 
-    `words` follow `-j` or `-g`.  For SNAT, the result is `SNAT ADDRESS`, with the new source address.  For
-    `CT --notrack`, the result is NOTRACK.
+    `words` are the words after `-j` or `-g`.  For SNAT, the result is `SNAT ADDRESS`, with the new source
+    address.  For `CT --notrack`, the result is NOTRACK.
     """
     target = words.take()
     if target == "SNAT":
@@ -15952,9 +15962,9 @@ def nft_field(word: str, words: RuleWords) -> str:
 def nft_target(word: str, words: RuleWords) -> str:
     """Return the target of a rule if `word` begins a target.  Otherwise return an empty string.
 
-    `words` follow `word`.  For a jump, the target is the name of the chain; for a goto, it is `goto CHAIN`.
-    For both, the function moves `words` past the name.  For snat, the target is `snat ADDRESS`, with the new
-    source address.  Any other target is `word`.
+    `words` are the words after `word`.  For a jump, the target is the name of the chain; for a goto, it is
+    `goto CHAIN`.  For both, the function moves `words` past the name.  For snat, the target is
+    `snat ADDRESS`, with the new source address.  Any other target is `word`.
     """
     if word == "jump":
         return words.take()
@@ -18123,9 +18133,10 @@ class Facts:
 
     @once
     def _kernel_files(self) -> tuple[str, str]:
-        """Return two texts about the running kernel: modules.dep with modules.builtin, and the configuration.
+        """Return two texts about the running kernel: the names of its modules, and its configuration.
 
-        The second text begins with a line end.  A file that can't be read counts as empty.
+        The first text is the content of modules.dep and of modules.builtin.  The second text begins with a
+        line end.  A file that can't be read counts as empty.
         """
         host = self.host
         names = [f"/lib/modules/{host.kernel_release()}/modules.{name}" for name in ("dep", "builtin")]
@@ -18713,9 +18724,9 @@ def complaint_trouble(facts: Facts, conn: Conn | None, line: str, keyword: str) 
 def addconn_sentence(config: Config, line: str) -> str:
     """Return a line of addconn without the values from the configuration, because a value may be a secret.
 
-    The values are in quotes, or follow `=` or certain words.  In quotes, these stay: names of connections,
-    keywords, numbers, configuration files, and other paths in the directories of configuration files.  The
-    words with which addconn begins its lines are left out.
+    In such a line, a value is in quotes, or follows `=` or certain words.  These texts in quotes are not
+    values and stay: names of connections, keywords, numbers, names of configuration files, and other paths in
+    the directories of configuration files.  The words with which addconn begins its lines are left out.
     """
     for lead in ("ERROR: ", "ipsec addconn: ", "addconn, in config "):
         line = line.removeprefix(lead)
@@ -18733,7 +18744,7 @@ def addconn_sentence(config: Config, line: str) -> str:
             line = head + separator + word
 
     harmless_words = {*(conn.name for conn in config.conns()), *config.files, *known}
-    directories = {os.path.dirname(file) for file in config.files}
+    directories = {os.path.dirname(file) for file in config.files} - {""}  # a bare name has no directory
 
     def is_harmless(text: str) -> bool:
         return text in harmless_words or text.isdigit() or os.path.dirname(text) in directories
@@ -19118,7 +19129,8 @@ def check_peers(facts: Facts) -> Iterator[Trouble]:
     if troubles:
         return
 
-    facts.loaded()  # raises NotChecked if pluto does not answer, because the routed connections are unknown
+    # pluto knows which connections are routed, so the result is unknown if this raises NotChecked
+    facts.loaded()
     if not any(tunnel.peer for tunnel in facts.tunnels):
         raise NotChecked("unused", "nothing to check: no connection has a known address of a peer")
     names = [tunnel.conn.name for tunnel in facts.tunnels if not tunnel.peer and has_peer_name(tunnel)]
@@ -19302,10 +19314,11 @@ IKE_TRAFFIC = (
 class Roles(Record):
     """What the connections of this host need from a firewall.
 
-    `answers` is True if a peer with an unknown address can send the first packet, `waits` if a connection
-    leaves the first packet to the peer, and `begins` if this host sends the first packet of a connection.
-    `levels` is for the kinds of packets in IKE_TRAFFIC whose own level is empty.  It maps the name of such a
-    kind to the level of a finding, or to an empty string if no connection needs the packets.
+    `answers` is True if left= or right= of a connection stands for any address (ANY_ID), so that a peer with
+    an unknown address can send the first packet.  `waits` is True if a connection leaves the first packet to
+    the peer.  `begins` is True if this host sends the first packet of a connection.  `levels` is for the
+    kinds of packets in IKE_TRAFFIC whose own level is empty.  It maps the name of such a kind to the level of
+    a finding, or to an empty string if no connection needs the packets.
     """
 
     answers: bool
@@ -19316,7 +19329,7 @@ class Roles(Record):
 
 def roles_of(conns: Sequence[Conn]) -> Roles:
     """Return the Roles of these connections."""
-    answers = any("%any" in (conn.get("left"), conn.get("right")) for conn in conns)
+    answers = any(conn.get(side) in ANY_ID for conn in conns for side in ("left", "right"))
     servers = [conn for conn in conns
                if not conn.flag("leftmodecfgclient") and not conn.flag("rightmodecfgclient")]
     waits = answers or any(conn.auto in ("add", "keep", "ignore") for conn in servers)
@@ -19785,7 +19798,7 @@ def check_entropy(facts: Facts) -> Iterator[Trouble]:
 def check_pluto(facts: Facts) -> Iterator[Trouble]:
     try:
         facts.status()
-        facts.process()  # raises NotChecked if the process is not visible, because its PID is then unknown
+        facts.process()  # without the PID, the result is unknown; raises NotChecked if pluto is not visible
     except NotChecked:
         raise
     except Failure as failure:
@@ -20517,7 +20530,8 @@ def bare_nickname(name: str) -> str:
     matters="The peer refuses an expired certificate, and a certificate of an expired CA. Without the "
             "private key of its certificate, a connection does not come up. Without the CA, it might not "
             "come up.",
-    fix="Import a new certificate with ipsec import FILE.p12. ipsec nsslist shows all certificates.")
+    fix="Import a new certificate or CA with `ipsec import FILE`, or change leftid= or authby= so that it "
+        "fits the certificate. `ipsec nsslist` shows all certificates.")
 def check_certificates(facts: Facts) -> Iterator[Trouble]:
     base = facts.database()
     unused = NotChecked("unused", "nothing to check: no connection uses a certificate")
@@ -20633,9 +20647,11 @@ def validity_troubles(entry: Held, issuers: Mapping[str, list[tuple[Parsed, Cert
                       checked_issuers: set[str], *, is_used: bool) -> Iterator[Trouble]:
     """Yield a Trouble if the certificate that pluto uses for a nickname is not valid, or expires soon.
 
-    If the certificate has a private key and `is_used` is true, also yield a Trouble if a CA of its chain is
-    missing, is not valid, or expires soon.  `is_used` is True if a connection names the certificate.
-    `issuers` comes from cas_by_subject().  CAs in `checked_issuers` are skipped; checked CAs are added.
+    If the certificate can't be parsed, yield only a Trouble that says so.  If the certificate has a private
+    key and `is_used` is true, also yield a Trouble if a CA of its chain is missing, is not valid, or expires
+    soon.  `is_used` is True if a connection names the certificate.  `issuers` comes from cas_by_subject().
+    `checked_issuers` has the subjects of the CAs that earlier calls checked.  This function adds to them, and
+    follows the chain only up to one of them.
     """
     parsed, certificate = entry.chosen()
     what = f"the certificate {quote(entry.nickname)}"
@@ -20670,7 +20686,7 @@ def validity_trouble(parsed: Parsed, what: str, renew: str) -> Iterator[Trouble]
     if parsed.expires < now:
         yield "FAIL", "EXPIRED", f"{what} expired on {last_day}", renew
     elif parsed.begins > now:
-        yield ("FAIL", "NOT YET VALID", f"{what} is valid from {first_day}, or the clock is wrong",
+        yield ("FAIL", "NOT YET VALID", f"{what} is not valid before {first_day}; is the clock right?",
                "timedatectl status")
     elif parsed.expires < now + SOON * 86400:
         yield "WARN", "EXPIRES SOON", f"{what} expires on {last_day}", renew
@@ -23469,7 +23485,7 @@ def explained_lines(diagnosis: Diagnosis) -> Iterator[str]:
 
 @command("why", "[CONN...]", summary="say why a connection is down, or why it is up but no packets pass",
          options=(CTLSOCKET_OPTION,
-                  Opt("--timeout", "SECONDS", "seconds to wait for pluto's answer (default 10)"),
+                  Opt("--timeout", "SECONDS", "seconds to wait for pluto or another program (default 10)"),
                   Opt("--json", None, "print a JSON list, see ipsec_why(8)")),
          details="Reads pluto's status and the last failed attempt in pluto's log. If the log does not show "
                  "the cause, the command checks the configuration, the NSS database, the firewall and the "
@@ -24025,7 +24041,10 @@ class WhackRunner:
          details="Runs libreswan's whack if it is installed, otherwise the built-in whack. The option "
                  "--native, or IPSEC_WHACK=native in the environment, selects the built-in whack.")
 def whack_command(host: Host, args: Args) -> int:
-    """Run `ipsec whack`; return whack's exit status, which is 33 if pluto is not running."""
+    """Run `ipsec whack`; return whack's exit status, which is 33 if pluto is not running.
+
+    Libreswan's whack replaces this process, and so does not return.  With --dry-run, only print the command.
+    """
     words = args.operands
     # `ipsec --dry-run whack …` puts this word first; whack itself has no such option
     dry_run = words[:1] == [DRY_RUN_OPTION.key]

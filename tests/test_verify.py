@@ -118,6 +118,14 @@ def test_the_firewall_is_checked_for_every_tunnel(monkeypatch: pytest.MonkeyPatc
         assert ("prerouting input", tunnel.device, tunnel.family, icmp) in asked
 
 
+@pytest.mark.parametrize("peer, answers", [
+    ("%any", True), ("%any6", True), ("0.0.0.0", True), ("::", True), ("192.0.2.1", False), ("gw.example", False)])
+def test_a_peer_with_any_address_can_send_the_first_packet(peer: str, answers: bool) -> None:
+    text = f"conn rw\n\tleft=%defaultroute\n\tright={peer}\n\tauto=start\n"
+    roles = ipsec.roles_of(ipsec.Config(Host({}), "ipsec.conf", text=text).conns())
+    assert (roles.answers, roles.waits, roles.begins) == (answers, answers, True)
+
+
 def test_a_program_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """addconn waits for DNS, say; and one that can't be run at all is one check that is not made."""
     addconn, file = tmp_path / "addconn", tmp_path / "ipsec.conf"
@@ -292,6 +300,15 @@ def test_a_complaint_of_addconn_is_shown_without_what_may_be_a_secret(tmp_path: 
     troubles = list(ipsec.addconn_complaints(facts, [line.format(file=file)] * 2))
     assert [trouble[0] for trouble in troubles] == ["FAIL" if "bad subnet" in line else "WARN"]
     assert f": {sentence.format(file=file)}; see ipsec addconn --checkconfig" in troubles[0][2]
+
+
+def test_a_quoted_value_is_hidden_also_if_the_name_of_the_configuration_is_relative(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ipsec --config ipsec.conf verify`: a word without a slash is in no directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ipsec.conf").write_text("conn a\n\tleft=192.0.2.1\n")
+    line = "cannot load config 'ipsec.conf': conn 'a' has 'hunter22'"
+    assert ipsec.addconn_sentence(ipsec.Config(Host({}), "ipsec.conf"), line) == line.replace("hunter22", "…")
 
 
 BLOCKS = """while loading 'a': bad subnet leftsubnet=10.1.0.1 [no / in subnet specification]
