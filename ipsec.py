@@ -2933,7 +2933,8 @@ class Redactor:
     def _mask_values(self, text: str) -> str:
         """Return the text with MASK in place of each secret that was passed to learn().
 
-        The forms that learn() names are masked too, and base64 also if it is wrapped over several lines.
+        The forms that learn() names are masked too, and base64 also if it is wrapped over several lines.  After
+        more than MANY_VALUES values, a secret within a longer word is not masked.
         """
         if self._sorted is None:
             self._sort_values()
@@ -3046,7 +3047,10 @@ class Redactor:
         return before + MASK if mask else line
 
     def _mask_row(self, match: re.Match[str]) -> str:
-        """Replace a row of bytes with ROW_MASK if it holds a secret or is a part of one."""
+        """Return the match with ROW_MASK in place of the bytes if they hold a secret or are a part of one.
+
+        Otherwise return the match unchanged.
+        """
         row = match[2].lower().translate({32: None, 58: None})
         part = row if len(row) > 6 else f"{row}\n"  # three bytes or fewer must be the end of a secret
         if part in self._dumped:
@@ -12482,9 +12486,10 @@ class Updown:
         return OK
 
     def _resolver_by_file(self, up: bool, servers: Sequence[str], domains: Sequence[str]) -> None:
-        """Apply or restore name servers with unbound if it runs and the peer sent domains, or in resolv.conf.
+        """If `up`, use the peer's name servers; otherwise restore the old ones.
 
-        If NetworkManager manages the connection, leave resolv.conf to NetworkManager.
+        If the peer sent name servers and domains and unbound runs, change unbound's forwards.  Otherwise
+        change resolv.conf, unless NetworkManager manages the connection.
         """
         if servers and domains and self._unbound_runs():
             self._unbound(up, servers, domains)
@@ -14415,10 +14420,10 @@ def shown_file(lines: Iterable[str], show: Callable[[str], str]) -> Iterator[str
 
 
 def shown_conf_line(line: str) -> str:
-    """For a line of ipsec.conf, show a heading, an include, or a setting.
+    """Return the shown text for a line of ipsec.conf: a heading, an include line, or a setting.
 
-    Of a setting with an unknown keyword and of a banner, only the name is shown.  Commands are shown as by
-    shown_arguments().  A comment at the end of the line is dropped.
+    LEFT_OUT replaces the value of modecfgbanner= and of an unknown keyword.  A command, as in leftupdown=, is
+    passed to shown_arguments().  A comment at the end of the line is dropped.
     """
     indent = indent_of(line)
     words = line.split()
@@ -14447,10 +14452,10 @@ def shown_conf_line(line: str) -> str:
 
 
 def shown_setting(line: str) -> str:
-    """For an assignment in /etc/default or /etc/sysconfig, show the name, and the value if it is harmless.
+    """Return the shown text for an assignment in /etc/default or /etc/sysconfig.
 
-    Of a value with pluto's options, the known options are shown.  A comment at the end of the line is
-    dropped.
+    LEFT_OUT replaces the value unless the variable is known and the value is harmless.  A value with pluto's
+    options is passed to shown_arguments().  A comment at the end of the line is dropped.
     """
     name, equals, value = line.strip().partition("=")
     name = name.removeprefix("export ").strip()
@@ -14472,10 +14477,11 @@ def shown_setting(line: str) -> str:
 
 
 def shown_unit_line(line: str) -> str:
-    """For a line of a systemd unit, show a heading, a known directive, the names of variables, or a command.
+    """Return the shown text for a line of a systemd unit: a heading or a directive.
 
-    Commands are shown as by shown_arguments(), and a description as by shown_remark().  Of any other
-    directive, only the name is shown.
+    A command is passed to shown_arguments(), and a description to shown_remark().  Variables are shown
+    without their values.  LEFT_OUT replaces the value of an unknown directive, and a line that continues the
+    value of an earlier line.
     """
     bare = line.strip()
     if bare.startswith("[") and bare.endswith("]"):
@@ -14501,7 +14507,10 @@ def shown_unit_line(line: str) -> str:
 
 
 def shown_script_line(line: str) -> str:
-    """For a line of a shell script, show an IPsec program with its known arguments."""
+    """Return the shown text for a line of a shell script: an IPsec program with its known arguments.
+
+    Return LEFT_OUT if the line has no IPsec program.
+    """
     words = line.replace(";", " ").replace("&&", " ").split()
     for place, word in enumerate(words):
         if is_ipsec_program(word):
@@ -14510,10 +14519,11 @@ def shown_script_line(line: str) -> str:
 
 
 def shown_syslog_line(line: str) -> str:
-    """For a line of rsyslog's or syslog-ng's configuration, show a selector and its target, or an include.
+    """Return the shown text for a line of the configuration of rsyslog or syslog-ng.
 
-    The argument of some other directives is shown too.  Of any other line, only the first word is shown, up
-    to its first bracket, if this word is harmless.
+    The text is a selector with its target, or the first two words of an include line and of some other
+    directives.  For any other line, it is LEFT_OUT after the first word up to the first bracket.  LEFT_OUT
+    also replaces this word if it is not harmless.
     """
     words = line.split()
     first = words[0]
@@ -14527,7 +14537,7 @@ def shown_syslog_line(line: str) -> str:
 
 
 def shown_resolver_line(line: str) -> str:
-    """For a line of resolv.conf, show addresses, domains and known options.
+    """Return the shown text for a line of resolv.conf: addresses, domains and known options.
 
     A comment at the end of the line is dropped, because the resolver ignores such text.
     """
@@ -14546,8 +14556,10 @@ def shown_resolver_line(line: str) -> str:
 
 
 def shown_policy_line(line: str) -> str:
-    """For a line of a policy group file (ipsec.conf(5), POLICY GROUP FILES, and pluto's foodgroups.c), show
-    the network, the protocol and the ports."""
+    """Return the shown text for a line of a policy group file: the network, the protocol and the ports.
+
+    Facts: ipsec.conf(5), POLICY GROUP FILES; pluto's foodgroups.c.
+    """
     words = line.partition("#")[0].split()
     network = words[0] if words else ""
     is_network = set(network) <= set("0123456789abcdefABCDEF.:/") and ("." in network or ":" in network)
@@ -14561,8 +14573,10 @@ def shown_policy_line(line: str) -> str:
 
 
 def shown_release_line(line: str) -> str:
-    """For a setting of os-release(5), show the line if the name is in RELEASE_KEYS, or if the value is the
-    address of a web page.  Otherwise show only the name."""
+    """Return the shown text for a setting of os-release(5).
+
+    LEFT_OUT replaces the value unless the name is in RELEASE_KEYS, or the setting is a harmless URL.
+    """
     name, equals, value = line.partition("=")
     if not equals:
         return LEFT_OUT
@@ -14573,8 +14587,10 @@ def shown_release_line(line: str) -> str:
 
 
 def shown_mode_line(line: str) -> str:
-    """For a line such as `SELINUX=enforcing` of SELinux or `DEFAULT:SHA1` of a crypto-policy, show the line
-    if its mode is in POLICY_MODES."""
+    """Return a line such as `SELINUX=enforcing` of SELinux or `DEFAULT:SHA1` of a crypto-policy.
+
+    Return LEFT_OUT if the mode is not in POLICY_MODES, or if the line has another form.
+    """
     name, equals, value = line.strip().rpartition("=")
     modes = value.split(":")
     is_known = not equals or name in ("SELINUX", "SELINUXTYPE")
