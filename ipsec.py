@@ -2933,8 +2933,8 @@ class Redactor:
     def _mask_values(self, text: str) -> str:
         """Return the text with MASK in place of each secret that was passed to learn().
 
-        The forms that learn() names are masked too, and base64 also if it is wrapped over several lines.  After
-        more than MANY_VALUES values, a secret within a longer word is not masked.
+        The forms that learn() names are masked too, and base64 also if it is wrapped over several lines.
+        After more than MANY_VALUES values, a secret within a longer word is not masked.
         """
         if self._sorted is None:
             self._sort_values()
