@@ -20361,18 +20361,36 @@ def check_nss_files(facts: Facts) -> Iterator[Trouble]:
 
 
 def has_old_database(facts: Facts) -> bool:
-    """Return whether there is an old NSS database that `ipsec checknss` would move or migrate."""
+    """Return whether there is an old NSS database that taken_over_database() moves or migrates.
+
+    Also return True if only root can find that out, because the command also works without an old database.
+    """
     host, directory = facts.host, facts.nssdir
     old = [f"{directory}/{name}" for name in DBM_FILES]
     if directory == DEFAULT_NSSDIRS[0]:
-        old += [f"{host.confddir}/{name}" for name in (*NSS_FILES[1:], *DBM_FILES)]
+        old += [f"{host.confddir}/{name}" for name in (*NSS_FILES[1:], DBM_FILES[0])]
+        try:
+            if host.isdir(host.confddir):
+                host.listdir(host.confddir)
+        except PermissionError:
+            return True
     return any(map(host.exists, old))
 
 
 def taken_over_database(facts: Facts) -> str:
-    """Return a command that moves or migrates an old NSS database to the directory that pluto uses."""
-    directory = facts.nssdir
-    return shell_steps(["mkdir", "-p", "-m", "700", directory], ["ipsec", "checknss", "--nssdir", directory])
+    """Return a command that moves or migrates an old NSS database to the directory that pluto uses.
+
+    `ipsec checknss` does not convert and move a database in one run.  So a Berkeley DB database in the
+    directory of libreswan 3.x is first converted there.
+    """
+    host, directory = facts.host, facts.nssdir
+    places = [directory]
+    if directory == DEFAULT_NSSDIRS[0]:
+        old = host.confddir
+        if host.exists(f"{old}/cert8.db") and not host.exists(f"{old}/cert9.db"):
+            places = [old, directory]
+    return shell_steps(["mkdir", "-p", "-m", "700", directory],
+                       *(["ipsec", "checknss", "--nssdir", place] for place in places))
 
 
 def new_database(facts: Facts) -> str:

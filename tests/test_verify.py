@@ -155,6 +155,37 @@ def test_what_mends_a_mounted_disk_is_done_on_it(tmp_path: Path) -> None:
                                  "--nssdir /var/lib/ipsec/nss'")
 
 
+@pytest.mark.parametrize(("files", "commands"), [
+    (["etc/ipsec.d/cert9.db"], ["checknss --nssdir /var/lib/ipsec/nss"]),
+    (["var/lib/ipsec/nss/cert8.db"], ["checknss --nssdir /var/lib/ipsec/nss"]),
+    (["etc/ipsec.d/cert8.db"], ["checknss --nssdir /etc/ipsec.d", "checknss --nssdir /var/lib/ipsec/nss"]),
+    (["etc/ipsec.d/cert8.db", "etc/ipsec.d/cert9.db"], ["checknss --nssdir /var/lib/ipsec/nss"]),
+    (["etc/ipsec.d/secmod.db"], ["initnss --nssdir /var/lib/ipsec/nss"]),
+])
+def test_an_old_database_is_converted_before_it_is_moved(tmp_path: Path, files: list[str],
+                                                         commands: list[str]) -> None:
+    """checknss refuses to convert and move a database in one run."""
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    (found,) = findings(Host({}, root=str(tmp_path)), 1.0, ("nss",))
+    steps = ["mkdir -p -m 700 /var/lib/ipsec/nss", *(f"ipsec {command}" for command in commands)]
+    assert found.mend == f"chroot {tmp_path} sh -c '{' && '.join(steps)}'"
+
+
+def test_an_old_database_that_only_root_can_see_is_not_hidden_by_a_new_one(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "etc/ipsec.d").mkdir(parents=True)
+
+    def listdir(host: Host, name: str) -> list[str]:
+        raise PermissionError(13, "Permission denied", name)
+
+    monkeypatch.setattr(Host, "listdir", listdir)
+    (found,) = findings(Host({}, root=str(tmp_path)), 1.0, ("nss",))
+    assert (found.level, found.word) == ("FAIL", "MISSING")
+    assert found.mend.endswith("&& ipsec checknss --nssdir /var/lib/ipsec/nss'")
+
+
 @pytest.mark.parametrize(("ids", "taken"), [
     ("", True), ("192.0.2.1", True), ("192.0.2.2", False), ("192.0.2.1 192.0.2.2", True),
     ("192.0.2.1 192.0.2.9", False), ("192.0.2.1 %any", True), ("192.0.2.2 %any", True), ("%any", True),
