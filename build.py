@@ -295,7 +295,10 @@ def fetch(locks: Sequence[str], what: str) -> None:
 
 
 def install(lock: str) -> None:
-    """Install the packages that a lock file pins into .venv.  Raises SystemExit if that fails."""
+    """Install into .venv the packages that a lock file pins, unless this was done for the same lock file.
+
+    Raises SystemExit if the packages can't be installed.
+    """
     stamp = VENV / f"{lock}.stamp"
     state = digest(VENDOR / lock)
     with alone():

@@ -1147,15 +1147,22 @@ class Host:
         return self.within(name, lambda: os.path.realpath(self.path(name)))
 
     def exists(self, name: str) -> bool:
-        """Return whether `name` exists; False for a dangling link.  Raises TimeoutError."""
+        """Return whether `name` exists.
+
+        Return False for a dangling link, and for a path that this process is not permitted to look up.
+        Raises TimeoutError.
+        """
         return self._holds(name, os.path.exists)
 
     def isdir(self, name: str) -> bool:
-        """Return whether `name` is a directory.  Raises TimeoutError."""
+        """Return whether `name` is a directory; False also in the cases of exists().  Raises TimeoutError."""
         return self._holds(name, os.path.isdir)
 
     def lexists(self, name: str) -> bool:
-        """Return whether `name` exists; True also for a dangling link.  Raises TimeoutError."""
+        """Return whether `name` exists; True also for a dangling link.
+
+        Return False for a path that this process is not permitted to look up.  Raises TimeoutError.
+        """
         head, tail = os.path.split(name)
         return self._holds(head, lambda path: os.path.lexists(os.path.join(path, tail)))
 
@@ -1441,7 +1448,7 @@ class Host:
         except subprocess.TimeoutExpired:
             raise TimedOut(f"{os.path.basename(path)} did not end within {timeout:g} s") from None
         finally:
-            if child.poll() is None:  # time is up, or Ctrl-C
+            if child.poll() is None:  # time is up, or a signal has arrived
                 self._end(child.pid)
                 reap(child)
             self.children.discard(child.pid)
@@ -1470,7 +1477,9 @@ class Host:
                     os.close(reader)
 
             before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-            try:  # all programs must act from here on, so Ctrl-C waits until they end
+            # If one program gets its last part, all programs must get theirs.  So these signals wait until
+            # all programs have ended.
+            try:
                 for writer, (_, _, last) in zip(writers, commands):
                     write_to_reader(writer, last)
                 while writers:
@@ -1548,7 +1557,7 @@ class Host:
                         program = os.path.basename(argv[0])
                         raise TimedOut(f"{program} did not end within {timeout:g} s", NO_PLUTO) from None
         finally:
-            if child.poll() is None:  # time is up, or Ctrl-C
+            if child.poll() is None:  # time is up, or a signal has arrived
                 child.terminate()
                 child.wait()
 
@@ -1582,7 +1591,7 @@ class Host:
             return None
         finally:
             os.close(reader)
-            if child.poll() is None:  # time is up, or Ctrl-C
+            if child.poll() is None:  # time is up, or a signal has arrived
                 child.terminate()
                 child.wait()
 
@@ -4400,8 +4409,8 @@ def secret_files(host: Host, name: str) -> tuple[list[str], list[Problem]]:
     """Return a pair: the secrets file `name` with the files that it includes, and the problems in these
     files.
 
-    The files are in the order in which pluto reads them.  The text of a problem never quotes a secret: from a
-    line, it holds only the name of a file or the kind of a key.
+    The files are in the order in which pluto reads them.  The text of a problem never quotes a secret.  The
+    only parts of a line that it quotes are the name of a file and the kind of a key.
     """
     files: list[str] = []
     problems: list[Problem] = []
@@ -4598,9 +4607,10 @@ def nss_passwords(host: Host, directory: str = "") -> dict[str, str]:
 
 
 def nss_password(host: Host, token: str = "NSS Certificate DB", directory: str = "") -> str | None:
-    """Return the password that pluto uses for an NSS token, or None if the file nsspassword has none for it.
+    """Return the password of an NSS token, or None if the file nsspassword has none for the token.
 
-    NSS names the token of its database differently in FIPS mode, so this function looks up both names.
+    NSS names the token of its database differently in FIPS mode.  For this token, the function looks up both
+    names, and then a line without a token.  Pluto is stricter, see password_file_troubles().
     """
     passwords = nss_passwords(host, directory)
     names = [token]
@@ -9718,8 +9728,9 @@ class NssDatabase:
     def secret(self) -> bytes:
         """Return the content of a password file for NSS's tools.
 
-        Its lines are `token:password`, and the last line is the password of the database alone.  A tool uses
-        the line with the name of its token, or the last line if no line has this name (SECU_FilePasswd).
+        The lines have the form `token:password`.  If the password of this database is known, it is also the
+        last line, without a token.  A tool uses the line with the name of its token, or the last line if no
+        line has this name (SECU_FilePasswd).
         """
         lines = [f"{token}:{text}" for token, text in self.passwords.items() if token
                  and token not in NSS_TOKENS]
@@ -20821,8 +20832,8 @@ def missing_psks(facts: Facts, conns: Iterable[Conn], entries: Iterable[Psk], na
     reasons.
     """
     name = secrets_file(facts.host, facts.config)
-    # Each key is an ID.  Its value has the IDs of each entry with this ID.  The key "" is for entries without
-    # IDs.
+    # The IDs of each entry, listed under each of these IDs.  The key "" is for IDs that match any ID, and for
+    # entries without IDs.  The key None is for IDs that can't be compared.
     groups: dict[str | None, list[list[str | None]]] = {}
     for entry in entries:
         for key in set(entry.ids) or {""}:
@@ -20883,7 +20894,8 @@ def has_psk(conn: Conn, here: str, groups: Mapping[str | None, Sequence[Sequence
     """Return whether pluto has a PSK for a connection.  Return None if this depends on an unknown ID.
 
     `here` is the side that is this host, or empty if unknown.  `groups` maps an ID to the IDs of each PSK
-    entry with this ID; the key "" is for entries without IDs.  `names` comes from host_names().
+    entry with this ID.  The key "" is for IDs that match any ID, and for entries without IDs.  The key None
+    is for IDs that can't be compared.  `names` comes from host_names().
     """
     ids = {side: comparable_id(conn.get(f"{side}id") or conn.get(side), names) for side in ("left", "right")}
     answers: list[bool | None] = []
@@ -24337,9 +24349,10 @@ class TunnelRow:
     """One connection or instance as `ipsec tunnels` shows it (ipsec_tunnels(8), JSON).
 
     None means unknown, or that the tunnel does not have the property.  `state` is a key of TUNNEL_STATES.
-    `wanted` is True if the tunnel should be up.  `since` is when the SA was set up or, for a tunnel that is
-    down, when it failed (seconds since 1970); `rekey_in` and `ends_in` are in seconds from now.  `problem`
-    says in a few words why the tunnel is not up.  `peers` is the number of instances of a template.
+    `wanted` is True if the tunnel should be up.  `since` is in seconds since 1970: the time at which the SA
+    was set up or, for a tunnel that should be up but is down, the time of the line in pluto's log that shows
+    the cause.  `rekey_in` and `ends_in` are in seconds from now.  `problem` says in a few words why the
+    tunnel is not up.  `peers` is the number of instances of a template.
     """
 
     def __init__(self, name: str, instance: str = "") -> None:
@@ -25113,7 +25126,10 @@ class MeteredTunnels(Tunnels):
 
 
 class Ledger:
-    """Counts the bytes of each tunnel since pluto started: of its SAs, and of ended SAs that it saw.
+    """Counts the bytes of each tunnel since pluto started.
+
+    For an SA that exists, these are all its bytes.  For an SA that has ended, these are the bytes at the last
+    update before the end, so an SA that no update saw is not counted.
 
     A file saves the counts from one run of `ipsec metrics` to the next.  The file is ignored if pluto has
     been restarted since then.  `totals` has for each tunnel the bytes in, the bytes out, and the time of
@@ -25305,7 +25321,7 @@ def counter_families(rows: Sequence[TunnelRow], tunnels: MeteredTunnels, ledger:
                [(tunnel_labels(row), count) for row, count in zip(rows, counts)])
     for place, way, text in ((0, "in", "received"), (1, "out", "sent")):
         yield (f"ipsec_connection_{way}_bytes_total", "counter",
-               f"Bytes {text} by all IPsec SAs of the connection since pluto started.",
+               f"Bytes {text} by the connection's IPsec SAs, and by ended SAs that earlier runs counted.",
                [(tunnel_labels(row), ledger.totals[name][place]) for row, name in zip(rows, names)
                 if name in ledger.totals])
 
@@ -26169,7 +26185,8 @@ class Reload:
         """Load copies of connections, read the status of the copies, and delete the copies.
 
         `lines` are the lines of an ipsec.conf with the copies.  `originals` are the names of the connections.
-        Return the copies by these names.
+        Return the copies by these names.  A copy that pluto refuses is not in the result.  If addconn finds
+        an error in a copy, the name of the connection is added to `refused`.
         """
         names = [COPY_PREFIX + name for name in originals]
         fd = self.host.memory_file(encode("\n".join(lines) + "\n"))
