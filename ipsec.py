@@ -19876,12 +19876,11 @@ def port_troubles(facts: Facts, port: int) -> Iterator[Trouble]:
         return
     facts.process()  # raises NotChecked if pluto does not run
     if any(own and not (others and is_loopback(address)) for address, own in sockets):
-        ends = {conn.get(side) for conn in facts.known_conns() for side in ("left", "right")}
         bound = {address for address, own in sockets if own}
         for address in others:
-            if address in ends - bound:
-                yield ("FAIL", "IN USE", f"another program uses port {port} of {address}, so pluto has no socket "
-                       "there", find_other)
+            if address not in bound and is_an_end(facts, address):
+                yield ("FAIL", "IN USE",
+                       f"another program uses port {port} of {address}, so pluto has no socket there", find_other)
         return
 
     reason, fix = "", "ipsec restart"
@@ -19894,6 +19893,11 @@ def port_troubles(facts: Facts, port: int) -> Iterator[Trouble]:
         reason = f"; {limit.file}:{limit.line} has {limit.key}={limit.value}"
         fix = edit_command(limit)
     yield "FAIL", "FAILED", f"pluto has no socket for peers on port {port}{reason}", fix
+
+
+def is_an_end(facts: Facts, address: str) -> bool:
+    """Return whether left= or right= of a connection is this address."""
+    return any(address in (conn.get("left"), conn.get("right")) for conn in facts.known_conns())
 
 
 @verify_check(
