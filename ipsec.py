@@ -4331,7 +4331,7 @@ class Config:
             if lone and not (conn.get(f"{other}subnet") or conn.get(f"{other}subnets")) and (
                     self.release and self.release < LENIENT):
                 self._problem(lone.file, lone.line, f"conn {conn.name}: libreswan up to 4.15 does not load "
-                              f"{side}subnets= without {other}subnet= or {other}subnets=", False)
+                              f"{side}subnets= without {other}subnet= or {other}subnets=; pluto 4.3 aborts", False)
                 conn.broken = self.problems[-1]
         return conn
 
@@ -7291,11 +7291,13 @@ def pluto_status(host: Host, timeout: float | None = PLUTO_TIMEOUT,
 def has_connection(host: Host, name: str) -> bool | None:
     """Return whether pluto has loaded a connection named `name`, an instance or a part of it.
 
-    A part (`name/1x0`) is made from leftsubnets= or rightsubnets=.  Return None if pluto does not answer.
+    A part (`name/1x0`) is made from leftsubnets= or rightsubnets=.  `name` may also be an alias.  Return None
+    if pluto does not answer.
     """
     heads = (f'"{name}":', f'"{name}"[', f'"{name}/')
     try:
-        return any(line.startswith(heads) for line in list(pluto_status(host, 10.0)))
+        return any(line.startswith(heads) or name in line.partition('":   aliases: ')[2].split()
+                   for line in list(pluto_status(host, 10.0)))
     except Failure:
         return None
 
@@ -20745,15 +20747,18 @@ def validity_trouble(parsed: Parsed, what: str, renew: str) -> Iterator[Trouble]
 
 
 class Psk(Record):
-    """A PSK entry of a secrets file.
+    """A PSK or XAUTH entry of a secrets file; `kind` is `psk` or `xauth`.
 
     `ids` are the IDs that pluto uses, in the form that comparable_id() returns.  `dropped` are the IDs that
-    pluto drops, because they are neither addresses nor names.  `file` and `line` are the file and the line
+    pluto drops, because they are neither addresses nor names.  If `may_lose_ids`, pluto may drop all of
+    `ids`, because they are names that only DNS can resolve.  `file` and `line` are the file and the line
     number of the entry.
     """
 
+    kind: str
     ids: list[str | None]
     dropped: list[str]
+    may_lose_ids: bool
     file: str
     line: int
     key: str = ""  # the digest of the secret
@@ -20781,19 +20786,21 @@ def is_dropped_id(text: str) -> bool:
 
 
 def psks(facts: Facts, files: Sequence[str], names: Mapping[str, str]) -> Iterator[Psk]:
-    """Yield the PSK entries that pluto loads from the secrets files `files`.
+    """Yield the PSK and XAUTH entries that pluto loads from the secrets files `files`.
 
     `names` comes from host_names().  Raises OSError if a file can't be read.
     """
     import hashlib
     for file in files:
         for record, rows in secret_records(facts.host.lines(file)):
-            if record.kind == "psk" and not record.problem:
+            if record.kind in ("psk", "xauth") and not record.problem:
                 words = [token.text for token in record.ids]
                 dropped = [word for word in words if is_dropped_id(word)]
-                ids = [comparable_id(word, names) for word in words if word not in dropped]
+                kept = [word for word in words if word not in dropped]
+                ids = [comparable_id(word, names) for word in kept]
+                may_lose_ids = bool(ids) and not any(ids) and not any(set("@=%:") & set(word) for word in kept)
                 key = hashlib.sha256(record.secrets[0].data() or b"").hexdigest()
-                yield Psk(ids, dropped, file, rows[0][0], key)
+                yield Psk(record.kind, ids, dropped, may_lose_ids, file, rows[0][0], key)
 
 
 @verify_check(
@@ -20802,9 +20809,10 @@ def psks(facts: Facts, files: Sequence[str], names: Mapping[str, str]) -> Iterat
            "matches if it has no ID, only the ID of this end, or exactly two of these: the ID of this end, "
            "the ID of the peer, %any. %any without the other two is enough. Entries that pluto does not load "
            "are ignored. Also whether pluto drops IDs of entries, and whether entries with the same IDs have "
-           "different keys.",
+           "different keys. It does not ask DNS for host names.",
     matters="Without a matching entry, pluto has no key for the peer, and IKE fails. If pluto drops all IDs "
-            "of an entry, the entry matches every peer.",
+            "of an entry, the entry matches every peer, or every user with XAUTH. Pluto drops a name without "
+            "@ if DNS does not resolve the name.",
     fix='Add the line LEFTID RIGHTID : PSK "..." to ipsec.secrets, and run ipsec secrets.')
 def check_psk(facts: Facts) -> Iterator[Trouble]:
     host = facts.host
@@ -20822,8 +20830,9 @@ def check_psk(facts: Facts) -> Iterator[Trouble]:
         raise NotChecked("unused", "nothing to check: no connection uses a pre-shared key")
 
     for entry in entries:
-        if entry.dropped:
+        if entry.dropped or entry.may_lose_ids:
             yield dropped_id_trouble(entry)
+    entries = [entry for entry in entries if entry.kind == "psk"]
     yield from second_keys(entries)
     yield from missing_psks(facts, conns, entries, names, unread)
 
@@ -20879,18 +20888,21 @@ def second_keys(entries: Iterable[Psk]) -> Iterator[Trouble]:
 
 
 def dropped_id_trouble(entry: Psk) -> Trouble:
-    """Return the Trouble for an entry with IDs that pluto drops.
+    """Return the Trouble for an entry with IDs that pluto drops or may drop.
 
     The message quotes an ID only if the ID is a network, because any other ID may be a misplaced secret.
     """
+    where = f"{entry.file}:{entry.line}"
+    fix = shell_words(["vi", f"+{entry.line}", entry.file])
+    effect = "the PSK matches every peer" if entry.kind == "psk" else "the password is for every user"
+    if entry.may_lose_ids:
+        return ("SKIP", "UNKNOWN", f"{where}: if DNS does not resolve the ID, pluto drops it and {effect}; an ID "
+                "that is not a host name needs @ before it", fix)
     shown = next((f"the ID {quote(text)}" for text in entry.dropped if canonical_net(text)), "an ID")
-    word, effect = "ID IGNORED", ""
-    if not entry.ids:
-        word, effect = "FOR ANYBODY", ", so the PSK matches every peer"
+    word = "ID IGNORED" if entry.ids else "FOR ANYBODY"
     return ("WARN", word,
-            f"{entry.file}:{entry.line}: pluto drops {shown}, because it is neither an address nor a "
-            f"name{effect}",
-            shell_words(["vi", f"+{entry.line}", entry.file]))
+            f"{where}: pluto drops {shown}, because it is neither an address nor a "
+            f"name{'' if entry.ids else f', so {effect}'}", fix)
 
 
 def has_psk(conn: Conn, here: str, groups: Mapping[str | None, Sequence[Sequence[str | None]]],
@@ -23987,7 +23999,31 @@ class WhackRunner:
             # addconn up to 4.15 does not print pluto's reason
             host.warn(f"add: pluto refuses connection {quote(name)}; pluto's log gives the reason: "
                       "ipsec barf --section plog")
+        elif ran.status == OK and ": added " not in output:
+            return self._silent_load_status(name)
         return ran.status
+
+    def _silent_load_status(self, name: str) -> int:
+        """Return the exit status of a load for which addconn printed nothing and exited with 0.
+
+        Up to 4.15, addconn ends in this way both after success and if it sends pluto no connection.  Return
+        OK if pluto has the connection, NO_PLUTO if pluto does not answer, and otherwise ERROR.  `name` is the
+        name of the connection or its alias.
+        """
+        host = self.host
+        if self.compiled:  # this request is cheaper than the status, but does not know parts such as name/1x0
+            words = ["--ctlsocket", host.ctlsocket, "--name", name, "--trafficstatus"]
+            ran = host.run([self.compiled, *words], timeout=10.0)
+            if ran.status == OK and "or alias" not in ran.text:
+                return OK
+        conn = Config(host).conn(name) if host.conf != "-" else None
+        is_loaded = has_connection(host, conn.name if conn else name)
+        if is_loaded:
+            return OK
+        effect = "has not loaded" if is_loaded is False else "does not answer after the load of"
+        reason = f" ({conn.broken})" if conn and conn.broken else ""
+        host.warn(f"add: pluto {effect} connection {quote(name)}{reason}")
+        return NO_PLUTO if is_loaded is None else ERROR
 
     def operate(self, operation: str, name: str) -> int:
         """Do one of OPERATIONS with a connection; return the exit status of the first step that fails.

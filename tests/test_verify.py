@@ -526,6 +526,13 @@ CONN = "conn a\n\tleft=192.0.2.1\n\tright={right}\n\tauthby=secret\n\tauto=add\n
     ("192.0.2.2", '192.0.2.1 @x : PSK "k1"\n@x 192.0.2.1 : PSK "k2"\n: PSK "k3"', ["NOT USED"]),
     ("192.0.2.2", '192.0.2.1 : PSK "k1"\n192.0.2.1 : PSK "k1"', []),
     ("192.0.2.2", '192.0.2.1 : PSK ""', ["NO SECRET"]),
+    # pluto drops a name that DNS does not resolve, and an entry without IDs is for anybody
+    ("192.0.2.2", '192.0.2.1 : PSK "k1"\nalice : PSK "k2"', ["UNKNOWN"]),
+    ("192.0.2.2", '192.0.2.1 : PSK "k1"\nalice bob : XAUTH "k2"', ["UNKNOWN"]),
+    ("192.0.2.2", '192.0.2.1 : PSK "k1"\n@alice : XAUTH "k2"', []),
+    ("192.0.2.2", '192.0.2.1 : PSK "k1"\n@q q : PSK "k2"\nC=CH : PSK "k3"\n%any : PSK "k4"', []),
+    ("192.0.2.2", '192.0.2.1 : PSK "k1"\n192.0.2.0/24 : XAUTH "k2"', ["FOR ANYBODY"]),
+    ("192.0.2.2", 'alice : XAUTH "k1"', ["UNKNOWN", "NO SECRET"]),
 ])
 def test_psk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: str, secrets: str, found: list[str]) -> None:
     facts = facts_of(tmp_path, monkeypatch, CONN.format(right=right), secrets)

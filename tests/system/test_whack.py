@@ -231,6 +231,28 @@ def test_a_host_without_whack_and_addconn(root: Callable[..., Machine], pluto: C
     assert result.status == 127 and "addconn" in result.stderr and len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("whack", ["compiled", "native"])
+def test_a_load_that_fails_in_silence(root: Callable[..., Machine], release: str, pluto: Callable[..., Pluto],
+                                      whack: str) -> None:
+    """addconn 4.10 sends pluto nothing, and pluto 4.3 aborts, but addconn exits with 0.  5.2 loads the connection."""
+    machine = root(release)
+    parts = ("conn parts\n\tleft=127.0.0.1\n\tright=192.0.2.8\n\tauthby=secret\n"
+             "\trightsubnets={10.5.0.0/24 10.6.0.0/24}\n")
+    pairs = parts.replace("parts", "pairs") + "\tleftsubnet=10.4.0.0/24\n\tconnalias=several\n"
+    pluto(machine, CONFIG.replace("\tauto=ignore", "\tauto=ignore\n\tconnalias=other") + parts + pairs, SECRETS)
+    env = {"IPSEC_WHACK": whack}
+    for name in ("spare", "other", "pairs", "several"):
+        assert machine.ipsec("add", name, env=env).check().stderr == "", name
+    for name in ("spare", "other"):
+        machine.ipsec("auto", "--replace", "--config", "-", name, env=env,
+                      input=machine.read("/etc/ipsec.conf")).check()
+    result = machine.ipsec("add", "parts", env=env)
+    assert result.status == {"bullseye": 33, "bookworm": 1, "trixie": 0}[release], result
+    if release != "trixie":
+        told, = result.stderr.splitlines()
+        assert told.startswith("ipsec: add: pluto ") and "rightsubnets= without leftsubnet=" in told
+
+
 def test_a_tunnel_up_and_down(root: Callable[..., Machine], release: str) -> None:
     """In a kernel that has ESP: brought up, used, seen as data, taken down, natively."""
     west = Gateways(root(release))
