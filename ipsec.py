@@ -2682,7 +2682,8 @@ _SECRET_NAME = (r"[\w-]*(?:passw(?:or)?d|passphrase|xauthpass|userpass|pwd|secre
                 r"[_-](?:psk|secret|pin))|pass|psk|secret|pin")
 _NAME_HINTS = ("pass", "pwd", "secret", "shared", "api", "access", "token", "psk", "pin")
 _QUOTED = r"""\\?"(?:[^"\\\n]|\\.)*(?:"|$)|\\?'[^'\n]*(?:'|$)"""
-_NOT_SECRET = r"[ \t]*(?:files|compat|sss|systemd|db|nis|winbind)\b"  # sources of nsswitch.conf(5)
+# Sources of nsswitch.conf(5), pluto's count of references to an object, and the name of a file of secrets
+_NOT_SECRET = r"[ \t]*(?:(?:files|compat|sss|systemd|db|nis|winbind)\b|(?:new|add|del)ref @|/etc/ipsec[./])"
 _SPEAKS_OF_SECRET = (r"(?:passw|passphrase|\bpass\b|secret|psk|pwd|\bkeys?\b(?! exchange| name)|\bpin\b|token|"
                      r"credential|login)")
 # Ordinary words with capital letters inside, which is_harmless_word() accepts
@@ -2694,7 +2695,9 @@ REMARKS = (r"((?:--comment|--(?:nf)?log-prefix|--(?:hex-)?string|STRING match|"
            rf"(?:[ \t]+|=))({_QUOTED}|[^\s\"\']+)|(/\* )([^\n]*?)(?= \*/)")
 REMARK_HINTS = ("comment", "prefix", "/* ", "string")
 # A pattern for bytes in hexadecimal or base64.  As SECRET_PLACES ignore case, it also matches a word of 12
-# or more letters.  It matches no address, and no name that has one of the characters . : @ - or _
+# or more letters, unless only a blank is before the word and no capital letter within it.  It matches no
+# pointer after a blank, no address, and no name that has one of the characters . : @ - or _
+_NO_BYTES = r"(?<![:=] )(?<![:=]  )(?<= )(?:0x[0-9a-f]{1,12}\b|(?-i:[A-Z]?[a-z]+)\b)"
 _BYTES = r"(?:0x)?(?:[0-9a-f]{12,}|(?=[A-Za-z0-9+/]*[0-9A-Z])[A-Za-z0-9+/]{12,}={0,2})(?![\w.:@-])"
 # A pattern for an option of the NSS tools that may have a password.  A command may have several such options.
 NSS_PASSWORD = (r"(\b(?:pk12|cert|crl|mod)util\b[^\n]*?[ \t]-[WKP][ \t]*)(?![\ue000 \t]|\[redacted)"
@@ -2707,7 +2710,7 @@ SECRET_PLACES = (
     (("key", "unwrapped", "sk_", "g^", "psk", "ppk"),
      r"(\|[^\n]*?(?<!public )(?<!ckaid )"
      r"\b(?:\w*key|keymat|unwrapped|sk_\w+|skeyid\w*|skeyseed|psk|ppk|g\^\w+)"
-     rf"(?![\w(@-])[\w \t]{{0,16}}?[ :=]+)(?!/){_BYTES}[^\n]*"),
+     rf"(?![\w(@-])[\w \t]{{0,16}}?[ :=]+)(?!/|{_NO_BYTES}){_BYTES}[^\n]*"),
     # options of a command line: the value ends at the next option
     ((*_NAME_HINTS, "passin", "passout"),
      rf"((?<![\w-])--?(?:{_SECRET_NAME}|passin|passout)(?:=|[ \t]+))(?:{_QUOTED}|(?:(?![ \t]-)[^\n])+)"),
@@ -2719,7 +2722,7 @@ SECRET_PLACES = (
     # name=value and name: value in any text; if the name begins the line, the value is the rest of the line
     (_NAME_HINTS, rf"(^[ \t]*(?:{_SECRET_NAME})[ \t]*[=:][ \t]*)(?!{_NOT_SECRET}|$)[^\n]+"),
     (_NAME_HINTS,
-     rf"((?<![\w/.-])(?<!loaded PSK )(?!complete_dh_)[\"\']?(?:{_SECRET_NAME})[\"\']?[ \t]*[=:][ \t]*)"
+     rf"((?<![\w/.-])(?<!loaded PSK )(?!complete_dh_|(?<=\) )secret_psk:)[\"\']?(?:{_SECRET_NAME})[\"\']?[ \t]*[=:][ \t]*)"
      rf"(?!{_NOT_SECRET})(?:{_QUOTED}|[^\s,;&)\]}}]+)"),
     # answers to a prompt, and URLs with a password
     (("password for ",), r"(\bpassword for [^\n:]*:[ \t]*)[^\n]+"),
@@ -14623,12 +14626,18 @@ LOGGED_DAEMONS = frozenset(
     "pluto addconn charon charon-systemd charon-nm starter ipsec_starter ipsec-starter xl2tpd".split())
 LOGGED_SCRIPTS = frozenset(
     "ipsec ipsec__plutorun _plutorun ipsec_setup whack _updown swanctl libreswan systemd".split())
-# Dumped bytes: more than %d pairs of hexadecimal digits, and the rest of the line.  The rest is masked too,
+# Dumped bytes: four or more pairs of hexadecimal digits, and the rest of the line.  The rest is masked too,
 # because a dump repeats the bytes there as text
-DUMP_RUN = r"(?<![\w.:/-])[0-9A-Fa-f]{2}(?:  ?[0-9A-Fa-f]{2}(?![\w:])){%d,}.*"
+DUMP_START = r"(?:(?<![\w.:/-])|(?<=\b0x))(?!fd \d\d? *$)[0-9A-Fa-f]{2}(?:  ?[0-9A-Fa-f]{2}(?![\w:]))"
+DUMP_RUN = DUMP_START + "{3,}.*"
+# Two or three pairs, as in the last row of a dump: the end of the line or the bytes as text follow
+SHORT_RUN = DUMP_START + r"{1,2}(?: *$|(?:  | \[).*)"
+# Bytes that are no part of a key: a number that stands in decimal before them, an SPI, and an address
+PLAIN_BYTES = (r"\s*(?:[\w /]+: \d+ \((?:[0-9a-f]{2} ?){1,4}\)"
+               r"|(?:\w+ (?:SPI|spis?|cookie)|IP (?:start|end)): (?:[0-9a-f]{2} {0,2}){4,8})\s*")
 LONG_HEX = r"(?<![0-9A-Za-z])(?:0x)?[0-9A-Fa-f]{17,}(?![0-9A-Za-z])"  # longer than an IKE SPI
 # In a message about a secret: a word of letters and digits that is no name, address, number or algorithm
-OPAQUE_WORD = (r"(?<![\w@.:/=(<-])(?!0x[0-9a-f]{1,16}\b)(?=[a-z+/]*\d)(?=[\d+/]*[a-z])[a-z0-9+/]{8,}=*"
+OPAQUE_WORD = (r"(?<![\w@.:/=(<-])(?!modp\d{4}\b|curve25519\b|0x[0-9a-f]{1,16}\b)(?=[a-z+/]*\d)(?=[\d+/]*[a-z])[a-z0-9+/]{8,}=*"
                r"(?![\w@.:)>-])")
 # In a debug message: bytes in base64
 BASE64_WORD = r"(?<![\w@.:/=(<-])(?=\S*\d)(?=\S*[a-z])(?=\S*[A-Z])[A-Za-z0-9+/]{16,}={0,2}(?![\w@.:)>-])"
@@ -14745,8 +14754,9 @@ class LogFilter:
     def __init__(self) -> None:
         import re
         self.left_out = 0
-        self.debug_run = re.compile(DUMP_RUN % 1)
-        self.any_run = re.compile(DUMP_RUN % 3)
+        self.debug_run = re.compile(f"{DUMP_RUN}|{SHORT_RUN}")
+        self.any_run = re.compile(DUMP_RUN)
+        self.plain_bytes = re.compile(PLAIN_BYTES)
         self.whole_row = re.compile(r"\s*[0-9A-Fa-f]{2}(?:  ?[0-9A-Fa-f]{2})*(?:  .*)?")
         self.long_hex = re.compile(LONG_HEX)
         self.kernel_words = re.compile(KERNEL_WORDS)
@@ -14830,6 +14840,8 @@ class LogFilter:
                 return self._without_opaque(line)
             return self._without_opaque(line[:bytes_run.start()]) + dumped(bytes_run[0])
 
+        if self.plain_bytes.fullmatch(text):
+            return line
         if self.whole_row.fullmatch(text):
             return f"{head}{bar}{dumped(text)}"
         bytes_run = self.debug_run.search(text)
@@ -14851,9 +14863,10 @@ class LogFilter:
         return REDACTED
 
     def _mask_hex(self, match: re.Match[str]) -> str:
-        """Return the mask for a long hexadecimal number.  A CKAID is not masked: it only identifies a key."""
+        """Return the mask for a long hexadecimal number.  A CKAID is not masked: it only identifies a key.  A decimal
+        number of 64 bits is not masked either."""
         before = match.string[max(0, match.start() - 12):match.start()]
-        if "ckaid" in before.lower():
+        if "ckaid" in before.lower() or (match[0].isdecimal() and len(match[0]) <= 20):
             return match[0]
         digits = match[0].removeprefix("0x")
         return f"[redacted {len(digits) // 2} bytes]"

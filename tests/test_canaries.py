@@ -71,9 +71,22 @@ def test_a_remark_of_a_rule_takes_nothing_else_of_it(line: str) -> None:
     'pluto[9]: "west" #1: initiated IKEv2 connection', "|  spi 0x12345678 from 00:11:22:33:44:55",
     "| ckaid: 0123456789abcdef0123456789abcdef01234567", "| dnssec-rootkey-file=/usr/share/dns/root.key",
     "|  AES_XCBC symkey() +57 /programs/pluto/crypt_xcbc.c", "| public key: AwEAAbzL0123456789abcdef",
+    "| emitting 64 raw bytes of PSK auth into IKEv2 Authentication Payload",
+    "| cipher_context_create() AES_GCM_16 decrypt use wire IV symkey 0x552adc7a90, salt: ",
+    "| PRF chunk interface PRF HMAC_MD5 init key hunk 0x552ad366c0 (length 16)",
+    "| struct dh_local_secret: newref @0x44001600(0->1) (calc_dh_local_secret() +84 programs/pluto/crypt_dh.c)",
+    "| id type added to secret(0x552ad8b390) SECRET_PSK: @west",
+    'verify: FAIL psk: /etc/ipsec.secrets has no PSK for "@west" and "@east" of conn west-east',
 ])
 def test_a_report_changes_nothing_but_secrets(line: str) -> None:
     assert ipsec.Redactor().text(line) == line
+
+
+@pytest.mark.parametrize("line", ["| PSK: abcdefghijklmnop", "| psk is aBcdefGhijkl", "| our keymat 0x0123456789abcdef",
+                                  "SECRET_PSK: abcdefghijkl", "| prf key abcdefghijk1"])
+def test_a_word_after_the_name_of_a_key_is_masked(line: str) -> None:
+    head, blank, _ = line.rpartition(" ")
+    assert ipsec.Redactor().text(line) == f"{head}{blank}[redacted]"
 
 
 @pytest.mark.parametrize("line, shown", [

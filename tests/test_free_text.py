@@ -109,6 +109,12 @@ def test_lines_of_rsyslog(line: str, shown: str | None) -> None:
     "Nov 25 23:00:01: | CKAID 0123456789abcdef0123456789abcdef01234567",
     "Nov 25 23:00:01 gw pluto[12]: Starting Pluto", "Nov 25 23:00:01 gw kernel: [1.2] xfrm: x",
     "2026-11-25T23:00:01.1+00:00 gw systemd[1]: Started ipsec.service", "no time stamp at all",
+    "Nov 25 23:00:01: |    length: 440 (00 00 01 b8)", "Nov 25 23:00:01: |    start port: 0 (00 00)",
+    "Nov 25 23:00:01: |    initiator SPI: 55 06 58 71  d5 72 81 9a", "Nov 25 23:00:01: | local spis: 5a aa 34 a0",
+    "Nov 25 23:00:01: | IP start: 0a 01 00 00", "Nov 25 23:00:01: | reading fd 14 returned EOF",
+    "Nov 25 23:00:01: | setup callback for interface lo 127.0.0.1:4500 fd 20 on UDP",
+    "Nov 25 23:00:01: | ipsec-max-bytes: hard-limit=9223372036854775808", "Nov 25 23:00:01: | reading fd 14",
+    "Nov 25 23:00:01: | NSS: Local DH MODP2048 secret (pointer): 0x44002a70",
 ])
 def test_useful_lines_of_a_log_stay(line: str) -> None:
     assert list(ipsec.LogFilter().lines([line])) == [line]
@@ -118,6 +124,10 @@ def test_useful_lines_of_a_log_stay(line: str) -> None:
     ("Nov 25 23:00:01: |   31 32 33 34  35   12345", "Nov 25 23:00:01: | [redacted 5 bytes]"),
     ("Nov 25 23:00:01: |   9a", "Nov 25 23:00:01: | [redacted 1 byte]"),
     ("| ESP enckey:  31 32 33 34", "| ESP enckey:  [redacted 4 bytes]"),
+    ("Nov 25 23:00:01: |      4f 45 [OE]", "Nov 25 23:00:01: |      [redacted 2 bytes]"),
+    ('| raw_key: input "0x7C 5C B2 40 1B"', '| raw_key: input "0x[redacted 4 bytes]'),
+    ("| our keymat: 55 06 58 71  d5 72 81 9a", "| our keymat: [redacted 8 bytes]"),
+    ("| our SPI: 55 06 58 71  d5 72 81 9a  55", "| our SPI: [redacted 9 bytes]"),
     ("Nov 10 10:10:10 gw pluto[1]: | a  31 32 33", "Nov 10 10:10:10 gw pluto[1]: | a  [redacted 3 bytes]"),
     ("| sk: 0123456789abcdef0123456789abcdef", "| sk: [redacted 16 bytes]"),
 ])
