@@ -2722,8 +2722,8 @@ SECRET_PLACES = (
     # name=value and name: value in any text; if the name begins the line, the value is the rest of the line
     (_NAME_HINTS, rf"(^[ \t]*(?:{_SECRET_NAME})[ \t]*[=:][ \t]*)(?!{_NOT_SECRET}|$)[^\n]+"),
     (_NAME_HINTS,
-     rf"((?<![\w/.-])(?<!loaded PSK )(?!complete_dh_|(?<=\) )secret_psk:)[\"\']?(?:{_SECRET_NAME})[\"\']?[ \t]*[=:][ \t]*)"
-     rf"(?!{_NOT_SECRET})(?:{_QUOTED}|[^\s,;&)\]}}]+)"),
+     rf"((?<![\w/.-])(?<!loaded PSK )(?!complete_dh_|(?<=\) )secret_psk:)"
+     rf"[\"\']?(?:{_SECRET_NAME})[\"\']?[ \t]*[=:][ \t]*)(?!{_NOT_SECRET})(?:{_QUOTED}|[^\s,;&)\]}}]+)"),
     # answers to a prompt, and URLs with a password
     (("password for ",), r"(\bpassword for [^\n:]*:[ \t]*)[^\n]+"),
     (("://",), r"(\w://[^\s/:@]*:)[^\s/@]+(?=@)"),
@@ -14637,8 +14637,8 @@ PLAIN_BYTES = (r"\s*(?:[\w /]+: \d+ \((?:[0-9a-f]{2} ?){1,4}\)"
                r"|(?:\w+ (?:SPI|spis?|cookie)|IP (?:start|end)): (?:[0-9a-f]{2} {0,2}){4,8})\s*")
 LONG_HEX = r"(?<![0-9A-Za-z])(?:0x)?[0-9A-Fa-f]{17,}(?![0-9A-Za-z])"  # longer than an IKE SPI
 # In a message about a secret: a word of letters and digits that is no name, address, number or algorithm
-OPAQUE_WORD = (r"(?<![\w@.:/=(<-])(?!modp\d{4}\b|curve25519\b|0x[0-9a-f]{1,16}\b)(?=[a-z+/]*\d)(?=[\d+/]*[a-z])[a-z0-9+/]{8,}=*"
-               r"(?![\w@.:)>-])")
+OPAQUE_WORD = (r"(?<![\w@.:/=(<-])(?!modp\d{4}\b|curve25519\b|0x[0-9a-f]{1,16}\b)"
+               r"(?=[a-z+/]*\d)(?=[\d+/]*[a-z])[a-z0-9+/]{8,}=*(?![\w@.:)>-])")
 # In a debug message: bytes in base64
 BASE64_WORD = r"(?<![\w@.:/=(<-])(?=\S*\d)(?=\S*[a-z])(?=\S*[A-Z])[A-Za-z0-9+/]{16,}={0,2}(?![\w@.:)>-])"
 PUBLIC_WORDS = r"ckaid|public|keyid|serial"
