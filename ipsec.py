@@ -2779,7 +2779,12 @@ _ROW_SHAPE = str.maketrans({**dict.fromkeys(HEX_DIGITS, "x"), ":": " "})
 
 
 def is_harmless_word(word: str) -> bool:
-    """Return whether a word is an ordinary word, a small number, an address, or a name like `eth0`."""
+    """Return whether a word is an ordinary word, a small number, an address, or a name like `eth0`.
+
+    An ordinary word is in MIXED_CASE, or has at most 24 letters: small letters, capitals, or a capital and
+    then small letters.  A name has fewer than 12 letters, and then up to three digits.  A number has fewer
+    than six digits, unless it contains a full stop.  The characters `-_.:/` do not count.
+    """
     word = word.strip("\"'()[]{}<>,;!?")
     if word in MIXED_CASE:
         return True
@@ -2792,8 +2797,10 @@ def is_harmless_word(word: str) -> bool:
     most_digits = 3 if len(letters) < 12 else 0
     if letters.isalpha() and digits <= most_digits:
         return len(letters) <= 24 and (letters.islower() or letters.isupper() or letters.istitle())
-    # an IPv6 or MAC address
-    return 1 < word.count(":") < 8 and set(word.lower()) <= set("0123456789abcdef.:/") and len(word) < 44
+    # an IPv6 or MAC address, whose groups have at most four characters
+    groups = word.lower().replace(".", ":").replace("/", ":").split(":")
+    return (1 < word.count(":") < 8 and HEX_DIGITS.issuperset("".join(groups)) and len(word) < 44
+            and max(map(len, groups)) < 5)
 
 
 def shown_words(text: str) -> str:
@@ -2808,13 +2815,17 @@ def shown_words(text: str) -> str:
 
 
 def is_harmless_part(word: str) -> bool:
-    """Return whether a word of a message is harmless: is_harmless_word(), a path of such words, a measured
-    value such as `1.5s`, the name of a directive, or a result of systemd such as `status=203/EXEC`."""
+    """Return whether a word of a message is harmless.
+
+    Harmless are a word of is_harmless_word(), a path of such words, a measured value such as `1.5s`, a process
+    ID, the name of a directive, and a result of systemd such as `status=203/EXEC`.
+    """
     word = word.strip("\"'`()[]{}<>,;!?.:")
     if word.partition("=")[0] in ("code", "status", "signal", "result"):
         word = word.partition("=")[2]
-    if word[:1].isdigit() and word.rstrip("smhkMGB").replace(".", "", 1).isdigit():
-        return True
+    number = word.rstrip("smhkMGB").replace(".", "", 1)
+    if word[:1].isdigit() and number.isdigit():
+        return number != word or len(word) < 8  # a process ID has at most seven digits
     return is_harmless_word(word) or all(map(is_harmless_word, word.rstrip("=").replace(":", "/").split("/")))
 
 
@@ -15680,9 +15691,13 @@ NFT_SILENT = {
     "counter": ("packets", "bytes", "name"),
     "comment": (),
 }
+# A set or map of nft with one of these words is not evaluated: its elements expire, are added by rules, or
+# have a statement, which nft prints behind each element.
+SET_STATEMENTS = frozenset("timeout expires dynamic counter limit quota last".split())
 # These words begin a reverse path filter of nft.  The filter tests whether the route to the packet's source
-# leaves through the interface on which the packet arrived.
-REVERSE_PATHS = ("fib saddr . mark . iif oif".split(), "fib saddr . iif oif".split())
+# leaves through the interface on which the packet arrived.  nft 1.1.3 prints `oif`, later releases `check`.
+REVERSE_PATHS = [f"fib saddr . {mark}iif {result}".split()
+                 for mark in ("mark . ", "") for result in ("oif", "check")]
 # The effect of each target on a packet.  `?` means that the effect is unknown.  An empty value means that the
 # target has no effect.  Targets that are not in the table (LOG, MARK ...) have no effect either.
 RULE_TARGETS = {
@@ -15888,10 +15903,14 @@ class NftReader:
     def _elements(self, words: list[str]) -> None:
         """Parse one line of a set or a map.
 
-        Forget a set whose elements expire or are added by rules, because its contents are unknown.  Also
-        forget a set with counters, which stand between the elements.
+        Forget a set whose elements expire or are added by rules, because its contents can change at any time.
+        Also forget a set whose elements have a statement, such as a counter or a limit.  The comments of
+        elements are dropped.
         """
-        if not {"timeout", "dynamic", "expires", "counter", "timeout,", "dynamic,"}.isdisjoint(words):
+        while "comment" in words:
+            place = words.index("comment")
+            words = [*words[:place], *words[place + 2:]]
+        if not SET_STATEMENTS.isdisjoint(part for word in words for part in word.split(",")):
             del self.sets[self.set]
         elif words[:2] == ["elements", "="]:
             self.sets[self.set] += [word for word in words[2:] if word not in ("{", "}")]
@@ -15972,7 +15991,10 @@ def nft_rules(text: Sequence[str]) -> Iterator[Rule]:
 
 
 def with_reverse_path(text: Sequence[str]) -> Sequence[str]:
-    """Return the words of a rule, with the word `reverse-path` in place of the words of REVERSE_PATHS."""
+    """Return the words of a rule, with `reverse-path` in place of the first words that are in REVERSE_PATHS.
+
+    If the rule has no such words, return its words unchanged.
+    """
     for path in REVERSE_PATHS:
         for start in range(len(text) - len(path)):
             end = start + len(path)
@@ -20146,9 +20168,9 @@ ENDED_CAUSES = frozenset((*PENDING_CAUSES, "deleted", "peer-gone"))
 
 @verify_check(
     "up", " Connections that should be up are up",
-    checks="Whether an IPsec SA exists for each connection with auto=start, and for each connection that "
-           "pluto keeps up. For any other connection, whether the last attempt failed. The cause comes from "
-           "the last attempt in pluto's log.",
+    checks="Whether each connection with auto=start, and each connection that pluto keeps up, has an IPsec SA "
+           "for each pair of its networks. For any other connection, whether the last attempt failed. The "
+           "cause comes from the last attempt in pluto's log.",
     matters="Without an IPsec SA, packets for the networks behind the peer are dropped, or leave this host "
             "without encryption.",
     fix="Run ipsec why CONN, which explains more. Often only the log of the peer has the reason.",
@@ -20180,7 +20202,7 @@ def check_up(facts: Facts) -> Iterator[Trouble]:
         about = [lines[number] for number in numbers_about(numbers, name)]
         clues = last_clues(read_attempts(about, name, peers))
         if name in wanted:
-            yield down_trouble(name, clues, unknown)
+            yield down_trouble(name, any(entry["up"] for entry in loaded[name]), clues, unknown)
         elif clues and clues[0].cause.name not in ENDED_CAUSES:
             yield failed_trouble(name, clues[0])
 
@@ -20229,8 +20251,8 @@ def attempt_text(clue: Clue) -> str:
     return f"tried at {when}: {clue.cause.means}"
 
 
-def down_trouble(name: str, clues: Sequence[Clue], unknown: str) -> Trouble:
-    """Return the Trouble for a connection that is down but should be up.
+def down_trouble(name: str, is_partly_up: bool, clues: Sequence[Clue], unknown: str) -> Trouble:
+    """Return the Trouble for a connection that should be up, but is down or partly up.
 
     `clues` are the findings in pluto's log about the last attempt.  If there are none, the message has
     `unknown` in place of the cause.
@@ -20239,7 +20261,8 @@ def down_trouble(name: str, clues: Sequence[Clue], unknown: str) -> Trouble:
     if clues:
         cause = attempt_text(clues[0])
         level = "WARN" if clues[0].cause.name in PENDING_CAUSES else "FAIL"
-    return (level, "DOWN", f"conn {name} should be up, but has no IPsec SA; {cause}",
+    lack = "lacks the IPsec SA of some of its networks" if is_partly_up else "has no IPsec SA"
+    return (level, "DOWN", f"conn {name} should be up, but {lack}; {cause}",
             shell_words(["ipsec", "why", name]))
 
 

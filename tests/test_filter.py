@@ -179,13 +179,33 @@ def test_nat_of_nft(packet: dict[str, str], wanted: str) -> None:
     assert verdict(table, table["post"], packet) == wanted
 
 
-@pytest.mark.parametrize("fib", ["fib saddr . mark . iif oif", "fib saddr . iif oif"])
+@pytest.mark.parametrize("fib", ["fib saddr . mark . iif oif", "fib saddr . iif oif",
+                                 "fib saddr . mark . iif check", "fib saddr . iif check"])
 def test_a_reverse_path_filter(fib: str) -> None:
     packet = {"reverse-path": "exists", "family": "ipv6"}
     (conditions, target), = ipsec.nft_rules(["meta", "nfproto", "ipv6", *fib.split(), "missing", "drop"])
     assert ipsec.rule_fits(conditions, packet) is False and target == "drop"
     (conditions, _), = ipsec.nft_rules([*fib.split(), "exists", "accept", "comment", "a . b"])
     assert ipsec.rule_fits(conditions, packet) is True and ipsec.rule_fits(conditions, {}) is None
+
+
+@pytest.mark.parametrize(("definition", "wanted"), [
+    (["type inet_service", 'comment "IKE ports"', 'elements = { 500 comment "IKE", 4500 comment "NAT, T" }'], "accept"),
+    (["type inet_service", 'elements = { 53 comment "500",', '4500 comment "NAT-T" }'], "drop"),
+    (["type inet_service", "limit rate 9/second", "elements = { 500 limit rate 9/second, 4500 limit rate 9/second }"],
+     "?"),
+    (["type inet_service", "quota 9 mbytes", "elements = { 500 quota 9 mbytes, 4500 quota 9 mbytes }"], "?"),
+    (["type inet_service", "counter", "elements = { 500 counter packets 0 bytes 0 }"], "?"),
+    (["type inet_service", "size 100", "flags dynamic,timeout", "elements = { 53 }"], "?"),
+    (["type inet_service", "flags interval,timeout", "elements = { 53 }"], "?"),
+    (["type inet_service", "flags interval", "elements = { 53 }"], "drop"),
+])
+def test_the_elements_of_a_set(definition: list[str], wanted: str) -> None:
+    """The definitions are as nft 1.0.6 and 1.1.3 print them."""
+    text = "\n".join(["table inet f {", "set ports {", *definition, "}", "chain input {",
+                      "type filter hook input priority filter; policy drop;", "udp dport @ports accept", "}", "}"])
+    table = next(NftReader({}).tables(text))[1]
+    assert verdict(table, table["input"], udp()) == wanted
 
 
 def test_joined_fields_are_unknown() -> None:

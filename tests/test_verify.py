@@ -263,6 +263,7 @@ def test_a_connection_that_should_be_up_and_is_not(tmp_path: Path, monkeypatch: 
     down = STATUS.replace("SA: #2", "SA: #0").replace("; erouted", "; unrouted")
     (level, word, why, mend), = check_up(down)
     assert (level, word, mend) == ("FAIL", "DOWN", "ipsec why rw")
+    assert why.startswith("conn rw should be up, but has no IPsec SA; tried at ")
     assert "06:12:09: this host has no pre-shared key (PSK)" in why
     log.unlink()
     (level, _, why, _), = check_up(down)
@@ -275,7 +276,11 @@ def test_a_connection_that_should_be_up_and_is_not(tmp_path: Path, monkeypatch: 
     log.write_text('Nov 23 06:12:08.000000: "two/1x1" #1: received Delete SA payload: delete IKE SA\n')
     assert check_up(down) == []
     policy = '"two/1x1":   policy: IKEv2+PSK+UP;\n"two/1x2": 10.1'
-    assert [trouble[2].split()[1] for trouble in check_up(STATUS.replace('"two/1x2": 10.1', policy, 1))] == ["two"]
+    wanted = STATUS.replace('"two/1x2": 10.1', policy, 1)
+    (_, _, why, _), = check_up(wanted)
+    assert why.startswith("conn two should be up, but has no IPsec SA; ")
+    (_, _, why, _), = check_up(wanted + '\n"two/1x2":   newest IKE SA: #1; newest IPsec SA: #3; conn serial: $5;')
+    assert why.startswith("conn two should be up, but lacks the IPsec SA of some of its networks; ")
 
 
 @pytest.mark.parametrize("said", [
