@@ -11425,12 +11425,11 @@ def is_capture(prefix: str) -> bool:
 
 
 def rule_place(rule: Capture | FoundRule) -> tuple[str, str]:
-    """Return the chain of a rule, and the source and destination, in a form in which rules can be compared.
+    """Return the chain of a connection's rule, and its source and destination as normalised networks.
 
-    The networks are normalised, and the networks of all addresses (0.0.0.0/0, ::/0) are left out.
+    Two such rules of the same connection match the same packets if this value is the same.
     """
-    nets = [canonical_net(net) or net for net in rule.ends.split()]
-    return rule.chain, " ".join(net for net in nets if net not in HALVES)
+    return rule.chain, " ".join(canonical_net(net) or net for net in rule.ends.split())
 
 
 def rule_words(line: str) -> list[str]:
@@ -11482,7 +11481,8 @@ class Iptables:
                 prefix = word_after(words, "--nflog-prefix")
                 if words[:1] == ["-A"] and word_after(words, "-j") == "NFLOG" and wanted(prefix):
                     group = int(word_after(words, "--nflog-group", "0"))
-                    ends = f"{word_after(words, '-s')} {word_after(words, '-d')}".strip()
+                    every = "0.0.0.0/0" if family == 4 else "::/0"  # iptables-save does not print this network
+                    ends = f"{word_after(words, '-s', every)} {word_after(words, '-d', every)}"
                     rules.append(FoundRule(words[1], group, prefix, family, ends, encode(line[3:])))
         return rules
 
@@ -11623,7 +11623,7 @@ class NfTables:
             steps = nft_equal(nft_meta(NFT_META_NFPROTO), bytes((protocol,)))
         steps += nft_ipsec(capture.way)
         for field, net in (("source", capture.source), ("destination", capture.destination)):
-            steps += nft_net(field, net) if net else b""
+            steps += nft_net(field, net) if net not in ("", *HALVES) else b""
         group = attribute(NFTA_LOG_GROUP, capture.group.to_bytes(2, "big"))
         return steps + nft_expression("log", group, attribute(NFTA_LOG_PREFIX, capture.prefix))
 
@@ -11935,11 +11935,10 @@ def nflog_conn(host: Host, add: bool, name: str, group: int, ours: str, theirs: 
     has made a rule for the same packets and the same group.  Raises Failure if the change fails, and what
     nflog_lock() raises.
     """
-    source, destination = ("" if net in HALVES else net for net in (ours, theirs))
     family = 6 if ":" in ours else 4
     prefix = name[:63]
-    wanted = [Capture("INPUT", "in", group, prefix, family, destination, source),
-              Capture("OUTPUT", "out", group, prefix, family, source, destination)]
+    wanted = [Capture("INPUT", "in", group, prefix, family, theirs, ours),
+              Capture("OUTPUT", "out", group, prefix, family, ours, theirs)]
     places = [rule_place(rule) for rule in wanted]
     with nflog_lock(host):
         backend = nflog_backends(host)[0]

@@ -49,7 +49,7 @@ class Restoring(ipsec.Host):
 def test_rules_of_ours_are_known_by_their_prefix_alone() -> None:
     found = ipsec.Iptables(Restoring()).found(ipsec.is_capture)
     assert [(rule.chain, rule.group, rule.prefix, rule.ends) for rule in found] == [
-        ("INPUT", 50, "all-ipsec", ""), ("INPUT", 0, "all-ipsec", ""),
+        ("INPUT", 50, "all-ipsec", "0.0.0.0/0 0.0.0.0/0"), ("INPUT", 0, "all-ipsec", "0.0.0.0/0 0.0.0.0/0"),
         ("OUTPUT", 7, "ipsec-conn:a b", "10.1.0.0/24 10.2.0.0/24")]
 
 
@@ -209,8 +209,48 @@ def test_a_script_that_runs_updown_or_is_a_copy_of_it(tmp_path: Path) -> None:
 
 def test_places_of_rules_are_compared_as_iptables_save_writes_them() -> None:
     mine = ipsec.Capture("INPUT", "in", 7, "a", 4, "192.0.2.2", "0.0.0.0/0")
-    saved = ipsec.FoundRule("INPUT", 7, "a", 4, "192.0.2.2/32", b"")
+    saved = ipsec.FoundRule("INPUT", 7, "a", 4, "192.0.2.2/32 0.0.0.0/0", b"")
     assert ipsec.rule_place(mine) == ipsec.rule_place(saved)
+
+
+class Saving(Restoring):
+    """A host whose iptables-save shows the rules that its iptables-restore made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rules: dict[str, list[str]] = {"iptables": [], "ip6tables": []}
+
+    def run(self, argv: Sequence[str], **options: object) -> ipsec.Ran:  # type: ignore[override]
+        rules = self.rules[argv[0].partition("-")[0]]
+        return ipsec.Ran(0, "".join(f"-A {rule}\n" for rule in rules).encode(), b"")
+
+    def run_together(self, commands: Sequence[tuple[Sequence[str], bytes, bytes]], timeout: float) -> list[ipsec.Ran]:
+        for argv, data, _ in commands:
+            rules = self.rules[argv[0].partition("-")[0]]
+            for line in data.decode().splitlines()[1:]:
+                rule = line[3:].replace(" -s 0.0.0.0/0", "").replace(" -d 0.0.0.0/0", "")
+                rule = rule.replace(" -s ::/0", "").replace(" -d ::/0", "")
+                if line.startswith("-I"):
+                    rules.append(rule)
+                else:
+                    rules.remove(rule)
+        return super().run_together(commands, timeout)
+
+
+def test_updown_keeps_the_rules_of_the_two_address_families_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection of libreswan 5 can have several pairs of networks, such as 0.0.0.0/0 and ::/0."""
+    host = Saving()
+    monkeypatch.setattr(ipsec, "nflog_lock", lambda host: contextlib.nullcontext())
+    monkeypatch.setattr(ipsec, "nflog_backends", lambda host: [ipsec.Iptables(host)])
+    pairs = [("0.0.0.0/0", "0.0.0.0/0"), ("::/0", "::/0"), ("0.0.0.0/0", "10.2.0.0/24"), ("10.2.0.0/24", "0.0.0.0/0")]
+    for ours, theirs in [*pairs, *pairs]:
+        ipsec.nflog_conn(host, True, "vti", 7, ours, theirs)
+    assert {name: len(rules) for name, rules in host.rules.items()} == {"iptables": 6, "ip6tables": 2}
+    ipsec.nflog_conn(host, False, "vti", 7, *pairs[0])
+    assert {name: len(rules) for name, rules in host.rules.items()} == {"iptables": 4, "ip6tables": 2}
+    for ours, theirs in pairs:
+        ipsec.nflog_conn(host, False, "vti", 7, ours, theirs)
+    assert host.rules == {"iptables": [], "ip6tables": []}
 
 
 def test_the_group_of_a_log_statement_has_two_bytes_in_network_order() -> None:
