@@ -41,13 +41,15 @@ def test_no_canary_leaves(tmp_path: Path, sink: type[ipsec.TextSink], own_log: b
 
 
 @pytest.mark.parametrize("remark", ["allow IKE from the branch office", "cali: policy 12", "eth0 to vpn2", "NAT-T",
-                                    "10.0.0.0/8", "2001:db8::1/64", "::ffff:192.0.2.1", "00:16:3e:12:34:56", "Internet Key Exchange (IKE) Protocol Daemon for IPsec", "!fw3"])
+                                    "10.0.0.0/8", "2001:db8::1/64", "::ffff:192.0.2.1", "00:16:3e:12:34:56",
+                                    "Internet Key Exchange (IKE) Protocol Daemon for IPsec", "!fw3"])
 def test_a_harmless_remark_is_shown(remark: str) -> None:
     assert ipsec.shown_remark(remark) == remark
 
 
 @pytest.mark.parametrize("remark", ["psk is hunter", "Tr0ub4dor&3", "site a: xK9fQ2mm", "the key is new",
-                                    "d41d8cd9:8f00b204:e9800998:ecf8427e", "abc123def456", "old pin 1234", "deadbeefcafe0123", "correctHorseBattery"])
+                                    "d41d8cd9:8f00b204:e9800998:ecf8427e",
+                                    "abc123def456", "old pin 1234", "deadbeefcafe0123", "correctHorseBattery"])
 def test_a_remark_that_may_hold_a_secret_is_not_shown(remark: str) -> None:
     assert ipsec.shown_remark(remark) == ipsec.REDACTED
 
