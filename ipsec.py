@@ -14009,6 +14009,8 @@ def count_leading(words: Sequence[str]) -> int:
 BLOCKS = ""
 FRONT = b""
 loaded_blocks = 0  # bit N is set if block N is loaded
+# Held while a thread loads blocks: a block that runs twice defines its classes and tables again
+loading = _thread.RLock()
 WINDOW = 32768  # zlib uses only this number of bytes at the end of a dictionary
 
 
@@ -14024,10 +14026,16 @@ def load_rest(name: str = "") -> None:
     has no bytecode for a block, the block is three numbers: the number of lines before it in ipsec.py, and
     the offsets of its start and end in bytes.
     """
-    global loaded_blocks
     if not BLOCKS:
         return
 
+    with loading:
+        load_blocks(name)
+
+
+def load_blocks(name: str) -> None:
+    """Load the blocks of load_rest(), which holds `loading`."""
+    global loaded_blocks
     import gc
     from marshal import loads
     from zlib import decompress, decompressobj
@@ -15160,7 +15168,8 @@ class Worker:
 
         Raises OSError if no process can be made.
         """
-        self.pid = os.fork()
+        with loading:  # the new process has no thread that could release it
+            self.pid = os.fork()
         if self.pid:
             os.close(self.writer)
             return

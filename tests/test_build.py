@@ -376,6 +376,33 @@ def test_a_command_loads_the_blocks_that_it_needs(pyz: Path, tmp_path: Path) -> 
     assert loaded_for(PYTHON, without_bytecode(pyz, tmp_path / "ipsec.pyz"), "nsslist") == loaded
 
 
+def test_threads_that_load_the_same_code_run_each_block_once(pyz: Path) -> None:
+    """Sections of a report load parts in their threads.  A second run would define the tables of causes again."""
+    script = f"""
+import collections, os, runpy, sys, threading
+os._exit = lambda status: None
+sys.path.insert(0, {str(pyz)!r})
+sys.argv = ["ipsec", "--directory"]
+runpy.run_path({str(pyz)!r}, run_name="__main__")
+module = sys.modules["ipsec"]
+runs = collections.Counter()
+other = threading.Thread(target=module.load_rest, args=["barf"])
+
+def run(code, space):
+    if not other.ident:
+        other.start()
+        other.join(1)
+    runs[code.co_names] += 1
+    exec(code, space)
+
+module.exec = run
+module.load_rest("barf")
+other.join()
+print(max(runs.values()), len(runs) > 5)
+"""
+    assert run(PYTHON, "-I", "-c", script, check=True).stdout.splitlines()[-1] == "1 True"
+
+
 @pytest.mark.parametrize("name", ["status", "up", "_updown"])
 def test_what_programs_call_often_loads_little(pyz: Path, tmp_path: Path, name: str) -> None:
     """The search for causes is loaded when a tunnel fails, not before."""
