@@ -2329,9 +2329,10 @@ EVERYDAY = frozenset("""
 class Token:
     """A word of ipsec.secrets.
 
-    `text` is the word without quotes, `line` the number of its line, `start` the column of its first
-    character, and `end` the column after its last one.  `form` tells how the word is written: it is the
-    quote, or 0x, 0s or 0t, or `open` for a string without a closing quote, or empty for a bare word.
+    `text` is the word without its quotes.  `line` is the number of the line, `start` the column at which the
+    word begins, including an opening quote, and `end` the column after the word, including a closing quote.
+    `form` is the quote of a quoted string, `open` for a string without a closing quote, the prefix 0x, 0s or
+    0t in small letters, or empty for any other word.
     """
 
     __slots__ = ("end", "form", "line", "start", "text")
@@ -7111,7 +7112,8 @@ class Conversation:
     def __init__(self, host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
         """Connect to pluto's control socket.
 
-        Raises TimedOut if the queue of the socket stays full, and NoPluto if connecting fails otherwise.
+        Raises TimedOut if the queue of the socket stays full.  Raises NoPluto under --root, or if the
+        connection fails for another reason.
         """
         import _socket as socket
         if not host.live:
@@ -11981,8 +11983,9 @@ TENTATIVE_TIME = 1.0
 
 
 class Updown:
-    """The changes that _updown makes to the network when a connection comes up or goes down.
+    """The changes that _updown makes to the network for the events of a connection.
 
+    An event is a verb of UPDOWN_STEPS: a connection is prepared, routed, unrouted, comes up or goes down.
     Pluto describes the connection in environment variables, which are those of libreswan's _updown.xfrm.
     """
 
@@ -21931,7 +21934,8 @@ def l2tp(*words: str) -> SectionBody:
 def nss_program(name: str) -> SectionBody:
     """Return a body that yields the output of `NAME -L` for the NSS database, NAME being certutil or crlutil.
 
-    If certutil is not installed, or under --root, the body reads the certificates without certutil.
+    If certutil is not installed, or under --root, the body reads the certificates without certutil.  CRLs
+    can't be read without crlutil: the body then raises the errors of program_output().
     """
     def body(report: Report) -> Iterator[str]:
         host = report.host
@@ -25022,7 +25026,7 @@ class TunnelView:
     def lines(self, width: int) -> list[str]:
         """Read pluto's status, set `status`, and return the lines to show.
 
-        From the second call on, the rates are measured since the previous call, and changed states are
+        If the previous call has found tunnels, the rates are measured since that call, and changed states are
         highlighted.  Raises NoPluto or TimedOut if pluto does not answer, and Failure (UNKNOWN_NAME) for an
         unknown connection.
         """
