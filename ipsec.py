@@ -15915,12 +15915,8 @@ class NftReader:
         """Parse one line of a set or a map.
 
         Forget a set whose elements expire or are added by rules, because its contents can change at any time.
-        Also forget a set whose elements have a statement, such as a counter or a limit.  The comments of
-        elements are dropped.
+        Also forget a set whose elements have a statement, such as a counter or a limit.
         """
-        while "comment" in words:
-            place = words.index("comment")
-            words = [*words[:place], *words[place + 2:]]
         if not SET_STATEMENTS.isdisjoint(part for word in words for part in word.split(",")):
             del self.sets[self.set]
         elif words[:2] == ["elements", "="]:
@@ -16059,12 +16055,18 @@ def skip_silent(word: str, words: RuleWords) -> None:
 
 
 def nft_values(words: RuleWords) -> str:
-    """Return the next value, or all values of a set in braces, separated by commas, and move past them."""
+    """Return the next value, or all values of a set in braces, separated by commas, and move past them.
+
+    Values of a set can have comments, which are left out.
+    """
     if not words.skip("{"):
         return words.take()
     values = ""
     while words and words.next != "}":
-        values += words.take()
+        if words.skip("comment"):
+            words.take()
+        else:
+            values += words.take()
     words.skip("}")
     return values
 

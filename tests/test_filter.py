@@ -217,6 +217,11 @@ def test_joined_fields_are_unknown() -> None:
 @pytest.mark.parametrize(("text", "rules"), [
     ("accept", [([], "accept")]),
     ("tcp dport 22 drop", [([("proto", "tcp", False), ("dport", "22", False)], "drop")]),
+    ('udp dport { 500 comment "IKE", 4500 comment "NAT, T" } accept',
+     [([("proto", "udp", False), ("dport", "500,4500", False)], "accept")]),
+    ('udp dport vmap { 500 comment "IKE" : accept, 4500 : drop }',
+     [([("proto", "udp", False), ("dport", "500", False)], "accept"),
+      ([("proto", "udp", False), ("dport", "4500", False)], "drop")]),
     ("udp sport != { 500 , 4500 } reject with icmpx admin-prohibited",
      [([("proto", "udp", False), ("sport", "500,4500", True)], "reject")]),
     ("meta l4proto vmap { esp : accept, tcp : goto web, udp : jump ike }",
@@ -231,7 +236,7 @@ def test_joined_fields_are_unknown() -> None:
     ("snat ip6 to [2001:db8::1]:80", [([], "snat 2001:db8::1")]),
 ])
 def test_rules_of_nft(text: str, rules: list[tuple[list[tuple[str, str, bool]], str]]) -> None:
-    assert list(nft_rules(text.split())) == rules
+    assert list(nft_rules(ipsec.rule_words(text))) == rules
 
 
 @pytest.mark.parametrize(("rule", "fits"), [
