@@ -15703,8 +15703,8 @@ NFT_SILENT = {
     "comment": (),
 }
 # A set or map of nft with one of these words is not evaluated: its elements expire, are added by rules, or
-# have a statement, which nft prints behind each element.
-SET_STATEMENTS = frozenset("timeout expires dynamic counter limit quota last".split())
+# have a statement, which nft prints behind each element.  (`count` is a word of `ct count`.)
+SET_STATEMENTS = frozenset("timeout expires dynamic counter limit quota count last".split())
 # These words begin a reverse path filter of nft.  The filter tests whether the route to the packet's source
 # leaves through the interface on which the packet arrived.  nft 1.1.3 prints `oif`, later releases `check`.
 REVERSE_PATHS = [f"fib saddr . {mark}iif {result}".split()
@@ -15895,8 +15895,8 @@ class NftReader:
         elif self.depth == 1:
             if first == "flags":
                 self.dormant = "dormant" in line
-            elif first in ("set", "map"):
-                self.set = words[1]
+            self.set = words[1] if first in ("set", "map") else ""
+            if self.set:
                 self.sets[self.set] = []
             elif first == "chain":
                 self.chain = words[1]
@@ -15915,8 +15915,12 @@ class NftReader:
         """Parse one line of a set or a map.
 
         Forget a set whose elements expire or are added by rules, because its contents can change at any time.
-        Also forget a set whose elements have a statement, such as a counter or a limit.
+        Also forget a set whose elements have a statement, such as a counter or a limit.  The comments of
+        elements are dropped.
         """
+        while "comment" in words:
+            place = words.index("comment")
+            words = [*words[:place], *words[place + 2:]]
         if not SET_STATEMENTS.isdisjoint(part for word in words for part in word.split(",")):
             del self.sets[self.set]
         elif words[:2] == ["elements", "="]:
@@ -16057,18 +16061,20 @@ def skip_silent(word: str, words: RuleWords) -> None:
 def nft_values(words: RuleWords) -> str:
     """Return the next value, or all values of a set in braces, separated by commas, and move past them.
 
-    Values of a set can have comments, which are left out.
+    Comments of the values are left out.  Return `@`, which stands for a set with unknown contents, if a value
+    has one of SET_STATEMENTS.
     """
     if not words.skip("{"):
         return words.take()
-    values = ""
+    values, is_known = "", True
     while words and words.next != "}":
+        is_known = is_known and words.next not in SET_STATEMENTS
         if words.skip("comment"):
             words.take()
         else:
             values += words.take()
     words.skip("}")
-    return values
+    return values if is_known else "@"
 
 
 def map_rules(conditions: list[Condition], field: str, entries: str) -> Iterator[Rule]:

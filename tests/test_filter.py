@@ -168,6 +168,26 @@ def test_nft_decides_about_a_packet(packet: dict[str, str], wanted: str) -> None
     assert verdict(table, table["input"], packet) == wanted
 
 
+@pytest.mark.parametrize(("elements", "source", "wanted"), [
+    ('192.0.2.1 comment "a: b, c {", 192.0.2.2', "192.0.2.2", "accept"),
+    ('192.0.2.1 comment "timeout",\n\t\t\t     192.0.2.2', "192.0.2.3", "drop"),
+    ("192.0.2.1 limit rate 1/second burst 5 packets, 192.0.2.2 limit rate 1/second", "192.0.2.2", "?"),
+    ("192.0.2.2 quota 500 mbytes used 0 bytes", "192.0.2.2", "?"), ("192.0.2.2 ct count over 10", "192.0.2.2", "?"),
+    ("192.0.2.1 counter packets 0 bytes 0", "192.0.2.2", "?"), ("192.0.2.1 last used never", "192.0.2.2", "?"),
+])
+def test_elements_with_comments_and_statements(elements: str, source: str, wanted: str) -> None:
+    """A flowtable follows the sets; its lines do not belong to the last set."""
+    table = ("table inet f {\n\tset s {\n\t\ttype ipv4_addr\n\t\telements = { ELEMENTS }\n\t}\n\n"
+             "\tflowtable t {\n\t\thook ingress priority filter\n\t\tdevices = { eth0 }\n\t\tcounter\n\t}\n\n"
+             "\tchain input {\n\t\ttype filter hook input priority filter; policy drop;\n"
+             '\t\tudp dport { 4500 comment "x, y", 501 } log prefix "comment " accept comment "a }"\n'
+             "\t\tip saddr RULE accept\n\t}\n}\n")
+    for named in (table.replace("RULE", "@s"), table.replace("RULE", f"{{ {' '.join(elements.split())} }}")):
+        (_, chains), = NftReader({}).tables(named.replace("ELEMENTS", elements))
+        assert verdict(chains, chains["input"], udp(source)) == wanted
+        assert verdict(chains, chains["input"], udp(source, dport="501")) == "accept"
+
+
 @pytest.mark.parametrize(("packet", "wanted"), [
     ({"src": "10.1.0.0/24", "out": "eth0", "ipsec-out": "exists ipsec", "family": "ipv4"}, "accept"),
     ({"src": "10.1.0.0/24", "out": "eth0", "ipsec-out": "missing none", "family": "ipv4"}, "snat"),
