@@ -4679,18 +4679,24 @@ def redactor_of(host: Host, show_secrets: bool = False, config: Config | None = 
     return redactor
 
 
+SHELL_WORD = r"""(?:'[^']*'|"[^"]*"|\S)+"""  # a word of a command line, which may be quoted
+
+
 def learn_updown(redactor: Redactor, config: Config) -> None:
     """Add arguments of updown scripts that may be secrets to the redactor.
 
     A script may print its arguments, and pluto then logs them.  An argument may be a secret if it follows a
-    word such as `--token`, with a blank or `=` between them, or if it looks like random characters.
+    word such as `--token`, with a blank or `=` between them, or if it looks like random characters.  Pluto
+    runs the command in a shell, so a quoted argument is learned as a whole and, as it may be a command with
+    arguments of its own, word by word.
     """
     import re
-    for setting in [setting for section in config.sections for setting in section.settings]:
-        if not setting.key.endswith("updown"):
-            continue
+    values = [setting.value for section in config.sections for setting in section.settings
+              if setting.key.endswith("updown")]
+    for words in [re.findall(SHELL_WORD, value) for value in values] + [value.split() for value in values]:
         before = ""
-        for word in setting.value.split()[1:]:
+        for word in words[1:]:
+            word = re.sub(r"""['"\\]""", "", word)
             name, _, value = word.rpartition("=")
             is_random = len(value) >= 8 and value.replace("-", "").replace("_", "").isalnum()
             if re.search(_SPEAKS_OF_SECRET, name or before, re.IGNORECASE):

@@ -228,6 +228,8 @@ def test_an_unknown_secret_is_known_by_its_place(line: str, shown: str) -> None:
 
 @pytest.mark.parametrize("arguments, secret, is_masked", [
     ("--token hunter2", "hunter2", True), ("--api-key=hunter2", "hunter2", True), ("Zz9Kq7Wm1", "Zz9Kq7Wm1", True),
+    ("--token 'hunter2'", "hunter2", True), ("-c 'curl --token hunter2 x'", "hunter2", True),
+    ("TOKEN='two words' up", "two words", True), ("'Zz9Kq7Wm1'", "Zz9Kq7Wm1", True),
     ("password hunter2", "hunter2", True), ("--route yes eth0.100", "eth0.100", False),
     ("10.1.0.0/16 customer-a", "customer-a", False), ("/etc/ipsec.d/Hook1a2b3c", "Hook1a2b3c", False),
 ])
