@@ -1644,7 +1644,7 @@ class Host:
             os.kill(pid, 0)
         except PermissionError:
             return True
-        except OSError:
+        except (OSError, OverflowError):  # OverflowError: the number is too large for a process id
             return False
         return True
 
@@ -1943,7 +1943,7 @@ class Host:
     def columns(self) -> int:
         """The number of characters for a line of standard output: $COLUMNS, the terminal's width, or 80."""
         given = self.env.get("COLUMNS", "")
-        if given.isascii() and given.isdigit() and int(given):
+        if is_number(given) and int(given):
             return int(given)
         return self.terminal_size()[0]
 
@@ -6924,7 +6924,7 @@ def is_pluto(host: Host, pid: int) -> bool:
 def find_pluto(host: Host) -> int | None:
     """Return the PID in pluto's pid file.  Return None if no running pluto has that PID."""
     text = host.value(f"{host.rundir}/pluto.pid").strip()
-    if text.isdigit() and is_pluto(host, int(text)):
+    if is_number(text) and is_pluto(host, int(text)):
         return int(text)
     return None
 
@@ -12770,7 +12770,7 @@ def pid_file_signs(host: Host) -> Iterator[str]:
         yield f"{error_text(error)}: pluto's PID is unknown"
         return
 
-    if not text.isdecimal():
+    if not is_number(text):
         return
     pid = int(text)
     if is_pluto(host, pid):
@@ -26954,7 +26954,7 @@ def check_key_size(name: str, kind: str, size: str) -> None:
         if size not in CURVES:
             raise Failure(f"ipsec {name}: unknown curve {quote(size)}", USAGE, ", ".join(CURVES))
         return
-    if not size.isascii() or not size.isdigit() or not 2192 <= int(size) <= 16384:
+    if not is_number(size) or not 2192 <= int(size) <= 16384:
         raise Failure(f"ipsec {name}: {quote(size)} is not a valid RSA key size", USAGE, "2192 to 16384 bits")
     if int(size) % 16:
         lower = int(size) // 16 * 16

@@ -616,7 +616,8 @@ def test_a_file_is_corrupt_only_if_nss_says_so(message: str, code: str, status: 
 
 
 @pytest.mark.parametrize(("size", "status", "said"), [
-    ("3192", 1, "not a multiple of 16"), ("2048", 2, "not a valid RSA key size"), ("x", 2, "not a valid RSA key size")])
+    ("3192", 1, "not a multiple of 16"), ("2048", 2, "not a valid RSA key size"), ("x", 2, "not a valid RSA key size"),
+    pytest.param("1" * 5000, 2, "not a valid RSA key size", id="5000 digits")])
 def test_sizes_of_rsa_keys(size: str, status: int, said: str) -> None:
     for words in (["newhostkey", "--bits", size], ["rsasigkey", size]):
         entry = ipsec.COMMANDS[words[0]]

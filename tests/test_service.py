@@ -338,6 +338,7 @@ PROC = {"/proc/self/stat": "1 (x) S 0\n", "/proc/self/net/udp": "  sl\n"}
     ({**PROC, "/proc/self/net/tcp": UDP.replace("01F4", "1194").replace(" 07 ", " 0A ")}, "TCP port 4500 is in use"),
     ({**PROC, "/run/pluto/pluto.pid": "7", "/proc/7/stat": "7 (pluto) S 1\n"}, ""),  # exe can't be read: not pluto
     (PROC, ""), ({**PROC, "/run/pluto/pluto.pid": "garbage"}, ""), ({**PROC, "/run/pluto/pluto.pid": "99999"}, ""),
+    ({**PROC, "/run/pluto/pluto.pid": "1" * 5000}, ""), ({"/run/pluto/pluto.pid": "1" * 20}, "/proc can't be read"),
 ])
 def test_each_sign_of_a_pluto_that_proc_does_not_show(files: dict[str, str], sign: str, tree: Tree,
                                                       monkeypatch: pytest.MonkeyPatch) -> None:

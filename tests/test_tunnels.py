@@ -105,6 +105,12 @@ def test_the_table_fits_any_width(pluto: str, columns: int) -> None:
     assert {"2.9K", "30M", "2h01m", "end 1m"} <= set(re.split("  +|\n", result.stdout))
 
 
+@pytest.mark.parametrize("columns", ["", "0", "x", pytest.param("1" * 5000, id="5000 digits")])
+def test_a_bad_number_of_columns_is_ignored(columns: str) -> None:
+    host = ipsec.Host({"COLUMNS": columns})
+    assert host.columns == host.terminal_size()[0]
+
+
 def test_a_wide_table_is_as_wide_as_its_text() -> None:
     """The numbers stay beside the networks; the notes are the last column, and continue below it."""
     rows = [ipsec.TunnelRow("hq"), ipsec.TunnelRow("away")]
