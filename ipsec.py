@@ -23266,10 +23266,11 @@ class Diagnoser:
         policy: set[str] = set()
         for entry in entries:
             policy.update(entry["policy"])
-        if cause.name == "auth-refused" and "PSK" in policy:
+        certified = bool(policy & {"RSASIG", "ECDSA", "RSASIG_v1_5"})
+        if cause.name == "auth-refused" and "PSK" in policy and not certified:
             return ("the peer refused to authenticate this host (AUTHENTICATION_FAILED): the peer expects "
                     "another pre-shared key (PSK), another ID (leftid=) or another method (authby=)")
-        if cause.name == "auth-refused" and policy & {"RSASIG", "ECDSA", "RSASIG_v1_5"}:
+        if cause.name == "auth-refused" and "PSK" not in policy and certified:
             return ("the peer refused to authenticate this host (AUTHENTICATION_FAILED): the peer does not "
                     "accept this host's certificate (expired, revoked, unknown CA), RSA key or ID (leftid=)")
 

@@ -487,6 +487,14 @@ def test_a_diagnosis_has_cause_evidence_and_no_secret(diagnoser: Diagnoser) -> N
     assert len(diagnosis_lines(found)) == 2
 
 
+def test_a_connection_with_both_methods_names_both(diagnoser: Diagnoser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnoser.facts, "loaded", lambda: {"office": [entry(policy=["RSASIG", "PSK"])]})
+    set_log(diagnoser, '"office" #1: initiating IKEv2 connection',
+            '"office" #1: IKE SA authentication request rejected by peer: AUTHENTICATION_FAILED')
+    means = diagnoser.diagnose("office").means
+    assert "the PSK" in means and "the certificate or the RSA key" in means
+
+
 def test_what_this_host_shows_stands_in_where_the_log_has_no_reason(diagnoser: Diagnoser,
                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     set_log(diagnoser, '"office" #1: initiating IKEv2 connection', '"office" #1: encountered fatal error in state I1')
