@@ -2229,7 +2229,10 @@ def takes_output(fd: int) -> bool:
 
 
 def install_command(host: Host, package: str) -> str:
-    """Return the command that installs a package with the host's package manager, or with apt-get."""
+    """Return the command that installs a package with the first of PACKAGE_MANAGERS that the host has.
+
+    Return the command of apt-get if the host has none.
+    """
     for name, action in PACKAGE_MANAGERS.items():
         if any(host.executable(f"{directory}/{name}") for directory in SYSTEM_PATH):
             return f"{name} {action} {package}"
@@ -7253,7 +7256,7 @@ class Conversation:
 
         if rest:
             yield rest
-            raise NoPluto("last line from pluto unterminated: it ended in the middle of its reply")
+            raise NoPluto("last line from pluto unterminated: the reply ended in the middle of a line")
 
 
 class Pluto(Record):
@@ -7909,7 +7912,10 @@ class Request:
             self._set(name, content)
 
     def _debug_bits(self) -> dict[str, int]:
-        """Return the bits of each name of WHACK_DEBUG in this release.  The name `none` has all bits."""
+        """Return the bits of each name of WHACK_DEBUG in this release.
+
+        The name `none` has the bits of all names, unless WHACK_DEBUG has other bits for it.
+        """
         bits: dict[str, int] = {}
         all_bits = 0
         for releases, *words in table_rows(WHACK_DEBUG):
@@ -8377,7 +8383,10 @@ def show_replies(host: Host, message: bytes, *, version: tuple[int, ...] | None,
 
 
 def limited_lines(talk: Conversation, wait: Callable[[bytes], float | None]) -> Iterator[bytes]:
-    """Yield the lines of the reply.  After each line, set the time limit for the rest to wait(line)."""
+    """Yield the lines of the reply.  Before each line is yielded, set the time limit for the rest of the reply.
+
+    The limit is wait(line), in seconds.  If wait() returns None, the limit stays.
+    """
     for line in talk.lines():
         talk.limit(wait(line + b"\n"))
         yield line
@@ -8464,7 +8473,10 @@ def field_key(text: str) -> str:
 
 
 def key_end(text: str) -> int:
-    """Return the index of the first `:` or `=`, which ends a key, or 0 if the text has no key before it."""
+    """Return the index of the first `:` or of the first `=`, whichever comes first.  It is where a key ends.
+
+    An index of 0 does not count, because no key comes before it.  Return 0 if there is no other.
+    """
     colon, equals = text.find(":"), text.find("=")
     if colon <= 0:
         return max(equals, 0)
@@ -21127,10 +21139,11 @@ def check_secret_modes(facts: Facts) -> Iterator[Trouble]:
 
 
 def secret_mode_troubles(host: Host, name: str) -> Iterator[Trouble]:
-    """Yield a Trouble if others can change a secrets file or password file, or can read one with secrets.
+    """Yield at most one Trouble about the mode or the owner of a secrets file or password file.
 
-    If this process is root, also yield a Trouble if the file does not belong to root.  Raises OSError if the
-    file does not exist or can't be read.
+    The problem is the first of these: the mode lets all users change the file, or lets all users read it and
+    it has secrets, or the file does not belong to root.  The owner is checked only if this process is root.
+    Raises OSError if the file does not exist or can't be read.
     """
     info = host.stat(name)
     if info.st_mode & 0o002:
@@ -25274,7 +25287,8 @@ class Ledger:
     def update(self, tunnels: MeteredTunnels, now: int) -> None:
         """Update the totals from the SAs that exist now.
 
-        For an SA that has ended, the bytes at the last update are counted.
+        For an SA that has ended, the bytes at the last update are counted.  A tunnel that pluto has no longer
+        loaded has no totals.
         """
         live = {}
         for (connection, instance), sas in tunnels.sas.items():
@@ -25701,7 +25715,10 @@ def failed_tunnels(diagnoser: Diagnoser, rows: Sequence[TunnelRow]) -> list[Diag
 
 
 def why_line(diagnosis: Diagnosis) -> str:
-    """Return a line that says why a connection is down, when that was seen, and which command to run next."""
+    """Return one line about a diagnosis: the time of the cause in the log, the cause, and the next command.
+
+    The time and the command are left out if they are unknown.
+    """
     text = f"why {diagnosis.connection}"
     if diagnosis.when is not None:
         text += f" ({shown_time(diagnosis.when)})"
@@ -26065,7 +26082,8 @@ class Loaded:
         """Return the fields of each part that come only from ipsec.conf.
 
         `in_use`: the connection has a policy or a tunnel.  Then, if this host is a client (mode config),
-        fields that the peer can set are left out.
+        fields that the peer can set are left out.  If an ID comes from a certificate (%fromcert), the fields
+        of both IDs are left out.
         """
         skipped: tuple[str, ...] = ()
         first = 0
