@@ -11437,6 +11437,11 @@ class FoundRule(Record):
     handle: int = 0
 
 
+def cut_prefix(prefix: str) -> str:
+    """Return the first 63 bytes of a prefix; iptables cuts a longer one there without an error (xt_NFLOG.h)."""
+    return decode(encode(prefix)[:63])
+
+
 def is_capture(prefix: str) -> bool:
     """Return whether checknflog makes rules with this prefix, either in this program or in libreswan."""
     if prefix.startswith(NFLOG_CONN):
@@ -11775,11 +11780,8 @@ def conn_nets(conn: Conn, side: str, behind: bool = True) -> list[str]:
 
 
 def conn_prefix(conn: Conn) -> str:
-    """Return the prefix of the rules that checknflog makes for a connection.
-
-    The kernel limits a prefix to 63 characters (xt_NFLOG.h).
-    """
-    return f"{NFLOG_CONN}{conn.name}"[:63]
+    """Return the prefix of the rules that checknflog makes for a connection."""
+    return cut_prefix(f"{NFLOG_CONN}{conn.name}")
 
 
 def local_side(conn: Conn, local: Sequence[str]) -> str:
@@ -11906,7 +11908,7 @@ def make_nflog(host: Host, config: Config) -> list[str]:
             places[updown] = nflog_places(host, updown)
         rules = conn_captures(conn, conn_group, local, places[updown])
         wanted += rules
-        by_updown.update((conn.name[:63], rule_place(rule)) for rule in rules)
+        by_updown.update((cut_prefix(conn.name), rule_place(rule)) for rule in rules)
         label = f"nflog capture of connection {quote(conn.name)}"
         if rules:
             lines.append(f"{label} enabled on nflog:{conn_group}")
@@ -11956,13 +11958,13 @@ def nflog_conn(host: Host, add: bool, name: str, group: int, ours: str, theirs: 
     nflog_lock() raises.
     """
     family = 6 if ":" in ours else 4
-    prefix = name[:63]
+    prefix = cut_prefix(name)
     wanted = [Capture("INPUT", "in", group, prefix, family, theirs, ours),
               Capture("OUTPUT", "out", group, prefix, family, ours, theirs)]
     places = [rule_place(rule) for rule in wanted]
     with nflog_lock(host):
         backend = nflog_backends(host)[0]
-        rules = backend.found(lambda found: found in (prefix, f"{NFLOG_CONN}{name}"[:63]))
+        rules = backend.found(lambda found: found in (prefix, cut_prefix(f"{NFLOG_CONN}{name}")))
         existing = [rule for rule in rules if rule_place(rule) in places]
         by_checknflog = [rule_place(rule) for rule in existing
                          if is_capture(rule.prefix) and rule.group == group]

@@ -61,6 +61,13 @@ def test_prefixes(prefix: str, ours: bool) -> None:
     assert ipsec.is_capture(prefix) == ours
 
 
+@pytest.mark.parametrize("name", ["a" * 80, "é" * 60, "x" + "é" * 60, "\udcff" * 80])
+def test_a_prefix_is_cut_as_iptables_cuts_it(name: str) -> None:
+    """Otherwise no rule with this prefix is found again."""
+    prefix = ipsec.cut_prefix(f"ipsec-conn:{name}")
+    assert ipsec.encode(prefix) == f"ipsec-conn:{name}".encode("utf-8", "surrogateescape")[:63]
+
+
 def test_one_transaction_for_each_family_in_the_order_that_they_shall_stand() -> None:
     host = Restoring()
     backend = ipsec.Iptables(host)
