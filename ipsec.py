@@ -4869,7 +4869,7 @@ IFF_RUNNING = 0x40
 RTM_NEWLINK, RTM_GETLINK = 16, 18
 RTM_NEWADDR, RTM_GETADDR = 20, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
-RTM_NEWNEIGH = 28
+RTM_NEWNEIGH, RTM_GETNEIGH = 28, 30
 RTM_NEWRULE, RTM_GETRULE = 32, 34
 RTM_GETNSID = 90
 RTM_NEW_TO_DEL = 1  # each RTM_DEL… message is this number above its RTM_NEW… message
@@ -5023,6 +5023,7 @@ IFA_CACHEINFO_FORM = "=II"  # struct ifa_cacheinfo: preferred and valid lifetime
 
 # linux/neighbour.h
 NDMSG_FORM = "=B3xiHBB"  # struct ndmsg: family, interface, state, flags, type
+NDMSG_SIZE = 12
 NDA_DST = 1
 NUD_PERMANENT = 0x80
 NTF_PROXY = 8
@@ -11169,6 +11170,13 @@ class Routing:
         body = pack_struct(NDMSG_FORM, address_family(address), self.index(device), NUD_PERMANENT, NTF_PROXY, 0)
         self._change(add, RTM_NEWNEIGH, body + attribute(NDA_DST, packed_address(address)))
 
+    def is_proxied(self, address: str) -> bool:
+        """Return whether an interface has an entry for proxy ARP or NDP for the address."""
+        request = pack_struct(NDMSG_FORM, address_family(address), 0, 0, NTF_PROXY, 0)
+        target = packed_address(address)
+        return any(attributes(buffer, start + NDMSG_SIZE, end).get(NDA_DST) == target
+                   for buffer, start, end in list(dump(self.host, NETLINK_ROUTE, RTM_GETNEIGH, request)))
+
     def rule(self, add: bool, to: str, mark: str, table: int, priority: int) -> None:
         """Add or delete a rule: `ip rule add|del prio PRIORITY to NET fwmark MARK[/MASK] lookup TABLE`."""
         target, bits = split_net(to)
@@ -12150,6 +12158,12 @@ class Updown:
         if up:
             self._proxy(True)
             return self._route("replace")
+        net = self.get("PLUTO_PEER_CLIENT_NET")
+        try:
+            # without the route that was added for the entry, _proxy() finds the interface of the entry
+            self.proxied = self._may_need_proxy() and self.routing.is_proxied(net)
+        except OSError:
+            self.proxied = False
         status = self._route("del")
         self._proxy(False)
         return status
@@ -12201,14 +12215,12 @@ class Updown:
         or of this host, or if the client of this end is this host itself.  After adding an entry, set
         `proxied`, so that a route is added too.
 
-        As in libreswan's script, a later process does not know that the route was added for this reason, and
-        does not remove the route.  As long as the route exists, the address seems to be in another network, so
-        the entry is not found either.
+        route() removes this route before the entry.  Libreswan's script removes neither of them if the route
+        has a next hop: this host would answer for the address even if the client comes back to the network.
         """
-        net, peer = self.get("PLUTO_PEER_CLIENT_NET"), self.get("PLUTO_PEER_CLIENT")
-        if (peer.rpartition("/")[2] != str(self.bits) or net in ("0.0.0.0", "::", self.get("PLUTO_PEER"))
-                or self.get("PLUTO_MY_CLIENT_NET") == self.get("PLUTO_ME")):
+        if not self._may_need_proxy():
             return
+        net = self.get("PLUTO_PEER_CLIENT_NET")
         way = self.way(net)
         if isinstance(way, OSError) or way.local or way.gateway:
             return
@@ -12217,6 +12229,12 @@ class Updown:
         self.change(f"neigh {'add' if add else 'del'} proxy {net} dev {way.device}", [errno.ENOENT],
                     self.routing.proxy, add, net, way.device)
         self.proxied = self.proxied or add  # the kernel answers only for addresses to which it has a route
+
+    def _may_need_proxy(self) -> bool:
+        """Return whether the two client networks are those for which _proxy() adds an entry."""
+        net, peer = self.get("PLUTO_PEER_CLIENT_NET"), self.get("PLUTO_PEER_CLIENT")
+        return (peer.rpartition("/")[2] == str(self.bits) and net not in ("0.0.0.0", "::", self.get("PLUTO_PEER"))
+                and self.get("PLUTO_MY_CLIENT_NET") != self.get("PLUTO_ME"))
 
     def _next_hop(self) -> list[str]:
         """Return the words `via NEXT_HOP` for a route.
@@ -18518,7 +18536,8 @@ def check_installed(facts: Facts) -> Iterator[Trouble]:
 @verify_check(
     "xfrm", "Checking for IPsec support in kernel",
     checks="Whether the kernel's XFRM stack answers on a NETLINK_XFRM socket, whether root is permitted to "
-           "use it, and whether disable_xfrm is off for all interfaces and for those towards the peers.",
+           "use it, and whether disable_xfrm is off for all interfaces and for those towards the peers. With "
+           "libreswan before 4.7, also whether net.core.xfrm_acq_expires exists.",
     matters="XFRM encrypts and decrypts packets. Pluto does not start without XFRM.",
     fix="Run modprobe xfrm_user. If the module xfrm_user is missing, boot a kernel with CONFIG_XFRM_USER. "
         "Start a container with --cap-add NET_ADMIN.",
@@ -18528,6 +18547,10 @@ def check_xfrm(facts: Facts) -> Iterator[Trouble]:
     if not host.has_xfrm():
         yield "FAIL", "FAILED", "the kernel has no XFRM stack", facts.module_fix(["xfrm_user"])
         return
+
+    needed = "/proc/sys/net/core/xfrm_acq_expires"
+    if leading_version(host.libreswan_version() or "9") < (4, 7) and not facts.pid and not host.exists(needed):
+        yield "FAIL", "HIDDEN", f"pluto before 4.7 does not start without {needed}, which user namespaces hide", ""
 
     refusal: PermissionError | None = None
     try:

@@ -144,6 +144,8 @@ class Network(ipsec.Routing):
         self.said: list[str] = []
         self.unreachable: list[str] = []
         self.existing: list[ipsec.Route] = []
+        self.replaced: set[str] = set()
+        self.proxies: set[str] = set()
         self.own = [("192.0.2.1", 24, 0, 2)]
         self.error: dict[str, int] = {}
         self.vti: dict[int, bytes] = {}
@@ -162,7 +164,7 @@ class Network(ipsec.Routing):
         if address in self.unreachable:
             raise OSError(errno.EHOSTUNREACH, "No route to host")
         local = any(address == own for own, _, _, _ in self.own)
-        device = "eth1" if address.startswith("10.1.0.") else "eth0"
+        device = "eth1" if address.startswith("10.1.0.") and f"{address}/32" not in self.replaced else "eth0"
         return ipsec.Route(local, f"{address}/32", "" if device == "eth1" else "192.0.2.254", device, "192.0.2.1")
 
     def routes(self, family: int) -> list[ipsec.Route]:  # type: ignore[override]
@@ -178,12 +180,17 @@ class Network(ipsec.Routing):
 
     def route(self, action: str, destination: str, words: Sequence[str]) -> None:
         self._say(f"route {action} {destination} {' '.join(words)}")
+        (self.replaced.discard if action == "del" else self.replaced.add)(destination)
 
     def address(self, add: bool, address: str, device: str, scope: int = 0) -> None:
         self._say(f"addr {'add' if add else 'del'} {address} dev {device} scope {scope}")
 
     def proxy(self, add: bool, address: str, device: str) -> None:
         self._say(f"neigh {'add' if add else 'del'} proxy {address} dev {device}")
+        (self.proxies.add if add else self.proxies.discard)(address)
+
+    def is_proxied(self, address: str) -> bool:
+        return address in self.proxies
 
     def rule(self, add: bool, to: str, mark: str, table: int, priority: int) -> None:
         self._say(f"rule {'add' if add else 'del'} prio {priority} to {to} fwmark {mark} lookup {table}")
@@ -308,8 +315,12 @@ def test_proxy_arp_for_a_single_address_of_a_network_here(below: Path) -> None:
     (below / "sys/class/net/eth1").mkdir(parents=True)
     (below / "sys/class/net/eth1/address").write_text("02:00:00:00:00:01\n")
     neighbour = {**V4, "PLUTO_PEER_CLIENT": "10.1.0.77/32", "PLUTO_PEER_CLIENT_NET": "10.1.0.77"}
-    assert changed(below, "route-client", neighbour) == [
-        "neigh add proxy 10.1.0.77 dev eth1", "route replace 10.1.0.77/32 dev eth0"]
+    for hop, words in (({}, ""), (GATEWAY, "via 192.0.2.254 ")):
+        network = Network(ipsec.Host(neighbour, root=str(below)))
+        assert changed(below, "route-client", {**neighbour, **hop}, network) == [
+            "neigh add proxy 10.1.0.77 dev eth1", f"route replace 10.1.0.77/32 {words}dev eth0"]
+        assert changed(below, "unroute-client", {**neighbour, **hop}, network) == [
+            f"route del 10.1.0.77/32 {words}dev eth0", "neigh del proxy 10.1.0.77 dev eth1"]
     assert changed(below, "unroute-client", neighbour) == ["neigh del proxy 10.1.0.77 dev eth1"]
     elsewhere = {**neighbour, "PLUTO_PEER_CLIENT": "10.7.0.7/32", "PLUTO_PEER_CLIENT_NET": "10.7.0.7"}
     assert changed(below, "route-client", elsewhere) == []

@@ -648,3 +648,36 @@ def test_a_tunnel_between_containers_of_busybox_python_minimal_and_pluto(
     assert "inBytes=252, outBytes=252" in results["traffic"].stdout
     assert results["kill-east"].stdout.count("proto esp") == 2  # what a killed pluto leaves, and the stop removes
     assert left == {"west": "", "east": ""}
+
+
+IN_NAMESPACES = """ip link set lo up
+ip link add d0 type veth peer name d1
+ip address add 192.0.2.1/24 dev d0
+ip link set d0 up
+{ipsec} --version
+{ipsec} start
+echo started $?
+until ip xfrm policy | grep -q '^src 192.0.2.1/32' || ! {ipsec} setup status >/dev/null; do sleep 0.1; done
+{ipsec} verify xfrm pluto
+echo verified $?
+kill -9 $(cat /run/pluto/pluto.pid)
+while [ -e /proc/$(cat /run/pluto/pluto.pid || echo none) ]; do sleep 0.1; done
+{ipsec} stop
+echo stopped $? left $(ip xfrm policy | wc -l)
+"""
+
+
+def test_user_and_network_namespaces_hide_net_core(root: Callable[..., Machine], release: str) -> None:
+    """Pluto 4.10 and 5.2 run there. Pluto 4.3 does not, and verify says why."""
+    machine = root(release)
+    machine.write("/etc/ipsec.conf", "config setup\n\tlogfile=/var/log/pluto.log\nconn a\n\tleft=192.0.2.1\n"
+                  "\tright=192.0.2.2\n\tauthby=secret\n\tauto=ondemand\n")
+    machine.write("/tmp/script", IN_NAMESPACES.format(ipsec=f"{machine.python} {PYZ}"))
+    result = machine.run(["unshare", "--user", "--map-root-user", "--net", "sh", "/tmp/script"])
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("Libreswan ") and lines[0].endswith(" netkey)"), result
+    assert lines[-1] == "stopped 0 left 0", result
+    if release == "bullseye":
+        assert "started 134" in lines and "verified 2" in lines and "net/core/xfrm_acq_expires, which" in result.stdout
+    else:
+        assert "started 0" in lines and "verified 0" in lines, result
