@@ -15953,18 +15953,14 @@ class NftReader:
         """Parse one line of a set or a map.
 
         Forget a set whose elements expire or are added by rules, because its contents can change at any time.
-        Also forget a set whose elements have a statement, such as a counter or a limit.  The comments of
-        elements are dropped.
+        Also forget a set that is defined with a statement for each element, such as a counter or a limit.
         """
-        while "comment" in words:
-            place = words.index("comment")
-            words = [*words[:place], *words[place + 2:]]
-        if not SET_STATEMENTS.isdisjoint(part for word in words for part in word.split(",")):
-            del self.sets[self.set]
-        elif words[:2] == ["elements", "="]:
+        if words[:2] == ["elements", "="]:
             self.sets[self.set] += [word for word in words[2:] if word not in ("{", "}")]
         elif self.sets[self.set]:
             self.sets[self.set] += [word for word in words if word != "}"]
+        elif not SET_STATEMENTS.isdisjoint(part for word in words for part in word.split(",")):
+            del self.sets[self.set]
 
     def _insert(self) -> str:
         """Return the command that inserts a rule before the first rule of the current chain.
