@@ -16004,7 +16004,10 @@ def nft_rules(text: Sequence[str]) -> Iterator[Rule]:
     """
     conditions: list[Condition] = []
     text = with_reverse_path(text)
-    is_joined = not {".", "&", "|"}.isdisjoint(text)  # a condition joins fields (`.`) or masks bits (`&`, `|`)
+    # a condition joins fields (`.`), masks bits (`&`, `|`), or tests the addresses of a conntrack entry or the
+    # result of a route lookup in place of the packet's own addresses and interfaces
+    is_joined = (not {".", "&", "|", "original", "reply"}.isdisjoint(text)
+                 or ("fib" in text and "type" not in text))
     words = RuleWords(text)
     while words:
         word = words.take()
@@ -22351,7 +22354,7 @@ def write_report(
 
 
 def size_text(size: int) -> str:
-    """Return a number of bytes as text, such as `512 bytes` or `31 kB`."""
+    """Return a number of bytes as text, such as `512 bytes` or `31 kB`.  No unit is larger than kB."""
     if size < 1000:
         return f"{size} bytes"
     return f"{round(size / 1000)} kB"

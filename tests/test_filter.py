@@ -228,6 +228,19 @@ def test_the_elements_of_a_set(definition: list[str], wanted: str) -> None:
     assert verdict(table, table["input"], udp()) == wanted
 
 
+@pytest.mark.parametrize(("rule", "fits"), [
+    ("fib saddr oif exists accept", None), ('fib daddr oifname "eth9" accept', None),
+    ("ct original ip saddr 198.51.100.0/24 accept", None), ("ct reply ip daddr 198.51.100.0/24 accept", None),
+    ("fib daddr type local accept", True),
+])
+def test_conditions_on_other_things_than_the_packet(rule: str, fits: bool | None) -> None:
+    """The rules are as nft 1.1.3 prints them."""
+    packet = {"family": "ipv4", "src": "192.0.2.1", "dst": "192.0.2.2", "in": "eth0", "out": "eth1",
+              "dst-type": "local"}
+    (conditions, _), = nft_rules(ipsec.rule_words(rule))
+    assert ipsec.rule_fits(conditions, packet) is fits
+
+
 def test_joined_fields_are_unknown() -> None:
     table = list(NftReader({}).tables(NFT))[1][1]
     packet = {"family": "ipv6", "proto": "udp 17", "src": "2001:db8::1", "dport": "500", "state": "new"}
