@@ -15065,6 +15065,7 @@ class Report:
         self.redactor = redactor_of(host, args.flag("--show-secrets"), self.config)
         self.program_timeout: float | None = None  # seconds; only set if a section has no Worker with a limit
         self.log_filter = LogFilter()
+        self.in_file = False  # whether the report is written to a file that the user named
         self.masked = 0  # how often the text that counting() has written so far has a mask
         self.ended: dict[str, list[str]] = {}  # for each outcome, the names of the sections with this outcome
         self._verdicts: list[Finding] | None = None
@@ -15478,7 +15479,8 @@ def write_section(report: Report, section: ReportSection, sink: TextSink, worker
 def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink) -> dict[str, list[str]]:
     """Write all sections in this order.  Return a dict from each outcome to the names of its sections."""
     ended = report.ended
-    show_progress = is_terminal(sys.stderr) and not is_terminal(sys.stdout)
+    show_progress = is_terminal(sys.stderr) and (report.in_file or not is_terminal(sys.stdout))
+    begun = time.monotonic()
     report.host.flush()
     workers = start_workers(report, sections, sink)
 
@@ -15486,7 +15488,8 @@ def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink
         sink.open(report)
         for number, section in enumerate(sections, 1):
             if show_progress:
-                sys.stderr.write(f"\rsection {number} of {len(sections)}: {section.name:<50.50}")
+                place = f"section {number} of {len(sections)}, {time.monotonic() - begun:.0f} s"
+                sys.stderr.write(f"\r{place}: {section.name:<45.45}")
                 sys.stderr.flush()
             worker = workers.pop(section.name, None)
             outcome = write_section(report, section, sink, worker)
@@ -15497,7 +15500,7 @@ def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink
             worker.give_up()
         report.host.end_all()
         if show_progress:
-            sys.stderr.write(f"\r{'':<70}\r")
+            sys.stderr.write(f"\r{'':<75}\r")
     return ended
 
 
@@ -22338,6 +22341,7 @@ def write_report(
     """
     try:
         report = Report(host, args)
+        report.in_file = bool(file)
         write = report.counting(file.write if file else printer(host))
         sink = JsonSink(write) if args.flag("--json") else TextSink(write)
         if len(sections) > 1:  # import and compile once, before the threads and processes start

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -55,13 +56,23 @@ def run(sections: list[ReportSection], *words: str, **env: str) -> tuple[str, di
     return "".join(text).split("\n", 2)[2], ended
 
 
+def shown_progress(report: ipsec.Report, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    sections = [ReportSection("a", "", lambda report: iter([])), ReportSection("b", "", lambda report: iter([]))]
+    ipsec.run_report(report, sections, ipsec.TextSink(lambda text: None))
+    return [re.sub(r", \d+ s:", ", N s:", line.rstrip()) for line in capsys.readouterr().err.split("\r")]
+
+
 def test_progress_names_the_section_and_no_command(monkeypatch: pytest.MonkeyPatch,
                                                     capsys: pytest.CaptureFixture[str]) -> None:
     """barf and look share this line.  It is removed at the end."""
     monkeypatch.setattr(ipsec, "is_terminal", lambda stream: stream is sys.stderr)
-    run([ReportSection("a", "", lambda report: iter([])), ReportSection("b", "", lambda report: iter([]))])
-    lines = [line.rstrip() for line in capsys.readouterr().err.split("\r")]
-    assert lines == ["", "section 1 of 2: a", "section 2 of 2: b", "", ""]
+    wanted = ["", "section 1 of 2, N s: a", "section 2 of 2, N s: b", "", ""]
+    assert shown_progress(report(), capsys) == wanted
+    monkeypatch.setattr(ipsec, "is_terminal", lambda stream: True)
+    assert shown_progress(report(), capsys) == [""]  # the report itself is on the terminal
+    to_file = report()
+    to_file.in_file = True
+    assert shown_progress(to_file, capsys) == wanted
 
 
 def test_order_is_that_of_the_table_whoever_is_first() -> None:
