@@ -2682,12 +2682,12 @@ def censor_secrets(lines: Iterable[str]) -> Iterator[str]:
 
 
 _SECRET_NAME = (r"[\w-]*(?:passw(?:or)?d|passphrase|xauthpass|userpass|pwd|secret[_-]?key|"
-                r"shared[_-]?(?:secret|key)|client[_-]?secret|(?:api|access)[_-]?key|auth[_-]?token|_pass|"
-                r"[_-](?:psk|secret|pin))|pass|psk|secret|pin")
-_NAME_HINTS = ("pass", "pwd", "secret", "shared", "api", "access", "token", "psk", "pin")
+                r"shared[_-]?(?:secret|key)|client[_-]?secret|(?:api|access|private|wep)[_-]?key\d?|"
+                r"auth[_-]?token|_pass|[_-](?:secret|pin)|psk(?:value)?)|pass|secret|pin")
+_NAME_HINTS = ("pass", "pwd", "secret", "shared", "api", "access", "private", "wep", "token", "psk", "pin")
 _QUOTED = r"""\\?"(?:[^"\\\n]|\\.)*(?:"|$)|\\?'[^'\n]*(?:'|$)"""
 # Sources of nsswitch.conf(5), pluto's count of references to an object, and the name of a file of secrets
-_NOT_SECRET = r"[ \t]*(?:(?:files|compat|sss|systemd|db|nis|winbind)\b|(?:new|add|del)ref @|/etc/ipsec[./])"
+_NOT_SECRET = r"[ \t]*(?:(?:files|compat|sss|systemd|db|nis|winbind)\b|(?:new|add|del)ref @|/etc/ipsec[./]|<set to )"
 _SPEAKS_OF_SECRET = (r"(?:passw|passphrase|\bpass\b|secret|psk|pwd|\bkeys?\b(?! exchange| name)|\bpin\b|token|"
                      r"credential|login)")
 # Ordinary words with capital letters inside, which is_harmless_word() accepts
@@ -2712,7 +2712,7 @@ NSS_PASSWORD = (r"(\b(?:pk12|cert|crl|mod)util\b[^\n]*?[ \t]-[WKP][ \t]*)(?![\ue
 SECRET_PLACES = (
     # in pluto's log: a word that names a key, and the bytes after it
     (("key", "unwrapped", "sk_", "g^", "psk", "ppk"),
-     r"(\|[^\n]*?(?<!public )(?<!ckaid )"
+     r"(^[^\n|]*\|[^\n]*?(?<!public )(?<!ckaid )"
      r"\b(?:\w*key|keymat|unwrapped|sk_\w+|skeyid\w*|skeyseed|psk|ppk|g\^\w+)"
      rf"(?![\w(@-])[\w \t]{{0,16}}?[ :=]+)(?!/|{_NO_BYTES}){_BYTES}[^\n]*"),
     # options of a command line: the value ends at the next option
@@ -2744,6 +2744,15 @@ SECRET_PLACES = (
     (("malformed",), r"(malformed ?\([^\n]*?\):[ \t]*)[^\n]+"),
     (("unrecogni", "index"),
      r"((?:unrecogni[sz]ed ?(?:keyword|key ?format):|\bline ?\d+: ?index)[ \t]*)[^\n]+"),
+    (("syntax error", "keyword '"),
+     r"(\b(?:syntax error[^\n\[]*\[|unrecogni[sz]ed (?:'[^'\n]*' )?keyword ')(?=[^\n]{6}))"
+     r"(?=[^\]'\n]*(?:\d|(?-i:[a-z][A-Z])))[^\]'\n]+"),
+    (("comment ignored",), r"(\bstyle comment ignored: [\w-]+=)[^\n]+"),
+    # sentences, and the journal in JSON: a message as bytes, and the command line of another program
+    (("psk", "secret", "passw", "passphrase", "pin"),
+     r"(\b(?:psk|secret|passw(?:or)?d|passphrase|pin)\b[^\n:;|]{0,30}? (?:is|was) )(?=[^\s\d]*\d)[^\s@\"']{6,}"),
+    (('"message"',), r"(\"MESSAGE\"[ ]?:[ ]?\[)[\d, ]+"),
+    (("cmdline",), r"(\"_CMDLINE\"[ ]?:[ ]?\")(?!\S*/(?:pluto|addconn|whack)\b)(?:[^\"\\\n]|\\.)+"),
     (("lex ",), r"(\blex (?:shift|flushline)[^\n']*')[^\n]*"),
     (("pass",), r"(\buser\([^\n]*\) pass[ \t]+)[^\n]+"),
     # arguments of an updown script, in pluto's status and log

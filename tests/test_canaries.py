@@ -83,6 +83,9 @@ def test_a_remark_of_a_rule_takes_nothing_else_of_it(line: str) -> None:
     "| PRF chunk interface PRF HMAC_MD5 init key hunk 0x552ad366c0 (length 16)",
     "| struct dh_local_secret: newref @0x44001600(0->1) (calc_dh_local_secret() +84 programs/pluto/crypt_dh.c)",
     "| id type added to secret(0x552ad8b390) SECRET_PSK: @west",
+    "/etc/ipsec.conf:13: unrecognized keyword 'leftpsk'", "/etc/ipsec.conf:13: syntax error [leftpsk]",
+    "XAUTH_PASS: <set to the key 'a' in secret 'b'>", "The PSK is wrong, and the password is for 192.0.2.1.",
+    "pskvalue-flags=0", "key-mgmt=wpa-psk", '{"_CMDLINE":"/usr/libexec/ipsec/pluto --nofork"}',
     'verify: FAIL psk: /etc/ipsec.secrets has no PSK for "@west" and "@east" of conn west-east',
 ])
 def test_a_report_changes_nothing_but_secrets(line: str) -> None:

@@ -219,6 +219,20 @@ def test_a_short_or_everyday_secret_leaves_a_report() -> None:
     ("\tenc cbc(aes) 0x{hex}", "\tenc cbc(aes) 0x[redacted 12 bytes]"),
     ("\tE: aes-cbc  63416e41 72592d37 66336439", "\tE: aes-cbc  [redacted]"),
     ("road:$6$salt$63416e4172592d37:conn", "road:$6$[redacted]:conn"),
+    # ipsec redact: mails, NetworkManager's files, manifests of Kubernetes, the journal in JSON
+    ("leftpsk={}", "leftpsk=[redacted]"), ("\t# leftpsk={}", "\t# leftpsk=[redacted]"),
+    ("pskvalue={}", "pskvalue=[redacted]"), ("private-key={}=", "private-key=[redacted]"),
+    ("wep-key0={}", "wep-key0=[redacted]"), ("The password of the web UI is {}&a here",
+                                             "The password of the web UI is [redacted] here"),
+    ('{{"MESSAGE" : [112,115,107,32], "_PID":"1"}}', '{"MESSAGE" : [[redacted]], "_PID":"1"}'),
+    ('{{"_CMDLINE":"mysql -uroot -p{}","_PID":"1"}}', '{"_CMDLINE":"[redacted]","_PID":"1"}'),
+    # complaints of addconn 4.10 and 5.2 about lines of ipsec.conf
+    ("/etc/ipsec.conf:13: syntax error [{}]", "/etc/ipsec.conf:13: syntax error [[redacted]]"),
+    ("a.conf:7: syntax error, unexpected STRING [{}]", "a.conf:7: syntax error, unexpected STRING [[redacted]]"),
+    ("/etc/ipsec.conf:13: unrecognized keyword '{}'", "/etc/ipsec.conf:13: unrecognized keyword '[redacted]'"),
+    ("unrecognized 'config setup' keyword '{}'", "unrecognized 'config setup' keyword '[redacted]'"),
+    ("a.conf:3: warning: X- style comment ignored: x-note={} b",
+     "a.conf:3: warning: X- style comment ignored: x-note=[redacted]"),
 ])
 def test_an_unknown_secret_is_known_by_its_place(line: str, shown: str) -> None:
     redactor = ipsec.Redactor()

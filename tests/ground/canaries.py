@@ -118,6 +118,17 @@ PLUTO_WORDS = (
     "| ESP enckey: 0x{}", "| our keymat: {}", "| SK_ai: {}", "| PSK: {}", "| preshared key={}", "| unwrapped: {}",
     "| sk_pi={}", "| prf key {}", "| peer keymat {}", "| ESP encrypt key {}",
 )
+#: Words of ipsec.conf and ipsec.secrets that addconn and pluto repeat, and the output of programs
+COMPLAINTS = (
+    "addconn: FATAL ERROR: ipsec addconn: /etc/ipsec.conf:13: unrecognized keyword '{}'",
+    "cannot load config '/etc/ipsec.conf': /etc/ipsec.conf:13: syntax error [{}]",
+    "addconn: ipsec addconn: /etc/ipsec.conf:13: warning: X- style comment ignored: x-psk={}",
+    '"/etc/ipsec.secrets" line 1: PSK data malformed (input does not begin with format prefix): {}',
+    'ERROR "/etc/ipsec.secrets" line 1: index "{}" not a numeric IPv4 address and name lookup failed',
+    "| XAUTH: failure user(u:c) pass {} vs x", "fetching CRL from http://u:{}@ca.example.com/x.crl failed",
+    '"a" #1: up-client output: + TOKEN={}', '"a" #1: up-client output: curl -u bob:{} https://x',
+    '"a"[2] 192.0.2.9 #1: down-client output: the psk is {}',
+)
 PLUTO_NUMBERS = [f"{stamp}{label}" for stamp in STAMPS for label in ("| sk_d chunk: {}", "| calculated secret {}")]
 #: Lines of ipsec.conf, in a connection
 CONF = (
@@ -176,6 +187,7 @@ PLACES: dict[str, Place] = {
     "release file": Place("/etc/branch-release", ("{}",), WORDED),
     "selinux": Place("/etc/selinux/config", OTHERS, (plain,)),
     "crypto-policies": Place("/etc/crypto-policies/config", (*OTHERS, "{}"), (plain, *WORDED)),
+    "complaints in pluto's log": Place("/var/log/pluto.log", COMPLAINTS, (plain,)),
 }
 LIVE: dict[str, Place] = {
     "process": Place("", PROCESSES, (plain, hexed)), "iptables comment": Place("", FIREWALL, (plain,)),
