@@ -13100,6 +13100,13 @@ def check_nss(host: Host) -> None:
         host.warn(f"the NSS database is not checked: {missing}")  # pluto needs no certutil
 
 
+def need_pluto(host: Host) -> None:
+    """Raise Missing, with the command that installs libreswan, if pluto is not installed."""
+    hint = libreswan_hint(host, "")
+    if hint:
+        raise Missing(f"pluto is not in {host.execdir}", LSB_NOT_INSTALLED, hint)
+
+
 def check_config(host: Host) -> Config:
     """Check the configuration before pluto gets it, and return it.
 
@@ -13109,9 +13116,7 @@ def check_config(host: Host) -> Config:
     error.
     """
     addconn = os.path.join(host.execdir, "addconn")
-    hint = libreswan_hint(host, "")
-    if hint:
-        raise Missing(f"pluto is not in {host.execdir}", LSB_NOT_INSTALLED, hint)
+    need_pluto(host)
     config = Config(host)
     if not host.executable(addconn):
         return config.check()
@@ -26716,8 +26721,8 @@ def plutorun_command(host: Host, args: Args) -> int:
     """Run `ipsec _plutorun`: start pluto with the given options, and wait until pluto ends.
 
     Return OK if pluto ended with a status in PLUTORUN_ENDS, or ERROR if pluto failed or was already running.
-    If pluto failed, a child process starts the service again.  Raises Failure if the NSS database can't be
-    used, or if a pluto may run.
+    If pluto failed, a child process starts the service again.  Raises Failure if pluto is not installed, if
+    the NSS database can't be used, or if a pluto may run.
     """
     syslog = need("syslog", "_plutorun's log")
 
@@ -26726,6 +26731,7 @@ def plutorun_command(host: Host, args: Args) -> int:
         syslog.openlog("ipsec__plutorun", 0, syslog.LOG_AUTHPRIV)
         syslog.syslog(syslog.LOG_ERR, text)
 
+    need_pluto(host)
     check_nss(host)
     pid = find_pluto(host)
     if pid:
