@@ -14760,6 +14760,8 @@ ADDCONN_START = (
     r"|ERROR|WARNING|warning|FATAL"
     r"|(?:load|listen|forgett|add|open|initiat|terminat)ing "
     r"|(?:unterminated|expected|no|ipsec|Kernel) ")
+# Pieces are joined up to this number of characters.  Commands of updown scripts have about 1,500
+LONGEST_MESSAGE = 1 << 14
 # A line with a piece of a message.  The groups: the text before the piece, the kind of the piece, its offset
 # in a command, and the piece
 MESSAGE_PIECE = r"(.*?(?:^|: ))(addconn: |\| cmd\( *(\d+)\):)(.*)"
@@ -14790,6 +14792,8 @@ def joined_pieces(lines: Iterable[str]) -> Iterator[str]:
         offset, text = piece[3], piece[4]
         before = message_piece.fullmatch(whole)
         is_next = False
+        if len(whole) > LONGEST_MESSAGE:
+            before = None
         if before and before[2][:4] == piece[2][:4]:  # two pieces of addconn, or of a command
             if offset:
                 is_next = offset != "0"

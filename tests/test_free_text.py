@@ -181,6 +181,13 @@ def test_a_message_of_addconn_may_be_cut_anywhere(message: str) -> None:
         assert "[redacted" in text and not re.search("hunter|unter2|hunt|ter2", text), text
 
 
+@pytest.mark.parametrize("line", ['addconn: "/etc/x', "| cmd(  80):{}:".format("x" * 80)])
+def test_pieces_are_joined_up_to_a_limit(line: str) -> None:
+    """Else the time to join them grows with the square of their number."""
+    joined = list(ipsec.joined_pieces([line] * 5000))
+    assert 1 < len(joined) < 100 and max(map(len, joined)) < 2 * ipsec.LONGEST_MESSAGE
+
+
 def test_whole_messages_of_addconn_stay() -> None:
     texts = ['"a": added IKEv2 connection', "listening for IKE messages", "Kernel supports NIC esp-hw-offload",
              "adding interface eth0 192.0.2.1:UDP/500", '"a": oriented IKEv2 connection (local: left=192.0.2.1)',
