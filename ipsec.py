@@ -4558,7 +4558,7 @@ def is_bad_private(entry: str) -> bool:
     version = {"%v4:": 4, "%v6:": 6}.get(net[:4], 0)
     net = (net[4:] if version else net).removeprefix("!")
     address, slash, mask = net.partition("/")
-    if not slash or (version == 4 and ":" in net) or (version == 6 and ":" not in net):
+    if not slash or "/" in mask or (version == 4 and ":" in net) or (version == 6 and ":" not in net):
         return True
     if ":" not in net and canonical_net(mask):  # pluto accepts a netmask, as in 10.0.0.0/255.0.0.0
         host_bits = 0xffffffff - int.from_bytes(bytes(map(int, mask.split("."))), "big")
