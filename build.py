@@ -448,12 +448,13 @@ def tag_of(version: str) -> str:
     return f"cpython-{version.replace('.', '')}"
 
 
-# A program for each interpreter.  It reads the texts of the front and of the parts of blocks from standard
-# input, and compiles them.  It leaves out docstrings, assertions, annotations of functions, names of local
-# variables and line tables, because they would make every start slower.  (Therefore, an internal error shows
-# only the first line of its function.)  It writes two lists: the bytecode of each text, and the constants and
-# names of each part.  The order of a set in the bytecode depends on hashes, so the caller sets
-# PYTHONHASHSEED, and does not use -I, which would ignore this variable.
+# A program for each interpreter.  It reads the number of a format of marshal (0 for its newest) and the texts
+# of the front and of the parts of blocks from standard input, and compiles the texts.  It leaves out
+# docstrings, assertions, annotations of functions, names of local variables and line tables, because they
+# would make every start slower.  (Therefore, an internal error shows only the first line of its function.)  It
+# writes two lists: the bytecode of each text, and the constants and names of each part.  The order of a set in
+# the bytecode depends on hashes, so the caller sets PYTHONHASHSEED, and does not use -I, which would ignore
+# this variable.
 COMPILE = """
 import __future__, ast, importlib.util, inspect, marshal, sys
 
@@ -494,9 +495,10 @@ def constants(code):
             yield marshal.dumps(const, 2)
     yield marshal.dumps(code.co_names, 2)
 
-front, *parts = map(compiled, marshal.load(sys.stdin.buffer))
-# in format 2, equal constants have equal bytes in the code of all interpreters
-bytecode = [importlib.util.MAGIC_NUMBER + marshal.dumps(front), *(marshal.dumps(part, 2) for part in parts)]
+form, texts = marshal.load(sys.stdin.buffer)
+front, *parts = map(compiled, texts)
+dumped = (marshal.dumps(part, form or marshal.version) for part in parts)
+bytecode = [importlib.util.MAGIC_NUMBER + marshal.dumps(front), *dumped]
 common = [b"".join(dict.fromkeys(constants(part))) for part in parts]
 marshal.dump([bytecode, common], sys.stdout.buffer, 2)
 """
@@ -739,9 +741,12 @@ def bytecode(text: bytes, pythons: Mapping[str, Path]) -> Iterator[tuple[str, by
     for pieces in parts.values():
         texts += [text_of(text, [part]) for part in pieces]
 
+    # in FORMAT, equal constants have equal bytes in the code of all interpreters; the newest format is smaller
+    request = marshal.dumps((FORMAT if several else 0, texts), FORMAT)
+
     def compiled_by(python: Path) -> bytes:
         result = subprocess.run([str(python), "-s", "-S", "-c", COMPILE], env={"PYTHONHASHSEED": "0"},
-                                input=marshal.dumps(texts, FORMAT), stdout=subprocess.PIPE, check=True)
+                                input=request, stdout=subprocess.PIPE, check=True)
         return result.stdout
 
     common: list[bytes] = []
