@@ -98,8 +98,8 @@ COMPILED_LATE = (
     "reload", "NSS", "manual and completion")
 
 # An archive for one or two interpreters has no bytecode for these blocks either.  Only `verify` and commands
-# that diagnose tunnels need them, and compiling them takes 8 ms.  `start` needs the reader of DER, too.
-COMPILED_LATE_IF_SMALL = ("what the rules do with a packet", "diagnosis", "DER")
+# that diagnose tunnels need them, and compiling them takes 8 ms.
+COMPILED_LATE_IF_SMALL = ("what the rules do with a packet", "diagnosis")
 
 # The version of marshal's format that all interpreters read
 FORMAT = 2
