@@ -11507,9 +11507,12 @@ class Iptables:
         return all(self.host.which(self._program(family, end)) for family in self.families
                    for end in ("-save", "-restore"))
 
-    def legacy(self) -> bool:
-        """Return whether these programs are the legacy flavour, which does not use nf_tables."""
-        return "nf_tables" not in self.host.run([self._program(4), "-V"]).text
+    def legacy(self, timeout: float = 10.0) -> bool:
+        """Return whether these programs are the legacy flavour, which does not use nf_tables.
+
+        Raises Failure if iptables can't be run, and TimedOut if it does not end within `timeout` seconds.
+        """
+        return "nf_tables" not in self.host.run([self._program(4), "-V"], timeout=timeout).text
 
     def found(self, wanted: Callable[[str], bool]) -> list[FoundRule]:
         """Return the NFLOG rules for whose prefix `wanted` returns True.
@@ -22449,7 +22452,7 @@ def iptables_lists(report: Report) -> Iterator[str]:
     """
     host = report.host
     backend: Iptables = load_part("Iptables")(host)
-    is_legacy = backend.legacy()
+    is_legacy = backend.legacy(report.timeout / 2)  # iptables -V needs milliseconds
     for program, family in (("iptables", "ip"), ("ip6tables", "ip6")):
         if "mangle" in host.value(f"/proc/net/{family}_tables_names"):
             ran = host.run([program, "-n", "-t", "mangle", "-L", "IPSEC"])
