@@ -14712,10 +14712,11 @@ SHORT_RUN = DUMP_START + r"{1,2}(?: *$|(?:  | \[).*)"
 PLAIN_BYTES = (r"\s*(?:[\w /]+: \d+ \((?:[0-9a-f]{2} ?){1,4}\)"
                r"|(?:\w+ (?:SPI|spis?|cookie)|IP (?:start|end)): (?:[0-9a-f]{2} {0,2}){4,8})\s*")
 LONG_HEX = r"(?<![0-9A-Za-z])(?:0x)?[0-9A-Fa-f]{17,}(?![0-9A-Za-z])"  # longer than an IKE SPI
-# In a message about a secret: a word of letters and digits that is no name, address, number or algorithm
+# A word of letters and digits in a message about a secret.  Names, addresses, numbers and algorithms do not
+# match.
 OPAQUE_WORD = (r"(?<![\w@.:/=(<-])(?!modp\d{4}\b|curve25519\b|0x[0-9a-f]{1,16}\b)"
                r"(?=[a-z+/]*\d)(?=[\d+/]*[a-z])[a-z0-9+/]{8,}=*(?![\w@.:)>-])")
-# In a debug message: bytes in base64
+# Bytes in base64 in a debug message
 BASE64_WORD = r"(?<![\w@.:/=(<-])(?=\S*\d)(?=\S*[a-z])(?=\S*[A-Z])[A-Za-z0-9+/]{16,}={0,2}(?![\w@.:)>-])"
 PUBLIC_WORDS = r"ckaid|public|keyid|serial"
 # A line that an updown script printed
