@@ -57,22 +57,22 @@ REPORT_IT = "please report it to the issue tracker of ipsec.pyz, with the output
 # Exit statuses (ipsec(8), EXIT STATUS).  A command that passes its work to another program exits with the
 # status of that program.
 OK = 0
-ERROR = 1  # the command failed, or there is no such command
-USAGE = 2  # the command line is wrong, or the command can't be used with --root
-NO_INIT_SYSTEM = 3  # setup: --init names an unknown init system, or several have a service for pluto
-NSS_FAILURE = 4  # the NSS database could not be read, created, moved, converted or changed
-NO_KEY = 20  # showhostkey: there is no such key
-NO_PLUTO = 33  # whack: pluto is not running, or whack failed (RC_WHACK_PROBLEM of libreswan's lswlog.h)
-NSS_EXISTS = 42  # initnss: a database exists already
-NOT_EXECUTABLE = 126  # 126, 127 and 128+N mean the same as in a shell
+ERROR = 1  # The command failed, or there is no such command.
+USAGE = 2  # The command line is wrong, or the command can't be used with --root.
+NO_INIT_SYSTEM = 3  # setup: --init names an unknown init system, or several have a service for pluto.
+NSS_FAILURE = 4  # The NSS database could not be read, created, moved, converted or changed.
+NO_KEY = 20  # showhostkey: there is no such key.
+NO_PLUTO = 33  # whack: pluto is not running, or whack failed (RC_WHACK_PROBLEM of libreswan's lswlog.h).
+NSS_EXISTS = 42  # initnss: a database exists already.
+NOT_EXECUTABLE = 126  # 126, 127 and 128+N mean the same as in a shell.
 NOT_FOUND = 127
 SIGNALLED = 128  # 128+N: signal N ended the program
 
 # Exit statuses that only `ipsec import` has (ipsec_import(8) lists all of its statuses)
 IMPORT_UNREADABLE, IMPORT_FORMAT, IMPORT_CORRUPT, IMPORT_PASSWORD, IMPORT_DUPLICATE = range(10, 15)
 
-# Exit statuses that the Linux Standard Base defines for init scripts
-LSB_DEAD, LSB_STOPPED, LSB_UNKNOWN = 1, 3, 4  # of `status`; a dead service has left its pid file
+# Exit statuses that the Linux Standard Base defines for init scripts.
+LSB_DEAD, LSB_STOPPED, LSB_UNKNOWN = 1, 3, 4  # Of `status`; a dead service has left its pid file.
 LSB_NO_RIGHT, LSB_NOT_INSTALLED = 4, 5  # of the other actions
 
 # Statuses in pluto's answers (lswlog.h)
@@ -183,16 +183,16 @@ DEFAULT_NSSDIRS = ("/var/lib/ipsec/nss", "/etc/ipsec.d")  # of libreswan 4.0 and
 PACKAGE_MANAGERS = {"apt-get": "install", "dnf": "install", "yum": "install", "zypper": "install",
                     "apk": "add", "pacman": "-S", "opkg": "install", "emerge": "-a"}
 READ_CHUNK = 1 << 16
-# Limits, which keep a damaged or hostile system from filling the memory or stopping the program
-TEXT_LIMIT = 32 << 20  # bytes of a text file; a configuration of this size has about 50,000 connections
+# Limits, which keep a damaged or hostile system from filling the memory or stopping the program.
+TEXT_LIMIT = 32 << 20  # Bytes of a text file; a configuration of this size has about 50,000 connections.
 TEXT_LINE = 8 << 20  # bytes of a line of text
 NO_REGULAR_FILE = "not a regular file"  # the text of an OSError
-GLOB_LIMIT = 1000  # directories that one call of Host.glob() may search
-PATTERN_LIMIT = 1000  # patterns that one pattern with {a,b} may expand to
-FILES_LIMIT = 20_000  # files that a configuration or a secrets file may include, and directories to search for them
-LINKS_LIMIT = 40  # symbolic links in a path, as in the kernel (MAXSYMLINKS)
-MOUNTS_AGE = 1.0  # seconds after which the table of mounts is read again
-SILENT_AGE = 60.0  # seconds after which a file system that did not answer is tried again
+GLOB_LIMIT = 1000  # Directories that one call of Host.glob() may search.
+PATTERN_LIMIT = 1000  # Patterns that one pattern with {a,b} may expand to.
+FILES_LIMIT = 20_000  # Files that a configuration or a secrets file may include, and directories to search for them.
+LINKS_LIMIT = 40  # Symbolic links in a path, as in the kernel (MAXSYMLINKS).
+MOUNTS_AGE = 1.0  # Seconds after which the table of mounts is read again.
+SILENT_AGE = 60.0  # Seconds after which a file system that did not answer is tried again.
 # File systems that the kernel serves from a local disk or from memory.  Any other file system counts as one
 # that can hang, because a server or a program may serve it, as with NFS and FUSE.
 LOCAL_TYPES = frozenset("""
@@ -876,14 +876,14 @@ class Host:
         self._nssdir = ""
         self.directories: dict[str, str] = {}  # directories in ipsec.conf, set by configured_directory()
 
-        self.version: str | None = ""  # the result of libreswan_version(); empty before its first call
-        self.pluto: Pluto | None = None  # the pluto that answers on the control socket, set by probe()
-        self.children: set[int] = set()  # PIDs of running programs that end_all() kills; each leads a session
-        self._thread = _thread.get_ident()  # the thread in which Python's signal handlers run
-        self._starting = _thread.allocate_lock()  # held while any thread starts a program
-        self._ending = False  # true after end_all(), when no more programs are started
-        self._deferring = False  # true while the main thread starts a program, and so defers signals
-        self._deferred = ""  # the name of the deferred signal, or empty
+        self.version: str | None = ""  # The result of libreswan_version(); empty before its first call.
+        self.pluto: Pluto | None = None  # The pluto that answers on the control socket, set by probe().
+        self.children: set[int] = set()  # PIDs of running programs that end_all() kills; each leads a session.
+        self._thread = _thread.get_ident()  # The thread in which Python's signal handlers run.
+        self._starting = _thread.allocate_lock()  # Held while any thread starts a program.
+        self._ending = False  # True after end_all(), when no more programs are started.
+        self._deferring = False  # True while the main thread starts a program, and so defers signals.
+        self._deferred = ""  # The name of the deferred signal, or empty.
 
     def _program_dir(self, variable: str) -> str:
         """Return the directory that an environment variable names, or "" if the variable is not set.
@@ -2146,7 +2146,7 @@ def matches_wildcard(name: str, pattern: str) -> bool:
         try:
             return bool(re.fullmatch(pattern_to_regex(pattern), name, re.DOTALL))
         except re.error:
-            return False  # a range such as [z-a], which matches nothing
+            return False  # A range such as [z-a], which matches nothing.
     # one `*` needs no regular expression: the import of re takes 5 ms
     return len(name) >= len(before + after) and name.startswith(before) and name.endswith(after)
 
@@ -2320,8 +2320,8 @@ RSA_FIELDS = frozenset("modulus publicexponent privateexponent prime1 prime2 exp
 PUBLIC_FIELDS = ("modulus", "publicexponent", "ckaidnss", "ckaid", "publickey")
 BASE64_LINE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=")
 BASE64_DIGITS = BASE64_LINE - {"="}
-LONGEST_LINE = 1 << 16  # a report shows at most this number of characters of a line
-LONGEST_PIECE = 2 * LONGEST_LINE  # whole_lines() may cut a line after this number of bytes
+LONGEST_LINE = 1 << 16  # A report shows at most this number of characters of a line.
+LONGEST_PIECE = 2 * LONGEST_LINE  # whole_lines() may cut a line after this number of bytes.
 # Words that are common in reports.  If a secret is one of them, it is masked only where SECRET_PLACES match.
 # A report in which it is masked everywhere would be useless, and would show which word is the secret.
 EVERYDAY = frozenset("""
@@ -2781,8 +2781,8 @@ SHORT_ROW = r"^(.*?\|  +|  +)((?:[0-9a-f]{2} {1,2}){0,2}[0-9a-f]{2})(?:$|   .*)"
 # Four or more bytes, and two or more pairs of bytes, anywhere in the line
 BYTES_ROW = r"((?<![0-9A-Za-z]))((?:[0-9A-Fa-f]{2}[ :]{1,2}){3,}[0-9A-Fa-f]{2})\b"
 PAIRS_ROW = r"((?<![0-9A-Za-z])(?:0x)?)((?:[0-9A-Fa-f]{4} {1,2})+[0-9A-Fa-f]{2,4})\b"
-MASK = "\ue000"  # replaces a secret; becomes REDACTED at the end, so that no pattern matches REDACTED
-ROW_MASK = "\ue001"  # replaces a row of a dump; the rest of the line is masked, too
+MASK = "\ue000"  # Replaces a secret; becomes REDACTED at the end, so that no pattern matches REDACTED.
+ROW_MASK = "\ue001"  # Replaces a row of a dump; the rest of the line is masked, too.
 # If learn() has stored more values than this, a secret within a longer word is not masked, because the search
 # would take minutes.  For each secret, learn() stores many values: the forms in which the secret may appear.
 MANY_VALUES = 1000
@@ -2859,13 +2859,13 @@ class Redactor:
 
     def __init__(self, show_secrets: bool = False) -> None:
         self.show_secrets = show_secrets
-        self._values: set[str] = set()  # masked also within words
-        self._words: set[str] = set()  # masked only as whole words
-        self._base64: set[str] = set()  # secrets in base64, which may be wrapped over several lines
-        self._digits: dict[str, list[str]] = {}  # secrets in hexadecimal, by their first eight digits
-        self._dumped = "\n"  # the secrets in hexadecimal, as lines of one text
-        self._sorted: list[str] | None = None  # the values, longest first; None if they must be sorted again
-        self._runs: dict[str, list[str]] = {}  # with more than MANY_VALUES: the values by their longest word
+        self._values: set[str] = set()  # Masked also within words.
+        self._words: set[str] = set()  # Masked only as whole words.
+        self._base64: set[str] = set()  # Secrets in base64, which may be wrapped over several lines.
+        self._digits: dict[str, list[str]] = {}  # Secrets in hexadecimal, by their first eight digits.
+        self._dumped = "\n"  # The secrets in hexadecimal, as lines of one text.
+        self._sorted: list[str] | None = None  # The values, longest first; None if they must be sorted again.
+        self._runs: dict[str, list[str]] = {}  # With more than MANY_VALUES: the values by their longest word.
         self._word_pattern: re.Pattern[str] | None = None
         self._patterns: dict[str, re.Pattern[str]] = {}
 
@@ -4804,8 +4804,8 @@ NLA_F_NESTED = 0x8000
 NLA_TYPE_MASK = 0x3FFF
 NLMSGHDR_FORM = "=IHHII"  # struct nlmsghdr: length, type, flags, sequence, port
 NLMSGHDR_SIZE = 16
-NLATTR_SIZE = 4  # struct nlattr, struct rtattr: 16 bits of length, 16 bits of type
-ERRNO_SIZE = 4  # struct nlmsgerr and the body of NLMSG_DONE begin with a negative errno, or 0 for success
+NLATTR_SIZE = 4  # struct nlattr, struct rtattr: 16 bits of length, 16 bits of type.
+ERRNO_SIZE = 4  # struct nlmsgerr and the body of NLMSG_DONE begin with a negative errno, or 0 for success.
 
 # linux/capability.h: names without the prefix CAP_
 CAPABILITIES = {"NET_ADMIN": 12, "SYS_MODULE": 16, "SYSLOG": 34}
@@ -4844,20 +4844,20 @@ XFRM_SA_DIR_IN, XFRM_SA_DIR_OUT = 1, 2
 XFRM_OFFLOAD_INBOUND, XFRM_OFFLOAD_PACKET = 2, 4
 XFRM_INF = (1 << 64) - 1
 SELECTOR_FORM = "16s16s2s2s2s2sHBBB3xiI"  # struct xfrm_selector
-LIFETIMES_FORM = "8Q4Q"  # struct xfrm_lifetime_cfg, struct xfrm_lifetime_cur
-POLICY_FORM = f"={SELECTOR_FORM}{LIFETIMES_FORM}IIBBBB4x"  # struct xfrm_userpolicy_info
+LIFETIMES_FORM = "8Q4Q"  # struct xfrm_lifetime_cfg, struct xfrm_lifetime_cur.
+POLICY_FORM = f"={SELECTOR_FORM}{LIFETIMES_FORM}IIBBBB4x"  # struct xfrm_userpolicy_info.
 STATE_FORM = f"={SELECTOR_FORM}16sIB3x16s{LIFETIMES_FORM}IIIIIHBBB7x"  # struct xfrm_usersa_info
 TEMPLATE_FORM = "=16sIB3xH2x16sIBBBxIII"  # struct xfrm_user_tmpl
-POLICY_ID_FORM = "=56sIB3x"  # struct xfrm_userpolicy_id: selector, index, direction
-STATE_ID_FORM = "=16sIHBx"  # struct xfrm_usersa_id: destination, SPI, family, protocol
+POLICY_ID_FORM = "=56sIB3x"  # struct xfrm_userpolicy_id: selector, index, direction.
+STATE_ID_FORM = "=16sIHBx"  # struct xfrm_usersa_id: destination, SPI, family, protocol.
 SELECTOR_SIZE = 56
 SELECTOR_FIELDS = 12  # the number of fields that SELECTOR_FORM unpacks to
 LIFETIMES_FIELDS = 12
-ALGORITHM_NAME_SIZE = 64  # struct xfrm_algo and similar ones: the name, 32 bits of key length, …, the key
-SEC_CTX_SIZE = 8  # struct xfrm_user_sec_ctx; the label follows the struct
-MARK_FORM = "=II"  # struct xfrm_mark: value, mask
-ENCAP_FORM = "=H2s2s2x16s"  # struct xfrm_encap_tmpl: type, source and destination port, original address
-REPLAY_FORM = "=III"  # struct xfrm_replay_state: outgoing and incoming sequence number, bitmap
+ALGORITHM_NAME_SIZE = 64  # struct xfrm_algo and similar ones: the name, 32 bits of key length, …, the key.
+SEC_CTX_SIZE = 8  # struct xfrm_user_sec_ctx; the label follows the struct.
+MARK_FORM = "=II"  # struct xfrm_mark: value, mask.
+ENCAP_FORM = "=H2s2s2x16s"  # struct xfrm_encap_tmpl: type, source and destination port, original address.
+REPLAY_FORM = "=III"  # struct xfrm_replay_state: outgoing and incoming sequence number, bitmap.
 # struct xfrm_replay_state_esn: length of the bitmap, oseq, seq, oseq_hi, seq_hi, window
 REPLAY_ESN_FORM = "=6I"
 REPLAY_ESN_SIZE = 24
@@ -4881,12 +4881,12 @@ RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_GETNEIGH = 28, 30
 RTM_NEWRULE, RTM_GETRULE = 32, 34
 RTM_GETNSID = 90
-RTM_NEW_TO_DEL = 1  # each RTM_DEL… message is this number above its RTM_NEW… message
+RTM_NEW_TO_DEL = 1  # Each RTM_DEL… message is this number above its RTM_NEW… message.
 # struct rtmsg: family, bits of destination and source, TOS, table, protocol, scope, type, flags
 RTMSG_FORM = "=8BI"
 RTMSG_SIZE = 12
-RTMSG_TABLE = 4  # the offset of the table in struct rtmsg
-RTGENMSG_SIZE = 4  # struct rtgenmsg and its padding
+RTMSG_TABLE = 4  # The offset of the table in struct rtmsg.
+RTGENMSG_SIZE = 4  # struct rtgenmsg and its padding.
 RTM_F_CLONED = 0x200
 RT_TABLE_MAIN = 254
 RTN_UNICAST, RTN_LOCAL = 1, 2
@@ -5092,11 +5092,11 @@ NETLINK_TABLES = {
     NETLINK_ROUTE: "the kernel's network configuration",
     NETLINK_XFRM: "the kernel's IPsec (XFRM)",
     NETLINK_GENERIC: "the kernel's generic netlink"}
-TEXT_PIECE = 1 << 16  # in_pieces() yields a piece as soon as the piece has more characters than this
-REMEMBERED = 5000  # if a Remembered cache has more values than this, it is emptied before the next is added
+TEXT_PIECE = 1 << 16  # in_pieces() yields a piece as soon as the piece has more characters than this.
+REMEMBERED = 5000  # If a Remembered cache has more values than this, it is emptied before the next is added.
 if TYPE_CHECKING:
-    Message = tuple[bytes, int, int]  # a buffer, and the offsets at which the message's body begins and ends
-    NetlinkRequest = tuple[int, int, bytes]  # message type, flags, body
+    Message = tuple[bytes, int, int]  # A buffer, and the offsets at which the message's body begins and ends.
+    NetlinkRequest = tuple[int, int, bytes]  # Message type, flags, body.
 
 
 def unsigned(data: bytes | None, order: Literal["little", "big"] = sys.byteorder) -> int:
@@ -5842,8 +5842,8 @@ class Flow(Record):
     source: str
     destination: str
     protocol: int = 0  # 0: unknown
-    source_port: int | None = None  # None: unknown; with ICMP, the type
-    destination_port: int | None = None  # None: unknown; with ICMP, the code
+    source_port: int | None = None  # None: unknown; with ICMP, the type.
+    destination_port: int | None = None  # None: unknown; with ICMP, the code.
     device: str = ""  # empty: unknown
 
 
@@ -5853,8 +5853,8 @@ class Selector(Record):
     source: str  # address/bits
     destination: str
     protocol: int  # 0: any
-    source_port: int | None  # None: any; with ICMP, the type
-    destination_port: int | None  # None: any; with ICMP, the code
+    source_port: int | None  # None: any; with ICMP, the type.
+    destination_port: int | None  # None: any; with ICMP, the code.
     device: str  # empty: any
     user: int  # the kernel does not compare this user ID with packets
 
@@ -5923,15 +5923,15 @@ class State(Record):
     if_id: int
     selector: Selector
     flags: tuple[str, ...]
-    algorithms: tuple[tuple[str, str, int], ...]  # auth, enc, aead or comp; the name; bits of the key
-    encapsulation: str  # such as espinudp or espintcp; empty without encapsulation
+    algorithms: tuple[tuple[str, str, int], ...]  # auth, enc, aead or comp; the name; bits of the key.
+    encapsulation: str  # Such as espinudp or espintcp; empty without encapsulation.
     replay_window: int
     bytes: int
     packets: int
     added: int  # seconds since the epoch
-    used: int  # seconds since the epoch, 0: never
-    direction: str  # in, out; empty if the kernel does not report a direction
-    device: str  # the interface to which the state is offloaded, or empty
+    used: int  # Seconds since the epoch, 0: never.
+    direction: str  # in, out; empty if the kernel does not report a direction.
+    device: str  # The interface to which the state is offloaded, or empty.
 
 
 def within(address: str, prefix: str) -> bool:
@@ -6880,8 +6880,8 @@ class Process(Record):
     nice: int
     memory: int  # resident, KiB
     started: float  # seconds since the epoch
-    cpu: float  # CPU time used, in seconds
-    command: str  # the arguments joined by blanks; for a process without arguments, its name in brackets
+    cpu: float  # CPU time used, in seconds.
+    command: str  # The arguments joined by blanks; for a process without arguments, its name in brackets.
 
 
 def list_processes(host: Host) -> Iterator[Process]:
@@ -7095,18 +7095,18 @@ def kernel_config(host: Host) -> str:
 # (tests/data/whack).
 # ============================================================================================================
 
-BASIC_MAGIC = 0x77686B19  # whack.h, WHACK_BASIC_MAGIC: every release accepts a basic message
-BASIC_STATUS = (4,)  # offset of whack_status in a basic message
+BASIC_MAGIC = 0x77686B19  # whack.h, WHACK_BASIC_MAGIC: every release accepts a basic message.
+BASIC_STATUS = (4,)  # Offset of whack_status in a basic message.
 # Pairs: a release, and the offset of whack_shutdown in the basic messages of this and later releases.  The
 # offset must fit the release: from 4.2 to 4.15, for example, byte 16 is whack_leave_state, which makes pluto
 # keep the tunnels.
 BASIC_SHUTDOWN = (((5, 1), 5), ((5, 0), 16), ((4, 0), 14), ((3, 28), 12), ((3, 25), 11))
 BASIC_LENGTH = 64  # some releases ignore messages of less than 17 bytes
 PLUTO_TIMEOUT = 60.0
-DRAIN_TIME = 5.0  # seconds for reading the rest of a reply that the caller no longer needs
-LINE_LIMIT = 1 << 20  # bytes; pluto's lines are much shorter
-REPLY_LIMIT = 1 << 30  # bytes; the status of 100,000 connections has 300 MB
-NOT_ALLOWED = "run as root"  # the hint if the user is not permitted to connect to pluto's socket
+DRAIN_TIME = 5.0  # Seconds for reading the rest of a reply that the caller no longer needs.
+LINE_LIMIT = 1 << 20  # Bytes; pluto's lines are much shorter.
+REPLY_LIMIT = 1 << 30  # Bytes; the status of 100,000 connections has 300 MB.
+NOT_ALLOWED = "run as root"  # The hint if the user is not permitted to connect to pluto's socket.
 
 
 class NoPluto(Failure):
@@ -7151,8 +7151,8 @@ class Conversation:
                 break
             except OSError as error:
                 if error.errno == errno.EPROTOTYPE and kind == socket.SOCK_STREAM:
-                    kind = socket.SOCK_SEQPACKET  # pluto 5.4 and later use this kind of socket
-                elif error.errno == errno.EAGAIN:  # the queue of pluto's socket is full: try again
+                    kind = socket.SOCK_SEQPACKET  # pluto 5.4 and later use this kind of socket.
+                elif error.errno == errno.EAGAIN:  # The queue of pluto's socket is full: try again.
                     time.sleep(0.1)
                     self._spent(0.1)
                 else:
@@ -7272,8 +7272,8 @@ class Conversation:
 class Pluto(Record):
     """The version of the running pluto, and its build options that change the format of messages."""
 
-    version: str  # as pluto's status shows it, with a suffix if any; empty if the status shows no version
-    packets: bool  # whether the socket is SOCK_SEQPACKET
+    version: str  # As pluto's status shows it, with a suffix if any; empty if the status shows no version.
+    packets: bool  # Whether the socket is SOCK_SEQPACKET.
     labelled: bool = False  # USE_LABELED_IPSEC
     seccomp: bool = False  # USE_SECCOMP
 
@@ -8139,8 +8139,8 @@ class Replies:
     def __init__(self, version: tuple[int, ...], *, lenient: bool = False,
                  asynchronous: bool = False) -> None:
         self.version = version
-        self.lenient = lenient  # True for status and list requests: the codes in the reply are not errors
-        self.forgiving = asynchronous and version < (5,)  # True if the exit status is always 0
+        self.lenient = lenient  # True for status and list requests: the codes in the reply are not errors.
+        self.forgiving = asynchronous and version < (5,)  # True if the exit status is always 0.
         self.status = OK
         self.asks = ""  # `password` or `user name` if the last line is a prompt for it, otherwise empty
 
@@ -8449,8 +8449,8 @@ STATUS_FIELDS = {
     "ike_life": ("lifetimes", "ike"), "ipsec_life": ("lifetimes", "ipsec"),
     "rekey_margin": ("lifetimes", "rekey_margin"),
     "interface": ("", "interface"), "routing": ("", "routing"), "policy": ("", "policy")}
-NO_VALUE = ("(none)", "%none")  # the options of a connection that have these values are not set
-# Settings of pluto that the status shows as `key: value`
+NO_VALUE = ("(none)", "%none")  # The options of a connection that have these values are not set.
+# Settings of pluto that the status shows as `key: value`.
 STATUS_SETTINGS = frozenset((
     "debug", "using kernel interface", "virtual-private (%priv)", "virtual_private (%priv)", "State Information",
     "- allowed subnets", "- excluded subnets", "stats db_ops"))
@@ -8464,9 +8464,9 @@ IKE_MARKS = ("REKEY_IKE", "rekey IKE SA", "IKE_SA_INIT")
 OWNER_MARKS = ("IKE SA #", "ISAKMP SA #", "isakmp#")
 # In status lines of SAs that show SPIs or counters, one of these texts follows the remote address
 BEHIND_ADDRESS = (" esp.", " ah.", " comp.", " ref=", " tun.", " used ", " Traffic:")
-KNOWN_DETAILS = 512  # the greatest number of parsed detail lines in the cache of a StatusReader
-KNOWN_KEYS = 5000  # the greatest number of keys in the cache of field_key()
-FIELD_KEYS: dict[str, str] = {}  # the cache of field_key()
+KNOWN_DETAILS = 512  # The greatest number of parsed detail lines in the cache of a StatusReader.
+KNOWN_KEYS = 5000  # The greatest number of keys in the cache of field_key().
+FIELD_KEYS: dict[str, str] = {}  # The cache of field_key().
 
 
 def field_key(text: str) -> str:
@@ -8891,11 +8891,11 @@ class StatusReader:
             "schema": STATUS_SCHEMA, "settings": {}, "interfaces": [], "algorithms": [], "connections": [],
             "states": [], "traffic": [], "pending": [], "shunts": [], "totals": {}, "counters": {},
             "lists": {}, "unparsed": []}
-        self._list: list[dict[str, Any]] | None = None  # the list to which the lines after a title are added
-        self._states: dict[int, dict[str, Any]] = {}  # by serial number; see _hand_over_states()
-        self._family: list[dict[str, Any]] = []  # the entries of a connection and of its instances
-        self._detail_head = "\0"  # the beginning of the detail lines of the last connection
-        self._known: dict[str, Any] = {}  # a cache of parse_details(): many connections have equal lines
+        self._list: list[dict[str, Any]] | None = None  # The list to which the lines after a title are added.
+        self._states: dict[int, dict[str, Any]] = {}  # By serial number; see _hand_over_states().
+        self._family: list[dict[str, Any]] = []  # The entries of a connection and of its instances.
+        self._detail_head = "\0"  # The beginning of the detail lines of the last connection.
+        self._known: dict[str, Any] = {}  # A cache of parse_details(): many connections have equal lines.
 
     def read(self, lines: Iterable[str]) -> dict[str, Any]:
         """Parse all lines of a reply, and return the data as a dict for the JSON document."""
@@ -9360,7 +9360,7 @@ class StatusReader:
         if "type" not in values or "add_time" not in values:
             return False
 
-        kind = values["type"].partition("(")[0]  # 5.4 prints, for example, `ESP(nic-offload=packet)`
+        kind = values["type"].partition("(")[0]  # 5.4 prints, for example, `ESP(nic-offload=packet)`.
         # the time is 0 for an SA without ESP
         entry = {**key, "type": kind, "username": username.removeprefix("username=") or None,
                  "added": count_of(values["add_time"]) or None}
@@ -12014,7 +12014,7 @@ NM_HELPER = "/usr/libexec/nm-libreswan-service-helper"
 # in the network that its tunnel leads to
 ESP_TABLE, ESP_RULE_PRIORITY = 50, 100
 OLD_HALVES = {**HALVES, "::/0": ("2000::/3",)}  # Libreswan before 5.2 uses this route in place of ::/0.
-# The nf_tables table for client address translation (CAT), and its chains
+# The nf_tables table for client address translation (CAT), and its chains.
 CAT_TABLE = "ipsec-cat"
 CAT_CHAINS = {"POSTROUTING": NftChain(NF_INET_POST_ROUTING, 100, "nat"),
               "PREROUTING": NftChain(NF_INET_PRE_ROUTING, -100, "nat")}
@@ -12745,12 +12745,12 @@ def updown_defaults(host: Host) -> dict[str, str]:
 
 DEFAULT_CONF, DEFAULT_RUNDIRS = "/etc/ipsec.conf", ("/run/pluto", "/var/run/pluto")
 SERVICE_NAMES = ("ipsec", "libreswan", "pluto")
-NOT_OURS = ("strongswan", "charon", "racoon", "setkey")  # other programs whose service may be called `ipsec`
+NOT_OURS = ("strongswan", "charon", "racoon", "setkey")  # Other programs whose service may be called `ipsec`.
 # The time limit for modprobe, addconn and the status commands of init systems, and until a new pluto answers,
 # in seconds
 CHECK_TIME = 60.0
-ANSWER_TIME = 5.0  # seconds within which a healthy pluto answers
-STOP_TIMES = (("shutdown", 20.0), ("SIGTERM", 10.0), ("SIGKILL", 10.0))  # how to end pluto; seconds to wait
+ANSWER_TIME = 5.0  # Seconds within which a healthy pluto answers.
+STOP_TIMES = (("shutdown", 20.0), ("SIGTERM", 10.0), ("SIGKILL", 10.0))  # How to end pluto; seconds to wait.
 
 
 def wait_until(done: Callable[[], object], seconds: float) -> bool:
@@ -14066,8 +14066,8 @@ def count_leading(words: Sequence[str]) -> int:
 # blocks are compressed.
 BLOCKS = ""
 FRONT = b""
-loaded_blocks = 0  # bit N is set if block N is loaded
-# Held while a thread loads blocks: a block that runs twice defines its classes and tables again
+loaded_blocks = 0  # Bit N is set if block N is loaded.
+# Held while a thread loads blocks: a block that runs twice defines its classes and tables again.
 loading = _thread.RLock()
 WINDOW = 32768  # zlib uses only this number of bytes at the end of a dictionary
 
@@ -15087,9 +15087,9 @@ class Report:
         self.redactor = redactor_of(host, args.flag("--show-secrets"), self.config)
         self.program_timeout: float | None = None  # seconds; only set if a section has no Worker with a limit
         self.log_filter = LogFilter()
-        self.in_file = False  # whether the report is written to a file that the user named
-        self.masked = 0  # how often the text that counting() has written so far has a mask
-        self.ended: dict[str, list[str]] = {}  # for each outcome, the names of the sections with this outcome
+        self.in_file = False  # Whether the report is written to a file that the user named.
+        self.masked = 0  # How often the text that counting() has written so far has a mask.
+        self.ended: dict[str, list[str]] = {}  # For each outcome, the names of the sections with this outcome.
         self._verdicts: list[Finding] | None = None
         self._verifying = _thread.allocate_lock()
         self.short = args.flag("--short")
@@ -15929,8 +15929,8 @@ class NftReader:
         self.family = self.name = self.chain = ""
         self.dormant = False  # the kernel skips the chains of a dormant table
         self.table: dict[str, Chain] = {}
-        self.sets: dict[str, list[str]] = {}  # the elements of each set or map of the table, as words
-        self.set = ""  # the name of the set or map that is being read
+        self.sets: dict[str, list[str]] = {}  # The elements of each set or map of the table, as words.
+        self.set = ""  # The name of the set or map that is being read.
         # the names given to the anonymous chains (`jump {`) whose braces are still open
         self.unnamed: list[str] = []
 
@@ -16392,11 +16392,11 @@ def nf_tables_names(host: Host) -> set[tuple[int, str]]:
 # the source of libreswan 3.25, 3.32, 4.3, 4.10, 5.2, 5.4 and main, and logs of real plutos whose tunnels
 # failed for known causes.
 
-LOG_TAIL = 4 << 20  # at most this many bytes at the end of a log file are read
-LOG_SEARCH = 1 << 30  # at most this many bytes at the end of a log file are searched for pluto's last start
-LOG_LINES = 20_000  # at most this many lines of the journal are read
-CONN_LINES = 600  # at most this many lines about one connection are read
-LOG_START = (b"Starting Pluto", b"Starting Libreswan")  # pluto 3.x to 5.x logs one of these when it starts
+LOG_TAIL = 4 << 20  # At most this many bytes at the end of a log file are read.
+LOG_SEARCH = 1 << 30  # At most this many bytes at the end of a log file are searched for pluto's last start.
+LOG_LINES = 20_000  # At most this many lines of the journal are read.
+CONN_LINES = 600  # At most this many lines about one connection are read.
+LOG_START = (b"Starting Pluto", b"Starting Libreswan")  # pluto 3.x to 5.x logs one of these when it starts.
 JOURNAL = "/var/log/journal"
 SYSLOGS = ("/var/log/secure", "/var/log/auth.log", "/var/log/daemon.log", "/var/log/debug",
            "/var/log/syslog", "/var/log/messages", "/var/log/pluto.log")
@@ -18803,8 +18803,8 @@ def named_complaints(config: Config, lines: Sequence[str]) -> list[tuple[Conn | 
     complaints about NAME.  The last block begins with `addconn, in config` and adds no complaint.
     """
     conns = {conn.name: conn for conn in reversed(config.conns())}
-    complaints: dict[tuple[str, str], str] = {}  # the lines, by connection and sentence
-    before: list[str] = []  # the sentences of the previous block that the current block has not yet repeated
+    complaints: dict[tuple[str, str], str] = {}  # The lines, by connection and sentence.
+    before: list[str] = []  # The sentences of the previous block that the current block has not yet repeated.
     block: list[str] = []
     name = ""
     for line in lines:
@@ -19098,8 +19098,8 @@ def check_esp(facts: Facts) -> Iterator[Trouble]:
     fix="Run modprobe for the module that the finding names, or propose another algorithm in esp=.",
     live=True)
 def check_algorithms(facts: Facts) -> Iterator[Trouble]:
-    known: dict[str, bool | None] = {}  # the results of kernel_has() by module
-    strange: dict[str, None] = {}  # words of proposals that are not in KERNEL_ALGORITHMS
+    known: dict[str, bool | None] = {}  # The results of kernel_has() by module.
+    strange: dict[str, None] = {}  # Words of proposals that are not in KERNEL_ALGORITHMS.
     users = {conn.get("esp") or default_proposals(conn, facts.config.release): f"conn {conn.name}"
              for conn in facts.known_conns()}
     if not users:
@@ -19338,8 +19338,8 @@ def link_troubles(facts: Facts) -> Iterator[Trouble]:
     """
     routing, link_name = Routing(facts.host), link_names(facts.host)
     own = [(address, link_name[index]) for address, _, _, index in routing.addresses() if index in link_name]
-    users: dict[str, str] = {}  # by interface: the connection, and for what it needs the interface
-    outer = {tunnel.device for tunnel in facts.needed_tunnels()}  # the interfaces to the peers
+    users: dict[str, str] = {}  # By interface: the connection, and for what it needs the interface.
+    outer = {tunnel.device for tunnel in facts.needed_tunnels()}  # The interfaces to the peers.
     for tunnel in facts.needed_tunnels():
         if tunnel.device:
             users.setdefault(tunnel.device, f"conn {tunnel.conn.name}: packets for the peer leave through")
@@ -22604,8 +22604,8 @@ class PacketQuery(Record):
 
     source: str = ""  # empty if the kernel chooses the address
     protocol: int = 0  # 0: unknown
-    source_port: int | None = None  # None: unknown; for ICMP, the type
-    destination_port: int | None = None  # None: unknown; for ICMP, the code
+    source_port: int | None = None  # None: unknown; for ICMP, the type.
+    destination_port: int | None = None  # None: unknown; for ICMP, the code.
     mark: int = 0
 
 
@@ -22985,8 +22985,8 @@ class ConnTraffic(Record):
 
     bytes_in: int
     bytes_out: int
-    since: float | None  # when the oldest of the SAs came up, in seconds since the epoch; None if unknown
-    text: str  # the numbers of bytes as a sentence
+    since: float | None  # When the oldest of the SAs came up, in seconds since the epoch; None if unknown.
+    text: str  # The numbers of bytes as a sentence.
 
 
 def clock_text(when: float | None) -> str:
@@ -23791,8 +23791,8 @@ class UpProgress:
         can_erase = host.env.get("TERM", "dumb") != "dumb"
         self.is_possible = can_erase and is_terminal(sys.stdout) and is_terminal(sys.stderr)
         self._step = "pluto"
-        self._is_repeated = False  # True if pluto has sent its request again
-        self._is_prompt = False  # True while the user types a password or user name
+        self._is_repeated = False  # True if pluto has sent its request again.
+        self._is_prompt = False  # True while the user types a password or user name.
         self._is_drawn = False
         self._since = time.monotonic()
         self._undo: Callable[[], object] | None = None
@@ -24871,10 +24871,10 @@ class TunnelTable:
     """
 
     HEADINGS = ("NAME", "STATE", "NETWORKS", "IN", "OUT", "REKEY")
-    NAME, STATE, NETWORKS = 0, 1, 2  # the indexes of these columns
-    RIGHT = frozenset((3, 4, 5))  # the columns that are aligned to the right
-    NAME_ROOM = 24  # the greatest width of the column NAME; a longer name has a line of its own
-    NOTES_ROOM = 60  # the smallest width of the column of notes
+    NAME, STATE, NETWORKS = 0, 1, 2  # The indexes of these columns.
+    RIGHT = frozenset((3, 4, 5))  # The columns that are aligned to the right.
+    NAME_ROOM = 24  # The greatest width of the column NAME; a longer name has a line of its own.
+    NOTES_ROOM = 60  # The smallest width of the column of notes.
 
     def __init__(self, width: int, now: float, *, colour: bool = False,
                  rates: Mapping[str, tuple[float, float]] | None = None,
@@ -25098,8 +25098,8 @@ class TunnelView:
         self.as_json = args.flag("--json")
         self.is_screen = args.flag("--watch") and is_terminal(sys.stdout) and host.env.get("TERM") != "dumb"
         self.status = OK
-        self._before: dict[str, TunnelRow] = {}  # the tunnels of the last display, by full name
-        self._before_at = 0.0  # the time of the last display
+        self._before: dict[str, TunnelRow] = {}  # The tunnels of the last display, by full name.
+        self._before_at = 0.0  # The time of the last display.
 
     def lines(self, width: int) -> list[str]:
         """Read pluto's status, set `status`, and return the lines to show.
@@ -26084,12 +26084,12 @@ def filtered(host: Host, names: Sequence[str], censor: Callable[[Iterable[bytes]
 
 COPY_PREFIX = "ipsec.reload."  # the start of the name of a copy
 COPIES_AT_A_TIME = 50
-ADD_TIME = 10  # the time limit of addconn for each connection, in seconds; a slow and busy host needed 5
-# The beginnings of the fields of a status line that change while a connection is used
+ADD_TIME = 10  # The time limit of addconn for each connection, in seconds; a slow and busy host needed 5.
+# The beginnings of the fields of a status line that change while a connection is used.
 STATE_FIELDS = ("newest ", "conn serial", "instance serial", "eroute owner", "routing", "owner",
                 "negotiating ", "established ")
-CLIENT_FIELDS = ("my_ip", "dns", "domains")  # fields of a client that the peer can set by mode config
-# Keywords that the status of libreswan 4.3, 4.10 or 5.2 does not show; found by a test of each keyword
+CLIENT_FIELDS = ("my_ip", "dns", "domains")  # Fields of a client that the peer can set by mode config.
+# Keywords that the status of libreswan 4.3, 4.10 or 5.2 does not show; found by a test of each keyword.
 UNSEEN_KEYWORDS = frozenset((
     "leftaddresspool leftckaid leftecdsakey lefteddsakey leftinterface-ip leftpubkey leftrsasigkey "
     "leftrsasigkey2 leftsendcert leftvti rightaddresspool rightckaid rightecdsakey righteddsakey "
@@ -26160,7 +26160,7 @@ def loaded_connections(host: Host, timeout: float) -> dict[str, Loaded]:
             continue
         name, _, text = line[1:].partition('"')
         base, part = split_part(name)
-        if not text.startswith("["):  # [1] follows the name of an instance
+        if not text.startswith("["):  # [1] follows the name of an instance.
             # a line `aliases: NAME` of a copy has the name with COPY_PREFIX
             connections.setdefault(base, Loaded()).add(part, text.replace(COPY_PREFIX, ""))
     return connections
@@ -26714,8 +26714,8 @@ def stackmanager_command(host: Host, args: Args) -> int:
     return OK
 
 
-PLUTORUN_PAUSE = 10.0  # seconds between a failure of pluto and the next start of the service
-# For each exit status of pluto after which pluto is not started again, the message to log
+PLUTORUN_PAUSE = 10.0  # Seconds between a failure of pluto and the next start of the service.
+# For each exit status of pluto after which pluto is not started again, the message to log.
 PLUTORUN_ENDS = {
     0: "pluto killed by SIGTERM, terminating without restart",
     10: "pluto apparently already running (?!?), giving up",
@@ -27317,8 +27317,8 @@ class MdocPage:
         self.lines: list[str] = []
         self.words: list[str] = []  # the words of the current paragraph
         self.name = self.section = ""
-        self.lists: list[str] = []  # the arguments of each open list
-        self.is_term = False  # True if the current paragraph is the term of a list item
+        self.lists: list[str] = []  # The arguments of each open list.
+        self.is_term = False  # True if the current paragraph is the term of a list item.
         self.is_literal = False
         self.macros = {
             "Dt": self._title, "Sh": self._heading, "Ss": self._subheading, "Nd": self._description,
