@@ -54,15 +54,15 @@ VERSION = "0.1.0"
 # The end of the message of an internal error.  SECURITY.md says how to report that a secret was shown.
 REPORT_IT = "please report it to the issue tracker of ipsec.pyz, with the output of `ipsec version --verbose`"
 
-# Exit statuses (ipsec(8), EXIT STATUS).  A command that passes its work to another program exits with the
-# status of that program.
+# Exit statuses (ipsec(8), EXIT STATUS).  A command that passes its work to another program exits with that
+# program's exit status.
 OK = 0
 ERROR = 1  # The command failed, or there is no such command.
 USAGE = 2  # The command line is wrong, or the command can't be used with --root.
 NO_INIT_SYSTEM = 3  # setup: --init names an unknown init system, or several have a service for pluto.
 NSS_FAILURE = 4  # The NSS database could not be read, created, moved, converted or changed.
 NO_KEY = 20  # showhostkey: there is no such key.
-NO_PLUTO = 33  # whack: pluto is not running, or whack failed (RC_WHACK_PROBLEM of libreswan's lswlog.h).
+NO_PLUTO = 33  # Pluto is not running or does not answer, or whack failed (RC_WHACK_PROBLEM of lswlog.h).
 NSS_EXISTS = 42  # initnss: a database exists already.
 NOT_EXECUTABLE = 126  # 126, 127 and 128+N mean the same as in a shell.
 NOT_FOUND = 127
@@ -71,9 +71,10 @@ SIGNALLED = 128  # 128+N: signal N ended the program
 # Exit statuses that only `ipsec import` has (ipsec_import(8) lists all of its statuses)
 IMPORT_UNREADABLE, IMPORT_FORMAT, IMPORT_CORRUPT, IMPORT_PASSWORD, IMPORT_DUPLICATE = range(10, 15)
 
-# Exit statuses that the Linux Standard Base defines for init scripts.
-LSB_DEAD, LSB_STOPPED, LSB_UNKNOWN = 1, 3, 4  # Of `status`; a dead service has left its pid file.
-LSB_NO_RIGHT, LSB_NOT_INSTALLED = 4, 5  # of the other actions
+# Exit statuses that the Linux Standard Base defines for init scripts.  Those of the action `status`:
+LSB_DEAD, LSB_STOPPED, LSB_UNKNOWN = 1, 3, 4  # LSB_DEAD: the service does not run, but its pid file exists.
+# Exit statuses that the Linux Standard Base defines for the other actions of an init script
+LSB_NO_RIGHT, LSB_NOT_INSTALLED = 4, 5
 
 # Statuses in pluto's answers (lswlog.h)
 UNKNOWN_NAME = 21  # RC_UNKNOWN_NAME
@@ -179,20 +180,20 @@ def pyroute2_module(name: str, feature: str) -> Any:
 SYSTEM_PATH = ("/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin", "/usr/local/bin")
 EXEC_DIRS = ("/usr/libexec/ipsec", "/usr/lib/ipsec", "/usr/local/libexec/ipsec", "/usr/local/lib/ipsec",
              "/usr/lib64/ipsec")
-DEFAULT_NSSDIRS = ("/var/lib/ipsec/nss", "/etc/ipsec.d")  # of libreswan 4.0 and later, and of 3.x
+DEFAULT_NSSDIRS = ("/var/lib/ipsec/nss", "/etc/ipsec.d")  # the first is libreswan 4.0's or later, the second 3.x's
 PACKAGE_MANAGERS = {"apt-get": "install", "dnf": "install", "yum": "install", "zypper": "install",
                     "apk": "add", "pacman": "-S", "opkg": "install", "emerge": "-a"}
 READ_CHUNK = 1 << 16
-# Limits, which keep a damaged or hostile system from filling the memory or stopping the program.
-TEXT_LIMIT = 32 << 20  # Bytes of a text file; a configuration of this size has about 50,000 connections.
-TEXT_LINE = 8 << 20  # bytes of a line of text
+# These limits keep a damaged or hostile system from filling the memory or stopping the program.
+TEXT_LIMIT = 32 << 20  # The most bytes of a text file.  So large a configuration has about 50,000 connections.
+TEXT_LINE = 8 << 20  # The most bytes of a line of text.
 NO_REGULAR_FILE = "not a regular file"  # the text of an OSError
-GLOB_LIMIT = 1000  # Directories that one call of Host.glob() may search.
-PATTERN_LIMIT = 1000  # Patterns that one pattern with {a,b} may expand to.
-FILES_LIMIT = 20_000  # Files that a configuration or a secrets file may include, and directories to search for them.
-LINKS_LIMIT = 40  # Symbolic links in a path, as in the kernel (MAXSYMLINKS).
-MOUNTS_AGE = 1.0  # Seconds after which the table of mounts is read again.
-SILENT_AGE = 60.0  # Seconds after which a file system that did not answer is tried again.
+GLOB_LIMIT = 1000  # The most directories that one call of Host.glob() may search.
+PATTERN_LIMIT = 1000  # The most patterns that one pattern with {a,b} may expand to.
+FILES_LIMIT = 20_000  # The most files that ipsec.conf or ipsec.secrets may include, and the most directories searched.
+LINKS_LIMIT = 40  # The most symbolic links in a path, as in the kernel (MAXSYMLINKS).
+MOUNTS_AGE = 1.0  # After this number of seconds, the table of mounts is read again.
+SILENT_AGE = 60.0  # After this number of seconds, a file system that did not answer is tried again.
 # File systems that the kernel serves from a local disk or from memory.  Any other file system counts as one
 # that can hang, because a server or a program may serve it, as with NFS and FUSE.
 LOCAL_TYPES = frozenset("""
@@ -200,10 +201,10 @@ LOCAL_TYPES = frozenset("""
     exfat ext2 ext3 ext4 f2fs fusectl hugetlbfs iso9660 jffs2 jfs mqueue msdos nilfs2 nsfs ntfs3 overlay proc
     pstore ramfs reiserfs rootfs rpc_pipefs securityfs selinuxfs squashfs sysfs tmpfs tracefs ubifs udf vfat
     xfs zfs""".split())
-AF_INET, AF_INET6 = 2, 10  # as in Python's socket module, which is not imported for two numbers
+AF_INET, AF_INET6 = 2, 10  # the values in Python's socket module, which is not imported for two numbers
 NETLINK_XFRM = 6  # linux/netlink.h
-# A netlink request: struct nlmsghdr (length, type XFRM_MSG_GETSPDINFO, flag NLM_F_REQUEST, sequence, port)
-# and 32 bits of flags
+# A netlink request that consists of struct nlmsghdr (length, type XFRM_MSG_GETSPDINFO, flag NLM_F_REQUEST,
+# sequence number, port) and 32 bits of flags
 XFRM_QUESTION = b"".join(value.to_bytes(size, sys.byteorder)
                          for value, size in ((20, 4), (37, 2), (1, 2), (0, 4), (0, 4), (0, 4)))
 
@@ -927,7 +928,7 @@ class Host:
             whack = next(self.chunks(f"{self.execdir}/whack", limit=TEXT_LIMIT), b"")
             pluto = b"".join(self.chunks(f"{self.execdir}/pluto", limit=TEXT_LIMIT))
         except OSError:
-            pass  # one of them is missing or can't be read
+            pass  # whack or pluto is missing or can't be read
         if whack.startswith(b"\x7fELF") and pluto.startswith(b"\x7fELF"):
             return new if new.encode() in pluto else old
         version = self.libreswan_version() or ""
@@ -1020,7 +1021,8 @@ class Host:
         """Open the regular file `name` for reading and return the descriptor.
 
         A device is not opened, because that alone can have an effect: a watchdog starts, a tape rewinds.
-        Raises OSError with `name` as the file, without the path of root, also if it is not a regular file.
+        Raises OSError if `name` is not a regular file or can't be opened.  The file of the error is `name`,
+        without the path of root.
         """
         return self._open(name)[0]
 
@@ -1155,7 +1157,10 @@ class Host:
         return self._holds(name, os.path.exists)
 
     def isdir(self, name: str) -> bool:
-        """Return whether `name` is a directory; False also in the cases of exists().  Raises TimeoutError."""
+        """Return whether `name` is a directory or a link to one.
+
+        Return False for a path that this process is not permitted to look up.  Raises TimeoutError.
+        """
         return self._holds(name, os.path.isdir)
 
     def lexists(self, name: str) -> bool:
@@ -1178,7 +1183,7 @@ class Host:
         return self._holds(name, is_writable)
 
     def _holds(self, name: str, test: Callable[[str], bool], root: str | None = None) -> bool:
-        """Call `test` with the path of `name` and return its result; `root` has the meaning as in within().
+        """Call `test` with the path of `name` and return its result.  `root` means the same as in within().
 
         Return False if `test` raises OSError, as for a path that can't exist.  Raises TimeoutError.
         """
@@ -1215,7 +1220,7 @@ class Host:
             raise OSError(error.errno, error.strerror, name) from None
 
     def glob(self, *patterns: str, budget: list[int] | None = None) -> list[str]:
-        """Return the existing paths that match the patterns: those of the first pattern, then the next.
+        """Return the existing paths that match the patterns, in the order of the patterns.
 
         The paths of each pattern are sorted.  As in glob(3), `*` does not match `/` or a leading dot.
         budget[0] counts down the directories that several calls together may search.  Raises TimeoutError,
@@ -1461,7 +1466,7 @@ class Host:
         Each command has three items: its argv, the first part of its standard input, and the last part, such
         as COMMIT, which makes the program act.  The last parts are written after all programs have been
         started with the first parts.  So if this process is killed, all programs act or none acts, unless it
-        is killed between the writes of two last parts.  Raises what run() raises.
+        is killed between the writes of two last parts.  Raises what run() and filled_pipe() raise.
         """
         import signal
         paths = [self.resolve(argv[0]) for argv, _, _ in commands]
@@ -1598,8 +1603,8 @@ class Host:
     def _check_answers(self, words: Sequence[str]) -> None:
         """Raise TimeoutError if a file system that a program needs does not answer.
 
-        The program would wait for ever.  This method checks the absolute paths in the program's arguments
-        `words`, ipsec.conf, the run directory, and the directory of the control socket.
+        Without this check, the program would wait for ever.  This method checks the absolute paths in the
+        program's arguments `words`, ipsec.conf, the run directory, and the directory of the control socket.
         """
         if not MOUNTS.that_may_hang():
             return
@@ -1751,14 +1756,14 @@ class Host:
     def interrupt(self, name: str) -> None:
         """Raise KeyboardInterrupt with the name of a signal.
 
-        If the main thread is starting a program, _start() raises it later.
+        If the main thread is starting a program, _start() raises the exception later.
         """
         if not self._deferring:
             raise KeyboardInterrupt(name)
         self._deferred = name
 
     def end_all(self) -> None:
-        """Kill the programs in `children`, and keep abandoned threads from starting others."""
+        """Kill the programs in `children`, and keep abandoned threads from starting other programs."""
         waited = self._starting.acquire(timeout=1)  # the start hangs if the program's disk does not answer
         self._ending = True
         for pid in list(self.children):
@@ -2030,7 +2035,7 @@ class Host:
         return None
 
     def _compiled_version(self) -> str | None:
-        """Return the version in the code of libreswan's programs, such as `Libreswan 4.10`, or None."""
+        """Return the version in the text `Libreswan VERSION` in the code of libreswan's programs, or None."""
         for name in ("whack", "addconn", "pluto"):
             try:
                 data = b"".join(self.chunks(os.path.join(self.execdir, name), limit=TEXT_LIMIT))
@@ -2083,7 +2088,7 @@ def split_lines(chunks: Iterable[bytes], name: str | None = None) -> Iterator[st
         yield decode(b"".join(rest))
 
 
-# The texts for a lacking permission in the C locale: those of EPERM and EACCES, and one of journalctl(1)
+# Texts that mean in the C locale that a permission is missing: those of EPERM and EACCES, and one of journalctl(1)
 REFUSALS = ("Operation not permitted", "Permission denied", "insufficient permissions")
 
 
@@ -2146,8 +2151,8 @@ def matches_wildcard(name: str, pattern: str) -> bool:
         try:
             return bool(re.fullmatch(pattern_to_regex(pattern), name, re.DOTALL))
         except re.error:
-            return False  # A range such as [z-a], which matches nothing.
-    # one `*` needs no regular expression: the import of re takes 5 ms
+            return False  # The pattern has a range such as [z-a], which matches nothing.
+    # A pattern with one `*` needs no regular expression.  The import of re takes 5 ms.
     return len(name) >= len(before + after) and name.startswith(before) and name.endswith(after)
 
 
@@ -2350,8 +2355,8 @@ class Token:
     def data(self) -> bytes | None:
         """Return the bytes of the key, or None if pluto refuses its digits (ttodata() of libreswan).
 
-        Pluto requires the padding of base64, and zeros in the unused bits at its end.  In hexadecimal, one
-        underscore may stand between two bytes.
+        In base64, pluto requires the padding, and zeros in the unused bits of the last digit.  In
+        hexadecimal, one underscore may stand between two bytes.
         """
         data = self.decoded()
         if self.form not in ("0x", "0s"):
@@ -2385,7 +2390,8 @@ class Token:
     def censored(self) -> str:
         """Return the text that a report shows in place of the word.
 
-        It has the form of the word and, for a key in hexadecimal or base64, the number of bytes.
+        The text keeps the quotes of the word or its prefix 0x, 0s or 0t.  For a valid key in hexadecimal or
+        base64, the text has the number of bytes.
         """
         if self.form in ('"', "'", "`"):
             return f"{self.form}{REDACTED}{self.form}"
@@ -2464,7 +2470,7 @@ class SecretRecord:
         self.shown: list[Token] = []
         self.secrets: list[Token] = []
         if not tokens:
-            return  # only comments and blank lines
+            return  # the record has only comments and blank lines
         if tokens[0].text.lower() == "include" and not tokens[0].form:
             self._parse_include()
         else:
@@ -2506,7 +2512,7 @@ class SecretRecord:
     def _parse_ids(self, tokens: Sequence[Token]) -> None:
         for token in tokens:
             if token.form not in ("", '"', "'"):
-                return  # a key in the wrong place: an ID is not written like this
+                return  # the word is not an ID, but a key in the wrong place
             self.ids.append(token)
             if "," in token.text and "=" not in token.text:  # a DN has commas
                 self._wrong("a comma in an ID; IDs are separated by blanks")
@@ -2580,7 +2586,9 @@ class SecretRecord:
         self.problem = self.problem or problem
 
     def censored(self, number: int, text: str) -> str:
-        """Return line `number` of the record, with each token replaced that a report must not show.
+        """Return line `number` of the record without the tokens that a report must not show.
+
+        censored() of the token returns the text that replaces such a token.
 
         `text` is the line without its comment.
         """
@@ -2604,16 +2612,16 @@ def looks_like_id(text: str) -> bool:
 
 
 def is_key_word(text: str) -> bool:
-    """Return whether a word names a kind of key, also if the blank before it is missing (`@id:PSK`)."""
+    """Return whether a word is a kind of key, such as `PSK`, or ends with a colon and one (`@id:PSK`)."""
     return text.rpartition(":")[2].lower() in KEY_KINDS
 
 
 def secret_records(lines: Iterable[str]) -> Iterator[tuple[SecretRecord, list[tuple[int, str, int]]]]:
     """Yield the records of a secrets file, each with its lines: number, text, and column of the comment.
 
-    A record begins in the first column and continues in indented lines (lex.c).  Comment and blank lines
-    belong to the record before them, or at the start of the file, to a record without tokens.  Any text is
-    accepted.
+    A record begins in the first column and continues in indented lines (lex.c).  Comments and blank lines
+    belong to the record before them.  At the start of the file, they belong to a record without tokens.  Any
+    text is accepted.
     """
     tokens: list[Token] = []
     rows: list[tuple[int, str, int]] = []
@@ -2665,7 +2673,7 @@ def secrets_of_remark(tokens: Sequence[Token]) -> list[Token]:
 def censor_secrets(lines: Iterable[str]) -> Iterator[str]:
     """Yield the lines of a secrets file as a report shows them: with IDs and includes, without keys.
 
-    A comment is replaced, unless it is a record that is commented out.
+    A comment is replaced as a whole.  Only a record that is commented out is shown, without its keys.
     """
     for record, rows in secret_records(lines):
         for number, text, comment in rows:
@@ -2686,7 +2694,8 @@ _SECRET_NAME = (r"[\w-]*(?:passw(?:or)?d|passphrase|xauthpass|userpass|pwd|secre
                 r"auth[_-]?token|_pass|[_-](?:secret|pin)|psk(?:value)?)|pass|secret|pin")
 _NAME_HINTS = ("pass", "pwd", "secret", "shared", "api", "access", "private", "wep", "token", "psk", "pin")
 _QUOTED = r"""\\?"(?:[^"\\\n]|\\.)*(?:"|$)|\\?'[^'\n]*(?:'|$)"""
-# Sources of nsswitch.conf(5), pluto's count of references to an object, and the name of a file of secrets
+# Values that are not secret although a name such as `passwd:` is before them: sources of nsswitch.conf(5), pluto's
+# messages about references to an object, file names such as /etc/ipsec.secrets, and `<set to ...`
 _NOT_SECRET = r"[ \t]*(?:(?:files|compat|sss|systemd|db|nis|winbind)\b|(?:new|add|del)ref @|/etc/ipsec[./]|<set to )"
 _SPEAKS_OF_SECRET = (r"(?:passw|passphrase|\bpass\b|secret|psk|pwd|\bkeys?\b(?! exchange| name)|\bpin\b|token|"
                      r"credential|login)")
@@ -2698,12 +2707,13 @@ REMARKS = (r"((?:--comment|--(?:nf)?log-prefix|--(?:hex-)?string|STRING match|"
            r"(?<![\w-])(?:comment|(?:nflog-)?prefix)(?=[ \t=]+[^-\s]))"
            rf"(?:[ \t]+|=))({_QUOTED}|[^\s\"\']+)|(/\* )([^\n]*?)(?= \*/)")
 REMARK_HINTS = ("comment", "prefix", "/* ", "string")
-# A pattern for bytes in hexadecimal or base64.  As SECRET_PLACES ignore case, it also matches a word of 12
-# or more letters, unless only a blank is before the word and no capital letter within it.  It matches no
-# pointer after a blank, no address, and no name that has one of the characters . : @ - or _
+# _BYTES is a pattern for bytes in hexadecimal or base64.  It matches no address, and no name that has one of
+# the characters . : @ - or _.  Because the patterns of SECRET_PLACES ignore case, _BYTES also matches a word
+# of 12 or more letters.  Therefore _NO_BYTES excludes a pointer or a word after a blank, unless a colon or `=`
+# is before the blank, or the word has a capital letter that is not its first letter.
 _NO_BYTES = r"(?<![:=] )(?<![:=]  )(?<= )(?:0x[0-9a-f]{1,12}\b|(?-i:[A-Z]?[a-z]+)\b)"
 _BYTES = r"(?:0x)?(?:[0-9a-f]{12,}|(?=[A-Za-z0-9+/]*[0-9A-Z])[A-Za-z0-9+/]{12,}={0,2})(?![\w.:@-])"
-# A pattern for an option of the NSS tools that may have a password.  A command may have several such options.
+# A pattern for an option of the NSS tools whose value may be a password.  A command may have several of them.
 NSS_PASSWORD = (r"(\b(?:pk12|cert|crl|mod)util\b[^\n]*?[ \t]-[WKP][ \t]*)(?![\ue000 \t]|\[redacted)"
                 r"(?:(?![ \t]-)[^\n])+")
 # The places of secrets in text.  A row has hints and a pattern.  The pattern ignores case; its first group is
@@ -2748,7 +2758,8 @@ SECRET_PLACES = (
      r"(\b(?:syntax error[^\n\[]*\[|unrecogni[sz]ed (?:'[^'\n]*' )?keyword ')(?=[^\n]{6}))"
      r"(?=[^\]'\n]*(?:\d|(?-i:[a-z][A-Z])))[^\]'\n]+"),
     (("comment ignored",), r"(\bstyle comment ignored: [\w-]+=)[^\n]+"),
-    # sentences, and the journal in JSON: a message as bytes, and the command line of another program
+    # sentences such as `the secret is ...`; in the journal in JSON, a message that is a list of bytes, and the
+    # command line of a program other than pluto, addconn and whack; tokens and passwords in pluto's log
     (("psk", "secret", "passw", "passphrase", "pin"),
      r"(\b(?:psk|secret|passw(?:or)?d|passphrase|pin)\b[^\n:;|]{0,30}? (?:is|was) )(?=[^\s\d]*\d)[^\s@\"']{6,}"),
     (('"message"',), r"(\"MESSAGE\"[ ]?:[ ]?\[)[\d, ]+"),
@@ -2765,8 +2776,8 @@ SECRET_PLACES = (
     (("banner:",), r"(\bbanner:)(?! |unset\b)(?:(?!, (?:cat|sec_label):|;[ \t]*$)[^\n])+"),
     (("banner",),
      rf"((?:modecfgbanner[ \t]*=|banner:)[ \t]*)(?=[^\n]{{0,300}}?{_SPEAKS_OF_SECRET})[^\n]+"),
-    # keys of the kernel, as ip-xfrm(8) and setkey(8) print them; keys in pluto's log; hashes of passwords,
-    # crypt(5)
+    # keys of the kernel, as ip-xfrm(8) and setkey(8) print them; keys in pluto's log; hashes of passwords
+    # as in crypt(5)
     ((" 0x", "\t0x"), r"(\b(?:auth|auth-trunc|enc|aead|comp)[ \t]+(?!spi\b)\S+[ \t]+0x)[0-9a-f]+"),
     (("\te: ", "\ta: "), r"^(\t[EA]: [\w()-]+[ \t]+)[0-9a-f]{8}[0-9a-f \t]*$"),
     (("cookie ",), r"(^[ \t]+(?:peer )?cookie )[0-9a-f]{8,16}$"),  # of ip-l2tp(8)
@@ -2775,14 +2786,14 @@ SECRET_PLACES = (
 )
 HINTS = frozenset(("util", *REMARK_HINTS)).union(*(hints for hints, _ in SECRET_PLACES))
 # Patterns for rows of dumps in hexadecimal.  The first group is the text before the bytes, which is kept.
-# This pattern is for up to three bytes, as in the last row of a dump.  They stand at the start of the line,
-# or after the bar of pluto's log.
+# SHORT_ROW is for up to three bytes, as in the last row of a dump.  At least two blanks are before the bytes,
+# at the start of the line or after the bar of pluto's log.
 SHORT_ROW = r"^(.*?\|  +|  +)((?:[0-9a-f]{2} {1,2}){0,2}[0-9a-f]{2})(?:$|   .*)"
-# Four or more bytes, and two or more pairs of bytes, anywhere in the line
+# These patterns are for four or more bytes, and for two or more pairs of bytes, anywhere in the line.
 BYTES_ROW = r"((?<![0-9A-Za-z]))((?:[0-9A-Fa-f]{2}[ :]{1,2}){3,}[0-9A-Fa-f]{2})\b"
 PAIRS_ROW = r"((?<![0-9A-Za-z])(?:0x)?)((?:[0-9A-Fa-f]{4} {1,2})+[0-9A-Fa-f]{2,4})\b"
-MASK = "\ue000"  # Replaces a secret; becomes REDACTED at the end, so that no pattern matches REDACTED.
-ROW_MASK = "\ue001"  # Replaces a row of a dump; the rest of the line is masked, too.
+MASK = "\ue000"  # MASK replaces a secret.  At the end it becomes REDACTED, so that no pattern matches REDACTED.
+ROW_MASK = "\ue001"  # ROW_MASK replaces the bytes of a dump.  The rest of the line is then masked, too.
 # If learn() has stored more values than this, a secret within a longer word is not masked, because the search
 # would take minutes.  For each secret, learn() stores many values: the forms in which the secret may appear.
 MANY_VALUES = 1000
@@ -2830,8 +2841,9 @@ def shown_words(text: str) -> str:
 def is_harmless_part(word: str) -> bool:
     """Return whether a word of a message is harmless.
 
-    Harmless are a word of is_harmless_word(), a path of such words, a measured value such as `1.5s`, a process
-    ID, the name of a directive, and a result of systemd such as `status=203/EXEC`.
+    These are harmless: a word that is_harmless_word() accepts, a path of such words, a measured value such as
+    `1.5s`, a number of up to seven digits such as a process ID, the name of a directive with its `=`, and a
+    result of systemd such as `status=203/EXEC`.
     """
     word = word.strip("\"'`()[]{}<>,;!?.:")
     if word.partition("=")[0] in ("code", "status", "signal", "result"):
@@ -2859,13 +2871,13 @@ class Redactor:
 
     def __init__(self, show_secrets: bool = False) -> None:
         self.show_secrets = show_secrets
-        self._values: set[str] = set()  # Masked also within words.
-        self._words: set[str] = set()  # Masked only as whole words.
+        self._values: set[str] = set()  # The forms of secrets that are masked also within words.
+        self._words: set[str] = set()  # The forms of secrets that are masked only as whole words.
         self._base64: set[str] = set()  # Secrets in base64, which may be wrapped over several lines.
         self._digits: dict[str, list[str]] = {}  # Secrets in hexadecimal, by their first eight digits.
         self._dumped = "\n"  # The secrets in hexadecimal, as lines of one text.
         self._sorted: list[str] | None = None  # The values, longest first; None if they must be sorted again.
-        self._runs: dict[str, list[str]] = {}  # With more than MANY_VALUES: the values by their longest word.
+        self._runs: dict[str, list[str]] = {}  # The values by their longest word, if there are over MANY_VALUES.
         self._word_pattern: re.Pattern[str] | None = None
         self._patterns: dict[str, re.Pattern[str]] = {}
 
@@ -2970,7 +2982,7 @@ class Redactor:
         """Return the text with MASK in place of each secret that was passed to learn().
 
         The forms that learn() names are masked too, and base64 also if it is wrapped over several lines.
-        After more than MANY_VALUES values, a secret within a longer word is not masked.
+        If there are more than MANY_VALUES such forms, a secret within a longer word is not masked.
         """
         if self._sorted is None:
             self._sort_values()
@@ -3072,10 +3084,10 @@ class Redactor:
         return line
 
     def _mask_rows(self, line: str, rows: Iterable[str]) -> str:
-        """Return the line, masked from the first bytes that are a secret or a part of one to the line's end.
+        """If the line has bytes of a secret, return it masked from these bytes to its end.
 
-        The end is masked because a dump repeats the bytes as text there.  `rows` are the patterns that find
-        the bytes.
+        The end is masked because a dump repeats the bytes as text there.  Without such bytes, return the line
+        unchanged.  `rows` are the patterns that find the bytes.
         """
         for row in rows:
             line = self._compiled(row, ignore_case=False).sub(self._mask_row, line)
@@ -3283,9 +3295,9 @@ def whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 # ============================================================================================================
 # 4. Configuration
 #
-# Reads ipsec.conf, ipsec.secrets and the files that they include, through Host only.  Every error names a
-# file and, unless it concerns the whole file, a line.  The installed release decides which keywords and
-# values are valid.  If the release is unknown, a keyword or value is valid if at least one release accepts
+# This section reads ipsec.conf, ipsec.secrets and the files that they include, through Host only.  Every error
+# names a file and, unless it concerns the whole file, a line.  The installed release decides which keywords
+# and values are valid.  If the release is unknown, a keyword or value is valid if at least one release accepts
 # it.  Used by most commands, such as verify, barf, start, reload, add and addconn.  Facts: ipsec.conf(5);
 # parser.lex, parser.y, keywords.c and confread.c of libreswan 3.25 to 5.4.
 # ============================================================================================================
@@ -3300,8 +3312,8 @@ _NEW_BOOL = "|".join(f"{word}@5.0-5.4" for word in "y true on n false off".split
 # Each row of SETUP_KEYWORDS and CONN_KEYWORDS has a kind of value, then the keywords that take such a value.
 # A row continues in lines that begin with a blank.  A keyword of a `side` row begins with left or right in
 # the file.  Values of the kinds `duration` and `seconds` are times with or without a unit; `seconds` marks
-# the keywords for which only newer releases know units.  The comma in `dns-match-id,` is an error of
-# libreswan's own table.
+# the keywords for which only newer releases know units.  The comma in `dns-match-id,` is an error in the
+# table of libreswan itself.
 SETUP_KEYWORDS = """
 bool: audit-log crl-strict dnssec-enable drop-oppo-null ike-socket-errqueue ipsec-interface-managed listen-tcp
  listen-udp logappend logip logtime loglimit ocsp-enable ocsp-strict uniqueids fragicmp hidetos perpeerlog
@@ -3372,8 +3384,8 @@ ipv4|ipv6|v4|inet|v6|inet6: clientaddrfamily hostaddrfamily
 yes|no|auto|{_NEW_BOOL}: send-supported-auth-methods
 obsolete: alsoflip connaddrfamily disablearrivalcheck forceencaps modecfgdns2 modecfgwins1 modecfgwins2
 """
-# Other spellings of keywords, each with its canonical spelling.  KEYWORD_RELEASES says which releases know
-# them.
+# Other spellings of keywords, each with its canonical spelling.  KEYWORD_RELEASES says which releases
+# know these other spellings.
 ALIASES = {"plutostderrlog": "logfile", "plutostderrlogtime": "logtime", "strictcrlpolicy": "crl-strict",
            "ocsp-trust-name": "ocsp-trustname", "secctx-attr-value": "secctx-attr-type",
            "ikev1-secctx-attr-type": "secctx-attr-type", "expire-lifetime": "xfrmlifetime",
@@ -3385,8 +3397,8 @@ ALIASES = {"plutostderrlog": "logfile", "plutostderrlogtime": "logtime", "strict
 # Each row names releases, and the spellings of keywords that only these releases know; `-` stands for no
 # release.  A row continues in lines that begin with a blank.  Every release knows the other spellings of the
 # tables above.  A spelling with `_` exists only if it is listed here.  `setup` marks keywords of config
-# setup, `side` keywords of a connection that begin with left or right, and `conn` the other keywords of a
-# connection.
+# setup, `side` keywords of a connection that begin with left or right, and `conn` all
+# other keywords of a connection.
 KEYWORD_RELEASES = """
 3.25-3.32  setup crl_strict curl_iface curl_timeout disable_port_floating force-busy force_keepalive forwardcontrol
  fragicmp hidetos ikeport keep_alive klipsdebug nat-ikeport nat_ikeport nat_traversal nocrsend ocsp-trust-name
@@ -3454,8 +3466,8 @@ FIRST_WORD = (4, 7)  # Libreswan, until 4.15, ignores unknown words after a know
 IKEPAD_AUTO = (5, 2)  # The value of ikepad= may be auto.
 NO_BRACES = (5, 0)  # Libreswan does not expand {a,b} in an include line.
 BARE_COMMENTS = (5, 0)  # A keyword that begins with x- is valid without a value.
-# Libreswan ignores a keyword with an invalid value.  Earlier releases refuse the file for most invalid
-# values.
+# Libreswan ignores a keyword with an invalid value.  Earlier releases refuse the file because of most
+# invalid values.
 LENIENT = (5, 0)
 NUMBER_KINDS = ("number", "0-65535", "duration", "seconds", "percent", "size")
 NUMBER_NOUNS = {"duration": "duration", "seconds": "duration", "percent": "percentage", "size": "size"}
@@ -3493,7 +3505,7 @@ class Problem(Record):
     """
 
     file: str
-    line: int  # is 0 if the problem concerns the whole file
+    line: int  # 0 means that the problem concerns the whole file
     text: str
     fatal: bool = True
     script: str = ""
@@ -3674,9 +3686,10 @@ class Reading(Record):
 
 
 def is_right(kind: str, value: str) -> bool:
-    """Return whether a value is valid for a keyword of this kind, whichever release is installed.
+    """Return whether a value is valid for a keyword of this kind in every release.
 
-    Units and fractions, which only newer releases accept in some durations, are treated as valid.
+    Units and fractions of durations are treated as valid, although some keywords accept them only in newer
+    releases.
     """
     if kind in ("text", "list"):
         return True
@@ -3964,7 +3977,7 @@ class Config:
             self._content(name, number, line, text, depth)
             if text[-1] == "\r" and cr_told < 2:
                 cr_told = self._report_cr(name, number, text, known, cr_told)
-                if cr_told == 2:  # read this line and the rest of the file without CR
+                if cr_told == 2:  # read this line again, and the rest of the file, without CR
                     self._remove_crs(name)
                     self._content(name, number, line[:-1], text[:-1], depth)
         if line.startswith("include") and self._included and self._ends_badly(name):
@@ -4028,11 +4041,11 @@ class Config:
         self._included = ""
         word = line.replace("\t", " ").partition(" ")[0]
         value, after = "", line[len(word):].lstrip(" \t")
-        if after:  # here, `#` begins no comment
+        if after:  # a `#` after the first word begins no comment here
             bare = after[0] == "%"
             value, after = split_value(after)
             if bare and value == "%forever" and self.release is not None and self.release >= LENIENT:
-                value = "0"  # the lexer of libreswan 5 replaces this word, which stands for a number
+                value = "0"  # the lexer of libreswan 5 replaces %forever, a word for a number, with 0
         if word == "include" and value and self._trailing(after) and "=" not in after and is_strict(self.release):
             self._problem(name, number, f"include reads only {quote(value)}: libreswan up to 4.15 ignores the rest of "
                           "the line, libreswan 5 refuses it", False, "include")
@@ -4236,7 +4249,7 @@ class Config:
         """Add a setting to the current section, with the canonical keyword of `word`.
 
         Do nothing if libreswan ignores the line, because it has no value and no quotes (`bare`).  Libreswan 5
-        reads such a line as an empty text if the keyword takes a text.
+        does not ignore such a line if the keyword takes a text or a list: the value is then empty.
         """
         assert self._section is not None
         if bare and not setting.value and (word.kind not in ("text", "list") or is_strict(self.release)):
