@@ -4677,7 +4677,7 @@ def redactor_of(host: Host, show_secrets: bool = False, config: Config | None = 
     redactor = Redactor(show_secrets)
     config = config or Config(host)
     directories = list(dict.fromkeys((host.confddir, config.setup("ipsecdir", host.confddir), host.nssdir,
-                                      config.setup("nssdir", host.nssdir))))
+                                      config.setup("nssdir", host.nssdir).removeprefix("sql:"))))
     names = [host.secrets, secrets_file(host, config)]
     for directory in directories:
         try:
@@ -4760,7 +4760,7 @@ def own_reader(host: Host, args: Args, name: str) -> Config:
 def check_includes(config: Config) -> None:
     """Raise Failure with status 3 if a file of the configuration is a device or FIFO, or is far too large.
 
-    Libreswan's addconn would read such a file for ever.
+    Libreswan's addconn might never finish reading such a file.
     """
     for problem in config.problems:
         if problem.text.endswith((NO_REGULAR_FILE, "MiB, not read")):
@@ -4789,11 +4789,11 @@ def check_answers(host: Host, name: str = "") -> None:
 # 5. Kernel
 #
 # This section reads XFRM states and policies, addresses, routes, rules and links of the running kernel from
-# netlink sockets.  It formats them as text like iproute2 5.10 to 6.15, and also returns states and policies
-# as records.  It removes the states and policies that remain after pluto has stopped.  From /proc and /sys,
-# it reads processes, sockets, sysctls, modules and the kernel's configuration.  Used by reports, verify,
-# look, show, metrics, _updown and the service commands.  Facts: the headers named below, rtnetlink(7),
-# proc(5); kernel_xfrm.c, calculate_sa_prio() and spd_priority() of libreswan 3.25 to 5.4.
+# netlink sockets.  It formats them as text, as iproute2 5.10 to 6.15 does, and also returns states and
+# policies as records.  It removes the states and policies that remain after pluto has stopped.  From /proc
+# and /sys, it reads processes, sockets, sysctls, modules and the kernel's configuration.  Used by reports,
+# verify, look, show, metrics, _updown and the service commands.  Facts: the headers named below,
+# rtnetlink(7), proc(5); kernel_xfrm.c, calculate_sa_prio() and spd_priority() of libreswan 3.25 to 5.4.
 # ============================================================================================================
 
 
@@ -4894,7 +4894,7 @@ RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_GETNEIGH = 28, 30
 RTM_NEWRULE, RTM_GETRULE = 32, 34
 RTM_GETNSID = 90
-RTM_NEW_TO_DEL = 1  # Each RTM_DEL… message is this number above its RTM_NEW… message.
+RTM_NEW_TO_DEL = 1  # The type RTM_DEL… of a message is the type RTM_NEW… plus this number.
 # struct rtmsg: family, bits of destination and source, TOS, table, protocol, scope, type, flags
 RTMSG_FORM = "=8BI"
 RTMSG_SIZE = 12
@@ -4909,7 +4909,7 @@ RT_SCOPE_LINK, RT_SCOPE_HOST, RT_SCOPE_NOWHERE = 253, 254, 255
 RTNH_F_ONLINK = 4
 RTNEXTHOP_FORM = "=HBBi"  # struct rtnexthop: length, flags, weight minus 1, interface
 RTNEXTHOP_SIZE = 8
-CACHEINFO_FORM = "=8xiI"  # struct rta_cacheinfo, without its first two fields: expires (1/100 s), error
+CACHEINFO_FORM = "=8xiI"  # the fields 3 and 4 of struct rta_cacheinfo: expires (1/100 s), error
 RTA_DST = 1
 RTA_SRC = 2
 RTA_IIF = 3
@@ -4959,7 +4959,7 @@ LWT_XFRM_IF_ID, LWT_XFRM_LINK = 1, 2
 MPLS_IPTUNNEL_DST, MPLS_IPTUNNEL_TTL = 1, 2
 
 # linux/fib_rules.h
-# struct fib_rule_hdr: family, bits of destination and source, TOS, table, -, -, action, flags
+# struct fib_rule_hdr: family, bits of destination and source, TOS, table, two unused bytes, action, flags
 FIB_RULE_FORM = "=8BI"
 FIB_RULE_SIZE = 12
 FIB_RULE_INVERT, FIB_RULE_UNRESOLVED, FIB_RULE_IIF_DETACHED, FIB_RULE_OIF_DETACHED = 2, 4, 8, 16
@@ -5100,7 +5100,7 @@ IPV4_SOURCE, IPV6_SOURCE = 12, 8
 
 # --- netlink ------------------------------------------------------------------------------------------------
 
-NETLINK_BUFFER = 1 << 16  # bytes; the kernel sends at most 32 KiB at a time
+NETLINK_BUFFER = 1 << 16  # the size in bytes; the kernel sends at most 32 KiB at a time
 NETLINK_TABLES = {
     NETLINK_ROUTE: "the kernel's network configuration",
     NETLINK_XFRM: "the kernel's IPsec (XFRM)",
@@ -5154,7 +5154,7 @@ def pack_struct(form: str, *values: bytes | int) -> bytes:
 
 
 def aligned(size: int) -> int:
-    """Return the size rounded up to a multiple of 4, because netlink pads messages and attributes so."""
+    """Return the size rounded up to a multiple of 4, the size of a netlink message or attribute with padding."""
     return (size + 3) & ~3
 
 
@@ -5179,7 +5179,7 @@ def attribute(kind: int, *values: bytes | str | int) -> bytes:
 def each_attribute(buffer: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[int, bytes]]:
     """Yield type (without the flag bits) and data of each netlink attribute in buffer[start:end], in order.
 
-    If an attribute has an invalid length, it and all attributes after it are skipped.
+    If the length of an attribute is less than 4, this attribute and all attributes after it are skipped.
     """
     if end is None:
         end = len(buffer)
@@ -5629,12 +5629,12 @@ class XfrmText(XfrmReader):
         if self.stats:
             text += f"index {policy.index} "
         text += f"priority {policy.priority} "
-        if kind := policy.more.get(XFRMA_POLICY_TYPE):  # kernels with CONFIG_XFRM_SUB_POLICY send this
+        if kind := policy.more.get(XFRMA_POLICY_TYPE):  # only kernels with CONFIG_XFRM_SUB_POLICY send the type
             text += f"ptype {POLICY_TYPES.get(kind[0], kind[0])} "
 
         words = flag_words(policy.flags, POLICY_FLAGS)
         if self.stats:
-            # iproute2 prints the mask in binary
+            # iproute2 prints the flags in binary, after 0x
             text += f"share {SHARES.get(policy.share, policy.share)} flag {words} (0x{policy.flags:08b})\n"
             text += self._lifetimes(policy.lifetimes)
         elif words:
@@ -5653,7 +5653,7 @@ class XfrmText(XfrmReader):
 
         words = flag_words(state.flags, STATE_FLAGS)
         if self.stats:
-            text += f"seq 0x{state.sequence:08d} flag {words}"  # iproute2 prints the number in decimal
+            text += f"seq 0x{state.sequence:08d} flag {words}"  # iproute2 prints this in decimal, after 0x
             if extra := state.more.get(XFRMA_SA_EXTRA_FLAGS):
                 text += f"extra_flag {flag_words(unsigned(extra), STATE_EXTRA_FLAGS)}"
             text += f" (0x{state.flags:08b})"
@@ -5686,7 +5686,7 @@ class XfrmText(XfrmReader):
         source, destination = selector.ports
         if source is None and destination is None:
             return ""
-        if selector.protocol == IPPROTO_GRE:  # both port fields hold the key, even if only one mask is set
+        if selector.protocol == IPPROTO_GRE:  # the two ports are the halves of the key, even if one mask is 0
             ports = selector.source_port + selector.destination_port
             return f"key {int.from_bytes(ports, 'big')} "
 
@@ -5769,7 +5769,7 @@ class XfrmText(XfrmReader):
             text += f"0x{key.hex()}" if self.show_keys else f"0x[redacted {bits // 8} bytes]"
             if self.stats:
                 text += f" ({bits} bits)"
-        if gap:  # before the key is the length of the truncated authenticator or of the ICV
+        if gap:  # the field before the key is the length of the truncated authenticator or of the ICV
             text += f" {unsigned(data[after_bits:after_bits + gap])}"
         return text + "\n"
 
@@ -5835,7 +5835,7 @@ class XfrmText(XfrmReader):
                      f"\t seq-hi 0x{seq_hi:x}, seq 0x{seq:x}, oseq-hi 0x{oseq_hi:x}, oseq 0x{oseq:x}\n"
                      f"\t replay_window {window}, bitmap-length {length}")
             words = [replay[at:at + 4] for at in range(REPLAY_ESN_SIZE, len(replay) - 3, 4)][:length]
-            for index, word in enumerate(reversed(words)):  # the highest word comes first
+            for index, word in enumerate(reversed(words)):  # iproute2 prints the highest word first
                 if index % 8 == 0:
                     text += "\n\t "
                 text += f"{unsigned(word):08x} "
@@ -5850,7 +5850,7 @@ NO_ADDRESS = ("0.0.0.0", "::")
 
 
 class Flow(Record):
-    """A kind of packets, to compare with selectors."""
+    """Packets of one kind, which takes() compares with a selector."""
 
     source: str
     destination: str
@@ -5880,8 +5880,8 @@ class Selector(Record):
         """Return whether the selector matches the packets.
 
         An unknown protocol or port of the packets matches only a selector for any protocol or port.  If
-        `perhaps` is set, the unknown value matches every value of the selector.  An unknown interface matches
-        only a selector for any interface.
+        `perhaps` is set, an unknown protocol or port matches every selector.  An unknown interface always
+        matches only a selector for any interface.
         """
         def fits(wanted: int | None, actual: int | None) -> bool:
             return wanted in (None, actual) or (perhaps and actual is None)
@@ -6139,7 +6139,7 @@ def pluto_priorities(selector: Selector) -> set[int]:
     Connections with priority= are not considered.  From 4.6 on, a priority consists of these bits, highest
     first: a base from 1 to 3 (2 bits), the number of ports that are not set (2), whether the protocol is not
     set (1), 128 minus the prefix length for each end (8 each), and whether the connection is a template or
-    permanent, not an instance (1).  Up to 4.15, the value for the second end is 0 in a shunt of an
+    permanent, not an instance (1).  From 4.6 to 4.15, the value for the second end is 0 in a shunt of an
     opportunistic connection.
 
     Before 4.6, a priority is a maximum, which depends on the base, minus a number with these bits, highest
@@ -6330,7 +6330,7 @@ class RouteText(KernelReader):
         """
         family, bits = buffer[start], buffer[start + 1]
         size = address_size(family)
-        head = start + RTMSG_SIZE + NLATTR_SIZE + 4  # after struct rtmsg and RTA_TABLE
+        head = start + RTMSG_SIZE + NLATTR_SIZE + 4  # the offset after struct rtmsg and RTA_TABLE
         address = head + NLATTR_SIZE
 
         if buffer[head:address] == ROUTE_DESTINATIONS.get(family):
@@ -6506,7 +6506,7 @@ class RouteText(KernelReader):
                 if value & RTAX_FEATURE_ECN:
                     text += "ecn "
                 if value & ~RTAX_FEATURE_ECN:
-                    text += f"{value:#x} "  # iproute2 repeats the known bits
+                    text += f"{value:#x} "  # iproute2 prints all bits, also the known ones
             elif kind in TIME_METRICS:
                 value //= TIME_METRICS[kind]
                 text += f"{value / 1000:g}s " if value >= 1000 else f"{value}ms "
@@ -6703,7 +6703,8 @@ class LinkText(KernelReader):
     def _link(self, kind: int, index: int, flags: int, more: dict[int, bytes]) -> str:
         """Return the text of one interface without its addresses."""
         text = f"{index}: {text_name(more.get(IFLA_IFNAME))}"
-        # if set, the lower interface, or the other end of a veth pair, is in another network namespace
+        # the kernel sends this attribute if the lower interface, or the other end of a veth pair, is in another
+        # network namespace
         elsewhere = IFLA_LINK_NETNSID in more
         below = unsigned(more.get(IFLA_LINK))
         if IFLA_LINK in more:
@@ -6731,7 +6732,7 @@ class LinkText(KernelReader):
             text += " protodown on "
         text += "\n"
 
-        for _, name in each_attribute(more.get(IFLA_PROP_LIST, b"")):  # all attributes are IFLA_ALT_IFNAME
+        for _, name in each_attribute(more.get(IFLA_PROP_LIST, b"")):  # each attribute in it is IFLA_ALT_IFNAME
             text += f"    altname {text_name(name)}\n"
         return text
 
@@ -6775,7 +6776,10 @@ class LinkText(KernelReader):
         return f" link-netnsid {nsid}"
 
     def _named_namespaces(self) -> Iterator[tuple[int, str]]:
-        """Yield ID and name of each network namespace that `ip netns` made."""
+        """Yield ID and name of each network namespace in /run/netns, the directory of `ip netns`.
+
+        A namespace that this user is not permitted to open is skipped.
+        """
         for file in reversed(self.host.glob("/run/netns/*")):
             try:
                 fd = self.host.open(file)
@@ -6948,7 +6952,7 @@ def is_pluto(host: Host, pid: int) -> bool:
 
 
 def find_pluto(host: Host) -> int | None:
-    """Return the PID in pluto's pid file.  Return None if no running pluto has that PID."""
+    """Return the PID in pluto's pid file, or None if there is no such file or no running pluto with that PID."""
     text = host.value(f"{host.rundir}/pluto.pid").strip()
     if is_number(text) and is_pluto(host, int(text)):
         return int(text)
@@ -6995,7 +6999,7 @@ def read_sysctl(host: Host, name: str) -> str:
 def reads_disable_xfrm_of_all(host: Host) -> bool:
     """Return whether the kernel reads net.ipv4.conf.all.disable_xfrm.
 
-    Linux reads this sysctl since 5.11.  Earlier kernels read only the sysctls of the interfaces.
+    Linux has read this sysctl since 5.11.  Earlier kernels read only the sysctls of the interfaces.
     """
     import re
     release = re.match(r"(\d+)\.(\d+)", host.kernel_release())
@@ -7053,10 +7057,10 @@ def list_sockets(host: Host, ports: Sequence[int], pid: int | None = None,
                  protocols: Sequence[str] = ("udp", "udp6", "tcp", "tcp6")) -> Iterator[Socket]:
     """Yield the sockets bound to one of `ports` in the network namespace of a process (default: this one).
 
-    The sockets are read from /proc/PID/net, whose files are described in the kernel's proc_net_tcp.txt.  An
-    address consists of 32-bit words in the host's byte order, in hexadecimal.  State 07 is a bound UDP
-    socket, and 0A is a listening TCP socket.  Reading tcp or tcp6 takes about 4 ms even if there are few
-    sockets.  A protocol whose file does not exist is skipped.
+    The sockets are read from /proc/PID/net, whose files are described in the kernel's proc_net_tcp.rst.  An
+    address consists of 32-bit words in the host's byte order, in hexadecimal.  State 07 is a UDP socket that
+    is not connected, and 0A is a listening TCP socket.  Reading tcp or tcp6 takes about 4 ms even if there
+    are few sockets.  A protocol whose file does not exist is skipped.
     """
     for protocol in protocols:
         try:
@@ -7104,21 +7108,21 @@ def kernel_config(host: Host) -> str:
 # This section talks to a running pluto over pluto's control socket, as libreswan's whack does.  It supports
 # every release from 3.25 to 5.4, and parses pluto's replies into data.  It touches nothing but that socket.
 # Used by whack, auto, status and the commands of 5.x, tunnels, why, reload, metrics, verify, barf and setup.
-# Facts: whack.h, whack.c, rcv_whack.c and log.c of those releases, and messages recorded from their whacks
-# (tests/data/whack).
+# Facts: whack.h, whack.c, rcv_whack.c and log.c of those releases, and the messages of their whacks in
+# the directory tests/data/whack.
 # ============================================================================================================
 
 BASIC_MAGIC = 0x77686B19  # whack.h, WHACK_BASIC_MAGIC: every release accepts a basic message.
-BASIC_STATUS = (4,)  # Offset of whack_status in a basic message.
+BASIC_STATUS = (4,)  # The offset of whack_status in a basic message.
 # Pairs: a release, and the offset of whack_shutdown in the basic messages of this and later releases.  The
-# offset must fit the release: from 4.2 to 4.15, for example, byte 16 is whack_leave_state, which makes pluto
-# keep the tunnels.
+# offset must fit the release.  From 4.2 to 4.4, for example, byte 16 is whack_leave_state, with which
+# pluto keeps the tunnels when it exits.
 BASIC_SHUTDOWN = (((5, 1), 5), ((5, 0), 16), ((4, 0), 14), ((3, 28), 12), ((3, 25), 11))
 BASIC_LENGTH = 64  # some releases ignore messages of less than 17 bytes
 PLUTO_TIMEOUT = 60.0
 DRAIN_TIME = 5.0  # Seconds for reading the rest of a reply that the caller no longer needs.
-LINE_LIMIT = 1 << 20  # Bytes; pluto's lines are much shorter.
-REPLY_LIMIT = 1 << 30  # Bytes; the status of 100,000 connections has 300 MB.
+LINE_LIMIT = 1 << 20  # The most bytes of a line of a reply.  Pluto's lines are much shorter.
+REPLY_LIMIT = 1 << 30  # The most bytes of a reply.  The status of 100,000 connections has 300 MB.
 NOT_ALLOWED = "run as root"  # The hint if the user is not permitted to connect to pluto's socket.
 
 

@@ -404,7 +404,7 @@ def test_a_hosts_secrets_are_gathered_from_everywhere(tmp_path: Path) -> None:
     secrets = {name: f"{CANARY}-{name}" for name in
                "main include glob loose other nss bare hash second".split()}
     host = host_at(tmp_path, {
-        "etc/ipsec.conf": "config setup\n\tsecretsfile=/opt/keys\n\tnssdir=/opt/nss\n",
+        "etc/ipsec.conf": "config setup\n\tsecretsfile=/opt/keys\n\tnssdir=sql:/opt/nss\n",
         "etc/ipsec.secrets": f'@a : PSK "{secrets["main"]}"\ninclude ipsec.d/more/*.sec\ninclude /etc/one.secret\n',
         "etc/ipsec.d/more/a.sec": f"@b : PSK '{secrets['glob']}'\n",
         "etc/one.secret": f': XAUTH "{secrets["include"]}"\n',
