@@ -7168,7 +7168,7 @@ class Conversation:
                 break
             except OSError as error:
                 if error.errno == errno.EPROTOTYPE and kind == socket.SOCK_STREAM:
-                    kind = socket.SOCK_SEQPACKET  # pluto 5.4 and later use this kind of socket.
+                    kind = socket.SOCK_SEQPACKET  # The socket of pluto 5.4 and later has this type.
                 elif error.errno == errno.EAGAIN:  # The queue of pluto's socket is full: try again.
                     time.sleep(0.1)
                     self._spent(0.1)
@@ -7185,7 +7185,7 @@ class Conversation:
         if error.errno == errno.ECONNREFUSED:
             return NoPluto(f"is Pluto running?  connect() for {name} failed (111 Connection refused)",
                            start_hint(self.host), silent=True)
-        # up to Python 3.9, the errno of socket.timeout is None
+        # up to Python 3.9, socket.timeout is not a TimeoutError, and its errno is None
         if isinstance(error, TimeoutError) or error.errno is None:
             return NoPluto(f"connect() for {name} failed ({error})")
         return NoPluto(f"connect() for {name} failed ({error.errno} {error.strerror})")
@@ -7267,7 +7267,8 @@ class Conversation:
                 raise NoPluto(f"read() failed ({error.errno} {error.strerror})") from None
             waited = time.monotonic() - began
             self._spent(waited)
-            # settimeout() takes time, and this loop can run for each line: call it after a longer wait only
+            # settimeout() takes time, and this loop can run once for each line: call settimeout() only after a
+            # wait of more than 10 ms
             if waited > 0.01:
                 self.link.settimeout(self.left)
 
@@ -7287,10 +7288,13 @@ class Conversation:
 
 
 class Pluto(Record):
-    """The version of the running pluto, and its build options that change the format of messages."""
+    """The version of the running pluto, the type of its socket, and its build options.
 
-    version: str  # As pluto's status shows it, with a suffix if any; empty if the status shows no version.
-    packets: bool  # Whether the socket is SOCK_SEQPACKET.
+    The build options are those that change the format of messages.
+    """
+
+    version: str  # The version in pluto's status, with any suffix; empty if the status shows no version.
+    packets: bool  # True if the type of pluto's socket is SOCK_SEQPACKET.
     labelled: bool = False  # USE_LABELED_IPSEC
     seccomp: bool = False  # USE_SECCOMP
 
@@ -7358,7 +7362,7 @@ def await_pluto(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
     """Wait until pluto has handled an empty request.  Raises NoPluto, TimedOut.
 
     If a basic message contains no request, pluto of every release closes the connection without a reply.  A
-    status request is not used, because its reply can have megabytes.
+    status request is not used, because its reply can be many megabytes long.
     """
     with Conversation(host, timeout) as talk:
         talk.say(basic_message(()))
@@ -7367,7 +7371,7 @@ def await_pluto(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> None:
 
 
 def probe(host: Host, timeout: float | None = PLUTO_TIMEOUT) -> Pluto:
-    """Ask pluto for its status, and return pluto's version and build options.  A command asks only once.
+    """Ask pluto for its status, and return pluto's version and build options.  Only the first call asks.
 
     The request is a basic message.  A message in the format of a release is not safe before pluto's release
     is known: up to 5.0, pluto shuts down if the byte at the offset of its own whack_shutdown is set, even in
@@ -7703,20 +7707,20 @@ asynchronous                ? *         async
 utc                         ? *         utc
 label=TEXT                  ? *
 """
-# The numbers of the words that the options for these members accept, from the enums yn_options,
-# global_redirect and ddos_mode
+# The words that some options of whack accept, by the member of the struct to which the option writes.  The
+# numbers are those of pluto's enums yn_options, global_redirect and ddos_mode.
 WHACK_WORDS = {
     "ike_sock_err": {"no": 1, "yes": 2},
     "global_redirect": {"no": 1, "yes": 2, "auto": 3},
     "ddos": {"auto": 1, "busy": 2, "unlimited": 3}}
-# The numbers of IPv4 and IPv6 in ip_version.h; any other number makes pluto abort
+# The numbers that stand for IPv4 and IPv6 in ip_version.h; any other number makes pluto abort
 IP_VERSIONS = """
 3.25-5.3.2 4 6
 5.4        1 2
 """
 # Requests that make pluto 5.4 abort if the request has no --name
 ENDS_WITHOUT_NAME = ("redirect-to", "ddns")
-# Options that 5.0 to 5.3.2 recognise only to report them as obsolete
+# Options that whack 5.0 to 5.3.2 recognises only to report that they are obsolete
 OBSOLETE_OPTIONS = frozenset(("rereadcrls",))
 # Options that change a request but are no request of their own; leave-state is a request from 5.1 on
 WHACK_MODIFIERS = frozenset((
@@ -7984,7 +7988,7 @@ class Request:
         is_ipv6 = ":" in address
         packed = packed_address(address)
 
-        if f"{place}.family" in members:  # struct sockaddr_in or sockaddr_in6
+        if f"{place}.family" in members:  # the members are those of a struct sockaddr_in or sockaddr_in6
             self._set(f"{place}.family", socket.AF_INET6 if is_ipv6 else socket.AF_INET)
             member = f"{place}.inet6" if is_ipv6 else f"{place}.inet"
             if member not in members:
@@ -8066,7 +8070,7 @@ class Request:
                 # 5.4 sends the user name as a connection's keyword: end 0 (left), number 22 (KWS_USERNAME)
                 packed += bytes(4) + (22).to_bytes(4, self.abi.order)
                 packed += encode(self.strings["username"]) + b"\0"
-            packed += bytes(8)  # end 0 and number 0 end the keywords
+            packed += bytes(8)  # an entry with end 0 and number 0 terminates the list of keywords
         return packed
 
     def _packed_slot(self, slot: str) -> bytes:
@@ -8080,7 +8084,7 @@ class Request:
         return encode(self.strings.get(slot, "")) + b"\0"
 
 
-# --- whack's command line and what pluto answers ------------------------------------------------------------
+# --- whack's command line and pluto's replies ---------------------------------------------------------------
 
 # Options that are not in WHACK_OPTIONS.  xauthname and xauthuser are old names of username.  whack handles
 # the others without pluto, or answers pluto's prompts with them.  libreswan's whack does not have the last
@@ -8088,7 +8092,8 @@ class Request:
 WHACK_OWN_OPTIONS = (
     "ctlsocket=FILE", "rundir=DIR", "ctlbase=DIR", "xauthname=NAME", "xauthuser=NAME", "xauthpass=PASSWORD",
     "help", "version", "xauthpass-file=FILE", "timeout=SECONDS", "native")
-# bytes with the NUL: MAX_XAUTH_USERNAME_LEN and XAUTH_MAX_PASS_LENGTH of pluto_constants.h
+# The maximum length, in bytes with the NUL, of a user name and of a password: MAX_XAUTH_USERNAME_LEN and
+# XAUTH_MAX_PASS_LENGTH of pluto_constants.h
 XAUTH_ROOM = 128
 
 
@@ -8167,7 +8172,7 @@ class Replies:
         Raises NoPluto if the line has no code.  An empty line, and any line up to 3.29, may be without code.
         """
         self.asks = ""
-        if line.startswith(b"000 "):  # nearly all lines of a status begin so, and need no further checks
+        if line.startswith(b"000 "):  # nearly all lines of a status begin with `000 `, and need no further checks
             return decode(line[4:] if self.version >= (5,) else line)
         code, text = split_code(line)
         if code < 0:
@@ -8244,9 +8249,10 @@ def native_whack(host: Host, words: Sequence[str], *, timeout: float | None = No
     """Run the whack command line `words` without libreswan's whack; return whack's exit status.
 
     The option --timeout in `words` sets the time limit, otherwise the parameter `timeout`.  If both are
-    missing, one of the requests WAITS_FOR_PEER has no limit, and any other request has PLUTO_TIMEOUT.  `wait`
-    is called with each reply line.  It returns the number of seconds allowed for the rest of the reply, or
-    None to keep the present limit.  Raises Failure if the command line is wrong or pluto does not answer.
+    missing, a request in WAITS_FOR_PEER has no limit, and any other request has the limit PLUTO_TIMEOUT.
+    `wait` is called with each reply line.  It returns the number of seconds allowed for the rest of the
+    reply, or None to keep the present limit.  Raises Failure if the command line is wrong or pluto does not
+    answer.
     """
     installed = host.libreswan_version()
     refusal = refusal_status(leading_version(installed)) if installed else NO_PLUTO
@@ -8330,9 +8336,9 @@ def pluto_lines(host: Host, *words: str, timeout: float | None = PLUTO_TIMEOUT,
                 pluto: Pluto | None = None) -> Iterator[str]:
     """Yield the lines of pluto's reply to a whack command line as they arrive, without codes.
 
-    Unless the only word is --status, pluto is first asked for its version, or `pluto` has the version.  If
-    the message format of pluto's release is unknown, the installed whack makes all requests except a lone
-    --status or --shutdown.  Each next() can raise NoPluto, TimedOut or another Failure.
+    Unless the only word is --status, pluto is first asked for its version if `pluto` is None.  If the message
+    format of pluto's release is unknown, the installed whack sends the request, except a lone --status or
+    --shutdown.  Each next() can raise NoPluto, TimedOut or another Failure.
     """
     options = whack_words(words)
     if options not in ([("status", "")], [("shutdown", "")]):
@@ -8422,7 +8428,8 @@ def limited_lines(talk: Conversation, wait: Callable[[bytes], float | None]) -> 
 def lines_after_version(lines: Iterator[bytes], replies: Replies) -> Iterator[bytes]:
     """Yield all lines, but not before the first line with pluto's version has set `replies.version`.
 
-    The version is searched for in the first 10,000 lines only.  Without it, the version is the newest one.
+    The version is searched for in the first 10,000 lines only.  If it is not found, the newest known version
+    is assumed.
     """
     first = []
     for line in lines:
@@ -8450,7 +8457,7 @@ STATUS_HEADINGS = (
     "config setup options:", "Kernel algorithms supported:", "IKE algorithms supported:",
     "ESP algorithms supported:", "Connection list:", "Bare Shunt list:", "PID  Process",
     "current.states.enumerate", "State list:", "it is now: ", "It is now: ")
-# The beginnings of the lines of listevents
+# Each line of a reply to --listevents begins with one of these texts
 EVENT_HEADS = ("event ", "global periodic timer ", "global one-shot timer ", "signal event handler ")
 # The options of a connection that pluto prints as a word without a value
 STATUS_FLAGS = frozenset(("oriented", "unoriented", "ipcomp"))
@@ -8466,7 +8473,7 @@ STATUS_FIELDS = {
     "ike_life": ("lifetimes", "ike"), "ipsec_life": ("lifetimes", "ipsec"),
     "rekey_margin": ("lifetimes", "rekey_margin"),
     "interface": ("", "interface"), "routing": ("", "routing"), "policy": ("", "policy")}
-NO_VALUE = ("(none)", "%none")  # The options of a connection that have these values are not set.
+NO_VALUE = ("(none)", "%none")  # A connection's option that has one of these values is not set.
 # Settings of pluto that the status shows as `key: value`.
 STATUS_SETTINGS = frozenset((
     "debug", "using kernel interface", "virtual-private (%priv)", "virtual_private (%priv)", "State Information",
@@ -8477,7 +8484,7 @@ SIZE_UNITS = ("B", "KB", "MB", "GB", "TB", "PB", "EB")  # pluto's KB is 1,024 by
 CHILD_MARKS = (
     "CHILD", "QUICK", "V2_IPSEC", "V2_CREATE", "Child SA", "IPsec SA", "Quick Mode", "QI1", "QI2", "QR1")
 IKE_MARKS = ("REKEY_IKE", "rekey IKE SA", "IKE_SA_INIT")
-# Pluto's note with the IKE SA of a Child SA begins with one of these texts
+# In the status line of a Child SA, the note that names its IKE SA begins with one of these texts
 OWNER_MARKS = ("IKE SA #", "ISAKMP SA #", "isakmp#")
 # In status lines of SAs that show SPIs or counters, one of these texts follows the remote address
 BEHIND_ADDRESS = (" esp.", " ah.", " comp.", " ref=", " tun.", " used ", " Traffic:")
@@ -8529,7 +8536,7 @@ def status_fields(text: str) -> dict[str, str] | None:
     values: dict[str, str] = {}
     for part in text.split(";"):
         end = key_end(part) if ", " not in part else 0
-        if end and not part[:end].isspace():  # nearly all parts have this form
+        if end and not part[:end].isspace():  # nearly all parts are `key: value` or `key=value`
             values[field_key(part[:end].strip())] = part[end + 1:].strip().rstrip(",")
         elif not add_pieces(values, part):
             return None
@@ -8537,7 +8544,7 @@ def status_fields(text: str) -> dict[str, str] | None:
 
 
 def add_pieces(values: dict[str, str], part: str) -> bool:
-    """Parse `a:b, c:d` or a flag, and add the fields to `values`.  Return False if it has another form."""
+    """Parse `a:b, c:d` or a flag, and add the fields to `values`.  Return False for another form."""
     pieces = part.split(", ")
     if not key_end(pieces[0]):
         pieces = [part]
@@ -8629,8 +8636,8 @@ def set_bytes(entry: dict[str, Any], way: str, text: str) -> None:
 def whole_count(count: int | None, about: int | None) -> int | None:
     """Return the exact bytes of an SA from the number in trafficstatus and the rounded number in the status.
 
-    Up to libreswan 4.15, trafficstatus has only the lowest 32 bits of the bytes.  Return `count` unchanged if
-    one of the numbers is None.
+    Up to libreswan 4.15, trafficstatus has only the lowest 32 bits of the number of bytes.  Return `count`
+    unchanged if one of the numbers is None.
     """
     if count is None or about is None or about <= count:
         return count
@@ -8761,9 +8768,9 @@ def split_protoport(client: str) -> tuple[str, str]:
 def split_instance(text: str) -> tuple[str, str | None, str | None, str | None, str] | None:
     """Parse the text after a connection's quoted name.
 
-    Return the instance (empty if missing), the remote address, the local client, the remote client (None if
-    missing), and the rest, such as `, type=ESP` or `:500 STATE_MAIN_I4`.  After an instance (`[1]`), an
-    address and clients can follow in one of these forms: `192.0.2.1`, `...192.0.2.1`,
+    Return five values: the instance (empty if missing); the remote address, the local client and the remote
+    client (each None if missing); and the rest, such as `, type=ESP` or `:500 STATE_MAIN_I4`.  After an
+    instance (`[1]`), an address and clients can follow in one of these forms: `192.0.2.1`, `...192.0.2.1`,
     `10.0.10.1/32=== ...192.0.2.1`, `...192.0.2.1===10.0.10.1/32`.  Return None if the text begins with square
     brackets that do not enclose a number.
     """
@@ -8869,9 +8876,9 @@ def event_of(text: str) -> dict[str, Any]:
 
     An event without a time has no `in`; an event that belongs to no SA has no `connection` and no `serial`.
     """
-    # `event NAME is schd: 90 (in 70s) "hq"[1] 192.0.2.1  #3` (3.x, 4.x), `event NAMEschd: 90 (in 70s) "hq"  #3`
-    # (5.0), `event NAME schd: 90s (in 70s) "hq" #3: ` (later), `event NAME is not timer based`,
-    # `global one-shot timer NAME is scheduled for 90 (in 70.5 seconds)`
+    # examples: `event NAME is schd: 90 (in 70s) "hq"[1] 192.0.2.1  #3` (3.x, 4.x),
+    # `event NAMEschd: 90 (in 70s) "hq"  #3` (5.0), `event NAME schd: 90s (in 70s) "hq" #3: ` (later),
+    # `event NAME is not timer based`, `global one-shot timer NAME is scheduled for 90 (in 70.5 seconds)`
     head, _, rest = text.partition(" (in ")
     name = head.partition(" is ")[0].partition("schd: ")[0].rstrip()
     for start in EVENT_HEADS:
@@ -8880,7 +8887,8 @@ def event_of(text: str) -> dict[str, Any]:
     event: dict[str, Any] = {"text": text, "details": [], "event": name}
     if when:
         seconds = count_of(when.partition(" ")[0].partition(".")[0])
-        # for global timers, pluto subtracts the time since the boot from the time since 1970
+        # for global timers, pluto prints a useless number: it subtracts the time since the boot from the time
+        # since 1970
         event["in"] = None if seconds is None or seconds > 1 << 30 else seconds
     if owner:
         quoted, _, serial = owner.rpartition("#")
@@ -8909,7 +8917,7 @@ class StatusReader:
             "states": [], "traffic": [], "pending": [], "shunts": [], "totals": {}, "counters": {},
             "lists": {}, "unparsed": []}
         self._list: list[dict[str, Any]] | None = None  # The list to which the lines after a title are added.
-        self._states: dict[int, dict[str, Any]] = {}  # By serial number; see _hand_over_states().
+        self._states: dict[int, dict[str, Any]] = {}  # States by serial number; see _hand_over_states().
         self._family: list[dict[str, Any]] = []  # The entries of a connection and of its instances.
         self._detail_head = "\0"  # The beginning of the detail lines of the last connection.
         self._known: dict[str, Any] = {}  # A cache of parse_details(): many connections have equal lines.
@@ -8994,7 +9002,7 @@ class StatusReader:
             return self._ids(connection, body)
         number = ""
         if body[:7] == "newest ":
-            # without the number of the connection, many connections have the same line
+            # the line ends with the number of the connection; without it, many connections have the same line
             rest, _, serial = body.partition("; conn serial: $")
             if is_number(serial[:-1]) and serial[-1] == ";":
                 body, number = rest, serial[:-1]
@@ -9156,7 +9164,7 @@ class StatusReader:
 
         title, colon, rest = text.partition(":")
         if title.endswith(" subnet"):
-            title += "s"  # pluto prints the singular if there is only one
+            title += "s"  # pluto prints `subnet` if there is only one
         if colon and title in STATUS_SETTINGS:
             key = field_key(title.removesuffix(" (%priv)").lstrip("- "))
             self.data["settings"][key] = rest.strip()
@@ -9181,7 +9189,7 @@ class StatusReader:
         return bool(name)
 
     def _interface(self, words: list[str]) -> bool:
-        # `lo/lo 127.0.0.1@500` (3.x), `lo UDP 127.0.0.1:500` (4.x), `lo 127.0.0.1:UDP/500 (NAT)` (5.x)
+        # examples: `lo/lo 127.0.0.1@500` (3.x), `lo UDP 127.0.0.1:500` (4.x), `lo 127.0.0.1:UDP/500 (NAT)` (5.x)
         if len(words) < 2:
             return False
         transport, place = "UDP", words[1]
@@ -9240,7 +9248,7 @@ class StatusReader:
         return True
 
     def _state_of(self, key: dict[str, Any]) -> dict[str, Any]:
-        """Return the entry of the state with the serial number in `key`.  If there is none, create it."""
+        """Return the entry of the state with the serial number in `key`; create a missing entry."""
         state = self._states.get(key["serial"])
         if state is not None:
             return state
@@ -9285,7 +9293,7 @@ class StatusReader:
             name, description = "", head
 
         state = self._state_of(key)
-        transport, _, number = port.rpartition("/")  # `TCP/4500` or `4500(tcp)`
+        transport, _, number = port.rpartition("/")  # `port` is `4500`, `TCP/4500` or `4500(tcp)`
         if number.endswith("(tcp)"):
             transport, number = "TCP", number.removesuffix("(tcp)")
         state.update(port=count_of(number), transport=transport or "UDP", state=name or None,
@@ -9424,8 +9432,8 @@ def connection_state(entries: Sequence[Mapping[str, Any]]) -> str:
 # ============================================================================================================
 # 7. NSS
 #
-# Reads and changes the NSS database with pluto's certificates and keys: cert9.db, key4.db and pkcs11.txt in
-# one directory.  NSS's own tools make the changes of its content.  A change of several files (create, move,
+# This section reads and changes the NSS database with pluto's certificates and keys: cert9.db, key4.db and
+# pkcs11.txt in one directory.  NSS's own tools change the content.  A change of several files (create, move,
 # migrate, import) is atomic: the new files are built in a subdirectory, the complete subdirectory is renamed
 # to `.nss-commit`, and its files are then moved into place.  If the command is killed after the rename, the
 # next command moves the remaining files.  A subdirectory that another user owns or can write to is neither
@@ -9448,16 +9456,17 @@ NSS_STRAY = ".nss-stray."
 NSS_PARTS = ("cert9.db", "key4.db", "pkcs11.tx")
 OPEN_FILES = "/proc/self/fd/"
 NSS_ROOM = 256 << 10  # A new database and its journal need this number of bytes on the disk.
-# The codes with which NSS's tools end when they can't write because the disk is full.  They also have
-# other causes.
+# The codes with which NSS's tools end when they can't write because the disk is full.  The codes
+# also have other causes.
 FULL_DISK_CODES = tuple(f"SEC_ERROR_{code}" for code in (
     "PKCS11_GENERAL_ERROR", "PKCS11_DEVICE_ERROR", "PKCS12_UNABLE_TO_IMPORT_KEY", "ADDING_CERT", "IO"))
 NSS_READ_TIME = 10.0  # A query of a database file is stopped after this number of seconds.
-# A query fails if its result has more rows or bytes.  A larger file is not searched for certificates.
+# A query fails if its result has more rows or more bytes than this.  A file with more bytes is not searched
+# for certificates.
 NSS_ROWS, NSS_MEMORY = 100_000, 256 << 20
 NSS_TIME = 60.0  # A tool of NSS is stopped after this number of seconds.
 
-# The name of the database's PKCS#11 token: the first one is the usual name, the second one that in FIPS mode
+# The two names that the database's PKCS#11 token can have: the usual name, and the name in FIPS mode
 NSS_TOKENS = ("NSS Certificate DB", "NSS FIPS 140-2 Certificate DB")
 # The package that contains NSS's tools, by distribution (ID and ID_LIKE of os-release(5))
 NSS_PACKAGES = {"debian": "libnss3-tools", "ubuntu": "libnss3-tools", "fedora": "nss-tools",
@@ -9730,7 +9739,7 @@ def make_directories(names: Sequence[str]) -> None:
         try:
             os.mkdir(name, 0o700)
         except FileExistsError:
-            continue  # another command created it at the same time
+            continue  # another command created the directory at the same time
 
 
 class NssLock(Lock):
@@ -9776,7 +9785,7 @@ class NssDatabase:
         if password is None:
             password = nss_password(host, NSS_TOKENS[0])
         self.password = password
-        self.opened = -1  # While the directory is locked, this is a descriptor of it.
+        self.opened = -1  # A descriptor of the directory while it is locked, otherwise -1.
         # True from the moment when a change can't be undone until all files of the change are in place.
         self.is_decided = False
 
@@ -9857,7 +9866,7 @@ class NssDatabase:
             raise OSError(error.errno, error.strerror, self.directory) from None
 
     def is_full(self, directory: str) -> bool:
-        """Return whether a disk that can be written to has too little space for a new database.
+        """Return True if the file system is writable, but has too little free space for a new database.
 
         NSS's tools don't report a full disk: they end with one of FULL_DISK_CODES, or with any code if they
         make a new database.
@@ -10010,12 +10019,12 @@ class NssDatabase:
     def keys(self) -> list[HostKey]:
         """Return the public part of each RSA and ECDSA private key in the database.
 
-        The order is that of showhostkey(8).  Raises Missing if Python lacks sqlite3, and Failure if the file
-        can't be read or is damaged.
+        The order is that of ipsec_showhostkey(8).  Raises Missing if Python lacks sqlite3, and Failure if the
+        file can't be read or is damaged.
         """
         keys = []
-        # CKA_CLASS, CKA_KEY_TYPE, CKA_ID, CKA_MODULUS, CKA_PUBLIC_EXPONENT, CKA_EC_PARAMS, CKA_NSS_DB;
-        # the last one is the public point of an ECDSA key
+        # the columns hold CKA_CLASS, CKA_KEY_TYPE, CKA_ID, CKA_MODULUS, CKA_PUBLIC_EXPONENT, CKA_EC_PARAMS,
+        # and CKA_NSS_DB, which is the public point of an ECDSA key
         columns = ("a0", "a100", "a102", "a120", "a122", "a180", "ad5a0db00")
         for row in self.rows("key4.db", "nssPrivate", columns):
             object_class, kind, ckaid, modulus, exponent, curve, point = (value or b"" for value in row)
@@ -10081,7 +10090,7 @@ class NssDatabase:
         for line in self.tool("certutil", "-L").text.split("\n")[4:]:
             if not line.strip():
                 continue
-            # a line is the nickname, blanks and the trust
+            # a line consists of the nickname, blanks and the trust
             nickname, _, trust = line.rstrip().rpartition(" ")
             nickname = nickname.rstrip()
             data = self.tool("certutil", "-L", "-n", nickname, "-r").out
@@ -10245,8 +10254,8 @@ class NssDatabase:
         """Return a path of the open directory with the descriptor `directory`, or of the file `name` in it.
 
         The path is for NSS's tools and SQLite, which accept no descriptors.  It begins with /proc/self/fd/N,
-        so that nobody can replace the directory meanwhile.  If /proc is not mounted, it is built from `place`
-        instead, the path of the open directory relative to the database.
+        so that nobody can replace the directory meanwhile.  If /proc is not mounted, the path is built from
+        `place`, the path of the open directory relative to the database.
         """
         if os.path.isdir(OPEN_FILES):
             return f"{OPEN_FILES}{directory}/{name}".rstrip("/")
@@ -10518,7 +10527,7 @@ def snapshot(source: str, target: str) -> bool:
         return False
 
     def check(code: int, *_: int) -> None:
-        if code in (5, 6):  # SQLITE_BUSY, SQLITE_LOCKED: without an exception, backup() tries again for ever
+        if code in (5, 6):  # SQLITE_BUSY, SQLITE_LOCKED: without an exception, backup() tries again forever
             raise OSError(errno.EBUSY, "another program has locked the database")
 
     try:
@@ -10559,7 +10568,8 @@ def same_content(host: Host, one: str, other: str) -> bool:
 def copy_database(host: Host, source: str, target: str) -> None:
     """Copy the database files that exist in the directory `source` to the directory `target`.
 
-    Raises OSError if a file is locked or can't be copied, and Failure if another program is changing it.
+    Raises OSError if a file is locked or can't be copied.  Raises Failure if SQLite can't copy a file that
+    has a journal, because another program is changing the file, or was killed during a change.
     """
     for name in NSS_FILES:
         old, new = os.path.join(source, name), os.path.join(target, name)
@@ -10654,8 +10664,8 @@ def is_moved(source: NssDatabase, base: NssDatabase) -> bool:
 def remove_database(base: NssDatabase) -> None:
     """Remove the files of a database that was moved.  Raises Failure if a file can't be removed.
 
-    Keys and certificates are removed last, because move_database() finishes an interrupted move only if one
-    of these files exists.
+    key4.db and cert9.db are removed last, because move_database() finishes an interrupted move only if one of
+    these files exists.
     """
     def work() -> None:
         for name in NSS_FILES:
@@ -10671,8 +10681,8 @@ def remove_database(base: NssDatabase) -> None:
 def check_database(base: NssDatabase) -> None:
     """Create, move or migrate the database, or check an existing one, as `ipsec checknss` does.
 
-    A database of libreswan 3.x is moved only to the default directory of libreswan 4.0 and later, and so not
-    to that of a second instance.  If the directory can't be written to, a database with cert9.db and key4.db
+    A database of libreswan 3.x is moved only to the default directory of libreswan 4.0 and later, never to
+    the directory of a second instance.  If the directory can't be written to, a database with cert9.db and key4.db
     is only checked.  Raises Failure or OSError if the database is not usable.
     """
     base.make_directory()
@@ -10824,8 +10834,8 @@ def read_import(host: Host, name: str) -> bytes:
         raise Failure(f"{name}: {error.strerror}", IMPORT_UNREADABLE) from None
 
 
-# NSS's error codes (secerr.h) for a damaged PKCS#12 file, and prefixes of those for a file with algorithms
-# that this release of NSS does not support
+# NSS's error codes (secerr.h) for a damaged PKCS#12 file, and prefixes of the error codes for a file with
+# algorithms that this release of NSS does not support
 CORRUPT_PKCS12 = ("SEC_ERROR_BAD_DER", "SEC_ERROR_INPUT_LEN", "SEC_ERROR_PKCS12_DECODING_PFX",
                   "SEC_ERROR_PKCS12_INVALID_MAC", "SEC_ERROR_PKCS12_CORRUPT_PFX_STRUCTURE")
 UNREADABLE_PKCS12 = ("SEC_ERROR_PKCS12_UNSUPPORTED_", "SEC_ERROR_UNSUPPORTED_", "SEC_ERROR_INVALID_ALGORITHM",
@@ -10882,7 +10892,7 @@ def pem_to_pkcs12(host: Host, pem: bytes, nickname: str) -> bytes:
     return ran.out
 
 
-# --- keys as showhostkey(8) writes them ---------------------------------------------------------------------
+# --- keys as ipsec_showhostkey(8) writes them ---------------------------------------------------------------
 
 
 class KeyTexts(Record):
@@ -10912,7 +10922,7 @@ def key_texts(key: HostKey) -> KeyTexts:
         bits = der(0x30, *numbers)
     else:
         data, algorithm = key.second[1:], 3
-        identifier = der(6, b"\x2a\x86\x48\xce\x3d\2\1") + key.first  # the parameter of id-ecPublicKey
+        identifier = der(6, b"\x2a\x86\x48\xce\x3d\2\1") + key.first  # the parameter of id-ecPublicKey is the curve
         bits = key.second
     text = b2a_base64(data, newline=False).decode()
     keyid = text if key.kind == "RSA" else b2a_base64(key.ckaid, newline=False).decode()
@@ -10942,10 +10952,10 @@ def generate_key(base: NssDatabase, kind: str, size: str, seed: bytes) -> str:
 # ============================================================================================================
 # 8. Firewall
 #
-# Adds and removes NFLOG rules (checknflog, stopnflog).  For _updown, also changes routes, addresses, routing
-# rules, VTI interfaces, proxy ARP, address translation and name servers when a connection comes up or goes
-# down.  Used by the service commands, checknflog, stopnflog, sniff and _updown.  Verify, why, show and look
-# use the class Routing.
+# This section adds and removes NFLOG rules (checknflog, stopnflog).  For _updown, it also changes routes,
+# addresses, routing rules, VTI interfaces, proxy ARP, address translation and name servers when a connection
+# comes up or goes down.  Used by the service commands, checknflog, stopnflog, sniff and _updown.  Verify,
+# why, show and look use the class Routing.
 # Facts: the ipsec script and _updown.netkey or _updown.xfrm of libreswan 3.25 to 5.4; ipsec.conf(5) for nflog=
 # and nflog-all=; rtnetlink(7) and the headers of section 5; ip-route(8) for the words of a route.
 # ============================================================================================================
@@ -11023,7 +11033,7 @@ class RouteWords:
     def _field(self, word: str, value: str) -> bool:
         """Set the field of struct rtmsg or the metric that belongs to a word, and return True.
 
-        Return False if the word has neither, or if the value does not fit into it.
+        Return False if the word has neither, or if the field or the metric can't hold the value.
         """
         scopes = {name: scope for scope, name in ROUTE_SCOPES.items()}
         number = int(value) if is_number(value) else -1
@@ -11113,7 +11123,7 @@ class Routing:
         try:
             device = socket.if_indextoname(unsigned(more.get(RTA_OIF)))
         except OSError:
-            device = ""  # the route has no interface or several ones, or the interface no longer exists
+            device = ""  # the route has no interface or more than one, or the interface no longer exists
         target = target or ("0.0.0.0" if family == AF_INET else "::")
         return Route(kind == RTN_LOCAL, f"{target}/{bits}", gateway, device, source)
 
@@ -11228,7 +11238,7 @@ class Routing:
 
 # --- nf_tables ----------------------------------------------------------------------------------------------
 
-# The errno values of requests to a kernel without nf_tables
+# The errno values with which requests fail if the kernel has no nf_tables
 NO_NFTABLES = (errno.EPROTONOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL, errno.EAFNOSUPPORT)
 
 
@@ -11337,7 +11347,7 @@ class NftTable:
     def __init__(self, host: Host, name: str, protocol: int, chains: Mapping[str, NftChain]) -> None:
         """Prepare requests for a table, but send none.  `protocol` is one of NFPROTO_...
 
-        `chains` has by name the chains in which rules can be made.  A chain is created with its first rule.
+        `chains` maps names to the chains in which rules can be made.  A chain is created with its first rule.
         """
         self.host = host
         self.name = name
@@ -11452,7 +11462,7 @@ class Capture(Record):
 
     @property
     def ends(self) -> str:
-        """The source and the destination in one text, which differs between the rules of one connection."""
+        """The source and the destination in one text, which is empty for a rule of nflog-all=."""
         return f"{self.source} {self.destination}".strip()
 
 
@@ -11466,18 +11476,18 @@ class FoundRule(Record):
     group: int
     prefix: str
     family: int
-    ends: str  # in the form of Capture.ends
+    ends: str  # the source and the destination, in the form of Capture.ends
     body: bytes
     handle: int = 0
 
 
 def cut_prefix(prefix: str) -> str:
-    """Return the first 63 bytes of a prefix; iptables cuts a longer one there without an error (xt_NFLOG.h)."""
+    """Return the first 63 bytes of a prefix, because iptables silently cuts off the rest (xt_NFLOG.h)."""
     return decode(encode(prefix)[:63])
 
 
 def is_capture(prefix: str) -> bool:
-    """Return whether checknflog makes rules with this prefix, either in this program or in libreswan."""
+    """Return whether checknflog, of this program or of libreswan, makes rules with this prefix."""
     if prefix.startswith(NFLOG_CONN):
         return True
     return prefix.startswith(NFLOG_ALL) and prefix[len(NFLOG_ALL):] in ("", *NFLOG_ENDINGS.values())
@@ -11700,7 +11710,7 @@ class NfTables:
 
 
 class UnknownRules(Failure):
-    """A change of NFLOG rules may be made in part: a program or the kernel did not answer, or undoing failed."""
+    """A change of NFLOG rules may be incomplete: a program or the kernel did not answer, or undoing failed."""
 
 
 def nflog_backends(host: Host) -> list[Iptables | NfTables]:
@@ -11774,8 +11784,8 @@ def nflog_replace(host: Host, wanted: Sequence[Capture],
 
     Two processes never do this at the same time in one network namespace, because of a lock.  A backend is
     skipped if its rules can't be read, unless it is the first one.  Raises Failure if a change fails; the
-    change of the first backend is then undone.  Raises UnknownRules if it is unknown which rules there are
-    then.  Raises TimedOut and OSError as nflog_lock() does.
+    change of the first backend is then undone.  Raises UnknownRules if it is unknown which rules exist
+    afterwards.  Raises TimedOut and OSError as nflog_lock() does.
     """
     def matching(backend: Iptables | NfTables) -> list[FoundRule]:
         return [rule for rule in backend.found(lambda prefix: True) if mine(rule)]
@@ -11808,8 +11818,8 @@ def nflog_replace(host: Host, wanted: Sequence[Capture],
 def conn_nets(conn: Conn, side: str, behind: bool = True) -> list[str]:
     """Return the networks of one end of a connection; `side` is left or right.
 
-    If the end has no networks, or not `behind`, the list has the address of the end.  The list is empty if
-    the networks or the address are not known before the connection is up.
+    If the end has no networks, or `behind` is False, the list has the address of the end.  The list is empty
+    if the networks or the address are not known before the connection is up.
     """
     nets = f"{conn.get(f'{side}subnet')} {conn.get(f'{side}subnets')}".strip() if behind else ""
     words = (nets or conn.get(side)).translate({ord(c): " " for c in ",{}"}).split()
