@@ -12901,7 +12901,7 @@ def bind_signs(host: Host) -> Iterator[str]:
             try:
                 host.bind_udp(family, port)
             except OSError as error:
-                if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):  # no IPv6 here
+                if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):  # this host has no IPv6
                     yield f"UDP port {port} can't be bound: {error.strerror}"
                     break
 
@@ -13241,9 +13241,9 @@ class Direct:
     def _argv(self, *, foreground: bool) -> list[str]:
         """Return pluto's command line.
 
-        The command line selects a log only if the configuration has no logfile=.  In the background, pluto then logs to the
-        file of _log(), because the host may have no syslog.  In the foreground, it logs to syslog if /dev/log
-        exists, otherwise to standard error.
+        The command line selects a log only if the configuration has no logfile=.  In the background, pluto
+        then logs to the file of _log(), because the host may have no syslog.  In the foreground, it logs to
+        syslog if /dev/log exists, otherwise to standard error.
         """
         host = self.host
         argv = [os.path.join(host.execdir, "pluto"), "--config", host.conf, "--nofork"]
