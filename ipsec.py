@@ -22783,12 +22783,27 @@ def addresses_of(name: str, source: str) -> list[str]:
     return same_family
 
 
+def packet_number(option: str, text: str, limit: int) -> int:
+    """Return the decimal or hexadecimal (0x) number that show's `option` gives.
+
+    Raises Failure(USAGE) if `text` is not a number or the number exceeds `limit`.
+    """
+    number = -1
+    if is_number(text):
+        number = int(text)
+    elif text.startswith("0x") and 2 < len(text) < 20 and HEX_DIGITS.issuperset(text[2:]):
+        number = int(text, 16)
+    if not 0 <= number <= limit:
+        raise Failure(f"ipsec show: {option} must be a number from 0 to {limit}, not {text}", USAGE)
+    return number
+
+
 def packet_port(args: Args, option: str) -> int | None:
     """Return the port that an option of show gives, or None without the option.
 
-    Raises ValueError if the value is not a number; the caller checks the range.
+    Raises Failure(USAGE) if the value is not a port.
     """
-    return int(args.value(option)) if args.flag(option) else None
+    return packet_number(option, args.value(option), 0xFFFF) if args.flag(option) else None
 
 
 def packet_query(host: Host, args: Args) -> PacketQuery:
@@ -22796,26 +22811,23 @@ def packet_query(host: Host, args: Args) -> PacketQuery:
 
     Raises Failure(USAGE) for an invalid value, or for --source without a destination.
     """
-    numbers = {name: str(number) for number, name in protocol_names(host).items()}
-    protocol = args.value("--protocol", "0")
+    source = args.value("--source")
     try:
-        source = args.value("--source")
         if source:
             source = ip_text(packed_address(source))
-        query = PacketQuery(
-            source=source,
-            protocol=int(numbers.get(protocol, protocol)),
-            source_port=packet_port(args, "--source-port"),
-            destination_port=packet_port(args, "--destination-port"),
-            mark=int(args.value("--mark") or "0", 0))
-        ports = (query.source_port, query.destination_port)
-        has_16_bits = all(port is None or 0 <= port < 1 << 16 for port in ports)
-        if not has_16_bits or not 0 <= query.mark < 1 << 32:
-            raise ValueError
     except (ValueError, OSError):
-        raise Failure("ipsec show: --source must be an IP address, --protocol must be a name in "
-                      "/etc/protocols or a number, each port must be a number of 16 bits, and --mark a "
-                      "number of 32 bits", USAGE) from None
+        raise Failure(f"ipsec show: --source must be an IP address, not {source}", USAGE) from None
+
+    numbers = {name: str(number) for number, name in protocol_names(host).items()}
+    protocol = args.value("--protocol", "0")
+    if protocol not in numbers and not is_number(protocol):
+        raise Failure(f"ipsec show: --protocol must be a number or a name in /etc/protocols, not {protocol}", USAGE)
+    query = PacketQuery(
+        source=source,
+        protocol=packet_number("--protocol", numbers.get(protocol, protocol), 0xFF),
+        source_port=packet_port(args, "--source-port"),
+        destination_port=packet_port(args, "--destination-port"),
+        mark=packet_number("--mark", args.value("--mark") or "0", 0xFFFFFFFF))
 
     if query.source and not args.operands:
         raise Failure("ipsec show: if specifying a source, specifying a destination is required", USAGE)

@@ -117,10 +117,15 @@ def test_what_could_not_be_shown_is_told(bookworm: Machine) -> None:
     (["nosuch.invalid"], 1, "give an IP address"),
     (["--source", "10.1.0.1", "::1"], 1, "of different IP families"),
     (["--source", "10.1.0.1"], 2, "specifying a destination is required"),
-    (["--protocol", "tpc", "192.0.2.9"], 2, "--protocol must be a name in /etc/protocols"),
-    (["--mark", "red", "192.0.2.9"], 2, "number of 32 bits"),
-    (["--mark", "0x100000000", "192.0.2.9"], 2, "number of 32 bits"),
-    (["--source-port", "99999", "192.0.2.9"], 2, "number of 16 bits"),
+    (["--source", "10.1.0", "192.0.2.9"], 2, "--source must be an IP address, not 10.1.0"),
+    (["--protocol", "tpc", "192.0.2.9"], 2, "--protocol must be a number or a name in /etc/protocols, not tpc"),
+    (["--protocol", "256", "192.0.2.9"], 2, "--protocol must be a number from 0 to 255, not 256"),
+    (["--mark", "red", "192.0.2.9"], 2, "--mark must be a number from 0 to 4294967295, not red"),
+    (["--mark", "0x100000000", "192.0.2.9"], 2, "--mark must be a number from 0 to 4294967295, not 0x100000000"),
+    (["--mark", "0x_1", "192.0.2.9"], 2, "not 0x_1"),
+    (["--source-port", "99999", "192.0.2.9"], 2, "--source-port must be a number from 0 to 65535, not 99999"),
+    (["--destination-port", "-1", "192.0.2.9"], 2, "--destination-port must be a number from 0 to 65535, not -1"),
+    (["--destination-port", "\u0663", "192.0.2.9"], 2, "--destination-port must be a number"),
 ])
 def test_what_show_is_asked_wrongly(bookworm: Machine, words: list[str], status: int, said: str) -> None:
     result = bookworm.ipsec("show", *words)
