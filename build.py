@@ -93,7 +93,7 @@ FRONT = (1, 2, 10, 12)
 # block compiles it, which takes 2 to 20 ms.  This is acceptable, because only people call these commands, or
 # the commands take much longer.  Bytecode for six interpreters would take 10 to 60 kB for each block.
 COMPILED_LATE = (
-    "PKCS#12 and PEM", "keys as showhostkey(8) writes them", "free text", "logs", "reports", "causes", "barf",
+    "PKCS#12 and PEM", "keys as ipsec_showhostkey(8) writes them", "free text", "logs", "reports", "causes", "barf",
     "look and show", "diagnosis (why)", "tunnels", "metrics", "the summary of barf", "configuration",
     "reload", "NSS", "manual and completion")
 
