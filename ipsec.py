@@ -791,7 +791,7 @@ def resolve_links(name: str, root: str, stops: Collection[str]) -> tuple[str, st
 
 
 class Mounts:
-    """The mount points of this process whose file systems can hang, because they depend on a server.
+    """The mount points of this process whose file systems can hang, because a server or a program serves them.
 
     `silent` maps each mount point that did not answer to three values: the time.monotonic() at which that was
     known, the path that was accessed, and for how many seconds this process waited.
@@ -821,8 +821,8 @@ class Mounts:
 def mounts_that_may_hang() -> frozenset[str]:
     """Return the mount points in /proc/self/mountinfo (proc(5)) whose file systems can hang.
 
-    These are the file systems of other types than LOCAL_TYPES, except an automount below /proc/sys.  Return
-    only `/` if /proc/self/mountinfo can't be read.
+    A file system can hang unless its type is one of LOCAL_TYPES or its mount point is below /proc/sys.
+    Return only `/` if /proc/self/mountinfo can't be read.
     """
     try:
         with open("/proc/self/mountinfo", "rb", buffering=0) as stream:
@@ -838,7 +838,7 @@ def mounts_that_may_hang() -> frozenset[str]:
         if "\\" in point:  # the kernel writes a blank as \040
             for character in " \t\n\\":
                 point = point.replace(f"\\{ord(character):03o}", character)
-        # binfmt_misc is the only automount below /proc/sys; it can't hang, so autofs counts as local there
+        # the automount of binfmt_misc, the only one below /proc/sys, has the type autofs, but can't hang
         is_local = rest.partition(" ")[0] in LOCAL_TYPES or point.startswith("/proc/sys/")
         mounts[point] = not is_local
     return frozenset(point for point, may_hang in mounts.items() if may_hang)
@@ -1367,8 +1367,9 @@ class Host:
     def which(self, program: str) -> str | None:
         """Return the path of a program of the running system, or None if it is not found.
 
-        The system directories are searched first, then those of PATH.  Relative entries of PATH are skipped.
-        If the caller is root, directories that other users can change are skipped, too (why_untrusted()).
+        IPSEC_SBINDIR and the system directories are searched first, then the directories of PATH.  Relative
+        entries of PATH are skipped.  If the caller is root, directories that other users can change are
+        skipped, too (why_untrusted()).
         """
         for directory in (self.sbindir, *SYSTEM_PATH, *self._safe_path()):
             candidate = os.path.join(directory, program)
@@ -1390,7 +1391,7 @@ class Host:
     def child_env(self) -> dict[str, str]:
         """Return the environment for programs whose output this program reads.
 
-        It is exported() with the C locale, and with only the system directories in PATH.
+        It is exported() with the C locale, and with only IPSEC_SBINDIR and the system directories in PATH.
         """
         env = self.exported()
         env["LC_ALL"] = "C"
@@ -1417,7 +1418,7 @@ class Host:
         Raises Failure if an argument holds a NUL byte, which execve(2) can't pass.
         """
         if any("\0" in word for word in argv):
-            raise Failure(f"{argv[0]}: a NUL byte in an argument", NOT_EXECUTABLE)
+            raise Failure(f"{argv[0]}: an argument has a NUL byte", NOT_EXECUTABLE)
         return self.resolve(argv[0], hint)
 
     def resolve(self, program: str, hint: str = "") -> str:
@@ -2884,8 +2885,8 @@ class Redactor:
     def learn(self, secret: str | bytes) -> None:
         """Mask this secret from now on: as it is, decoded, in hexadecimal, in base64, and escaped.
 
-        If the secret is an EVERYDAY word or has fewer than four characters, it is masked only where
-        SECRET_PLACES match.  A secret of four or five characters is masked only as a whole word.
+        A form of the secret that is an EVERYDAY word or has fewer than four characters is masked only where
+        SECRET_PLACES match.  A form of four or five characters is masked only as a whole word.
         """
         import binascii
         text = decode(secret) if isinstance(secret, bytes) else secret
@@ -3120,8 +3121,8 @@ def shortened(line: str) -> str:
 def without_end(line: str) -> str:
     """Return the start of a masked line that whole_lines() may have cut, and a note.
 
-    The cut may be within a secret, whose part was not masked then.  So the last LONGEST_LINE // 2 characters
-    are always left out: no secret is as long as that.
+    If the cut is within a secret, the part of the secret before the cut is not masked.  Therefore the last
+    LONGEST_LINE // 2 characters are always left out: no secret is as long as that.
     """
     half = LONGEST_LINE // 2
     return f"{line[:min(half, max(0, len(line) - half))]} [rest of the line left out]\n"
@@ -3130,7 +3131,7 @@ def without_end(line: str) -> str:
 def escaped_forms(text: str) -> Iterator[str]:
     """Yield the forms of a text in which programs, shells and data formats escape special characters."""
     quoted = text.replace("\\", "\\\\").replace('"', '\\"')
-    yield text.replace("'", "'\\''")  # a shell, in single quotes
+    yield text.replace("'", "'\\''")  # as a shell reads it in single quotes
     yield printable(text)
     yield quoted  # C, and JSON in UTF-8
     yield quoted.encode("unicode_escape", "surrogateescape").decode("latin-1").replace("\\\\", "\\")  # Python
@@ -3138,14 +3139,14 @@ def escaped_forms(text: str) -> Iterator[str]:
 
     # a shell, without quotes
     yield "".join(c if c.isalnum() or c in "_./-" else f"\\{c}" for c in text)
-    # pluto, jam_sanitized_bytes()
+    # as pluto writes it, see jam_sanitized_bytes()
     yield escape_others(text, "\\{:03o}", " !\"#$%&'()*+,-./:;<=>?@[]^_`{|}~")
     for form in ("%{:02X}", "%{:02x}"):  # a URL
         yield escape_others(text, form, "-_.~")
     for form in ("\\x{:02x}", "\\{:03o}"):  # a shell's $'...', and C
         yield escape_others(text, form, "")
 
-    # HTML, and JSON that is safe in HTML
+    # as in HTML, and as in JSON that is safe in HTML
     for marks, form in (("&<>\"'", "&#{};"), ("&<>\"'", "&#x{:x};"), ("&<>'", "\\u{:04x}")):
         yield "".join(form.format(ord(c)) if c in marks else c for c in text)
     named = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -4422,7 +4423,7 @@ def braces(pattern: str) -> list[str]:
     if not opened or not closed:
         return [pattern]
     too_many = OSError(errno.E2BIG, f"expands to more than {PATTERN_LIMIT} patterns", pattern)
-    if tail.count("{") > PATTERN_LIMIT.bit_length():  # two words in each pair of braces exceed the limit
+    if tail.count("{") > PATTERN_LIMIT.bit_length():  # with two words for each brace, the limit is exceeded
         raise too_many
     words, ends = inner.split(","), braces(tail)
     if len(words) * len(ends) > PATTERN_LIMIT:
@@ -5855,8 +5856,8 @@ class Flow(Record):
     source: str
     destination: str
     protocol: int = 0  # 0: unknown
-    source_port: int | None = None  # None: unknown; with ICMP, the type.
-    destination_port: int | None = None  # None: unknown; with ICMP, the code.
+    source_port: int | None = None  # None if unknown.  For ICMP, this is the type.
+    destination_port: int | None = None  # None if unknown.  For ICMP, this is the code.
     device: str = ""  # empty: unknown
 
 
@@ -5866,8 +5867,8 @@ class Selector(Record):
     source: str  # address/bits
     destination: str
     protocol: int  # 0: any
-    source_port: int | None  # None: any; with ICMP, the type.
-    destination_port: int | None  # None: any; with ICMP, the code.
+    source_port: int | None  # None for any port.  For ICMP, this is the type.
+    destination_port: int | None  # None for any port.  For ICMP, this is the code.
     device: str  # empty: any
     user: int  # the kernel does not compare this user ID with packets
 
@@ -5936,14 +5937,14 @@ class State(Record):
     if_id: int
     selector: Selector
     flags: tuple[str, ...]
-    algorithms: tuple[tuple[str, str, int], ...]  # auth, enc, aead or comp; the name; bits of the key.
-    encapsulation: str  # Such as espinudp or espintcp; empty without encapsulation.
+    algorithms: tuple[tuple[str, str, int], ...]  # For each: auth, enc, aead or comp; name; bits of the key.
+    encapsulation: str  # The encapsulation, such as espinudp or espintcp, or empty.
     replay_window: int
     bytes: int
     packets: int
     added: int  # seconds since the epoch
-    used: int  # Seconds since the epoch, 0: never.
-    direction: str  # in, out; empty if the kernel does not report a direction.
+    used: int  # Seconds since the epoch, or 0 if the state was never used.
+    direction: str  # The direction, in or out, or empty if the kernel does not report it.
     device: str  # The interface to which the state is offloaded, or empty.
 
 
@@ -18299,7 +18300,7 @@ class Facts:
     def _needs_database(self) -> bool:
         if NssDatabase(self.host, self.nssdir).has_certificates():
             return True
-        words = ("cert", "ckaid", "rsasigkey", "ecdsakey", "pubkey")
+        words = ("cert", "ckaid", "rsasigkey", "ecdsakey", "eddsakey", "pubkey")
         names = [f"{side}{word}" for side in ("left", "right") for word in words]
         return any(any(map(conn.get, names)) for conn in self.known_conns())
 

@@ -687,6 +687,18 @@ def test_a_certificate_that_can_t_be_parsed_is_the_last_choice() -> None:
     assert held["gw"].chosen()[0] is None and held["gw"].has_key
 
 
+@pytest.mark.parametrize("setting, needed", [
+    ("leftcert=gw", True), ("leftckaid=00", True), ("rightrsasigkey=0sAA==", True), ("leftecdsakey=0sAA==", True),
+    ("lefteddsakey=0sAA==", True), ("rightpubkey=0sAA==", True), ("authby=secret", False)])
+def test_a_connection_that_names_a_key_needs_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                          setting: str, needed: bool) -> None:
+    host = Host({}, conf=str(tmp_path / "ipsec.conf"))
+    host.version = "5.4"
+    Path(host.conf).write_text(f"conn a\n\tauto=add\n\t{setting}\n")
+    monkeypatch.setattr(ipsec.NssDatabase, "has_certificates", lambda self: False)
+    assert Facts(host, 1.0).needs_database is needed
+
+
 @pytest.mark.parametrize("check", ["forwarding", "peers", "firewall", "forward_rules", "nat", "loaded", "certificates",
                                    "psk", "host_keys", "overlap", "mtu"])
 def test_without_connections_there_is_nothing_to_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
