@@ -316,8 +316,10 @@ def test_an_init_script_without_a_process_of_its_own_is_known_by_the_environment
     assert ipsec.SCRIPT_MARK not in host.env
 
 
-def test_a_unit_that_calls_this_program_is_not_started_again(tree: Tree, fp: FakeProcess) -> None:
-    fp.register([fp.any()], stdout="Id=ipsec.service\nLoadState=loaded\nExecStart={ path=/usr/sbin/ipsec }\n")
+def test_a_unit_that_calls_this_program_is_not_started_again(tree: Tree, fp: FakeProcess,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ipsec.Host, "resolve", lambda host, program, hint="": program)
+    fp.register(["systemctl", fp.any()], stdout=unit("ipsec.service", "loaded", "/usr/sbin/ipsec"))
     fp.keep_last_process(True)
     for group, served in (("/system.slice/ipsec.service", False), ("/user.slice/session-1.scope", True)):
         host = tree({"/proc/self/cgroup": f"0::{group}\n"}, "systemd")
