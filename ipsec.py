@@ -20950,7 +20950,8 @@ def psks(facts: Facts, files: Sequence[str], names: Mapping[str, str]) -> Iterat
                 dropped = [word for word in words if is_dropped_id(word)]
                 kept = [word for word in words if word not in dropped]
                 ids = [comparable_id(word, names) for word in kept]
-                may_lose_ids = bool(ids) and not any(ids) and not any(set("@=%:") & set(word) for word in kept)
+                is_unresolved = bool(ids) and set(ids) == {None}
+                may_lose_ids = is_unresolved and not any(set("@=%:") & set(word) for word in kept)
                 key = hashlib.sha256(record.secrets[0].data() or b"").hexdigest()
                 yield Psk(record.kind, ids, dropped, may_lose_ids, file, rows[0][0], key)
 

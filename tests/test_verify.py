@@ -536,6 +536,7 @@ CONN = "conn a\n\tleft=192.0.2.1\n\tright={right}\n\tauthby=secret\n\tauto=add\n
     ("192.0.2.2", '192.0.2.1 : PSK "k1"\nalice bob : XAUTH "k2"', ["UNKNOWN"]),
     ("192.0.2.2", '192.0.2.1 : PSK "k1"\n@alice : XAUTH "k2"', []),
     ("192.0.2.2", '192.0.2.1 : PSK "k1"\n@q q : PSK "k2"\nC=CH : PSK "k3"\n%any : PSK "k4"', []),
+    ("192.0.2.2", '192.0.2.1 : PSK "k1"\n0.0.0.0 : PSK "k2"', []),
     ("192.0.2.2", '192.0.2.1 : PSK "k1"\n192.0.2.0/24 : XAUTH "k2"', ["FOR ANYBODY"]),
     ("192.0.2.2", 'alice : XAUTH "k1"', ["UNKNOWN", "NO SECRET"]),
 ])
