@@ -20469,9 +20469,10 @@ def check_prelink(facts: Facts) -> Iterator[Trouble]:
 
 @verify_check(
     "obsolete", "Checking for obsolete ipsec.conf options",
-    checks="Whether the configuration has keywords or values that libreswan ignores or misreads, or because "
-           "of which libreswan does not load a connection.",
-    matters="The setting has no effect or a wrong effect, and the next release may refuse the setting.",
+    checks="Whether the configuration has a keyword or value that libreswan ignores or misreads, or that "
+           "prevents libreswan from loading a connection.",
+    matters="The setting has no effect or a wrong effect, or libreswan does not load its connection. A later "
+            "release may refuse the setting.",
     fix="Remove or replace the line that the finding names.")
 def check_obsolete(facts: Facts) -> Iterator[Trouble]:
     facts.read_configuration()
@@ -20491,16 +20492,17 @@ def check_obsolete(facts: Facts) -> Iterator[Trouble]:
 
 # Checks of keys and certificates: nss, nss_health, certificates, psk, host_keys, secret_modes
 
-# The end of messages that advise to make a new NSS database
+# The end of a message that advises the user to make a new NSS database
 ANEW = "a new database; its keys must be generated or imported again"
 
 
 @verify_check(
     "nss", "Checking the NSS database",
-    checks="Whether the directory that pluto uses has the files of the NSS database, as regular files.",
+    checks="Whether the directory that pluto uses has the files of the NSS database, key4.db and cert9.db, "
+           "as regular files.",
     matters="Pluto does not start without its NSS database.",
-    fix="Run ipsec initnss, which makes a new database. If there is an old database, run ipsec checknss, "
-        "which moves or migrates the old database.")
+    fix="If there is a database of an older release, run ipsec checknss, which moves or migrates that "
+        "database. Otherwise, run ipsec initnss, which makes a new database.")
 def check_nss_files(facts: Facts) -> Iterator[Trouble]:
     import stat
     host, directory = facts.host, facts.nssdir
@@ -20532,7 +20534,8 @@ def check_nss_files(facts: Facts) -> Iterator[Trouble]:
 def has_old_database(facts: Facts) -> bool:
     """Return whether there is an old NSS database that taken_over_database() moves or migrates.
 
-    Also return True if only root can find that out, because the command also works without an old database.
+    Also return True if only root can find that out, because `ipsec checknss` also works without an old
+    database.
     """
     host, directory = facts.host, facts.nssdir
     old = [f"{directory}/{name}" for name in DBM_FILES]
@@ -20549,8 +20552,8 @@ def has_old_database(facts: Facts) -> bool:
 def taken_over_database(facts: Facts) -> str:
     """Return a command that moves or migrates an old NSS database to the directory that pluto uses.
 
-    `ipsec checknss` does not convert and move a database in one run.  So a Berkeley DB database in the
-    directory of libreswan 3.x is first converted there.
+    `ipsec checknss` does not convert and move a database in one run.  So if the directory of libreswan 3.x
+    has a Berkeley DB database, a first run converts it there, and a second run moves it.
     """
     host, directory = facts.host, facts.nssdir
     places = [directory]
@@ -20565,11 +20568,11 @@ def taken_over_database(facts: Facts) -> str:
 def new_database(facts: Facts) -> str:
     """Return a command that makes a new NSS database.
 
-    If there are files of an old database, the command first moves them to a new subdirectory.
+    If the directory already has files of a database, the command first moves them to a new subdirectory.
     """
     host, directory = facts.host, facts.nssdir
     names = host.listdir(directory) if host.isdir(directory) else []
-    # startswith() also finds SQLite's journals, such as cert9.db-journal
+    # startswith() also finds the journals of SQLite, such as cert9.db-journal
     old = [f"{directory}/{name}" for name in names if name.startswith(NSS_FILES[1:])]
     initialize = ["ipsec", "initnss", "--nssdir", directory]
     if not old:
@@ -20580,10 +20583,10 @@ def new_database(facts: Facts) -> str:
 
 @verify_check(
     "nss_health", "Checking that the NSS database can be read",
-    checks="Whether the files of the NSS database have the right format and size, and whether only root can "
-           "read key4.db and change the directory. If connections name certificates or keys, or the database "
-           "has certificates, also whether the files are intact. If pluto does not answer, also whether the "
-           "password of the database is known.",
+    checks="Whether key4.db and cert9.db, the files of the NSS database, have the right format and size, and "
+           "whether only root can read key4.db and change the directory. If connections name certificates or "
+           "keys, or the database has certificates, also whether the files are intact. If pluto does not "
+           "answer, also whether the password of the database is known.",
     matters="Pluto does not start if pluto can't open the database. A user who can change the database "
             "decides which peers this host trusts.",
     fix="Run ipsec checknss, which reports more. Make the directory private with chmod 700.")
@@ -20647,7 +20650,8 @@ def password_file_troubles(facts: Facts, base: NssDatabase) -> Iterator[Trouble]
         return
 
     try:
-        NssDatabase(host, base.directory, "").tool("certutil", "-K")  # works if the database has no password
+        # without a password, certutil can list the keys only if the database has no password
+        NssDatabase(host, base.directory, "").tool("certutil", "-K")
     except NssTool as failure:
         if failure.code == "SEC_ERROR_BAD_PASSWORD":
             yield ("FAIL", "LOCKED",
@@ -20659,9 +20663,9 @@ def file_damage(facts: Facts, base: NssDatabase, name: str) -> str:
     """Return the damage of a file of the NSS database as the rest of a sentence, such as `is cut short`.
 
     Return an empty string if no damage is found.  Format and size come from the file's header
-    (fileformat2.html of SQLite, 1.3), because the import of sqlite3 takes longer than all other checks.
-    sqlite3 checks the pages of the file only if a connection names a certificate or a key, or if the database
-    has a certificate.  Raises OSError if the file can't be read, and Failure if sqlite3 can't check the file.
+    (fileformat2.html of SQLite, 1.3), because the import of sqlite3 is slow.  sqlite3 checks the pages of the
+    file only if a connection names a certificate or a key, or if the database has a certificate.  Raises
+    OSError if the file can't be read, and Failure if sqlite3 can't check the file.
     """
     path = f"{base.directory}/{name}"
     head = next(facts.host.chunks(path), b"")[:100]
@@ -20685,7 +20689,7 @@ class Held(Record):
         return any(certificate.has_key for _, certificate in self.certificates)
 
     def chosen(self) -> tuple[Parsed | None, Certificate]:
-        """Return the certificate that pluto uses.
+        """Return the item of `certificates` that pluto uses.
 
         NSS prefers certificates that are valid now.  Of these, or of all if none is valid, NSS takes the
         certificate whose validity begins last.
@@ -20702,7 +20706,7 @@ class Held(Record):
 
 
 def held_certificates(certificates: Iterable[Certificate]) -> dict[str, Held]:
-    """Group the certificates by nickname, and return a Held for each nickname."""
+    """Return a dict from each nickname to a Held with all certificates of this nickname."""
     by_nickname: dict[str, Held] = {}
     for certificate in certificates:
         try:
@@ -20734,8 +20738,8 @@ def bare_nickname(name: str) -> str:
            "private keys and their CAs, whether the CAs are valid, whether their type of key fits authby=, "
            "and whether they contain leftid=.",
     matters="The peer refuses an expired certificate, and a certificate of an expired CA. Without the "
-            "private key of its certificate, a connection does not come up. Without the CA, it might not "
-            "come up.",
+            "private key of its certificate, a connection does not come up. Without the CA, the connection "
+            "might not come up.",
     fix="Import a new certificate or CA with `ipsec import FILE`, or change leftid= or authby= so that it "
         "fits the certificate. `ipsec nsslist` shows all certificates.")
 def check_certificates(facts: Facts) -> Iterator[Trouble]:
@@ -20765,7 +20769,7 @@ def check_certificates(facts: Facts) -> Iterator[Trouble]:
 
 
 def cas_by_subject(entries: Iterable[Held]) -> dict[str, list[tuple[Parsed, Certificate]]]:
-    """Return a dict from a subject to the CA certificates with this subject."""
+    """Return a dict from each subject to the CA certificates with this subject."""
     cas: dict[str, list[tuple[Parsed, Certificate]]] = {}
     for entry in entries:
         for parsed, certificate in entry.certificates:
@@ -20778,8 +20782,8 @@ def named_troubles(facts: Facts, conn: Conn, by_nickname: Mapping[str, Held],
                    used: dict[str, None]) -> Iterator[Trouble]:
     """Yield a Trouble for each problem with leftcert= and rightcert= of a connection.
 
-    `by_nickname` comes from held_certificates().  The nicknames of certificates that the database has are
-    added to `used`.
+    `by_nickname` comes from held_certificates().  The function adds to `used` each nickname that the
+    connection names and the database has.
     """
     here = facts.sides.get(conn.name, "")
     own_names = []
@@ -20794,8 +20798,8 @@ def named_troubles(facts: Facts, conn: Conn, by_nickname: Mapping[str, Held],
                    "")
         elif not nickname:
             yield ("FAIL", "MISSING",
-                   f"conn {conn.name}: NSS reads the part of {quote(name)} before the colon as the name of "
-                   f"a token; write {quote(pluto_nickname(name))}",
+                   f"conn {conn.name}: write {quote(pluto_nickname(name))} instead of {quote(name)}, because "
+                   "NSS reads the part before the colon as the name of a token",
                    edit_command(conn.settings[f"{side}cert"]))
         elif nickname not in by_nickname:
             yield ("FAIL", "MISSING",
@@ -20854,10 +20858,10 @@ def validity_troubles(entry: Held, issuers: Mapping[str, list[tuple[Parsed, Cert
     """Yield a Trouble if the certificate that pluto uses for a nickname is not valid, or expires soon.
 
     If the certificate can't be parsed, yield only a Trouble that says so.  If the certificate has a private
-    key and `is_used` is true, also yield a Trouble if a CA of its chain is missing, is not valid, or expires
-    soon.  `is_used` is True if a connection names the certificate.  `issuers` comes from cas_by_subject().
-    `checked_issuers` has the subjects of the CAs that earlier calls checked.  This function adds to them, and
-    follows the chain only up to one of them.
+    key and `is_used` is true, also yield a Trouble for each CA of its chain that is missing, is not valid, or
+    expires soon.  `is_used` is True if a connection names the certificate.  `issuers` comes from
+    cas_by_subject().  `checked_issuers` has the subjects of the CAs that earlier calls checked.  The function
+    stops at such a CA, and adds the subjects of the CAs that it checks.
     """
     parsed, certificate = entry.chosen()
     what = f"the certificate {quote(entry.nickname)}"
@@ -20902,9 +20906,9 @@ class Psk(Record):
     """A PSK or XAUTH entry of a secrets file; `kind` is `psk` or `xauth`.
 
     `ids` are the IDs that pluto uses, in the form that comparable_id() returns.  `dropped` are the IDs that
-    pluto drops, because they are neither addresses nor names.  If `may_lose_ids`, pluto may drop all of
-    `ids`, because they are names that only DNS can resolve.  `file` and `line` are the file and the line
-    number of the entry.
+    pluto drops, because they are not valid IDs (is_dropped_id()).  If `may_lose_ids` is true, pluto may drop
+    all of `ids`, because they are names that only DNS can resolve.  `file` and `line` are the file and the
+    line number of the entry.
     """
 
     kind: str
@@ -20992,14 +20996,14 @@ def check_psk(facts: Facts) -> Iterator[Trouble]:
 
 def missing_psks(facts: Facts, conns: Iterable[Conn], entries: Iterable[Psk], names: Mapping[str, str],
                  unread: Sequence[str]) -> Iterator[Trouble]:
-    """Yield a Trouble for each connection that no entry matches, and one for those with an unknown result.
+    """Yield a Trouble for each connection that no entry matches.
 
-    Raises NotChecked if no entry matches a connection, but a secrets file was not read; `unread` has the
-    reasons.
+    If the result is unknown for some connections, also yield one Trouble that names them.  Raises NotChecked
+    if no entry matches a connection, but a secrets file was not read; `unread` has the reasons.
     """
     name = secrets_file(facts.host, facts.config)
-    # The IDs of each entry, listed under each of these IDs.  The key "" is for IDs that match any ID, and for
-    # entries without IDs.  The key None is for IDs that can't be compared.
+    # For each ID, the lists of IDs of the entries with this ID.  The key "" is for IDs that match any ID, and
+    # for entries without IDs.  The key None is for IDs that can't be compared.
     groups: dict[str | None, list[list[str | None]]] = {}
     for entry in entries:
         for key in set(entry.ids) or {""}:
@@ -21049,12 +21053,12 @@ def dropped_id_trouble(entry: Psk) -> Trouble:
     fix = shell_words(["vi", f"+{entry.line}", entry.file])
     effect = "the PSK matches every peer" if entry.kind == "psk" else "the password is for every user"
     if entry.may_lose_ids:
-        return ("SKIP", "UNKNOWN", f"{where}: if DNS does not resolve the ID, pluto drops it and {effect}; an ID "
-                "that is not a host name needs @ before it", fix)
+        return ("SKIP", "UNKNOWN", f"{where}: if DNS does not resolve the ID, pluto drops the ID and {effect}; "
+                "an ID that is not a host name needs @ before it", fix)
     shown = next((f"the ID {quote(text)}" for text in entry.dropped if canonical_net(text)), "an ID")
     word = "ID IGNORED" if entry.ids else "FOR ANYBODY"
     return ("WARN", word,
-            f"{where}: pluto drops {shown}, because it is neither an address nor a "
+            f"{where}: pluto drops {shown}, because it is not a valid address or "
             f"name{'' if entry.ids else f', so {effect}'}", fix)
 
 
@@ -21081,8 +21085,8 @@ def fitting_psks(ours: str | None, theirs: str | None,
     """Return a list that says, for each PSK that may match the IDs of two ends, whether pluto uses the PSK.
 
     An item is None if it is unknown whether pluto uses the PSK.  `ours` and `theirs` are IDs in the form that
-    comparable_id() returns.  If one of them can't be compared, all PSKs together have one item, None.  A PSK
-    that lists both IDs has two items.  `groups` is the same as in has_psk().
+    comparable_id() returns.  If one of them can't be compared, return [None], or an empty list if there are
+    no PSKs.  A PSK that lists both IDs has two items.  `groups` is the same as in has_psk().
     """
     if ours is None or theirs is None:
         return [None] if groups else []
@@ -21169,7 +21173,7 @@ def keyless_trouble(tunnel: Tunnel) -> Trouble:
     """Return the Trouble for a connection for which lacks_key() is true."""
     conn, side = tunnel.conn, tunnel.here
     cause = ""
-    if not conn.get("authby") and not conn.get(f"{side}auth"):  # every release then uses signatures
+    if not conn.get("authby") and not conn.get(f"{side}auth"):  # without authby=, every release uses signatures
         cause = ", because authby= is not set"
     return ("FAIL", "NO KEY",
             f"conn {conn.name} authenticates with a signature{cause}, but names no key of this end "
@@ -21257,8 +21261,8 @@ SHARING_KEYWORDS = ("mark", "mark-out", "vti-interface", "ipsec-interface", "lef
     "overlap", "Checking connections for overlaps",
     checks="Whether two connections have the same name. Whether two connections have the same networks and "
            "different peers, and nothing else that distinguishes their policies, such as a mark.",
-    matters="The kernel has only one policy for a pair of networks, so the connection that comes up last "
-            "gets the packets of both connections.",
+    matters="The kernel has only one policy for a pair of networks, so while one of the connections is up, "
+            "pluto does not bring up the other connection.",
     fix="Remove one of the connections, or change its subnets, or set auto=ignore for it.")
 def check_overlap(facts: Facts) -> Iterator[Trouble]:
     named: dict[str, Conn] = {}
@@ -21384,7 +21388,10 @@ def check_selinux(facts: Facts) -> Iterator[Trouble]:
 
 
 def is_denial(line: str) -> bool:
-    """Return whether a line of audit.log reports that SELinux denied pluto an access."""
+    """Return whether a line of audit.log reports that SELinux denied pluto an access.
+
+    A process of another program in pluto's domain, ipsec_t, counts as pluto.
+    """
     if "type=AVC" not in line or "denied" not in line:
         return False
     return 'comm="pluto"' in line or ":ipsec_t:" in line
@@ -21557,7 +21564,7 @@ ipsec verify --explain=rp_filter  explain the check rp_filter""")
 def verify_command(host: Host, args: Args) -> int:
     """Run `ipsec verify`, and return the exit status: the number of findings FAIL, at most 255.
 
-    Raises Failure if a check of this name does not exist, or an option is wrong.
+    Raises Failure if one of the named checks does not exist, or if an option is wrong.
     """
     names = [*args.operands, *filter(None, args.values("--explain"))]
     if args.flag("--explain") and names in ([], ["list"]):
@@ -21598,7 +21605,7 @@ def verify_command(host: Host, args: Args) -> int:
 # The table of the sections in the order of the report, and the bodies of the sections.  A body is a function
 # that takes the Report and yields the text of its section in pieces.  Sections that libreswan's barf also has
 # keep the heading and the order of 3.29 and 4.10 (barf(8), programs/barf), but /proc/crypto comes later,
-# because it is long.  Other sections stand near similar ones, and the sections for KLIPS are left out.
+# because it is long.  Other sections are near similar sections, and the sections for KLIPS are left out.
 
 SHORT_LOG = 500  # with --short, barf shows this many lines of each log, as libreswan's barf does
 MODULE_NAMES = ("xfrm", "ipsec", "esp")
@@ -21675,7 +21682,7 @@ def listing(*directories: str) -> SectionBody:
 def uptime(report: Report) -> Iterator[str]:
     """Yield the line of uptime(1) without the number of users: time, time since boot, load averages.
 
-    proc(5) describes the files.
+    The values come from /proc/uptime and /proc/loadavg (proc(5)).
     """
     seconds = int(float(report.host.read("/proc/uptime").split()[0]))
     load = ", ".join(report.host.read("/proc/loadavg").split()[:3])
@@ -21705,9 +21712,10 @@ def addresses_of_host(report: Report) -> Iterator[str]:
 
 
 def distribution(report: Report) -> Iterator[str]:
-    """Yield the lines of the distribution's release files, such as /etc/os-release, each after its file name.
+    """Yield the lines of the distribution's release files, such as /etc/os-release.
 
-    Raises Missing if there is no such file, OSError if a file can't be read.
+    Each line begins with the name of its file.  Raises Missing if there is no such file, OSError if a file
+    can't be read.
     """
     host = report.host
     candidates = dict.fromkeys(("/etc/os-release", *host.glob("/etc/*-release"), "/etc/debian_version"))
@@ -21750,7 +21758,8 @@ def secrets(report: Report) -> Iterator[str]:
     """Yield the IDs and kinds of the secrets in all files with secrets, then the problems in these files.
 
     The files are ipsec.secrets, its included files, and *.secrets in the configuration directory.  With
-    --show-secrets, the files are yielded unchanged.  Raises OSError if ipsec.secrets can't be read.
+    --show-secrets, the files are yielded unchanged.  Raises OSError if ipsec.secrets or one of *.secrets
+    can't be read.
     """
     host = report.host
     name = secrets_file(host, report.config)
@@ -21781,7 +21790,7 @@ def kernel_log(report: Report) -> Iterator[str]:
     """Yield the kernel's messages with one of MODULE_NAMES, in the form of dmesg(1)."""
     messages: Iterable[str] = report.host.kernel_messages()
     if not report.redactor.show_secrets:
-        # the kernel's command line may have passwords
+        # the message with the kernel's command line is left out, because it may have passwords
         messages = (without_log_prefix(line) for line in messages if "ommand line" not in line)
     return matching(messages, MODULE_NAMES)
 
@@ -21789,7 +21798,7 @@ def kernel_log(report: Report) -> Iterator[str]:
 def kernel_debug_log(report: Report) -> Iterator[str]:
     """Yield the lines about IPsec among the last 100 lines of /var/log/kern.debug.
 
-    With --show-secrets, yield all these lines, as barf of libreswan 4.10 does.
+    With --show-secrets, yield all of the last 100 lines, as barf of libreswan 4.10 does.
     """
     return text_of_lines(report.log_lines(tail_of_file(report.host, "/var/log/kern.debug")[-100:], shared=True))
 
@@ -21803,10 +21812,10 @@ def last_lines(lines: Iterable[str], most: int) -> Iterable[str]:
 def pluto_log(report: Report) -> Iterator[str]:
     """Yield pluto's messages from the file of logfile= and from the journal.
 
-    If the file can't be read, and the journal has no messages, yield those from the first of SYSLOGS with a
-    start of pluto.  Raises Missing if there is no such log either.  If this process is not permitted to read
-    the file or the journal, raises PermissionError or Denied after the other logs, unless the messages come
-    from one of SYSLOGS.
+    If no file of logfile= can be read, and the journal has no messages, yield the messages from the first of
+    SYSLOGS with a start of pluto.  Raises Missing if there is no such log either.  If this process is not
+    permitted to read the file or the journal, raises PermissionError or Denied after the other logs, unless
+    the messages come from one of SYSLOGS.
     """
     denied: Exception | None = None
     in_file = in_journal = in_syslog = False
@@ -21863,7 +21872,7 @@ def journal_messages(report: Report) -> Generator[str, None, bool]:
         if host.root and host.isdir(JOURNAL):
             reason = "this rescue system has no journalctl"
             if host.which("journalctl"):
-                reason = "none of its files is on this disk"
+                reason = "no file of the journal is on this disk"
             yield f"{JOURNAL}: the journal is not shown, because {reason}\n"
         return False
 
@@ -21923,7 +21932,7 @@ def log_text(report: Report, name: str, since: float, *, shared: bool = False) -
 
     lines: Iterator[str] = split_lines(host.chunks(name, start))
     if starts_late:
-        next(lines, "")  # skip the rest of a cut line: half of a secret in it would not be masked
+        next(lines, "")  # skip the rest of a cut line, because half of a secret would not be masked
     if since:
         lines = newer(lines, since)
     yield from shortened_log(report, lines, shared=shared)
@@ -21965,8 +21974,8 @@ def processes(report: Report) -> Iterator[str]:
 def pluto_line(host: Host, pid: int | None) -> str:
     """Return a line that says whether pluto runs.
 
-    `pid` is pluto's PID.  If `pid` is None, the line has the first of signs_of_pluto(), if there is one: even
-    a pluto whose process is not visible may run.
+    `pid` is the PID of pluto's process, or None if no such process is visible.  Pluto may then still run, and
+    the line has the first of signs_of_pluto(), if there is one.
     """
     if pid:
         return f"pluto: process {pid}"
@@ -22039,10 +22048,11 @@ def l2tp(*words: str) -> SectionBody:
 
 
 def nss_program(name: str) -> SectionBody:
-    """Return a body that yields the output of `NAME -L` for the NSS database, NAME being certutil or crlutil.
+    """Return a body that yields the output of `certutil -L` or `crlutil -L` for the NSS database.
 
-    If certutil is not installed, or under --root, the body reads the certificates without certutil.  CRLs
-    can't be read without crlutil: the body then raises the errors of program_output().
+    `name` is certutil or crlutil.  If certutil is not installed, or under --root, the body reads the
+    certificates without certutil.  CRLs can't be read without crlutil: the body then raises the errors of
+    program_output().
     """
     def body(report: Report) -> Iterator[str]:
         host = report.host
@@ -22054,7 +22064,7 @@ def nss_program(name: str) -> SectionBody:
         directory = pluto_nssdir(host)
         keys = f"{directory}/key4.db"
         if host.exists(keys):
-            host.check_readable(keys)  # certutil reports a bad database if it has no right to read this file
+            host.check_readable(keys)  # without the right to read key4.db, certutil reports a bad database
         yield from program_output(name, "-L", "-d", f"sql:{host.path(directory)}")(report)
 
     return body
@@ -22068,7 +22078,7 @@ PACKAGES = ("libreswan", "strongswan", "nss", "libnss3", "unbound", "xl2tpd", "i
 def packages(report: Report) -> Iterator[str]:
     """Yield the names and versions of installed packages whose names begin with one of PACKAGES.
 
-    They come from the files of the package manager or from the program rpm.  Raises Missing if no known
+    The names come from the files of the package manager or from the program rpm.  Raises Missing if no known
     package manager is found.
     """
     import re
@@ -22104,7 +22114,7 @@ def surroundings(report: Report) -> Iterator[str]:
     host = report.host
     for name in ("/.dockerenv", "/run/.containerenv", "/run/systemd/container"):
         if host.exists(name):
-            # the files of docker and podman may have settings of the container
+            # the files of docker and podman are not shown, because they may have settings of the container
             yield f"{name}: {shown_remark(host.value(name)) if name.startswith('/run/systemd/') else 'present'}\n"
     if not host.live:
         return
@@ -22192,8 +22202,8 @@ def service_files(report: Report) -> Iterator[str]:
 def names_or_pattern(host: Host, pattern: str) -> list[str]:
     """Return the names of the files that match the pattern.
 
-    If the directory can't be read, return the pattern itself.  Then a section with this name reports the
-    error.
+    If the directory can't be read, return a list with only the pattern.  A section with this name then
+    reports the error.
     """
     try:
         return host.glob(pattern)
@@ -22208,7 +22218,7 @@ def report_sections(host: Host) -> list[ReportSection]:
     """Return the sections of barf in their order.
 
     Names and order are those of libreswan 3.29 and 4.10, but /proc/crypto comes later.  A section that
-    libreswan does not have is put near a similar section; `summary` is the first.
+    libreswan does not have is near a similar section.  The section `summary` is the first.
     """
     part = ReportSection
     net, conf = "/proc/sys/net", "/proc/sys/net/ipv4/conf/"
@@ -22343,7 +22353,7 @@ def barf(host: Host, args: Args) -> int:
 
     Raises Failure for wrong options, or if a user who is not root asks for secrets.
     """
-    end_on_signals(host)  # before any program is run
+    end_on_signals(host)  # signals must be handled before a program is started
     sections = report_sections(host)
     if args.flag("--list-sections"):
         host.print("\n".join(section.name for section in sections))
@@ -22431,7 +22441,7 @@ class LookSink(TextSink):
     """Writes a report in the form of libreswan's look: each section has a title but no command."""
 
     def open(self, report: Report) -> None:
-        """Write the host and the date in one line."""
+        """Write one line with the name of the host and the date."""
         self.write(f"{report.host_name()} {date_line()}\n")
 
     def begin(self, section: ReportSection) -> None:
@@ -22474,17 +22484,16 @@ def main_routes(report: Report) -> Iterator[str]:
 
 
 def iptables_lists(report: Report) -> Iterator[str]:
-    """Yield the chain IPSEC of the `mangle` tables of the kernel's ip_tables and ip6_tables, then the table
-    `filter` that iptables shows.
+    """Yield the chain IPSEC of the `mangle` tables of IPv4 and IPv6, then the table `filter` of IPv4.
 
-    A chain IPSEC that does not exist is left out.  Only iptables-legacy makes tables of ip_tables, so the
-    `mangle` tables of iptables-nft are never listed.  A table of ip_tables that does not exist is not listed,
-    because iptables-legacy would load a module and create the table.  Raises Failure if iptables can't be run
-    or can't list the table `filter`.
+    The tables are shown as iptables lists them.  If iptables-legacy lists a table that does not exist, it
+    creates the table.  Therefore `mangle`, and with iptables-legacy also `filter`, is listed only if the
+    kernel's ip_tables or ip6_tables already has the table.  A chain IPSEC that does not exist is left out.
+    Raises Failure if iptables can't be run or can't list the table `filter`.
     """
     host = report.host
     backend: Iptables = load_part("Iptables")(host)
-    is_legacy = backend.legacy(report.timeout / 2)  # iptables -V needs milliseconds
+    is_legacy = backend.legacy(report.timeout / 2)  # iptables -V takes milliseconds unless it hangs
     for program, family in (("iptables", "ip"), ("ip6tables", "ip6")):
         if "mangle" in host.value(f"/proc/net/{family}_tables_names"):
             ran = host.run([program, "-n", "-t", "mangle", "-L", "IPSEC"])
@@ -22659,7 +22668,7 @@ class PacketFates:
         source = source or self.query.source
         result: dict[str, Any] = {
             "source": source, "destination": destination, "device": "", "fate": "unroutable",
-            "why": "there is no route to it", "policy": None, "exceptions": []}
+            "why": "there is no route to the destination", "policy": None, "exceptions": []}
         route = self._route(destination, source)
         if route is None:
             return result
@@ -22667,7 +22676,7 @@ class PacketFates:
         source, device = source or route.source, route.device
         result.update(source=source, device=device, fate="clear", why="no IPsec policy matches")
         if route.local:
-            result["why"] = "it is an address of this host"
+            result["why"] = "the destination is an address of this host"
             return result
         if "." in destination:
             names = [device, "all"] if reads_disable_xfrm_of_all(self.host) else [device]
@@ -22702,7 +22711,7 @@ class PacketFates:
         if kind not in ("xfrm", "vti", "vti6") or data.fate(policy, destination) != "clear":
             return False, exceptions, policy
 
-        # an interface of these kinds has its own policies and drops packets that match none of them
+        # an xfrm or vti interface has its own policies, and drops packets that match none of them
         if kind == "xfrm":
             if_id = unsigned(fields.get(IFLA_XFRM_IF_ID))
             *exceptions, policy = data.policies_for(flow, if_id=if_id)
@@ -22746,7 +22755,7 @@ class PacketFates:
 
 
 def first_address(network: str) -> str:
-    """Return the address after the lowest address of the network.  Return a single address unchanged."""
+    """Return the address after the lowest address of the network.  For a single address, return the address."""
     data, bits = split_net(network)
     offset = 0 if bits == 8 * len(data) else 1
     return ip_text((int.from_bytes(data, "big") + offset).to_bytes(len(data), "big"))
@@ -22984,7 +22993,7 @@ XFRM_COUNTERS = {
     "XfrmOutNoStates": "there was no SA for outgoing packets",
     "XfrmOutPolBlock": "a policy blocks outgoing packets",
     "XfrmOutStateExpired": "the SA for outgoing packets has expired",
-    "XfrmOutBundleGenError": "there is no route for outgoing packets",
+    "XfrmOutBundleGenError": "there is no route for encrypted packets to the peer",
     "XfrmFwdHdrError": "packets could not be forwarded"}
 # With one of these keywords, the policies of a connection match only packets with a certain protocol, port,
 # mark or security label
@@ -22999,13 +23008,13 @@ class Diagnosis(Record):
 
     `state`: up, partly up, down, on demand (waits for a packet), waiting (for a client), not loaded, not
     oriented, or unknown.  `level`: OK, WARN, FAIL, or SKIP if the cause can't be known.  `cause`: the name of
-    a row of CAUSES, the name of a check of verify, or another word that only this part uses.  `short` is a
-    title of a few words.  `means` is a sentence that continues `"NAME" is STATE: `.  `check` is printed after
-    the word `check` and names what to look at.  `command` is a command line for a shell.  `side`: the end to
-    look at first, here, peer or both.  `when`: the time of the evidence in seconds since the epoch, or None
-    if the time is unknown.  `evidence`: lines of pluto's log or counters, with secrets masked.  `others`:
-    further findings.  `tried`: how often the connection was tried or, if the connection is up, how much
-    traffic it had.  A text is empty if there is nothing to say.
+    a row of CAUSES, the name of a check of verify, or a word that only `ipsec why` uses.  `short` is a title
+    of a few words.  `means` is a sentence that continues `"NAME" is STATE: `.  `check` is printed after the
+    word `check` and names what to look at.  `command` is a command line for a shell.  `side`: the end to look
+    at first, here, peer or both.  `when`: the time of the evidence or, for a connection that is up, of its
+    oldest SA, in seconds since the epoch; None if unknown.  `evidence`: lines of pluto's log or counters,
+    with secrets masked.  `others`: further findings.  `tried`: how often the connection was tried or, if the
+    connection is up, how much traffic it had.  A text is empty if there is nothing to say.
     """
 
     connection: str
@@ -23152,7 +23161,7 @@ class Diagnoser:
         if signs:
             return Diagnosis(name, "unknown", "SKIP", means=f"pluto can't be asked: {signs[0]}",
                              command="ipsec status")
-        means, check = "pluto is not running on this host", "in pluto's log why pluto ended"
+        means, check = "pluto is not running on this host", "pluto's log for the reason why pluto ended"
         if libreswan_hint(self.host, ""):
             means, check = f"{means}: libreswan is not installed", ""
         return Diagnosis(
@@ -23168,8 +23177,7 @@ class Diagnoser:
             hint = suggest(name, self.names())
             return Diagnosis(
                 name, "not loaded", "FAIL", cause="not-loaded", short="no such connection",
-                means=f"no connection named {quote(name)}, neither in pluto nor in "
-                      f"{self.facts.config.name}",
+                means=f"neither pluto nor {self.facts.config.name} has a connection named {quote(name)}",
                 check=f"the spelling of the name ({hint})" if hint else "the spelling of the name",
                 command="ipsec connectionstatus", side="here")
         complaint = self._complaint(name)
@@ -23269,7 +23277,7 @@ class Diagnoser:
         return unknown
 
     def _is_wanted(self, name: str, entries: Entries) -> bool:
-        """Return True if the connection should be up: auto=start is set, or its policy in pluto has UP."""
+        """Return True if the connection should be up: auto=start is set, or pluto's policy for it has UP."""
         if any("UP" in entry["policy"] for entry in entries):
             return True
         conn = self.conn(name)
@@ -23277,9 +23285,9 @@ class Diagnoser:
 
     def _without_attempt(self, name: str, state: str, entries: Entries, problem: str, *,
                          tried: str = "", last: Attempt | None = None) -> Diagnosis:
-        """Return the diagnosis of a connection that is down, if the log does not say why.
+        """Return the diagnosis of a connection that is not up, if the log does not say why.
 
-        `problem` says why the log can't be read.  It is empty if the log was read.  `last` is the last
+        `problem` says why the log can't be read, and is empty if the log was read.  `last` is the last
         attempt, or None if there was no attempt.
         """
         others: list[str] = []
@@ -23291,7 +23299,7 @@ class Diagnoser:
         reason = "pluto's log has no attempt since pluto started"
         if tried:
             reason = "pluto's log does not say why the last attempt failed"
-        if last and last.was_up:  # libreswan 5 does not log that the peer deletes an SA
+        if last and last.was_up:  # libreswan 5 does not log that the peer deletes an SA of IKEv2
             reason = "the tunnel was up, and ended without a reason in pluto's log; probably the peer deleted it"
         elif last and last.ike_up:
             reason = ("an IKE SA was set up, but pluto's log has no request for an IPsec SA after that (one "
@@ -23311,8 +23319,8 @@ class Diagnoser:
             expected = ", ".join(sorted(self.peers(name, entries)))
             return Diagnosis(
                 name, state, "WARN", cause="unknown-peer", short="unknown peer asks",
-                means=f"the peer at {expected} has not asked for an IKE SA, but a peer at {address} has, and "
-                      "no connection on this host is for that address",
+                means=f"a peer at {address} asks for an IKE SA, but no connection on this host is for that "
+                      f"address; the peer at {expected} has not asked for an IKE SA",
                 check="whether left= or right= on this host is the address of the peer",
                 command="ipsec status",
                 side="here", when=line.when, evidence=[self._shown(line)], others=others, tried=tried)
@@ -23450,7 +23458,7 @@ class Diagnoser:
     def _refused_client(self, name: str, entries: Entries, tried: str) -> Diagnosis | None:
         """Return the diagnosis if the last client of a template connection failed while other clients are up.
 
-        Return None if no such failure is known.  That a client left or stopped answering is no failure.
+        Return None if no such failure is known.  It is not a failure if a client left or stopped answering.
         """
         if not any(entry["instance"] for entry in entries):
             return None
@@ -23525,7 +23533,7 @@ class Diagnoser:
         return self.facts.blocks("postrouting", "nat", "snat", src=ours, dst=theirs, out=tunnel.inner,
                                    state="new", family=family_of(ours), ipsec_out="exists ipsec")
 
-    # used by several of the methods above
+    # methods that several of the methods above call
 
     def _findings(self, names: str, conn: str) -> list[Finding]:
         """Run checks of verify and return their FAIL findings, then their WARN findings.
@@ -23596,8 +23604,8 @@ def from_finding(name: str, state: str, finding: Finding, *, tried: str, others:
 def is_unprotected(fate: Mapping[str, Any]) -> bool:
     """Return whether packets that should enter a tunnel do not enter it.
 
-    `fate` is the result of PacketFates.fate().  Packets in clear don't count if a policy matches some of
-    them, or if they are for this host.
+    `fate` is the result of PacketFates.fate().  Packets in clear don't count if a policy matches all or some
+    of them, or if they are for this host.
     """
     if fate["fate"] == "clear":
         return fate["policy"] is None and fate["device"] != "lo" and not fate["exceptions"]
@@ -23616,7 +23624,7 @@ def unprotected_diagnosis(name: str, packets: str, fate: Mapping[str, Any], *, s
     `packets` is a text about the packets.  `fate` is the result of PacketFates.fate() for them.
     """
     next_step = up_again_command(name)
-    check = "in `ip xfrm policy` whether the tunnel has its policies, and which other policy comes first"
+    check = "whether `ip xfrm policy` shows the policies of the tunnel, and which other policy comes first"
     if fate["fate"] == "unroutable":
         cause, short = "unroutable", "no route"
         means = f"{packets} have no route, so they do not enter the tunnel"
@@ -23746,7 +23754,7 @@ def why_command(host: Host, args: Args) -> int:
     if args.flag("--json"):
         print_json(host, diagnoses)
     elif not diagnoses:
-        host.print(f"no connections, neither in pluto nor in {diagnoser.facts.config.name}")
+        host.print(f"neither pluto nor {diagnoser.facts.config.name} has a connection")
     else:
         for diagnosis in diagnoses:
             for line in explained_lines(diagnosis):
@@ -23808,8 +23816,8 @@ def is_before_5(host: Host) -> bool:
     return (host.libreswan_version() or "").startswith(("3.", "4."))
 
 
-# What pluto waits for during a negotiation.  Each row has texts in pluto's last line and the words to show
-# for them.  The first row with a matching text is used.
+# What pluto waits for during a negotiation.  Each row has texts of pluto's output, and the words to show after
+# a line with one of these texts.  The first row that has a text of the line is used.
 UP_STEPS = (
     (("initiating IKE_AUTH", "sent IKE_AUTH", "sent v2I2", "sent Main Mode I3", "sent MI3"),
      "the peer to authenticate"),
@@ -24002,7 +24010,7 @@ class WhackRunner:
         if self.args.flag("--timeout"):
             limit = parse_seconds(self.args.value("--timeout"))
         wait: UpWait = load_part("UpWait")(limit)
-        if self.host.conf == "-":  # addconn has read all of standard input: it can't be read again
+        if self.host.conf == "-":  # addconn has read all of standard input, which can't be read again
             self.host.conf = DEFAULT_CONF
 
         try:
@@ -24051,8 +24059,9 @@ class WhackRunner:
                    progress: UpProgress) -> int | None:
         """Run whack until it ends or `wait` stops it.
 
-        Return whack's exit status, or None if whack was stopped.  Raises Failure if libreswan's whack can't
-        be run, or if the built-in whack can't send the request.
+        Return whack's exit status, or None if whack was stopped.  If pluto is not running, the built-in whack
+        prints a warning, and the status is NO_PLUTO.  Raises Failure if libreswan's whack can't be run, or if
+        pluto's release does not know the request.
         """
 
         def take(output: bytes) -> float | None:
@@ -24175,9 +24184,9 @@ class WhackRunner:
     def _silent_load_status(self, name: str) -> int:
         """Return the exit status of a load for which addconn printed nothing and exited with 0.
 
-        Up to 4.15, addconn ends in this way both after success and if it sends pluto no connection.  Return
-        OK if pluto has the connection, NO_PLUTO if pluto does not answer, and otherwise ERROR.  `name` is the
-        name of the connection or its alias.
+        Up to 4.15, addconn ends in this way if it has loaded the connection, and also if it has sent pluto no
+        connection.  Return OK if pluto has the connection, NO_PLUTO if pluto does not answer, and otherwise
+        ERROR.  `name` is the name of the connection or its alias.
         """
         host = self.host
         if self.compiled:  # this request is cheaper than the status, but does not know parts such as name/1x0
@@ -24189,10 +24198,12 @@ class WhackRunner:
         is_loaded = has_connection(host, conn.name if conn else name)
         if is_loaded:
             return OK
-        effect = "has not loaded" if is_loaded is False else "does not answer after the load of"
+        if is_loaded is None:
+            host.warn(f"add: it is unknown whether connection {quote(name)} is loaded: pluto does not answer")
+            return NO_PLUTO
         reason = f" ({conn.broken})" if conn and conn.broken else ""
-        host.warn(f"add: pluto {effect} connection {quote(name)}{reason}")
-        return NO_PLUTO if is_loaded is None else ERROR
+        host.warn(f"add: pluto has not loaded connection {quote(name)}{reason}")
+        return ERROR
 
     def operate(self, operation: str, name: str) -> int:
         """Do one of OPERATIONS with a connection; return the exit status of the first step that fails.
@@ -24204,7 +24215,7 @@ class WhackRunner:
             raise Failure(f"ipsec {operation}: the name of the connection is empty", USAGE)
         if loads:
             if operation == "replace" and is_before_5(self.host):
-                self._forget(name)  # not needed from 5.0 on, where a load replaces the loaded connection
+                self._forget(name)  # in 5.0 and later, a load replaces the loaded connection by itself
             status = self.load("--", name) if name.startswith("-") else self.load(name)
             if status or not action:
                 return status
@@ -24301,7 +24312,8 @@ class WhackRunner:
 def whack_command(host: Host, args: Args) -> int:
     """Run `ipsec whack`; return whack's exit status, which is 33 if pluto is not running.
 
-    Libreswan's whack replaces this process, and so does not return.  With --dry-run, only print the command.
+    Libreswan's whack replaces this process; the function then does not return.  With --dry-run, only print
+    the command.
     """
     words = args.operands
     # `ipsec --dry-run whack …` puts this word first; whack itself has no such option
@@ -24377,7 +24389,8 @@ request_command("listen ready rereadgroups", "", "--listen",
 request_command("unlisten", "", "--unlisten", "make pluto stop listening on its interfaces")
 request_command("rereadsecrets secrets", "", "--rereadsecrets", "make pluto reload the secrets")
 request_command("rereadcerts", "", "--rereadcerts", "make pluto reload the certificates")
-request_command("rereadall", "", "--rereadall", "make pluto reload secrets, certificates and CRLs")
+request_command("rereadall", "", "--rereadall",
+                "make pluto reload secrets and certificates, and fetch the CRLs")
 request_command("fetchcrls crls", "", "--fetchcrls", "make pluto fetch the CRLs")
 request_command("purgeocsp", "", "--purgeocsp", "empty pluto's cache of OCSP responses")
 
@@ -24411,7 +24424,7 @@ operation_command("ondemand", "load a connection and install its trap policy, as
 
 
 def pluto_start(host: Host, args: Args) -> int:
-    """Run `ipsec start CONN...`: load the connections and bring them up.  Return as operate_all() does."""
+    """Run `ipsec start CONN...`: load the connections and bring them up; return the exit status."""
     return operate_all(WhackRunner(host, args), "start", args.operands)
 
 
@@ -24634,8 +24647,9 @@ def newest_algorithm(options: Mapping[str, str], names: Sequence[str]) -> str | 
 def networks_of(connection: Mapping[str, Any], side: str) -> list[str]:
     """Return the networks of one end of a connection; `side` is local or remote.
 
-    These are the end's subnets.  An end without a subnet has its address pool or, without a pool, its host.
-    If the end has a protocol and port (leftprotoport=), they follow each network after a slash.
+    These are the end's subnets.  For an end without a subnet, the result is its address pool or, without a
+    pool, its host.  If the end has a protocol and port (leftprotoport=), they follow each network after a
+    slash.
     """
     end = connection[side]
     port = f"/{end['protoport']}" if "protoport" in end else ""
@@ -24990,7 +25004,7 @@ class TunnelTable:
         return f"{kind}{short_bytes(rate_in)}/s in {short_bytes(rate_out)}/s out"
 
     def _layout(self, widths: Sequence[int]) -> str:
-        """Return the format of a line whose cells have these widths: the text for str.format()."""
+        """Return the format string (for str.format()) of a line whose cells have these widths."""
         columns = []
         for place, width in enumerate(widths):
             align = ">" if place in self.RIGHT else "<"
@@ -25083,7 +25097,7 @@ def describe_tunnel(row: TunnelRow, options: Mapping[str, str], states: Sequence
 
 
 def tunnel_details(row: TunnelRow, now: float) -> list[tuple[str, str | None]]:
-    """Return pairs of name and value that describe a tunnel.  A value is empty or None if there is none."""
+    """Return pairs of name and value that describe a tunnel.  An unknown value is empty or None."""
     state = [row.state.upper()]
     if row.wanted and row.state != "up":
         state.append("should be up")
@@ -25201,7 +25215,7 @@ class TunnelView:
                 continue
             count_in = row.bytes_in - before.bytes_in
             count_out = row.bytes_out - before.bytes_out
-            if count_in >= 0 and count_out >= 0:  # a lower count is that of a new SA
+            if count_in >= 0 and count_out >= 0:  # if a count is lower than before, it is that of a new SA
                 rates[row.full_name] = count_in / seconds, count_out / seconds
         return rates
 
@@ -25227,9 +25241,10 @@ class TunnelView:
         return self.status
 
     def _show_until(self, deadline: float) -> bool:
-        """Show the tunnels and wait until the deadline; return True, or at once False if the user presses q.
+        """Show the tunnels, and wait until the deadline.
 
-        Show them again at once if the terminal gets a new size.
+        Return True at the deadline, or False as soon as the user presses q.  If the terminal gets a new size,
+        show the tunnels again at once.
         """
         host = self.host
         size = (0, 0)
@@ -25380,8 +25395,8 @@ class Ledger:
     def update(self, tunnels: MeteredTunnels, now: int) -> None:
         """Update the totals from the SAs that exist now.
 
-        For an SA that has ended, the bytes at the last update are counted.  A tunnel that pluto has no longer
-        loaded has no totals.
+        For an SA that has ended, the bytes at the last update are counted.  A tunnel that is no longer loaded
+        in pluto has no totals.
         """
         live = {}
         for (connection, instance), sas in tunnels.sas.items():
@@ -25465,7 +25480,7 @@ def certificate_expiry(host: Host) -> list[tuple[dict[str, str], int]]:
 def xfrm_errors(host: Host) -> list[tuple[dict[str, str], int]]:
     """Return labels and value of each counter in /proc/net/xfrm_stat.
 
-    The list is empty if the kernel does not have that file.
+    The list is empty if that file does not exist or can't be read.
     """
     try:
         rows = [line.split() for line in host.lines("/proc/net/xfrm_stat")]
@@ -25499,7 +25514,7 @@ def tunnel_families(tunnels: MeteredTunnels, ledger: Ledger, uses: Mapping[int, 
     """Yield the families with at most one series for each tunnel.  `uses` is the result of last_uses()."""
     rows = [row for row in tunnels.rows if has_series(row)]
     yield ("ipsec_connection_info", "gauge",
-           "Properties of a connection; join it by connection, instance and remote.",
+           "Properties of a connection; join them by the labels connection, instance and remote.",
            [({**tunnel_labels(row), **property_labels(row)}, 1) for row in rows])
     yield ("ipsec_connection_up", "gauge", "Whether the connection has an IPsec SA.",
            [(tunnel_labels(row), int(row.state == "up")) for row in rows if row.state != "unknown"])
@@ -25918,7 +25933,8 @@ def print_setup(host: Host, args: Args, config: Config) -> None:
 
     export = "" if args.flag("--noexport") else "export"
     for key, value in values.items():
-        # a quote is escaped, so that a shell never runs a part of the value; libreswan's addconn lacks this
+        # each quote is escaped, so that a shell never runs a part of the value; libreswan's addconn does not
+        # escape quotes
         quoted = value.replace("'", "'\\''")
         host.print(f"{export} {key.replace('-', '_')}='{quoted}'")
 
@@ -26080,8 +26096,8 @@ def warn_of_unread_secrets(host: Host, config: Config, command_name: str) -> boo
 
 @command("redact", "[FILE...]", rescue=True, summary="mask secrets in any text, as barf does",
          details="Prints files, or standard input, with secrets masked, in the same way as barf prints a "
-                 "log. Dumped bytes are masked, too. Lines that other programs wrote to a system log are "
-                 "left out.")
+                 "log. Hexadecimal dumps are masked, too. Lines that other programs wrote to a system log "
+                 "are left out.")
 def redact_command(host: Host, args: Args) -> int:
     """Run `ipsec redact`.  Return 0, or 1 if one of the files in `args` can't be read."""
     log = LogFilter()
@@ -26120,10 +26136,10 @@ def filtered(host: Host, names: Sequence[str], censor: Callable[[Iterable[bytes]
 # --- reload -------------------------------------------------------------------------------------------------
 #
 # `ipsec reload` applies the changes in ipsec.conf to a running pluto.  To find out whether a connection has
-# changed, it loads the definition in ipsec.conf into pluto as a copy under another name.  Then it compares
-# pluto's status of the connection and of the copy, and deletes the copy.  A copy is never routed or
-# initiated.  Pluto's status does not show some keywords.  For these keywords, a file in the run directory has
-# digests of the values at the last reload.  The digests are valid while the same pluto runs.
+# changed, the command loads the definition in ipsec.conf into pluto as a copy under another name.  Then the
+# command compares pluto's status of the connection and of the copy, and deletes the copy.  A copy is never
+# routed or initiated.  Pluto's status does not show some keywords.  For these keywords, a file in the run
+# directory has digests of the values at the last reload.  The digests are valid while the same pluto runs.
 
 COPY_PREFIX = "ipsec.reload."  # the start of the name of a copy
 COPIES_AT_A_TIME = 50
@@ -26281,7 +26297,7 @@ class Digests:
         return keys
 
     def changed(self, conn: Conn) -> bool:
-        """Return whether the settings of unseen_keywords() have changed since the last reload.
+        """Return whether the settings of unseen_keywords() have changed since the last `ipsec reload`.
 
         Return False if there is no digest of the connection.
         """
@@ -26372,9 +26388,10 @@ class Reload:
         return self.host.run(argv, timeout=CHECK_TIME + ADD_TIME * len(names), pass_fds=descriptors)
 
     def copies(self, conns: Sequence[Conn]) -> dict[str, Loaded]:
-        """Load copies of connections into pluto, and return the copies by the names of the connections.
+        """Load a copy of each connection into pluto for a short time.
 
-        A copy that pluto refuses is not in the result.
+        Return the copies by the names of the connections, as pluto's status showed them.  A copy that pluto
+        refuses is not in the result.
         """
         lines = [f"include {self.host.conf}"]
         for conn in conns:
@@ -26425,7 +26442,8 @@ class Reload:
         """
         self.digests = Digests(self.host)
         loaded = loaded_connections(self.host, self.timeout)
-        copies = [name for name in loaded if name.startswith(COPY_PREFIX)]  # from a reload that was killed
+        # these copies come from an earlier reload that was killed
+        copies = [name for name in loaded if name.startswith(COPY_PREFIX)]
         self.delete_copies(copies)
         for name in copies:
             del loaded[name]
@@ -26483,7 +26501,7 @@ class Reload:
         new = copy.definition(conn, in_use=loaded.routed)
         difference = changed_fields(old, new)
         if not difference and self.digests.changed(conn):
-            difference = "a setting that pluto's status does not show"
+            difference = "a setting has changed that pluto's status does not show"
         if difference:
             return Step("~", conn.name, difference, conn.auto, loads=True)
 
@@ -26618,10 +26636,10 @@ def step_counts(steps: Sequence[Step]) -> str:
             "Unchanged tunnels are not touched, unless they share the IKE SA of a replaced or deleted "
             "connection. If the configuration or a file with secrets has an error, nothing is changed.")
 def reload_command(host: Host, args: Args) -> int:
-    """Run `ipsec reload`.  Return 0, or 1 if a connection is refused.
+    """Run `ipsec reload`.  Return 0, or 1 if a step fails or a connection is refused.
 
-    Raises Failure with addconn's exit status if ipsec.conf is invalid, 1 if a file with secrets has an error,
-    33 if pluto does not answer, and 127 without libreswan's addconn.
+    Raises Failure with addconn's exit status if ipsec.conf is invalid, with status 1 if a file with secrets
+    has an error, 33 if pluto does not answer, and 127 without libreswan's addconn.
     """
     reload = Reload(host, args)
     await_pluto(host, reload.timeout)
@@ -26771,9 +26789,10 @@ PLUTORUN_ENDS = {
 def plutorun_command(host: Host, args: Args) -> int:
     """Run `ipsec _plutorun`: start pluto with the given options, and wait until pluto ends.
 
-    Return OK if pluto ended with a status in PLUTORUN_ENDS, or ERROR if pluto failed or was already running.
-    If pluto failed, a child process starts the service again.  Raises Failure if pluto is not installed, if
-    the NSS database can't be used, or if a pluto may run.
+    Return OK if pluto ended with a status in PLUTORUN_ENDS.  Return ERROR if pluto failed, or if a process of
+    pluto is found before the start.  If pluto failed, a child process starts the service again.  Raises
+    Failure if pluto is not installed, if the NSS database can't be used, or if there are other signs that a
+    pluto runs.
     """
     syslog = need("syslog", "_plutorun's log")
 
@@ -26894,7 +26913,7 @@ def checknss_command(host: Host, args: Args) -> int:
     Opt("--nss-password-file", "FILE", "a file whose first line is the database's password (default: the "
                                        "password in pluto's file nsspassword)"),
     Opt("--name", "NICKNAME", "the nickname for the certificate that has the private key")),
-    details="The CAs in the file become trusted for IPsec. If the import fails, the database is unchanged.",
+    details="The CAs in the files become trusted for IPsec. If the import fails, the database is unchanged.",
     examples="""\
 ipsec import gateway.p12          ask for the password of the file
 ipsec import --password-file /root/p12.password --name gateway gateway.p12
@@ -27125,7 +27144,7 @@ def newhostkey_command(host: Host, args: Args) -> int:
 def rsasigkey_command(host: Host, args: Args) -> int:
     """Run `ipsec rsasigkey [BITS]` without libreswan's rsasigkey; return OK.
 
-    Raises Failure as make_key().
+    Raises Failure if BITS is invalid, or if the key can't be created.
     """
     return make_key(host, args, "rsasigkey", "RSA", args.operands[0] if args.operands else "3072")
 
@@ -27135,7 +27154,7 @@ def rsasigkey_command(host: Host, args: Args) -> int:
 def ecdsasigkey_command(host: Host, args: Args) -> int:
     """Run `ipsec ecdsasigkey [CURVE]` without libreswan's ecdsasigkey; return OK.
 
-    Raises Failure as make_key().
+    Raises Failure if CURVE is invalid, or if the key can't be created.
     """
     return make_key(host, args, "ecdsasigkey", "ECDSA", args.operands[0] if args.operands else CURVES[0])
 
@@ -27232,7 +27251,7 @@ def sniff_command(host: Host, args: Args) -> int:
 def updown_command(host: Host, args: Args) -> int:
     """Run `ipsec _updown`; return the exit status of the last step.
 
-    Raises Failure with status 1 for an unknown verb or address family, and 3 for another IPsec stack than
+    Raises Failure with status 1 for an unknown verb or address family, and 3 for an IPsec stack other than
     XFRM.
     """
     stack = host.env.get("PLUTO_STACK", "")
@@ -27247,7 +27266,7 @@ def updown_command(host: Host, args: Args) -> int:
 
 # The macros of mdoc(7) that the pages use within text
 MDOC_INLINE = frozenset("Ar Cm Dv Ev Fl Ic Li Nm No Pa Va Xr Ql Op Pq Ns Oo Oc".split())
-MDOC_BRACKETS = {"Op": "[]", "Pq": "()"}  # the brackets around the rest of the line
+MDOC_BRACKETS = {"Op": "[]", "Pq": "()"}  # macros that put the rest of the line in these brackets
 MDOC_CLOSING = (".", ",", ":", ";", ")", "]", "?", "!")
 MANUAL_WIDTH = 78
 
@@ -27471,8 +27490,8 @@ def manual_text(page: str) -> str:
 def manual_page(name: str) -> bytes:
     """Return the source of a manual page; `name` is a file name such as `ipsec_barf.8`.
 
-    In the archive, all pages are in one file, which is a third smaller than separate files.  Raises OSError if
-    there is no such page.
+    In the archive, all pages are in one compressed file, which is smaller than separate files.  Raises
+    OSError if there is no such page.
     """
     try:
         return read_packed(f"man/{name}")
@@ -27856,7 +27875,7 @@ def directory_command(host: Host, args: Args) -> int:
 
 
 def dispatch(words: Sequence[str]) -> int:
-    """Run the command that the words of the command line name, and return its exit status.
+    """Run the command line `words`, and return the exit status of its command.
 
     Return ERROR instead of 0 if a file system did not answer.  Raises Failure or OSError if the command fails.
     """
@@ -27924,7 +27943,7 @@ def split_leading(words: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
 
 
 def host_of(args: Args) -> Host:
-    """Return the host that the global options describe.  Raises Failure if the value of one is empty."""
+    """Return the host that the global options describe.  Raises Failure if an option has an empty value."""
     for option in GLOBAL_OPTIONS:
         if args.flag(option.key) and not args.value(option.key):
             raise Failure(f"{option.key} is empty", USAGE,
@@ -28033,9 +28052,9 @@ def script_env(host: Host, program: str) -> dict[str, str]:
 
 
 def die_of(name: str) -> NoReturn:
-    """End this process by the signal `name`, so that the shell reports status 128+N.
+    """End this process by the signal `name`, so that the shell reports 128 plus the number of the signal.
 
-    If this is process 1, the kernel ignores the signal.  In this case, the process exits with status 128+N.
+    If this is process 1, the kernel ignores the signal.  In this case, the process exits with that status.
     """
     import signal
     number = getattr(signal, name)
@@ -28052,7 +28071,7 @@ def run(words: Sequence[str]) -> int:
     """
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
-            # so that text from files, argv and the kernel is written byte for byte in every locale
+            # in every locale, bytes from files, argv and the kernel are written unchanged
             stream.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
 
     try:

@@ -48,8 +48,8 @@ UP = [state(7)]
 
 
 @pytest.mark.parametrize("fates, destination, fate, why", [
-    (Answers(), "10.66.0.1", "unroutable", "there is no route to it"),
-    (Answers(), "192.0.2.1", "clear", "it is an address of this host"),
+    (Answers(), "10.66.0.1", "unroutable", "there is no route to the destination"),
+    (Answers(), "192.0.2.1", "clear", "the destination is an address of this host"),
     (Answers(), "10.2.0.1", "clear", "no IPsec policy matches"),
     (Answers(asked("esp"), states=UP, source="10.1.0.1"), "10.2.0.1", "encrypt",
      "encrypted (policy 10.1.0.0/24 <=> 10.2.0.0/16 using reqid 7)"),

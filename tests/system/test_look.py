@@ -18,7 +18,7 @@ DESTINATIONS = {
     "10.2.0.9": ("using reqid", "would not be encrypted: dropped (policy 10.1.0.0/24 <=> 10.2.0.9/32)"),
     "192.0.2.2": ("would not be encrypted", "would not be encrypted: no IPsec policy matches"),
     "10.3.0.1": ("would not be encrypted", "would not be encrypted: dropped (policy 10.1.0.0/24 <=> 10.3.0.0/24)"),
-    "127.0.0.1": ("would not be encrypted", "would not be encrypted: it is an address of this host"),
+    "127.0.0.1": ("would not be encrypted", "would not be encrypted: the destination is an address of this host"),
 }
 
 
