@@ -71,7 +71,8 @@ DIST = TOP / "dist"
 ARCHIVE = TOP / "ipsec.pyz"
 SOURCE = TOP / "ipsec.py"
 
-# The largest size of the archive in bytes: for several interpreters, and for one.  build() prints an excess.
+# The largest size of the archive in bytes: for several interpreters, and for one.  If the archive is larger,
+# build() says so.
 SIZE_LIMIT, SIZE_LIMIT_OF_ONE = 1_800_000, 650_000
 
 # The first line of the archive.  The kernel passes all text after the interpreter as one argument.  Root
@@ -97,8 +98,8 @@ COMPILED_LATE = (
     "look and show", "diagnosis (why)", "tunnels", "metrics", "the summary of barf", "configuration",
     "reload", "NSS", "manual and completion")
 
-# An archive for one or two interpreters has no bytecode for these blocks either.  Only `verify` and commands
-# that diagnose tunnels need them, and compiling them takes 8 ms.
+# An archive for one or two interpreters has no bytecode for these blocks either.  Only `verify`, `barf`, `man`,
+# `completion`, and commands that say why a connection is down need them.  Compiling them takes 8 ms.
 COMPILED_LATE_IF_SMALL = ("what the rules do with a packet", "diagnosis")
 
 # The version of marshal's format that all interpreters read
@@ -290,7 +291,7 @@ def fetch(locks: Sequence[str], what: str) -> None:
     pins = [f"--requirement={VENDOR / lock}" for lock in locks]
     error = run_pip("download", *PIP_OPTIONS, "--retries", "2", *pins, "-d", WHEELS)
     if error:
-        raise stop(f"can't fetch {what}: {error} (build.py needs the network once; without it, "
+        raise stop(f"can't fetch {what}: {error} (build.py needs the network once; without a network, "
                    "copy vendor/wheels from a checkout that was built)")
 
 
@@ -362,7 +363,7 @@ def find_pip() -> tuple[str, str]:
             if result.returncode == 0:
                 return python, result.stdout.strip()
         if attempt == 0 and os.geteuid() == 0 and shutil.which("apt-get"):
-            reason = "to fetch the packages of vendor/*.txt; no Python on this host has venv or pip"
+            reason = "to fetch the packages of vendor/*.txt; no Python on this host has both venv and pip"
             apt_install("python3-venv", reason)
 
     command = "python3 -m ensurepip"
@@ -371,7 +372,7 @@ def find_pip() -> tuple[str, str]:
             command = words
             break
     sudo = "" if os.geteuid() == 0 else "sudo "
-    raise stop(f"no Python 3.9 or later on this host has venv or pip; type: {sudo}{command}")
+    raise stop(f"no Python 3.9 or later on this host has both venv and pip; type: {sudo}{command}")
 
 
 def apt_install(package: str, reason: str) -> None:
@@ -509,8 +510,8 @@ BANNER = re.compile(r"# (\d+\. |--- )")
 def without_prose(source: bytes) -> bytes:
     """Return a Python source without docstrings, comments and most annotations, and with short indents.
 
-    Banners and the comments in the first three lines are kept, and the annotations that annotation_nodes()
-    does not return.  The numbers of the lines do not change.
+    Banners, the comments in the first three lines, and the annotations that annotation_nodes() does not return
+    are kept.  The numbers of the lines do not change.
     """
     lines = without_annotations(source).decode().splitlines(keepends=True)
     tokens = list(tokenize.tokenize(io.BytesIO("".join(lines).encode()).readline))
@@ -539,8 +540,8 @@ def without_indents(source: bytes) -> bytes:
     """
     lines = source.decode().splitlines(keepends=True)
     level, is_start = 0, True
-    indents: dict[int, int] = {}  # for each line that begins a statement, its level
-    kept: set[int] = set()  # the lines that begin within a string
+    indents: dict[int, int] = {}  # The level of each line that begins a statement.
+    kept: set[int] = set()  # The lines that begin within a string.
     for token in tokenize.tokenize(io.BytesIO(source).readline):
         (first, _), (last, _) = token.start, token.end
         kept.update(range(first + 1, last + 1))
@@ -585,7 +586,7 @@ def annotation_nodes(source: bytes) -> list[ast.expr]:
     """
     fields: set[ast.stmt] = set()
     nodes: list[ast.expr | None] = []
-    for node in ast.walk(ast.parse(source)):  # a class comes before the statements of its body
+    for node in ast.walk(ast.parse(source)):  # yields a class before the statements of its body
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             nodes.append(node.returns)
         elif isinstance(node, ast.arg):
@@ -698,7 +699,7 @@ def needs(text: bytes) -> dict[str, int]:
     for number, code in enumerate(codes):
         binders.update(dict.fromkeys(bound_names(code), number))
     for name in set(used_names(compiled(text, front))).intersection(binders):
-        raise stop(f"sections {FRONT} of ipsec.py use {name}, but its section is loaded later")
+        raise stop(f"sections {FRONT} of ipsec.py use {name}, but the section that defines it is loaded later")
 
     needed: list[int] = []
     index: dict[str, int] = {}
@@ -779,8 +780,9 @@ def gathered(blocks: Sequence[Piece], parts: Mapping[Piece, Sequence[Piece]],
 def compressed(data: bytes, dictionary: bytes = b"") -> bytes:
     """Compress data with zlib, and return the result.
 
-    The dictionary of a part is the front, followed by the constants and names of the part.  The front and the
-    part have many names in common.  zlib uses the last 32 KiB of a dictionary.
+    The dictionary of a part is the front, because the front and the part have many names in common.  In an
+    archive for more than two interpreters, the constants and names of the part follow the front.  zlib uses
+    the last 32 KiB of a dictionary.
     """
     # Negative wbits leave out zlib's header.  With a header, each start would compute a checksum of the
     # dictionary.
@@ -791,8 +793,10 @@ def compressed(data: bytes, dictionary: bytes = b"") -> bytes:
 def say_interpreters(taken: Collection[str]) -> None:
     """Print for which interpreters the archive has bytecode, and for which it does not."""
     missing = ", ".join(version for version in TARGETS if version not in taken)
-    slower = f"; slower on {missing}: install these on this host to include them" if missing else ""
-    say(f"starts fast on Python {', '.join(taken)}{slower}")
+    say(f"ipsec.pyz starts fast on Python {', '.join(taken)}")
+    if missing:
+        say(f"ipsec.pyz starts more slowly on Python {missing}; to change this, install these versions on this "
+            "host and build again")
 
 
 # --- the archive --------------------------------------------------------------------------------------------
@@ -896,8 +900,9 @@ def make_archive(target: Path, pythons: Mapping[str, Path]) -> None:
 def shiv_entries(packages: Path, tools: Path, own: Mapping[str, bytes]) -> dict[str, bytes]:
     """Return a dictionary from names to contents of the files that shiv packs.
 
-    They are the files of the packages, and shiv's environment.json.  shiv itself is unpacked in `tools`.  Its
-    bootstrap is left out, because it only extracts archives, and this archive is never extracted.
+    They are the files of the packages, and shiv's environment.json and __main__.py; make_archive() replaces this
+    __main__.py.  shiv itself is unpacked in `tools`.  Its bootstrap is left out, because it only extracts
+    archives, and this archive is never extracted.
     """
     sys.path.insert(0, str(tools))
     from shiv import builder  # type: ignore[import-untyped,import-not-found,unused-ignore]
@@ -932,10 +937,10 @@ def write_zip(target: Path, entries: Mapping[str, bytes]) -> None:
         with zipfile.ZipFile(file, "w") as archive:
             for name in sorted(entries):
                 entry = zipfile.ZipInfo(name, time.gmtime(EPOCH)[:6])
-                entry.create_system = 3  # Unix, so that the modes are used
+                entry.create_system = 3  # 3 means Unix; the mode below has an effect
                 entry.external_attr = 0o100644 << 16
                 entry.compress_type = zipfile.ZIP_DEFLATED
-                if name == "__main__.py" or name.endswith(".blocks"):  # the parts of blocks are compressed
+                if name == "__main__.py" or name.endswith(".blocks"):  # parts of blocks are compressed
                     entry.compress_type = zipfile.ZIP_STORED
                 archive.writestr(entry, entries[name], compresslevel=9)
     target.chmod(0o755)
@@ -1073,7 +1078,8 @@ def test(arguments: Sequence[str]) -> None:
     build()
     install("developer.txt")
     environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
-    several = ["-n", str(2 * (os.cpu_count() or 1)), "--dist", "worksteal"]  # many tests wait for something
+    # Two tests for each processor run at the same time, because many tests only wait for something
+    several = ["-n", str(2 * (os.cpu_count() or 1)), "--dist", "worksteal"]
     words = [str(VENV / "bin/python"), "-m", "pytest", *(arguments or several)]
     result = subprocess.run(words, cwd=TOP, env=environment, check=False, stdin=subprocess.DEVNULL)
     raise SystemExit(result.returncode)
