@@ -26630,8 +26630,8 @@ def step_counts(steps: Sequence[Step]) -> str:
     "reload", summary="apply ipsec.conf, secrets and certificates to the running pluto",
     options=(
         CTLSOCKET_OPTION, Opt("--config", "FILE", "the configuration"), TIMEOUT_OPTION, NATIVE_OPTION,
-        DRY_RUN_OPTION, Opt("--prune", None, "also delete connections that are in pluto, but not in the "
-                                             "configuration")),
+        Opt(DRY_RUN_OPTION.names, None, "print the plan, but change no connection"),
+        Opt("--prune", None, "also delete connections that are in pluto, but not in the configuration")),
     details="Adds new connections, replaces changed ones, and makes pluto reread secrets and certificates. "
             "Unchanged tunnels are not touched, unless they share the IKE SA of a replaced or deleted "
             "connection. If the configuration or a file with secrets has an error, nothing is changed.")

@@ -162,3 +162,7 @@ def test_a_copy_without_its_pool_has_only_keywords_of_every_release(monkeypatch:
     assert not reload.loads_without_pool(conn(ikev2="yes")) and not copies
     assert reload.loads_without_pool(conn(**{"leftaddresspool": "10.9.0.0/24", "ipsec-lifetime": "1h", "mark": "1"}))
     assert copies[1:] == ["\tsalifetime=1h", "\tmark=1"]
+
+
+def test_the_help_says_what_a_dry_run_prints() -> None:
+    assert "print the plan, but change no connection" in " ".join(ipsec.describe(ipsec.COMMANDS["reload"]).split())
