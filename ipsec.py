@@ -54,8 +54,8 @@ VERSION = "0.1.0"
 # The end of the message of an internal error.  SECURITY.md says how to report that a secret was shown.
 REPORT_IT = "please report it to the issue tracker of ipsec.pyz, with the output of `ipsec version --verbose`"
 
-# Exit statuses (ipsec(8), EXIT STATUS).  A command that passes its work to another program exits with that
-# program's exit status.
+# Exit statuses (ipsec(8), EXIT STATUS).  A command that passes its work to another program exits with
+# the exit status of that program.
 OK = 0
 ERROR = 1  # The command failed, or there is no such command.
 USAGE = 2  # The command line is wrong, or the command can't be used with --root.
@@ -71,8 +71,9 @@ SIGNALLED = 128  # 128+N: signal N ended the program
 # Exit statuses that only `ipsec import` has (ipsec_import(8) lists all of its statuses)
 IMPORT_UNREADABLE, IMPORT_FORMAT, IMPORT_CORRUPT, IMPORT_PASSWORD, IMPORT_DUPLICATE = range(10, 15)
 
-# Exit statuses that the Linux Standard Base defines for init scripts.  Those of the action `status`:
-LSB_DEAD, LSB_STOPPED, LSB_UNKNOWN = 1, 3, 4  # LSB_DEAD: the service does not run, but its pid file exists.
+# Exit statuses that the Linux Standard Base defines for the action `status` of an init script.  LSB_DEAD
+# means that the service does not run, but its pid file exists.
+LSB_DEAD, LSB_STOPPED, LSB_UNKNOWN = 1, 3, 4
 # Exit statuses that the Linux Standard Base defines for the other actions of an init script
 LSB_NO_RIGHT, LSB_NOT_INSTALLED = 4, 5
 
@@ -84,7 +85,7 @@ NOT_ROUTED = 25  # RC_ROUTE: pluto can't route the connection or, up to 4.15, do
 class Failure(Exception):
     """An error that is explained to the user in one line.
 
-    `message` says what failed, `hint` says how to solve it, and `status` is the exit status of the command.
+    `message` says what failed, `hint` says how to fix it, and `status` is the exit status of the command.
     Both texts are shown and logged without redaction, so they must never hold a secret.
     """
 
@@ -180,18 +181,20 @@ def pyroute2_module(name: str, feature: str) -> Any:
 SYSTEM_PATH = ("/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin", "/usr/local/bin")
 EXEC_DIRS = ("/usr/libexec/ipsec", "/usr/lib/ipsec", "/usr/local/libexec/ipsec", "/usr/local/lib/ipsec",
              "/usr/lib64/ipsec")
-DEFAULT_NSSDIRS = ("/var/lib/ipsec/nss", "/etc/ipsec.d")  # the first is libreswan 4.0's or later, the second 3.x's
+DEFAULT_NSSDIRS = ("/var/lib/ipsec/nss", "/etc/ipsec.d")  # for libreswan 4.0 and later, and for libreswan 3.x
 PACKAGE_MANAGERS = {"apt-get": "install", "dnf": "install", "yum": "install", "zypper": "install",
                     "apk": "add", "pacman": "-S", "opkg": "install", "emerge": "-a"}
 READ_CHUNK = 1 << 16
 # These limits keep a damaged or hostile system from filling the memory or stopping the program.
-TEXT_LIMIT = 32 << 20  # The most bytes of a text file.  So large a configuration has about 50,000 connections.
-TEXT_LINE = 8 << 20  # The most bytes of a line of text.
+# TEXT_LIMIT is the maximum size of a text file in bytes.  A configuration of this size has about 50,000
+# connections.  TEXT_LINE is the maximum size of a line of text in bytes.
+TEXT_LIMIT = 32 << 20
+TEXT_LINE = 8 << 20
 NO_REGULAR_FILE = "not a regular file"  # the text of an OSError
-GLOB_LIMIT = 1000  # The most directories that one call of Host.glob() may search.
-PATTERN_LIMIT = 1000  # The most patterns that one pattern with {a,b} may expand to.
-FILES_LIMIT = 20_000  # The most files that ipsec.conf or ipsec.secrets may include, and the most directories searched.
-LINKS_LIMIT = 40  # The most symbolic links in a path, as in the kernel (MAXSYMLINKS).
+GLOB_LIMIT = 1000  # The maximum number of directories that one call of Host.glob() searches.
+PATTERN_LIMIT = 1000  # The maximum number of patterns to which one pattern with {a,b} expands.
+FILES_LIMIT = 20_000  # The maximum number of files that ipsec.conf includes, and of directories searched for them.
+LINKS_LIMIT = 40  # The maximum number of symbolic links in a path, as in the kernel (MAXSYMLINKS).
 MOUNTS_AGE = 1.0  # After this number of seconds, the table of mounts is read again.
 SILENT_AGE = 60.0  # After this number of seconds, a file system that did not answer is tried again.
 # File systems that the kernel serves from a local disk or from memory.  Any other file system counts as one
@@ -519,7 +522,7 @@ class Replacement:
             raise OSError(error.errno, reason, path) from None
 
     def _open(self) -> None:
-        """Open a device, a pipe or a descriptor itself, or else a new file."""
+        """Open the file `name` itself if it is a device, a pipe or an open descriptor; otherwise a new file."""
         import stat
         info, is_descriptor = self.place.info, self.place.is_descriptor
         mode = 0o644 if self.mode is None else self.mode
@@ -873,7 +876,7 @@ class Host:
         self.execdir = self._program_dir("IPSEC_EXECDIR") or self._first_dir(EXEC_DIRS)
         self.rundir = rundir or get("IPSEC_RUNDIR") or "/run/pluto"
         self.ctlsocket = ctlsocket or f"{self.rundir}/pluto.ctl"
-        self.given_nssdir = nssdir or get("IPSEC_NSSDIR") or ""
+        self.given_nssdir = (nssdir or get("IPSEC_NSSDIR") or "").removeprefix("sql:")
         self._nssdir = ""
         self.directories: dict[str, str] = {}  # directories in ipsec.conf, set by configured_directory()
 
@@ -1497,7 +1500,7 @@ class Host:
             for writer in writers:
                 os.close(writer)
             for child in children:
-                if child.poll() is None:  # time is up, or not all could be started
+                if child.poll() is None:  # time is up, or not all programs could be started
                     self._end(child.pid)
                     child.communicate()
                 self.children.discard(child.pid)
@@ -2284,7 +2287,7 @@ def version_key(version: str) -> tuple[int, ...]:
 
 
 def covers(releases: str, version: tuple[int, ...]) -> bool:
-    """Return whether `version` is one of the `releases`, such as `5.4` or `3.25-3.32,4.2-5.4`; `*` is all."""
+    """Return whether `releases`, such as `5.4` or `3.25-3.32,4.2-5.4`, include `version`; `*` includes all."""
     if releases == "*":
         return True
     ranges = (part.partition("-") for part in releases.split(","))
@@ -2865,9 +2868,10 @@ def shown_remark(text: str) -> str:
 
 
 class Redactor:
-    """Masks secrets in text: PEM keys, secrets that match SECRET_PLACES, and secrets passed to learn().
+    """Masks secrets in text: secrets passed to learn(), PEM keys, and text that looks like a secret.
 
-    With `show_secrets`, nothing is masked.
+    SECRET_PLACES, NSS_PASSWORD and REMARKS describe text that looks like a secret.  With `show_secrets`,
+    nothing is masked.
     """
 
     def __init__(self, show_secrets: bool = False) -> None:
@@ -5654,7 +5658,8 @@ class XfrmText(XfrmReader):
 
         words = flag_words(state.flags, STATE_FLAGS)
         if self.stats:
-            text += f"seq 0x{state.sequence:08d} flag {words}"  # iproute2 prints this in decimal, after 0x
+            # iproute2 prints the sequence number in decimal, after 0x
+            text += f"seq 0x{state.sequence:08d} flag {words}"
             if extra := state.more.get(XFRMA_SA_EXTRA_FLAGS):
                 text += f"extra_flag {flag_words(unsigned(extra), STATE_EXTRA_FLAGS)}"
             text += f" (0x{state.flags:08b})"
@@ -5881,7 +5886,7 @@ class Selector(Record):
         """Return whether the selector matches the packets.
 
         An unknown protocol or port of the packets matches only a selector for any protocol or port.  If
-        `perhaps` is set, an unknown protocol or port matches every selector.  An unknown interface always
+        `perhaps` is set, an unknown protocol or port matches every selector, but an unknown interface still
         matches only a selector for any interface.
         """
         def fits(wanted: int | None, actual: int | None) -> bool:
@@ -6177,7 +6182,7 @@ def is_plutos_policy(policy: Policy, reqids: Collection[int] = ()) -> bool:
     """
     templates, selector = policy.templates, policy.selector
     if policy.socket:
-        return False  # even if pluto made it: when the socket is closed, the kernel removes the policy
+        return False  # even if pluto made the policy, because the kernel removes it with the socket
     if any(is_plutos_reqid(template.reqid, reqids) for template in templates):
         return True
     if not templates and policy.priority == 1 and policy.action == "allow":
@@ -6704,8 +6709,8 @@ class LinkText(KernelReader):
     def _link(self, kind: int, index: int, flags: int, more: dict[int, bytes]) -> str:
         """Return the text of one interface without its addresses."""
         text = f"{index}: {text_name(more.get(IFLA_IFNAME))}"
-        # the kernel sends this attribute if the lower interface, or the other end of a veth pair, is in another
-        # network namespace
+        # the kernel sends IFLA_LINK_NETNSID if the lower interface, or the other end of a veth pair, is in
+        # a different network namespace
         elsewhere = IFLA_LINK_NETNSID in more
         below = unsigned(more.get(IFLA_LINK))
         if IFLA_LINK in more:
@@ -6733,7 +6738,7 @@ class LinkText(KernelReader):
             text += " protodown on "
         text += "\n"
 
-        for _, name in each_attribute(more.get(IFLA_PROP_LIST, b"")):  # each attribute in it is IFLA_ALT_IFNAME
+        for _, name in each_attribute(more.get(IFLA_PROP_LIST, b"")):  # it has only IFLA_ALT_IFNAME
             text += f"    altname {text_name(name)}\n"
         return text
 
@@ -7122,8 +7127,8 @@ BASIC_SHUTDOWN = (((5, 1), 5), ((5, 0), 16), ((4, 0), 14), ((3, 28), 12), ((3, 2
 BASIC_LENGTH = 64  # some releases ignore messages of less than 17 bytes
 PLUTO_TIMEOUT = 60.0
 DRAIN_TIME = 5.0  # Seconds for reading the rest of a reply that the caller no longer needs.
-LINE_LIMIT = 1 << 20  # The most bytes of a line of a reply.  Pluto's lines are much shorter.
-REPLY_LIMIT = 1 << 30  # The most bytes of a reply.  The status of 100,000 connections has 300 MB.
+LINE_LIMIT = 1 << 20  # The maximum size of a line of a reply in bytes.  Pluto's lines are much shorter.
+REPLY_LIMIT = 1 << 30  # The maximum size of a reply in bytes.  The status of 100,000 connections has 300 MB.
 NOT_ALLOWED = "run as root"  # The hint if the user is not permitted to connect to pluto's socket.
 
 

@@ -419,6 +419,9 @@ def test_a_hosts_secrets_are_gathered_from_everywhere(tmp_path: Path) -> None:
     assert ipsec.nss_password(host) == secrets["nss"]
     assert ipsec.nss_password(host, "other token") == secrets["second"]
     assert ipsec.nss_password(host, "no token") is None
+    given = ipsec.Host({"IPSEC_NSSDIR": "sql:/opt/nss"}, root=host.root)
+    given.conf = "/etc/none"
+    assert (given.nssdir, ipsec.redactor_of(given).text(secrets["bare"])) == ("/opt/nss", "[redacted]")
     files, problems = ipsec.secret_files(host, "/etc/ipsec.secrets")
     assert files == ["/etc/ipsec.secrets", "/etc/ipsec.d/more/a.sec", "/etc/one.secret"] and problems == []
 
