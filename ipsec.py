@@ -7165,7 +7165,7 @@ class Conversation:
         self.timeout = timeout
         self.left = timeout
         self.size = 0
-        self.whole = True  # False while a reply has not been read to its end
+        self.whole = True  # True unless a part of the reply has not been read yet
 
         kind = socket.SOCK_STREAM
         while True:
@@ -7174,7 +7174,7 @@ class Conversation:
                 break
             except OSError as error:
                 if error.errno == errno.EPROTOTYPE and kind == socket.SOCK_STREAM:
-                    kind = socket.SOCK_SEQPACKET  # The socket of pluto 5.4 and later has this type.
+                    kind = socket.SOCK_SEQPACKET  # Pluto 5.4 and later use SOCK_SEQPACKET.
                 elif error.errno == errno.EAGAIN:  # The queue of pluto's socket is full: try again.
                     time.sleep(0.1)
                     self._spent(0.1)
@@ -7202,7 +7202,7 @@ class Conversation:
         self.left -= seconds
         if self.left <= 0:
             raise TimedOut(f"ipsec whack: pluto did not answer on {self.name} within {self.timeout:g} s",
-                           NO_PLUTO, "it may be stopped or very busy")
+                           NO_PLUTO, "pluto may be stopped or very busy")
 
     def limit(self, seconds: float | None) -> None:
         """Limit the wait for the rest of the reply to `seconds`.  With None, keep the present limit."""
@@ -7228,7 +7228,7 @@ class Conversation:
                 for _ in self.lines():
                     continue
         except Failure:
-            return  # the caller already has the lines that it needs
+            return  # this failure does not matter: the caller already has the lines that it needs
         finally:
             self.link.close()
 
@@ -8093,8 +8093,8 @@ class Request:
 # --- whack's command line and pluto's replies ---------------------------------------------------------------
 
 # Options that are not in WHACK_OPTIONS.  xauthname and xauthuser are old names of username.  whack handles
-# the others without pluto, or answers pluto's prompts with them.  libreswan's whack does not have the last
-# three.
+# the others without pluto, or answers pluto's prompts with them.  libreswan's whack does not have
+# the last three options.
 WHACK_OWN_OPTIONS = (
     "ctlsocket=FILE", "rundir=DIR", "ctlbase=DIR", "xauthname=NAME", "xauthuser=NAME", "xauthpass=PASSWORD",
     "help", "version", "xauthpass-file=FILE", "timeout=SECONDS", "native")
@@ -8160,8 +8160,8 @@ class Replies:
     """Handles pluto's reply lines as the whack of one release does: text to print, prompts, exit status.
 
     The codes 20 to 99 are errors.  From 5.0 on, the code of the first error is the exit status.  Up to 4.15,
-    it is the code of the last error, and a line after it that is no error resets the status to 0 unless the
-    line is a comment or a prompt.
+    it is the code of the last error; a later line that is no error resets the status to 0, unless the line is
+    a comment or a prompt.
     """
 
     def __init__(self, version: tuple[int, ...], *, lenient: bool = False,
@@ -8203,7 +8203,7 @@ class Replies:
 
     def _old_reply(self, code: int, text: str, line: bytes) -> str:
         self.asks = {40: "password", 41: "user name"}.get(code, "")
-        is_comment = code in (0, 1, 2, 5, 6)  # RC_COMMENT, RC_RAW, RC_LOG and informational codes
+        is_comment = code in (0, 1, 2, 5, 6)  # they are RC_COMMENT, RC_RAW, RC_LOG and informational codes
         if not self.asks and not is_comment:
             is_error = 20 <= code < 100 and not self.forgiving
             self.status = code if is_error else OK
@@ -8484,7 +8484,7 @@ NO_VALUE = ("(none)", "%none")  # A connection's option that has one of these va
 STATUS_SETTINGS = frozenset((
     "debug", "using kernel interface", "virtual-private (%priv)", "virtual_private (%priv)", "State Information",
     "- allowed subnets", "- excluded subnets", "stats db_ops"))
-SIZE_UNITS = ("B", "KB", "MB", "GB", "TB", "PB", "EB")  # pluto's KB is 1,024 bytes, its MB 1,024 KB, …
+SIZE_UNITS = ("B", "KB", "MB", "GB", "TB", "PB", "EB")  # In pluto's texts, 1 KB is 1,024 bytes.
 # A state belongs to a Child SA if its line names the IKE SA, or if its name or description contains one of
 # these texts, but not if its name or description contains one of IKE_MARKS.  Other states belong to IKE SAs.
 CHILD_MARKS = (
@@ -8513,9 +8513,9 @@ def field_key(text: str) -> str:
 
 
 def key_end(text: str) -> int:
-    """Return the index of the first `:` or of the first `=`, whichever comes first.  It is where a key ends.
+    """Return the index at which a key ends: that of the first `:` or of the first `=`, whichever is lower.
 
-    An index of 0 does not count, because no key comes before it.  Return 0 if there is no other.
+    An index of 0 does not count, because no key comes before it.  Return 0 if there is no other index.
     """
     colon, equals = text.find(":"), text.find("=")
     if colon <= 0:
@@ -8849,7 +8849,7 @@ def parse_details(body: str) -> tuple[dict[str, str], list[tuple[str, str, Any]]
         group, field = STATUS_FIELDS[key]
         value: Any = text
         if field.endswith("_sa"):
-            value = count_of(text) or None  # #0 means that there is no SA
+            value = count_of(text) or None  # serial number #0: there is no SA
         elif group == "lifetimes":
             value = count_of(text)
         elif field == "policy":
@@ -8893,8 +8893,8 @@ def event_of(text: str) -> dict[str, Any]:
     event: dict[str, Any] = {"text": text, "details": [], "event": name}
     if when:
         seconds = count_of(when.partition(" ")[0].partition(".")[0])
-        # for global timers, pluto prints a useless number: it subtracts the time since the boot from the time
-        # since 1970
+        # for global timers, pluto prints a useless number: it subtracts the time since the boot from
+        # the time since 1970
         event["in"] = None if seconds is None or seconds > 1 << 30 else seconds
     if owner:
         quoted, _, serial = owner.rpartition("#")
@@ -9108,12 +9108,12 @@ class StatusReader:
     def _totals(self, text: str) -> bool:
         title, _, rest = text.removeprefix("# ").partition(": ")
         counts = {}
-        if title in ("IKE SAs", "IPsec SAs"):  # `IPsec SAs: total(2), authenticated(2), anonymous(0)`
+        if title in ("IKE SAs", "IPsec SAs"):  # example: `IPsec SAs: total(2), authenticated(2), anonymous(0)`
             for part in rest.split(","):
                 name, _, number = part.partition("(")
                 counts[name.strip().replace("-", "_")] = count_of(number.rstrip(")"))
             self.data["totals"][title.partition(" ")[0].lower() + "_sas"] = counts
-        elif title == "Total IPsec connections":  # `Total IPsec connections: loaded 2, active 1`
+        elif title == "Total IPsec connections":  # example: `Total IPsec connections: loaded 2, active 1`
             for part in rest.split(","):
                 name, _, number = part.strip().partition(" ")
                 counts[name] = count_of(number)
@@ -9176,7 +9176,7 @@ class StatusReader:
             self.data["settings"][key] = rest.strip()
             return True
 
-        # `a=b, c=d, …` or `TITLE: a=b, c=d, …`
+        # the form of the text is `a=b, c=d, …` or `TITLE: a=b, c=d, …`
         _, _, first_key = name.partition(": ")
         if not equals or " " in first_key:
             return False
@@ -9290,7 +9290,7 @@ class StatusReader:
         if not semicolon or not port:
             return False
         if bracket and name == name.upper() and " " not in name:
-            # `NAME (DESCRIPTION); …`, where DESCRIPTION can contain a semicolon
+            # the text is `NAME (DESCRIPTION); …`, and DESCRIPTION can contain a semicolon
             end = rest.find(");")
             if end < 0:
                 return False
@@ -9323,7 +9323,7 @@ class StatusReader:
             event = event.removeprefix("EVENT_").removeprefix("v1_").removeprefix("v2_").removeprefix("SA_")
             state["events"][event.lower()] = count_of(when.strip())
         elif note.startswith(OWNER_MARKS):
-            # #0 means that there is no IKE SA
+            # the serial number #0 means that there is no IKE SA
             state["ike_sa"] = count_of(note.rpartition("#")[2]) or None
         elif note.startswith("newest"):
             state["newest"] = True
@@ -9370,8 +9370,8 @@ class StatusReader:
                              "spi": f"0x{spi}", "address": address})
 
     def _traffic(self, key: dict[str, Any], text: str) -> bool:
-        # `username=NAME, type=…` or `type=…, id='ID'`, and possibly `, lease=ADDRESS,…`; NAME and ID can contain
-        # any character
+        # the text is `username=NAME, type=…` or `type=…, id='ID'`, possibly with `, lease=ADDRESS,…`; NAME
+        # and ID can contain any character
         username, _, fields = text.rpartition(", type=")
         if username.startswith("username="):
             text = f"type={fields}"
@@ -9392,7 +9392,7 @@ class StatusReader:
             return False
 
         kind = values["type"].partition("(")[0]  # 5.4 prints, for example, `ESP(nic-offload=packet)`.
-        # the time is 0 for an SA without ESP
+        # The time is 0 for an SA without ESP.
         entry = {**key, "type": kind, "username": username.removeprefix("username=") or None,
                  "added": count_of(values["add_time"]) or None}
         for way in ("in", "out", "max"):
@@ -9447,8 +9447,8 @@ def connection_state(entries: Sequence[Mapping[str, Any]]) -> str:
 # Reading needs no tools if Python has sqlite3: cert9.db and key4.db are SQLite files with a row for each
 # object and a column for each PKCS#11 attribute.  The name of a column is `a` followed by the number of the
 # attribute in hex.  Used by the NSS commands, setup, status, verify, barf, show and look.
-# Facts: certutil(1), pk12util(1); pkcs11t.h, pkcs11n.h, secerr.h and sdb.c of NSS 3.61 to 3.110; RFC 5280 for
-# certificates.
+# Facts: certutil(1), pk12util(1); pkcs11t.h, pkcs11n.h, secerr.h and sdb.c of NSS 3.61 to 3.110;
+# RFC 5280 for certificates.
 # ============================================================================================================
 
 # The files are moved into place in this order, so that keys arrive before their certificates
@@ -9462,13 +9462,12 @@ NSS_STRAY = ".nss-stray."
 NSS_PARTS = ("cert9.db", "key4.db", "pkcs11.tx")
 OPEN_FILES = "/proc/self/fd/"
 NSS_ROOM = 256 << 10  # A new database and its journal need this number of bytes on the disk.
-# The codes with which NSS's tools end when they can't write because the disk is full.  The codes
-# also have other causes.
+# The codes that NSS's tools report if the disk is full.  The codes also have other causes.
 FULL_DISK_CODES = tuple(f"SEC_ERROR_{code}" for code in (
     "PKCS11_GENERAL_ERROR", "PKCS11_DEVICE_ERROR", "PKCS12_UNABLE_TO_IMPORT_KEY", "ADDING_CERT", "IO"))
 NSS_READ_TIME = 10.0  # A query of a database file is stopped after this number of seconds.
-# A query fails if its result has more rows or more bytes than this.  A file with more bytes is not searched
-# for certificates.
+# A query fails if its result has more rows or more bytes than this.  A file that has more bytes is not
+# searched for certificates.
 NSS_ROWS, NSS_MEMORY = 100_000, 256 << 20
 NSS_TIME = 60.0  # A tool of NSS is stopped after this number of seconds.
 
@@ -9482,15 +9481,15 @@ NSS_PACKAGES = {"debian": "libnss3-tools", "ubuntu": "libnss3-tools", "fedora": 
 # Constants of PKCS#11 (pkcs11t.h) and NSS (pkcs11n.h) in the form in which the database stores them
 CKO_CERTIFICATE, CKO_PRIVATE_KEY, CKO_NSS_TRUST = (n.to_bytes(4, "big") for n in (1, 3, 0xce534353))
 CKK_RSA, CKK_EC = (n.to_bytes(4, "big") for n in (0, 3))
-# The columns of the attributes CKA_TRUST_SERVER_AUTH, CKA_TRUST_CLIENT_AUTH, CKA_TRUST_EMAIL_PROTECTION and
-# CKA_TRUST_CODE_SIGNING
+# The columns of the attributes CKA_TRUST_SERVER_AUTH, CKA_TRUST_CLIENT_AUTH, CKA_TRUST_EMAIL_PROTECTION
+# and CKA_TRUST_CODE_SIGNING
 TRUST_COLUMNS = ("ace536358", "ace536359", "ace53635b", "ace53635a")
 # The values of TRUST_COLUMNS (CKT_NSS_...), each with the letter that certutil -t uses for it
 TRUST_LETTERS = {0xce534351: "P", 0xce534352: "C", 0xce53435a: "p", 0xce53435b: "c"}
 NSS_EMPTY = b"\xa5\x00\x5a"  # NSS stores an attribute of length 0 as these bytes (sdb.c)
 
-# The kinds of public keys, by the content of the DER object identifier of the algorithm, in hex (RFC 3279 and
-# RFC 4055)
+# The kinds of public keys, by the content of the DER object identifier of the algorithm, in hex
+# (RFC 3279 and RFC 4055)
 KEY_KINDS_OF_DER = {"2a864886f70d010101": "RSA", "2a864886f70d01010a": "RSA", "2a8648ce3d0201": "ECDSA"}
 
 # The short names of attributes in distinguished names, by the content of the DER object identifier, in hex
@@ -9825,7 +9824,7 @@ class NssDatabase:
         argument of the option that `secret` names (-f or -k), and with `twice` also of -@.  So the password
         is neither on the command line nor in a file on disk.
 
-        Raises NssTool if the tool fails, or OSError (ENOSPC) if it fails and the disk is full.  Raises
+        Raises NssTool if the tool fails, or OSError (ENOSPC) if a full disk is the cause.  Raises
         Missing or TimedOut as Host.run() does, and the errors of check_modules() and check_answers().
         """
         directory = directory or self.host.path(self.directory)
@@ -9949,7 +9948,7 @@ class NssDatabase:
             raise
         except BrokenDatabase as failure:
             return f"is damaged: {failure.message.rpartition(': ')[2]}"
-        found = str(result).removeprefix("*** in database main ***\n")  # some texts begin with this line
+        found = str(result).removeprefix("*** in database main ***\n")  # some results begin with this line
         return "" if result == "ok" else "is damaged: " + found.partition("\n")[0]
 
     def rows(self, name: str, table: str, columns: Sequence[str]) -> list[tuple[Any, ...]]:
@@ -11437,8 +11436,8 @@ NFLOG_ALL = "all-ipsec"  # This is the prefix of the rules for nflog-all= (ipsec
 # In rules of nf_tables, libreswan 5.x appends an ending to NFLOG_ALL, which depends on the direction: `in`
 # for packets that were received through a tunnel, `out` for packets that will be sent through a tunnel.
 NFLOG_ENDINGS = {"in": "-input", "out": "-output"}
-# The prefix of the rules that checknflog makes for nflog= is this text and the name of the connection; see
-# conn_prefix()
+# The prefix of the rules that checknflog makes for nflog= is this text, followed by the name of the
+# connection; see conn_prefix()
 NFLOG_CONN = "ipsec-conn:"
 NFLOG_TABLE = "ipsec-log"  # This is the name of the table in nf_tables; libreswan 5.x uses the same table.
 
@@ -11583,8 +11582,8 @@ class Iptables:
         """Remove the rules `gone` and insert the rules `new`.
 
         The change of each address family is one transaction.  Both transactions start at nearly the same
-        moment (Host.run_together()), so that it is very rare that only one is made because this process is
-        killed.  If one fails, undo the other and raise Failure, or UnknownRules if undoing fails.  Raises
+        moment (Host.run_together()): if this process is killed, it is very unlikely that only one of them is
+        made.  If one fails, undo the other and raise Failure, or UnknownRules if undoing fails.  Raises
         TimedOut if a program hangs; it is then unknown whether its change is made.
         """
         lines: dict[int, list[str]] = {}
@@ -11744,7 +11743,7 @@ def nflog_lock(host: Host) -> Lock:
 
 def libreswan_updown(host: Host) -> str:
     """Return the text of the script that libreswan's _updown runs, or an empty text if it can't be read."""
-    for name in ("_updown.xfrm", "_updown.netkey"):  # libreswan up to 3.32 has the second name
+    for name in ("_updown.xfrm", "_updown.netkey"):  # libreswan up to 3.32 uses the second name
         try:
             return host.read(os.path.join(host.execdir, name))
         except OSError:
@@ -11788,7 +11787,7 @@ def nflog_replace(host: Host, wanted: Sequence[Capture],
                   mine: Callable[[FoundRule], bool]) -> list[FoundRule]:
     """Replace all rules for which `mine` returns True with the rules `wanted`, and return the replaced rules.
 
-    Two processes never do this at the same time in one network namespace, because of a lock.  A backend is
+    A lock ensures that only one process at a time does this in a network namespace.  A backend is
     skipped if its rules can't be read, unless it is the first one.  Raises Failure if a change fails; the
     change of the first backend is then undone.  Raises UnknownRules if it is unknown which rules exist
     afterwards.  Raises TimedOut and OSError as nflog_lock() does.
@@ -12205,8 +12204,8 @@ class Updown:
             return self._route("replace")
         net = self.get("PLUTO_PEER_CLIENT_NET")
         try:
-            # with `proxied`, _route() deletes the route that was added for the entry; then _proxy() finds the
-            # interface of the entry
+            # with `proxied`, _route() deletes the route that was added for the entry; then _proxy() finds
+            # the interface of the entry
             self.proxied = self._may_need_proxy() and self.routing.is_proxied(net)
         except OSError:
             self.proxied = False
@@ -12780,11 +12779,12 @@ def updown_defaults(host: Host) -> dict[str, str]:
 DEFAULT_CONF, DEFAULT_RUNDIRS = "/etc/ipsec.conf", ("/run/pluto", "/var/run/pluto")
 SERVICE_NAMES = ("ipsec", "libreswan", "pluto")
 NOT_OURS = ("strongswan", "charon", "racoon", "setkey")  # Other programs whose service may be called `ipsec`.
-# Seconds that modprobe, addconn and the status commands of init systems may take, and within which a new
-# pluto must answer
+# Seconds that modprobe, addconn and the status commands of init systems may take, and within
+# which a new pluto must answer
 CHECK_TIME = 60.0
 ANSWER_TIME = 5.0  # Seconds within which a healthy pluto answers.
-STOP_TIMES = (("shutdown", 20.0), ("SIGTERM", 10.0), ("SIGKILL", 10.0))  # Ways to end pluto, with seconds to wait.
+# The ways to end pluto, one after the other, each with the seconds to wait until pluto has ended
+STOP_TIMES = (("shutdown", 20.0), ("SIGTERM", 10.0), ("SIGKILL", 10.0))
 
 
 def wait_until(done: Callable[[], object], seconds: float) -> bool:
@@ -12930,7 +12930,7 @@ def signs_of_pluto(host: Host) -> list[str]:
 
 
 def visible_pluto(host: Host) -> int | None:
-    """Return the process id of this run directory's pluto, else of another pluto in this network namespace.
+    """Return the process id of this run directory's pluto, or else of another pluto in this network namespace.
 
     Return None if /proc shows no pluto.  A pluto that /proc does not show may still run; see
     signs_of_pluto().
@@ -12948,8 +12948,8 @@ def may_run(signs: Sequence[str]) -> Failure:
 def check_not_running(host: Host) -> bool:
     """Raise Failure if pluto can't be started, because a pluto runs already or may run.
 
-    Return True if signs_of_pluto() is empty.  Then the files of an earlier pluto may be removed.  Return
-    False if it is not empty, as on a host without /proc, but pluto can still be started: nothing answers on
+    Return True if signs_of_pluto() finds no sign; the files of an earlier pluto may then be removed.  Return
+    False if there are signs, as on a host without /proc, but pluto can still be started: nothing answers on
     the control socket, the process of the pid file does not run, and the IKE ports can be bound.
     """
     if not signs_of_pluto(host):
@@ -13029,7 +13029,7 @@ def stack_start(host: Host, config: Config, stack: str = "") -> None:
     stack = stack or config.setup("protostack", "xfrm")
     if stack == "none":
         return
-    if stack not in ("xfrm", "auto", "mast", "klips", "netkey"):  # XFRM is used for all these values
+    if stack not in ("xfrm", "auto", "mast", "klips", "netkey"):  # all these values select XFRM
         host.warn(f"unknown protostack={quote(stack)}: the kernel's XFRM stack is used")
 
     if flush_leftovers(host):
@@ -13067,7 +13067,7 @@ def stack_stop(host: Host) -> list[str]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        host.warn(f"WARNING: cannot restore a sysctl: {error_text(error)}")  # sysctls of a container are read-only
+        host.warn(f"WARNING: cannot restore a sysctl: {error_text(error)}")  # in a container, sysctls are read-only
     host.remove(saved)
     return []
 
@@ -13095,7 +13095,7 @@ def set_sysctl(host: Host, name: str, value: str) -> None:
             host.write(saved, f"{saved_text}\n{name} {old_value}\n".lstrip())
         host.write(path, value)
     except OSError:
-        host.warn(f"WARNING: cannot change {path} from {old_value} to {value}")  # sysctls of a container are read-only
+        host.warn(f"WARNING: cannot change {path} from {old_value} to {value}")  # in a container, sysctls are read-only
         return
     host.print(f"changing {path} from {old_value} to {value}")
 
@@ -13220,8 +13220,8 @@ class Direct:
 
             self._prepare()
             if foreground:
-                # exec() releases the lock.  Until pluto writes the pid file, the PID written here prevents a
-                # second start.
+                # exec() releases the lock.  Until pluto writes the pid file, the PID that is written here
+                # prevents a second start.
                 host.write(pid_file(host), f"{os.getpid()}\n")
                 os.chdir("/")
                 host.exec(argv[0], argv[1:])
@@ -13281,7 +13281,7 @@ class Direct:
         """
         host, log = self.host, self._log()
         size_before = host.stat(log).st_size if host.exists(log) else 0
-        output_file = os.memfd_create("pluto")  # for the lines that pluto prints before it opens its log
+        output_file = os.memfd_create("pluto")  # holds what pluto prints before it opens its log
         try:
             child = host.spawn(argv, output_file)
             in_time = wait_until(lambda: child.poll() is not None or pluto_answers(host), CHECK_TIME)
@@ -13302,7 +13302,7 @@ class Direct:
             if host.exists(log):
                 output += b"".join(host.chunks(log, size_before))
         except OSError as error:
-            output += encode(f"{error_text(error)}\n")  # with logfile=/dev/null, for example: chunks() rejects a device
+            output += encode(f"{error_text(error)}\n")  # chunks() rejects a device, such as /dev/null
         complain(host, output)
         signs = clean_up(host)
         if signs:
@@ -13408,7 +13408,7 @@ def clean_up(host: Host) -> list[str]:
     try:
         stop_nflog(host)
     except (Failure, OSError) as error:
-        host.warn(f"nflog: rules that copy packets are left: {error}")
+        host.warn(f"nflog: the rules that copy packets are not removed: {error}")
     restore_resolv_conf(host)
     return []
 
@@ -13683,10 +13683,10 @@ def named_service(host: Host, name: str, action: str) -> Service:
 def detected_service(host: Host, action: str) -> Service | None:
     """Return the service with which an init system of this host runs pluto.
 
-    An init script of sysvinit is used also if sysvinit does not run.  Return None if no init system serves
-    this process.  Without a service, raise Failure if process 1 is an init system that should have one
-    (serves_host()), and otherwise return None.  Raises Failure if choose_service() can't decide between
-    several services.
+    An init script of sysvinit is used even if sysvinit does not run.  Return None if no init system serves
+    this process, or if there is no service.  Raises Failure if there is no service, although process 1 is an
+    init system that should have one (serves_host()).  Raises Failure also if choose_service() can't decide
+    between several services.
     """
     where = outside(host)
     if where:
@@ -13739,15 +13739,16 @@ def choose_service(host: Host, services: Sequence[Service], action: str) -> Serv
         if first not in rivals[0].manager.programs.split():
             raise Failure(f"more than one init system has a service for pluto: {names}", NO_INIT_SYSTEM,
                           f"choose: ipsec setup {action} --init {rivals[0].manager.name}")
-        host.warn(f"more than one init system has a service for pluto: {names}; using process 1's, {first}")
+        host.warn(f"more than one init system has a service for pluto: {names}; "
+                  f"using the one of {first}, which is process 1")
     return rivals[0]
 
 
 def act(host: Host, service: Service, action: str, *, dry: bool) -> int:
     """Run the action through the init system and return its exit status; with `dry`, only print the commands.
 
-    If the exit statuses of the init system's commands are sufficient (`up` is empty), the command for a
-    start, restart or status replaces this process.  Raises Failure if the action can't be run, if pluto still
+    If the manager's `up` is empty, the command for a start, restart or status replaces this process, because
+    the exit status of that command is sufficient.  Raises Failure if the action can't be run, if pluto still
     runs after a stop, or if pluto does not answer after a start.
     """
     manager = service.manager

@@ -677,7 +677,7 @@ def test_a_stop_leaves_everything_if_a_pluto_may_run(gateway: ipsec.Host, tmp_pa
     monkeypatch.setattr(ipsec, "stop_nflog", refuse)
     assert ipsec.Direct(gateway, dry=False).stop() == ipsec.OK
     assert not pid.exists()
-    assert "nflog: rules that copy packets are left: iptables: no answer" in capsys.readouterr().err
+    assert "nflog: the rules that copy packets are not removed: iptables: no answer" in capsys.readouterr().err
 
 
 def test_modprobe_of_busybox_lacks_an_option(tree: Tree, monkeypatch: pytest.MonkeyPatch,
