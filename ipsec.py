@@ -190,7 +190,6 @@ READ_CHUNK = 1 << 16
 # connections.  TEXT_LINE is the maximum size of a line of text in bytes.
 TEXT_LIMIT = 32 << 20
 TEXT_LINE = 8 << 20
-NO_REGULAR_FILE = "not a regular file"  # the text of an OSError
 GLOB_LIMIT = 1000  # The maximum number of directories that one call of Host.glob() searches.
 PATTERN_LIMIT = 1000  # The maximum number of patterns to which one pattern with {a,b} expands.
 FILES_LIMIT = 20_000  # The maximum number of files that ipsec.conf includes, and of directories searched for them.
@@ -1052,7 +1051,7 @@ class Host:
                 os.close(fd)  # another program replaced the file between the two calls
             if stat.S_ISDIR(info.st_mode):
                 raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), name)
-            raise OSError(errno.EINVAL, NO_REGULAR_FILE, name)
+            raise OSError(errno.EINVAL, "not a regular file", name)
         return fd, info.st_size
 
     def close(self, fd: int, name: str) -> None:
@@ -1929,6 +1928,12 @@ class Host:
         if sys.stdout is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard output")
         sys.stdout.write(text + end)
+
+    @staticmethod
+    def stdout_name() -> str:
+        """Return the path of the file that standard output goes to, or `the report` for a pipe or an unknown file."""
+        link = "/proc/self/fd/1"
+        return os.readlink(link) if os.path.isfile(link) else "the report"
 
     def warn(self, text: str) -> None:
         """Write one line to standard error."""
@@ -3506,7 +3511,8 @@ class Problem(Record):
     `fatal` is True if libreswan refuses the file or the secret, or if this program could not read something.
     `script` is a script for sed(1) that corrects the problem in the whole file, or empty.  `key` is the
     keyword that the problem is about, in its canonical spelling, `include` for an include line, or empty.
-    `is_unread` is True if a secrets file was not read, so its contents are unknown.
+    `is_unread` is True if a secrets file was not read, so its contents are unknown.  `is_endless` is True if
+    the file that could not be read is a device, a FIFO or far too large, so addconn would read it for ever.
     """
 
     file: str
@@ -3516,6 +3522,7 @@ class Problem(Record):
     script: str = ""
     key: str = ""
     is_unread: bool = False
+    is_endless: bool = False
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.text}" if self.line else f"{self.file}: {self.text}"
@@ -3961,7 +3968,8 @@ class Config:
             # libreswan skips a dangling symbolic link that matches a pattern
             is_skipped = matched and error.errno == errno.ENOENT
             self.unread |= not is_skipped
-            self._problem(parent, line, f"can't load {quote(name)}: {error.strerror}", not is_skipped, "include")
+            self.problems.append(Problem(parent, line, f"can't load {quote(name)}: {error.strerror}", not is_skipped,
+                                         key="include", is_endless=error.errno in (errno.EINVAL, errno.EFBIG)))
         self._open.pop()
 
     def _read(self, name: str, lines: Iterable[str], depth: int) -> None:
@@ -4135,7 +4143,7 @@ class Config:
                               "the rest is not read", True, "include")
                 break
             else:
-                self._read_file(file, depth + 1, number, name, any(char in pattern for char in "*?["))
+                self._read_file(file, depth + 1, number, name, has_wildcard(pattern))
         self._included = "".join(files[:1])
 
     def _statement(self, name: str, number: int, line: str) -> None:
@@ -4497,7 +4505,7 @@ def secret_files(host: Host, name: str) -> tuple[list[str], list[Problem]]:
             problems.append(Problem(parent, line, f"include {quote(pattern[:200])}: {error.strerror}",
                                     is_unread=True))
             return
-        if not matches and not any(c in pattern for c in "*?["):
+        if not matches and not has_wildcard(pattern):
             problems.append(Problem(parent, line, f"{quote(pattern)}: no such file", False))
         for match in matches:
             visit(match, depth + 1, parent, line)
@@ -4768,7 +4776,7 @@ def check_includes(config: Config) -> None:
     Libreswan's addconn might never finish reading such a file.
     """
     for problem in config.problems:
-        if problem.text.endswith((NO_REGULAR_FILE, "MiB, not read")):
+        if problem.is_endless:
             raise Failure(str(problem), 3)
 
 
@@ -9957,6 +9965,8 @@ class NssDatabase:
         A value is bytes, or None if the object or the database lacks the column.  Raises Missing if Python
         lacks sqlite3, and Failure if the file can't be read or is damaged.
         """
+        for row in self._ask(name, "SELECT type FROM sqlite_master WHERE type IN ('view', 'trigger')"):
+            raise self.broken(name, f"it contains a {row[0]}, which NSS does not write")  # and which may be endless
         existing = {row[1] for row in self._ask(name, f"PRAGMA table_info({table})")}
         if "a0" not in existing:
             raise self.broken(name, f"no table {table}")
@@ -10044,17 +10054,23 @@ class NssDatabase:
         return keys
 
     def has_certificates(self) -> bool:
-        """Return whether cert9.db may hold a certificate.  Raises OSError if the file can't be read.
+        """Return whether cert9.db may hold a certificate.  Raises OSError if the file can't be read."""
+        return self.contains("cert9.db", CERTIFICATE_DER)
 
-        This searches the bytes of the file for the start of a certificate, because importing sqlite3 takes
-        longer than many commands do.  The result is True also if the file is not a database, so that the
-        caller reads it and reports the error.
+    def contains(self, name: str, *wanted: bytes) -> bool:
+        """Return whether a database file contains one of the byte strings.  Raises OSError if it can't be read.
+
+        This searches the bytes of the file, because importing sqlite3 takes longer than many commands do.
+        The result is True also if the file is not a database, so that the caller reads it and reports the
+        error.
         """
-        before = b""  # the last byte of the previous chunk, because CERTIFICATE_DER may span two chunks
-        for data in self.host.chunks(f"{self.directory}/cert9.db", limit=NSS_MEMORY):
-            if (not before and not data.startswith(b"SQLite format 3\0")) or CERTIFICATE_DER in before + data:
+        before = b""  # the end of the previous chunk, because what is wanted may span two chunks
+        for data in self.host.chunks(f"{self.directory}/{name}", limit=NSS_MEMORY):
+            if not before and not data.startswith(b"SQLite format 3\0"):
                 return True
-            before = data[-1:]
+            if any(text in before + data for text in wanted):
+                return True
+            before = data[-20:]
         return not before
 
     def certificates(self) -> list[Certificate]:
@@ -15124,6 +15140,7 @@ class Report:
         self.program_timeout: float | None = None  # seconds; only set if a section has no Worker with a limit
         self.log_filter = LogFilter()
         self.in_file = False  # Whether the report is written to a file that the user named.
+        self.size = 0  # the bytes of text that counting() has written so far
         self.masked = 0  # How often the text that counting() has written so far has a mask.
         self.ended: dict[str, list[str]] = {}  # For each outcome, the names of the sections with this outcome.
         self._verdicts: list[Finding] | None = None
@@ -15141,12 +15158,18 @@ class Report:
             return self._verdicts
 
     def counting(self, write: Callable[[str], None]) -> Callable[[str], None]:
-        """Return a function that writes a text with `write` and counts the masks in it."""
+        """Return a function that writes a text with `write`, and counts its bytes and the masks in it."""
         def count_and_write(text: str) -> None:
+            self.size += len(encode(text))
             self.masked += text.count(REDACTED[:-1])  # [redacted] or [redacted 16 bytes]
             write(text)
 
         return count_and_write
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether standard error is a terminal, and the report itself is not written to a terminal."""
+        return is_terminal(sys.stderr) and (self.in_file or not is_terminal(sys.stdout))
 
     def ending(self) -> str:
         """Return the last lines of a report: the incomplete sections, and how much was masked or left out."""
@@ -15537,7 +15560,7 @@ def write_section(report: Report, section: ReportSection, sink: TextSink, worker
 def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink) -> dict[str, list[str]]:
     """Write all sections in this order.  Return a dict from each outcome to the names of its sections."""
     ended = report.ended
-    show_progress = is_terminal(sys.stderr) and (report.in_file or not is_terminal(sys.stdout))
+    show_progress = report.shows_progress
     begun = time.monotonic()
     report.host.flush()
     workers = start_workers(report, sections, sink)
@@ -20670,8 +20693,9 @@ def file_damage(facts: Facts, base: NssDatabase, name: str) -> str:
 
     Return an empty string if no damage is found.  Format and size come from the file's header
     (fileformat2.html of SQLite, 1.3), because the import of sqlite3 is slow.  sqlite3 checks the pages of the
-    file only if a connection names a certificate or a key, or if the database has a certificate.  Raises
-    OSError if the file can't be read, and Failure if sqlite3 can't check the file.
+    file only if a connection names a certificate or a key, if the database has a certificate, or if the file
+    may contain a view or a trigger.  Raises OSError if the file can't be read, and Failure if sqlite3 can't
+    check the file.
     """
     path = f"{base.directory}/{name}"
     head = next(facts.host.chunks(path), b"")[:100]
@@ -20680,7 +20704,9 @@ def file_damage(facts: Facts, base: NssDatabase, name: str) -> str:
     size = int.from_bytes(head[28:32], "big") * (int.from_bytes(head[16:18], "big") or 1)
     if head[24:28] == head[92:96] and size > facts.host.stat(path).st_size:
         return "is cut short"
-    return base.damage(name) if facts.needs_database else ""
+    # NSS itself would read an endless view for ever
+    is_checked = facts.needs_database or base.contains(name, b"CREATE VIEW ", b"CREATE TRIGGER ")
+    return base.damage(name) if is_checked else ""
 
 
 class Held(Record):
@@ -22378,10 +22404,11 @@ def barf(host: Host, args: Args) -> int:
     status = completeness(host, "barf", report.ended, FAILED)
     denied = report.ended.get("denied", [])
     rights = missing_rights(host, "barf", denied) if denied else ""
-    if file:
+    if file or report.shows_progress:
+        name, size = (output, file.size) if file else (host.stdout_name(), report.size)
         counts = report.ending().splitlines()[-1]
         note = f"; {rights.removeprefix('barf: ')}" if rights else ""
-        host.warn(f"barf: wrote {output}, {size_text(file.size)}; {counts}{note}")
+        host.warn(f"barf: wrote {name}, {size_text(size)}; {counts}{note}")
     elif rights:
         host.warn(rights)
     if denied and args.flag("--strict"):

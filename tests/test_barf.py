@@ -75,6 +75,24 @@ def test_progress_names_the_section_and_no_command(monkeypatch: pytest.MonkeyPat
     assert shown_progress(to_file, capsys) == wanted
 
 
+def test_the_last_line_on_a_terminal_sums_up_a_report_that_is_redirected(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """It names the file if the shell has redirected standard output to one."""
+    monkeypatch.setattr(ipsec, "is_terminal", lambda stream: stream is sys.stderr)
+    entry = ipsec.COMMANDS["barf"]
+    entry.function(ipsec.Host({}), entry.parse(["--section", "ipsec/directory"]))
+    sys.stdout.flush()
+    written = capfd.readouterr()
+    name = os.readlink("/proc/self/fd/1")  # pytest captures standard output in a file
+    assert written.err.split("\r")[-1] == (f"ipsec: barf: wrote {name}, {len(written.out)} bytes; "
+                                            "0 values masked, 0 lines of other programs left out\n")
+    monkeypatch.setattr(ipsec.os.path, "isfile", lambda name: False)
+    assert ipsec.Host.stdout_name() == "the report"
+    monkeypatch.setattr(ipsec, "is_terminal", lambda stream: True)
+    entry.function(ipsec.Host({}), entry.parse(["--section", "ipsec/directory"]))
+    assert capfd.readouterr().err == ""
+
+
 def test_order_is_that_of_the_table_whoever_is_first() -> None:
     ended_first = threading.Event()
 

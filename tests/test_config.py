@@ -504,6 +504,23 @@ def test_what_includes_too_much_is_one_problem(tmp_path: Path, monkeypatch: pyte
     assert any("more than 500 files" in problem.text for problem in config.problems)
 
 
+def test_files_that_addconn_would_read_for_ever_are_told_from_others(tmp_path: Path) -> None:
+    """The mark is set where the file is opened; the name of a file does not count."""
+    names = {"fifo": True, "huge": True, "missing MiB, not read": False, "regular": None}
+    os.mkfifo(tmp_path / "fifo")
+    for name, size in (("huge", 8 << 30), ("regular", 0)):
+        (tmp_path / name).touch()
+        os.truncate(tmp_path / name, size)
+    for name, is_endless in names.items():
+        config = ipsec.Config(host_at(tmp_path, {"etc/ipsec.conf": f'include "/{name}"\n'}))
+        assert [problem.is_endless for problem in config.problems] == [is_endless][:is_endless is not None]
+        if is_endless:
+            with pytest.raises(ipsec.Failure, match=f'/{name}": '):
+                ipsec.check_includes(config)
+        else:
+            ipsec.check_includes(config)
+
+
 def test_secrets_that_include_each_other_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ipsec, "FILES_LIMIT", 500)
     files = {f"etc/d/{i}.secrets": "include /etc/d/*.secrets\n" for i in range(12)}

@@ -665,12 +665,34 @@ def test_what_is_no_table_of_nss_is_a_broken_database(tmp_path: Path, monkeypatc
 
 def test_a_database_that_is_read_slowly_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = sqlite3.connect(tmp_path / "cert9.db")
-    base.executescript(f"CREATE VIEW nssPublic AS {ENDLESS} SELECT n AS id, x'00' AS a0 FROM more WHERE n < 0")
+    base.execute("CREATE TABLE nssPublic (id, a0)")
+    base.executemany("INSERT INTO nssPublic VALUES (?, x'00')", ((number,) for number in range(20_000)))
+    base.commit()
     base.close()
-    monkeypatch.setattr(ipsec, "NSS_READ_TIME", 0.2)
+    monkeypatch.setattr(ipsec, "NSS_READ_TIME", 0.0)
     with pytest.raises(ipsec.SlowDatabase) as caught:
         NssDatabase(Host({}), str(tmp_path)).damage("cert9.db")
     assert "rm " not in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("name", ["cert9.db", "key4.db"])
+@pytest.mark.parametrize("made", [
+    f"CREATE VIEW metaData AS {ENDLESS} SELECT n AS id, x'00' AS item1 FROM more",
+    f"CREATE VIEW endless AS {ENDLESS} SELECT n FROM more; CREATE TRIGGER slow AFTER INSERT ON {{table}} "
+    "BEGIN SELECT count(*) FROM endless; END",
+], ids=["view", "trigger"])
+def test_a_view_or_trigger_that_only_the_tools_of_nss_would_run(tmp_path: Path, name: str, made: str) -> None:
+    """They would run for ever: the file is named before."""
+    database(tmp_path, "x")
+    nss = NssDatabase(Host({}), str(tmp_path))
+    assert not nss.contains(name, b"CREATE VIEW ", b"CREATE TRIGGER ")
+    base = sqlite3.connect(tmp_path / name)
+    base.executescript(made.format(table="nssPublic" if name == "cert9.db" else "nssPrivate"))
+    base.close()
+    assert nss.contains(name, b"CREATE VIEW ", b"CREATE TRIGGER ")  # the question of verify
+    assert nss.damage(name).startswith("is damaged: it contains a ")
+    with pytest.raises(ipsec.BrokenDatabase, match=f"/{name}: it contains a (view|trigger), which NSS does not write"):
+        nss.check()
 
 
 def test_a_database_of_8_gib_is_not_read(tmp_path: Path) -> None:
