@@ -14113,15 +14113,15 @@ def count_leading(words: Sequence[str]) -> int:
 # --- finding and describing commands ------------------------------------------------------------------------
 
 
-# The archive's __main__.py (see build.py) sets BLOCKS and FRONT.  BLOCKS is the path of the archive's member
-# with the blocks.  FRONT is the bytecode of sections 1, 2, 10 and 12; it is the dictionary with which the
-# blocks are compressed.
+# The archive's __main__.py (see build.py) sets BLOCKS and FRONT.  BLOCKS is the path of the file in the archive
+# that has the blocks.  FRONT is the bytecode of sections 1, 2, 10 and 12; its end is a part of the dictionaries
+# with which the blocks are compressed.  FRONT is empty if the archive has no bytecode for this Python.
 BLOCKS = ""
 FRONT = b""
 loaded_blocks = 0  # Bit N is set if block N is loaded.
-# Held while a thread loads blocks: a block that runs twice defines its classes and tables again.
+# The lock is held while a thread loads blocks: a block that runs twice would define its classes and tables again.
 loading = _thread.RLock()
-WINDOW = 32768  # zlib uses only this number of bytes at the end of a dictionary
+WINDOW = 32768  # zlib uses only the last WINDOW bytes of a dictionary.
 
 
 def load_rest(name: str = "") -> None:
@@ -14130,7 +14130,8 @@ def load_rest(name: str = "") -> None:
     Loading a block registers its commands.  If `name` is `:NAME`, the blocks that define the global NAME are
     loaded (see load_part).  If ipsec.py runs as a plain file, do nothing, because all code is loaded already.
 
-    The archive starts with the front, sections 1, 2, 10 and 12.  Each other section or subsection is a block.
+    Sections 1, 2, 10 and 12 are the front, which the archive always runs first.  Each other section or
+    subsection is a block.
     A block is a list of pieces of compressed bytecode.  The zlib dictionary of a piece is the end of the
     front, followed by the constants of the piece, which are the same for all interpreters.  If the archive
     has no bytecode for a block, the block is three numbers: the number of lines before it in ipsec.py, and
@@ -14144,13 +14145,13 @@ def load_rest(name: str = "") -> None:
 
 
 def load_blocks(name: str) -> None:
-    """Load the blocks of load_rest(), which holds `loading`."""
+    """Load the blocks that load_rest(name) loads.  The caller holds the lock `loading`."""
     global loaded_blocks
     import gc
     from marshal import loads
     from zlib import decompress, decompressobj
     get_data: Callable[[str], bytes] = globals()["__loader__"].get_data
-    gc.disable()  # all objects that are loaded stay in use, so a garbage collection would find nothing
+    gc.disable()  # All loaded objects stay in use, so a garbage collection would find nothing.
     index, *blocks = loads(get_data(BLOCKS))
     needed = index.get(name, 0) if name else -1
     source = b""
@@ -14199,7 +14200,7 @@ def read_packed(name: str) -> bytes:
 def find_command(name: str) -> Command | None:
     """Return the built-in command with this name or alias, or None if there is none.
 
-    The name may have two leading dashes, as in 5.x.
+    The name may have two leading dashes, as in libreswan 5.x.
     """
     bare = name.removeprefix("--")
     if name not in COMMANDS and bare not in COMMANDS:
@@ -14226,8 +14227,8 @@ SELF_TESTS = ("algparse", "asn1check", "cavp", "dncheck", "enumcheck", "getpeerc
 def is_mentioned(name: str) -> bool:
     """Return whether --help lists this file of the exec directory.
 
-    As in libreswan, it does not list `ipsec` itself, internal files (`_...`) and backups.  It does not list
-    the SELF_TESTS either, which libreswan's own help lists.
+    As in libreswan, --help does not list `ipsec` itself, internal files (`_...`) or backups.  It does not
+    list the SELF_TESTS either, although libreswan's own --help lists them.
     """
     if name == "ipsec" or name in SELF_TESTS:
         return False
@@ -14244,7 +14245,7 @@ def command_names(host: Host) -> list[str]:
             if is_mentioned(name) and host.executable(os.path.join(host.execdir, name)):
                 names.add(name)
     except OSError:
-        pass  # libreswan is not installed: only the built-in commands exist
+        pass  # Without libreswan's exec directory, only the built-in commands exist.
     return sorted(names)
 
 
@@ -14286,7 +14287,7 @@ def describe(entry: Command) -> str:
 # the message that says why the command can't run, and a hint.
 NOT_HERE = {
     **dict.fromkeys(("eroute", "klipsdebug", "pf_key", "spi", "spigrp", "tncfg"),
-                    ("is a command of KLIPS, a kernel stack that libreswan 4.0 and later does not have",
+                    ("is a command of KLIPS, a kernel stack that libreswan 4.0 and later do not have",
                      "ipsec look shows the states and policies of Linux's own stack")),
     "portexcludes": ("is a script that libreswan's packages don't include",
                      "write conns with type=passthrough"),
@@ -14392,17 +14393,18 @@ def version_line(host: Host) -> str:
 # pluto(8).
 
 LEFT_OUT = "[redacted]"
-# Reports show the known arguments of these programs, and only the number of arguments of other programs
+# Reports show the known arguments of these programs.  For other programs, reports show only the name and the
+# number of the arguments.
 IPSEC_PROGRAMS = frozenset((
     "pluto whack addconn ipsec ipsec.pyz ipsec.py _plutorun _stackmanager _updown _updown.xfrm "
     "_updown.netkey readwriteconf charon charon-systemd starter xl2tpd").split())
-# Options of these programs whose values are harmless
+# Options of IPSEC_PROGRAMS whose values are harmless, so that reports show the values.
 SHOWN_VALUES = frozenset((
     "config conf logfile nssdir rundir ctlsocket ctlbase ipsecdir secretsfile dumpdir "
     "coredir nhelpers interface listen keep-alive keepalive perpeerlogdir name host to "
     "client ikeport virtual-private virtual_private root section init timeout output since up down "
     "add delete replace route unroute ondemand start").split())
-# Options of these programs that are shown without their values; shown_arguments() adds whack's options
+# Options of IPSEC_PROGRAMS that reports show without their values.  shown_arguments() adds whack's options.
 PLUTO_OPTION_NAMES = frozenset((
     "nofork fork uniqueids stderrlog logappend log-no-append log-no-time log-no-ip log-no-audit use-xfrm "
     "use-netkey use-nostack strictcrlpolicy crl-strict crlcheckinterval ocsp-enable ocsp-strict "
@@ -14411,7 +14413,7 @@ PLUTO_OPTION_NAMES = frozenset((
     "expire-shunt-interval expire-bare-shunts force-busy perpeerlog vendorid version help "
     "optionsfrom global-redirect selftest debug-all debug-none verbose quiet dry-run foreground "
     "native json checkconfig checknss checknflog stopnflog initnss autoall liststack configsetup").split())
-# Arguments that are shown although they are not options
+# Arguments of IPSEC_PROGRAMS that are not options and that reports show.
 COMMAND_WORDS = IPSEC_PROGRAMS.union(
     "setup start stop restart status auto barf verify look show up down add replace delete route "
     "unroute ondemand listen reload tunnels why import checknss initnss checknflog stopnflog yes "
@@ -14501,8 +14503,8 @@ def program_place(words: Sequence[str]) -> int:
 def shown_arguments(words: Sequence[str]) -> str:
     """Return a command line without secrets.
 
-    For an IPsec program, LEFT_OUT replaces the unknown arguments.  For another program, only its name and the
-    number of its arguments are shown.
+    For an IPsec program, LEFT_OUT replaces each unknown argument, and each value of an option that may be
+    secret.  For another program, only its name and the number of its arguments are shown.
     """
     if not words:
         return ""
@@ -14514,7 +14516,7 @@ def shown_arguments(words: Sequence[str]) -> str:
 
     options = PLUTO_OPTION_NAMES.union(row[0].partition("=")[0] for row in table_rows(WHACK_OPTIONS))
     shown = [*words[:place + 1]]
-    value_is_shown = False  # whether this word can only be the harmless value of the option before it
+    value_is_shown = False  # Whether the next word is the value of an option in SHOWN_VALUES.
     for word in words[place + 1:]:
         if word.startswith("-"):
             key, equals, _ = word.lstrip("-").partition("=")
@@ -14665,9 +14667,9 @@ def shown_script_line(line: str) -> str:
 def shown_syslog_line(line: str) -> str:
     """Return the shown text for a line of the configuration of rsyslog or syslog-ng.
 
-    The text is a selector with its target, or the first two words of an include line and of some other
-    directives.  For any other line, it is LEFT_OUT after the first word up to the first bracket.  LEFT_OUT
-    also replaces this word if it is not harmless.
+    For a selector, the text is the selector and its target.  For an include line and some other directives,
+    the text is the first two words.  For any other line, the text is the first word, which ends before `(` or
+    `{`, and then LEFT_OUT.  LEFT_OUT also replaces the first word if shown_name() does not allow it.
     """
     words = line.split()
     first = words[0]
@@ -14683,7 +14685,7 @@ def shown_syslog_line(line: str) -> str:
 def shown_resolver_line(line: str) -> str:
     """Return the shown text for a line of resolv.conf: addresses, domains and known options.
 
-    A comment at the end of the line is dropped, because the resolver ignores such text.
+    Text after `#` or `;` is dropped, because it may be a comment with a secret.
     """
     words = line.partition("#")[0].partition(";")[0].split()
     if words[0] in ("nameserver", "search", "domain", "sortlist"):
@@ -14744,34 +14746,36 @@ def shown_mode_line(line: str) -> str:
 
 # --- logs: the lines that a report shows --------------------------------------------------------------------
 #
-# Many programs write to the system's log.  A report shows only the lines of IPsec programs, lines of the
-# kernel and of systemd about IPsec, and lines that name no program.  Bytes that pluto dumps may be keys, so
-# they are masked.  Used by barf and `ipsec redact`.  Facts: pluto(8), RFC 3164.
+# Many programs write to the system's log.  From this log, a report shows only the lines of IPsec programs,
+# and the lines of the kernel and of systemd about IPsec.  From pluto's own log file (logfile=), a report also
+# shows lines that name no program.  Bytes that pluto dumps may be keys, so they are masked.
+# Used by barf and `ipsec redact`.  Facts: pluto(8), RFC 3164.
 
-# Programs whose lines are shown from the system's log: daemons and addconn, and then scripts and commands.
-# The text of scripts may come from anybody (`logger -t ipsec`), so it is shown as by shown_words()
+# Programs whose lines a report shows: first daemons and addconn, then scripts and commands.  Anybody can write
+# a line in the name of a script (`logger -t ipsec`), so shown_words() masks the text of these lines.
 LOGGED_DAEMONS = frozenset(
     "pluto addconn charon charon-systemd charon-nm starter ipsec_starter ipsec-starter xl2tpd".split())
 LOGGED_SCRIPTS = frozenset(
     "ipsec ipsec__plutorun _plutorun ipsec_setup whack _updown swanctl libreswan systemd".split())
 # Dumped bytes: four or more pairs of hexadecimal digits, and the rest of the line.  The rest is masked too,
-# because a dump repeats the bytes there as text
+# because a dump repeats the bytes there as text.
 DUMP_START = r"(?:(?<![\w.:/-])|(?<=\b0x))(?!fd \d\d? *$)[0-9A-Fa-f]{2}(?:  ?[0-9A-Fa-f]{2}(?![\w:]))"
 DUMP_RUN = DUMP_START + "{3,}.*"
-# Two or three pairs, as in the last row of a dump: the end of the line or the bytes as text follow
+# Two or three pairs of hexadecimal digits, as in the last row of a dump.  After the pairs, the line ends, or the
+# same bytes follow as text.
 SHORT_RUN = DUMP_START + r"{1,2}(?: *$|(?:  | \[).*)"
-# Bytes that are no part of a key: a number that stands in decimal before them, an SPI, and an address
+# Dumped bytes that are not part of a key: a number that the line also shows in decimal, an SPI, and an address.
 PLAIN_BYTES = (r"\s*(?:[\w /]+: \d+ \((?:[0-9a-f]{2} ?){1,4}\)"
                r"|(?:\w+ (?:SPI|spis?|cookie)|IP (?:start|end)): (?:[0-9a-f]{2} {0,2}){4,8})\s*")
 LONG_HEX = r"(?<![0-9A-Za-z])(?:0x)?[0-9A-Fa-f]{17,}(?![0-9A-Za-z])"  # longer than an IKE SPI
-# A word of letters and digits in a message about a secret.  Names, addresses, numbers and algorithms do not
-# match.
+# A word with at least eight letters and digits of both kinds, in a message about a secret.  Names with a dot, a
+# hyphen or an underscore, addresses, numbers and DH groups such as modp2048 do not match.
 OPAQUE_WORD = (r"(?<![\w@.:/=(<-])(?!modp\d{4}\b|curve25519\b|0x[0-9a-f]{1,16}\b)"
                r"(?=[a-z+/]*\d)(?=[\d+/]*[a-z])[a-z0-9+/]{8,}=*(?![\w@.:)>-])")
 # Bytes in base64 in a debug message
 BASE64_WORD = r"(?<![\w@.:/=(<-])(?=\S*\d)(?=\S*[a-z])(?=\S*[A-Z])[A-Za-z0-9+/]{16,}={0,2}(?![\w@.:)>-])"
 PUBLIC_WORDS = r"ckaid|public|keyid|serial"
-# A line that an updown script printed
+# A line of pluto's log with the output of an updown script: the text before the output, and the output.
 SCRIPT_OUTPUT = r"(.*?\b[a-z]+-(?:host|client)(?:-v6)? output: )(.*)"
 # Messages of the kernel about pluto and IPsec: crashes, denials by security modules, XFRM, and packets of
 # IKE, ESP and AH that firewall rules log
@@ -14816,10 +14820,10 @@ ADDCONN_START = (
     r"|ERROR|WARNING|warning|FATAL"
     r"|(?:load|listen|forgett|add|open|initiat|terminat)ing "
     r"|(?:unterminated|expected|no|ipsec|Kernel) ")
-# Pieces are joined up to this number of characters.  Commands of updown scripts have about 1,500
+# Pieces of a message are joined up to this number of characters.  Commands of updown scripts have about 1,500.
 LONGEST_MESSAGE = 1 << 14
 # A line with a piece of a message.  The groups: the text before the piece, the kind of the piece, its offset
-# in a command, and the piece
+# in a command, and the piece.
 MESSAGE_PIECE = r"(.*?(?:^|: ))(addconn: |\| cmd\( *(\d+)\):)(.*)"
 
 
@@ -14850,7 +14854,7 @@ def joined_pieces(lines: Iterable[str]) -> Iterator[str]:
         is_next = False
         if len(whole) > LONGEST_MESSAGE:
             before = None
-        if before and before[2][:4] == piece[2][:4]:  # two pieces of addconn, or of a command
+        if before and before[2][:4] == piece[2][:4]:  # both are of addconn, or both are of a command
             if offset:
                 is_next = offset != "0"
             elif is_cut(before[4]):
@@ -14871,8 +14875,8 @@ def joined_pieces(lines: Iterable[str]) -> Iterator[str]:
 def is_cut(text: str) -> bool:
     """Return whether the end of an addconn message may be missing.
 
-    That is so if a quote is open, if the message begins with the name of a file, or if it ends within the
-    word `ERROR` and the blank after it.
+    That is so if a quote is open, if the message begins with the name of a file (`"/...`, also after
+    `ERROR `), or if the message is empty, `ERROR `, or a beginning of `ERROR `.
     """
     text = text.removeprefix("ERROR ")
     return text.count('"') % 2 > 0 or text.startswith('"/') or "ERROR ".startswith(text)
@@ -14929,7 +14933,7 @@ class LogFilter:
             tag = self.bare_tag.match(line)
             return (os.path.basename(tag[1]), tag.end()) if tag else ("", 0)
         end = time_match.end()
-        if line.startswith(":", end):  # the form of the file of logfile=
+        if line.startswith(":", end):  # a line of pluto's own log file (logfile=)
             return "pluto", end + 1
         tag = self.tag.match(line, end)
         return (os.path.basename(tag[1] or tag[2]), tag.end()) if tag else ("?", end)
@@ -14947,7 +14951,7 @@ class LogFilter:
         if program == "systemd":
             if not any(word in message.lower() for word in ("ipsec", "pluto", "libreswan")):
                 return None
-            for mark in ("ignoring: ", "absolute: ", "Environment="):  # the text of a directive follows
+            for mark in ("ignoring: ", "absolute: ", "Environment="):  # the text of a unit file follows
                 head, found, _ = message.partition(mark)
                 if found:
                     message = head + mark + REDACTED
@@ -14958,8 +14962,9 @@ class LogFilter:
     def without_bytes(self, line: str) -> str:
         """Return the line with `[redacted N bytes]` in place of dumped bytes and the rest of the line.
 
-        In a debug line without dumped bytes, only long hexadecimal numbers are masked.  The log prefix of a
-        firewall rule is masked as by without_log_prefix().
+        In a debug line without dumped bytes, long hexadecimal numbers and words in base64 are masked.  Output of
+        an updown script is passed to shown_output().  Opaque words are masked in a text that speaks of a
+        secret (_without_opaque).  The log prefix of a firewall rule is masked by without_log_prefix().
         """
         line = without_log_prefix(line)
         head, bar, text = line.partition("| ")
@@ -14984,20 +14989,26 @@ class LogFilter:
         return head + bar + self._without_opaque(text)
 
     def _without_opaque(self, text: str) -> str:
-        """Return a text that speaks of a secret with its opaque words masked.  Other text is returned as it is."""
+        """Return `text`.  If it speaks of a secret, its opaque words are masked."""
         return self.opaque_word.sub(self._mask_word, text) if self.speaks.search(text) else text
 
     def _mask_word(self, match: re.Match[str]) -> str:
-        """Return the mask for a word, or the word if its parts are ordinary words, as in IKEv2+PSK, or if the
-        text before the word says that it is public."""
+        """Return the mask for an opaque word.
+
+        Return the word unchanged if its parts are ordinary words, as in IKEv2+PSK, or if the text before the
+        word says that the word is public.
+        """
         is_public = self.public_words.search(match.string, max(0, match.start() - 40), match.start())
         if is_public or all(map(is_harmless_word, match[0].replace("+", "/").split("/"))):
             return match[0]
         return REDACTED
 
     def _mask_hex(self, match: re.Match[str]) -> str:
-        """Return the mask for a long hexadecimal number.  A CKAID is not masked: it only identifies a key.  A decimal
-        number of 64 bits is not masked either."""
+        """Return the mask for a long hexadecimal number.
+
+        Return the number unchanged if it is a CKAID, which only identifies a key, or if it may be a decimal
+        number of 64 bits (up to 20 decimal digits).
+        """
         before = match.string[max(0, match.start() - 12):match.start()]
         if "ckaid" in before.lower() or (match[0].isdecimal() and len(match[0]) <= 20):
             return match[0]
@@ -15006,8 +15017,10 @@ class LogFilter:
 
 
 def shown_output(text: str) -> str:
-    """Return a line that an updown script printed as a report shows it: a command of `sh -x` as by
-    shown_arguments(), other text as by shown_words()."""
+    """Return the shown text for a line that an updown script printed.
+
+    A command that `sh -x` printed is passed to shown_arguments(), other text to shown_words().
+    """
     traced = text.lstrip("+")
     if traced != text and traced.startswith(" "):
         return f"+ {shown_arguments(traced.split())}"
@@ -15030,9 +15043,9 @@ def dumped(text: str) -> str:
 # bodies that barf and look share.  A section that can't block is produced when its turn comes.  A section
 # that runs programs or asks pluto is produced in a thread that starts with the report.  A section that may
 # have very much text is produced in a process.  A thread or process streams its text: section -> redaction ->
-# pipe -> sink.  If no text arrives in the pipe within a time limit, the section times out.
+# pipe -> sink.  A section times out if the sink waits for its text longer than a time limit.
 
-# How a section can end.  `absent`: this host does not have the data that the section shows
+# How a section can end.  `absent` means that this host does not have the data that the section shows.
 OUTCOMES = ("ok", "absent", "denied", "failed", "timeout")
 INCOMPLETE = ("denied", "failed", "timeout")
 FAILED = ("failed", "timeout")
@@ -15137,11 +15150,11 @@ class Report:
         host.patience = min(host.patience, self.timeout / 2)
         self.config = Config(host)
         self.redactor = redactor_of(host, args.flag("--show-secrets"), self.config)
-        self.program_timeout: float | None = None  # seconds; only set if a section has no Worker with a limit
+        self.program_timeout: float | None = None  # Seconds; set if a section runs without a Worker.
         self.log_filter = LogFilter()
         self.in_file = False  # Whether the report is written to a file that the user named.
-        self.size = 0  # the bytes of text that counting() has written so far
-        self.masked = 0  # How often the text that counting() has written so far has a mask.
+        self.size = 0  # The number of bytes of text that counting() has written so far.
+        self.masked = 0  # The number of masks in the text that counting() has written so far.
         self.ended: dict[str, list[str]] = {}  # For each outcome, the names of the sections with this outcome.
         self._verdicts: list[Finding] | None = None
         self._verifying = _thread.allocate_lock()
@@ -15291,7 +15304,7 @@ class Worker:
 
         Raises OSError if no process can be made.
         """
-        with loading:  # the new process has no thread that could release it
+        with loading:  # Another thread must not hold `loading` now: in the new process, no thread could release it.
             self.pid = os.fork()
         if self.pid:
             os.close(self.writer)
@@ -15508,9 +15521,9 @@ class OutputFile:
 def start_workers(report: Report, sections: Sequence[ReportSection], sink: TextSink) -> dict[str, Worker]:
     """Start the sections that are `slow` or `apart` before their turn, and return their workers by name.
 
-    Processes are started before threads, because a fork copies only the thread that calls fork().  The result
-    lacks sections that are left out, sections that pass data to the sink, and sections for which no thread or
-    process can be made.
+    The result lacks sections that are left out, sections that pass data to the sink, and sections for which no
+    thread or process can be made.  Processes are started before threads, because a fork copies only the thread
+    that calls fork(): a lock that another thread holds would stay locked in the new process.
     """
     workers: dict[str, Worker] = {}
     for section in sorted(sections, key=lambda part: not part.apart):
@@ -15558,7 +15571,7 @@ def write_section(report: Report, section: ReportSection, sink: TextSink, worker
 
 
 def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink) -> dict[str, list[str]]:
-    """Write all sections in this order.  Return a dict from each outcome to the names of its sections."""
+    """Write the sections in the given order.  Return a dict from each outcome to the names of its sections."""
     ended = report.ended
     show_progress = report.shows_progress
     begun = time.monotonic()
@@ -15577,7 +15590,7 @@ def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink
             ended.setdefault(outcome, []).append(section.name)
         sink.close()
     finally:
-        for worker in workers.values():  # after Ctrl-C, a full disk or a closed pipe, some still run
+        for worker in workers.values():  # Workers are left after Ctrl-C, a full disk or a closed pipe.
             worker.give_up()
         report.host.end_all()
         if show_progress:
@@ -15588,8 +15601,8 @@ def run_report(report: Report, sections: Sequence[ReportSection], sink: TextSink
 def end_on_signals(host: Host) -> None:
     """Make SIGINT (Ctrl-C), SIGTERM and SIGHUP call Host.interrupt().
 
-    Then the process stops its programs and removes its unfinished files before it ends.  A signal that is
-    ignored (nohup(1)) stays ignored.
+    So after one of these signals, the process stops its programs and removes its unfinished files before it
+    ends.  A signal that is ignored (nohup(1)) stays ignored.
     """
     import signal
 
@@ -15615,10 +15628,10 @@ def completeness(host: Host, name: str, ended: Mapping[str, Sequence[str]], outc
 
 
 def missing_rights(host: Host, name: str, sections: Sequence[str]) -> str:
-    """Return a line with the number of sections that the system denied, and the way to get the rights.
+    """Return a line that says how many sections the system denied, and how to get the missing rights.
 
-    `name` is the command that the line begins with, and `sections` has the names of the sections.  If no
-    missing right is known, the line has these names instead of the way.
+    `name` is the command, with which the line begins.  `sections` has the names of the denied sections.  If
+    this process is root and lacks none of the capabilities, the line lists these names instead.
     """
     count = count_text(len(sections), "section")
     verb = "needs" if len(sections) == 1 else "need"
@@ -15665,7 +15678,7 @@ def program_output(*argv: str, hint: str = "") -> SectionBody:
 def resolved(name: str) -> tuple[str, list[str]]:
     """Ask the resolver for a host name, as hostname(1) does, and return the full name and the addresses.
 
-    Raises Missing if the resolver does not know the name.
+    Raises Missing if the resolver returns no address, for example because the name does not exist.
     """
     import _socket as socket
     try:
@@ -15811,14 +15824,14 @@ NFT_FIELDS = {
     "rt ipsec": "ipsec-out", "meta ipsec": "ipsec-in", "meta secpath": "ipsec-in",
     "reverse-path": "reverse-path",  # see with_reverse_path()
 }
-# These words imply a condition on the protocol or on the IP family.
+# Words of nft's rules that imply a condition on the protocol or on the IP family.
 NFT_IMPLIED = {
     "tcp": ("proto", "tcp", False), "udp": ("proto", "udp", False), "icmp": ("proto", "icmp", False),
     "icmpv6": ("proto", "icmpv6", False), "esp": ("proto", "esp", False), "ah": ("proto", "ah", False),
     "ip": ("family", "ipv4", False), "ip6": ("family", "ipv6", False),
 }
-# These statements have no effect on the packet.  A key is the first word of a statement.  The value of the
-# key has the words of the statement that are followed by a value, such as `prefix`.
+# Statements of nft's rules that have no effect on the packet.  A key is the first word of a statement.  The
+# value of the key has the words of the statement that are followed by a value, such as `prefix`.
 NFT_SILENT = {
     "log": ("prefix", "level", "flags", "group", "snaplen", "queue-threshold"),
     "counter": ("packets", "bytes", "name"),
@@ -15839,7 +15852,7 @@ RULE_TARGETS = {
     "netmap": "?", "queue": "?", "nfqueue": "?", "?": "?",
 }
 IPTABLES_TABLES = ("filter", "nat", "mangle", "raw", "security")
-# These families of tables apply to a packet of each IP family.
+# The families of the tables whose rules apply to a packet, by the IP family of the packet.
 TABLE_FAMILIES = {"ipv4": ("ip", "inet"), "ipv6": ("ip6", "inet")}
 
 
@@ -16088,8 +16101,8 @@ def nft_rules(text: Sequence[str]) -> Iterator[Rule]:
     """
     conditions: list[Condition] = []
     text = with_reverse_path(text)
-    # a condition joins fields (`.`), masks bits (`&`, `|`), or tests the addresses of a conntrack entry or the
-    # result of a route lookup in place of the packet's own addresses and interfaces
+    # Conditions of these kinds can't be evaluated: joined fields (`.`), masked bits (`&`, `|`), addresses of a
+    # conntrack entry (`ct original`, `ct reply`), and the result of a route lookup (`fib`).
     is_joined = (not {".", "&", "|", "original", "reply"}.isdisjoint(text)
                  or ("fib" in text and "type" not in text))
     words = RuleWords(text)
@@ -16239,7 +16252,8 @@ def net_fits(mine: str, wanted: str) -> bool | None:
 def device_fits(mine: str, wanted: str) -> bool | None:
     """Return whether the interface `mine` matches the interface of a rule (`eth0`, `eth+`, `eth*`).
 
-    An empty `mine` means that the interface is unknown.  The result is then None, but False for `lo`.
+    An empty `mine` means that the interface is unknown.  In this case the result is False if the rule is about
+    `lo`, and None if the rule is about another interface.
     """
     if not mine:
         return False if wanted == "lo" else None  # packets of IKE and of tunnels never use lo
@@ -16253,7 +16267,7 @@ def value_fits(field: str, mine: str, wanted: str) -> bool | None:
 
     `mine` has all spellings of the packet's value, separated by blanks.  `wanted` is the value of the rule.
     """
-    if wanted.startswith("@"):  # a named set
+    if wanted.startswith("@"):  # a set whose contents are unknown
         return None
     if field in ("src", "dst"):
         return net_fits(mine, wanted)
@@ -16263,7 +16277,7 @@ def value_fits(field: str, mine: str, wanted: str) -> bool | None:
         return reqid_fits(mine, wanted)
 
     low, dash, high = wanted.replace(":", "-").partition("-")
-    if dash and low.isdigit() and high.isdigit():  # nft prints the numbers also for a range of protocols
+    if dash and low.isdigit() and high.isdigit():  # nft prints a range of protocols as numbers
         return any(int(low) <= int(word) <= int(high) for word in mine.split() if word.isdigit())
     return wanted.lower() in mine.split()
 
@@ -16272,8 +16286,8 @@ def reqid_fits(mine: str, wanted: str) -> bool | None:
     """Return whether the reqid `mine` is in the range `wanted` (`16385-20000` or `7`).
 
     Return None if this is unknown.  `mine` is empty if pluto chooses the reqid.  The first reqid that pluto
-    chooses for ESP is MANUAL_REQID_MAX + 2, so a range that contains this reqid counts as one for all
-    connections.
+    chooses for ESP is MANUAL_REQID_MAX + 2.  A range that contains this number is assumed to contain every
+    reqid that pluto chooses.
     """
     first, dash, last = wanted.partition("-")
     last = last or first
@@ -16634,10 +16648,11 @@ def syslog_lines(host: Host, name: str) -> list[str]:
 
 # An attempt that has only these causes still runs, so the cause of an earlier attempt is reported instead
 PENDING_CAUSES = frozenset(("half-open", "waiting"))
-# Attempt.clues leaves out the causes of the first of these sets with which any clue is left.  After a
-# failure, the peer can answer the next requests for a Child SA with TEMPORARY_FAILURE
+# Sets of causes that say little.  Attempt.clues tries the sets in this order: it leaves out the clues with a
+# cause in the set, and stops at the first set after which any clue is left.  `peer-busy` says little because the
+# peer can answer TEMPORARY_FAILURE to requests for a Child SA that follow a failure for another cause.
 LITTLE_KNOWN = (PENDING_CAUSES | {"peer-busy"}, PENDING_CAUSES, frozenset[str]())
-# An address is requested only once for each IKE SA, so these causes count for all later requests
+# An address is requested only once for each IKE SA, so these causes count for all later requests of this SA.
 LASTING_CAUSES = ("pool", "mode-config")
 
 REFUSES = ("responding to*with*notification", "sending*notification")
@@ -16686,7 +16701,7 @@ def has_any(patterns: Iterable[str], text: str) -> bool:
 
 
 def child_came_up(text: str) -> bool:
-    """Return whether a line reports that a Child SA came up, and not what happened to an established one."""
+    """Return whether a line reports that a Child SA came up.  Other lines about an established one don't count."""
     return has_any(CHILD_UP, text) and not has_any(("delete established", "in use by"), text)
 
 
@@ -16742,7 +16757,7 @@ class Attempt:
             return
         if has_any(IKE_UP, text) and "rejected" not in text:
             self.ike_up = True
-            # the peer did not stop halfway
+            # The IKE SA is up, so clues that say that the peer did not answer are dropped.
             self.rounds = [[clue for clue in clues if clue.cause.name not in PENDING_CAUSES]
                            for clues in self.rounds]
             return
@@ -16884,7 +16899,7 @@ def take_without_state(attempts: list[Attempt], line: LogLine, text: str) -> Non
 
 
 def take_unassigned(attempts: list[Attempt], line: LogLine, text: str) -> None:
-    """Add a line that names the peer's address but no connection to the last attempt or to a new attempt.
+    """Add a line to the last attempt or to a new attempt.  The line names the peer's address, but no connection.
 
     Lines that may be about another connection with this peer are ignored, and so are lines without a cause.
     """
@@ -17079,7 +17094,7 @@ CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str
       "xfrm esp algorithms"),
     ("interface", "interface not made", "here",
      "the kernel did not create the interface of ipsec-interface= or vti-interface=",
-     "whether the kernel has CONFIG_XFRM_INTERFACE, and which interface already has that name or number",
+     "whether the kernel has CONFIG_XFRM_INTERFACE, and whether another interface has the same name or number",
      "ip -d link show type xfrm",
      ("xfrmi is not supported", "ipsec-interface is not supported", "ipsec-interface=* not supported",
       "ipsec-interface is not working", "missing CONFIG_XFRM_INTERFACE", "CONFIG_XFRM_INTERFACE fail",
@@ -17771,7 +17786,7 @@ CAUSES = tuple(Cause(*row) for row in CAUSE_ROWS)
 CAUSE_BY_NAME = {cause.name: cause for cause in CAUSES}
 
 # Each row is a pattern of a line in which this host refuses the peer, and the name of the cause.  The first
-# row that matches counts.  Such a line is not compared with the patterns in CAUSE_ROWS.
+# row that matches counts.  Attempt.take() does not compare such a line with the patterns in CAUSE_ROWS.
 REFUSAL_CAUSES = (
     ("no suitable connection", "unknown-peer"), ("TS_UNACCEPTABLE", "ts-here"),
     ("AUTHENTICATION_FAILED", "refused-here"),
@@ -17955,8 +17970,9 @@ class Facts:
     def ask_addconn(self) -> None:
         """Start the installed `addconn --checkconfig`, which reads the configuration while other checks run.
 
-        addconn is not started under --root, or if it is not installed.  It is also not started if this
-        process can't read a file of the configuration, because addconn would fail or hang at the same file.
+        addconn is not started under --root, or if it is not installed.  It is also not started if ipsec.conf is
+        missing, or if a file of the configuration can't be read, because addconn would fail or hang at the
+        same file.
         """
         config = self.config
         program = os.path.join(self.host.execdir, "addconn")
@@ -18303,13 +18319,17 @@ class Facts:
 
     @property
     def has_database(self) -> bool:
-        """Whether this process sees cert9.db and key4.db of the NSS database.  Raises TimeoutError."""
+        """Whether cert9.db and key4.db of the NSS database exist.
+
+        Raises TimeoutError if the file system does not answer.
+        """
         return all(self.host.exists(f"{self.nssdir}/{name}") for name in NSS_FILES[1:])
 
     def database(self) -> NssDatabase:
         """Return the NSS database.
 
-        Raises NotChecked if a file of the database is missing, and PermissionError if only root can see that.
+        Raises NotChecked if a file of the database is missing, and PermissionError if only root can read the
+        directory.
         """
         if not self.has_database:
             if not self.host.superuser and self.host.exists(self.nssdir):
@@ -18477,8 +18497,8 @@ class Tunnel(Record):
     `here` is the side that is this host, left or right.  `ours` are the networks of this end, and `behind`
     are those for which this host must forward packets.  `theirs` are the networks of the peer or, if this
     host assigns an address to the peer, the first address of the pool.  `peer` is the peer's address,
-    `device` the interface of the route to the peer, and `address` the address of this end.  Each of these
-    fields is empty if it is unknown, for example if the peer assigns the address of this end.
+    `device` the interface of the route to the peer, and `address` the address of this end.  A field is empty
+    if its value is unknown.  For example, `ours` is empty if the peer assigns an address to this host.
     """
 
     conn: Conn
@@ -18619,7 +18639,7 @@ def check_installed(facts: Facts) -> Iterator[Trouble]:
 @verify_check(
     "xfrm", "Checking for IPsec support in kernel",
     checks="Whether the kernel's XFRM stack answers on a NETLINK_XFRM socket, whether root is permitted to "
-           "use it, and whether disable_xfrm is off for all interfaces and for those towards the peers. With "
+           "use it, and whether disable_xfrm is 0 for `all` and for the interfaces towards the peers. With "
            "libreswan before 4.7, also whether net.core.xfrm_acq_expires exists.",
     matters="XFRM encrypts and decrypts packets. Pluto does not start without XFRM.",
     fix="Run modprobe xfrm_user. If the module xfrm_user is missing, boot a kernel with CONFIG_XFRM_USER. "
@@ -18765,7 +18785,7 @@ def check_config_syntax(facts: Facts) -> Iterator[Trouble]:
         reason = "; ".join(map(str, fatal[:3]))
         version = facts.host.libreswan_version()
         if refuses is None and version and config.files:
-            reason += f", by the rules of libreswan {version}"
+            reason += f" (by the rules of libreswan {version})"
         yield "FAIL", "PARSE ERROR", reason, edit_command(fatal[0])
     elif refuses:
         yield "FAIL", "REFUSED", *refused_by_addconn(config, lines[-1])
@@ -19019,7 +19039,7 @@ def check_rp_filter(facts: Facts) -> Iterator[Trouble]:
                sysctl_command("rp_filter", [device], 2))
     if not troubles:
         yield ("WARN", "ENABLED",
-               f"strict on {few(strict)}: a packet is dropped if the route to its source leads to "
+               f"the filter is strict on {few(strict)}: a packet is dropped if the route to its source leads to "
                "another interface (e.g. on a host with two uplinks)",
                sysctl_command("rp_filter", strict, 2))
 
@@ -19048,9 +19068,9 @@ def dropped_peers(facts: Facts, strict: Sequence[str]) -> Iterator[tuple[Tunnel,
 
 
 # The kernel modules that connections need.  Columns: a keyword of the connection, the value of the keyword,
-# the option of the kernel's configuration, the module.  An empty value means every value except `no`.  The
-# keyword `any` means that an address of an end contains the value: empty matches all addresses, `:` matches
-# IPv6.
+# the option of the kernel's configuration, the module.  An empty value means that the keyword has any value
+# except `no`.  The keyword `any` means that left= or right= contains the value: an empty value matches every
+# connection, and `:` matches IPv6 addresses.
 KERNEL_PARTS = (
     ("any", "", "INET_ESP", "esp4"),
     ("any", ":", "INET6_ESP", "esp6"),
@@ -19088,8 +19108,8 @@ DEFAULT_IKEV1 = "aes-sha1,aes-sha2_512,aes-sha2_256,aes_gcm", "sha1,sha2_512,sha
 def default_proposals(conn: Conn, release: tuple[int, ...] | None) -> str:
     """Return the proposals for a connection without esp=, in the form of esp=.
 
-    `release` is the installed release, or None if it is unknown.  In libreswan 3, connections use IKEv1
-    unless ikev2= says otherwise.
+    `release` is the installed release, or None if it is unknown.  In libreswan 3, a connection uses IKEv1 if
+    ikev2= is not set, or is `permit`, `never` or `no`.
     """
     version, ikev2 = conn.get("keyexchange"), conn.get("ikev2")
     is_ikev1 = version == "ikev1" or (version != "ikev2" and ikev2 in ("never", "no", "n", "false", "off"))
@@ -19104,7 +19124,8 @@ def needs_part(conn: Conn, key: str, value: str, release: tuple[int, ...] | None
     """Return whether a connection needs the kernel module in a row of KERNEL_PARTS.
 
     `key` and `value` are the first two columns of the row.  `release` is the installed release, or None if it
-    is unknown: libreswan up to 4.15 knows no other word than `no` for no interface.
+    is unknown.  Libreswan up to 4.15 accepts only the word `no` for no interface; later releases also accept
+    `n`, `false` and `off`.
     """
     if key == "any":
         return value in conn.get("left") + conn.get("right")
@@ -19284,8 +19305,8 @@ def forwarding_troubles(facts: Facts, tunnels: Sequence[Tunnel], family: str,
     that turns forwarding on for all interfaces.
 
     For IPv4, the kernel uses the sysctl `forwarding` of the interface on which a packet arrives.  For IPv6,
-    it uses the one of `all`; if that is 0, an interface with force_forwarding (since Linux 6.17) still
-    forwards.
+    the kernel uses the sysctl `forwarding` of `all`.  If that sysctl is 0, an interface whose sysctl
+    `force_forwarding` (since Linux 6.17) is 1 still forwards.
     """
     needs: dict[str, str] = {}  # by interface: a sentence that names a connection that needs forwarding
     for tunnel in tunnels:
@@ -19397,23 +19418,24 @@ def link_troubles(facts: Facts) -> Iterator[Trouble]:
     """
     routing, link_name = Routing(facts.host), link_names(facts.host)
     own = [(address, link_name[index]) for address, _, _, index in routing.addresses() if index in link_name]
-    users: dict[str, str] = {}  # By interface: the connection, and for what it needs the interface.
+    users: dict[str, str] = {}  # By interface: a sentence about a connection that needs the interface.
     outer = {tunnel.device for tunnel in facts.needed_tunnels()}  # The interfaces to the peers.
     for tunnel in facts.needed_tunnels():
         if tunnel.device:
-            users.setdefault(tunnel.device, f"conn {tunnel.conn.name}: packets for the peer leave through")
+            users.setdefault(tunnel.device,
+                             f"conn {tunnel.conn.name}: packets for the peer leave through {tunnel.device}")
         for net in filter(canonical_net, tunnel.behind):
             for address, device in own:
                 if net not in EVERYTHING and "/" in net and within(address, net):
-                    users.setdefault(device, f"conn {tunnel.conn.name}: the network {net} is behind")
+                    users.setdefault(device, f"conn {tunnel.conn.name}: the network {net} is behind {device}")
     for device, user in users.items():
         flags = routing.link(device)[0]
         if not flags & IFF_UP:
-            yield "FAIL", "DOWN", f"{user} {device}, which is down", shell_words(["ip", "link", "set", device, "up"])
+            yield "FAIL", "DOWN", f"{user}, which is down", shell_words(["ip", "link", "set", device, "up"])
         elif not flags & IFF_RUNNING:
             # the bridge of a container host has no carrier while no container runs
             level = "FAIL" if device in outer else "WARN"
-            yield (level, "NO CARRIER", f"{user} {device}, which has no carrier (cable, switch port or other end)",
+            yield (level, "NO CARRIER", f"{user}, which has no carrier (cable, switch port or other end)",
                    shell_words(["ip", "-s", "link", "show", device]))
 
 
@@ -19737,7 +19759,7 @@ def undecided_traffic(facts: Facts, traffic: Traffic, roles: Roles, path: PeerPa
     for one in traffic_directions(traffic, roles, path):
         packet = one.packet
         if path.peer and one.way == "from":
-            packet = {"src": path.peer, **packet}  # the ICMP error comes from the peer, not from a router
+            packet = {"src": path.peer, **packet}  # assume that the peer, and not a router, sends ICMP errors
         first = {"state": "new", **packet}
         chain = facts.undecided(one.hooks, **{"state": "established", **packet})
         if not chain and one.first_counts:
@@ -20069,7 +20091,7 @@ def port_troubles(facts: Facts, port: int) -> Iterator[Trouble]:
     if facts.pluto_setting("pluto_version"):
         fix = "ipsec whack --listen"
     if others:
-        reason, fix = f"; another program uses the port of {others[0]}", find_other
+        reason, fix = f"; another program uses this port of {others[0]}", find_other
     limit = listen_setting(facts.config)
     if limit:
         reason = f"; {limit.file}:{limit.line} has {limit.key}={limit.value}"
@@ -20163,8 +20185,8 @@ def loaded_troubles(facts: Facts, conn: Conn, entries: Sequence[dict[str, Any]],
         return
     changed = list(changes(conn, here, entries, names))
     if changed:
-        reason = (f"{what}: {' and '.join(changed)} of {conn.file}:{conn.line} differ from the connection "
-                  "that pluto has loaded")
+        reason = (f"{what}: the connection that pluto has loaded differs from {conn.file}:{conn.line} in "
+                  f"{' and '.join(changed)}")
         if any(map(facts.has_changed, conn.files)):
             yield "WARN", "CHANGED", reason, load_fix(conn)
         else:

@@ -885,7 +885,7 @@ def test_a_ckaid_is_compared_as_pluto_compares_it(value: str, known: bool) -> No
     ([("192.0.2.1", True), ("127.0.0.1", True)], []),
     ([("::1", True)], []),
     ([("192.0.2.1", True), ("192.0.2.2", False)], []),
-    ([("::1", True), ("0.0.0.0", False)], ["pluto has no socket for peers on port 4500; another program uses the port "
+    ([("::1", True), ("0.0.0.0", False)], ["pluto has no socket for peers on port 4500; another program uses this port "
                                            "of 0.0.0.0"]),
     ([], ["pluto has no socket for peers on port 4500"]),
 ])
