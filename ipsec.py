@@ -25515,15 +25515,18 @@ def last_uses(host: Host) -> dict[int, int]:
 def certificate_expiry(host: Host) -> list[tuple[dict[str, str], int]]:
     """Return labels and expiry (seconds since 1970) of the certificates in the NSS database.
 
-    If several certificates have the same labels, only the certificate that expires last is listed.  The list
-    is empty if the database can't be read.
+    If several certificates have the same labels, only the certificate that expires last is listed.  A
+    certificate that can't be parsed is left out.  The list is empty if the database can't be read.
     """
     ends: dict[tuple[str, str, str], int] = {}
     try:
         base = NssDatabase(host)
         base.check()
         for certificate in base.certificates():
-            parsed = parse_certificate(certificate.der)
+            try:
+                parsed = parse_certificate(certificate.der)
+            except ValueError:
+                continue
             is_ca = "yes" if parsed.is_ca else "no"
             key = certificate.nickname, parsed.subject, is_ca
             ends[key] = max(parsed.expires, ends.get(key, parsed.expires))

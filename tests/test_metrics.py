@@ -188,6 +188,20 @@ def test_where_nothing_can_be_kept_the_live_sas_count(gateway: Gateway, capsys: 
     assert "/nonexistent/metrics.state: No such file" in capsys.readouterr().err
 
 
+def test_a_certificate_that_can_t_be_parsed_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def parsed(der: bytes) -> ipsec.Parsed:
+        if der != b"good":
+            raise ValueError
+        return ipsec.Parsed("CN=gw", "CN=ca", 0, 1800000000, False)
+
+    certificates = [ipsec.Certificate(name, name.encode(), ",,", True) for name in ("bad", "good")]
+    monkeypatch.setattr(ipsec, "parse_certificate", parsed)
+    monkeypatch.setattr(ipsec.NssDatabase, "check", lambda base: None)
+    monkeypatch.setattr(ipsec.NssDatabase, "certificates", lambda base: certificates)
+    labels = {"nickname": "good", "subject": "CN=gw", "ca": "no"}
+    assert ipsec.certificate_expiry(ipsec.Host({}, root=str(tmp_path))) == [(labels, 1800000000)]
+
+
 def test_no_pluto(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     host = ipsec.Host({}, ctlsocket=str(tmp_path / "none"), nssdir=str(tmp_path))
     text = ipsec.metrics_text(ipsec.metric_families(host, 30, ""))
