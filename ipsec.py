@@ -20470,7 +20470,7 @@ def check_virtual_private(facts: Facts) -> Iterator[Trouble]:
 
 
 def uses_private_nets(conn: Conn) -> bool:
-    """Return whether a connection accepts clients whose network is in virtual-private=."""
+    """Return whether leftsubnet= or rightsubnet= has vhost:, vnet: or %priv, which refer to virtual-private=."""
     nets = f"{conn.get('leftsubnet')} {conn.get('rightsubnet')}"
     return any(word in nets for word in ("vhost:", "vnet:", "%priv"))
 
@@ -20572,7 +20572,7 @@ def check_nss_files(facts: Facts) -> Iterator[Trouble]:
         return
 
     if not host.superuser and host.exists(directory):
-        host.listdir(directory)  # raises PermissionError if only root can read the directory
+        host.listdir(directory)  # listdir() raises PermissionError if only root can read the directory
     reason = f"{directory} has no {' and no '.join(lacking)}"
     if len(lacking) == 1:
         yield ("FAIL", "MISSING", f"{reason}: restore a backup, or make {ANEW}", new_database(facts))
@@ -20672,7 +20672,7 @@ def password_troubles(facts: Facts, base: NssDatabase) -> Iterator[Trouble]:
         raise Missing("certutil is not installed, so the password of the database can't be tested",
                       hint=nss_package(facts.host))
     try:
-        base.tool("certutil", "-K")  # opens the private keys, as pluto does when pluto starts
+        base.tool("certutil", "-K")  # `certutil -K` opens the private keys, as pluto does when pluto starts
     except NssTool as failure:
         if failure.code == "SEC_ERROR_BAD_PASSWORD":
             yield ("FAIL", "LOCKED", failure.message,
@@ -20795,7 +20795,7 @@ def bare_nickname(name: str) -> str:
             "private key of its certificate, a connection does not come up. Without the CA, the connection "
             "might not come up.",
     fix="Import a new certificate or CA with `ipsec import FILE`, or change leftid= or authby= so that it "
-        "fits the certificate. `ipsec nsslist` shows all certificates.")
+        "fits the certificate. Run `ipsec nsslist` to see all certificates.")
 def check_certificates(facts: Facts) -> Iterator[Trouble]:
     base = facts.database()
     unused = NotChecked("unused", "nothing to check: no connection uses a certificate")
@@ -21140,7 +21140,7 @@ def fitting_psks(ours: str | None, theirs: str | None,
 
     An item is None if it is unknown whether pluto uses the PSK.  `ours` and `theirs` are IDs in the form that
     comparable_id() returns.  If one of them can't be compared, return [None], or an empty list if there are
-    no PSKs.  A PSK that lists both IDs has two items.  `groups` is the same as in has_psk().
+    no PSKs.  A PSK may have more than one item.  `groups` is the same as in has_psk().
     """
     if ours is None or theirs is None:
         return [None] if groups else []
@@ -21193,7 +21193,7 @@ def check_host_keys(facts: Facts) -> Iterator[Trouble]:
     keyless = [tunnel for tunnel in tunnels if lacks_key(tunnel)]
     for tunnel in keyless:
         yield keyless_trouble(tunnel)
-    named: list[tuple[str, str, str]] = []  # connection, keyword, value
+    named: list[tuple[str, str, str]] = []  # an item has the connection, the keyword and its value
     for tunnel in tunnels:
         for word in ("eddsakey", *KEY_WORDS):
             value = tunnel.conn.get(f"{tunnel.here}{word}")
@@ -21279,9 +21279,9 @@ def check_secret_modes(facts: Facts) -> Iterator[Trouble]:
 def secret_mode_troubles(host: Host, name: str) -> Iterator[Trouble]:
     """Yield at most one Trouble about the mode or the owner of a secrets file or password file.
 
-    The problem is the first of these: the mode lets all users change the file, or lets all users read it and
-    it has secrets, or the file does not belong to root.  The owner is checked only if this process is root.
-    Raises OSError if the file does not exist or can't be read.
+    The problem is the first of these: the mode lets all users change the file, the mode lets all users read a
+    file that has secrets, or the file does not belong to root.  The owner is checked only if this process is
+    root.  Raises OSError if the file does not exist or can't be read.
     """
     info = host.stat(name)
     if info.st_mode & 0o002:
@@ -21348,7 +21348,7 @@ def check_overlap(facts: Facts) -> Iterator[Trouble]:
     "versions", "Checking that the installed pluto runs",
     checks="Whether the running pluto is the pluto that is installed in libreswan's directory. After an "
            "update, the old pluto may still run.",
-    matters="The whack of one release can't talk to the pluto of another release.",
+    matters="Pluto may refuse or misunderstand the requests of another release's whack.",
     fix="Run ipsec restart.",
     live=True)
 def check_versions(facts: Facts) -> Iterator[Trouble]:
@@ -21367,8 +21367,9 @@ def check_versions(facts: Facts) -> Iterator[Trouble]:
     "fips", "Checking FIPS mode",
     checks="Whether FIPS mode is on for all of these, or off for all: the kernel, the system's "
            "crypto-policy, and the running pluto.",
-    matters="Pluto reads the FIPS mode of the kernel when pluto starts. NSS takes its mode from the "
-            "crypto-policy. If the modes differ, NSS may refuse algorithms that pluto offers.",
+    matters="The FIPS mode of the kernel at the start of pluto decides whether pluto uses FIPS mode. The "
+            "crypto-policy decides which algorithms NSS permits. If the modes differ, NSS may refuse "
+            "algorithms that pluto offers.",
     fix="Run fips-mode-setup --check, which reports more.",
     live=True)
 def check_fips(facts: Facts) -> Iterator[Trouble]:
@@ -21386,7 +21387,7 @@ def check_fips(facts: Facts) -> Iterator[Trouble]:
         yield ("WARN", "MISMATCH", f"the kernel's FIPS mode is {state}, but the crypto-policy is {policy}",
                f"fips-mode-setup {option}")
     elif not pluto:
-        facts.loaded()  # raises the error if pluto's status can't be read
+        facts.loaded()  # loaded() raises an error if pluto's status can't be read
         raise NotChecked("pluto", "pluto's FIPS mode is unknown")
     if pluto and (pluto == "enabled") != kernel:
         yield ("WARN", "MISMATCH", f"the kernel's FIPS mode is {state}, but pluto's is {pluto}",
@@ -22236,7 +22237,7 @@ def service_files(report: Report) -> Iterator[str]:
     """
     host = report.host
     has_files = False
-    seen = set()  # device and inode of the files so far
+    seen = set()  # device and inode of each file that was shown
     for pattern in SERVICE_FILES:
         for name in host.glob(pattern):
             has_files = True
@@ -22248,7 +22249,7 @@ def service_files(report: Report) -> Iterator[str]:
                 yield f"==> {name} <==\n"
                 yield from shown_text(report, name, service_line(name))
             except OSError as error:
-                yield f"{error_text(error)}\n"  # for example a masked unit, which is a link to /dev/null
+                yield f"{error_text(error)}\n"  # a masked unit is a link to /dev/null, which can't be shown
     if not has_files:
         raise Missing("no unit or init script named ipsec")
 
@@ -23124,7 +23125,7 @@ class Diagnoser:
     def log(self) -> PlutoLog:
         """Return pluto's log since pluto started.
 
-        Raises PermissionError if the log can't be read, Missing if no log was found.
+        Raises PermissionError if this process is not permitted to read the log, Missing if no log was found.
         """
         if self._log is None:
             try:
@@ -23178,7 +23179,7 @@ class Diagnoser:
         try:
             loaded = self.facts.loaded()
         except NotChecked:
-            self.facts.status()  # raises the error that caused NotChecked
+            self.facts.status()  # status() raises the error that caused NotChecked
             raise
         if name in loaded:
             return loaded[name]
@@ -24371,7 +24372,7 @@ def whack_command(host: Host, args: Args) -> int:
     the command.
     """
     words = args.operands
-    # `ipsec --dry-run whack …` puts this word first; whack itself has no such option
+    # `ipsec --dry-run whack …` puts --dry-run before whack's own words; whack itself has no such option
     dry_run = words[:1] == [DRY_RUN_OPTION.key]
     if dry_run:
         words = words[1:]
@@ -24777,7 +24778,7 @@ def names_only(host: Host, file: str, names: Collection[str]) -> bool:
     """Return True if `file` has no includes, and no `conn` sections except %default and those in `names`.
 
     False can also mean that the file is too complicated for this check.  The caller then reads the file with
-    Config, which takes ten times as long.
+    Config, which takes much longer.
     """
     try:
         lines = list(host.lines(file))
@@ -24819,13 +24820,14 @@ class Tunnels:
         """
         self.rows: list[TunnelRow] = []
         self.settings: dict[str, str] = {}
-        # only with a `name`: the options of each row, by TunnelRow.full_name, and the SAs of all rows
+        # the options of each row, by TunnelRow.full_name, and the SAs of all rows; empty without a `name`
         self.options: dict[str, dict[str, str]] = {}
         self.states: list[dict[str, Any]] = []
         self._name = name
         self._by_name: dict[tuple[str, str], TunnelRow] = {}
         self._by_child: dict[int, TunnelRow] = {}
-        self._about: dict[tuple[int, str], int] = {}  # the rounded bytes of SAs, by serial number and key
+        # the rounded byte counts of SAs, by serial number and `bytes_in` or `bytes_out`
+        self._about: dict[tuple[int, str], int] = {}
         takers = {"connections": self._take_connection, "states": self._take_state}
         lines = pluto_status(host, timeout, None if name else TUNNEL_DETAILS)
         if not name and not self.WITH_SAS:
@@ -25895,7 +25897,7 @@ def why_line(diagnosis: Diagnosis) -> str:
 
 
 def firewall_summary(host: Host) -> str:
-    """Return a line with the names of the tables of iptables, ip6tables and nft, or with nft's error."""
+    """Return a line with the names of at most six tables of iptables, ip6tables and nft, or with nft's error."""
     tables = [f"iptables {name}" for name in host.value("/proc/net/ip_tables_names").split()]
     tables += [f"ip6tables {name}" for name in host.value("/proc/net/ip6_tables_names").split()]
     if host.which("nft"):
@@ -27078,7 +27080,7 @@ def showhostkey_command(host: Host, args: Args) -> int:
 
 
 def chosen_key(keys: Sequence[HostKey], ckaid: str, rsaid: str) -> HostKey:
-    """Return the first key whose CKAID starts with `ckaid`, or which is an RSA key with the keyid `rsaid`.
+    """Return the first key whose CKAID starts with `ckaid`, or that is an RSA key with the keyid `rsaid`.
 
     Raises Failure if both are empty or no key matches.
     """
@@ -27345,7 +27347,7 @@ class MdocLine:
         self.words = [unescaped(quoted or bare) for quoted, bare in words]
         self.name = name
         self.pieces: list[str] = []
-        self.is_glued = True  # no blank comes before the next word
+        self.is_glued = True  # True if no blank comes before the next word
 
     def text(self) -> str:
         """Return the text of the line."""
@@ -27805,8 +27807,8 @@ def completion_command(host: Host, args: Args) -> int:
 
     shell = args.operands[0] if len(args.operands) == 1 else ""
     if shell not in COMPLETIONS:
-        shown = quote(shell) if shell else "SHELL"
-        raise Failure(f"ipsec completion: {shown} is not one of {', '.join(COMPLETIONS)}", USAGE,
+        given = f", not {quote(shell)}" if shell else ""
+        raise Failure(f"ipsec completion: SHELL must be one of {', '.join(COMPLETIONS)}{given}", USAGE,
                       suggest(shell, COMPLETIONS))
     host.print(COMPLETIONS[shell], end="")
     return OK
