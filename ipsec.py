@@ -13800,16 +13800,20 @@ def act(host: Host, service: Service, action: str, *, dry: bool) -> int:
 def check_action(host: Host, service: Service, action: str) -> None:
     """Raise Failure if the action must not be passed to the init system.
 
-    That is so if the service is masked, or if the user named another ipsec.conf or run directory than the
-    service uses.  It is also so if the configuration has errors that the init system would not report in
-    time.
+    That is so if a masked service is to be started, or if the user named another ipsec.conf, run directory
+    or (for a start) NSS database than the service uses.  It is also so if the configuration has errors that
+    the init system would not report in time.
     """
-    if service.masked and action in ("start", "restart"):
+    is_start = action in ("start", "restart")
+    if service.masked and is_start:
         raise Failure(f"{service.name}.service is masked", ERROR, f"systemctl unmask {service.name}.service")
-    if host.conf != DEFAULT_CONF or host.rundir not in DEFAULT_RUNDIRS:
+    is_other = host.conf != DEFAULT_CONF or host.rundir not in DEFAULT_RUNDIRS
+    if is_start and host.given_nssdir not in ("", *DEFAULT_NSSDIRS):
+        is_other |= host.given_nssdir != configured_directory(host, "nssdir").removeprefix("sql:")
+    if is_other:
         name = service.manager.name
-        raise Failure(f"{name} starts pluto with a configuration and a run directory of its own", USAGE,
-                      f"to use others: ipsec --config … --rundir … setup {action} --init none")
+        raise Failure(f"{name} starts pluto with its own configuration and directories", USAGE,
+                      f"to use others: ipsec --config … --rundir … --nssdir … setup {action} --init none")
     if action == "restart" or (service.manager.up and action == "start"):
         # With errors, a restart would end pluto and not start it again.  If `up` is not empty, the init
         # system's command for a start does not report them.
@@ -26730,6 +26734,7 @@ def control_service(host: Host, args: Args, action: str) -> int:
     Raises the same errors as find_service() and act() or, without an init system, those of class Direct.
     """
     host.conf = args.value("--config") or host.conf
+    host.ctlsocket = f"{host.rundir}/pluto.ctl"  # pluto listens there, even if --ctlsocket names another file
     dry, foreground = args.flag("--dry-run"), args.flag("--foreground")
     if foreground and action != "start":
         raise Failure(f"ipsec setup {action}: only start has the option --foreground", USAGE)

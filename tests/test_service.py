@@ -229,6 +229,34 @@ def served(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], tuple
     return make
 
 
+@pytest.mark.parametrize("action", ["start", "stop", "status"])
+@pytest.mark.parametrize("options, is_used", [
+    ({}, True), ({"conf": "/x.conf"}, False), ({"rundir": "/x"}, False), ({"nssdir": "/var/lib/ipsec/nss"}, True),
+    ({"nssdir": "sql:/etc/keys"}, True), ({"nssdir": "/x"}, None),
+])
+def test_a_service_has_its_own_configuration_and_directories(action: str, options: dict[str, str], is_used: bool | None,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another NSS database matters only for a start; ipsec.conf has nssdir=/etc/keys."""
+    monkeypatch.setattr(ipsec, "configured_directory", lambda host, key: "sql:/etc/keys")
+    host, service = ipsec.Host({}, **options), ipsec.Service(ipsec.MANAGERS[0], "ipsec")
+    if is_used or (is_used is None and action != "start"):
+        ipsec.check_action(host, service, action)
+        return
+    with pytest.raises(ipsec.Failure, match="systemd starts pluto with its own configuration and directories"):
+        ipsec.check_action(host, service, action)
+
+
+@pytest.mark.parametrize("action", ["start", "status"])
+def test_the_service_has_the_control_socket_of_its_run_directory(action: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the socket that --ctlsocket names, a start would wait in vain for pluto, and then kill it."""
+    host, args = ipsec.Host({}, rundir="/run/blue", ctlsocket="/x"), ipsec.Args()
+    args.options["--init"] = ["none"]
+    asked: list[str] = []
+    monkeypatch.setattr(ipsec.Direct, action, lambda self, **_: asked.append(self.host.ctlsocket))
+    ipsec.control_service(host, args, action)
+    assert asked == ["/run/blue/pluto.ctl"]
+
+
 @pytest.mark.parametrize("name, argv, text, status, expected", [
     ("upstart", ["status", "ipsec"], "ipsec start/running, process 812\n", 0, 0),
     ("upstart", ["status", "ipsec"], "ipsec stop/waiting\n", 0, 3),
