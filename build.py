@@ -796,7 +796,7 @@ def say_interpreters(taken: Collection[str]) -> None:
     say(f"ipsec.pyz starts fast on Python {', '.join(taken)}")
     if missing:
         say(f"ipsec.pyz starts more slowly on Python {missing}; to change this, install these versions on this "
-            "host and build again")
+            "host, and build without --for")
 
 
 # --- the archive --------------------------------------------------------------------------------------------
