@@ -1338,9 +1338,10 @@ class Host:
             time.sleep(0.05)
 
     def kernel_messages(self) -> Iterator[str]:
-        """Yield the kernel's messages as `dmesg -k` prints them: `[seconds since boot] text`.  Raises OSError.
+        """Yield the kernel's messages in the form of `dmesg -k`: `[seconds since boot] text`.  Raises OSError.
 
-        Messages that programs write to /dev/kmsg have another facility (syslog(2)), and are left out.
+        Special characters stay escaped, for example a tab as \\x09.  Messages that programs write to /dev/kmsg
+        have another facility (syslog(2)), and are left out.
 
         A read of /dev/kmsg returns one record: `priority,number,microseconds,flags;text` and continuation
         lines (Documentation/ABI/testing/dev-kmsg).  EPIPE means that the kernel has overwritten records.
@@ -2529,7 +2530,7 @@ class SecretRecord:
     def _parse_values(self, values: Sequence[Token]) -> None:
         """Parse the tokens after the colon: the kind of key and the key."""
         if not values:
-            self._wrong("nothing follows the `:`; pluto crashes on such a record (5.2 too)")
+            self._wrong("nothing follows the `:`; pluto crashes on such a record, also pluto 5.2")
         elif values[0].text.lower() in KEY_KINDS and values[0].form in ("", '"', "'"):
             self.kind = values[0].text.lower()
             self.shown.append(values[0])
@@ -3545,10 +3546,11 @@ class Conn:
     """A connection, merged with the sections that also= names and with conn %default.
 
     `settings` has the settings by keyword, `alsos` the names of the sections from also=.  `broken` is a
-    problem because of which libreswan does not load the connection, or None.  There are three such problems:
-    also= names a missing section; a keyword has two values; or one end has leftsubnets= or rightsubnets= and
-    the other end has no networks.  Libreswan 5 loads a connection with the last problem.  It also loads one
-    whose two values are in the same section, and uses the first value.
+    problem because of which `addconn NAME` does not load the connection, or None.  There are three such
+    problems: also= names a missing section; a keyword has two values; or one end has leftsubnets= or
+    rightsubnets= and the other end has no networks.  Libreswan 5 loads a connection with the last problem.
+    It also loads one whose two values are in the same section, and uses the first value.  When pluto starts,
+    libreswan 4 loads a connection with a missing section, and one whose second value comes from also=.
     """
 
     def __init__(self, section: Section) -> None:
@@ -4034,8 +4036,8 @@ class Config:
         """Report that a line of the file `name` ends in CR LF.  Libreswan reads CR as part of a word.
 
         `known` is the number of problems before this line was read.  `told` is 1 if CR LF is already reported
-        as a warning for this file, otherwise 0.  Return 2 if CR LF is reported as an error, 1 if it is
-        reported as a warning, and 0 if it is not reported.
+        as a warning for this file, otherwise 0.  Return how CR LF is reported for this file now: 2 as an error,
+        1 as a warning, 0 not at all.
         """
         errors = [problem for problem in self.problems[known:]
                   if problem.fatal and (problem.file, problem.line) == (name, number)]
@@ -18037,12 +18039,12 @@ class Facts:
         """The connections to check.
 
         These are the connections that pluto loads when pluto starts, and all other connections that pluto has
-        loaded.  Connections that never have an IPsec SA (is_shunt) and broken ones are left out.  Raises the
-        same errors as read_configuration().
+        loaded.  Connections that never have an IPsec SA (is_shunt) are left out, and so are broken ones that
+        pluto has not loaded.  Raises the same errors as read_configuration().
         """
         self.read_configuration()
-        usable = [conn for conn in self.config.conns() if not conn.broken and not is_shunt(conn)]
-        return [conn for conn in usable if conn.auto != "ignore" or conn.name in self.loaded_names()]
+        return [conn for conn in self.config.conns() if not is_shunt(conn) and (
+            (conn.auto != "ignore" and not conn.broken) or conn.name in self.loaded_names())]
 
     def forbids_files(self) -> bool:
         """Return whether a file of the configuration can't be read because this process is not root."""

@@ -247,6 +247,14 @@ def test_what_pluto_has_is_compared_with_the_file(tmp_path: Path, monkeypatch: p
     assert [trouble[1] for trouble in CHECKS["loaded"].function(facts)] == ["CHANGED"]
 
 
+def test_a_broken_connection_is_checked_if_pluto_has_loaded_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pluto 4.10 loads it at its start without the missing section."""
+    conf = "conn {}\n\tauto=add\n\tleft=192.0.2.1\n\tright=192.0.2.2\n\talso=missing\n"
+    facts = facts_of(tmp_path, monkeypatch, conf.format("rw") + conf.format("gone"), status=STATUS)
+    assert all(conn.broken for conn in facts.config.conns())
+    assert [conn.name for conn in facts.conns] == ["rw"]
+
+
 def test_a_connection_that_should_be_up_and_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """auto=start and pluto's own policy say which; the log says since when and why."""
     file, log = tmp_path / "ipsec.conf", tmp_path / "pluto.log"
