@@ -91,15 +91,15 @@ EPOCH = int(os.environ.get("SOURCE_DATE_EPOCH", "315532800"))
 FRONT = (1, 2, 10, 12)
 
 # The titles of the blocks that have no bytecode in the archive.  Each run of a command that needs such a
-# block compiles it, which takes 2 to 20 ms.  This is acceptable, because only people call these commands, or
-# the commands take much longer.  Bytecode for six interpreters would take 10 to 60 kB for each block.
+# block compiles it, which takes 1 to 10 ms on a fast host.  This is acceptable, because only people call these
+# commands, or the commands take much longer.  Bytecode for six interpreters would take 5 to 110 kB for each block.
 COMPILED_LATE = (
     "PKCS#12 and PEM", "keys as ipsec_showhostkey(8) writes them", "free text", "logs", "reports", "causes", "barf",
     "look and show", "diagnosis (why)", "tunnels", "metrics", "the summary of barf", "configuration",
     "reload", "NSS", "manual and completion")
 
 # An archive for one or two interpreters has no bytecode for these blocks either.  Only `verify`, `barf`, `man`,
-# `completion`, and commands that say why a connection is down need them.  Compiling them takes 8 ms.
+# `completion`, and commands that say why a connection is down need them.  Compiling them takes about 8 ms.
 COMPILED_LATE_IF_SMALL = ("what the rules do with a packet", "diagnosis")
 
 # The version of marshal's format that all interpreters read
