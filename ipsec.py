@@ -22724,8 +22724,8 @@ class PacketFates:
         """Return what happens to packets from `source` to `destination`.
 
         The result has the members of an object of show --json from `source` to `exceptions`.  If `source` is
-        empty, the source of the query is used.  Raises OSError if the kernel refuses to list policies or
-        states.
+        empty, the source of the query is used or, if that is empty, too, the source that the kernel chooses.
+        Raises OSError if the kernel refuses to list policies or states.
         """
         source = source or self.query.source
         result: dict[str, Any] = {
@@ -24174,11 +24174,11 @@ class WhackRunner:
             self.host.warn(f"up: {quote(name)} was not taken down: {error_text(error)}")
 
     def load(self, *words: str) -> int:
-        """Run libreswan's addconn, which is named add in 5.4; return the exit status.
+        """Run libreswan's addconn; return the exit status.
 
-        `words` are the name of a connection to load, or --autoall or --checkconfig.  If libreswan has neither
-        program, the built-in reader checks the configuration for --checkconfig; a request to load connections
-        raises Missing.
+        If only the program add of 5.4 is installed, run that program.  `words` are the name of a connection
+        to load, or --autoall or --checkconfig.  If neither program is installed, the built-in reader checks
+        the configuration for --checkconfig; a request to load connections raises Missing.
         """
         host = self.host
         addconn = self.addconn()
@@ -24277,7 +24277,8 @@ class WhackRunner:
             raise Failure(f"ipsec {operation}: the name of the connection is empty", USAGE)
         if loads:
             if operation == "replace" and is_before_5(self.host):
-                self._forget(name)  # in 5.0 and later, a load replaces the loaded connection by itself
+                # a load alone replaces each pair of subnets, and keeps a pair that ipsec.conf no longer has
+                self._forget(name)
             status = self.load("--", name) if name.startswith("-") else self.load(name)
             if status or not action:
                 return status
@@ -24448,7 +24449,7 @@ request_command("checkpubkeys", "", "--checkpubkeys",
                 "list the public keys that have expired or will expire soon")
 request_command("listen ready rereadgroups", "", "--listen",
                 "make pluto rescan the interfaces, and reload secrets and policy groups")
-request_command("unlisten", "", "--unlisten", "make pluto stop listening on its interfaces")
+request_command("unlisten", "", "--unlisten", "make pluto stop listening for IKE messages")
 request_command("rereadsecrets secrets", "", "--rereadsecrets", "make pluto reload the secrets")
 request_command("rereadcerts", "", "--rereadcerts", "make pluto reload the certificates")
 request_command("rereadall", "", "--rereadall",
@@ -26585,7 +26586,7 @@ class Reload:
         """Do one step and return True.  If the step fails, print the reason to stderr and return False."""
         must_delete = step.mark == "-"
         if step.mark == "~" and step.loads:
-            # addconn of libreswan 5.0 and later replaces a connection by itself
+            # addconn of 3.x and 4.x replaces each pair of subnets, and keeps a pair that ipsec.conf no longer has
             must_delete = leading_version(probe(self.host, self.timeout).version) < (5,)
         ran = Ran(OK, b"", b"")
         if must_delete:
@@ -26958,7 +26959,7 @@ def initnss_command(host: Host, args: Args) -> int:
 @command("checknss", summary="create the NSS database if it is missing; move or convert an old one", options=(
     *NSS_OPTIONS,
     Opt("--settrusts", None,
-        "trust all CAs in the database for IPsec (CT,,), except CAs that are marked as distrusted")))
+        "trust all CAs in the database for IPsec (CT for SSL), except CAs that are marked as distrusted")))
 def checknss_command(host: Host, args: Args) -> int:
     """Run `ipsec checknss`; return OK.
 
@@ -28184,7 +28185,7 @@ def place_of(error: BaseException) -> str:
 def main() -> NoReturn:
     """Run the program, and exit without the shutdown of the interpreter.
 
-    run() has flushed all output.  The shutdown would take 1 ms, and would try again to write output that
+    run() has flushed all output.  The shutdown would take time, and would try again to write output that
     could not be written.
     """
     os._exit(run(sys.argv[1:]))
