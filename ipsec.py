@@ -14325,10 +14325,12 @@ SYNONYMS = {
     **dict.fromkeys("disconnect hangup".split(), "down"),
     **dict.fromkeys("mask censor sanitize anonymize".split(), "redact"),
 }
-# Commands that change something.  unknown_command() suggests them only for obvious typing errors.
+# Commands that change tunnels, keys, firewall rules or the service.  unknown_command() suggests them only
+# for obvious typing errors.
 CHANGING = frozenset("""
     up down start stop restart add delete replace route unroute ondemand import initnss reload redirect
-    newhostkey initiate terminate unlisten purgeocsp setup checknss stopnflog""".split())
+    newhostkey rsasigkey ecdsasigkey initiate terminate unlisten purgeocsp setup checknss checknflog
+    stopnflog""".split())
 
 
 def unknown_command(host: Host, name: str) -> Failure:
@@ -14386,8 +14388,8 @@ def version_line(host: Host) -> str:
 # 11. Commands
 #
 # Each command is a function, registered with its options and its help.  A part has the code of one or several
-# commands, or code that several other parts use (reports, verify, diagnosis ...).  Used by dispatch(),
-# through the registry.
+# commands, or code that several other parts use (reports, verify, diagnosis ...).  Used by dispatch(), which
+# finds the function of a command in the registry.
 # ============================================================================================================
 
 # --- free text: what a report shows of it -------------------------------------------------------------------
@@ -14395,8 +14397,8 @@ def version_line(host: Host) -> str:
 # Administrators write secrets into every kind of text.  So a report shows only text that is known to be
 # harmless.  In place of other text it shows, for example, the name of a setting or the number of arguments.
 # Then the redaction of section 3 masks secrets in the shown text.  Used by barf.
-# Facts: ipsec.conf(5), systemd.exec(5), rsyslog.conf(5), syslog-ng.conf(5), resolv.conf(5), os-release(5),
-# pluto(8).
+# Facts: ipsec.conf(5), systemd.exec(5), rsyslog.conf(5), syslog-ng.conf(5), resolv.conf(5),
+# os-release(5) and pluto(8).
 
 LEFT_OUT = "[redacted]"
 # Reports show the known arguments of these programs.  For other programs, reports show only the name and the
@@ -14436,8 +14438,8 @@ UNIT_DIRECTIVES = frozenset((
     "RuntimeDirectory StateDirectory SystemCallFilter RestrictAddressFamilies ProtectKernelModules "
     "ProtectKernelTunables StandardOutput StandardError WantedBy RequiredBy Alias Also "
     "EnvironmentFile StartLimitBurst StartLimitInterval StartLimitIntervalSec Slice OOMScoreAdjust").split())
-# Settings in /etc/default and /etc/sysconfig: first those with harmless values, then those with pluto's
-# options as values
+# Settings in /etc/default and /etc/sysconfig.  HARMLESS_VARIABLES have harmless values.  The values of
+# OPTION_VARIABLES are options of pluto.
 HARMLESS_VARIABLES = frozenset((
     "IPSEC_CONF IPSEC_CONFS IPSEC_CONFDDIR IPSEC_EXECDIR IPSEC_SBINDIR IPSEC_RUNDIR IPSEC_NSSDIR "
     "IPSEC_VERSION CTLSOCKET ENABLED START RESTART DEBUG").split())
@@ -14455,8 +14457,8 @@ RELEASE_FILES = frozenset((
 # Harmless values in the configuration files of SELinux and of the crypto-policies
 POLICY_MODES = ("enforcing", "permissive", "disabled", "targeted", "mls", "minimum",
                 "DEFAULT", "FIPS", "FUTURE", "LEGACY")
-# Programs that run the script or program in their arguments; a version at the end of the name (python3.11) is
-# left out
+# Programs that run a script or a program that their arguments name.  The names have no version: `python`
+# stands for python3.11, too.
 SCRIPT_RUNNERS = ("python", "sh", "bash", "dash", "ash", "busybox", "env")
 
 UPPER, LOWER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz"
@@ -14773,7 +14775,7 @@ SHORT_RUN = DUMP_START + r"{1,2}(?: *$|(?:  | \[).*)"
 # Dumped bytes that are not part of a key: a number that the line also shows in decimal, an SPI, and an address.
 PLAIN_BYTES = (r"\s*(?:[\w /]+: \d+ \((?:[0-9a-f]{2} ?){1,4}\)"
                r"|(?:\w+ (?:SPI|spis?|cookie)|IP (?:start|end)): (?:[0-9a-f]{2} {0,2}){4,8})\s*")
-LONG_HEX = r"(?<![0-9A-Za-z])(?:0x)?[0-9A-Fa-f]{17,}(?![0-9A-Za-z])"  # longer than an IKE SPI
+LONG_HEX = r"(?<![0-9A-Za-z])(?:0x)?[0-9A-Fa-f]{17,}(?![0-9A-Za-z])"  # A number longer than an IKE SPI.
 # A word with at least eight letters and digits of both kinds, in a message about a secret.  Names with a dot, a
 # hyphen or an underscore, addresses, numbers and DH groups such as modp2048 do not match.
 OPAQUE_WORD = (r"(?<![\w@.:/=(<-])(?!modp\d{4}\b|curve25519\b|0x[0-9a-f]{1,16}\b)"
@@ -14957,7 +14959,7 @@ class LogFilter:
         if program == "systemd":
             if not any(word in message.lower() for word in ("ipsec", "pluto", "libreswan")):
                 return None
-            for mark in ("ignoring: ", "absolute: ", "Environment="):  # the text of a unit file follows
+            for mark in ("ignoring: ", "absolute: ", "Environment="):  # a text of a unit file follows
                 head, found, _ = message.partition(mark)
                 if found:
                     message = head + mark + REDACTED
@@ -15156,7 +15158,7 @@ class Report:
         host.patience = min(host.patience, self.timeout / 2)
         self.config = Config(host)
         self.redactor = redactor_of(host, args.flag("--show-secrets"), self.config)
-        self.program_timeout: float | None = None  # Seconds; set if a section runs without a Worker.
+        self.program_timeout: float | None = None  # In seconds; set if a section has no Worker.
         self.log_filter = LogFilter()
         self.in_file = False  # Whether the report is written to a file that the user named.
         self.size = 0  # The number of bytes of text that counting() has written so far.
@@ -15487,11 +15489,11 @@ class OutputFile:
         """Open the file.  Also raises Missing if the name ends in .gz and this Python has no zlib."""
         self.host = host
         self.path = os.path.abspath(name)
-        self.size = 0  # the bytes written to the file so far
+        self.size = 0  # the number of bytes written to the file so far
         self.squeeze: Any = None
         if name.endswith(".gz"):
             zlib = need("zlib", "--output FILE.gz")
-            self.squeeze = zlib.compressobj(6, zlib.DEFLATED, 31)  # 31: a gzip header and trailer
+            self.squeeze = zlib.compressobj(6, zlib.DEFLATED, 31)  # 31 means a gzip header and trailer
         self.file = self._within(lambda: Replacement(name, mode=0o600))
 
     def _within(self, work: Callable[[], T]) -> T:
@@ -15804,7 +15806,7 @@ def nft_text(value: object) -> str:
 # JSON, because OpenWrt's nft can't print JSON, and python3-minimal lacks the module json.
 
 Condition = tuple[str, str, bool]  # a field, its values separated by commas, whether the condition is negated
-Rule = tuple[list[Condition], str]  # conditions, target
+Rule = tuple[list[Condition], str]  # the conditions of the rule, and its target
 # The fields of a packet.  A value has all spellings of the field's value, separated by blanks: "udp 17"
 Packet = dict[str, str]
 Table = tuple[str, "dict[str, Chain]"]  # the family (ip, ip6, or inet for both), and the chains by name
@@ -15812,8 +15814,8 @@ UNKNOWN_CONDITION: Condition = ("?", "", False)
 EVERYTHING = ("0.0.0.0/0", "::/0")
 
 # These tables map the words that begin a condition to the field of the packet that the condition tests.  The
-# field `ipsec-out` says whether IPsec will encrypt the packet.  The field `ipsec-in` says whether IPsec has
-# decrypted the packet.
+# field `ipsec-out` says whether IPsec will encrypt the packet.  The field `ipsec-in` says whether the packet
+# came out of a tunnel, that is, whether IPsec has decrypted it.
 IPTABLES_FIELDS = {
     "-s": "src", "-d": "dst", "-i": "in", "-o": "out", "-p": "proto",
     "--dport": "dport", "--dports": "dport", "--sport": "sport", "--sports": "sport",
@@ -16018,7 +16020,7 @@ class NftReader:
             words = rule_words(line)
             self._line(line, words)
             self.depth += words.count("{") - words.count("}")
-            del self.unnamed[max(0, self.depth - 2):]  # the braces of these chains are closed
+            del self.unnamed[max(0, self.depth - 2):]  # forget the chains whose braces are closed
             if self.depth < 2:
                 self.chain = ""
             if self.depth == 0 and self.table:
@@ -16529,7 +16531,7 @@ def read_log_line(line: str) -> LogLine:
             return LogLine(when, line[end + 3:])
     if when is None:
         return LogLine(None, line)
-    return LogLine(when, line[15:].partition(": ")[2])  # `Nov 23 06:12:08.123456: ` of logfile=
+    return LogLine(when, line[15:].partition(": ")[2])  # logfile= has `Nov 23 06:12:08.123456: `
 
 
 def tail_of_file(host: Host, name: str) -> list[str]:
@@ -16537,7 +16539,7 @@ def tail_of_file(host: Host, name: str) -> list[str]:
     size = host.stat(name).st_size
     lines = list(split_lines(host.chunks(name, max(0, size - LOG_TAIL))))
     if size > LOG_TAIL:
-        del lines[:1]  # the first line lacks its start
+        del lines[:1]  # the first line may lack its start
     return lines
 
 
@@ -16973,8 +16975,8 @@ def last_clue(log: PlutoLog, name: str, peers: Collection[str]) -> Clue | None:
 # After pluto has sent a cause that is not in SENDS_AGAIN, `ipsec up` waits at most this many seconds for more
 # output.  There is a limit because some releases then never end whack's connection.
 LET_GO_TIME = 6.0
-# After these causes, pluto sends the packet again or waits for another packet, and later ends whack's
-# connection by itself
+# After these causes, pluto sends the packet again or waits for another packet.  Later pluto itself ends
+# the connection to whack.
 SENDS_AGAIN = frozenset((
     "route", "port-closed", "send-refused", "send-denied", "rejected-way", "too-big", "link", "resources",
     "tcp", "ike-peer", "dh", "cookie", "fragments", "corrupt", "malformed", "redirect", "peer-busy", "mobike",
@@ -17070,8 +17072,8 @@ class Cause(Record):
 
 # A row is (name, short, side, means, check, command, signs, weak, local).  The rows are tuples, because
 # constants take less space in the archive than calls of Cause().  If the log of the last attempt matches
-# several causes, the first of these causes in the table is reported.  So a cause comes before the errors that
-# it leads to.
+# several causes, the first of these causes in the table is reported.  So a cause comes before the errors
+# to which the cause leads.
 CAUSE_ROWS: tuple[tuple[str, str, str, str, str, str, tuple[str, ...], bool, str], ...] = (
     ("offload", "no hardware offload", "here",
      "the network card or the kernel can't do the IPsec offload that nic-offload= requests",
@@ -17840,8 +17842,8 @@ def refusal_of(text: str) -> Cause | None:
 # the same lines, and further checks for the causes of broken tunnels.  A check is a generator function that
 # is registered with verify_check().  A check yields one Trouble for each problem, and nothing if all is well.
 # A check that can't run raises NotChecked, OSError or Failure; its result is then SKIP, never OK.  Checks ask
-# pluto for its status, but change nothing.  Libreswan's verify also makes pluto reload its secrets; this
-# verify does not.
+# pluto for its status, but change nothing.  Libreswan's verify makes pluto reload its secrets, but this
+# program's verify does not.
 #
 # The code is in this order: the findings and the registration of checks; the class Facts, which collects
 # the facts that several checks need; the checks, in the order of the report; the report and the command.
@@ -17915,7 +17917,7 @@ class Check(Record):
     fix: str
 
 
-CHECKS: dict[str, Check] = {}  # by name, in the order of the report
+CHECKS: dict[str, Check] = {}  # The registered checks by name, in the order of the report.
 
 
 def verify_check(name: str, text: str, *, checks: str, matters: str, fix: str,
@@ -17968,7 +17970,7 @@ class Facts:
         self.config = Config(host)
         self.pid = visible_pluto(host) if host.live else None
         self._addconn: Generator[bytes, None, None] | Failure | None = None
-        # whether the current check has used the configuration, and the tunnels; see require_all_sources()
+        # Whether the current check has used the configuration, and whether it has used the tunnels.
         self.uses_configuration = self.uses_tunnels = False
 
     # --- the answer of the installed addconn ----------------------------------------------------------------
@@ -18390,8 +18392,8 @@ class Facts:
             return True
 
         if f"\nCONFIG_{option}=m" in options and not files:
-            # without /lib/modules this is a container, and the module may be installed on the container's
-            # host
+            # without /lib/modules, this system is a container, and the module may be installed
+            # on the host of the container
             return False if self.host.isdir("/lib/modules") else None
         is_known = files or options.strip()
         return False if is_known else None
@@ -19085,8 +19087,8 @@ KERNEL_PARTS = (
     ("vti-interface", "", "NET_IPVTI", "ip_vti"),
     ("ipsec-interface", "", "XFRM_INTERFACE", "xfrm_interface"))
 # The algorithms of ESP.  Columns: a part of a word of esp=, the name in /proc/crypto, the option of the
-# kernel's configuration, the module.  Only the first row whose part is in the word counts, so `aes_gcm`
-# comes before `aes`.
+# kernel's configuration, the module.  Only the first row whose part is in the word counts, so the row of
+# `aes_gcm` comes before the row of `aes`.
 KERNEL_ALGORITHMS = (
     ("chacha20_poly1305", "rfc7539esp(chacha20,poly1305)", "CRYPTO_CHACHA20POLY1305", "chacha20poly1305"),
     ("aes_gmac", "rfc4543(gcm(aes))", "CRYPTO_GCM", "gcm"),
@@ -19365,7 +19367,7 @@ def check_peers(facts: Facts) -> Iterator[Trouble]:
     if troubles:
         return
 
-    # pluto knows which connections are routed, so the result is unknown if this raises NotChecked
+    # Only pluto knows which connections are routed, so the result is unknown (NotChecked) without pluto.
     facts.loaded()
     if not any(tunnel.peer for tunnel in facts.tunnels):
         raise NotChecked("unused", "nothing to check: no connection has a known address of a peer")
@@ -19685,7 +19687,7 @@ class Direction(Record):
     `the peer`, that sends the first packet in the other direction.
     """
 
-    way: str  # from, to
+    way: str
     hooks: str
     packet: Packet
     first_counts: bool
@@ -19933,7 +19935,7 @@ def check_nat(facts: Facts) -> Iterator[Trouble]:
     for tunnel in tunnels:
         for ours, theirs in tunnel.pairs(tunnel.ours):
             if ours in EVERYTHING:
-                continue  # every source belongs to the connection
+                continue  # every source address belongs to the connection
             head, chain = source_nat(facts, local_packet(facts, tunnel, ours, theirs))
             if head:
                 troubles += 1

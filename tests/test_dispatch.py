@@ -321,6 +321,12 @@ def test_a_word_that_is_no_slip_leads_to_no_change(word: str) -> None:
     assert offered not in ipsec.CHANGING or ipsec.is_slip(word, offered)
 
 
+@pytest.mark.parametrize("word", ["rsasig", "ecdsasig", "checknf"])
+def test_a_command_that_makes_keys_or_rules_is_not_suggested_for_a_similar_word(word: str) -> None:
+    hint = ipsec.unknown_command(ipsec.Host({}), word).hint
+    assert not any(name in hint for name in ("rsasigkey", "ecdsasigkey", "checknflog", "newhostkey")), hint
+
+
 def test_help_for_a_person_has_groups_and_every_command() -> None:
     ipsec.load_rest()
     names = [entry.name for entry in ipsec.COMMANDS.values() if not entry.hidden]
